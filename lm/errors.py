@@ -1,0 +1,20 @@
+"""The two ways a run ends that are not faults of the code."""
+
+
+class UserError(Exception):
+  """A mistake in what the user asked for; its text is one line naming the key, value and remedy.
+
+  Programs print it on stderr without a trace and exit with code 2.
+  """
+
+
+class Preempted(Exception):
+  """The run was told to stop (SIGTERM) and has saved its state. Programs exit with code 75."""
+
+
+def nearest(name: str, known) -> str:
+  """Returns ' (did you mean ...?)' for the closest of `known`, or an empty string."""
+  import difflib
+
+  close = difflib.get_close_matches(str(name), [str(k) for k in known], n=2, cutoff=0.5)
+  return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -1,0 +1,139 @@
+"""Import paths in configs become functions: 'package.module:name(key=literal)'.
+
+This is the only place that imports by name. Arguments are Python literals read by `ast`, never
+evaluated. A section of a config, `{fn: 'package.module:name', key: value, ...}`, names a function
+and gives its arguments.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lm.errors import UserError, nearest
+
+
+def resolve(path: str, key: str) -> Callable:
+  """Returns the function or class that `path` names, with its literal arguments bound.
+
+  Args:
+    path: 'module:name' or 'module:name(key=literal, ...)'.
+    key: the config key that holds the path; error messages start with it.
+
+  Raises:
+    UserError: the path is malformed, names nothing, or binds an argument that is not taken.
+  """
+  module_name, name, kwargs = _parse(path, key)
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as e:
+    if e.name is None or not (module_name == e.name or module_name.startswith(e.name + ".")):
+      raise UserError(f"{key}={path!r}: importing {module_name} failed: {e}") from e
+    raise UserError(f"{key}={path!r}: there is no module {e.name!r}") from e
+  fn = getattr(module, name, None)
+  if not callable(fn):
+    known = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+    raise UserError(f"{key}={path!r}: {module_name} has no function {name!r}{nearest(name, known)}")
+  if not kwargs:
+    return fn
+  return bind(fn, kwargs, key=key)
+
+
+def bind(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
+  """Returns `partial(fn, **kwargs)` after checking the names and resolving function arguments.
+
+  An argument whose annotation is a `Callable` (or a tuple of them) is given as an import path, or
+  as a section with `fn` and arguments.
+
+  Raises:
+    UserError: `fn` does not take one of the arguments.
+  """
+  parameters = inspect.signature(fn).parameters
+  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  hints = _hints(fn)
+  bound = {}
+  for name, value in kwargs.items():
+    if name not in parameters and not takes_any:
+      known = ", ".join(n for n in parameters if n not in ("self", "parent", "name"))
+      raise UserError(
+        f"{key}: {_name(fn)} takes no argument {name!r}{nearest(name, parameters)}; it takes {known}"
+      )
+    bound[name] = _argument(value, hints.get(name), f"{key}.{name}")
+  return functools.partial(fn, **bound)
+
+
+def section(config: Mapping[str, Any], key: str) -> Callable:
+  """Returns the function a section names in `fn`, with the section's other leaves bound."""
+  if "fn" not in config:
+    raise UserError(f"{key}: the section needs 'fn', the import path of a function")
+  return bind(
+    resolve(config["fn"], f"{key}.fn"), {k: v for k, v in config.items() if k != "fn"}, key
+  )
+
+
+def call(fn: Callable, key: str, *args, **kwargs) -> Any:
+  """Calls `fn` after checking that all its arguments are there; `key` names it in the error."""
+  try:
+    inspect.signature(fn).bind(*args, **kwargs)
+  except TypeError as e:
+    raise UserError(f"{key}: {_name(fn)}: {e}") from e
+  return fn(*args, **kwargs)
+
+
+def _argument(value: Any, hint: Any, key: str) -> Any:
+  if not _holds_callable(hint) or value is None:
+    return value
+  if isinstance(value, str):
+    return resolve(value, key)
+  if isinstance(value, tuple | list):
+    return tuple(_argument(v, hint, f"{key}[{i}]") for i, v in enumerate(value))
+  if isinstance(value, Mapping):
+    return section(value, key)
+  return value
+
+
+def _holds_callable(hint: Any) -> bool:
+  origin = typing.get_origin(hint)
+  if hint is Callable or origin is Callable:
+    return True
+  return any(_holds_callable(h) for h in typing.get_args(hint))
+
+
+def _hints(fn: Callable) -> dict[str, Any]:
+  target = fn
+  while isinstance(target, functools.partial):
+    target = target.func
+  try:
+    return typing.get_type_hints(target)
+  except (NameError, TypeError):  # annotations that need names absent at run time
+    return getattr(target, "__annotations__", {})
+
+
+def _parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
+  wanted = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
+  if not isinstance(path, str) or ":" not in path:
+    raise UserError(f"{key}={path!r} is not {wanted}")
+  module_name, expression = path.split(":", 1)
+  try:
+    tree = ast.parse(expression.strip(), mode="eval").body
+    if isinstance(tree, ast.Name):
+      return module_name, tree.id, {}
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
+      raise ValueError("arguments are given by name")
+    kwargs = {}
+    for keyword in tree.keywords:
+      if keyword.arg is None:
+        raise ValueError("no ** here")
+      kwargs[keyword.arg] = ast.literal_eval(keyword.value)
+    return module_name, tree.func.id, kwargs
+  except (SyntaxError, ValueError) as e:
+    raise UserError(f"{key}={path!r} is not {wanted}: {e}") from e
+
+
+def _name(fn: Callable) -> str:
+  while isinstance(fn, functools.partial):
+    fn = fn.func
+  return f"{fn.__module__}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"

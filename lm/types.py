@@ -1,0 +1,146 @@
+"""The values that travel between the floors, and the glossary of axis letters.
+
+Axis letters, used as suffixes in tensor code and in einsum strings:
+  B batch row     T query or target position   S key or source position   D model width
+  H query head    G key/value head             K head size                F feed-forward width
+  V vocabulary    N layer                      C class                    E expert
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Params = Any
+# Arrays with a leading batch axis, by name. A language-model batch holds, each (B, T):
+#   inputs, targets: int32 token ids; targets[t] follows inputs[t]
+#   weights: float32, 1 where the target counts, 0 on padding
+#   segments: int32, which document of the row a token belongs to, from 1; 0 is padding
+#   positions: int32, index within the segment
+#   bytes: int32, bytes of raw text accounted to the target (they sum to the size of the text)
+Batch = Mapping[str, Array]
+# Named (sum, weight) pairs, scalars. A mean is sum / weight, over microbatches and hosts alike.
+Terms = dict[str, tuple[Array, Array]]
+
+
+class Mask(flax.struct.PyTreeNode):
+  """Who may attend to whom, described and not materialised.
+
+  A query sees a key when all the conditions that are set hold: equal segments, and for causal
+  masks `k_position <= q_position`, and for windows `q_position - k_position < window`.
+  `ordered` says that queries and keys are the same tokens of the same rows and that each segment
+  is a run of neighbours in rising position; causal implementations may then skip keys by index.
+  """
+
+  q_positions: Array  # (B, T) int32
+  k_positions: Array  # (B, S) int32
+  q_segments: Array | None = None  # (B, T) int32; 0 marks padding
+  k_segments: Array | None = None  # (B, S) int32
+  bias: Callable[[Array, Array], Array] | None = flax.struct.field(pytree_node=False, default=None)
+  window: int | None = flax.struct.field(pytree_node=False, default=None)
+  causal: bool = flax.struct.field(pytree_node=False, default=True)
+  ordered: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def block(self, q: slice, k: slice) -> "Mask":
+    """Returns the mask of some queries against some keys."""
+    return self.replace(
+      q_positions=self.q_positions[:, q],
+      k_positions=self.k_positions[:, k],
+      q_segments=None if self.q_segments is None else self.q_segments[:, q],
+      k_segments=None if self.k_segments is None else self.k_segments[:, k],
+    )
+
+  def dense(self) -> Array | None:
+    """Returns the (B, 1, T, S) boolean array, or None when everything is visible."""
+    q_BTx, k_BxS = self.q_positions[:, :, None], self.k_positions[:, None, :]
+    visible = None
+    if self.causal:
+      visible = k_BxS <= q_BTx
+    if self.window is not None:
+      near = q_BTx - k_BxS < self.window
+      if not self.causal:
+        near &= k_BxS - q_BTx < self.window
+      visible = near if visible is None else visible & near
+    if self.q_segments is not None and self.k_segments is not None:
+      same = self.q_segments[:, :, None] == self.k_segments[:, None, :]
+      visible = same if visible is None else visible & same
+    return None if visible is None else visible[:, None]
+
+  def dense_bias(self) -> Array | None:
+    """Returns the (B, H, T, S) float32 additive bias, or None."""
+    if self.bias is None:
+      return None
+    return self.bias(self.q_positions, self.k_positions)
+
+
+class Unembed(flax.struct.PyTreeNode):
+  """How hidden states become logits: a product with `kernel_VD`, a bias and a soft cap.
+
+  `vocab_size` is the number of real entries; rows of the kernel beyond it are padding and get a
+  logit of -1e9, so they never count.
+  """
+
+  kernel_VD: Array
+  bias_V: Array | None = None
+  vocab_size: int = flax.struct.field(pytree_node=False, default=0)
+  soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
+
+  def __call__(self, hidden_BTD: Array) -> Array:
+    """Returns the (B, T, V) float32 logits."""
+    logits_BTV = jnp.einsum(
+      "btd,vd->btv",
+      hidden_BTD,
+      self.kernel_VD.astype(hidden_BTD.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    if self.bias_V is not None:
+      logits_BTV += self.bias_V[None, None].astype(jnp.float32)
+    if self.soft_cap is not None:
+      logits_BTV = self.soft_cap * jnp.tanh(logits_BTV / self.soft_cap)
+    padded = self.kernel_VD.shape[0]
+    if self.vocab_size and padded > self.vocab_size:
+      real_V = jnp.arange(padded) < self.vocab_size
+      logits_BTV = jnp.where(real_V[None, None], logits_BTV, -1e9)
+    return logits_BTV
+
+
+class Output(NamedTuple):
+  """What a model returns: hidden states (B, T, D) and how to unembed them, not the logits."""
+
+  hidden: Array
+  unembed: Unembed
+  aux: Terms  # losses of the layers themselves, already weighted by their coefficients
+  cache: Any = None
+
+
+class Apply(Protocol):
+  """`apply(params, batch, key=None, cache=None) -> Output`; no key means no dropout."""
+
+  def __call__(
+    self, params: Params, batch: Batch, key: Array | None = None, cache: Any = None
+  ) -> Output: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A training objective as two pure functions.
+
+  `sums(apply, params, batch, key)` returns the named losses, each summed over the batch and scaled
+  by its coefficient. `weights(batch)` returns the weight of each under the same names, from the
+  batch alone: it is known for the whole batch before the gradient pass, so that
+  `sum over names of sums / weights` is exact under microbatching and over hosts.
+  """
+
+  sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
+  weights: Callable[[Batch], dict[str, Array]]
+
+
+class Tokenizer(Protocol):
+  """What the library uses of `tokenizers.Tokenizer`; `lm.text.tokenizers` makes them."""
+
+  def encode(self, sequence: str) -> Any: ...
+  def decode(self, ids: list[int]) -> str: ...
