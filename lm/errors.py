@@ -17,4 +17,4 @@ def nearest(name: str, known) -> str:
   import difflib
 
   close = difflib.get_close_matches(str(name), [str(k) for k in known], n=2, cutoff=0.5)
-  return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+  return f' (did you mean {" or ".join(map(repr, close))}?)' if close else ''

@@ -30,13 +30,13 @@ def resolve(path: str, key: str) -> Callable:
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as e:
-    if e.name is None or not (module_name == e.name or module_name.startswith(e.name + ".")):
-      raise UserError(f"{key}={path!r}: importing {module_name} failed: {e}") from e
-    raise UserError(f"{key}={path!r}: there is no module {e.name!r}") from e
+    if e.name is None or not (module_name == e.name or module_name.startswith(e.name + '.')):
+      raise UserError(f'{key}={path!r}: importing {module_name} failed: {e}') from e
+    raise UserError(f'{key}={path!r}: there is no module {e.name!r}') from e
   fn = getattr(module, name, None)
   if not callable(fn):
-    known = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
-    raise UserError(f"{key}={path!r}: {module_name} has no function {name!r}{nearest(name, known)}")
+    known = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith('_')]
+    raise UserError(f'{key}={path!r}: {module_name} has no function {name!r}{nearest(name, known)}')
   if not kwargs:
     return fn
   return bind(fn, kwargs, key=key)
@@ -57,20 +57,21 @@ def bind(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
   bound = {}
   for name, value in kwargs.items():
     if name not in parameters and not takes_any:
-      known = ", ".join(n for n in parameters if n not in ("self", "parent", "name"))
+      known = ', '.join(n for n in parameters if n not in ('self', 'parent', 'name'))
       raise UserError(
-        f"{key}: {_name(fn)} takes no argument {name!r}{nearest(name, parameters)}; it takes {known}"
+        f'{key}: {_name(fn)} takes no argument {name!r}{nearest(name, parameters)}; '
+        f'it takes {known}'
       )
-    bound[name] = _argument(value, hints.get(name), f"{key}.{name}")
+    bound[name] = _argument(value, hints.get(name), f'{key}.{name}')
   return functools.partial(fn, **bound)
 
 
 def section(config: Mapping[str, Any], key: str) -> Callable:
   """Returns the function a section names in `fn`, with the section's other leaves bound."""
-  if "fn" not in config:
+  if 'fn' not in config:
     raise UserError(f"{key}: the section needs 'fn', the import path of a function")
   return bind(
-    resolve(config["fn"], f"{key}.fn"), {k: v for k, v in config.items() if k != "fn"}, key
+    resolve(config['fn'], f'{key}.fn'), {k: v for k, v in config.items() if k != 'fn'}, key
   )
 
 
@@ -79,7 +80,7 @@ def call(fn: Callable, key: str, *args, **kwargs) -> Any:
   try:
     inspect.signature(fn).bind(*args, **kwargs)
   except TypeError as e:
-    raise UserError(f"{key}: {_name(fn)}: {e}") from e
+    raise UserError(f'{key}: {_name(fn)}: {e}') from e
   return fn(*args, **kwargs)
 
 
@@ -89,7 +90,7 @@ def _argument(value: Any, hint: Any, key: str) -> Any:
   if isinstance(value, str):
     return resolve(value, key)
   if isinstance(value, tuple | list):
-    return tuple(_argument(v, hint, f"{key}[{i}]") for i, v in enumerate(value))
+    return tuple(_argument(v, hint, f'{key}[{i}]') for i, v in enumerate(value))
   if isinstance(value, Mapping):
     return section(value, key)
   return value
@@ -109,31 +110,31 @@ def _hints(fn: Callable) -> dict[str, Any]:
   try:
     return typing.get_type_hints(target)
   except (NameError, TypeError):  # annotations that need names absent at run time
-    return getattr(target, "__annotations__", {})
+    return getattr(target, '__annotations__', {})
 
 
 def _parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
   wanted = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
-  if not isinstance(path, str) or ":" not in path:
-    raise UserError(f"{key}={path!r} is not {wanted}")
-  module_name, expression = path.split(":", 1)
+  if not isinstance(path, str) or ':' not in path:
+    raise UserError(f'{key}={path!r} is not {wanted}')
+  module_name, expression = path.split(':', 1)
   try:
-    tree = ast.parse(expression.strip(), mode="eval").body
+    tree = ast.parse(expression.strip(), mode='eval').body
     if isinstance(tree, ast.Name):
       return module_name, tree.id, {}
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
-      raise ValueError("arguments are given by name")
+      raise ValueError('arguments are given by name')
     kwargs = {}
     for keyword in tree.keywords:
       if keyword.arg is None:
-        raise ValueError("no ** here")
+        raise ValueError('no ** here')
       kwargs[keyword.arg] = ast.literal_eval(keyword.value)
     return module_name, tree.func.id, kwargs
   except (SyntaxError, ValueError) as e:
-    raise UserError(f"{key}={path!r} is not {wanted}: {e}") from e
+    raise UserError(f'{key}={path!r} is not {wanted}: {e}') from e
 
 
 def _name(fn: Callable) -> str:
   while isinstance(fn, functools.partial):
     fn = fn.func
-  return f"{fn.__module__}:{getattr(fn, '__qualname__', type(fn).__qualname__)}"
+  return f'{fn.__module__}:{getattr(fn, "__qualname__", type(fn).__qualname__)}'

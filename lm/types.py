@@ -45,7 +45,7 @@ class Mask(flax.struct.PyTreeNode):
   causal: bool = flax.struct.field(pytree_node=False, default=True)
   ordered: bool = flax.struct.field(pytree_node=False, default=False)
 
-  def block(self, q: slice, k: slice) -> "Mask":
+  def block(self, q: slice, k: slice) -> 'Mask':
     """Returns the mask of some queries against some keys."""
     return self.replace(
       q_positions=self.q_positions[:, q],
@@ -92,7 +92,7 @@ class Unembed(flax.struct.PyTreeNode):
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits."""
     logits_BTV = jnp.einsum(
-      "btd,vd->btv",
+      'btd,vd->btv',
       hidden_BTD,
       self.kernel_VD.astype(hidden_BTD.dtype),
       preferred_element_type=jnp.float32,

@@ -1,0 +1,167 @@
+"""The mesh: where each logical axis of a model goes.
+
+Models say what an axis is ('embed', 'heads', 'mlp', 'vocab', 'batch'); this file alone says which
+mesh axes it is split over. `jax.jit` over one mesh serves one device or a thousand.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lm.errors import UserError, nearest
+from lm.types import Array, Params
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# Logical axis -> mesh axes. An axis that is not listed is replicated.
+RULES: dict[str, tuple[str, ...]] = {
+  'batch': ('data', 'fsdp'),
+  'vocab': ('tensor',),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'mlp': ('tensor',),
+  'embed': ('fsdp',),
+  'layers': (),
+  'time': (),
+  'width': (),  # the model width of activations, which stays whole
+  'head_dim': (),
+}
+
+_current: contextvars.ContextVar[tuple[Mesh, Mapping[str, tuple[str, ...]]] | None] = (
+  contextvars.ContextVar('mesh', default=None)
+)
+
+
+def make(sizes: Mapping[str, int], devices=None) -> Mesh:
+  """Returns the mesh of the given axis sizes; one of them may be -1 and takes the rest.
+
+  Raises:
+    UserError: an axis is unknown, or the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  for name in sizes:
+    if name not in AXES:
+      raise UserError(f'mesh.{name}: there is no such axis{nearest(name, AXES)}; axes: {AXES}')
+  shape = [sizes.get(axis, 1) for axis in AXES]
+  known = math.prod(s for s in shape if s != -1)
+  if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
+    raise UserError(f'mesh={dict(sizes)}: sizes are positive, and at most one is -1')
+  if -1 in shape and len(devices) % known == 0:
+    shape[shape.index(-1)] = len(devices) // known
+  if math.prod(shape) != len(devices):
+    raise UserError(
+      f'mesh={dict(zip(AXES, shape, strict=True))} does not divide over {len(devices)} '
+      f'{devices[0].platform} device(s)'
+    )
+  # Explicit axis types, the default, make an embedding gather raise ShardingTypeError.
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+
+
+def rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+  """Returns RULES with an experiment's overrides, each a comma-separated list of mesh axes."""
+  merged = dict(RULES)
+  for logical, axes in overrides.items():
+    if logical not in RULES:
+      raise UserError(
+        f'mesh.rules.{logical}: no logical axis of that name{nearest(logical, RULES)}'
+      )
+    names = tuple(a for a in axes.split(',') if a)
+    for name in names:
+      if name not in AXES:
+        raise UserError(f'mesh.rules.{logical}={axes!r}: no mesh axis {name!r}; axes: {AXES}')
+    merged[logical] = names
+  return merged
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+  """Makes `constrain` effective for what is traced inside."""
+  token = _current.set((mesh, axis_rules))
+  try:
+    yield
+  finally:
+    _current.reset(token)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+  """Pins an activation to where its logical axes go; the identity outside `use` or on one device."""
+  current = _current.get()
+  if current is None or current[0].size == 1:
+    return x
+  mesh, axis_rules = current
+  spec = partition(axes, axis_rules)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def partition(axes, axis_rules: Mapping[str, tuple[str, ...]]) -> PartitionSpec:
+  """Returns the PartitionSpec of logical axes; a mesh axis is used once, by the first that asks."""
+  used: set[str] = set()
+  spec = []
+  for axis in axes:
+    wanted = tuple(a for a in axis_rules.get(axis, ()) if a not in used) if axis else ()
+    used.update(wanted)
+    spec.append(wanted if len(wanted) > 1 else (wanted[0] if wanted else None))
+  return PartitionSpec(*spec)
+
+
+def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Params:
+  """Returns the NamedSharding of every leaf of a tree of (maybe boxed) abstract arrays.
+
+  Leaves boxed by `nn.with_partitioning` follow the rules; plain leaves are replicated.
+
+  Raises:
+    UserError: an axis does not divide over its mesh axes.
+  """
+
+  def leaf(path, x) -> NamedSharding:
+    if not isinstance(x, nn.Partitioned):
+      return NamedSharding(mesh, PartitionSpec())
+    spec = partition(x.names, axis_rules)
+    for size, names, logical in zip(x.value.shape, spec, x.names, strict=True):
+      _check_divides(size, names, mesh, f'{jax.tree_util.keystr(path)} axis {logical!r}')
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(
+    leaf, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+  )
+
+
+def batch_sharding(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> NamedSharding:
+  """Returns the sharding of a batch: rows over the batch axes, everything else whole."""
+  return NamedSharding(mesh, partition(('batch',), axis_rules))
+
+
+def check_batch(batch_size: int, mesh: Mesh, axis_rules, key: str = 'batch_size') -> None:
+  """Raises UserError when rows do not divide over the mesh axes that split the batch."""
+  (names,) = partition(('batch',), axis_rules)
+  _check_divides(batch_size, names, mesh, key)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
+  """Makes global arrays of the rows this process has read."""
+  if jax.process_count() == 1:
+    return jax.device_put(dict(batch), sharding)
+  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
+  """Returns, in order, the rows of the global batch that this process's devices hold."""
+  index = sharding.addressable_devices_indices_map((batch_size,))
+  parts = {
+    (s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in index.values()
+  }
+  return np.concatenate([np.arange(start, stop) for start, stop in sorted(parts)])
+
+
+def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:
+  names = (names,) if isinstance(names, str) else (names or ())
+  parts = math.prod(mesh.shape[name] for name in names)
+  if size % parts:
+    raise UserError(f'{what} of size {size} does not divide over {parts} devices (mesh {names})')
