@@ -139,8 +139,13 @@ class Objective:
   weights: Callable[[Batch], dict[str, Array]]
 
 
-class Tokenizer(Protocol):
-  """What the library uses of `tokenizers.Tokenizer`; `lm.text.tokenizers` makes them."""
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """An evaluation metric as two pure functions.
 
-  def encode(self, sequence: str) -> Any: ...
-  def decode(self, ids: list[int]) -> str: ...
+  `terms(output, batch)` returns named (sum, weight) pairs, added up over a whole set of examples.
+  `derive(means)` returns further values that follow from their means, such as perplexity.
+  """
+
+  terms: Callable[[Output, Batch], Terms]
+  derive: Callable[[dict[str, float]], dict[str, float]] = lambda means: {}

@@ -1,0 +1,90 @@
+"""Attention as pure functions `attend(q_BTHK, k_BSGK, v_BSGK, mask) -> o_BTHK`.
+
+H query heads share G key/value heads, H = G * R; query head h reads key/value head h // R. Scores
+are scaled by 1/sqrt(K) (Vaswani et al. 2017, eq. 1). Scores and softmax are float32. Queries that
+see no key at all (padding) give finite values that nobody reads.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lm.types import Array, Mask
+
+MASKED = -1e30
+
+
+def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """The plain form, with all scores at once. Honours every field of the mask."""
+  B, T, H, K = q_BTHK.shape
+  G = k_BSGK.shape[2]
+  q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * jnp.asarray(1 / math.sqrt(K), q_BTHK.dtype)
+  scores_BGRTS = jnp.einsum(
+    'btgrk,bsgk->bgrts', q_BTGRK, k_BSGK, preferred_element_type=jnp.float32
+  )
+  bias_BHTS = mask.dense_bias()
+  if bias_BHTS is not None:
+    scores_BGRTS += bias_BHTS.reshape(bias_BHTS.shape[0], G, H // G, *bias_BHTS.shape[2:])
+  visible_B1TS = mask.dense()
+  if visible_B1TS is not None:
+    scores_BGRTS = jnp.where(visible_B1TS[:, :, None], scores_BGRTS, MASKED)
+  weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
+  return jnp.einsum('bgrts,bsgk->btgrk', weights_BGRTS, v_BSGK).reshape(B, T, H, K)
+
+
+def blocked(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
+  """Blocks of queries against the keys they can see: half the work of the plain form when causal.
+
+  Keys after the block, and before its window, are not touched at all. Masks that are not causal
+  or not `ordered` (decoding from a cache) have nothing to skip and take the plain form.
+  """
+  T = q_BTHK.shape[1]
+  if not (mask.causal and mask.ordered) or block >= T:
+    return dot_product(q_BTHK, k_BSGK, v_BSGK, mask)
+  outputs = []
+  for start in range(0, T, block):
+    stop = min(start + block, T)
+    first = 0 if mask.window is None else max(0, start - mask.window + 1)
+    q, k = slice(start, stop), slice(first, stop)
+    outputs.append(dot_product(q_BTHK[:, q], k_BSGK[:, k], v_BSGK[:, k], mask.block(q, k)))
+  return jnp.concatenate(outputs, axis=1)
+
+
+def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """cuDNN's fused attention on NVIDIA GPUs, in float16 or bfloat16.
+
+  Segments reach it as a boolean mask, for it takes no segment ids.
+
+  Raises:
+    ValueError: the inputs are float32, or the mask has a bias.
+  """
+  if mask.bias is not None:
+    raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blocked')
+  if q_BTHK.dtype not in (jnp.bfloat16, jnp.float16):
+    raise ValueError(
+      f'lm.nn.attention:cudnn needs bfloat16 or float16, not {q_BTHK.dtype}; '
+      "set model.dtype='bfloat16' or use lm.nn.attention:blocked"
+    )
+  structured = mask.ordered and mask.q_segments is None
+  return jax.nn.dot_product_attention(
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    mask=None if structured else mask.dense(),
+    is_causal=structured and mask.causal,
+    local_window_size=(mask.window - 1, 0 if mask.causal else mask.window - 1)
+    if structured and mask.window is not None
+    else None,
+    implementation='cudnn',
+  )
+
+
+def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """`cudnn` where the program runs on an NVIDIA GPU, `blocked` elsewhere. No third way.
+
+  On a GPU it raises like `cudnn` for what cuDNN cannot do.
+  """
+  if jax.default_backend() == 'gpu':
+    return cudnn(q_BTHK, k_BSGK, v_BSGK, mask)
+  return blocked(q_BTHK, k_BSGK, v_BSGK, mask)

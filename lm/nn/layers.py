@@ -1,0 +1,172 @@
+"""The thin Linen modules of a block: projections, attention, feed-forward layers.
+
+Compute runs in `dtype`; parameters are float32 masters, cast where they are used.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import Initializer
+
+from lm.mesh import constrain
+from lm.nn import attention
+from lm.nn.tap import tap
+from lm.types import Array, Mask
+
+
+class Linear(nn.Module):
+  """A product over the last axes of x, with named axes: (..., *inputs) -> (..., *outputs)."""
+
+  shape: tuple[int, ...]  # inputs then outputs
+  axes: tuple[str | None, ...]  # logical names of `shape`
+  inputs: int = 1  # how many leading axes of `shape` are contracted
+  bias: bool = False
+  dtype: Any = jnp.float32
+  init: Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kernel = self.param('kernel', nn.with_partitioning(self.init, self.axes), self.shape)
+    contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
+    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ())))
+    if self.bias:
+      shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
+      bias = self.param('bias', nn.with_partitioning(nn.initializers.zeros, axes), shape)
+      y += bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + shape)
+    return y
+
+
+def dropout(module: nn.Module, x: Array, rate: float) -> Array:
+  """Zeroes a fraction `rate` of x and scales the rest up, when `module` was given a dropout key."""
+  if rate == 0 or not module.has_rng('dropout'):
+    return x
+  kept = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, x.shape)
+  return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+class Attention(nn.Module):
+  """Self-attention, or attention to a memory, with H query heads on G key/value heads.
+
+  Called as `(x_BTD, memory, mask, cache) -> (y_BTD, cache)`. `memory` is None for self-attention or
+  (B, S, D). `cache` is None, or a dict of keys and values (B, S, G, K) and `cursor`, the slot where
+  the T new ones go; the mask then speaks of the slots.
+  """
+
+  heads: int
+  kv_heads: int
+  head_dim: int
+  attend: Callable[..., Array] = attention.dot_product
+  rotate: Callable[[Array, Array], Array] | None = None
+  window: int | None = None
+  bias: bool = False
+  dtype: Any = jnp.float32
+  init: Initializer = nn.initializers.normal(0.02)
+  out_init: Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(
+    self, x: Array, memory: Array | None, mask: Mask, cache: dict[str, Array] | None
+  ) -> tuple[Array, dict[str, Array] | None]:
+    q_BTHK, k_BSGK, v_BSGK = self.project(x, memory)
+    if self.rotate is not None:
+      positions = mask.q_positions
+      q_BTHK, k_BSGK = self.rotate(q_BTHK, positions), self.rotate(k_BSGK, positions)
+    if cache is not None:
+      cursor = cache['cursor']
+      k_BSGK = jax.lax.dynamic_update_slice_in_dim(cache['k'], k_BSGK, cursor, axis=1)
+      v_BSGK = jax.lax.dynamic_update_slice_in_dim(cache['v'], v_BSGK, cursor, axis=1)
+      cache = {'k': k_BSGK, 'v': v_BSGK, 'cursor': cursor + x.shape[1]}
+    if self.window is not None:
+      mask = mask.replace(window=self.window)
+    o_BTHK = tap(self, 'heads', self.attend(q_BTHK, k_BSGK, v_BSGK, mask))
+    o_BTHK = constrain(o_BTHK, 'batch', 'time', 'heads', 'head_dim')
+    D = x.shape[-1]
+    y = Linear(
+      shape=(self.heads, self.head_dim, D),
+      axes=('heads', 'head_dim', 'embed'),
+      inputs=2,
+      bias=self.bias,
+      dtype=self.dtype,
+      init=self.out_init,
+      name='out',
+    )(o_BTHK)
+    return tap(self, 'output', y), cache
+
+  def project(self, x_BTD: Array, memory: Array | None) -> tuple[Array, Array, Array]:
+    """Returns queries (B, T, H, K) of x, keys and values (B, S, G, K) of x or the memory."""
+    B, T, D = x_BTD.shape
+    G, K = self.kv_heads, self.head_dim
+    R = self.heads // G
+
+    def linear(name: str, per_group: int) -> Linear:
+      # One kernel for all that reads the same input; the key/value heads are the sharded axis, so
+      # that each device keeps whole groups.
+      return Linear(
+        shape=(D, G, per_group, K),
+        axes=('embed', 'kv_heads', None, 'head_dim'),
+        bias=self.bias,
+        dtype=self.dtype,
+        init=self.init,
+        name=name,
+      )
+
+    if memory is None:
+      qkv = linear('qkv', R + 2)(x_BTD)
+      q, k, v = qkv[..., :R, :], qkv[..., R, :], qkv[..., R + 1, :]
+    else:
+      q, kv = linear('q', R)(x_BTD), linear('kv', 2)(memory)
+      k, v = kv[..., 0, :], kv[..., 1, :]
+    q_BTHK = constrain(q.reshape(B, T, self.heads, K), 'batch', 'time', 'heads', 'head_dim')
+    return q_BTHK, k, v
+
+
+def gelu(x: Array) -> Array:
+  """The tanh form of GELU (Hendrycks and Gimpel 2016), as in GPT-2."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+class Mlp(nn.Module):
+  """Two projections around an activation: D -> F -> D."""
+
+  d_mlp: int
+  activation: Callable[[Array], Array] = gelu
+  bias: bool = False
+  dtype: Any = jnp.float32
+  init: Initializer = nn.initializers.normal(0.02)
+  out_init: Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    D = x_BTD.shape[-1]
+    common = {'bias': self.bias, 'dtype': self.dtype}
+    up = Linear((D, self.d_mlp), ('embed', 'mlp'), init=self.init, name='up', **common)(x_BTD)
+    hidden = tap(self, 'hidden', self.activation(up))
+    hidden = constrain(hidden, 'batch', 'time', 'mlp')
+    down = Linear((self.d_mlp, D), ('mlp', 'embed'), init=self.out_init, name='down', **common)
+    return tap(self, 'output', down(hidden))
+
+
+class GatedMlp(nn.Module):
+  """SwiGLU and its kin: (activation(x W) * x U) V (Shazeer 2020)."""
+
+  d_mlp: int
+  activation: Callable[[Array], Array] = jax.nn.silu
+  bias: bool = False
+  dtype: Any = jnp.float32
+  init: Initializer = nn.initializers.normal(0.02)
+  out_init: Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    D = x_BTD.shape[-1]
+    common = {'bias': self.bias, 'dtype': self.dtype}
+    both = Linear(
+      (D, 2, self.d_mlp), ('embed', None, 'mlp'), init=self.init, name='gate_up', **common
+    )(x_BTD)
+    hidden = tap(self, 'hidden', self.activation(both[..., 0, :]) * both[..., 1, :])
+    hidden = constrain(hidden, 'batch', 'time', 'mlp')
+    down = Linear((self.d_mlp, D), ('mlp', 'embed'), init=self.out_init, name='down', **common)
+    return tap(self, 'output', down(hidden))

@@ -1,0 +1,149 @@
+"""Losses and statistics over a large vocabulary, a few positions at a time.
+
+Logits of all B x T positions are never held at once: a scan over chunks of T keeps V whole
+(sharded, where the mesh says so) and picks labels by a masked sum, so that devices exchange sums
+only.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.types import Array, Unembed
+
+# Logits held at once when no chunk is named: 64 MiB of float32.
+LOGITS_BUDGET = 1 << 24
+
+
+class TokenStatistics(NamedTuple):
+  """What a model says of each target: both (B, T)."""
+
+  nats: Array  # float32, -log p(target)
+  correct: Array  # float32, 1 where the target has the highest logit
+
+
+def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
+  """Returns how many positions to take at once: the largest divisor of T within `chunk`.
+
+  `chunk` 0 means as many as keep B * positions * V within LOGITS_BUDGET.
+  """
+  limit = max(1, min(T, chunk or LOGITS_BUDGET // (B * V)))
+  return max(n for n in range(1, limit + 1) if T % n == 0)
+
+
+def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> TokenStatistics:
+  """Returns each target's negative log-likelihood in nats and whether it is the argmax."""
+
+  def one(hidden_BtD: Array, targets_Bt: Array) -> TokenStatistics:
+    logits_BtV = unembed(hidden_BtD)
+    log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    picked_Bt = _pick(logits_BtV, targets_Bt)
+    correct_Bt = (logits_BtV.argmax(-1) == targets_Bt).astype(jnp.float32)
+    return TokenStatistics(log_z_Bt - picked_Bt, correct_Bt)
+
+  return _over_chunks(one, unembed, hidden_BTD, targets_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def cross_entropy(
+  hidden_BTD: Array,
+  unembed: Unembed,
+  targets_BT: Array,
+  weights_BT: Array,
+  z_loss: float = 0.0,
+  chunk: int = 0,
+) -> tuple[Array, Array]:
+  """Returns the weighted sums of -log p(target) and of z_loss * log(Z)^2.
+
+  The second is the penalty of Chowdhery et al. 2022 (PaLM), section 5.
+  Gradients with respect to `hidden_BTD` and the arrays of `unembed` are found chunk by chunk
+  in the forward pass, while the logits are at hand, so that nothing is computed twice. The
+  gradient of both sums flows through the first: whoever adds them up gives them one weight.
+
+  Args:
+    hidden_BTD: hidden states.
+    unembed: from hidden states to logits.
+    targets_BT: int32 token ids.
+    weights_BT: float32; 0 leaves a target out.
+    z_loss: coefficient of the penalty on log(Z).
+    chunk: positions at once, 0 for LOGITS_BUDGET's worth.
+  """
+  sums, _ = _forward(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradient=False)
+  return sums
+
+
+def _forward(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradient: bool):
+  B, T, _ = hidden_BTD.shape
+  size = chunk_size(B, T, unembed.kernel_VD.shape[0], chunk)
+
+  def sums_of(hidden_BtD, unembed, targets_Bt, weights_Bt):
+    logits_BtV = unembed(hidden_BtD)
+    log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    nats = jnp.sum(weights_Bt * (log_z_Bt - _pick(logits_BtV, targets_Bt)))
+    penalty = z_loss * jnp.sum(weights_Bt * jnp.square(log_z_Bt)) if z_loss else jnp.zeros(())
+    return nats + penalty, (nats, penalty)
+
+  def body(carry, xs):
+    (nats, penalty), d_unembed = carry
+    if not gradient:
+      _, (n, p) = sums_of(xs[0], unembed, *xs[1:])
+      return ((nats + n, penalty + p), d_unembed), None
+    (_, (n, p)), (d_hidden, d_u) = jax.value_and_grad(sums_of, argnums=(0, 1), has_aux=True)(
+      xs[0], unembed, *xs[1:]
+    )
+    d_unembed = jax.tree.map(jnp.add, d_unembed, d_u)
+    return ((nats + n, penalty + p), d_unembed), d_hidden
+
+  zero = (jnp.zeros(()), jnp.zeros(()))
+  d_unembed = jax.tree.map(jnp.zeros_like, unembed) if gradient else None
+  inputs = (hidden_BTD, targets_BT, weights_BT)
+  if size == T:
+    (sums, d_unembed), d_hidden = body((zero, d_unembed), inputs)
+    return sums, (d_hidden, d_unembed)
+  (sums, d_unembed), d_hidden = jax.lax.scan(
+    body, (zero, d_unembed), tuple(_chunked(x, size) for x in inputs)
+  )
+  return sums, (None if d_hidden is None else _unchunked(d_hidden), d_unembed)
+
+
+def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk):
+  sums, gradients = _forward(
+    hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradient=True
+  )
+  return sums, gradients
+
+
+def _cross_entropy_bwd(z_loss, chunk, gradients, cotangents):
+  d_hidden, d_unembed = gradients
+  scale = cotangents[0]
+  scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), (d_hidden, d_unembed))
+  return *scaled, None, None
+
+
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def _pick(logits_BtV: Array, targets_Bt: Array) -> Array:
+  columns = jax.lax.broadcasted_iota(targets_Bt.dtype, logits_BtV.shape, logits_BtV.ndim - 1)
+  return jnp.sum(jnp.where(columns == targets_Bt[..., None], logits_BtV, 0), axis=-1)
+
+
+def _over_chunks(fn, unembed: Unembed, hidden_BTD: Array, *others: Array):
+  B, T, _ = hidden_BTD.shape
+  size = chunk_size(B, T, unembed.kernel_VD.shape[0])
+  if size == T:
+    return fn(hidden_BTD, *others)
+  inputs = tuple(_chunked(x, size) for x in (hidden_BTD, *others))
+  return jax.tree.map(_unchunked, jax.lax.map(lambda xs: fn(*xs), inputs))
+
+
+def _chunked(x: Array, size: int) -> Array:
+  B, T = x.shape[:2]
+  return x.reshape(B, T // size, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _unchunked(x: Array) -> Array:
+  chunks, B, size = x.shape[:3]
+  return x.swapaxes(0, 1).reshape(B, chunks * size, *x.shape[3:])

@@ -1,0 +1,100 @@
+"""Positions, each as the places where it acts: on embeddings, on queries and keys, on scores."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lm.types import Array
+
+
+class Position(NamedTuple):
+  """Where a position scheme acts; what it leaves alone is None."""
+
+  # (module, positions_BT, d_model, context) -> (B, T, D) to add to the embeddings; may hold params
+  embed: Callable[[nn.Module, Array, int, int], Array] | None = None
+  # (x_BTHK, positions_BT) -> x_BTHK, applied to queries and keys alike
+  rotate: Callable[[Array, Array], Array] | None = None
+  # heads -> bias(q_positions_BT, k_positions_BS) -> (B, H, T, S) float32
+  bias: Callable[[int], Callable[[Array, Array], Array]] | None = None
+
+
+def none() -> Position:
+  """No positions: order is known through the causal mask alone."""
+  return Position()
+
+
+def learned(std: float = 0.02) -> Position:
+  """A learned vector for each position up to the context length (Radford et al. 2019)."""
+
+  def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
+    init = nn.with_partitioning(nn.initializers.normal(std), (None, 'embed'))
+    table = module.param('position', init, (context, d_model))
+    return jnp.take(table, positions_BT, axis=0)
+
+  return Position(embed=embed)
+
+
+def sinusoidal() -> Position:
+  """Fixed sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, 3.5)."""
+
+  def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
+    del module, context
+    angles = positions_BT[..., None] * _frequencies(d_model, 10000.0)[None, None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+  return Position(embed=embed)
+
+
+def rope(theta: float = 10000.0) -> Position:
+  """Rotary positions: pairs (k, k + K/2) of a head turn by position / theta^(2k/K).
+
+  Su et al. 2021 (RoFormer), section 3.2.
+  The pairing of halves is that of GPT-NeoX and Llama as published on Hugging Face.
+  """
+
+  def rotate(x_BTHK: Array, positions_BT: Array) -> Array:
+    angles = positions_BT[..., None] * _frequencies(x_BTHK.shape[-1], theta)[None, None]
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTHK.dtype)
+
+  return Position(rotate=rotate)
+
+
+def alibi() -> Position:
+  """A penalty on scores that grows with distance, by head: slope 2^(-8h/H) (Press et al. 2022).
+
+  For a number of heads that is no power of two the slopes of the next lower power are
+  completed by every other slope of the next higher one, as in the paper's code.
+  """
+
+  def bias(heads: int) -> Callable[[Array, Array], Array]:
+    slopes = _alibi_slopes(heads)
+
+    def of_positions(q_BT: Array, k_BS: Array) -> Array:
+      distance = jnp.abs(q_BT[:, :, None] - k_BS[:, None, :]).astype(jnp.float32)
+      return -jnp.asarray(slopes)[None, :, None, None] * distance[:, None]
+
+    return of_positions
+
+  return Position(bias=bias)
+
+
+def _frequencies(width: int, theta: float) -> Array:
+  return theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+
+
+def _alibi_slopes(heads: int) -> list[float]:
+  lower = 1 << (heads.bit_length() - 1)
+  slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
+  between = [2 ** (-8 * (i + 1) / (2 * lower)) for i in range(0, 2 * lower, 2)]
+  return slopes + between[: heads - lower]
+
+
+def check_rotary(head_dim: int) -> None:
+  """Raises ValueError for an odd head size, which has no pairs to rotate."""
+  if head_dim % 2:
+    raise ValueError(f'rotary positions need an even head size, not {head_dim}')
