@@ -1,0 +1,193 @@
+"""The files a run leaves behind while it trains: metrics.jsonl, samples/, events.jsonl.
+
+metrics.jsonl holds one JSON object a line: `step`, then values by name (`train/loss`,
+`eval/validation/bits_per_byte`). Floats round-trip exactly. JSON has no NaN or infinity, so those
+are the strings 'NaN', 'Infinity' and '-Infinity', which both `float()` and JavaScript's `Number()`
+read back. A step may have several lines, and the later value of a name counts.
+
+Lines are written whole, without a buffer: a reader never waits for them, and a killed process
+tears at most the last one. A full disk costs lines, never the run.
+"""
+
+import datetime
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from lm.run import files, tensorboard
+
+_SAMPLE = re.compile(r'^── (.*) · (\d+) characters, (\d+) of them the prompt ──\n', re.MULTILINE)
+
+
+class Metrics:
+  """Numbers and samples by step, as lines, text files and TensorBoard events.
+
+  Opening cuts away whatever lies after `resume_step`, so that a resumed run leaves the same record
+  as one that was never interrupted.
+
+  Args:
+    workdir: the run's directory, on a local or mounted file system.
+    resume_step: the step that was restored; None starts the record afresh.
+    primary: whether this process writes; on the others every method does nothing.
+  """
+
+  def __init__(self, workdir: str | Path, resume_step: int | None, primary: bool = True):
+    self._primary = primary
+    if not primary:
+      return
+    last = -1 if resume_step is None else resume_step
+    path = Path(workdir) / 'metrics.jsonl'
+    self._samples = Path(workdir) / 'samples'
+    self._samples.mkdir(parents=True, exist_ok=True)
+    _cut(path, last)
+    for sample in self._samples.glob('*.txt'):
+      if sample.stem.isdecimal() and int(sample.stem) > last:
+        sample.unlink()
+    self._lines = _Lines(path)
+    self._board = tensorboard.EventFile(Path(workdir) / 'tensorboard', last + 1)
+
+  def write(self, step: int, values: Mapping[str, float]):
+    """Adds one line; `values` are anything that `float()` takes."""
+    if self._primary:
+      numbers = {name: float(value) for name, value in values.items()}
+      self._lines.write({'step': step} | {k: _encode(v) for k, v in numbers.items()})
+      _forgive(self._board.scalars, step, numbers)
+
+  def text(self, step: int, name: str, text: str, prompt: str = ''):
+    """Adds a sample to samples/STEP.txt; `text` is what follows `prompt`."""
+    if self._primary:
+      _forgive(self._text, step, name, _printable(prompt), _printable(text))
+
+  def flush(self):
+    """Brings everything to the disk itself."""
+    if self._primary:
+      self._lines.flush()
+      _forgive(self._board.flush)
+
+  def close(self):
+    if self._primary:
+      self.flush()
+      self._lines.close()
+      _forgive(self._board.close)
+
+  def _text(self, step: int, name: str, prompt: str, text: str):
+    whole = prompt + text
+    header = f'── {name} · {len(whole)} characters, {len(prompt)} of them the prompt ──'
+    with open(self._samples / f'{step}.txt', 'a', encoding='utf-8', newline='') as file:
+      file.write(f'{header}\n{whole}\n\n')
+    self._board.text(step, name, whole)
+
+
+class Events:
+  """What happened to the run, in events.jsonl; nothing is ever cut from it.
+
+  Each line holds `time` (ISO 8601, UTC), `event` (start, restore, first_step, save, eval,
+  preempted, nonfinite, done, error) and fields: `step` where there is one, and `seconds` where
+  training had to wait. `lm.run.goodput` reads them.
+  """
+
+  def __init__(self, workdir: str | Path, primary: bool = True):
+    self._lines = None
+    if primary:
+      Path(workdir).mkdir(parents=True, exist_ok=True)
+      self._lines = _Lines(Path(workdir) / 'events.jsonl')
+
+  def write(self, event: str, **fields: Any):
+    """Adds one line and brings it to the disk; `fields` are JSON values."""
+    if self._lines is not None:
+      now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
+      self._lines.write({'time': now, 'event': event} | {k: _encode(v) for k, v in fields.items()})
+      self._lines.flush()
+
+  def close(self):
+    if self._lines is not None:
+      self._lines.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """Returns the objects of a JSON-lines file, without torn or foreign lines; [] if it is absent."""
+  if not path.exists():
+    return []
+  objects = (_parse(line) for line in path.read_bytes().split(b'\n'))
+  return [entry for entry in objects if entry is not None]
+
+
+def read_samples(path: Path) -> list[tuple[str, str, str]]:
+  """Returns the (name, prompt, text) triples of a samples/STEP.txt; the last of a name counts."""
+  whole = path.read_bytes().decode('utf-8', errors='replace')
+  found: dict[str, tuple[str, str, str]] = {}
+  position = 0
+  while (header := _SAMPLE.search(whole, position)) is not None:
+    start, middle = header.end(), header.end() + int(header[3])
+    position = start + int(header[2])
+    found.pop(header[1], None)
+    found[header[1]] = header[1], whole[start:middle], whole[middle:position]
+  return list(found.values()) or [('', '', whole)]
+
+
+class _Lines:
+  """An append-only file of JSON lines."""
+
+  def __init__(self, path: Path):
+    self._file = files.open_append(path)
+    size = os.fstat(self._file).st_size
+    if size and os.pread(self._file, 1, size - 1) != b'\n':  # torn by a killed process
+      files.append(self._file, b'\n')
+
+  def write(self, entry: Mapping[str, Any]):
+    line = json.dumps(entry, ensure_ascii=False, allow_nan=False, default=str) + '\n'
+    # The replacement of a lone surrogate is the JSON escape of it.
+    _forgive(files.append, self._file, line.encode('utf-8', errors='backslashreplace'))
+
+  def flush(self):
+    _forgive(os.fsync, self._file)
+
+  def close(self):
+    os.close(self._file)
+
+
+def _cut(path: Path, last: int):
+  """Keeps the whole lines up to step `last`."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_bytes().split(b'\n'):
+    entry = _parse(line)
+    if entry is not None and isinstance(entry.get('step'), int) and entry['step'] <= last:
+      kept.append(line + b'\n')
+  files.replace(path, b''.join(kept))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+  try:
+    entry = json.loads(line)
+  except ValueError:
+    return None
+  return entry if isinstance(entry, dict) else None
+
+
+def _encode(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _encode(entry) for key, entry in value.items()}
+  if isinstance(value, float) and not math.isfinite(value):
+    return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
+  return value
+
+
+def _printable(text: str) -> str:
+  """Spells out lone surrogates, which UTF-8 cannot hold."""
+  return text.encode('utf-8', errors='backslashreplace').decode()
+
+
+def _forgive(write, *args):
+  """Calls `write`; a full or broken disk is reported and the run goes on."""
+  try:
+    write(*args)
+  except OSError as e:
+    logging.log_first_n(logging.ERROR, 'the run record is incomplete: %s', 3, e)

@@ -1,0 +1,215 @@
+
+'use strict';
+(() => {
+  const source = document.getElementById('data');
+  if (!source) return;
+  const groups = JSON.parse(source.textContent);
+  const root = document.getElementById('charts');
+  const logarithmic = document.getElementById('logarithmic');
+  const smoothing = document.getElementById('smoothing');
+  const MARGIN = {left: 46, right: 10, top: 8, bottom: 20};
+
+  const html = (tag, parent, name = '', text = '') => {
+    const node = document.createElement(tag);
+    if (name) node.className = name;
+    node.textContent = text;
+    return parent.appendChild(node);
+  };
+  const svg = (tag, parent, attributes = {}, text = '') => {
+    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const key in attributes) node.setAttribute(key, attributes[key]);
+    node.textContent = text;
+    return parent.appendChild(node);
+  };
+
+  const steps = (x) => x.toLocaleString('en-US');
+  const number = (y) => {
+    if (y === null || y === undefined) return '–';
+    const size = Math.abs(y);
+    if (size !== 0 && (size < 1e-3 || size >= 1e7)) return y.toExponential(2);
+    return size >= 1e4 ? Math.round(y).toLocaleString('en-US') : String(+y.toPrecision(4));
+  };
+  const short = (y) => {
+    const size = Math.abs(y);
+    if (size !== 0 && size < 1e-3) return String(+y.toPrecision(3)).replace('.0e', 'e');
+    for (const [factor, prefix] of [[1e9, 'G'], [1e6, 'M'], [1e3, 'k']])
+      if (size >= factor) return +(y / factor).toPrecision(4) + prefix;
+    return String(+y.toPrecision(4));
+  };
+  const style = (index) => 'line' + index % 3 + ['', ' dashed', ' dotted'][Math.floor(index / 3) % 3];
+
+  // Round ticks: 1, 2 or 5 times a power of ten.
+  const ticks = (low, high, count) => {
+    const rough = (high - low) / count || 1;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const width = [1, 2, 5, 10].map((m) => m * power).find((w) => w >= rough * 0.999);
+    const found = [];
+    for (let i = Math.ceil(low / width - 1e-9); i * width <= high + width * 1e-9; i++)
+      found.push(+(i * width).toPrecision(12));
+    return found;
+  };
+  // Powers of ten, with their doubles and fivefolds where the powers alone are few.
+  const decades = (low, high) => {
+    const within = (factors) => {
+      const found = [];
+      for (let power = 1; power <= high; power *= 10)
+        for (const f of factors) if (f * power >= low && f * power <= high) found.push(f * power);
+      return found;
+    };
+    const powers = within([1]);
+    return powers.length > 2 ? powers : within([1, 2, 5]);
+  };
+
+  // Exponential moving average, unbiased at its start; not finite values leave a gap.
+  const smooth = (values, rate) => {
+    let sum = 0, weight = 0;
+    return values.map((y) => {
+      if (y === null) return null;
+      sum = rate * sum + (1 - rate) * y;
+      weight = rate * weight + (1 - rate);
+      return sum / weight;
+    });
+  };
+
+  const path = (x, y, toX, toY) => {
+    let text = '', pen = 'M';
+    for (let i = 0; i < x.length; i++) {
+      if (y[i] === null) { pen = 'M'; continue; }
+      text += pen + toX(x[i]).toFixed(1) + ' ' + toY(y[i]).toFixed(1);
+      // A point between two gaps still shows, as a dot.
+      if (pen === 'M' && (i + 1 === x.length || y[i + 1] === null)) text += 'h0.1';
+      pen = 'L';
+    }
+    return text;
+  };
+
+  const nearest = (x, step) => {
+    let low = 0, high = x.length - 1;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (x[middle] < step) low = middle + 1; else high = middle;
+    }
+    return low > 0 && step - x[low - 1] <= x[low] - step ? low - 1 : low;
+  };
+
+  const axes = (chart, width, height, scale) => {
+    for (const t of ticks(scale.bottom, scale.top, height > 200 ? 6 : 4)) {
+      const y = scale.toY(t);
+      svg('line', chart, {class: 'rule', x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y});
+      svg('text', chart, {x: MARGIN.left - 7, y: y + 4, 'text-anchor': 'end'}, short(t));
+    }
+    const count = Math.max(2, Math.floor(width / 110));
+    const marks = logarithmic.checked ? decades(scale.first, scale.last)
+      : ticks(scale.first, scale.last, count);
+    for (const t of marks) {
+      const x = scale.toX(t), end = x > width - MARGIN.right - 14;
+      svg('text', chart, {x: end ? width - 2 : x, y: height - 5,
+        'text-anchor': end ? 'end' : 'middle'}, short(t));
+    }
+  };
+
+  const scales = (lines, shown, width, height) => {
+    const xs = lines.flatMap((l) => l.x), ys = shown.flat().filter((y) => y !== null);
+    const reduce = (values, pick, start) => values.reduce((a, b) => pick(a, b), start);
+    const first = reduce(xs, Math.min, Infinity), last = reduce(xs, Math.max, -Infinity);
+    let bottom = reduce(ys, Math.min, Infinity), top = reduce(ys, Math.max, -Infinity);
+    if (!ys.length) [bottom, top] = [0, 1];
+    const room = (top - bottom) * 0.05 || Math.abs(top) * 0.1 || 1;
+    bottom -= bottom >= 0 && bottom < room ? bottom : room;
+    top += room;
+    const warp = (x) => logarithmic.checked ? Math.log10(Math.max(x, 1)) : x;
+    const span = warp(last) - warp(first) || 1, alone = first === last;
+    const inner = width - MARGIN.left - MARGIN.right, tall = height - MARGIN.top - MARGIN.bottom;
+    return {
+      first, last, bottom, top,
+      toX: (x) => MARGIN.left + inner * (alone ? 0.5 : (warp(x) - warp(first)) / span),
+      toY: (y) => MARGIN.top + tall * (1 - (y - bottom) / (top - bottom)),
+      toStep: (px) => {
+        const at = warp(first) + span * (px - MARGIN.left) / inner;
+        return logarithmic.checked ? 10 ** at : at;
+      },
+    };
+  };
+
+  const panel = (parent, {title, lines}, height) => {
+    const box = html('div', parent, 'panel');
+    const head = html('div', box, 'title', title);
+    const where = html('span', head);
+    const legend = html('div', box, 'legend');
+    const readings = lines.map((line, i) => {
+      const item = html('span', legend);
+      if (lines.length > 1) {
+        const key = svg('svg', item);
+        svg('path', key, {class: style(i), d: 'M0 4h20'});
+        item.append(line.name + ' ');
+      }
+      return html('b', item);
+    });
+    const chart = svg('svg', box);
+
+    const read = (at) => {
+      where.textContent = at === null ? '' : 'step ' + steps(Math.round(at));
+      lines.forEach((line, i) => {
+        const index = at === null ? line.y.length - 1 : nearest(line.x, at);
+        readings[i].textContent = line.bad.includes(line.x[index]) ? 'not finite'
+          : number(line.y[index]);
+      });
+    };
+
+    return () => {
+      const width = box.clientWidth;
+      chart.replaceChildren();
+      chart.setAttribute('viewBox', `0 0 ${width} ${height}`);
+      chart.setAttribute('height', height);
+      const rate = +smoothing.value;
+      const curves = lines.map((l) => l.noisy ? smooth(l.y, rate) : l.y);
+      const scale = scales(lines, lines.map((l) => l.y), width, height);
+      axes(chart, width, height, scale);
+      lines.forEach((line, i) => {
+        if (line.noisy && rate > 0)
+          svg('path', chart, {class: 'raw ' + style(i), d: path(line.x, line.y, scale.toX, scale.toY)});
+        svg('path', chart, {class: style(i), d: path(line.x, curves[i], scale.toX, scale.toY)});
+        if (line.x.length < 2 && line.y[0] !== null)
+          svg('circle', chart, {class: style(i), r: 2.5, cx: scale.toX(line.x[0]), cy: scale.toY(line.y[0])});
+        for (const step of line.bad) {
+          const x = scale.toX(step), foot = height - MARGIN.bottom;
+          svg('line', chart, {class: 'bad', x1: x, x2: x, y1: foot, y2: foot - 6});
+        }
+      });
+      const cursor = svg('g', chart);
+      read(null);
+      chart.onpointermove = (event) => {
+        const px = (event.clientX - chart.getBoundingClientRect().left);
+        const step = Math.min(Math.max(scale.toStep(px), scale.first), scale.last);
+        // The cursor snaps to the densest line, so that its readings belong to one step.
+        const dense = lines.reduce((a, b) => b.x.length > a.x.length ? b : a);
+        const at = dense.x[nearest(dense.x, step)];
+        cursor.replaceChildren();
+        const x = scale.toX(at);
+        svg('line', cursor, {class: 'cursor', x1: x, x2: x, y1: MARGIN.top, y2: height - MARGIN.bottom});
+        lines.forEach((line, i) => {
+          const index = nearest(line.x, at);
+          if (line.y[index] !== null)
+            svg('circle', cursor, {class: 'line' + i % 3, r: 2.8,
+              cx: scale.toX(line.x[index]), cy: scale.toY(line.y[index])});
+        });
+        read(at);
+      };
+      chart.onpointerleave = () => { cursor.replaceChildren(); read(null); };
+    };
+  };
+
+  const draws = [];
+  for (const group of groups) {
+    const wide = group.title === 'Loss';
+    if (!wide) html('h3', root, '', group.title);
+    const grid = html('div', root, wide ? 'grid wide' : 'grid');
+    for (const one of group.panels) draws.push(panel(grid, one, wide ? 300 : 170));
+  }
+  const draw = () => {
+    smoothing.nextElementSibling.textContent = (+smoothing.value).toFixed(2);
+    for (const one of draws) one();
+  };
+  logarithmic.onchange = smoothing.oninput = window.onresize = draw;
+  draw();
+})();
