@@ -1,0 +1,11 @@
+"""A JAX/Flax functional research codebase for language models."""
+
+__version__ = '0.1.0'
+
+
+def load(workdir, step=None):
+  """Opens a workdir; see `lm.run.load.load`."""
+  # Imported here, because `import lm.text` must not import jax.
+  from lm.run.load import load as open_workdir
+
+  return open_workdir(workdir, step)

@@ -91,7 +91,7 @@ def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """Pins an activation to where its logical axes go; the identity outside `use` or on one device."""
+  """Pins an activation to where its axes go; the identity outside `use` or on one device."""
   current = _current.get()
   if current is None or current[0].size == 1:
     return x

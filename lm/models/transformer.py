@@ -24,7 +24,7 @@ from lm.nn.norm import LayerNorm
 from lm.nn.position import Position, learned
 from lm.nn.residual import pre
 from lm.nn.tap import tap
-from lm.types import Array, Batch, Mask, Output, Terms, Unembed
+from lm.types import Array, Batch, Mask, Output, Params, Terms, Unembed
 
 
 def self_mask(batch: Batch, bias: Callable | None, cache: Any) -> tuple[Mask, dict[str, Array]]:
@@ -179,6 +179,17 @@ class Decoder(nn.Module):
       'segments': jnp.zeros((batch_size, length), jnp.int32),
       'cursor': jnp.zeros((), jnp.int32),
     }
+
+  def flops_per_token(self, params: Params, context: int) -> float:
+    """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
+
+    Chowdhery et al. 2022 (PaLM), appendix B; N counts what is multiplied, so tables that are only
+    looked up are left out. Attention counts whole, whether or not the upper triangle is skipped.
+    """
+    looked_up = [params.get('position')] + ([] if self.tied else [params['embedding']])
+    multiplied = sum(x.size for x in jax.tree.leaves(params))
+    multiplied -= sum(x.size for x in looked_up if x is not None)
+    return 6 * multiplied + 12 * self.depth * self.heads * self.head_dim * context
 
   def _period(self) -> tuple[Callable[..., nn.Module], ...]:
     return self.attention if isinstance(self.attention, tuple) else (self.attention,)

@@ -1,0 +1,179 @@
+"""The base configuration: every leaf that an experiment has, spelled out once.
+
+An experiment file has `get_config(arg='')` that starts from `base()`, replaces what differs and
+returns it. Leaves named `fn`, and those that hold 'module:name', are import paths (`lm.spec`).
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lm.errors import UserError, nearest
+
+
+def base() -> ConfigDict:
+  """Returns the configuration of a small GPT-2 on the embedded English text."""
+  config = ConfigDict()
+  config.seed = 0
+  config.steps = 1000
+  config.batch_size = 16  # rows of the global batch
+  config.microbatches = 1  # the batch is taken in this many parts; the gradient is the same
+  config.nonfinite_limit = 10  # skipped steps in a row after which the run stops
+
+  config.data = ConfigDict(
+    {
+      'source': 'lm.data.sources:python_docs',
+      'train': 'train',  # the split trained on
+      'prepare': (),  # import paths of cached steps: examples -> examples
+      'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
+      'context': 128,  # tokens in a row
+      'pack': 'lm.data.packing:concatenate',
+      'transforms': (),  # import paths of read-time changes: (row, rng) -> row
+      'cache': '',  # directory; empty for $LM_CACHE or ~/.cache/lm
+      'workers': 0,  # processes that prepare; 0 for one a core
+    }
+  )
+  config.model = gpt2(depth=4, d_model=128, heads=4, context=128)
+  config.objective = ConfigDict(
+    {'fn': 'lm.objectives.next_token:next_token', 'z_loss': 0.0, 'chunk': 0}
+  )
+  config.optim = ConfigDict(
+    {
+      'fn': 'lm.optim:adamw',
+      'learning_rate': 1e-3,
+      'schedule': 'lm.optim:cosine',
+      'steps': config.get_ref('steps'),
+      'warmup': 100,
+      'final': 0.1,
+      'b1': 0.9,
+      'b2': 0.95,
+      'eps': 1e-8,
+      'weight_decay': 0.1,
+      'decay': '(kernel|embedding)$',  # regular expression on parameter paths
+      'freeze': placeholder(str),  # likewise; what it finds is not trained
+      'clip': 1.0,
+    }
+  )
+  config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}})
+  config.eval = ConfigDict(
+    {
+      'every': 250,  # steps; the last step is always evaluated
+      'batch_size': config.get_ref('batch_size'),
+      'sets': {'validation': evaluation('validation')},
+    }
+  )
+  config.checkpoint = ConfigDict(
+    {
+      'every': 250,  # steps; evaluated steps and the last one are saved too
+      'keep': 2,  # the newest ones kept
+      'keep_best': 1,  # the best ones kept beside them
+      'best': 'eval/validation/loss',  # by this metric, the lower the better
+    }
+  )
+  config.log = ConfigDict(
+    {
+      'every': 10,  # steps between lines of metrics.jsonl
+      'prompts': ('The ',),  # each is continued at every evaluation
+      'sample_tokens': 100,
+      'temperature': 0.8,
+      'top_k': 50,
+    }
+  )
+  return config.lock()
+
+
+def evaluation(split: str, source: str = '') -> ConfigDict:
+  """Returns an evaluation set: a split of `source`, or, when empty, of the training source."""
+  metrics = ('lm.metrics.tokens:language_model',)
+  return ConfigDict({'split': split, 'source': source, 'metrics': metrics})
+
+
+def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
+  """Returns the model section of GPT-2 (Radford et al. 2019) at a given size."""
+  return ConfigDict(
+    {
+      'fn': 'lm.models.transformer:Decoder',
+      'vocab_size': placeholder(int),  # the tokenizer's, unless given
+      'vocab_multiple': 1,
+      'context': context,
+      'd_model': d_model,
+      'depth': depth,
+      'heads': heads,
+      'kv_heads': heads,
+      'head_dim': d_model // heads,
+      'd_mlp': 4 * d_model,
+      'attention': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
+      'attend': 'lm.nn.attention:fused',
+      'position': 'lm.nn.position:learned',
+      'norm': 'lm.nn.norm:LayerNorm',
+      'mlp': 'lm.nn.layers:Mlp',
+      'residual': 'lm.nn.residual:pre',
+      'final_norm': True,
+      'bias': True,
+      'tied': True,
+      'dropout': 0.0,
+      'init_std': 0.02,
+      'logit_soft_cap': placeholder(float),
+      'unroll': 1,
+      'remat': placeholder(str),
+      'dtype': 'float32',
+    }
+  )
+
+
+def llama(
+  depth: int, d_model: int, heads: int, kv_heads: int, d_mlp: int, context: int
+) -> ConfigDict:
+  """Returns the model section of Llama (Touvron et al. 2023; grouped heads as in Llama 2 70B)."""
+  model = gpt2(depth, d_model, heads, context)
+  model.kv_heads = kv_heads
+  model.d_mlp = d_mlp
+  model.position = 'lm.nn.position:rope'
+  model.norm = 'lm.nn.norm:RMSNorm'
+  model.mlp = 'lm.nn.layers:GatedMlp'
+  model.bias = False
+  model.tied = False
+  return model
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+  """Returns the experiment shrunk to run in seconds on any machine with the embedded text.
+
+  What the experiment is about (its functions) stays; sizes, steps and the source do not.
+  """
+  config.steps = 100
+  config.batch_size = 8
+  config.data.source = 'lm.data.sources:python_docs'
+  config.data.context = 32
+  if 'vocab_size' in config.data.tokenizer:
+    config.data.tokenizer.vocab_size = 512
+  config.model.update(
+    {'context': 32, 'd_model': 32, 'depth': 2 * period(config.model), 'd_mlp': 64, 'head_dim': 8}
+  )
+  config.model.heads = 4
+  config.model.kv_heads = 4 if config.model.kv_heads == config.model.heads else 2
+  config.optim.warmup = 10
+  config.eval.every = 50
+  config.checkpoint.every = 50
+  config.log.sample_tokens = 20
+  return config
+
+
+def period(model: ConfigDict) -> int:
+  """Returns the number of layers that repeat."""
+  return len(model.attention) if isinstance(model.attention, tuple) else 1
+
+
+def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:
+  """Returns `config` for an empty `arg`, else what the variant of that name makes of it.
+
+  `variants` are functions of a config, offered after the colon of --config=FILE.py:NAME.
+
+  Raises:
+    UserError: there is no such variant.
+  """
+  if not arg:
+    return config
+  if arg not in variants:
+    offered = ', '.join(f':{name}' for name in variants)
+    raise UserError(f'--config: no argument {arg!r}{nearest(arg, variants)}; there is {offered}')
+  return variants[arg](config)

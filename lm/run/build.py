@@ -1,0 +1,117 @@
+"""From a config to the pure functions of a run."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lm import mesh as meshes
+from lm import spec
+from lm.errors import UserError
+from lm.optim import Optimizer
+from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
+
+
+class Functions(NamedTuple):
+  """What an experiment's config says, as functions."""
+
+  model: nn.Module
+  apply: Apply
+  init: Callable[[Array], Params]  # key -> parameters, boxed with their logical axes
+  objective: Objective
+  optimizer: Optimizer
+  mesh: Mesh
+  rules: dict[str, tuple[str, ...]]
+
+
+def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
+  """Returns the functions of a config for a tokenizer of `vocab_size` entries.
+
+  Raises:
+    UserError: a value of the config is wrong, or two do not fit together.
+  """
+  mesh_config = {k: v for k, v in config.mesh.items() if k != 'rules'}
+  mesh = meshes.make(mesh_config, devices)
+  rules = meshes.rules(config.mesh.rules)
+  model_fn = model(config, vocab_size)
+  objective = spec.call(spec.section(config.objective, 'objective'), 'objective')
+  optimizer = spec.call(spec.section(config.optim, 'optim'), 'optim')
+  if config.batch_size % config.microbatches:
+    raise UserError(
+      f'microbatches={config.microbatches} does not divide batch_size={config.batch_size}'
+    )
+  meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
+  meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
+  apply = with_mesh(apply_of(model_fn), mesh, rules)
+  return Functions(
+    model_fn, apply, init_of(model_fn, config.data.context), objective, optimizer, mesh, rules
+  )
+
+
+def model(config: ConfigDict, vocab_size: int) -> nn.Module:
+  """Returns the model of a config.
+
+  Raises:
+    UserError: its vocabulary is not the tokenizer's, or the rows are longer than its context.
+  """
+  section = dict(config.model)
+  if section['vocab_size'] is None:
+    section['vocab_size'] = vocab_size
+  if section['vocab_size'] != vocab_size:
+    raise UserError(
+      f'model.vocab_size={section["vocab_size"]}, but the tokenizer has {vocab_size} entries; '
+      "leave it empty to take the tokenizer's (model.vocab_multiple pads the table)"
+    )
+  if config.data.context > section['context']:
+    raise UserError(
+      f'data.context={config.data.context} is longer than model.context={section["context"]}'
+    )
+  return spec.call(spec.section(section, 'model'), 'model')
+
+
+def metrics(config: ConfigDict, name: str) -> list[Metric]:
+  """Returns the metrics of the evaluation set `name`."""
+  key = f'eval.sets.{name}.metrics'
+  return [spec.resolve(path, key)() for path in config.eval.sets[name].metrics]
+
+
+def apply_of(model: nn.Module) -> Apply:
+  """Returns the pure function of a Linen model."""
+
+  def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
+    rngs = {} if key is None else {'dropout': key}
+    return model.apply({'params': params}, batch, cache, rngs=rngs)
+
+  return apply
+
+
+def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
+  """Returns `key -> parameters` with boxes of partitioning metadata around them."""
+
+  def init(key: Array) -> Params:
+    names = ('inputs', 'targets', 'segments', 'positions')
+    batch = {name: jnp.zeros((1, context), jnp.int32) for name in names}
+    return model.init({'params': key}, batch)['params']
+
+  return init
+
+
+def with_mesh(apply: Apply, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Apply:
+  """Returns `apply` with its activations pinned to the mesh where the model names their axes."""
+
+  @functools.wraps(apply)
+  def pinned(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
+    with meshes.use(mesh, rules):
+      return apply(params, batch, key, cache)
+
+  return pinned
+
+
+def parameter_count(params: Params) -> int:
+  """Returns how many numbers the model learns."""
+  return sum(x.size for x in jax.tree.leaves(params))

@@ -1,0 +1,148 @@
+"""What every program has in common: flags, --config with overrides, exit codes, SIGTERM.
+
+Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lm.errors import Preempted, UserError, nearest
+from lm.run import experiment
+
+OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
+
+
+def run(main: Callable[[], int | None], doc: str) -> None:
+  """Parses the flags, runs `main()` and exits with its code; `doc` is what --help prints first."""
+  sys.exit(_exit_code(main, doc, sys.argv))
+
+
+def _exit_code(main: Callable[[], int | None], doc: str, argv: Sequence[str]) -> int:
+  program = os.path.basename(argv[0]).removesuffix('.py')
+  if {'--help', '-h', '-help'} & set(argv[1:]):
+    print(_help(doc))
+    return OK
+  try:
+    parse(argv)
+    return main() or OK
+  except UserError as e:
+    print(f'{program}: {e}', file=sys.stderr)
+    return USAGE
+  except Preempted as e:
+    print(f'{program}: {e}', file=sys.stderr)
+    return PREEMPTED
+  except KeyboardInterrupt:
+    print(f'{program}: interrupted', file=sys.stderr)
+    return FAILED
+  except BrokenPipeError:
+    # The reader of our output has gone; keep the interpreter from flushing into the closed pipe.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+  except Exception:
+    traceback.print_exc()
+    return FAILED
+
+
+def parse(argv: Sequence[str]) -> None:
+  """Parses absl flags; what is wrong with them becomes a UserError of one line."""
+  try:
+    rest = flags.FLAGS(list(argv))
+  except flags.UnrecognizedFlagError as e:
+    known = [name for name in flags.FLAGS if not name.startswith('?')]
+    raise UserError(f'unknown flag --{e.flagname}{nearest(e.flagname, known)}') from e
+  except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
+    raise UserError(' '.join(str(e).split())) from e
+  if rest[1:]:
+    raise UserError(f'unexpected argument {rest[1]!r}; flags are written --name=value')
+
+
+def required(name: str, example: str) -> Any:
+  """Returns the value of a flag that has no default.
+
+  Raises:
+    UserError: it was not given.
+  """
+  value = flags.FLAGS[name].value
+  if value in (None, ''):
+    raise UserError(f'--{name} is required, for example --{name}={example}')
+  return value
+
+
+def config(argv: list[str] | None = None) -> tuple[ConfigDict, str]:
+  """Takes --config=FILE.py[:ARG] and the --config.key=value after it from the command line.
+
+  Returns:
+    The config with its overrides, and FILE.py[:ARG].
+
+  Raises:
+    UserError: the file, a key or a value is wrong.
+  """
+  argv = sys.argv if argv is None else argv
+  path = _take(argv)
+  loaded = experiment.load(path)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict('config', loaded, flag_values=values)
+  given = [a for a in argv if a.startswith(('--config.', '-config.'))]
+  for argument in given:
+    _check_key(loaded, argument.lstrip('-').partition('=')[0])
+  try:
+    values(['config', *given])
+  except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as e:
+    raise UserError(' '.join(str(e).split())) from e
+  for argument in given:
+    argv.remove(argument)
+  return loaded, path
+
+
+def _take(argv: list[str]) -> str:
+  for i, argument in enumerate(argv):
+    name, equals, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name == 'config':
+      if not equals and i + 1 < len(argv):
+        value = argv.pop(i + 1)
+      argv.pop(i)
+      if value:
+        return value
+  raise UserError('--config is required, for example --config=experiments/quickstart.py')
+
+
+def _check_key(loaded: ConfigDict, key: str) -> None:
+  node: Any = loaded
+  for i, part in enumerate(key.split('.')[1:]):
+    if not isinstance(node, ConfigDict) or part not in node:
+      where = '.'.join(key.split('.')[: i + 1])
+      known = list(node) if isinstance(node, ConfigDict) else []
+      listed = f'; {where} has {", ".join(known)}' if known else f'; {where} has no keys'
+      raise UserError(f'--{key}: unknown config key {part!r}{nearest(part, known)}{listed}')
+    node = node[part]
+
+
+def _help(doc: str) -> str:
+  lines = [doc.strip(), '', 'Flags:']
+  module = sys.modules['__main__']
+  for flag in flags.FLAGS.get_flags_for_module(module):
+    default = '' if flag.default in (None, '') else f' (default {flag.default})'
+    lines.append(f'  --{flag.name}: {flag.help}{default}')
+  return '\n'.join(lines)
+
+
+class Stop:
+  """Whether the process was told to stop, from the moment this is made (SIGTERM or SIGINT)."""
+
+  def __init__(self) -> None:
+    self.signal: str | None = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._handle)
+
+  def _handle(self, number: int, frame) -> None:
+    del frame
+    if self.signal is not None:  # told twice: the user means it
+      raise KeyboardInterrupt
+    self.signal = signal.Signals(number).name

@@ -1,0 +1,50 @@
+"""What is kept when a run stops because its steps are not finite."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from lm.optim import path_name
+from lm.run.build import Functions
+from lm.run.step import TrainState, gradients
+from lm.types import Batch
+
+
+def write(
+  workdir: pathlib.Path,
+  step: int,
+  values: Mapping[str, float],
+  functions: Functions,
+  state: TrainState,
+  batch: Batch,
+) -> pathlib.Path:
+  """Writes workdir/nonfinite/STEP.json and the batch as STEP.npz; returns the first.
+
+  The file names the metrics, and the parameters and gradients that hold values which are not
+  finite, found by taking the gradient of the batch once more.
+  """
+  folder = workdir / 'nonfinite'
+  folder.mkdir(exist_ok=True)
+  np.savez(folder / f'{step}.npz', **{name: np.asarray(x) for name, x in batch.items()})
+  grads, terms = jax.jit(
+    lambda params, batch: gradients(functions.objective, functions.apply, params, batch, None)
+  )(state.params, batch)
+  record = {
+    'step': step,
+    'metrics': {name: repr(value) for name, value in values.items()},
+    'terms_without_dropout': {name: repr(float(value)) for name, value in terms.items()},
+    'parameters': _not_finite(state.params),
+    'gradients': _not_finite(grads),
+  }
+  file = folder / f'{step}.json'
+  file.write_text(json.dumps(record, indent=2) + '\n')
+  return file
+
+
+def _not_finite(tree) -> dict[str, int]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  counts = {path_name(path): int(np.sum(~np.isfinite(np.asarray(x)))) for path, x in leaves}
+  return {name: count for name, count in counts.items() if count}

@@ -1,0 +1,188 @@
+"""An experiment: a config file, the names it can import, and the record of it in a workdir."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import tokenizers
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lm.errors import UserError
+
+# What may differ between a workdir and the command that resumes it: none of it changes what is
+# learned from a step, but `steps`, which says how far the run goes.
+MAY_DIFFER = ('mesh', 'log', 'checkpoint', 'eval', 'steps', 'optim.steps', 'data.cache')
+MAY_DIFFER += ('data.workers', 'nonfinite_limit')
+
+
+def load(path_and_arg: str) -> ConfigDict:
+  """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
+
+  The folder of the file is put on the import path, so that the config may name functions of the
+  file itself ('my_file:my_function') and of its neighbours.
+
+  Raises:
+    UserError: the file is missing, does not load, or knows no such argument.
+  """
+  path, _, arg = path_and_arg.partition(':')
+  file = pathlib.Path(path)
+  if not file.is_file():
+    near = sorted(str(p) for p in file.parent.glob('*.py'))[:20] if file.parent.is_dir() else []
+    raise UserError(
+      f'--config={path}: no such file' + (f'; there are {", ".join(near)}' if near else '')
+    )
+  if file.suffix == '.json':
+    return from_json(file.read_text())
+  use_folder(file.parent)
+  module = _import(file)
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'--config={path}: the file defines no get_config(arg)')
+  config = module.get_config(arg) if arg else module.get_config()
+  return config.lock()
+
+
+def use_folder(folder: pathlib.Path) -> None:
+  """Makes the modules of a folder importable, after everything that is installed."""
+  entry = str(folder.resolve())
+  if entry not in sys.path:
+    sys.path.append(entry)
+
+
+def to_json(config: ConfigDict) -> str:
+  """Returns the config as indented JSON with its references resolved."""
+  return json.dumps(json.loads(config.to_json()), indent=2, ensure_ascii=False) + '\n'
+
+
+def from_json(text: str) -> ConfigDict:
+  """Returns the config of `to_json`; what was empty takes a value of any type."""
+
+  def revive(value: Any) -> Any:
+    if isinstance(value, dict):
+      return ConfigDict({k: revive(v) for k, v in value.items()})
+    if isinstance(value, list):
+      return tuple(revive(v) for v in value)
+    return placeholder(object) if value is None else value
+
+  return revive(json.loads(text)).lock()
+
+
+def record(
+  config: ConfigDict, path_and_arg: str, tokenizer: tokenizers.Tokenizer, workdir: pathlib.Path
+) -> list[str]:
+  """Writes config.json, source/ and tokenizer.json into a workdir; checks those of an older one.
+
+  Returns:
+    Warnings about sources that have changed since the workdir was made.
+
+  Raises:
+    UserError: the workdir was made by another config or tokenizer.
+  """
+  saved = workdir / 'config.json'
+  sources = _sources(pathlib.Path(path_and_arg.partition(':')[0]))
+  if saved.exists():
+    check_same(from_json(saved.read_text()), config, workdir)
+    if open_tokenizer(workdir).to_str() != tokenizer.to_str():
+      raise UserError(
+        f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
+        '(another corpus or version of it); take another workdir'
+      )
+    kept = {p.name: p.read_text() for p in (workdir / 'source').glob('*.py')}
+    return [
+      f'{name} has changed since {workdir} was made; the run goes on with the new code'
+      for name, text in sources.items()
+      if kept.get(name, text) != text
+    ]
+  folder = workdir / 'source'
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, text in sources.items():
+    (folder / name).write_text(text)
+  _record_commit(folder)
+  tokenizer.save(str(workdir / 'tokenizer.json'))
+  # The config is written last and at once: a workdir with a config.json is whole.
+  partial = saved.with_suffix('.partial')
+  partial.write_text(to_json(config))
+  partial.replace(saved)
+  return []
+
+
+def check_same(saved: ConfigDict, config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises UserError when a config asks for another run than the workdir holds."""
+  old, new = _flatten(json.loads(to_json(saved))), _flatten(json.loads(to_json(config)))
+  for key in sorted(old.keys() | new.keys()):
+    free = any(key == k or key.startswith(k + '.') for k in MAY_DIFFER)
+    if not free and old.get(key) != new.get(key):
+      raise UserError(
+        f'--workdir={workdir} was made with {key}={old.get(key)!r}, not {new.get(key)!r}; '
+        'take another workdir, or the old value'
+      )
+
+
+def open_workdir(workdir: pathlib.Path) -> ConfigDict:
+  """Returns the config of a workdir, with the sources it kept importable."""
+  saved = workdir / 'config.json'
+  if not saved.is_file():
+    raise UserError(f'--workdir={workdir}: no run there (config.json is missing)')
+  use_folder(workdir / 'source')
+  return from_json(saved.read_text())
+
+
+def open_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
+  """Returns the tokenizer a workdir keeps."""
+  return tokenizers.Tokenizer.from_file(str(workdir / 'tokenizer.json'))
+
+
+def _import(file: pathlib.Path):
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  if spec is None or spec.loader is None:
+    raise UserError(f'--config={file}: not a Python file')
+  module = importlib.util.module_from_spec(spec)
+  # Under its own name, so that 'file:function' in the config is this very module.
+  if file.stem not in sys.modules:
+    sys.modules[file.stem] = module
+  try:
+    spec.loader.exec_module(module)
+  except (SyntaxError, ImportError) as e:
+    raise UserError(f'--config={file}: the file does not load: {type(e).__name__}: {e}') from e
+  return module
+
+
+def _sources(file: pathlib.Path) -> dict[str, str]:
+  """Returns the experiment's file and the neighbours it has imported, by name."""
+  if file.suffix != '.py':
+    return {}
+  folder = file.parent.resolve()
+  found = {file.name: file.read_text()}
+  for module in list(sys.modules.values()):
+    origin = getattr(module, '__file__', None)
+    if origin and pathlib.Path(origin).resolve().parent == folder and origin.endswith('.py'):
+      found[pathlib.Path(origin).name] = pathlib.Path(origin).read_text()
+  return found
+
+
+def _record_commit(folder: pathlib.Path) -> None:
+  """Keeps the commit and the uncommitted change of the code that runs, when git knows them."""
+  here = pathlib.Path(__file__).parent
+
+  def git(*args: str) -> str | None:
+    command = ['git', '-C', str(here), *args]
+    try:
+      result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+      return None
+    return result.stdout
+
+  commit, diff = git('rev-parse', 'HEAD'), git('diff', 'HEAD')
+  if commit:
+    (folder / 'commit.txt').write_text(commit)
+  if diff:
+    (folder / 'uncommitted.diff').write_text(diff)
+
+
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix[:-1]: tree}
+  return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f'{prefix}{name}.').items()}

@@ -1,0 +1,207 @@
+"""The training loop: step, report, save, evaluate; take up again, and stop when told."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from lm import mesh as meshes
+from lm import spec
+from lm.data import batches, prepare
+from lm.data.rows import Rows
+from lm.errors import Preempted
+from lm.run import build, evidence, experiment, report
+from lm.run.build import Functions
+from lm.run.checkpoint import Checkpoints, kept_steps, restore_newest
+from lm.run.cli import Stop
+from lm.run.evaluators import Evaluators
+from lm.run.logging import Events, read_lines
+from lm.run.profile import Profile
+from lm.run.step import TrainState, init_state, make_train_step
+from lm.run.watch import Watch
+
+
+def train(
+  config: ConfigDict,
+  path_and_arg: str,
+  workdir: pathlib.Path,
+  stop: Stop,
+  stop_at: int | None = None,
+  profile_steps: int = 0,
+) -> None:
+  """Trains until `config.steps`, or takes up where the workdir stands.
+
+  Args:
+    config: the whole configuration.
+    path_and_arg: the file it came from, kept in the workdir with its neighbours.
+    workdir: the record of the run.
+    stop: asked after every step.
+    stop_at: ends the run at this step without touching the schedules.
+    profile_steps: how many steps to trace into workdir/profile, from the third one on.
+
+  Raises:
+    UserError: something in the config, the data or the workdir is wrong.
+    Preempted: the process was told to stop, and the state is saved.
+    FloatingPointError: too many steps in a row were not finite.
+    RuntimeError: the last checkpoint could not be saved.
+  """
+  tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
+  functions = build.functions(config, tokenizer.get_vocab_size())
+  rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, prepare.show_progress)
+  evaluators = Evaluators(config, functions, tokenizer)
+  warnings = experiment.record(config, path_and_arg, tokenizer, workdir)
+  events = Events(workdir, jax.process_index() == 0)
+  events.write('start', steps=config.steps)
+  checkpoints = Checkpoints(workdir)
+  state, abstract = init_state(functions, jax.random.key(config.seed))
+  state = restore_newest(checkpoints, abstract, events) or state
+  watch = Watch(config, workdir, state, functions.model, rows)
+  for warning in warnings:
+    watch.progress.message(f'warning: {warning}')
+  run = _Run(config, workdir, functions, evaluators, checkpoints, events, watch)
+  try:
+    run.go(state, rows, stop, min(stop_at or config.steps, config.steps), profile_steps)
+  except Exception as e:
+    if not isinstance(e, Preempted):
+      events.write('error', error=f'{type(e).__name__}: {e}'[:500])
+    raise
+  finally:
+    watch.close()
+    events.close()
+    checkpoints.close()
+    report.write(workdir)
+
+
+@dataclasses.dataclass
+class _Run:
+  """The parts of a run that its loop needs."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  functions: Functions
+  evaluators: Evaluators
+  checkpoints: Checkpoints
+  events: Events
+  watch: Watch
+  unsaved: int | None = None  # the last step whose checkpoint failed
+
+  def go(self, state: TrainState, rows: Rows, stop: Stop, last: int, profile_steps: int) -> None:
+    """Takes the steps from the state's up to `last`."""
+    start = int(state.step)
+    if start:
+      self._evaluate_again(start, state)
+    if start >= last:
+      self.watch.progress.message(f'{self.workdir} is at step {start} already; nothing to train')
+      return
+    sharding = meshes.batch_sharding(self.functions.mesh, self.functions.rules)
+    train_step = make_train_step(self.functions, self.config.seed, self.config.microbatches, state)
+    profile = Profile(self.workdir / 'profile', start + 3, profile_steps)
+    for step, batch in self._batches(rows, sharding, start, last):
+      profile.before(step)
+      state, metrics = train_step(state, batch)
+      values = self.watch.step(step, metrics)
+      due = self._due(step, last)
+      if due or stop.signal or step == start + 1:
+        values = self.watch.flush()  # of this very step
+      if step == start + 1:
+        self.watch.restart_clock(step)
+        self.events.write('first_step', step=step)
+      profile.after(step, state)
+      self._check_finite(step, values, state, batch)
+      if due or stop.signal:
+        with self.watch.excluded():
+          self._milestone(step, state, evaluate=due and not stop.signal)
+      if stop.signal:
+        self.checkpoints.wait()
+        self.events.write('preempted', step=step)
+        raise Preempted(f'{stop.signal}: saved step {step} in {self.workdir}; run again to go on')
+    self._finish(last)
+
+  def _batches(self, rows: Rows, sharding, start: int, last: int):
+    """Yields (step, batch on the mesh), where the step is the one the batch makes."""
+    config = self.config
+    select = meshes.local_rows(config.batch_size, sharding)
+    transforms = [
+      spec.resolve(path, f'data.transforms[{i}]') for i, path in enumerate(config.data.transforms)
+    ]
+    source = batches.train_batches(
+      rows, transforms, config.batch_size, config.seed, start, last, select
+    )
+    waiting = time.perf_counter()
+    for step, batch in source:
+      on_mesh = meshes.put_batch(batch, sharding)
+      self.watch.data_seconds += time.perf_counter() - waiting
+      yield step + 1, on_mesh
+      waiting = time.perf_counter()
+
+  def _due(self, step: int, last: int) -> bool:
+    every = (self.config.eval.every, self.config.checkpoint.every)
+    return step == last or any(step % n == 0 for n in every)
+
+  def _milestone(self, step: int, state: TrainState, evaluate: bool) -> None:
+    # Saved first: an evaluation that fails must not cost the steps that led to it.
+    self.watch.metrics.flush()
+    start = time.perf_counter()
+    self._try_saving(lambda: self.checkpoints.save(step, state), step)
+    self._prune()
+    self.events.write('save', step=step, seconds=time.perf_counter() - start)
+    if evaluate and (step == self.config.steps or step % self.config.eval.every == 0):
+      self._evaluate(step, state)
+
+  def _evaluate(self, step: int, state: TrainState) -> None:
+    start = time.perf_counter()
+    self.evaluators.run(step, state.params, self.watch)
+    self.watch.metrics.flush()
+    self.events.write('eval', step=step, seconds=time.perf_counter() - start)
+    report.write(self.workdir)
+
+  def _evaluate_again(self, step: int, state: TrainState) -> None:
+    """Evaluates a restored step that was saved and killed before its evaluation."""
+    wanted = step == self.config.steps or step % self.config.eval.every == 0
+    if wanted and step not in _evaluated(self.workdir):
+      self._evaluate(step, state)
+
+  def _try_saving(self, act: Callable[[], None], step: int) -> None:
+    # A full disk must not end a run: it is told, training goes on, the older checkpoint stays.
+    try:
+      act()
+      self.unsaved = None
+    except Exception as e:
+      self.unsaved = step
+      reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
+      self.events.write('error', step=step, error=f'saving failed: {reason}')
+      self.watch.progress.message(f'warning: saving failed, training goes on: {reason}')
+
+  def _prune(self) -> None:
+    config = self.config.checkpoint
+    scores = {
+      row['step']: float(row[config.best])
+      for row in read_lines(self.workdir / 'metrics.jsonl')
+      if config.best in row
+    }
+    steps = self.checkpoints.steps()
+    self.checkpoints.prune(kept_steps(steps, scores, config.keep, config.keep_best))
+
+  def _check_finite(self, step: int, values, state: TrainState, batch) -> None:
+    if values is None or values['streak'] < self.config.nonfinite_limit:
+      return
+    self.events.write('nonfinite', step=step)
+    file = evidence.write(self.workdir, step, values, self.functions, state, batch)
+    raise FloatingPointError(
+      f'{int(values["streak"])} steps in a row were not finite, up to step {step}; see {file}'
+    )
+
+  def _finish(self, last: int) -> None:
+    self._try_saving(self.checkpoints.wait, last)
+    self._prune()
+    if self.unsaved is not None:
+      raise RuntimeError(f'the checkpoint of step {self.unsaved} could not be saved')
+    self.events.write('done', step=last)
+
+
+def _evaluated(workdir: pathlib.Path) -> set[int]:
+  rows = read_lines(workdir / 'metrics.jsonl')
+  return {row['step'] for row in rows if any(name.startswith('eval/') for name in row)}

@@ -1,0 +1,153 @@
+"""The one train step, for every objective, compiled once for any mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm import mesh as meshes
+from lm.run.build import Functions
+from lm.types import Apply, Array, Batch, Objective, Params
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that changes during training. The step is also the position in the data."""
+
+  step: Array  # () int32, steps taken
+  skipped: Array  # () int32, of these, those whose gradient was not finite
+  streak: Array  # () int32, how many of the latest steps in a row were skipped
+  params: Params
+  opt_state: Any
+
+
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def init_state(functions: Functions, key: Array) -> tuple[TrainState, TrainState]:
+  """Initialises the state in place on the mesh.
+
+  Returns:
+    The state, and the abstract state that says the shape, type and sharding of its leaves.
+  """
+  abstract, shardings = abstract_state(functions)
+  make = jax.jit(lambda k: _fresh(functions, nn.unbox(functions.init(k))), out_shardings=shardings)
+  return make(key), abstract
+
+
+def abstract_state(functions: Functions) -> tuple[TrainState, TrainState]:
+  """Returns the abstract state and the shardings of its leaves, without computing anything."""
+  boxed = jax.eval_shape(lambda k: _fresh(functions, functions.init(k)), jax.random.key(0))
+  shardings = meshes.shardings(boxed, functions.mesh, functions.rules)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+  )
+  return abstract, shardings
+
+
+def _fresh(functions: Functions, params: Params) -> TrainState:
+  # One buffer each: the state is donated, and a buffer can be given away only once.
+  counters = {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'streak')}
+  return TrainState(
+    **counters, params=params, opt_state=functions.optimizer.transformation.init(params)
+  )
+
+
+def make_train_step(
+  functions: Functions, seed: int, microbatches: int, state: TrainState
+) -> StepFunction:
+  """Returns the jitted `(state, batch) -> (state, metrics)`; the old state is given away.
+
+  The new state lies where the old one does; `state` says where that is.
+
+  A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is
+  counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
+  `skipped` and `streak`.
+  """
+  transformation, schedule = functions.optimizer
+  root = jax.random.key(seed)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    key = jax.random.fold_in(root, state.step)
+    grads, terms = gradients(
+      functions.objective, functions.apply, state.params, batch, key, microbatches
+    )
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
+    updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def kept(new, old):
+      return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    new = TrainState(
+      step=state.step + 1,
+      skipped=state.skipped + ~finite,
+      streak=jnp.where(finite, 0, state.streak + 1),
+      params=kept(params, state.params),
+      opt_state=kept(opt_state, state.opt_state),
+    )
+    metrics = terms | {
+      'gradient_norm': norm,
+      'learning_rate': schedule(state.step),
+      'skipped': new.skipped,
+      'streak': new.streak,
+    }
+    return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  rows = meshes.batch_sharding(functions.mesh, functions.rules)
+  replicated = NamedSharding(functions.mesh, PartitionSpec())
+  return jax.jit(
+    step,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
+  )
+
+
+def gradients(
+  objective: Objective,
+  apply: Apply,
+  params: Params,
+  batch: Batch,
+  key: Array | None,
+  microbatches: int = 1,
+) -> tuple[Params, dict[str, Array]]:
+  """Returns the gradient of the sum of the terms' means, and the means.
+
+  The weights of the whole batch are known before the pass, so the sum over microbatches is
+  the gradient of the large batch.
+  """
+  weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.weights(batch).items()}
+
+  def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    sums = objective.sums(apply, params, part, key)
+    means = {name: value / weights[name] for name, value in sums.items()}
+    return sum(means.values(), jnp.zeros(())), means
+
+  differentiate = jax.grad(loss, has_aux=True)
+  if microbatches == 1:
+    return differentiate(params, batch, key)
+
+  def body(carry, xs):
+    part, i = xs
+    part_key = None if key is None else jax.random.fold_in(key, i)
+    return jax.tree.map(jnp.add, carry, differentiate(params, part, part_key)), None
+
+  parts = jax.tree.map(lambda x: _split(x, microbatches), batch)
+  zero = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key),
+  )
+  total, _ = jax.lax.scan(body, zero, (parts, jnp.arange(microbatches)))
+  return total
+
+
+def _split(x: Array, parts: int) -> Array:
+  # Row r goes to part r % parts, so that each part stays spread over all devices.
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
