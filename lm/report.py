@@ -1,6 +1,6 @@
 """Writes report.html of a run anew: curves, results, samples, configuration, environment, events.
 
-  python -m lm.report --workdir=DIR
+python -m lm.report --workdir=DIR
 
 Training writes it at every evaluation and at its end. This does so at any time, also while
 training goes on, and prints the path.
@@ -13,10 +13,10 @@ from lm.run import cli, report
 flags.DEFINE_string('workdir', None, "the run's directory")
 
 
-def main() -> int:
+def main(argv: list[str]) -> None:
+  cli.parse(argv)
   print(report.write(cli.required('workdir', 'runs/quickstart')))
-  return cli.OK
 
 
 if __name__ == '__main__':
-  cli.run(main, __doc__ or '')
+  cli.run(main, __doc__)

@@ -26,7 +26,7 @@ def goodput(events: Sequence[_Event]) -> dict[str, float]:
   """
   times = dict.fromkeys(('wall', 'useful', 'startup', 'save', 'eval', 'redone', 'down'), 0.0)
   parts = _starts(events)
-  for part, following in zip(parts, [*parts[1:], []], strict=True):
+  for part, following in zip(parts, [*parts[1:], []], strict=False):
     begin, end = _time(part[0]), _time(part[-1])
     times['wall'] += end - begin
     if following and part[-1]['event'] != 'done':

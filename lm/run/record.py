@@ -96,8 +96,11 @@ def collect(lines: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
 def status(record: Record) -> str:
   """Returns done, stopped (before its last step, as asked), preempted, failed or running."""
   last = record.events[-1]['event'] if record.events else ''
+  complete = step(record) >= record.config.get('steps', float('inf'))
   if last == 'done':
-    return 'done' if step(record) >= int(record.config.get('steps', 0)) else 'stopped'
+    return 'done' if complete else 'stopped'
+  if last in ('start', 'restore') and complete:  # started again with nothing left to do
+    return 'done'
   return {'preempted': 'preempted', 'error': 'failed', 'nonfinite': 'failed'}.get(last, 'running')
 
 
@@ -106,7 +109,7 @@ def step(record: Record) -> int:
   known = [int(series.steps[-1]) for series in record.series.values()]
   since_start: list[int] = []
   for event in record.events:
-    since_start = [] if event['event'] == 'start' else since_start
+    since_start = [] if event['event'] == 'restore' else since_start
     since_start += [event['step']] if isinstance(event.get('step'), int) else []
   return max(known + since_start, default=0)
 
