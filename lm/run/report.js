@@ -7,7 +7,7 @@
   const root = document.getElementById('charts');
   const logarithmic = document.getElementById('logarithmic');
   const smoothing = document.getElementById('smoothing');
-  const MARGIN = {left: 46, right: 10, top: 8, bottom: 20};
+  const MARGIN = {left: 46, right: 10, top: 8, bottom: 24};
 
   const html = (tag, parent, name = '', text = '') => {
     const node = document.createElement(tag);
@@ -24,7 +24,6 @@
 
   const steps = (x) => x.toLocaleString('en-US');
   const number = (y) => {
-    if (y === null || y === undefined) return '–';
     const size = Math.abs(y);
     if (size !== 0 && (size < 1e-3 || size >= 1e7)) return y.toExponential(2);
     return size >= 1e4 ? Math.round(y).toLocaleString('en-US') : String(+y.toPrecision(4));
@@ -36,7 +35,8 @@
       if (size >= factor) return +(y / factor).toPrecision(4) + prefix;
     return String(+y.toPrecision(4));
   };
-  const style = (index) => 'line' + index % 3 + ['', ' dashed', ' dotted'][Math.floor(index / 3) % 3];
+  const dashes = ['', ' dashed', ' dotted'];
+  const style = (index) => 'line' + index % 3 + dashes[Math.floor(index / 3) % 3];
 
   // Round ticks: 1, 2 or 5 times a power of ten.
   const ticks = (low, high, count) => {
@@ -76,8 +76,6 @@
     for (let i = 0; i < x.length; i++) {
       if (y[i] === null) { pen = 'M'; continue; }
       text += pen + toX(x[i]).toFixed(1) + ' ' + toY(y[i]).toFixed(1);
-      // A point between two gaps still shows, as a dot.
-      if (pen === 'M' && (i + 1 === x.length || y[i + 1] === null)) text += 'h0.1';
       pen = 'L';
     }
     return text;
@@ -108,8 +106,9 @@
     }
   };
 
-  const scales = (lines, shown, width, height) => {
-    const xs = lines.flatMap((l) => l.x), ys = shown.flat().filter((y) => y !== null);
+  const scales = (lines, width, height) => {
+    const xs = lines.flatMap((l) => l.x);
+    const ys = lines.flatMap((l) => l.y).filter((y) => y !== null);
     const reduce = (values, pick, start) => values.reduce((a, b) => pick(a, b), start);
     const first = reduce(xs, Math.min, Infinity), last = reduce(xs, Math.max, -Infinity);
     let bottom = reduce(ys, Math.min, Infinity), top = reduce(ys, Math.max, -Infinity);
@@ -131,71 +130,84 @@
     };
   };
 
-  const panel = (parent, {title, lines}, height) => {
-    const box = html('div', parent, 'panel');
+  const strokes = (chart, lines, scale, height) => {
+    const rate = +smoothing.value;
+    lines.forEach((line, i) => {
+      const draw = (kind, y) =>
+        svg('path', chart, {class: kind + style(i), d: path(line.x, y, scale.toX, scale.toY)});
+      if (line.noisy && rate > 0) draw('raw ', line.y);
+      draw('', line.noisy ? smooth(line.y, rate) : line.y);
+      // A point between two gaps has no stroke of its own.
+      const gap = (k) => line.y[k] === null || line.y[k] === undefined;
+      line.x.forEach((x, k) => {
+        if (!gap(k) && gap(k - 1) && gap(k + 1))
+          svg('circle', chart, {class: style(i), r: 2, cx: scale.toX(x), cy: scale.toY(line.y[k])});
+      });
+      for (const step of line.bad) {
+        const x = scale.toX(step), foot = height - MARGIN.bottom;
+        svg('line', chart, {class: 'bad', x1: x, x2: x, y1: foot, y2: foot - 6});
+      }
+    });
+  };
+
+  const point = (cursor, lines, at, scale, height) => {
+    const x = scale.toX(at), foot = height - MARGIN.bottom;
+    svg('line', cursor, {class: 'cursor', x1: x, x2: x, y1: MARGIN.top, y2: foot});
+    lines.forEach((line, i) => {
+      const k = nearest(line.x, at);
+      if (line.y[k] !== null)
+        svg('circle', cursor, {class: 'line' + i % 3, r: 2.8,
+          cx: scale.toX(line.x[k]), cy: scale.toY(line.y[k])});
+    });
+  };
+
+  // The legend doubles as the readout: the last values, or those at the cursor.
+  const readout = (box, {title, lines}) => {
     const head = html('div', box, 'title', title);
     const where = html('span', head);
     const legend = html('div', box, 'legend');
     const readings = lines.map((line, i) => {
       const item = html('span', legend);
       if (lines.length > 1) {
-        const key = svg('svg', item);
-        svg('path', key, {class: style(i), d: 'M0 4h20'});
+        svg('path', svg('svg', item), {class: style(i), d: 'M0 4h20'});
         item.append(line.name + ' ');
       }
       return html('b', item);
     });
-    const chart = svg('svg', box);
-
-    const read = (at) => {
-      where.textContent = at === null ? '' : 'step ' + steps(Math.round(at));
+    return (at) => {
+      where.textContent = at === null ? '' : 'step ' + steps(at);
       lines.forEach((line, i) => {
-        const index = at === null ? line.y.length - 1 : nearest(line.x, at);
-        readings[i].textContent = line.bad.includes(line.x[index]) ? 'not finite'
-          : number(line.y[index]);
+        const k = at === null ? line.y.length - 1 : nearest(line.x, at);
+        readings[i].textContent = line.y[k] === null ? 'not finite' : number(line.y[k]);
       });
     };
+  };
 
+  const panel = (parent, content, height) => {
+    const lines = content.lines;
+    const box = html('div', parent, 'panel');
+    const read = readout(box, content);
+    const chart = svg('svg', box);
+    // The cursor snaps to the densest line, so that its readings belong to one step.
+    const dense = lines.reduce((a, b) => b.x.length > a.x.length ? b : a);
     return () => {
-      const width = box.clientWidth;
+      const width = box.clientWidth, scale = scales(lines, width, height);
       chart.replaceChildren();
       chart.setAttribute('viewBox', `0 0 ${width} ${height}`);
       chart.setAttribute('height', height);
-      const rate = +smoothing.value;
-      const curves = lines.map((l) => l.noisy ? smooth(l.y, rate) : l.y);
-      const scale = scales(lines, lines.map((l) => l.y), width, height);
       axes(chart, width, height, scale);
-      lines.forEach((line, i) => {
-        if (line.noisy && rate > 0)
-          svg('path', chart, {class: 'raw ' + style(i), d: path(line.x, line.y, scale.toX, scale.toY)});
-        svg('path', chart, {class: style(i), d: path(line.x, curves[i], scale.toX, scale.toY)});
-        if (line.x.length < 2 && line.y[0] !== null)
-          svg('circle', chart, {class: style(i), r: 2.5, cx: scale.toX(line.x[0]), cy: scale.toY(line.y[0])});
-        for (const step of line.bad) {
-          const x = scale.toX(step), foot = height - MARGIN.bottom;
-          svg('line', chart, {class: 'bad', x1: x, x2: x, y1: foot, y2: foot - 6});
-        }
-      });
+      strokes(chart, lines, scale, height);
       const cursor = svg('g', chart);
-      read(null);
+      const leave = () => { cursor.replaceChildren(); read(null); };
+      chart.onpointerleave = leave;
       chart.onpointermove = (event) => {
-        const px = (event.clientX - chart.getBoundingClientRect().left);
-        const step = Math.min(Math.max(scale.toStep(px), scale.first), scale.last);
-        // The cursor snaps to the densest line, so that its readings belong to one step.
-        const dense = lines.reduce((a, b) => b.x.length > a.x.length ? b : a);
+        const step = scale.toStep(event.clientX - chart.getBoundingClientRect().left);
         const at = dense.x[nearest(dense.x, step)];
         cursor.replaceChildren();
-        const x = scale.toX(at);
-        svg('line', cursor, {class: 'cursor', x1: x, x2: x, y1: MARGIN.top, y2: height - MARGIN.bottom});
-        lines.forEach((line, i) => {
-          const index = nearest(line.x, at);
-          if (line.y[index] !== null)
-            svg('circle', cursor, {class: 'line' + i % 3, r: 2.8,
-              cx: scale.toX(line.x[index]), cy: scale.toY(line.y[index])});
-        });
+        point(cursor, lines, at, scale, height);
         read(at);
       };
-      chart.onpointerleave = () => { cursor.replaceChildren(); read(null); };
+      leave();
     };
   };
 

@@ -19,8 +19,8 @@ Section = Callable[[Record], str]
 SECTIONS: tuple[Section, ...] = (
   sections.heading,
   sections.figures,
-  sections.charts,
   sections.results,
+  sections.charts,
   sections.samples,
   sections.configuration,
   sections.environment,

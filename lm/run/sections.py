@@ -3,6 +3,7 @@
 import ast
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,24 +32,17 @@ def heading(run: Record) -> str:
 def figures(run: Record) -> str:
   """The numbers one looks for first."""
   shown = []
-  for name in ('train/tokens_per_second', 'train/mfu'):
-    values = run.series[name].values if name in run.series else np.array([])
-    values = values[np.isfinite(values)]
-    if values.size:
-      median = float(np.median(values))
-      text, label = (
-        (f'{median:.1%}', 'model FLOP utilisation, median')
-        if name == 'train/mfu'
-        else (si(median), 'tokens per second, median')
-      )
-      shown.append((text, label))
+  if 'train/loss' in run.series:
+    shown.append((_number(run.series['train/loss'].last()[1]), 'training loss, last'))
+  if (rate := _median(run, 'train/tokens_per_second')) is not None:
+    shown.append((si(rate), 'tokens per second, median'))
+  if (share := _median(run, 'train/mfu')) is not None:
+    shown.append((f'{share:.1%}', 'model FLOP utilisation, median'))
   times = goodput(run.events)
   if times['wall_seconds'] > 0:
     starts = f'time, {times["starts"]:g} start{"s" if times["starts"] != 1 else ""}'
     shown.append((duration(times['wall_seconds']), starts))
     shown.append((f'{times["goodput"]:.0%}', 'goodput: share of the time spent on new steps'))
-  if 'train/loss' in run.series:
-    shown.insert(0, (_number(run.series['train/loss'].last()[1]), 'training loss, last'))
   tiles = ''.join(f'<div><dd>{_text(v)}</dd><dt>{_text(k)}</dt></div>' for v, k in shown)
   return f'<dl class="figures">{tiles}</dl>' if shown else ''
 
@@ -115,7 +109,7 @@ def configuration(run: Record) -> str:
 
 def environment(run: Record) -> str:
   """Versions, devices, host, commits, command."""
-  rows = [(k, '' if v is None else v) for k, v in _flat(run.environment)]
+  rows = [(key, value) for key, value in _flat(run.environment) if value is not None]
   return _section('Environment', _table(rows, code=True)) if rows else ''
 
 
@@ -183,7 +177,15 @@ def _plain(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _median(run: Record, name: str) -> float | None:
+  values = run.series[name].values if name in run.series else np.array([])
+  values = values[np.isfinite(values)]
+  return float(np.median(values)) if values.size else None
+
+
 def _number(value: float) -> str:
+  if not math.isfinite(value):
+    return 'not finite'
   return f'{value:.4g}' if abs(value) < 1e4 else f'{value:,.0f}'
 
 
