@@ -8,10 +8,12 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen.initializers import Initializer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import UserError, nearest
@@ -100,6 +102,11 @@ def constrain(x: Array, *axes: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def named(init: Initializer, *axes: str | None) -> Initializer:
+  """Returns the initializer of a parameter whose axes bear these logical names."""
+  return cast(Initializer, nn.with_partitioning(init, axes))
+
+
 def partition(axes, axis_rules: Mapping[str, tuple[str, ...]]) -> PartitionSpec:
   """Returns the PartitionSpec of logical axes; a mesh axis is used once, by the first that asks."""
   used: set[str] = set()
@@ -153,11 +160,9 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
 
 def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
   """Returns, in order, the rows of the global batch that this process's devices hold."""
-  index = sharding.addressable_devices_indices_map((batch_size,))
-  parts = {
-    (s[0].start or 0, batch_size if s[0].stop is None else s[0].stop) for s in index.values()
-  }
-  return np.concatenate([np.arange(start, stop) for start, stop in sorted(parts)])
+  indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+  rows = np.arange(batch_size)
+  return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))
 
 
 def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:

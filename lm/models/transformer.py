@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
-from lm.mesh import constrain
+from lm.mesh import constrain, named
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, Mlp, dropout
 from lm.nn.norm import LayerNorm
@@ -49,8 +49,8 @@ def self_mask(batch: Batch, bias: Callable | None, cache: Any) -> tuple[Mask, di
 class Block(nn.Module):
   """One layer: attention and feed-forward sublayers put together by `residual`."""
 
-  attention: Callable[[], nn.Module]
-  mlp: Callable[[], nn.Module]
+  attention: Callable[..., nn.Module]
+  mlp: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
   residual: Callable[..., Array]
   dropout: float
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
     scheme = self.position()
     dtype = jnp.dtype(self.dtype)
     rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-    init = nn.with_partitioning(nn.initializers.normal(self.init_std), ('vocab', 'embed'))
+    init = named(nn.initializers.normal(self.init_std), 'vocab', 'embed')
     table_VD = self.param('embedding', init, (rows, self.d_model))
     positions_BT = batch['positions']
     x = jnp.take(table_VD, batch['inputs'], axis=0)
@@ -206,10 +206,10 @@ class Decoder(nn.Module):
       raise UserError(f'model.unroll={self.unroll} does not divide {self.depth // period} periods')
 
   def _block(self, attention_fn, scheme: Position, dtype) -> Callable[..., nn.Module]:
-    init = nn.initializers.normal(self.init_std)
+    kernel_init = nn.initializers.normal(self.init_std)
     # Each layer adds two sublayers to the residual stream (Radford et al. 2019, 2.3).
     out_init = nn.initializers.normal(self.init_std / math.sqrt(2 * self.depth))
-    common = {'bias': self.bias, 'dtype': dtype, 'init': init, 'out_init': out_init}
+    common = {'bias': self.bias, 'dtype': dtype, 'kernel_init': kernel_init, 'out_init': out_init}
     return functools.partial(
       Block,
       attention=functools.partial(

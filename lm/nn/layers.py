@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
-from lm.mesh import constrain
+from lm.mesh import constrain, named
 from lm.nn import attention
 from lm.nn.tap import tap
 from lm.types import Array, Mask
@@ -25,16 +25,16 @@ class Linear(nn.Module):
   inputs: int = 1  # how many leading axes of `shape` are contracted
   bias: bool = False
   dtype: Any = jnp.float32
-  init: Initializer = nn.initializers.normal(0.02)
+  kernel_init: Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', nn.with_partitioning(self.init, self.axes), self.shape)
+    kernel = self.param('kernel', named(self.kernel_init, *self.axes), self.shape)
     contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
     y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ())))
     if self.bias:
       shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
-      bias = self.param('bias', nn.with_partitioning(nn.initializers.zeros, axes), shape)
+      bias = self.param('bias', named(nn.initializers.zeros, *axes), shape)
       y += bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + shape)
     return y
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
   window: int | None = None
   bias: bool = False
   dtype: Any = jnp.float32
-  init: Initializer = nn.initializers.normal(0.02)
+  kernel_init: Initializer = nn.initializers.normal(0.02)
   out_init: Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
@@ -90,7 +90,7 @@ class Attention(nn.Module):
       inputs=2,
       bias=self.bias,
       dtype=self.dtype,
-      init=self.out_init,
+      kernel_init=self.out_init,
       name='out',
     )(o_BTHK)
     return tap(self, 'output', y), cache
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         axes=('embed', 'kv_heads', None, 'head_dim'),
         bias=self.bias,
         dtype=self.dtype,
-        init=self.init,
+        kernel_init=self.kernel_init,
         name=name,
       )
 
@@ -135,17 +135,21 @@ class Mlp(nn.Module):
   activation: Callable[[Array], Array] = gelu
   bias: bool = False
   dtype: Any = jnp.float32
-  init: Initializer = nn.initializers.normal(0.02)
+  kernel_init: Initializer = nn.initializers.normal(0.02)
   out_init: Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
     D = x_BTD.shape[-1]
     common = {'bias': self.bias, 'dtype': self.dtype}
-    up = Linear((D, self.d_mlp), ('embed', 'mlp'), init=self.init, name='up', **common)(x_BTD)
+    up = Linear(
+      (D, self.d_mlp), ('embed', 'mlp'), kernel_init=self.kernel_init, name='up', **common
+    )(x_BTD)
     hidden = tap(self, 'hidden', self.activation(up))
     hidden = constrain(hidden, 'batch', 'time', 'mlp')
-    down = Linear((self.d_mlp, D), ('mlp', 'embed'), init=self.out_init, name='down', **common)
+    down = Linear(
+      (self.d_mlp, D), ('mlp', 'embed'), kernel_init=self.out_init, name='down', **common
+    )
     return tap(self, 'output', down(hidden))
 
 
@@ -156,7 +160,7 @@ class GatedMlp(nn.Module):
   activation: Callable[[Array], Array] = jax.nn.silu
   bias: bool = False
   dtype: Any = jnp.float32
-  init: Initializer = nn.initializers.normal(0.02)
+  kernel_init: Initializer = nn.initializers.normal(0.02)
   out_init: Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
@@ -164,9 +168,15 @@ class GatedMlp(nn.Module):
     D = x_BTD.shape[-1]
     common = {'bias': self.bias, 'dtype': self.dtype}
     both = Linear(
-      (D, 2, self.d_mlp), ('embed', None, 'mlp'), init=self.init, name='gate_up', **common
+      (D, 2, self.d_mlp),
+      ('embed', None, 'mlp'),
+      kernel_init=self.kernel_init,
+      name='gate_up',
+      **common,
     )(x_BTD)
     hidden = tap(self, 'hidden', self.activation(both[..., 0, :]) * both[..., 1, :])
     hidden = constrain(hidden, 'batch', 'time', 'mlp')
-    down = Linear((self.d_mlp, D), ('mlp', 'embed'), init=self.out_init, name='down', **common)
+    down = Linear(
+      (self.d_mlp, D), ('mlp', 'embed'), kernel_init=self.out_init, name='down', **common
+    )
     return tap(self, 'output', down(hidden))

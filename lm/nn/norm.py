@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.mesh import named
 from lm.types import Array
 
 
@@ -42,10 +43,10 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     width = x.shape[-1]
-    scale = self.param('scale', nn.with_partitioning(nn.initializers.ones, ('width',)), (width,))
+    scale = self.param('scale', named(nn.initializers.ones, 'width'), (width,))
     bias = None
     if self.bias:
-      bias = self.param('bias', nn.with_partitioning(nn.initializers.zeros, ('width',)), (width,))
+      bias = self.param('bias', named(nn.initializers.zeros, 'width'), (width,))
     return layer_norm(x, scale, bias, self.epsilon)
 
 
@@ -57,9 +58,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    scale = self.param(
-      'scale', nn.with_partitioning(nn.initializers.ones, ('width',)), (x.shape[-1],)
-    )
+    scale = self.param('scale', named(nn.initializers.ones, 'width'), (x.shape[-1],))
     return rms_norm(x, scale, self.epsilon)
 
 

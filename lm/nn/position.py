@@ -6,6 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lm.mesh import named
 from lm.types import Array
 
 
@@ -29,7 +30,7 @@ def learned(std: float = 0.02) -> Position:
   """A learned vector for each position up to the context length (Radford et al. 2019)."""
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
-    init = nn.with_partitioning(nn.initializers.normal(std), (None, 'embed'))
+    init = named(nn.initializers.normal(std), None, 'embed')
     table = module.param('position', init, (context, d_model))
     return jnp.take(table, positions_BT, axis=0)
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -85,7 +85,7 @@ def apply_of(model: nn.Module) -> Apply:
 
   def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
     rngs = {} if key is None else {'dropout': key}
-    return model.apply({'params': params}, batch, cache, rngs=rngs)
+    return cast(Output, model.apply({'params': params}, batch, cache, rngs=rngs))
 
   return apply
 

@@ -19,19 +19,18 @@ from lm.run import experiment
 OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
 
 
-def run(main: Callable[[], int | None], doc: str) -> None:
-  """Parses the flags, runs `main()` and exits with its code; `doc` is what --help prints first."""
+def run(main: Callable[[list[str]], int | None], doc: str) -> None:
+  """Runs `main(argv)` and exits with its code, 0 for None; `doc` is what --help prints first."""
   sys.exit(_exit_code(main, doc, sys.argv))
 
 
-def _exit_code(main: Callable[[], int | None], doc: str, argv: Sequence[str]) -> int:
-  program = os.path.basename(argv[0]).removesuffix('.py')
+def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str]) -> int:
+  program = f'lm.{os.path.basename(argv[0]).removesuffix(".py")}'
   if {'--help', '-h', '-help'} & set(argv[1:]):
     print(_help(doc))
     return OK
   try:
-    parse(argv)
-    return main() or OK
+    return main(list(argv)) or OK
   except UserError as e:
     print(f'{program}: {e}', file=sys.stderr)
     return USAGE
@@ -75,8 +74,8 @@ def required(name: str, example: str) -> Any:
   return value
 
 
-def config(argv: list[str] | None = None) -> tuple[ConfigDict, str]:
-  """Takes --config=FILE.py[:ARG] and the --config.key=value after it from the command line.
+def config(argv: list[str]) -> tuple[ConfigDict, str]:
+  """Takes --config=FILE.py[:ARG] and every --config.key=value out of the command line.
 
   Returns:
     The config with its overrides, and FILE.py[:ARG].
@@ -84,21 +83,29 @@ def config(argv: list[str] | None = None) -> tuple[ConfigDict, str]:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  argv = sys.argv if argv is None else argv
   path = _take(argv)
   loaded = experiment.load(path)
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_dict('config', loaded, flag_values=values)
+  _override(loaded, argv)
+  return loaded, path
+
+
+def _override(loaded: ConfigDict, argv: list[str]) -> None:
   given = [a for a in argv if a.startswith(('--config.', '-config.'))]
   for argument in given:
-    _check_key(loaded, argument.lstrip('-').partition('=')[0])
+    key, equals, _ = argument.lstrip('-').partition('=')
+    _check_key(loaded, key)
+    if not equals:
+      raise UserError(f'--{key} needs a value, written --{key}=value')
+    argv.remove(argument)
+  values = flags.FlagValues()
+  original, sys.argv = sys.argv, ['lm', *given]  # where config_flags looks for overrides
   try:
-    values(['config', *given])
+    config_flags.DEFINE_config_dict('config', loaded, flag_values=values)
+    values(sys.argv)
   except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as e:
     raise UserError(' '.join(str(e).split())) from e
-  for argument in given:
-    argv.remove(argument)
-  return loaded, path
+  finally:
+    sys.argv = original
 
 
 def _take(argv: list[str]) -> str:
@@ -126,8 +133,7 @@ def _check_key(loaded: ConfigDict, key: str) -> None:
 
 def _help(doc: str) -> str:
   lines = [doc.strip(), '', 'Flags:']
-  module = sys.modules['__main__']
-  for flag in flags.FLAGS.get_flags_for_module(module):
+  for flag in flags.FLAGS.get_flags_for_module(sys.modules['__main__']):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')
   return '\n'.join(lines)

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -49,6 +50,13 @@ def environment(experiment: str | Path | None = None) -> dict[str, Any]:
       'memory_bytes': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
     },
   }
+
+
+def write(workdir: Path, experiment: str | Path):
+  """Writes workdir/environment.json, from the primary process."""
+  if jax.process_index() == 0:
+    text = json.dumps(environment(experiment), indent=2, ensure_ascii=False)
+    (workdir / 'environment.json').write_text(text + '\n', encoding='utf-8')
 
 
 def checkout(directory: Path) -> dict[str, Any] | None:

@@ -6,13 +6,14 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.data import batches, prepare
+from lm.data.rows import Rows
 from lm.decode.sampling import sampler
 from lm.decode.text import continuations
 from lm.run import build
 from lm.run.build import Functions
-from lm.run.evaluate import evaluate, make_eval_step
+from lm.run.evaluate import EvalStep, evaluate, make_eval_step
 from lm.run.watch import Watch
-from lm.types import Params
+from lm.types import Metric, Params
 
 
 class Evaluators:
@@ -27,7 +28,7 @@ class Evaluators:
     self._choose = sampler(temperature=config.log.temperature, top_k=config.log.top_k)
     # Samples are few rows, which do not divide over a mesh.
     self._apply = build.apply_of(functions.model)
-    self._sets = {}
+    self._sets: dict[str, tuple[Rows, list[Metric], EvalStep]] = {}
     for name, section in config.eval.sets.items():
       rows = prepare.rows(
         config.data,
@@ -42,7 +43,7 @@ class Evaluators:
 
   def means(self, params: Params) -> dict[str, float]:
     """Returns 'eval/SET/METRIC' of all sets."""
-    values = {}
+    values: dict[str, float] = {}
     for name, (rows, metrics, step) in self._sets.items():
       source = batches.eval_batches(rows, self._config.eval.batch_size, self._select)
       means = evaluate(step, metrics, params, source, self._functions)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,8 @@ def write(
   """
   folder = workdir / 'nonfinite'
   folder.mkdir(exist_ok=True)
-  np.savez(folder / f'{step}.npz', **{name: np.asarray(x) for name, x in batch.items()})
+  arrays: dict[str, Any] = {name: np.asarray(x) for name, x in batch.items()}
+  np.savez(folder / f'{step}.npz', **arrays)
   grads, terms = jax.jit(
     lambda params, batch: gradients(functions.objective, functions.apply, params, batch, None)
   )(state.params, batch)

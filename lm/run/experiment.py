@@ -15,8 +15,17 @@ from lm.errors import UserError
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
 # learned from a step, but `steps`, which says how far the run goes.
-MAY_DIFFER = ('mesh', 'log', 'checkpoint', 'eval', 'steps', 'optim.steps', 'data.cache')
-MAY_DIFFER += ('data.workers', 'nonfinite_limit')
+MAY_DIFFER = (
+  'mesh',
+  'log',
+  'checkpoint',
+  'eval',
+  'steps',
+  'optim.steps',
+  'data.cache',
+  'data.workers',
+  'nonfinite_limit',
+)
 
 
 def load(path_and_arg: str) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from lm import spec
 from lm.data import batches, prepare
 from lm.data.rows import Rows
 from lm.errors import Preempted
-from lm.run import build, evidence, experiment, report
+from lm.run import build, environment, evidence, experiment, report
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, kept_steps, restore_newest
 from lm.run.cli import Stop
@@ -54,7 +55,8 @@ def train(
   evaluators = Evaluators(config, functions, tokenizer)
   warnings = experiment.record(config, path_and_arg, tokenizer, workdir)
   events = Events(workdir, jax.process_index() == 0)
-  events.write('start', steps=config.steps)
+  events.write('start', experiment=pathlib.Path(path_and_arg).name, steps=config.steps)
+  environment.write(workdir, path_and_arg.partition(':')[0])
   checkpoints = Checkpoints(workdir)
   state, abstract = init_state(functions, jax.random.key(config.seed))
   state = restore_newest(checkpoints, abstract, events) or state
@@ -72,7 +74,7 @@ def train(
     watch.close()
     events.close()
     checkpoints.close()
-    report.write(workdir)
+    write_report(workdir)
 
 
 @dataclasses.dataclass
@@ -95,6 +97,7 @@ class _Run:
       self._evaluate_again(start, state)
     if start >= last:
       self.watch.progress.message(f'{self.workdir} is at step {start} already; nothing to train')
+      self.events.write('done', step=start)
       return
     sharding = meshes.batch_sharding(self.functions.mesh, self.functions.rules)
     train_step = make_train_step(self.functions, self.config.seed, self.config.microbatches, state)
@@ -156,7 +159,7 @@ class _Run:
     self.evaluators.run(step, state.params, self.watch)
     self.watch.metrics.flush()
     self.events.write('eval', step=step, seconds=time.perf_counter() - start)
-    report.write(self.workdir)
+    write_report(self.workdir)
 
   def _evaluate_again(self, step: int, state: TrainState) -> None:
     """Evaluates a restored step that was saved and killed before its evaluation."""
@@ -200,6 +203,15 @@ class _Run:
     if self.unsaved is not None:
       raise RuntimeError(f'the checkpoint of step {self.unsaved} could not be saved')
     self.events.write('done', step=last)
+
+
+def write_report(workdir: pathlib.Path) -> None:
+  """Writes report.html; a full disk costs the report and not the run."""
+  if jax.process_index() == 0:
+    try:
+      report.write(workdir)
+    except OSError as e:
+      print(f'warning: report.html was not written: {e}', file=sys.stderr)
 
 
 def _evaluated(workdir: pathlib.Path) -> set[int]:

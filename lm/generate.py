@@ -1,0 +1,62 @@
+"""Continue a prompt with a trained model, streaming to stdout.
+
+  python -m lm.generate --workdir=DIR --prompt=TEXT [--max_tokens=N] [--temperature=X] ...
+
+With --num_samples the samples are written one after another, each starting with the prompt.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from lm.errors import UserError
+from lm.run import cli
+
+flags.DEFINE_string('workdir', None, 'directory of the run')
+flags.DEFINE_integer('step', None, 'checkpoint to use; the newest one unless given')
+flags.DEFINE_string('prompt', None, 'text to continue; may be empty')
+flags.DEFINE_integer('max_tokens', 200, 'tokens to add at the most')
+flags.DEFINE_float('temperature', 0.8, 'divides the logits; 0 takes the likeliest token')
+flags.DEFINE_integer('top_k', 0, 'draw from the k likeliest tokens; 0 for all')
+flags.DEFINE_float('top_p', 1.0, 'draw from the fewest tokens whose probability reaches this')
+flags.DEFINE_float('min_p', 0.0, 'draw from tokens with this share of the likeliest one')
+flags.DEFINE_integer('seed', 0, 'the same seed gives the same text')
+flags.DEFINE_integer('num_samples', 1, 'how many continuations')
+
+
+def main(argv: list[str]) -> None:
+  cli.parse(argv)
+  args = flags.FLAGS
+  workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  if args.prompt is None:
+    raise UserError("--prompt is required, for example --prompt='The '")
+  for name in ('max_tokens', 'num_samples'):
+    if not args[name].value or args[name].value < 1:
+      raise UserError(f'--{name}={args[name].value} is not a positive number')
+  from lm.decode.sampling import sampler
+  from lm.decode.text import continuations
+  from lm.run.load import load
+
+  choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
+  loaded = load(workdir, args.step)
+  for sample in range(args.num_samples):
+    sys.stdout.write(args.prompt)
+    pieces = continuations(
+      loaded.model,
+      loaded.apply,
+      loaded.params,
+      loaded.tokenizer,
+      [args.prompt],
+      choose,
+      [args.seed + sample],
+      args.max_tokens,
+    )
+    for (piece,) in pieces:
+      sys.stdout.write(piece)
+      sys.stdout.flush()
+    sys.stdout.write('\n')
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)

@@ -1,0 +1,31 @@
+"""Build the tokenizer, tokens and packing plans of an experiment ahead of time.
+
+  python -m lm.prepare --config=experiments/NAME.py[:ARG] [--config.key=value ...]
+
+Training does the same when it finds them missing.
+"""
+
+from lm.run import cli
+
+
+def main(argv: list[str]) -> None:
+  config, _ = cli.config(argv)
+  cli.parse(argv)
+  from lm.data import prepare
+
+  tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
+  print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
+  sets = {'train': (config.data.train, '')}
+  sets |= {f'eval.sets.{name}': (s.split, s.source) for name, s in config.eval.sets.items()}
+  for name, (split, source) in sets.items():
+    rows = prepare.rows(
+      config.data, split, tokenizer, config.seed, prepare.show_progress, source=source or None
+    )
+    print(
+      f'{name}: {rows.documents} documents, {rows.bytes} bytes, {rows.tokens} tokens, '
+      f'{len(rows)} rows of {config.data.context}'
+    )
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)

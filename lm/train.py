@@ -1,0 +1,36 @@
+"""Train a model, or take up a run where it stands.
+
+  python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
+
+The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
+usage or config, 75 stopped by SIGTERM with the state saved.
+"""
+
+import pathlib
+
+from absl import flags
+
+from lm.errors import UserError
+from lm.run import cli
+
+flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
+flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
+flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
+
+
+def main(argv: list[str]) -> None:
+  stop = cli.Stop()
+  config, path = cli.config(argv)
+  cli.parse(argv)
+  workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  stop_at = flags.FLAGS.stop_at
+  if stop_at is not None and stop_at < 1:
+    raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
+  # Imported after the flags are known to be right, because jax takes seconds.
+  from lm.run.loop import train
+
+  train(config, path, workdir, stop, stop_at, flags.FLAGS.profile)
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)
