@@ -1,0 +1,101 @@
+"""What all tests share: strict jax, a cache of their own, and tiny models with lively parameters."""
+
+import os
+
+# Set before jax is imported, and passed on to the processes that tests start.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'raise')
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.models.transformer import Decoder
+from lm.nn.layers import Attention, GatedMlp
+from lm.nn.norm import RMSNorm
+from lm.nn.position import alibi, rope
+from lm.run.build import init_of
+
+VOCABULARY, CONTEXT = 37, 16
+
+# What each architecture changes in a tiny GPT-2.
+VARIANTS = {
+  'gpt2': {},
+  'llama': {
+    'position': rope,
+    'norm': RMSNorm,
+    'mlp': GatedMlp,
+    'kv_heads': 2,
+    'bias': False,
+    'tied': False,
+  },
+  'windows': {
+    'position': rope,
+    'attention': (functools.partial(Attention, window=3), Attention),
+    'depth': 4,
+    'kv_heads': 1,
+  },
+  'alibi': {'position': alibi, 'logit_soft_cap': 5.0, 'vocab_multiple': 8},
+}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+  """A cache directory that the whole run of the tests shares, and nothing else does."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('LM_CACHE', str(tmp_path_factory.mktemp('cache')))
+    yield
+
+
+@pytest.fixture(scope='session')
+def decoder():
+  """Makes a tiny decoder: a variant by name, and what else differs."""
+
+  def make(variant='gpt2', **changes) -> Decoder:
+    sizes = {'d_model': 16, 'depth': 2, 'heads': 4, 'kv_heads': 4, 'head_dim': 4, 'd_mlp': 24}
+    fields = {'vocab_size': VOCABULARY, 'context': CONTEXT} | sizes | VARIANTS[variant] | changes
+    return Decoder(**fields)
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def params_of():
+  """Draws the parameters of a model so large that every part of it changes the output."""
+
+  def draw(model, seed=0):
+    shapes = nn.unbox(jax.eval_shape(init_of(model, CONTEXT), jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(seed)
+    drawn = [jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype) for leaf in leaves]
+    return jax.tree.unflatten(tree, drawn)
+
+  return draw
+
+
+@pytest.fixture(scope='session')
+def batch_of():
+  """Makes a batch of random tokens, the rows whole or packed as `segments` says."""
+
+  def make(B=2, T=12, seed=0, segments=None):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, VOCABULARY, (B, T + 1))
+    segments_BT = np.ones((B, T), int) if segments is None else np.asarray(segments)
+    starts_BT = np.diff(segments_BT, axis=1, prepend=-1) != 0
+    index_BT = np.broadcast_to(np.arange(T), (B, T))
+    positions_BT = index_BT - np.maximum.accumulate(np.where(starts_BT, index_BT, 0), axis=1)
+    integers = {
+      'inputs': tokens[:, :-1],
+      'targets': tokens[:, 1:],
+      'segments': segments_BT,
+      'positions': np.where(segments_BT > 0, positions_BT, 0),
+      'bytes': rng.integers(1, 5, (B, T)),
+    }
+    batch = {name: jnp.asarray(value, jnp.int32) for name, value in integers.items()}
+    return batch | {'weights': jnp.asarray(segments_BT > 0, jnp.float32)}
+
+  return make

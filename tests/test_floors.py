@@ -1,0 +1,129 @@
+"""The import law: floors import downward only."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / 'lm').rglob('*.py'))
+
+# The rooms of each floor. What is not named is a program of the top floor, or `lm` itself.
+FLOORS = (
+  ('config', 'errors', 'mesh', 'spec', 'types'),
+  ('metrics', 'nn', 'text'),
+  ('data', 'decode', 'models', 'objectives', 'optim', 'pretrained'),
+  ('run',),
+)
+PROGRAMS = len(FLOORS)
+
+
+def _room(module: str) -> str:
+  parts = module.split('.')
+  return parts[1] if len(parts) > 1 else ''
+
+
+def _floor(room: str) -> int:
+  return next((i for i, rooms in enumerate(FLOORS) if room in rooms), PROGRAMS)
+
+
+def _module(file: pathlib.Path) -> str:
+  parts = file.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {_module(file): file for file in FILES}
+
+
+def _imports(source: str) -> set[str]:
+  """Returns the modules that a source imports anywhere, also inside its functions."""
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'imports are absolute'
+      # 'from lm import mesh' imports a module, 'from lm.mesh import make' a name of one.
+      names = {f'{node.module}.{alias.name}' for alias in node.names}
+      found |= {name if name in MODULES else str(node.module) for name in names}
+  return found
+
+
+def _offences(module: str, source: str) -> list[str]:
+  """Returns what a module imports against the law."""
+  here, floor = _room(module), _floor(_room(module))
+  offences = []
+  for imported in sorted(_imports(source)):
+    if imported != 'lm' and not imported.startswith('lm.'):
+      if here == 'text' and imported.split('.')[0] in ('jax', 'jaxlib', 'flax', 'optax'):
+        offences.append(imported)
+      continue
+    there = _room(imported)
+    above = _floor(there) > floor
+    sideways = floor == 2 and _floor(there) == 2 and there != here
+    if here and (above or sideways):
+      offences.append(imported)
+  return offences
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_modules_import_downward_only(module):
+  assert _offences(module, MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+  ('module', 'source', 'offences'),
+  [
+    ('lm.nn.losses', 'import lm.models.transformer', ['lm.models.transformer']),
+    ('lm.nn.losses', 'def f():\n  from lm.run import step', ['lm.run.step']),
+    ('lm.models.heads', 'from lm.nn.losses import cross_entropy\nfrom lm import mesh', []),
+    ('lm.models.heads', 'from lm.objectives import focal', ['lm.objectives']),
+    ('lm.data.rows', 'import lm.text.files', []),
+    ('lm.text.files', 'import jax.numpy as jnp', ['jax.numpy']),
+    ('lm.run.loop', 'import lm.train', ['lm.train']),
+  ],
+)
+def test_the_law_can_be_broken(module, source, offences):
+  assert _offences(module, source) == offences
+
+
+def test_every_room_has_a_floor_or_is_a_program():
+  for module, file in MODULES.items():
+    if _floor(_room(module)) == PROGRAMS and module.count('.') == 1:
+      source = file.read_text()
+      assert '__main__' in source or (file.parent / '__main__.py').exists(), (
+        f'{module} has no floor'
+      )
+
+
+def test_only_spec_imports_by_name():
+  for module, file in MODULES.items():
+    called = {
+      node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, 'id', '')
+      for node in ast.walk(ast.parse(file.read_text()))
+      if isinstance(node, ast.Call)
+    }
+    assert module == 'lm.spec' or not called & {'import_module', '__import__', 'eval', 'exec'}
+    assert not _imports(file.read_text()) & {'pickle', 'dill', 'cloudpickle', 'marshal'}
+
+
+HEAVY = ('jax', 'flax', 'tensorflow', 'torch')
+
+
+def _heavy_after_importing(*modules: str) -> str:
+  code = f'import sys, {", ".join(modules)}; print(*sys.modules.keys() & {set(HEAVY)})'
+  run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+  assert run.returncode == 0, run.stderr
+  return run.stdout.strip()
+
+
+def test_text_never_loads_jax():
+  assert _heavy_after_importing(*(m for m in MODULES if _room(m) == 'text')) == ''
+  assert _heavy_after_importing('lm.nn.norm') != ''
+
+
+@pytest.mark.parametrize('program', ['train', 'evaluate', 'generate', 'prepare', 'report'])
+def test_programs_load_jax_only_after_their_flags_are_right(program):
+  assert _heavy_after_importing(f'lm.{program}') == ''
