@@ -115,9 +115,9 @@ def _hints(fn: Callable) -> dict[str, Any]:
 
 def _parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
   wanted = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
-  if not isinstance(path, str) or ':' not in path:
+  module_name, colon, expression = path.partition(':') if isinstance(path, str) else ('', '', '')
+  if not colon or not all(part.isidentifier() for part in module_name.split('.')):
     raise UserError(f'{key}={path!r} is not {wanted}')
-  module_name, expression = path.split(':', 1)
   try:
     tree = ast.parse(expression.strip(), mode='eval').body
     if isinstance(tree, ast.Name):
