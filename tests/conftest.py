@@ -1,4 +1,4 @@
-"""What all tests share: strict jax, a cache of their own, and tiny models with lively parameters."""
+"""What all tests share: strict jax, a cache of their own, tiny models with lively parameters."""
 
 import os
 
