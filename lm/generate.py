@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
   if args.prompt is None:
     raise UserError("--prompt is required, for example --prompt='The '")
   for name in ('max_tokens', 'num_samples'):
-    if not args[name].value or args[name].value < 1:
-      raise UserError(f'--{name}={args[name].value} is not a positive number')
+    if getattr(args, name) < 1:
+      raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations
   from lm.run.load import load

@@ -3,6 +3,7 @@
 Compute runs in `dtype`; parameters are float32 masters, cast where they are used.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,29 +72,8 @@ class Attention(nn.Module):
     self, x: Array, memory: Array | None, mask: Mask, cache: dict[str, Array] | None
   ) -> tuple[Array, dict[str, Array] | None]:
     q_BTHK, k_BSGK, v_BSGK = self.project(x, memory)
-    if self.rotate is not None:
-      positions = mask.q_positions
-      q_BTHK, k_BSGK = self.rotate(q_BTHK, positions), self.rotate(k_BSGK, positions)
-    if cache is not None:
-      cursor = cache['cursor']
-      k_BSGK = jax.lax.dynamic_update_slice_in_dim(cache['k'], k_BSGK, cursor, axis=1)
-      v_BSGK = jax.lax.dynamic_update_slice_in_dim(cache['v'], v_BSGK, cursor, axis=1)
-      cache = {'k': k_BSGK, 'v': v_BSGK, 'cursor': cursor + x.shape[1]}
-    if self.window is not None:
-      mask = mask.replace(window=self.window)
-    o_BTHK = tap(self, 'heads', self.attend(q_BTHK, k_BSGK, v_BSGK, mask))
-    o_BTHK = constrain(o_BTHK, 'batch', 'time', 'heads', 'head_dim')
-    D = x.shape[-1]
-    y = Linear(
-      shape=(self.heads, self.head_dim, D),
-      axes=('heads', 'head_dim', 'embed'),
-      inputs=2,
-      bias=self.bias,
-      dtype=self.dtype,
-      kernel_init=self.out_init,
-      name='out',
-    )(o_BTHK)
-    return tap(self, 'output', y), cache
+    o_BTHK, cache = self.mix(q_BTHK, k_BSGK, v_BSGK, mask, cache)
+    return self.out(o_BTHK, x.shape[-1]), cache
 
   def project(self, x_BTD: Array, memory: Array | None) -> tuple[Array, Array, Array]:
     """Returns queries (B, T, H, K) of x, keys and values (B, S, G, K) of x or the memory."""
@@ -121,6 +101,36 @@ class Attention(nn.Module):
       k, v = kv[..., 0, :], kv[..., 1, :]
     q_BTHK = constrain(q.reshape(B, T, self.heads, K), 'batch', 'time', 'heads', 'head_dim')
     return q_BTHK, k, v
+
+  def mix(
+    self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: dict[str, Array] | None
+  ) -> tuple[Array, dict[str, Array] | None]:
+    """Returns the heads' outputs (B, T, H, K), and the cache with the new keys and values."""
+    if self.rotate is not None:
+      q_BTHK = self.rotate(q_BTHK, mask.q_positions)
+      k_BSGK = self.rotate(k_BSGK, mask.q_positions)
+    if cache is not None:
+      cursor = cache['cursor']
+      enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
+      k_BSGK, v_BSGK = enter(cache['k'], k_BSGK), enter(cache['v'], v_BSGK)
+      cache = {'k': k_BSGK, 'v': v_BSGK, 'cursor': cursor + q_BTHK.shape[1]}
+    if self.window is not None:
+      mask = mask.replace(window=self.window)
+    o_BTHK = tap(self, 'heads', self.attend(q_BTHK, k_BSGK, v_BSGK, mask))
+    return constrain(o_BTHK, 'batch', 'time', 'heads', 'head_dim'), cache
+
+  def out(self, o_BTHK: Array, width: int) -> Array:
+    """Returns the heads' outputs mapped back to the model's width (B, T, D)."""
+    linear = Linear(
+      shape=(self.heads, self.head_dim, width),
+      axes=('heads', 'head_dim', 'embed'),
+      inputs=2,
+      bias=self.bias,
+      dtype=self.dtype,
+      kernel_init=self.out_init,
+      name='out',
+    )
+    return tap(self, 'output', linear(o_BTHK))
 
 
 def gelu(x: Array) -> Array:

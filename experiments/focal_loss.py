@@ -1,0 +1,35 @@
+"""A variant: a new objective, the focal loss on tokens.
+
+  python -m lm.train --config=experiments/focal_loss.py --workdir=runs/focal_loss
+
+Tokens that are predicted well count less, by (1 - p)^gamma (Lin et al. 2017). Its `train/loss` is
+the focal one; `eval/validation/loss` stays cross-entropy and compares with the quickstart's. Two CPU
+cores, 3 minutes.
+"""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lm.config import base, choose, smoke
+from lm.nn.losses import token_statistics
+from lm.types import Objective
+
+
+def focal(gamma: float = 2.0) -> Objective:
+  """Returns the objective -(1 - p)^gamma log p, a mean over target tokens."""
+
+  def sums(apply, params, batch, key):
+    output = apply(params, batch, key=key)
+    nats_BT = token_statistics(output.hidden, output.unembed, batch['targets']).nats
+    return {'loss': jnp.sum(batch['weights'] * (1 - jnp.exp(-nats_BT)) ** gamma * nats_BT)}
+
+  def weights(batch):
+    return {'loss': jnp.sum(batch['weights'])}
+
+  return Objective(sums, weights)
+
+
+def get_config(arg=''):
+  config = base()
+  config.objective = ConfigDict({'fn': 'focal_loss:focal', 'gamma': 2.0})
+  return choose(config, arg, smoke=smoke)

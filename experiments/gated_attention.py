@@ -1,0 +1,31 @@
+"""A variant: attention whose heads are gated by the input, with parameters of their own.
+
+  python -m lm.train --config=experiments/gated_attention.py --workdir=runs/gated_attention
+
+The gate is a sigmoid of a linear map of the layer's input, one for each head (Qiu et al. 2025,
+"Gated Attention for Large Language Models"). The quickstart's text and size; two CPU cores, 3
+minutes.
+"""
+
+import flax.linen as nn
+
+from lm.config import base, choose, smoke
+from lm.nn.layers import Attention, Linear
+
+
+class GatedAttention(Attention):
+  """`Attention` with each head's output multiplied by a gate in (0, 1)."""
+
+  @nn.compact
+  def __call__(self, x, memory, mask, cache):
+    q, k, v = self.project(x, memory)
+    o_BTHK, cache = self.mix(q, k, v, mask, cache)
+    D, H = x.shape[-1], self.heads
+    gate_BTH = nn.sigmoid(Linear((D, H), ('embed', 'heads'), dtype=self.dtype, name='gate')(x))
+    return self.out(o_BTHK * gate_BTH[..., None], D), cache
+
+
+def get_config(arg=''):
+  config = base()
+  config.model.attention = 'gated_attention:GatedAttention'
+  return choose(config, arg, smoke=smoke)

@@ -1,0 +1,36 @@
+"""GPT-2 small, 124M parameters (Radford et al. 2019), on English Wikipedia.
+
+  python -m lm.train --config=experiments/gpt2_small.py --workdir=runs/gpt2_small
+
+For one GPU with 40 GB or more, or a TPU slice; batches of 0.5M tokens in 16 parts. On a slice give
+the mesh (--config.mesh.fsdp=8) and fewer parts. The data need the network once: `python -m
+lm.prepare` with the same --config fetches and tokenizes them (TensorFlow Datasets, wiki40b/en).
+"""
+
+from ml_collections import ConfigDict
+
+from lm.config import base, choose, gpt2, smoke
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 20_000
+  config.batch_size = 512
+  config.microbatches = 16
+  config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 50_257})
+  config.data.context = 1024
+  config.model = gpt2(depth=12, d_model=768, heads=12, context=1024)
+  config.model.vocab_multiple = 128
+  config.model.dtype = 'bfloat16'
+  config.optim.learning_rate = 6e-4
+  config.optim.warmup = 700
+  config.eval.every = 1000
+  config.eval.batch_size = 32
+  config.checkpoint.every = 1000
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  config.microbatches = 2
+  return smoke(config)

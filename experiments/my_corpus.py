@@ -1,0 +1,42 @@
+"""A variant: a corpus of one's own, and a change made to its rows as they are read.
+
+  python -m lm.train --config=experiments/my_corpus.py --workdir=runs/my_corpus
+
+The corpus is the source of two packages of the standard library; replace `source` by whatever
+returns texts. `word_dropout` hides a tenth of the inputs behind the end-of-text token, which has
+id 0. Two CPU cores, 3 minutes.
+"""
+
+import email
+import json
+import pathlib
+
+from lm.config import base, choose, smoke
+
+
+def source(split):
+  """Returns the modules of two packages, every tenth of them held out."""
+  folders = [pathlib.Path(package.__file__).parent for package in (json, email)]
+  files = sorted(file for folder in folders for file in folder.rglob('*.py'))
+  chosen = files[::10] if split == 'validation' else [f for f in files if f not in files[::10]]
+  return [{'text': file.read_text()} for file in chosen]
+
+
+def word_dropout(row, rng, rate=0.1):
+  """Returns the row with some of its inputs hidden; the targets stay."""
+  hidden = rng.random(row['inputs'].shape) < rate
+  return row | {'inputs': row['inputs'] * ~hidden}
+
+
+def get_config(arg=''):
+  config = base()
+  config.data.source = 'my_corpus:source'
+  config.data.transforms = ('my_corpus:word_dropout',)
+  config.data.tokenizer.vocab_size = 1024
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  smoke(config)
+  config.data.source = 'my_corpus:source'  # the variant is the point; it is small as it is
+  return config

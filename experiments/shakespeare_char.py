@@ -1,0 +1,40 @@
+"""Characters of Shakespeare's plays, the work of nanoGPT's CPU recipe.
+
+  LM_DATA=DIR python -m lm.train --config=experiments/shakespeare_char.py --workdir=runs/shakespeare
+
+Reads $LM_DATA/tinyshakespeare/input.txt (1.1 MB); the first 90 % of its characters train, the rest
+validate. `:tfds` reads the same text through the TensorFlow Datasets builder `tiny_shakespeare`
+(preparing it needs `pip install 'lm[tfds]'`). `:best` is the best recipe we know for 80 seconds on
+two CPU cores. Figures: experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lm.config import base, choose, gpt2, smoke
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 2000
+  config.batch_size = 12
+  config.data.source = (
+    "lm.data.sources:text(files='$LM_DATA/tinyshakespeare/input.txt', validation=0.1)"
+  )
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters'})
+  config.data.context = 64
+  config.model = gpt2(depth=4, d_model=128, heads=4, context=64)
+  config.model.bias = False
+  config.optim.learning_rate = 1e-3
+  config.optim.warmup = 100
+  config.optim.b2 = 0.99
+  config.eval.batch_size = 64
+  config.log.prompts = ('ROMEO:\n',)
+  return choose(config, arg, smoke=smoke, tfds=tfds)
+
+
+def tfds(config):
+  config.data.source = (
+    "lm.data.sources:tfds(name='tiny_shakespeare', "
+    "splits={'train': 'train', 'validation': 'validation'})"
+  )
+  return config
