@@ -3,8 +3,8 @@
   python -m lm.train --config=experiments/focal_loss.py --workdir=runs/focal_loss
 
 Tokens that are predicted well count less, by (1 - p)^gamma (Lin et al. 2017). Its `train/loss` is
-the focal one; `eval/validation/loss` stays cross-entropy and compares with the quickstart's. Two CPU
-cores, 3 minutes.
+the focal one; `eval/validation/loss` stays cross-entropy and compares with the quickstart's. Two
+CPU cores, 3 minutes.
 """
 
 import jax.numpy as jnp

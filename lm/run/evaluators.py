@@ -58,6 +58,7 @@ class Evaluators:
     watch.progress.message(f'step {step}: {summary}')
     for i, (prompt, text) in enumerate(self.samples(params, step)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
+      watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
 
   def samples(self, params: Params, step: int) -> list[tuple[str, str]]:
     """Returns (prompt, continuation) of the configured prompts."""
