@@ -55,10 +55,30 @@ def load(path_and_arg: str) -> ConfigDict:
 
 
 def use_folder(folder: pathlib.Path) -> None:
-  """Makes the modules of a folder importable, after everything that is installed."""
-  entry = str(folder.resolve())
-  if entry not in sys.path:
-    sys.path.append(entry)
+  """Makes the modules of a folder importable, after everything that is installed.
+
+  One folder at a time: those of the one before are forgotten, so that a name in the config of
+  one run never finds the file of another.
+  """
+  global _folder
+  folder = folder.resolve()
+  if _folder is not None and _folder != folder:
+    sys.path.remove(str(_folder))
+    for name, module in list(sys.modules.items()):
+      if _parent(module) == _folder:
+        del sys.modules[name]
+  if _folder != folder:
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+  _folder = folder
+
+
+_folder: pathlib.Path | None = None
+
+
+def _parent(module) -> pathlib.Path | None:
+  file = getattr(module, '__file__', None)
+  return pathlib.Path(file).resolve().parent if file else None
 
 
 def to_json(config: ConfigDict) -> str:
@@ -149,9 +169,11 @@ def _import(file: pathlib.Path):
   if spec is None or spec.loader is None:
     raise UserError(f'--config={file}: not a Python file')
   module = importlib.util.module_from_spec(spec)
+  known = sys.modules.get(file.stem)
+  if known is not None and _parent(known) != file.resolve().parent:
+    raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
   # Under its own name, so that 'file:function' in the config is this very module.
-  if file.stem not in sys.modules:
-    sys.modules[file.stem] = module
+  sys.modules[file.stem] = module
   try:
     spec.loader.exec_module(module)
   except (SyntaxError, ImportError) as e:
@@ -166,9 +188,9 @@ def _sources(file: pathlib.Path) -> dict[str, str]:
   folder = file.parent.resolve()
   found = {file.name: file.read_text()}
   for module in list(sys.modules.values()):
-    origin = getattr(module, '__file__', None)
-    if origin and pathlib.Path(origin).resolve().parent == folder and origin.endswith('.py'):
-      found[pathlib.Path(origin).name] = pathlib.Path(origin).read_text()
+    if _parent(module) == folder and module.__file__.endswith('.py'):
+      neighbour = pathlib.Path(module.__file__)
+      found[neighbour.name] = neighbour.read_text()
   return found
 
 

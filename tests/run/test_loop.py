@@ -1,0 +1,300 @@
+"""The loop as a whole: what a run leaves behind, and how it goes on after any kind of end."""
+
+import dataclasses
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lm.errors import Preempted, UserError
+from lm.run import checkpoint, experiment, load, loop
+
+FILE = 'tiny.py'
+SOURCE = """
+from ml_collections import ConfigDict
+from lm.config import base
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 8
+  config.batch_size = 4
+  config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
+  config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
+  config.data.context = 16
+  config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
+                       'head_dim': 8, 'd_mlp': 32, 'dropout': 0.1}})
+  config.optim.warmup = 2
+  config.eval.every = 4
+  config.checkpoint.every = 3
+  config.checkpoint.keep = 10
+  config.log.every = 1
+  config.log.sample_tokens = 4
+  return config
+
+def poison(row, rng):
+  return row | {{'weights': row['weights'] * float('nan')}}
+"""
+TIMES = ('train/tokens_per_second', 'train/step_seconds', 'train/data_seconds', 'train/mfu')
+
+
+@dataclasses.dataclass
+class NoStop:
+  """Stands for `cli.Stop`; says stop after some questions."""
+
+  after: int = 10**9
+
+  @property
+  def signal(self):
+    self.after -= 1
+    return None if self.after >= 0 else 'SIGTERM'
+
+
+@pytest.fixture
+def folder(tmp_path):
+  corpus = tmp_path / 'corpus.txt'
+  corpus.write_text('\n'.join(f'{n} times {n} is {n * n}.' for n in range(200)))
+  (tmp_path / FILE).write_text(SOURCE.format(corpus=str(corpus)))
+  return tmp_path
+
+
+def run(folder, name, stop=None, stop_at=None, **changes):
+  path = str(folder / FILE)
+  config = experiment.load(path)
+  config.update_from_flattened_dict(changes)
+  loop.train(config, path, folder / name, stop or NoStop(), stop_at)
+  return folder / name
+
+
+def metrics(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def state_of(workdir, step):
+  """Returns every array of a checkpoint, by file-independent names."""
+  checkpoints = checkpoint.Checkpoints(workdir)
+  restored = checkpoints._manager.restore(step)
+  checkpoints.close()
+  leaves, _ = jax.tree_util.tree_flatten_with_path(dict(restored.items()))
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def assert_same_state(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    assert np.array_equal(a[name], b[name]), name
+
+
+def command(folder, workdir, *more):
+  return [
+    sys.executable,
+    '-m',
+    'lm.train',
+    f'--config={folder / FILE}',
+    f'--workdir={workdir}',
+    *more,
+  ]
+
+
+def wait_for(condition, process, seconds=120):
+  end = time.time() + seconds
+  while not condition():
+    assert process.poll() is None, 'the process ended early'
+    assert time.time() < end, 'nothing happened'
+    time.sleep(0.05)
+
+
+def steps_logged(workdir):
+  file = workdir / 'metrics.jsonl'
+  return len(file.read_bytes().splitlines()) if file.exists() else 0
+
+
+def test_run_leaves_its_record(folder):
+  workdir = run(folder, 'whole')
+  names = {p.name for p in workdir.iterdir()}
+  assert names >= {
+    'config.json',
+    'source',
+    'metrics.jsonl',
+    'events.jsonl',
+    'environment.json',
+    'tokenizer.json',
+    'checkpoints',
+    'samples',
+    'report.html',
+    'tensorboard',
+  }
+  rows = metrics(workdir)
+  assert [r['step'] for r in rows if 'train/loss' in r] == list(range(1, 9))
+  evaluated = [r for r in rows if 'eval/validation/loss' in r]
+  assert [r['step'] for r in evaluated] == [4, 8]
+  last = evaluated[-1]
+  assert last['eval/validation/perplexity'] == pytest.approx(np.exp(last['eval/validation/loss']))
+  assert {int(p.stem) for p in (workdir / 'samples').iterdir()} == {4, 8}
+  loaded = load.load(workdir)
+  assert loaded.step == 8
+  assert loaded.params.keys() >= {'embedding', 'layers'}
+  events = [json.loads(x)['event'] for x in (workdir / 'events.jsonl').read_text().splitlines()]
+  assert events[0] == 'start' and events[-1] == 'done'
+
+
+def test_resumed_run_equals_the_whole_run_bit_for_bit(folder):
+  whole = run(folder, 'whole')
+  parts = run(folder, 'parts', stop_at=5)
+  run(folder, 'parts')
+  assert_same_state(state_of(whole, 8), state_of(parts, 8))
+  assert metrics(whole) == metrics(parts)
+
+
+def test_preempted_run_saves_and_goes_on(folder):
+  whole = run(folder, 'whole')
+  with pytest.raises(Preempted, match='saved step 2'):
+    run(folder, 'parts', stop=NoStop(after=5))
+  assert [r['step'] for r in metrics(folder / 'parts')] == [1, 2]
+  run(folder, 'parts')
+  assert_same_state(state_of(whole, 8), state_of(folder / 'parts', 8))
+
+
+def test_finished_run_has_nothing_to_do(folder):
+  workdir = run(folder, 'whole')
+  before = metrics(workdir)
+  run(folder, 'whole')
+  assert metrics(workdir) == before
+
+
+def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(folder, capsys):
+  whole = run(folder, 'whole')
+  run(folder, 'parts', stop_at=7)
+  for file in (folder / 'parts/checkpoints/7').rglob('*'):
+    if file.is_file() and 'params' in file.parts and file.stat().st_size > 500:
+      file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(UserError, match=r'damaged: 7|--step=7'):
+    load.load(folder / 'parts', step=7)
+  capsys.readouterr()
+  run(folder, 'parts')
+  assert 'checkpoint 7 is damaged' in capsys.readouterr().err
+  assert any((folder / 'parts/damaged').iterdir())
+  assert_same_state(state_of(whole, 8), state_of(folder / 'parts', 8))
+  assert metrics(whole) == metrics(folder / 'parts')
+
+
+def test_no_intact_checkpoint_is_an_error_and_not_a_new_start(folder):
+  workdir = run(folder, 'whole', stop_at=3)
+  for file in (workdir / 'checkpoints/3').rglob('*'):
+    if file.is_file():
+      file.write_bytes(b'')
+  with pytest.raises(UserError, match='no intact checkpoint'):
+    run(folder, 'whole')
+
+
+def test_named_steps_that_are_not_there(folder):
+  workdir = run(folder, 'whole', stop_at=3)
+  with pytest.raises(UserError, match=r'--step=5: .* has checkpoints at 3'):
+    load.load(workdir, step=5)
+  shutil.rmtree(workdir / 'checkpoints/3')
+  with pytest.raises(UserError, match='no checkpoint there'):
+    load.load(workdir)
+  with pytest.raises(UserError, match='no run there'):
+    load.load(folder / 'nowhere')
+
+
+def test_checkpoint_of_another_shape_is_explained(folder):
+  run(folder, 'whole', stop_at=3)
+  config = folder / 'whole/config.json'
+  config.write_text(config.read_text().replace('"d_mlp": 32', '"d_mlp": 48'))
+  with pytest.raises(UserError, match=r'mlp/down/kernel is \(2, 32, 16\) and should be \(2, 48'):
+    load.load(folder / 'whole')
+
+
+def test_another_config_or_tokenizer_in_the_workdir(folder):
+  run(folder, 'whole', stop_at=3)
+  with pytest.raises(UserError, match=r'model\.d_mlp=32, not 64'):
+    run(folder, 'whole', **{'model.d_mlp': 64})
+  with pytest.raises(UserError, match=r'data\.tokenizer\.fn='):
+    run(folder, 'whole', **{'data.tokenizer.fn': 'lm.text.tokenizers:characters'})
+  run(folder, 'whole', **{'log.every': 2, 'eval.every': 5, 'steps': 6})
+
+
+def test_best_and_newest_checkpoints_are_kept(folder):
+  workdir = run(
+    folder,
+    'whole',
+    **{'checkpoint.keep': 1, 'checkpoint.every': 1, 'eval.every': 2, 'optim.learning_rate': 0.3},
+  )
+  scores = {
+    r['step']: r['eval/validation/loss']
+    for r in metrics(workdir)
+    if len(r) > 3 and 'eval/validation/loss' in r
+  }
+  kept = {int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()}
+  assert kept == {8, min(scores, key=scores.get)}
+
+
+def test_steps_that_are_not_finite_stop_the_run_with_evidence(folder):
+  with pytest.raises(FloatingPointError, match='3 steps in a row'):
+    run(folder, 'whole', **{'data.transforms': ('tiny:poison',), 'nonfinite_limit': 3})
+  evidence = json.loads((folder / 'whole/nonfinite/3.json').read_text())
+  assert evidence['parameters'] == {} and 'embedding' in evidence['gradients']
+  assert np.isnan(np.load(folder / 'whole/nonfinite/3.npz')['weights']).all()
+
+
+def test_killed_run_goes_on_as_if_nothing_had_happened(folder):
+  changes = ('--config.steps=60', '--config.checkpoint.every=7', '--config.eval.every=50')
+  workdir = folder / 'killed'
+  process = subprocess.Popen(command(folder, workdir, *changes), stderr=subprocess.DEVNULL)
+  wait_for(lambda: steps_logged(workdir) > 16, process)
+  process.kill()
+  process.wait()
+  with open(workdir / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 59, "train/lo')
+  subprocess.run(command(folder, workdir, *changes), check=True, capture_output=True)
+  whole = run(folder, 'whole', **{'steps': 60, 'checkpoint.every': 7, 'eval.every': 50})
+  assert metrics(workdir) == metrics(whole)
+  assert_same_state(state_of(workdir, 60), state_of(whole, 60))
+
+
+def test_sigterm_exits_75_with_the_step_saved(folder):
+  workdir = folder / 'stopped'
+  changes = ('--config.steps=100000', '--config.eval.every=100000')
+  process = subprocess.Popen(
+    command(folder, workdir, *changes, '--config.checkpoint.every=100000'),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  wait_for(lambda: steps_logged(workdir) > 3, process)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75, errors
+  saved = max(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
+  assert metrics(workdir)[-1]['step'] == saved
+  assert f'saved step {saved}' in errors.splitlines()[-1]
+
+
+def test_full_disk_while_saving_costs_neither_run_nor_older_checkpoint(folder):
+  workdir = folder / 'full'
+  changes = ('--config.steps=100000', '--config.eval.every=100000', '--config.log.every=1')
+  process = subprocess.Popen(
+    command(folder, workdir, *changes, '--config.checkpoint.every=20'),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  first = workdir / 'checkpoints/20'
+  wait_for(first.exists, process)
+  # Files may not grow beyond 2 kB from here on: checkpoints fail as on a full disk.
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
+  wait_for(lambda: 'saving failed' in (workdir / 'events.jsonl').read_text(), process)
+  size = steps_logged(workdir)
+  time.sleep(0.5)
+  assert process.poll() is None, 'training stopped'
+  process.kill()
+  process.communicate()
+  assert size >= 20
+  assert load.load(workdir).step >= 20

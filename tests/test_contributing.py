@@ -1,0 +1,30 @@
+"""The three walks through CONTRIBUTING.md run as they stand."""
+
+import pathlib
+import re
+
+import pytest
+
+from lm.run import experiment, loop
+
+TEXT = (pathlib.Path(__file__).parent.parent / 'CONTRIBUTING.md').read_text()
+BLOCKS = re.findall(r'```python\n(# experiments/(\w+)\.py\n.*?)```', TEXT, re.DOTALL)
+
+
+class NoStop:
+  signal = None
+
+
+def test_there_are_three_walks_of_under_twenty_lines():
+  assert len(BLOCKS) == 3
+  for code, _ in BLOCKS:
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+
+
+@pytest.mark.parametrize(('code', 'name'), BLOCKS, ids=[name for _, name in BLOCKS])
+def test_walk_trains(code, name, tmp_path):
+  file = tmp_path / f'{name}.py'
+  file.write_text(code)
+  config = experiment.load(f'{file}:smoke')
+  loop.train(config, f'{file}:smoke', tmp_path / 'run', NoStop(), stop_at=2)
+  assert (tmp_path / 'run/checkpoints/2').is_dir()

@@ -1,0 +1,82 @@
+"""Every experiment builds at its full size, and its :smoke really trains."""
+
+import ast
+import os
+import pathlib
+import re
+
+import jax
+import pytest
+
+from lm.errors import UserError
+from lm.run import build, cli, experiment, loop
+from lm.run.step import abstract_state
+
+FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
+FILES = sorted(FOLDER.glob('*.py'))
+NAMES = [file.stem for file in FILES]
+
+
+class NoStop:
+  signal = None
+
+
+def vocab_size(config):
+  """Returns a size for the model's table without training the tokenizer."""
+  return config.data.tokenizer.get('vocab_size', 100)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_experiment_builds_at_full_size(name):
+  config = experiment.load(str(FOLDER / f'{name}.py'))
+  functions = build.functions(config, vocab_size(config))
+  abstract, _ = abstract_state(functions)
+  assert build.parameter_count(abstract.params) > 1e5
+  for path in config.data.transforms + config.data.prepare + (config.data.source, config.data.pack):
+    from lm import spec
+
+    spec.resolve(path, 'data')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_smoke_trains_two_steps(name, tmp_path):
+  path = f'{FOLDER / name}.py:smoke'
+  config = experiment.load(path)
+  assert config.steps >= 100
+  config.log.every = 1
+  loop.train(config, path, tmp_path / 'run', NoStop(), stop_at=2)
+  assert (tmp_path / 'run/checkpoints/2').is_dir()
+  assert (tmp_path / 'run/source' / f'{name}.py').is_file()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_header_has_the_command(name):
+  header = ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text()))
+  command = re.search(rf'python -m lm\.train --config=experiments/{name}\.py\S* --workdir=', header)
+  assert command, header
+  assert re.search(r'CPU|GPU|TPU', header), 'the header names no hardware'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_unknown_argument_is_an_error(name):
+  with pytest.raises(UserError, match='--config: no'):
+    experiment.load(f'{FOLDER / name}.py:smoek')
+
+
+def test_config_of_a_workdir_runs_again(tmp_path):
+  path = f'{FOLDER / "quickstart"}.py:smoke'
+  config = experiment.load(path)
+  (tmp_path / 'config.json').write_text(experiment.to_json(config))
+  again, _ = cli.config(['lm', f'--config={tmp_path / "config.json"}', '--config.steps=3'])
+  assert again.steps == 3
+  experiment.check_same(config, again, tmp_path)
+
+
+@pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA is not set')
+def test_shakespeare_reads_the_text(tmp_path):
+  path = str(FOLDER / 'shakespeare_char.py')
+  config = experiment.load(path)
+  config.steps = 2
+  config.eval.sets = {}
+  loop.train(config, path, tmp_path / 'run', NoStop())
+  assert jax.tree.leaves(config)
