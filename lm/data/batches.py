@@ -1,0 +1,125 @@
+"""Batches as a pure function of (seed, step).
+
+There is no iterator state: position p of the endless sequence of examples belongs to epoch p // n
+and is the (p mod n)-th row of that epoch's own permutation. A process computes only the rows that
+it needs, and all agree. A mixture of several row sets would be one more index arithmetic here: from
+a position to (set, position within the set).
+"""
+
+import collections
+import concurrent.futures
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from lm.data.rows import Rows
+
+Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
+NumpyBatch = dict[str, np.ndarray]
+Select = slice | np.ndarray
+_ALL = slice(None)
+
+_THREADS = 2
+_AHEAD = 8  # batches made before they are asked for
+# Up to here numpy's permutation of a whole epoch is cheap; Grain's, which needs no memory, slows
+# down below this size, because it walks through 2**16 indices to stay among fewer.
+_SMALL = 2**16
+
+
+def batch_at(
+  rows: Rows,
+  transforms: Sequence[Transform],
+  batch_size: int,
+  seed: int,
+  step: int,
+  select: Select = _ALL,
+) -> NumpyBatch:
+  """Returns the training batch of a step.
+
+  Args:
+    rows: the training rows.
+    transforms: one-to-one changes of a row; each draws from a generator of (seed, epoch, row).
+    batch_size: rows of the global batch; it may exceed len(rows), which then repeat.
+    seed: of the shuffling and the transforms.
+    step: from 0.
+    select: which rows of the global batch to return.
+  """
+  positions = step * batch_size + np.arange(batch_size)[select]
+  epochs, places = np.divmod(positions, len(rows))
+  indices = np.empty_like(places)
+  for epoch in np.unique(epochs):
+    now = epochs == epoch
+    indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
+  if not transforms:
+    return rows.batch(indices)
+  changed = [
+    _transformed(rows[i], transforms, (seed, int(epoch), int(i)))
+    for i, epoch in zip(indices, epochs, strict=True)
+  ]
+  return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
+
+
+def train_batches(
+  rows: Rows,
+  transforms: Sequence[Transform],
+  batch_size: int,
+  seed: int,
+  start: int,
+  stop: int,
+  select: Select = _ALL,
+) -> Iterator[tuple[int, NumpyBatch]]:
+  """Yields (step, batch) for the steps from `start` to `stop`, made ahead by threads.
+
+  What fails in a thread is raised here. Closing the iterator ends the threads.
+  """
+  make = functools.partial(batch_at, rows, transforms, batch_size, seed, select=select)
+  with concurrent.futures.ThreadPoolExecutor(_THREADS, 'batches') as threads:
+    pending: collections.deque[concurrent.futures.Future[NumpyBatch]] = collections.deque()
+    try:
+      for step in range(start, stop):
+        last = min(step + _AHEAD, stop)
+        pending.extend(threads.submit(make, s) for s in range(step + len(pending), last))
+        yield step, pending.popleft().result()
+    finally:
+      threads.shutdown(wait=False, cancel_futures=True)
+
+
+def eval_batches(rows: Rows, batch_size: int, select: Select = _ALL) -> Iterator[NumpyBatch]:
+  """Yields every row once, in order; the last batch is filled up with rows of zeros."""
+  for start in range(0, len(rows), batch_size):
+    indices = np.arange(start, start + batch_size)[select]
+    batch = rows.batch(np.minimum(indices, len(rows) - 1))
+    missing = indices >= len(rows)
+    for values in batch.values():
+      values[missing] = 0
+    yield batch
+
+
+def epoch(rows: Rows, batch_size: int, step: int) -> float:
+  """Returns how many times the rows have been seen after `step` steps."""
+  return step * batch_size / len(rows)
+
+
+def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+  """Returns the rows at some places of an epoch's permutation."""
+  if size <= _SMALL:
+    return _permutation(size, seed, epoch)[places]
+  # Imported here, because it takes a second and few corpora are that large.
+  from grain.experimental import index_shuffle
+
+  key = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+  return np.array([index_shuffle(int(p), size - 1, key, 4) for p in places])
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def _transformed(
+  row: NumpyBatch, transforms: Sequence[Transform], key: tuple[int, ...]
+) -> NumpyBatch:
+  for i, transform in enumerate(transforms):
+    row = transform(row, np.random.default_rng((*key, i)))
+  return row

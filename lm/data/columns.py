@@ -1,0 +1,101 @@
+"""Text columns of Parquet and JSON lines files, read by position."""
+
+import bisect
+import functools
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import pyarrow
+import pyarrow.parquet
+
+from lm.data import splits, text_files
+from lm.errors import UserError, nearest
+from lm.text.files import find
+
+
+def columns(
+  split: str, files: str | tuple[str, ...], text: str = 'text', validation: float = 0.0
+) -> Sequence[dict[str, str]]:
+  """Returns a document for every row of a table.
+
+  Args:
+    split: 'train' or, where a part is set aside, 'validation'.
+    files: names or glob patterns of .parquet or of .jsonl and .jsonl.gz files, of one kind.
+    text: the column that holds the text.
+    validation: the share set aside, the last rows.
+
+  Raises:
+    UserError: files that are missing, damaged or empty; no such column; an unknown split.
+  """
+  found = find(files, 'data.source: files')
+  if all(map(text_files.is_jsonl, found)):
+    documents = text_files.Documents(found, 'line', text)
+    start, stop = splits.bounds(split, len(documents), validation, 'rows')
+    return documents.select(start, stop)
+  for file in found:
+    if file.suffix != '.parquet':
+      raise UserError(f'data.source: {file} is not like the others .parquet, nor all are .jsonl')
+  counts = [_row_groups(file, text) for file in found]
+  start, stop = splits.bounds(split, sum(map(sum, counts)), validation, 'rows')
+  return ParquetColumn(found, text, counts, range(start, stop))
+
+
+class ParquetColumn(Sequence):
+  """The rows of a text column of Parquet files, read one row group at a time.
+
+  Attributes:
+    fingerprint: names, sizes and times of the files.
+  """
+
+  def __init__(self, files: list[pathlib.Path], column: str, counts: list[list[int]], rows: range):
+    """Holds which rows of which files.
+
+    Args:
+      files: the Parquet files.
+      column: the column that holds the text.
+      counts: the numbers of rows of each file's row groups.
+      rows: the rows of this sequence among those of all files.
+    """
+    self._column = column
+    self._groups = [
+      (f, g) for f, sizes in zip(files, counts, strict=True) for g in range(len(sizes))
+    ]
+    self._starts = [0, *itertools.accumulate(itertools.chain.from_iterable(counts))]
+    self._rows = rows
+    self.fingerprint = text_files.fingerprint(files)
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, index):
+    row = self._rows[index]
+    group = bisect.bisect_right(self._starts, row) - 1
+    file, group_in_file = self._groups[group]
+    value = _read(file, group_in_file, self._column)[row - self._starts[group]].as_py()
+    if not isinstance(value, str):
+      raise UserError(f'data.source: {file}: row {row} of column {self._column!r} is {value!r}')
+    return {'text': value}
+
+
+def _row_groups(file: pathlib.Path, column: str) -> list[int]:
+  """Returns the numbers of rows of the row groups of a file, after checking its column."""
+  try:
+    with pyarrow.parquet.ParquetFile(file) as table:
+      schema, metadata = table.schema_arrow, table.metadata
+  except (pyarrow.ArrowException, OSError) as e:
+    raise UserError(f'data.source: {file} is not an intact Parquet file: {e}') from e
+  if column not in schema.names:
+    there = ', '.join(map(repr, schema.names))
+    near = nearest(column, schema.names)
+    raise UserError(f'data.source: {file}: no column {column!r}{near}; there is {there}')
+  kind = schema.field(column).type
+  if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    raise UserError(f'data.source: {file}: column {column!r} holds {kind}, not strings')
+  return [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+
+
+@functools.lru_cache(maxsize=2)
+def _read(file: pathlib.Path, group: int, column: str) -> pyarrow.ChunkedArray:
+  with pyarrow.parquet.ParquetFile(file) as table:
+    return table.read_row_group(group, columns=[column]).column(0)

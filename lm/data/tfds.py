@@ -1,0 +1,172 @@
+"""TensorFlow Datasets, read by position from ArrayRecord files without TensorFlow.
+
+Reading what is prepared never needs TensorFlow, nor does preparing a builder that avoids `tf.io`.
+Other builders import it while they prepare themselves: the extra `lm[tfds]` brings it.
+"""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import socket
+import sys
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm.data import splits as split_names
+from lm.data.cache import locked
+from lm.errors import UserError, nearest
+from lm.text.files import expand
+
+# Builders of the old layout are known only once the package of their kind has been imported.
+_OLD_LAYOUT = ('text', 'translate', 'summarization', 'question_answering')
+
+
+def tfds(
+  split: str,
+  name: str,
+  text: str = 'text',
+  data_dir: str = '',
+  splits: Mapping[str, str] | None = None,
+) -> 'TfdsText':
+  """Returns the text of a TensorFlow Datasets builder, preparing it first where that is needed.
+
+  Args:
+    split: one of the builder's splits, or one of the names in `splits`.
+    name: 'builder', 'builder/config' or 'builder/config:version'.
+    text: the feature that holds the text.
+    data_dir: where data sets lie; empty for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    splits: what our names mean, in the notation of TensorFlow Datasets, for example
+      {'train': 'train[:99%]', 'validation': 'train[99%:]'}; None for the builder's own names.
+
+  Raises:
+    UserError: there is no such builder, split or feature; it cannot be prepared here.
+  """
+  default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  directory = expand(data_dir or default, 'data.source: data_dir')
+  builder = _builder(name, directory)
+  if not builder.is_prepared():
+    with locked(directory / f'.{name.replace("/", "-")}.lock'):
+      if not builder.is_prepared():
+        _prepare(builder, name, directory)
+  if text not in builder.info.features:
+    there = ', '.join(map(repr, builder.info.features))
+    raise UserError(f'data.source: tfds {name!r} has no feature {text!r}; there is {there}')
+  if splits is None:
+    split_names.check(split, list(builder.info.splits))
+    return TfdsText(builder, split, text)
+  split_names.check(split, list(splits))
+  return TfdsText(builder, splits[split], text)
+
+
+class TfdsText(Sequence):
+  """One feature of the examples of one split.
+
+  Attributes:
+    fingerprint: the builder's full name with its version, the split, and their sizes.
+  """
+
+  def __init__(self, builder: Any, split: str, text: str):
+    """Opens a prepared builder.
+
+    Raises:
+      UserError: there is no such split, or the data is in a format without random access.
+    """
+    try:
+      self._examples = builder.as_data_source(split=split)
+      part = builder.info.splits[split]
+    except NotImplementedError as e:
+      raise UserError(
+        f'data.source: {builder.info.full_name} lies in {builder.data_dir} as '
+        f'{builder.info.file_format.value}; prepare it in another data_dir, as array_record'
+      ) from e
+    except ValueError as e:
+      raise UserError(f'data.source: {builder.info.full_name}: {e}') from e
+    self._text = text
+    sizes = f'{part.num_examples} of {builder.info.dataset_size}'
+    self.fingerprint = f'{builder.info.full_name} {split} {sizes}'
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index):
+    value = self._examples[index][self._text]
+    if not isinstance(value, bytes):
+      kind = type(value).__name__
+      raise UserError(f'data.source: feature {self._text!r} holds {kind}, not text')
+    return {'text': value.decode('utf-8')}
+
+
+def _builder(name: str, directory: pathlib.Path) -> Any:
+  # Imported here, because it takes most of a second.
+  import tensorflow_datasets
+
+  for package in _OLD_LAYOUT:
+    importlib.import_module(f'tensorflow_datasets.{package}')
+  try:
+    return tensorflow_datasets.builder(name, data_dir=directory, file_format='array_record')
+  except tensorflow_datasets.core.registered.DatasetNotFoundError as e:
+    known = tensorflow_datasets.list_builders(with_community_datasets=False)
+    near = nearest(name.partition('/')[0], known)
+    raise UserError(
+      f'data.source: tfds knows no builder {name!r}{near}, nor is it prepared in {directory}; '
+      'for local files take lm.data.sources:text or :columns'
+    ) from e
+  except ValueError as e:  # an unknown config or version
+    raise UserError(f'data.source: tfds {name!r}: {str(e).splitlines()[0]}') from e
+
+
+def _prepare(builder: Any, name: str, directory: pathlib.Path) -> None:
+  """Downloads and prepares a builder, or says what is in the way."""
+  missing = _missing_downloads(builder, directory)
+  if missing and _offline(missing):
+    raise _needs_download(name, missing)
+  try:
+    with contextlib.redirect_stdout(sys.stderr):  # it announces itself on stdout
+      builder.download_and_prepare()
+  except ImportError as e:
+    if 'tensorflow' in str(e).lower():
+      raise UserError(
+        f"data.source: preparing tfds {name!r} needs TensorFlow: pip install 'lm[tfds]' "
+        '(reading it afterwards does not)'
+      ) from e
+    raise UserError(f'data.source: preparing tfds {name!r} needs a package: {e}') from e
+  except ConnectionError as e:
+    raise _needs_download(name, missing) from e
+  except OSError as e:
+    if type(e).__module__.startswith('requests'):
+      raise _needs_download(name, missing) from e
+    raise
+
+
+def _missing_downloads(builder: Any, directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the addresses that have not been downloaded, and where each file would lie."""
+  from tensorflow_datasets.core.download import resource
+
+  places = {
+    url: directory / 'downloads' / resource.get_dl_fname(url, info.checksum)
+    for url, info in (builder.url_infos or {}).items()
+  }
+  missing = {url: place for url, place in places.items() if not place.exists()}
+  # Of many configurations, each with files of its own, some are always missing.
+  several = len(builder.BUILDER_CONFIGS) > 1 and len(missing) < len(places)
+  return {} if several else missing
+
+
+def _offline(urls: Mapping[str, pathlib.Path]) -> bool:
+  """Returns whether no host of the addresses has a name that resolves."""
+  for host in {urllib.parse.urlsplit(url).hostname for url in urls}:
+    with contextlib.suppress(OSError):
+      socket.getaddrinfo(host, 443)
+      return False
+  return True
+
+
+def _needs_download(name: str, missing: Mapping[str, pathlib.Path]) -> UserError:
+  url, place = next(iter(missing.items()), ('its files', pathlib.Path('DATA_DIR/downloads')))
+  others = f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''
+  return UserError(
+    f'data.source: tfds {name!r} needs a download and there is no network: put {url} at '
+    f'{place}{others}, or take lm.data.sources:text for a local file'
+  )

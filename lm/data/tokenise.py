@@ -1,0 +1,127 @@
+"""From examples to tokens, a chunk of examples at a time.
+
+The chunks are the same however many processes share them, so that a preparation step, which sees
+the examples of one chunk in a row, gives the same result everywhere.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lm import spec
+from lm.errors import UserError
+from lm.text.tokenizers import end_id
+
+CHUNK = 256  # examples that a preparation step sees in a row
+_PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end
+_BATCH = 2**22  # characters tokenised at once, which bounds the memory
+
+
+class Encoded(NamedTuple):
+  """Some documents as tokens.
+
+  Attributes:
+    tokens: the documents one after another, each followed by END.
+    counts: int64, the tokens of each document, END included.
+    sizes: int64, the UTF-8 bytes of the text of each document.
+  """
+
+  tokens: np.ndarray
+  counts: np.ndarray
+  sizes: np.ndarray
+
+
+def chunks(count: int) -> list[tuple[int, int]]:
+  """Returns the first and last index, exclusive, of the chunks of `count` examples."""
+  return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
+  """Returns a split of the source with an import path."""
+  return spec.call(spec.resolve(path, 'data.source'), 'data.source', split)
+
+
+def examples(
+  source: Sequence[dict[str, Any]], steps: Iterable[str], start: int, stop: int
+) -> Iterator[dict[str, Any]]:
+  """Yields what the preparation steps make of the examples from `start` to `stop`."""
+  found: Iterator[dict[str, Any]] = (source[i] for i in range(start, stop))
+  for i, path in enumerate(steps):
+    key = f'data.prepare[{i}]'
+    found = iter(spec.call(spec.resolve(path, key), key, found))
+  return found
+
+
+def text_of(example: dict[str, Any]) -> str:
+  """Returns the text of an example.
+
+  Raises:
+    UserError: it has none.
+  """
+  text = example.get('text')
+  if not isinstance(text, str):
+    there = ', '.join(map(repr, example))
+    raise UserError(f"data.source: an example has no string under 'text'; it has {there}")
+  return text
+
+
+def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
+  """Returns the smallest type that holds every token."""
+  return np.uint16 if tokenizer.get_vocab_size() < 2**16 else np.uint32
+
+
+def encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Encoded]:
+  """Returns the function that turns texts into tokens.
+
+  Text that looks like a special token is taken as text. `sizes` counts the bytes of the text as it
+  comes out of the preparation steps, before the tokenizer normalises it.
+  """
+  tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  tokenizer.encode_special_tokens = True
+  end, dtype = end_id(tokenizer), token_type(tokenizer)
+
+  def encode(texts: Iterable[str]) -> Encoded:
+    tokens, counts, sizes = [], [], []
+    for batch in _batches(texts):
+      pieces = [_pieces(text) for text in batch]
+      flat = list(itertools.chain.from_iterable(pieces))
+      found = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+      for text, parts in zip(batch, pieces, strict=True):
+        ids = [np.array(next(found).ids, dtype) for _ in parts]
+        document = np.concatenate([*ids, np.array([end], dtype)])
+        tokens.append(document)
+        counts.append(len(document))
+        sizes.append(len(text.encode()))
+    empty = np.empty(0, dtype)
+    return Encoded(
+      np.concatenate([empty, *tokens]), np.array(counts, np.int64), np.array(sizes, np.int64)
+    )
+
+  return encode
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+  """Yields runs of texts of about `_BATCH` characters."""
+  batch: list[str] = []
+  size = 0
+  for text in texts:
+    batch.append(text)
+    size += len(text)
+    if size >= _BATCH:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+def _pieces(text: str) -> list[str]:
+  """Returns a text in pieces that end at line ends where there are any; mostly the text itself."""
+  pieces = []
+  while len(text) > _PIECE:
+    cut = text.rfind('\n', 0, _PIECE) + 1 or _PIECE
+    pieces.append(text[:cut])
+    text = text[cut:]
+  return [*pieces, text]

@@ -1,0 +1,181 @@
+"""Preparation shared among processes.
+
+A worker is `python -m lm.data.workers`: it takes a job and then chunks on stdin, and answers with
+tokens on stdout. Unlike `multiprocessing` it never imports the main module again (so neither jax,
+nor a script without a guard), and it ends by itself when its parent is gone and stdin closes.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lm.data import tokenise
+from lm.data.tokenise import Encoded
+from lm.errors import UserError
+
+_PATIENCE = 10.0  # seconds of work left that are worth starting processes for
+_AHEAD = 2  # chunks under way for each worker
+
+
+class Job(NamedTuple):
+  """What is to be tokenised: a split of a source, through preparation steps, by a tokenizer."""
+
+  source: str
+  split: str
+  steps: tuple[str, ...]
+  tokenizer: str  # as JSON
+
+
+def encode(job: Job, count: int, workers: int) -> Iterator[Encoded]:
+  """Yields the tokens of each chunk of a source in order.
+
+  Chunks are done in this process until it is clear that much is left; then by `workers` processes.
+
+  Args:
+    job: what to do.
+    count: how many examples the source has.
+    workers: how many processes; 1 for this one alone, 0 for one a core.
+
+  Raises:
+    UserError: the source or a step says that the user made a mistake.
+    RuntimeError: a worker failed or died.
+  """
+  work = _worker(job)
+  workers = workers or len(os.sched_getaffinity(0))
+  chunks = tokenise.chunks(count)
+  start = time.monotonic()
+  for done, chunk in enumerate(chunks, 1):
+    yield work(*chunk)
+    left = len(chunks) - done
+    if workers > 1 and left > 1 and (time.monotonic() - start) / done * left > _PATIENCE:
+      yield from _encode_by(min(workers, left), job, chunks[done:])
+      return
+
+
+def _worker(job: Job):
+  """Returns the function that tokenises a chunk in this process."""
+  source = tokenise.open_source(job.source, job.split)
+  encode_texts = tokenise.encoder(tokenizers.Tokenizer.from_str(job.tokenizer))
+
+  def work(start: int, stop: int) -> Encoded:
+    found = tokenise.examples(source, job.steps, start, stop)
+    return encode_texts(map(tokenise.text_of, found))
+
+  return work
+
+
+def _encode_by(workers: int, job: Job, chunks: list[tuple[int, int]]) -> Iterator[Encoded]:
+  with contextlib.ExitStack() as stack:
+    idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
+    for _ in range(workers):
+      idle.put(stack.enter_context(_process(job)))
+    threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
+    stack.callback(threads.shutdown, cancel_futures=True)
+
+    def ask(chunk: tuple[int, int]) -> Encoded:
+      process = idle.get()
+      try:
+        return _ask(process, chunk)
+      finally:
+        idle.put(process)
+
+    rest = iter(chunks)
+    first = [c for c, _ in zip(rest, range(_AHEAD * workers), strict=False)]
+    pending = collections.deque(threads.submit(ask, c) for c in first)
+    while pending:
+      yield pending.popleft().result()
+      for chunk in rest:
+        pending.append(threads.submit(ask, chunk))
+        break
+
+
+@contextlib.contextmanager
+def _process(job: Job) -> Iterator[subprocess.Popen]:
+  environment = os.environ | {
+    'PYTHONPATH': os.pathsep.join(sys.path),  # what this process can import, a worker can
+    'TOKENIZERS_PARALLELISM': 'false',  # the processes are the parallelism
+  }
+  command = [sys.executable, '-m', 'lm.data.workers']
+  pipe = subprocess.PIPE
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
+    try:
+      _send(process, job)
+      yield process
+    except BaseException:
+      process.kill()
+      raise
+    finally:
+      with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def _send(process: subprocess.Popen, message) -> None:
+  with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when it does not answer
+    process.stdin.write(json.dumps(message).encode() + b'\n')
+    process.stdin.flush()
+
+
+def _ask(process: subprocess.Popen, chunk: tuple[int, int]) -> Encoded:
+  _send(process, chunk)
+  line = process.stdout.readline()
+  if not line:
+    raise RuntimeError(
+      f'a preparation worker died with exit code {process.wait()} '
+      '(-9 is often the system out of memory: lower data.workers)'
+    )
+  answer = json.loads(line)
+  if 'mistake' in answer:
+    raise UserError(answer['mistake'])
+  if 'error' in answer:
+    raise RuntimeError(f'a preparation worker failed:\n{answer["error"]}')
+  return Encoded(*(_read(process.stdout, *array) for array in answer['arrays']))
+
+
+def _read(stream: IO[bytes], dtype: str, length: int) -> np.ndarray:
+  return np.frombuffer(stream.read(np.dtype(dtype).itemsize * length), dtype)
+
+
+def main() -> None:
+  """Answers chunks until stdin closes."""
+  answers = os.fdopen(os.dup(1), 'wb')
+  os.dup2(2, 1)  # what a source prints must not get between the answers
+  lines = map(json.loads, sys.stdin.buffer)
+  work = None
+  for message in lines:
+    try:
+      if work is None:
+        job = Job(*message)
+        work = _worker(job)
+        continue
+      arrays = work(*message)
+    except UserError as e:
+      _answer(answers, {'mistake': str(e)})
+      return
+    except Exception:
+      _answer(answers, {'error': traceback.format_exc()})
+      return
+    header = {'arrays': [(a.dtype.str, len(a)) for a in arrays]}
+    _answer(answers, header, *(np.ascontiguousarray(a).data for a in arrays))
+
+
+def _answer(stream: IO[bytes], header: dict, *data: memoryview) -> None:
+  stream.write(json.dumps(header).encode() + b'\n')
+  for part in data:
+    stream.write(part)
+  stream.flush()
+
+
+if __name__ == '__main__':
+  main()

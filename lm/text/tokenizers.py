@@ -1,0 +1,262 @@
+"""Tokenizers: builders `fn(texts, **leaves) -> tokenizers.Tokenizer`, saved alike as tokenizer.json.
+
+Those trained here put END, the token between documents, at id 0. Training is deterministic: the
+trainers of the `tokenizers` library number some tokens in the order of a hash table, so unigram and
+wordpiece vocabularies are put in a fixed order afterwards or beforehand. `texts` is read more than
+once and must start afresh each time (a list, or an object with its own `__iter__`).
+
+What decodes back to the very text: everything with bytes, bpe and unigram; with characters every
+text of known characters; with words and wordpiece only text whose words are separated by single
+spaces (their docstrings say what is lost).
+"""
+
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from lm.errors import UserError
+
+END = '<|end|>'
+UNKNOWN = '<unk>'
+# What a tokenizer made elsewhere may call its end of text; the first one found is taken.
+_ENDS = (END, '<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]')
+
+
+def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
+  """Returns the 256 bytes of UTF-8 (byte b is token b + 1) and END; it has nothing to train."""
+  vocab = {END: 0} | {character: b + 1 for b, character in enumerate(_byte_characters())}
+  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges=[]))
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  return _with_specials(tokenizer, END)
+
+
+def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
+  """Returns one token for every Unicode character that occurs at least `min_count` times.
+
+  Every other character becomes <unk> and is lost in decoding. Tokens are in code point order.
+  """
+  counts: dict[str, int] = {}
+  for text in texts:
+    for character in set(text):
+      counts[character] = counts.get(character, 0) + text.count(character)
+  known = sorted(c for c, count in counts.items() if count >= min_count)
+  vocab = {token: i for i, token in enumerate([END, UNKNOWN, *known])}
+  # A BPE without merges takes text apart character by character, at once and without offsets.
+  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges=[], unk_token=UNKNOWN))
+  tokenizer.decoder = decoders.Fuse()
+  return _with_specials(tokenizer, END, UNKNOWN)
+
+
+def words(
+  texts: Iterable[str],
+  min_count: int = 2,
+  vocab_size: int | None = None,
+  pattern: str = r'\w+|[^\w\s]',
+) -> tokenizers.Tokenizer:
+  r"""Returns whole words, the most frequent first.
+
+  Words seen fewer than `min_count` times become <unk>. Decoding joins words with single spaces, so
+  it keeps neither line ends nor the space before a punctuation mark.
+
+  Args:
+    texts: the corpus.
+    min_count: the frequency cut.
+    vocab_size: with special tokens; None keeps every word above the cut.
+    pattern: regular expression of a word. The default takes runs of letters and digits, and each
+      other mark alone; r'\S+' takes text that has been segmented before.
+
+  Raises:
+    UserError: fewer than `vocab_size` words occur often enough.
+  """
+  tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
+  trainer = trainers.WordLevelTrainer(
+    vocab_size=vocab_size or 2**32,
+    min_frequency=min_count,
+    special_tokens=[END, UNKNOWN],
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  return _filled(tokenizer, vocab_size)
+
+
+def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+  """Returns byte-level byte pair encoding (Sennrich et al. 2016; Radford et al. 2019).
+
+  Any text can be encoded and decodes exactly.
+
+  Raises:
+    UserError: `vocab_size` has no room for the bytes, or the corpus yields fewer tokens.
+  """
+  _check_room(vocab_size, 1 + 256, 'END and the 256 bytes')
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[END],
+    initial_alphabet=_byte_characters(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  return _filled(tokenizer, vocab_size)
+
+
+def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+  """Returns a unigram language model of pieces (Kudo 2018) over bytes.
+
+  Any text can be encoded and decodes exactly.
+
+  Raises:
+    UserError: `vocab_size` has no room for the bytes, or the corpus yields fewer pieces.
+  """
+  _check_room(vocab_size, 1 + 256, 'END and the 256 bytes')
+  scratch = tokenizers.Tokenizer(models.Unigram())
+  scratch.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  trainer = trainers.UnigramTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[END],
+    initial_alphabet=_byte_characters(),
+    show_progress=False,
+  )
+  scratch.train_from_iterator(texts, trainer)
+  pieces = json.loads(scratch.to_str())['model']['vocab']
+  tokenizer = tokenizers.Tokenizer(models.Unigram(_stable(pieces)))
+  tokenizer.pre_tokenizer = scratch.pre_tokenizer
+  tokenizer.decoder = decoders.ByteLevel()
+  return _filled(_with_specials(tokenizer, END), vocab_size)
+
+
+def wordpiece(
+  texts: Iterable[str], vocab_size: int, lowercase: bool = True
+) -> tokenizers.Tokenizer:
+  """Returns BERT's subwords (Devlin et al. 2019): '##' marks a piece inside a word.
+
+  Words are split at spaces and punctuation, Chinese characters stand alone. A word with an unknown
+  character, or of more than 100, becomes <unk>. Decoding joins words with single spaces and closes
+  up common punctuation; case (and accents with it) is lost where `lowercase`.
+
+  Raises:
+    UserError: `vocab_size` has no room for the alphabet, or the corpus yields fewer pieces.
+  """
+  normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  alphabet = _wordpiece_alphabet(texts, normalizer, pre_tokenizer)
+  _check_room(vocab_size, 2 + len(alphabet), 'END, <unk> and the characters of the corpus')
+  scratch = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+  scratch.normalizer, scratch.pre_tokenizer = normalizer, pre_tokenizer
+  # Numbered beforehand, because ids decide between pairs of equal frequency.
+  trainer = trainers.WordPieceTrainer(
+    vocab_size=vocab_size, special_tokens=[END, UNKNOWN, *alphabet], show_progress=False
+  )
+  scratch.train_from_iterator(texts, trainer)
+  model = models.WordPiece(scratch.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=100)
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+  tokenizer.decoder = decoders.WordPiece(prefix='##')
+  return _filled(_with_specials(tokenizer, END, UNKNOWN), vocab_size)
+
+
+def existing(texts: Iterable[str], file: str) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a tokenizer.json made elsewhere; `texts` is not read.
+
+  Documents end with its own end of text if it has one of <|end|>, <|endoftext|>, <|end_of_text|>,
+  </s>, <eos> or [SEP]; else <|end|> is added after its last token. Its truncation and padding are
+  switched off.
+
+  Raises:
+    UserError: the file is missing or is no tokenizer.
+  """
+  path = pathlib.Path(os.path.expandvars(file)).expanduser()
+  if not path.is_file():
+    raise UserError(f'data.tokenizer.file={file!r}: no such file')
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as e:  # the library raises nothing more precise
+    raise UserError(f'data.tokenizer.file={file!r} is no tokenizer.json: {e}') from e
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  if _find_end(tokenizer) is None:
+    tokenizer.add_special_tokens([END])
+  return tokenizer
+
+
+def end_id(tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns the id of the token that ends a document.
+
+  Raises:
+    UserError: the tokenizer has none.
+  """
+  found = _find_end(tokenizer)
+  if found is None:
+    raise UserError(f'data.tokenizer: no end-of-text token; it needs one of {", ".join(_ENDS)}')
+  return found
+
+
+def _find_end(tokenizer: tokenizers.Tokenizer) -> int | None:
+  ids = (tokenizer.token_to_id(name) for name in _ENDS)
+  return next((i for i in ids if i is not None), None)
+
+
+def _with_specials(tokenizer: tokenizers.Tokenizer, *tokens: str) -> tokenizers.Tokenizer:
+  tokenizer.add_special_tokens(list(tokens))
+  return tokenizer
+
+
+def _byte_characters() -> list[str]:
+  """Returns the character that stands for each byte in byte-level models, by byte value.
+
+  Printable Latin-1 stands for itself; the other bytes take the code points from 256 on, in order.
+  """
+  alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+  others = iter(sorted(c for c in alphabet if ord(c) >= 256))
+  return [chr(b) if chr(b) in alphabet else next(others) for b in range(256)]
+
+
+def _stable(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+  """Returns END, then pieces by falling score, without the noise of the trainer's summation order.
+
+  Single bytes that the trainer appended because nothing needed them come with scores in hash order;
+  they all get the same one, below every other.
+  """
+  scores = {piece: score for piece, score in pieces if piece != END}
+  least = min((score for piece, score in scores.items() if len(piece) > 1), default=0.0)
+  scores = {p: round(s, 6) if s >= least else round(least - 1, 6) for p, s in scores.items()}
+  return [(END, 0.0), *sorted(scores.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _wordpiece_alphabet(
+  texts: Iterable[str],
+  normalizer: normalizers.Normalizer,
+  pre_tokenizer: pre_tokenizers.PreTokenizer,
+) -> list[str]:
+  """Returns the first characters of words, and with '##' those inside, in code point order."""
+  counter = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+  counter.normalizer, counter.pre_tokenizer = normalizer, pre_tokenizer
+  trainer = trainers.WordLevelTrainer(vocab_size=2**32, min_frequency=0, show_progress=False)
+  counter.train_from_iterator(texts, trainer)
+  found = counter.get_vocab()
+  first = {word[0] for word in found if word}
+  inside = set(itertools.chain.from_iterable(word[1:] for word in found))
+  return [*sorted(first), *('##' + c for c in sorted(inside))]
+
+
+def _check_room(vocab_size: int, least: int, what: str) -> None:
+  if vocab_size < least:
+    raise UserError(f'data.tokenizer.vocab_size={vocab_size}: {what} alone need {least}')
+
+
+def _filled(tokenizer: tokenizers.Tokenizer, vocab_size: int | None) -> tokenizers.Tokenizer:
+  size = tokenizer.get_vocab_size()
+  if vocab_size is not None and size < vocab_size:
+    raise UserError(
+      f'data.tokenizer.vocab_size={vocab_size}: the corpus yields only {size}; '
+      'take that many or fewer, or more text'
+    )
+  return tokenizer
