@@ -1,0 +1,118 @@
+"""The mesh on one device, and the rules on meshes that need no devices at all."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from lm import mesh
+from lm.errors import UserError
+
+EIGHT = AbstractMesh((2, 2, 2), mesh.AXES)
+
+
+def _boxed(*axes, shape):
+  return nn.Partitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names=axes)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+  made = mesh.make({'data': -1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+  assert dict(made.shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+  assert dict(mesh.make({'tensor': -1}, jax.devices()[:1]).shape)['tensor'] == 1
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    ({'tensr': 1}, "mesh.tensr: there is no such axis (did you mean 'tensor'?)"),
+    ({'data': 3}, "mesh={'data': 3, 'fsdp': 1, 'tensor': 1} does not divide over 1 cpu device"),
+    ({'data': -1, 'fsdp': -1}, 'at most one is -1'),
+    ({'data': -1, 'tensor': 2}, 'does not divide over 1 cpu device'),
+    ({'data': 0}, 'sizes are positive'),
+    ({'data': -2}, 'sizes are positive'),
+  ],
+)
+def test_wrong_sizes_are_told(sizes, message):
+  with pytest.raises(UserError) as error:
+    mesh.make(sizes, jax.devices()[:1])
+  assert message in str(error.value)
+
+
+def test_rules_are_overridden_by_name():
+  rules = mesh.rules({'embed': '', 'mlp': 'tensor,fsdp'})
+  assert rules['embed'] == () and rules['mlp'] == ('tensor', 'fsdp')
+  assert rules['vocab'] == mesh.RULES['vocab']
+  assert mesh.RULES['embed'] == ('fsdp',)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ({'embd': 'fsdp'}, "mesh.rules.embd: no logical axis of that name (did you mean 'embed'"),
+    ({'embed': 'fdsp'}, "mesh.rules.embed='fdsp': no mesh axis 'fdsp'"),
+  ],
+)
+def test_wrong_rules_are_told(overrides, message):
+  with pytest.raises(UserError) as error:
+    mesh.rules(overrides)
+  assert message in str(error.value)
+
+
+def test_logical_axes_go_where_the_rules_say():
+  assert mesh.partition(('vocab', 'embed'), mesh.RULES) == PartitionSpec('tensor', 'fsdp')
+  assert mesh.partition(('batch', 'time', None), mesh.RULES) == PartitionSpec(
+    ('data', 'fsdp'), None, None
+  )
+
+
+def test_a_mesh_axis_is_used_once_by_the_first_that_asks():
+  assert mesh.partition(('mlp', 'heads'), mesh.RULES) == PartitionSpec('tensor', None)
+  assert mesh.partition(('batch', 'embed'), mesh.RULES) == PartitionSpec(('data', 'fsdp'), None)
+  assert mesh.partition(('embed', 'batch'), mesh.RULES) == PartitionSpec('fsdp', 'data')
+
+
+def test_boxed_leaves_follow_the_rules_and_plain_ones_are_whole():
+  tree = {'table': _boxed('vocab', 'embed', shape=(6, 4)), 'count': jnp.zeros(())}
+  found = mesh.shardings(tree, EIGHT, mesh.RULES)
+  assert found['table'].spec == PartitionSpec('tensor', 'fsdp')
+  assert found['count'].spec == PartitionSpec()
+
+
+def test_an_axis_that_does_not_divide_is_named_with_its_size_and_mesh_axes():
+  tree = {'mlp': {'kernel': _boxed('embed', 'mlp', shape=(4, 7))}}
+  with pytest.raises(UserError) as error:
+    mesh.shardings(tree, EIGHT, mesh.RULES)
+  for part in ("['mlp']['kernel']", "axis 'mlp'", 'size 7', '2 devices', 'tensor'):
+    assert part in str(error.value)
+
+
+def test_a_batch_that_does_not_divide_is_named_by_its_key():
+  mesh.check_batch(8, EIGHT, mesh.RULES)
+  with pytest.raises(UserError) as error:
+    mesh.check_batch(6, EIGHT, mesh.RULES, 'eval.batch_size')
+  for part in ('eval.batch_size', 'size 6', '4 devices', 'data', 'fsdp'):
+    assert part in str(error.value)
+
+
+def test_constraints_are_free_on_one_device_and_outside_a_mesh():
+  x = jnp.ones((2, 3))
+  one = mesh.make({'data': 1}, jax.devices()[:1])
+
+  def traced():
+    return str(jax.make_jaxpr(lambda x: mesh.constrain(x, 'batch', 'width'))(x))
+
+  assert 'sharding_constraint' not in traced()
+  with mesh.use(one, mesh.RULES):
+    assert 'sharding_constraint' not in traced()
+
+
+def test_one_process_holds_every_row_and_puts_it_in_place():
+  one = mesh.make({'data': 1}, jax.devices()[:1])
+  sharding = mesh.batch_sharding(one, mesh.RULES)
+  np.testing.assert_array_equal(mesh.local_rows(6, sharding), np.arange(6))
+  batch = {'inputs': np.arange(12, dtype=np.int32).reshape(6, 2)}
+  placed = mesh.put_batch(batch, sharding)
+  np.testing.assert_array_equal(placed['inputs'], batch['inputs'])
+  assert placed['inputs'].sharding.is_equivalent_to(sharding, 2)
