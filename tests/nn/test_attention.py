@@ -1,0 +1,181 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.nn.attention import blocked, cudnn, dot_product, fused
+from lm.nn.position import alibi
+from lm.types import Mask
+
+T = 9
+PLAIN = jax.jit(dot_product)
+BLOCKS_OF_4 = jax.jit(functools.partial(blocked, block=4))
+SEGMENTS = ([1] * 4 + [2] * 2 + [3] * 3, [1] * 2 + [2] * 6 + [0] * 1)
+
+
+def _inputs(B=2, T=T, H=4, G=2, K=6, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = ((B, T, H, K), (B, T, G, K), (B, T, G, K))
+  return tuple(jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for shape in shapes)
+
+
+def _mask(B=2, T=T, segments=None, **fields):
+  """Returns the mask of whole rows, or of packed ones whose positions restart."""
+  if segments is None:
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    return Mask(positions, positions, ordered=True, **fields)
+  positions = [[row[:t].count(row[t]) if row[t] else 0 for t in range(T)] for row in segments]
+  positions, segments = jnp.asarray(positions), jnp.asarray(segments)
+  return Mask(positions, positions, segments, segments, ordered=True, **fields)
+
+
+def _reference(q_BTHK, k_BSGK, v_BSGK, mask):
+  """Softmax of scaled scores over the visible keys, one query of one head at a time."""
+  q_BTHK, k_BSGK, v_BSGK = (np.asarray(x, np.float64) for x in (q_BTHK, k_BSGK, v_BSGK))
+  B, T, H, K = q_BTHK.shape
+  S, G = k_BSGK.shape[1:3]
+  bias_BHTS = None if mask.bias is None else mask.bias(mask.q_positions, mask.k_positions)
+  o_BTHK = np.zeros_like(q_BTHK)
+  for b, t, h in np.ndindex(B, T, H):
+    q_position, keys, scores = int(mask.q_positions[b, t]), [], []
+    for s in range(S):
+      k_position = int(mask.k_positions[b, s])
+      distance = q_position - k_position
+      visible = not (mask.causal and distance < 0)
+      visible &= mask.window is None or abs(distance) < mask.window
+      if mask.q_segments is not None:
+        visible &= int(mask.q_segments[b, t]) == int(mask.k_segments[b, s])
+      if visible:
+        keys.append(v_BSGK[b, s, h * G // H])
+        score = q_BTHK[b, t, h] @ k_BSGK[b, s, h * G // H] / math.sqrt(K)
+        scores.append(score + (0 if bias_BHTS is None else float(bias_BHTS[b, h, t, s])))
+    weights = np.exp(np.array(scores) - max(scores))
+    o_BTHK[b, t, h] = weights @ np.array(keys) / weights.sum()
+  return o_BTHK
+
+
+MASKS = {
+  'causal': {},
+  'everything': {'causal': False},
+  'window': {'window': 3},
+  'window both ways': {'window': 3, 'causal': False},
+  'segments': {'segments': SEGMENTS},
+  'segments and window': {'segments': SEGMENTS, 'window': 2},
+  'bias': {'bias': alibi().bias(4)},
+  'bias and segments': {'bias': alibi().bias(4), 'segments': SEGMENTS},
+}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'groups'),
+  [*((name, 2) for name in MASKS), ('bias and segments', 1), ('bias and segments', 4)],
+)
+def test_the_plain_form_is_the_formula(fields, groups):
+  q, k, v = _inputs(G=groups)
+  mask = _mask(**MASKS[fields])
+  found, expected = PLAIN(q, k, v, mask), _reference(q, k, v, mask)
+  np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_keys_of_another_length_than_the_queries():
+  q, _, _ = _inputs(T=3)
+  _, k, v = _inputs(T=7, seed=1)
+  q_positions = jnp.asarray([[4, 5, 6], [0, 3, 1]])
+  mask = Mask(q_positions, jnp.broadcast_to(jnp.arange(7), (2, 7)))
+  np.testing.assert_allclose(PLAIN(q, k, v, mask), _reference(q, k, v, mask), atol=2e-6)
+
+
+@pytest.mark.parametrize('attend', [dot_product, blocked])
+def test_queries_that_see_nothing_are_finite(attend):
+  q, k, v = _inputs()
+  mask = _mask().replace(
+    q_segments=jnp.zeros((2, T), jnp.int32), k_segments=jnp.ones((2, T), jnp.int32)
+  )
+
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
+  def total(q, k, v):
+    return attend(q, k, v, mask).sum()
+
+  value, gradients = jax.jit(total)(q, k, v)
+  assert all(np.isfinite(x).all() for x in (value, *gradients))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'block'),
+  [
+    ('causal', 4),
+    ('segments', 3),
+    ('segments and window', 4),
+    ('segments and window', 2),
+    ('bias and segments', 4),
+    ('bias and segments', 64),
+  ],
+)
+def test_blocks_give_the_plain_form_and_its_gradients(fields, block):
+  q, k, v = _inputs()
+  mask = _mask(**MASKS[fields])
+  real_BT = jnp.ones((2, T)) if mask.q_segments is None else mask.q_segments > 0
+  weights_BTHK = _inputs(seed=3)[0] * real_BT[:, :, None, None]
+
+  @functools.partial(jax.jit, static_argnums=0)
+  @functools.partial(jax.value_and_grad, argnums=(1, 2, 3), has_aux=True)
+  def score(attend, q, k, v):
+    o_BTHK = attend(q, k, v, mask) * real_BT[:, :, None, None]
+    return jnp.sum(o_BTHK * weights_BTHK), o_BTHK
+
+  found = score(functools.partial(blocked, block=block), q, k, v)
+  expected = score(dot_product, q, k, v)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  ('window', 'unseen', 'clean'),
+  [
+    (None, slice(8, None), slice(None, 8)),
+    (3, slice(None, 2), slice(4, None)),
+  ],
+)
+def test_blocks_never_touch_what_they_cannot_see(window, unseen, clean):
+  q, k, v = _inputs()
+  mask = _mask(window=window)
+  o_BTHK = BLOCKS_OF_4(q, k, v.at[:, unseen].set(jnp.nan), mask)
+  np.testing.assert_allclose(o_BTHK[:, clean], PLAIN(q, k, v, mask)[:, clean], atol=2e-6)
+
+
+@pytest.mark.parametrize('fields', [{'causal': False}, {'ordered': False}])
+def test_blocks_skip_nothing_when_order_says_nothing(fields):
+  q, k, v = _inputs()
+  # Positions run backwards, so that the last key is the one that all queries see.
+  backwards = jnp.broadcast_to(jnp.arange(T)[::-1], (2, T))
+  mask = Mask(backwards, backwards, ordered=True).replace(**fields)
+  found = BLOCKS_OF_4(q, k, v, mask)
+  np.testing.assert_allclose(found, _reference(q, k, v, mask), atol=2e-6)
+
+
+@pytest.mark.parametrize('attend', [dot_product, blocked])
+def test_bfloat16_stays_close_and_keeps_its_type(attend):
+  q, k, v = _inputs(T=70)
+  mask = _mask(T=70)
+  found = jax.jit(attend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), mask)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found.astype(jnp.float32), PLAIN(q, k, v, mask), atol=0.05)
+
+
+def test_cudnn_refuses_what_it_cannot_do():
+  q, k, v = _inputs()
+  with pytest.raises(ValueError, match=r"bfloat16 or float16, not float32.*model.dtype='bfloat16'"):
+    cudnn(q, k, v, _mask())
+  half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+  with pytest.raises(ValueError, match=r'cannot honour Mask\.bias'):
+    cudnn(*half, _mask(bias=alibi().bias(4)))
+
+
+@pytest.mark.skipif(jax.default_backend() == 'gpu', reason='takes cuDNN on a GPU')
+def test_fused_is_blocked_off_the_gpu():
+  q, k, v = _inputs(T=70)
+  mask = _mask(T=70, window=9)
+  np.testing.assert_array_equal(jax.jit(fused)(q, k, v, mask), jax.jit(blocked)(q, k, v, mask))

@@ -1,0 +1,39 @@
+"""Block orders with whole numbers: f adds to its input, and each norm multiplies by its own."""
+
+import pytest
+
+from lm.nn.residual import parallel, post, pre, sandwich
+
+SUBLAYERS = (('attention', lambda x: x + 1), ('mlp', lambda x: x + 10))
+FACTORS = {
+  'norm': 2,
+  'attention_norm': 2,
+  'attention_post_norm': 3,
+  'mlp_norm': 5,
+  'mlp_post_norm': 7,
+}
+
+
+@pytest.mark.parametrize(
+  ('order', 'expected'),
+  [
+    # x = 1: 1 + (2*1 + 1) = 4;          4 + (5*4 + 10) = 34
+    (pre, 34),
+    # x = 1: 2 * (1 + (1 + 1)) = 6;      5 * (6 + (6 + 10)) = 110
+    (post, 110),
+    # x = 1: 1 + 3 * (2*1 + 1) = 10;     10 + 7 * (5*10 + 10) = 430
+    (sandwich, 430),
+    # x = 1: 1 + (2*1 + 1) + (2*1 + 10) = 16
+    (parallel, 16),
+  ],
+)
+def test_orders_by_hand(order, expected):
+  asked = []
+
+  def norm(name):
+    asked.append(name)
+    return lambda x: FACTORS[name] * x
+
+  assert order(1, SUBLAYERS, norm) == expected
+  # Each norm has parameters of its own, so none is asked for twice.
+  assert len(asked) == len(set(asked))
