@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -17,6 +18,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from lm.errors import UserError
 from lm.text.files import expand
@@ -79,6 +82,13 @@ def locked(file: pathlib.Path) -> Iterator[None]:
       print(f'waiting for another process to prepare {file.name[1:-5]}', file=sys.stderr)
       fcntl.flock(f, fcntl.LOCK_EX)
     yield
+
+
+def save_array(file: pathlib.Path, values: np.ndarray) -> None:
+  """Writes an array as .npy; a full disk is told by its errno, which `np.save` loses."""
+  buffer = io.BytesIO()
+  np.save(buffer, values)
+  file.write_bytes(buffer.getbuffer())
 
 
 def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,11 @@ Three artefacts lie in the cache, each named by what shaped it: the tokenizer, t
 split, and the packing plan of those tokens.
 """
 
-import functools
+import contextlib
 import hashlib
-import importlib.util
 import os
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +47,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
     if not any(texts):
       raise UserError(f'data.source={data["source"]!r}: split {data["train"]!r} has no text')
     trained = spec.call(train, 'data.tokenizer', texts)
-    trained.save(str(place / 'tokenizer.json'))
+    (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
     return {'vocab_size': trained.get_vocab_size(), 'shaped_by': shaped_by}
 
   name = f'tokenizer-{cache.digest(shaped_by)}'
@@ -94,7 +94,7 @@ def rows(
     ends = np.load(tokens_place / 'ends.npy', mmap_mode='r')
     plan = spec.call(pack, 'data.pack', ends, data['context'], seed)
     for field, values in plan._asdict().items():
-      np.save(place / f'{field}.npy', values)
+      cache.save_array(place / f'{field}.npy', values)
     return {'rows': len(plan.row_ends), 'shaped_by': shaped_by}
 
   plan_place, _ = cache.artefact(root, f'plan-{cache.digest(shaped_by)}', build)
@@ -116,8 +116,9 @@ def _tokens(
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     counts, sizes, done = [], [], 0
-    with (place / 'tokens.bin').open('wb') as f:
-      for encoded in workers.encode(job, len(source), data['workers']):
+    stream = contextlib.closing(workers.encode(job, source, data['workers']))
+    with (place / 'tokens.bin').open('wb') as f, stream as chunks:
+      for encoded in chunks:
         f.write(encoded.tokens.data)
         counts.append(encoded.counts)
         sizes.append(encoded.sizes)
@@ -126,8 +127,8 @@ def _tokens(
     if not sum(map(np.sum, sizes)):
       raise UserError(f'data.source={source_path!r}: split {split!r} has no text')
     ends, doc_bytes = np.cumsum(np.concatenate(counts)), np.concatenate(sizes)
-    np.save(place / 'ends.npy', ends)
-    np.save(place / 'doc_bytes.npy', doc_bytes)
+    cache.save_array(place / 'ends.npy', ends)
+    cache.save_array(place / 'doc_bytes.npy', doc_bytes)
     return {
       'documents': len(ends),
       'tokens': int(ends[-1]),
@@ -161,6 +162,8 @@ def _corpus(
 ) -> dict[str, Any]:
   """Returns what shapes the text of a split."""
   steps = list(data['prepare'])
+  for i, step in enumerate(steps):
+    spec.resolve(step, f'data.prepare[{i}]')
   return {
     'format': FORMAT,
     'tokenizers': tokenizers.__version__,
@@ -173,14 +176,18 @@ def _corpus(
 
 
 def _content(source: Sequence[dict]) -> str:
+  """Returns a digest of all examples, for a source that does not say what it holds."""
   digest = hashlib.sha256()
   for i in range(len(source)):
-    digest.update(repr(sorted(source[i].items())).encode() + b'\n')
+    for key, value in sorted(source[i].items()):
+      # The text of a long array is cut short.
+      data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+      digest.update(f'{i} {key} {len(data)} '.encode() + data)
   return digest.hexdigest()
 
 
 def _code(paths: list[str]) -> dict[str, str]:
-  """Returns digests of the modules outside this package that import paths name.
+  """Returns digests of the modules outside this package that resolved import paths name.
 
   What lies in this package is covered by FORMAT.
   """
@@ -188,13 +195,9 @@ def _code(paths: list[str]) -> dict[str, str]:
   return {m: _module_digest(m) for m in sorted(modules) if m.partition('.')[0] != 'lm'}
 
 
-@functools.cache
 def _module_digest(module: str) -> str:
-  found = importlib.util.find_spec(module)
-  origin = found.origin if found else None
-  if not origin or not os.path.isfile(origin):
-    return ''
-  return hashlib.sha256(pathlib.Path(origin).read_bytes()).hexdigest()
+  file = pathlib.Path(getattr(sys.modules[module], '__file__', None) or '')
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
 
 
 def _with_file(value: Any) -> Any:

@@ -8,6 +8,7 @@ nor a script without a guard), and it ends by itself when its parent is gone and
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -38,23 +39,23 @@ class Job(NamedTuple):
   tokenizer: str  # as JSON
 
 
-def encode(job: Job, count: int, workers: int) -> Iterator[Encoded]:
+def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Encoded, None, None]:
   """Yields the tokens of each chunk of a source in order.
 
   Chunks are done in this process until it is clear that much is left; then by `workers` processes.
 
   Args:
     job: what to do.
-    count: how many examples the source has.
+    source: the source of the job, opened in this process.
     workers: how many processes; 1 for this one alone, 0 for one a core.
 
   Raises:
     UserError: the source or a step says that the user made a mistake.
     RuntimeError: a worker failed or died.
   """
-  work = _worker(job)
-  workers = workers or len(os.sched_getaffinity(0))
-  chunks = tokenise.chunks(count)
+  work = _local(job, source)
+  workers = workers or os.cpu_count() or 1
+  chunks = tokenise.chunks(len(source))
   start = time.monotonic()
   for done, chunk in enumerate(chunks, 1):
     yield work(*chunk)
@@ -64,9 +65,8 @@ def encode(job: Job, count: int, workers: int) -> Iterator[Encoded]:
       return
 
 
-def _worker(job: Job):
+def _local(job: Job, source: Sequence[dict]) -> Callable[[int, int], Encoded]:
   """Returns the function that tokenises a chunk in this process."""
-  source = tokenise.open_source(job.source, job.split)
   encode_texts = tokenise.encoder(tokenizers.Tokenizer.from_str(job.tokenizer))
 
   def work(start: int, stop: int) -> Encoded:
@@ -76,33 +76,37 @@ def _worker(job: Job):
   return work
 
 
-def _encode_by(workers: int, job: Job, chunks: list[tuple[int, int]]) -> Iterator[Encoded]:
+def _encode_by(workers: int, job: Job, chunks: list[tuple[int, int]]) -> Generator[Encoded, None, None]:
   with contextlib.ExitStack() as stack:
-    idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for _ in range(workers):
-      idle.put(stack.enter_context(_process(job)))
+      idle.put(stack.enter_context(_start(job)))
     threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
     stack.callback(threads.shutdown, cancel_futures=True)
 
     def ask(chunk: tuple[int, int]) -> Encoded:
-      process = idle.get()
+      worker = idle.get()
       try:
-        return _ask(process, chunk)
+        return _ask(worker, chunk)
       finally:
-        idle.put(process)
+        idle.put(worker)
 
     rest = iter(chunks)
-    first = [c for c, _ in zip(rest, range(_AHEAD * workers), strict=False)]
-    pending = collections.deque(threads.submit(ask, c) for c in first)
+    first = itertools.islice(rest, _AHEAD * workers)
+    pending = collections.deque(threads.submit(ask, chunk) for chunk in first)
     while pending:
       yield pending.popleft().result()
-      for chunk in rest:
-        pending.append(threads.submit(ask, chunk))
-        break
+      pending.extend(threads.submit(ask, chunk) for chunk in itertools.islice(rest, 1))
+
+
+class _Worker(NamedTuple):
+  process: subprocess.Popen
+  questions: IO[bytes]
+  answers: IO[bytes]
 
 
 @contextlib.contextmanager
-def _process(job: Job) -> Iterator[subprocess.Popen]:
+def _start(job: Job) -> Iterator[_Worker]:
   environment = os.environ | {
     'PYTHONPATH': os.pathsep.join(sys.path),  # what this process can import, a worker can
     'TOKENIZERS_PARALLELISM': 'false',  # the processes are the parallelism
@@ -110,29 +114,31 @@ def _process(job: Job) -> Iterator[subprocess.Popen]:
   command = [sys.executable, '-m', 'lm.data.workers']
   pipe = subprocess.PIPE
   with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
+    assert process.stdin and process.stdout
+    worker = _Worker(process, process.stdin, process.stdout)
     try:
-      _send(process, job)
-      yield process
+      _tell(worker, job)
+      yield worker
     except BaseException:
       process.kill()
       raise
     finally:
       with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
+        worker.questions.close()
 
 
-def _send(process: subprocess.Popen, message) -> None:
+def _tell(worker: _Worker, message: tuple) -> None:
   with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed when it does not answer
-    process.stdin.write(json.dumps(message).encode() + b'\n')
-    process.stdin.flush()
+    worker.questions.write(json.dumps(message).encode() + b'\n')
+    worker.questions.flush()
 
 
-def _ask(process: subprocess.Popen, chunk: tuple[int, int]) -> Encoded:
-  _send(process, chunk)
-  line = process.stdout.readline()
+def _ask(worker: _Worker, chunk: tuple[int, int]) -> Encoded:
+  _tell(worker, chunk)
+  line = worker.answers.readline()
   if not line:
     raise RuntimeError(
-      f'a preparation worker died with exit code {process.wait()} '
+      f'a preparation worker died with exit code {worker.process.wait()} '
       '(-9 is often the system out of memory: lower data.workers)'
     )
   answer = json.loads(line)
@@ -140,7 +146,7 @@ def _ask(process: subprocess.Popen, chunk: tuple[int, int]) -> Encoded:
     raise UserError(answer['mistake'])
   if 'error' in answer:
     raise RuntimeError(f'a preparation worker failed:\n{answer["error"]}')
-  return Encoded(*(_read(process.stdout, *array) for array in answer['arrays']))
+  return Encoded(*(_read(worker.answers, *array) for array in answer['arrays']))
 
 
 def _read(stream: IO[bytes], dtype: str, length: int) -> np.ndarray:
@@ -157,7 +163,7 @@ def main() -> None:
     try:
       if work is None:
         job = Job(*message)
-        work = _worker(job)
+        work = _local(job, tokenise.open_source(job.source, job.split))
         continue
       arrays = work(*message)
     except UserError as e:

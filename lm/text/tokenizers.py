@@ -1,4 +1,4 @@
-"""Tokenizers: builders `fn(texts, **leaves) -> tokenizers.Tokenizer`, saved alike as tokenizer.json.
+"""Tokenizers: builders `fn(texts, **leaves) -> tokenizers.Tokenizer`, all saved as tokenizer.json.
 
 Those trained here put END, the token between documents, at id 0. Training is deterministic: the
 trainers of the `tokenizers` library number some tokens in the order of a hash table, so unigram and
@@ -12,14 +12,13 @@ spaces (their docstrings say what is lost).
 
 import itertools
 import json
-import os
-import pathlib
 from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lm.errors import UserError
+from lm.text.files import expand
 
 END = '<|end|>'
 UNKNOWN = '<unk>'
@@ -173,7 +172,7 @@ def existing(texts: Iterable[str], file: str) -> tokenizers.Tokenizer:
   Raises:
     UserError: the file is missing or is no tokenizer.
   """
-  path = pathlib.Path(os.path.expandvars(file)).expanduser()
+  path = expand(file, 'data.tokenizer.file')
   if not path.is_file():
     raise UserError(f'data.tokenizer.file={file!r}: no such file')
   try:
