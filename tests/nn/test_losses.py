@@ -1,0 +1,173 @@
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.nn import losses
+from lm.nn.losses import chunk_size, cross_entropy, token_statistics
+from lm.types import Unembed
+
+B, T, D, V = 2, 6, 3, 23
+
+
+def _inputs(vocab_size=0, bias=False, soft_cap=None, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+
+  def random(*shape, std=1.0):
+    return jnp.asarray(rng.normal(0, std, shape), jnp.float32)
+
+  unembed = Unembed(
+    random(V, D), random(V) if bias else None, vocab_size=vocab_size, soft_cap=soft_cap
+  )
+  targets_BT = jnp.asarray(rng.integers(0, vocab_size or V, (B, T)), jnp.int32)
+  weights_BT = jnp.asarray(rng.uniform(0.5, 2, (B, T)), jnp.float32).at[:, ::3].set(0)
+  return random(B, T, D, std=2.0).astype(dtype), unembed, targets_BT, weights_BT
+
+
+def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0):
+  """Both sums from all the logits at once, in double precision when that is enabled."""
+  wide = jax.dtypes.canonicalize_dtype(jnp.float64)
+  logits_BTV = jnp.einsum('btd,vd->btv', hidden_BTD.astype(wide), unembed.kernel_VD.astype(wide))
+  if unembed.bias_V is not None:
+    logits_BTV += unembed.bias_V[None, None]
+  if unembed.soft_cap:
+    logits_BTV = unembed.soft_cap * jnp.tanh(logits_BTV / unembed.soft_cap)
+  logits_BTV = logits_BTV[..., : unembed.vocab_size or None]
+  one_hot_BTV = jax.nn.one_hot(targets_BT, logits_BTV.shape[-1], dtype=wide)
+  nats_BT = -jnp.sum(jax.nn.log_softmax(logits_BTV) * one_hot_BTV, axis=-1)
+  log_z_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1))
+  penalty = z_loss * jnp.sum(weights_BT * log_z_BT**2)
+  return jnp.sum(weights_BT * nats_BT), penalty, nats_BT
+
+
+def _with_gradients(sums):
+  """Returns (a third of both sums added up, both sums), and gradients of hidden and unembed."""
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+  def scaled(hidden_BTD, unembed, *rest):
+    nats, penalty = sums(hidden_BTD, unembed, *rest)
+    return (nats + penalty) / 3, (nats, penalty)
+
+  return scaled
+
+
+CASES = {
+  'plain': ({}, 0.0, 6),
+  'bias': ({'bias': True}, 0.0, 2),
+  'z loss': ({}, 0.1, 3),
+  'soft cap': ({'soft_cap': 3.0}, 0.0, 1),
+  'padded vocabulary': ({'vocab_size': 17}, 0.0, 3),
+  'everything': ({'vocab_size': 17, 'bias': True, 'soft_cap': 3.0}, 0.1, 2),
+  'everything at once': ({'vocab_size': 17, 'bias': True, 'soft_cap': 3.0}, 0.1, 0),
+}
+
+
+@pytest.mark.parametrize(('fields', 'z_loss', 'chunk'), CASES.values(), ids=CASES)
+def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(fields, z_loss, chunk):
+  hidden, unembed, targets, weights = _inputs(**fields)
+  found = _with_gradients(
+    lambda h, u: cross_entropy(h, u, targets, weights, z_loss, chunk),
+  )(hidden, unembed)
+  with jax.enable_x64(True):
+    expected = _with_gradients(lambda h, u: _reference(h, u, targets, weights, z_loss)[:2])(
+      hidden, unembed
+    )
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_the_table_that_pad_it_get_no_gradient():
+  hidden, unembed, targets, weights = _inputs(vocab_size=17)
+  _, (_, d_unembed) = _with_gradients(lambda h, u: cross_entropy(h, u, targets, weights))(
+    hidden, unembed
+  )
+  assert (np.asarray(d_unembed.kernel_VD[17:]) == 0).all()
+  assert (np.asarray(d_unembed.kernel_VD[:17]) != 0).all()
+
+
+def test_targets_of_weight_0_are_left_out():
+  hidden, unembed, targets, weights = _inputs()
+  sums = jax.jit(cross_entropy, static_argnums=(4, 5))
+  found = sums(hidden, unembed, targets, weights, 0.1, 2)
+  others = jnp.where(weights == 0, (targets + 1) % V, targets)
+  assert found == sums(hidden, unembed, others, weights, 0.1, 2)
+  assert sums(hidden, unembed, targets, jnp.zeros_like(weights), 0.1, 2) == (0, 0)
+
+
+def test_bfloat16_states_give_float32_sums_and_gradients_in_their_own_types():
+  hidden, unembed, targets, weights = _inputs(dtype=jnp.bfloat16)
+  (_, (nats, _)), (d_hidden, d_unembed) = _with_gradients(
+    lambda h, u: cross_entropy(h, u, targets, weights, 0.0, 3)
+  )(hidden, unembed)
+  assert (nats.dtype, d_hidden.dtype) == (jnp.float32, jnp.bfloat16)
+  assert d_unembed.kernel_VD.dtype == jnp.float32
+  expected = _reference(hidden, unembed, targets, weights)[0]
+  np.testing.assert_allclose(nats, expected, rtol=0.01)
+
+
+def _largest(program) -> int:
+  """Returns the size of the largest array in the text of a program."""
+  shapes = re.findall(r'\w+\[([\d,]+)\]', str(program))
+  return max(math.prod(map(int, shape.split(','))) for shape in shapes)
+
+
+@pytest.mark.parametrize(('chunk', 'positions'), [(0, 8), (2, 2)])
+def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
+  hidden = jnp.zeros((3, 8, 4))
+  unembed = Unembed(jnp.zeros((1000, 4)))
+  targets, weights = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8))
+
+  def loss(hidden, unembed):
+    return sum(cross_entropy(hidden, unembed, targets, weights, 0.1, chunk))
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, unembed)
+  assert _largest(jaxpr) == 3 * positions * 1000
+  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, unembed).compile()
+  assert _largest(compiled.as_text()) == max(3 * positions, 4) * 1000
+
+
+def test_statistics_are_chunked_within_the_budget(monkeypatch):
+  hidden, unembed, targets, _ = _inputs(vocab_size=17, bias=True, soft_cap=3.0)
+  whole = jax.jit(token_statistics)(hidden, unembed, targets)
+  np.testing.assert_allclose(
+    whole.nats, _reference(hidden, unembed, targets, 1)[2], rtol=1e-5, atol=1e-5
+  )
+  monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2 * B * V)
+  jaxpr = jax.make_jaxpr(lambda h: token_statistics(h, unembed, targets))(hidden)
+  assert _largest(jaxpr) == 2 * B * V
+  chunked = jax.jit(lambda h: token_statistics(h, unembed, targets))(hidden)
+  np.testing.assert_allclose(chunked.nats, whole.nats, rtol=1e-6)
+  np.testing.assert_array_equal(chunked.correct, whole.correct)
+
+
+def test_a_target_is_correct_when_its_logit_is_the_highest():
+  # The hidden state picks a row of the table; row 3 pads it and must not win.
+  unembed = Unembed(jnp.eye(4), vocab_size=3)
+  hidden = jnp.eye(4)[jnp.asarray([[0, 1, 2, 3]])] * 5
+  statistics = token_statistics(hidden, unembed, jnp.asarray([[0, 2, 2, 1]]))
+  np.testing.assert_array_equal(statistics.correct, [[1, 0, 1, 0]])
+  # log(e^5 + 2) for the first; three equal logits for the last.
+  np.testing.assert_allclose(
+    statistics.nats[0, [0, 3]], [np.log(np.e**5 + 2) - 5, np.log(3)], rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize(
+  ('shape', 'chunk', 'size'),
+  [
+    ((2, 12, 10), 5, 4),
+    ((2, 12, 10), 12, 12),
+    ((2, 12, 10), 100, 12),
+    ((2, 13, 10), 12, 1),
+    ((1, 4096, 1 << 20), 0, 16),
+    ((8, 64, 1 << 30), 0, 1),
+  ],
+)
+def test_chunks_divide_the_row(shape, chunk, size):
+  assert chunk_size(*shape, chunk) == size
