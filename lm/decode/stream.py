@@ -56,8 +56,7 @@ def stream(
   slots = P + -(-max_tokens // STRIDE) * STRIDE
   cache = model.init_cache(B, slots)
   keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-  logits, cache = _prefill(apply, params, batch, lengths, cache)
-  positions = jnp.asarray(lengths, jnp.int32)
+  logits, cache, positions = _prefill(apply, params, batch, lengths.astype(np.int32), cache)
   for start in range(0, max_tokens, STRIDE):
     tokens, logits, cache, positions = _several(
       apply, choose, params, logits, cache, positions, keys
@@ -68,10 +67,11 @@ def stream(
 @functools.partial(jax.jit, static_argnums=0)
 def _prefill(
   apply: Apply, params: Params, batch: dict[str, Array], lengths: Array, cache: Any
-) -> tuple[Array, Any]:
+) -> tuple[Array, Any, Array]:
+  """Returns the logits (B, V) after the prompts, the filled cache and the next positions (B,)."""
   output = apply(params, batch, cache=cache)
   last = jnp.take_along_axis(output.hidden, lengths[:, None, None] - 1, axis=1)
-  return output.unembed(last)[:, 0], output.cache
+  return output.unembed(last)[:, 0], output.cache, lengths
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)

@@ -30,11 +30,13 @@ class Checkpoints:
     )
     self.folder = (workdir / 'checkpoints').absolute()
     self.folder.mkdir(parents=True, exist_ok=True)
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    # Named here, so that the shapes of a checkpoint can be read before anything is restored.
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ('params', 'training')}
+    self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
     """Returns the steps that are saved and whole, in order."""
-    return sorted(self._manager.all_steps(read=True))
+    return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: TrainState) -> None:
     """Starts saving; what went wrong with the save before surfaces here as an OSError or alike."""

@@ -73,16 +73,20 @@ def words(
   Raises:
     UserError: fewer than `vocab_size` words occur often enough.
   """
-  tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
+  scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+  scratch.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
   trainer = trainers.WordLevelTrainer(
-    vocab_size=vocab_size or 2**32,
-    min_frequency=min_count,
-    special_tokens=[END, UNKNOWN],
-    show_progress=False,
+    vocab_size=vocab_size or 2**32, min_frequency=min_count, show_progress=False
   )
-  tokenizer.train_from_iterator(texts, trainer)
-  return _filled(tokenizer, vocab_size)
+  scratch.train_from_iterator(texts, trainer)
+  counted = scratch.get_vocab()
+  # A corpus may have <unk> among its words; it is not to be numbered twice.
+  frequent = sorted(counted.keys() - {END, UNKNOWN}, key=counted.__getitem__)
+  kept = [END, UNKNOWN, *frequent][:vocab_size]
+  model = models.WordLevel({word: i for i, word in enumerate(kept)}, unk_token=UNKNOWN)
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = scratch.pre_tokenizer
+  return _filled(_with_specials(tokenizer, END, UNKNOWN), vocab_size)
 
 
 def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
