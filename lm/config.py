@@ -114,7 +114,7 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'init_std': 0.02,
       'logit_soft_cap': placeholder(float),
       'unroll': 1,
-      'remat': placeholder(str),
+      'remat': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
       'dtype': 'float32',
     }
   )

@@ -20,7 +20,8 @@ def resolve(path: str, key: str) -> Callable:
   """Returns the function or class that `path` names, with its literal arguments bound.
 
   Args:
-    path: 'module:name' or 'module:name(key=literal, ...)'.
+    path: 'module:name' or 'module:name(key=literal, ...)'; the name may be dotted, for what lies
+      in a namespace ('jax:checkpoint_policies.dots_saveable').
     key: the config key that holds the path; error messages start with it.
 
   Raises:
@@ -33,10 +34,15 @@ def resolve(path: str, key: str) -> Callable:
     if e.name is None or not (module_name == e.name or module_name.startswith(e.name + '.')):
       raise UserError(f'{key}={path!r}: importing {module_name} failed: {e}') from e
     raise UserError(f'{key}={path!r}: there is no module {e.name!r}') from e
-  fn = getattr(module, name, None)
+  *namespaces, last = name.split('.')
+  holder: Any = module
+  for part in namespaces:
+    holder = getattr(holder, part, None)
+  fn = getattr(holder, last, None)
   if not callable(fn):
-    known = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith('_')]
-    raise UserError(f'{key}={path!r}: {module_name} has no function {name!r}{nearest(name, known)}')
+    members = getattr(holder, '__dict__', {}).items()
+    known = [n for n, value in members if callable(value) and not n.startswith('_')]
+    raise UserError(f'{key}={path!r}: {module_name} has no function {name!r}{nearest(last, known)}')
   if not kwargs:
     return fn
   return bind(fn, kwargs, key=key)
@@ -120,18 +126,26 @@ def _parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
     raise UserError(f'{key}={path!r} is not {wanted}')
   try:
     tree = ast.parse(expression.strip(), mode='eval').body
-    if isinstance(tree, ast.Name):
-      return module_name, tree.id, {}
-    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
+    if not isinstance(tree, ast.Call):
+      return module_name, _dotted(tree), {}
+    if tree.args:
       raise ValueError('arguments are given by name')
     kwargs = {}
     for keyword in tree.keywords:
       if keyword.arg is None:
         raise ValueError('no ** here')
       kwargs[keyword.arg] = ast.literal_eval(keyword.value)
-    return module_name, tree.func.id, kwargs
+    return module_name, _dotted(tree.func), kwargs
   except (SyntaxError, ValueError) as e:
     raise UserError(f'{key}={path!r} is not {wanted}: {e}') from e
+
+
+def _dotted(node: ast.expr) -> str:
+  if isinstance(node, ast.Name):
+    return node.id
+  if isinstance(node, ast.Attribute):
+    return f'{_dotted(node.value)}.{node.attr}'
+  raise ValueError('the part after the colon is a name, or a call of one')
 
 
 def _name(fn: Callable) -> str:

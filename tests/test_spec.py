@@ -2,6 +2,7 @@ import functools
 import sys
 from collections.abc import Callable
 
+import jax
 import pytest
 
 from lm import spec
@@ -45,6 +46,12 @@ def _error(call) -> str:
 def test_a_path_names_a_function():
   assert spec.resolve(f'{HERE}:scale', 'k') is scale
   assert spec.resolve('os.path:join', 'k')('a', 'b') == 'a/b'
+
+
+def test_a_name_may_lie_in_a_namespace():
+  remat = 'jax:checkpoint_policies.nothing_saveable'
+  assert spec.resolve(remat, 'model.remat') is jax.checkpoint_policies.nothing_saveable
+  assert spec.resolve('builtins:str.join', 'k') is str.join
 
 
 def test_literal_arguments_are_bound():
@@ -99,7 +106,10 @@ def test_functions_that_take_any_keyword_take_any_keyword():
     (f'{HERE}:scale(3)', ['is not an import path', 'arguments are given by name']),
     (f'{HERE}:scale(**{{}})', ['is not an import path', 'no **']),
     (f'{HERE}:scale(factor=', ['is not an import path']),
-    (f'{HERE}:scale.__globals__', ['is not an import path']),
+    (f'{HERE}:scale.__globals__', ["has no function 'scale.__globals__'"]),
+    (f'{HERE}:nowhere.scale', ["has no function 'nowhere.scale'"]),
+    (f'{HERE}:"scale".upper', ['is not an import path', 'a name, or a call of one']),
+    ('jax:checkpoint_policies.nothing', ["did you mean 'nothing_saveable'"]),
     (f'{HERE}:scale(factor=1)(x=2)', ['is not an import path']),
   ],
 )
