@@ -1,0 +1,295 @@
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import spec
+from lm.errors import UserError
+from lm.models.transformer import Decoder
+from lm.nn.attention import dot_product
+from lm.nn.layers import Attention
+from lm.nn.residual import parallel, post, sandwich
+from lm.objectives.next_token import next_token
+from lm.run.build import apply_of, init_of, parameter_count
+from lm.run.step import gradients
+
+
+def _logits(model):
+  apply = apply_of(model)
+
+  @jax.jit
+  def logits(params, batch):
+    output = apply(params, batch)
+    return output.unembed(output.hidden)
+
+  return logits
+
+
+def _paths(params):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {'/'.join(key.key for key in path): leaf.shape for path, leaf in leaves}
+
+
+def _softmax(x):
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
+
+
+def _attention(q_BTHK, k_BTHK, v_BTHK):
+  scores_BHTS = np.einsum('bthk,bshk->bhts', q_BTHK, k_BTHK) / math.sqrt(q_BTHK.shape[-1])
+  seen_TS = np.tri(q_BTHK.shape[1], dtype=bool)
+  weights_BHTS = _softmax(np.where(seen_TS, scores_BHTS, -np.inf))
+  return np.einsum('bhts,bshk->bthk', weights_BHTS, v_BTHK)
+
+
+def _gpt2(params, tokens_BT):
+  """GPT-2 written down from the paper, in double precision."""
+
+  def norm(p, x):
+    centred = x - x.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return centred / deviation * p['scale'] + p['bias']
+
+  def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+  x = params['embedding'][tokens_BT] + params['position'][: tokens_BT.shape[1]]
+  layers = params['layers']['layer_0']
+  for n in range(layers['mlp']['up']['bias'].shape[0]):
+    layer = jax.tree.map(lambda leaf, n=n: leaf[n], layers)
+    attention, mlp = layer['attention'], layer['mlp']
+    h = norm(layer['attention_norm'], x)
+    qkv = np.einsum('btd,dhck->bthck', h, attention['qkv']['kernel']) + attention['qkv']['bias']
+    o = _attention(*np.moveaxis(qkv, 3, 0))
+    x = x + np.einsum('bthk,hkd->btd', o, attention['out']['kernel']) + attention['out']['bias']
+    h = gelu(norm(layer['mlp_norm'], x) @ mlp['up']['kernel'] + mlp['up']['bias'])
+    x = x + h @ mlp['down']['kernel'] + mlp['down']['bias']
+  return norm(params['final_norm'], x) @ params['embedding'].T
+
+
+def _llama(params, tokens_BT):
+  """Llama written down from the paper, in double precision: 4 heads on 2 key/value heads."""
+
+  def norm(p, x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p['scale']
+
+  def turn(x_BTHK):
+    T, K = x_BTHK.shape[1], x_BTHK.shape[-1]
+    angles_Tk = np.arange(T)[:, None] * 10000.0 ** (-2 * np.arange(K // 2) / K)
+    rotation = np.exp(1j * angles_Tk)[:, None]
+    turned = (x_BTHK[..., : K // 2] + 1j * x_BTHK[..., K // 2 :]) * rotation
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+  x = params['embedding'][tokens_BT]
+  layers = params['layers']['layer_0']
+  for n in range(layers['mlp_norm']['scale'].shape[0]):
+    layer = jax.tree.map(lambda leaf, n=n: leaf[n], layers)
+    h = norm(layer['attention_norm'], x)
+    qkv = np.einsum('btd,dgck->btgck', h, layer['attention']['qkv']['kernel'])
+    q = qkv[:, :, :, :2].reshape(*qkv.shape[:2], 4, -1)
+    k, v = (np.repeat(qkv[:, :, :, i], 2, axis=2) for i in (2, 3))
+    o = _attention(turn(q), turn(k), v)
+    x = x + np.einsum('bthk,hkd->btd', o, layer['attention']['out']['kernel'])
+    h = norm(layer['mlp_norm'], x)
+    gate, up = (h @ layer['mlp']['gate_up']['kernel'][:, i] for i in (0, 1))
+    x = x + (gate / (1 + np.exp(-gate)) * up) @ layer['mlp']['down']['kernel']
+  return norm(params['final_norm'], x) @ params['unembedding'].T
+
+
+@pytest.mark.parametrize(('variant', 'reference'), [('gpt2', _gpt2), ('llama', _llama)])
+def test_the_stack_is_the_architecture_of_the_paper(
+  variant, reference, decoder, params_of, batch_of
+):
+  model = decoder(variant)
+  params, batch = params_of(model), batch_of()
+  wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  expected = reference(wide, np.asarray(batch['inputs']))
+  np.testing.assert_allclose(_logits(model)(params, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_stays_close_to_float32(decoder, params_of, batch_of):
+  model = decoder('llama')
+  params, batch = params_of(model), batch_of()
+  expected = _logits(model)(params, batch)
+  output = jax.jit(apply_of(decoder('llama', dtype='bfloat16')))(params, batch)
+  assert output.hidden.dtype == jnp.bfloat16
+  found = output.unembed(output.hidden)
+  assert found.dtype == jnp.float32
+  assert jnp.abs(found - expected).mean() < 0.03 * jnp.abs(expected).mean()
+
+
+def _shapes(model, context):
+  return nn.unbox(jax.eval_shape(init_of(model, context), jax.random.key(0)))
+
+
+def test_gpt2_small_has_its_124_million_parameters():
+  model = Decoder(
+    vocab_size=50257,
+    context=1024,
+    d_model=768,
+    depth=12,
+    heads=12,
+    kv_heads=12,
+    head_dim=64,
+    d_mlp=3072,
+  )
+  assert parameter_count(_shapes(model, 1024)) == 124_439_808
+
+
+def test_parameters_of_a_llama_counted_by_hand(decoder):
+  embeddings = 2 * 37 * 16
+  attention = 16 * (4 + 2 + 2) * 4 + 4 * 4 * 16
+  layer = attention + 3 * 16 * 24 + 2 * 16
+  assert parameter_count(_shapes(decoder('llama'), 16)) == embeddings + 2 * layer + 16
+
+
+def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
+  assert _paths(_shapes(decoder('windows', tied=False), 16)) == {
+    'embedding': (37, 16),
+    'unembedding': (37, 16),
+    'final_norm/bias': (16,),
+    'final_norm/scale': (16,),
+  } | {
+    f'layers/layer_{i}/{name}': (2, *shape)
+    for i in range(2)
+    for name, shape in {
+      'attention/qkv/kernel': (16, 1, 6, 4),
+      'attention/qkv/bias': (1, 6, 4),
+      'attention/out/kernel': (4, 4, 16),
+      'attention/out/bias': (16,),
+      'attention_norm/scale': (16,),
+      'attention_norm/bias': (16,),
+      'mlp/up/kernel': (16, 24),
+      'mlp/up/bias': (24,),
+      'mlp/down/kernel': (24, 16),
+      'mlp/down/bias': (16,),
+      'mlp_norm/scale': (16,),
+      'mlp_norm/bias': (16,),
+    }.items()
+  }
+
+
+@pytest.mark.parametrize(
+  ('order', 'norms'),
+  [
+    (post, {'attention_norm', 'mlp_norm'}),
+    (sandwich, {'attention_norm', 'attention_post_norm', 'mlp_norm', 'mlp_post_norm'}),
+    (parallel, {'norm'}),
+  ],
+)
+def test_the_order_of_a_block_is_a_function(order, norms, decoder):
+  params = _shapes(decoder(residual=order, final_norm=order is not post), 16)
+  assert set(params['layers']['layer_0']) == norms | {'attention', 'mlp'}
+  assert ('final_norm' in params) == (order is not post)
+
+
+def test_output_projections_start_smaller_with_depth(decoder):
+  params = nn.unbox(jax.jit(init_of(decoder(depth=8, d_model=64, d_mlp=64), 16))(jax.random.key(0)))
+  mlp = params['layers']['layer_0']['mlp']
+  assert float(mlp['up']['kernel'].std()) == pytest.approx(0.02, rel=0.05)
+  assert float(mlp['down']['kernel'].std()) == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
+  # The layers are drawn one by one, not copied.
+  assert (mlp['up']['kernel'][0] != mlp['up']['kernel'][1]).any()
+
+
+def test_the_table_is_padded_to_a_multiple_that_never_wins(decoder, params_of, batch_of):
+  model = decoder(vocab_multiple=8)
+  params = params_of(model)
+  assert params['embedding'].shape == (40, 16)
+  logits = _logits(model)(params, batch_of())
+  assert (logits[..., 37:] < -1e8).all() and (logits[..., :37] > -1e3).all()
+
+
+def test_the_soft_cap_bounds_the_logits(decoder, params_of, batch_of):
+  params, batch = params_of(decoder()), batch_of()
+  free, capped = (_logits(decoder(logit_soft_cap=cap))(params, batch) for cap in (None, 2.0))
+  np.testing.assert_allclose(capped, 2 * np.tanh(np.asarray(free) / 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def taught(decoder, params_of, batch_of):
+  """The gradient, terms and tree of one program: the same for every way to run the layers."""
+
+  def run(**execution):
+    model = decoder(dropout=0.2, **execution)
+    grads, terms = jax.jit(functools.partial(gradients, next_token(), apply_of(model)))(
+      params_of(model), batch_of(), jax.random.key(1)
+    )
+    return _paths(_shapes(model, 16)), grads, terms
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def scanned(taught):
+  return taught()
+
+
+@pytest.mark.parametrize(
+  'execution',
+  [
+    {'unroll': 2},
+    {'remat': 'jax:checkpoint_policies.nothing_saveable'},
+  ],
+)
+def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned):
+  # Under test as an experiment gives them: policies by their import paths.
+  execution = dict(execution)
+  if 'remat' in execution:
+    execution['remat'] = spec.resolve(execution['remat'], 'model.remat')
+  paths, grads, terms = taught(**execution)
+  assert paths == scanned[0]
+  for x, y in zip(jax.tree.leaves((grads, terms)), jax.tree.leaves(scanned[1:]), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_rematerialising_computes_layers_twice(decoder, params_of, batch_of):
+  def products(remat):
+    model = decoder(remat=remat)
+    compute = functools.partial(gradients, next_token(), apply_of(model))
+    program = str(jax.make_jaxpr(compute)(params_of(model), batch_of(), None))
+    return program.count('dot_general')
+
+  assert products(jax.checkpoint_policies.nothing_saveable) > products(None)
+
+
+def test_layers_of_a_period_have_their_own_windows(decoder, batch_of):
+  windows = []
+
+  def spy(q, k, v, mask):
+    windows.append(mask.window)
+    return dot_product(q, k, v, mask)
+
+  local, whole = functools.partial(Attention, window=2), Attention
+  model = decoder(attention=(local, local, whole), depth=6, attend=spy)
+  jax.eval_shape(model.init, jax.random.key(0), batch_of())
+  assert windows[:3] == [2, 2, None] and len(windows) % 3 == 0
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'depth': 3, 'attention': (Attention, Attention)}, 'model.depth=3 is not a multiple of'),
+    ({'heads': 4, 'kv_heads': 3}, 'model.heads=4 is not a multiple of kv_heads=3'),
+    ({'depth': 6, 'unroll': 4}, 'model.unroll=4 does not divide 6 periods'),
+  ],
+)
+def test_sizes_that_do_not_fit_are_told(fields, message, decoder, batch_of):
+  with pytest.raises(UserError) as error:
+    jax.eval_shape(decoder(**fields).init, jax.random.key(0), batch_of())
+  assert message in str(error.value)
+
+
+def test_training_flops_counted_by_hand(decoder):
+  # A multiplied parameter costs 6 FLOPs a token; a layer's scores and mixing 12 H K T.
+  mixing = 12 * 2 * 4 * 4 * 10
+  tied = decoder(bias=False)
+  norms = 5 * 16
+  multiplied = 37 * 16 + 2 * (16 * 12 * 4 + 16 * 16 + 2 * 16 * 24) + norms
+  assert tied.flops_per_token(_shapes(tied, 16), 10) == 6 * multiplied + mixing
+  untied = decoder(bias=False, tied=False)
+  assert untied.flops_per_token(_shapes(untied, 16), 10) == 6 * multiplied + mixing
