@@ -26,6 +26,6 @@ def language_model() -> Metric:
     }
 
   def derive(means: dict[str, float]) -> dict[str, float]:
-    return {'perplexity': math.exp(means['loss']) if means['loss'] < 700 else math.inf}
+    return {'perplexity': math.inf if means['loss'] > 700 else math.exp(means['loss'])}
 
   return Metric(terms, derive)
