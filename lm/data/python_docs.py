@@ -7,6 +7,7 @@ import hashlib
 import pathlib
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Sequence
 
 from lm.data import splits
@@ -99,7 +100,10 @@ def _documents() -> dict[str, str]:
       if tree is None:
         continue
       if place == _TOPICS:
-        found |= {f'topic {name}': text for name, text in sorted(_topics(tree).items())}
+        for topic, text in sorted(_topics(tree).items()):
+          if text not in seen:  # several keywords may share a page
+            seen.add(text)
+            found[f'topic {topic}'] = text
       name = '.'.join(place.with_suffix('').parts).removesuffix('.__init__')
       entries = [e for e in _entries(tree, name) if e[1] not in seen]
       seen.update(doc for _, doc in entries)
@@ -113,7 +117,8 @@ def _documents() -> dict[str, str]:
 
 def _parse(data: bytes) -> ast.Module | None:
   try:
-    return ast.parse(data)
+    with warnings.catch_warnings(action='ignore'):  # made errors, they would lose us the file
+      return ast.parse(data)
   except SyntaxError:  # the library has templates that are no Python
     return None
 

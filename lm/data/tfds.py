@@ -51,10 +51,10 @@ def tfds(
       if not builder.is_prepared():
         _prepare(builder, name, directory)
   if text not in builder.info.features:
-    there = ', '.join(map(repr, builder.info.features))
+    there = ', '.join(map(repr, sorted(builder.info.features)))
     raise UserError(f'data.source: tfds {name!r} has no feature {text!r}; there is {there}')
   if splits is None:
-    split_names.check(split, list(builder.info.splits))
+    split_names.check(split, sorted(builder.info.splits))
     return TfdsText(builder, split, text)
   split_names.check(split, list(splits))
   return TfdsText(builder, splits[split], text)
@@ -141,17 +141,40 @@ def _prepare(builder: Any, name: str, directory: pathlib.Path) -> None:
 
 
 def _missing_downloads(builder: Any, directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the addresses that have not been downloaded, and where each file would lie."""
+  """Returns the addresses that have not been downloaded, and where each file may be put by hand.
+
+  Raises:
+    UserError: a file that was put there is another one.
+  """
   from tensorflow_datasets.core.download import resource
 
-  places = {
-    url: directory / 'downloads' / resource.get_dl_fname(url, info.checksum)
-    for url, info in (builder.url_infos or {}).items()
-  }
-  missing = {url: place for url, place in places.items() if not place.exists()}
+  missing = {}
+  infos = builder.url_infos or {}
+  for url, info in infos.items():
+    name = resource.get_dl_fname(url, info.checksum)
+    by_hand = directory / 'downloads' / name
+    if by_hand.exists():
+      _adopt(builder.name, url, info, by_hand)
+    elif not (directory / 'downloads' / builder.name / name).exists():
+      missing[url] = by_hand
   # Of many configurations, each with files of its own, some are always missing.
-  several = len(builder.BUILDER_CONFIGS) > 1 and len(missing) < len(places)
+  several = len(builder.BUILDER_CONFIGS) > 1 and len(missing) < len(infos)
   return {} if several else missing
+
+
+def _adopt(name: str, url: str, info: Any, file: pathlib.Path) -> None:
+  """Writes beside a file put there by hand what a download would have written."""
+  from tensorflow_datasets.core.download import checksums, resource
+
+  if resource.is_locally_cached(file):
+    return
+  found = checksums.compute_url_info(file)
+  if found.checksum != info.checksum:
+    raise UserError(
+      f'data.source: tfds {name!r}: {file} is not {url}: its sha256 is {found.checksum}, '
+      f'not {info.checksum}'
+    )
+  resource.write_info_file(url, file, name, info.filename or file.name, info)
 
 
 def _offline(urls: Mapping[str, pathlib.Path]) -> bool:

@@ -76,7 +76,9 @@ def _local(job: Job, source: Sequence[dict]) -> Callable[[int, int], Encoded]:
   return work
 
 
-def _encode_by(workers: int, job: Job, chunks: list[tuple[int, int]]) -> Generator[Encoded, None, None]:
+def _encode_by(
+  workers: int, job: Job, chunks: list[tuple[int, int]]
+) -> Generator[Encoded, None, None]:
   with contextlib.ExitStack() as stack:
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for _ in range(workers):

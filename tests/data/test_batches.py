@@ -1,0 +1,153 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lm.data import batches, prepare
+from lm.text import tokenizers
+
+SEED = 5
+
+
+@pytest.fixture
+def rows(section, corpus):
+  source = corpus('\n'.join(f'line {n} ' + 'x' * (n % 17) for n in range(157)), documents='line')
+  return prepare.rows(section(source), 'train', tokenizers.bytes([]), seed=0)
+
+
+def noise(row, rng):
+  return row | {'targets': row['targets'] + rng.integers(0, 100, row['targets'].shape)}
+
+
+def same(a, b):
+  return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def keys(batch):
+  return [row.tobytes() for row in batch['targets']]
+
+
+def test_an_epoch_has_every_row_once_in_an_order_of_its_own(rows):
+  n = len(rows)
+  epochs = [keys(batches.batch_at(rows, (), n, SEED, step)) for step in range(3)]
+  everything = sorted(keys(rows.batch(np.arange(n))))
+  assert all(sorted(epoch) == everything for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+  assert epochs[0] != keys(batches.batch_at(rows, (), n, SEED + 1, 0))
+
+
+def test_batches_run_on_over_the_end_of_an_epoch(rows):
+  n = len(rows)
+  small = [batches.batch_at(rows, (), 7, SEED, step) for step in range(2 * n // 7)]
+  stream = [key for batch in small for key in keys(batch)]
+  two_epochs = [k for step in (0, 1) for k in keys(batches.batch_at(rows, (), n, SEED, step))]
+  assert stream == two_epochs[: len(stream)]
+
+
+def test_rows_repeat_in_a_batch_larger_than_the_set(rows):
+  batch = batches.batch_at(rows, (), 3 * len(rows), SEED, 0)
+  found, counts = np.unique(keys(batch), return_counts=True)
+  assert counts.sum() == 3 * len(rows) and (counts % 3 == 0).all()
+  assert len(found) == len(np.unique(keys(rows.batch(np.arange(len(rows))))))
+
+
+@pytest.mark.parametrize('transforms', [(), (noise,)])
+def test_parts_of_a_batch_do_not_depend_on_the_split(rows, transforms):
+  whole = batches.batch_at(rows, transforms, 8, SEED, 31)
+  for select in (slice(0, 4), slice(6, 8), np.array([5, 1])):
+    part = batches.batch_at(rows, transforms, 8, SEED, 31, select)
+    assert same(part, {name: values[select] for name, values in whole.items()})
+
+
+def test_transforms_draw_anew_for_each_epoch_and_row(rows):
+  def draw(row, rng):
+    return {'drawn': rng.integers(0, 2**31, 1)}
+
+  n = len(rows)
+  drawn = [batches.batch_at(rows, (draw,), n, SEED, step)['drawn'] for step in range(2)]
+  assert len(np.unique(drawn)) == 2 * n
+  again = batches.batch_at(rows, (draw,), n, SEED, 1)['drawn']
+  assert (again == drawn[1]).all()
+
+
+def test_each_transform_has_randomness_of_its_own(rows):
+  def wasteful(row, rng):
+    rng.random(100)
+    return row
+
+  def idle(row, rng):
+    return row
+
+  first = batches.batch_at(rows, (wasteful, noise), 4, SEED, 0)
+  assert same(first, batches.batch_at(rows, (idle, noise), 4, SEED, 0))
+
+
+@pytest.mark.parametrize('transforms', [(), (noise,)])
+def test_prefetched_batches_are_the_batches_of_the_steps(rows, transforms):
+  found = list(batches.train_batches(rows, transforms, 4, SEED, 3, 40, slice(1, 3)))
+  assert [step for step, _ in found] == list(range(3, 40))
+  for step, batch in found:
+    assert same(batch, batches.batch_at(rows, transforms, 4, SEED, step, slice(1, 3)))
+
+
+def test_a_failing_transform_fails_the_consumer(rows):
+  def broken(row, rng):
+    raise ZeroDivisionError('broken')
+
+  with pytest.raises(ZeroDivisionError, match='broken'):
+    next(batches.train_batches(rows, (broken,), 4, SEED, 0, 10))
+
+
+def test_closing_ends_the_threads(rows):
+  before = set(threading.enumerate())
+  source = batches.train_batches(rows, (), 4, SEED, 0, 10**9)
+  next(source)
+  assert set(threading.enumerate()) > before
+  source.close()
+  assert set(threading.enumerate()) == before
+
+
+def test_a_batch_made_ahead_is_taken_quickly(rows):
+  source = batches.train_batches(rows, (), 12, SEED, 0, 10**9)
+  seconds = []
+  for _ in range(30):
+    next(source)
+    time.sleep(0.01)
+    start = time.perf_counter()
+    next(source)
+    seconds.append(time.perf_counter() - start)
+  source.close()
+  assert np.median(seconds) < 1e-3
+
+
+def test_evaluation_sees_every_row_once_in_order(rows):
+  size = 7
+  assert len(rows) % size
+  found = list(batches.eval_batches(rows, size))
+  whole = rows.batch(np.arange(len(rows)))
+  for name in whole:
+    joined = np.concatenate([batch[name] for batch in found])
+    assert (joined[: len(rows)] == whole[name]).all()
+    assert (joined[len(rows) :] == 0).all() and len(joined) % size == 0
+  parts = [list(batches.eval_batches(rows, size, s)) for s in (slice(0, 3), slice(3, 7))]
+  for batch, a, b in zip(found, *parts, strict=True):
+    assert same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
+
+
+@pytest.mark.parametrize('size', [1, 2, 999, 2**16 + 3])
+def test_shuffling_is_a_permutation(size):
+  places = np.arange(size)
+  found = batches._shuffled(places, size, SEED, epoch=2)
+  assert (np.sort(found) == places).all()
+  assert size < 3 or (found != places).any()
+  assert (batches._shuffled(places[::-1][:50], size, SEED, epoch=2) == found[::-1][:50]).all()
+
+
+def test_large_sets_are_shuffled_anew_each_epoch():
+  orders = [batches._shuffled(np.arange(100), 10**6, SEED, epoch) for epoch in range(2)]
+  assert np.count_nonzero(orders[0] == orders[1]) < 3
+
+
+def test_epochs_are_counted_in_rows(rows):
+  assert batches.epoch(rows, len(rows), 3) == 3.0

@@ -1,0 +1,138 @@
+import errno
+import json
+import multiprocessing
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lm.data import cache
+from lm.errors import UserError
+
+
+def write(place):
+  (place / 'data').write_bytes(b'whole')
+  return {'answer': 42}
+
+
+def never(place):
+  raise AssertionError('built although it was there')
+
+
+def test_an_artefact_is_built_once(tmp_path):
+  place, meta = cache.artefact(tmp_path, 'thing', write)
+  assert place == tmp_path / 'thing' and (place / 'data').read_bytes() == b'whole'
+  assert meta['answer'] == 42
+  assert cache.artefact(tmp_path, 'thing', never) == (place, meta)
+  assert json.loads((place / 'meta.json').read_text()) == meta
+
+
+@pytest.mark.parametrize('damage', ['cut', 'gone', 'no meta', 'torn meta'])
+def test_a_damaged_artefact_is_rebuilt_loudly(tmp_path, capsys, damage):
+  place, _ = cache.artefact(tmp_path, 'thing', write)
+  if damage == 'cut':
+    (place / 'data').write_bytes(b'who')
+  elif damage == 'gone':
+    (place / 'data').unlink()
+  elif damage == 'no meta':
+    (place / 'meta.json').unlink()
+  else:
+    (place / 'meta.json').write_text('{"files": {')
+  cache.artefact(tmp_path, 'thing', write)
+  assert (place / 'data').read_bytes() == b'whole'
+  assert f'{place} is damaged' in capsys.readouterr().err
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path):
+  def fail(place):
+    write(place)
+    raise ZeroDivisionError
+
+  with pytest.raises(ZeroDivisionError):
+    cache.artefact(tmp_path, 'thing', fail)
+  assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+  def fill(place):
+    write(place)
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with pytest.raises(UserError, match=r'data\.cache=.*: the disk is full'):
+    cache.artefact(tmp_path, 'thing', fill)
+  assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
+  cache.artefact(tmp_path, 'thing', write)
+
+
+def test_arrays_tell_a_full_disk_apart(tmp_path):
+  # A limit on the size of files stands for the end of the disk: both cut a write short.
+  program = (
+    'import pathlib, resource, signal, sys, numpy as np\n'
+    'from lm.data import cache\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n'
+    'def build(place):\n'
+    "  cache.save_array(place / 'a.npy', np.arange(100_000))\n"
+    '  return {}\n'
+    "cache.artefact(pathlib.Path(sys.argv[1]), 'thing', build)\n"
+  )
+  assert hasattr(resource, 'RLIMIT_FSIZE')
+  run = subprocess.run([sys.executable, '-c', program, tmp_path], capture_output=True, text=True)
+  assert 'UserError: data.cache=' in run.stderr and 'the disk is full' in run.stderr
+  assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'data\.cache=.*file'):
+    cache.artefact(tmp_path / 'file', 'thing', write)
+
+
+def build_slowly(place):
+  with (place.parent / 'builders').open('a') as f:
+    f.write(f'{os.getpid()}\n')
+  (place / 'data').write_bytes(b'half')
+  time.sleep(1.0)
+  return write(place)
+
+
+def in_process(tmp_path):
+  cache.artefact(pathlib.Path(tmp_path), 'thing', build_slowly)
+
+
+def test_two_processes_at_once_build_one_artefact(tmp_path):
+  context = multiprocessing.get_context('spawn')
+  processes = [context.Process(target=in_process, args=(str(tmp_path),)) for _ in range(2)]
+  for process in processes:
+    process.start()
+  for process in processes:
+    process.join(60)
+    assert process.exitcode == 0
+  assert len((tmp_path / 'builders').read_text().split()) == 1
+  assert (tmp_path / 'thing' / 'data').read_bytes() == b'whole'
+
+
+def test_a_killed_process_is_no_obstacle(tmp_path):
+  process = multiprocessing.get_context('spawn').Process(target=in_process, args=(str(tmp_path),))
+  process.start()
+  while not (tmp_path / 'thing.partial' / 'data').exists():
+    time.sleep(0.01)
+  os.kill(process.pid, signal.SIGKILL)
+  process.join(60)
+  assert (tmp_path / 'thing.partial').exists() and not (tmp_path / 'thing').exists()
+  cache.artefact(tmp_path, 'thing', write)
+  assert (tmp_path / 'thing' / 'data').read_bytes() == b'whole'
+  assert not (tmp_path / 'thing.partial').exists()
+
+
+def test_the_directory_follows_the_environment(monkeypatch):
+  monkeypatch.setenv('LM_CACHE', '/from/environment')
+  assert cache.directory('') == pathlib.Path('/from/environment')
+  assert cache.directory('/from/config') == pathlib.Path('/from/config')
+  monkeypatch.delenv('LM_CACHE')
+  assert cache.directory('') == pathlib.Path.home() / '.cache' / 'lm'

@@ -1,0 +1,105 @@
+import time
+
+import numpy as np
+import pytest
+
+from lm.data.packing import best_fit, concatenate
+
+PACKERS = [concatenate, best_fit]
+
+
+def lengths_of(seed, context, documents=200):
+  rng = np.random.default_rng(seed)
+  return rng.integers(1, 3 * context, documents)
+
+
+@pytest.mark.parametrize('pack', PACKERS)
+@pytest.mark.parametrize('context', [1, 2, 7, 64])
+@pytest.mark.parametrize('seed', range(3))
+def test_every_target_of_every_document_appears_once(pack, context, seed):
+  lengths = lengths_of(seed, context)
+  ends = np.cumsum(lengths)
+  plan = pack(ends, context, seed)
+  seen = np.zeros(ends[-1], int)
+  for start, length, document in zip(plan.starts, plan.lengths, plan.documents, strict=True):
+    assert ends[document] - lengths[document] <= start
+    assert start + length <= ends[document]
+    seen[start : start + length] += 1
+  assert (seen == 1).all()
+
+
+@pytest.mark.parametrize('pack', PACKERS)
+def test_rows_hold_at_most_a_context_and_all_pieces(pack):
+  plan = pack(np.cumsum(lengths_of(0, 32)), 32, 0)
+  rows = np.split(plan.lengths, plan.row_ends)
+  assert len(rows.pop()) == 0
+  assert all(0 < row.sum() <= 32 for row in rows)
+  assert plan.row_ends.dtype == plan.starts.dtype == plan.documents.dtype == np.int64
+  assert plan.lengths.dtype == np.int32
+
+
+def test_concatenation_fills_all_rows_but_the_last():
+  lengths = lengths_of(1, 16)
+  plan = concatenate(np.cumsum(lengths), 16, 0)
+  rows = np.add.reduceat(plan.lengths, np.r_[0, plan.row_ends[:-1]])
+  assert (rows[:-1] == 16).all() and rows.sum() == lengths.sum()
+
+
+def test_concatenation_keeps_each_document_together():
+  plan = concatenate(np.cumsum(lengths_of(1, 16)), 16, 0)
+  changes = np.count_nonzero(np.diff(plan.documents)) + 1
+  assert changes == len(np.unique(plan.documents)) == 200
+  within = np.diff(plan.documents) == 0
+  assert (np.diff(plan.starts)[within] == plan.lengths[:-1][within]).all()
+
+
+def test_one_document_is_cut_in_order():
+  plan = concatenate(np.array([10]), 4, seed=3)
+  assert plan.starts.tolist() == [0, 4, 8] and plan.lengths.tolist() == [4, 4, 2]
+  assert plan.row_ends.tolist() == [1, 2, 3]
+
+
+def test_best_fit_cuts_only_documents_longer_than_a_row():
+  lengths = lengths_of(2, 16)
+  plan = best_fit(np.cumsum(lengths), 16, 0)
+  pieces = np.bincount(plan.documents)
+  assert (pieces == -(-lengths // 16)).all()
+
+
+def reference_best_fit_decreasing(sizes, capacity):
+  """One item at a time, the longest first, into the bin with the least room that suffices."""
+  rooms = []
+  for size in sorted(sizes, reverse=True):
+    suiting = [i for i, room in enumerate(rooms) if room >= size]
+    if suiting:
+      rooms[min(suiting, key=lambda i: rooms[i])] -= size
+    else:
+      rooms.append(capacity - size)
+  return sorted(capacity - room for room in rooms)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_best_fit_decreasing_agrees_with_one_item_at_a_time(seed):
+  rng = np.random.default_rng(seed)
+  capacity = int(rng.integers(3, 40))
+  lengths = rng.integers(1, capacity, int(rng.integers(1, 300)))
+  plan = best_fit(np.cumsum(lengths), capacity, seed)
+  rows = np.add.reduceat(plan.lengths, np.r_[0, plan.row_ends[:-1]])
+  assert sorted(rows.tolist()) == reference_best_fit_decreasing(lengths.tolist(), capacity)
+
+
+@pytest.mark.parametrize('pack', PACKERS)
+def test_the_order_depends_on_the_seed_alone(pack):
+  ends = np.cumsum(lengths_of(0, 8))
+  first, again, other = pack(ends, 8, 1), pack(ends, 8, 1), pack(ends, 8, 2)
+  assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+  assert not np.array_equal(first.documents, other.documents)
+
+
+@pytest.mark.parametrize('pack', PACKERS)
+def test_a_million_documents_pack_quickly(pack):
+  lengths = np.random.default_rng(0).geometric(1 / 300, 1_000_000)
+  start = time.monotonic()
+  plan = pack(np.cumsum(lengths), 1024, 0)
+  assert time.monotonic() - start < 20  # a second or two on an idle core; quadratic is hours
+  assert plan.lengths.sum() == lengths.sum()

@@ -1,0 +1,155 @@
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from lm.data import prepare
+from lm.errors import UserError
+from lm.text import tokenizers
+
+# In a process of its own: the builder is registered by being defined, and what is imported counts.
+BUILDER = """
+  import sys
+  import tensorflow_datasets as tfds
+
+  class TinyLines(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      text = tfds.features.Text()
+      features = {'body': text, 'words': tfds.features.Sequence(text)}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, downloads):
+      return {'train': self._generate_examples(20), 'test': self._generate_examples(5)}
+
+    def _generate_examples(self, count):
+      for n in range(count):
+        yield n, {'body': f'línea {n}', 'words': ['a', 'b']}
+"""
+READ = """
+  from lm.data.sources import tfds as source
+  lines = source('train', name='tiny_lines', text='body', data_dir=sys.argv[1])
+  assert sorted(lines[i]['text'] for i in range(20)) == sorted(f'línea {n}' for n in range(20))
+  assert len(lines) == 20 and lines.fingerprint.startswith('tiny_lines/1.0.0 train 20')
+  print('tensorflow' in sys.modules, 'jax' in sys.modules)
+"""
+
+
+def python(program, *arguments):
+  return subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)],
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  """A directory with a builder of our own, prepared by its source without TensorFlow."""
+  folder = tmp_path_factory.mktemp('tfds')
+  run = python(textwrap.dedent(BUILDER) + textwrap.dedent(READ), folder)
+  assert run.returncode == 0, run.stderr
+  assert run.stdout == 'False False\n'  # nothing else on stdout, and nothing heavy imported
+  return folder
+
+
+def path(data_dir, **arguments):
+  given = {'name': 'tiny_lines', 'text': 'body', 'data_dir': str(data_dir)} | arguments
+  return f'lm.data.sources:tfds({", ".join(f"{k}={v!r}" for k, v in given.items())})'
+
+
+def read(section, data_dir, split, **arguments):
+  data = section(path(data_dir, **arguments), pack='lm.data.packing:concatenate', context=1000)
+  return prepare.rows(data, split, tokenizers.bytes([]), 0)
+
+
+def test_a_prepared_builder_is_read_without_its_code(section, data_dir):
+  rows = read(section, data_dir, 'train')
+  assert rows.documents == 20
+  assert rows.bytes == sum(len(f'línea {n}'.encode()) for n in range(20))
+  assert read(section, data_dir, 'test').documents == 5
+
+
+def test_splits_are_renamed_and_cut(section, data_dir):
+  splits = {'train': 'train[:75%]', 'validation': 'train[75%:]'}
+  train = read(section, data_dir, 'train', splits=splits)
+  validation = read(section, data_dir, 'validation', splits=splits)
+  assert (train.documents, validation.documents) == (15, 5)
+  whole = read(section, data_dir, 'train')
+  assert train.bytes + validation.bytes == whole.bytes
+
+
+@pytest.mark.parametrize(
+  ('split', 'arguments', 'message'),
+  [
+    ('validation', {}, "no split 'validation'; there is 'test', 'train'"),
+    ('test', {'splits': {'train': 'train'}}, "no split 'test'; there is 'train'"),
+    ('train', {'splits': {'train': 'training'}}, "Unknown split 'training'"),
+    ('train', {'text': 'text'}, "has no feature 'text'; there is 'body', 'words'"),
+    ('train', {'text': 'words'}, "feature 'words' holds .*, not text"),
+    ('train', {'name': 'tiny_shakespear'}, "no builder 'tiny_shakespear' .*'tiny_shakespeare'"),
+    ('train', {'name': 'glue/cola3'}, 'glue/cola3'),
+  ],
+)
+def test_mistakes_are_told_in_one_line(section, data_dir, split, arguments, message):
+  with pytest.raises(UserError, match=message) as e:
+    read(section, data_dir, split, **arguments)
+  assert '\n' not in str(e.value)
+
+
+def test_a_download_without_network_says_where_the_file_goes(section, tmp_path, monkeypatch):
+  monkeypatch.setattr('lm.data.tfds._offline', lambda urls: True)
+  where = rf'put https://.*/input\.txt at {tmp_path}/downloads/raw\.gith\..*, or take .*:text'
+  with pytest.raises(UserError, match=where):
+    read(section, tmp_path, 'train', name='tiny_shakespeare', text='text')
+
+
+def test_an_address_without_a_name_is_offline():
+  from lm.data.tfds import _offline
+
+  nowhere = pathlib.Path('nowhere')
+  assert _offline({'https://no-such-host.invalid/file': nowhere})
+  assert not _offline({'https://no-such-host.invalid/file': nowhere, 'http://127.0.0.1/': nowhere})
+
+
+def place_of_shakespeare(folder):
+  """Returns where the one file of tiny_shakespeare may be put by hand."""
+  from lm.data.tfds import _builder, _missing_downloads
+
+  (place,) = _missing_downloads(_builder('tiny_shakespeare', folder), folder).values()
+  place.parent.mkdir(parents=True)
+  return place
+
+
+def test_another_file_put_in_the_place_of_a_download_is_refused(section, tmp_path):
+  place_of_shakespeare(tmp_path).write_text('something else')
+  with pytest.raises(UserError, match=r'is not https://.*: its sha256 is'):
+    read(section, tmp_path, 'train', name='tiny_shakespeare', text='text')
+
+
+@pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA names no folder of texts')
+def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
+  file = pathlib.Path(os.environ['LM_DATA']) / 'tinyshakespeare' / 'input.txt'
+  shutil.copy(file, place_of_shakespeare(tmp_path))
+  parts = path(tmp_path, name='tiny_shakespeare', text='text')
+  run = python(
+    'import sys\n'
+    'from lm import spec\n'
+    'from lm.errors import UserError\n'
+    'try:\n'
+    "  print(len(spec.resolve(sys.argv[1], 'source')('train')[0]['text']))\n"
+    'except UserError as e:\n'
+    '  print(e)\n',
+    parts,
+  )
+  try:
+    import tensorflow  # noqa: F401
+  except ImportError:
+    assert "needs TensorFlow: pip install 'lm[tfds]'" in run.stdout
+  else:
+    assert run.stdout == f'{int(1115394 * 0.9)}\n'
