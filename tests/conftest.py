@@ -1,9 +1,18 @@
 """What all tests share: strict jax, a cache of their own, tiny models with lively parameters."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Set before jax is imported, and passed on to the processes that tests start.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  # The same tiny programs are compiled by many tests and processes: once is enough.
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'raise')
 if os.environ['JAX_PLATFORMS'] == 'cpu':
   # Compiling is nearly all that tiny programs cost, and this halves it.

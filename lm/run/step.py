@@ -76,7 +76,7 @@ def make_train_step(
     grads, terms = gradients(
       functions.objective, functions.apply, state.params, batch, key, microbatches
     )
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
     updates, opt_state = transformation.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
