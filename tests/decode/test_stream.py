@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode.sampling import greedy, sampler
+from lm.decode.stream import STRIDE, stream
+from lm.run.build import apply_of
+
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9]]
+LONG = [int(t) for t in np.random.default_rng(0).integers(0, 37, 20)]
+COUNT = STRIDE + 3  # ends inside a stride
+draw = sampler(temperature=1.0, top_k=20)
+
+
+@pytest.fixture(scope='module')
+def model(decoder, params_of):
+  model = decoder('llama')
+  return model, apply_of(model), params_of(model)
+
+
+@pytest.fixture(scope='module')
+def continued(model):
+  def run(prompts, choose, seeds, max_tokens=COUNT):
+    return np.stack(list(stream(*model, prompts, choose, seeds, max_tokens)), axis=1)
+
+  return run
+
+
+def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
+  _, apply, params = model
+
+  @jax.jit
+  def predicted(tokens_BT):
+    shape = tokens_BT.shape
+    positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    batch = {'inputs': tokens_BT, 'segments': jnp.ones(shape, jnp.int32), 'positions': positions}
+    output = apply(params, batch)
+    return output.unembed(output.hidden).argmax(-1)
+
+  found = continued(PROMPTS, greedy, [0, 0, 0])
+  assert found.shape == (3, COUNT) and found.dtype == np.int32
+  longest = max(map(len, PROMPTS)) + COUNT
+  rows = [[*prompt, *tokens] for prompt, tokens in zip(PROMPTS, found, strict=True)]
+  whole = np.array([row + [0] * (longest - len(row)) for row in rows])
+  following = np.asarray(predicted(whole))
+  for prompt, tokens, row in zip(PROMPTS, found, following, strict=True):
+    np.testing.assert_array_equal(tokens, row[len(prompt) - 1 :][:COUNT])
+  assert len(np.unique(found)) > 3  # and not one token for ever
+
+
+def test_a_row_depends_on_no_other(continued):
+  together = continued(PROMPTS, draw, [1, 2, 3])
+  for prompt, seed, row in zip(PROMPTS, [1, 2, 3], together, strict=True):
+    np.testing.assert_array_equal(continued([prompt], draw, [seed])[0], row)
+  # Nor on how long the other's prompt is, which changes the padding of all.
+  beside = continued([LONG, PROMPTS[1]], draw, [9, 2])
+  np.testing.assert_array_equal(beside[1], together[1])
+
+
+def test_seeds_are_the_only_chance(continued):
+  first, again, other = (continued([PROMPTS[0]], draw, [seed])[0] for seed in (5, 5, 6))
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).any()
+  # Each step draws anew: the same prompt does not give one token for ever.
+  assert len(np.unique(first)) > 2
+
+
+@pytest.mark.parametrize('max_tokens', [1, STRIDE - 1, STRIDE])
+def test_as_many_tokens_as_asked_for_and_the_same_ones(max_tokens, continued):
+  found = continued([PROMPTS[0]], draw, [5], max_tokens)
+  assert found.shape == (1, max_tokens)
+  np.testing.assert_array_equal(found[0], continued([PROMPTS[0]], draw, [5])[0, :max_tokens])
