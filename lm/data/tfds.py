@@ -5,7 +5,6 @@ Other builders import it while they prepare themselves: the extra `lm[tfds]` bri
 """
 
 import contextlib
-import importlib
 import os
 import pathlib
 import socket
@@ -18,9 +17,6 @@ from lm.data import splits as split_names
 from lm.data.cache import locked
 from lm.errors import UserError, nearest
 from lm.text.files import expand
-
-# Builders of the old layout are known only once the package of their kind has been imported.
-_OLD_LAYOUT = ('text', 'translate', 'summarization', 'question_answering')
 
 
 def tfds(
@@ -99,11 +95,14 @@ class TfdsText(Sequence):
 
 
 def _builder(name: str, directory: pathlib.Path) -> Any:
-  # Imported here, because it takes most of a second.
+  # Imported here, because it takes most of a second. Builders of the old layout, as those of
+  # Wikipedia, are known only once the package of their kind has been imported.
   import tensorflow_datasets
+  import tensorflow_datasets.question_answering
+  import tensorflow_datasets.summarization
+  import tensorflow_datasets.text
+  import tensorflow_datasets.translate
 
-  for package in _OLD_LAYOUT:
-    importlib.import_module(f'tensorflow_datasets.{package}')
   try:
     return tensorflow_datasets.builder(name, data_dir=directory, file_format='array_record')
   except tensorflow_datasets.core.registered.DatasetNotFoundError as e:
@@ -131,7 +130,10 @@ def _prepare(builder: Any, name: str, directory: pathlib.Path) -> None:
         f"data.source: preparing tfds {name!r} needs TensorFlow: pip install 'lm[tfds]' "
         '(reading it afterwards does not)'
       ) from e
-    raise UserError(f'data.source: preparing tfds {name!r} needs a package: {e}') from e
+    package = (e.name or str(e)).partition('.')[0].replace('_', '-')
+    raise UserError(
+      f'data.source: preparing tfds {name!r} needs another package: pip install {package}'
+    ) from e
   except ConnectionError as e:
     raise _needs_download(name, missing) from e
   except OSError as e:
