@@ -17,20 +17,8 @@ MASKED = -1e30
 
 def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """The plain form, with all scores at once. Honours every field of the mask."""
-  B, T, H, K = q_BTHK.shape
-  G = k_BSGK.shape[2]
-  q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K) * jnp.asarray(1 / math.sqrt(K), q_BTHK.dtype)
-  scores_BGRTS = jnp.einsum(
-    'btgrk,bsgk->bgrts', q_BTGRK, k_BSGK, preferred_element_type=jnp.float32
-  )
-  bias_BHTS = mask.dense_bias()
-  if bias_BHTS is not None:
-    scores_BGRTS += bias_BHTS.reshape(bias_BHTS.shape[0], G, H // G, *bias_BHTS.shape[2:])
-  visible_B1TS = mask.dense()
-  if visible_B1TS is not None:
-    scores_BGRTS = jnp.where(visible_B1TS[:, :, None], scores_BGRTS, MASKED)
-  weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
-  return jnp.einsum('bgrts,bsgk->btgrk', weights_BGRTS, v_BSGK).reshape(B, T, H, K)
+  o_BGRTK = _attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask)
+  return _token_major(o_BGRTK)
 
 
 def blocked(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
@@ -42,13 +30,51 @@ def blocked(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int 
   T = q_BTHK.shape[1]
   if not (mask.causal and mask.ordered) or block >= T:
     return dot_product(q_BTHK, k_BSGK, v_BSGK, mask)
+  q_BGRTK, k_BGSK, v_BGSK = _head_major(q_BTHK, k_BSGK, v_BSGK)
   outputs = []
   for start in range(0, T, block):
     stop = min(start + block, T)
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     q, k = slice(start, stop), slice(first, stop)
-    outputs.append(dot_product(q_BTHK[:, q], k_BSGK[:, k], v_BSGK[:, k], mask.block(q, k)))
-  return jnp.concatenate(outputs, axis=1)
+    of_block = _attend(q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k], mask.block(q, k))
+    outputs.append(of_block)
+  return _token_major(jnp.concatenate(outputs, axis=3))
+
+
+def _head_major(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> tuple[Array, Array, Array]:
+  # Transposed once, so that every product is a batch of plain matrices.
+  B, T, H, K = q_BTHK.shape
+  G = k_BSGK.shape[2]
+  q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+  q_BGRTK *= jnp.asarray(1 / math.sqrt(K), q_BTHK.dtype)
+  return q_BGRTK, k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+
+
+def _token_major(o_BGRTK: Array) -> Array:
+  B, G, R, T, K = o_BGRTK.shape
+  return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
+
+
+def _attend(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, mask: Mask) -> Array:
+  B, G, R, T, K = q_BGRTK.shape
+  S = k_BGSK.shape[2]
+  # The heads of a group are rows of one matrix: they read the same keys.
+  scores_BGMS = jnp.einsum(
+    'bgmk,bgsk->bgms',
+    q_BGRTK.reshape(B, G, R * T, K),
+    k_BGSK,
+    preferred_element_type=jnp.float32,
+  )
+  scores_BGRTS = scores_BGMS.reshape(B, G, R, T, S)
+  bias_BHTS = mask.dense_bias()
+  if bias_BHTS is not None:
+    scores_BGRTS += bias_BHTS.reshape(-1, G, R, T, S)
+  visible_B1TS = mask.dense()
+  if visible_B1TS is not None:
+    scores_BGRTS = jnp.where(visible_B1TS[:, :, None], scores_BGRTS, MASKED)
+  weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v_BGSK.dtype)
+  o_BGMK = jnp.einsum('bgms,bgsk->bgmk', weights_BGRTS.reshape(B, G, R * T, S), v_BGSK)
+  return o_BGMK.reshape(B, G, R, T, K)
 
 
 def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

@@ -4,6 +4,7 @@ Compute runs in `dtype`; parameters are float32 masters, cast where they are use
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,10 +32,14 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kernel = self.param('kernel', named(self.kernel_init, *self.axes), self.shape)
-    contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contracted, ((), ())))
+    shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
+    width = math.prod(self.shape[: self.inputs])
+    # As one product of matrices: with more axes the CPU's gradient of the kernel copies and
+    # transposes the gradient of y first.
+    rows = x.astype(self.dtype).reshape(-1, width)
+    y = rows @ kernel.astype(self.dtype).reshape(width, -1)
+    y = y.reshape(*x.shape[: x.ndim - self.inputs], *shape)
     if self.bias:
-      shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
       bias = self.param('bias', named(nn.initializers.zeros, *axes), shape)
       y += bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + shape)
     return y
@@ -94,13 +99,12 @@ class Attention(nn.Module):
       )
 
     if memory is None:
-      qkv = linear('qkv', R + 2)(x_BTD)
-      q, k, v = qkv[..., :R, :], qkv[..., R, :], qkv[..., R + 1, :]
+      # Split and not indexed: the gradient of a split is one concatenation.
+      q, k, v = jnp.split(linear('qkv', R + 2)(x_BTD), (R, R + 1), axis=3)
     else:
-      q, kv = linear('q', R)(x_BTD), linear('kv', 2)(memory)
-      k, v = kv[..., 0, :], kv[..., 1, :]
+      q, (k, v) = linear('q', R)(x_BTD), jnp.split(linear('kv', 2)(memory), 2, axis=3)
     q_BTHK = constrain(q.reshape(B, T, self.heads, K), 'batch', 'time', 'heads', 'head_dim')
-    return q_BTHK, k, v
+    return q_BTHK, k.squeeze(3), v.squeeze(3)
 
   def mix(
     self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: dict[str, Array] | None
@@ -184,7 +188,8 @@ class GatedMlp(nn.Module):
       name='gate_up',
       **common,
     )(x_BTD)
-    hidden = tap(self, 'hidden', self.activation(both[..., 0, :]) * both[..., 1, :])
+    gate, up = jnp.split(both, 2, axis=2)
+    hidden = tap(self, 'hidden', (self.activation(gate) * up).squeeze(2))
     hidden = constrain(hidden, 'batch', 'time', 'mlp')
     down = Linear(
       (self.d_mlp, D), ('mlp', 'embed'), kernel_init=self.out_init, name='down', **common

@@ -108,21 +108,21 @@ class _Run:
       profile.before(step)
       state, metrics = train_step(state, batch)
       values = self.watch.step(step, metrics)
-      due = self._due(step, last)
-      if due or stop.signal or step == start + 1:
+      due, signal = self._due(step, last), stop.signal
+      if due or signal or step == start + 1:
         values = self.watch.flush()  # of this very step
       if step == start + 1:
         self.watch.restart_clock(step)
         self.events.write('first_step', step=step)
       profile.after(step, state)
       self._check_finite(step, values, state, batch)
-      if due or stop.signal:
+      if due or signal:
         with self.watch.excluded():
-          self._milestone(step, state, evaluate=due and not stop.signal)
-      if stop.signal:
+          self._milestone(step, state, evaluate=due and not signal)
+      if signal:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
-        raise Preempted(f'{stop.signal}: saved step {step} in {self.workdir}; run again to go on')
+        raise Preempted(f'{signal}: saved step {step} in {self.workdir}; run again to go on')
     self._finish(last)
 
   def _batches(self, rows: Rows, sharding, start: int, last: int):

@@ -157,7 +157,7 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(folder):
 def test_preempted_run_saves_and_goes_on(folder):
   whole = run(folder, 'whole')
   with pytest.raises(Preempted, match='saved step 2'):
-    run(folder, 'parts', stop=NoStop(after=5))
+    run(folder, 'parts', stop=NoStop(after=1))
   assert [r['step'] for r in metrics(folder / 'parts')] == [1, 2]
   run(folder, 'parts')
   assert_same_state(state_of(whole, 8), state_of(folder / 'parts', 8))
@@ -280,21 +280,21 @@ def test_sigterm_exits_75_with_the_step_saved(folder):
 
 def test_full_disk_while_saving_costs_neither_run_nor_older_checkpoint(folder):
   workdir = folder / 'full'
-  changes = ('--config.steps=100000', '--config.eval.every=100000', '--config.log.every=1')
+  changes = ('--config.steps=100000', '--config.eval.every=100000', '--config.log.every=100000')
   process = subprocess.Popen(
     command(folder, workdir, *changes, '--config.checkpoint.every=20'),
     stderr=subprocess.PIPE,
     text=True,
   )
-  first = workdir / 'checkpoints/20'
-  wait_for(first.exists, process)
-  # Files may not grow beyond 2 kB from here on: checkpoints fail as on a full disk.
-  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
-  wait_for(lambda: 'saving failed' in (workdir / 'events.jsonl').read_text(), process)
-  size = steps_logged(workdir)
-  time.sleep(0.5)
-  assert process.poll() is None, 'training stopped'
+  wait_for((workdir / 'checkpoints/20').exists, process)
+  # Files may not grow beyond 4 kB from here on: checkpoints fail as on a full disk.
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+  failures = 0
+  for line in process.stderr:  # two of them: training went on after the first
+    failures += 'saving failed' in line
+    if failures == 2:
+      break
   process.kill()
   process.communicate()
-  assert size >= 20
+  assert failures == 2
   assert load.load(workdir).step >= 20
