@@ -1,0 +1,153 @@
+"""Training on eight fake devices; run in a process of its own by test_multi_device.py."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm import mesh, optim
+from lm.errors import UserError
+from lm.nn.losses import cross_entropy
+from lm.objectives.next_token import next_token
+from lm.run.build import Functions, apply_of, init_of, with_mesh
+from lm.run.step import init_state, make_train_step
+from lm.types import Unembed
+
+STEPS = 3
+ALL = {'data': 2, 'fsdp': 2, 'tensor': 2}
+
+
+def test_there_are_eight_devices():
+  assert len(jax.devices()) == 8
+
+
+@pytest.fixture(scope='module')
+def functions(decoder):
+  def make(sizes, devices=None, dropout=0.0):
+    model = decoder('llama', vocab_multiple=8, kv_heads=4, dropout=dropout)
+    over = mesh.make(sizes, devices)
+    apply = with_mesh(apply_of(model), over, mesh.RULES)
+    optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
+    init = init_of(model, 16)
+    return Functions(model, apply, init, next_token(1e-3, chunk=3), optimizer, over, mesh.RULES)
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def losses(functions, batch_of):
+  def train(sizes, devices=None, microbatches=1):
+    made = functions(sizes, devices)
+    state, _ = init_state(made, jax.random.key(0))
+    step = make_train_step(made, 0, microbatches, state)
+    rows = mesh.batch_sharding(made.mesh, made.rules)
+    found = []
+    for i in range(STEPS):
+      batch = {name: np.asarray(x) for name, x in batch_of(B=16, T=6, seed=i).items()}
+      state, metrics = step(state, mesh.put_batch(batch, rows))
+      found.append([float(metrics[name]) for name in ('loss', 'z_loss', 'gradient_norm')])
+    assert step._cache_size() == 1
+    return np.array(found), state
+
+  return train
+
+
+@pytest.fixture(scope='module')
+def one_device(losses):
+  return losses({'data': 1}, jax.devices()[:1])[0]
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'microbatches'),
+  [({'data': 8}, 1), ({'fsdp': 8}, 1), ({'data': 2, 'tensor': 4}, 1), (ALL, 2)],
+)
+def test_eight_devices_give_the_losses_of_one(sizes, microbatches, losses, one_device):
+  found, state = losses(sizes, microbatches=microbatches)
+  np.testing.assert_allclose(found, one_device, rtol=1e-5)
+  _check_placement(state, sizes)
+
+
+def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
+  def hidden(sizes, devices=None):
+    made = functions(sizes, devices, dropout=0.3)
+    run = jax.jit(lambda p, b: made.apply(p, b, key=jax.random.key(7)).hidden)
+    return run(params_of(made.model), batch_of(B=8, T=6))
+
+  np.testing.assert_allclose(hidden(ALL), hidden({'data': 1}, jax.devices()[:1]), atol=1e-5)
+
+
+def _check_placement(state, sizes):
+  fsdp, tensor = sizes.get('fsdp', 1), sizes.get('tensor', 1)
+  params = state.params
+  qkv = params['layers']['layer_0']['attention']['qkv']['kernel']  # (N, D, G, 3, K)
+  assert qkv.addressable_shards[0].data.shape == (2, 16 // fsdp, 4 // tensor, 3, 4)
+  down = params['layers']['layer_0']['mlp']['down']['kernel']  # (N, F, D)
+  assert down.addressable_shards[0].data.shape == (2, 24 // tensor, 16 // fsdp)
+  table = params['embedding']  # (V, D)
+  assert table.addressable_shards[0].data.shape == (40 // tensor, 16 // fsdp)
+  scale = params['final_norm']['scale']
+  assert scale.sharding.is_fully_replicated
+  # What the optimizer keeps of a parameter lies where the parameter does.
+  moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == down.shape]
+  assert len(moments) == 2 and all(m.sharding == down.sharding for m in moments)
+
+
+def test_an_axis_that_does_not_divide_is_named(functions, decoder):
+  made = functions({'tensor': 8})  # four heads
+  with pytest.raises(UserError) as error:
+    init_state(made, jax.random.key(0))
+  for part in ('heads', 'size 4', '8 devices', 'tensor'):
+    assert part in str(error.value)
+
+
+def test_rows_of_a_process_are_those_of_its_devices():
+  over = mesh.make(ALL)
+  sharding = mesh.batch_sharding(over, mesh.RULES)
+  np.testing.assert_array_equal(mesh.local_rows(8, sharding), np.arange(8))
+  batch = mesh.put_batch({'inputs': np.arange(16).reshape(8, 2)}, sharding)['inputs']
+  assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 2)}
+  np.testing.assert_array_equal(batch, np.arange(16).reshape(8, 2))
+
+
+def test_a_rule_override_moves_an_axis(decoder):
+  boxed = jax.eval_shape(init_of(decoder('llama'), 16), jax.random.key(0))
+  over = mesh.make({'fsdp': 8})
+  whole = mesh.shardings(boxed, over, mesh.rules({'embed': '', 'mlp': 'fsdp'}))
+  down = whole['layers']['layer_0']['mlp']['down']['kernel']
+  assert down.spec == PartitionSpec(None, 'fsdp', None)
+  assert whole['embedding'].is_fully_replicated
+
+
+def test_the_vocabulary_stays_split_in_the_loss():
+  """Devices that share V exchange sums: no gather, and nothing as large as logits is sent."""
+  B, T, D, V = 4, 8, 6, 640
+  over = mesh.make({'data': 2, 'tensor': 4})
+  rows = NamedSharding(over, PartitionSpec('data'))
+  table = NamedSharding(over, PartitionSpec('tensor', None))
+
+  @functools.partial(jax.jit, in_shardings=(rows, table, rows, rows), out_shardings=(rows, table))
+  @functools.partial(jax.grad, argnums=(0, 1))
+  def gradient(hidden, kernel, targets, weights):
+    nats, penalty = cross_entropy(hidden, Unembed(kernel), targets, weights, 1e-4, 2)
+    return nats + penalty
+
+  described = (
+    jax.ShapeDtypeStruct((B, T, D), jnp.float32),
+    jax.ShapeDtypeStruct((V, D), jnp.float32),
+    jax.ShapeDtypeStruct((B, T), jnp.int32),
+    jax.ShapeDtypeStruct((B, T), jnp.float32),
+  )
+  program = gradient.lower(*described).compile().as_text()
+  sent = re.findall(r'= (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter[a-z-]*)\(', program)
+  assert {kind.removesuffix('-start') for _, kind in sent} == {'all-reduce'}
+  sizes = [
+    np.prod([int(n) for n in dims.split(',')]) if dims else 1
+    for shapes, _ in sent
+    for dims in re.findall(r'\[([\d,]*)\]', shapes)
+  ]
+  # The gradient of a device's part of the table is the largest thing that two devices add up.
+  assert max(sizes) <= V // 4 * D
