@@ -181,15 +181,14 @@ class GatedMlp(nn.Module):
   def __call__(self, x_BTD: Array) -> Array:
     D = x_BTD.shape[-1]
     common = {'bias': self.bias, 'dtype': self.dtype}
-    both = Linear(
-      (D, 2, self.d_mlp),
-      ('embed', None, 'mlp'),
-      kernel_init=self.kernel_init,
-      name='gate_up',
-      **common,
-    )(x_BTD)
-    gate, up = jnp.split(both, 2, axis=2)
-    hidden = tap(self, 'hidden', (self.activation(gate) * up).squeeze(2))
+
+    def projected(name: str) -> Array:
+      shape, axes = (D, self.d_mlp), ('embed', 'mlp')
+      return Linear(shape, axes, kernel_init=self.kernel_init, name=name, **common)(x_BTD)
+
+    # Two kernels: side by side in one, their split axis would not be the first of the product's,
+    # and devices that share it would have to gather it.
+    hidden = tap(self, 'hidden', self.activation(projected('gate')) * projected('up'))
     hidden = constrain(hidden, 'batch', 'time', 'mlp')
     down = Linear(
       (self.d_mlp, D), ('mlp', 'embed'), kernel_init=self.out_init, name='down', **common

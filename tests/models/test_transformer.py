@@ -95,7 +95,7 @@ def _llama(params, tokens_BT):
     o = _attention(turn(q), turn(k), v)
     x = x + np.einsum('bthk,hkd->btd', o, layer['attention']['out']['kernel'])
     h = norm(layer['mlp_norm'], x)
-    gate, up = (h @ layer['mlp']['gate_up']['kernel'][:, i] for i in (0, 1))
+    gate, up = (h @ layer['mlp'][name]['kernel'] for name in ('gate', 'up'))
     x = x + (gate / (1 + np.exp(-gate)) * up) @ layer['mlp']['down']['kernel']
   return norm(params['final_norm'], x) @ params['unembedding'].T
 

@@ -1,8 +1,10 @@
 """Training on eight fake devices; run in a process of its own by test_multi_device.py."""
 
 import functools
+import math
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh, optim
 from lm.errors import UserError
+from lm.nn.layers import Attention, GatedMlp, Mlp
 from lm.nn.losses import cross_entropy
 from lm.objectives.next_token import next_token
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import init_state, make_train_step
-from lm.types import Unembed
+from lm.types import Mask, Unembed
 
 STEPS = 3
 ALL = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -122,6 +125,36 @@ def test_a_rule_override_moves_an_axis(decoder):
   assert whole['embedding'].is_fully_replicated
 
 
+def _sent(program):
+  """Returns (kind, elements) of all that devices send each other in a compiled program."""
+  found = re.findall(
+    r'= (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter[a-z-]*)\(', program.as_text()
+  )
+  sizes = [
+    [math.prod(int(n) for n in dims.split(',') if n) for dims in re.findall(r'\[([\d,]*)\]', shape)]
+    for shape, _ in found
+  ]
+  return [(kind.removesuffix('-start'), max(s)) for (_, kind), s in zip(found, sizes, strict=True)]
+
+
+@pytest.mark.parametrize('layer', [Mlp(d_mlp=64), GatedMlp(d_mlp=64), Attention(8, 8, 4)])
+def test_a_layer_split_over_its_width_sends_one_sum(layer):
+  over, x_BTD = mesh.make({'tensor': 8}), jnp.zeros((2, 6, 32))
+  positions = jnp.zeros((2, 6), jnp.int32)
+  attention = isinstance(layer, Attention)
+  rest = (None, Mask(positions, positions, ordered=True), None) if attention else ()
+  boxed = jax.eval_shape(layer.init, jax.random.key(0), x_BTD, *rest)
+  places = mesh.shardings(boxed, over, mesh.RULES)
+
+  def forward(variables, x_BTD):
+    with mesh.use(over, mesh.RULES):
+      y = layer.apply(variables, x_BTD, *rest)
+      return mesh.constrain(y[0] if attention else y, 'batch', 'time', 'width')
+
+  program = jax.jit(forward, in_shardings=(places, None)).lower(nn.unbox(boxed), x_BTD).compile()
+  assert _sent(program) == [('all-reduce', x_BTD.size)]
+
+
 def test_the_vocabulary_stays_split_in_the_loss():
   """Devices that share V exchange sums: no gather, and nothing as large as logits is sent."""
   B, T, D, V = 4, 8, 6, 640
@@ -141,13 +174,7 @@ def test_the_vocabulary_stays_split_in_the_loss():
     jax.ShapeDtypeStruct((B, T), jnp.int32),
     jax.ShapeDtypeStruct((B, T), jnp.float32),
   )
-  program = gradient.lower(*described).compile().as_text()
-  sent = re.findall(r'= (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter[a-z-]*)\(', program)
-  assert {kind.removesuffix('-start') for _, kind in sent} == {'all-reduce'}
-  sizes = [
-    np.prod([int(n) for n in dims.split(',')]) if dims else 1
-    for shapes, _ in sent
-    for dims in re.findall(r'\[([\d,]*)\]', shapes)
-  ]
+  sent = _sent(gradient.lower(*described).compile())
+  assert {kind for kind, _ in sent} == {'all-reduce'}
   # The gradient of a device's part of the table is the largest thing that two devices add up.
-  assert max(sizes) <= V // 4 * D
+  assert max(size for _, size in sent) <= V // 4 * D

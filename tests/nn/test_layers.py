@@ -75,8 +75,8 @@ def test_feed_forward_layers_are_their_formulas():
 
   gated = GatedMlp(d_mlp=6)
   params = _drawn(gated, x)
-  assert len(jax.tree.leaves(params)) == 2
-  gate, up = (params['gate_up']['kernel'][:, i] for i in range(2))
+  assert set(params) == {'gate', 'up', 'down'}
+  gate, up = params['gate']['kernel'], params['up']['kernel']
   expected = (jax.nn.silu(x @ gate) * (x @ up)) @ params['down']['kernel']
   np.testing.assert_allclose(gated.apply({'params': params}, x), expected, rtol=1e-4, atol=1e-5)
 
