@@ -11,6 +11,7 @@ import tokenizers
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from lm import spec
 from lm.errors import UserError
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
@@ -50,7 +51,7 @@ def load(path_and_arg: str) -> ConfigDict:
   module = _import(file)
   if not hasattr(module, 'get_config'):
     raise UserError(f'--config={path}: the file defines no get_config(arg)')
-  config = module.get_config(arg) if arg else module.get_config()
+  config = spec.call(module.get_config, f'--config={path_and_arg}', *([arg] if arg else []))
   return config.lock()
 
 
@@ -165,17 +166,17 @@ def open_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def _import(file: pathlib.Path):
-  spec = importlib.util.spec_from_file_location(file.stem, file)
-  if spec is None or spec.loader is None:
+  found = importlib.util.spec_from_file_location(file.stem, file)
+  if found is None or found.loader is None:
     raise UserError(f'--config={file}: not a Python file')
-  module = importlib.util.module_from_spec(spec)
+  module = importlib.util.module_from_spec(found)
   known = sys.modules.get(file.stem)
   if known is not None and _parent(known) != file.resolve().parent:
     raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
   # Under its own name, so that 'file:function' in the config is this very module.
   sys.modules[file.stem] = module
   try:
-    spec.loader.exec_module(module)
+    found.loader.exec_module(module)
   except (SyntaxError, ImportError) as e:
     raise UserError(f'--config={file}: the file does not load: {type(e).__name__}: {e}') from e
   return module
