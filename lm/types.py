@@ -91,12 +91,14 @@ class Unembed(flax.struct.PyTreeNode):
 
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits."""
-    logits_BTV = jnp.einsum(
-      'btd,vd->btv',
-      hidden_BTD,
+    B, T, D = hidden_BTD.shape
+    # One product of matrices, for the sake of its gradient (see lm.nn.layers.Linear).
+    logits_BTV = jax.lax.dot_general(
+      hidden_BTD.reshape(B * T, D),
       self.kernel_VD.astype(hidden_BTD.dtype),
+      (((1,), (1,)), ((), ())),
       preferred_element_type=jnp.float32,
-    )
+    ).reshape(B, T, -1)
     if self.bias_V is not None:
       logits_BTV += self.bias_V[None, None].astype(jnp.float32)
     if self.soft_cap is not None:

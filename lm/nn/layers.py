@@ -137,8 +137,12 @@ class Attention(nn.Module):
     return tap(self, 'output', linear(o_BTHK))
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: Array) -> Array:
-  """The tanh form of GELU (Hendrycks and Gimpel 2016), as in GPT-2."""
+  """The tanh form of GELU (Hendrycks and Gimpel 2016), as in GPT-2.
+
+  The backward pass keeps x alone: the steps in between cost more to store than to compute.
+  """
   return jax.nn.gelu(x, approximate=True)
 
 

@@ -1,5 +1,7 @@
 """Normalisation: pure functions and the modules that hold their scales."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,12 @@ import jax.numpy as jnp
 from lm.mesh import named
 from lm.types import Array
 
+# The backward pass of a norm keeps its input alone: what is in between costs more to store than to
+# compute.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
+
+@functools.partial(_recomputed, static_argnums=3)
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float = 1e-5) -> Array:
   """Normalises the last axis to mean 0 and variance 1 in float32 (Ba et al. 2016).
 
@@ -27,6 +34,7 @@ def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float = 1e-5
   return y.astype(x.dtype)
 
 
+@functools.partial(_recomputed, static_argnums=2)
 def rms_norm(x: Array, scale: Array, epsilon: float = 1e-6) -> Array:
   """Divides the last axis by its root mean square in float32 (Zhang and Sennrich 2019)."""
   x32 = x.astype(jnp.float32)

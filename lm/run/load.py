@@ -10,9 +10,8 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
-from lm.run import build, experiment
+from lm.run import build, experiment, host
 from lm.run.checkpoint import Checkpoints, first_line
-from lm.run.compilation import keep_compiled
 from lm.types import Apply, Params
 
 
@@ -39,7 +38,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, devices: Any = No
   """
   workdir = pathlib.Path(workdir)
   config = experiment.open_workdir(workdir)
-  keep_compiled(config.data.cache)
+  host.keep_compiled(config.data.cache)
   tokenizer = experiment.open_tokenizer(workdir)
   model = build.model(config, tokenizer.get_vocab_size())
   init = build.init_of(model, config.data.context)

@@ -14,11 +14,10 @@ from lm import spec
 from lm.data import batches, prepare
 from lm.data.rows import Rows
 from lm.errors import Preempted
-from lm.run import build, environment, evidence, experiment, report
+from lm.run import build, environment, evidence, experiment, host, report
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, kept_steps, restore_newest
 from lm.run.cli import Stop
-from lm.run.compilation import keep_compiled
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events, read_lines
 from lm.run.profile import Profile
@@ -50,7 +49,8 @@ def train(
     FloatingPointError: too many steps in a row were not finite.
     RuntimeError: the last checkpoint could not be saved.
   """
-  keep_compiled(config.data.cache)
+  host.keep_memory()
+  host.keep_compiled(config.data.cache)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, prepare.show_progress)
