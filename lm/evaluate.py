@@ -1,6 +1,6 @@
 """Evaluate a trained model: one JSON object of metrics on stdout.
 
-python -m lm.evaluate --workdir=DIR [--step=N] [--config.eval.key=value ...]
+python -m lm.evaluate --workdir=DIR [--step=N]
 """
 
 import json
