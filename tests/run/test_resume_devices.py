@@ -19,7 +19,7 @@ def get_config(arg=''):
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
   config.data.context = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
-                       'head_dim': 8, 'd_mlp': 32}})
+                       'head_dim': 8, 'd_mlp': 32, 'vocab_multiple': 8}})
   config.optim.warmup = 2
   config.optim.learning_rate = 0.01
   config.log.every = 1
