@@ -14,7 +14,7 @@ from lm.types import Array
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
-@functools.partial(_recomputed, static_argnums=3)
+@_recomputed
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float = 1e-5) -> Array:
   """Normalises the last axis to mean 0 and variance 1 in float32 (Ba et al. 2016).
 
@@ -34,7 +34,7 @@ def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float = 1e-5
   return y.astype(x.dtype)
 
 
-@functools.partial(_recomputed, static_argnums=2)
+@_recomputed
 def rms_norm(x: Array, scale: Array, epsilon: float = 1e-6) -> Array:
   """Divides the last axis by its root mean square in float32 (Zhang and Sennrich 2019)."""
   x32 = x.astype(jnp.float32)
