@@ -189,8 +189,8 @@ def _sources(file: pathlib.Path) -> dict[str, str]:
   folder = file.parent.resolve()
   found = {file.name: file.read_text()}
   for module in list(sys.modules.values()):
-    if _parent(module) == folder and module.__file__.endswith('.py'):
-      neighbour = pathlib.Path(module.__file__)
+    neighbour = pathlib.Path(getattr(module, '__file__', None) or '')
+    if _parent(module) == folder and neighbour.suffix == '.py':
       found[neighbour.name] = neighbour.read_text()
   return found
 
