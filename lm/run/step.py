@@ -68,7 +68,8 @@ def make_train_step(
   counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
   `skipped` and `streak`.
   """
-  transformation, schedule = functions.optimizer
+  transformation = optax.with_extra_args_support(functions.optimizer.transformation)
+  schedule = functions.optimizer.schedule
   root = jax.random.key(seed)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -78,18 +79,22 @@ def make_train_step(
     )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
-    updates, opt_state = transformation.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
 
-    def kept(new, old):
-      return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
+      updates, opt_state = transformation.update(grads, opt_state, params, gradient_norm=norm)
+      return optax.apply_updates(params, updates), opt_state
 
+    def keep(params: Params, opt_state: Any) -> tuple[Params, Any]:
+      return params, opt_state
+
+    # A branch and not a choice leaf by leaf, which would hold old and new state side by side.
+    params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
     new = TrainState(
       step=state.step + 1,
       skipped=state.skipped + ~finite,
       streak=jnp.where(finite, 0, state.streak + 1),
-      params=kept(params, state.params),
-      opt_state=kept(opt_state, state.opt_state),
+      params=params,
+      opt_state=opt_state,
     )
     metrics = terms | {
       'gradient_norm': norm,
