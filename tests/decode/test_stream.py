@@ -31,7 +31,7 @@ def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
   _, apply, params = model
 
   @jax.jit
-  def predicted(tokens_BT):
+  def predicted(params, tokens_BT):
     shape = tokens_BT.shape
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     batch = {'inputs': tokens_BT, 'segments': jnp.ones(shape, jnp.int32), 'positions': positions}
@@ -43,7 +43,7 @@ def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
   longest = max(map(len, PROMPTS)) + COUNT
   rows = [[*prompt, *tokens] for prompt, tokens in zip(PROMPTS, found, strict=True)]
   whole = np.array([row + [0] * (longest - len(row)) for row in rows])
-  following = np.asarray(predicted(whole))
+  following = np.asarray(predicted(params, whole))
   for prompt, tokens, row in zip(PROMPTS, found, following, strict=True):
     np.testing.assert_array_equal(tokens, row[len(prompt) - 1 :][:COUNT])
   assert len(np.unique(found)) > 3  # and not one token for ever

@@ -20,16 +20,16 @@ def test_pieces_and_single_steps_equal_the_full_pass(variant, decoder, params_of
   params, batch, apply = params_of(model), batch_of(T=T), apply_of(model)
 
   @jax.jit
-  def logits(batch, cache=None):
+  def logits(params, batch, cache=None):
     output = apply(params, batch, cache=cache)
     return output.unembed(output.hidden), output.cache
 
-  whole, none = logits(batch)
+  whole, none = logits(params, batch)
   assert none is None
   cache, found = model.init_cache(2, T + 3), []
   # A prompt in two pieces, then token by token.
   for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9), (9, 10)):
-    piece, cache = logits(_part(batch, start, stop), cache)
+    piece, cache = logits(params, _part(batch, start, stop), cache)
     found.append(piece)
   np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5)
   assert int(cache['cursor']) == T
@@ -40,7 +40,7 @@ def test_padding_of_a_prompt_is_never_seen(decoder, params_of, batch_of):
   params, batch, apply = params_of(model), batch_of(B=1, T=6), apply_of(model)
 
   @jax.jit
-  def hidden(batch, cache):
+  def hidden(params, batch, cache):
     output = apply(params, batch, cache=cache)
     return output.hidden, output.cache
 
@@ -49,10 +49,10 @@ def test_padding_of_a_prompt_is_never_seen(decoder, params_of, batch_of):
     segments = jnp.asarray([[1, 1, 1, 1, 1, 0]])
     prompt = batch | {'segments': segments, 'positions': batch['positions'] * segments}
     prompt['inputs'] = prompt['inputs'].at[:, 5].set(padding)
-    _, cache = hidden(prompt, model.init_cache(1, 8))
-    return hidden(_part(batch, 5, 6), cache)[0][:, 0]
+    _, cache = hidden(params, prompt, model.init_cache(1, 8))
+    return hidden(params, _part(batch, 5, 6), cache)[0][:, 0]
 
-  expected = hidden(batch, model.init_cache(1, 8))[0][:, 5]
+  expected = hidden(params, batch, model.init_cache(1, 8))[0][:, 5]
   np.testing.assert_allclose(sixth(padding=3), expected, atol=1e-5)
   np.testing.assert_array_equal(sixth(padding=3), sixth(padding=30))
 

@@ -27,11 +27,11 @@ def influence(params_of, batch_of):
 
     @jax.jit
     @jax.jacrev
-    def jacobian(delta_TD):
+    def jacobian(delta_TD, params):
       output, _ = apply(params, batch, edits={'embeddings': lambda x: x + delta_TD[None]})
       return jnp.sum(output.hidden[0] * probe_TD, axis=-1)
 
-    return np.abs(np.asarray(jacobian(jnp.zeros((T, model.d_model))))).max(-1) > 0
+    return np.abs(np.asarray(jacobian(jnp.zeros((T, model.d_model)), params))).max(-1) > 0
 
   return of
 
@@ -80,14 +80,14 @@ def test_packed_documents_equal_separate_ones(variant, attend, decoder, params_o
   apply = apply_of(model)
 
   @jax.jit
-  def logits(batch):
+  def logits(params, batch):
     output = apply(params, batch)
     return output.unembed(output.hidden)
 
-  packed = np.asarray(logits(batch))
+  packed = np.asarray(logits(params, batch))
   for document in (1, 2):
     own = document == PACKED
-    alone = np.asarray(logits(_alone(batch, document)))
+    alone = np.asarray(logits(params, _alone(batch, document)))
     for row in range(2):
       length = own[row].sum()
       np.testing.assert_allclose(packed[row, own[row]], alone[row, :length], atol=2e-5)
@@ -95,6 +95,6 @@ def test_packed_documents_equal_separate_ones(variant, attend, decoder, params_o
     # A poison token in the other document: not a bit of this one changes.
     poisoned = batch | {'inputs': jnp.where(own, batch['inputs'], 7)}
     assert (np.asarray(poisoned['inputs']) != np.asarray(batch['inputs'])).any()
-    found = np.asarray(logits(poisoned))
+    found = np.asarray(logits(params, poisoned))
     np.testing.assert_array_equal(found[own], packed[own])
     assert (found[~own] != packed[~own]).any()
