@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from lm.types import Array, Unembed
 
-# Logits held at once when no chunk is named: 64 MiB of float32.
-LOGITS_BUDGET = 1 << 24
+# Logits held at once when no chunk is named: 128 MiB of float32.
+LOGITS_BUDGET = 1 << 25
 
 
 class TokenStatistics(NamedTuple):

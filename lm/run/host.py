@@ -1,6 +1,5 @@
-"""What a process asks of its host: to keep compiled programs, and memory once it was given."""
+"""What a process leaves on its host for the next one: compiled programs."""
 
-import ctypes
 import hashlib
 import os
 import pathlib
@@ -9,23 +8,6 @@ import platform
 import jax
 
 from lm.data import cache
-
-# Parameters of glibc's mallopt (malloc.h).
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-
-
-def keep_memory() -> None:
-  """Keeps freed memory in the process, where arrays live in it (on CPUs, with glibc).
-
-  A step's temporary arrays are one large block that is freed after it; given back to the
-  system, its pages are zeroed and mapped anew in every step, up to a fifth of the step's time.
-  """
-  if jax.default_backend() != 'cpu' or platform.libc_ver()[0] != 'glibc':
-    return
-  libc = ctypes.CDLL(None)
-  settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
-  for name, value in (*settings, (_M_TOP_PAD, 1 << 26)):
-    libc.mallopt(name, value)
 
 
 def keep_compiled(cache_directory: str) -> None:

@@ -49,7 +49,6 @@ def train(
     FloatingPointError: too many steps in a row were not finite.
     RuntimeError: the last checkpoint could not be saved.
   """
-  host.keep_memory()
   host.keep_compiled(config.data.cache)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   functions = build.functions(config, tokenizer.get_vocab_size())

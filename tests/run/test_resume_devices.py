@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SOURCE = '''
+SOURCE = """
 from ml_collections import ConfigDict
 from lm.config import base
 
@@ -25,7 +25,7 @@ def get_config(arg=''):
   config.log.every = 1
   config.log.prompts = ()
   return config
-'''
+"""
 
 
 def losses(workdir):
