@@ -13,6 +13,7 @@ from lm.models.transformer import Decoder
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention
 from lm.nn.residual import parallel, post, sandwich
+from lm.nn.tap import tapped
 from lm.objectives.next_token import next_token
 from lm.run.build import apply_of, init_of, parameter_count
 from lm.run.step import gradients
@@ -245,6 +246,17 @@ def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned
   assert paths == scanned[0]
   for x, y in zip(jax.tree.leaves((grads, terms)), jax.tree.leaves(scanned[1:]), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_drop_different_units(decoder, params_of, batch_of):
+  model = decoder(dropout=0.5)
+  apply = jax.jit(lambda params, batch, key: tapped(model)(params, batch, key=key))
+  _, sites = apply(params_of(model), batch_of(), jax.random.key(0))
+  stream = np.concatenate([sites['embeddings'][None], sites['layers/layer_0/residual']])
+  # A unit that both sublayers of a layer have dropped goes through unchanged: one in four.
+  unchanged = stream[1:] == stream[:-1]
+  assert abs(unchanged.mean() - 0.25) < 0.08
+  assert (unchanged[0] == unchanged[1]).mean() < 0.75
 
 
 def test_rematerialising_computes_layers_twice(decoder, params_of, batch_of):
