@@ -2,11 +2,18 @@
 
   python -m lm.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Needs no network. Two CPU cores: under 3 minutes.
+Needs no network. Two CPU cores: under 3 minutes. It ends near 2.2 bits per byte and writes what looks
+like documentation.
 """
 
 from lm.config import base, choose, smoke
 
 
 def get_config(arg=''):
-  return choose(base(), arg, smoke=smoke)
+  config = base()
+  config.steps = 400
+  config.optim.learning_rate = 2e-3
+  config.optim.warmup = 40
+  config.eval.every = 200
+  config.checkpoint.every = 200
+  return choose(config, arg, smoke=smoke)

@@ -10,7 +10,7 @@ two CPU cores. Figures: experiments/LOG.md.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, gpt2, smoke
+from lm.config import base, choose, gpt2, llama, smoke
 
 
 def get_config(arg=''):
@@ -29,7 +29,7 @@ def get_config(arg=''):
   config.optim.b2 = 0.99
   config.eval.batch_size = 64
   config.log.prompts = ('ROMEO:\n',)
-  return choose(config, arg, smoke=smoke, tfds=tfds)
+  return choose(config, arg, smoke=smoke, tfds=tfds, best=best)
 
 
 def tfds(config):
@@ -37,4 +37,19 @@ def tfds(config):
     "lm.data.sources:tfds(name='tiny_shakespeare', "
     "splits={'train': 'train', 'validation': 'validation'})"
   )
+  return config
+
+
+def best(config):
+  config.steps = 2000
+  config.batch_size = 8
+  config.data.context = 128
+  config.model = llama(depth=4, d_model=128, heads=4, kv_heads=4, d_mlp=384, context=128)
+  config.model.tied = True
+  config.optim.learning_rate = 4e-3
+  config.optim.schedule = 'lm.optim:linear'
+  config.optim.final = 0.0
+  config.optim.warmup = 50
+  config.eval.every = 1000
+  config.checkpoint.every = 1000
   return config
