@@ -56,7 +56,9 @@ def train(
   evaluators = Evaluators(config, functions, tokenizer)
   warnings = experiment.record(config, path_and_arg, tokenizer, workdir)
   events = Events(workdir, jax.process_index() == 0)
-  events.write('start', experiment=pathlib.Path(path_and_arg).name, steps=config.steps)
+  events.write(
+    'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
+  )
   environment.write(workdir, path_and_arg.partition(':')[0])
   checkpoints = Checkpoints(workdir)
   state, abstract = init_state(functions, jax.random.key(config.seed))
