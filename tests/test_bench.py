@@ -126,7 +126,7 @@ def test_worker_answers_every_request_and_goes_on_after_a_mistake():
 
 def test_code_that_dies_is_an_error_with_its_last_words():
   with (
-    pytest.raises(RuntimeError, match='(?s)ours has ended:.*OSError'),
+    pytest.raises(RuntimeError, match=r'(?s)ours has ended:.*OSError'),
     turns.started(['ours'], 0) as (code,),  # no core to run on
   ):
     code({'device': True})
@@ -172,6 +172,7 @@ def test_program_exits_2_with_one_line_and_helps():
   assert wrong.stderr.startswith('lm.bench: ') and wrong.stderr.count('\n') == 1
   helped = run('train', '--help')
   assert helped.returncode == 0 and '--rounds' in helped.stdout
+  assert run('--help').stdout.startswith('Measure this code')
 
 
 def test_bench_loads_neither_jax_nor_torch_before_its_arguments_are_right():

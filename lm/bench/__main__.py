@@ -43,8 +43,8 @@ def subcommands() -> list[str]:
 
 if __name__ == '__main__':
   sys.argv[0] = 'bench'  # the name that messages begin with
-  named = len(sys.argv) > 2 and sys.argv[1] in subcommands()
-  if named and {'-h', '--help'} & set(sys.argv):
-    print(subcommand(sys.argv[1])[0].format_help())
+  if {'-h', '--help'} & set(sys.argv):
+    named = sys.argv[1] in subcommands()
+    print(subcommand(sys.argv[1])[0].format_help() if named else __doc__.strip())
   else:
     cli.run(main, __doc__)
