@@ -1,6 +1,5 @@
 """Optimizers: a schedule, an Optax chain, and masks by regular expression on parameter paths."""
 
-import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,9 +50,13 @@ def adamw(
     freeze: regular expression on parameter paths; those it finds stay as they are.
   """
   rate = schedule(learning_rate, steps, warmup, final)
-  transformation = one_pass_adamw(
-    rate, b1, b2, eps, weight_decay, lambda params: select(params, decay, 'decay'), clip
-  )
+  chain = [
+    optax.identity() if clip is None else clip_by_norm(clip),
+    optax.scale_by_adam(b1, b2, eps),
+    optax.add_decayed_weights(weight_decay, mask=lambda params: select(params, decay, 'decay')),
+    optax.scale_by_learning_rate(rate),
+  ]
+  transformation = optax.with_extra_args_support(optax.chain(*chain))
   if freeze is None:
     return Optimizer(transformation, rate)
 
@@ -70,48 +73,21 @@ def adamw(
   return Optimizer(optax.GradientTransformation(parts.init, update), rate)
 
 
-def one_pass_adamw(
-  rate: Schedule,
-  b1: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  decayed: Callable[[Params], Params],
-  clip: float | None,
-) -> optax.GradientTransformationExtraArgs:
-  """Returns clip_by_global_norm, scale_by_adam, add_decayed_weights and the rate as one.
+def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+  """Returns optax.clip_by_global_norm as a product with one scalar.
 
-  The same numbers as that Optax chain, in one pass over each parameter where the chain makes
-  several: what an optimizer costs is the memory it goes through. `update` takes the global norm
-  of the gradients as `gradient_norm` from whoever knows it.
+  Optax chooses leaf by leaf, which keeps XLA from fusing it with what follows: at 124M parameters
+  on a CPU that costs as much as the rest of AdamW. `update` takes the global norm of the
+  gradients as `gradient_norm` from whoever knows it.
   """
 
-  def init(params: Params) -> optax.ScaleByAdamState:
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
-
   def update(grads, state, params=None, *, gradient_norm=None, **_):
+    del params
     norm = optax.tree.norm(grads) if gradient_norm is None else gradient_norm
-    scale = 1.0 if clip is None else jnp.where(norm < clip, 1.0, clip / norm)
-    count = state.count + 1
-    left1, left2 = 1 - b1**count, 1 - b2**count  # of the bias towards the zeros at the start
-    step_size = rate(state.count)
+    scale = jnp.where(norm < largest, 1.0, largest / norm)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
 
-    def leaf(grad, mu, nu, param, decay):
-      mu = b1 * mu + (1 - b1) * scale * grad
-      nu = b2 * nu + (1 - b2) * jnp.square(scale * grad)
-      direction = (mu / left1) / (jnp.sqrt(nu / left2) + eps)
-      if decay:
-        direction += weight_decay * param
-      return -step_size * direction, mu, nu
-
-    triples = jax.tree.map(leaf, grads, state.mu, state.nu, params, decayed(params))
-    updates, mu, nu = jax.tree.transpose(
-      jax.tree.structure(grads), jax.tree.structure((0, 0, 0)), triples
-    )
-    return updates, optax.ScaleByAdamState(count, mu, nu)
-
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def select(params: Params, pattern: str, key: str) -> Params:
