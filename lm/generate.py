@@ -41,7 +41,6 @@ def main(argv: list[str]) -> None:
   choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = load(workdir, args.step)
   for sample in range(args.num_samples):
-    sys.stdout.write(args.prompt)
     pieces = continuations(
       loaded.model,
       loaded.apply,
@@ -52,6 +51,8 @@ def main(argv: list[str]) -> None:
       [args.seed + sample],
       args.max_tokens,
     )
+    first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output
+    sys.stdout.write(args.prompt + first[0])
     for (piece,) in pieces:
       sys.stdout.write(piece)
       sys.stdout.flush()
