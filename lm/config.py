@@ -41,7 +41,7 @@ def base() -> ConfigDict:
       'fn': 'lm.optim:adamw',
       'learning_rate': 1e-3,
       'schedule': 'lm.optim:cosine',
-      'steps': config.get_ref('steps'),
+      'steps': config.get_oneway_ref('steps'),
       'warmup': 100,
       'final': 0.1,
       'b1': 0.9,
@@ -57,7 +57,7 @@ def base() -> ConfigDict:
   config.eval = ConfigDict(
     {
       'every': 250,  # steps; the last step is always evaluated
-      'batch_size': config.get_ref('batch_size'),
+      'batch_size': config.get_oneway_ref('batch_size'),
       'sets': {'validation': evaluation('validation')},
     }
   )
