@@ -24,7 +24,7 @@ def get_config(arg=''):
   config.data.context = 64
   config.model = gpt2(depth=4, d_model=128, heads=4, context=64)
   config.model.bias = False
-  config.optim.learning_rate = 1e-3
+  config.optim.learning_rate = 3e-3
   config.optim.warmup = 100
   config.optim.b2 = 0.99
   config.eval.batch_size = 64
@@ -41,12 +41,15 @@ def tfds(config):
 
 
 def best(config):
-  config.steps = 2000
+  config.steps = 1000
   config.batch_size = 8
   config.data.context = 128
-  config.model = llama(depth=4, d_model=128, heads=4, kv_heads=4, d_mlp=384, context=128)
+  config.model = llama(depth=3, d_model=128, heads=4, kv_heads=4, d_mlp=384, context=128)
   config.model.tied = True
-  config.optim.learning_rate = 4e-3
+  with config.unlocked():
+    config.optim.newton_schulz = 3
+  config.optim.fn = 'lm.optim:muon'
+  config.optim.learning_rate = 8e-3
   config.optim.schedule = 'lm.optim:linear'
   config.optim.final = 0.0
   config.optim.warmup = 50

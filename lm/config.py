@@ -41,7 +41,7 @@ def base() -> ConfigDict:
       'fn': 'lm.optim:adamw',
       'learning_rate': 1e-3,
       'schedule': 'lm.optim:cosine',
-      'steps': config.get_oneway_ref('steps'),
+      'steps': 0,  # follows `steps`
       'warmup': 100,
       'final': 0.1,
       'b1': 0.9,
@@ -57,7 +57,7 @@ def base() -> ConfigDict:
   config.eval = ConfigDict(
     {
       'every': 250,  # steps; the last step is always evaluated
-      'batch_size': config.get_oneway_ref('batch_size'),
+      'batch_size': 0,  # follows `batch_size`
       'sets': {'validation': evaluation('validation')},
     }
   )
@@ -78,7 +78,18 @@ def base() -> ConfigDict:
       'top_k': 50,
     }
   )
-  return config.lock()
+  return follow(config).lock()
+
+
+def follow(config: ConfigDict) -> ConfigDict:
+  """Makes `optim.steps` follow `steps` and `eval.batch_size` follow `batch_size`, one way only.
+
+  Those that were given a value of their own keep it.
+  """
+  for section, key in (('optim', 'steps'), ('eval', 'batch_size')):
+    if config[section][key] in (0, config[key]):
+      config[section][key] = config.get_oneway_ref(key)
+  return config
 
 
 def evaluation(split: str, source: str = '') -> ConfigDict:

@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -127,9 +127,11 @@ def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...
     UserError: an axis does not divide over its mesh axes.
   """
 
-  def leaf(path, x) -> NamedSharding:
+  def leaf(path, x) -> Any:
     if not isinstance(x, nn.Partitioned):
       return NamedSharding(mesh, PartitionSpec())
+    if not jax.tree.leaves(x):  # an optimizer keeps nothing for this parameter
+      return x.value
     spec = partition(x.names, axis_rules)
     for size, names, logical in zip(x.value.shape, spec, x.names, strict=True):
       _check_divides(size, names, mesh, f'{jax.tree_util.keystr(path)} axis {logical!r}')

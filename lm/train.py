@@ -4,6 +4,8 @@
 
 The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
 usage or config, 75 stopped by SIGTERM with the state saved.
+
+On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set that variable.
 """
 
 import pathlib
@@ -11,7 +13,7 @@ import pathlib
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli
+from lm.run import cli, memory
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
@@ -33,4 +35,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  memory.use_large_pages()
   cli.run(main, __doc__)

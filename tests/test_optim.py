@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -64,7 +65,7 @@ GRADIENT = jax.tree.map(lambda x: jnp.full_like(x, 0.5) * jnp.sign(x), PARAMS)
 
 
 def _selected(params, pattern):
-  found = optim.select(params, pattern, 'decay')
+  found = optim.find(params, pattern, 'decay')
   leaves = jax.tree_util.tree_leaves_with_path(found)
   return {optim.path_name(path) for path, chosen in leaves if chosen}
 
@@ -97,7 +98,7 @@ def test_matrices_are_decayed_and_vectors_are_not(variant, decoder, params_of):
 )
 def test_wrong_patterns_are_told(pattern, message):
   with pytest.raises(UserError) as error:
-    optim.select(PARAMS, pattern, 'decay')
+    _adamw(decay=pattern).transformation.init(PARAMS)
   assert message in str(error.value)
 
 
@@ -114,7 +115,7 @@ def _steps(optimizer, params=PARAMS, gradients=(GRADIENT,)):
 
 
 def _adamw(**changes):
-  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'clip': None}
+  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'clip': math.inf}
   return optim.adamw(**(fields | changes))
 
 
@@ -175,6 +176,14 @@ def test_frozen_parameters_have_no_optimizer_state():
   assert sum(x.size for x in jax.tree.leaves(frozen)) == size - 2 * PARAMS['embedding'].size
 
 
+def test_all_that_is_decayed_may_be_frozen():
+  found = _steps(_adamw(freeze='(kernel|embedding)$'), gradients=(GRADIENT,) * 2)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    start = functools.reduce(lambda node, k: node[k.key], path, PARAMS)
+    frozen = optim.path_name(path).endswith(('kernel', 'embedding'))
+    assert bool(jnp.array_equal(leaf, start)) == frozen, optim.path_name(path)
+
+
 @pytest.mark.parametrize('largest', [0.1, 1e6])
 @pytest.mark.parametrize('given', [False, True])
 def test_clip_is_that_of_optax(largest, given):
@@ -187,3 +196,32 @@ def test_clip_is_that_of_optax(largest, given):
   theirs, _ = reference.update(grads, reference.init(grads))
   for name in grads:
     np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+
+
+def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(decoder, params_of):
+  params = params_of(decoder('llama'))
+  gradients = params_of(decoder('llama'), seed=1)
+  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'weight_decay': 0.0}
+  moved = _steps(optim.muon(**fields), params, (gradients,))
+  adam = _steps(optim.adamw(**fields), params, (gradients,))
+  seen = set()
+  for path, start in jax.tree_util.tree_leaves_with_path(params):
+    name = optim.path_name(path)
+    ours, theirs, gradient = (
+      np.asarray(functools.reduce(lambda node, k: node[k.key], path, tree))
+      for tree in (moved, adam, gradients)
+    )
+    if not (name.startswith('layers') and name.endswith('kernel')):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=name)
+      continue
+    seen.add(name.rsplit('/', 2)[1])
+    for n in range(len(start)):
+      inputs = math.prod(start.shape[1:3]) if '/out/' in name else start.shape[1]
+      step = (np.asarray(start[n]) - ours[n]).reshape(inputs, -1) / 0.1
+      u, _, v = np.linalg.svd(gradient[n].reshape(inputs, -1), full_matrices=False)
+      # The quintic iteration ends near 1, not at it; its axes are those of the gradient.
+      along = np.diag(u.T @ step @ v.T) / (0.2 * math.sqrt(max(step.shape)))
+      assert (along > 0.5).all() and (along < 1.3).all(), name
+      across = np.linalg.norm(u.T @ step @ v.T - np.diag(np.diag(u.T @ step @ v.T)))
+      assert across < 1e-2 * np.linalg.norm(step), name
+  assert seen >= {'out', 'gate', 'up', 'down'}

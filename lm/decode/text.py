@@ -31,6 +31,7 @@ def continuations(
     UserError: a prompt is longer than the model's context.
   """
   end = end_id(tokenizer)
+  tokenizer.encode_special_tokens = True  # '<|end|>' in a prompt is text, as it is in a corpus
   encoded = [[end, *tokenizer.encode(p, add_special_tokens=False).ids] for p in prompts]
   longest = max(map(len, encoded))
   if longest > model.context:

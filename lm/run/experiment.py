@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from lm import spec
+from lm.config import follow
 from lm.errors import UserError
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
@@ -46,7 +47,7 @@ def load(path_and_arg: str) -> ConfigDict:
       f'--config={path}: no such file' + (f'; there are {", ".join(near)}' if near else '')
     )
   if file.suffix == '.json':
-    return from_json(file.read_text())
+    return follow(from_json(file.read_text()))
   use_folder(file.parent)
   module = _import(file)
   if not hasattr(module, 'get_config'):

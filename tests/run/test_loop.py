@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import resource
 import shutil
 import signal
@@ -152,6 +153,22 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(folder):
   run(folder, 'parts')
   assert_same_state(state_of(whole, 8), state_of(parts, 8))
   assert metrics(whole) == metrics(parts)
+
+
+def test_frozen_parameters_survive_a_resume(folder):
+  # What is frozen has no moments: a hole in the optimizer's state, on the mesh and on disk.
+  frozen = 'embedding|attention'
+  source = (folder / FILE).read_text()
+  (folder / FILE).write_text(
+    source.replace('config.optim.warmup = 2', f'config.optim.freeze = {frozen!r}')
+  )
+  run(folder, 'parts', stop_at=3)
+  run(folder, 'parts')
+  before, after = state_of(folder / 'parts', 3), state_of(folder / 'parts', 8)
+  params = [name for name in before if name.startswith("['params']")]
+  assert {bool(re.search(frozen, name)) for name in params} == {True, False}
+  for name in params:
+    assert np.array_equal(before[name], after[name]) == bool(re.search(frozen, name)), name
 
 
 def test_preempted_run_saves_and_goes_on(folder):

@@ -17,6 +17,7 @@ from typing import Any
 from lm.bench.steps.shape import Shape
 from lm.bench.steps.worker import request_build
 from lm.errors import UserError
+from lm.run.memory import LARGE_PAGES
 
 TURN_SECONDS = 0.5  # at least this long, so that the clock and the start of a turn do not count
 
@@ -27,8 +28,9 @@ class Code:
   def __init__(self, name: str, threads: int) -> None:
     self.name = name
     self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed by `close`)
-    # Two processes share a GPU, and jax would take most of its memory at the start.
-    environment = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+    # Two processes share a GPU, and jax would take most of its memory at the start. All get their
+    # memory as our training does.
+    environment = LARGE_PAGES | os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'lm.bench.steps.worker', name, str(threads)],
       stdin=subprocess.PIPE,
