@@ -5,7 +5,7 @@
 The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
 usage or config, 75 stopped by SIGTERM with the state saved.
 
-On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set that variable.
+On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set the variable.
 """
 
 import pathlib
