@@ -66,9 +66,9 @@ def test_a_prompt_holds_no_special_tokens(workdir):
   # Read as the end of text, '<|end|>' would leave the model alone with what comes after it.
   tokenizer = lm.load(workdir).tokenizer
   limit = experiment.open_workdir(workdir).model.context
+  tokenizer.encode_special_tokens = True
   fits = '<|end|>' * ((limit - 1) // len(tokenizer.encode('<|end|>').ids))
   assert run('generate', f'--workdir={workdir}', f'--prompt={fits}').returncode == 0
-  tokenizer.encode_special_tokens = True
   tokens = 1 + len(tokenizer.encode(too_long := '<|end|>' * limit).ids)
   line = mistake(run('generate', f'--workdir={workdir}', f'--prompt={too_long}'))
   assert f'--prompt has {tokens} tokens and the model reads {limit}' in line

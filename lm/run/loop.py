@@ -54,6 +54,8 @@ def train(
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, prepare.show_progress)
   evaluators = Evaluators(config, functions, tokenizer)
+  # Before anything is written: here an axis that does not divide over the mesh is told.
+  state, abstract = init_state(functions, jax.random.key(config.seed))
   warnings = experiment.record(config, path_and_arg, tokenizer, workdir)
   events = Events(workdir, jax.process_index() == 0)
   events.write(
@@ -61,7 +63,6 @@ def train(
   )
   environment.write(workdir, path_and_arg.partition(':')[0])
   checkpoints = Checkpoints(workdir)
-  state, abstract = init_state(functions, jax.random.key(config.seed))
   state = restore_newest(checkpoints, abstract, events) or state
   watch = Watch(config, workdir, state, functions.model, rows)
   for warning in warnings:
