@@ -70,7 +70,7 @@ def muon(
   freeze: str | None = None,
   momentum: float = 0.95,
   newton_schulz: int = 5,
-  matrices: str = r'^layers/.*kernel$',
+  matrices: str = r'/layers/.*kernel$',
   two_inputs: str = r'/out/kernel$',
 ) -> Optimizer:
   """Muon for the matrices of the layers, AdamW for everything else (Jordan et al. 2024).
@@ -196,7 +196,7 @@ def _check_found(found: Params, pattern: str, key: str) -> None:
 
 
 def path_name(path) -> str:
-  """Returns a tree path as 'layers/layer_0/mlp/up/kernel'."""
+  """Returns a tree path as 'decoder/layers/layer_0/mlp/up/kernel'."""
   # Boxes of partitioning metadata add an attribute to the path that is no part of the name.
   return '/'.join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
 

@@ -31,7 +31,8 @@ class Mask(flax.struct.PyTreeNode):
   """Who may attend to whom, described and not materialised.
 
   A query sees a key when all the conditions that are set hold: equal segments, and for causal
-  masks `k_position <= q_position`, and for windows `q_position - k_position < window`.
+  masks `k_position <= q_position` or a key of the prefix, and for windows
+  `q_position - k_position < window`.
   `ordered` says that queries and keys are the same tokens of the same rows and that each segment
   is a run of neighbours in rising position; causal implementations may then skip keys by index.
   """
@@ -40,7 +41,9 @@ class Mask(flax.struct.PyTreeNode):
   k_positions: Array  # (B, S) int32
   q_segments: Array | None = None  # (B, T) int32; 0 marks padding
   k_segments: Array | None = None  # (B, S) int32
-  bias: Callable[[Array, Array], Array] | None = flax.struct.field(pytree_node=False, default=None)
+  k_prefix: Array | None = None  # (B, S) int32; 1 where a causal mask shows the key to all
+  # A pytree, since it may hold parameters: (q_positions_BT, k_positions_BS) -> (B, H, T, S)
+  bias: jax.tree_util.Partial | None = None
   window: int | None = flax.struct.field(pytree_node=False, default=None)
   causal: bool = flax.struct.field(pytree_node=False, default=True)
   ordered: bool = flax.struct.field(pytree_node=False, default=False)
@@ -52,6 +55,7 @@ class Mask(flax.struct.PyTreeNode):
       k_positions=self.k_positions[:, k],
       q_segments=None if self.q_segments is None else self.q_segments[:, q],
       k_segments=None if self.k_segments is None else self.k_segments[:, k],
+      k_prefix=None if self.k_prefix is None else self.k_prefix[:, k],
     )
 
   def dense(self) -> Array | None:
@@ -60,6 +64,8 @@ class Mask(flax.struct.PyTreeNode):
     visible = None
     if self.causal:
       visible = k_BxS <= q_BTx
+      if self.k_prefix is not None:
+        visible |= self.k_prefix[:, None, :] > 0
     if self.window is not None:
       near = q_BTx - k_BxS < self.window
       if not self.causal:

@@ -1,14 +1,13 @@
-"""The one Transformer stack, and the decoder-only language model made of it.
+"""The three architectures made of the one Transformer stack: decoder, encoder, encoder-decoder.
 
-GPT-2 is positions `learned`, norm `LayerNorm`, feed-forward `Mlp`, tied embeddings and biases;
-Llama is `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, untied, no biases. Layers repeat in
-periods: `attention` is one layer function or a tuple of them, and the depth is a multiple of its
-length (Gemma 3: five with a window and one without). The periods are stacked on axis 0 of the
-parameters and scanned.
+GPT-2 is a `Decoder` with positions `learned`, norm `LayerNorm`, feed-forward `Mlp`, tied embeddings
+and biases; Llama has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, untied, no biases; BERT
+is an `Encoder` with residual `post`; the Transformer of Vaswani et al. 2017 an `EncoderDecoder` with
+`sinusoidal` and `post`, T5 one with `relative`.
 """
 
+import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,99 +15,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.errors import UserError
-from lm.mesh import constrain, named
+from lm.mesh import named
+from lm.models.stack import Stack
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, Mlp, dropout
 from lm.nn.norm import LayerNorm
 from lm.nn.position import Position, learned
 from lm.nn.residual import pre
-from lm.nn.tap import tap
 from lm.types import Array, Batch, Mask, Output, Params, Terms, Unembed
 
 
-def self_mask(batch: Batch, bias: Callable | None, cache: Any) -> tuple[Mask, dict[str, Array]]:
-  """Returns the causal mask of a batch, and the cache's slots with the batch's tokens entered.
-
-  Without a cache, tokens see the earlier ones of their segment. With one, they see every filled
-  slot of the row up to their position; slots of segment 0 (never filled, or padding) stay unseen.
-  """
-  positions, segments = batch['positions'], batch['segments']
-  if cache is None:
-    return Mask(positions, positions, segments, segments, bias=bias, ordered=True), {}
-  cursor = cache['cursor']
-  enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
-  slots = {
-    'positions': enter(cache['positions'], positions),
-    'segments': enter(cache['segments'], segments),
-    'cursor': cursor + positions.shape[1],
-  }
-  return Mask(positions, slots['positions'], segments, slots['segments'], bias=bias), slots
-
-
-class Block(nn.Module):
-  """One layer: attention and feed-forward sublayers put together by `residual`."""
-
-  attention: Callable[..., nn.Module]
-  mlp: Callable[..., nn.Module]
-  norm: Callable[..., nn.Module]
-  residual: Callable[..., Array]
-  dropout: float
-
-  @nn.compact
-  def __call__(self, x: Array, mask: Mask, cache: Any) -> tuple[Array, Any]:
-    new_cache = cache
-
-    def attend(h: Array) -> Array:
-      nonlocal new_cache
-      y, new_cache = self.attention(name='attention')(h, None, mask, cache)
-      return dropout(self, y, self.dropout)
-
-    def feed(h: Array) -> Array:
-      return dropout(self, self.mlp(name='mlp')(h), self.dropout)
-
-    sublayers = (('attention', attend), ('mlp', feed))
-    x = self.residual(x, sublayers, lambda name: self.norm(name=name))
-    x = constrain(x, 'batch', 'time', 'width')
-    return tap(self, 'residual', x), new_cache
-
-
-class Period(nn.Module):
-  """The layers that repeat, each with its own attention."""
-
-  blocks: tuple[Callable[..., nn.Module], ...]
-
-  @nn.compact
-  def __call__(self, x: Array, mask: Mask, caches: Any) -> tuple[Array, Any]:
-    new_caches = {}
-    for i, block in enumerate(self.blocks):
-      name = f'layer_{i}'
-      x, new_caches[name] = block(name=name)(x, mask, None if caches is None else caches[name])
-    return x, (None if caches is None else new_caches)
-
-
-def stack(blocks, repeats: int, unroll: int, remat: Callable | None, name: str) -> nn.Module:
-  """Returns a module `(x, mask, caches) -> (x, caches)` of `repeats` periods of `blocks`.
-
-  Parameters and caches have the periods on axis 0. `unroll` periods are laid out in a row in each
-  turn of the loop, which changes the program and not the parameters. `remat` is a policy of
-  `jax.checkpoint_policies`, or None to keep all activations.
-  """
-  period = Period if remat is None else nn.remat(Period, policy=remat, prevent_cse=False)
-  scanned = nn.scan(
-    period,
-    variable_axes={'params': 0, 'taps': 0},
-    split_rngs={'params': True, 'dropout': True},
-    in_axes=(nn.broadcast, 0),
-    length=repeats,
-    unroll=unroll,
-    metadata_params={nn.PARTITION_NAME: 'layers'},
-  )
-  return scanned(blocks=tuple(blocks), name=name)
-
-
-class Decoder(nn.Module):
-  """A decoder-only language model: `(batch, cache) -> Output`."""
+class Transformer(nn.Module):
+  """What the architectures have in common: their sizes, and the functions they are made of."""
 
   vocab_size: int
   context: int  # longest row, and the number of learned positions
@@ -126,59 +44,83 @@ class Decoder(nn.Module):
   residual: Callable[..., Array] = pre
   final_norm: bool = True  # pre-norm stacks need one; post-norm stacks end in one already
   bias: bool = True
-  tied: bool = True
+  tied: bool = True  # the unembedding is the embedding
   dropout: float = 0.0
   init_std: float = 0.02
+  embed_scale: float = 1.0  # the embeddings times this; sqrt(d_model) in Vaswani et al. 2017, 3.4
   logit_soft_cap: float | None = None
   vocab_multiple: int = 1  # rows of the table are rounded up to this
   unroll: int = 1
   remat: Callable | None = None
   dtype: str = 'float32'
 
-  @nn.compact
-  def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    self._check()
-    scheme = self.position()
-    dtype = jnp.dtype(self.dtype)
+  def stack(self, name: str, **changes: Any) -> Stack:
+    """Returns a stack of this model's sizes and functions."""
+    own = {f.name for f in dataclasses.fields(self)} - {'parent', 'name'}
+    shared = {f.name for f in dataclasses.fields(Stack)} & own
+    return Stack(**{field: getattr(self, field) for field in shared} | changes, name=name)
+
+  def table(self, name: str) -> Array:
+    """Returns a parameter (V, D): the vectors of the vocabulary."""
     rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
     init = named(nn.initializers.normal(self.init_std), 'vocab', 'embed')
-    table_VD = self.param('embedding', init, (rows, self.d_model))
-    positions_BT = batch['positions']
-    x = jnp.take(table_VD, batch['inputs'], axis=0)
-    if scheme.embed is not None:
-      x += scheme.embed(self, positions_BT, self.d_model, self.context)
-    x = tap(self, 'embeddings', dropout(self, x, self.dropout).astype(dtype))
-    x = constrain(x, 'batch', 'time', 'width')
+    return self.param(name, init, (rows, self.d_model))
 
-    bias = scheme.bias and scheme.bias(self.heads)
-    mask, slots = self_mask(batch, bias, cache)
-    blocks = [self._block(a, scheme, dtype) for a in self._period()]
-    periods = stack(blocks, self.depth // len(blocks), self.unroll, self.remat, 'layers')
-    x, caches = periods(x, mask, cache and cache['layers'])
-    if self.final_norm:
-      x = self.norm(bias=self.bias, name='final_norm')(x)
-    x = tap(self, 'hidden', x)
+  def embed(self, table_VD: Array, tokens_BT: Array) -> Array:
+    """Returns the vectors of tokens (B, T, D)."""
+    x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+    return x_BTD if self.embed_scale == 1 else x_BTD * self.embed_scale
 
-    kernel_VD = table_VD if self.tied else self.param('unembedding', init, table_VD.shape)
-    unembed = Unembed(kernel_VD, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
-    aux: Terms = {}
-    return Output(x, unembed, aux, cache and {**slots, 'layers': caches})
+  def unembed(self, table_VD: Array) -> Unembed:
+    """Returns how hidden states become logits over the vocabulary."""
+    kernel_VD = table_VD if self.tied else self.table('unembedding')
+    return Unembed(kernel_VD, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns an empty cache of `length` slots a row, for `batch_size` rows."""
-    period = len(self._period())
+    period = len(self.attention) if isinstance(self.attention, tuple) else 1
     repeats = self.depth // period
     shape = (repeats, batch_size, length, self.kv_heads, self.head_dim)
     zeros = functools.partial(jnp.zeros, shape, self.dtype)
+
+    def layer() -> dict[str, Any]:
+      return {'attention': {'k': zeros(), 'v': zeros(), 'cursor': jnp.zeros(repeats, jnp.int32)}}
+
     return {
-      'layers': {
-        f'layer_{i}': {'k': zeros(), 'v': zeros(), 'cursor': jnp.zeros(repeats, jnp.int32)}
-        for i in range(period)
-      },
+      'layers': {f'layer_{i}': layer() for i in range(period)},
       'positions': jnp.zeros((batch_size, length), jnp.int32),
       'segments': jnp.zeros((batch_size, length), jnp.int32),
       'cursor': jnp.zeros((), jnp.int32),
     }
+
+  def take_rows(self, cache: dict[str, Any], rows: Array) -> dict[str, Any]:
+    """Returns a cache whose r-th row is row `rows[r]` of this one; rows may repeat or be left out.
+
+    Args:
+      cache: what `init_cache` made, before or after calls of the model.
+      rows: (R,) int32.
+    """
+    take = functools.partial(jnp.take, indices=rows)
+    layers = jax.tree.map(lambda x: take(x, axis=1) if x.ndim > 1 else x, cache['layers'])
+    others = {k: take(x, axis=0) if x.ndim else x for k, x in cache.items() if k != 'layers'}
+    return others | {'layers': layers}
+
+
+class Decoder(Transformer):
+  """A decoder-only language model: `(batch, cache) -> Output`.
+
+  Tokens see those before them. Where the batch has `prefix`, (B, T) and 1 on the tokens of a
+  prefix, these see each other both ways (a prefix language model, Raffel et al. 2020, 3.2.1).
+  """
+
+  @nn.compact
+  def __call__(self, batch: Batch, cache: Any = None) -> Output:
+    table_VD = self.table('embedding')
+    mask, slots = self_mask(batch, cache)
+    x = self.embed(table_VD, batch['inputs'])
+    x, caches = self.stack('decoder')(x, mask, caches=cache and cache['layers'])
+    aux: Terms = {}
+    return Output(x, self.unembed(table_VD), aux, cache and {**slots, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -186,43 +128,122 @@ class Decoder(nn.Module):
     Chowdhery et al. 2022 (PaLM), appendix B; N counts what is multiplied, so tables that are only
     looked up are left out. Attention counts whole, whether or not the upper triangle is skipped.
     """
-    looked_up = [params.get('position')] + ([] if self.tied else [params['embedding']])
+    looked_up = [params['decoder'].get('position')] + ([] if self.tied else [params['embedding']])
     multiplied = sum(x.size for x in jax.tree.leaves(params))
     multiplied -= sum(x.size for x in looked_up if x is not None)
     return 6 * multiplied + 12 * self.depth * self.heads * self.head_dim * context
 
-  def _period(self) -> tuple[Callable[..., nn.Module], ...]:
-    return self.attention if isinstance(self.attention, tuple) else (self.attention,)
 
-  def _check(self) -> None:
-    period = len(self._period())
-    if self.depth % period:
-      raise UserError(
-        f'model.depth={self.depth} is not a multiple of the {period} layers that repeat'
-      )
-    if self.heads % self.kv_heads:
-      raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
-    if self.depth // period % self.unroll:
-      raise UserError(f'model.unroll={self.unroll} does not divide {self.depth // period} periods')
+class Encoder(Transformer):
+  """Tokens that see each other both ways, and a head on them: `(batch) -> Output`.
 
-  def _block(self, attention_fn, scheme: Position, dtype) -> Callable[..., nn.Module]:
-    kernel_init = nn.initializers.normal(self.init_std)
-    # Each layer adds two sublayers to the residual stream (Radford et al. 2019, 2.3).
-    out_init = nn.initializers.normal(self.init_std / math.sqrt(2 * self.depth))
-    common = {'bias': self.bias, 'dtype': dtype, 'kernel_init': kernel_init, 'out_init': out_init}
-    return functools.partial(
-      Block,
-      attention=functools.partial(
-        attention_fn,
-        heads=self.heads,
-        kv_heads=self.kv_heads,
-        head_dim=self.head_dim,
-        attend=self.attend,
-        rotate=scheme.rotate,
-        **common,
-      ),
-      mlp=functools.partial(self.mlp, d_mlp=self.d_mlp, **common),
-      norm=functools.partial(self.norm, bias=self.bias),
-      residual=self.residual,
-      dropout=self.dropout,
+  The logits of the output are one row a token, (B, T, C), or, where there is a `pool`, one row for
+  each of the P examples that a row of the batch holds, (B, P, C).
+  """
+
+  classes: int | None = None  # outputs of the head; None for the vocabulary
+  pool: Callable[..., Array] | None = None  # (hidden_BTD, segments_BT, P) -> (B, P, D)
+
+  @nn.compact
+  def __call__(self, batch: Batch, cache: Any = None) -> Output:
+    del cache  # there is nothing that a later call could use
+    table_VD = self.table('embedding')
+    mask = both_ways(batch['positions'], batch['segments'])
+    x, _ = self.stack('encoder')(self.embed(table_VD, batch['inputs']), mask)
+    if self.pool is not None:
+      x = self.pool(x, batch['segments'], batch['examples'].shape[1])
+    x = dropout(self, x, self.dropout)
+    if self.classes is None:
+      return Output(x, self.unembed(table_VD), {})
+    return Output(x, ClassTable(self.classes, self.d_model, self.init_std, name='head')(), {})
+
+
+class ClassTable(nn.Module):
+  """What classes look like: a learned vector and a bias for each."""
+
+  classes: int
+  d_model: int
+  init_std: float
+
+  @nn.compact
+  def __call__(self) -> Unembed:
+    init = named(nn.initializers.normal(self.init_std), None, 'embed')
+    kernel_CD = self.param('kernel', init, (self.classes, self.d_model))
+    bias_C = self.param('bias', named(nn.initializers.zeros, None), (self.classes,))
+    return Unembed(kernel_CD, bias_C, self.classes)
+
+
+class EncoderDecoder(Transformer):
+  """An encoder of the `source` and a decoder that attends to it: `(batch, cache) -> Output`.
+
+  With a cache, a call whose batch has `source` reads it and keeps what cross-attention needs of
+  it; later calls go without.
+  """
+
+  encoder_depth: int | None = None  # None for as many as the decoder's `depth`
+  cross_attention: Callable[..., nn.Module] = Attention
+  shared: bool = True  # source and target have one table of embeddings
+
+  @nn.compact
+  def __call__(self, batch: Batch, cache: Any = None) -> Output:
+    table_VD = self.table('embedding')
+    mask, slots = self_mask(batch, cache)
+    memory = None
+    if 'source' in batch:
+      source_VD = table_VD if self.shared else self.table('source_embedding')
+      slots['source_segments'] = batch['source_segments']
+      memory = self._encode(source_VD, batch)
+    elif cache is not None:
+      slots['source_segments'] = cache['source_segments']
+    memory_mask = Mask(
+      mask.q_positions,
+      jnp.zeros_like(slots['source_segments']),
+      batch['segments'],
+      slots['source_segments'],
+      causal=False,
     )
+    decoder = self.stack('decoder', cross_attention=self.cross_attention)
+    x, caches = decoder(
+      self.embed(table_VD, batch['inputs']), mask, memory, memory_mask, cache and cache['layers']
+    )
+    return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
+
+  def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
+    """Returns an empty cache of `length` slots a row; what it keeps of a source comes with it."""
+    cache = super().init_cache(batch_size, length)
+    layers = {name: kept | {'cross_attention': {}} for name, kept in cache['layers'].items()}
+    return cache | {'layers': layers}
+
+  def _encode(self, table_VD: Array, batch: Batch) -> Array:
+    mask = both_ways(batch['source_positions'], batch['source_segments'])
+    depth = self.depth if self.encoder_depth is None else self.encoder_depth
+    encoder = self.stack('encoder', depth=depth)
+    return encoder(self.embed(table_VD, batch['source']), mask)[0]
+
+
+def both_ways(positions: Array, segments: Array) -> Mask:
+  """Returns the mask of tokens that see all those of their segment."""
+  return Mask(positions, positions, segments, segments, causal=False, ordered=True)
+
+
+def self_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
+  """Returns the causal mask of a batch, and the cache's slots with the batch's tokens entered.
+
+  Without a cache, tokens see the earlier ones of their segment. With one, they see every filled
+  slot of the row up to their position; slots of segment 0 (never filled, or padding) stay unseen.
+  """
+  positions, segments = batch['positions'], batch['segments']
+  prefix = batch.get('prefix')
+  if cache is None:
+    ordered = prefix is None
+    return Mask(positions, positions, segments, segments, prefix, ordered=ordered), {}
+  cursor = cache['cursor']
+  enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
+  slots = {
+    'positions': enter(cache['positions'], positions),
+    'segments': enter(cache['segments'], segments),
+    'cursor': cursor + positions.shape[1],
+  }
+  if prefix is not None:  # read in this one call; later tokens see it as they see all before them
+    prefix = enter(jnp.zeros_like(slots['segments']), prefix)
+  return Mask(positions, slots['positions'], segments, slots['segments'], prefix), slots

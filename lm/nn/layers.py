@@ -6,7 +6,7 @@ Compute runs in `dtype`; parameters are float32 masters, cast where they are use
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -53,12 +53,20 @@ def dropout(module: nn.Module, x: Array, rate: float) -> Array:
   return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
+class Projected(NamedTuple):
+  """A memory as an earlier call has projected it: keys and values (B, S, G, K)."""
+
+  k: Array
+  v: Array
+
+
 class Attention(nn.Module):
   """Self-attention, or attention to a memory, with H query heads on G key/value heads.
 
-  Called as `(x_BTD, memory, mask, cache) -> (y_BTD, cache)`. `memory` is None for self-attention or
-  (B, S, D). `cache` is None, or a dict of keys and values (B, S, G, K) and `cursor`, the slot where
-  the T new ones go; the mask then speaks of the slots.
+  Called as `(x_BTD, memory, mask, cache) -> (y_BTD, cache)`. `memory` is None for self-attention,
+  (B, S, D), or Projected. `cache` is None or a dict. For self-attention it holds keys and values
+  (B, S, G, K) and `cursor`, the slot where the T new ones go; the mask then speaks of the slots.
+  Attention to a memory returns the keys and values of the memory in it.
   """
 
   heads: int
@@ -74,13 +82,15 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, memory: Array | None, mask: Mask, cache: dict[str, Array] | None
+    self, x: Array, memory: Array | Projected | None, mask: Mask, cache: dict[str, Array] | None
   ) -> tuple[Array, dict[str, Array] | None]:
     q_BTHK, k_BSGK, v_BSGK = self.project(x, memory)
     o_BTHK, cache = self.mix(q_BTHK, k_BSGK, v_BSGK, mask, cache)
     return self.out(o_BTHK, x.shape[-1]), cache
 
-  def project(self, x_BTD: Array, memory: Array | None) -> tuple[Array, Array, Array]:
+  def project(
+    self, x_BTD: Array, memory: Array | Projected | None
+  ) -> tuple[Array, Array, Array]:
     """Returns queries (B, T, H, K) of x, keys and values (B, S, G, K) of x or the memory."""
     B, T, D = x_BTD.shape
     G, K = self.kv_heads, self.head_dim
@@ -101,10 +111,15 @@ class Attention(nn.Module):
     if memory is None:
       # Split and not indexed: the gradient of a split is one concatenation.
       q, k, v = jnp.split(linear('qkv', R + 2)(x_BTD), (R, R + 1), axis=3)
+      k, v = k.squeeze(3), v.squeeze(3)
     else:
-      q, (k, v) = linear('q', R)(x_BTD), jnp.split(linear('kv', 2)(memory), 2, axis=3)
+      q = linear('q', R)(x_BTD)
+      if isinstance(memory, Projected):
+        k, v = memory
+      else:
+        k, v = (y.squeeze(3) for y in jnp.split(linear('kv', 2)(memory), 2, axis=3))
     q_BTHK = constrain(q.reshape(B, T, self.heads, K), 'batch', 'time', 'heads', 'head_dim')
-    return q_BTHK, k.squeeze(3), v.squeeze(3)
+    return q_BTHK, k, v
 
   def mix(
     self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: dict[str, Array] | None
@@ -113,7 +128,9 @@ class Attention(nn.Module):
     if self.rotate is not None:
       q_BTHK = self.rotate(q_BTHK, mask.q_positions)
       k_BSGK = self.rotate(k_BSGK, mask.q_positions)
-    if cache is not None:
+    if cache is not None and 'cursor' not in cache:  # of a memory, which does not grow
+      cache = {'k': k_BSGK, 'v': v_BSGK}
+    elif cache is not None:
       cursor = cache['cursor']
       enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
       k_BSGK, v_BSGK = enter(cache['k'], k_BSGK), enter(cache['v'], v_BSGK)

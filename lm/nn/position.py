@@ -1,10 +1,12 @@
 """Positions, each as the places where it acts: on embeddings, on queries and keys, on scores."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from lm.mesh import named
 from lm.types import Array
@@ -17,8 +19,9 @@ class Position(NamedTuple):
   embed: Callable[[nn.Module, Array, int, int], Array] | None = None
   # (x_BTHK, positions_BT) -> x_BTHK, applied to queries and keys alike
   rotate: Callable[[Array, Array], Array] | None = None
-  # heads -> bias(q_positions_BT, k_positions_BS) -> (B, H, T, S) float32
-  bias: Callable[[int], Callable[[Array, Array], Array]] | None = None
+  # (module, heads, causal) -> bias(q_positions_BT, k_positions_BS) -> (B, H, T, S) float32; may
+  # hold params, and so is a pytree
+  bias: Callable[[nn.Module, int, bool], Partial] | None = None
 
 
 def none() -> Position:
@@ -72,14 +75,43 @@ def alibi() -> Position:
   completed by every other slope of the next higher one, as in the paper's code.
   """
 
-  def bias(heads: int) -> Callable[[Array, Array], Array]:
-    slopes = _alibi_slopes(heads)
+  def bias(module: nn.Module, heads: int, causal: bool) -> Partial:
+    del module, causal
+    return Partial(of_distance, jnp.asarray(_alibi_slopes(heads)))
 
-    def of_positions(q_BT: Array, k_BS: Array) -> Array:
-      distance = jnp.abs(q_BT[:, :, None] - k_BS[:, None, :]).astype(jnp.float32)
-      return -jnp.asarray(slopes)[None, :, None, None] * distance[:, None]
+  def of_distance(slopes_H: Array, q_BT: Array, k_BS: Array) -> Array:
+    distance = jnp.abs(q_BT[:, :, None] - k_BS[:, None, :]).astype(jnp.float32)
+    return -slopes_H[None, :, None, None] * distance[:, None]
 
-    return of_positions
+  return Position(bias=bias)
+
+
+def relative(buckets: int = 32, max_distance: int = 128, std: float = 0.02) -> Position:
+  """A learned bias on scores by distance, one set for all layers (Raffel et al. 2020, 2.1).
+
+  Half of the buckets are single distances, the other half grow geometrically up to `max_distance`
+  and beyond. Where tokens see both ways, one half of all is for keys that follow the query.
+  """
+
+  def bias(module: nn.Module, heads: int, causal: bool) -> Partial:
+    init = named(nn.initializers.normal(std), None, 'heads')
+    table = module.param('relative', init, (buckets, heads))
+    count = buckets if causal else buckets // 2
+
+    def of_distance(table: Array, q_BT: Array, k_BS: Array) -> Array:
+      back_BTS = q_BT[:, :, None] - k_BS[:, None, :]
+      bucket_BTS = _bucket(jnp.maximum(back_BTS, 0) if causal else jnp.abs(back_BTS), count)
+      if not causal:
+        bucket_BTS += jnp.where(back_BTS < 0, count, 0)
+      return jnp.take(table, bucket_BTS, axis=0).transpose(0, 3, 1, 2).astype(jnp.float32)
+
+    return Partial(of_distance, table)
+
+  def _bucket(distance: Array, count: int) -> Array:
+    exact = count // 2
+    ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+    far = exact + (ratio * (count - exact)).astype(jnp.int32)
+    return jnp.where(distance < exact, distance, jnp.minimum(far, count - 1))
 
   return Position(bias=bias)
 

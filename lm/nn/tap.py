@@ -38,8 +38,8 @@ def tap(module: nn.Module, name: str, x: Array) -> Array:
 def tapped(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]]]:
   """Returns `apply(params, batch, reads=('*',), edits={}, key=None) -> (Output, {site: array})`.
 
-  Sites are 'layers/layer_0/attention/output' and the like; `reads` and the keys of `edits` are
-  glob patterns over them. Sites inside the stack of layers have the layers on axis 0 when read;
+  Sites are 'decoder/layers/layer_0/attention/output' and the like; `reads` and the keys of `edits`
+  are glob patterns over them. Sites inside the stack of layers have the layers on axis 0 when read;
   an edit sees them one layer at a time and is applied in every layer.
   """
 

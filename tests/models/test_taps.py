@@ -7,7 +7,7 @@ from lm.nn import tap as taps
 from lm.nn.tap import tapped
 from lm.run.build import apply_of
 
-LAYER = 'layers/layer_0'
+LAYER = 'decoder/layers/layer_0'
 
 
 @pytest.fixture(scope='module')
@@ -23,27 +23,27 @@ def _hidden(model, params, batch, edits):
 def test_every_site_can_be_read(llama):
   output, sites = jax.jit(lambda p, b: tapped(llama[0])(p, b))(*llama[1:])
   assert {name: x.shape for name, x in sites.items()} == {
-    'embeddings': (2, 6, 16),
+    'decoder/embeddings': (2, 6, 16),
     f'{LAYER}/attention/heads': (2, 2, 6, 4, 4),
     f'{LAYER}/attention/output': (2, 2, 6, 16),
     f'{LAYER}/mlp/hidden': (2, 2, 6, 24),
     f'{LAYER}/mlp/output': (2, 2, 6, 16),
     f'{LAYER}/residual': (2, 2, 6, 16),
-    'hidden': (2, 6, 16),
+    'decoder/hidden': (2, 6, 16),
   }
-  np.testing.assert_array_equal(sites['hidden'], output.hidden)
+  np.testing.assert_array_equal(sites['decoder/hidden'], output.hidden)
   # The residual stream is the embeddings plus all that the sublayers have added.
   added = sites[f'{LAYER}/attention/output'] + sites[f'{LAYER}/mlp/output']
   np.testing.assert_allclose(
-    sites[f'{LAYER}/residual'][1], sites['embeddings'] + added.sum(0), rtol=1e-4, atol=1e-4
+    sites[f'{LAYER}/residual'][1], sites['decoder/embeddings'] + added.sum(0), rtol=1e-4, atol=1e-4
   )
 
 
 def test_sites_are_chosen_by_patterns(llama):
   _, sites = jax.eval_shape(
-    lambda *xs: tapped(llama[0])(*xs, reads=('*/output', 'emb*')), *llama[1:]
+    lambda *xs: tapped(llama[0])(*xs, reads=('*/output', '*/emb*')), *llama[1:]
   )
-  assert set(sites) == {'embeddings', f'{LAYER}/attention/output', f'{LAYER}/mlp/output'}
+  assert set(sites) == {'decoder/embeddings', f'{LAYER}/attention/output', f'{LAYER}/mlp/output'}
 
 
 def test_an_edit_that_changes_nothing_changes_no_bit(llama):
@@ -55,10 +55,10 @@ def test_an_edit_acts_on_the_sites_it_names(llama):
   model, params, batch = llama
   zeroed = _hidden(*llama, {'*/attention/output': jnp.zeros_like})
   # Zero attention is what attention with a zero output kernel gives.
-  layer = params['layers']['layer_0']
+  layer = params['decoder']['layers']['layer_0']
   out = {'kernel': jnp.zeros_like(layer['attention']['out']['kernel'])}
   silent = layer | {'attention': layer['attention'] | {'out': out}}
-  without = params | {'layers': {'layer_0': silent}}
+  without = params | {'decoder': params['decoder'] | {'layers': {'layer_0': silent}}}
   expected = jax.jit(apply_of(model))(without, batch).hidden
   np.testing.assert_allclose(zeroed, expected, atol=1e-6)
   assert np.abs(zeroed - _hidden(*llama, {})).max() > 0.1
@@ -71,17 +71,17 @@ def test_unused_taps_leave_no_trace_in_the_program(llama, monkeypatch):
     return str(jax.make_jaxpr(apply_of(model))(params, batch))
 
   tapped_program = program()
-  for module in ('lm.nn.layers', 'lm.models.transformer'):
+  for module in ('lm.nn.layers', 'lm.models.stack'):
     monkeypatch.setattr(f'{module}.tap', lambda module, name, x: x)
   assert program() == tapped_program
 
 
 def test_edits_are_over_when_the_call_is(llama):
   with pytest.raises(ZeroDivisionError):
-    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits={'hidden': lambda x: 1 / 0}), *llama[1:])
+    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits={'decoder/hidden': lambda x: 1 / 0}), *llama[1:])
   assert taps._edits.get() == ()
 
 
 def test_an_edit_must_keep_the_shape(llama):
-  with pytest.raises(ValueError, match='the edit of hidden changed the shape'):
-    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits={'hidden': jnp.sum}), *llama[1:])
+  with pytest.raises(ValueError, match='the edit of decoder/hidden changed the shape'):
+    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits={'decoder/hidden': jnp.sum}), *llama[1:])

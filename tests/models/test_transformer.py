@@ -58,8 +58,8 @@ def _gpt2(params, tokens_BT):
   def gelu(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
-  x = params['embedding'][tokens_BT] + params['position'][: tokens_BT.shape[1]]
-  layers = params['layers']['layer_0']
+  x = params['embedding'][tokens_BT] + params['decoder']['position'][: tokens_BT.shape[1]]
+  layers = params['decoder']['layers']['layer_0']
   for n in range(layers['mlp']['up']['bias'].shape[0]):
     layer = jax.tree.map(lambda leaf, n=n: leaf[n], layers)
     attention, mlp = layer['attention'], layer['mlp']
@@ -69,7 +69,7 @@ def _gpt2(params, tokens_BT):
     x = x + np.einsum('bthk,hkd->btd', o, attention['out']['kernel']) + attention['out']['bias']
     h = gelu(norm(layer['mlp_norm'], x) @ mlp['up']['kernel'] + mlp['up']['bias'])
     x = x + h @ mlp['down']['kernel'] + mlp['down']['bias']
-  return norm(params['final_norm'], x) @ params['embedding'].T
+  return norm(params['decoder']['final_norm'], x) @ params['embedding'].T
 
 
 def _llama(params, tokens_BT):
@@ -86,7 +86,7 @@ def _llama(params, tokens_BT):
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
   x = params['embedding'][tokens_BT]
-  layers = params['layers']['layer_0']
+  layers = params['decoder']['layers']['layer_0']
   for n in range(layers['mlp_norm']['scale'].shape[0]):
     layer = jax.tree.map(lambda leaf, n=n: leaf[n], layers)
     h = norm(layer['attention_norm'], x)
@@ -98,7 +98,7 @@ def _llama(params, tokens_BT):
     h = norm(layer['mlp_norm'], x)
     gate, up = (h @ layer['mlp'][name]['kernel'] for name in ('gate', 'up'))
     x = x + (gate / (1 + np.exp(-gate)) * up) @ layer['mlp']['down']['kernel']
-  return norm(params['final_norm'], x) @ params['unembedding'].T
+  return norm(params['decoder']['final_norm'], x) @ params['unembedding'].T
 
 
 @pytest.mark.parametrize(('variant', 'reference'), [('gpt2', _gpt2), ('llama', _llama)])
@@ -152,10 +152,10 @@ def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
   assert _paths(_shapes(decoder('windows', tied=False), 16)) == {
     'embedding': (37, 16),
     'unembedding': (37, 16),
-    'final_norm/bias': (16,),
-    'final_norm/scale': (16,),
+    'decoder/final_norm/bias': (16,),
+    'decoder/final_norm/scale': (16,),
   } | {
-    f'layers/layer_{i}/{name}': (2, *shape)
+    f'decoder/layers/layer_{i}/{name}': (2, *shape)
     for i in range(2)
     for name, shape in {
       'attention/qkv/kernel': (16, 1, 6, 4),
@@ -184,13 +184,13 @@ def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
 )
 def test_the_order_of_a_block_is_a_function(order, norms, decoder):
   params = _shapes(decoder(residual=order, final_norm=order is not post), 16)
-  assert set(params['layers']['layer_0']) == norms | {'attention', 'mlp'}
-  assert ('final_norm' in params) == (order is not post)
+  assert set(params['decoder']['layers']['layer_0']) == norms | {'attention', 'mlp'}
+  assert ('final_norm' in params['decoder']) == (order is not post)
 
 
 def test_output_projections_start_smaller_with_depth(decoder):
   params = nn.unbox(jax.jit(init_of(decoder(depth=8, d_model=64, d_mlp=64), 16))(jax.random.key(0)))
-  mlp = params['layers']['layer_0']['mlp']
+  mlp = params['decoder']['layers']['layer_0']['mlp']
   assert float(mlp['up']['kernel'].std()) == pytest.approx(0.02, rel=0.05)
   assert float(mlp['down']['kernel'].std()) == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
   # The layers are drawn one by one, not copied.
@@ -252,7 +252,7 @@ def test_layers_drop_different_units(decoder, params_of, batch_of):
   model = decoder(dropout=0.5)
   apply = jax.jit(lambda params, batch, key: tapped(model)(params, batch, key=key))
   _, sites = apply(params_of(model), batch_of(), jax.random.key(0))
-  stream = np.concatenate([sites['embeddings'][None], sites['layers/layer_0/residual']])
+  stream = np.concatenate([sites['decoder/embeddings'][None], sites['decoder/layers/layer_0/residual']])
   # A unit that both sublayers of a layer have dropped goes through unchanged: one in four.
   unchanged = stream[1:] == stream[:-1]
   assert abs(unchanged.mean() - 0.25) < 0.08

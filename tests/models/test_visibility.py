@@ -28,7 +28,7 @@ def influence(params_of, batch_of):
     @jax.jit
     @jax.jacrev
     def jacobian(delta_TD, params):
-      output, _ = apply(params, batch, edits={'embeddings': lambda x: x + delta_TD[None]})
+      output, _ = apply(params, batch, edits={'decoder/embeddings': lambda x: x + delta_TD[None]})
       return jnp.sum(output.hidden[0] * probe_TD, axis=-1)
 
     return np.abs(np.asarray(jacobian(jnp.zeros((T, model.d_model)), params))).max(-1) > 0

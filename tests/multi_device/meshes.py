@@ -86,9 +86,9 @@ def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
 def _check_placement(state, sizes):
   fsdp, tensor = sizes.get('fsdp', 1), sizes.get('tensor', 1)
   params = state.params
-  qkv = params['layers']['layer_0']['attention']['qkv']['kernel']  # (N, D, G, 3, K)
+  qkv = params['decoder']['layers']['layer_0']['attention']['qkv']['kernel']  # (N, D, G, 3, K)
   assert qkv.addressable_shards[0].data.shape == (2, 16 // fsdp, 4 // tensor, 3, 4)
-  down = params['layers']['layer_0']['mlp']['down']['kernel']  # (N, F, D)
+  down = params['decoder']['layers']['layer_0']['mlp']['down']['kernel']  # (N, F, D)
   assert down.addressable_shards[0].data.shape == (2, 24 // tensor, 16 // fsdp)
   table = params['embedding']  # (V, D)
   assert table.addressable_shards[0].data.shape == (40 // tensor, 16 // fsdp)
@@ -120,7 +120,7 @@ def test_a_rule_override_moves_an_axis(decoder):
   boxed = jax.eval_shape(init_of(decoder('llama'), 16), jax.random.key(0))
   over = mesh.make({'fsdp': 8})
   whole = mesh.shardings(boxed, over, mesh.rules({'embed': '', 'mlp': 'fsdp'}))
-  down = whole['layers']['layer_0']['mlp']['down']['kernel']
+  down = whole['decoder']['layers']['layer_0']['mlp']['down']['kernel']
   assert down.spec == PartitionSpec(None, 'fsdp', None)
   assert whole['embedding'].is_fully_replicated
 

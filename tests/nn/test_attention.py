@@ -64,8 +64,8 @@ MASKS = {
   'window both ways': {'window': 3, 'causal': False},
   'segments': {'segments': SEGMENTS},
   'segments and window': {'segments': SEGMENTS, 'window': 2},
-  'bias': {'bias': alibi().bias(4)},
-  'bias and segments': {'bias': alibi().bias(4), 'segments': SEGMENTS},
+  'bias': {'bias': alibi().bias(None, 4, True)},
+  'bias and segments': {'bias': alibi().bias(None, 4, True), 'segments': SEGMENTS},
 }
 
 
@@ -171,7 +171,7 @@ def test_cudnn_refuses_what_it_cannot_do():
     cudnn(q, k, v, _mask())
   half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
   with pytest.raises(ValueError, match=r'cannot honour Mask\.bias'):
-    cudnn(*half, _mask(bias=alibi().bias(4)))
+    cudnn(*half, _mask(bias=alibi().bias(None, 4, True)))
 
 
 @pytest.mark.skipif(jax.default_backend() == 'gpu', reason='takes cuDNN on a GPU')

@@ -59,7 +59,7 @@ SLOPES = {
 
 @pytest.mark.parametrize('heads', SLOPES)
 def test_alibi_slopes_are_those_of_the_paper(heads):
-  bias_BHTS = alibi().bias(heads)(jnp.asarray([[5]]), jnp.asarray([[5, 4, 0]]))
+  bias_BHTS = alibi().bias(None, heads, True)(jnp.asarray([[5]]), jnp.asarray([[5, 4, 0]]))
   assert bias_BHTS.shape == (1, heads, 1, 3)
   np.testing.assert_allclose(-bias_BHTS[0, :, 0, 0], np.zeros(heads))
   np.testing.assert_allclose(-bias_BHTS[0, :, 0, 1], SLOPES[heads], rtol=1e-6)

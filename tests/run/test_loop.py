@@ -142,7 +142,7 @@ def test_run_leaves_its_record(folder):
   assert {int(p.stem) for p in (workdir / 'samples').iterdir()} == {4, 8}
   loaded = load.load(workdir)
   assert loaded.step == 8
-  assert loaded.params.keys() >= {'embedding', 'layers'}
+  assert loaded.params.keys() >= {'embedding', 'decoder'}
   events = [json.loads(x)['event'] for x in (workdir / 'events.jsonl').read_text().splitlines()]
   assert events[0] == 'start' and events[-1] == 'done'
 

@@ -1,0 +1,188 @@
+"""The one Transformer stack: blocks that repeat in periods, positions before and a norm after.
+
+Layers repeat in periods: `attention` is one layer function or a tuple of them, and the depth is a
+multiple of its length (Gemma 3: five with a window and one without). The periods are stacked on
+axis 0 of the parameters and scanned.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lm.errors import UserError
+from lm.mesh import constrain
+from lm.nn.attention import dot_product
+from lm.nn.layers import Attention, Mlp, Projected, dropout
+from lm.nn.norm import LayerNorm
+from lm.nn.position import Position, learned
+from lm.nn.residual import pre
+from lm.nn.tap import tap
+from lm.types import Array, Mask
+
+
+class Block(nn.Module):
+  """One layer: its sublayers put together by `residual`.
+
+  They are attention, attention to a memory where `cross_attention` is given, and feed-forward.
+  """
+
+  attention: Callable[..., nn.Module]
+  cross_attention: Callable[..., nn.Module] | None
+  mlp: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  residual: Callable[..., Array]
+  dropout: float
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Mask, memory: Array | None, memory_mask: Mask | None, cache: Any
+  ) -> tuple[Array, Any]:
+    caches: dict[str, Any] = {}
+
+    def of(name: str) -> Any:
+      return None if cache is None else cache[name]
+
+    def attend(h: Array) -> Array:
+      layer = self.attention(name='attention')
+      y, caches['attention'] = layer(h, None, mask, of('attention'))
+      return dropout(self, y, self.dropout)
+
+    def attend_to_memory(h: Array) -> Array:
+      layer = self.cross_attention(name='cross_attention')
+      kept = of('cross_attention')
+      read = Projected(**kept) if memory is None else memory
+      y, caches['cross_attention'] = layer(h, read, memory_mask, kept)
+      return dropout(self, y, self.dropout)
+
+    def feed(h: Array) -> Array:
+      return dropout(self, self.mlp(name='mlp')(h), self.dropout)
+
+    crossing = () if self.cross_attention is None else (('cross_attention', attend_to_memory),)
+    sublayers = (('attention', attend), *crossing, ('mlp', feed))
+    x = self.residual(x, sublayers, lambda name: self.norm(name=name))
+    x = constrain(x, 'batch', 'time', 'width')
+    return tap(self, 'residual', x), (None if cache is None else caches)
+
+
+class Period(nn.Module):
+  """The layers that repeat, each with its own attention."""
+
+  blocks: tuple[Callable[..., nn.Module], ...]
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Mask, memory: Array | None, memory_mask: Mask | None, caches: Any
+  ) -> tuple[Array, Any]:
+    new_caches = {}
+    for i, block in enumerate(self.blocks):
+      name = f'layer_{i}'
+      cache = None if caches is None else caches[name]
+      x, new_caches[name] = block(name=name)(x, mask, memory, memory_mask, cache)
+    return x, (None if caches is None else new_caches)
+
+
+class Stack(nn.Module):
+  """Embeddings (B, T, D) to hidden states (B, T, D), with or without a memory to attend to.
+
+  Parameters and caches of `layers` have the periods on axis 0. `unroll` periods are laid out in a
+  row in each turn of the loop, which changes the program and not the parameters. `remat` is a
+  policy of `jax.checkpoint_policies`, or None to keep all activations.
+  """
+
+  context: int
+  d_model: int
+  depth: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  d_mlp: int
+  attention: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...] = Attention
+  cross_attention: Callable[..., nn.Module] | None = None
+  attend: Callable[..., Array] = dot_product
+  position: Callable[[], Position] = learned
+  norm: Callable[..., nn.Module] = LayerNorm
+  mlp: Callable[..., nn.Module] = Mlp
+  residual: Callable[..., Array] = pre
+  final_norm: bool = True
+  bias: bool = True
+  dropout: float = 0.0
+  init_std: float = 0.02
+  unroll: int = 1
+  remat: Callable | None = None
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    mask: Mask,
+    memory: Array | None = None,
+    memory_mask: Mask | None = None,
+    caches: Any = None,
+  ) -> tuple[Array, Any]:
+    self._check()
+    scheme = self.position()
+    if scheme.embed is not None:
+      x += scheme.embed(self, mask.q_positions, self.d_model, self.context)
+    if scheme.bias is not None:
+      mask = mask.replace(bias=scheme.bias(self, self.heads, mask.causal))
+    x = tap(self, 'embeddings', dropout(self, x, self.dropout).astype(self.dtype))
+    x = constrain(x, 'batch', 'time', 'width')
+    x, caches = self._layers(scheme)(x, mask, memory, memory_mask, caches)
+    if self.final_norm:
+      x = self.norm(bias=self.bias, name='final_norm')(x)
+    return tap(self, 'hidden', x), caches
+
+  def period(self) -> tuple[Callable[..., nn.Module], ...]:
+    """Returns the attention layers that repeat."""
+    return self.attention if isinstance(self.attention, tuple) else (self.attention,)
+
+  def _layers(self, scheme: Position) -> nn.Module:
+    period = Period
+    if self.remat is not None:
+      period = nn.remat(Period, policy=self.remat, prevent_cse=False)
+    scanned = nn.scan(
+      period,
+      variable_axes={'params': 0, 'taps': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+      length=self.depth // len(self.period()),
+      unroll=self.unroll,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(blocks=tuple(self._block(a, scheme) for a in self.period()), name='layers')
+
+  def _block(self, attention_fn, scheme: Position) -> Callable[..., nn.Module]:
+    sublayers = 2 if self.cross_attention is None else 3
+    kernel_init = nn.initializers.normal(self.init_std)
+    # Each sublayer adds to the residual stream (Radford et al. 2019, 2.3).
+    out_init = nn.initializers.normal(self.init_std / math.sqrt(sublayers * self.depth))
+    dtype = jnp.dtype(self.dtype)
+    common = {'bias': self.bias, 'dtype': dtype, 'kernel_init': kernel_init, 'out_init': out_init}
+    heads = {'heads': self.heads, 'kv_heads': self.kv_heads, 'head_dim': self.head_dim}
+    heads |= {'attend': self.attend, **common}
+    return functools.partial(
+      Block,
+      attention=functools.partial(attention_fn, rotate=scheme.rotate, **heads),
+      # Positions of the memory and of x are not of one line: nothing rotates there.
+      cross_attention=self.cross_attention and functools.partial(self.cross_attention, **heads),
+      mlp=functools.partial(self.mlp, d_mlp=self.d_mlp, **common),
+      norm=functools.partial(self.norm, bias=self.bias),
+      residual=self.residual,
+      dropout=self.dropout,
+    )
+
+  def _check(self) -> None:
+    period = len(self.period())
+    if self.depth % period:
+      raise UserError(
+        f'model.depth={self.depth} is not a multiple of the {period} layers that repeat'
+      )
+    if self.heads % self.kv_heads:
+      raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
+    if self.depth // period % self.unroll:
+      raise UserError(f'model.unroll={self.unroll} does not divide {self.depth // period} periods')
