@@ -25,7 +25,12 @@ def base() -> ConfigDict:
       'train': 'train',  # the split trained on
       'prepare': (),  # import paths of cached steps: examples -> examples
       'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
+      'task': placeholder(str),  # import path of what to do with examples; empty to model text
+      'convert': placeholder(str),  # import path of how the architecture does the task
+      'labels': (),  # the classes or tags of the task, in order
       'context': 128,  # tokens in a row
+      'source_context': 128,  # tokens in a row of an encoder beside, where there is one
+      'too_long': 'error',  # what becomes of an example longer than a row: error, truncate, skip
       'pack': 'lm.data.packing:concatenate',
       'transforms': (),  # import paths of read-time changes: (row, rng) -> row
       'cache': '',  # directory; empty for $LM_CACHE or ~/.cache/lm
@@ -34,7 +39,12 @@ def base() -> ConfigDict:
   )
   config.model = gpt2(depth=4, d_model=128, heads=4, context=128)
   config.objective = ConfigDict(
-    {'fn': 'lm.objectives.next_token:next_token', 'z_loss': 0.0, 'chunk': 0}
+    {
+      'fn': 'lm.objectives.cross_entropy:cross_entropy',
+      'z_loss': 0.0,
+      'label_smoothing': 0.0,
+      'chunk': 0,
+    }
   )
   config.optim = ConfigDict(
     {
@@ -92,9 +102,10 @@ def follow(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def evaluation(split: str, source: str = '') -> ConfigDict:
+def evaluation(
+  split: str, source: str = '', metrics: tuple[str, ...] = ('lm.metrics.tokens:language_model',)
+) -> ConfigDict:
   """Returns an evaluation set: a split of `source`, or, when empty, of the training source."""
-  metrics = ('lm.metrics.tokens:language_model',)
   return ConfigDict({'split': split, 'source': source, 'metrics': metrics})
 
 
@@ -123,12 +134,33 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'tied': True,
       'dropout': 0.0,
       'init_std': 0.02,
+      'embed_scale': 1.0,
       'logit_soft_cap': placeholder(float),
       'unroll': 1,
       'remat': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
       'dtype': 'float32',
     }
   )
+
+
+def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
+  """Returns the model section of an encoder-decoder: that of Vaswani et al. 2017 in pre-norm."""
+  model = gpt2(depth, d_model, heads, context)
+  model.fn = 'lm.models.transformer:EncoderDecoder'
+  model.position = 'lm.nn.position:sinusoidal'
+  model.encoder_depth = placeholder(int)  # as many layers as the decoder, unless given
+  model.cross_attention = 'lm.nn.layers:Attention'
+  model.shared = True  # source and target have one table of embeddings
+  return model
+
+
+def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
+  """Returns the model section of an encoder with a head on the whole of what is read."""
+  model = gpt2(depth, d_model, heads, context)
+  model.fn = 'lm.models.transformer:Encoder'
+  model.classes = placeholder(int)  # as many as data.labels, unless given
+  model.pool = 'lm.nn.pooling:mean'
+  return model
 
 
 def llama(

@@ -22,8 +22,8 @@ def main(argv: list[str]) -> None:
       config.data, split, tokenizer, config.seed, prepare.show_progress, source=source or None
     )
     print(
-      f'{name}: {rows.documents} documents, {rows.bytes} bytes, {rows.tokens} tokens, '
-      f'{len(rows)} rows of {config.data.context}'
+      f'{name}: {rows.documents} documents, {rows.tokens} tokens, '
+      f'{len(rows)} rows of {rows.size}, {1 - rows.tokens / len(rows) / rows.size:.1%} padding'
     )
 
 

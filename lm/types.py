@@ -22,6 +22,12 @@ Params = Any
 #   segments: int32, which document of the row a token belongs to, from 1; 0 is padding
 #   positions: int32, index within the segment
 #   bytes: int32, bytes of raw text accounted to the target (they sum to the size of the text)
+# A batch of a task has in addition, or instead:
+#   source, source_segments, source_positions: (B, S), what an encoder reads for a decoder
+#   prefix: (B, T) int32, 1 where an input belongs to a prefix that is read both ways
+#   examples: (B, P) int32, which features are in the row, in the order of their segments, each by
+#     its index + 1; 0 fills up
+#   targets, weights: (B, P) where an example as a whole has one target
 Batch = Mapping[str, Array]
 # Named (sum, weight) pairs, scalars. A mean is sum / weight, over microbatches and hosts alike.
 Terms = dict[str, tuple[Array, Array]]
@@ -114,6 +120,13 @@ class Unembed(flax.struct.PyTreeNode):
       real_V = jnp.arange(padded) < self.vocab_size
       logits_BTV = jnp.where(real_V[None, None], logits_BTV, -1e9)
     return logits_BTV
+
+  def mean(self, logits_BTV: Array) -> Array:
+    """Returns the mean of the logits of the real entries, (B, T)."""
+    padded = self.kernel_VD.shape[0]
+    count = self.vocab_size or padded
+    real_V = (jnp.arange(padded) < count).astype(logits_BTV.dtype)
+    return jnp.einsum('btv,v->bt', logits_BTV, real_V) / count
 
 
 class Output(NamedTuple):

@@ -12,9 +12,9 @@ FILES = sorted((ROOT / 'lm').rglob('*.py'))
 
 # The rooms of each floor. What is not named is a program of the top floor, or `lm` itself.
 FLOORS = (
-  ('config', 'errors', 'mesh', 'spec', 'types'),
+  ('config', 'errors', 'mesh', 'spec', 'task', 'types'),
   ('metrics', 'nn', 'text'),
-  ('data', 'decode', 'models', 'objectives', 'optim', 'pretrained'),
+  ('data', 'decode', 'models', 'objectives', 'optim', 'pretrained', 'tasks'),
   ('run',),
 )
 PROGRAMS = len(FLOORS)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from lm.data.rows import Rows
+from lm.data.rows import FeatureRows, Rows
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
+AnyRows = Rows | FeatureRows
 NumpyBatch = dict[str, np.ndarray]
 Select = slice | np.ndarray
 _ALL = slice(None)
@@ -28,7 +29,7 @@ _SMALL = 2**16
 
 
 def batch_at(
-  rows: Rows,
+  rows: AnyRows,
   transforms: Sequence[Transform],
   batch_size: int,
   seed: int,
@@ -61,7 +62,7 @@ def batch_at(
 
 
 def train_batches(
-  rows: Rows,
+  rows: AnyRows,
   transforms: Sequence[Transform],
   batch_size: int,
   seed: int,
@@ -85,7 +86,7 @@ def train_batches(
       threads.shutdown(wait=False, cancel_futures=True)
 
 
-def eval_batches(rows: Rows, batch_size: int, select: Select = _ALL) -> Iterator[NumpyBatch]:
+def eval_batches(rows: AnyRows, batch_size: int, select: Select = _ALL) -> Iterator[NumpyBatch]:
   """Yields every row once, in order; the last batch is filled up with rows of zeros."""
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
@@ -96,7 +97,7 @@ def eval_batches(rows: Rows, batch_size: int, select: Select = _ALL) -> Iterator
     yield batch
 
 
-def epoch(rows: Rows, batch_size: int, step: int) -> float:
+def epoch(rows: AnyRows, batch_size: int, step: int) -> float:
   """Returns how many times the rows have been seen after `step` steps."""
   return step * batch_size / len(rows)
 

@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 
 from lm.data import splits, text_files
+from lm.data.pieces import fingerprint
 from lm.errors import UserError, nearest
-from lm.text.files import find
 
 
 def columns(
@@ -20,24 +20,25 @@ def columns(
   """Returns a document for every row of a table.
 
   Args:
-    split: 'train' or, where a part is set aside, 'validation'.
-    files: names or glob patterns of .parquet or of .jsonl and .jsonl.gz files, of one kind.
+    split: 'train' or, where a part is set aside, 'validation'; any that stands for '{split}'.
+    files: names or glob patterns of .parquet or of .jsonl and .jsonl.gz files, of one kind; ~,
+      $VARIABLES and '{split}' are replaced.
     text: the column that holds the text.
     validation: the share set aside, the last rows.
 
   Raises:
     UserError: files that are missing, damaged or empty; no such column; an unknown split.
   """
-  found = find(files, 'data.source: files')
+  found = splits.files(split, files, 'data.source: files')
   if all(map(text_files.is_jsonl, found)):
-    documents = text_files.Documents(found, 'line', text)
-    start, stop = splits.bounds(split, len(documents), validation, 'rows')
+    documents = text_files.Documents.open(found, 'line', text)
+    start, stop = splits.part(split, files, len(documents), validation, 'rows')
     return documents.select(start, stop)
   for file in found:
     if file.suffix != '.parquet':
       raise UserError(f'data.source: {file} is not like the others .parquet, nor all are .jsonl')
   counts = [_row_groups(file, text) for file in found]
-  start, stop = splits.bounds(split, sum(map(sum, counts)), validation, 'rows')
+  start, stop = splits.part(split, files, sum(map(sum, counts)), validation, 'rows')
   return ParquetColumn(found, text, counts, range(start, stop))
 
 
@@ -63,7 +64,7 @@ class ParquetColumn(Sequence):
     ]
     self._starts = [0, *itertools.accumulate(itertools.chain.from_iterable(counts))]
     self._rows = rows
-    self.fingerprint = text_files.fingerprint(files)
+    self.fingerprint = fingerprint(files)
 
   def __len__(self) -> int:
     return len(self._rows)

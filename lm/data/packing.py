@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_OPEN = 64  # rows that whole examples may still go into
+
 
 class Plan(NamedTuple):
   """Rows as pieces of documents, in order.
@@ -86,6 +88,38 @@ def best_fit(ends: np.ndarray, context: int, seed: int) -> Plan:
     lengths=lengths[by_row].astype(np.int32),
     documents=documents[by_row],
   )
+
+
+def whole(sizes: np.ndarray, capacity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns rows of whole examples that have a size along each of several axes.
+
+  Examples come in a random order, so that those of a row have nothing in common; each goes into the
+  fullest of the rows that are open and have room, and the fullest row is closed to open another.
+
+  Args:
+    sizes: (examples, axes), each within the capacity.
+    capacity: (axes,).
+    seed: of the order.
+
+  Returns:
+    (R,) int64, how many examples there are up to the end of each row; and the examples in order.
+  """
+  order = np.random.default_rng(seed).permutation(len(sizes))
+  rooms = np.zeros((_OPEN, len(capacity)), np.int64)
+  held: list[list[int]] = [[] for _ in range(_OPEN)]
+  rows = []
+  for example in order:
+    left = rooms - sizes[example]
+    slack = np.where((left >= 0).all(1), left.sum(1), np.iinfo(np.int64).max)
+    best = int(slack.argmin())
+    if slack[best] == np.iinfo(np.int64).max:
+      best = int((rooms / capacity).sum(1).argmin())
+      rows.append(held[best])
+      rooms[best], held[best] = capacity, []
+    rooms[best] -= sizes[example]
+    held[best].append(int(example))
+  rows = [row for row in [*rows, *held] if row]
+  return np.cumsum([len(row) for row in rows]), np.concatenate(rows).astype(np.int64)
 
 
 def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:

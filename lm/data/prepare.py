@@ -1,29 +1,32 @@
 """Preparation: from a config's data section to a tokenizer, and to rows of tokens.
 
 Three artefacts lie in the cache, each named by what shaped it: the tokenizer, the tokens of a
-split, and the packing plan of those tokens.
+split, and the packing plan of those tokens. Where the data has a task, the tokens are the features
+of its examples (lm.data.features).
 """
 
 import contextlib
 import hashlib
-import os
+import itertools
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 
 from lm import spec
-from lm.data import cache, tokenise, workers
+from lm.data import cache, features, identity, packing, tokenise, workers
 from lm.data.progress import Progress, quiet, show_progress
-from lm.data.rows import Rows
+from lm.data.rows import FeatureRows, Rows
 from lm.errors import UserError
+from lm.text.tokenizers import SEPARATOR, with_specials
+from lm.task import Example
 
-__all__ = ['rows', 'show_progress', 'tokenizer']
+__all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 
-FORMAT = 1  # raised whenever the same inputs would be prepared differently
+# What of a data section shapes the features of a task.
+_TASK = ('task', 'convert', 'labels', 'context', 'source_context', 'too_long')
 
 
 def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> tokenizers.Tokenizer:
@@ -38,21 +41,35 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   """
   train = spec.section(data['tokenizer'], 'data.tokenizer')
   source = tokenise.open_source(data['source'], data['train'])
-  leaves = {key: _with_file(value) for key, value in data['tokenizer'].items()}
-  shaped_by = _corpus(data, data['source'], data['train'], source)
-  shaped_by |= {'tokenizer': leaves, 'tokenizer code': _code([leaves['fn']])}
+  leaves = {key: identity.with_file(value) for key, value in data['tokenizer'].items()}
+  shaped_by = identity.corpus(data, data['source'], data['train'], source)
+  shaped_by |= {'tokenizer': leaves, 'tokenizer code': identity.code([leaves['fn']])}
+
+  specials: tuple[str, ...] = ()
+  texts_of: Callable[[Example], list[str]] = tokenise.texts_of
+  if data['task'] is not None:
+    task, converter = features.open_task(data)
+    specials, texts_of = (SEPARATOR, *task.specials), converter.texts
+    shaped_by |= {'specials': specials} | _task_shape(data, ('task', 'convert'))
 
   def build(place: pathlib.Path) -> dict[str, Any]:
-    texts = _Texts(source, tuple(data['prepare']), progress or quiet)
+    texts = _Texts(source, tuple(data['prepare']), texts_of, progress or quiet)
     if not any(texts):
       raise UserError(f'data.source={data["source"]!r}: split {data["train"]!r} has no text')
-    trained = spec.call(train, 'data.tokenizer', texts)
+    trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
     return {'vocab_size': trained.get_vocab_size(), 'shaped_by': shaped_by}
 
   name = f'tokenizer-{cache.digest(shaped_by)}'
   place, _ = cache.artefact(cache.directory(data['cache']), name, build)
   return tokenizers.Tokenizer.from_file(str(place / 'tokenizer.json'))
+
+
+def examples(data: Mapping[str, Any], split: str, source: str | None = None) -> Iterator[Example]:
+  """Yields the examples of a split, after the preparation steps, in order."""
+  opened = tokenise.open_source(source or data['source'], split)
+  for start, stop in tokenise.chunks(len(opened)):
+    yield from tokenise.examples(opened, data['prepare'], start, stop)
 
 
 def rows(
@@ -62,7 +79,7 @@ def rows(
   seed: int,
   progress: Progress | None = None,
   source: str | None = None,
-) -> Rows:
+) -> Rows | FeatureRows:
   """Returns a split as rows of tokens, prepared or found in the cache.
 
   Args:
@@ -76,29 +93,36 @@ def rows(
   Raises:
     UserError: the section is wrong, or the corpus is.
   """
-  if data['context'] < 1:
-    raise UserError(f'data.context={data["context"]}: a row has at least one token')
-  pack = spec.resolve(data['pack'], 'data.pack')
-  root = cache.directory(data['cache'])
-  tokens_place, meta = _tokens(data, source or data['source'], split, tokenizer, progress or quiet)
-  shaped_by = {
-    'format': FORMAT,
-    'tokens': tokens_place.name,
-    'pack': data['pack'],
-    'code': _code([data['pack']]),
-    'context': data['context'],
-    'seed': seed,
-  }
+  for key in ('context', 'source_context'):
+    if data[key] < 1:
+      raise UserError(f'data.{key}={data[key]}: a row has at least one token')
+  source = source or data['source']
+  place, meta = _tokens(data, source, split, tokenizer, progress or quiet)
+  shaped_by = {'format': identity.FORMAT, 'tokens': place.name, 'seed': seed}
+  shaped_by |= {key: data[key] for key in ('context', 'source_context')}
+  if data['task'] is None:
+    pack = spec.resolve(data['pack'], 'data.pack')
+    shaped_by |= {'pack': data['pack'], 'code': identity.code([data['pack']])}
 
-  def build(place: pathlib.Path) -> dict[str, Any]:
-    ends = np.load(tokens_place / 'ends.npy', mmap_mode='r')
-    plan = spec.call(pack, 'data.pack', ends, data['context'], seed)
-    for field, values in plan._asdict().items():
-      cache.save_array(place / f'{field}.npy', values)
-    return {'rows': len(plan.row_ends), 'shaped_by': shaped_by}
+  def build(plan_place: pathlib.Path) -> dict[str, Any]:
+    if data['task'] is not None:
+      sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
+      capacity = np.array([data['context'], data['source_context']])
+      row_ends, order = packing.whole(sizes, capacity, seed)
+      plan = {'row_ends': row_ends, 'order': order}
+    else:
+      ends = np.load(place / 'ends.npy', mmap_mode='r')
+      plan = spec.call(pack, 'data.pack', ends, data['context'], seed)._asdict()
+    for field, values in plan.items():
+      cache.save_array(plan_place / f'{field}.npy', values)
+    return {'rows': len(plan['row_ends']), 'shaped_by': shaped_by}
 
-  plan_place, _ = cache.artefact(root, f'plan-{cache.digest(shaped_by)}', build)
-  return Rows(tokens_place, plan_place, data['context'], meta)
+  plan_place, _ = cache.artefact(
+    cache.directory(data['cache']), f'plan-{cache.digest(shaped_by)}', build
+  )
+  if data['task'] is None:
+    return Rows(place, plan_place, data['context'], meta)
+  return FeatureRows(place, plan_place, (data['context'], data['source_context']), meta)
 
 
 def _tokens(
@@ -110,100 +134,91 @@ def _tokens(
 ) -> tuple[pathlib.Path, dict[str, Any]]:
   """Returns the directory of the tokens of a split, and its meta.json."""
   source = tokenise.open_source(source_path, split)
-  job = workers.Job(source_path, split, tuple(data['prepare']), tokenizer.to_str())
-  shaped_by = _corpus(data, source_path, split, source)
+  task = None if data['task'] is None else {key: _plain(data[key]) for key in _TASK}
+  job = workers.Job(source_path, split, tuple(data['prepare']), tokenizer.to_str(), task)
+  shaped_by = identity.corpus(data, source_path, split, source)
   shaped_by['tokenizer'] = hashlib.sha256(job.tokenizer.encode()).hexdigest()
+  if task is not None:
+    shaped_by |= _task_shape(data, _TASK)
 
   def build(place: pathlib.Path) -> dict[str, Any]:
-    counts, sizes, done = [], [], 0
     stream = contextlib.closing(workers.encode(job, source, data['workers']))
-    with (place / 'tokens.bin').open('wb') as f, stream as chunks:
-      for encoded in chunks:
-        f.write(encoded.tokens.data)
-        counts.append(encoded.counts)
-        sizes.append(encoded.sizes)
-        done = min(done + tokenise.CHUNK, len(source))
-        progress(done, len(source), f'preparing {split!r}')
-    if not sum(map(np.sum, sizes)):
+    with stream as chunks:
+      told = _told(chunks, len(source), split, progress)
+      if task is None:
+        counts = _write_documents(place, told, tokenise.token_type(tokenizer))
+      else:
+        counts = features.write(place, told)
+    if not counts['bytes' if task is None else 'features']:
       raise UserError(f'data.source={source_path!r}: split {split!r} has no text')
-    ends, doc_bytes = np.cumsum(np.concatenate(counts)), np.concatenate(sizes)
-    cache.save_array(place / 'ends.npy', ends)
-    cache.save_array(place / 'doc_bytes.npy', doc_bytes)
-    return {
-      'documents': len(ends),
-      'tokens': int(ends[-1]),
-      'bytes': int(doc_bytes.sum()),
-      'dtype': np.dtype(tokenise.token_type(tokenizer)).name,
-      'shaped_by': shaped_by,
-    }
+    return counts | {'shaped_by': shaped_by}
 
-  name = f'tokens-{cache.digest(shaped_by)}'
+  name = f'{"tokens" if task is None else "features"}-{cache.digest(shaped_by)}'
   return cache.artefact(cache.directory(data['cache']), name, build)
+
+
+def _told(
+  chunks: Iterator[workers.Arrays], total: int, split: str, progress: Progress
+) -> Iterator[workers.Arrays]:
+  for done in itertools.count(tokenise.CHUNK, tokenise.CHUNK):
+    chunk = next(chunks, None)
+    if chunk is None:
+      return
+    yield chunk
+    progress(min(done, total), total, f'preparing {split!r}')
+
+
+def _write_documents(
+  place: pathlib.Path, chunks: Iterator[workers.Arrays], dtype: Any
+) -> dict[str, Any]:
+  """Writes the tokens of documents into a directory; returns what meta.json says of them."""
+  counts, sizes = [], []
+  with (place / 'tokens.bin').open('wb') as f:
+    for chunk in chunks:
+      f.write(chunk['tokens'].data)
+      counts.append(chunk['counts'])
+      sizes.append(chunk['sizes'])
+  none = np.zeros(0, np.int64)
+  ends, doc_bytes = np.cumsum(np.concatenate([none, *counts])), np.concatenate([none, *sizes])
+  cache.save_array(place / 'ends.npy', ends)
+  cache.save_array(place / 'doc_bytes.npy', doc_bytes)
+  return {
+    'documents': len(ends),
+    'tokens': int(ends[-1]) if len(ends) else 0,
+    'bytes': int(doc_bytes.sum()),
+    'dtype': np.dtype(dtype).name,
+  }
+
+
+def _task_shape(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+  """Returns what of a task shapes its artefacts."""
+  functions = [data['task'], data['convert']]
+  shape = {key: _plain(data[key]) for key in keys}
+  return {'task': shape, 'task code': identity.code(functions)}
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
 
 
 class _Texts:
   """The texts a tokenizer is trained on; every iteration starts afresh."""
 
-  def __init__(self, source: Sequence[dict], steps: tuple[str, ...], progress: Progress):
+  def __init__(
+    self,
+    source: Sequence[dict],
+    steps: tuple[str, ...],
+    texts_of: Callable[[Example], list[str]],
+    progress: Progress,
+  ):
     self._source = source
     self._steps = steps
+    self._texts_of = texts_of
     self._progress = progress
 
   def __iter__(self) -> Iterator[str]:
     total = len(self._source)
     for start, stop in tokenise.chunks(total):
       for example in tokenise.examples(self._source, self._steps, start, stop):
-        yield tokenise.text_of(example)
+        yield from self._texts_of(example)
       self._progress(stop, total, 'training the tokenizer')
-
-
-def _corpus(
-  data: Mapping[str, Any], source_path: str, split: str, source: Sequence[dict]
-) -> dict[str, Any]:
-  """Returns what shapes the text of a split."""
-  steps = list(data['prepare'])
-  for i, step in enumerate(steps):
-    spec.resolve(step, f'data.prepare[{i}]')
-  return {
-    'format': FORMAT,
-    'tokenizers': tokenizers.__version__,
-    'source': source_path,
-    'split': split,
-    'fingerprint': getattr(source, 'fingerprint', None) or _content(source),
-    'prepare': steps,
-    'code': _code([source_path, *steps]),
-  }
-
-
-def _content(source: Sequence[dict]) -> str:
-  """Returns a digest of all examples, for a source that does not say what it holds."""
-  digest = hashlib.sha256()
-  for i in range(len(source)):
-    for key, value in sorted(source[i].items()):
-      # The text of a long array is cut short.
-      data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
-      digest.update(f'{i} {key} {len(data)} '.encode() + data)
-  return digest.hexdigest()
-
-
-def _code(paths: list[str]) -> dict[str, str]:
-  """Returns digests of the modules outside this package that resolved import paths name.
-
-  What lies in this package is covered by FORMAT.
-  """
-  modules = {path.partition(':')[0] for path in paths}
-  return {m: _module_digest(m) for m in sorted(modules) if m.partition('.')[0] != 'lm'}
-
-
-def _module_digest(module: str) -> str:
-  file = pathlib.Path(getattr(sys.modules[module], '__file__', None) or '')
-  return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
-
-
-def _with_file(value: Any) -> Any:
-  """Returns a leaf, with a digest of the content if it names a file, such as a tokenizer.json."""
-  if isinstance(value, str):
-    path = pathlib.Path(os.path.expandvars(value)).expanduser()
-    if path.is_file():
-      return [value, hashlib.sha256(path.read_bytes()).hexdigest()]
-  return value

@@ -23,6 +23,7 @@ class Rows:
     documents: how many there are.
     fingerprint: names the content and the packing.
     context: T.
+    size: tokens that a row has room for, T.
   """
 
   def __init__(
@@ -41,6 +42,7 @@ class Rows:
     self.documents: int = meta['documents']
     self.fingerprint = plan.name
     self.context = context
+    self.size = context
     # Plain arrays over the maps: indexing a np.memmap costs several times as much.
     self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     self._ends = _load(tokens / 'ends.npy')
@@ -95,6 +97,102 @@ class Rows:
     if (used == self.context).all():
       return None
     return np.repeat(np.arange(len(count)) * self.context, used) + _within(used)
+
+
+class FeatureRows:
+  """Random access to the rows of a task's split: whole features, several to a row.
+
+  A row has the arrays of lm.types' batches: those along the row by their names, those along an
+  encoder's row with `source_segments` and `source_positions`, and (P,) arrays of what the features
+  have as a whole, in the order of their segments. Weights along the row that a converter does not
+  give are 1.
+
+  Attributes:
+    tokens: number of tokens in all rows, those of sources included.
+    documents: how many examples there are.
+    example: (features,) int64, the example that each was made of.
+    fingerprint: names the content and the packing.
+    context: T.
+    size: tokens that a row has room for, T and, where there is an encoder beside, S.
+  """
+
+  def __init__(
+    self,
+    place: pathlib.Path,
+    plan: pathlib.Path,
+    contexts: tuple[int, int],
+    meta: Mapping[str, Any],
+  ):
+    """Maps prepared files.
+
+    Args:
+      place: directory that lm.data.features has written.
+      plan: directory of row_ends.npy and order.npy.
+      contexts: T and S, tokens in a row, and in a row of an encoder beside.
+      meta: counts, and the names of the fields.
+    """
+    self.tokens: int = meta['tokens']
+    self.documents: int = meta['documents']
+    self.fingerprint = plan.name
+    self.context = contexts[0]
+    self.example = _load(place / 'example.npy')
+    self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
+    self._most = int(np.diff(self._row_ends, prepend=0).max())
+    self._streams = []
+    fields = [name.partition('/') for name in meta['fields']]
+    for stream, size in zip(('tokens', 'source'), contexts, strict=True):
+      arrays = {
+        field: np.asarray(np.memmap(place / f'{stream}.{field}.bin', np.int32, 'r'))
+        for kind, _, field in fields
+        if kind == stream
+      }
+      if arrays:
+        lengths = _load(place / f'{stream}.npy')
+        prefix = '' if stream == 'tokens' else 'source_'
+        self._streams.append((prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
+    self.size = sum(size for *_, size in self._streams)
+    self._values = {
+      field: _load(place / f'values.{field}.npy') for kind, _, field in fields if kind == 'values'
+    }
+
+  def __len__(self) -> int:
+    return len(self._row_ends)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns rows as a dict of (B, T), (B, S) and (B, P) arrays, at once.
+
+    Args:
+      indices: (B,) integers, 0 <= index < len(self).
+    """
+    last = self._row_ends[indices]
+    first = np.where(indices > 0, self._row_ends[indices - 1], 0)
+    count = last - first
+    nth = _within(count)
+    pieces = self._order[np.repeat(first, count) + nth]
+    slots = np.repeat(np.arange(len(indices)) * self._most, count) + nth
+    batch = {'examples': _put(pieces + 1, slots, len(indices), self._most, np.int32)}
+    for field, values in self._values.items():
+      batch[field] = _put(values[pieces], slots, len(indices), self._most, values.dtype)
+    for prefix, arrays, all_lengths, starts, size in self._streams:
+      lengths = all_lengths[pieces]
+      used = np.add.reduceat(lengths, np.cumsum(count) - count)
+      place = np.repeat(np.arange(len(indices)) * size, used) + _within(used)
+      position = _within(lengths)
+      source = np.repeat(starts[pieces], lengths) + position
+      along = {'segments': np.repeat(nth + 1, lengths), 'positions': position}
+      for name, values in along.items():
+        batch[prefix + name] = _put(values, place, len(indices), size, np.int32)
+      for name, flat in arrays.items():
+        dtype = np.float32 if name == 'weights' else np.int32
+        batch[name] = _put(flat[source], place, len(indices), size, dtype)
+    if 'weights' not in batch and 'targets' in batch:
+      batch['weights'] = (batch['segments'] > 0).astype(np.float32)
+    return batch
 
 
 def _within(counts: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import tokenizers
 from lm import spec
 from lm.errors import UserError
 from lm.text.tokenizers import end_id
+from lm.task import Example
 
 CHUNK = 256  # examples that a preparation step sees in a row
 _PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end
@@ -55,7 +56,7 @@ def examples(
   return found
 
 
-def text_of(example: dict[str, Any]) -> str:
+def text_of(example: Example) -> str:
   """Returns the text of an example.
 
   Raises:
@@ -66,6 +67,11 @@ def text_of(example: dict[str, Any]) -> str:
     there = ', '.join(map(repr, example))
     raise UserError(f"data.source: an example has no string under 'text'; it has {there}")
   return text
+
+
+def texts_of(example: Example) -> list[str]:
+  """Returns what a tokenizer is trained on."""
+  return [text_of(example)]
 
 
 def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:

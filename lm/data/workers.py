@@ -8,6 +8,7 @@ nor a script without a guard), and it ends by itself when its parent is gone and
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -17,17 +18,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import tokenizers
 
-from lm.data import tokenise
-from lm.data.tokenise import Encoded
+from lm.data import features, tokenise
 from lm.errors import UserError
 
 _PATIENCE = 10.0  # seconds of work left that are worth starting processes for
 _AHEAD = 2  # chunks under way for each worker
+
+
+Arrays = dict[str, np.ndarray]
 
 
 class Job(NamedTuple):
@@ -37,10 +40,13 @@ class Job(NamedTuple):
   split: str
   steps: tuple[str, ...]
   tokenizer: str  # as JSON
+  task: dict[str, Any] | None = None  # what lm.data.features reads of a data section
 
 
-def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Encoded, None, None]:
+def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, None, None]:
   """Yields the tokens of each chunk of a source in order.
+
+  They are the fields of lm.data.tokenise.Encoded, or, for a task, the arrays of lm.data.features.
 
   Chunks are done in this process until it is clear that much is left; then by `workers` processes.
 
@@ -65,20 +71,20 @@ def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Encoded,
       return
 
 
-def _local(job: Job, source: Sequence[dict]) -> Callable[[int, int], Encoded]:
+def _local(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arrays]:
   """Returns the function that tokenises a chunk in this process."""
-  encode_texts = tokenise.encoder(tokenizers.Tokenizer.from_str(job.tokenizer))
-
-  def work(start: int, stop: int) -> Encoded:
-    found = tokenise.examples(source, job.steps, start, stop)
-    return encode_texts(map(tokenise.text_of, found))
-
-  return work
+  tokenizer = tokenizers.Tokenizer.from_str(job.tokenizer)
+  chunk = functools.partial(tokenise.examples, source, job.steps)
+  if job.task is not None:
+    encode_examples = features.encoder(job.task, tokenizer)
+    return lambda start, stop: encode_examples(chunk(start, stop), start)
+  encode_texts = tokenise.encoder(tokenizer)
+  return lambda start, stop: encode_texts(map(tokenise.text_of, chunk(start, stop)))._asdict()
 
 
 def _encode_by(
   workers: int, job: Job, chunks: list[tuple[int, int]]
-) -> Generator[Encoded, None, None]:
+) -> Generator[Arrays, None, None]:
   with contextlib.ExitStack() as stack:
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for _ in range(workers):
@@ -86,7 +92,7 @@ def _encode_by(
     threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(workers))
     stack.callback(threads.shutdown, cancel_futures=True)
 
-    def ask(chunk: tuple[int, int]) -> Encoded:
+    def ask(chunk: tuple[int, int]) -> Arrays:
       worker = idle.get()
       try:
         return _ask(worker, chunk)
@@ -135,7 +141,7 @@ def _tell(worker: _Worker, message: tuple) -> None:
     worker.questions.flush()
 
 
-def _ask(worker: _Worker, chunk: tuple[int, int]) -> Encoded:
+def _ask(worker: _Worker, chunk: tuple[int, int]) -> Arrays:
   _tell(worker, chunk)
   line = worker.answers.readline()
   if not line:
@@ -148,7 +154,7 @@ def _ask(worker: _Worker, chunk: tuple[int, int]) -> Encoded:
     raise UserError(answer['mistake'])
   if 'error' in answer:
     raise RuntimeError(f'a preparation worker failed:\n{answer["error"]}')
-  return Encoded(*(_read(worker.answers, *array) for array in answer['arrays']))
+  return {name: _read(worker.answers, *array) for name, *array in answer['arrays']}
 
 
 def _read(stream: IO[bytes], dtype: str, length: int) -> np.ndarray:
@@ -174,8 +180,8 @@ def main() -> None:
     except Exception:
       _answer(answers, {'error': traceback.format_exc()})
       return
-    header = {'arrays': [(a.dtype.str, len(a)) for a in arrays]}
-    _answer(answers, header, *(np.ascontiguousarray(a).data for a in arrays))
+    header = {'arrays': [(name, a.dtype.str, len(a)) for name, a in arrays.items()]}
+    _answer(answers, header, *(np.ascontiguousarray(a).data for a in arrays.values()))
 
 
 def _answer(stream: IO[bytes], header: dict, *data: memoryview) -> None:

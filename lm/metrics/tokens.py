@@ -1,4 +1,4 @@
-"""Token metrics of language models, exact sums over a set of examples."""
+"""Metrics of targets: exact sums over a set of examples."""
 
 import math
 
@@ -8,24 +8,52 @@ from lm.nn.losses import token_statistics
 from lm.types import Batch, Metric, Output, Terms
 
 
-def language_model() -> Metric:
-  """Returns loss (nats per token), perplexity, accuracy (of tokens) and bits per byte.
+def targets() -> Metric:
+  """Returns loss (nats per target), perplexity and accuracy (of targets).
 
-  Bits per byte divide by the bytes of the raw text and so compare across tokenizers.
+  A target is a token, a tag or a class, as the batch has it.
   """
 
   def terms(output: Output, batch: Batch) -> Terms:
-    nats_BT, correct_BT = token_statistics(output.hidden, output.unembed, batch['targets'])
-    weights_BT = batch['weights']
-    count = jnp.sum(weights_BT)
-    nats = jnp.sum(weights_BT * nats_BT)
+    nats, correct = token_statistics(output.hidden, output.unembed, batch['targets'])
+    weights = batch['weights']
+    count = jnp.sum(weights)
     return {
-      'loss': (nats, count),
-      'accuracy': (jnp.sum(weights_BT * correct_BT), count),
-      'bits_per_byte': (nats / math.log(2), jnp.sum(batch['bytes'].astype(jnp.float32))),
+      'loss': (jnp.sum(weights * nats), count),
+      'accuracy': (jnp.sum(weights * correct), count),
     }
 
   def derive(means: dict[str, float]) -> dict[str, float]:
     return {'perplexity': math.inf if means['loss'] > 700 else math.exp(means['loss'])}
 
   return Metric(terms, derive)
+
+
+def language_model() -> Metric:
+  """Returns what `targets` does, and bits per byte.
+
+  Bits per byte divide by the bytes of the raw text and so compare across tokenizers.
+  """
+  of_targets = targets()
+
+  def terms(output: Output, batch: Batch) -> Terms:
+    found = of_targets.terms(output, batch)
+    size = jnp.sum(batch['bytes'].astype(jnp.float32))
+    return found | {'bits_per_byte': (found['loss'][0] / math.log(2), size)}
+
+  return Metric(terms, of_targets.derive)
+
+
+def squared_error() -> Metric:
+  """Returns the mean squared error of numbers, and the mean absolute error."""
+
+  def terms(output: Output, batch: Batch) -> Terms:
+    error = output.unembed(output.hidden)[..., 0] - batch['targets']
+    weights = batch['weights']
+    count = jnp.sum(weights)
+    return {
+      'loss': (jnp.sum(weights * jnp.square(error)), count),
+      'absolute_error': (jnp.sum(weights * jnp.abs(error)), count),
+    }
+
+  return Metric(terms)

@@ -52,6 +52,7 @@ class Block(nn.Module):
       return dropout(self, y, self.dropout)
 
     def attend_to_memory(h: Array) -> Array:
+      assert self.cross_attention is not None
       layer = self.cross_attention(name='cross_attention')
       kept = of('cross_attention')
       read = Projected(**kept) if memory is None else memory
@@ -163,8 +164,13 @@ class Stack(nn.Module):
     out_init = nn.initializers.normal(self.init_std / math.sqrt(sublayers * self.depth))
     dtype = jnp.dtype(self.dtype)
     common = {'bias': self.bias, 'dtype': dtype, 'kernel_init': kernel_init, 'out_init': out_init}
-    heads = {'heads': self.heads, 'kv_heads': self.kv_heads, 'head_dim': self.head_dim}
-    heads |= {'attend': self.attend, **common}
+    heads = {
+      'heads': self.heads,
+      'kv_heads': self.kv_heads,
+      'head_dim': self.head_dim,
+      'attend': self.attend,
+      **common,
+    }
     return functools.partial(
       Block,
       attention=functools.partial(attention_fn, rotate=scheme.rotate, **heads),

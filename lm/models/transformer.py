@@ -1,9 +1,9 @@
 """The three architectures made of the one Transformer stack: decoder, encoder, encoder-decoder.
 
-GPT-2 is a `Decoder` with positions `learned`, norm `LayerNorm`, feed-forward `Mlp`, tied embeddings
-and biases; Llama has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, untied, no biases; BERT
-is an `Encoder` with residual `post`; the Transformer of Vaswani et al. 2017 an `EncoderDecoder` with
-`sinusoidal` and `post`, T5 one with `relative`.
+GPT-2 is a `Decoder` with positions `learned`, norm `LayerNorm`, feed-forward `Mlp`, tied
+embeddings and biases; Llama has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, untied, no
+biases; BERT is an `Encoder` with residual `post`; the first Transformer (Vaswani et al. 2017) an
+`EncoderDecoder` with `sinusoidal` and `post`, T5 one with `relative`.
 """
 
 import dataclasses
@@ -202,7 +202,7 @@ class EncoderDecoder(Transformer):
       slots['source_segments'],
       causal=False,
     )
-    decoder = self.stack('decoder', cross_attention=self.cross_attention)
+    decoder = self.stack('decoder')
     x, caches = decoder(
       self.embed(table_VD, batch['inputs']), mask, memory, memory_mask, cache and cache['layers']
     )
@@ -217,7 +217,7 @@ class EncoderDecoder(Transformer):
   def _encode(self, table_VD: Array, batch: Batch) -> Array:
     mask = both_ways(batch['source_positions'], batch['source_segments'])
     depth = self.depth if self.encoder_depth is None else self.encoder_depth
-    encoder = self.stack('encoder', depth=depth)
+    encoder = self.stack('encoder', depth=depth, cross_attention=None)
     return encoder(self.embed(table_VD, batch['source']), mask)[0]
 
 

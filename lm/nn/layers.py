@@ -88,9 +88,7 @@ class Attention(nn.Module):
     o_BTHK, cache = self.mix(q_BTHK, k_BSGK, v_BSGK, mask, cache)
     return self.out(o_BTHK, x.shape[-1]), cache
 
-  def project(
-    self, x_BTD: Array, memory: Array | Projected | None
-  ) -> tuple[Array, Array, Array]:
+  def project(self, x_BTD: Array, memory: Array | Projected | None) -> tuple[Array, Array, Array]:
     """Returns queries (B, T, H, K) of x, keys and values (B, S, G, K) of x or the memory."""
     B, T, D = x_BTD.shape
     G, K = self.kv_heads, self.head_dim

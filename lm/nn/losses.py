@@ -46,21 +46,23 @@ def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> 
   return _over_chunks(one, unembed, hidden_BTD, targets_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def cross_entropy(
   hidden_BTD: Array,
   unembed: Unembed,
   targets_BT: Array,
   weights_BT: Array,
   z_loss: float = 0.0,
+  smoothing: float = 0.0,
   chunk: int = 0,
-) -> tuple[Array, Array]:
-  """Returns the weighted sums of -log p(target) and of z_loss * log(Z)^2.
+) -> tuple[Array, Array, Array]:
+  """Returns the weighted sums of -log p(target) and of two penalties.
 
-  The second is the penalty of Chowdhery et al. 2022 (PaLM), section 5.
+  The penalties are z_loss * log(Z)^2 (Chowdhery et al. 2022, PaLM, section 5), and what smoothing
+  the label adds (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
   Gradients with respect to `hidden_BTD` and the arrays of `unembed` are found chunk by chunk
   in the forward pass, while the logits are at hand, so that nothing is computed twice. The
-  gradient of both sums flows through the first: whoever adds them up gives them one weight.
+  gradient of all sums flows through the first: whoever adds them up gives them one weight.
 
   Args:
     hidden_BTD: hidden states.
@@ -68,35 +70,44 @@ def cross_entropy(
     targets_BT: int32 token ids.
     weights_BT: float32; 0 leaves a target out.
     z_loss: coefficient of the penalty on log(Z).
+    smoothing: share of the target's probability that is spread over the vocabulary.
     chunk: positions at once, 0 for LOGITS_BUDGET's worth.
   """
-  sums, _ = _forward(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradient=False)
+  penalties = (z_loss, smoothing)
+  sums, _ = _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=False)
   return sums
 
 
-def _forward(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradient: bool):
+def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
+  z_loss, smoothing = penalties
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.kernel_VD.shape[0], chunk)
 
   def sums_of(hidden_BtD, unembed, targets_Bt, weights_Bt):
     logits_BtV = unembed(hidden_BtD)
     log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-    nats = jnp.sum(weights_Bt * (log_z_Bt - _pick(logits_BtV, targets_Bt)))
-    penalty = z_loss * jnp.sum(weights_Bt * jnp.square(log_z_Bt)) if z_loss else jnp.zeros(())
-    return nats + penalty, (nats, penalty)
+    picked_Bt = _pick(logits_BtV, targets_Bt)
+    sums = (
+      jnp.sum(weights_Bt * (log_z_Bt - picked_Bt)),
+      z_loss * jnp.sum(weights_Bt * jnp.square(log_z_Bt)) if z_loss else jnp.zeros(()),
+      smoothing * jnp.sum(weights_Bt * (picked_Bt - unembed.mean(logits_BtV)))
+      if smoothing
+      else jnp.zeros(()),
+    )
+    return sum(sums), sums
 
   def body(carry, xs):
-    (nats, penalty), d_unembed = carry
+    sums, d_unembed = carry
     if not gradient:
-      _, (n, p) = sums_of(xs[0], unembed, *xs[1:])
-      return ((nats + n, penalty + p), d_unembed), None
-    (_, (n, p)), (d_hidden, d_u) = jax.value_and_grad(sums_of, argnums=(0, 1), has_aux=True)(
+      _, more = sums_of(xs[0], unembed, *xs[1:])
+      return (jax.tree.map(jnp.add, sums, more), d_unembed), None
+    (_, more), (d_hidden, d_u) = jax.value_and_grad(sums_of, argnums=(0, 1), has_aux=True)(
       xs[0], unembed, *xs[1:]
     )
-    d_unembed = jax.tree.map(jnp.add, d_unembed, d_u)
-    return ((nats + n, penalty + p), d_unembed), d_hidden
+    added = jax.tree.map(jnp.add, (sums, d_unembed), (more, d_u))
+    return added, d_hidden
 
-  zero = (jnp.zeros(()), jnp.zeros(()))
+  zero = (jnp.zeros(()),) * 3
   d_unembed = jax.tree.map(jnp.zeros_like, unembed) if gradient else None
   inputs = (hidden_BTD, targets_BT, weights_BT)
   if size == T:
@@ -108,14 +119,12 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradien
   return sums, (None if d_hidden is None else _unchunked(d_hidden), d_unembed)
 
 
-def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk):
-  sums, gradients = _forward(
-    hidden_BTD, unembed, targets_BT, weights_BT, z_loss, chunk, gradient=True
-  )
-  return sums, gradients
+def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, smoothing, chunk):
+  penalties = (z_loss, smoothing)
+  return _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=True)
 
 
-def _cross_entropy_bwd(z_loss, chunk, gradients, cotangents):
+def _cross_entropy_bwd(z_loss, smoothing, chunk, gradients, cotangents):
   d_hidden, d_unembed = gradients
   scale = cotangents[0]
   scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), (d_hidden, d_unembed))

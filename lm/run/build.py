@@ -67,10 +67,14 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
       f'model.vocab_size={section["vocab_size"]}, but the tokenizer has {vocab_size} entries; '
       "leave it empty to take the tokenizer's (model.vocab_multiple pads the table)"
     )
-  if config.data.context > section['context']:
-    raise UserError(
-      f'data.context={config.data.context} is longer than model.context={section["context"]}'
-    )
+  if 'classes' in section and section['classes'] is None and config.data.labels:
+    section['classes'] = len(config.data.labels)
+  rows = ('context', 'source_context') if 'encoder_depth' in section else ('context',)
+  for key in rows:
+    if config.data[key] > section['context']:
+      raise UserError(
+        f'data.{key}={config.data[key]} is longer than model.context={section["context"]}'
+      )
   return spec.call(spec.section(section, 'model'), 'model')
 
 
@@ -94,8 +98,10 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   """Returns `key -> parameters` with boxes of partitioning metadata around them."""
 
   def init(key: Array) -> Params:
-    names = ('inputs', 'targets', 'segments', 'positions')
-    batch = {name: jnp.zeros((1, context), jnp.int32) for name in names}
+    row = jnp.zeros((1, context), jnp.int32)
+    along = ('inputs', 'targets', 'segments', 'positions')
+    source = ('source', 'source_segments', 'source_positions')
+    batch = dict.fromkeys((*along, *source), row) | {'examples': row[:, :1]}
     return model.init({'params': key}, batch)['params']
 
   return init

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.data import batches, prepare
-from lm.data.rows import Rows
+from lm.data.rows import FeatureRows, Rows
 from lm.decode.sampling import sampler
 from lm.decode.text import continuations
 from lm.run import build
@@ -28,7 +28,7 @@ class Evaluators:
     self._choose = sampler(temperature=config.log.temperature, top_k=config.log.top_k)
     # Samples are few rows, which do not divide over a mesh.
     self._apply = build.apply_of(functions.model)
-    self._sets: dict[str, tuple[Rows, list[Metric], EvalStep]] = {}
+    self._sets: dict[str, tuple[Rows | FeatureRows, list[Metric], EvalStep]] = {}
     for name, section in config.eval.sets.items():
       rows = prepare.rows(
         config.data,

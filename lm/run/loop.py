@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from lm import mesh as meshes
 from lm import spec
 from lm.data import batches, prepare
-from lm.data.rows import Rows
+from lm.data.rows import FeatureRows, Rows
 from lm.errors import Preempted
 from lm.run import build, environment, evidence, experiment, host, report
 from lm.run.build import Functions
@@ -94,7 +94,9 @@ class _Run:
   watch: Watch
   unsaved: int | None = None  # the last step whose checkpoint failed
 
-  def go(self, state: TrainState, rows: Rows, stop: Stop, last: int, profile_steps: int) -> None:
+  def go(
+    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop, last: int, profile_steps: int
+  ) -> None:
     """Takes the steps from the state's up to `last`."""
     start = int(state.step)
     if start:
@@ -127,7 +129,7 @@ class _Run:
         raise Preempted(f'{signal}: saved step {step} in {self.workdir}; run again to go on')
     self._finish(last)
 
-  def _batches(self, rows: Rows, sharding, start: int, last: int):
+  def _batches(self, rows: Rows | FeatureRows, sharding, start: int, last: int):
     """Yields (step, batch on the mesh), where the step is the one the batch makes."""
     config = self.config
     select = meshes.local_rows(config.batch_size, sharding)

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
-from lm.data.rows import Rows
+from lm.data.rows import FeatureRows, Rows
 from lm.run import hardware
 from lm.run.logging import Metrics
 from lm.run.progress import Progress
@@ -36,14 +36,15 @@ class Watch:
     workdir: pathlib.Path,
     state: TrainState,
     model: nn.Module,
-    rows: Rows,
+    rows: Rows | FeatureRows,
   ):
     start = int(state.step)
     flops = getattr(model, 'flops_per_token', None)
     self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
     self.progress = Progress(config.steps, start)
     self._every = config.log.every
-    self._tokens_per_step = config.batch_size * config.data.context
+    # What is in the rows, not their size: padding is no work done.
+    self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
     self._flops_per_token = flops and flops(state.params, config.data.context)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[int, Mapping[str, Array]] | None = None

@@ -12,7 +12,7 @@ spaces (their docstrings say what is lost).
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -22,6 +22,13 @@ from lm.text.files import expand
 
 END = '<|end|>'
 UNKNOWN = '<unk>'
+
+
+class Special(str):
+  """A part of what a task reads that is one token of its own, and not a text that looks like it."""
+
+
+SEPARATOR = Special('<|sep|>')  # between parts; the tokenizers of tasks have it
 # What a tokenizer made elsewhere may call its end of text; the first one found is taken.
 _ENDS = (END, '<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]')
 
@@ -200,6 +207,34 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   if found is None:
     raise UserError(f'data.tokenizer: no end-of-text token; it needs one of {", ".join(_ENDS)}')
   return found
+
+
+def with_specials(tokenizer: tokenizers.Tokenizer, specials: Iterable[str]) -> tokenizers.Tokenizer:
+  """Returns a tokenizer that has these special tokens too, after its other tokens."""
+  return _with_specials(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *specials)
+
+
+def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], list[int]]:
+  """Returns the function that turns parts of a text, some of them Special, into ids.
+
+  What looks like a special token inside a part that is none is text.
+  """
+  plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  plain.encode_special_tokens = True
+
+  def encode(parts: Iterable[str]) -> list[int]:
+    ids: list[int] = []
+    for part in parts:
+      if not isinstance(part, Special):
+        ids += plain.encode(part, add_special_tokens=False).ids
+        continue
+      token = plain.token_to_id(part)
+      if token is None:
+        raise UserError(f'data.tokenizer has no special token {part!r}, which the task needs')
+      ids.append(token)
+    return ids
+
+  return encode
 
 
 def _find_end(tokenizer: tokenizers.Tokenizer) -> int | None:

@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_no_half_tokens(section, monkeypatch):
   data = section('some_corpus:lines')
 
   def fill(job, source, count):
-    yield tokenise.encoder(BYTES)(['some text'])
+    yield tokenise.encoder(BYTES)(['some text'])._asdict()
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ from lm.nn.attention import dot_product
 from lm.nn.layers import Attention
 from lm.nn.residual import parallel, post, sandwich
 from lm.nn.tap import tapped
-from lm.objectives.next_token import next_token
+from lm.objectives.cross_entropy import cross_entropy
 from lm.run.build import apply_of, init_of, parameter_count
 from lm.run.step import gradients
 
@@ -217,7 +217,7 @@ def taught(decoder, params_of, batch_of):
 
   def run(**execution):
     model = decoder(dropout=0.2, **execution)
-    grads, terms = jax.jit(functools.partial(gradients, next_token(), apply_of(model)))(
+    grads, terms = jax.jit(functools.partial(gradients, cross_entropy(), apply_of(model)))(
       params_of(model), batch_of(), jax.random.key(1)
     )
     return _paths(_shapes(model, 16)), grads, terms
@@ -262,7 +262,7 @@ def test_layers_drop_different_units(decoder, params_of, batch_of):
 def test_rematerialising_computes_layers_twice(decoder, params_of, batch_of):
   def products(remat):
     model = decoder(remat=remat)
-    compute = functools.partial(gradients, next_token(), apply_of(model))
+    compute = functools.partial(gradients, cross_entropy(), apply_of(model))
     program = str(jax.make_jaxpr(compute)(params_of(model), batch_of(), None))
     return program.count('dot_general')
 

@@ -15,7 +15,7 @@ from lm import mesh, optim
 from lm.errors import UserError
 from lm.nn.layers import Attention, GatedMlp, Mlp
 from lm.nn.losses import cross_entropy
-from lm.objectives.next_token import next_token
+from lm.objectives.cross_entropy import cross_entropy
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import init_state, make_train_step
 from lm.types import Mask, Unembed
@@ -36,7 +36,7 @@ def functions(decoder):
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
     init = init_of(model, 16)
-    return Functions(model, apply, init, next_token(1e-3, chunk=3), optimizer, over, mesh.RULES)
+    return Functions(model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES)
 
   return make
 

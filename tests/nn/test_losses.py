@@ -28,8 +28,8 @@ def _inputs(vocab_size=0, bias=False, soft_cap=None, dtype=jnp.float32):
   return random(B, T, D, std=2.0).astype(dtype), unembed, targets_BT, weights_BT
 
 
-def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0):
-  """Both sums from all the logits at once, in double precision when that is enabled."""
+def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0, smoothing=0.0):
+  """The sums from all the logits at once, in double precision when that is enabled."""
   wide = jax.dtypes.canonicalize_dtype(jnp.float64)
   logits_BTV = jnp.einsum('btd,vd->btv', hidden_BTD.astype(wide), unembed.kernel_VD.astype(wide))
   if unembed.bias_V is not None:
@@ -41,42 +41,49 @@ def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0):
   nats_BT = -jnp.sum(jax.nn.log_softmax(logits_BTV) * one_hot_BTV, axis=-1)
   log_z_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1))
   penalty = z_loss * jnp.sum(weights_BT * log_z_BT**2)
-  return jnp.sum(weights_BT * nats_BT), penalty, nats_BT
+  # Smoothed labels are targets of their own; without smoothing the loss is that of one-hot ones.
+  smooth_BTV = (1 - smoothing) * one_hot_BTV + smoothing / logits_BTV.shape[-1]
+  smoothed_BT = -jnp.sum(jax.nn.log_softmax(logits_BTV) * smooth_BTV, axis=-1)
+  added = jnp.sum(weights_BT * (smoothed_BT - nats_BT))
+  return jnp.sum(weights_BT * nats_BT), penalty, added, nats_BT
 
 
 def _with_gradients(sums):
-  """Returns (a third of both sums added up, both sums), and gradients of hidden and unembed."""
+  """Returns (a third of the sums added up, the sums), and gradients of hidden and unembed."""
 
   @jax.jit
   @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
   def scaled(hidden_BTD, unembed, *rest):
-    nats, penalty = sums(hidden_BTD, unembed, *rest)
-    return (nats + penalty) / 3, (nats, penalty)
+    found = sums(hidden_BTD, unembed, *rest)
+    return sum(found) / 3, found
 
   return scaled
 
 
 CASES = {
-  'plain': ({}, 0.0, 6),
-  'bias': ({'bias': True}, 0.0, 2),
-  'z loss': ({}, 0.1, 3),
-  'soft cap': ({'soft_cap': 3.0}, 0.0, 1),
-  'padded vocabulary': ({'vocab_size': 17}, 0.0, 3),
-  'everything': ({'vocab_size': 17, 'bias': True, 'soft_cap': 3.0}, 0.1, 2),
-  'everything at once': ({'vocab_size': 17, 'bias': True, 'soft_cap': 3.0}, 0.1, 0),
+  'plain': ({}, 0.0, 0.0, 6),
+  'bias': ({'bias': True}, 0.0, 0.0, 2),
+  'z loss': ({}, 0.1, 0.0, 3),
+  'label smoothing': ({}, 0.0, 0.2, 3),
+  'soft cap': ({'soft_cap': 3.0}, 0.0, 0.0, 1),
+  'padded vocabulary': ({'vocab_size': 17}, 0.0, 0.1, 3),
+  'everything': ({'vocab_size': 17, 'bias': True, 'soft_cap': 3.0}, 0.1, 0.2, 2),
+  'everything at once': ({'vocab_size': 17, 'bias': True, 'soft_cap': 3.0}, 0.1, 0.2, 0),
 }
 
 
-@pytest.mark.parametrize(('fields', 'z_loss', 'chunk'), CASES.values(), ids=CASES)
-def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(fields, z_loss, chunk):
+@pytest.mark.parametrize(('fields', 'z_loss', 'smoothing', 'chunk'), CASES.values(), ids=CASES)
+def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(
+  fields, z_loss, smoothing, chunk
+):
   hidden, unembed, targets, weights = _inputs(**fields)
   found = _with_gradients(
-    lambda h, u: cross_entropy(h, u, targets, weights, z_loss, chunk),
+    lambda h, u: cross_entropy(h, u, targets, weights, z_loss, smoothing, chunk),
   )(hidden, unembed)
   with jax.enable_x64(True):
-    expected = _with_gradients(lambda h, u: _reference(h, u, targets, weights, z_loss)[:2])(
-      hidden, unembed
-    )
+    expected = _with_gradients(
+      lambda h, u: _reference(h, u, targets, weights, z_loss, smoothing)[:3]
+    )(hidden, unembed)
   assert jax.tree.structure(found) == jax.tree.structure(expected)
   for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
@@ -93,17 +100,17 @@ def test_rows_of_the_table_that_pad_it_get_no_gradient():
 
 def test_targets_of_weight_0_are_left_out():
   hidden, unembed, targets, weights = _inputs()
-  sums = jax.jit(cross_entropy, static_argnums=(4, 5))
-  found = sums(hidden, unembed, targets, weights, 0.1, 2)
+  sums = jax.jit(cross_entropy, static_argnums=(4, 5, 6))
+  found = sums(hidden, unembed, targets, weights, 0.1, 0.1, 2)
   others = jnp.where(weights == 0, (targets + 1) % V, targets)
-  assert found == sums(hidden, unembed, others, weights, 0.1, 2)
-  assert sums(hidden, unembed, targets, jnp.zeros_like(weights), 0.1, 2) == (0, 0)
+  assert found == sums(hidden, unembed, others, weights, 0.1, 0.1, 2)
+  assert sums(hidden, unembed, targets, jnp.zeros_like(weights), 0.1, 0.1, 2) == (0, 0, 0)
 
 
 def test_bfloat16_states_give_float32_sums_and_gradients_in_their_own_types():
   hidden, unembed, targets, weights = _inputs(dtype=jnp.bfloat16)
-  (_, (nats, _)), (d_hidden, d_unembed) = _with_gradients(
-    lambda h, u: cross_entropy(h, u, targets, weights, 0.0, 3)
+  (_, (nats, *_)), (d_hidden, d_unembed) = _with_gradients(
+    lambda h, u: cross_entropy(h, u, targets, weights, 0.0, 0.0, 3)
   )(hidden, unembed)
   assert (nats.dtype, d_hidden.dtype) == (jnp.float32, jnp.bfloat16)
   assert d_unembed.kernel_VD.dtype == jnp.float32
@@ -124,7 +131,7 @@ def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
   targets, weights = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8))
 
   def loss(hidden, unembed):
-    return sum(cross_entropy(hidden, unembed, targets, weights, 0.1, chunk))
+    return sum(cross_entropy(hidden, unembed, targets, weights, 0.1, 0.1, chunk))
 
   jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, unembed)
   assert _largest(jaxpr) == 3 * positions * 1000
@@ -136,7 +143,7 @@ def test_statistics_are_chunked_within_the_budget(monkeypatch):
   hidden, unembed, targets, _ = _inputs(vocab_size=17, bias=True, soft_cap=3.0)
   whole = jax.jit(token_statistics)(hidden, unembed, targets)
   np.testing.assert_allclose(
-    whole.nats, _reference(hidden, unembed, targets, 1)[2], rtol=1e-5, atol=1e-5
+    whole.nats, _reference(hidden, unembed, targets, 1)[3], rtol=1e-5, atol=1e-5
   )
   monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2 * B * V)
   jaxpr = jax.make_jaxpr(lambda h: token_statistics(h, unembed, targets))(hidden)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm import mesh, optim
-from lm.objectives.next_token import next_token
+from lm.objectives.cross_entropy import cross_entropy
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import gradients, init_state, make_train_step
 from lm.types import Objective
@@ -21,7 +21,7 @@ def functions(decoder):
   optimizer = optim.adamw(1e-2, optim.linear, steps=10, final=0.0)
   apply = with_mesh(apply_of(model), devices, mesh.RULES)
   return Functions(
-    model, apply, init_of(model, 16), next_token(1e-3), optimizer, devices, mesh.RULES
+    model, apply, init_of(model, 16), cross_entropy(1e-3), optimizer, devices, mesh.RULES
   )
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.objectives.next_token import next_token
+from lm.objectives.cross_entropy import cross_entropy
 from lm.types import Output, Unembed
 
 
@@ -33,23 +33,23 @@ def _by_hand(function):
 
 
 def test_the_loss_is_cross_entropy_in_nats(model):
-  sums = next_token().sums(model, jnp.asarray(TABLE), BATCH, None)
+  sums = cross_entropy().sums(model, jnp.asarray(TABLE), BATCH, None)
   expected = _by_hand(lambda logits, t: np.log(np.exp(logits).sum()) - logits[t])
   assert {name: float(x) for name, x in sums.items()} == {'loss': pytest.approx(expected, rel=1e-5)}
 
 
 def test_z_loss_is_a_term_of_its_own(model):
-  objective = next_token(z_loss=0.01, chunk=1)
+  objective = cross_entropy(z_loss=0.01, chunk=1)
   sums = objective.sums(model, jnp.asarray(TABLE), BATCH, None)
   expected = _by_hand(lambda logits, _: 0.01 * np.log(np.exp(logits).sum()) ** 2)
   assert float(sums['z_loss']) == pytest.approx(expected, rel=1e-5)
-  plain = next_token().sums(model, jnp.asarray(TABLE), BATCH, None)
+  plain = cross_entropy().sums(model, jnp.asarray(TABLE), BATCH, None)
   assert float(sums['loss']) == pytest.approx(float(plain['loss']), rel=1e-6)
 
 
 @pytest.mark.parametrize('z_loss', [0.0, 0.01])
 def test_every_term_has_its_weight_from_the_batch_alone(z_loss, model):
-  objective = next_token(z_loss)
+  objective = cross_entropy(z_loss)
   weights = objective.weights(BATCH)
   assert set(weights) == set(objective.sums(model, jnp.asarray(TABLE), BATCH, None))
   assert {float(w) for w in weights.values()} == {3.5}
@@ -62,5 +62,5 @@ def test_the_dropout_key_reaches_the_model(model):
     keys.append(key)
     return model(params, batch)
 
-  next_token().sums(spy, jnp.asarray(TABLE), BATCH, jax.random.key(3))
+  cross_entropy().sums(spy, jnp.asarray(TABLE), BATCH, jax.random.key(3))
   assert keys == [jax.random.key(3)]

@@ -1,0 +1,48 @@
+"""Sequences of examples that are made by position, or all together when the first is read."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Example = dict[str, Any]
+
+
+class Computed(Sequence):
+  """Examples that a function makes of their positions.
+
+  Attributes:
+    fingerprint: a string that changes whenever the examples do.
+  """
+
+  def __init__(self, size: int, make: Callable[[int], Example], fingerprint: str):
+    self._indices = range(size)
+    self._make = make
+    self.fingerprint = fingerprint
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index):
+    return self._make(self._indices[index])
+
+
+class Deferred(Sequence):
+  """Examples that a function makes all together when the first is read.
+
+  Attributes:
+    fingerprint: a string that changes whenever the examples do.
+  """
+
+  def __init__(self, make: Callable[[], list[Example]], fingerprint: str):
+    self._make = make
+    self.fingerprint = fingerprint
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index):
+    return self._examples[index]
+
+  @functools.cached_property
+  def _examples(self) -> list[Example]:
+    return self._make()

@@ -1,0 +1,155 @@
+"""From the examples of a task to features, a chunk at a time, and how they lie on the disk."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from lm import spec
+from lm.data import cache
+from lm.errors import UserError
+from lm.task import Converter, Example, Features, Task
+
+POLICIES = ('error', 'truncate', 'skip')
+# Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
+# 'source', the lengths of each; 'example', which of the chunk's examples each was made of, and
+# 'count', how many those are.
+Arrays = dict[str, np.ndarray]
+STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
+VALUES, EXAMPLE, COUNT = 'values', 'example', 'count'
+
+
+def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
+  """Returns the task of a data section and the converter that an architecture needs.
+
+  Raises:
+    UserError: the section names no such functions.
+  """
+  if data['convert'] is None:
+    raise UserError(
+      f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.write:encoder_decoder'
+    )
+  task = spec.call(spec.resolve(data['task'], 'data.task'), 'data.task')
+  builder = spec.resolve(data['convert'], 'data.convert')
+  return task, spec.call(builder, 'data.convert', task)
+
+
+def encoder(
+  data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+) -> Callable[[Iterable[Example], int], Arrays]:
+  """Returns the function that turns examples, from a number on, into arrays of features.
+
+  Args:
+    data: the config's data section, of which it reads task, convert, labels, context,
+      source_context and too_long.
+    tokenizer: that of the task.
+
+  Raises:
+    UserError: the section is wrong; later, an example does not fit or is not of the task.
+  """
+  if data['too_long'] not in POLICIES:
+    raise UserError(f'data.too_long={data["too_long"]!r} is none of {", ".join(POLICIES)}')
+  _, converter = open_task(data)
+  convert = converter.features(tokenizer, tuple(data['labels']), data['context'])
+  limits = {
+    TOKENS: ('context', data['context']),
+    SOURCE: ('source_context', data['source_context']),
+  }
+
+  def arrays(examples: Iterable[Example], start: int) -> Arrays:
+    found: list[tuple[int, Features]] = []
+    count = 0
+    for example in examples:
+      for features in convert(example):
+        fitted = fit(features, limits, data['too_long'], start + count)
+        if fitted is not None:
+          found.append((count, fitted))
+      count += 1
+    return _stacked(found) | {COUNT: np.array([count])}
+
+  return arrays
+
+
+def fit(
+  features: Features, limits: Mapping[str, tuple[str, int]], policy: str, index: int
+) -> Features | None:
+  """Returns features that are no longer than a row, or None when they are to be skipped.
+
+  Args:
+    features: tokens and source of any length.
+    limits: 'tokens' and 'source' to the key that bounds them and its value.
+    policy: 'error', 'truncate' (the end is cut off) or 'skip'.
+    index: of the example, for the error.
+
+  Raises:
+    UserError: they are longer, and the policy is 'error'.
+  """
+  for stream, (key, limit) in limits.items():
+    length = _length(getattr(features, stream))
+    if length <= limit:
+      continue
+    if policy == 'skip':
+      return None
+    if policy == 'error':
+      raise UserError(
+        f'data.{key}={limit}: example {index} has {length} tokens; raise it, or set '
+        "data.too_long='truncate' or 'skip'"
+      )
+    cut = {name: values[:limit] for name, values in getattr(features, stream).items()}
+    features = features._replace(**{stream: cut})
+  return features
+
+
+def _length(arrays: Mapping[str, np.ndarray]) -> int:
+  lengths = {len(values) for values in arrays.values()}
+  if len(lengths) > 1:
+    sizes = {name: len(values) for name, values in arrays.items()}
+    raise ValueError(f'arrays along one row differ in length: {sizes}')
+  return lengths.pop() if lengths else 0
+
+
+def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
+  arrays: Arrays = {EXAMPLE: np.array([index for index, _ in found], np.int64)}
+  for stream in STREAMS:
+    parts = [getattr(features, stream) for _, features in found]
+    arrays[stream] = np.array([_length(part) for part in parts], np.int64)
+    for name in parts[0] if parts else ():
+      values = np.concatenate([part[name] for part in parts])
+      arrays[f'{stream}/{name}'] = values.astype(np.int32)
+  for name in found[0][1].values if found else ():
+    values = np.array([features.values[name] for _, features in found])
+    dtype = np.float32 if name == 'weights' or values.dtype.kind == 'f' else np.int32
+    arrays[f'{VALUES}/{name}'] = values.astype(dtype)
+  return arrays
+
+
+def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
+  """Writes arrays of features into a directory; returns what meta.json says of them.
+
+  Arrays along rows go to 'STREAM.NAME.bin' as int32, one after another; the others to .npy files.
+  """
+  whole: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
+  examples = 0
+  with contextlib.ExitStack() as stack:
+    files: dict[str, Any] = {}
+    for chunk in chunks:
+      chunk[EXAMPLE] = chunk[EXAMPLE] + examples
+      examples += int(chunk.pop(COUNT)[0])
+      for name, values in chunk.items():
+        stream, _, field = name.partition('/')
+        if not field or stream == VALUES:
+          whole.setdefault(name, []).append(values)
+          continue
+        if name not in files:
+          files[name] = stack.enter_context((place / f'{stream}.{field}.bin').open('wb'))
+        files[name].write(values.data)
+  for name, parts in whole.items():
+    values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
+  fields = sorted([*files, *(name for name in whole if name.startswith(f'{VALUES}/'))])
+  tokens = sum(int(np.sum(part)) for stream in STREAMS for part in whole[stream])
+  features = sum(map(len, whole[EXAMPLE]))
+  return {'documents': examples, 'features': features, 'tokens': tokens, 'fields': fields}

@@ -1,0 +1,162 @@
+"""Pieces of local files, such as lines, by their byte positions; they are not held in memory.
+
+Files may be gzipped; then they are unpacked in memory.
+"""
+
+import array
+import copy
+import functools
+import gzip
+import hashlib
+import json
+import mmap
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm.errors import UserError, nearest
+from lm.text.files import decode
+
+# What a file is cut into. Pieces that are blank are left out, except among 'every line', which
+# are pieces with the line end.
+UNITS = {
+  'file': re.compile(rb'(?s).+'),
+  'line': re.compile(rb'[^\r\n]+'),
+  'every line': re.compile(rb'[^\n]*\n|[^\n]+'),
+  'paragraph': re.compile(rb'[^\r\n]+(?:\r?\n[^\r\n]+)*'),
+  # A line of CSV, which goes on while a quotation mark is open.
+  'record': re.compile(rb'(?:[^"\r\n]+|"[^"]*(?:"|\Z))+'),
+}
+
+
+class Pieces(Sequence):
+  """Texts by their byte positions in files.
+
+  Attributes:
+    files: in which they lie.
+    fingerprint: names, sizes and times of the files.
+  """
+
+  def __init__(self, files: Sequence[pathlib.Path], units: Sequence[str]):
+    """Finds where pieces begin and end.
+
+    Args:
+      files: plain files, or gzipped ones, whose names end in .gz.
+      units: of each file, what it is cut into: a key of `UNITS`.
+
+    Raises:
+      UserError: there is no text in the files, or one cannot be read.
+    """
+    self.files = files
+    spans = array.array('q')
+    for index, (file, unit) in enumerate(zip(files, units, strict=True)):
+      for start, stop in _find(_contents(file), unit):
+        spans.extend((index, start, stop))
+    if not spans:
+      raise UserError(f'data.source: {files[0]}{" and others" * (len(files) > 1)}: no text in it')
+    self._spans = np.frombuffer(spans, np.int64).reshape(-1, 3)
+    self.fingerprint = fingerprint(files)
+
+  def __len__(self) -> int:
+    return len(self._spans)
+
+  def __getitem__(self, index):
+    data, file, start = self._bytes(index)
+    return decode(data, file, start)
+
+  def file_of(self, index: int) -> pathlib.Path:
+    """Returns the file that a piece is from."""
+    return self.files[self._spans[index, 0]]
+
+  def place(self, index: int, line: int = 0) -> str:
+    """Returns 'FILE, line N' of a piece, or of a line of it, for errors."""
+    file_index, start, _ = self._spans[index].tolist()
+    before = _contents(self.files[file_index])[:start].count(b'\n')
+    return f'{self.files[file_index]}, line {before + 1 + line}'
+
+  def json_object(self, index: int, keys: Iterable[str]) -> dict[str, Any]:
+    """Returns the JSON object that a piece is.
+
+    Raises:
+      UserError: it is none, or has not all of the keys.
+    """
+    try:
+      found = json.loads(self[index])
+    except json.JSONDecodeError as e:
+      raise UserError(f'{self.place(index)}: not a line of JSON: {e}') from e
+    if not isinstance(found, dict):
+      raise UserError(f'{self.place(index)}: not an object of JSON, {{...}}')
+    for key in keys:
+      if key not in found:
+        there = ', '.join(map(repr, found))
+        near = nearest(key, found)
+        raise UserError(f'{self.place(index)}: no key {key!r}{near}; there is {there}')
+    return found
+
+  def is_blank(self, index: int) -> bool:
+    """Returns whether there is nothing but white space in a piece."""
+    return not self._bytes(index)[0].strip()
+
+  def select(self, chosen: slice | np.ndarray) -> 'Pieces':
+    """Returns some of the pieces."""
+    part = copy.copy(self)
+    part._spans = self._spans[chosen]
+    return part
+
+  def cut(self, index: int, start: int, stop: int) -> 'Pieces':
+    """Returns a stretch of one piece, in bytes from its beginning, as the only piece."""
+    part = copy.copy(self)
+    file, first, _ = self._spans[index]
+    part._spans = np.array([[file, first + start, first + stop]])
+    return part
+
+  def counts(self) -> np.ndarray:
+    """Returns the (files,) numbers of pieces of each file."""
+    return np.bincount(self._spans[:, 0], minlength=len(self.files))
+
+  def _bytes(self, index: int) -> tuple[bytes, pathlib.Path, int]:
+    file_index, start, stop = self._spans[index].tolist()
+    file = self.files[file_index]
+    return _contents(file)[start:stop], file, start
+
+
+def fingerprint(files: Sequence[pathlib.Path]) -> str:
+  """Returns a digest of the names, sizes and modification times of files."""
+  stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+  return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+def suffix(file: pathlib.Path) -> str:
+  """Returns the suffix of a file, such as '.jsonl', without regard to a .gz after it."""
+  return pathlib.PurePath(file.name.removesuffix('.gz')).suffix
+
+
+def _contents(file: pathlib.Path) -> bytes | mmap.mmap:
+  """Returns the bytes of a file: mapped, or, if gzipped, unpacked in memory."""
+  return _load(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(file: pathlib.Path, modified: int) -> bytes | mmap.mmap:
+  try:
+    if file.suffix == '.gz':
+      return gzip.decompress(file.read_bytes())
+    if not file.stat().st_size:
+      return b''  # which cannot be mapped
+    with file.open('rb') as f:
+      return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+    raise UserError(f'{file} is not an intact gzip file: {e}') from e
+  except OSError as e:
+    raise UserError(f'data.source: files: {file}: {e.strerror}') from e
+
+
+def _find(data: bytes | mmap.mmap, unit: str) -> Iterator[tuple[int, int]]:
+  """Yields the start and stop of each piece."""
+  for match in UNITS[unit].finditer(data):
+    if unit == 'every line' or not match[0].isspace():
+      yield match.span()

@@ -1,0 +1,72 @@
+"""Precision, recall and F1 of tagged entities, as CoNLL's conlleval and seqeval count them."""
+
+import collections
+import re
+from collections.abc import Sequence
+
+from lm.errors import UserError
+from lm.metrics.scores import CorpusMetric, Scores, check_sizes
+
+_TAG = re.compile(r'O|([BIES])(?:-(.+))?')
+
+
+def entities() -> CorpusMetric:
+  """Returns 'precision', 'recall', 'f1' of entities and 'accuracy' of tags, as shares.
+
+  Predictions and references are sentences, each a list of BIO or IOBES tags ('B-PER', 'I-PER',
+  'O'). An entity is right where its type, start and end are; all types count together (seqeval's
+  default mode and micro average). Without entities to count, the shares are 0.
+
+  Raises:
+    UserError: from the metric; there are no tags, or one is neither BIO nor IOBES.
+    ValueError: from the metric; a sentence has more or fewer predictions than references.
+  """
+
+  def metric(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+    check_sizes('entities', predictions, references)
+    count: collections.Counter[str] = collections.Counter()
+    for predicted, actual in zip(predictions, references, strict=True):
+      if len(predicted) != len(actual):
+        raise ValueError(f'entities: {len(predicted)} predictions for {len(actual)} tags')
+      found, gold = spans(predicted), spans(actual)
+      count['tags'] += len(actual)
+      count['right_tags'] += sum(p == r for p, r in zip(predicted, actual, strict=True))
+      count['predicted'] += len(found)
+      count['actual'] += len(gold)
+      count['correct'] += len(found & gold)
+    if not count['tags']:
+      raise UserError('entities: metric on an empty set; its sentences have no tags')
+    share = {
+      'precision': (count['correct'], count['predicted']),
+      'recall': (count['correct'], count['actual']),
+      'f1': (2 * count['correct'], count['predicted'] + count['actual']),
+      'accuracy': (count['right_tags'], count['tags']),
+    }
+    return Scores({name: part / whole if whole else 0.0 for name, (part, whole) in share.items()})
+
+  return metric
+
+
+def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+  """Returns the entities of a sentence: (type, first tag, index after the last).
+
+  Lenient, as conlleval is: an I or E that continues nothing of its type begins an entity, and an
+  entity need not be closed by E.
+
+  Raises:
+    UserError: a tag is neither BIO nor IOBES.
+  """
+  found = set()
+  start, last_prefix, last_kind = 0, 'O', ''
+  for i, tag in enumerate((*tags, 'O')):
+    match = _TAG.fullmatch(tag)
+    if not match:
+      raise UserError(f"tag {tag!r} is neither BIO nor IOBES, such as 'B-PER', 'I-PER' or 'O'")
+    prefix, kind = match[1] or 'O', match[2] or ''
+    continues = prefix in 'IE' and last_prefix in 'BI' and kind == last_kind
+    if not continues:
+      if last_prefix != 'O':
+        found.add((last_kind, start, i))
+      start = i
+    last_prefix, last_kind = prefix, kind
+  return found

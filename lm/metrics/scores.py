@@ -1,0 +1,46 @@
+"""Corpus metrics: pure functions of all predictions and references of a set, on the host.
+
+`lm.types.Metric` adds up terms over examples on the device. BLEU and entity F1 are no means of that
+kind: they are found from the decoded predictions of a whole set,
+
+    metric(predictions, references) -> Scores
+
+where the i-th prediction answers the i-th reference. A config names the builder of a metric by
+import path, with literal arguments, as in 'lm.metrics.translation:bleu(language="de")'.
+Units are those of each metric's own field; its docstring says whether 1 or 100 is perfect.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """What a corpus metric finds: named values, and by the same names what to know about them."""
+
+  values: dict[str, float]
+  notes: dict[str, str] = dataclasses.field(default_factory=dict)  # such as sacrebleu signatures
+
+
+CorpusMetric = Callable[[Sequence[Any], Sequence[Any]], Scores]
+
+
+def check_sizes(name: str, predictions: Sequence, references: Sequence) -> None:
+  """Checks that there is something to score, and as many predictions as references.
+
+  Raises:
+    UserError: both are empty.
+    ValueError: their lengths differ.
+  """
+  if len(predictions) != len(references):
+    raise ValueError(f'{name}: {len(predictions)} predictions for {len(references)} references')
+  if not len(references):
+    raise UserError(f'{name}: metric on an empty set; it needs at least one example')
+
+
+def alternatives(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+  """Returns the references of each example as a list, where an example may have just one string."""
+  return [[one] if isinstance(one, str) else list(one) for one in references]

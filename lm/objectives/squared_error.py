@@ -1,0 +1,16 @@
+"""Mean squared error of a number for each whole example (or token), the first logit."""
+
+import jax.numpy as jnp
+
+from lm.types import Apply, Array, Batch, Objective, Params
+
+
+def squared_error() -> Objective:
+  """Returns the mean of (prediction - target)^2."""
+
+  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+    output = apply(params, batch, key=key)
+    error = output.unembed(output.hidden)[..., 0] - batch['targets']
+    return {'loss': jnp.sum(batch['weights'] * jnp.square(error))}
+
+  return Objective(sums, weights=lambda batch: {'loss': jnp.sum(batch['weights'])})

@@ -1,0 +1,65 @@
+"""What a task is, and how an architecture does it. Imports no jax: preparation reads this alone."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+  import tokenizers
+
+  from lm.types import Array, Batch, Output
+
+Example = Mapping[str, Any]  # what a data source holds, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What is to be done with an example, whatever architecture does it.
+
+  Texts to read come in parts, which are tokenised one by one; a part may be a special token of the
+  task, and `specials` are all that there are. `answer` is what a head of an encoder finds: a class
+  by name, a number, or a list of (start, stop, tag) in characters of the last part. `target` is the
+  same in words, for models that write. `references` are all outputs that count as right.
+  """
+
+  inputs: Callable[[Example], list[str]]
+  target: Callable[[Example], str]
+  references: Callable[[Example], list[Any]]
+  answer: Callable[[Example], Any] | None = None
+  specials: tuple[str, ...] = ()
+
+
+class Features(NamedTuple):
+  """An example, or a part of one, as a model reads it; several of them share a row of a batch.
+
+  Attributes:
+    tokens: arrays of one length by name, laid along the row: inputs and what goes with them.
+    source: likewise for the row of an encoder, where there is a second one.
+    values: one number each for the whole example, such as its class.
+  """
+
+  tokens: dict[str, np.ndarray]
+  source: dict[str, np.ndarray]
+  values: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Converter:
+  """How an architecture does a task: from examples to features, and from outputs to predictions.
+
+  `texts(example)` is what a tokenizer is trained on. `features(tokenizer, labels, context)` returns
+  the function from an example to its features. A model that writes has no more than that: its
+  predictions are decoded. For others `predict(output, batch)` returns arrays by place as in
+  lm.data.features ('tokens/NAME' (B, T, ...) or 'values/NAME' (B, P, ...)), and
+  `read(labels, example, pieces)` makes the prediction for an example of the parts of those arrays
+  that belong to its features, the batch's own arrays among them.
+  """
+
+  texts: Callable[[Example], list[str]]
+  features: Callable[
+    ['tokenizers.Tokenizer', Sequence[str], int], Callable[[Example], list[Features]]
+  ]
+  predict: Callable[['Output', 'Batch'], dict[str, 'Array']] | None = None
+  read: Callable[[Sequence[str], Example, list[dict[str, np.ndarray]]], Any] | None = None

@@ -1,0 +1,109 @@
+"""Tasks from text to text, or to a class, a number, or a tag a word."""
+
+from lm.errors import UserError
+from lm.text.tokenizers import SEPARATOR, Special
+from lm.task import Example, Task
+
+
+def text_to_text(source: str = 'source', target: str = 'target') -> Task:
+  """Writes a text from a text: translation in one direction, generation from a description.
+
+  Args:
+    source: the field of an example that is read.
+    target: the field that is to be written.
+  """
+
+  def written(example: Example) -> str:
+    return _text(example, target)
+
+  return Task(
+    inputs=lambda example: [_text(example, source)],
+    target=written,
+    references=lambda example: [written(example)],
+  )
+
+
+def translation(languages: tuple[str, ...]) -> Task:
+  """Translates in many directions in one model; a token names the language to write.
+
+  Johnson et al. 2017, section 3. Examples have source, target and target_language.
+
+  Args:
+    languages: those that are written.
+  """
+  tags = {language: Special(f'<|to {language}|>') for language in languages}
+
+  def inputs(example: Example) -> list[str]:
+    language = example.get('target_language')
+    if language not in tags:
+      raise UserError(
+        f'data.task: target_language={language!r} is none of languages={tuple(languages)}'
+      )
+    return [tags[language], _text(example, 'source')]
+
+  return Task(
+    inputs=inputs,
+    target=lambda example: _text(example, 'target'),
+    references=lambda example: [_text(example, 'target')],
+    specials=tuple(tags.values()),
+  )
+
+
+def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') -> Task:
+  """Finds the class of a text, or of several with separators between.
+
+  Args:
+    fields: what is read, in order.
+    label: the field with the class by name.
+  """
+
+  def inputs(example: Example) -> list[str]:
+    parts: list[str] = []
+    for field in fields:
+      parts += [SEPARATOR, _text(example, field)] if parts else [_text(example, field)]
+    return parts
+
+  def name(example: Example) -> str:
+    return _text(example, label)
+
+  return Task(inputs, name, lambda example: [name(example)], name)
+
+
+def regression(field: str = 'text', value: str = 'value') -> Task:
+  """Finds a number for a text."""
+
+  def number(example: Example) -> float:
+    return float(example[value])
+
+  return Task(
+    inputs=lambda example: [_text(example, field)],
+    target=lambda example: f'{number(example):g}',
+    references=lambda example: [number(example)],
+    answer=number,
+  )
+
+
+def tagging() -> Task:
+  """Finds a tag for each word; examples have words, tags, and the separator that joins words."""
+
+  def words(example: Example) -> list[tuple[int, int, str]]:
+    spans, start = [], 0
+    for word, tag in zip(example['words'], example['tags'], strict=True):
+      spans.append((start, start + len(word), tag))
+      start += len(word) + len(example['separator'])
+    return spans
+
+  return Task(
+    inputs=lambda example: [example['separator'].join(example['words'])],
+    target=lambda example: ' '.join(example['tags']),
+    references=lambda example: [list(example['tags'])],
+    answer=words,
+  )
+
+
+def _text(example: Example, field: str) -> str:
+  text = example.get(field)
+  if not isinstance(text, str):
+    there = ', '.join(map(repr, example))
+    raise UserError(f'data.source: an example has no string under {field!r}; it has {there}')
+  return text

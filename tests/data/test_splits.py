@@ -1,0 +1,50 @@
+import pytest
+
+from lm.data import splits
+from lm.errors import UserError
+
+
+def names(found):
+  return [file.name for file in found]
+
+
+def test_the_name_of_the_split_finds_its_files(tmp_path):
+  for name in ('train-1.txt', 'train-2.txt', 'val.txt', 'train.md'):
+    (tmp_path / name).write_text('text')
+  pattern = f'{tmp_path}/{{split}}*.txt'
+  assert names(splits.files('train', pattern, 'files')) == ['train-1.txt', 'train-2.txt']
+  assert names(splits.files('val', pattern, 'files')) == ['val.txt']
+  assert names(splits.files('any', f'{tmp_path}/val.txt', 'files')) == ['val.txt']
+  assert splits.part('val', pattern, 7, 0.0, 'rows') == (0, 7)
+
+
+def test_a_split_without_files_is_told_with_those_that_have_some(tmp_path):
+  for name in ('train.de', 'val.de'):
+    (tmp_path / name).write_text('text')
+  with pytest.raises(UserError) as e:
+    splits.files('valid', f'{tmp_path}/{{split}}.de', 'data.source: source')
+  message = str(e.value)
+  assert message.startswith('data.source: source=')
+  assert 'valid.de' in message and "did you mean 'val.de'" in message and "'train.de'" in message
+  with pytest.raises(UserError, match=r"none\.de': no such file$"):
+    splits.files('train', f'{tmp_path}/none.de', 'files')
+
+
+def test_without_files_of_their_own_splits_are_shares():
+  assert splits.part('train', 'all.txt', 10, 0.2, 'rows') == (0, 8)
+  assert splits.part('validation', 'all.txt', 10, 0.2, 'rows') == (8, 10)
+  with pytest.raises(UserError, match=r"validation=0\.2 sets a part aside, but with '{split}'"):
+    splits.part('train', '{split}.txt', 10, 0.2, 'rows')
+  with pytest.raises(UserError, match=r"'b\.txt' has no '{split}' in it, and other files have"):
+    splits.part('train', ('{split}.txt', 'b.txt'), 10, 0.0, 'rows')
+
+
+def test_a_hash_of_the_name_decides():
+  things = [f'thing {n}' for n in range(4000)]
+  small, large = (splits.by_name('validation', share) for share in (0.05, 0.2))
+  train = splits.by_name('train', 0.05)
+  assert all(small(t) != train(t) for t in things)
+  assert all(large(t) for t in things if small(t))
+  assert 0.04 < sum(map(small, things)) / len(things) < 0.06
+  with pytest.raises(UserError, match='validation=0 is not a share, 0 < validation < 1'):
+    splits.by_name('train', 0)

@@ -1,0 +1,91 @@
+import json
+import os
+
+import pytest
+
+from lm.data.sources import squad
+from lm.errors import UserError
+
+
+def question(name, *answers):
+  found = [{'text': text, 'answer_start': start} for text, start in answers]
+  return {'id': name, 'question': f'{name}?', 'answers': found}
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Returns a function that writes paragraphs in both layouts and returns the names."""
+
+  def write(*paragraphs):
+    nested = [{'context': context, 'qas': list(qas)} for context, *qas in paragraphs]
+    articles = [{'title': 't', 'paragraphs': [paragraph]} for paragraph in nested]
+    (tmp_path / 'a.json').write_text(json.dumps({'version': '2', 'data': articles}))
+    lines = [json.dumps(q | {'context': context}) for context, *qas in paragraphs for q in qas]
+    (tmp_path / 'b.jsonl').write_text('\n'.join(lines))
+    return str(tmp_path / 'a.json'), str(tmp_path / 'b.jsonl')
+
+  return write
+
+
+def test_both_layouts_give_the_same_questions(write):
+  context = '𝄞 is a clef.'
+  files = write((context, question('what', ('clef', 7), ('a clef', 5)), question('who')))
+  expected = [
+    {
+      'id': 'what',
+      'context': context,
+      'question': 'what?',
+      'answers': [{'text': 'clef', 'start': 7}, {'text': 'a clef', 'start': 5}],
+    },
+    {'id': 'who', 'context': context, 'question': 'who?', 'answers': []},
+  ]
+  assert [list(squad('train', file)) for file in files] == [expected, expected]
+
+
+def test_a_context_is_not_divided_between_splits(write):
+  paragraphs = [(f'text {n}', *(question(f'{n}{k}') for k in range(9 - n))) for n in range(4)]
+  for file in write(*paragraphs):
+    train, aside = (squad(split, file, validation=0.5) for split in ('train', 'validation'))
+    assert {q['context'] for q in train} == {'text 0', 'text 1'} and len(train) == 17
+    assert {q['context'] for q in aside} == {'text 2', 'text 3'} and len(aside) == 13
+
+
+@pytest.mark.parametrize('answer', [('clef', 6), ('clef', -5), ('', 0), ('clef', 99)])
+def test_an_answer_elsewhere_is_told(write, answer):
+  for file in write(('x is a clef.', question('q7', answer))):
+    with pytest.raises(UserError, match=rf"question 'q7': the answer '{answer[0]}' is not at"):
+      squad('train', file)
+
+
+def test_other_layouts_are_told(tmp_path):
+  contents = {
+    'a.json': ('[1]', 'is not laid out as SQuAD'),
+    'b.json': ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "not laid out.*'qas'"),
+    'c.json': ('{', 'c.json: not JSON'),
+    'd.jsonl': ('{"id": "a", "context": "b", "question": "c"}', "line 1: no key 'answers'"),
+    'e.jsonl': (
+      '{"id": "a", "context": "b", "question": "c", "answers": {"text": ["b"]}}',
+      'not laid out',
+    ),
+    'f.txt': ('a', 'its name ends in none of .json, .jsonl'),
+  }
+  for name, (content, message) in contents.items():
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+      squad('train', str(tmp_path / name))
+
+
+@pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the folder LM_DATA')
+@pytest.mark.parametrize(
+  ('file', 'split', 'questions', 'unanswerable'),
+  [
+    ('squad/{split}.jsonl', 'dev', 298, 0),
+    ('squad/dev-v1.1-style.json', 'train', 298, 0),
+    ('squad/v2.0-part.json', 'train', 1271, 644),
+    ('cmrc2018/{split}.json', 'dev', 704, 0),
+  ],
+)
+def test_real_questions(file, split, questions, unanswerable):
+  found = squad(split, f'$LM_DATA/{file}')
+  assert len(found) == questions
+  assert sum(not q['answers'] for q in found) == unanswerable

@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lm.errors import UserError
+from lm.metrics.labels import classification, exact_match, regression
+
+
+def test_classification_by_hand():
+  # a: 1 right of 2 predicted and 2 actual; b: 1 of 2 and 1; c: 0 of 0 and 1.
+  scores = classification(positive='b')(['a', 'a', 'b', 'b'], ['a', 'c', 'b', 'a'])
+  assert scores.values == {
+    'accuracy': 0.5,
+    'f1': pytest.approx((1 / 2 + 2 / 3 + 0) / 3),
+    'f1_positive': pytest.approx(2 / 3),
+  }
+
+
+@pytest.mark.parametrize('average', ['macro', 'micro', 'weighted'])
+@pytest.mark.parametrize('labels', ['01', 'abcde'])
+def test_f1_is_that_of_scikit_learn(average, labels):
+  sklearn = pytest.importorskip('sklearn.metrics')
+  rng = np.random.default_rng(0)
+  for size in rng.integers(1, 40, 50):
+    predictions, references = rng.choice(list(labels), (2, size)).tolist()
+    found = classification(average)(predictions, references).values
+    assert found == {
+      'accuracy': pytest.approx(sklearn.accuracy_score(references, predictions)),
+      'f1': pytest.approx(
+        sklearn.f1_score(references, predictions, average=average, zero_division=0)
+      ),
+    }
+
+
+def test_a_wrong_average_or_positive_label_is_told():
+  with pytest.raises(UserError, match="average='marco'.*did you mean 'macro'"):
+    classification('marco')
+  with pytest.raises(UserError, match="positive='Yes' is no label.*it has 'no', 'yes'"):
+    classification(positive='Yes')(['yes', 'no'], ['no', 'no'])
+
+
+def test_exact_match_is_the_share_of_equal_strings():
+  predictions = ['a b', 'A', 'x', 'y']
+  assert exact_match()(predictions, ['a b', 'a', ['z', 'x'], []]).values == {'exact_match': 0.5}
+
+
+def test_regression_by_hand():
+  found = regression()([1, 1, 2, 3], [1, 2, 3, 5]).values
+  # Deviations (-3, -3, 1, 5) / 4 and (-7, -3, 1, 9) / 4; of the ranks (1.5, 1.5, 3, 4) and
+  # (1, 2, 3, 4) they are (-1, -1, 0.5, 1.5) and (-1.5, -0.5, 0.5, 1.5).
+  assert found == {
+    'mse': 6 / 4,
+    'pearson': pytest.approx(76 / math.sqrt(44 * 140)),
+    'spearman': pytest.approx(4.5 / math.sqrt(4.5 * 5)),
+  }
+
+
+def test_correlations_are_those_of_scipy():
+  rng = np.random.default_rng(0)
+  for size in rng.integers(3, 40, 50):
+    x = rng.integers(0, 9, size) + 0.1  # with ties
+    y = x + rng.normal(0, 3, size)
+    if np.ptp(x):
+      found = regression()(x.tolist(), y.tolist()).values
+      assert found['pearson'] == pytest.approx(scipy.stats.pearsonr(x, y).statistic)
+      assert found['spearman'] == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+
+
+@pytest.mark.parametrize('predictions', [[0.1, 0.1, 0.1], [1, math.nan, 2]])
+def test_constant_or_broken_predictions_correlate_with_nothing(predictions):
+  found = regression()(predictions, [1, 2, 3]).values
+  assert math.isnan(found['pearson']) and math.isnan(found['spearman'])
+  assert math.isnan(found['mse']) == math.isnan(sum(predictions))
+
+
+@pytest.mark.parametrize('metric', [classification(), exact_match(), regression()])
+def test_nothing_to_score_is_an_error(metric):
+  with pytest.raises(UserError, match='metric on an empty set'):
+    metric([], [])
+  with pytest.raises(ValueError, match='1 predictions for 2 references'):
+    metric(['a'], ['a', 'b'])
