@@ -28,6 +28,6 @@ def get_config(arg: str = ''):
   config.optim.weight_decay = 0.0
   config.eval.every = 1000
   metrics = ('lm.metrics.tokens:targets',)
-  config.eval.sets = {'validation': evaluation('val', metrics=metrics)}
+  config.eval.sets = {'validation': evaluation('val', metrics=metrics, scores=('lm.metrics.translation:bleu(language="en")',))}
   config.log.prompts = ()
   return choose(config, arg, smoke=smoke)

@@ -71,6 +71,14 @@ def base() -> ConfigDict:
       'sets': {'validation': evaluation('validation')},
     }
   )
+  config.decode = ConfigDict(
+    {
+      'beam': 1,  # 1 takes the likeliest token each time
+      'length_penalty': 0.6,
+      'max_tokens': 0,  # the most that is written; 0 for data.context
+      'batch_size': 64,  # prompts at once
+    }
+  )
   config.checkpoint = ConfigDict(
     {
       'every': 250,  # steps; evaluated steps and the last one are saved too
@@ -103,10 +111,21 @@ def follow(config: ConfigDict) -> ConfigDict:
 
 
 def evaluation(
-  split: str, source: str = '', metrics: tuple[str, ...] = ('lm.metrics.tokens:language_model',)
+  split: str,
+  source: str = '',
+  metrics: tuple[str, ...] = ('lm.metrics.tokens:language_model',),
+  scores: tuple[str, ...] = (),
 ) -> ConfigDict:
   """Returns an evaluation set: a split of `source`, or, when empty, of the training source."""
-  return ConfigDict({'split': split, 'source': source, 'metrics': metrics})
+  return ConfigDict(
+    {
+      'split': split,
+      'source': source,
+      'metrics': metrics,  # exact means over all targets
+      'scores': scores,  # corpus metrics of predictions, such as BLEU
+      'limit': 0,  # examples that predictions are made for, the first ones; 0 for all
+    }
+  )
 
 
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:

@@ -21,12 +21,13 @@ class Task:
   Texts to read come in parts, which are tokenised one by one; a part may be a special token of the
   task, and `specials` are all that there are. `answer` is what a head of an encoder finds: a class
   by name, a number, or a list of (start, stop, tag) in characters of the last part. `target` is the
-  same in words, for models that write. `references` are all outputs that count as right.
+  same in words, for models that write. `reference` is what a prediction is compared with, in the
+  form that the corpus metrics of the task take.
   """
 
   inputs: Callable[[Example], list[str]]
   target: Callable[[Example], str]
-  references: Callable[[Example], list[Any]]
+  reference: Callable[[Example], Any]
   answer: Callable[[Example], Any] | None = None
   specials: tuple[str, ...] = ()
 
@@ -50,16 +51,20 @@ class Converter:
   """How an architecture does a task: from examples to features, and from outputs to predictions.
 
   `texts(example)` is what a tokenizer is trained on. `features(tokenizer, labels, context)` returns
-  the function from an example to its features. A model that writes has no more than that: its
-  predictions are decoded. For others `predict(output, batch)` returns arrays by place as in
-  lm.data.features ('tokens/NAME' (B, T, ...) or 'values/NAME' (B, P, ...)), and
-  `read(labels, example, pieces)` makes the prediction for an example of the parts of those arrays
-  that belong to its features, the batch's own arrays among them.
+  the function from an example to its features.
+
+  For models that write, `prompt(tokenizer)` returns the function from an example to the features of
+  what is there before the first token of its target; a prediction is the text decoded from there.
+  For others `predict(output, batch)` returns arrays by place as in lm.data.features ('tokens/NAME',
+  (B, T, ...), or 'values/NAME', (B, P, ...)), and `read(labels, example, pieces)` makes the
+  prediction for an example from the parts of those arrays and of the batch that belong to its
+  features, one dict for each of these.
   """
 
   texts: Callable[[Example], list[str]]
   features: Callable[
     ['tokenizers.Tokenizer', Sequence[str], int], Callable[[Example], list[Features]]
   ]
+  prompt: Callable[['tokenizers.Tokenizer'], Callable[[Example], Features]] | None = None
   predict: Callable[['Output', 'Batch'], dict[str, 'Array']] | None = None
   read: Callable[[Sequence[str], Example, list[dict[str, np.ndarray]]], Any] | None = None

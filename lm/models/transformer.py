@@ -93,17 +93,22 @@ class Transformer(nn.Module):
       'cursor': jnp.zeros((), jnp.int32),
     }
 
-  def take_rows(self, cache: dict[str, Any], rows: Array) -> dict[str, Any]:
+  def take_rows(self, cache: dict[str, Any], rows: Array, same_source: bool) -> dict[str, Any]:
     """Returns a cache whose r-th row is row `rows[r]` of this one; rows may repeat or be left out.
 
     Args:
       cache: what `init_cache` made, before or after calls of the model.
       rows: (R,) int32.
+      same_source: the r-th row and row `rows[r]` have read one source; what is kept of it stays.
     """
-    take = functools.partial(jnp.take, indices=rows)
-    layers = jax.tree.map(lambda x: take(x, axis=1) if x.ndim > 1 else x, cache['layers'])
-    others = {k: take(x, axis=0) if x.ndim else x for k, x in cache.items() if k != 'layers'}
-    return others | {'layers': layers}
+
+    def take(path, x: Array) -> Array:
+      names = {key.key for key in path}
+      axis = 1 if 'layers' in names else 0
+      stays = same_source and names & {'cross_attention', 'source_segments'}
+      return x if stays or x.ndim == axis else jnp.take(x, rows, axis=axis)
+
+    return jax.tree_util.tree_map_with_path(take, cache)
 
 
 class Decoder(Transformer):

@@ -12,6 +12,7 @@ from lm.decode.text import continuations
 from lm.run import build
 from lm.run.build import Functions
 from lm.run.evaluate import EvalStep, evaluate, make_eval_step
+from lm.run.predict import Predictor
 from lm.run.watch import Watch
 from lm.types import Metric, Params
 
@@ -29,6 +30,7 @@ class Evaluators:
     # Samples are few rows, which do not divide over a mesh.
     self._apply = build.apply_of(functions.model)
     self._sets: dict[str, tuple[Rows | FeatureRows, list[Metric], EvalStep]] = {}
+    self._predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
       rows = prepare.rows(
         config.data,
@@ -40,6 +42,8 @@ class Evaluators:
       )
       metrics = build.metrics(config, name)
       self._sets[name] = rows, metrics, make_eval_step(functions.apply, metrics)
+      if isinstance(rows, FeatureRows) and section.scores:
+        self._predictors[name] = Predictor(config, name, functions, tokenizer, rows, self._apply)
 
   def means(self, params: Params) -> dict[str, float]:
     """Returns 'eval/SET/METRIC' of all sets."""
@@ -48,6 +52,9 @@ class Evaluators:
       source = batches.eval_batches(rows, self._config.eval.batch_size, self._select)
       means = evaluate(step, metrics, params, source, self._functions)
       values |= {f'eval/{name}/{metric}': value for metric, value in means.items()}
+    for name, predictor in self._predictors.items():
+      scores, _ = predictor.scores(predictor.predictions(params))
+      values |= {f'eval/{name}/{metric}': value for metric, value in scores.items()}
     return values
 
   def run(self, step: int, params: Params, watch: Watch) -> None:

@@ -22,6 +22,7 @@ MAY_DIFFER = (
   'log',
   'checkpoint',
   'eval',
+  'decode',
   'steps',
   'optim.steps',
   'data.cache',

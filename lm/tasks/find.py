@@ -39,7 +39,7 @@ def classes(task: Task) -> Converter:
     del example
     return labels[int(pieces[0]['values/class'])]
 
-  return Converter(_texts(task), features, predict, read)
+  return Converter(_texts(task), features, predict=predict, read=read)
 
 
 def number(task: Task) -> Converter:
@@ -60,7 +60,7 @@ def number(task: Task) -> Converter:
     del labels, example
     return float(pieces[0]['values/number'])
 
-  return Converter(_texts(task), features, predict, read)
+  return Converter(_texts(task), features, predict=predict, read=read)
 
 
 def tags(task: Task) -> Converter:
@@ -110,7 +110,7 @@ def tags(task: Task) -> Converter:
         found[word] = labels[tag]
     return found
 
-  return Converter(_texts(task), features, predict, read)
+  return Converter(_texts(task), features, predict=predict, read=read)
 
 
 def first_tokens(

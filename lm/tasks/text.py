@@ -19,7 +19,7 @@ def text_to_text(source: str = 'source', target: str = 'target') -> Task:
   return Task(
     inputs=lambda example: [_text(example, source)],
     target=written,
-    references=lambda example: [written(example)],
+    reference=written,
   )
 
 
@@ -44,7 +44,7 @@ def translation(languages: tuple[str, ...]) -> Task:
   return Task(
     inputs=inputs,
     target=lambda example: _text(example, 'target'),
-    references=lambda example: [_text(example, 'target')],
+    reference=lambda example: _text(example, 'target'),
     specials=tuple(tags.values()),
   )
 
@@ -66,7 +66,7 @@ def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') ->
   def name(example: Example) -> str:
     return _text(example, label)
 
-  return Task(inputs, name, lambda example: [name(example)], name)
+  return Task(inputs, name, name, name)
 
 
 def regression(field: str = 'text', value: str = 'value') -> Task:
@@ -78,7 +78,7 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
   return Task(
     inputs=lambda example: [_text(example, field)],
     target=lambda example: f'{number(example):g}',
-    references=lambda example: [number(example)],
+    reference=number,
     answer=number,
   )
 
@@ -96,7 +96,7 @@ def tagging() -> Task:
   return Task(
     inputs=lambda example: [example['separator'].join(example['words'])],
     target=lambda example: ' '.join(example['tags']),
-    references=lambda example: [list(example['tags'])],
+    reference=lambda example: list(example['tags']),
     answer=words,
   )
 

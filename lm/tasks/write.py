@@ -29,7 +29,16 @@ def encoder_decoder(task: Task) -> Converter:
 
     return convert
 
-  return Converter(_texts(task), features)
+  def prompt(tokenizer: tokenizers.Tokenizer) -> Callable[[Example], Features]:
+    encode, end = parts_encoder(tokenizer), end_id(tokenizer)
+
+    def convert(example: Example) -> Features:
+      source = [*encode(task.inputs(example)), end]
+      return Features({'inputs': np.array([end])}, {'source': np.array(source)}, {})
+
+    return convert
+
+  return Converter(_texts(task), features, prompt)
 
 
 def decoder(task: Task, both_ways: bool = True) -> Converter:
@@ -61,7 +70,17 @@ def decoder(task: Task, both_ways: bool = True) -> Converter:
 
     return convert
 
-  return Converter(_texts(task), features)
+  def prompt(tokenizer: tokenizers.Tokenizer) -> Callable[[Example], Features]:
+    encode, end = parts_encoder(tokenizer), end_id(tokenizer)
+
+    def convert(example: Example) -> Features:
+      read = np.array([end, *encode([*task.inputs(example), SEPARATOR])])
+      prefix = {'prefix': np.ones_like(read)} if both_ways else {}
+      return Features({'inputs': read, **prefix}, {}, {})
+
+    return convert
+
+  return Converter(_texts(task), features, prompt)
 
 
 def _texts(task: Task) -> Callable[[Example], list[str]]:

@@ -1,0 +1,96 @@
+"""A model as the one function that all decode over: `step(tokens, state) -> (logits, state)`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from lm.task import Features
+from lm.types import Apply, Array, Params
+
+
+class State(NamedTuple):
+  """What a model remembers of R independent rows, and the position (R,) of their next tokens."""
+
+  cache: Any
+  positions: Array
+
+
+def prefill(
+  apply: Apply, params: Params, batch: Mapping[str, Array], cache: Any
+) -> tuple[Array, State]:
+  """Reads prompts, (R, P) with padding behind, into an empty cache.
+
+  Returns:
+    The logits (R, V) of the token after each prompt, and the state.
+  """
+  output = apply(params, batch, cache=cache)
+  lengths_R = (batch['segments'] > 0).sum(1)
+  last_R1D = jnp.take_along_axis(output.hidden, lengths_R[:, None, None] - 1, axis=1)
+  return output.unembed(last_R1D)[:, 0], State(output.cache, lengths_R.astype(jnp.int32))
+
+
+def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Array, State]]:
+  """Returns `step(tokens_R, state) -> (logits_RV, state)` of a model."""
+
+  def step(tokens_R: Array, state: State) -> tuple[Array, State]:
+    batch = {
+      'inputs': tokens_R[:, None],
+      'segments': jnp.ones_like(tokens_R)[:, None],
+      'positions': state.positions[:, None],
+    }
+    output = apply(params, batch, cache=state.cache)
+    return output.unembed(output.hidden)[:, 0], State(output.cache, state.positions + 1)
+
+  return step
+
+
+def take_of(model: nn.Module) -> Callable[[State, Array], State]:
+  """Returns `take(state, rows) -> state`, whose r-th row is row `rows[r]` of the one given."""
+
+  def take(state: State, rows: Array) -> State:
+    # Once there are `beam` rows for each, they move only among those (lm.decode.beam.Take).
+    among_same = rows.shape == state.positions.shape
+    cache = model.take_rows(state.cache, rows, among_same)
+    return State(cache, jnp.take(state.positions, rows, axis=0))
+
+  return take
+
+
+def padded(prompts: Sequence[Features], length: Callable[[int], int]) -> dict[str, np.ndarray]:
+  """Returns prompts as a batch, each in a row of its own.
+
+  Args:
+    prompts: what is along the row, and along that of an encoder beside.
+    length: from the longest prompt, or source, to how many slots a row has.
+  """
+  batch = _padded([prompt.tokens for prompt in prompts], '', length)
+  if prompts[0].source:
+    batch |= _padded([prompt.source for prompt in prompts], 'source_', length)
+  return batch
+
+
+def _padded(
+  rows: Sequence[Mapping[str, np.ndarray]], prefix: str, length: Callable[[int], int]
+) -> dict[str, np.ndarray]:
+  sizes = [len(next(iter(row.values()))) for row in rows]
+  slots = np.arange(length(max(sizes)))[None]
+  inside = slots < np.array(sizes)[:, None]
+  batch = {
+    f'{prefix}segments': inside.astype(np.int32),
+    f'{prefix}positions': np.where(inside, slots, 0).astype(np.int32),
+  }
+  for name in rows[0]:
+    values = np.zeros(inside.shape, np.int32)
+    values[inside] = np.concatenate([row[name] for row in rows])
+    batch[name] = values
+  return batch
+
+
+def bucket(length: int, least: int = 16) -> int:
+  """Returns slots for a length: powers of two and halfway between, so that few are compiled."""
+  power = max(least, 1 << max(0, length - 1).bit_length())
+  halfway = 3 * power // 4
+  return halfway if least <= length <= halfway else power

@@ -1,0 +1,153 @@
+"""Decoding many prompts on the host, in batches of like lengths."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from lm.decode.beam import beam_search, check_beam
+from lm.decode.constraints import Adjust
+from lm.decode.generate import generate
+from lm.decode.sampling import Choose, greedy
+from lm.decode.steps import bucket, padded, prefill, step_of, take_of
+from lm.errors import UserError
+from lm.task import Features
+from lm.types import Apply, Array, Params
+
+
+class Strategy(NamedTuple):
+  """How to decode: by `beam` search where that is above 1, else by what `choose` picks."""
+
+  end: int  # the token that ends what is written
+  max_tokens: int  # the most that is written, `end` included
+  beam: int = 1
+  length_penalty: float = 0.6
+  n_best: int = 1
+  choose: Choose = greedy
+  adjust: tuple[Adjust, ...] = ()
+  batch_size: int = 64
+
+
+class Written(NamedTuple):
+  """One text that a model has written."""
+
+  tokens: list[int]  # without the token that ends it
+  score: float  # log p, under beam search over the penalty of its length
+
+
+def write(
+  model: nn.Module,
+  apply: Apply,
+  params: Params,
+  prompts: Sequence[Features],
+  strategy: Strategy,
+  seeds: Sequence[int] | None = None,
+) -> list[list[Written]]:
+  """Returns the `n_best` texts for each prompt, in the order of the prompts, best first.
+
+  What is written depends on the prompt and its seed alone, not on the other prompts or the size of
+  the batches: these are made of prompts of like lengths only for speed.
+
+  Args:
+    model: has `init_cache`, `take_rows` and `context`.
+    apply: its pure function.
+    params: its parameters.
+    prompts: as a converter's `prompt` makes them.
+    strategy: how to decode.
+    seeds: one a prompt, for strategies that draw; their indices unless given.
+
+  Raises:
+    UserError: the strategy does not fit the model, or a prompt is longer than the model reads.
+  """
+  found: dict[int, list[Written]] = {}
+  for indices, texts in batches_of(model, apply, params, prompts, strategy, seeds):
+    found |= dict(zip(indices, texts, strict=True))
+  return [found[i] for i in range(len(prompts))]
+
+
+def batches_of(
+  model: nn.Module,
+  apply: Apply,
+  params: Params,
+  prompts: Sequence[Features],
+  strategy: Strategy,
+  seeds: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], list[list[Written]]]]:
+  """Yields the indices of some prompts and their texts, the longest first; see `write`."""
+  check_beam(strategy.beam, model.vocab_size)
+  sizes = [_sizes(prompt) for prompt in prompts]
+  for index, (tokens, source) in enumerate(sizes):
+    if max(tokens, source) > model.context:
+      raise UserError(
+        f'prompt {index + 1} has {max(tokens, source)} tokens and the model reads {model.context}'
+      )
+  seeds = range(len(prompts)) if seeds is None else seeds
+  order = sorted(range(len(prompts)), key=lambda i: sizes[i][::-1], reverse=True)
+  search = _compiled(model, apply, strategy)
+  for start in range(0, len(order), strategy.batch_size):
+    indices = order[start : start + strategy.batch_size]
+    # The last batch is filled up, for one shape has one program.
+    rows = [indices[i % len(indices)] for i in range(strategy.batch_size)]
+    batch = padded([prompts[i] for i in rows], bucket)
+    keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
+    tokens, lengths, scores = jax.device_get(search(params, batch, keys))
+    texts = [
+      [
+        _written(tokens[row, n, : lengths[row, n]], scores[row, n], strategy.end)
+        for n in range(tokens.shape[1])
+        if lengths[row, n]
+      ]
+      for row in range(len(indices))
+    ]
+    yield indices, texts
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model: nn.Module, apply: Any, strategy: Strategy) -> Callable[..., Any]:
+  """Returns the jitted `(params, batch, keys) -> tokens (B, N, L), lengths, scores (B, N)`."""
+
+  @jax.jit
+  def search(params: Params, batch: dict[str, Array], keys_B: Array) -> tuple[Array, ...]:
+    B, P = batch['inputs'].shape
+    cache = model.init_cache(B, P + strategy.max_tokens)
+    logits_BV, state = prefill(apply, params, batch, cache)
+    step = step_of(apply, params)
+    if strategy.beam == 1:
+      tokens, lengths, scores = generate(
+        step,
+        logits_BV,
+        state,
+        strategy.choose,
+        keys_B,
+        max_tokens=strategy.max_tokens,
+        end=strategy.end,
+        adjust=strategy.adjust,
+      )
+      return tokens[:, None], lengths[:, None], scores[:, None]
+    return beam_search(
+      step,
+      take_of(model),
+      logits_BV,
+      state,
+      beam=strategy.beam,
+      max_tokens=strategy.max_tokens,
+      end=strategy.end,
+      length_penalty=strategy.length_penalty,
+      n_best=strategy.n_best,
+      adjust=strategy.adjust,
+    )
+
+  return search
+
+
+def _written(tokens: np.ndarray, score: float, end: int) -> Written:
+  ids = tokens.tolist()
+  return Written(ids[:-1] if ids[-1] == end else ids, float(score))
+
+
+def _sizes(prompt: Features) -> tuple[int, int]:
+  source = next(iter(prompt.source.values()), ())
+  return len(next(iter(prompt.tokens.values()))), len(source)
