@@ -84,7 +84,7 @@ def base() -> ConfigDict:
       'every': 250,  # steps; evaluated steps and the last one are saved too
       'keep': 2,  # the newest ones kept
       'keep_best': 1,  # the best ones kept beside them
-      'best': 'eval/validation/loss',  # by this metric, the lower the better
+      'best': 'eval/validation/loss',  # by this metric; lm.run.record knows which are high
     }
   )
   config.log = ConfigDict(

@@ -145,6 +145,8 @@ class Apply(Protocol):
     self, params: Params, batch: Batch, key: Array | None = None, cache: Any = None
   ) -> Output: ...
 
+  def __hash__(self) -> int: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:

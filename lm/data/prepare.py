@@ -20,8 +20,8 @@ from lm.data import cache, features, identity, packing, tokenise, workers
 from lm.data.progress import Progress, quiet, show_progress
 from lm.data.rows import FeatureRows, Rows
 from lm.errors import UserError
-from lm.text.tokenizers import SEPARATOR, with_specials
 from lm.task import Example
+from lm.text.tokenizers import SEPARATOR, with_specials
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 

@@ -13,8 +13,8 @@ import tokenizers
 
 from lm import spec
 from lm.errors import UserError
-from lm.text.tokenizers import end_id
 from lm.task import Example
+from lm.text.tokenizers import end_id
 
 CHUNK = 256  # examples that a preparation step sees in a row
 _PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end

@@ -14,7 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from lm.errors import UserError, nearest
-from lm.run.logging import Events
+from lm.run.logging import Events, read_lines
+from lm.run.record import more_is_better
 from lm.run.step import TrainState
 from lm.types import Params
 
@@ -166,6 +167,13 @@ def tree_difference(
       rows.append(f'{name} is {saved[name]} and should be {wanted[name]}')
   more = f'; and {len(rows) - most} more' if len(rows) > most else ''
   return '; '.join(rows[:most]) + more
+
+
+def badness(workdir: pathlib.Path, metric: str) -> dict[int, float]:
+  """Returns a metric by step from metrics.jsonl, with its sign such that the lowest is the best."""
+  sign = -1 if more_is_better(metric) else 1
+  rows = read_lines(workdir / 'metrics.jsonl')
+  return {row['step']: sign * float(row[metric]) for row in rows if metric in row}
 
 
 def kept_steps(steps: Iterable[int], scores: Mapping[int, float], last: int, best: int) -> set[int]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lm.errors import UserError
 from lm.run import build, experiment, host
-from lm.run.checkpoint import Checkpoints, first_line
+from lm.run.checkpoint import Checkpoints, badness, first_line, kept_steps
 from lm.types import Apply, Params
 
 
@@ -25,6 +25,18 @@ class Loaded:
   tokenizer: tokenizers.Tokenizer
   step: int
   model: nn.Module
+
+
+def best_step(workdir: pathlib.Path) -> int | None:
+  """Returns the step of the best checkpoint by `checkpoint.best`; None where none has a score."""
+  config = experiment.open_workdir(workdir)
+  scores = badness(workdir, config.checkpoint.best)
+  checkpoints = Checkpoints(workdir)
+  try:
+    (best,) = kept_steps(checkpoints.steps(), scores, last=0, best=1) or (None,)
+  finally:
+    checkpoints.close()
+  return best
 
 
 def load(workdir: str | pathlib.Path, step: int | None = None, devices: Any = None) -> Loaded:

@@ -16,7 +16,7 @@ from lm.data.rows import FeatureRows, Rows
 from lm.errors import Preempted
 from lm.run import build, environment, evidence, experiment, host, report
 from lm.run.build import Functions
-from lm.run.checkpoint import Checkpoints, kept_steps, restore_newest
+from lm.run.checkpoint import Checkpoints, badness, kept_steps, restore_newest
 from lm.run.cli import Stop
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events, read_lines
@@ -186,11 +186,7 @@ class _Run:
 
   def _prune(self) -> None:
     config = self.config.checkpoint
-    scores = {
-      row['step']: float(row[config.best])
-      for row in read_lines(self.workdir / 'metrics.jsonl')
-      if config.best in row
-    }
+    scores = badness(self.workdir, config.best)
     steps = self.checkpoints.steps()
     self.checkpoints.prune(kept_steps(steps, scores, config.keep, config.keep_best))
 

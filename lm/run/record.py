@@ -18,6 +18,11 @@ _MORE_IS_BETTER = (
 )  # fmt: skip
 
 
+def more_is_better(name: str) -> bool:
+  """Returns whether the best value of a metric is the highest, by the last part of its name."""
+  return name.rpartition('/')[2].endswith(_MORE_IS_BETTER)
+
+
 class Series(NamedTuple):
   """A metric over the run: rising int64 steps (N,) and float64 values (N,), NaN included."""
 
@@ -33,8 +38,7 @@ class Series(NamedTuple):
     finite = np.isfinite(self.values)
     if not finite.any():
       return None
-    more = name.rpartition('/')[2].endswith(_MORE_IS_BETTER)
-    losses = np.where(finite, -self.values if more else self.values, np.inf)
+    losses = np.where(finite, -self.values if more_is_better(name) else self.values, np.inf)
     index = int(np.argmin(losses))
     return int(self.steps[index]), float(self.values[index])
 

@@ -10,8 +10,8 @@ import numpy as np
 import tokenizers
 
 from lm.errors import UserError, nearest
-from lm.text.tokenizers import Special, end_id, parts_encoder
 from lm.task import Converter, Example, Features, Task
+from lm.text.tokenizers import Special, end_id, parts_encoder
 
 if TYPE_CHECKING:
   from lm.types import Array, Batch, Output

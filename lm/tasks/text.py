@@ -1,26 +1,17 @@
 """Tasks from text to text, or to a class, a number, or a tag a word."""
 
 from lm.errors import UserError
-from lm.text.tokenizers import SEPARATOR, Special
 from lm.task import Example, Task
+from lm.text.tokenizers import SEPARATOR, Special
 
 
-def text_to_text(source: str = 'source', target: str = 'target') -> Task:
-  """Writes a text from a text: translation in one direction, generation from a description.
-
-  Args:
-    source: the field of an example that is read.
-    target: the field that is to be written.
-  """
+def text_to_text() -> Task:
+  """Writes target from source: translation in one direction, generation from a description."""
 
   def written(example: Example) -> str:
-    return _text(example, target)
+    return _text(example, 'target')
 
-  return Task(
-    inputs=lambda example: [_text(example, source)],
-    target=written,
-    reference=written,
-  )
+  return Task(lambda example: [_text(example, 'source')], written, written)
 
 
 def translation(languages: tuple[str, ...]) -> Task:

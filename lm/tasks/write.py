@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tokenizers
 
-from lm.text.tokenizers import SEPARATOR, Special, end_id, parts_encoder
 from lm.task import Converter, Example, Features, Task
+from lm.text.tokenizers import SEPARATOR, Special, end_id, parts_encoder
 
 
 def encoder_decoder(task: Task) -> Converter:

@@ -1,0 +1,129 @@
+"""From lines of text to what a trained model writes for them."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from lm.data import features
+from lm.decode.write import Strategy, write
+from lm.errors import UserError
+from lm.run.load import Loaded
+from lm.task import Features
+from lm.text.tokenizers import end_id
+
+
+def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
+  """Yields the lines of a UTF-8 stream without their ends, `size` at a time.
+
+  Raises:
+    UserError: a line is not UTF-8.
+  """
+  numbered = enumerate(lines, 1)
+  while window := list(itertools.islice(numbered, size)):
+    yield [_decoded(number, line) for number, line in window]
+
+
+def _decoded(number: int, line: bytes) -> str:
+  try:
+    return line.decode('utf-8').rstrip('\r\n')
+  except UnicodeDecodeError as e:
+    raise UserError(f'line {number} of the input is not UTF-8 at byte {e.start}') from e
+
+
+class Translator:
+  """Writes targets for lines, each on its own.
+
+  Args:
+    loaded: a model trained on a task whose examples have a 'source'.
+    beam, length_penalty, max_tokens, n_best, batch_size: how to decode, see Strategy.
+    language: `target_language` of the examples, for a model that knows several.
+    too_long: 'error', 'truncate' or 'split' (at the space nearest to the middle, until all parts
+      fit; what is written for the parts is joined by spaces).
+
+  Raises:
+    UserError: the run is of no such task, or the model takes the strategy not.
+  """
+
+  def __init__(
+    self,
+    loaded: Loaded,
+    beam: int,
+    length_penalty: float,
+    max_tokens: int,
+    n_best: int,
+    batch_size: int,
+    language: str | None,
+    too_long: str,
+  ):
+    data = loaded.config.data
+    converter = None if data.task is None else features.open_task(data)[1]
+    if converter is None or converter.prompt is None:
+      raise UserError(
+        f'data.convert={data.convert!r}: this run has no model that writes a target for a text'
+      )
+    self._loaded = loaded
+    self._prompt = converter.prompt(loaded.tokenizer)
+    self._language = {} if language is None else {'target_language': language}
+    self._too_long = too_long
+    self._strategy = Strategy(
+      end=end_id(loaded.tokenizer),
+      max_tokens=max_tokens or data.context,
+      beam=beam,
+      length_penalty=length_penalty,
+      n_best=n_best,
+      batch_size=batch_size,
+    )
+
+  def __call__(self, lines: list[str], before: int = 0) -> Iterator[list[tuple[str, float]]]:
+    """Yields the texts and scores of each line, best first; `before` lines came before these.
+
+    Raises:
+      UserError: a line is too long, and the policy is 'error'.
+    """
+    parts = [self._parts(line, before + i) for i, line in enumerate(lines, 1)]
+    prompts = list(itertools.chain.from_iterable(parts))
+    written = iter(
+      write(self._loaded.model, self._loaded.apply, self._loaded.params, prompts, self._strategy)
+      if prompts
+      else ()
+    )
+    for own in parts:
+      yield self._joined([next(written) for _ in own])
+
+  def _joined(self, of_parts) -> list[tuple[str, float]]:
+    """Returns the n-th texts of all parts of a line as one, and the sum of their scores."""
+    decode = self._loaded.tokenizer.decode
+    if not of_parts:  # an empty line
+      return [('', 0.0)]
+    return [
+      (
+        ' '.join(' '.join(decode(text.tokens).split('\n')) for text in nth),
+        sum(text.score for text in nth),
+      )
+      for nth in zip(*of_parts, strict=False)
+    ]
+
+  def _parts(self, line: str, number: int) -> list[Features]:
+    if not line.strip():
+      return []
+    prompt = self._prompt({'source': line, **self._language})
+    data = self._loaded.config.data
+    limit = data.source_context if prompt.source else data.context
+    size = len(next(iter((prompt.source or prompt.tokens).values())))
+    if size <= limit:
+      return [prompt]
+    if self._too_long == 'truncate':
+      stream = 'source' if prompt.source else 'tokens'
+      cut = {name: values[:limit] for name, values in getattr(prompt, stream).items()}
+      return [prompt._replace(**{stream: cut})]
+    words = line.split()
+    if self._too_long == 'error' or (len(words) < 2 and len(line) < 2):
+      raise UserError(
+        f'line {number} has {size} tokens and the model reads {limit}; '
+        'set --too_long=truncate or --too_long=split'
+      )
+    if len(words) < 2:
+      middle = len(line) // 2
+      return self._parts(line[:middle], number) + self._parts(line[middle:], number)
+    middle = len(words) // 2
+    halves = (' '.join(words[:middle]), ' '.join(words[middle:]))
+    return self._parts(halves[0], number) + self._parts(halves[1], number)

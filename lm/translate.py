@@ -1,0 +1,69 @@
+"""Write a target for every line of stdin, on stdout, with a model trained on a task of texts.
+
+  python -m lm.translate --workdir=DIR [--beam=5] [--to=LANGUAGE] < in > out
+
+One line comes out for every line that goes in, in order; an empty line stays empty. The best
+checkpoint is used, by the config's checkpoint.best. With --n_best=N each line gives up to N lines
+'NUMBER ||| TEXT ||| SCORE'.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from lm.errors import UserError
+from lm.run import cli
+
+_POLICIES = ('error', 'truncate', 'split')
+
+flags.DEFINE_string('workdir', None, 'directory of the run')
+flags.DEFINE_integer('step', None, 'checkpoint to use; the best one unless given')
+flags.DEFINE_integer('beam', 5, 'hypotheses that run on; 1 takes the likeliest token each time')
+flags.DEFINE_float('length_penalty', 0.6, 'alpha of Wu et al. 2016; higher values favour length')
+flags.DEFINE_integer('max_tokens', 0, 'tokens to write at the most; 0 for data.context')
+flags.DEFINE_integer('n_best', 1, 'texts to write for each line')
+flags.DEFINE_string('to', None, 'language to write, where the model knows several')
+flags.DEFINE_string('too_long', 'error', f'what becomes of too long a line: {", ".join(_POLICIES)}')
+flags.DEFINE_integer('batch_size', 64, 'lines at once')
+flags.DEFINE_integer('window', 1024, 'lines that are read, sorted by length and written together')
+
+
+def main(argv: list[str]) -> None:
+  cli.parse(argv)
+  args = flags.FLAGS
+  workdir = pathlib.Path(cli.required('workdir', 'runs/multi30k'))
+  for name in ('beam', 'n_best', 'batch_size', 'window'):
+    if getattr(args, name) < 1:
+      raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
+  if args.n_best > args.beam:
+    raise UserError(f'--n_best={args.n_best} is more than --beam={args.beam}')
+  if args.too_long not in _POLICIES:
+    raise UserError(f'--too_long={args.too_long} is none of {", ".join(_POLICIES)}')
+  from lm.run.load import best_step, load
+  from lm.run.translate import Translator, windows
+
+  loaded = load(workdir, best_step(workdir) if args.step is None else args.step)
+  translator = Translator(
+    loaded,
+    beam=args.beam,
+    length_penalty=args.length_penalty,
+    max_tokens=args.max_tokens,
+    n_best=args.n_best,
+    batch_size=args.batch_size,
+    language=args.to,
+    too_long=args.too_long,
+  )
+  number = 0
+  for lines in windows(sys.stdin.buffer, args.window):
+    for texts in translator(lines, number):
+      number += 1
+      if args.n_best == 1:
+        sys.stdout.write(f'{texts[0][0]}\n')
+      else:
+        sys.stdout.writelines(f'{number} ||| {text} ||| {score:.4f}\n' for text, score in texts)
+    sys.stdout.flush()
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)
