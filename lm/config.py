@@ -167,6 +167,7 @@ def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> Confi
   model = gpt2(depth, d_model, heads, context)
   model.fn = 'lm.models.transformer:EncoderDecoder'
   model.position = 'lm.nn.position:sinusoidal'
+  model.embed_scale = d_model**0.5  # else the sines drown the embeddings
   model.encoder_depth = placeholder(int)  # as many layers as the decoder, unless given
   model.cross_attention = 'lm.nn.layers:Attention'
   model.shared = True  # source and target have one table of embeddings
