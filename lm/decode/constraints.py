@@ -100,11 +100,17 @@ def repetition_penalty(x: float) -> Adjust:
 
 
 def minimum_length(n: int, end: int) -> Adjust:
-  """Forbids the token `end` before the row has said n others."""
-  ban = forbidden_tokens((end,))
+  """Forbids the token `end` before the row has said n others.
+
+  Raises:
+    UserError: `end` is not in the vocabulary.
+  """
+  ids_C = _ids('minimum_length', (end,))
 
   def adjust(logits_V: Array, tokens_L: Array, length: Array) -> Array:
-    return jnp.where(length < n, ban(logits_V, tokens_L, length), logits_V)
+    del tokens_L
+    banned_V = logits_V.at[_within('minimum_length', ids_C, logits_V)].set(-jnp.inf)
+    return jnp.where(length < n, banned_V, logits_V)
 
   return adjust
 

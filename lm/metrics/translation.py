@@ -60,8 +60,8 @@ def ter(language: str = 'en') -> CorpusMetric:
   """Returns the metric 'ter' (Snover et al. 2006): edits a hundred reference words, case ignored.
 
   Args:
-    language: of the references, an ISO 639 code. Words are what lies between spaces; Chinese and
-      Japanese are split into characters by sacrebleu's `normalized` and `asian_support`.
+    language: of the references, an ISO 639 code. Words are what lies between spaces; in Chinese and
+      Japanese each ideograph is one too (sacrebleu's `normalized` and `asian_support`).
 
   Raises:
     UserError: the language has no words that TER could count.
@@ -71,8 +71,8 @@ def ter(language: str = 'en') -> CorpusMetric:
     raise UserError(
       f'language={language!r}: TER counts words, which it does not separate; use chrf'
     )
-  characters = TOKENIZERS.get(code) in ('zh', 'ja-mecab')
-  return _metric('ter', TER(normalized=characters, asian_support=characters))
+  ideographs = TOKENIZERS.get(code) in ('zh', 'ja-mecab')
+  return _metric('ter', TER(normalized=ideographs, asian_support=ideographs))
 
 
 def sentence_scores(

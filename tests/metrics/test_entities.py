@@ -23,15 +23,14 @@ def test_entities_of_a_sentence(tags, found):
 
 
 def test_scores_by_hand():
-  # Two of three predicted entities are among the four right ones; 6 of 9 tags are right.
-  scores = entities()(
-    ['B-PER I-PER O O'.split(), 'B-LOC O B-LOC O O'.split()],
-    ['B-PER I-PER O B-ORG'.split(), 'B-LOC I-LOC B-LOC O B-PER'.split()],
-  )
+  # Two of three predicted entities are among the five right ones; 6 of 9 tags are right.
+  predictions = ['B-PER I-PER O O', 'B-LOC O B-LOC O O']
+  references = ['B-PER I-PER O B-ORG', 'B-LOC I-LOC B-LOC O B-PER']
+  scores = entities()([one.split() for one in predictions], [one.split() for one in references])
   assert scores.values == {
     'precision': pytest.approx(2 / 3),
-    'recall': pytest.approx(2 / 4),
-    'f1': pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)),
+    'recall': pytest.approx(2 / 5),
+    'f1': pytest.approx(2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5)),
     'accuracy': pytest.approx(6 / 9),
   }
 
