@@ -25,6 +25,7 @@ def base() -> ConfigDict:
       'train': 'train',  # the split trained on
       'prepare': (),  # import paths of cached steps: examples -> examples
       'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
+      'specials': (),  # tokens that stand for no text, beside those of the task: '<|mask|>'
       'task': placeholder(str),  # import path of what to do with examples; empty to model text
       'convert': placeholder(str),  # import path of how the architecture does the task
       'labels': (),  # the classes or tags of the task, in order
@@ -32,7 +33,8 @@ def base() -> ConfigDict:
       'source_context': 128,  # tokens in a row of an encoder beside, where there is one
       'too_long': 'error',  # what becomes of an example longer than a row: error, truncate, skip
       'pack': 'lm.data.packing:concatenate',
-      'transforms': (),  # import paths of read-time changes: (row, rng) -> row
+      'transforms': (),  # import paths of read-time changes: (row, rng) -> row, or their builders
+      'reserve': 1.0,  # times its size that an example takes up, for transforms that lengthen it
       'cache': '',  # directory; empty for $LM_CACHE or ~/.cache/lm
       'workers': 0,  # processes that prepare; 0 for one a core
     }
@@ -60,7 +62,24 @@ def base() -> ConfigDict:
       'weight_decay': 0.1,
       'decay': '(kernel|embedding)$',  # regular expression on parameter paths
       'freeze': placeholder(str),  # likewise; what it finds is not trained
+      'freeze_until': placeholder(int),  # from this step on it is trained after all
+      'layer_decay': 1.0,  # the rate of each layer as a share of that of the layer above
+      'rates': (),  # 'PATTERN -> MULTIPLIER' of the rate, by parameter path; the first found counts
       'clip': 1.0,
+    }
+  )
+  config.init = ConfigDict(
+    {
+      'workdir': '',  # of the run whose parameters this one begins with; empty to draw them
+      'step': placeholder(int),  # of its checkpoint; the newest unless given
+      'rules': (),  # 'PATTERN -> REPLACEMENT' where the models differ (lm.run.init)
+    }
+  )
+  config.stop = ConfigDict(
+    {
+      'metric': '',  # 'eval/SET/METRIC'; empty for that of checkpoint.best
+      'patience': 0,  # evaluations without improvement that end the run; 0 for never
+      'least': 0.0,  # the improvement that counts
     }
   )
   config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}})

@@ -25,8 +25,9 @@ def tfds(
   text: str = 'text',
   data_dir: str = '',
   splits: Mapping[str, str] | None = None,
-) -> 'TfdsText':
-  """Returns the text of a TensorFlow Datasets builder, preparing it first where that is needed.
+  columns: Mapping[str, str] | None = None,
+) -> 'TfdsExamples':
+  """Returns examples of a TensorFlow Datasets builder, preparing it first where that is needed.
 
   Args:
     split: one of the builder's splits, or one of the names in `splits`.
@@ -35,6 +36,8 @@ def tfds(
     data_dir: where data sets lie; empty for $TFDS_DATA_DIR or ~/tensorflow_datasets.
     splits: what our names mean, in the notation of TensorFlow Datasets, for example
       {'train': 'train[:99%]', 'validation': 'train[99%:]'}; None for the builder's own names.
+    columns: the feature of each field, for tasks, as {'source': 'en', 'target': 'de'}; classes are
+      given by their names. None for {'text': text}.
 
   Raises:
     UserError: there is no such builder, split or feature; it cannot be prepared here.
@@ -46,24 +49,26 @@ def tfds(
     with locked(directory / f'.{name.replace("/", "-")}.lock'):
       if not builder.is_prepared():
         _prepare(builder, name, directory)
-  if text not in builder.info.features:
-    there = ', '.join(map(repr, sorted(builder.info.features)))
-    raise UserError(f'data.source: tfds {name!r} has no feature {text!r}; there is {there}')
+  fields = {'text': text} if columns is None else columns
+  for feature in fields.values():
+    if feature not in builder.info.features:
+      there = ', '.join(map(repr, sorted(builder.info.features)))
+      raise UserError(f'data.source: tfds {name!r} has no feature {feature!r}; there is {there}')
   if splits is None:
     split_names.check(split, sorted(builder.info.splits))
-    return TfdsText(builder, split, text)
+    return TfdsExamples(builder, split, fields)
   split_names.check(split, list(splits))
-  return TfdsText(builder, splits[split], text)
+  return TfdsExamples(builder, splits[split], fields)
 
 
-class TfdsText(Sequence):
-  """One feature of the examples of one split.
+class TfdsExamples(Sequence):
+  """Some features of the examples of one split.
 
   Attributes:
     fingerprint: the builder's full name with its version, the split, and their sizes.
   """
 
-  def __init__(self, builder: Any, split: str, text: str):
+  def __init__(self, builder: Any, split: str, fields: Mapping[str, str]):
     """Opens a prepared builder.
 
     Raises:
@@ -79,7 +84,8 @@ class TfdsText(Sequence):
       ) from e
     except ValueError as e:
       raise UserError(f'data.source: {builder.info.full_name}: {e}') from e
-    self._text = text
+    self._fields = fields
+    self._features = builder.info.features
     sizes = f'{part.num_examples} of {builder.info.dataset_size}'
     self.fingerprint = f'{builder.info.full_name} {split} {sizes}'
 
@@ -87,11 +93,17 @@ class TfdsText(Sequence):
     return len(self._examples)
 
   def __getitem__(self, index):
-    value = self._examples[index][self._text]
-    if not isinstance(value, bytes):
-      kind = type(value).__name__
-      raise UserError(f'data.source: feature {self._text!r} holds {kind}, not text')
-    return {'text': value.decode('utf-8')}
+    example = self._examples[index]
+    return {field: self._text(example, name) for field, name in self._fields.items()}
+
+  def _text(self, example: Mapping[str, Any], name: str) -> str:
+    value = example[name]
+    if isinstance(value, bytes):
+      return value.decode('utf-8')
+    if hasattr(self._features[name], 'int2str'):  # a class
+      return self._features[name].int2str(int(value))
+    kind = type(value).__name__
+    raise UserError(f'data.source: feature {name!r} holds {kind}, not text')
 
 
 def _builder(name: str, directory: pathlib.Path) -> Any:

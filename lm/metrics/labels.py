@@ -1,6 +1,7 @@
 """Metrics of one prediction an example: a label, a string, a number. A share of 1 is perfect."""
 
 import collections
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -49,6 +50,18 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
         )
       values['f1_positive'] = f1[positive]
     return Scores(values)
+
+  return metric
+
+
+def tags(average: str = 'macro') -> CorpusMetric:
+  """Returns 'accuracy' and 'f1' of the tags of all words; see `classification`."""
+  of_words = classification(average)
+
+  def metric(predictions: Sequence[list[str]], references: Sequence[list[str]]) -> Scores:
+    check_sizes('tags', predictions, references)
+    flat = itertools.chain.from_iterable
+    return of_words(list(flat(predictions)), list(flat(references)))
 
   return metric
 

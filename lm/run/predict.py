@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +15,18 @@ from lm import spec
 from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
 from lm.decode.write import Strategy, write
+from lm.metrics import translation
+from lm.metrics.entities import entities
+from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
 from lm.run.build import Functions
+from lm.run.kept import Evaluated
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Params
 
 
 class Predictions(NamedTuple):
-  """What a model made of the first examples of a set."""
+  """What a model made of the first examples of a set, those that data.too_long skips left out."""
 
   inputs: list[list[str]]
   outputs: list[Any]
@@ -61,17 +65,19 @@ class Predictor:
     self._task, self._converter = features.open_task(config.data)
     examples = prepare.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
-    self.metrics: list[CorpusMetric] = [
-      spec.resolve(path, f'eval.sets.{name}.scores')() for path in section.scores
-    ]
+    key = f'eval.sets.{name}.scores'
+    self._builders = [spec.resolve(path, key) for path in section.scores]
+    self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in self._builders]
 
   def predictions(self, params: Params) -> Predictions:
     """Returns inputs, outputs and references of the set."""
     make = self._written if self._converter.predict is None else self._found
+    found = make(params)
+    examples = [self._examples[i] for i in found]
     return Predictions(
-      [self._task.inputs(example) for example in self._examples],
-      make(params),
-      [self._task.reference(example) for example in self._examples],
+      [self._task.inputs(example) for example in examples],
+      list(found.values()),
+      [self._task.reference(example) for example in examples],
     )
 
   def scores(self, predictions: Predictions) -> tuple[dict[str, float], dict[str, str]]:
@@ -84,25 +90,45 @@ class Predictor:
       notes |= found.notes
     return values, notes
 
-  def _written(self, params: Params) -> list[str]:
+  def evaluated(self, predictions: Predictions) -> list[Evaluated]:
+    """Returns each example by itself, with the score that the set's first metric gives it."""
+    name, scores = score_each(self._builders[0], predictions.outputs, predictions.references)
+    rows = zip(*predictions, scores, strict=True)
+    return [Evaluated(i, output, actual, {name: score}) for i, output, actual, score in rows]
+
+  @property
+  def writes(self) -> bool:
+    """Whether predictions are written token by token, as the config's decode section says."""
+    return self._converter.predict is None
+
+  def _written(self, params: Params) -> dict[int, str]:
+    """Returns what is written for each example, by its index."""
     assert self._converter.prompt is not None
     prompt = self._converter.prompt(self._tokenizer)
     config = self._config
     how = strategy(config.decode, end_id(self._tokenizer), config.data.context)
-    prompts = [prompt(example) for example in self._examples]
-    texts = write(self._functions.model, self._apply, params, prompts, how)
-    return [self._tokenizer.decode(best.tokens) for best, *_ in texts]
+    limits, policy = features.limits(config.data), config.data.too_long
+    prompts = {
+      i: fitted
+      for i, example in enumerate(self._examples)
+      if (fitted := features.fit(prompt(example), limits, policy, i)) is not None
+    }
+    texts = write(self._functions.model, self._apply, params, list(prompts.values()), how)
+    written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
+    return dict(zip(prompts, written, strict=True))
 
-  def _found(self, params: Params) -> list[Any]:
-    pieces: list[list[dict[str, np.ndarray]]] = [[] for _ in self._examples]
-    for feature, parts in self._pieces(params):
-      example = int(self._rows.example[feature])
-      if example < len(pieces):
-        pieces[example].append(parts)
+  def _found(self, params: Params) -> dict[int, Any]:
+    """Returns what is found for each example that has features, by its index."""
+    pieces: dict[int, list[dict[str, np.ndarray]]] = {}
+    for feature, parts in sorted(self._pieces(params), key=lambda pair: pair[0]):
+      pieces.setdefault(int(self._rows.example[feature]), []).append(parts)
     read, labels = self._converter.read, tuple(self._config.data.labels)
     assert read is not None
-    both = zip(self._examples, pieces, strict=True)
-    return [read(labels, example, parts) for example, parts in both]
+    return {
+      i: read(labels, self._examples[i], parts)
+      for i, parts in pieces.items()
+      if i < len(self._examples)
+    }
 
   def _pieces(self, params: Params) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields the index of each feature and what belongs to it of batch and predictions."""
@@ -122,6 +148,43 @@ class Predictor:
     predict = self._converter.predict
     assert predict is not None
     return jax.jit(lambda params, batch: predict(self._functions.apply(params, batch), batch))
+
+
+def score_each(
+  builder: Callable[..., CorpusMetric], outputs: Sequence[Any], references: Sequence[Any]
+) -> tuple[str, list[float]]:
+  """Returns the score of every example by itself, for people to sort by, and its name.
+
+  It is what the metric finds for one example, its F1 or else its first value, save that BLEU does
+  not count n-grams longer than the sentence, and that for classes and tags it is the accuracy.
+
+  Args:
+    builder: of the metric, as lm.spec.resolve finds it.
+    outputs: what was predicted.
+    references: what that is compared with.
+
+  Raises:
+    UserError: from the metric.
+  """
+  plain, arguments = getattr(builder, 'func', builder), getattr(builder, 'keywords', {})
+  both = list(zip(outputs, references, strict=True))
+  if plain is translation.bleu:
+    return 'bleu', translation.sentence_scores(outputs, references, **arguments)
+  if plain is classification:
+    return 'accuracy', [float(output == reference) for output, reference in both]
+  if plain is entities:
+    # The F1 of a sentence without entities would be 0, also where all its tags are right.
+    return 'accuracy', [_share(output, reference) for output, reference in both]
+  metric = builder()
+  found = [metric([output], [reference]).values for output, reference in both]
+  name = 'f1' if 'f1' in found[0] else next(iter(found[0]))
+  return name, [values[name] for values in found]
+
+
+def _share(tags: Sequence[str], reference: Sequence[str]) -> float:
+  """Returns the share of tags that are right; 1 where there are none."""
+  right = sum(tag == actual for tag, actual in zip(tags, reference, strict=True))
+  return right / len(reference) if reference else 1.0
 
 
 def _along(values: np.ndarray, inside: np.ndarray) -> bool:

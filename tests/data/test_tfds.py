@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from lm.data import prepare
+from lm.data.sources import tfds
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -21,7 +22,8 @@ BUILDER = """
 
     def _info(self):
       text = tfds.features.Text()
-      features = {'body': text, 'words': tfds.features.Sequence(text)}
+      mood = tfds.features.ClassLabel(names=['low', 'high'])
+      features = {'body': text, 'words': tfds.features.Sequence(text), 'mood': mood}
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, downloads):
@@ -29,7 +31,7 @@ BUILDER = """
 
     def _generate_examples(self, count):
       for n in range(count):
-        yield n, {'body': f'línea {n}', 'words': ['a', 'b']}
+        yield n, {'body': f'línea {n}', 'words': ['a', 'b'], 'mood': n % 2}
 """
 READ = """
   from lm.data.sources import tfds as source
@@ -84,13 +86,20 @@ def test_splits_are_renamed_and_cut(section, data_dir):
   assert train.bytes + validation.bytes == whole.bytes
 
 
+def test_features_are_fields_and_classes_go_by_their_names(data_dir):
+  columns = {'text': 'body', 'label': 'mood'}
+  examples = tfds('train', name='tiny_lines', data_dir=str(data_dir), columns=columns)
+  odd = {f'línea {n}': 'low' if n % 2 == 0 else 'high' for n in range(20)}
+  assert {e['text']: e['label'] for e in map(examples.__getitem__, range(20))} == odd
+
+
 @pytest.mark.parametrize(
   ('split', 'arguments', 'message'),
   [
     ('validation', {}, "no split 'validation'; there is 'test', 'train'"),
     ('test', {'splits': {'train': 'train'}}, "no split 'test'; there is 'train'"),
     ('train', {'splits': {'train': 'training'}}, "Unknown split 'training'"),
-    ('train', {'text': 'text'}, "has no feature 'text'; there is 'body', 'words'"),
+    ('train', {'text': 'text'}, "has no feature 'text'; there is 'body', 'mood', 'words'"),
     ('train', {'text': 'words'}, "feature 'words' holds .*, not text"),
     ('train', {'name': 'tiny_shakespear'}, "no builder 'tiny_shakespear' .*'tiny_shakespeare'"),
     ('train', {'name': 'glue/cola3'}, 'glue/cola3'),

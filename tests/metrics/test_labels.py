@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from lm.errors import UserError
-from lm.metrics.labels import classification, exact_match, regression
+from lm.metrics.labels import classification, exact_match, regression, tags
 
 
 def test_classification_by_hand():
@@ -39,6 +39,12 @@ def test_a_wrong_average_or_positive_label_is_told():
     classification('marco')
   with pytest.raises(UserError, match=r"positive='Yes' is no label.*it has 'no', 'yes'"):
     classification(positive='Yes')(['yes', 'no'], ['no', 'no'])
+
+
+def test_tags_of_all_words_count_alike():
+  values = tags()([['A', 'B', 'A'], ['B']], [['A', 'B', 'B'], ['B']]).values
+  # A: 1 of 2 predicted and 1 of 1 there, 2/3; B: 2 of 2 and 2 of 3, 4/5.
+  assert values == {'accuracy': 0.75, 'f1': pytest.approx((2 / 3 + 4 / 5) / 2)}
 
 
 def test_exact_match_is_the_share_of_equal_strings():

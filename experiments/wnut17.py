@@ -1,0 +1,40 @@
+"""New and rare entities in English posts: WNUT 2017 (Derczynski et al. 2017), from scratch.
+
+  LM_DATA=DIR python -m lm.train --config=experiments/wnut17.py --workdir=runs/wnut17
+
+Reads $LM_DATA/wnut17_ner: 3,394 posts and 1,009 to validate, whose entities are mostly not those of
+training. Two CPU cores, 5 minutes.
+"""
+
+from ml_collections import ConfigDict
+
+from lm.config import base, choose, encoder
+from lm.task_config import small, tagging
+
+KINDS = ('corporation', 'creative-work', 'group', 'location', 'person', 'product')
+TAGS = ('O', *(f'{place}-{kind}' for kind in KINDS for place in 'BI'))
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 800
+  config.batch_size = 8
+  config.model = encoder(depth=2, d_model=128, heads=4, context=256)
+  config.model.position = 'lm.nn.position:rope'
+  config.model.dropout = 0.3
+  tagging(config, TAGS, 'dev', 'lm.metrics.entities:entities')
+  config.data.source = "lm.data.sources:conll(files='$LM_DATA/wnut17_ner/{split}.tsv')"
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
+  config.data.context = 256
+  config.data.too_long = 'truncate'
+  config.optim.learning_rate = 1e-3
+  config.eval.every = 200
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  from python_tags import TAGS
+
+  config.data.labels = TAGS
+  config.eval.sets.validation.scores = ('lm.metrics.labels:tags',)
+  return small(config, 'lm.data.sources:python_tags(modules=10)', context=128)

@@ -1,0 +1,75 @@
+"""Sections of the configuration that tasks of one kind have in common; see lm.config.
+
+Each function takes a config, sets what the kind of task needs, and returns it.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lm.config import evaluation, smoke
+
+
+def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
+  """An encoder-decoder writes `target` from `source`; BLEU and chrF of a split pick the best.
+
+  Args:
+    config: has the model of an encoder-decoder.
+    language: of the targets, which picks the tokenizer of BLEU.
+    split: the split to evaluate during training.
+  """
+  config.data.task = 'lm.tasks.text:text_to_text'
+  config.data.convert = 'lm.tasks.write:encoder_decoder'
+  scores = (f'lm.metrics.translation:bleu(language="{language}")', 'lm.metrics.translation:chrf')
+  config.eval.sets.validation = _evaluation(split, scores)
+  config.checkpoint.best = 'eval/validation/bleu'
+  config.log.prompts = ()
+  return config
+
+
+def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
+  """An encoder that pools finds the `label` of a `text`; accuracy of a split picks the best."""
+  config.data.task = 'lm.tasks.text:classification'
+  config.data.convert = 'lm.tasks.find:classes'
+  config.data.labels = tuple(labels)
+  config.eval.sets.validation = _evaluation(split, ('lm.metrics.labels:classification',))
+  config.checkpoint.best = 'eval/validation/accuracy'
+  config.log.prompts = ()
+  return config
+
+
+def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -> ConfigDict:
+  """An encoder finds the tag of each word; a score of a split picks the best.
+
+  Args:
+    config: has the model of an encoder.
+    labels: all tags.
+    split: the split to evaluate during training.
+    score: 'lm.metrics.entities:entities' for tags that mark entities, or another corpus metric.
+  """
+  config.data.task = 'lm.tasks.text:tagging'
+  config.data.convert = 'lm.tasks.find:tags'
+  config.data.labels = tuple(labels)
+  config.model.pool = placeholder(str)  # a head on each token
+  config.eval.sets.validation = _evaluation(split, (score,))
+  config.checkpoint.best = 'eval/validation/f1'
+  config.log.prompts = ()
+  return config
+
+
+def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
+  """Returns a task's config shrunk as by `lm.config.smoke`, on an embedded source."""
+  smoke(config)
+  config.data.source = source
+  config.data.train = 'train'
+  config.data.context = config.data.source_context = config.model.context = context
+  config.data.too_long = 'skip'
+  config.decode.max_tokens = 16
+  for section in config.eval.sets.values():
+    section.split, section.limit = 'validation', 8
+  return config
+
+
+def _evaluation(split: str, scores: tuple[str, ...]) -> ConfigDict:
+  return evaluation(split, metrics=('lm.metrics.tokens:targets',), scores=scores)
