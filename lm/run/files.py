@@ -1,7 +1,37 @@
-"""Writing files so that a full disk or a kill at any moment leaves them whole."""
+"""Writing files so that a full disk, a kill at any moment or a second run leaves them whole."""
 
+import contextlib
+import fcntl
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from lm.errors import UserError
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+  """Makes a workdir if need be and holds it against other runs; the system frees it at a kill.
+
+  Raises:
+    UserError: another run holds it, or it cannot be written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / '.lock').open('w')
+  except OSError as e:
+    raise UserError(f'--workdir={workdir} cannot be written: {e.strerror}') from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError(f'--workdir={workdir}: another run is training there') from e
+    except OSError as e:  # a file system without locks
+      print(
+        f'warning: {workdir} cannot be held against a second run: {e.strerror}', file=sys.stderr
+      )
+    yield
 
 
 def replace(path: Path, content: bytes):

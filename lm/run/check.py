@@ -1,0 +1,79 @@
+"""Bounds of the numbers in a config, told before anything is made."""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lm.errors import UserError
+
+# Key -> least value, and greatest. A key that a config lacks (another model, another optimizer) is
+# passed over.
+_BOUNDS: dict[str, tuple[float, float]] = {
+  'seed': (0, 2**32 - 1),
+  'steps': (1, math.inf),
+  'batch_size': (1, math.inf),
+  'microbatches': (1, math.inf),
+  'nonfinite_limit': (1, math.inf),
+  'data.context': (1, math.inf),
+  'data.source_context': (1, math.inf),
+  'data.workers': (0, math.inf),
+  'model.depth': (1, math.inf),
+  'model.d_model': (1, math.inf),
+  'model.heads': (1, math.inf),
+  'model.kv_heads': (1, math.inf),
+  'model.vocab_multiple': (1, math.inf),
+  'model.unroll': (1, math.inf),
+  'model.dropout': (0, 0.999),
+  'objective.z_loss': (0, math.inf),
+  'objective.label_smoothing': (0, 0.999),
+  'objective.chunk': (0, math.inf),
+  'optim.learning_rate': (0, math.inf),
+  'optim.warmup': (0, math.inf),
+  'optim.b1': (0, 0.999999),
+  'optim.b2': (0, 0.999999),
+  'optim.weight_decay': (0, math.inf),
+  'eval.every': (1, math.inf),
+  'eval.batch_size': (1, math.inf),
+  'checkpoint.every': (1, math.inf),
+  'checkpoint.keep': (0, math.inf),
+  'checkpoint.keep_best': (0, math.inf),
+  'log.every': (1, math.inf),
+  'log.sample_tokens': (0, math.inf),
+  'decode.beam': (1, math.inf),
+  'decode.max_tokens': (0, math.inf),
+  'decode.batch_size': (1, math.inf),
+}
+
+
+def numbers(config: ConfigDict) -> None:
+  """Raises UserError for a number that is out of its bounds, or a type that is none."""
+  for key, (least, most) in _BOUNDS.items():
+    value = _get(config, key)
+    if value is not None and not least <= value <= most:
+      above = f' and no more than {most:g}' if most < math.inf else ''
+      raise UserError(f'{key}={value} is out of range: it is at least {least:g}{above}')
+  clip = _get(config, 'optim.clip')
+  if clip is not None and not clip > 0:
+    raise UserError(f'optim.clip={clip}: the largest norm is above 0; inf clips nothing')
+  cap = _get(config, 'model.logit_soft_cap')
+  if cap is not None and not cap > 0:
+    raise UserError(f'model.logit_soft_cap={cap} is not above 0; leave it empty for none')
+  if config.checkpoint.keep + config.checkpoint.keep_best < 1:
+    raise UserError('checkpoint.keep=0 and checkpoint.keep_best=0 keep no checkpoint at all')
+  dtype = _get(config, 'model.dtype')
+  if dtype is not None and dtype not in ('float32', 'bfloat16', 'float16'):
+    raise UserError(f'model.dtype={dtype!r} is none of float32, bfloat16, float16')
+  for key in ('data.transforms', 'data.prepare'):
+    value = _get(config, key)
+    if not isinstance(value, tuple | list):
+      raise UserError(f"{key}={value!r} is not a list of import paths, written ('{value}',)")
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+  node: Any = config
+  for part in key.split('.'):
+    if not isinstance(node, ConfigDict) or part not in node:
+      return None
+    node = node[part]
+  return node
