@@ -3,7 +3,7 @@
   python -m lm.train --config=experiments/dates.py --workdir=runs/dates
   echo 'Donnerstag, 4. März 2021' | python -m lm.translate --workdir=runs/dates
 
-Dates are made from the Unicode CLDR (`pip install 'lm[cldr]'`, no network); those held out never
+Dates are made from the Unicode CLDR (`pip install -e '.[cldr]'`, no network); those held out never
 occur in training in any format or language. Expected: at least 99 % of held-out dates right, in
 less than two minutes on two CPU cores.
 """

@@ -2,7 +2,7 @@
 
   python -m lm.train --config=experiments/language_id.py --workdir=runs/language_id
 
-Names are those of the Unicode CLDR (`pip install 'lm[cldr]'`, no network); tokens are bytes.
+Names are those of the Unicode CLDR (`pip install -e '.[cldr]'`, no network); tokens are bytes.
 `:write` lets an encoder-decoder write the code of the language, `:prefix` a decoder-only model: one
 task, three architectures. Two CPU cores, 2 minutes.
 """

@@ -4,7 +4,7 @@
 
 Reads $LM_DATA/tinyshakespeare/input.txt (1.1 MB); the first 90 % of its characters train, the rest
 validate. `:tfds` reads the same text through the TensorFlow Datasets builder `tiny_shakespeare`
-(preparing it needs `pip install 'lm[tfds]'`). `:best` is the best recipe we know for 80 seconds on
+(preparing it needs `pip install -e '.[tfds]'`). `:best` is the best recipe we know for 80 seconds on
 two CPU cores. Figures: experiments/LOG.md.
 """
 

@@ -4,7 +4,7 @@
   python -m lm.train --config=experiments/wmt14_en_de.py --workdir=runs/wmt14
 
 Reads TensorFlow Datasets' `wmt14_translate/de-en`, which it downloads at first (preparing it needs
-`pip install 'lm[tfds]'`). One GPU with 40 GB or more, or a TPU slice (v4-8 and larger).
+`pip install -e '.[tfds]'`). One GPU with 40 GB or more, or a TPU slice (v4-8 and larger).
 """
 
 from ml_collections import ConfigDict

@@ -1,40 +1,87 @@
 """Evaluate a trained model: one JSON object of metrics on stdout.
 
-python -m lm.evaluate --workdir=DIR [--step=N]
+  python -m lm.evaluate --workdir=DIR [--step=N] [--beam=5] [--predictions=FILE]
+
+Beside the metrics stand `step` and, where metrics have something to tell of themselves (sacrebleu's
+signatures), `notes` by their names. FILE gets a JSON object a line for each example of each set
+with corpus metrics: set, inputs, output, reference, scores.
 """
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from lm.errors import UserError
 from lm.run import cli
 
+if TYPE_CHECKING:
+  from lm.run.evaluators import Evaluators
+
 flags.DEFINE_string('workdir', None, 'directory of the run')
 flags.DEFINE_integer('step', None, 'checkpoint to evaluate; the newest one unless given')
+flags.DEFINE_integer('beam', None, "hypotheses that run on; the config's decode.beam unless given")
+flags.DEFINE_float(
+  'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
+)
+flags.DEFINE_string('predictions', None, 'file to write the outputs to')
+
+_DECODE = ('beam', 'length_penalty')
 
 
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  file = flags.FLAGS.predictions
+  if file is not None and not pathlib.Path(file).absolute().parent.is_dir():
+    raise UserError(f'--predictions={file}: there is no such directory')
+  if file is not None and pathlib.Path(file).is_dir():
+    raise UserError(f'--predictions={file} is a directory; give the name of a file')
   import jax
 
   from lm.data import prepare
-  from lm.run import build
+  from lm.run import build, files, kept
   from lm.run.evaluators import Evaluators
   from lm.run.load import load
 
   loaded = load(workdir, flags.FLAGS.step)
-  functions = build.functions(loaded.config, loaded.tokenizer.get_vocab_size(), jax.devices()[:1])
-  prepared = prepare.tokenizer(loaded.config.data, prepare.show_progress)
+  config = loaded.config
+  for key in _DECODE:
+    if flags.FLAGS[key].value is not None:
+      config.decode[key] = flags.FLAGS[key].value
+  # The parameters are on the first device, whatever mesh they were trained on.
+  config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
+  functions = build.functions(config, loaded.tokenizer.get_vocab_size(), jax.devices()[:1])
+  prepared = prepare.tokenizer(config.data, prepare.show_progress)
   if prepared.to_str() != loaded.tokenizer.to_str():
     raise UserError(
       f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '
       '(another corpus or version of it)'
     )
-  means = Evaluators(loaded.config, functions, loaded.tokenizer).means(loaded.params)
-  print(json.dumps({'step': loaded.step} | means))
+  evaluators = Evaluators(config, functions, loaded.tokenizer)
+  _check_flags(evaluators)
+  found = evaluators.evaluate(loaded.params)
+  if file is not None:
+    sets = found.examples.items()
+    content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
+    files.replace(pathlib.Path(file), content)
+  notes = {'notes': found.notes} if found.notes else {}
+  print(json.dumps({'step': loaded.step} | found.values | notes))
+
+
+def _check_flags(evaluators: 'Evaluators') -> None:
+  """Raises UserError where a flag is given that would change nothing."""
+  predictors = evaluators.predictors.values()
+  if flags.FLAGS.predictions is not None and not predictors:
+    raise UserError(
+      f'--predictions={flags.FLAGS.predictions}: no set has outputs; these are made for sets '
+      'with corpus metrics (eval.sets.NAME.scores)'
+    )
+  for key in _DECODE:
+    value = flags.FLAGS[key].value
+    if value is not None and not any(predictor.writes for predictor in predictors):
+      raise UserError(f'--{key}={value}: no set of this run has outputs that are written by decode')
 
 
 if __name__ == '__main__':

@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
   for name in ('max_tokens', 'num_samples'):
     if getattr(args, name) < 1:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
+  if not 0 <= args.seed < 2**32 - args.num_samples:
+    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.num_samples - 1}')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations
   from lm.run.load import load
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> None:
       choose,
       [args.seed + sample],
       args.max_tokens,
+      tell=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
     first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output
     sys.stdout.write(args.prompt + first[0])

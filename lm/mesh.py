@@ -171,4 +171,5 @@ def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:
   names = (names,) if isinstance(names, str) else (names or ())
   parts = math.prod(mesh.shape[name] for name in names)
   if size % parts:
-    raise UserError(f'{what} of size {size} does not divide over {parts} devices (mesh {names})')
+    axes = ' * '.join(f'mesh.{name}={mesh.shape[name]}' for name in names)
+    raise UserError(f'{what} of size {size} does not divide by {axes}; change one of them')

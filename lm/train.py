@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
   stop_at = flags.FLAGS.stop_at
   if stop_at is not None and stop_at < 1:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
+  if flags.FLAGS.profile < 0:
+    raise UserError(f'--profile={flags.FLAGS.profile} is not a number of steps')
   # Imported after the flags are known to be right, because jax takes seconds.
   from lm.run.loop import train
 

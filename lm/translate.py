@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
   for name in ('beam', 'n_best', 'batch_size', 'window'):
     if getattr(args, name) < 1:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
+  if args.max_tokens < 0:
+    raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
   if args.n_best > args.beam:
     raise UserError(f'--n_best={args.n_best} is more than --beam={args.beam}')
   if args.too_long not in _POLICIES:

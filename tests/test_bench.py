@@ -139,7 +139,7 @@ def test_peer_that_is_not_installed_is_named(monkeypatch):
   request = json.dumps(worker.request_build(SHAPES['tiny']))
   worker.serve('transformers', io.StringIO(request), answers)
   answer = json.loads(answers.getvalue())
-  assert answer['user'] and "pip install 'lm[peers]'" in answer['error']
+  assert answer['user'] and "pip install -e '.[peers]'" in answer['error']
 
 
 @pytest.mark.parametrize(

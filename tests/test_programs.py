@@ -15,10 +15,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = str(ROOT / 'experiments/quickstart.py')
 
 
-class NoStop:
-  signal = None
-
-
 def run(program, *arguments, **environment):
   command = [sys.executable, '-m', f'lm.{program}', *map(str, arguments)]
   return subprocess.run(
@@ -90,6 +86,7 @@ def test_prepare_tells_what_there_is(tmp_path):
   config.write_text(f"""
 from ml_collections import ConfigDict
 from lm.config import base, smoke
+from lm.run.cli import NoStop
 
 def get_config(arg=''):
   config = smoke(base())

@@ -9,10 +9,14 @@ a position to (set, position within the set).
 import collections
 import concurrent.futures
 import functools
+import inspect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import tokenizers
 
+from lm import spec
 from lm.data.rows import FeatureRows, Rows
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
@@ -26,6 +30,27 @@ _AHEAD = 8  # batches made before they are asked for
 # Up to here numpy's permutation of a whole epoch is cheap; Grain's, which needs no memory, slows
 # down below this size, because it walks through 2**16 indices to stay among fewer.
 _SMALL = 2**16
+
+
+def open_transforms(
+  paths: Sequence[str], tokenizer: tokenizers.Tokenizer, rows: AnyRows
+) -> tuple[Transform, ...]:
+  """Returns the transforms of a data section, each of them tried on a row.
+
+  A function that takes `tokenizer` builds a transform; any other is a transform itself.
+
+  Raises:
+    UserError: a path is wrong, or the transform does not suit the rows.
+  """
+  row, transforms = rows[0], []
+  for i, path in enumerate(paths):
+    key = f'data.transforms[{i}]'
+    transform = spec.resolve(path, key)
+    if 'tokenizer' in inspect.signature(transform).parameters:
+      transform = spec.call(transform, key, tokenizer=tokenizer)
+    row = spec.call(transform, key, row, np.random.default_rng(0))
+    transforms.append(transform)
+  return tuple(transforms)
 
 
 def batch_at(
@@ -52,11 +77,12 @@ def batch_at(
   for epoch in np.unique(epochs):
     now = epochs == epoch
     indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
+  batch = rows.batch(indices)
   if not transforms:
-    return rows.batch(indices)
+    return batch
   changed = [
-    _transformed(rows[i], transforms, (seed, int(epoch), int(i)))
-    for i, epoch in zip(indices, epochs, strict=True)
+    _transformed({name: values[b] for name, values in batch.items()}, transforms, key)
+    for b, key in enumerate(zip(itertools.repeat(seed), epochs.tolist(), indices.tolist()))
   ]
   return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
 

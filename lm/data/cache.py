@@ -66,7 +66,14 @@ def artefact(
       raise UserError(
         f'data.cache={cache}: the disk is full ({e.strerror}); make room, or set another directory'
       ) from e
-    if e.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if e.errno in (
+      errno.EACCES,
+      errno.EPERM,
+      errno.EROFS,
+      errno.ENOTDIR,
+      errno.EEXIST,
+      errno.ENOENT,
+    ):
       raise UserError(f'data.cache={cache}: cannot be written: {e.strerror}') from e
     raise
 

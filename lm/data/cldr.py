@@ -1,4 +1,4 @@
-"""Embedded examples in many languages, out of the Unicode CLDR as Babel has it (`lm[cldr]`).
+"""Embedded examples in many languages, out of the Unicode CLDR as Babel has it (extra `cldr`).
 
 An example is a function of the split and its index. In which split something may occur depends on a
 hash of the thing itself: a date, a number or a name.
@@ -204,7 +204,7 @@ def _babel() -> Any:
     import babel.units
   except ModuleNotFoundError as e:
     raise UserError(
-      'data.source: what lm.data.cldr makes needs Babel: pip install "lm[cldr]"'
+      'data.source: what lm.data.cldr makes needs Babel: pip install -e ".[cldr]"'
     ) from e
   return babel
 

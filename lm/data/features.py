@@ -1,6 +1,7 @@
 """From the examples of a task to features, a chunk at a time, and how they lie on the disk."""
 
 import contextlib
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -54,23 +55,26 @@ def encoder(
     raise UserError(f'data.too_long={data["too_long"]!r} is none of {", ".join(POLICIES)}')
   _, converter = open_task(data)
   convert = converter.features(tokenizer, tuple(data['labels']), data['context'])
-  limits = {
-    TOKENS: ('context', data['context']),
-    SOURCE: ('source_context', data['source_context']),
-  }
+  longest = limits(data)
 
   def arrays(examples: Iterable[Example], start: int) -> Arrays:
     found: list[tuple[int, Features]] = []
     count = 0
     for example in examples:
       for features in convert(example):
-        fitted = fit(features, limits, data['too_long'], start + count)
+        fitted = fit(features, longest, data['too_long'], start + count)
         if fitted is not None:
           found.append((count, fitted))
       count += 1
     return _stacked(found) | {COUNT: np.array([count])}
 
   return arrays
+
+
+def limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+  """Returns what bounds 'tokens' and 'source': the key of a data section, and its value."""
+  keys = {TOKENS: 'context', SOURCE: 'source_context'}
+  return {stream: (key, data[key]) for stream, key in keys.items()}
 
 
 def fit(
@@ -80,7 +84,7 @@ def fit(
 
   Args:
     features: tokens and source of any length.
-    limits: 'tokens' and 'source' to the key that bounds them and its value.
+    limits: as `limits` returns them.
     policy: 'error', 'truncate' (the end is cut off) or 'skip'.
     index: of the example, for the error.
 
@@ -132,7 +136,7 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   Arrays along rows go to 'STREAM.NAME.bin' as int32, one after another; the others to .npy files.
   """
   whole: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
-  examples = 0
+  examples, content = 0, hashlib.sha256()
   with contextlib.ExitStack() as stack:
     files: dict[str, Any] = {}
     for chunk in chunks:
@@ -146,10 +150,17 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
         if name not in files:
           files[name] = stack.enter_context((place / f'{stream}.{field}.bin').open('wb'))
         files[name].write(values.data)
+        content.update(values.data)
   for name, parts in whole.items():
     values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
   fields = sorted([*files, *(name for name in whole if name.startswith(f'{VALUES}/'))])
   tokens = sum(int(np.sum(part)) for stream in STREAMS for part in whole[stream])
   features = sum(map(len, whole[EXAMPLE]))
-  return {'documents': examples, 'features': features, 'tokens': tokens, 'fields': fields}
+  return {
+    'documents': examples,
+    'features': features,
+    'tokens': tokens,
+    'fields': fields,
+    'content': content.hexdigest(),
+  }

@@ -45,12 +45,13 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   shaped_by = identity.corpus(data, data['source'], data['train'], source)
   shaped_by |= {'tokenizer': leaves, 'tokenizer code': identity.code([leaves['fn']])}
 
-  specials: tuple[str, ...] = ()
+  specials: tuple[str, ...] = tuple(data['specials'])
   texts_of: Callable[[Example], list[str]] = tokenise.texts_of
   if data['task'] is not None:
     task, converter = features.open_task(data)
-    specials, texts_of = (SEPARATOR, *task.specials), converter.texts
-    shaped_by |= {'specials': specials} | _task_shape(data, ('task', 'convert'))
+    specials, texts_of = (SEPARATOR, *task.specials, *specials), converter.texts
+    shaped_by |= _task_shape(data, ('task', 'convert'))
+  shaped_by |= {'specials': specials}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     texts = _Texts(source, tuple(data['prepare']), texts_of, progress or quiet)
@@ -97,17 +98,23 @@ def rows(
     if data[key] < 1:
       raise UserError(f'data.{key}={data[key]}: a row has at least one token')
   source = source or data['source']
+  # Transforms lengthen what is trained on alone.
+  trained_on = (source, split) == (data['source'], data['train'])
+  reserve = _reserve(data) if trained_on else 1.0
   place, meta = _tokens(data, source, split, tokenizer, progress or quiet)
   shaped_by = {'format': identity.FORMAT, 'tokens': place.name, 'seed': seed}
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:
     pack = spec.resolve(data['pack'], 'data.pack')
     shaped_by |= {'pack': data['pack'], 'code': identity.code([data['pack']])}
+  else:
+    shaped_by |= {'reserve': reserve}
 
   def build(plan_place: pathlib.Path) -> dict[str, Any]:
     if data['task'] is not None:
       sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
       capacity = np.array([data['context'], data['source_context']])
+      sizes = np.minimum(np.ceil(sizes * reserve).astype(np.int64), capacity)
       row_ends, order = packing.whole(sizes, capacity, seed)
       plan = {'row_ends': row_ends, 'order': order}
     else:
@@ -123,6 +130,17 @@ def rows(
   if data['task'] is None:
     return Rows(place, plan_place, data['context'], meta)
   return FeatureRows(place, plan_place, (data['context'], data['source_context']), meta)
+
+
+def _reserve(data: Mapping[str, Any]) -> float:
+  """Returns how many times its size an example takes up in a row that is trained on."""
+  if data['reserve'] < 1:
+    raise UserError(f'data.reserve={data["reserve"]}: an example takes up 1 or more times its size')
+  if data['reserve'] > 1 and data['task'] is None:
+    raise UserError(
+      f'data.reserve={data["reserve"]}: text without a task is packed without gaps; it must be 1.0'
+    )
+  return data['reserve']
 
 
 def _tokens(
@@ -172,10 +190,11 @@ def _write_documents(
   place: pathlib.Path, chunks: Iterator[workers.Arrays], dtype: Any
 ) -> dict[str, Any]:
   """Writes the tokens of documents into a directory; returns what meta.json says of them."""
-  counts, sizes = [], []
+  counts, sizes, content = [], [], hashlib.sha256()
   with (place / 'tokens.bin').open('wb') as f:
     for chunk in chunks:
       f.write(chunk['tokens'].data)
+      content.update(chunk['tokens'].data)
       counts.append(chunk['counts'])
       sizes.append(chunk['sizes'])
   none = np.zeros(0, np.int64)
@@ -187,6 +206,7 @@ def _write_documents(
     'tokens': int(ends[-1]) if len(ends) else 0,
     'bytes': int(doc_bytes.sum()),
     'dtype': np.dtype(dtype).name,
+    'content': content.hexdigest(),
   }
 
 

@@ -21,7 +21,8 @@ class Rows:
     tokens: number of targets in all rows.
     bytes: UTF-8 bytes of all documents.
     documents: how many there are.
-    fingerprint: names the content and the packing.
+    fingerprint: names the content and the packing on this machine.
+    content: a digest of the tokens, the same wherever they were prepared.
     context: T.
     size: tokens that a row has room for, T.
   """
@@ -41,6 +42,7 @@ class Rows:
     self.bytes: int = meta['bytes']
     self.documents: int = meta['documents']
     self.fingerprint = plan.name
+    self.content: str = meta['content']
     self.context = context
     self.size = context
     # Plain arrays over the maps: indexing a np.memmap costs several times as much.
@@ -111,7 +113,8 @@ class FeatureRows:
     tokens: number of tokens in all rows, those of sources included.
     documents: how many examples there are.
     example: (features,) int64, the example that each was made of.
-    fingerprint: names the content and the packing.
+    fingerprint: names the content and the packing on this machine.
+    content: a digest of the tokens, the same wherever they were prepared.
     context: T.
     size: tokens that a row has room for, T and, where there is an encoder beside, S.
   """
@@ -134,6 +137,7 @@ class FeatureRows:
     self.tokens: int = meta['tokens']
     self.documents: int = meta['documents']
     self.fingerprint = plan.name
+    self.content: str = meta['content']
     self.context = contexts[0]
     self.example = _load(place / 'example.npy')
     self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')

@@ -1,7 +1,7 @@
 """TensorFlow Datasets, read by position from ArrayRecord files without TensorFlow.
 
 Reading what is prepared never needs TensorFlow, nor does preparing a builder that avoids `tf.io`.
-Other builders import it while they prepare themselves: the extra `lm[tfds]` brings it.
+Other builders import it while they prepare themselves: the extra `tfds` brings it.
 """
 
 import contextlib
@@ -125,7 +125,8 @@ def _builder(name: str, directory: pathlib.Path) -> Any:
       'for local files take lm.data.sources:text or :columns'
     ) from e
   except ValueError as e:  # an unknown config or version
-    raise UserError(f'data.source: tfds {name!r}: {str(e).splitlines()[0]}') from e
+    first = str(e).splitlines()[0][:200]
+    raise UserError(f'data.source: tfds {name!r} has no such config or version: {first}') from e
 
 
 def _prepare(builder: Any, name: str, directory: pathlib.Path) -> None:
@@ -139,7 +140,7 @@ def _prepare(builder: Any, name: str, directory: pathlib.Path) -> None:
   except ImportError as e:
     if 'tensorflow' in str(e).lower():
       raise UserError(
-        f"data.source: preparing tfds {name!r} needs TensorFlow: pip install 'lm[tfds]' "
+        f"data.source: preparing tfds {name!r} needs TensorFlow: pip install -e '.[tfds]' "
         '(reading it afterwards does not)'
       ) from e
     package = (e.name or str(e)).partition('.')[0].replace('_', '-')
@@ -205,5 +206,5 @@ def _needs_download(name: str, missing: Mapping[str, pathlib.Path]) -> UserError
   others = f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''
   return UserError(
     f'data.source: tfds {name!r} needs a download and there is no network: put {url} at '
-    f'{place}{others}, or take lm.data.sources:text for a local file'
+    f'{place}{others} (make its folder), or take lm.data.sources:text for a local file'
   )

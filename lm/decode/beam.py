@@ -107,7 +107,7 @@ def beam_search(
 
   def body(carry):
     search, state = carry
-    latest_BM = jax.lax.dynamic_index_in_dim(search.tokens, search.length - 1, 2, False)
+    latest_BM = jax.lax.dynamic_index_in_dim(search.tokens, search.length - 1, 2, keepdims=False)
     logits_RV, state = step(latest_BM.reshape(-1), state)
     search, rows_R = advance(search, logits_RV)
     return search, take(state, rows_R)
@@ -146,7 +146,7 @@ def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefi
   counts_BC = ends_BC & (jnp.arange(2 * beam) < beam)[None] & ~search.done[:, None]
   scores_BC = jnp.where(counts_BC, log_p_BC / _penalty(length, length_penalty), -jnp.inf)
   new = Hypotheses(said_BCL, jnp.full((B, 2 * beam), length), scores_BC)
-  both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), search.finished, new)
+  both = _beside(search.finished, new)
   finished = _rows(both, jax.lax.top_k(both.scores, beam)[1])
 
   log_p_BM, kept_BM = jax.lax.top_k(jnp.where(ends_BC, -jnp.inf, log_p_BC), beam)
@@ -186,11 +186,7 @@ def _answer(search: _Search, n_best: int, length_penalty: float | Array) -> Hypo
   lengths_BM = jnp.full((B, beam), search.length)
   scores_BM = search.log_p / _penalty(search.length, length_penalty)
   running = Hypotheses(search.tokens, lengths_BM, scores_BM)
-  both = jax.tree.map(
-    lambda x, y: jnp.concatenate([x, y], axis=1),
-    search.finished,
-    running,
-  )
+  both = _beside(search.finished, running)
   finished_B = jnp.isfinite(search.finished.scores).sum(1)[:, None]
   place_N = jnp.arange(n_best)[None]
   first = _rows(both, jnp.where(place_N < finished_B, place_N, beam + place_N - finished_B))
@@ -200,6 +196,10 @@ def _answer(search: _Search, n_best: int, length_penalty: float | Array) -> Hypo
     lengths=jnp.where(exists_BN, first.lengths, 0),
     scores=first.scores,
   )
+
+
+def _beside(left: Hypotheses, right: Hypotheses) -> Hypotheses:
+  return Hypotheses(*(jnp.concatenate(pair, axis=1) for pair in zip(left, right, strict=True)))
 
 
 def _rows(hypotheses: Hypotheses, index_BN: Array) -> Hypotheses:

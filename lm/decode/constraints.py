@@ -52,8 +52,8 @@ def constrain(
     adjusted_BV = jax.vmap(fn, in_axes=(0, 0, None))(adjusted_BV, tokens_BL, length)
   if prefix is None:
     return adjusted_BV
-  last = prefix.tokens.shape[1] - 1
-  forced_B = jax.lax.dynamic_index_in_dim(prefix.tokens, jnp.minimum(length, last), 1, False)
+  # Behind the end of the prefixes this reads their last token, which then counts for no row.
+  forced_B = jax.lax.dynamic_index_in_dim(prefix.tokens, length, axis=1, keepdims=False)
   is_forced_BV = jnp.arange(logits_BV.shape[1])[None] == forced_B[:, None]
   forced_BV = jnp.where(is_forced_BV, logits_BV, -jnp.inf)
   return jnp.where((length < prefix.lengths)[:, None], forced_BV, adjusted_BV)

@@ -1,6 +1,6 @@
 """From a prompt to text: encoding, streaming, and decoding as the tokens come."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import tokenizers
@@ -22,10 +22,13 @@ def continuations(
   choose: Choose,
   seeds: list[int],
   max_tokens: int,
+  key: str = '--prompt',
+  tell: Callable[[str], None] = lambda note: None,
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
 
-  Rows end at the end-of-text token, at `max_tokens`, or where the model's context is full.
+  Rows end at the end-of-text token, at `max_tokens`, or where the model's context is full, which
+  `tell` is told beforehand. `key` names the prompt in errors.
 
   Raises:
     UserError: a prompt is longer than the model's context.
@@ -36,9 +39,11 @@ def continuations(
   longest = max(map(len, encoded))
   if longest > model.context:
     raise UserError(
-      f'--prompt has {longest} tokens and the model reads {model.context}; give a shorter one'
+      f'{key} has {longest} tokens and the model reads {model.context}; give a shorter one'
     )
-  max_tokens = min(max_tokens, model.context - longest + 1)
+  if longest + max_tokens > model.context + 1:
+    max_tokens = model.context - longest + 1
+    tell(f'the model reads {model.context} tokens: {max_tokens} are added to the prompt')
   done = [False] * len(prompts)
   # Text comes in pieces that never split a character, whose bytes may be several tokens.
   decoders = [DecodeStream(skip_special_tokens=True) for _ in prompts]

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust
-from lm.decode.generate import generate
+from lm.decode.generate import Step, generate
 from lm.decode.sampling import Choose, greedy
-from lm.decode.steps import bucket, padded, prefill, step_of, take_of
+from lm.decode.steps import State, bucket, padded, prefill, step_of, take_of
 from lm.errors import UserError
 from lm.task import Features
 from lm.types import Apply, Array, Params
@@ -49,7 +50,9 @@ def write(
   """Returns the `n_best` texts for each prompt, in the order of the prompts, best first.
 
   What is written depends on the prompt and its seed alone, not on the other prompts or the size of
-  the batches: these are made of prompts of like lengths only for speed.
+  the batches: these are made of prompts of like lengths only for speed. What has not ended where
+  the model's context is full stops there and scores -inf; beam search prefers whatever has ended.
+  A prompt for which nothing is found has one empty text, of score -inf.
 
   Args:
     model: has `init_cache`, `take_rows` and `context`.
@@ -98,7 +101,7 @@ def batches_of(
       [
         _written(tokens[row, n, : lengths[row, n]], scores[row, n], strategy.end)
         for n in range(tokens.shape[1])
-        if lengths[row, n]
+        if lengths[row, n] or n == 0
       ]
       for row in range(len(indices))
     ]
@@ -114,7 +117,7 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy) -> Callable[...,
     B, P = batch['inputs'].shape
     cache = model.init_cache(B, P + strategy.max_tokens)
     logits_BV, state = prefill(apply, params, batch, cache)
-    step = step_of(apply, params)
+    step = _within(model.context, step_of(apply, params))
     if strategy.beam == 1:
       tokens, lengths, scores = generate(
         step,
@@ -143,9 +146,20 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy) -> Callable[...,
   return search
 
 
+def _within(context: int, step: Step) -> Step:
+  """Returns a step after which a row whose last token had no place in the context says no more."""
+
+  def bounded(tokens_R: Array, state: State) -> tuple[Array, State]:
+    fits_R = state.positions < context
+    logits_RV, state = step(tokens_R, state)
+    return jnp.where(fits_R[:, None], logits_RV, -jnp.inf), state
+
+  return bounded
+
+
 def _written(tokens: np.ndarray, score: float, end: int) -> Written:
   ids = tokens.tolist()
-  return Written(ids[:-1] if ids[-1] == end else ids, float(score))
+  return Written(ids[:-1] if ids[-1:] == [end] else ids, float(score))
 
 
 def _sizes(prompt: Features) -> tuple[int, int]:

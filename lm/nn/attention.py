@@ -41,13 +41,36 @@ def blocked(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int 
   return _token_major(jnp.concatenate(outputs, axis=3))
 
 
+def weights(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> Array:
+  """Returns the weights (B, H, T, S) float32 by which the attention functions here mix values.
+
+  They are not negative and sum to 1 over the keys.
+  """
+  B, T, H, _ = q_BTHK.shape
+  q_BGRTK, k_BGSK = _queries(q_BTHK, k_BSGK.shape[2]), _groups(k_BSGK)
+  return _weights(q_BGRTK, k_BGSK, mask).reshape(B, H, T, k_BSGK.shape[1])
+
+
+def mixed(weights_BHTS: Array, v_BSGK: Array) -> Array:
+  """Returns the values mixed by weights (B, T, H, K): `dot_product`, given its weights."""
+  B, H, T, S = weights_BHTS.shape
+  G = v_BSGK.shape[2]
+  return _token_major(_mixed(weights_BHTS.reshape(B, G, H // G, T, S), _groups(v_BSGK)))
+
+
 def _head_major(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> tuple[Array, Array, Array]:
   # Transposed once, so that every product is a batch of plain matrices.
+  return _queries(q_BTHK, k_BSGK.shape[2]), _groups(k_BSGK), _groups(v_BSGK)
+
+
+def _queries(q_BTHK: Array, G: int) -> Array:
   B, T, H, K = q_BTHK.shape
-  G = k_BSGK.shape[2]
   q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-  q_BGRTK *= jnp.asarray(1 / math.sqrt(K), q_BTHK.dtype)
-  return q_BGRTK, k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+  return q_BGRTK * jnp.asarray(1 / math.sqrt(K), q_BTHK.dtype)
+
+
+def _groups(k_BSGK: Array) -> Array:
+  return k_BSGK.transpose(0, 2, 1, 3)
 
 
 def _token_major(o_BGRTK: Array) -> Array:
@@ -56,6 +79,10 @@ def _token_major(o_BGRTK: Array) -> Array:
 
 
 def _attend(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, mask: Mask) -> Array:
+  return _mixed(_weights(q_BGRTK, k_BGSK, mask), v_BGSK)
+
+
+def _weights(q_BGRTK: Array, k_BGSK: Array, mask: Mask) -> Array:
   B, G, R, T, K = q_BGRTK.shape
   S = k_BGSK.shape[2]
   # The heads of a group are rows of one matrix: they read the same keys.
@@ -72,9 +99,14 @@ def _attend(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, mask: Mask) -> Array:
   visible_B1TS = mask.dense()
   if visible_B1TS is not None:
     scores_BGRTS = jnp.where(visible_B1TS[:, :, None], scores_BGRTS, MASKED)
-  weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1).astype(v_BGSK.dtype)
-  o_BGMK = jnp.einsum('bgms,bgsk->bgmk', weights_BGRTS.reshape(B, G, R * T, S), v_BGSK)
-  return o_BGMK.reshape(B, G, R, T, K)
+  return jax.nn.softmax(scores_BGRTS, axis=-1)
+
+
+def _mixed(weights_BGRTS: Array, v_BGSK: Array) -> Array:
+  B, G, R, T, S = weights_BGRTS.shape
+  weights_BGMS = weights_BGRTS.astype(v_BGSK.dtype).reshape(B, G, R * T, S)
+  o_BGMK = jnp.einsum('bgms,bgsk->bgmk', weights_BGMS, v_BGSK)
+  return o_BGMK.reshape(B, G, R, T, -1)
 
 
 def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

@@ -15,7 +15,7 @@ from flax.linen.initializers import Initializer
 
 from lm.mesh import constrain, named
 from lm.nn import attention
-from lm.nn.tap import tap
+from lm.nn.tap import COLLECTION, tap
 from lm.types import Array, Mask
 
 
@@ -67,6 +67,10 @@ class Attention(nn.Module):
   (B, S, D), or Projected. `cache` is None or a dict. For self-attention it holds keys and values
   (B, S, G, K) and `cursor`, the slot where the T new ones go; the mask then speaks of the slots.
   Attention to a memory returns the keys and values of the memory in it.
+
+  Sites of lm.nn.tap: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K), which
+  are the values mixed by the weights, and `output` (B, T, D). The weights are those of softmax
+  attention under the mask, as `attend` honours it; an `attend` of another kind mixes by others.
   """
 
   heads: int
@@ -135,8 +139,19 @@ class Attention(nn.Module):
       cache = {'k': k_BSGK, 'v': v_BSGK, 'cursor': cursor + q_BTHK.shape[1]}
     if self.window is not None:
       mask = mask.replace(window=self.window)
-    o_BTHK = tap(self, 'heads', self.attend(q_BTHK, k_BSGK, v_BSGK, mask))
+    v_BSGK = tap(self, 'values', v_BSGK)
+    o_BTHK = tap(self, 'heads', self._attended(q_BTHK, k_BSGK, v_BSGK, mask))
     return constrain(o_BTHK, 'batch', 'time', 'heads', 'head_dim'), cache
+
+  def _attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+    if self.is_mutable_collection(COLLECTION):
+      # `attend` never shows its weights. Where sites are read they are found beside it; only where
+      # they are edited do they take its place.
+      weights_BHTS = attention.weights(q_BTHK, k_BSGK, mask)
+      edited_BHTS = tap(self, 'weights', weights_BHTS)
+      if edited_BHTS is not weights_BHTS:
+        return attention.mixed(edited_BHTS, v_BSGK)
+    return self.attend(q_BTHK, k_BSGK, v_BSGK, mask)
 
   def out(self, o_BTHK: Array, width: int) -> Array:
     """Returns the heads' outputs mapped back to the model's width (B, T, D)."""

@@ -14,6 +14,7 @@ from lm import mesh as meshes
 from lm import spec
 from lm.errors import UserError
 from lm.optim import Optimizer
+from lm.run import check
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
 
@@ -35,6 +36,7 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
   Raises:
     UserError: a value of the config is wrong, or two do not fit together.
   """
+  check.numbers(config)
   mesh_config = {k: v for k, v in config.mesh.items() if k != 'rules'}
   mesh = meshes.make(mesh_config, devices)
   rules = meshes.rules(config.mesh.rules)
@@ -81,7 +83,7 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
 def metrics(config: ConfigDict, name: str) -> list[Metric]:
   """Returns the metrics of the evaluation set `name`."""
   key = f'eval.sets.{name}.metrics'
-  return [spec.resolve(path, key)() for path in config.eval.sets[name].metrics]
+  return [spec.call(spec.resolve(path, key), key) for path in config.eval.sets[name].metrics]
 
 
 def apply_of(model: nn.Module) -> Apply:

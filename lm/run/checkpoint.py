@@ -1,7 +1,8 @@
 """Checkpoints: Orbax underneath, a strict comparison before any restore, and what is kept.
 
 A checkpoint of a step has two items: `params`, all that evaluation and generation read, and
-`training`, the rest of the state.
+`training`, the rest of the state. Where a run may stop early it has a third, `stopping`: what was
+seen before the evaluation of that step, which comes after the save.
 """
 
 import pathlib
@@ -12,12 +13,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lm.errors import UserError, nearest
 from lm.run.logging import Events, read_lines
 from lm.run.record import more_is_better
 from lm.run.step import TrainState
-from lm.types import Params
+from lm.types import Array, Params
 
 
 class Checkpoints:
@@ -32,16 +34,23 @@ class Checkpoints:
     self.folder = (workdir / 'checkpoints').absolute()
     self.folder.mkdir(parents=True, exist_ok=True)
     # Named here, so that the shapes of a checkpoint can be read before anything is restored.
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ('params', 'training')}
+    handlers: dict[str, ocp.CheckpointHandler] = {
+      'params': ocp.StandardCheckpointHandler(),
+      'training': ocp.StandardCheckpointHandler(),
+      'stopping': ocp.JsonCheckpointHandler(),
+    }
     self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
     """Returns the steps that are saved and whole, in order."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, state: TrainState) -> None:
+  def save(self, step: int, state: TrainState, stopping: Mapping[str, Any] | None = None) -> None:
     """Starts saving; what went wrong with the save before surfaces here as an OSError or alike."""
-    self._manager.save(step, args=_split(state, ocp.args.StandardSave), force=True)
+    items = _split(state, ocp.args.StandardSave)
+    if stopping is not None:
+      items['stopping'] = ocp.args.JsonSave(dict(stopping))
+    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def wait(self) -> None:
     """Waits until what was started is on disk; raises what went wrong with it."""
@@ -59,33 +68,48 @@ class Checkpoints:
     (self.folder / str(step)).rename(target)
     self._manager.reload()
 
-  def restore(self, step: int, abstract: TrainState) -> TrainState:
-    """Returns the state of a step on the mesh of `abstract`.
+  def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:
+    """Returns the state of a step on the mesh of `abstract`, and what `stopping` was saved with it.
 
     Raises:
       UserError: its tree is not that of `abstract`.
       Exception: whatever Orbax makes of damaged files.
     """
     self._check(step, abstract)
-    restored = self._manager.restore(step, args=_split(abstract, ocp.args.StandardRestore))
-    return TrainState(params=restored['params'], **restored['training'])
+    items = _split(abstract, ocp.args.StandardRestore)
+    if 'stopping' in self._manager.item_metadata(step):
+      items['stopping'] = ocp.args.JsonRestore()
+    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    state = TrainState(params=restored['params'], **restored['training'])
+    return state, restored.get('stopping')
 
   def restore_params(self, step: int, abstract: Params) -> Params:
     """Returns the parameters alone."""
-    difference = tree_difference(self._shapes(step, 'params'), _shapes(abstract))
+    difference = tree_difference(self.shapes(step, 'params'), _shapes(abstract))
     if difference:
       raise UserError(f'--step={step}: the checkpoint does not fit the config: {difference}')
     args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
     return self._manager.restore(step, args=args)['params']
 
+  def restore_some(
+    self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
+  ) -> dict[str, Array]:
+    """Returns some parameters by path; they are there, and of the shapes that are asked for."""
+    tree = unflatten_dict(dict(abstract), sep='/')
+    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+    args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      return flatten_dict(reader.restore(self.folder / str(step) / 'params', args=args), sep='/')
+
   def _check(self, step: int, abstract: TrainState) -> None:
     wanted = {'params': abstract.params, 'training': _training(abstract)}
     for item, tree in wanted.items():
-      difference = tree_difference(self._shapes(step, item), _shapes(tree))
+      difference = tree_difference(self.shapes(step, item), _shapes(tree))
       if difference:
         raise UserError(f'checkpoint {step} of {self.folder} does not fit: {item}: {difference}')
 
-  def _shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
+  def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the arrays of an item by path, without reading them."""
     metadata = self._manager.item_metadata(step)
     tree = metadata[item]
     if tree is None:
@@ -98,8 +122,8 @@ class Checkpoints:
 
 def restore_newest(
   checkpoints: Checkpoints, abstract: TrainState, events: Events
-) -> TrainState | None:
-  """Returns the newest intact state, or None where nothing was saved yet.
+) -> tuple[TrainState, Mapping[str, Any] | None] | None:
+  """Returns what `restore` does of the newest intact step, or None where nothing was saved yet.
 
   Damaged checkpoints are told, moved to `damaged/` beside, and the one before is tried.
 
@@ -109,9 +133,9 @@ def restore_newest(
   steps = checkpoints.steps()
   for step in reversed(steps):
     try:
-      state = checkpoints.restore(step, abstract)
+      restored = checkpoints.restore(step, abstract)
       events.write('restore', step=step)
-      return state
+      return restored
     except UserError:
       raise
     except Exception as e:  # whatever Orbax and its storage make of damaged files
@@ -119,9 +143,24 @@ def restore_newest(
       events.write('error', step=step, error=f'damaged checkpoint: {reason}')
       print(f'warning: checkpoint {step} is damaged ({reason})', file=sys.stderr)
       checkpoints.set_aside(step)
-  if steps:
-    raise UserError(f'{checkpoints.folder}: no intact checkpoint; all are in damaged/ now')
+  damaged = checkpoints.folder.parent / 'damaged'
+  if damaged.is_dir():
+    raise UserError(
+      f'{checkpoints.folder}: no intact checkpoint; all are in {damaged}; take another workdir, '
+      'or remove that folder to begin again'
+    )
   return None
+
+
+def holds_checkpoints(workdir: pathlib.Path) -> bool:
+  """Returns whether there is something to resume from; makes nothing in the workdir."""
+  if not (workdir / 'checkpoints').is_dir():
+    return False
+  checkpoints = Checkpoints(workdir)
+  try:
+    return bool(checkpoints.steps())
+  finally:
+    checkpoints.close()
 
 
 def first_line(error: Exception) -> str:
@@ -134,8 +173,8 @@ def _training(state: TrainState) -> dict[str, Any]:
   return {name: getattr(state, name) for name in names}
 
 
-def _split(state: TrainState, args) -> ocp.args.Composite:
-  return ocp.args.Composite(params=args(state.params), training=args(_training(state)))
+def _split(state: TrainState, args) -> dict[str, Any]:
+  return {'params': args(state.params), 'training': args(_training(state))}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -152,7 +191,10 @@ def _key(path) -> str:
 
 
 def tree_difference(
-  saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], most: int = 4
+  saved: Mapping[str, tuple[int, ...]],
+  wanted: Mapping[str, tuple[int, ...]],
+  most: int = 4,
+  tell_extra: bool = True,
 ) -> str:
   """Returns one line on how two trees of shapes differ, empty when they do not.
 
@@ -161,7 +203,8 @@ def tree_difference(
   rows = []
   for name in sorted(wanted.keys() - saved.keys()):
     rows.append(f'missing {name}{nearest(name, saved.keys() - wanted.keys())}')
-  rows += [f'extra {name}' for name in sorted(saved.keys() - wanted.keys())]
+  if tell_extra:
+    rows += [f'extra {name}' for name in sorted(saved.keys() - wanted.keys())]
   for name in sorted(wanted.keys() & saved.keys()):
     if saved[name] != wanted[name]:
       rows.append(f'{name} is {saved[name]} and should be {wanted[name]}')

@@ -26,10 +26,10 @@ def run(main: Callable[[list[str]], int | None], doc: str) -> None:
 
 def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str]) -> int:
   program = f'lm.{os.path.basename(argv[0]).removesuffix(".py")}'
-  if {'--help', '-h', '-help'} & set(argv[1:]):
-    print(_help(doc))
-    return OK
   try:
+    if {'--help', '-h', '-help'} & set(argv[1:]):
+      print(_help(doc), flush=True)
+      return OK
     return main(list(argv)) or OK
   except UserError as e:
     print(f'{program}: {e}', file=sys.stderr)
@@ -133,17 +133,35 @@ def _check_key(loaded: ConfigDict, key: str) -> None:
 
 def _help(doc: str) -> str:
   lines = [doc.strip(), '', 'Flags:']
+  if '--config=' in doc:
+    lines.append('  --config: experiment file, FILE.py or FILE.py:ARG')
+    lines.append(
+      '  --config.KEY=VALUE: another value for a leaf of the config; any number of these'
+    )
   for flag in flags.FLAGS.get_flags_for_module(sys.modules['__main__']):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')
   return '\n'.join(lines)
 
 
+class NoStop:
+  """What a run asks that nobody stops, as in a notebook or a test."""
+
+  signal = None
+
+  def begin(self) -> None:
+    pass
+
+
 class Stop:
-  """Whether the process was told to stop, from the moment this is made (SIGTERM or SIGINT)."""
+  """Whether the process was told to stop, from the moment this is made (SIGTERM or SIGINT).
+
+  Before `begin`, when there is nothing to save yet, it stops at once.
+  """
 
   def __init__(self) -> None:
     self.signal: str | None = None
+    self._begun = False
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)
 
@@ -152,3 +170,9 @@ class Stop:
     if self.signal is not None:  # told twice: the user means it
       raise KeyboardInterrupt
     self.signal = signal.Signals(number).name
+    if not self._begun:
+      raise Preempted(f'{self.signal}: stopped before the first step; nothing was to be saved')
+
+  def begin(self) -> None:
+    """From here on the process itself looks at `signal` and stops where its state can be saved."""
+    self._begun = True

@@ -1,4 +1,8 @@
-"""The evaluations of a run: every named set, and samples."""
+"""The evaluations of a run: every named set, what is kept of its outputs, and samples."""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import tokenizers
@@ -9,18 +13,43 @@ from lm.data import batches, prepare
 from lm.data.rows import FeatureRows, Rows
 from lm.decode.sampling import sampler
 from lm.decode.text import continuations
-from lm.run import build
+from lm.errors import UserError
+from lm.models.transformer import Encoder, EncoderDecoder
+from lm.run import build, kept
+from lm.run.attention import AttentionMaps
 from lm.run.build import Functions
+from lm.run.checkpoint import badness
 from lm.run.evaluate import EvalStep, evaluate, make_eval_step
+from lm.run.kept import Evaluated
 from lm.run.predict import Predictor
 from lm.run.watch import Watch
 from lm.types import Metric, Params
 
 
+class Evaluation(NamedTuple):
+  """What all sets say of a model: values and notes by 'eval/SET/METRIC', examples by set."""
+
+  values: dict[str, float]
+  notes: dict[str, str]
+  examples: dict[str, list[Evaluated]]
+
+
 class Evaluators:
-  """The sets of `config.eval.sets`, each with its rows, metrics and compiled step."""
+  """The sets of `config.eval.sets`, each with its rows, metrics and compiled step.
+
+  Attributes:
+    predictors: of the sets that have corpus metrics.
+
+  Raises:
+    UserError: a set is wrong, or there are prompts for a model that does not continue them.
+  """
 
   def __init__(self, config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer):
+    if config.log.prompts and isinstance(functions.model, Encoder | EncoderDecoder):
+      raise UserError(
+        f'log.prompts={tuple(config.log.prompts)!r}: only a decoder continues prompts, and '
+        f'model.fn={config.model.fn!r} is none; set log.prompts=()'
+      )
     self._config = config
     self._functions = functions
     self._tokenizer = tokenizer
@@ -30,7 +59,7 @@ class Evaluators:
     # Samples are few rows, which do not divide over a mesh.
     self._apply = build.apply_of(functions.model)
     self._sets: dict[str, tuple[Rows | FeatureRows, list[Metric], EvalStep]] = {}
-    self._predictors: dict[str, Predictor] = {}
+    self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
       rows = prepare.rows(
         config.data,
@@ -43,29 +72,67 @@ class Evaluators:
       metrics = build.metrics(config, name)
       self._sets[name] = rows, metrics, make_eval_step(functions.apply, metrics)
       if isinstance(rows, FeatureRows) and section.scores:
-        self._predictors[name] = Predictor(config, name, functions, tokenizer, rows, self._apply)
+        self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, self._apply)
 
-  def means(self, params: Params) -> dict[str, float]:
-    """Returns 'eval/SET/METRIC' of all sets."""
+  @functools.cached_property
+  def _attention(self) -> AttentionMaps | None:
+    """The attention maps of the first set."""
+    for name, (rows, *_) in self._sets.items():
+      return AttentionMaps(self._config, name, self._functions.model, self._tokenizer, rows)
+    return None
+
+  def evaluate(self, params: Params) -> Evaluation:
+    """Returns the metrics of all sets, and the outputs for those that have corpus metrics.
+
+    Raises:
+      UserError: a corpus metric cannot be found, such as that of an empty set.
+    """
     values: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    examples: dict[str, list[Evaluated]] = {}
     for name, (rows, metrics, step) in self._sets.items():
       source = batches.eval_batches(rows, self._config.eval.batch_size, self._select)
       means = evaluate(step, metrics, params, source, self._functions)
       values |= {f'eval/{name}/{metric}': value for metric, value in means.items()}
-    for name, predictor in self._predictors.items():
-      scores, _ = predictor.scores(predictor.predictions(params))
+    for name, predictor in self.predictors.items():
+      predictions = predictor.predictions(params)
+      scores, of_metrics = predictor.scores(predictions)
       values |= {f'eval/{name}/{metric}': value for metric, value in scores.items()}
-    return values
+      notes |= {f'eval/{name}/{metric}': note for metric, note in of_metrics.items()}
+      examples[name] = predictor.evaluated(predictions)
+    return Evaluation(values, notes, examples)
 
-  def run(self, step: int, params: Params, watch: Watch) -> None:
-    """Evaluates a step of a run and writes numbers and samples."""
-    values = self.means(params)
-    watch.metrics.write(step, values)
-    summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in values.items())
+  def run(self, step: int, params: Params, watch: Watch) -> dict[str, float]:
+    """Evaluates a step of a run; writes numbers, outputs, attention maps and samples.
+
+    Returns:
+      The numbers.
+    """
+    found = self.evaluate(params)
+    watch.metrics.write(step, found.values)
+    summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in found.values.items())
     watch.progress.message(f'step {step}: {summary}')
+    maps = None if self._attention is None else self._attention(params)
+    if jax.process_index() == 0:
+      try:
+        self._keep(step, found, maps, watch.workdir)
+      except OSError as e:  # a full disk costs the outputs and not the run
+        watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
     for i, (prompt, text) in enumerate(self.samples(params, step)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
       watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
+    return found.values
+
+  def _keep(
+    self, step: int, found: Evaluation, maps: dict[str, Any] | None, workdir: pathlib.Path
+  ) -> None:
+    if found.examples:
+      scores = badness(workdir, self._config.checkpoint.best)
+      known = [(score, at) for at, score in scores.items() if at <= step and score == score]
+      best = min(known)[1] if known else None
+      kept.write_predictions(workdir, step, found.examples, found.notes, best)
+    if maps is not None:
+      kept.write_attention(workdir, next(iter(self._sets)), step, maps)
 
   def samples(self, params: Params, step: int) -> list[tuple[str, str]]:
     """Returns (prompt, continuation) of the configured prompts."""

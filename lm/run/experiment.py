@@ -1,10 +1,13 @@
 """An experiment: a config file, the names it can import, and the record of it in a workdir."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import tokenizers
@@ -16,13 +19,14 @@ from lm.config import follow
 from lm.errors import UserError
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
-# learned from a step, but `steps`, which says how far the run goes.
+# learned from a step, but `steps` and `stop`, which say how far the run goes.
 MAY_DIFFER = (
   'mesh',
   'log',
   'checkpoint',
   'eval',
   'decode',
+  'stop',
   'steps',
   'optim.steps',
   'data.cache',
@@ -45,7 +49,9 @@ def load(path_and_arg: str) -> ConfigDict:
   if not file.is_file():
     near = sorted(str(p) for p in file.parent.glob('*.py'))[:20] if file.parent.is_dir() else []
     raise UserError(
-      f'--config={path}: no such file' + (f'; there are {", ".join(near)}' if near else '')
+      f'--config={path}: no such file'
+      + ' (it is a folder)' * file.is_dir()
+      + (f'; there are {", ".join(near)}' if near else '')
     )
   if file.suffix == '.json':
     return follow(from_json(file.read_text()))
@@ -53,7 +59,11 @@ def load(path_and_arg: str) -> ConfigDict:
   module = _import(file)
   if not hasattr(module, 'get_config'):
     raise UserError(f'--config={path}: the file defines no get_config(arg)')
-  config = spec.call(module.get_config, f'--config={path_and_arg}', *([arg] if arg else []))
+  key = f'--config={path_and_arg}'
+  with _told(key, file):
+    config = spec.call(module.get_config, key, *([arg] if arg else []))
+  if not isinstance(config, ConfigDict):
+    raise UserError(f'{key}: get_config returns {type(config).__name__}, not a ConfigDict')
   return config.lock()
 
 
@@ -103,24 +113,40 @@ def from_json(text: str) -> ConfigDict:
 
 
 def record(
-  config: ConfigDict, path_and_arg: str, tokenizer: tokenizers.Tokenizer, workdir: pathlib.Path
+  config: ConfigDict,
+  path_and_arg: str,
+  tokenizer: tokenizers.Tokenizer,
+  workdir: pathlib.Path,
+  content: str,
 ) -> list[str]:
-  """Writes config.json, source/ and tokenizer.json into a workdir; checks those of an older one.
+  """Writes config.json, source/, tokenizer.json and data.json; checks those of an older workdir.
+
+  Args:
+    config: the whole configuration.
+    path_and_arg: the file it came from.
+    tokenizer: that of the data.
+    workdir: the record of the run.
+    content: a digest of the training data.
 
   Returns:
     Warnings about sources that have changed since the workdir was made.
 
   Raises:
-    UserError: the workdir was made by another config or tokenizer.
+    UserError: the workdir was made by another config, tokenizer or training data.
   """
   saved = workdir / 'config.json'
   sources = _sources(pathlib.Path(path_and_arg.partition(':')[0]))
   if saved.exists():
-    check_same(from_json(saved.read_text()), config, workdir)
+    check_same(open_workdir(workdir), config, workdir)
     if open_tokenizer(workdir).to_str() != tokenizer.to_str():
       raise UserError(
         f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
         '(another corpus or version of it); take another workdir'
+      )
+    if data_content(workdir) != content:
+      raise UserError(
+        f'--workdir={workdir} was made with other training data than data.source='
+        f'{config.data.source!r} gives now (another version of it); take another workdir'
       )
     kept = {p.name: p.read_text() for p in (workdir / 'source').glob('*.py')}
     return [
@@ -134,6 +160,7 @@ def record(
     (folder / name).write_text(text)
   _record_commit(folder)
   tokenizer.save(str(workdir / 'tokenizer.json'))
+  (workdir / 'data.json').write_text(json.dumps({'train': content}) + '\n')
   # The config is written last and at once: a workdir with a config.json is whole.
   partial = saved.with_suffix('.partial')
   partial.write_text(to_json(config))
@@ -159,12 +186,27 @@ def open_workdir(workdir: pathlib.Path) -> ConfigDict:
   if not saved.is_file():
     raise UserError(f'--workdir={workdir}: no run there (config.json is missing)')
   use_folder(workdir / 'source')
-  return from_json(saved.read_text())
+  try:
+    return from_json(saved.read_text())
+  except ValueError as e:
+    raise UserError(f'--workdir={workdir}: config.json is damaged: {e}') from e
+
+
+def data_content(workdir: pathlib.Path) -> str:
+  """Returns the digest of the training data that a workdir keeps."""
+  try:
+    return json.loads((workdir / 'data.json').read_text())['train']
+  except (OSError, ValueError, KeyError) as e:
+    raise UserError(f'--workdir={workdir}: data.json is missing or damaged: {e}') from e
 
 
 def open_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
   """Returns the tokenizer a workdir keeps."""
-  return tokenizers.Tokenizer.from_file(str(workdir / 'tokenizer.json'))
+  file = workdir / 'tokenizer.json'
+  try:
+    return tokenizers.Tokenizer.from_file(str(file))
+  except Exception as e:  # the library raises nothing more precise
+    raise UserError(f'--workdir={workdir}: tokenizer.json is missing or damaged: {e}') from e
 
 
 def _import(file: pathlib.Path):
@@ -177,11 +219,25 @@ def _import(file: pathlib.Path):
     raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
   # Under its own name, so that 'file:function' in the config is this very module.
   sys.modules[file.stem] = module
-  try:
+  with _told(f'--config={file}', file):
     found.loader.exec_module(module)
-  except (SyntaxError, ImportError) as e:
-    raise UserError(f'--config={file}: the file does not load: {type(e).__name__}: {e}') from e
   return module
+
+
+@contextlib.contextmanager
+def _told(key: str, file: pathlib.Path) -> Iterator[None]:
+  """Tells what goes wrong in a config's file in one line, with the line of the file."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    frames = traceback.extract_tb(e.__traceback__)
+    lines = [f.lineno for f in frames if pathlib.Path(f.filename).resolve() == file.resolve()]
+    where = f' at line {lines[-1]}' if lines else ''
+    raise UserError(
+      f'{key}: the file fails{where}: {" ".join(f"{type(e).__name__}: {e}".split())}'
+    ) from e
 
 
 def _sources(file: pathlib.Path) -> dict[str, str]:

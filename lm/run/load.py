@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 from typing import Any
 
 import flax.linen as nn
@@ -88,4 +89,10 @@ def restore_params(
       raise
     except Exception as e:  # whatever Orbax and its storage make of damaged files
       errors.append(f'{candidate} ({first_line(e)})')
+      if step is None:
+        print(f'warning: checkpoint {candidate} is damaged ({first_line(e)})', file=sys.stderr)
+  if step is not None:
+    others = ', '.join(str(s) for s in steps if s != step)
+    remedy = f'; there are also {others}' if others else ''
+    raise UserError(f'--step={step}: the checkpoint is damaged{remedy}: {errors[0]}')
   raise UserError(f'--workdir={workdir}: no intact checkpoint; damaged: {", ".join(errors)}')

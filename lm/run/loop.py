@@ -1,27 +1,28 @@
 """The training loop: step, report, save, evaluate; take up again, and stop when told."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from ml_collections import ConfigDict
 
 from lm import mesh as meshes
-from lm import spec
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows, Rows
 from lm.errors import Preempted
-from lm.run import build, environment, evidence, experiment, host, report
+from lm.run import build, environment, evidence, experiment, files, host, init, report, stopping
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps, restore_newest
 from lm.run.cli import Stop
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events, read_lines
 from lm.run.profile import Profile
-from lm.run.step import TrainState, init_state, make_train_step
+from lm.run.step import TrainState, make_train_step
+from lm.run.stopping import Stopping
 from lm.run.watch import Watch
 
 
@@ -49,36 +50,46 @@ def train(
     FloatingPointError: too many steps in a row were not finite.
     RuntimeError: the last checkpoint could not be saved.
   """
+  stopping.check(config)
   host.keep_compiled(config.data.cache)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, prepare.show_progress)
+  transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   evaluators = Evaluators(config, functions, tokenizer)
-  # Before anything is written: here an axis that does not divide over the mesh is told.
-  state, abstract = init_state(functions, jax.random.key(config.seed))
-  warnings = experiment.record(config, path_and_arg, tokenizer, workdir)
-  events = Events(workdir, jax.process_index() == 0)
-  events.write(
-    'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
-  )
-  environment.write(workdir, path_and_arg.partition(':')[0])
-  checkpoints = Checkpoints(workdir)
-  state = restore_newest(checkpoints, abstract, events) or state
-  watch = Watch(config, workdir, state, functions.model, rows)
-  for warning in warnings:
-    watch.progress.message(f'warning: {warning}')
-  run = _Run(config, workdir, functions, evaluators, checkpoints, events, watch)
-  try:
-    run.go(state, rows, stop, min(stop_at or config.steps, config.steps), profile_steps)
-  except Exception as e:
-    if not isinstance(e, Preempted):
-      events.write('error', error=f'{type(e).__name__}: {e}'[:500])
-    raise
-  finally:
-    watch.close()
-    events.close()
-    checkpoints.close()
-    write_report(workdir)
+  # Before anything is written: here an axis that does not divide over the mesh is told, and a run
+  # to begin from that does not fit.
+  state, abstract, taken = init.initial_state(config, functions, tokenizer, workdir)
+  alone = files.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+  with alone:
+    warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content)
+    events = Events(workdir, jax.process_index() == 0)
+    events.write(
+      'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
+    )
+    environment.write(workdir, path_and_arg.partition(':')[0])
+    if taken is not None:
+      events.write('init', **taken.fields())
+    checkpoints = Checkpoints(workdir)
+    state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
+    watch = Watch(config, workdir, state, functions.model, rows)
+    for warning in warnings:
+      watch.progress.message(f'warning: {warning}')
+    if taken is not None:
+      watch.progress.message(taken.line())
+    seen = stopping.take_up(config, saved)
+    run = _Run(config, workdir, functions, transforms, evaluators, checkpoints, events, watch, seen)
+    try:
+      run.go(state, rows, stop, min(stop_at or config.steps, config.steps), profile_steps)
+    except Exception as e:
+      if not isinstance(e, Preempted):
+        events.write('error', error=f'{type(e).__name__}: {e}'[:500])
+      raise
+    finally:
+      watch.close()
+      events.close()
+      checkpoints.close()
+      write_report(workdir)
 
 
 @dataclasses.dataclass
@@ -88,10 +99,12 @@ class _Run:
   config: ConfigDict
   workdir: pathlib.Path
   functions: Functions
+  transforms: Sequence[batches.Transform]
   evaluators: Evaluators
   checkpoints: Checkpoints
   events: Events
   watch: Watch
+  seen: Stopping | None  # None where the run does not stop early
   unsaved: int | None = None  # the last step whose checkpoint failed
 
   def go(
@@ -99,15 +112,26 @@ class _Run:
   ) -> None:
     """Takes the steps from the state's up to `last`."""
     start = int(state.step)
+    profile = Profile(self.workdir / 'profile', start + 3, profile_steps)
+    stop.begin()
+    try:
+      self._steps(state, rows, stop, last, profile)
+    finally:
+      if note := profile.close():
+        self.watch.progress.message(f'warning: {note}')
+
+  def _steps(
+    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop, last: int, profile: Profile
+  ) -> None:
+    start = int(state.step)
     if start:
-      self._evaluate_again(start, state)
-    if start >= last:
+      self._take_in(start, state)
+    if start >= last or stopping.is_over(self.seen, self.config):
       self.watch.progress.message(f'{self.workdir} is at step {start} already; nothing to train')
-      self.events.write('done', step=start)
+      self._end(start)
       return
     sharding = meshes.batch_sharding(self.functions.mesh, self.functions.rules)
     train_step = make_train_step(self.functions, self.config.seed, self.config.microbatches, state)
-    profile = Profile(self.workdir / 'profile', start + 3, profile_steps)
     for step, batch in self._batches(rows, sharding, start, last):
       profile.before(step)
       state, metrics = train_step(state, batch)
@@ -127,17 +151,17 @@ class _Run:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
         raise Preempted(f'{signal}: saved step {step} in {self.workdir}; run again to go on')
+      if stopping.is_over(self.seen, self.config):
+        last = step
+        break
     self._finish(last)
 
   def _batches(self, rows: Rows | FeatureRows, sharding, start: int, last: int):
     """Yields (step, batch on the mesh), where the step is the one the batch makes."""
     config = self.config
     select = meshes.local_rows(config.batch_size, sharding)
-    transforms = [
-      spec.resolve(path, f'data.transforms[{i}]') for i, path in enumerate(config.data.transforms)
-    ]
     source = batches.train_batches(
-      rows, transforms, config.batch_size, config.seed, start, last, select
+      rows, self.transforms, config.batch_size, config.seed, start, last, select
     )
     waiting = time.perf_counter()
     for step, batch in source:
@@ -154,24 +178,32 @@ class _Run:
     # Saved first: an evaluation that fails must not cost the steps that led to it.
     self.watch.metrics.flush()
     start = time.perf_counter()
-    self._try_saving(lambda: self.checkpoints.save(step, state), step)
+    seen = None if self.seen is None else self.seen._asdict()
+    self._try_saving(lambda: self.checkpoints.save(step, state, seen), step)
     self._prune()
     self.events.write('save', step=step, seconds=time.perf_counter() - start)
-    if evaluate and (step == self.config.steps or step % self.config.eval.every == 0):
+    if evaluate and self._wanted(step):
       self._evaluate(step, state)
 
   def _evaluate(self, step: int, state: TrainState) -> None:
     start = time.perf_counter()
-    self.evaluators.run(step, state.params, self.watch)
+    values = self.evaluators.run(step, state.params, self.watch)
     self.watch.metrics.flush()
     self.events.write('eval', step=step, seconds=time.perf_counter() - start)
+    if self.seen is not None:
+      self.seen = stopping.see(self.seen, step, values, self.config)
     write_report(self.workdir)
 
-  def _evaluate_again(self, step: int, state: TrainState) -> None:
-    """Evaluates a restored step that was saved and killed before its evaluation."""
-    wanted = step == self.config.steps or step % self.config.eval.every == 0
-    if wanted and step not in _evaluated(self.workdir):
+  def _wanted(self, step: int) -> bool:
+    return step == self.config.steps or step % self.config.eval.every == 0
+
+  def _take_in(self, step: int, state: TrainState) -> None:
+    """Takes in the evaluation of a restored step, which came after its save."""
+    values = _evaluation(self.workdir, step)
+    if not values and self._wanted(step):  # killed in between
       self._evaluate(step, state)
+    elif self.seen is not None and self.seen.metric in values:
+      self.seen = stopping.see(self.seen, step, values, self.config)
 
   def _try_saving(self, act: Callable[[], None], step: int) -> None:
     # A full disk must not end a run: it is told, training goes on, the older checkpoint stays.
@@ -204,7 +236,14 @@ class _Run:
     self._prune()
     if self.unsaved is not None:
       raise RuntimeError(f'the checkpoint of step {self.unsaved} could not be saved')
-    self.events.write('done', step=last)
+    self._end(last)
+
+  def _end(self, step: int) -> None:
+    early = step < self.config.steps and stopping.is_over(self.seen, self.config)
+    if early and self.seen is not None:
+      self.watch.progress.message(stopping.line(self.seen, step))
+      self.events.write('stopped_early', step=step, **self.seen._asdict())
+    self.events.write('done', step=step)
 
 
 def write_report(workdir: pathlib.Path) -> None:
@@ -216,6 +255,7 @@ def write_report(workdir: pathlib.Path) -> None:
       print(f'warning: report.html was not written: {e}', file=sys.stderr)
 
 
-def _evaluated(workdir: pathlib.Path) -> set[int]:
-  rows = read_lines(workdir / 'metrics.jsonl')
-  return {row['step'] for row in rows if any(name.startswith('eval/') for name in row)}
+def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
+  """Returns what the record has of the evaluation of a step, by name; empty if there was none."""
+  rows = [row for row in read_lines(workdir / 'metrics.jsonl') if row['step'] == step]
+  return {k: float(v) for row in rows for k, v in row.items() if k.startswith('eval/')}

@@ -13,7 +13,7 @@ class Profile:
   def __init__(self, folder: pathlib.Path, first: int, count: int):
     self._folder = folder
     self._first, self._last = first, first + count - 1
-    self._running = False
+    self._running = self._done = False
 
   def before(self, step: int) -> None:
     if step == self._first <= self._last:
@@ -23,5 +23,16 @@ class Profile:
   def after(self, step: int, state: TrainState) -> None:
     if self._running and step >= self._last:
       jax.block_until_ready(state.step)
-      jax.profiler.stop_trace()
-      self._running = False
+      self._stop()
+
+  def close(self) -> str:
+    """Ends a trace that is under way; returns what to tell of one that was asked for in vain."""
+    if self._running:
+      self._stop()
+    if self._first <= self._last and not self._done:
+      return f'--profile: no step was traced: the run ended before step {self._first}'
+    return ''
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self._running, self._done = False, True

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.run import logging
+from lm.run import kept, logging
 
 # The last part of a metric's name, where more is better; of all other metrics less is better.
 _MORE_IS_BETTER = (
@@ -54,6 +54,9 @@ class Record(NamedTuple):
   environment: dict[str, Any]
   source: dict[str, str]  # Python text by file name
   written: datetime.datetime | None  # when the run last wrote metrics or events
+  predictions: dict[str, dict[int, list[kept.Evaluated]]]  # by set and step, steps rising
+  notes: dict[str, str]  # on corpus metrics, by metric name
+  attention: dict[str, Any]  # what lm.run.attention has found
 
 
 def read(workdir: str | Path) -> Record:
@@ -82,6 +85,9 @@ def read(workdir: str | Path) -> Record:
     environment=_json(root / 'environment.json'),
     source={p.name: p.read_text('utf-8', 'replace') for p in sorted(root.glob('source/*.py'))},
     written=None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC),
+    predictions=kept.read_predictions(root),
+    notes=_json(kept.notes_file(root)),
+    attention=_json(kept.attention_file(root)),
   )
 
 
@@ -128,8 +134,8 @@ def _samples(directory: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
   return [(int(p.stem), logging.read_samples(p)) for p in sorted(paths, key=lambda p: int(p.stem))]
 
 
-def _json(path: Path) -> dict[str, Any]:
-  if not path.exists():
+def _json(path: Path | None) -> dict[str, Any]:
+  if path is None or not path.exists():
     return {}
   try:
     content = json.loads(path.read_bytes())

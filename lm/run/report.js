@@ -1,26 +1,13 @@
-
-'use strict';
+// The curves.
 (() => {
-  const source = document.getElementById('data');
-  if (!source) return;
-  const groups = JSON.parse(source.textContent);
+  const groups = dom.data('data');
+  if (!groups) return;
   const root = document.getElementById('charts');
   const logarithmic = document.getElementById('logarithmic');
   const smoothing = document.getElementById('smoothing');
   const MARGIN = {left: 46, right: 10, top: 8, bottom: 24};
 
-  const html = (tag, parent, name = '', text = '') => {
-    const node = document.createElement(tag);
-    if (name) node.className = name;
-    node.textContent = text;
-    return parent.appendChild(node);
-  };
-  const svg = (tag, parent, attributes = {}, text = '') => {
-    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
-    for (const key in attributes) node.setAttribute(key, attributes[key]);
-    node.textContent = text;
-    return parent.appendChild(node);
-  };
+  const {html, svg} = dom;
 
   const steps = (x) => x.toLocaleString('en-US');
   const number = (y) => {
@@ -222,6 +209,7 @@
     smoothing.nextElementSibling.textContent = (+smoothing.value).toFixed(2);
     for (const one of draws) one();
   };
-  logarithmic.onchange = smoothing.oninput = window.onresize = draw;
+  logarithmic.onchange = smoothing.oninput = draw;
+  window.addEventListener('resize', draw);
   draw();
 })();

@@ -11,7 +11,7 @@ import importlib.resources
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lm.run import files, record, sections
+from lm.run import examples, files, record, sections
 from lm.run.record import Record
 
 Section = Callable[[Record], str]
@@ -21,11 +21,15 @@ SECTIONS: tuple[Section, ...] = (
   sections.figures,
   sections.results,
   sections.charts,
+  examples.outputs,
+  examples.attention,
   sections.samples,
   sections.configuration,
   sections.environment,
   sections.events,
 )
+
+_SCRIPTS = ('dom.js', 'report.js', 'tables.js', 'heatmaps.js')  # the first is for the others
 
 
 def write(workdir: str | Path, parts: Sequence[Section] = SECTIONS) -> Path:
@@ -45,7 +49,7 @@ def page(run: Record, parts: Sequence[Section] = SECTIONS) -> str:
   """Returns the whole page. Its policy lets the browser run the page's own script and no other."""
   assets = importlib.resources.files('lm.run')
   style = assets.joinpath('report.css').read_text('utf-8')
-  script = assets.joinpath('report.js').read_text('utf-8')
+  script = ''.join(assets.joinpath(name).read_text('utf-8') for name in _SCRIPTS)
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
   body = '\n'.join(filter(None, (part(run) for part in parts)))

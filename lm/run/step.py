@@ -39,6 +39,13 @@ def init_state(functions: Functions, key: Array) -> tuple[TrainState, TrainState
   return make(key), abstract
 
 
+def begin(functions: Functions, params: Params, abstract: TrainState) -> TrainState:
+  """Returns the state of a run that begins with these parameters, laid out like `abstract`."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  make = jax.jit(lambda p: _fresh(functions, jax.tree.map(jnp.copy, p)), out_shardings=shardings)
+  return make(params)
+
+
 def abstract_state(functions: Functions) -> tuple[TrainState, TrainState]:
   """Returns the abstract state and the shardings of its leaves, without computing anything."""
   boxed = jax.eval_shape(lambda k: _fresh(functions, functions.init(k)), jax.random.key(0))

@@ -7,7 +7,7 @@ from lm.data import features
 from lm.decode.write import Strategy, write
 from lm.errors import UserError
 from lm.run.load import Loaded
-from lm.task import Features
+from lm.task import Features, Task
 from lm.text.tokenizers import end_id
 
 
@@ -55,14 +55,15 @@ class Translator:
     too_long: str,
   ):
     data = loaded.config.data
-    converter = None if data.task is None else features.open_task(data)[1]
-    if converter is None or converter.prompt is None:
+    task, converter = (None, None) if data.task is None else features.open_task(data)
+    if task is None or converter is None or converter.prompt is None:
       raise UserError(
         f'data.convert={data.convert!r}: this run has no model that writes a target for a text'
       )
     self._loaded = loaded
     self._prompt = converter.prompt(loaded.tokenizer)
     self._language = {} if language is None else {'target_language': language}
+    _check_language(task, language)
     self._too_long = too_long
     self._strategy = Strategy(
       end=end_id(loaded.tokenizer),
@@ -96,7 +97,7 @@ class Translator:
       return [('', 0.0)]
     return [
       (
-        ' '.join(' '.join(decode(text.tokens).split('\n')) for text in nth),
+        ' '.join(' '.join(decode(text.tokens).splitlines()) for text in nth),
         sum(text.score for text in nth),
       )
       for nth in zip(*of_parts, strict=False)
@@ -127,3 +128,17 @@ class Translator:
     middle = len(words) // 2
     halves = (' '.join(words[:middle]), ' '.join(words[middle:]))
     return self._parts(halves[0], number) + self._parts(halves[1], number)
+
+
+def _check_language(task: Task, language: str | None) -> None:
+  """Raises UserError when the task needs a language and has none, or takes none and has one."""
+  if language is not None:
+    told = task.inputs({'source': '', 'target_language': language})
+  try:
+    untold = task.inputs({'source': ''})
+  except UserError as e:
+    if language is None:
+      raise UserError(f'--to is not given, and a line alone is not enough: {e}') from e
+    return
+  if language is not None and told == untold:
+    raise UserError(f'--to={language}: the task of this run is not told which language to write')

@@ -39,6 +39,7 @@ class Watch:
     rows: Rows | FeatureRows,
   ):
     start = int(state.step)
+    self.workdir = workdir
     flops = getattr(model, 'flops_per_token', None)
     self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
     self.progress = Progress(config.steps, start)

@@ -50,7 +50,7 @@ def number(task: Task) -> Converter:
   ) -> Callable[[Example], list[Features]]:
     del labels, context
     answer, read = _answer(task), _reader(task, tokenizer)
-    return lambda example: [_whole(read(example), answer(example))]
+    return lambda example: [_whole(read(example), float(answer(example)))]
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
     del batch

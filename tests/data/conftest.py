@@ -11,11 +11,13 @@ def section(tmp_path):
       'train': 'train',
       'prepare': (),
       'tokenizer': {'fn': 'lm.text.tokenizers:bytes'},
+      'specials': (),
       'task': None,
       'context': 16,
       'source_context': 16,
       'pack': 'lm.data.packing:concatenate',
       'transforms': (),
+      'reserve': 1.0,
       'cache': str(tmp_path / 'cache'),
       'workers': 1,
     }

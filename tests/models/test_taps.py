@@ -25,6 +25,8 @@ def test_every_site_can_be_read(llama):
   assert {name: x.shape for name, x in sites.items()} == {
     'decoder/embeddings': (2, 6, 16),
     f'{LAYER}/attention/heads': (2, 2, 6, 4, 4),
+    f'{LAYER}/attention/values': (2, 2, 6, 2, 4),
+    f'{LAYER}/attention/weights': (2, 2, 4, 6, 6),
     f'{LAYER}/attention/output': (2, 2, 6, 16),
     f'{LAYER}/mlp/hidden': (2, 2, 6, 24),
     f'{LAYER}/mlp/output': (2, 2, 6, 16),

@@ -1,13 +1,16 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.attention import blocked, cudnn, dot_product, fused
-from lm.nn.position import alibi
+from lm.nn.attention import blocked, cudnn, dot_product, fused, mixed, weights
+from lm.nn.layers import Attention
+from lm.nn.position import alibi, rope
+from lm.nn.tap import tapped
 from lm.types import Mask
 
 T = 9
@@ -179,3 +182,67 @@ def test_fused_is_blocked_off_the_gpu():
   q, k, v = _inputs(T=70)
   mask = _mask(T=70, window=9)
   np.testing.assert_array_equal(jax.jit(fused)(q, k, v, mask), jax.jit(blocked)(q, k, v, mask))
+
+
+# A prefix of three tokens in each row.
+WITH_PREFIX = MASKS | {'prefix': {'k_prefix': jnp.broadcast_to(jnp.arange(T) < 3, (2, T))}}
+
+
+@pytest.mark.parametrize('fields', WITH_PREFIX)
+def test_weights_sum_to_1_over_the_visible_keys_and_mix_the_values(fields):
+  q, k, v = _inputs()
+  mask = _mask(**WITH_PREFIX[fields])
+  found = np.asarray(jax.jit(weights)(q, k, mask))
+  assert (found.shape, found.dtype) == ((2, 4, T, T), np.float32)
+  np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+  visible = mask.dense()
+  if visible is not None:
+    assert (found[~np.broadcast_to(visible, found.shape)] == 0).all()
+  # Query head h reads the values of head h // R.
+  per_head = np.repeat(np.asarray(v, np.float64), 2, axis=2)
+  expected = np.einsum('bhts,bshk->bthk', found, per_head)
+  np.testing.assert_allclose(mixed(found, v), expected, atol=2e-6)
+  np.testing.assert_allclose(PLAIN(q, k, v, mask), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('attend', [dot_product, BLOCKS_OF_4])
+@pytest.mark.parametrize('memory', [None, 7])
+def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memory):
+  rng = np.random.default_rng(0)
+  x, y = (jnp.asarray(rng.normal(0, 1, (2, t, 16)), jnp.float32) for t in (T, memory or T))
+  rotate = rope().rotate if memory is None else None
+  layer = Attention(4, 2, 6, attend=attend, rotate=rotate, window=None if memory else 5)
+  mask = _mask(segments=SEGMENTS)
+  if memory is not None:
+    k_segments = jnp.ones((2, memory), jnp.int32)
+    mask = Mask(mask.q_positions, 0 * k_segments, mask.q_segments, k_segments, causal=False)
+  args = (x, None if memory is None else y, mask, None)
+  drawn = jax.tree.map(lambda p: 20 * p, nn.unbox(layer.init(jax.random.key(1), *args))['params'])
+  _, variables = layer.apply({'params': drawn}, *args, mutable=['taps'])
+  sites = variables['taps']
+  assert sites['weights'].shape == (2, 4, T, memory or T)
+  real = np.asarray(mask.q_segments) > 0 if memory is None else np.asarray(mask.q_segments) == 1
+  expected = mixed(sites['weights'], sites['values'])
+  np.testing.assert_allclose(sites['heads'][real], expected[real], rtol=1e-5, atol=1e-5)
+  # Far from uniform: rotation, window and segments have to be in it.
+  assert sites['weights'][0, :, 3].max() > 0.5
+
+
+class _Alone(nn.Module):
+  """A model that is one attention layer."""
+
+  @nn.compact
+  def __call__(self, batch):
+    layer = Attention(4, 4, 6, attend=BLOCKS_OF_4, name='layer')
+    return layer(batch['x'], None, _mask(), None)[0]
+
+
+def test_edited_weights_are_those_that_act():
+  batch = {'x': _inputs()[0].reshape(2, T, -1)}
+  params = nn.unbox(_Alone().init(jax.random.key(1), batch))['params']
+  identity = jnp.broadcast_to(jnp.eye(T), (2, 4, T, T))
+  _, plain = tapped(_Alone())(params, batch)
+  _, edited = tapped(_Alone())(params, batch, edits={'*/weights': lambda weights: identity})
+  # Each token reads itself alone.
+  np.testing.assert_allclose(edited['layer/heads'], edited['layer/values'], atol=1e-6)
+  assert np.abs(plain['layer/heads'] - edited['layer/heads']).max() > 1e-3

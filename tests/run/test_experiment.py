@@ -83,8 +83,10 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
   [
     ('missing.py', None, r'missing\.py: no such file; there are .*my_experiment\.py'),
     ('empty.py', '', r'the file defines no get_config\(arg\)'),
-    ('syntax.py', 'def f(:', r'the file does not load: SyntaxError'),
+    ('syntax.py', 'def f(:', r'the file fails: SyntaxError'),
     ('absent.py', 'import no_such_module_here', r"ModuleNotFoundError: No module named 'no_such_m"),
+    ('wrong.py', 'from lm.config import base\n\nbase().modle.depth = 3\n', r'at line 3: .*modle'),
+    ('none.py', 'def get_config(arg=""):\n  pass', r'get_config returns NoneType, not a ConfigDict'),
     ('fixed.py:x', 'def get_config():\n  pass', r'fixed\.py:x: fixed:get_config: too many'),
     ('my_experiment.py:twise', None, r"no argument 'twise' \(did you mean 'twice'\?\); there is :"),
     ('json.py', 'def get_config(arg=""):\n  pass', r"a module named 'json' is loaded; rename"),
@@ -156,7 +158,7 @@ def test_a_leaf_that_only_one_of_them_has_is_a_difference(extra, tmp_path):
 def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
-  assert experiment.record(config, path, tokenizer, workdir) == []
+  assert experiment.record(config, path, tokenizer, workdir, 'abc') == []
   assert _leaves(experiment.open_workdir(workdir)) == _leaves(config)
   assert experiment.open_tokenizer(workdir).to_str() == tokenizer.to_str()
   for name in ('my_experiment.py', 'my_neighbour.py'):
@@ -167,10 +169,10 @@ def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
 
 def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
-  experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir)
-  assert experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir) == []
+  experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  assert experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc') == []
   (folder / 'my_neighbour.py').write_text('FACTOR = 2 * 2\n')
-  (warning,) = experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir)
+  (warning,) = experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
   assert 'my_neighbour.py has changed' in warning
   # The record is of the run that was started.
   assert (workdir / 'source/my_neighbour.py').read_text() == 'FACTOR = 4\n'
@@ -179,12 +181,14 @@ def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed
 def test_a_workdir_of_another_run_is_refused(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config = experiment.load(path)
-  experiment.record(config, path, _tokenizer('a', 'b'), workdir)
+  experiment.record(config, path, _tokenizer('a', 'b'), workdir, 'abc')
   with pytest.raises(UserError, match='was made with another tokenizer'):
-    experiment.record(config, path, _tokenizer('a', 'c'), workdir)
+    experiment.record(config, path, _tokenizer('a', 'c'), workdir, 'abc')
+  with pytest.raises(UserError, match='was made with other training data'):
+    experiment.record(config, path, _tokenizer('a', 'b'), workdir, 'abd')
   config.seed = 5
   with pytest.raises(UserError, match='was made with seed=0, not 5'):
-    experiment.record(config, path, _tokenizer('a', 'b'), workdir)
+    experiment.record(config, path, _tokenizer('a', 'b'), workdir, 'abc')
 
 
 def test_a_folder_that_is_no_workdir_is_told(tmp_path):

@@ -51,6 +51,9 @@ class NoStop:
 
   after: int = 10**9
 
+  def begin(self):
+    pass
+
   @property
   def signal(self):
     self.after -= 1

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.run import curves, record, report
+from lm.run import curves, kept, record, report
+from lm.run.kept import Evaluated
 from lm.run.logging import Events, Metrics
 from lm.run.record import Series
 
@@ -218,6 +219,97 @@ def test_a_feature_adds_a_section_by_a_function(tmp_path):
   _run(tmp_path)
   page = _Page(report.write(tmp_path, (*report.SECTIONS, attention)))
   assert f'Attention of {tmp_path.name}' in page.text
+
+
+def _outputs(workdir, examples, notes=None):
+  """Returns the page of a run with outputs, and the (index, cells) of its rows in order."""
+  kept.write_predictions(_run(workdir), 10, {'validation': examples}, notes or {}, best=None)
+  page = _Page(report.write(workdir))
+  rows = re.findall(r'<tr data-index="(\d+)" data-rank="(\d+)"( hidden)?>(.*?)</tr>', page.source)
+  cells = [re.findall(r'<td[^>]*>(.*?)</td>', row) for *_, row in rows]
+  return page, [
+    (int(i), int(rank), bool(h), c) for (i, rank, h, _), c in zip(rows, cells, strict=True)
+  ]
+
+
+def test_outputs_are_shown_from_the_worst_on(tmp_path):
+  # Scores 0, 1, ..., 199 in an order of their own; one is not a number.
+  scores = [float(i * 7 % 200) for i in range(200)]
+  scores[20] = float('nan')
+  examples = [
+    Evaluated([f'in{i}'], f'out{i}', f'right{i}', {'bleu': s}) for i, s in enumerate(scores)
+  ]
+  page, rows = _outputs(tmp_path, examples)
+  assert '200 examples, 50 shown' in page.text
+  assert rows[0] == (20, 0, False, ['21', 'in20', 'out20', 'right20', 'not finite'])
+  assert [c[4] for *_, c in rows[1:4]] == ['0', '1', '2']
+  assert [rank for _, rank, *_ in rows] == sorted(rank for _, rank, *_ in rows)
+  assert [hidden for *_, hidden, _ in rows] == [False] * 50 + [True] * (len(rows) - 50)
+  # All that is the worst, the best or the first is there for the other orders.
+  assert {rank for _, rank, *_ in rows} >= {*range(50), *range(150, 200)}
+  assert {i for i, *_ in rows} >= set(range(50))
+
+
+def test_more_of_an_error_is_worse(tmp_path):
+  examples = [Evaluated(['x'], 1.0, 1.0 + m, {'mse': m}) for m in (0.0, 9.0, 4.0)]
+  _, rows = _outputs(tmp_path, examples)
+  assert [i for i, *_ in rows] == [1, 2, 0]
+
+
+def test_classes_are_right_or_wrong_and_answers_have_alternatives(tmp_path):
+  examples = [
+    Evaluated(['早上好', '<|sep|>', 'b'], '好', '坏', {'accuracy': 0.0}),
+    Evaluated(['<b>'], '</td>', '</td>', {'accuracy': 1.0}),
+    Evaluated(['who?'], 'me', ['me', 'myself'], {'accuracy': 1.0}),
+  ]
+  _, rows = _outputs(tmp_path, examples)
+  assert rows[0][3][:4] == ['1', '早上好<br>b', '好', '坏'] and '>wrong<' in rows[0][3][4]
+  assert rows[1][3][1:4] == ['&lt;b&gt;', '&lt;/td&gt;', '&lt;/td&gt;']
+  assert '>right<' in rows[1][3][4]
+  assert rows[2][3][3] == 'me / myself'
+
+
+def test_tags_are_shown_on_their_words(tmp_path):
+  examples = [
+    Evaluated(
+      ['我在北京'], ['O', 'O', 'B-LOC', 'O'], ['O', 'O', 'B-LOC', 'I-LOC'], {'accuracy': 0.75}
+    ),
+    Evaluated(['Ann met Bo'], ['B-P', 'O', 'B-P'], ['B-P', 'O', 'B-P'], {'accuracy': 1.0}),
+    # Words that the text does not give: the tags alone.
+    Evaluated(['a-b'], ['X', 'Y'], ['X', 'Y'], {'accuracy': 1.0}),
+  ]
+  _, rows = _outputs(tmp_path, examples)
+  loc, person = 'kind0', 'kind1'
+  assert rows[0][3][2] == (
+    f'我在<span class="tag {loc}">北<sub>LOC</sub></span><span class="wrong">京</span>'
+  )
+  assert rows[0][3][3] == f'我在<span class="tag {loc}">北京<sub>LOC</sub></span>'
+  assert rows[1][3][2] == (
+    f'<span class="tag {person}">Ann<sub>P</sub></span> met '
+    f'<span class="tag {person}">Bo<sub>P</sub></span>'
+  )
+  assert rows[2][3][2] == 'X / Y'
+
+
+def test_signatures_stand_with_the_results(tmp_path):
+  signature = 'nrefs:1|case:mixed|eff:no|tok:zh'
+  examples = [Evaluated(['a'], 'b', 'c', {'bleu': 1.0})]
+  page, _ = _outputs(tmp_path, examples, {'eval/validation/bleu': signature})
+  assert f'<td>validation/bleu</td><td>{signature}</td>' in page.source
+
+
+def test_attention_maps_are_embedded_for_the_script(tmp_path):
+  hostile = '</script><script>alert(1)</script>'
+  weights = base64.b64encode(bytes([255, 0, 51, 204])).decode()
+  example = {'queries': [hostile, '学习'], 'keys': ['the', 'dog'], 'of': [2, 2], 'weights': weights}
+  maps = {'kind': 'cross_attention', 'layers': 1, 'heads': 1, 'examples': [example]}
+  kept.write_attention(_run(tmp_path), 'validation', 5, maps)
+  kept.write_attention(tmp_path, 'validation', 10, maps)
+  page = _Page(report.write(tmp_path))
+  assert 'validation, step 10.' in page.text and 'looked at in the source' in page.text
+  assert len(page.scripts) == 3
+  assert json.loads(page.scripts[1]) == {'set': 'validation', 'step': 10} | maps
+  assert [p.name for p in (tmp_path / 'attention').iterdir()] == ['validation-10.json']
 
 
 def test_the_report_can_be_written_while_training_appends(tmp_path):

@@ -16,7 +16,7 @@ try:
   from transformers import AutoModelForCausalLM, GPT2Config
 except ImportError as e:
   raise UserError(
-    f"--peer=transformers needs torch and transformers: pip install 'lm[peers]' ({e})"
+    f"--peer=transformers needs torch and transformers: pip install -e '.[peers]' ({e})"
   ) from e
 
 

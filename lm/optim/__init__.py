@@ -1,18 +1,41 @@
 """Optimizers: a schedule, an Optax chain, and masks by regular expression on parameter paths."""
 
 import math
-import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from lm.errors import UserError
-from lm.types import Params
+from lm.optim.paths import check_found, find, multipliers, parse_rules, path_name
+from lm.optim.schedules import (
+  Schedule,
+  constant,
+  cosine,
+  inverse_sqrt,
+  linear,
+  warmup_stable_decay,
+)
+from lm.types import Array, Params
 
-Schedule = Callable[[jax.Array], jax.Array]
+__all__ = [
+  'Optimizer',
+  'Schedule',
+  'adamw',
+  'clip_by_norm',
+  'constant',
+  'cosine',
+  'find',
+  'inverse_sqrt',
+  'linear',
+  'multipliers',
+  'muon',
+  'parse_rules',
+  'path_name',
+  'warmup_stable_decay',
+]
 
 
 class Optimizer(NamedTuple):
@@ -35,6 +58,9 @@ def adamw(
   decay: str = r'(kernel|embedding)$',
   clip: float = 1.0,
   freeze: str | None = None,
+  freeze_until: int | None = None,
+  layer_decay: float = 1.0,
+  rates: tuple[str, ...] = (),
 ) -> Optimizer:
   """AdamW with decoupled decay (Loshchilov and Hutter 2019).
 
@@ -49,10 +75,16 @@ def adamw(
     decay: regular expression on parameter paths; those it finds are decayed.
     clip: largest global norm of the gradient; inf clips nothing.
     freeze: regular expression on parameter paths; those it finds stay as they are.
+    freeze_until: the number of steps they stay for; None for good. Until then they have moments,
+      but neither move nor count in the norm that is clipped.
+    layer_decay: the rate falls by this factor from each layer to the one below, see `multipliers`.
+    rates: 'PATTERN -> MULTIPLIER' of the rate, see `multipliers`.
   """
   rate = schedule(learning_rate, steps, warmup, final)
   direction = optax.scale_by_adam(b1, b2, eps)
-  return Optimizer(_decayed(direction, rate, weight_decay, decay, clip, freeze), rate)
+  chain = _decayed(direction, rate, weight_decay, decay, clip)
+  whole = _frozen(chain, freeze, freeze_until)
+  return Optimizer(_at_rates(whole, decay, layer_decay, rates), rate)
 
 
 def muon(
@@ -68,6 +100,9 @@ def muon(
   decay: str = r'(kernel|embedding)$',
   clip: float = 1.0,
   freeze: str | None = None,
+  freeze_until: int | None = None,
+  layer_decay: float = 1.0,
+  rates: tuple[str, ...] = (),
   momentum: float = 0.95,
   newton_schulz: int = 5,
   matrices: str = r'/layers/.*kernel$',
@@ -80,7 +115,7 @@ def muon(
 
   Args:
     learning_rate, schedule, steps, warmup, final, b1, b2, eps: as in `adamw`.
-    weight_decay, decay, clip, freeze: as in `adamw`.
+    weight_decay, decay, clip, freeze, freeze_until, layer_decay, rates: as in `adamw`.
     momentum: of the matrices, Nesterov's.
     newton_schulz: iterations that make it orthogonal.
     matrices: regular expression on parameter paths; those it finds are stacked on axis 0.
@@ -113,7 +148,9 @@ def muon(
   direction = optax.partition(
     {'muon': orthogonal, 'adam': optax.scale_by_adam(b1, b2, eps)}, labels
   )
-  return Optimizer(_decayed(direction, rate, weight_decay, decay, clip, freeze), rate)
+  chain = _decayed(direction, rate, weight_decay, decay, clip)
+  whole = _frozen(chain, freeze, freeze_until)
+  return Optimizer(_at_rates(whole, decay, layer_decay, rates), rate)
 
 
 def _decayed(
@@ -122,40 +159,104 @@ def _decayed(
   weight_decay: float,
   decay: str,
   clip: float,
-  freeze: str | None,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the chain that every optimizer is: clip, direction, decoupled decay, rate."""
-  trained = optax.chain(
+  chain = optax.chain(
     clip_by_norm(clip),
     direction,
     optax.add_decayed_weights(weight_decay, mask=lambda params: find(params, decay, 'decay')),
     optax.scale_by_learning_rate(rate),
   )
-  whole = trained if freeze is None else _partly_frozen(trained, freeze)
+  return optax.with_extra_args_support(chain)
 
-  def init(params: Params):
-    # Here and not in the chain, which never sees the frozen parameters: they may be all it finds.
-    _check_found(find(params, decay, 'decay'), decay, 'decay')
-    return whole.init(params)
 
-  return optax.GradientTransformationExtraArgs(init, whole.update)
+def _frozen(
+  chain: optax.GradientTransformationExtraArgs, freeze: str | None, until: int | None
+) -> optax.GradientTransformationExtraArgs:
+  if freeze is None:
+    if until is not None:
+      raise UserError(f'optim.freeze_until={until}: optim.freeze says what, and it is empty')
+    return chain
+  return _partly_frozen(chain, freeze) if until is None else _thawing(chain, freeze, until)
 
 
 def _partly_frozen(
-  trained: optax.GradientTransformation, freeze: str
+  chain: optax.GradientTransformation, freeze: str
 ) -> optax.GradientTransformationExtraArgs:
   def labels(params: Params) -> Params:
     frozen = find(params, freeze, 'freeze')
-    _check_found(frozen, freeze, 'freeze')
+    check_found(frozen, freeze, 'freeze')
     return jax.tree.map(lambda f: 'frozen' if f else 'trained', frozen)
 
-  parts = optax.partition({'trained': trained, 'frozen': optax.set_to_zero()}, labels)
+  parts = optax.partition({'trained': chain, 'frozen': optax.set_to_zero()}, labels)
 
   def update(grads, state, params=None, **_):
     # Without the norm of all gradients: what is frozen must not clip what is trained.
     return parts.update(grads, state, params)
 
   return optax.GradientTransformationExtraArgs(parts.init, update)
+
+
+class Thawing(NamedTuple):
+  """The state of an optimizer that does not train everything from the start."""
+
+  updates: Array  # () int32, how many were made
+  chain: Any  # the state of the optimizer itself
+
+
+def _thawing(
+  chain: optax.GradientTransformationExtraArgs, freeze: str, until: int
+) -> optax.GradientTransformationExtraArgs:
+  if until < 1:
+    raise UserError(f'optim.freeze_until={until} is not a positive number of steps')
+
+  def init(params: Params) -> Thawing:
+    check_found(find(params, freeze, 'freeze'), freeze, 'freeze')
+    return Thawing(jnp.zeros((), jnp.int32), chain.init(params))
+
+  def update(grads, state, params=None, **_):
+    def without_frozen(tree: Params) -> Params:
+      thawed = state.updates >= until
+      return jax.tree.map(
+        lambda f, x: jnp.where(thawed, x, jnp.zeros_like(x)) if f else x,
+        find(tree, freeze, 'freeze'),
+        tree,
+      )
+
+    # The moments see every gradient: Adam's, begun at the thaw without the correction for a first
+    # step, would make steps several times too long.
+    norm = optax.tree.norm(without_frozen(grads))
+    updates, inner = chain.update(grads, state.chain, params, gradient_norm=norm)
+    return without_frozen(updates), Thawing(state.updates + 1, inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _at_rates(
+  whole: optax.GradientTransformationExtraArgs,
+  decay: str,
+  layer_decay: float,
+  rates: Iterable[str],
+) -> optax.GradientTransformationExtraArgs:
+  """Returns an optimizer with its patterns checked and its updates at rates of their own."""
+  if not 0 < layer_decay <= 1:
+    raise UserError(f'optim.layer_decay={layer_decay} is not above 0 and at most 1')
+  rates = tuple(rates)
+
+  def init(params: Params):
+    # Here and not in the chain, which never sees the frozen parameters: they may be all it finds.
+    check_found(find(params, decay, 'decay'), decay, 'decay')
+    multipliers(params, layer_decay, rates)  # raises what is wrong with them
+    return whole.init(params)
+
+  def update(grads, state, params=None, **extra):
+    updates, state = whole.update(grads, state, params, **extra)
+    if layer_decay != 1 or rates:
+      by = multipliers(updates, layer_decay, rates)
+      updates = jax.tree.map(lambda u, m: u * jnp.asarray(m, u.dtype), updates, by)
+    return updates, state
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
@@ -173,88 +274,3 @@ def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
 
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def find(params: Params, pattern: str, key: str) -> Params:
-  """Returns a tree of booleans: whether `pattern` is found in each parameter's path.
-
-  Raises:
-    UserError: the pattern is no regular expression; `key` is the leaf of `optim` that holds it.
-  """
-  try:
-    regex = re.compile(pattern)
-  except re.error as e:
-    raise UserError(f'optim.{key}={pattern!r} is no regular expression: {e}') from e
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: regex.search(path_name(path)) is not None, params
-  )
-
-
-def _check_found(found: Params, pattern: str, key: str) -> None:
-  if not any(jax.tree.leaves(found)):
-    raise UserError(f'optim.{key}={pattern!r} is found in no parameter path')
-
-
-def path_name(path) -> str:
-  """Returns a tree path as 'decoder/layers/layer_0/mlp/up/kernel'."""
-  # Boxes of partitioning metadata add an attribute to the path that is no part of the name.
-  return '/'.join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
-
-
-def constant(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup, then `peak` for good."""
-  del steps, final
-  return _after_warmup(peak, warmup, lambda step: jnp.full_like(step, peak))
-
-
-def cosine(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup, then half a cosine from `peak` to `final * peak` at `steps`."""
-
-  def decay(step):
-    done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-    return peak * (final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
-
-  return _after_warmup(peak, warmup, decay)
-
-
-def linear(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup, then a line from `peak` to `final * peak` at `steps`."""
-
-  def decay(step):
-    done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-    return peak * (1 - (1 - final) * done)
-
-  return _after_warmup(peak, warmup, decay)
-
-
-def inverse_sqrt(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup to `peak`, then peak * sqrt(warmup / step) (Vaswani et al. 2017, eq. 3)."""
-  del steps, final
-  if warmup < 1:
-    raise UserError(f'optim.warmup={warmup}: the inverse square root needs at least 1')
-  return _after_warmup(peak, warmup, lambda step: peak * jnp.sqrt(warmup / jnp.maximum(step, 1)))
-
-
-def warmup_stable_decay(
-  peak: float, steps: int, warmup: int, final: float, decay: float = 0.2
-) -> Schedule:
-  """Linear warmup, `peak`, and over the last `decay` of the steps a line to `final * peak`.
-
-  Hu et al. 2024 (MiniCPM), section 4.
-  """
-  start = steps * (1 - decay)
-
-  def stable(step):
-    done = jnp.clip((step - start) / max(1.0, steps - start), 0, 1)
-    return peak * (1 - (1 - final) * done)
-
-  return _after_warmup(peak, warmup, stable)
-
-
-def _after_warmup(peak: float, warmup: int, then: Schedule) -> Schedule:
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    rising = peak * (step + 1) / max(1, warmup)
-    return jnp.where(step < warmup, rising, then(step))
-
-  return schedule

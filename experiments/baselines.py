@@ -1,0 +1,105 @@
+"""What methods without a network reach on the data of the experiments, to stand beside theirs.
+
+  LM_DATA=DIR python experiments/baselines.py squad
+
+prints one JSON line. squad and cmrc2018 are answered by a sliding window of word overlap (after
+Richardson et al. 2013), sst2, chnsenticorp_hotel and ag_news by logistic regression on bags of
+words or characters (`pip install -e '.[eval]'`), msra_ner and wnut17_ner by the most frequent tag
+of each word. Any CPU, at most a minute.
+"""
+
+import collections
+import itertools
+import json
+import math
+import re
+import sys
+
+from lm.data import sources
+from lm.metrics import answers, entities, labels
+from lm.metrics.scores import CorpusMetric
+
+# Chinese characters, and words of other scripts.
+_WORD = re.compile(r'[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+')
+_MORE = 2  # words of a window beyond as many as the question has
+
+
+def answer(question: str, context: str) -> str:
+  """Returns the longest run of words not in the question, in the window that shares most with it.
+
+  A shared word counts log(1 + 1 / n) where it occurs n times in the context, so that rare ones
+  count most; of equals the first is taken.
+  """
+  words = list(_WORD.finditer(context))
+  lowered = [word[0].lower() for word in words]
+  asked = _WORD.findall(question.lower())
+  counts = collections.Counter(lowered)
+  shared = [math.log1p(1 / counts[word]) * (word in asked) for word in lowered]
+  size = len(asked) + _MORE
+  starts = range(max(1, len(words) - size + 1))
+  best = max(starts, key=lambda start: sum(shared[start : start + size]))
+  indices = range(best, min(best + size, len(words)))
+  runs = [
+    list(run) for known, run in itertools.groupby(indices, lambda i: shared[i] > 0) if not known
+  ]
+  if not runs:
+    return ''
+  longest = max(runs, key=len)
+  return context[words[longest[0]].start() : words[longest[-1]].end()]
+
+
+def extraction(files: str, metric: CorpusMetric) -> dict[str, float]:
+  """Returns the scores of `answer` on the development questions."""
+  examples = list(sources.squad('dev', files))
+  predicted = [answer(example['question'], example['context']) for example in examples]
+  return metric(predicted, [[a['text'] for a in e['answers']] for e in examples]).values
+
+
+def classification(files: str, text: str | tuple[str, ...], characters: bool) -> dict[str, float]:
+  """Returns the scores of logistic regression on the test texts.
+
+  What it sees are words (or characters) and pairs of neighbours, by tf-idf.
+  """
+  from sklearn.feature_extraction.text import TfidfVectorizer
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+
+  columns = {'text': text, 'label': 'label'}
+  train, test = (list(sources.table(split, files, columns)) for split in ('train', 'test'))
+  units = {'analyzer': 'char' if characters else 'word', 'ngram_range': (1, 2)}
+  model = make_pipeline(TfidfVectorizer(**units), LogisticRegression(C=10, max_iter=1000))
+  model.fit([example['text'] for example in train], [example['label'] for example in train])
+  predicted = model.predict([example['text'] for example in test]).tolist()
+  return labels.classification()(predicted, [example['label'] for example in test]).values
+
+
+def tagging(files: str) -> dict[str, float]:
+  """Returns the scores of each word's most frequent tag, 'O' for unknown words, on dev."""
+  train, dev = (sources.conll(split, files) for split in ('train', 'dev'))
+  seen = collections.defaultdict(collections.Counter)
+  for example in train:
+    for word, tag in zip(example['words'], example['tags'], strict=True):
+      seen[word][tag] += 1
+  usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
+  predicted = [[usual.get(word, 'O') for word in example['words']] for example in dev]
+  return entities.entities()(predicted, [example['tags'] for example in dev]).values
+
+
+BASELINES = {
+  'squad': lambda: extraction('$LM_DATA/squad/{split}.jsonl', answers.squad()),
+  'cmrc2018': lambda: extraction('$LM_DATA/cmrc2018/{split}.json', answers.cmrc()),
+  'sst2': lambda: classification('$LM_DATA/sst2/{split}.tsv', 'text', characters=False),
+  'chnsenticorp_hotel': lambda: classification(
+    '$LM_DATA/chnsenticorp_hotel/{split}.tsv', 'text', characters=True
+  ),
+  'ag_news': lambda: classification(
+    '$LM_DATA/ag_news/{split}.tsv', ('title', 'description'), characters=False
+  ),
+  'msra_ner': lambda: tagging('$LM_DATA/msra_ner/{split}.tsv'),
+  'wnut17_ner': lambda: tagging('$LM_DATA/wnut17_ner/{split}.tsv'),
+}
+
+if __name__ == '__main__':
+  if len(sys.argv) != 2 or sys.argv[1] not in BASELINES:
+    sys.exit(f'usage: python experiments/baselines.py NAME; there is {", ".join(BASELINES)}')
+  print(json.dumps({'data': sys.argv[1]} | BASELINES[sys.argv[1]]()))

@@ -1,0 +1,43 @@
+"""Questions about paragraphs of Chinese Wikipedia, CMRC 2018 (Cui et al. 2019).
+
+  LM_DATA=DIR python -m lm.train --config=experiments/cmrc2018.py --workdir=runs/cmrc2018
+
+Reads $LM_DATA/cmrc2018/train.json and dev.json, 2,515 and 704 questions. Tokens are characters, so
+an answer begins and ends with one. Two CPU cores, 20 minutes.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lm.config import base, choose, encoder, evaluation
+from lm.task_config import small
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 1000
+  config.batch_size = 8
+  config.data.source = "lm.data.sources:squad(files='$LM_DATA/cmrc2018/{split}.json')"
+  config.data.task = 'lm.tasks.questions:extraction'
+  config.data.convert = 'lm.tasks.spans:spans(stride=256, longest=60, threshold=None)'
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
+  config.data.context = 512
+  config.model = encoder(depth=4, d_model=192, heads=4, context=512)
+  config.model.position = 'lm.nn.position:rope'
+  config.model.classes = 2
+  config.model.pool = placeholder(str)  # a head on each token
+  config.model.dropout = 0.2
+  config.objective = ConfigDict({'fn': 'lm.objectives.spans:spans'})
+  config.optim.learning_rate = 5e-4
+  config.eval.sets.validation = evaluation(
+    'dev', metrics=('lm.metrics.spans:spans',), scores=('lm.metrics.answers:cmrc',)
+  )
+  config.checkpoint.best = 'eval/validation/f1'
+  config.log.prompts = ()
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  # Some of the embedded questions have no answer, for which CMRC's metric does not provide.
+  config.eval.sets.validation.scores = ('lm.metrics.answers:squad',)
+  return small(config, 'lm.data.sources:python_questions(functions=1)', context=256)

@@ -1,0 +1,259 @@
+"""Where a run begins: parameters drawn from the seed, or taken from another run's checkpoint.
+
+`init.rules` say how the parameters of the two models differ, each 'PATTERN -> REPLACEMENT'. Of the
+rules whose regular expression is found in a parameter's path, the first one counts: with the part
+that it finds replaced, the path is that of the source's parameter to take.
+
+  'encoder/ -> decoder/'           takes what the source has under another name; \\1 is a group
+  'head/ ->'                       keeps what was drawn
+  'embedding$ -> embedding[rows]'  takes the first rows, as many as both have, of a table that has
+                                   grown or shrunk, and keeps those that were drawn for the rest
+
+What no rule is about has the same path and shape in both. Without rules the source has nothing
+else; with rules, what nothing takes is told.
+"""
+
+import contextlib
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import tokenizers
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from lm.errors import UserError
+from lm.optim import parse_rules
+from lm.run import experiment
+from lm.run.build import Functions
+from lm.run.checkpoint import Checkpoints, first_line, holds_checkpoints, tree_difference
+from lm.run.step import TrainState, begin, init_state
+from lm.types import Array, Params
+
+_ROWS = '[rows]'
+_TABLE = re.compile(r'embedding$')  # paths of tables whose rows are the vocabulary's tokens
+
+
+class Taken(NamedTuple):
+  """What a run has taken from another one."""
+
+  source: str  # its workdir
+  step: int  # of its checkpoint
+  taken: int  # parameters, whole or their first rows
+  fresh: tuple[str, ...]  # paths of those that stay as they were drawn
+  unread: tuple[str, ...]  # paths of the source's that nothing takes
+
+  def line(self) -> str:
+    """Returns all of it as one line."""
+    kept = f', {len(self.fresh)} drawn afresh ({_some(self.fresh)})' if self.fresh else ''
+    left = f'; {len(self.unread)} there are not taken ({_some(self.unread)})' if self.unread else ''
+    return f'{self.taken} parameters from step {self.step} of {self.source}{kept}{left}'
+
+  def fields(self) -> dict[str, Any]:
+    """Returns what the event of it says."""
+    # Not 'step', which would be one of this run.
+    where = {'source': self.source, 'source_step': self.step}
+    return where | {'taken': self.taken, 'fresh': len(self.fresh), 'unread': len(self.unread)}
+
+
+class _Origin(NamedTuple):
+  """Where a parameter comes from."""
+
+  path: str  # in the source
+  rows: bool  # the first rows alone
+
+
+def initial_state(
+  config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer, workdir: pathlib.Path
+) -> tuple[TrainState, TrainState, Taken | None]:
+  """Returns the state that a run begins with, writing nothing.
+
+  Args:
+    config: the whole configuration; where `init.workdir` names another run and there is nothing to
+      resume from, parameters are taken from it.
+    functions: those of the config.
+    tokenizer: that of the run.
+    workdir: that of the run; it may not be there yet.
+
+  Returns:
+    The state; the abstract state that says the shape, type and sharding of its leaves; and what
+    was taken from another run.
+
+  Raises:
+    UserError: the other run is not there, or its parameters or tokens are not those of this one.
+  """
+  state, abstract = init_state(functions, jax.random.key(config.seed))
+  if not config.init.workdir:
+    for key in ('step', 'rules'):
+      if config.init[key]:
+        raise UserError(
+          f'init.{key}={config.init[key]!r}: init.workdir, the run to take from, is empty'
+        )
+    return state, abstract, None
+  if holds_checkpoints(workdir):
+    return state, abstract, None
+  params, taken = take(config.init, state.params, abstract.params, tokenizer)
+  return begin(functions, params, abstract), abstract, taken
+
+
+def take(
+  section: ConfigDict, drawn: Params, abstract: Params, tokenizer: tokenizers.Tokenizer
+) -> tuple[Params, Taken]:
+  """Returns the parameters of another run in the places of `drawn`, where `abstract` says.
+
+  Args:
+    section: `init` of a config, which names the run.
+    drawn: parameters that were drawn from the seed.
+    abstract: their shapes, types and shardings.
+    tokenizer: that of the run that begins.
+
+  Raises:
+    UserError: as `initial_state`.
+  """
+  root = pathlib.Path(section.workdir)
+  if not (root / 'config.json').is_file():
+    raise UserError(f'init.workdir={section.workdir!r}: no run there (config.json is missing)')
+  wanted = flatten_dict(abstract, sep='/')
+  fresh = flatten_dict(drawn, sep='/')
+  checkpoints = Checkpoints(root)
+  try:
+    step = _step(checkpoints, section)
+    with _undamaged(section, step):
+      shapes = checkpoints.shapes(step, 'params')
+    origins = _origins(wanted, shapes, section, step)
+    _check_tokens(origins, root, tokenizer)
+    with _undamaged(section, step):
+      restored = checkpoints.restore_some(step, _targets(origins, wanted, shapes))
+  finally:
+    checkpoints.close()
+  params = fresh | {
+    path: _placed(restored[origin.path], fresh[path], origin.rows)
+    for path, origin in origins.items()
+  }
+  kept = tuple(sorted(wanted.keys() - origins.keys()))
+  unread = tuple(sorted(shapes.keys() - {origin.path for origin in origins.values()}))
+  taken = Taken(str(root.resolve()), step, len(origins), kept, unread)
+  return unflatten_dict(params, sep='/'), taken
+
+
+@contextlib.contextmanager
+def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
+  try:
+    yield
+  except Exception as e:  # whatever Orbax and its storage make of damaged files
+    raise UserError(
+      f'init.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
+      'init.step names another one'
+    ) from e
+
+
+def _step(checkpoints: Checkpoints, section: ConfigDict) -> int:
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError(f'init.workdir={section.workdir!r}: no checkpoint there')
+  if section.step is None:
+    return steps[-1]
+  if section.step not in steps:
+    known = ', '.join(map(str, steps))
+    raise UserError(f'init.step={section.step}: {section.workdir} has checkpoints at {known}')
+  return section.step
+
+
+def _origins(
+  wanted: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]],
+  section: ConfigDict,
+  step: int,
+) -> dict[str, _Origin]:
+  """Returns where each parameter comes from that does not stay as it was drawn."""
+  rename = _renaming(section.rules, wanted)
+  renamed = {path: rename(path) for path in wanted}
+  origins = {path: origin for path, origin in renamed.items() if origin is not None}
+  needed: dict[str, tuple[int, ...]] = {}
+  for path, origin in origins.items():
+    shape = tuple(wanted[path].shape)
+    there = shapes.get(origin.path)
+    if origin.rows and there is not None:
+      shape = there[:1] + shape[1:]
+    if needed.get(origin.path) in (None, there):  # of two that disagree, the one that is wrong
+      needed[origin.path] = shape
+  difference = tree_difference(shapes, needed, tell_extra=not section.rules)
+  if difference:
+    raise UserError(
+      f'init.workdir={section.workdir!r}: step {step} does not fit the model: {difference}; '
+      'init.rules say what differs'
+    )
+  if not origins:
+    raise UserError(f'init.rules={tuple(section.rules)!r} leave nothing to take')
+  return origins
+
+
+def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Origin | None]:
+  """Returns path -> where the parameter comes from, None for one that stays as it was drawn."""
+  parsed = parse_rules(rules, 'init.rules', paths)
+
+  def rename(path: str) -> _Origin | None:
+    for pattern, replacement in parsed:
+      if found := pattern.search(path):
+        if not replacement:
+          return None
+        try:
+          middle = found.expand(replacement)
+        except (re.error, IndexError) as e:
+          raise UserError(f'init.rules: {replacement!r} replaces nothing: {e}') from e
+        there = path[: found.start()] + middle + path[found.end() :]
+        return _Origin(there.removesuffix(_ROWS), there.endswith(_ROWS))
+    return _Origin(path, False)
+
+  return rename
+
+
+def _targets(
+  origins: Mapping[str, _Origin],
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what to read of the source, and where to put it."""
+  targets = {}
+  for path, (there, rows) in origins.items():
+    leaf = wanted[path]
+    sharding = leaf.sharding
+    if rows and isinstance(sharding, NamedSharding):
+      # The number of rows there need not divide over the mesh.
+      sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+    targets[there] = jax.ShapeDtypeStruct(shapes[there], leaf.dtype, sharding=sharding)
+  return targets
+
+
+def _placed(read: Array, drawn: Array, rows: bool) -> Array:
+  """Returns what was read in place of what was drawn, or of its first rows."""
+  if not rows:
+    return jax.device_put(read, drawn.sharding)
+  count = min(len(read), len(drawn))
+  fill = jax.jit(lambda x, y: y.at[:count].set(x[:count]), out_shardings=drawn.sharding)
+  return fill(read, drawn)
+
+
+def _check_tokens(
+  origins: Mapping[str, _Origin], root: pathlib.Path, tokenizer: tokenizers.Tokenizer
+) -> None:
+  """Raises UserError when rows of a vocabulary's table would go to other tokens."""
+  tables = [path for path in origins if _TABLE.search(path)]
+  if not tables:
+    return
+  there = experiment.open_tokenizer(root)
+  for i in range(min(there.get_vocab_size(), tokenizer.get_vocab_size())):
+    old, new = there.id_to_token(i), tokenizer.id_to_token(i)
+    if old != new:
+      raise UserError(
+        f'init.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; take '
+        f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or keep "
+        f"{tables[0]} as it is drawn with the rule '{tables[0]} ->'"
+      )
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+  return ', '.join(names[:most]) + (', ...' if len(names) > most else '')

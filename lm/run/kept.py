@@ -1,0 +1,125 @@
+"""What evaluations leave in a workdir beside numbers.
+
+predictions/SET-STEP.jsonl holds the outputs of a set, one JSON object an example: `inputs`, the
+parts that were read; `output`; `reference`; `scores`, what is to be said of this example alone. The
+files of the newest step and of the best one by `checkpoint.best` stay. predictions/notes.json has
+what is to be known of corpus metrics, such as sacrebleu's signatures, by the metrics' names.
+
+attention/SET-STEP.json is what lm.run.attention has found at the newest step.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.run import files
+from lm.run.logging import read_lines
+
+_PREDICTIONS, _ATTENTION, _NOTES = 'predictions', 'attention', 'notes.json'
+
+
+class Evaluated(NamedTuple):
+  """An example with what a model made of it."""
+
+  inputs: list[str]
+  output: Any
+  reference: Any
+  scores: dict[str, float]
+
+
+def lines(examples: Iterable[Evaluated], **fields: Any) -> bytes:
+  """Returns examples as JSON lines, each with `fields` before its own."""
+  rows = (fields | _finite(example._asdict()) for example in examples)
+  text = ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows)
+  # The replacement of a lone surrogate is the JSON escape of it.
+  return text.encode('utf-8', errors='backslashreplace')
+
+
+def write_predictions(
+  workdir: Path,
+  step: int,
+  sets: Mapping[str, Iterable[Evaluated]],
+  notes: Mapping[str, str],
+  best: int | None,
+) -> None:
+  """Writes the outputs of a step; removes those of all others but the best.
+
+  Those of later steps go too: the run has been taken up before them.
+
+  Args:
+    workdir: the run's directory.
+    step: that was evaluated.
+    sets: the examples of each set by its name.
+    notes: by metric name.
+    best: the best step up to this one, if that can be said.
+
+  Raises:
+    OSError: the disk is full or broken.
+  """
+  folder = workdir / _PREDICTIONS
+  folder.mkdir(exist_ok=True)
+  files.replace(folder / _NOTES, json.dumps(dict(notes), indent=2).encode())
+  for name, examples in sets.items():
+    files.replace(folder / f'{name}-{step}.jsonl', lines(examples))
+  for (_, at), path in _files(folder, '.jsonl').items():
+    if at not in (step, best):
+      path.unlink()
+
+
+def write_attention(workdir: Path, name: str, step: int, maps: Mapping[str, Any]) -> None:
+  """Writes the attention maps of a step in place of older ones.
+
+  Raises:
+    OSError: the disk is full or broken.
+  """
+  folder = workdir / _ATTENTION
+  folder.mkdir(exist_ok=True)
+  path = folder / f'{name}-{step}.json'
+  content = json.dumps({'set': name, 'step': step} | dict(maps), ensure_ascii=False)
+  files.replace(path, content.encode('utf-8', errors='backslashreplace'))
+  for other in set(_files(folder, '.json').values()) - {path}:
+    other.unlink()
+
+
+def read_predictions(workdir: Path) -> dict[str, dict[int, list[Evaluated]]]:
+  """Returns the examples that a workdir keeps, by set and step in rising order."""
+  found: dict[str, dict[int, list[Evaluated]]] = {}
+  fields = set(Evaluated._fields)
+  for (name, step), path in sorted(_files(workdir / _PREDICTIONS, '.jsonl').items()):
+    rows = [Evaluated(**row) for row in read_lines(path) if row.keys() == fields]
+    found.setdefault(name, {})[step] = rows
+  return found
+
+
+def notes_file(workdir: Path) -> Path:
+  """Returns the place of the notes on corpus metrics."""
+  return workdir / _PREDICTIONS / _NOTES
+
+
+def attention_file(workdir: Path) -> Path | None:
+  """Returns the newest file of attention maps, if there is one."""
+  found = _files(workdir / _ATTENTION, '.json')
+  return found[max(found, key=lambda key: key[1])] if found else None
+
+
+def _files(folder: Path, suffix: str) -> dict[tuple[str, int], Path]:
+  """Returns the files NAME-STEP of a folder by name and step."""
+  found = {}
+  for path in folder.glob(f'*-*{suffix}'):
+    name, _, step = path.name.removesuffix(suffix).rpartition('-')
+    if step.isdecimal():
+      found[name, int(step)] = path
+  return found
+
+
+def _finite(value: Any) -> Any:
+  """Returns JSON of a value; what is not finite becomes a string, as in metrics.jsonl."""
+  if isinstance(value, Mapping):
+    return {key: _finite(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(entry) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
+  return value

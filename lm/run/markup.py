@@ -1,0 +1,58 @@
+"""HTML for the sections of a report."""
+
+import html
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def section(title: str, content: str) -> str:
+  """Returns a section of the page under a title; `content` is HTML."""
+  return f'<section><h2>{escaped(title)}</h2>{content}</section>'
+
+
+def details(summary: str, content: str, opened: bool = False) -> str:
+  """Returns what a click on `summary` shows; `content` is HTML."""
+  state = ' open' if opened else ''
+  return f'<details{state}><summary>{escaped(summary)}</summary>{content}</details>'
+
+
+def table(
+  rows: Iterable[tuple], titles: tuple[str, ...] = (), numeric_from: int = 99, code: bool = False
+) -> str:
+  """Returns a table of values; the columns from `numeric_from` on are numbers."""
+
+  def cells(row: tuple, tag: str) -> str:
+    kinds = [' class="number"' if i >= numeric_from else '' for i in range(len(row))]
+    values = zip(row, kinds, strict=True)
+    return ''.join(f'<{tag}{kind}>{escaped(plain(v))}</{tag}>' for v, kind in values)
+
+  head = f'<thead><tr>{cells(titles, "th")}</tr></thead>' if titles else ''
+  body = ''.join(f'<tr>{cells(row, "td")}</tr>' for row in rows)
+  kind = ' class="code"' if code else ''
+  return f'<div class="table"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
+
+
+def embedded(name: str, data: Any) -> str:
+  """Returns data that the page's script finds by its name."""
+  text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', '\\u003c')
+  return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def plain(value: Any) -> str:
+  """Returns a string as it is, and another value as JSON."""
+  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def number(value: float) -> str:
+  """Returns a number to four digits."""
+  if not math.isfinite(value):
+    return 'not finite'
+  return f'{value:.4g}' if abs(value) < 1e4 else f'{value:,.0f}'
+
+
+def escaped(value: str) -> str:
+  """Escapes text for HTML; control characters, which HTML forbids, become visible."""
+  shown = ''.join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in '\n\t' else c for c in value)
+  return html.escape(shown)

@@ -1,0 +1,95 @@
+"""Early stopping: a run ends when a metric has not improved for some evaluations (Goodfellow et al.
+2016, Deep Learning, algorithm 7.1).
+
+What was seen travels with the checkpoints, so that a run which is resumed stops where one that was
+never interrupted does. A step is saved before it is evaluated; its checkpoint holds what was seen
+up to the evaluation before, and a resumed run takes in the one of the step itself again.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from lm.errors import UserError, nearest
+from lm.run.record import more_is_better
+
+
+class Stopping(NamedTuple):
+  """What has been seen of a metric."""
+
+  metric: str
+  best: float | None = None  # the last value that was an improvement; None before the first one
+  best_step: int | None = None
+  since: int = 0  # evaluations after it
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError when the section `stop` of a config is wrong."""
+  stop, metric = config.stop, _metric(config)
+  if stop.patience < 0:
+    raise UserError(f'stop.patience={stop.patience} is no number of evaluations; 0 is for never')
+  if not 0 <= stop.least < math.inf:
+    raise UserError(f'stop.least={stop.least} is not 0 or more')
+  sets = [f'eval/{name}' for name in config.eval.sets]
+  if stop.patience and metric.rpartition('/')[0] not in sets:
+    known = ', '.join(f'{name}/...' for name in sets) or 'none, for eval.sets is empty'
+    raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {known}')
+
+
+def take_up(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | None:
+  """Returns what was seen before, or where to begin; None for a run that does not stop early.
+
+  What a checkpoint saved of another metric does not count.
+  """
+  if not config.stop.patience:
+    return None
+  metric = _metric(config)
+  return Stopping(**saved) if saved and saved['metric'] == metric else Stopping(metric)
+
+
+def see(seen: Stopping, step: int, values: Mapping[str, float], config: ConfigDict) -> Stopping:
+  """Returns what has been seen after an evaluation. What is not finite is never an improvement.
+
+  Raises:
+    UserError: the metric is not among the values.
+  """
+  if seen.metric not in values:
+    known = ', '.join(sorted(values))
+    raise UserError(
+      f'{_key(config)}={seen.metric!r} was not found{nearest(seen.metric, values)}; '
+      f'the evaluation has {known}'
+    )
+  value = float(values[seen.metric])
+  if math.isfinite(value) and _gain(seen, value) > config.stop.least:
+    return Stopping(seen.metric, value, step)
+  return seen._replace(since=seen.since + 1)
+
+
+def _gain(seen: Stopping, value: float) -> float:
+  if seen.best is None:
+    return math.inf
+  return value - seen.best if more_is_better(seen.metric) else seen.best - value
+
+
+def is_over(seen: Stopping | None, config: ConfigDict) -> bool:
+  """Returns whether the patience has run out."""
+  return seen is not None and seen.since >= config.stop.patience
+
+
+def line(seen: Stopping, step: int) -> str:
+  """Returns why a run has stopped, as one line."""
+  best = 'it was never finite'
+  if seen.best is not None:
+    best = f'its best was {seen.best:.4g} at step {seen.best_step}'
+  evaluations = f'{seen.since} evaluations' if seen.since != 1 else '1 evaluation'
+  return f'stopped early at step {step}: {seen.metric} is no better since {evaluations}; {best}'
+
+
+def _metric(config: ConfigDict) -> str:
+  return config.stop.metric or config.checkpoint.best
+
+
+def _key(config: ConfigDict) -> str:
+  return 'stop.metric' if config.stop.metric else 'checkpoint.best, which stop.metric follows,'

@@ -1,0 +1,297 @@
+"""Beam search against enumeration of all hypotheses, and against a plain one in Python."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode.beam import _log_sum_exp, _top_k, beam_search, check_beam
+from lm.decode.constraints import Prefix, minimum_length, no_repeat_ngram
+from lm.decode.generate import generate
+from lm.decode.sampling import greedy
+from lm.errors import UserError
+
+END = 1
+
+
+def _model(seed=0, B=3, V=4, scale=2.0):
+  """A table (B, V, V, V) of each row's logits after its last two tokens, and the first two."""
+  rng = np.random.default_rng(seed)
+  table = rng.normal(0, scale, (B, V, V, V)).astype(np.float32)
+  return table, rng.integers(0, V, (B, 2))
+
+
+def _sharpness(position):
+  # Differs by position: texts of the same transitions in another order would be equally probable.
+  return 1 + position / 16
+
+
+def _step(tokens_R, state):
+  table_RVVV, last_R2, position_R = state
+  look_up = jax.vmap(lambda table, last, token: table[last, token])
+  logits_RV = look_up(table_RVVV, last_R2[:, 1], tokens_R) * _sharpness(position_R)[:, None]
+  return logits_RV, (table_RVVV, jnp.stack([last_R2[:, 1], tokens_R], axis=1), position_R + 1)
+
+
+def _take(state, rows_R):
+  return jax.tree.map(lambda x: x[rows_R], state)
+
+
+def _first(model):
+  """Returns the logits (B, V) after the first two tokens, and the state."""
+  table, last = model
+  logits = table[np.arange(len(last)), last[:, 0], last[:, 1]]
+  return jnp.asarray(logits), (jnp.asarray(table), jnp.asarray(last), jnp.ones(len(last)))
+
+
+@functools.cache
+def _compiled(**options):
+  return jax.jit(lambda *args, **given: beam_search(_step, _take, *args, **options, **given))
+
+
+def _search(model, length_penalty=0.6, prefix=None, **options):
+  search = _compiled(end=END, **options)
+  found = search(*_first(model), length_penalty=length_penalty, prefix=prefix)
+  return jax.tree.map(np.asarray, found)
+
+
+def _log_p(model, row, said, token):
+  last = [*model[1][row], *said][-2:]
+  logits = model[0][row][tuple(last)].astype(np.float64) * _sharpness(len(said))
+  return logits[token] - np.log(np.exp(logits).sum())
+
+
+def _penalty(n, alpha):
+  return ((5 + n) / 6) ** alpha
+
+
+def _everything(model, row, max_tokens, alpha):
+  """Returns all finished hypotheses by falling score, then all cut off ones, as (score, tokens)."""
+  V = model[0].shape[1]
+  others = [t for t in range(V) if t != END]
+  bodies = [list(itertools.product(others, repeat=n)) for n in range(max_tokens + 1)]
+  finished = [(*body, END) for n in range(max_tokens) for body in bodies[n]]
+
+  def scored(texts):
+    found = []
+    for text in texts:
+      log_p = sum(_log_p(model, row, text[:i], text[i]) for i in range(len(text)))
+      found.append((log_p / _penalty(len(text), alpha), text))
+    return sorted(found, reverse=True)
+
+  return scored(finished) + scored(bodies[max_tokens])
+
+
+def _reference(model, row, beam, max_tokens, alpha, n_best):
+  """Beam search in plain Python, which never stops early."""
+  V = model[0].shape[1]
+  running, pool = [(0.0, ())], []
+  for n in range(1, max_tokens + 1):
+    candidates = [
+      (log_p + _log_p(model, row, said, token), (*said, token))
+      for log_p, said in running
+      for token in range(V)
+    ]
+    candidates.sort(reverse=True)
+    pool += [(p / _penalty(n, alpha), text) for p, text in candidates[:beam] if text[-1] == END]
+    running = [(p, text) for p, text in candidates if text[-1] != END][:beam]
+  cut_off = [(p / _penalty(max_tokens, alpha), text) for p, text in running]
+  return (sorted(pool, reverse=True)[:beam] + cut_off)[:n_best]
+
+
+def _assert_found(found, row, expected):
+  for n, (score, text) in enumerate(expected):
+    assert tuple(found.tokens[row, n, : found.lengths[row, n]]) == text
+    assert not found.tokens[row, n, len(text) :].any()
+    np.testing.assert_allclose(found.scores[row, n], score, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('alpha', [0.0, 0.6, 2.0, -1.0])
+def test_a_wide_beam_finds_the_best_of_all_hypotheses(alpha):
+  model = _model(seed=1)
+  # 27 unfinished texts of three tokens have 108 continuations: none is ever dropped.
+  found = _search(model, beam=108, max_tokens=4, length_penalty=alpha, n_best=12)
+  for row in range(3):
+    _assert_found(found, row, _everything(model, row, 4, alpha)[:12])
+
+
+def test_hypotheses_that_do_not_exist_have_length_0_and_score_minus_infinity():
+  model = _model(seed=2, V=3)
+  found = _search(model, beam=12, max_tokens=2, n_best=12)
+  everything = _everything(model, 0, 2, 0.6)
+  assert len(everything) == 1 + 2 + 4
+  _assert_found(found, 0, everything)
+  assert (found.scores[:, 7:] == -np.inf).all()
+  assert not found.lengths[:, 7:].any() and not found.tokens[:, 7:].any()
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize(
+  ('beam', 'alpha', 'n_best'), [(1, 0.0, 1), (2, 0.0, 1), (2, 1.0, 1), (3, 0.6, 3), (3, -0.5, 3)]
+)
+def test_narrow_beams_equal_a_plain_search_without_early_stop(seed, beam, alpha, n_best):
+  model = _model(seed=seed, V=5, scale=1.0)
+  found = _search(model, alpha, beam=beam, max_tokens=6, n_best=n_best)
+  for row in range(3):
+    _assert_found(found, row, _reference(model, row, beam, 6, alpha, n_best))
+
+
+def test_narrow_beams_do_miss_hypotheses():
+  """Otherwise the test above would not tell a beam from a complete search."""
+  model = _model(seed=1, V=5, scale=1.0)
+  found = _search(model, 1.0, beam=2, max_tokens=6, n_best=1)
+  assert found.scores[2, 0] < _everything(model, 2, 6, 1.0)[0][0] - 1
+
+
+def _steps_taken(model, **options):
+  steps = []
+
+  def step(tokens_R, state):
+    jax.debug.callback(lambda: steps.append(1))
+    return _step(tokens_R, state)
+
+  jax.block_until_ready(
+    jax.jit(lambda *args: beam_search(step, _take, *args, end=END, **options))(*_first(model))
+  )
+  jax.effects_barrier()
+  return len(steps)
+
+
+def test_the_search_stops_when_nothing_can_improve():
+  table, last = _model(seed=3)
+  table[..., END] += 8  # ends at once, almost surely
+  options = {'beam': 3, 'max_tokens': 50, 'length_penalty': 0.0}
+  assert _steps_taken((table, last), **options) == 0
+  assert 0 < _steps_taken((table, last), **options, n_best=2) < 10
+  table[1, :, :, END] -= 50  # one row goes on, and so do all
+  assert _steps_taken((table, last), **options) == 49
+
+
+def test_a_long_hypothesis_that_may_still_win_is_waited_for():
+  # Says END with 0.6, or else 2, and then 3, 2 and END surely.
+  table = np.full((1, 4, 4, 4), -30.0, np.float32)
+  table[0, 0, 0, [END, 2]] = np.log([0.6, 0.4])
+  table[0, 0, 2, 3] = table[0, 2, 3, 2] = table[0, 3, 2, END] = 0
+  model = (table, np.zeros((1, 2), int))
+  short, long = np.log(0.6), np.log(0.4)
+  for alpha, text, score in (
+    (0.0, [END, 0, 0, 0], short),
+    (1.0, [END, 0, 0, 0], short),
+    (2.0, [2, 3, 2, END], long / (9 / 6) ** 2),
+  ):
+    found = _search(model, beam=2, max_tokens=4, length_penalty=alpha)
+    assert found.tokens[0, 0].tolist() == text
+    np.testing.assert_allclose(found.scores[0, 0], score, rtol=1e-5)
+
+
+def test_a_longer_hypothesis_may_win_where_short_ones_are_preferred():
+  # Says END with 0.32, 2 with 0.4, and END after that: as soon as it can, or it would not win.
+  table = np.full((1, 4, 4, 4), -30.0, np.float32)
+  table[0, 0, 0, [END, 2, 3]] = np.log([0.32, 0.4, 0.28])
+  table[0, 0, 2, END] = 0
+  found = _search((table, np.zeros((1, 2), int)), -1.0, beam=2, max_tokens=4)
+  assert np.log(0.4) * 9 / 6 < np.log(0.32) < np.log(0.4) * 7 / 6
+  assert found.tokens[0, 0].tolist() == [2, END, 0, 0]
+  np.testing.assert_allclose(found.scores[0, 0], np.log(0.4) * 7 / 6, rtol=1e-5)
+
+
+def test_a_row_depends_on_no_other():
+  model = _model(seed=5, B=6, V=6, scale=1.5)
+  model[0][..., END] -= 1
+  options = {'beam': 3, 'max_tokens': 8, 'n_best': 2}
+  together = _search(model, **options)
+  assert len(set(together.lengths[:, 0])) > 1  # they end at different steps
+  for row in range(6):
+    alone = _search(tuple(x[row : row + 1] for x in model), **options)
+    jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[0], y[row]), alone, together)
+
+
+def test_equal_scores_go_to_the_lower_token():
+  model = (np.zeros((1, 5, 5, 5), np.float32), np.zeros((1, 2), int))
+  found = _search(model, beam=3, max_tokens=2, n_best=3, length_penalty=0.0)
+  # END is token 1; only those that begin with 0 fill the second beam.
+  assert found.tokens[0].tolist() == [[1, 0], [0, 1], [0, 0]]
+  assert found.lengths[0].tolist() == [1, 2, 2]
+
+
+def test_padding_of_the_vocabulary_is_never_said():
+  table, last = _model(seed=6, V=6)
+  table[..., 3:] = -1e9
+  last %= 3
+  found = _search((table, last), beam=12, max_tokens=2, n_best=12)
+  for row in range(3):
+    _assert_found(found, row, _everything((table[:, :3, :3, :3], last), row, 2, 0.6))
+  assert not found.lengths[:, 7:].any()
+
+
+def test_a_beam_of_1_is_greedy():
+  model = _model(seed=7, B=8, V=6, scale=1.0)
+  adjust = (no_repeat_ngram(2), minimum_length(2, END))
+
+  @jax.jit
+  def by_generate(logits, state):
+    keys = jax.random.split(jax.random.key(0), 8)
+    options = {'max_tokens': 9, 'end': END, 'adjust': adjust}
+    return generate(_step, logits, state, greedy, keys, **options)
+
+  tokens, lengths, log_p = by_generate(*_first(model))
+  found = _search(model, beam=1, max_tokens=9, length_penalty=0.0, adjust=adjust)
+  np.testing.assert_array_equal(found.tokens[:, 0], tokens)
+  np.testing.assert_array_equal(found.lengths[:, 0], lengths)
+  np.testing.assert_allclose(found.scores[:, 0], log_p, rtol=1e-5)
+
+
+def test_constraints_pick_the_best_hypothesis_that_meets_them():
+  model = _model(seed=8)
+  adjust = (no_repeat_ngram(1), minimum_length(2, END))
+  found = _search(model, beam=108, max_tokens=4, n_best=3, adjust=adjust)
+  for row in range(3):
+    everything = _everything(model, row, 4, 0.6)
+    meets = [h for h in everything if len(h[1]) > 2 and len(set(h[1])) == len(h[1])]
+    _assert_found(found, row, meets[:3])
+
+
+def test_all_hypotheses_of_a_row_begin_with_its_prefix():
+  model = _model(seed=9)
+  forced = ((2, 2), (), (3,))
+  prefix = Prefix(jnp.asarray([[2, 2], [0, 0], [3, 0]]), jnp.asarray([2, 0, 1]))
+  found = _search(model, prefix=prefix, beam=108, max_tokens=4, n_best=4)
+  for row, text in enumerate(forced):
+    everything = _everything(model, row, 4, 0.6)
+    _assert_found(found, row, [h for h in everything if h[1][: len(text)] == text][:4])
+
+
+@pytest.mark.parametrize('V', [7, 64, 1000, 1025])
+def test_top_k_of_wide_rows_equals_that_of_jax(V):
+  rng = np.random.default_rng(V)
+  whole = rng.integers(0, V // 3, (30, V)).astype(np.float32)  # some are equal
+  whole[rng.random((30, V)) < 0.2] = -np.inf
+  whole[0] = -np.inf
+  whole[1, -1] = V
+  for x in (whole, rng.normal(size=(30, V)).astype(np.float32)):
+    k = min(6, V)
+    for found, expected in zip(_top_k(jnp.asarray(x), k), jax.lax.top_k(x, k), strict=True):
+      np.testing.assert_array_equal(found, expected)
+  np.testing.assert_allclose(_log_sum_exp(jnp.asarray(x)), np.log(np.exp(x).sum(1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(('beam', 'vocab_size'), [(0, 5), (6, 5)])
+def test_a_beam_that_cannot_be_filled_is_told(beam, vocab_size):
+  check_beam(5, 5)
+  with pytest.raises(UserError, match=f'--beam={beam} is not between 1 and 5, the size of the voc'):
+    check_beam(beam, vocab_size)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'beam': 2, 'max_tokens': 3, 'n_best': 3}, '--n_best=3 is not between 1 and --beam=2'),
+    ({'beam': 2, 'max_tokens': 0}, '--max_tokens=0 is not 1 or more'),
+  ],
+)
+def test_impossible_searches_are_told(options, message):
+  with pytest.raises(UserError, match=message):
+    _search(_model(), **options)

@@ -1,0 +1,179 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from lm.errors import UserError
+from lm.tasks.dialogue import decoder, encoder_decoder, parts, replies, unroll
+from lm.text import tokenizers
+from lm.text.tokenizers import END, SEPARATOR
+
+TURNS = ['ab', 'cde', 'f', 'gh']
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return tokenizers.with_specials(tokenizers.characters(['abcdefgh']), [SEPARATOR])
+
+
+def shown(tokenizer, ids):
+  """Returns tokens as a string, with | for the separator and . for END."""
+  names = {SEPARATOR: '|', END: '.'}
+  return ''.join(names.get(t, t) for t in map(tokenizer.id_to_token, map(int, ids)))
+
+
+def sequences(tokenizer, example, longest=50, context=50):
+  """Returns inputs, targets and weights of each of an example's features, as strings."""
+  convert = decoder(replies(), longest).features(tokenizer, (), context)
+  return [
+    (
+      shown(tokenizer, features.tokens['inputs']),
+      shown(tokenizer, features.tokens['targets']),
+      ''.join(map(str, features.tokens['weights'])),
+    )
+    for features in convert(example)
+  ]
+
+
+def test_a_dialogue_is_unrolled_into_its_replies():
+  first, second, third = unroll([{'turns': TURNS}])
+  assert first == {'turns': ['ab', 'cde'], 'replies': [1], 'last': False}
+  assert second == {'turns': ['ab', 'cde', 'f'], 'replies': [1, 2], 'last': False}
+  assert third == {'turns': TURNS, 'replies': [1, 2, 3], 'last': True}
+
+
+@pytest.mark.parametrize(
+  ('first', 'every', 'expected'), [(1, 2, [[1], [1, 3]]), (2, 2, [[2]]), (3, 1, [[3]]), (4, 1, [])]
+)
+def test_replies_are_by_parity(first, every, expected):
+  found = list(unroll([{'turns': TURNS}], first, every))
+  assert [example['replies'] for example in found] == expected
+  for example in found:
+    assert example['turns'] == TURNS[: example['replies'][-1] + 1]
+    assert example['last'] == (example is found[-1])
+
+
+def test_the_task_reads_the_turns_before_a_reply():
+  _, example, _ = unroll([{'turns': TURNS}])
+  task = replies()
+  assert task.inputs(example) == ['ab', SEPARATOR, 'cde']
+  assert task.target(example) == task.reference(example) == 'f'
+
+
+def test_a_tokenizer_reads_each_dialogue_once():
+  examples = list(unroll([{'turns': TURNS}]))
+  for converter in (encoder_decoder(replies()), decoder(replies())):
+    assert list(itertools.chain(*map(converter.texts, examples))) == TURNS
+
+
+def test_an_encoder_reads_the_history_and_a_decoder_the_reply(tokenizer):
+  converter = encoder_decoder(replies())
+  _, _, example = unroll([{'turns': TURNS}])
+  (features,) = converter.features(tokenizer, (), 50)(example)
+  assert shown(tokenizer, features.source['source']) == 'ab|cde|f.'
+  assert shown(tokenizer, features.tokens['inputs']) == '.gh'
+  assert shown(tokenizer, features.tokens['targets']) == 'gh.'
+  prompt = converter.prompt(tokenizer)(example)
+  assert shown(tokenizer, prompt.source['source']) == 'ab|cde|f.'
+  assert shown(tokenizer, prompt.tokens['inputs']) == '.'
+
+
+@pytest.mark.parametrize(
+  ('longest', 'read'), [(9, 'ab|cde|f.'), (8, 'cde|f.'), (6, 'cde|f.'), (5, 'f.'), (2, 'f.')]
+)
+def test_an_encoder_is_not_given_the_oldest_turns_that_do_not_fit(longest, read, tokenizer):
+  _, _, example = unroll([{'turns': TURNS}])
+  converter = encoder_decoder(replies(), longest)
+  (features,) = converter.features(tokenizer, (), 50)(example)
+  assert shown(tokenizer, features.source['source']) == read
+  assert shown(tokenizer, converter.prompt(tokenizer)(example).source['source']) == read
+
+
+@pytest.mark.parametrize(
+  ('longest', 'begun'),
+  [(10, '.ab|cde|f|'), (9, '.cde|f|'), (7, '.cde|f|'), (6, '.f|'), (3, '.f|'), (2, '.|')],
+)
+def test_a_decoder_is_not_prompted_with_the_oldest_turns_that_do_not_fit(longest, begun, tokenizer):
+  _, _, example = unroll([{'turns': TURNS}])
+  prompt = decoder(replies(), longest).prompt(tokenizer)(example)
+  assert shown(tokenizer, prompt.tokens['inputs']) == begun
+
+
+def test_the_beginning_of_a_last_turn_that_is_too_long_is_cut(tokenizer):
+  (example,) = unroll([{'turns': ['abcdefgh', 'a']}])
+  (features,) = encoder_decoder(replies(), 4).features(tokenizer, (), 50)(example)
+  assert shown(tokenizer, features.source['source']) == 'fgh.'
+  prompt = decoder(replies(), 4).prompt(tokenizer)(example)
+  assert shown(tokenizer, prompt.tokens['inputs']) == '.gh|'
+
+
+def test_a_decoder_learns_all_replies_of_a_dialogue_in_one_sequence(tokenizer):
+  first, second, third = unroll([{'turns': TURNS}])
+  assert sequences(tokenizer, third) == [('.ab|cde|f|gh', 'ab.cde.f.gh.', '000111111111')]
+  assert sequences(tokenizer, first) == sequences(tokenizer, second) == [('.', '.', '0')]
+  _, last = unroll([{'turns': TURNS}], every=2)
+  assert sequences(tokenizer, last) == [('.ab|cde|f|gh', 'ab.cde.f.gh.', '000111100111')]
+
+
+def test_what_a_decoder_is_prompted_with_is_what_it_was_trained_on(tokenizer):
+  examples = list(unroll([{'turns': TURNS}]))
+  ((inputs, targets, _),) = sequences(tokenizer, examples[-1])
+  prompt = decoder(replies()).prompt(tokenizer)
+  for example in examples:
+    begun = shown(tokenizer, prompt(example).tokens['inputs'])
+    assert inputs.startswith(begun)
+    assert targets[len(begun) - 1 :].startswith(example['turns'][-1] + '.')
+
+
+def test_a_dialogue_longer_than_a_row_is_cut_between_turns(tokenizer):
+  *_, example = unroll([{'turns': TURNS}])  # turns of 3, 4, 2 and 3 tokens
+  assert sequences(tokenizer, example, longest=4, context=8) == [
+    ('.ab|cde', 'ab.cde.', '0001111'),
+    ('.cde|f', 'cde.f.', '000011'),
+    ('.f|gh', 'f.gh.', '00111'),
+  ]
+  # A turn that is longer than a row is left to data.too_long; the opening one is no reply.
+  inputs = [inputs for inputs, *_ in sequences(tokenizer, example, longest=4, context=3)]
+  assert inputs == ['.cde', '.f', '.gh']
+
+
+def test_every_turn_is_new_in_one_part():
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    sizes = rng.integers(1, 9, rng.integers(1, 12)).tolist()
+    longest, room = rng.integers(0, 12), rng.integers(9, 20)
+    found = list(parts(sizes, longest, room))
+    assert [i for _, new, stop in found for i in range(new, stop)] == list(range(len(sizes)))
+    for start, new, stop in found:
+      assert sum(sizes[start:stop]) <= room
+      assert sum(sizes[start:new]) <= longest
+      before = sum(sizes[start - 1 : new])  # with one turn more
+      assert start == 0 or before > longest or before + sizes[new] > room
+      assert stop == len(sizes) or sum(sizes[start : stop + 1]) > room
+
+
+def test_every_reply_is_learnt_once_and_every_example_has_features(tokenizer):
+  rng = np.random.default_rng(1)
+  for every in (1, 2):
+    turns = ['a' * n for n in rng.integers(1, 9, 20)]
+    examples = list(unroll([{'turns': turns}], every=every))
+    found = [sequences(tokenizer, example, longest=12, context=24) for example in examples]
+    assert all(found)
+    weights = ''.join(weights for parts in found for *_, weights in parts)
+    assert weights.count('1') == sum(len(turn) + 1 for turn in turns[1::every])
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: list(unroll([{'text': 'x'}])), "no list of strings 'turns'; it has 'text'"),
+    (lambda: list(unroll([{'turns': 'abc'}])), "no list of strings 'turns'"),
+    (lambda: list(unroll([], first=0)), 'first=0, every=1: both are at least 1'),
+    (lambda: replies().inputs({'turns': TURNS}), r'needs lm\.tasks\.dialogue:unroll'),
+    (lambda: decoder(replies()).texts({'turns': TURNS}), r'needs lm\.tasks\.dialogue:unroll'),
+    (lambda: decoder(replies(), longest=1), 'longest=1: a history has at least two tokens'),
+  ],
+)
+def test_mistakes_are_told(make, message):
+  with pytest.raises(UserError, match=message):
+    make()
