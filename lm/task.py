@@ -20,9 +20,9 @@ class Task:
 
   Texts to read come in parts, which are tokenised one by one; a part may be a special token of the
   task, and `specials` are all that there are. `answer` is what a head of an encoder finds: a class
-  by name, a number, or a list of (start, stop, tag) or (start, stop) in characters of the last part. `target` is the
-  same in words, for models that write. `reference` is what a prediction is compared with, in the
-  form that the corpus metrics of the task take.
+  by name, a number, or a list of (start, stop, tag) or (start, stop) in characters of the last
+  part. `target` is the same in words, for models that write. `reference` is what a prediction is
+  compared with, in the form that the corpus metrics of the task take.
   """
 
   inputs: Callable[[Example], list[str]]

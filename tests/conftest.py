@@ -26,10 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models.transformer import Decoder
+from lm.models.transformer import Decoder, Encoder, EncoderDecoder
 from lm.nn.layers import Attention, GatedMlp
 from lm.nn.norm import RMSNorm
-from lm.nn.position import alibi, rope
+from lm.nn.position import alibi, relative, rope, sinusoidal
+from lm.nn.residual import post
 from lm.run.build import init_of
 
 VOCABULARY, CONTEXT = 37, 16
@@ -52,7 +53,19 @@ VARIANTS = {
     'kv_heads': 1,
   },
   'alibi': {'position': alibi, 'logit_soft_cap': 5.0, 'vocab_multiple': 8},
+  'vaswani': {'position': sinusoidal, 'residual': post, 'final_norm': False, 'embed_scale': 4.0},
+  't5': {
+    'position': functools.partial(relative, buckets=8, max_distance=10),
+    'norm': RMSNorm,
+    'bias': False,
+  },
 }
+
+
+def fields(variant, changes):
+  """Returns the fields of a tiny model: a variant by name, and what else differs."""
+  sizes = {'d_model': 16, 'depth': 2, 'heads': 4, 'kv_heads': 4, 'head_dim': 4, 'd_mlp': 24}
+  return {'vocab_size': VOCABULARY, 'context': CONTEXT} | sizes | VARIANTS[variant] | changes
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -66,11 +79,21 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='session')
 def decoder():
   """Makes a tiny decoder: a variant by name, and what else differs."""
+  return lambda variant='gpt2', **changes: Decoder(**fields(variant, changes))
 
-  def make(variant='gpt2', **changes) -> Decoder:
-    sizes = {'d_model': 16, 'depth': 2, 'heads': 4, 'kv_heads': 4, 'head_dim': 4, 'd_mlp': 24}
-    fields = {'vocab_size': VOCABULARY, 'context': CONTEXT} | sizes | VARIANTS[variant] | changes
-    return Decoder(**fields)
+
+@pytest.fixture(scope='session')
+def encoder():
+  """Makes a tiny encoder likewise; without `classes` its head is the vocabulary."""
+  return lambda variant='gpt2', **changes: Encoder(**fields(variant, changes))
+
+
+@pytest.fixture(scope='session')
+def encoder_decoder():
+  """Makes a tiny encoder-decoder likewise, of one layer that reads and two that write."""
+
+  def make(variant='vaswani', **changes) -> EncoderDecoder:
+    return EncoderDecoder(**fields(variant, {'encoder_depth': 1} | changes))
 
   return make
 
@@ -91,23 +114,38 @@ def params_of():
 
 @pytest.fixture(scope='session')
 def batch_of():
-  """Makes a batch of random tokens, the rows whole or packed as `segments` says."""
+  """Makes a batch of random tokens, the rows whole or packed as `segments` says.
 
-  def make(B=2, T=12, seed=0, segments=None):
+  `source` are the segments of rows that an encoder reads for a decoder, where it does.
+  """
+
+  def make(B=2, T=12, seed=0, segments=None, source=None):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCABULARY, (B, T + 1))
     segments_BT = np.ones((B, T), int) if segments is None else np.asarray(segments)
-    starts_BT = np.diff(segments_BT, axis=1, prepend=-1) != 0
-    index_BT = np.broadcast_to(np.arange(T), (B, T))
-    positions_BT = index_BT - np.maximum.accumulate(np.where(starts_BT, index_BT, 0), axis=1)
     integers = {
       'inputs': tokens[:, :-1],
       'targets': tokens[:, 1:],
       'segments': segments_BT,
-      'positions': np.where(segments_BT > 0, positions_BT, 0),
+      'positions': _positions(segments_BT),
       'bytes': rng.integers(1, 5, (B, T)),
     }
+    if source is not None:
+      source_BS = np.asarray(source)
+      integers |= {
+        'source': rng.integers(0, VOCABULARY, source_BS.shape),
+        'source_segments': source_BS,
+        'source_positions': _positions(source_BS),
+      }
     batch = {name: jnp.asarray(value, jnp.int32) for name, value in integers.items()}
     return batch | {'weights': jnp.asarray(segments_BT > 0, jnp.float32)}
 
   return make
+
+
+def _positions(segments_BT):
+  """Returns the index of each token within its segment, 0 on padding."""
+  starts_BT = np.diff(segments_BT, axis=1, prepend=-1) != 0
+  index_BT = np.broadcast_to(np.arange(segments_BT.shape[1]), segments_BT.shape)
+  begins_BT = np.maximum.accumulate(np.where(starts_BT, index_BT, 0), axis=1)
+  return np.where(segments_BT > 0, index_BT - begins_BT, 0)

@@ -114,7 +114,7 @@ def text(file):
     ([text('{tmp}/binary.txt')], 'NUL at byte'),
     ([text('{tmp}/latin.txt')], 'is not UTF-8 at byte'),
     (["--config.data.source=lm.data.sources:tfds(name='lm1c')"], "tfds knows no builder 'lm1c'"),
-    (['--config.objective.fn=lm.objectives.cross_entropy:cross_entropi'], "has no function 'cross_entropi'"),
+    (['--config.objective.fn=lm.objectives.spans:span'], "has no function 'span'"),
     (
       ['--config.model.position=lm.nn.position:rope(thet=3.0)'],
       "takes no argument 'thet' (did you mean 'theta'?)",

@@ -18,7 +18,11 @@ def greedy(logits_V: Array, key: Array) -> Array:
 
 
 def sampler(
-  temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+  key: str = '--',
 ) -> Choose:
   """Returns a function that draws from the softmax of the logits, cut down in this order.
 
@@ -27,6 +31,7 @@ def sampler(
     top_k: only the k highest may be drawn (Fan et al. 2018); 0 for all.
     top_p: only the fewest whose probability sums to p (Holtzman et al. 2020); 1 for all.
     min_p: only those with this share of the highest probability (Nguyen et al. 2024); 0 for all.
+    key: what the names of these have before them where they were given, for errors.
 
   Raises:
     UserError: a value is out of its range.
@@ -38,7 +43,7 @@ def sampler(
     ('min_p', min_p, 0, 1),
   ):
     if not low <= value <= high:
-      raise UserError(f'--{name}={value} is not between {low} and {high}')
+      raise UserError(f'{key}{name}={value} is not between {low} and {high}')
   if temperature == 0:
     return greedy
 

@@ -30,7 +30,7 @@ def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
       line = _line(dataset or group, points, noisy=group == 'train')
       groups['Loss'].setdefault('loss (nats per token)', []).append(line)
     else:
-      noisy = group == 'train' and rest != 'learning_rate'
+      noisy = group == 'train' and rest not in ('learning_rate', 'epoch')
       line = _line(dataset or rest, points, noisy)
       groups.setdefault(group, {}).setdefault(rest.replace('_', ' '), []).append(line)
   titles = {'eval': 'Evaluation', 'train': 'Training'}

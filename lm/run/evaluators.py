@@ -13,7 +13,7 @@ from lm.data import batches, prepare
 from lm.data.rows import FeatureRows, Rows
 from lm.decode.sampling import sampler
 from lm.decode.text import continuations
-from lm.errors import UserError
+from lm.errors import UserError, nearest
 from lm.models.transformer import Encoder, EncoderDecoder
 from lm.run import build, kept
 from lm.run.attention import AttentionMaps
@@ -50,12 +50,19 @@ class Evaluators:
         f'log.prompts={tuple(config.log.prompts)!r}: only a decoder continues prompts, and '
         f'model.fn={config.model.fn!r} is none; set log.prompts=()'
       )
+    for prompt in config.log.prompts:
+      size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+      if size > functions.model.context:
+        raise UserError(
+          f'log.prompts: {prompt[:40]!r} has {size} tokens and the model reads '
+          f'{functions.model.context}'
+        )
     self._config = config
     self._functions = functions
     self._tokenizer = tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
     self._select = meshes.local_rows(config.eval.batch_size, sharding)
-    self._choose = sampler(temperature=config.log.temperature, top_k=config.log.top_k)
+    self._choose = sampler(config.log.temperature, config.log.top_k, key='log.')
     # Samples are few rows, which do not divide over a mesh.
     self._apply = build.apply_of(functions.model)
     self._sets: dict[str, tuple[Rows | FeatureRows, list[Metric], EvalStep]] = {}
@@ -112,6 +119,10 @@ class Evaluators:
     watch.metrics.write(step, found.values)
     summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in found.values.items())
     watch.progress.message(f'step {step}: {summary}')
+    best = self._config.checkpoint.best
+    if best not in found.values:
+      near = nearest(best, found.values)
+      watch.progress.message(f'warning: checkpoint.best={best!r} is no metric of this run{near}')
     maps = None if self._attention is None else self._attention(params)
     if jax.process_index() == 0:
       try:

@@ -1,10 +1,13 @@
 import math
+from fractions import Fraction
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.position import alibi, none, rope, sinusoidal
+from lm.nn.position import alibi, none, relative, rope, sinusoidal
 
 
 def _random(*shape, seed=0):
@@ -77,3 +80,53 @@ def test_sinusoids_are_the_formula():
 
 def test_no_positions_act_nowhere():
   assert none() == (None, None, None)
+
+
+class _Relative(nn.Module):
+  """A module that holds the table of relative biases."""
+
+  buckets: int
+  max_distance: int
+  causal: bool
+
+  @nn.compact
+  def __call__(self, q_BT, k_BS):
+    scheme = relative(self.buckets, self.max_distance)
+    return scheme.bias(self, 2, self.causal)(q_BT, k_BS)
+
+
+def _bucket(back, buckets, max_distance, causal):
+  """The bucket of a key `back` tokens before the query, in exact arithmetic.
+
+  Raffel et al. 2020, section 2.1: of the buckets for one direction, half are for single distances;
+  the others have bounds in geometric progression up to `max_distance`, and the last has no bound.
+  """
+  of_direction = buckets if causal else buckets // 2
+  distance = max(back, 0) if causal else abs(back)
+  behind = 0 if causal or back >= 0 else of_direction
+  single = of_direction // 2
+  if distance < single:
+    return behind + distance
+  steps = of_direction - single
+  # How many bounds single * (max_distance / single)^(j / steps) do not exceed the distance.
+  grown, ratio = Fraction(distance, single) ** steps, Fraction(max_distance, single)
+  return behind + single + sum(ratio**j <= grown for j in range(1, steps))
+
+
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize(('buckets', 'max_distance'), [(32, 128), (8, 20)])
+def test_relative_positions_are_the_buckets_of_t5(buckets, max_distance, causal):
+  distances = np.arange(-300, 301)
+  table = jnp.stack([jnp.arange(buckets), -jnp.arange(buckets)], axis=1).astype(jnp.float32)
+  module = _Relative(buckets, max_distance, causal)
+  found = module.apply({'params': {'relative': table}}, jnp.asarray([[300]]), 300 - distances[None])
+  assert found.shape == (1, 2, 1, 601) and found.dtype == jnp.float32
+  expected = [_bucket(int(d), buckets, max_distance, causal) for d in distances]
+  np.testing.assert_array_equal(found[0, 0, 0], expected)
+  np.testing.assert_array_equal(found[0, 1, 0], -found[0, 0, 0])
+
+
+def test_relative_positions_have_one_learned_number_a_bucket_and_head():
+  module, positions = _Relative(8, 20, True), jnp.arange(4)[None]
+  params = nn.unbox(module.init(jax.random.key(0), positions, positions))['params']
+  assert jax.tree.map(jnp.shape, params) == {'relative': (8, 2)}

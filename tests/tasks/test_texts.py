@@ -1,0 +1,71 @@
+"""What tasks make of examples, before any architecture or tokenizer."""
+
+import pytest
+
+from lm.errors import UserError
+from lm.tasks.text import classification, regression, tagging, text_to_text, translation
+from lm.text.tokenizers import SEPARATOR, Special
+
+
+def test_text_to_text_reads_the_source_and_writes_the_target():
+  task, example = text_to_text(), {'source': 'ein Hund', 'target': 'a dog'}
+  assert task.inputs(example) == ['ein Hund']
+  assert task.target(example) == task.reference(example) == 'a dog'
+  assert task.answer is None and task.specials == ()
+
+
+def test_translation_begins_with_the_language_to_write():
+  task = translation(('en', 'fr'))
+  example = {'source': 'ein Hund', 'target': 'a dog', 'target_language': 'en'}
+  assert task.inputs(example) == ['<|to en|>', 'ein Hund']
+  assert isinstance(task.inputs(example)[0], Special)
+  assert task.specials == ('<|to en|>', '<|to fr|>')
+  with pytest.raises(UserError, match=r"target_language='de' is none of languages=\('en', 'fr'\)"):
+    task.inputs(example | {'target_language': 'de'})
+
+
+def test_classification_separates_its_fields():
+  task = classification(fields=('premise', 'hypothesis', 'note'), label='gold')
+  example = {'premise': 'a', 'hypothesis': '<|sep|>', 'note': 'c', 'gold': 'neutral'}
+  read = task.inputs(example)
+  assert read == ['a', SEPARATOR, '<|sep|>', SEPARATOR, 'c']
+  # A text that looks like a separator is none.
+  assert [isinstance(part, Special) for part in read] == [False, True, False, True, False]
+  assert task.answer(example) == task.target(example) == task.reference(example) == 'neutral'
+
+
+def test_regression_has_a_number_and_its_words():
+  task, example = regression(value='stars'), {'text': 'good', 'stars': 4}
+  assert task.inputs(example) == ['good']
+  assert task.answer(example) == task.reference(example) == 4.0
+  assert task.target(example) == '4'
+  assert task.target({'text': 'x', 'stars': 0.25}) == '0.25'
+
+
+@pytest.mark.parametrize('separator', [' ', ''])
+def test_tags_have_the_places_of_their_words(separator):
+  task, words, tags = tagging(), ['我', 'love', '北京'], ['O', 'O', 'B-LOC']
+  example = {'words': words, 'tags': tags, 'separator': separator}
+  (text,) = task.inputs(example)
+  assert text == separator.join(words)
+  spans = task.answer(example)
+  assert [text[start:stop] for start, stop, _ in spans] == words
+  assert [tag for *_, tag in spans] == task.reference(example) == tags
+  assert task.target(example) == 'O O B-LOC'
+
+
+@pytest.mark.parametrize(
+  ('task', 'example', 'message'),
+  [
+    (
+      text_to_text(),
+      {'src': 'a', 'target': 'b'},
+      "no string under 'source'; it has 'src', 'target'",
+    ),
+    (classification(), {'text': 3, 'label': 'a'}, "no string under 'text'"),
+  ],
+)
+def test_an_example_of_another_kind_is_told(task, example, message):
+  with pytest.raises(UserError) as error:
+    task.inputs(example)
+  assert message in str(error.value)
