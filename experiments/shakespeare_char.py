@@ -4,8 +4,8 @@
 
 Reads $LM_DATA/tinyshakespeare/input.txt (1.1 MB); the first 90 % of its characters train, the rest
 validate. `:tfds` reads the same text through the TensorFlow Datasets builder `tiny_shakespeare`
-(preparing it needs `pip install -e '.[tfds]'`). `:best` is the best recipe we know for 80 seconds on
-two CPU cores. Figures: experiments/LOG.md.
+(preparing it needs `pip install -e '.[tfds]'`; without network it says where to put the file).
+`:best` is the best recipe we know for 80 seconds on two CPU cores. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

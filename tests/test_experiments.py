@@ -10,8 +10,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.run import build, cli, experiment, loop
-from lm.run.step import abstract_state
 from lm.run.cli import NoStop
+from lm.run.step import abstract_state
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 FILES = sorted(f for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_text())

@@ -9,6 +9,8 @@ import pytest
 
 from lm import optim
 from lm.errors import UserError
+from lm.models.transformer import EncoderDecoder
+from lm.nn.layers import Attention
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt', 'warmup_stable_decay')
 
@@ -225,3 +227,163 @@ def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(de
       across = np.linalg.norm(u.T @ step @ v.T - np.diag(np.diag(u.T @ step @ v.T)))
       assert across < 1e-2 * np.linalg.norm(step), name
   assert seen >= {'out', 'gate', 'up', 'down'}
+
+
+# What the rate of each parameter of a decoder is multiplied by when each layer has half the rate of
+# the one above: four layers in two periods of two, so that layer_0 is the first and the third.
+HALVED = {
+  'embedding': 1 / 32,
+  'decoder/position': 1 / 32,
+  'decoder/layers/layer_0/': (1 / 16, 1 / 4),
+  'decoder/layers/layer_1/': (1 / 8, 1 / 2),
+  'decoder/final_norm/': 1,
+  'unembedding': 1,
+}
+
+
+@pytest.fixture(scope='module')
+def periods(decoder, params_of):
+  """Parameters of that decoder."""
+  model = decoder('gpt2', attention=(Attention, Attention), depth=4, tied=False)
+  return params_of(model)
+
+
+def _by_hand(name, x, table=HALVED):
+  (value,) = (v for start, v in table.items() if name.startswith(start))
+  return np.reshape(value, (-1, *[1] * (x.ndim - 1))) if isinstance(value, tuple) else value
+
+
+def test_each_layer_moves_at_a_rate_of_its_own(periods):
+  gradients = jax.tree.map(lambda p: jnp.cos(31 * p), periods)
+  optimizer = _adamw(layer_decay=0.5, weight_decay=0.3, decay='kernel$', eps=0.0)
+  found = _named(_steps(optimizer, periods, (gradients,)))
+  assert {start for start in HALVED if any(n.startswith(start) for n in found)} == set(HALVED)
+  gradients = _named(gradients)
+  for name, start in _named(periods).items():
+    # The first step of Adam is the sign of the gradient.
+    direction = np.sign(gradients[name]) + (0.3 * start if name.endswith('kernel') else 0)
+    expected = start - 0.1 * _by_hand(name, start) * direction
+    np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def _named(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {optim.path_name(path): np.asarray(x) for path, x in leaves}
+
+
+def test_muon_has_rates_by_layer_too(periods):
+  gradients = jax.tree.map(lambda p: jnp.cos(31 * p), periods)
+  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'weight_decay': 0.3}
+  plain, found = (
+    _named(_steps(optim.muon(layer_decay=by, **fields), periods, (gradients,))) for by in (1.0, 0.5)
+  )
+  for name, start in _named(periods).items():
+    expected = start + _by_hand(name, start) * (plain[name] - start)
+    np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_each_stack_has_its_own_depth(params_of):
+  sizes = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
+  model = EncoderDecoder(11, 16, depth=1, encoder_depth=2, shared=False, tied=False, **sizes)
+  found = _named(optim.multipliers(params_of(model), 0.5))
+  table = {
+    'embedding': 1 / 8,
+    'source_embedding': 1 / 8,
+    'encoder/position': 1 / 8,
+    'decoder/position': 1 / 8,
+    'encoder/layers/': (1 / 4, 1 / 2),
+    'decoder/layers/': (1 / 2,),
+    'encoder/final_norm/': 1,
+    'decoder/final_norm/': 1,
+    'unembedding': 1,
+  }
+  for name, x in _named(params_of(model)).items():
+    expected = np.float32(_by_hand(name, x, table))
+    assert found[name].shape == expected.shape, name
+    np.testing.assert_array_equal(found[name], expected, err_msg=name)
+
+
+def test_rates_by_path_come_on_top_of_the_layers(periods):
+  rates = ('norm/ -> 0', 'layer_0/.*kernel$ -> 3', 'layer_0 -> 5', 'unembedding -> 7')
+  factors = {'bias': 5, 'kernel': 3}
+  for name, value in _named(optim.multipliers(periods, 0.5, rates)).items():
+    factor = 0 if 'norm/' in name else 7 if name == 'unembedding' else 1
+    if '/layer_0/' in name and factor:
+      factor = factors[name.rpartition('/')[2]]
+    x = _named(periods)[name]
+    np.testing.assert_allclose(value, factor * _by_hand(name, x), rtol=1e-6, err_msg=name)
+  found = _named(_steps(_adamw(rates=('scale -> 0', 'up -> 2')), gradients=(GRADIENT,)))
+  plain = _named(_steps(_adamw(), gradients=(GRADIENT,)))
+  for name, start in _named(PARAMS).items():
+    factor = 0 if 'scale' in name else 2 if '/up/' in name else 1
+    np.testing.assert_allclose(found[name] - start, factor * (plain[name] - start), rtol=1e-5)
+
+
+def test_rates_go_with_what_is_frozen(periods):
+  gradients = jax.tree.map(lambda p: jnp.cos(31 * p), periods)
+  # All of layer_0 is frozen; a period still has two layers.
+  fields = {'freeze': 'layer_0|embedding', 'clip': 0.1}
+  plain, found = (
+    _named(_steps(_adamw(layer_decay=by, **fields), periods, (gradients,))) for by in (1.0, 0.5)
+  )
+  for name, start in _named(periods).items():
+    expected = start + _by_hand(name, start) * (plain[name] - start)
+    np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+    if 'layer_0' in name:
+      np.testing.assert_array_equal(found[name], start)
+
+
+def test_what_is_frozen_for_a_while_moves_after_it_at_the_full_rate():
+  fields = {'weight_decay': 0.0, 'eps': 0.0, 'b2': 0.999}
+  optimizer = _adamw(freeze='embedding|norm', freeze_until=3, **fields)
+  for steps in (1, 3, 4, 5):
+    found = _named(_steps(optimizer, gradients=(GRADIENT,) * steps))
+    for name, start in _named(PARAMS).items():
+      frozen = 'embedding' in name or 'norm' in name
+      moves = max(0, steps - 3) if frozen else steps
+      # The gradient is always the same: each step of Adam is its sign.
+      expected = start - 0.1 * moves * np.sign(_named(GRADIENT)[name])
+      np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_until_the_thaw_a_run_is_as_if_the_parameters_were_frozen_for_good():
+  fields = {'freeze': 'embedding|norm', 'clip': 0.1, 'eps': 1.0}
+  gradients = (GRADIENT, jax.tree.map(lambda g: 3 * g, GRADIENT))
+  frozen = _named(_steps(_adamw(**fields), gradients=gradients))
+  thawing = _named(_steps(_adamw(freeze_until=2, **fields), gradients=gradients))
+  for name, x in frozen.items():
+    np.testing.assert_allclose(thawing[name], x, rtol=1e-6, err_msg=name)
+  # From there on the norm that is clipped is that of all.
+  more = (*gradients, GRADIENT)
+  frozen = _steps(_adamw(**fields), gradients=more)
+  thawing = _steps(_adamw(freeze_until=2, **fields), gradients=more)
+  bias = _of(frozen)['up']['bias'] - _of(thawing)['up']['bias']
+  assert abs(float(bias[0])) > 1e-5
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'layer_decay': 0.0}, 'optim.layer_decay=0.0 is not above 0 and at most 1'),
+    ({'layer_decay': 1.1}, 'optim.layer_decay=1.1 is not above 0'),
+    ({'layer_decay': math.nan}, 'optim.layer_decay=nan is not above 0'),
+    ({'rates': ('norm -> 2', 'hed -> 1')}, "optim.rates[1]='hed -> 1' is found in no parameter"),
+    ({'rates': ('norm = 2',)}, "optim.rates[0]='norm = 2' is not written 'PATTERN -> VALUE'"),
+    ({'rates': ('(norm -> 2',)}, "optim.rates[0]='(norm' is no regular expression: missing )"),
+    ({'rates': ('norm -> fast',)}, "optim.rates: 'fast' is no multiplier"),
+    ({'rates': ('norm -> -1',)}, "optim.rates: '-1' is no multiplier"),
+    ({'rates': ('norm -> inf',)}, "optim.rates: 'inf' is no multiplier"),
+    ({'freeze_until': 5}, 'optim.freeze_until=5: optim.freeze says what, and it is empty'),
+    ({'freeze': 'norm', 'freeze_until': 0}, 'optim.freeze_until=0 is not a positive number'),
+    ({'freeze': 'norn', 'freeze_until': 5}, "optim.freeze='norn' is found in no parameter path"),
+  ],
+)
+def test_wrong_rates_are_told(fields, message):
+  with pytest.raises(UserError) as error:
+    _adamw(**fields).transformation.init(PARAMS)
+  assert message in str(error.value)
+
+
+def test_a_model_without_layers_has_none_to_decay():
+  with pytest.raises(UserError, match=r'layer_decay=0\.9: the model has no stacked layers'):
+    _adamw(layer_decay=0.9, decay='.').transformation.init({'embedding': jnp.ones((2, 2))})

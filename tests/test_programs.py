@@ -10,6 +10,7 @@ import pytest
 
 import lm
 from lm.run import experiment, loop
+from lm.run.cli import NoStop
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = str(ROOT / 'experiments/quickstart.py')

@@ -11,7 +11,7 @@ import numpy as np
 
 from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust
-from lm.decode.generate import Step, generate
+from lm.decode.generate import Step, check_max_tokens, generate
 from lm.decode.sampling import Choose, greedy
 from lm.decode.steps import State, bucket, padded, prefill, step_of, take_of
 from lm.errors import UserError
@@ -81,6 +81,7 @@ def batches_of(
 ) -> Iterator[tuple[list[int], list[list[Written]]]]:
   """Yields the indices of some prompts and their texts, the longest first; see `write`."""
   check_beam(strategy.beam, model.vocab_size)
+  check_max_tokens(strategy.max_tokens)  # here, for a cache has no room for less
   sizes = [_sizes(prompt) for prompt in prompts]
   for index, (tokens, source) in enumerate(sizes):
     if max(tokens, source) > model.context:

@@ -113,7 +113,7 @@ def test_mistakes_are_told_in_one_line(section, data_dir, split, arguments, mess
 
 def test_a_download_without_network_says_where_the_file_goes(section, tmp_path, monkeypatch):
   monkeypatch.setattr('lm.data.tfds._offline', lambda urls: True)
-  where = rf'put https://.*/input\.txt at {tmp_path}/downloads/raw\.gith\..* \(make its folder\), or take .*:text'
+  where = rf'put https://.*/input\.txt at {tmp_path}/downloads/raw\.gith\..*make its folder.*:text'
   with pytest.raises(UserError, match=where):
     read(section, tmp_path, 'train', name='tiny_shakespeare', text='text')
 

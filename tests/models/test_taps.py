@@ -80,7 +80,8 @@ def test_unused_taps_leave_no_trace_in_the_program(llama, monkeypatch):
 
 def test_edits_are_over_when_the_call_is(llama):
   with pytest.raises(ZeroDivisionError):
-    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits={'decoder/hidden': lambda x: 1 / 0}), *llama[1:])
+    edits = {'decoder/hidden': lambda x: 1 / 0}
+    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits=edits), *llama[1:])
   assert taps._edits.get() == ()
 
 

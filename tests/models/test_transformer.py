@@ -252,7 +252,8 @@ def test_layers_drop_different_units(decoder, params_of, batch_of):
   model = decoder(dropout=0.5)
   apply = jax.jit(lambda params, batch, key: tapped(model)(params, batch, key=key))
   _, sites = apply(params_of(model), batch_of(), jax.random.key(0))
-  stream = np.concatenate([sites['decoder/embeddings'][None], sites['decoder/layers/layer_0/residual']])
+  first, rest = sites['decoder/embeddings'], sites['decoder/layers/layer_0/residual']
+  stream = np.concatenate([first[None], rest])
   # A unit that both sublayers of a layer have dropped goes through unchanged: one in four.
   unchanged = stream[1:] == stream[:-1]
   assert abs(unchanged.mean() - 0.25) < 0.08

@@ -214,8 +214,9 @@ def test_the_same_command_again_does_not_go_on_and_more_patience_does(folder):
 
 
 def test_a_run_in_parts_stops_where_the_whole_one_does(folder):
-  # Ends at each step: evaluated, saved only, and neither.
-  for step in range(1, last_step(folder / 'whole')):
+  last = last_step(folder / 'whole')
+  # One that is evaluated, one that is saved only, one that is neither, and the last but one.
+  for step in (2, 3, 5, last - 1):
     run(folder, 'parts', stop_at=step)
   assert_same(run(folder, 'parts'), folder / 'whole')
 
@@ -224,7 +225,8 @@ def test_a_run_killed_between_save_and_evaluation_stops_where_the_whole_one_does
   folder, monkeypatch
 ):
   evaluate = Evaluators.run
-  for step in range(2, last_step(folder / 'whole') + 1, 2):
+  last = last_step(folder / 'whole')
+  for step in (2, last - 2, last):
 
     def killed(self, at, *arguments, step=step):
       if at == step:

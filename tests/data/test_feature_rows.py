@@ -1,0 +1,156 @@
+"""Rows of whole features: what lies where, against the features one by one."""
+
+import numpy as np
+import pytest
+
+from lm.data import batches, features, packing
+from lm.data.rows import FeatureRows
+from lm.task import Features
+
+T, S = 12, 20
+
+
+def made(count, seed=0, source=True, weights=False, values=True):
+  """Returns random features, each of whose numbers says whose it is."""
+  rng = np.random.default_rng(seed)
+  found = []
+  for n in range(count):
+    t, s = rng.integers(1, T), rng.integers(1, S)
+    tokens = {'inputs': 100 * n + np.arange(t), 'targets': 100 * n + 1 + np.arange(t)}
+    tokens |= {'weights': np.arange(t) % 2} if weights else {}
+    found.append(
+      Features(
+        tokens,
+        {'source': 1000 * n + np.arange(s)} if source else {},
+        {'targets': n, 'weights': 1} if values else {},
+      )
+    )
+  return found
+
+
+@pytest.fixture
+def rows_of(tmp_path):
+  """Returns a function that writes features to the disk and opens them as rows."""
+
+  def open_rows(found, seed=0):
+    place, plan = tmp_path / 'features', tmp_path / 'plan'
+    for folder in (place, plan):
+      folder.mkdir()
+    half = len(found) // 2
+    chunks = [
+      features._stacked(list(enumerate(part))) | {features.COUNT: np.array([len(part)])}
+      for part in (found[:half], found[half:])
+    ]
+    meta = features.write(place, chunks)
+    sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
+    ends, order = packing.whole(sizes, np.array([T, S]), seed)
+    np.save(plan / 'row_ends.npy', ends)
+    np.save(plan / 'order.npy', order)
+    return FeatureRows(place, plan, (T, S), meta)
+
+  return open_rows
+
+
+def pieces(rows):
+  """Yields the index of each feature, its slot in its row, and the row."""
+  for i in range(len(rows)):
+    row = rows[i]
+    there = row['examples'] > 0
+    assert (np.diff(there.astype(int)) <= 0).all()  # what fills up comes last
+    for slot in np.flatnonzero(there):
+      yield int(row['examples'][slot]) - 1, slot, row
+
+
+def test_every_feature_is_in_one_row_as_a_segment_of_its_own(rows_of):
+  found = made(50, values=False)
+  rows = rows_of(found)
+  assert len(rows) < 50
+  seen = []
+  for feature, slot, row in pieces(rows):
+    seen.append(feature)
+    inside, beside = row['segments'] == slot + 1, row['source_segments'] == slot + 1
+    for name, expected in found[feature].tokens.items():
+      assert row[name][inside].tolist() == expected.tolist()
+    assert row['positions'][inside].tolist() == list(range(inside.sum()))
+    assert row['source'][beside].tolist() == found[feature].source['source'].tolist()
+    assert row['source_positions'][beside].tolist() == list(range(beside.sum()))
+  assert sorted(seen) == list(range(50))
+
+
+def test_padding_is_zero_and_comes_last(rows_of):
+  rows = rows_of(made(50, values=False))
+  for i in range(len(rows)):
+    for prefix in ('', 'source_'):
+      padding = rows[i][f'{prefix}segments'] == 0
+      assert (np.diff(padding.astype(int)) >= 0).all()
+      along = [x for n, x in rows[i].items() if n.startswith('source') == bool(prefix)]
+      assert all((x[padding] == 0).all() for x in along if x.shape == padding.shape)
+
+
+def test_weights_are_1_where_a_converter_gives_none(rows_of):
+  rows = rows_of(made(10, values=False))
+  assert all((row['weights'] == (row['segments'] > 0)).all() for row in (rows[0], rows[1]))
+  assert rows[0]['weights'].dtype == np.float32
+
+
+def test_weights_of_a_converter_lie_along_the_row(rows_of):
+  found = made(20, source=False, weights=True, values=False)
+  rows = rows_of(found)
+  for feature, slot, row in pieces(rows):
+    inside = row['segments'] == slot + 1
+    assert row['weights'][inside].tolist() == found[feature].tokens['weights'].tolist()
+    assert row['weights'].dtype == np.float32
+  assert 'source' not in rows[0] and rows.size == T
+
+
+def test_numbers_of_whole_examples_lie_in_the_order_of_the_segments(rows_of):
+  found = [f._replace(tokens={'inputs': f.tokens['inputs']}) for f in made(30, source=False)]
+  rows = rows_of(found)
+  most = max(rows[i]['segments'].max() for i in range(len(rows)))
+  for feature, slot, row in pieces(rows):
+    assert (row['targets'][slot], row['weights'][slot]) == (feature, 1)
+    assert row['targets'].shape == row['weights'].shape == row['examples'].shape == (most,)
+    assert (row['weights'][row['examples'] == 0] == 0).all()
+  assert rows[0]['targets'].dtype == np.int32 and rows[0]['weights'].dtype == np.float32
+
+
+def test_numbers_that_are_no_classes_are_floats(rows_of):
+  found = [
+    Features({'inputs': np.arange(3)}, {}, {'targets': target, 'weights': 1})
+    for target in (1.0, 2.0, 0.5)
+  ]
+  rows = rows_of(found)
+  (row,) = (rows[i] for i in range(len(rows)))
+  assert row['targets'].dtype == np.float32
+  assert sorted(row['targets'].tolist()) == [0.5, 1.0, 2.0]
+
+
+def test_a_batch_stacks_rows(rows_of):
+  rows = rows_of(made(50, values=False))
+  indices = np.array([len(rows) - 1, 0, 3, 3, 1])
+  batch = rows.batch(indices)
+  for name, values in batch.items():
+    assert (values == np.stack([rows[int(i)][name] for i in indices])).all()
+    assert values.dtype == (np.float32 if name == 'weights' else np.int32)
+  assert batch['inputs'].shape == (5, T) and batch['source'].shape == (5, S)
+
+
+def test_counts_and_indices(rows_of):
+  found = made(20, values=False)
+  rows = rows_of(found)
+  sizes = [len(f.tokens['inputs']) + len(f.source['source']) for f in found]
+  assert (rows.tokens, rows.documents, rows.size) == (sum(sizes), 20, T + S)
+  assert rows.example.tolist() == list(range(20))
+  assert all((rows[-1][name] == rows[len(rows) - 1][name]).all() for name in rows[0])
+  with pytest.raises(IndexError):
+    rows[len(rows)]
+
+
+def test_evaluation_sees_each_example_once_and_rows_that_fill_up_count_nothing(rows_of):
+  rows = rows_of(made(50, values=False))
+  size = len(rows) - 1  # the second batch has one row
+  seen = list(batches.eval_batches(rows, size))
+  assert [batch['inputs'].shape[0] for batch in seen] == [size, size]
+  examples = np.concatenate([batch['examples'].ravel() for batch in seen])
+  assert sorted(examples[examples > 0].tolist()) == list(range(1, 51))
+  assert all((values[1:] == 0).all() for values in seen[1].values())

@@ -1,0 +1,221 @@
+"""Features of a task's examples, as they are prepared and lie in the cache."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from lm.data import features, prepare, tokenise, workers
+from lm.errors import UserError
+from lm.task import Features
+from lm.text import tokenizers
+
+BYTES = tokenizers.with_specials(tokenizers.bytes([]), [tokenizers.SEPARATOR])
+# A module of the user, importable here and in workers: pairs of texts, and a task whose converter
+# gives the words of a text as features of their own.
+TASKS = """
+  import numpy as np
+  from lm.task import Converter, Features, Task
+
+  class Pairs:
+    def __init__(self, count):
+      self.count = count
+    def __len__(self):
+      return self.count
+    def __getitem__(self, i):
+      return {'source': f'n{i} ' + 'x' * (i % 3), 'target': str(i * i)}
+
+  def pairs(split, count=700):
+    return Pairs(count)
+
+  def texts(split):
+    return [{'text': text} for text in ('ab c def', '', 'g')]
+
+  def odd(examples):
+    for example in examples:
+      if int(example['source'][1:].split()[0]) % 2:
+        yield example
+
+  def reading():
+    return Task(lambda example: [example['text']], lambda example: '', lambda example: '')
+
+  def by_word(task):
+    def features(tokenizer, labels, context):
+      def convert(example):
+        (text,) = task.inputs(example)
+        lines = [np.array(tokenizer.encode(word).ids) for word in text.split()]
+        return [Features({'inputs': ids}, {}, {'nth': n}) for n, ids in enumerate(lines)]
+      return convert
+    return Converter(lambda example: [example['text']], features)
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+  """Puts the user's module on the import path, afresh for each test."""
+  (tmp_path / 'some_tasks.py').write_text(textwrap.dedent(TASKS))
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.delitem(sys.modules, 'some_tasks', raising=False)
+  yield
+  sys.modules.pop('some_tasks', None)
+
+
+@pytest.fixture
+def translating(section):
+  """Returns a function that makes the data section of a task of pairs."""
+
+  def make(count=700, **changes):
+    base = {
+      'task': 'lm.tasks.text:text_to_text',
+      'convert': 'lm.tasks.write:encoder_decoder',
+      'labels': (),
+      'too_long': 'error',
+      'context': 12,
+      'source_context': 12,
+    }
+    return section(f'some_tasks:pairs(count={count})', **base | changes)
+
+  return make
+
+
+def ids(text):
+  """Returns the tokens of a text and END."""
+  return [*(b + 1 for b in text.encode()), 0]
+
+
+def prepared(data):
+  """Returns the features of a split in the order of the examples, without looking at rows."""
+  place, meta = prepare._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
+  lengths = {stream: np.load(place / f'{stream}.npy') for stream in features.STREAMS}
+  found = {}
+  for name in meta['fields']:
+    stream, _, field = name.partition('/')
+    if stream == features.VALUES:
+      found[name] = np.load(place / f'values.{field}.npy')
+    else:
+      flat = np.fromfile(place / f'{stream}.{field}.bin', np.int32)
+      found[name] = np.split(flat, np.cumsum(lengths[stream])[:-1])
+  return found, np.load(place / 'example.npy'), meta
+
+
+def lists(parts):
+  return [part.tolist() for part in parts]
+
+
+def test_features_of_all_chunks_follow_one_another(translating):
+  found, example, meta = prepared(translating())
+  assert meta['fields'] == ['source/source', 'tokens/inputs', 'tokens/targets']
+  assert (meta['documents'], meta['features']) == (700, 700)
+  assert len(tokenise.chunks(700)) == 3
+  assert example.tolist() == list(range(700))
+  assert lists(found['tokens/targets']) == [ids(str(i * i)) for i in range(700)]
+  sources = [ids(f'n{i} ' + 'x' * (i % 3)) for i in range(700)]
+  assert lists(found['source/source']) == sources
+  targets = sum(len(str(i * i)) + 1 for i in range(700))
+  assert meta['tokens'] == targets + sum(map(len, sources))
+
+
+def test_examples_are_counted_after_the_steps_that_drop_some(translating):
+  data = translating(prepare=('some_tasks:odd',))
+  found, example, meta = prepared(data)
+  # Which is how predictions find the example that a feature was made of.
+  kept = list(prepare.examples(data, 'train'))
+  assert meta['documents'] == len(kept) == 350
+  assert example.tolist() == list(range(350))
+  targets = [ids(kept[i]['target']) for i in example]
+  assert lists(found['tokens/targets']) == targets == [ids(str(i * i)) for i in range(1, 700, 2)]
+
+
+def test_an_example_may_have_several_features_or_none(section):
+  data = section(
+    'some_tasks:texts',
+    task='some_tasks:reading',
+    convert='some_tasks:by_word',
+    labels=(),
+    too_long='error',
+  )
+  found, example, meta = prepared(data)
+  assert lists(found['tokens/inputs']) == [ids(word)[:-1] for word in ('ab', 'c', 'def', 'g')]
+  assert example.tolist() == [0, 0, 0, 2]
+  assert found['values/nth'].tolist() == [0, 1, 2, 0] and found['values/nth'].dtype == np.int32
+  assert (meta['documents'], meta['features']) == (3, 4)
+
+
+def test_processes_make_the_features_that_one_makes(translating, tmp_path, monkeypatch):
+  places = []
+  for count, patience in ((1, 1e9), (2, 0.0)):
+    monkeypatch.setattr(workers, '_PATIENCE', patience)
+    data = translating(count=1500, workers=count, cache=str(tmp_path / f'of {count}'))
+    place, _ = prepare._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
+    places.append({file.name: file.read_bytes() for file in place.iterdir()})
+  assert places[0] == places[1] and len(places[0]) == 7
+
+
+def test_too_long_examples_are_told(translating):
+  with pytest.raises(UserError) as error:
+    prepared(translating(source_context=6))
+  message = str(error.value)
+  # n10 xx is the first of seven tokens.
+  assert message.startswith('data.source_context=6: example 11 has 7 tokens; raise it, or set')
+  assert "data.too_long='truncate' or 'skip'" in message
+  with pytest.raises(UserError, match=r'data\.context=4: example 32 has 5 tokens'):
+    prepared(translating(context=4))
+
+
+def test_too_long_examples_are_truncated_at_the_end(translating):
+  found, example, _ = prepared(translating(context=4, source_context=6, too_long='truncate'))
+  assert example.tolist() == list(range(700))
+  assert lists(found['tokens/targets']) == [ids(str(i * i))[:4] for i in range(700)]
+  assert lists(found['source/source']) == [ids(f'n{i} ' + 'x' * (i % 3))[:6] for i in range(700)]
+
+
+def test_too_long_examples_are_skipped(translating):
+  found, example, meta = prepared(translating(context=5, too_long='skip'))
+  # Squares of up to four digits; the examples of the last two chunks are all longer.
+  assert example.tolist() == list(range(100))
+  assert lists(found['tokens/targets']) == [ids(str(i * i)) for i in range(100)]
+  assert (meta['documents'], meta['features']) == (700, 100)
+
+
+def test_a_split_without_features_is_told(translating):
+  with pytest.raises(UserError, match="split 'train' has no text"):
+    prepared(translating(context=1, too_long='skip'))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'too_long': 'cut'}, "data.too_long='cut' is none of error, truncate, skip"),
+    ({'convert': None}, "data.task='lm.tasks.text:text_to_text' needs data.convert, such as"),
+    ({'task': 'lm.tasks.text:text_to'}, "lm.tasks.text has no function 'text_to' (did you mean"),
+    ({'convert': 'lm.tasks.write:encoder'}, "lm.tasks.write has no function 'encoder'"),
+  ],
+)
+def test_mistakes_in_the_section_are_told(changes, message, translating):
+  data = translating(**changes)
+  with pytest.raises(UserError) as error:
+    prepare.rows(data, 'train', prepare.tokenizer(data), 0)
+  assert message in str(error.value)
+
+
+def test_whatever_shapes_features_names_them(translating):
+  def name(**changes):
+    data = translating(count=3, **changes)
+    return prepare._tokens(data, data['source'], 'train', BYTES, lambda *_: None)[0].name
+
+  others = [
+    {'convert': 'lm.tasks.write:decoder'},
+    {'context': 13},
+    {'source_context': 13},
+    {'too_long': 'skip'},
+    {'labels': ('a',)},
+  ]
+  names = [name(), *(name(**changes) for changes in others)]
+  assert len(set(names)) == 6 and name() == names[0]
+
+
+def test_arrays_of_a_converter_that_differ_in_length_are_a_fault():
+  uneven = Features({'inputs': np.zeros(3), 'targets': np.zeros(2)}, {}, {})
+  with pytest.raises(ValueError, match=r"differ in length: {'inputs': 3, 'targets': 2}"):
+    features.fit(uneven, {'tokens': ('context', 9)}, 'skip', 0)
