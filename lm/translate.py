@@ -23,6 +23,10 @@ flags.DEFINE_integer('beam', 5, 'hypotheses that run on; 1 takes the likeliest t
 flags.DEFINE_float('length_penalty', 0.6, 'alpha of Wu et al. 2016; higher values favour length')
 flags.DEFINE_integer('max_tokens', 0, 'tokens to write at the most; 0 for data.context')
 flags.DEFINE_integer('n_best', 1, 'texts to write for each line')
+flags.DEFINE_integer('no_repeat_ngram', 0, 'say no run of so many tokens twice; 0 for no such rule')
+flags.DEFINE_float('repetition_penalty', 1.0, 'above 1: of tokens said before, Keskar et al. 2019')
+flags.DEFINE_integer('min_tokens', 0, 'tokens to write at the least')
+flags.DEFINE_string('prefix', '', 'what every text begins with')
 flags.DEFINE_string('to', None, 'language to write, where the model knows several')
 flags.DEFINE_string('too_long', 'error', f'what becomes of too long a line: {", ".join(_POLICIES)}')
 flags.DEFINE_integer('batch_size', 64, 'lines at once')
@@ -42,20 +46,32 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--n_best={args.n_best} is more than --beam={args.beam}')
   if args.too_long not in _POLICIES:
     raise UserError(f'--too_long={args.too_long} is none of {", ".join(_POLICIES)}')
+  from lm.decode import constraints
+  from lm.decode.write import Strategy
   from lm.run.load import best_step, load
   from lm.run.translate import Translator, windows
+  from lm.text.tokenizers import end_id
 
+  # Made before the model is loaded, which takes time: what is wrong with a number shows here.
+  adjust = []
+  if args.no_repeat_ngram:
+    adjust.append(constraints.no_repeat_ngram(args.no_repeat_ngram))
+  if args.repetition_penalty != 1:
+    adjust.append(constraints.repetition_penalty(args.repetition_penalty))
   loaded = load(workdir, best_step(workdir) if args.step is None else args.step)
-  translator = Translator(
-    loaded,
+  end = end_id(loaded.tokenizer)
+  if args.min_tokens:
+    adjust.append(constraints.minimum_length(args.min_tokens, end))
+  strategy = Strategy(
+    end=end,
+    max_tokens=args.max_tokens or loaded.config.data.context,
     beam=args.beam,
     length_penalty=args.length_penalty,
-    max_tokens=args.max_tokens,
     n_best=args.n_best,
+    adjust=tuple(adjust),
     batch_size=args.batch_size,
-    language=args.to,
-    too_long=args.too_long,
   )
+  translator = Translator(loaded, strategy, args.to, args.too_long, args.prefix)
   number = 0
   for lines in windows(sys.stdin.buffer, args.window):
     for texts in translator(lines, number):

@@ -11,7 +11,7 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
 from lm.data.units import check_moves, check_share, reader
-from lm.errors import UserError, nearest
+from lm.errors import UserError
 from lm.text.sampling import specials
 
 MASK = '<|mask|>'
@@ -149,7 +149,7 @@ def _token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
     known = [tokenizer.id_to_token(i) for i in sorted(specials(tokenizer))]
     there = ', '.join(map(repr, known))
     raise UserError(
-      f'data.transforms: data.tokenizer has no token {token!r}{nearest(token, known)}; '
-      f'add it by data.specials=({token!r},), or take {there}'
+      f'data.transforms: data.tokenizer has no token {token!r}; add it by '
+      f'data.specials=({token!r},), or take one of {there}'
     )
   return found

@@ -31,7 +31,7 @@ class Hypotheses(NamedTuple):
   Where a row has fewer than N, the length is 0 and the score -inf.
   """
 
-  tokens: Array  # (B, N, L) int32, then zeros; cut off at L = max_tokens if END is not among them
+  tokens: Array  # (B, N, L) int32, then zeros; cut off at L if END is not among them
   lengths: Array  # (B, N) int32, END included
   scores: Array  # (B, N) float32, log p / penalty(length)
 
@@ -63,7 +63,8 @@ def beam_search(
   n_best: int = 1,
   adjust: Sequence[Adjust] = (),
   prefix: Prefix | None = None,
-) -> Hypotheses:
+  room: int | None = None,
+) -> tuple[Hypotheses, Array]:
   """Returns the `n_best` continuations that the search finds for each row; for use in `jax.jit`.
 
   A hypothesis of n tokens, END and any prefix included, scores log p / ((5 + n) / 6)^alpha
@@ -90,6 +91,10 @@ def beam_search(
     n_best: hypotheses to return, at most `beam`.
     adjust: constraints, as in `lm.decode.generate`.
     prefix: what all hypotheses of a row begin with.
+    room: stop after so many tokens, for which `state` has room; None for `max_tokens`.
+
+  Returns:
+    The hypotheses, and (B,) whether those of a row are what they would be with all the room.
 
   Raises:
     UserError: `max_tokens` is below 1, or `n_best` not between 1 and `beam`.
@@ -98,12 +103,16 @@ def beam_search(
   if not 1 <= n_best <= beam:
     raise UserError(f'--n_best={n_best} is not between 1 and --beam={beam}')
 
+  room = max_tokens if room is None else min(room, max_tokens)
+
   def advance(search: _Search, logits_RV: Array) -> tuple[_Search, Array]:
-    return _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix)
+    return _advance(
+      search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, max_tokens
+    )
 
   def go_on(carry) -> Array:
     search, _ = carry
-    return (search.length < max_tokens) & ~search.done.all()
+    return (search.length < room) & ~search.done.all()
 
   def body(carry):
     search, state = carry
@@ -112,29 +121,29 @@ def beam_search(
     search, rows_R = advance(search, logits_RV)
     return search, take(state, rows_R)
 
-  search, rows_R = advance(_start(logits_BV.shape[0], beam, max_tokens), logits_BV)
+  search, rows_R = advance(_start(logits_BV.shape[0], beam, room), logits_BV)
   search, _ = jax.lax.while_loop(go_on, body, (search, take(state, rows_R)))
-  return _answer(search, n_best, length_penalty)
+  return _answer(search, n_best, length_penalty), search.done | (room == max_tokens)
 
 
-def _start(B: int, beam: int, max_tokens: int) -> _Search:
+def _start(B: int, beam: int, room: int) -> _Search:
   nothing = Hypotheses(
-    tokens=jnp.zeros((B, beam, max_tokens), jnp.int32),
+    tokens=jnp.zeros((B, beam, room), jnp.int32),
     lengths=jnp.zeros((B, beam), jnp.int32),
     scores=jnp.full((B, beam), -jnp.inf),
   )
   return _Search(
     length=jnp.int32(0),
-    tokens=jnp.zeros((B, 1, max_tokens), jnp.int32),
+    tokens=jnp.zeros((B, 1, room), jnp.int32),
     log_p=jnp.zeros((B, 1)),
     finished=nothing,
     done=jnp.zeros(B, bool),
   )
 
 
-def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix):
+def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, max_tokens):
   """Adds a token; returns the search and which rows of the state its hypotheses go on from."""
-  B, M, L = search.tokens.shape
+  B, M, _ = search.tokens.shape
   log_p_BC, parents_BC, tokens_BC = _best(search, logits_RV, 2 * beam, adjust, prefix)
   said_BCL = jnp.take_along_axis(search.tokens, parents_BC[:, :, None], axis=1)
   said_BCL = said_BCL.at[:, :, search.length].set(tokens_BC)
@@ -152,7 +161,7 @@ def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefi
 
   log_p_BM, kept_BM = jax.lax.top_k(jnp.where(ends_BC, -jnp.inf, log_p_BC), beam)
   # Whichever sign alpha has, the penalty is largest at one end of the lengths to come.
-  ahead = (_penalty(length + 1, length_penalty), _penalty(jnp.int32(L), length_penalty))
+  ahead = (_penalty(length + 1, length_penalty), _penalty(jnp.int32(max_tokens), length_penalty))
   reachable_B = log_p_BM[:, 0] / jnp.maximum(*ahead)
   parents_BM = jnp.take_along_axis(parents_BC, kept_BM, axis=1)
   search = _Search(

@@ -35,7 +35,8 @@ def generate(
   end: int,
   adjust: Sequence[Adjust] = (),
   prefix: Prefix | None = None,
-) -> tuple[Array, Array, Array]:
+  room: int | None = None,
+) -> tuple[Array, Array, Array, Array]:
   """Continues each row until it says `end`, or `max_tokens` tokens; for use inside `jax.jit`.
 
   A row's tokens depend on its own logits, state and key alone. A row that is allowed no token at
@@ -51,17 +52,20 @@ def generate(
     end: the token that ends a row.
     adjust: constraints, see lm/decode/constraints.py.
     prefix: what each row begins with.
+    room: stop after so many tokens, for which `state` has room; None for `max_tokens`.
 
   Returns:
-    tokens: (B, max_tokens) int32, `end` included, then zeros.
+    tokens: (B, room) int32, `end` included, then zeros.
     lengths: (B,) int32, `end` included. A row that was cut off has no `end`.
     log_probabilities: (B,) float32, in nats: the model's own, at temperature 1, less what the
       constraints took off.
+    complete: (B,) whether a row is what it would be with all the room.
 
   Raises:
     UserError: `max_tokens` is below 1.
   """
   check_max_tokens(max_tokens)
+  room = max_tokens if room is None else min(room, max_tokens)
 
   def advance(said: _Said, logits_BV: Array) -> tuple[_Said, Array]:
     allowed_BV = constrain(logits_BV, said.tokens, said.length, adjust, prefix)
@@ -81,7 +85,7 @@ def generate(
 
   def go_on(carry) -> Array:
     said = carry[0]
-    return (said.length < max_tokens) & ~said.ended.all()
+    return (said.length < room) & ~said.ended.all()
 
   def body(carry):
     said, tokens_B, state = carry
@@ -91,13 +95,13 @@ def generate(
   B = logits_BV.shape[0]
   nothing = _Said(
     length=jnp.int32(0),
-    tokens=jnp.zeros((B, max_tokens), jnp.int32),
+    tokens=jnp.zeros((B, room), jnp.int32),
     lengths=jnp.zeros(B, jnp.int32),
     log_p=jnp.zeros(B, jnp.float32),
     ended=jnp.zeros(B, bool),
   )
   said, _, _ = jax.lax.while_loop(go_on, body, (*advance(nothing, logits_BV), state))
-  return said.tokens, said.lengths, said.log_p
+  return said.tokens, said.lengths, said.log_p, said.ended | (room == max_tokens)
 
 
 def check_max_tokens(max_tokens: int) -> None:

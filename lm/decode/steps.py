@@ -91,6 +91,8 @@ def _padded(
 
 def bucket(length: int, least: int = 16) -> int:
   """Returns slots for a length: powers of two and halfway between, so that few are compiled."""
+  if length == 1:
+    return 1  # END alone, before what a decoder writes
   power = max(least, 1 << max(0, length - 1).bit_length())
   halfway = 3 * power // 4
   return halfway if least <= length <= halfway else power

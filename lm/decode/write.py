@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.beam import beam_search, check_beam
-from lm.decode.constraints import Adjust
+from lm.decode.constraints import Adjust, Prefix
 from lm.decode.generate import Step, check_max_tokens, generate
 from lm.decode.sampling import Choose, greedy
 from lm.decode.steps import State, bucket, padded, prefill, step_of, take_of
@@ -46,6 +46,7 @@ def write(
   prompts: Sequence[Features],
   strategy: Strategy,
   seeds: Sequence[int] | None = None,
+  prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Written]]:
   """Returns the `n_best` texts for each prompt, in the order of the prompts, best first.
 
@@ -61,12 +62,13 @@ def write(
     prompts: as a converter's `prompt` makes them.
     strategy: how to decode.
     seeds: one a prompt, for strategies that draw; their indices unless given.
+    prefixes: token ids that the text of each prompt has to begin with.
 
   Raises:
     UserError: the strategy does not fit the model, or a prompt is longer than the model reads.
   """
   found: dict[int, list[Written]] = {}
-  for indices, texts in batches_of(model, apply, params, prompts, strategy, seeds):
+  for indices, texts in batches_of(model, apply, params, prompts, strategy, seeds, prefixes):
     found |= dict(zip(indices, texts, strict=True))
   return [found[i] for i in range(len(prompts))]
 
@@ -78,9 +80,12 @@ def batches_of(
   prompts: Sequence[Features],
   strategy: Strategy,
   seeds: Sequence[int] | None = None,
+  prefixes: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[tuple[list[int], list[list[Written]]]]:
   """Yields the indices of some prompts and their texts, the longest first; see `write`."""
   check_beam(strategy.beam, model.vocab_size)
+  if strategy.n_best > strategy.beam:
+    raise UserError(f'--n_best={strategy.n_best} is more than --beam={strategy.beam}')
   check_max_tokens(strategy.max_tokens)  # here, for a cache has no room for less
   sizes = [_sizes(prompt) for prompt in prompts]
   for index, (tokens, source) in enumerate(sizes):
@@ -89,38 +94,52 @@ def batches_of(
         f'prompt {index + 1} has {max(tokens, source)} tokens and the model reads {model.context}'
       )
   seeds = range(len(prompts)) if seeds is None else seeds
-  order = sorted(range(len(prompts)), key=lambda i: sizes[i][::-1], reverse=True)
-  search = _compiled(model, apply, strategy)
-  for start in range(0, len(order), strategy.batch_size):
-    indices = order[start : start + strategy.batch_size]
-    # The last batch is filled up, for one shape has one program.
-    rows = [indices[i % len(indices)] for i in range(strategy.batch_size)]
-    batch = padded([prompts[i] for i in rows], bucket)
-    keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
-    tokens, lengths, scores = jax.device_get(search(params, batch, keys))
-    texts = [
-      [
-        _written(tokens[row, n, : lengths[row, n]], scores[row, n], strategy.end)
-        for n in range(tokens.shape[1])
-        if lengths[row, n] or n == 0
-      ]
-      for row in range(len(indices))
-    ]
-    yield indices, texts
+  # The longest first; rows that end within the room they are given are done, and the few others are
+  # begun again with twice as much: what is carried from step to step is as large as the room.
+  left = sorted(range(len(prompts)), key=lambda i: sizes[i][::-1], reverse=True)
+  doublings = 0
+  while left:
+    again: list[int] = []
+    for start in range(0, len(left), strategy.batch_size):
+      indices = left[start : start + strategy.batch_size]
+      # The last batch is filled up, for one shape has one program.
+      rows = [indices[i % len(indices)] for i in range(strategy.batch_size)]
+      room = min(strategy.max_tokens, _room(sizes[indices[0]][1]) << doublings)
+      search = _compiled(model, apply, strategy, room)
+      batch = padded([prompts[i] for i in rows], bucket)
+      keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
+      prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows], strategy)
+      tokens, lengths, scores, complete = jax.device_get(search(params, batch, keys, prefix))
+      done = [row for row in range(len(indices)) if complete[row]]
+      again += [i for row, i in enumerate(indices) if not complete[row]]
+      texts = [_texts(tokens[row], lengths[row], scores[row], strategy.end) for row in done]
+      yield [indices[row] for row in done], texts
+    left = again
+    doublings += 1
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(model: nn.Module, apply: Any, strategy: Strategy) -> Callable[..., Any]:
-  """Returns the jitted `(params, batch, keys) -> tokens (B, N, L), lengths, scores (B, N)`."""
+def _room(source: int) -> int:
+  """Returns how much room to try first, from the length of the longest source, 0 for none."""
+  return bucket(source + source // 2) if source else 32
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(model: nn.Module, apply: Any, strategy: Strategy, room: int) -> Callable[..., Any]:
+  """Returns a jitted `(params, batch, keys, prefix) -> tokens_BNL, lengths_BN, scores_BN, done_B`.
+
+  done_B says of which rows `room` tokens were enough.
+  """
 
   @jax.jit
-  def search(params: Params, batch: dict[str, Array], keys_B: Array) -> tuple[Array, ...]:
+  def search(
+    params: Params, batch: dict[str, Array], keys_B: Array, prefix: Prefix | None
+  ) -> tuple[Array, ...]:
     B, P = batch['inputs'].shape
-    cache = model.init_cache(B, P + strategy.max_tokens)
+    cache = model.init_cache(B, P + room)
     logits_BV, state = prefill(apply, params, batch, cache)
     step = _within(model.context, step_of(apply, params))
     if strategy.beam == 1:
-      tokens, lengths, scores = generate(
+      tokens, lengths, scores, done = generate(
         step,
         logits_BV,
         state,
@@ -129,9 +148,11 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy) -> Callable[...,
         max_tokens=strategy.max_tokens,
         end=strategy.end,
         adjust=strategy.adjust,
+        prefix=prefix,
+        room=room,
       )
-      return tokens[:, None], lengths[:, None], scores[:, None]
-    return beam_search(
+      return tokens[:, None], lengths[:, None], scores[:, None], done
+    hypotheses, done = beam_search(
       step,
       take_of(model),
       logits_BV,
@@ -142,7 +163,10 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy) -> Callable[...,
       length_penalty=strategy.length_penalty,
       n_best=strategy.n_best,
       adjust=strategy.adjust,
+      prefix=prefix,
+      room=room,
     )
+    return *hypotheses, done
 
   return search
 
@@ -156,6 +180,24 @@ def _within(context: int, step: Step) -> Step:
     return jnp.where(fits_R[:, None], logits_RV, -jnp.inf), state
 
   return bounded
+
+
+def _prefix(prefixes: Sequence[Sequence[int]], strategy: Strategy) -> Prefix:
+  longest = max(map(len, prefixes))
+  if longest >= strategy.max_tokens:
+    raise UserError(f'a prefix has {longest} tokens, and --max_tokens={strategy.max_tokens} in all')
+  tokens = np.zeros((len(prefixes), bucket(longest)), np.int32)
+  for row, ids in enumerate(prefixes):
+    tokens[row, : len(ids)] = ids
+  lengths = np.array([len(ids) for ids in prefixes], np.int32)
+  return Prefix(jnp.asarray(tokens), jnp.asarray(lengths))
+
+
+def _texts(
+  tokens_NL: np.ndarray, lengths_N: np.ndarray, scores_N: np.ndarray, end: int
+) -> list[Written]:
+  several = enumerate(zip(tokens_NL, lengths_N, scores_N, strict=True))
+  return [_written(ids[:n], score, end) for i, (ids, n, score) in several if n or i == 0]
 
 
 def _written(tokens: np.ndarray, score: float, end: int) -> Written:

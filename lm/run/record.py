@@ -104,11 +104,12 @@ def collect(lines: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def status(record: Record) -> str:
-  """Returns done, stopped (before its last step, as asked), preempted, failed or running."""
+  """Returns done, stopped (as asked), stopped early, preempted, failed or running."""
   last = record.events[-1]['event'] if record.events else ''
   complete = step(record) >= record.config.get('steps', float('inf'))
   if last == 'done':
-    return 'done' if complete else 'stopped'
+    early = len(record.events) > 1 and record.events[-2]['event'] == 'stopped_early'
+    return 'stopped early' if early else 'done' if complete else 'stopped'
   if last in ('start', 'restore') and complete:  # started again with nothing left to do
     return 'done'
   return {'preempted': 'preempted', 'error': 'failed', 'nonfinite': 'failed'}.get(last, 'running')

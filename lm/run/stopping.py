@@ -1,5 +1,6 @@
-"""Early stopping: a run ends when a metric has not improved for some evaluations (Goodfellow et al.
-2016, Deep Learning, algorithm 7.1).
+"""Early stopping: a run ends when a metric has not improved for some evaluations.
+
+Goodfellow et al. 2016 (Deep Learning), algorithm 7.1.
 
 What was seen travels with the checkpoints, so that a run which is resumed stops where one that was
 never interrupted does. A step is saved before it is evaluated; its checkpoint holds what was seen

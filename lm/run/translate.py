@@ -8,7 +8,6 @@ from lm.decode.write import Strategy, write
 from lm.errors import UserError
 from lm.run.load import Loaded
 from lm.task import Features, Task
-from lm.text.tokenizers import end_id
 
 
 def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
@@ -34,10 +33,11 @@ class Translator:
 
   Args:
     loaded: a model trained on a task whose examples have a 'source'.
-    beam, length_penalty, max_tokens, n_best, batch_size: how to decode, see Strategy.
+    strategy: how to decode.
     language: `target_language` of the examples, for a model that knows several.
     too_long: 'error', 'truncate' or 'split' (at the space nearest to the middle, until all parts
       fit; what is written for the parts is joined by spaces).
+    prefix: what every text begins with.
 
   Raises:
     UserError: the run is of no such task, or the model takes the strategy not.
@@ -46,13 +46,10 @@ class Translator:
   def __init__(
     self,
     loaded: Loaded,
-    beam: int,
-    length_penalty: float,
-    max_tokens: int,
-    n_best: int,
-    batch_size: int,
-    language: str | None,
-    too_long: str,
+    strategy: Strategy,
+    language: str | None = None,
+    too_long: str = 'error',
+    prefix: str = '',
   ):
     data = loaded.config.data
     task, converter = (None, None) if data.task is None else features.open_task(data)
@@ -65,14 +62,8 @@ class Translator:
     self._language = {} if language is None else {'target_language': language}
     _check_language(task, language)
     self._too_long = too_long
-    self._strategy = Strategy(
-      end=end_id(loaded.tokenizer),
-      max_tokens=max_tokens or data.context,
-      beam=beam,
-      length_penalty=length_penalty,
-      n_best=n_best,
-      batch_size=batch_size,
-    )
+    self._strategy = strategy
+    self._prefix = loaded.tokenizer.encode(prefix, add_special_tokens=False).ids
 
   def __call__(self, lines: list[str], before: int = 0) -> Iterator[list[tuple[str, float]]]:
     """Yields the texts and scores of each line, best first; `before` lines came before these.
@@ -83,7 +74,14 @@ class Translator:
     parts = [self._parts(line, before + i) for i, line in enumerate(lines, 1)]
     prompts = list(itertools.chain.from_iterable(parts))
     written = iter(
-      write(self._loaded.model, self._loaded.apply, self._loaded.params, prompts, self._strategy)
+      write(
+        self._loaded.model,
+        self._loaded.apply,
+        self._loaded.params,
+        prompts,
+        self._strategy,
+        prefixes=[self._prefix] * len(prompts) if self._prefix else None,
+      )
       if prompts
       else ()
     )

@@ -210,14 +210,15 @@ def _byte_level(tokenizer: tokenizers.Tokenizer, kind: str, builder: str) -> dic
   file = json.loads(tokenizer.to_str())
   model, pre = file['model'], file['pre_tokenizer'] or {'type': None}
   steps = pre['pretokenizers'] if pre['type'] == 'Sequence' else [pre]
-  by_bytes = any(step['type'] == 'ByteLevel' for step in steps)
+  by_bytes = any(s['type'] == 'ByteLevel' and not s['add_prefix_space'] for s in steps)
   complete = set(pre_tokenizers.ByteLevel.alphabet()) <= tokenizer.get_vocab().keys()
   affixes = model.get('continuing_subword_prefix') or model.get('end_of_word_suffix')
   choices = model['type'] == kind and model.get('merges', True)
   if not (by_bytes and complete and choices) or affixes:
     raise UserError(
-      f'data.transforms: this subword sampling needs a byte-level {kind} tokenizer such as '
-      f'lm.text.tokenizers:{builder}; data.tokenizer is none, or has no merges'
+      f'data.transforms: this sampling needs a byte-level {kind} tokenizer such as '
+      f'lm.text.tokenizers:{builder}, with merges or pieces and without add_prefix_space; '
+      f'data.tokenizer is {model["type"]}'
     )
   return model
 

@@ -49,7 +49,7 @@ def _first(model):
 
 @functools.cache
 def _compiled(**options):
-  return jax.jit(lambda *args, **given: beam_search(_step, _take, *args, **options, **given))
+  return jax.jit(lambda *args, **given: beam_search(_step, _take, *args, **options, **given)[0])
 
 
 def _search(model, length_penalty=0.6, prefix=None, **options):
@@ -154,7 +154,7 @@ def _steps_taken(model, **options):
     return _step(tokens_R, state)
 
   jax.block_until_ready(
-    jax.jit(lambda *args: beam_search(step, _take, *args, end=END, **options))(*_first(model))
+    jax.jit(lambda *args: beam_search(step, _take, *args, end=END, **options)[0])(*_first(model))
   )
   jax.effects_barrier()
   return len(steps)
@@ -235,7 +235,7 @@ def test_a_beam_of_1_is_greedy():
   def by_generate(logits, state):
     keys = jax.random.split(jax.random.key(0), 8)
     options = {'max_tokens': 9, 'end': END, 'adjust': adjust}
-    return generate(_step, logits, state, greedy, keys, **options)
+    return generate(_step, logits, state, greedy, keys, **options)[:3]
 
   tokens, lengths, log_p = by_generate(*_first(model))
   found = _search(model, beam=1, max_tokens=9, length_penalty=0.0, adjust=adjust)
@@ -295,3 +295,23 @@ def test_a_beam_that_cannot_be_filled_is_told(beam, vocab_size):
 def test_impossible_searches_are_told(options, message):
   with pytest.raises(UserError, match=message):
     _search(_model(), **options)
+
+
+def test_rows_complete_within_less_room_are_those_of_all_the_room():
+  model = _model(seed=3, B=6)
+  options = {'beam': 3, 'n_best': 2, 'max_tokens': 12, 'end': END}
+  whole, complete = jax.jit(lambda *args: beam_search(_step, _take, *args, **options))(
+    *_first(model)
+  )
+  assert np.asarray(complete).all()
+  counts = []
+  for room in (2, 4, 6, 9):
+    less, complete = jax.jit(
+      lambda *args, room=room: beam_search(_step, _take, *args, **options, room=room)
+    )(*_first(model))
+    done = np.asarray(complete)
+    counts.append(done.sum())
+    np.testing.assert_array_equal(less.tokens[done], whole.tokens[done][:, :, :room])
+    np.testing.assert_array_equal(less.lengths[done], whole.lengths[done])
+    np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
+  assert counts[0] < 6 and counts[-1] > 0

@@ -26,7 +26,7 @@ def _step(tokens_R, steps):
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def _run(first, choose, keys, adjust, prefix):
   options = {'max_tokens': MOST, 'end': END, 'adjust': adjust, 'prefix': prefix}
-  return generate(_step, jnp.asarray(TABLE)[first], jnp.int32(0), choose, keys, **options)
+  return generate(_step, jnp.asarray(TABLE)[first], jnp.int32(0), choose, keys, **options)[:3]
 
 
 def _generate(first=FIRST, choose=greedy, seeds=None, adjust=(), prefix=None):
@@ -121,7 +121,7 @@ def test_the_loop_stops_when_all_rows_have_ended():
   @jax.jit
   def run(logits_BV):
     keys = jax.random.split(jax.random.key(0), 2)
-    return generate(step, logits_BV, jnp.int32(0), greedy, keys, max_tokens=9, end=END)
+    return generate(step, logits_BV, jnp.int32(0), greedy, keys, max_tokens=9, end=END)[:3]
 
   ends = np.where(FIRST == END, 9.0, 0.0).astype(np.float32)
   jax.block_until_ready(run(jnp.asarray([ends, ends])))

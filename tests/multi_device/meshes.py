@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh, optim
 from lm.errors import UserError
+from lm.nn import losses as nn_losses
 from lm.nn.layers import Attention, GatedMlp, Mlp
-from lm.nn.losses import cross_entropy as chunked_loss
 from lm.objectives.cross_entropy import cross_entropy
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import init_state, make_train_step
@@ -29,9 +29,13 @@ def test_there_are_eight_devices():
 
 
 @pytest.fixture(scope='module')
-def functions(decoder):
-  def make(sizes, devices=None, dropout=0.0):
-    model = decoder('llama', vocab_multiple=8, kv_heads=4, dropout=dropout)
+def functions(decoder, encoder_decoder):
+  def make(sizes, devices=None, dropout=0.0, architecture='decoder'):
+    changes = {'vocab_multiple': 8, 'kv_heads': 4, 'dropout': dropout}
+    if architecture == 'decoder':
+      model = decoder('llama', **changes)
+    else:
+      model = encoder_decoder('t5', **changes)
     over = mesh.make(sizes, devices)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
@@ -43,14 +47,17 @@ def functions(decoder):
 
 @pytest.fixture(scope='module')
 def losses(functions, batch_of):
-  def train(sizes, devices=None, microbatches=1):
-    made = functions(sizes, devices)
+  def train(sizes, devices=None, microbatches=1, architecture='decoder'):
+    made = functions(sizes, devices, architecture=architecture)
+    # An encoder beside reads a pair of documents a row, and so does the decoder.
+    pairs = np.repeat([[1, 1, 1, 2, 2, 0]], 16, axis=0)
+    packed = {} if architecture == 'decoder' else {'segments': pairs, 'source': pairs[:, ::-1]}
     state, _ = init_state(made, jax.random.key(0))
     step = make_train_step(made, 0, microbatches, state)
     rows = mesh.batch_sharding(made.mesh, made.rules)
     found = []
     for i in range(STEPS):
-      batch = {name: np.asarray(x) for name, x in batch_of(B=16, T=6, seed=i).items()}
+      batch = {name: np.asarray(x) for name, x in batch_of(B=16, T=6, seed=i, **packed).items()}
       state, metrics = step(state, mesh.put_batch(batch, rows))
       found.append([float(metrics[name]) for name in ('loss', 'z_loss', 'gradient_norm')])
     assert step._cache_size() == 1
@@ -74,6 +81,18 @@ def test_eight_devices_give_the_losses_of_one(sizes, microbatches, losses, one_d
   _check_placement(state, sizes)
 
 
+def test_eight_devices_give_the_losses_of_one_to_an_encoder_decoder(losses):
+  run = functools.partial(losses, architecture='encoder_decoder')
+  found, state = run(ALL)
+  one_device, _ = run({'data': 1}, jax.devices()[:1])
+  np.testing.assert_allclose(found, one_device, rtol=1e-5)
+  layer = state.params['decoder']['layers']['layer_0']
+  kv = layer['cross_attention']['kv']['kernel']  # (N, D, G, 2, K)
+  assert kv.addressable_shards[0].data.shape == (2, 16 // 2, 4 // 2, 2, 4)
+  table = state.params['decoder']['relative']  # (buckets, H)
+  assert table.addressable_shards[0].data.shape == (8, 4 // 2)
+
+
 def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
   def hidden(sizes, devices=None):
     made = functions(sizes, devices, dropout=0.3)
@@ -92,7 +111,7 @@ def _check_placement(state, sizes):
   assert down.addressable_shards[0].data.shape == (2, 24 // tensor, 16 // fsdp)
   table = params['embedding']  # (V, D)
   assert table.addressable_shards[0].data.shape == (40 // tensor, 16 // fsdp)
-  scale = params['final_norm']['scale']
+  scale = params['decoder']['final_norm']['scale']
   assert scale.sharding.is_fully_replicated
   # What the optimizer keeps of a parameter lies where the parameter does.
   moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == down.shape]
@@ -103,7 +122,7 @@ def test_an_axis_that_does_not_divide_is_named(functions, decoder):
   made = functions({'tensor': 8})  # four heads
   with pytest.raises(UserError) as error:
     init_state(made, jax.random.key(0))
-  for part in ('heads', 'size 4', '8 devices', 'tensor'):
+  for part in ('heads', 'size 4', 'mesh.tensor=8'):
     assert part in str(error.value)
 
 
@@ -165,8 +184,8 @@ def test_the_vocabulary_stays_split_in_the_loss():
   @functools.partial(jax.jit, in_shardings=(rows, table, rows, rows), out_shardings=(rows, table))
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
-    nats, penalty, _ = chunked_loss(hidden, Unembed(kernel), targets, weights, 1e-4, 0.0, 2)
-    return nats + penalty
+    sums = nn_losses.cross_entropy(hidden, Unembed(kernel), targets, weights, 1e-4, 0.1, 2)
+    return sum(sums)
 
   described = (
     jax.ShapeDtypeStruct((B, T, D), jnp.float32),

@@ -1,0 +1,193 @@
+"""Writing for many prompts: what is written for each depends on nothing but itself."""
+
+import jax
+import numpy as np
+import pytest
+
+from lm.decode.constraints import forbidden_tokens
+from lm.decode.sampling import sampler
+from lm.decode.write import Strategy, batches_of, write
+from lm.errors import UserError
+from lm.run.build import apply_of
+from lm.task import Features
+
+END, CONTEXT, MOST = 32, 32, 6
+# Sources and prefixes of many lengths: the last two take a row of more slots than the others.
+LENGTHS = (3, 9, 1, 12, 7, 12, 5, 2, 20, 26)
+DRAW = sampler(temperature=1.0)
+WITHOUT_END = forbidden_tokens((END,))
+
+
+@pytest.fixture(scope='module')
+def writer(encoder_decoder, decoder, params_of):
+  """Returns (model, apply, params) and prompts of an architecture."""
+  made = {}
+
+  def of(architecture):
+    if architecture not in made:
+      build = {'encoder_decoder': encoder_decoder, 'decoder': decoder}[architecture]
+      model = build('t5', context=CONTEXT, depth=1)
+      rng = np.random.default_rng(1)
+      read = [rng.integers(0, 37, length) for length in LENGTHS]
+      if architecture == 'decoder':
+        prompts = [Features({'inputs': x, 'prefix': np.ones_like(x)}, {}, {}) for x in read]
+      else:
+        prompts = [Features({'inputs': np.array([0])}, {'source': x}, {}) for x in read]
+      made[architecture] = (model, apply_of(model), params_of(model, seed=3)), prompts
+    return made[architecture]
+
+  return of
+
+
+@pytest.fixture(scope='module')
+def log_p(writer):
+  """Returns log p of every next token after a prompt and what was written, by full passes."""
+  compiled = {}
+
+  def of(architecture, prompt, tokens):
+    (_, apply, params), _ = writer(architecture)
+    if architecture not in compiled:
+      compiled[architecture] = jax.jit(lambda p, b: apply(p, b).hidden)
+    whole = np.concatenate([prompt.tokens['inputs'], tokens]).astype(int)
+    length = len(prompt.tokens['inputs'])
+    batch = _row({'inputs': whole, 'segments': np.ones_like(whole), 'positions': range(len(whole))})
+    if 'prefix' in prompt.tokens:
+      batch |= _row({'prefix': np.arange(len(whole)) < length})
+    if prompt.source:
+      source = prompt.source['source']
+      there = {'source_segments': np.ones_like(source), 'source_positions': range(len(source))}
+      batch |= _row({'source': source} | there)
+    hidden = compiled[architecture](params, batch)[0]
+    logits = np.asarray(hidden @ params['embedding'].T, np.float64)
+    found = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return found[length - 1 : length + len(tokens)]
+
+  return of
+
+
+def _row(arrays):
+  """Returns arrays along a row as a batch of one row, padded to one length."""
+  rows = {name: np.zeros((1, 48), np.int32) for name in arrays}
+  for name, values in arrays.items():
+    rows[name][0, : len(values)] = list(values)
+  return rows
+
+
+ARCHITECTURES = ['encoder_decoder', 'decoder']
+GREEDY = Strategy(END, MOST, batch_size=4)
+BEAM = Strategy(END, MOST, beam=3, n_best=2, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def written(writer):
+  """Returns what is written for all prompts, made once for each strategy."""
+  made = {}
+
+  def of(architecture, strategy):
+    key = architecture, strategy
+    if key not in made:
+      functions, prompts = writer(architecture)
+      made[key] = write(*functions, prompts, strategy)
+    return made[key]
+
+  return of
+
+
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_greedy_texts_are_the_argmax_of_full_passes(architecture, writer, written, log_p):
+  _, prompts = writer(architecture)
+  found = written(architecture, GREEDY)
+  ended = 0
+  for prompt, texts in zip(prompts, found, strict=True):
+    ((tokens, score),) = texts
+    expected, total = [], 0.0
+    while len(expected) < MOST and END not in expected:
+      following = log_p(architecture, prompt, expected)[-1]
+      expected.append(int(following.argmax()))
+      total += following.max()
+    ended += expected[-1] == END
+    assert tokens == (expected[:-1] if expected[-1] == END else expected)
+    assert score == pytest.approx(total, abs=1e-4)
+  # Some texts end and some are cut off, and they are not all one.
+  assert 0 < ended < len(prompts) and len({tuple(texts[0].tokens) for texts in found}) > 3
+
+
+def test_beam_search_writes_the_best_first_with_their_scores(writer, written, log_p):
+  _, prompts = writer('encoder_decoder')
+  for prompt, texts in zip(prompts, written('encoder_decoder', BEAM), strict=True):
+    assert len({tuple(text.tokens) for text in texts}) == 2
+    complete = []
+    for tokens, score in texts:
+      said = tokens if len(tokens) == MOST else [*tokens, END]
+      each = log_p('encoder_decoder', prompt, said)[np.arange(len(said)), said]
+      assert score == pytest.approx(each.sum() / ((5 + len(said)) / 6) ** 0.6, abs=1e-4)
+      complete.append((said[-1] == END, score))
+    assert complete == sorted(complete, reverse=True)
+
+
+@pytest.mark.parametrize(
+  ('architecture', 'strategy'), [('decoder', GREEDY), ('decoder', BEAM), ('encoder_decoder', BEAM)]
+)
+def test_a_text_depends_on_its_prompt_alone(architecture, strategy, writer, written):
+  functions, prompts = writer(architecture)
+  together = written(architecture, strategy)
+
+  def same(found, indices):
+    for texts, i in zip(found, indices, strict=True):
+      assert [text.tokens for text in texts] == [text.tokens for text in together[i]]
+      scores, expected = ([text.score for text in ts] for ts in (texts, together[i]))
+      assert scores == pytest.approx(expected, abs=1e-4)
+
+  # In another order, beside other neighbours, in batches of another size, and alone, where the
+  # padding is another, too.
+  order = np.random.default_rng(0).permutation(len(prompts))
+  same(write(*functions, [prompts[i] for i in order], strategy), order)
+  same(write(*functions, prompts, strategy._replace(batch_size=10)), range(len(prompts)))
+  short = [2, 7]
+  same(write(*functions, [prompts[i] for i in short], strategy), short)
+
+
+def test_batches_are_of_like_lengths_the_longest_first(writer):
+  functions, prompts = writer('encoder_decoder')
+  indices = [found for found, _ in batches_of(*functions, prompts, GREEDY)]
+  assert [len(found) for found in indices] == [4, 4, 2]
+  lengths = [LENGTHS[i] for i in np.concatenate(indices)]
+  assert lengths == sorted(LENGTHS, reverse=True)
+  assert write(*functions, [], GREEDY) == []
+
+
+def test_what_is_drawn_depends_on_the_seed(writer):
+  functions, prompts = writer('decoder')
+  strategy = GREEDY._replace(choose=DRAW)
+  same = [prompts[0]] * 4
+  one, other = (write(*functions, same, strategy, seeds) for seeds in ([1, 2, 1, 3], [3, 1, 2, 2]))
+  assert one[0] == one[2] == other[1] and one[3] == other[0]
+  assert len({tuple(texts[0].tokens) for texts in one}) == 3
+
+
+@pytest.mark.parametrize('beam', [1, 3])
+def test_a_text_stops_where_the_context_is_full(beam, decoder, params_of):
+  # Learned positions have none to give beyond the context.
+  model = decoder(context=16, depth=1)
+  functions = model, apply_of(model), params_of(model)
+  prompts = [Features({'inputs': np.arange(n)}, {}, {}) for n in (14, 16, 4)]
+  strategy = Strategy(END, 6, beam=beam, batch_size=3, adjust=(WITHOUT_END,))
+  found = write(*functions, prompts, strategy)
+  # Beam search has nothing else to offer, and says so.
+  assert [len(texts[0].tokens) for texts in found] == ([3, 1, 6] if beam == 1 else [0, 0, 6])
+  assert [texts[0].score == -np.inf for texts in found] == [True, True, False]
+  longer = write(*functions, prompts[:1], strategy._replace(max_tokens=9, batch_size=1))
+  assert longer == found[:1]
+
+
+def test_mistakes_are_told(writer):
+  functions, prompts = writer('encoder_decoder')
+  long = Features({'inputs': np.array([0])}, {'source': np.zeros(33, int)}, {})
+  with pytest.raises(UserError, match='prompt 3 has 33 tokens and the model reads 32'):
+    write(*functions, [*prompts[:2], long], GREEDY)
+  with pytest.raises(UserError, match=r'--beam=38 is not between 1 and 37, the size of the voc'):
+    write(*functions, prompts, BEAM._replace(beam=38))
+  with pytest.raises(UserError, match=r'--n_best=4 is not between 1 and --beam=3'):
+    write(*functions, prompts[:1], BEAM._replace(n_best=4))
+  with pytest.raises(UserError, match=r'--max_tokens=-1 is not 1 or more'):
+    write(*functions, prompts[:1], GREEDY._replace(max_tokens=-1))
