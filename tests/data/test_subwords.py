@@ -249,7 +249,7 @@ def test_targets_that_do_not_all_count_are_refused(pairs):
   rows, tokenizer, _ = pairs()
   anew = subwords.bpe_dropout(tokenizer, 'targets', rate=0.5)
   weights = rows[0]['weights'] * (np.arange(64) > 2)
-  with pytest.raises(UserError, match='suits rows of lm.tasks.write:encoder_decoder'):
+  with pytest.raises(UserError, match=r'suits rows of lm\.tasks\.write:encoder_decoder'):
     anew(rows[0] | {'weights': weights}, np.random.default_rng(0))
 
 
