@@ -107,6 +107,22 @@ def fit(
   return features
 
 
+def fit_prompt(
+  prompt: Features, limits: Mapping[str, tuple[str, int]], policy: str, index: int
+) -> Features | None:
+  """Does what `fit` does for what is there before the first token is written.
+
+  In a row that is written on, a quarter stays free, and what is cut off is the beginning, after the
+  first token: the end says that now something is to be written.
+  """
+  if not prompt.source and policy == 'truncate':
+    limit = limits[TOKENS][1] - limits[TOKENS][1] // 4
+    if _length(prompt.tokens) > limit:
+      cut = {k: np.concatenate([v[:1], v[1 - limit :]]) for k, v in prompt.tokens.items()}
+      return prompt._replace(tokens=cut)
+  return fit(prompt, limits, policy, index)
+
+
 def _length(arrays: Mapping[str, np.ndarray]) -> int:
   lengths = {len(values) for values in arrays.values()}
   if len(lengths) > 1:
@@ -153,6 +169,7 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
         content.update(values.data)
   for name, parts in whole.items():
     values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    content.update(values.tobytes())
     cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
   fields = sorted([*files, *(name for name in whole if name.startswith(f'{VALUES}/'))])
   tokens = sum(int(np.sum(part)) for stream in STREAMS for part in whole[stream])

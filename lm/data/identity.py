@@ -12,7 +12,7 @@ import tokenizers
 
 from lm import spec
 
-FORMAT = 3  # raised whenever the same inputs would be prepared differently
+FORMAT = 4  # raised whenever the same inputs would be prepared differently
 
 
 def corpus(

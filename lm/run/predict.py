@@ -111,7 +111,7 @@ class Predictor:
     prompts = {
       i: fitted
       for i, example in enumerate(self._examples)
-      if (fitted := features.fit(prompt(example), limits, policy, i)) is not None
+      if (fitted := features.fit_prompt(prompt(example), limits, policy, i)) is not None
     }
     texts = write(self._functions.model, self._apply, params, list(prompts.values()), how)
     written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]

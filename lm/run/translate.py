@@ -111,9 +111,9 @@ class Translator:
     if size <= limit:
       return [prompt]
     if self._too_long == 'truncate':
-      stream = 'source' if prompt.source else 'tokens'
-      cut = {name: values[:limit] for name, values in getattr(prompt, stream).items()}
-      return [prompt._replace(**{stream: cut})]
+      cut = features.fit_prompt(prompt, features.limits(data), 'truncate', number)
+      assert cut is not None
+      return [cut]
     words = line.split()
     if self._too_long == 'error' or (len(words) < 2 and len(line) < 2):
       raise UserError(

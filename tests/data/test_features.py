@@ -219,3 +219,15 @@ def test_arrays_of_a_converter_that_differ_in_length_are_a_fault():
   uneven = Features({'inputs': np.zeros(3), 'targets': np.zeros(2)}, {}, {})
   with pytest.raises(ValueError, match=r"differ in length: {'inputs': 3, 'targets': 2}"):
     features.fit(uneven, {'tokens': ('context', 9)}, 'skip', 0)
+
+
+def test_a_prompt_is_cut_behind_its_first_token_and_keeps_its_end_and_a_quarter_of_the_row():
+  prompt = Features({'inputs': np.arange(20), 'prefix': np.ones(20, int)}, {}, {})
+  limits = {'tokens': ('context', 16), 'source': ('source_context', 16)}
+  cut = features.fit_prompt(prompt, limits, 'truncate', 0)
+  np.testing.assert_array_equal(cut.tokens['inputs'], [0, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19])
+  assert len(cut.tokens['prefix']) == 12
+  assert features.fit_prompt(prompt, limits, 'skip', 0) is None
+  beside = Features({'inputs': np.zeros(1, int)}, {'source': np.arange(20)}, {})
+  cut = features.fit_prompt(beside, limits, 'truncate', 0)
+  np.testing.assert_array_equal(cut.source['source'], np.arange(16))

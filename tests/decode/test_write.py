@@ -126,7 +126,7 @@ def test_beam_search_writes_the_best_first_with_their_scores(writer, written, lo
 
 
 @pytest.mark.parametrize(
-  ('architecture', 'strategy'), [('decoder', GREEDY), ('decoder', BEAM), ('encoder_decoder', BEAM)]
+  ('architecture', 'strategy'), [('decoder', GREEDY), ('encoder_decoder', BEAM)]
 )
 def test_a_text_depends_on_its_prompt_alone(architecture, strategy, writer, written):
   functions, prompts = writer(architecture)
@@ -165,10 +165,10 @@ def test_what_is_drawn_depends_on_the_seed(writer):
   assert len({tuple(texts[0].tokens) for texts in one}) == 3
 
 
-@pytest.mark.parametrize('beam', [1, 3])
-def test_a_text_stops_where_the_context_is_full(beam, decoder, params_of):
-  # Learned positions have none to give beyond the context.
-  model = decoder(context=16, depth=1)
+# Rotary positions would go on beyond the context; learned ones have none to give.
+@pytest.mark.parametrize(('variant', 'beam'), [('llama', 1), ('gpt2', 3)])
+def test_a_text_stops_where_the_context_is_full(variant, beam, decoder, params_of):
+  model = decoder(variant, context=16, depth=1)
   functions = model, apply_of(model), params_of(model)
   prompts = [Features({'inputs': np.arange(n)}, {}, {}) for n in (14, 16, 4)]
   strategy = Strategy(END, 6, beam=beam, batch_size=3, adjust=(WITHOUT_END,))
@@ -180,6 +180,31 @@ def test_a_text_stops_where_the_context_is_full(beam, decoder, params_of):
   assert longer == found[:1]
 
 
+def test_texts_go_on_until_they_are_whole(writer, log_p):
+  # More tokens than most batches are given room for at first.
+  functions, prompts = writer('encoder_decoder')
+  strategy = GREEDY._replace(max_tokens=30, adjust=(WITHOUT_END,))
+  found = write(*functions, prompts, strategy)
+  assert [len(texts[0].tokens) for texts in found] == [30] * len(prompts)
+  tokens = found[0][0].tokens
+  following = log_p('encoder_decoder', prompts[0], tokens)[:30]
+  following[:, END] = -np.inf
+  assert tokens == following.argmax(-1).tolist()
+
+
+def test_texts_begin_with_their_prefix(writer, log_p):
+  functions, prompts = writer('encoder_decoder')
+  prefixes = [[n, n + 1] if n % 2 else [] for n in range(len(prompts))]
+  found = write(*functions, prompts, GREEDY, prefixes=prefixes)
+  free = write(*functions, prompts, GREEDY)
+  for n, (texts, prefix) in enumerate(zip(found, prefixes, strict=True)):
+    tokens = texts[0].tokens
+    assert tokens[: len(prefix)] == prefix
+    assert prefix or tokens == free[n][0].tokens
+    if prefix and len(tokens) > 2:
+      assert tokens[2] == log_p('encoder_decoder', prompts[n], prefix)[-1].argmax()
+
+
 def test_mistakes_are_told(writer):
   functions, prompts = writer('encoder_decoder')
   long = Features({'inputs': np.array([0])}, {'source': np.zeros(33, int)}, {})
@@ -187,7 +212,7 @@ def test_mistakes_are_told(writer):
     write(*functions, [*prompts[:2], long], GREEDY)
   with pytest.raises(UserError, match=r'--beam=38 is not between 1 and 37, the size of the voc'):
     write(*functions, prompts, BEAM._replace(beam=38))
-  with pytest.raises(UserError, match=r'--n_best=4 is not between 1 and --beam=3'):
+  with pytest.raises(UserError, match='--n_best=4 is more than --beam=3'):
     write(*functions, prompts[:1], BEAM._replace(n_best=4))
   with pytest.raises(UserError, match=r'--max_tokens=-1 is not 1 or more'):
     write(*functions, prompts[:1], GREEDY._replace(max_tokens=-1))

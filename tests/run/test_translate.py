@@ -11,9 +11,11 @@ import textwrap
 import pytest
 
 from lm.data import prepare
+from lm.decode.write import Strategy
 from lm.errors import UserError
 from lm.run import experiment, load, loop
 from lm.run.translate import Translator, windows
+from lm.text.tokenizers import end_id
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAIRS = {
@@ -89,18 +91,10 @@ def workdir(folder):
   return folder / 'run'
 
 
-def opened(loaded, **changes):
+def opened(loaded, language=None, too_long='error', prefix='', **changes):
   """Returns a translator that takes the likeliest token each time, or what else is asked for."""
-  arguments = {
-    'beam': 1,
-    'length_penalty': 0.6,
-    'max_tokens': 0,
-    'n_best': 1,
-    'batch_size': 4,
-    'language': None,
-    'too_long': 'error',
-  }
-  return Translator(loaded, **arguments | changes)
+  strategy = Strategy(end_id(loaded.tokenizer), max_tokens=24, batch_size=4)
+  return Translator(loaded, strategy._replace(**changes), language, too_long, prefix)
 
 
 @pytest.fixture(scope='module')
@@ -130,6 +124,11 @@ def test_the_best_texts_of_a_line_are_different(translator):
     assert len(texts) == len({text for text, _ in texts}) == 3
     scores = [score for _, score in texts]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_texts_begin_with_the_prefix_that_is_asked_for(translator):
+  found = best(translator(prefix='t')(['zwei', 'drei', 'eins']))
+  assert found[:2] == ['two', 'three'] and found[2].startswith('t')
 
 
 LONG = 'eins ' + 'zwei ' * 8
