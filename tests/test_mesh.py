@@ -84,7 +84,7 @@ def test_an_axis_that_does_not_divide_is_named_with_its_size_and_mesh_axes():
   tree = {'mlp': {'kernel': _boxed('embed', 'mlp', shape=(4, 7))}}
   with pytest.raises(UserError) as error:
     mesh.shardings(tree, EIGHT, mesh.RULES)
-  for part in ("['mlp']['kernel']", "axis 'mlp'", 'size 7', '2 devices', 'tensor'):
+  for part in ("['mlp']['kernel']", "axis 'mlp'", 'size 7', 'mesh.tensor=2'):
     assert part in str(error.value)
 
 
@@ -92,7 +92,7 @@ def test_a_batch_that_does_not_divide_is_named_by_its_key():
   mesh.check_batch(8, EIGHT, mesh.RULES)
   with pytest.raises(UserError) as error:
     mesh.check_batch(6, EIGHT, mesh.RULES, 'eval.batch_size')
-  for part in ('eval.batch_size', 'size 6', '4 devices', 'data', 'fsdp'):
+  for part in ('eval.batch_size', 'size 6', 'mesh.data=2 * mesh.fsdp=2'):
     assert part in str(error.value)
 
 

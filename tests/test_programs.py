@@ -99,8 +99,8 @@ def get_config(arg=''):
   assert result.returncode == 0, result.stderr
   tokenizer, train, validation = result.stdout.splitlines()
   assert tokenizer == 'tokenizer: 257 entries'
-  assert train.startswith('train: 1 documents, 1620 bytes,')
-  assert validation.startswith('eval.sets.validation: 1 documents, 180 bytes,')
+  assert train.startswith('train: 1 documents, 1621 tokens, 51 rows of 32, 0.7% padding')
+  assert validation.startswith('eval.sets.validation: 1 documents, 181 tokens,')
 
 
 def text(file):
@@ -126,7 +126,7 @@ def text(file):
     (['--config.mesh.data=4', '--config.batch_size=6'], 'batch_size'),
     (
       ['--config.mesh.tensor=4', '--config.model.heads=2', '--config.model.kv_heads=2'],
-      'of size 2 does not divide over 4 devices',
+      'of size 2 does not divide by mesh.tensor=4',
     ),
   ],
 )

@@ -109,5 +109,5 @@ def test_mistakes_are_told(monkeypatch):
   with pytest.raises(UserError, match=r"fewest=3, most=9999: 'de' has \d+ names in 'train'"):
     languages('train', ('de', 'en'), most=9999)
   monkeypatch.setitem(sys.modules, 'babel', None)
-  with pytest.raises(UserError, match=r'needs Babel: pip install "lm\[cldr\]"'):
+  with pytest.raises(UserError, match=r'needs Babel: pip install -e "\.\[cldr\]"'):
     dates('train')

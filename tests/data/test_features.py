@@ -225,7 +225,7 @@ def test_a_prompt_is_cut_behind_its_first_token_and_keeps_its_end_and_a_quarter_
   prompt = Features({'inputs': np.arange(20), 'prefix': np.ones(20, int)}, {}, {})
   limits = {'tokens': ('context', 16), 'source': ('source_context', 16)}
   cut = features.fit_prompt(prompt, limits, 'truncate', 0)
-  np.testing.assert_array_equal(cut.tokens['inputs'], [0, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19])
+  np.testing.assert_array_equal(cut.tokens['inputs'], [0, *range(9, 20)])
   assert len(cut.tokens['prefix']) == 12
   assert features.fit_prompt(prompt, limits, 'skip', 0) is None
   beside = Features({'inputs': np.zeros(1, int)}, {'source': np.arange(20)}, {})

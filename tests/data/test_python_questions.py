@@ -67,6 +67,7 @@ def test_dialogues_about_a_list_of_functions(library):
   assert second['turns'] == ['What does z.quit do?', 'Leave at once, please.']
 
 
+@pytest.mark.slow
 def test_the_library_itself():
   train, aside = (
     list(python_questions.python_questions(split)) for split in ('train', 'validation')

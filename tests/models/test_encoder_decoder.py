@@ -115,6 +115,7 @@ def test_a_table_for_the_source_where_it_is_not_shared(encoder_decoder, params_o
   assert (expected != hidden(params, batch)).any()
 
 
+@pytest.mark.slow
 def test_targets_see_their_past_and_all_of_their_own_source(encoder_decoder, influence, batch_of):
   model = encoder_decoder()
   batch = batch_of(B=1, T=T, segments=PACKED[:1], source=SOURCE[:1])
@@ -125,6 +126,7 @@ def test_targets_see_their_past_and_all_of_their_own_source(encoder_decoder, inf
   np.testing.assert_array_equal(of_source, np.equal.outer(PACKED[0], SOURCE[0]))
 
 
+@pytest.mark.slow
 def test_packed_pairs_equal_separate_ones(encoder_decoder, params_of, batch_of, alone):
   model = encoder_decoder('t5')
   params, batch = params_of(model), batch_of(T=T, segments=PACKED, source=SOURCE)

@@ -26,7 +26,10 @@ def _run(program, *arguments):
     ([QUICKSTART], '--workdir is required, for example --workdir='),
     (['--config=experiments/quikstart.py'], '--config=experiments/quikstart.py: no such file; the'),
     ([f'{QUICKSTART}:smok'], "no argument 'smok' (did you mean 'smoke'?)"),
-    ([QUICKSTART, '--config.stpes=3'], "unknown config key 'stpes' (did you mean 'steps'?)"),
+    (
+      [QUICKSTART, '--config.stpes=3'],
+      "unknown config key 'stpes' (did you mean 'steps' or 'stop'?)",
+    ),
     ([QUICKSTART, '--config.model.dpeth=3'], "unknown config key 'dpeth' (did you mean 'depth'"),
     ([QUICKSTART, '--config.seed.x=3'], "unknown config key 'x'; config.seed has no keys"),
     ([QUICKSTART, '--config.steps=many'], '--config.steps=many'),
@@ -141,7 +144,12 @@ def test_the_first_signal_asks_and_the_second_insists():
   numbers = (signal.SIGTERM, signal.SIGINT)
   before = [signal.getsignal(number) for number in numbers]
   try:
+    early = cli.Stop()
+    with pytest.raises(Preempted, match='SIGTERM: stopped before the first step'):
+      signal.raise_signal(signal.SIGTERM)
+    assert early.signal == 'SIGTERM'
     stop = cli.Stop()
+    stop.begin()
     assert stop.signal is None
     signal.raise_signal(signal.SIGTERM)
     assert stop.signal == 'SIGTERM'
