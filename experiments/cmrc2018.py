@@ -7,10 +7,9 @@ an answer begins and ends with one. Two CPU cores, 20 minutes.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from lm.config import base, choose, encoder, evaluation
-from lm.task_config import small
+from lm.config import base, choose, encoder
+from lm.task_config import extraction, small
 
 
 def get_config(arg=''):
@@ -18,22 +17,14 @@ def get_config(arg=''):
   config.steps = 1000
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/cmrc2018/{split}.json')"
-  config.data.task = 'lm.tasks.questions:extraction'
-  config.data.convert = 'lm.tasks.spans:spans(stride=256, longest=60, threshold=None)'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
   config.data.context = 512
   config.model = encoder(depth=4, d_model=192, heads=4, context=512)
   config.model.position = 'lm.nn.position:rope'
-  config.model.classes = 2
-  config.model.pool = placeholder(str)  # a head on each token
   config.model.dropout = 0.2
-  config.objective = ConfigDict({'fn': 'lm.objectives.spans:spans'})
+  extraction(config, 'dev', 'lm.metrics.answers:cmrc')
+  config.data.convert = 'lm.tasks.spans:spans(stride=256, longest=60, threshold=None)'
   config.optim.learning_rate = 5e-4
-  config.eval.sets.validation = evaluation(
-    'dev', metrics=('lm.metrics.spans:spans',), scores=('lm.metrics.answers:cmrc',)
-  )
-  config.checkpoint.best = 'eval/validation/f1'
-  config.log.prompts = ()
   return choose(config, arg, smoke=_smoke)
 
 

@@ -8,10 +8,9 @@ language from so few; pretrain one for more. Two CPU cores, 15 minutes.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from lm.config import base, choose, encoder, evaluation
-from lm.task_config import small
+from lm.config import base, choose, encoder
+from lm.task_config import extraction, small
 
 
 def get_config(arg=''):
@@ -19,22 +18,14 @@ def get_config(arg=''):
   config.steps = 1000
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/squad/{split}.jsonl')"
-  config.data.task = 'lm.tasks.questions:extraction'
-  config.data.convert = 'lm.tasks.spans:spans(threshold=None)'  # each question has an answer
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:wordpiece', 'vocab_size': 8000})
   config.data.context = 384
   config.model = encoder(depth=4, d_model=192, heads=4, context=384)
   config.model.position = 'lm.nn.position:rope'
-  config.model.classes = 2
-  config.model.pool = placeholder(str)  # a head on each token
   config.model.dropout = 0.2
-  config.objective = ConfigDict({'fn': 'lm.objectives.spans:spans'})
+  extraction(config, 'dev', 'lm.metrics.answers:squad')
+  config.data.convert = 'lm.tasks.spans:spans(threshold=None)'  # each question has an answer
   config.optim.learning_rate = 5e-4
-  config.eval.sets.validation = evaluation(
-    'dev', metrics=('lm.metrics.spans:spans',), scores=('lm.metrics.answers:squad',)
-  )
-  config.checkpoint.best = 'eval/validation/f1'
-  config.log.prompts = ()
   return choose(config, arg, smoke=_smoke)
 
 

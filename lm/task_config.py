@@ -58,6 +58,27 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
   return config
 
 
+def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
+  """An encoder points at the answer to a question in a passage; F1 of a split picks the best.
+
+  Args:
+    config: has the model of an encoder.
+    split: the split to evaluate during training.
+    score: 'lm.metrics.answers:squad', or that of another language.
+  """
+  config.data.task = 'lm.tasks.questions:extraction'
+  config.data.convert = 'lm.tasks.spans:spans'
+  config.model.pool = placeholder(str)  # a head on each token
+  config.model.classes = 2  # the first and the last token
+  config.objective = ConfigDict({'fn': 'lm.objectives.spans:spans'})
+  config.eval.sets.validation = evaluation(
+    split, metrics=('lm.metrics.spans:spans',), scores=(score,)
+  )
+  config.checkpoint.best = 'eval/validation/f1'
+  config.log.prompts = ()
+  return config
+
+
 def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
   """Returns a task's config shrunk as by `lm.config.smoke`, on an embedded source."""
   smoke(config)

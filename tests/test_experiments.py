@@ -16,6 +16,12 @@ from lm.run.step import abstract_state
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 FILES = sorted(f for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_text())
 NAMES = [file.stem for file in FILES]
+# Of experiments that differ in their data alone, one is enough for the default run.
+ALIKE = {
+  'ag_news', 'chnsenticorp', 'cmrc2018', 'llama_160m', 'lm1b', 'multi30k_multilingual',
+  'tatoeba_zh_en', 'wikipedia', 'wmt14_en_de', 'wnut17',
+}  # fmt: skip
+SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 
 
 def vocab_size(config):
@@ -35,7 +41,7 @@ def test_experiment_builds_at_full_size(name):
     spec.resolve(path, 'data')
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SMOKES)
 def test_smoke_trains_two_steps(name, tmp_path):
   path = f'{FOLDER / name}.py:smoke'
   config = experiment.load(path)
