@@ -3,8 +3,9 @@
   LM_DATA=DIR python -m lm.train --config=experiments/multi30k_de_en.py --workdir=runs/multi30k
   python -m lm.translate --workdir=runs/multi30k < $LM_DATA/multi30k/test2016.de > test2016.en
 
-Reads $LM_DATA/multi30k. `:joeynmt` is the work of the peer we compare with: 3+3 layers of width
-256, a joint vocabulary of 8,000. Two CPU cores, 25 minutes. Figures: experiments/LOG.md.
+Reads $LM_DATA/multi30k. This is the recipe of the peer we compare with (JoeyNMT 2.3): 3+3 layers of
+width 256, a joint vocabulary of 8,000, 3.65 times through the data. Expected on test2016: BLEU 34
+with beam 5. Two CPU cores, 20 minutes. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
