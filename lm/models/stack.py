@@ -56,9 +56,7 @@ class Block(nn.Module):
       layer = self.cross_attention(name='cross_attention')
       kept = of('cross_attention')
       read = Projected(**kept) if memory is None else memory
-      y, found = layer(h, read, memory_mask, kept)
-      # What is kept of a memory never changes: handing it on would copy it in every step.
-      caches['cross_attention'] = {} if memory is None else found
+      y, caches['cross_attention'] = layer(h, read, memory_mask, kept)
       return dropout(self, y, self.dropout)
 
     def feed(h: Array) -> Array:

@@ -211,9 +211,6 @@ class EncoderDecoder(Transformer):
     x, caches = decoder(
       self.embed(table_VD, batch['inputs']), mask, memory, memory_mask, cache and cache['layers']
     )
-    if cache is not None and memory is None:
-      kept = {name: layer['cross_attention'] for name, layer in cache['layers'].items()}
-      caches = {name: new | {'cross_attention': kept[name]} for name, new in caches.items()}
     return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
