@@ -38,12 +38,11 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.num_samples - 1}')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations
-  from lm.models.transformer import Encoder, EncoderDecoder
   from lm.run.load import load
 
   choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = load(workdir, args.step)
-  if not hasattr(loaded.model, 'init_cache') or isinstance(loaded.model, Encoder | EncoderDecoder):
+  if not loaded.model.continues_prompts:
     raise UserError(
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; for a model '
       'that writes targets take lm.translate'

@@ -54,6 +54,8 @@ class Transformer(nn.Module):
   remat: Callable | None = None
   dtype: str = 'float32'
 
+  continues_prompts = True  # whether a text can be gone on with, without a source to read
+
   def stack(self, name: str, **changes: Any) -> Stack:
     """Returns a stack of this model's sizes and functions."""
     own = {f.name for f in dataclasses.fields(self)} - {'parent', 'name'}
@@ -149,6 +151,8 @@ class Encoder(Transformer):
   classes: int | None = None  # outputs of the head; None for the vocabulary
   pool: Callable[..., Array] | None = None  # (hidden_BTD, segments_BT, P) -> (B, P, D)
 
+  continues_prompts = False
+
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     del cache  # there is nothing that a later call could use
@@ -188,6 +192,8 @@ class EncoderDecoder(Transformer):
   encoder_depth: int | None = None  # None for as many as the decoder's `depth`
   cross_attention: Callable[..., nn.Module] = Attention
   shared: bool = True  # source and target have one table of embeddings
+
+  continues_prompts = False
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:

@@ -14,7 +14,6 @@ from lm.data.rows import FeatureRows, Rows
 from lm.decode.sampling import sampler
 from lm.decode.text import continuations
 from lm.errors import UserError, nearest
-from lm.models.transformer import Encoder, EncoderDecoder
 from lm.run import build, kept
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions
@@ -45,7 +44,7 @@ class Evaluators:
   """
 
   def __init__(self, config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer):
-    if config.log.prompts and isinstance(functions.model, Encoder | EncoderDecoder):
+    if config.log.prompts and not functions.model.continues_prompts:
       raise UserError(
         f'log.prompts={tuple(config.log.prompts)!r}: only a decoder continues prompts, and '
         f'model.fn={config.model.fn!r} is none; set log.prompts=()'
