@@ -38,7 +38,7 @@ class Mask(flax.struct.PyTreeNode):
 
   A query sees a key when all the conditions that are set hold: equal segments, and for causal
   masks `k_position <= q_position` or a key of the prefix, and for windows
-  `q_position - k_position < window`.
+  `q_position - k_position < window`; and `visible` shows it, where that is given.
   `ordered` says that queries and keys are the same tokens of the same rows and that each segment
   is a run of neighbours in rising position; causal implementations may then skip keys by index.
   """
@@ -48,6 +48,7 @@ class Mask(flax.struct.PyTreeNode):
   q_segments: Array | None = None  # (B, T) int32; 0 marks padding
   k_segments: Array | None = None  # (B, S) int32
   k_prefix: Array | None = None  # (B, S) int32; 1 where a causal mask shows the key to all
+  visible: Array | None = None  # (B, T, S) bool, of queries that go on from different keys
   # A pytree, since it may hold parameters: (q_positions_BT, k_positions_BS) -> (B, H, T, S)
   bias: jax.tree_util.Partial | None = None
   window: int | None = flax.struct.field(pytree_node=False, default=None)
@@ -62,6 +63,7 @@ class Mask(flax.struct.PyTreeNode):
       q_segments=None if self.q_segments is None else self.q_segments[:, q],
       k_segments=None if self.k_segments is None else self.k_segments[:, k],
       k_prefix=None if self.k_prefix is None else self.k_prefix[:, k],
+      visible=None if self.visible is None else self.visible[:, q, k],
     )
 
   def dense(self) -> Array | None:
@@ -80,6 +82,8 @@ class Mask(flax.struct.PyTreeNode):
     if self.q_segments is not None and self.k_segments is not None:
       same = self.q_segments[:, :, None] == self.k_segments[:, None, :]
       visible = same if visible is None else visible & same
+    if self.visible is not None:
+      visible = self.visible if visible is None else visible & self.visible
     return None if visible is None else visible[:, None]
 
   def dense_bias(self) -> Array | None:

@@ -16,10 +16,9 @@ from lm.decode.generate import Step, check_max_tokens
 from lm.errors import UserError
 from lm.types import Array
 
-# take(state, rows_R) -> state: row i of the result is row rows_R[i]. The first call makes `beam`
-# rows of each; in later ones rows move only within those `beam`, so that what is the same for all
-# of them, such as an encoded source, may stay where it is.
-Take = Callable[[Any, Array], Any]
+# branch(state, parents_BM) -> state: the M hypotheses of row b, which are M rows of the state from
+# b * M on, go on from hypotheses parents_BM[b] of that row. Before the first call there is one.
+Branch = Callable[[Any, Array], Any]
 
 # Logits of a row are searched and summed in windows of so many (see _top_k).
 WINDOW = 32
@@ -52,7 +51,7 @@ def check_beam(beam: int, vocab_size: int) -> None:
 
 def beam_search(
   step: Step,
-  take: Take,
+  branch: Branch,
   logits_BV: Array,
   state: Any,
   *,
@@ -64,6 +63,7 @@ def beam_search(
   adjust: Sequence[Adjust] = (),
   prefix: Prefix | None = None,
   room: int | None = None,
+  spare: int = 0,
 ) -> tuple[Hypotheses, Array]:
   """Returns the `n_best` continuations that the search finds for each row; for use in `jax.jit`.
 
@@ -81,7 +81,7 @@ def beam_search(
 
   Args:
     step: the model, over `B * beam` rows.
-    take: permutes and repeats the rows of a state.
+    branch: moves and repeats the hypotheses of a row.
     logits_BV: float32, what follows the rows' prompts or sources.
     state: what the model remembers of them, B rows.
     beam: hypotheses that run on.
@@ -92,9 +92,11 @@ def beam_search(
     adjust: constraints, as in `lm.decode.generate`.
     prefix: what all hypotheses of a row begin with.
     room: stop after so many tokens, for which `state` has room; None for `max_tokens`.
+    spare: stop when no more than so many rows have not stopped.
 
   Returns:
-    The hypotheses, and (B,) whether those of a row are what they would be with all the room.
+    The hypotheses, and (B,) whether those of a row are all that they would be without `room` and
+    `spare`.
 
   Raises:
     UserError: `max_tokens` is below 1, or `n_best` not between 1 and `beam`.
@@ -112,18 +114,18 @@ def beam_search(
 
   def go_on(carry) -> Array:
     search, _ = carry
-    return (search.length < room) & ~search.done.all()
+    return (search.length < room) & ((~search.done).sum() > spare)
 
   def body(carry):
     search, state = carry
     latest_BM = jax.lax.dynamic_index_in_dim(search.tokens, search.length - 1, 2, keepdims=False)
     logits_RV, state = step(latest_BM.reshape(-1), state)
-    search, rows_R = advance(search, logits_RV)
-    return search, take(state, rows_R)
+    search, parents_BM = advance(search, logits_RV)
+    return search, branch(state, parents_BM)
 
-  search, rows_R = advance(_start(logits_BV.shape[0], beam, room), logits_BV)
-  search, _ = jax.lax.while_loop(go_on, body, (search, take(state, rows_R)))
-  return _answer(search, n_best, length_penalty), search.done | (room == max_tokens)
+  search, parents_BM = advance(_start(logits_BV.shape[0], beam, room), logits_BV)
+  search, _ = jax.lax.while_loop(go_on, body, (search, branch(state, parents_BM)))
+  return _answer(search, n_best, length_penalty), search.done | (search.length == max_tokens)
 
 
 def _start(B: int, beam: int, room: int) -> _Search:
@@ -142,8 +144,8 @@ def _start(B: int, beam: int, room: int) -> _Search:
 
 
 def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, max_tokens):
-  """Adds a token; returns the search and which rows of the state its hypotheses go on from."""
-  B, M, _ = search.tokens.shape
+  """Adds a token; returns the search and (B, beam) the hypotheses that its own go on from."""
+  B = search.log_p.shape[0]
   log_p_BC, parents_BC, tokens_BC = _best(search, logits_RV, 2 * beam, adjust, prefix)
   said_BCL = jnp.take_along_axis(search.tokens, parents_BC[:, :, None], axis=1)
   said_BCL = said_BCL.at[:, :, search.length].set(tokens_BC)
@@ -171,7 +173,7 @@ def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefi
     finished=finished,
     done=search.done | (reachable_B <= finished.scores[:, n_best - 1]),
   )
-  return search, (jnp.arange(B)[:, None] * M + parents_BM).reshape(-1)
+  return search, parents_BM
 
 
 def _best(search, logits_RV, count, adjust, prefix):

@@ -36,6 +36,7 @@ def generate(
   adjust: Sequence[Adjust] = (),
   prefix: Prefix | None = None,
   room: int | None = None,
+  spare: int = 0,
 ) -> tuple[Array, Array, Array, Array]:
   """Continues each row until it says `end`, or `max_tokens` tokens; for use inside `jax.jit`.
 
@@ -53,13 +54,14 @@ def generate(
     adjust: constraints, see lm/decode/constraints.py.
     prefix: what each row begins with.
     room: stop after so many tokens, for which `state` has room; None for `max_tokens`.
+    spare: stop when no more than so many rows have not ended.
 
   Returns:
     tokens: (B, room) int32, `end` included, then zeros.
     lengths: (B,) int32, `end` included. A row that was cut off has no `end`.
     log_probabilities: (B,) float32, in nats: the model's own, at temperature 1, less what the
       constraints took off.
-    complete: (B,) whether a row is what it would be with all the room.
+    complete: (B,) whether a row is all that it would be without `room` and `spare`.
 
   Raises:
     UserError: `max_tokens` is below 1.
@@ -85,7 +87,7 @@ def generate(
 
   def go_on(carry) -> Array:
     said = carry[0]
-    return (said.length < room) & ~said.ended.all()
+    return (said.length < room) & ((~said.ended).sum() > spare)
 
   def body(carry):
     said, tokens_B, state = carry
@@ -101,7 +103,7 @@ def generate(
     ended=jnp.zeros(B, bool),
   )
   said, _, _ = jax.lax.while_loop(go_on, body, (*advance(nothing, logits_BV), state))
-  return said.tokens, said.lengths, said.log_p, said.ended | (room == max_tokens)
+  return said.tokens, said.lengths, said.log_p, said.ended | (said.length == max_tokens)
 
 
 def check_max_tokens(max_tokens: int) -> None:

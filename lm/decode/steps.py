@@ -47,16 +47,15 @@ def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Arra
   return step
 
 
-def take_of(model: nn.Module) -> Callable[[State, Array], State]:
-  """Returns `take(state, rows) -> state`, whose r-th row is row `rows[r]` of the one given."""
+def branch_of(model: nn.Module) -> Callable[[State, Array], State]:
+  """Returns the `lm.decode.beam.Branch` of a model."""
 
-  def take(state: State, rows: Array) -> State:
-    # Once there are `beam` rows for each, they move only among those (lm.decode.beam.Take).
-    among_same = rows.shape == state.positions.shape
-    cache = model.take_rows(state.cache, rows, among_same)
-    return State(cache, jnp.take(state.positions, rows, axis=0))
+  def branch(state: State, parents_BM: Array) -> State:
+    positions_BM = state.positions.reshape(parents_BM.shape[0], -1)
+    positions_BM = jnp.take_along_axis(positions_BM, parents_BM, axis=1)
+    return State(model.branch(state.cache, parents_BM), positions_BM.reshape(-1))
 
-  return take
+  return branch
 
 
 def padded(prompts: Sequence[Features], length: Callable[[int], int]) -> dict[str, np.ndarray]:

@@ -13,10 +13,13 @@ from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust, Prefix
 from lm.decode.generate import Step, check_max_tokens, generate
 from lm.decode.sampling import Choose, greedy
-from lm.decode.steps import State, bucket, padded, prefill, step_of, take_of
+from lm.decode.steps import State, branch_of, bucket, padded, prefill, step_of
 from lm.errors import UserError
 from lm.task import Features
 from lm.types import Apply, Array, Params
+
+# One row in so many is left over where it goes on for longer than the rest of its batch.
+SPARE = 32
 
 
 class Strategy(NamedTuple):
@@ -56,7 +59,7 @@ def write(
   A prompt for which nothing is found has one empty text, of score -inf.
 
   Args:
-    model: has `init_cache`, `take_rows` and `context`.
+    model: has `init_cache`, `branch` and `context`.
     apply: its pure function.
     params: its parameters.
     prompts: as a converter's `prompt` makes them.
@@ -94,18 +97,21 @@ def batches_of(
         f'prompt {index + 1} has {max(tokens, source)} tokens and the model reads {model.context}'
       )
   seeds = range(len(prompts)) if seeds is None else seeds
-  # The longest first; rows that end within the room they are given are done, and the few others are
-  # begun again with twice as much: what is carried from step to step is as large as the room.
+  # The longest first. Rows that end within the room they are given are done; others are begun again
+  # with twice as much, for what is carried from step to step is as large as the room. And so are
+  # the last few of a batch, for a step of all its rows takes as long as ever.
   left = sorted(range(len(prompts)), key=lambda i: sizes[i][::-1], reverse=True)
   doublings = 0
   while left:
     again: list[int] = []
-    for start in range(0, len(left), strategy.batch_size):
-      indices = left[start : start + strategy.batch_size]
+    size = _rows(strategy.batch_size, len(left))
+    for start in range(0, len(left), size):
+      indices = left[start : start + size]
       # The last batch is filled up, for one shape has one program.
-      rows = [indices[i % len(indices)] for i in range(strategy.batch_size)]
+      rows = [indices[min(i, len(indices) - 1)] for i in range(size)]
       room = min(strategy.max_tokens, _room(sizes[indices[0]][1]) << doublings)
-      search = _compiled(model, apply, strategy, room)
+      spare = size // SPARE
+      search = _compiled(model, apply, strategy, room, spare)
       batch = padded([prompts[i] for i in rows], bucket)
       keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
       prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows], strategy)
@@ -118,16 +124,25 @@ def batches_of(
     doublings += 1
 
 
+def _rows(batch_size: int, prompts: int) -> int:
+  """Returns how many rows to decode at once: a few sizes, each half of the next."""
+  while batch_size // 2 >= prompts:
+    batch_size //= 2
+  return batch_size
+
+
 def _room(source: int) -> int:
   """Returns how much room to try first, from the length of the longest source, 0 for none."""
-  return bucket(source + source // 2) if source else 32
+  return 2 * bucket(source) if source else 32
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(model: nn.Module, apply: Any, strategy: Strategy, room: int) -> Callable[..., Any]:
+def _compiled(
+  model: nn.Module, apply: Any, strategy: Strategy, room: int, spare: int
+) -> Callable[..., Any]:
   """Returns a jitted `(params, batch, keys, prefix) -> tokens_BNL, lengths_BN, scores_BN, done_B`.
 
-  done_B says of which rows `room` tokens were enough.
+  done_B says which rows are not to be begun again.
   """
 
   @jax.jit
@@ -135,7 +150,7 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy, room: int) -> Ca
     params: Params, batch: dict[str, Array], keys_B: Array, prefix: Prefix | None
   ) -> tuple[Array, ...]:
     B, P = batch['inputs'].shape
-    cache = model.init_cache(B, P + room)
+    cache = model.init_cache(B, P + room * strategy.beam)
     logits_BV, state = prefill(apply, params, batch, cache)
     step = _within(model.context, step_of(apply, params))
     if strategy.beam == 1:
@@ -150,11 +165,12 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy, room: int) -> Ca
         adjust=strategy.adjust,
         prefix=prefix,
         room=room,
+        spare=spare,
       )
       return tokens[:, None], lengths[:, None], scores[:, None], done
     hypotheses, done = beam_search(
       step,
-      take_of(model),
+      branch_of(model),
       logits_BV,
       state,
       beam=strategy.beam,
@@ -165,6 +181,7 @@ def _compiled(model: nn.Module, apply: Any, strategy: Strategy, room: int) -> Ca
       adjust=strategy.adjust,
       prefix=prefix,
       room=room,
+      spare=spare,
     )
     return *hypotheses, done
 

@@ -2,7 +2,8 @@
 
 Layers repeat in periods: `attention` is one layer function or a tuple of them, and the depth is a
 multiple of its length (Gemma 3: five with a window and one without). The periods are stacked on
-axis 0 of the parameters and scanned.
+axis 0 of the parameters and scanned. With caches they are laid out in a row, for a loop would copy
+out and back, at every token, what each period keeps.
 """
 
 import functools
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
 from lm.mesh import constrain
 from lm.nn.attention import dot_product
-from lm.nn.layers import Attention, Mlp, Projected, dropout
+from lm.nn.layers import Attention, Mlp, dropout
 from lm.nn.norm import LayerNorm
 from lm.nn.position import Position, learned
 from lm.nn.residual import pre
@@ -44,7 +46,8 @@ class Block(nn.Module):
     caches: dict[str, Any] = {}
 
     def of(name: str) -> Any:
-      return None if cache is None else cache[name]
+      # Of a memory there is nothing until it was read.
+      return None if cache is None else cache.get(name, ())
 
     def attend(h: Array) -> Array:
       layer = self.attention(name='attention')
@@ -55,8 +58,7 @@ class Block(nn.Module):
       assert self.cross_attention is not None
       layer = self.cross_attention(name='cross_attention')
       kept = of('cross_attention')
-      read = Projected(**kept) if memory is None else memory
-      y, caches['cross_attention'] = layer(h, read, memory_mask, kept)
+      y, caches['cross_attention'] = layer(h, kept if memory is None else memory, memory_mask, kept)
       return dropout(self, y, self.dropout)
 
     def feed(h: Array) -> Array:
@@ -70,7 +72,7 @@ class Block(nn.Module):
 
 
 class Period(nn.Module):
-  """The layers that repeat, each with its own attention."""
+  """The layers that repeat, each with its own attention; `caches` are one a layer, or None."""
 
   blocks: tuple[Callable[..., nn.Module], ...]
 
@@ -89,9 +91,9 @@ class Period(nn.Module):
 class Stack(nn.Module):
   """Embeddings (B, T, D) to hidden states (B, T, D), with or without a memory to attend to.
 
-  Parameters and caches of `layers` have the periods on axis 0. `unroll` periods are laid out in a
-  row in each turn of the loop, which changes the program and not the parameters. `remat` is a
-  policy of `jax.checkpoint_policies`, or None to keep all activations.
+  Parameters of `layers` have the periods on axis 0. `unroll` periods are laid out in a row in each
+  turn of the loop, which changes the program and not the parameters. `remat` is a policy of
+  `jax.checkpoint_policies`, or None to keep all activations. `caches` are one a period.
   """
 
   context: int
@@ -133,7 +135,10 @@ class Stack(nn.Module):
       mask = mask.replace(bias=scheme.bias(self, self.heads, mask.causal))
     x = tap(self, 'embeddings', dropout(self, x, self.dropout).astype(self.dtype))
     x = constrain(x, 'batch', 'time', 'width')
-    x, caches = self._layers(scheme)(x, mask, memory, memory_mask, caches)
+    if caches is None:
+      x, _ = self._scanned(scheme)(x, mask, memory, memory_mask, None)
+    else:
+      x, caches = self._in_a_row(scheme, x, mask, memory, memory_mask, caches)
     if self.final_norm:
       x = self.norm(bias=self.bias, name='final_norm')(x)
     return tap(self, 'hidden', x), caches
@@ -142,7 +147,17 @@ class Stack(nn.Module):
     """Returns the attention layers that repeat."""
     return self.attention if isinstance(self.attention, tuple) else (self.attention,)
 
-  def _layers(self, scheme: Position) -> nn.Module:
+  def _in_a_row(
+    self, scheme: Position, x: Array, mask: Mask, memory: Any, memory_mask: Any, caches: Any
+  ) -> tuple[Array, tuple[Any, ...]]:
+    period = Period(blocks=self._blocks(scheme), parent=None)
+    new_caches = []
+    for params, cache in zip(_apart(self.variables['params']['layers']), caches, strict=True):
+      x, cache = period.apply({'params': params}, x, mask, memory, memory_mask, cache)
+      new_caches.append(cache)
+    return x, tuple(new_caches)
+
+  def _scanned(self, scheme: Position) -> nn.Module:
     period = Period
     if self.remat is not None:
       period = nn.remat(Period, policy=self.remat, prevent_cse=False)
@@ -150,12 +165,15 @@ class Stack(nn.Module):
       period,
       variable_axes={'params': 0, 'taps': 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+      in_axes=nn.broadcast,
       length=self.depth // len(self.period()),
       unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    return scanned(blocks=tuple(self._block(a, scheme) for a in self.period()), name='layers')
+    return scanned(blocks=self._blocks(scheme), name='layers')
+
+  def _blocks(self, scheme: Position) -> tuple[Callable[..., nn.Module], ...]:
+    return tuple(self._block(attention, scheme) for attention in self.period())
 
   def _block(self, attention_fn, scheme: Position) -> Callable[..., nn.Module]:
     sublayers = 2 if self.cross_attention is None else 3
@@ -192,3 +210,13 @@ class Stack(nn.Module):
       raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     if self.depth // period % self.unroll:
       raise UserError(f'model.unroll={self.unroll} does not divide {self.depth // period} periods')
+
+
+def _apart(stacked: Any) -> list[Any]:
+  """Returns the parameters of each period."""
+  periods = len(jax.tree.leaves(stacked)[0])
+  # A slice whose place is known is copied before it is read, by XLA's CPU compiler: at GPT-2's size
+  # that is a third of a step. From a place it does not know it reads where the parameters lie.
+  places = jax.lax.optimization_barrier(jnp.arange(periods))
+  take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+  return [jax.tree.map(lambda x, i=i: take(x, places[i]), stacked) for i in range(periods)]

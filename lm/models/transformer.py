@@ -7,8 +7,7 @@ biases; BERT is an `Encoder` with residual `post`; the first Transformer (Vaswan
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,13 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from lm.mesh import named
+from lm.models.cache import branch, rows_together, self_mask
 from lm.models.stack import Stack
 from lm.nn.attention import dot_product
+from lm.nn.cache import Slots
 from lm.nn.layers import Attention, Mlp, dropout
 from lm.nn.norm import LayerNorm
 from lm.nn.position import Position, learned
 from lm.nn.residual import pre
-from lm.types import Array, Batch, Mask, Output, Params, Terms, Unembed
+from lm.types import Array, Batch, Mask, Output, Params, Unembed
 
 
 class Transformer(nn.Module):
@@ -81,36 +82,23 @@ class Transformer(nn.Module):
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns an empty cache of `length` slots a row, for `batch_size` rows."""
     period = len(self.attention) if isinstance(self.attention, tuple) else 1
-    repeats = self.depth // period
-    shape = (repeats, batch_size, length, self.kv_heads, self.head_dim)
-    zeros = functools.partial(jnp.zeros, shape, self.dtype)
+    shape = (batch_size, self.kv_heads, length, self.head_dim)
 
     def layer() -> dict[str, Any]:
-      return {'attention': {'k': zeros(), 'v': zeros(), 'cursor': jnp.zeros(repeats, jnp.int32)}}
+      slots = Slots(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), jnp.int32(0))
+      return {'attention': slots}
 
+    layers = [{f'layer_{i}': layer() for i in range(period)} for _ in range(self.depth // period)]
     return {
-      'layers': {f'layer_{i}': layer() for i in range(period)},
+      'layers': tuple(layers),
       'positions': jnp.zeros((batch_size, length), jnp.int32),
       'segments': jnp.zeros((batch_size, length), jnp.int32),
       'cursor': jnp.zeros((), jnp.int32),
     }
 
-  def take_rows(self, cache: dict[str, Any], rows: Array, same_source: bool) -> dict[str, Any]:
-    """Returns a cache whose r-th row is row `rows[r]` of this one; rows may repeat or be left out.
-
-    Args:
-      cache: what `init_cache` made, before or after calls of the model.
-      rows: (R,) int32.
-      same_source: the r-th row and row `rows[r]` have read one source; what is kept of it stays.
-    """
-
-    def take(path, x: Array) -> Array:
-      names = {key.key for key in path}
-      axis = 1 if 'layers' in names else 0
-      stays = same_source and names & {'cross_attention', 'source_segments'}
-      return x if stays or x.ndim == axis else jnp.take(x, rows, axis=axis)
-
-    return jax.tree_util.tree_map_with_path(take, cache)
+  def branch(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
+    """Returns a cache of M continuations a row, as rows of a batch; see lm/models/cache.py."""
+    return branch(cache, parents_BM)
 
 
 class Decoder(Transformer):
@@ -123,11 +111,13 @@ class Decoder(Transformer):
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table_VD = self.table('embedding')
+    rows = batch['inputs'].shape
+    batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
     x = self.embed(table_VD, batch['inputs'])
     x, caches = self.stack('decoder')(x, mask, caches=cache and cache['layers'])
-    aux: Terms = {}
-    return Output(x, self.unembed(table_VD), aux, cache and {**slots, 'layers': caches})
+    x = x.reshape(*rows, -1)
+    return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -198,6 +188,8 @@ class EncoderDecoder(Transformer):
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table_VD = self.table('embedding')
+    rows = batch['inputs'].shape
+    batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
     memory = None
     if 'source' in batch:
@@ -213,17 +205,10 @@ class EncoderDecoder(Transformer):
       slots['source_segments'],
       causal=False,
     )
-    decoder = self.stack('decoder')
-    x, caches = decoder(
-      self.embed(table_VD, batch['inputs']), mask, memory, memory_mask, cache and cache['layers']
-    )
+    x = self.embed(table_VD, batch['inputs'])
+    x, caches = self.stack('decoder')(x, mask, memory, memory_mask, cache and cache['layers'])
+    x = x.reshape(*rows, -1)
     return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
-
-  def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
-    """Returns an empty cache of `length` slots a row; what it keeps of a source comes with it."""
-    cache = super().init_cache(batch_size, length)
-    layers = {name: kept | {'cross_attention': {}} for name, kept in cache['layers'].items()}
-    return cache | {'layers': layers}
 
   def _encode(self, table_VD: Array, batch: Batch) -> Array:
     mask = both_ways(batch['source_positions'], batch['source_segments'])
@@ -235,26 +220,3 @@ class EncoderDecoder(Transformer):
 def both_ways(positions: Array, segments: Array) -> Mask:
   """Returns the mask of tokens that see all those of their segment."""
   return Mask(positions, positions, segments, segments, causal=False, ordered=True)
-
-
-def self_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
-  """Returns the causal mask of a batch, and the cache's slots with the batch's tokens entered.
-
-  Without a cache, tokens see the earlier ones of their segment. With one, they see every filled
-  slot of the row up to their position; slots of segment 0 (never filled, or padding) stay unseen.
-  """
-  positions, segments = batch['positions'], batch['segments']
-  prefix = batch.get('prefix')
-  if cache is None:
-    ordered = prefix is None
-    return Mask(positions, positions, segments, segments, prefix, ordered=ordered), {}
-  cursor = cache['cursor']
-  enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
-  slots = {
-    'positions': enter(cache['positions'], positions),
-    'segments': enter(cache['segments'], segments),
-    'cursor': cursor + positions.shape[1],
-  }
-  if prefix is not None:  # read in this one call; later tokens see it as they see all before them
-    prefix = enter(jnp.zeros_like(slots['segments']), prefix)
-  return Mask(positions, slots['positions'], segments, slots['segments'], prefix), slots

@@ -6,7 +6,7 @@ Compute runs in `dtype`; parameters are float32 masters, cast where they are use
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from flax.linen.initializers import Initializer
 
 from lm.mesh import constrain, named
 from lm.nn import attention
+from lm.nn.cache import Projected, Slots
 from lm.nn.tap import COLLECTION, tap
 from lm.types import Array, Mask
 
@@ -53,20 +54,13 @@ def dropout(module: nn.Module, x: Array, rate: float) -> Array:
   return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
-class Projected(NamedTuple):
-  """A memory as an earlier call has projected it: keys and values (B, S, G, K)."""
-
-  k: Array
-  v: Array
-
-
 class Attention(nn.Module):
   """Self-attention, or attention to a memory, with H query heads on G key/value heads.
 
   Called as `(x_BTD, memory, mask, cache) -> (y_BTD, cache)`. `memory` is None for self-attention,
-  (B, S, D), or Projected. `cache` is None or a dict. For self-attention it holds keys and values
-  (B, S, G, K) and `cursor`, the slot where the T new ones go; the mask then speaks of the slots.
-  Attention to a memory returns the keys and values of the memory in it.
+  (B, S, D), or Projected. `cache` is None where nothing is to be kept. Self-attention enters its T
+  new keys and values into Slots, of which the mask then speaks, and returns these; attention to a
+  memory returns it Projected.
 
   Sites of lm.nn.tap: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K), which
   are the values mixed by the weights, and `output` (B, T, D). The weights are those of softmax
@@ -86,8 +80,8 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, memory: Array | Projected | None, mask: Mask, cache: dict[str, Array] | None
-  ) -> tuple[Array, dict[str, Array] | None]:
+    self, x: Array, memory: Array | Projected | None, mask: Mask, cache: Any
+  ) -> tuple[Array, Slots | Projected | None]:
     q_BTHK, k_BSGK, v_BSGK = self.project(x, memory)
     o_BTHK, cache = self.mix(q_BTHK, k_BSGK, v_BSGK, mask, cache)
     return self.out(o_BTHK, x.shape[-1]), cache
@@ -117,26 +111,23 @@ class Attention(nn.Module):
     else:
       q = linear('q', R)(x_BTD)
       if isinstance(memory, Projected):
-        k, v = memory
+        k, v = memory.read()
       else:
         k, v = (y.squeeze(3) for y in jnp.split(linear('kv', 2)(memory), 2, axis=3))
     q_BTHK = constrain(q.reshape(B, T, self.heads, K), 'batch', 'time', 'heads', 'head_dim')
     return q_BTHK, k, v
 
   def mix(
-    self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: dict[str, Array] | None
-  ) -> tuple[Array, dict[str, Array] | None]:
+    self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: Any
+  ) -> tuple[Array, Slots | Projected | None]:
     """Returns the heads' outputs (B, T, H, K), and the cache with the new keys and values."""
     if self.rotate is not None:
       q_BTHK = self.rotate(q_BTHK, mask.q_positions)
       k_BSGK = self.rotate(k_BSGK, mask.q_positions)
-    if cache is not None and 'cursor' not in cache:  # of a memory, which does not grow
-      cache = {'k': k_BSGK, 'v': v_BSGK}
-    elif cache is not None:
-      cursor = cache['cursor']
-      enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
-      k_BSGK, v_BSGK = enter(cache['k'], k_BSGK), enter(cache['v'], v_BSGK)
-      cache = {'k': k_BSGK, 'v': v_BSGK, 'cursor': cursor + q_BTHK.shape[1]}
+    if isinstance(cache, Slots):
+      k_BSGK, v_BSGK, cache = cache.enter(k_BSGK, v_BSGK)
+    elif cache is not None:  # of a memory, which does not grow
+      cache = Projected.of(k_BSGK, v_BSGK)
     if self.window is not None:
       mask = mask.replace(window=self.window)
     v_BSGK = tap(self, 'values', v_BSGK)

@@ -36,8 +36,13 @@ def _step(tokens_R, state):
   return logits_RV, (table_RVVV, jnp.stack([last_R2[:, 1], tokens_R], axis=1), position_R + 1)
 
 
-def _take(state, rows_R):
-  return jax.tree.map(lambda x: x[rows_R], state)
+def _branch(state, parents_BM):
+  def moved(x):
+    x = x.reshape(len(parents_BM), -1, *x.shape[1:])
+    x = jax.vmap(lambda hypotheses, parents: hypotheses[parents])(x, parents_BM)
+    return x.reshape(-1, *x.shape[2:])
+
+  return jax.tree.map(moved, state)
 
 
 def _first(model):
@@ -49,7 +54,7 @@ def _first(model):
 
 @functools.cache
 def _compiled(**options):
-  return jax.jit(lambda *args, **given: beam_search(_step, _take, *args, **options, **given)[0])
+  return jax.jit(lambda *args, **given: beam_search(_step, _branch, *args, **options, **given)[0])
 
 
 def _search(model, length_penalty=0.6, prefix=None, **options):
@@ -154,7 +159,7 @@ def _steps_taken(model, **options):
     return _step(tokens_R, state)
 
   jax.block_until_ready(
-    jax.jit(lambda *args: beam_search(step, _take, *args, end=END, **options)[0])(*_first(model))
+    jax.jit(lambda *args: beam_search(step, _branch, *args, end=END, **options)[0])(*_first(model))
   )
   jax.effects_barrier()
   return len(steps)
@@ -300,14 +305,14 @@ def test_impossible_searches_are_told(options, message):
 def test_rows_complete_within_less_room_are_those_of_all_the_room():
   model = _model(seed=3, B=6)
   options = {'beam': 3, 'n_best': 2, 'max_tokens': 12, 'end': END}
-  whole, complete = jax.jit(lambda *args: beam_search(_step, _take, *args, **options))(
+  whole, complete = jax.jit(lambda *args: beam_search(_step, _branch, *args, **options))(
     *_first(model)
   )
   assert np.asarray(complete).all()
   counts = []
   for room in (2, 4, 6, 9):
     less, complete = jax.jit(
-      lambda *args, room=room: beam_search(_step, _take, *args, **options, room=room)
+      lambda *args, room=room: beam_search(_step, _branch, *args, **options, room=room)
     )(*_first(model))
     done = np.asarray(complete)
     counts.append(done.sum())
@@ -315,3 +320,15 @@ def test_rows_complete_within_less_room_are_those_of_all_the_room():
     np.testing.assert_array_equal(less.lengths[done], whole.lengths[done])
     np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
   assert counts[0] < 6 and counts[-1] > 0
+
+
+def test_rows_that_may_be_spared_are_not_waited_for():
+  model = _model(seed=3, B=6)
+  options = {'beam': 3, 'max_tokens': 12, 'end': END}
+  whole, _ = jax.jit(lambda *args: beam_search(_step, _branch, *args, **options))(*_first(model))
+  spared = jax.jit(lambda *args: beam_search(_step, _branch, *args, **options, spare=2))
+  less, complete = spared(*_first(model))
+  done = np.asarray(complete)
+  assert 4 <= done.sum() < 6
+  np.testing.assert_array_equal(less.tokens[done], whole.tokens[done])
+  np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)

@@ -136,3 +136,15 @@ def test_the_loop_stops_when_all_rows_have_ended():
 def test_no_room_for_a_token_is_told():
   with pytest.raises(UserError, match='--max_tokens=0 is not 1 or more'):
     generate(_step, jnp.zeros((1, V)), 0, greedy, jnp.zeros(1), max_tokens=0, end=END)
+
+
+def test_rows_that_may_be_spared_are_not_waited_for():
+  whole = _generate()
+  keys = jax.vmap(jax.random.key)(jnp.asarray(FIRST))
+  options = {'max_tokens': MOST, 'end': END, 'spare': len(FIRST) - 1}
+  found = jax.jit(lambda logits: generate(_step, logits, jnp.int32(0), greedy, keys, **options))(
+    jnp.asarray(TABLE[FIRST])
+  )
+  complete = np.asarray(found[3])
+  assert 1 <= complete.sum() < len(FIRST)
+  np.testing.assert_array_equal(found[0][complete], whole[0][complete])

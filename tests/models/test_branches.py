@@ -1,0 +1,60 @@
+"""Continuations that share a cache say what each would say in a row of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode.steps import branch_of, prefill, step_of
+from lm.run.build import apply_of
+
+PROMPT, STEPS, M = 3, 4, 3
+
+
+@pytest.fixture(scope='module', params=['gpt2', 'llama', 'windows', 'alibi', 't5', 'source'])
+def functions(request, decoder, encoder_decoder, params_of):
+  """Returns an architecture, its pure function and parameters."""
+  model = encoder_decoder() if request.param == 'source' else decoder(request.param)
+  return model, apply_of(model), params_of(model)
+
+
+def _prompts(batch_of, model):
+  # The second prompt is a token shorter, and the slot behind it is padding.
+  segments = jnp.asarray([[1, 1, 1], [1, 1, 0]])
+  source = {'source': jnp.ones((2, 5), int)} if hasattr(model, 'cross_attention') else {}
+  return batch_of(T=PROMPT, **source) | {'segments': segments}
+
+
+def test_branches_equal_rows_of_their_own(functions, batch_of):
+  model, apply, params = functions
+  batch = _prompts(batch_of, model)
+  rng = np.random.default_rng(0)
+  logits, state = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
+  branch, step = jax.jit(branch_of(model)), jax.jit(step_of(apply, params))
+  texts = [[np.asarray(row[:n]).tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
+  for _ in range(STEPS):
+    parents = rng.integers(0, len(texts[0]), (2, M))
+    tokens = rng.integers(0, model.vocab_size, (2, M))
+    state = branch(state, jnp.asarray(parents))
+    logits, state = step(jnp.asarray(tokens.reshape(-1)), state)
+    texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
+  for b in range(2):
+    for m, text in enumerate(texts[b]):
+      whole = {
+        'inputs': jnp.asarray([text]),
+        'segments': jnp.ones((1, len(text)), int),
+        'positions': jnp.arange(len(text))[None],
+      } | {name: x[b : b + 1] for name, x in batch.items() if name.startswith('source')}
+      output = apply(params, whole)
+      expected = output.unembed(output.hidden[:, -1:])[0, 0]
+      np.testing.assert_allclose(logits[b * M + m], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_branches_move_no_keys(functions, batch_of):
+  model, apply, params = functions
+  batch = _prompts(batch_of, model)
+  _, state = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
+  moved = branch_of(model)(state, jnp.zeros((2, M), int))
+  assert moved.positions.shape == (2 * M,)
+  before, after = (jax.tree.leaves(s.cache['layers']) for s in (state, moved))
+  assert all(x is y for x, y in zip(before, after, strict=True))
