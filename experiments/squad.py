@@ -2,6 +2,9 @@
 
   LM_DATA=DIR python -m lm.train --config=experiments/squad.py --workdir=runs/squad
 
+`:write` lets an encoder-decoder write the answer instead (Raffel et al. 2020), and
+`:write_smoke` tries that.
+
 Reads $LM_DATA/squad/train.jsonl and dev.jsonl: the answerable questions of 10 and 2 articles of
 SQuAD (Rajpurkar et al. 2016, 2018), 1,854 and 298. An encoder from scratch learns little of
 language from so few; pretrain one for more. Two CPU cores, 15 minutes.
@@ -9,7 +12,7 @@ language from so few; pretrain one for more. Two CPU cores, 15 minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
+from lm.config import base, choose, encoder, encoder_decoder
 from lm.task_config import extraction, small
 
 
@@ -26,7 +29,19 @@ def get_config(arg=''):
   extraction(config, 'dev', 'lm.metrics.answers:squad')
   config.data.convert = 'lm.tasks.spans:spans(threshold=None)'  # each question has an answer
   config.optim.learning_rate = 5e-4
-  return choose(config, arg, smoke=_smoke)
+  return choose(config, arg, smoke=_smoke, write=_write, write_smoke=lambda c: _smoke(_write(c)))
+
+
+def _write(config):
+  config.model = encoder_decoder(depth=3, d_model=192, heads=4, context=384)
+  config.model.dropout = 0.2
+  config.data.convert = 'lm.tasks.write:encoder_decoder'
+  config.data.context, config.data.source_context = 64, 384
+  config.data.too_long = 'truncate'
+  config.objective = base().objective
+  config.eval.sets.validation.metrics = ('lm.metrics.tokens:targets',)
+  config.decode.max_tokens = 32
+  return config
 
 
 def _smoke(config):

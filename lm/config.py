@@ -95,6 +95,7 @@ def base() -> ConfigDict:
       'beam': 1,  # 1 takes the likeliest token each time
       'length_penalty': 0.6,
       'max_tokens': 0,  # the most that is written; 0 for data.context
+      'max_ratio': 0.0,  # nor more than 10 and so many for each token of a source; 0: no such rule
       'batch_size': 64,  # prompts at once
     }
   )

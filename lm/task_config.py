@@ -12,7 +12,7 @@ from lm.config import evaluation, smoke
 
 
 def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
-  """An encoder-decoder writes `target` from `source`; BLEU and chrF of a split pick the best.
+  """An encoder-decoder writes `target` from `source`; BLEU of a split picks the best.
 
   Args:
     config: has the model of an encoder-decoder.
@@ -21,8 +21,10 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
   """
   config.data.task = 'lm.tasks.text:text_to_text'
   config.data.convert = 'lm.tasks.write:encoder_decoder'
-  scores = (f'lm.metrics.translation:bleu(language="{language}")', 'lm.metrics.translation:chrf')
+  bleu, ter = (f'lm.metrics.translation:{name}(language="{language}")' for name in ('bleu', 'ter'))
+  scores = (bleu, 'lm.metrics.translation:chrf', ter)
   config.eval.sets.validation = _evaluation(split, scores)
+  config.decode.max_ratio = 2.0
   config.checkpoint.best = 'eval/validation/bleu'
   config.log.prompts = ()
   return config

@@ -22,6 +22,7 @@ flags.DEFINE_integer('step', None, 'checkpoint to use; the best one unless given
 flags.DEFINE_integer('beam', 5, 'hypotheses that run on; 1 takes the likeliest token each time')
 flags.DEFINE_float('length_penalty', 0.6, 'alpha of Wu et al. 2016; higher values favour length')
 flags.DEFINE_integer('max_tokens', 0, 'tokens to write at the most; 0 for data.context')
+flags.DEFINE_float('max_ratio', None, 'nor more than 10 and so many for each token')
 flags.DEFINE_integer('n_best', 1, 'texts to write for each line')
 flags.DEFINE_integer('no_repeat_ngram', 0, 'say no run of so many tokens twice; 0 for no such rule')
 flags.DEFINE_float('repetition_penalty', 1.0, 'above 1: of tokens said before, Keskar et al. 2019')
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> None:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
   if args.max_tokens < 0:
     raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
+  if args.max_ratio is not None and not args.max_ratio >= 0:
+    raise UserError(f'--max_ratio={args.max_ratio} is not 0 or more')
   if args.n_best > args.beam:
     raise UserError(f'--n_best={args.n_best} is more than --beam={args.beam}')
   if args.too_long not in _POLICIES:
@@ -62,9 +65,11 @@ def main(argv: list[str]) -> None:
   end = end_id(loaded.tokenizer)
   if args.min_tokens:
     adjust.append(constraints.minimum_length(args.min_tokens, end))
+  decode = loaded.config.decode
   strategy = Strategy(
     end=end,
     max_tokens=args.max_tokens or loaded.config.data.context,
+    max_ratio=decode.max_ratio if args.max_ratio is None else args.max_ratio,
     beam=args.beam,
     length_penalty=args.length_penalty,
     n_best=args.n_best,

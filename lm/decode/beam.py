@@ -62,6 +62,7 @@ def beam_search(
   n_best: int = 1,
   adjust: Sequence[Adjust] = (),
   prefix: Prefix | None = None,
+  limits_B: Array | None = None,
   room: int | None = None,
   spare: int = 0,
 ) -> tuple[Hypotheses, Array]:
@@ -72,9 +73,10 @@ def beam_search(
   lm/decode/constraints.py). A row stops when no running hypothesis can reach the score of its
   n_best-th finished one any more, which changes no result: log p only falls, and the penalty
   divides it by no more than it does at one end of the lengths to come. What has not finished after
-  `max_tokens` is scored as it stands, and fills places that finished hypotheses leave: it has not
-  paid for its END, and would crowd out those that have. Of equal scores the one found first goes
-  first, and among continuations the one of the better hypothesis, then of the lower token.
+  `max_tokens`, or its limit, is scored as it stands, and fills places that finished hypotheses
+  leave: it has not paid for its END, and would crowd out those that have. Of equal scores the one
+  found first goes first, and among continuations the one of the better hypothesis, then of the
+  lower token.
 
   With `beam=1` and no length penalty this is greedy decoding. A beam above the number of
   hypotheses that exist searches exhaustively.
@@ -91,6 +93,7 @@ def beam_search(
     n_best: hypotheses to return, at most `beam`.
     adjust: constraints, as in `lm.decode.generate`.
     prefix: what all hypotheses of a row begin with.
+    limits_B: int32, the most tokens of each row where that is less than `max_tokens`.
     room: stop after so many tokens, for which `state` has room; None for `max_tokens`.
     spare: stop when no more than so many rows have not stopped.
 
@@ -106,11 +109,11 @@ def beam_search(
     raise UserError(f'--n_best={n_best} is not between 1 and --beam={beam}')
 
   room = max_tokens if room is None else min(room, max_tokens)
+  most_B = jnp.full(logits_BV.shape[0], max_tokens)
+  most_B = most_B if limits_B is None else jnp.minimum(limits_B, most_B)
 
   def advance(search: _Search, logits_RV: Array) -> tuple[_Search, Array]:
-    return _advance(
-      search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, max_tokens
-    )
+    return _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, most_B)
 
   def go_on(carry) -> Array:
     search, _ = carry
@@ -125,7 +128,7 @@ def beam_search(
 
   search, parents_BM = advance(_start(logits_BV.shape[0], beam, room), logits_BV)
   search, _ = jax.lax.while_loop(go_on, body, (search, branch(state, parents_BM)))
-  return _answer(search, n_best, length_penalty), search.done | (search.length == max_tokens)
+  return _answer(search, n_best, length_penalty, most_B), search.done
 
 
 def _start(B: int, beam: int, room: int) -> _Search:
@@ -143,7 +146,7 @@ def _start(B: int, beam: int, room: int) -> _Search:
   )
 
 
-def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, max_tokens):
+def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, most_B):
   """Adds a token; returns the search and (B, beam) the hypotheses that its own go on from."""
   B = search.log_p.shape[0]
   log_p_BC, parents_BC, tokens_BC = _best(search, logits_RV, 2 * beam, adjust, prefix)
@@ -163,15 +166,16 @@ def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefi
 
   log_p_BM, kept_BM = jax.lax.top_k(jnp.where(ends_BC, -jnp.inf, log_p_BC), beam)
   # Whichever sign alpha has, the penalty is largest at one end of the lengths to come.
-  ahead = (_penalty(length + 1, length_penalty), _penalty(jnp.int32(max_tokens), length_penalty))
+  ahead = (_penalty(length + 1, length_penalty), _penalty(most_B, length_penalty))
   reachable_B = log_p_BM[:, 0] / jnp.maximum(*ahead)
   parents_BM = jnp.take_along_axis(parents_BC, kept_BM, axis=1)
+  said_BML = jnp.take_along_axis(said_BCL, kept_BM[:, :, None], axis=1)
   search = _Search(
     length=length,
-    tokens=jnp.take_along_axis(said_BCL, kept_BM[:, :, None], axis=1),
-    log_p=log_p_BM,
+    tokens=jnp.where(search.done[:, None, None], search.tokens, said_BML),
+    log_p=jnp.where(search.done[:, None], search.log_p, log_p_BM),
     finished=finished,
-    done=search.done | (reachable_B <= finished.scores[:, n_best - 1]),
+    done=search.done | (reachable_B <= finished.scores[:, n_best - 1]) | (length >= most_B),
   )
   return search, parents_BM
 
@@ -193,10 +197,12 @@ def _best(search, logits_RV, count, adjust, prefix):
   return log_p_BC, parents_BC, jnp.take_along_axis(tokens_BC, index_BC, axis=1)
 
 
-def _answer(search: _Search, n_best: int, length_penalty: float | Array) -> Hypotheses:
-  B, beam, _ = search.tokens.shape
-  lengths_BM = jnp.full((B, beam), search.length)
-  scores_BM = search.log_p / _penalty(search.length, length_penalty)
+def _answer(
+  search: _Search, n_best: int, length_penalty: float | Array, most_B: Array
+) -> Hypotheses:
+  beam = search.tokens.shape[1]
+  lengths_BM = jnp.repeat(jnp.minimum(search.length, most_B)[:, None], beam, axis=1)
+  scores_BM = search.log_p / _penalty(lengths_BM, length_penalty)
   running = Hypotheses(search.tokens, lengths_BM, scores_BM)
   both = _beside(search.finished, running)
   finished_B = jnp.isfinite(search.finished.scores).sum(1)[:, None]

@@ -35,6 +35,7 @@ def generate(
   end: int,
   adjust: Sequence[Adjust] = (),
   prefix: Prefix | None = None,
+  limits_B: Array | None = None,
   room: int | None = None,
   spare: int = 0,
 ) -> tuple[Array, Array, Array, Array]:
@@ -53,6 +54,7 @@ def generate(
     end: the token that ends a row.
     adjust: constraints, see lm/decode/constraints.py.
     prefix: what each row begins with.
+    limits_B: int32, the most tokens of each row where that is less than `max_tokens`.
     room: stop after so many tokens, for which `state` has room; None for `max_tokens`.
     spare: stop when no more than so many rows have not ended.
 
@@ -68,6 +70,8 @@ def generate(
   """
   check_max_tokens(max_tokens)
   room = max_tokens if room is None else min(room, max_tokens)
+  most_B = jnp.full(logits_BV.shape[0], max_tokens)
+  most_B = most_B if limits_B is None else jnp.minimum(limits_B, most_B)
 
   def advance(said: _Said, logits_BV: Array) -> tuple[_Said, Array]:
     allowed_BV = constrain(logits_BV, said.tokens, said.length, adjust, prefix)
@@ -81,7 +85,7 @@ def generate(
       tokens=said.tokens.at[:, said.length].set(jnp.where(says_B, tokens_B, 0)),
       lengths=said.lengths + says_B,
       log_p=said.log_p + jnp.where(said.ended, 0.0, jnp.where(says_B, log_p_B, -jnp.inf)),
-      ended=~says_B | (tokens_B == end),
+      ended=~says_B | (tokens_B == end) | (said.length + 1 >= most_B),
     )
     return said, tokens_B
 
@@ -103,7 +107,7 @@ def generate(
     ended=jnp.zeros(B, bool),
   )
   said, _, _ = jax.lax.while_loop(go_on, body, (*advance(nothing, logits_BV), state))
-  return said.tokens, said.lengths, said.log_p, said.ended | (said.length == max_tokens)
+  return said.tokens, said.lengths, said.log_p, said.ended
 
 
 def check_max_tokens(max_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """Decoding many prompts on the host, in batches of like lengths."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,15 +12,17 @@ import numpy as np
 
 from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust, Prefix
-from lm.decode.generate import Step, check_max_tokens, generate
+from lm.decode.generate import check_max_tokens, generate
 from lm.decode.sampling import Choose, greedy
-from lm.decode.steps import State, branch_of, bucket, padded, prefill, step_of
+from lm.decode.steps import branch_of, bucket, padded, prefill, step_of
 from lm.errors import UserError
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
 # One row in so many is left over where it goes on for longer than the rest of its batch.
 SPARE = 32
+# What is written may be so many tokens longer than `max_ratio` allows.
+SLACK = 10
 
 
 class Strategy(NamedTuple):
@@ -27,6 +30,7 @@ class Strategy(NamedTuple):
 
   end: int  # the token that ends what is written
   max_tokens: int  # the most that is written, `end` included
+  max_ratio: float = 0.0  # nor more than SLACK and so many for each token of a source; 0: whatever
   beam: int = 1
   length_penalty: float = 0.6
   n_best: int = 1
@@ -55,8 +59,8 @@ def write(
 
   What is written depends on the prompt and its seed alone, not on the other prompts or the size of
   the batches: these are made of prompts of like lengths only for speed. What has not ended where
-  the model's context is full stops there and scores -inf; beam search prefers whatever has ended.
-  A prompt for which nothing is found has one empty text, of score -inf.
+  the model's context is full stops there. A prompt for which nothing is found has one empty text,
+  of score -inf.
 
   Args:
     model: has `init_cache`, `branch` and `context`.
@@ -109,13 +113,17 @@ def batches_of(
       indices = left[start : start + size]
       # The last batch is filled up, for one shape has one program.
       rows = [indices[min(i, len(indices) - 1)] for i in range(size)]
-      room = min(strategy.max_tokens, _room(sizes[indices[0]][1]) << doublings)
+      limits = np.array([_limit(strategy, *sizes[i], model.context) for i in rows], np.int32)
+      room = min(bucket(int(limits.max())), _room(sizes[indices[0]][1]) << doublings)
+      room = min(room, strategy.max_tokens)
       spare = size // SPARE
       search = _compiled(model, apply, strategy, room, spare)
       batch = padded([prompts[i] for i in rows], bucket)
       keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
       prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows], strategy)
-      tokens, lengths, scores, complete = jax.device_get(search(params, batch, keys, prefix))
+      tokens, lengths, scores, complete = jax.device_get(
+        search(params, batch, keys, limits, prefix)
+      )
       done = [row for row in range(len(indices)) if complete[row]]
       again += [i for row, i in enumerate(indices) if not complete[row]]
       texts = [_texts(tokens[row], lengths[row], scores[row], strategy.end) for row in done]
@@ -131,6 +139,14 @@ def _rows(batch_size: int, prompts: int) -> int:
   return batch_size
 
 
+def _limit(strategy: Strategy, tokens: int, source: int, context: int) -> int:
+  """Returns the most tokens to write after so many and a source, 0 where there is none."""
+  most = min(strategy.max_tokens, context - tokens + 1)  # the last one is not read again
+  if source and strategy.max_ratio:
+    most = min(most, math.ceil(strategy.max_ratio * source) + SLACK)
+  return most
+
+
 def _room(source: int) -> int:
   """Returns how much room to try first, from the length of the longest source, 0 for none."""
   return 2 * bucket(source) if source else 32
@@ -140,19 +156,23 @@ def _room(source: int) -> int:
 def _compiled(
   model: nn.Module, apply: Any, strategy: Strategy, room: int, spare: int
 ) -> Callable[..., Any]:
-  """Returns a jitted `(params, batch, keys, prefix) -> tokens_BNL, lengths_BN, scores_BN, done_B`.
+  """Returns a jitted `(params, batch, keys, limits, prefix) -> tokens, lengths, scores, done`.
 
-  done_B says which rows are not to be begun again.
+  These are (B, N, L), (B, N), (B, N) and (B,), which says which rows are not to be begun again.
   """
 
   @jax.jit
   def search(
-    params: Params, batch: dict[str, Array], keys_B: Array, prefix: Prefix | None
+    params: Params,
+    batch: dict[str, Array],
+    keys_B: Array,
+    limits_B: Array,
+    prefix: Prefix | None,
   ) -> tuple[Array, ...]:
     B, P = batch['inputs'].shape
     cache = model.init_cache(B, P + room * strategy.beam)
     logits_BV, state = prefill(apply, params, batch, cache)
-    step = _within(model.context, step_of(apply, params))
+    step = step_of(apply, params)
     if strategy.beam == 1:
       tokens, lengths, scores, done = generate(
         step,
@@ -164,6 +184,7 @@ def _compiled(
         end=strategy.end,
         adjust=strategy.adjust,
         prefix=prefix,
+        limits_B=limits_B,
         room=room,
         spare=spare,
       )
@@ -180,23 +201,13 @@ def _compiled(
       n_best=strategy.n_best,
       adjust=strategy.adjust,
       prefix=prefix,
+      limits_B=limits_B,
       room=room,
       spare=spare,
     )
     return *hypotheses, done
 
   return search
-
-
-def _within(context: int, step: Step) -> Step:
-  """Returns a step after which a row whose last token had no place in the context says no more."""
-
-  def bounded(tokens_R: Array, state: State) -> tuple[Array, State]:
-    fits_R = state.positions < context
-    logits_RV, state = step(tokens_R, state)
-    return jnp.where(fits_R[:, None], logits_RV, -jnp.inf), state
-
-  return bounded
 
 
 def _prefix(prefixes: Sequence[Sequence[int]], strategy: Strategy) -> Prefix:

@@ -42,6 +42,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'log.sample_tokens': (0, math.inf),
   'decode.beam': (1, math.inf),
   'decode.max_tokens': (0, math.inf),
+  'decode.max_ratio': (0, math.inf),
   'decode.batch_size': (1, math.inf),
 }
 

@@ -38,6 +38,7 @@ def strategy(decode: ConfigDict, end: int, context: int) -> Strategy:
   return Strategy(
     end=end,
     max_tokens=decode.max_tokens or context,
+    max_ratio=decode.max_ratio,
     beam=decode.beam,
     length_penalty=decode.length_penalty,
     batch_size=decode.batch_size,

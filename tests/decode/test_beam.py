@@ -332,3 +332,26 @@ def test_rows_that_may_be_spared_are_not_waited_for():
   assert 4 <= done.sum() < 6
   np.testing.assert_array_equal(less.tokens[done], whole.tokens[done])
   np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
+
+
+@pytest.mark.parametrize('length_penalty', [0.0, 1.0, -0.5])
+def test_each_row_may_have_a_limit_of_its_own(length_penalty):
+  model = _model(seed=5, B=4, scale=1.0)
+  options = {'beam': 3, 'n_best': 3, 'end': END, 'length_penalty': length_penalty}
+  limits = [1, 3, 6, 9]
+  limited = jax.jit(
+    lambda limits, *args: beam_search(
+      _step, _branch, *args, **options, max_tokens=9, limits_B=limits
+    )
+  )
+  found, complete = limited(jnp.asarray(limits), *_first(model))
+  assert np.asarray(complete).all()
+  for row, limit in enumerate(limits):
+    most = jax.jit(
+      lambda *args, limit=limit: beam_search(_step, _branch, *args, **options, max_tokens=limit)
+    )
+    alone, _ = most(*_first(model))
+    np.testing.assert_array_equal(found.tokens[row][:, :limit], alone.tokens[row])
+    assert not np.asarray(found.tokens[row][:, limit:]).any()
+    np.testing.assert_array_equal(found.lengths[row], alone.lengths[row])
+    np.testing.assert_allclose(found.scores[row], alone.scores[row], rtol=1e-6)

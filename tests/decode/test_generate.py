@@ -148,3 +148,18 @@ def test_rows_that_may_be_spared_are_not_waited_for():
   complete = np.asarray(found[3])
   assert 1 <= complete.sum() < len(FIRST)
   np.testing.assert_array_equal(found[0][complete], whole[0][complete])
+
+
+def test_each_row_may_have_a_limit_of_its_own():
+  limits = jnp.asarray([1, 2, 3, 4, MOST, MOST])
+  keys = jax.vmap(jax.random.key)(jnp.asarray(FIRST))
+  whole = _generate(adjust=(NO_END,))
+  options = {'max_tokens': MOST, 'end': END, 'adjust': (NO_END,), 'limits_B': limits}
+  found = jax.jit(lambda logits: generate(_step, logits, jnp.int32(0), greedy, keys, **options))(
+    jnp.asarray(TABLE[FIRST])
+  )
+  assert np.asarray(found[3]).all()
+  np.testing.assert_array_equal(found[1], limits)
+  for row, limit in enumerate(limits):
+    np.testing.assert_array_equal(found[0][row][:limit], whole[0][row][:limit])
+    assert not np.asarray(found[0][row][limit:]).any()
