@@ -9,7 +9,7 @@ off. Tokens are characters. Two CPU cores, 6 minutes.
 from ml_collections import ConfigDict
 
 from lm.config import base, choose, encoder
-from lm.task_config import classification, small
+from lm.task_config import classification, small, test_set
 
 
 def get_config(arg=''):
@@ -19,6 +19,7 @@ def get_config(arg=''):
   config.model = encoder(depth=2, d_model=128, heads=4, context=512)
   config.model.dropout = 0.3
   classification(config, ('0', '1'), 'dev')
+  test_set(config, 'test')
   config.data.source = (
     "lm.data.sources:table(files='$LM_DATA/chnsenticorp_hotel/{split}.tsv', "
     "columns={'text': 'text', 'label': 'label'})"

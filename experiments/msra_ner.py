@@ -9,7 +9,7 @@ minutes.
 from ml_collections import ConfigDict
 
 from lm.config import base, choose, encoder
-from lm.task_config import small, tagging
+from lm.task_config import small, tagging, test_set
 
 TAGS = ('O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC', 'B-ORG', 'I-ORG')
 
@@ -22,6 +22,7 @@ def get_config(arg=''):
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.2
   tagging(config, TAGS, 'dev', 'lm.metrics.entities:entities')
+  test_set(config, 'test')
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/msra_ner/{split}.tsv', separator='')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
   config.data.context = 256
@@ -35,5 +36,6 @@ def _smoke(config):
   from python_tags import TAGS
 
   config.data.labels = TAGS
-  config.eval.sets.validation.scores = ('lm.metrics.labels:tags',)
+  for section in config.eval.sets.values():
+    section.scores = ('lm.metrics.labels:tags',)
   return small(config, 'lm.data.sources:python_tags(modules=10)', context=128)

@@ -8,7 +8,7 @@ Reads $LM_DATA/sst2: 6,920 sentences, 872 to validate, 1,821 to test. Two CPU co
 from ml_collections import ConfigDict
 
 from lm.config import base, choose, encoder
-from lm.task_config import classification, small
+from lm.task_config import classification, small, test_set
 
 
 def get_config(arg=''):
@@ -18,6 +18,7 @@ def get_config(arg=''):
   config.model = encoder(depth=2, d_model=128, heads=4, context=128)
   config.model.dropout = 0.3
   classification(config, ('0', '1'), 'dev')
+  test_set(config, 'test')
   config.data.source = (
     "lm.data.sources:table(files='$LM_DATA/sst2/{split}.tsv', "
     "columns={'text': 'text', 'label': 'label'})"

@@ -81,6 +81,13 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
   return config
 
 
+def test_set(config: ConfigDict, split: str) -> ConfigDict:
+  """A set 'test' beside that of validation, scored in the same way, by which nothing is picked."""
+  of_test = config.eval.sets.validation.to_dict() | {'split': split}
+  config.eval.sets = ConfigDict({**config.eval.sets, 'test': of_test})
+  return config
+
+
 def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
   """Returns a task's config shrunk as by `lm.config.smoke`, on an embedded source."""
   smoke(config)
