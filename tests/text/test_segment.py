@@ -1,0 +1,199 @@
+# ruff: noqa: RUF001
+import os
+import pathlib
+import re
+import sys
+import time
+import unicodedata
+
+import numpy as np
+import pytest
+
+from lm.data.sources import conllu
+from lm.errors import UserError
+from lm.metrics import segmentation
+from lm.text import segment, sentences
+from lm.text.normal import normalise
+from lm.text.tokens import Text, Token, whole
+
+pytest.importorskip('rjieba')
+pytest.importorskip('opencc')
+
+# What strings of all kinds are made of.
+ALPHABET = (
+  *'aZé3_.,;:!?\'"’-+/@#%(“” \t\n\r\x00\x1f\x85\xa0\xad',
+  *'\u0301\u0323\u200b\u200d\u2028\u2029\u202e\u3000\ufeff\ufe0f',
+  *'中文学说𠮷々〇。！？、「」カな가ㄱ',
+  *'ابتَ؟ शिक्षा สวัสดี ကာ שלום".',
+  *'👨👩\U0001f3fd🇦🇧𝔸½ﬁ①ßİ\u0378\ue000\U0010ffff\ud800\udbff\udc00\udfff\U000e0100',
+)
+
+
+def random_strings(count, seed=0):
+  rng = np.random.default_rng(seed)
+  for _ in range(count):
+    yield ''.join(rng.choice(ALPHABET, rng.integers(0, 40)))
+    codes = rng.integers(0, sys.maxunicode + 1, 40)
+    # What Python's tables do not know yet, a library may.
+    yield ''.join(c for c in map(chr, codes) if unicodedata.category(c) != 'Cn')
+
+
+def is_space(string):
+  return not string.strip()
+
+
+def is_gap(string):
+  """Whether there is only white space, control and format characters, by Python's own tables."""
+  return all(c.isspace() or unicodedata.category(c) in ('Cc', 'Cf') for c in string)
+
+
+def check_round_trip(raw, tokens, gap):
+  """Tokens are in order, do not overlap, are the raw text at their places, and leave out gaps."""
+  last = 0
+  for token in tokens:
+    assert last <= token.start < token.end
+    assert raw[token.start : token.end] == token.text and not gap(token.text)
+    assert gap(raw[last : token.start])
+    last = token.end
+  assert gap(raw[last:])
+
+
+def test_words_and_sentences_of_any_string_are_found_at_their_places():
+  for raw in random_strings(2000):
+    check_round_trip(raw, segment.words(whole(raw)).tokens, is_gap)
+    check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+
+
+def strings(raw, **arguments):
+  return [token.text for token in segment.words(whole(raw), **arguments).tokens]
+
+
+@pytest.mark.parametrize(
+  ('raw', 'words'),
+  [
+    ("She can't pay $3,000.50 (or 1e5)!", "She can't pay $ 3,000.50 ( or 1e5 ) !"),
+    ('e-mail a_b it’s U.S.A. x:y', 'e - mail a_b it’s U.S.A . x:y'),
+    ('Ｔｈｅ １，０００ cafe\u0301s', 'Ｔｈｅ １，０００ cafe\u0301s'),
+    ('مرحبا، بالعالم', 'مرحبا ، بالعالم'),
+    ('शिक्षा है।', 'शिक्षा है ।'),
+    ('👩‍👩‍👧👍🏽!', '👩‍👩‍👧 👍🏽 !'),
+    ('🇩🇪🇫🇷🇨🇭🇦', '🇩🇪 🇫🇷 🇨🇭 🇦'),
+    ('สวัสดี', 'ส วั ส ดี'),
+    ('カタカナとひらがな', 'カタカナ と ひ ら が な'),
+    ('\ufeffa\u200bb\x00c so\xadft', 'a \u200bb c so\xadft'),
+    ('\t \n', ''),
+    ('', ''),
+  ],
+)
+def test_words_follow_the_boundaries_of_unicode(raw, words):
+  found = strings(raw)
+  assert [w.strip('\u200b') for w in found] == [w.strip('\u200b') for w in words.split(' ') if w]
+
+
+def test_chinese_is_cut_by_the_dictionary_amid_other_scripts():
+  found = strings('我来到北京清华大学。iPhone15的价格是5,999元🇨🇳')
+  assert ' '.join(found) == '我 来到 北京 清华大学 。 iPhone15 的 价格 是 5,999 元 🇨🇳'
+
+
+def test_characters_beyond_sixteen_bits_keep_chinese_offsets_right():
+  raw = '𠮷𠮷北京👍清华大学'
+  tokens = segment.words(whole(raw)).tokens
+  assert Token('北京', 2, 4) in tokens and Token('清华大学', 5, 9) in tokens
+
+
+def test_a_variation_selector_stays_with_its_ideograph():
+  assert strings('北京葛\U000e0100城') == ['北京', '葛\U000e0100', '城']
+
+
+def test_long_runs_of_ideographs_are_cut_the_same():
+  found = strings('清华大学' * 1000)
+  assert len(found) == 1000 and set(found) == {'清华大学'}
+
+
+def test_traditional_characters_are_cut_as_simplified_ones_on_request():
+  pytest.importorskip('opencc')
+  raw = '測量員發現這個問題很複雜'
+  simple = [len(word) for word in strings('测量员发现这个问题很复杂')]
+  assert [len(word) for word in strings(raw, simplify=True)] == simple
+  assert [len(word) for word in strings(raw)] != simple
+  assert ''.join(strings(raw, simplify=True)) == raw
+
+
+def test_sentences_are_split_into_words_in_place():
+  raw = 'Go on. You can stop.'
+  found = segment.words(sentences.sentences(whole(raw)))
+  assert found == segment.words(whole(raw))
+  assert found.tokens[3] == Token('You', 7, 10)
+  second = Text(raw, sentences.sentences(whole(raw)).tokens[1:])
+  assert segment.words(second).tokens == found.tokens[3:]
+
+
+def test_what_is_normalised_is_not_split():
+  with pytest.raises(UserError, match=r"token at 0:2 .*'ﬁ!' .*'fi!'; split a text before it is"):
+    segment.words(normalise(whole('ﬁ!')))
+
+
+def test_a_missing_library_is_told_in_one_line(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'rjieba', None)
+  assert strings('plain words') == ['plain', 'words']
+  with pytest.raises(UserError, match=r'needs? rjieba: pip install -e "\.\[zh\]"'):
+    strings('中文')
+
+
+@pytest.mark.parametrize(
+  'unit',
+  (*"a \n.'🇦中\u0301\u200d\ud800", 'word ', "a'", '1,', '. ', '!”', '.(', 'A.')
+  + ('\n ', 'e\u0301', '🇦\u200d', '👨\u200d', '中\ufe00'),
+)
+@pytest.mark.parametrize('find', [segment.spans, sentences.spans])
+def test_time_grows_with_the_length_of_a_line(find, unit):
+  def seconds(size):
+    raw = 'a' + unit * (size // len(unit))
+    start = time.process_time()
+    for _ in find(raw):
+      pass
+    return time.process_time() - start
+
+  seconds(1000)
+  # Sixteen times as long a line would take 256 times as long at quadratic cost.
+  assert seconds(80_000) < 64 * max(min(seconds(5000) for _ in range(3)), 0.002)
+
+
+needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the folder LM_DATA')
+
+
+@needs_data
+@pytest.mark.parametrize('name', ['enwiki_sample.txt', 'us_presidents.txt'])
+def test_english_texts_are_found_at_their_places(name):
+  raw = pathlib.Path(os.environ['LM_DATA'], 'english_text', name).read_text('utf-8')
+  found = segment.words(whole(raw)).tokens
+  assert len(found) > 400_000
+  check_round_trip(raw, found, is_gap)
+  check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+
+
+@pytest.fixture(scope='module')
+def treebank():
+  """The texts of a treebank, and the places of their words."""
+  file = pathlib.Path(os.environ['LM_DATA'], 'ud_chinese_gsdsimp/dev.conllu')
+  texts = re.findall('^# text = (.*)$', file.read_text('utf-8'), re.MULTILINE)
+  words = [e['words'] for e in conllu('dev', '$LM_DATA/ud_chinese_gsdsimp/{split}.conllu')]
+  return texts, [segmentation.spans(*pair) for pair in zip(words, texts, strict=True)]
+
+
+@needs_data
+def test_chinese_texts_are_found_at_their_places(treebank):
+  texts, _ = treebank
+  assert len(texts) == 500
+  for raw in texts:
+    check_round_trip(raw, segment.words(whole(raw)).tokens, is_gap)
+    check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+
+
+@needs_data
+def test_chinese_words_are_those_of_a_treebank_as_far_as_jieba_knows(treebank):
+  texts, words = treebank
+  f1 = segmentation.segmentation()([list(segment.spans(raw)) for raw in texts], words).values['f1']
+  characters = [[(i, i + 1) for i, c in enumerate(raw) if not c.isspace()] for raw in texts]
+  control = segmentation.segmentation()(characters, words).values['f1']
+  assert 0.78 < f1 < 0.81 and 0.38 < control < 0.41
