@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,19 @@ def corpus(
   return {
     'format': FORMAT,
     'tokenizers': tokenizers.__version__,
+    'libraries': _versions() if steps else {},
     'source': source_path,
     'split': split,
     'fingerprint': getattr(source, 'fingerprint', None) or _content(source),
     'prepare': steps,
     'code': code([source_path, *steps]),
   }
+
+
+def _versions() -> dict[str, str]:
+  """Returns the versions of the libraries that lm.data.preprocess works with, where installed."""
+  names = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')
+  return {name: d.version for name in names for d in metadata.distributions(name=name)}
 
 
 def _content(source: Sequence[dict]) -> str:

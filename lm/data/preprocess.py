@@ -10,16 +10,13 @@ used on any field and in any order: what a step writes is the raw text of the ne
 """
 
 import io
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from lm.errors import UserError
+from lm.data.tokenise import text_of
 from lm.task import Example
 from lm.text import normal, segment, stop_words, tags
 from lm.text.sentences import spans
 from lm.text.tokens import whole
-
-_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 def normalised(
@@ -130,21 +127,4 @@ def tagged(
 
 
 def _text(example: Example, field: str) -> str:
-  """Returns the text of an example.
-
-  Raises:
-    UserError: it has none, or it holds half a character.
-  """
-  text = example.get(field)
-  if not isinstance(text, str):
-    there = ', '.join(map(repr, example))
-    raise UserError(f'data.prepare: an example has no string under {field!r}; it has {there}')
-  half = _SURROGATE.search(text)
-  if half:
-    near = text[max(half.start() - 20, 0) : half.end()]
-    raise UserError(
-      f'data.prepare: {field!r} of an example has the lone surrogate {half[0]!a} at character '
-      f'{half.start()}, after {near[:-1]!a}: half a character, which no file can hold; mend the '
-      'source'
-    )
-  return text
+  return text_of(example, field, 'data.prepare')

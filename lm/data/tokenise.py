@@ -5,6 +5,7 @@ the examples of one chunk in a row, gives the same result everywhere.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from lm.text.tokenizers import end_id
 CHUNK = 256  # examples that a preparation step sees in a row
 _PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end
 _BATCH = 2**22  # characters tokenised at once, which bounds the memory
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Encoded(NamedTuple):
@@ -56,16 +58,24 @@ def examples(
   return found
 
 
-def text_of(example: Example) -> str:
-  """Returns the text of an example.
+def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> str:
+  """Returns the text of an example under a field; `key` is to blame where there is none.
 
   Raises:
-    UserError: it has none.
+    UserError: it has none, or it holds half a character.
   """
-  text = example.get('text')
+  text = example.get(field)
   if not isinstance(text, str):
     there = ', '.join(map(repr, example))
-    raise UserError(f"data.source: an example has no string under 'text'; it has {there}")
+    raise UserError(f'{key}: an example has no string under {field!r}; it has {there}')
+  half = _SURROGATE.search(text)
+  if half:
+    near = text[max(half.start() - 20, 0) : half.end()]
+    raise UserError(
+      f'{key}: {field!r} of an example has the lone surrogate {half[0]!a} at character '
+      f'{half.start()}, after {near[:-1]!a}: half a character, which no file can hold; mend the '
+      'source'
+    )
   return text
 
 

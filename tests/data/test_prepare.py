@@ -38,6 +38,9 @@ CORPUS = """
   def number(split):
     return [{'text': 'a'}, {'text': 3}]
 
+  def half(split):
+    return [{'text': 'a'}, {'text': 'one \\ud83d'}]
+
   def nothing(split):
     return []
 
@@ -242,6 +245,10 @@ def test_long_documents_are_tokenised_in_pieces_that_lose_nothing(section, corpu
     ({'source': 'some_corpus:line'}, r"data\.source='some_corpus:line': .*did you mean 'lines'"),
     ({'source': 'some_corpus:no_text'}, "no string under 'text'; it has 'txt', 'label'"),
     ({'source': 'some_corpus:number'}, "no string under 'text'"),
+    (
+      {'source': 'some_corpus:half'},
+      r"data\.source: 'text' .* has the lone surrogate .* after 'one '",
+    ),
     ({'source': 'some_corpus:nothing'}, "split 'train' has no text"),
     ({'prepare': ('some_corpus:even',)}, r'data\.prepare\[0\]'),
     ({'context': 0}, r'data\.context=0'),
