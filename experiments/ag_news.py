@@ -14,10 +14,10 @@ from lm.task_config import classification, small
 
 def get_config(arg=''):
   config = base()
-  config.steps = 600
+  config.steps = 500
   config.batch_size = 8
-  config.model = encoder(depth=2, d_model=128, heads=4, context=256)
-  config.model.dropout = 0.3
+  config.model = encoder(depth=1, d_model=256, heads=4, context=256)
+  config.model.dropout = 0.5
   classification(config, ('1', '2', '3', '4'), 'test')
   config.data.source = (
     "lm.data.sources:table(files='$LM_DATA/ag_news/{split}.tsv', "
@@ -25,9 +25,12 @@ def get_config(arg=''):
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:words', 'min_count': 2})
   config.data.context = 256
+  config.data.specials = ('<|mask|>',)
+  config.data.transforms = ('lm.data.augment:word_dropout(stream="inputs", rate=0.4)',)
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
-  config.eval.every = 200
+  config.optim.weight_decay = 0.5
+  config.eval.every = 100
   return choose(config, arg, smoke=_smoke)
 
 

@@ -3,9 +3,10 @@
   LM_DATA=DIR python -m lm.train --config=experiments/multi30k_de_en.py --workdir=runs/multi30k
   python -m lm.translate --workdir=runs/multi30k < $LM_DATA/multi30k/test2016.de > test2016.en
 
-Reads $LM_DATA/multi30k. This is the recipe of the peer we compare with (JoeyNMT 2.3): 3+3 layers of
-width 256, a joint vocabulary of 8,000, 3.65 times through the data. Expected on test2016: BLEU 34
-with beam 5. Two CPU cores, 20 minutes. Figures: experiments/LOG.md.
+Reads $LM_DATA/multi30k: 29,000 pairs. 3+3 layers of width 256, a joint vocabulary of 8,000, six
+times through the data; a few passes do not overfit, so that little dropout and a rate that falls to
+zero serve best. Two CPU cores, 25 minutes; BLEU on test2016 41.5 with beam 5. `:joeynmt` is the
+recipe of the peer we compare with, JoeyNMT 2.3: 34.3. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
@@ -16,10 +17,10 @@ from lm.task_config import small, translation
 
 def get_config(arg=''):
   config = base()
-  config.steps = 3910  # 3.65 times through the data
+  config.steps = 6500
   config.batch_size = 4
   config.model = encoder_decoder(depth=3, d_model=256, heads=4, context=128)
-  config.model.dropout = 0.3
+  config.model.dropout = 0.1
   config.model.init_std = 0.05
   translation(config, 'en', 'val')
   config.data.source = (
@@ -28,13 +29,23 @@ def get_config(arg=''):
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
   config.objective.label_smoothing = 0.1
-  config.optim.learning_rate = 7e-4
+  config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  config.optim.schedule = 'lm.optim:linear'
   config.optim.warmup = 600
+  config.optim.final = 0.0
   config.optim.weight_decay = 0.0
-  config.eval.every = 1000
-  return choose(config, arg, smoke=_smoke)
+  config.eval.every = 3250
+  config.decode.length_penalty = 1.0
+  return choose(config, arg, smoke=_smoke, joeynmt=_joeynmt)
+
+
+def _joeynmt(config):
+  config.steps = 3910  # 3.65 times through the data
+  config.model.dropout = 0.3
+  config.optim.learning_rate = 7e-4
+  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  return config
 
 
 def _smoke(config):

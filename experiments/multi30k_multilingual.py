@@ -20,7 +20,7 @@ def get_config(arg=''):
   config.steps = 15000
   config.batch_size = 4
   config.model = encoder_decoder(depth=3, d_model=256, heads=4, context=128)
-  config.model.dropout = 0.2
+  config.model.dropout = 0.1
   config.model.init_std = 0.05
   translation(config, 'en', 'val')
   files = {language: f'$LM_DATA/multi30k/{{split}}.{language}' for language in LANGUAGES}
@@ -35,7 +35,8 @@ def get_config(arg=''):
   config.objective.label_smoothing = 0.1
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  config.optim.schedule = 'lm.optim:linear'
+  config.optim.final = 0.0
   config.optim.warmup = 1000
   config.optim.weight_decay = 0.0
   config.eval.every = 3000

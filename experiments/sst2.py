@@ -13,10 +13,10 @@ from lm.task_config import classification, small, test_set
 
 def get_config(arg=''):
   config = base()
-  config.steps = 600
+  config.steps = 400
   config.batch_size = 8
-  config.model = encoder(depth=2, d_model=128, heads=4, context=128)
-  config.model.dropout = 0.3
+  config.model = encoder(depth=1, d_model=128, heads=4, context=128)
+  config.model.dropout = 0.5
   classification(config, ('0', '1'), 'dev')
   test_set(config, 'test')
   config.data.source = (
@@ -25,7 +25,8 @@ def get_config(arg=''):
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:words', 'min_count': 2})
   config.optim.learning_rate = 1e-3
-  config.eval.every = 200
+  config.optim.weight_decay = 0.5
+  config.eval.every = 100
   return choose(config, arg, smoke=_smoke)
 
 

@@ -18,16 +18,17 @@ def get_config(arg=''):
   config.steps = 4000
   config.batch_size = 4
   config.model = encoder_decoder(depth=3, d_model=256, heads=4, context=128)
-  config.model.dropout = 0.3
+  config.model.dropout = 0.1
   config.model.init_std = 0.05
   translation(config, 'en', 'dev')
   config.data.source = _pairs('zh', 'en')
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
   config.data.too_long = 'skip'
   config.objective.label_smoothing = 0.1
-  config.optim.learning_rate = 7e-4
+  config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  config.optim.schedule = 'lm.optim:linear'
+  config.optim.final = 0.0
   config.optim.warmup = 600
   config.optim.weight_decay = 0.0
   config.eval.every = 1000

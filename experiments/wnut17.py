@@ -17,7 +17,7 @@ TAGS = ('O', *(f'{place}-{kind}' for kind in KINDS for place in 'BI'))
 
 def get_config(arg=''):
   config = base()
-  config.steps = 800
+  config.steps = 500
   config.batch_size = 8
   config.model = encoder(depth=2, d_model=128, heads=4, context=256)
   config.model.position = 'lm.nn.position:rope'
@@ -28,7 +28,7 @@ def get_config(arg=''):
   config.data.context = 256
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
-  config.eval.every = 200
+  config.eval.every = 100
   return choose(config, arg, smoke=_smoke)
 
 
