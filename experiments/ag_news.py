@@ -4,7 +4,7 @@
 
 Reads $LM_DATA/ag_news: 5,100 items to train on and 1,000 to test, both of them rows of the original
 test set. Words are hidden as they are read, which holds overfitting back. Two CPU cores, a minute;
-accuracy 89 %.
+accuracy 88.7 %.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
 
 Reads $LM_DATA/chnsenticorp_hotel: 6,365 reviews, 700 to validate, 700 to test; long ones are cut
 off. Tokens are pieces of a Unigram vocabulary, mostly words. Two CPU cores, 2 minutes;
-accuracy 89.5 % on the test.
+accuracy 89.1 % on the test.
 """
 
 from ml_collections import ConfigDict
