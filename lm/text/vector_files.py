@@ -9,7 +9,6 @@ https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 
 import contextlib
 import itertools
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -72,24 +71,29 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
       word is named by its number and its place.
   """
   with _opened(path) as file:
-    count, size, at = _read_header(file, path, least=lambda size: 4 * size + 2)
+    count, size, begin = _read_header(file, path, least=lambda size: 4 * size + 2)
     matrix = np.empty((count, size), np.float32)
     index: dict[str, int] = {}
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-      for i in range(count):
-        at += data[at : at + 1] == b'\n'
-        space = data.find(b' ', at, at + _LONGEST)
-        start, end = space + 1, space + 1 + 4 * size
-        place = f'{path}, word {i + 1} of {count} at byte {at}'
-        if space < 0 and len(data) - at > _LONGEST:
-          raise UserError(f'{place}: no space after it; the header is wrong, or the format')
-        if space < 0 or end > len(data):
-          raise UserError(f'{place}: the file ends within it; it is truncated')
-        _add(index, data[at:space], place, spaced=False)
-        matrix[i] = np.frombuffer(data[start:end], '<f4')
-        at = end
-      if data[at : at + 2] not in (b'', b'\n'):
-        raise UserError(f'{path}: more follows the {count} words of its header, from byte {at} on')
+    longest = _LONGEST + 4 * size + 2
+    data, at = b'', 0  # a piece of the file, and where in it the next word begins
+    for i in range(count):
+      if len(data) - at < longest:
+        begin, data, at = begin + at, data[at:] + file.read(max(longest, _PIECE)), 0
+      at += data[at : at + 1] == b'\n'
+      space = data.find(b' ', at, at + _LONGEST)
+      start, end = space + 1, space + 1 + 4 * size
+      place = f'{path}, word {i + 1} of {count} at byte {begin + at}'
+      if space < 0 and len(data) - at > _LONGEST:
+        raise UserError(f'{place}: no space after it; the header is wrong, or the format')
+      if space < 0 or end > len(data):
+        raise UserError(f'{place}: the file ends within it; it is truncated')
+      _add(index, data[at:space], place, spaced=False)
+      matrix[i] = np.frombuffer(data[start:end], '<f4')
+      at = end
+    if data[at : at + 2] + file.read(2) not in (b'', b'\n'):
+      raise UserError(
+        f'{path}: more follows the {count} words of its header, from byte {begin + at} on'
+      )
   _check_finite(matrix, index, lambda i: f'{path}, word {i + 1} of {count}')
   return Vectors(tuple(index), matrix, index)
 

@@ -170,3 +170,38 @@ def test_vectors_made_of_the_relations_answer_all_questions_of_a_section():
         vectors[city] = vectors[country] + capital
   values = accuracy(checked(vectors, list(vectors.values())), {'x': section}).values
   assert values['accuracy'] == values['coverage'] == 1
+
+
+@needs_data
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)  # it leaves files open
+def test_gensim_scores_the_same():
+  models = pytest.importorskip('gensim.models')
+  folder = pathlib.Path(os.environ['LM_DATA'], 'word_eval')
+  pairs, file = read_pairs(folder / 'wordsim353.tsv'), folder / 'questions-words.txt'
+  sections = {
+    'family': read_questions(file)['family'],
+    'currency': read_questions(file)['currency'],
+  }
+  rng = np.random.default_rng(0)
+  words = {w.lower() for pair in pairs for w in pair[:2]}
+  words |= {w.lower() for members in sections.values() for q in members for w in q}
+  words = sorted(word for word in words if rng.random() < 0.9)
+  # So few dimensions that some answers are right.
+  vectors = checked(words, rng.normal(size=(len(words), 3)))
+  theirs = models.KeyedVectors(3)
+  theirs.add_vectors(words, vectors.matrix)
+  _, spearman, unknown = theirs.evaluate_word_pairs(str(folder / 'wordsim353.tsv'))
+  assert similarity(vectors, pairs).values == {
+    'spearman': pytest.approx(spearman.statistic, abs=1e-4),
+    'coverage': pytest.approx(1 - unknown / 100),
+  }
+  assert 0.7 < 1 - unknown / 100 < 0.95
+  _, found = theirs.evaluate_word_analogies(str(file))
+  ours = accuracy(vectors, sections).values
+  for section in found:
+    if section['section'] in sections:
+      right, wrong = len(section['correct']), len(section['incorrect'])
+      assert right > 0
+      assert ours[f'{section["section"]}/accuracy'] == pytest.approx(right / (right + wrong))

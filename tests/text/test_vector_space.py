@@ -107,3 +107,24 @@ def test_principal_components_by_hand():
 def test_one_word_has_no_directions():
   points, shares = vector_space.principal_components(np.array([[3.0, 4.0]]))
   assert points.tolist() == [[0, 0]] and shares.tolist() == [0, 0]
+
+
+@pytest.mark.filterwarnings('ignore:Call to deprecated .init_sims')  # by Gensim itself
+def test_gensim_finds_the_same():
+  models = pytest.importorskip('gensim.models')
+  rng = np.random.default_rng(0)
+  words = [f'w{i}' for i in range(300)]
+  vectors = checked(words, rng.normal(size=(300, 10)))
+  theirs = models.KeyedVectors(10)
+  theirs.add_vectors(words, vectors.matrix)
+  for word in words[:5]:
+    ours, expected = vector_space.nearest(vectors, word), theirs.most_similar(word)
+    assert [w for w, _ in ours] == [w for w, _ in expected]
+    assert [s for _, s in ours] == pytest.approx([s for _, s in expected], abs=1e-6)
+  for a, b, c in (('w1', 'w2', 'w3'), ('w7', 'w250', 'w9')):
+    ours = vector_space.analogy(vectors, a, b, c)
+    expected = theirs.most_similar(positive=[b, c], negative=[a])
+    assert [w for w, _ in ours] == [w for w, _ in expected]
+    # Its constant in the denominator is a millionth, ours the thousandth of the paper.
+    ((best, _),) = vector_space.analogy(vectors, a, b, c, 1, three_cos_mul)
+    assert best == theirs.most_similar_cosmul(positive=[b, c], negative=[a])[0][0]
