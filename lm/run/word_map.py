@@ -62,11 +62,11 @@ def show(found: Mapping[str, Any]) -> str:
   if not found:
     return ''
   words, shares = found['words'], found['shares']
+  names = [word if len(word) <= _LONGEST else f'{word[:_LONGEST]}…' for word in words]
   x, y, height = _places(np.array(found['points']))
   marks = []
-  for word, left, top, (side, named) in zip(words, x, y, _names(words, x, y), strict=True):
+  for name, left, top, (side, named) in zip(names, x, y, _sides(names, x, y), strict=True):
     kinds = ' '.join(kind for kind, is_so in (('left', side), ('named', named)) if is_so)
-    name = word if len(word) <= _LONGEST else f'{word[:_LONGEST]}…'
     at = f'left:{left / _WIDTH:.2%};top:{top / height:.2%}'
     marks.append(f'<i class="{kinds}" style="{at}"><b dir="auto">{escaped(name)}</b></i>')
   return section(
@@ -90,26 +90,26 @@ def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   return x, y, height
 
 
-def _names(words: Sequence[str], x: np.ndarray, y: np.ndarray) -> list[tuple[bool, bool]]:
-  """Returns for each word if its name stands on the left of its dot, and if there is room for it.
+def _sides(names: Sequence[str], x: np.ndarray, y: np.ndarray) -> list[tuple[bool, bool]]:
+  """Returns for each name if it stands on the left of its dot, and if there is room for it.
 
-  The first words choose first; names cover neither each other nor dots.
+  The first names choose first; they cover neither each other nor dots.
   """
   dots = np.stack([x - _DOT, y - _DOT, x + _DOT, y + _DOT], axis=1)
   taken = dots  # and then names too
-  names = []
-  for word, at, height in zip(words, x.tolist(), y.tolist(), strict=True):
-    width = sum(13 if unicodedata.east_asian_width(c) in 'WF' else 7 for c in word)
+  sides = []
+  for name, at, height in zip(names, x.tolist(), y.tolist(), strict=True):
+    width = sum(13 if unicodedata.east_asian_width(c) in 'WF' else 7 for c in name)
     beyond = at + _GAP + width > _WIDTH
     for left in (beyond, not beyond):
       start = at - _GAP - width if left else at + _GAP
       box = np.array([start, height - _LINE / 2, start + width, height + _LINE / 2])
       crossed = np.all((taken[:, :2] < box[2:]) & (taken[:, 2:] > box[:2]), axis=1)
-      inside = start >= 0 and start + width <= _WIDTH and len(word) <= _LONGEST
+      inside = start >= 0 and start + width <= _WIDTH
       if inside and not crossed.any():
         taken = np.concatenate([taken, box[None]])
-        names.append((left, True))
+        sides.append((left, True))
         break
     else:
-      names.append((beyond, False))
-  return names
+      sides.append((beyond, False))
+  return sides

@@ -3,7 +3,7 @@
 word2vec text: a line 'V D', then for each word a line of the word and D numbers, all separated by
 single spaces. Binary: the same first line, then for each word the word, a space, D little-endian
 float32 and, as some write it, a line end. GloVe: as word2vec text without the first line; a word
-may have spaces inside. Words are UTF-8, without white space and control characters.
+may have spaces inside. Words are UTF-8, without control characters and other ASCII white space.
 https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 """
 
@@ -20,9 +20,10 @@ import numpy as np
 from lm.errors import UserError
 from lm.text.vectors import Vectors, not_finite
 
-_PIECE = 1 << 22  # bytes of text parsed together
+_PIECE = 1 << 22  # bytes read together
 _LONGEST = 10_000  # bytes of a word or a header
 _HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
+_NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
 _ILLEGAL = re.compile('[\0-\x20\x7f]')
 _ILLEGAL_WHERE_SPACED = re.compile('[\0-\x1f\x7f]|^ | $')
 
@@ -35,7 +36,7 @@ def read_word2vec_text(path: str | Path) -> Vectors:
       is named.
   """
   with _opened(path) as file:
-    count, size, _ = _read_header(file, path, least=lambda size: 2 * size + 2)
+    count, size, _ = _read_header(file, path, least=2)
     return _read_lines(file, path, count, size, first=2, spaced=False)
 
 
@@ -53,7 +54,7 @@ def read_glove(path: str | Path) -> Vectors:
       lines, ended = lines + piece.count(b'\n'), piece.endswith(b'\n')
     lines += not ended
     file.seek(0)
-    fields, second = file.readline().split(), file.readline().split()
+    fields, second = (file.readline().split() for _ in range(2))
     size = _numbers_at_the_end(fields)
     if size < 1:
       raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
@@ -71,8 +72,8 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
       word is named by its number and its place.
   """
   with _opened(path) as file:
-    count, size, begin = _read_header(file, path, least=lambda size: 4 * size + 2)
-    matrix = np.empty((count, size), np.float32)
+    count, size, begin = _read_header(file, path, least=4)
+    matrix = _room(path, count, size)
     index: dict[str, int] = {}
     longest = _LONGEST + 4 * size + 2
     data, at = b'', 0  # a piece of the file, and where in it the next word begins
@@ -142,7 +143,8 @@ def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
   """Writes beside `path`, brings it to the disk and moves it there in one step."""
   for word in vectors.words:
     try:
-      _check_word(word.encode().decode(), spaced=False)
+      word.encode()
+      _check_word(word, spaced=False)
     except UnicodeEncodeError:
       raise UserError(f'{path}: {word!r:.80} has a lone surrogate, which UTF-8 lacks') from None
     except ValueError as e:
@@ -169,26 +171,24 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
 
 
-def _read_header(
-  file: BinaryIO, path: str | Path, least: Callable[[int], int]
-) -> tuple[int, int, int]:
+def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int, int]:
   """Returns words and numbers that the first line promises, and its length.
 
   Args:
     file: at its start.
     path: its name.
-    least: from how many numbers a word has to the fewest bytes that it takes with them.
+    least: bytes that a number takes at least.
   """
   line = file.readline(_LONGEST)
   header = _HEADER.fullmatch(line)
   count, size = (int(header[1]), int(header[2])) if header else (0, 0)
   if not count or not size:
     raise UserError(
-      f"{path}, line 1: {line!r:.60} is no header such as '400000 300', of words and of numbers "
+      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
       'for each; files of GloVe have none'
     )
-  # Before memory is asked for.
-  needed, there = len(line) + count * least(size), os.fstat(file.fileno()).st_size
+  needed = len(line) + count * (least * size + 2)  # with a letter, and a space or a line end
+  there = os.fstat(file.fileno()).st_size
   if there < needed:
     raise UserError(
       f'{path}: its header promises {count:,} words of {size:,} numbers, which take {needed:,} '
@@ -204,7 +204,7 @@ def _read_lines(
 
   Line `first` of the file comes first.
   """
-  matrix = np.empty((count, size), np.float32)
+  matrix = _room(path, count, size)
   index: dict[str, int] = {}
   for lines in iter(lambda: file.readlines(_PIECE), []):
     start, numbers = len(index), []
@@ -223,11 +223,20 @@ def _read_lines(
         numbers, np.float32, comments=None, delimiter=' ', ndmin=2
       )
     except ValueError as e:
-      raise UserError(f'{path}, line {first + start} on: {_misread(numbers) or e}') from e
+      raise UserError(f'{path}, {_misread(numbers, first + start)}') from e
   if len(index) < count:
     raise UserError(f'{path}: it ends after {len(index)} of the {count} words of its header')
   _check_finite(matrix, index, lambda i: f'{path}, line {first + i}')
   return Vectors(tuple(index), matrix, index)
+
+
+def _room(path: str | Path, count: int, size: int) -> np.ndarray:
+  try:
+    return np.empty((count, size), np.float32)
+  except (MemoryError, ValueError) as e:
+    raise UserError(
+      f'{path}: {count:,} words of {size:,} numbers, as its first line has it, exceed the memory'
+    ) from e
 
 
 def _split(line: bytes, size: int, spaced: bool) -> tuple[bytes, bytes]:
@@ -242,7 +251,7 @@ def _split(line: bytes, size: int, spaced: bool) -> tuple[bytes, bytes]:
     if not _is_number(longer.rpartition(b' ')[2]):  # else there are too many numbers
       return longer, b' '.join(last)
   if found != size:
-    raise ValueError(f'{found} numbers after {word!r:.40}, not {size}')
+    raise ValueError(f'{found} numbers after {_shown(word)}, not {size}')
   return word, numbers
 
 
@@ -276,20 +285,21 @@ def _check_finite(matrix: np.ndarray, index: dict[str, int], place: Callable[[in
     raise UserError(f'{place(bad[0])}: number {bad[1] + 1} of {word!r:.80} is {matrix[bad]}')
 
 
-def _misread(lines: list[bytes]) -> str:
-  """Returns what is the first thing in the lines that is no number; '' if all are."""
-  fields = (field for line in lines for field in line.split(b' '))
-  return next((f'{field!r:.60} is not a number' for field in fields if not _is_number(field)), '')
+def _misread(lines: list[bytes], first: int) -> str:
+  """Returns the number of the line with the first thing that is no number, and that thing."""
+  fields = ((i, field) for i, line in enumerate(lines) for field in line.split(b' '))
+  i, field = next(pair for pair in fields if not _is_number(pair[1]))
+  return f'line {first + i}: {_shown(field)} is not a number'
 
 
 def _is_number(field: bytes) -> bool:
-  try:
-    float(field)
-  except ValueError:
-    return False
-  return b'_' not in field
+  return _NUMBER.fullmatch(field) is not None
 
 
 def _numbers_at_the_end(fields: list[bytes]) -> int:
   """Returns how many numbers the fields of a line end in, after at least one for the word."""
   return sum(1 for _ in itertools.takewhile(_is_number, reversed(fields[1:])))
+
+
+def _shown(text: bytes) -> str:
+  return f'{text.decode(errors="replace")!r:.60}'

@@ -1,3 +1,4 @@
+import itertools
 import os
 import pathlib
 
@@ -185,12 +186,15 @@ def test_gensim_scores_the_same():
     'currency': read_questions(file)['currency'],
   }
   rng = np.random.default_rng(0)
-  words = {w.lower() for pair in pairs for w in pair[:2]}
-  words |= {w.lower() for members in sections.values() for q in members for w in q}
-  words = sorted(word for word in words if rng.random() < 0.9)
-  # So few dimensions that some answers are right.
-  vectors = checked(words, rng.normal(size=(len(words), 3)))
-  theirs = models.KeyedVectors(3)
+  drawn = {w.lower(): rng.normal(size=10) for pair in pairs for w in pair[:2]}
+  for a, b, c, d in itertools.chain.from_iterable(sections.values()):
+    for one, other in ((a.lower(), b.lower()), (c.lower(), d.lower())):
+      drawn.setdefault(one, rng.normal(size=10))
+      # A relation with noise, so that some answers are right and some wrong.
+      drawn.setdefault(other, drawn[one] + 1 + rng.normal(0, 0.7, 10))
+  words = [word for word in drawn if rng.random() < 0.9]
+  vectors = checked(words, [drawn[word] for word in words])
+  theirs = models.KeyedVectors(10)
   theirs.add_vectors(words, vectors.matrix)
   _, spearman, unknown = theirs.evaluate_word_pairs(str(folder / 'wordsim353.tsv'))
   assert similarity(vectors, pairs).values == {
@@ -200,8 +204,8 @@ def test_gensim_scores_the_same():
   assert 0.7 < 1 - unknown / 100 < 0.95
   _, found = theirs.evaluate_word_analogies(str(file))
   ours = accuracy(vectors, sections).values
-  for section in found:
-    if section['section'] in sections:
-      right, wrong = len(section['correct']), len(section['incorrect'])
-      assert right > 0
-      assert ours[f'{section["section"]}/accuracy'] == pytest.approx(right / (right + wrong))
+  theirs_by_section = {s['section']: (len(s['correct']), len(s['incorrect'])) for s in found}
+  for name in sections:
+    right, wrong = theirs_by_section[name]
+    assert right and wrong
+    assert ours[f'{name}/accuracy'] == pytest.approx(right / (right + wrong))

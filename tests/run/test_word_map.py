@@ -57,7 +57,7 @@ def test_a_name_stays_inside():
   marks = _marks(word_map.show({'words': ['w', 'w' * 30], 'points': points, 'shares': [1, 0]}))
   assert [kinds for kinds, *_ in marks] == [['named'], ['left', 'named']]
   marks = _marks(word_map.show({'words': ['w', 'w' * 41], 'points': points, 'shares': [1, 0]}))
-  assert marks[1][0] == ['left'] and marks[1][3] == 'w' * 40 + '…'
+  assert marks[1][0] == ['left', 'named'] and marks[1][3] == 'w' * 40 + '…'
 
 
 def test_words_stay_text_in_a_report(tmp_path):

@@ -39,7 +39,8 @@ def _drawn(seed):
 @pytest.mark.parametrize('name', FORMATS)
 @pytest.mark.parametrize('seed', range(8))
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, seed):
-  monkeypatch.setattr(vector_files, '_PIECE', 300)  # a few lines
+  monkeypatch.setattr(vector_files, '_PIECE', 300)  # a few words
+  monkeypatch.setattr(vector_files, '_LONGEST', 64)
   read, write = FORMATS[name]
   vectors = _drawn(seed)
   write(tmp_path / 'file', vectors)
@@ -111,13 +112,22 @@ def test_a_file_cut_anywhere_is_told(file, name):
     assert '\n' not in str(told.value) and len(str(told.value)) < 300
 
 
+def test_more_than_fits_into_memory_is_told(file, monkeypatch):
+  def full(shape, dtype):
+    raise MemoryError
+
+  monkeypatch.setattr(np, 'empty', full)
+  with pytest.raises(UserError, match='2 words of 1 numbers, as its first line has it, exceed'):
+    read_glove(file(b'a 1\nb 2\n'))
+
+
 HEADERS = [b'', b'\n', b'2\n', b'2 2', b'2 x\n', b'-2 2\n', b'0 2\n', b'2 0\n', b'the 0.1 0.2\n']
 
 
 @pytest.mark.parametrize('header', HEADERS)
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
 def test_wrong_headers_are_told(file, read, header):
-  message = f'v.txt, line 1: {header!r} is no header such as'
+  message = f'v.txt, line 1: {header.decode()!r} is no header such as'
   with pytest.raises(UserError, match=re.escape(message)):
     read(file(header))
 
@@ -125,16 +135,18 @@ def test_wrong_headers_are_told(file, read, header):
 LARGE = b'999999999999 300\na 1\n'
 TOLD_OF_TEXT = [
   (LARGE, 'promises 999,999,999,999 words of 300 numbers, which take .* it has 21: it is trunc'),
-  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 numbers after b'bee', not 2"),
-  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 numbers after b'a', not 2"),
-  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 numbers after b'', not 2"),
+  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 numbers after 'bee', not 2"),
+  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 numbers after 'a', not 2"),
+  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 numbers after '', not 2"),
   (b'2 2\n 1 2\nb 1 25\n', 'line 2: the word is empty'),
   (b'2 2\na 1 2\nb 1 2.5', 'line 3: no line end: the file is truncated, or'),
   (b'2 2\naaaaaaaa 1 2\n', 'ends after 1 of the 2 words'),
   (b'1 2\na 1 2\nb 1 2\n', 'line 3: more lines than the 1 words'),
-  (b'2 2\na 1 2\nb 1 0,5\n', r"line 2 on: b'0,5' is not a number"),
-  (b'2 2\na 1 2\nb 1 1_0\n', r"b'1_0' is not a number"),
-  (b'2 2\na 1 2\nb  1.5\n', r"b'' is not a number"),
+  (b'2 2\na 1 2\nb 1 0,5\n', r"line 3: '0,5' is not a number"),
+  (b'2 2\na 1 2\nb 1 1_0\n', r"line 3: '1_0' is not a number"),
+  (b'2 2\na 1 2\nb 1\r2 3\n', r"line 3: '1\\r2' is not a number"),
+  ('2 2\n北京 1 2 3\nb 1 2\n'.encode(), "line 2: 3 numbers after '北京', not 2"),
+  (b'2 2\na 1 2\nb  1.5\n', r"line 3: '' is not a number"),
   (b'2 2\na 1 2\nb 1 nan\n', "line 3: number 2 of 'b' is nan"),
   (b'2 2\na 1e39 2\nb 1 2\n', "line 2: number 1 of 'a' is inf"),
   (b'2 2\na 1 2\na 1 2\n', "line 3: 'a' is word 1 already"),
@@ -158,15 +170,16 @@ def test_broken_text_is_told(file, content, message):
     (b'', 'line 1: not a word and its numbers'),
     (b'the\n', 'line 1: not a word and its numbers'),
     (b'2 2\na 1 2\nb 1 2\n', 'line 1: a header, which files of GloVe lack'),
-    (b'a 1 2\nb 1\n', r"line 2: 1 numbers after b'b', not 2"),
-    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 numbers after b'b', not 2"),
-    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 numbers after b'b', not 1"),
+    (b'a 1 2\nb 1\n', r"line 2: 1 numbers after 'b', not 2"),
+    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 2"),
+    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 1"),
     (b'a 1 2\n b c 1 2\n', r"line 2: the word ' b c' has a ' '"),
-    (b'a 1 2\nb 1 x\n', r"line 1 on: b'x' is not a number"),
+    (b'a 1 2\nb 1 x\n', r"line 2: 'x' is not a number"),
     (b'a 1 2\nb 1 inf\n', "line 2: number 2 of 'b' is inf"),
     (b'a 1 2\nb 1 2\na 1 2\n', "line 3: 'a' is word 1 already"),
     (b'a 1 2\nb\0 1 2\n', r"line 2: the word 'b\\x00' has a '\\x00'"),
     (b'a 1 2\nb 1 2', 'line 2: no line end'),
+    (b'\n', 'line 1: not a word'),
   ],
 )
 def test_broken_files_of_glove_are_told(file, content, message):
