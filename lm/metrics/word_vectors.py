@@ -1,0 +1,150 @@
+"""Word vectors against what people say of words: likeness of pairs, and analogies.
+
+A word is looked up as it is written, or else in lower case. What has a word that is not there is
+left out, and the coverage says how much was not: compare scores of like coverage only.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lm.errors import UserError
+from lm.metrics.labels import regression
+from lm.metrics.scores import Scores
+from lm.text.files import decode
+from lm.text.vector_space import Analogy, analogies, cosines, three_cos_add
+from lm.text.vectors import Vectors
+
+Pair = tuple[str, str, float]  # two words, and how alike people find them
+Question = tuple[str, str, str, str]  # a is to b as c to d
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+  """Reads pairs of words with their scores, such as WordSim-353 and SimLex-999 as Gensim has them.
+
+  Lines are 'word TAB word TAB score'; those that begin with '#' are comments.
+
+  Raises:
+    UserError: the file cannot be read, a line is wrong, or there is no pair.
+  """
+  pairs = []
+  for place, line in _lines(path):
+    if line.startswith('#'):
+      continue
+    one, other, score = _fields(line, '\t', 3, place)
+    try:
+      value = float(score)
+    except ValueError:
+      value = math.nan
+    if not math.isfinite(value):
+      raise UserError(f'{place}: {score!r:.40} is not a score; a finite number is needed')
+    pairs.append((one, other, value))
+  if not pairs:
+    raise UserError(f'{path}: it has no pairs of words')
+  return pairs
+
+
+def read_questions(path: str | Path) -> dict[str, list[Question]]:
+  """Reads analogies by section, such as questions-words.txt of word2vec and the Chinese CA8.
+
+  Lines are four words between spaces; one that begins with ':' names the section that follows.
+
+  Raises:
+    UserError: the file cannot be read, a line is wrong, a question comes before all sections, a
+      section comes twice, or there is no question.
+  """
+  sections: dict[str, list[Question]] = {}
+  name = None
+  for place, line in _lines(path):
+    if line.startswith(':'):
+      name = line.removeprefix(':').strip()
+      if name in sections:
+        raise UserError(f'{place}: the section {name!r:.40} is there already')
+      sections[name] = []
+    elif name is None:
+      raise UserError(f"{place}: {line!r:.40} comes before the first section, such as ': family'")
+    else:
+      a, b, c, d = _fields(line, ' ', 4, place)
+      sections[name].append((a, b, c, d))
+  if not any(sections.values()):
+    raise UserError(f'{path}: it has no questions')
+  return sections
+
+
+def similarity(vectors: Vectors, pairs: Sequence[Pair]) -> Scores:
+  """Returns 'spearman' and 'coverage' of pairs, as shares.
+
+  Spearman's rank correlation is between cosines and scores, of the pairs that are covered; ties
+  share the mean of their ranks. It is NaN where either side is constant, as for one pair.
+
+  Raises:
+    UserError: no pair is covered.
+  """
+  rows, found = _covered(vectors, [pair[:2] for pair in pairs])
+  if not rows:
+    raise UserError(f'similarity: metric on an empty set; no pair of {len(pairs)} has both words')
+  scores = [pairs[i][2] for i in found]
+  spearman = regression()(cosines(vectors, rows).tolist(), scores).values['spearman']
+  return Scores({'spearman': spearman, 'coverage': len(found) / len(pairs)})
+
+
+def accuracy(
+  vectors: Vectors,
+  sections: Mapping[str, Sequence[Question]],
+  score: Analogy = three_cos_add,
+) -> Scores:
+  """Returns 'accuracy' and 'coverage' of analogies, as shares, and 'SECTION/...' of each.
+
+  The answer is the best of all words but a, b and c, and is right if it is d. A section of which
+  nothing is covered has no accuracy.
+
+  Raises:
+    UserError: no question is covered.
+  """
+  names = [name for name, members in sections.items() for _ in members]
+  questions = list(itertools.chain.from_iterable(sections.values()))
+  rows, found = _covered(vectors, questions)
+  if not rows:
+    raise UserError(
+      f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
+    )
+  asked = np.array(rows)
+  right = analogies(vectors, asked[:, :3], score) == asked[:, 3]
+  section = np.array([names[i] for i in found])
+  values = {'accuracy': float(right.mean()), 'coverage': len(found) / len(questions)}
+  for name, members in sections.items():
+    inside = section == name
+    if inside.any():
+      values[f'{name}/accuracy'] = float(right[inside].mean())
+    if members:
+      values[f'{name}/coverage'] = float(inside.sum() / len(members))
+  return Scores(values)
+
+
+def _covered(vectors: Vectors, groups: Sequence[tuple]) -> tuple[list[tuple[int, ...]], list[int]]:
+  """Returns the rows of the words of each group that has them all, and which groups those are."""
+  index = vectors.index
+  rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in g) for g in groups]
+  found = [i for i, group in enumerate(rows) if min(group) >= 0]
+  return [rows[i] for i in found], found
+
+
+def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
+  """Returns the lines of a file that are not blank, each with its place."""
+  try:
+    text = decode(Path(path).read_bytes(), Path(path))
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
+  for i, line in enumerate(text.removeprefix('\ufeff').split('\n')):
+    if line.strip():
+      yield f'{path}, line {i + 1}', line.removesuffix('\r')
+
+
+def _fields(line: str, delimiter: str, count: int, place: str) -> list[str]:
+  fields = line.split(delimiter)
+  if len(fields) != count or not all(fields):
+    raise UserError(f'{place}: {line!r:.80} is not {count} fields with {delimiter!r} between them')
+  return fields

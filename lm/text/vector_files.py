@@ -1,0 +1,305 @@
+"""Files of word vectors: the text and binary formats of word2vec, and the text format of GloVe.
+
+word2vec text: a line 'V D', then for each word a line of the word and D numbers, all separated by
+single spaces. Binary: the same first line, then for each word the word, a space, D little-endian
+float32 and, as some write it, a line end. GloVe: as word2vec text without the first line; a word
+may have spaces inside. Words are UTF-8, without control characters and other ASCII white space.
+https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
+"""
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from lm.errors import UserError
+from lm.text.vectors import Vectors, not_finite
+
+_PIECE = 1 << 22  # bytes read together
+_LONGEST = 10_000  # bytes of a word or a header
+_HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
+_NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
+_ILLEGAL = re.compile('[\0-\x20\x7f]')
+_ILLEGAL_WHERE_SPACED = re.compile('[\0-\x1f\x7f]|^ | $')
+
+
+def read_word2vec_text(path: str | Path) -> Vectors:
+  """Reads the text format of word2vec.
+
+  Raises:
+    UserError: the file cannot be read, or its header, a line, a number or a word is wrong; the line
+      is named.
+  """
+  with _opened(path) as file:
+    count, size, _ = _read_header(file, path, least=2)
+    return _read_lines(file, path, count, size, first=2, spaced=False)
+
+
+def read_glove(path: str | Path) -> Vectors:
+  """Reads the text format of GloVe.
+
+  The numbers at the end of the first line say how many there are in every line.
+
+  Raises:
+    UserError: as `read_word2vec_text`; the file has a header.
+  """
+  with _opened(path) as file:
+    lines, ended = 0, True
+    for piece in iter(lambda: file.read(_PIECE), b''):
+      lines, ended = lines + piece.count(b'\n'), piece.endswith(b'\n')
+    lines += not ended
+    file.seek(0)
+    fields, second = (file.readline().split() for _ in range(2))
+    size = _numbers_at_the_end(fields)
+    if size < 1:
+      raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
+    if fields == [b'%d' % (lines - 1), b'%d' % (len(second) - 1)]:
+      raise UserError(f'{path}, line 1: a header, which files of GloVe lack; read it as word2vec')
+    file.seek(0)
+    return _read_lines(file, path, lines, size, first=1, spaced=True)
+
+
+def read_word2vec_binary(path: str | Path) -> Vectors:
+  """Reads the binary format of word2vec.
+
+  Raises:
+    UserError: the file cannot be read, or its header, its size, a number or a word is wrong; the
+      word is named by its number and its place.
+  """
+  with _opened(path) as file:
+    count, size, begin = _read_header(file, path, least=4)
+    matrix = _room(path, count, size)
+    index: dict[str, int] = {}
+    longest = _LONGEST + 4 * size + 2
+    data, at = b'', 0  # a piece of the file, and where in it the next word begins
+    for i in range(count):
+      if len(data) - at < longest:
+        begin, data, at = begin + at, data[at:] + file.read(max(longest, _PIECE)), 0
+      at += data[at : at + 1] == b'\n'
+      space = data.find(b' ', at, at + _LONGEST)
+      start, end = space + 1, space + 1 + 4 * size
+      place = f'{path}, word {i + 1} of {count} at byte {begin + at}'
+      if space < 0 and len(data) - at > _LONGEST:
+        raise UserError(f'{place}: no space after it; the header is wrong, or the format')
+      if space < 0 or end > len(data):
+        raise UserError(f'{place}: the file ends within it; it is truncated')
+      _add(index, data[at:space], place, spaced=False)
+      matrix[i] = np.frombuffer(data[start:end], '<f4')
+      at = end
+    if data[at : at + 2] + file.read(2) not in (b'', b'\n'):
+      raise UserError(
+        f'{path}: more follows the {count} words of its header, from byte {begin + at} on'
+      )
+  _check_finite(matrix, index, lambda i: f'{path}, word {i + 1} of {count}')
+  return Vectors(tuple(index), matrix, index)
+
+
+def write_word2vec_text(path: str | Path, vectors: Vectors) -> None:
+  """Writes the text format of word2vec, or nothing; numbers are read back as they are.
+
+  Raises:
+    UserError: a word has white space, a control character or a lone surrogate; the file cannot be
+      written.
+  """
+  _write(path, vectors, itertools.chain([_header(vectors)], _lines(vectors)))
+
+
+def write_glove(path: str | Path, vectors: Vectors) -> None:
+  """Writes the text format of GloVe, or nothing; numbers are read back as they are.
+
+  Raises:
+    UserError: as `write_word2vec_text`; a space is no part of a word to other programs.
+  """
+  _write(path, vectors, _lines(vectors))
+
+
+def write_word2vec_binary(path: str | Path, vectors: Vectors) -> None:
+  """Writes the binary format of word2vec, or nothing; with line ends, as word2vec itself does.
+
+  Raises:
+    UserError: as `write_word2vec_text`.
+  """
+  rows = zip(vectors.words, vectors.matrix, strict=True)
+  words = (f'{word} '.encode() + row.astype('<f4').tobytes() + b'\n' for word, row in rows)
+  _write(path, vectors, itertools.chain([_header(vectors)], words))
+
+
+def _header(vectors: Vectors) -> bytes:
+  return b'%d %d\n' % vectors.matrix.shape
+
+
+def _lines(vectors: Vectors) -> Iterator[bytes]:
+  numbers = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits tell all float32 apart
+  for word, row in zip(vectors.words, vectors.matrix, strict=True):
+    yield f'{word} {numbers % tuple(row.tolist())}\n'.encode()
+
+
+def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
+  """Writes beside `path`, brings it to the disk and moves it there in one step."""
+  for word in vectors.words:
+    try:
+      word.encode()
+      _check_word(word, spaced=False)
+    except UnicodeEncodeError:
+      raise UserError(f'{path}: {word!r:.80} has a lone surrogate, which UTF-8 lacks') from None
+    except ValueError as e:
+      raise UserError(f'{path}: {e}') from e
+  beside = Path(path).with_name(f'{Path(path).name}.{os.getpid()}.tmp')
+  try:
+    with open(beside, 'wb') as file:
+      file.writelines(pieces)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(beside, path)
+  except OSError as e:
+    raise UserError(f'{path} cannot be written: {e.strerror}') from e
+  finally:
+    beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+  try:
+    with open(path, 'rb') as file:
+      yield file
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
+
+
+def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int, int]:
+  """Returns words and numbers that the first line promises, and its length.
+
+  Args:
+    file: at its start.
+    path: its name.
+    least: bytes that a number takes at least.
+  """
+  line = file.readline(_LONGEST)
+  header = _HEADER.fullmatch(line)
+  count, size = (int(header[1]), int(header[2])) if header else (0, 0)
+  if not count or not size:
+    raise UserError(
+      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
+      'for each; files of GloVe have none'
+    )
+  needed = len(line) + count * (least * size + 2)  # with a letter, and a space or a line end
+  there = os.fstat(file.fileno()).st_size
+  if there < needed:
+    raise UserError(
+      f'{path}: its header promises {count:,} words of {size:,} numbers, which take {needed:,} '
+      f'bytes or more, but it has {there:,}: it is truncated, or the header is wrong'
+    )
+  return count, size, len(line)
+
+
+def _read_lines(
+  file: BinaryIO, path: str | Path, count: int, size: int, first: int, spaced: bool
+) -> Vectors:
+  """Reads `count` lines of a word, which may be `spaced`, and `size` numbers.
+
+  Line `first` of the file comes first.
+  """
+  matrix = _room(path, count, size)
+  index: dict[str, int] = {}
+  for lines in iter(lambda: file.readlines(_PIECE), []):
+    start, numbers = len(index), []
+    for line in lines:
+      place = f'{path}, line {first + len(index)}'
+      if len(index) == count:
+        raise UserError(f'{place}: more lines than the {count} words of the header')
+      try:
+        word, its_numbers = _split(line, size, spaced)
+      except ValueError as e:
+        raise UserError(f'{place}: {e}') from e
+      _add(index, word, place, spaced)
+      numbers.append(its_numbers)
+    try:
+      matrix[start : len(index)] = np.loadtxt(
+        numbers, np.float32, comments=None, delimiter=' ', ndmin=2
+      )
+    except ValueError as e:
+      raise UserError(f'{path}, {_misread(numbers, first + start)}') from e
+  if len(index) < count:
+    raise UserError(f'{path}: it ends after {len(index)} of the {count} words of its header')
+  _check_finite(matrix, index, lambda i: f'{path}, line {first + i}')
+  return Vectors(tuple(index), matrix, index)
+
+
+def _room(path: str | Path, count: int, size: int) -> np.ndarray:
+  try:
+    return np.empty((count, size), np.float32)
+  except (MemoryError, ValueError) as e:
+    raise UserError(
+      f'{path}: {count:,} words of {size:,} numbers, as its first line has it, exceed the memory'
+    ) from e
+
+
+def _split(line: bytes, size: int, spaced: bool) -> tuple[bytes, bytes]:
+  """Returns the word and the numbers of a line; ValueError says what is wrong with it."""
+  if not line.endswith(b'\n'):
+    raise ValueError('no line end: the file is truncated, or its last line needs one')
+  line = line.rstrip()
+  word, _, numbers = line.partition(b' ')
+  found = numbers.count(b' ') + 1 if numbers else 0
+  if found > size and spaced:
+    longer, *last = line.rsplit(b' ', size)
+    if not _is_number(longer.rpartition(b' ')[2]):  # else there are too many numbers
+      return longer, b' '.join(last)
+  if found != size:
+    raise ValueError(f'{found} numbers after {_shown(word)}, not {size}')
+  return word, numbers
+
+
+def _add(index: dict[str, int], word: bytes, place: str, spaced: bool) -> None:
+  """Gives a word the next row."""
+  try:
+    text = word.decode()
+    _check_word(text, spaced)
+  except UnicodeDecodeError as e:
+    raise UserError(
+      f'{place}: {word!r:.60} is not UTF-8 at its byte {e.start}; convert the file, as with '
+      'iconv -t utf-8'
+    ) from e
+  except ValueError as e:
+    raise UserError(f'{place}: {e}') from e
+  if text in index:
+    raise UserError(f'{place}: {text!r:.80} is word {index[text] + 1} already')
+  index[text] = len(index)
+
+
+def _check_word(word: str, spaced: bool) -> None:
+  if not word:
+    raise ValueError('the word is empty')
+  if found := (_ILLEGAL_WHERE_SPACED if spaced else _ILLEGAL).search(word):
+    raise ValueError(f'the word {word!r:.80} has a {found[0]!r}, which no word may have there')
+
+
+def _check_finite(matrix: np.ndarray, index: dict[str, int], place: Callable[[int], str]) -> None:
+  if bad := not_finite(matrix):
+    word = list(index)[bad[0]]
+    raise UserError(f'{place(bad[0])}: number {bad[1] + 1} of {word!r:.80} is {matrix[bad]}')
+
+
+def _misread(lines: list[bytes], first: int) -> str:
+  """Returns the number of the line with the first thing that is no number, and that thing."""
+  fields = ((i, field) for i, line in enumerate(lines) for field in line.split(b' '))
+  i, field = next(pair for pair in fields if not _is_number(pair[1]))
+  return f'line {first + i}: {_shown(field)} is not a number'
+
+
+def _is_number(field: bytes) -> bool:
+  return _NUMBER.fullmatch(field) is not None
+
+
+def _numbers_at_the_end(fields: list[bytes]) -> int:
+  """Returns how many numbers the fields of a line end in, after at least one for the word."""
+  return sum(1 for _ in itertools.takewhile(_is_number, reversed(fields[1:])))
+
+
+def _shown(text: bytes) -> str:
+  return f'{text.decode(errors="replace")!r:.60}'

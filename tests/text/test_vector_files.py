@@ -1,0 +1,279 @@
+import re
+
+import numpy as np
+import pytest
+
+from lm.errors import UserError
+from lm.text import vector_files
+from lm.text.vector_files import (
+  read_glove,
+  read_word2vec_binary,
+  read_word2vec_text,
+  write_glove,
+  write_word2vec_binary,
+  write_word2vec_text,
+)
+from lm.text.vectors import checked
+
+FORMATS = {
+  'word2vec text': (read_word2vec_text, write_word2vec_text),
+  'word2vec binary': (read_word2vec_binary, write_word2vec_binary),
+  'GloVe': (read_glove, write_glove),
+}
+SCRIPTS = ('az', 'АЯ', '一龥', 'את', 'ぁん', '\U0001f600\U0001f64f', '!/', '09', '\x80\xff')
+
+
+def _drawn(seed):
+  """Returns vectors of random sizes and numbers, and words in many scripts."""
+  rng = np.random.default_rng(seed)
+  words = set()
+  for _ in range(rng.integers(1, 60)):
+    first, last = map(ord, SCRIPTS[rng.integers(len(SCRIPTS))])
+    words.add(''.join(map(chr, rng.integers(first, last + 1, rng.integers(1, 9)))))
+  shape = (len(words), rng.integers(1, 40))
+  matrix = rng.normal(size=shape) * 10.0 ** rng.integers(-44, 38, shape)
+  matrix[rng.random(shape) < 0.1] = [0.0, -0.0][seed % 2]
+  return checked(sorted(words), matrix)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('seed', range(8))
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, seed):
+  monkeypatch.setattr(vector_files, '_PIECE', 300)  # a few words
+  monkeypatch.setattr(vector_files, '_LONGEST', 64)
+  read, write = FORMATS[name]
+  vectors = _drawn(seed)
+  write(tmp_path / 'file', vectors)
+  found = read(tmp_path / 'file')
+  assert found.words == vectors.words and found.index == vectors.index
+  assert found.matrix.tobytes() == vectors.matrix.tobytes()
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_the_formats_by_hand(tmp_path):
+  vectors = checked(['the', '北京'], [[0.5, -1], [1e-10, 3]])
+  numbers = [np.array(row, '<f4').tobytes() for row in ([0.5, -1], [1e-10, 3])]
+  expected = {
+    'word2vec text': '2 2\nthe 0.5 -1\n北京 1.00000001e-10 3\n'.encode(),
+    'word2vec binary': b'2 2\nthe ' + numbers[0] + '\n北京 '.encode() + numbers[1] + b'\n',
+    'GloVe': 'the 0.5 -1\n北京 1.00000001e-10 3\n'.encode(),
+  }
+  for name, (_, write) in FORMATS.items():
+    write(tmp_path / 'file', vectors)
+    assert (tmp_path / 'file').read_bytes() == expected[name]
+
+
+@pytest.fixture
+def file(tmp_path):
+  """Returns a function that writes bytes to a file and returns its path."""
+
+  def write(content):
+    (tmp_path / 'v.txt').write_bytes(content)
+    return tmp_path / 'v.txt'
+
+  return write
+
+
+def test_what_other_programs_write_is_read(file):
+  # word2vec itself ends lines of text with a space; some files have the line ends of Windows.
+  found = read_word2vec_text(file(b'2 2 \na 1.000000 2.5e-1 \nb -3 4 \r\n'))
+  assert found.words == ('a', 'b') and found.matrix.tolist() == [[1, 0.25], [-3, 4]]
+  # Gensim puts no line ends between binary vectors.
+  numbers = np.array([[1, 2], [3, 4]], '<f4')
+  found = read_word2vec_binary(
+    file(b'2 2\na ' + numbers[0].tobytes() + b'b ' + numbers[1].tobytes())
+  )
+  assert found.words == ('a', 'b') and found.matrix.tolist() == numbers.tolist()
+
+
+def test_words_of_glove_may_have_spaces_and_be_numbers(file):
+  found = read_glove(file(b', 1 2\n. . . 3 4\nat name@domain.com 5 6\n7 7 8\n\xc2\xa0 9 0\n'))
+  assert found.words == (',', '. . .', 'at name@domain.com', '7', '\xa0')
+  assert found.matrix.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 0]]
+  assert read_glove(file(b'. . . 3 4\n')).words == ('. . .',)
+  assert read_glove(file(b'1 2 3\n')).matrix.tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_a_file_cut_anywhere_is_told(file, name):
+  read, write = FORMATS[name]
+  vectors = _drawn(3)
+  path = file(b'')
+  write(path, vectors)
+  whole = path.read_bytes()
+  assert len(whole) > 1000
+  for size in [*range(60), *range(60, len(whole) - 1, 61), len(whole) - 1]:
+    if name == 'GloVe' and size and whole[size - 1] == ord('\n'):
+      continue  # a file of fewer words
+    if name == 'word2vec binary' and size == len(whole) - 1:
+      continue  # only the last line end is missing, which Gensim never writes
+    with pytest.raises(UserError) as told:
+      read(file(whole[:size]))
+    assert '\n' not in str(told.value) and len(str(told.value)) < 300
+
+
+def test_more_than_fits_into_memory_is_told(file, monkeypatch):
+  def full(shape, dtype):
+    raise MemoryError
+
+  monkeypatch.setattr(np, 'empty', full)
+  with pytest.raises(UserError, match='2 words of 1 numbers, as its first line has it, exceed'):
+    read_glove(file(b'a 1\nb 2\n'))
+
+
+HEADERS = [b'', b'\n', b'2\n', b'2 2', b'2 x\n', b'-2 2\n', b'0 2\n', b'2 0\n', b'the 0.1 0.2\n']
+
+
+@pytest.mark.parametrize('header', HEADERS)
+@pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
+def test_wrong_headers_are_told(file, read, header):
+  message = f'v.txt, line 1: {header.decode()!r} is no header such as'
+  with pytest.raises(UserError, match=re.escape(message)):
+    read(file(header))
+
+
+LARGE = b'999999999999 300\na 1\n'
+TOLD_OF_TEXT = [
+  (LARGE, 'promises 999,999,999,999 words of 300 numbers, which take .* it has 21: it is trunc'),
+  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 numbers after 'bee', not 2"),
+  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 numbers after 'a', not 2"),
+  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 numbers after '', not 2"),
+  (b'2 2\n 1 2\nb 1 25\n', 'line 2: the word is empty'),
+  (b'2 2\na 1 2\nb 1 2.5', 'line 3: no line end: the file is truncated, or'),
+  (b'2 2\naaaaaaaa 1 2\n', 'ends after 1 of the 2 words'),
+  (b'1 2\na 1 2\nb 1 2\n', 'line 3: more lines than the 1 words'),
+  (b'2 2\na 1 2\nb 1 0,5\n', r"line 3: '0,5' is not a number"),
+  (b'2 2\na 1 2\nb 1 1_0\n', r"line 3: '1_0' is not a number"),
+  (b'2 2\na 1 2\nb 1\r2 3\n', r"line 3: '1\\r2' is not a number"),
+  ('2 2\n北京 1 2 3\nb 1 2\n'.encode(), "line 2: 3 numbers after '北京', not 2"),
+  (b'2 2\na 1 2\nb  1.5\n', r"line 3: '' is not a number"),
+  (b'2 2\na 1 2\nb 1 nan\n', "line 3: number 2 of 'b' is nan"),
+  (b'2 2\na 1e39 2\nb 1 2\n', "line 2: number 1 of 'a' is inf"),
+  (b'2 2\na 1 2\na 1 2\n', "line 3: 'a' is word 1 already"),
+  (b'2 2\na 1 2\nb\xe9 1 2\n', r"line 3: b'b\\xe9' is not UTF-8 at its byte 1; convert"),
+  (b'2 2\na 1 2\n\xed\xa0\x80 1 2\n', 'line 3: .* is not UTF-8 at its byte 0'),  # a surrogate
+  (b'2 2\na\x1b[2J 1 2\nb 1 2\n', r"line 2: the word 'a\\x1b\[2J' has a '\\x1b'"),
+  (b'2 2\na\tb 1 2\nb 1 2\n', r"line 2: the word 'a\\tb' has a '\\t'"),
+]
+
+
+@pytest.mark.parametrize(('content', 'message'), TOLD_OF_TEXT)
+def test_broken_text_is_told(file, content, message):
+  with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
+    read_word2vec_text(file(content))
+  assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'', 'line 1: not a word and its numbers'),
+    (b'the\n', 'line 1: not a word and its numbers'),
+    (b'2 2\na 1 2\nb 1 2\n', 'line 1: a header, which files of GloVe lack'),
+    (b'a 1 2\nb 1\n', r"line 2: 1 numbers after 'b', not 2"),
+    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 2"),
+    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 1"),
+    (b'a 1 2\n b c 1 2\n', r"line 2: the word ' b c' has a ' '"),
+    (b'a 1 2\nb 1 x\n', r"line 2: 'x' is not a number"),
+    (b'a 1 2\nb 1 inf\n', "line 2: number 2 of 'b' is inf"),
+    (b'a 1 2\nb 1 2\na 1 2\n', "line 3: 'a' is word 1 already"),
+    (b'a 1 2\nb\0 1 2\n', r"line 2: the word 'b\\x00' has a '\\x00'"),
+    (b'a 1 2\nb 1 2', 'line 2: no line end'),
+    (b'\n', 'line 1: not a word'),
+  ],
+)
+def test_broken_files_of_glove_are_told(file, content, message):
+  with pytest.raises(UserError, match=f'v.txt, {message}') as told:
+    read_glove(file(content))
+  assert '\n' not in str(told.value)
+
+
+ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobytes()
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (LARGE, 'promises 999,999,999,999 words of 300 numbers'),
+    (b'2 2\na ' + ONE + b'bbbb ' + ONE[:6], 'word 2 of 2 at byte 14: the file ends within it'),
+    (b'2 2\na ' + ONE + b'b' * 20, 'word 2 of 2 at byte 14: the file ends within it'),
+    (b'2 2\na ' + ONE + b'b' * 20_000, 'word 2 of 2 at byte 14: no space after it'),
+    (b'1 2\na ' + ONE + b'b ' + ONE, 'more follows the 1 words of its header, from byte 14 on'),
+    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2: number 2 of 'b' is nan"),
+    (b'2 2\na ' + ONE + b'a ' + ONE, "word 2 of 2 at byte 14: 'a' is word 1 already"),
+    (b'2 2\na ' + ONE + b'\n ' + ONE, 'word 2 of 2 at byte 15: the word is empty'),
+    (b'2 2\na ' + ONE + b'\xff ' + ONE, r"word 2 of 2 at byte 14: b'\\xff' is not UTF-8 at its"),
+    (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' has a '\\n'"),
+    (b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n', r"word [23] of 3 .* has a '\\n'"),  # text
+  ],
+)
+def test_broken_binary_files_are_told(file, content, message):
+  with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
+    read_word2vec_binary(file(content))
+  assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_words_that_a_format_cannot_hold_leave_the_old_file(tmp_path, name):
+  _, write = FORMATS[name]
+  path = tmp_path / 'file'
+  path.write_text('old')
+  for word, message in (
+    ('New York', r"the word 'New York' has a ' '"),
+    ('a\n', r"the word 'a\\n' has a '\\n'"),
+    ('\x1b', r"the word '\\x1b' has a '\\x1b'"),
+    ('\ud800', r"'\\ud800' has a lone surrogate"),
+  ):
+    with pytest.raises(UserError, match=f'file: {message}'):
+      write(path, checked(['good', word], np.eye(2)))
+    assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
+  def full(descriptor):
+    raise OSError(28, 'No space left on device')
+
+  path = tmp_path / 'file'
+  path.write_text('old')
+  monkeypatch.setattr('os.fsync', full)
+  with pytest.raises(UserError, match='file cannot be written: No space left on device'):
+    FORMATS[name][1](path, checked('a', [[1]]))
+  assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_files_that_are_not_there_are_told(tmp_path, name):
+  read, write = FORMATS[name]
+  with pytest.raises(UserError, match='none cannot be read: No such file'):
+    read(tmp_path / 'none')
+  with pytest.raises(UserError, match='cannot be read: Is a directory'):
+    read(tmp_path)
+  with pytest.raises(UserError, match='none/file cannot be written: No such file'):
+    write(tmp_path / 'none/file', checked('a', [[1]]))
+
+
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [
+    ('word2vec text', {}),
+    ('word2vec binary', {'binary': True}),
+    ('GloVe', {'no_header': True}),
+  ],
+)
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)  # it leaves files open
+def test_gensim_reads_ours_and_we_read_its(tmp_path, name, options):
+  models = pytest.importorskip('gensim.models')
+  read, write = FORMATS[name]
+  vectors = _drawn(5)
+  write(tmp_path / 'ours', vectors)
+  theirs = models.KeyedVectors.load_word2vec_format(str(tmp_path / 'ours'), **options)
+  assert tuple(theirs.index_to_key) == vectors.words
+  np.testing.assert_array_equal(theirs.vectors, vectors.matrix)
+  write_header = not options.pop('no_header', False)
+  theirs.save_word2vec_format(str(tmp_path / 'theirs'), write_header=write_header, **options)
+  found = read(tmp_path / 'theirs')
+  assert found.words == vectors.words
+  np.testing.assert_array_equal(found.matrix, vectors.matrix)
