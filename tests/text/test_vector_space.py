@@ -33,8 +33,10 @@ def test_the_nearest_come_first(plane):
 
 
 def test_equal_words_stand_in_their_order():
-  vectors = checked('dcba', np.ones((4, 3)))
-  assert [word for word, _ in vector_space.nearest(vectors, 'c', 3)] == ['d', 'b', 'a']
+  words = [f'w{i}' for i in range(100)]  # enough for a sort that is not stable to show
+  vectors = checked(words, np.tile([[1, 0], [0, 1]], (50, 1)))
+  found = [word for word, _ in vector_space.nearest(vectors, 'w4', 99)]
+  assert found == [*words[:4:2], *words[6::2], *words[1::2]]
 
 
 def test_zeros_are_near_nothing():
