@@ -16,6 +16,7 @@ from lm.task_config import extraction, small
 def get_config(arg=''):
   config = base()
   config.steps = 400
+  config.eval.every = 200
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/cmrc2018/{split}.json')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})

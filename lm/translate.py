@@ -20,9 +20,16 @@ _POLICIES = ('error', 'truncate', 'split')
 flags.DEFINE_string('workdir', None, 'directory of the run')
 flags.DEFINE_integer('step', None, 'checkpoint to use; the best one unless given')
 flags.DEFINE_integer('beam', 5, 'hypotheses that run on; 1 takes the likeliest token each time')
-flags.DEFINE_float('length_penalty', 0.6, 'alpha of Wu et al. 2016; higher values favour length')
+flags.DEFINE_float(
+  'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
+)
 flags.DEFINE_integer('max_tokens', 0, 'tokens to write at the most; 0 for data.context')
-flags.DEFINE_float('max_ratio', None, 'nor more than 10 and so many for each token')
+flags.DEFINE_float(
+  'max_ratio',
+  None,
+  "nor more than 10 and so many for each token of the line; the config's decode.max_ratio unless "
+  'given, 0 for no such rule',
+)
 flags.DEFINE_integer('n_best', 1, 'texts to write for each line')
 flags.DEFINE_integer('no_repeat_ngram', 0, 'say no run of so many tokens twice; 0 for no such rule')
 flags.DEFINE_float('repetition_penalty', 1.0, 'above 1: of tokens said before, Keskar et al. 2019')
@@ -69,9 +76,10 @@ def main(argv: list[str]) -> None:
   strategy = Strategy(
     end=end,
     max_tokens=args.max_tokens or loaded.config.data.context,
-    max_ratio=decode.max_ratio if args.max_ratio is None else args.max_ratio,
+    # Who asks for a least length means it, whatever the source.
+    max_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
     beam=args.beam,
-    length_penalty=args.length_penalty,
+    length_penalty=_given(args.length_penalty, decode.length_penalty),
     n_best=args.n_best,
     adjust=tuple(adjust),
     batch_size=args.batch_size,
@@ -86,6 +94,10 @@ def main(argv: list[str]) -> None:
       else:
         sys.stdout.writelines(f'{number} ||| {text} ||| {score:.4f}\n' for text, score in texts)
     sys.stdout.flush()
+
+
+def _given(value: float | None, otherwise: float) -> float:
+  return otherwise if value is None else value
 
 
 if __name__ == '__main__':

@@ -30,7 +30,8 @@ class Strategy(NamedTuple):
 
   end: int  # the token that ends what is written
   max_tokens: int  # the most that is written, `end` included
-  max_ratio: float = 0.0  # nor more than SLACK and so many for each token of a source; 0: whatever
+  # Nor more than SLACK and so many for each token of a source, beside a prefix; 0 for no such rule.
+  max_ratio: float = 0.0
   beam: int = 1
   length_penalty: float = 0.6
   n_best: int = 1
@@ -101,6 +102,11 @@ def batches_of(
         f'prompt {index + 1} has {max(tokens, source)} tokens and the model reads {model.context}'
       )
   seeds = range(len(prompts)) if seeds is None else seeds
+  begun = [0] * len(prompts) if prefixes is None else list(map(len, prefixes))
+  limits = np.array(
+    [_limit(strategy, *size, n, model.context) for size, n in zip(sizes, begun, strict=True)],
+    np.int32,
+  )
   # The longest first. Rows that end within the room they are given are done; others are begun again
   # with twice as much, for what is carried from step to step is as large as the room. And so are
   # the last few of a batch, for a step of all its rows takes as long as ever.
@@ -113,8 +119,7 @@ def batches_of(
       indices = left[start : start + size]
       # The last batch is filled up, for one shape has one program.
       rows = [indices[min(i, len(indices) - 1)] for i in range(size)]
-      limits = np.array([_limit(strategy, *sizes[i], model.context) for i in rows], np.int32)
-      room = min(bucket(int(limits.max())), _room(sizes[indices[0]][1]) << doublings)
+      room = min(bucket(int(limits[rows].max())), _room(sizes[indices[0]][1]) << doublings)
       room = min(room, strategy.max_tokens)
       spare = size // SPARE
       search = _compiled(model, apply, strategy, room, spare)
@@ -122,7 +127,7 @@ def batches_of(
       keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
       prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows], strategy)
       tokens, lengths, scores, complete = jax.device_get(
-        search(params, batch, keys, limits, prefix)
+        search(params, batch, keys, limits[rows], prefix)
       )
       done = [row for row in range(len(indices)) if complete[row]]
       again += [i for row, i in enumerate(indices) if not complete[row]]
@@ -139,11 +144,11 @@ def _rows(batch_size: int, prompts: int) -> int:
   return batch_size
 
 
-def _limit(strategy: Strategy, tokens: int, source: int, context: int) -> int:
-  """Returns the most tokens to write after so many and a source, 0 where there is none."""
+def _limit(strategy: Strategy, tokens: int, source: int, prefix: int, context: int) -> int:
+  """Returns the most tokens to write, from the lengths of prompt, source and prefix, 0 for none."""
   most = min(strategy.max_tokens, context - tokens + 1)  # the last one is not read again
   if source and strategy.max_ratio:
-    most = min(most, math.ceil(strategy.max_ratio * source) + SLACK)
+    most = min(most, math.ceil(strategy.max_ratio * source) + SLACK + prefix)
   return most
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lm.errors import UserError
+from lm.text import files
 
 
 @contextlib.contextmanager
@@ -35,16 +36,8 @@ def held(workdir: Path) -> Iterator[None]:
 
 
 def replace(path: Path, content: bytes):
-  """Writes a file beside `path`, brings it to the disk and moves it there in one step."""
-  beside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    with open(beside, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, path)
-  finally:
-    beside.unlink(missing_ok=True)
+  """Writes `content` to a file as lm.text.files.replace does."""
+  files.replace(path, [content])
 
 
 def append(file: int, content: bytes):

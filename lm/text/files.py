@@ -1,4 +1,4 @@
-"""Text files of the user: what their names mean, and their bytes as checked UTF-8."""
+"""Files: what their names mean, their bytes as checked UTF-8, and writing them whole."""
 
 import glob
 import os
@@ -38,6 +38,23 @@ def find(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
       raise UserError(f'{key}={name!r}: no such file{a_folder}')
     found += files
   return found
+
+
+def replace(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
+  """Writes a file beside `path`, brings it to the disk and moves it there in one step.
+
+  Raises:
+    OSError: the disk is full or broken; what was at `path` is there still.
+  """
+  beside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    with open(beside, 'wb') as file:
+      file.writelines(pieces)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(beside, path)
+  finally:
+    beside.unlink(missing_ok=True)
 
 
 def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lm.errors import UserError
+from lm.text.files import replace
 from lm.text.vectors import Vectors, not_finite
 
 _PIECE = 1 << 22  # bytes read together
@@ -140,7 +141,7 @@ def _lines(vectors: Vectors) -> Iterator[bytes]:
 
 
 def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
-  """Writes beside `path`, brings it to the disk and moves it there in one step."""
+  """Writes the file whole or not at all, once the words are found to fit the format."""
   for word in vectors.words:
     try:
       word.encode()
@@ -149,17 +150,10 @@ def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
       raise UserError(f'{path}: {word!r:.80} has a lone surrogate, which UTF-8 lacks') from None
     except ValueError as e:
       raise UserError(f'{path}: {e}') from e
-  beside = Path(path).with_name(f'{Path(path).name}.{os.getpid()}.tmp')
   try:
-    with open(beside, 'wb') as file:
-      file.writelines(pieces)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(beside, path)
+    replace(Path(path), pieces)
   except OSError as e:
     raise UserError(f'{path} cannot be written: {e.strerror}') from e
-  finally:
-    beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -200,6 +200,13 @@ def test_a_ratio_limits_what_is_written_by_its_source(beam, writer):
   # Ten more than the ratio says, rounded up.
   expected = [min(30, 10 + -(-7 * length // 10)) for length in LENGTHS]
   assert [len(texts[0].tokens) for texts in found] == expected
+  # What a text has to begin with comes on top.
+  found = write(*functions, prompts[:3], strategy, prefixes=[[4] * 3, [], [5]])
+  assert [len(texts[0].tokens) for texts in found] == [
+    expected[0] + 3,
+    expected[1],
+    expected[2] + 1,
+  ]
   functions, prompts = writer('decoder')
   found = write(*functions, prompts[:3], strategy._replace(max_tokens=20, max_ratio=0.1))
   assert [len(texts[0].tokens) for texts in found] == [20] * 3  # there is no source to measure by
