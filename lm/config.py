@@ -17,6 +17,7 @@ def base() -> ConfigDict:
   config.steps = 1000
   config.batch_size = 16  # rows of the global batch
   config.microbatches = 1  # the batch is taken in this many parts; the gradient is the same
+  config.dispatch = 1  # steps that go to the device at once; they are the same steps
   config.nonfinite_limit = 10  # skipped steps in a row after which the run stops
 
   config.data = ConfigDict(

@@ -142,9 +142,15 @@ def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...
   )
 
 
-def batch_sharding(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> NamedSharding:
-  """Returns the sharding of a batch: rows over the batch axes, everything else whole."""
-  return NamedSharding(mesh, partition(('batch',), axis_rules))
+def batch_sharding(
+  mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]], stacked: bool = False
+) -> NamedSharding:
+  """Returns the sharding of a batch: rows over the batch axes, everything else whole.
+
+  Rows lie along the first axis, or, where several batches are `stacked`, the second.
+  """
+  axes = (None, 'batch') if stacked else ('batch',)
+  return NamedSharding(mesh, partition(axes, axis_rules))
 
 
 def check_batch(batch_size: int, mesh: Mesh, axis_rules, key: str = 'batch_size') -> None:

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from lm.errors import UserError, nearest
 
 
@@ -97,7 +99,7 @@ def _argument(value: Any, hint: Any, key: str) -> Any:
     return resolve(value, key)
   if isinstance(value, tuple | list):
     return tuple(_argument(v, hint, f'{key}[{i}]') for i, v in enumerate(value))
-  if isinstance(value, Mapping):
+  if isinstance(value, Mapping | ConfigDict):
     return section(value, key)
   return value
 

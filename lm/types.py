@@ -160,10 +160,18 @@ class Objective:
   by its coefficient. `weights(batch)` returns the weight of each under the same names, from the
   batch alone: it is known for the whole batch before the gradient pass, so that
   `sum over names of sums / weights` is exact under microbatching and over hosts.
+
+  `draw(batch, key)` adds to a whole batch what is random in it, before all else; `sums` and
+  `weights` see what it returns. `rows(batch)` says which rows of tables the batch touches, so that
+  nothing is computed of the others: by the name of a parameter that is a table, the different rows
+  (N,), in any order and filled up with any number that is no row's; and the batch with rows
+  numbered by their places in N. Empty, it leaves all parameters whole.
   """
 
   sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
   weights: Callable[[Batch], dict[str, Array]]
+  draw: Callable[[Batch, Array], Batch] = lambda batch, key: batch
+  rows: Callable[[Batch], tuple[dict[str, Array], Batch]] = lambda batch: ({}, batch)
 
 
 @dataclasses.dataclass(frozen=True)

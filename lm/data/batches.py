@@ -11,7 +11,7 @@ import concurrent.futures
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -71,7 +71,27 @@ def batch_at(
     step: from 0.
     select: which rows of the global batch to return.
   """
-  positions = step * batch_size + np.arange(batch_size)[select]
+  return _rows_at(rows, transforms, seed, step * batch_size + np.arange(batch_size)[select])
+
+
+def batches_at(
+  rows: AnyRows,
+  transforms: Sequence[Transform],
+  batch_size: int,
+  seed: int,
+  steps: range,
+  select: Select = _ALL,
+) -> NumpyBatch:
+  """Returns the batches of `batch_at` of several steps, stacked on a first axis."""
+  positions = np.array(steps)[:, None] * batch_size + np.arange(batch_size)[select]
+  flat = _rows_at(rows, transforms, seed, positions.ravel())
+  return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
+
+
+def _rows_at(
+  rows: AnyRows, transforms: Sequence[Transform], seed: int, positions: np.ndarray
+) -> NumpyBatch:
+  """Returns the rows at some positions of the endless sequence of rows."""
   epochs, places = np.divmod(positions, len(rows))
   indices = np.empty_like(places)
   for epoch in np.unique(epochs):
@@ -92,22 +112,27 @@ def train_batches(
   transforms: Sequence[Transform],
   batch_size: int,
   seed: int,
-  start: int,
-  stop: int,
+  spans: Iterable[range],
   select: Select = _ALL,
-) -> Iterator[tuple[int, NumpyBatch]]:
-  """Yields (step, batch) for the steps from `start` to `stop`, made ahead by threads.
+) -> Iterator[tuple[range, NumpyBatch]]:
+  """Yields (steps, their batches stacked on a first axis) for each span, made ahead by threads.
 
   What fails in a thread is raised here. Closing the iterator ends the threads.
   """
-  make = functools.partial(batch_at, rows, transforms, batch_size, seed, select=select)
+  make = functools.partial(batches_at, rows, transforms, batch_size, seed, select=select)
+  waiting = iter(spans)
   with concurrent.futures.ThreadPoolExecutor(_THREADS, 'batches') as threads:
-    pending: collections.deque[concurrent.futures.Future[NumpyBatch]] = collections.deque()
+    pending: collections.deque[tuple[range, concurrent.futures.Future[NumpyBatch]]] = (
+      collections.deque()
+    )
     try:
-      for step in range(start, stop):
-        last = min(step + _AHEAD, stop)
-        pending.extend(threads.submit(make, s) for s in range(step + len(pending), last))
-        yield step, pending.popleft().result()
+      while True:
+        for span in itertools.islice(waiting, _AHEAD - len(pending)):
+          pending.append((span, threads.submit(make, span)))
+        if not pending:
+          return
+        steps, future = pending.popleft()
+        yield steps, future.result()
     finally:
       threads.shutdown(wait=False, cancel_futures=True)
 

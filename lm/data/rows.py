@@ -8,6 +8,8 @@ import numpy as np
 
 from lm.data.packing import Plan
 
+_PIECE = 2**24  # tokens counted at once
+
 
 class Rows:
   """Random access to the rows of a split.
@@ -92,6 +94,12 @@ class Rows:
       self._doc_bytes[documents[complete]], at_end, len(indices), self.context, np.int32
     )
     return batch
+
+  def counts(self, vocab_size: int) -> np.ndarray:
+    """Returns how often each token occurs, (V,) int64."""
+    pieces = range(0, len(self._tokens), _PIECE)
+    parts = (np.bincount(self._tokens[i : i + _PIECE], minlength=vocab_size) for i in pieces)
+    return sum(parts, np.zeros(vocab_size, np.int64))
 
   def _places(self, count: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
     """Returns where in the (B * T,) batch each token goes; None if they fill it in order."""

@@ -28,7 +28,6 @@ class Embeddings(nn.Module):
   vocab_size: int
   d_model: int
   context: int  # longest row; nothing here depends on it
-  outputs: int | None = None  # rows of `unembedding`; None for one a word
   output_init: Callable[..., Array] = nn.initializers.zeros
   biases: bool = False
   vocab_multiple: int = 1  # rows of the tables are rounded up to this
@@ -39,21 +38,26 @@ class Embeddings(nn.Module):
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     del cache
-    outputs = self.outputs or self.vocab_size
-    table_VD = self._table('embedding', self.vocab_size, small_uniform)
-    kernel_VD = self._table('unembedding', outputs, self.output_init)
+    table_VD = self._table('embedding', small_uniform)
+    kernel_VD = self._table('unembedding', self.output_init)
     hidden_BTD, bias_V = jnp.take(table_VD, batch['inputs'], axis=0), None
     if self.biases:
-      own_V1, bias_V1 = (self._bias(name, len(table_VD)) for name in ('bias', 'unembedding_bias'))
+      own_V1, bias_V1 = (self._bias(name) for name in ('bias', 'unembedding_bias'))
       own_BT1 = jnp.take(own_V1, batch['inputs'], axis=0)
       hidden_BTD = jnp.concatenate([hidden_BTD, own_BT1], axis=-1)
       kernel_VD = jnp.concatenate([kernel_VD, jnp.ones_like(bias_V1)], axis=-1)
       bias_V = bias_V1[:, 0]
-    return Output(hidden_BTD, Unembed(kernel_VD, bias_V, outputs), {})
+    return Output(hidden_BTD, Unembed(kernel_VD, bias_V, self.vocab_size), {})
 
-  def _table(self, name: str, size: int, init: Callable[..., Array]) -> Array:
-    rows = -(-size // self.vocab_multiple) * self.vocab_multiple
-    return self.param(name, named(init, 'vocab', 'embed'), (rows, self.d_model), self.dtype)
+  def _table(self, name: str, init: Callable[..., Array]) -> Array:
+    return self._rows(name, named(init, 'vocab', 'embed'), self.d_model)
 
-  def _bias(self, name: str, rows: int) -> Array:
-    return self.param(name, named(nn.initializers.zeros, 'vocab', None), (rows, 1), self.dtype)
+  def _bias(self, name: str) -> Array:
+    return self._rows(name, named(nn.initializers.zeros, 'vocab', None), 1)
+
+  def _rows(self, name: str, init: Callable[..., Array], width: int) -> Array:
+    if self.has_variable('params', name):
+      # As it is and not by `param`, which wants the whole table: these may be a few of its rows.
+      return self.get_variable('params', name)
+    rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+    return self.param(name, init, (rows, width), self.dtype)

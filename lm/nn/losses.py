@@ -156,3 +156,13 @@ def _chunked(x: Array, size: int) -> Array:
 def _unchunked(x: Array) -> Array:
   chunks, B, size = x.shape[:3]
   return x.swapaxes(0, 1).reshape(B, chunks * size, *x.shape[3:])
+
+
+def logistic(scores: Array, labels: Array) -> Array:
+  """Returns -log of the probability sigmoid(score) of labels 1, or 1 - sigmoid(score) of 0."""
+  return jax.nn.softplus(jnp.where(labels > 0, -scores, scores))
+
+
+def squared_sigmoid(scores: Array, labels: Array) -> Array:
+  """Returns (label - sigmoid(score))^2, whose gradient vanishes where the score is far wrong."""
+  return jnp.square(labels - jax.nn.sigmoid(scores))

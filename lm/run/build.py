@@ -1,20 +1,25 @@
 """From a config to the pure functions of a run."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+import tokenizers
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm import spec
+from lm.data.rows import FeatureRows, Rows
 from lm.errors import UserError
 from lm.optim import Optimizer
 from lm.run import check
+from lm.text.sampling import specials
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
 
@@ -53,6 +58,34 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
   return Functions(
     model_fn, apply, init_of(model_fn, config.data.context), objective, optimizer, mesh, rules
   )
+
+
+def with_counts(
+  functions: Functions,
+  config: ConfigDict,
+  rows: Rows | FeatureRows,
+  tokenizer: tokenizers.Tokenizer,
+) -> Functions:
+  """Returns functions whose objective knows how often words occur, where it asks for `counts`.
+
+  Raises:
+    UserError: it does, and the rows are not of text.
+  """
+  objective = spec.section(config.objective, 'objective')
+  if 'counts' not in inspect.signature(objective).parameters:
+    return functions
+  if not isinstance(rows, Rows):
+    raise UserError(
+      f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
+    )
+  counts = rows.counts(tokenizer.get_vocab_size())
+  counts[list(specials(tokenizer))] = 0
+  if np.count_nonzero(counts) < 2:
+    raise UserError(
+      f'data.source={config.data.source!r}: {np.count_nonzero(counts)} different words are left of '
+      f'{counts.sum():,}; lower data.tokenizer.min_count, or take more text'
+    )
+  return functions._replace(objective=spec.call(objective, 'objective', counts=counts))
 
 
 def model(config: ConfigDict, vocab_size: int) -> nn.Module:

@@ -14,6 +14,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'steps': (1, math.inf),
   'batch_size': (1, math.inf),
   'microbatches': (1, math.inf),
+  'dispatch': (1, math.inf),
   'nonfinite_limit': (1, math.inf),
   'data.context': (1, math.inf),
   'data.source_context': (1, math.inf),

@@ -10,7 +10,7 @@ import numpy as np
 
 from lm.optim import path_name
 from lm.run.build import Functions
-from lm.run.step import TrainState, gradients
+from lm.run.step import TrainState, draw_key, gradients
 from lm.types import Batch
 
 
@@ -19,6 +19,7 @@ def write(
   step: int,
   values: Mapping[str, float],
   functions: Functions,
+  seed: int,
   state: TrainState,
   batch: Batch,
 ) -> pathlib.Path:
@@ -31,6 +32,8 @@ def write(
   folder.mkdir(exist_ok=True)
   arrays: dict[str, Any] = {name: np.asarray(x) for name, x in batch.items()}
   np.savez(folder / f'{step}.npz', **arrays)
+  key = draw_key(jax.random.fold_in(jax.random.key(seed), step - 1))
+  batch = functions.objective.draw(batch, key)
   grads, terms = jax.jit(
     lambda params, batch: gradients(functions.objective, functions.apply, params, batch, None)
   )(state.params, batch)

@@ -31,6 +31,7 @@ MAY_DIFFER = (
   'optim.steps',
   'data.cache',
   'data.workers',
+  'dispatch',
   'nonfinite_limit',
 )
 

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from lm.run.cli import Stop
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events, read_lines
 from lm.run.profile import Profile
-from lm.run.step import TrainState, make_train_step
+from lm.run.step import TrainState, make_train_steps
 from lm.run.stopping import Stopping
 from lm.run.watch import Watch
 
@@ -55,6 +55,7 @@ def train(
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, prepare.show_progress)
+  functions = build.with_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   evaluators = Evaluators(config, functions, tokenizer)
   # Before anything is written: here an axis that does not divide over the mesh is told, and a run
@@ -131,18 +132,21 @@ class _Run:
       self._end(start)
       return
     sharding = meshes.batch_sharding(self.functions.mesh, self.functions.rules)
-    train_step = make_train_step(self.functions, self.config.seed, self.config.microbatches, state)
-    for step, batch in self._batches(rows, sharding, start, last):
-      profile.before(step)
-      state, metrics = train_step(state, batch)
-      values = self.watch.step(step, metrics)
+    train_steps = make_train_steps(
+      self.functions, self.config.seed, self.config.microbatches, state
+    )
+    for steps, batch in self._batches(rows, sharding, start, last):
+      first, step = steps.start == start, steps.stop
+      profile.before(steps)
+      state, metrics = train_steps(state, batch)
+      values = self.watch.steps(steps, metrics)
       due, signal = self._due(step, last), stop.signal
-      if due or signal or step == start + 1:
-        values = self.watch.flush()  # of this very step
-      if step == start + 1:
+      if due or signal or first:
+        values = self.watch.flush()  # of these very steps
+      if first:
         self.watch.restart_clock(step)
         self.events.write('first_step', step=step)
-      profile.after(step, state)
+      profile.after(steps, state)
       self._check_finite(step, values, state, batch)
       if due or signal:
         with self.watch.excluded():
@@ -157,18 +161,28 @@ class _Run:
     self._finish(last)
 
   def _batches(self, rows: Rows | FeatureRows, sharding, start: int, last: int):
-    """Yields (step, batch on the mesh), where the step is the one the batch makes."""
+    """Yields the steps of each dispatch, as the range they go from and to, and their batches."""
     config = self.config
     select = meshes.local_rows(config.batch_size, sharding)
+    stacked = meshes.batch_sharding(self.functions.mesh, self.functions.rules, stacked=True)
+    spans = self._spans(start, last)
     source = batches.train_batches(
-      rows, self.transforms, config.batch_size, config.seed, start, last, select
+      rows, self.transforms, config.batch_size, config.seed, spans, select
     )
     waiting = time.perf_counter()
-    for step, batch in source:
-      on_mesh = meshes.put_batch(batch, sharding)
+    for steps, batch in source:
+      on_mesh = meshes.put_batch(batch, stacked)
       self.watch.data_seconds += time.perf_counter() - waiting
-      yield step + 1, on_mesh
+      yield steps, on_mesh
       waiting = time.perf_counter()
+
+  def _spans(self, start: int, last: int) -> Iterator[range]:
+    """Yields the steps of each dispatch; it ends where something else is due."""
+    while start < last:
+      rests = (n - start % n for n in (self.config.eval.every, self.config.checkpoint.every))
+      stop = start + min(self.config.dispatch, last - start, *rests)
+      yield range(start, stop)
+      start = stop
 
   def _due(self, step: int, last: int) -> bool:
     every = (self.config.eval.every, self.config.checkpoint.every)
@@ -226,7 +240,10 @@ class _Run:
     if values is None or values['streak'] < self.config.nonfinite_limit:
       return
     self.events.write('nonfinite', step=step)
-    file = evidence.write(self.workdir, step, values, self.functions, state, batch)
+    latest = jax.tree.map(lambda x: x[-1], batch)
+    file = evidence.write(
+      self.workdir, step, values, self.functions, self.config.seed, state, latest
+    )
     raise FloatingPointError(
       f'{int(values["streak"])} steps in a row were not finite, up to step {step}; see {file}'
     )

@@ -15,13 +15,14 @@ class Profile:
     self._first, self._last = first, first + count - 1
     self._running = self._done = False
 
-  def before(self, step: int) -> None:
-    if step == self._first <= self._last:
+  def before(self, steps: range) -> None:
+    """Begins where one of the steps from `steps.start` to `steps.stop` is the first one."""
+    if steps.start < self._first <= min(steps.stop, self._last):
       jax.profiler.start_trace(self._folder)
       self._running = True
 
-  def after(self, step: int, state: TrainState) -> None:
-    if self._running and step >= self._last:
+  def after(self, steps: range, state: TrainState) -> None:
+    if self._running and steps.stop >= self._last:
       jax.block_until_ready(state.step)
       self._stop()
 

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh as meshes
+from lm.run import sparse
 from lm.run.build import Functions
 from lm.types import Apply, Array, Batch, Objective, Params
 
@@ -25,7 +26,8 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
 
 
-StepFunction = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+Metrics = dict[str, Array]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def init_state(functions: Functions, key: Array) -> tuple[TrainState, TrainState]:
@@ -75,15 +77,47 @@ def make_train_step(
   counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
   `skipped` and `streak`.
   """
+  rows = meshes.batch_sharding(functions.mesh, functions.rules)
+  return _jitted(_step(functions, seed, microbatches), functions, state, rows)
+
+
+def make_train_steps(
+  functions: Functions, seed: int, microbatches: int, state: TrainState
+) -> StepFunction:
+  """Returns `make_train_step` for several steps in one dispatch, one after another.
+
+  Batches are stacked on a first axis, and so are the metrics. A small step takes less time than
+  it takes to start it from the host; here that is paid once.
+  """
+  step = _step(functions, seed, microbatches)
+  rows = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
+  return _jitted(lambda state, batches: jax.lax.scan(step, state, batches), functions, state, rows)
+
+
+def _jitted(
+  function: StepFunction, functions: Functions, state: TrainState, rows: NamedSharding
+) -> StepFunction:
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  replicated = NamedSharding(functions.mesh, PartitionSpec())
+  return jax.jit(
+    function,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
+  )
+
+
+def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
   transformation = optax.with_extra_args_support(functions.optimizer.transformation)
   schedule = functions.optimizer.schedule
-  root = jax.random.key(seed)
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    key = jax.random.fold_in(root, state.step)
-    grads, terms = gradients(
-      functions.objective, functions.apply, state.params, batch, key, microbatches
-    )
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    whole = state.params, state.opt_state
+    batch = functions.objective.draw(batch, draw_key(key))
+    rows, batch = functions.objective.rows(batch)
+    params, opt_state = sparse.take(whole, rows)
+    grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
 
@@ -95,7 +129,8 @@ def make_train_step(
       return params, opt_state
 
     # A branch and not a choice leaf by leaf, which would hold old and new state side by side.
-    params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
+    changed = jax.lax.cond(finite, update, keep, params, opt_state)
+    params, opt_state = sparse.put(whole, rows, changed)
     new = TrainState(
       step=state.step + 1,
       skipped=state.skipped + ~finite,
@@ -111,15 +146,12 @@ def make_train_step(
     }
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  replicated = NamedSharding(functions.mesh, PartitionSpec())
-  return jax.jit(
-    step,
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, replicated),
-    donate_argnums=0,
-  )
+  return step
+
+
+def draw_key(key: Array) -> Array:
+  """Returns the key of what is random in the batch of a step, whose key is given."""
+  return jax.random.fold_in(key, 1)
 
 
 def gradients(

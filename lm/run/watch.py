@@ -48,29 +48,32 @@ class Watch:
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
     self._flops_per_token = flops and flops(state.params, config.data.context)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
-    self._pending: tuple[int, Mapping[str, Array]] | None = None
+    self._pending: tuple[range, Mapping[str, Array]] | None = None
     self._since = (start, time.perf_counter())  # step and time of the last line
     self._excluded = 0.0  # seconds since then that were not training
     self.data_seconds = 0.0  # seconds since then that the loop waited for a batch
 
-  def step(self, step: int, metrics: Mapping[str, Array]) -> Mapping[str, float] | None:
-    """Takes the metrics of a step that was just started; reports and returns the one before."""
+  def steps(self, steps: range, metrics: Mapping[str, Array]) -> Mapping[str, float] | None:
+    """Takes the metrics of steps that were just started; reports those before as `flush`."""
     finished = self.flush()
-    self._pending = (step, metrics)
+    self._pending = (steps, metrics)
     return finished
 
   def flush(self) -> Mapping[str, float] | None:
-    """Waits for the step that is under way, reports it and returns its metrics."""
+    """Waits for the steps that are under way, reports them and returns the metrics of the last."""
     if self._pending is None:
       return None
-    step, metrics = self._pending
+    steps, metrics = self._pending
     self._pending = None
-    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-    if step % self._every == 0:
-      self._write(step, values)
-    else:
-      self.progress.update(step, {})
-    return values
+    stacked = jax.device_get(dict(metrics))
+    at = [{name: float(x[i]) for name, x in stacked.items()} for i in range(len(steps))]
+    told = [step for step in range(steps.start + 1, steps.stop + 1) if step % self._every == 0]
+    for step in told:
+      # Of the steps of one dispatch, no one knows how long each took.
+      self._write(step, at[step - steps.start - 1], steps.stop if step == told[-1] else None)
+    if not told:
+      self.progress.update(steps.stop, {})
+    return at[-1]
 
   @contextlib.contextmanager
   def excluded(self) -> Iterator[None]:
@@ -90,12 +93,11 @@ class Watch:
     self.metrics.close()
     self.progress.close()
 
-  def _write(self, step: int, values: Mapping[str, float]) -> None:
+  def _write(self, step: int, values: Mapping[str, float], reached: int | None) -> None:
     row = {f'train/{name}': value for name, value in values.items() if name != 'streak'}
     row['train/epoch'] = self._epoch(step)
     shown = {'loss': values['loss']} if 'loss' in values else {}
-    steps = step - self._since[0]
-    if steps > 0:
+    if reached is not None and (steps := reached - self._since[0]) > 0:
       now = time.perf_counter()
       seconds = max(1e-9, now - self._since[1] - self._excluded)
       shown['tokens/s'] = row['train/tokens_per_second'] = steps * self._tokens_per_step / seconds
@@ -104,7 +106,7 @@ class Watch:
       utilisation = self._utilisation(row['train/tokens_per_second'])
       if utilisation is not None:
         shown['MFU'] = row['train/mfu'] = utilisation
-      self._since = (step, now)
+      self._since = (reached, now)
       self._excluded = self.data_seconds = 0.0
     self.metrics.write(step, row)
     self.progress.update(step, shown)

@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 
@@ -83,12 +84,19 @@ def test_each_transform_has_randomness_of_its_own(rows):
   assert same(first, batches.batch_at(rows, (idle, noise), 4, SEED, 0))
 
 
+def one_by_one():
+  return (range(step, step + 1) for step in itertools.count())
+
+
 @pytest.mark.parametrize('transforms', [(), (noise,)])
 def test_prefetched_batches_are_the_batches_of_the_steps(rows, transforms):
-  found = list(batches.train_batches(rows, transforms, 4, SEED, 3, 40, slice(1, 3)))
-  assert [step for step, _ in found] == list(range(3, 40))
-  for step, batch in found:
-    assert same(batch, batches.batch_at(rows, transforms, 4, SEED, step, slice(1, 3)))
+  spans = [range(3, 4), range(4, 9), range(9, 40)]
+  found = list(batches.train_batches(rows, transforms, 4, SEED, spans, slice(1, 3)))
+  assert [steps for steps, _ in found] == spans
+  for steps, stacked in found:
+    for i, step in enumerate(steps):
+      batch = {name: x[i] for name, x in stacked.items()}
+      assert same(batch, batches.batch_at(rows, transforms, 4, SEED, step, slice(1, 3)))
 
 
 def test_a_failing_transform_fails_the_consumer(rows):
@@ -96,12 +104,12 @@ def test_a_failing_transform_fails_the_consumer(rows):
     raise ZeroDivisionError('broken')
 
   with pytest.raises(ZeroDivisionError, match='broken'):
-    next(batches.train_batches(rows, (broken,), 4, SEED, 0, 10))
+    next(batches.train_batches(rows, (broken,), 4, SEED, one_by_one()))
 
 
 def test_closing_ends_the_threads(rows):
   before = set(threading.enumerate())
-  source = batches.train_batches(rows, (), 4, SEED, 0, 10**9)
+  source = batches.train_batches(rows, (), 4, SEED, one_by_one())
   next(source)
   assert set(threading.enumerate()) > before
   source.close()
@@ -109,7 +117,7 @@ def test_closing_ends_the_threads(rows):
 
 
 def test_a_batch_made_ahead_is_taken_quickly(rows):
-  source = batches.train_batches(rows, (), 12, SEED, 0, 10**9)
+  source = batches.train_batches(rows, (), 12, SEED, one_by_one())
   seconds = []
   for _ in range(30):
     next(source)

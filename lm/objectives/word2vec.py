@@ -1,0 +1,156 @@
+"""Skip-gram and CBOW (Mikolov et al. 2013, arXiv:1301.3781 and 1310.4546).
+
+Words of a row within a window of each other are neighbours: skip-gram finds a word from each of
+its neighbours, CBOW from their mean. A row is T tokens of a document, and its pairs are entries of
+a (T, T) matrix, most of them 0: products of matrices over whole rows are faster than reading pair
+by pair. No window reaches over the end of a row.
+
+As in word2vec, what is rare in a text is kept and what is frequent left out at random before
+windows are laid (subsampling), and each word draws its own window of 1 to `window` words. All of
+it is drawn from (seed, step, row). The loss is a mean over the tokens read, so that a rate of r
+times the tokens of a batch is word2vec's rate of r.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.errors import UserError
+from lm.nn.rows import distinct
+from lm.objectives.word_outputs import WordOutput, negative_sampling
+from lm.types import Apply, Array, Batch, Objective, Params
+
+
+def skip_gram(
+  window: int = 5,
+  subsample: float = 1e-3,
+  output: Callable[[np.ndarray], WordOutput] = negative_sampling,
+  counts: np.ndarray | None = None,
+) -> Objective:
+  """Returns the objective of finding a word from each of its neighbours.
+
+  Args:
+    window: how many kept words on either side are neighbours at the most.
+    subsample: words of a higher share of the corpus are left out at random; 0 keeps all.
+    output: what it is to find a word, of lm.objectives.word_outputs.
+    counts: (V,) how often each token occurs; 0 for those that are no words.
+
+  Raises:
+    UserError: an argument is out of its range.
+  """
+
+  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+    return to.crossed(hidden_BTD, table_VD, batch, batch['neighbours'])
+
+  return _objective(loss, window, subsample, output, counts)
+
+
+def cbow(
+  window: int = 5,
+  subsample: float = 1e-3,
+  output: Callable[[np.ndarray], WordOutput] = negative_sampling,
+  counts: np.ndarray | None = None,
+) -> Objective:
+  """Returns the objective of finding a word from the mean of its neighbours.
+
+  As in word2vec and Gensim each neighbour takes the whole gradient of the mean and not its share;
+  else words in wide windows would learn slowly.
+
+  Args:
+    window, subsample, output, counts: as in `skip_gram`.
+
+  Raises:
+    UserError: as `skip_gram`.
+  """
+
+  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+    neighbours_BTS = batch['neighbours']
+    count_BT1 = jnp.sum(neighbours_BTS, axis=2, keepdims=True)
+    sum_BTD = jnp.einsum('bts,bsd->btd', neighbours_BTS, hidden_BTD)
+    mean_BTD = sum_BTD / jnp.maximum(count_BT1, 1)
+    mean_BTD = sum_BTD + jax.lax.stop_gradient(mean_BTD - sum_BTD)
+    there_BT = (count_BT1[:, :, 0] > 0).astype(mean_BTD.dtype)
+    return to.aligned(mean_BTD, table_VD, batch, there_BT)
+
+  return _objective(loss, window, subsample, output, counts)
+
+
+def _objective(
+  loss: Callable[[WordOutput, Array, Array, Batch], Array],
+  window: int,
+  subsample: float,
+  output: Callable[[np.ndarray], WordOutput],
+  counts: np.ndarray | None,
+) -> Objective:
+  if window < 1:
+    raise UserError(f'objective.window={window} is not a positive number of words')
+  if not 0 <= subsample < 1:
+    raise UserError(f'objective.subsample={subsample} is no share: it is at least 0 and below 1')
+  known = np.zeros(1) if counts is None else counts
+  keep_V, to = keep_probability(known, subsample), output(known)
+
+  def draw(batch: Batch, key: Array) -> Batch:
+    assert counts is not None, 'lm.run.build.with_counts says how often words occur'
+    of_row, of_output = jax.random.split(key)
+    words_BT = batch['targets']
+    bits_BTx = jax.random.bits(of_row, (*words_BT.shape, 2))
+    kept_BT = _share(bits_BTx[..., 0]) < jnp.take(keep_V, words_BT)
+    window_BT = 1 + (bits_BTx[..., 1] % window).astype(jnp.int32)
+    drawn = {
+      'inputs': words_BT,
+      'centers': words_BT,
+      'neighbours': neighbours(kept_BT, window_BT, batch['segments']),
+      'weights': batch['weights'],
+    }
+    return drawn | to.draw(drawn, of_output)
+
+  def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
+    size = len(keep_V)
+    inputs, batch = _numbered(batch, ('inputs',), size)
+    outputs, batch = _numbered(batch, to.ids, size)
+    return {'embedding': inputs, 'unembedding': outputs}, batch
+
+  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+    found = apply(params, batch, key=key)
+    return {'loss': loss(to, found.hidden, found.unembed.kernel_VD, batch)}
+
+  return Objective(sums, lambda batch: {'loss': jnp.sum(batch['weights'])}, draw, rows)
+
+
+def keep_probability(counts: np.ndarray, subsample: float) -> np.ndarray:
+  """Returns with what probability each word stays, (V,) float32.
+
+  sqrt(t / f) + t / f of its share f of the corpus and t = `subsample`, at the most 1, as in the
+  program word2vec (the paper has 1 less sqrt(t / f) left out).
+  """
+  share_V = counts / max(1, counts.sum())
+  with np.errstate(divide='ignore', invalid='ignore'):
+    ratio_V = np.where(share_V > 0, subsample / share_V if subsample else 1.0, 0.0)
+  return np.minimum(1, np.sqrt(ratio_V) + ratio_V).astype(np.float32)
+
+
+def neighbours(kept_BT: Array, window_BT: Array, segments_BT: Array) -> Array:
+  """Returns (B, T, T) float32: 1 where the second word is a neighbour of the first.
+
+  Both are kept, in one segment, and at the most the first one's window apart, counting kept words.
+  """
+  at_BT = jnp.cumsum(kept_BT, axis=1, dtype=jnp.int32)
+  distance_BTS = jnp.abs(at_BT[:, :, None] - at_BT[:, None, :])
+  near = (distance_BTS > 0) & (distance_BTS <= window_BT[:, :, None])
+  there = kept_BT[:, :, None] & kept_BT[:, None, :]
+  return (near & there & (segments_BT[:, :, None] == segments_BT[:, None, :])).astype(jnp.float32)
+
+
+def _share(bits: Array) -> Array:
+  """Returns uniform numbers in [0, 1) of 24 of 32 random bits."""
+  return (bits >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _numbered(batch: Batch, names: tuple[str, ...], size: int) -> tuple[Array, Batch]:
+  """Returns the different ids in some arrays of a batch, and the batch with their places."""
+  rows_N, places_N = distinct(jnp.concatenate([batch[name].ravel() for name in names]), size)
+  ends = np.cumsum([batch[name].size for name in names])[:-1]
+  parts = zip(names, jnp.split(places_N, ends), strict=True)
+  return rows_N, {**batch, **{name: part.reshape(batch[name].shape) for name, part in parts}}

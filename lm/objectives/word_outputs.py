@@ -1,0 +1,165 @@
+"""What it is to find a word: to tell it from drawn ones, or its path down a tree.
+
+Both do without the softmax over all words, whose cost goes with their number.
+"""
+
+import heapq
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.errors import UserError
+from lm.nn.losses import logistic
+from lm.types import Array, Batch
+
+
+class WordOutput(NamedTuple):
+  """A way to find words.
+
+  Attributes:
+    draw: `(batch, key) -> arrays` of (B, ...) that the batch needs beside `centers` (B, T).
+    ids: names of the arrays of a batch that hold rows of the output table.
+    crossed: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
+      to find word t from vector s.
+    aligned: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, of word t from vector t.
+  """
+
+  draw: Callable[[Batch, Array], dict[str, Array]]
+  ids: tuple[str, ...]
+  crossed: Callable[[Array, Array, Batch, Array], Array]
+  aligned: Callable[[Array, Array, Batch, Array], Array]
+
+
+def negative_sampling(
+  counts: np.ndarray,
+  negatives: int = 5,
+  drawn: int = 4,
+  power: float = 0.75,
+  loss: Callable[[Array, Array], Array] = logistic,
+) -> WordOutput:
+  """Returns the telling of a word from others (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
+
+  The batch shares its drawn words, so that their scores are one product of matrices; each counts
+  for as much as to make `negatives` of them to a word. A word may be drawn where it is the right
+  one; the programs leave it out there.
+
+  Args:
+    counts: (V,) how often each token occurs.
+    negatives: how many drawn words weigh as much as one word that is there.
+    drawn: words drawn for each row of the batch.
+    power: they are drawn by their counts to this power.
+    loss: `(scores, labels) -> losses`, of lm.nn.losses: `logistic`, or `squared_sigmoid`.
+
+  Raises:
+    UserError: an argument is out of its range.
+  """
+  for key, value in (('negatives', negatives), ('drawn', drawn)):
+    if value < 1:
+      raise UserError(f'objective.output: {key}={value} is not a positive number of words')
+  mass_V = np.where(counts > 0, counts.astype(np.float64) ** power, 0)
+  # As 32-bit integers: in float32 the shares of rare words would be lost in a sum near 1.
+  cumulative_V = np.minimum(np.cumsum(mass_V) / max(mass_V.sum(), 1e-300) * 2**32, 2**32 - 1)
+  cumulative_V = cumulative_V.astype(np.uint32)
+
+  def draw(batch: Batch, key: Array) -> dict[str, Array]:
+    bits_BN = jax.random.bits(key, (batch['centers'].shape[0], drawn))
+    found = jnp.searchsorted(cumulative_V, bits_BN, side='right')
+    return {'negatives': jnp.minimum(found, len(cumulative_V) - 1).astype(jnp.int32)}
+
+  def against(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+    negatives_N = batch['negatives'].ravel()
+    flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    scores = jnp.matmul(flat, jnp.take(table_VD, negatives_N, axis=0).T)
+    each = negatives / len(negatives_N) * weights_BT.reshape(-1, 1)
+    return jnp.sum(loss(scores, jnp.zeros(())) * each)
+
+  def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
+    found_BTD = jnp.take(table_VD, batch['centers'], axis=0)
+    scores_BTS = jnp.einsum('btd,bsd->bts', found_BTD, hidden_BSD)
+    there = jnp.sum(loss(scores_BTS, jnp.ones(())) * weights_BTS)
+    return there + against(hidden_BSD, table_VD, batch, jnp.sum(weights_BTS, axis=1))
+
+  def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+    found_BTD = jnp.take(table_VD, batch['centers'], axis=0)
+    scores_BT = jnp.sum(found_BTD * hidden_BTD, axis=-1)
+    there = jnp.sum(loss(scores_BT, jnp.ones(())) * weights_BT)
+    return there + against(hidden_BTD, table_VD, batch, weights_BT)
+
+  return WordOutput(draw, ('centers', 'negatives'), crossed, aligned)
+
+
+def hierarchical_softmax(
+  counts: np.ndarray, loss: Callable[[Array, Array], Array] = logistic
+) -> WordOutput:
+  """Returns the finding of a word's path down the Huffman tree (Morin and Bengio 2005; the same).
+
+  With the logistic loss a word's probability is the product of those of its turns, and over all
+  words they sum to 1. The output table has the vectors of inner nodes, of which a tree of V words
+  has V - 1.
+
+  Args:
+    counts: (V,) how often each token occurs.
+    loss: as in `negative_sampling`.
+  """
+  nodes_VL, turns_VL, lengths_V = huffman(counts)
+
+  def draw(batch: Batch, key: Array) -> dict[str, Array]:
+    del key
+    centers_BT = batch['centers']
+    along_L = jnp.arange(nodes_VL.shape[1])
+    return {
+      'nodes': jnp.take(nodes_VL, centers_BT, axis=0),
+      'turns': jnp.take(turns_VL, centers_BT, axis=0),
+      'on_path': (along_L < jnp.take(lengths_V, centers_BT)[..., None]).astype(jnp.float32),
+    }
+
+  def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
+    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0)
+    scores_BTLS = jnp.einsum('btld,bsd->btls', nodes_BTLD, hidden_BSD)
+    losses_BTLS = loss(scores_BTLS, batch['turns'][..., None])
+    return jnp.sum(losses_BTLS * batch['on_path'][..., None] * weights_BTS[:, :, None])
+
+  def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0)
+    losses_BTL = loss(jnp.einsum('btld,btd->btl', nodes_BTLD, hidden_BTD), batch['turns'])
+    return jnp.sum(losses_BTL * batch['on_path'] * weights_BT[..., None])
+
+  return WordOutput(draw, ('nodes',), crossed, aligned)
+
+
+def huffman(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns each word's path in the Huffman tree of their counts (Huffman 1952).
+
+  Returns:
+    (V, L) int32 the inner nodes from the root on, (V, L) float32 the turns, 1 to the rarer side,
+    and (V,) int32 how long the path is; it is 0 for words that do not occur.
+  """
+  words = np.flatnonzero(counts)
+  heap = [(int(counts[word]), i, int(word)) for i, word in enumerate(words)]
+  heapq.heapify(heap)
+  parents: dict[int, tuple[int, int]] = {}  # of a word w, or of an inner node as ~node
+  for node in range(max(0, len(words) - 1)):
+    (light, _, left), (heavy, _, right) = heapq.heappop(heap), heapq.heappop(heap)
+    parents[left], parents[right] = (~node, 1), (~node, 0)
+    heapq.heappush(heap, (light + heavy, len(words) + node, ~node))
+  paths: dict[int, list[tuple[int, int]]] = {}
+  for word in words.tolist():
+    path, member = [], word
+    while member in parents:
+      member, turn = parents[member]
+      path.append((~member, turn))
+    paths[word] = path[::-1]
+  longest = max(map(len, paths.values()), default=0) or 1
+  nodes, turns = (
+    np.zeros((len(counts), longest), np.int32),
+    np.zeros((len(counts), longest), np.float32),
+  )
+  lengths = np.zeros(len(counts), np.int32)
+  for word, path in paths.items():
+    lengths[word] = len(path)
+    if path:
+      nodes[word, : len(path)], turns[word, : len(path)] = zip(*path, strict=True)
+  return nodes, turns, lengths
