@@ -40,10 +40,10 @@ class Embeddings(nn.Module):
     del cache
     table_VD = self._table('embedding', small_uniform)
     kernel_VD = self._table('unembedding', self.output_init)
-    hidden_BTD, bias_V = jnp.take(table_VD, batch['inputs'], axis=0), None
+    hidden_BTD, bias_V = jnp.take(table_VD, batch['inputs'], axis=0, mode='clip'), None
     if self.biases:
       own_V1, bias_V1 = (self._bias(name) for name in ('bias', 'unembedding_bias'))
-      own_BT1 = jnp.take(own_V1, batch['inputs'], axis=0)
+      own_BT1 = jnp.take(own_V1, batch['inputs'], axis=0, mode='clip')
       hidden_BTD = jnp.concatenate([hidden_BTD, own_BT1], axis=-1)
       kernel_VD = jnp.concatenate([kernel_VD, jnp.ones_like(bias_V1)], axis=-1)
       bias_V = bias_V1[:, 0]

@@ -160,7 +160,9 @@ def _unchunked(x: Array) -> Array:
 
 def logistic(scores: Array, labels: Array) -> Array:
   """Returns -log of the probability sigmoid(score) of labels 1, or 1 - sigmoid(score) of 0."""
-  return jax.nn.softplus(jnp.where(labels > 0, -scores, scores))
+  # Not jax.nn.softplus, which takes a third longer for the sake of infinite scores.
+  wrong = jnp.where(labels > 0, -scores, scores)
+  return jnp.maximum(wrong, 0) + jnp.log1p(jnp.exp(-jnp.abs(wrong)))
 
 
 def squared_sigmoid(scores: Array, labels: Array) -> Array:

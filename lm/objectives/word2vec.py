@@ -42,7 +42,8 @@ def skip_gram(
   """
 
   def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
-    return to.crossed(hidden_BTD, table_VD, batch, batch['neighbours'])
+    weights_BTS = batch['neighbours'].astype(hidden_BTD.dtype)
+    return to.crossed(hidden_BTD, table_VD, batch, weights_BTS)
 
   return _objective(loss, window, subsample, output, counts)
 
@@ -66,7 +67,7 @@ def cbow(
   """
 
   def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
-    neighbours_BTS = batch['neighbours']
+    neighbours_BTS = batch['neighbours'].astype(hidden_BTD.dtype)
     count_BT1 = jnp.sum(neighbours_BTS, axis=2, keepdims=True)
     sum_BTD = jnp.einsum('bts,bsd->btd', neighbours_BTS, hidden_BTD)
     mean_BTD = sum_BTD / jnp.maximum(count_BT1, 1)
@@ -96,7 +97,7 @@ def _objective(
     of_row, of_output = jax.random.split(key)
     words_BT = batch['targets']
     bits_BTx = jax.random.bits(of_row, (*words_BT.shape, 2))
-    kept_BT = _share(bits_BTx[..., 0]) < jnp.take(keep_V, words_BT)
+    kept_BT = _share(bits_BTx[..., 0]) < jnp.take(keep_V, words_BT, mode='clip')
     window_BT = 1 + (bits_BTx[..., 1] % window).astype(jnp.int32)
     drawn = {
       'inputs': words_BT,
@@ -132,7 +133,7 @@ def keep_probability(counts: np.ndarray, subsample: float) -> np.ndarray:
 
 
 def neighbours(kept_BT: Array, window_BT: Array, segments_BT: Array) -> Array:
-  """Returns (B, T, T) float32: 1 where the second word is a neighbour of the first.
+  """Returns (B, T, T) bool: whether the second word is a neighbour of the first.
 
   Both are kept, in one segment, and at the most the first one's window apart, counting kept words.
   """
@@ -140,7 +141,7 @@ def neighbours(kept_BT: Array, window_BT: Array, segments_BT: Array) -> Array:
   distance_BTS = jnp.abs(at_BT[:, :, None] - at_BT[:, None, :])
   near = (distance_BTS > 0) & (distance_BTS <= window_BT[:, :, None])
   there = kept_BT[:, :, None] & kept_BT[:, None, :]
-  return (near & there & (segments_BT[:, :, None] == segments_BT[:, None, :])).astype(jnp.float32)
+  return near & there & (segments_BT[:, :, None] == segments_BT[:, None, :])
 
 
 def _share(bits: Array) -> Array:

@@ -72,18 +72,18 @@ def negative_sampling(
   def against(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
     negatives_N = batch['negatives'].ravel()
     flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    scores = jnp.matmul(flat, jnp.take(table_VD, negatives_N, axis=0).T)
+    scores = jnp.matmul(flat, jnp.take(table_VD, negatives_N, axis=0, mode='clip').T)
     each = negatives / len(negatives_N) * weights_BT.reshape(-1, 1)
     return jnp.sum(loss(scores, jnp.zeros(())) * each)
 
   def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
-    found_BTD = jnp.take(table_VD, batch['centers'], axis=0)
+    found_BTD = jnp.take(table_VD, batch['centers'], axis=0, mode='clip')
     scores_BTS = jnp.einsum('btd,bsd->bts', found_BTD, hidden_BSD)
     there = jnp.sum(loss(scores_BTS, jnp.ones(())) * weights_BTS)
     return there + against(hidden_BSD, table_VD, batch, jnp.sum(weights_BTS, axis=1))
 
   def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
-    found_BTD = jnp.take(table_VD, batch['centers'], axis=0)
+    found_BTD = jnp.take(table_VD, batch['centers'], axis=0, mode='clip')
     scores_BT = jnp.sum(found_BTD * hidden_BTD, axis=-1)
     there = jnp.sum(loss(scores_BT, jnp.ones(())) * weights_BT)
     return there + against(hidden_BTD, table_VD, batch, weights_BT)
@@ -117,13 +117,13 @@ def hierarchical_softmax(
     }
 
   def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
-    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0)
+    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0, mode='clip')
     scores_BTLS = jnp.einsum('btld,bsd->btls', nodes_BTLD, hidden_BSD)
     losses_BTLS = loss(scores_BTLS, batch['turns'][..., None])
     return jnp.sum(losses_BTLS * batch['on_path'][..., None] * weights_BTS[:, :, None])
 
   def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
-    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0)
+    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0, mode='clip')
     losses_BTL = loss(jnp.einsum('btld,btd->btl', nodes_BTLD, hidden_BTD), batch['turns'])
     return jnp.sum(losses_BTL * batch['on_path'] * weights_BT[..., None])
 

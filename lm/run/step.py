@@ -1,5 +1,6 @@
 """The one train step, for every objective, compiled once for any mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -77,8 +78,13 @@ def make_train_step(
   counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
   `skipped` and `streak`.
   """
+  one = _step(functions, seed, microbatches)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    return one(state, _drawn(functions, seed, state.step, batch))
+
   rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  return _jitted(_step(functions, seed, microbatches), functions, state, rows)
+  return _jitted(step, functions, state, rows)
 
 
 def make_train_steps(
@@ -87,11 +93,24 @@ def make_train_steps(
   """Returns `make_train_step` for several steps in one dispatch, one after another.
 
   Batches are stacked on a first axis, and so are the metrics. A small step takes less time than
-  it takes to start it from the host; here that is paid once.
+  it takes to start it from the host; here that is paid once. What is random in the batches is
+  drawn for all of them at once, before the first step.
   """
-  step = _step(functions, seed, microbatches)
+  one = _step(functions, seed, microbatches)
+
+  def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    count = jax.tree.leaves(batches)[0].shape[0]
+    draw = functools.partial(_drawn, functions, seed)
+    return jax.lax.scan(one, state, jax.vmap(draw)(state.step + jnp.arange(count), batches))
+
   rows = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
-  return _jitted(lambda state, batches: jax.lax.scan(step, state, batches), functions, state, rows)
+  return _jitted(steps, functions, state, rows)
+
+
+def _drawn(functions: Functions, seed: int, step: Array, batch: Batch) -> Batch:
+  """Returns the batch of a step, counted from 0, with what is random in it."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return functions.objective.draw(batch, draw_key(key))
 
 
 def _jitted(
@@ -114,7 +133,6 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     whole = state.params, state.opt_state
-    batch = functions.objective.draw(batch, draw_key(key))
     rows, batch = functions.objective.rows(batch)
     params, opt_state = sparse.take(whole, rows)
     grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
