@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import UserError
-from lm.nn.rows import distinct
+from lm.nn.rows import renumbered
 from lm.objectives.word_outputs import WordOutput, negative_sampling
 from lm.types import Apply, Array, Batch, Objective, Params
 
@@ -109,8 +109,8 @@ def _objective(
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
     size = len(keep_V)
-    inputs, batch = _numbered(batch, ('inputs',), size)
-    outputs, batch = _numbered(batch, to.ids, size)
+    inputs, batch = renumbered(batch, ('inputs',), size)
+    outputs, batch = renumbered(batch, to.ids, size)
     return {'embedding': inputs, 'unembedding': outputs}, batch
 
   def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
@@ -147,11 +147,3 @@ def neighbours(kept_BT: Array, window_BT: Array, segments_BT: Array) -> Array:
 def _share(bits: Array) -> Array:
   """Returns uniform numbers in [0, 1) of 24 of 32 random bits."""
   return (bits >> 8).astype(jnp.float32) * 2.0**-24
-
-
-def _numbered(batch: Batch, names: tuple[str, ...], size: int) -> tuple[Array, Batch]:
-  """Returns the different ids in some arrays of a batch, and the batch with their places."""
-  rows_N, places_N = distinct(jnp.concatenate([batch[name].ravel() for name in names]), size)
-  ends = np.cumsum([batch[name].size for name in names])[:-1]
-  parts = zip(names, jnp.split(places_N, ends), strict=True)
-  return rows_N, {**batch, **{name: part.reshape(batch[name].shape) for name, part in parts}}

@@ -109,11 +109,11 @@ def hierarchical_softmax(
   def draw(batch: Batch, key: Array) -> dict[str, Array]:
     del key
     centers_BT = batch['centers']
-    along_L = jnp.arange(nodes_VL.shape[1])
+    along_11L = jnp.arange(nodes_VL.shape[1])[None, None]
     return {
       'nodes': jnp.take(nodes_VL, centers_BT, axis=0),
       'turns': jnp.take(turns_VL, centers_BT, axis=0),
-      'on_path': (along_L < jnp.take(lengths_V, centers_BT)[..., None]).astype(jnp.float32),
+      'on_path': (along_11L < jnp.take(lengths_V, centers_BT)[..., None]).astype(jnp.float32),
     }
 
   def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:

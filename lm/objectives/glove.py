@@ -1,0 +1,50 @@
+"""GloVe (Pennington et al. 2014): logarithms of co-occurrence counts from pairs of vectors."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from lm.errors import UserError
+from lm.nn.rows import renumbered
+from lm.types import Apply, Array, Batch, Objective, Params
+
+
+def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None = None) -> Objective:
+  """Returns weighted least squares, the paper's eq. 8: f(x) (w_i c_j + b_i + b_j - log x)^2 / 2.
+
+  f(x) = min(1, x / x_max)^power (eq. 9) keeps rare pairs, which are noise, from counting for as
+  much as others. The sum is over the pairs that occur; others have no logarithm. It has no matrix
+  form such as |W C' - log X|^2 over all pairs, which some texts give it.
+
+  A batch has `inputs` i, `neighbours` j and `counts` x, each (B, T). The half is that of the
+  authors' program, and the loss a mean over pairs.
+
+  Args:
+    x_max: the count from which on pairs weigh 1.
+    power: the paper's alpha.
+    counts: (V,) how often each token occurs.
+
+  Raises:
+    UserError: an argument is out of its range.
+  """
+  if not x_max > 0:
+    raise UserError(f'objective.x_max={x_max} is not above 0')
+  if power < 0:
+    raise UserError(f'objective.power={power} is below 0')
+
+  def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
+    assert counts is not None, 'lm.run.build.with_counts says how many words there are'
+    words, batch = renumbered(batch, ('inputs',), len(counts))
+    others, batch = renumbered(batch, ('neighbours',), len(counts))
+    tables = {'embedding': words, 'bias': words, 'unembedding': others, 'unembedding_bias': others}
+    return tables, batch
+
+  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+    found = apply(params, batch, key=key)
+    kernel_BTD = jnp.take(found.unembed.kernel_VD, batch['neighbours'], axis=0, mode='clip')
+    bias_BT = jnp.take(found.unembed.bias_V, batch['neighbours'], mode='clip')
+    count_BT = jnp.maximum(batch['counts'], 1e-30)  # of padding, which weighs nothing
+    error_BT = jnp.sum(found.hidden * kernel_BTD, axis=-1) + bias_BT - jnp.log(count_BT)
+    weight_BT = batch['weights'] * jnp.minimum(1, count_BT / x_max) ** power
+    return {'loss': jnp.sum(weight_BT * jnp.square(error_BT)) / 2}
+
+  return Objective(sums, lambda batch: {'loss': jnp.sum(batch['weights'])}, rows=rows)

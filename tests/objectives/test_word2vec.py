@@ -1,0 +1,219 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.errors import UserError
+from lm.models.embeddings import Embeddings
+from lm.nn.losses import logistic, squared_sigmoid
+from lm.objectives import word2vec
+from lm.objectives.word_outputs import hierarchical_softmax, huffman, negative_sampling
+from lm.run.build import apply_of
+
+COUNTS = np.array([0, 0, 40, 25, 12, 9, 6, 4, 3, 1])  # END and <unk> are no words
+V, D, B, T = len(COUNTS), 5, 3, 12
+
+
+@pytest.fixture
+def apply():
+  return apply_of(Embeddings(V, D, T))
+
+
+@pytest.fixture
+def params():
+  rng = np.random.default_rng(0)
+  names = ('embedding', 'unembedding')
+  return {name: jnp.asarray(rng.normal(size=(V, D)), jnp.float32) for name in names}
+
+
+@pytest.fixture
+def batch():
+  rng = np.random.default_rng(1)
+  segments = np.repeat([[1] * 5 + [2] * 7], B, axis=0)
+  segments[-1, 10:] = 0
+  return {
+    'inputs': jnp.zeros((B, T), jnp.int32),  # not read: the words are the targets
+    'targets': jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32),
+    'segments': jnp.asarray(segments, jnp.int32),
+    'weights': jnp.asarray(segments > 0, jnp.float32),
+  }
+
+
+def _softplus(x):
+  return np.log1p(np.exp(x))
+
+
+def _pairs(batch):
+  """The pairs (row, word, neighbour) of a drawn batch."""
+  return np.argwhere(np.asarray(batch['neighbours'])).tolist()
+
+
+def test_neighbours_are_those_that_a_walk_over_the_kept_words_finds():
+  rng = np.random.default_rng(2)
+  kept = rng.random((8, 20)) < 0.6
+  window = rng.integers(1, 4, (8, 20))
+  segments = np.sort(rng.integers(1, 4, (8, 20)), axis=1)
+  found = np.asarray(
+    word2vec.neighbours(jnp.asarray(kept), jnp.asarray(window), jnp.asarray(segments))
+  )
+  expected = np.zeros((8, 20, 20), bool)
+  for b in range(8):
+    there = np.flatnonzero(kept[b]).tolist()
+    for i, word in enumerate(there):
+      width = window[b, word]
+      for other in there[max(0, i - width) : i] + there[i + 1 : i + 1 + width]:
+        expected[b, word, other] = segments[b, word] == segments[b, other]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_words_are_kept_as_the_program_word2vec_keeps_them():
+  counts = np.array([0, 1, 99, 900])
+  # f = 0.001, 0.099, 0.9 and t = 0.01: sqrt(t / f) + t / f.
+  expected = [0, 1, np.sqrt(0.01 / 0.099) + 0.01 / 0.099, np.sqrt(0.01 / 0.9) + 0.01 / 0.9]
+  np.testing.assert_allclose(word2vec.keep_probability(counts, 0.01), expected, rtol=1e-6)
+  np.testing.assert_array_equal(word2vec.keep_probability(counts, 0), [0, 1, 1, 1])
+
+
+def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
+  output = functools.partial(negative_sampling, negatives=3, drawn=2)
+  objective = word2vec.skip_gram(2, 0, output, COUNTS)
+  drawn = objective.draw(batch, jax.random.key(0))
+  words, table = np.asarray(drawn['centers']), np.asarray(params['unembedding'])
+  negatives = np.asarray(drawn['negatives']).ravel()
+  expected = 0.0
+  for b, t, s in _pairs(drawn):
+    vector = np.asarray(params['embedding'])[words[b, s]]
+    expected += _softplus(-table[words[b, t]] @ vector)
+    expected += 3 / len(negatives) * sum(_softplus(table[n] @ vector) for n in negatives)
+  assert len(_pairs(drawn)) > 20
+  found = objective.sums(apply, params, drawn, None)['loss']
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert objective.weights(drawn)['loss'] == batch['weights'].sum()
+
+
+def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_gradient(
+  apply, params, batch
+):
+  output = functools.partial(negative_sampling, negatives=3, drawn=2)
+  objective = word2vec.cbow(2, 0, output, COUNTS)
+  drawn = objective.draw(batch, jax.random.key(0))
+  words, table = np.asarray(drawn['centers']), np.asarray(params['unembedding'])
+  vectors, negatives = np.asarray(params['embedding']), np.asarray(drawn['negatives']).ravel()
+  loss, gradient = 0.0, np.zeros((V, D))
+  for b, t in np.argwhere(np.asarray(drawn['neighbours']).any(2)):
+    near = words[b, np.asarray(drawn['neighbours'])[b, t]]
+    mean = vectors[near].mean(0)
+    loss += _softplus(-table[words[b, t]] @ mean)
+    loss += 3 / len(negatives) * sum(_softplus(table[n] @ mean) for n in negatives)
+    error = -table[words[b, t]] / (1 + np.exp(table[words[b, t]] @ mean))
+    for n in negatives:
+      error = error + 3 / len(negatives) * table[n] / (1 + np.exp(-table[n] @ mean))
+    np.add.at(gradient, near, error)
+  sums = lambda p: objective.sums(apply, p, drawn, None)['loss']  # noqa: E731
+  np.testing.assert_allclose(sums(params), loss, rtol=1e-5)
+  np.testing.assert_allclose(jax.grad(sums)(params)['embedding'], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('make', [word2vec.skip_gram, word2vec.cbow])
+@pytest.mark.parametrize('output', [negative_sampling, hierarchical_softmax])
+def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params, batch):
+  objective = make(2, 1e-1, output, COUNTS)
+  drawn = objective.draw(batch, jax.random.key(3))
+  rows, numbered = objective.rows(drawn)
+  some = {name: params[name].at[r].get(mode='fill', fill_value=0) for name, r in rows.items()}
+  sums = lambda p, b: objective.sums(apply, p, b, None)['loss']  # noqa: E731
+  whole, part = jax.grad(sums)(params, drawn), jax.grad(sums)(some, numbered)
+  np.testing.assert_allclose(sums(some, numbered), sums(params, drawn), rtol=1e-6)
+  for name, r in rows.items():
+    back = jnp.zeros((V, D)).at[r].set(part[name], mode='drop')
+    np.testing.assert_allclose(back, whole[name], rtol=1e-4, atol=1e-5)
+    assert not np.asarray(whole[name])[np.setdiff1d(np.arange(V), r)].any()
+
+
+def test_negatives_are_drawn_by_their_counts_to_the_power():
+  output = negative_sampling(COUNTS, drawn=400, power=0.75)
+  batch = {'centers': jnp.zeros((100, 1), jnp.int32)}
+  drawn = np.asarray(output.draw(batch, jax.random.key(0))['negatives']).ravel()
+  shares = COUNTS**0.75 / (COUNTS**0.75).sum()
+  found = np.bincount(drawn, minlength=V) / len(drawn)
+  assert not found[:2].any()
+  np.testing.assert_allclose(found, shares, atol=4 * np.sqrt(0.25 / len(drawn)))
+
+
+def test_what_is_drawn_goes_by_the_key_and_the_row(batch):
+  objective = word2vec.skip_gram(3, 1e-1, negative_sampling, COUNTS)
+  one, same, other = (objective.draw(batch, jax.random.key(k)) for k in (0, 0, 1))
+  np.testing.assert_array_equal(one['neighbours'], same['neighbours'])
+  assert (one['neighbours'] != other['neighbours']).any()
+  assert (one['negatives'] != other['negatives']).any()
+  twice = objective.draw({k: jnp.repeat(x[:1], 2, 0) for k, x in batch.items()}, jax.random.key(0))
+  assert (twice['neighbours'][0] != twice['neighbours'][1]).any()
+
+
+def test_no_pair_has_a_token_that_is_no_word(batch):
+  objective = word2vec.skip_gram(3, 0, negative_sampling, COUNTS)
+  drawn = objective.draw(batch, jax.random.key(0))
+  words = np.asarray(drawn['centers'])
+  assert (words < 2).any()
+  assert all(words[b, t] > 1 and words[b, s] > 1 for b, t, s in _pairs(drawn))
+
+
+def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
+  output = hierarchical_softmax(COUNTS)
+  words = jnp.arange(2, V)[:, None]
+  extra = output.draw({'centers': words}, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(V, D)), jnp.float32)
+  vector = jnp.broadcast_to(jnp.asarray(rng.normal(size=D), jnp.float32), (1, 1, D))
+
+  def nats(i):
+    row = {name: x[i : i + 1] for name, x in ({'centers': words} | extra).items()}
+    crossed = output.crossed(vector, table, row, jnp.ones((1, 1, 1)))
+    aligned = output.aligned(vector, table, row, jnp.ones((1, 1)))
+    np.testing.assert_allclose(crossed, aligned, rtol=1e-5)
+    return float(aligned)
+
+  np.testing.assert_allclose(sum(np.exp(-nats(i)) for i in range(V - 2)), 1, rtol=1e-5)
+
+
+def test_paths_are_those_of_a_huffman_tree():
+  nodes, turns, lengths = huffman(COUNTS)
+  present = np.flatnonzero(COUNTS)
+  # Kraft's equality: a full binary tree. Its cost by hand: the sum of all merged weights of
+  # 1 3 4 6 9 12 25 40 is 4 + 8 + 14 + 21 + 35 + 60 + 100.
+  assert sum(0.5 ** lengths[present]) == 1
+  assert (lengths * COUNTS).sum() == 4 + 8 + 14 + 21 + 35 + 60 + 100
+  codes = {tuple(turns[w, : lengths[w]]) for w in present}
+  assert len(codes) == len(present)
+  assert (lengths[COUNTS == 0] == 0).all()
+  # One root for all, and as many inner nodes as words less one.
+  assert len({nodes[w, 0] for w in present}) == 1
+  assert {n for w in present for n in nodes[w, : lengths[w]]} == set(range(len(present) - 1))
+
+
+def test_losses_of_scores_and_their_gradients():
+  scores = jnp.array([-30.0, -2.0, 0.0, 0.5, 30.0])
+  sigmoid = 1 / (1 + np.exp(-np.float64(scores)))
+  for label in (0.0, 1.0):
+    nats = np.logaddexp(0, np.float64(-scores if label else scores))
+    np.testing.assert_allclose(logistic(scores, jnp.array(label)), nats, rtol=2e-6)
+    slope = jax.grad(lambda s, label=label: logistic(s, jnp.array(label)).sum())(scores)
+    np.testing.assert_allclose(slope, sigmoid - label, rtol=1e-5, atol=1e-7)
+    found = squared_sigmoid(scores, jnp.array(label))
+    np.testing.assert_allclose(found, (label - sigmoid) ** 2, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('make', 'told'),
+  [
+    (lambda: word2vec.skip_gram(window=0), 'objective.window=0 is not'),
+    (lambda: word2vec.cbow(subsample=1.5), 'objective.subsample=1.5 is no share'),
+    (lambda: negative_sampling(COUNTS, negatives=0), 'negatives=0 is not'),
+    (lambda: negative_sampling(COUNTS, drawn=0), 'drawn=0 is not'),
+  ],
+)
+def test_arguments_out_of_range_are_told(make, told):
+  with pytest.raises(UserError, match=told):
+    make()
