@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lm.types import Array, Params
 
@@ -21,13 +22,13 @@ def take(state: State, rows: Mapping[str, Array]) -> State:
 
   Args:
     state: the whole; parts of the optimizer's that mirror the parameters are treated like them.
-    rows: by parameter name, the rows (N,); those out of range give zeros.
+    rows: by parameter name, the rows (N,); those out of range give any row, which `put` leaves out.
   """
 
   def node(part: Any) -> Any:
     if not mirrors(part):
       return part
-    taken = {name: part[name].at[r].get(mode='fill', fill_value=0) for name, r in rows.items()}
+    taken = {name: jnp.take(part[name], r, axis=0, mode='clip') for name, r in rows.items()}
     return {**part, **taken}
 
   mirrors = _mirrors(state)
