@@ -7,11 +7,11 @@
   python -m lm.vectors import --workdir=NEW --file=FILE [--format=word2vec|word2vec_binary|glove]
   python -m lm.vectors map --workdir=DIR --out=FILE.html [--words=N | WORD...]
 
-`nearest` writes lines of word, neighbour and cosine, `analogy` words that are to C as B is to A, with
-their scores; tabs are between. `similarity` writes one JSON object, of shares: of pairs Spearman's
-correlation, of questions the accuracies of 3CosAdd and 3CosMul, of both the coverage. `import` makes
-a workdir of a file for lm.load and init.workdir to read. `map` writes a page of the words given, or
-of the N first ones of the vocabulary. After -- a word may begin with a dash.
+`nearest` writes lines of word, neighbour and cosine, `analogy` words that are to C as B is to A,
+with their scores; tabs are between. `similarity` writes one JSON object, of shares: of pairs
+Spearman's correlation, of questions the accuracies of 3CosAdd and 3CosMul, of both the coverage.
+`import` makes a workdir of a file for lm.load and init.workdir to read. `map` writes a page of the
+words given, or of the N first ones of the vocabulary. After -- a word may begin with a dash.
 """
 
 import json

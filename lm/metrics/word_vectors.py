@@ -81,9 +81,8 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
 def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorMetric:
   """Returns the metric 'accuracy' and 'coverage' of words that belong together.
 
-  The accuracy is the share of words whose nearest, among all words here, is of their own group.
-  The coverage is the share of words that could be asked: the word is there, and another one of its
-  group.
+  The words asked are those that are there, with another one of their group; the coverage is their
+  share. The accuracy is the share of them whose nearest, among the words asked, is of their group.
 
   Args:
     groups: the words of each group, as in {'days': ['monday', 'friday'], 'months': ['may', ...]}.

@@ -85,7 +85,7 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
     for i, word in enumerate(words):
       if word in vectors.index:
         table[i] = vectors.matrix[vectors.index[word]]
-    params = {'embedding': jnp.asarray(table), 'unembedding': jnp.zeros(table.shape)}
+    params = {'embedding': table, 'unembedding': np.zeros_like(table)}
     zero = jnp.zeros((), jnp.int32)
     checkpoints = Checkpoints(folder)
     try:
