@@ -53,13 +53,13 @@ def main(argv: list[str]) -> None:
 
 
 def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
+  if not words:
+    raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
+  _check_k()
   from lm.run.word_vectors import of_run
   from lm.text import vector_space
   from lm.text.vectors import row
 
-  if not words:
-    raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
-  _check_k()
   vectors = of_run(workdir, flags.FLAGS.step)
   for word in words:
     row(vectors, word)  # all are looked up before anything is written
@@ -69,16 +69,16 @@ def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
 
 
 def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
-  from lm.metrics.word_vectors import SCORES
-  from lm.run.word_vectors import of_run
-  from lm.text import vector_space
-
   if len(words) != 3:
     raise UserError(
       f'analogy needs three words, as in: analogy --workdir=DIR man king woman; not {len(words)}'
     )
   _check_k()
   _check_choice('score', _SCORES)
+  from lm.metrics.word_vectors import SCORES
+  from lm.run.word_vectors import of_run
+  from lm.text import vector_space
+
   vectors = of_run(workdir, flags.FLAGS.step)
   score = SCORES[flags.FLAGS.score]
   a, b, c = words
@@ -87,27 +87,28 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
 
 
 def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
-  from lm.metrics.word_vectors import pairs, questions
-  from lm.run import vector_metrics
-  from lm.run.word_vectors import of_run
-
   _check_no_words(words)
   if not flags.FLAGS.pairs and not flags.FLAGS.questions:
     raise UserError('similarity needs --pairs=FILE or --questions=FILE')
+  from lm.metrics.word_vectors import pairs, questions
+
   metrics = [pairs(file) for file in flags.FLAGS.pairs]
   metrics += [questions(file, sections=True) for file in flags.FLAGS.questions]
+  from lm.run import vector_metrics
+  from lm.run.word_vectors import of_run
+
   vector_metrics.check_names(metrics, '--pairs and --questions: files need names of their own')
   found = vector_metrics.scores(metrics, of_run(workdir, flags.FLAGS.step))
   print(json.dumps(found.values, ensure_ascii=False))
 
 
 def _export(workdir: pathlib.Path, words: list[str]) -> None:
-  from lm.run.word_vectors import of_run
-  from lm.text import vector_files
-
   _check_no_words(words)
   _check_choice('format', _FORMATS)
   out = _out('vectors.txt')
+  from lm.run.word_vectors import of_run
+  from lm.text import vector_files
+
   write = {
     'word2vec': vector_files.write_word2vec_text,
     'word2vec_binary': vector_files.write_word2vec_binary,
@@ -119,32 +120,34 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 
 
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
-  from lm.run.word_vectors import check_free, write_run
-  from lm.text import vector_files
-
   _check_no_words(words)
   _check_choice('format', _FORMATS)
+  file = cli.required('file', 'vectors.txt')
+  from lm.run.files import check_free
+  from lm.text import vector_files
+
+  check_free(workdir)  # before a large file is read
   read = {
     'word2vec': vector_files.read_word2vec_text,
     'word2vec_binary': vector_files.read_word2vec_binary,
     'glove': vector_files.read_glove,
   }[flags.FLAGS.format]
-  file = cli.required('file', 'vectors.txt')
-  check_free(workdir)  # a large file takes minutes
   vectors = read(file)
+  from lm.run.word_vectors import write_run
+
   write_run(vectors, workdir)
   print(f'{workdir}: {_size(vectors)}')
 
 
 def _map(workdir: pathlib.Path, words: list[str]) -> None:
-  from lm.run import files, record, report, sections, word_map
-  from lm.run.word_vectors import of_run
-
   if words and flags.FLAGS['words'].present:
     raise UserError(f'--words={flags.FLAGS.words}: give a number or words, not both')
   if flags.FLAGS.words < 1:
     raise UserError(f'--words={flags.FLAGS.words} is not a positive number')
   out = _out('map.html')
+  from lm.run import files, record, report, sections, word_map
+  from lm.run.word_vectors import of_run
+
   vectors = of_run(workdir, flags.FLAGS.step)
   found = word_map.find(vectors, words or vectors.words[: flags.FLAGS.words])
   page = report.page(record.read(workdir), (sections.heading, lambda run: word_map.show(found)))

@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 
 from lm.config import base
 from lm.errors import UserError
-from lm.run import experiment, kept, word_map
+from lm.run import experiment, files, kept, word_map
 from lm.run.checkpoint import Checkpoints
 from lm.run.load import load
 from lm.run.logging import Events
@@ -99,19 +99,10 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
     kept.write_word_map(folder, 0, word_map.find(vectors, vectors.words[:MAPPED]))
 
 
-def check_free(workdir: str | Path) -> None:
-  """Raises UserError where `write_run` would not write: the directory holds something."""
-  workdir = Path(workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f'--workdir={workdir} is a file; give the name of a new directory')
-  if workdir.is_dir() and any(workdir.iterdir()):
-    raise UserError(f'--workdir={workdir} is not empty; give the name of a new directory')
-
-
 @contextlib.contextmanager
 def _whole(workdir: Path) -> Iterator[Path]:
   """Gives a directory beside `workdir` that takes its place in the end, or goes."""
-  check_free(workdir)
+  files.check_free(workdir)
   folder = workdir.absolute().with_name(f'{workdir.absolute().name}.{os.getpid()}.tmp')
   try:
     folder.mkdir(parents=True)
