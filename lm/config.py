@@ -89,6 +89,7 @@ def base() -> ConfigDict:
       'every': 250,  # steps; the last step is always evaluated
       'batch_size': 0,  # follows `batch_size`
       'sets': {'validation': evaluation('validation')},
+      'vectors': (),  # import paths of what is asked of word vectors (lm.metrics.word_vectors)
     }
   )
   config.decode = ConfigDict(
@@ -111,7 +112,9 @@ def base() -> ConfigDict:
   config.log = ConfigDict(
     {
       'every': 10,  # steps between lines of metrics.jsonl
-      'prompts': ('The ',),  # each is continued at every evaluation
+      'prompts': (
+        'The ',
+      ),  # continued at every evaluation; of word vectors: words (lm.run.samples)
       'sample_tokens': 100,
       'temperature': 0.8,
       'top_k': 50,

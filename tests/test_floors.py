@@ -124,6 +124,6 @@ def test_text_never_loads_jax():
   assert _heavy_after_importing('lm.nn.norm') != ''
 
 
-@pytest.mark.parametrize('program', ['train', 'evaluate', 'generate', 'prepare'])
+@pytest.mark.parametrize('program', ['train', 'evaluate', 'generate', 'prepare', 'vectors'])
 def test_programs_load_jax_only_after_their_flags_are_right(program):
   assert _heavy_after_importing(f'lm.{program}') == ''

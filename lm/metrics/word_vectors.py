@@ -1,25 +1,121 @@
-"""Word vectors against what people say of words: likeness of pairs, and analogies.
+"""Word vectors against what people say of words: likeness of pairs, analogies, groups.
 
 A word is looked up as it is written, or else in lower case. What has a word that is not there is
 left out, and the coverage says how much was not: compare scores of like coverage only.
+
+A config names the builder of a `VectorMetric` by import path, with literal arguments, as in
+'lm.metrics.word_vectors:pairs(file="$LM_DATA/word_eval/wordsim353.tsv")'.
 """
 
+import collections
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lm.errors import UserError
 from lm.metrics.labels import regression
 from lm.metrics.scores import Scores
-from lm.text.files import decode
-from lm.text.vector_space import Analogy, analogies, cosines, three_cos_add
+from lm.text.files import decode, expand
+from lm.text.vector_space import Analogy, analogies, cosines, three_cos_add, three_cos_mul, unit
 from lm.text.vectors import Vectors
 
 Pair = tuple[str, str, float]  # two words, and how alike people find them
 Question = tuple[str, str, str, str]  # a is to b as c to d
+SCORES: Mapping[str, Analogy] = {'add': three_cos_add, 'mul': three_cos_mul}
+
+
+class VectorMetric(NamedTuple):
+  """What is asked of word vectors, under a name of its own; the values are shares."""
+
+  name: str
+  score: Callable[[Vectors], Scores]
+
+
+def pairs(file: str, name: str = '') -> VectorMetric:
+  """Returns the metric 'spearman' and 'coverage' of a file of pairs, as of `similarity`.
+
+  Args:
+    file: as `read_pairs` takes it; ~ and $VARIABLES are replaced.
+    name: of the metric; that of the file, without its suffix, unless given.
+
+  Raises:
+    UserError: the file is missing or wrong; or, from the metric, no pair is covered.
+  """
+  path = expand(file, 'file')
+  read = read_pairs(path)
+  return VectorMetric(name or path.stem, lambda vectors: similarity(vectors, read))
+
+
+def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric:
+  """Returns the metric 'add_accuracy', 'mul_accuracy' and 'coverage' of a file of analogies.
+
+  The accuracies are those of 3CosAdd and of 3CosMul, as of `accuracy`.
+
+  Args:
+    file: as `read_questions` takes it; ~ and $VARIABLES are replaced.
+    name: of the metric; that of the file, without its suffix, unless given.
+    sections: whether each section has values too, as 'SECTION/add_accuracy'.
+
+  Raises:
+    UserError: the file is missing or wrong; or, from the metric, no question is covered.
+  """
+  path = expand(file, 'file')
+  read = read_questions(path)
+
+  def score(vectors: Vectors) -> Scores:
+    values: dict[str, float] = {}
+    for short, function in SCORES.items():
+      for key, value in accuracy(vectors, read, function).values.items():
+        if sections or '/' not in key:
+          values[re.sub('accuracy$', f'{short}_accuracy', key)] = value
+    return Scores(values)
+
+  return VectorMetric(name or path.stem, score)
+
+
+def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorMetric:
+  """Returns the metric 'accuracy' and 'coverage' of words that belong together.
+
+  The words asked are those that are there, with another one of their group; the coverage is their
+  share. The accuracy is the share of them whose nearest, among the words asked, is of their group.
+
+  Args:
+    groups: the words of each group, as in {'days': ['monday', 'friday'], 'months': ['may', ...]}.
+    name: of the metric.
+
+  Raises:
+    UserError: there are fewer than two groups, one has fewer than two words, or a word comes twice;
+      or, from the metric, fewer than two groups are covered.
+  """
+  words = [word for members in groups.values() for word in members]
+  of = np.array([i for i, members in enumerate(groups.values()) for _ in members])
+  if len(groups) < 2 or any(len(members) < 2 for members in groups.values()):
+    raise UserError(f'groups={dict(groups)!r:.80}: at least two groups of two words are needed')
+  if twice := [word for word, count in collections.Counter(words).items() if count > 1]:
+    raise UserError(f'groups: {twice[0]!r:.40} comes twice')
+
+  def score(vectors: Vectors) -> Scores:
+    rows, found = _covered(vectors, [(word,) for word in words])
+    inside = np.bincount(of[found], minlength=len(groups))
+    asked = np.flatnonzero(inside[of[found]] > 1)
+    if len(set(of[found][asked])) < 2:
+      raise UserError(
+        f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
+        'among the vectors'
+      )
+    kinds = of[found][asked]
+    directions = unit(vectors.matrix[[rows[i][0] for i in asked]])
+    cos = directions @ directions.T
+    np.fill_diagonal(cos, -np.inf)
+    right = kinds[cos.argmax(axis=1)] == kinds
+    return Scores({'accuracy': float(right.mean()), 'coverage': len(asked) / len(words)})
+
+  return VectorMetric(name, score)
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

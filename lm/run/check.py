@@ -63,6 +63,10 @@ def numbers(config: ConfigDict) -> None:
     raise UserError(f'model.logit_soft_cap={cap} is not above 0; leave it empty for none')
   if config.checkpoint.keep + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep=0 and checkpoint.keep_best=0 keep no checkpoint at all')
+  if not (config.checkpoint.keep or config.eval.sets or config.eval.vectors):
+    raise UserError(
+      'checkpoint.keep=0: with eval.sets and eval.vectors empty no checkpoint is best'
+    )
   dtype = _get(config, 'model.dtype')
   if dtype is not None and dtype not in ('float32', 'bfloat16', 'float16'):
     raise UserError(f'model.dtype={dtype!r} is none of float32, bfloat16, float16')

@@ -49,8 +49,12 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
     return FAILED
 
 
-def parse(argv: Sequence[str]) -> None:
-  """Parses absl flags; what is wrong with them becomes a UserError of one line."""
+def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
+  """Parses absl flags; what is wrong with them becomes a UserError of one line.
+
+  Returns:
+    The arguments that are no flags; there are none unless `positional` lets them be.
+  """
   try:
     rest = flags.FLAGS(list(argv))
   except flags.UnrecognizedFlagError as e:
@@ -58,8 +62,9 @@ def parse(argv: Sequence[str]) -> None:
     raise UserError(f'unknown flag --{e.flagname}{nearest(e.flagname, known)}') from e
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
     raise UserError(' '.join(str(e).split())) from e
-  if rest[1:]:
+  if rest[1:] and not positional:
     raise UserError(f'unexpected argument {rest[1]!r}; flags are written --name=value')
+  return rest[1:]
 
 
 def required(name: str, example: str) -> Any:

@@ -5,32 +5,38 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows, Rows
-from lm.decode.sampling import sampler
-from lm.decode.text import continuations
-from lm.errors import UserError, nearest
-from lm.run import build, kept
+from lm.errors import nearest
+from lm.run import build, kept, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions
 from lm.run.checkpoint import badness
 from lm.run.evaluate import EvalStep, evaluate, make_eval_step
 from lm.run.kept import Evaluated
 from lm.run.predict import Predictor
+from lm.run.samples import samples
 from lm.run.watch import Watch
+from lm.run.word_vectors import MAPPED, of_params
+from lm.text.vectors import Vectors
 from lm.types import Metric, Params
 
 
 class Evaluation(NamedTuple):
-  """What all sets say of a model: values and notes by 'eval/SET/METRIC', examples by set."""
+  """What all sets say of a model: values and notes by 'eval/SET/METRIC', examples by set.
+
+  What is said of its word vectors has the names 'eval/vectors/...'.
+  """
 
   values: dict[str, float]
   notes: dict[str, str]
   examples: dict[str, list[Evaluated]]
+  vectors: Vectors | None  # where evaluations look at them
 
 
 class Evaluators:
@@ -40,30 +46,18 @@ class Evaluators:
     predictors: of the sets that have corpus metrics.
 
   Raises:
-    UserError: a set is wrong, or there are prompts for a model that does not continue them.
+    UserError: a set or a metric is wrong, or the model can do nothing with a prompt.
   """
 
   def __init__(self, config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer):
-    if config.log.prompts and not functions.model.continues_prompts:
-      raise UserError(
-        f'log.prompts={tuple(config.log.prompts)!r}: only a decoder continues prompts, and '
-        f'model.fn={config.model.fn!r} is none; set log.prompts=()'
-      )
-    for prompt in config.log.prompts:
-      size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
-      if size > functions.model.context:
-        raise UserError(
-          f'log.prompts: {prompt[:40]!r} has {size} tokens and the model reads '
-          f'{functions.model.context}'
-        )
     self._config = config
     self._functions = functions
     self._tokenizer = tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
     self._select = meshes.local_rows(config.eval.batch_size, sharding)
-    self._choose = sampler(config.log.temperature, config.log.top_k, key='log.')
-    # Samples are few rows, which do not divide over a mesh.
-    self._apply = build.apply_of(functions.model)
+    self._samples = samples(config, functions, tokenizer)
+    self._vector_metrics = vector_metrics.of_config(config)
+    apply = build.apply_of(functions.model)
     self._sets: dict[str, tuple[Rows | FeatureRows, list[Metric], EvalStep]] = {}
     self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
@@ -78,7 +72,7 @@ class Evaluators:
       metrics = build.metrics(config, name)
       self._sets[name] = rows, metrics, make_eval_step(functions.apply, metrics)
       if isinstance(rows, FeatureRows) and section.scores:
-        self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, self._apply)
+        self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, apply)
 
   @functools.cached_property
   def _attention(self) -> AttentionMaps | None:
@@ -88,10 +82,10 @@ class Evaluators:
     return None
 
   def evaluate(self, params: Params) -> Evaluation:
-    """Returns the metrics of all sets, and the outputs for those that have corpus metrics.
+    """Returns the metrics of all sets and word vectors, and outputs for corpus metrics.
 
     Raises:
-      UserError: a corpus metric cannot be found, such as that of an empty set.
+      UserError: a metric cannot be found, such as that of an empty set.
     """
     values: dict[str, float] = {}
     notes: dict[str, str] = {}
@@ -106,10 +100,18 @@ class Evaluators:
       values |= {f'eval/{name}/{metric}': value for metric, value in scores.items()}
       notes |= {f'eval/{name}/{metric}': note for metric, note in of_metrics.items()}
       examples[name] = predictor.evaluated(predictions)
-    return Evaluation(values, notes, examples)
+    vectors = None
+    if vector_metrics.wanted(self._config, self._functions.model):
+      vectors = of_params(params, self._tokenizer)
+      # How long words are shows how they grow, also where nothing else is asked.
+      values['eval/vectors/mean_length'] = float(np.linalg.norm(vectors.matrix, axis=1).mean())
+      found = vector_metrics.scores(self._vector_metrics, vectors)
+      values |= {f'eval/vectors/{metric}': value for metric, value in found.values.items()}
+      notes |= {f'eval/vectors/{metric}': note for metric, note in found.notes.items()}
+    return Evaluation(values, notes, examples, vectors)
 
   def run(self, step: int, params: Params, watch: Watch) -> dict[str, float]:
-    """Evaluates a step of a run; writes numbers, outputs, attention maps and samples.
+    """Evaluates a step of a run; writes numbers, outputs, maps and samples.
 
     Returns:
       The numbers.
@@ -117,9 +119,9 @@ class Evaluators:
     found = self.evaluate(params)
     watch.metrics.write(step, found.values)
     summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in found.values.items())
-    watch.progress.message(f'step {step}: {summary}')
+    watch.progress.message(f'step {step}: {summary or "nothing to evaluate"}')
     best = self._config.checkpoint.best
-    if best not in found.values:
+    if found.values and best not in found.values:
       near = nearest(best, found.values)
       watch.progress.message(f'warning: checkpoint.best={best!r} is no metric of this run{near}')
     maps = None if self._attention is None else self._attention(params)
@@ -128,7 +130,7 @@ class Evaluators:
         self._keep(step, found, maps, watch.workdir)
       except OSError as e:  # a full disk costs the outputs and not the run
         watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
-    for i, (prompt, text) in enumerate(self.samples(params, step)):
+    for i, (prompt, text) in enumerate(self._samples(step, params, found.vectors)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
       watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
     return found.values
@@ -143,24 +145,6 @@ class Evaluators:
       kept.write_predictions(workdir, step, found.examples, found.notes, best)
     if maps is not None:
       kept.write_attention(workdir, next(iter(self._sets)), step, maps)
-
-  def samples(self, params: Params, step: int) -> list[tuple[str, str]]:
-    """Returns (prompt, continuation) of the configured prompts."""
-    log = self._config.log
-    prompts = list(log.prompts)
-    if not prompts:
-      return []
-    if jax.process_count() == 1:
-      params = jax.device_put(params, jax.devices()[0])
-    pieces = continuations(
-      self._functions.model,
-      self._apply,
-      params,
-      self._tokenizer,
-      prompts,
-      self._choose,
-      [step + i for i in range(len(prompts))],
-      log.sample_tokens,
-    )
-    texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
-    return list(zip(prompts, texts, strict=True))
+    if found.vectors is not None:
+      words = found.vectors.words[:MAPPED]
+      kept.write_word_map(workdir, step, word_map.find(found.vectors, words))

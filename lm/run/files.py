@@ -35,6 +35,14 @@ def held(workdir: Path) -> Iterator[None]:
     yield
 
 
+def check_free(workdir: Path) -> None:
+  """Raises UserError where a workdir is to be made anew and something is there already."""
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir={workdir} is a file; give the name of a new directory')
+  if workdir.is_dir() and any(workdir.iterdir()):
+    raise UserError(f'--workdir={workdir} is not empty; give the name of a new directory')
+
+
 def replace(path: Path, content: bytes):
   """Writes `content` to a file as lm.text.files.replace does."""
   files.replace(path, [content])

@@ -5,7 +5,8 @@ parts that were read; `output`; `reference`; `scores`, what is to be said of thi
 files of the newest step and of the best one by `checkpoint.best` stay. predictions/notes.json has
 what is to be known of corpus metrics, such as sacrebleu's signatures, by the metrics' names.
 
-attention/SET-STEP.json is what lm.run.attention has found at the newest step.
+attention/SET-STEP.json is what lm.run.attention has found at the newest step, and
+word_map/embedding-STEP.json what lm.run.word_map has.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 from lm.run import files
 from lm.run.logging import read_lines
 
-_PREDICTIONS, _ATTENTION, _NOTES = 'predictions', 'attention', 'notes.json'
+_PREDICTIONS, _ATTENTION, _WORD_MAP = 'predictions', 'attention', 'word_map'
+_NOTES = 'notes.json'
 
 
 class Evaluated(NamedTuple):
@@ -74,13 +76,16 @@ def write_attention(workdir: Path, name: str, step: int, maps: Mapping[str, Any]
   Raises:
     OSError: the disk is full or broken.
   """
-  folder = workdir / _ATTENTION
-  folder.mkdir(exist_ok=True)
-  path = folder / f'{name}-{step}.json'
-  content = json.dumps({'set': name, 'step': step} | dict(maps), ensure_ascii=False)
-  files.replace(path, content.encode('utf-8', errors='backslashreplace'))
-  for other in set(_files(folder, '.json').values()) - {path}:
-    other.unlink()
+  _write_newest(workdir / _ATTENTION, name, step, {'set': name, 'step': step} | dict(maps))
+
+
+def write_word_map(workdir: Path, step: int, found: Mapping[str, Any]) -> None:
+  """Writes the map of words of a step in place of older ones.
+
+  Raises:
+    OSError: the disk is full or broken.
+  """
+  _write_newest(workdir / _WORD_MAP, 'embedding', step, {'step': step} | dict(found))
 
 
 def read_predictions(workdir: Path) -> dict[str, dict[int, list[Evaluated]]]:
@@ -100,7 +105,26 @@ def notes_file(workdir: Path) -> Path:
 
 def attention_file(workdir: Path) -> Path | None:
   """Returns the newest file of attention maps, if there is one."""
-  found = _files(workdir / _ATTENTION, '.json')
+  return _newest(workdir / _ATTENTION)
+
+
+def word_map_file(workdir: Path) -> Path | None:
+  """Returns the newest map of words, if there is one."""
+  return _newest(workdir / _WORD_MAP)
+
+
+def _write_newest(folder: Path, name: str, step: int, content: Mapping[str, Any]) -> None:
+  """Writes JSON as the file NAME-STEP of a folder, and removes all others there."""
+  folder.mkdir(exist_ok=True)
+  path = folder / f'{name}-{step}.json'
+  text = json.dumps(content, ensure_ascii=False)
+  files.replace(path, text.encode('utf-8', errors='backslashreplace'))
+  for other in set(_files(folder, '.json').values()) - {path}:
+    other.unlink()
+
+
+def _newest(folder: Path) -> Path | None:
+  found = _files(folder, '.json')
   return found[max(found, key=lambda key: key[1])] if found else None
 
 

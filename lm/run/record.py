@@ -57,6 +57,7 @@ class Record(NamedTuple):
   predictions: dict[str, dict[int, list[kept.Evaluated]]]  # by set and step, steps rising
   notes: dict[str, str]  # on corpus metrics, by metric name
   attention: dict[str, Any]  # what lm.run.attention has found
+  word_map: dict[str, Any]  # what lm.run.word_map has found
 
 
 def read(workdir: str | Path) -> Record:
@@ -88,6 +89,7 @@ def read(workdir: str | Path) -> Record:
     predictions=kept.read_predictions(root),
     notes=_json(kept.notes_file(root)),
     attention=_json(kept.attention_file(root)),
+    word_map=_json(kept.word_map_file(root)),
   )
 
 

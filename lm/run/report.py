@@ -23,6 +23,7 @@ SECTIONS: tuple[Section, ...] = (
   sections.charts,
   examples.outputs,
   examples.attention,
+  sections.words,
   sections.samples,
   sections.configuration,
   sections.environment,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.run import curves, record
+from lm.run import curves, record, word_map
 from lm.run.goodput import goodput
 from lm.run.markup import details, embedded, escaped, number, plain, section, table
 from lm.run.progress import duration, si
@@ -93,6 +93,11 @@ def samples(run: Record) -> str:
   if len(latest) > _MOST_SAMPLES:
     parts.append(f'<p class="none">{len(latest) - _MOST_SAMPLES} earlier ones in samples/.</p>')
   return section('Samples', ''.join(parts)) if parts else ''
+
+
+def words(run: Record) -> str:
+  """The map of words."""
+  return word_map.show(run.word_map)
 
 
 def configuration(run: Record) -> str:

@@ -33,10 +33,12 @@ def check(config: ConfigDict) -> None:
     raise UserError(f'stop.patience={stop.patience} is no number of evaluations; 0 is for never')
   if not 0 <= stop.least < math.inf:
     raise UserError(f'stop.least={stop.least} is not 0 or more')
-  sets = [f'eval/{name}' for name in config.eval.sets]
-  if stop.patience and metric.rpartition('/')[0] not in sets:
-    known = ', '.join(f'{name}/...' for name in sets) or 'none, for eval.sets is empty'
-    raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {known}')
+  known = [f'eval/{name}/' for name in config.eval.sets]
+  known += ['eval/vectors/'] if config.eval.vectors else []
+  if stop.patience and not metric.startswith(tuple(known)):
+    there = ', '.join(f'{name}...' for name in known)
+    there = there or 'none, for eval.sets and eval.vectors are empty'
+    raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {there}')
 
 
 def take_up(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | None:

@@ -58,10 +58,14 @@ def find(vectors: Vectors, words: Sequence[str]) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, Any]) -> str:
-  """Returns the section of a report on what `find` has found, as HTML; '' if nothing."""
+  """Returns the section of a report on what `find` has found, as HTML; '' if nothing.
+
+  `found` may have the `step` of it too.
+  """
   if not found:
     return ''
   words, shares = found['words'], found['shares']
+  step = f'Step {found["step"]:,}. ' if 'step' in found else ''
   names = [word if len(word) <= _LONGEST else f'{word[:_LONGEST]}…' for word in words]
   x, y, height = _places(np.array(found['points']))
   marks = []
@@ -71,9 +75,9 @@ def show(found: Mapping[str, Any]) -> str:
     marks.append(f'<i class="{kinds}" style="{at}"><b dir="auto">{escaped(name)}</b></i>')
   return section(
     'Words',
-    f'<p class="none">{len(words):,} words along the two directions in which their vectors vary '
-    f'most: {shares[0]:.0%} of the variance across, {shares[1]:.0%} down. Point at a dot for its '
-    f'word.</p><style>{_STYLE}</style>'
+    f'<p class="none">{step}{len(words):,} words along the two directions in which their vectors '
+    f'vary most: {shares[0]:.0%} of the variance across, {shares[1]:.0%} down. Point at a dot for '
+    f'its word.</p><style>{_STYLE}</style>'
     f'<div class="words" style="aspect-ratio:{_WIDTH}/{height:.0f}">{"".join(marks)}</div>',
   )
 

@@ -12,7 +12,7 @@ spaces (their docstrings say what is lost).
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -22,6 +22,7 @@ from lm.text.files import expand
 
 END = '<|end|>'
 UNKNOWN = '<unk>'
+_WORD = r'\w+|[^\w\s]'
 
 
 class Special(str):
@@ -63,7 +64,7 @@ def words(
   texts: Iterable[str],
   min_count: int = 2,
   vocab_size: int | None = None,
-  pattern: str = r'\w+|[^\w\s]',
+  pattern: str = _WORD,
 ) -> tokenizers.Tokenizer:
   r"""Returns whole words, the most frequent first.
 
@@ -89,11 +90,15 @@ def words(
   counted = scratch.get_vocab()
   # A corpus may have <unk> among its words; it is not to be numbered twice.
   frequent = sorted(counted.keys() - {END, UNKNOWN}, key=counted.__getitem__)
-  kept = [END, UNKNOWN, *frequent][:vocab_size]
-  model = models.WordLevel({word: i for i, word in enumerate(kept)}, unk_token=UNKNOWN)
+  return _filled(known_words([END, UNKNOWN, *frequent][:vocab_size], pattern), vocab_size)
+
+
+def known_words(words: Sequence[str], pattern: str = _WORD) -> tokenizers.Tokenizer:
+  """Returns these words, all different, in this order; <|end|> and <unk> are among them."""
+  model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
   tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.pre_tokenizer = scratch.pre_tokenizer
-  return _filled(_with_specials(tokenizer, END, UNKNOWN), vocab_size)
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
+  return _with_specials(tokenizer, END, UNKNOWN)
 
 
 def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.metrics.word_vectors import accuracy, read_pairs, read_questions, similarity
+from lm.metrics.word_vectors import (
+  accuracy,
+  groups,
+  pairs,
+  questions,
+  read_pairs,
+  read_questions,
+  similarity,
+)
 from lm.text.vector_space import three_cos_mul
 from lm.text.vectors import checked
 
@@ -138,6 +146,78 @@ def test_missing_files_are_told(tmp_path):
     read_questions(tmp_path)
 
 
+def test_metrics_have_the_name_of_their_file_or_their_own(write, monkeypatch):
+  file = write('a\tb\t9\na\tc\t5\na\td\t7\n')
+  monkeypatch.setenv('FOLDER', str(file.parent))
+  metric = pairs(file='$FOLDER/a.txt')
+  assert metric.name == 'a'
+  values = metric.score(_fan('a', 'b', 'c', 'd')).values
+  assert values == {'spearman': pytest.approx(0.5), 'coverage': 1}
+  assert pairs(file=str(file), name='likeness').name == 'likeness'
+  with pytest.raises(UserError, match='the environment variable NOWHERE is not set'):
+    pairs(file='$NOWHERE/a.txt')
+
+
+def test_both_scores_of_questions(write):
+  rng = np.random.default_rng(0)
+  vectors = checked(map(str, range(30)), rng.normal(size=(30, 3)))
+  asked = [tuple(map(str, rng.choice(30, 4, replace=False))) for _ in range(200)]
+  lines = '\n'.join(' '.join(question) for question in asked)
+  matrix = vectors.matrix / np.linalg.norm(vectors.matrix, axis=1, keepdims=True)
+  right = {'add': 0, 'mul': 0}
+  for words in asked:
+    a, b, c, d = map(int, words)
+    others = [i for i in range(30) if i not in (a, b, c)]
+    cos_a, cos_b, cos_c = (matrix[others] @ matrix[i] for i in (a, b, c))
+    shifted = [(1 + cos) / 2 for cos in (cos_a, cos_b, cos_c)]
+    right['add'] += others[np.argmax(cos_b - cos_a + cos_c)] == d
+    right['mul'] += others[np.argmax(shifted[1] * shifted[2] / (shifted[0] + 0.001))] == d
+  assert right['add'] != right['mul'] and min(right.values()) > 0
+  file = write(f': one\n{lines}\n: two\nx y z w\n')
+  expected = {'add_accuracy': right['add'] / 200, 'mul_accuracy': right['mul'] / 200}
+  expected['coverage'] = 200 / 201
+  assert questions(str(file)).score(vectors).values == pytest.approx(expected)
+  by_section = questions(str(file), sections=True).score(vectors).values
+  assert by_section == pytest.approx(
+    expected
+    | {'one/add_accuracy': right['add'] / 200, 'one/mul_accuracy': right['mul'] / 200}
+    | {'one/coverage': 1, 'two/coverage': 0}
+  )
+
+
+def test_groups_by_hand():
+  # At angles 0, 0.1 and 0.5 the first group; at 0.55, 1.5 and 1.4 the second: 0.5 and 0.55 are
+  # nearest to each other, the others to one of their own.
+  angles = {'a': 0, 'b': 0.1, 'c': 0.5, 'd': 0.55, 'e': 1.5, 'f': 1.4, 'other': 0.05}
+  vectors = checked(angles, [(np.cos(x), np.sin(x)) for x in angles.values()])
+  metric = groups(groups={'first': ['A', 'b', 'c', 'absent'], 'second': ['d', 'e', 'f']})
+  assert metric.name == 'groups'
+  assert metric.score(vectors).values == {'accuracy': pytest.approx(4 / 6), 'coverage': 6 / 7}
+  # 'e', alone of its group, is left out: 'f' has 'd' nearest, and 'd' has 'b'.
+  metric = groups(groups={'1': ['a', 'b'], '2': ['e', 'absent'], '3': ['f', 'd']}, name='kinds')
+  assert metric.name == 'kinds'
+  assert metric.score(vectors).values == {'accuracy': 0.75, 'coverage': 4 / 6}
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'days': ['monday', 'friday']}, 'at least two groups of two words'),
+    ({'days': ['monday', 'friday'], 'months': ['may']}, 'at least two groups of two words'),
+    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' comes twice"),
+  ],
+)
+def test_wrong_groups_are_told(given, message):
+  with pytest.raises(UserError, match=message):
+    groups(groups=given)
+
+
+def test_groups_without_words_are_an_error():
+  metric = groups(groups={'1': ['a', 'b'], '2': ['x', 'y']})
+  with pytest.raises(UserError, match='groups: metric on an empty set; of 2 groups fewer than two'):
+    metric.score(_fan('a', 'b'))
+
+
 @needs_data
 def test_real_files():
   folder = pathlib.Path(os.environ['LM_DATA'], 'word_eval')
@@ -146,9 +226,9 @@ def test_real_files():
   assert len(read_pairs(folder / 'simlex999.txt')) == 999
   sizes = {'questions-words': (14, 19_544), 'CA8_semantic': (4, 7_636)}
   sizes |= {'CA8_morphological': (4, 10_177), 'ca_translated': (3, 953)}
-  for name, (sections, questions) in sizes.items():
+  for name, (sections, count) in sizes.items():
     found = read_questions(folder / f'{name}.txt')
-    assert (len(found), sum(map(len, found.values()))) == (sections, questions)
+    assert (len(found), sum(map(len, found.values()))) == (sections, count)
   assert read_questions(folder / 'questions-words.txt')['family'][0] == (
     'boy',
     'girl',

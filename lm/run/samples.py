@@ -1,0 +1,94 @@
+"""The samples of a run: what its model makes of the prompts in `log.prompts`."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import tokenizers
+from ml_collections import ConfigDict
+
+from lm.decode.sampling import sampler
+from lm.decode.text import continuations
+from lm.errors import UserError
+from lm.run import build, vector_metrics
+from lm.run.build import Functions
+from lm.run.word_vectors import words_of
+from lm.text.vector_space import nearest
+from lm.text.vectors import Vectors, checked, row
+from lm.types import Params
+
+# (step, parameters, word vectors where evaluations look at them) -> (prompt, text) of each prompt
+Samples = Callable[[int, Params, Vectors | None], list[tuple[str, str]]]
+
+_NEAREST = 8  # words that are shown of a word
+
+
+def samples(config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer) -> Samples:
+  """Returns the function that makes the samples of a config.
+
+  A decoder goes on with each prompt. Where evaluations look at the word vectors of another model
+  (`eval.vectors`), a prompt is a word, and its text the words nearest to it with their cosines.
+
+  Raises:
+    UserError: there are prompts that the model can do nothing with.
+  """
+  if functions.model.continues_prompts:
+    return _continued(config, functions, tokenizer)
+  prompts = tuple(config.log.prompts)
+  if vector_metrics.wanted(config, functions.model):
+    _check_words(prompts, tokenizer)
+    return lambda step, params, vectors: [(word, _neighbours(vectors, word)) for word in prompts]
+  if prompts:
+    raise UserError(
+      f'log.prompts={prompts!r}: only a decoder continues prompts, and '
+      f'model.fn={config.model.fn!r} is none; set log.prompts=()'
+    )
+  return lambda step, params, vectors: []
+
+
+def _continued(
+  config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer
+) -> Samples:
+  log, model = config.log, functions.model
+  choose = sampler(log.temperature, log.top_k, key='log.')
+  prompts = list(log.prompts)
+  for prompt in prompts:
+    size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    if size > model.context:
+      raise UserError(
+        f'log.prompts: {prompt[:40]!r} has {size} tokens and the model reads {model.context}'
+      )
+  apply = build.apply_of(model)  # samples are few rows, which do not divide over a mesh
+
+  def write(step: int, params: Params, vectors: Vectors | None) -> list[tuple[str, str]]:
+    del vectors
+    if not prompts:
+      return []
+    if jax.process_count() == 1:
+      params = jax.device_put(params, jax.devices()[0])
+    keys = [step + i for i in range(len(prompts))]
+    pieces = continuations(
+      model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens
+    )
+    texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
+    return list(zip(prompts, texts, strict=True))
+
+  return write
+
+
+def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> None:
+  if not prompts:
+    return
+  words = words_of(tokenizer)
+  vocabulary = checked(words, np.zeros((len(words), 1)))
+  for prompt in prompts:
+    try:
+      row(vocabulary, prompt)
+    except UserError as e:
+      raise UserError(f'log.prompts={prompts!r:.200}: {e}') from e
+
+
+def _neighbours(vectors: Vectors | None, word: str) -> str:
+  assert vectors is not None
+  found = nearest(vectors, word, _NEAREST)
+  return ': ' + ', '.join(f'{other} {cosine:.2f}' for other, cosine in found)

@@ -1,0 +1,63 @@
+"""What is asked of word vectors: the metrics that `eval.vectors` of a config names."""
+
+from collections.abc import Iterable, Sequence
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from lm import spec
+from lm.errors import UserError
+from lm.metrics.scores import Scores
+from lm.metrics.word_vectors import VectorMetric
+from lm.models.embeddings import Embeddings
+from lm.text.vectors import Vectors
+
+_KEY = 'eval.vectors'
+
+
+def wanted(config: ConfigDict, model: nn.Module) -> bool:
+  """Returns whether evaluations look at the word vectors of a model."""
+  return bool(config.eval.vectors) or isinstance(model, Embeddings)
+
+
+def of_config(config: ConfigDict) -> list[VectorMetric]:
+  """Returns the metrics of `eval.vectors`.
+
+  Raises:
+    UserError: one is wrong, or two have the same name.
+  """
+  metrics = []
+  for path in config.eval.vectors:
+    metric = spec.call(spec.resolve(path, _KEY), f'{_KEY}={path!r}')
+    if not isinstance(metric, VectorMetric):
+      raise UserError(f'{_KEY}={path!r} makes {type(metric).__name__}, not a VectorMetric')
+    metrics.append(metric)
+  check_names(metrics, f'{_KEY}={tuple(config.eval.vectors)!r}: give one another name=')
+  return metrics
+
+
+def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
+  """Raises UserError where two metrics have one name, or one has none."""
+  seen: set[str] = set()
+  for name, _ in metrics:
+    if not name or name in seen:
+      raise UserError(f'{remedy}; two are called {name!r}' if name else f'{remedy}; one has none')
+    seen.add(name)
+
+
+def scores(metrics: Sequence[VectorMetric], vectors: Vectors) -> Scores:
+  """Returns what metrics say of word vectors, as 'NAME/VALUE'.
+
+  Raises:
+    UserError: a metric cannot be found, such as one of which nothing is covered.
+  """
+  values: dict[str, float] = {}
+  notes: dict[str, str] = {}
+  for name, score in metrics:
+    try:
+      found = score(vectors)
+    except UserError as e:
+      raise UserError(f'{name}: {e}') from e
+    values |= {f'{name}/{key}': value for key, value in found.values.items()}
+    notes |= {f'{name}/{key}': note for key, note in found.notes.items()}
+  return Scores(values, notes)

@@ -1,0 +1,213 @@
+"""Runs whose evaluations look at word vectors: numbers, samples, the map; and runs without sets."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lm.config import gpt2
+from lm.errors import UserError
+from lm.metrics.scores import Scores
+from lm.metrics.word_vectors import VectorMetric
+from lm.run import build, checkpoint, experiment, loop, record, stopping, vector_metrics
+from lm.run.cli import NoStop
+from lm.run.evaluators import Evaluators
+from lm.run.word_vectors import of_run
+from lm.text import tokenizers
+from lm.text.vector_space import nearest
+from lm.text.vectors import checked
+
+WORDS = {'digits': ['one', 'two', 'three'], 'colours': ['red', 'green', 'blue']}
+GROUPS = f'lm.metrics.word_vectors:groups(groups={WORDS!r}, name="kinds")'
+SOURCE = """
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+from lm.config import base
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 4
+  config.batch_size = 4
+  config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
+  config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:words'}})
+  config.data.context = 16
+  with config.unlocked():
+    config.model = ConfigDict({{
+      'fn': 'lm.models.embeddings:Embeddings',
+      'vocab_size': placeholder(int),
+      'vocab_multiple': 16,
+      'd_model': 8,
+      'context': 16,
+    }})
+    config.eval.sets = ConfigDict()
+  config.eval.every = 2
+  config.eval.vectors = ({groups!r},)
+  config.checkpoint.best = 'eval/vectors/kinds/accuracy'
+  config.checkpoint.keep = 1
+  config.optim.learning_rate = 0.1
+  config.optim.warmup = 1
+  config.log.prompts = ('one', 'red')
+  return config
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('vectors')
+  corpus = folder / 'corpus.txt'
+  lines = (f'{" ".join(words)} are {kind}' for kind, words in WORDS.items())
+  corpus.write_text('\n'.join(list(lines) * 50))
+  (folder / 'tiny_vectors.py').write_text(SOURCE.format(corpus=str(corpus), groups=GROUPS))
+  return folder
+
+
+def load(folder):
+  return experiment.load(str(folder / 'tiny_vectors.py'))
+
+
+def train(folder, name, config=None):
+  path = str(folder / 'tiny_vectors.py')
+  loop.train(config or load(folder), path, folder / name, NoStop())
+  return folder / name
+
+
+def evaluations(workdir):
+  rows = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return {row['step']: row for row in rows if any(key.startswith('eval/') for key in row)}
+
+
+@pytest.fixture(scope='module')
+def workdir(folder):
+  return train(folder, 'run')
+
+
+def test_a_run_without_sets_measures_its_vectors(workdir):
+  found = evaluations(workdir)
+  assert sorted(found) == [2, 4]
+  vectors = of_run(workdir)
+  assert {'one', 'red', 'are'} <= vectors.index.keys() and '<unk>' not in vectors.index
+  expected = vector_metrics.scores(vector_metrics.of_config(load(workdir.parent)), vectors).values
+  assert expected.keys() == {'kinds/accuracy', 'kinds/coverage'}
+  length = np.linalg.norm(vectors.matrix, axis=1).mean()
+  values = {f'eval/vectors/{k}': v for k, v in (expected | {'mean_length': length}).items()}
+  assert found[4] == pytest.approx({'step': 4} | values)
+
+
+def test_the_best_checkpoint_is_that_of_the_vectors(workdir):
+  scores = {step: -row['eval/vectors/kinds/accuracy'] for step, row in evaluations(workdir).items()}
+  assert checkpoint.badness(workdir, 'eval/vectors/kinds/accuracy') == scores
+  kept = {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
+  assert kept == {4, min(scores, key=scores.__getitem__)}
+
+
+def test_prompts_are_words_with_their_neighbours(workdir):
+  vectors = of_run(workdir)
+  ((_, first), (step, last)) = record.read(workdir).samples
+  assert (step, len(first)) == (4, 2)
+  for (_, prompt, text), word in zip(last, ('one', 'red'), strict=True):
+    others = ', '.join(f'{other} {cos:.2f}' for other, cos in nearest(vectors, word, 8))
+    assert (prompt, text) == (word, f': {others}')
+
+
+def test_the_newest_map_is_in_the_report(workdir):
+  (file,) = (workdir / 'word_map').iterdir()
+  assert file.name == 'embedding-4.json'
+  found = json.loads(file.read_text())
+  assert found['step'] == 4
+  assert found['words'] == list(of_run(workdir).words)
+  page = (workdir / 'report.html').read_text()
+  assert f'Step 4. {len(found["words"])} words along' in page and 'vectors/kinds' in page
+
+
+def test_a_finished_run_has_nothing_to_do(workdir):
+  before = evaluations(workdir), record.read(workdir).samples
+  train(workdir.parent, 'run')
+  assert (evaluations(workdir), record.read(workdir).samples) == before
+
+
+def test_vectors_alone_are_measured_without_metrics(folder):
+  config = load(folder)
+  config.eval.vectors = ()
+  workdir = train(folder, 'bare', config)
+  assert [set(row) for row in evaluations(workdir).values()] == [
+    {'step', 'eval/vectors/mean_length'}
+  ] * 2
+  train(folder, 'bare', config)
+  assert [len(texts) for _, texts in record.read(workdir).samples] == [2, 2]
+  assert (workdir / 'word_map/embedding-4.json').exists()
+
+
+def open_evaluators(config, texts=('one two red', 'one two red')):
+  tokenizer = tokenizers.words(texts)
+  functions = build.functions(config, tokenizer.get_vocab_size())
+  return Evaluators(config, functions, tokenizer), functions.model
+
+
+def letters():
+  """A metric of a user's own."""
+  count = {'letters': 0.0}
+  return VectorMetric('mine', lambda vectors: Scores(count | {'words': len(vectors.words)}))
+
+
+def no_metric():
+  return {'spearman': 1.0}
+
+
+def test_a_decoder_has_word_vectors_too(folder, params_of):
+  config = load(folder)
+  config.eval.vectors = ('test_vector_metrics:letters',)
+  config.log.prompts = ()
+  config.model = gpt2(depth=1, d_model=8, heads=2, context=16)
+  evaluators, model = open_evaluators(config)
+  params = params_of(model)
+  found = evaluators.evaluate(params)
+  np.testing.assert_array_equal(found.vectors.matrix, params['embedding'][2:])
+  length = np.linalg.norm(params['embedding'][2:], axis=1).mean()
+  assert found.values == {
+    'eval/vectors/mine/letters': 0,
+    'eval/vectors/mine/words': 3,
+    'eval/vectors/mean_length': pytest.approx(float(length)),
+  }
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'log.prompts': ('tow',)}, "log.prompts=('tow',): 'tow' is not among the 3 words (did you"),
+    ({'eval.vectors': ('lm.metrics.word_vectors:pair',)}, "has no function 'pair' (did you mean"),
+    ({'eval.vectors': ('lm.metrics.word_vectors:pairs',)}, "missing a required argument: 'file'"),
+    (
+      {'eval.vectors': ('lm.metrics.word_vectors:pairs(file="none.tsv")',)},
+      'none.tsv cannot be read: No such file or directory',
+    ),
+    ({'eval.vectors': ('test_vector_metrics:no_metric',)}, 'makes dict, not a VectorMetric'),
+    ({'eval.vectors': (GROUPS, GROUPS)}, "give one another name=; two are called 'kinds'"),
+    ({'eval.vectors': (), 'checkpoint.keep': 0}, 'with eval.sets and eval.vectors empty no'),
+  ],
+)
+def test_a_mistake_is_told_before_training(folder, changes, message):
+  config = load(folder)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError) as error:
+    open_evaluators(config)
+  assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_metric_that_covers_nothing_is_named(folder):
+  metrics = vector_metrics.of_config(load(folder))
+  with pytest.raises(UserError, match=r'^kinds: groups: metric on an empty set'):
+    vector_metrics.scores(metrics, checked(['a'], [[1.0]]))
+
+
+def test_runs_may_stop_early_by_their_vectors(folder):
+  config = load(folder)
+  config.stop.patience = 1
+  stopping.check(config)
+  config.stop.metric = 'eval/validation/loss'
+  with pytest.raises(
+    UserError, match=r'no metric of the evaluations; there are eval/vectors/\.\.\.'
+  ):
+    stopping.check(config)
+  config.eval.vectors = ()
+  with pytest.raises(UserError, match='there are none, for eval'):
+    stopping.check(config)
