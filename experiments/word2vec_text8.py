@@ -1,26 +1,52 @@
-"""Word2Vec (Mikolov et al. 2013) on English Wikipedia text; skip-gram, or `:cbow`.
+"""Word2Vec (Mikolov et al. 2013) on English text: skip-gram, or `:cbow`, with negative sampling.
 
   LM_DATA=DIR python -m lm.train --config=experiments/word2vec_text8.py --workdir=runs/skip_gram
+  python -m lm.vectors nearest --workdir=runs/skip_gram river
 
-Reads $LM_DATA/english_text/text8like.txt.gz: 2.3 M words, five epochs.
+`:hierarchical` and `:cbow_hierarchical` find words down a Huffman tree instead; `:squared` has the
+squared error of a sigmoid for a loss, as some texts write it.
+
+Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and judges with $LM_DATA/word_eval.
 """
 
 from lm.config import base, choose
-from lm.vector_config import word2vec, words
+from lm.vector_config import hierarchical, small_words, word2vec, words
+
+_EVAL = '$LM_DATA/word_eval'
 
 
 def get_config(arg=''):
   config = base()
-  config.batch_size = 8
   config.steps = 45_000  # five epochs
+  config.batch_size = 8
   config.dispatch = 200
   config.data.source = "lm.data.sources:text(files='$LM_DATA/english_text/text8like.txt.gz')"
   words(config, d_model=100, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)
-  config.log.every = 1000
-  config.eval.every = config.checkpoint.every = 9_000
-  return choose(config, arg, cbow=_cbow)
+  config.eval.vectors = (
+    f"lm.metrics.word_vectors:pairs(file='{_EVAL}/wordsim353.tsv')",
+    f"lm.metrics.word_vectors:pairs(file='{_EVAL}/simlex999.txt')",
+    f"lm.metrics.word_vectors:questions(file='{_EVAL}/questions-words.txt')",
+  )
+  config.eval.every = config.checkpoint.every = 15_000
+  config.checkpoint.best = 'eval/vectors/wordsim353/spearman'
+  config.log.every = 500
+  config.log.prompts = ('river', 'president', 'green', 'said')
+  return choose(
+    config,
+    arg,
+    smoke=small_words,
+    cbow=_cbow,
+    hierarchical=hierarchical,
+    cbow_hierarchical=lambda c: hierarchical(_cbow(c)),
+    squared=_squared,
+  )
 
 
 def _cbow(config):
   return word2vec(config, 'cbow', rate=0.05)
+
+
+def _squared(config):
+  config.objective.output.loss = 'lm.nn.losses:squared_sigmoid'
+  return config

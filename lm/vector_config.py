@@ -4,10 +4,22 @@ from ml_collections import ConfigDict
 
 from lm.config import follow
 
+_NEGATIVE_SAMPLING = {
+  'fn': 'lm.objectives.word_outputs:negative_sampling',
+  'negatives': 5,
+  'drawn': 4,  # for each row; all rows of a batch share them
+  'power': 0.75,
+  'loss': 'lm.nn.losses:logistic',
+}
+
 
 def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
-  """A vector for each word that occurs `min_count` times or more, and no sequence model."""
-  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:words', 'min_count': min_count})
+  r"""A vector for each word that occurs `min_count` times or more, and no sequence model.
+
+  Words are what white space separates: `data.prepare` says how a text is taken apart.
+  """
+  fn = r'lm.text.tokenizers:words'
+  config.data.tokenizer = ConfigDict({'fn': fn, 'min_count': min_count, 'pattern': r'\S+'})
   config.data.context = 32
   config.model = ConfigDict(
     {
@@ -27,11 +39,11 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
 
 
 def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
-  """Word2Vec on a config that has its rows: `objective` is skip_gram or cbow.
+  """Word2Vec of what `words` has set, with negative sampling.
 
   Args:
     config: has `batch_size` and `data.context`.
-    objective: a function of lm.objectives.word2vec.
+    objective: skip_gram or cbow, of lm.objectives.word2vec.
     rate: of a word, as other programs count it.
   """
   config.objective = ConfigDict(
@@ -39,15 +51,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
       'fn': f'lm.objectives.word2vec:{objective}',
       'window': 5,
       'subsample': 1e-3,
-      'output': ConfigDict(
-        {
-          'fn': 'lm.objectives.word_outputs:negative_sampling',
-          'negatives': 5,
-          'drawn': 4,  # for each row; all rows of a batch share them
-          'power': 0.75,
-          'loss': 'lm.nn.losses:logistic',
-        }
-      ),
+      'output': ConfigDict(_NEGATIVE_SAMPLING),
     }
   )
   config.optim = ConfigDict(
@@ -62,3 +66,36 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
     }
   )
   return follow(config)
+
+
+def hierarchical(config: ConfigDict) -> ConfigDict:
+  """Words are found down a tree, and not among drawn ones."""
+  fn, loss = 'lm.objectives.word_outputs:hierarchical_softmax', _NEGATIVE_SAMPLING['loss']
+  config.objective.output = ConfigDict({'fn': fn, 'loss': loss})
+  return config
+
+
+def small_words(config: ConfigDict) -> ConfigDict:
+  """Returns a config of word vectors shrunk to run in seconds on the embedded text."""
+  config.data.source = 'lm.data.sources:python_docs'
+  config.data.prepare = ("lm.data.preprocess:segmented(case='lower')",)
+  config.data.tokenizer.min_count = 20
+  config.model.d_model = 16
+  config.steps = 200
+  config.dispatch = 50
+  config.eval.every = config.checkpoint.every = 100
+  config.eval.vectors = (PYTHON_WORDS,)
+  config.checkpoint.best = 'eval/vectors/groups/accuracy'
+  config.log.every = 10
+  config.log.prompts = ('class',)
+  return config
+
+
+# Words of Python's documentation that belong together.
+PYTHON_WORDS = (
+  'lm.metrics.word_vectors:groups(groups={'
+  "'types': ['int', 'float', 'str', 'bytes', 'tuple', 'list', 'dict'],"
+  "'errors': ['valueerror', 'typeerror', 'keyerror', 'indexerror', 'attributeerror'],"
+  "'numbers': ['one', 'two', 'three', 'four'],"
+  "'keywords': ['if', 'while', 'for', 'try', 'except', 'finally']})"
+)

@@ -30,6 +30,9 @@ MAPPED = 500  # words of the map that evaluations and imports leave in a workdir
 def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   """Returns the words of a vocabulary with their rows of the parameter `embedding`.
 
+  Where neighbours have vectors of the same kind, as in GloVe, whose tables have biases beside, the
+  two are added up (Pennington et al. 2014, section 4.2).
+
   Special and added tokens are no words. Words are as the vocabulary spells them: a subword may
   begin with a mark for a space. Where there are several processes, all of them must ask.
 
@@ -40,6 +43,8 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
     raise UserError(f'no word vectors: of the parameters {", ".join(params)} none is `embedding`')
   words = words_of(tokenizer)
   table = params['embedding']
+  if 'unembedding_bias' in params:
+    table = table + params['unembedding']
   if not getattr(table, 'is_fully_addressable', True):
     table = multihost_utils.process_allgather(table, tiled=True)
   return checked(words, np.asarray(table)[list(words.values())])

@@ -1,0 +1,26 @@
+"""Word vectors by skip-gram (Mikolov et al. 2013) from the documentation inside every Python.
+
+  python -m lm.train --config=experiments/word2vec_quickstart.py --workdir=runs/words
+  python -m lm.vectors nearest --workdir=runs/words tuple
+
+Needs no network. Two CPU cores: under a minute.
+"""
+
+from lm.config import base, choose
+from lm.vector_config import PYTHON_WORDS, small_words, word2vec, words
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 20_000
+  config.batch_size = 8
+  config.dispatch = 200
+  config.data.prepare = ("lm.data.preprocess:segmented(case='lower')",)
+  words(config, d_model=64, min_count=5)
+  word2vec(config, 'skip_gram', rate=0.025)
+  config.eval.vectors = (PYTHON_WORDS,)
+  config.eval.every = config.checkpoint.every = 5000
+  config.checkpoint.best = 'eval/vectors/groups/accuracy'
+  config.log.every = 500
+  config.log.prompts = ('tuple', 'exception', 'server', 'three')
+  return choose(config, arg, smoke=small_words)
