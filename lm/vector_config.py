@@ -99,3 +99,35 @@ PYTHON_WORDS = (
   "'numbers': ['one', 'two', 'three', 'four'],"
   "'keywords': ['if', 'while', 'for', 'try', 'except', 'finally']})"
 )
+
+
+def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigDict:
+  """GloVe of what `words` has set: pairs of words of the corpus, counted once.
+
+  Args:
+    config: as `words` leaves it.
+    rate: of a pair, as the authors' program counts it.
+    window: words on either side that are counted.
+    x_max: the count from which on pairs weigh 1.
+  """
+  config.data.count = f'lm.data.cooccurrence:neighbours(window={window})'
+  config.data.context = config.model.context = 512  # pairs in a row
+  config.batch_size, config.dispatch = 1, 200
+  config.model.biases = True
+  config.model.output_init = 'lm.models.embeddings:small_uniform'
+  config.objective = ConfigDict({'fn': 'lm.objectives.glove:glove', 'x_max': x_max, 'power': 0.75})
+  pairs = config.batch_size * config.data.context
+  config.optim = ConfigDict(
+    {
+      'fn': 'lm.optim.descent:adagrad',
+      # The program adds up squares of gradients times its rate r, from 1 on: that is a rate of 1
+      # and gradients that begin at 1 / r^2. And its gradients are of a pair, ours of a mean.
+      'learning_rate': 1.0,
+      'begin': (rate * pairs) ** -2,
+      'schedule': 'lm.optim:constant',
+      'steps': 0,
+      'warmup': 0,
+      'final': 1.0,
+    }
+  )
+  return follow(config)

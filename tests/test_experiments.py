@@ -25,7 +25,7 @@ SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n 
 
 def vocab_size(config):
   """Returns a size for the model's table without training the tokenizer."""
-  return config.data.tokenizer.get('vocab_size', 100)
+  return config.data.tokenizer.get('vocab_size', 2000)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -17,7 +17,7 @@ from lm.errors import Preempted
 from lm.run import build, environment, evidence, experiment, files, host, init, report, stopping
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps, restore_newest
-from lm.run.cli import Stop
+from lm.run.cli import NoStop, Stop
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events, read_lines
 from lm.run.profile import Profile
@@ -30,7 +30,7 @@ def train(
   config: ConfigDict,
   path_and_arg: str,
   workdir: pathlib.Path,
-  stop: Stop,
+  stop: Stop | NoStop,
   stop_at: int | None = None,
   profile_steps: int = 0,
 ) -> None:
@@ -109,7 +109,7 @@ class _Run:
   unsaved: int | None = None  # the last step whose checkpoint failed
 
   def go(
-    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop, last: int, profile_steps: int
+    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop | NoStop, last: int, profile_steps: int
   ) -> None:
     """Takes the steps from the state's up to `last`."""
     start = int(state.step)
@@ -122,7 +122,7 @@ class _Run:
         self.watch.progress.message(f'warning: {note}')
 
   def _steps(
-    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop, last: int, profile: Profile
+    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop | NoStop, last: int, profile: Profile
   ) -> None:
     start = int(state.step)
     if start:
