@@ -8,6 +8,8 @@ that it finds replaced, the path is that of the source's parameter to take.
   'head/ ->'                       keeps what was drawn
   'embedding$ -> embedding[rows]'  takes the first rows, as many as both have, of a table that has
                                    grown or shrunk, and keeps those that were drawn for the rest
+  'embedding$ -> embedding[words]' takes the rows of the words that both vocabularies have, at the
+                                   length of those that were drawn, and keeps these for the rest
 
 What no rule is about has the same path and shape in both. Without rules the source has nothing
 else; with rules, what nothing takes is told.
@@ -28,12 +30,13 @@ from ml_collections import ConfigDict
 from lm.errors import UserError
 from lm.optim import parse_rules
 from lm.run import experiment
+from lm.run.align import Alignment, align, placed
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, first_line, holds_checkpoints, tree_difference
 from lm.run.step import TrainState, begin, init_state
 from lm.types import Array, Params
 
-_ROWS = '[rows]'
+_ROWS, _WORDS = '[rows]', '[words]'
 _TABLE = re.compile(r'embedding$')  # paths of tables whose rows are the vocabulary's tokens
 
 
@@ -45,25 +48,34 @@ class Taken(NamedTuple):
   taken: int  # parameters, whole or their first rows
   fresh: tuple[str, ...]  # paths of those that stay as they were drawn
   unread: tuple[str, ...]  # paths of the source's that nothing takes
+  words: Alignment | None = None  # of vocabularies, where rows went by their words
 
   def line(self) -> str:
     """Returns all of it as one line."""
     kept = f', {len(self.fresh)} drawn afresh ({_some(self.fresh)})' if self.fresh else ''
     left = f'; {len(self.unread)} there are not taken ({_some(self.unread)})' if self.unread else ''
-    return f'{self.taken} parameters from step {self.step} of {self.source}{kept}{left}'
+    words = ''
+    if self.words is not None:
+      there, lacking = len(self.words.new), self.words.missing
+      words = f'; {there:,} of {there + len(lacking):,} words are there at the length drawn'
+      words += f', {len(lacking):,} as drawn ({_some(lacking)})' if lacking else ''
+    return f'{self.taken} parameters from step {self.step} of {self.source}{kept}{left}{words}'
 
   def fields(self) -> dict[str, Any]:
     """Returns what the event of it says."""
     # Not 'step', which would be one of this run.
     where = {'source': self.source, 'source_step': self.step}
-    return where | {'taken': self.taken, 'fresh': len(self.fresh), 'unread': len(self.unread)}
+    counts = {'taken': self.taken, 'fresh': len(self.fresh), 'unread': len(self.unread)}
+    if self.words is not None:
+      counts |= {'words': len(self.words.new), 'missing_words': len(self.words.missing)}
+    return where | counts
 
 
 class _Origin(NamedTuple):
   """Where a parameter comes from."""
 
   path: str  # in the source
-  rows: bool  # the first rows alone
+  rows: str = ''  # '[rows]' for the first rows alone, '[words]' for those of the same words
 
 
 def initial_state(
@@ -125,17 +137,21 @@ def take(
       shapes = checkpoints.shapes(step, 'params')
     origins = _origins(wanted, shapes, section, step)
     _check_tokens(origins, root, tokenizer)
+    by_words = any(origin.rows == _WORDS for origin in origins.values())
+    words = align(experiment.open_tokenizer(root), tokenizer) if by_words else None
+    if words is not None and not len(words.new):
+      raise UserError(f'init.workdir={section.workdir!r}: the vocabularies have no word in common')
     with _undamaged(section, step):
       restored = checkpoints.restore_some(step, _targets(origins, wanted, shapes))
   finally:
     checkpoints.close()
   params = fresh | {
-    path: _placed(restored[origin.path], fresh[path], origin.rows)
+    path: _placed(restored[origin.path], fresh[path], origin.rows, words)
     for path, origin in origins.items()
   }
   kept = tuple(sorted(wanted.keys() - origins.keys()))
   unread = tuple(sorted(shapes.keys() - {origin.path for origin in origins.values()}))
-  taken = Taken(str(root.resolve()), step, len(origins), kept, unread)
+  taken = Taken(str(root.resolve()), step, len(origins), kept, unread, words)
   return unflatten_dict(params, sep='/'), taken
 
 
@@ -205,8 +221,9 @@ def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Or
         except (re.error, IndexError) as e:
           raise UserError(f'init.rules: {replacement!r} replaces nothing: {e}') from e
         there = path[: found.start()] + middle + path[found.end() :]
-        return _Origin(there.removesuffix(_ROWS), there.endswith(_ROWS))
-    return _Origin(path, False)
+        rows = next((mark for mark in (_ROWS, _WORDS) if there.endswith(mark)), '')
+        return _Origin(there.removesuffix(rows), rows)
+    return _Origin(path)
 
   return rename
 
@@ -228,10 +245,12 @@ def _targets(
   return targets
 
 
-def _placed(read: Array, drawn: Array, rows: bool) -> Array:
-  """Returns what was read in place of what was drawn, or of its first rows."""
+def _placed(read: Array, drawn: Array, rows: str, words: Alignment | None) -> Array:
+  """Returns what was read in place of what was drawn, or of some of its rows."""
   if not rows:
     return jax.device_put(read, drawn.sharding)
+  if rows == _WORDS and words is not None:
+    return jax.device_put(placed(read, drawn, words), drawn.sharding)
   count = min(len(read), len(drawn))
   fill = jax.jit(lambda x, y: y.at[:count].set(x[:count]), out_shardings=drawn.sharding)
   return fill(read, drawn)
@@ -241,7 +260,7 @@ def _check_tokens(
   origins: Mapping[str, _Origin], root: pathlib.Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
   """Raises UserError when rows of a vocabulary's table would go to other tokens."""
-  tables = [path for path in origins if _TABLE.search(path)]
+  tables = [path for path, o in origins.items() if _TABLE.search(path) and o.rows != _WORDS]
   if not tables:
     return
   there = experiment.open_tokenizer(root)

@@ -109,7 +109,12 @@ class _Run:
   unsaved: int | None = None  # the last step whose checkpoint failed
 
   def go(
-    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop | NoStop, last: int, profile_steps: int
+    self,
+    state: TrainState,
+    rows: Rows | FeatureRows,
+    stop: Stop | NoStop,
+    last: int,
+    profile_steps: int,
   ) -> None:
     """Takes the steps from the state's up to `last`."""
     start = int(state.step)
@@ -122,7 +127,12 @@ class _Run:
         self.watch.progress.message(f'warning: {note}')
 
   def _steps(
-    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop | NoStop, last: int, profile: Profile
+    self,
+    state: TrainState,
+    rows: Rows | FeatureRows,
+    stop: Stop | NoStop,
+    last: int,
+    profile: Profile,
   ) -> None:
     start = int(state.step)
     if start:

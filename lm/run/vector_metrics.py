@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import flax.linen as nn
+import numpy as np
 from ml_collections import ConfigDict
 
 from lm import spec
@@ -10,6 +11,7 @@ from lm.errors import UserError
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
 from lm.models.embeddings import Embeddings
+from lm.text.vector_space import unit
 from lm.text.vectors import Vectors
 
 _KEY = 'eval.vectors'
@@ -34,6 +36,32 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
     metrics.append(metric)
   check_names(metrics, f'{_KEY}={tuple(config.eval.vectors)!r}: give one another name=')
   return metrics
+
+
+def drift(workdir: str, name: str = 'drift') -> VectorMetric:
+  """Returns the metric of how far words have gone from where they lie in another run.
+
+  It has 'distance', the mean over common words of 1 - cosine with their own vector there, and the
+  'coverage', their share.
+
+  Raises:
+    UserError: there is no such run; or, from the metric, no word in common.
+  """
+  from lm.run.word_vectors import of_run  # which imports what imports this file
+
+  before = of_run(workdir)
+
+  def score(vectors: Vectors) -> Scores:
+    common = [word for word in vectors.words if word in before.index]
+    if not common:
+      raise UserError(f'{workdir} has none of the words')
+    now = vectors.matrix[[vectors.index[word] for word in common]]
+    then = before.matrix[[before.index[word] for word in common]]
+    cosines = np.einsum('nd,nd->n', unit(now), unit(then))
+    coverage = len(common) / len(vectors.words)
+    return Scores({'distance': float(1 - cosines.mean()), 'coverage': coverage})
+
+  return VectorMetric(name, score)
 
 
 def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
