@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.data import batches, prepare
-from lm.data.rows import FeatureRows, Rows
 from lm.errors import Preempted
 from lm.run import build, environment, evidence, experiment, files, host, init, report, stopping
 from lm.run.build import Functions
@@ -108,7 +107,7 @@ class _Run:
   unsaved: int | None = None  # the last step whose checkpoint failed
 
   def go(
-    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop, last: int, profile_steps: int
+    self, state: TrainState, rows: batches.AnyRows, stop: Stop, last: int, profile_steps: int
   ) -> None:
     """Takes the steps from the state's up to `last`."""
     start = int(state.step)
@@ -121,7 +120,7 @@ class _Run:
         self.watch.progress.message(f'warning: {note}')
 
   def _steps(
-    self, state: TrainState, rows: Rows | FeatureRows, stop: Stop, last: int, profile: Profile
+    self, state: TrainState, rows: batches.AnyRows, stop: Stop, last: int, profile: Profile
   ) -> None:
     start = int(state.step)
     if start:
@@ -156,7 +155,7 @@ class _Run:
         break
     self._finish(last)
 
-  def _batches(self, rows: Rows | FeatureRows, sharding, start: int, last: int):
+  def _batches(self, rows: batches.AnyRows, sharding, start: int, last: int):
     """Yields (step, batch on the mesh), where the step is the one the batch makes."""
     config = self.config
     select = meshes.local_rows(config.batch_size, sharding)
