@@ -62,7 +62,7 @@ def neighbours(
     corpus: what is counted.
     scratch: a directory for the runs, which are removed after the last pairs.
     window: the largest distance.
-    memory: bytes that tables and runs take up, beside some 20 MB for the work on them. It changes
+    memory: bytes that tables and runs take up, beside some 40 MB for the work on them. It changes
       the order of the pairs, and their counts by no more than rounding.
 
   Yields:
@@ -207,7 +207,8 @@ def _merged(runs: Sequence[pathlib.Path], held: int) -> Iterator[np.ndarray]:
   while any(left) or any(map(len, blocks)):
     for i, run in enumerate(runs):
       if left[i] and not len(blocks[i]):
-        blocks[i] = np.fromfile(run, _RECORD, each, offset=run.stat().st_size - left[i] * 16)
+        offset = run.stat().st_size - left[i] * _RECORD.itemsize
+        blocks[i] = np.fromfile(run, _RECORD, each, offset=offset)
         left[i] -= len(blocks[i])
     # Up to the last key of a block, nothing can come from what its run has left.
     ends = [block['key'][-1] for block, more in zip(blocks, left, strict=True) if more]

@@ -1,6 +1,9 @@
 """Counts of neighbours, against a double loop over the words of each document."""
 
 import collections
+import gzip
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -128,3 +131,27 @@ def test_where_nothing_is_near_nothing_is_found(tmp_path, documents):
 def test_mistakes_are_told(tmp_path, arguments, message):
   with pytest.raises(UserError, match=message):
     next(neighbours(corpus_of([5, 6]), tmp_path, **arguments))
+
+
+@pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA is not set')
+def test_stanfords_program_counts_the_same(tmp_path):
+  file = pathlib.Path(os.environ['LM_DATA'], 'english_text/text8like.txt.gz')
+  text = gzip.decompress(file.read_bytes()).decode().split()
+  frequent = [word for word, n in collections.Counter(text).items() if n >= 5]
+  token = {word: i for i, word in enumerate(['<unk>', *frequent])}
+  tokens = np.array([token.get(word, 0) for word in text], np.uint16)
+  corpus = Corpus(tokens, np.array([len(tokens)]), np.arange(len(token)) > 0)
+  found = list(neighbours(corpus, tmp_path, window=10, memory=2**26))
+  # As `vocab_count -min-count 5` and `cooccur -symmetric 1 -window-size 10` of GloVe 52f7dbc say.
+  assert len(frequent) == 21172
+  assert sum(len(pairs.counts) for pairs in found) == 9780295
+  assert sum(pairs.counts.sum() for pairs in found) == pytest.approx(13150473.382539611, rel=1e-12)
+  expected = {
+    ('the', 'the'): 41221.32460313,
+    ('of', 'the'): 50141.2833333,
+    ('the', 'may'): 690.28214286,
+  }
+  for (word, other), count in expected.items():
+    both = [(p.inputs == token[word]) & (p.neighbours == token[other]) for p in found]
+    (there,) = np.concatenate([p.counts[b] for p, b in zip(found, both, strict=True)])
+    assert there == pytest.approx(count, rel=1e-9)
