@@ -30,7 +30,8 @@ def base() -> ConfigDict:
       'task': placeholder(str),  # import path of what to do with examples; empty to model text
       'convert': placeholder(str),  # import path of how the architecture does the task
       'labels': (),  # the classes or tags of the task, in order
-      'context': 128,  # tokens in a row
+      'count': placeholder(str),  # import path of how neighbours are counted; empty to read tokens
+      'context': 128,  # tokens in a row, or pairs of neighbours
       'source_context': 128,  # tokens in a row of an encoder beside, where there is one
       'too_long': 'error',  # what becomes of an example longer than a row: error, truncate, skip
       'pack': 'lm.data.packing:concatenate',

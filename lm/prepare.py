@@ -17,12 +17,13 @@ def main(argv: list[str]) -> None:
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
   sets = {'train': (config.data.train, '')}
   sets |= {f'eval.sets.{name}': (s.split, s.source) for name, s in config.eval.sets.items()}
+  unit = 'tokens' if config.data.count is None else 'pairs'
   for name, (split, source) in sets.items():
     rows = prepare.rows(
       config.data, split, tokenizer, config.seed, prepare.show_progress, source=source or None
     )
     print(
-      f'{name}: {rows.documents} documents, {rows.tokens} tokens, '
+      f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '
       f'{len(rows)} rows of {rows.size}, {1 - rows.tokens / len(rows) / rows.size:.1%} padding'
     )
 

@@ -34,7 +34,8 @@ def test_experiment_builds_at_full_size(name):
   functions = build.functions(config, vocab_size(config))
   abstract, _ = abstract_state(functions)
   assert build.parameter_count(abstract.params) > 1e5
-  for path in config.data.transforms + config.data.prepare + (config.data.source, config.data.pack):
+  named = (config.data.source, config.data.pack, config.data.count)
+  for path in config.data.transforms + config.data.prepare + tuple(filter(None, named)):
     from lm import spec
 
     spec.resolve(path, 'data')

@@ -17,10 +17,11 @@ import numpy as np
 import tokenizers
 
 from lm import spec
+from lm.data.pair_rows import PairRows
 from lm.data.rows import FeatureRows, Rows
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
-AnyRows = Rows | FeatureRows
+AnyRows = Rows | FeatureRows | PairRows
 NumpyBatch = dict[str, np.ndarray]
 Select = slice | np.ndarray
 _ALL = slice(None)

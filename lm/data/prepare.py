@@ -2,7 +2,8 @@
 
 Three artefacts lie in the cache, each named by what shaped it: the tokenizer, the tokens of a
 split, and the packing plan of those tokens. Where the data has a task, the tokens are the features
-of its examples (lm.data.features).
+of its examples (lm.data.features); where neighbours are counted, the pairs of words stand in the
+place of the plan (lm.data.pair_rows).
 """
 
 import contextlib
@@ -16,7 +17,8 @@ import numpy as np
 import tokenizers
 
 from lm import spec
-from lm.data import cache, features, identity, packing, tokenise, workers
+from lm.data import cache, features, identity, packing, pair_rows, tokenise, workers
+from lm.data.batches import AnyRows
 from lm.data.progress import Progress, quiet, show_progress
 from lm.data.rows import FeatureRows, Rows
 from lm.errors import UserError
@@ -80,14 +82,14 @@ def rows(
   seed: int,
   progress: Progress | None = None,
   source: str | None = None,
-) -> Rows | FeatureRows:
-  """Returns a split as rows of tokens, prepared or found in the cache.
+) -> AnyRows:
+  """Returns a split as rows of tokens or of pairs, prepared or found in the cache.
 
   Args:
     data: the config's data section.
     split: which split of the source.
     tokenizer: turns its text into tokens.
-    seed: orders the documents before they are packed into rows.
+    seed: orders the documents before they are packed into rows, or the pairs.
     progress: told how many documents of how many are done; None for silence.
     source: import path of a source other than the config's, as for an evaluation set.
 
@@ -97,11 +99,18 @@ def rows(
   for key in ('context', 'source_context'):
     if data[key] < 1:
       raise UserError(f'data.{key}={data[key]}: a row has at least one token')
+  if data['task'] is not None and data['count'] is not None:
+    raise UserError(
+      f'data.task={data["task"]!r} and data.count={data["count"]!r}: only plain text is counted; '
+      'leave one of them empty'
+    )
   source = source or data['source']
   # Transforms lengthen what is trained on alone.
   trained_on = (source, split) == (data['source'], data['train'])
   reserve = _reserve(data) if trained_on else 1.0
   place, meta = _tokens(data, source, split, tokenizer, progress or quiet)
+  if data['count'] is not None:
+    return pair_rows.prepared(data, split, tokenizer, seed, place, meta)
   shaped_by = {'format': identity.FORMAT, 'tokens': place.name, 'seed': seed}
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:
@@ -164,7 +173,7 @@ def _tokens(
     with stream as chunks:
       told = _told(chunks, len(source), split, progress)
       if task is None:
-        counts = _write_documents(place, told, tokenise.token_type(tokenizer))
+        counts = tokenise.write(place, told, tokenise.token_type(tokenizer))
       else:
         counts = features.write(place, told)
     if not counts['bytes' if task is None else 'features']:
@@ -184,30 +193,6 @@ def _told(
       return
     yield chunk
     progress(min(done, total), total, f'preparing {split!r}')
-
-
-def _write_documents(
-  place: pathlib.Path, chunks: Iterator[workers.Arrays], dtype: Any
-) -> dict[str, Any]:
-  """Writes the tokens of documents into a directory; returns what meta.json says of them."""
-  counts, sizes, content = [], [], hashlib.sha256()
-  with (place / 'tokens.bin').open('wb') as f:
-    for chunk in chunks:
-      f.write(chunk['tokens'].data)
-      content.update(chunk['tokens'].data)
-      counts.append(chunk['counts'])
-      sizes.append(chunk['sizes'])
-  none = np.zeros(0, np.int64)
-  ends, doc_bytes = np.cumsum(np.concatenate([none, *counts])), np.concatenate([none, *sizes])
-  cache.save_array(place / 'ends.npy', ends)
-  cache.save_array(place / 'doc_bytes.npy', doc_bytes)
-  return {
-    'documents': len(ends),
-    'tokens': int(ends[-1]) if len(ends) else 0,
-    'bytes': int(doc_bytes.sum()),
-    'dtype': np.dtype(dtype).name,
-    'content': content.hexdigest(),
-  }
 
 
 def _task_shape(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

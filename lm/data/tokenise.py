@@ -4,15 +4,18 @@ The chunks are the same however many processes share them, so that a preparation
 the examples of one chunk in a row, gives the same result everywhere.
 """
 
+import hashlib
 import itertools
+import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 
 from lm import spec
+from lm.data import cache
 from lm.errors import UserError
 from lm.task import Example
 from lm.text.tokenizers import end_id
@@ -117,6 +120,30 @@ def encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Encode
     )
 
   return encode
+
+
+def write(
+  place: pathlib.Path, chunks: Iterable[Mapping[str, np.ndarray]], dtype: Any
+) -> dict[str, Any]:
+  """Writes the tokens of documents into a directory; returns what meta.json says of them."""
+  counts, sizes, content = [], [], hashlib.sha256()
+  with (place / 'tokens.bin').open('wb') as f:
+    for chunk in chunks:
+      f.write(chunk['tokens'].data)
+      content.update(chunk['tokens'].data)
+      counts.append(chunk['counts'])
+      sizes.append(chunk['sizes'])
+  none = np.zeros(0, np.int64)
+  ends, doc_bytes = np.cumsum(np.concatenate([none, *counts])), np.concatenate([none, *sizes])
+  cache.save_array(place / 'ends.npy', ends)
+  cache.save_array(place / 'doc_bytes.npy', doc_bytes)
+  return {
+    'documents': len(ends),
+    'tokens': int(ends[-1]) if len(ends) else 0,
+    'bytes': int(doc_bytes.sum()),
+    'dtype': np.dtype(dtype).name,
+    'content': content.hexdigest(),
+  }
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

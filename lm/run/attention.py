@@ -20,7 +20,8 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.data import features, prepare
-from lm.data.rows import FeatureRows, Rows
+from lm.data.batches import AnyRows
+from lm.data.rows import Rows
 from lm.decode.steps import bucket, padded
 from lm.nn.tap import tapped
 from lm.task import Features
@@ -52,7 +53,7 @@ class AttentionMaps:
     name: str,
     model: nn.Module,
     tokenizer: tokenizers.Tokenizer,
-    rows: Rows | FeatureRows,
+    rows: AnyRows,
   ):
     self._tokenizer = tokenizer
     self._examples = _examples(config, name, tokenizer, rows)
@@ -101,7 +102,7 @@ class AttentionMaps:
 
 
 def _examples(
-  config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer, rows: Rows | FeatureRows
+  config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer, rows: AnyRows
 ) -> list[Features]:
   """Returns the first short examples of a set, or the beginnings of its first texts."""
   data, section = config.data, config.eval.sets[name]

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm import spec
-from lm.data.rows import FeatureRows, Rows
+from lm.data.batches import AnyRows
+from lm.data.rows import FeatureRows
 from lm.errors import UserError
 from lm.optim import Optimizer
 from lm.run import check
@@ -63,7 +64,7 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
 def with_counts(
   functions: Functions,
   config: ConfigDict,
-  rows: Rows | FeatureRows,
+  rows: AnyRows,
   tokenizer: tokenizers.Tokenizer,
 ) -> Functions:
   """Returns functions whose objective knows how often words occur, where it asks for `counts`.
@@ -74,7 +75,7 @@ def with_counts(
   objective = spec.section(config.objective, 'objective')
   if 'counts' not in inspect.signature(objective).parameters:
     return functions
-  if not isinstance(rows, Rows):
+  if isinstance(rows, FeatureRows):
     raise UserError(
       f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
     )

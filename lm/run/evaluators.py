@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.data import batches, prepare
-from lm.data.rows import FeatureRows, Rows
+from lm.data.rows import FeatureRows
 from lm.errors import nearest
 from lm.run import build, kept, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
@@ -58,7 +58,7 @@ class Evaluators:
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
     apply = build.apply_of(functions.model)
-    self._sets: dict[str, tuple[Rows | FeatureRows, list[Metric], EvalStep]] = {}
+    self._sets: dict[str, tuple[batches.AnyRows, list[Metric], EvalStep]] = {}
     self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
       rows = prepare.rows(

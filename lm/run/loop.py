@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.data import batches, prepare
-from lm.data.rows import FeatureRows, Rows
 from lm.errors import Preempted
 from lm.run import build, environment, evidence, experiment, files, host, init, report, stopping
 from lm.run.build import Functions
@@ -111,7 +110,7 @@ class _Run:
   def go(
     self,
     state: TrainState,
-    rows: Rows | FeatureRows,
+    rows: batches.AnyRows,
     stop: Stop | NoStop,
     last: int,
     profile_steps: int,
@@ -129,7 +128,7 @@ class _Run:
   def _steps(
     self,
     state: TrainState,
-    rows: Rows | FeatureRows,
+    rows: batches.AnyRows,
     stop: Stop | NoStop,
     last: int,
     profile: Profile,
@@ -170,7 +169,7 @@ class _Run:
         break
     self._finish(last)
 
-  def _batches(self, rows: Rows | FeatureRows, sharding, start: int, last: int):
+  def _batches(self, rows: batches.AnyRows, sharding, start: int, last: int):
     """Yields the steps of each dispatch, as the range they go from and to, and their batches."""
     config = self.config
     select = meshes.local_rows(config.batch_size, sharding)

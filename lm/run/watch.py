@@ -11,7 +11,6 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
-from lm.data.rows import FeatureRows, Rows
 from lm.run import hardware
 from lm.run.logging import Metrics
 from lm.run.progress import Progress
@@ -36,7 +35,7 @@ class Watch:
     workdir: pathlib.Path,
     state: TrainState,
     model: nn.Module,
-    rows: Rows | FeatureRows,
+    rows: batches.AnyRows,
   ):
     start = int(state.step)
     self.workdir = workdir

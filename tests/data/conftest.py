@@ -13,6 +13,7 @@ def section(tmp_path):
       'tokenizer': {'fn': 'lm.text.tokenizers:bytes'},
       'specials': (),
       'task': None,
+      'count': None,
       'context': 16,
       'source_context': 16,
       'pack': 'lm.data.packing:concatenate',

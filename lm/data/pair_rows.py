@@ -1,0 +1,173 @@
+"""Rows of pairs: words, neighbours and how often they met, in an order shuffled once."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from lm import spec
+from lm.data import cache, identity
+from lm.data.cooccurrence import Corpus, Pairs
+from lm.errors import UserError
+from lm.text.tokenizers import end_id
+
+_FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
+_RECORD = np.dtype(list(_FIELDS.items()))
+_PARTS = 128  # files the pairs are dealt to; each is shuffled in memory
+
+
+class PairRows:
+  """Random access to the pairs of a split, `context` of them to a row.
+
+  A row is a dict of (T,) arrays: `inputs` and `neighbours`, int32 tokens; `counts`, float32;
+  `weights`, float32, and `segments`, int32, which are 1, and 0 on padding at the end of the last
+  row. As the pairs are shuffled, a row is a random sample of them.
+
+  Attributes:
+    tokens: number of pairs in all rows.
+    documents: how many they were counted in.
+    fingerprint: names the content and its order on this machine.
+    content: a digest of the tokens counted, the same wherever they were prepared.
+    context: T.
+    size: pairs that a row has room for, T.
+  """
+
+  def __init__(self, place: pathlib.Path, context: int, meta: Mapping[str, Any]):
+    """Maps prepared files.
+
+    Args:
+      place: directory that `write` has filled.
+      context: T, pairs in a row.
+      meta: counts and a digest of the tokens, and how many pairs they make.
+    """
+    self.tokens: int = meta['pairs']
+    self.documents: int = meta['documents']
+    self.fingerprint = f'{place.name}-{context}'
+    self.content: str = meta['content']
+    self.context = context
+    self.size = context
+    self._flat = {
+      name: np.asarray(np.memmap(place / f'{name}.bin', dtype, 'r'))
+      for name, dtype in _FIELDS.items()
+    }
+
+  def __len__(self) -> int:
+    return -(-self.tokens // self.context)
+
+  def counts(self, vocab_size: int) -> np.ndarray:
+    """Returns in how many pairs each token is the first word, (V,) int64."""
+    return np.bincount(self._flat['inputs'], minlength=vocab_size)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns rows as a dict of (B, T) arrays, at once.
+
+    Args:
+      indices: (B,) integers, 0 <= index < len(self).
+    """
+    places = indices[:, None] * self.context + np.arange(self.context)
+    real = places < self.tokens
+    places = np.minimum(places, self.tokens - 1)
+    batch = {
+      name: np.where(real, flat[places], flat.dtype.type(0)) for name, flat in self._flat.items()
+    }
+    return batch | {'weights': real.astype(np.float32), 'segments': real.astype(np.int32)}
+
+
+def prepared(
+  data: Mapping[str, Any],
+  split: str,
+  tokenizer: tokenizers.Tokenizer,
+  seed: int,
+  tokens: pathlib.Path,
+  meta: Mapping[str, Any],
+) -> PairRows:
+  """Returns the pairs that `data.count` finds in a split's tokens, counted now or in the cache.
+
+  Args:
+    data: the config's data section.
+    split: which split it is, for the errors.
+    tokenizer: says which tokens are words.
+    seed: orders the pairs.
+    tokens: directory of tokens.bin and ends.npy.
+    meta: what the meta.json of that says.
+
+  Raises:
+    UserError: `data.count` is wrong, or there is nothing to count.
+  """
+  count = spec.resolve(data['count'], 'data.count')
+  code = identity.code([data['count']])
+  shaped_by = {'format': identity.FORMAT, 'tokens': tokens.name, 'seed': seed}
+  shaped_by |= {'count': data['count'], 'code': code}
+
+  def build(place: pathlib.Path) -> dict[str, Any]:
+    words = words_of(tokenizer)
+    if not words.any():
+      raise UserError(
+        f'data.tokenizer={data["tokenizer"]["fn"]!r}: its vocabulary has special tokens alone and '
+        'no word; lower its min_count, or take more text'
+      )
+    mapped = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
+    corpus = Corpus(mapped, np.asarray(np.load(tokens / 'ends.npy', mmap_mode='r')), words)
+    pairs = write(place, spec.call(count, 'data.count', corpus, place), seed)
+    if not pairs:
+      raise UserError(
+        f'data.count={data["count"]!r}: in split {split!r} no two words of the vocabulary stand '
+        'near each other in a document'
+      )
+    return {'pairs': pairs, 'shaped_by': shaped_by}
+
+  name = f'pairs-{cache.digest(shaped_by)}'
+  place, counted = cache.artefact(cache.directory(data['cache']), name, build)
+  return PairRows(place, data['context'], {**meta, 'pairs': counted['pairs']})
+
+
+def words_of(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+  """Returns which tokens are words, (V,) bool: neither added nor END nor the unknown word."""
+  ids = tokenizer.get_vocab(with_added_tokens=True)
+  words = np.zeros(max(ids.values()) + 1, bool)
+  words[list(ids.values())] = True
+  words[[*tokenizer.get_added_tokens_decoder(), end_id(tokenizer)]] = False
+  unknown = getattr(tokenizer.model, 'unk_token', None)
+  if unknown in ids:
+    words[ids[unknown]] = False
+  return words
+
+
+def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
+  """Writes pairs into a directory in a random order, and returns how many there are.
+
+  Each is dealt to one of many files at random, and each file is shuffled: together that is a
+  uniformly random order, and no more than a file is in memory.
+  """
+  rng = np.random.default_rng(seed)
+  parts = [place / f'part-{number}.bin' for number in range(_PARTS)]
+  total = 0
+  with contextlib.ExitStack() as stack:
+    files = [stack.enter_context(part.open('wb')) for part in parts]
+    for pairs in blocks:
+      dealt = rng.integers(_PARTS, size=len(pairs.inputs), dtype=np.uint8)
+      order = np.argsort(dealt, kind='stable')
+      records = np.empty(len(order), _RECORD)
+      for name in _FIELDS:
+        records[name] = getattr(pairs, name)[order]
+      ends = np.cumsum(np.bincount(dealt, minlength=_PARTS))
+      for file, dealt_to in zip(files, np.split(records, ends[:-1]), strict=True):
+        file.write(dealt_to.data)
+      total += len(records)
+  with contextlib.ExitStack() as stack:
+    flat = {name: stack.enter_context((place / f'{name}.bin').open('wb')) for name in _FIELDS}
+    for part in parts:
+      records = np.fromfile(part, _RECORD)
+      records = records[rng.permutation(len(records))]
+      for name, file in flat.items():
+        file.write(np.ascontiguousarray(records[name]).data)
+      part.unlink()
+  return total

@@ -1,0 +1,195 @@
+"""Rows of pairs: what lies where, and how a config asks for them."""
+
+import collections
+import pathlib
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from lm.data import batches, cooccurrence, pair_rows, prepare
+from lm.data.cooccurrence import Pairs
+from lm.data.pair_rows import PairRows
+from lm.errors import UserError
+from lm.text import tokenizers
+
+T = 8
+COUNT = 'lm.data.cooccurrence:neighbours(window=2)'
+WORDS = {'fn': 'lm.text.tokenizers:words', 'min_count': 1}
+
+
+def numbered(count):
+  """Returns pairs each of whose numbers says which it is."""
+  n = np.arange(count)
+  return Pairs(n.astype(np.int32), (n + 1000).astype(np.int32), n + 0.5)
+
+
+@pytest.fixture
+def written(tmp_path):
+  """Returns a function that writes blocks of pairs to the disk and opens them as rows."""
+
+  def open_rows(*blocks, seed=0, context=T):
+    place = tmp_path / f'pairs-{len(list(tmp_path.iterdir()))}'
+    place.mkdir()
+    pairs = pair_rows.write(place, blocks, seed)
+    return PairRows(place, context, {'pairs': pairs, 'documents': 3, 'content': 'some'})
+
+  return open_rows
+
+
+def flat(rows):
+  """Returns the arrays of all rows, one after another, without padding."""
+  batch = rows.batch(np.arange(len(rows)))
+  return {name: values[batch['segments'] > 0] for name, values in batch.items()}
+
+
+def test_every_pair_is_there_once_with_its_count(written):
+  pairs = numbered(100)
+  found = flat(written(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
+  assert sorted(found['inputs'].tolist()) == list(range(100))
+  assert (found['neighbours'] == found['inputs'] + 1000).all()
+  assert (found['counts'] == found['inputs'] + 0.5).all()
+
+
+def test_the_order_is_random_and_the_seed_decides(written):
+  orders = [flat(written(numbered(5000), seed=seed))['inputs'] for seed in (0, 0, 1)]
+  assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()
+  # Where a pair comes to lie says nothing of where it came from.
+  assert abs(np.corrcoef(orders[0], np.arange(5000))[0, 1]) < 0.05
+  assert (np.diff(orders[0]) == 1).mean() < 0.01
+
+
+def test_only_the_end_of_the_last_row_is_padding(written):
+  rows = written(numbered(20))
+  assert (len(rows), rows.tokens, rows.context, rows.size) == (3, 20, T, T)
+  assert (rows[0]['weights'] == 1).all() and (rows[1]['segments'] == 1).all()
+  last = rows[2]
+  assert last['weights'].tolist() == last['segments'].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+  assert all((values[4:] == 0).all() for values in last.values())
+
+
+def test_a_batch_stacks_rows(written):
+  rows = written(numbered(20))
+  indices = np.array([2, 0, 0])
+  batch = rows.batch(indices)
+  types = {name: values.dtype.type for name, values in batch.items()}
+  integers, numbers = np.int32, np.float32
+  assert types == {
+    'inputs': integers,
+    'neighbours': integers,
+    'counts': numbers,
+    'weights': numbers,
+    'segments': integers,
+  }
+  for name, values in batch.items():
+    assert values.tolist() == [rows[int(i)][name].tolist() for i in indices]
+  assert all((rows[-1][name] == rows[2][name]).all() for name in rows[0])
+  with pytest.raises(IndexError):
+    rows[3]
+
+
+def test_training_and_evaluation_see_each_pair_once(written):
+  rows = written(numbered(60))
+  steps = batches.train_batches(rows, (), batch_size=4, seed=1, start=0, stop=2)
+  for seen in ([batch for _, batch in steps], list(batches.eval_batches(rows, 5))):
+    inputs = np.concatenate([batch['inputs'][batch['segments'] > 0] for batch in seen])
+    assert sorted(inputs.tolist()) == list(range(60))
+
+
+def test_a_config_names_what_counts(section, corpus):
+  source = corpus('a b c\nb a a d\nx', documents='line')
+  data = section(source, tokenizer=WORDS, count=COUNT, context=4)
+  tokenizer = prepare.tokenizer(data)
+  rows = prepare.rows(data, 'train', tokenizer, 0)
+  found = flat(rows)
+  names = [[tokenizer.id_to_token(int(i)) for i in found[k]] for k in ('inputs', 'neighbours')]
+  expected = collections.Counter()
+  ordered = {'ab': 2.5, 'bc': 1, 'ac': 0.5, 'ad': 1.5}  # b a a: 1 + 1/2; a b c: 1
+  for (i, j), count in ordered.items():
+    expected[i, j] = expected[j, i] = count
+  expected['a', 'a'] = 2
+  assert dict(zip(zip(*names, strict=True), found['counts'].tolist(), strict=True)) == expected
+  assert isinstance(rows, PairRows) and (rows.documents, rows.tokens) == (3, len(expected))
+
+
+def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
+  data = section(corpus('a b c a b d'), tokenizer=WORDS, count=COUNT)
+  tokenizer = prepare.tokenizer(data)
+
+  def fingerprint(seed=0, **changes):
+    return prepare.rows(data | changes, 'train', tokenizer, seed).fingerprint
+
+  first = fingerprint()
+  others = [fingerprint(1), fingerprint(count='lm.data.cooccurrence:neighbours(window=3)')]
+  monkeypatch.setattr(cooccurrence, 'neighbours', lambda corpus, scratch, window: 1 / 0)
+  assert fingerprint() == first
+  others.append(fingerprint(context=3))
+  assert len({first, *others}) == 4
+  with pytest.raises(ZeroDivisionError):
+    fingerprint(2)
+
+
+def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
+  data = section(corpus('a b c a b d'), tokenizer=WORDS, count=COUNT)
+  tokenizer = prepare.tokenizer(data)
+
+  def broken(corpus, scratch, window):
+    yield numbered(3)
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cooccurrence, 'neighbours', broken)
+    with pytest.raises(UserError, match=r'data\.cache=.*the disk is full'):
+      prepare.rows(data, 'train', tokenizer, 0)
+  assert not list(pathlib.Path(data['cache']).glob('pairs-*'))
+  rows = prepare.rows(data, 'train', tokenizer, 0)
+  files = {f.name for f in next(pathlib.Path(data['cache']).glob('pairs-*')).iterdir()}
+  assert files == {'meta.json', 'inputs.bin', 'neighbours.bin', 'counts.bin'}
+  assert (flat(rows)['counts'] > 0).all()
+
+
+def test_words_are_neither_special_nor_added_nor_unknown():
+  tokenizer = tokenizers.words(['a b'], min_count=1)
+  known = tokenizers.with_specials(tokenizer, ['<|mask|>'])
+  words = pair_rows.words_of(known)
+  assert len(words) == known.get_vocab_size()
+  assert [known.id_to_token(int(i)) for i in np.flatnonzero(words)] == ['a', 'b']
+
+
+def test_an_unknown_word_that_was_not_added_is_no_word():
+  model = models.WordLevel({'</s>': 0, 'a': 1, '[UNK]': 2}, unk_token='[UNK]')
+  assert pair_rows.words_of(Tokenizer(model)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+  ('text', 'changes', 'message'),
+  [
+    ('', {}, r'data\.source: .*no text'),
+    (
+      'a',
+      {},
+      r"data\.count=.*in split 'train' no two words of the vocabulary stand near each other",
+    ),
+    ('a\nb\nc', {}, r'no two words'),
+    (
+      'a b c',
+      {'tokenizer': WORDS | {'min_count': 2}},
+      r'data\.tokenizer=.* its vocabulary has special tokens alone',
+    ),
+    ('a b', {'count': 'lm.data.cooccurrence:neighbours(window=0)'}, r'data\.count: window=0'),
+    (
+      'a b',
+      {'count': 'lm.data.cooccurrence:neighbors'},
+      r"data\.count=.*did you mean 'neighbours'",
+    ),
+    ('a b', {'count': 'lm.data.cooccurrence:neighbours(size=3)'}, r"takes no argument 'size'"),
+    ('a b', {'task': 'lm.tasks.text:classification'}, r'data\.task=.* and data\.count=.*: only'),
+    ('a b', {'context': 0}, r'data\.context=0'),
+  ],
+)
+def test_mistakes_are_told_in_one_line(section, corpus, text, changes, message):
+  data = section(corpus(text, documents='line'), tokenizer=WORDS, count=COUNT) | changes
+  tokenizer = tokenizers.words([text], data['tokenizer']['min_count'])
+  with pytest.raises(UserError, match=message) as e:
+    prepare.rows(data, 'train', tokenizer, 0)
+  assert '\n' not in str(e.value)
