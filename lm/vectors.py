@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     if flag.present and flag.name not in ('workdir', *taken):
       takes = ', '.join(f'--{other}' for other in ('workdir', *taken))
       raise UserError(f'{name} takes no --{flag.name}; it takes {takes}')
-  run(pathlib.Path(cli.required('workdir', 'runs/skipgram')), words)
+  run(pathlib.Path(cli.required('workdir', 'runs/word2vec_quickstart')), words)
 
 
 def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
