@@ -26,7 +26,7 @@ def drawn(count, size=V, seed=0, longest=60):
   """Returns documents of random words, few of them frequent."""
   rng = np.random.default_rng(seed)
   lengths = rng.integers(0, longest, count)
-  return [np.minimum(rng.geometric(0.05, n) - 1, size - 1) for n in lengths]
+  return [np.minimum(rng.geometric(0.02, n) - 1, size - 1) for n in lengths]
 
 
 def counted(corpus, place, **arguments):
@@ -75,10 +75,13 @@ def test_no_window_goes_beyond_a_document(tmp_path):
 
 @pytest.mark.parametrize('window', [1, 3, 10, 80])
 @pytest.mark.parametrize('block', [7, 64, 2**18])
-def test_it_is_what_a_double_loop_counts(tmp_path, monkeypatch, window, block):
+@pytest.mark.parametrize('memory', [2**15, 2**20, 2**28])  # with runs, without, all in the table
+def test_it_is_what_a_double_loop_counts(tmp_path, monkeypatch, window, block, memory):
   monkeypatch.setattr(cooccurrence, '_BLOCK', block)
-  documents = drawn(30)
-  found = counted(corpus_of(*documents), tmp_path, window=window)
+  monkeypatch.setattr(cooccurrence, '_LEAST', 1)
+  documents = drawn(30, size=200)
+  corpus = corpus_of(*documents, size=200)
+  found = counted(corpus, tmp_path, window=window, memory=memory)
   assert found == pytest.approx(by_hand(documents, window), rel=1e-12)
 
 
