@@ -14,7 +14,7 @@ def get_config(arg=''):
   config = base()
   config.steps = 20_000
   config.batch_size = 8
-  config.dispatch = 200
+  config.dispatch = 500
   config.data.prepare = ("lm.data.preprocess:segmented(case='lower')",)
   words(config, d_model=64, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)

@@ -165,13 +165,15 @@ class Objective:
   `weights` see what it returns. `rows(batch)` says which rows of tables the batch touches, so that
   nothing is computed of the others: by the name of a parameter that is a table, the different rows
   (N,), in any order and filled up with any number that is no row's; and the batch with rows
-  numbered by their places in N. Empty, it leaves all parameters whole.
+  numbered by their places in N. Empty, it leaves all parameters whole. `whole` says that rows of a
+  batch share what is drawn, so that it cannot be taken in microbatches.
   """
 
   sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
   weights: Callable[[Batch], dict[str, Array]]
   draw: Callable[[Batch, Array], Batch] = lambda batch, key: batch
   rows: Callable[[Batch], tuple[dict[str, Array], Batch]] = lambda batch: ({}, batch)
+  whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

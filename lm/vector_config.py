@@ -111,8 +111,8 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
     x_max: the count from which on pairs weigh 1.
   """
   config.data.count = f'lm.data.cooccurrence:neighbours(window={window})'
-  config.data.context = config.model.context = 512  # pairs in a row
-  config.batch_size, config.dispatch = 1, 200
+  config.data.context = config.model.context = 2048  # pairs in a row
+  config.batch_size, config.dispatch = 1, 100
   config.model.biases = True
   config.model.output_init = 'lm.models.embeddings:small_uniform'
   config.objective = ConfigDict({'fn': 'lm.objectives.glove:glove', 'x_max': x_max, 'power': 0.75})

@@ -161,10 +161,10 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _pieces(text: str) -> list[str]:
-  """Returns a text in pieces that end at line ends where there are any; mostly the text itself."""
+  """Returns a text in pieces that end at line ends, else before spaces; mostly the text itself."""
   pieces = []
   while len(text) > _PIECE:
-    cut = text.rfind('\n', 0, _PIECE) + 1 or _PIECE
+    cut = text.rfind('\n', 0, _PIECE) + 1 or max(0, text.rfind(' ', 0, _PIECE)) or _PIECE
     pieces.append(text[:cut])
     text = text[cut:]
   return [*pieces, text]

@@ -117,7 +117,8 @@ def _objective(
     found = apply(params, batch, key=key)
     return {'loss': loss(to, found.hidden, found.unembed.kernel_VD, batch)}
 
-  return Objective(sums, lambda batch: {'loss': jnp.sum(batch['weights'])}, draw, rows)
+  weights = lambda batch: {'loss': jnp.sum(batch['weights'])}  # noqa: E731
+  return Objective(sums, weights, draw, rows, whole=True)
 
 
 def keep_probability(counts: np.ndarray, subsample: float) -> np.ndarray:

@@ -53,6 +53,11 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
     raise UserError(
       f'microbatches={config.microbatches} does not divide batch_size={config.batch_size}'
     )
+  if objective.whole and config.microbatches > 1:
+    raise UserError(
+      f'microbatches={config.microbatches}: what {config.objective.fn!r} draws is shared by the '
+      'whole batch; it must be 1, and batch_size smaller'
+    )
   meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
   apply = with_mesh(apply_of(model_fn), mesh, rules)

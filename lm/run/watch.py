@@ -48,7 +48,8 @@ class Watch:
     self._flops_per_token = flops and flops(state.params, config.data.context)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
-    self._since = (start, time.perf_counter())  # step and time of the last line
+    # Step and time of the last line; none until the first steps, which hold the compilation, end.
+    self._since: tuple[int, float] | None = None
     self._excluded = 0.0  # seconds since then that were not training
     self.data_seconds = 0.0  # seconds since then that the loop waited for a batch
 
@@ -96,8 +97,8 @@ class Watch:
     row = {f'train/{name}': value for name, value in values.items() if name != 'streak'}
     row['train/epoch'] = self._epoch(step)
     shown = {'loss': values['loss']} if 'loss' in values else {}
-    if reached is not None and (steps := reached - self._since[0]) > 0:
-      now = time.perf_counter()
+    if reached is not None and self._since is not None:
+      now, steps = time.perf_counter(), reached - self._since[0]
       seconds = max(1e-9, now - self._since[1] - self._excluded)
       shown['tokens/s'] = row['train/tokens_per_second'] = steps * self._tokens_per_step / seconds
       row['train/step_seconds'] = seconds / steps

@@ -90,7 +90,7 @@ def test_a_batch_stacks_rows(written):
 
 def test_training_and_evaluation_see_each_pair_once(written):
   rows = written(numbered(60))
-  steps = batches.train_batches(rows, (), batch_size=4, seed=1, start=0, stop=2)
+  steps = batches.train_batches(rows, (), 4, 1, [range(0, 2)])
   for seen in ([batch for _, batch in steps], list(batches.eval_batches(rows, 5))):
     inputs = np.concatenate([batch['inputs'][batch['segments'] > 0] for batch in seen])
     assert sorted(inputs.tolist()) == list(range(60))

@@ -238,6 +238,15 @@ def test_long_documents_are_tokenised_in_pieces_that_lose_nothing(section, corpu
   assert documents(rows) == [text]
 
 
+def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
+  text = ' '.join(f'word{n}' for n in range(500))
+  monkeypatch.setattr(tokenise, '_PIECE', 100)
+  tokenizer = tokenizers.words([text], min_count=1, pattern=r'\S+')
+  rows = prepare.rows(section(corpus(text)), 'train', tokenizer, 0)
+  assert rows.tokens == 500 + 1
+  assert not rows.counts(tokenizer.get_vocab_size())[tokenizer.token_to_id('<unk>')]
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [

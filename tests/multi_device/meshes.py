@@ -13,11 +13,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh, optim
 from lm.errors import UserError
+from lm.models.embeddings import Embeddings
 from lm.nn import losses as nn_losses
 from lm.nn.layers import Attention, GatedMlp, Mlp
+from lm.objectives import word2vec
 from lm.objectives.cross_entropy import cross_entropy
+from lm.objectives.word_outputs import negative_sampling
+from lm.optim.descent import adagrad
 from lm.run.build import Functions, apply_of, init_of, with_mesh
-from lm.run.step import init_state, make_train_step
+from lm.run.step import init_state, make_train_step, make_train_steps
 from lm.types import Mask, Unembed
 
 STEPS = 3
@@ -100,6 +104,38 @@ def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
     return run(params_of(made.model), batch_of(B=8, T=6))
 
   np.testing.assert_allclose(hidden(ALL), hidden({'data': 1}, jax.devices()[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize('sizes', [{'data': 8}, ALL, {'data': 2, 'tensor': 4}])
+def test_word_vectors_split_over_devices_are_those_of_one(sizes):
+  V, D, B, T, steps = 40, 8, 8, 6, 4
+  counts = np.concatenate([[0], np.arange(V - 1, 0, -1)])
+  rows = np.ones((steps, B, T), np.int32)
+  targets = np.random.default_rng(0).integers(1, V, rows.shape).astype(np.int32)
+  batches = {'targets': targets, 'segments': rows, 'weights': rows.astype(np.float32)}
+
+  def train(sizes, devices=None):
+    model = Embeddings(V, D, T)
+    over = mesh.make(sizes, devices)
+    objective = word2vec.skip_gram(2, 1e-2, negative_sampling, counts)
+    apply = with_mesh(apply_of(model), over, mesh.RULES)
+    made = Functions(
+      model, apply, init_of(model, T), objective, adagrad(0.5, optim.constant, 9), over, mesh.RULES
+    )
+    state, _ = init_state(made, jax.random.key(0))
+    step = make_train_steps(made, 0, 1, state)
+    stacked = mesh.batch_sharding(over, mesh.RULES, stacked=True)
+    return step(state, mesh.put_batch(batches, stacked))
+
+  state, metrics = train(sizes)
+  one, expected = train({'data': 1}, jax.devices()[:1])
+  np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, one.params
+  )
+  table = state.params['embedding']
+  shape = V // sizes.get('tensor', 1), D // sizes.get('fsdp', 1)
+  assert table.addressable_shards[0].data.shape == shape
 
 
 def _check_placement(state, sizes):

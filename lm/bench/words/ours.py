@@ -35,7 +35,7 @@ def train(work: Work) -> Trained:
     config.eval.every = config.checkpoint.every = config.steps
     loop.train(config, '', root / 'run', NoStop())
     write_word2vec_text(work.out, of_run(root / 'run'))
-    steps, seconds = _timed(root / 'run' / 'metrics.jsonl')
+    steps, seconds = _timed(root / 'run' / 'metrics.jsonl', config.dispatch)
     amount = epochs * (rows.tokens if work.model == 'glove' else rows.tokens - rows.documents)
   return Trained(
     seconds=seconds * config.steps / steps,
@@ -57,22 +57,20 @@ def config_of(work: Work, cache: str) -> ConfigDict:
   if work.model == 'glove':
     glove(config, rate=0.05, window=work.glove_window, x_max=work.x_max)
   else:
-    config.batch_size, config.dispatch = 8, 200
+    config.batch_size, config.dispatch = 8, 500
     word2vec(config, work.model, _RATES[work.model])
     config.objective.window = work.window
     config.objective.output.negatives = work.negatives
-  config.log.every = 200
+  config.log.every = config.dispatch
   return config
 
 
-def _timed(metrics: pathlib.Path) -> tuple[int, float]:
-  """Returns how many steps were timed, which is all but those of the first dispatch, and seconds.
+def _timed(metrics: pathlib.Path, every: int) -> tuple[int, float]:
+  """Returns how many steps were timed, and the seconds they took.
 
-  What the loop does between steps counts, but not evaluations and checkpoints.
+  All are but those of the first dispatch, which hold the compilation. What the loop does between
+  steps counts; evaluations and checkpoints do not.
   """
   rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-  timed = [row for row in rows if 'train/step_seconds' in row]
-  steps = [row['step'] for row in timed]
-  first = rows[0]['step'] if rows[0] is not timed[0] else steps[0] - 200
-  spans = [b - a for a, b in zip([first, *steps], steps, strict=False)]
-  return sum(spans), sum(n * row['train/step_seconds'] for n, row in zip(spans, timed, strict=True))
+  seconds = [row['train/step_seconds'] * every for row in rows if 'train/step_seconds' in row]
+  return every * len(seconds), sum(seconds)
