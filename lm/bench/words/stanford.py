@@ -9,6 +9,8 @@ import time
 
 from lm.bench.words import Trained, Work
 from lm.errors import UserError
+from lm.text.vector_files import read_glove, write_word2vec_text
+from lm.text.vectors import checked
 
 PROGRAMS = ('vocab_count', 'cooccur', 'shuffle', 'glove')
 _RECORD = 16  # bytes of a pair in a file of co-occurrences
@@ -58,9 +60,10 @@ def train(work: Work) -> Trained:
       'glove', '-input-file', root / 'shuffled', '-vocab-file', vocab,
       '-save-file', root / 'vectors',
       '-threads', work.threads, '-x-max', work.x_max, '-iter', work.glove_epochs,
-      '-vector-size', work.size, '-binary', 0, '-seed', work.seed + 1, '-write-header', 1,
+      '-vector-size', work.size, '-binary', 0, '-seed', work.seed + 1,
     )  # fmt: skip
-    shutil.copy(root / 'vectors.txt', work.out)
-  command = time.perf_counter() - start
+    command = time.perf_counter() - start
+    found = read_glove(root / 'vectors.txt')  # with a vector <unk> at the end
+    write_word2vec_text(work.out, checked(found.words[:-1], found.matrix[:-1]))
   amount = pairs * work.glove_epochs
   return Trained(seconds, counting + shuffling, command, 'pairs', amount, '1.2')
