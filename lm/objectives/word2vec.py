@@ -117,7 +117,9 @@ def _objective(
     found = apply(params, batch, key=key)
     return {'loss': loss(to, found.hidden, found.unembed.kernel_VD, batch)}
 
-  weights = lambda batch: {'loss': jnp.sum(batch['weights'])}  # noqa: E731
+  def weights(batch: Batch) -> dict[str, Array]:
+    return {'loss': jnp.sum(batch['weights'])}
+
   return Objective(sums, weights, draw, rows, whole=True)
 
 

@@ -14,7 +14,7 @@ def main(name: str, work: str) -> None:
     code = importlib.import_module(f'lm.bench.words.{name}')
     answer = code.train(Work(**json.loads(work)))._asdict()
   except ModuleNotFoundError as e:
-    answer = {'error': f"--peer={name}: {e.name} is not installed; pip install 'lm[peers]'"}
+    answer = {'error': f"--peer={name}: {e.name} is not installed; pip install -e '.[peers]'"}
   except UserError as e:
     answer = {'error': str(e)}
   print(json.dumps(answer))

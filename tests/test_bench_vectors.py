@@ -1,0 +1,95 @@
+"""The bench of word vectors: arithmetic by hand, our training end to end, wrong arguments."""
+
+import gzip
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from lm.bench import vectors
+from lm.bench.__main__ import main
+from lm.bench.words import Work, ours, worker
+from lm.errors import UserError
+from lm.text.vector_files import read_word2vec_text
+
+
+@pytest.fixture
+def text(tmp_path):
+  """Words of two kinds, which keep among themselves."""
+  rng = np.random.default_rng(0)
+  words = [f'{kind}{rng.integers(20)}' for kind in 'ab' * 40 for _ in range(100)]
+  file = tmp_path / 'text.gz'
+  with gzip.open(file, 'wt') as f:
+    f.write(' '.join(words))
+  return file
+
+
+def run(seconds, score, command=9.0):
+  return {
+    'seconds': seconds,
+    'counting': 0.0,
+    'command': command,
+    'unit': 'words',
+    'amount': 4_000_000,
+    'version': '1',
+    'pairs/spearman': score,
+  }
+
+
+def test_table_has_medians_means_and_ratios_within_a_run():
+  # Our rates 2, 4 and 1 M a second, the peer's 1, 4 and 2: ratios 2, 1 and 0.5.
+  mine = [run(2.0, 0.3), run(1.0, 0.1), run(4.0, 0.2)]
+  other = [run(4.0, 0.5), run(1.0, 0.5), run(2.0, 0.5)]
+  first, second, ratio = vectors.table({'ours': mine, 'gensim': other}).splitlines()
+  assert first.split()[:2] == ['ours', '2.00']
+  assert 'pairs/spearman 0.200 (0.100-0.300)' in first
+  assert second.split()[:2] == ['gensim', '2.00']
+  assert 'ours / gensim: 1.00 (0.50-2.00) times' in ratio
+
+
+@pytest.mark.parametrize('model', ['skip_gram', 'glove'])
+def test_our_code_learns_what_it_is_given(model, text, tmp_path):
+  out = tmp_path / 'vectors'
+  work = Work(str(text), model, 0, 1, str(out), '', size=8, epochs=15, glove_epochs=60)
+  found = ours.train(work)
+  made = read_word2vec_text(out)
+  assert len(made.words) == 40 and made.matrix.shape == (40, 8)
+  assert 0 < found.seconds < found.command
+  if model == 'skip_gram':
+    assert (found.unit, found.amount) == ('words', 15 * 8000)
+  else:
+    assert found.unit == 'pairs' and found.counting > 0
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys, text):
+  monkeypatch.setitem(sys.modules, 'gensim', None)
+  monkeypatch.delitem(sys.modules, 'lm.bench.words.gensim', raising=False)
+  worker.main('gensim', json.dumps(Work(str(text), 'skip_gram', 0, 1, 'out', '')._asdict()))
+  answer = json.loads(capsys.readouterr().out)
+  assert "pip install -e '.[peers]'" in answer['error']
+
+
+def test_the_programs_of_stanford_that_are_not_there_are_named(capsys, text, tmp_path):
+  work = Work(str(text), 'glove', 0, 1, 'out', str(tmp_path))
+  worker.main('stanford', json.dumps(work._asdict()))
+  assert "there is no program 'vocab_count'" in json.loads(capsys.readouterr().out)['error']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], 'the following arguments are required: --text'),
+    (['--text=nowhere'], '--text=nowhere: there is no such file'),
+    (['--text=TEXT', '--model=skipgram'], "did you mean 'skip_gram'"),
+    (['--text=TEXT', '--model=glove', '--peer=gensim'], 'has no glove; take stanford'),
+    (['--text=TEXT', '--seeds=0'], '--seeds=0 is not a positive number'),
+    (['--text=TEXT', '--threads=0'], '--threads=0'),
+    (['--text=TEXT', '--pairs=nowhere'], 'nowhere'),
+  ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, text):
+  with pytest.raises(UserError) as raised:
+    main(['bench', 'vectors', *(a.replace('TEXT', str(text)) for a in arguments)])
+  assert message in str(raised.value)
+  assert '\n' not in str(raised.value)
