@@ -225,5 +225,6 @@ class _Texts:
     total = len(self._source)
     for start, stop in tokenise.chunks(total):
       for example in tokenise.examples(self._source, self._steps, start, stop):
-        yield from self._texts_of(example)
+        for text in self._texts_of(example):
+          yield from tokenise.pieces(text)
       self._progress(stop, total, 'training the tokenizer')

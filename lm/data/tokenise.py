@@ -105,11 +105,15 @@ def encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Encode
   def encode(texts: Iterable[str]) -> Encoded:
     tokens, counts, sizes = [], [], []
     for batch in _batches(texts):
-      pieces = [_pieces(text) for text in batch]
-      flat = list(itertools.chain.from_iterable(pieces))
-      found = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-      for text, parts in zip(batch, pieces, strict=True):
-        ids = [np.array(next(found).ids, dtype) for _ in parts]
+      cut = [list(pieces(text)) for text in batch]
+      # A long text alone is many pieces: they too are taken a few at a time.
+      found = (
+        np.array(encoding.ids, dtype)
+        for some in _batches(itertools.chain.from_iterable(cut))
+        for encoding in tokenizer.encode_batch_fast(some, add_special_tokens=False)
+      )
+      for text, parts in zip(batch, cut, strict=True):
+        ids = list(itertools.islice(found, len(parts)))
         document = np.concatenate([*ids, np.array([end], dtype)])
         tokens.append(document)
         counts.append(len(document))
@@ -160,11 +164,16 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     yield batch
 
 
-def _pieces(text: str) -> list[str]:
-  """Returns a text in pieces that end at line ends, else before spaces; mostly the text itself."""
-  pieces = []
-  while len(text) > _PIECE:
-    cut = text.rfind('\n', 0, _PIECE) + 1 or max(0, text.rfind(' ', 0, _PIECE)) or _PIECE
-    pieces.append(text[:cut])
-    text = text[cut:]
-  return [*pieces, text]
+def pieces(text: str) -> Iterator[str]:
+  """Yields a text in pieces that end at line ends, else before spaces; mostly the text itself.
+
+  What is done to a long text at once takes a hundred times its size.
+  """
+  start = 0
+  while len(text) - start > _PIECE:
+    stop = start + _PIECE
+    cut = text.rfind('\n', start, stop) + 1 or max(start, text.rfind(' ', start, stop))
+    cut = cut if cut > start else stop
+    yield text[start:cut]
+    start = cut
+  yield text[start:]
