@@ -45,7 +45,13 @@ def get_config(arg=''):
 
 
 def _cbow(config):
-  return word2vec(config, 'cbow', rate=0.05)
+  config.batch_size = 32  # it bears larger batches, which are faster
+  config.steps = 11_250
+  config.dispatch = 125
+  config.eval.every = config.checkpoint.every = 3750
+  word2vec(config, 'cbow', rate=0.05)
+  config.objective.output.drawn = 1
+  return config
 
 
 def _squared(config):

@@ -57,8 +57,10 @@ def config_of(work: Work, cache: str) -> ConfigDict:
   if work.model == 'glove':
     glove(config, rate=0.05, window=work.glove_window, x_max=work.x_max)
   else:
-    config.batch_size, config.dispatch = 8, 500
+    skip_gram = work.model == 'skip_gram'
+    config.batch_size, config.dispatch = (8, 500) if skip_gram else (32, 125)
     word2vec(config, work.model, _RATES[work.model])
+    config.objective.output.drawn = 4 if skip_gram else 1
     config.objective.window = work.window
     config.objective.output.negatives = work.negatives
   config.log.every = config.dispatch
