@@ -33,6 +33,9 @@ def train(work: Work) -> Trained:
     epochs = work.glove_epochs if work.model == 'glove' else work.epochs
     config.steps = max(1, epochs * len(rows) // config.batch_size)
     config.eval.every = config.checkpoint.every = config.steps
+    # What follows the first dispatch is timed, in a short text too.
+    config.dispatch = min(config.dispatch, max(1, config.steps // 4))
+    config.log.every = config.dispatch
     loop.train(config, '', root / 'run', NoStop())
     write_word2vec_text(work.out, of_run(root / 'run'))
     steps, seconds = _timed(root / 'run' / 'metrics.jsonl', config.dispatch)
@@ -63,7 +66,6 @@ def config_of(work: Work, cache: str) -> ConfigDict:
     config.objective.output.drawn = 4 if skip_gram else 1
     config.objective.window = work.window
     config.objective.output.negatives = work.negatives
-  config.log.every = config.dispatch
   return config
 
 
