@@ -18,7 +18,7 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
 
   Words are what white space separates: `data.prepare` says how a text is taken apart.
   """
-  fn = r'lm.text.tokenizers:words'
+  fn = 'lm.text.tokenizers:words'
   config.data.tokenizer = ConfigDict({'fn': fn, 'min_count': min_count, 'pattern': r'\S+'})
   config.data.context = 32
   config.model = ConfigDict(

@@ -30,4 +30,4 @@ class Trained(NamedTuple):
   command: float  # from the start of the process to the vectors
   unit: str  # what was gone through: words of the text, or pairs
   amount: int  # how many of them, times the epochs
-  version: str
+  version: str  # of the library, or where the programs are that tell none

@@ -66,4 +66,4 @@ def train(work: Work) -> Trained:
     found = read_glove(root / 'vectors.txt')  # with a vector <unk> at the end
     write_word2vec_text(work.out, checked(found.words[:-1], found.matrix[:-1]))
   amount = pairs * work.glove_epochs
-  return Trained(seconds, counting + shuffling, command, 'pairs', amount, '1.2')
+  return Trained(seconds, counting + shuffling, command, 'pairs', amount, str(programs))
