@@ -234,11 +234,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
   config.data.context = 32
   if 'vocab_size' in config.data.tokenizer:
     config.data.tokenizer.vocab_size = 512
-  config.model.update(
-    {'context': 32, 'd_model': 32, 'depth': 2 * period(config.model), 'd_mlp': 64, 'head_dim': 8}
-  )
-  config.model.heads = 4
-  config.model.kv_heads = 4 if config.model.kv_heads == config.model.heads else 2
+  _shrink(config.model)
   config.optim.warmup = 10
   config.eval.every = 50
   config.checkpoint.every = 50
@@ -246,9 +242,20 @@ def smoke(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def _shrink(model: ConfigDict) -> None:
+  """Gives a model, and its sections, small sizes; each has some of these."""
+  groups = 'kv_heads' in model and model.kv_heads != model.heads
+  small = {'context': 32, 'd_model': 32, 'd_hidden': 32, 'd_mlp': 64, 'head_dim': 8, 'heads': 4}
+  small |= {'kv_heads': 2 if groups else 4, 'depth': 2 * period(model)}
+  model.update({key: size for key, size in small.items() if key in model})
+  for section in model.values():
+    if isinstance(section, ConfigDict):
+      _shrink(section)
+
+
 def period(model: ConfigDict) -> int:
   """Returns the number of layers that repeat."""
-  return len(model.attention) if isinstance(model.attention, tuple) else 1
+  return len(model.attention) if isinstance(model.get('attention'), tuple) else 1
 
 
 def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:

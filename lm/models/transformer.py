@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from lm.mesh import named
 from lm.models.cache import branch, rows_together, self_mask
+from lm.models.heads import ClassTable
 from lm.models.stack import Stack
 from lm.nn.attention import dot_product
 from lm.nn.cache import Slots
@@ -155,21 +156,6 @@ class Encoder(Transformer):
     if self.classes is None:
       return Output(x, self.unembed(table_VD), {})
     return Output(x, ClassTable(self.classes, self.d_model, self.init_std, name='head')(), {})
-
-
-class ClassTable(nn.Module):
-  """What classes look like: a learned vector and a bias for each."""
-
-  classes: int
-  d_model: int
-  init_std: float
-
-  @nn.compact
-  def __call__(self) -> Unembed:
-    init = named(nn.initializers.normal(self.init_std), None, 'embed')
-    kernel_CD = self.param('kernel', init, (self.classes, self.d_model))
-    bias_C = self.param('bias', named(nn.initializers.zeros, None), (self.classes,))
-    return Unembed(kernel_CD, bias_C, self.classes)
 
 
 class EncoderDecoder(Transformer):

@@ -42,5 +42,15 @@ def last(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
   return jnp.einsum('btp,btd->bpd', of_BTP.astype(hidden_BTD.dtype), hidden_BTD)
 
 
+def ends(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
+  """What a network that reads both ways ends with, a half of the features for each way.
+
+  They are those of the last token, to which the first half has read, and of the first token.
+  """
+  middle = hidden_BTD.shape[-1] // 2
+  right = last(hidden_BTD[..., :middle], segments_BT, count)
+  return jnp.concatenate([right, first(hidden_BTD[..., middle:], segments_BT, count)], axis=-1)
+
+
 def _members(segments_BT: Array, count: int) -> Array:
   return segments_BT[:, :, None] == jnp.arange(1, count + 1)[None, None]

@@ -45,10 +45,15 @@ def sinusoidal() -> Position:
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
     del module, context
-    angles = positions_BT[..., None] * _frequencies(d_model, 10000.0)[None, None]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return sines(positions_BT, d_model)
 
   return Position(embed=embed)
+
+
+def sines(positions_BT: Array, d_model: int) -> Array:
+  """Returns the sines and cosines of positions, (B, T, D) float32."""
+  angles = positions_BT[..., None] * _frequencies(d_model, 10000.0)[None, None]
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def rope(theta: float = 10000.0) -> Position:

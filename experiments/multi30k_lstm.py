@@ -1,0 +1,45 @@
+"""German captions to English ones with an LSTM that attends: Multi30k (Elliott et al. 2016).
+
+  LM_DATA=DIR python -m lm.train --config=experiments/multi30k_lstm.py --workdir=runs/multi30k_lstm
+  python -m lm.translate --workdir=runs/multi30k_lstm < $LM_DATA/multi30k/test2016.de > test2016.en
+
+Reads $LM_DATA/multi30k: 29,000 pairs. One layer of width 256 reads both ways, one of 256 writes,
+with additive attention and input feeding (Bahdanau et al. 2015, Luong et al. 2015), on the work of
+multi30k_de_en.py: the same vocabulary, the same tasks, decoders and caches. Figures, beside JoeyNMT
+and beside the Transformer: experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lm.config import base, choose
+from lm.recurrent_config import recurrent_encoder_decoder
+from lm.task_config import small, translation
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 3000
+  config.batch_size = 16
+  config.model = recurrent_encoder_decoder(d_model=256, d_hidden=256, depth=1, context=128)
+  config.model.dropout = 0.3
+  translation(config, 'en', 'val')
+  config.data.source = (
+    "lm.data.sources:parallel(source='$LM_DATA/multi30k/{split}.de', "
+    "target='$LM_DATA/multi30k/{split}.en')"
+  )
+  config.data.context = config.data.source_context = 64
+  config.data.too_long = 'skip'
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
+  config.optim.learning_rate = 1e-3
+  config.optim.b2 = 0.999
+  config.optim.schedule = 'lm.optim:linear'
+  config.optim.warmup = 200
+  config.optim.final = 0.0
+  config.optim.weight_decay = 0.0
+  config.eval.every = 1000
+  config.decode.length_penalty = 1.0
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  return small(config, "lm.data.sources:names(source_language='de', target_language='en')")

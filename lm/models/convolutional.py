@@ -1,0 +1,63 @@
+"""An encoder of convolutions, which reads all tokens at once (Gehring et al. 2017)."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.errors import UserError
+from lm.mesh import constrain
+from lm.nn.layers import Linear, dropout
+from lm.nn.position import sines
+from lm.nn.tap import tap
+from lm.types import Array
+
+
+class Convolutional(nn.Module):
+  """Gated convolutions with residuals: `(x_BSI, segments, positions) -> (B, S, d_hidden)`.
+
+  Each layer is (x + (A * sigmoid(G))) sqrt(1/2), A and G products of a token's `width` neighbours
+  within its segment; sines tell the positions.
+  """
+
+  d_hidden: int
+  depth: int
+  width: int = 3  # tokens, an odd number
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x_BSI: Array, segments_BS: Array, positions_BS: Array) -> Array:
+    if self.width % 2 == 0:
+      raise UserError(f'model.encoder.width={self.width}: an odd number of tokens has a middle')
+    D, near = self.d_hidden, self.width // 2
+    x = self._linear('in', x_BSI.shape[-1], D)(x_BSI)
+    x += sines(positions_BS, D).astype(x.dtype)
+    for i in range(self.depth):
+      h = dropout(self, x, self.dropout)
+      neighbours = [_shifted(h, segments_BS, offset) for offset in range(-near, near + 1)]
+      both = self._linear(f'layer_{i}', self.width * D, 2 * D)(jnp.concatenate(neighbours, -1))
+      a, gate = jnp.split(both, 2, axis=-1)
+      x = tap(self, f'states_{i}', (x + a * jax.nn.sigmoid(gate)) * math.sqrt(0.5))
+    return constrain(x, 'batch', 'time', 'width')
+
+  def _linear(self, name: str, inputs: int, outputs: int) -> Linear:
+    return Linear(
+      (inputs, outputs),
+      ('embed', 'mlp'),
+      bias=True,
+      dtype=jnp.dtype(self.dtype),
+      kernel_init=nn.initializers.lecun_normal(),
+      name=name,
+    )
+
+
+def _shifted(x_BSD: Array, segments_BS: Array, offset: int) -> Array:
+  """Returns for each token the one `offset` further on, zeros where that is of another segment."""
+  moved = jnp.roll(segments_BS, -offset, axis=1)
+  S = segments_BS.shape[1]
+  place = jnp.arange(S) + offset
+  inside = (place >= 0) & (place < S)
+  same_BS = (moved == segments_BS) & inside[None]
+  return jnp.where(same_BS[:, :, None], jnp.roll(x_BSD, -offset, axis=1), 0)

@@ -1,0 +1,265 @@
+"""Recurrent networks as pure functions: cells, and how a row is read with one.
+
+A cell is elementwise; its products of matrices lie outside of it. What comes from the inputs is
+one product over all steps, and `scan` finds the gradient of the kernels inside the loop in one
+product over all steps too: a loop would add up as many matrices as there are steps.
+
+Axes here: G the values that a unit reads in a step (a cell's `gates`), I the width of an input.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.types import Array
+
+# What a cell remembers of each row, (B, D) each; the first is what others see of it.
+Carry = tuple[Array, ...]
+
+
+class Cell(NamedTuple):
+  """One step of a recurrence: `step(from_input_BGD, from_state_BGD, carry) -> carry`."""
+
+  gates: int
+  states: int  # how many arrays a carry holds
+  step: Callable[[Array, Array, Carry], Carry]
+  state_bias: bool = False  # whether what comes from the state has a bias of its own
+
+
+def elman(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
+  """h' = activation(W x + U h + b) (Elman 1990); `jax.nn:sigmoid` is how textbooks write it."""
+
+  def step(x_BGD: Array, z_BGD: Array, carry: Carry) -> Carry:
+    return (activation(x_BGD + z_BGD)[:, 0],)
+
+  return Cell(gates=1, states=1, step=step)
+
+
+def lstm(forget_bias: float = 1.0) -> Cell:
+  """Long short-term memory with a forget gate (Hochreiter and Schmidhuber 1997, Gers et al. 2000).
+
+  Gates lie in the order input, forget, candidate, output.
+
+  Args:
+    forget_bias: added to the forget gate, so that a new network remembers (Jozefowicz et al. 2015).
+  """
+
+  def step(x_BGD: Array, z_BGD: Array, carry: Carry) -> Carry:
+    _, c_BD = carry
+    sums_BGD = x_BGD + z_BGD
+    i, f, g, o = (sums_BGD[:, k] for k in range(4))
+    c_BD = jax.nn.sigmoid(f + forget_bias) * c_BD + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c_BD), c_BD
+
+  return Cell(gates=4, states=2, step=step)
+
+
+def gru() -> Cell:
+  """Gated recurrent unit (Cho et al. 2014), reset after the product as cuDNN and PyTorch have it.
+
+  Gates lie in the order reset, update, candidate.
+  """
+
+  def step(x_BGD: Array, z_BGD: Array, carry: Carry) -> Carry:
+    (h_BD,) = carry
+    reset = jax.nn.sigmoid(x_BGD[:, 0] + z_BGD[:, 0])
+    update = jax.nn.sigmoid(x_BGD[:, 1] + z_BGD[:, 1])
+    candidate = jnp.tanh(x_BGD[:, 2] + reset * z_BGD[:, 2])
+    return ((1 - update) * candidate + update * h_BD,)
+
+  return Cell(gates=3, states=1, step=step, state_bias=True)
+
+
+class Weights(NamedTuple):
+  """What a layer learns."""
+
+  input_IGD: Array
+  bias_GD: Array
+  state_DGD: Array
+  state_bias_GD: Array | None = None  # for cells with a `state_bias`
+
+  def from_input(self, x: Array, rows: slice = slice(None)) -> Array:
+    """Returns what comes from (..., I) inputs, those of some rows of the kernel: (..., G, D)."""
+    y = x.reshape(-1, x.shape[-1]) @ self.matrix(rows).astype(x.dtype)
+    y += self.bias_GD.astype(x.dtype).reshape(1, -1)
+    return y.reshape(*x.shape[:-1], *self.bias_GD.shape)
+
+  def matrix(self, rows: slice = slice(None)) -> Array:
+    """Returns some rows of the kernel of inputs as a matrix (I, G * D)."""
+    kernel_IGD = self.input_IGD[rows]
+    return kernel_IGD.reshape(len(kernel_IGD), -1)
+
+  def state(self, dtype: Any) -> Array:
+    """Returns the kernel of the state as a matrix (D, G * D)."""
+    return self.state_DGD.reshape(self.state_DGD.shape[0], -1).astype(dtype)
+
+
+class Flow(NamedTuple):
+  """How states go along rows: where they begin anew, and where they stay, for padding says nothing.
+
+  So segments of a row do not know of each other, and the last state is that of the last token.
+  """
+
+  starts: Array  # (B, T) bool
+  held: Array  # (B, T) bool
+
+
+def forward(segments_BT: Array, positions_BT: Array) -> Flow:
+  """Returns the flow of reading from left to right; what is at position 0 begins."""
+  return Flow((positions_BT == 0) & (segments_BT > 0), segments_BT == 0)
+
+
+def backward(segments_BT: Array) -> Flow:
+  """Returns the flow of reading from right to left; what another segment follows begins."""
+  after_BT = jnp.pad(segments_BT, ((0, 0), (0, 1)))[:, 1:]
+  return Flow(segments_BT != after_BT, segments_BT == 0)
+
+
+def begin(carry: Carry, start_B: Array, restart: Carry | None) -> Carry:
+  """Returns a carry that begins anew where `start_B`: with `restart`, or zeros."""
+  restart = tuple(jnp.zeros_like(s) for s in carry) if restart is None else restart
+  return tuple(jnp.where(start_B[:, None], r, s) for r, s in zip(restart, carry, strict=True))
+
+
+def hold(carry: Carry, held_B: Array, before: Carry) -> Carry:
+  """Returns the carry, or what it was `before` where `held_B`."""
+  return tuple(jnp.where(held_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
+
+
+def advance(cell: Cell, x_BGD: Array, z_BK: Array, bias_GD: Array | None, carry: Carry) -> Carry:
+  """Returns the carry after a step: `z_BK` is the product of the state with its kernel."""
+  z_BGD = z_BK.reshape(-1, *x_BGD.shape[1:])
+  if bias_GD is not None:
+    z_BGD += bias_GD.astype(z_BGD.dtype)[None]
+  return cell.step(x_BGD, z_BGD, carry)
+
+
+def read(
+  cell: Cell,
+  x_TBGD: Array,
+  weights: Weights,
+  flow: Flow,
+  carry: Carry,
+  restart: Carry | None = None,
+  reverse: bool = False,
+  unroll: int = 1,
+) -> tuple[Array, Carry]:
+  """Reads rows step by step.
+
+  Args:
+    cell: the network's.
+    x_TBGD: what comes from the inputs, for all steps.
+    weights: of the layer; used in the dtype of x.
+    flow: where states begin and stay.
+    carry: what is remembered of the rows before the first step.
+    restart: (T, B, D) each, what states are where they begin; zeros unless given.
+    reverse: whether to read from the last step to the first.
+    unroll: steps laid out in a row in each turn of the loop; changes no result.
+
+  Returns:
+    The states (T, B, D) after each step, and the carry after the last.
+  """
+
+  def step(product, bias_GD, carry, xs):
+    x_BGD, start_B, held_B, restart = xs
+    before = begin(carry, start_B, restart)
+    after = advance(cell, x_BGD, product('state', before[0]), bias_GD, before)
+    after = hold(after, held_B, before)
+    return after, after[0]
+
+  xs = (x_TBGD, flow.starts.T, flow.held.T, restart)
+  matrices = {'state': weights.state(x_TBGD.dtype)}
+  carry, y_TBD = scan(step, matrices, weights.state_bias_GD, carry, xs, reverse, unroll)
+  return y_TBD, carry
+
+
+# product(name, x_BI) -> x_BI @ weights[name], and step(product, constants, carry, x) -> (carry, y)
+Product = Callable[[str, Array], Array]
+Step = Callable[[Product, Any, Any, Any], tuple[Any, Any]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+def scan(
+  step: Step,
+  weights: dict[str, Array],
+  constants: Any,
+  carry: Any,
+  xs: Any,
+  reverse: bool = False,
+  unroll: int = 1,
+) -> tuple[Any, Any]:
+  """Does `jax.lax.scan` of a step whose products are given by name, each used once in a step.
+
+  The gradient of a kernel W used as y_t = x_t W is the sum over t of x_t^T dy_t. The loop backwards
+  hands out the dy_t, and the sum is one product after it.
+
+  Args:
+    step: closes over no traced array.
+    weights: matrices (I, O) by name.
+    constants: arrays that are the same in all steps.
+    carry: goes from step to step.
+    xs: arrays with the steps along axis 0.
+    reverse: whether to go from the last step to the first.
+    unroll: steps laid out in a row in each turn of the loop.
+  """
+
+  def body(carry, x):
+    return step(lambda name, x_BI: x_BI @ weights[name], constants, carry, x)
+
+  return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
+
+
+def _scan_fwd(step, weights, constants, carry, xs, reverse, unroll):
+  def run(errors, constants, carry, xs):
+    def body(carry, x_and_errors):
+      x, errors = x_and_errors
+      inputs = {}
+
+      def product(name: str, x_BI: Array) -> Array:
+        inputs[name] = x_BI
+        return x_BI @ weights[name] + errors[name]
+
+      carry, y = step(product, constants, carry, x)
+      return carry, (y, inputs)
+
+    carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, errors), reverse=reverse, unroll=unroll)
+    return (carry, ys), inputs
+
+  # Zeros that are added to each product: their gradients are those of the products.
+  steps = jax.tree.leaves(xs)[0].shape[0]
+  errors = {
+    name: jnp.zeros((steps, *shape), weights[name].dtype)
+    for name, shape in _shapes(step, weights, constants, carry, xs).items()
+  }
+  out, backwards, inputs = jax.vjp(run, errors, constants, carry, xs, has_aux=True)
+  return out, (backwards, inputs, weights)
+
+
+def _scan_bwd(step, reverse, unroll, residuals, cotangents):
+  backwards, inputs, weights = residuals
+  errors, constants, carry, xs = backwards(cotangents)
+  kernels = {
+    name: jnp.einsum('tbi,tbo->io', inputs[name], errors[name]).astype(weight.dtype)
+    for name, weight in weights.items()
+  }
+  return kernels, constants, carry, xs
+
+
+scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _shapes(step, weights, constants, carry, xs) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of a step's products by name."""
+  shapes = {}
+
+  def product(name: str, x_BI: Array) -> Array:
+    y_BO = x_BI @ weights[name]
+    shapes[name] = y_BO.shape
+    return y_BO
+
+  first = jax.tree.map(lambda x: x[0], xs)
+  jax.eval_shape(functools.partial(step, product), constants, carry, first)
+  return shapes

@@ -1,0 +1,80 @@
+"""Model sections of recurrent networks; see lm.config."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def recurrent(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDict:
+  """Returns the model section of a recurrent language model of LSTM layers."""
+  return ConfigDict(
+    {
+      'fn': 'lm.models.recurrent:Decoder',
+      'vocab_size': placeholder(int),  # the tokenizer's, unless given
+      'vocab_multiple': 1,
+      'context': context,
+      'd_model': d_model,  # of embeddings
+      'cell': 'lm.nn.recurrent:lstm',
+      'd_hidden': d_hidden,
+      'depth': depth,
+      'tied': True,
+      'dropout': 0.0,
+      'init_std': 0.1,
+      'unroll': 1,
+      'dtype': 'float32',
+    }
+  )
+
+
+def recurrent_encoder_decoder(
+  d_model: int, d_hidden: int, depth: int, context: int, score: str | None = 'additive'
+) -> ConfigDict:
+  """Returns the model section of an LSTM that reads both ways, and one that attends to it.
+
+  Args:
+    d_model: of embeddings.
+    d_hidden: of the decoder, and of each direction of the encoder.
+    depth: layers of the encoder, and of the decoder.
+    context: longest row.
+    score: 'additive' (Bahdanau), 'multiplicative' (Luong), or None for a decoder that begins with
+      the encoder's last state and does not attend.
+  """
+  model = recurrent(d_model, d_hidden, depth, context)
+  model.fn = 'lm.models.recurrent:EncoderDecoder'
+  model.encoder = _bidirectional(d_hidden, depth)
+  model.score = placeholder(str)
+  if score is not None:
+    model.score = f'lm.nn.alignment:{score}'
+  model.input_feeding = True
+  model.summary = 'lm.nn.pooling:ends'  # the decoder begins with it
+  model.shared = True  # source and target have one table of embeddings
+  return model
+
+
+def recurrent_encoder(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDict:
+  """Returns the model section of an LSTM that reads both ways, with a head on what it has read."""
+  model = recurrent(d_model, d_hidden, depth, context)
+  for key in ('cell', 'd_hidden', 'depth', 'unroll'):
+    del model[key]
+  model.fn = 'lm.models.recurrent:Encoder'
+  model.encoder = _bidirectional(d_hidden, depth)
+  model.classes = placeholder(int)  # as many as data.labels, unless given
+  model.pool = 'lm.nn.pooling:ends'
+  return model
+
+
+def convolutional(d_hidden: int, depth: int, width: int) -> ConfigDict:
+  """Returns the section of an encoder of convolutions, for `encoder` of the models above."""
+  fn = 'lm.models.convolutional:Convolutional'
+  return ConfigDict({'fn': fn, 'd_hidden': d_hidden, 'depth': depth, 'width': width})
+
+
+def _bidirectional(d_hidden: int, depth: int) -> ConfigDict:
+  return ConfigDict(
+    {
+      'fn': 'lm.models.recurrent_layers:Bidirectional',
+      'cell': 'lm.nn.recurrent:lstm',
+      'd_hidden': d_hidden,
+      'depth': depth,
+      'unroll': 1,
+    }
+  )
