@@ -12,7 +12,17 @@ FILES = sorted((ROOT / 'lm').rglob('*.py'))
 
 # The rooms of each floor. What is not named is a program of the top floor, or `lm` itself.
 FLOORS = (
-  ('config', 'errors', 'mesh', 'spec', 'task', 'task_config', 'recurrent_config', 'vector_config', 'types'),
+  (
+    'config',
+    'errors',
+    'mesh',
+    'spec',
+    'task',
+    'task_config',
+    'recurrent_config',
+    'vector_config',
+    'types',
+  ),
   ('metrics', 'nn', 'text'),
   ('data', 'decode', 'models', 'objectives', 'optim', 'pretrained', 'tasks'),
   ('run',),

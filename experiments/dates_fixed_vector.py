@@ -1,0 +1,62 @@
+"""Dates by an LSTM that keeps of what it read one vector of fixed size (Sutskever et al. 2014).
+
+  python -m lm.train --config=experiments/dates_fixed_vector.py --workdir=runs/dates_fixed_vector
+
+The encoder-decoder of the article: no attention, the decoder begins with the encoder's last states
+and sees nothing else of the source. dates_lstm.py is the same with attention. One date fits into
+the vector; where a row to read holds several dates one after the other, `:two`, `:four` and
+`:eight`, and with attention `:four_attending` and so on, the vector breaks as they grow. Figures:
+experiments/LOG.md.
+"""
+
+import functools
+
+import dates_lstm
+import numpy as np
+
+from lm.config import choose
+from lm.data import sources
+from lm.task_config import small
+
+
+def several(split, count=2, size=20_000):
+  """A source of `size` rows of `count` dates to read, and as many to write."""
+  dates = sources.dates(split)
+  rng = np.random.default_rng([count, len(dates)])
+  size = min(size, len(dates))
+  return _Several(dates, rng.integers(0, len(dates), (size, count)))
+
+
+class _Several:
+  def __init__(self, dates, indices):
+    self._dates, self._indices = dates, indices
+
+  def __len__(self):
+    return len(self._indices)
+
+  def __getitem__(self, row):
+    picked = [self._dates[int(i)] for i in self._indices[row]]
+    source, target = (' / '.join(d[side] for d in picked) for side in ('source', 'target'))
+    return {'source': source, 'target': target}
+
+
+def get_config(arg=''):
+  fixed, attending = dates_lstm.dates(None), dates_lstm.dates('additive')
+  counts = {'two': 2, 'four': 4, 'eight': 8}
+  variants = {name: functools.partial(_longer, count=n) for name, n in counts.items()}
+  if arg.endswith('_attending'):
+    return choose(attending, arg, **{f'{k}_attending': v for k, v in variants.items()})
+  return choose(fixed, arg, smoke=_smoke, **variants)
+
+
+def _longer(config, count):
+  config.data.source = f'dates_fixed_vector:several(count={count})'
+  config.data.context = config.model.context = max(44, 14 * count)
+  config.data.source_context = config.model.context = max(140, 45 * count)
+  config.data.too_long = 'skip'
+  config.decode.max_tokens = 14 * count
+  return config
+
+
+def _smoke(config):
+  return small(config, config.data.source)

@@ -1,0 +1,24 @@
+"""A recurrent language model: the quickstart's text and budget, by two layers of LSTM.
+
+  python -m lm.train --config=experiments/lstm_lm.py --workdir=runs/lstm_lm
+  python -m lm.generate --workdir=runs/lstm_lm --prompt='The '
+
+It reads rows of the same length in training and goes on for as long as one likes afterwards.
+`:gru` takes that cell. Figures, beside the quickstart's Transformer: experiments/LOG.md.
+"""
+
+from lm.config import base, choose, smoke
+from lm.recurrent_config import recurrent
+
+
+def get_config(arg=''):
+  config = base()
+  config.model = recurrent(d_model=128, d_hidden=384, depth=2, context=128)
+  config.optim.learning_rate = 3e-3
+  config.optim.weight_decay = 0.0
+  return choose(config, arg, gru=_gru, smoke=smoke)
+
+
+def _gru(config):
+  config.model.cell = 'lm.nn.recurrent:gru'
+  return config

@@ -1,0 +1,168 @@
+"""Recurrent models: caches, branches, packed rows, and who moves whom."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.decode.steps import branch_of, prefill, step_of
+from lm.models.convolutional import Convolutional
+from lm.models.recurrent import Decoder, Encoder, EncoderDecoder
+from lm.models.recurrent_layers import Bidirectional, Unidirectional
+from lm.nn import pooling, recurrent
+from lm.nn.alignment import additive, multiplicative
+from lm.run.build import apply_of
+
+SIZES = {'vocab_size': 50, 'context': 12, 'd_model': 8}
+CELLS = {'elman': recurrent.elman, 'lstm': recurrent.lstm, 'gru': recurrent.gru}
+BOTH = functools.partial(Bidirectional, cell=recurrent.gru, d_hidden=5, depth=2)
+ENCODERS = {
+  'both': BOTH,
+  'one_way': functools.partial(Unidirectional, cell=recurrent.lstm, d_hidden=6, depth=2),
+  'convolutional': functools.partial(Convolutional, d_hidden=6, depth=2, width=3),
+}
+
+
+def translator(**changes):
+  fields = {'encoder': BOTH, 'd_hidden': 6, 'depth': 2, 'score': additive}
+  return EncoderDecoder(**SIZES, **(fields | changes))
+
+
+MODELS = {
+  **{name: Decoder(**SIZES, cell=cell, d_hidden=6, depth=2) for name, cell in CELLS.items()},
+  'untied': Decoder(**SIZES, d_hidden=6, tied=False),
+  'additive': translator(),
+  'multiplicative': translator(score=multiplicative, cell=recurrent.gru),
+  'without_feeding': translator(input_feeding=False),
+  'fixed_vector': translator(score=None, encoder=ENCODERS['one_way'], summary=pooling.last),
+  'pooled': translator(score=None, summary=pooling.mean),
+  'convolutional': translator(encoder=ENCODERS['convolutional'], summary=pooling.maximum),
+}
+# Rows that pack two or three documents, with padding behind.
+SEGMENTS = [[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 2, 2, 3, 3, 0, 0]]
+SOURCES = [[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 3, 3, 3, 0]]
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def functions(request, params_of):
+  model = MODELS[request.param]
+  return model, jax.jit(apply_of(model)), params_of(model)
+
+
+def batch_for(model, batch_of, segments, sources):
+  batch = batch_of(B=len(segments), T=len(segments[0]), segments=segments, source=sources)
+  if isinstance(model, EncoderDecoder):
+    return batch | {'examples': jnp.ones((len(segments), 3), jnp.int32)}
+  return {name: x for name, x in batch.items() if not name.startswith('source')}
+
+
+def logits_of(output):
+  return output.unembed(output.hidden)
+
+
+def test_packed_documents_equal_rows_of_their_own(functions, batch_of, alone):
+  model, apply, params = functions
+  packed = batch_for(model, batch_of, SEGMENTS, SOURCES)
+  whole = logits_of(apply(params, packed))
+  for document in (1, 2, 3):
+    rows = alone({k: v for k, v in packed.items() if k != 'examples'}, document)
+    if 'examples' in packed:
+      rows['examples'] = packed['examples'][:, :1]
+    single = logits_of(apply(params, rows))
+    for row in range(2):
+      places = np.flatnonzero(np.asarray(packed['segments'][row]) == document)
+      np.testing.assert_allclose(whole[row, places], single[row, : len(places)], atol=1e-5)
+
+
+def test_pieces_and_single_steps_equal_the_full_pass(functions, batch_of):
+  model, apply, params = functions
+  batch = batch_for(model, batch_of, np.ones((2, 9), int), [[1, 1, 1, 1], [1, 1, 0, 0]])
+  along, found = ('inputs', 'segments', 'positions'), []
+  whole, cache = logits_of(apply(params, batch)), model.init_cache(2, 9)
+  for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9)):
+    piece = {name: batch[name][:, start:stop] for name in along}
+    if start == 0:
+      piece |= {name: x for name, x in batch.items() if name.startswith('source')}
+    output = apply(params, piece, cache=cache)
+    cache = output.cache
+    found.append(logits_of(output))
+  np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5)
+
+
+def test_branches_equal_rows_of_their_own(functions, batch_of):
+  model, apply, params = functions
+  batch = batch_for(model, batch_of, [[1, 1, 1], [1, 1, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]])
+  batch.pop('examples', None)
+  rng, M = np.random.default_rng(0), 3
+  _, state = prefill(apply, params, batch, model.init_cache(2, 9))
+  branch, step = branch_of(model), jax.jit(step_of(apply, params))
+  texts = [[np.asarray(row[:n]).tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
+  for _ in range(3):
+    parents = rng.integers(0, len(texts[0]), (2, M))
+    tokens = rng.integers(0, model.vocab_size, (2, M))
+    state = branch(state, jnp.asarray(parents))
+    logits, state = step(jnp.asarray(tokens.reshape(-1)), state)
+    texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
+  for b, m in np.ndindex(2, M):
+    text = texts[b][m]
+    row = {
+      'inputs': jnp.asarray([text]),
+      'segments': jnp.ones((1, len(text)), int),
+      'positions': jnp.arange(len(text))[None],
+    } | {name: x[b : b + 1] for name, x in batch.items() if name.startswith('source')}
+    expected = logits_of(apply(params, row))[0, -1]
+    np.testing.assert_allclose(logits[b * M + m], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['lstm', 'additive', 'without_feeding'])
+def test_what_is_written_depends_on_nothing_later(name, params_of, batch_of):
+  model = MODELS[name]
+  params = params_of(model)
+  batch = batch_for(model, batch_of, np.ones((1, 6), int), [[1, 1, 1]])
+  table = params['embedding']
+  grad = jax.jit(
+    jax.jacrev(
+      lambda table, inputs: (
+        apply_of(model)(params | {'embedding': table}, batch | {'inputs': inputs})
+        .hidden[0, 2]
+        .sum()
+      )
+    )
+  )
+  early = jnp.asarray([[1, 2, 3, 4, 5, 6]])
+  moved = np.abs(np.asarray(grad(table, early))).sum(1)
+  source = set(np.asarray(batch.get('source', [[]])).ravel().tolist())
+  assert all(moved[token] > 0 for token in (1, 2, 3))
+  assert all(moved[token] == 0 for token in {4, 5, 6} - source)
+
+
+def test_without_attention_the_source_is_known_by_its_summary_alone(params_of, batch_of):
+  model = MODELS['fixed_vector']
+  params = params_of(model)
+  batch = batch_for(model, batch_of, np.ones((1, 5), int), [[1, 1, 1]])
+  _, state = prefill(apply_of(model), params, batch, model.init_cache(1, 5))
+  assert set(state.cache) == {'layers'}
+  # As many numbers, whatever the length of the source.
+  assert sum(x.size for x in jax.tree.leaves(state.cache)) == 2 * 2 * 6
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alone):
+  model = Encoder(**SIZES, encoder=ENCODERS[name], classes=3, pool=pooling.ends)
+  params = params_of(model)
+  packed = batch_of(T=10, segments=SEGMENTS) | {'examples': jnp.ones((2, 3), jnp.int32)}
+  found = logits_of(apply_of(model)(params, packed))
+  assert found.shape == (2, 3, 3)
+  for document in (1, 2):
+    rows = alone({k: v for k, v in packed.items() if k != 'examples'}, document)
+    single = logits_of(apply_of(model)(params, rows | {'examples': jnp.ones((2, 1), jnp.int32)}))
+    np.testing.assert_allclose(found[:, document - 1], single[:, 0], atol=1e-5)
+
+
+def test_the_ends_are_what_each_direction_has_read_whole():
+  hidden = jnp.arange(24.0).reshape(1, 6, 4)
+  found = pooling.ends(hidden, jnp.asarray([[1, 1, 1, 2, 2, 0]]), 2)
+  np.testing.assert_array_equal(found[0, 0], [8, 9, 2, 3])
+  np.testing.assert_array_equal(found[0, 1], [16, 17, 14, 15])
