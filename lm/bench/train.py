@@ -16,7 +16,8 @@ from lm.bench.steps.shape import DEFAULTS, SHAPES
 from lm.errors import UserError, nearest
 
 OURS = 'ours'
-PEERS = ('transformers',)
+# Each, and whether it is one of recurrent shapes.
+PEERS = {'transformers': False, 'torch': True}
 
 
 def parser() -> Parser:
@@ -79,6 +80,11 @@ def _check(arguments: argparse.Namespace) -> int:
       raise UserError(
         f'--shape={name!r} is no shape{nearest(name, SHAPES)}; there is {", ".join(SHAPES)}'
       )
+    if arguments.peer and PEERS[arguments.peer] != bool(SHAPES[name].d_hidden):
+      peer = next(peer for peer, other in PEERS.items() if other != PEERS[arguments.peer])
+      raise UserError(f'--shape={name}: the peer of it is --peer={peer}, not {arguments.peer}')
+  if arguments.peer and PEERS[arguments.peer] and not arguments.shape:
+    raise UserError(f'--peer={arguments.peer} needs a shape of LSTM layers, --shape=article')
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   threads = cores if arguments.threads is None else arguments.threads
   if not 1 <= threads <= cores:

@@ -21,7 +21,7 @@ from lm.nn.alignment import Score
 from lm.nn.layers import Linear, dropout
 from lm.nn.pooling import ends
 from lm.nn.recurrent import Carry, Cell
-from lm.types import Array, Batch, Output, Unembed
+from lm.types import Array, Batch, Output, Params, Unembed
 
 
 class Recurrent(nn.Module):
@@ -111,6 +111,12 @@ class Decoder(_Decoding):
     x_BTD = self.embed(table_VD, batch['inputs'])
     y_BTD, carries = layers(x_BTD, flow, carries=cache and cache['layers'])
     return self.output(table_VD, y_BTD, cache and {'layers': carries})
+
+  def flops_per_token(self, params: Params, context: int) -> float:
+    """Returns the FLOPs of training on a token: 6 for each number that is multiplied."""
+    del context
+    multiplied = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
+    return 6 * (multiplied if self.tied else multiplied - params['embedding'].size)
 
 
 class Encoder(Recurrent):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from lm import config as configs
 from lm import mesh as meshes
 from lm.bench.steps.shape import PRODUCT_SIZE, Shape, Subject
+from lm.recurrent_config import recurrent
 from lm.run import build as builder
 from lm.run.step import init_state, make_train_step
 
@@ -51,7 +52,11 @@ def config_of(shape: Shape) -> ConfigDict:
   """Returns the base config with the model and the rows of a shape, at a constant rate."""
   config = configs.base()
   with config.unlocked():
-    config.model = configs.gpt2(shape.depth, shape.d_model, shape.heads, shape.context)
+    if shape.d_hidden:
+      config.model = recurrent(shape.d_model, shape.d_hidden, shape.depth, shape.context)
+      config.model.tied = False
+    else:
+      config.model = configs.gpt2(shape.depth, shape.d_model, shape.heads, shape.context)
   config.model.dtype = shape.dtype
   config.data.context = shape.context
   config.batch_size = shape.batch_size

@@ -1,4 +1,4 @@
-"""What is measured: sizes of GPT-2 and of its batch, and the interface of those who run it."""
+"""What is measured: sizes of a model and of its batch, and the interface of those who run it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """A GPT-2 (Radford et al. 2019) with tied embeddings and no dropout, and rows of its tokens."""
+  """A language model without dropout, and rows of its tokens.
+
+  It is a GPT-2 (Radford et al. 2019) with tied embeddings, or, where there is a `d_hidden`, LSTM
+  layers of that width under a softmax of its own.
+  """
 
   depth: int
   d_model: int
@@ -16,6 +20,7 @@ class Shape:
   context: int  # tokens in a row
   batch_size: int  # rows
   dtype: str  # of activations and products; parameters and optimizer are float32
+  d_hidden: int = 0
 
   @property
   def tokens(self) -> int:
@@ -29,6 +34,9 @@ SHAPES = {
   'nano': Shape(4, 128, 4, 65, 64, 12, 'float32'),
   'small': Shape(6, 384, 6, 65, 256, 8, 'float32'),
   'gpt2': Shape(12, 768, 12, 50304, 256, 2, 'float32'),
+  # the program of the article (experiments/article_lstm.py)
+  'article': Shape(2, 300, 0, 10_000, 40, 64, 'float32', d_hidden=128),
+  'tiny_lstm': Shape(1, 16, 0, 65, 8, 2, 'float32', d_hidden=16),
   'gpt2_1k': Shape(12, 768, 12, 50304, 1024, 16, 'bfloat16'),
   'gpt2_medium_1k': Shape(24, 1024, 16, 50304, 1024, 8, 'bfloat16'),
 }
