@@ -3,9 +3,10 @@
   python -m lm.evaluate --workdir=DIR [--step=N] [--beam=5] [--predictions=FILE]
 
 Several directories (--workdir=A,B), or steps of one, are evaluated as an ensemble, on the sets of
-the first. Beside the metrics stand `step`, or `steps` where there are several, and, where metrics have something to tell of themselves (sacrebleu's
-signatures), `notes` by their names. FILE gets a JSON object a line for each example of each set
-with corpus metrics: set, inputs, output, reference, scores.
+the first. Beside the metrics stand `step`, or `steps` where there are several, and, where metrics
+have something to tell of themselves (sacrebleu's signatures), `notes` by their names. FILE gets a
+JSON object a line for each example of each set with corpus metrics: set, inputs, output, reference,
+scores.
 """
 
 import json

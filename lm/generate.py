@@ -2,7 +2,8 @@
 
   python -m lm.generate --workdir=DIR --prompt=TEXT [--max_tokens=N] [--temperature=X] ...
 
-Several directories (--workdir=A,B), or steps of one, write as an ensemble. With --num_samples the samples are written one after another, each starting with the prompt.
+With --num_samples the samples are written one after another, each starting with the prompt. Several
+directories (--workdir=A,B), or steps of one, write as an ensemble.
 """
 
 import sys

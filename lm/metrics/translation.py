@@ -7,7 +7,7 @@ under equal signatures (Post 2018, A Call for Clarity in Reporting BLEU Scores).
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
@@ -92,6 +92,17 @@ def sentence_scores(
   scorer = _bleu(language, tokenize, effective_order=True)
   pairs = zip(predictions, lists, strict=True)
   return [scorer.sentence_score(prediction, its).score for prediction, its in pairs]
+
+
+def sentence_chrf() -> Callable[[str, str], float]:
+  """Returns `(text, reference) -> chrF`, the utility of lm.decode.risk; equal texts have 100."""
+  scorer = CHRF()
+
+  def utility(text: str, reference: str) -> float:
+    # Also where there are no characters to compare.
+    return 100.0 if text == reference else scorer.sentence_score(text, [reference]).score
+
+  return utility
 
 
 def _metric(name: str, scorer: Metric) -> CorpusMetric:

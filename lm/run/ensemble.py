@@ -38,7 +38,9 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
   if steps is not None:
     parts = steps.split(',')
     if not all(part.isdecimal() for part in parts):
-      raise UserError(f'--step={steps} is no step, nor several with commas between, such as 500,750')
+      raise UserError(
+        f'--step={steps} is no step, nor several with commas between, such as 500,750'
+      )
     numbers = [int(part) for part in parts]
   count = max(len(folders), len(numbers))
   for several in (folders, numbers):
