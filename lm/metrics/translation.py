@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
+from sacrebleu.significance import PairedTest
 
 from lm.errors import UserError, nearest
 from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_sizes
@@ -103,6 +104,47 @@ def sentence_chrf() -> Callable[[str, str], float]:
     return 100.0 if text == reference else scorer.sentence_score(text, [reference]).score
 
   return utility
+
+
+def compare(
+  baseline: Sequence[str],
+  system: Sequence[str],
+  references: Sequence[str | Sequence[str]],
+  language: str,
+  tokenize: str | None = None,
+  samples: int = 1000,
+) -> Scores:
+  """Compares the BLEU of two systems by paired bootstrap resampling (Koehn 2004).
+
+  Sentences are drawn with replacement, the same ones for both. It is the test that the sacrebleu
+  command makes of files: `sacrebleu REFERENCE -i BASELINE SYSTEM -m bleu --paired-bs`.
+
+  Args:
+    baseline: the predictions of one system.
+    system: those of another.
+    references: of both.
+    language: as for `bleu`.
+    tokenize: as for `bleu`.
+    samples: how often a set of sentences is drawn.
+
+  Returns:
+    'baseline' and 'system', their BLEU, and 'p', the probability of as large a difference between
+    two systems that are equally good; the signature is the note of 'p'.
+
+  Raises:
+    UserError: as for `bleu`, or `samples` is below 1.
+  """
+  if samples < 1:
+    raise UserError(f'samples={samples} is not 1 or more')
+  check_sizes('bleu', baseline, references)
+  lists = _references('bleu', system, references)
+  streams = [list(stream) for stream in itertools.zip_longest(*lists)]
+  named = [('baseline', list(baseline)), ('system', list(system))]
+  scorer = {'bleu': _bleu(language, tokenize)}
+  signatures, found = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
+  ((name, (of_baseline, of_system)),) = ((k, v) for k, v in found.items() if k != 'System')
+  values = {'baseline': of_baseline.score, 'system': of_system.score, 'p': of_system.p_value}
+  return Scores({k: float(v) for k, v in values.items()}, {'p': signatures[name].format()})
 
 
 def _metric(name: str, scorer: Metric) -> CorpusMetric:
