@@ -161,8 +161,7 @@ def test_a_config_names_a_metric_by_import_path():
 def test_two_systems_are_compared_as_the_command_does(tmp_path):
   references = [f'the {i} cats sat on the {i % 7} mats' for i in range(40)]
   worse = [line.replace('cats', 'dogs') if i % 3 else line for i, line in enumerate(references)]
-  better = [line.replace('cats', 'dogs') if i % 4 == 0 else line for i, line in enumerate(worse)]
-  better = [r if i % 5 == 0 else b for i, (r, b) in enumerate(zip(references, better, strict=True))]
+  better = [r if i % 4 else w for i, (r, w) in enumerate(zip(references, worse, strict=True))]
   files = [tmp_path / name for name in ('references', 'worse', 'better')]
   for file, lines in zip(files, (references, worse, better), strict=True):
     file.write_text('\n'.join(lines) + '\n')
