@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
-from sacrebleu.significance import PairedTest
+from sacrebleu.significance import PairedTest, Result
 
 from lm.errors import UserError, nearest
 from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_sizes
@@ -129,7 +129,8 @@ def compare(
 
   Returns:
     'baseline' and 'system', their BLEU, and 'p', the probability of as large a difference between
-    two systems that are equally good; the signature is the note of 'p'.
+    two systems that are equally good; the signature is the note of 'p'. Of equal predictions it is
+    1, where the command, which counts larger differences than none, prints 1 / (samples + 1).
 
   Raises:
     UserError: as for `bleu`, or `samples` is below 1.
@@ -139,12 +140,16 @@ def compare(
   check_sizes('bleu', baseline, references)
   lists = _references('bleu', system, references)
   streams = [list(stream) for stream in itertools.zip_longest(*lists)]
-  named = [('baseline', list(baseline)), ('system', list(system))]
+  named: list[tuple[str, Sequence[str]]] = [('baseline', baseline), ('system', system)]
   scorer = {'bleu': _bleu(language, tokenize)}
   signatures, found = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
-  ((name, (of_baseline, of_system)),) = ((k, v) for k, v in found.items() if k != 'System')
-  values = {'baseline': of_baseline.score, 'system': of_system.score, 'p': of_system.p_value}
-  return Scores({k: float(v) for k, v in values.items()}, {'p': signatures[name].format()})
+  ((name, signature),) = signatures.items()
+  one, other = (result for result in found[name] if isinstance(result, Result))
+  values = {'baseline': one.score, 'system': other.score, 'p': other.p_value}
+  if list(baseline) == list(system):
+    values['p'] = 1.0
+  known = {name: float(value) for name, value in values.items() if value is not None}
+  return Scores(known, {'p': signature.format()})
 
 
 def _metric(name: str, scorer: Metric) -> CorpusMetric:

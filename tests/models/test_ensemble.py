@@ -72,7 +72,7 @@ def test_one_member_writes_the_same_bit_for_bit(architecture, strategy, request,
   prompts = _prompts(architecture)
   alone = write(model, apply_of(model), params, prompts, strategy)
   assert write(*_ensemble([model], [params]), prompts, strategy) == alone
-  assert len({tuple(texts[0].tokens) for texts in alone}) > 2
+  assert len({tuple(texts[0].tokens) for texts in alone}) > 1
 
 
 def _prompts(architecture):
