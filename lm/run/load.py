@@ -100,7 +100,10 @@ def _averaged(
     )
   total = None
   for step in steps[-count:]:
-    params, _ = restore_params(checkpoints, abstract, workdir, step)
+    try:
+      params, _ = restore_params(checkpoints, abstract, workdir, step)
+    except UserError as e:
+      raise UserError(f'--average={count}: {e}') from e
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # for those kept in fewer bits
     total = wide if total is None else jax.tree.map(jnp.add, total, wide)
   mean = jax.tree.map(lambda x, like: (x / count).astype(like.dtype), total, abstract)
