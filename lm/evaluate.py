@@ -2,9 +2,11 @@
 
   python -m lm.evaluate --workdir=DIR [--step=N] [--beam=5] [--predictions=FILE]
 
-Beside the metrics stand `step` and, where metrics have something to tell of themselves (sacrebleu's
-signatures), `notes` by their names. FILE gets a JSON object a line for each example of each set
-with corpus metrics: set, inputs, output, reference, scores.
+Several directories (--workdir=A,B), or steps of one, are evaluated as an ensemble, on the sets of
+the first. Beside the metrics stand `step`, or `steps` where there are several, and, where metrics
+have something to tell of themselves (sacrebleu's signatures), `notes` by their names. FILE gets a
+JSON object a line for each example of each set with corpus metrics: set, inputs, output, reference,
+scores.
 """
 
 import json
@@ -19,8 +21,9 @@ from lm.run import cli
 if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
 
-flags.DEFINE_string('workdir', None, 'directory of the run')
-flags.DEFINE_integer('step', None, 'checkpoint to evaluate; the newest one unless given')
+flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
+flags.DEFINE_string('step', None, 'checkpoint to evaluate, or several; the newest unless given')
+flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_integer('beam', None, "hypotheses that run on; the config's decode.beam unless given")
 flags.DEFINE_float(
   'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
@@ -32,7 +35,7 @@ _DECODE = ('beam', 'length_penalty')
 
 def main(argv: list[str]) -> None:
   cli.parse(argv)
-  workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  workdir = cli.required('workdir', 'runs/quickstart')
   file = flags.FLAGS.predictions
   if file is not None and not pathlib.Path(file).absolute().parent.is_dir():
     raise UserError(f'--predictions={file}: there is no such directory')
@@ -42,10 +45,10 @@ def main(argv: list[str]) -> None:
 
   from lm.data import prepare
   from lm.run import build, files, kept
+  from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
-  from lm.run.load import load
 
-  loaded = load(workdir, flags.FLAGS.step)
+  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average)
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:
@@ -53,6 +56,8 @@ def main(argv: list[str]) -> None:
   # The parameters are on the first device, whatever mesh they were trained on.
   config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
   functions = build.functions(config, loaded.tokenizer.get_vocab_size(), jax.devices()[:1])
+  apply = build.with_mesh(loaded.apply, functions.mesh, functions.rules)
+  functions = functions._replace(model=loaded.model, apply=apply)  # which may be an ensemble
   prepared = prepare.tokenizer(config.data, prepare.show_progress)
   if prepared.to_str() != loaded.tokenizer.to_str():
     raise UserError(
@@ -67,7 +72,9 @@ def main(argv: list[str]) -> None:
     content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
     files.replace(pathlib.Path(file), content)
   notes = {'notes': found.notes} if found.notes else {}
-  print(json.dumps({'step': loaded.step} | found.values | notes))
+  several = len(loaded.steps) > 1
+  which = {'steps': list(loaded.steps)} if several else {'step': loaded.step}
+  print(json.dumps(which | found.values | notes))
 
 
 def _check_flags(evaluators: 'Evaluators') -> None:

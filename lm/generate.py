@@ -2,10 +2,10 @@
 
   python -m lm.generate --workdir=DIR --prompt=TEXT [--max_tokens=N] [--temperature=X] ...
 
-With --num_samples the samples are written one after another, each starting with the prompt.
+With --num_samples the samples are written one after another, each starting with the prompt. Several
+directories (--workdir=A,B), or steps of one, write as an ensemble.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -13,8 +13,9 @@ from absl import flags
 from lm.errors import UserError
 from lm.run import cli
 
-flags.DEFINE_string('workdir', None, 'directory of the run')
-flags.DEFINE_integer('step', None, 'checkpoint to use; the newest one unless given')
+flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
+flags.DEFINE_string('step', None, 'checkpoint to use, or several; the newest one unless given')
+flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_string('prompt', None, 'text to continue; may be empty')
 flags.DEFINE_integer('max_tokens', 200, 'tokens to add at the most')
 flags.DEFINE_float('temperature', 0.8, 'divides the logits; 0 takes the likeliest token')
@@ -28,7 +29,7 @@ flags.DEFINE_integer('num_samples', 1, 'how many continuations')
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   args = flags.FLAGS
-  workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  workdir = cli.required('workdir', 'runs/quickstart')
   if args.prompt is None:
     raise UserError("--prompt is required, for example --prompt='The '")
   for name in ('max_tokens', 'num_samples'):
@@ -38,10 +39,10 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.num_samples - 1}')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations
-  from lm.run.load import load
+  from lm.run.ensemble import open_runs
 
   choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
-  loaded = load(workdir, args.step)
+  loaded = open_runs(workdir, args.step, args.average)
   if not loaded.model.continues_prompts:
     raise UserError(
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; for a model '

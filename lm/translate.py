@@ -4,10 +4,11 @@
 
 One line comes out for every line that goes in, in order; an empty line stays empty. The best
 checkpoint is used, by the config's checkpoint.best. With --n_best=N each line gives up to N lines
-'NUMBER ||| TEXT ||| SCORE'.
+'NUMBER ||| TEXT ||| SCORE'. Several directories (--workdir=A,B), or steps of one, write as an
+ensemble. With --mbr=N the text is the one of N drawn ones that is most like the others, by chrF;
+with --beam beside, one of the N best of the beam.
 """
 
-import pathlib
 import sys
 
 from absl import flags
@@ -17,8 +18,9 @@ from lm.run import cli
 
 _POLICIES = ('error', 'truncate', 'split')
 
-flags.DEFINE_string('workdir', None, 'directory of the run')
-flags.DEFINE_integer('step', None, 'checkpoint to use; the best one unless given')
+flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
+flags.DEFINE_string('step', None, 'checkpoint to use, or several; the best one unless given')
+flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_integer('beam', 5, 'hypotheses that run on; 1 takes the likeliest token each time')
 flags.DEFINE_float(
   'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
@@ -34,6 +36,16 @@ flags.DEFINE_integer('n_best', 1, 'texts to write for each line')
 flags.DEFINE_integer('no_repeat_ngram', 0, 'say no run of so many tokens twice; 0 for no such rule')
 flags.DEFINE_float('repetition_penalty', 1.0, 'above 1: of tokens said before, Keskar et al. 2019')
 flags.DEFINE_integer('min_tokens', 0, 'tokens to write at the least')
+flags.DEFINE_integer('mbr', 0, 'candidates of minimum Bayes risk decoding; 0 for none')
+flags.DEFINE_float('temperature', 1.0, 'of the candidates: divides the logits')
+flags.DEFINE_integer('top_k', 0, 'of the candidates: draw from the k likeliest tokens; 0 for all')
+flags.DEFINE_float(
+  'top_p', 1.0, 'of the candidates: from the fewest whose probability reaches this'
+)
+flags.DEFINE_float(
+  'min_p', 0.0, 'of the candidates: from those with this share of the likeliest one'
+)
+flags.DEFINE_integer('seed', 0, 'of the candidates')
 flags.DEFINE_string('prefix', '', 'what every text begins with')
 flags.DEFINE_string('to', None, 'language to write, where the model knows several')
 flags.DEFINE_string('too_long', 'error', f'what becomes of too long a line: {", ".join(_POLICIES)}')
@@ -41,25 +53,21 @@ flags.DEFINE_integer('batch_size', 64, 'lines at once')
 flags.DEFINE_integer('window', 1024, 'lines that are read, sorted by length and written together')
 
 
+_DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'seed')
+
+
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   args = flags.FLAGS
-  workdir = pathlib.Path(cli.required('workdir', 'runs/multi30k'))
-  for name in ('beam', 'n_best', 'batch_size', 'window'):
-    if getattr(args, name) < 1:
-      raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
-  if args.max_tokens < 0:
-    raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
-  if args.max_ratio is not None and not args.max_ratio >= 0:
-    raise UserError(f'--max_ratio={args.max_ratio} is not 0 or more')
-  if args.n_best > args.beam:
-    raise UserError(f'--n_best={args.n_best} is more than --beam={args.beam}')
-  if args.too_long not in _POLICIES:
-    raise UserError(f'--too_long={args.too_long} is none of {", ".join(_POLICIES)}')
+  workdir = cli.required('workdir', 'runs/multi30k')
+  _check_flags()
   from lm.decode import constraints
+  from lm.decode.sampling import greedy, sampler
   from lm.decode.write import Strategy
-  from lm.run.load import best_step, load
-  from lm.run.translate import Translator, windows
+  from lm.metrics.translation import sentence_chrf
+  from lm.run.ensemble import open_runs
+  from lm.run.load import best_step
+  from lm.run.translate import Risk, Translator, windows
   from lm.text.tokenizers import end_id
 
   # Made before the model is loaded, which takes time: what is wrong with a number shows here.
@@ -68,7 +76,9 @@ def main(argv: list[str]) -> None:
     adjust.append(constraints.no_repeat_ngram(args.no_repeat_ngram))
   if args.repetition_penalty != 1:
     adjust.append(constraints.repetition_penalty(args.repetition_penalty))
-  loaded = load(workdir, best_step(workdir) if args.step is None else args.step)
+  drawn = bool(args.mbr) and not args['beam'].present
+  draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if drawn else greedy
+  loaded = open_runs(workdir, args.step, args.average, unasked=best_step)
   end = end_id(loaded.tokenizer)
   if args.min_tokens:
     adjust.append(constraints.minimum_length(args.min_tokens, end))
@@ -78,13 +88,17 @@ def main(argv: list[str]) -> None:
     max_tokens=args.max_tokens or loaded.config.data.context,
     # Who asks for a least length means it, whatever the source.
     max_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
-    beam=args.beam,
+    beam=1 if drawn else args.beam,
     length_penalty=_given(args.length_penalty, decode.length_penalty),
-    n_best=args.n_best,
+    n_best=1 if drawn else args.mbr or args.n_best,
+    choose=draw,
     adjust=tuple(adjust),
     batch_size=args.batch_size,
   )
-  translator = Translator(loaded, strategy, args.to, args.too_long, args.prefix)
+  risk = None
+  if args.mbr:
+    risk = Risk(sentence_chrf(), args.mbr if drawn else 1, args.seed, args.n_best)
+  translator = Translator(loaded, strategy, args.to, args.too_long, args.prefix, risk)
   number = 0
   for lines in windows(sys.stdin.buffer, args.window):
     for texts in translator(lines, number):
@@ -94,6 +108,45 @@ def main(argv: list[str]) -> None:
       else:
         sys.stdout.writelines(f'{number} ||| {text} ||| {score:.4f}\n' for text, score in texts)
     sys.stdout.flush()
+
+
+def _check_flags() -> None:
+  """Raises UserError where a number is out of its range."""
+  args = flags.FLAGS
+  for name in ('beam', 'n_best', 'batch_size', 'window'):
+    if getattr(args, name) < 1:
+      raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
+  if args.max_tokens < 0:
+    raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
+  if args.max_ratio is not None and not args.max_ratio >= 0:
+    raise UserError(f'--max_ratio={args.max_ratio} is not 0 or more')
+  _check_risk()
+  most = 'mbr' if args.mbr else 'beam'
+  if args.n_best > getattr(args, most):
+    raise UserError(f'--n_best={args.n_best} is more than --{most}={getattr(args, most)}')
+  if args.too_long not in _POLICIES:
+    raise UserError(f'--too_long={args.too_long} is none of {", ".join(_POLICIES)}')
+
+
+def _check_risk() -> None:
+  """Raises UserError where --mbr is wrong, or a flag is given that would change nothing."""
+  args = flags.FLAGS
+  if args.mbr < 0 or args.mbr == 1:
+    raise UserError(f'--mbr={args.mbr} is neither 0 nor 2 or more candidates to choose from')
+  by_beam = args.mbr and args['beam'].present
+  if by_beam and args.mbr > args.beam:
+    raise UserError(f'--mbr={args.mbr} is more than --beam={args.beam}, which finds the candidates')
+  drawn = args.mbr and not by_beam
+  for name in () if drawn else _DRAWING:
+    if args[name].present:
+      remedy = 'leave --beam out' if by_beam else 'give --mbr=N'
+      raise UserError(f'--{name}={args[name].value}: nothing is drawn here; {remedy} to draw')
+  if drawn and args['length_penalty'].present:
+    raise UserError(
+      f'--length_penalty={args.length_penalty} is of beams, and --mbr draws; give --beam beside'
+    )
+  if not 0 <= args.seed < 2**32 - args.mbr:
+    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.mbr - 1}')
 
 
 def _given(value: float | None, otherwise: float) -> float:

@@ -105,6 +105,11 @@ class Unembed(flax.struct.PyTreeNode):
   vocab_size: int = flax.struct.field(pytree_node=False, default=0)
   soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
 
+  @property
+  def entries(self) -> int:
+    """Logits a position that are held at once, padding included."""
+    return self.kernel_VD.shape[0]
+
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits."""
     B, T, D = hidden_BTD.shape

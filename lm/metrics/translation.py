@@ -7,10 +7,11 @@ under equal signatures (Post 2018, A Call for Clarity in Reporting BLEU Scores).
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
+from sacrebleu.significance import PairedTest, Result
 
 from lm.errors import UserError, nearest
 from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_sizes
@@ -92,6 +93,63 @@ def sentence_scores(
   scorer = _bleu(language, tokenize, effective_order=True)
   pairs = zip(predictions, lists, strict=True)
   return [scorer.sentence_score(prediction, its).score for prediction, its in pairs]
+
+
+def sentence_chrf() -> Callable[[str, str], float]:
+  """Returns `(text, reference) -> chrF`, the utility of lm.decode.risk; equal texts have 100."""
+  scorer = CHRF()
+
+  def utility(text: str, reference: str) -> float:
+    # Also where there are no characters to compare.
+    return 100.0 if text == reference else scorer.sentence_score(text, [reference]).score
+
+  return utility
+
+
+def compare(
+  baseline: Sequence[str],
+  system: Sequence[str],
+  references: Sequence[str | Sequence[str]],
+  language: str,
+  tokenize: str | None = None,
+  samples: int = 1000,
+) -> Scores:
+  """Compares the BLEU of two systems by paired bootstrap resampling (Koehn 2004).
+
+  Sentences are drawn with replacement, the same ones for both. It is the test that the sacrebleu
+  command makes of files: `sacrebleu REFERENCE -i BASELINE SYSTEM -m bleu --paired-bs`.
+
+  Args:
+    baseline: the predictions of one system.
+    system: those of another.
+    references: of both.
+    language: as for `bleu`.
+    tokenize: as for `bleu`.
+    samples: how often a set of sentences is drawn.
+
+  Returns:
+    'baseline' and 'system', their BLEU, and 'p', the probability of as large a difference between
+    two systems that are equally good; the signature is the note of 'p'. Of equal predictions it is
+    1, where the command, which counts larger differences than none, prints 1 / (samples + 1).
+
+  Raises:
+    UserError: as for `bleu`, or `samples` is below 1.
+  """
+  if samples < 1:
+    raise UserError(f'samples={samples} is not 1 or more')
+  check_sizes('bleu', baseline, references)
+  lists = _references('bleu', system, references)
+  streams = [list(stream) for stream in itertools.zip_longest(*lists)]
+  named: list[tuple[str, Sequence[str]]] = [('baseline', baseline), ('system', system)]
+  scorer = {'bleu': _bleu(language, tokenize)}
+  signatures, found = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
+  ((name, signature),) = signatures.items()
+  one, other = (result for result in found[name] if isinstance(result, Result))
+  values = {'baseline': one.score, 'system': other.score, 'p': other.p_value}
+  if list(baseline) == list(system):
+    values['p'] = 1.0
+  known = {name: float(value) for name, value in values.items() if value is not None}
+  return Scores(known, {'p': signature.format()})
 
 
 def _metric(name: str, scorer: Metric) -> CorpusMetric:

@@ -81,7 +81,7 @@ def cross_entropy(
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
   z_loss, smoothing = penalties
   B, T, _ = hidden_BTD.shape
-  size = chunk_size(B, T, unembed.kernel_VD.shape[0], chunk)
+  size = chunk_size(B, T, unembed.entries, chunk)
 
   def sums_of(hidden_BtD, unembed, targets_Bt, weights_Bt):
     logits_BtV = unembed(hidden_BtD)
@@ -141,7 +141,7 @@ def _pick(logits_BtV: Array, targets_Bt: Array) -> Array:
 
 def _over_chunks(fn, unembed: Unembed, hidden_BTD: Array, *others: Array):
   B, T, _ = hidden_BTD.shape
-  size = chunk_size(B, T, unembed.kernel_VD.shape[0])
+  size = chunk_size(B, T, unembed.entries)
   if size == T:
     return fn(hidden_BTD, *others)
   inputs = tuple(_chunked(x, size) for x in (hidden_BTD, *others))

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import tokenizers
 from ml_collections import ConfigDict
 
@@ -26,6 +27,7 @@ class Loaded:
   tokenizer: tokenizers.Tokenizer
   step: int
   model: nn.Module
+  steps: tuple[int, ...] = ()  # of all checkpoints, where several were averaged or put together
 
 
 def best_step(workdir: pathlib.Path) -> int | None:
@@ -40,14 +42,23 @@ def best_step(workdir: pathlib.Path) -> int | None:
   return best
 
 
-def load(workdir: str | pathlib.Path, step: int | None = None, devices: Any = None) -> Loaded:
+def load(
+  workdir: str | pathlib.Path, step: int | None = None, devices: Any = None, average: int = 1
+) -> Loaded:
   """Opens a workdir at a step, by default the newest intact one.
 
   The parameters come onto the first device, wherever they were trained. The config's functions are
   those of the sources that the workdir kept.
 
+  Args:
+    workdir: the record of a run.
+    step: of its checkpoint.
+    devices: the first of these gets the parameters.
+    average: above 1, the parameters are the mean of so many of the newest checkpoints (Vaswani et
+      al. 2017, 6.1), whatever `step`.
+
   Raises:
-    UserError: there is no run, no intact checkpoint, or not that step.
+    UserError: there is no run, no intact checkpoint, or not that step, or not as many.
   """
   workdir = pathlib.Path(workdir)
   config = experiment.open_workdir(workdir)
@@ -62,10 +73,41 @@ def load(workdir: str | pathlib.Path, step: int | None = None, devices: Any = No
   )
   checkpoints = Checkpoints(workdir)
   try:
-    params, at = restore_params(checkpoints, abstract, workdir, step)
+    if average > 1:
+      params, steps = _averaged(checkpoints, abstract, workdir, average)
+    else:
+      params, at = restore_params(checkpoints, abstract, workdir, step)
+      steps = (at,)
   finally:
     checkpoints.close()
-  return Loaded(config, params, build.apply_of(model), tokenizer, at, model)
+  return Loaded(config, params, build.apply_of(model), tokenizer, steps[-1], model, steps)
+
+
+def _averaged(
+  checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, count: int
+) -> tuple[Params, tuple[int, ...]]:
+  """Returns the mean of the parameters of the newest `count` checkpoints, and their steps.
+
+  Raises:
+    UserError: there are not as many, or one of them is damaged.
+  """
+  steps = tuple(checkpoints.steps())
+  if count > len(steps):
+    kept = ', '.join(map(str, steps)) if steps else 'none'
+    raise UserError(
+      f'--average={count}: {workdir} has {len(steps)} checkpoints ({kept}); checkpoint.keep says '
+      'how many a run keeps'
+    )
+  total = None
+  for step in steps[-count:]:
+    try:
+      params, _ = restore_params(checkpoints, abstract, workdir, step)
+    except UserError as e:
+      raise UserError(f'--average={count}: {e}') from e
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # for those kept in fewer bits
+    total = wide if total is None else jax.tree.map(jnp.add, total, wide)
+  mean = jax.tree.map(lambda x, like: (x / count).astype(like.dtype), total, abstract)
+  return mean, steps[-count:]
 
 
 def restore_params(

@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from lm.data import features
-from lm.decode.write import Strategy, write
+from lm.decode.risk import Utility, rank
+from lm.decode.write import Strategy, Written, write
 from lm.errors import UserError
 from lm.run.load import Loaded
 from lm.task import Features, Task
@@ -28,6 +30,15 @@ def _decoded(number: int, line: bytes) -> str:
     raise UserError(f'line {number} of the input is not UTF-8 at byte {e.start}') from e
 
 
+class Risk(NamedTuple):
+  """How to choose among candidates the one of least risk; see lm.decode.risk."""
+
+  utility: Utility
+  draws: int = 1  # of each text; 1 where the strategy finds several candidates by itself
+  seed: int = 0
+  n_best: int = 1
+
+
 class Translator:
   """Writes targets for lines, each on its own.
 
@@ -38,6 +49,8 @@ class Translator:
     too_long: 'error', 'truncate' or 'split' (at the space nearest to the middle, until all parts
       fit; what is written for the parts is joined by spaces).
     prefix: what every text begins with.
+    risk: what the strategy writes are candidates, of which these are the best by utility. The draws
+      of every line have the same seeds, so that equal lines have equal outputs.
 
   Raises:
     UserError: the run is of no such task, or the model takes the strategy not.
@@ -50,6 +63,7 @@ class Translator:
     language: str | None = None,
     too_long: str = 'error',
     prefix: str = '',
+    risk: Risk | None = None,
   ):
     data = loaded.config.data
     task, converter = (None, None) if data.task is None else features.open_task(data)
@@ -63,6 +77,7 @@ class Translator:
     _check_language(task, language)
     self._too_long = too_long
     self._strategy = strategy
+    self._risk = risk
     self._prefix = loaded.tokenizer.encode(prefix, add_special_tokens=False).ids
 
   def __call__(self, lines: list[str], before: int = 0) -> Iterator[list[tuple[str, float]]]:
@@ -72,32 +87,41 @@ class Translator:
       UserError: a line is too long, and the policy is 'error'.
     """
     parts = [self._parts(line, before + i) for i, line in enumerate(lines, 1)]
-    prompts = list(itertools.chain.from_iterable(parts))
-    written = iter(
-      write(
-        self._loaded.model,
-        self._loaded.apply,
-        self._loaded.params,
-        prompts,
-        self._strategy,
-        prefixes=[self._prefix] * len(prompts) if self._prefix else None,
-      )
-      if prompts
-      else ()
-    )
+    written = self._written(list(itertools.chain.from_iterable(parts)))
     for own in parts:
       yield self._joined([next(written) for _ in own])
 
-  def _joined(self, of_parts) -> list[tuple[str, float]]:
+  def _written(self, prompts: list[Features]) -> Iterator[list[tuple[str, float]]]:
+    """Yields the texts and scores of each prompt, best first."""
+    if not prompts:
+      return
+    draws = 1 if self._risk is None else self._risk.draws
+    found = write(
+      self._loaded.model,
+      self._loaded.apply,
+      self._loaded.params,
+      [prompt for prompt in prompts for _ in range(draws)],
+      self._strategy,
+      None if self._risk is None else [self._risk.seed + n for n in range(draws)] * len(prompts),
+      [self._prefix] * (draws * len(prompts)) if self._prefix else None,
+    )
+    for start in range(0, len(found), draws):
+      texts = [self._text(one) for several in found[start : start + draws] for one in several]
+      if self._risk is None:
+        yield texts
+      else:
+        ranked = rank([text for text, _ in texts], self._risk.utility)
+        yield ranked[: self._risk.n_best]
+
+  def _text(self, written: Written) -> tuple[str, float]:
+    return ' '.join(self._loaded.tokenizer.decode(written.tokens).splitlines()), written.score
+
+  def _joined(self, of_parts: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:
     """Returns the n-th texts of all parts of a line as one, and the sum of their scores."""
-    decode = self._loaded.tokenizer.decode
     if not of_parts:  # an empty line
       return [('', 0.0)]
     return [
-      (
-        ' '.join(' '.join(decode(text.tokens).splitlines()) for text in nth),
-        sum(text.score for text in nth),
-      )
+      (' '.join(text for text, _ in nth), sum(score for _, score in nth))
       for nth in zip(*of_parts, strict=False)
     ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from lm import spec
 from lm.errors import UserError
-from lm.metrics.translation import bleu, chrf, sentence_scores, ter
+from lm.metrics.translation import bleu, chrf, compare, sentence_scores, ter
 
 ENGLISH = (
   ['The cat sat on the mat.', "It is a well-known fact, isn't it?", 'He paid $3.50 for  "it".'],
@@ -156,3 +156,30 @@ def test_nothing_to_score_is_an_error(metric):
 def test_a_config_names_a_metric_by_import_path():
   build = spec.resolve("lm.metrics.translation:bleu(language='zh')", 'eval.sets.test.metrics')
   assert build()(['很好'], ['很好']).notes['bleu'].startswith('nrefs:1|case:mixed|eff:no|tok:zh|')
+
+
+def test_two_systems_are_compared_as_the_command_does(tmp_path):
+  references = [f'the {i} cats sat on the {i % 7} mats' for i in range(40)]
+  worse = [line.replace('cats', 'dogs') if i % 3 else line for i, line in enumerate(references)]
+  better = [r if i % 4 else w for i, (r, w) in enumerate(zip(references, worse, strict=True))]
+  files = [tmp_path / name for name in ('references', 'worse', 'better')]
+  for file, lines in zip(files, (references, worse, better), strict=True):
+    file.write_text('\n'.join(lines) + '\n')
+  arguments = [str(files[0]), '-i', *map(str, files[1:]), '-m', 'bleu', '--paired-bs']
+  arguments += ['--paired-bs-n', '200', '-f', 'json']
+  run = subprocess.run(
+    [sys.executable, '-m', 'sacrebleu', *arguments], capture_output=True, text=True
+  )
+  assert run.returncode == 0, run.stderr
+  one, other = (row['BLEU'] for row in json.loads(run.stdout))
+  found = compare(worse, better, references, 'en', samples=200)
+  assert found.values == {
+    'baseline': pytest.approx(one['score']),
+    'system': pytest.approx(other['score']),
+    'p': pytest.approx(other['p_value']),
+  }
+  assert found.values['p'] < 0.05
+  assert compare(worse, worse, references, 'en', samples=50).values['p'] == 1
+  assert 'bs:200|' in found.notes['p']
+  with pytest.raises(UserError, match='samples=0 is not 1 or more'):
+    compare(worse, better, references, 'en', samples=0)

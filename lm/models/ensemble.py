@@ -1,0 +1,137 @@
+"""Several models that say one thing: an ensemble is a model itself (Hansen and Salamon 1990).
+
+Its members have one vocabulary and nothing else in common: architectures and sizes may differ. All
+that takes a model takes an ensemble, for the members' hidden states travel side by side, and the
+unembedding knows which are whose.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lm.types import Array, Batch, Output, Params, Unembed
+
+# mean(logits_MBTV) -> logits_BTV, of M members
+Mean = Callable[[Array], Array]
+
+
+def probabilities(logits_MBTV: Array) -> Array:
+  """Returns the log of the mean of the members' probabilities, as a mixture has it.
+
+  A token that one member finds impossible stays possible: members hedge for each other, which is
+  best where they are sure of different things.
+  """
+  log_p_MBTV = jax.nn.log_softmax(logits_MBTV, axis=-1)
+  return jax.nn.logsumexp(log_p_MBTV, axis=0) - jnp.log(logits_MBTV.shape[0])
+
+
+def logits(logits_MBTV: Array) -> Array:
+  """Returns the mean of the members' logits as they are.
+
+  Its softmax is the normalised geometric mean of the members' probabilities, a product of experts:
+  any of them can veto a token. It suits outputs that are no distribution over V as well: numbers,
+  and scores that are compared along T.
+  """
+  return logits_MBTV.mean(0)
+
+
+class Members(flax.struct.PyTreeNode):
+  """How hidden states side by side, (B, T, sum of D), become logits: each by its own member."""
+
+  members: tuple[Unembed, ...]
+  widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  dtypes: tuple[Any, ...] = flax.struct.field(pytree_node=False)
+  mean_of: Mean = flax.struct.field(pytree_node=False)
+
+  @property
+  def entries(self) -> int:
+    """Logits a position that are held at once."""
+    return sum(member.entries for member in self.members)
+
+  def __call__(self, hidden_BTD: Array) -> Array:
+    """Returns the (B, T, V) float32 logits of all together; of one alone, those it has."""
+    logits, start = [], 0
+    for member, width, dtype in zip(self.members, self.widths, self.dtypes, strict=True):
+      own_BTD = hidden_BTD[..., start : start + width].astype(dtype)
+      logits.append(member(own_BTD))
+      start += width
+    if len(logits) == 1:
+      return logits[0]
+    # Tables may be padded to different sizes.
+    real = [x[..., : m.vocab_size or None] for x, m in zip(logits, self.members, strict=True)]
+    return self.mean_of(jnp.stack(real))
+
+  def mean(self, logits_BTV: Array) -> Array:
+    """Returns the mean of the logits of the real entries, (B, T)."""
+    return self.members[0].mean(logits_BTV) if len(self.members) == 1 else logits_BTV.mean(-1)
+
+
+class Ensemble(nn.Module):
+  """Models of one vocabulary as one model: `(batch, cache) -> Output`; make it with `together`.
+
+  Parameters are {'members_0': those of the first, ...}; a cache is the tuple of the members' own.
+  """
+
+  members: tuple[nn.Module, ...]
+  mean: Mean = probabilities
+
+  @property
+  def vocab_size(self) -> int:
+    return self.members[0].vocab_size
+
+  @property
+  def context(self) -> int:
+    return min(member.context for member in self.members)
+
+  @property
+  def continues_prompts(self) -> bool:
+    return all(member.continues_prompts for member in self.members)
+
+  def __call__(self, batch: Batch, cache: Any = None) -> Output:
+    caches = [None] * len(self.members) if cache is None else cache
+    outputs = [member(batch, own) for member, own in zip(self.members, caches, strict=True)]
+    hidden = [output.hidden for output in outputs]
+    unembed = Members(
+      tuple(output.unembed for output in outputs),
+      widths=tuple(x.shape[-1] for x in hidden),
+      dtypes=tuple(x.dtype for x in hidden),
+      mean_of=self.mean,
+    )
+    after = None if cache is None else tuple(output.cache for output in outputs)
+    # What the layers' own losses are is of no use where nothing is learned.
+    return Output(jnp.concatenate(hidden, axis=-1), cast(Unembed, unembed), {}, after)
+
+  def init_cache(self, batch_size: int, length: int) -> tuple[Any, ...]:
+    """Returns the members' empty caches of `length` slots a row."""
+    return tuple(member.init_cache(batch_size, length) for member in self.members)
+
+  def branch(self, cache: Sequence[Any], parents_BM: Array) -> tuple[Any, ...]:
+    """Returns the members' caches of M continuations a row; see lm/models/cache.py."""
+    pairs = zip(self.members, cache, strict=True)
+    return tuple(member.branch(own, parents_BM) for member, own in pairs)
+
+
+def together(models: Sequence[nn.Module], mean: Mean = probabilities) -> Ensemble:
+  """Returns the ensemble of some models.
+
+  Args:
+    models: any with one `vocab_size`; those that decode have `init_cache` and `branch`.
+    mean: how their logits become those of all: `probabilities`, `logits`, or another function.
+
+  Raises:
+    ValueError: there is no model, or they have different vocabularies.
+  """
+  sizes = sorted({model.vocab_size for model in models})
+  if len(sizes) != 1:
+    raise ValueError(f'an ensemble needs models of one vocabulary, and these have {sizes}')
+  # Copies, for one model that is given twice would have one place for its parameters.
+  return Ensemble(tuple(model.clone() for model in models), mean)
+
+
+def params_together(params: Sequence[Params]) -> Mapping[str, Params]:
+  """Returns the parameters of an ensemble, from those of its members in their order."""
+  return {f'members_{i}': own for i, own in enumerate(params)}
