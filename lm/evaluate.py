@@ -3,11 +3,11 @@
   python -m lm.evaluate --workdir=DIR [--step=N] [--beam=5] [--predictions=FILE]
 
 Beside the metrics stand `step` and, where metrics have something to tell of themselves (sacrebleu's
-signatures), `notes` by their names. FILE gets a JSON object a line for each example of each set
-with corpus metrics: set, inputs, output, reference, scores.
+signatures), `notes` by their names; a metric that is no finite number is null. FILE gets a JSON
+object a line for each example of each set with corpus metrics: set, inputs, output, reference,
+scores.
 """
 
-import json
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -53,12 +53,13 @@ def main(argv: list[str]) -> None:
   # The parameters are on the first device, whatever mesh they were trained on.
   config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
   functions = build.functions(config, loaded.tokenizer.get_vocab_size(), jax.devices()[:1])
-  prepared = prepare.tokenizer(config.data, prepare.show_progress)
-  if prepared.to_str() != loaded.tokenizer.to_str():
-    raise UserError(
-      f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '
-      '(another corpus or version of it)'
-    )
+  if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
+    prepared = prepare.tokenizer(config.data, prepare.show_progress)
+    if prepared.to_str() != loaded.tokenizer.to_str():
+      raise UserError(
+        f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '
+        '(another corpus or version of it)'
+      )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
   found = evaluators.evaluate(loaded.params)
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
     content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
     files.replace(pathlib.Path(file), content)
   notes = {'notes': found.notes} if found.notes else {}
-  print(json.dumps({'step': loaded.step} | found.values | notes))
+  print(cli.json_line({'step': loaded.step} | found.values | notes))
 
 
 def _check_flags(evaluators: 'Evaluators') -> None:
