@@ -26,7 +26,9 @@ def get_config(arg=''):
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.5
-  config.eval.every = 50
+  config.optim.schedule = 'lm.optim:linear'
+  config.optim.final = 0.0
+  config.eval.every = 100
   return choose(config, arg, smoke=_smoke)
 
 
