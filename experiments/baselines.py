@@ -4,8 +4,9 @@
 
 prints one JSON line. squad and cmrc2018 are answered by a sliding window of word overlap (after
 Richardson et al. 2013), sst2, chnsenticorp_hotel and ag_news by logistic regression on bags of
-words or characters (`pip install -e '.[eval]'`), msra_ner and wnut17_ner by the most frequent tag
-of each word. Any CPU, at most a minute.
+words or characters (`pip install -e '.[eval]'`), python_functions by the mean of the training
+values and by ridge regression on bags of words, msra_ner and wnut17_ner by the most frequent tag of
+each word. Any CPU, at most a minute.
 """
 
 import collections
@@ -13,6 +14,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import sys
 
 from lm.data import sources
@@ -73,6 +75,29 @@ def classification(files: str, text: str | tuple[str, ...], characters: bool) ->
   return labels.classification()(predicted, [example['label'] for example in test]).values
 
 
+def regression() -> dict[str, float]:
+  """Returns the scores of the training mean and of ridge regression on the held-out functions."""
+  from sklearn.feature_extraction.text import TfidfVectorizer
+  from sklearn.linear_model import Ridge
+  from sklearn.pipeline import make_pipeline
+
+  train, aside = (list(sources.python_functions(split)) for split in ('train', 'validation'))
+  known, wanted = ([example['value'] for example in part] for part in (train, aside))
+  words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, token_pattern=r'\w+|[^\w\s]')
+  model = make_pipeline(words, Ridge(alpha=1.0)).fit([e['text'] for e in train], known)
+  found = {
+    'mean': [statistics.fmean(known)] * len(wanted),
+    'ridge': model.predict([example['text'] for example in aside]).tolist(),
+  }
+  scores = {name: labels.regression()(values, wanted).values for name, values in found.items()}
+  return {
+    f'{name}/{key}': value
+    for name, values in scores.items()
+    for key, value in values.items()
+    if math.isfinite(value)  # the mean correlates with nothing
+  }
+
+
 def tagging(files: str) -> dict[str, float]:
   """Returns the scores of each word's most frequent tag, 'O' for unknown words, on dev."""
   train, dev = (sources.conll(split, files) for split in ('train', 'dev'))
@@ -95,6 +120,7 @@ BASELINES = {
   'ag_news': lambda: classification(
     '$LM_DATA/ag_news/{split}.tsv', ('title', 'description'), characters=False
   ),
+  'python_functions': regression,
   'msra_ner': lambda: tagging('$LM_DATA/msra_ner/{split}.tsv'),
   'wnut17_ner': lambda: tagging('$LM_DATA/wnut17_ner/{split}.tsv'),
 }

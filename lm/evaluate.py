@@ -4,12 +4,11 @@
 
 Several directories (--workdir=A,B), or steps of one, are evaluated as an ensemble, on the sets of
 the first. Beside the metrics stand `step`, or `steps` where there are several, and, where metrics
-have something to tell of themselves (sacrebleu's signatures), `notes` by their names. FILE gets a
-JSON object a line for each example of each set with corpus metrics: set, inputs, output, reference,
-scores.
+have something to tell of themselves (sacrebleu's signatures), `notes` by their names; a metric that
+is no finite number is null. FILE gets a JSON object a line for each example of each set with corpus
+metrics: set, inputs, output, reference, scores.
 """
 
-import json
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -58,12 +57,13 @@ def main(argv: list[str]) -> None:
   functions = build.functions(config, loaded.tokenizer.get_vocab_size(), jax.devices()[:1])
   apply = build.with_mesh(loaded.apply, functions.mesh, functions.rules)
   functions = functions._replace(model=loaded.model, apply=apply)  # which may be an ensemble
-  prepared = prepare.tokenizer(config.data, prepare.show_progress)
-  if prepared.to_str() != loaded.tokenizer.to_str():
-    raise UserError(
-      f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '
-      '(another corpus or version of it)'
-    )
+  if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
+    prepared = prepare.tokenizer(config.data, prepare.show_progress)
+    if prepared.to_str() != loaded.tokenizer.to_str():
+      raise UserError(
+        f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '
+        '(another corpus or version of it)'
+      )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
   found = evaluators.evaluate(loaded.params)
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
   notes = {'notes': found.notes} if found.notes else {}
   several = len(loaded.steps) > 1
   which = {'steps': list(loaded.steps)} if several else {'step': loaded.step}
-  print(json.dumps(which | found.values | notes))
+  print(cli.json_line(which | found.values | notes))
 
 
 def _check_flags(evaluators: 'Evaluators') -> None:

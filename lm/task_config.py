@@ -41,6 +41,22 @@ def classification(config: ConfigDict, labels: Sequence[str], split: str) -> Con
   return config
 
 
+def regression(config: ConfigDict, split: str) -> ConfigDict:
+  """An encoder that pools finds the `value` of a `text`; the error on a split picks the best."""
+  config.data.task = 'lm.tasks.text:regression'
+  config.data.convert = 'lm.tasks.find:number'
+  config.model.classes = 1
+  config.objective = ConfigDict({'fn': 'lm.objectives.squared_error:squared_error'})
+  config.eval.sets.validation = evaluation(
+    split,
+    metrics=('lm.metrics.tokens:squared_error',),
+    scores=('lm.metrics.labels:regression',),
+  )
+  config.checkpoint.best = 'eval/validation/mse'
+  config.log.prompts = ()
+  return config
+
+
 def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -> ConfigDict:
   """An encoder finds the tag of each word; a score of a split picks the best.
 

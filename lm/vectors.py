@@ -9,12 +9,12 @@
 
 `nearest` writes lines of word, neighbour and cosine, `analogy` words that are to C as B is to A,
 with their scores; tabs are between. `similarity` writes one JSON object, of shares: of pairs
-Spearman's correlation, of questions the accuracies of 3CosAdd and 3CosMul, of both the coverage.
+Spearman's correlation (null where it has none, as of one pair), of questions the accuracies of
+3CosAdd and 3CosMul, of both the coverage.
 `import` makes a workdir of a file for lm.load and init.workdir to read. `map` writes a page of the
 words given, or of the N first ones of the vocabulary. After -- a word may begin with a dash.
 """
 
-import json
 import pathlib
 import unicodedata
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
 
   vector_metrics.check_names(metrics, '--pairs and --questions: files need names of their own')
   found = vector_metrics.scores(metrics, of_run(workdir, flags.FLAGS.step))
-  print(json.dumps(found.values, ensure_ascii=False))
+  print(cli.json_line(found.values))
 
 
 def _export(workdir: pathlib.Path, words: list[str]) -> None:

@@ -93,6 +93,17 @@ def test_similarity_of_files(workdir, tmp_path):
   }
 
 
+def test_what_is_no_number_is_null(workdir, tmp_path):
+  (tmp_path / 'one.tsv').write_text('man\tking\t9\n')
+
+  def refuse(name):
+    raise AssertionError(f'{name} is no JSON')
+
+  said = output('similarity', f'--workdir={workdir}', f'--pairs={tmp_path}/one.tsv')
+  found = json.loads(said, parse_constant=refuse)
+  assert found == {'one/spearman': None, 'one/coverage': 1}
+
+
 def assert_royal(found):
   assert found.words == tuple(ROYALS)
   np.testing.assert_array_equal(found.matrix, np.float32(list(ROYALS.values())))
@@ -118,6 +129,19 @@ def test_import(tmp_path):
   said = output('import', f'--workdir={new}', f'--file={file}', '--format=word2vec_binary')
   assert said == f'{new}: 5 words of 4 numbers\n'
   assert_royal(of_run(new))
+
+
+def test_a_workdir_that_was_moved_is_evaluated(tmp_path):
+  write_run(checked(ROYALS, list(ROYALS.values())), tmp_path / 'here')
+  (tmp_path / 'here').rename(tmp_path / 'there')
+  command = [sys.executable, '-m', 'lm.evaluate', f'--workdir={tmp_path}/there']
+  result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+  assert result.returncode == 0, result.stderr
+  lengths = np.linalg.norm(list(ROYALS.values()), axis=1)
+  assert json.loads(result.stdout) == {
+    'step': 0,
+    'eval/vectors/mean_length': pytest.approx(lengths.mean()),
+  }
 
 
 def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):

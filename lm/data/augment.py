@@ -12,7 +12,7 @@ import tokenizers
 from lm.data.batches import NumpyBatch, Transform
 from lm.data.units import check_moves, check_share, reader
 from lm.errors import UserError
-from lm.text.sampling import specials
+from lm.text.vocabulary import specials
 
 MASK = '<|mask|>'
 

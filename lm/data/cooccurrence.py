@@ -1,9 +1,10 @@
 """How often words stand near each other in a corpus (Pennington et al. 2014, "GloVe").
 
-A counter is `fn(corpus, scratch) -> iterator of Pairs`; a config names one in `data.count`. The one
-here adds up pairs of frequent words in a table, of which each is met many times. The others become
-numbers, which are sorted so that equal ones can be added up; where they do not fit in memory they
-go to files as sorted runs, and these are merged in the end.
+A counter is `fn(corpus, scratch) -> iterator of Pairs`; a config names one in `data.count`. With an
+argument `progress` it is given what to tell of documents done (lm.data.progress). The one here adds
+up pairs of frequent words in a table, of which each is met many times. The others become numbers,
+which are sorted so that equal ones can be added up; where they do not fit in memory they go to
+files as sorted runs, and these are merged in the end.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.data.progress import Progress, quiet
 from lm.errors import UserError
 
 _RECORD = np.dtype([('key', np.int64), ('count', np.float64)])
@@ -49,7 +51,11 @@ class Pairs(NamedTuple):
 
 
 def neighbours(
-  corpus: Corpus, scratch: pathlib.Path, window: int = 10, memory: int = 2**28
+  corpus: Corpus,
+  scratch: pathlib.Path,
+  window: int = 10,
+  memory: int = 2**28,
+  progress: Progress = quiet,
 ) -> Iterator[Pairs]:
   """Yields every pair of words that stand near each other in a document, some at a time.
 
@@ -64,6 +70,7 @@ def neighbours(
     window: the largest distance.
     memory: bytes that tables and runs take up, beside some 40 MB for the work on them. It changes
       the order of the pairs, and their counts by no more than rounding.
+    progress: told how many documents of how many are counted.
 
   Yields:
     Pairs, in no order that means anything; none comes twice.
@@ -79,7 +86,7 @@ def neighbours(
   size = len(by_rank)
   if size**2 * window >= 2**63:
     raise UserError(f'data.count: window={window} is too large for {size} words')
-  for records in _counted(corpus, by_rank, scratch, window, memory):
+  for records in _counted(corpus, by_rank, scratch, window, memory, progress):
     i = records['key'] // size
     j = records['key'] - i * size
     word, neighbour = by_rank[i], by_rank[j]
@@ -99,7 +106,12 @@ def _by_frequency(corpus: Corpus) -> np.ndarray:
 
 
 def _counted(
-  corpus: Corpus, by_rank: np.ndarray, scratch: pathlib.Path, window: int, memory: int
+  corpus: Corpus,
+  by_rank: np.ndarray,
+  scratch: pathlib.Path,
+  window: int,
+  memory: int,
+  progress: Progress,
 ) -> Iterator[np.ndarray]:
   """Yields records of pairs of ranks i <= j, each once; the key is i * len(by_rank) + j."""
   size = len(by_rank)
@@ -108,7 +120,7 @@ def _counted(
   held = np.empty(memory // 2 // 8, np.int64)
   used = 0
   runs: list[pathlib.Path] = []
-  for low, high, d in _pairs(corpus, by_rank, window, min(_BLOCK, len(held))):
+  for low, high, d in _pairs(corpus, by_rank, window, min(_BLOCK, len(held)), progress):
     in_table = high < frequent
     np.add.at(table, low[in_table] * frequent + high[in_table], 1 / d)
     keys = ((low * size + high) * window + (d - 1))[~in_table]
@@ -133,7 +145,7 @@ def _counted(
 
 
 def _pairs(
-  corpus: Corpus, by_rank: np.ndarray, window: int, block: int
+  corpus: Corpus, by_rank: np.ndarray, window: int, block: int, progress: Progress
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
   """Yields the lower and the higher ranks, int64, of pairs of words at a distance, and that.
 
@@ -158,6 +170,8 @@ def _pairs(
         together = documents[left] == documents[right]
         one, other = one[together], other[together]
       yield np.minimum(one, other), np.maximum(one, other), d
+    done = np.searchsorted(corpus.ends, start + len(new), side='right')
+    progress(int(done), len(corpus.ends), 'counting neighbours')
 
 
 def _added(keys: np.ndarray, window: int) -> Iterator[np.ndarray]:

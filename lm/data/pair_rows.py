@@ -1,6 +1,7 @@
 """Rows of pairs: words, neighbours and how often they met, in an order shuffled once."""
 
 import contextlib
+import inspect
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,15 +12,17 @@ import tokenizers
 from lm import spec
 from lm.data import cache, identity
 from lm.data.cooccurrence import Corpus, Pairs
+from lm.data.progress import Progress
+from lm.data.rows import ByIndex
 from lm.errors import UserError
-from lm.text.tokenizers import end_id
+from lm.text.vocabulary import words_of
 
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype(list(_FIELDS.items()))
 _PARTS = 128  # files the pairs are dealt to; each is shuffled in memory
 
 
-class PairRows:
+class PairRows(ByIndex):
   """Random access to the pairs of a split, `context` of them to a row.
 
   A row is a dict of (T,) arrays: `inputs` and `neighbours`, int32 tokens; `counts`, float32;
@@ -61,11 +64,6 @@ class PairRows:
     """Returns in how many pairs each token is the first word, (V,) int64."""
     return np.bincount(self._flat['inputs'], minlength=vocab_size)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    if not -len(self) <= index < len(self):
-      raise IndexError(index)
-    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
-
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns rows as a dict of (B, T) arrays, at once.
 
@@ -88,6 +86,7 @@ def prepared(
   seed: int,
   tokens: pathlib.Path,
   meta: Mapping[str, Any],
+  progress: Progress,
 ) -> PairRows:
   """Returns the pairs that `data.count` finds in a split's tokens, counted now or in the cache.
 
@@ -98,6 +97,7 @@ def prepared(
     seed: orders the pairs.
     tokens: directory of tokens.bin and ends.npy.
     meta: what the meta.json of that says.
+    progress: told how far the counting is, where the counter takes an argument `progress`.
 
   Raises:
     UserError: `data.count` is wrong, or there is nothing to count.
@@ -108,7 +108,8 @@ def prepared(
   shaped_by |= {'count': data['count'], 'code': code}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
-    words = words_of(tokenizer)
+    words = np.zeros(max(tokenizer.get_vocab().values()) + 1, bool)
+    words[list(words_of(tokenizer).values())] = True
     if not words.any():
       raise UserError(
         f'data.tokenizer={data["tokenizer"]["fn"]!r}: its vocabulary has special tokens alone and '
@@ -116,7 +117,8 @@ def prepared(
       )
     mapped = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     corpus = Corpus(mapped, np.asarray(np.load(tokens / 'ends.npy', mmap_mode='r')), words)
-    pairs = write(place, spec.call(count, 'data.count', corpus, place), seed)
+    told = {'progress': progress} if 'progress' in inspect.signature(count).parameters else {}
+    pairs = write(place, spec.call(count, 'data.count', corpus, place, **told), seed)
     if not pairs:
       raise UserError(
         f'data.count={data["count"]!r}: in split {split!r} no two words of the vocabulary stand '
@@ -127,18 +129,6 @@ def prepared(
   name = f'pairs-{cache.digest(shaped_by)}'
   place, counted = cache.artefact(cache.directory(data['cache']), name, build)
   return PairRows(place, data['context'], {**meta, 'pairs': counted['pairs']})
-
-
-def words_of(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """Returns which tokens are words, (V,) bool: neither added nor END nor the unknown word."""
-  ids = tokenizer.get_vocab(with_added_tokens=True)
-  words = np.zeros(max(ids.values()) + 1, bool)
-  words[list(ids.values())] = True
-  words[[*tokenizer.get_added_tokens_decoder(), end_id(tokenizer)]] = False
-  unknown = getattr(tokenizer.model, 'unk_token', None)
-  if unknown in ids:
-    words[ids[unknown]] = False
-  return words
 
 
 def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:

@@ -110,7 +110,7 @@ def rows(
   reserve = _reserve(data) if trained_on else 1.0
   place, meta = _tokens(data, source, split, tokenizer, progress or quiet)
   if data['count'] is not None:
-    return pair_rows.prepared(data, split, tokenizer, seed, place, meta)
+    return pair_rows.prepared(data, split, tokenizer, seed, place, meta, progress or quiet)
   shaped_by = {'format': identity.FORMAT, 'tokens': place.name, 'seed': seed}
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:

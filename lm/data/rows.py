@@ -1,5 +1,6 @@
 """Rows of tokens by index, assembled from a packing plan and memory-mapped tokens."""
 
+import abc
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,23 @@ from lm.data.packing import Plan
 _PIECE = 2**24  # tokens counted at once
 
 
-class Rows:
+class ByIndex(abc.ABC):
+  """Rows that are made many at once, and so one by one too."""
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns rows at once; 0 <= index < len(self)."""
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
+
+
+class Rows(ByIndex):
   """Random access to the rows of a split.
 
   A row is a dict of (T,) arrays, as lm.types describes a batch: inputs, targets, weights, segments,
@@ -55,11 +72,6 @@ class Rows:
 
   def __len__(self) -> int:
     return len(self._plan.row_ends)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    if not -len(self) <= index < len(self):
-      raise IndexError(index)
-    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns rows as a dict of (B, T) arrays, at once.
@@ -109,7 +121,7 @@ class Rows:
     return np.repeat(np.arange(len(count)) * self.context, used) + _within(used)
 
 
-class FeatureRows:
+class FeatureRows(ByIndex):
   """Random access to the rows of a task's split: whole features, several to a row.
 
   A row has the arrays of lm.types' batches: those along the row by their names, those along an
@@ -169,11 +181,6 @@ class FeatureRows:
 
   def __len__(self) -> int:
     return len(self._row_ends)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    if not -len(self) <= index < len(self):
-      raise IndexError(index)
-    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns rows as a dict of (B, T), (B, S) and (B, P) arrays, at once.

@@ -10,7 +10,7 @@ An example is a dict; its fields say what it can be used for:
   pair       source, target: dates, names, numbers, parallel, table; and, where there are many
              directions, source_language, target_language: directions
   class      text, label: languages, table
-  score      text, value (a float): table
+  score      text, value (a float): python_functions, table
   tags       words, tags, separator (the text is separator.join(words)): conll, conllu, python_tags
   question   id, context, question, answers (each of text, start; none if there is no answer):
              python_questions, squad
@@ -22,6 +22,7 @@ from lm.data.columns import columns
 from lm.data.conll import conll, conllu
 from lm.data.parallel import directions, parallel
 from lm.data.python_docs import python_docs
+from lm.data.python_functions import python_functions
 from lm.data.python_questions import python_dialogues, python_questions
 from lm.data.python_tags import python_tags
 from lm.data.squad import squad
@@ -41,6 +42,7 @@ __all__ = [
   'parallel',
   'python_dialogues',
   'python_docs',
+  'python_functions',
   'python_questions',
   'python_tags',
   'squad',

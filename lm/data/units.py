@@ -8,7 +8,7 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch
 from lm.errors import UserError, nearest
-from lm.text.sampling import specials
+from lm.text.vocabulary import specials
 
 SEGMENTS = {'inputs': 'segments', 'source': 'source_segments'}
 UNITS = ('word', 'token')

@@ -82,16 +82,20 @@ def exact_match() -> CorpusMetric:
 
 
 def regression() -> CorpusMetric:
-  """Returns 'mse', 'pearson' and 'spearman' of numbers.
+  """Returns 'mse', 'r2', 'pearson' and 'spearman' of numbers.
 
-  Tied numbers have the mean of their ranks. A correlation is not a number (NaN) where either side
-  is constant or not finite.
+  'r2' is the coefficient of determination: 1 is perfect, 0 is what the mean of the references has
+  when it is predicted every time, and less is worse. It is not a number (NaN) where the references
+  are constant, nor is a correlation where either side is constant or not finite. Tied numbers have
+  the mean of their ranks.
   """
 
   def metric(predictions: Sequence[float], references: Sequence[float]) -> Scores:
     check_sizes('regression', predictions, references)
     x, y = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
-    values = {'mse': float(np.mean((x - y) ** 2)), 'pearson': math.nan, 'spearman': math.nan}
+    mse = float(np.mean((x - y) ** 2))
+    r2 = 1 - mse / float(np.var(y)) if np.ptp(y) > 0 else math.nan
+    values = {'mse': mse, 'r2': r2, 'pearson': math.nan, 'spearman': math.nan}
     if np.isfinite(x).all() and np.isfinite(y).all():
       values |= {'pearson': _correlation(x, y), 'spearman': _correlation(_ranks(x), _ranks(y))}
     return Scores(values)

@@ -26,14 +26,23 @@ from lm.text.vectors import Vectors
 
 Pair = tuple[str, str, float]  # two words, and how alike people find them
 Question = tuple[str, str, str, str]  # a is to b as c to d
+_Covered = tuple[list[tuple[int, ...]], list[int]]
 SCORES: Mapping[str, Analogy] = {'add': three_cos_add, 'mul': three_cos_mul}
 
 
 class VectorMetric(NamedTuple):
-  """What is asked of word vectors, under a name of its own; the values are shares."""
+  """What is asked of word vectors, under a name of its own; the values are shares.
+
+  Attributes:
+    name: stands before the values.
+    score: finds them.
+    check: takes words with their rows, before there are vectors, and raises the UserError that
+      `score` would for the lack of words.
+  """
 
   name: str
   score: Callable[[Vectors], Scores]
+  check: Callable[[Mapping[str, int]], object] = lambda index: None
 
 
 def pairs(file: str, name: str = '') -> VectorMetric:
@@ -48,7 +57,11 @@ def pairs(file: str, name: str = '') -> VectorMetric:
   """
   path = expand(file, 'file')
   read = read_pairs(path)
-  return VectorMetric(name or path.stem, lambda vectors: similarity(vectors, read))
+  return VectorMetric(
+    name or path.stem,
+    lambda vectors: similarity(vectors, read),
+    lambda index: _covered_pairs(index, read),
+  )
 
 
 def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric:
@@ -75,7 +88,7 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
           values[re.sub('accuracy$', f'{short}_accuracy', key)] = value
     return Scores(values)
 
-  return VectorMetric(name or path.stem, score)
+  return VectorMetric(name or path.stem, score, lambda index: _covered_questions(index, read))
 
 
 def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorMetric:
@@ -99,8 +112,9 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
   if twice := [word for word, count in collections.Counter(words).items() if count > 1]:
     raise UserError(f'groups: {twice[0]!r:.40} comes twice')
 
-  def score(vectors: Vectors) -> Scores:
-    rows, found = _covered(vectors, [(word,) for word in words])
+  def asked_of(index: Mapping[str, int]) -> tuple[list[int], np.ndarray]:
+    """Returns the rows of the words asked, and the groups that they are of."""
+    rows, found = _covered(index, [(word,) for word in words])
     inside = np.bincount(of[found], minlength=len(groups))
     asked = np.flatnonzero(inside[of[found]] > 1)
     if len(set(of[found][asked])) < 2:
@@ -108,14 +122,17 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
         f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
         'among the vectors'
       )
-    kinds = of[found][asked]
-    directions = unit(vectors.matrix[[rows[i][0] for i in asked]])
+    return [rows[i][0] for i in asked], of[found][asked]
+
+  def score(vectors: Vectors) -> Scores:
+    rows, kinds = asked_of(vectors.index)
+    directions = unit(vectors.matrix[rows])
     cos = directions @ directions.T
     np.fill_diagonal(cos, -np.inf)
     right = kinds[cos.argmax(axis=1)] == kinds
-    return Scores({'accuracy': float(right.mean()), 'coverage': len(asked) / len(words)})
+    return Scores({'accuracy': float(right.mean()), 'coverage': len(rows) / len(words)})
 
-  return VectorMetric(name, score)
+  return VectorMetric(name, score, asked_of)
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
@@ -179,9 +196,7 @@ def similarity(vectors: Vectors, pairs: Sequence[Pair]) -> Scores:
   Raises:
     UserError: no pair is covered.
   """
-  rows, found = _covered(vectors, [pair[:2] for pair in pairs])
-  if not rows:
-    raise UserError(f'similarity: metric on an empty set; no pair of {len(pairs)} has both words')
+  rows, found = _covered_pairs(vectors.index, pairs)
   scores = [pairs[i][2] for i in found]
   spearman = regression()(cosines(vectors, rows).tolist(), scores).values['spearman']
   return Scores({'spearman': spearman, 'coverage': len(found) / len(pairs)})
@@ -201,16 +216,11 @@ def accuracy(
     UserError: no question is covered.
   """
   names = [name for name, members in sections.items() for _ in members]
-  questions = list(itertools.chain.from_iterable(sections.values()))
-  rows, found = _covered(vectors, questions)
-  if not rows:
-    raise UserError(
-      f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
-    )
+  rows, found = _covered_questions(vectors.index, sections)
   asked = np.array(rows)
   right = analogies(vectors, asked[:, :3], score) == asked[:, 3]
   section = np.array([names[i] for i in found])
-  values = {'accuracy': float(right.mean()), 'coverage': len(found) / len(questions)}
+  values = {'accuracy': float(right.mean()), 'coverage': len(found) / len(names)}
   for name, members in sections.items():
     inside = section == name
     if inside.any():
@@ -220,9 +230,27 @@ def accuracy(
   return Scores(values)
 
 
-def _covered(vectors: Vectors, groups: Sequence[tuple]) -> tuple[list[tuple[int, ...]], list[int]]:
+def _covered_pairs(index: Mapping[str, int], pairs: Sequence[Pair]) -> _Covered:
+  rows, found = _covered(index, [pair[:2] for pair in pairs])
+  if not rows:
+    raise UserError(f'similarity: metric on an empty set; no pair of {len(pairs)} has both words')
+  return rows, found
+
+
+def _covered_questions(
+  index: Mapping[str, int], sections: Mapping[str, Sequence[Question]]
+) -> _Covered:
+  questions = list(itertools.chain.from_iterable(sections.values()))
+  rows, found = _covered(index, questions)
+  if not rows:
+    raise UserError(
+      f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
+    )
+  return rows, found
+
+
+def _covered(index: Mapping[str, int], groups: Sequence[tuple]) -> _Covered:
   """Returns the rows of the words of each group that has them all, and which groups those are."""
-  index = vectors.index
   rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in g) for g in groups]
   found = [i for i, group in enumerate(rows) if min(group) >= 0]
   return [rows[i] for i in found], found

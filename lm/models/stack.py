@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm import spec
 from lm.errors import UserError
 from lm.mesh import constrain
 from lm.nn.attention import dot_product
@@ -189,13 +190,15 @@ class Stack(nn.Module):
       'attend': self.attend,
       **common,
     }
+    crossing = self.cross_attention
     return functools.partial(
       Block,
-      attention=functools.partial(attention_fn, rotate=scheme.rotate, **heads),
+      # Bound with a check: a module of another kind does not take what these are given.
+      attention=spec.bind(attention_fn, {'rotate': scheme.rotate, **heads}, 'model.attention'),
       # Positions of the memory and of x are not of one line: nothing rotates there.
-      cross_attention=self.cross_attention and functools.partial(self.cross_attention, **heads),
-      mlp=functools.partial(self.mlp, d_mlp=self.d_mlp, **common),
-      norm=functools.partial(self.norm, bias=self.bias),
+      cross_attention=crossing and spec.bind(crossing, heads, 'model.cross_attention'),
+      mlp=spec.bind(self.mlp, {'d_mlp': self.d_mlp, **common}, 'model.mlp'),
+      norm=spec.bind(self.norm, {'bias': self.bias}, 'model.norm'),
       residual=self.residual,
       dropout=self.dropout,
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lm.text.sampling import specials
+from lm.text.vocabulary import words_of
 from lm.types import Array
 
 
@@ -24,13 +24,11 @@ class Alignment(NamedTuple):
 
 
 def align(there: tokenizers.Tokenizer, here: tokenizers.Tokenizer) -> Alignment:
-  """Returns where the words of a vocabulary are in another one, without special tokens."""
-  old, no_words = there.get_vocab(), specials(here)
-  found = sorted(here.get_vocab().items(), key=lambda item: item[1])
-  words = [(word, i) for word, i in found if i not in no_words]
-  pairs = [(i, old[word]) for word, i in words if word in old]
+  """Returns where the words of a vocabulary are in another one."""
+  old, words = there.get_vocab(), words_of(here)
+  pairs = [(i, old[word]) for word, i in words.items() if word in old]
   new_N, old_N = np.array(pairs, np.int32).reshape(-1, 2).T
-  return Alignment(new_N, old_N, tuple(word for word, _ in words if word not in old))
+  return Alignment(new_N, old_N, tuple(word for word in words if word not in old))
 
 
 def placed(read_VD: Array, drawn_VD: Array, rows: Alignment) -> np.ndarray:

@@ -20,7 +20,7 @@ from lm.data.rows import FeatureRows
 from lm.errors import UserError
 from lm.optim import Optimizer
 from lm.run import check
-from lm.text.sampling import specials
+from lm.text.vocabulary import words_of
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
 
@@ -84,8 +84,10 @@ def with_counts(
     raise UserError(
       f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
     )
-  counts = rows.counts(tokenizer.get_vocab_size())
-  counts[list(specials(tokenizer))] = 0
+  occurrences = rows.counts(tokenizer.get_vocab_size())
+  words = list(words_of(tokenizer).values())
+  counts = np.zeros_like(occurrences)
+  counts[words] = occurrences[words]
   if np.count_nonzero(counts) < 2:
     raise UserError(
       f'data.source={config.data.source!r}: {np.count_nonzero(counts)} different words are left of '

@@ -3,11 +3,13 @@
 Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved.
 """
 
+import json
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -92,6 +94,12 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
   loaded = experiment.load(path)
   _override(loaded, argv)
   return loaded, path
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+  """Returns an object of JSON on one line, in which a number that is not finite is null."""
+  finite = {k: v if math.isfinite(v) else None for k, v in values.items() if isinstance(v, float)}
+  return json.dumps({**values, **finite}, ensure_ascii=False, allow_nan=False)
 
 
 def _override(loaded: ConfigDict, argv: list[str]) -> None:

@@ -14,7 +14,8 @@ _MAX_POINTS = 2000
 def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
   """Returns groups of panels of lines.
 
-  The loss of training and of every evaluation set share the first panel. Then evaluation comes, a
+  The loss of training and of every evaluation set share the first panel; its unit is that of the
+  objective. Then evaluation comes, a
   panel for each metric with a line for each set, then training, then the other prefixes.
 
   Returns:
@@ -28,7 +29,7 @@ def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
     dataset = prefix.partition('/')[2]
     if group in ('train', 'eval') and rest == 'loss':
       line = _line(dataset or group, points, noisy=group == 'train')
-      groups['Loss'].setdefault('loss (nats per token)', []).append(line)
+      groups['Loss'].setdefault('loss', []).append(line)
     else:
       noisy = group == 'train' and rest not in ('learning_rate', 'epoch')
       line = _line(dataset or rest, points, noisy)

@@ -24,6 +24,7 @@ from lm.run.samples import samples
 from lm.run.watch import Watch
 from lm.run.word_vectors import MAPPED, of_params
 from lm.text.vectors import Vectors
+from lm.text.vocabulary import words_of
 from lm.types import Metric, Params
 
 
@@ -57,6 +58,7 @@ class Evaluators:
     self._select = meshes.local_rows(config.eval.batch_size, sharding)
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
+    vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
     apply = build.apply_of(functions.model)
     self._sets: dict[str, tuple[batches.AnyRows, list[Metric], EvalStep]] = {}
     self.predictors: dict[str, Predictor] = {}

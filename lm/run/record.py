@@ -14,7 +14,8 @@ from lm.run import kept, logging
 # The last part of a metric's name, where more is better; of all other metrics less is better.
 _MORE_IS_BETTER = (
   'accuracy', 'bleu', 'chrf', 'correlation', 'coverage', 'exact_match', 'f1', 'map', 'mrr',
-  'pearson', 'precision', 'recall', 'rouge1', 'rouge2', 'rougeL', 'spearman', 'tokens_per_second',
+  'pearson', 'precision', 'r2', 'recall', 'rouge1', 'rouge2', 'rougeL', 'spearman',
+  'tokens_per_second',
 )  # fmt: skip
 
 

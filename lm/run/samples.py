@@ -12,9 +12,9 @@ from lm.decode.text import continuations
 from lm.errors import UserError
 from lm.run import build, vector_metrics
 from lm.run.build import Functions
-from lm.run.word_vectors import words_of
 from lm.text.vector_space import nearest
 from lm.text.vectors import Vectors, checked, row
+from lm.text.vocabulary import words_of
 from lm.types import Params
 
 # (step, parameters, word vectors where evaluations look at them) -> (prompt, text) of each prompt

@@ -1,6 +1,6 @@
 """What is asked of word vectors: the metrics that `eval.vectors` of a config names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import numpy as np
@@ -51,26 +51,41 @@ def drift(workdir: str, name: str = 'drift') -> VectorMetric:
 
   before = of_run(workdir)
 
-  def score(vectors: Vectors) -> Scores:
-    common = [word for word in vectors.words if word in before.index]
+  def shared(index: Mapping[str, int]) -> list[str]:
+    common = [word for word in index if word in before.index]
     if not common:
       raise UserError(f'{workdir} has none of the words')
+    return common
+
+  def score(vectors: Vectors) -> Scores:
+    common = shared(vectors.index)
     now = vectors.matrix[[vectors.index[word] for word in common]]
     then = before.matrix[[before.index[word] for word in common]]
     cosines = np.einsum('nd,nd->n', unit(now), unit(then))
     coverage = len(common) / len(vectors.words)
     return Scores({'distance': float(1 - cosines.mean()), 'coverage': coverage})
 
-  return VectorMetric(name, score)
+  return VectorMetric(name, score, shared)
 
 
 def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
   """Raises UserError where two metrics have one name, or one has none."""
   seen: set[str] = set()
-  for name, _ in metrics:
+  for name, *_ in metrics:
     if not name or name in seen:
       raise UserError(f'{remedy}; two are called {name!r}' if name else f'{remedy}; one has none')
     seen.add(name)
+
+
+def check_coverage(metrics: Iterable[VectorMetric], words: Mapping[str, int]) -> None:
+  """Raises UserError where a metric could say nothing of vectors of these words."""
+  for name, _, check in metrics:
+    try:
+      check(words)
+    except UserError as e:
+      raise UserError(
+        f'{_KEY}: {name}: {e}; the vocabulary has {len(words):,} words, as data.tokenizer says'
+      ) from e
 
 
 def scores(metrics: Sequence[VectorMetric], vectors: Vectors) -> Scores:
@@ -81,7 +96,7 @@ def scores(metrics: Sequence[VectorMetric], vectors: Vectors) -> Scores:
   """
   values: dict[str, float] = {}
   notes: dict[str, str] = {}
-  for name, score in metrics:
+  for name, score, _ in metrics:
     try:
       found = score(vectors)
     except UserError as e:

@@ -22,6 +22,7 @@ from lm.run.logging import Events
 from lm.run.step import TrainState
 from lm.text.tokenizers import END, UNKNOWN, known_words
 from lm.text.vectors import Vectors, checked
+from lm.text.vocabulary import words_of
 from lm.types import Params
 
 MAPPED = 500  # words of the map that evaluations and imports leave in a workdir
@@ -33,8 +34,7 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   Where neighbours have vectors of the same kind, as in GloVe, whose tables have biases beside, the
   two are added up (Pennington et al. 2014, section 4.2).
 
-  Special and added tokens are no words. Words are as the vocabulary spells them: a subword may
-  begin with a mark for a space. Where there are several processes, all of them must ask.
+  Words are those of lm.text.vocabulary. Where there are several processes, all of them must ask.
 
   Raises:
     UserError: there is no such parameter, no word, or a number that is not finite.
@@ -48,13 +48,6 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   if not getattr(table, 'is_fully_addressable', True):
     table = multihost_utils.process_allgather(table, tiled=True)
   return checked(words, np.asarray(table)[list(words.values())])
-
-
-def words_of(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-  """Returns the ids of a vocabulary's words in rising order, without special and added tokens."""
-  added = tokenizer.get_added_tokens_decoder()
-  known = tokenizer.get_vocab(with_added_tokens=False).items()
-  return {word: i for word, i in sorted(known, key=lambda item: item[1]) if i not in added}
 
 
 def of_run(workdir: str | Path, step: int | None = None) -> Vectors:

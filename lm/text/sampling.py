@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from lm.errors import UserError
+from lm.text.vocabulary import specials
 
 Pieces = tuple[int, ...]  # ids of tokens
 Sample = Callable[[Sequence[str], np.random.Generator], list[Pieces]]
@@ -155,12 +156,6 @@ def splitter(tokenizer: tokenizers.Tokenizer) -> Callable[[Sequence[int]], list[
     return found
 
   return split
-
-
-def specials(tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
-  """Returns the ids of the tokens that stand for no text, such as END."""
-  added = tokenizer.get_added_tokens_decoder()
-  return frozenset(i for i, token in added.items() if token.special)
 
 
 def _merge(

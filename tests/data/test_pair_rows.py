@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
 
 from lm.data import batches, cooccurrence, pair_rows, prepare
 from lm.data.cooccurrence import Pairs
@@ -148,17 +147,23 @@ def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
   assert (flat(rows)['counts'] > 0).all()
 
 
-def test_words_are_neither_special_nor_added_nor_unknown():
-  tokenizer = tokenizers.words(['a b'], min_count=1)
-  known = tokenizers.with_specials(tokenizer, ['<|mask|>'])
-  words = pair_rows.words_of(known)
-  assert len(words) == known.get_vocab_size()
-  assert [known.id_to_token(int(i)) for i in np.flatnonzero(words)] == ['a', 'b']
+@pytest.mark.parametrize('told', [True, False])
+def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
+  data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, count=COUNT)
+  data['cache'] += f'-{told}'
+  neighbours = cooccurrence.neighbours
+  monkeypatch.setattr(cooccurrence, '_BLOCK', 3)
+  if not told:  # a counter that takes no such argument is none the worse
 
+    def silent(corpus, scratch, window):
+      return neighbours(corpus, scratch, window)
 
-def test_an_unknown_word_that_was_not_added_is_no_word():
-  model = models.WordLevel({'</s>': 0, 'a': 1, '[UNK]': 2}, unk_token='[UNK]')
-  assert pair_rows.words_of(Tokenizer(model)).tolist() == [False, True, False]
+    monkeypatch.setattr(cooccurrence, 'neighbours', silent)
+  lines = []
+  prepare.rows(data, 'train', prepare.tokenizer(data), 0, lambda *line: lines.append(line))
+  counting = [(done, total) for done, total, what in lines if what == 'counting neighbours']
+  # Of nine tokens, with END, the documents have four, three and two.
+  assert counting == ([(0, 3), (1, 3), (3, 3)] if told else [])
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def test_regression_by_hand():
   # (1, 2, 3, 4) they are (-1, -1, 0.5, 1.5) and (-1.5, -0.5, 0.5, 1.5).
   assert found == {
     'mse': 6 / 4,
+    'r2': pytest.approx(
+      1 - 6 / (140 / 16)
+    ),  # squares of the references' deviations add up to 140/16
     'pearson': pytest.approx(76 / math.sqrt(44 * 140)),
     'spearman': pytest.approx(4.5 / math.sqrt(4.5 * 5)),
   }
@@ -79,6 +82,12 @@ def test_constant_or_broken_predictions_correlate_with_nothing(predictions):
   found = regression()(predictions, [1, 2, 3]).values
   assert math.isnan(found['pearson']) and math.isnan(found['spearman'])
   assert math.isnan(found['mse']) == math.isnan(sum(predictions))
+
+
+def test_the_mean_of_the_references_explains_nothing():
+  assert regression()([2, 2, 2], [1, 2, 3]).values['r2'] == 0
+  assert regression()([1, 2, 3], [1, 2, 3]).values['r2'] == 1
+  assert math.isnan(regression()([1, 2, 3], [2, 2, 2]).values['r2'])
 
 
 @pytest.mark.parametrize('metric', [classification(), exact_match(), regression()])

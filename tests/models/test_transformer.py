@@ -11,7 +11,8 @@ from lm import spec
 from lm.errors import UserError
 from lm.models.transformer import Decoder
 from lm.nn.attention import dot_product
-from lm.nn.layers import Attention
+from lm.nn.layers import Attention, GatedMlp
+from lm.nn.norm import RMSNorm
 from lm.nn.residual import parallel, post, sandwich
 from lm.nn.tap import tapped
 from lm.objectives.cross_entropy import cross_entropy
@@ -306,3 +307,19 @@ def test_training_flops_counted_by_hand(decoder):
   assert tied.flops_per_token(_shapes(tied, 16), 10) == 6 * multiplied + mixing
   untied = decoder(bias=False, tied=False)
   assert untied.flops_per_token(_shapes(untied, 16), 10) == 6 * multiplied + mixing
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'attention': RMSNorm}, "model.attention: lm.nn.norm:RMSNorm takes no argument 'rotate'"),
+    ({'attention': (Attention, GatedMlp)}, 'model.attention: lm.nn.layers:GatedMlp takes no'),
+    ({'attention': dot_product}, 'model.attention: lm.nn.attention:dot_product takes no'),
+    ({'mlp': Attention}, "model.mlp: lm.nn.layers:Attention takes no argument 'd_mlp'"),
+    ({'norm': dot_product}, "model.norm: lm.nn.attention:dot_product takes no argument 'bias'"),
+  ],
+)
+def test_a_layer_of_another_kind_is_told_in_one_line(decoder, params_of, changes, message):
+  with pytest.raises(UserError) as error:
+    params_of(decoder(**changes))
+  assert str(error.value).startswith(message) and '\n' not in str(error.value)

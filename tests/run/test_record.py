@@ -7,7 +7,7 @@ from lm.run.record import more_is_better
 def test_of_correlations_the_highest_is_best():
   values = regression()([1.0, 2.0, 4.0], [1.0, 2.0, 3.0]).values
   best = {name for name in values if more_is_better(f'eval/validation/{name}')}
-  assert best == {'pearson', 'spearman'}
+  assert best == {'r2', 'pearson', 'spearman'}
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_one_point_and_points_that_are_not_finite_are_kept(tmp_path):
   metrics.write(2, {'train/loss': 1.5})
   metrics.close()
   lines = _Page(report.write(tmp_path)).lines()
-  line = lines['Loss', 'loss (nats per token)', 'train']
+  line = lines['Loss', 'loss', 'train']
   assert (line['x'], line['y'], line['bad']) == ([1, 2], [None, 1.5], [1])
   assert lines['other', 'alone', 'alone']['y'] == [None]
 
@@ -146,8 +146,8 @@ def test_every_metric_appears_once_under_its_prefix(tmp_path):
   metrics.close()
   lines = _Page(report.write(tmp_path)).lines()
   assert {key: line['y'] for key, line in lines.items()} == {
-    ('Loss', 'loss (nats per token)', 'a'): [2.0],
-    ('Loss', 'loss (nats per token)', 'train'): [6.0],
+    ('Loss', 'loss', 'a'): [2.0],
+    ('Loss', 'loss', 'train'): [6.0],
     ('Evaluation', 'bits per byte', 'a'): [3.0],
     ('Evaluation', 'bits per byte', 'b'): [5.0],
     ('Training', 'grad norm', 'grad_norm'): [1.0],
@@ -164,7 +164,7 @@ def test_a_long_run_is_thinned_without_losing_its_extremes(tmp_path):
       file.write(json.dumps(line) + '\n')
   path = report.write(tmp_path)
   lines = _Page(path).lines()
-  loss = lines['Loss', 'loss (nats per token)', 'train']
+  loss = lines['Loss', 'loss', 'train']
   points = dict(zip(loss['x'], loss['y'], strict=True))
   assert len(points) <= 2000
   assert (points[54_321], points[77_777]) == (99.0, -9.0)

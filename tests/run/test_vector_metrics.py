@@ -12,7 +12,7 @@ from lm.metrics.word_vectors import VectorMetric
 from lm.run import build, checkpoint, experiment, loop, record, stopping, vector_metrics
 from lm.run.cli import NoStop
 from lm.run.evaluators import Evaluators
-from lm.run.word_vectors import of_run
+from lm.run.word_vectors import of_run, write_run
 from lm.text import tokenizers
 from lm.text.vector_space import nearest
 from lm.text.vectors import checked
@@ -191,6 +191,36 @@ def test_a_mistake_is_told_before_training(folder, changes, message):
   with pytest.raises(UserError) as error:
     open_evaluators(config)
   assert message in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('metric', 'message'),
+  [
+    ('groups(groups={"a": ["one", "red"], "b": ["no", "none"]})', 'groups: groups: metric on an'),
+    ('pairs(file="{folder}/pairs.tsv")', 'pairs: similarity: metric on an empty set; no pair of 1'),
+    (
+      'questions(file="{folder}/asked.txt")',
+      'asked: accuracy: metric on an empty set; no question',
+    ),
+    ('drift', 'drift: {folder}/other has none of the words'),
+  ],
+)
+def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, message):
+  (folder / 'pairs.tsv').write_text('one\tunheard\t1\n')
+  (folder / 'asked.txt').write_text(': all\none two red unheard\n')
+  if metric == 'drift':
+    write_run(checked(['unheard'], [[1.0]]), folder / 'other')
+    path = f'lm.run.vector_metrics:drift(workdir="{folder}/other")'
+  else:
+    path = f'lm.metrics.word_vectors:{metric.replace("{folder}", str(folder))}'
+  config = load(folder)
+  config.eval.vectors = (path,)
+  with pytest.raises(UserError) as error:
+    train(folder, 'never', config)
+  line = f'eval.vectors: {message.replace("{folder}", str(folder))}'
+  assert str(error.value).startswith(line) and '\n' not in str(error.value)
+  assert str(error.value).endswith('the vocabulary has 9 words, as data.tokenizer says')
+  assert not (folder / 'never').exists()
 
 
 def test_a_metric_that_covers_nothing_is_named(folder):

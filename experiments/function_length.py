@@ -1,0 +1,36 @@
+"""How long is a function, told by its name, arguments and docstring: regression, embedded.
+
+  python -m lm.train --config=experiments/function_length.py --workdir=runs/function_length
+
+Reads what every Python brings (no network); the number is log2 of the lines of code, and whole
+modules are held out. `r2` is the share of the variance that is explained: predicting the mean has
+0. `python experiments/baselines.py python_functions` has that and ridge regression. Two CPU cores,
+a minute.
+"""
+
+from ml_collections import ConfigDict
+
+from lm.config import base, choose, encoder
+from lm.task_config import regression, small
+
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 300
+  config.batch_size = 16
+  config.model = encoder(depth=1, d_model=128, heads=4, context=128)
+  config.model.dropout = 0.3
+  regression(config, 'validation')
+  config.data.source = 'lm.data.sources:python_functions'
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2000})
+  config.data.too_long = 'truncate'
+  config.optim.learning_rate = 1e-3
+  config.optim.weight_decay = 0.5
+  config.optim.schedule = 'lm.optim:linear'
+  config.optim.final = 0.0
+  config.eval.every = 100
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  return small(config, config.data.source)
