@@ -20,7 +20,7 @@ def get_config(arg=''):
   config = base()
   config.steps = 3000
   config.batch_size = 16
-  config.model = recurrent_encoder_decoder(d_model=256, d_hidden=256, depth=1, context=128)
+  config.model = recurrent_encoder_decoder(d_model=256, d_hidden=256, depth=1, context=64)
   config.model.dropout = 0.3
   translation(config, 'en', 'val')
   config.data.source = (

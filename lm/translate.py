@@ -48,7 +48,12 @@ flags.DEFINE_float(
 flags.DEFINE_integer('seed', 0, 'of the candidates')
 flags.DEFINE_string('prefix', '', 'what every text begins with')
 flags.DEFINE_string('to', None, 'language to write, where the model knows several')
-flags.DEFINE_string('too_long', 'error', f'what becomes of too long a line: {", ".join(_POLICIES)}')
+flags.DEFINE_string(
+  'too_long',
+  'error',
+  f'what becomes of too long a line: {", ".join(_POLICIES)}; recurrent models read any line unless '
+  'told to cut it',
+)
 flags.DEFINE_integer('batch_size', 64, 'lines at once')
 flags.DEFINE_integer('window', 1024, 'lines that are read, sorted by length and written together')
 

@@ -1,5 +1,7 @@
 """A model as the one function that all decode over: `step(tokens, state) -> (logits, state)`."""
 
+import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lm.errors import UserError
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
@@ -86,6 +89,32 @@ def _padded(
     values[inside] = np.concatenate([row[name] for row in rows])
     batch[name] = values
   return batch
+
+
+def check_length(model: nn.Module, size: int, what: str) -> None:
+  """Sees to it that a model can read `size` tokens; `what` they are of, for messages.
+
+  A model that reads on beyond the rows it was trained on does so, and a warning on stderr says it,
+  once a process.
+
+  Raises:
+    UserError: there are none, or more than the model reads.
+  """
+  if size < 1:
+    raise UserError(f'{what} has no tokens; a model reads at least one')
+  if size > model.context and not model.reads_on:
+    raise UserError(f'{what} has {size} tokens and the model reads {model.context}')
+  if size > model.context:
+    _warn_of_length(model.context)
+
+
+@functools.cache
+def _warn_of_length(context: int) -> None:
+  print(
+    f'warning: what is longer than {context} tokens is longer than all that the model was trained '
+    'on; it is read, and may be understood worse',
+    file=sys.stderr,
+  )
 
 
 def bucket(length: int, least: int = 16) -> int:

@@ -7,8 +7,8 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from lm.decode.sampling import Choose
+from lm.decode.steps import check_length
 from lm.decode.stream import stream
-from lm.errors import UserError
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Params
 
@@ -37,11 +37,8 @@ def continuations(
   tokenizer.encode_special_tokens = True  # '<|end|>' in a prompt is text, as it is in a corpus
   encoded = [[end, *tokenizer.encode(p, add_special_tokens=False).ids] for p in prompts]
   longest = max(map(len, encoded))
-  if longest > model.context:
-    raise UserError(
-      f'{key} has {longest} tokens and the model reads {model.context}; give a shorter one'
-    )
-  if longest + max_tokens > model.context + 1:
+  check_length(model, longest, key)
+  if longest + max_tokens > model.context + 1 and not model.reads_on:
     max_tokens = model.context - longest + 1
     tell(f'the model reads {model.context} tokens: {max_tokens} are added to the prompt')
   done = [False] * len(prompts)

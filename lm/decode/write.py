@@ -14,7 +14,7 @@ from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust, Prefix
 from lm.decode.generate import check_max_tokens, generate
 from lm.decode.sampling import Choose, greedy
-from lm.decode.steps import branch_of, bucket, padded, prefill, step_of
+from lm.decode.steps import branch_of, bucket, check_length, padded, prefill, step_of
 from lm.errors import UserError
 from lm.task import Features
 from lm.types import Apply, Array, Params
@@ -97,14 +97,15 @@ def batches_of(
   check_max_tokens(strategy.max_tokens)  # here, for a cache has no room for less
   sizes = [_sizes(prompt) for prompt in prompts]
   for index, (tokens, source) in enumerate(sizes):
-    if max(tokens, source) > model.context:
-      raise UserError(
-        f'prompt {index + 1} has {max(tokens, source)} tokens and the model reads {model.context}'
-      )
+    for size in (tokens, source) if prompts[index].source else (tokens,):
+      check_length(model, size, f'prompt {index + 1}')
   seeds = range(len(prompts)) if seeds is None else seeds
   begun = [0] * len(prompts) if prefixes is None else list(map(len, prefixes))
   limits = np.array(
-    [_limit(strategy, *size, n, model.context) for size, n in zip(sizes, begun, strict=True)],
+    [
+      _limit(strategy, *size, n, None if model.reads_on else model.context)
+      for size, n in zip(sizes, begun, strict=True)
+    ],
     np.int32,
   )
   # The longest first. Rows that end within the room they are given are done; others are begun again
@@ -144,9 +145,11 @@ def _rows(batch_size: int, prompts: int) -> int:
   return batch_size
 
 
-def _limit(strategy: Strategy, tokens: int, source: int, prefix: int, context: int) -> int:
+def _limit(strategy: Strategy, tokens: int, source: int, prefix: int, context: int | None) -> int:
   """Returns the most tokens to write, from the lengths of prompt, source and prefix, 0 for none."""
-  most = min(strategy.max_tokens, context - tokens + 1)  # the last one is not read again
+  most = strategy.max_tokens
+  if context is not None:
+    most = min(most, context - tokens + 1)  # the last one is not read again
   if source and strategy.max_ratio:
     most = min(most, math.ceil(strategy.max_ratio * source) + SLACK + prefix)
   return most

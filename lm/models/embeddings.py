@@ -34,6 +34,7 @@ class Embeddings(nn.Module):
   dtype: str = 'float32'
 
   continues_prompts = False
+  reads_on = False
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:

@@ -91,6 +91,10 @@ class Ensemble(nn.Module):
   def continues_prompts(self) -> bool:
     return all(member.continues_prompts for member in self.members)
 
+  @property
+  def reads_on(self) -> bool:
+    return all(member.reads_on for member in self.members)
+
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     caches = [None] * len(self.members) if cache is None else cache
     outputs = [member(batch, own) for member, own in zip(self.members, caches, strict=True)]

@@ -57,6 +57,7 @@ class Transformer(nn.Module):
   dtype: str = 'float32'
 
   continues_prompts = True  # whether a text can be gone on with, without a source to read
+  reads_on = False  # whether rows longer than `context` can be read
 
   def stack(self, name: str, **changes: Any) -> Stack:
     """Returns a stack of this model's sizes and functions."""

@@ -8,6 +8,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.decode.sampling import sampler
+from lm.decode.steps import check_length
 from lm.decode.text import continuations
 from lm.errors import UserError
 from lm.run import build, vector_metrics
@@ -54,10 +55,7 @@ def _continued(
   prompts = list(log.prompts)
   for prompt in prompts:
     size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    if size > model.context:
-      raise UserError(
-        f'log.prompts: {prompt[:40]!r} has {size} tokens and the model reads {model.context}'
-      )
+    check_length(model, size, f'log.prompts: {prompt[:40]!r}')
   apply = build.apply_of(model)  # samples are few rows, which do not divide over a mesh
 
   def write(step: int, params: Params, vectors: Vectors | None) -> list[tuple[str, str]]:

@@ -132,7 +132,7 @@ class Translator:
     data = self._loaded.config.data
     limit = data.source_context if prompt.source else data.context
     size = len(next(iter((prompt.source or prompt.tokens).values())))
-    if size <= limit:
+    if size <= limit or (self._too_long == 'error' and self._loaded.model.reads_on):
       return [prompt]
     if self._too_long == 'truncate':
       cut = features.fit_prompt(prompt, features.limits(data), 'truncate', number)
