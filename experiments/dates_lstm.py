@@ -30,7 +30,7 @@ def get_config(arg=''):
 
 def dates(score):
   config = base()
-  config.steps = 800
+  config.steps = 400
   config.batch_size = 16
   config.model = recurrent_encoder_decoder(128, 128, depth=1, context=140, score=score)
   translation(config, 'en', 'validation')
@@ -43,7 +43,7 @@ def dates(score):
   config.optim.schedule = 'lm.optim:linear'
   config.optim.final = 0.0
   config.optim.weight_decay = 0.0
-  config.eval.every = 400
+  config.eval.every = 200
   config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
   config.checkpoint.best = 'eval/validation/exact_match'
   config.decode.max_tokens = 16

@@ -19,7 +19,7 @@ from lm.task_config import small, translation
 def get_config(arg=''):
   config = base()
   config.steps = 3000
-  config.batch_size = 16
+  config.batch_size = 8
   config.model = recurrent_encoder_decoder(d_model=256, d_hidden=256, depth=1, context=64)
   config.model.dropout = 0.3
   translation(config, 'en', 'val')
@@ -36,7 +36,7 @@ def get_config(arg=''):
   config.optim.warmup = 200
   config.optim.final = 0.0
   config.optim.weight_decay = 0.0
-  config.eval.every = 1000
+  config.eval.every = 1500
   config.decode.length_penalty = 1.0
   return choose(config, arg, smoke=_smoke)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn import attention
+from lm.nn import attention, recurrent
 from lm.types import Mask
 
 H, X = 3, 2  # sizes of the state and of an input
@@ -46,9 +46,14 @@ def equal(x, y):
 
 
 def elman_step(params, h_H, x_X):
-  """One step as the article prints it; a cell with the activation sigmoid takes its place here."""
+  """One step of the cell with a sigmoid; the article's W is the kernels of h and of x in one."""
   weight_HI, bias_H = params
-  return jax.nn.sigmoid(weight_HI @ jnp.concatenate([h_H, x_X]) + bias_H)
+  of_state, of_input = (part.T[:, None] for part in jnp.split(weight_HI, [H], axis=1))
+  weights = recurrent.Weights(of_input, bias_H[None], of_state)
+  going_on = recurrent.Flow(*jnp.zeros((2, 1, 1), bool))
+  cell, x_TBGD = recurrent.elman(jax.nn.sigmoid), weights.from_input(x_X[None, None])
+  _, (after_BH,) = recurrent.read(cell, x_TBGD, weights, going_on, (h_H[None],))
+  return after_BH[0]
 
 
 def numpy_states(weight, bias, xs, h):
