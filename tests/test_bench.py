@@ -87,6 +87,13 @@ def test_flops_of_a_step_are_those_of_gpt2():
   assert subject.peak_bytes() > 2**20
 
 
+def test_flops_of_a_step_are_those_of_lstm_layers():
+  subject = ours.build(SHAPES['tiny_lstm'])
+  # Four gates of 16 read 16 inputs and 16 states and a bias; 65 logits of 16 and a bias.
+  multiplied = 4 * 16 * (16 + 16 + 1) + 65 * 16
+  assert subject.step_flops == 16 * 6 * multiplied
+
+
 def test_step_learns_its_batch():
   """What is timed is a train step: on one batch again and again the loss falls."""
   config = ours.config_of(SHAPES['tiny'])
@@ -152,6 +159,9 @@ def test_peer_that_is_not_installed_is_named(monkeypatch):
     (['train', '--fast'], 'unrecognized arguments: --fast'),
     (['train', '--peer=transformer'], "did you mean 'transformers'?"),
     (['train', '--shape=gpt3'], "did you mean 'gpt2'"),
+    (['train', '--peer=torch', '--shape=gpt2'], 'the peer of it is --peer=transformers'),
+    (['train', '--peer=transformers', '--shape=article'], 'the peer of it is --peer=torch'),
+    (['train', '--peer=torch'], '--shape=article'),
     (['train', '--threads=0'], '--threads=0'),
   ],
 )

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from lm import spec
 from lm.data import features
 from lm.decode.risk import Utility, rank
 from lm.decode.write import Strategy, Written, write
 from lm.errors import UserError
 from lm.run.load import Loaded
-from lm.task import Features, Task
+from lm.task import Example, Features, Task
 
 
 def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
@@ -71,6 +72,9 @@ class Translator:
       raise UserError(
         f'data.convert={data.convert!r}: this run has no model that writes a target for a text'
       )
+    steps = [spec.resolve(path, 'data.prepare') for path in data.prepare]
+    # Those of other fields are of no concern where there is a source and nothing else.
+    self._steps = [s for s in steps if getattr(s, 'keywords', {}).get('field') == 'source']
     self._loaded = loaded
     self._prompt = converter.prompt(loaded.tokenizer)
     self._language = {} if language is None else {'target_language': language}
@@ -86,10 +90,17 @@ class Translator:
     Raises:
       UserError: a line is too long, and the policy is 'error'.
     """
-    parts = [self._parts(line, before + i) for i, line in enumerate(lines, 1)]
+    parts = [self._parts(self._prepared(line), before + i) for i, line in enumerate(lines, 1)]
     written = self._written(list(itertools.chain.from_iterable(parts)))
     for own in parts:
       yield self._joined([next(written) for _ in own])
+
+  def _prepared(self, line: str) -> str:
+    """Returns a line as `data.prepare` has made the sources that the model was trained on."""
+    examples: Iterable[Example] = [{'source': line}]
+    for step in self._steps:
+      examples = step(examples)
+    return ' '.join(example['source'] for example in examples)
 
   def _written(self, prompts: list[Features]) -> Iterator[list[tuple[str, float]]]:
     """Yields the texts and scores of each prompt, best first."""

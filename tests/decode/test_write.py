@@ -1,5 +1,7 @@
 """Writing for many prompts: what is written for each depends on nothing but itself."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,10 @@ from lm.decode.constraints import forbidden_tokens
 from lm.decode.sampling import sampler
 from lm.decode.write import Strategy, batches_of, write
 from lm.errors import UserError
+from lm.models.recurrent import EncoderDecoder
+from lm.models.recurrent_layers import Bidirectional
+from lm.nn.alignment import additive
+from lm.nn.recurrent import lstm
 from lm.run.build import apply_of
 from lm.task import Features
 
@@ -236,3 +242,29 @@ def test_mistakes_are_told(writer):
     write(*functions, prompts[:1], BEAM._replace(n_best=4))
   with pytest.raises(UserError, match=r'--max_tokens=-1 is not 1 or more'):
     write(*functions, prompts[:1], GREEDY._replace(max_tokens=-1))
+  empty = Features({'inputs': np.array([0])}, {'source': np.zeros(0, int)}, {})
+  with pytest.raises(UserError, match='prompt 2 has no tokens; a model reads at least one'):
+    write(*functions, [prompts[0], empty], GREEDY)
+
+
+def test_recurrent_models_read_on_and_say_so_once(params_of, capsys):
+  model = EncoderDecoder(
+    vocab_size=37,
+    context=4,
+    d_model=8,
+    d_hidden=6,
+    encoder=functools.partial(Bidirectional, cell=lstm, d_hidden=5),
+    score=additive,
+  )
+  params, apply = params_of(model), apply_of(model)
+  rng = np.random.default_rng(0)
+  prompts = [
+    Features({'inputs': np.array([0])}, {'source': rng.integers(1, 37, size)}, {})
+    for size in (9, 3, 12)
+  ]
+  strategy = GREEDY._replace(max_tokens=11)
+  found = write(model, apply, params, prompts, strategy)
+  assert capsys.readouterr().err.count('longer than 4 tokens') == 1
+  alone = [write(model, apply, params, [prompt], strategy)[0] for prompt in prompts]
+  assert [texts[0].tokens for texts in found] == [texts[0].tokens for texts in alone]
+  assert not capsys.readouterr().err

@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import mesh as meshes
+from lm import recurrent_config
+from lm.config import base
 from lm.decode.steps import branch_of, prefill, step_of
+from lm.errors import UserError
 from lm.models.convolutional import Convolutional
 from lm.models.recurrent import Decoder, Encoder, EncoderDecoder
 from lm.models.recurrent_layers import Bidirectional, Unidirectional
 from lm.nn import pooling, recurrent
 from lm.nn.alignment import additive, multiplicative
-from lm.run.build import apply_of
+from lm.run import build
+from lm.run.build import apply_of, init_of
 
 SIZES = {'vocab_size': 50, 'context': 12, 'd_model': 8}
 CELLS = {'elman': recurrent.elman, 'lstm': recurrent.lstm, 'gru': recurrent.gru}
@@ -166,3 +171,14 @@ def test_the_ends_are_what_each_direction_has_read_whole():
   found = pooling.ends(hidden, jnp.asarray([[1, 1, 1, 2, 2, 0]]), 2)
   np.testing.assert_array_equal(found[0, 0], [8, 9, 2, 3])
   np.testing.assert_array_equal(found[0, 1], [16, 17, 14, 15])
+
+
+def test_a_width_that_does_not_divide_over_the_mesh_is_named():
+  config = base()
+  with config.unlocked():
+    config.model = recurrent_config.recurrent(8, 6, depth=1, context=128)
+  mesh = jax.sharding.AbstractMesh((1, 1, 4), meshes.AXES)
+  boxed = jax.eval_shape(init_of(build.model(config, 50), 8), jax.random.key(0))
+  with pytest.raises(UserError) as raised:
+    meshes.shardings(boxed, mesh, meshes.RULES)
+  assert "axis 'mlp' of size 6 does not divide by mesh.tensor=4" in str(raised.value)

@@ -119,6 +119,19 @@ def test_empty_lines_stay_empty(translator):
   assert list(translator()([])) == []
 
 
+def test_lines_are_prepared_as_the_sources_were(workdir):
+  loaded = load.load(workdir)
+  prepare = [
+    f"lm.data.preprocess:normalised(field='{f}', case='lower')" for f in ('source', 'target')
+  ]
+  config = loaded.config.copy_and_resolve_references()
+  config.data.prepare = tuple(prepare)
+  assert best(opened(dataclasses.replace(loaded, config=config))(['EINS', 'Zwei'])) == [
+    'one',
+    'two',
+  ]
+
+
 def test_the_best_texts_of_a_line_are_different(translator):
   for texts in translator(beam=4, n_best=3)(['zwei', 'ein Hund']):
     assert len(texts) == len({text for text, _ in texts}) == 3
