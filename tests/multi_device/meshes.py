@@ -13,9 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh, optim
 from lm.errors import UserError
+from lm.models import recurrent
 from lm.models.embeddings import Embeddings
+from lm.models.recurrent_layers import Bidirectional
 from lm.nn import losses as nn_losses
+from lm.nn.alignment import additive
 from lm.nn.layers import Attention, GatedMlp, Mlp
+from lm.nn.recurrent import gru
 from lm.objectives import word2vec
 from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.word_outputs import negative_sampling
@@ -38,8 +42,19 @@ def functions(decoder, encoder_decoder):
     changes = {'vocab_multiple': 8, 'kv_heads': 4, 'dropout': dropout}
     if architecture == 'decoder':
       model = decoder('llama', **changes)
-    else:
+    elif architecture == 'encoder_decoder':
       model = encoder_decoder('t5', **changes)
+    else:
+      model = recurrent.EncoderDecoder(
+        vocab_size=37,
+        context=16,
+        d_model=16,
+        d_hidden=16,
+        depth=2,
+        encoder=functools.partial(Bidirectional, cell=gru, d_hidden=8),
+        score=additive,
+        vocab_multiple=8,
+      )
     over = mesh.make(sizes, devices)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
@@ -62,6 +77,7 @@ def losses(functions, batch_of):
     found = []
     for i in range(STEPS):
       batch = {name: np.asarray(x) for name, x in batch_of(B=16, T=6, seed=i, **packed).items()}
+      batch['examples'] = np.ones((16, 2), np.int32)
       state, metrics = step(state, mesh.put_batch(batch, rows))
       found.append([float(metrics[name]) for name in ('loss', 'z_loss', 'gradient_norm')])
     assert step._cache_size() == 1
@@ -95,6 +111,15 @@ def test_eight_devices_give_the_losses_of_one_to_an_encoder_decoder(losses):
   assert kv.addressable_shards[0].data.shape == (2, 16 // 2, 4 // 2, 2, 4)
   table = state.params['decoder']['relative']  # (buckets, H)
   assert table.addressable_shards[0].data.shape == (8, 4 // 2)
+
+
+def test_eight_devices_give_the_losses_of_one_to_a_recurrent_network(losses):
+  run = functools.partial(losses, architecture='recurrent')
+  found, state = run(ALL)
+  one_device, _ = run({'data': 1}, jax.devices()[:1])
+  np.testing.assert_allclose(found, one_device, rtol=1e-5)
+  kernel = state.params['decoder']['layer_1']['state']  # (D, G, D)
+  assert kernel.addressable_shards[0].data.shape == (16 // 2, 4, 16 // 2)
 
 
 def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
