@@ -265,12 +265,17 @@ def _byte_characters() -> list[str]:
 def _stable(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
   """Returns END, then pieces by falling score, without the noise of the trainer's summation order.
 
-  Single bytes that the trainer appended because nothing needed them come with scores in hash order;
-  they all get the same one, below every other.
+  Single bytes that the trainer appended because nothing needed them come with scores in hash order,
+  from the least of all on by steps of 1e-4; they all get the same one, below every other.
   """
   scores = {piece: score for piece, score in pieces if piece != END}
-  least = min((score for piece, score in scores.items() if len(piece) > 1), default=0.0)
-  scores = {p: round(s, 6) if s >= least else round(least - 1, 6) for p, s in scores.items()}
+  least = min(scores.values(), default=0.0)
+
+  def appended(piece: str, score: float) -> bool:
+    steps = (score - least) / 1e-4
+    return len(piece) == 1 and steps < 256 and abs(steps - round(steps)) < 1e-3
+
+  scores = {p: round(least - 1 if appended(p, s) else s, 6) for p, s in scores.items()}
   return [(END, 0.0), *sorted(scores.items(), key=lambda item: (-item[1], item[0]))]
 
 

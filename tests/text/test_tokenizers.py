@@ -119,6 +119,18 @@ def test_training_is_deterministic_across_processes():
   assert runs[0] == runs[1] == runs[2] and len(runs[0].split()) == len(BUILDERS)
 
 
+def test_bytes_that_nothing_needed_are_in_one_order_whatever_the_trainer_says():
+  learned = [('ab', -2.0), ('a', -3.5), ('abc', -9.123456)]
+
+  def pieces(order):
+    return learned + [(c, -9.123456 + 1e-4 * k) for k, c in enumerate(order)]
+
+  found = [tokenizers._stable(pieces(order)) for order in ('xyz', 'zxy', 'yzx')]
+  assert found[0] == found[1] == found[2]
+  assert [piece for piece, _ in found[0]] == ['<|end|>', 'ab', 'a', 'abc', 'x', 'y', 'z']
+  assert dict(found[0])['a'] == -3.5
+
+
 @pytest.mark.parametrize('kind', ['words', 'bpe', 'unigram', 'wordpiece'])
 def test_a_vocabulary_the_corpus_cannot_fill_is_refused(kind):
   with pytest.raises(UserError, match=r'data\.tokenizer\.vocab_size=5000: the corpus yields only'):
