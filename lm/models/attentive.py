@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.mesh import constrain, named
-from lm.models.recurrent_layers import Layer, Layers, nothing
+from lm.models.recurrent_layers import Layer, Layers, made, nothing
 from lm.nn import recurrent
 from lm.nn.alignment import Score, align
 from lm.nn.layers import dropout
@@ -66,7 +66,7 @@ class Attentive(nn.Module):
     rows = segments_BT.reshape(len(memory.segments), -1)
     visible_BTS = (rows[:, :, None] == memory.segments[:, None]).reshape(B, T, -1)
     if carry is None:
-      begun = nothing(self.cell(), B, self.d_hidden, self.dtype)
+      begun = nothing(made(self.cell, Cell, 'model.cell'), B, self.d_hidden, self.dtype)
       carry = (begun,) * self.depth, jnp.zeros((B, self.d_model), self.dtype)
     glorot, D = nn.initializers.glorot_uniform(), self.d_hidden
     A, M = memory.keys.shape[-1], memory.values.shape[-1]
@@ -76,7 +76,7 @@ class Attentive(nn.Module):
     }
     matrices = {name: kernel.astype(self.dtype) for name, kernel in matrices.items()}
     vector_A = None
-    if self.score().vector:
+    if made(self.score, Score, 'model.score').vector:
       vector_A = self.param('vector', named(nn.initializers.normal(A**-0.5), None), (A,))
     attending = (memory, vector_A)
     run = self._fed if self.input_feeding else self._apart
@@ -96,12 +96,18 @@ class Attentive(nn.Module):
       return (x.reshape(B * T, -1) @ matrices[name]).reshape(B, T, -1)
 
     kept = self._kept((B, T, len(matrices['out'])))
-    attended = _attend(self.score(), product, attending, h_BTD, visible_BTS, kept)
+    attended = _attend(
+      made(self.score, Score, 'model.score'), product, attending, h_BTD, visible_BTS, kept
+    )
     return attended, (carries, attended.y[:, -1])
 
   def _fed(self, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
     """A loop over steps, each of which attends."""
-    cell, score, (B, T, I) = self.cell(), self.score(), x_BTI.shape
+    cell, score, (B, T, I) = (
+      made(self.cell, Cell, 'model.cell'),
+      made(self.score, Score, 'model.score'),
+      x_BTI.shape,
+    )
     x_TBI = x_BTI.swapaxes(0, 1).astype(self.dtype)
     # The first layer's kernel is of x, which is there for all steps, and of what is fed.
     layers = [

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lm.mesh import named
 from lm.models.attentive import Attentive, Memory
 from lm.models.heads import ClassTable
-from lm.models.recurrent_layers import Layers, nothing
+from lm.models.recurrent_layers import Layers, made, nothing
 from lm.nn import recurrent
 from lm.nn.alignment import Score
 from lm.nn.layers import Linear, dropout
@@ -78,7 +78,7 @@ class _Decoding(Recurrent):
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns what is remembered of rows before they are read; `length` does not matter."""
     del length
-    begun = nothing(self.cell(), batch_size, self.d_hidden, self.dtype)
+    begun = nothing(made(self.cell, Cell, 'model.cell'), batch_size, self.d_hidden, self.dtype)
     return {'layers': (begun,) * self.depth}
 
   def branch(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class EncoderDecoder(_Decoding):
     segments_BS = batch['source_segments']
     x_BSD = self.embed(table_VD, batch['source'])
     states_BSM = encoder(x_BSD, segments_BS, batch['source_positions'])
-    M, states = states_BSM.shape[-1], self.cell().states
+    M, states = states_BSM.shape[-1], made(self.cell, Cell, 'model.cell').states
     P = batch['examples'].shape[1] if 'examples' in batch else 1
     shape = (M, self.depth * states, self.d_hidden)
     linear = self._linear(shape, ('embed', None, 'mlp'), bias=True, name='bridge')

@@ -1,17 +1,22 @@
 """Stacks of recurrent layers, one way or both, over rows (B, T, I) of several segments."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm import spec
+from lm.errors import UserError
 from lm.mesh import constrain, named
 from lm.nn import recurrent
 from lm.nn.layers import dropout
 from lm.nn.recurrent import Carry, Cell, Flow, Weights
 from lm.nn.tap import tap
 from lm.types import Array
+
+Kind = TypeVar('Kind')
 
 
 class Layer(nn.Module):
@@ -45,6 +50,18 @@ class Layer(nn.Module):
     )
 
 
+def made(fn: Callable[[], Any], kind: type[Kind], key: str) -> Kind:
+  """Returns what a function without arguments makes, which is to be of a kind.
+
+  Raises:
+    UserError: it needs arguments, or makes something else; `key` names it.
+  """
+  value = spec.call(fn, key)
+  if not isinstance(value, kind):
+    raise UserError(f'{key}: the function makes a {type(value).__name__} and not a {kind.__name__}')
+  return value
+
+
 def nothing(cell: Cell, batch_size: int, d_hidden: int, dtype: str) -> Carry:
   """Returns what is remembered of rows of which nothing was read."""
   return tuple(jnp.zeros((batch_size, d_hidden), dtype) for _ in range(cell.states))
@@ -73,7 +90,7 @@ class Layers(nn.Module):
     restarts: Sequence[Carry] | None = None,
     carries: Sequence[Carry] | None = None,
   ) -> tuple[Array, tuple[Carry, ...]]:
-    cell, after = self.cell(), []
+    cell, after = made(self.cell, Cell, 'model.cell'), []
     x_TBI = x_BTI.swapaxes(0, 1).astype(self.dtype)
     for i in range(self.depth):
       if i:
@@ -110,7 +127,7 @@ class Bidirectional(nn.Module):
 
   @nn.compact
   def __call__(self, x_BSI: Array, segments_BS: Array, positions_BS: Array) -> Array:
-    cell = self.cell()
+    cell = made(self.cell, Cell, 'model.cell')
     begun = nothing(cell, len(x_BSI), self.d_hidden, self.dtype)
     flows = recurrent.forward(segments_BS, positions_BS), recurrent.backward(segments_BS)
     x_SBI = x_BSI.swapaxes(0, 1).astype(self.dtype)

@@ -182,3 +182,17 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
   with pytest.raises(UserError) as raised:
     meshes.shardings(boxed, mesh, meshes.RULES)
   assert "axis 'mlp' of size 6 does not divide by mesh.tensor=4" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'cell': additive}, 'model.cell: the function makes a Score and not a Cell'),
+    ({'score': recurrent.gru}, 'model.score: the function makes a Cell and not a Score'),
+    ({'cell': recurrent.advance}, 'model.cell: lm.nn.recurrent:advance: missing a required argu'),
+  ],
+)
+def test_functions_of_another_kind_are_named(changes, message, params_of):
+  with pytest.raises(UserError) as raised:
+    params_of(translator(**changes))
+  assert message in str(raised.value)
