@@ -42,6 +42,7 @@ class _Several:
 
 def get_config(arg=''):
   fixed, attending = dates_lstm.dates(None), dates_lstm.dates('additive')
+  fixed.steps, fixed.eval.every = 2000, 500
   counts = {'two': 2, 'four': 4, 'eight': 8}
   variants = {name: functools.partial(_longer, count=n) for name, n in counts.items()}
   if arg.endswith('_attending'):

@@ -30,7 +30,7 @@ def get_config(arg=''):
 
 def dates(score):
   config = base()
-  config.steps = 400
+  config.steps = 600
   config.batch_size = 16
   config.model = recurrent_encoder_decoder(128, 128, depth=1, context=140, score=score)
   translation(config, 'en', 'validation')
