@@ -5,7 +5,8 @@
 
 `seconds` draws a metric against the seconds of training that it took (evaluations not counted),
 `lengths` the share of outputs of a set that are exactly right against the characters that were
-read, of the newest predictions that a run has kept. A run goes by the name of its folder.
+read, of the newest predictions that a run has kept. A run goes by the name of its folder. Needs
+matplotlib (`pip install -e '.[eval]'`).
 """
 
 import collections
