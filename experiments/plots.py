@@ -14,8 +14,6 @@ import json
 import pathlib
 import sys
 
-import matplotlib.figure
-
 BIN = 20  # characters
 
 
@@ -46,6 +44,8 @@ def lengths(workdir, name):
 
 def draw(curves, x, y, file):
   """Writes a picture of {name: points}, whose first two numbers are drawn."""
+  import matplotlib.figure  # here, for the figures alone need no picture
+
   figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout='constrained')
   axes = figure.add_subplot()
   for name, points in curves.items():
