@@ -17,7 +17,8 @@ FILES = sorted(f for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_tex
 NAMES = [file.stem for file in FILES]
 # Of experiments that differ in their data alone, one is enough for the default run.
 ALIKE = {
-  'ag_news', 'chnsenticorp', 'cmrc2018', 'llama_160m', 'lm1b', 'multi30k_multilingual',
+  'ag_news', 'back_translation', 'chnsenticorp', 'cmrc2018', 'dates_fixed_vector',
+  'ensemble_multi30k', 'llama_160m', 'lm1b', 'multi30k_multilingual',
   'tatoeba_zh_en', 'wikipedia', 'wmt14_en_de', 'wnut17',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
