@@ -18,7 +18,7 @@ import ensemble_multi30k
 
 from lm.config import choose
 from lm.data.sources import parallel
-from lm.task_config import small, translation
+from lm.task_config import small, test_set, translation
 
 _FILE = '$LM_DATA/multi30k/{}.{}'
 _MADE = 'runs/back/mono'
@@ -55,7 +55,7 @@ def get_config(arg=''):
 def _reverse(config):
   config.data.source = "back_translation:pairs(source='en', target='de')"
   translation(config, 'de', 'val')
-  return config
+  return test_set(config, 'test2016')
 
 
 def _half(config):

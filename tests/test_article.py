@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import differences, equal, random, sigmoid, softmax
 
 from lm.models.embeddings import Embeddings
 from lm.nn.losses import cross_entropy, logistic, squared_sigmoid, token_statistics
@@ -19,33 +20,6 @@ from lm.run.build import apply_of
 from lm.types import Output, Unembed
 
 N, V, D = 4, 5, 3
-
-
-def random(*shape, seed=0):
-  return np.random.default_rng(seed).normal(size=shape)
-
-
-def sigmoid(z):
-  return 1 / (1 + np.exp(-z))
-
-
-def softmax(z):
-  shares = np.exp(z - z.max(axis=-1, keepdims=True))
-  return shares / shares.sum(axis=-1, keepdims=True)
-
-
-def differences(fn, x, step=1e-6):
-  """The gradient of a scalar function of a float64 array, by central differences."""
-  found = np.zeros_like(x)
-  for i in np.ndindex(x.shape):
-    nudge = np.zeros_like(x)
-    nudge[i] = step
-    found[i] = (fn(x + nudge) - fn(x - nudge)) / (2 * step)
-  return found
-
-
-def equal(x, y):
-  np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 def differ(x, y):

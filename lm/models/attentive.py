@@ -1,5 +1,6 @@
 """A recurrent decoder that attends to the states of an encoder."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,10 +64,11 @@ class Attentive(nn.Module):
     carry: Any,
   ) -> tuple[Array, Any]:
     B, T, _ = x_BTI.shape
+    cell, score = made(self.cell, Cell, 'model.cell'), made(self.score, Score, 'model.score')
     rows = segments_BT.reshape(len(memory.segments), -1)
     visible_BTS = (rows[:, :, None] == memory.segments[:, None]).reshape(B, T, -1)
     if carry is None:
-      begun = nothing(made(self.cell, Cell, 'model.cell'), B, self.d_hidden, self.dtype)
+      begun = nothing(cell, B, self.d_hidden, self.dtype)
       carry = (begun,) * self.depth, jnp.zeros((B, self.d_model), self.dtype)
     glorot, D = nn.initializers.glorot_uniform(), self.d_hidden
     A, M = memory.keys.shape[-1], memory.values.shape[-1]
@@ -76,15 +78,15 @@ class Attentive(nn.Module):
     }
     matrices = {name: kernel.astype(self.dtype) for name, kernel in matrices.items()}
     vector_A = None
-    if made(self.score, Score, 'model.score').vector:
+    if score.vector:
       vector_A = self.param('vector', named(nn.initializers.normal(A**-0.5), None), (A,))
     attending = (memory, vector_A)
-    run = self._fed if self.input_feeding else self._apart
-    attended, carry = run(x_BTI, flow, attending, visible_BTS, matrices, restarts, carry)
+    run = functools.partial(self._fed, cell) if self.input_feeding else self._apart
+    attended, carry = run(score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry)
     Sites(name='cross_attention')(attended, memory)
     return constrain(attended.y, 'batch', 'time', 'width'), carry
 
-  def _apart(self, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
+  def _apart(self, score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
     """All states first, and then what they are aligned with."""
     layers = Layers(
       self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='layers'
@@ -96,18 +98,12 @@ class Attentive(nn.Module):
       return (x.reshape(B * T, -1) @ matrices[name]).reshape(B, T, -1)
 
     kept = self._kept((B, T, len(matrices['out'])))
-    attended = _attend(
-      made(self.score, Score, 'model.score'), product, attending, h_BTD, visible_BTS, kept
-    )
+    attended = _attend(score, product, attending, h_BTD, visible_BTS, kept)
     return attended, (carries, attended.y[:, -1])
 
-  def _fed(self, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
+  def _fed(self, cell, score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
     """A loop over steps, each of which attends."""
-    cell, score, (B, T, I) = (
-      made(self.cell, Cell, 'model.cell'),
-      made(self.score, Score, 'model.score'),
-      x_BTI.shape,
-    )
+    B, T, I = x_BTI.shape
     x_TBI = x_BTI.swapaxes(0, 1).astype(self.dtype)
     # The first layer's kernel is of x, which is there for all steps, and of what is fed.
     layers = [
