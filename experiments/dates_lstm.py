@@ -5,7 +5,7 @@
 
 The work of dates.py (`pip install -e '.[cldr]'`, no network), with additive attention and input
 feeding. `:multiplicative` is Luong's attention, `:gru` and `:elman` are other cells, and
-`:convolutional` another encoder. Two CPU cores, 3 minutes. Figures: experiments/LOG.md.
+`:convolutional` another encoder. Two CPU cores, a minute. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
