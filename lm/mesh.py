@@ -102,6 +102,22 @@ def constrain(x: Array, *axes: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def platform() -> str:
+  """Returns what the devices of the mesh in use are, 'cpu', 'gpu' or 'tpu'."""
+  current = _current.get()
+  return jax.default_backend() if current is None else current[0].devices.flat[0].platform
+
+
+def pieces(*axes: str | None) -> int:
+  """Returns over how many devices an array with these axes is split; 1 outside `use`."""
+  current = _current.get()
+  if current is None:
+    return 1
+  mesh, axis_rules = current
+  names = [(a,) if isinstance(a, str) else a or () for a in partition(axes, axis_rules)]
+  return math.prod(mesh.shape[a] for group in names for a in group)
+
+
 def named(init: Initializer, *axes: str | None) -> Initializer:
   """Returns the initializer of a parameter whose axes bear these logical names."""
   return cast(Initializer, nn.with_partitioning(init, axes))

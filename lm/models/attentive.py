@@ -115,8 +115,8 @@ class Attentive(nn.Module):
       fed = layer.matrix(slice(None) if i else slice(I, None))
       matrices |= {f'input_{i}': fed.astype(self.dtype), f'state_{i}': layer.state(x_TBI.dtype)}
     biases = [layer.bias_GD for layer in others], [layer.state_bias_GD for layer in layers]
+    addends = {'input_0': first.from_input(x_TBI, slice(I))}
     xs = {
-      'x': first.from_input(x_TBI, slice(I)),
       'starts': flow.starts.T,
       'held': flow.held.T,
       'restarts': restarts,
@@ -129,7 +129,7 @@ class Attentive(nn.Module):
       return _step(cell, score, product, constants, carry, x)
 
     carry, attended = recurrent.scan(
-      step, matrices, (attending, biases), carry, xs, False, self.unroll
+      step, matrices, addends, (attending, biases), carry, xs, False, self.unroll
     )
     return Attended(*(part.swapaxes(0, 1) for part in attended)), carry
 
@@ -163,10 +163,11 @@ def _step(
     before = recurrent.begin(before, x['starts'], restart)
     if i and x['kept'][i - 1] is not None:
       read_BI *= x['kept'][i - 1]
-    from_input = product(f'input_{i}', read_BI).reshape(len(read_BI), cell.gates, -1)
-    from_input += x['x'] if i == 0 else biases[i - 1].astype(read_BI.dtype)[None]
+    x_BK = product(f'input_{i}', read_BI)
+    if i:
+      x_BK += biases[i - 1].astype(x_BK.dtype).reshape(1, -1)
     z_BK = product(f'state_{i}', before[0])
-    after = recurrent.advance(cell, from_input, z_BK, state_biases[i], before)
+    after = recurrent.advance(cell, x_BK, z_BK, state_biases[i], before)
     afters.append(recurrent.hold(after, x['held'], before))
     read_BI = afters[-1][0]
 

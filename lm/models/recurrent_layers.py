@@ -46,7 +46,7 @@ class Layer(nn.Module):
       self.param('input', gates, (width, G, D)),
       self.param('bias', zeros, (G, D)),
       self.param('state', states, (D, G, D)),
-      self.param('state_bias', zeros, (G, D)) if self.cell.state_bias else None,
+      self.param('state_bias', zeros, (G, D)) if self.cell.apart else None,
     )
 
 

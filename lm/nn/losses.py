@@ -11,10 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.mesh import pieces, platform
 from lm.types import Array, Unembed
 
-# Logits held at once when no chunk is named: 128 MiB of float32.
+# Logits that a device holds at once when no chunk is named: 128 MiB of float32, and on a CPU what
+# its caches hold, for they are read several times.
 LOGITS_BUDGET = 1 << 25
+CPU_LOGITS_BUDGET = 1 << 22
 
 
 class TokenStatistics(NamedTuple):
@@ -25,12 +28,13 @@ class TokenStatistics(NamedTuple):
 
 
 def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
-  """Returns how many positions to take at once: the largest divisor of T within `chunk`.
+  """Returns how many positions to take at once: at most `chunk`, in chunks of nearly one size.
 
-  `chunk` 0 means as many as keep B * positions * V within LOGITS_BUDGET.
+  `chunk` 0 means as many as keep a device's share of B * positions * V within its budget.
   """
-  limit = max(1, min(T, chunk or LOGITS_BUDGET // (B * V)))
-  return max(n for n in range(1, limit + 1) if T % n == 0)
+  budget = CPU_LOGITS_BUDGET if platform() == 'cpu' else LOGITS_BUDGET
+  limit = chunk or max(1, budget * pieces('batch', 'time', 'vocab') // (B * V))
+  return -(-T // -(-T // limit))
 
 
 def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> TokenStatistics:
@@ -71,7 +75,7 @@ def cross_entropy(
     weights_BT: float32; 0 leaves a target out.
     z_loss: coefficient of the penalty on log(Z).
     smoothing: share of the target's probability that is spread over the vocabulary.
-    chunk: positions at once, 0 for LOGITS_BUDGET's worth.
+    chunk: positions at once, 0 for what fits the budget of a device.
   """
   penalties = (z_loss, smoothing)
   sums, _ = _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=False)
@@ -116,7 +120,7 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   (sums, d_unembed), d_hidden = jax.lax.scan(
     body, (zero, d_unembed), tuple(_chunked(x, size) for x in inputs)
   )
-  return sums, (None if d_hidden is None else _unchunked(d_hidden), d_unembed)
+  return sums, (None if d_hidden is None else _unchunked(d_hidden, T), d_unembed)
 
 
 def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, smoothing, chunk):
@@ -134,7 +138,21 @@ def _cross_entropy_bwd(z_loss, smoothing, chunk, gradients, cotangents):
 cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
+@jax.custom_jvp
 def _pick(logits_BtV: Array, targets_Bt: Array) -> Array:
+  if pieces('vocab') > 1:
+    return _masked_sum(logits_BtV, targets_Bt)
+  return jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
+
+
+@_pick.defjvp
+def _pick_jvp(primals, tangents):
+  # The gradient of a gather would be a scatter; that of a masked sum is elementwise.
+  (logits_BtV, targets_Bt), (d_BtV, _) = primals, tangents
+  return _pick(logits_BtV, targets_Bt), _masked_sum(d_BtV, targets_Bt)
+
+
+def _masked_sum(logits_BtV: Array, targets_Bt: Array) -> Array:
   columns = jax.lax.broadcasted_iota(targets_Bt.dtype, logits_BtV.shape, logits_BtV.ndim - 1)
   return jnp.sum(jnp.where(columns == targets_Bt[..., None], logits_BtV, 0), axis=-1)
 
@@ -145,17 +163,20 @@ def _over_chunks(fn, unembed: Unembed, hidden_BTD: Array, *others: Array):
   if size == T:
     return fn(hidden_BTD, *others)
   inputs = tuple(_chunked(x, size) for x in (hidden_BTD, *others))
-  return jax.tree.map(_unchunked, jax.lax.map(lambda xs: fn(*xs), inputs))
+  return jax.tree.map(lambda y: _unchunked(y, T), jax.lax.map(lambda xs: fn(*xs), inputs))
 
 
 def _chunked(x: Array, size: int) -> Array:
+  """Returns chunks of positions; zeros, of weight 0 therefore, fill up the last."""
   B, T = x.shape[:2]
-  return x.reshape(B, T // size, size, *x.shape[2:]).swapaxes(0, 1)
+  if T % size:
+    x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
+  return x.reshape(B, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _unchunked(x: Array) -> Array:
+def _unchunked(x: Array, T: int) -> Array:
   chunks, B, size = x.shape[:3]
-  return x.swapaxes(0, 1).reshape(B, chunks * size, *x.shape[3:])
+  return x.swapaxes(0, 1).reshape(B, chunks * size, *x.shape[3:])[:, :T]
 
 
 def logistic(scores: Array, labels: Array) -> Array:

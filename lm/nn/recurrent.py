@@ -1,10 +1,12 @@
 """Recurrent networks as pure functions: cells, and how a row is read with one.
 
 A cell is elementwise; its products of matrices lie outside of it. What comes from the inputs is
-one product over all steps, and `scan` finds the gradient of the kernels inside the loop in one
-product over all steps too: a loop would add up as many matrices as there are steps.
+one product over all steps, to which each step adds its own, and `scan` finds the gradient of the
+kernels inside the loop in one product over all steps too: a loop would add up as many matrices as
+there are steps.
 
-Axes here: G the values that a unit reads in a step (a cell's `gates`), I the width of an input.
+Axes here: G the values that a unit reads in a step (a cell's `gates`), I the width of an input,
+K the values that all units read, G * D.
 """
 
 import functools
@@ -21,19 +23,23 @@ Carry = tuple[Array, ...]
 
 
 class Cell(NamedTuple):
-  """One step of a recurrence: `step(from_input_BGD, from_state_BGD, carry) -> carry`."""
+  """One step of a recurrence: `step(sums_BGD, carry) -> carry`, or of a cell with `apart`:
+
+  `step(sums_BGD, from_state_BGD, carry) -> carry`, where the first is of the input alone, and what
+  comes from the state has a bias of its own.
+  """
 
   gates: int
   states: int  # how many arrays a carry holds
-  step: Callable[[Array, Array, Carry], Carry]
-  state_bias: bool = False  # whether what comes from the state has a bias of its own
+  step: Callable[..., Carry]
+  apart: bool = False
 
 
 def elman(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
   """h' = activation(W x + U h + b) (Elman 1990); `jax.nn:sigmoid` is how textbooks write it."""
 
-  def step(x_BGD: Array, z_BGD: Array, carry: Carry) -> Carry:
-    return (activation(x_BGD + z_BGD)[:, 0],)
+  def step(sums_BGD: Array, carry: Carry) -> Carry:
+    return (activation(sums_BGD)[:, 0],)
 
   return Cell(gates=1, states=1, step=step)
 
@@ -47,9 +53,8 @@ def lstm(forget_bias: float = 1.0) -> Cell:
     forget_bias: added to the forget gate, so that a new network remembers (Jozefowicz et al. 2015).
   """
 
-  def step(x_BGD: Array, z_BGD: Array, carry: Carry) -> Carry:
+  def step(sums_BGD: Array, carry: Carry) -> Carry:
     _, c_BD = carry
-    sums_BGD = x_BGD + z_BGD
     i, f, g, o = (sums_BGD[:, k] for k in range(4))
     c_BD = jax.nn.sigmoid(f + forget_bias) * c_BD + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c_BD), c_BD
@@ -70,7 +75,7 @@ def gru() -> Cell:
     candidate = jnp.tanh(x_BGD[:, 2] + reset * z_BGD[:, 2])
     return ((1 - update) * candidate + update * h_BD,)
 
-  return Cell(gates=3, states=1, step=step, state_bias=True)
+  return Cell(gates=3, states=1, step=step, apart=True)
 
 
 class Weights(NamedTuple):
@@ -79,21 +84,21 @@ class Weights(NamedTuple):
   input_IGD: Array
   bias_GD: Array
   state_DGD: Array
-  state_bias_GD: Array | None = None  # for cells with a `state_bias`
+  state_bias_GD: Array | None = None  # for cells with `apart`
 
   def from_input(self, x: Array, rows: slice = slice(None)) -> Array:
-    """Returns what comes from (..., I) inputs, those of some rows of the kernel: (..., G, D)."""
+    """Returns what comes from (..., I) inputs, those of some rows of the kernel: (..., K)."""
     y = x.reshape(-1, x.shape[-1]) @ self.matrix(rows).astype(x.dtype)
     y += self.bias_GD.astype(x.dtype).reshape(1, -1)
-    return y.reshape(*x.shape[:-1], *self.bias_GD.shape)
+    return y.reshape(*x.shape[:-1], -1)
 
   def matrix(self, rows: slice = slice(None)) -> Array:
-    """Returns some rows of the kernel of inputs as a matrix (I, G * D)."""
+    """Returns some rows of the kernel of inputs as a matrix (I, K)."""
     kernel_IGD = self.input_IGD[rows]
     return kernel_IGD.reshape(len(kernel_IGD), -1)
 
   def state(self, dtype: Any) -> Array:
-    """Returns the kernel of the state as a matrix (D, G * D)."""
+    """Returns the kernel of the state as a matrix (D, K)."""
     return self.state_DGD.reshape(self.state_DGD.shape[0], -1).astype(dtype)
 
 
@@ -129,17 +134,25 @@ def hold(carry: Carry, held_B: Array, before: Carry) -> Carry:
   return tuple(jnp.where(held_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
 
 
-def advance(cell: Cell, x_BGD: Array, z_BK: Array, bias_GD: Array | None, carry: Carry) -> Carry:
-  """Returns the carry after a step: `z_BK` is the product of the state with its kernel."""
-  z_BGD = z_BK.reshape(-1, *x_BGD.shape[1:])
-  if bias_GD is not None:
-    z_BGD += bias_GD.astype(z_BGD.dtype)[None]
-  return cell.step(x_BGD, z_BGD, carry)
+def advance(
+  cell: Cell, x_BK: Array | None, z_BK: Array, bias_GD: Array | None, carry: Carry
+) -> Carry:
+  """Returns the carry after a step, from what comes from the input and from the state.
+
+  `x_BK` is None where `z_BK` is the sum of both.
+  """
+
+  def gates(y_BK: Array) -> Array:
+    return y_BK.reshape(len(y_BK), cell.gates, -1)
+
+  if not cell.apart:
+    return cell.step(gates(z_BK if x_BK is None else x_BK + z_BK), carry)
+  return cell.step(gates(x_BK), gates(z_BK) + bias_GD.astype(z_BK.dtype)[None], carry)
 
 
 def read(
   cell: Cell,
-  x_TBGD: Array,
+  x_TBK: Array,
   weights: Weights,
   flow: Flow,
   carry: Carry,
@@ -151,7 +164,7 @@ def read(
 
   Args:
     cell: the network's.
-    x_TBGD: what comes from the inputs, for all steps.
+    x_TBK: what comes from the inputs, for all steps.
     weights: of the layer; used in the dtype of x.
     flow: where states begin and stay.
     carry: what is remembered of the rows before the first step.
@@ -164,27 +177,30 @@ def read(
   """
 
   def step(product, bias_GD, carry, xs):
-    x_BGD, start_B, held_B, restart = xs
+    x_BK, start_B, held_B, restart = xs
     before = begin(carry, start_B, restart)
-    after = advance(cell, x_BGD, product('state', before[0]), bias_GD, before)
+    after = advance(cell, x_BK, product('state', before[0]), bias_GD, before)
     after = hold(after, held_B, before)
     return after, after[0]
 
-  xs = (x_TBGD, flow.starts.T, flow.held.T, restart)
-  matrices = {'state': weights.state(x_TBGD.dtype)}
-  carry, y_TBD = scan(step, matrices, weights.state_bias_GD, carry, xs, reverse, unroll)
+  matrices = {'state': weights.state(x_TBK.dtype)}
+  addends = {} if cell.apart else {'state': x_TBK}
+  xs = (x_TBK if cell.apart else None, flow.starts.T, flow.held.T, restart)
+  carry, y_TBD = scan(step, matrices, addends, weights.state_bias_GD, carry, xs, reverse, unroll)
   return y_TBD, carry
 
 
-# product(name, x_BI) -> x_BI @ weights[name], and step(product, constants, carry, x) -> (carry, y)
+# product(name, x_BI) -> x_BI @ weights[name] + addends[name], where there are such, and
+# step(product, constants, carry, x) -> (carry, y)
 Product = Callable[[str, Array], Array]
 Step = Callable[[Product, Any, Any, Any], tuple[Any, Any]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6, 7))
 def scan(
   step: Step,
   weights: dict[str, Array],
+  addends: dict[str, Array],
   constants: Any,
   carry: Any,
   xs: Any,
@@ -193,12 +209,13 @@ def scan(
 ) -> tuple[Any, Any]:
   """Does `jax.lax.scan` of a step whose products are given by name, each used once in a step.
 
-  The gradient of a kernel W used as y_t = x_t W is the sum over t of x_t^T dy_t. The loop backwards
-  hands out the dy_t, and the sum is one product after it.
+  The gradient of a kernel W used as y_t = x_t W + a_t is the sum over t of x_t^T da_t. The loop
+  backwards hands out the da_t, and the sum is one product after it.
 
   Args:
     step: closes over no traced array.
     weights: matrices (I, O) by name.
+    addends: by the same names, what is added to some of the products: (steps, B, O).
     constants: arrays that are the same in all steps.
     carry: goes from step to step.
     xs: arrays with the steps along axis 0.
@@ -206,46 +223,53 @@ def scan(
     unroll: steps laid out in a row in each turn of the loop.
   """
 
-  def body(carry, x):
-    return step(lambda name, x_BI: x_BI @ weights[name], constants, carry, x)
+  def body(carry, x_and_addends):
+    x, added = x_and_addends
 
-  return jax.lax.scan(body, carry, xs, reverse=reverse, unroll=unroll)
+    def product(name: str, x_BI: Array) -> Array:
+      y_BO = x_BI @ weights[name]
+      return y_BO + added[name] if name in added else y_BO
+
+    return step(product, constants, carry, x)
+
+  return jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
 
 
-def _scan_fwd(step, weights, constants, carry, xs, reverse, unroll):
-  def run(errors, constants, carry, xs):
-    def body(carry, x_and_errors):
-      x, errors = x_and_errors
+def _scan_fwd(step, weights, addends, constants, carry, xs, reverse, unroll):
+  def run(addends, constants, carry, xs):
+    def body(carry, x_and_addends):
+      x, added = x_and_addends
       inputs = {}
 
       def product(name: str, x_BI: Array) -> Array:
         inputs[name] = x_BI
-        return x_BI @ weights[name] + errors[name]
+        return x_BI @ weights[name] + added[name]
 
       carry, y = step(product, constants, carry, x)
       return carry, (y, inputs)
 
-    carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, errors), reverse=reverse, unroll=unroll)
+    carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
     return (carry, ys), inputs
 
-  # Zeros that are added to each product: their gradients are those of the products.
+  # The gradient of what is added to a product is that of the product, and zeros have one too.
   steps = jax.tree.leaves(xs)[0].shape[0]
-  errors = {
+  everywhere = addends | {
     name: jnp.zeros((steps, *shape), weights[name].dtype)
     for name, shape in _shapes(step, weights, constants, carry, xs).items()
+    if name not in addends
   }
-  out, backwards, inputs = jax.vjp(run, errors, constants, carry, xs, has_aux=True)
-  return out, (backwards, inputs, weights)
+  out, backwards, inputs = jax.vjp(run, everywhere, constants, carry, xs, has_aux=True)
+  return out, (backwards, inputs, weights, {name: None for name in addends})
 
 
 def _scan_bwd(step, reverse, unroll, residuals, cotangents):
-  backwards, inputs, weights = residuals
+  backwards, inputs, weights, addends = residuals
   errors, constants, carry, xs = backwards(cotangents)
   kernels = {
     name: jnp.einsum('tbi,tbo->io', inputs[name], errors[name]).astype(weight.dtype)
     for name, weight in weights.items()
   }
-  return kernels, constants, carry, xs
+  return kernels, {name: errors[name] for name in addends}, constants, carry, xs
 
 
 scan.defvjp(_scan_fwd, _scan_bwd)

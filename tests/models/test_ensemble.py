@@ -141,7 +141,7 @@ def test_metrics_take_an_ensemble_in_chunks(pair, batch_of, monkeypatch):
   batch = batch_of()
   nats = -np.log(_softmax(_logits(apply, params, batch)))
   picked = np.take_along_axis(nats, np.asarray(batch['targets'])[..., None], -1)
-  monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2 * 3 * (37 + 40))
+  monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 2 * 3 * (37 + 40))
   sizes = []
 
   @jax.jit

@@ -258,3 +258,11 @@ def test_the_vocabulary_stays_split_in_the_loss():
   assert {kind for kind, _ in sent} == {'all-reduce'}
   # The gradient of a device's part of the table is the largest thing that two devices add up.
   assert max(size for _, size in sent) <= V // 4 * D
+
+
+def test_pieces_are_counted_by_the_rules_of_the_mesh_in_use():
+  assert mesh.pieces('batch', 'vocab') == 1
+  over = mesh.make(ALL)
+  with mesh.use(over, mesh.RULES):
+    assert [mesh.pieces(*axes) for axes in (('batch',), ('batch', 'vocab'), ('time',))] == [4, 8, 1]
+    assert mesh.platform() == 'cpu'

@@ -11,7 +11,7 @@ from lm.nn import losses
 from lm.nn.losses import chunk_size, cross_entropy, token_statistics
 from lm.types import Unembed
 
-B, T, D, V = 2, 6, 3, 23
+B, T, D, V = 2, 7, 3, 23
 
 
 def _inputs(vocab_size=0, bias=False, soft_cap=None, dtype=jnp.float32):
@@ -145,7 +145,7 @@ def test_statistics_are_chunked_within_the_budget(monkeypatch):
   np.testing.assert_allclose(
     whole.nats, _reference(hidden, unembed, targets, 1)[3], rtol=1e-5, atol=1e-5
   )
-  monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2 * B * V)
+  monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 2 * B * V)
   jaxpr = jax.make_jaxpr(lambda h: token_statistics(h, unembed, targets))(hidden)
   assert _largest(jaxpr) == 2 * B * V
   chunked = jax.jit(lambda h: token_statistics(h, unembed, targets))(hidden)
@@ -169,13 +169,25 @@ def test_a_target_is_correct_when_its_logit_is_the_highest():
   ('shape', 'chunk', 'size'),
   [
     ((2, 12, 10), 5, 4),
+    ((2, 12, 10), 11, 6),
     ((2, 12, 10), 12, 12),
     ((2, 12, 10), 100, 12),
-    ((2, 13, 10), 12, 1),
+    ((2, 13, 10), 12, 7),
+    ((2, 13, 10), 4, 4),
     ((2, 64, 10), 0, 32),  # 50 positions are within the budget
     ((8, 64, 1000), 0, 1),
   ],
 )
-def test_chunks_divide_the_row(shape, chunk, size, monkeypatch):
-  monkeypatch.setattr(losses, 'LOGITS_BUDGET', 1000)
+def test_chunks_are_of_nearly_one_size(shape, chunk, size, monkeypatch):
+  monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 1000)
   assert chunk_size(*shape, chunk) == size
+
+
+def test_the_budget_is_of_a_device_and_larger_where_it_is_no_cpu(monkeypatch):
+  monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 1000)
+  monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2000)
+  assert chunk_size(8, 64, 25) == 5
+  monkeypatch.setattr(losses, 'pieces', lambda *axes: 4)
+  assert chunk_size(8, 64, 25) == 16  # 20 positions are within the budget
+  monkeypatch.setattr(losses, 'platform', lambda: 'tpu')
+  assert chunk_size(8, 64, 25) == 32

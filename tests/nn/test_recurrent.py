@@ -31,7 +31,7 @@ def sigmoid(x):
 def weights_of(cell, seed=0):
   G = cell.gates
   arrays = [random(I, G, D, seed=seed), random(G, D, seed=seed + 1), random(D, G, D, seed=seed + 2)]
-  if cell.state_bias:
+  if cell.apart:
     arrays.append(random(G, D, seed=seed + 3))
   return recurrent.Weights(*(jnp.asarray(x, jnp.float32) for x in arrays))
 
