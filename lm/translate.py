@@ -85,6 +85,7 @@ def main(argv: list[str]) -> None:
   draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if drawn else greedy
   loaded = open_runs(workdir, args.step, args.average, unasked=best_step)
   end = end_id(loaded.tokenizer)
+  adjust.extend(constraints.known_words(loaded.tokenizer))
   if args.min_tokens:
     adjust.append(constraints.minimum_length(args.min_tokens, end))
   decode = loaded.config.decode

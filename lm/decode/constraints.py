@@ -18,8 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 from lm.errors import UserError
+from lm.text.vocabulary import unknown_id
 from lm.types import Array
 
 Adjust = Callable[[Array, Array, Array], Array]
@@ -145,6 +147,12 @@ def forbidden_tokens(ids: Sequence[int]) -> Adjust:
     return logits_V.at[_within('forbidden_tokens', ids_C, logits_V)].set(-jnp.inf)
 
   return adjust
+
+
+def known_words(tokenizer: tokenizers.Tokenizer) -> tuple[Adjust, ...]:
+  """Returns what forbids the unknown word, which stands for no text; () where there is no such."""
+  unknown = unknown_id(tokenizer)
+  return () if unknown is None else (forbidden_tokens([unknown]),)
 
 
 def _ids(name: str, ids: Sequence[int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Choosing a token: pure functions `choose(logits_V, key) -> token`, one row at a time."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -55,6 +56,15 @@ def sampler(
     return jax.random.categorical(key, logits_V)
 
   return choose
+
+
+@functools.cache
+def without(choose: Choose, token: int) -> Choose:
+  """Returns the function that chooses among all tokens but one, always the same of the two.
+
+  A function that is made anew is compiled anew.
+  """
+  return lambda logits_V, key: choose(logits_V.at[token].set(-jnp.inf), key)
 
 
 def keep_top_k(logits_V: Array, k: int) -> Array:

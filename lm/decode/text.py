@@ -6,10 +6,11 @@ import flax.linen as nn
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from lm.decode.sampling import Choose
+from lm.decode.sampling import Choose, without
 from lm.decode.steps import check_length
 from lm.decode.stream import stream
 from lm.text.tokenizers import end_id
+from lm.text.vocabulary import unknown_id
 from lm.types import Apply, Params
 
 
@@ -28,7 +29,8 @@ def continuations(
   """Yields the new text of every row after each step, empty once a row has ended.
 
   Rows end at the end-of-text token, at `max_tokens`, or where the model's context is full, which
-  `tell` is told beforehand. `key` names the prompt in errors.
+  `tell` is told beforehand. `key` names the prompt in errors. The unknown word, which stands for no
+  text, is never chosen.
 
   Raises:
     UserError: a prompt is longer than the model's context.
@@ -41,6 +43,9 @@ def continuations(
   if longest + max_tokens > model.context + 1 and not model.reads_on:
     max_tokens = model.context - longest + 1
     tell(f'the model reads {model.context} tokens: {max_tokens} are added to the prompt')
+  unknown = unknown_id(tokenizer)
+  if unknown is not None:
+    choose = without(choose, unknown)
   done = [False] * len(prompts)
   # Text comes in pieces that never split a character, whose bytes may be several tokens.
   decoders = [DecodeStream(skip_special_tokens=True) for _ in prompts]

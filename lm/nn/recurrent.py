@@ -147,6 +147,7 @@ def advance(
 
   if not cell.apart:
     return cell.step(gates(z_BK if x_BK is None else x_BK + z_BK), carry)
+  assert x_BK is not None and bias_GD is not None
   return cell.step(gates(x_BK), gates(z_BK) + bias_GD.astype(z_BK.dtype)[None], carry)
 
 

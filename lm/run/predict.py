@@ -14,6 +14,7 @@ from lm import mesh as meshes
 from lm import spec
 from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
+from lm.decode.constraints import known_words
 from lm.decode.write import Strategy, write
 from lm.metrics import translation
 from lm.metrics.entities import entities
@@ -33,10 +34,11 @@ class Predictions(NamedTuple):
   references: list[Any]
 
 
-def strategy(decode: ConfigDict, end: int, context: int) -> Strategy:
+def strategy(decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int) -> Strategy:
   """Returns the strategy of a config's decode section, for rows of at most `context` tokens."""
   return Strategy(
-    end=end,
+    end=end_id(tokenizer),
+    adjust=known_words(tokenizer),
     max_tokens=decode.max_tokens or context,
     max_ratio=decode.max_ratio,
     beam=decode.beam,
@@ -63,6 +65,7 @@ class Predictor:
     self._apply = apply
     self._tokenizer = tokenizer
     self._rows = rows
+    self._strategy = strategy(config.decode, tokenizer, config.data.context)
     self._task, self._converter = features.open_task(config.data)
     examples = prepare.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
@@ -106,9 +109,8 @@ class Predictor:
     """Returns what is written for each example, by its index."""
     assert self._converter.prompt is not None
     prompt = self._converter.prompt(self._tokenizer)
-    config = self._config
-    how = strategy(config.decode, end_id(self._tokenizer), config.data.context)
-    limits, policy = features.limits(config.data), config.data.too_long
+    how, data = self._strategy, self._config.data
+    limits, policy = features.limits(data), data.too_long
     prompts = {
       i: fitted
       for i, example in enumerate(self._examples)

@@ -46,7 +46,7 @@ def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
 def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
   """Returns one token for every Unicode character that occurs at least `min_count` times.
 
-  Every other character becomes <unk> and is lost in decoding. Tokens are in code point order.
+  Every other character becomes <unk>, which no model writes. Tokens are in code point order.
   """
   counts: dict[str, int] = {}
   for text in texts:
@@ -68,8 +68,8 @@ def words(
 ) -> tokenizers.Tokenizer:
   r"""Returns whole words, the most frequent first.
 
-  Words seen fewer than `min_count` times become <unk>. Decoding joins words with single spaces, so
-  it keeps neither line ends nor the space before a punctuation mark.
+  Words seen fewer than `min_count` times become <unk>, which no model writes. Decoding joins words
+  with single spaces, so it keeps neither line ends nor the space before a punctuation mark.
 
   Args:
     texts: the corpus.

@@ -8,11 +8,13 @@ from lm.decode.constraints import (
   allowed_tokens,
   constrain,
   forbidden_tokens,
+  known_words,
   minimum_length,
   no_repeat_ngram,
   repetition_penalty,
 )
 from lm.errors import UserError
+from lm.text import tokenizers
 
 LOGITS = np.array([1.0, -2.0, 3.0, 0.5, -0.5, 2.0], np.float32)
 L, V = 8, len(LOGITS)
@@ -80,6 +82,14 @@ def test_the_end_is_forbidden_until_enough_is_said():
 def test_tokens_allowed_and_forbidden():
   assert _forbidden(allowed_tokens((4, 0)), [1]) == {1, 2, 3, 5}
   assert _forbidden(forbidden_tokens((4, 0)), [1]) == {4, 0}
+
+
+def test_the_unknown_word_is_forbidden_where_there_is_one():
+  (adjust,) = known_words(tokenizers.words(['b b a'], min_count=1))  # <|end|> <unk> b a
+  assert _forbidden(adjust, []) == {1}
+  (adjust,) = known_words(tokenizers.characters(['ab']))  # <|end|> a b <unk>
+  assert _forbidden(adjust, []) == {tokenizers.characters(['ab']).token_to_id('<unk>')}
+  assert known_words(tokenizers.bytes([])) == ()
 
 
 def test_constraints_apply_in_order_to_each_row_by_itself():

@@ -1,7 +1,7 @@
 from tokenizers import Tokenizer, models
 
 from lm.text import tokenizers
-from lm.text.vocabulary import specials, words_of
+from lm.text.vocabulary import specials, unknown_id, words_of
 
 
 def test_words_are_neither_special_nor_added_nor_unknown():
@@ -14,4 +14,5 @@ def test_words_are_neither_special_nor_added_nor_unknown():
 def test_an_end_or_an_unknown_word_that_was_not_added_is_no_word():
   model = models.WordLevel({'</s>': 0, 'a': 1, '[UNK]': 2}, unk_token='[UNK]')
   assert words_of(Tokenizer(model)) == {'a': 1}
+  assert unknown_id(Tokenizer(model)) == 2
   assert specials(Tokenizer(model)) == frozenset()
