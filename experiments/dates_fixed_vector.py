@@ -5,8 +5,8 @@
 The encoder-decoder of the article: no attention, the decoder begins with the encoder's last states
 and sees nothing else of the source. dates_lstm.py is the same with attention. One date fits into
 the vector; where a row to read holds several dates one after the other, `:two`, `:four` and
-`:eight`, and with attention `:four_attending` and so on, the vector breaks as they grow. Two
-CPU cores, 3 minutes for one date. Figures: experiments/LOG.md.
+`:eight`, or one to four of them, `:mixed`, and with attention `:four_attending` and so on, the
+vector breaks as they grow. Two CPU cores, 3 minutes for one date. Figures: experiments/LOG.md.
 """
 
 import functools
@@ -19,23 +19,27 @@ from lm.data import sources
 from lm.task_config import small
 
 
-def several(split, count=2, size=20_000):
-  """A source of `size` rows of `count` dates to read, and as many to write."""
+def several(split, count=2, least=0, size=20_000):
+  """A source of `size` rows of `count` dates to read, and as many to write.
+
+  With `least` the rows hold that many dates at least, and all numbers up to `count` as often.
+  """
   dates = sources.dates(split)
   rng = np.random.default_rng([count, len(dates)])
   size = min(size, len(dates))
-  return _Several(dates, rng.integers(0, len(dates), (size, count)))
+  counts = rng.integers(least or count, count + 1, size)
+  return _Several(dates, rng.integers(0, len(dates), (size, count)), counts)
 
 
 class _Several:
-  def __init__(self, dates, indices):
-    self._dates, self._indices = dates, indices
+  def __init__(self, dates, indices, counts):
+    self._dates, self._indices, self._counts = dates, indices, counts
 
   def __len__(self):
     return len(self._indices)
 
   def __getitem__(self, row):
-    picked = [self._dates[int(i)] for i in self._indices[row]]
+    picked = [self._dates[int(i)] for i in self._indices[row, : self._counts[row]]]
     source, target = (' / '.join(d[side] for d in picked) for side in ('source', 'target'))
     return {'source': source, 'target': target}
 
@@ -45,13 +49,14 @@ def get_config(arg=''):
   fixed.steps, fixed.eval.every = 2000, 500
   counts = {'two': 2, 'four': 4, 'eight': 8}
   variants = {name: functools.partial(_longer, count=n) for name, n in counts.items()}
+  variants['mixed'] = functools.partial(_longer, count=4, least=1)
   if arg.endswith('_attending'):
     return choose(attending, arg, **{f'{k}_attending': v for k, v in variants.items()})
   return choose(fixed, arg, smoke=_smoke, **variants)
 
 
-def _longer(config, count):
-  config.data.source = f'dates_fixed_vector:several(count={count})'
+def _longer(config, count, least=0):
+  config.data.source = f'dates_fixed_vector:several(count={count}, least={least})'
   config.data.context = config.model.context = max(44, 14 * count)
   config.data.source_context = config.model.context = max(140, 45 * count)
   config.data.too_long = 'skip'
