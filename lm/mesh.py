@@ -7,7 +7,7 @@ mesh axes it is split over. `jax.jit` over one mesh serves one device or a thous
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -100,6 +100,38 @@ def constrain(x: Array, *axes: str | None) -> Array:
   mesh, axis_rules = current
   spec = partition(axes, axis_rules)
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def by_rows(part: Callable[..., tuple[Any, Any]], whole: Any, rows: Any) -> tuple[Any, Any]:
+  """Returns `part(whole, rows)`, done by each device for its own rows of a batch.
+
+  What is added up over rows a device adds up by itself, and the devices but once.
+
+  Args:
+    part: returns (sums over the rows, values of the rows).
+    whole: arrays that all rows need.
+    rows: arrays with the rows along axis 0.
+  """
+  current = _current.get()
+  if current is None or current[0].size == 1:
+    return part(whole, rows)
+  mesh, axis_rules = current
+  (names,) = partition(('batch',), axis_rules)
+  axes = (names,) if isinstance(names, str) else names or ()
+
+  def mine(whole: Any, rows: Any) -> tuple[Any, Any]:
+    sums, values = part(whole, rows)
+    return jax.lax.psum(sums, axes), values
+
+  split, everywhere = PartitionSpec(axes), PartitionSpec()
+  return jax.shard_map(
+    mine,
+    mesh=mesh,
+    in_specs=(everywhere, split),
+    out_specs=(everywhere, split),
+    axis_names=set(axes),
+    check_vma=False,
+  )(whole, rows)
 
 
 def platform() -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import pieces, platform
+from lm.mesh import by_rows, pieces, platform
 from lm.types import Array, Unembed
 
 # Logits that a device holds at once when no chunk is named: 128 MiB of float32, and on a CPU what
@@ -83,9 +83,27 @@ def cross_entropy(
 
 
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
-  z_loss, smoothing = penalties
+  """Returns the sums, and where `gradient` those of hidden states and unembedding, else None."""
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.entries, chunk)
+  # Devices get the kernel in the type that they multiply in, which may be half as long, and once.
+  kernel_VD = unembed.kernel_VD.astype(hidden_BTD.dtype)
+
+  def part(unembed: Unembed, rows: tuple[Array, ...]):
+    return _rows(unembed, rows, penalties, size, gradient)
+
+  (sums, d_unembed), d_hidden = by_rows(
+    part, unembed.replace(kernel_VD=kernel_VD), (hidden_BTD, targets_BT, weights_BT)
+  )
+  if gradient:
+    d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
+  return sums, (d_hidden, d_unembed)
+
+
+def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
+  """Returns ((sums, gradient of the unembedding), gradient of the hidden states) of some rows."""
+  z_loss, smoothing = penalties
+  T = rows[0].shape[1]
 
   def sums_of(hidden_BtD, unembed, targets_Bt, weights_Bt):
     logits_BtV = unembed(hidden_BtD)
@@ -112,15 +130,13 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
     return added, d_hidden
 
   zero = (jnp.zeros(()),) * 3
-  d_unembed = jax.tree.map(jnp.zeros_like, unembed) if gradient else None
-  inputs = (hidden_BTD, targets_BT, weights_BT)
+  d_unembed = None
+  if gradient:
+    d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), unembed)
   if size == T:
-    (sums, d_unembed), d_hidden = body((zero, d_unembed), inputs)
-    return sums, (d_hidden, d_unembed)
-  (sums, d_unembed), d_hidden = jax.lax.scan(
-    body, (zero, d_unembed), tuple(_chunked(x, size) for x in inputs)
-  )
-  return sums, (None if d_hidden is None else _unchunked(d_hidden, T), d_unembed)
+    return body((zero, d_unembed), rows)
+  added, d_hidden = jax.lax.scan(body, (zero, d_unembed), tuple(_chunked(x, size) for x in rows))
+  return added, None if d_hidden is None else _unchunked(d_hidden, T)
 
 
 def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, smoothing, chunk):

@@ -135,7 +135,11 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
     whole = state.params, state.opt_state
     rows, batch = functions.objective.rows(batch)
     params, opt_state = sparse.take(whole, rows)
-    grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
+    # Losses too know over how many devices their arrays are split.
+    with meshes.use(functions.mesh, functions.rules):
+      grads, terms = gradients(
+        functions.objective, functions.apply, params, batch, key, microbatches
+      )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
 

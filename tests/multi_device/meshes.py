@@ -24,6 +24,7 @@ from lm.objectives import word2vec
 from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.word_outputs import negative_sampling
 from lm.optim.descent import adagrad
+from lm.preflight import collectives, hlo
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import init_state, make_train_step, make_train_steps
 from lm.types import Mask, Unembed
@@ -245,8 +246,8 @@ def test_the_vocabulary_stays_split_in_the_loss():
   @functools.partial(jax.jit, in_shardings=(rows, table, rows, rows), out_shardings=(rows, table))
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
-    sums = nn_losses.cross_entropy(hidden, Unembed(kernel), targets, weights, 1e-4, 0.1, 2)
-    return sum(sums)
+    with mesh.use(over, mesh.RULES):
+      return sum(nn_losses.cross_entropy(hidden, Unembed(kernel), targets, weights, 1e-4, 0.1, 2))
 
   described = (
     jax.ShapeDtypeStruct((B, T, D), jnp.float32),
@@ -258,6 +259,34 @@ def test_the_vocabulary_stays_split_in_the_loss():
   assert {kind for kind, _ in sent} == {'all-reduce'}
   # The gradient of a device's part of the table is the largest thing that two devices add up.
   assert max(size for _, size in sent) <= V // 4 * D
+
+
+def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
+  B, T, D, V = 8, 12, 16, 64
+  over = mesh.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  rows = mesh.batch_sharding(over, mesh.RULES)
+  table = NamedSharding(over, PartitionSpec('tensor', 'fsdp'))
+
+  @functools.partial(jax.jit, in_shardings=(rows, table, rows, rows), out_shardings=(rows, table))
+  @functools.partial(jax.grad, argnums=(0, 1))
+  def gradient(hidden, kernel, targets, weights):
+    with mesh.use(over, mesh.RULES):
+      return sum(nn_losses.cross_entropy(hidden, Unembed(kernel), targets, weights, 0.0, 0.0, 3))
+
+  shapes = (
+    ((B, T, D), jnp.bfloat16),
+    ((V, D), jnp.float32),
+    ((B, T), jnp.int32),
+    ((B, T), 'float32'),
+  )
+  described = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+  program = hlo.parse(gradient.lower(*described).compile().as_text())
+  sent = collectives.collectives(program, over)
+  # Over the axes of rows, the table comes together and its gradient is added up, outside of loops.
+  assert {one.times for one in sent if {'data', 'fsdp'} & {*one.axes}} == {1.0}
+  # Over that of the vocabulary each of four chunks sends, but nothing of the size of the table.
+  largest = max(one.bytes for one in sent if one.times == 4)
+  assert largest < 4 * V * D / 2
 
 
 def test_pieces_are_counted_by_the_rules_of_the_mesh_in_use():

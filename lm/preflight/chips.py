@@ -1,0 +1,99 @@
+"""What is published of TPU chips, and how slices of them are named.
+
+Rates are of one chip, in bytes and FLOPs a second. Sources, read in November 2026:
+
+- peak, memory, ports and chips a host: the pages v4, v5e, v5p, v6e and tpu7x of
+  docs.cloud.google.com/tpu/docs. What is printed there as bidirectional bandwidth of all ports is
+  here that of one port in one direction, by which a ring is as fast as twice this.
+- network between slices: network cards of a host, 2 x 100 Gbit/s (v5e page, "Per-host NIC
+  configuration"), 4 x 200 Gbit/s (v6e page), 200 Gbit/s (v4, v5p: Austin et al. 2025, How to Scale
+  Your Model, chapter 2), divided by the chips of a host.
+"""
+
+from typing import NamedTuple
+
+from lm.errors import UserError, nearest
+
+GB, GIB, TFLOPS = 1e9, 2**30, 1e12
+
+
+class Chip(NamedTuple):
+  """One generation of TPU."""
+
+  name: str
+  flops: float  # bfloat16 products with float32 sums, FLOP/s
+  memory: int  # bytes of HBM
+  bandwidth: float  # of HBM, bytes/s
+  link: float  # of a port to a neighbour, one direction, bytes/s
+  network: float  # share of a chip in the network between slices, one direction, bytes/s
+  dimensions: int  # of the torus
+  wraps: int  # axes of a slice that are a multiple of this long are rings, others are lines
+  accelerator: str  # what TPU VMs call a slice, with the number of cores or chips after it
+  cores: int  # per chip, where that number counts cores; 1 where it counts chips
+  host: int  # chips of a host
+
+
+CHIPS = {
+  chip.name: chip
+  for chip in (
+    Chip('v4', 275 * TFLOPS, 32 * GIB, 1228 * GB, 50 * GB, 6.25 * GB, 3, 4, 'v4', 2, 4),
+    Chip('v5e', 197 * TFLOPS, 16 * GIB, 819 * GB, 50 * GB, 3.125 * GB, 2, 16, 'v5litepod', 1, 8),
+    Chip('v5p', 459 * TFLOPS, 95 * GIB, 2765 * GB, 100 * GB, 6.25 * GB, 3, 4, 'v5p', 2, 4),
+    Chip('v6e', 918 * TFLOPS, 32 * GIB, 1638 * GB, 100 * GB, 12.5 * GB, 2, 16, 'v6e', 1, 8),
+    Chip('tpu7x', 2307 * TFLOPS, 192 * GIB, 7380 * GB, 100 * GB, 12.5 * GB, 3, 4, 'tpu7x', 2, 4),
+  )
+}
+
+
+class Slice(NamedTuple):
+  """Chips that are neighbours in a torus; several slices are joined by a network."""
+
+  chip: Chip
+  shape: tuple[int, ...]
+  slices: int = 1
+
+  @property
+  def chips(self) -> int:
+    """Returns how many chips there are in all slices."""
+    count = self.slices
+    for size in self.shape:
+      count *= size
+    return count
+
+  @property
+  def topology(self) -> str:
+    """Returns the name that the compiler knows one slice by, such as 'v5e:4x4'."""
+    return f'{self.chip.name}:{"x".join(map(str, self.shape))}'
+
+  @property
+  def accelerator(self) -> str:
+    """Returns what TPU VMs call one slice, such as 'v5litepod-16' (16 chips) or 'v5p-128' (64)."""
+    return f'{self.chip.accelerator}-{self.chips // self.slices * self.chip.cores}'
+
+  def __str__(self) -> str:
+    return (f'{self.slices} x ' if self.slices > 1 else '') + self.topology
+
+
+def parse(topology: str, slices: int = 1) -> Slice:
+  """Returns the slice of '--topology=v5e:4x4'.
+
+  Raises:
+    UserError: there is no such chip, or the shape is not one of that chip's.
+  """
+  name, _, shape = topology.partition(':')
+  if name not in CHIPS:
+    raise UserError(
+      f'--topology={topology}: there is no chip {name!r}{nearest(name, CHIPS)}; chips: '
+      f'{", ".join(CHIPS)}, followed by the shape of the slice, as in v5e:4x4'
+    )
+  chip = CHIPS[name]
+  sizes = shape.split('x')
+  example = 'x'.join(['4'] * chip.dimensions)
+  if len(sizes) != chip.dimensions or not all(s.isdecimal() and int(s) > 0 for s in sizes):
+    raise UserError(
+      f'--topology={topology}: slices of {name} have {chip.dimensions} sizes, as in '
+      f'{name}:{example}'
+    )
+  if slices < 1:
+    raise UserError(f'--slices={slices} is not a positive number')
+  return Slice(chip, tuple(map(int, sizes)), slices)

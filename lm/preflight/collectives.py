@@ -1,0 +1,126 @@
+"""What the devices of a compiled step say to each other: kind, mesh axes, bytes, and the least."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lm.preflight import hlo
+
+KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
+_LISTS = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}')
+_IOTA = re.compile(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?')
+
+
+class Collective(NamedTuple):
+  """One exchange of a program."""
+
+  kind: str
+  axes: tuple[str, ...]  # of the mesh, over which the devices that take part differ
+  size: int  # devices that take part
+  bytes: float  # that a device sends each time
+  times: float  # in a step
+  what: str  # the operation of the model that asked for it
+
+
+def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
+  """Returns the exchanges of a step.
+
+  Args:
+    program: of one device of the mesh.
+    mesh: whose devices, in their order, are the partitions of the program.
+  """
+  found: dict[str, Collective] = {}
+  for times, computation, instruction in hlo.walk(program):
+    if instruction.opcode.removesuffix('-start') not in KINDS:
+      continue
+    one = _collective(times, computation, instruction, mesh)
+    # What goes on beside products stands in the text at each of them, under the same number.
+    channel = re.search(r'channel_id=(\d+)', instruction.attributes)
+    key = channel.group(1) if channel else instruction.name
+    if one.size > 1 and (key not in found or found[key].times < times):
+      found[key] = one
+  return list(found.values())
+
+
+def _collective(
+  times: float, computation: str, instruction: hlo.Instruction, mesh: Mesh
+) -> Collective:
+  kind = instruction.opcode.removesuffix('-start')
+  groups = groups_of(instruction.attributes)
+  group = list(range(mesh.size)) if groups is None else max(groups, key=len)
+  # What is begun has a result of several parts: what goes in, what comes out, and flags.
+  arrays = [array.bytes for array in instruction.arrays]
+  result = max(arrays) if instruction.opcode.endswith('-start') else sum(arrays)
+  # A TPU writes a sum of which each device keeps a part as a fusion of the sum and the part.
+  if kind == 'all-reduce' and 'all-reduce-scatter' in computation:
+    kind, result = 'reduce-scatter', result / len(group)
+  what = re.search(r'op_name="([^"]*)"', instruction.attributes)
+  return Collective(
+    kind,
+    axes_of(group, mesh),
+    len(group),
+    sent(kind, result, len(group)),
+    times,
+    what.group(1) if what else '',
+  )
+
+
+def sent(kind: str, result: float, size: int) -> float:
+  """Returns the bytes that each of `size` devices sends in a ring, from those of its result."""
+  share = (size - 1) / size
+  if kind == 'all-reduce':
+    return 2 * result * share
+  if kind == 'reduce-scatter':
+    return result * size * share
+  return result if kind == 'collective-permute' else result * share
+
+
+def groups_of(attributes: str) -> list[list[int]] | None:
+  """Returns the groups, or pairs, of devices that an instruction names; None for none."""
+  named = _MESH.search(attributes)
+  if named:
+    return _along(*named.groups())
+  iota = _IOTA.search(attributes)
+  if iota:
+    shape, base, order = ([int(n) for n in (g or '').split(',') if n] for g in iota.groups())
+    ids = np.arange(np.prod(base)).reshape(base)
+    return (ids.transpose(order) if order else ids).reshape(shape).tolist()
+  lists = _LISTS.search(attributes)
+  if lists is None:
+    return None
+  return [
+    [int(n) for n in g.split(',') if n.strip()]
+    for g in re.findall(r'\{([\d, ]*)\}', lists.group(1))
+  ]
+
+
+def _along(axes: str, taken: str) -> list[list[int]]:
+  """Returns the groups of devices that differ along some axes of a mesh, by its text."""
+  sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+  within = [i for i, name in enumerate(sizes) if name in re.findall(r"'([^']+)'", taken)]
+  order = [i for i in range(len(sizes)) if i not in within] + within
+  ids = np.arange(np.prod([*sizes.values()])).reshape([*sizes.values()]).transpose(order)
+  return ids.reshape(-1, int(np.prod([[*sizes.values()][i] for i in within]))).tolist()
+
+
+def axes_of(group: Iterable[int], mesh: Mesh) -> tuple[str, ...]:
+  """Returns the axes of a mesh along which the devices of a group differ."""
+  places = np.unravel_index(np.asarray(list(group)), mesh.devices.shape)
+  return tuple(
+    name
+    for name, along in zip(mesh.axis_names, places, strict=True)
+    if len(set(along.tolist())) > 1
+  )
+
+
+def by_kind(found: Iterable[Collective]) -> dict[tuple[str, tuple[str, ...]], float]:
+  """Returns the bytes that a device sends in a step, by kind and axes."""
+  sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+  for one in found:
+    sums[one.kind, one.axes] += one.bytes * one.times
+  return dict(sorted(sums.items(), key=lambda item: -item[1]))
