@@ -1,0 +1,210 @@
+"""The train step of a config, compiled for a slice of TPUs by the real compiler and without one.
+
+`libtpu` compiles for chips that are described to it (`jax.experimental.topologies`); what comes out
+is the program that those chips would run, with its memory.
+"""
+
+import importlib.util
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from lm import mesh as meshes
+from lm.errors import UserError
+from lm.preflight.chips import Slice
+from lm.run import build
+from lm.run.build import Functions
+from lm.run.step import TrainState, abstract_state, make_train_step
+from lm.types import Batch
+
+
+class Memory(NamedTuple):
+  """Bytes of one chip."""
+
+  parameters: int
+  optimizer: int
+  activations: int  # what the pass forward keeps for the one backward, about
+  temporaries: int  # all else that is held at some time
+  program: int
+
+  @property
+  def total(self) -> int:
+    """Returns their sum."""
+    return sum(self)
+
+
+class Step(NamedTuple):
+  """A compiled train step."""
+
+  functions: Functions
+  parameters: int  # how many, on all chips together
+  tokens: int  # of a batch, those of sources included
+  model_flops: float  # of a batch, forward and backward, without what is computed twice
+  memory: Memory
+  text: str  # of the program
+  seconds: float  # that compiling took
+
+
+def environment(slice_: Slice) -> dict[str, str]:
+  """Returns what is to be set before jax begins, so that libtpu asks no machine what it is."""
+  return {
+    'JAX_PLATFORMS': 'cpu',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': slice_.accelerator,
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_WORKER_ID': '0',
+  }
+
+
+def devices(slice_: Slice) -> list[jax.Device]:
+  """Returns descriptions of the chips of a slice.
+
+  Raises:
+    UserError: libtpu is not installed, or knows no such slice.
+  """
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError("lm.preflight needs libtpu, the TPU's compiler: pip install -e '.[tpu]'")
+  os.environ.update(environment(slice_))
+  several = {'num_slices': slice_.slices} if slice_.slices > 1 else {}
+  try:
+    described = topologies.get_topology_desc(
+      platform='tpu', topology_name=slice_.topology, **several
+    )
+  except Exception as e:  # of several kinds, each with a trace as its message
+    raise UserError(
+      f'--topology={slice_.topology}: libtpu knows no such slice ({str(e).splitlines()[0][:200]})'
+    ) from e
+  return list(described.devices)
+
+
+def compile_step(config: ConfigDict, slice_: Slice) -> Step:
+  """Compiles the train step of a config for a slice.
+
+  Raises:
+    UserError: the config is wrong, does not divide over the slice, or reads what cannot be
+      described without its data.
+  """
+  functions = build.functions(config, vocabulary(config), devices(slice_))
+  abstract, _ = abstract_state(functions)
+  batch = batch_of(config, functions)
+  step = make_train_step(functions, config.seed, config.microbatches, abstract)
+  started = time.perf_counter()
+  try:
+    lowered = step.lower(abstract, batch)
+  except KeyError as e:
+    raise UserError(
+      f'objective.fn={config.objective.fn!r} asks for {e} of a batch; lm.preflight describes rows '
+      'of text, of pairs of texts and of labels only'
+    ) from e
+  compiled = lowered.compile()
+  taken = time.perf_counter() - started
+  flops = getattr(functions.model, 'flops_per_token', None)
+  tokens = config.batch_size * config.data.context
+  return Step(
+    functions,
+    build.parameter_count(abstract.params),
+    tokens + ('source' in batch) * config.batch_size * config.data.source_context,
+    tokens * flops(abstract.params, config.data.context) if flops else 0.0,
+    memory(functions, abstract, batch, compiled.memory_analysis()),
+    compiled.as_text(),
+    taken,
+  )
+
+
+def vocabulary(config: ConfigDict) -> int:
+  """Returns the entries of the tokenizer, which is not made here.
+
+  Raises:
+    UserError: the config does not say.
+  """
+  if config.model.vocab_size is not None:
+    return config.model.vocab_size
+  size = config.data.tokenizer.to_dict().get('vocab_size')
+  if not size:
+    raise UserError(
+      'model.vocab_size is empty and data.tokenizer has no vocab_size: give '
+      '--config.model.vocab_size=N, the entries of the tokenizer'
+    )
+  return size
+
+
+def batch_of(config: ConfigDict, functions: Functions) -> Batch:
+  """Returns the shapes of a batch of rows, each of one text, or pair of texts, or labelled text."""
+  B, T, S = config.batch_size, config.data.context, config.data.source_context
+  rows = meshes.batch_sharding(functions.mesh, functions.rules)
+
+  def array(width: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((B, width), dtype, sharding=rows)
+
+  batch = dict.fromkeys(('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T))
+  batch['weights'] = array(T, jnp.float32)
+  if 'encoder_depth' in config.model or 'encoder' in config.model:
+    batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), array(S))
+  if config.data.task is not None:
+    batch |= {'examples': array(1), 'labels': array(1)}
+  return batch
+
+
+def memory(functions: Functions, state: TrainState, batch: Batch, analysis: Any) -> Memory:
+  """Returns what a chip holds in the course of a step.
+
+  Args:
+    functions: of the config.
+    state: abstract, with its shardings.
+    batch: likewise.
+    analysis: what the compiler says of its program.
+  """
+  parameters, optimizer = held(state.params), held(state.opt_state)
+  # The old state is given away, and the new one is laid over it.
+  temporary = analysis.peak_memory_in_bytes - parameters - optimizer
+  kept = min(activations(functions, state, batch), temporary)
+  return Memory(
+    parameters, optimizer, kept, temporary - kept, analysis.generated_code_size_in_bytes
+  )
+
+
+def held(tree: Any) -> int:
+  """Returns the bytes of a chip's part of abstract arrays."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def activations(functions: Functions, state: TrainState, batch: Batch) -> int:
+  """Returns about how many bytes the pass forward keeps for the pass backward, on a chip.
+
+  What is as large as a parameter is taken for one; the rest is split as rows are.
+  """
+
+  def backward(params: Any, batch: Batch) -> Any:
+    def loss(params: Any) -> Any:
+      return sum(functions.objective.sums(functions.apply, params, batch, None).values())
+
+    return jax.vjp(loss, params)[1]
+
+  with meshes.use(functions.mesh, functions.rules):
+    kept = jax.eval_shape(backward, state.params, batch)
+    pieces = meshes.pieces('batch')
+  shapes = {x.shape for x in jax.tree.leaves(state.params)}
+  return sum(
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(kept) if x.shape not in shapes
+  ) // pieces
+
+
+def sharded(mesh: Mesh, tree: Any, least: int) -> list[tuple[str, tuple[int, ...]]]:
+  """Returns path and shape of the arrays of at least so many bytes that every chip holds whole."""
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), x.shape)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    if mesh.size > 1
+    and isinstance(x.sharding, NamedSharding)
+    and x.sharding.is_fully_replicated
+    and x.size * x.dtype.itemsize >= least
+  ]
