@@ -1,8 +1,8 @@
 """The argv of every call of gcloud: pure functions of the settings.
 
-Flags are those of Google Cloud SDK 528; the tests hold them against its help. Machines are always a
-queued resource named NAME; its nodes are NAME-0, NAME-1, ... Remote commands go to all workers:
-`--worker=2,3` returns 0 in SDK 528 although every worker failed, and `--output-directory` is broken.
+Flags are those of Google Cloud SDK 528; the tests hold them against its help. Machines are always
+a queued resource named NAME; its nodes are NAME-0, NAME-1, ... Remote commands go to all workers:
+`--worker=2,3` returns 0 in SDK 528 although every worker failed, and `--output-directory` breaks.
 """
 
 from collections.abc import Sequence

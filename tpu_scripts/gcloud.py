@@ -45,7 +45,8 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
       'project was not found',
       'not have permission to access projects instance',
     ),
-    'PROJECT is wrong, not yours, or has no Cloud TPU API (`gcloud services enable tpu.googleapis.com`)',
+    'PROJECT is wrong, not yours, or without the Cloud TPU API: `gcloud services enable '
+    'tpu.googleapis.com`',
   ),
   (
     'zone',
@@ -70,7 +71,6 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ('permission_denied', 'permission denied', 'does not have permission', 'forbidden'),
     'the account may not do this: it needs the role TPU Admin (roles/tpu.admin)',
   ),
-  ('not found', ('not_found', 'not found', 'notfound'), 'there is none of that name'),
   (
     'network',
     (
@@ -88,16 +88,18 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     'the network or the service fails; try again',
   ),
+  ('not found', ('not_found', 'was not found'), 'there is none of that name'),
 )
 EXIT = {'capacity': LOST, 'zone': USAGE, 'project': USAGE, 'exists': USAGE}
 
 
 class GcloudError(Stop):
-  """A call that failed; `kind` is the first word of a row of KINDS, or 'other'."""
+  """A call that failed: its `kind` as in KINDS, or 'other', and what gcloud wrote."""
 
-  def __init__(self, line: str, kind: str):
+  def __init__(self, line: str, kind: str, stderr: str = ''):
     super().__init__(line, EXIT.get(kind, CLOUD))
     self.kind = kind
+    self.stderr = stderr
 
 
 def classify(stderr: str) -> tuple[str, str]:
@@ -146,7 +148,7 @@ class Gcloud:
       raise GcloudError(f'{_name(argv)} took longer than {timeout:g} s', 'network')
     if code and check:
       kind, remedy = classify(err)
-      raise GcloudError(f'{_name(argv)}: {remedy} [{kind}]: {_told(err)}', kind)
+      raise GcloudError(f'{_name(argv)}: {remedy} [{kind}]: {_told(err)}', kind, err)
     return out
 
 
@@ -163,7 +165,9 @@ def _run(argv: Sequence[str], timeout: float) -> tuple[int | None, str, str]:
       start_new_session=True,  # its ssh children hold the pipes, so that they end with it
     )
   except FileNotFoundError as e:
-    raise Stop(f'{argv[0]} is not installed: https://cloud.google.com/sdk/docs/install', CLOUD) from e
+    raise Stop(
+      f'{argv[0]} is not installed: https://cloud.google.com/sdk/docs/install', CLOUD
+    ) from e
   try:
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err

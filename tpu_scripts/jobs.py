@@ -1,6 +1,5 @@
 """Jobs on machines that are there: setup, launch, status, stop, logs."""
 
-import dataclasses
 import os
 import re
 import shlex
@@ -14,24 +13,10 @@ from tpu_scripts import source as sources
 from tpu_scripts.errors import CLOUD, LOST, Stop
 from tpu_scripts.gcloud import Gcloud, GcloudError
 from tpu_scripts.settings import NAME, Settings
+from tpu_scripts.states import Worker, told
 
 RUN_SCRIPT = '$HOME/lm/current/tpu_scripts/remote_run.sh'
 LINE = re.compile(r'^LMRUN (\S+) (\S+) ([A-Z]+) (\S+)\s*$', re.MULTILINE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Worker:
-  """What a worker says of a run.
-
-  Attributes:
-    name: The host's name.
-    state: BARE (no setup), or a state of remote_run.sh.
-    code: The exit code of EXITED, the other run of HELD, else '-'.
-  """
-
-  name: str
-  state: str
-  code: str = '-'
 
 
 def run_name(name: str) -> str:
@@ -68,7 +53,9 @@ def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
     done = set(re.findall(rf'^LMSETUP (\S+) {re.escape(source.name)} ok', out, re.MULTILINE))
     if not expected or len(done) < expected:
       last = ' '.join(out.splitlines()[-3:])
-      raise Stop(f'setup is done on {len(done)} of {expected} workers; run it again ({last})', CLOUD)
+      raise Stop(
+        f'setup is done on {len(done)} of {expected} workers; run it again ({last})', CLOUD
+      )
 
 
 def start_command(settings: Settings, run: str, job: Sequence[str], environ: Sequence[str]) -> str:
@@ -118,8 +105,18 @@ def preflight(settings: Settings, command: Sequence[str], dry: bool) -> None:
   argv += [f'--slices={settings.slices}'] if settings.slices > 1 else []
   if dry:
     print(shlex.join(argv))
-  elif subprocess.run(argv, cwd=sources.ROOT, stdout=sys.stderr, timeout=3600).returncode:
+    return
+  try:
+    code = subprocess.run(argv, cwd=sources.ROOT, stdout=sys.stderr, timeout=3600).returncode
+  except subprocess.TimeoutExpired as e:
+    raise Stop('the preflight takes more than an hour; --no-preflight starts without it') from e
+  if code == 2:
     raise Stop('the preflight refuses the job (above); --no-preflight starts it all the same')
+  if code:
+    raise Stop(
+      f'the preflight cannot be run (exit {code}): install lm with its extra tpu for '
+      f'{sys.executable}, or give --no-preflight'
+    )
 
 
 def status(settings: Settings, gcloud: Gcloud, run: str) -> tuple[Worker, ...]:
@@ -165,14 +162,18 @@ def launch(
 
 
 def stop(settings: Settings, gcloud: Gcloud, run: str, grace: int = 120) -> tuple[Worker, ...]:
-  """Sends SIGTERM to the job on every worker, on which lm.train saves; SIGKILL after `grace` s."""
+  """Sends SIGTERM to the job on every worker, on which lm.train saves; SIGKILL after `grace` s.
+
+  Raises:
+    Stop: it runs somewhere all the same.
+  """
   script = f'bash "{RUN_SCRIPT}" stop "$HOME/runs/{run}" {grace}'
-  out = gcloud.call(
-    commands.ssh(settings, f'if [ -f "{RUN_SCRIPT}" ]; then {script}; fi'),
-    timeout=grace + 180,
-    check=False,
-  )
-  return _lines(out, run)
+  remote = f'if [ -f "{RUN_SCRIPT}" ]; then {script}; fi'
+  gcloud.call(commands.ssh(settings, remote), timeout=grace + 180, check=False)
+  workers = status(settings, gcloud, run)
+  if any(worker.state == 'RUNNING' for worker in workers):
+    raise Stop(f'{run} still runs: {told(workers)}; stop it again', CLOUD)
+  return workers
 
 
 def logs(settings: Settings, gcloud: Gcloud, run: str, lines: int, follow: bool) -> None:
@@ -198,15 +199,11 @@ def newest_step(settings: Settings, gcloud: Gcloud, run: str) -> int | None:
   return max(steps, default=None)
 
 
-def told(workers: Sequence[Worker]) -> str:
-  """Returns how many workers are in which state, in words."""
-  kinds = [w.state if w.code == '-' else f'{w.state} {w.code}' for w in workers]
-  return ', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)) or 'no answer'
-
-
 def _lines(out: str, run: str) -> tuple[Worker, ...]:
   # A command that gcloud sent twice answers twice: the last answer counts.
-  found = {host: Worker(host, state, code) for host, of, state, code in LINE.findall(out) if of == run}
+  found = {
+    host: Worker(host, state, code) for host, of, state, code in LINE.findall(out) if of == run
+  }
   return tuple(found[host] for host in sorted(found))
 
 

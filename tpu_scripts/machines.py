@@ -1,38 +1,15 @@
 """The machines: what state they are in, making them and deleting them."""
 
-import dataclasses
 import json
 import sys
 import time
 from typing import Any
 
 from tpu_scripts import commands
-from tpu_scripts.errors import LOST, USAGE, Stop
+from tpu_scripts.errors import LOST, Stop
 from tpu_scripts.gcloud import Gcloud, GcloudError
 from tpu_scripts.settings import Settings
-
-NOT_FOUND = 'NOT_FOUND'
-# States of a queued resource that end well by themselves, and those that never do.
-PENDING = ('CREATING', 'ACCEPTED', 'WAITING_FOR_RESOURCES', 'PROVISIONING')
-ENDED = ('FAILED', 'SUSPENDED')
-
-
-@dataclasses.dataclass(frozen=True)
-class Queued:
-  """A queued resource: its state or NOT_FOUND, our label or '', and why it failed or ''."""
-
-  state: str
-  label: str = ''
-  why: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-  """A node, which is one slice: its state or NOT_FOUND, and how many workers it has."""
-
-  name: str
-  state: str
-  workers: int = 0
+from tpu_scripts.states import ENDED, GONE, NOT_FOUND, QUEUEING, Node, Queued
 
 
 def queued(settings: Settings, gcloud: Gcloud) -> Queued:
@@ -60,7 +37,9 @@ def nodes(settings: Settings, gcloud: Gcloud) -> tuple[Node, ...]:
   found = []
   for name in commands.nodes(settings):
     node = _described(commands.describe_node(settings, name), gcloud)
-    if node is None:
+    if gcloud.dry:
+      found.append(Node(name, 'READY', 1))
+    elif node is None:
       found.append(Node(name, NOT_FOUND))
     else:
       workers = len(node.get('networkEndpoints', []))
@@ -73,20 +52,23 @@ def _described(argv: list[str], gcloud: Gcloud) -> dict[str, Any] | None:
     text = gcloud.read(argv)
     return json.loads(text) if text.strip() else None
   except GcloudError as e:
-    if e.kind == 'not found':
+    # Only if it says so of this very name: what follows may be deleting and creating.
+    if e.kind == 'not found' and argv[5] in e.stderr:
       return None
     raise
   except ValueError as e:
     raise GcloudError(f'gcloud describe answered no JSON: {text[:80]!r}', 'other') from e
 
 
-def create(settings: Settings, gcloud: Gcloud, agreed: bool, again: bool, poll: float) -> None:
+def create(
+  settings: Settings, gcloud: Gcloud, agreed: bool, again: bool, poll: float | None
+) -> None:
   """Makes the machines unless they are there, and waits for them.
 
   Args:
     agreed: The costs were agreed to on the command line; otherwise they are to be typed.
     again: Machines that ended are deleted first.
-    poll: Seconds between two looks.
+    poll: Seconds between two looks; None does not wait.
 
   Raises:
     Stop: the name is another's, the costs were not agreed to, or the machines did not come.
@@ -104,7 +86,8 @@ def create(settings: Settings, gcloud: Gcloud, agreed: bool, again: bool, poll: 
     if there.state in ENDED:
       delete(settings, gcloud)
     request(settings, gcloud)
-  wait(settings, gcloud, poll)
+  if poll is not None:
+    wait(settings, gcloud, poll)
 
 
 def request(settings: Settings, gcloud: Gcloud) -> None:
@@ -123,20 +106,30 @@ def refuse_others(settings: Settings, there: Queued) -> None:
     label = f'has the label {there.label}' if there.label else 'has no label of ours'
     raise Stop(
       f'NAME={settings["NAME"]} is taken: the {there.state} queued resource of that name {label} '
-      f'and these settings are {settings.label}; choose another NAME or the settings it was made from'
+      f'and these settings are {settings.label}; choose another NAME, or the settings of that one'
     )
 
 
 def agree(settings: Settings, agreed: bool) -> None:
   """States the costs and, unless they were agreed to, asks for the name to be typed."""
   print(settings.cost(), file=sys.stderr)
+  confirm(settings, agreed, 'to pay for it')
+
+
+def confirm(settings: Settings, agreed: bool, what: str) -> None:
+  """Asks for the name to be typed unless that was `agreed`.
+
+  Raises:
+    Stop: it was not typed, or nobody is there.
+  """
+  name = settings['NAME']
   if agreed:
     return
   if not sys.stdin.isatty():
-    raise Stop('nobody is there to agree to the costs: give --yes', USAGE)
-  print(f'Type {settings["NAME"]} to go on: ', end='', file=sys.stderr, flush=True)
-  if sys.stdin.readline().strip() != settings['NAME']:
-    raise Stop('not agreed to; nothing was done', USAGE)
+    raise Stop(f'nobody is there to agree {what} ({name}): give --yes')
+  print(f'Type {name} {what}: ', end='', file=sys.stderr, flush=True)
+  if sys.stdin.readline().strip() != name:
+    raise Stop('not agreed to; nothing was done')
 
 
 def wait(settings: Settings, gcloud: Gcloud, poll: float) -> None:
@@ -154,10 +147,10 @@ def wait(settings: Settings, gcloud: Gcloud, poll: float) -> None:
     states = [node.state for node in nodes(settings, gcloud)] if there.state == 'ACTIVE' else []
     if gcloud.dry or (states and set(states) == {'READY'}):
       return
-    if there.state == NOT_FOUND or there.state in ENDED or {'PREEMPTED', 'TERMINATED'} & set(states):
+    if there.state == NOT_FOUND or there.state in ENDED or set(GONE) & set(states):
       seen = ', '.join([there.state, *states])
       raise Stop(f'{settings["NAME"]} is {seen} {there.why}: there are no machines', LOST)
-    if there.state not in PENDING[:3]:
+    if there.state not in QUEUEING:
       since = since or time.monotonic()
       if time.monotonic() - since > 60 * float(settings['WAIT_MINUTES']):
         raise Stop(f'{settings["NAME"]} is not ready after WAIT_MINUTES; it is left as it is', LOST)

@@ -39,9 +39,16 @@ KEYS = {
 }
 # What the machines are made from: of these the label is a hash, by which they are known again.
 SHAPING = (
-  'ACCELERATOR_TYPE RUNTIME_VERSION CAPACITY NUM_SLICES TOPOLOGY INTERNAL_IP NETWORK SUBNETWORK '
-  'SERVICE_ACCOUNT'
-).split()
+  'ACCELERATOR_TYPE',
+  'RUNTIME_VERSION',
+  'CAPACITY',
+  'NUM_SLICES',
+  'TOPOLOGY',
+  'INTERNAL_IP',
+  'NETWORK',
+  'SUBNETWORK',
+  'SERVICE_ACCOUNT',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 # Python puts the folder of a program on its path; the package lies one above.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from tpu_scripts.cli import main  # noqa: E402
+from tpu_scripts.cli import main
 
 if __name__ == '__main__':
   sys.exit(main(sys.argv[1:]))
