@@ -30,6 +30,7 @@ def limits_of(settings: Settings) -> Limits:
     failures=int(settings['MAX_FAILURES']),
     wait=60 * float(settings['WAIT_MINUTES']),
     mixed=60 * float(settings['MIXED_MINUTES']),
+    errors=int(settings['MAX_ERRORS']),
   )
 
 

@@ -23,8 +23,8 @@ VERBS = {
   'list': 'lists the queued resources of the zone',
 }
 EPILOG = (
-  'Exit codes: 0 done, 2 usage, 3 gcloud or permission, 4 machines lost or no capacity, 5 failed or '
-  'gave up, 75 start it again.'
+  'Exit codes: 0 done, 2 usage, 3 gcloud or permission, 4 machines lost or no capacity, '
+  '5 failed or gave up, 75 start it again.'
 )
 
 
@@ -50,9 +50,8 @@ def parser() -> Parser:
     if name == 'status':
       add('run', metavar='RUN', nargs='?', help="the run's name")
     if name in ('launch', 'babysit'):
-      lists = {'action': 'append', 'default': []}
-      add('--set', **lists, metavar='KEY=VALUE', help='a variable of the job')
-      add('--set-file', **lists, metavar='FILE', help='such lines, as in xla_flags/tpu.env')
+      add('--set', action='append', default=[], metavar='K=V', help='a variable of the job')
+      add('--set-file', action='append', default=[], metavar='FILE', help='such lines')
       add('--no-preflight', action='store_true', help='do not ask whether it fits')
     if name in ('setup', 'babysit'):
       add('--include-dirty', action='store_true', help='send uncommitted changes too')

@@ -48,8 +48,8 @@ def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
     gcloud.call(commands.scp(settings, [path, str(sources.SETUP)]), timeout=900)
   remote = shlex.join(['bash', 'remote_setup.sh', name, source.name, settings['PYTHON'], 'tpu'])
   out = gcloud.call(commands.ssh(settings, remote), timeout=2400, check=False)
+  expected = sum(node.workers for node in machines.nodes(settings, gcloud))
   if not gcloud.dry:
-    expected = sum(node.workers for node in machines.nodes(settings, gcloud))
     done = set(re.findall(rf'^LMSETUP (\S+) {re.escape(source.name)} ok', out, re.MULTILINE))
     if not expected or len(done) < expected:
       last = ' '.join(out.splitlines()[-3:])
@@ -146,9 +146,9 @@ def launch(
   command = start_command(settings, run, job, environ)
   gcloud.call(commands.ssh(settings, command), timeout=300, check=False)
   workers = status(settings, gcloud, run)
+  expected = sum(node.workers for node in machines.nodes(settings, gcloud))
   if gcloud.dry:
     return workers
-  expected = sum(node.workers for node in machines.nodes(settings, gcloud))
   runs = [w for w in workers if w.state == 'RUNNING' or (w.state, w.code) == ('EXITED', '0')]
   if len(runs) < max(expected, 1):
     if not any(w.state == 'RUNNING' for w in before):

@@ -24,6 +24,7 @@ KEYS = {
   'MAX_HOURS': (NUMBER, None, 'the hours after which babysit gives up'),
   'MAX_RECREATIONS': (r'[0-9]+', None, 'how often babysit may create machines again'),
   'MAX_FAILURES': (r'[1-9][0-9]*', '3', 'failures without a newer checkpoint step'),
+  'MAX_ERRORS': (r'[1-9][0-9]*', '20', 'failures of gcloud in a row'),
   'NUM_SLICES': (r'[1-9][0-9]*', '1', 'a whole number from 1'),
   'TOPOLOGY': (r'([0-9]+(x[0-9]+)+)?', '', 'a topology of v4, as in 2x2x4'),
   'RUNTIME_VERSION': (WORD, '', 'a version that `gcloud compute tpus tpu-vm versions list` lists'),
