@@ -178,6 +178,9 @@ def _run(argv: Sequence[str], timeout: float) -> tuple[int | None, str, str]:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
       process.wait()
+    for pipe in (process.stdout, process.stderr):
+      if pipe is not None:
+        pipe.close()
 
 
 def _name(argv: Sequence[str]) -> str:

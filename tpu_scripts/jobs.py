@@ -107,7 +107,7 @@ def preflight(settings: Settings, command: Sequence[str], dry: bool) -> None:
     print(shlex.join(argv))
     return
   try:
-    code = subprocess.run(argv, cwd=sources.ROOT, stdout=sys.stderr, timeout=3600).returncode
+    code = subprocess.run(argv, cwd=sources.ROOT, stdout=2, timeout=3600).returncode
   except subprocess.TimeoutExpired as e:
     raise Stop('the preflight takes more than an hour; --no-preflight starts without it') from e
   if code == 2:
