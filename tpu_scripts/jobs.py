@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -58,14 +59,19 @@ def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
       )
 
 
-def start_command(settings: Settings, run: str, job: Sequence[str], environ: Sequence[str]) -> str:
-  """Returns what starts a job on a worker: in its code, with its environment's Python."""
+def start_command(
+  settings: Settings, run: str, job: Sequence[str], environ: Sequence[str], token: str
+) -> str:
+  """Returns what starts a job on a worker, in its code, with its environment's Python.
+
+  A worker starts it once for a `token`, however often gcloud sends it.
+  """
   logs = f'{settings["GCS_ROOT"]}/{run}/logs'
   there = f'$HOME/runs/{run}'
   prefix = ['env', 'PYTHONUNBUFFERED=1', *environ]
   return (
     'cd -P "$HOME/lm/current" && PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD" '
-    f'bash tpu_scripts/remote_run.sh start "{there}" --logs={shlex.quote(logs)} -- '
+    f'bash tpu_scripts/remote_run.sh start "{there}" --token={token} --logs={shlex.quote(logs)} -- '
     + shlex.join([*prefix, *job])
   )
 
@@ -143,7 +149,8 @@ def launch(
   before = status(settings, gcloud, run)
   if not gcloud.dry:
     _refuse(before, run)
-  command = start_command(settings, run, job, environ)
+  token = 'TOKEN' if gcloud.dry else secrets.token_hex(8)
+  command = start_command(settings, run, job, environ, token)
   gcloud.call(commands.ssh(settings, command), timeout=300, check=False)
   workers = status(settings, gcloud, run)
   expected = sum(node.workers for node in machines.nodes(settings, gcloud))

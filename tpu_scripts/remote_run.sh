@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one job on this worker, apart from the ssh connection that starts it.
 #
-#   remote_run.sh start  RUN_DIR [--logs=gs://FOLDER] -- COMMAND ...
+#   remote_run.sh start  RUN_DIR [--token=T] [--logs=gs://FOLDER] -- COMMAND ...
 #   remote_run.sh status RUN_DIR
 #   remote_run.sh stop   RUN_DIR [SECONDS]      SIGTERM; SIGKILL after SECONDS (120)
 #
@@ -13,7 +13,7 @@
 # A worker has one lock for all its runs, and descriptor 9 holds it: supervisor and job inherit
 # it, so it is free only when both are gone. There are no pid files to be wrong about. gcloud may
 # send a command twice (it starts ssh again when the link drops), so a second start of a run that
-# runs changes nothing.
+# runs changes nothing, nor does one of a token that has started it before.
 set -u
 
 run_dir=${2:?usage: remote_run.sh start|status|stop RUN_DIR}
@@ -68,17 +68,21 @@ state() {
 }
 
 start() {
-  local logs=''
+  local logs='' token=''
   shift 2
+  case ${1:-} in --token=*) token=${1#--token=} && shift ;; esac
   case ${1:-} in --logs=*) logs=${1#--logs=} && shift ;; esac
   if [ "${1:-}" != -- ] || [ $# -lt 2 ]; then
-    echo 'usage: remote_run.sh start RUN_DIR [--logs=gs://FOLDER] -- COMMAND ...' >&2
+    echo 'usage: remote_run.sh start RUN_DIR [--token=T] [--logs=gs://FOLDER] -- COMMAND ...' >&2
     exit 2
   fi
   shift
   alone
   exec 9>>"$lock"
-  if flock --nonblock 9; then
+  if [ -n "$token" ] && [ "$(cat "$run_dir/token" 2>/dev/null)" = "$token" ]; then
+    : # sent twice
+  elif flock --nonblock 9; then
+    echo "$token" >"$run_dir/token"
     rm -f "$run_dir/code"
     echo "$run" >"$runs/.owner"
     date -u +%FT%TZ >>"$run_dir/started"

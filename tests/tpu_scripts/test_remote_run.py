@@ -1,5 +1,6 @@
 """remote_run.sh by itself: one job a worker, whoever dies."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -61,7 +62,7 @@ class Machine:
 def machine(tmp_path):
   made = Machine(tmp_path)
   yield made
-  for run in (tmp_path / 'runs').glob('*'):
+  for run in (tmp_path / 'runs').glob('[!.]*'):
     made.stop(run.name, '0')
 
 
@@ -81,10 +82,8 @@ def test_ten_starts_at_once_make_one_job(machine):
 def test_the_job_outlives_the_session_that_started_it(machine):
   session = machine.popen('start', 'runs/a', '--', *TRAINER, start_new_session=True)
   assert 'RUNNING' in session.stdout.readline()
-  try:
+  with contextlib.suppress(ProcessLookupError):
     os.killpg(session.pid, signal.SIGKILL)
-  except ProcessLookupError:
-    pass
   session.communicate(timeout=30)
   os.kill(machine.began()[0], 0)
   assert machine.status('a') == 'RUNNING -'
@@ -110,6 +109,17 @@ def test_a_finished_run_starts_again(machine):
   assert log.count(' starts ') == 2 and 'exits 7' in log and 'exits 75' in log
   machine.start('b', 'true')
   assert machine.until('b', ('EXITED 0',))
+
+
+def test_a_token_starts_a_run_once(machine):
+  start = ['start', 'runs/a', '--token=1', '--', 'bash', '-c', 'echo 1 >> began; exit 3']
+  machine.run(*start)
+  assert machine.until('a', ('EXITED 3',))
+  assert machine.run(*start) == 'EXITED 3'
+  assert machine.began() == [1]
+  start[2] = '--token=2'
+  machine.run(*start)
+  assert machine.until('a', ('EXITED 3',)) and machine.began() == [1, 1]
 
 
 def test_without_its_supervisor_a_job_still_counts(machine):
