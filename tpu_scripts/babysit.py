@@ -52,7 +52,7 @@ def babysit(
     seen = observe(settings, gcloud, job.run)
     action = decide(seen, history, limits)
     if action.kind in ('start', 'recreate'):
-      _say(action)
+      said = _say(action)
       try:
         act(settings, gcloud, job, seen, action)
       except Stop as e:

@@ -27,13 +27,7 @@ say() { echo "LMRUN $(hostname) $run $1 ${2:--}"; }
 
 # The processes that hold the lock.
 holders() {
-  local fd pid
-  for fd in /proc/[0-9]*/fd/9; do
-    if [ "$(readlink "$fd" 2>/dev/null)" = "$lock" ]; then
-      pid=${fd#/proc/}
-      echo "${pid%%/*}"
-    fi
-  done
+  find /proc/[0-9]*/fd/9 -maxdepth 0 -lname "$lock" 2>/dev/null | cut -d / -f 3
 }
 
 supervisor() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -q 'remote_run.sh supervise '; }

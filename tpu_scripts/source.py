@@ -68,7 +68,7 @@ def archive(source: Source, folder: str, root: pathlib.Path = ROOT) -> str:
   _git(root, 'archive', '--format=tar', f'--output={plain}', source.tree)
   note = os.path.join(folder, '.source')
   pathlib.Path(note).write_text(f'== commit {source.commit} diff {source.diff or "none"}\n')
-  with tarfile.open(plain) as tree, tarfile.open(path, 'w:gz') as packed:
+  with tarfile.open(plain) as tree, tarfile.open(path, 'w:gz', compresslevel=5) as packed:
     for member in tree.getmembers():
       packed.addfile(member, tree.extractfile(member) if member.isfile() else None)
     packed.add(note, '.source')
