@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from tpu_scripts import jobs, machines
-from tpu_scripts.errors import CLOUD, USAGE, Stop
+from tpu_scripts.errors import CLOUD, GAVE_UP, USAGE, Stop
 from tpu_scripts.gcloud import Gcloud, GcloudError
 from tpu_scripts.policy import Action, History, Limits, Observation, after, decide
 from tpu_scripts.settings import Settings
@@ -58,9 +58,10 @@ def babysit(
       except Stop as e:
         if not isinstance(e, GcloudError) and e.code == USAGE:
           raise
-        kind = e.kind if isinstance(e, GcloudError) else 'partial'
-        seen = Observation(time.monotonic(), error=kind, why=str(e))
-        action = decide(seen, history, limits)
+        if e.code != GAVE_UP:  # that is a job that failed at once, which the next look counts
+          kind = e.kind if isinstance(e, GcloudError) else 'partial'
+          seen = Observation(time.monotonic(), error=kind, why=str(e))
+          action = decide(seen, history, limits)
     if f'{action.row} {action.reason}' != said:
       said = _say(action)
     history = after(seen, history, action)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tpu_scripts import commands, machines
 from tpu_scripts import source as sources
-from tpu_scripts.errors import CLOUD, LOST, Stop
+from tpu_scripts.errors import CLOUD, GAVE_UP, LOST, Stop
 from tpu_scripts.gcloud import Gcloud, GcloudError
 from tpu_scripts.settings import NAME, Settings
 from tpu_scripts.states import Worker, told
@@ -143,8 +143,8 @@ def launch(
   """Starts a job on every worker, and sees that it runs on every one. Twice is once.
 
   Raises:
-    Stop: another run holds a worker, a worker has no setup, or it does not run on all; then
-      nothing of it is left running.
+    Stop: another run holds a worker, a worker has no setup, it does not run on all, or failed at
+      once (code 5); then nothing of it is left running.
   """
   before = status(settings, gcloud, run)
   if not gcloud.dry:
@@ -156,14 +156,17 @@ def launch(
   expected = sum(node.workers for node in machines.nodes(settings, gcloud))
   if gcloud.dry:
     return workers
-  runs = [w for w in workers if w.state == 'RUNNING' or (w.state, w.code) == ('EXITED', '0')]
-  if len(runs) < max(expected, 1):
+  begun = [w for w in workers if w.state in ('RUNNING', 'EXITED')]
+  failed = [w for w in workers if w.state == 'EXITED' and w.code != '0']
+  if len(begun) < max(expected, 1) or failed:
     if not any(w.state == 'RUNNING' for w in before):
       # Part of a job is worse than none: it waits for the others, and bills.
       stop(settings, gcloud, run)
     _refuse(workers, run)
+    if failed:
+      raise Stop(f'{run} failed at once: {told(workers)}; see logs {run}', GAVE_UP)
     raise Stop(
-      f'{run} runs on {len(runs)} of {expected} workers, so it was stopped: {told(workers)}', CLOUD
+      f'{run} runs on {len(begun)} of {expected} workers, so it was stopped: {told(workers)}', CLOUD
     )
   return workers
 

@@ -75,6 +75,15 @@ SCENES = [
     'delete',
   ),
   (
+    'failures',
+    {'workers': [IDLE], 'started': [[FAIL]]},  # it fails before launch has looked
+    {'MAX_FAILURES': '2'},
+    'idle failed failures',
+    5,
+    'ssh start,ssh start',
+    'delete',
+  ),
+  (
     'lost',
     {
       'nodes': ['READY', 'PREEMPTED'],

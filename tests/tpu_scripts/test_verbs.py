@@ -181,6 +181,23 @@ def test_wrong_launches_run_nothing(cloud, capsys, arguments, words):
   assert cloud.calls() == []
 
 
+@pytest.mark.parametrize(
+  ('states', 'code', 'words'),
+  [
+    (['EXITED 1', 'RUNNING'], 5, 'first failed at once: 1 EXITED 1, 1 RUNNING; see logs first'),
+    (['RUNNING'], 3, 'runs on 1 of 2 workers, so it was stopped'),
+    (['RUNNING', 'LOST'], 3, 'runs on 1 of 2 workers'),
+    (['RUNNING', 'HELD other'], 2, 'w1 runs other: stop that (stop other)'),
+  ],
+)
+def test_a_job_that_does_not_run_everywhere_is_stopped(cloud, capsys, states, code, words):
+  stopped = ['EXITED 143'] * 2
+  cloud.plan(workers=[['ABSENT'] * 2], started=[[states, stopped]])
+  assert cloud.run('launch', 'first', '--no-preflight', '--', 'true') == code
+  assert words in capsys.readouterr().err
+  assert 'ssh stop' in cloud.verbs()
+
+
 @pytest.mark.parametrize(('exits', 'code', 'words'), [(0, 0, ''), (2, 2, 'refuses'), (1, 2, 'run')])
 def test_the_preflight_comes_first(cloud, monkeypatch, capsys, tmp_path, exits, code, words):
   script = tmp_path / 'python'
