@@ -137,3 +137,10 @@ def test_text_never_loads_jax():
 @pytest.mark.parametrize('program', ['train', 'evaluate', 'generate', 'prepare', 'vectors'])
 def test_programs_load_jax_only_after_their_flags_are_right(program):
   assert _heavy_after_importing(f'lm.{program}') == ''
+
+
+def test_tpu_scripts_need_python_alone():
+  files = sorted((ROOT / 'tpu_scripts').glob('*.py'))
+  ours = {'tpu_scripts', *sys.stdlib_module_names}
+  for file in files:
+    assert {name.split('.')[0] for name in _imports(file.read_text())} <= ours, file

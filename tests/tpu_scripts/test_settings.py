@@ -1,0 +1,94 @@
+"""Settings: what is refused, and in which words."""
+
+import pathlib
+import re
+
+import pytest
+
+from tpu_scripts import settings
+from tpu_scripts.errors import Stop
+from tpu_scripts.slices import slice_of
+
+EXAMPLE = pathlib.Path(settings.__file__).parent / 'env.example'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'NAME': '$(rm -rf ~)'}, r'tpu\.env:3: NAME=.*not shell code'),
+    ({'NAME': 'a`id`'}, r'tpu\.env:3: NAME=.*not shell code'),
+    ({'GCS_ROOT': 'gs://b/r; reboot'}, r'tpu\.env:6: GCS_ROOT=.*not shell code'),
+    ({'PROJECT': 'p && true'}, r'tpu\.env:1: PROJECT=.*not shell code'),
+    ({'PROJECT': '"quoted"'}, r'tpu\.env:1: PROJECT=.*no quotes'),
+    ({'CAPACITY': 'cheap'}, r"tpu\.env:5: CAPACITY='cheap' is wrong; it is on-demand, spot or"),
+    ({'MAX_HOURS': 'many'}, r'tpu\.env:8: MAX_HOURS'),
+    ({'NUMSLICES': '2'}, r'tpu\.env:10: unknown key NUMSLICES \(did you mean NUM_SLICES\?\)'),
+    ({'ACCELERATOR_TYPE': 'tpu7x-8'}, 'does not serve TPU7x; use GKE'),
+    ({'ACCELERATOR_TYPE': 'v9-8'}, 'v9-8 is unknown; it is one of'),
+    ({'ACCELERATOR_TYPE': 'v5litepod-7'}, 'no usual topology; there is v5litepod-1, v5litepod-4'),
+    ({'ACCELERATOR_TYPE': 'v4-32', 'TOPOLOGY': '2x2x2'}, '2x2x2 has 8 chips and v4-32 has 16'),
+    ({'TOPOLOGY': '4x4'}, 'a topology for v4 alone'),
+    ({'TUNNEL': 'yes', 'INTERNAL_IP': 'yes'}, 'takes one of them'),
+  ],
+)
+def test_what_is_wrong_is_told_in_one_line_and_runs_nothing(cloud, capsys, changes, words):
+  cloud.write(changes)
+  assert cloud.run('create', '--yes') == 2
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1
+  assert re.search(words, err)
+  assert cloud.calls() == []
+
+
+@pytest.mark.parametrize('line', ['export NAME=x', 'source other', 'NAME', '. /etc/passwd'])
+def test_a_line_that_is_no_pair_is_refused(cloud, line):
+  cloud.env.write_text(cloud.env.read_text() + line + '\n')
+  with pytest.raises(Stop, match=r'tpu\.env:10: .*KEY=VALUE'):
+    settings.read(str(cloud.env))
+
+
+def test_missing_and_doubled_keys_are_told(cloud):
+  text = cloud.env.read_text()
+  cloud.env.write_text(text.replace('ZONE=us-central1-a\n', ''))
+  with pytest.raises(Stop, match=r'missing ZONE \(a zone, as in'):
+    settings.read(str(cloud.env))
+  cloud.env.write_text(text + 'ZONE=us-east1-b\n')
+  with pytest.raises(Stop, match='ZONE is given twice'):
+    settings.read(str(cloud.env))
+  with pytest.raises(Stop, match=r'copy tpu_scripts/env\.example'):
+    settings.read('nowhere.env')
+
+
+def test_the_example_is_right_and_names_every_key():
+  assert settings.read(str(EXAMPLE)).slice.topology == '4x4'
+  text = EXAMPLE.read_text()
+  for key, (_, default, _) in settings.KEYS.items():
+    assert (f'\n{key}=' if default is None else f'\n#{key}={default}\n') in text
+
+
+def test_cost_is_chips_times_price_times_hours(cloud):
+  cloud.write({'ACCELERATOR_TYPE': 'v5p-16', 'NUM_SLICES': '2'})
+  # 16 TensorCores are 8 chips: 2 slices x 8 chips x 2 an hour, for 3 hours.
+  assert '16 chips x 2 = 32.00 an hour, 96.00 in MAX_HOURS=3' in settings.read(cloud.env).cost()
+
+
+def test_the_label_changes_with_what_shapes_machines_alone(cloud):
+  label = settings.read(cloud.env).label
+  cloud.write({'MAX_HOURS': '99', 'GCS_ROOT': 'gs://other/runs'})
+  assert settings.read(cloud.env).label == label
+  cloud.write({'CAPACITY': 'on-demand'})
+  assert settings.read(cloud.env).label != label
+
+
+@pytest.mark.parametrize(
+  ('accelerator', 'generation', 'chips', 'topology'),
+  [
+    ('v4-8', 'v4', 4, '2x2x1'),
+    ('v5litepod-256', 'v5e', 256, '16x16'),
+    ('v5p-128', 'v5p', 64, '4x4x4'),
+    ('v6e-8', 'v6e', 8, '2x4'),
+  ],
+)
+def test_slices(accelerator, generation, chips, topology):
+  found = slice_of(accelerator)
+  assert (found.generation, found.chips, found.topology) == (generation, chips, topology)

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes the code and its Python environment on this worker.
+#
+#   remote_setup.sh ARCHIVE HASH PYTHON EXTRA       as in: lm-HASH.tar.gz 1f3a... 3.12 tpu
+#
+# The code of an archive lies in ~/lm/HASH and is never changed, so a job that runs keeps its own;
+# ~/lm/current points to the newest. The environment is named by what is installed in it and
+# shared by archives that agree. Each is finished by a stamp that is written last: what has no
+# stamp was left half made, and is made again. Prints 'LMSETUP HOST HASH ok' at the end.
+set -euo pipefail
+shopt -s inherit_errexit
+
+archive=${1:?usage: remote_setup.sh ARCHIVE HASH PYTHON EXTRA} hash=${2:?} python=${3:?} extra=${4:?}
+home=$HOME/lm
+code=$home/$hash
+mkdir -p "$home"
+exec 9>>"$home/.setup" # gcloud may send this twice
+flock --wait 1500 9 || { echo 'another setup of this worker does not end' >&2 && exit 1; }
+
+# Networks of new machines fail: three times, then the error.
+persist() {
+  local try
+  for try in 1 2; do
+    "$@" && return
+    sleep $((try * ${LM_PAUSE:-10}))
+  done
+  "$@"
+}
+
+# Prints a Python of the version asked for. Ubuntu 22.04 has 3.10, so uv fetches another.
+find_python() {
+  if command -v "python$python"; then return; fi
+  {
+    persist python3 -m pip install --user --quiet uv
+    persist python3 -m uv python install "$python"
+  } >&2
+  python3 -m uv python find "$python"
+}
+
+if [ "$(cat "$code/.stamp" 2>/dev/null)" != "$hash" ]; then
+  rm -rf "$code"
+  mkdir -p "$code"
+  tar -xzf "$archive" -C "$code"
+  echo "$hash" >"$code/.stamp"
+fi
+
+key=$(cat "$code/pyproject.toml" "$code/constraints.txt" <(echo "$python $extra") | sha256sum)
+venv=$home/venv-${key:0:16}
+if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$key" ]; then
+  rm -rf "$venv"
+  found=$(find_python)
+  "$found" -m venv "$venv"
+  # The package itself is taken out again: jobs import it from their own ~/lm/HASH.
+  persist "$venv/bin/python" -m pip install --quiet -c "$code/constraints.txt" "${code}[$extra]"
+  "$venv/bin/python" -m pip uninstall --quiet --yes lm
+  echo "$key" >"$venv/.stamp"
+fi
+ln -sfn "$venv" "$code/.venv"
+ln -sfn "$code" "$home/current"
+rm -f "$archive"
+echo "LMSETUP $(hostname) $hash ok"

@@ -1,0 +1,134 @@
+"""The settings file: KEY=VALUE lines that are parsed here and never reach a shell."""
+
+import dataclasses
+import difflib
+import hashlib
+import pathlib
+import re
+
+from tpu_scripts.errors import Stop
+from tpu_scripts.slices import Slice, slice_of
+
+NAME = r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?'
+NUMBER = r'[0-9]+(\.[0-9]+)?'
+WORD = r'[A-Za-z0-9._-]*'
+# Each key -> (what its value must look like, its default or None where it has none, in words).
+KEYS = {
+  'PROJECT': (r'[a-z][a-z0-9.:-]+', None, "the project's id, as in my-project"),
+  'ZONE': (r'[a-z]+-[a-z]+[0-9]+-[a-z]', None, 'a zone, as in us-central1-a'),
+  'NAME': (NAME, None, 'at most 40 lower-case letters, digits and dashes'),
+  'ACCELERATOR_TYPE': (r'[a-z0-9]+-[0-9x]+', None, 'a type, as in v5litepod-16'),
+  'CAPACITY': (r'on-demand|spot|reserved', None, 'on-demand, spot or reserved'),
+  'GCS_ROOT': (r'gs://[a-z0-9][A-Za-z0-9._/-]+', None, 'a folder of a bucket, gs://BUCKET/PATH'),
+  'PRICE_PER_CHIP_HOUR': (NUMBER, None, 'a number, from https://cloud.google.com/tpu/pricing'),
+  'MAX_HOURS': (NUMBER, None, 'the hours after which babysit gives up'),
+  'MAX_RECREATIONS': (r'[0-9]+', None, 'how often babysit may create machines again'),
+  'MAX_FAILURES': (r'[1-9][0-9]*', '3', 'failures without a newer checkpoint step'),
+  'MAX_ERRORS': (r'[1-9][0-9]*', '20', 'failures of gcloud in a row'),
+  'NUM_SLICES': (r'[1-9][0-9]*', '1', 'a whole number from 1'),
+  'TOPOLOGY': (r'([0-9]+(x[0-9]+)+)?', '', 'a topology of v4, as in 2x2x4'),
+  'RUNTIME_VERSION': (WORD, '', 'a version that `gcloud compute tpus tpu-vm versions list` lists'),
+  'VALID_UNTIL': (r'[0-9]+[smhd]', '6h', 'how long to wait for capacity, as in 6h'),
+  'INTERNAL_IP': (r'yes|no', 'no', 'yes or no'),
+  'TUNNEL': (r'yes|no', 'no', 'yes or no: ssh through the Identity-Aware Proxy'),
+  'NETWORK': (WORD, '', 'a network'),
+  'SUBNETWORK': (WORD, '', 'a subnetwork'),
+  'SERVICE_ACCOUNT': (r'([A-Za-z0-9.-]+@[A-Za-z0-9.-]+)?', '', 'an address, NAME@PROJECT...'),
+  'PYTHON': (r'3\.[0-9]+', '3.12', 'a version of Python, as in 3.12'),
+  'WAIT_MINUTES': (NUMBER, '30', 'minutes to wait for machines that are being made or mended'),
+  'MIXED_MINUTES': (NUMBER, '5', 'minutes to wait for workers that do not agree'),
+}
+# What the machines are made from: of these the label is a hash, by which they are known again.
+SHAPING = (
+  'ACCELERATOR_TYPE',
+  'RUNTIME_VERSION',
+  'CAPACITY',
+  'NUM_SLICES',
+  'TOPOLOGY',
+  'INTERNAL_IP',
+  'NETWORK',
+  'SUBNETWORK',
+  'SERVICE_ACCOUNT',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The settings of a slice, or of several of one kind; `values` has every key of KEYS."""
+
+  values: dict[str, str]
+  slice: Slice
+
+  def __getitem__(self, key: str) -> str:
+    return self.values[key]
+
+  @property
+  def slices(self) -> int:
+    return int(self['NUM_SLICES'])
+
+  @property
+  def runtime(self) -> str:
+    return self['RUNTIME_VERSION'] or self.slice.runtime
+
+  @property
+  def label(self) -> str:
+    """A hash of what shapes the machines."""
+    shape = '\n'.join(f'{key}={self[key]}' for key in SHAPING)
+    return hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+  def cost(self) -> str:
+    """Returns chips x price x hours in words."""
+    chips = self.slices * self.slice.chips
+    price, hours = float(self['PRICE_PER_CHIP_HOUR']), float(self['MAX_HOURS'])
+    return (
+      f'{self.slices} x {self["ACCELERATOR_TYPE"]} ({self["CAPACITY"]}) is {chips} chips x '
+      f'{price:g} = {chips * price:,.2f} an hour, {chips * price * hours:,.2f} in MAX_HOURS='
+      f'{hours:g}; billed until deleted'
+    )
+
+
+def read(path: str) -> Settings:
+  """Reads a settings file.
+
+  Raises:
+    Stop: it is not there, or a line, key or value is wrong: the line names file, line and key.
+  """
+  try:
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise Stop(f'--env={path} cannot be read ({e}); copy tpu_scripts/env.example') from e
+  given: dict[str, str] = {}
+  for number, line in enumerate(lines, 1):
+    if line.strip() and not line.lstrip().startswith('#'):
+      key, value = _pair(line.strip(), f'{path}:{number}')
+      if key in given:
+        raise Stop(f'{path}:{number}: {key} is given twice')
+      given[key] = value
+  missing = [key for key, (_, default, _) in KEYS.items() if default is None and key not in given]
+  if missing:
+    needs = '; '.join(f'{key} ({KEYS[key][2]})' for key in missing)
+    raise Stop(f'{path}:{len(lines)}: missing {needs}')
+  values = {key: given.get(key, default or '') for key, (_, default, _) in KEYS.items()}
+  values['GCS_ROOT'] = values['GCS_ROOT'].rstrip('/')
+  if values['TUNNEL'] == values['INTERNAL_IP'] == 'yes':
+    raise Stop(f'{path}: TUNNEL=yes and INTERNAL_IP=yes: gcloud takes one of them for ssh')
+  try:
+    return Settings(values, slice_of(values['ACCELERATOR_TYPE'], values['TOPOLOGY']))
+  except Stop as e:
+    raise Stop(f'{path}: {e}') from e
+
+
+def _pair(line: str, where: str) -> tuple[str, str]:
+  key, equals, value = (part.strip() for part in line.partition('='))
+  if not equals or not re.fullmatch(r'[A-Z_]+', key):
+    raise Stop(f'{where}: {line!r} is no KEY=VALUE (settings are not shell code)')
+  if key not in KEYS:
+    close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+    hint = f' (did you mean {close[0]}?)' if close else ''
+    raise Stop(f'{where}: unknown key {key}{hint}')
+  pattern, _, words = KEYS[key]
+  if not re.fullmatch(pattern, value):
+    shell = ' (settings are not shell code, and have no quotes)'
+    hint = shell if re.search(r'[$`;&|<>"\'\\(){}]', value) else ''
+    raise Stop(f'{where}: {key}={value!r} is wrong; it is {words}{hint}')
+  return key, value

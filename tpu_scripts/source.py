@@ -1,0 +1,93 @@
+"""What is sent to the workers: an archive of a commit, or of the working tree, and its hash."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+from tpu_scripts.errors import Stop
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SETUP = ROOT / 'tpu_scripts' / 'remote_setup.sh'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Code to send: the commit, the hash of what differs from it ('' for nothing), git's tree."""
+
+  commit: str
+  diff: str
+  tree: str
+
+  @property
+  def name(self) -> str:
+    """The commit, and the hash of the difference."""
+    return self.commit[:12] + (f'-{self.diff}' if self.diff else '')
+
+
+def find(include_dirty: bool, root: pathlib.Path = ROOT) -> Source:
+  """Reads what the clone holds.
+
+  Args:
+    include_dirty: Take the working tree, with files that git does not ignore, and not the commit.
+
+  Raises:
+    Stop: this is no clone.
+  """
+  commit = _git(root, 'rev-parse', 'HEAD')
+  if not _git(root, 'status', '--porcelain'):
+    return Source(commit, '', commit)
+  if not include_dirty:
+    print(
+      'uncommitted changes are not sent; give --include-dirty to send them too', file=sys.stderr
+    )
+    return Source(commit, '', commit)
+  with tempfile.TemporaryDirectory() as folder:
+    # An index of its own: what the user has staged stays as it is.
+    index = {'GIT_INDEX_FILE': os.path.join(folder, 'index')}
+    _git(root, 'read-tree', 'HEAD', env=index)
+    _git(root, 'add', '--all', env=index)
+    tree = _git(root, 'write-tree', env=index)
+  diff = _git(root, 'diff', '--binary', commit, tree)
+  return Source(commit, hashlib.sha256(diff.encode()).hexdigest()[:8], tree)
+
+
+def archive_name(source: Source) -> str:
+  return f'lm-{source.name}.tar.gz'
+
+
+def archive(source: Source, folder: str, root: pathlib.Path = ROOT) -> str:
+  """Writes the archive into a folder, with a file .source that tells what it is."""
+  path = os.path.join(folder, archive_name(source))
+  plain = os.path.join(folder, 'tree.tar')
+  _git(root, 'archive', '--format=tar', f'--output={plain}', source.tree)
+  note = os.path.join(folder, '.source')
+  pathlib.Path(note).write_text(f'== commit {source.commit} diff {source.diff or "none"}\n')
+  with tarfile.open(plain) as tree, tarfile.open(path, 'w:gz', compresslevel=5) as packed:
+    for member in tree.getmembers():
+      packed.addfile(member, tree.extractfile(member) if member.isfile() else None)
+    packed.add(note, '.source')
+  return path
+
+
+def _git(root: pathlib.Path, *words: str, env: dict[str, str] | None = None) -> str:
+  try:
+    return subprocess.run(
+      ['git', '-C', str(root), *words],
+      check=True,
+      capture_output=True,
+      text=True,
+      errors='replace',
+      timeout=120,
+      env=os.environ | (env or {}),
+    ).stdout.strip()
+  except FileNotFoundError as e:
+    raise Stop('git is not installed, and setup sends what it knows of') from e
+  except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as e:
+    told = (getattr(e, 'stderr', '') or str(e)).strip()
+    raise Stop(f'{shlex.join(["git", *words])}: {told[:200]}') from e
