@@ -8,6 +8,9 @@ Rates are of one chip, in bytes and FLOPs a second. Sources, read in November 20
 - network between slices: network cards of a host, 2 x 100 Gbit/s (v5e page, "Per-host NIC
   configuration"), 4 x 200 Gbit/s (v6e page), 200 Gbit/s (v4, v5p: Austin et al. 2025, How to Scale
   Your Model, chapter 2), divided by the chips of a host.
+- clock: the peak divided by what the matrix units do in a cycle (v4: 2 cores x 4 units x 128 x 128 x
+  2 FLOP; v5e 4 units; v5p 2 x 4; v6e, tpu7x: 524,288 FLOP a cycle and device, the least power of two
+  above what the compiler says of a product of 8192 x 8192 matrices, 369,231 and 422,142).
 """
 
 from typing import NamedTuple
@@ -31,16 +34,34 @@ class Chip(NamedTuple):
   accelerator: str  # what TPU VMs call a slice, with the number of cores or chips after it
   cores: int  # per chip, where that number counts cores; 1 where it counts chips
   host: int  # chips of a host
+  clock: float  # cycles/s, by which the compiler counts
+  devices: int = 1  # that JAX sees of a chip
 
 
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v4', 275 * TFLOPS, 32 * GIB, 1228 * GB, 50 * GB, 6.25 * GB, 3, 4, 'v4', 2, 4),
-    Chip('v5e', 197 * TFLOPS, 16 * GIB, 819 * GB, 50 * GB, 3.125 * GB, 2, 16, 'v5litepod', 1, 8),
-    Chip('v5p', 459 * TFLOPS, 95 * GIB, 2765 * GB, 100 * GB, 6.25 * GB, 3, 4, 'v5p', 2, 4),
-    Chip('v6e', 918 * TFLOPS, 32 * GIB, 1638 * GB, 100 * GB, 12.5 * GB, 2, 16, 'v6e', 1, 8),
-    Chip('tpu7x', 2307 * TFLOPS, 192 * GIB, 7380 * GB, 100 * GB, 12.5 * GB, 3, 4, 'tpu7x', 2, 4),
+    Chip('v4', 275 * TFLOPS, 32 * GIB, 1228 * GB, 50 * GB, 6.25 * GB, 3, 4, 'v4', 2, 4, 1.05e9),
+    Chip(
+      'v5e', 197 * TFLOPS, 16 * GIB, 819 * GB, 50 * GB, 3.125 * GB, 2, 16, 'v5litepod', 1, 8, 1.5e9
+    ),
+    Chip('v5p', 459 * TFLOPS, 95 * GIB, 2765 * GB, 100 * GB, 6.25 * GB, 3, 4, 'v5p', 2, 4, 1.75e9),
+    Chip('v6e', 918 * TFLOPS, 32 * GIB, 1638 * GB, 100 * GB, 12.5 * GB, 2, 16, 'v6e', 1, 8, 1.75e9),
+    Chip(
+      'tpu7x',
+      2307 * TFLOPS,
+      192 * GIB,
+      7380 * GB,
+      100 * GB,
+      12.5 * GB,
+      3,
+      4,
+      'tpu7x',
+      2,
+      4,
+      2.2e9,
+      2,
+    ),
   )
 }
 

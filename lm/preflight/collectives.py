@@ -13,6 +13,7 @@ from lm.preflight import hlo
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
 _LISTS = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}')
+_BESIDE = ('chain_id=', 'async_collective_name=')
 _IOTA = re.compile(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?')
 
 
@@ -21,9 +22,10 @@ class Collective(NamedTuple):
 
   kind: str
   axes: tuple[str, ...]  # of the mesh, over which the devices that take part differ
-  size: int  # devices that take part
+  group: tuple[int, ...]  # devices that take part, by their places in the mesh
   bytes: float  # that a device sends each time
   times: float  # in a step
+  beside: bool  # whether products go on meanwhile
   what: str  # the operation of the model that asked for it
 
 
@@ -42,7 +44,7 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
     # What goes on beside products stands in the text at each of them, under the same number.
     channel = re.search(r'channel_id=(\d+)', instruction.attributes)
     key = channel.group(1) if channel else instruction.name
-    if one.size > 1 and (key not in found or found[key].times < times):
+    if len(one.group) > 1 and (key not in found or found[key].times < times):
       found[key] = one
   return list(found.values())
 
@@ -63,9 +65,10 @@ def _collective(
   return Collective(
     kind,
     axes_of(group, mesh),
-    len(group),
+    tuple(group),
     sent(kind, result, len(group)),
     times,
+    instruction.opcode.endswith('-start') or any(m in instruction.attributes for m in _BESIDE),
     what.group(1) if what else '',
   )
 

@@ -83,12 +83,12 @@ def _walk(program: Program, name: str, times: float) -> Iterator[tuple[float, st
     again = times
     if instruction.opcode == 'while':
       again *= _turns(program, instruction)
-    for called in _called(instruction):
+    for called in called(instruction):
       if called in program:
         yield from _walk(program, called, again)
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
   if instruction.opcode in ('reduce', 'all-reduce', 'all-reduce-start', 'reduce-scatter', 'sort'):
     return []  # of a number, and not of an array
   names = _CALLED.findall(instruction.attributes)

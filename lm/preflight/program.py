@@ -72,10 +72,12 @@ def devices(slice_: Slice) -> list[jax.Device]:
   if importlib.util.find_spec('libtpu') is None:
     raise UserError("lm.preflight needs libtpu, the TPU's compiler: pip install -e '.[tpu]'")
   os.environ.update(environment(slice_))
-  several = {'num_slices': slice_.slices} if slice_.slices > 1 else {}
+  options: dict[str, Any] = {'num_slices': slice_.slices} if slice_.slices > 1 else {}
+  if slice_.chip.name == 'v4':
+    options['chip_config_name'] = 'megacore'  # both cores of a chip as one device
   try:
     described = topologies.get_topology_desc(
-      platform='tpu', topology_name=slice_.topology, **several
+      platform='tpu', topology_name=slice_.topology, **options
     )
   except Exception as e:  # of several kinds, each with a trace as its message
     raise UserError(
@@ -193,12 +195,12 @@ def activations(functions: Functions, state: TrainState, batch: Batch) -> int:
     kept = jax.eval_shape(backward, state.params, batch)
     pieces = meshes.pieces('batch')
   shapes = {x.shape for x in jax.tree.leaves(state.params)}
-  return sum(
-    x.size * x.dtype.itemsize for x in jax.tree.leaves(kept) if x.shape not in shapes
-  ) // pieces
+  return (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept) if x.shape not in shapes) // pieces
+  )
 
 
-def sharded(mesh: Mesh, tree: Any, least: int) -> list[tuple[str, tuple[int, ...]]]:
+def replicated(mesh: Mesh, tree: Any, least: int) -> list[tuple[str, tuple[int, ...]]]:
   """Returns path and shape of the arrays of at least so many bytes that every chip holds whole."""
   return [
     (jax.tree_util.keystr(path, simple=True, separator='/'), x.shape)

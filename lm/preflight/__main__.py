@@ -1,0 +1,56 @@
+"""Say what a job needs on TPUs before one is paid for: does it fit, and how fast should it go?
+
+  python -m lm.preflight --config=experiments/NAME.py --topology=v5e:4x4 [--slices=N] [--json]
+
+Compiles the train step for the slice by the TPU's own compiler, on any machine (extra `tpu`; a
+minute or more on two cores), and tells the memory of a chip by kind, what chips send each other,
+what all of them hold whole, and an estimate of the time of a step. --price=USD (of a chip for an
+hour) adds what a billion tokens cost, --search tries other meshes, batches and ways to remember.
+Exit codes: 0 it fits, 1 failed, 2 it does not fit, or wrong usage.
+"""
+
+import sys
+
+from absl import flags
+
+from lm.errors import UserError
+from lm.run import cli
+
+flags.DEFINE_string('topology', None, 'chips and shape of a slice, such as v5e:4x4 or v5p:4x4x8')
+flags.DEFINE_integer('slices', 1, 'how many slices, joined by the network')
+flags.DEFINE_float('price', 0.0, 'US dollars of a chip for an hour')
+flags.DEFINE_bool('search', False, 'try meshes, batch sizes and remat, and rank those that fit')
+flags.DEFINE_integer('most', 8, 'how many of them to compile')
+flags.DEFINE_bool('json', False, 'print one JSON object and nothing else')
+
+
+def main(argv: list[str]) -> int | None:
+  config, path = cli.config(argv)
+  cli.parse(argv)
+  args = flags.FLAGS
+  from lm.preflight import chips
+
+  slice_ = chips.parse(cli.required('topology', 'v5e:4x4'), args.slices)
+  if not args.price >= 0:
+    raise UserError(f'--price={args.price} is not 0 or more')
+  if args.most < 1:
+    raise UserError(f'--most={args.most} is not a positive number')
+  from lm.preflight import check, report, search
+
+  if args.search:
+    found = search.search(config, slice_, args.most, report.progress)
+    print(report.ranking_json(found, slice_) if args.json else report.ranking(found, slice_))
+    return cli.OK if found and found[0].fits else cli.USAGE
+  checked = check.check(config, slice_)
+  if args.json:
+    print(report.to_json(checked, slice_, path, args.price))
+  else:
+    print(report.table(checked, slice_, path, args.price))
+  if checked.fits:
+    return cli.OK
+  raise UserError(report.refusal(config, checked, slice_))
+
+
+if __name__ == '__main__':
+  sys.argv[0] = 'preflight'  # the name that messages begin with
+  cli.run(main, __doc__)

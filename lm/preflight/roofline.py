@@ -1,0 +1,95 @@
+"""How long a step takes on chips that nobody has asked: an estimate, and what it is made of.
+
+The compiler says how many cycles it expects of each of its kernels, with what the memory needs in
+it. To these come the exchanges between chips: those that go on beside products count where they
+take longer than everything else together, the others always.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from lm.preflight import hlo
+from lm.preflight.chips import Chip, Slice
+from lm.preflight.collectives import Collective
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+class Estimate(NamedTuple):
+  """Seconds of a step, and rates."""
+
+  kernels: float  # what a device computes, its memory included
+  beside: float  # exchanges while products go on
+  alone: float  # exchanges that everything waits for
+  step: float
+  utilisation: float  # model FLOPs over what the chips could do at their peak
+  tokens: float  # a second, of all chips
+
+
+def estimate(
+  program: hlo.Program,
+  exchanges: Iterable[Collective],
+  devices: Sequence[Any],
+  slice_: Slice,
+  model_flops: float,
+  tokens: int,
+) -> Estimate:
+  """Returns the estimate of a step.
+
+  Args:
+    program: of one device.
+    exchanges: its collectives.
+    devices: of the mesh in its order, with `coords` and `slice_index`.
+    slice_: of the devices.
+    model_flops: that the model needs for the batch, forward and backward.
+    tokens: of the batch.
+  """
+  chip = slice_.chip
+  kernels = cycles(program) / chip.clock
+  beside, alone = 0.0, 0.0
+  for one in exchanges:
+    seconds = one.bytes * one.times / bandwidth(one.group, devices, chip)
+    if one.beside:
+      beside += seconds
+    else:
+      alone += seconds
+  step = max(kernels, beside) + alone
+  peak = chip.flops * slice_.chips
+  return Estimate(kernels, beside, alone, step, model_flops / peak / step, tokens / step)
+
+
+def cycles(program: hlo.Program) -> float:
+  """Returns the cycles that the compiler expects of a program, loops as often as they turn."""
+  fused = {
+    called
+    for instructions in program.values()
+    for instruction in instructions
+    if instruction.opcode == 'fusion'
+    for called in hlo.called(instruction)
+  }
+  return sum(
+    times * int(found.group(1))
+    for times, computation, instruction in hlo.walk(program)
+    if computation not in fused and (found := _CYCLES.search(instruction.attributes))
+  )
+
+
+def bandwidth(group: Sequence[int], devices: Sequence[Any], chip: Chip) -> float:
+  """Returns the bytes a second that each device of a group sends in a ring through all of them.
+
+  Along each side of the torus that the group extends over there are links to both neighbours; a
+  side too short to be closed to a ring has half of that. Between slices there is the network.
+  """
+  members = [devices[i] for i in group]
+  if len({getattr(device, 'slice_index', 0) for device in members}) > 1:
+    return chip.network / chip.devices
+  sides = [set(side) for side in zip(*(device.coords for device in members), strict=True)]
+  links = sum(2 if len(side) % chip.wraps == 0 else 1 for side in sides if len(side) > 1)
+  # Two devices of one chip are nearer than neighbours.
+  return max(links, 2) * chip.link / chip.devices
+
+
+def cost(price: float, slice_: Slice, tokens_per_second: float) -> float:
+  """Returns what a billion tokens cost, from the price of a chip for an hour."""
+  return price * slice_.chips / 3600 * 1e9 / tokens_per_second
