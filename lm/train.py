@@ -3,7 +3,11 @@
   python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
 
 The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
-usage or config, 75 stopped by SIGTERM with the state saved.
+usage or config, 75 stopped by SIGTERM with the state saved, 134 another process is lost.
+
+Several processes train as one: the same command on every host of a TPU slice, under srun, or with
+--coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one saves and
+stops all.
 
 On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set the variable.
 """
@@ -13,15 +17,17 @@ import pathlib
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli, memory
+from lm.run import cli, memory, processes
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
+processes.define_flags()
+flags.adopt_module_key_flags(processes)
 
 
 def main(argv: list[str]) -> None:
-  stop = cli.Stop()
+  stop: cli.Stop | processes.Stop = cli.Stop()
   config, path = cli.config(argv)
   cli.parse(argv)
   workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
@@ -30,6 +36,9 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
   if flags.FLAGS.profile < 0:
     raise UserError(f'--profile={flags.FLAGS.profile} is not a number of steps')
+  told = processes.settings()
+  if processes.start(told):
+    stop = processes.Stop()
   # Imported after the flags are known to be right, because jax takes seconds.
   from lm.run.loop import train
 
