@@ -22,7 +22,6 @@ import time
 
 LOST = (134, -signal.SIGABRT)  # lost another process, as it says itself or as JAX ends it
 ORDERLY = (0, 75)
-GRACE = 20.0  # seconds for the others to end by themselves
 PORT_TAKEN = ('Address already in use', 'Failed to add port')
 RACE = 15.0  # seconds in which a port that is taken ends a process
 TRIES = 3
@@ -35,6 +34,9 @@ def main() -> int:
   )
   parser.add_argument('processes', type=int, metavar='N')
   parser.add_argument('--devices', type=int, help='CPU devices of each process')
+  parser.add_argument(
+    '--grace', type=float, default=20, help='seconds for the others to end by themselves'
+  )
   parser.add_argument('command', nargs=argparse.REMAINDER, metavar='-- COMMAND')
   arguments = parser.parse_args()
   command = arguments.command[arguments.command[:1] == ['--'] :]
@@ -48,7 +50,7 @@ def main() -> int:
     )
   for _ in range(TRIES):
     job = Job(command, arguments.processes, arguments.devices)
-    code = job.wait()
+    code = job.wait(arguments.grace)
     if not job.port_taken:
       break
   return code
@@ -74,7 +76,7 @@ class Job:
       reader.start()
       self._readers.append(reader)
 
-  def wait(self) -> int:
+  def wait(self, grace: float) -> int:
     """Waits until all have ended; returns the code of the first cause."""
     codes: list[int] = []  # in the order in which they came
     running = dict(enumerate(self._processes))
@@ -88,7 +90,7 @@ class Job:
         codes.append(code)
         if code not in ORDERLY:
           print(f'local_multiprocess: process {i} ended with {named(code)}', file=sys.stderr)
-          deadline = deadline or time.monotonic() + GRACE
+          deadline = deadline or time.monotonic() + grace
       if deadline is not None and time.monotonic() > deadline:
         for i, process in running.items():
           print(f'local_multiprocess: process {i} is ended', file=sys.stderr)

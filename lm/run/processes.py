@@ -58,17 +58,18 @@ def settings() -> Settings:
   Raises:
     UserError: they do not fit together.
   """
-  values = flags.FLAGS
-  coordinator = values.coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS')
-  found = Settings(
-    coordinator,
-    _number('processes', 'JAX_NUM_PROCESSES', values.processes),
-    _number('process', 'JAX_PROCESS_ID', values.process),
-    values.peer_timeout,
-    values.heartbeat,
-  )
-  _check(found)
+  found = completed(Settings(*(flags.FLAGS[name].value for name in Settings._fields)))
+  check(found)
   return found
+
+
+def completed(told: Settings) -> Settings:
+  """Returns settings with what the variables of a launcher say of what they leave open."""
+  return told._replace(
+    coordinator=told.coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS'),
+    processes=_number('processes', 'JAX_NUM_PROCESSES', told.processes),
+    process=_number('process', 'JAX_PROCESS_ID', told.process),
+  )
 
 
 def _number(flag: str, variable: str, given: int | None) -> int | None:
@@ -81,7 +82,8 @@ def _number(flag: str, variable: str, given: int | None) -> int | None:
     raise UserError(f'{variable}={text!r} is no number; --{flag} says it as well') from e
 
 
-def _check(told: Settings) -> None:
+def check(told: Settings) -> None:
+  """Raises UserError where settings do not fit together."""
   host, _, port = (told.coordinator or 'host:1').rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
     raise UserError(f'--coordinator={told.coordinator} is not HOST:PORT, as in 10.0.0.1:1234')
