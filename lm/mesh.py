@@ -205,6 +205,16 @@ def local_copy(tree: Params) -> Params:
   return jax.tree.map(whole, tree)
 
 
+def everywhere(tree: Params, mesh: Mesh) -> Params:
+  """Returns arrays that each process has whole as arrays that every device of the mesh holds."""
+
+  def put(x: Array) -> Array:
+    values = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: values[index])
+
+  return jax.tree.map(put, tree)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

@@ -66,7 +66,7 @@ def load(
   tokenizer = experiment.open_tokenizer(workdir)
   model = build.model(config, tokenizer.get_vocab_size())
   init = build.init_of(model, config.data.context)
-  device = jax.sharding.SingleDeviceSharding((devices or jax.devices())[0])
+  device = jax.sharding.SingleDeviceSharding((devices or jax.local_devices())[0])
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
     nn.unbox(jax.eval_shape(init, jax.random.key(0))),

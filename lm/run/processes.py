@@ -58,7 +58,8 @@ def settings() -> Settings:
   Raises:
     UserError: they do not fit together.
   """
-  found = completed(Settings(*(flags.FLAGS[name].value for name in Settings._fields)))
+  given: dict[str, Any] = {name: flags.FLAGS[name].value for name in Settings._fields}
+  found = completed(Settings(**given))
   check(found)
   return found
 

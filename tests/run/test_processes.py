@@ -142,6 +142,19 @@ def ends(running, seconds=90):
   return [process.returncode for process in running], said
 
 
+def evaluated(workdir, number):
+  launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
+  run = subprocess.run(
+    [*launch, sys.executable, '-m', 'lm.evaluate', f'--workdir={workdir}'],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=300,
+  )
+  assert run.returncode == 0, run.stderr
+  return json.loads(re.search(r'\{.*\}', run.stdout + run.stderr)[0])
+
+
 # The start.
 
 
@@ -230,6 +243,8 @@ def test_two_and_four_processes_give_the_losses_of_one(folder):
       assert (several / sample).read_text() == (one / sample).read_text()
     events = [json.loads(line) for line in (several / 'events.jsonl').read_text().splitlines()]
     assert [e['event'] for e in events].count('start') == 1  # one process writes
+    if number == 2:
+      assert evaluated(several, 2) == pytest.approx(evaluated(several, 1), rel=1e-5)
     environment = json.loads((several / 'environment.json').read_text())
     assert environment['devices']['processes'] == number
 
