@@ -12,12 +12,10 @@ stops all.
 On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set the variable.
 """
 
-import pathlib
-
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli, memory, processes
+from lm.run import cli, files, memory, processes
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
@@ -30,7 +28,7 @@ def main(argv: list[str]) -> None:
   stop: cli.Stop | processes.Stop = cli.Stop()
   config, path = cli.config(argv)
   cli.parse(argv)
-  workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  name = cli.required('workdir', 'runs/quickstart')
   stop_at = flags.FLAGS.stop_at
   if stop_at is not None and stop_at < 1:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
@@ -39,6 +37,7 @@ def main(argv: list[str]) -> None:
   told = processes.settings()
   if processes.start(told):
     stop = processes.Stop()
+  workdir = files.workdir(name, process=processes.count()[0])
   # Imported after the flags are known to be right, because jax takes seconds.
   from lm.run.loop import train
 

@@ -22,18 +22,26 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from lm.data import remote
 from lm.errors import UserError
 from lm.text.files import expand
 
 _META = 'meta.json'
+_HOME = '~/.cache/lm'
 _PAUSE = 0.1  # seconds between two looks at a lock
 _LONGEST = 12 * 3600.0  # seconds
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def directory(cache: str) -> pathlib.Path:
-  """Returns the cache directory: `cache`, or else $LM_CACHE, or else ~/.cache/lm."""
-  return expand(cache or os.environ.get('LM_CACHE') or '~/.cache/lm', 'data.cache').absolute()
+  """Returns the cache directory: `cache`, or else $LM_CACHE, or else ~/.cache/lm.
+
+  For one in a bucket (gs://...) it is a copy, whose artefacts are fetched and stored one by one.
+  """
+  name = cache or os.environ.get('LM_CACHE') or _HOME
+  if remote.is_remote(name):
+    return remote.copy_of(name, expand(_HOME, 'data.cache').absolute())
+  return expand(name, 'data.cache').absolute()
 
 
 def digest(value: Any) -> str:
@@ -62,7 +70,11 @@ def artefact(
     with locked(cache / f'.{name}.lock'):
       meta = _intact(place)  # made by the process we waited for
       if meta is None:
+        remote.fetch(cache, 'data.cache', under=name)
+        meta = _intact(place)
+      if meta is None:
         meta = _build(place, build)
+        remote.push(cache, 'data.cache', under=name)
       return place, meta
   except OSError as e:
     if e.errno in _FULL:

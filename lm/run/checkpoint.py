@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from lm.data import remote
 from lm.errors import UserError, nearest
 from lm.run import processes
 from lm.run.logging import Events, read_lines
@@ -54,7 +56,7 @@ class Checkpoints:
       # Named processes wait for each other through the coordination service, which has a timeout.
       options.multiprocessing_options.active_processes = set(range(processes.count()[1]))
     self.abandoned = False
-    self.folder = (workdir / 'checkpoints').absolute()
+    self.folder = folder_of(workdir)
     self.folder.mkdir(parents=True, exist_ok=True)
     # Named here, so that the shapes of a checkpoint can be read before anything is restored.
     handlers: dict[str, ocp.CheckpointHandler] = {
@@ -182,9 +184,14 @@ def restore_newest(
   return None
 
 
+def folder_of(workdir: pathlib.Path) -> epath.Path:
+  """Returns where the checkpoints of a workdir, or of the bucket that it is a copy of, lie."""
+  return epath.Path(remote.original(workdir) or workdir.absolute()) / 'checkpoints'
+
+
 def holds_checkpoints(workdir: pathlib.Path) -> bool:
   """Returns whether there is something to resume from; makes nothing in the workdir."""
-  if not (workdir / 'checkpoints').is_dir():
+  if not folder_of(workdir).is_dir():
     return False
   checkpoints = Checkpoints(workdir)
   try:

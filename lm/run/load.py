@@ -12,7 +12,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
-from lm.run import build, experiment, host
+from lm.run import build, experiment, files, host
 from lm.run.checkpoint import Checkpoints, badness, first_line, kept_steps
 from lm.types import Apply, Params
 
@@ -60,7 +60,7 @@ def load(
   Raises:
     UserError: there is no run, no intact checkpoint, or not that step, or not as many.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.workdir(workdir)
   config = experiment.open_workdir(workdir)
   host.keep_compiled(config.data.cache)
   tokenizer = experiment.open_tokenizer(workdir)

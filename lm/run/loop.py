@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import mesh as meshes
-from lm.data import batches, prepare
+from lm.data import batches, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.run import (
   build,
@@ -110,11 +110,16 @@ def train(
       events.close()
       checkpoints.close()
       write_report(workdir)
+      push_record(workdir)
 
 
 def _wait_for_record(workdir: pathlib.Path) -> None:
   """Waits until process 0 has made the workdir, which all must see."""
+  if processes.is_first():
+    remote.push(workdir)
   processes.barrier('record', 600, 'for process 0 to make the workdir')
+  if not processes.is_first():
+    remote.fetch(workdir)
   if not (workdir / 'config.json').is_file():
     raise UserError(
       f'--workdir={workdir}: process {processes.count()[0]} does not see what process 0 '
@@ -194,7 +199,8 @@ class _Run:
       if signal:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
-        raise Preempted(f'{signal}: saved step {step} in {self.workdir}; run again to go on')
+        where = remote.original(self.workdir) or self.workdir
+        raise Preempted(f'{signal}: saved step {step} in {where}; run again to go on')
       if stopping.is_over(self.seen, self.config):
         last = step
         break
@@ -236,6 +242,7 @@ class _Run:
     self._try_saving(lambda: self.checkpoints.save(step, state, seen), step)
     self._prune()
     self.events.write('save', step=step, seconds=time.perf_counter() - start)
+    push_record(self.workdir)
     if evaluate and self._wanted(step):
       self._evaluate(step, state)
 
@@ -247,6 +254,7 @@ class _Run:
     if self.seen is not None:
       self.seen = stopping.see(self.seen, step, values, self.config)
     write_report(self.workdir)
+    push_record(self.workdir)
 
   def _wanted(self, step: int) -> bool:
     return step == self.config.steps or step % self.config.eval.every == 0
@@ -312,6 +320,15 @@ def write_report(workdir: pathlib.Path) -> None:
       report.write(workdir)
     except OSError as e:
       print(f'warning: report.html was not written: {e}', file=sys.stderr)
+
+
+def push_record(workdir: pathlib.Path) -> None:
+  """Stores the record in its bucket, if it has one; a broken network costs that and not the run."""
+  if processes.is_first():
+    try:
+      remote.push(workdir)
+    except UserError as e:
+      print(f'warning: the record is only in {workdir} for now: {e}', file=sys.stderr)
 
 
 def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
