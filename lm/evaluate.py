@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli, processes
+from lm.run import cli, join, processes
 
 if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
@@ -31,8 +31,8 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 
-processes.define_flags()
-flags.adopt_module_key_flags(processes)
+join.define_flags()
+flags.adopt_module_key_flags(join)
 
 _DECODE = ('beam', 'length_penalty')
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--predictions={file}: there is no such directory')
   if file is not None and pathlib.Path(file).is_dir():
     raise UserError(f'--predictions={file} is a directory; give the name of a file')
-  several = processes.start(processes.settings())
+  several = join.start(join.settings())
   import jax
 
   from lm import mesh

@@ -15,13 +15,13 @@ On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you ha
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli, files, memory, processes
+from lm.run import cli, files, join, memory, processes
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
-processes.define_flags()
-flags.adopt_module_key_flags(processes)
+join.define_flags()
+flags.adopt_module_key_flags(join)
 
 
 def main(argv: list[str]) -> None:
@@ -34,8 +34,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
   if flags.FLAGS.profile < 0:
     raise UserError(f'--profile={flags.FLAGS.profile} is not a number of steps')
-  told = processes.settings()
-  if processes.start(told):
+  if join.start(join.settings()):
     stop = processes.Stop()
   workdir = files.workdir(name, process=processes.count()[0])
   # Imported after the flags are known to be right, because jax takes seconds.

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.run import processes
-from lm.run.processes import Settings
+from lm.run import join, processes
+from lm.run.join import Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / 'tpu_scripts/local_multiprocess.py'
@@ -175,7 +175,7 @@ def evaluated(workdir, number):
 def test_flags_that_do_not_fit_together(flags, told):
   empty = {'coordinator': None, 'processes': None, 'process': None}
   with pytest.raises(UserError, match=told):
-    processes.check(Settings(**empty | flags))
+    join.check(Settings(**empty | flags))
 
 
 def test_variables_stand_in_for_flags(monkeypatch):
@@ -183,18 +183,19 @@ def test_variables_stand_in_for_flags(monkeypatch):
   monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
   monkeypatch.setenv('JAX_PROCESS_ID', '3')
   nothing = Settings(None, None, None)
-  assert processes.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
+  assert join.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
   given = Settings('host:1', 2, 1, 5, 7)
-  assert processes.completed(given) == given
+  assert join.completed(given) == given
   monkeypatch.setenv('JAX_PROCESS_ID', 'three')
   with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'"):
-    processes.completed(nothing)
+    join.completed(nothing)
 
 
 def test_one_process_where_several_were_expected():
   with pytest.raises(UserError, match=r'^1 process where --processes=4 were expected'):
-    processes.start(Settings(None, 4, None))
-  assert processes.start(Settings(None, 1, None)) is False
+    join.start(Settings(None, 4, None))
+  assert join.start(Settings(None, 1, None)) is False
+  assert join.start(Settings('127.0.0.1:1', 1, 0)) is False
 
 
 def test_alone_there_is_nobody_to_wait_for():
