@@ -279,14 +279,12 @@ def test_sigterm_to_one_saves_the_same_step_on_all(folder, told):
 @pytest.mark.slow
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_kill_of_one_stops_the_others(folder, killed):
-  running = apart(
-    folder, 'killed', 3, '--heartbeat=10', '--config.batch_size=12', '--config.eval.batch_size=12'
-  )
+  running = apart(folder, 'killed', 3, '--config.batch_size=12', '--config.eval.batch_size=12')
   wait_for_steps(folder / 'killed', 3, running)
   running[killed].kill()
   began = time.monotonic()
-  codes, said = ends(running, seconds=30)
-  assert time.monotonic() - began < 15
+  codes, said = ends(running, seconds=60)
+  assert time.monotonic() - began < 30  # the heartbeat; the connections are far quicker
   assert codes.pop(killed) == -signal.SIGKILL
   # With process 0 goes the service in it, and JAX may be first to end the others.
   assert set(codes) <= ({134, -signal.SIGABRT} if killed == 0 else {134}), said
