@@ -1,4 +1,4 @@
-"""The two ways a run ends that are not faults of the code."""
+"""The ways a run ends that are not faults of the code."""
 
 
 class UserError(Exception):
@@ -10,6 +10,10 @@ class UserError(Exception):
 
 class Preempted(Exception):
   """The run was told to stop (SIGTERM) and has saved its state. Programs exit with code 75."""
+
+
+class PeerLost(Exception):
+  """Another process of the run is gone, or did not come. Programs exit with code 134."""
 
 
 def nearest(name: str, known) -> str:

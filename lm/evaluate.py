@@ -7,6 +7,8 @@ the first. Beside the metrics stand `step`, or `steps` where there are several, 
 have something to tell of themselves (sacrebleu's signatures), `notes` by their names; a metric that
 is no finite number is null. FILE gets a JSON object a line for each example of each set with corpus
 metrics: set, inputs, output, reference, scores.
+
+Several processes, as of lm.train, share the rows of each batch; process 0 prints.
 """
 
 import pathlib
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli
+from lm.run import cli, join, processes
 
 if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
@@ -29,6 +31,9 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 
+join.define_flags()
+flags.adopt_module_key_flags(join)
+
 _DECODE = ('beam', 'length_penalty')
 
 
@@ -40,8 +45,10 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--predictions={file}: there is no such directory')
   if file is not None and pathlib.Path(file).is_dir():
     raise UserError(f'--predictions={file} is a directory; give the name of a file')
+  several = join.start(join.settings())
   import jax
 
+  from lm import mesh
   from lm.data import prepare
   from lm.run import build, files, kept
   from lm.run.ensemble import open_runs
@@ -52,9 +59,12 @@ def main(argv: list[str]) -> None:
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:
       config.decode[key] = flags.FLAGS[key].value
-  # The parameters are on the first device, whatever mesh they were trained on.
-  config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
-  functions = build.functions(config, loaded.tokenizer.get_vocab_size(), jax.devices()[:1])
+  # The parameters are on the first device, whatever mesh they were trained on; where there are
+  # several processes, on all devices.
+  config.mesh.update({'data': -1 if several else 1, 'fsdp': 1, 'tensor': 1})
+  devices = jax.devices() if several else jax.devices()[:1]
+  functions = build.functions(config, loaded.tokenizer.get_vocab_size(), devices)
+  params = mesh.everywhere(loaded.params, functions.mesh) if several else loaded.params
   apply = build.with_mesh(loaded.apply, functions.mesh, functions.rules)
   functions = functions._replace(model=loaded.model, apply=apply)  # which may be an ensemble
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
@@ -66,14 +76,15 @@ def main(argv: list[str]) -> None:
       )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
-  found = evaluators.evaluate(loaded.params)
+  found = evaluators.evaluate(params)
+  if not processes.is_first():
+    return
   if file is not None:
     sets = found.examples.items()
     content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
     files.replace(pathlib.Path(file), content)
   notes = {'notes': found.notes} if found.notes else {}
-  several = len(loaded.steps) > 1
-  which = {'steps': list(loaded.steps)} if several else {'step': loaded.step}
+  which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}
   print(cli.json_line(which | found.values | notes))
 
 

@@ -221,6 +221,37 @@ def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
   return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))
 
 
+def local_copy(tree: Params) -> Params:
+  """Returns arrays of the mesh as whole arrays on one device of this process.
+
+  Where there are several processes, all of them must ask.
+  """
+  here = jax.local_devices()[0]
+
+  def whole(x: Array) -> Array:
+    if x.is_fully_addressable:
+      return jax.device_put(x, here)
+    everywhere = replicated(x.sharding.mesh)
+    return jax.jit(lambda x: x, out_shardings=everywhere)(x).addressable_data(0)
+
+  return jax.tree.map(whole, tree)
+
+
+def everywhere(tree: Params, mesh: Mesh) -> Params:
+  """Returns arrays that each process has whole as arrays that every device of the mesh holds."""
+
+  def put(x: Array) -> Array:
+    values = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: values[index])
+
+  return jax.tree.map(put, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
 def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:
   names = (names,) if isinstance(names, str) else (names or ())
   parts = math.prod(mesh.shape[name] for name in names)

@@ -8,14 +8,14 @@ training goes on, and prints the path.
 
 from absl import flags
 
-from lm.run import cli, report
+from lm.run import cli, files, report
 
 flags.DEFINE_string('workdir', None, "the run's directory")
 
 
 def main(argv: list[str]) -> None:
   cli.parse(argv)
-  print(report.write(cli.required('workdir', 'runs/quickstart')))
+  print(report.write(files.workdir(cli.required('workdir', 'runs/quickstart'))))
 
 
 if __name__ == '__main__':

@@ -3,33 +3,40 @@
   python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
 
 The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
-usage or config, 75 stopped by SIGTERM with the state saved.
+usage or config, 75 stopped by SIGTERM with the state saved, 134 another process is lost.
+
+Several processes train as one: the same command on every host of a TPU slice, under srun, or with
+--coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one saves and
+stops all.
 
 On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set the variable.
 """
 
-import pathlib
-
 from absl import flags
 
 from lm.errors import UserError
-from lm.run import cli, memory
+from lm.run import cli, files, join, memory, processes
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
+join.define_flags()
+flags.adopt_module_key_flags(join)
 
 
 def main(argv: list[str]) -> None:
-  stop = cli.Stop()
+  stop: cli.Stop | processes.Stop = cli.Stop()
   config, path = cli.config(argv)
   cli.parse(argv)
-  workdir = pathlib.Path(cli.required('workdir', 'runs/quickstart'))
+  name = cli.required('workdir', 'runs/quickstart')
   stop_at = flags.FLAGS.stop_at
   if stop_at is not None and stop_at < 1:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
   if flags.FLAGS.profile < 0:
     raise UserError(f'--profile={flags.FLAGS.profile} is not a number of steps')
+  if join.start(join.settings()):
+    stop = processes.Stop()
+  workdir = files.workdir(name, process=processes.count()[0])
   # Imported after the flags are known to be right, because jax takes seconds.
   from lm.run.loop import train
 

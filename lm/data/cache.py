@@ -2,8 +2,8 @@
 
 An artefact is a directory named by the digest of everything that shaped it. It is written beside
 its place under a name with '.partial', its meta.json last, and then renamed. Who builds one holds
-a lock, so that a second process waits for the first and takes what it made; leftovers of a process
-that was killed are removed by the next that holds the lock.
+a lock, so that a second process waits for the first and takes what it made, for half a day at most;
+leftovers of a process that was killed are removed by the next that holds the lock.
 """
 
 import contextlib
@@ -16,21 +16,32 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
+from lm.data import remote
 from lm.errors import UserError
 from lm.text.files import expand
 
 _META = 'meta.json'
+_HOME = '~/.cache/lm'
+_PAUSE = 0.1  # seconds between two looks at a lock
+_LONGEST = 12 * 3600.0  # seconds
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def directory(cache: str) -> pathlib.Path:
-  """Returns the cache directory: `cache`, or else $LM_CACHE, or else ~/.cache/lm."""
-  return expand(cache or os.environ.get('LM_CACHE') or '~/.cache/lm', 'data.cache').absolute()
+  """Returns the cache directory: `cache`, or else $LM_CACHE, or else ~/.cache/lm.
+
+  For one in a bucket (gs://...) it is a copy, whose artefacts are fetched and stored one by one.
+  """
+  name = cache or os.environ.get('LM_CACHE') or _HOME
+  if remote.is_remote(name):
+    return remote.copy_of(name, expand(_HOME, 'data.cache').absolute())
+  return expand(name, 'data.cache').absolute()
 
 
 def digest(value: Any) -> str:
@@ -59,7 +70,11 @@ def artefact(
     with locked(cache / f'.{name}.lock'):
       meta = _intact(place)  # made by the process we waited for
       if meta is None:
+        remote.fetch(cache, 'data.cache', under=name)
+        meta = _intact(place)
+      if meta is None:
         meta = _build(place, build)
+        remote.push(cache, 'data.cache', under=name)
       return place, meta
   except OSError as e:
     if e.errno in _FULL:
@@ -80,15 +95,38 @@ def artefact(
 
 @contextlib.contextmanager
 def locked(file: pathlib.Path) -> Iterator[None]:
-  """Holds a lock between processes; the system frees it when its holder dies."""
+  """Holds a lock between processes; the system frees it when its holder dies.
+
+  Raises:
+    UserError: another process has held it for longer than any preparation takes.
+  """
   file.parent.mkdir(parents=True, exist_ok=True)
-  with file.open('w') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print(f'waiting for another process to prepare {file.name[1:-5]}', file=sys.stderr)
-      fcntl.flock(f, fcntl.LOCK_EX)
+  what = file.name[1:-5]
+  with file.open('a+') as f:
+    began, told = time.monotonic(), False
+    while not _held(f):
+      if not told:
+        print(f'waiting for another process to prepare {what}', file=sys.stderr)
+        told = True
+      if time.monotonic() - began > _LONGEST:
+        f.seek(0)
+        raise UserError(
+          f'{file} is held since {_LONGEST / 3600:g} hours by {f.read().strip() or "a process"}, '
+          f'which prepares {what} and does not end; end it, or set another data.cache'
+        )
+      time.sleep(_PAUSE)
+    f.truncate(0)
+    f.write(f'process {os.getpid()} of {os.uname().nodename}')
+    f.flush()
     yield
+
+
+def _held(file: TextIO) -> bool:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 def save_array(file: pathlib.Path, values: np.ndarray) -> None:

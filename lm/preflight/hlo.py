@@ -83,12 +83,13 @@ def _walk(program: Program, name: str, times: float) -> Iterator[tuple[float, st
     again = times
     if instruction.opcode == 'while':
       again *= _turns(program, instruction)
-    for called in called(instruction):
-      if called in program:
-        yield from _walk(program, called, again)
+    for name in called(instruction):
+      if name in program:
+        yield from _walk(program, name, again)
 
 
 def called(instruction: Instruction) -> list[str]:
+  """Returns the computations that an instruction goes into, but those of single numbers."""
   if instruction.opcode in ('reduce', 'all-reduce', 'all-reduce-start', 'reduce-scatter', 'sort'):
     return []  # of a number, and not of an array
   names = _CALLED.findall(instruction.attributes)

@@ -137,7 +137,7 @@ def vocabulary(config: ConfigDict) -> int:
   return size
 
 
-def batch_of(config: ConfigDict, functions: Functions) -> Batch:
+def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
   """Returns the shapes of a batch of rows, each of one text, or pair of texts, or labelled text."""
   B, T, S = config.batch_size, config.data.context, config.data.source_context
   rows = meshes.batch_sharding(functions.mesh, functions.rules)
@@ -145,7 +145,9 @@ def batch_of(config: ConfigDict, functions: Functions) -> Batch:
   def array(width: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((B, width), dtype, sharding=rows)
 
-  batch = dict.fromkeys(('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T))
+  batch: dict[str, Any] = dict.fromkeys(
+    ('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T)
+  )
   batch['weights'] = array(T, jnp.float32)
   if 'encoder_depth' in config.model or 'encoder' in config.model:
     batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), array(S))

@@ -36,9 +36,8 @@ def table(checked: Checked, slice_: Slice, path: str, price: float) -> str:
     f'  utilisation                         {found.utilisation:8.1%}',
   ]
   if price:
-    lines.append(
-      f'  a billion tokens                    {roofline.cost(price, slice_, found.tokens):8,.2f} USD'
-    )
+    paid = roofline.cost(price, slice_, found.tokens)
+    lines.append(f'  a billion tokens                    {paid:8,.2f} USD')
   for name, shape in checked.replicated:
     lines.append(f'every chip holds all of {name}{list(shape)}')
   return '\n'.join(lines)

@@ -13,17 +13,38 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from lm.data import remote
 from lm.errors import UserError, nearest
+from lm.run import processes
 from lm.run.logging import Events, read_lines
 from lm.run.record import more_is_better
 from lm.run.step import TrainState
 from lm.types import Array, Params
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which leaves it to the loop to ask whether a process is to stop.
+
+  Each question counts, and the processes stop where their counts agree: a second one who asks, with
+  numbers of his own, makes them miss each other.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 class Checkpoints:
-  """The checkpoints of a workdir. Saving is asynchronous; errors of a save surface as SaveError."""
+  """The checkpoints of a workdir. Saving is asynchronous; errors of a save surface as SaveError.
+
+  Where there are several processes, all of them do the same with theirs.
+
+  Attributes:
+    abandoned: whether to close without waiting for other processes.
+  """
 
   def __init__(self, workdir: pathlib.Path):
     # Which steps stay is decided here and not by Orbax, because a step is saved before
@@ -31,7 +52,11 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=1, max_to_keep=None, create=False, enable_async_checkpointing=True
     )
-    self.folder = (workdir / 'checkpoints').absolute()
+    if processes.several():
+      # Named processes wait for each other through the coordination service, which has a timeout.
+      options.multiprocessing_options.active_processes = set(range(processes.count()[1]))
+    self.abandoned = False
+    self.folder = folder_of(workdir)
     self.folder.mkdir(parents=True, exist_ok=True)
     # Named here, so that the shapes of a checkpoint can be read before anything is restored.
     handlers: dict[str, ocp.CheckpointHandler] = {
@@ -39,7 +64,7 @@ class Checkpoints:
       'training': ocp.StandardCheckpointHandler(),
       'stopping': ocp.JsonCheckpointHandler(),
     }
-    self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+    self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
     """Returns the steps that are saved and whole, in order."""
@@ -58,14 +83,16 @@ class Checkpoints:
 
   def prune(self, keep: Iterable[int]) -> None:
     """Deletes the checkpoints of all steps but these."""
-    for step in set(self.steps()) - set(keep):
+    for step in processes.from_first(sorted(set(self.steps()) - set(keep))):
       self._manager.delete(step)
 
   def set_aside(self, step: int) -> None:
     """Moves a damaged checkpoint to workdir/damaged/, so that its step can be saved again."""
-    target = self.folder.parent / 'damaged' / f'{step}-{int(time.time())}'
-    target.parent.mkdir(exist_ok=True)
-    (self.folder / str(step)).rename(target)
+    if processes.is_first():
+      target = self.folder.parent / 'damaged' / f'{step}-{int(time.time())}'
+      target.parent.mkdir(exist_ok=True)
+      (self.folder / str(step)).rename(target)
+    processes.barrier('set aside', 600, 'for process 0 to set a damaged checkpoint aside')
     self._manager.reload()
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:
@@ -117,7 +144,8 @@ class Checkpoints:
     return _shapes(tree)
 
   def close(self) -> None:
-    self._manager.close()
+    if not self.abandoned:
+      self._manager.close()
 
 
 def restore_newest(
@@ -132,17 +160,21 @@ def restore_newest(
   """
   steps = checkpoints.steps()
   for step in reversed(steps):
+    reason, restored = '', None
     try:
       restored = checkpoints.restore(step, abstract)
-      events.write('restore', step=step)
-      return restored
     except UserError:
       raise
     except Exception as e:  # whatever Orbax and its storage make of damaged files
       reason = first_line(e)
-      events.write('error', step=step, error=f'damaged checkpoint: {reason}')
+    reason = next(filter(None, processes.gather(reason)), '')  # of one process, then of all
+    if restored is not None and not reason:
+      events.write('restore', step=step)
+      return restored
+    events.write('error', step=step, error=f'damaged checkpoint: {reason}')
+    if processes.is_first():
       print(f'warning: checkpoint {step} is damaged ({reason})', file=sys.stderr)
-      checkpoints.set_aside(step)
+    checkpoints.set_aside(step)
   damaged = checkpoints.folder.parent / 'damaged'
   if damaged.is_dir():
     raise UserError(
@@ -152,9 +184,14 @@ def restore_newest(
   return None
 
 
+def folder_of(workdir: pathlib.Path) -> epath.Path:
+  """Returns where the checkpoints of a workdir, or of the bucket that it is a copy of, lie."""
+  return epath.Path(remote.original(workdir) or workdir.absolute()) / 'checkpoints'
+
+
 def holds_checkpoints(workdir: pathlib.Path) -> bool:
   """Returns whether there is something to resume from; makes nothing in the workdir."""
-  if not (workdir / 'checkpoints').is_dir():
+  if not folder_of(workdir).is_dir():
     return False
   checkpoints = Checkpoints(workdir)
   try:

@@ -1,6 +1,7 @@
 """What every program has in common: flags, --config with overrides, exit codes, SIGTERM.
 
-Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved.
+Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved, 134 another process of the
+run is lost.
 """
 
 import json
@@ -8,6 +9,7 @@ import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,15 +17,18 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lm.errors import Preempted, UserError, nearest
-from lm.run import experiment
+from lm.errors import PeerLost, Preempted, UserError, nearest
+from lm.run import experiment, peers, processes
 
-OK, FAILED, USAGE, PREEMPTED = 0, 1, 2, 75
+OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, peers.LOST
+_NEWS = 2.0  # seconds in which the end of another process, of which this one fails, is known
 
 
 def run(main: Callable[[list[str]], int | None], doc: str) -> None:
   """Runs `main(argv)` and exits with its code, 0 for None; `doc` is what --help prints first."""
-  sys.exit(_exit_code(main, doc, sys.argv))
+  code = _exit_code(main, doc, sys.argv)
+  processes.leave(code)
+  sys.exit(code)
 
 
 def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str]) -> int:
@@ -39,6 +44,9 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
   except Preempted as e:
     print(f'{program}: {e}', file=sys.stderr)
     return PREEMPTED
+  except PeerLost as e:
+    print(f'{program}: {e}', file=sys.stderr)
+    return PEER_LOST
   except KeyboardInterrupt:
     print(f'{program}: interrupted', file=sys.stderr)
     return FAILED
@@ -47,6 +55,8 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
   except Exception:
+    if 'jax' in sys.modules and processes.several():
+      time.sleep(_NEWS)  # a lost process makes this one fail too, and is told in one line
     traceback.print_exc()
     return FAILED
 
@@ -151,7 +161,7 @@ def _help(doc: str) -> str:
     lines.append(
       '  --config.KEY=VALUE: another value for a leaf of the config; any number of these'
     )
-  for flag in flags.FLAGS.get_flags_for_module(sys.modules['__main__']):
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.modules['__main__']):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')
   return '\n'.join(lines)

@@ -11,7 +11,7 @@ from lm import spec
 from lm.errors import UserError
 from lm.models import ensemble
 from lm.models.embeddings import Embeddings
-from lm.run import build, experiment
+from lm.run import build, experiment, files
 from lm.run.load import Loaded, load
 from lm.tasks import find, spans
 
@@ -50,7 +50,7 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
         f'--workdir={workdirs}; give one step, or as many'
       )
   named = zip(folders * (count // len(folders)), numbers * (count // len(numbers)), strict=True)
-  found = [(pathlib.Path(folder), step) for folder, step in named]
+  found = [(files.workdir(folder), step) for folder, step in named]
   for i, (folder, step) in enumerate(found):
     if (folder, step) in found[:i]:
       which = '' if step is None else f' at --step={step}'

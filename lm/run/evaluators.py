@@ -4,7 +4,6 @@ import functools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from lm import mesh as meshes
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows
 from lm.errors import nearest
-from lm.run import build, kept, vector_metrics, word_map
+from lm.run import build, kept, processes, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions
 from lm.run.checkpoint import badness
@@ -56,6 +55,7 @@ class Evaluators:
     self._tokenizer = tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
     self._select = meshes.local_rows(config.eval.batch_size, sharding)
+    show = prepare.show_progress if processes.is_first() else None
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
     vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
@@ -68,7 +68,7 @@ class Evaluators:
         section.split,
         tokenizer,
         config.seed,
-        prepare.show_progress,
+        show,
         source=section.source or None,
       )
       metrics = build.metrics(config, name)
@@ -126,13 +126,14 @@ class Evaluators:
     if found.values and best not in found.values:
       near = nearest(best, found.values)
       watch.progress.message(f'warning: checkpoint.best={best!r} is no metric of this run{near}')
-    maps = None if self._attention is None else self._attention(params)
-    if jax.process_index() == 0:
+    here = meshes.local_copy(params) if processes.several() else params  # else nothing can be read
+    maps = None if self._attention is None else self._attention(here)
+    if processes.is_first():
       try:
         self._keep(step, found, maps, watch.workdir)
       except OSError as e:  # a full disk costs the outputs and not the run
         watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
-    for i, (prompt, text) in enumerate(self._samples(step, params, found.vectors)):
+    for i, (prompt, text) in enumerate(self._samples(step, here, found.vectors)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
       watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
     return found.values

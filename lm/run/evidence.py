@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lm import mesh as meshes
 from lm.optim import path_name
+from lm.run import processes
 from lm.run.build import Functions
 from lm.run.step import TrainState, draw_key, gradients
 from lm.types import Batch
@@ -29,9 +32,7 @@ def write(
   finite, found by taking the gradient of the batch once more.
   """
   folder = workdir / 'nonfinite'
-  folder.mkdir(exist_ok=True)
-  arrays: dict[str, Any] = {name: np.asarray(x) for name, x in batch.items()}
-  np.savez(folder / f'{step}.npz', **arrays)
+  arrays: dict[str, Any] = {k: np.asarray(x) for k, x in meshes.local_copy(batch).items()}
   key = draw_key(jax.random.fold_in(jax.random.key(seed), step - 1))
   batch = functions.objective.draw(batch, key)
   grads, terms = jax.jit(
@@ -45,11 +46,15 @@ def write(
     'gradients': _not_finite(grads),
   }
   file = folder / f'{step}.json'
-  file.write_text(json.dumps(record, indent=2) + '\n')
+  if processes.is_first():
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f'{step}.npz', **arrays)
+    file.write_text(json.dumps(record, indent=2) + '\n')
   return file
 
 
 def _not_finite(tree) -> dict[str, int]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  counts = {path_name(path): int(np.sum(~np.isfinite(np.asarray(x)))) for path, x in leaves}
+  count = jax.jit(lambda x: jnp.sum(~jnp.isfinite(x)))  # a leaf may lie on several hosts
+  counts = {path_name(path): int(count(x)) for path, x in leaves}
   return {name: count for name, count in counts.items() if count}

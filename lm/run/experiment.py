@@ -1,6 +1,7 @@
 """An experiment: a config file, the names it can import, and the record of it in a workdir."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -167,6 +168,21 @@ def record(
   partial.write_text(to_json(config))
   partial.replace(saved)
   return []
+
+
+def digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) -> str:
+  """Returns a digest of what all processes of a run must have in common.
+
+  Args:
+    config: the whole configuration; where it caches and how many workers it has are left out.
+    tokenizer: that of the run.
+    content: what the training data says of itself.
+  """
+  leaves = _flatten(json.loads(to_json(config)))
+  own = ('data.cache', 'data.workers')
+  common = sorted((key, repr(value)) for key, value in leaves.items() if key not in own)
+  text = json.dumps([common, tokenizer.to_str(), content])
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_same(saved: ConfigDict, config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -7,8 +7,27 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lm.data import cache, remote
 from lm.errors import UserError
 from lm.text import files
+
+
+def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -> Path:
+  """Returns the folder of a run: a local path, or the copy of gs://..., fetched anew.
+
+  Args:
+    name: as the user gives it.
+    key: names it in errors.
+    process: of several on one machine each has a copy of its own.
+
+  Raises:
+    UserError: the bucket cannot be read.
+  """
+  if not remote.is_remote(name):
+    return Path(name)
+  local = remote.copy_of(str(name), cache.directory(''), process)
+  remote.fetch(local, key)
+  return local
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from lm.errors import UserError
 from lm.optim import parse_rules
-from lm.run import experiment
+from lm.run import experiment, files, processes
 from lm.run.align import Alignment, align, placed
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, first_line, holds_checkpoints, tree_difference
@@ -125,7 +125,7 @@ def take(
   Raises:
     UserError: as `initial_state`.
   """
-  root = pathlib.Path(section.workdir)
+  root = files.workdir(section.workdir, 'init.workdir', processes.count()[0])
   if not (root / 'config.json').is_file():
     raise UserError(f'init.workdir={section.workdir!r}: no run there (config.json is missing)')
   wanted = flatten_dict(abstract, sep='/')

@@ -12,7 +12,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
-from lm.run import build, experiment, host
+from lm.run import build, experiment, files, host
 from lm.run.checkpoint import Checkpoints, badness, first_line, kept_steps
 from lm.types import Apply, Params
 
@@ -60,13 +60,13 @@ def load(
   Raises:
     UserError: there is no run, no intact checkpoint, or not that step, or not as many.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.workdir(workdir)
   config = experiment.open_workdir(workdir)
   host.keep_compiled(config.data.cache)
   tokenizer = experiment.open_tokenizer(workdir)
   model = build.model(config, tokenizer.get_vocab_size())
   init = build.init_of(model, config.data.context)
-  device = jax.sharding.SingleDeviceSharding((devices or jax.devices())[0])
+  device = jax.sharding.SingleDeviceSharding((devices or jax.local_devices())[0])
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
     nn.unbox(jax.eval_shape(init, jax.random.key(0))),

@@ -11,9 +11,20 @@ import jax
 from ml_collections import ConfigDict
 
 from lm import mesh as meshes
-from lm.data import batches, prepare
-from lm.errors import Preempted
-from lm.run import build, environment, evidence, experiment, files, host, init, report, stopping
+from lm.data import batches, prepare, remote
+from lm.errors import Preempted, UserError
+from lm.run import (
+  build,
+  environment,
+  evidence,
+  experiment,
+  files,
+  host,
+  init,
+  processes,
+  report,
+  stopping,
+)
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps, restore_newest
 from lm.run.cli import NoStop, Stop
@@ -29,7 +40,7 @@ def train(
   config: ConfigDict,
   path_and_arg: str,
   workdir: pathlib.Path,
-  stop: Stop | NoStop,
+  stop: Stop | NoStop | processes.Stop,
   stop_at: int | None = None,
   profile_steps: int = 0,
 ) -> None:
@@ -51,19 +62,26 @@ def train(
   """
   stopping.check(config)
   host.keep_compiled(config.data.cache)
-  tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
+  show = prepare.show_progress if processes.is_first() else None
+  tokenizer = prepare.tokenizer(config.data, show)
   functions = build.functions(config, tokenizer.get_vocab_size())
-  rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, prepare.show_progress)
+  rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   evaluators = Evaluators(config, functions, tokenizer)
+  processes.prepared()
+  told = experiment.digest(config, tokenizer, rows.content)
+  processes.check_same('the config, the tokenizer or the data', told)
   # Before anything is written: here an axis that does not divide over the mesh is told, and a run
   # to begin from that does not fit.
   state, abstract, taken = init.initial_state(config, functions, tokenizer, workdir)
-  alone = files.held(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+  alone = files.held(workdir) if processes.is_first() else contextlib.nullcontext()
   with alone:
-    warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content)
-    events = Events(workdir, jax.process_index() == 0)
+    warnings: list[str] = []
+    if processes.is_first():
+      warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content)
+    _wait_for_record(workdir)
+    events = Events(workdir, processes.is_first())
     events.write(
       'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
     )
@@ -84,12 +102,29 @@ def train(
     except Exception as e:
       if not isinstance(e, Preempted):
         events.write('error', error=f'{type(e).__name__}: {e}'[:500])
+        # The others may be anywhere: to wait for them as closing does would be for ever.
+        checkpoints.abandoned = processes.several()
       raise
     finally:
       watch.close()
       events.close()
       checkpoints.close()
       write_report(workdir)
+      push_record(workdir)
+
+
+def _wait_for_record(workdir: pathlib.Path) -> None:
+  """Waits until process 0 has made the workdir, which all must see."""
+  if processes.is_first():
+    remote.push(workdir)
+  processes.barrier('record', 600, 'for process 0 to make the workdir')
+  if not processes.is_first():
+    remote.fetch(workdir)
+  if not (workdir / 'config.json').is_file():
+    raise UserError(
+      f'--workdir={workdir}: process {processes.count()[0]} does not see what process 0 '
+      'has written there; the workdir of several hosts lies on a file system that they share'
+    )
 
 
 @dataclasses.dataclass
@@ -111,13 +146,14 @@ class _Run:
     self,
     state: TrainState,
     rows: batches.AnyRows,
-    stop: Stop | NoStop,
+    stop: Stop | NoStop | processes.Stop,
     last: int,
     profile_steps: int,
   ) -> None:
     """Takes the steps from the state's up to `last`."""
     start = int(state.step)
-    profile = Profile(self.workdir / 'profile', start + 3, profile_steps)
+    traced = profile_steps if processes.is_first() else 0
+    profile = Profile(self.workdir / 'profile', start + 3, traced)
     stop.begin()
     try:
       self._steps(state, rows, stop, last, profile)
@@ -129,7 +165,7 @@ class _Run:
     self,
     state: TrainState,
     rows: batches.AnyRows,
-    stop: Stop | NoStop,
+    stop: Stop | NoStop | processes.Stop,
     last: int,
     profile: Profile,
   ) -> None:
@@ -163,7 +199,8 @@ class _Run:
       if signal:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
-        raise Preempted(f'{signal}: saved step {step} in {self.workdir}; run again to go on')
+        where = remote.original(self.workdir) or self.workdir
+        raise Preempted(f'{signal}: saved step {step} in {where}; run again to go on')
       if stopping.is_over(self.seen, self.config):
         last = step
         break
@@ -205,6 +242,7 @@ class _Run:
     self._try_saving(lambda: self.checkpoints.save(step, state, seen), step)
     self._prune()
     self.events.write('save', step=step, seconds=time.perf_counter() - start)
+    push_record(self.workdir)
     if evaluate and self._wanted(step):
       self._evaluate(step, state)
 
@@ -216,13 +254,14 @@ class _Run:
     if self.seen is not None:
       self.seen = stopping.see(self.seen, step, values, self.config)
     write_report(self.workdir)
+    push_record(self.workdir)
 
   def _wanted(self, step: int) -> bool:
     return step == self.config.steps or step % self.config.eval.every == 0
 
   def _take_in(self, step: int, state: TrainState) -> None:
     """Takes in the evaluation of a restored step, which came after its save."""
-    values = _evaluation(self.workdir, step)
+    values = processes.from_first(_evaluation(self.workdir, step))
     if not values and self._wanted(step):  # killed in between
       self._evaluate(step, state)
     elif self.seen is not None and self.seen.metric in values:
@@ -238,6 +277,8 @@ class _Run:
       reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:300]
       self.events.write('error', step=step, error=f'saving failed: {reason}')
       self.watch.progress.message(f'warning: saving failed, training goes on: {reason}')
+      if not processes.is_first():
+        print(f'warning: saving failed, training goes on: {reason}', file=sys.stderr)
 
   def _prune(self) -> None:
     config = self.config.checkpoint
@@ -279,6 +320,15 @@ def write_report(workdir: pathlib.Path) -> None:
       report.write(workdir)
     except OSError as e:
       print(f'warning: report.html was not written: {e}', file=sys.stderr)
+
+
+def push_record(workdir: pathlib.Path) -> None:
+  """Stores the record in its bucket, if it has one; a broken network costs that and not the run."""
+  if processes.is_first():
+    try:
+      remote.push(workdir)
+    except UserError as e:
+      print(f'warning: the record is only in {workdir} for now: {e}', file=sys.stderr)
 
 
 def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:

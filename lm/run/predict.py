@@ -20,6 +20,7 @@ from lm.metrics import translation
 from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
+from lm.run import processes
 from lm.run.build import Functions
 from lm.run.kept import Evaluated
 from lm.text.tokenizers import end_id
@@ -111,14 +112,20 @@ class Predictor:
     prompt = self._converter.prompt(self._tokenizer)
     how, data = self._strategy, self._config.data
     limits, policy = features.limits(data), data.too_long
-    prompts = {
+    whole = {
       i: fitted
       for i, example in enumerate(self._examples)
       if (fitted := features.fit_prompt(prompt(example), limits, policy, i)) is not None
     }
-    texts = write(self._functions.model, self._apply, params, list(prompts.values()), how)
+    # Each process writes for some of them, with the parameters on a device of its own.
+    this, number = processes.count()
+    prompts = dict(itertools.islice(whole.items(), this, None, number))
+    here = meshes.local_copy(params) if number > 1 else params
+    texts = write(self._functions.model, self._apply, here, list(prompts.values()), how)
     written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
-    return dict(zip(prompts, written, strict=True))
+    parts = processes.gather([list(prompts), written], seconds=3600)
+    found = {i: text for part in parts for i, text in zip(*part, strict=True)}
+    return {i: found[i] for i in whole}
 
   def _found(self, params: Params) -> dict[int, Any]:
     """Returns what is found for each example that has features, by its index."""
@@ -136,8 +143,10 @@ class Predictor:
   def _pieces(self, params: Params) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Yields the index of each feature and what belongs to it of batch and predictions."""
     sharding = meshes.batch_sharding(self._functions.mesh, self._functions.rules)
-    for batch in batches.eval_batches(self._rows, self._config.eval.batch_size):
-      on_mesh = meshes.put_batch(batch, sharding)
+    size = self._config.eval.batch_size
+    here = meshes.local_rows(size, sharding)  # what this process puts on the mesh; it reads all
+    for batch in batches.eval_batches(self._rows, size):
+      on_mesh = meshes.put_batch({name: x[here] for name, x in batch.items()}, sharding)
       found = jax.device_get(self._predict(params, on_mesh))
       for row, slot in zip(*np.nonzero(batch['examples']), strict=True):
         inside = batch['segments'][row] == slot + 1
@@ -150,7 +159,11 @@ class Predictor:
   def _predict(self) -> Callable[[Params, Batch], dict[str, jax.Array]]:
     predict = self._converter.predict
     assert predict is not None
-    return jax.jit(lambda params, batch: predict(self._functions.apply(params, batch), batch))
+    return jax.jit(
+      lambda params, batch: predict(self._functions.apply(params, batch), batch),
+      # Whole on every device, where each process can read it.
+      out_shardings=meshes.replicated(self._functions.mesh),
+    )
 
 
 def score_each(

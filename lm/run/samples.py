@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
+from lm import mesh as meshes
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length
 from lm.decode.text import continuations
@@ -62,8 +62,7 @@ def _continued(
     del vectors
     if not prompts:
       return []
-    if jax.process_count() == 1:
-      params = jax.device_put(params, jax.devices()[0])
+    params = meshes.local_copy(params)
     keys = [step + i for i in range(len(prompts))]
     pieces = continuations(
       model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens

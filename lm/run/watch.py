@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,13 @@ from lm.run.logging import Metrics
 from lm.run.progress import Progress
 from lm.run.step import TrainState
 from lm.types import Array
+
+
+class _Nowhere(io.StringIO):
+  """A stream that keeps nothing."""
+
+  def write(self, text: str) -> int:
+    return len(text)
 
 
 class Watch:
@@ -41,7 +49,8 @@ class Watch:
     self.workdir = workdir
     flops = getattr(model, 'flops_per_token', None)
     self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
-    self.progress = Progress(config.steps, start)
+    # One process speaks for all.
+    self.progress = Progress(config.steps, start, None if jax.process_index() == 0 else _Nowhere())
     self._every = config.log.every
     # What is in the rows, not their size: padding is no work done.
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)

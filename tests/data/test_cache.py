@@ -136,3 +136,17 @@ def test_the_directory_follows_the_environment(monkeypatch):
   assert cache.directory('/from/config') == pathlib.Path('/from/config')
   monkeypatch.delenv('LM_CACHE')
   assert cache.directory('') == pathlib.Path.home() / '.cache' / 'lm'
+
+
+def test_a_process_that_never_ends_preparing_is_named(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(cache, '_LONGEST', 0.2)
+  file = tmp_path / '.tokens-1.lock'
+  with (
+    cache.locked(file),
+    pytest.raises(UserError, match=rf'by process {os.getpid()} of .* prepares tokens-1'),
+    cache.locked(file),  # a second opening of the file is as good as a second process
+  ):
+    raise AssertionError('two hold it')
+  assert 'waiting for another process to prepare tokens-1' in capsys.readouterr().err
+  with cache.locked(file):  # free again
+    pass
