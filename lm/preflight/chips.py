@@ -8,9 +8,10 @@ Rates are of one chip, in bytes and FLOPs a second. Sources, read in November 20
 - network between slices: network cards of a host, 2 x 100 Gbit/s (v5e page, "Per-host NIC
   configuration"), 4 x 200 Gbit/s (v6e page), 200 Gbit/s (v4, v5p: Austin et al. 2025, How to Scale
   Your Model, chapter 2), divided by the chips of a host.
-- clock: the peak divided by what the matrix units do in a cycle (v4, v5p: 2 cores of 4 units of 128 x
-  128; v5e: one core of them; v6e and tpu7x: 524,288 FLOP a cycle and device, the least power of
-  two above what the compiler expects of a product of two 8192 x 8192 matrices, 369,231 and 422,142).
+- clock: the peak divided by what the matrix units do in a cycle. v4 and v5p have 2 cores of 4 units
+  of 128 x 128, v5e one core of them. For v6e and tpu7x it is 524,288 FLOP a cycle and device, the
+  least power of two above what the compiler expects of a product of two 8192 x 8192 matrices
+  (369,231 and 422,142).
 """
 
 from typing import NamedTuple

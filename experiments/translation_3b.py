@@ -1,0 +1,31 @@
+"""English to German by an encoder-decoder of T5's 3B sizes (Raffel et al. 2020), WMT 2014.
+
+  python -m lm.preflight --config=experiments/translation_3b.py --topology=v5e:4x4
+  python -m lm.train --config=experiments/translation_3b.py --workdir=gs://BUCKET/translation_3b
+
+For a TPU slice: parameters, optimizer and batch are split over 16 chips (`mesh.fsdp`), and a layer
+keeps nothing of the pass forward but its input. Data and task are those of wmt14_en_de. It was
+compiled for TPUs (experiments/LOG.md), and never trained.
+"""
+
+import wmt14_en_de
+
+from lm.config import choose
+from lm.task_config import small
+
+
+def get_config(arg=''):
+  config = wmt14_en_de.get_config()
+  config.batch_size = 256
+  config.model.update({'depth': 24, 'd_model': 1024, 'd_mlp': 16_384})
+  config.model.update({'heads': 32, 'kv_heads': 32, 'head_dim': 128, 'embed_scale': 32.0})
+  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  config.optim.learning_rate = 3e-4
+  config.mesh.update({'data': -1, 'fsdp': 16})
+  config.eval.batch_size = 256
+  return choose(config, arg, smoke=_smoke)
+
+
+def _smoke(config):
+  config.mesh.fsdp = 1
+  return small(config, "lm.data.sources:names(source_language='en', target_language='de')")
