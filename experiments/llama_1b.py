@@ -1,4 +1,4 @@
-"""A model of the sizes of Llama 3.2 of 1.2 billion parameters (Grattafiori et al. 2024), on Wikipedia.
+"""A model of the sizes of Llama 3.2 1B (Grattafiori et al. 2024), on Wikipedia.
 
   python -m lm.preflight --config=experiments/llama_1b.py --topology=v5e:4x4
   python -m lm.train --config=experiments/llama_1b.py --workdir=gs://BUCKET/llama_1b

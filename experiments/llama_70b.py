@@ -1,4 +1,4 @@
-"""A model of the sizes of Llama 3.1 of 70 billion parameters (Grattafiori et al. 2024), on Wikipedia.
+"""A model of the sizes of Llama 3.1 70B (Grattafiori et al. 2024), on Wikipedia.
 
   python -m lm.preflight --config=experiments/llama_70b.py --topology=v5p:4x4x8
   python -m lm.train --config=experiments/llama_70b.py --workdir=gs://BUCKET/llama_70b

@@ -35,20 +35,24 @@ def main(argv: list[str]) -> int | None:
     raise UserError(f'--price={args.price} is not 0 or more')
   if args.most < 1:
     raise UserError(f'--most={args.most} is not a positive number')
-  from lm.preflight import check, report, search
+  from lm.preflight import check, program, report, search
 
   if args.search:
     found = search.search(config, slice_, args.most, report.progress)
     print(report.ranking_json(found, slice_) if args.json else report.ranking(found, slice_))
     return cli.OK if found and found[0].fits else cli.USAGE
-  checked = check.check(config, slice_)
+  try:
+    checked = check.check(config, slice_)
+  except program.NoRoom as e:
+    raise UserError(f'--topology={slice_.topology}: {e}; {search.nearest(config, slice_)}') from e
   if args.json:
     print(report.to_json(checked, slice_, path, args.price))
   else:
     print(report.table(checked, slice_, path, args.price))
-  if checked.fits:
-    return cli.OK
-  raise UserError(report.refusal(config, checked, slice_))
+  if not checked.fits:
+    memory = f'{checked.step.memory.total / chips.GIB:.1f} GiB do not fit'
+    raise UserError(f'--topology={slice_.topology}: {memory}; {search.nearest(config, slice_)}')
+  return cli.OK
 
 
 if __name__ == '__main__':

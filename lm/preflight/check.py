@@ -12,7 +12,7 @@ from lm.preflight.roofline import Estimate
 from lm.run.step import abstract_state
 
 # Of the memory of a chip, what the system and the runtime keep for themselves.
-RESERVED = 0.03
+RESERVED = 0.016
 # An array of so many bytes on every chip is told.
 LARGE = 1 << 20
 
@@ -38,6 +38,7 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
 
   Raises:
     UserError: the config is wrong or does not divide over the slice.
+    NoRoom: the compiler finds no way to do with the memory of a chip.
   """
   step = program.compile_step(config, slice_)
   functions = step.functions

@@ -6,6 +6,7 @@ is the program that those chips would run, with its memory.
 
 import importlib.util
 import os
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.errors import UserError
-from lm.preflight.chips import Slice
+from lm.preflight.chips import GIB, Slice
 from lm.run import build
 from lm.run.build import Functions
 from lm.run.step import TrainState, abstract_state, make_train_step
 from lm.types import Batch
+
+_NO_ROOM = re.compile(r'\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)')
 
 
 class Memory(NamedTuple):
@@ -52,6 +55,15 @@ class Step(NamedTuple):
   seconds: float  # that compiling took
 
 
+class NoRoom(Exception):
+  """The compiler finds no way to do with the memory of a chip."""
+
+  def __init__(self, needed: float, room: float):
+    super().__init__(f'{needed / GIB:.1f} GiB do not fit into {room / GIB:.1f} GiB')
+    self.needed = needed  # bytes
+    self.room = room
+
+
 def environment(slice_: Slice) -> dict[str, str]:
   """Returns what is to be set before jax begins, so that libtpu asks no machine what it is."""
   return {
@@ -72,6 +84,7 @@ def devices(slice_: Slice) -> list[jax.Device]:
   if importlib.util.find_spec('libtpu') is None:
     raise UserError("lm.preflight needs libtpu, the TPU's compiler: pip install -e '.[tpu]'")
   os.environ.update(environment(slice_))
+  jax.config.update('jax_platforms', 'cpu')  # else jax looks for the chips that libtpu is for
   options: dict[str, Any] = {'num_slices': slice_.slices} if slice_.slices > 1 else {}
   if slice_.chip.name == 'v4':
     options['chip_config_name'] = 'megacore'  # both cores of a chip as one device
@@ -92,6 +105,7 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
   Raises:
     UserError: the config is wrong, does not divide over the slice, or reads what cannot be
       described without its data.
+    NoRoom: it does not fit.
   """
   functions = build.functions(config, vocabulary(config), devices(slice_))
   abstract, _ = abstract_state(functions)
@@ -105,7 +119,12 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
       f'objective.fn={config.objective.fn!r} asks for {e} of a batch; lm.preflight describes rows '
       'of text, of pairs of texts and of labels only'
     ) from e
-  compiled = lowered.compile()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if found := _NO_ROOM.search(str(e)):
+      raise NoRoom(*(float(size) * GIB for size in found.groups())) from e
+    raise
   taken = time.perf_counter() - started
   flops = getattr(functions.model, 'flops_per_token', None)
   tokens = config.batch_size * config.data.context

@@ -4,8 +4,6 @@ import json
 import sys
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from lm.preflight import collectives, roofline
 from lm.preflight.check import Checked
 from lm.preflight.chips import GIB, Slice
@@ -83,28 +81,6 @@ def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
       'compile_seconds': step.seconds,
     }
   )
-
-
-def refusal(config: ConfigDict, checked: Checked, slice_: Slice) -> str:
-  """Returns the line for a config that does not fit, with what is nearest and might."""
-  memory, room = checked.step.memory, checked.room
-  state = memory.parameters + memory.optimizer
-  text = f'--topology={slice_.topology}: {memory.total / GIB:.1f} GiB do not fit into '
-  text += f'{room / GIB:.1f} GiB a device'
-  if state > room:
-    return f'{text}; parameters and optimizer alone take {state / GIB:.1f} GiB: {_more(checked)}'
-  if config.model.to_dict().get('remat', '') is None:
-    nothing = 'jax:checkpoint_policies.nothing_saveable'
-    return f'{text}; try --config.model.remat={nothing}, or --search'
-  return f'{text}; try --config.microbatches={2 * config.microbatches}, or --search'
-
-
-def _more(checked: Checked) -> str:
-  mesh, memory = checked.step.functions.mesh, checked.step.memory
-  state = memory.parameters + memory.optimizer
-  if mesh.shape['data'] > 1:
-    return f'split them, --config.mesh.fsdp={mesh.shape["data"] * mesh.shape["fsdp"]}'
-  return f'take a slice of {state / checked.room * mesh.size:,.0f} devices or more'
 
 
 def ranking(found: list[Any], slice_: Slice) -> str:

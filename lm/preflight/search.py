@@ -6,6 +6,7 @@ rest is put in order by what it must compute and send, and only the first few ar
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -70,18 +71,50 @@ def search(
   tell(f'{len(choices)} choices could fit; compiling {min(most, len(choices))} of them')
   tried = []
   for choice in choices[:most]:
-    found = check.check(changed(config, choice.changes), slice_)
-    flags = ' '.join(f'--config.{key}={value}' for key, value in choice.changes.items())
-    one = Tried(
-      flags,
-      found.fits,
-      found.step.memory.total,
-      found.estimate.tokens,
-      found.estimate.utilisation,
-    )
-    tell(f'{one.tokens:12,.0f} tokens/s, {"fits" if one.fits else "does not fit"}: {flags}')
+    one = _tried(changed(config, choice.changes), flags_of(choice.changes), slice_)
+    tell(f'{one.tokens:12,.0f} tokens/s, {"fits" if one.fits else "does not fit"}: {one.flags}')
     tried.append(one)
   return sorted(tried, key=lambda one: (not one.fits, -one.tokens))
+
+
+def _tried(config: ConfigDict, flags: str, slice_: Slice) -> Tried:
+  try:
+    found = check.check(config, slice_)
+  except program.NoRoom as e:
+    return Tried(flags, False, e.needed, 0.0, 0.0)
+  memory, rates = found.step.memory.total, found.estimate
+  return Tried(flags, found.fits, memory, rates.tokens, rates.utilisation)
+
+
+def flags_of(changes: dict[str, Any]) -> str:
+  """Returns changes of a config as they are given to a program."""
+  return ' '.join(f'--config.{key}={value}' for key, value in changes.items())
+
+
+def nearest(config: ConfigDict, slice_: Slice) -> str:
+  """Returns what to change so that a config fits, by arithmetic: the least of several things.
+
+  Parameters, optimizer and what is kept of the pass forward are to fit into nine tenths of the
+  memory; the compiler has the last word.
+  """
+  devices = program.devices(slice_)
+  whole = {'mesh.data': slice_.slices, 'mesh.fsdp': len(devices) // slice_.slices, 'mesh.tensor': 1}
+  steps: list[dict[str, Any]] = [{}]
+  if 'remat' in config.model and config.model.remat != REMATS[-1]:
+    steps.append({'model.remat': REMATS[-1]})
+  steps += [steps[-1] | whole]
+  steps += [
+    last | {'microbatches': times * config.microbatches}
+    for times in (2, 4, 8, 16, 32)
+    for last in steps[1:3]
+  ]
+  for changes in steps:
+    if _arithmetic(config, changes, slice_, devices, share=0.9) is not None and changes:
+      return f'by arithmetic this fits: {flags_of(changes)}'
+  chip, size = slice_.chip, len(devices)
+  held = _held(changed(config, whole), devices) * size
+  more = math.ceil(held / (0.5 * chip.memory / chip.devices)) // chip.devices
+  return f'by arithmetic {chip.name} slices of some {max(more, size + 1):,} chips and more hold it'
 
 
 def candidates(config: ConfigDict, devices: int, slices: int) -> Iterator[dict[str, Any]]:
@@ -111,17 +144,26 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
   return other
 
 
+def _held(config: ConfigDict, devices: Any) -> int:
+  """Returns the bytes of parameters and optimizer on a device."""
+  state, _ = abstract_state(build.functions(config, program.vocabulary(config), devices))
+  return program.held(state.params) + program.held(state.opt_state)
+
+
 def _arithmetic(
-  config: ConfigDict, changes: dict[str, Any], slice_: Slice, devices: Any
+  config: ConfigDict, changes: dict[str, Any], slice_: Slice, devices: Any, share: float = 1.0
 ) -> _Choice | None:
-  """Returns a choice with the time it takes at the least, or None where it does not fit."""
+  """Returns a choice with the time it takes at the least, or None where it does not fit.
+
+  What is kept of the pass forward is that of one of the parts of a batch.
+  """
   other = changed(config, changes)
   try:
     functions = build.functions(other, program.vocabulary(other), devices)
     state, _ = abstract_state(functions)
   except UserError:  # an axis that does not divide
     return None
-  room = slice_.chip.memory / slice_.chip.devices * (1 - check.RESERVED)
+  room = share * slice_.chip.memory / slice_.chip.devices * (1 - check.RESERVED)
   held = program.held(state.params) + program.held(state.opt_state)
   kept = program.activations(functions, state, program.batch_of(other, functions))
   if held + kept / other.microbatches > room:
