@@ -87,7 +87,7 @@ def bandwidth(group: Sequence[int], devices: Sequence[Any], chip: Chip) -> float
   sides = [set(side) for side in zip(*(device.coords for device in members), strict=True)]
   links = sum(2 if len(side) % chip.wraps == 0 else 1 for side in sides if len(side) > 1)
   # Two devices of one chip are nearer than neighbours.
-  return max(links, 2) * chip.link / chip.devices
+  return (links or 2) * chip.link / chip.devices
 
 
 def cost(price: float, slice_: Slice, tokens_per_second: float) -> float:

@@ -1,0 +1,148 @@
+"""The compiler of TPUs for real; without libtpu these are skipped."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lm.config import base, encoder_decoder, llama
+from lm.errors import UserError
+from lm.preflight import least, program, search
+from lm.run import build
+from lm.run.step import abstract_state
+
+ROOT = pathlib.Path(__file__).parents[2]
+AXES = ('data', 'fsdp', 'tensor')
+
+
+def preflight(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'lm.preflight', *arguments], cwd=ROOT, capture_output=True, text=True
+  )
+
+
+@pytest.mark.slow
+def test_a_small_config_is_compiled_for_a_slice():
+  pytest.importorskip('libtpu')
+  small = ('--config=experiments/quickstart.py:smoke', '--config.data.tokenizer.vocab_size=2048')
+  done = preflight(*small, '--topology=v5e:2x2', '--config.mesh.fsdp=4', '--json', '--price=2')
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert (found['chips'], found['mesh']) == (4, {'data': 1, 'fsdp': 4, 'tensor': 1})
+  # Adam keeps two numbers for each parameter, all of four bytes, and a chip has a quarter.
+  memory = found['memory']
+  assert memory['parameters'] == pytest.approx(found['parameters'], rel=0.05)
+  assert memory['optimizer'] == pytest.approx(2 * memory['parameters'], rel=0.05)
+  assert found['fits'] and memory['total'] < memory['room']
+  assert {tuple(one['axes']) for one in found['sent']} == {('fsdp',)}
+  assert found['estimate']['step'] > 0
+  hours = 1e9 / found['estimate']['tokens'] / 3600
+  assert found['usd_per_billion_tokens'] == pytest.approx(2 * 4 * hours)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_too_large_is_refused_with_what_holds_it():
+  pytest.importorskip('libtpu')
+  done = preflight(
+    '--config=experiments/llama_70b.py', '--topology=v5e:2x2', '--config.mesh.fsdp=4'
+  )
+  assert (done.returncode, done.stdout) == (2, '')
+  (line,) = [x for x in done.stderr.splitlines() if x.startswith('lm.preflight:')]
+  assert 'do not fit' in line and 'chips and more hold it' in line
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (('--topology=v5e:4x',), 'slices of v5e have 2 sizes'),
+    ((), '--topology is required'),
+    (('--topology=v5e:2x2', '--price=-1'), '--price=-1.0 is not 0 or more'),
+    (('--topology=v5e:2x2', '--most=0'), '--most=0 is not a positive number'),
+  ],
+)
+def test_wrong_arguments_are_told_in_a_line(arguments, message):
+  done = preflight('--config=experiments/quickstart.py', *arguments)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr.startswith('lm.preflight: ') and message in done.stderr
+
+
+def config_of(model):
+  config = base()
+  config.model = model
+  config.batch_size = config.eval.batch_size = 8
+  config.data.context = config.data.source_context = 16
+  return config
+
+
+class Shape(dict):
+  """What `least` asks of a mesh, for more devices than there are here."""
+
+  @property
+  def shape(self):
+    return self
+
+
+class Leaf:
+  def __init__(self, size, *spec):
+    self.size = size
+    one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    self.sharding = NamedSharding(one, PartitionSpec(*spec))
+
+
+def test_the_least_that_is_sent_by_hand():
+  model = llama(depth=2, d_model=8, heads=2, kv_heads=2, d_mlp=16, context=16)
+  model.dtype = 'bfloat16'
+  config = config_of(model)
+  functions = build.functions(config, 32, jax.devices()[:1])
+  params = {'kernel': Leaf(800, 'fsdp', 'tensor'), 'embedding': Leaf(400, 'tensor', 'fsdp')}
+  params |= {'scale': Leaf(10, None)}
+  mesh = Shape(data=2, fsdp=4, tensor=2)
+  found = least.least(config, functions.model, mesh, params)
+  # Of two bytes each. Kernels come together twice and their gradient is added up in parts; the
+  # table comes together once; the scale's gradient is added up whole.
+  fsdp = (3 * 400 + 2 * 200 + 2 * 10) * 2 * 3 / 4
+  data = 2 * (400 / 4 + 200 / 4 + 10) * 2 / 2
+  # Two sublayers of two layers, forward and backward, and one more of each for the vocabulary.
+  tensor = 2 * (2 * 2 * 2 + 2) * (8 / 8 * 16 * 8) * 2 / 2
+  assert found == {'fsdp': fsdp, 'data': data, 'tensor': tensor}
+  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  again = least.least(config, functions.model, mesh, params)
+  assert again['tensor'] == tensor * (2 * 2 * 3 + 2) / (2 * 2 * 2 + 2)
+
+
+def test_what_is_kept_of_the_pass_forward_is_less_where_it_is_computed_again():
+  def kept(remat):
+    config = config_of(encoder_decoder(depth=2, d_model=16, heads=2, context=16))
+    config.model.remat = remat
+    functions = build.functions(config, 32, jax.devices()[:1])
+    state, _ = abstract_state(functions)
+    return program.activations(functions, state, program.batch_of(config, functions))
+
+  everything, nothing = kept(None), kept('jax:checkpoint_policies.nothing_saveable')
+  # What goes into a layer, of 8 rows of 16 with 16 numbers, for the two layers of both stacks.
+  assert 4 * 8 * 16 * 16 * 4 <= nothing < everything / 3
+
+
+def test_candidates_split_all_devices():
+  config = base()
+  config.batch_size = 64
+  found = list(search.candidates(config, 8, 2))
+  meshes = {tuple(x[f'mesh.{axis}'] for axis in AXES) for x in found}
+  assert meshes == {(2, 4, 1), (4, 2, 1), (8, 1, 1), (2, 2, 2), (4, 1, 2), (2, 1, 4)}
+  assert {x['batch_size'] for x in found} == {64, 128}
+  other = search.changed(config, found[0])
+  assert (other.mesh.data, config.mesh.data) == (found[0]['mesh.data'], -1)
+
+
+def test_a_vocabulary_that_the_config_does_not_say_is_asked_for():
+  config = base()
+  assert program.vocabulary(config) == 2048
+  with config.unlocked():
+    config.data.tokenizer = {'fn': 'lm.text.tokenizers:bytes'}
+  with pytest.raises(UserError, match=r'--config\.model\.vocab_size=N'):
+    program.vocabulary(config)
