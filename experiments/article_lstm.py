@@ -12,7 +12,7 @@ copies its input shows nothing about language. `:next_token` trains the same net
 that follows, which is a language model; the default is evaluated at that too.
 
 Reads $LM_DATA/english_text and tinyshakespeare; `:embedded` reads Python's documentation and needs
-no data. Two CPU cores, 14 minutes. Figures: experiments/LOG.md.
+no data. Two CPU cores, 27 minutes on one of them. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
