@@ -7,7 +7,7 @@ mesh axes it is split over. `jax.jit` over one mesh serves one device or a thous
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -132,6 +132,26 @@ def by_rows(part: Callable[..., tuple[Any, Any]], whole: Any, rows: Any) -> tupl
     axis_names=set(axes),
     check_vma=False,
   )(whole, rows)
+
+
+def on_each(
+  part: Callable[..., Array], in_axes: Sequence[tuple | None], out_axes: tuple
+) -> Callable[..., Array]:
+  """Returns the function that does `part` on each device for what the device has of the arrays.
+
+  Args:
+    part: of arrays that no device needs anything else for.
+    in_axes: the logical axes of its arguments; None for one that is None.
+    out_axes: those of its result.
+  """
+  current = _current.get()
+  if current is None or current[0].size == 1:
+    return part
+  mesh, axis_rules = current
+  specs = tuple(PartitionSpec() if a is None else partition(a, axis_rules) for a in in_axes)
+  return jax.shard_map(
+    part, mesh=mesh, in_specs=specs, out_specs=partition(out_axes, axis_rules), check_vma=False
+  )
 
 
 def platform() -> str:

@@ -10,6 +10,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from lm.mesh import platform
+from lm.nn.splash import can, splash
 from lm.types import Array, Mask
 
 MASKED = -1e30
@@ -139,10 +141,15 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """`cudnn` where the program runs on an NVIDIA GPU, `blocked` elsewhere. No third way.
+  """`cudnn` where the program runs on an NVIDIA GPU, `splash` on a TPU, `blocked` elsewhere.
 
-  On a GPU it raises like `cudnn` for what cuDNN cannot do.
+  On a GPU it raises like `cudnn` for what cuDNN cannot do. On a TPU what the kernel cannot do
+  (lm.nn.splash.can: attention to another text, from a cache, with a bias, or in rows of no multiple
+  of 128 tokens) is done with all scores at once.
   """
-  if jax.default_backend() == 'gpu':
+  if platform() == 'gpu':
     return cudnn(q_BTHK, k_BSGK, v_BSGK, mask)
+  if platform() == 'tpu':
+    do = splash if can(q_BTHK.shape[1], mask) else dot_product
+    return do(q_BTHK, k_BSGK, v_BSGK, mask)
   return blocked(q_BTHK, k_BSGK, v_BSGK, mask)

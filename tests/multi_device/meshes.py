@@ -18,8 +18,10 @@ from lm.models.embeddings import Embeddings
 from lm.models.recurrent_layers import Bidirectional
 from lm.nn import losses as nn_losses
 from lm.nn.alignment import additive
+from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, GatedMlp, Mlp
 from lm.nn.recurrent import gru
+from lm.nn.splash import splash
 from lm.objectives import word2vec
 from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.word_outputs import negative_sampling
@@ -295,3 +297,28 @@ def test_pieces_are_counted_by_the_rules_of_the_mesh_in_use():
   with mesh.use(over, mesh.RULES):
     assert [mesh.pieces(*axes) for axes in (('batch',), ('batch', 'vocab'), ('time',))] == [4, 8, 1]
     assert mesh.platform() == 'cpu'
+
+
+def test_rows_and_heads_attend_where_they_are():
+  over = mesh.make(ALL)
+  keys = jax.random.split(jax.random.key(0), 3)
+  q, k, v = (
+    jax.random.normal(key, (8, 128, n, 16)) for key, n in zip(keys, (4, 2, 2), strict=True)
+  )
+  positions = jnp.broadcast_to(jnp.arange(128), (8, 128))
+  segments = jnp.repeat(jnp.array([[1, 2]]), 64, axis=1).repeat(8, axis=0)
+  mask = Mask(positions, positions, segments, segments, ordered=True)
+
+  @jax.jit
+  def attend(q, k, v, mask):
+    with mesh.use(over, mesh.RULES):
+      return splash(q, k, v, mask, interpret=True)
+
+  rows = [
+    NamedSharding(over, mesh.partition(axes, mesh.RULES))
+    for axes in (('batch', None, 'heads'), ('batch', None, 'kv_heads'), ('batch', None, 'kv_heads'))
+  ]
+  placed = jax.device_put((q, k, v), tuple(rows))
+  np.testing.assert_allclose(attend(*placed, mask), dot_product(q, k, v, mask), atol=1e-5)
+  program = attend.lower(*placed, mask).compile()
+  assert not _sent(program)
