@@ -9,6 +9,7 @@ hour) adds what a billion tokens cost, --search tries other meshes, batches and 
 Exit codes: 0 it fits, 1 failed, 2 it does not fit, or wrong usage.
 """
 
+import pathlib
 import sys
 
 from absl import flags
@@ -21,6 +22,7 @@ flags.DEFINE_integer('slices', 1, 'how many slices, joined by the network')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip for an hour')
 flags.DEFINE_bool('search', False, 'try meshes, batch sizes and remat, and rank those that fit')
 flags.DEFINE_integer('most', 8, 'how many of them to compile')
+flags.DEFINE_string('hlo', None, 'file to write the text of the program to')
 flags.DEFINE_bool('json', False, 'print one JSON object and nothing else')
 
 
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int | None:
   slice_ = chips.parse(cli.required('topology', 'v5e:4x4'), args.slices)
   if not args.price >= 0:
     raise UserError(f'--price={args.price} is not 0 or more')
+  if args.hlo and not pathlib.Path(args.hlo).absolute().parent.is_dir():
+    raise UserError(f'--hlo={args.hlo}: there is no such directory')
   if args.most < 1:
     raise UserError(f'--most={args.most} is not a positive number')
   from lm.preflight import check, program, report, search
@@ -45,6 +49,8 @@ def main(argv: list[str]) -> int | None:
     checked = check.check(config, slice_)
   except program.NoRoom as e:
     raise UserError(f'--topology={slice_.topology}: {e}; {search.nearest(config, slice_)}') from e
+  if args.hlo:
+    pathlib.Path(args.hlo).write_text(checked.step.text)
   if args.json:
     print(report.to_json(checked, slice_, path, args.price))
   else:

@@ -102,13 +102,17 @@ def _turns(program: Program, loop: Instruction) -> int:
   known = _TRIPS.search(loop.attributes)
   if known:
     return int(known.group(1))
-  # A counter that is compared with a constant.
+  # A counter that is compared with a constant, in the condition or in what it calls.
   condition = re.search(r'condition=%?([\w.\-]+)', loop.attributes)
-  constants = [
-    int(match.group(1))
-    for instruction in program.get(condition.group(1) if condition else '', ())
-    if instruction.opcode == 'constant' and (match := re.match(r'(\d+)$', instruction.attributes))
-  ]
+  constants = (
+    [
+      int(number.attributes)
+      for _, _, number in _walk(program, condition.group(1), 1.0)
+      if number.opcode == 'constant' and number.attributes.isdecimal()
+    ]
+    if condition and condition.group(1) in program
+    else []
+  )
   return max(constants, default=1)
 
 

@@ -64,6 +64,19 @@ def test_sizes_of_numbers(dtype, size):
   assert hlo.size_of(dtype) == size
 
 
+def test_what_a_loop_is_compared_with_may_stand_in_what_its_condition_calls():
+  text = TEXT.replace('  %n = s32[] constant(12)\n', '').replace(
+    'ROOT %less = pred[] compare(%t.1, %n), direction=LT',
+    'ROOT %less = pred[] fusion(%t.1), kind=kLoop, calls=%compared',
+  )
+  text = text.replace(
+    'ENTRY %main.6',
+    '%compared (t: s32[]) -> pred[] {\n  %n = s32[]{:T(128)} constant(7)\n}\n\nENTRY %main.6',
+  )
+  times = {i.name: times for times, _, i in hlo.walk(hlo.parse(text))}
+  assert times['fusion.3'] == 7
+
+
 def test_loops_in_loops_of_a_real_program_multiply():
   @jax.jit
   def program(x):

@@ -11,7 +11,7 @@ from test_loop import FILE, SOURCE, metrics, run
 
 from lm.data import cache, remote
 from lm.errors import UserError
-from lm.run import checkpoint, files, load, loop, record
+from lm.run import checkpoint, course, files, load, record
 
 
 @pytest.fixture
@@ -149,5 +149,5 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, folder, tmp_path, 
 def test_a_broken_network_costs_the_copy_and_not_the_run(bucket, folder, monkeypatch, capsys):
   here = away()
   monkeypatch.setattr(remote, '_push', lambda *_: (_ for _ in ()).throw(OSError('no route')))
-  loop.push_record(here)
+  course.push_record(here)
   assert f'warning: the record is only in {here} for now' in capsys.readouterr().err
