@@ -77,15 +77,17 @@ def walk(program: Program) -> Iterator[tuple[float, str, Instruction]]:
   yield from _walk(program, 'ENTRY', 1.0)
 
 
-def _walk(program: Program, name: str, times: float) -> Iterator[tuple[float, str, Instruction]]:
-  for instruction in program[name]:
-    yield times, name, instruction
+def _walk(
+  program: Program, computation: str, times: float
+) -> Iterator[tuple[float, str, Instruction]]:
+  for instruction in program[computation]:
+    yield times, computation, instruction
     again = times
     if instruction.opcode == 'while':
       again *= _turns(program, instruction)
-    for name in called(instruction):
-      if name in program:
-        yield from _walk(program, name, again)
+    for inner in called(instruction):
+      if inner in program:
+        yield from _walk(program, inner, again)
 
 
 def called(instruction: Instruction) -> list[str]:
@@ -120,14 +122,18 @@ def _instruction(name: str, rest: str) -> Instruction:
   kind, rest = _cut(rest) if rest.startswith('(') else rest.split(' ', 1)
   opcode, _, rest = rest.strip().partition('(')
   inside, attributes = _cut('(' + rest)
-  arrays = tuple(
-    Array(dtype, tuple(int(n) for n in shape.split(',') if n), layout)
-    for dtype, shape, layout in _ARRAY.findall(re.sub(r'/\*.*?\*/', '', kind))
-  )
   operands = tuple(re.findall(r'%([\w.\-]+)', inside))
   if opcode == 'constant':
     attributes = inside[1:-1]
-  return Instruction(name, opcode, arrays, operands, attributes)
+  return Instruction(name, opcode, arrays(kind), operands, attributes)
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+  """Returns the arrays that a text spells, such as 'bf16[4,128]{1,0}, s32[]'."""
+  return tuple(
+    Array(dtype, tuple(int(n) for n in shape.split(',') if n), layout)
+    for dtype, shape, layout in _ARRAY.findall(re.sub(r'/\*.*?\*/', '', text))
+  )
 
 
 def _cut(text: str) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """How long a step takes on chips that nobody has asked: an estimate, and what it is made of.
 
 The compiler says how many cycles it expects of each of its kernels, with what the memory needs in
-it. To these come the exchanges between chips: those that go on beside products count where they
+it; of kernels that were written by hand, those of attention, it says nothing, and they are taken to
+reach half of the peak. To these come the exchanges between chips: those that go on beside products count where they
 take longer than everything else together, the others always.
 """
 
@@ -13,6 +14,10 @@ from lm.preflight import hlo
 from lm.preflight.chips import Chip, Slice
 from lm.preflight.collectives import Collective
 
+# Of the peak, what the kernels of splash attention are taken to reach: an assumption.
+ATTENTION = 0.5
+# Products of queries and keys, or as large ones, that each kernel makes.
+_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -46,7 +51,8 @@ def estimate(
     tokens: of the batch.
   """
   chip = slice_.chip
-  kernels = cycles(program) / chip.clock
+  device_flops = chip.flops / chip.devices
+  kernels = cycles(program) / chip.clock + attention(program) / (ATTENTION * device_flops)
   beside, alone = 0.0, 0.0
   for one in exchanges:
     seconds = one.bytes * one.times / bandwidth(one.group, devices, chip)
@@ -73,6 +79,21 @@ def cycles(program: hlo.Program) -> float:
     for times, computation, instruction in hlo.walk(program)
     if computation not in fused and (found := _CYCLES.search(instruction.attributes))
   )
+
+
+def attention(program: hlo.Program) -> float:
+  """Returns the FLOPs of the kernels of splash attention in a step of a device."""
+  total = 0.0
+  for times, _, instruction in hlo.walk(program):
+    kind = next((k for k in _PRODUCTS if instruction.name.startswith(k + '_')), None)
+    if kind is None or instruction.opcode != 'custom-call':
+      continue
+    operands = hlo.arrays(instruction.attributes.partition('operand_layout_constraints=')[2])
+    B, H, T, K = max((x.shape for x in operands if len(x.shape) == 4), key=lambda x: x[1] * x[3])
+    # With the places of queries among the operands a kernel finds out by itself what is hidden.
+    places = any(x.dtype == 's32' and len(x.shape) == 2 and T in x.shape for x in operands)
+    total += times * _PRODUCTS[kind] * 2 * B * H * T * T * K * (0.5 if places else 1.0)
+  return total
 
 
 def bandwidth(group: Sequence[int], devices: Sequence[Any], chip: Chip) -> float:

@@ -55,6 +55,8 @@ def test_what_stands_in_a_loop_counts_as_often_as_it_turns():
   assert times['copy'] == times['fusion.3'] == 12
   assert times['out'] == 1
   assert 'add.1' not in times  # of single numbers
+  where = {i.name: computation for _, computation, i in hlo.walk(hlo.parse(TEXT))}
+  assert where['copy'] == 'fused' and where['fusion.3'] == 'body.2' and where['out'] == 'ENTRY'
 
 
 @pytest.mark.parametrize(

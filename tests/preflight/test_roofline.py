@@ -68,6 +68,21 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   assert roofline.cost(1.0, slice_, found.tokens) == pytest.approx(256 * 1000 / 3600)
 
 
+def test_kernels_of_attention_are_counted_by_hand():
+  text = """
+ENTRY %main (q: bf16[2,4,256,64]) -> bf16[2,4,256,64] {
+  %splash_mha_fwd_residuals.1 = bf16[2,4,256,64]{3,2,1,0} custom-call(%q), \
+custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,2,2]{2,1,0}, \
+bf16[2,4,256,64]{3,2,1,0}, bf16[2,2,256,64]{3,2,1,0}, s32[256,128]{1,0}}
+  %splash_mha_dq_no_residuals.2 = bf16[2,4,256,64]{3,2,1,0} custom-call(%q), \
+custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[2,4,256,64]{3,2,1,0}}
+  %other = bf16[2,4,256,64]{3,2,1,0} custom-call(%q), custom_call_target="tpu_custom_call"
+}
+"""
+  product = 2 * 2 * 4 * 256 * 256 * 64
+  assert roofline.attention(hlo.parse(text)) == 2 * product / 2 + 3 * product
+
+
 def test_slices_by_their_names():
   slice_ = chips.parse('v5p:4x4x4', 2)
   assert (slice_.chips, slice_.accelerator, slice_.topology) == (128, 'v5p-128', 'v5p:4x4x4')
