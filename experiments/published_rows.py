@@ -6,7 +6,8 @@
 `:v5e_16b`, `:v5e_32b`, `:v5e_64b` are for slices of 256 chips, one or two, `:v5p_32b` and
 `:v5p_64b` for slices of 64 chips (v5p-128). Sizes, batches, meshes and what is kept of the pass
 forward are those of MaxText's configs/v5e and configs/v5p, whose READMEs have the figures in
-PUBLISHED; two slices have twice the batch. They are compiled for a TPU slice and not trained.
+PUBLISHED; but theirs on v5p keep products (`minimal`), which does not fit here, and here nothing is
+kept. Two slices have twice the batch. They are compiled for a TPU slice and not trained.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,6 @@ from ml_collections import ConfigDict
 from lm.config import base, choose, llama, smoke
 
 NOTHING = 'jax:checkpoint_policies.nothing_saveable'
-PRODUCTS = 'jax:checkpoint_policies.dots_with_no_batch_dims_saveable'
 
 
 class Row(NamedTuple):
@@ -36,8 +36,8 @@ ROWS = {
   'v5e_16b': Row(32, 4096, 64, 28_672, 6, 256, 1, NOTHING),
   'v5e_32b': Row(32, 8192, 64, 28_672, 4, 256, 1, NOTHING),
   'v5e_64b': Row(64, 8192, 64, 28_672, 2, 256, 1, NOTHING),
-  'v5p_32b': Row(32, 8192, 64, 28_672, 7, 64, 4, PRODUCTS),
-  'v5p_64b': Row(64, 8192, 64, 28_672, 3, 64, 4, PRODUCTS),
+  'v5p_32b': Row(32, 8192, 64, 28_672, 7, 64, 4, NOTHING),
+  'v5p_64b': Row(64, 8192, 64, 28_672, 3, 64, 4, NOTHING),
 }
 # TFLOP a second and chip, by row and number of slices. Their FLOPs are those of `flops`.
 PUBLISHED = {

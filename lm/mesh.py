@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen.initializers import Initializer
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.errors import UserError, nearest
@@ -63,7 +64,27 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
     )
   # Explicit axis types, the default, make an embedding gather raise ShardingTypeError.
   types = (AxisType.Auto,) * len(AXES)
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices > 1:
+    return Mesh(_over_slices(shape, slices, devices), AXES, axis_types=types)
   return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+
+
+def _over_slices(shape: list[int], slices: int, devices) -> np.ndarray:
+  """Returns devices with the slices of a TPU job along `data`, or else `fsdp`.
+
+  Between slices there is a network only, which axes that are asked more often stay within.
+  """
+  for axis in ('data', 'fsdp'):
+    place = AXES.index(axis)
+    if shape[place] % slices == 0:
+      within, between = list(shape), [1] * len(AXES)
+      within[place], between[place] = shape[place] // slices, slices
+      return mesh_utils.create_hybrid_device_mesh(within, between, devices)
+  raise UserError(
+    f'mesh={dict(zip(AXES, shape, strict=True))} does not divide over {slices} slices: make '
+    'mesh.data a multiple of them'
+  )
 
 
 def rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

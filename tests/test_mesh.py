@@ -1,5 +1,7 @@
 """The mesh on one device, and the rules on meshes that need no devices at all."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,38 @@ def test_wrong_sizes_are_told(sizes, message):
   with pytest.raises(UserError) as error:
     mesh.make(sizes, jax.devices()[:1])
   assert message in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  id: int
+  slice_index: int
+  platform: str = 'cpu'
+  process_index: int = 0
+  device_kind: str = 'fake'
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'along'),
+  [
+    ({'data': 2, 'fsdp': 4}, 'data'),
+    ({'data': -1, 'fsdp': 2, 'tensor': 2}, 'data'),
+    ({'data': 1, 'fsdp': 8}, 'fsdp'),
+  ],
+)
+def test_slices_lie_along_the_axis_that_is_asked_least(sizes, along, monkeypatch):
+  monkeypatch.setattr(mesh, 'Mesh', lambda devices, axes, axis_types: devices)
+  chips = [Chip(i, i // 4) for i in range(8)]
+  found = mesh.make(sizes, chips)
+  slices = np.array([[[d.slice_index for d in row] for row in rows] for rows in found])
+  axis = mesh.AXES.index(along)
+  halves = np.split(slices, 2, axis)
+  assert (halves[0] == 0).all() and (halves[1] == 1).all()
+
+
+def test_slices_that_do_not_divide_are_told():
+  with pytest.raises(UserError, match=r'does not divide over 2 slices: make mesh\.data a multiple'):
+    mesh.make({'tensor': 8, 'data': 1, 'fsdp': 1}, [Chip(i, i // 4) for i in range(8)])
 
 
 def test_rules_are_overridden_by_name():

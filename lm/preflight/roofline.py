@@ -2,8 +2,8 @@
 
 The compiler says how many cycles it expects of each of its kernels, with what the memory needs in
 it; of kernels that were written by hand, those of attention, it says nothing, and they are taken to
-reach half of the peak. To these come the exchanges between chips: those that go on beside products count where they
-take longer than everything else together, the others always.
+reach half of the peak. To these come the exchanges between chips: those that go on beside products
+count where they take longer than everything else together, the others always.
 """
 
 import re
