@@ -82,9 +82,7 @@ def _walk(
 ) -> Iterator[tuple[float, str, Instruction]]:
   for instruction in program[computation]:
     yield times, computation, instruction
-    again = times
-    if instruction.opcode == 'while':
-      again *= _turns(program, instruction)
+    again = times * turns(program, instruction)
     for inner in called(instruction):
       if inner in program:
         yield from _walk(program, inner, again)
@@ -100,7 +98,10 @@ def called(instruction: Instruction) -> list[str]:
   return names
 
 
-def _turns(program: Program, loop: Instruction) -> int:
+def turns(program: Program, loop: Instruction) -> int:
+  """Returns how often what an instruction calls is done: a loop's turns, else 1."""
+  if loop.opcode != 'while':
+    return 1
   known = _TRIPS.search(loop.attributes)
   if known:
     return int(known.group(1))

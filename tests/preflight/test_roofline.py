@@ -44,13 +44,19 @@ def test_cycles_count_with_their_loops_and_not_within_a_fusion():
   ROOT %f = f32[8]{0} fusion(%t), calls=%inner, backend_config={"estimated_cycles":"10"}
 }
 
+%beside (t: f32[8]) -> f32[8] {
+  %g = f32[8]{0} all-gather(%t), replica_groups={}
+  ROOT %f = f32[8]{0} fusion(%t), calls=%inner, backend_config={"estimated_cycles":"7"}
+}
+
 ENTRY %main (a: f32[8]) -> f32[8] {
+  %u = f32[8]{0} fusion(%a), kind=kCustom, calls=%beside
   %w = f32[8]{0} while(%a), body=%body, backend_config={"known_trip_count":{"n":"4"}}
   ROOT %c = f32[8]{0} copy(%w), backend_config={"estimated_cycles":"5"}
 }
 """
   program = hlo.parse(text)
-  assert roofline.cycles(program) == 4 * 10 + 5
+  assert roofline.cycles(program) == 4 * 10 + 5 + 7
   # 1 ms beside, 2 ms alone over a ring of 100 GB/s.
   group = tuple(range(16))
   exchanges = [
@@ -60,7 +66,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   slice_ = chips.parse('v5e:16x16')
   flops = 0.003 * 256 * V5E.flops / 2
   found = roofline.estimate(program, exchanges, PLANE, slice_, flops, 3000)
-  assert found.kernels == 45 / 1.5e9
+  assert found.kernels == 52 / 1.5e9
   assert (found.beside, found.alone) == pytest.approx((1e-3, 2e-3))
   assert found.step == pytest.approx(3e-3)
   assert (found.utilisation, found.tokens) == pytest.approx((0.5, 1e6))
