@@ -81,7 +81,7 @@ def _config(name):
   config.model.dtype = 'bfloat16'
   config.model.remat = row.remat
   config.mesh.update({'data': -1, 'fsdp': row.chips // row.tensor, 'tensor': row.tensor})
-  config.eval.batch_size = row.chips
+  config.eval.batch_size = 2 * row.chips
   return config
 
 

@@ -56,17 +56,28 @@ def parse(text: str) -> Program:
   """Returns the computations of `Compiled.as_text()`."""
   program: Program = {}
   computation = None
-  for line in text.splitlines():
+  for line in _joined(text):
     if computation is None:
       head = _HEAD.match(line)
       if head:
         computation = 'ENTRY' if head.group(1) else head.group(2)
         program[computation] = []
-    elif line.startswith('}'):
+    elif line.rstrip() == '}':
       computation = None
     elif found := _LINE.match(line):
       program[computation].append(_instruction(*found.groups()))
   return program
+
+
+def _joined(text: str) -> Iterator[str]:
+  """Yields lines, with those that go on with the attributes of an instruction joined to it."""
+  whole = ''
+  for line in text.splitlines():
+    if whole and (line.startswith(('  ', '%', 'ENTRY')) or line.rstrip() in ('}', '')):
+      yield whole
+      whole = ''
+    whole += line
+  yield whole
 
 
 def walk(program: Program) -> Iterator[tuple[float, str, Instruction]]:

@@ -50,6 +50,17 @@ def test_a_program_is_read_line_by_line():
   assert 'S(1)' in program['fused'][1].arrays[0].layout
 
 
+def test_attributes_go_on_over_lines():
+  call = '%fusion.3 = bf16[8,128]{1,0} fusion(%t), kind=kLoop, calls=%fused'
+  long = (
+    call + ', frontend_attributes={kernel_metadata={\n"name":"{\\"size\\": 5}"\n}}, metadata={}'
+  )
+  program = hlo.parse(TEXT.replace(call, long))
+  assert [i.name for i in program['body.2']] == ['t', 'fusion.3', 'tuple.4']
+  assert program['body.2'][1].attributes.endswith('}}, metadata={}')
+  assert hlo.called(program['body.2'][1]) == ['fused']
+
+
 def test_what_stands_in_a_loop_counts_as_often_as_it_turns():
   times = {i.name: times for times, _, i in hlo.walk(hlo.parse(TEXT))}
   assert times['copy'] == times['fusion.3'] == 12
