@@ -17,6 +17,9 @@ from absl import flags
 from lm.errors import UserError
 from lm.run import cli
 
+if __name__ == '__main__':
+  sys.argv[0] = 'preflight'  # the name that messages begin with, and that its flags go by
+
 flags.DEFINE_string('topology', None, 'chips and shape of a slice, such as v5e:4x4 or v5p:4x4x8')
 flags.DEFINE_integer('slices', 1, 'how many slices, joined by the network')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip for an hour')
@@ -62,5 +65,4 @@ def main(argv: list[str]) -> int | None:
 
 
 if __name__ == '__main__':
-  sys.argv[0] = 'preflight'  # the name that messages begin with
   cli.run(main, __doc__)

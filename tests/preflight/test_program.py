@@ -71,6 +71,11 @@ def test_wrong_arguments_are_told_in_a_line(arguments, message):
   assert done.stderr.startswith('lm.preflight: ') and message in done.stderr
 
 
+def test_help_names_the_flags():
+  text = preflight('--help').stdout
+  assert all(f'--{name}: ' in text for name in ('topology', 'slices', 'price', 'search', 'json'))
+
+
 def config_of(model):
   config = base()
   config.model = model
