@@ -29,15 +29,16 @@ def preflight(*arguments):
 @pytest.mark.slow
 def test_a_small_config_is_compiled_for_a_slice():
   pytest.importorskip('libtpu')
-  small = ('--config=experiments/quickstart.py:smoke', '--config.data.tokenizer.vocab_size=2048')
+  small = ('--config=experiments/llama_160m.py:smoke', '--config.data.tokenizer.vocab_size=2048')
   done = preflight(*small, '--topology=v5e:2x2', '--config.mesh.fsdp=4', '--json', '--price=2')
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)
   assert (found['chips'], found['mesh']) == (4, {'data': 1, 'fsdp': 4, 'tensor': 1})
-  # Adam keeps two numbers for each parameter, all of four bytes, and a chip has a quarter.
+  # Adam keeps two numbers for each parameter, all of four bytes, and a chip has a quarter, but for
+  # the small ones, which are whole.
   memory = found['memory']
   assert memory['parameters'] == pytest.approx(found['parameters'], rel=0.05)
-  assert memory['optimizer'] == pytest.approx(2 * memory['parameters'], rel=0.05)
+  assert memory['optimizer'] == pytest.approx(2 * memory['parameters'], rel=0.001)
   assert found['fits'] and memory['total'] < memory['room']
   assert {tuple(one['axes']) for one in found['sent']} == {('fsdp',)}
   assert found['estimate']['step'] > 0
