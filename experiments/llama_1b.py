@@ -3,37 +3,16 @@
   python -m lm.preflight --config=experiments/llama_1b.py --topology=v5e:4x4
   python -m lm.train --config=experiments/llama_1b.py --workdir=gs://BUCKET/llama_1b
 
-For a TPU slice: parameters, optimizer and batch are split over 16 chips (`mesh.fsdp`), and a layer
-keeps nothing of the pass forward but its input. Data as in gpt2_small; the vocabulary is as large
-as Llama 3's, and made of the corpus. It was compiled for TPUs (experiments/LOG.md), and never
-trained.
+For a TPU slice: parameters, optimizer and batch are split over 16 chips (`mesh.fsdp`); all else is
+as in llama_8b. It was compiled for TPUs (experiments/LOG.md), and never trained.
 """
 
-from ml_collections import ConfigDict
+import llama_8b
 
-from lm.config import base, choose, llama, smoke
+from lm.config import choose, llama
 
 
 def get_config(arg=''):
-  config = base()
-  config.steps = 20_000
-  config.batch_size = 64
-  config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
-  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 128_256})
-  config.data.context = 4096
-  config.model = llama(depth=16, d_model=2048, heads=32, kv_heads=8, d_mlp=8192, context=4096)
-  config.model.tied = True
-  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
-  config.model.dtype = 'bfloat16'
-  config.optim.learning_rate = 3e-4
-  config.optim.warmup = 2000
-  config.mesh.update({'data': -1, 'fsdp': 16})
-  config.eval.every = 1000
-  config.eval.batch_size = 64
-  config.checkpoint.every = 500
-  return choose(config, arg, smoke=_smoke)
-
-
-def _smoke(config):
-  config.mesh.fsdp = 1
-  return smoke(config)
+  model = llama(depth=16, d_model=2048, heads=32, kv_heads=8, d_mlp=8192, context=4096)
+  model.tied = True
+  return choose(llama_8b.recipe(model, rows=64, chips=16), arg, smoke=llama_8b.small)

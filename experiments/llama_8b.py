@@ -5,8 +5,8 @@
 
 For a TPU slice: parameters, optimizer and batch are split over 64 chips (`mesh.fsdp`), and a layer
 keeps nothing of the pass forward but its input. Data as in gpt2_small; the vocabulary is as large
-as Llama 3's, and made of the corpus. It was compiled for TPUs (experiments/LOG.md), and never
-trained.
+as Llama 3's, and made of the corpus. At this size it was
+neither compiled nor trained.
 """
 
 from ml_collections import ConfigDict
@@ -15,25 +15,29 @@ from lm.config import base, choose, llama, smoke
 
 
 def get_config(arg=''):
+  model = llama(depth=32, d_model=4096, heads=32, kv_heads=8, d_mlp=14_336, context=4096)
+  return choose(recipe(model, rows=256, chips=64), arg, smoke=small)
+
+
+def recipe(model, rows, chips):
+  """Returns the config of a model of 4,096 tokens, for batches of `rows` and slices of `chips`."""
   config = base()
   config.steps = 20_000
-  config.batch_size = 256
+  config.batch_size = config.eval.batch_size = rows
   config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 128_256})
   config.data.context = 4096
-  config.model = llama(depth=32, d_model=4096, heads=32, kv_heads=8, d_mlp=14_336, context=4096)
-  config.model.tied = False
+  config.model = model
   config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 3e-4
   config.optim.warmup = 2000
-  config.mesh.update({'data': -1, 'fsdp': 64})
+  config.mesh.update({'data': -1, 'fsdp': chips})
   config.eval.every = 1000
-  config.eval.batch_size = 256
   config.checkpoint.every = 500
-  return choose(config, arg, smoke=_smoke)
+  return config
 
 
-def _smoke(config):
+def small(config):
   config.mesh.fsdp = 1
   return smoke(config)

@@ -7,7 +7,8 @@
 `:v5p_64b` for slices of 64 chips (v5p-128). Sizes, batches, meshes and what is kept of the pass
 forward are those of MaxText's configs/v5e and configs/v5p, whose READMEs have the figures in
 PUBLISHED; but theirs on v5p keep products (`minimal`), which does not fit here, and here nothing is
-kept. Two slices have twice the batch. They are compiled for a TPU slice and not trained.
+kept. Two slices take twice the batch (--config.batch_size). They are compiled for a TPU slice and
+not trained.
 """
 
 from typing import NamedTuple

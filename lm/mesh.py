@@ -138,7 +138,9 @@ def by_rows(part: Callable[..., tuple[Any, Any]], whole: Any, rows: Any) -> tupl
     return part(whole, rows)
   mesh, axis_rules = current
   (names,) = partition(('batch',), axis_rules)
-  axes = (names,) if isinstance(names, str) else names or ()
+  axes = _axes(names)
+  if not axes:
+    return part(whole, rows)
 
   def mine(whole: Any, rows: Any) -> tuple[Any, Any]:
     sums, values = part(whole, rows)
@@ -187,8 +189,7 @@ def pieces(*axes: str | None) -> int:
   if current is None:
     return 1
   mesh, axis_rules = current
-  names = [(a,) if isinstance(a, str) else a or () for a in partition(axes, axis_rules)]
-  return math.prod(mesh.shape[a] for group in names for a in group)
+  return math.prod(mesh.shape[a] for part in partition(axes, axis_rules) for a in _axes(part))
 
 
 def named(init: Initializer, *axes: str | None) -> Initializer:
@@ -293,8 +294,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def _axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Returns the mesh axes of one entry of a PartitionSpec."""
+  return (part,) if isinstance(part, str) else part or ()
+
+
 def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:
-  names = (names,) if isinstance(names, str) else (names or ())
+  names = _axes(names)
   parts = math.prod(mesh.shape[name] for name in names)
   if size % parts:
     axes = ' * '.join(f'mesh.{name}={mesh.shape[name]}' for name in names)

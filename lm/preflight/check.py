@@ -9,7 +9,6 @@ from lm.preflight.chips import Slice
 from lm.preflight.collectives import Collective, collectives
 from lm.preflight.program import Step
 from lm.preflight.roofline import Estimate
-from lm.run.step import abstract_state
 
 # Of the memory of a chip, what the system and the runtime keep for themselves.
 RESERVED = 0.016
@@ -42,7 +41,6 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
   """
   step = program.compile_step(config, slice_)
   functions = step.functions
-  state, _ = abstract_state(functions)
   text = hlo.parse(step.text)
   exchanges = collectives(text, functions.mesh)
   devices = list(functions.mesh.devices.flat)
@@ -50,8 +48,8 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
   return Checked(
     step,
     exchanges,
-    least.least(config, functions.model, functions.mesh, state.params),
+    least.least(config, functions.model, functions.mesh, step.state.params),
     found,
-    program.replicated(functions.mesh, state.params, LARGE),
+    program.replicated(functions.mesh, step.state.params, LARGE),
     slice_.chip.memory / slice_.chip.devices * (1 - RESERVED),
   )

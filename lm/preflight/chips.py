@@ -1,8 +1,9 @@
 """What is published of TPU chips, and how slices of them are named.
 
-Rates are of one chip, in bytes and FLOPs a second. Sources, read in November 2026:
+Rates are of one chip, in bytes and FLOPs a second; peaks are those of lm.run.hardware. Sources,
+read in November 2026:
 
-- peak, memory, ports and chips a host: the pages v4, v5e, v5p, v6e and tpu7x of
+- memory, ports and chips a host: the pages v4, v5e, v5p, v6e and tpu7x of
   docs.cloud.google.com/tpu/docs. What is printed there as bidirectional bandwidth of all ports is
   here that of one port in one direction, by which a ring is as fast as twice this.
 - network between slices: network cards of a host, 2 x 100 Gbit/s (v5e page, "Per-host NIC
@@ -17,15 +18,15 @@ Rates are of one chip, in bytes and FLOPs a second. Sources, read in November 20
 from typing import NamedTuple
 
 from lm.errors import UserError, nearest
+from lm.run.hardware import peak_flops
 
-GB, GIB, TFLOPS = 1e9, 2**30, 1e12
+GB, GIB = 1e9, 2**30
 
 
 class Chip(NamedTuple):
   """One generation of TPU."""
 
   name: str
-  flops: float  # bfloat16 products with float32 sums, FLOP/s
   memory: int  # bytes of HBM
   bandwidth: float  # of HBM, bytes/s
   link: float  # of a port to a neighbour, one direction, bytes/s
@@ -38,19 +39,24 @@ class Chip(NamedTuple):
   clock: float  # cycles/s, by which the compiler counts
   devices: int = 1  # that JAX sees of a chip
 
+  @property
+  def flops(self) -> float:
+    """Returns the peak of bfloat16 products with float32 sums, FLOP/s."""
+    kind = 'TPU7x' if self.name == 'tpu7x' else f'TPU {self.name}'
+    peak = peak_flops(kind)
+    assert peak is not None
+    return self.devices * peak
+
 
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v4', 275 * TFLOPS, 32 * GIB, 1228 * GB, 50 * GB, 6.25 * GB, 3, 4, 'v4', 2, 4, 1.05e9),
-    Chip(
-      'v5e', 197 * TFLOPS, 16 * GIB, 819 * GB, 50 * GB, 3.125 * GB, 2, 16, 'v5litepod', 1, 8, 1.5e9
-    ),
-    Chip('v5p', 459 * TFLOPS, 95 * GIB, 2765 * GB, 100 * GB, 6.25 * GB, 3, 4, 'v5p', 2, 4, 1.75e9),
-    Chip('v6e', 918 * TFLOPS, 32 * GIB, 1638 * GB, 100 * GB, 12.5 * GB, 2, 16, 'v6e', 1, 8, 1.75e9),
+    Chip('v4', 32 * GIB, 1228 * GB, 50 * GB, 6.25 * GB, 3, 4, 'v4', 2, 4, 1.05e9),
+    Chip('v5e', 16 * GIB, 819 * GB, 50 * GB, 3.125 * GB, 2, 16, 'v5litepod', 1, 8, 1.5e9),
+    Chip('v5p', 95 * GIB, 2765 * GB, 100 * GB, 6.25 * GB, 3, 4, 'v5p', 2, 4, 1.75e9),
+    Chip('v6e', 32 * GIB, 1638 * GB, 100 * GB, 12.5 * GB, 2, 16, 'v6e', 1, 8, 1.75e9),
     Chip(
       'tpu7x',
-      2307 * TFLOPS,
       192 * GIB,
       7380 * GB,
       100 * GB,

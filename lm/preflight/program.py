@@ -47,6 +47,7 @@ class Step(NamedTuple):
   """A compiled train step."""
 
   functions: Functions
+  state: TrainState  # abstract, with its shardings
   parameters: int  # how many, on all chips together
   tokens: int  # of a batch, those of sources included
   model_flops: float  # of a batch, forward and backward, without what is computed twice
@@ -130,6 +131,7 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
   tokens = config.batch_size * config.data.context
   return Step(
     functions,
+    abstract,
     build.parameter_count(abstract.params),
     tokens + ('source' in batch) * config.batch_size * config.data.source_context,
     tokens * flops(abstract.params, config.data.context) if flops else 0.0,

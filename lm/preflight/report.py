@@ -2,11 +2,11 @@
 
 import json
 import sys
-from typing import Any
 
 from lm.preflight import collectives, roofline
 from lm.preflight.check import Checked
 from lm.preflight.chips import GIB, Slice
+from lm.preflight.search import Tried
 
 
 def table(checked: Checked, slice_: Slice, path: str, price: float) -> str:
@@ -83,7 +83,7 @@ def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
   )
 
 
-def ranking(found: list[Any], slice_: Slice) -> str:
+def ranking(found: list[Tried], slice_: Slice) -> str:
   """Returns what was tried, the fastest that fits first."""
   lines = [f'{"tokens/s":>12}{"GiB":>8}{"use":>8}  on {slice_}']
   for one in found:
@@ -92,7 +92,7 @@ def ranking(found: list[Any], slice_: Slice) -> str:
   return '\n'.join(lines)
 
 
-def ranking_json(found: list[Any], slice_: Slice) -> str:
+def ranking_json(found: list[Tried], slice_: Slice) -> str:
   """Returns the same as one JSON object."""
   return json.dumps({'topology': slice_.topology, 'tried': [one._asdict() for one in found]})
 

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,8 @@ from lm.optim import Optimizer
 from lm.run import check
 from lm.text.vocabulary import words_of
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
+
+Fn = TypeVar('Fn', bound=Callable[..., Any])
 
 
 class Functions(NamedTuple):
@@ -150,15 +152,18 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   return init
 
 
-def with_mesh(apply: Apply, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Apply:
-  """Returns `apply` with its activations pinned to the mesh where the model names their axes."""
+def with_mesh(fn: Fn, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Fn:
+  """Returns a function that knows the mesh: what it names the axes of is pinned there.
 
-  @functools.wraps(apply)
-  def pinned(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
+  Losses and metrics find out by it over how many devices their arrays are split.
+  """
+
+  @functools.wraps(fn)
+  def pinned(*args: Any, **kwargs: Any) -> Any:
     with meshes.use(mesh, rules):
-      return apply(params, batch, key, cache)
+      return fn(*args, **kwargs)
 
-  return pinned
+  return cast(Fn, pinned)
 
 
 def parameter_count(params: Params) -> int:

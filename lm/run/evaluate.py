@@ -7,24 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import mesh as meshes
-from lm.run.build import Functions
-from lm.types import Apply, Batch, Metric, Params, Terms
+from lm.run.build import Functions, with_mesh
+from lm.types import Batch, Metric, Params, Terms
 
 EvalStep = Callable[[Params, Batch], Terms]
 
 
-def make_eval_step(apply: Apply, metrics: Iterable[Metric]) -> EvalStep:
+def make_eval_step(functions: Functions, metrics: Iterable[Metric]) -> EvalStep:
   """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
   metrics = list(metrics)
 
   def step(params: Params, batch: Batch) -> Terms:
-    output = apply(params, batch)
+    output = functions.apply(params, batch)
     terms: Terms = {}
     for metric in metrics:
       terms |= metric.terms(output, batch)
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), terms)
 
-  return jax.jit(step)
+  return jax.jit(with_mesh(step, functions.mesh, functions.rules))
 
 
 def evaluate(

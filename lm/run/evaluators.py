@@ -72,7 +72,7 @@ class Evaluators:
         source=section.source or None,
       )
       metrics = build.metrics(config, name)
-      self._sets[name] = rows, metrics, make_eval_step(functions.apply, metrics)
+      self._sets[name] = rows, metrics, make_eval_step(functions, metrics)
       if isinstance(rows, FeatureRows) and section.scores:
         self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, apply)
 

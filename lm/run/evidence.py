@@ -12,7 +12,7 @@ import numpy as np
 from lm import mesh as meshes
 from lm.optim import path_name
 from lm.run import processes
-from lm.run.build import Functions
+from lm.run.build import Functions, with_mesh
 from lm.run.step import TrainState, draw_key, gradients
 from lm.types import Batch
 
@@ -35,8 +35,9 @@ def write(
   arrays: dict[str, Any] = {k: np.asarray(x) for k, x in meshes.local_copy(batch).items()}
   key = draw_key(jax.random.fold_in(jax.random.key(seed), step - 1))
   batch = functions.objective.draw(batch, key)
+  found = with_mesh(gradients, functions.mesh, functions.rules)
   grads, terms = jax.jit(
-    lambda params, batch: gradients(functions.objective, functions.apply, params, batch, None)
+    lambda params, batch: found(functions.objective, functions.apply, params, batch, None)
   )(state.params, batch)
   record = {
     'step': step,

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh as meshes
 from lm.run import sparse
-from lm.run.build import Functions
+from lm.run.build import Functions, with_mesh
 from lm.types import Apply, Array, Batch, Objective, Params
 
 
@@ -135,11 +135,7 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
     whole = state.params, state.opt_state
     rows, batch = functions.objective.rows(batch)
     params, opt_state = sparse.take(whole, rows)
-    # Losses too know over how many devices their arrays are split.
-    with meshes.use(functions.mesh, functions.rules):
-      grads, terms = gradients(
-        functions.objective, functions.apply, params, batch, key, microbatches
-      )
+    grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
 
@@ -168,7 +164,7 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
     }
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-  return step
+  return with_mesh(step, functions.mesh, functions.rules)
 
 
 def draw_key(key: Array) -> Array:

@@ -47,6 +47,17 @@ def test_a_small_config_is_compiled_for_a_slice():
 
 
 @pytest.mark.slow
+def test_a_search_ranks_what_it_compiles():
+  pytest.importorskip('libtpu')
+  small = ('--config=experiments/llama_160m.py:smoke', '--config.microbatches=1')
+  done = preflight(*small, '--topology=v5e:2x2', '--search', '--most=2', '--json')
+  assert done.returncode == 0, done.stderr
+  tried = json.loads(done.stdout)['tried']
+  assert len(tried) == 2 and all(one['fits'] for one in tried)
+  assert tried[0]['tokens'] >= tried[1]['tokens'] and tried[0]['flags'] != tried[1]['flags']
+
+
+@pytest.mark.slow
 def test_a_model_that_is_too_large_is_refused_with_what_holds_it():
   pytest.importorskip('libtpu')
   done = preflight(
