@@ -20,7 +20,11 @@ KEYS = {
   'ACCELERATOR_TYPE': (r'[a-z0-9]+-[0-9x]+', None, 'a type, as in v5litepod-16'),
   'CAPACITY': (r'on-demand|spot|reserved', None, 'on-demand, spot or reserved'),
   'GCS_ROOT': (r'gs://[a-z0-9][A-Za-z0-9._/-]+', None, 'a folder of a bucket, gs://BUCKET/PATH'),
-  'PRICE_PER_CHIP_HOUR': (NUMBER, None, 'a number, from https://cloud.google.com/tpu/pricing'),
+  'PRICE_PER_CHIP_HOUR': (
+    f'(?=.*[1-9]){NUMBER}',
+    None,
+    'a number above 0, from https://cloud.google.com/tpu/pricing',
+  ),
   'MAX_HOURS': (NUMBER, None, 'the hours after which babysit gives up'),
   'MAX_RECREATIONS': (r'[0-9]+', None, 'how often babysit may create machines again'),
   'MAX_FAILURES': (r'[1-9][0-9]*', '3', 'failures without a newer checkpoint step'),

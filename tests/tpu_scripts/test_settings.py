@@ -59,9 +59,14 @@ def test_missing_and_doubled_keys_are_told(cloud):
     settings.read('nowhere.env')
 
 
-def test_the_example_is_right_and_names_every_key():
-  assert settings.read(str(EXAMPLE)).slice.topology == '4x4'
+def test_the_example_is_right_but_for_the_price_and_names_every_key(tmp_path):
   text = EXAMPLE.read_text()
+  # Nobody pays before having looked the price up.
+  with pytest.raises(Stop, match=r'PRICE_PER_CHIP_HOUR=.0. is wrong; it is a number above 0'):
+    settings.read(str(EXAMPLE))
+  mine = tmp_path / 'tpu.env'
+  mine.write_text(text.replace('PRICE_PER_CHIP_HOUR=0', 'PRICE_PER_CHIP_HOUR=1.2'))
+  assert settings.read(str(mine)).slice.topology == '4x4'
   for key, (_, default, _) in settings.KEYS.items():
     assert (f'\n{key}=' if default is None else f'\n#{key}={default}\n') in text
 
