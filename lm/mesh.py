@@ -6,6 +6,7 @@ mesh axes it is split over. `jax.jit` over one mesh serves one device or a thous
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -121,6 +122,40 @@ def constrain(x: Array, *axes: str | None) -> Array:
   mesh, axis_rules = current
   spec = partition(axes, axis_rules)
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def gathered(x: Array, *axes: str | None) -> Array:
+  """Returns a parameter as a product with rows needs it: whole along the axes that split rows.
+
+  Its gradient is added up over these and split as the parameter is. Left to itself the compiler of
+  TPUs may cut the product into windows, one for each part, which takes longer, or gather the
+  same parameter twice for a pass backward.
+
+  Args:
+    x: of a type as short as products have it.
+    axes: its logical axes.
+  """
+  current = _current.get()
+  if current is None or current[0].size == 1:
+    return x
+  mesh, axis_rules = current
+  split = partition(axes, axis_rules)
+  rows = {name for part in partition(('batch',), axis_rules) for name in _axes(part)}
+  whole = PartitionSpec(*(tuple(a for a in _axes(part) if a not in rows) or None for part in split))
+  return _gather(x, NamedSharding(mesh, whole), NamedSharding(mesh, split))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: Array, whole: NamedSharding, split: NamedSharding) -> Array:
+  return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gather_bwd(whole: NamedSharding, split: NamedSharding, _: None, d: Array) -> tuple[Array]:
+  added = jax.lax.with_sharding_constraint(d, whole)
+  return (jax.lax.with_sharding_constraint(added, split),)
+
+
+_gather.defvjp(lambda x, whole, split: (_gather(x, whole, split), None), _gather_bwd)
 
 
 def by_rows(part: Callable[..., tuple[Any, Any]], whole: Any, rows: Any) -> tuple[Any, Any]:

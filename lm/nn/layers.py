@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
-from lm.mesh import constrain, named
+from lm.mesh import constrain, gathered, named
 from lm.nn import attention
 from lm.nn.cache import Projected, Slots
 from lm.nn.tap import COLLECTION, tap
@@ -35,10 +35,15 @@ class Linear(nn.Module):
     kernel = self.param('kernel', named(self.kernel_init, *self.axes), self.shape)
     shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
     width = math.prod(self.shape[: self.inputs])
+
+    # The pass backward keeps the kernel in its parts and puts it together again.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def product(rows: Array, kernel: Array) -> Array:
+      return rows @ gathered(kernel.astype(self.dtype), *self.axes).reshape(width, -1)
+
     # As one product of matrices: with more axes the CPU's gradient of the kernel copies and
     # transposes the gradient of y first.
-    rows = x.astype(self.dtype).reshape(-1, width)
-    y = rows @ kernel.astype(self.dtype).reshape(width, -1)
+    y = product(x.astype(self.dtype).reshape(-1, width), kernel)
     y = y.reshape(*x.shape[: x.ndim - self.inputs], *shape)
     if self.bias:
       bias = self.param('bias', named(nn.initializers.zeros, *axes), shape)

@@ -101,7 +101,10 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
 
 
 def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
-  """Returns ((sums, gradient of the unembedding), gradient of the hidden states) of some rows."""
+  """Returns ((sums, gradient of the unembedding), gradient of the hidden states) of some rows.
+
+  Chunks are added up in float32, devices in the type of the unembedding, as in all other layers.
+  """
   z_loss, smoothing = penalties
   T = rows[0].shape[1]
 
@@ -134,9 +137,14 @@ def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradi
   if gradient:
     d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), unembed)
   if size == T:
-    return body((zero, d_unembed), rows)
-  added, d_hidden = jax.lax.scan(body, (zero, d_unembed), tuple(_chunked(x, size) for x in rows))
-  return added, None if d_hidden is None else _unchunked(d_hidden, T)
+    (sums, d_unembed), d_hidden = body((zero, d_unembed), rows)
+  else:
+    chunks = tuple(_chunked(x, size) for x in rows)
+    (sums, d_unembed), d_hidden = jax.lax.scan(body, (zero, d_unembed), chunks)
+    d_hidden = None if d_hidden is None else _unchunked(d_hidden, T)
+  if gradient:
+    d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
+  return (sums, d_unembed), d_hidden
 
 
 def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, smoothing, chunk):

@@ -13,6 +13,7 @@ from lm.preflight import hlo
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
 _LISTS = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _BESIDE = ('chain_id=', 'async_collective_name=')
 _IOTA = re.compile(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?')
 
@@ -38,9 +39,12 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
   """
   found: dict[str, Collective] = {}
   for times, computation, instruction in hlo.walk(program):
-    if instruction.opcode.removesuffix('-start') not in KINDS:
+    if instruction.opcode == 'send' and _TRANSFER.search(instruction.attributes):
+      one = _between_slices(times, instruction, mesh)
+    elif instruction.opcode.removesuffix('-start') in KINDS:
+      one = _collective(times, computation, instruction, mesh)
+    else:
       continue
-    one = _collective(times, computation, instruction, mesh)
     # What goes on beside products stands in the text at each of them, under the same number.
     channel = re.search(r'channel_id=(\d+)', instruction.attributes)
     key = channel.group(1) if channel else instruction.name
@@ -69,6 +73,35 @@ def _collective(
     sent(kind, result, len(group)),
     times,
     instruction.opcode.endswith('-start') or any(m in instruction.attributes for m in _BESIDE),
+    what.group(1) if what else '',
+  )
+
+
+def _between_slices(times: float, instruction: hlo.Instruction, mesh: Mesh) -> Collective:
+  """Returns an exchange over the network, which stands in the text as a transfer to the host.
+
+  Devices at the same place of all slices take part; each hands over what it alone has of a slice.
+  """
+  found = _TRANSFER.search(instruction.attributes)
+  assert found is not None
+  kind = found.group(1).lower().replace('_', '-')
+  devices = list(mesh.devices.flat)
+  group = [i for i, device in enumerate(devices) if device.coords == devices[0].coords]
+  given = max(array.bytes for array in instruction.arrays)
+  if kind == 'all-gather':  # what is given is a part of the result, and else as large
+    given *= len(group)
+  elif kind == 'reduce-scatter':
+    given /= len(group)
+  elif kind not in KINDS:
+    kind = 'collective-permute'
+  what = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+  return Collective(
+    kind,
+    axes_of(group, mesh),
+    tuple(group),
+    sent(kind, given, len(group)),
+    times,
+    True,
     what.group(1) if what else '',
   )
 

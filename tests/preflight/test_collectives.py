@@ -99,3 +99,30 @@ ENTRY %main (a: bf16[2,100]) -> f32[2,100] {
     ('reduce-scatter', ('fsdp',)): 2400,
     ('all-gather', ('fsdp',)): 1200,
   }
+
+
+class Chip(NamedTuple):
+  coords: tuple[int, int, int]
+  slice_index: int
+
+
+def test_what_slices_send_each_other_stands_as_transfers_of_hosts():
+  # Two slices of four chips along `data`: each chip hands over its quarter of a sum.
+  chips = np.empty((2, 4, 1), object)
+  for s, x in np.ndindex(2, 4):
+    chips[s, x, 0] = Chip((x, 0, 0), s)
+  text = """
+ENTRY %main (a: bf16[2,100]) -> bf16[2,100] {
+  %a = bf16[2,100]{1,0} parameter(0)
+  %after = token[] after-all()
+  %send = (bf16[2,100]{1,0}, u32[], token[]) send(%a, %after), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.4_0",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[2,100]{1,0}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %out = bf16[2,100]{1,0} recv-done(%recv)
+}
+"""
+  (one,) = collectives.collectives(hlo.parse(text), FakeMesh(chips))
+  assert (one.kind, one.axes, one.group, one.beside) == ('all-reduce', ('data',), (0, 4), True)
+  assert one.bytes == 2 * 400 / 2
