@@ -103,7 +103,8 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
 def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
   """Returns ((sums, gradient of the unembedding), gradient of the hidden states) of some rows.
 
-  Chunks are added up in float32, devices in the type of the unembedding, as in all other layers.
+  Chunks are added up in float32, devices in the type of the unembedding, as in all other layers;
+  but on CPUs, whose compiler aborts on sums of bfloat16 over devices, these too in float32.
   """
   z_loss, smoothing = penalties
   T = rows[0].shape[1]
@@ -142,7 +143,7 @@ def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradi
     chunks = tuple(_chunked(x, size) for x in rows)
     (sums, d_unembed), d_hidden = jax.lax.scan(body, (zero, d_unembed), chunks)
     d_hidden = None if d_hidden is None else _unchunked(d_hidden, T)
-  if gradient:
+  if gradient and platform() != 'cpu':
     d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
   return (sums, d_unembed), d_hidden
 
