@@ -48,9 +48,8 @@ def main(argv: list[str]) -> None:
   several = join.start(join.settings())
   import jax
 
-  from lm import mesh
   from lm.data import prepare
-  from lm.run import build, files, kept
+  from lm.run import build, files, kept, placement
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
 
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> None:
   config.mesh.update({'data': -1 if several else 1, 'fsdp': 1, 'tensor': 1})
   devices = jax.devices() if several else jax.devices()[:1]
   functions = build.functions(config, loaded.tokenizer.get_vocab_size(), devices)
-  params = mesh.everywhere(loaded.params, functions.mesh) if several else loaded.params
+  params = placement.everywhere(loaded.params, functions.mesh) if several else loaded.params
   apply = build.with_mesh(loaded.apply, functions.mesh, functions.rules)
   functions = functions._replace(model=loaded.model, apply=apply)  # which may be an ensemble
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus

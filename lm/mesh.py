@@ -284,46 +284,6 @@ def check_batch(batch_size: int, mesh: Mesh, axis_rules, key: str = 'batch_size'
   _check_divides(batch_size, names, mesh, key)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
-  """Makes global arrays of the rows this process has read."""
-  if jax.process_count() == 1:
-    return jax.device_put(dict(batch), sharding)
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
-def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
-  """Returns, in order, the rows of the global batch that this process's devices hold."""
-  indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-  rows = np.arange(batch_size)
-  return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))
-
-
-def local_copy(tree: Params) -> Params:
-  """Returns arrays of the mesh as whole arrays on one device of this process.
-
-  Where there are several processes, all of them must ask.
-  """
-  here = jax.local_devices()[0]
-
-  def whole(x: Array) -> Array:
-    if x.is_fully_addressable:
-      return jax.device_put(x, here)
-    everywhere = replicated(x.sharding.mesh)
-    return jax.jit(lambda x: x, out_shardings=everywhere)(x).addressable_data(0)
-
-  return jax.tree.map(whole, tree)
-
-
-def everywhere(tree: Params, mesh: Mesh) -> Params:
-  """Returns arrays that each process has whole as arrays that every device of the mesh holds."""
-
-  def put(x: Array) -> Array:
-    values = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: values[index])
-
-  return jax.tree.map(put, tree)
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

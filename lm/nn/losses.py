@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from lm.mesh import by_rows, pieces, platform
 from lm.types import Array, Unembed
 
-# Logits that a device holds at once when no chunk is named: 128 MiB of float32, and on a CPU what
-# its caches hold, for they are read several times.
-LOGITS_BUDGET = 1 << 25
+# Logits that a device holds at once when no chunk is named: 512 MiB of float32, for with each chunk
+# the gradient of the unembedding is read and written; on a CPU what its caches hold, for logits are
+# read several times.
+LOGITS_BUDGET = 1 << 27
 CPU_LOGITS_BUDGET = 1 << 22
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from lm import mesh as meshes
 from lm.data import batches, remote
 from lm.errors import Preempted, UserError
-from lm.run import evidence, processes, report, stopping
+from lm.run import evidence, placement, processes, report, stopping
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps
 from lm.run.cli import NoStop, Stop
@@ -106,7 +106,7 @@ class Course:
   def _batches(self, rows: batches.AnyRows, sharding, start: int, last: int):
     """Yields the steps of each dispatch, as the range they go from and to, and their batches."""
     config = self.config
-    select = meshes.local_rows(config.batch_size, sharding)
+    select = placement.local_rows(config.batch_size, sharding)
     stacked = meshes.batch_sharding(self.functions.mesh, self.functions.rules, stacked=True)
     spans = self._spans(start, last)
     source = batches.train_batches(
@@ -114,7 +114,7 @@ class Course:
     )
     waiting = time.perf_counter()
     for steps, batch in source:
-      on_mesh = meshes.put_batch(batch, stacked)
+      on_mesh = placement.put_batch(batch, stacked)
       self.watch.data_seconds += time.perf_counter() - waiting
       yield steps, on_mesh
       waiting = time.perf_counter()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import mesh as meshes
+from lm.run import placement
 from lm.run.build import Functions, with_mesh
 from lm.types import Batch, Metric, Params, Terms
 
@@ -38,7 +39,7 @@ def evaluate(
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
   totals: dict[str, np.ndarray] = {}
   for batch in batches:
-    terms = jax.device_get(step(params, meshes.put_batch(batch, sharding)))
+    terms = jax.device_get(step(params, placement.put_batch(batch, sharding)))
     for name, pair in terms.items():
       totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
   means = {name: float(s / w) if w else float('nan') for name, (s, w) in totals.items()}

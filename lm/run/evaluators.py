@@ -12,7 +12,7 @@ from lm import mesh as meshes
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows
 from lm.errors import nearest
-from lm.run import build, kept, processes, vector_metrics, word_map
+from lm.run import build, kept, placement, processes, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions
 from lm.run.checkpoint import badness
@@ -54,7 +54,7 @@ class Evaluators:
     self._functions = functions
     self._tokenizer = tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
-    self._select = meshes.local_rows(config.eval.batch_size, sharding)
+    self._select = placement.local_rows(config.eval.batch_size, sharding)
     show = prepare.show_progress if processes.is_first() else None
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
@@ -126,7 +126,9 @@ class Evaluators:
     if found.values and best not in found.values:
       near = nearest(best, found.values)
       watch.progress.message(f'warning: checkpoint.best={best!r} is no metric of this run{near}')
-    here = meshes.local_copy(params) if processes.several() else params  # else nothing can be read
+    here = (
+      placement.local_copy(params) if processes.several() else params
+    )  # else nothing can be read
     maps = None if self._attention is None else self._attention(here)
     if processes.is_first():
       try:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
 from lm.optim import path_name
-from lm.run import processes
+from lm.run import placement, processes
 from lm.run.build import Functions, with_mesh
 from lm.run.step import TrainState, draw_key, gradients
 from lm.types import Batch
@@ -32,7 +31,7 @@ def write(
   finite, found by taking the gradient of the batch once more.
   """
   folder = workdir / 'nonfinite'
-  arrays: dict[str, Any] = {k: np.asarray(x) for k, x in meshes.local_copy(batch).items()}
+  arrays: dict[str, Any] = {k: np.asarray(x) for k, x in placement.local_copy(batch).items()}
   key = draw_key(jax.random.fold_in(jax.random.key(seed), step - 1))
   batch = functions.objective.draw(batch, key)
   found = with_mesh(gradients, functions.mesh, functions.rules)

@@ -20,7 +20,7 @@ from lm.metrics import translation
 from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
-from lm.run import processes
+from lm.run import placement, processes
 from lm.run.build import Functions
 from lm.run.kept import Evaluated
 from lm.text.tokenizers import end_id
@@ -120,7 +120,7 @@ class Predictor:
     # Each process writes for some of them, with the parameters on a device of its own.
     this, number = processes.count()
     prompts = dict(itertools.islice(whole.items(), this, None, number))
-    here = meshes.local_copy(params) if number > 1 else params
+    here = placement.local_copy(params) if number > 1 else params
     texts = write(self._functions.model, self._apply, here, list(prompts.values()), how)
     written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
     parts = processes.gather([list(prompts), written], seconds=3600)
@@ -144,9 +144,9 @@ class Predictor:
     """Yields the index of each feature and what belongs to it of batch and predictions."""
     sharding = meshes.batch_sharding(self._functions.mesh, self._functions.rules)
     size = self._config.eval.batch_size
-    here = meshes.local_rows(size, sharding)  # what this process puts on the mesh; it reads all
+    here = placement.local_rows(size, sharding)  # what this process puts on the mesh; it reads all
     for batch in batches.eval_batches(self._rows, size):
-      on_mesh = meshes.put_batch({name: x[here] for name, x in batch.items()}, sharding)
+      on_mesh = placement.put_batch({name: x[here] for name, x in batch.items()}, sharding)
       found = jax.device_get(self._predict(params, on_mesh))
       for row, slot in zip(*np.nonzero(batch['examples']), strict=True):
         inside = batch['segments'][row] == slot + 1

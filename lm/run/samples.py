@@ -6,12 +6,11 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length
 from lm.decode.text import continuations
 from lm.errors import UserError
-from lm.run import build, vector_metrics
+from lm.run import build, placement, vector_metrics
 from lm.run.build import Functions
 from lm.text.vector_space import nearest
 from lm.text.vectors import Vectors, checked, row
@@ -62,7 +61,7 @@ def _continued(
     del vectors
     if not prompts:
       return []
-    params = meshes.local_copy(params)
+    params = placement.local_copy(params)
     keys = [step + i for i in range(len(prompts))]
     pieces = continuations(
       model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens

@@ -27,6 +27,7 @@ from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.word_outputs import negative_sampling
 from lm.optim.descent import adagrad
 from lm.preflight import collectives, hlo
+from lm.run import placement
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import init_state, make_train_step, make_train_steps
 from lm.types import Mask, Unembed
@@ -81,7 +82,7 @@ def losses(functions, batch_of):
     for i in range(STEPS):
       batch = {name: np.asarray(x) for name, x in batch_of(B=16, T=6, seed=i, **packed).items()}
       batch['examples'] = np.ones((16, 2), np.int32)
-      state, metrics = step(state, mesh.put_batch(batch, rows))
+      state, metrics = step(state, placement.put_batch(batch, rows))
       found.append([float(metrics[name]) for name in ('loss', 'z_loss', 'gradient_norm')])
     assert step._cache_size() == 1
     return np.array(found), state
@@ -153,7 +154,7 @@ def test_word_vectors_split_over_devices_are_those_of_one(sizes):
     state, _ = init_state(made, jax.random.key(0))
     step = make_train_steps(made, 0, 1, state)
     stacked = mesh.batch_sharding(over, mesh.RULES, stacked=True)
-    return step(state, mesh.put_batch(batches, stacked))
+    return step(state, placement.put_batch(batches, stacked))
 
   state, metrics = train(sizes)
   one, expected = train({'data': 1}, jax.devices()[:1])
@@ -193,8 +194,8 @@ def test_an_axis_that_does_not_divide_is_named(functions, decoder):
 def test_rows_of_a_process_are_those_of_its_devices():
   over = mesh.make(ALL)
   sharding = mesh.batch_sharding(over, mesh.RULES)
-  np.testing.assert_array_equal(mesh.local_rows(8, sharding), np.arange(8))
-  batch = mesh.put_batch({'inputs': np.arange(16).reshape(8, 2)}, sharding)['inputs']
+  np.testing.assert_array_equal(placement.local_rows(8, sharding), np.arange(8))
+  batch = placement.put_batch({'inputs': np.arange(16).reshape(8, 2)}, sharding)['inputs']
   assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 2)}
   np.testing.assert_array_equal(batch, np.arange(16).reshape(8, 2))
 

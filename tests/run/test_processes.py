@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.run import join, processes
+from lm.run import join, placement, processes
 from lm.run.join import Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -437,6 +437,5 @@ def test_the_launcher_tries_again_where_the_port_was_taken():
 
 def test_local_copies_are_whole():
   x = jax.device_put(np.arange(4.0))
-  from lm import mesh
 
-  assert mesh.local_copy({'x': x})['x'].tolist() == [0, 1, 2, 3]
+  assert placement.local_copy({'x': x})['x'].tolist() == [0, 1, 2, 3]

@@ -13,6 +13,7 @@ from lm import mesh as meshes
 from lm.bench.steps.shape import PRODUCT_SIZE, Shape, Subject
 from lm.recurrent_config import recurrent
 from lm.run import build as builder
+from lm.run import placement
 from lm.run.step import init_state, make_train_step
 
 
@@ -28,7 +29,7 @@ def build(shape: Shape) -> Subject:
   state, _ = init_state(functions, jax.random.key(0))
   train_step = make_train_step(functions, 0, 1, state)
   rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  batch = meshes.put_batch(batch_of(shape), rows)
+  batch = placement.put_batch(batch_of(shape), rows)
   flops = shape.tokens * functions.model.flops_per_token(state.params, shape.context)
 
   def step(times: int) -> None:
