@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
-from lm.mesh import constrain, gathered, named
+from lm.mesh import constrain, gathered, named, platform
 from lm.nn import attention
 from lm.nn.cache import Projected, Slots
 from lm.nn.tap import COLLECTION, tap
@@ -34,21 +34,31 @@ class Linear(nn.Module):
   def __call__(self, x: Array) -> Array:
     kernel = self.param('kernel', named(self.kernel_init, *self.axes), self.shape)
     shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
-    width = math.prod(self.shape[: self.inputs])
 
     # The pass backward keeps the kernel in its parts and puts it together again.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def product(rows: Array, kernel: Array) -> Array:
-      return rows @ gathered(kernel.astype(self.dtype), *self.axes).reshape(width, -1)
+    def product(x: Array, kernel: Array) -> Array:
+      return _product(x, gathered(kernel.astype(self.dtype), *self.axes), self.inputs)
 
-    # As one product of matrices: with more axes the CPU's gradient of the kernel copies and
-    # transposes the gradient of y first.
-    y = product(x.astype(self.dtype).reshape(-1, width), kernel)
-    y = y.reshape(*x.shape[: x.ndim - self.inputs], *shape)
+    y = product(x.astype(self.dtype), kernel)
     if self.bias:
       bias = self.param('bias', named(nn.initializers.zeros, *axes), shape)
       y += bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + shape)
     return y
+
+
+def _product(x: Array, kernel: Array, inputs: int) -> Array:
+  """Returns the product over the last axes of x and the first of the kernel, `inputs` of them."""
+  if platform() == 'tpu':
+    # As one product of matrices, TPUs copy what comes out for its layout: a tenth of a step of
+    # Llama 8B by their compiler's own cycles.
+    over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
+    return jax.lax.dot_general(x, kernel, (over, ((), ())))
+  # As one product of matrices: with more axes the CPU's gradient of the kernel copies and
+  # transposes the gradient of y first.
+  width = math.prod(kernel.shape[:inputs])
+  y = x.reshape(-1, width) @ kernel.reshape(width, -1)
+  return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
 
 
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
