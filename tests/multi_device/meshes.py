@@ -323,3 +323,46 @@ def test_rows_and_heads_attend_where_they_are():
   np.testing.assert_allclose(attend(*placed, mask), dot_product(q, k, v, mask), atol=1e-5)
   program = attend.lower(*placed, mask).compile()
   assert not _sent(program)
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
+def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(sizes):
+  over = mesh.make(sizes)
+  layer = GatedMlp(64, dtype=jnp.bfloat16)
+  x_BTD = jax.random.normal(jax.random.key(1), (8, 16, 32))
+  boxed = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)
+  places = mesh.shardings(boxed, over, mesh.RULES)
+  rows = mesh.batch_sharding(over, mesh.RULES)
+
+  def loss(variables, x_BTD):
+    # Computed again in the pass backward, as layers of large models are.
+    again = jax.checkpoint(layer.apply, policy=jax.checkpoint_policies.nothing_saveable)
+    return jnp.square(again(variables, x_BTD)).sum()
+
+  def gradient(variables, x_BTD):
+    with mesh.use(over, mesh.RULES):
+      return jax.grad(loss)(variables, x_BTD)
+
+  split = jax.jit(gradient, in_shardings=(places, rows), out_shardings=places)
+  variables = jax.jit(lambda key: nn.unbox(layer.init(key, x_BTD)), out_shardings=places)(
+    jax.random.key(0)
+  )
+  found = split(variables, jax.device_put(x_BTD, rows))
+  expected = jax.grad(loss)(jax.device_get(variables), x_BTD)
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, rtol=0.05, atol=0.05)
+
+  sent = collectives.collectives(hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over)
+  gathered = [one for one in sent if one.kind == 'all-gather' and 'fsdp' in one.axes]
+  # Three kernels, forward and backward; a compiler may put several together, and shares in the
+  # pass backward what is computed again and what its products need.
+  whole = sum(x.size for x in jax.tree.leaves(variables)) / over.shape['tensor']
+  share = (over.shape['fsdp'] - 1) / over.shape['fsdp']
+  assert sum(one.bytes for one in gathered) <= 2 * 4 * whole * share
+
+
+def test_on_one_device_or_outside_a_mesh_a_kernel_is_what_it_is():
+  kernel = jnp.ones((8, 4))
+  assert mesh.gathered(kernel, 'embed', 'mlp') is kernel
+  with mesh.use(mesh.make({'data': 8}), mesh.RULES):
+    assert mesh.gathered(kernel, 'embed', 'mlp').sharding.is_fully_replicated

@@ -2,7 +2,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from lm.nn import layers
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, GatedMlp, Linear, Mlp, dropout, gelu
 from lm.types import Mask
@@ -121,3 +123,22 @@ def test_attention_to_a_memory_reads_keys_and_values_from_it():
   expected = jnp.einsum('bthk,hkd->btd', o_BTHK, params['out']['kernel'])
   y, _ = layer.apply({'params': params}, x, memory, mask, None)
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('shape', 'inputs'), [((6, 2, 3), 1), ((2, 3, 5), 2)])
+def test_products_on_tpus_are_those_of_other_machines(monkeypatch, shape, inputs):
+  keys = jax.random.split(jax.random.key(0), 2)
+  x = jax.random.normal(keys[0], (4, 7, *shape[:inputs]))
+  kernel = jax.random.normal(keys[1], shape)
+
+  def both(x, kernel):
+    def total(x, kernel):
+      y = layers._product(x, kernel, inputs)
+      return jnp.sin(y).sum(), y
+
+    return jax.grad(total, (0, 1), has_aux=True)(x, kernel)
+
+  expected = both(x, kernel)
+  monkeypatch.setattr(layers, 'platform', lambda: 'tpu')
+  for one, other in zip(*map(jax.tree.leaves, (both(x, kernel), expected)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

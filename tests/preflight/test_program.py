@@ -47,6 +47,27 @@ def test_a_small_config_is_compiled_for_a_slice():
 
 
 @pytest.mark.slow
+def test_layers_send_no_more_than_they_must():
+  pytest.importorskip('libtpu')
+  done = preflight(
+    '--config=experiments/llama_1b.py',
+    '--topology=v5e:2x4',
+    '--config.mesh.fsdp=8',
+    '--config.model.depth=4',
+    '--config.model.d_mlp=4096',
+    '--config.data.context=512',
+    '--config.batch_size=16',
+    '--config.data.tokenizer.vocab_size=2048',
+    '--json',
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  # Each kernel comes together for the pass forward and for that backward, and of its gradient a
+  # device gets its part: no sum is sent whole.
+  assert sum(one['bytes'] for one in found['sent']) < 1.05 * found['least_sent']['fsdp']
+
+
+@pytest.mark.slow
 def test_a_search_ranks_what_it_compiles():
   pytest.importorskip('libtpu')
   small = ('--config=experiments/llama_160m.py:smoke', '--config.microbatches=1')
