@@ -44,7 +44,7 @@ def _times(equation: JaxprEqn) -> int:
     return equation.params['length']
   if equation.primitive.name == 'shard_map':  # what is inside is of one device
     shape = equation.params['mesh'].shape
-    return math.prod(shape[name] for name in equation.params['manual_axes'])
+    return math.prod(shape[name] for name in equation.params['newly_manual_axes'])
   return 1
 
 
