@@ -48,8 +48,8 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
   functions = build.functions(config, program.vocabulary(config), devices(slice_))
   state, _ = abstract_state(functions)
   batch = program.batch_of(config, functions)
-  part = _part(batch, config.microbatches)
   with program.described(config):
+    part = _part(functions, batch, config.microbatches)
     kept = program.activations(functions, state, part)
     memory = Memory(
       program.held(state.params),
@@ -108,12 +108,13 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
   return int(before + max(gradients, logits + tables))
 
 
-def _part(batch: Batch, parts: int) -> Batch:
-  """Returns the shapes of one of the parts that a batch is taken in."""
-  return {
-    name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype, sharding=x.sharding)
+def _part(functions: Functions, batch: Batch, parts: int) -> Batch:
+  """Returns the shapes of one of the parts that a batch is taken in, with what is drawn for it."""
+  part = {
+    name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype)
     for name, x in batch.items()
   }
+  return jax.eval_shape(lambda part: functions.objective.draw(part, jax.random.key(0)), part)
 
 
 def _work(
@@ -141,14 +142,15 @@ def _work(
 
 
 def _weights(functions: Functions, state: TrainState) -> float:
-  """Returns the bytes of the matrices that a device multiplies by, in the model's numbers.
+  """Returns the bytes of the parameters that a device computes with, in the model's numbers.
 
-  They come together over the axes of rows; tables, of which few rows may be read, are left out.
+  They come together over the axes of rows; a table of embeddings, of which few rows may be read, is
+  left out.
   """
   dtype = jnp.dtype(getattr(functions.model, 'dtype', jnp.float32))
   total = 0.0
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-    if str(getattr(path[-1], 'key', path[-1])) != 'kernel':
+    if str(getattr(path[-1], 'key', path[-1])) == 'embedding':
       continue
     sharding = leaf.sharding
     assert isinstance(sharding, NamedSharding)

@@ -150,7 +150,8 @@ def _of_program(checked: Checked) -> dict[str, Any]:
 
 def ranking(found: list[Tried], slice_: Slice) -> str:
   """Returns what was tried, the fastest that fits first."""
-  lines = [f'{"tokens/s":>12}{"GiB":>8}{"use":>8}  on {slice_}']
+  how = '' if isinstance(slice_.chip, Chip) else ', at the most: no compiler was asked'
+  lines = [f'{"tokens/s":>12}{"GiB":>8}{"use":>8}  on {slice_}{how}']
   for one in found:
     fits = f'{one.tokens:12,.0f}' if one.fits else f'{"no room":>12}'
     lines.append(f'{fits}{one.memory / GIB:8.2f}{one.utilisation:8.1%}  {one.flags}')
@@ -159,7 +160,9 @@ def ranking(found: list[Tried], slice_: Slice) -> str:
 
 def ranking_json(found: list[Tried], slice_: Slice) -> str:
   """Returns the same as one JSON object."""
-  return json.dumps({'topology': slice_.topology, 'tried': [one._asdict() for one in found]})
+  by = 'compiler' if isinstance(slice_.chip, Chip) else 'arithmetic'
+  tried = [one._asdict() for one in found]
+  return json.dumps({'by': by, 'topology': slice_.topology, 'tried': tried})
 
 
 def progress(text: str) -> None:
