@@ -6,7 +6,8 @@ TPUs. What else is held is reckoned, by what the step is known to do:
 - at the end of the pass forward, where the logits are (lm.nn.losses): those of a chunk and their
   gradient, and on every device the whole table that makes them, in the numbers that are multiplied,
   and its gradient in float32;
-- in the pass backward: the gradients, which are as large and lie as the parameters;
+- in the pass backward: the gradients, which are as large and lie as the parameters, and, where a
+  layer is computed again (`model.remat`), all that it would have kept;
 - all the while, where a batch is taken in parts: what the parts before have added up.
 """
 
@@ -95,6 +96,7 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
   """
   gradients = program.held(state.params)
   before = gradients if config.microbatches > 1 else 0
+  again = _layer(config, functions, state, part)
   with meshes.use(functions.mesh, functions.rules):
     output: Output = jax.eval_shape(functions.apply, state.params, part)
     table, hidden = output.unembed.kernel_VD, output.hidden
@@ -105,7 +107,19 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
     share = meshes.pieces('vocab')
   logits = 2 * positions * V * 4 / share
   tables = table.size * (hidden.dtype.itemsize + 4) / share
-  return int(before + max(gradients, logits + tables))
+  return int(before + max(gradients + again, logits + tables))
+
+
+def _layer(config: ConfigDict, functions: Functions, state: TrainState, part: Batch) -> float:
+  """Returns the bytes that one layer keeps of the pass forward while it is computed again."""
+  if 'remat' not in config.model or config.model.remat is None:
+    return 0.0
+  other = copy.deepcopy(config)
+  with other.unlocked():
+    other.model.remat = None
+  apply = build.apply_of(build.model(other, program.vocabulary(other)))
+  keeping = functions._replace(apply=build.with_mesh(apply, functions.mesh, functions.rules))
+  return program.activations(keeping, state, part) / config.model.depth
 
 
 def _part(functions: Functions, batch: Batch, parts: int) -> Batch:
