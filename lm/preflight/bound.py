@@ -3,7 +3,8 @@
 Williams et al. 2009, Roofline. In the passes forward and backward products, memory, links and
 network work beside each other, each as fast as it can, and the slowest counts. The optimizer begins
 when all gradients are there, for their norm decides by how much they are clipped. No step is
-faster; real ones, which reach no peak and wait for each other, are slower.
+faster; real ones, which reach no peak and wait for each other, are slower. Of a model so small that
+caches hold what it keeps, the memory's share is too high.
 """
 
 from collections.abc import Mapping

@@ -80,10 +80,11 @@ def _time(checked: Checked) -> Iterator[str]:
   most = '' if compiled else ', at the most'
   yield 'estimate' if compiled else 'a bound: no step is faster'
   for name, seconds in found._asdict().items():
-    if name in parts:
+    if name in parts and (seconds or name not in ('links', 'network')):
       yield f'  {parts[name]:<36}{seconds * 1e3:8.1f} ms'
   yield f'  {"tokens a second" + most:<36}{found.tokens:8,.0f}'
-  yield f'  {"utilisation" + most:<36}{found.utilisation:8.1%}'
+  if checked.step.model_flops:
+    yield f'  {"utilisation" + most:<36}{found.utilisation:8.1%}'
 
 
 def _sent(checked: Checked) -> list[str]:
