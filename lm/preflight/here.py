@@ -14,7 +14,7 @@ from lm.preflight.processors import Processor
 
 NAME = 'cpu'
 _SIZE = 2048  # of the matrices that are multiplied
-_COPIED = 1 << 26  # numbers of four bytes, more than caches hold
+_COPIED = 1 << 25  # numbers of four bytes, more than caches hold
 _TIMES = 10
 
 
@@ -24,7 +24,7 @@ def asked(topology: str) -> bool:
 
 
 def measured(topology: str, slices: int) -> Slice:
-  """Returns this machine's processor for '--topology=cpu:1', whose rates it takes a second to find.
+  """Returns this machine's processor for '--topology=cpu:1', whose rates take some seconds to find.
 
   Raises:
     UserError: it is asked for more than one of them.
