@@ -19,8 +19,8 @@ NAMES = [file.stem for file in FILES]
 ALIKE = {
   'ag_news', 'back_translation', 'chnsenticorp', 'cmrc2018', 'dates_fixed_vector',
   'ensemble_multi30k', 'llama_160m', 'llama_1b', 'llama_8b', 'llama_70b', 'lm1b',
-  'multi30k_multilingual', 'published_rows', 'tatoeba_zh_en', 'translation_3b',
-  'wikipedia', 'wmt14_en_de', 'wnut17',
+  'multi30k_multilingual', 'published_gpu_rows', 'published_rows', 'tatoeba_zh_en',
+  'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 

@@ -119,14 +119,7 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   Raises:
     ValueError: the inputs are float32, or the mask has a bias.
   """
-  if mask.bias is not None:
-    raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blocked')
-  if q_BTHK.dtype not in (jnp.bfloat16, jnp.float16):
-    raise ValueError(
-      f'lm.nn.attention:cudnn needs bfloat16 or float16, not {q_BTHK.dtype}; '
-      "set model.dtype='bfloat16' or use lm.nn.attention:blocked"
-    )
-  structured = mask.ordered and mask.q_segments is None
+  structured = check_cudnn(q_BTHK.dtype, mask)
   return jax.nn.dot_product_attention(
     q_BTHK,
     k_BSGK,
@@ -138,6 +131,22 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     else None,
     implementation='cudnn',
   )
+
+
+def check_cudnn(dtype: jnp.dtype, mask: Mask) -> bool:
+  """Returns whether the kernel is told of the mask by its structure, and not as an array.
+
+  Raises:
+    ValueError: cuDNN's attention takes no such numbers, or no such mask.
+  """
+  if mask.bias is not None:
+    raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blocked')
+  if dtype not in (jnp.bfloat16, jnp.float16):
+    raise ValueError(
+      f'lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
+      "set model.dtype='bfloat16' or use lm.nn.attention:blocked"
+    )
+  return mask.ordered and mask.q_segments is None
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

@@ -1,11 +1,14 @@
-"""Say what a job needs on TPUs before one is paid for: does it fit, and how fast should it go?
+"""Say what a job needs on TPUs or GPUs before one is paid for: does it fit, how fast is it?
 
   python -m lm.preflight --config=experiments/NAME.py --topology=v5e:4x4 [--slices=N] [--json]
+  python -m lm.preflight --config=experiments/NAME.py --topology=h100:8 [--slices=N] [--json]
 
-Compiles the train step for the slice by the TPU's own compiler, on any machine (extra `tpu`; a
-minute or more on two cores), and tells the memory of a chip by kind, what chips send each other,
-what all of them hold whole, and an estimate of the time of a step. --price=USD (of a chip for an
-hour) adds what a billion tokens cost, --search tries other meshes, batches and ways to remember.
+For TPUs it compiles the train step by the TPU's own compiler, on any machine (extra `tpu`; a minute
+or more on two cores), and tells the memory of a chip by kind, what chips send each other, what all
+of them hold whole, and an estimate of the time of a step. For nodes of GPUs it asks no compiler:
+memory is reckoned, and the time is a bound by arithmetic that no step goes below; so with cpu:1,
+this machine. --price=USD (of a chip for an hour) adds what a billion tokens cost, --search tries
+other meshes, batches and ways to remember.
 Exit codes: 0 it fits, 1 failed, 2 it does not fit, or wrong usage.
 """
 
@@ -20,12 +23,14 @@ from lm.run import cli
 if __name__ == '__main__':
   sys.argv[0] = 'preflight'  # the name that messages begin with, and that its flags go by
 
-flags.DEFINE_string('topology', None, 'chips and shape of a slice, such as v5e:4x4 or v5p:4x4x8')
-flags.DEFINE_integer('slices', 1, 'how many slices, joined by the network')
+flags.DEFINE_string(
+  'topology', None, 'a slice of TPUs, such as v5e:4x4, or a node of GPUs, such as h100:8'
+)
+flags.DEFINE_integer('slices', 1, 'how many slices, or nodes, joined by the network')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip for an hour')
 flags.DEFINE_bool('search', False, 'try meshes, batch sizes and remat, and rank those that fit')
-flags.DEFINE_integer('most', 8, 'how many of them to compile')
-flags.DEFINE_string('hlo', None, 'file to write the text of the program to')
+flags.DEFINE_integer('most', 8, 'how many of them to compile, or to show')
+flags.DEFINE_string('hlo', None, 'file to write the text of the program to, of a TPU')
 flags.DEFINE_bool('json', False, 'print one JSON object and nothing else')
 
 
@@ -35,25 +40,30 @@ def main(argv: list[str]) -> int | None:
   args = flags.FLAGS
   from lm.preflight import chips
 
-  slice_ = chips.parse(cli.required('topology', 'v5e:4x4'), args.slices)
+  topology = cli.required('topology', 'v5e:4x4')
   if not args.price >= 0:
     raise UserError(f'--price={args.price} is not 0 or more')
   if args.hlo and not pathlib.Path(args.hlo).absolute().parent.is_dir():
     raise UserError(f'--hlo={args.hlo}: there is no such directory')
   if args.most < 1:
     raise UserError(f'--most={args.most} is not a positive number')
-  from lm.preflight import check, program, report, search
+  from lm.preflight import arithmetic, check, here, program, report, search
 
+  find = here.measured if here.asked(topology) else chips.parse
+  slice_ = find(topology, args.slices)
+  compiles = isinstance(slice_.chip, chips.Chip)
+  if args.hlo and not compiles:
+    raise UserError(f'--hlo={args.hlo}: for {slice_.chip.name} no program is compiled')
   if args.search:
     found = search.search(config, slice_, args.most, report.progress)
     print(report.ranking_json(found, slice_) if args.json else report.ranking(found, slice_))
     return cli.OK if found and found[0].fits else cli.USAGE
   try:
-    checked = check.check(config, slice_)
+    checked = (check.check if compiles else arithmetic.check)(config, slice_)
   except program.NoRoom as e:
     raise UserError(f'--topology={slice_.topology}: {e}; {search.nearest(config, slice_)}') from e
-  if args.hlo:
-    pathlib.Path(args.hlo).write_text(checked.step.text)
+  if args.hlo and checked.compiled:
+    pathlib.Path(args.hlo).write_text(checked.compiled.program.text)
   if args.json:
     print(report.to_json(checked, slice_, path, args.price))
   else:

@@ -1,30 +1,37 @@
 """Everything that is known of a config on a slice, in one piece."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from lm.preflight import hlo, least, program, roofline
+from lm.preflight.bound import Bound
 from lm.preflight.chips import Slice
 from lm.preflight.collectives import Collective, collectives
-from lm.preflight.program import Step
+from lm.preflight.program import Program, Step
 from lm.preflight.roofline import Estimate
 
-# Of the memory of a chip, what the system and the runtime keep for themselves.
-RESERVED = 0.016
 # An array of so many bytes on every chip is told.
 LARGE = 1 << 20
+
+
+class Compiled(NamedTuple):
+  """What the compiler's program says."""
+
+  program: Program
+  exchanges: list[Collective]
 
 
 class Checked(NamedTuple):
   """What `lm.preflight` finds."""
 
   step: Step
-  exchanges: list[Collective]
-  least: dict[str, float] | None  # bytes, by axis
-  estimate: Estimate
+  least: Mapping[str, float] | None  # bytes, by axis
+  estimate: Estimate | Bound
   replicated: list[tuple[str, tuple[int, ...]]]
   room: float  # bytes that a device has
+  compiled: Compiled | None = None  # None where arithmetic alone has found it
 
   @property
   def fits(self) -> bool:
@@ -39,17 +46,17 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
     UserError: the config is wrong or does not divide over the slice.
     NoRoom: the compiler finds no way to do with the memory of a chip.
   """
-  step = program.compile_step(config, slice_)
+  step, made = program.compile_step(config, slice_)
   functions = step.functions
-  text = hlo.parse(step.text)
+  text = hlo.parse(made.text)
   exchanges = collectives(text, functions.mesh)
   devices = list(functions.mesh.devices.flat)
   found = roofline.estimate(text, exchanges, devices, slice_, step.model_flops, step.tokens)
   return Checked(
     step,
-    exchanges,
     least.least(config, functions.model, functions.mesh, step.state.params),
     found,
     program.replicated(functions.mesh, step.state.params, LARGE),
-    slice_.chip.memory / slice_.chip.devices * (1 - RESERVED),
+    slice_.chip.room,
+    Compiled(made, exchanges),
   )

@@ -1,4 +1,4 @@
-"""What is published of TPU chips, and how slices of them are named.
+"""What is published of TPU chips, and how slices of them, and nodes of GPUs, are named.
 
 Rates are of one chip, in bytes and FLOPs a second; peaks are those of lm.run.hardware. Sources,
 read in November 2026:
@@ -18,9 +18,12 @@ read in November 2026:
 from typing import NamedTuple
 
 from lm.errors import UserError, nearest
+from lm.preflight.processors import GPUS, Processor
 from lm.run.hardware import peak_flops
 
 GB, GIB = 1e9, 2**30
+# Of the memory of a chip, what the system and the runtime keep for themselves.
+RESERVED = 0.016
 
 
 class Chip(NamedTuple):
@@ -46,6 +49,11 @@ class Chip(NamedTuple):
     peak = peak_flops(kind)
     assert peak is not None
     return self.devices * peak
+
+  @property
+  def room(self) -> float:
+    """Returns the bytes that a program may use on a device."""
+    return self.memory / self.devices * (1 - RESERVED)
 
 
 CHIPS = {
@@ -74,9 +82,9 @@ CHIPS = {
 
 
 class Slice(NamedTuple):
-  """Chips that are neighbours in a torus; several slices are joined by a network."""
+  """Chips that are neighbours in a torus, or GPUs of a node; several are joined by a network."""
 
-  chip: Chip
+  chip: Chip | Processor
   shape: tuple[int, ...]
   slices: int = 1
 
@@ -96,6 +104,7 @@ class Slice(NamedTuple):
   @property
   def accelerator(self) -> str:
     """Returns what TPU VMs call one slice, such as 'v5litepod-16' (16 chips) or 'v5p-128' (64)."""
+    assert isinstance(self.chip, Chip)
     return f'{self.chip.accelerator}-{self.chips // self.slices * self.chip.cores}'
 
   def __str__(self) -> str:
@@ -103,25 +112,34 @@ class Slice(NamedTuple):
 
 
 def parse(topology: str, slices: int = 1) -> Slice:
-  """Returns the slice of '--topology=v5e:4x4'.
+  """Returns the slice of '--topology=v5e:4x4', or the node of '--topology=h100:8'.
 
   Raises:
     UserError: there is no such chip, or the shape is not one of that chip's.
   """
   name, _, shape = topology.partition(':')
-  if name not in CHIPS:
+  known = [*CHIPS, *GPUS]
+  if name not in known:
     raise UserError(
-      f'--topology={topology}: there is no chip {name!r}{nearest(name, CHIPS)}; chips: '
-      f'{", ".join(CHIPS)}, followed by the shape of the slice, as in v5e:4x4'
+      f'--topology={topology}: there is no chip {name!r}{nearest(name, known)}; chips: '
+      f'{", ".join(known)}, followed by the shape of the slice, as in v5e:4x4, or the GPUs of a '
+      'node, as in h100:8; and cpu:1, this machine'
     )
-  chip = CHIPS[name]
   sizes = shape.split('x')
-  example = 'x'.join(['4'] * chip.dimensions)
-  if len(sizes) != chip.dimensions or not all(s.isdecimal() and int(s) > 0 for s in sizes):
+  right = all(s.isdecimal() and int(s) > 0 for s in sizes)
+  if name in GPUS:
+    most = GPUS[name].most
+    if len(sizes) != 1 or not right or int(shape) > most:
+      raise UserError(
+        f'--topology={topology}: a node of {name} has 1 to {most} GPUs, as in {name}:{most}; '
+        '--slices=N counts nodes'
+      )
+  elif len(sizes) != CHIPS[name].dimensions or not right:
+    dimensions = CHIPS[name].dimensions
     raise UserError(
-      f'--topology={topology}: slices of {name} have {chip.dimensions} sizes, as in '
-      f'{name}:{example}'
+      f'--topology={topology}: slices of {name} have {dimensions} sizes, as in '
+      f'{name}:{"x".join(["4"] * dimensions)}'
     )
   if slices < 1:
     raise UserError(f'--slices={slices} is not a positive number')
-  return Slice(chip, tuple(map(int, sizes)), slices)
+  return Slice((CHIPS | GPUS)[name], tuple(map(int, sizes)), slices)

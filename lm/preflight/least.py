@@ -52,7 +52,7 @@ def _parameter(
   sums: dict[str, float], mesh: Mesh, leaf: Any, size: int, table: bool, microbatches: int
 ) -> None:
   """Adds what is sent for one array of parameters."""
-  split = {name for part in leaf.sharding.spec for name in _names(part)}
+  split = {name for part in leaf.sharding.spec for name in names(part)}
   whole = leaf.size
   for name in split - set(ROWS):
     whole /= mesh.shape[name]
@@ -66,7 +66,8 @@ def _parameter(
   sums['data'] += part * size * _ring(mesh.shape['data'], 2)
 
 
-def _names(part: Any) -> tuple[str, ...]:
+def names(part: Any) -> tuple[str, ...]:
+  """Returns the mesh axes of one entry of a PartitionSpec."""
   return (part,) if isinstance(part, str) else tuple(part or ())
 
 

@@ -4,22 +4,22 @@
 is the program that those chips would run, with its memory.
 """
 
-import importlib.util
-import os
+import contextlib
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from lm import mesh as meshes
 from lm.errors import UserError
 from lm.preflight.chips import GIB, Slice
+from lm.preflight.devices import devices
 from lm.run import build
 from lm.run.build import Functions
 from lm.run.step import TrainState, abstract_state, make_train_step
@@ -35,16 +35,16 @@ class Memory(NamedTuple):
   optimizer: int
   activations: int  # what the pass forward keeps for the one backward, about
   temporaries: int  # all else that is held at some time
-  program: int
+  program: int | None = None  # None where there is no program
 
   @property
   def total(self) -> int:
     """Returns their sum."""
-    return sum(self)
+    return sum(size or 0 for size in self)
 
 
 class Step(NamedTuple):
-  """A compiled train step."""
+  """What is known of a train step."""
 
   functions: Functions
   state: TrainState  # abstract, with its shardings
@@ -52,7 +52,12 @@ class Step(NamedTuple):
   tokens: int  # of a batch, those of sources included
   model_flops: float  # of a batch, forward and backward, without what is computed twice
   memory: Memory
-  text: str  # of the program
+
+
+class Program(NamedTuple):
+  """What the compiler makes of a step."""
+
+  text: str
   seconds: float  # that compiling took
 
 
@@ -65,43 +70,7 @@ class NoRoom(Exception):
     self.room = room
 
 
-def environment(slice_: Slice) -> dict[str, str]:
-  """Returns what is to be set before jax begins, so that libtpu asks no machine what it is."""
-  return {
-    'JAX_PLATFORMS': 'cpu',
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': slice_.accelerator,
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_WORKER_ID': '0',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',  # no chip is used, so that none is locked
-  }
-
-
-def devices(slice_: Slice) -> list[jax.Device]:
-  """Returns descriptions of the chips of a slice.
-
-  Raises:
-    UserError: libtpu is not installed, or knows no such slice.
-  """
-  if importlib.util.find_spec('libtpu') is None:
-    raise UserError("lm.preflight needs libtpu, the TPU's compiler: pip install -e '.[tpu]'")
-  os.environ.update(environment(slice_))
-  jax.config.update('jax_platforms', 'cpu')  # else jax looks for the chips that libtpu is for
-  options: dict[str, Any] = {'num_slices': slice_.slices} if slice_.slices > 1 else {}
-  if slice_.chip.name == 'v4':
-    options['chip_config_name'] = 'megacore'  # both cores of a chip as one device
-  try:
-    described = topologies.get_topology_desc(
-      platform='tpu', topology_name=slice_.topology, **options
-    )
-  except Exception as e:  # of several kinds, each with a trace as its message
-    raise UserError(
-      f'--topology={slice_.topology}: libtpu knows no such slice ({str(e).splitlines()[0][:200]})'
-    ) from e
-  return list(described.devices)
-
-
-def compile_step(config: ConfigDict, slice_: Slice) -> Step:
+def compile_step(config: ConfigDict, slice_: Slice) -> tuple[Step, Program]:
   """Compiles the train step of a config for a slice.
 
   Raises:
@@ -114,13 +83,8 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
   batch = batch_of(config, functions)
   step = make_train_step(functions, config.seed, config.microbatches, abstract)
   started = time.perf_counter()
-  try:
+  with described(config):
     lowered = step.lower(abstract, batch)
-  except KeyError as e:
-    raise UserError(
-      f'objective.fn={config.objective.fn!r} asks for {e} of a batch; lm.preflight describes rows '
-      'of text, of pairs of texts and of labels only'
-    ) from e
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as e:
@@ -128,17 +92,39 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
       raise NoRoom(*(float(size) * GIB for size in found.groups())) from e
     raise
   taken = time.perf_counter() - started
+  held_ = memory(functions, abstract, batch, compiled.memory_analysis())
+  return step_of(config, functions, abstract, batch, held_), Program(compiled.as_text(), taken)
+
+
+@contextlib.contextmanager
+def described(config: ConfigDict) -> Iterator[None]:
+  """Tells of an objective that reads more of a batch than `batch_of` describes.
+
+  Raises:
+    UserError: it does.
+  """
+  try:
+    yield
+  except KeyError as e:
+    raise UserError(
+      f'objective.fn={config.objective.fn!r} asks for {e} of a batch; lm.preflight describes rows '
+      'of text, of pairs of texts and of labels only'
+    ) from e
+
+
+def step_of(
+  config: ConfigDict, functions: Functions, state: TrainState, batch: Batch, memory: Memory
+) -> Step:
+  """Returns what is known of a step whose memory is known."""
   flops = getattr(functions.model, 'flops_per_token', None)
   tokens = config.batch_size * config.data.context
   return Step(
     functions,
-    abstract,
-    build.parameter_count(abstract.params),
+    state,
+    build.parameter_count(state.params),
     tokens + ('source' in batch) * config.batch_size * config.data.source_context,
-    tokens * flops(abstract.params, config.data.context) if flops else 0.0,
-    memory(functions, abstract, batch, compiled.memory_analysis()),
-    compiled.as_text(),
-    taken,
+    tokens * flops(state.params, config.data.context) if flops else 0.0,
+    memory,
   )
 
 

@@ -2,65 +2,122 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from lm.preflight import collectives, roofline
+from lm.preflight import bound, collectives, roofline
 from lm.preflight.check import Checked
-from lm.preflight.chips import GIB, Slice
+from lm.preflight.chips import GIB, Chip, Slice
 from lm.preflight.search import Tried
+
+# What JAX takes of a GPU's memory as it begins.
+TAKEN = 0.75
 
 
 def table(checked: Checked, slice_: Slice, path: str, price: float) -> str:
   """Returns the report in lines."""
-  step, memory, found = checked.step, checked.step.memory, checked.estimate
+  step, memory = checked.step, checked.step.memory
   mesh = ', '.join(f'{name} {size}' for name, size in step.functions.mesh.shape.items())
   lines = [
-    f'{path} on {slice_} ({slice_.accelerator}, {slice_.chips} chips): mesh {mesh}',
-    f'{step.parameters:,} parameters, {step.tokens:,} tokens a step; compiled in '
-    f'{step.seconds:.0f} s',
+    f'{path} on {slice_} ({_size(slice_)}): mesh {mesh}',
+    f'{step.parameters:,} parameters, {step.tokens:,} tokens a step; {_by(checked, slice_)}',
     '',
     f'memory of a device, of {checked.room / GIB:.1f} GiB' + ' ' * 12 + 'GiB',
-    *(f'  {name:<36}{value / GIB:8.2f}' for name, value in memory._asdict().items()),
+    *(
+      f'  {name:<36}{value / GIB:8.2f}'
+      for name, value in memory._asdict().items()
+      if value is not None
+    ),
     f'  {"in all" + ("" if checked.fits else ": DOES NOT FIT"):<36}{memory.total / GIB:8.2f}',
     '',
-    f'sent by a device in a step{"":<16}MB{"":>6}least',
     *_sent(checked),
     '',
-    'estimate',
-    f'  kernels                             {found.kernels * 1e3:8.1f} ms',
-    f'  exchanges beside them               {found.beside * 1e3:8.1f} ms',
-    f'  exchanges alone                     {found.alone * 1e3:8.1f} ms',
-    f'  a step                              {found.step * 1e3:8.1f} ms',
-    f'  tokens a second                     {found.tokens:10,.0f}',
-    f'  utilisation                         {found.utilisation:8.1%}',
+    *_time(checked),
   ]
   if price:
-    paid = roofline.cost(price, slice_, found.tokens)
-    lines.append(f'  a billion tokens                    {paid:8,.2f} USD')
+    paid = roofline.cost(price, slice_, checked.estimate.tokens)
+    least = '' if checked.compiled else ', at the least'
+    lines.append(f'  {"a billion tokens" + least:<36}{paid:8,.2f} USD')
   for name, shape in checked.replicated:
     lines.append(f'every chip holds all of {name}{list(shape)}')
+  if checked.fits and not checked.compiled and _grows(checked, slice_):
+    lines.append('it takes more than JAX does at first: XLA_CLIENT_MEM_FRACTION=0.97 gives it more')
   return '\n'.join(lines)
 
 
+def _size(slice_: Slice) -> str:
+  chips = f'{slice_.chips} chip' + 's' * (slice_.chips > 1)
+  return f'{slice_.accelerator}, {chips}' if isinstance(slice_.chip, Chip) else chips
+
+
+def _by(checked: Checked, slice_: Slice) -> str:
+  """Returns how it was found."""
+  if checked.compiled:
+    return f'compiled in {checked.compiled.program.seconds:.0f} s'
+  rates = 'rates measured here' if slice_.chip.name == 'cpu' else 'rates of data sheets'
+  return f'no compiler was asked: a bound by arithmetic, {rates}'
+
+
+def _grows(checked: Checked, slice_: Slice) -> bool:
+  return slice_.chip.name != 'cpu' and checked.step.memory.total > TAKEN * slice_.chip.memory
+
+
+def _time(checked: Checked) -> Iterator[str]:
+  """Yields the lines of the time of a step."""
+  found = checked.estimate
+  compiled = not isinstance(found, bound.Bound)
+  parts = {
+    'kernels': 'kernels',
+    'beside': 'exchanges beside them',
+    'alone': 'exchanges alone',
+    'products': 'products, at the peak',
+    'memory': 'memory of the passes, beside them',
+    'links': 'links of a node, beside them',
+    'network': 'network between nodes, beside them',
+    'update': 'the optimizer, after them',
+    'step': 'a step',
+  }
+  most = '' if compiled else ', at the most'
+  yield 'estimate' if compiled else 'a bound: no step is faster'
+  for name, seconds in found._asdict().items():
+    if name in parts and (seconds or name not in ('links', 'network')):
+      yield f'  {parts[name]:<36}{seconds * 1e3:8.1f} ms'
+  yield f'  {"tokens a second" + most:<36}{found.tokens:8,.0f}'
+  if checked.step.model_flops:
+    yield f'  {"utilisation" + most:<36}{found.utilisation:8.1%}'
+
+
 def _sent(checked: Checked) -> list[str]:
+  least = checked.least or {}
+  if not checked.compiled:
+    lines = [f'sent by a device in a step, at the least{"":>4}MB']
+    lines += [f'  {"over " + axis:<36}{size / 1e6:10,.1f}' for axis, size in least.items() if size]
+    unknown = '  not known of such a model' if checked.least is None else '  nothing'
+    return lines if len(lines) > 1 else [*lines, unknown]
   by_axis: dict[str, float] = {}
-  lines = []
-  for (kind, axes), size in collectives.by_kind(checked.exchanges).items():
+  lines = [f'sent by a device in a step{"":<16}MB{"":>6}least']
+  for (kind, axes), size in collectives.by_kind(checked.compiled.exchanges).items():
     name = '+'.join(axes)
     by_axis[name] = by_axis.get(name, 0.0) + size
     lines.append(f'  {kind + " over " + name:<36}{size / 1e6:10,.1f}')
   for name, size in by_axis.items():
-    known = (checked.least or {}).get(name)
+    known = least.get(name)
     ratio = f'{known / 1e6:10,.1f}  x {size / known:.2f}' if known else ''
     lines.append(f'  {"all over " + name:<36}{size / 1e6:10,.1f}{ratio}')
-  return lines or ['  nothing']
+  return lines if by_axis else [*lines, '  nothing']
 
 
 def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
-  """Returns one JSON object of everything: bytes, seconds, and rates a second."""
+  """Returns one JSON object of everything: bytes, seconds, and rates a second.
+
+  `by` says how it was found: by the 'compiler', or by 'arithmetic' alone, which gives a `bound`
+  where the compiler's program gives an `estimate` and what is `sent`.
+  """
   step, found = checked.step, checked.estimate
   return json.dumps(
     {
       'config': path,
+      'by': 'compiler' if checked.compiled else 'arithmetic',
       'topology': slice_.topology,
       'slices': slice_.slices,
       'chips': slice_.chips,
@@ -70,22 +127,32 @@ def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
       'fits': checked.fits,
       'memory': {**step.memory._asdict(), 'total': step.memory.total, 'room': checked.room},
       'model_flops': step.model_flops,
-      'sent': [
-        {'kind': kind, 'axes': list(axes), 'bytes': size}
-        for (kind, axes), size in collectives.by_kind(checked.exchanges).items()
-      ],
       'least_sent': checked.least,
       'replicated': [{'name': name, 'shape': shape} for name, shape in checked.replicated],
-      'estimate': found._asdict(),
       'usd_per_billion_tokens': roofline.cost(price, slice_, found.tokens) if price else None,
-      'compile_seconds': step.seconds,
+      **_of_program(checked),
     }
   )
 
 
+def _of_program(checked: Checked) -> dict[str, Any]:
+  """Returns what differs by how it was found."""
+  if not checked.compiled:
+    return {'bound': checked.estimate._asdict()}
+  exchanges = collectives.by_kind(checked.compiled.exchanges)
+  return {
+    'sent': [
+      {'kind': kind, 'axes': list(axes), 'bytes': size} for (kind, axes), size in exchanges.items()
+    ],
+    'estimate': checked.estimate._asdict(),
+    'compile_seconds': checked.compiled.program.seconds,
+  }
+
+
 def ranking(found: list[Tried], slice_: Slice) -> str:
   """Returns what was tried, the fastest that fits first."""
-  lines = [f'{"tokens/s":>12}{"GiB":>8}{"use":>8}  on {slice_}']
+  how = '' if isinstance(slice_.chip, Chip) else ', at the most: no compiler was asked'
+  lines = [f'{"tokens/s":>12}{"GiB":>8}{"use":>8}  on {slice_}{how}']
   for one in found:
     fits = f'{one.tokens:12,.0f}' if one.fits else f'{"no room":>12}'
     lines.append(f'{fits}{one.memory / GIB:8.2f}{one.utilisation:8.1%}  {one.flags}')
@@ -94,7 +161,9 @@ def ranking(found: list[Tried], slice_: Slice) -> str:
 
 def ranking_json(found: list[Tried], slice_: Slice) -> str:
   """Returns the same as one JSON object."""
-  return json.dumps({'topology': slice_.topology, 'tried': [one._asdict() for one in found]})
+  by = 'compiler' if isinstance(slice_.chip, Chip) else 'arithmetic'
+  tried = [one._asdict() for one in found]
+  return json.dumps({'by': by, 'topology': slice_.topology, 'tried': tried})
 
 
 def progress(text: str) -> None:

@@ -51,6 +51,7 @@ def estimate(
     tokens: of the batch.
   """
   chip = slice_.chip
+  assert isinstance(chip, Chip)
   device_flops = chip.flops / chip.devices
   kernels = cycles(program) / chip.clock + attention(program) / (ATTENTION * device_flops)
   beside, alone = 0.0, 0.0

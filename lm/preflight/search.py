@@ -1,20 +1,24 @@
 """Tries meshes, batch sizes and what is remembered of the pass forward, and ranks what fits.
 
 Compiling takes a minute or more, so that arithmetic goes first: what cannot fit is left out, the
-rest is put in order by what it must compute and send, and only the first few are compiled.
+rest is put in order by what it must compute and send, and only the first few are compiled. For GPUs
+arithmetic has the last word, too.
 """
 
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
-from lm.preflight import check, least, program
-from lm.preflight.chips import Slice
+from lm.preflight import arithmetic, check, least, program
+from lm.preflight.bound import Bound
+from lm.preflight.chips import Chip, Slice
+from lm.preflight.devices import devices
+from lm.preflight.processors import Processor
 from lm.run import build
 from lm.run.step import abstract_state
 
@@ -45,21 +49,23 @@ class _Choice(NamedTuple):
 def search(
   config: ConfigDict, slice_: Slice, most: int, tell: Callable[[str], None] = lambda text: None
 ) -> list[Tried]:
-  """Returns what was compiled, the fastest that fits first.
+  """Returns what was compiled, or reckoned for GPUs, the fastest that fits first.
 
   Args:
     config: with a model that divides over some mesh.
     slice_: the chips.
-    most: how many choices to compile.
+    most: how many choices to compile, or to return of those that were reckoned.
     tell: is told of each.
 
   Raises:
     UserError: no mesh divides, or the parameters fit on none.
   """
-  devices = program.devices(slice_)
+  if isinstance(slice_.chip, Processor):
+    return _reckoned(config, slice_, most, tell)
+  described = devices(slice_)
   choices = []
-  for changes in candidates(config, len(devices), slice_.slices):
-    choice = _arithmetic(config, changes, slice_, devices)
+  for changes in candidates(config, len(described), slice_.slices):
+    choice = _arithmetic(config, changes, slice_, described)
     if choice is not None:
       choices.append(choice)
   if not choices:
@@ -86,6 +92,30 @@ def _tried(config: ConfigDict, flags: str, slice_: Slice) -> Tried:
   return Tried(flags, found.fits, memory, rates.tokens, rates.utilisation)
 
 
+def _reckoned(
+  config: ConfigDict, slice_: Slice, most: int, tell: Callable[[str], None]
+) -> list[Tried]:
+  """Returns the best by their bounds; where these are equal, what has less to do comes first."""
+  found: list[tuple[float, float, Tried]] = []
+  refused = ''
+  for changes in candidates(config, slice_.chips, slice_.slices, across=True):
+    try:
+      one = arithmetic.check(changed(config, changes), slice_)
+    except UserError as e:  # an axis that does not divide
+      refused = str(e)
+      continue
+    bound, memory = one.estimate, one.step.memory.total
+    assert isinstance(bound, Bound)
+    tried = Tried(flags_of(changes), one.fits, memory, bound.tokens, bound.utilisation)
+    found.append((-bound.tokens, bound.alone / one.step.tokens, tried))
+    tell(f'{bound.tokens:12,.0f} tokens/s, {"fits" if one.fits else "no room"}: {tried.flags}')
+  if not found:
+    raise UserError(f'--topology={slice_.topology}: no mesh does ({refused})')
+  found.sort(key=lambda one: (not one[2].fits, one[:2]))
+  tell(f'{len(found)} choices divide, {sum(one[2].fits for one in found)} of them fit')
+  return [tried for *_, tried in found[:most]]
+
+
 def flags_of(changes: dict[str, Any]) -> str:
   """Returns changes of a config as they are given to a program."""
   return ' '.join(f'--config.{key}={value}' for key, value in changes.items())
@@ -94,11 +124,14 @@ def flags_of(changes: dict[str, Any]) -> str:
 def nearest(config: ConfigDict, slice_: Slice) -> str:
   """Returns what to change so that a config fits, by arithmetic: the least of several things.
 
-  Parameters, optimizer and what is kept of the pass forward are to fit into nine tenths of the
-  memory; the compiler has the last word.
+  On TPUs parameters, optimizer and what is kept of the pass forward are to fit into nine tenths of
+  the memory; the compiler has the last word.
   """
-  devices = program.devices(slice_)
-  whole = {'mesh.data': slice_.slices, 'mesh.fsdp': len(devices) // slice_.slices, 'mesh.tensor': 1}
+  described = devices(slice_)
+  size = len(described)
+  whole = {'mesh.data': slice_.slices, 'mesh.fsdp': size // slice_.slices, 'mesh.tensor': 1}
+  if isinstance(slice_.chip, Processor):
+    whole |= {'mesh.data': 1, 'mesh.fsdp': size}
   steps: list[dict[str, Any]] = [{}]
   if 'remat' in config.model and config.model.remat != REMATS[-1]:
     steps.append({'model.remat': REMATS[-1]})
@@ -109,22 +142,42 @@ def nearest(config: ConfigDict, slice_: Slice) -> str:
     for last in steps[1:3]
   ]
   for changes in steps:
-    if _arithmetic(config, changes, slice_, devices, share=0.9) is not None and changes:
+    if changes and _would_fit(config, changes, slice_, described):
       return f'by arithmetic this fits: {flags_of(changes)}'
-  chip, size = slice_.chip, len(devices)
-  held = _held(changed(config, whole), devices) * size
+  chip = slice_.chip
+  held = _held(changed(config, whole), described) * size
+  if isinstance(chip, Processor) and chip.most == 1:
+    return f'by arithmetic its parameters and optimizer alone are {held / 2**30:.1f} GiB'
   more = math.ceil(held / (0.5 * chip.memory / chip.devices)) // chip.devices
-  return f'by arithmetic {chip.name} slices of some {max(more, size + 1):,} chips and more hold it'
+  what = 'nodes with' if isinstance(chip, Processor) else 'slices of'
+  return f'by arithmetic {chip.name} {what} some {max(more, size + 1):,} chips and more hold it'
 
 
-def candidates(config: ConfigDict, devices: int, slices: int) -> Iterator[dict[str, Any]]:
-  """Yields changes of a config: a mesh, a batch size, a policy of what is remembered."""
+def _would_fit(
+  config: ConfigDict, changes: dict[str, Any], slice_: Slice, described: Sequence[Any]
+) -> bool:
+  if not isinstance(slice_.chip, Processor):
+    return _arithmetic(config, changes, slice_, described, share=0.9) is not None
+  try:
+    return arithmetic.check(changed(config, changes), slice_).fits
+  except UserError:  # an axis that does not divide
+    return False
+
+
+def candidates(
+  config: ConfigDict, devices: int, slices: int, across: bool = False
+) -> Iterator[dict[str, Any]]:
+  """Yields changes of a config: a mesh, a batch size, a policy of what is remembered.
+
+  Slices lie along `data`; where it may go `across` them, along `fsdp` too.
+  """
   remats = REMATS if 'remat' in config.model else (None,)
   splits = [
     (data, devices // data // tensor, tensor)
     for tensor in range(1, min(TENSOR, devices) + 1)
-    for data in range(slices, devices + 1, slices)
+    for data in range(1, devices + 1)
     if devices % (data * tensor) == 0
+    and (data % slices == 0 or (across and devices // data // tensor % slices == 0))
   ]
   for (data, fsdp, tensor), times, remat in itertools.product(splits, BATCHES, remats):
     changes = {
@@ -144,14 +197,14 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
   return other
 
 
-def _held(config: ConfigDict, devices: Any) -> int:
+def _held(config: ConfigDict, described: Any) -> int:
   """Returns the bytes of parameters and optimizer on a device."""
-  state, _ = abstract_state(build.functions(config, program.vocabulary(config), devices))
+  state, _ = abstract_state(build.functions(config, program.vocabulary(config), described))
   return program.held(state.params) + program.held(state.opt_state)
 
 
 def _arithmetic(
-  config: ConfigDict, changes: dict[str, Any], slice_: Slice, devices: Any, share: float = 1.0
+  config: ConfigDict, changes: dict[str, Any], slice_: Slice, described: Any, share: float = 1.0
 ) -> _Choice | None:
   """Returns a choice with the time it takes at the least, or None where it does not fit.
 
@@ -159,11 +212,11 @@ def _arithmetic(
   """
   other = changed(config, changes)
   try:
-    functions = build.functions(other, program.vocabulary(other), devices)
+    functions = build.functions(other, program.vocabulary(other), described)
     state, _ = abstract_state(functions)
   except UserError:  # an axis that does not divide
     return None
-  room = share * slice_.chip.memory / slice_.chip.devices * (1 - check.RESERVED)
+  room = share * slice_.chip.room
   held = program.held(state.params) + program.held(state.opt_state)
   kept = program.activations(functions, state, program.batch_of(other, functions))
   if held + kept / other.microbatches > room:
@@ -172,6 +225,7 @@ def _arithmetic(
   flops = getattr(functions.model, 'flops_per_token', None)
   needed = tokens * flops(state.params, other.data.context) if flops else 0.0
   again = 4 / 3 if changes.get('model.remat') == REMATS[-1] else 1.0
+  assert isinstance(slice_.chip, Chip)
   sent = least.least(other, functions.model, functions.mesh, state.params) or {}
   slow = sum(size for axis, size in sent.items() if axis == 'data' and slice_.slices > 1)
   seconds = max(
