@@ -227,3 +227,25 @@ def test_the_program_needs_nothing_but_python(cloud):
 def test_calls_are_logged_as_they_are(cloud):
   cloud.run('list')
   assert json.dumps(cloud.calls()[0]).startswith('["gcloud", "compute", "tpus"')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('words', 'code'),
+  [
+    (('llama_160m.py:smoke', '--config.mesh.fsdp=16', '--config.batch_size=32'), 0),
+    (('llama_70b.py', '--config.mesh.fsdp=16'), 2),
+    (('llama_160m.py:smoke', '--config.mesh.fsdp=3'), 2),
+  ],
+)
+def test_a_job_begins_where_the_real_preflight_lets_it(cloud, capfd, words, code):
+  pytest.importorskip('libtpu')
+  cloud.plan(workers=[['ABSENT'] * 2, ['RUNNING'] * 2])
+  config, *others = words
+  train = ['python', '-m', 'lm.train', f'--config=experiments/{config}', *others]
+  size = '--config.data.tokenizer.vocab_size=2048'
+  assert cloud.run('launch', 'first', '--', *train, size, '--config.eval.batch_size=16') == code
+  told = capfd.readouterr().err
+  assert ('in all' in told) == (code == 0), told
+  assert ('the preflight refuses the job' in told) == (code == 2), told
+  assert ('ssh start' in cloud.verbs()) == (code == 0)
