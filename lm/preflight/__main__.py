@@ -1,11 +1,13 @@
 """Say what a job needs on TPUs before one is paid for: does it fit, and how fast should it go?
 
-  python -m lm.preflight --config=experiments/NAME.py --topology=v5e:4x4 [--slices=N] [--json]
+  python -m lm.preflight --config=experiments/NAME.py --topology=v5e:4x4 [--slices=N] [--decode]
 
 Compiles the train step for the slice by the TPU's own compiler, on any machine (extra `tpu`; a
 minute or more on two cores), and tells the memory of a chip by kind, what chips send each other,
 what all of them hold whole, and an estimate of the time of a step. --price=USD (of a chip for an
 hour) adds what a billion tokens cost, --search tries other meshes, batches and ways to remember.
+--decode compiles beside it what writes a token for each of `decode.batch_size` rows, on the same
+mesh, with room for `decode.max_tokens` (or data.context) tokens. --json prints one object.
 Exit codes: 0 it fits, 1 failed, 2 it does not fit, or wrong usage.
 """
 
@@ -24,6 +26,7 @@ flags.DEFINE_string('topology', None, 'chips and shape of a slice, such as v5e:4
 flags.DEFINE_integer('slices', 1, 'how many slices, joined by the network')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip for an hour')
 flags.DEFINE_bool('search', False, 'try meshes, batch sizes and remat, and rank those that fit')
+flags.DEFINE_bool('decode', False, 'compile also what writes a token of each row')
 flags.DEFINE_integer('most', 8, 'how many of them to compile')
 flags.DEFINE_string('hlo', None, 'file to write the text of the program to')
 flags.DEFINE_bool('json', False, 'print one JSON object and nothing else')
@@ -42,6 +45,8 @@ def main(argv: list[str]) -> int | None:
     raise UserError(f'--hlo={args.hlo}: there is no such directory')
   if args.most < 1:
     raise UserError(f'--most={args.most} is not a positive number')
+  if args.search and args.decode:
+    raise UserError('--decode is of one mesh, and --search tries several: leave one of them out')
   from lm.preflight import check, program, report, search
 
   if args.search:
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> int | None:
     print(report.ranking_json(found, slice_) if args.json else report.ranking(found, slice_))
     return cli.OK if found and found[0].fits else cli.USAGE
   try:
-    checked = check.check(config, slice_)
+    checked = check.check(config, slice_, args.decode)
   except program.NoRoom as e:
     raise UserError(f'--topology={slice_.topology}: {e}; {search.nearest(config, slice_)}') from e
   if args.hlo:
@@ -61,6 +66,12 @@ def main(argv: list[str]) -> int | None:
   if not checked.fits:
     memory = f'{checked.step.memory.total / chips.GIB:.1f} GiB do not fit'
     raise UserError(f'--topology={slice_.topology}: {memory}; {search.nearest(config, slice_)}')
+  if not checked.decoding_fits:
+    raise UserError(
+      f'--topology={slice_.topology}: --decode needs {checked.decoding_needs / chips.GIB:.1f} GiB '
+      f'of {checked.room / chips.GIB:.1f}; lower decode.batch_size={config.decode.batch_size} or '
+      'decode.max_tokens, or split parameters and heads over more chips (mesh.fsdp, mesh.tensor)'
+    )
   return cli.OK
 
 

@@ -120,12 +120,7 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
       f'objective.fn={config.objective.fn!r} asks for {e} of a batch; lm.preflight describes rows '
       'of text, of pairs of texts and of labels only'
     ) from e
-  try:
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as e:
-    if found := _NO_ROOM.search(str(e)):
-      raise NoRoom(*(float(size) * GIB for size in found.groups())) from e
-    raise
+  compiled = compile_lowered(lowered)
   taken = time.perf_counter() - started
   flops = getattr(functions.model, 'flops_per_token', None)
   tokens = config.batch_size * config.data.context
@@ -139,6 +134,20 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
     compiled.as_text(),
     taken,
   )
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles a program for the chips that its arguments are on.
+
+  Raises:
+    NoRoom: it does not fit.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if found := _NO_ROOM.search(str(e)):
+      raise NoRoom(*(float(size) * GIB for size in found.groups())) from e
+    raise
 
 
 def vocabulary(config: ConfigDict) -> int:
@@ -158,6 +167,11 @@ def vocabulary(config: ConfigDict) -> int:
   return size
 
 
+def reads_source(config: ConfigDict) -> bool:
+  """Returns whether a batch has sources beside."""
+  return 'encoder_depth' in config.model or 'encoder' in config.model
+
+
 def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
   """Returns the shapes of a batch of rows, each of one text, or pair of texts, or labelled text."""
   B, T, S = config.batch_size, config.data.context, config.data.source_context
@@ -170,7 +184,7 @@ def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
     ('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T)
   )
   batch['weights'] = array(T, jnp.float32)
-  if 'encoder_depth' in config.model or 'encoder' in config.model:
+  if reads_source(config):
     batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), array(S))
   if config.data.task is not None:
     batch |= {'examples': array(1), 'labels': array(1)}
