@@ -214,7 +214,11 @@ def of_a_step(apply: Apply, params: Params, rows: int, state: Any) -> tuple[floa
     _plain(params), jax.ShapeDtypeStruct((rows,), jnp.int32), state
   )
   jaxpr = traced.jaxpr.jaxpr
-  used = {id(x) for eqn in jaxpr.eqns if eqn.params.get('name') != '_take' for x in eqn.invars}
+  used = {id(x) for x in jaxpr.outvars}
+  for eqn in reversed(jaxpr.eqns):
+    if used & {id(x) for x in eqn.outvars}:
+      looked_up = eqn.params.get('name') == '_take'
+      used |= {id(x) for x in eqn.invars[looked_up:]}
   leaves = jax.tree.leaves(params)
   read = [leaf for leaf, x in zip(leaves, jaxpr.invars, strict=False) if id(x) in used]
   return float(traced.lower().cost_analysis()['flops']), program.held(read)
