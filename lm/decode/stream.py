@@ -54,9 +54,15 @@ _prefill = jax.jit(prefill, static_argnums=0)
 
 
 def several(
-  apply: Apply, choose: Choose, params: Params, logits_BV: Array, state: State, keys_B: Array
+  apply: Apply,
+  choose: Choose,
+  params: Params,
+  logits_BV: Array,
+  state: State,
+  keys_B: Array,
+  steps: int = STRIDE,
 ) -> tuple[Array, Array, State]:
-  """Takes STRIDE steps; returns tokens (STRIDE, B) and what the next call needs."""
+  """Takes some steps; returns tokens (steps, B) and what the next call needs."""
   step = step_of(apply, params)
 
   def body(carry, _):
@@ -65,7 +71,7 @@ def several(
     tokens_B = jax.vmap(choose)(logits_BV, step_keys).astype(jnp.int32)
     return step(tokens_B, state), tokens_B
 
-  (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=STRIDE)
+  (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=steps)
   return tokens, logits_BV, state
 
 

@@ -2,9 +2,9 @@
 
 Evaluations write on the mesh that the model is trained on, with the parameters where they lie
 (lm.run.predict): what is kept of rows is split by rows and heads, and activations come to the
-weights (lm.mesh.weights_stay). Compiled are STRIDE steps of greedy decoding, or of a beam search,
-for `decode.batch_size` rows at once, with room for the longest texts; prompts and sources were
-read before.
+weights (lm.mesh.weights_stay). Compiled are the steps of greedy decoding, or of a beam search, that
+write the longest texts, for `decode.batch_size` rows at once; prompts and sources were read before.
+What is done once for all steps, such as to make weights of 16 bits of those of 32, counts little.
 """
 
 import functools
@@ -23,7 +23,7 @@ from lm.data import features
 from lm.decode import beam
 from lm.decode.sampling import greedy
 from lm.decode.steps import branch_of, prefill, step_of
-from lm.decode.stream import STRIDE, several
+from lm.decode.stream import several
 from lm.decode.write import rows_of
 from lm.errors import UserError
 from lm.preflight import hlo, program, roofline
@@ -34,7 +34,7 @@ from lm.preflight.roofline import Estimate
 from lm.run import build
 from lm.types import Apply, Array, Params
 
-# (params, kept, state) -> (kept, state), STRIDE tokens further on
+# (params, kept, state) -> (kept, state), all tokens further on
 Loop = Callable[[Params, Any, Any], tuple[Any, Any]]
 
 
@@ -62,7 +62,7 @@ class Decoding(NamedTuple):
   memory: Memory
   flops: float  # of all rows
   exchanges: list[Collective]
-  read: float  # seconds that a device takes to read the parameters it uses, and the cache
+  read: float  # seconds that a device takes to read the weights it uses, and the cache
   estimate: Estimate
   seconds: float  # that compiling took
 
@@ -96,9 +96,9 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   model, apply = functions.model, build.apply_of(functions.model)
   with meshes.use(functions.mesh, functions.rules):
     rows = rows_of(decode.batch_size, decode.batch_size)
-  slots = decode.beam * (decode.max_tokens or config.data.context)
+  steps = decode.max_tokens or config.data.context
   source = config.data.source_context if program.reads_source(config) else 0
-  loop, kept, state = begun(config, model, apply, params, rows, slots, source)
+  loop, kept, state = begun(config, model, apply, params, rows, steps, source)
   # What no step uses is held all the same.
   jitted = jax.jit(
     build.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
@@ -108,13 +108,16 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   compiled = program.compile_lowered(lowered)
   taken = time.perf_counter() - started
   memory = memory_of(params, lowered, compiled)
-  flops, used = of_a_step(apply, params, rows * decode.beam, state)
+  size = jnp.dtype(model.dtype).itemsize
+  flops, used = of_a_step(apply, params, rows * decode.beam, state, size)
   read = (used + memory.cache) / slice_.chip.bandwidth * slice_.chip.devices
   text = hlo.parse(compiled.as_text())
-  exchanges = [one._replace(times=one.times / STRIDE) for one in collectives(text, functions.mesh)]
+  exchanges = [one._replace(times=one.times / steps) for one in collectives(text, functions.mesh)]
   devices = list(functions.mesh.devices.flat)
-  found = roofline.estimate(text, exchanges, devices, slice_, flops, rows, STRIDE, read)
-  return Decoding(rows, decode.beam, slots, source, memory, flops, exchanges, read, found, taken)
+  found = roofline.estimate(text, exchanges, devices, slice_, flops, rows, steps, read)
+  return Decoding(
+    rows, decode.beam, steps * decode.beam, source, memory, flops, exchanges, read, found, taken
+  )
 
 
 def begun(
@@ -123,7 +126,7 @@ def begun(
   apply: Apply,
   params: Params,
   rows: int,
-  slots: int,
+  steps: int,
   source: int,
 ) -> tuple[Loop, Any, Any]:
   """Returns the loop of the decoders, and the shapes of what it keeps and of its state.
@@ -134,10 +137,11 @@ def begun(
     apply: its pure function.
     params: abstract.
     rows: how many texts.
-    slots: tokens of a row that there is room for, those of all hypotheses.
+    steps: tokens of the longest text.
     source: tokens of a row of an encoder; 0 where there is none.
   """
   width = config.decode.beam
+  slots = width * steps
 
   def begin(params: Params) -> tuple[Array, Any]:
     batch = _batch(('inputs', 'segments', 'positions'), rows, 1)
@@ -148,7 +152,7 @@ def begun(
   logits, state = jax.eval_shape(begin, _plain(params))
   if width == 1:
     keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(rows)))
-    return functools.partial(_greedy, apply), (logits, keys), _plain(state)
+    return functools.partial(_greedy, apply, steps), (logits, keys), _plain(state)
   advance = functools.partial(
     beam.advanced,
     beam=width,
@@ -157,28 +161,28 @@ def begun(
     n_best=1,
     adjust=(),
     prefix=None,
-    most_B=jnp.full(rows, slots // width),
+    most_B=jnp.full(rows, steps),
   )
 
   def first(logits: Array, state: Any) -> tuple[Any, Any]:
-    search, parents = advance(beam.start(rows, width, slots // width), logits)
+    search, parents = advance(beam.start(rows, width, steps), logits)
     return search, branch_of(model)(state, parents)
 
   search, state = jax.eval_shape(first, logits, state)
-  return functools.partial(_search, model, apply, advance), _plain(search), _plain(state)
+  return functools.partial(_search, model, apply, advance, steps), _plain(search), _plain(state)
 
 
-def _greedy(apply: Apply, params: Params, kept: Any, state: Any) -> tuple[Any, Any]:
+def _greedy(apply: Apply, steps: int, params: Params, kept: Any, state: Any) -> tuple[Any, Any]:
   logits, keys = kept
-  _, logits, state = several(apply, greedy, params, logits, state, keys)
+  _, logits, state = several(apply, greedy, params, logits, state, keys, steps)
   return (logits, keys), state
 
 
 def _search(
-  model: nn.Module, apply: Apply, advance: Any, params: Params, search: Any, state: Any
+  model: nn.Module, apply: Apply, advance: Any, steps: int, params: Params, search: Any, state: Any
 ) -> tuple[Any, Any]:
   turn = functools.partial(beam.turn, step_of(apply, params), branch_of(model), advance)
-  carry, _ = jax.lax.scan(lambda carry, _: (turn(carry), None), (search, state), length=STRIDE)
+  carry, _ = jax.lax.scan(lambda carry, _: (turn(carry), None), (search, state), length=steps)
   return carry
 
 
@@ -199,16 +203,20 @@ def memory_of(params: Params, lowered: jax.stages.Lowered, compiled: jax.stages.
   )
 
 
-def of_a_step(apply: Apply, params: Params, rows: int, state: Any) -> tuple[float, int]:
+def of_a_step(
+  apply: Apply, params: Params, rows: int, state: Any, size: int
+) -> tuple[float, float]:
   """Returns the FLOPs of one step, and the bytes of the parameters that a device reads in it.
 
-  Tables that are only looked up are not read, nor is an encoder.
+  Tables that are only looked up are not read, nor is an encoder. The others are read as the
+  numbers that the model computes with, of which the compiler makes copies before the loop.
 
   Args:
     apply: the pure function of a model.
     params: abstract, with their shardings.
     rows: all hypotheses of all rows.
     state: abstract.
+    size: bytes of a number that the model computes with.
   """
   traced = jax.jit(lambda params, tokens, state: step_of(apply, params)(tokens, state)).trace(
     _plain(params), jax.ShapeDtypeStruct((rows,), jnp.int32), state
@@ -221,7 +229,9 @@ def of_a_step(apply: Apply, params: Params, rows: int, state: Any) -> tuple[floa
       used |= {id(x) for x in eqn.invars[looked_up:]}
   leaves = jax.tree.leaves(params)
   read = [leaf for leaf, x in zip(leaves, jaxpr.invars, strict=False) if id(x) in used]
-  return float(traced.lower().cost_analysis()['flops']), program.held(read)
+  return float(traced.lower().cost_analysis()['flops']), sum(
+    program.held(leaf) * min(size / leaf.dtype.itemsize, 1) for leaf in read
+  )
 
 
 def _batch(names: tuple[str, ...], rows: int, width: int) -> dict[str, Array]:

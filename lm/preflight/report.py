@@ -40,7 +40,7 @@ def table(checked: Checked, slice_: Slice, path: str, price: float) -> str:
 def _decoding(found: Decoding, checked: Checked, slice_: Slice, price: float) -> list[str]:
   hypotheses = f' of {found.beam} hypotheses' if found.beam > 1 else ''
   source = f', sources of {found.source:,}' if found.source else ''
-  read = f'  parameters and cache read           {found.read * 1e3:8.2f} ms'
+  read = f'  weights and cache read              {found.read * 1e3:8.2f} ms'
   kernels, *rest = _estimate(found.estimate, 'a token of all rows', slice_, price, 2)[1:]
   return [
     f'decoding: {found.rows} rows{hypotheses}, room for {found.slots:,} tokens each{source}; '

@@ -51,9 +51,8 @@ def begun(name):
   functions = build.functions(config, V, jax.devices()[:1])
   params = abstract_state(functions)[0].params
   apply = build.apply_of(functions.model)
-  slots = S * config.decode.beam
   source = S if program.reads_source(config) else 0
-  return apply, params, decode.begun(config, functions.model, apply, params, B, slots, source)
+  return apply, params, decode.begun(config, functions.model, apply, params, B, S, source)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -79,17 +78,18 @@ def test_room_is_for_the_tokens_of_all_hypotheses():
 
 def test_a_step_of_a_decoder_by_hand():
   apply, params, (_, _, state) = begun('text')
-  flops, used = decode.of_a_step(apply, params, B, state)
+  flops, used = decode.of_a_step(apply, params, B, state, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
   products = 2 * B * (L * layer + D * V) + 4 * B * L * H * K * S
   assert products < flops < 1.1 * products
   # Two scales a layer and one at the end; of the table of the inputs only rows are looked up.
   assert used == 4 * (L * (layer + 2 * D) + D + D * V)
+  assert decode.of_a_step(apply, params, B, state, 2)[1] == used / 2
 
 
 def test_a_step_reads_no_encoder_and_projects_no_memory():
   apply, params, (_, _, state) = begun('pairs')
-  _, used = decode.of_a_step(apply, params, B, state)
+  _, used = decode.of_a_step(apply, params, B, state, 4)
   read = program.held(params['decoder']) + program.held(params['embedding'])
   unused = params['decoder']['layers']['layer_0']['cross_attention']['kv']
   assert used == read - program.held(unused)
@@ -97,7 +97,7 @@ def test_a_step_reads_no_encoder_and_projects_no_memory():
 
 def test_hypotheses_are_rows_of_a_step():
   apply, params, (_, _, state) = begun('text by beams')
-  flops, _ = decode.of_a_step(apply, params, 3 * B, state)
+  flops, _ = decode.of_a_step(apply, params, 3 * B, state, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
   products = 2 * 3 * B * (L * layer + D * V) + 4 * 3 * B * L * H * K * 3 * S
   assert products < flops < 1.1 * products
