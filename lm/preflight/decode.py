@@ -108,7 +108,7 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   compiled = program.compile_lowered(lowered)
   taken = time.perf_counter() - started
   memory = memory_of(params, lowered, compiled)
-  size = jnp.dtype(model.dtype).itemsize
+  size = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
   flops, used = of_a_step(apply, params, rows * decode.beam, state, size)
   read = (used + memory.cache) / slice_.chip.bandwidth * slice_.chip.devices
   text = hlo.parse(compiled.as_text())
