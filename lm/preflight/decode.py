@@ -186,9 +186,9 @@ def _search(
   return carry
 
 
-def memory_of(params: Params, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> Memory:
+def memory_of(params: Params, lowered: Any, compiled: Any) -> Memory:
   """Returns what a device holds in the course of the loop."""
-  analysis: Any = compiled.memory_analysis()
+  analysis = compiled.memory_analysis()
   parameters = program.held(params)
   state, places = lowered.out_info[1], compiled.output_shardings[1]
   sizes = jax.tree.map(

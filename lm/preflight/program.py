@@ -136,8 +136,8 @@ def compile_step(config: ConfigDict, slice_: Slice) -> Step:
   )
 
 
-def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles a program for the chips that its arguments are on.
+def compile_lowered(lowered: Any) -> Any:
+  """Returns the `jax.stages.Compiled` of a program, for the chips that its arguments are on.
 
   Raises:
     NoRoom: it does not fit.

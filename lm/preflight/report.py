@@ -129,8 +129,10 @@ def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
 
 def _decoding_json(checked: Checked, slice_: Slice, price: float) -> dict[str, Any] | None:
   found, fits = checked.decoding, checked.decoding_fits
+  if found is None:
+    return None
   if not isinstance(found, Decoding):
-    return found and {'fits': fits, 'memory': {'total': found.needed, 'room': found.room}}
+    return {'fits': fits, 'memory': {'total': found.needed, 'room': found.room}}
   return {
     'rows': found.rows,
     'beam': found.beam,
