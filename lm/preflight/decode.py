@@ -97,6 +97,7 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   with meshes.use(functions.mesh, functions.rules):
     rows = rows_of(decode.batch_size, decode.batch_size)
   steps = decode.max_tokens or config.data.context
+  steps = steps if model.reads_on else min(steps, model.context)
   source = config.data.source_context if program.reads_source(config) else 0
   loop, kept, state = begun(config, model, apply, params, rows, steps, source)
   # What no step uses is held all the same.
