@@ -81,7 +81,7 @@ def get_config(arg=''):
     config.eval.sets.validation.limit = 10
     config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
     config.checkpoint.best = 'eval/validation/exact_match'
-    config.decode.update({{'batch_size': 3, 'max_tokens': 6, 'beam': 2}})
+    config.decode.update({{'batch_size': 3, 'max_tokens': 6, 'beam': 2, 'length_penalty': 5.0}})
   if arg == 'long':
     config.steps = 10**6
     config.eval.every = config.checkpoint.every = 10**6
@@ -282,7 +282,7 @@ def test_processes_write_together_what_one_writes(folder):
     return [json.loads(line)['output'] for line in lines]
 
   alone = written(1)
-  assert len(alone) == 10 and len(set(alone)) > 1
+  assert len(alone) == 10 and all(alone)
   assert written(2) == written(2, '--config.mesh.fsdp=2') == alone
 
 
