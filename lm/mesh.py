@@ -26,6 +26,7 @@ AXES = ('data', 'fsdp', 'tensor')
 # Logical axis -> mesh axes. An axis that is not listed is replicated.
 RULES: dict[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp'),
+  'rows': ('data', 'fsdp'),  # of what is kept from token to token; follows 'batch'
   'vocab': ('tensor',),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
@@ -101,6 +102,8 @@ def rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
       if name not in AXES:
         raise UserError(f'mesh.rules.{logical}={axes!r}: no mesh axis {name!r}; axes: {AXES}')
     merged[logical] = names
+  if 'rows' not in overrides:
+    merged['rows'] = merged['batch']
   return merged
 
 
@@ -112,6 +115,26 @@ def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]
     yield
   finally:
     _current.reset(token)
+
+
+@contextlib.contextmanager
+def weights_stay() -> Iterator[None]:
+  """Makes activations come to the weights in what is traced inside; for one token of each row.
+
+  For so few numbers it would be a waste to bring weights together that are split over the axes of
+  `embed`. The width of activations is split like them instead, their rows are not, and sums go
+  around (Pope et al. 2022, Efficiently Scaling Transformer Inference, 3.2). What is kept of rows
+  stays split as it is.
+  """
+  current = _current.get()
+  if current is None:
+    yield
+    return
+  mesh, axis_rules = current
+  within = axis_rules['embed']
+  batch = tuple(axis for axis in axis_rules['batch'] if axis not in within)
+  with use(mesh, {**axis_rules, 'batch': batch, 'width': within}):
+    yield
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

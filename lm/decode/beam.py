@@ -5,6 +5,7 @@ and are among the first `beam` move to a pool of finished hypotheses, which keep
 the first `beam` that do not end run on. A row's results depend on its own logits and state alone.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +36,9 @@ class Hypotheses(NamedTuple):
   scores: Array  # (B, N) float32, log p / penalty(length)
 
 
-class _Search(NamedTuple):
+class Search(NamedTuple):
+  """The hypotheses of B rows while they run."""
+
   length: Array  # () int32, of every running hypothesis
   tokens: Array  # (B, M, L) int32; M is 1 before the first token and `beam` after it
   log_p: Array  # (B, M) float32, falling; -inf where there is no hypothesis
@@ -112,32 +115,49 @@ def beam_search(
   most_B = jnp.full(logits_BV.shape[0], max_tokens)
   most_B = most_B if limits_B is None else jnp.minimum(limits_B, most_B)
 
-  def advance(search: _Search, logits_RV: Array) -> tuple[_Search, Array]:
-    return _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, most_B)
+  advance = functools.partial(
+    advanced,
+    beam=beam,
+    end=end,
+    length_penalty=length_penalty,
+    n_best=n_best,
+    adjust=adjust,
+    prefix=prefix,
+    most_B=most_B,
+  )
 
   def go_on(carry) -> Array:
     search, _ = carry
     return (search.length < room) & ((~search.done).sum() > spare)
 
-  def body(carry):
-    search, state = carry
-    latest_BM = jax.lax.dynamic_index_in_dim(search.tokens, search.length - 1, 2, keepdims=False)
-    logits_RV, state = step(latest_BM.reshape(-1), state)
-    search, parents_BM = advance(search, logits_RV)
-    return search, branch(state, parents_BM)
-
-  search, parents_BM = advance(_start(logits_BV.shape[0], beam, room), logits_BV)
+  body = functools.partial(turn, step, branch, advance)
+  search, parents_BM = advance(start(logits_BV.shape[0], beam, room), logits_BV)
   search, _ = jax.lax.while_loop(go_on, body, (search, branch(state, parents_BM)))
   return _answer(search, n_best, length_penalty, most_B), search.done
 
 
-def _start(B: int, beam: int, room: int) -> _Search:
+def turn(
+  step: Step,
+  branch: Branch,
+  advance: Callable[[Search, Array], tuple[Search, Array]],
+  carry: tuple[Search, Any],
+) -> tuple[Search, Any]:
+  """Adds a token to the hypotheses of (search, state), by `advanced` with all but two arguments."""
+  search, state = carry
+  latest_BM = jax.lax.dynamic_index_in_dim(search.tokens, search.length - 1, 2, keepdims=False)
+  logits_RV, state = step(latest_BM.reshape(-1), state)
+  search, parents_BM = advance(search, logits_RV)
+  return search, branch(state, parents_BM)
+
+
+def start(B: int, beam: int, room: int) -> Search:
+  """Returns the search of B rows before their first token."""
   nothing = Hypotheses(
     tokens=jnp.zeros((B, beam, room), jnp.int32),
     lengths=jnp.zeros((B, beam), jnp.int32),
     scores=jnp.full((B, beam), -jnp.inf),
   )
-  return _Search(
+  return Search(
     length=jnp.int32(0),
     tokens=jnp.zeros((B, 1, room), jnp.int32),
     log_p=jnp.zeros((B, 1)),
@@ -146,7 +166,7 @@ def _start(B: int, beam: int, room: int) -> _Search:
   )
 
 
-def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, most_B):
+def advanced(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefix, most_B):
   """Adds a token; returns the search and (B, beam) the hypotheses that its own go on from."""
   B = search.log_p.shape[0]
   log_p_BC, parents_BC, tokens_BC = _best(search, logits_RV, 2 * beam, adjust, prefix)
@@ -170,7 +190,7 @@ def _advance(search, logits_RV, beam, end, length_penalty, n_best, adjust, prefi
   reachable_B = log_p_BM[:, 0] / jnp.maximum(*ahead)
   parents_BM = jnp.take_along_axis(parents_BC, kept_BM, axis=1)
   said_BML = jnp.take_along_axis(said_BCL, kept_BM[:, :, None], axis=1)
-  search = _Search(
+  search = Search(
     length=length,
     tokens=jnp.where(search.done[:, None, None], search.tokens, said_BML),
     log_p=jnp.where(search.done[:, None], search.log_p, log_p_BM),
@@ -198,7 +218,7 @@ def _best(search, logits_RV, count, adjust, prefix):
 
 
 def _answer(
-  search: _Search, n_best: int, length_penalty: float | Array, most_B: Array
+  search: Search, n_best: int, length_penalty: float | Array, most_B: Array
 ) -> Hypotheses:
   beam = search.tokens.shape[1]
   lengths_BM = jnp.repeat(jnp.minimum(search.length, most_B)[:, None], beam, axis=1)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lm import mesh as meshes
 from lm.errors import UserError
 from lm.task import Features
 from lm.types import Apply, Array, Params
@@ -32,7 +33,8 @@ def prefill(
   output = apply(params, batch, cache=cache)
   lengths_R = (batch['segments'] > 0).sum(1)
   last_R1D = jnp.take_along_axis(output.hidden, lengths_R[:, None, None] - 1, axis=1)
-  return output.unembed(last_R1D)[:, 0], State(output.cache, lengths_R.astype(jnp.int32))
+  logits_RV = meshes.constrain(output.unembed(last_R1D)[:, 0], 'rows', 'vocab')
+  return logits_RV, State(output.cache, lengths_R.astype(jnp.int32))
 
 
 def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Array, State]]:
@@ -44,8 +46,10 @@ def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Arra
       'segments': jnp.ones_like(tokens_R)[:, None],
       'positions': state.positions[:, None],
     }
-    output = apply(params, batch, cache=state.cache)
-    return output.unembed(output.hidden)[:, 0], State(output.cache, state.positions + 1)
+    with meshes.weights_stay():
+      output = apply(params, batch, cache=state.cache)
+      logits_RV = meshes.constrain(output.unembed(output.hidden)[:, 0], 'rows', 'vocab')
+    return logits_RV, State(output.cache, state.positions + 1)
 
   return step
 

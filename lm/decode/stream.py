@@ -4,7 +4,6 @@ A row's tokens depend on its prompt, its key and the parameters alone: not on th
 how many there are, or on padding.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
@@ -13,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decode.sampling import Choose
-from lm.decode.steps import bucket, padded, prefill, step_of
+from lm.decode.steps import State, bucket, padded, prefill, step_of
 from lm.task import Features
-from lm.types import Apply, Params
+from lm.types import Apply, Array, Params
 
 # Tokens made in one call of the compiled loop: what a dispatch costs is shared by as many.
 STRIDE = 8
@@ -54,9 +53,16 @@ def stream(
 _prefill = jax.jit(prefill, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _several(apply, choose, params, logits_BV, state, keys_B):
-  """Takes STRIDE steps; returns tokens (STRIDE, B) and what the next call needs."""
+def several(
+  apply: Apply,
+  choose: Choose,
+  params: Params,
+  logits_BV: Array,
+  state: State,
+  keys_B: Array,
+  steps: int = STRIDE,
+) -> tuple[Array, Array, State]:
+  """Takes some steps; returns tokens (steps, B) and what the next call needs."""
   step = step_of(apply, params)
 
   def body(carry, _):
@@ -65,5 +71,8 @@ def _several(apply, choose, params, logits_BV, state, keys_B):
     tokens_B = jax.vmap(choose)(logits_BV, step_keys).astype(jnp.int32)
     return step(tokens_B, state), tokens_B
 
-  (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=STRIDE)
+  (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=steps)
   return tokens, logits_BV, state
+
+
+_several = jax.jit(several, static_argnums=(0, 1), donate_argnums=4)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import mesh as meshes
 from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust, Prefix
 from lm.decode.generate import check_max_tokens, generate
@@ -61,7 +62,8 @@ def write(
   What is written depends on the prompt and its seed alone, not on the other prompts or the size of
   the batches: these are made of prompts of like lengths only for speed. What has not ended where
   the model's context is full stops there. A prompt for which nothing is found has one empty text,
-  of score -inf.
+  of score -inf. Inside lm.mesh.use all devices of the mesh write each batch together, with the
+  parameters where they lie; an `apply` is for one mesh.
 
   Args:
     model: has `init_cache`, `branch` and `context`.
@@ -115,7 +117,7 @@ def batches_of(
   doublings = 0
   while left:
     again: list[int] = []
-    size = _rows(strategy.batch_size, len(left))
+    size = rows_of(strategy.batch_size, len(left))
     for start in range(0, len(left), size):
       indices = left[start : start + size]
       # The last batch is filled up, for one shape has one program.
@@ -125,10 +127,10 @@ def batches_of(
       spare = size // SPARE
       search = _compiled(model, apply, strategy, room, spare)
       batch = padded([prompts[i] for i in rows], bucket)
-      keys = jax.vmap(jax.random.key)(np.array([seeds[i] for i in rows], np.uint32))
+      drawn_by = np.array([seeds[i] for i in rows], np.uint32)
       prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows], strategy)
       tokens, lengths, scores, complete = jax.device_get(
-        search(params, batch, keys, limits[rows], prefix)
+        search(params, batch, drawn_by, limits[rows], prefix)
       )
       done = [row for row in range(len(indices)) if complete[row]]
       again += [i for row, i in enumerate(indices) if not complete[row]]
@@ -138,11 +140,14 @@ def batches_of(
     doublings += 1
 
 
-def _rows(batch_size: int, prompts: int) -> int:
-  """Returns how many rows to decode at once: a few sizes, each half of the next."""
+def rows_of(batch_size: int, prompts: int) -> int:
+  """Returns how many rows to decode at once: a few sizes, each about half of the next.
+
+  Inside lm.mesh.use they divide over the devices that rows are split over.
+  """
   while batch_size // 2 >= prompts:
     batch_size //= 2
-  return batch_size
+  return batch_size + -batch_size % meshes.pieces('rows')
 
 
 def _limit(strategy: Strategy, tokens: int, source: int, prefix: int, context: int | None) -> int:
@@ -164,7 +169,7 @@ def _room(source: int) -> int:
 def _compiled(
   model: nn.Module, apply: Any, strategy: Strategy, room: int, spare: int
 ) -> Callable[..., Any]:
-  """Returns a jitted `(params, batch, keys, limits, prefix) -> tokens, lengths, scores, done`.
+  """Returns a jitted `(params, batch, seeds, limits, prefix) -> tokens, lengths, scores, done`.
 
   These are (B, N, L), (B, N), (B, N) and (B,), which says which rows are not to be begun again.
   """
@@ -173,7 +178,7 @@ def _compiled(
   def search(
     params: Params,
     batch: dict[str, Array],
-    keys_B: Array,
+    seeds_B: Array,
     limits_B: Array,
     prefix: Prefix | None,
   ) -> tuple[Array, ...]:
@@ -187,7 +192,7 @@ def _compiled(
         logits_BV,
         state,
         strategy.choose,
-        keys_B,
+        jax.vmap(jax.random.key)(seeds_B),
         max_tokens=strategy.max_tokens,
         end=strategy.end,
         adjust=strategy.adjust,
@@ -196,7 +201,7 @@ def _compiled(
         room=room,
         spare=spare,
       )
-      return tokens[:, None], lengths[:, None], scores[:, None], done
+      return _everywhere((tokens[:, None], lengths[:, None], scores[:, None], done))
     hypotheses, done = beam_search(
       step,
       branch_of(model),
@@ -213,9 +218,14 @@ def _compiled(
       room=room,
       spare=spare,
     )
-    return *hypotheses, done
+    return _everywhere((*hypotheses, done))
 
   return search
+
+
+def _everywhere(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+  """Returns arrays that every device has whole, and so each process can read."""
+  return tuple(meshes.constrain(x) for x in arrays)
 
 
 def _prefix(prefixes: Sequence[Sequence[int]], strategy: Strategy) -> Prefix:

@@ -2,13 +2,15 @@
 
 Keys and values are kept head-major, as products of matrices want them: the attention functions
 transpose theirs so, and the compiler cancels that against the transpositions here. In the order of
-tokens every step would copy all that is kept.
+tokens every step would copy all that is kept. On a mesh a device keeps the rows and heads that are
+its own.
 """
 
 from typing import NamedTuple
 
 import jax
 
+from lm.mesh import constrain
 from lm.types import Array
 
 
@@ -20,11 +22,11 @@ class Projected(NamedTuple):
 
   @classmethod
   def of(cls, k_BSGK: Array, v_BSGK: Array) -> 'Projected':
-    return cls(_swapped(k_BSGK), _swapped(v_BSGK))
+    return cls(_pinned(_swapped(k_BSGK)), _pinned(_swapped(v_BSGK)))
 
   def read(self) -> tuple[Array, Array]:
     """Returns keys and values (B, S, G, K)."""
-    return _swapped(self.k), _swapped(self.v)
+    return _swapped(_pinned(self.k)), _swapped(_pinned(self.v))
 
 
 class Slots(NamedTuple):
@@ -37,10 +39,14 @@ class Slots(NamedTuple):
   def enter(self, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Array, 'Slots']:
     """Returns the keys and values (B, S, G, K) of all slots, with T new ones; and the new slots."""
     k, v = (
-      jax.lax.dynamic_update_slice_in_dim(slots, _swapped(new), self.cursor, axis=2)
+      _pinned(jax.lax.dynamic_update_slice_in_dim(slots, _swapped(new), self.cursor, axis=2))
       for slots, new in ((self.k, k_BTGK), (self.v, v_BTGK))
     )
     return _swapped(k), _swapped(v), Slots(k, v, self.cursor + k_BTGK.shape[1])
+
+
+def _pinned(x_BGSK: Array) -> Array:
+  return constrain(x_BGSK, 'rows', 'kv_heads', 'time', 'head_dim')
 
 
 def _swapped(x: Array) -> Array:

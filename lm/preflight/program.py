@@ -85,12 +85,7 @@ def compile_step(config: ConfigDict, slice_: Slice) -> tuple[Step, Program]:
   started = time.perf_counter()
   with described(config):
     lowered = step.lower(abstract, batch)
-  try:
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as e:
-    if found := _NO_ROOM.search(str(e)):
-      raise NoRoom(*(float(size) * GIB for size in found.groups())) from e
-    raise
+  compiled = compile_lowered(lowered)
   taken = time.perf_counter() - started
   held_ = memory(functions, abstract, batch, compiled.memory_analysis())
   return step_of(config, functions, abstract, batch, held_), Program(compiled.as_text(), taken)
@@ -128,6 +123,20 @@ def step_of(
   )
 
 
+def compile_lowered(lowered: Any) -> Any:
+  """Returns the `jax.stages.Compiled` of a program, for the chips that its arguments are on.
+
+  Raises:
+    NoRoom: it does not fit.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if found := _NO_ROOM.search(str(e)):
+      raise NoRoom(*(float(size) * GIB for size in found.groups())) from e
+    raise
+
+
 def vocabulary(config: ConfigDict) -> int:
   """Returns the entries of the tokenizer, which is not made here.
 
@@ -145,6 +154,11 @@ def vocabulary(config: ConfigDict) -> int:
   return size
 
 
+def reads_source(config: ConfigDict) -> bool:
+  """Returns whether a batch has sources beside."""
+  return 'encoder_depth' in config.model or 'encoder' in config.model
+
+
 def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
   """Returns the shapes of a batch of rows, each of one text, or pair of texts, or labelled text."""
   B, T, S = config.batch_size, config.data.context, config.data.source_context
@@ -157,7 +171,7 @@ def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
     ('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T)
   )
   batch['weights'] = array(T, jnp.float32)
-  if 'encoder_depth' in config.model or 'encoder' in config.model:
+  if reads_source(config):
     batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), array(S))
   if config.data.task is not None:
     batch |= {'examples': array(1), 'labels': array(1)}

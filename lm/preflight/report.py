@@ -2,12 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lm.preflight import bound, collectives, roofline
 from lm.preflight.check import Checked
 from lm.preflight.chips import GIB, Chip, Slice
+from lm.preflight.collectives import Collective
+from lm.preflight.decode import Decoding
 from lm.preflight.search import Tried
 
 # What JAX takes of a GPU's memory as it begins.
@@ -16,19 +18,13 @@ TAKEN = 0.75
 
 def table(checked: Checked, slice_: Slice, path: str, price: float) -> str:
   """Returns the report in lines."""
-  step, memory = checked.step, checked.step.memory
+  step = checked.step
   mesh = ', '.join(f'{name} {size}' for name, size in step.functions.mesh.shape.items())
   lines = [
     f'{path} on {slice_} ({_size(slice_)}): mesh {mesh}',
     f'{step.parameters:,} parameters, {step.tokens:,} tokens a step; {_by(checked, slice_)}',
     '',
-    f'memory of a device, of {checked.room / GIB:.1f} GiB' + ' ' * 12 + 'GiB',
-    *(
-      f'  {name:<36}{value / GIB:8.2f}'
-      for name, value in memory._asdict().items()
-      if value is not None
-    ),
-    f'  {"in all" + ("" if checked.fits else ": DOES NOT FIT"):<36}{memory.total / GIB:8.2f}',
+    *_memory(step.memory, checked.room, checked.fits),
     '',
     *_sent(checked),
     '',
@@ -42,7 +38,51 @@ def table(checked: Checked, slice_: Slice, path: str, price: float) -> str:
     lines.append(f'every chip holds all of {name}{list(shape)}')
   if checked.fits and not checked.compiled and _grows(checked, slice_):
     lines.append('it takes more than JAX does at first: XLA_CLIENT_MEM_FRACTION=0.97 gives it more')
+  if isinstance(checked.decoding, Decoding):
+    lines += ['', *_decoding(checked.decoding, checked, slice_, price)]
+  elif checked.decoding is not None:
+    lines += ['', f'decoding: {checked.decoding}']
   return '\n'.join(lines)
+
+
+def _decoding(found: Decoding, checked: Checked, slice_: Slice, price: float) -> Iterator[str]:
+  """Yields the lines of what it takes to write a token of each row."""
+  hypotheses = f' of {found.beam} hypotheses' if found.beam > 1 else ''
+  source = f', sources of {found.source:,}' if found.source else ''
+  yield (
+    f'decoding: {found.rows} rows{hypotheses}, room for {found.slots:,} tokens each{source}; '
+    f'{found.flops / 1e9:,.1f} GFLOP a token of all; compiled in {found.seconds:.0f} s'
+  )
+  yield ''
+  yield from _memory(found.memory, checked.room, checked.decoding_fits)
+  yield ''
+  yield f'sent by a device for a token{"":<14}MB'
+  yield from _exchanges(found.exchanges, {})
+  yield ''
+  yield 'estimate'
+  times = {
+    'kernels': found.estimate.kernels,
+    'weights and cache read': found.read,
+    'exchanges beside them': found.estimate.beside,
+    'exchanges alone': found.estimate.alone,
+    'a token of all rows': found.estimate.step,
+  }
+  for name, seconds in times.items():
+    yield f'  {name:<36}{seconds * 1e3:8.2f} ms'
+  yield f'  {"tokens a second":<36}{found.estimate.tokens:8,.0f}'
+  yield f'  {"utilisation":<36}{found.estimate.utilisation:8.1%}'
+  if price:
+    paid = roofline.cost(price, slice_, found.estimate.tokens)
+    yield f'  {"a billion tokens":<36}{paid:8,.2f} USD'
+
+
+def _memory(memory: Any, room: float, fits: bool) -> list[str]:
+  kinds = {name: value for name, value in memory._asdict().items() if value is not None}
+  return [
+    f'memory of a device, of {room / GIB:.1f} GiB' + ' ' * 12 + 'GiB',
+    *(f'  {name:<36}{value / GIB:8.2f}' for name, value in kinds.items()),
+    f'  {"in all" + ("" if fits else ": DOES NOT FIT"):<36}{memory.total / GIB:8.2f}',
+  ]
 
 
 def _size(slice_: Slice) -> str:
@@ -94,9 +134,14 @@ def _sent(checked: Checked) -> list[str]:
     lines += [f'  {"over " + axis:<36}{size / 1e6:10,.1f}' for axis, size in least.items() if size]
     unknown = '  not known of such a model' if checked.least is None else '  nothing'
     return lines if len(lines) > 1 else [*lines, unknown]
+  head = f'sent by a device in a step{"":<16}MB{"":>6}least'
+  return [head, *_exchanges(checked.compiled.exchanges, least)]
+
+
+def _exchanges(exchanges: Iterable[Collective], least: Mapping[str, float]) -> list[str]:
   by_axis: dict[str, float] = {}
-  lines = [f'sent by a device in a step{"":<16}MB{"":>6}least']
-  for (kind, axes), size in collectives.by_kind(checked.compiled.exchanges).items():
+  lines = []
+  for (kind, axes), size in collectives.by_kind(exchanges).items():
     name = '+'.join(axes)
     by_axis[name] = by_axis.get(name, 0.0) + size
     lines.append(f'  {kind + " over " + name:<36}{size / 1e6:10,.1f}')
@@ -104,7 +149,7 @@ def _sent(checked: Checked) -> list[str]:
     known = least.get(name)
     ratio = f'{known / 1e6:10,.1f}  x {size / known:.2f}' if known else ''
     lines.append(f'  {"all over " + name:<36}{size / 1e6:10,.1f}{ratio}')
-  return lines if by_axis else [*lines, '  nothing']
+  return lines or ['  nothing']
 
 
 def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
@@ -125,12 +170,13 @@ def to_json(checked: Checked, slice_: Slice, path: str, price: float) -> str:
       'parameters': step.parameters,
       'tokens_per_step': step.tokens,
       'fits': checked.fits,
-      'memory': {**step.memory._asdict(), 'total': step.memory.total, 'room': checked.room},
+      'memory': _memory_json(step.memory, checked.room),
       'model_flops': step.model_flops,
       'least_sent': checked.least,
       'replicated': [{'name': name, 'shape': shape} for name, shape in checked.replicated],
       'usd_per_billion_tokens': roofline.cost(price, slice_, found.tokens) if price else None,
       **_of_program(checked),
+      'decode': _decoding_json(checked, slice_, price),
     }
   )
 
@@ -139,14 +185,45 @@ def _of_program(checked: Checked) -> dict[str, Any]:
   """Returns what differs by how it was found."""
   if not checked.compiled:
     return {'bound': checked.estimate._asdict()}
-  exchanges = collectives.by_kind(checked.compiled.exchanges)
   return {
-    'sent': [
-      {'kind': kind, 'axes': list(axes), 'bytes': size} for (kind, axes), size in exchanges.items()
-    ],
+    'sent': _sent_json(checked.compiled.exchanges),
     'estimate': checked.estimate._asdict(),
     'compile_seconds': checked.compiled.program.seconds,
   }
+
+
+def _decoding_json(checked: Checked, slice_: Slice, price: float) -> dict[str, Any] | None:
+  found, fits = checked.decoding, checked.decoding_fits
+  if found is None:
+    return None
+  if not isinstance(found, Decoding):
+    return {'fits': fits, 'memory': {'total': found.needed, 'room': found.room}}
+  paid = roofline.cost(price, slice_, found.estimate.tokens) if price else None
+  return {
+    'rows': found.rows,
+    'beam': found.beam,
+    'slots': found.slots,
+    'source_context': found.source,
+    'fits': fits,
+    'memory': _memory_json(found.memory, checked.room),
+    'flops': found.flops,
+    'sent': _sent_json(found.exchanges),
+    'memory_bound': found.read,
+    'estimate': found.estimate._asdict(),
+    'usd_per_billion_tokens': paid,
+    'compile_seconds': found.seconds,
+  }
+
+
+def _memory_json(memory: Any, room: float) -> dict[str, float]:
+  return {**memory._asdict(), 'total': memory.total, 'room': room}
+
+
+def _sent_json(exchanges: Iterable[Collective]) -> list[dict[str, Any]]:
+  return [
+    {'kind': kind, 'axes': list(axes), 'bytes': size}
+    for (kind, axes), size in collectives.by_kind(exchanges).items()
+  ]
 
 
 def ranking(found: list[Tried], slice_: Slice) -> str:

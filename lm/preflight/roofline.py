@@ -39,21 +39,26 @@ def estimate(
   slice_: Slice,
   model_flops: float,
   tokens: int,
+  times: int = 1,
+  least: float = 0.0,
 ) -> Estimate:
   """Returns the estimate of a step.
 
   Args:
     program: of one device.
-    exchanges: its collectives.
+    exchanges: its collectives, those of one step.
     devices: of the mesh in its order, with `coords` and `slice_index`.
     slice_: of the devices.
-    model_flops: that the model needs for the batch, forward and backward.
+    model_flops: that the model needs for the batch.
     tokens: of the batch.
+    times: how many steps the program takes.
+    least: seconds that a step takes beside exchanges at the least, for another reason.
   """
   chip = slice_.chip
   assert isinstance(chip, Chip)
   device_flops = chip.flops / chip.devices
   kernels = cycles(program) / chip.clock + attention(program) / (ATTENTION * device_flops)
+  kernels /= times
   beside, alone = 0.0, 0.0
   for one in exchanges:
     seconds = one.bytes * one.times / bandwidth(one.group, devices, chip)
@@ -61,7 +66,7 @@ def estimate(
       beside += seconds
     else:
       alone += seconds
-  step = max(kernels, beside) + alone
+  step = max(kernels, beside, least) + alone
   peak = chip.flops * slice_.chips
   return Estimate(kernels, beside, alone, step, model_flops / peak / step, tokens / step)
 

@@ -20,8 +20,8 @@ from lm.metrics import translation
 from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
-from lm.run import placement, processes
-from lm.run.build import Functions
+from lm.run import placement
+from lm.run.build import Functions, with_mesh
 from lm.run.kept import Evaluated
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Params
@@ -117,15 +117,11 @@ class Predictor:
       for i, example in enumerate(self._examples)
       if (fitted := features.fit_prompt(prompt(example), limits, policy, i)) is not None
     }
-    # Each process writes for some of them, with the parameters on a device of its own.
-    this, number = processes.count()
-    prompts = dict(itertools.islice(whole.items(), this, None, number))
-    here = placement.local_copy(params) if number > 1 else params
-    texts = write(self._functions.model, self._apply, here, list(prompts.values()), how)
+    # All devices, and processes, write each batch together: the parameters stay where they are.
+    model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules
+    texts = with_mesh(write, over, rules)(model, self._apply, params, list(whole.values()), how)
     written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
-    parts = processes.gather([list(prompts), written], seconds=3600)
-    found = {i: text for part in parts for i, text in zip(*part, strict=True)}
-    return {i: found[i] for i in whole}
+    return dict(zip(whole, written, strict=True))
 
   def _found(self, params: Params) -> dict[int, Any]:
     """Returns what is found for each example that has features, by its index."""

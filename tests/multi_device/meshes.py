@@ -12,6 +12,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh, optim
+from lm.decode.sampling import greedy
+from lm.decode.steps import prefill
+from lm.decode.stream import several
+from lm.decode.write import Strategy, rows_of, write
 from lm.errors import UserError
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
@@ -29,7 +33,8 @@ from lm.optim.descent import adagrad
 from lm.preflight import collectives, hlo
 from lm.run import placement
 from lm.run.build import Functions, apply_of, init_of, with_mesh
-from lm.run.step import init_state, make_train_step, make_train_steps
+from lm.run.step import abstract_state, init_state, make_train_step, make_train_steps
+from lm.task import Features
 from lm.types import Mask, Unembed
 
 STEPS = 3
@@ -366,3 +371,66 @@ def test_on_one_device_or_outside_a_mesh_a_kernel_is_what_it_is():
   assert mesh.gathered(kernel, 'embed', 'mlp') is kernel
   with mesh.use(mesh.make({'data': 8}), mesh.RULES):
     assert mesh.gathered(kernel, 'embed', 'mlp').sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+  ('architecture', 'sizes', 'beam'),
+  [
+    ('decoder', {'fsdp': 8}, 1),
+    ('decoder', ALL, 3),
+    ('encoder_decoder', ALL, 3),
+    ('recurrent', ALL, 1),
+  ],
+)
+def test_eight_devices_write_the_texts_of_one(architecture, sizes, beam, functions, params_of):
+  rng = np.random.default_rng(2)
+  read = [rng.integers(0, 37, length) for length in (3, 7, 1, 5, 6)]
+  if architecture == 'decoder':
+    prompts = [Features({'inputs': x}, {}, {}) for x in read]
+  else:
+    prompts = [Features({'inputs': np.array([0])}, {'source': x}, {}) for x in read]
+  strategy = Strategy(end=5, max_tokens=6, beam=beam, n_best=beam, batch_size=3)
+
+  def written(sizes, devices=None):
+    made = functions(sizes, devices, architecture=architecture)
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(made)[0].params)
+    params = jax.device_put(params_of(made.model, seed=3), places)
+    on_mesh = with_mesh(write, made.mesh, made.rules)
+    found = on_mesh(made.model, apply_of(made.model), params, prompts, strategy)
+    texts = [[one.tokens for one in several] for several in found]
+    return texts, np.array([one.score for several in found for one in several])
+
+  texts, scores = written(sizes)
+  expected, scores_there = written({'data': 1}, jax.devices()[:1])
+  assert texts == expected and len({tuple(several[0]) for several in texts}) > 2
+  np.testing.assert_allclose(scores, scores_there, atol=1e-4)
+
+
+def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions):
+  made = functions({'fsdp': 4, 'tensor': 2})
+  model, apply, B = made.model, apply_of(made.model), 4
+  params = abstract_state(made)[0].params
+
+  def begin(params):
+    batch = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((B, 1), jnp.int32))
+    keys = jax.vmap(jax.random.key)(jnp.arange(B))
+    return *prefill(apply, params, batch, model.init_cache(B, 16)), keys
+
+  rest = jax.eval_shape(begin, params)
+  steps = with_mesh(functools.partial(several, apply, greedy), made.mesh, made.rules)
+  compiled = jax.jit(steps, donate_argnums=(1, 2)).lower(params, *rest).compile()
+  _, logits, state = compiled.output_shardings
+  kept = state.cache['layers'][0]['layer_0']['attention'].k
+  assert kept.shard_shape((B, 4, 16, 4)) == (1, 2, 16, 4)
+  assert logits.shard_shape((B, 40)) == (1, 20)
+  sent = collectives.collectives(hlo.parse(compiled.as_text()), made.mesh)
+  # Were it brought together, a kernel of the feed-forward layer would be the smallest but the out.
+  kernel = 16 * 24 * 4 / 2
+  assert sent and max(one.bytes for one in sent if one.kind == 'all-gather') < kernel * 3 / 4
+
+
+def test_rows_that_are_written_at_once_divide_over_the_devices():
+  over = mesh.make(ALL)
+  assert rows_of(10, 100) == 10
+  with mesh.use(over, mesh.RULES):
+    assert [rows_of(*sizes) for sizes in ((10, 100), (64, 100), (64, 7), (64, 1))] == [12, 64, 8, 4]

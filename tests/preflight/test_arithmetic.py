@@ -175,4 +175,4 @@ def test_what_does_not_fit_is_refused_with_what_does():
 def test_a_program_to_write_is_refused():
   done = preflight('--config=experiments/quickstart.py', '--topology=h100:1', '--hlo=program.txt')
   assert (done.returncode, done.stdout) == (cli.USAGE, '')
-  assert done.stderr == 'lm.preflight: --hlo=program.txt: for h100 no program is compiled\n'
+  assert done.stderr == 'lm.preflight: --hlo: for h100 no program is compiled; leave it out\n'

@@ -96,6 +96,7 @@ def test_a_model_that_is_too_large_is_refused_with_what_holds_it():
     ((), '--topology is required'),
     (('--topology=v5e:2x2', '--price=-1'), '--price=-1.0 is not 0 or more'),
     (('--topology=v5e:2x2', '--most=0'), '--most=0 is not a positive number'),
+    (('--topology=v5e:2x2', '--search', '--decode'), '--decode is of one mesh'),
   ],
 )
 def test_wrong_arguments_are_told_in_a_line(arguments, message):

@@ -25,8 +25,10 @@ SOURCE = """
 import dataclasses
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config import base, encoder_decoder
 from lm.objectives.cross_entropy import cross_entropy
+from lm.task import Task
+from lm.task_config import translation
 
 def hashed():
   # Tells of every step a number that depends on each token of the global batch and its place.
@@ -42,6 +44,14 @@ def hashed():
     return plain.weights(batch) | {{'hash': jnp.ones(())}}
 
   return dataclasses.replace(plain, sums=sums, weights=weights)
+
+def sums(split):
+  start = 0 if split == 'train' else 40
+  return [{{'a': n % 7, 'b': n % 9}} for n in range(start, start + 40)]
+
+def addition():
+  total = lambda e: str(e['a'] + e['b'])
+  return Task(inputs=lambda e: [f"{{e['a']}} + {{e['b']}}"], target=total, reference=total)
 
 def get_config(arg=''):
   config = base()
@@ -62,6 +72,16 @@ def get_config(arg=''):
   config.log.every = 1
   config.log.prompts = ('12 times',)
   config.log.sample_tokens = 4
+  if arg == 'writing':
+    config.model = encoder_decoder(depth=1, d_model=16, heads=2, context=16)
+    config.model.init_std = 0.3
+    translation(config, 'en', 'validation')
+    config.data.source, config.data.task = 'several:sums', 'several:addition'
+    config.data.source_context = 16
+    config.eval.sets.validation.limit = 10
+    config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
+    config.checkpoint.best = 'eval/validation/exact_match'
+    config.decode.update({{'batch_size': 3, 'max_tokens': 6, 'beam': 2, 'length_penalty': 5.0}})
   if arg == 'long':
     config.steps = 10**6
     config.eval.every = config.checkpoint.every = 10**6
@@ -84,11 +104,15 @@ def command(folder, name, *more, arg=''):
   return [*train, f'--config.data.cache={folder / "cache"}', *more]
 
 
-def together(folder, name, number, *more):
+def together(folder, name, number, *more, arg=''):
   """Runs a training in some processes to its end."""
   launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
   run = subprocess.run(
-    [*launch, *command(folder, name, *more)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    [*launch, *command(folder, name, *more, arg=arg)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=300,
   )
   assert run.returncode == 0, run.stdout + run.stderr
   return folder / name
@@ -248,6 +272,18 @@ def test_two_and_four_processes_give_the_losses_of_one(folder):
       assert evaluated(several, 2) == pytest.approx(evaluated(several, 1), rel=1e-5)
     environment = json.loads((several / 'environment.json').read_text())
     assert environment['devices']['processes'] == number
+
+
+@pytest.mark.slow
+def test_processes_write_together_what_one_writes(folder):
+  def written(number, *more):
+    workdir = together(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
+    lines = (workdir / 'predictions/validation-9.jsonl').read_text().splitlines()
+    return [json.loads(line)['output'] for line in lines]
+
+  alone = written(1)
+  assert len(alone) == 10 and all(alone)
+  assert written(2) == written(2, '--config.mesh.fsdp=2') == alone
 
 
 @pytest.mark.slow
