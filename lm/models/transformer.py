@@ -197,10 +197,26 @@ class EncoderDecoder(Transformer):
     x = x.reshape(*rows, -1)
     return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
 
+  def flops_per_token(self, params: Params, context: int) -> float:
+    """Returns the FLOPs of training on a token of full rows, be it of the source or the target.
+
+    It is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as Decoder does: a token of each
+    goes through the parameters once, and a layer of the decoder attends to both texts.
+    """
+    looked_up = [params[name].get('position') for name in ('encoder', 'decoder')]
+    looked_up += [] if self.shared else [params['source_embedding']]
+    looked_up += [] if self.tied else [params['embedding']]
+    multiplied = sum(x.size for x in jax.tree.leaves(params))
+    multiplied -= sum(x.size for x in looked_up if x is not None)
+    layers = self._encoder_depth() + 2 * self.depth
+    return (6 * multiplied + 12 * layers * self.heads * self.head_dim * context) / 2
+
+  def _encoder_depth(self) -> int:
+    return self.depth if self.encoder_depth is None else self.encoder_depth
+
   def _encode(self, table_VD: Array, batch: Batch) -> Array:
     mask = both_ways(batch['source_positions'], batch['source_segments'])
-    depth = self.depth if self.encoder_depth is None else self.encoder_depth
-    encoder = self.stack('encoder', depth=depth, cross_attention=None)
+    encoder = self.stack('encoder', depth=self._encoder_depth(), cross_attention=None)
     return encoder(self.embed(table_VD, batch['source']), mask)[0]
 
 

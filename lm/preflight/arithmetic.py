@@ -59,7 +59,7 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
       temporaries(config, functions, state, part),
     )
     work = _work(config, functions, state, part, kept)
-  step = program.step_of(config, functions, state, batch, memory)
+  step = program.step_of(config, functions, state, memory)
   return Checked(
     step,
     work.sent,

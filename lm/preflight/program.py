@@ -88,7 +88,7 @@ def compile_step(config: ConfigDict, slice_: Slice) -> tuple[Step, Program]:
   compiled = compile_lowered(lowered)
   taken = time.perf_counter() - started
   held_ = memory(functions, abstract, batch, compiled.memory_analysis())
-  return step_of(config, functions, abstract, batch, held_), Program(compiled.as_text(), taken)
+  return step_of(config, functions, abstract, held_), Program(compiled.as_text(), taken)
 
 
 @contextlib.contextmanager
@@ -107,17 +107,15 @@ def described(config: ConfigDict) -> Iterator[None]:
     ) from e
 
 
-def step_of(
-  config: ConfigDict, functions: Functions, state: TrainState, batch: Batch, memory: Memory
-) -> Step:
+def step_of(config: ConfigDict, functions: Functions, state: TrainState, memory: Memory) -> Step:
   """Returns what is known of a step whose memory is known."""
   flops = getattr(functions.model, 'flops_per_token', None)
-  tokens = config.batch_size * config.data.context
+  tokens = tokens_of(config)
   return Step(
     functions,
     state,
     build.parameter_count(state.params),
-    tokens + ('source' in batch) * config.batch_size * config.data.source_context,
+    tokens,
     tokens * flops(state.params, config.data.context) if flops else 0.0,
     memory,
   )
@@ -152,6 +150,12 @@ def vocabulary(config: ConfigDict) -> int:
       '--config.model.vocab_size=N, the entries of the tokenizer'
     )
   return size
+
+
+def tokens_of(config: ConfigDict) -> int:
+  """Returns the tokens of a batch of full rows, those of sources included."""
+  source = config.data.source_context if reads_source(config) else 0
+  return config.batch_size * (config.data.context + source)
 
 
 def reads_source(config: ConfigDict) -> bool:

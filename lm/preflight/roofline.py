@@ -97,7 +97,11 @@ def attention(program: hlo.Program) -> float:
     if kind is None or instruction.opcode != 'custom-call':
       continue
     operands = hlo.arrays(instruction.attributes.partition('operand_layout_constraints=')[2])
-    B, H, T, K = max((x.shape for x in operands if len(x.shape) == 4), key=lambda x: x[1] * x[3])
+    # Of a single row there is no axis.
+    rows = [x.shape for x in operands if len(x.shape) == 4] or [
+      (1, *x.shape) for x in operands if len(x.shape) == 3 and x.dtype in ('bf16', 'f32')
+    ]
+    B, H, T, K = max(rows, key=lambda x: x[1] * x[3])
     # With the places of queries among the operands a kernel finds out by itself what is hidden.
     places = any(x.dtype == 's32' and len(x.shape) == 2 and T in x.shape for x in operands)
     total += times * _PRODUCTS[kind] * 2 * B * H * T * T * K * (0.5 if places else 1.0)

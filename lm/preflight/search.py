@@ -221,7 +221,7 @@ def _arithmetic(
   kept = program.activations(functions, state, program.batch_of(other, functions))
   if held + kept / other.microbatches > room:
     return None
-  tokens = other.batch_size * other.data.context
+  tokens = program.tokens_of(other)
   flops = getattr(functions.model, 'flops_per_token', None)
   needed = tokens * flops(state.params, other.data.context) if flops else 0.0
   again = 4 / 3 if changes.get('model.remat') == REMATS[-1] else 1.0

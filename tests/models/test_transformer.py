@@ -9,7 +9,7 @@ import pytest
 
 from lm import spec
 from lm.errors import UserError
-from lm.models.transformer import Decoder
+from lm.models.transformer import Decoder, EncoderDecoder
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, GatedMlp
 from lm.nn.norm import RMSNorm
@@ -307,6 +307,21 @@ def test_training_flops_counted_by_hand(decoder):
   assert tied.flops_per_token(_shapes(tied, 16), 10) == 6 * multiplied + mixing
   untied = decoder(bias=False, tied=False)
   assert untied.flops_per_token(_shapes(untied, 16), 10) == 6 * multiplied + mixing
+
+
+def test_training_flops_of_a_pair_of_texts_counted_by_hand():
+  sizes = {'d_model': 16, 'heads': 4, 'kv_heads': 4, 'head_dim': 4, 'd_mlp': 24}
+  model = EncoderDecoder(37, 10, depth=2, encoder_depth=3, bias=False, **sizes)
+  row = jnp.zeros((1, 10), jnp.int32)
+  names = ('inputs', 'segments', 'positions')
+  batch = {f'{side}{name}': row for side in ('', 'source_') for name in names}
+  batch['source'] = batch.pop('source_inputs')
+  params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch))['params']
+  # An encoder's layer projects q, k, v and out, and a decoder's those twice; norms beside.
+  attention, mlp = 4 * 16 * 16, 2 * 16 * 24
+  layers = 3 * (attention + mlp + 2 * 16) + 2 * (2 * attention + mlp + 3 * 16) + 2 * 16
+  mixing = 12 * (3 + 2 * 2) * 16 * 10
+  assert model.flops_per_token(params, 10) == (6 * (layers + 37 * 16) + mixing) / 2
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,9 @@ custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[2,4,256,6
 """
   product = 2 * 2 * 4 * 256 * 256 * 64
   assert roofline.attention(hlo.parse(text)) == 2 * product / 2 + 3 * product
+  # A single row of a chip has no axis of rows.
+  single = text.replace('[2,4,256,64]', '[4,256,64]').replace('[2,2,256,64]', '[2,256,64]')
+  assert roofline.attention(hlo.parse(single)) == product / 2 + 3 * product / 2
 
 
 def test_slices_by_their_names():
