@@ -52,8 +52,7 @@ def negative_sampling(
     negatives: how many drawn words weigh as much as one word that is there.
     drawn: words drawn for each row. With fewer than one for 32 tokens, descent that adds up
       gradients, as word2vec's does, begins to swing.
-    shared: how many rows share their drawn words, or all where the batch has fewer; more make
-      larger products, and more of them.
+    shared: at least so many rows share their drawn words, or all where the batch has fewer.
     power: they are drawn by their counts to this power.
     loss: `(scores, labels) -> losses`, of lm.nn.losses: `logistic`, or `squared_sigmoid`.
 
@@ -70,12 +69,7 @@ def negative_sampling(
 
   def draw(batch: Batch, key: Array) -> dict[str, Array]:
     rows = batch['centers'].shape[0]
-    groups = max(1, rows // shared)
-    if rows % groups:
-      raise UserError(
-        f'objective.output: shared={shared} rows do not divide batch_size={rows}; take a divisor, '
-        'or more rows than there are'
-      )
+    groups = max(n for n in range(1, max(1, rows // shared) + 1) if rows % n == 0)
     bits_GN = jax.random.bits(key, (groups, drawn * rows // groups))
     places = jnp.searchsorted(cumulative_V, bits_GN, side='right')
     return {'negatives': jnp.minimum(places, len(cumulative_V) - 1).astype(jnp.int32)}
