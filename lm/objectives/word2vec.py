@@ -71,8 +71,12 @@ def cbow(
     UserError: as `skip_gram`.
   """
 
+  def reach_of(T: int) -> int:
+    return max(1, min(window, T - 1))
+
   def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
-    sum_BTD = around(hidden_BTD, batch['left'], batch['right'], window)
+    reach = reach_of(hidden_BTD.shape[1])
+    sum_BTD = around(hidden_BTD, batch['left'], batch['right'], reach)
     count_BT = (batch['left'] + batch['right']).astype(hidden_BTD.dtype)
     mean_BTD = sum_BTD / jnp.maximum(count_BT, 1)[:, :, None]
     mean_BTD = sum_BTD + jax.lax.stop_gradient(mean_BTD - sum_BTD)
@@ -80,7 +84,7 @@ def cbow(
 
   def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
     words_BT, window_BT, segments_BT = together(kept_BT, words_BT, window_BT, segments_BT)
-    left_BT, right_BT = sides(window_BT, segments_BT, window)
+    left_BT, right_BT = sides(window_BT, segments_BT, reach_of(words_BT.shape[1]))
     return {'inputs': words_BT, 'centers': words_BT, 'left': left_BT, 'right': right_BT}
 
   return _objective(loss, lay, window, subsample, output, counts)
