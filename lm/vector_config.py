@@ -8,7 +8,7 @@ _NEGATIVE_SAMPLING = {
   'fn': 'lm.objectives.word_outputs:negative_sampling',
   'negatives': 5,
   'drawn': 4,  # for each row
-  'shared': 8,  # rows that share them
+  'shared': 16,  # rows that share them, at least
   'power': 0.75,
   'loss': 'lm.nn.losses:logistic',
 }
