@@ -117,9 +117,6 @@ def _objective(
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
     size = len(keep_V)
-    if 'centers' in to.ids:  # which the inputs are: they need not be looked for twice
-      both, batch = renumbered(batch, to.ids, size)
-      return {'embedding': both, 'unembedding': both}, {**batch, 'inputs': batch['centers']}
     inputs, batch = renumbered(batch, ('inputs',), size)
     outputs, batch = renumbered(batch, to.ids, size)
     return {'embedding': inputs, 'unembedding': outputs}, batch
