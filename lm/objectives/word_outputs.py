@@ -20,7 +20,7 @@ class WordOutput(NamedTuple):
   """A way to find words.
 
   Attributes:
-    draw: `(batch, key) -> arrays` of (B, ...) that the batch needs beside `centers` (B, T).
+    draw: `(batch, key) -> arrays` that the batch needs beside `centers` (B, T).
     ids: names of the arrays of a batch that hold rows of the output table.
     crossed: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
       to find word t from vector s.
@@ -44,8 +44,8 @@ def negative_sampling(
   """Returns the telling of a word from others (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
 
   Some rows share their drawn words, so that the scores are products of matrices; each counts for as
-  much as to make `negatives` of them to a word. A word may be drawn where it is the right
-  one; the programs leave it out there.
+  much as to make `negatives` of them to a word. A word may be drawn where it is the right one; the
+  programs leave it out there.
 
   Args:
     counts: (V,) how often each token occurs.
