@@ -7,7 +7,8 @@ from lm.config import follow
 _NEGATIVE_SAMPLING = {
   'fn': 'lm.objectives.word_outputs:negative_sampling',
   'negatives': 5,
-  'drawn': 4,  # for each row; all rows of a batch share them
+  'drawn': 4,  # for each row
+  'shared': 16,  # rows that share them, at least
   'power': 0.75,
   'loss': 'lm.nn.losses:logistic',
 }

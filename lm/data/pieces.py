@@ -33,6 +33,10 @@ UNITS = {
 }
 
 
+_SOLID = re.compile(rb'\S')
+_BLOCK = 2**22  # bytes looked at together
+
+
 class Pieces(Sequence):
   """Texts by their byte positions in files.
 
@@ -107,12 +111,29 @@ class Pieces(Sequence):
     part._spans = self._spans[chosen]
     return part
 
+  def characters(self, index: int) -> int:
+    """Returns how many characters a piece of UTF-8 has; nothing of it is copied."""
+    return sum(len(begins) for begins in self._begins(index))
+
   def cut(self, index: int, start: int, stop: int) -> 'Pieces':
-    """Returns a stretch of one piece, in bytes from its beginning, as the only piece."""
+    """Returns some characters of one piece, `stop` exclusive, as the only piece."""
     part = copy.copy(self)
-    file, first, _ = self._spans[index]
-    part._spans = np.array([[file, first + start, first + stop]])
+    file, _, end = self._spans[index].tolist()
+    places, seen = [], 0
+    for begins in self._begins(index):
+      places += [int(begins[n - seen]) for n in (start, stop) if seen <= n < seen + len(begins)]
+      seen += len(begins)
+    # Where the piece ends no character begins.
+    part._spans = np.array([[file, *places, end][:3]])
     return part
+
+  def _begins(self, index: int) -> Iterator[np.ndarray]:
+    """Yields the places in the file where characters of a piece begin, a block at a time."""
+    file, start, stop = self._spans[index].tolist()
+    data = np.frombuffer(_contents(self.files[file]), np.uint8)
+    for at in range(start, stop, _BLOCK):
+      inner = data[at : min(at + _BLOCK, stop)] & 0xC0 == 0x80  # not the first byte
+      yield at + np.flatnonzero(~inner)
 
   def counts(self) -> np.ndarray:
     """Returns the (files,) numbers of pieces of each file."""
@@ -158,5 +179,6 @@ def _load(file: pathlib.Path, modified: int) -> bytes | mmap.mmap:
 def _find(data: bytes | mmap.mmap, unit: str) -> Iterator[tuple[int, int]]:
   """Yields the start and stop of each piece."""
   for match in UNITS[unit].finditer(data):
-    if unit == 'every line' or not match[0].isspace():
+    # Sought and not cut out: a line may be a gigabyte.
+    if unit == 'every line' or _SOLID.search(data, *match.span()):
       yield match.span()

@@ -90,8 +90,8 @@ def segmented(
     for start, end in segment.spans(raw, simplify):
       word = normal.normal_form(raw[start:end], form, case, simplify)
       if not left_out or stop_words.key(word) not in left_out:
-        joined.write(f' {word}')
-    yield {**example, field: joined.getvalue()[1:]}
+        joined.write(f' {word}' if joined.tell() else word)
+    yield {**example, field: joined.getvalue()}
 
 
 def tagged(

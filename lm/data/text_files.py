@@ -36,8 +36,9 @@ def text(
   found = splits.files(split, files, 'data.source: files')
   everything = Documents.open(found, documents, 'text')
   if documents == 'file' and len(everything) == 1 and not is_jsonl(found[0]):
-    size = len(everything[0]['text'])
-    return everything.characters(*splits.part(split, files, size, validation, 'characters'))
+    size = everything.size(0) if validation else 1
+    bounds = splits.part(split, files, size, validation, 'characters')
+    return everything.characters(*bounds) if validation else everything
   count = len(everything)
   return everything.select(*splits.part(split, files, count, validation, f'{documents}s'))
 
@@ -79,11 +80,13 @@ class Documents(Sequence):
     """Returns some of the documents."""
     return Documents(self._pieces.select(slice(start, stop)), self._column)
 
+  def size(self, index: int) -> int:
+    """Returns how many characters a document of plain text has."""
+    return self._pieces.characters(index)
+
   def characters(self, first: int, last: int) -> 'Documents':
     """Returns some characters of the first document, `last` exclusive."""
-    whole = self[0]['text']
-    start, stop = (len(whole[:n].encode()) for n in (first, last))
-    return Documents(self._pieces.cut(0, start, stop), self._column)
+    return Documents(self._pieces.cut(0, first, last), self._column)
 
   def __len__(self) -> int:
     return len(self._pieces)

@@ -103,27 +103,34 @@ def encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Encode
   end, dtype = end_id(tokenizer), token_type(tokenizer)
 
   def encode(texts: Iterable[str]) -> Encoded:
-    tokens, counts, sizes = [], [], []
-    for batch in _batches(texts):
-      cut = [list(pieces(text)) for text in batch]
-      # A long text alone is many pieces: they too are taken a few at a time.
-      found = (
-        np.array(encoding.ids, dtype)
-        for some in _batches(itertools.chain.from_iterable(cut))
-        for encoding in tokenizer.encode_batch_fast(some, add_special_tokens=False)
-      )
-      for text, parts in zip(batch, cut, strict=True):
-        ids = list(itertools.islice(found, len(parts)))
-        document = np.concatenate([*ids, np.array([end], dtype)])
-        tokens.append(document)
-        counts.append(len(document))
-        sizes.append(len(text.encode()))
+    tokens, counts, sizes = [], [0], [0]
+    for batch in _batches(_parts(texts)):
+      some = [part for part, _ in batch]
+      found = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+      for (part, is_last), encoding in zip(batch, found, strict=True):
+        ids = np.array([*encoding.ids, end] if is_last else encoding.ids, dtype)
+        tokens.append(ids)
+        counts[-1] += len(ids)
+        sizes[-1] += len(part.encode())
+        if is_last:
+          counts.append(0)
+          sizes.append(0)
     empty = np.empty(0, dtype)
     return Encoded(
-      np.concatenate([empty, *tokens]), np.array(counts, np.int64), np.array(sizes, np.int64)
+      np.concatenate([empty, *tokens]),
+      np.array(counts[:-1], np.int64),
+      np.array(sizes[:-1], np.int64),
     )
 
   return encode
+
+
+def _parts(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
+  """Yields the pieces of texts, and whether each is the last of its text."""
+  for text in texts:
+    for part, after in itertools.pairwise(itertools.chain(pieces(text), [None])):
+      assert part is not None
+      yield part, after is None
 
 
 def write(
@@ -150,13 +157,13 @@ def write(
   }
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-  """Yields runs of texts of about `_BATCH` characters."""
-  batch: list[str] = []
+def _batches(parts: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+  """Yields runs of parts of about `_BATCH` characters."""
+  batch: list[tuple[str, bool]] = []
   size = 0
-  for text in texts:
-    batch.append(text)
-    size += len(text)
+  for part in parts:
+    batch.append(part)
+    size += len(part[0])
     if size >= _BATCH:
       yield batch
       batch, size = [], 0

@@ -20,12 +20,13 @@ import numpy as np
 from lm.errors import UserError
 from lm.metrics.labels import regression
 from lm.metrics.scores import Scores
-from lm.text.files import decode, expand
+from lm.text.files import decode, expand, lines
 from lm.text.vector_space import Analogy, analogies, cosines, three_cos_add, three_cos_mul, unit
 from lm.text.vectors import Vectors
 
 Pair = tuple[str, str, float]  # two words, and how alike people find them
 Question = tuple[str, str, str, str]  # a is to b as c to d
+_LONGEST = 10_000  # bytes of a line
 _Covered = tuple[list[tuple[int, ...]], list[int]]
 SCORES: Mapping[str, Analogy] = {'add': three_cos_add, 'mul': three_cos_mul}
 
@@ -258,13 +259,17 @@ def _covered(index: Mapping[str, int], groups: Sequence[tuple]) -> _Covered:
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
   """Returns the lines of a file that are not blank, each with its place."""
+  at = 0
   try:
-    text = decode(Path(path).read_bytes(), Path(path))
+    with open(path, 'rb') as file:
+      for i, data in enumerate(lines(file, path, _LONGEST)):
+        line = decode(data, Path(path), at).removesuffix('\n')
+        at += len(data)
+        line = line if i else line.removeprefix('\ufeff')
+        if line.strip():
+          yield f'{path}, line {i + 1}', line.removesuffix('\r')
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
-  for i, line in enumerate(text.removeprefix('\ufeff').split('\n')):
-    if line.strip():
-      yield f'{path}, line {i + 1}', line.removesuffix('\r')
 
 
 def _fields(line: str, delimiter: str, count: int, place: str) -> list[str]:

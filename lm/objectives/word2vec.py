@@ -19,6 +19,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.nn.rows import renumbered
+from lm.nn.windows import around, sides
 from lm.objectives.word_outputs import WordOutput, negative_sampling
 from lm.types import Apply, Array, Batch, Objective, Params
 
@@ -45,7 +46,11 @@ def skip_gram(
     weights_BTS = batch['neighbours'].astype(hidden_BTD.dtype)
     return to.crossed(hidden_BTD, table_VD, batch, weights_BTS)
 
-  return _objective(loss, window, subsample, output, counts)
+  def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
+    found_BTS = neighbours(kept_BT, window_BT, segments_BT)
+    return {'inputs': words_BT, 'centers': words_BT, 'neighbours': found_BTS}
+
+  return _objective(loss, lay, window, subsample, output, counts)
 
 
 def cbow(
@@ -66,20 +71,28 @@ def cbow(
     UserError: as `skip_gram`.
   """
 
-  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
-    neighbours_BTS = batch['neighbours'].astype(hidden_BTD.dtype)
-    count_BT1 = jnp.sum(neighbours_BTS, axis=2, keepdims=True)
-    sum_BTD = jnp.einsum('bts,bsd->btd', neighbours_BTS, hidden_BTD)
-    mean_BTD = sum_BTD / jnp.maximum(count_BT1, 1)
-    mean_BTD = sum_BTD + jax.lax.stop_gradient(mean_BTD - sum_BTD)
-    there_BT = (count_BT1[:, :, 0] > 0).astype(mean_BTD.dtype)
-    return to.aligned(mean_BTD, table_VD, batch, there_BT)
+  def reach_of(T: int) -> int:
+    return max(1, min(window, T - 1))
 
-  return _objective(loss, window, subsample, output, counts)
+  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+    reach = reach_of(hidden_BTD.shape[1])
+    sum_BTD = around(hidden_BTD, batch['left'], batch['right'], reach)
+    count_BT = (batch['left'] + batch['right']).astype(hidden_BTD.dtype)
+    mean_BTD = sum_BTD / jnp.maximum(count_BT, 1)[:, :, None]
+    mean_BTD = sum_BTD + jax.lax.stop_gradient(mean_BTD - sum_BTD)
+    return to.aligned(mean_BTD, table_VD, batch, jnp.minimum(count_BT, 1))
+
+  def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
+    words_BT, window_BT, segments_BT = together(kept_BT, words_BT, window_BT, segments_BT)
+    left_BT, right_BT = sides(window_BT, segments_BT, reach_of(words_BT.shape[1]))
+    return {'inputs': words_BT, 'centers': words_BT, 'left': left_BT, 'right': right_BT}
+
+  return _objective(loss, lay, window, subsample, output, counts)
 
 
 def _objective(
   loss: Callable[[WordOutput, Array, Array, Batch], Array],
+  lay: Callable[[Array, Array, Array, Array], Batch],
   window: int,
   subsample: float,
   output: Callable[[np.ndarray], WordOutput],
@@ -96,15 +109,10 @@ def _objective(
     assert counts is not None, 'lm.run.build.with_counts says how often words occur'
     of_row, of_output = jax.random.split(key)
     words_BT = batch['targets']
-    bits_BTx = jax.random.bits(of_row, (*words_BT.shape, 2))
-    kept_BT = _share(bits_BTx[..., 0]) < jnp.take(keep_V, words_BT, mode='clip')
-    window_BT = 1 + (bits_BTx[..., 1] % window).astype(jnp.int32)
-    drawn = {
-      'inputs': words_BT,
-      'centers': words_BT,
-      'neighbours': neighbours(kept_BT, window_BT, batch['segments']),
-      'weights': batch['weights'],
-    }
+    kept_BT, window_BT = _drawn(jax.random.bits(of_row, words_BT.shape), window)
+    kept_BT = kept_BT < jnp.take(keep_V, words_BT, mode='clip')
+    laid = lay(words_BT, kept_BT, window_BT, batch['segments'])
+    drawn = {**laid, 'weights': batch['weights']}
     return drawn | to.draw(drawn, of_output)
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
@@ -147,6 +155,20 @@ def neighbours(kept_BT: Array, window_BT: Array, segments_BT: Array) -> Array:
   return near & there & (segments_BT[:, :, None] == segments_BT[:, None, :])
 
 
-def _share(bits: Array) -> Array:
-  """Returns uniform numbers in [0, 1) of 24 of 32 random bits."""
-  return (bits >> 8).astype(jnp.float32) * 2.0**-24
+def together(kept_BT: Array, *arrays: Array) -> tuple[Array, ...]:
+  """Returns (B, T) integers with those of each row that are kept at its front, and 0 behind."""
+  B, T = kept_BT.shape
+  at_BT = jnp.where(kept_BT, jnp.cumsum(kept_BT, axis=1, dtype=jnp.int32) - 1, T)
+  of_BTx = jnp.stack(arrays, axis=2)
+  row_B1 = jnp.arange(B, dtype=jnp.int32)[:, None]
+  found_BTx = jnp.zeros_like(of_BTx).at[row_B1, at_BT].set(of_BTx, mode='drop')
+  return tuple(found_BTx[:, :, i] for i in range(len(arrays)))
+
+
+def _drawn(bits: Array, window: int) -> tuple[Array, Array]:
+  """Returns of 32 random bits numbers in [0, 1), and whole ones from 1 to `window`, all alike.
+
+  From one draw, and by products of 16 bits: they and not what is done with them take the time.
+  """
+  share = (bits >> 16).astype(jnp.float32) * 2.0**-16
+  return share, 1 + (((bits & 0xFFFF) * window) >> 16).astype(jnp.int32)

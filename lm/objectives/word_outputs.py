@@ -20,7 +20,7 @@ class WordOutput(NamedTuple):
   """A way to find words.
 
   Attributes:
-    draw: `(batch, key) -> arrays` of (B, ...) that the batch needs beside `centers` (B, T).
+    draw: `(batch, key) -> arrays` that the batch needs beside `centers` (B, T).
     ids: names of the arrays of a batch that hold rows of the output table.
     crossed: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
       to find word t from vector s.
@@ -37,26 +37,29 @@ def negative_sampling(
   counts: np.ndarray,
   negatives: int = 5,
   drawn: int = 4,
+  shared: int = 16,
   power: float = 0.75,
   loss: Callable[[Array, Array], Array] = logistic,
 ) -> WordOutput:
   """Returns the telling of a word from others (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
 
-  The batch shares its drawn words, so that their scores are one product of matrices; each counts
-  for as much as to make `negatives` of them to a word. A word may be drawn where it is the right
-  one; the programs leave it out there.
+  Some rows share their drawn words, so that the scores are products of matrices; each counts for as
+  much as to make `negatives` of them to a word. A word may be drawn where it is the right one; the
+  programs leave it out there.
 
   Args:
     counts: (V,) how often each token occurs.
     negatives: how many drawn words weigh as much as one word that is there.
-    drawn: words drawn for each row of the batch.
+    drawn: words drawn for each row. With fewer than one for 32 tokens, descent that adds up
+      gradients, as word2vec's does, begins to swing.
+    shared: at least so many rows share their drawn words, or all where the batch has fewer.
     power: they are drawn by their counts to this power.
     loss: `(scores, labels) -> losses`, of lm.nn.losses: `logistic`, or `squared_sigmoid`.
 
   Raises:
     UserError: an argument is out of its range.
   """
-  for key, value in (('negatives', negatives), ('drawn', drawn)):
+  for key, value in (('negatives', negatives), ('drawn', drawn), ('shared', shared)):
     if value < 1:
       raise UserError(f'objective.output: {key}={value} is not a positive number of words')
   mass_V = np.where(counts > 0, counts.astype(np.float64) ** power, 0)
@@ -65,28 +68,40 @@ def negative_sampling(
   cumulative_V = cumulative_V.astype(np.uint32)
 
   def draw(batch: Batch, key: Array) -> dict[str, Array]:
-    bits_BN = jax.random.bits(key, (batch['centers'].shape[0], drawn))
-    found = jnp.searchsorted(cumulative_V, bits_BN, side='right')
-    return {'negatives': jnp.minimum(found, len(cumulative_V) - 1).astype(jnp.int32)}
+    rows = batch['centers'].shape[0]
+    groups = max(n for n in range(1, max(1, rows // shared) + 1) if rows % n == 0)
+    bits_GN = jax.random.bits(key, (groups, drawn * rows // groups))
+    places = jnp.searchsorted(cumulative_V, bits_GN, side='right')
+    return {'negatives': jnp.minimum(places, len(cumulative_V) - 1).astype(jnp.int32)}
 
-  def against(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
-    negatives_N = batch['negatives'].ravel()
-    flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    scores = jnp.matmul(flat, jnp.take(table_VD, negatives_N, axis=0, mode='clip').T)
-    each = negatives / len(negatives_N) * weights_BT.reshape(-1, 1)
-    return jnp.sum(loss(scores, jnp.zeros(())) * each)
+  def found(table_VD: Array, batch: Batch) -> tuple[Array, Array]:
+    """Returns the vectors of the words that are there, (B, T, D), and of those drawn, (G, N, D)."""
+    centers_BT = batch['centers']
+    # Read together, so that their gradients are put together too.
+    ids = jnp.concatenate([centers_BT.ravel(), batch['negatives'].ravel()])
+    vectors = jnp.take(table_VD, ids, axis=0, mode='clip')
+    there, drawn = vectors[: centers_BT.size], vectors[centers_BT.size :]
+    return there.reshape(*centers_BT.shape, -1), drawn.reshape(*batch['negatives'].shape, -1)
+
+  def against(hidden_BTD: Array, drawn_GND: Array, weights_BT: Array) -> Array:
+    G, N, D = drawn_GND.shape
+    # The many words of a group last: XLA works along the last axis on CPUs.
+    scores_GNW = jnp.einsum('gnd,gwd->gnw', drawn_GND, hidden_BTD.reshape(G, -1, D))
+    weights_G1W = weights_BT.reshape(G, 1, -1)
+    of_word_GW = jnp.sum(loss(scores_GNW, jnp.zeros(())) * weights_G1W, axis=1)
+    return negatives / N * jnp.sum(of_word_GW)
 
   def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
-    found_BTD = jnp.take(table_VD, batch['centers'], axis=0, mode='clip')
+    found_BTD, drawn_GND = found(table_VD, batch)
     scores_BTS = jnp.einsum('btd,bsd->bts', found_BTD, hidden_BSD)
     there = jnp.sum(loss(scores_BTS, jnp.ones(())) * weights_BTS)
-    return there + against(hidden_BSD, table_VD, batch, jnp.sum(weights_BTS, axis=1))
+    return there + against(hidden_BSD, drawn_GND, jnp.sum(weights_BTS, axis=1))
 
   def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
-    found_BTD = jnp.take(table_VD, batch['centers'], axis=0, mode='clip')
+    found_BTD, drawn_GND = found(table_VD, batch)
     scores_BT = jnp.sum(found_BTD * hidden_BTD, axis=-1)
     there = jnp.sum(loss(scores_BT, jnp.ones(())) * weights_BT)
-    return there + against(hidden_BTD, table_VD, batch, weights_BT)
+    return there + against(hidden_BTD, drawn_GND, weights_BT)
 
   return WordOutput(draw, ('centers', 'negatives'), crossed, aligned)
 

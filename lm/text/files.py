@@ -1,10 +1,12 @@
 """Files: what their names mean, their bytes as checked UTF-8, and writing them whole."""
 
 import glob
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 from lm.errors import UserError
 
@@ -55,6 +57,32 @@ def replace(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
     os.replace(beside, path)
   finally:
     beside.unlink(missing_ok=True)
+
+
+def lines(
+  file: BinaryIO, name: str | pathlib.Path, longest: int, first: int = 1
+) -> Iterator[bytes]:
+  """Yields the lines of a file from where it stands, each with its line end.
+
+  Args:
+    file: open for reading.
+    name: what errors call it.
+    longest: bytes that a line may have; no more are held.
+    first: the number of the first line.
+
+  Raises:
+    UserError: a line is longer.
+  """
+  for number in itertools.count(first):
+    line = file.readline(longest + 1)
+    if len(line) > longest:
+      raise UserError(
+        f'{name}, line {number}: more than {longest:,} bytes without a line end; the line ends are '
+        'lost, or it is no file of this kind'
+      )
+    if not line:
+      return
+    yield line
 
 
 def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:

@@ -18,11 +18,13 @@ from typing import BinaryIO
 import numpy as np
 
 from lm.errors import UserError
-from lm.text.files import replace
+from lm.text.files import lines, replace
 from lm.text.vectors import Vectors, not_finite
 
 _PIECE = 1 << 22  # bytes read together
 _LONGEST = 10_000  # bytes of a word or a header
+_LINE = 1 << 22  # bytes of a line of text
+_MOST = 1 << 20  # numbers of a vector
 _HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
 _NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
 _ILLEGAL = re.compile('[\0-\x20\x7f]')
@@ -50,19 +52,20 @@ def read_glove(path: str | Path) -> Vectors:
     UserError: as `read_word2vec_text`; the file has a header.
   """
   with _opened(path) as file:
-    lines, ended = 0, True
+    count, ended = 0, True
     for piece in iter(lambda: file.read(_PIECE), b''):
-      lines, ended = lines + piece.count(b'\n'), piece.endswith(b'\n')
-    lines += not ended
+      count, ended = count + piece.count(b'\n'), piece.endswith(b'\n')
+    count += not ended
     file.seek(0)
-    fields, second = (file.readline().split() for _ in range(2))
+    begin = lines(file, path, _LINE)
+    fields, second = (next(begin, b'').split() for _ in range(2))
     size = _numbers_at_the_end(fields)
     if size < 1:
       raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
-    if fields == [b'%d' % (lines - 1), b'%d' % (len(second) - 1)]:
+    if fields == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; read it as word2vec')
     file.seek(0)
-    return _read_lines(file, path, lines, size, first=1, spaced=True)
+    return _read_lines(file, path, count, size, first=1, spaced=True)
 
 
 def read_word2vec_binary(path: str | Path) -> Vectors:
@@ -181,6 +184,11 @@ def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int
       f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
       'for each; files of GloVe have none'
     )
+  if size > _MOST:
+    raise UserError(
+      f'{path}: its header promises {size:,} numbers for each word; {_MOST:,} are the most there '
+      'can be'
+    )
   needed = len(line) + count * (least * size + 2)  # with a letter, and a space or a line end
   there = os.fstat(file.fileno()).st_size
   if there < needed:
@@ -200,9 +208,9 @@ def _read_lines(
   """
   matrix = _room(path, count, size)
   index: dict[str, int] = {}
-  for lines in iter(lambda: file.readlines(_PIECE), []):
+  for piece in _pieces(lines(file, path, _LINE, first)):
     start, numbers = len(index), []
-    for line in lines:
+    for line in piece:
       place = f'{path}, line {first + len(index)}'
       if len(index) == count:
         raise UserError(f'{place}: more lines than the {count} words of the header')
@@ -222,6 +230,20 @@ def _read_lines(
     raise UserError(f'{path}: it ends after {len(index)} of the {count} words of its header')
   _check_finite(matrix, index, lambda i: f'{path}, line {first + i}')
   return Vectors(tuple(index), matrix, index)
+
+
+def _pieces(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+  """Yields about `_PIECE` bytes of lines at a time."""
+  piece: list[bytes] = []
+  size = 0
+  for line in lines:
+    piece.append(line)
+    size += len(line)
+    if size >= _PIECE:
+      yield piece
+      piece, size = [], 0
+  if piece:
+    yield piece
 
 
 def _room(path: str | Path, count: int, size: int) -> np.ndarray:

@@ -238,6 +238,17 @@ def test_long_documents_are_tokenised_in_pieces_that_lose_nothing(section, corpu
   assert documents(rows) == [text]
 
 
+def test_pieces_of_texts_long_and_short_are_put_together_again(monkeypatch):
+  monkeypatch.setattr(tokenise, '_PIECE', 10)
+  monkeypatch.setattr(tokenise, '_BATCH', 25)
+  texts = ['ab', '', 'é' * 40, 'one two three four', '']
+  found = tokenise.encoder(BYTES)(iter(texts))
+  assert found.sizes.tolist() == [len(t.encode()) for t in texts]
+  assert found.counts.tolist() == [len(t.encode()) + 1 for t in texts]
+  expected = [b for t in texts for b in [*(x + 1 for x in t.encode()), 0]]
+  assert found.tokens.tolist() == expected
+
+
 def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
   text = ' '.join(f'word{n}' for n in range(500))
   monkeypatch.setattr(tokenise, '_PIECE', 100)

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from lm.data import pieces
 from lm.data.sources import columns, python_docs, text
 from lm.errors import UserError
 
@@ -28,6 +29,17 @@ def test_one_document_is_cut_by_characters(tmp_path):
   assert texts(text('train', file, validation=0.1)) == [whole[:90]]
   assert texts(text('validation', file, validation=0.1)) == [whole[90:]]
   assert texts(text('train', file)) == [whole]
+
+
+def test_one_document_is_cut_by_characters_wherever_it_is_looked_at(tmp_path, monkeypatch):
+  whole = ' \n' + 'a中🎉bé' * 25
+  file = write(tmp_path, 'a.txt', whole)
+  for block in (1, 2, 3, 7, 1000):
+    monkeypatch.setattr(pieces, '_BLOCK', block)
+    for share in (0.01, 0.3, 0.99):
+      cut = int(len(whole) * (1 - share))
+      assert texts(text('train', file, validation=share)) == [whole[:cut]]
+      assert texts(text('validation', file, validation=share)) == [whole[cut:]]
 
 
 def test_several_documents_are_cut_by_documents(tmp_path):

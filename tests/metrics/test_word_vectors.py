@@ -132,6 +132,8 @@ def test_files_are_read(write):
     (read_questions, ': a\na b c d\n: a\n', "line 3: the section 'a' is there already"),
     (read_questions, ': a\n', 'has no questions'),
     (read_questions, b': a\0\n', 'has a NUL at byte 3'),
+    (read_pairs, 'a\tb\t1\n' + '\t' * 20_000, 'line 2: more than 10,000 bytes without a line end'),
+    (read_questions, 'a ' * 20_000, 'line 1: more than 10,000 bytes without a line end'),
   ],
 )
 def test_broken_files_are_told(write, read, content, message):

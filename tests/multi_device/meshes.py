@@ -140,8 +140,16 @@ def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
   np.testing.assert_allclose(hidden(ALL), hidden({'data': 1}, jax.devices()[:1]), atol=1e-5)
 
 
-@pytest.mark.parametrize('sizes', [{'data': 8}, ALL, {'data': 2, 'tensor': 4}])
-def test_word_vectors_split_over_devices_are_those_of_one(sizes):
+@pytest.mark.parametrize(
+  ('make', 'sizes'),
+  [
+    (word2vec.skip_gram, {'data': 8}),
+    (word2vec.skip_gram, ALL),
+    (word2vec.skip_gram, {'data': 2, 'tensor': 4}),
+    (word2vec.cbow, {'data': 8}),
+  ],
+)
+def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
   V, D, B, T, steps = 40, 8, 8, 6, 4
   counts = np.concatenate([[0], np.arange(V - 1, 0, -1)])
   rows = np.ones((steps, B, T), np.int32)
@@ -151,7 +159,8 @@ def test_word_vectors_split_over_devices_are_those_of_one(sizes):
   def train(sizes, devices=None):
     model = Embeddings(V, D, T)
     over = mesh.make(sizes, devices)
-    objective = word2vec.skip_gram(2, 1e-2, negative_sampling, counts)
+    output = functools.partial(negative_sampling, shared=4)
+    objective = make(2, 1e-2, output, counts)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     made = Functions(
       model, apply, init_of(model, T), objective, adagrad(0.5, optim.constant, 9), over, mesh.RULES

@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,15 @@ def _softplus(x):
 
 def _pairs(batch):
   """The pairs (row, word, neighbour) of a drawn batch."""
-  return np.argwhere(np.asarray(batch['neighbours'])).tolist()
+  if 'neighbours' in batch:
+    return np.argwhere(np.asarray(batch['neighbours'])).tolist()
+  left, right = np.asarray(batch['left']), np.asarray(batch['right'])
+  return [
+    [b, t, s]
+    for b, t in np.ndindex(*left.shape)
+    for s in range(t - left[b, t], t + right[b, t] + 1)
+    if s != t
+  ]
 
 
 def test_neighbours_are_those_that_a_walk_over_the_kept_words_finds():
@@ -76,6 +85,28 @@ def test_words_are_kept_as_the_program_word2vec_keeps_them():
   np.testing.assert_array_equal(word2vec.keep_probability(counts, 0), [0, 1, 1, 1])
 
 
+def test_words_that_are_kept_move_together():
+  rng = np.random.default_rng(3)
+  kept, one, other = rng.random((6, 9)) < 0.5, *rng.integers(1, 99, (2, 6, 9))
+  kept[0] = True
+  found = word2vec.together(jnp.asarray(kept), jnp.asarray(one), jnp.asarray(other))
+  for array, moved in zip((one, other), found, strict=True):
+    for row, keeps, new in zip(array.tolist(), kept, moved.tolist(), strict=True):
+      there = [x for x, k in zip(row, keeps, strict=True) if k]
+      assert new == there + [0] * (9 - len(there))
+
+
+def test_cbow_has_the_neighbours_of_skip_gram(batch):
+  output = functools.partial(negative_sampling, negatives=3, drawn=2)
+  pairs = []
+  batch['targets'] *= batch['segments'] > 0  # as rows have it
+  for make in (word2vec.skip_gram, word2vec.cbow):
+    drawn = make(3, 1e-1, output, COUNTS).draw(batch, jax.random.key(5))
+    words = np.asarray(drawn['centers'])
+    pairs.append([(b, words[b, t], words[b, s]) for b, t, s in _pairs(drawn)])
+  assert pairs[0] == pairs[1] and len(pairs[0]) > 10
+
+
 def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
   output = functools.partial(negative_sampling, negatives=3, drawn=2)
   objective = word2vec.skip_gram(2, 0, output, COUNTS)
@@ -102,8 +133,8 @@ def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_grad
   words, table = np.asarray(drawn['centers']), np.asarray(params['unembedding'])
   vectors, negatives = np.asarray(params['embedding']), np.asarray(drawn['negatives']).ravel()
   loss, gradient = 0.0, np.zeros((V, D))
-  for b, t in np.argwhere(np.asarray(drawn['neighbours']).any(2)):
-    near = words[b, np.asarray(drawn['neighbours'])[b, t]]
+  for (b, t), pairs in itertools.groupby(_pairs(drawn), lambda pair: pair[:2]):
+    near = words[b, [s for *_, s in pairs]]
     mean = vectors[near].mean(0)
     loss += _softplus(-table[words[b, t]] @ mean)
     loss += 3 / len(negatives) * sum(_softplus(table[n] @ mean) for n in negatives)
@@ -133,13 +164,38 @@ def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params,
 
 
 def test_negatives_are_drawn_by_their_counts_to_the_power():
-  output = negative_sampling(COUNTS, drawn=400, power=0.75)
+  output = negative_sampling(COUNTS, drawn=400, shared=10, power=0.75)
   batch = {'centers': jnp.zeros((100, 1), jnp.int32)}
   drawn = np.asarray(output.draw(batch, jax.random.key(0))['negatives']).ravel()
   shares = COUNTS**0.75 / (COUNTS**0.75).sum()
   found = np.bincount(drawn, minlength=V) / len(drawn)
   assert not found[:2].any()
   np.testing.assert_allclose(found, shares, atol=4 * np.sqrt(0.25 / len(drawn)))
+
+
+def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, params, batch):
+  given = {name: jnp.concatenate([x, x]) for name, x in batch.items()}
+  for make in (word2vec.skip_gram, word2vec.cbow):
+    output = functools.partial(negative_sampling, negatives=3, drawn=2, shared=2)
+    objective = make(2, 0, output, COUNTS)
+    drawn = objective.draw(given, jax.random.key(0))
+    assert drawn['negatives'].shape == (3, 4)  # three times two rows, and two words for each
+    together = objective.sums(apply, params, drawn, None)['loss']
+    apart = 0
+    for group in range(3):
+      part = {name: x[2 * group : 2 * group + 2] for name, x in drawn.items()}
+      part['negatives'] = drawn['negatives'][group : group + 1]
+      apart += objective.sums(apply, params, part, None)['loss']
+    np.testing.assert_allclose(together, apart, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('rows', 'shared', 'groups'), [(32, 8, 4), (3, 8, 1), (12, 5, 2), (7, 3, 1)]
+)
+def test_at_least_so_many_rows_share_drawn_words(rows, shared, groups):
+  output = negative_sampling(COUNTS, drawn=3, shared=shared)
+  drawn = output.draw({'centers': jnp.zeros((rows, 1), jnp.int32)}, jax.random.key(0))
+  assert drawn['negatives'].shape == (groups, 3 * rows // groups)
 
 
 def test_what_is_drawn_goes_by_the_key_and_the_row(batch):
@@ -212,6 +268,7 @@ def test_losses_of_scores_and_their_gradients():
     (lambda: word2vec.cbow(subsample=1.5), 'objective.subsample=1.5 is no share'),
     (lambda: negative_sampling(COUNTS, negatives=0), 'negatives=0 is not'),
     (lambda: negative_sampling(COUNTS, drawn=0), 'drawn=0 is not'),
+    (lambda: negative_sampling(COUNTS, shared=0), 'shared=0 is not'),
   ],
 )
 def test_arguments_out_of_range_are_told(make, told):

@@ -86,6 +86,30 @@ def test_what_other_programs_write_is_read(file):
   assert found.words == ('a', 'b') and found.matrix.tolist() == numbers.tolist()
 
 
+def test_a_line_without_an_end_is_told_before_it_is_held(file, monkeypatch):
+  monkeypatch.setattr(vector_files, '_LINE', 50)
+  told = 'v.txt, line {}: more than 50 bytes without a line end'
+  for first in (b'a 1 2\n', b''):
+    line = 3 - (not first)
+    for endless in (b'b' * 100, b'b' + b' 1' * 50, b' ' * 100):
+      content = first + endless
+      with pytest.raises(UserError, match=told.format(line)):
+        read_word2vec_text(file(b'2 2\n' + content))
+      with pytest.raises(UserError, match=told.format(line - 1)):
+        read_glove(file(content))
+  longest = b'a' * 46 + b' 1 2'
+  assert read_word2vec_text(file(b'1 2\n' + longest[1:] + b'\n')).words == ('a' * 45,)
+  with pytest.raises(UserError, match=told.format(2)):
+    read_word2vec_text(file(b'1 2\n' + longest + b'\n'))
+
+
+@pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
+def test_a_header_of_absurdly_long_vectors_is_told(file, monkeypatch, read):
+  monkeypatch.setattr(vector_files, '_MOST', 9)
+  with pytest.raises(UserError, match='promises 10 numbers for each word; 9 are the most'):
+    read(file(b'1 10\na ' + b'0 ' * 20))
+
+
 def test_words_of_glove_may_have_spaces_and_be_numbers(file):
   found = read_glove(file(b', 1 2\n. . . 3 4\nat name@domain.com 5 6\n7 7 8\n\xc2\xa0 9 0\n'))
   assert found.words == (',', '. . .', 'at name@domain.com', '7', '\xa0')

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.nn.windows import around, sides
+
+
+def _laid(seed, reach):
+  """Returns windows and segments of rows, the last segment of some padding, and their sides."""
+  rng = np.random.default_rng(seed)
+  segments = np.sort(rng.integers(1, 4, (4, 9)), axis=1)
+  segments[1, 6:] = 0
+  window = rng.integers(1, reach + 1, segments.shape)
+  return window, segments, sides(jnp.asarray(window), jnp.asarray(segments), reach)
+
+
+def _matrix(left, right):
+  """Returns (B, T, T): whether the second place is a neighbour of the first."""
+  B, T = left.shape
+  found = np.zeros((B, T, T), np.float32)
+  for b in range(B):
+    for t in range(T):
+      found[b, t, t - left[b, t] : t + right[b, t] + 1] = 1
+      found[b, t, t] = 0
+  return found
+
+
+@pytest.mark.parametrize('reach', [1, 3, 12])
+def test_neighbours_are_in_the_window_and_the_segment(reach):
+  window, segments, (left, right) = _laid(0, reach)
+  expected = np.zeros((*segments.shape, segments.shape[1]))
+  for b, t, s in np.ndindex(*expected.shape):
+    near = 0 < abs(s - t) <= window[b, t]
+    expected[b, t, s] = near and segments[b, t] == segments[b, s] > 0
+  np.testing.assert_array_equal(_matrix(left, right), expected)
+
+
+@pytest.mark.parametrize('reach', [1, 3, 12])
+def test_sums_and_their_gradients_are_those_of_a_product_with_a_matrix(reach):
+  *_, (left, right) = _laid(1, reach)
+  rng = np.random.default_rng(2)
+  x, weights = (jnp.asarray(rng.normal(size=(4, 9, 5)), jnp.float32) for _ in range(2))
+  matrix = jnp.asarray(_matrix(left, right))
+  np.testing.assert_allclose(around(x, left, right, reach), matrix @ x, rtol=1e-5, atol=1e-6)
+  found = jax.grad(lambda x: jnp.sum(around(x, left, right, reach) * weights))(x)
+  np.testing.assert_allclose(found, matrix.mT @ weights, rtol=1e-5, atol=1e-6)
