@@ -1,6 +1,7 @@
 """From the examples of a task to features, a chunk at a time, and how they lie on the disk."""
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from lm import spec
 from lm.data import cache
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task
+from lm.text.files import half_character
 
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
@@ -27,15 +29,30 @@ def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   """Returns the task of a data section and the converter that an architecture needs.
 
   Raises:
-    UserError: the section names no such functions.
+    UserError: the section names no such functions; later, from the task, a text is damaged.
   """
   if data['convert'] is None:
     raise UserError(
       f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.write:encoder_decoder'
     )
-  task = spec.call(spec.resolve(data['task'], 'data.task'), 'data.task')
+  task = _whole(spec.call(spec.resolve(data['task'], 'data.task'), 'data.task'))
   builder = spec.resolve(data['convert'], 'data.convert')
   return task, spec.call(builder, 'data.convert', task)
+
+
+def _whole(task: Task) -> Task:
+  """Returns a task that takes no text with half a character, which a tokenizer cannot read."""
+
+  def checked(text: str) -> str:
+    if half := half_character(text):
+      raise UserError(f'data.source: a text of an example {half}')
+    return text
+
+  return dataclasses.replace(
+    task,
+    inputs=lambda example: [checked(part) for part in task.inputs(example)],
+    target=lambda example: checked(task.target(example)),
+  )
 
 
 def encoder(

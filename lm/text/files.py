@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from lm.errors import UserError
 
+_SURROGATE = re.compile('[\ud800-\udfff]')
+
 
 def expand(name: str, key: str) -> pathlib.Path:
   """Returns the path of `name` with ~ and $VARIABLES replaced; `key` names it in errors.
@@ -72,3 +74,15 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
     raise UserError(
       f'{file} is not UTF-8 at byte {offset + e.start}; convert it, as with iconv -t utf-8'
     ) from e
+
+
+def half_character(text: str) -> str:
+  """Returns what to say of the first lone surrogate in a text, where there is one, else ''."""
+  half = None if text.isascii() else _SURROGATE.search(text)
+  if half is None:
+    return ''
+  near = text[max(half.start() - 20, 0) : half.start()]
+  return (
+    f'has the lone surrogate {half[0]!a} at character {half.start()}, after {near!a}: half a '
+    'character, which no file can hold; mend the source'
+  )

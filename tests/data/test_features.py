@@ -32,6 +32,9 @@ TASKS = """
   def texts(split):
     return [{'text': text} for text in ('ab c def', '', 'g')]
 
+  def halves(split):
+    return [{'source': 'a' + chr(0xD800), 'target': 'b'}]
+
   def odd(examples):
     for example in examples:
       if int(example['source'][1:].split()[0]) % 2:
@@ -186,6 +189,7 @@ def test_a_split_without_features_is_told(translating):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
+    ({'source': 'some_tasks:halves'}, r'data.source: a text of an example has the lone surrogate'),
     ({'too_long': 'cut'}, "data.too_long='cut' is none of error, truncate, skip"),
     ({'convert': None}, "data.task='lm.tasks.text:text_to_text' needs data.convert, such as"),
     ({'task': 'lm.tasks.text:text_to'}, "lm.tasks.text has no function 'text_to' (did you mean"),
@@ -197,6 +201,15 @@ def test_mistakes_in_the_section_are_told(changes, message, translating):
   with pytest.raises(UserError) as error:
     prepare.rows(data, 'train', prepare.tokenizer(data), 0)
   assert message in str(error.value)
+
+
+def test_half_a_character_of_a_source_without_files_is_told(translating):
+  data = translating() | {'source': 'some_tasks:halves'}
+  message = r"a text of an example has the lone surrogate '\\ud800' at character 1, after 'a'"
+  with pytest.raises(UserError, match=message):
+    prepare.tokenizer(data | {'tokenizer': {'fn': 'lm.text.tokenizers:characters'}})
+  with pytest.raises(UserError, match=message):
+    prepare.rows(data, 'train', BYTES, 0)
 
 
 def test_whatever_shapes_features_names_them(translating):

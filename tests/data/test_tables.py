@@ -83,6 +83,22 @@ MISTAKES = {
   'stray quote': ('text,label\n5" pipe,1\n6" pipe,2\n', 'a.csv', r'line 2: (not a record|\d col)'),
   'key': ('{"text": "a", "lable": 1}', 'a.jsonl', "line 1: no key 'label' .did you mean 'lable'"),
   'null': ('{"text": null, "label": 1}', 'a.jsonl', 'line 1: None is no string, number or list'),
+  'half a character': (
+    '{"text": "good", "label": 1}\n{"text": "a \\ud800", "label": 1}',
+    'a.jsonl',
+    r"a\.jsonl, line 2: 'text' has the lone surrogate '\\ud800' at character 2, after 'a '",
+  ),
+  'half in a list': (
+    '{"text": ["a", "\\udc00"], "label": 1}',
+    'a.jsonl',
+    "line 1: 'text' has the lone",
+  ),
+  'deep': (100_000 * '[', 'a.jsonl', 'line 1: not a line of JSON: it is nested too deep'),
+  'digits': (
+    f'{{"text": {5000 * "9"}, "label": 1}}',
+    'a.jsonl',
+    'line 1: not a line of JSON: it has a whole number of more than 4,300 digits',
+  ),
   'number': ('score\ttext\tlabel\nnan\ta\tb\n', 'a.tsv', "'value' is 'nan', not a finite number"),
 }
 
