@@ -12,7 +12,9 @@ def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
   from lm.data import prepare
+  from lm.run import check
 
+  check.numbers(config)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
   sets = {'train': (config.data.train, '')}

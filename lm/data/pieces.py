@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError, nearest
-from lm.text.files import decode, half_character
+from lm.text.files import decode, half_character, text_start
 
 # What a file is cut into. Pieces that are blank are left out, except among 'every line', which
 # are pieces with the line end.
@@ -54,7 +54,8 @@ class Pieces(Sequence):
     self.files = files
     spans = array.array('q')
     for index, (file, unit) in enumerate(zip(files, units, strict=True)):
-      for start, stop in _find(_contents(file), unit):
+      data = _contents(file)
+      for start, stop in _find(data, unit, text_start(data[:4], file)):
         spans.extend((index, start, stop))
     if not spans:
       raise UserError(f'data.source: {files[0]}{" and others" * (len(files) > 1)}: no text in it')
@@ -184,8 +185,8 @@ def _load(file: pathlib.Path, modified: int) -> bytes | mmap.mmap:
     raise UserError(f'data.source: files: {file}: {e.strerror}') from e
 
 
-def _find(data: bytes | mmap.mmap, unit: str) -> Iterator[tuple[int, int]]:
-  """Yields the start and stop of each piece."""
-  for match in UNITS[unit].finditer(data):
+def _find(data: bytes | mmap.mmap, unit: str, first: int) -> Iterator[tuple[int, int]]:
+  """Yields the start and stop of each piece from the byte `first` on."""
+  for match in UNITS[unit].finditer(data, first):
     if unit == 'every line' or not match[0].isspace():
       yield match.span()

@@ -16,7 +16,7 @@ import tokenizers
 from lm import spec
 from lm.data import cache
 from lm.errors import UserError
-from lm.task import Example
+from lm.task import Example, mismatch
 from lm.text.files import half_character
 from lm.text.tokenizers import end_id
 
@@ -68,8 +68,7 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   """
   text = example.get(field)
   if not isinstance(text, str):
-    there = ', '.join(map(repr, example))
-    raise UserError(f'{key}: an example has no string under {field!r}; it has {there}')
+    raise mismatch(example, field, 'string', key)
   if half := half_character(text):
     raise UserError(f'{key}: {field!r} of an example {half}')
   return text

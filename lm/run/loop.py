@@ -9,6 +9,7 @@ from lm.data import batches, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.run import (
   build,
+  check,
   environment,
   experiment,
   files,
@@ -50,6 +51,7 @@ def train(
     RuntimeError: the last checkpoint could not be saved.
   """
   stopping.check(config)
+  check.numbers(config)
   host.keep_compiled(config.data.cache)
   show = prepare.show_progress if processes.is_first() else None
   tokenizer = prepare.tokenizer(config.data, show)

@@ -26,7 +26,7 @@ def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
 
 def _decoded(number: int, line: bytes) -> str:
   try:
-    return line.decode('utf-8').rstrip('\r\n')
+    return line.decode('utf-8-sig' if number == 1 else 'utf-8').rstrip('\r\n')
   except UnicodeDecodeError as e:
     raise UserError(f'line {number} of the input is not UTF-8 at byte {e.start}') from e
 

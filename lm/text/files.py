@@ -1,5 +1,6 @@
 """Files: what their names mean, their bytes as checked UTF-8, and writing them whole."""
 
+import codecs
 import glob
 import os
 import pathlib
@@ -59,12 +60,33 @@ def replace(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
     beside.unlink(missing_ok=True)
 
 
+def text_start(data: bytes, file: pathlib.Path) -> int:
+  """Returns where the text of a file begins: after the mark that some programs begin UTF-8 with.
+
+  Args:
+    data: the first bytes of the file, or all.
+    file: its name.
+
+  Raises:
+    UserError: they are of another encoding.
+  """
+  if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    raise UserError(
+      f'{file} is not UTF-8 but UTF-16, by its first bytes; convert it, as with iconv -f utf-16 '
+      '-t utf-8'
+    )
+  return len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
+
+
 def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
-  """Returns UTF-8 bytes, found at `offset` of a file, as text.
+  """Returns UTF-8 bytes, found at `offset` of a file, as text; at 0 a byte order mark is left out.
 
   Raises:
     UserError: they are not UTF-8, or hold a NUL and so are no text.
   """
+  if not offset:
+    offset = text_start(data, file)
+    data = data[offset:]
   nul = data.find(b'\0')
   if nul >= 0:
     raise UserError(f'{file} is not a text file: it has a NUL at byte {offset + nul}')

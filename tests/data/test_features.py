@@ -189,7 +189,6 @@ def test_a_split_without_features_is_told(translating):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'source': 'some_tasks:halves'}, r'data.source: a text of an example has the lone surrogate'),
     ({'too_long': 'cut'}, "data.too_long='cut' is none of error, truncate, skip"),
     ({'convert': None}, "data.task='lm.tasks.text:text_to_text' needs data.convert, such as"),
     ({'task': 'lm.tasks.text:text_to'}, "lm.tasks.text has no function 'text_to' (did you mean"),

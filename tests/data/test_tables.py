@@ -49,6 +49,19 @@ def test_json_lines(write):
   assert found[1] == {'text': 'b', 'label': 'x', 'fine': 'false'}
 
 
+def test_a_byte_order_mark_is_left_out(write):
+  for name in ('a.jsonl', 'a.jsonl.gz'):
+    content = '\ufeff{"text": "a", "label": "b"}'.encode()
+    file = write(gzip.compress(content) if name.endswith('gz') else content, name)
+    assert list(table('train', file, COLUMNS)) == [{'text': 'a', 'label': 'b'}]
+
+
+@pytest.mark.parametrize('columns', ['text', ('text',), {}])
+def test_columns_that_name_no_field_are_told(write, columns):
+  with pytest.raises(UserError, match='does not name the column of each field, as in'):
+    table('train', write('text\na\n'), columns)
+
+
 def test_columns_are_joined_and_lists_and_numbers_kept(write):
   file = write('label\ttitle\tbody\tscore\n1\tTitle\tBody\t2.5\n2\t\tAlone\t-1\n')
   columns = {'text': ('title', 'body'), 'value': 'score'}

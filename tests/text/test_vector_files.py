@@ -86,6 +86,15 @@ def test_what_other_programs_write_is_read(file):
   assert found.words == ('a', 'b') and found.matrix.tolist() == numbers.tolist()
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
+  mark = b'\xef\xbb\xbf'
+  assert read_word2vec_text(file(mark + b'1 2\na 1 2\n')).words == ('a',)
+  assert read_glove(file(mark + b'a 1 2\n')).words == ('a',)
+  assert read_glove(file(mark + b' 1 2\na 1 2\n')).words == ('\ufeff', 'a')
+  with pytest.raises(UserError, match='is not UTF-8 but UTF-16'):
+    read_glove(file('a 1 2\n'.encode('utf-16')))
+
+
 def test_words_of_glove_may_have_spaces_and_be_numbers(file):
   found = read_glove(file(b', 1 2\n. . . 3 4\nat name@domain.com 5 6\n7 7 8\n\xc2\xa0 9 0\n'))
   assert found.words == (',', '. . .', 'at name@domain.com', '7', '\xa0')
