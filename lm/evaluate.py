@@ -13,6 +13,7 @@ Several processes, as of lm.train, share the rows of each batch; process 0 print
 
 import math
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -79,6 +80,9 @@ def main(argv: list[str]) -> None:
       )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
+  if processes.is_first():
+    for which, note in evaluators.notes.items():
+      print(f'{which}: {note}', file=sys.stderr)
   found = evaluators.evaluate(params)
   if not processes.is_first():
     return

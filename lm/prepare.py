@@ -12,6 +12,7 @@ def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
   from lm.data import prepare
+  from lm.data.rows import FeatureRows
   from lm.run import check
 
   check.numbers(config)
@@ -28,6 +29,8 @@ def main(argv: list[str]) -> None:
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '
       f'{len(rows)} rows of {rows.size}, {1 - rows.tokens / len(rows) / rows.size:.1%} padding'
     )
+    if isinstance(rows, FeatureRows) and rows.note:
+      print(f'{name}: {rows.note}')
 
 
 if __name__ == '__main__':

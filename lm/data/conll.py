@@ -110,7 +110,7 @@ def _sentences(
       raise UserError(f'{pieces.place(start + index)}: a sentence without words')
     return {'words': words, 'tags': tags, 'separator': separator}
 
-  return Computed(stop - start, make, pieces.fingerprint)
+  return Computed(stop - start, make, pieces.fingerprint, lambda index: pieces.place(start + index))
 
 
 def _cells(line: str, delimiter: str, count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +20,11 @@ from lm.text.files import half_character
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
 # 'source', the lengths of each; 'example', which of the chunk's examples each was made of, and
-# 'count', how many those are.
+# 'count', how many those are; 'long', how many are longer than data.context, than
+# data.source_context, and than any of the two.
 Arrays = dict[str, np.ndarray]
 STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
-VALUES, EXAMPLE, COUNT = 'values', 'example', 'count'
+VALUES, EXAMPLE, COUNT, LONG = 'values', 'example', 'count', 'long'
 
 
 def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
@@ -56,7 +58,7 @@ def _whole(task: Task) -> Task:
 
 
 def encoder(
-  data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+  data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, where: Callable[[int], str]
 ) -> Callable[[Iterable[Example], int], Arrays]:
   """Returns the function that turns examples, from a number on, into arrays of features.
 
@@ -64,6 +66,7 @@ def encoder(
     data: the config's data section, of which it reads task, convert, labels, context,
       source_context and too_long.
     tokenizer: that of the task.
+    where: names the example of a number, for errors.
 
   Raises:
     UserError: the section is wrong; later, an example does not fit or is not of the task.
@@ -76,14 +79,21 @@ def encoder(
 
   def arrays(examples: Iterable[Example], start: int) -> Arrays:
     found: list[tuple[int, Features]] = []
-    count = 0
+    count, long = 0, np.zeros(3, np.int64)
     for example in examples:
-      for features in convert(example):
-        fitted = fit(features, longest, data['too_long'], start + count)
+      name = functools.partial(where, start + count)
+      try:
+        made = convert(example)
+      except UserError as e:
+        raise UserError(f'{name()}: {e}') from e
+      for features in made:
+        fitted = fit(features, longest, data['too_long'], name)
         if fitted is not None:
           found.append((count, fitted))
+      beyond = np.array([_beyond(features, longest) for features in made]).any(axis=0)
+      long += [*beyond, beyond.any()] if made else 0
       count += 1
-    return _stacked(found) | {COUNT: np.array([count])}
+    return _stacked(found) | {COUNT: np.array([count]), LONG: long}
 
   return arrays
 
@@ -94,8 +104,15 @@ def limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
   return {stream: (key, data[key]) for stream, key in keys.items()}
 
 
+def _beyond(features: Features, limits: Mapping[str, tuple[str, int]]) -> list[bool]:
+  return [_length(getattr(features, stream)) > limit for stream, (_, limit) in limits.items()]
+
+
 def fit(
-  features: Features, limits: Mapping[str, tuple[str, int]], policy: str, index: int
+  features: Features,
+  limits: Mapping[str, tuple[str, int]],
+  policy: str,
+  name: Callable[[], str] = lambda: 'an example',
 ) -> Features | None:
   """Returns features that are no longer than a row, or None when they are to be skipped.
 
@@ -103,7 +120,7 @@ def fit(
     features: tokens and source of any length.
     limits: as `limits` returns them.
     policy: 'error', 'truncate' (the end is cut off) or 'skip'.
-    index: of the example, for the error.
+    name: of the example, for the error.
 
   Raises:
     UserError: they are longer, and the policy is 'error'.
@@ -116,7 +133,7 @@ def fit(
       return None
     if policy == 'error':
       raise UserError(
-        f'data.{key}={limit}: example {index} has {length} tokens; raise it, or set '
+        f'data.{key}={limit}: {name()} has {length} tokens; raise it, or set '
         "data.too_long='truncate' or 'skip'"
       )
     cut = {name: values[:limit] for name, values in getattr(features, stream).items()}
@@ -125,7 +142,10 @@ def fit(
 
 
 def fit_prompt(
-  prompt: Features, limits: Mapping[str, tuple[str, int]], policy: str, index: int
+  prompt: Features,
+  limits: Mapping[str, tuple[str, int]],
+  policy: str,
+  name: Callable[[], str] = lambda: 'an example',
 ) -> Features | None:
   """Does what `fit` does for what is there before the first token is written.
 
@@ -137,7 +157,7 @@ def fit_prompt(
     if _length(prompt.tokens) > limit:
       cut = {k: np.concatenate([v[:1], v[1 - limit :]]) for k, v in prompt.tokens.items()}
       return prompt._replace(tokens=cut)
-  return fit(prompt, limits, policy, index)
+  return fit(prompt, limits, policy, name)
 
 
 def _length(arrays: Mapping[str, np.ndarray]) -> int:
@@ -163,18 +183,32 @@ def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
   return arrays
 
 
+def note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+  """Returns how many examples are left out or cut, and by which keys; '' where none is."""
+  long = meta['too_long']
+  if not long['either'] or data['too_long'] == 'error':
+    return ''
+  done = {'skip': 'left out', 'truncate': 'cut'}[data['too_long']]
+  keys = (f'data.{key}={data[key]}' for key in ('context', 'source_context') if long[key])
+  return (
+    f'{long["either"]:,} of {meta["documents"]:,} examples {done}: they are longer than '
+    f'{" or ".join(keys)}'
+  )
+
+
 def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   """Writes arrays of features into a directory; returns what meta.json says of them.
 
   Arrays along rows go to 'STREAM.NAME.bin' as int32, one after another; the others to .npy files.
   """
   whole: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
-  examples, content = 0, hashlib.sha256()
+  examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()
   with contextlib.ExitStack() as stack:
     files: dict[str, Any] = {}
     for chunk in chunks:
       chunk[EXAMPLE] = chunk[EXAMPLE] + examples
       examples += int(chunk.pop(COUNT)[0])
+      long = long + chunk.pop(LONG)
       for name, values in chunk.items():
         stream, _, field = name.partition('/')
         if not field or stream == VALUES:
@@ -193,6 +227,7 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   features = sum(map(len, whole[EXAMPLE]))
   return {
     'documents': examples,
+    'too_long': dict(zip(('context', 'source_context', 'either'), long.tolist(), strict=True)),
     'features': features,
     'tokens': tokens,
     'fields': fields,

@@ -37,7 +37,11 @@ def squad(split: str, files: str | Sequence[str], validation: float = 0.0) -> Se
   contexts = [list(group) for _, group in itertools.groupby(everything, lambda q: q['context'])]
   start, stop = splits.part(split, files, len(contexts), validation, 'contexts')
   questions = list(itertools.chain.from_iterable(contexts[start:stop]))
-  return Computed(len(questions), questions.__getitem__, fingerprint(found))
+
+  def place(index: int) -> str:
+    return f'question {questions[index]["id"]!r:.60}'
+
+  return Computed(len(questions), questions.__getitem__, fingerprint(found), place)
 
 
 def _questions(file: pathlib.Path) -> Iterator[Example]:

@@ -117,6 +117,10 @@ class Table(Sequence):
       raise UserError(f'data.source: {self._pieces.file_of(0)}: every row has an empty field')
     return self.select(np.array(full))
 
+  def place(self, index: int) -> str:
+    """Returns 'FILE, line N' of a row, for errors."""
+    return self._pieces.place(index)
+
   def __len__(self) -> int:
     return len(self._pieces)
 

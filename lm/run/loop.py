@@ -82,6 +82,11 @@ def train(
     checkpoints = Checkpoints(workdir)
     state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
     watch = Watch(config, workdir, state, functions.model, rows)
+    notes = {'data.train': getattr(rows, 'note', '')} | evaluators.notes
+    for which, note in notes.items():
+      if note:
+        events.write('too_long', set=which, note=note)
+        watch.progress.message(f'{which}: {note}')
     for warning in warnings:
       watch.progress.message(f'warning: {warning}')
     if taken is not None:

@@ -146,7 +146,7 @@ class Translator:
     if size <= limit or (self._too_long == 'error' and self._loaded.model.reads_on):
       return [prompt]
     if self._too_long == 'truncate':
-      cut = features.fit_prompt(prompt, features.limits(data), 'truncate', number)
+      cut = features.fit_prompt(prompt, features.limits(data), 'truncate')
       assert cut is not None
       return [cut]
     words = line.split()
