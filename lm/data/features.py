@@ -90,8 +90,9 @@ def encoder(
         fitted = fit(features, longest, data['too_long'], name)
         if fitted is not None:
           found.append((count, fitted))
-      beyond = np.array([_beyond(features, longest) for features in made]).any(axis=0)
-      long += [*beyond, beyond.any()] if made else 0
+      if made:
+        beyond = np.array([_beyond(features, longest) for features in made])
+        long += np.array([*beyond.any(axis=0), beyond.any()])
       count += 1
     return _stacked(found) | {COUNT: np.array([count]), LONG: long}
 
