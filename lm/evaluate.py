@@ -11,7 +11,9 @@ metrics: set, inputs, output, reference, scores.
 Several processes, as of lm.train, share the rows of each batch; process 0 prints.
 """
 
+import math
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -40,6 +42,9 @@ _DECODE = ('beam', 'length_penalty')
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = cli.required('workdir', 'runs/quickstart')
+  penalty = flags.FLAGS.length_penalty
+  if penalty is not None and not math.isfinite(penalty):
+    raise UserError(f'--length_penalty={penalty} is not a finite number')
   file = flags.FLAGS.predictions
   if file is not None and not pathlib.Path(file).absolute().parent.is_dir():
     raise UserError(f'--predictions={file}: there is no such directory')
@@ -75,6 +80,9 @@ def main(argv: list[str]) -> None:
       )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
+  if processes.is_first():
+    for which, note in evaluators.notes.items():
+      print(f'{which}: {note}', file=sys.stderr)
   found = evaluators.evaluate(params)
   if not processes.is_first():
     return

@@ -69,7 +69,13 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   if slices > 1:
     return Mesh(_over_slices(shape, slices, devices), AXES, axis_types=types)
-  return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+  try:
+    return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+  except NotImplementedError as e:
+    raise UserError(
+      f'mesh={dict(zip(AXES, shape, strict=True))} cannot be laid over the torus of these '
+      'devices: let each size be a product of some of its sides'
+    ) from e
 
 
 def _over_slices(shape: list[int], slices: int, devices) -> np.ndarray:

@@ -12,7 +12,10 @@ def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
   from lm.data import prepare
+  from lm.data.rows import FeatureRows
+  from lm.run import check
 
+  check.numbers(config)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
   sets = {'train': (config.data.train, '')}
@@ -26,6 +29,8 @@ def main(argv: list[str]) -> None:
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '
       f'{len(rows)} rows of {rows.size}, {1 - rows.tokens / len(rows) / rows.size:.1%} padding'
     )
+    if isinstance(rows, FeatureRows) and rows.note:
+      print(f'{name}: {rows.note}')
 
 
 if __name__ == '__main__':

@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lm.errors import UserError
+
 if TYPE_CHECKING:
   import tokenizers
 
   from lm.types import Array, Batch, Output
 
 Example = Mapping[str, Any]  # what a data source holds, by name
+
+
+def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source') -> UserError:
+  """Returns the error that an example has not what is wanted, such as 'string', under a name."""
+  if field in example:
+    return UserError(f'{key}: {field!r} of an example is {example[field]!r:.60} and no {wanted}')
+  there = ', '.join(map(repr, example))
+  return UserError(f'{key}: an example has no {wanted} under {field!r}; it has {there}')
 
 
 @dataclasses.dataclass(frozen=True)

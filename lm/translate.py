@@ -9,6 +9,7 @@ ensemble. With --mbr=N the text is the one of N drawn ones that is most like the
 with --beam beside, one of the N best of the beam.
 """
 
+import math
 import sys
 
 from absl import flags
@@ -126,6 +127,8 @@ def _check_flags() -> None:
     raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
   if args.max_ratio is not None and not args.max_ratio >= 0:
     raise UserError(f'--max_ratio={args.max_ratio} is not 0 or more')
+  if args.length_penalty is not None and not math.isfinite(args.length_penalty):
+    raise UserError(f'--length_penalty={args.length_penalty} is not a finite number')
   _check_risk()
   most = 'mbr' if args.mbr else 'beam'
   if args.n_best > getattr(args, most):

@@ -1,5 +1,6 @@
 """Tagged words in columns, one word a line, sentences between blank lines."""
 
+import string
 from collections.abc import Callable, Sequence
 
 from lm.data import splits
@@ -109,7 +110,7 @@ def _sentences(
       raise UserError(f'{pieces.place(start + index)}: a sentence without words')
     return {'words': words, 'tags': tags, 'separator': separator}
 
-  return Computed(stop - start, make, pieces.fingerprint)
+  return Computed(stop - start, make, pieces.fingerprint, lambda index: pieces.place(start + index))
 
 
 def _cells(line: str, delimiter: str, count: int) -> list[str]:
@@ -117,6 +118,6 @@ def _cells(line: str, delimiter: str, count: int) -> list[str]:
   cells = line.split(delimiter)
   if len(cells) != count:
     raise ValueError(f'{len(cells)} columns, not {count}: {line!r:.80}')
-  if not all(cells):
+  if not all(cell.strip(string.whitespace) for cell in cells):
     raise ValueError(f'an empty column: {line!r:.80}')
   return cells

@@ -12,12 +12,20 @@ class Computed(Sequence):
 
   Attributes:
     fingerprint: a string that changes whenever the examples do.
+    place: says where the example at a position is from, for errors; None where that is no file.
   """
 
-  def __init__(self, size: int, make: Callable[[int], Example], fingerprint: str):
+  def __init__(
+    self,
+    size: int,
+    make: Callable[[int], Example],
+    fingerprint: str,
+    place: Callable[[int], str] | None = None,
+  ):
     self._indices = range(size)
     self._make = make
     self.fingerprint = fingerprint
+    self.place = place
 
   def __len__(self) -> int:
     return len(self._indices)

@@ -1,6 +1,8 @@
 """From the examples of a task to features, a chunk at a time, and how they lie on the disk."""
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,33 +15,50 @@ from lm import spec
 from lm.data import cache
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task
+from lm.text.files import half_character
 
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
 # 'source', the lengths of each; 'example', which of the chunk's examples each was made of, and
-# 'count', how many those are.
+# 'count', how many those are; 'long', how many are longer than data.context, than
+# data.source_context, and than any of the two.
 Arrays = dict[str, np.ndarray]
 STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
-VALUES, EXAMPLE, COUNT = 'values', 'example', 'count'
+VALUES, EXAMPLE, COUNT, LONG = 'values', 'example', 'count', 'long'
 
 
 def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   """Returns the task of a data section and the converter that an architecture needs.
 
   Raises:
-    UserError: the section names no such functions.
+    UserError: the section names no such functions; later, from the task, a text is damaged.
   """
   if data['convert'] is None:
     raise UserError(
       f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.write:encoder_decoder'
     )
-  task = spec.call(spec.resolve(data['task'], 'data.task'), 'data.task')
+  task = _whole(spec.call(spec.resolve(data['task'], 'data.task'), 'data.task'))
   builder = spec.resolve(data['convert'], 'data.convert')
   return task, spec.call(builder, 'data.convert', task)
 
 
+def _whole(task: Task) -> Task:
+  """Returns a task that takes no text with half a character, which a tokenizer cannot read."""
+
+  def checked(text: str) -> str:
+    if half := half_character(text):
+      raise UserError(f'data.source: a text of an example {half}')
+    return text
+
+  return dataclasses.replace(
+    task,
+    inputs=lambda example: [checked(part) for part in task.inputs(example)],
+    target=lambda example: checked(task.target(example)),
+  )
+
+
 def encoder(
-  data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+  data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, where: Callable[[int], str]
 ) -> Callable[[Iterable[Example], int], Arrays]:
   """Returns the function that turns examples, from a number on, into arrays of features.
 
@@ -47,6 +66,7 @@ def encoder(
     data: the config's data section, of which it reads task, convert, labels, context,
       source_context and too_long.
     tokenizer: that of the task.
+    where: names the example of a number, for errors.
 
   Raises:
     UserError: the section is wrong; later, an example does not fit or is not of the task.
@@ -59,14 +79,22 @@ def encoder(
 
   def arrays(examples: Iterable[Example], start: int) -> Arrays:
     found: list[tuple[int, Features]] = []
-    count = 0
+    count, long = 0, np.zeros(3, np.int64)
     for example in examples:
-      for features in convert(example):
-        fitted = fit(features, longest, data['too_long'], start + count)
+      name = functools.partial(where, start + count)
+      try:
+        made = convert(example)
+      except UserError as e:
+        raise UserError(f'{name()}: {e}') from e
+      for features in made:
+        fitted = fit(features, longest, data['too_long'], name)
         if fitted is not None:
           found.append((count, fitted))
+      if made:
+        beyond = np.array([_beyond(features, longest) for features in made])
+        long += np.array([*beyond.any(axis=0), beyond.any()])
       count += 1
-    return _stacked(found) | {COUNT: np.array([count])}
+    return _stacked(found) | {COUNT: np.array([count]), LONG: long}
 
   return arrays
 
@@ -77,8 +105,15 @@ def limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
   return {stream: (key, data[key]) for stream, key in keys.items()}
 
 
+def _beyond(features: Features, limits: Mapping[str, tuple[str, int]]) -> list[bool]:
+  return [_length(getattr(features, stream)) > limit for stream, (_, limit) in limits.items()]
+
+
 def fit(
-  features: Features, limits: Mapping[str, tuple[str, int]], policy: str, index: int
+  features: Features,
+  limits: Mapping[str, tuple[str, int]],
+  policy: str,
+  name: Callable[[], str] = lambda: 'an example',
 ) -> Features | None:
   """Returns features that are no longer than a row, or None when they are to be skipped.
 
@@ -86,7 +121,7 @@ def fit(
     features: tokens and source of any length.
     limits: as `limits` returns them.
     policy: 'error', 'truncate' (the end is cut off) or 'skip'.
-    index: of the example, for the error.
+    name: of the example, for the error.
 
   Raises:
     UserError: they are longer, and the policy is 'error'.
@@ -99,7 +134,7 @@ def fit(
       return None
     if policy == 'error':
       raise UserError(
-        f'data.{key}={limit}: example {index} has {length} tokens; raise it, or set '
+        f'data.{key}={limit}: {name()} has {length} tokens; raise it, or set '
         "data.too_long='truncate' or 'skip'"
       )
     cut = {name: values[:limit] for name, values in getattr(features, stream).items()}
@@ -108,7 +143,10 @@ def fit(
 
 
 def fit_prompt(
-  prompt: Features, limits: Mapping[str, tuple[str, int]], policy: str, index: int
+  prompt: Features,
+  limits: Mapping[str, tuple[str, int]],
+  policy: str,
+  name: Callable[[], str] = lambda: 'an example',
 ) -> Features | None:
   """Does what `fit` does for what is there before the first token is written.
 
@@ -120,7 +158,7 @@ def fit_prompt(
     if _length(prompt.tokens) > limit:
       cut = {k: np.concatenate([v[:1], v[1 - limit :]]) for k, v in prompt.tokens.items()}
       return prompt._replace(tokens=cut)
-  return fit(prompt, limits, policy, index)
+  return fit(prompt, limits, policy, name)
 
 
 def _length(arrays: Mapping[str, np.ndarray]) -> int:
@@ -146,18 +184,32 @@ def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
   return arrays
 
 
+def note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+  """Returns how many examples are left out or cut, and by which keys; '' where none is."""
+  long = meta['too_long']
+  if not long['either'] or data['too_long'] == 'error':
+    return ''
+  done = {'skip': 'left out', 'truncate': 'cut'}[data['too_long']]
+  keys = (f'data.{key}={data[key]}' for key in ('context', 'source_context') if long[key])
+  return (
+    f'{long["either"]:,} of {meta["documents"]:,} examples {done}: they are longer than '
+    f'{" or ".join(keys)}'
+  )
+
+
 def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   """Writes arrays of features into a directory; returns what meta.json says of them.
 
   Arrays along rows go to 'STREAM.NAME.bin' as int32, one after another; the others to .npy files.
   """
   whole: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
-  examples, content = 0, hashlib.sha256()
+  examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()
   with contextlib.ExitStack() as stack:
     files: dict[str, Any] = {}
     for chunk in chunks:
       chunk[EXAMPLE] = chunk[EXAMPLE] + examples
       examples += int(chunk.pop(COUNT)[0])
+      long = long + chunk.pop(LONG)
       for name, values in chunk.items():
         stream, _, field = name.partition('/')
         if not field or stream == VALUES:
@@ -176,6 +228,7 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   features = sum(map(len, whole[EXAMPLE]))
   return {
     'documents': examples,
+    'too_long': dict(zip(('context', 'source_context', 'either'), long.tolist(), strict=True)),
     'features': features,
     'tokens': tokens,
     'fields': fields,

@@ -38,7 +38,10 @@ def parallel(
   def make(index: int) -> Example:
     return {name: _text(side, lines[index]) for name, side in sides.items()}
 
-  return Computed(len(lines), make, _fingerprint(sides))
+  def place(index: int) -> str:
+    return sides['source'].place(lines[index])
+
+  return Computed(len(lines), make, _fingerprint(sides), place)
 
 
 def directions(

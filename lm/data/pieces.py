@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError, nearest
-from lm.text.files import decode
+from lm.text.files import decode, half_character, text_start
 
 # What a file is cut into. Pieces that are blank are left out, except among 'every line', which
 # are pieces with the line end.
@@ -58,7 +58,8 @@ class Pieces(Sequence):
     self.files = files
     spans = array.array('q')
     for index, (file, unit) in enumerate(zip(files, units, strict=True)):
-      for start, stop in _find(_contents(file), unit):
+      data = _contents(file)
+      for start, stop in _find(data, unit, text_start(data[:4], file)):
         spans.extend((index, start, stop))
     if not spans:
       raise UserError(f'data.source: {files[0]}{" and others" * (len(files) > 1)}: no text in it')
@@ -86,11 +87,11 @@ class Pieces(Sequence):
     """Returns the JSON object that a piece is.
 
     Raises:
-      UserError: it is none, or has not all of the keys.
+      UserError: it is none, has not all of the keys, or has half a character under one of them.
     """
     try:
-      found = json.loads(self[index])
-    except json.JSONDecodeError as e:
+      found = read_json(self[index])
+    except ValueError as e:
       raise UserError(f'{self.place(index)}: not a line of JSON: {e}') from e
     if not isinstance(found, dict):
       raise UserError(f'{self.place(index)}: not an object of JSON, {{...}}')
@@ -99,6 +100,8 @@ class Pieces(Sequence):
         there = ', '.join(map(repr, found))
         near = nearest(key, found)
         raise UserError(f'{self.place(index)}: no key {key!r}{near}; there is {there}')
+      for half in filter(None, map(half_character, strings(found[key]))):
+        raise UserError(f'{self.place(index)}: {key!r} {half}')
     return found
 
   def is_blank(self, index: int) -> bool:
@@ -145,6 +148,33 @@ class Pieces(Sequence):
     return _contents(file)[start:stop], file, start
 
 
+def read_json(text: str) -> Any:
+  """Returns what JSON says.
+
+  Raises:
+    ValueError: it is none, or more than can be read: nested too deep, a number of too many digits.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as e:
+    raise ValueError('it is nested too deep') from e
+  except json.JSONDecodeError:
+    raise
+  except ValueError as e:
+    raise ValueError('it has a whole number of more than 4,300 digits') from e
+
+
+def strings(value: Any) -> Iterator[str]:
+  """Yields the strings in a value of JSON."""
+  left = [value]
+  while left:
+    value = left.pop()
+    if isinstance(value, str):
+      yield value
+    elif isinstance(value, list | dict):
+      left += value.values() if isinstance(value, dict) else value
+
+
 def fingerprint(files: Sequence[pathlib.Path]) -> str:
   """Returns a digest of the names, sizes and modification times of files."""
   stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -176,9 +206,9 @@ def _load(file: pathlib.Path, modified: int) -> bytes | mmap.mmap:
     raise UserError(f'data.source: files: {file}: {e.strerror}') from e
 
 
-def _find(data: bytes | mmap.mmap, unit: str) -> Iterator[tuple[int, int]]:
-  """Yields the start and stop of each piece."""
-  for match in UNITS[unit].finditer(data):
+def _find(data: bytes | mmap.mmap, unit: str, first: int) -> Iterator[tuple[int, int]]:
+  """Yields the start and stop of each piece from the byte `first` on."""
+  for match in UNITS[unit].finditer(data, first):
     # Sought and not cut out: a line may be a gigabyte.
     if unit == 'every line' or _SOLID.search(data, *match.span()):
       yield match.span()

@@ -24,6 +24,7 @@ from lm.data.rows import FeatureRows, Rows
 from lm.errors import UserError
 from lm.task import Example
 from lm.text.tokenizers import SEPARATOR, with_specials
+from lm.text.vocabulary import words_of
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 
@@ -58,8 +59,13 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   def build(place: pathlib.Path) -> dict[str, Any]:
     texts = _Texts(source, tuple(data['prepare']), texts_of, progress or quiet)
     if not any(texts):
-      raise UserError(f'data.source={data["source"]!r}: split {data["train"]!r} has no text')
+      raise UserError(_nothing(data, data['source'], data['train'], len(source)))
     trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
+    if 'min_count' in data['tokenizer'] and not words_of(trained):
+      raise UserError(
+        f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: nothing in split '
+        f'{data["train"]!r} occurs so often; lower it, or take more text'
+      )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
     return {'vocab_size': trained.get_vocab_size(), 'shaped_by': shaped_by}
 
@@ -177,11 +183,29 @@ def _tokens(
       else:
         counts = features.write(place, told)
     if not counts['bytes' if task is None else 'features']:
-      raise UserError(f'data.source={source_path!r}: split {split!r} has no text')
+      long = '' if task is None else features.note(task, counts)
+      raise UserError(
+        f'split {split!r} is empty: {long}; raise it'
+        if long
+        else _nothing(data, source_path, split, len(source))
+      )
+    if task is not None:
+      counts['note'] = features.note(task, counts)
     return counts | {'shaped_by': shaped_by}
 
   name = f'{"tokens" if task is None else "features"}-{cache.digest(shaped_by)}'
   return cache.artefact(cache.directory(data['cache']), name, build)
+
+
+def _nothing(data: Mapping[str, Any], source: str, split: str, count: int) -> str:
+  """Returns what to say of a split without any text, of `count` examples in its source."""
+  if not data['prepare'] or not count:
+    return f'data.source={source!r}: split {split!r} has no text'
+  of_turns = any(step.startswith('lm.tasks.dialogue:unroll') for step in data['prepare'])
+  return (
+    f'data.prepare={tuple(data["prepare"])!r}: split {split!r} has no text: nothing is left of its '
+    f'{count:,} examples' + '; a dialogue of one turn has no reply' * of_turns
+  )
 
 
 def _told(

@@ -133,6 +133,7 @@ class FeatureRows(ByIndex):
     tokens: number of tokens in all rows, those of sources included.
     documents: how many examples there are.
     example: (features,) int64, the example that each was made of.
+    note: how many examples data.too_long left out or cut; '' for none.
     fingerprint: names the content and the packing on this machine.
     content: a digest of the tokens, the same wherever they were prepared.
     context: T.
@@ -160,6 +161,7 @@ class FeatureRows(ByIndex):
     self.content: str = meta['content']
     self.context = contexts[0]
     self.example = _load(place / 'example.npy')
+    self.note: str = meta.get('note', '')
     self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
     self._most = int(np.diff(self._row_ends, prepend=0).max())
     self._streams = []

@@ -2,7 +2,8 @@
 
 Name one in a config as 'lm.data.sources:python_docs', or with arguments as
 "lm.data.sources:text(files='corpus/*.txt', validation=0.1)". A sequence may have a `fingerprint`,
-a string that changes whenever its content does; preparation hashes the content of one that has not.
+a string that changes whenever its content does; preparation hashes the content of one that has not;
+and a function `place(index)`, which says in errors where an example is from.
 
 An example is a dict; its fields say what it can be used for:
 

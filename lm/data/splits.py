@@ -9,6 +9,7 @@ import glob
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lm.errors import UserError, nearest
 from lm.text.files import expand, find
@@ -98,8 +99,8 @@ def bounds(split: str, count: int, validation: float, what: str) -> tuple[int, i
   Raises:
     UserError: there is no such split, or one of the two would be empty.
   """
-  if not 0 <= validation < 1:
-    raise UserError(f'data.source: validation={validation} is not a share, 0 <= validation < 1')
+  if not _is_number(validation) or not 0 <= validation < 1:
+    raise UserError(f'data.source: validation={validation!r} is not a share, 0 <= validation < 1')
   if not validation:
     check(split, ['train'], '; validation=0.1 would set a tenth aside')
     return 0, count
@@ -121,8 +122,8 @@ def by_name(split: str, validation: float) -> Callable[[str], bool]:
   Raises:
     UserError: there is no such split, or the share is none.
   """
-  if not 0 < validation < 1:
-    raise UserError(f'data.source: validation={validation} is not a share, 0 < validation < 1')
+  if not _is_number(validation) or not 0 < validation < 1:
+    raise UserError(f'data.source: validation={validation!r} is not a share, 0 < validation < 1')
   check(split, ['train', 'validation'])
   aside = split == 'validation'
   return lambda name: (_between_0_and_1(name) < validation) == aside
@@ -130,6 +131,10 @@ def by_name(split: str, validation: float) -> Callable[[str], bool]:
 
 def _between_0_and_1(name: str) -> float:
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big') / 2**32
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _tuple(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
 """Questions about passages in the formats of SQuAD; CMRC 2018 has the same."""
 
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm.data import splits
 from lm.data.examples import Computed, Example
-from lm.data.pieces import Pieces, fingerprint, suffix
+from lm.data.pieces import Pieces, fingerprint, read_json, strings, suffix
 from lm.errors import UserError
+from lm.text.files import half_character
 
 _KEYS = ('id', 'context', 'question', 'answers')
 
@@ -20,7 +20,8 @@ def squad(split: str, files: str | Sequence[str], validation: float = 0.0) -> Se
   An answer is {'text', 'start'}, in characters from the beginning of the context; a question that
   its context does not answer has none (SQuAD v2.0). Files are .json as published (articles,
   paragraphs, questions), or .jsonl with one question a line; 'answer_start' says where an answer
-  begins. Rajpurkar et al. 2016, arXiv:1606.05250, and 2018, arXiv:1806.03822.
+  begins. Answers may also be one object of two lists, as Hugging Face has them. Rajpurkar et al.
+  2016, arXiv:1606.05250, and 2018, arXiv:1806.03822.
 
   Args:
     split: 'train' or, where a part is set aside, 'validation'; any that stands for '{split}'.
@@ -28,15 +29,19 @@ def squad(split: str, files: str | Sequence[str], validation: float = 0.0) -> Se
     validation: the share of the contexts set aside, the last ones, with all their questions.
 
   Raises:
-    UserError: files that are missing or in another format; an unknown split; an answer that is not
-      where it is said to be.
+    UserError: files that are missing or in another format; an unknown split; a question, a context
+      or an answer that is none, or an answer that is not where it is said to be.
   """
   found = splits.files(split, files, 'data.source: files')
   everything = itertools.chain.from_iterable(map(_questions, found))
   contexts = [list(group) for _, group in itertools.groupby(everything, lambda q: q['context'])]
   start, stop = splits.part(split, files, len(contexts), validation, 'contexts')
   questions = list(itertools.chain.from_iterable(contexts[start:stop]))
-  return Computed(len(questions), questions.__getitem__, fingerprint(found))
+
+  def place(index: int) -> str:
+    return f'question {questions[index]["id"]!r:.60}'
+
+  return Computed(len(questions), questions.__getitem__, fingerprint(found), place)
 
 
 def _questions(file: pathlib.Path) -> Iterator[Example]:
@@ -59,10 +64,10 @@ def _records(file: pathlib.Path) -> Iterator[Mapping[str, Any]]:
       yield lines.json_object(i, _KEYS)
   elif suffix(file) == '.json':
     try:
-      articles = json.loads(Pieces([file], ['file'])[0])['data']
-    except json.JSONDecodeError as e:
+      found = read_json(Pieces([file], ['file'])[0])
+    except ValueError as e:
       raise UserError(f'{file}: not JSON: {e}') from e
-    for article in articles:
+    for article in found['data']:
       for paragraph in article['paragraphs']:
         for record in paragraph['qas']:
           yield record | {'context': paragraph['context']}
@@ -71,16 +76,47 @@ def _records(file: pathlib.Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _question(record: Mapping[str, Any], file: pathlib.Path) -> Example:
-  """Returns a question after checking its answers."""
+  """Returns a question after checking its fields and its answers."""
+  place = f'{file}: question {record["id"]!r:.60}'
+  for key in ('context', 'question'):
+    if not isinstance(record[key], str):
+      raise UserError(f'{place}: {key!r} is {record[key]!r:.60}, not a string')
+  for half in filter(None, map(half_character, strings(dict(record)))):
+    raise UserError(f'{place} {half}')
   context = record['context']
-  answers = []
-  for answer in record['answers']:
-    text, start = answer['text'], answer['answer_start']
-    if start < 0 or context[start : start + len(text)] != text or not text:
-      raise UserError(
-        f'{file}: question {record["id"]!r}: the answer {text!r:.60} is not at character {start} '
-        f'of its context, where there is {context[max(start, 0) :][: len(text)]!r:.60}'
-      )
-    answers.append({'text': text, 'start': start})
+  answers = [_answer(answer, context, place) for answer in _answers(record['answers'], place)]
   question = {'id': str(record['id']), 'context': context, 'question': record['question']}
   return question | {'answers': answers}
+
+
+def _answers(found: Any, place: str) -> list[dict[str, Any]]:
+  """Returns answers one by one, also where they are two lists side by side."""
+  if isinstance(found, dict):
+    texts, starts = found.get('text'), found.get('answer_start')
+    if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+      return [{'text': t, 'answer_start': s} for t, s in zip(texts, starts, strict=True)]
+  elif isinstance(found, list) and all(
+    isinstance(answer, dict) and {'text', 'answer_start'} <= answer.keys() for answer in found
+  ):
+    return found
+  raise UserError(
+    f"{place}: 'answers' is {found!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
+    'object of two lists as long as each other, under those names'
+  )
+
+
+def _answer(answer: Mapping[str, Any], context: str, place: str) -> dict[str, Any]:
+  """Returns the text of an answer, and where it starts, once it is found to be there."""
+  text, start = answer['text'], answer['answer_start']
+  if not isinstance(text, str):
+    raise UserError(f"{place}: the 'text' of an answer is {text!r:.60}, not a string")
+  if not isinstance(start, int) or isinstance(start, bool):
+    raise UserError(
+      f"{place}: the 'answer_start' of {text!r:.60} is {start!r:.60}, not a whole number"
+    )
+  if start < 0 or context[start : start + len(text)] != text or not text:
+    raise UserError(
+      f'{place}: the answer {text!r:.60} is not at character {start} of its context, where there '
+      f'is {context[max(start, 0) :][: len(text)]!r:.60}'
+    )
+  return {'text': text, 'start': start}

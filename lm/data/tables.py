@@ -48,6 +48,11 @@ def table(
       that is broken is told when it is read.
   """
   check_empty(empty)
+  if not isinstance(columns, Mapping) or not columns:
+    raise UserError(
+      f'data.source: columns={columns!r} does not name the column of each field, as in '
+      "{'text': 'sentence'}"
+    )
   found = splits.files(split, files, 'data.source: files')
   for file in found:
     if suffix(file) not in _UNITS:
@@ -112,6 +117,10 @@ class Table(Sequence):
       raise UserError(f'data.source: {self._pieces.file_of(0)}: every row has an empty field')
     return self.select(np.array(full))
 
+  def place(self, index: int) -> str:
+    """Returns 'FILE, line N' of a row, for errors."""
+    return self._pieces.place(index)
+
   def __len__(self) -> int:
     return len(self._pieces)
 
@@ -128,7 +137,6 @@ class Table(Sequence):
 
   def _header(self, pieces: Pieces, index: int) -> list[str]:
     header = _cells(pieces, index)
-    header[0] = header[0].removeprefix('\ufeff')  # the mark that some programs begin UTF-8 with
     for name in self._names:
       if header.count(name) != 1:
         there = ', '.join(map(repr, header))

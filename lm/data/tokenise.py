@@ -7,7 +7,6 @@ the examples of one chunk in a row, gives the same result everywhere.
 import hashlib
 import itertools
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +16,13 @@ import tokenizers
 from lm import spec
 from lm.data import cache
 from lm.errors import UserError
-from lm.task import Example
+from lm.task import Example, mismatch
+from lm.text.files import half_character
 from lm.text.tokenizers import end_id
 
 CHUNK = 256  # examples that a preparation step sees in a row
 _PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end
 _BATCH = 2**22  # characters tokenised at once, which bounds the memory
-_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Encoded(NamedTuple):
@@ -69,16 +68,9 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   """
   text = example.get(field)
   if not isinstance(text, str):
-    there = ', '.join(map(repr, example))
-    raise UserError(f'{key}: an example has no string under {field!r}; it has {there}')
-  half = _SURROGATE.search(text)
-  if half:
-    near = text[max(half.start() - 20, 0) : half.end()]
-    raise UserError(
-      f'{key}: {field!r} of an example has the lone surrogate {half[0]!a} at character '
-      f'{half.start()}, after {near[:-1]!a}: half a character, which no file can hold; mend the '
-      'source'
-    )
+    raise mismatch(example, field, 'string', key)
+  if half := half_character(text):
+    raise UserError(f'{key}: {field!r} of an example {half}')
   return text
 
 

@@ -76,7 +76,14 @@ def _local(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arrays]:
   tokenizer = tokenizers.Tokenizer.from_str(job.tokenizer)
   chunk = functools.partial(tokenise.examples, source, job.steps)
   if job.task is not None:
-    encode_examples = features.encoder(job.task, tokenizer)
+    # Steps may leave examples out or make several of one.
+    place = None if job.steps else getattr(source, 'place', None)
+
+    def where(index: int) -> str:
+      example = f'example {index} of split {job.split!r}'
+      return example if place is None else f'{example} ({place(index)})'
+
+    encode_examples = features.encoder(job.task, tokenizer, where)
     return lambda start, stop: encode_examples(chunk(start, stop), start)
   encode_texts = tokenise.encoder(tokenizer)
   return lambda start, stop: encode_texts(map(tokenise.text_of, chunk(start, stop)))._asdict()

@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Sequence
 
 from lm.errors import UserError
-from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_sizes
+from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_kind, check_sizes
 
 _ARTICLE = re.compile(r'\b(?:a|an|the)\b')
 _ASCII_PUNCTUATION = str.maketrans('', '', string.punctuation)
@@ -75,6 +75,7 @@ def cmrc() -> CorpusMetric:
 def _best_of(name: str, score: Callable[[str, list[str]], tuple[float, float]]) -> CorpusMetric:
   def metric(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
     check_sizes(name, predictions, references)
+    check_kind(name, predictions, str, 'texts')
     pairs = [score(*pair) for pair in zip(predictions, alternatives(references), strict=True)]
     exact, f1 = (100 * statistics.fmean(column) for column in zip(*pairs, strict=True))
     return Scores({'exact_match': exact, 'f1': f1})

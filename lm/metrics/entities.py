@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from lm.errors import UserError
-from lm.metrics.scores import CorpusMetric, Scores, check_sizes
+from lm.metrics.scores import CorpusMetric, Scores, check_kind, check_sizes
 
 _TAG = re.compile(r'O|([BIES])(?:-(.+))?')
 
@@ -24,6 +24,7 @@ def entities() -> CorpusMetric:
 
   def metric(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
     check_sizes('entities', predictions, references)
+    check_kind('entities', [*predictions, *references], list, 'lists of tags')
     count: collections.Counter[str] = collections.Counter()
     for predicted, actual in zip(predictions, references, strict=True):
       if len(predicted) != len(actual):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lm.errors import UserError, nearest
-from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_sizes
+from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_kind, check_sizes
 
 AVERAGES = ('macro', 'micro', 'weighted')
 
@@ -31,6 +31,7 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
 
   def metric(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     check_sizes('classification', predictions, references)
+    check_kind('classification', [*predictions, *references], str, 'labels, one an example')
     predicted, actual = collections.Counter(predictions), collections.Counter(references)
     correct = collections.Counter(r for p, r in zip(predictions, references, strict=True) if p == r)
     # 2PR / (P + R) = 2 correct / (predicted + actual), and no label of these has neither.
@@ -60,6 +61,7 @@ def tags(average: str = 'macro') -> CorpusMetric:
 
   def metric(predictions: Sequence[list[str]], references: Sequence[list[str]]) -> Scores:
     check_sizes('tags', predictions, references)
+    check_kind('tags', [*predictions, *references], list, 'lists of tags')
     flat = itertools.chain.from_iterable
     return of_words(list(flat(predictions)), list(flat(references)))
 
@@ -92,6 +94,7 @@ def regression() -> CorpusMetric:
 
   def metric(predictions: Sequence[float], references: Sequence[float]) -> Scores:
     check_sizes('regression', predictions, references)
+    check_kind('regression', [*predictions, *references], float, 'numbers')
     x, y = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
     mse = float(np.mean((x - y) ** 2))
     r2 = 1 - mse / float(np.var(y)) if np.ptp(y) > 0 else math.nan

@@ -11,6 +11,7 @@ Units are those of each metric's own field; its docstring says whether 1 or 100 
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,25 @@ def check_sizes(name: str, predictions: Sequence, references: Sequence) -> None:
     raise ValueError(f'{name}: {len(predictions)} predictions for {len(references)} references')
   if not len(references):
     raise UserError(f'{name}: metric on an empty set; it needs at least one example')
+
+
+def check_kind(name: str, values: Sequence, kind: type, wanted: str) -> None:
+  """Raises UserError where predictions or references are of another kind than a metric scores.
+
+  Args:
+    name: of the metric.
+    values: what it is given.
+    kind: the type of each; lists and tuples are one kind, and so are all numbers.
+    wanted: what that is to people.
+  """
+  for value in values:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    listed = isinstance(value, list | tuple)
+    if not {float: number, list: listed}.get(kind, isinstance(value, kind)):
+      raise UserError(
+        f'{name}: it scores {wanted}, and this task has {value!r:.60}; take another metric in '
+        'eval.sets.NAME.scores'
+      )
 
 
 def alternatives(references: Sequence[str | Sequence[str]]) -> list[list[str]]:

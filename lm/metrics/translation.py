@@ -14,7 +14,7 @@ from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
 from lm.errors import UserError, nearest
-from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_sizes
+from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_kind, check_sizes
 
 # By ISO 639 codes. '13a', the usual tokenizer, cuts at spaces and ASCII punctuation: words of these
 # languages end elsewhere, and one and the same Chinese output scored 34.3 for 56.0.
@@ -167,6 +167,7 @@ def _references(
   name: str, predictions: Sequence[str], references: Sequence[str | Sequence[str]]
 ) -> list[list[str]]:
   check_sizes(name, predictions, references)
+  check_kind(name, predictions, str, 'texts')
   lists = alternatives(references)
   if not all(lists):
     raise UserError(f'{name}: sentence {lists.index([])} (from 0) has no reference')

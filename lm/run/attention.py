@@ -118,7 +118,7 @@ def _examples(
   )
   made = (found[0] for found in map(convert, examples) if found)
   limits = {k: (key, min(_LONGEST, most)) for k, (key, most) in features.limits(data).items()}
-  short = (e for i, e in enumerate(made) if features.fit(e, limits, 'skip', i) is not None)
+  short = (each for each in made if features.fit(each, limits, 'skip') is not None)
   return list(itertools.islice(short, _EXAMPLES))
 
 

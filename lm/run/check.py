@@ -19,6 +19,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'data.context': (1, math.inf),
   'data.source_context': (1, math.inf),
   'data.workers': (0, math.inf),
+  'data.tokenizer.min_count': (0, 2**32 - 1),
+  'data.tokenizer.vocab_size': (1, 2**32 - 1),
   'model.depth': (1, math.inf),
   'model.d_model': (1, math.inf),
   'model.heads': (1, math.inf),
@@ -66,6 +68,13 @@ def numbers(config: ConfigDict) -> None:
   cap = _get(config, 'model.logit_soft_cap')
   if cap is not None and not cap > 0:
     raise UserError(f'model.logit_soft_cap={cap} is not above 0; leave it empty for none')
+  penalty = _get(config, 'decode.length_penalty')
+  if penalty is not None and not math.isfinite(penalty):
+    raise UserError(f'decode.length_penalty={penalty} is not a finite number; 0 is no penalty')
+  for name in config.eval.sets:
+    limit = _get(config, f'eval.sets.{name}.limit')
+    if limit is not None and limit < 0:
+      raise UserError(f'eval.sets.{name}.limit={limit} is not 0, for all examples, or more')
   if config.checkpoint.keep + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep=0 and checkpoint.keep_best=0 keep no checkpoint at all')
   if not (config.checkpoint.keep or config.eval.sets or config.eval.vectors):

@@ -44,6 +44,7 @@ class Evaluators:
 
   Attributes:
     predictors: of the sets that have corpus metrics.
+    notes: by set, how many examples data.too_long left out or cut, where it did.
 
   Raises:
     UserError: a set or a metric is wrong, or the model can do nothing with a prompt.
@@ -61,6 +62,7 @@ class Evaluators:
     vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
     apply = build.apply_of(functions.model)
     self._sets: dict[str, tuple[batches.AnyRows, list[Metric], EvalStep]] = {}
+    self.notes: dict[str, str] = {}
     self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
       rows = prepare.rows(
@@ -72,6 +74,8 @@ class Evaluators:
         source=section.source or None,
       )
       metrics = build.metrics(config, name)
+      if isinstance(rows, FeatureRows) and rows.note:
+        self.notes[f'eval.sets.{name}'] = rows.note
       self._sets[name] = rows, metrics, make_eval_step(functions, metrics)
       if isinstance(rows, FeatureRows) and section.scores:
         self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, apply)

@@ -87,9 +87,9 @@ class Metrics:
 class Events:
   """What happened to the run, in events.jsonl; nothing is ever cut from it.
 
-  Each line holds `time` (ISO 8601, UTC), `event` (start, init, restore, first_step, save, eval,
-  preempted, nonfinite, done, error) and fields: `step` where there is one, and `seconds` where
-  training had to wait. `lm.run.goodput` reads them.
+  Each line holds `time` (ISO 8601, UTC), `event` (start, init, too_long, restore, first_step,
+  save, eval, preempted, nonfinite, done, error) and fields: `step` where there is one, and
+  `seconds` where training had to wait. `lm.run.goodput` reads them.
   """
 
   def __init__(self, workdir: str | Path, primary: bool = True):

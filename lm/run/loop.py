@@ -9,6 +9,7 @@ from lm.data import batches, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.run import (
   build,
+  check,
   environment,
   experiment,
   files,
@@ -50,6 +51,7 @@ def train(
     RuntimeError: the last checkpoint could not be saved.
   """
   stopping.check(config)
+  check.numbers(config)
   host.keep_compiled(config.data.cache)
   show = prepare.show_progress if processes.is_first() else None
   tokenizer = prepare.tokenizer(config.data, show)
@@ -80,6 +82,11 @@ def train(
     checkpoints = Checkpoints(workdir)
     state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
     watch = Watch(config, workdir, state, functions.model, rows)
+    notes = {'data.train': getattr(rows, 'note', '')} | evaluators.notes
+    for which, note in notes.items():
+      if note:
+        events.write('too_long', set=which, note=note)
+        watch.progress.message(f'{which}: {note}')
     for warning in warnings:
       watch.progress.message(f'warning: {warning}')
     if taken is not None:

@@ -62,6 +62,7 @@ class Predictor:
   ):
     section = config.eval.sets[name]
     self._config = config
+    self._name = name
     self._functions = functions
     self._apply = apply
     self._tokenizer = tokenizer
@@ -111,11 +112,15 @@ class Predictor:
     assert self._converter.prompt is not None
     prompt = self._converter.prompt(self._tokenizer)
     how, data = self._strategy, self._config.data
+
+    def name(index: int) -> Callable[[], str]:
+      return lambda: f'example {index} of eval.sets.{self._name}'
+
     limits, policy = features.limits(data), data.too_long
     whole = {
       i: fitted
       for i, example in enumerate(self._examples)
-      if (fitted := features.fit_prompt(prompt(example), limits, policy, i)) is not None
+      if (fitted := features.fit_prompt(prompt(example), limits, policy, name(i))) is not None
     }
     # All devices, and processes, write each batch together: the parameters stay where they are.
     model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules

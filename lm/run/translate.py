@@ -26,7 +26,7 @@ def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
 
 def _decoded(number: int, line: bytes) -> str:
   try:
-    return line.decode('utf-8').rstrip('\r\n')
+    return line.decode('utf-8-sig' if number == 1 else 'utf-8').rstrip('\r\n')
   except UnicodeDecodeError as e:
     raise UserError(f'line {number} of the input is not UTF-8 at byte {e.start}') from e
 
@@ -146,7 +146,7 @@ class Translator:
     if size <= limit or (self._too_long == 'error' and self._loaded.model.reads_on):
       return [prompt]
     if self._too_long == 'truncate':
-      cut = features.fit_prompt(prompt, features.limits(data), 'truncate', number)
+      cut = features.fit_prompt(prompt, features.limits(data), 'truncate')
       assert cut is not None
       return [cut]
     words = line.split()

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task
+from lm.task import Converter, Example, Features, Task, mismatch
 from lm.tasks import write
 from lm.text.tokenizers import SEPARATOR, Special, end_id, parts_encoder
 
@@ -36,8 +36,7 @@ def unroll(examples: Iterable[Example], first: int = 1, every: int = 1) -> Itera
   for example in examples:
     turns = example.get('turns')
     if not isinstance(turns, list | tuple) or not all(isinstance(turn, str) for turn in turns):
-      there = ', '.join(map(repr, example))
-      raise UserError(f"data.source: an example has no list of strings 'turns'; it has {there}")
+      raise mismatch(example, 'turns', 'list of strings')
     replies = list(range(first, len(turns), every))
     for nth, reply in enumerate(replies, 1):
       yield {

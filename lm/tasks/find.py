@@ -155,6 +155,9 @@ def _index(labels: Sequence[str]) -> Callable[[str], int]:
   known = {name: i for i, name in enumerate(labels)}
   if not known:
     raise UserError('data.labels is empty; name the classes, in order')
+  if len(known) < len(labels):
+    twice = next(name for i, name in enumerate(labels) if name in labels[:i])
+    raise UserError(f'data.labels has {twice!r} twice; name each class once')
 
   def index(name: str) -> int:
     if name not in known:

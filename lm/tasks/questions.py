@@ -1,7 +1,6 @@
 """Questions about a passage, answered by a stretch of it."""
 
-from lm.errors import UserError
-from lm.task import Example, Task
+from lm.task import Example, Task, mismatch
 from lm.text.tokenizers import SEPARATOR
 
 
@@ -15,10 +14,11 @@ def extraction() -> Task:
   """
 
   def inputs(example: Example) -> list[str]:
-    for field in ('question', 'context', 'answers'):
-      if field not in example:
-        there = ', '.join(map(repr, example))
-        raise UserError(f'data.source: an example has no {field!r}; it has {there}')
+    for field in ('question', 'context'):
+      if not isinstance(example.get(field), str):
+        raise mismatch(example, field, 'string')
+    if not isinstance(example.get('answers'), list | tuple):
+      raise mismatch(example, 'answers', 'list')
     return [example['question'], SEPARATOR, example['context']]
 
   def texts(example: Example) -> list[str]:

@@ -1,7 +1,7 @@
 """Tasks from text to text, or to a class, a number, or a tag a word."""
 
 from lm.errors import UserError
-from lm.task import Example, Task
+from lm.task import Example, Task, mismatch
 from lm.text.tokenizers import SEPARATOR, Special
 
 
@@ -64,7 +64,10 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
   """Finds a number for a text."""
 
   def number(example: Example) -> float:
-    return float(example[value])
+    found = example.get(value)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+      raise mismatch(example, value, 'number')
+    return float(found)
 
   return Task(
     inputs=lambda example: [_text(example, field)],
@@ -79,15 +82,19 @@ def tagging() -> Task:
 
   def words(example: Example) -> list[tuple[int, int, str]]:
     spans, start = [], 0
-    for word, tag in zip(example['words'], example['tags'], strict=True):
+    found, tags = _texts(example, 'words'), _texts(example, 'tags')
+    if len(found) != len(tags):
+      raise UserError(f'data.source: an example has {len(found)} words and {len(tags)} tags')
+    separator = _text(example, 'separator')
+    for word, tag in zip(found, tags, strict=True):
       spans.append((start, start + len(word), tag))
-      start += len(word) + len(example['separator'])
+      start += len(word) + len(separator)
     return spans
 
   return Task(
-    inputs=lambda example: [example['separator'].join(example['words'])],
-    target=lambda example: ' '.join(example['tags']),
-    reference=lambda example: list(example['tags']),
+    inputs=lambda example: [_text(example, 'separator').join(_texts(example, 'words'))],
+    target=lambda example: ' '.join(_texts(example, 'tags')),
+    reference=lambda example: _texts(example, 'tags'),
     answer=words,
   )
 
@@ -95,6 +102,12 @@ def tagging() -> Task:
 def _text(example: Example, field: str) -> str:
   text = example.get(field)
   if not isinstance(text, str):
-    there = ', '.join(map(repr, example))
-    raise UserError(f'data.source: an example has no string under {field!r}; it has {there}')
+    raise mismatch(example, field, 'string')
   return text
+
+
+def _texts(example: Example, field: str) -> list[str]:
+  texts = example.get(field)
+  if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+    raise mismatch(example, field, 'list of strings')
+  return list(texts)

@@ -1,5 +1,6 @@
 """Files: what their names mean, their bytes as checked UTF-8, and writing them whole."""
 
+import codecs
 import glob
 import itertools
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from lm.errors import UserError
+
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 def expand(name: str, key: str) -> pathlib.Path:
@@ -85,12 +88,33 @@ def lines(
     yield line
 
 
+def text_start(data: bytes, file: pathlib.Path) -> int:
+  """Returns where the text of a file begins: after the mark that some programs begin UTF-8 with.
+
+  Args:
+    data: the first bytes of the file, or all.
+    file: its name.
+
+  Raises:
+    UserError: they are of another encoding.
+  """
+  if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    raise UserError(
+      f'{file} is not UTF-8 but UTF-16, by its first bytes; convert it, as with iconv -f utf-16 '
+      '-t utf-8'
+    )
+  return len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
+
+
 def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
-  """Returns UTF-8 bytes, found at `offset` of a file, as text.
+  """Returns UTF-8 bytes, found at `offset` of a file, as text; at 0 a byte order mark is left out.
 
   Raises:
     UserError: they are not UTF-8, or hold a NUL and so are no text.
   """
+  if not offset:
+    offset = text_start(data, file)
+    data = data[offset:]
   nul = data.find(b'\0')
   if nul >= 0:
     raise UserError(f'{file} is not a text file: it has a NUL at byte {offset + nul}')
@@ -100,3 +124,15 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
     raise UserError(
       f'{file} is not UTF-8 at byte {offset + e.start}; convert it, as with iconv -t utf-8'
     ) from e
+
+
+def half_character(text: str) -> str:
+  """Returns what to say of the first lone surrogate in a text, where there is one, else ''."""
+  half = None if text.isascii() else _SURROGATE.search(text)
+  if half is None:
+    return ''
+  near = text[max(half.start() - 20, 0) : half.start()]
+  return (
+    f'has the lone surrogate {half[0]!a} at character {half.start()}, after {near!a}: half a '
+    'character, which no file can hold; mend the source'
+  )

@@ -48,6 +48,7 @@ def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer
 
   Every other character becomes <unk>, which no model writes. Tokens are in code point order.
   """
+  _check_count(min_count)
   counts: dict[str, int] = {}
   for text in texts:
     for character in set(text):
@@ -79,8 +80,11 @@ def words(
       other mark alone; r'\S+' takes text that has been segmented before.
 
   Raises:
-    UserError: fewer than `vocab_size` words occur often enough.
+    UserError: fewer than `vocab_size` words occur often enough, or it has no room for a word.
   """
+  _check_count(min_count)
+  if vocab_size is not None:
+    _check_room(vocab_size, 3, 'END, <unk> and a word')
   scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
   scratch.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
   trainer = trainers.WordLevelTrainer(
@@ -293,6 +297,13 @@ def _wordpiece_alphabet(
   first = {word[0] for word in found if word}
   inside = set(itertools.chain.from_iterable(word[1:] for word in found))
   return [*sorted(first), *('##' + c for c in sorted(inside))]
+
+
+def _check_count(min_count: int) -> None:
+  if not 0 <= min_count < 2**32:
+    raise UserError(
+      f'data.tokenizer.min_count={min_count} is out of range: it is at least 0 and below 2**32'
+    )
 
 
 def _check_room(vocab_size: int, least: int, what: str) -> None:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lm.errors import UserError
-from lm.text.files import lines, replace
+from lm.text.files import lines, replace, text_start
 from lm.text.vectors import Vectors, not_finite
 
 _PIECE = 1 << 22  # bytes read together
@@ -39,6 +39,7 @@ def read_word2vec_text(path: str | Path) -> Vectors:
       is named.
   """
   with _opened(path) as file:
+    _start(file, path)
     count, size, _ = _read_header(file, path, least=2)
     return _read_lines(file, path, count, size, first=2, spaced=False)
 
@@ -56,7 +57,7 @@ def read_glove(path: str | Path) -> Vectors:
     for piece in iter(lambda: file.read(_PIECE), b''):
       count, ended = count + piece.count(b'\n'), piece.endswith(b'\n')
     count += not ended
-    file.seek(0)
+    start = _start(file, path)
     begin = lines(file, path, _LINE)
     fields, second = (next(begin, b'').split() for _ in range(2))
     size = _numbers_at_the_end(fields)
@@ -64,7 +65,7 @@ def read_glove(path: str | Path) -> Vectors:
       raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
     if fields == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; read it as word2vec')
-    file.seek(0)
+    file.seek(start)
     return _read_lines(file, path, count, size, first=1, spaced=True)
 
 
@@ -166,6 +167,16 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
       yield file
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
+
+
+def _start(file: BinaryIO, path: str | Path) -> int:
+  """Goes to where the text begins, after a byte order mark; returns that place."""
+  file.seek(0)
+  first = file.read(4)
+  # A word may be nothing but the character that the mark is.
+  start = 0 if first[3:] == b' ' else text_start(first, Path(path))
+  file.seek(start)
+  return start
 
 
 def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int, int]:

@@ -58,11 +58,17 @@ def test_conllu_gives_the_syntactic_words(write):
     conllu('train', write(TREE), tags='pos')
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(write):
+  assert conll('train', write('\ufeffa\tO\n'))[0]['words'] == ['a']
+
+
 def test_broken_lines_are_told(write):
   with pytest.raises(UserError, match=r"a\.txt, line 4: 1 columns, not 2: 'broken'"):
     list(conll('train', write('a\tO\n\nb\tO\nbroken\n')))
   with pytest.raises(UserError, match=r'a\.txt, line 1: an empty column'):
     list(conll('train', write('\tO\n')))
+  with pytest.raises(UserError, match=r'a\.txt, line 1: an empty column'):
+    list(conll('train', write(' \tO\n')))
   with pytest.raises(UserError, match=r'a\.txt, line 8: 3 columns, not 10'):
     list(conllu('train', write(TREE + '\n1\ta\tb\n')))
   with pytest.raises(UserError, match=r'a\.txt, line 1: a sentence without words'):

@@ -38,7 +38,8 @@ def rows_of(tmp_path):
       folder.mkdir()
     half = len(found) // 2
     chunks = [
-      features._stacked(list(enumerate(part))) | {features.COUNT: np.array([len(part)])}
+      features._stacked(list(enumerate(part)))
+      | {features.COUNT: np.array([len(part)]), features.LONG: np.zeros(3, int)}
       for part in (found[:half], found[half:])
     ]
     meta = features.write(place, chunks)

@@ -32,6 +32,9 @@ TASKS = """
   def texts(split):
     return [{'text': text} for text in ('ab c def', '', 'g')]
 
+  def halves(split):
+    return [{'source': 'a' + chr(0xD800), 'target': 'b'}]
+
   def odd(examples):
     for example in examples:
       if int(example['source'][1:].split()[0]) % 2:
@@ -157,9 +160,10 @@ def test_too_long_examples_are_told(translating):
     prepared(translating(source_context=6))
   message = str(error.value)
   # n10 xx is the first of seven tokens.
-  assert message.startswith('data.source_context=6: example 11 has 7 tokens; raise it, or set')
+  told = "data.source_context=6: example 11 of split 'train' has 7 tokens; raise it, or set"
+  assert message.startswith(told)
   assert "data.too_long='truncate' or 'skip'" in message
-  with pytest.raises(UserError, match=r'data\.context=4: example 32 has 5 tokens'):
+  with pytest.raises(UserError, match=r"data\.context=4: example 32 of split 'train' has 5"):
     prepared(translating(context=4))
 
 
@@ -179,8 +183,59 @@ def test_too_long_examples_are_skipped(translating):
 
 
 def test_a_split_without_features_is_told(translating):
-  with pytest.raises(UserError, match="split 'train' has no text"):
-    prepared(translating(context=1, too_long='skip'))
+  message = (
+    "split 'train' is empty: 700 of 700 examples left out: they are longer than data.context=1 or "
+    'data.source_context=6; raise it'
+  )
+  with pytest.raises(UserError) as error:
+    prepared(translating(context=1, source_context=6, too_long='skip'))
+  assert str(error.value) == message
+
+
+def test_examples_left_out_and_cut_are_counted(translating):
+  def note(**changes):
+    return prepare.rows(translating(**changes), 'train', BYTES, 0).note
+
+  assert note() == note(too_long='skip') == ''
+  left_out = '600 of 700 examples left out: they are longer than data.context=5'
+  assert note(context=5, too_long='skip') == note(context=5, too_long='skip') == left_out
+  assert note(context=5, too_long='truncate') == left_out.replace('left out', 'cut')
+
+
+def test_a_label_that_is_not_there_is_told_with_its_place(section, tmp_path):
+  (tmp_path / 'a.tsv').write_text('text\tlabel\na\tham\nb\tspam\n')
+  columns = "{'text': 'text', 'label': 'label'}"
+  data = section(
+    f"lm.data.sources:table(files='{tmp_path}/a.tsv', columns={columns})",
+    task='lm.tasks.text:classification',
+    convert='lm.tasks.find:classes',
+    labels=('ham',),
+    too_long='error',
+  )
+  message = r"example 1 of split 'train' \(.*a\.tsv, line 3\): data\.labels: there is no 'spam'"
+  with pytest.raises(UserError, match=message):
+    prepare.rows(data, 'train', BYTES, 0)
+
+
+def test_dialogues_without_a_reply_are_told(section, tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"turns": ["hi"]}\n{"turns": ["yo"]}\n')
+  data = section(
+    f"lm.data.sources:table(files='{tmp_path}/a.jsonl', columns={{'turns': 'turns'}})",
+    prepare=('lm.tasks.dialogue:unroll',),
+    task='lm.tasks.dialogue:replies',
+    convert='lm.tasks.dialogue:encoder_decoder',
+    labels=(),
+    too_long='error',
+  )
+  for make in (prepare.tokenizer, lambda data: prepare.rows(data, 'train', BYTES, 0)):
+    with pytest.raises(UserError, match='left of its 2 examples; a dialogue of one turn has no'):
+      make(data)
+
+
+def test_a_vocabulary_without_words_is_told(translating):
+  leaves = {'fn': 'lm.text.tokenizers:words', 'min_count': 9}
+  with pytest.raises(UserError, match=r"min_count=9: nothing in split 'train' occurs so often"):
+    prepare.tokenizer(translating(count=3) | {'tokenizer': leaves})
 
 
 @pytest.mark.parametrize(
@@ -197,6 +252,15 @@ def test_mistakes_in_the_section_are_told(changes, message, translating):
   with pytest.raises(UserError) as error:
     prepare.rows(data, 'train', prepare.tokenizer(data), 0)
   assert message in str(error.value)
+
+
+def test_half_a_character_of_a_source_without_files_is_told(translating):
+  data = translating() | {'source': 'some_tasks:halves'}
+  message = r"a text of an example has the lone surrogate '\\ud800' at character 1, after 'a'"
+  with pytest.raises(UserError, match=message):
+    prepare.tokenizer(data | {'tokenizer': {'fn': 'lm.text.tokenizers:characters'}})
+  with pytest.raises(UserError, match=message):
+    prepare.rows(data, 'train', BYTES, 0)
 
 
 def test_whatever_shapes_features_names_them(translating):
@@ -218,16 +282,16 @@ def test_whatever_shapes_features_names_them(translating):
 def test_arrays_of_a_converter_that_differ_in_length_are_a_fault():
   uneven = Features({'inputs': np.zeros(3), 'targets': np.zeros(2)}, {}, {})
   with pytest.raises(ValueError, match=r"differ in length: {'inputs': 3, 'targets': 2}"):
-    features.fit(uneven, {'tokens': ('context', 9)}, 'skip', 0)
+    features.fit(uneven, {'tokens': ('context', 9)}, 'skip')
 
 
 def test_a_prompt_is_cut_behind_its_first_token_and_keeps_its_end_and_a_quarter_of_the_row():
   prompt = Features({'inputs': np.arange(20), 'prefix': np.ones(20, int)}, {}, {})
   limits = {'tokens': ('context', 16), 'source': ('source_context', 16)}
-  cut = features.fit_prompt(prompt, limits, 'truncate', 0)
+  cut = features.fit_prompt(prompt, limits, 'truncate')
   np.testing.assert_array_equal(cut.tokens['inputs'], [0, *range(9, 20)])
   assert len(cut.tokens['prefix']) == 12
-  assert features.fit_prompt(prompt, limits, 'skip', 0) is None
+  assert features.fit_prompt(prompt, limits, 'skip') is None
   beside = Features({'inputs': np.zeros(1, int)}, {'source': np.arange(20)}, {})
-  cut = features.fit_prompt(beside, limits, 'truncate', 0)
+  cut = features.fit_prompt(beside, limits, 'truncate')
   np.testing.assert_array_equal(cut.source['source'], np.arange(16))

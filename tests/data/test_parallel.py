@@ -28,6 +28,18 @@ def test_lines_are_paired_by_number(write):
   ]
 
 
+def test_a_byte_order_mark_is_left_out_and_another_encoding_told(write):
+  source, target = write('a.de', '\ufeffeins\nzwei\n'), write('a.en', 'one\n\ufefftwo\n')
+  # Elsewhere than at the beginning it is a character.
+  assert [list(e.values()) for e in parallel('train', source, target)] == [
+    ['eins', 'one'],
+    ['zwei', '\ufefftwo'],
+  ]
+  source = write('a.de', 'eins\nzwei\n'.encode('utf-16'))
+  with pytest.raises(UserError, match=r'a\.de is not UTF-8 but UTF-16'):
+    parallel('train', source, target)
+
+
 def test_files_of_a_split_and_of_a_share(write, tmp_path):
   for name in ('train', 'val'):
     for language in ('de', 'en'):

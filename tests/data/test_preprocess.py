@@ -121,7 +121,7 @@ def test_half_a_character_is_told_in_one_line_and_leaves_nothing(section, tmp_pa
   data = section(
     f'lm.data.sources:text(files={str(file)!r})', prepare=(f'lm.data.preprocess:{step}',)
   )
-  message = r"data\.prepare: 'text' of an example has the lone surrogate '\\ud83d' at character 3, "
+  message = r"jsonl, line 2: 'text' has the lone surrogate '\\ud83d' at character 3, after 'ab '"
   with pytest.raises(UserError, match=message) as e:
     prepare.rows(data, 'train', tokenizers.bytes([]), 0)
   assert '\n' not in str(e.value)

@@ -39,6 +39,16 @@ def test_without_files_of_their_own_splits_are_shares():
     splits.part('train', ('{split}.txt', 'b.txt'), 10, 0.0, 'rows')
 
 
+@pytest.mark.parametrize('validation', ['a', True, None, 1.5, float('nan')])
+def test_a_share_that_is_none_is_told(validation):
+  for find in (
+    lambda v: splits.bounds('train', 9, v, 'rows'),
+    lambda v: splits.by_name('train', v),
+  ):
+    with pytest.raises(UserError, match=f'validation={validation!r} is not a share'):
+      find(validation)
+
+
 def test_a_hash_of_the_name_decides():
   things = [f'thing {n}' for n in range(4000)]
   small, large = (splits.by_name('validation', share) for share in (0.05, 0.2))

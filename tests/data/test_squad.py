@@ -65,7 +65,7 @@ def test_other_layouts_are_told(tmp_path):
     'd.jsonl': ('{"id": "a", "context": "b", "question": "c"}', "line 1: no key 'answers'"),
     'e.jsonl': (
       '{"id": "a", "context": "b", "question": "c", "answers": {"text": ["b"]}}',
-      'not laid out',
+      "question 'a': 'answers' is .'text': .*, neither a list of .* nor an object of two lists",
     ),
     'f.txt': ('a', 'its name ends in none of .json, .jsonl'),
   }
@@ -73,6 +73,39 @@ def test_other_layouts_are_told(tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
       squad('train', str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'question': None}, "'question' is None, not a string"),
+    ({'context': 5}, "'context' is 5, not a string"),
+    ({'answers': 'clef'}, "'answers' is 'clef', neither a list"),
+    ({'answers': [['clef', 7]]}, "'answers' is .*, neither a list"),
+    ({'answers': {'text': ['clef'], 'answer_start': []}}, "'answers' is .* as long as each other"),
+    ({'answers': [{'text': 'clef', 'answer_start': '4'}]}, "of 'clef' is '4', not a whole number"),
+    ({'answers': [{'text': 'clef', 'answer_start': True}]}, "of 'clef' is True, not a whole"),
+    ({'answers': [{'text': None, 'answer_start': 4}]}, "'text' of an answer is None, not a string"),
+    ({'question': 'a\ud800'}, r"has the lone surrogate '\\ud800' at character 1, after 'a'"),
+  ],
+)
+def test_fields_of_other_types_are_told(changes, message, tmp_path):
+  answers = [{'text': 'clef', 'answer_start': 7}]
+  asked = {'id': 'q7', 'context': 'x is a clef.', 'question': 'what?', 'answers': answers} | changes
+  paragraph = {'context': asked['context'], 'qas': [asked]}
+  file = tmp_path / 'a.json'
+  file.write_text(json.dumps({'data': [{'paragraphs': [paragraph]}]}))
+  with pytest.raises(UserError, match=f"a.json: question 'q7'.*{message}") as error:
+    squad('train', str(file))
+  assert '\n' not in str(error.value)
+
+
+def test_answers_may_be_two_lists_side_by_side(tmp_path):
+  answers = {'text': ['clef', 'a clef'], 'answer_start': [7, 5]}
+  asked = {'id': 'q7', 'context': 'x is a clef.', 'question': 'what?', 'answers': answers}
+  (tmp_path / 'a.jsonl').write_text(json.dumps(asked))
+  (found,) = squad('train', str(tmp_path / 'a.jsonl'))
+  assert found['answers'] == [{'text': 'clef', 'start': 7}, {'text': 'a clef', 'start': 5}]
 
 
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the folder LM_DATA')

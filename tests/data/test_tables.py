@@ -49,6 +49,19 @@ def test_json_lines(write):
   assert found[1] == {'text': 'b', 'label': 'x', 'fine': 'false'}
 
 
+def test_a_byte_order_mark_is_left_out(write):
+  for name in ('a.jsonl', 'a.jsonl.gz'):
+    content = '\ufeff{"text": "a", "label": "b"}'.encode()
+    file = write(gzip.compress(content) if name.endswith('gz') else content, name)
+    assert list(table('train', file, COLUMNS)) == [{'text': 'a', 'label': 'b'}]
+
+
+@pytest.mark.parametrize('columns', ['text', ('text',), {}])
+def test_columns_that_name_no_field_are_told(write, columns):
+  with pytest.raises(UserError, match='does not name the column of each field, as in'):
+    table('train', write('text\na\n'), columns)
+
+
 def test_columns_are_joined_and_lists_and_numbers_kept(write):
   file = write('label\ttitle\tbody\tscore\n1\tTitle\tBody\t2.5\n2\t\tAlone\t-1\n')
   columns = {'text': ('title', 'body'), 'value': 'score'}
@@ -83,6 +96,22 @@ MISTAKES = {
   'stray quote': ('text,label\n5" pipe,1\n6" pipe,2\n', 'a.csv', r'line 2: (not a record|\d col)'),
   'key': ('{"text": "a", "lable": 1}', 'a.jsonl', "line 1: no key 'label' .did you mean 'lable'"),
   'null': ('{"text": null, "label": 1}', 'a.jsonl', 'line 1: None is no string, number or list'),
+  'half a character': (
+    '{"text": "good", "label": 1}\n{"text": "a \\ud800", "label": 1}',
+    'a.jsonl',
+    r"a\.jsonl, line 2: 'text' has the lone surrogate '\\ud800' at character 2, after 'a '",
+  ),
+  'half in a list': (
+    '{"text": ["a", "\\udc00"], "label": 1}',
+    'a.jsonl',
+    "line 1: 'text' has the lone",
+  ),
+  'deep': (100_000 * '[', 'a.jsonl', 'line 1: not a line of JSON: it is nested too deep'),
+  'digits': (
+    f'{{"text": {5000 * "9"}, "label": 1}}',
+    'a.jsonl',
+    'line 1: not a line of JSON: it has a whole number of more than 4,300 digits',
+  ),
   'number': ('score\ttext\tlabel\nnan\ta\tb\n', 'a.tsv', "'value' is 'nan', not a finite number"),
 }
 

@@ -5,7 +5,10 @@ import pytest
 import scipy.stats
 
 from lm.errors import UserError
+from lm.metrics.answers import squad
+from lm.metrics.entities import entities
 from lm.metrics.labels import classification, exact_match, regression, tags
+from lm.metrics.translation import bleu
 
 
 def test_classification_by_hand():
@@ -96,3 +99,19 @@ def test_nothing_to_score_is_an_error(metric):
     metric([], [])
   with pytest.raises(ValueError, match='1 predictions for 2 references'):
     metric(['a'], ['a', 'b'])
+
+
+@pytest.mark.parametrize(
+  ('metric', 'values', 'message'),
+  [
+    (regression(), ['good', 'bad'], "regression: it scores numbers, and this task has 'good'"),
+    (classification(), [['O'], ['B-PER']], r"it scores labels, one an example, .* has \['O'\]"),
+    (tags(), ['good', 'bad'], "tags: it scores lists of tags, and this task has 'good'"),
+    (entities(), ['good', 'bad'], "entities: it scores lists of tags, and this task has 'good'"),
+    (bleu(language='en'), [['O'], ['O']], r"bleu: it scores texts, and this task has \['O'\]"),
+    (squad(), [1.5, 2.5], 'squad: it scores texts, and this task has 1.5'),
+  ],
+)
+def test_what_a_metric_cannot_score_is_told(metric, values, message):
+  with pytest.raises(UserError, match=message):
+    metric(values, values)

@@ -190,6 +190,7 @@ class _Lines:
 
 def test_windows_are_lines_without_their_ends():
   lines = [b'a\n', b'\n', b'b \r\n', 'é\u2028x'.encode()]
+  assert list(windows([b'\xef\xbb\xbfa\n'], 3)) == [['a']]
   assert list(windows(iter(lines), 3)) == [['a', '', 'b '], ['é\u2028x']]
   with pytest.raises(UserError, match='line 3 of the input is not UTF-8 at byte 2'):
     list(windows([b'a\n', b'b\n', b'ab\xff\n'], 2))

@@ -166,8 +166,8 @@ def test_every_reply_is_learnt_once_and_every_example_has_features(tokenizer):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: list(unroll([{'text': 'x'}])), "no list of strings 'turns'; it has 'text'"),
-    (lambda: list(unroll([{'turns': 'abc'}])), "no list of strings 'turns'"),
+    (lambda: list(unroll([{'text': 'x'}])), "no list of strings under 'turns'; it has 'text'"),
+    (lambda: list(unroll([{'turns': 'abc'}])), "'turns' of an example is 'abc' and no list"),
     (lambda: list(unroll([], first=0)), 'first=0, every=1: both are at least 1'),
     (lambda: replies().inputs({'turns': TURNS}), r'needs lm\.tasks\.dialogue:unroll'),
     (lambda: decoder(replies()).texts({'turns': TURNS}), r'needs lm\.tasks\.dialogue:unroll'),

@@ -41,6 +41,8 @@ def test_labels_that_are_not_there_are_told():
     convert(BYTES, ('ham', 'spams'), 16)(example)
   with pytest.raises(UserError, match=r'data\.labels is empty'):
     convert(BYTES, (), 16)
+  with pytest.raises(UserError, match=r"data\.labels has 'ham' twice"):
+    convert(BYTES, ('ham', 'spams', 'ham'), 16)
   with pytest.raises(UserError, match=r'no answer that a head could find; take a converter of'):
     classes(text_to_text()).features(BYTES, ('a',), 16)
 

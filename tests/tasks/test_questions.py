@@ -42,5 +42,7 @@ def test_a_model_that_writes_learns_the_first_answer_or_to_end_at_once():
 
 
 def test_an_example_of_another_kind_is_told():
-  with pytest.raises(UserError, match="no 'question'; it has 'text'"):
+  with pytest.raises(UserError, match="no string under 'question'; it has 'text'"):
     extraction().inputs({'text': 'x'})
+  with pytest.raises(UserError, match="'context' of an example is None and no string"):
+    extraction().inputs({'question': 'x', 'context': None, 'answers': []})

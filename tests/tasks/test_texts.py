@@ -62,10 +62,27 @@ def test_tags_have_the_places_of_their_words(separator):
       {'src': 'a', 'target': 'b'},
       "no string under 'source'; it has 'src', 'target'",
     ),
-    (classification(), {'text': 3, 'label': 'a'}, "no string under 'text'"),
+    (classification(), {'text': 3, 'label': 'a'}, "'text' of an example is 3 and no string"),
+    (tagging(), {'source': 'a'}, "no string under 'separator'; it has 'source'"),
   ],
 )
 def test_an_example_of_another_kind_is_told(task, example, message):
   with pytest.raises(UserError) as error:
     task.inputs(example)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('task', 'example', 'message'),
+  [
+    (regression(), {'text': 'a', 'label': 'b'}, "no number under 'value'; it has 'text', 'label'"),
+    (regression(), {'text': 'a', 'value': 'b'}, "'value' of an example is 'b' and no number"),
+    (tagging(), {'separator': ' ', 'words': 'ab', 'tags': ['O']}, "is 'ab' and no list of strings"),
+    (tagging(), {'separator': ' ', 'words': ['a'], 'tags': [1]}, 'is [1] and no list of strings'),
+    (tagging(), {'separator': ' ', 'words': ['a'], 'tags': ['O', 'O']}, '1 words and 2 tags'),
+  ],
+)
+def test_an_answer_of_another_kind_is_told(task, example, message):
+  with pytest.raises(UserError) as error:
+    task.answer(example)
   assert message in str(error.value)

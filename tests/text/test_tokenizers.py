@@ -143,6 +143,18 @@ def test_a_vocabulary_without_room_for_the_alphabet_is_refused(kind):
     getattr(tokenizers, kind)(CORPUS, vocab_size=20)
 
 
+@pytest.mark.parametrize('size', [-3, 0, 2])
+def test_a_vocabulary_without_room_for_a_word_is_refused(size):
+  with pytest.raises(UserError, match=rf'vocab_size={size}: .* alone need 3'):
+    tokenizers.words(CORPUS, vocab_size=size)
+
+
+@pytest.mark.parametrize('build', [tokenizers.words, tokenizers.characters])
+def test_a_count_below_zero_is_refused(build):
+  with pytest.raises(UserError, match=r'data\.tokenizer\.min_count=-1 is out of range'):
+    build(CORPUS, min_count=-1)
+
+
 def test_an_existing_tokenizer_keeps_its_own_end(tmp_path):
   model = library.models.WordLevel({'a': 0, '</s>': 1, '<unk>': 2}, unk_token='<unk>')
   made = library.Tokenizer(model)

@@ -110,6 +110,15 @@ def test_a_header_of_absurdly_long_vectors_is_told(file, monkeypatch, read):
     read(file(b'1 10\na ' + b'0 ' * 20))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
+  mark = b'\xef\xbb\xbf'
+  assert read_word2vec_text(file(mark + b'1 2\na 1 2\n')).words == ('a',)
+  assert read_glove(file(mark + b'a 1 2\n')).words == ('a',)
+  assert read_glove(file(mark + b' 1 2\na 1 2\n')).words == ('\ufeff', 'a')
+  with pytest.raises(UserError, match='is not UTF-8 but UTF-16'):
+    read_glove(file('a 1 2\n'.encode('utf-16')))
+
+
 def test_words_of_glove_may_have_spaces_and_be_numbers(file):
   found = read_glove(file(b', 1 2\n. . . 3 4\nat name@domain.com 5 6\n7 7 8\n\xc2\xa0 9 0\n'))
   assert found.words == (',', '. . .', 'at name@domain.com', '7', '\xa0')
