@@ -18,7 +18,8 @@ def expand(name: str, key: str) -> pathlib.Path:
   expanded = os.path.expandvars(name)
   unset = re.search(r'\$\{?(\w+)', expanded)
   if unset:
-    raise UserError(f'{key}={name!r}: the environment variable {unset[1]} is not set')
+    told = '; it is the folder of data, see experiments/README.md' * (unset[1] == 'LM_DATA')
+    raise UserError(f'{key}={name!r}: the environment variable {unset[1]} is not set{told}')
   return pathlib.Path(expanded).expanduser()
 
 
