@@ -22,7 +22,7 @@ def heading(run: Record) -> str:
   of = f' of {run.config["steps"]:,}' if 'steps' in run.config else ''
   when = f' · last written {run.written:%Y-%m-%d %H:%M} UTC' if run.written else ''
   return (
-    f'<header><h1>{escaped(run.name)}</h1>{_abstract(run)}'
+    f'<header><h1>{escaped(run.name)}</h1>{_smoke(run)}{_abstract(run)}'
     f'<p class="status"><b class="{word}">{word}</b> · step {at:,}{of}{when}</p></header>'
   )
 
@@ -132,6 +132,18 @@ def events(run: Record) -> str:
   if len(run.events) > len(rows):
     count += f', the last {len(rows)} shown'
   return section('Events', details(count, table(rows, ('time (UTC)', 'event', 'step', ''))))
+
+
+def _smoke(run: Record) -> str:
+  """What a run of a few small steps has to say before the abstract, which is of the experiment."""
+  name, _, arg = run.name.partition(':')
+  if not arg.endswith('smoke'):
+    return ''
+  source = run.config.get('data', {}).get('source')
+  on = f', data.source={source}' if source else ''
+  return (
+    f'<p><b>A smoke of {escaped(name)}: few steps, small, on embedded data{escaped(on)}.</b></p>'
+  )
 
 
 def _abstract(run: Record) -> str:
