@@ -61,7 +61,9 @@ def tags(average: str = 'macro') -> CorpusMetric:
   def metric(predictions: Sequence[list[str]], references: Sequence[list[str]]) -> Scores:
     check_sizes('tags', predictions, references)
     flat = itertools.chain.from_iterable
-    return of_words(list(flat(predictions)), list(flat(references)))
+    predicted, actual = list(flat(predictions)), list(flat(references))
+    check_sizes('tags', predicted, actual)
+    return of_words(predicted, actual)
 
   return metric
 

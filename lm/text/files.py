@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from lm.errors import UserError
 
+CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (of Latin letters often latin1)'
+
 
 def expand(name: str, key: str) -> pathlib.Path:
   """Returns the path of `name` with ~ and $VARIABLES replaced; `key` names it in errors.
@@ -58,8 +60,8 @@ def replace(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
     beside.unlink(missing_ok=True)
 
 
-def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
-  """Returns UTF-8 bytes, found at `offset` of a file, as text.
+def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> str:
+  """Returns UTF-8 bytes, found at `offset` of a file and on its line `line`, as text.
 
   Raises:
     UserError: they are not UTF-8, or hold a NUL and so are no text.
@@ -70,6 +72,7 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
   try:
     return data.decode('utf-8')
   except UnicodeDecodeError as e:
+    line += data.count(b'\n', 0, e.start)
     raise UserError(
-      f'{file} is not UTF-8 at byte {offset + e.start}; convert it, as with iconv -t utf-8'
+      f'{file} is not UTF-8 at byte {offset + e.start}, in line {line}; {CONVERT}'
     ) from e
