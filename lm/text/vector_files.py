@@ -195,7 +195,7 @@ def _check_form(file: BinaryIO, path: str | Path, binary: bool) -> None:
   if not header:
     return
   fields = word.partition(b'\n')[0].split()[1:]
-  if binary and len(fields) == int(header[2]) and all(map(_is_number, fields)):
+  if binary and fields and len(fields) == int(header[2]) and all(map(_is_number, fields)):
     raise UserError(f'{path}: its numbers are text, not binary; --format=word2vec')
   begin = word.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
   if not binary and not _is_number(begin.partition(b' ')[0]) and _UNSHOWN.search(begin):
