@@ -297,5 +297,5 @@ def test_files_of_other_kinds_are_told(file, read, content, message):
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_glove])
 def test_binary_numbers_are_told_to_who_reads_text(file, read):
-  with pytest.raises(UserError, match='binary, not text; --format=word2vec_binary$'):
+  with pytest.raises(UserError, match=r'binary, not text; --format=word2vec_binary$'):
     read(file(b'2 2\na ' + ONE + b'b ' + ONE))
