@@ -54,11 +54,14 @@ def main(argv: list[str]) -> None:
   import jax
 
   from lm.data import prepare
+  from lm.decode.beam import check_beam
   from lm.run import build, files, kept, placement
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average)
+  if flags.FLAGS.beam is not None:  # before texts are read
+    check_beam(flags.FLAGS.beam, loaded.tokenizer.get_vocab_size())
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:
@@ -81,8 +84,8 @@ def main(argv: list[str]) -> None:
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
   if processes.is_first():
-    for which, note in evaluators.notes.items():
-      print(f'{which}: {note}', file=sys.stderr)
+    for name, note in evaluators.notes.items():
+      print(f'{name}: {note}', file=sys.stderr)
   found = evaluators.evaluate(params)
   if not processes.is_first():
     return

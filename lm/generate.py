@@ -39,14 +39,17 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.num_samples - 1}')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations
+  from lm.models.embeddings import Embeddings
   from lm.run.ensemble import open_runs
 
   choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average)
   if not loaded.model.continues_prompts:
+    of_words = isinstance(loaded.model, Embeddings)
+    remedy = 'its words are for lm.vectors'
     raise UserError(
-      f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; for a model '
-      'that writes targets take lm.translate'
+      f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; '
+      + (remedy if of_words else 'for a model that writes targets take lm.translate')
     )
   for sample in range(args.num_samples):
     pieces = continuations(

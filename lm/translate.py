@@ -85,6 +85,8 @@ def main(argv: list[str]) -> None:
   drawn = bool(args.mbr) and not args['beam'].present
   draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if drawn else greedy
   loaded = open_runs(workdir, args.step, args.average, unasked=best_step)
+  most = args.max_tokens or loaded.config.data.context
+  _check_room(most, f'data.context={most} of the run')
   end = end_id(loaded.tokenizer)
   adjust.extend(constraints.known_words(loaded.tokenizer))
   if args.min_tokens:
@@ -92,7 +94,7 @@ def main(argv: list[str]) -> None:
   decode = loaded.config.decode
   strategy = Strategy(
     end=end,
-    max_tokens=args.max_tokens or loaded.config.data.context,
+    max_tokens=most,
     # Who asks for a least length means it, whatever the source.
     max_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
     beam=1 if drawn else args.beam,
@@ -125,6 +127,8 @@ def _check_flags() -> None:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
   if args.max_tokens < 0:
     raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
+  if args.max_tokens:
+    _check_room(args.max_tokens, f'--max_tokens={args.max_tokens}')
   if args.max_ratio is not None and not args.max_ratio >= 0:
     raise UserError(f'--max_ratio={args.max_ratio} is not 0 or more')
   if args.length_penalty is not None and not math.isfinite(args.length_penalty):
@@ -135,6 +139,12 @@ def _check_flags() -> None:
     raise UserError(f'--n_best={args.n_best} is more than --{most}={getattr(args, most)}')
   if args.too_long not in _POLICIES:
     raise UserError(f'--too_long={args.too_long} is none of {", ".join(_POLICIES)}')
+
+
+def _check_room(most: int, name: str) -> None:
+  """Raises UserError where more tokens are asked for than are written at the most."""
+  if flags.FLAGS.min_tokens > most:
+    raise UserError(f'--min_tokens={flags.FLAGS.min_tokens} is more than {name}, the most')
 
 
 def _check_risk() -> None:

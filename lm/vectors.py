@@ -15,9 +15,10 @@ Spearman's correlation (null where it has none, as of one pair), of questions th
 words given, or of the N first ones of the vocabulary. After -- a word may begin with a dash.
 """
 
+import contextlib
 import pathlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import flags
 
@@ -63,6 +64,8 @@ def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
   vectors = of_run(workdir, flags.FLAGS.step)
   for word in words:
     row(vectors, word)  # all are looked up before anything is written
+  if len(vectors.words) < 2:
+    raise UserError(f'--workdir={workdir}: {words[0]!r:.80} is its only word; nothing is near it')
   for word in words:
     for other, cosine in vector_space.nearest(vectors, word, flags.FLAGS.k):
       print(_shown(word), _shown(other), f'{cosine:.4f}', sep='\t')
@@ -82,7 +85,10 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
   vectors = of_run(workdir, flags.FLAGS.step)
   score = SCORES[flags.FLAGS.score]
   a, b, c = words
-  for word, value in vector_space.analogy(vectors, a, b, c, flags.FLAGS.k, score):
+  found = vector_space.analogy(vectors, a, b, c, flags.FLAGS.k, score)
+  if not found:
+    raise UserError(f'--workdir={workdir} has no words but those given; none is left to answer')
+  for word, value in found:
     print(_shown(word), f'{value:.4f}', sep='\t')
 
 
@@ -92,8 +98,10 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
     raise UserError('similarity needs --pairs=FILE or --questions=FILE')
   from lm.metrics.word_vectors import pairs, questions
 
-  metrics = [pairs(file) for file in flags.FLAGS.pairs]
-  metrics += [questions(file, sections=True) for file in flags.FLAGS.questions]
+  with _named('pairs'):
+    metrics = [pairs(file) for file in flags.FLAGS.pairs]
+  with _named('questions'):
+    metrics += [questions(file, sections=True) for file in flags.FLAGS.questions]
   from lm.run import vector_metrics
   from lm.run.word_vectors import of_run
 
@@ -132,11 +140,17 @@ def _import(workdir: pathlib.Path, words: list[str]) -> None:
     'word2vec_binary': vector_files.read_word2vec_binary,
     'glove': vector_files.read_glove,
   }[flags.FLAGS.format]
-  vectors = read(file)
+  with _named('file'):
+    vectors = read(file)
   from lm.run.word_vectors import write_run
+  from lm.text.tokenizers import END, UNKNOWN
 
   write_run(vectors, workdir)
-  print(f'{workdir}: {_size(vectors)}')
+  out = [word for word in (END, UNKNOWN) if word in vectors.index]
+  but = (
+    f'; {" and ".join(map(repr, out))} of them: no word, left out by nearest, map and the others'
+  )
+  print(f'{workdir}: {_size(vectors)}{but if out else ""}')
 
 
 def _map(workdir: pathlib.Path, words: list[str]) -> None:
@@ -155,7 +169,7 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
     files.replace(out, page.encode('utf-8', errors='backslashreplace'))
   except OSError as e:
     raise UserError(f'--out={out} cannot be written: {e.strerror}') from e
-  print(f'{out}: {len(found["words"]):,} words')
+  print(f'{out}: {_count(len(found["words"]), "word")}')
 
 
 # Each with the flags that it takes beside --workdir.
@@ -167,6 +181,15 @@ _COMMANDS: dict[str, tuple[Callable[[pathlib.Path, list[str]], None], tuple[str,
   'import': (_import, ('file', 'format')),
   'map': (_map, ('step', 'out', 'words')),
 }
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+  """Names the flag in what is wrong with the files that it gives."""
+  try:
+    yield
+  except UserError as e:
+    raise UserError(f'--{name}: {e}') from e
 
 
 def _check_k() -> None:
@@ -197,7 +220,11 @@ def _out(example: str) -> pathlib.Path:
 
 def _size(vectors) -> str:
   words, numbers = vectors.matrix.shape
-  return f'{words:,} words of {numbers:,} numbers'
+  return f'{_count(words, "word")} of {_count(numbers, "number")}'
+
+
+def _count(count: int, of: str) -> str:
+  return f'{count:,} {of}{"s" if count != 1 else ""}'
 
 
 def _shown(word: str) -> str:

@@ -78,6 +78,12 @@ def test_config_of_a_workdir_runs_again(tmp_path):
   experiment.check_same(config, again, tmp_path)
 
 
+def test_every_folder_of_data_is_explained():
+  read = {f for file in FILES for f in re.findall(r'LM_DATA/(\w+)/', file.read_text())}
+  section = (FOLDER / 'README.md').read_text().partition('\n## Data\n')[2]
+  assert {'sst2', 'multi30k', 'word_eval'} <= read <= set(re.findall(r'^\| (\w+) ', section, re.M))
+
+
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA is not set')
 def test_shakespeare_reads_the_text(tmp_path):
   path = str(FOLDER / 'shakespeare_char.py')

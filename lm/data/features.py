@@ -92,7 +92,7 @@ def encoder(
           found.append((count, fitted))
       if made:
         beyond = np.array([_beyond(features, longest) for features in made])
-        long += np.array([*beyond.any(axis=0), beyond.any()])
+        long += np.append(beyond.any(axis=0), beyond.any())
       count += 1
     return _stacked(found) | {COUNT: np.array([count]), LONG: long}
 

@@ -71,7 +71,11 @@ class Pieces(Sequence):
 
   def __getitem__(self, index):
     data, file, start = self._bytes(index)
-    return decode(data, file, start)
+    try:
+      return decode(data, file, start)
+    except UserError:
+      # Once more, and with the line, for which all before is read.
+      return decode(data, file, start, 1 + _contents(file)[:start].count(b'\n'))
 
   def file_of(self, index: int) -> pathlib.Path:
     """Returns the file that a piece is from."""

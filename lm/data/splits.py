@@ -37,6 +37,7 @@ def files(split: str, names: str | Sequence[str], key: str) -> list[pathlib.Path
   """
   found = []
   for name in _tuple(names):
+    expand(name, key)  # what is wrong with the name itself is told as the config has it
     try:
       found += find(name.replace(_PLACE, split), key)
     except UserError as e:

@@ -63,7 +63,9 @@ def tags(average: str = 'macro') -> CorpusMetric:
     check_sizes('tags', predictions, references)
     check_kind('tags', [*predictions, *references], list, 'lists of tags')
     flat = itertools.chain.from_iterable
-    return of_words(list(flat(predictions)), list(flat(references)))
+    predicted, actual = list(flat(predictions)), list(flat(references))
+    check_sizes('tags', predicted, actual)
+    return of_words(predicted, actual)
 
   return metric
 

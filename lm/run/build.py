@@ -20,6 +20,7 @@ from lm.data.rows import FeatureRows
 from lm.errors import UserError
 from lm.optim import Optimizer
 from lm.run import check
+from lm.text.tokenizers import end_id
 from lm.text.vocabulary import words_of
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
@@ -91,9 +92,14 @@ def with_counts(
   counts = np.zeros_like(occurrences)
   counts[words] = occurrences[words]
   if np.count_nonzero(counts) < 2:
+    least = config.data.tokenizer.get('min_count')
+    where = '' if least is None else f' with data.tokenizer.min_count={least}'
+    lower = '' if least is None else 'lower it, or '
+    before = occurrences.sum() - occurrences[end_id(tokenizer)]  # those that became unknown too
     raise UserError(
-      f'data.source={config.data.source!r}: {np.count_nonzero(counts)} different words are left of '
-      f'{counts.sum():,}; lower data.tokenizer.min_count, or take more text'
+      f'data.source={config.data.source!r}: of {before:,} words of text {counts.sum():,} are left'
+      f'{where}, {np.count_nonzero(counts)} different ones, and two are needed; '
+      f'{lower}take more text'
     )
   return functions._replace(objective=spec.call(objective, 'objective', counts=counts))
 

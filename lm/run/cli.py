@@ -7,6 +7,7 @@ run is lost.
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,12 @@ from lm.errors import PeerLost, Preempted, UserError, nearest
 from lm.run import experiment, peers, processes
 
 OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, peers.LOST
+# What Python says of a value, and what is wanted in its place.
+_WANTED = (
+  (r"invalid literal for int\(\) with base 10: '(.*)'", 'an integer'),
+  (r"could not convert string to float: '(.*)'", 'a number'),
+  (r"\('Non-boolean argument to boolean flag', '(.*)'\)", 'true or false'),
+)
 _NEWS = 2.0  # seconds in which the end of another process, of which this one fails, is known
 
 
@@ -73,7 +80,7 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
     known = [name for name in flags.FLAGS if not name.startswith('?')]
     raise UserError(f'unknown flag --{e.flagname}{nearest(e.flagname, known)}') from e
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
-    raise UserError(' '.join(str(e).split())) from e
+    raise UserError(_plain(e)) from e
   if rest[1:] and not positional:
     raise UserError(f'unexpected argument {rest[1]!r}; flags are written --name=value')
   return rest[1:]
@@ -126,9 +133,18 @@ def _override(loaded: ConfigDict, argv: list[str]) -> None:
     config_flags.DEFINE_config_dict('config', loaded, flag_values=values)
     values(sys.argv)
   except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as e:
-    raise UserError(' '.join(str(e).split())) from e
+    raise UserError(_plain(e)) from e
   finally:
     sys.argv = original
+
+
+def _plain(error: Exception) -> str:
+  """Returns one line on a flag that cannot be read, in other words than Python's."""
+  told = ' '.join(str(error).split())
+  for python, wanted in _WANTED:
+    if found := re.fullmatch(rf'flag (--[^=]+)=.*?: {python}', told):
+      return f'{found[1]}={found[2]}: {wanted} is wanted'
+  return told
 
 
 def _take(argv: list[str]) -> str:

@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 from lm import spec
 from lm.config import follow
-from lm.errors import UserError
+from lm.errors import UserError, nearest
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
 # learned from a step, but `steps` and `stop`, which say how far the run goes.
@@ -49,12 +49,12 @@ def load(path_and_arg: str) -> ConfigDict:
   path, _, arg = path_and_arg.partition(':')
   file = pathlib.Path(path)
   if not file.is_file():
-    near = sorted(str(p) for p in file.parent.glob('*.py'))[:20] if file.parent.is_dir() else []
-    raise UserError(
-      f'--config={path}: no such file'
-      + ' (it is a folder)' * file.is_dir()
-      + (f'; there are {", ".join(near)}' if near else '')
-    )
+    known = sorted(map(str, file.parent.glob('*.py'))) if file.parent.is_dir() else []
+    near = '' if file.is_dir() else nearest(str(file), known)
+    more = f' and {len(known) - 20} more' if len(known) > 20 else ''
+    listed = f'; there are {", ".join(known[:20])}{more}' if known else ''
+    a_folder = ' (it is a folder)' if file.is_dir() else ''
+    raise UserError(f'--config={path}: no such file{a_folder}{near or listed}')
   if file.suffix == '.json':
     return follow(from_json(file.read_text()))
   use_folder(file.parent)

@@ -37,6 +37,8 @@ def held(workdir: Path) -> Iterator[None]:
   Raises:
     UserError: another run holds it, or it cannot be written.
   """
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'--workdir={workdir} is a file; give the name of a directory')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('w')

@@ -63,6 +63,11 @@ class Progress:
     elif now - self._drawn >= _REDRAW_SECONDS:
       self._draw(now)
 
+  def exclude(self, seconds: float):
+    """Says that so long no step was under way; what is left is reckoned without."""
+    if self._first is not None:
+      self._first = (self._first[0], self._first[1] + seconds)
+
   def message(self, text: str):
     """Prints a line above the live one."""
     if self._live is None:

@@ -19,6 +19,15 @@ _MORE_IS_BETTER = (
 )  # fmt: skip
 
 
+# Nor is less: they tell of a run, and no value of them is best.
+_NO_DIRECTION = ('mean_length',)
+
+
+def has_best(name: str) -> bool:
+  """Returns whether a metric has better and worse values, by the last part of its name."""
+  return not name.rpartition('/')[2].endswith(_NO_DIRECTION)
+
+
 def more_is_better(name: str) -> bool:
   """Returns whether the best value of a metric is the highest, by the last part of its name."""
   return name.rpartition('/')[2].endswith(_MORE_IS_BETTER)
@@ -107,7 +116,7 @@ def collect(lines: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def status(record: Record) -> str:
-  """Returns done, stopped (as asked), stopped early, preempted, failed or running."""
+  """Returns done, stopped (as asked), stopped early, preempted, failed, imported or running."""
   last = record.events[-1]['event'] if record.events else ''
   complete = step(record) >= record.config.get('steps', float('inf'))
   if last == 'done':
@@ -115,6 +124,8 @@ def status(record: Record) -> str:
     return 'stopped early' if early else 'done' if complete else 'stopped'
   if last in ('start', 'restore') and complete:  # started again with nothing left to do
     return 'done'
+  if last == 'imported':
+    return last
   return {'preempted': 'preempted', 'error': 'failed', 'nonfinite': 'failed'}.get(last, 'running')
 
 

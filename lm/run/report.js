@@ -5,7 +5,7 @@
   const root = document.getElementById('charts');
   const logarithmic = document.getElementById('logarithmic');
   const smoothing = document.getElementById('smoothing');
-  const MARGIN = {left: 46, right: 10, top: 8, bottom: 24};
+  const MARGIN = {left: 54, right: 10, top: 8, bottom: 24};
 
   const {html, svg} = dom;
 
@@ -17,10 +17,10 @@
   };
   const short = (y) => {
     const size = Math.abs(y);
-    if (size !== 0 && size < 1e-3) return String(+y.toPrecision(3)).replace('.0e', 'e');
     for (const [factor, prefix] of [[1e9, 'G'], [1e6, 'M'], [1e3, 'k']])
       if (size >= factor) return +(y / factor).toPrecision(4) + prefix;
-    return String(+y.toPrecision(4));
+    const plain = String(+y.toPrecision(4));
+    return size < 1e-2 && plain.length > 6 ? (+y.toPrecision(3)).toExponential() : plain;
   };
   const dashes = ['', ' dashed', ' dotted'];
   const style = (index) => 'line' + index % 3 + dashes[Math.floor(index / 3) % 3];

@@ -20,10 +20,11 @@ def heading(run: Record) -> str:
   """The experiment, what its file says of it, and where the run stands."""
   word, at = record.status(run), record.step(run)
   of = f' of {run.config["steps"]:,}' if 'steps' in run.config else ''
+  where = '' if word == 'imported' else f' · step {at:,}{of}'
   when = f' · last written {run.written:%Y-%m-%d %H:%M} UTC' if run.written else ''
   return (
-    f'<header><h1>{escaped(run.name)}</h1>{_abstract(run)}'
-    f'<p class="status"><b class="{word}">{word}</b> · step {at:,}{of}{when}</p></header>'
+    f'<header><h1>{escaped(run.name)}</h1>{_smoke(run)}{_abstract(run)}'
+    f'<p class="status"><b class="{word}">{word}</b>{where}{when}</p></header>'
   )
 
 
@@ -50,7 +51,8 @@ def results(run: Record) -> str:
   rows = []
   for name, series in run.series.items():
     if name.startswith('eval/'):
-      (last_step, last), best = series.last(), series.best(name)
+      last_step, last = series.last()
+      best = series.best(name) if record.has_best(name) else None
       at = ('', '') if best is None else (number(best[1]), f'{best[0]:,}')
       dataset, _, metric = name.removeprefix('eval/').rpartition('/')
       rows.append((dataset, metric.replace('_', ' '), number(last), f'{last_step:,}', *at))
@@ -132,6 +134,18 @@ def events(run: Record) -> str:
   if len(run.events) > len(rows):
     count += f', the last {len(rows)} shown'
   return section('Events', details(count, table(rows, ('time (UTC)', 'event', 'step', ''))))
+
+
+def _smoke(run: Record) -> str:
+  """What a run of a few small steps has to say before the abstract, which is of the experiment."""
+  name, _, arg = run.name.partition(':')
+  if not arg.endswith('smoke'):
+    return ''
+  source = run.config.get('data', {}).get('source')
+  on = f', data.source={source}' if source else ''
+  return (
+    f'<p><b>A smoke of {escaped(name)}: few steps, small, on embedded data{escaped(on)}.</b></p>'
+  )
 
 
 def _abstract(run: Record) -> str:

@@ -30,7 +30,11 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
   """
   metrics = []
   for path in config.eval.vectors:
-    metric = spec.call(spec.resolve(path, _KEY), f'{_KEY}={path!r}')
+    fn = spec.resolve(path, _KEY)
+    try:
+      metric = spec.call(fn, path)
+    except UserError as e:
+      raise UserError(f'{_KEY}: {e}') from e
     if not isinstance(metric, VectorMetric):
       raise UserError(f'{_KEY}={path!r} makes {type(metric).__name__}, not a VectorMetric')
     metrics.append(metric)

@@ -86,12 +86,14 @@ class Watch:
 
   @contextlib.contextmanager
   def excluded(self) -> Iterator[None]:
-    """Leaves what happens inside out of the throughput."""
+    """Leaves what happens inside out of the throughput, and of the time that is left."""
     start = time.perf_counter()
     try:
       yield
     finally:
-      self._excluded += time.perf_counter() - start
+      seconds = time.perf_counter() - start
+      self._excluded += seconds
+      self.progress.exclude(seconds)
 
   def restart_clock(self, step: int) -> None:
     """Measures throughput from the end of this step on: the first one holds the compilation."""

@@ -67,6 +67,7 @@ def show(found: Mapping[str, Any]) -> str:
   words, shares = found['words'], found['shares']
   step = f'Step {found["step"]:,}. ' if 'step' in found else ''
   names = [word if len(word) <= _LONGEST else f'{word[:_LONGEST]}…' for word in words]
+  count = f'{len(words):,} word{"s" if len(words) != 1 else ""}'
   x, y, height = _places(np.array(found['points']))
   marks = []
   for name, left, top, (side, named) in zip(names, x, y, _sides(names, x, y), strict=True):
@@ -75,7 +76,7 @@ def show(found: Mapping[str, Any]) -> str:
     marks.append(f'<i class="{kinds}" style="{at}"><b dir="auto">{escaped(name)}</b></i>')
   return section(
     'Words',
-    f'<p class="none">{step}{len(words):,} words along the two directions in which their vectors '
+    f'<p class="none">{step}{count} along the two directions in which their vectors '
     f'vary most: {shares[0]:.0%} of the variance across, {shares[1]:.0%} down. Point at a dot for '
     f'its word.</p><style>{_STYLE}</style>'
     f'<div class="words" style="aspect-ratio:{_WIDTH}/{height:.0f}">{"".join(marks)}</div>',

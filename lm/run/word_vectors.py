@@ -92,7 +92,7 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
     finally:
       checkpoints.close()
     events = Events(folder)
-    events.write('done', step=0)
+    events.write('imported', step=0)
     events.close()
     kept.write_word_map(folder, 0, word_map.find(vectors, vectors.words[:MAPPED]))
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from lm.errors import UserError
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
+CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (of Latin letters often latin1)'
 
 
 def expand(name: str, key: str) -> pathlib.Path:
@@ -23,7 +24,8 @@ def expand(name: str, key: str) -> pathlib.Path:
   expanded = os.path.expandvars(name)
   unset = re.search(r'\$\{?(\w+)', expanded)
   if unset:
-    raise UserError(f'{key}={name!r}: the environment variable {unset[1]} is not set')
+    told = '; it is the folder of data, see experiments/README.md' * (unset[1] == 'LM_DATA')
+    raise UserError(f'{key}={name!r}: the environment variable {unset[1]} is not set{told}')
   return pathlib.Path(expanded).expanduser()
 
 
@@ -106,8 +108,10 @@ def text_start(data: bytes, file: pathlib.Path) -> int:
   return len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
 
 
-def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
-  """Returns UTF-8 bytes, found at `offset` of a file, as text; at 0 a byte order mark is left out.
+def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> str:
+  """Returns UTF-8 bytes, found at `offset` of a file and on its line `line`, as text.
+
+  At offset 0 a byte order mark is left out.
 
   Raises:
     UserError: they are not UTF-8, or hold a NUL and so are no text.
@@ -121,8 +125,9 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0) -> str:
   try:
     return data.decode('utf-8')
   except UnicodeDecodeError as e:
+    line += data.count(b'\n', 0, e.start)
     raise UserError(
-      f'{file} is not UTF-8 at byte {offset + e.start}; convert it, as with iconv -t utf-8'
+      f'{file} is not UTF-8 at byte {offset + e.start}, in line {line}; {CONVERT}'
     ) from e
 
 

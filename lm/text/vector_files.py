@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lm.errors import UserError
-from lm.text.files import lines, replace, text_start
+from lm.text.files import CONVERT, lines, replace, text_start
 from lm.text.vectors import Vectors, not_finite
 
 _PIECE = 1 << 22  # bytes read together
@@ -26,6 +26,17 @@ _LONGEST = 10_000  # bytes of a word or a header
 _LINE = 1 << 22  # bytes of a line of text
 _MOST = 1 << 20  # numbers of a vector
 _HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
+_UNSHOWN = re.compile(rb'[^\x20-\x7e\r\n]')
+# How files begin that are none of these, and what to do.
+_OTHERS = {
+  b'\x1f\x8b': 'is packed by gzip: unpack it first, as with gunzip',
+  b'PK\x03\x04': 'is packed by zip: unpack it first, as with unzip',
+  **{
+    bytes([0x80, protocol]): "is a pickle, as Gensim's save makes (.kv); write it there with "
+    'save_word2vec_format, and give --format=word2vec or word2vec_binary'
+    for protocol in range(2, 6)
+  },
+}
 _NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
 _ILLEGAL = re.compile('[\0-\x20\x7f]')
 _ILLEGAL_WHERE_SPACED = re.compile('[\0-\x1f\x7f]|^ | $')
@@ -39,6 +50,7 @@ def read_word2vec_text(path: str | Path) -> Vectors:
       is named.
   """
   with _opened(path) as file:
+    _check_form(file, path, binary=False)
     _start(file, path)
     count, size, _ = _read_header(file, path, least=2)
     return _read_lines(file, path, count, size, first=2, spaced=False)
@@ -53,6 +65,7 @@ def read_glove(path: str | Path) -> Vectors:
     UserError: as `read_word2vec_text`; the file has a header.
   """
   with _opened(path) as file:
+    _check_form(file, path, binary=False)
     count, ended = 0, True
     for piece in iter(lambda: file.read(_PIECE), b''):
       count, ended = count + piece.count(b'\n'), piece.endswith(b'\n')
@@ -64,7 +77,7 @@ def read_glove(path: str | Path) -> Vectors:
     if size < 1:
       raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
     if fields == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
-      raise UserError(f'{path}, line 1: a header, which files of GloVe lack; read it as word2vec')
+      raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
     file.seek(start)
     return _read_lines(file, path, count, size, first=1, spaced=True)
 
@@ -77,6 +90,7 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
       word is named by its number and its place.
   """
   with _opened(path) as file:
+    _check_form(file, path, binary=True)
     count, size, begin = _read_header(file, path, least=4)
     matrix = _room(path, count, size)
     index: dict[str, int] = {}
@@ -164,6 +178,11 @@ def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
 def _opened(path: str | Path) -> Iterator[BinaryIO]:
   try:
     with open(path, 'rb') as file:
+      begin = file.read(4)
+      for known, remedy in _OTHERS.items():
+        if begin.startswith(known):
+          raise UserError(f'{path} {remedy}')
+      file.seek(0)
       yield file
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
@@ -177,6 +196,24 @@ def _start(file: BinaryIO, path: str | Path) -> int:
   start = 0 if first[3:] == b' ' else text_start(first, Path(path))
   file.seek(start)
   return start
+
+
+def _check_form(file: BinaryIO, path: str | Path, binary: bool) -> None:
+  """Raises UserError where the first word after a header has numbers of the other form.
+
+  The file stays at its start.
+  """
+  header = _HEADER.fullmatch(file.readline(_LONGEST))
+  word = file.read(_LONGEST)
+  file.seek(0)
+  if not header:
+    return
+  fields = word.partition(b'\n')[0].split()[1:]
+  if binary and fields and len(fields) == int(header[2]) and all(map(_is_number, fields)):
+    raise UserError(f'{path}: its numbers are text, not binary; --format=word2vec')
+  begin = word.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
+  if not binary and not _is_number(begin.partition(b' ')[0]) and _UNSHOWN.search(begin):
+    raise UserError(f'{path}: its numbers are binary, not text; --format=word2vec_binary')
 
 
 def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int, int]:
@@ -193,7 +230,7 @@ def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int
   if not count or not size:
     raise UserError(
       f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
-      'for each; files of GloVe have none'
+      'for each; files of GloVe have none, --format=glove'
     )
   if size > _MOST:
     raise UserError(
@@ -288,10 +325,7 @@ def _add(index: dict[str, int], word: bytes, place: str, spaced: bool) -> None:
     text = word.decode()
     _check_word(text, spaced)
   except UnicodeDecodeError as e:
-    raise UserError(
-      f'{place}: {word!r:.60} is not UTF-8 at its byte {e.start}; convert the file, as with '
-      'iconv -t utf-8'
-    ) from e
+    raise UserError(f'{place}: {word!r:.60} is not UTF-8 at its byte {e.start}; {CONVERT}') from e
   except ValueError as e:
     raise UserError(f'{place}: {e}') from e
   if text in index:
@@ -329,4 +363,6 @@ def _numbers_at_the_end(fields: list[bytes]) -> int:
 
 
 def _shown(text: bytes) -> str:
+  if text.count(b'\0'):
+    return 'what stands there, and is binary,'
   return f'{text.decode(errors="replace")!r:.60}'

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lm.errors import UserError, nearest
+from lm.text.tokenizers import END, UNKNOWN
 
 _COMPARED = 100_000  # words that a misspelt one is compared with: half a second
 _BLOCK = 4096  # rows looked at together
@@ -77,6 +78,8 @@ def row(vectors: Vectors, word: str) -> int:
     UserError: there is no such word; it names words of like spelling among the first 100,000.
   """
   if word not in vectors.index:
+    if word in (END, UNKNOWN):
+      raise UserError(f'{word!r} stands for no word, and has no neighbours; it is left out')
     close = nearest(word, vectors.words[:_COMPARED])
     raise UserError(f'{word!r:.80} is not among the {len(vectors.words):,} words{close}')
   return vectors.index[word]

@@ -110,6 +110,9 @@ def test_mistakes_in_names_are_told(tmp_path, monkeypatch):
   monkeypatch.delenv('NOWHERE', raising=False)
   with pytest.raises(UserError, match='environment variable NOWHERE is not set'):
     text('train', '$NOWHERE/a.txt')
+  monkeypatch.delenv('LM_DATA', raising=False)
+  with pytest.raises(UserError, match=r"\{split\}\.txt'.* LM_DATA is not set; .*README\.md"):
+    text('train', '$LM_DATA/{split}.txt')
   with pytest.raises(UserError, match=r'it is a folder, name its files'):
     text('train', str(tmp_path))
   with pytest.raises(UserError, match=r"\*\.txt': no such file"):

@@ -34,5 +34,5 @@ def test_a_workdir_is_held_against_a_second_run_until_the_first_is_gone(tmp_path
 def test_a_workdir_that_is_a_file_is_told(tmp_path):
   (tmp_path / 'file').write_text('')
   held = files.held(tmp_path / 'file')
-  with pytest.raises(UserError, match='file cannot be written: File exists'), held:
+  with pytest.raises(UserError, match='is a file; give the name of a directory'), held:
     pass

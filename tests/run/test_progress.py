@@ -120,3 +120,14 @@ def test_a_real_terminal_is_recognised(monkeypatch):
   with os.fdopen(secondary, 'w') as stream:
     assert progress.is_terminal(stream)
   os.close(primary)
+
+
+def test_what_was_no_step_is_not_reckoned_into_the_time_left():
+  stream = io.StringIO()
+  progress = Progress(10, stream=stream, clock=_clock([0, 4, 24]))
+  progress.update(1, {'loss': 1})
+  progress.update(5, {'loss': 1})
+  progress.exclude(16)
+  progress.update(6, {'loss': 1})
+  # 5 steps took 8 of the 24 seconds, and 4 are left.
+  assert '6 s left' in stream.getvalue().splitlines()[-1]

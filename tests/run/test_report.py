@@ -345,6 +345,17 @@ def test_the_title_and_abstract_come_from_the_experiment(tmp_path):
   assert 'tiny:smoke' in page.text and 'Tiny, but whole.' in page.text
 
 
+@pytest.mark.parametrize(('arg', 'told'), [('', False), (':best', False), (':write_smoke', True)])
+def test_a_smoke_says_that_it_is_one(tmp_path, arg, told):
+  events = Events(_run(tmp_path))
+  events.write('start', experiment=f'tiny{arg}')
+  events.close()
+  (tmp_path / 'config.json').write_text('{"data": {"source": "mine:embedded"}}')
+  page = _Page(report.write(tmp_path))
+  smoke = 'A smoke of tiny: few steps, small, on embedded data, data.source=mine:embedded.'
+  assert (smoke in page.text) is told
+
+
 def test_a_directory_without_a_run_is_one_clear_line(tmp_path):
   with pytest.raises(UserError, match='no such directory'):
     report.write(tmp_path / 'absent')

@@ -231,6 +231,11 @@ def test_what_was_read_before_a_mistake_is_written(workdir):
   ('arguments', 'message'),
   [
     (['--beam=99'], '--beam=99 is not between 1 and'),
+    (
+      ['--min_tokens=50', '--max_tokens=5'],
+      '--min_tokens=50 is more than --max_tokens=5, the most',
+    ),
+    (['--min_tokens=999'], '--min_tokens=999 is more than data.context='),
     (['--beam=2', '--n_best=3'], '--n_best=3 is more than --beam=2'),
     (['--max_tokens=-1'], '--max_tokens=-1 is not 0 or more'),
     (['--too_long=cut'], '--too_long=cut is none of error, truncate, split'),

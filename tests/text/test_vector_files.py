@@ -237,7 +237,10 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
     (b'2 2\na ' + ONE + b'\n ' + ONE, 'word 2 of 2 at byte 15: the word is empty'),
     (b'2 2\na ' + ONE + b'\xff ' + ONE, r"word 2 of 2 at byte 14: b'\\xff' is not UTF-8 at its"),
     (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' has a '\\n'"),
-    (b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n', r"word [23] of 3 .* has a '\\n'"),  # text
+    (
+      b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n',
+      'its numbers are text, not binary; --format=word2vec',
+    ),
   ],
 )
 def test_broken_binary_files_are_told(file, content, message):
@@ -310,3 +313,22 @@ def test_gensim_reads_ours_and_we_read_its(tmp_path, name, options):
   found = read(tmp_path / 'theirs')
   assert found.words == vectors.words
   np.testing.assert_array_equal(found.matrix, vectors.matrix)
+
+
+@pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary, read_glove])
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'\x1f\x8b\x08\0', 'unpack it first, as with gunzip'),
+    (b'\x80\x04\x95', 'save_word2vec_format'),
+  ],
+)
+def test_files_of_other_kinds_are_told(file, read, content, message):
+  with pytest.raises(UserError, match=message):
+    read(file(content))
+
+
+@pytest.mark.parametrize('read', [read_word2vec_text, read_glove])
+def test_binary_numbers_are_told_to_who_reads_text(file, read):
+  with pytest.raises(UserError, match=r'binary, not text; --format=word2vec_binary$'):
+    read(file(b'2 2\na ' + ONE + b'b ' + ONE))
