@@ -24,7 +24,10 @@ def _run(program, *arguments):
     ([], '--config is required, for example --config=experiments/quickstart.py'),
     (['--config='], '--config is required'),
     ([QUICKSTART], '--workdir is required, for example --workdir='),
-    (['--config=experiments/quikstart.py'], '--config=experiments/quikstart.py: no such file; the'),
+    (
+      ['--config=experiments/quikstart.py'],
+      '--config=experiments/quikstart.py: no such file (did you mean',
+    ),
     ([f'{QUICKSTART}:smok'], "no argument 'smok' (did you mean 'smoke'?)"),
     (
       [QUICKSTART, '--config.stpes=3'],

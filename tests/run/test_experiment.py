@@ -81,7 +81,7 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
 @pytest.mark.parametrize(
   ('name', 'text', 'message'),
   [
-    ('missing.py', None, r'missing\.py: no such file; there are .*my_experiment\.py'),
+    ('missing.py', None, r'missing\.py: no such file \(did you mean .*my_experiment\.py'),
     ('empty.py', '', r'the file defines no get_config\(arg\)'),
     ('syntax.py', 'def f(:', r'the file fails: SyntaxError'),
     ('absent.py', 'import no_such_module_here', r"ModuleNotFoundError: No module named 'no_such_m"),
