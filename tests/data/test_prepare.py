@@ -264,7 +264,7 @@ def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
     ({'source': 'some_corpus:lines(cont=3)'}, "takes no argument 'cont'"),
     ({'source': 'some_corpus:line'}, r"data\.source='some_corpus:line': .*did you mean 'lines'"),
     ({'source': 'some_corpus:no_text'}, "no string under 'text'; it has 'txt', 'label'"),
-    ({'source': 'some_corpus:number'}, "no string under 'text'"),
+    ({'source': 'some_corpus:number'}, "'text' of an example is 3 and no string"),
     (
       {'source': 'some_corpus:half'},
       r"data\.source: 'text' .* has the lone surrogate .* after 'one '",
