@@ -4,8 +4,8 @@
   python -m lm.train --config=experiments/llama_70b.py --workdir=gs://BUCKET/llama_70b
 
 For a TPU slice: parameters, optimizer and batch are split over 128 chips (`mesh.fsdp`); all else is
-as in llama_8b. At this size it was
-neither compiled nor trained.
+as in llama_8b. It was compiled for TPUs (experiments/LOG.md),
+and never trained.
 """
 
 import llama_8b

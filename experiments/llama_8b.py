@@ -5,8 +5,8 @@
 
 For a TPU slice: parameters, optimizer and batch are split over 64 chips (`mesh.fsdp`), and a layer
 keeps nothing of the pass forward but its input. Data as in gpt2_small; the vocabulary is as large
-as Llama 3's, and made of the corpus. At this size it was
-neither compiled nor trained.
+as Llama 3's, and made of the corpus. It was compiled for TPUs (experiments/LOG.md),
+and never trained.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
   python -m lm.train --config=experiments/translation_3b.py --workdir=gs://BUCKET/translation_3b
 
 For a TPU slice: parameters, optimizer and batch are split over 16 chips (`mesh.fsdp`), and a layer
-keeps nothing of the pass forward but its input. Data and task are those of wmt14_en_de. At this
-size it was neither compiled nor trained.
+keeps nothing of the pass forward but its input. Data and task are those of wmt14_en_de. It was
+compiled for TPUs (experiments/LOG.md), and never trained.
 """
 
 import wmt14_en_de
