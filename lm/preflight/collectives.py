@@ -37,7 +37,7 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
     program: of one device of the mesh.
     mesh: whose devices, in their order, are the partitions of the program.
   """
-  found: dict[str, Collective] = {}
+  found: dict[tuple[bool, str], Collective] = {}
   for times, computation, instruction in hlo.walk(program):
     if instruction.opcode == 'send' and _TRANSFER.search(instruction.attributes):
       one = _between_slices(times, instruction, mesh)
@@ -45,9 +45,10 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
       one = _collective(times, computation, instruction, mesh)
     else:
       continue
-    # What goes on beside products stands in the text at each of them, under the same number.
+    # What goes on beside products stands in the text at each of them, under the same number;
+    # transfers of hosts have numbers of their own.
     channel = re.search(r'channel_id=(\d+)', instruction.attributes)
-    key = channel.group(1) if channel else instruction.name
+    key = (instruction.opcode == 'send', channel.group(1) if channel else instruction.name)
     if len(one.group) > 1 and (key not in found or found[key].times < times):
       found[key] = one
   return list(found.values())

@@ -120,9 +120,12 @@ is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-r
 _xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
   %recv = (bf16[2,100]{1,0}, u32[], token[]) recv(%after), channel_id=1, is_host_transfer=true, \
 frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %gather = bf16[8,100]{1,0} all-gather(%a), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}
   ROOT %out = bf16[2,100]{1,0} recv-done(%recv)
 }
 """
-  (one,) = collectives.collectives(hlo.parse(text), FakeMesh(chips))
+  one, within = collectives.collectives(hlo.parse(text), FakeMesh(chips))
+  # Exchanges within slices are numbered apart.
+  assert (within.kind, within.axes, within.bytes) == ('all-gather', ('fsdp',), 1600 * 3 / 4)
   assert (one.kind, one.axes, one.group, one.beside) == ('all-reduce', ('data',), (0, 4), True)
   assert one.bytes == 2 * 400 / 2
