@@ -6,9 +6,8 @@ mesh axes it is split over. `jax.jit` over one mesh serves one device or a thous
 
 import contextlib
 import contextvars
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -67,9 +66,13 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
   # Explicit axis types, the default, make an embedding gather raise ShardingTypeError.
   types = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
-  if slices > 1:
-    return Mesh(_over_slices(shape, slices, devices), AXES, axis_types=types)
+  long = [size for size in shape if size > 1]
+  if hasattr(devices[0], 'coords') and long in ([len(devices)], [slices, len(devices) // slices]):
+    # One side of the torus after another, as lm.shards sends; JAX may lay a ring instead.
+    return Mesh(np.array(sorted(devices, key=place)).reshape(shape), AXES, axis_types=types)
   try:
+    if slices > 1:
+      return Mesh(_over_slices(shape, slices, devices), AXES, axis_types=types)
     return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
   except NotImplementedError as e:
     raise UserError(
@@ -78,16 +81,21 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
     ) from e
 
 
+def place(device: jax.Device) -> tuple[int, ...]:
+  """Returns where a device of a TPU lies: its slice, its place in the torus, its part of a chip."""
+  return (getattr(device, 'slice_index', 0), *device.coords, getattr(device, 'core_on_chip', 0))
+
+
 def _over_slices(shape: list[int], slices: int, devices) -> np.ndarray:
   """Returns devices with the slices of a TPU job along `data`, or else `fsdp`.
 
   Between slices there is a network only, which axes that are asked more often stay within.
   """
   for axis in ('data', 'fsdp'):
-    place = AXES.index(axis)
-    if shape[place] % slices == 0:
+    i = AXES.index(axis)
+    if shape[i] % slices == 0:
       within, between = list(shape), [1] * len(AXES)
-      within[place], between[place] = shape[place] // slices, slices
+      within[i], between[i] = shape[i] // slices, slices
       return mesh_utils.create_hybrid_device_mesh(within, between, devices)
   raise UserError(
     f'mesh={dict(zip(AXES, shape, strict=True))} does not divide over {slices} slices: make '
@@ -123,6 +131,12 @@ def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]
     _current.reset(token)
 
 
+def in_use() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
+  """Returns the mesh and the rules of `use`; None outside it, and on one device."""
+  current = _current.get()
+  return None if current is None or current[0].size == 1 else current
+
+
 @contextlib.contextmanager
 def weights_stay() -> Iterator[None]:
   """Makes activations come to the weights in what is traced inside; for one token of each row.
@@ -145,100 +159,12 @@ def weights_stay() -> Iterator[None]:
 
 def constrain(x: Array, *axes: str | None) -> Array:
   """Pins an activation to where its axes go; the identity outside `use` or on one device."""
-  current = _current.get()
-  if current is None or current[0].size == 1:
+  current = in_use()
+  if current is None:
     return x
   mesh, axis_rules = current
   spec = partition(axes, axis_rules)
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-
-def gathered(x: Array, *axes: str | None) -> Array:
-  """Returns a parameter as a product with rows needs it: whole along the axes that split rows.
-
-  Its gradient is added up over these and split as the parameter is. Left to itself the compiler of
-  TPUs may cut the product into windows, one for each part, which takes longer, or gather the
-  same parameter twice for a pass backward.
-
-  Args:
-    x: of a type as short as products have it.
-    axes: its logical axes.
-  """
-  current = _current.get()
-  if current is None or current[0].size == 1:
-    return x
-  mesh, axis_rules = current
-  split = partition(axes, axis_rules)
-  rows = {name for part in partition(('batch',), axis_rules) for name in _axes(part)}
-  whole = PartitionSpec(*(tuple(a for a in _axes(part) if a not in rows) or None for part in split))
-  return _gather(x, NamedSharding(mesh, whole), NamedSharding(mesh, split))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: Array, whole: NamedSharding, split: NamedSharding) -> Array:
-  return jax.lax.with_sharding_constraint(x, whole)
-
-
-def _gather_bwd(whole: NamedSharding, split: NamedSharding, _: None, d: Array) -> tuple[Array]:
-  added = jax.lax.with_sharding_constraint(d, whole)
-  return (jax.lax.with_sharding_constraint(added, split),)
-
-
-_gather.defvjp(lambda x, whole, split: (_gather(x, whole, split), None), _gather_bwd)
-
-
-def by_rows(part: Callable[..., tuple[Any, Any]], whole: Any, rows: Any) -> tuple[Any, Any]:
-  """Returns `part(whole, rows)`, done by each device for its own rows of a batch.
-
-  What is added up over rows a device adds up by itself, and the devices but once.
-
-  Args:
-    part: returns (sums over the rows, values of the rows).
-    whole: arrays that all rows need.
-    rows: arrays with the rows along axis 0.
-  """
-  current = _current.get()
-  if current is None or current[0].size == 1:
-    return part(whole, rows)
-  mesh, axis_rules = current
-  (names,) = partition(('batch',), axis_rules)
-  axes = _axes(names)
-  if not axes:
-    return part(whole, rows)
-
-  def mine(whole: Any, rows: Any) -> tuple[Any, Any]:
-    sums, values = part(whole, rows)
-    return jax.lax.psum(sums, axes), values
-
-  split, everywhere = PartitionSpec(axes), PartitionSpec()
-  return jax.shard_map(
-    mine,
-    mesh=mesh,
-    in_specs=(everywhere, split),
-    out_specs=(everywhere, split),
-    axis_names=set(axes),
-    check_vma=False,
-  )(whole, rows)
-
-
-def on_each(
-  part: Callable[..., Array], in_axes: Sequence[tuple | None], out_axes: tuple
-) -> Callable[..., Array]:
-  """Returns the function that does `part` on each device for what the device has of the arrays.
-
-  Args:
-    part: of arrays that no device needs anything else for.
-    in_axes: the logical axes of its arguments; None for one that is None.
-    out_axes: those of its result.
-  """
-  current = _current.get()
-  if current is None or current[0].size == 1:
-    return part
-  mesh, axis_rules = current
-  specs = tuple(PartitionSpec() if a is None else partition(a, axis_rules) for a in in_axes)
-  return jax.shard_map(
-    part, mesh=mesh, in_specs=specs, out_specs=partition(out_axes, axis_rules), check_vma=False
-  )
 
 
 def platform() -> str:
@@ -253,7 +179,7 @@ def pieces(*axes: str | None) -> int:
   if current is None:
     return 1
   mesh, axis_rules = current
-  return math.prod(mesh.shape[a] for part in partition(axes, axis_rules) for a in _axes(part))
+  return math.prod(mesh.shape[a] for part in partition(axes, axis_rules) for a in axes_of(part))
 
 
 def named(init: Initializer, *axes: str | None) -> Initializer:
@@ -318,13 +244,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def _axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def axes_of(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
   """Returns the mesh axes of one entry of a PartitionSpec."""
   return (part,) if isinstance(part, str) else part or ()
 
 
 def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:
-  names = _axes(names)
+  names = axes_of(names)
   parts = math.prod(mesh.shape[name] for name in names)
   if size % parts:
     axes = ' * '.join(f'mesh.{name}={mesh.shape[name]}' for name in names)

@@ -104,6 +104,13 @@ class Unembed(flax.struct.PyTreeNode):
   bias_V: Array | None = None
   vocab_size: int = flax.struct.field(pytree_node=False, default=0)
   soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
+  axes: tuple[str | None, str] = flax.struct.field(pytree_node=False, default=('vocab', 'embed'))
+
+  @property
+  def logical_axes(self) -> Any:
+    """The logical axes of the kernel and of the bias, each in its place."""
+    bias = None if self.bias_V is None else self.axes[:1]
+    return self.replace(kernel_VD=self.axes, bias_V=bias)
 
   @property
   def entries(self) -> int:

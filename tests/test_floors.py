@@ -16,6 +16,7 @@ FLOORS = (
     'config',
     'errors',
     'mesh',
+    'shards',
     'spec',
     'task',
     'task_config',

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
-from lm.mesh import constrain, gathered, named, platform
+from lm.mesh import constrain, named, platform
 from lm.nn import attention
 from lm.nn.cache import Projected, Slots
 from lm.nn.tap import COLLECTION, tap
+from lm.shards import with_whole
 from lm.types import Array, Mask
 
 
@@ -38,7 +39,8 @@ class Linear(nn.Module):
     # The pass backward keeps the kernel in its parts and puts it together again.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def product(x: Array, kernel: Array) -> Array:
-      return _product(x, gathered(kernel.astype(self.dtype), *self.axes), self.inputs)
+      part = functools.partial(_product, inputs=self.inputs)
+      return with_whole(part, x, kernel.astype(self.dtype), self.axes)
 
     y = product(x.astype(self.dtype), kernel)
     if self.bias:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import by_rows, pieces, platform
+from lm.mesh import pieces, platform
+from lm.shards import by_rows
 from lm.types import Array, Unembed
 
 # Logits that a device holds at once when no chunk is named: 512 MiB of float32, for with each chunk
@@ -93,16 +94,15 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   def part(unembed: Unembed, rows: tuple[Array, ...]):
     return _rows(unembed, rows, penalties, size, gradient)
 
-  (sums, d_unembed), d_hidden = by_rows(
-    part, unembed.replace(kernel_VD=kernel_VD), (hidden_BTD, targets_BT, weights_BT)
-  )
+  whole, rows = unembed.replace(kernel_VD=kernel_VD), (hidden_BTD, targets_BT, weights_BT)
+  sums, d_unembed, d_hidden = by_rows(part, whole, unembed.logical_axes, rows)
   if gradient:
     d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
   return sums, (d_hidden, d_unembed)
 
 
 def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
-  """Returns ((sums, gradient of the unembedding), gradient of the hidden states) of some rows.
+  """Returns (sums, gradient of the unembedding, gradient of the hidden states) of some rows.
 
   Chunks are added up in float32, devices in the type of the unembedding, as in all other layers;
   but on CPUs, whose compiler aborts on sums of bfloat16 over devices, these too in float32.
@@ -146,7 +146,7 @@ def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradi
     d_hidden = None if d_hidden is None else _unchunked(d_hidden, T)
   if gradient and platform() != 'cpu':
     d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
-  return (sums, d_unembed), d_hidden
+  return sums, d_unembed, d_hidden
 
 
 def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, smoothing, chunk):

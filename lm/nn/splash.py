@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from lm.mesh import on_each
+from lm.shards import on_each
 from lm.types import Array, Mask
 
 LANES = 128  # what a row's length must be a multiple of

@@ -14,7 +14,8 @@ KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
 _LISTS = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}')
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-_BESIDE = ('chain_id=', 'async_collective_name=')
+_BESIDE = re.compile(r'(?:chain_id|async_collective_name)="[^"]*"')
+_CHANNEL = re.compile(r'channel_id=\d+')
 _IOTA = re.compile(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?')
 
 
@@ -37,7 +38,7 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
     program: of one device of the mesh.
     mesh: whose devices, in their order, are the partitions of the program.
   """
-  found: dict[tuple[bool, str], Collective] = {}
+  found: dict[tuple[bool | str, ...], Collective] = {}
   for times, computation, instruction in hlo.walk(program):
     if instruction.opcode == 'send' and _TRANSFER.search(instruction.attributes):
       one = _between_slices(times, instruction, mesh)
@@ -45,10 +46,12 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
       one = _collective(times, computation, instruction, mesh)
     else:
       continue
-    # What goes on beside products stands in the text at each of them, under the same number;
-    # transfers of hosts have numbers of their own.
-    channel = re.search(r'channel_id=(\d+)', instruction.attributes)
-    key = (instruction.opcode == 'send', channel.group(1) if channel else instruction.name)
+    # What goes on beside products stands in the text at each of them, under the same name and
+    # number; a number alone may be that of others too, and transfers of hosts have their own.
+    named = _BESIDE.findall(instruction.attributes)
+    channel = _CHANNEL.findall(instruction.attributes)
+    sending = instruction.opcode == 'send'
+    key = (sending, *channel, *named) if sending or named else (sending, instruction.name)
     if len(one.group) > 1 and (key not in found or found[key].times < times):
       found[key] = one
   return list(found.values())
@@ -73,7 +76,7 @@ def _collective(
     tuple(group),
     sent(kind, result, len(group)),
     times,
-    instruction.opcode.endswith('-start') or any(m in instruction.attributes for m in _BESIDE),
+    instruction.opcode.endswith('-start') or bool(_BESIDE.search(instruction.attributes)),
     what.group(1) if what else '',
   )
 

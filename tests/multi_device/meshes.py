@@ -375,13 +375,6 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(s
   assert sum(one.bytes for one in gathered) <= 2 * 4 * whole * share
 
 
-def test_on_one_device_or_outside_a_mesh_a_kernel_is_what_it_is():
-  kernel = jnp.ones((8, 4))
-  assert mesh.gathered(kernel, 'embed', 'mlp') is kernel
-  with mesh.use(mesh.make({'data': 8}), mesh.RULES):
-    assert mesh.gathered(kernel, 'embed', 'mlp').sharding.is_fully_replicated
-
-
 @pytest.mark.parametrize(
   ('architecture', 'sizes', 'beam'),
   [
