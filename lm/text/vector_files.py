@@ -9,24 +9,29 @@ https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 
 import contextlib
 import itertools
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from lm.errors import UserError
-from lm.text.files import CONVERT, lines, replace, text_start
-from lm.text.vectors import Vectors, not_finite
+from lm.text.files import lines, replace, text_start
+from lm.text.vector_fields import (
+  LONGEST,
+  add_word,
+  check_finite,
+  check_form,
+  check_word,
+  misread,
+  numbers_at_the_end,
+  read_header,
+  word_and_numbers,
+)
+from lm.text.vectors import Vectors
 
 _PIECE = 1 << 22  # bytes read together
-_LONGEST = 10_000  # bytes of a word or a header
 _LINE = 1 << 22  # bytes of a line of text
-_MOST = 1 << 20  # numbers of a vector
-_HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
-_UNSHOWN = re.compile(rb'[^\x20-\x7e\r\n]')
 # How files begin that are none of these, and what to do.
 _OTHERS = {
   b'\x1f\x8b': 'is packed by gzip: unpack it first, as with gunzip',
@@ -37,9 +42,6 @@ _OTHERS = {
     for protocol in range(2, 6)
   },
 }
-_NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
-_ILLEGAL = re.compile('[\0-\x20\x7f]')
-_ILLEGAL_WHERE_SPACED = re.compile('[\0-\x1f\x7f]|^ | $')
 
 
 def read_word2vec_text(path: str | Path) -> Vectors:
@@ -50,9 +52,9 @@ def read_word2vec_text(path: str | Path) -> Vectors:
       is named.
   """
   with _opened(path) as file:
-    _check_form(file, path, binary=False)
+    check_form(file, path, binary=False)
     _start(file, path)
-    count, size, _ = _read_header(file, path, least=2)
+    count, size, _ = read_header(file, path, least=2)
     return _read_lines(file, path, count, size, first=2, spaced=False)
 
 
@@ -65,7 +67,7 @@ def read_glove(path: str | Path) -> Vectors:
     UserError: as `read_word2vec_text`; the file has a header.
   """
   with _opened(path) as file:
-    _check_form(file, path, binary=False)
+    check_form(file, path, binary=False)
     count, ended = 0, True
     for piece in iter(lambda: file.read(_PIECE), b''):
       count, ended = count + piece.count(b'\n'), piece.endswith(b'\n')
@@ -73,7 +75,7 @@ def read_glove(path: str | Path) -> Vectors:
     start = _start(file, path)
     begin = lines(file, path, _LINE)
     fields, second = (next(begin, b'').split() for _ in range(2))
-    size = _numbers_at_the_end(fields)
+    size = numbers_at_the_end(fields)
     if size < 1:
       raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
     if fields == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
@@ -90,31 +92,31 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
       word is named by its number and its place.
   """
   with _opened(path) as file:
-    _check_form(file, path, binary=True)
-    count, size, begin = _read_header(file, path, least=4)
+    check_form(file, path, binary=True)
+    count, size, begin = read_header(file, path, least=4)
     matrix = _room(path, count, size)
     index: dict[str, int] = {}
-    longest = _LONGEST + 4 * size + 2
+    longest = LONGEST + 4 * size + 2
     data, at = b'', 0  # a piece of the file, and where in it the next word begins
     for i in range(count):
       if len(data) - at < longest:
         begin, data, at = begin + at, data[at:] + file.read(max(longest, _PIECE)), 0
       at += data[at : at + 1] == b'\n'
-      space = data.find(b' ', at, at + _LONGEST)
+      space = data.find(b' ', at, at + LONGEST)
       start, end = space + 1, space + 1 + 4 * size
       place = f'{path}, word {i + 1} of {count} at byte {begin + at}'
-      if space < 0 and len(data) - at > _LONGEST:
+      if space < 0 and len(data) - at > LONGEST:
         raise UserError(f'{place}: no space after it; the header is wrong, or the format')
       if space < 0 or end > len(data):
         raise UserError(f'{place}: the file ends within it; it is truncated')
-      _add(index, data[at:space], place, spaced=False)
+      add_word(index, data[at:space], place, spaced=False)
       matrix[i] = np.frombuffer(data[start:end], '<f4')
       at = end
     if data[at : at + 2] + file.read(2) not in (b'', b'\n'):
       raise UserError(
         f'{path}: more follows the {count} words of its header, from byte {begin + at} on'
       )
-  _check_finite(matrix, index, lambda i: f'{path}, word {i + 1} of {count}')
+  check_finite(matrix, index, lambda i: f'{path}, word {i + 1} of {count}')
   return Vectors(tuple(index), matrix, index)
 
 
@@ -163,7 +165,7 @@ def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
   for word in vectors.words:
     try:
       word.encode()
-      _check_word(word, spaced=False)
+      check_word(word, spaced=False)
     except UnicodeEncodeError:
       raise UserError(f'{path}: {word!r:.80} has a lone surrogate, which UTF-8 lacks') from None
     except ValueError as e:
@@ -198,55 +200,6 @@ def _start(file: BinaryIO, path: str | Path) -> int:
   return start
 
 
-def _check_form(file: BinaryIO, path: str | Path, binary: bool) -> None:
-  """Raises UserError where the first word after a header has numbers of the other form.
-
-  The file stays at its start.
-  """
-  header = _HEADER.fullmatch(file.readline(_LONGEST))
-  word = file.read(_LONGEST)
-  file.seek(0)
-  if not header:
-    return
-  fields = word.partition(b'\n')[0].split()[1:]
-  if binary and fields and len(fields) == int(header[2]) and all(map(_is_number, fields)):
-    raise UserError(f'{path}: its numbers are text, not binary; --format=word2vec')
-  begin = word.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
-  if not binary and not _is_number(begin.partition(b' ')[0]) and _UNSHOWN.search(begin):
-    raise UserError(f'{path}: its numbers are binary, not text; --format=word2vec_binary')
-
-
-def _read_header(file: BinaryIO, path: str | Path, least: int) -> tuple[int, int, int]:
-  """Returns words and numbers that the first line promises, and its length.
-
-  Args:
-    file: at its start.
-    path: its name.
-    least: bytes that a number takes at least.
-  """
-  line = file.readline(_LONGEST)
-  header = _HEADER.fullmatch(line)
-  count, size = (int(header[1]), int(header[2])) if header else (0, 0)
-  if not count or not size:
-    raise UserError(
-      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
-      'for each; files of GloVe have none, --format=glove'
-    )
-  if size > _MOST:
-    raise UserError(
-      f'{path}: its header promises {size:,} numbers for each word; {_MOST:,} are the most there '
-      'can be'
-    )
-  needed = len(line) + count * (least * size + 2)  # with a letter, and a space or a line end
-  there = os.fstat(file.fileno()).st_size
-  if there < needed:
-    raise UserError(
-      f'{path}: its header promises {count:,} words of {size:,} numbers, which take {needed:,} '
-      f'bytes or more, but it has {there:,}: it is truncated, or the header is wrong'
-    )
-  return count, size, len(line)
-
-
 def _read_lines(
   file: BinaryIO, path: str | Path, count: int, size: int, first: int, spaced: bool
 ) -> Vectors:
@@ -263,20 +216,20 @@ def _read_lines(
       if len(index) == count:
         raise UserError(f'{place}: more lines than the {count} words of the header')
       try:
-        word, its_numbers = _split(line, size, spaced)
+        word, its_numbers = word_and_numbers(line, size, spaced)
       except ValueError as e:
         raise UserError(f'{place}: {e}') from e
-      _add(index, word, place, spaced)
+      add_word(index, word, place, spaced)
       numbers.append(its_numbers)
     try:
       matrix[start : len(index)] = np.loadtxt(
         numbers, np.float32, comments=None, delimiter=' ', ndmin=2
       )
     except ValueError as e:
-      raise UserError(f'{path}, {_misread(numbers, first + start)}') from e
+      raise UserError(f'{path}, {misread(numbers, first + start)}') from e
   if len(index) < count:
     raise UserError(f'{path}: it ends after {len(index)} of the {count} words of its header')
-  _check_finite(matrix, index, lambda i: f'{path}, line {first + i}')
+  check_finite(matrix, index, lambda i: f'{path}, line {first + i}')
   return Vectors(tuple(index), matrix, index)
 
 
@@ -301,68 +254,3 @@ def _room(path: str | Path, count: int, size: int) -> np.ndarray:
     raise UserError(
       f'{path}: {count:,} words of {size:,} numbers, as its first line has it, exceed the memory'
     ) from e
-
-
-def _split(line: bytes, size: int, spaced: bool) -> tuple[bytes, bytes]:
-  """Returns the word and the numbers of a line; ValueError says what is wrong with it."""
-  if not line.endswith(b'\n'):
-    raise ValueError('no line end: the file is truncated, or its last line needs one')
-  line = line.rstrip()
-  word, _, numbers = line.partition(b' ')
-  found = numbers.count(b' ') + 1 if numbers else 0
-  if found > size and spaced:
-    longer, *last = line.rsplit(b' ', size)
-    if not _is_number(longer.rpartition(b' ')[2]):  # else there are too many numbers
-      return longer, b' '.join(last)
-  if found != size:
-    raise ValueError(f'{found} numbers after {_shown(word)}, not {size}')
-  return word, numbers
-
-
-def _add(index: dict[str, int], word: bytes, place: str, spaced: bool) -> None:
-  """Gives a word the next row."""
-  try:
-    text = word.decode()
-    _check_word(text, spaced)
-  except UnicodeDecodeError as e:
-    raise UserError(f'{place}: {word!r:.60} is not UTF-8 at its byte {e.start}; {CONVERT}') from e
-  except ValueError as e:
-    raise UserError(f'{place}: {e}') from e
-  if text in index:
-    raise UserError(f'{place}: {text!r:.80} is word {index[text] + 1} already')
-  index[text] = len(index)
-
-
-def _check_word(word: str, spaced: bool) -> None:
-  if not word:
-    raise ValueError('the word is empty')
-  if found := (_ILLEGAL_WHERE_SPACED if spaced else _ILLEGAL).search(word):
-    raise ValueError(f'the word {word!r:.80} has a {found[0]!r}, which no word may have there')
-
-
-def _check_finite(matrix: np.ndarray, index: dict[str, int], place: Callable[[int], str]) -> None:
-  if bad := not_finite(matrix):
-    word = list(index)[bad[0]]
-    raise UserError(f'{place(bad[0])}: number {bad[1] + 1} of {word!r:.80} is {matrix[bad]}')
-
-
-def _misread(lines: list[bytes], first: int) -> str:
-  """Returns the number of the line with the first thing that is no number, and that thing."""
-  fields = ((i, field) for i, line in enumerate(lines) for field in line.split(b' '))
-  i, field = next(pair for pair in fields if not _is_number(pair[1]))
-  return f'line {first + i}: {_shown(field)} is not a number'
-
-
-def _is_number(field: bytes) -> bool:
-  return _NUMBER.fullmatch(field) is not None
-
-
-def _numbers_at_the_end(fields: list[bytes]) -> int:
-  """Returns how many numbers the fields of a line end in, after at least one for the word."""
-  return sum(1 for _ in itertools.takewhile(_is_number, reversed(fields[1:])))
-
-
-def _shown(text: bytes) -> str:
-  if text.count(b'\0'):
-    return 'what stands there, and is binary,'
-  return f'{text.decode(errors="replace")!r:.60}'
