@@ -1,6 +1,7 @@
 """The mesh on one device, and the rules on meshes that need no devices at all."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from lm import mesh
+from lm import mesh, shards
 from lm.errors import UserError
 from lm.run import placement
 
@@ -68,6 +69,49 @@ def test_slices_lie_along_the_axis_that_is_asked_least(sizes, along, monkeypatch
   axis = mesh.AXES.index(along)
   halves = np.split(slices, 2, axis)
   assert (halves[0] == 0).all() and (halves[1] == 1).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu(Chip):
+  coords: tuple[int, int, int] = (0, 0, 0)
+  core_on_chip: int = 0
+
+
+def _torus(slices, *sides):
+  places = [(s, *c) for s in range(slices) for c in np.ndindex(sides)]
+  # As libtpu lists them: the first side is the fastest.
+  places.sort(key=lambda place: (place[0], *reversed(place[1:])))
+  return [Tpu(i, s, 'tpu', 0, 'TPU v5 lite', tuple(c)) for i, (s, *c) in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+  ('slices', 'torus', 'sizes', 'axis', 'sides'),
+  [
+    (1, (4, 4, 1), {'fsdp': 16}, 'fsdp', (4, 4)),
+    (1, (4, 4, 4), {'fsdp': 64}, 'fsdp', (4, 4, 4)),
+    (1, (2, 4, 1), {'data': 8}, 'data', (2, 4)),
+    (2, (4, 4, 1), {'data': 2, 'fsdp': 16}, 'fsdp', (4, 4)),
+    # Over the network a device would send what all of its slice have brought together.
+    (2, (4, 4, 1), {'fsdp': 32}, 'fsdp', (32,)),
+  ],
+)
+def test_an_axis_lies_along_the_sides_of_a_torus(slices, torus, sizes, axis, sides, monkeypatch):
+  laid = {}
+  monkeypatch.setattr(
+    mesh, 'Mesh', lambda devices, axes, axis_types: laid.setdefault('devices', devices)
+  )
+  chips = _torus(slices, *torus)
+  mesh.make({'data': 1, 'fsdp': 1, **sizes}, chips)
+  shape = dict(zip(mesh.AXES, laid['devices'].shape, strict=True))
+  found = SimpleNamespace(devices=laid['devices'], axis_names=mesh.AXES, shape=shape)
+  assert shards._sides(found, axis) == sides
+
+
+def test_devices_that_lie_in_another_order_are_one_side():
+  ring = [(0, 0), (0, 1), (1, 1), (1, 0)]
+  devices = np.array([Tpu(i, 0, coords=(*c, 0)) for i, c in enumerate(ring)]).reshape(1, 4, 1)
+  found = SimpleNamespace(devices=devices, axis_names=mesh.AXES, shape={'fsdp': 4})
+  assert shards._sides(found, 'fsdp') == (4,)
 
 
 def test_slices_that_do_not_divide_are_told():

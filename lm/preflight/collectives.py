@@ -15,6 +15,8 @@ _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
 _LISTS = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}')
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _BESIDE = re.compile(r'(?:chain_id|async_collective_name)="[^"]*"')
+_RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]*)"')
+_WHAT = re.compile(r'op_name="([^"]*)"')
 _CHANNEL = re.compile(r'channel_id=\d+')
 _IOTA = re.compile(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?')
 
@@ -40,26 +42,38 @@ def collectives(program: hlo.Program, mesh: Mesh) -> list[Collective]:
   """
   found: dict[tuple[bool | str, ...], Collective] = {}
   for times, computation, instruction in hlo.walk(program):
-    if instruction.opcode == 'send' and _TRANSFER.search(instruction.attributes):
-      one = _between_slices(times, instruction, mesh)
+    attributes, sending = instruction.attributes, instruction.opcode == 'send'
+    if sending and _TRANSFER.search(attributes):
+      kind, result, group = _between_slices(instruction, mesh)
+      what, beside = _RENDEZVOUS.search(attributes), True
     elif instruction.opcode.removesuffix('-start') in KINDS:
-      one = _collective(times, computation, instruction, mesh)
+      kind, result, group = _within(computation, instruction, mesh)
+      what, beside = _WHAT.search(attributes), instruction.opcode.endswith('-start')
     else:
       continue
     # What goes on beside products stands in the text at each of them, under the same name and
     # number; a number alone may be that of others too, and transfers of hosts have their own.
-    named = _BESIDE.findall(instruction.attributes)
-    channel = _CHANNEL.findall(instruction.attributes)
-    sending = instruction.opcode == 'send'
-    key = (sending, *channel, *named) if sending or named else (sending, instruction.name)
-    if len(one.group) > 1 and (key not in found or found[key].times < times):
-      found[key] = one
+    named = _BESIDE.findall(attributes)
+    key = (sending, instruction.name)
+    if sending or named:
+      key = (sending, *_CHANNEL.findall(attributes), *named)
+    if len(group) > 1 and (key not in found or found[key].times < times):
+      found[key] = Collective(
+        kind,
+        axes_of(group, mesh),
+        tuple(group),
+        sent(kind, result, len(group)),
+        times,
+        beside or bool(named),
+        what.group(1) if what else '',
+      )
   return list(found.values())
 
 
-def _collective(
-  times: float, computation: str, instruction: hlo.Instruction, mesh: Mesh
-) -> Collective:
+def _within(
+  computation: str, instruction: hlo.Instruction, mesh: Mesh
+) -> tuple[str, float, list[int]]:
+  """Returns kind, bytes of the result and devices of an exchange over the links of chips."""
   kind = instruction.opcode.removesuffix('-start')
   groups = groups_of(instruction.attributes)
   group = list(range(mesh.size)) if groups is None else max(groups, key=len)
@@ -68,21 +82,12 @@ def _collective(
   result = max(arrays) if instruction.opcode.endswith('-start') else sum(arrays)
   # A TPU writes a sum of which each device keeps a part as a fusion of the sum and the part.
   if kind == 'all-reduce' and 'all-reduce-scatter' in computation:
-    kind, result = 'reduce-scatter', result / len(group)
-  what = re.search(r'op_name="([^"]*)"', instruction.attributes)
-  return Collective(
-    kind,
-    axes_of(group, mesh),
-    tuple(group),
-    sent(kind, result, len(group)),
-    times,
-    instruction.opcode.endswith('-start') or bool(_BESIDE.search(instruction.attributes)),
-    what.group(1) if what else '',
-  )
+    return 'reduce-scatter', result / len(group), group
+  return kind, result, group
 
 
-def _between_slices(times: float, instruction: hlo.Instruction, mesh: Mesh) -> Collective:
-  """Returns an exchange over the network, which stands in the text as a transfer to the host.
+def _between_slices(instruction: hlo.Instruction, mesh: Mesh) -> tuple[str, float, list[int]]:
+  """Returns the same of one over the network, which stands in the text as a transfer to the host.
 
   Devices at the same place of all slices take part; each hands over what it alone has of a slice.
   """
@@ -93,21 +98,10 @@ def _between_slices(times: float, instruction: hlo.Instruction, mesh: Mesh) -> C
   group = [i for i, device in enumerate(devices) if device.coords == devices[0].coords]
   given = max(array.bytes for array in instruction.arrays)
   if kind == 'all-gather':  # what is given is a part of the result, and else as large
-    given *= len(group)
-  elif kind == 'reduce-scatter':
-    given /= len(group)
-  elif kind not in KINDS:
-    kind = 'collective-permute'
-  what = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
-  return Collective(
-    kind,
-    axes_of(group, mesh),
-    tuple(group),
-    sent(kind, given, len(group)),
-    times,
-    True,
-    what.group(1) if what else '',
-  )
+    return kind, given * len(group), group
+  if kind == 'reduce-scatter':
+    return kind, given / len(group), group
+  return kind if kind in KINDS else 'collective-permute', given, group
 
 
 def sent(kind: str, result: float, size: int) -> float:

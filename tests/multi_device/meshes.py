@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections import Counter
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import mesh, optim
+from lm import mesh, optim, shards
 from lm.decode.sampling import greedy
 from lm.decode.steps import prefill
 from lm.decode.stream import several
@@ -339,9 +340,24 @@ def test_rows_and_heads_attend_where_they_are():
   assert not _sent(program)
 
 
-@pytest.mark.parametrize('sizes', [{'fsdp': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
-def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(sizes):
+@pytest.mark.parametrize(
+  ('sizes', 'sides'),
+  [
+    ({'fsdp': 8}, (8,)),
+    ({'fsdp': 8}, (2, 4)),  # as on a torus
+    ({'fsdp': 8}, (2, 2, 2)),
+    ({'data': 2, 'fsdp': 4}, (2, 2)),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2,)),
+  ],
+)
+def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
+  sizes, sides, monkeypatch
+):
   over = mesh.make(sizes)
+  real = shards._sides
+  monkeypatch.setattr(
+    shards, '_sides', lambda mesh, name: sides if name == 'fsdp' else real(mesh, name)
+  )
   layer = GatedMlp(64, dtype=jnp.bfloat16)
   x_BTD = jax.random.normal(jax.random.key(1), (8, 16, 32))
   boxed = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)
@@ -367,12 +383,19 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(s
     np.testing.assert_allclose(one, other, rtol=0.05, atol=0.05)
 
   sent = collectives.collectives(hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over)
-  gathered = [one for one in sent if one.kind == 'all-gather' and 'fsdp' in one.axes]
   # Three kernels, forward and backward; a compiler may put several together, and shares in the
-  # pass backward what is computed again and what its products need.
-  whole = sum(x.size for x in jax.tree.leaves(variables)) / over.shape['tensor']
+  # pass backward what is computed again and what its products need. Of each gradient a device
+  # sends what it does of one kernel that comes together; nothing is added up whole.
+  whole = 4 * sum(x.size for x in jax.tree.leaves(variables['params'])) / over.shape['tensor']
   share = (over.shape['fsdp'] - 1) / over.shape['fsdp']
-  assert sum(one.bytes for one in gathered) <= 2 * 4 * whole * share
+  by = Counter()
+  for one in sent:
+    by[one.kind, one.axes] += one.bytes
+  assert by['all-gather', ('fsdp',)] <= 2 * whole * share
+  assert by['reduce-scatter', ('fsdp',)] == pytest.approx(whole * share)
+  assert not by['all-reduce', ('fsdp',)] and not by['all-gather', ('tensor',)]
+  along = {len(one.group) for one in sent if one.axes == ('fsdp',)}
+  assert along == set(sides)
 
 
 @pytest.mark.parametrize(

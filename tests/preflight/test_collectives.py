@@ -101,6 +101,21 @@ ENTRY %main (a: bf16[2,100]) -> f32[2,100] {
   }
 
 
+def test_exchanges_of_the_same_number_count_each():
+  text = """
+ENTRY %main (a: bf16[2,100]) -> bf16[8,100] {
+  %a = bf16[2,100]{1,0} parameter(0)
+  %one = bf16[8,100]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,2,4,6}}
+  %two = bf16[4,100]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,8}}
+  ROOT %three = bf16[8,100]{1,0} all-gather(%a), channel_id=1, replica_groups={{0,2,4,6}}, \
+frontend_attributes={async_collective_name="all-gather-start.1"}
+}
+"""
+  found = collectives.collectives(hlo.parse(text), MESH)
+  assert [one.axes for one in found] == [('fsdp',), ('data',), ('fsdp',)]
+  assert [one.beside for one in found] == [False, False, True]
+
+
 class Chip(NamedTuple):
   coords: tuple[int, int, int]
   slice_index: int
