@@ -130,9 +130,20 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
 
 
 def metrics(config: ConfigDict, name: str) -> list[Metric]:
-  """Returns the metrics of the evaluation set `name`."""
+  """Returns the metrics of the evaluation set `name`.
+
+  Raises:
+    UserError: one makes no Metric.
+  """
   key = f'eval.sets.{name}.metrics'
-  return [spec.call(spec.resolve(path, key), key) for path in config.eval.sets[name].metrics]
+  found = [spec.call(spec.resolve(path, key), key) for path in config.eval.sets[name].metrics]
+  for path, metric in zip(config.eval.sets[name].metrics, found, strict=True):
+    if not isinstance(metric, Metric):
+      raise UserError(
+        f'{key}={path!r} makes no lm.types.Metric; a function that compares outputs with '
+        f'references belongs in eval.sets.{name}.scores'
+      )
+  return found
 
 
 def apply_of(model: nn.Module) -> Apply:

@@ -16,6 +16,7 @@ from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
 from lm.decode.constraints import known_words
 from lm.decode.write import Strategy, write
+from lm.errors import UserError
 from lm.metrics import translation
 from lm.metrics.entities import entities
 from lm.metrics.labels import classification
@@ -74,6 +75,12 @@ class Predictor:
     key = f'eval.sets.{name}.scores'
     self._builders = [spec.resolve(path, key) for path in section.scores]
     self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in self._builders]
+    for path, metric in zip(section.scores, self.metrics, strict=True):
+      if not callable(metric):
+        raise UserError(
+          f'{key}={path!r} makes no function of outputs and references; a Metric belongs in '
+          f'eval.sets.{name}.metrics'
+        )
 
   def predictions(self, params: Params) -> Predictions:
     """Returns inputs, outputs and references of the set."""
