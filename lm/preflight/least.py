@@ -2,11 +2,13 @@
 
 For a given sharding: parameters that are split over the axes of rows come together for the pass
 forward and again for that backward, and their gradients are added up in parts (Rajbhandari et al.
-2020, ZeRO, section 7); the tables of the vocabulary come together once, since their gradient is
-found where the logits are. Over `tensor` each sublayer adds up its output, and in the pass
+2020, ZeRO, section 7); a table that becomes logits comes together once, since its gradient is found
+where the logits are; of a table that is only looked up in, vectors and their gradients are sent, or
+the table once, whichever is less. Over `tensor` each sublayer adds up its output, and in the pass
 backward the gradient of its input (Shoeybi et al. 2019, Megatron-LM, section 3).
 """
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -35,7 +37,15 @@ def least(config: ConfigDict, model: nn.Module, mesh: Mesh, params: Any) -> dict
   size = jnp.dtype(model.dtype).itemsize
   sums: dict[str, float] = defaultdict(float)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    _parameter(sums, mesh, leaf, size, 'embedding' in str(path[-1]), config.microbatches)
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    _parameter(
+      sums,
+      mesh,
+      leaf,
+      size,
+      config.microbatches * (2 if name.endswith('embedding') else 3),
+      _looked_up(config, model, name) / (mesh.shape['data'] * mesh.shape['fsdp']),
+    )
   shared = mesh.shape['tensor']
   if shared > 1:
     rows = config.batch_size / (mesh.shape['data'] * mesh.shape['fsdp'])
@@ -49,21 +59,41 @@ def least(config: ConfigDict, model: nn.Module, mesh: Mesh, params: Any) -> dict
 
 
 def _parameter(
-  sums: dict[str, float], mesh: Mesh, leaf: Any, size: int, table: bool, microbatches: int
+  sums: dict[str, float], mesh: Mesh, leaf: Any, size: int, passes: int, looked_up: float
 ) -> None:
-  """Adds what is sent for one array of parameters."""
+  """Adds what is sent for one array of parameters.
+
+  Args:
+    sums: by mesh axis.
+    mesh: of the step.
+    leaf: abstract, with its sharding.
+    size: bytes of a number.
+    passes: how often all of a split array is sent.
+    looked_up: numbers of the vectors that a device takes from it, infinite where it is multiplied.
+  """
   split = {name for part in leaf.sharding.spec for name in names(part)}
   whole = leaf.size
   for name in split - set(ROWS):
     whole /= mesh.shape[name]
   part = whole
   if 'fsdp' in split and mesh.shape['fsdp'] > 1:
-    gathered = 1 if table else 2
-    sums['fsdp'] += microbatches * (gathered + 1) * whole * size * _ring(mesh.shape['fsdp'], 1)
+    sums['fsdp'] += min(passes * whole, 2 * looked_up) * size * _ring(mesh.shape['fsdp'], 1)
     part /= mesh.shape['fsdp']
   else:
     sums['fsdp'] += whole * size * _ring(mesh.shape['fsdp'], 2)
   sums['data'] += part * size * _ring(mesh.shape['data'], 2)
+
+
+def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
+  """Returns the numbers of all vectors of a batch from a table; infinite where it is multiplied."""
+  if name == 'source_embedding':
+    tokens = config.data.source_context
+  elif name == 'embedding' and not model.tied:
+    both = 'encoder_depth' in config.model and model.shared
+    tokens = config.data.context + (config.data.source_context if both else 0)
+  else:
+    return math.inf
+  return config.batch_size * tokens * model.d_model
 
 
 def names(part: Any) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ def test_the_least_that_is_sent_by_hand():
   model.dtype = 'bfloat16'
   config = config_of(model)
   functions = build.functions(config, 32, jax.devices()[:1])
-  params = {'kernel': Leaf(800, 'fsdp', 'tensor'), 'embedding': Leaf(400, 'tensor', 'fsdp')}
+  params = {'kernel': Leaf(800, 'fsdp', 'tensor'), 'unembedding': Leaf(400, 'tensor', 'fsdp')}
   params |= {'scale': Leaf(10, None)}
   mesh = Shape(data=2, fsdp=4, tensor=2)
   found = least.least(config, functions.model, mesh, params)
@@ -149,6 +149,16 @@ def test_the_least_that_is_sent_by_hand():
   # Two sublayers of two layers, forward and backward, and one more of each for the vocabulary.
   tensor = 2 * (2 * 2 * 2 + 2) * (8 / 8 * 16 * 8) * 2 / 2
   assert found == {'fsdp': fsdp, 'data': data, 'tensor': tensor}
+  # Of a table that is only looked up in, a device's vectors and their gradients, or less.
+  small, large = (
+    least.least(config, functions.model, mesh, {'embedding': Leaf(size, 'tensor', 'fsdp')})
+    for size in (200, 400)
+  )
+  assert small['fsdp'] == 2 * (200 / 2) * 2 * 3 / 4
+  assert large['fsdp'] == 2 * (8 / 8 * 16 * 8) * 2 * 3 / 4
+  tied = functions.model.clone(tied=True)
+  again = least.least(config, tied, mesh, {'embedding': Leaf(400, 'tensor', 'fsdp')})
+  assert again['fsdp'] == 2 * 200 * 2 * 3 / 4
   config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
   again = least.least(config, functions.model, mesh, params)
   assert again['tensor'] == tensor * (2 * 2 * 3 + 2) / (2 * 2 * 2 + 2)
