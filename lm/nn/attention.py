@@ -149,14 +149,23 @@ def check_cudnn(dtype: jnp.dtype, mask: Mask) -> bool:
   return mask.ordered and mask.q_segments is None
 
 
+def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
+  """Returns whether `cudnn` takes these arrays, for training too, and honours the mask."""
+  half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
+  sizes = q_BTHK.shape[3] <= 128 and q_BTHK.shape[3] % 8 == 0
+  even = q_BTHK.shape[1] % 2 == 0 and k_BSGK.shape[1] % 2 == 0
+  return half and sizes and even and mask.bias is None and (mask.causal or mask.window is None)
+
+
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """`cudnn` where the program runs on an NVIDIA GPU, `splash` on a TPU, `blocked` elsewhere.
 
-  On a GPU it raises like `cudnn` for what cuDNN cannot do. On a TPU what the kernel cannot do
-  (lm.nn.splash.can: attention to another text, from a cache, with a bias, or in rows of no multiple
-  of 128 tokens) is done with all scores at once.
+  What these kernels cannot do is done otherwise: on a GPU by `blocked` (can_cudnn: float32, a bias,
+  heads of more than 128 numbers or of no multiple of 8, rows of odd lengths), on a TPU with all
+  scores at once (lm.nn.splash.can: attention to another text, from a cache, with a bias, or in rows
+  of no multiple of 128 tokens).
   """
-  if platform() == 'gpu':
+  if platform() == 'gpu' and can_cudnn(q_BTHK, k_BSGK, mask):
     return cudnn(q_BTHK, k_BSGK, v_BSGK, mask)
   if platform() == 'tpu':
     do = splash if can(q_BTHK.shape[1], mask) else dot_product

@@ -77,7 +77,7 @@ def traceable(config: ConfigDict) -> ConfigDict:
       if isinstance(value, ConfigDict):
         replace(value)
       elif key == 'attend' and value in kernel.PATHS:
-        section[key] = 'lm.preflight.kernel:attention'
+        section[key] = kernel.PATHS[value]
 
   other = copy.deepcopy(config)
   with other.unlocked():

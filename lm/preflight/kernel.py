@@ -11,11 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
-from lm.nn.attention import check_cudnn
+from lm.nn.attention import blocked, can_cudnn, check_cudnn
 from lm.types import Array, Mask
 
-# What `attention` stands for.
-PATHS = ('lm.nn.attention:fused', 'lm.nn.attention:cudnn')
+# What stands for which attention.
+PATHS = {
+  'lm.nn.attention:fused': 'lm.preflight.kernel:fused',
+  'lm.nn.attention:cudnn': 'lm.preflight.kernel:attention',
+}
+
+
+def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """Does what `lm.nn.attention:fused` does on a GPU."""
+  do = attention if can_cudnn(q_BTHK, k_BSGK, mask) else blocked
+  return do(q_BTHK, k_BSGK, v_BSGK, mask)
 
 
 def attention(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.nn import attention
 from lm.nn.attention import blocked, cudnn, dot_product, fused, mixed, weights
 from lm.nn.layers import Attention
 from lm.nn.position import alibi, rope
@@ -182,6 +183,29 @@ def test_fused_is_blocked_off_the_gpu():
   q, k, v = _inputs(T=70)
   mask = _mask(T=70, window=9)
   np.testing.assert_array_equal(jax.jit(fused)(q, k, v, mask), jax.jit(blocked)(q, k, v, mask))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'dtype', 'K', 'T', 'does'),
+  [
+    ({}, jnp.bfloat16, 64, 8, True),
+    ({'causal': False}, jnp.float16, 128, 8, True),
+    ({'window': 3}, jnp.bfloat16, 64, 8, True),
+    ({}, jnp.float32, 64, 8, False),
+    ({}, jnp.bfloat16, 20, 8, False),
+    ({}, jnp.bfloat16, 256, 8, False),
+    ({}, jnp.bfloat16, 64, 7, False),
+    ({'window': 3, 'causal': False}, jnp.bfloat16, 64, 8, False),
+    ({'bias': alibi().bias(None, 4, True)}, jnp.bfloat16, 64, 8, False),
+  ],
+)
+def test_on_a_gpu_what_cudnn_cannot_do_is_done_in_blocks(fields, dtype, K, T, does, monkeypatch):
+  # As jax.nn.dot_product_attention(implementation='cudnn') refuses it, jax 0.10.
+  monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
+  monkeypatch.setattr(attention, 'cudnn', lambda *_: 'cudnn')
+  q, k, v = (jnp.ones((2, T, 4, K), dtype) for _ in range(3))
+  found = fused(q, k, v, _mask(T=T, **fields))
+  assert (found == 'cudnn') if does else found.shape == q.shape
 
 
 # A prefix of three tokens in each row.

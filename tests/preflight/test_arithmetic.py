@@ -95,7 +95,7 @@ def test_the_mesh_is_of_gpus_and_attention_is_left_as_the_config_says_elsewhere(
   with meshes.use(functions.mesh, functions.rules):
     assert meshes.platform() == 'gpu'
   assert config.model.attend == 'lm.nn.attention:fused'
-  assert arithmetic.traceable(config).model.attend == 'lm.preflight.kernel:attention'
+  assert arithmetic.traceable(config).model.attend == 'lm.preflight.kernel:fused'
   config.model.attend = 'lm.nn.attention:blocked'
   assert arithmetic.traceable(config).model.attend == 'lm.nn.attention:blocked'
 
@@ -111,7 +111,10 @@ def test_nodes_lie_along_data():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda c: c.model.update({'dtype': 'float32'}), "model.attend.*set model.dtype='bfloat16'"),
+    (
+      lambda c: c.model.update({'dtype': 'float32', 'attend': 'lm.nn.attention:cudnn'}),
+      "model.attend.*set model.dtype='bfloat16'",
+    ),
     (lambda c: c.mesh.update({'fsdp': 1, 'tensor': 8}), 'does not divide by mesh.tensor=8'),
     (lambda c: c.mesh.update({'fsdp': 3}), 'does not divide over 8 gpu device'),
     (lambda c: c.update({'batch_size': 12}), 'batch_size of size 12 does not divide'),
