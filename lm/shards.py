@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -124,10 +125,14 @@ def _copying(
 def _gathered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
   """Returns the parts of x, together along `axis`; the last side of the torus comes first."""
   places = np.arange(math.prod(sides)).reshape(sides)
+  # Parts lie along an axis of their own, or the compiler of TPUs adds up the gradients of many
+  # kernels whole, those whose parts are short pieces of what lies together in memory.
+  x = jnp.moveaxis(x, axis, 0)
   for side in reversed(range(len(sides))):
     groups = np.moveaxis(places, side, -1).reshape(-1, sides[side]).tolist()
-    x = jax.lax.all_gather(x, name, axis=axis, tiled=True, axis_index_groups=groups)
-  return x
+    x = jax.lax.all_gather(x, name, axis_index_groups=groups)
+    x = x.reshape(-1, *x.shape[2:])
+  return jnp.moveaxis(x, 0, axis)
 
 
 def _sides(mesh: Mesh, name: str) -> tuple[int, ...]:
