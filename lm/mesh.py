@@ -67,7 +67,7 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
   types = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   long = [size for size in shape if size > 1]
-  if hasattr(devices[0], 'coords') and long in ([len(devices)], [slices, len(devices) // slices]):
+  if devices[0].platform == 'tpu' and long in ([len(devices)], [slices, len(devices) // slices]):
     # One side of the torus after another, as lm.shards sends; JAX may lay a ring instead.
     return Mesh(np.array(sorted(devices, key=place)).reshape(shape), AXES, axis_types=types)
   try:

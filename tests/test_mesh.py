@@ -73,6 +73,7 @@ def test_slices_lie_along_the_axis_that_is_asked_least(sizes, along, monkeypatch
 
 @dataclasses.dataclass(frozen=True)
 class Tpu(Chip):
+  platform: str = 'tpu'
   coords: tuple[int, int, int] = (0, 0, 0)
   core_on_chip: int = 0
 

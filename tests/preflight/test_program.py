@@ -47,24 +47,26 @@ def test_a_small_config_is_compiled_for_a_slice():
 
 
 @pytest.mark.slow
-def test_layers_send_no_more_than_they_must():
+@pytest.mark.parametrize(('topology', 'chips'), [('v5e:4x4', 16), ('v5p:2x2x2', 8)])
+def test_layers_send_no_more_than_they_must(topology, chips):
   pytest.importorskip('libtpu')
   done = preflight(
     '--config=experiments/llama_1b.py',
-    '--topology=v5e:2x4',
-    '--config.mesh.fsdp=8',
+    f'--topology={topology}',
+    f'--config.mesh.fsdp={chips}',
     '--config.model.depth=4',
     '--config.model.d_mlp=4096',
     '--config.data.context=512',
-    '--config.batch_size=16',
+    '--config.batch_size=64',
     '--config.data.tokenizer.vocab_size=2048',
     '--json',
   )
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)
   # Each kernel comes together for the pass forward and for that backward, and of its gradient a
-  # device gets its part: no sum is sent whole.
-  assert sum(one['bytes'] for one in found['sent']) < 1.05 * found['least_sent']['fsdp']
+  # device gets its part: no sum is sent whole, as the compiler does it by itself over a whole torus
+  # (1.3 and 1.9 times the least).
+  assert sum(one['bytes'] for one in found['sent']) < 1.1 * found['least_sent']['fsdp']
 
 
 @pytest.mark.slow
