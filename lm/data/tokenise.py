@@ -22,6 +22,7 @@ from lm.text.tokenizers import end_id
 
 CHUNK = 256  # examples that a preparation step sees in a row
 _PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end
+_LONGEST = 2**31 - 1  # bytes of a document: batches have int32
 _BATCH = 2**22  # characters tokenised at once, which bounds the memory
 
 
@@ -128,10 +129,19 @@ def _parts(texts: Iterable[str]) -> Iterator[tuple[str, bool]]:
 def write(
   place: pathlib.Path, chunks: Iterable[Mapping[str, np.ndarray]], dtype: Any
 ) -> dict[str, Any]:
-  """Writes the tokens of documents into a directory; returns what meta.json says of them."""
+  """Writes the tokens of documents into a directory; returns what meta.json says of them.
+
+  Raises:
+    UserError: a document has more bytes than a batch can tell of.
+  """
   counts, sizes, content = [], [], hashlib.sha256()
   with (place / 'tokens.bin').open('wb') as f:
     for chunk in chunks:
+      if (longest := chunk['sizes'].max(initial=0)) > _LONGEST:
+        raise UserError(
+          f'data.source: a document has {longest:,} bytes, and {_LONGEST:,} are the most there can '
+          'be: divide it into several'
+        )
       f.write(chunk['tokens'].data)
       content.update(chunk['tokens'].data)
       counts.append(chunk['counts'])
