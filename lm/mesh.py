@@ -67,7 +67,12 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
   types = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   long = [size for size in shape if size > 1]
-  if devices[0].platform == 'tpu' and long in ([len(devices)], [slices, len(devices) // slices]):
+  within = shape[AXES.index('tensor')] <= len(devices) // slices
+  if (
+    devices[0].platform == 'tpu'
+    and within
+    and long in ([len(devices)], [slices, len(devices) // slices])
+  ):
     # One side of the torus after another, as lm.shards sends; JAX may lay a ring instead.
     return Mesh(np.array(sorted(devices, key=place)).reshape(shape), AXES, axis_types=types)
   try:
@@ -123,7 +128,7 @@ def rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 @contextlib.contextmanager
 def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-  """Makes `constrain` effective for what is traced inside."""
+  """Makes the mesh known to what is traced inside: `constrain`, `pieces`, lm.shards."""
   token = _current.set((mesh, axis_rules))
   try:
     yield

@@ -1,8 +1,9 @@
 """What each device does by itself for its own part of arrays, and what they tell each other."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,21 @@ from lm.mesh import axes_of, in_use, partition, place
 from lm.types import Array
 
 
+class _Layout(NamedTuple):
+  """How a parameter lies, and its copies, one for each part of the rows."""
+
+  mesh: Mesh
+  rows: tuple[str, ...]  # the mesh axes that split rows
+  spec: PartitionSpec  # of the parameter; along an axis those of rows come last
+  split: tuple[tuple[str, ...], ...]  # of `rows`, those that split each axis of the parameter
+  copies: PartitionSpec  # of the copies, along a new first axis
+
+  @property
+  def is_split(self) -> bool:
+    """Returns whether the parameter is split over the mesh axes of rows."""
+    return any(self.split)
+
+
 def by_rows(
   part: Callable[[Any, Any], tuple[Any, Any, Any]], whole: Any, axes: Any, rows: Any
 ) -> tuple[Any, Any, Any]:
@@ -21,19 +37,18 @@ def by_rows(
   What is added up over rows a device adds up by itself, and the devices but once.
 
   Args:
-    part: returns (sums over the rows, as trees of arrays that stay whole and of such as `whole`,
-      which may be None, values of the rows).
+    part: returns three trees: sums over the rows; sums over the rows of the shapes of `whole`, or
+      None; values of the rows.
     whole: arrays that all rows need.
     axes: their logical axes.
     rows: arrays with the rows along axis 0.
   """
-  current = in_use()
-  names = () if current is None else _of_rows(*current)
-  if current is None or not names:
+  found = _split_rows(jax.tree.leaves(rows)[0])
+  if found is None:
     return part(whole, rows)
-  mesh, axis_rules = current
+  mesh, axis_rules, names = found
   of_rows = PartitionSpec(names)
-  spread = jax.tree.map(lambda x, named: _copying(x, named, mesh, axis_rules), whole, axes)
+  layouts = jax.tree.map(lambda x, named: _layout(x, named, mesh, axis_rules, names), whole, axes)
 
   def mine(copies: Any, rows: Any) -> tuple[Any, Any, Any]:
     sums, like_whole, values = part(jax.tree.map(lambda x: x[0], copies), rows)
@@ -46,13 +61,11 @@ def by_rows(
     out_specs=(PartitionSpec(), of_rows, of_rows),
     axis_names=set(names),
     check_vma=False,
-  )(jax.tree.map(lambda x, copy: copy(x), whole, spread), rows)
-
-  def added(x: Array, copy: Callable[[Array], Array], each: Array) -> Array:
-    return jax.linear_transpose(copy, jax.ShapeDtypeStruct(x.shape, each.dtype))(each)[0]
-
+  )(jax.tree.map(_copied, whole, layouts), rows)
   if like_whole is not None:
-    like_whole = jax.tree.map(added, whole, spread, like_whole)
+    like_whole = jax.tree.map(
+      lambda _, each, layout: _added(each, layout), whole, like_whole, layouts
+    )
   return sums, like_whole, values
 
 
@@ -67,16 +80,16 @@ def with_whole(
 
   Args:
     part: maps rows and a whole kernel to rows.
-    rows: along axis 0.
+    rows: along axis 0; where they do not divide over the mesh, the compiler does as it likes.
     kernel: of a type as short as products have it.
     axes: its logical axes.
   """
-  current = in_use()
-  names = () if current is None else _of_rows(*current)
-  if current is None or not names:
+  found = _split_rows(rows)
+  if found is None:
     return part(rows, kernel)
-  mesh, axis_rules = current
-  if not any({*names}.intersection(axes_of(entry)) for entry in partition(axes, axis_rules)):
+  mesh, axis_rules, names = found
+  layout = _layout(kernel, axes, mesh, axis_rules, names)
+  if not layout.is_split:
     return part(rows, kernel)
   of_rows = PartitionSpec(names)
   return jax.shard_map(
@@ -86,53 +99,111 @@ def with_whole(
     out_specs=of_rows,
     axis_names=set(names),
     check_vma=False,
-  )(rows, _copying(kernel, axes, mesh, axis_rules)(kernel))
+  )(rows, _copied(kernel, layout))
 
 
-def _copying(
-  x: Array, axes: Sequence[str | None], mesh: Mesh, axis_rules: Any
-) -> Callable[[Array], Array]:
-  """Returns the function from a parameter to its copies, one for each part of the rows.
+def _split_rows(rows: Array) -> tuple[Mesh, Any, tuple[str, ...]] | None:
+  """Returns the mesh in use, its rules and the mesh axes that split rows; None where none does."""
+  current = in_use()
+  if current is None:
+    return None
+  mesh, axis_rules = current
+  (entry,) = partition(('batch',), axis_rules)
+  names = tuple(name for name in axes_of(entry) if mesh.shape[name] > 1)
+  if not names or rows.shape[0] % math.prod(mesh.shape[name] for name in names):
+    return None
+  return mesh, axis_rules, names
 
-  These lie along a new first axis, split over the mesh axes of rows, along which a copy is whole.
-  So nothing is sent but what this function and its transpose send, side after side of the torus:
-  a copy in parts, and a gradient once around, added up and split again (Rajbhandari et al. 2020,
-  ZeRO, section 7). It is done by all devices for themselves: along mesh axes that `shard_map` is
-  not told of, exchanges in it would bring together what is split.
+
+def _layout(
+  x: Array, axes: Sequence[str | None], mesh: Mesh, axis_rules: Any, names: tuple[str, ...]
+) -> _Layout:
+  """Returns how a parameter of these logical axes lies; an axis that does not divide is whole."""
+  spec: list[Any] = []
+  rest: list[Any] = [names]
+  split: list[tuple[str, ...]] = []
+  for entry, size in zip(partition(axes, axis_rules), x.shape, strict=True):
+    divides = size % math.prod(mesh.shape[name] for name in axes_of(entry)) == 0
+    along = axes_of(entry) if divides else ()
+    split.append(tuple(name for name in along if name in names))
+    stays = tuple(name for name in along if name not in names)
+    # What comes together must be what lies together: parts of the parts that stay.
+    spec.append(stays + split[-1] or None)
+    rest.append(stays or None)
+  return _Layout(mesh, names, PartitionSpec(*spec), tuple(split), PartitionSpec(*rest))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _copied(x: Array, layout: _Layout) -> Array:
+  """Returns a parameter's copies, one for each part of the rows, along a new first axis.
+
+  A copy is whole along the mesh axes of rows, and comes together along one side of the torus after
+  another. It is done by all devices for themselves: along mesh axes that `shard_map` is not told
+  of, exchanges in it would bring together what is split.
   """
-  names = _of_rows(mesh, axis_rules)
-  spec = PartitionSpec(
-    *(
-      entry if size % math.prod(mesh.shape[name] for name in axes_of(entry)) == 0 else None
-      for entry, size in zip(partition(axes, axis_rules), x.shape, strict=True)
-    )
-  )
-  split = [tuple(name for name in axes_of(entry) if name in names) for entry in spec]
-  rest = [tuple(name for name in axes_of(entry) if name not in names) or None for entry in spec]
-  sides = {name: _sides(mesh, name) for name in names}
 
   def mine(x: Array) -> Array:
-    for axis, along in enumerate(split):
+    for axis, along in enumerate(layout.split):
       for name in reversed(along):
-        x = _gathered(x, axis, name, sides[name])
+        x = _gathered(x, axis, name, _sides(layout.mesh, name))
     return x[None]
 
   return jax.shard_map(
-    mine, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(names, *rest), check_vma=False
-  )
+    mine, mesh=layout.mesh, in_specs=layout.spec, out_specs=layout.copies, check_vma=False
+  )(x)
+
+
+def _added(copies: Array, layout: _Layout) -> Array:
+  """Returns the sum of what belongs to the copies of a parameter, laid out as the parameter is.
+
+  It is the transpose of `_copied`: added up and split once around, side after side (Rajbhandari et
+  al. 2020, ZeRO, section 7).
+  """
+
+  def mine(copy: Array) -> Array:
+    x = copy[0]
+    for axis, along in enumerate(layout.split):
+      for name in along:
+        x = _scattered(x, axis, name, _sides(layout.mesh, name))
+    everywhere = tuple(name for name in layout.rows if not any(name in a for a in layout.split))
+    return jax.lax.psum(x, everywhere) if everywhere else x
+
+  return jax.shard_map(
+    mine, mesh=layout.mesh, in_specs=layout.copies, out_specs=layout.spec, check_vma=False
+  )(copies)
+
+
+_copied.defvjp(
+  lambda x, layout: (_copied(x, layout), None), lambda layout, _, copies: (_added(copies, layout),)
+)
 
 
 def _gathered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns the parts of x, together along `axis`; the last side of the torus comes first."""
-  places = np.arange(math.prod(sides)).reshape(sides)
-  # Parts lie along an axis of their own, or the compiler of TPUs adds up the gradients of many
-  # kernels whole, those whose parts are short pieces of what lies together in memory.
+  """Returns the parts of x, together along `axis`; the last side of the torus comes first.
+
+  Parts lie along an axis of their own meanwhile, or the compiler of TPUs adds up the gradients of
+  many kernels whole: those whose parts are short pieces of what lies together in memory.
+  """
   x = jnp.moveaxis(x, axis, 0)
   for side in reversed(range(len(sides))):
-    groups = np.moveaxis(places, side, -1).reshape(-1, sides[side]).tolist()
-    x = jax.lax.all_gather(x, name, axis_index_groups=groups)
+    x = jax.lax.all_gather(x, name, axis_index_groups=_groups(sides, side))
     x = x.reshape(-1, *x.shape[2:])
   return jnp.moveaxis(x, 0, axis)
+
+
+def _scattered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
+  """Returns a device's part along `axis` of the sum of all x; the first side comes first."""
+  x = jnp.moveaxis(x, axis, 0)
+  for side, size in enumerate(sides):
+    x = x.reshape(size, -1, *x.shape[1:])
+    x = jax.lax.psum_scatter(x, name, axis_index_groups=_groups(sides, side))
+  return jnp.moveaxis(x, 0, axis)
+
+
+def _groups(sides: Sequence[int], side: int) -> list[list[int]]:
+  """Returns the lines of devices along one side, by their places on the mesh axis."""
+  places = np.arange(math.prod(sides)).reshape(sides)
+  return np.moveaxis(places, side, -1).reshape(-1, sides[side]).tolist()
 
 
 def _sides(mesh: Mesh, name: str) -> tuple[int, ...]:
@@ -174,9 +245,3 @@ def on_each(
   return jax.shard_map(
     part, mesh=mesh, in_specs=specs, out_specs=partition(out_axes, axis_rules), check_vma=False
   )
-
-
-def _of_rows(mesh: Mesh, axis_rules: Any) -> tuple[str, ...]:
-  """Returns the mesh axes that split the rows of a batch."""
-  (names,) = partition(('batch',), axis_rules)
-  return tuple(name for name in axes_of(names) if mesh.shape[name] > 1)

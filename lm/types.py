@@ -97,7 +97,7 @@ class Unembed(flax.struct.PyTreeNode):
   """How hidden states become logits: a product with `kernel_VD`, a bias and a soft cap.
 
   `vocab_size` is the number of real entries; rows of the kernel beyond it are padding and get a
-  logit of -1e9, so they never count.
+  logit of -1e9, so they never count. `axes` are the logical axes of the kernel.
   """
 
   kernel_VD: Array

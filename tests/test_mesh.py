@@ -118,6 +118,8 @@ def test_devices_that_lie_in_another_order_are_one_side():
 def test_slices_that_do_not_divide_are_told():
   with pytest.raises(UserError, match=r'does not divide over 2 slices: make mesh\.data a multiple'):
     mesh.make({'tensor': 8, 'data': 1, 'fsdp': 1}, [Chip(i, i // 4) for i in range(8)])
+  with pytest.raises(UserError, match=r'does not divide over 2 slices'):
+    mesh.make({'tensor': 32}, _torus(2, 4, 4, 1))
 
 
 def test_rules_are_overridden_by_name():

@@ -134,13 +134,16 @@ def write(
   Raises:
     UserError: a document has more bytes than a batch can tell of.
   """
-  counts, sizes, content = [], [], hashlib.sha256()
+  counts: list[np.ndarray] = []
+  sizes: list[np.ndarray] = []
+  content = hashlib.sha256()
   with (place / 'tokens.bin').open('wb') as f:
     for chunk in chunks:
       if (longest := chunk['sizes'].max(initial=0)) > _LONGEST:
+        nth = sum(map(len, counts)) + chunk['sizes'].argmax() + 1
         raise UserError(
-          f'data.source: a document has {longest:,} bytes, and {_LONGEST:,} are the most there can '
-          'be: divide it into several'
+          f'data.source: document {nth:,} has {longest:,} bytes, and {_LONGEST:,} are the most '
+          'there can be: divide it into several'
         )
       f.write(chunk['tokens'].data)
       content.update(chunk['tokens'].data)

@@ -150,11 +150,16 @@ def check_cudnn(dtype: jnp.dtype, mask: Mask) -> bool:
 
 
 def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
-  """Returns whether `cudnn` takes these arrays, for training too, and honours the mask."""
+  """Returns whether `cudnn` takes these arrays on any GPU, for training too, and honours the mask.
+
+  A single query, as in writing, is never trained on. Some GPUs would take heads of up to 256.
+  """
+  _, T, _, K = q_BTHK.shape
   half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
-  sizes = q_BTHK.shape[3] <= 128 and q_BTHK.shape[3] % 8 == 0
-  even = q_BTHK.shape[1] % 2 == 0 and k_BSGK.shape[1] % 2 == 0
-  return half and sizes and even and mask.bias is None and (mask.causal or mask.window is None)
+  even = T == 1 or (T % 2 == 0 and k_BSGK.shape[1] % 2 == 0)
+  structured = mask.ordered and mask.q_segments is None
+  windows = mask.causal or mask.window is None or not structured
+  return half and K <= 128 and K % 8 == 0 and even and mask.bias is None and windows
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

@@ -88,7 +88,7 @@ def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
   """Returns the numbers of all vectors of a batch from a table; infinite where it is multiplied."""
   if name == 'source_embedding':
     tokens = config.data.source_context
-  elif name == 'embedding' and not model.tied:
+  elif name == 'embedding' and (not model.tied or getattr(model, 'classes', None) is not None):
     both = 'encoder_depth' in config.model and model.shared
     tokens = config.data.context + (config.data.source_context if both else 0)
   else:

@@ -240,7 +240,7 @@ def test_long_documents_are_tokenised_in_pieces_that_lose_nothing(section, corpu
 
 def test_a_document_of_more_bytes_than_a_batch_can_tell_of_is_refused(tmp_path):
   chunk = {'tokens': np.zeros(2, np.uint16), 'counts': np.array([2]), 'sizes': np.array([2**31])}
-  with pytest.raises(UserError, match='a document has 2,147,483,648 bytes, and 2,147,483,647 are'):
+  with pytest.raises(UserError, match='document 1 has 2,147,483,648 bytes, and 2,147,483,647 are'):
     tokenise.write(tmp_path, [chunk], np.uint16)
   chunk['sizes'] -= 1
   assert tokenise.write(tmp_path, [chunk], np.uint16)['bytes'] == 2**31 - 1

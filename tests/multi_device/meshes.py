@@ -399,6 +399,57 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
 
 
 @pytest.mark.parametrize(
+  ('sizes', 'overrides'),
+  [
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, {'mlp': 'fsdp,tensor', 'embed': ''}),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, {'mlp': 'tensor,fsdp', 'embed': ''}),
+    ({'data': 2, 'fsdp': 4}, {'embed': 'data,fsdp', 'batch': 'data'}),
+    ({'data': 2, 'fsdp': 4}, {'embed': 'fsdp,data'}),
+    ({'data': 4, 'tensor': 2}, {'embed': 'tensor', 'mlp': ''}),
+    ({'fsdp': 4, 'tensor': 2}, {'mlp': ''}),
+    ({'fsdp': 8}, {'vocab': 'fsdp', 'embed': ''}),
+  ],
+)
+def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
+  over, rules = mesh.make(sizes), mesh.rules(overrides)
+  layer, x_BTD = GatedMlp(64, bias=True), jax.random.normal(jax.random.key(1), (8, 4, 32))
+  targets_BT = jax.random.randint(jax.random.key(2), (8, 4), 0, 48)
+  boxed = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)['params']
+  params = {'layer': nn.unbox(layer.init(jax.random.key(0), x_BTD)['params'])}
+  params['table'] = jax.random.normal(jax.random.key(3), (48, 32))
+  table = nn.Partitioned(params['table'], ('vocab', 'embed'))
+  places = mesh.shardings({'layer': boxed, 'table': table}, over, rules)
+
+  def loss(params, x_BTD):
+    y_BTD = layer.apply({'params': params['layer']}, x_BTD)
+    unembed, weights_BT = Unembed(params['table'], vocab_size=48), jnp.ones(targets_BT.shape)
+    return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, weights_BT)[0]
+
+  def gradient(params, x_BTD):
+    with mesh.use(over, rules):
+      return jax.value_and_grad(loss)(params, x_BTD)
+
+  found = jax.jit(gradient)(jax.device_put(params, places), x_BTD)
+  expected = jax.value_and_grad(loss)(params, x_BTD)
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+def test_where_rows_are_not_split_a_part_is_done_as_it_stands():
+  given = (jnp.ones((6, 4)), jnp.ones((4, 8)))
+  for over, overrides in (
+    (mesh.make({'fsdp': 1}, jax.devices()[:1]), {}),
+    (mesh.make({'tensor': 8}), {}),
+    (mesh.make({'fsdp': 8}), {}),  # six rows do not divide
+    (mesh.make({'fsdp': 8}), {'batch': ''}),
+  ):
+    with mesh.use(over, mesh.rules(overrides)):
+      found = shards.with_whole(lambda *both: both, *given, ('embed', 'mlp'))
+      assert all(one is other for one, other in zip(found, given, strict=True))
+      assert shards.by_rows(lambda *both: both, given[1], ('embed', 'mlp'), given[0]) == given[::-1]
+
+
+@pytest.mark.parametrize(
   ('architecture', 'sizes', 'beam'),
   [
     ('decoder', {'fsdp': 8}, 1),
