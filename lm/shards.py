@@ -137,15 +137,16 @@ def _layout(
 def _copied(x: Array, layout: _Layout) -> Array:
   """Returns a parameter's copies, one for each part of the rows, along a new first axis.
 
-  A copy is whole along the mesh axes of rows, and comes together along one side of the torus after
-  another. It is done by all devices for themselves: along mesh axes that `shard_map` is not told
-  of, exchanges in it would bring together what is split.
+  A copy is whole along the mesh axes of rows, and comes together over one plane of the torus after
+  another: over the links of two sides at once, while over more the compiler of TPUs makes sums of
+  it, which send twice as much. It is done by all devices for themselves: along mesh axes that
+  `shard_map` is not told of, exchanges in it would bring together what is split.
   """
 
   def mine(x: Array) -> Array:
     for axis, along in enumerate(layout.split):
       for name in reversed(along):
-        x = _gathered(x, axis, name, _sides(layout.mesh, name))
+        x = _gathered(x, axis, name, _planes(_sides(layout.mesh, name)))
     return x[None]
 
   return jax.shard_map(
@@ -156,8 +157,9 @@ def _copied(x: Array, layout: _Layout) -> Array:
 def _added(copies: Array, layout: _Layout) -> Array:
   """Returns the sum of what belongs to the copies of a parameter, laid out as the parameter is.
 
-  It is the transpose of `_copied`: added up and split once around, side after side (Rajbhandari et
-  al. 2020, ZeRO, section 7).
+  It is the transpose of `_copied`: added up and split once around, one side of the torus after
+  another (Rajbhandari et al. 2020, ZeRO, section 7); over a plane the compiler of TPUs would add up
+  everything everywhere.
   """
 
   def mine(copy: Array) -> Array:
@@ -179,7 +181,7 @@ _copied.defvjp(
 
 
 def _gathered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns the parts of x, together along `axis`; the last side of the torus comes first.
+  """Returns the parts of x, together along `axis`; the last side comes first.
 
   Parts lie along an axis of their own meanwhile, or the compiler of TPUs adds up the gradients of
   many kernels whole: those whose parts are short pieces of what lies together in memory.
@@ -198,6 +200,11 @@ def _scattered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
     x = x.reshape(size, -1, *x.shape[1:])
     x = jax.lax.psum_scatter(x, name, axis_index_groups=_groups(sides, side))
   return jnp.moveaxis(x, 0, axis)
+
+
+def _planes(sides: Sequence[int]) -> tuple[int, ...]:
+  """Returns how many devices lie in each plane of two sides, and along the last side if odd."""
+  return tuple(math.prod(sides[i : i + 2]) for i in range(0, len(sides), 2))
 
 
 def _groups(sides: Sequence[int], side: int) -> list[list[int]]:

@@ -394,8 +394,8 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   assert by['all-gather', ('fsdp',)] <= 2 * whole * share
   assert by['reduce-scatter', ('fsdp',)] == pytest.approx(whole * share)
   assert not by['all-reduce', ('fsdp',)] and not by['all-gather', ('tensor',)]
-  along = {len(one.group) for one in sent if one.axes == ('fsdp',)}
-  assert along == set(sides)
+  for kind, along in (('reduce-scatter', sides), ('all-gather', shards._planes(sides))):
+    assert {len(one.group) for one in sent if one.kind == kind} == set(along)
 
 
 @pytest.mark.parametrize(
