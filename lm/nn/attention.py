@@ -15,6 +15,7 @@ from lm.nn.splash import can, splash
 from lm.types import Array, Mask
 
 MASKED = -1e30
+_HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention takes
 
 
 def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
@@ -141,7 +142,7 @@ def check_cudnn(dtype: jnp.dtype, mask: Mask) -> bool:
   """
   if mask.bias is not None:
     raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blocked')
-  if dtype not in (jnp.bfloat16, jnp.float16):
+  if dtype not in _HALF:
     raise ValueError(
       f'lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
       "set model.dtype='bfloat16' or use lm.nn.attention:blocked"
@@ -155,11 +156,12 @@ def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
   A single query, as in writing, is never trained on. Some GPUs would take heads of up to 256.
   """
   _, T, _, K = q_BTHK.shape
-  half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
-  even = T == 1 or (T % 2 == 0 and k_BSGK.shape[1] % 2 == 0)
-  structured = mask.ordered and mask.q_segments is None
-  windows = mask.causal or mask.window is None or not structured
-  return half and K <= 128 and K % 8 == 0 and even and mask.bias is None and windows
+  if mask.bias is not None or q_BTHK.dtype not in _HALF or K > 128 or K % 8:
+    return False
+  if T > 1 and (T % 2 or k_BSGK.shape[1] % 2):
+    return False
+  # A window that looks ahead it takes as an array only.
+  return mask.causal or mask.window is None or not check_cudnn(q_BTHK.dtype, mask)
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

@@ -75,6 +75,12 @@ def numbers(config: ConfigDict) -> None:
     limit = _get(config, f'eval.sets.{name}.limit')
     if limit is not None and limit < 0:
       raise UserError(f'eval.sets.{name}.limit={limit} is not 0, for all examples, or more')
+    scores = _get(config, f'eval.sets.{name}.scores')
+    if scores and config.data.task is None:
+      raise UserError(
+        f'eval.sets.{name}.scores={scores!r} compare outputs with references, which running text '
+        'lacks: give data.task, or leave scores empty'
+      )
   if config.checkpoint.keep + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep=0 and checkpoint.keep_best=0 keep no checkpoint at all')
   if not (config.checkpoint.keep or config.eval.sets or config.eval.vectors):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from lm import mesh as meshes
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows
-from lm.errors import UserError, nearest
+from lm.errors import nearest
 from lm.run import build, kept, placement, processes, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions
@@ -77,11 +77,6 @@ class Evaluators:
       if isinstance(rows, FeatureRows) and rows.note:
         self.notes[f'eval.sets.{name}'] = rows.note
       self._sets[name] = rows, metrics, make_eval_step(functions, metrics)
-      if section.scores and not isinstance(rows, FeatureRows):
-        raise UserError(
-          f'eval.sets.{name}.scores={section.scores!r} compares outputs with references, which '
-          'rows of running text lack: give data.task, or leave it empty'
-        )
       if isinstance(rows, FeatureRows) and section.scores:
         self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, apply)
 

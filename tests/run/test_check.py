@@ -23,6 +23,10 @@ from lm.run import check
     ({'optim.clip': 0.0}, r'optim\.clip=0\.0: .*inf clips nothing'),
     ({'optim.learning_rate': -1e-3}, r'optim\.learning_rate=-0\.001'),
     ({'optim.b1': 2.0}, r'optim\.b1=2\.0'),
+    (
+      {'eval.sets.validation.scores': ('lm.metrics.translation:chrf',)},
+      'compare outputs with references, which running text lacks: give data.task',
+    ),
     ({'eval.sets.validation.limit': -1}, r'eval\.sets\.validation\.limit=-1 is not 0, for all'),
     ({'data.tokenizer.vocab_size': -3}, r'data\.tokenizer\.vocab_size=-3 is out of range'),
     ({'decode.length_penalty': float('nan')}, r'decode\.length_penalty=nan is not a finite number'),

@@ -219,19 +219,14 @@ def test_prompts_for_a_model_that_continues_none_are_told():
 
 
 @pytest.mark.parametrize(
-  ('task', 'key', 'path', 'message'),
+  ('key', 'path', 'message'),
   [
-    (True, 'metrics', 'lm.metrics.labels:classification', 'makes no lm.types.Metric'),
-    (True, 'scores', 'lm.metrics.tokens:targets', 'makes no function of outputs and references'),
-    (False, 'scores', 'lm.metrics.translation:chrf', 'which rows of running text lack'),
+    ('metrics', 'lm.metrics.labels:classification', 'makes no lm.types.Metric'),
+    ('scores', 'lm.metrics.tokens:targets', 'makes no function of outputs and references'),
   ],
 )
-def test_metrics_in_the_wrong_place_are_told_before_a_step(task, key, path, message):
-  config = config_of('lm.tasks.find:classes') if task else configs.base()
-  if not task:
-    with config.unlocked():
-      config.data.tokenizer = {'fn': 'lm.text.tokenizers:characters'}
-      config.eval.sets = {'all': configs.evaluation('train')}
+def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
+  config = config_of('lm.tasks.find:classes')
   config.eval.sets['all'][key] = (path,)
   tokenizer = prepare.tokenizer(config.data)
   functions = build.functions(config, tokenizer.get_vocab_size(), jax.devices()[:1])
