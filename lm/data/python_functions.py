@@ -1,6 +1,7 @@
 """Embedded regression: how long the functions of Python's own library are."""
 
 import ast
+import functools
 import math
 
 from lm.data import python_library, splits
@@ -28,19 +29,24 @@ def python_functions(split: str, validation: float = 0.1) -> Deferred:
   is_ours = splits.by_name(split, validation)
 
   def make() -> list[Example]:
-    found: dict[str, tuple[str, float]] = {}
-    for place, data in python_library.files().items():
-      name, tree = python_library.module_name(place), python_library.parse(data)
-      for node in ast.walk(tree) if tree is not None else ():
-        doc = ast.get_docstring(node) if isinstance(node, _Function) else None
-        # A docstring alone is an interface, whose code is elsewhere.
-        if isinstance(node, _Function) and doc and len(node.body) > 1:
-          text = f'{node.name}({ast.unparse(node.args)})\n\n{doc}'
-          found.setdefault(text, (name, math.log2(_lines(node.body[1:]))))
-    # Seen over both splits, so that no text of one is in the other.
-    return [{'text': text, 'value': v} for text, (name, v) in found.items() if is_ours(name)]
+    return [{'text': text, 'value': v} for text, (name, v) in _functions().items() if is_ours(name)]
 
   return Deferred(make, python_library.fingerprint())
+
+
+@functools.cache
+def _functions() -> dict[str, tuple[str, float]]:
+  """Returns the module and the value of each text, of both splits: no text is in the two."""
+  found: dict[str, tuple[str, float]] = {}
+  for place, data in python_library.files().items():
+    name, tree = python_library.module_name(place), python_library.parse(data)
+    for node in ast.walk(tree) if tree is not None else ():
+      doc = ast.get_docstring(node) if isinstance(node, _Function) else None
+      # A docstring alone is an interface, whose code is elsewhere.
+      if isinstance(node, _Function) and doc and len(node.body) > 1:
+        text = f'{node.name}({ast.unparse(node.args)})\n\n{doc}'
+        found.setdefault(text, (name, math.log2(_lines(node.body[1:]))))
+  return found
 
 
 def _lines(body: list[ast.stmt]) -> int:
