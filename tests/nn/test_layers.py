@@ -38,6 +38,23 @@ def test_compute_runs_in_the_given_type_and_parameters_stay_float32():
   assert layer.apply(params, x).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(('platform', 'held'), [('tpu', 2), ('cpu', 0)])
+def test_products_are_held_apart_where_a_tpu_trains(platform, held, monkeypatch):
+  x = _random(2, 3, 4)
+  layer = Linear(shape=(4, 5), axes=(None, None))
+  params = _drawn(layer, x)
+
+  def loss(params, x):
+    return jnp.square(layer.apply({'params': params}, x)).sum()
+
+  expected = jax.grad(loss, argnums=(0, 1))(params, x)
+  monkeypatch.setattr(layers, 'platform', lambda: platform)
+  assert str(jax.make_jaxpr(jax.grad(loss))(params, x)).count('optimization_barrier') == held
+  assert 'optimization_barrier' not in str(jax.make_jaxpr(loss)(params, x))
+  found = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 class Dropped(nn.Module):
   rate: float
 
