@@ -15,12 +15,13 @@ from lm.run.step import abstract_state
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 FILES = sorted(f for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_text())
 NAMES = [file.stem for file in FILES]
-# Of experiments that differ in their data alone, one is enough for the default run.
+# Of experiments that differ in their data or their sizes alone, one is enough for the default run.
 ALIKE = {
-  'ag_news', 'back_translation', 'chnsenticorp', 'cmrc2018', 'dates_fixed_vector',
-  'ensemble_multi30k', 'llama_160m', 'llama_1b', 'llama_8b', 'llama_70b', 'lm1b',
-  'multi30k_multilingual', 'published_gpu_rows', 'published_rows', 'tatoeba_zh_en',
-  'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
+  'ag_news', 'article_generation', 'back_translation', 'chnsenticorp', 'cmrc2018',
+  'dates_fixed_vector', 'ensemble_multi30k', 'function_length', 'llama_160m', 'llama_1b',
+  'llama_8b', 'llama_70b', 'lm1b', 'multi30k_de_en', 'multi30k_lstm', 'multi30k_multilingual',
+  'published_gpu_rows', 'published_rows', 'stage1_to_stage2', 'tatoeba_zh_en', 'translation_3b',
+  'wikipedia', 'wmt14_en_de', 'wnut17',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 

@@ -118,6 +118,7 @@ def test_from_a_cache_it_says_what_the_full_pass_says(pair, batch_of):
   np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_beams_of_an_ensemble_score_by_its_own_probabilities(pair):
   model, apply, params = functions = _ensemble(*pair)
   assert (model.context, model.vocab_size, model.continues_prompts) == (24, 37, True)

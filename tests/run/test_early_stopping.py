@@ -201,6 +201,7 @@ def test_a_checkpoint_holds_what_was_seen_before_its_own_evaluation(folder):
     assert (items['stopping']['best'], items['stopping']['since']) == (seen.best, seen.since)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_not_go_on_and_more_patience_does(folder):
   workdir = run(folder, 'again')
   before = numbers(workdir)
@@ -213,6 +214,7 @@ def test_the_same_command_again_does_not_go_on_and_more_patience_does(folder):
   assert_same(workdir, run(folder, 'patient', **{'stop.patience': 3}))
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_stops_where_the_whole_one_does(folder):
   last = last_step(folder / 'whole')
   # One that is evaluated, one that is saved only, one that is neither, and the last but one.
@@ -221,6 +223,7 @@ def test_a_run_in_parts_stops_where_the_whole_one_does(folder):
   assert_same(run(folder, 'parts'), folder / 'whole')
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_save_and_evaluation_stops_where_the_whole_one_does(
   folder, monkeypatch
 ):

@@ -96,6 +96,7 @@ def program(name, *arguments, text=''):
   )
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_the_mean_of_those_of_the_newest_checkpoints(runs):
   workdir = runs()
   each = [load(workdir, step).params for step in (20, 30)]
@@ -130,6 +131,7 @@ def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
   np.testing.assert_allclose(probabilities(together), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_numbers_of_an_ensemble_are_averaged_as_they_are(runs):
   workdirs = runs('number'), runs('number', seed=1)
   assert open_runs(','.join(map(str, workdirs))).model.mean is ensemble.logits
@@ -139,6 +141,7 @@ def test_numbers_of_an_ensemble_are_averaged_as_they_are(runs):
   assert json.loads(result.stdout)['eval/validation/absolute_error'] < 0.9
 
 
+@pytest.mark.slow
 def test_the_programs_open_ensembles_steps_and_averages(runs):
   one, other = runs(), runs(seed=1)
   result = program('evaluate', f'--workdir={one},{other}', '--step=20,30')
@@ -254,6 +257,7 @@ def test_what_is_chosen_depends_on_the_line_alone(runs):
   assert [*translate(['eins', 'zwei'], before=9)] == [together['eins'], together['zwei']]
 
 
+@pytest.mark.slow
 def test_the_program_draws_and_takes_the_best_of_a_beam(runs):
   given = [f'--workdir={runs()}', '--step=10', '--n_best=2']
   drawn, again = (

@@ -274,6 +274,7 @@ def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
     assert (x.shape, x.dtype, x.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_nothing_again(folder):
   shutil.copytree(folder / 'pretrained', folder / 'gone')
   changes = {'init.workdir': str(folder / 'gone'), 'init.step': 2}

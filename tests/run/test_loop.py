@@ -158,6 +158,7 @@ def test_resumed_run_equals_the_whole_run_bit_for_bit(folder):
   assert metrics(whole) == metrics(parts)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_survive_a_resume(folder):
   # What is frozen has no moments: a hole in the optimizer's state, on the mesh and on disk.
   frozen = 'embedding|attention'
@@ -190,6 +191,7 @@ def test_finished_run_has_nothing_to_do(folder):
   assert metrics(workdir) == before
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(folder, capsys):
   whole = run(folder, 'whole')
   run(folder, 'parts', stop_at=7)
@@ -234,6 +236,7 @@ def test_checkpoint_of_another_shape_is_explained(folder):
     load.load(folder / 'whole')
 
 
+@pytest.mark.slow
 def test_another_config_or_tokenizer_in_the_workdir(folder):
   run(folder, 'whole', stop_at=3)
   with pytest.raises(UserError, match=r'model\.d_mlp=32, not 64'):
@@ -243,6 +246,7 @@ def test_another_config_or_tokenizer_in_the_workdir(folder):
   run(folder, 'whole', **{'log.every': 2, 'eval.every': 5, 'steps': 6})
 
 
+@pytest.mark.slow
 def test_best_and_newest_checkpoints_are_kept(folder):
   workdir = run(
     folder,
@@ -266,6 +270,7 @@ def test_steps_that_are_not_finite_stop_the_run_with_evidence(folder):
   assert np.isnan(np.load(folder / 'whole/nonfinite/3.npz')['weights']).all()
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_as_if_nothing_had_happened(folder):
   changes = ('--config.steps=60', '--config.checkpoint.every=7', '--config.eval.every=50')
   workdir = folder / 'killed'

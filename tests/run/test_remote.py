@@ -130,6 +130,7 @@ def test_an_artefact_is_built_once_for_all_machines(bucket, tmp_path, monkeypatc
   assert os.listdir(bucket / 'b/cache') == ['thing']
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, folder, tmp_path, monkeypatch):
   whole = run(folder, 'whole')
   run(folder, away(), stop_at=5)
