@@ -20,6 +20,10 @@ from lm.nn.tap import COLLECTION, tap
 from lm.shards import with_whole
 from lm.types import Array, Mask
 
+# How many numbers a product adds up for one, from which on it pays TPUs to hold it (see _apart).
+# Narrower ones take less time than their results take to be written and read once more.
+WIDE = 2048
+
 
 class Linear(nn.Module):
   """A product over the last axes of x, with named axes: (..., *inputs) -> (..., *outputs)."""
@@ -42,7 +46,9 @@ class Linear(nn.Module):
       part = functools.partial(_product, inputs=self.inputs)
       return with_whole(part, x, kernel.astype(self.dtype), self.axes)
 
-    y = _apart(product(x.astype(self.dtype), kernel))
+    y = product(x.astype(self.dtype), kernel)
+    if math.prod(self.shape[: self.inputs]) >= WIDE:
+      y = _apart(y)
     if self.bias:
       bias = self.param('bias', named(nn.initializers.zeros, *axes), shape)
       y += bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + shape)

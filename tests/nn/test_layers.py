@@ -38,8 +38,11 @@ def test_compute_runs_in_the_given_type_and_parameters_stay_float32():
   assert layer.apply(params, x).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(('platform', 'held'), [('tpu', 2), ('cpu', 0)])
-def test_products_are_held_apart_where_a_tpu_trains(platform, held, monkeypatch):
+@pytest.mark.parametrize(
+  ('platform', 'wide', 'held'), [('tpu', 4, 2), ('tpu', 5, 0), ('cpu', 4, 0)]
+)
+def test_wide_products_are_held_apart_where_a_tpu_trains(platform, wide, held, monkeypatch):
+  monkeypatch.setattr(layers, 'WIDE', wide)
   x = _random(2, 3, 4)
   layer = Linear(shape=(4, 5), axes=(None, None))
   params = _drawn(layer, x)
