@@ -30,7 +30,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer('slices', 1, 'how many slices, or nodes, joined by the network')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip for an hour')
-flags.DEFINE_bool('search', False, 'try meshes, batch sizes and remat, and rank those that fit')
+flags.DEFINE_bool('search', False, 'try meshes, batches and remat, and rank those that fit')
 flags.DEFINE_bool('decode', False, 'compile also what writes a token of each row')
 flags.DEFINE_integer('most', 8, 'how many of them to compile, or to show')
 flags.DEFINE_string('hlo', None, 'file to write the text of the program to, of a TPU')

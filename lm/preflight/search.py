@@ -1,4 +1,4 @@
-"""Tries meshes, batch sizes and what is remembered of the pass forward, and ranks what fits.
+"""Tries meshes, batches, in one part too, and what is kept of the pass forward; ranks what fits.
 
 Compiling takes a minute or more, so that arithmetic goes first: what cannot fit is left out, the
 rest is put in order by what it must compute and send, and only the first few are compiled. For GPUs
@@ -167,11 +167,13 @@ def _would_fit(
 def candidates(
   config: ConfigDict, devices: int, slices: int, across: bool = False
 ) -> Iterator[dict[str, Any]]:
-  """Yields changes of a config: a mesh, a batch size, a policy of what is remembered.
+  """Yields changes of a config: a mesh, a batch size, its parts, a policy of what is remembered.
 
-  Slices lie along `data`; where it may go `across` them, along `fsdp` too.
+  Slices lie along `data`; where it may go `across` them, along `fsdp` too. The batch is taken in
+  one part, too: devices bring kernels together and add up gradients in each.
   """
   remats = REMATS if 'remat' in config.model else (None,)
+  parts = sorted({1, config.microbatches})
   splits = [
     (data, devices // data // tensor, tensor)
     for tensor in range(1, min(TENSOR, devices) + 1)
@@ -179,13 +181,14 @@ def candidates(
     if devices % (data * tensor) == 0
     and (data % slices == 0 or (across and devices // data // tensor % slices == 0))
   ]
-  for (data, fsdp, tensor), times, remat in itertools.product(splits, BATCHES, remats):
+  for (data, fsdp, tensor), times, part, remat in itertools.product(splits, BATCHES, parts, remats):
     changes = {
       'mesh.data': data,
       'mesh.fsdp': fsdp,
       'mesh.tensor': tensor,
       'batch_size': times * config.batch_size,
     }
+    changes |= {'microbatches': part} if part != config.microbatches else {}
     yield changes | ({'model.remat': remat} if remat else {})
 
 

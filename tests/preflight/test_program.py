@@ -188,6 +188,19 @@ def test_candidates_split_all_devices():
   assert {x['batch_size'] for x in found} == {64, 128}
   other = search.changed(config, found[0])
   assert (other.mesh.data, config.mesh.data) == (found[0]['mesh.data'], -1)
+  assert not any('microbatches' in x for x in found), 'it is one part already'
+
+
+def test_candidates_take_the_batch_in_one_part_too():
+  config = base()
+  config.microbatches = 16
+  found = list(search.candidates(config, 8, 1))
+  assert {search.changed(config, x).microbatches for x in found} == {1, 16}
+  assert search.changed(config, found[0]).microbatches == 1, 'what sends less comes first'
+  # Of each choice there is one of either kind, and else they are the same.
+  assert len({search.flags_of(x) for x in found}) == len(found)
+  alone = [{k: v for k, v in x.items() if k != 'microbatches'} for x in found]
+  assert all(alone.count(x) == 2 for x in alone)
 
 
 def test_a_vocabulary_that_the_config_does_not_say_is_asked_for():
