@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lm.mesh import axes_of, in_use, partition, place
+from lm import torus
+from lm.mesh import axes_of, in_use, partition
 from lm.types import Array
 
 
@@ -23,10 +23,28 @@ class _Layout(NamedTuple):
   split: tuple[tuple[str, ...], ...]  # of `rows`, those that split each axis of the parameter
   copies: PartitionSpec  # of the copies, along a new first axis
 
-  @property
-  def is_split(self) -> bool:
-    """Returns whether the parameter is split over the mesh axes of rows."""
-    return any(self.split)
+
+class Copies(flax.struct.PyTreeNode):
+  """A parameter whole for each part of the rows of a batch; along `tensor` it stays split.
+
+  What is done with the same copies in several places costs one exchange, and so do the gradients of
+  all of them.
+  """
+
+  arrays: Array  # along a new first axis
+  layout: _Layout = flax.struct.field(pytree_node=False)
+
+
+def copied(x: Array, axes: Sequence[str | None], rows: Array) -> Copies | None:
+  """Returns the copies of a parameter; None where rows are not split.
+
+  Args:
+    x: of a type as short as what it is for has it.
+    axes: its logical axes.
+    rows: along axis 0; where they do not divide over the mesh, they are not split.
+  """
+  layout = _layout(x, axes, rows)
+  return None if layout is None else Copies(_copied(x, layout), layout)
 
 
 def by_rows(
@@ -39,21 +57,30 @@ def by_rows(
   Args:
     part: returns three trees: sums over the rows; sums over the rows of the shapes of `whole`, or
       None; values of the rows.
-    whole: arrays that all rows need.
+    whole: arrays that all rows need, or their Copies, whose sums are Copies, too: each device's.
     axes: their logical axes.
     rows: arrays with the rows along axis 0.
   """
-  found = _split_rows(jax.tree.leaves(rows)[0])
+  first = jax.tree.leaves(rows)[0]
+  found = _split_rows(first)
   if found is None:
     return part(whole, rows)
-  mesh, axis_rules, names = found
-  of_rows = PartitionSpec(names)
-  layouts = jax.tree.map(lambda x, named: _layout(x, named, mesh, axis_rules, names), whole, axes)
+  mesh, _, names = found
+
+  def have(x: Array | Copies, axes: Sequence[str | None]) -> Any:
+    return x if isinstance(x, Copies) else copied(x, axes, first)
 
   def mine(copies: Any, rows: Any) -> tuple[Any, Any, Any]:
     sums, like_whole, values = part(jax.tree.map(lambda x: x[0], copies), rows)
     return jax.lax.psum(sums, names), jax.tree.map(lambda x: x[None], like_whole), values
 
+  def added(x: Array | Copies, each: Array, copies: Copies) -> Any:
+    given = isinstance(x, Copies)
+    return copies.replace(arrays=each) if given else _added(each, copies.layout)
+
+  copies = jax.tree.map(have, whole, axes, is_leaf=_are_copies)
+  arrays = jax.tree.map(lambda x: x.arrays, copies, is_leaf=_are_copies)
+  of_rows = PartitionSpec(names)
   sums, like_whole, values = jax.shard_map(
     mine,
     mesh=mesh,
@@ -61,11 +88,9 @@ def by_rows(
     out_specs=(PartitionSpec(), of_rows, of_rows),
     axis_names=set(names),
     check_vma=False,
-  )(jax.tree.map(_copied, whole, layouts), rows)
+  )(arrays, rows)
   if like_whole is not None:
-    like_whole = jax.tree.map(
-      lambda _, each, layout: _added(each, layout), whole, like_whole, layouts
-    )
+    like_whole = jax.tree.map(added, whole, like_whole, copies, is_leaf=_are_copies)
   return sums, like_whole, values
 
 
@@ -84,22 +109,27 @@ def with_whole(
     kernel: of a type as short as products have it.
     axes: its logical axes.
   """
-  found = _split_rows(rows)
-  if found is None:
+  layout = _layout(kernel, axes, rows)
+  if layout is None or not any(layout.split):
     return part(rows, kernel)
-  mesh, axis_rules, names = found
-  layout = _layout(kernel, axes, mesh, axis_rules, names)
-  if not layout.is_split:
-    return part(rows, kernel)
-  of_rows = PartitionSpec(names)
+  return with_copies(part, rows, Copies(_copied(kernel, layout), layout))
+
+
+def with_copies(part: Callable[[Array, Array], Array], rows: Array, copies: Copies) -> Array:
+  """Returns `part(rows, parameter)`, done by each device for its own rows with its copy."""
+  of_rows = PartitionSpec(copies.layout.rows)
   return jax.shard_map(
     lambda rows, copy: part(rows, copy[0]),
-    mesh=mesh,
+    mesh=copies.layout.mesh,
     in_specs=(of_rows, of_rows),
     out_specs=of_rows,
-    axis_names=set(names),
+    axis_names=set(copies.layout.rows),
     check_vma=False,
-  )(rows, _copied(kernel, layout))
+  )(rows, copies.arrays)
+
+
+def _are_copies(x: Any) -> bool:
+  return isinstance(x, Copies)
 
 
 def _split_rows(rows: Array) -> tuple[Mesh, Any, tuple[str, ...]] | None:
@@ -115,10 +145,12 @@ def _split_rows(rows: Array) -> tuple[Mesh, Any, tuple[str, ...]] | None:
   return mesh, axis_rules, names
 
 
-def _layout(
-  x: Array, axes: Sequence[str | None], mesh: Mesh, axis_rules: Any, names: tuple[str, ...]
-) -> _Layout:
-  """Returns how a parameter of these logical axes lies; an axis that does not divide is whole."""
+def _layout(x: Array, axes: Sequence[str | None], rows: Array) -> _Layout | None:
+  """Returns how a parameter lies, None where rows are not split; what does not divide is whole."""
+  found = _split_rows(rows)
+  if found is None:
+    return None
+  mesh, axis_rules, names = found
   spec: list[Any] = []
   rest: list[Any] = [names]
   split: list[tuple[str, ...]] = []
@@ -146,7 +178,7 @@ def _copied(x: Array, layout: _Layout) -> Array:
   def mine(x: Array) -> Array:
     for axis, along in enumerate(layout.split):
       for name in reversed(along):
-        x = _gathered(x, axis, name, _planes(_sides(layout.mesh, name)))
+        x = torus.gathered(x, axis, name, torus.planes(torus.sides_of(layout.mesh, name)))
     return x[None]
 
   return jax.shard_map(
@@ -166,7 +198,7 @@ def _added(copies: Array, layout: _Layout) -> Array:
     x = copy[0]
     for axis, along in enumerate(layout.split):
       for name in along:
-        x = _scattered(x, axis, name, _sides(layout.mesh, name))
+        x = torus.scattered(x, axis, name, torus.sides_of(layout.mesh, name))
     everywhere = tuple(name for name in layout.rows if not any(name in a for a in layout.split))
     return jax.lax.psum(x, everywhere) if everywhere else x
 
@@ -178,60 +210,6 @@ def _added(copies: Array, layout: _Layout) -> Array:
 _copied.defvjp(
   lambda x, layout: (_copied(x, layout), None), lambda layout, _, copies: (_added(copies, layout),)
 )
-
-
-def _gathered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns the parts of x, together along `axis`; the last side comes first.
-
-  Parts lie along an axis of their own meanwhile, or the compiler of TPUs adds up the gradients of
-  many kernels whole: those whose parts are short pieces of what lies together in memory.
-  """
-  x = jnp.moveaxis(x, axis, 0)
-  for side in reversed(range(len(sides))):
-    x = jax.lax.all_gather(x, name, axis_index_groups=_groups(sides, side))
-    x = x.reshape(-1, *x.shape[2:])
-  return jnp.moveaxis(x, 0, axis)
-
-
-def _scattered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns a device's part along `axis` of the sum of all x; the first side comes first."""
-  x = jnp.moveaxis(x, axis, 0)
-  for side, size in enumerate(sides):
-    x = x.reshape(size, -1, *x.shape[1:])
-    x = jax.lax.psum_scatter(x, name, axis_index_groups=_groups(sides, side))
-  return jnp.moveaxis(x, 0, axis)
-
-
-def _planes(sides: Sequence[int]) -> tuple[int, ...]:
-  """Returns how many devices lie in each plane of two sides, and along the last side if odd."""
-  return tuple(math.prod(sides[i : i + 2]) for i in range(0, len(sides), 2))
-
-
-def _groups(sides: Sequence[int], side: int) -> list[list[int]]:
-  """Returns the lines of devices along one side, by their places on the mesh axis."""
-  places = np.arange(math.prod(sides)).reshape(sides)
-  return np.moveaxis(places, side, -1).reshape(-1, sides[side]).tolist()
-
-
-def _sides(mesh: Mesh, name: str) -> tuple[int, ...]:
-  """Returns over how many devices an axis of the mesh extends along each side of a torus.
-
-  The side along which the next device lies is the last. Devices that lie otherwise, or on several
-  slices, are one side.
-  """
-  size = mesh.shape[name]
-  line = np.moveaxis(mesh.devices, mesh.axis_names.index(name), 0).reshape(size, -1)[:, 0]
-  if line[0].platform != 'tpu':
-    return (size,)
-  places = np.array([place(device) for device in line])
-  places -= places.min(axis=0)
-  if places[:, 0].any():
-    return (size,)
-  long = np.flatnonzero(places.any(axis=0))
-  long = long[np.argsort([-np.argmax(places[:, i] != places[0, i]) for i in long])]
-  sizes = tuple(int(n) for n in places[:, long].max(axis=0) + 1)
-  lies_in_order = np.array_equal(places[:, long], list(np.ndindex(sizes)))
-  return sizes if lies_in_order else (size,)
 
 
 def on_each(

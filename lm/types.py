@@ -97,7 +97,9 @@ class Unembed(flax.struct.PyTreeNode):
   """How hidden states become logits: a product with `kernel_VD`, a bias and a soft cap.
 
   `vocab_size` is the number of real entries; rows of the kernel beyond it are padding and get a
-  logit of -1e9, so they never count. `axes` are the logical axes of the kernel.
+  logit of -1e9, so they never count. `axes` are the logical axes of the kernel. `copies` are the
+  kernel's where devices have them already (lm.shards), None elsewhere; then the gradient of a loss
+  that takes them is theirs.
   """
 
   kernel_VD: Array
@@ -105,12 +107,13 @@ class Unembed(flax.struct.PyTreeNode):
   vocab_size: int = flax.struct.field(pytree_node=False, default=0)
   soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
   axes: tuple[str | None, str] = flax.struct.field(pytree_node=False, default=('vocab', 'embed'))
+  copies: Any = None
 
   @property
   def logical_axes(self) -> Any:
     """The logical axes of the kernel and of the bias, each in its place."""
     bias = None if self.bias_V is None else self.axes[:1]
-    return self.replace(kernel_VD=self.axes, bias_V=bias)
+    return self.replace(kernel_VD=self.axes, bias_V=bias, copies=None)
 
   @property
   def entries(self) -> int:

@@ -17,6 +17,7 @@ FLOORS = (
     'errors',
     'mesh',
     'shards',
+    'torus',
     'spec',
     'task',
     'task_config',

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from lm import mesh, shards
+from lm import mesh
 from lm.errors import UserError
 from lm.run import placement
+from lm.torus import sides_of
 
 EIGHT = AbstractMesh((2, 2, 2), mesh.AXES)
 
@@ -105,14 +106,14 @@ def test_an_axis_lies_along_the_sides_of_a_torus(slices, torus, sizes, axis, sid
   mesh.make({'data': 1, 'fsdp': 1, **sizes}, chips)
   shape = dict(zip(mesh.AXES, laid['devices'].shape, strict=True))
   found = SimpleNamespace(devices=laid['devices'], axis_names=mesh.AXES, shape=shape)
-  assert shards._sides(found, axis) == sides
+  assert sides_of(found, axis) == sides
 
 
 def test_devices_that_lie_in_another_order_are_one_side():
   ring = [(0, 0), (0, 1), (1, 1), (1, 0)]
   devices = np.array([Tpu(i, 0, coords=(*c, 0)) for i, c in enumerate(ring)]).reshape(1, 4, 1)
   found = SimpleNamespace(devices=devices, axis_names=mesh.AXES, shape={'fsdp': 4})
-  assert shards._sides(found, 'fsdp') == (4,)
+  assert sides_of(found, 'fsdp') == (4,)
 
 
 def test_slices_that_do_not_divide_are_told():

@@ -18,12 +18,14 @@ from lm.mesh import named
 from lm.models.cache import branch, rows_together, self_mask
 from lm.models.heads import ClassTable
 from lm.models.stack import Stack
+from lm.nn import tables
 from lm.nn.attention import dot_product
 from lm.nn.cache import Slots
 from lm.nn.layers import Attention, Mlp, dropout
 from lm.nn.norm import LayerNorm
 from lm.nn.position import Position, learned
 from lm.nn.residual import pre
+from lm.nn.tables import Table
 from lm.types import Array, Batch, Mask, Output, Params, Unembed
 
 
@@ -65,21 +67,30 @@ class Transformer(nn.Module):
     shared = {f.name for f in dataclasses.fields(Stack)} & own
     return Stack(**{field: getattr(self, field) for field in shared} | changes, name=name)
 
-  def table(self, name: str) -> Array:
-    """Returns a parameter (V, D): the vectors of the vocabulary."""
-    rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-    init = named(nn.initializers.normal(self.init_std), 'vocab', 'embed')
-    return self.param(name, init, (rows, self.d_model))
+  def table(self, name: str, rows: Array | None = None) -> Table:
+    """Returns the vectors of the vocabulary, (V, D), a parameter.
 
-  def embed(self, table_VD: Array, tokens_BT: Array) -> Array:
+    Args:
+      name: of the parameter.
+      rows: a batch whose hidden states become logits by the table, if it is tied.
+    """
+    size = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+    init = named(nn.initializers.normal(self.init_std), *tables.AXES)
+    vectors_VD = self.param(name, init, (size, self.d_model))
+    if rows is None or not self.tied:
+      return Table(vectors_VD)
+    return tables.shared(vectors_VD, rows, self.dtype)
+
+  def embed(self, table: Table, tokens_BT: Array) -> Array:
     """Returns the vectors of tokens (B, T, D)."""
-    x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
+    x_BTD = tables.look_up(table, tokens_BT)
     return x_BTD if self.embed_scale == 1 else x_BTD * self.embed_scale
 
-  def unembed(self, table_VD: Array) -> Unembed:
+  def unembed(self, table: Table) -> Unembed:
     """Returns how hidden states become logits over the vocabulary."""
-    kernel_VD = table_VD if self.tied else self.table('unembedding')
-    return Unembed(kernel_VD, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
+    vectors_VD, copies = table if self.tied else self.table('unembedding')
+    soft_cap = self.logit_soft_cap
+    return Unembed(vectors_VD, vocab_size=self.vocab_size, soft_cap=soft_cap, copies=copies)
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns an empty cache of `length` slots a row, for `batch_size` rows."""
@@ -112,14 +123,14 @@ class Decoder(Transformer):
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    table_VD = self.table('embedding')
+    table = self.table('embedding', batch['inputs'] if cache is None else None)
     rows = batch['inputs'].shape
     batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
-    x = self.embed(table_VD, batch['inputs'])
+    x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder')(x, mask, caches=cache and cache['layers'])
     x = x.reshape(*rows, -1)
-    return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
+    return Output(x, self.unembed(table), {}, cache and {**slots, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -148,14 +159,14 @@ class Encoder(Transformer):
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     del cache  # there is nothing that a later call could use
-    table_VD = self.table('embedding')
+    table = self.table('embedding', batch['inputs'] if self.classes is None else None)
     mask = both_ways(batch['positions'], batch['segments'])
-    x, _ = self.stack('encoder')(self.embed(table_VD, batch['inputs']), mask)
+    x, _ = self.stack('encoder')(self.embed(table, batch['inputs']), mask)
     if self.pool is not None:
       x = self.pool(x, batch['segments'], batch['examples'].shape[1])
     x = dropout(self, x, self.dropout)
     if self.classes is None:
-      return Output(x, self.unembed(table_VD), {})
+      return Output(x, self.unembed(table), {})
     return Output(x, ClassTable(self.classes, self.d_model, self.init_std, name='head')(), {})
 
 
@@ -174,15 +185,15 @@ class EncoderDecoder(Transformer):
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    table_VD = self.table('embedding')
+    table = self.table('embedding', batch['inputs'] if cache is None else None)
     rows = batch['inputs'].shape
     batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
     memory = None
     if 'source' in batch:
-      source_VD = table_VD if self.shared else self.table('source_embedding')
+      source_table = table if self.shared else self.table('source_embedding')
       slots['source_segments'] = batch['source_segments']
-      memory = self._encode(source_VD, batch)
+      memory = self._encode(source_table, batch)
     elif cache is not None:
       slots['source_segments'] = cache['source_segments']
     memory_mask = Mask(
@@ -192,10 +203,10 @@ class EncoderDecoder(Transformer):
       slots['source_segments'],
       causal=False,
     )
-    x = self.embed(table_VD, batch['inputs'])
+    x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder')(x, mask, memory, memory_mask, cache and cache['layers'])
     x = x.reshape(*rows, -1)
-    return Output(x, self.unembed(table_VD), {}, cache and {**slots, 'layers': caches})
+    return Output(x, self.unembed(table), {}, cache and {**slots, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of full rows, be it of the source or the target.
@@ -214,10 +225,10 @@ class EncoderDecoder(Transformer):
   def _encoder_depth(self) -> int:
     return self.depth if self.encoder_depth is None else self.encoder_depth
 
-  def _encode(self, table_VD: Array, batch: Batch) -> Array:
+  def _encode(self, table: Table, batch: Batch) -> Array:
     mask = both_ways(batch['source_positions'], batch['source_segments'])
     encoder = self.stack('encoder', depth=self._encoder_depth(), cross_attention=None)
-    return encoder(self.embed(table_VD, batch['source']), mask)[0]
+    return encoder(self.embed(table, batch['source']), mask)[0]
 
 
 def both_ways(positions: Array, segments: Array) -> Mask:

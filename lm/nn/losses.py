@@ -89,13 +89,18 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.entries, chunk)
   # Devices get the kernel in the type that they multiply in, which may be half as long, and once.
-  kernel_VD = unembed.kernel_VD.astype(hidden_BTD.dtype)
+  kernel = unembed.copies
+  if kernel is None:
+    kernel = unembed.kernel_VD.astype(hidden_BTD.dtype)
 
   def part(unembed: Unembed, rows: tuple[Array, ...]):
     return _rows(unembed, rows, penalties, size, gradient)
 
-  whole, rows = unembed.replace(kernel_VD=kernel_VD), (hidden_BTD, targets_BT, weights_BT)
+  whole, rows = unembed.replace(kernel_VD=kernel, copies=None), (hidden_BTD, targets_BT, weights_BT)
   sums, d_unembed, d_hidden = by_rows(part, whole, unembed.logical_axes, rows)
+  if gradient and unembed.copies is not None:
+    d_unembed = d_unembed.replace(kernel_VD=None, copies=d_unembed.kernel_VD)
+    unembed = unembed.replace(kernel_VD=None)
   if gradient:
     d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
   return sums, (d_hidden, d_unembed)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import mesh, optim, shards
+from lm import mesh, optim, shards, torus
 from lm.decode.sampling import greedy
 from lm.decode.steps import prefill
 from lm.decode.stream import several
@@ -22,6 +22,7 @@ from lm.models import recurrent
 from lm.models.embeddings import Embeddings
 from lm.models.recurrent_layers import Bidirectional
 from lm.nn import losses as nn_losses
+from lm.nn import tables
 from lm.nn.alignment import additive
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, GatedMlp, Mlp
@@ -354,9 +355,9 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   sizes, sides, monkeypatch
 ):
   over = mesh.make(sizes)
-  real = shards._sides
+  real = torus.sides_of
   monkeypatch.setattr(
-    shards, '_sides', lambda mesh, name: sides if name == 'fsdp' else real(mesh, name)
+    torus, 'sides_of', lambda mesh, name: sides if name == 'fsdp' else real(mesh, name)
   )
   layer = GatedMlp(64, dtype=jnp.bfloat16)
   x_BTD = jax.random.normal(jax.random.key(1), (8, 16, 32))
@@ -394,7 +395,7 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   assert by['all-gather', ('fsdp',)] <= 2 * whole * share
   assert by['reduce-scatter', ('fsdp',)] == pytest.approx(whole * share)
   assert not by['all-reduce', ('fsdp',)] and not by['all-gather', ('tensor',)]
-  for kind, along in (('reduce-scatter', sides), ('all-gather', shards._planes(sides))):
+  for kind, along in (('reduce-scatter', sides), ('all-gather', torus.planes(sides))):
     assert {len(one.group) for one in sent if one.kind == kind} == set(along)
 
 
@@ -421,9 +422,10 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
   places = mesh.shardings({'layer': boxed, 'table': table}, over, rules)
 
   def loss(params, x_BTD):
-    y_BTD = layer.apply({'params': params['layer']}, x_BTD)
-    unembed, weights_BT = Unembed(params['table'], vocab_size=48), jnp.ones(targets_BT.shape)
-    return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, weights_BT)[0]
+    table = tables.shared(params['table'], x_BTD, jnp.float32)
+    y_BTD = layer.apply({'params': params['layer']}, x_BTD + tables.look_up(table, targets_BT))
+    unembed = Unembed(params['table'], vocab_size=48, copies=table.copies)
+    return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, jnp.ones(targets_BT.shape))[0]
 
   def gradient(params, x_BTD):
     with mesh.use(over, rules):
@@ -433,6 +435,42 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
   expected = jax.value_and_grad(loss)(params, x_BTD)
   for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'kinds'),
+  [({'data': 8}, {'all-reduce': 2}), ({'fsdp': 8}, {'all-gather': 1, 'reduce-scatter': 1})],
+)
+def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds):
+  over = mesh.make(sizes)
+  params = {'table': jax.random.normal(jax.random.key(3), (48, 64))}
+  places = mesh.shardings(
+    {'table': nn.Partitioned(params['table'], ('vocab', 'embed'))}, over, mesh.RULES
+  )
+  tokens_BT = jax.random.randint(jax.random.key(2), (8, 16), 0, 48)
+
+  def loss(params, tokens_BT):
+    table = tables.shared(params['table'], tokens_BT, jnp.float32)
+    x_BTD = tables.look_up(table, tokens_BT) + tables.look_up(table, tokens_BT[:, ::-1])
+    unembed = Unembed(params['table'], vocab_size=48, copies=table.copies)
+    return nn_losses.cross_entropy(x_BTD, unembed, tokens_BT, jnp.ones(tokens_BT.shape))[0]
+
+  def gradient(params, tokens_BT):
+    with mesh.use(over, mesh.RULES):
+      return jax.grad(loss)(params, tokens_BT)
+
+  rows = mesh.batch_sharding(over, mesh.RULES)
+  split = jax.jit(gradient, in_shardings=(places, rows), out_shardings=places)
+  given = jax.device_put(params, places), jax.device_put(tokens_BT, rows)
+  (found,), (expected,) = (
+    jax.tree.leaves(x) for x in (split(*given), jax.grad(loss)(params, tokens_BT))
+  )
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+  by = Counter()
+  for one in collectives.collectives(hlo.parse(split.lower(*given).compile().as_text()), over):
+    by[one.kind] += one.bytes
+  whole = 4 * 48 * 64 * 7 / 8
+  assert by == {kind: pytest.approx(times * whole, rel=0.01) for kind, times in kinds.items()}
 
 
 def test_where_rows_are_not_split_a_part_is_done_as_it_stands():
