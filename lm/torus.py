@@ -30,12 +30,18 @@ def gathered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
 
 
 def scattered(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns a device's part along `axis` of the sum of all x; the first side comes first."""
+  """Returns a device's part along `axis` of the sum of all x; the first side comes first.
+
+  All other axes are one meanwhile: with heads and groups apart the compiler of TPUs lays others
+  before the parts, and adds up all of it everywhere.
+  """
   x = jnp.moveaxis(x, axis, 0)
+  others = x.shape[1:]
+  x = x.reshape(x.shape[0], -1)
   for side, size in enumerate(sides):
-    x = x.reshape(size, -1, *x.shape[1:])
+    x = x.reshape(size, -1, x.shape[-1])
     x = jax.lax.psum_scatter(x, name, axis_index_groups=_groups(sides, side))
-  return jnp.moveaxis(x, 0, axis)
+  return jnp.moveaxis(x.reshape(-1, *others), 0, axis)
 
 
 def planes(sides: Sequence[int]) -> tuple[int, ...]:
