@@ -73,7 +73,7 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
     and within
     and long in ([len(devices)], [slices, len(devices) // slices])
   ):
-    # One side of the torus after another, as lm.shards sends; JAX may lay a ring instead.
+    # One side of the torus after another, as lm.torus sends; JAX may lay a ring instead.
     return Mesh(np.array(sorted(devices, key=place)).reshape(shape), AXES, axis_types=types)
   try:
     if slices > 1:

@@ -35,16 +35,28 @@ class Copies(flax.struct.PyTreeNode):
   layout: _Layout = flax.struct.field(pytree_node=False)
 
 
-def copied(x: Array, axes: Sequence[str | None], rows: Array) -> Copies | None:
+def copied(x: Array, axes: Sequence[str | None], rows: Any) -> Copies | None:
   """Returns the copies of a parameter; None where rows are not split.
 
   Args:
     x: of a type as short as what it is for has it.
     axes: its logical axes.
-    rows: along axis 0; where they do not divide over the mesh, they are not split.
+    rows: arrays with them along axis 0; where they do not divide over the mesh, they are not split.
   """
   layout = _layout(x, axes, rows)
   return None if layout is None else Copies(_copied(x, layout), layout)
+
+
+def serve(copies: Copies | None, rows: Any) -> bool:
+  """Returns whether there are copies for these rows, and on the mesh in use.
+
+  Where not, the parameter itself is there: other rows may be fewer, or not split.
+  """
+  found = _split_rows(rows)
+  if copies is None or found is None:
+    return False
+  mesh, _, names = found
+  return (mesh, names) == (copies.layout.mesh, copies.layout.rows)
 
 
 def by_rows(
@@ -57,18 +69,17 @@ def by_rows(
   Args:
     part: returns three trees: sums over the rows; sums over the rows of the shapes of `whole`, or
       None; values of the rows.
-    whole: arrays that all rows need, or their Copies, whose sums are Copies, too: each device's.
+    whole: arrays that all rows need, or Copies that serve these; their sums are each device's.
     axes: their logical axes.
     rows: arrays with the rows along axis 0.
   """
-  first = jax.tree.leaves(rows)[0]
-  found = _split_rows(first)
+  found = _split_rows(rows)
   if found is None:
     return part(whole, rows)
   mesh, _, names = found
 
   def have(x: Array | Copies, axes: Sequence[str | None]) -> Any:
-    return x if isinstance(x, Copies) else copied(x, axes, first)
+    return x if isinstance(x, Copies) else copied(x, axes, rows)
 
   def mine(copies: Any, rows: Any) -> tuple[Any, Any, Any]:
     sums, like_whole, values = part(jax.tree.map(lambda x: x[0], copies), rows)
@@ -86,7 +97,7 @@ def by_rows(
     mesh=mesh,
     in_specs=(of_rows, of_rows),
     out_specs=(PartitionSpec(), of_rows, of_rows),
-    axis_names=set(names),
+    axis_names=_manual(mesh, names),
     check_vma=False,
   )(arrays, rows)
   if like_whole is not None:
@@ -115,24 +126,36 @@ def with_whole(
   return with_copies(part, rows, Copies(_copied(kernel, layout), layout))
 
 
-def with_copies(part: Callable[[Array, Array], Array], rows: Array, copies: Copies) -> Array:
-  """Returns `part(rows, parameter)`, done by each device for its own rows with its copy."""
-  of_rows = PartitionSpec(copies.layout.rows)
+def with_copies(part: Callable[[Any, Array], Any], rows: Any, copies: Copies) -> Any:
+  """Returns `part(rows, parameter)`, done by each device for its own rows with its copy.
+
+  Args:
+    part: maps arrays with rows along axis 0 and a parameter to others.
+    rows: those of the batch.
+    copies: that serve them.
+  """
+  mesh, names = copies.layout.mesh, copies.layout.rows
+  of_rows = PartitionSpec(names)
   return jax.shard_map(
     lambda rows, copy: part(rows, copy[0]),
-    mesh=copies.layout.mesh,
+    mesh=mesh,
     in_specs=(of_rows, of_rows),
     out_specs=of_rows,
-    axis_names=set(copies.layout.rows),
+    axis_names=_manual(mesh, names),
     check_vma=False,
   )(rows, copies.arrays)
+
+
+def _manual(mesh: Mesh, names: tuple[str, ...]) -> set[str]:
+  """Returns axes for `shard_map`: of all of them, where others have one device, it runs eagerly."""
+  return {name for name in mesh.axis_names if name in names or mesh.shape[name] == 1}
 
 
 def _are_copies(x: Any) -> bool:
   return isinstance(x, Copies)
 
 
-def _split_rows(rows: Array) -> tuple[Mesh, Any, tuple[str, ...]] | None:
+def _split_rows(rows: Any) -> tuple[Mesh, Any, tuple[str, ...]] | None:
   """Returns the mesh in use, its rules and the mesh axes that split rows; None where none does."""
   current = in_use()
   if current is None:
@@ -140,12 +163,13 @@ def _split_rows(rows: Array) -> tuple[Mesh, Any, tuple[str, ...]] | None:
   mesh, axis_rules = current
   (entry,) = partition(('batch',), axis_rules)
   names = tuple(name for name in axes_of(entry) if mesh.shape[name] > 1)
-  if not names or rows.shape[0] % math.prod(mesh.shape[name] for name in names):
+  size = jax.tree.leaves(rows)[0].shape[0]
+  if not names or size % math.prod(mesh.shape[name] for name in names):
     return None
   return mesh, axis_rules, names
 
 
-def _layout(x: Array, axes: Sequence[str | None], rows: Array) -> _Layout | None:
+def _layout(x: Array, axes: Sequence[str | None], rows: Any) -> _Layout | None:
   """Returns how a parameter lies, None where rows are not split; what does not divide is whole."""
   found = _split_rows(rows)
   if found is None:

@@ -93,27 +93,36 @@ class Mask(flax.struct.PyTreeNode):
     return self.bias(self.q_positions, self.k_positions)
 
 
+class Table(NamedTuple):
+  """Vectors of a vocabulary, (V, D), and what devices have of them for their rows (lm.shards)."""
+
+  vectors_VD: Any
+  copies: Any = None  # Copies, or None where all devices work on the vectors
+
+
 class Unembed(flax.struct.PyTreeNode):
-  """How hidden states become logits: a product with `kernel_VD`, a bias and a soft cap.
+  """How hidden states become logits: a product with a table's vectors, a bias and a soft cap.
 
   `vocab_size` is the number of real entries; rows of the kernel beyond it are padding and get a
-  logit of -1e9, so they never count. `axes` are the logical axes of the kernel. `copies` are the
-  kernel's where devices have them already (lm.shards), None elsewhere; then the gradient of a loss
-  that takes them is theirs.
+  logit of -1e9, so they never count. `axes` are the logical axes of the kernel.
   """
 
-  kernel_VD: Array
+  table: Table
   bias_V: Array | None = None
   vocab_size: int = flax.struct.field(pytree_node=False, default=0)
   soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
   axes: tuple[str | None, str] = flax.struct.field(pytree_node=False, default=('vocab', 'embed'))
-  copies: Any = None
+
+  @property
+  def kernel_VD(self) -> Array:
+    """The vectors that hidden states are compared with."""
+    return self.table.vectors_VD
 
   @property
   def logical_axes(self) -> Any:
     """The logical axes of the kernel and of the bias, each in its place."""
     bias = None if self.bias_V is None else self.axes[:1]
-    return self.replace(kernel_VD=self.axes, bias_V=bias, copies=None)
+    return self.replace(table=Table(self.axes), bias_V=bias)
 
   @property
   def entries(self) -> int:

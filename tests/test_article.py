@@ -17,7 +17,7 @@ from lm.objectives.glove import glove
 from lm.objectives.squared_error import squared_error
 from lm.objectives.word_outputs import negative_sampling
 from lm.run.build import apply_of
-from lm.types import Output, Unembed
+from lm.types import Output, Table, Unembed
 
 N, V, D = 4, 5, 3
 
@@ -162,7 +162,7 @@ def test_the_gradient_of_cross_entropy_is_p_less_y():
 
   def ours(hidden, kernel):
     weights = jnp.ones((1, N))
-    return cross_entropy(hidden, Unembed(kernel), jnp.asarray(targets), weights)[0]
+    return cross_entropy(hidden, Unembed(Table(kernel)), jnp.asarray(targets), weights)[0]
 
   narrow = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
   loss, (d_hidden, d_kernel) = jax.value_and_grad(ours, argnums=(0, 1))(*narrow)
@@ -211,7 +211,7 @@ def test_the_gradient_of_the_squared_error_of_a_linear_prediction():
   batch = {'targets': jnp.asarray(y, jnp.float32), 'weights': jnp.ones((1, N))}
 
   def loss(kernel):
-    output = Output(jnp.asarray(hidden, jnp.float32), Unembed(kernel), {})
+    output = Output(jnp.asarray(hidden, jnp.float32), Unembed(Table(kernel)), {})
     objective = squared_error()
     total = objective.sums(lambda *_, **__: output, None, batch, None)['loss']
     return total / objective.weights(batch)['loss']
@@ -223,5 +223,5 @@ def test_the_gradient_of_the_squared_error_of_a_linear_prediction():
 def test_accuracy_is_the_share_of_targets_that_have_the_highest_score():
   hidden, kernel, targets = random(1, N, D), random(V, D, seed=1), np.array([[0, 3, 3, 2]])
   narrow = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
-  found = token_statistics(narrow[0], Unembed(narrow[1]), jnp.asarray(targets)).correct
+  found = token_statistics(narrow[0], Unembed(Table(narrow[1])), jnp.asarray(targets)).correct
   np.testing.assert_array_equal(found, np.argmax(hidden @ kernel.T, axis=-1) == targets)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.mesh import named
-from lm.types import Array, Batch, Output, Unembed
+from lm.types import Array, Batch, Output, Table, Unembed
 
 
 def small_uniform(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
@@ -48,7 +48,7 @@ class Embeddings(nn.Module):
       hidden_BTD = jnp.concatenate([hidden_BTD, own_BT1], axis=-1)
       kernel_VD = jnp.concatenate([kernel_VD, jnp.ones_like(bias_V1)], axis=-1)
       bias_V = bias_V1[:, 0]
-    return Output(hidden_BTD, Unembed(kernel_VD, bias_V, self.vocab_size), {})
+    return Output(hidden_BTD, Unembed(Table(kernel_VD), bias_V, self.vocab_size), {})
 
   def _table(self, name: str, init: Callable[..., Array]) -> Array:
     return self._rows(name, named(init, 'vocab', 'embed'), self.d_model)

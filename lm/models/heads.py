@@ -3,7 +3,7 @@
 import flax.linen as nn
 
 from lm.mesh import named
-from lm.types import Unembed
+from lm.types import Table, Unembed
 
 
 class ClassTable(nn.Module):
@@ -18,4 +18,4 @@ class ClassTable(nn.Module):
     init = named(nn.initializers.normal(self.init_std), None, 'embed')
     kernel_CD = self.param('kernel', init, (self.classes, self.d_model))
     bias_C = self.param('bias', named(nn.initializers.zeros, None), (self.classes,))
-    return Unembed(kernel_CD, bias_C, self.classes, axes=(None, 'embed'))
+    return Unembed(Table(kernel_CD), bias_C, self.classes, axes=(None, 'embed'))

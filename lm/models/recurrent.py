@@ -21,7 +21,7 @@ from lm.nn.alignment import Score
 from lm.nn.layers import Linear, dropout
 from lm.nn.pooling import ends
 from lm.nn.recurrent import Carry, Cell
-from lm.types import Array, Batch, Output, Params, Unembed
+from lm.types import Array, Batch, Output, Params, Table, Unembed
 
 
 class Recurrent(nn.Module):
@@ -55,7 +55,7 @@ class Recurrent(nn.Module):
     if not self.tied:
       bias_V = self.param('bias', named(nn.initializers.zeros, 'vocab'), (len(table_VD),))
       kernel_VO = self.table('unembedding', y_BTO.shape[-1])
-      return Output(y_BTO, Unembed(kernel_VO, bias_V, self.vocab_size), {}, cache)
+      return Output(y_BTO, Unembed(Table(kernel_VO), bias_V, self.vocab_size), {}, cache)
     if y_BTO.shape[-1] != self.d_model:
       y_BTO = Linear(
         (y_BTO.shape[-1], self.d_model),
@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
         kernel_init=nn.initializers.glorot_uniform(),
         name='out',
       )(y_BTO)
-    return Output(y_BTO, Unembed(table_VD, vocab_size=self.vocab_size), {}, cache)
+    return Output(y_BTO, Unembed(Table(table_VD), vocab_size=self.vocab_size), {}, cache)
 
 
 class _Decoding(Recurrent):

@@ -25,8 +25,7 @@ from lm.nn.layers import Attention, Mlp, dropout
 from lm.nn.norm import LayerNorm
 from lm.nn.position import Position, learned
 from lm.nn.residual import pre
-from lm.nn.tables import Table
-from lm.types import Array, Batch, Mask, Output, Params, Unembed
+from lm.types import Array, Batch, Mask, Output, Params, Table, Unembed
 
 
 class Transformer(nn.Module):
@@ -68,7 +67,7 @@ class Transformer(nn.Module):
     return Stack(**{field: getattr(self, field) for field in shared} | changes, name=name)
 
   def table(self, name: str, rows: Array | None = None) -> Table:
-    """Returns the vectors of the vocabulary, (V, D), a parameter.
+    """Returns a table of the vocabulary, whose vectors (V, D) are a parameter.
 
     Args:
       name: of the parameter.
@@ -88,9 +87,8 @@ class Transformer(nn.Module):
 
   def unembed(self, table: Table) -> Unembed:
     """Returns how hidden states become logits over the vocabulary."""
-    vectors_VD, copies = table if self.tied else self.table('unembedding')
-    soft_cap = self.logit_soft_cap
-    return Unembed(vectors_VD, vocab_size=self.vocab_size, soft_cap=soft_cap, copies=copies)
+    table = table if self.tied else self.table('unembedding')
+    return Unembed(table, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns an empty cache of `length` slots a row, for `batch_size` rows."""

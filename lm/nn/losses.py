@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.mesh import pieces, platform
-from lm.shards import by_rows
-from lm.types import Array, Unembed
+from lm.shards import by_rows, serve, with_copies
+from lm.types import Array, Table, Unembed
 
 # Logits that a device holds at once when no chunk is named: 512 MiB of float32, for with each chunk
 # the gradient of the unembedding is read and written; on a CPU what its caches hold, for logits are
@@ -42,14 +42,22 @@ def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
 def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> TokenStatistics:
   """Returns each target's negative log-likelihood in nats and whether it is the argmax."""
 
-  def one(hidden_BtD: Array, targets_Bt: Array) -> TokenStatistics:
-    logits_BtV = unembed(hidden_BtD)
-    log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-    picked_Bt = _pick(logits_BtV, targets_Bt)
-    correct_Bt = (logits_BtV.argmax(-1) == targets_Bt).astype(jnp.float32)
-    return TokenStatistics(log_z_Bt - picked_Bt, correct_Bt)
+  def part(rows: tuple[Array, Array], kernel_VD: Array) -> TokenStatistics:
+    these = unembed.replace(table=Table(kernel_VD))
 
-  return _over_chunks(one, unembed, hidden_BTD, targets_BT)
+    def one(hidden_BtD: Array, targets_Bt: Array) -> TokenStatistics:
+      logits_BtV = these(hidden_BtD)
+      log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+      picked_Bt = _pick(logits_BtV, targets_Bt)
+      correct_Bt = (logits_BtV.argmax(-1) == targets_Bt).astype(jnp.float32)
+      return TokenStatistics(log_z_Bt - picked_Bt, correct_Bt)
+
+    return _over_chunks(one, size, *rows)
+
+  B, T = targets_BT.shape
+  size = chunk_size(B, T, unembed.entries)
+  rows, (kernel_VD, copies) = (hidden_BTD, targets_BT), unembed.table
+  return with_copies(part, rows, copies) if serve(copies, rows) else part(rows, kernel_VD)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -67,8 +75,9 @@ def cross_entropy(
   The penalties are z_loss * log(Z)^2 (Chowdhery et al. 2022, PaLM, section 5), and what smoothing
   the label adds (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
   Gradients with respect to `hidden_BTD` and the arrays of `unembed` are found chunk by chunk
-  in the forward pass, while the logits are at hand, so that nothing is computed twice. The
-  gradient of all sums flows through the first: whoever adds them up gives them one weight.
+  in the forward pass, while the logits are at hand, so that nothing is computed twice; where its
+  table has copies for these rows, that of the table is theirs. The gradient of all sums flows
+  through the first: whoever adds them up gives them one weight.
 
   Args:
     hidden_BTD: hidden states.
@@ -88,21 +97,23 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   """Returns the sums, and where `gradient` those of hidden states and unembedding, else None."""
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.entries, chunk)
-  # Devices get the kernel in the type that they multiply in, which may be half as long, and once.
-  kernel = unembed.copies
-  if kernel is None:
-    kernel = unembed.kernel_VD.astype(hidden_BTD.dtype)
+  # Devices have the kernel already, or get it once, in the type that they multiply in.
+  table = unembed.table
+  shared = serve(table.copies, hidden_BTD)
+  kernel = table.copies if shared else table.vectors_VD.astype(hidden_BTD.dtype)
 
   def part(unembed: Unembed, rows: tuple[Array, ...]):
     return _rows(unembed, rows, penalties, size, gradient)
 
-  whole, rows = unembed.replace(kernel_VD=kernel, copies=None), (hidden_BTD, targets_BT, weights_BT)
+  whole, rows = unembed.replace(table=Table(kernel)), (hidden_BTD, targets_BT, weights_BT)
   sums, d_unembed, d_hidden = by_rows(part, whole, unembed.logical_axes, rows)
-  if gradient and unembed.copies is not None:
-    d_unembed = d_unembed.replace(kernel_VD=None, copies=d_unembed.kernel_VD)
-    unembed = unembed.replace(kernel_VD=None)
   if gradient:
-    d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
+    # Of the vectors and their copies those have a gradient that were taken.
+    d_kernel = d_unembed.kernel_VD
+    d_unembed = d_unembed.replace(table=Table(None, d_kernel) if shared else Table(d_kernel))
+    taken = Table(None, table.copies) if shared else Table(table.vectors_VD)
+    taken = unembed.replace(table=taken)
+    d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, taken)
   return sums, (d_hidden, d_unembed)
 
 
@@ -188,9 +199,8 @@ def _masked_sum(logits_BtV: Array, targets_Bt: Array) -> Array:
   return jnp.sum(jnp.where(columns == targets_Bt[..., None], logits_BtV, 0), axis=-1)
 
 
-def _over_chunks(fn, unembed: Unembed, hidden_BTD: Array, *others: Array):
-  B, T, _ = hidden_BTD.shape
-  size = chunk_size(B, T, unembed.entries)
+def _over_chunks(fn, size: int, hidden_BTD: Array, *others: Array):
+  T = hidden_BTD.shape[1]
   if size == T:
     return fn(hidden_BTD, *others)
   inputs = tuple(_chunked(x, size) for x in (hidden_BTD, *others))

@@ -1,23 +1,16 @@
 """Vectors of a vocabulary: tokens are looked up among them, and by them states become logits."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lm.mesh import platform
-from lm.shards import Copies, copied, with_copies
-from lm.types import Array
+from lm.shards import copied, serve, with_copies
+from lm.types import Array, Table
 
 AXES = ('vocab', 'embed')
-
-
-class Table(NamedTuple):
-  """Vectors (V, D), and the copies of them that devices have for their rows, if any."""
-
-  vectors_VD: Array
-  copies: Copies | None = None
 
 
 def shared(vectors_VD: Array, rows: Array, dtype: Any) -> Table:
@@ -36,23 +29,25 @@ def shared(vectors_VD: Array, rows: Array, dtype: Any) -> Table:
 
 
 def look_up(table: Table, ids_BT: Array) -> Array:
-  """Returns the vectors of tokens, (B, T, D)."""
-  if table.copies is None:
-    return jnp.take(table.vectors_VD, ids_BT, axis=0)
-  of_copy = jax.typeof(table.copies.arrays)
-  like = jax.ShapeDtypeStruct(of_copy.shape[1:], of_copy.dtype)
-  return with_copies(lambda ids, copy: _taken(copy, ids, like), ids_BT, table.copies)
+  """Returns the vectors of tokens, (B, T, D), of the type of the parameter."""
+  vectors_VD, copies = table
+  if not serve(copies, ids_BT):
+    return jnp.take(vectors_VD, ids_BT, axis=0)
+  short = copies.arrays.dtype, copies.arrays.shape[1:]
+  found_BTD = with_copies(lambda ids, copy: _taken(copy, ids, *short), ids_BT, copies)
+  return found_BTD.astype(vectors_VD.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _taken(table_VD: Array, ids_BT: Array, like: jax.ShapeDtypeStruct) -> Array:
-  """Returns vectors of a table like `like`; the gradients of one token are added up in float32."""
-  return jnp.take(table_VD, ids_BT, axis=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _taken(table_VD: Array, ids_BT: Array, dtype: Any, shape: tuple[int, ...]) -> Array:
+  """Returns vectors of a table of this type and shape; gradients add up in float32."""
+  return jnp.take(table_VD, ids_BT, axis=0).astype(jnp.float32)
 
 
-def _taken_bwd(like: jax.ShapeDtypeStruct, ids_BT: Array, d_BTD: Array) -> tuple[Array, None]:
-  zero_VD = jnp.zeros(like.shape, jnp.float32)
-  return zero_VD.at[ids_BT].add(d_BTD.astype(jnp.float32)).astype(like.dtype), None
+def _taken_bwd(
+  dtype: Any, shape: tuple[int, ...], ids_BT: Array, d_BTD: Array
+) -> tuple[Array, None]:
+  return jnp.zeros(shape, jnp.float32).at[ids_BT].add(d_BTD).astype(dtype), None
 
 
-_taken.defvjp(lambda table, ids, like: (_taken(table, ids, like), ids), _taken_bwd)
+_taken.defvjp(lambda table, ids, *like: (_taken(table, ids, *like), ids), _taken_bwd)

@@ -210,7 +210,8 @@ def held(tree: Any) -> int:
 def activations(functions: Functions, state: TrainState, batch: Batch) -> int:
   """Returns about how many bytes the pass forward keeps for the pass backward, on a chip.
 
-  What is as large as a parameter is taken for one; the rest is split as rows are.
+  What has the shape of a parameter is taken for one; the rest is split as rows are, and the copies
+  of a table by `tensor`, too.
   """
 
   def backward(params: Any, batch: Batch) -> Any:
@@ -221,11 +222,14 @@ def activations(functions: Functions, state: TrainState, batch: Batch) -> int:
 
   with meshes.use(functions.mesh, functions.rules):
     kept = jax.eval_shape(backward, state.params, batch)
-    pieces = meshes.pieces('batch')
+    rows, tables = meshes.pieces('batch'), meshes.pieces('vocab')
   shapes = {x.shape for x in jax.tree.leaves(state.params)}
-  return (
-    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept) if x.shape not in shapes) // pieces
-  )
+
+  def held(x: Any) -> int:
+    pieces = rows * (tables if x.shape[1:] in shapes else 1)
+    return 0 if x.shape in shapes else x.size * x.dtype.itemsize // pieces
+
+  return sum(held(x) for x in jax.tree.leaves(kept))
 
 
 def replicated(mesh: Mesh, tree: Any, least: int) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,8 +1,9 @@
-"""Tries meshes, batches, in one part too, and what is kept of the pass forward; ranks what fits.
+"""Tries meshes, batch sizes and what is remembered of the pass forward, and ranks what fits.
 
 Compiling takes a minute or more, so that arithmetic goes first: what cannot fit is left out, the
 rest is put in order by what it must compute and send, and only the first few are compiled. For GPUs
-arithmetic has the last word, too.
+arithmetic has the last word, too. A batch is taken in one part first, and where that does not fit
+in those of the config.
 """
 
 import copy
@@ -63,11 +64,10 @@ def search(
   if isinstance(slice_.chip, Processor):
     return _reckoned(config, slice_, most, tell)
   described = devices(slice_)
-  choices = []
+  choices: list[_Choice] = []
   for changes in candidates(config, len(described), slice_.slices):
-    choice = _arithmetic(config, changes, slice_, described)
-    if choice is not None:
-      choices.append(choice)
+    fit = (_arithmetic(config, each, slice_, described) for each in _in_parts(changes))
+    choices.extend(itertools.islice(filter(None, fit), 1))
   if not choices:
     raise UserError(
       f'--topology={slice_.topology}: on no mesh do parameters and optimizer divide and fit into '
@@ -77,19 +77,25 @@ def search(
   tell(f'{len(choices)} choices could fit; compiling {min(most, len(choices))} of them')
   tried = []
   for choice in choices[:most]:
-    one = _tried(changed(config, choice.changes), flags_of(choice.changes), slice_)
+    one = _tried(config, choice.changes, slice_)
     tell(f'{one.tokens:12,.0f} tokens/s, {"fits" if one.fits else "does not fit"}: {one.flags}')
     tried.append(one)
   return sorted(tried, key=lambda one: (not one.fits, -one.tokens))
 
 
-def _tried(config: ConfigDict, flags: str, slice_: Slice) -> Tried:
-  try:
-    found = check.check(config, slice_)
-  except program.NoRoom as e:
-    return Tried(flags, False, e.needed, 0.0, 0.0)
-  memory, rates = found.step.memory.total, found.estimate
-  return Tried(flags, found.fits, memory, rates.tokens, rates.utilisation)
+def _tried(config: ConfigDict, changes: dict[str, Any], slice_: Slice) -> Tried:
+  """Returns what the compiler says; of the config's parts, where the batch in one does not fit."""
+  for each in _in_parts(changes):
+    try:
+      found = check.check(changed(config, each), slice_)
+    except program.NoRoom as e:
+      one = Tried(flags_of(each), False, e.needed, 0.0, 0.0)
+      continue
+    memory, rates = found.step.memory.total, found.estimate
+    one = Tried(flags_of(each), found.fits, memory, rates.tokens, rates.utilisation)
+    if one.fits:
+      break
+  return one
 
 
 def _reckoned(
@@ -98,7 +104,8 @@ def _reckoned(
   """Returns the best by their bounds; where these are equal, what has less to do comes first."""
   found: list[tuple[float, float, Tried]] = []
   refused = ''
-  for changes in candidates(config, slice_.chips, slice_.slices, across=True):
+  choices = candidates(config, slice_.chips, slice_.slices, across=True)
+  for changes in itertools.chain.from_iterable(map(_in_parts, choices)):
     try:
       one = arithmetic.check(changed(config, changes), slice_)
     except UserError as e:  # an axis that does not divide
@@ -167,13 +174,12 @@ def _would_fit(
 def candidates(
   config: ConfigDict, devices: int, slices: int, across: bool = False
 ) -> Iterator[dict[str, Any]]:
-  """Yields changes of a config: a mesh, a batch size, its parts, a policy of what is remembered.
+  """Yields changes of a config: a mesh, a batch size, a policy of what is remembered.
 
   Slices lie along `data`; where it may go `across` them, along `fsdp` too. The batch is taken in
-  one part, too: devices bring kernels together and add up gradients in each.
+  one part, for devices bring kernels together and add up gradients in each.
   """
   remats = REMATS if 'remat' in config.model else (None,)
-  parts = sorted({1, config.microbatches})
   splits = [
     (data, devices // data // tensor, tensor)
     for tensor in range(1, min(TENSOR, devices) + 1)
@@ -181,15 +187,22 @@ def candidates(
     if devices % (data * tensor) == 0
     and (data % slices == 0 or (across and devices // data // tensor % slices == 0))
   ]
-  for (data, fsdp, tensor), times, part, remat in itertools.product(splits, BATCHES, parts, remats):
+  for (data, fsdp, tensor), times, remat in itertools.product(splits, BATCHES, remats):
     changes = {
       'mesh.data': data,
       'mesh.fsdp': fsdp,
       'mesh.tensor': tensor,
       'batch_size': times * config.batch_size,
     }
-    changes |= {'microbatches': part} if part != config.microbatches else {}
+    changes |= {'microbatches': 1} if config.microbatches > 1 else {}
     yield changes | ({'model.remat': remat} if remat else {})
+
+
+def _in_parts(changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """Yields changes, and then those that leave the batch in the parts of the config."""
+  yield changes
+  if 'microbatches' in changes:
+    yield {key: value for key, value in changes.items() if key != 'microbatches'}
 
 
 def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:

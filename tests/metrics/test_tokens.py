@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from lm.metrics.tokens import language_model
-from lm.types import Output, Unembed
+from lm.types import Output, Table, Unembed
 
 
 def _terms(logits_BTV, targets, weights, sizes):
   """Returns the metric's terms where the hidden states are the logits themselves."""
   logits_BTV = jnp.asarray(logits_BTV, jnp.float32)
-  output = Output(logits_BTV, Unembed(jnp.eye(logits_BTV.shape[-1])), {})
+  output = Output(logits_BTV, Unembed(Table(jnp.eye(logits_BTV.shape[-1]))), {})
   batch = {
     'targets': jnp.asarray(targets),
     'weights': jnp.asarray(weights, jnp.float32),

@@ -37,7 +37,7 @@ from lm.run import placement
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.step import abstract_state, init_state, make_train_step, make_train_steps
 from lm.task import Features
-from lm.types import Mask, Unembed
+from lm.types import Mask, Table, Unembed
 
 STEPS = 3
 ALL = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -266,7 +266,9 @@ def test_the_vocabulary_stays_split_in_the_loss():
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
     with mesh.use(over, mesh.RULES):
-      return sum(nn_losses.cross_entropy(hidden, Unembed(kernel), targets, weights, 1e-4, 0.1, 2))
+      return sum(
+        nn_losses.cross_entropy(hidden, Unembed(Table(kernel)), targets, weights, 1e-4, 0.1, 2)
+      )
 
   described = (
     jax.ShapeDtypeStruct((B, T, D), jnp.float32),
@@ -290,7 +292,9 @@ def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
     with mesh.use(over, mesh.RULES):
-      return sum(nn_losses.cross_entropy(hidden, Unembed(kernel), targets, weights, 0.0, 0.0, 3))
+      return sum(
+        nn_losses.cross_entropy(hidden, Unembed(Table(kernel)), targets, weights, 0.0, 0.0, 3)
+      )
 
   shapes = (
     ((B, T, D), jnp.bfloat16),
@@ -424,7 +428,7 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
   def loss(params, x_BTD):
     table = tables.shared(params['table'], x_BTD, jnp.float32)
     y_BTD = layer.apply({'params': params['layer']}, x_BTD + tables.look_up(table, targets_BT))
-    unembed = Unembed(params['table'], vocab_size=48, copies=table.copies)
+    unembed = Unembed(table, vocab_size=48)
     return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, jnp.ones(targets_BT.shape))[0]
 
   def gradient(params, x_BTD):
@@ -452,7 +456,7 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
   def loss(params, tokens_BT):
     table = tables.shared(params['table'], tokens_BT, jnp.float32)
     x_BTD = tables.look_up(table, tokens_BT) + tables.look_up(table, tokens_BT[:, ::-1])
-    unembed = Unembed(params['table'], vocab_size=48, copies=table.copies)
+    unembed = Unembed(table, vocab_size=48)
     return nn_losses.cross_entropy(x_BTD, unembed, tokens_BT, jnp.ones(tokens_BT.shape))[0]
 
   def gradient(params, tokens_BT):
@@ -471,6 +475,62 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
     by[one.kind] += one.bytes
   whole = 4 * 48 * 64 * 7 / 8
   assert by == {kind: pytest.approx(times * whole, rel=0.01) for kind, times in kinds.items()}
+
+
+@pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
+def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
+  decoder, params_of, batch_of, sizes
+):
+  model = decoder('alibi', depth=1, vocab_multiple=8)
+  params, batch, over = params_of(model), batch_of(8), mesh.make(sizes)
+  apply = apply_of(model)
+
+  def loss(apply, params, batch):
+    output = apply(params, batch)
+    # All rows, and those of one device, of which there are no copies.
+    whole, part = (
+      nn_losses.cross_entropy(
+        output.hidden[:n], output.unembed, batch['targets'][:n], batch['weights'][:n]
+      )[0]
+      for n in (8, 1)
+    )
+    return whole + part, output.unembed.table.copies is not None
+
+  boxed = jax.eval_shape(init_of(model, 16), jax.random.key(0))
+  places = mesh.shardings(boxed, over, mesh.RULES)
+  split = jax.jit(
+    with_mesh(jax.grad(functools.partial(loss, apply), has_aux=True), over, mesh.RULES),
+    in_shardings=(places, mesh.batch_sharding(over, mesh.RULES)),
+  )
+  found, shared = split(params, batch)
+  expected, alone = jax.grad(functools.partial(loss, apply), has_aux=True)(params, batch)
+  assert shared and not alone
+  for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize('sides', [(8,), (2, 4), (2, 2, 2)])
+@pytest.mark.parametrize('axis', [0, 2, 3])
+def test_parts_of_a_sum_lie_in_order_along_any_axis(sides, axis):
+  over = mesh.make({'fsdp': 8})
+  shape = [3, 2, 4, 5]
+  shape[axis] = 16
+  x = jax.random.normal(jax.random.key(1), (8, *shape))  # one for each device
+  spec = PartitionSpec(*[None] * axis, 'fsdp')
+  each = functools.partial(jax.shard_map, mesh=over, check_vma=False)
+  scatter = each(
+    lambda x: torus.scattered(x[0], axis, 'fsdp', sides),
+    in_specs=PartitionSpec('fsdp'),
+    out_specs=spec,
+  )
+  found = jax.jit(scatter)(x)
+  np.testing.assert_allclose(found, x.sum(0), rtol=1e-5, atol=1e-5)
+  gather = each(
+    lambda x: torus.gathered(x, axis, 'fsdp', torus.planes(sides))[None],
+    in_specs=spec,
+    out_specs=PartitionSpec('fsdp'),
+  )
+  np.testing.assert_array_equal(jax.jit(gather)(found), np.broadcast_to(found, x.shape))
 
 
 def test_where_rows_are_not_split_a_part_is_done_as_it_stands():

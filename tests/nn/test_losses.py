@@ -9,7 +9,7 @@ import pytest
 
 from lm.nn import losses
 from lm.nn.losses import chunk_size, cross_entropy, token_statistics
-from lm.types import Unembed
+from lm.types import Table, Unembed
 
 B, T, D, V = 2, 7, 3, 23
 
@@ -21,7 +21,7 @@ def _inputs(vocab_size=0, bias=False, soft_cap=None, dtype=jnp.float32):
     return jnp.asarray(rng.normal(0, std, shape), jnp.float32)
 
   unembed = Unembed(
-    random(V, D), random(V) if bias else None, vocab_size=vocab_size, soft_cap=soft_cap
+    Table(random(V, D)), random(V) if bias else None, vocab_size=vocab_size, soft_cap=soft_cap
   )
   targets_BT = jnp.asarray(rng.integers(0, vocab_size or V, (B, T)), jnp.int32)
   weights_BT = jnp.asarray(rng.uniform(0.5, 2, (B, T)), jnp.float32).at[:, ::3].set(0)
@@ -127,7 +127,7 @@ def _largest(program) -> int:
 @pytest.mark.parametrize(('chunk', 'positions'), [(0, 8), (2, 2)])
 def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
   hidden = jnp.zeros((3, 8, 4))
-  unembed = Unembed(jnp.zeros((1000, 4)))
+  unembed = Unembed(Table(jnp.zeros((1000, 4))))
   targets, weights = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8))
 
   def loss(hidden, unembed):
@@ -155,7 +155,7 @@ def test_statistics_are_chunked_within_the_budget(monkeypatch):
 
 def test_a_target_is_correct_when_its_logit_is_the_highest():
   # The hidden state picks a row of the table; row 3 pads it and must not win.
-  unembed = Unembed(jnp.eye(4), vocab_size=3)
+  unembed = Unembed(Table(jnp.eye(4)), vocab_size=3)
   hidden = jnp.eye(4)[jnp.asarray([[0, 1, 2, 3]])] * 5
   statistics = token_statistics(hidden, unembed, jnp.asarray([[0, 2, 2, 1]]))
   np.testing.assert_array_equal(statistics.correct, [[1, 0, 1, 0]])

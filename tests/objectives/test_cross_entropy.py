@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.objectives.cross_entropy import cross_entropy
-from lm.types import Output, Unembed
+from lm.types import Output, Table, Unembed
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def model():
   """A model of one parameter: the table; hidden states are one-hot vectors of the inputs."""
 
   def apply(params, batch, key=None, cache=None):
-    return Output(jax.nn.one_hot(batch['inputs'], 3), Unembed(params), {})
+    return Output(jax.nn.one_hot(batch['inputs'], 3), Unembed(Table(params)), {})
 
   return apply
 

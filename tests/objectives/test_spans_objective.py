@@ -6,7 +6,7 @@ import pytest
 from lm.errors import UserError
 from lm.metrics.spans import spans as metric
 from lm.objectives.spans import spans
-from lm.types import Output, Unembed
+from lm.types import Output, Table, Unembed
 
 # Two examples in the first row: END q | passage of 3, and END | passage of 1; then padding. One in
 # the second row, with a slot to spare.
@@ -28,7 +28,7 @@ LOGITS = np.random.default_rng(0).normal(0, 2, (2, 8, 2))
 
 
 def model(params, batch, key=None, cache=None):
-  return Output(params, Unembed(jnp.eye(params.shape[-1])), {})
+  return Output(params, Unembed(Table(jnp.eye(params.shape[-1]))), {})
 
 
 def _by_hand(logits_BTC):

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm.config import base, encoder_decoder, llama
 from lm.errors import UserError
-from lm.preflight import least, program, search
+from lm.preflight import check, chips, least, program, search
 from lm.run import build
 from lm.run.step import abstract_state
 
@@ -189,18 +190,33 @@ def test_candidates_split_all_devices():
   other = search.changed(config, found[0])
   assert (other.mesh.data, config.mesh.data) == (found[0]['mesh.data'], -1)
   assert not any('microbatches' in x for x in found), 'it is one part already'
-
-
-def test_candidates_take_the_batch_in_one_part_too():
-  config = base()
   config.microbatches = 16
-  found = list(search.candidates(config, 8, 1))
-  assert {search.changed(config, x).microbatches for x in found} == {1, 16}
-  assert search.changed(config, found[0]).microbatches == 1, 'what sends less comes first'
-  # Of each choice there is one of either kind, and else they are the same.
-  assert len({search.flags_of(x) for x in found}) == len(found)
-  alone = [{k: v for k, v in x.items() if k != 'microbatches'} for x in found]
-  assert all(alone.count(x) == 2 for x in alone)
+  assert all(x['microbatches'] == 1 for x in search.candidates(config, 8, 2))
+
+
+@pytest.mark.slow
+def test_a_search_takes_the_batch_in_one_part_and_then_in_those_of_the_config(monkeypatch):
+  pytest.importorskip('libtpu')
+  config, slice_ = base(), chips.parse('v5e:2x2')
+  config.microbatches, config.mesh.fsdp = 16, 4
+  asked = []
+
+  def compile_(config, slice_):
+    asked.append((config.mesh.fsdp, config.microbatches))
+    if config.microbatches == 1:
+      raise program.NoRoom(20e9, 16e9)
+    estimate = SimpleNamespace(tokens=config.batch_size, utilisation=0.5)
+    step = SimpleNamespace(memory=SimpleNamespace(total=1e9))
+    return SimpleNamespace(step=step, estimate=estimate, fits=True)
+
+  monkeypatch.setattr(check, 'check', compile_)
+  found = search.search(config, slice_, 2)
+  assert [parts for _, parts in asked] == [1, 16, 1, 16]
+  assert all(one.fits and 'microbatches' not in one.flags for one in found)
+  monkeypatch.setattr(program, 'activations', lambda *args: 20e9)  # a sixteenth fits
+  asked.clear()
+  search.search(config, slice_, 2)
+  assert [parts for _, parts in asked] == [16, 16], 'what cannot fit is not compiled'
 
 
 def test_a_vocabulary_that_the_config_does_not_say_is_asked_for():

@@ -1,0 +1,32 @@
+"""Looking up in copies of a table, on one device; over several see tests/multi_device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import mesh
+from lm.nn import tables
+from lm.types import Table
+
+
+def test_gradients_of_one_token_add_up_in_float32():
+  table_VD = jnp.ones((3, 2), jnp.bfloat16)
+  ids_BT = jnp.asarray([[1] * 1000 + [2]])
+
+  def total(table_VD):
+    taken_BTD = tables._taken(table_VD, ids_BT, table_VD.dtype, table_VD.shape)
+    assert taken_BTD.dtype == jnp.float32
+    return taken_BTD.sum()
+
+  found = jax.grad(total)(table_VD)
+  # In bfloat16 a sum of ones stops at 256.
+  np.testing.assert_array_equal(np.asarray(found, np.float32), [[0, 0], [1000, 1000], [1, 1]])
+
+
+def test_on_one_device_a_table_is_looked_up_in_as_it_is():
+  vectors_VD = jnp.arange(6.0).reshape(3, 2)
+  ids_BT = jnp.asarray([[2, 0]])
+  with mesh.use(mesh.make({'fsdp': 1}, jax.devices()[:1]), mesh.RULES):
+    table = tables.shared(vectors_VD, ids_BT, jnp.bfloat16)
+    assert table.copies is None and table == Table(vectors_VD)
+    np.testing.assert_array_equal(tables.look_up(table, ids_BT), [[[4, 5], [0, 1]]])
