@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lm.types import Array, Batch, Output, Params, Unembed
+from lm.types import Array, Batch, Output, Params, Table, Unembed
 
 # mean(logits_MBTV) -> logits_BTV, of M members
 Mean = Callable[[Array], Array]
@@ -46,6 +46,8 @@ class Members(flax.struct.PyTreeNode):
   widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
   dtypes: tuple[Any, ...] = flax.struct.field(pytree_node=False)
   mean_of: Mean = flax.struct.field(pytree_node=False)
+
+  table = Table(None)  # each member has its own
 
   @property
   def entries(self) -> int:

@@ -42,11 +42,9 @@ def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
 def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> TokenStatistics:
   """Returns each target's negative log-likelihood in nats and whether it is the argmax."""
 
-  def part(rows: tuple[Array, Array], kernel_VD: Array) -> TokenStatistics:
-    these = unembed.replace(table=Table(kernel_VD))
-
+  def part(rows: tuple[Array, Array], unembed: Unembed) -> TokenStatistics:
     def one(hidden_BtD: Array, targets_Bt: Array) -> TokenStatistics:
-      logits_BtV = these(hidden_BtD)
+      logits_BtV = unembed(hidden_BtD)
       log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
       picked_Bt = _pick(logits_BtV, targets_Bt)
       correct_Bt = (logits_BtV.argmax(-1) == targets_Bt).astype(jnp.float32)
@@ -56,8 +54,10 @@ def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> 
 
   B, T = targets_BT.shape
   size = chunk_size(B, T, unembed.entries)
-  rows, (kernel_VD, copies) = (hidden_BTD, targets_BT), unembed.table
-  return with_copies(part, rows, copies) if serve(copies, rows) else part(rows, kernel_VD)
+  rows, copies = (hidden_BTD, targets_BT), unembed.table.copies
+  if not serve(copies, rows):
+    return part(rows, unembed)
+  return with_copies(lambda rows, x: part(rows, unembed.replace(table=Table(x))), rows, copies)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

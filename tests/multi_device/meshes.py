@@ -494,7 +494,8 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
       )[0]
       for n in (8, 1)
     )
-    return whole + part, output.unembed.table.copies is not None
+    said = nn_losses.token_statistics(output.hidden, output.unembed, batch['targets'])
+    return whole + part, (output.unembed.table.copies is not None, said.nats)
 
   boxed = jax.eval_shape(init_of(model, 16), jax.random.key(0))
   places = mesh.shardings(boxed, over, mesh.RULES)
@@ -502,9 +503,10 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
     with_mesh(jax.grad(functools.partial(loss, apply), has_aux=True), over, mesh.RULES),
     in_shardings=(places, mesh.batch_sharding(over, mesh.RULES)),
   )
-  found, shared = split(params, batch)
-  expected, alone = jax.grad(functools.partial(loss, apply), has_aux=True)(params, batch)
+  found, (shared, nats) = split(params, batch)
+  expected, (alone, others) = jax.grad(functools.partial(loss, apply), has_aux=True)(params, batch)
   assert shared and not alone
+  found, expected = (found, nats), (expected, others)
   for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
