@@ -66,8 +66,9 @@ def test_layers_send_no_more_than_they_must(topology, chips):
   found = json.loads(done.stdout)
   # Each kernel comes together for the pass forward and for that backward, and of its gradient a
   # device gets its part: no sum is sent whole, as the compiler does it by itself over a whole torus
-  # (1.3 and 1.9 times the least).
-  assert sum(one['bytes'] for one in found['sent']) < 1.1 * found['least_sent']['fsdp']
+  # (1.3 and 1.9 times the least). The table comes together once for all that it is for. Beside
+  # them there are the gradients of norms.
+  assert sum(one['bytes'] for one in found['sent']) < 1.01 * found['least_sent']['fsdp']
 
 
 @pytest.mark.slow
