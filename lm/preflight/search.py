@@ -104,18 +104,20 @@ def _reckoned(
   """Returns the best by their bounds; where these are equal, what has less to do comes first."""
   found: list[tuple[float, float, Tried]] = []
   refused = ''
-  choices = candidates(config, slice_.chips, slice_.slices, across=True)
-  for changes in itertools.chain.from_iterable(map(_in_parts, choices)):
-    try:
-      one = arithmetic.check(changed(config, changes), slice_)
-    except UserError as e:  # an axis that does not divide
-      refused = str(e)
-      continue
-    bound, memory = one.estimate, one.step.memory.total
-    assert isinstance(bound, Bound)
-    tried = Tried(flags_of(changes), one.fits, memory, bound.tokens, bound.utilisation)
-    found.append((-bound.tokens, bound.alone / one.step.tokens, tried))
-    tell(f'{bound.tokens:12,.0f} tokens/s, {"fits" if one.fits else "no room"}: {tried.flags}')
+  for changes in candidates(config, slice_.chips, slice_.slices, across=True):
+    for each in _in_parts(changes):
+      try:
+        one = arithmetic.check(changed(config, each), slice_)
+      except UserError as e:  # an axis that does not divide
+        refused = str(e)
+        break
+      bound, memory = one.estimate, one.step.memory.total
+      assert isinstance(bound, Bound)
+      tried = Tried(flags_of(each), one.fits, memory, bound.tokens, bound.utilisation)
+      found.append((-bound.tokens, bound.alone / one.step.tokens, tried))
+      tell(f'{bound.tokens:12,.0f} tokens/s, {"fits" if one.fits else "no room"}: {tried.flags}')
+      if one.fits:
+        break
   if not found:
     raise UserError(f'--topology={slice_.topology}: no mesh does ({refused})')
   found.sort(key=lambda one: (not one[2].fits, one[:2]))

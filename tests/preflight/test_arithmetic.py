@@ -137,6 +137,9 @@ def test_a_search_compiles_nothing_and_ranks():
   assert '--config.batch_size=16' in found[0].flags
   text = report.ranking(found, slice_)
   assert found[0].flags in text and 'no compiler was asked' in text
+  config.microbatches = 2  # in one part it fits, so that two are not asked about
+  assert all('microbatches=1' in one.flags for one in search.search(config, slice_, 9, told.append))
+  assert told[-1] == '6 choices divide, 6 of them fit'
 
 
 def test_candidates_may_lie_across_nodes():
