@@ -1,4 +1,4 @@
-"""What all tests share: strict jax, a cache of their own, tiny models with lively parameters."""
+"""What all tests share: strict JAX, caches of their own, tiny models with random parameters."""
 
 import atexit
 import os
@@ -7,12 +7,16 @@ import tempfile
 
 # Set before jax is imported, and passed on to the processes that tests start.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  # The same tiny programs are compiled by many tests and processes: once is enough.
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp()
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
-  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+if 'LM_TEST_FOLDER' not in os.environ:
+  # One cache of prepared data and one of compiled programs, for all workers of pytest-xdist and
+  # all processes that tests start; nothing outlives the run.
+  os.environ['LM_TEST_FOLDER'] = folder = tempfile.mkdtemp()
+  os.environ['LM_CACHE'] = f'{folder}/data'
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{folder}/programs'
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'raise')
 if os.environ['JAX_PLATFORMS'] == 'cpu':
   # Compiling is nearly all that tiny programs cost, and this halves it.
@@ -26,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.data import python_docs, python_functions, python_library, python_questions
 from lm.models.transformer import Decoder, Encoder, EncoderDecoder
 from lm.nn.layers import Attention, GatedMlp
 from lm.nn.norm import RMSNorm
@@ -68,12 +73,20 @@ def fields(variant, changes):
   return {'vocab_size': VOCABULARY, 'context': CONTEXT} | sizes | VARIANTS[variant] | changes
 
 
-@pytest.fixture(scope='session', autouse=True)
-def cache(tmp_path_factory):
-  """A cache directory that the whole run of the tests shares, and nothing else does."""
+@pytest.fixture(scope='module')
+def small_library():
+  """Has the embedded sources read one file in twelve of Python's library: 100 kB of prose."""
+  cached = (python_docs._documents, python_functions._functions, python_questions._functions)
+  places = [place for place in python_library.files() if place.name != 'topics.py'][::12]
+  found = {place: python_library.files()[place] for place in places}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('LM_CACHE', str(tmp_path_factory.mktemp('cache')))
+    # The fingerprint of a source is that of these files, and so is its place in LM_CACHE.
+    patch.setattr(python_library, 'files', lambda: found)
+    for function in cached:
+      function.cache_clear()
     yield
+  for function in cached:
+    function.cache_clear()
 
 
 @pytest.fixture(scope='session')

@@ -19,7 +19,7 @@ def test_there_are_four_walks_of_under_twenty_lines():
 
 
 @pytest.mark.parametrize(('code', 'name'), BLOCKS, ids=[name for _, name in BLOCKS])
-def test_walk_trains(code, name, tmp_path):
+def test_walk_trains(code, name, tmp_path, small_library):
   file = tmp_path / f'{name}.py'
   file.write_text(code)
   config = experiment.load(f'{file}:smoke')

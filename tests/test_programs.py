@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from in_process import mistake, run
 
 import lm
 from lm.run import experiment, loop
@@ -14,24 +15,22 @@ from lm.run.cli import NoStop
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = str(ROOT / 'experiments/quickstart.py')
+FOUR_DEVICES = '--xla_force_host_platform_device_count=4'
 
 
-def run(program, *arguments, **environment):
-  command = [sys.executable, '-m', f'lm.{program}', *map(str, arguments)]
+def process(*command, **environment):
+  """Returns the outcome of a Python process of its own."""
   return subprocess.run(
-    command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment
+    [sys.executable, *map(str, command)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=os.environ | environment,
   )
 
 
-def mistake(result):
-  """Returns the one line of a wrong usage."""
-  assert (result.returncode, result.stdout) == (2, ''), result
-  (line,) = result.stderr.splitlines()
-  return line
-
-
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, small_library):
   """A run of the quickstart's smoke, two steps long."""
   folder = tmp_path_factory.mktemp('programs') / 'run'
   path = f'{QUICKSTART}:smoke'
@@ -52,8 +51,9 @@ def test_evaluate_prints_what_training_found(workdir):
 
 def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
   arguments = [f'--workdir={workdir}', '--prompt=The é', '--max_tokens=5', '--num_samples=2']
-  first, again = (run('generate', *arguments, '--seed=3') for _ in range(2))
+  first = process('-m', 'lm.generate', *arguments, '--seed=3')
   assert first.returncode == 0, first.stderr
+  again = run('generate', *arguments, '--seed=3')
   assert first.stdout == again.stdout
   assert first.stdout.startswith('The é') and first.stdout.count('The é') == 2
   assert first.stdout != run('generate', *arguments, '--seed=4').stdout
@@ -67,22 +67,22 @@ def test_a_prompt_holds_no_special_tokens(workdir):
   fits = '<|end|>' * ((limit - 1) // len(tokenizer.encode('<|end|>').ids))
   assert run('generate', f'--workdir={workdir}', f'--prompt={fits}').returncode == 0
   tokens = 1 + len(tokenizer.encode(too_long := '<|end|>' * limit).ids)
-  line = mistake(run('generate', f'--workdir={workdir}', f'--prompt={too_long}'))
+  line = mistake('generate', f'--workdir={workdir}', f'--prompt={too_long}')
   assert f'--prompt has {tokens} tokens and the model reads {limit}' in line
 
 
-def test_prepare_tells_what_there_is(tmp_path):
+def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
+  monkeypatch.setenv('LM_CACHE', str(tmp_path / 'cache'))
   corpus = tmp_path / 'corpus.txt'
   corpus.write_text('one line\n' * 200)
-  result = run(
+  line = mistake(
     'prepare',
     f'--config={QUICKSTART}:smoke',
     f"--config.data.source=lm.data.sources:text(files='{corpus}', validation=0.1)",
     '--config.data.tokenizer.fn=lm.text.tokenizers:bytes',
-    LM_CACHE=str(tmp_path / 'cache'),
   )
   # The base tokenizer's leaf `vocab_size` is none that `bytes` takes.
-  assert 'takes no argument' in mistake(result)
+  assert 'takes no argument' in line
   config = tmp_path / 'mine.py'
   config.write_text(f"""
 from ml_collections import ConfigDict
@@ -95,7 +95,7 @@ def get_config(arg=''):
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
   return config
 """)
-  result = run('prepare', f'--config={config}', LM_CACHE=str(tmp_path / 'cache'))
+  result = run('prepare', f'--config={config}')
   assert result.returncode == 0, result.stderr
   tokenizer, train, validation = result.stdout.splitlines()
   assert tokenizer == 'tokenizer: 257 entries'
@@ -122,31 +122,46 @@ def text(file):
     ),
     (['--config.model.vocab_size=9999'], 'model.vocab_size=9999, but the tokenizer has 512'),
     (['--config.data.context=64'], 'data.context=64 is longer than model.context=32'),
-    (['--config.mesh.data=3'], 'does not divide over 4 cpu device(s)'),
-    (['--config.mesh.data=4', '--config.batch_size=6'], 'batch_size'),
-    (
-      ['--config.mesh.tensor=4', '--config.model.heads=2', '--config.model.kv_heads=2'],
-      'of size 2 does not divide by mesh.tensor=4',
-    ),
   ],
 )
-def test_a_mistake_is_one_line_and_leaves_no_run(arguments, message, tmp_path):
+def test_a_mistake_is_one_line_and_leaves_no_run(arguments, message, tmp_path, small_library):
   (tmp_path / 'empty.txt').write_text('')
   (tmp_path / 'binary.txt').write_bytes(b'text\0' * 100)
   (tmp_path / 'latin.txt').write_bytes('caf\xe9 '.encode('latin-1') * 100)
   workdir = tmp_path / 'run'
   given = [a.replace('{tmp}', str(tmp_path)) for a in arguments]
-  # Four devices, to have a mesh that can be wrong.
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
-  result = run(
-    'train', f'--config={QUICKSTART}:smoke', f'--workdir={workdir}', *given, XLA_FLAGS=flags
-  )
-  assert message in mistake(result)
+  line = mistake('train', f'--config={QUICKSTART}:smoke', f'--workdir={workdir}', *given)
+  assert message in line
   assert not (workdir / 'config.json').exists() and not (workdir / 'checkpoints').exists()
 
 
+def test_a_mesh_that_does_not_fit_is_one_line_and_leaves_no_run(tmp_path):
+  # A process of its own has four devices, all that a mesh can be wrong about.
+  flags = f'{os.environ.get("XLA_FLAGS", "")} {FOUR_DEVICES}'
+  source = text(ROOT / 'README.md')
+  command = ['train', f'--config={QUICKSTART}:smoke', f'--workdir={tmp_path / "run"}', source]
+  found = process('-m', f'lm.{command[0]}', *command[1:], '--config.mesh.data=3', XLA_FLAGS=flags)
+  assert (found.returncode, found.stdout) == (2, '')
+  *_, line = found.stderr.splitlines()  # after those of the preparation
+  assert 'does not divide over 4 cpu device(s)' in line
+  more = (
+    ['--config.mesh.data=4', '--config.batch_size=6'],
+    ['--config.mesh.tensor=4', '--config.model.heads=2', '--config.model.kv_heads=2'],
+  )
+  code = 'import sys; sys.path.insert(0, "tests"); from in_process import run\n'
+  for given in more:
+    code += f'code, _, said = run(*{[*command, *given]!r})\n'
+    code += 'print(code, said.splitlines()[-1])\n'
+  found = process('-c', code, XLA_FLAGS=flags)
+  assert found.returncode == 0, found.stderr
+  rows, heads = found.stdout.splitlines()
+  assert rows.startswith('2 ') and heads.startswith('2 ')
+  assert 'batch_size' in rows and 'of size 2 does not divide by mesh.tensor=4' in heads
+  assert not (tmp_path / 'run').exists()
+
+
 def test_mistakes_about_a_workdir(workdir, tmp_path):
-  assert 'no run there' in mistake(run('evaluate', f'--workdir={tmp_path}'))
-  assert '--step=7' in mistake(run('evaluate', f'--workdir={workdir}', '--step=7'))
+  assert 'no run there' in mistake('evaluate', f'--workdir={tmp_path}')
+  assert '--step=7' in mistake('evaluate', f'--workdir={workdir}', '--step=7')
   other = ('train', f'--config={QUICKSTART}:smoke', f'--workdir={workdir}')
-  assert 'was made with seed=0, not 1' in mistake(run(*other, '--config.seed=1'))
+  assert 'was made with seed=0, not 1' in mistake(*other, '--config.seed=1')

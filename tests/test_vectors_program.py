@@ -1,10 +1,8 @@
 """lm.vectors as a user meets it: processes, their output, and one line for every mistake."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import in_process
 import numpy as np
 import pytest
 
@@ -14,7 +12,6 @@ from lm.text import vector_files
 from lm.text.vector_space import three_cos_mul
 from lm.text.vectors import checked
 
-ROOT = pathlib.Path(__file__).parent.parent
 # Male, female, royal, and something of their own.
 ROYALS = {
   'man': (1, 0, 0, 0.1),
@@ -25,23 +22,15 @@ ROYALS = {
 }
 
 
-def vectors(*arguments):
-  command = [sys.executable, '-m', 'lm.vectors', *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
 def output(*arguments):
-  result = vectors(*arguments)
+  result = in_process.run('vectors', *arguments)
   assert result.returncode == 0, result.stderr
   return result.stdout
 
 
 def mistake(*arguments):
   """Returns the one line of a wrong usage."""
-  result = vectors(*arguments)
-  assert (result.returncode, result.stdout) == (2, ''), result
-  (line,) = result.stderr.splitlines()
-  return line
+  return in_process.mistake('vectors', *arguments)
 
 
 @pytest.fixture(scope='module')
@@ -134,8 +123,7 @@ def test_import(tmp_path):
 def test_a_workdir_that_was_moved_is_evaluated(tmp_path):
   write_run(checked(ROYALS, list(ROYALS.values())), tmp_path / 'here')
   (tmp_path / 'here').rename(tmp_path / 'there')
-  command = [sys.executable, '-m', 'lm.evaluate', f'--workdir={tmp_path}/there']
-  result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+  result = in_process.run('evaluate', f'--workdir={tmp_path}/there')
   assert result.returncode == 0, result.stderr
   lengths = np.linalg.norm(list(ROYALS.values()), axis=1)
   assert json.loads(result.stdout) == {

@@ -2,9 +2,8 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
+import in_process
 import pytest
 
 from lm import mesh as meshes
@@ -165,20 +164,24 @@ def test_the_report_says_that_no_compiler_was_asked():
   assert not {'estimate', 'sent', 'compile_seconds'} & set(values)
 
 
-def preflight(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'lm.preflight', *arguments], cwd=ROOT, capture_output=True, text=True
-  )
-
-
 def test_what_does_not_fit_is_refused_with_what_does():
-  done = preflight('--config=experiments/llama_8b.py', '--topology=l4:8', '--config.mesh.fsdp=8')
+  done = in_process.run(
+    'preflight',
+    f'--config={ROOT}/experiments/llama_8b.py',
+    '--topology=l4:8',
+    '--config.mesh.fsdp=8',
+  )
   assert done.returncode == cli.USAGE
   assert 'DOES NOT FIT' in done.stdout and 'no compiler was asked' in done.stdout
   assert 'by arithmetic this fits: --config.' in done.stderr
 
 
 def test_a_program_to_write_is_refused():
-  done = preflight('--config=experiments/quickstart.py', '--topology=h100:1', '--hlo=program.txt')
+  done = in_process.run(
+    'preflight',
+    f'--config={ROOT}/experiments/quickstart.py',
+    '--topology=h100:1',
+    '--hlo=program.txt',
+  )
   assert (done.returncode, done.stdout) == (cli.USAGE, '')
   assert done.stderr == 'lm.preflight: --hlo: for h100 no program is compiled; leave it out\n'

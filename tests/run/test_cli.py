@@ -1,21 +1,15 @@
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
+from in_process import mistake, run
 
 from lm.errors import Preempted, UserError
 from lm.run import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = '--config=experiments/quickstart.py'
-
-
-def _run(program, *arguments):
-  command = [sys.executable, '-m', f'lm.{program}', *arguments]
-  return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +40,7 @@ def _run(program, *arguments):
   ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
-  run = _run('train', *arguments)
-  assert (run.returncode, run.stdout) == (2, '')
-  (line,) = run.stderr.splitlines()
+  line = mistake('train', *arguments)
   assert line.startswith('lm.train: ') and message in line
 
 
@@ -69,9 +61,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
   ],
 )
 def test_other_programs_say_what_they_need(program, arguments, message):
-  run = _run(program, *arguments)
-  assert (run.returncode, run.stdout) == (2, '')
-  (line,) = run.stderr.splitlines()
+  line = mistake(program, *arguments)
   assert line.startswith(f'lm.{program}: ') and message in line
 
 
@@ -89,10 +79,10 @@ def test_other_programs_say_what_they_need(program, arguments, message):
   ],
 )
 def test_help_shows_the_command_and_its_flags(program, flags):
-  run = _run(program, '--help')
-  assert (run.returncode, run.stderr) == (0, '')
-  assert f'python -m lm.{program} --' in run.stdout
-  assert flags <= set(re.findall(r'^  --(\w+): \w', run.stdout, re.MULTILINE))
+  found = run(program, '--help')
+  assert (found.returncode, found.stderr) == (0, '')
+  assert f'python -m lm.{program} --' in found.stdout
+  assert flags <= set(re.findall(r'^  --(\w+): \w', found.stdout, re.MULTILINE))
 
 
 def test_overrides_reach_the_config_and_its_references():

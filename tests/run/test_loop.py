@@ -60,12 +60,41 @@ class NoStop:
     return None if self.after >= 0 else 'SIGTERM'
 
 
+def made(folder):
+  """Puts the experiment and its corpus into a folder, and returns it."""
+  corpus = folder / 'corpus.txt'
+  corpus.write_text('\n'.join(f'{n} times {n} is {n * n}.' for n in range(200)))
+  (folder / FILE).write_text(SOURCE.format(corpus=str(corpus)))
+  return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
-  corpus = tmp_path / 'corpus.txt'
-  corpus.write_text('\n'.join(f'{n} times {n} is {n * n}.' for n in range(200)))
-  (tmp_path / FILE).write_text(SOURCE.format(corpus=str(corpus)))
-  return tmp_path
+  return made(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+  """The folder of the runs that tests share; a test that changes one takes a copy."""
+  return made(tmp_path_factory.mktemp('loop'))
+
+
+@pytest.fixture(scope='module')
+def whole(home):
+  """The run from its first step to its last."""
+  return run(home, 'whole')
+
+
+@pytest.fixture(scope='module')
+def five(home):
+  """The run, stopped after five of its eight steps; checkpoints are at 3, 4 and 5."""
+  return run(home, 'five', stop_at=5)
+
+
+@pytest.fixture
+def parts(home, five, request):
+  """A copy of `five` beside it, so that the experiment is the same file."""
+  return shutil.copytree(five, home / request.node.name)
 
 
 def run(folder, name, stop=None, stop_at=None, **changes):
@@ -121,8 +150,8 @@ def steps_logged(workdir):
   return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
-def test_run_leaves_its_record(folder):
-  workdir = run(folder, 'whole')
+def test_run_leaves_its_record(whole):
+  workdir = whole
   names = {p.name for p in workdir.iterdir()}
   assert names >= {
     'config.json',
@@ -150,10 +179,8 @@ def test_run_leaves_its_record(folder):
   assert events[0] == 'start' and events[-1] == 'done'
 
 
-def test_resumed_run_equals_the_whole_run_bit_for_bit(folder):
-  whole = run(folder, 'whole')
-  parts = run(folder, 'parts', stop_at=5)
-  run(folder, 'parts')
+def test_resumed_run_equals_the_whole_run_bit_for_bit(home, whole, parts):
+  run(home, parts.name)
   assert_same_state(state_of(whole, 8), state_of(parts, 8))
   assert metrics(whole) == metrics(parts)
 
@@ -175,25 +202,25 @@ def test_frozen_parameters_survive_a_resume(folder):
     assert np.array_equal(before[name], after[name]) == bool(re.search(frozen, name)), name
 
 
-def test_preempted_run_saves_and_goes_on(folder):
-  whole = run(folder, 'whole')
+def test_preempted_run_saves_and_goes_on(home, whole):
   with pytest.raises(Preempted, match='saved step 2'):
-    run(folder, 'parts', stop=NoStop(after=1))
-  assert [r['step'] for r in metrics(folder / 'parts')] == [1, 2]
-  run(folder, 'parts')
-  assert_same_state(state_of(whole, 8), state_of(folder / 'parts', 8))
+    run(home, 'preempted', stop=NoStop(after=1))
+  assert [r['step'] for r in metrics(home / 'preempted')] == [1, 2]
+  run(home, 'preempted')
+  assert_same_state(state_of(whole, 8), state_of(home / 'preempted', 8))
 
 
-def test_finished_run_has_nothing_to_do(folder):
-  workdir = run(folder, 'whole')
-  before = metrics(workdir)
-  run(folder, 'whole')
-  assert metrics(workdir) == before
+def test_finished_run_has_nothing_to_do(home, whole):
+  before = metrics(whole)
+  state = state_of(whole, 8)
+  run(home, 'whole')
+  assert metrics(whole) == before
+  assert_same_state(state_of(whole, 8), state)
 
 
 @pytest.mark.slow
-def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(folder, capsys):
-  whole = run(folder, 'whole')
+def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(home, whole, capsys):
+  folder = home
   run(folder, 'parts', stop_at=7)
   for file in (folder / 'parts/checkpoints/7').rglob('*'):
     if file.is_file() and 'params' in file.parts and file.stat().st_size > 500:
@@ -208,32 +235,30 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(folder, capsys
   assert metrics(whole) == metrics(folder / 'parts')
 
 
-def test_no_intact_checkpoint_is_an_error_and_not_a_new_start(folder):
-  workdir = run(folder, 'whole', stop_at=3)
-  for file in (workdir / 'checkpoints/3').rglob('*'):
-    if file.is_file():
-      file.write_bytes(b'')
+def test_no_intact_checkpoint_is_an_error_and_not_a_new_start(home, parts):
+  for step in (3, 4, 5):
+    for file in (parts / f'checkpoints/{step}').rglob('*'):
+      if file.is_file():
+        file.write_bytes(b'')
   with pytest.raises(UserError, match='no intact checkpoint'):
-    run(folder, 'whole')
+    run(home, parts.name)
 
 
-def test_named_steps_that_are_not_there(folder):
-  workdir = run(folder, 'whole', stop_at=3)
-  with pytest.raises(UserError, match=r'--step=5: .* has checkpoints at 3'):
-    load.load(workdir, step=5)
-  shutil.rmtree(workdir / 'checkpoints/3')
+def test_named_steps_that_are_not_there(parts):
+  with pytest.raises(UserError, match=r'--step=7: .* has checkpoints at 3, 4, 5'):
+    load.load(parts, step=7)
+  shutil.rmtree(parts / 'checkpoints')
   with pytest.raises(UserError, match='no checkpoint there'):
-    load.load(workdir)
+    load.load(parts)
   with pytest.raises(UserError, match='no run there'):
-    load.load(folder / 'nowhere')
+    load.load(parts / 'nowhere')
 
 
-def test_checkpoint_of_another_shape_is_explained(folder):
-  run(folder, 'whole', stop_at=3)
-  config = folder / 'whole/config.json'
+def test_checkpoint_of_another_shape_is_explained(parts):
+  config = parts / 'config.json'
   config.write_text(config.read_text().replace('"d_mlp": 32', '"d_mlp": 48'))
   with pytest.raises(UserError, match=r'mlp/down/kernel is \(2, 32, 16\) and should be \(2, 48'):
-    load.load(folder / 'whole')
+    load.load(parts)
 
 
 @pytest.mark.slow

@@ -4,12 +4,10 @@ import base64
 import contextlib
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import flax.linen as nn
+import in_process
 import jax
 import numpy as np
 import pytest
@@ -117,14 +115,11 @@ def classes(folder):
 
 
 def evaluate(workdir, *arguments):
-  command = [sys.executable, '-m', 'lm.evaluate', f'--workdir={workdir}', *arguments]
-  return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+  return in_process.run('evaluate', f'--workdir={workdir}', *arguments)
 
 
-def mistake(result):
-  assert (result.returncode, result.stdout) == (2, ''), result
-  (line,) = result.stderr.splitlines()
-  return line
+def mistake(workdir, *arguments):
+  return in_process.mistake('evaluate', f'--workdir={workdir}', *arguments)
 
 
 def test_outputs_of_the_newest_and_the_best_evaluation_are_kept(pairs):
@@ -217,14 +212,14 @@ def test_evaluate_finds_the_same_and_writes_the_outputs(pairs, tmp_path):
 
 
 def test_mistakes_about_outputs_are_one_line(pairs, classes, tmp_path):
-  assert '--beam=400 is not between 1 and' in mistake(evaluate(pairs, '--beam=400'))
+  assert '--beam=400 is not between 1 and' in mistake(pairs, '--beam=400')
   workdir, _ = classes
-  line = mistake(evaluate(workdir, '--length_penalty=1'))
+  line = mistake(workdir, '--length_penalty=1')
   assert '--length_penalty=1.0: no set of this run has outputs that are written' in line
   folder = f'--predictions={tmp_path}'
-  assert f'{folder} is a directory' in mistake(evaluate(workdir, folder))
+  assert f'{folder} is a directory' in mistake(workdir, folder)
   nowhere = f'--predictions={tmp_path}/nowhere/file'
-  assert f'{nowhere}: there is no such directory' in mistake(evaluate(workdir, nowhere))
+  assert f'{nowhere}: there is no such directory' in mistake(workdir, nowhere)
 
 
 def test_labels_that_the_config_lacks_are_one_line(classes, tmp_path):
@@ -232,7 +227,7 @@ def test_labels_that_the_config_lacks_are_one_line(classes, tmp_path):
   config = json.loads((workdir / 'config.json').read_text())
   config['eval']['sets']['dev']['split'] = 'strange'
   (workdir / 'config.json').write_text(json.dumps(config))
-  line = mistake(evaluate(workdir))
+  line = mistake(workdir)
   assert "data.labels: there is no 'hihg' (did you mean 'high'?)" in line
 
 

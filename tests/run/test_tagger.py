@@ -19,10 +19,11 @@ FILE = str(pathlib.Path(__file__).parents[2] / 'experiments/python_tags.py:smoke
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(tmp_path_factory, small_library):
   workdir = tmp_path_factory.mktemp('tagger') / 'run'
   config = experiment.load(FILE)
   config.steps = 20
+  config.eval.sets.validation.limit = 8
   loop.train(config, FILE, workdir, NoStop())
   return workdir
 

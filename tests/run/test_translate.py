@@ -2,12 +2,9 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 import textwrap
 
+import in_process
 import pytest
 
 from lm.data import prepare
@@ -17,7 +14,6 @@ from lm.run import experiment, load, loop
 from lm.run.translate import Translator, windows
 from lm.text.tokenizers import end_id
 
-ROOT = pathlib.Path(__file__).parents[2]
 PAIRS = {
   'eins': 'one',
   'zwei': 'two',
@@ -198,8 +194,7 @@ def test_windows_are_lines_without_their_ends():
 
 def translate(workdir, text, *arguments):
   """Runs the program on bytes."""
-  command = [sys.executable, '-m', 'lm.translate', f'--workdir={workdir}', *arguments]
-  return subprocess.run(command, input=text, capture_output=True, cwd=ROOT, env=os.environ)
+  return in_process.run('translate', f'--workdir={workdir}', *arguments, text=text)
 
 
 def test_the_program_writes_a_line_for_a_line(workdir):
@@ -207,15 +202,15 @@ def test_the_program_writes_a_line_for_a_line(workdir):
   text = '\n'.join(lines).encode()  # the last line has no end
   result = translate(workdir, text, '--window=3', '--beam=2')
   assert result.returncode == 0, result.stderr
-  assert result.stdout.decode() == ''.join(f'{PAIRS.get(line, "")}\n' for line in lines)
-  assert result.stderr == b''
+  assert result.stdout == ''.join(f'{PAIRS.get(line, "")}\n' for line in lines)
+  assert result.stderr == ''
 
 
 def test_the_program_writes_many_texts_a_line(workdir):
   text = 'fünf\n\nzwei\n'.encode()
   result = translate(workdir, text, '--window=2', '--beam=3', '--n_best=2')
   assert result.returncode == 0, result.stderr
-  rows = [line.split(' ||| ') for line in result.stdout.decode().splitlines()]
+  rows = [line.split(' ||| ') for line in result.stdout.splitlines()]
   assert [row[0] for row in rows] == ['1', '1', '2', '3', '3']
   assert (rows[0][1], rows[2][1:], rows[3][1]) == ('five', ['', '0.0000'], 'two')
   assert float(rows[0][2]) > float(rows[1][2])
@@ -223,8 +218,8 @@ def test_the_program_writes_many_texts_a_line(workdir):
 
 def test_what_was_read_before_a_mistake_is_written(workdir):
   result = translate(workdir, b'eins\nzwei\n\xff\n', '--window=2', '--beam=1')
-  assert (result.returncode, result.stdout) == (2, b'one\ntwo\n')
-  assert result.stderr.decode() == ('lm.translate: line 3 of the input is not UTF-8 at byte 0\n')
+  assert (result.returncode, result.stdout) == (2, 'one\ntwo\n')
+  assert result.stderr == ('lm.translate: line 3 of the input is not UTF-8 at byte 0\n')
 
 
 @pytest.mark.parametrize(
@@ -242,10 +237,8 @@ def test_what_was_read_before_a_mistake_is_written(workdir):
   ],
 )
 def test_mistakes_are_one_line(arguments, message, workdir):
-  result = translate(workdir, b'eins\n', *arguments)
-  assert (result.returncode, result.stdout) == (2, b''), result
-  (line,) = result.stderr.decode().splitlines()
-  assert message in line
+  given = (f'--workdir={workdir}', *arguments)
+  assert message in in_process.mistake('translate', *given, text='eins\n')
 
 
 @pytest.mark.parametrize(
