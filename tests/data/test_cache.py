@@ -150,3 +150,16 @@ def test_a_process_that_never_ends_preparing_is_named(tmp_path, monkeypatch, cap
   assert 'waiting for another process to prepare tokens-1' in capsys.readouterr().err
   with cache.locked(file):  # free again
     pass
+
+
+def test_what_an_artefact_is_made_of_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  synced = {}
+
+  def fsync(descriptor):
+    synced[os.fstat(descriptor).st_ino] = (tmp_path / 'thing').exists()
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  place, _ = cache.artefact(tmp_path, 'thing', write)
+  before = {path.stat().st_ino: False for path in (place, place / 'data', place / 'meta.json')}
+  # The name itself is brought to the disk last.
+  assert synced == before | {tmp_path.stat().st_ino: True}

@@ -203,3 +203,16 @@ def test_replacing_a_file_leaves_nothing_beside_it(tmp_path):
   (tmp_path / 'a').write_text('old')
   files.replace(tmp_path / 'a', b'new')
   assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {'a': 'new'}
+
+
+def test_a_flush_brings_lines_and_tensorboard_to_the_disk_itself(tmp_path, monkeypatch):
+  synced = []
+  monkeypatch.setattr(os, 'fsync', lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+  metrics, events = Metrics(tmp_path, None), Events(tmp_path)
+  metrics.flush()
+  (board,) = (tmp_path / 'tensorboard').iterdir()
+  assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino, board.stat().st_ino]
+  events.write('start')
+  assert synced[2:] == [(tmp_path / 'events.jsonl').stat().st_ino]
+  metrics.close()
+  events.close()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -475,3 +476,10 @@ def test_local_copies_are_whole():
   x = jax.device_put(np.arange(4.0))
 
   assert placement.local_copy({'x': x})['x'].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(('process', 'first'), [(0, True), (1, False)])
+def test_process_0_alone_is_the_first(monkeypatch, process, first):
+  known = types.SimpleNamespace(client=object(), process_id=process, num_processes=2)
+  monkeypatch.setattr(processes, 'state', lambda: known)
+  assert (processes.is_first(), processes.count()) == (first, (process, 2))
