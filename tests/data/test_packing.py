@@ -99,9 +99,9 @@ def test_the_order_depends_on_the_seed_alone(pack):
 @pytest.mark.parametrize('pack', PACKERS)
 def test_a_million_documents_pack_quickly(pack):
   lengths = np.random.default_rng(0).geometric(1 / 300, 1_000_000)
-  start = time.monotonic()
+  start = time.process_time()
   plan = pack(np.cumsum(lengths), 1024, 0)
-  assert time.monotonic() - start < 20  # a second or two on an idle core; quadratic is hours
+  assert time.process_time() - start < 60  # a second or two on an idle core; quadratic is hours
   assert plan.lengths.sum() == lengths.sum()
 
 

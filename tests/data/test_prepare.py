@@ -70,8 +70,9 @@ CORPUS = """
       os.kill(os.getpid(), signal.SIGKILL)
     yield from examples
 
-  def slow(examples):
-    time.sleep(0.5)
+  def held(examples):
+    while not (pathlib.Path(__file__).parent / 'go').exists():
+      time.sleep(0.01)
     yield from examples
 """
 
@@ -337,31 +338,34 @@ def wait_for_tokens(cache):
 
 
 def test_two_runs_at_once_prepare_the_same(section, tmp_path):
-  data = section('some_corpus:lines', prepare=('some_corpus:slow',))
+  data = section('some_corpus:lines', prepare=('some_corpus:held',))
   first = start(data, tmp_path)
   wait_for_tokens(data['cache'])
   second = start(data, tmp_path)
+  assert any('waiting for another process' in line for line in second.stderr)
+  (tmp_path / 'go').touch()
   results = [process.communicate(timeout=60) for process in (first, second)]
   lines = [out.splitlines()[-1] for out, _ in results]
   assert lines[0] == lines[1]
-  assert 'waiting for another process' in results[1][1]
 
 
 def test_a_run_killed_while_preparing_leaves_what_the_next_can_use(section, tmp_path):
-  data = section('some_corpus:lines', prepare=('some_corpus:slow',))
+  data = section('some_corpus:lines', prepare=('some_corpus:held',))
   killed = start(data, tmp_path)
   wait_for_tokens(data['cache'])
   killed.send_signal(signal.SIGKILL)
   killed.communicate(timeout=60)
+  (tmp_path / 'go').touch()
   rows = prepare.rows(data, 'train', BYTES, 0)
   assert documents(rows) == [line(i) for i in range(1000)]
   assert not list(pathlib.Path(data['cache']).glob('*.partial'))
 
 
 def test_workers_end_with_their_parent(section, tmp_path):
-  data = section('some_corpus:lines(count=100000)', prepare=('some_corpus:slow',), workers=2)
+  data = section('some_corpus:lines(count=100000)', prepare=('some_corpus:held',), workers=2)
   parent = start(data, tmp_path)
   wait_for_tokens(data['cache'])
+  (tmp_path / 'go').touch()
   deadline = time.monotonic() + 60
   children = []
   while len(children) < 2 and time.monotonic() < deadline:

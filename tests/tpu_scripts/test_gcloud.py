@@ -56,7 +56,7 @@ def test_a_call_that_hangs_is_ended_with_its_children(tmp_path):
   began = time.monotonic()
   with pytest.raises(GcloudError, match=r'took longer than 1\.5 s') as error:
     Gcloud().call([sys.executable, '-ISc', f'{child}(str(p.pid)); p.wait()'], timeout=1.5)
-  assert error.value.kind == 'network' and time.monotonic() - began < 30
+  assert error.value.kind == 'network' and time.monotonic() - began < 90
   for _ in range(100):
     try:
       os.kill(int(pid.read_text()), 0)
