@@ -10,6 +10,12 @@ from lm.nn.tap import tapped
 
 
 @pytest.fixture(scope='session')
+def params_of(params_of):
+  """Draws parameters as everywhere, once for a model and a seed."""
+  return functools.cache(params_of)
+
+
+@pytest.fixture(scope='session')
 def movable(params_of):
   """Returns the jitted (batch, moves) -> hidden of a model, `moves` added at a site."""
 
