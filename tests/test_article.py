@@ -41,7 +41,7 @@ def test_the_squared_error_of_a_sigmoid_has_the_slope_s_less_y_times_that_of_s()
     scores_NV = jnp.broadcast_to(jnp.asarray(X) @ theta, (N, V))
     return jnp.sum(squared_sigmoid(scores_NV, jnp.asarray(LABELS))) / 2
 
-  equal(jax.grad(ours)(jnp.asarray(THETA)), by_hand)
+  equal(jax.jit(jax.grad(ours))(jnp.asarray(THETA)), by_hand)
 
 
 def test_the_derivation_of_word2vec_changes_its_loss_twice_and_loses_the_labels():
@@ -57,7 +57,7 @@ def test_the_derivation_of_word2vec_changes_its_loss_twice_and_loses_the_labels(
   simplified = X.T @ ((1 - np.exp(-Z)) / (1 + np.exp(-Z)))
   equal(simplified, X.T @ np.tanh(Z / 2))
   right = jax.grad(lambda t: jnp.sum((jnp.asarray(X) @ t) * jax.nn.sigmoid(jnp.asarray(X) @ t)))
-  third = right(jnp.asarray(THETA))
+  third = jax.jit(right)(jnp.asarray(THETA))
   equal(third, X.T @ (((1 + np.exp(-Z)) + Z * np.exp(-Z)) / (1 + np.exp(-Z)) ** 2))
   differ(third, printed)
   differ(printed, simplified)
@@ -75,17 +75,19 @@ def test_negative_sampling_has_the_slope_of_its_loss(loss, slope):
   output = negative_sampling(np.ones(V), negatives=2, drawn=2, loss=loss)
   batch = {'centers': jnp.asarray([[1]]), 'negatives': jnp.asarray([[3, 4]])}
   table, vector = X, THETA
-  found = jax.grad(
-    lambda h: output.aligned(h, jnp.asarray(table, jnp.float32), batch, jnp.ones((1, 1)))
-  )(jnp.asarray(vector, jnp.float32)[None, None])
+
+  def ours(h_BTD):
+    return output.aligned(h_BTD, jnp.asarray(table, jnp.float32), batch, jnp.ones((1, 1)))
+
+  found = jax.jit(jax.grad(ours))(np.asarray(vector, np.float32)[None, None])
   words, labels = [1, 3, 4], np.array([1, 0, 0])
   equal(found[0, 0], slope(sigmoid(table[words] @ vector), labels) @ table[words])
 
 
 def test_the_slope_of_the_squared_error_vanishes_where_it_is_far_wrong_and_the_logistic_one_not():
   score, label = jnp.asarray(-20.0), jnp.asarray(1.0)
-  assert abs(jax.grad(squared_sigmoid)(score, label)) < 1e-7
-  equal(jax.grad(logistic)(score, label), -1)
+  assert abs(jax.jit(jax.grad(squared_sigmoid))(score, label)) < 1e-7
+  equal(jax.jit(jax.grad(logistic))(score, label), -1)
 
 
 def test_the_matrix_form_of_glove_has_another_gradient_than_the_printed_one():
@@ -98,7 +100,7 @@ def test_the_matrix_form_of_glove_has_another_gradient_than_the_printed_one():
 
   equal(differences(lambda x: loss(x, y), x), by_hand[0])
   equal(differences(lambda y: loss(x, y), y), by_hand[1])
-  for found, expected in zip(jax.grad(loss, argnums=(0, 1))(x, y), by_hand, strict=True):
+  for found, expected in zip(jax.jit(jax.grad(loss, argnums=(0, 1)))(x, y), by_hand, strict=True):
     equal(found, expected)
   assert (-2 * x @ w @ y).shape == (V, V) != x.shape, 'the printed one is no change of X'
   differ(-2 * y @ x @ w, by_hand[1])
@@ -128,7 +130,8 @@ def test_glove_is_weighted_least_squares_of_logarithms_of_the_pairs_that_occur()
     'weights': jnp.ones((1, len(pairs))),
   }
   apply = apply_of(Embeddings(V, D, len(pairs), biases=True))
-  found = jax.grad(lambda p: glove(x_max=10.0).sums(apply, p, batch, None)['loss'])(params)
+  slope = jax.grad(lambda p: glove(x_max=10.0).sums(apply, p, batch, None)['loss'])
+  found = jax.jit(slope)(params)
   expected = {name: np.zeros(shape) for name, shape in tables.items()}
   for a, b, count in pairs:
     score = wide['embedding'][a] @ wide['unembedding'][b]
@@ -146,7 +149,7 @@ def test_the_slopes_of_a_softmax_are_p_on_the_diagonal_less_p_p():
   z = random(V)
   p = softmax(z)
   by_hand = np.diag(p) - np.outer(p, p)
-  equal(jax.jacobian(jax.nn.softmax)(jnp.asarray(z)), by_hand)
+  equal(jax.jit(jax.jacobian(jax.nn.softmax))(jnp.asarray(z)), by_hand)
   equal([differences(lambda z, k=k: softmax(z)[k], z) for k in range(V)], by_hand)
   equal(by_hand.sum(axis=0), 0)
 
@@ -165,7 +168,7 @@ def test_the_gradient_of_cross_entropy_is_p_less_y():
     return cross_entropy(hidden, Unembed(Table(kernel)), jnp.asarray(targets), weights)[0]
 
   narrow = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
-  loss, (d_hidden, d_kernel) = jax.value_and_grad(ours, argnums=(0, 1))(*narrow)
+  loss, (d_hidden, d_kernel) = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(*narrow)
   equal(loss, by_hand(hidden))
   equal(d_hidden[0], (p - y) @ kernel)
   equal(d_kernel, (p - y).T @ hidden[0])
@@ -178,10 +181,10 @@ def test_the_derivation_of_cross_entropy_mixes_two_functions_and_drops_the_logar
   s = sigmoid(z)
   # -sum y log s without its other half: where y is 0 nothing is learned, and s = 1 is best.
   half = jax.grad(lambda t: -jnp.sum(jnp.asarray(y) * jax.nn.log_sigmoid(jnp.asarray(x) @ t)))
-  equal(half(jnp.asarray(theta)), x.T @ (-y * (1 - s)))
+  equal(jax.jit(half)(jnp.asarray(theta)), x.T @ (-y * (1 - s)))
   # Both halves: s - y, which is the softmax's p - y for two classes.
   whole = jax.grad(lambda t: jnp.sum(logistic(jnp.asarray(x) @ t, jnp.asarray(y))))
-  equal(whole(jnp.asarray(theta)), x.T @ (s - y))
+  equal(jax.jit(whole)(jnp.asarray(theta)), x.T @ (s - y))
   equal(softmax(np.stack([z, 0 * z], axis=-1))[:, 0], s)
   # Printed: y z s for -y log s, and the gradient tanh(z / 2) x whatever y is.
   differ(-y * np.log(s), y * z * s)
@@ -199,11 +202,11 @@ def test_the_printed_gradient_of_the_squared_error_is_the_negative_of_that_with_
     return jnp.mean(squared_sigmoid(theta * jnp.asarray(x), jnp.asarray(targets)))
 
   right = np.mean(2 * (s - x) * s * (1 - s) * x)
-  equal(jax.grad(mean)(theta, x), right)
+  equal(jax.jit(jax.grad(mean))(theta, x), right)
   equal(differences(lambda t: np.mean((sigmoid(t * x) - x) ** 2), np.array(theta)), right)
   printed = np.mean(-2 * x * np.exp(-theta * x) / (1 + np.exp(-theta * x)) ** 3)
   assert abs(printed - right) > 0.05
-  equal(printed, -jax.grad(mean)(theta, np.zeros(N)))
+  equal(printed, -jax.jit(jax.grad(mean))(theta, np.zeros(N)))
 
 
 def test_the_gradient_of_the_squared_error_of_a_linear_prediction():
@@ -217,11 +220,15 @@ def test_the_gradient_of_the_squared_error_of_a_linear_prediction():
     return total / objective.weights(batch)['loss']
 
   error = hidden[0] @ kernel[0] - y[0]
-  equal(jax.grad(loss)(jnp.asarray(kernel, jnp.float32))[0], 2 / N * error @ hidden[0])
+  equal(jax.jit(jax.grad(loss))(jnp.asarray(kernel, jnp.float32))[0], 2 / N * error @ hidden[0])
 
 
 def test_accuracy_is_the_share_of_targets_that_have_the_highest_score():
   hidden, kernel, targets = random(1, N, D), random(V, D, seed=1), np.array([[0, 3, 3, 2]])
-  narrow = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
-  found = token_statistics(narrow[0], Unembed(Table(narrow[1])), jnp.asarray(targets)).correct
+
+  @jax.jit
+  def correct(hidden, kernel):
+    return token_statistics(hidden, Unembed(Table(kernel)), jnp.asarray(targets)).correct
+
+  found = correct(*(np.asarray(x, np.float32) for x in (hidden, kernel)))
   np.testing.assert_array_equal(found, np.argmax(hidden @ kernel.T, axis=-1) == targets)

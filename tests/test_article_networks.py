@@ -4,6 +4,8 @@ As in tests/test_article.py: gradients in float64 by hand, by finite differences
 and what is printed beside them.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ H, X = 3, 2  # sizes of the state and of an input
 # The recurrent network: h_t = sigmoid(W [h_(t-1), x_t] + b).
 
 
+@jax.jit
 def elman_step(params, h_H, x_X):
   """One step of the cell with a sigmoid; the article's W is the kernels of h and of x in one."""
   weight_HI, bias_H = params
@@ -49,7 +52,7 @@ def final_loss(params, step=elman_step):
 
 
 def narrow(*arrays):
-  return tuple(jnp.asarray(x, jnp.float32) for x in arrays)
+  return tuple(np.asarray(x, np.float32) for x in arrays)
 
 
 def test_a_step_of_the_network_is_the_printed_formula():
@@ -63,7 +66,7 @@ def test_the_slope_of_a_state_is_positive_and_not_negative_as_printed():
   # Of state i by weight (k, l): only the i-th row of the weights moves the i-th state.
   of_weight = np.einsum('ik,i,l->ikl', np.eye(H), h * (1 - h), joined)
   of_bias = np.diag(h * (1 - h))
-  found = jax.jacobian(elman_step)(narrow(WEIGHT, BIAS), *narrow(START, INPUTS[0]))
+  found = jax.jit(jax.jacobian(elman_step))(narrow(WEIGHT, BIAS), *narrow(START, INPUTS[0]))
   equal(found[0], of_weight)
   equal(found[1], of_bias)
   for i in range(H):
@@ -82,7 +85,7 @@ def test_the_gradient_goes_back_through_the_states_before():
     d_bias += d_z
     last_only = d_weight.copy() if last_only is None else last_only
     d_h = WEIGHT[:, :H].T @ d_z
-  found = jax.grad(final_loss)(narrow(WEIGHT, BIAS))
+  found = jax.jit(jax.grad(final_loss))(narrow(WEIGHT, BIAS))
   equal(found[0], d_weight)
   equal(found[1], d_bias)
 
@@ -101,16 +104,18 @@ def test_descent_is_on_the_loss_and_descent_on_the_state_knows_no_target():
   def loss(params):
     return jnp.sum((elman_step(params, *narrow(START, INPUTS[0])) - TARGET) ** 2)
 
-  def descend(slope):
+  def descend(slope, sign=1):
     params = narrow(WEIGHT, BIAS)
     for _ in range(400):
-      params = jax.tree.map(lambda p, g: p - 0.5 * g, params, slope(params))
+      params = tuple(
+        p - sign * 0.5 * g for p, g in zip(params, jax.device_get(slope(params)), strict=True)
+      )
     return elman_step(params, *narrow(START, INPUTS[0]))
 
   of_state = jax.jit(jax.grad(state))
   np.testing.assert_allclose(descend(jax.jit(jax.grad(loss))), TARGET, atol=0.01)
   assert (descend(of_state) < 0.05).all(), 'with the right sign all states go to 0'
-  upwards = descend(lambda params: jax.tree.map(jnp.negative, of_state(params)))
+  upwards = descend(of_state, sign=-1)
   assert (upwards > 0.95).all(), 'with the printed sign all states go to 1'
 
 
@@ -120,6 +125,7 @@ T, S, K = 3, 5, 4
 Q_TK, K_SK, V_SK = random(T, K), random(S, K, seed=1), random(S, K, seed=2)
 
 
+@functools.partial(jax.jit, static_argnames='causal')
 def ours(q, k, v, causal=False):
   """lm's attention of one row and one head."""
   positions = [jnp.arange(len(x), dtype=jnp.int32)[None] for x in (q, k)]
@@ -141,9 +147,10 @@ def test_attention_is_the_formula_query_by_query():
 
 
 def test_the_softmax_is_over_the_keys_of_each_query_and_not_over_all_scores_at_once():
-  wide = [jnp.asarray(x, jnp.float32)[None, :, None] for x in (Q_TK, K_SK)]
-  positions = [jnp.arange(n, dtype=jnp.int32)[None] for n in (T, S)]
-  found = attention.weights(*wide, Mask(*positions, causal=False))[0, 0]
+  wide = [np.asarray(x, np.float32)[None, :, None] for x in (Q_TK, K_SK)]
+  positions = [np.arange(n, dtype=np.int32)[None] for n in (T, S)]
+  weights = jax.jit(lambda q, k: attention.weights(q, k, Mask(*positions, causal=False)))
+  found = np.asarray(weights(*wide))[0, 0]
   equal(found.sum(axis=-1), np.ones(T))
   # As printed in the second line, all T S of them share the one: 1 / T a query on the mean.
   scores = Q_TK @ K_SK.T / np.sqrt(K)
@@ -153,7 +160,7 @@ def test_the_softmax_is_over_the_keys_of_each_query_and_not_over_all_scores_at_o
 
 
 def test_each_query_has_an_output_and_not_all_of_them_one_sum():
-  found = ours(*narrow(Q_TK, K_SK, V_SK))
+  found = np.asarray(ours(*narrow(Q_TK, K_SK, V_SK)))
   alpha = softmax(Q_TK @ K_SK.T / np.sqrt(K))
   assert found.shape == (T, K)
   for i in range(T):
@@ -171,9 +178,9 @@ def test_the_gradient_of_attention_is_that_found_by_hand():
   expected = (d_scores @ K_SK, d_scores.T @ Q_TK, alpha.T @ upstream)
 
   def loss(*qkv):
-    return jnp.sum(ours(*qkv) * jnp.asarray(upstream, jnp.float32))
+    return jnp.sum(ours(*qkv) * upstream.astype(np.float32))
 
-  found = jax.grad(loss, argnums=(0, 1, 2))(*narrow(Q_TK, K_SK, V_SK))
+  found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*narrow(Q_TK, K_SK, V_SK))
   qkv = [Q_TK, K_SK, V_SK]
   for i in range(3):
     equal(found[i], expected[i])
@@ -186,7 +193,7 @@ def test_the_gradient_of_attention_is_that_found_by_hand():
 
 def test_a_decoder_sees_no_later_keys_so_its_formula_is_not_the_encoders():
   k, v = K_SK, V_SK
-  found = ours(*narrow(k, k, v), causal=True)
+  found = np.asarray(ours(*narrow(k, k, v), causal=True))
   for i in range(S):
     equal(found[i], by_hand(k[i : i + 1], k[: i + 1], v[: i + 1])[0])
   assert not np.allclose(found[:-1], by_hand(k, k, v)[:-1], atol=0.01)

@@ -1,7 +1,8 @@
 """What the tests of models share: who moves whom, and what packed documents are alone."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,23 +10,42 @@ from lm.nn.tap import tapped
 
 
 @pytest.fixture(scope='session')
-def influence(params_of):
+def params_of(params_of):
+  """Draws parameters as everywhere, once for a model and a seed."""
+  return functools.cache(params_of)
+
+
+@pytest.fixture(scope='session')
+def movable(params_of):
+  """Returns the jitted (batch, moves) -> hidden of a model, `moves` added at a site."""
+
+  @functools.cache
+  def of(model, site):
+    apply, params = tapped(model), params_of(model)
+
+    @jax.jit
+    def hidden(params, batch, moves):
+      return apply(params, batch, edits={site: lambda x: x + moves})[0].hidden
+
+    return lambda batch, moves: np.asarray(hidden(params, batch, moves))
+
+  return of
+
+
+@pytest.fixture(scope='session')
+def influence(movable):
   """Returns which outputs of the one row of a batch move with which embeddings at a site."""
 
   def of(model, batch, site):
     """Returns (T, S) booleans: whether output t moves with the embedding of token s."""
-    apply, params = tapped(model), params_of(model)
-    name = 'source' if 'source' in batch and site.startswith('encoder') else 'inputs'
-    zeros_SD = jnp.zeros((batch[name].shape[1], model.d_model))
-    probe_D = jnp.asarray(np.random.default_rng(5).normal(0, 1, model.d_model), jnp.float32)
-
-    @jax.jit
-    @jax.jacrev
-    def jacobian(delta_SD, params):
-      output, _ = apply(params, batch, edits={site: lambda x: x + delta_SD[None]})
-      return jnp.sum(output.hidden[0] * probe_D[None], axis=-1)
-
-    return np.abs(np.asarray(jacobian(zeros_SD, params))).max(-1) > 0
+    hidden = movable(model, site)
+    S = batch['source' if 'source' in batch and site.startswith('encoder') else 'inputs'].shape[1]
+    # The row S times, and in the s-th of them token s moves.
+    rows = {name: np.repeat(np.asarray(x), S, axis=0) for name, x in batch.items()}
+    step_D = np.random.default_rng(5).normal(0, 1, model.d_model)
+    moves_SSD = np.asarray(np.eye(S)[:, :, None] * step_D, np.float32)
+    changes_STD = hidden(rows, moves_SSD) != hidden(rows, np.zeros_like(moves_SSD))
+    return changes_STD.any(-1).T
 
   return of
 

@@ -8,20 +8,20 @@ import pytest
 from lm.decode.steps import branch_of, prefill, step_of
 from lm.run.build import apply_of
 
-PROMPT, STEPS, M = 3, 4, 3
+PROMPT, STEPS, M = 3, 3, 3
 
 
 @pytest.fixture(scope='module', params=['gpt2', 'llama', 'windows', 'alibi', 't5', 'source'])
 def functions(request, decoder, encoder_decoder, params_of):
-  """Returns an architecture, its pure function and parameters."""
+  """Returns an architecture, its jitted function and parameters."""
   model = encoder_decoder() if request.param == 'source' else decoder(request.param)
-  return model, apply_of(model), params_of(model)
+  return model, jax.jit(apply_of(model)), params_of(model)
 
 
 def _prompts(batch_of, model):
   # The second prompt is a token shorter, and the slot behind it is padding.
-  segments = jnp.asarray([[1, 1, 1], [1, 1, 0]])
-  source = {'source': jnp.ones((2, 5), int)} if hasattr(model, 'cross_attention') else {}
+  segments = np.array([[1, 1, 1], [1, 1, 0]])
+  source = {'source': np.ones((2, 5), int)} if hasattr(model, 'cross_attention') else {}
   return batch_of(T=PROMPT, **source) | {'segments': segments}
 
 
@@ -29,8 +29,8 @@ def test_branches_equal_rows_of_their_own(functions, batch_of):
   model, apply, params = functions
   batch = _prompts(batch_of, model)
   rng = np.random.default_rng(0)
-  logits, state = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
-  branch, step = jax.jit(branch_of(model)), jax.jit(step_of(apply, params))
+  _, state = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
+  branch, step = branch_of(model), step_of(apply, params)
   texts = [[np.asarray(row[:n]).tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
   for _ in range(STEPS):
     parents = rng.integers(0, len(texts[0]), (2, M))
@@ -38,16 +38,18 @@ def test_branches_equal_rows_of_their_own(functions, batch_of):
     state = branch(state, jnp.asarray(parents))
     logits, state = step(jnp.asarray(tokens.reshape(-1)), state)
     texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
-  for b in range(2):
-    for m, text in enumerate(texts[b]):
-      whole = {
-        'inputs': jnp.asarray([text]),
-        'segments': jnp.ones((1, len(text)), int),
-        'positions': jnp.arange(len(text))[None],
-      } | {name: x[b : b + 1] for name, x in batch.items() if name.startswith('source')}
-      output = apply(params, whole)
-      expected = output.unembed(output.hidden[:, -1:])[0, 0]
-      np.testing.assert_allclose(logits[b * M + m], expected, atol=1e-5, rtol=1e-5)
+  # All of them in rows of one length, so that one program reads them.
+  written = [text for row in texts for text in row]
+  lengths = np.array([len(text) for text in written])
+  slots = np.arange(PROMPT + STEPS)[None]
+  rows = {
+    'inputs': np.array([text + [0] * (PROMPT + STEPS - len(text)) for text in written]),
+    'segments': (slots < lengths[:, None]).astype(np.int32),
+    'positions': np.where(slots < lengths[:, None], slots, 0),
+  } | {name: np.repeat(x, M, axis=0) for name, x in batch.items() if name.startswith('source')}
+  output = apply(params, rows)
+  expected = np.asarray(output.unembed(output.hidden))[np.arange(2 * M), lengths - 1]
+  np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_branches_move_no_keys(functions, batch_of):

@@ -60,21 +60,21 @@ def test_packed_examples_equal_separate_ones(encoder, params_of, batch_of, alone
     grads, _ = gradients(cross_entropy(), apply_of(model), params, batch, None)
     return output.unembed(output.hidden), grads
 
-  logits_BPC, packed_grads = run(params, batch)
-  total = jax.tree.map(jnp.zeros_like, params)
+  logits_BPC, packed_grads = jax.device_get(run(params, batch))
+  total = jax.tree.map(np.zeros_like, packed_grads)
   for document in (1, 2):
     names, nth = ('targets', 'weights', 'examples'), [document - 1]
-    whole = {name: jnp.pad(batch[name][:, nth], ((0, 0), (0, 1))) for name in names}
-    found_BPC, grads = run(params, alone(tokens, document) | whole)
+    whole = {name: np.pad(np.asarray(batch[name])[:, nth], ((0, 0), (0, 1))) for name in names}
+    found_BPC, grads = jax.device_get(run(params, alone(tokens, document) | whole))
     np.testing.assert_allclose(logits_BPC[:, nth], found_BPC[:, :1], atol=2e-5)
-    total = jax.tree.map(jnp.add, total, grads)
+    total = jax.tree.map(np.add, total, grads)
   # The loss is a mean: over four examples at once, and over two at a time.
   for x, y in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(total), strict=True):
     np.testing.assert_allclose(x, y / 2, rtol=1e-4, atol=2e-6)
 
   # A poison token in the other document: not a bit of this one changes.
-  poisoned = batch | {'inputs': jnp.where(PACKED == 1, batch['inputs'], 7)}
-  found_BPC, _ = run(params, poisoned)
+  poisoned = batch | {'inputs': np.where(PACKED == 1, batch['inputs'], 7)}
+  found_BPC, _ = jax.device_get(run(params, poisoned))
   np.testing.assert_array_equal(found_BPC[:, 0], logits_BPC[:, 0])
   assert (found_BPC[:, 1] != logits_BPC[:, 1]).any()
 

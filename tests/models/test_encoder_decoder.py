@@ -107,10 +107,10 @@ def test_a_table_for_the_source_where_it_is_not_shared(encoder_decoder, params_o
   params = params_of(model)
   assert params.keys() == params_of(encoder_decoder()).keys() | {'source_embedding'}
   # The first rows of the table swapped are these tokens swapped in the source alone.
-  swapped = jnp.asarray([1, 0, *range(2, 37)])
-  other = params | {'source_embedding': params['source_embedding'][swapped]}
+  swapped = np.array([1, 0, *range(2, 37)], np.int32)
+  other = params | {'source_embedding': np.asarray(params['source_embedding'])[swapped]}
   hidden = jax.jit(lambda *xs: apply_of(model)(*xs).hidden)
-  expected = hidden(params, batch | {'source': swapped[batch['source']]})
+  expected = hidden(params, batch | {'source': swapped[np.asarray(batch['source'])]})
   np.testing.assert_array_equal(hidden(other, batch), expected)
   assert (expected != hidden(params, batch)).any()
 
@@ -161,7 +161,8 @@ def test_packed_pairs_equal_separate_ones(encoder_decoder, params_of, batch_of, 
 
 
 def _part(batch, start, stop):
-  return {name: batch[name][:, start:stop] for name in ('inputs', 'segments', 'positions')}
+  names = ('inputs', 'segments', 'positions')
+  return {name: np.asarray(batch[name])[:, start:stop] for name in names}
 
 
 def _source(batch):
@@ -190,5 +191,5 @@ def test_decoding_from_a_cache_equals_the_full_pass(encoder_decoder, params_of, 
   for t in range(4, T):
     piece, cache = logits(params, _part(batch, t, t + 1), cache)
     found.append(piece)
-  np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5, rtol=1e-5)
   assert int(cache['cursor']) == T

@@ -22,9 +22,19 @@ def _ensemble(models, params, mean=probabilities):
   return model, apply_of(model), params_together(params)
 
 
-def _logits(apply, params, batch):
-  output = jax.jit(lambda p, b: apply(p, b))(params, batch)
-  return np.asarray(output.unembed(output.hidden), np.float64)
+def _jitted(apply):
+  """Returns the jitted (params, batch, cache) -> (logits, cache)."""
+
+  @jax.jit
+  def run(params, batch, cache=None):
+    output = apply(params, batch, cache=cache)
+    return output.unembed(output.hidden), output.cache
+
+  return run
+
+
+def _logits(run, params, batch):
+  return np.asarray(run(params, batch)[0], np.float64)
 
 
 def _softmax(x):
@@ -41,20 +51,37 @@ def pair(decoder, params_of):
   return models, [params_of(model, seed=i) for i, model in enumerate(models)]
 
 
-def test_probabilities_are_the_mean_of_those_of_the_members(pair, batch_of):
+@pytest.fixture(scope='module')
+def of_pair(pair):
+  """Their ensemble: the model, its jitted function, and parameters."""
+  model, apply, params = _ensemble(*pair)
+  return model, _jitted(apply), params
+
+
+@pytest.fixture(scope='module')
+def llamas(decoder, params_of):
+  """Jitted functions of a model and of three such together, and parameters for each of them."""
+  model = decoder('llama')
+  _, apply, _ = _ensemble([model] * 3, [])
+  params = [params_of(model, seed=i) for i in range(3)]
+  return _jitted(apply_of(model)), _jitted(apply), params
+
+
+def test_probabilities_are_the_mean_of_those_of_the_members(pair, of_pair, batch_of):
   models, params = pair
   batch = batch_of()
   each = [
-    _softmax(_logits(apply_of(m), p, batch)[..., :37]) for m, p in zip(models, params, strict=True)
+    _softmax(_logits(_jitted(apply_of(m)), p, batch)[..., :37])
+    for m, p in zip(models, params, strict=True)
   ]
-  _, apply, own = _ensemble(models, params)
-  found = _logits(apply, own, batch)
+  _, run, own = of_pair
+  found = _logits(run, own, batch)
   assert found.shape[-1] == 37
   np.testing.assert_allclose(np.exp(found), (each[0] + each[1]) / 2, atol=1e-6)
   _, apply, own = _ensemble(models, params, logits)
   product = np.sqrt(each[0] * each[1])
   product /= product.sum(-1, keepdims=True)
-  np.testing.assert_allclose(_softmax(_logits(apply, own, batch)), product, atol=1e-6)
+  np.testing.assert_allclose(_softmax(_logits(_jitted(apply), own, batch)), product, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -77,70 +104,68 @@ def test_one_member_writes_the_same_bit_for_bit(architecture, strategy, request,
 
 def _prompts(architecture):
   rng = np.random.default_rng(1)
-  read = [rng.integers(0, 37, length) for length in (3, 9, 1, 12, 7)]
+  # Of lengths that are padded to the same number of slots.
+  read = [rng.integers(0, 37, length) for length in (3, 9, 2, 12, 7)]
   if architecture == 'decoder':
     return [Features({'inputs': x}, {}, {}) for x in read]
   return [Features({'inputs': np.array([0])}, {'source': x}, {}) for x in read]
 
 
-def test_equal_members_say_what_one_says(decoder, params_of, batch_of):
-  model = decoder('llama')
-  params, batch = params_of(model), batch_of()
-  expected = _softmax(_logits(apply_of(model), params, batch))
-  _, apply, own = _ensemble([model, model, model], [params] * 3)
-  np.testing.assert_allclose(np.exp(_logits(apply, own, batch)), expected, atol=1e-6)
+def test_equal_members_say_what_one_says(llamas, batch_of):
+  one, three, params = llamas
+  batch = batch_of()
+  expected = _softmax(_logits(one, params[0], batch))
+  found = _logits(three, params_together(params[:1] * 3), batch)
+  np.testing.assert_allclose(np.exp(found), expected, atol=1e-6)
 
 
-def test_members_of_one_form_have_parameters_of_their_own(decoder, params_of, batch_of):
-  model, batch = decoder('llama'), batch_of()
-  params = [params_of(model, seed=0), params_of(model, seed=1)]
-  each = [_softmax(_logits(apply_of(model), p, batch)) for p in params]
-  _, apply, own = _ensemble([model, model], params)
-  np.testing.assert_allclose(np.exp(_logits(apply, own, batch)), sum(each) / 2, atol=1e-6)
+def test_members_of_one_form_have_parameters_of_their_own(llamas, batch_of):
+  one, three, params = llamas
+  batch = batch_of()
+  each = [_softmax(_logits(one, p, batch)) for p in params]
+  found = _logits(three, params_together(params), batch)
+  np.testing.assert_allclose(np.exp(found), sum(each) / 3, atol=1e-6)
   assert np.abs(each[0] - each[1]).max() > 0.1
 
 
-def test_from_a_cache_it_says_what_the_full_pass_says(pair, batch_of):
-  model, apply, params = _ensemble(*pair)
-  batch = batch_of(T=10)
-  whole = _logits(apply, params, batch)
-
-  @jax.jit
-  def step(params, batch, cache):
-    output = apply(params, batch, cache=cache)
-    return output.unembed(output.hidden), output.cache
-
-  cache, found = model.init_cache(2, 10), []
-  for start, stop in ((0, 4), (4, 9), (9, 10)):
+def test_from_a_cache_it_says_what_the_full_pass_says(of_pair, batch_of):
+  model, run, params = of_pair
+  batch = {name: np.asarray(x) for name, x in batch_of(T=12).items()}
+  whole = _logits(run, params, batch)
+  cache, found = model.init_cache(2, 12), []
+  for start, stop in ((0, 5), (5, 10), (10, 11), (11, 12)):
     part = {k: batch[k][:, start:stop] for k in ('inputs', 'segments', 'positions')}
-    piece, cache = step(params, part, cache)
+    piece, cache = run(params, part, cache)
     found.append(piece)
-  np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_beams_of_an_ensemble_score_by_its_own_probabilities(pair):
-  model, apply, params = functions = _ensemble(*pair)
+def test_beams_of_an_ensemble_score_by_its_own_probabilities(of_pair):
+  model, run, params = of_pair
   assert (model.context, model.vocab_size, model.continues_prompts) == (24, 37, True)
   prompts = _prompts('decoder')[:2]
-  found = write(*functions, prompts, Strategy(END, 6, beam=3, length_penalty=0.0))
+  strategy = Strategy(END, 6, beam=3, length_penalty=0.0)
+  found = write(model, apply_of(model), params, prompts, strategy)
   for prompt, texts in zip(prompts, found, strict=True):
     tokens, score = texts[0]
     said = tokens if len(tokens) == 6 else [*tokens, END]
     whole = np.concatenate([prompt.tokens['inputs'], said])[:-1]
+    # In rows of one length, so that one program reads them.
+    inside = np.arange(16)[None] < len(whole)
     batch = {
-      'inputs': jnp.asarray(whole)[None],
-      'segments': jnp.ones((1, len(whole)), int),
-      'positions': jnp.arange(len(whole))[None],
+      'inputs': np.pad(whole, (0, 16 - len(whole)))[None],
+      'segments': inside.astype(int),
+      'positions': np.where(inside, np.arange(16)[None], 0),
     }
-    log_p = _logits(apply, params, batch)[0, -len(said) :]
+    log_p = _logits(run, params, batch)[0, len(whole) - len(said) : len(whole)]
     assert score == pytest.approx(log_p[np.arange(len(said)), said].sum(), abs=1e-4)
 
 
-def test_metrics_take_an_ensemble_in_chunks(pair, batch_of, monkeypatch):
-  _, apply, params = _ensemble(*pair)
-  batch = batch_of()
-  nats = -np.log(_softmax(_logits(apply, params, batch)))
+def test_metrics_take_an_ensemble_in_chunks(of_pair, batch_of, monkeypatch):
+  model, run, params = of_pair
+  apply, batch = apply_of(model), batch_of()
+  nats = -np.log(_softmax(_logits(run, params, batch)))
   picked = np.take_along_axis(nats, np.asarray(batch['targets'])[..., None], -1)
   monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 2 * 3 * (37 + 40))
   sizes = []

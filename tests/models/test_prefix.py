@@ -39,14 +39,15 @@ def test_packed_prefixes_equal_separate_ones(decoder, params_of, batch_of, alone
     np.testing.assert_allclose(
       together[own], separate[:, : own[0].sum()].reshape(-1, 16), atol=2e-5
     )
-    poisoned = batch | {'inputs': jnp.where(own, batch['inputs'], 7)}
-    np.testing.assert_array_equal(hidden(params, poisoned)[own], together[own])
+    poisoned = batch | {'inputs': np.where(own, batch['inputs'], 7)}
+    np.testing.assert_array_equal(np.asarray(hidden(params, poisoned))[own], together[own])
 
 
 def test_decoding_from_a_cache_equals_the_full_pass(decoder, params_of, batch_of):
   model = decoder()
   prefix = np.array([[1] * 4 + [0] * 6, [1] * 4 + [0] * 6])
-  params, batch = params_of(model), _with(batch_of(T=T), prefix)
+  params = params_of(model)
+  batch = {name: np.asarray(x) for name, x in _with(batch_of(T=T), prefix).items()}
 
   @jax.jit
   def logits(params, batch, cache=None):
@@ -55,11 +56,11 @@ def test_decoding_from_a_cache_equals_the_full_pass(decoder, params_of, batch_of
 
   whole, _ = logits(params, batch)
   # The prefix is read at once, with padding behind; later calls do not speak of it.
-  prompt = {name: jnp.pad(batch[name][:, :4], ((0, 0), (0, 2))) for name in batch}
+  prompt = {name: np.pad(batch[name][:, :4], ((0, 0), (0, 2))) for name in batch}
   piece, cache = logits(params, prompt, model.init_cache(2, T + 2))
   found = [piece[:, :4]]
   for t in range(4, T):
     names = ('inputs', 'segments', 'positions')
     piece, cache = logits(params, {name: batch[name][:, t : t + 1] for name in names}, cache)
     found.append(piece)
-  np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5, rtol=1e-5)

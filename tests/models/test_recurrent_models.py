@@ -22,49 +22,73 @@ from lm.run.build import apply_of, init_of
 
 SIZES = {'vocab_size': 50, 'context': 12, 'd_model': 8}
 CELLS = {'elman': recurrent.elman, 'lstm': recurrent.lstm, 'gru': recurrent.gru}
-BOTH = functools.partial(Bidirectional, cell=recurrent.gru, d_hidden=5, depth=2)
 ENCODERS = {
-  'both': BOTH,
+  'both': functools.partial(Bidirectional, cell=recurrent.gru, d_hidden=5, depth=2),
   'one_way': functools.partial(Unidirectional, cell=recurrent.lstm, d_hidden=6, depth=2),
   'convolutional': functools.partial(Convolutional, d_hidden=6, depth=2, width=3),
 }
+# One layer compiles in half the time of two.
+SHALLOW = {name: functools.partial(encoder, depth=1) for name, encoder in ENCODERS.items()}
 
 
 def translator(**changes):
-  fields = {'encoder': BOTH, 'd_hidden': 6, 'depth': 2, 'score': additive}
+  fields = {'encoder': SHALLOW['both'], 'd_hidden': 6, 'depth': 2, 'score': additive}
   return EncoderDecoder(**SIZES, **(fields | changes))
 
 
 MODELS = {
   **{name: Decoder(**SIZES, cell=cell, d_hidden=6, depth=2) for name, cell in CELLS.items()},
   'untied': Decoder(**SIZES, d_hidden=6, tied=False),
-  'additive': translator(),
+  'additive': translator(encoder=ENCODERS['both']),
   'multiplicative': translator(score=multiplicative, cell=recurrent.gru),
   'without_feeding': translator(input_feeding=False),
-  'fixed_vector': translator(score=None, encoder=ENCODERS['one_way'], summary=pooling.last),
+  'fixed_vector': translator(score=None, encoder=SHALLOW['one_way'], summary=pooling.last),
   'pooled': translator(score=None, summary=pooling.mean),
-  'convolutional': translator(encoder=ENCODERS['convolutional'], summary=pooling.maximum),
+  'convolutional': translator(encoder=SHALLOW['convolutional'], summary=pooling.maximum),
 }
 # Rows that pack two or three documents, with padding behind.
 SEGMENTS = [[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 2, 2, 3, 3, 0, 0]]
 SOURCES = [[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 3, 3, 3, 0]]
+# A source a row, of two lengths; all rows of a test are as wide as these, so a model compiles once.
+ALONE = [[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]]
+T, PROMPT = 10, 3
+
+
+@pytest.fixture(scope='module')
+def functions_of(params_of):
+  """Returns a model by its name, its jitted function and parameters."""
+
+  @functools.cache
+  def of(name):
+    model = MODELS[name]
+    return model, jax.jit(apply_of(model)), params_of(model)
+
+  return of
 
 
 @pytest.fixture(scope='module', params=MODELS)
-def functions(request, params_of):
-  model = MODELS[request.param]
-  return model, jax.jit(apply_of(model)), params_of(model)
+def functions(request, functions_of):
+  return functions_of(request.param)
 
 
 def batch_for(model, batch_of, segments, sources):
   batch = batch_of(B=len(segments), T=len(segments[0]), segments=segments, source=sources)
+  batch = {name: np.array(x) for name, x in batch.items()}
   if isinstance(model, EncoderDecoder):
-    return batch | {'examples': jnp.ones((len(segments), 3), jnp.int32)}
+    return batch | {'examples': np.ones((len(segments), 3), np.int32)}
   return {name: x for name, x in batch.items() if not name.startswith('source')}
 
 
+def part(batch, start, stop):
+  return {name: batch[name][:, start:stop] for name in ('inputs', 'segments', 'positions')}
+
+
+def source_of(batch):
+  return {name: x for name, x in batch.items() if name.startswith('source')}
+
+
 def logits_of(output):
-  return output.unembed(output.hidden)
+  return np.asarray(output.unembed(output.hidden))
 
 
 def test_packed_documents_equal_rows_of_their_own(functions, batch_of, alone):
@@ -73,96 +97,97 @@ def test_packed_documents_equal_rows_of_their_own(functions, batch_of, alone):
   whole = logits_of(apply(params, packed))
   for document in (1, 2, 3):
     rows = alone({k: v for k, v in packed.items() if k != 'examples'}, document)
-    if 'examples' in packed:
-      rows['examples'] = packed['examples'][:, :1]
+    rows |= {k: packed[k] for k in packed if k == 'examples'}
     single = logits_of(apply(params, rows))
     for row in range(2):
-      places = np.flatnonzero(np.asarray(packed['segments'][row]) == document)
+      places = np.flatnonzero(packed['segments'][row] == document)
       np.testing.assert_allclose(whole[row, places], single[row, : len(places)], atol=1e-5)
 
 
 def test_pieces_and_single_steps_equal_the_full_pass(functions, batch_of):
   model, apply, params = functions
-  batch = batch_for(model, batch_of, np.ones((2, 9), int), [[1, 1, 1, 1], [1, 1, 0, 0]])
-  along, found = ('inputs', 'segments', 'positions'), []
-  whole, cache = logits_of(apply(params, batch)), model.init_cache(2, 9)
-  for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9)):
-    piece = {name: batch[name][:, start:stop] for name in along}
-    if start == 0:
-      piece |= {name: x for name, x in batch.items() if name.startswith('source')}
+  batch = batch_for(model, batch_of, np.ones((2, T), int), ALONE)
+  whole, cache, found = logits_of(apply(params, batch)), model.init_cache(2, T), []
+  for start, stop in ((0, PROMPT), (PROMPT, 6), (6, 7), (7, 8), (8, 9), (9, 10)):
+    piece = part(batch, start, stop) | (source_of(batch) if start == 0 else {})
     output = apply(params, piece, cache=cache)
     cache = output.cache
     found.append(logits_of(output))
-  np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
 
 
 def test_branches_equal_rows_of_their_own(functions, batch_of):
   model, apply, params = functions
-  batch = batch_for(model, batch_of, [[1, 1, 1], [1, 1, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]])
-  batch.pop('examples', None)
+  batch = batch_for(model, batch_of, [[1, 1, 1], [1, 1, 0]], ALONE)
   rng, M = np.random.default_rng(0), 3
-  _, state = prefill(apply, params, batch, model.init_cache(2, 9))
-  branch, step = branch_of(model), jax.jit(step_of(apply, params))
-  texts = [[np.asarray(row[:n]).tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
+  prompt = part(batch, 0, PROMPT) | source_of(batch)
+  _, state = prefill(apply, params, prompt, model.init_cache(2, 9))
+  branch, step = branch_of(model), step_of(apply, params)
+  texts = [[row[:n].tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
   for _ in range(3):
     parents = rng.integers(0, len(texts[0]), (2, M))
     tokens = rng.integers(0, model.vocab_size, (2, M))
     state = branch(state, jnp.asarray(parents))
     logits, state = step(jnp.asarray(tokens.reshape(-1)), state)
     texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
-  for b, m in np.ndindex(2, M):
-    text = texts[b][m]
-    row = {
-      'inputs': jnp.asarray([text]),
-      'segments': jnp.ones((1, len(text)), int),
-      'positions': jnp.arange(len(text))[None],
-    } | {name: x[b : b + 1] for name, x in batch.items() if name.startswith('source')}
-    expected = logits_of(apply(params, row))[0, -1]
-    np.testing.assert_allclose(logits[b * M + m], expected, atol=1e-5)
+  for m in range(M):
+    lengths = [len(texts[b][m]) for b in range(2)]
+    rows = batch_for(model, batch_of, [[1] * n + [0] * (T - n) for n in lengths], ALONE)
+    for b, n in enumerate(lengths):
+      rows['inputs'][b, :n] = texts[b][m]
+    expected = logits_of(apply(params, rows | source_of(batch)))
+    for b, n in enumerate(lengths):
+      np.testing.assert_allclose(logits[b * M + m], expected[b, n - 1], atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['lstm', 'additive', 'without_feeding'])
-def test_what_is_written_depends_on_nothing_later(name, params_of, batch_of):
-  model = MODELS[name]
+def test_what_is_written_depends_on_nothing_later(functions, batch_of):
+  model, apply, params = functions
+  batch = batch_for(model, batch_of, np.ones((2, T), int), ALONE)
+  before = logits_of(apply(params, batch))
+  for t in (0, 4, T - 1):
+    inputs = batch['inputs'].copy()
+    inputs[:, t] = (inputs[:, t] + 1) % model.vocab_size
+    moved = np.abs(logits_of(apply(params, batch | {'inputs': inputs})) - before).max(-1) > 0
+    np.testing.assert_array_equal(moved, np.tile(np.arange(T) >= t, (2, 1)))
+
+
+def test_gradients_reach_what_was_read_and_nothing_later(params_of, batch_of):
+  model = translator(depth=1)
   params = params_of(model)
   batch = batch_for(model, batch_of, np.ones((1, 6), int), [[1, 1, 1]])
-  table = params['embedding']
-  grad = jax.jit(
-    jax.jacrev(
-      lambda table, inputs: (
-        apply_of(model)(params | {'embedding': table}, batch | {'inputs': inputs})
-        .hidden[0, 2]
-        .sum()
-      )
-    )
-  )
-  early = jnp.asarray([[1, 2, 3, 4, 5, 6]])
-  moved = np.abs(np.asarray(grad(table, early))).sum(1)
-  source = set(np.asarray(batch.get('source', [[]])).ravel().tolist())
-  assert all(moved[token] > 0 for token in (1, 2, 3))
+
+  def output(table, inputs):
+    output = apply_of(model)(params | {'embedding': table}, batch | {'inputs': inputs})
+    return output.hidden[0, 2].sum()
+
+  slope = jax.jit(jax.grad(output))(params['embedding'], np.asarray([[1, 2, 3, 4, 5, 6]]))
+  moved = np.abs(np.asarray(slope)).sum(1)
+  source = set(batch['source'].ravel().tolist())
+  assert all(moved[token] > 0 for token in {1, 2, 3} | source)
   assert all(moved[token] == 0 for token in {4, 5, 6} - source)
 
 
-def test_without_attention_the_source_is_known_by_its_summary_alone(params_of, batch_of):
-  model = MODELS['fixed_vector']
-  params = params_of(model)
-  batch = batch_for(model, batch_of, np.ones((1, 5), int), [[1, 1, 1]])
-  _, state = prefill(apply_of(model), params, batch, model.init_cache(1, 5))
-  assert set(state.cache) == {'layers'}
-  # As many numbers, whatever the length of the source.
-  assert sum(x.size for x in jax.tree.leaves(state.cache)) == 2 * 2 * 6
+def test_without_attention_the_source_is_known_by_its_summary_alone(functions_of, batch_of):
+  model, apply, params = functions_of('fixed_vector')
+  for source in ([[1, 1, 1]], [[1] * 7]):
+    batch = batch_for(model, batch_of, np.ones((1, 5), int), source)
+    _, state = jax.eval_shape(
+      functools.partial(prefill, apply), params, batch, model.init_cache(1, 5)
+    )
+    assert set(state.cache) == {'layers'}
+    # As many numbers, whatever the length of the source.
+    assert sum(x.size for x in jax.tree.leaves(state.cache)) == 2 * 2 * 6
 
 
 @pytest.mark.parametrize('name', ENCODERS)
 def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alone):
   model = Encoder(**SIZES, encoder=ENCODERS[name], classes=3, pool=pooling.ends)
-  params = params_of(model)
-  packed = batch_of(T=10, segments=SEGMENTS) | {'examples': jnp.ones((2, 3), jnp.int32)}
-  found = logits_of(apply_of(model)(params, packed))
+  params, apply = params_of(model), jax.jit(apply_of(model))
+  tokens, examples = batch_of(T=10, segments=SEGMENTS), {'examples': np.ones((2, 3), np.int32)}
+  found = logits_of(apply(params, tokens | examples))
   assert found.shape == (2, 3, 3)
   for document in (1, 2):
-    rows = alone({k: v for k, v in packed.items() if k != 'examples'}, document)
-    single = logits_of(apply_of(model)(params, rows | {'examples': jnp.ones((2, 1), jnp.int32)}))
+    single = logits_of(apply(params, alone(tokens, document) | examples))
     np.testing.assert_allclose(found[:, document - 1], single[:, 0], atol=1e-5)
 
 

@@ -66,16 +66,29 @@ def flow(segments, positions):
 WHOLE = flow(np.ones((B, T), int), np.tile(np.arange(T), (B, 1)))
 
 
-def read(cell, weights, x_TBI, flow=WHOLE, **kwargs):
-  x = weights.from_input(jnp.asarray(x_TBI, jnp.float32))
-  return recurrent.read(cell, x, weights, flow, nothing(cell), **kwargs)
+@functools.cache
+def reader(name, reverse=False):
+  """Returns the jitted (weights, x_TBI, flow) -> (states, carry) of a cell by its name."""
+  cell = CELLS[name]
+
+  @jax.jit
+  def read(weights, x_TBI, flow):
+    x = weights.from_input(x_TBI)
+    return recurrent.read(cell, x, weights, flow, nothing(cell), reverse=reverse)
+
+  return read
+
+
+def read(name, weights, x_TBI, flow=WHOLE, reverse=False):
+  found = reader(name, reverse)(weights, np.asarray(x_TBI, np.float32), flow)
+  return jax.tree.map(np.asarray, found)
 
 
 @pytest.mark.parametrize('name', CELLS)
 def test_a_cell_is_its_equations(name):
   cell, x_TBI = CELLS[name], random(T, B, I)
   weights = weights_of(cell)
-  found, carry = read(cell, weights, x_TBI)
+  found, carry = read(name, weights, x_TBI)
   for b in range(B):
     states = [np.zeros(D)] * cell.states
     for t in range(T):
@@ -85,18 +98,14 @@ def test_a_cell_is_its_equations(name):
       np.testing.assert_allclose(state[b], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('unroll', [1, 3])
-@pytest.mark.parametrize('reverse', [False, True])
-@pytest.mark.parametrize('name', CELLS)
-def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
-  cell, x_TBI = CELLS[name], jnp.asarray(random(T, B, I), jnp.float32)
-  restarts = tuple(jnp.asarray(random(T, B, D, seed=9 + i)) for i in range(cell.states))
-  flow = recurrent.Flow(*jnp.asarray(random(2, B, T, seed=4) > 0.5))
-  probe = jnp.asarray(random(T, B, D, seed=8), jnp.float32)
+@functools.cache
+def plain(name):
+  """Returns the jitted gradient of reading with a plain loop, from left to right."""
+  cell = CELLS[name]
 
-  def plain(weights, x_TBI, restarts):
-    carry, found = nothing(cell), [None] * T
-    for t in reversed(range(T)) if reverse else range(T):
+  def loss(weights, x_TBI, restarts, flow, probe_TBD):
+    carry, found = nothing(cell), []
+    for t in range(T):
       start, held = flow.starts[:, t, None], flow.held[:, t, None]
       before = [jnp.where(start, r[t], s) for r, s in zip(restarts, carry, strict=True)]
       after = recurrent.advance(
@@ -107,24 +116,44 @@ def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
         tuple(before),
       )
       carry = tuple(jnp.where(held, s, a) for s, a in zip(before, after, strict=True))
-      found[t] = carry[0]
-    return jnp.sum(jnp.stack(found) * probe) + jnp.sum(carry[-1])
+      found.append(carry[0])
+    return jnp.sum(jnp.stack(found) * probe_TBD) + jnp.sum(carry[-1])
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+
+@pytest.mark.parametrize('unroll', [1, 3])
+@pytest.mark.parametrize('reverse', [False, True])
+@pytest.mark.parametrize('name', CELLS)
+def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
+  cell, x_TBI = CELLS[name], random(T, B, I).astype(np.float32)
+  restarts = tuple(random(T, B, D, seed=9 + i).astype(np.float32) for i in range(cell.states))
+  flow = recurrent.Flow(*random(2, B, T, seed=4) > 0.5)
+  probe_TBD = random(T, B, D, seed=8).astype(np.float32)
 
   def ours(weights, x_TBI, restarts):
     found, carry = recurrent.read(
       cell,
       weights.from_input(x_TBI),
       weights,
-      flow,
+      jax.tree.map(jnp.asarray, flow),
       nothing(cell),
       restarts,
       reverse=reverse,
       unroll=unroll,
     )
-    return jnp.sum(found * probe) + jnp.sum(carry[-1])
+    return jnp.sum(found * probe_TBD) + jnp.sum(carry[-1])
 
-  grad = functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
-  expected, found = (jax.jit(grad(f))(weights_of(cell), x_TBI, restarts) for f in (plain, ours))
+  # From right to left is from left to right in a mirror.
+  way = slice(None, None, -1 if reverse else 1)
+  seen = recurrent.Flow(*(x[:, way] for x in flow))
+  mirrored = x_TBI[way], tuple(r[way] for r in restarts)
+  value, (of_weights, of_x, of_restarts) = plain(name)(
+    weights_of(cell), *mirrored, seen, probe_TBD[way]
+  )
+  expected = value, (of_weights, of_x[way], tuple(r[way] for r in of_restarts))
+  grad = jax.jit(jax.value_and_grad(ours, argnums=(0, 1, 2)))
+  found = grad(weights_of(cell), x_TBI, restarts)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4), found, expected)
 
 
@@ -139,7 +168,7 @@ def products_in_loops(jaxpr, inside=False):
 
 def test_no_gradient_of_a_kernel_is_added_up_in_a_loop():
   def loss(weights, x_TBI):
-    return read(recurrent.lstm(), weights, x_TBI)[0].sum()
+    return reader('lstm')(weights, x_TBI, WHOLE)[0].sum()
 
   program = jax.make_jaxpr(jax.grad(loss))(weights_of(recurrent.lstm()), random(T, B, I))
   shapes = set(products_in_loops(program.jaxpr))
@@ -159,9 +188,9 @@ def test_segments_of_a_row_equal_rows_of_their_own(name, reverse):
   cell, x_TBI = CELLS[name], random(T, B, I)
   weights = weights_of(cell)
   rows = [segments_of(3, 2, 2), segments_of(4, 1), segments_of(7)]
-  segments, positions = (jnp.asarray(np.stack(x)) for x in zip(*rows, strict=True))
-  way = recurrent.backward(segments) if reverse else recurrent.forward(segments, positions)
-  packed, _ = read(cell, weights, x_TBI, way, reverse=reverse)
+  segments, positions = (np.stack(x) for x in zip(*rows, strict=True))
+  way = recurrent.backward(jnp.asarray(segments)) if reverse else flow(segments, positions)
+  packed, _ = read(name, weights, x_TBI, way, reverse)
   for b in range(B):
     for segment in range(1, int(segments[b].max()) + 1):
       places = np.flatnonzero(segments[b] == segment)
@@ -170,36 +199,36 @@ def test_segments_of_a_row_equal_rows_of_their_own(name, reverse):
       if reverse:
         x = x[: len(places)][::-1]
         x = np.concatenate([x, np.zeros((T - len(places), B, I))])
-      alone, _ = read(cell, weights, x)
+      alone, _ = read(name, weights, x)
       alone = alone[: len(places), 0]
       np.testing.assert_allclose(packed[places, b], alone[::-1] if reverse else alone, atol=1e-6)
 
 
 def test_what_is_remembered_does_not_go_through_padding():
-  cell = recurrent.lstm()
-  weights, x_TBI = weights_of(cell), random(T, B, I)
+  weights, x_TBI = weights_of(CELLS['lstm']), random(T, B, I)
   segments, positions = (np.tile(x, (B, 1)) for x in segments_of(5))
-  _, padded = read(cell, weights, x_TBI, flow(segments, positions))
+  _, padded = read('lstm', weights, x_TBI, flow(segments, positions))
   short = recurrent.Flow(*(x[:, :5] for x in WHOLE))
-  _, exact = read(cell, weights, x_TBI[:5], short)
+  _, exact = read('lstm', weights, x_TBI[:5], short)
   jax.tree.map(np.testing.assert_array_equal, padded, exact)
 
 
 def test_scores_are_their_formulas():
-  q, k, v = (jnp.asarray(random(*s, seed=i)) for i, s in enumerate([(2, 3, 4), (2, 5, 4), (4,)]))
+  q, k, v = (random(*s, seed=i) for i, s in enumerate([(2, 3, 4), (2, 5, 4), (4,)]))
   expected = np.zeros((2, 3, 5))
   for b, t, s in np.ndindex(2, 3, 5):
-    expected[b, t, s] = np.asarray(v) @ np.tanh(np.asarray(q[b, t]) + np.asarray(k[b, s]))
-  np.testing.assert_allclose(additive().of(q, k, v), expected, atol=1e-5)
-  products = multiplicative().of(q, k, None)
+    expected[b, t, s] = v @ np.tanh(q[b, t] + k[b, s])
+  np.testing.assert_allclose(jax.jit(additive().of)(q, k, v), expected, atol=1e-5)
+  products = jax.jit(multiplicative().of)(q, k, None)
   np.testing.assert_allclose(products, np.einsum('bta,bsa->bts', q, k), atol=1e-5)
 
 
 def test_what_is_not_visible_is_not_mixed():
   shapes = [(1, 2, 4), (1, 3, 4), (1, 3, 2)]
-  q, k, values = (jnp.asarray(random(*s, seed=i)) for i, s in enumerate(shapes))
-  visible = jnp.asarray([[[True, True, False], [False, True, False]]])
-  mixed, weights = align(multiplicative(), q, k, None, values, visible)
+  q, k, values = (random(*s, seed=i) for i, s in enumerate(shapes))
+  visible = np.array([[[True, True, False], [False, True, False]]])
+  mix = jax.jit(lambda *xs: align(multiplicative(), xs[0], xs[1], None, *xs[2:]))
+  mixed, weights = map(np.asarray, mix(q, k, values, visible))
   assert float(weights[0, 0, 2]) == 0 and weights[0, 1].tolist() == [0, 1, 0]
   np.testing.assert_allclose(mixed[0, 1], values[0, 1], atol=1e-6)
   np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
