@@ -49,18 +49,22 @@ def _first(model):
   """Returns the logits (B, V) after the first two tokens, and the state."""
   table, last = model
   logits = table[np.arange(len(last)), last[:, 0], last[:, 1]]
-  return jnp.asarray(logits), (jnp.asarray(table), jnp.asarray(last), jnp.ones(len(last)))
+  return logits, (table, last, np.ones(len(last), np.float32))
 
 
 @functools.cache
 def _compiled(**options):
-  return jax.jit(lambda *args, **given: beam_search(_step, _branch, *args, **options, **given)[0])
+  return jax.jit(lambda *args, **given: beam_search(_step, _branch, *args, **options, **given))
 
 
-def _search(model, length_penalty=0.6, prefix=None, **options):
+def _search_and_done(model, length_penalty=0.6, prefix=None, limits=None, **options):
   search = _compiled(end=END, **options)
-  found = search(*_first(model), length_penalty=length_penalty, prefix=prefix)
-  return jax.tree.map(np.asarray, found)
+  given = {'length_penalty': length_penalty, 'prefix': prefix, 'limits_B': limits}
+  return jax.device_get(search(*_first(model), **given))
+
+
+def _search(model, *args, **options):
+  return _search_and_done(model, *args, **options)[0]
 
 
 def _log_p(model, row, said, token):
@@ -151,16 +155,22 @@ def test_narrow_beams_do_miss_hypotheses():
   assert found.scores[2, 0] < _everything(model, 2, 6, 1.0)[0][0] - 1
 
 
-def _steps_taken(model, **options):
+@functools.cache
+def _counted(**options):
+  """Returns a compiled search, and the list to which each of its steps adds an item."""
   steps = []
 
   def step(tokens_R, state):
     jax.debug.callback(lambda: steps.append(1))
     return _step(tokens_R, state)
 
-  jax.block_until_ready(
-    jax.jit(lambda *args: beam_search(step, _branch, *args, end=END, **options)[0])(*_first(model))
-  )
+  return jax.jit(lambda *args: beam_search(step, _branch, *args, end=END, **options)[0]), steps
+
+
+def _steps_taken(model, **options):
+  search, steps = _counted(**options)
+  steps.clear()
+  jax.block_until_ready(search(*_first(model)))
   jax.effects_barrier()
   return len(steps)
 
@@ -203,14 +213,22 @@ def test_a_longer_hypothesis_may_win_where_short_ones_are_preferred():
   np.testing.assert_allclose(found.scores[0, 0], np.log(0.4) * 7 / 6, rtol=1e-5)
 
 
-def test_a_row_depends_on_no_other():
+# Rows that end at different steps.
+OF_SIX = {'beam': 3, 'max_tokens': 12, 'n_best': 2}
+
+
+def _six():
   model = _model(seed=5, B=6, V=6, scale=1.5)
   model[0][..., END] -= 1
-  options = {'beam': 3, 'max_tokens': 8, 'n_best': 2}
-  together = _search(model, **options)
+  return model
+
+
+def test_a_row_depends_on_no_other():
+  model = _six()
+  together = _search(model, **OF_SIX)
   assert len(set(together.lengths[:, 0])) > 1  # they end at different steps
   for row in range(6):
-    alone = _search(tuple(x[row : row + 1] for x in model), **options)
+    alone = _search(tuple(x[row : row + 1] for x in model), **OF_SIX)
     jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[0], y[row]), alone, together)
 
 
@@ -262,7 +280,7 @@ def test_constraints_pick_the_best_hypothesis_that_meets_them():
 def test_all_hypotheses_of_a_row_begin_with_its_prefix():
   model = _model(seed=9)
   forced = ((2, 2), (), (3,))
-  prefix = Prefix(jnp.asarray([[2, 2], [0, 0], [3, 0]]), jnp.asarray([2, 0, 1]))
+  prefix = Prefix(np.array([[2, 2], [0, 0], [3, 0]]), np.array([2, 0, 1]))
   found = _search(model, prefix=prefix, beam=108, max_tokens=4, n_best=4)
   for row, text in enumerate(forced):
     everything = _everything(model, row, 4, 0.6)
@@ -276,11 +294,13 @@ def test_top_k_of_wide_rows_equals_that_of_jax(V):
   whole[rng.random((30, V)) < 0.2] = -np.inf
   whole[0] = -np.inf
   whole[1, -1] = V
+  k = min(6, V)
+  both = jax.jit(lambda x: (_top_k(x, k), jax.lax.top_k(x, k), _log_sum_exp(x)))
   for x in (whole, rng.normal(size=(30, V)).astype(np.float32)):
-    k = min(6, V)
-    for found, expected in zip(_top_k(jnp.asarray(x), k), jax.lax.top_k(x, k), strict=True):
-      np.testing.assert_array_equal(found, expected)
-  np.testing.assert_allclose(_log_sum_exp(jnp.asarray(x)), np.log(np.exp(x).sum(1)), rtol=1e-5)
+    found, expected, sums = both(x)
+    for ours, theirs in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+  np.testing.assert_allclose(sums, np.log(np.exp(x).sum(1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(('beam', 'vocab_size'), [(0, 5), (6, 5)])
@@ -303,55 +323,31 @@ def test_impossible_searches_are_told(options, message):
 
 
 def test_rows_complete_within_less_room_are_those_of_all_the_room():
-  model = _model(seed=3, B=6)
-  options = {'beam': 3, 'n_best': 2, 'max_tokens': 12, 'end': END}
-  whole, complete = jax.jit(lambda *args: beam_search(_step, _branch, *args, **options))(
-    *_first(model)
-  )
-  assert np.asarray(complete).all()
+  whole, complete = _search_and_done(_six(), **OF_SIX)
+  assert complete.all()
   counts = []
-  for room in (2, 4, 6, 9):
-    less, complete = jax.jit(
-      lambda *args, room=room: beam_search(_step, _branch, *args, **options, room=room)
-    )(*_first(model))
-    done = np.asarray(complete)
+  for room in (6, 8):
+    less, done = _search_and_done(_six(), **OF_SIX, room=room)
     counts.append(done.sum())
     np.testing.assert_array_equal(less.tokens[done], whole.tokens[done][:, :, :room])
     np.testing.assert_array_equal(less.lengths[done], whole.lengths[done])
     np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
-  assert counts[0] < 6 and counts[-1] > 0
+  assert 0 < counts[0] < counts[1] < 6
 
 
 def test_rows_that_may_be_spared_are_not_waited_for():
-  model = _model(seed=3, B=6)
-  options = {'beam': 3, 'max_tokens': 12, 'end': END}
-  whole, _ = jax.jit(lambda *args: beam_search(_step, _branch, *args, **options))(*_first(model))
-  spared = jax.jit(lambda *args: beam_search(_step, _branch, *args, **options, spare=2))
-  less, complete = spared(*_first(model))
-  done = np.asarray(complete)
+  whole = _search(_six(), **OF_SIX)
+  less, done = _search_and_done(_six(), **OF_SIX, spare=2)
   assert 4 <= done.sum() < 6
   np.testing.assert_array_equal(less.tokens[done], whole.tokens[done])
   np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
 
 
-@pytest.mark.parametrize('length_penalty', [0.0, 1.0, -0.5])
-def test_each_row_may_have_a_limit_of_its_own(length_penalty):
-  model = _model(seed=5, B=4, scale=1.0)
-  options = {'beam': 3, 'n_best': 3, 'end': END, 'length_penalty': length_penalty}
-  limits = [1, 3, 6, 9]
-  limited = jax.jit(
-    lambda limits, *args: beam_search(
-      _step, _branch, *args, **options, max_tokens=9, limits_B=limits
-    )
-  )
-  found, complete = limited(jnp.asarray(limits), *_first(model))
-  assert np.asarray(complete).all()
+@pytest.mark.parametrize('alpha', [0.0, 1.0, -0.5])
+def test_each_row_may_have_a_limit_of_its_own(alpha):
+  model, limits = _model(seed=5, B=4, scale=1.0), np.array([1, 3, 6, 9])
+  options = {'beam': 3, 'n_best': 3, 'max_tokens': 9}
+  found, complete = _search_and_done(model, alpha, limits=limits, **options)
+  assert complete.all()
   for row, limit in enumerate(limits):
-    most = jax.jit(
-      lambda *args, limit=limit: beam_search(_step, _branch, *args, **options, max_tokens=limit)
-    )
-    alone, _ = most(*_first(model))
-    np.testing.assert_array_equal(found.tokens[row][:, :limit], alone.tokens[row])
-    assert not np.asarray(found.tokens[row][:, limit:]).any()
-    np.testing.assert_array_equal(found.lengths[row], alone.lengths[row])
-    np.testing.assert_allclose(found.scores[row], alone.scores[row], rtol=1e-6)
+    _assert_found(found, row, _reference(model, row, 3, limit, alpha, 3))

@@ -93,10 +93,10 @@ def test_the_unknown_word_is_forbidden_where_there_is_one():
 
 
 def test_constraints_apply_in_order_to_each_row_by_itself():
-  logits = jnp.asarray(np.stack([LOGITS, -LOGITS]))
-  tokens = jnp.asarray([[2, 3, 2, 0], [1, 3, 5, 0]], jnp.int32)
+  logits = np.stack([LOGITS, -LOGITS])
+  tokens = np.array([[2, 3, 2, 0], [1, 3, 5, 0]], np.int32)
   adjust = (no_repeat_ngram(2), repetition_penalty(2.0))
-  found = constrain(logits, tokens, jnp.int32(3), adjust)
+  found = jax.jit(lambda *args: constrain(*args, adjust))(logits, tokens, np.int32(3))
   np.testing.assert_array_equal(found[0], [1.0, -2.0, 1.5, -np.inf, -0.5, 2.0])
   np.testing.assert_array_equal(found[1], [-1.0, 1.0, -3.0, -1.0, 0.5, -4.0])
 

@@ -24,15 +24,15 @@ def _step(tokens_R, steps):
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
-def _run(first, choose, keys, adjust, prefix):
+def _run(first, choose, seeds, adjust, prefix):
+  keys = jax.vmap(jax.random.key)(seeds)
   options = {'max_tokens': MOST, 'end': END, 'adjust': adjust, 'prefix': prefix}
   return generate(_step, jnp.asarray(TABLE)[first], jnp.int32(0), choose, keys, **options)[:3]
 
 
 def _generate(first=FIRST, choose=greedy, seeds=None, adjust=(), prefix=None):
   seeds = np.asarray(first if seeds is None else seeds)
-  keys = jax.vmap(jax.random.key)(seeds)
-  return [np.asarray(x) for x in _run(jnp.asarray(first), choose, keys, adjust, prefix)]
+  return [np.asarray(x) for x in _run(np.asarray(first), choose, seeds, adjust, prefix)]
 
 
 def _texts(tokens, lengths):
@@ -94,11 +94,11 @@ def test_no_ngram_comes_twice():
 
 
 def test_rows_begin_with_their_prefix_and_go_on_freely():
-  prefix = Prefix(jnp.asarray([[4, 5, 2], [0, 0, 0], [3, END, 0]]), jnp.asarray([3, 0, 2]))
+  prefix = Prefix(np.array([[4, 5, 2], [0, 0, 0], [3, END, 0]]), np.array([3, 0, 2]))
   first = [0, 2, 3]
   tokens, lengths, log_p = _generate(first, prefix=prefix)
   texts = _texts(tokens, lengths)
-  free = _texts(*_generate([2, 2])[:2])[0]
+  free = _texts(*_generate()[:2])[2]
   assert texts == [([4, 5, 2] + free)[:MOST], free, [3, END]]
   for row, text in enumerate(texts):
     np.testing.assert_allclose(log_p[row], _log_p(first[row], text), rtol=1e-5)
@@ -129,7 +129,7 @@ def test_the_loop_stops_when_all_rows_have_ended():
   assert steps == []
   jax.block_until_ready(run(jnp.asarray([ends, TABLE[0]])))
   jax.effects_barrier()
-  text = _texts(*_generate([0])[:2])[0]
+  text = _texts(*_generate()[:2])[0]
   assert len(steps) == min(len(text), 9) - 1
 
 
@@ -140,7 +140,7 @@ def test_no_room_for_a_token_is_told():
 
 def test_rows_that_may_be_spared_are_not_waited_for():
   whole = _generate()
-  keys = jax.vmap(jax.random.key)(jnp.asarray(FIRST))
+  keys = jax.random.split(jax.random.key(0), len(FIRST))
   options = {'max_tokens': MOST, 'end': END, 'spare': len(FIRST) - 1}
   found = jax.jit(lambda logits: generate(_step, logits, jnp.int32(0), greedy, keys, **options))(
     jnp.asarray(TABLE[FIRST])
@@ -151,8 +151,8 @@ def test_rows_that_may_be_spared_are_not_waited_for():
 
 
 def test_each_row_may_have_a_limit_of_its_own():
-  limits = jnp.asarray([1, 2, 3, 4, MOST, MOST])
-  keys = jax.vmap(jax.random.key)(jnp.asarray(FIRST))
+  limits = np.array([1, 2, 3, 4, MOST, MOST])
+  keys = jax.random.split(jax.random.key(0), len(FIRST))
   whole = _generate(adjust=(NO_END,))
   options = {'max_tokens': MOST, 'end': END, 'adjust': (NO_END,), 'limits_B': limits}
   found = jax.jit(lambda logits: generate(_step, logits, jnp.int32(0), greedy, keys, **options))(

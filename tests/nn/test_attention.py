@@ -15,7 +15,6 @@ from lm.nn.tap import tapped
 from lm.types import Mask
 
 T = 9
-PLAIN = jax.jit(dot_product)
 BLOCKS_OF_4 = jax.jit(functools.partial(blocked, block=4))
 SEGMENTS = ([1] * 4 + [2] * 2 + [3] * 3, [1] * 2 + [2] * 6 + [0] * 1)
 
@@ -23,16 +22,27 @@ SEGMENTS = ([1] * 4 + [2] * 2 + [3] * 3, [1] * 2 + [2] * 6 + [0] * 1)
 def _inputs(B=2, T=T, H=4, G=2, K=6, seed=0):
   rng = np.random.default_rng(seed)
   shapes = ((B, T, H, K), (B, T, G, K), (B, T, G, K))
-  return tuple(jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for shape in shapes)
+  return tuple(rng.normal(0, 1, shape).astype(np.float32) for shape in shapes)
+
+
+@jax.jit
+def _whole(q, k, v, mask):
+  """Returns the plain form, its weights, the values mixed by them, and what is visible."""
+  found = weights(q, k, mask)
+  return dot_product(q, k, v, mask), found, mixed(found, v), mask.dense()
+
+
+def _plain(q, k, v, mask):
+  return np.asarray(_whole(q, k, v, mask)[0])
 
 
 def _mask(B=2, T=T, segments=None, **fields):
   """Returns the mask of whole rows, or of packed ones whose positions restart."""
   if segments is None:
-    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    positions = np.broadcast_to(np.arange(T), (B, T))
     return Mask(positions, positions, ordered=True, **fields)
   positions = [[row[:t].count(row[t]) if row[t] else 0 for t in range(T)] for row in segments]
-  positions, segments = jnp.asarray(positions), jnp.asarray(segments)
+  positions, segments = np.array(positions), np.array(segments)
   return Mask(positions, positions, segments, segments, ordered=True, **fields)
 
 
@@ -41,7 +51,7 @@ def _reference(q_BTHK, k_BSGK, v_BSGK, mask):
   q_BTHK, k_BSGK, v_BSGK = (np.asarray(x, np.float64) for x in (q_BTHK, k_BSGK, v_BSGK))
   B, T, H, K = q_BTHK.shape
   S, G = k_BSGK.shape[1:3]
-  bias_BHTS = None if mask.bias is None else mask.bias(mask.q_positions, mask.k_positions)
+  bias_BHTS = None if mask.bias is None else np.asarray(jax.jit(Mask.dense_bias)(mask))
   o_BTHK = np.zeros_like(q_BTHK)
   for b, t, h in np.ndindex(B, T, H):
     q_position, keys, scores = int(mask.q_positions[b, t]), [], []
@@ -80,23 +90,22 @@ MASKS = {
 def test_the_plain_form_is_the_formula(fields, groups):
   q, k, v = _inputs(G=groups)
   mask = _mask(**MASKS[fields])
-  found, expected = PLAIN(q, k, v, mask), _reference(q, k, v, mask)
+  found, expected = _plain(q, k, v, mask), _reference(q, k, v, mask)
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_keys_of_another_length_than_the_queries():
   q, _, _ = _inputs(T=3)
   _, k, v = _inputs(T=7, seed=1)
-  q_positions = jnp.asarray([[4, 5, 6], [0, 3, 1]])
-  mask = Mask(q_positions, jnp.broadcast_to(jnp.arange(7), (2, 7)))
-  np.testing.assert_allclose(PLAIN(q, k, v, mask), _reference(q, k, v, mask), atol=2e-6)
+  mask = Mask(np.array([[4, 5, 6], [0, 3, 1]]), np.broadcast_to(np.arange(7), (2, 7)))
+  np.testing.assert_allclose(_plain(q, k, v, mask), _reference(q, k, v, mask), atol=2e-6)
 
 
 @pytest.mark.parametrize('attend', [dot_product, blocked])
 def test_queries_that_see_nothing_are_finite(attend):
   q, k, v = _inputs()
   mask = _mask().replace(
-    q_segments=jnp.zeros((2, T), jnp.int32), k_segments=jnp.ones((2, T), jnp.int32)
+    q_segments=np.zeros((2, T), np.int32), k_segments=np.ones((2, T), np.int32)
   )
 
   @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
@@ -105,6 +114,19 @@ def test_queries_that_see_nothing_are_finite(attend):
 
   value, gradients = jax.jit(total)(q, k, v)
   assert all(np.isfinite(x).all() for x in (value, *gradients))
+
+
+@functools.cache
+def _scored(attend):
+  """Returns a compiled function: the weighted sum of outputs, the outputs, and gradients."""
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+  def score(q, k, v, mask, real_BT, weights_BTHK):
+    o_BTHK = attend(q, k, v, mask) * real_BT[:, :, None, None]
+    return jnp.sum(o_BTHK * weights_BTHK), o_BTHK
+
+  return score
 
 
 @pytest.mark.parametrize(
@@ -121,17 +143,10 @@ def test_queries_that_see_nothing_are_finite(attend):
 def test_blocks_give_the_plain_form_and_its_gradients(fields, block):
   q, k, v = _inputs()
   mask = _mask(**MASKS[fields])
-  real_BT = jnp.ones((2, T)) if mask.q_segments is None else mask.q_segments > 0
-  weights_BTHK = _inputs(seed=3)[0] * real_BT[:, :, None, None]
-
-  @functools.partial(jax.jit, static_argnums=0)
-  @functools.partial(jax.value_and_grad, argnums=(1, 2, 3), has_aux=True)
-  def score(attend, q, k, v):
-    o_BTHK = attend(q, k, v, mask) * real_BT[:, :, None, None]
-    return jnp.sum(o_BTHK * weights_BTHK), o_BTHK
-
-  found = score(functools.partial(blocked, block=block), q, k, v)
-  expected = score(dot_product, q, k, v)
+  real_BT = np.ones((2, T)) if mask.q_segments is None else mask.q_segments > 0
+  args = q, k, v, mask, real_BT.astype(np.float32), _inputs(seed=3)[0]
+  found = _scored(functools.partial(blocked, block=block))(*args)
+  expected = _scored(dot_product)(*args)
   for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -146,15 +161,17 @@ def test_blocks_give_the_plain_form_and_its_gradients(fields, block):
 def test_blocks_never_touch_what_they_cannot_see(window, unseen, clean):
   q, k, v = _inputs()
   mask = _mask(window=window)
-  o_BTHK = BLOCKS_OF_4(q, k, v.at[:, unseen].set(jnp.nan), mask)
-  np.testing.assert_allclose(o_BTHK[:, clean], PLAIN(q, k, v, mask)[:, clean], atol=2e-6)
+  spoilt = v.copy()
+  spoilt[:, unseen] = np.nan
+  o_BTHK = np.asarray(BLOCKS_OF_4(q, k, spoilt, mask))
+  np.testing.assert_allclose(o_BTHK[:, clean], _plain(q, k, v, mask)[:, clean], atol=2e-6)
 
 
 @pytest.mark.parametrize('fields', [{'causal': False}, {'ordered': False}])
 def test_blocks_skip_nothing_when_order_says_nothing(fields):
   q, k, v = _inputs()
   # Positions run backwards, so that the last key is the one that all queries see.
-  backwards = jnp.broadcast_to(jnp.arange(T)[::-1], (2, T))
+  backwards = np.broadcast_to(np.arange(T)[::-1], (2, T))
   mask = Mask(backwards, backwards, ordered=True).replace(**fields)
   found = BLOCKS_OF_4(q, k, v, mask)
   np.testing.assert_allclose(found, _reference(q, k, v, mask), atol=2e-6)
@@ -166,7 +183,7 @@ def test_bfloat16_stays_close_and_keeps_its_type(attend):
   mask = _mask(T=70)
   found = jax.jit(attend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), mask)
   assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(found.astype(jnp.float32), PLAIN(q, k, v, mask), atol=0.05)
+  np.testing.assert_allclose(np.asarray(found, np.float32), _plain(q, k, v, mask), atol=0.05)
 
 
 def test_cudnn_refuses_what_it_cannot_do():
@@ -206,50 +223,55 @@ def test_on_a_gpu_what_cudnn_cannot_do_is_done_in_blocks(fields, dtype, K, T, do
   # the GPUs that take least.
   monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
   monkeypatch.setattr(attention, 'cudnn', lambda *_: 'cudnn')
-  q, k, v = (jnp.ones((2, T, 4, K), dtype) for _ in range(3))
-  found = fused(q, k, v, _mask(T=T, **fields))
-  assert (found == 'cudnn') if does else found.shape == q.shape
+  q, k, v = (jax.ShapeDtypeStruct((2, T, 4, K), dtype) for _ in range(3))
+  attend = functools.partial(fused, mask=_mask(T=T, **fields))
+  assert attend(q, k, v) == 'cudnn' if does else jax.eval_shape(attend, q, k, v).shape == q.shape
 
 
 # A prefix of three tokens in each row.
-WITH_PREFIX = MASKS | {'prefix': {'k_prefix': jnp.broadcast_to(jnp.arange(T) < 3, (2, T))}}
+WITH_PREFIX = MASKS | {'prefix': {'k_prefix': np.broadcast_to(np.arange(T) < 3, (2, T))}}
 
 
 @pytest.mark.parametrize('fields', WITH_PREFIX)
 def test_weights_sum_to_1_over_the_visible_keys_and_mix_the_values(fields):
   q, k, v = _inputs()
   mask = _mask(**WITH_PREFIX[fields])
-  found = np.asarray(jax.jit(weights)(q, k, mask))
+  plain, found, mixture, visible = jax.device_get(_whole(q, k, v, mask))
   assert (found.shape, found.dtype) == ((2, 4, T, T), np.float32)
   np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
-  visible = mask.dense()
   if visible is not None:
     assert (found[~np.broadcast_to(visible, found.shape)] == 0).all()
   # Query head h reads the values of head h // R.
   per_head = np.repeat(np.asarray(v, np.float64), 2, axis=2)
   expected = np.einsum('bhts,bshk->bthk', found, per_head)
-  np.testing.assert_allclose(mixed(found, v), expected, atol=2e-6)
-  np.testing.assert_allclose(PLAIN(q, k, v, mask), expected, atol=2e-6)
+  np.testing.assert_allclose(mixture, expected, atol=2e-6)
+  np.testing.assert_allclose(plain, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize('attend', [dot_product, BLOCKS_OF_4])
 @pytest.mark.parametrize('memory', [None, 7])
 def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memory):
   rng = np.random.default_rng(0)
-  x, y = (jnp.asarray(rng.normal(0, 1, (2, t, 16)), jnp.float32) for t in (T, memory or T))
+  x, y = (rng.normal(0, 1, (2, t, 16)).astype(np.float32) for t in (T, memory or T))
   rotate = rope().rotate if memory is None else None
   layer = Attention(4, 2, 6, attend=attend, rotate=rotate, window=None if memory else 5)
   mask = _mask(segments=SEGMENTS)
   if memory is not None:
-    k_segments = jnp.ones((2, memory), jnp.int32)
+    k_segments = np.ones((2, memory), np.int32)
     mask = Mask(mask.q_positions, 0 * k_segments, mask.q_segments, k_segments, causal=False)
   args = (x, None if memory is None else y, mask, None)
-  drawn = jax.tree.map(lambda p: 20 * p, nn.unbox(layer.init(jax.random.key(1), *args))['params'])
-  _, variables = layer.apply({'params': drawn}, *args, mutable=['taps'])
-  sites = variables['taps']
+  shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(1), *args))['params']
+  drawn = jax.tree.map(lambda p: rng.normal(0, 5, p.shape).astype(np.float32), shapes)
+
+  @jax.jit
+  def run(params, x, memory, mask):
+    _, variables = layer.apply({'params': params}, x, memory, mask, None, mutable=['taps'])
+    sites = variables['taps']
+    return sites, mixed(sites['weights'], sites['values'])
+
+  sites, expected = jax.device_get(run(drawn, *args[:3]))
   assert sites['weights'].shape == (2, 4, T, memory or T)
-  real = np.asarray(mask.q_segments) > 0 if memory is None else np.asarray(mask.q_segments) == 1
-  expected = mixed(sites['weights'], sites['values'])
+  real = mask.q_segments > 0 if memory is None else mask.q_segments == 1
   np.testing.assert_allclose(sites['heads'][real], expected[real], rtol=1e-5, atol=1e-5)
   # Far from uniform: rotation, window and segments have to be in it.
   assert sites['weights'][0, :, 3].max() > 0.5
@@ -266,10 +288,17 @@ class _Alone(nn.Module):
 
 def test_edited_weights_are_those_that_act():
   batch = {'x': _inputs()[0].reshape(2, T, -1)}
-  params = nn.unbox(_Alone().init(jax.random.key(1), batch))['params']
+  shapes = nn.unbox(jax.eval_shape(_Alone().init, jax.random.key(1), batch))['params']
+  rng = np.random.default_rng(2)
+  params = jax.tree.map(lambda p: rng.normal(0, 0.2, p.shape).astype(np.float32), shapes)
   identity = jnp.broadcast_to(jnp.eye(T), (2, 4, T, T))
-  _, plain = tapped(_Alone())(params, batch)
-  _, edited = tapped(_Alone())(params, batch, edits={'*/weights': lambda weights: identity})
+  run = tapped(_Alone())
+
+  @jax.jit
+  def both(params, batch):
+    return run(params, batch)[1], run(params, batch, edits={'*/weights': lambda _: identity})[1]
+
+  plain, edited = jax.device_get(both(params, batch))
   # Each token reads itself alone.
   np.testing.assert_allclose(edited['layer/heads'], edited['layer/values'], atol=1e-6)
   assert np.abs(plain['layer/heads'] - edited['layer/heads']).max() > 1e-3

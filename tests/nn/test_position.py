@@ -11,44 +11,45 @@ from lm.nn.position import alibi, none, relative, rope, sinusoidal
 
 
 def _random(*shape, seed=0):
-  return jnp.asarray(np.random.default_rng(seed).normal(0, 1, shape), jnp.float32)
+  return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def _rotated(x_BTHK, positions_BT, **options):
+  return np.asarray(jax.jit(rope(**options).rotate)(x_BTHK, np.asarray(positions_BT)))
 
 
 def test_rope_turns_a_pair_by_its_position():
-  x_BTHK = jnp.asarray([[[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 2.0]]]])  # one pair, frequency 1
-  turned = rope().rotate(x_BTHK, jnp.asarray([[0, 2, 5]]))
+  x_BTHK = np.float32([[[[1, 0]], [[1, 0]], [[0, 2]]]])  # one pair, frequency 1
+  turned = _rotated(x_BTHK, [[0, 2, 5]])
   expected = [[1, 0], [math.cos(2), math.sin(2)], [-2 * math.sin(5), 2 * math.cos(5)]]
   np.testing.assert_allclose(turned[0, :, 0], expected, atol=1e-6)
 
 
 def test_rope_pairs_the_halves_with_falling_frequencies():
   # K = 4 and theta = 100: pairs (0, 2) and (1, 3) turn by position and by position / 10.
-  x_BTHK = jnp.asarray([[[[1.0, 1.0, 0.0, 0.0]]]])
-  turned = rope(theta=100.0).rotate(x_BTHK, jnp.asarray([[3]]))
+  turned = _rotated(np.float32([[[[1, 1, 0, 0]]]]), [[3]], theta=100.0)
   expected = [math.cos(3), math.cos(0.3), math.sin(3), math.sin(0.3)]
   np.testing.assert_allclose(turned[0, 0, 0], expected, atol=1e-6)
 
 
 def test_rope_scores_depend_on_the_distance_alone():
   q, k = _random(1, 1, 3, 8), _random(1, 1, 3, 8, seed=1)
-  rotate = rope().rotate
-
-  def scores(q_position, k_position):
-    q_at, k_at = rotate(q, jnp.asarray([[q_position]])), rotate(k, jnp.asarray([[k_position]]))
-    return np.asarray(jnp.sum(q_at * k_at, axis=-1))
-
-  np.testing.assert_allclose(scores(7, 3), scores(104, 100), atol=2e-5)
-  assert np.abs(scores(7, 3) - scores(8, 3)).max() > 1e-2
+  positions = np.array([[7, 3], [104, 100], [8, 3]])
+  q_at, k_at = (
+    _rotated(np.repeat(x, 3, axis=0), positions[:, i, None]) for i, x in enumerate((q, k))
+  )
+  near, far, other = np.sum(q_at * k_at, axis=-1)
+  np.testing.assert_allclose(near, far, atol=2e-5)
+  assert np.abs(near - other).max() > 1e-2
 
 
 def test_rope_keeps_lengths_and_types():
   x = _random(2, 5, 3, 8)
-  positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
-  turned = rope().rotate(x, positions)
-  np.testing.assert_allclose(
-    jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
-  )
-  assert rope().rotate(x.astype(jnp.bfloat16), positions).dtype == jnp.bfloat16
+  positions = np.broadcast_to(np.arange(5), (2, 5))
+  turned = _rotated(x, positions)
+  np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+  half = jax.eval_shape(rope().rotate, x.astype(jnp.bfloat16), positions)
+  assert half.dtype == jnp.bfloat16
 
 
 # Press et al. 2022, section 3: 1/2, 1/4, ..., 1/256 for 8 heads; their published code gives 12
@@ -62,7 +63,8 @@ SLOPES = {
 
 @pytest.mark.parametrize('heads', SLOPES)
 def test_alibi_slopes_are_those_of_the_paper(heads):
-  bias_BHTS = alibi().bias(None, heads, True)(jnp.asarray([[5]]), jnp.asarray([[5, 4, 0]]))
+  bias = jax.jit(alibi().bias(None, heads, True))
+  bias_BHTS = np.asarray(bias(np.array([[5]]), np.array([[5, 4, 0]])))
   assert bias_BHTS.shape == (1, heads, 1, 3)
   np.testing.assert_allclose(-bias_BHTS[0, :, 0, 0], np.zeros(heads))
   np.testing.assert_allclose(-bias_BHTS[0, :, 0, 1], SLOPES[heads], rtol=1e-6)
@@ -70,8 +72,9 @@ def test_alibi_slopes_are_those_of_the_paper(heads):
 
 
 def test_sinusoids_are_the_formula():
-  positions, width = jnp.asarray([[0, 1, 9], [4, 0, 200]]), 6
-  found = sinusoidal().embed(None, positions, width, 256)
+  positions, width = np.array([[0, 1, 9], [4, 0, 200]]), 6
+  embed = jax.jit(lambda positions: sinusoidal().embed(None, positions, width, 256))
+  found = np.asarray(embed(positions))
   for b, t, i in np.ndindex(2, 3, width // 2):
     angle = int(positions[b, t]) / 10000 ** (2 * i / width)
     np.testing.assert_allclose(found[b, t, i], math.sin(angle), atol=2e-5)
@@ -117,9 +120,11 @@ def _bucket(back, buckets, max_distance, causal):
 @pytest.mark.parametrize(('buckets', 'max_distance'), [(32, 128), (8, 20)])
 def test_relative_positions_are_the_buckets_of_t5(buckets, max_distance, causal):
   distances = np.arange(-300, 301)
-  table = jnp.stack([jnp.arange(buckets), -jnp.arange(buckets)], axis=1).astype(jnp.float32)
-  module = _Relative(buckets, max_distance, causal)
-  found = module.apply({'params': {'relative': table}}, jnp.asarray([[300]]), 300 - distances[None])
+  table = np.outer(np.arange(buckets), [1, -1]).astype(np.float32)
+  bias = jax.jit(_Relative(buckets, max_distance, causal).apply)
+  found = np.asarray(
+    bias({'params': {'relative': table}}, np.array([[300]]), 300 - distances[None])
+  )
   assert found.shape == (1, 2, 1, 601) and found.dtype == jnp.float32
   expected = [_bucket(int(d), buckets, max_distance, causal) for d in distances]
   np.testing.assert_array_equal(found[0, 0, 0], expected)
@@ -127,6 +132,6 @@ def test_relative_positions_are_the_buckets_of_t5(buckets, max_distance, causal)
 
 
 def test_relative_positions_have_one_learned_number_a_bucket_and_head():
-  module, positions = _Relative(8, 20, True), jnp.arange(4)[None]
-  params = nn.unbox(module.init(jax.random.key(0), positions, positions))['params']
+  module, positions = _Relative(8, 20, True), np.arange(4)[None]
+  params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), positions, positions))['params']
   assert jax.tree.map(jnp.shape, params) == {'relative': (8, 2)}

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ def _laid(seed, reach):
   segments = np.sort(rng.integers(1, 4, (4, 9)), axis=1)
   segments[1, 6:] = 0
   window = rng.integers(1, reach + 1, segments.shape)
-  return window, segments, sides(jnp.asarray(window), jnp.asarray(segments), reach)
+  found = jax.jit(sides, static_argnums=2)(window, segments, reach)
+  return window, segments, jax.device_get(found)
 
 
 def _matrix(left, right):
@@ -40,8 +43,15 @@ def test_neighbours_are_in_the_window_and_the_segment(reach):
 def test_sums_and_their_gradients_are_those_of_a_product_with_a_matrix(reach):
   *_, (left, right) = _laid(1, reach)
   rng = np.random.default_rng(2)
-  x, weights = (jnp.asarray(rng.normal(size=(4, 9, 5)), jnp.float32) for _ in range(2))
-  matrix = jnp.asarray(_matrix(left, right))
-  np.testing.assert_allclose(around(x, left, right, reach), matrix @ x, rtol=1e-5, atol=1e-6)
-  found = jax.grad(lambda x: jnp.sum(around(x, left, right, reach) * weights))(x)
-  np.testing.assert_allclose(found, matrix.mT @ weights, rtol=1e-5, atol=1e-6)
+  x, weights = (rng.normal(size=(4, 9, 5)).astype(np.float32) for _ in range(2))
+  matrix = _matrix(left, right)
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def both(x):
+    total = around(x, left, right, reach)
+    return jnp.sum(total * weights), total
+
+  found, total = both(x)
+  np.testing.assert_allclose(total, matrix @ x, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found, matrix.transpose(0, 2, 1) @ weights, rtol=1e-5, atol=1e-6)

@@ -14,17 +14,17 @@ SEGMENTS = np.array([[1, 1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
 POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 0], [0, 1, 2, 0, 0, 0, 0, 0]])
 STOPS = np.array([[0, 0, 2, 4, 6, 0, 3, 0], [0, 1, 2, 0, 0, 0, 0, 0]])
 BATCH = {
-  'segments': jnp.asarray(SEGMENTS),
-  'positions': jnp.asarray(POSITIONS),
-  'char_stop': jnp.asarray(STOPS),
-  'start': jnp.asarray([[2, 0], [1, 0]]),
-  'stop': jnp.asarray([[4, 0], [2, 0]]),
-  'weights': jnp.asarray([[1.0, 2.0], [0.5, 0.0]]),
+  'segments': SEGMENTS,
+  'positions': POSITIONS,
+  'char_stop': STOPS,
+  'start': np.array([[2, 0], [1, 0]]),
+  'stop': np.array([[4, 0], [2, 0]]),
+  'weights': np.float32([[1.0, 2.0], [0.5, 0.0]]),
 }
 # Where the candidates of each example are, and which of them is the target's start and stop.
 CANDIDATES = {(0, 0): [0, 2, 3, 4], (0, 1): [5, 6], (1, 0): [0, 1, 2]}
 TARGETS = {(0, 0): (2, 4), (0, 1): (5, 5), (1, 0): (1, 2)}
-LOGITS = np.random.default_rng(0).normal(0, 2, (2, 8, 2))
+LOGITS = np.random.default_rng(0).normal(0, 2, (2, 8, 2)).astype(np.float32)
 
 
 def model(params, batch, key=None, cache=None):
@@ -42,17 +42,19 @@ def _by_hand(logits_BTC):
   return float(total)
 
 
+@jax.jit
+@jax.value_and_grad
+def _loss(logits_BTC):
+  return spans().sums(model, logits_BTC, BATCH, None)['loss']
+
+
 def test_the_loss_is_over_the_tokens_of_each_example_alone():
-  sums = spans().sums(model, jnp.asarray(LOGITS), BATCH, None)
-  assert float(sums['loss']) == pytest.approx(_by_hand(LOGITS), rel=1e-5)
+  assert float(_loss(LOGITS)[0]) == pytest.approx(_by_hand(LOGITS), rel=1e-5)
   assert float(spans().weights(BATCH)['loss']) == 3.5
 
 
 def test_what_is_no_candidate_has_no_gradient():
-  def loss(logits_BTC):
-    return spans().sums(model, logits_BTC, BATCH, None)['loss']
-
-  gradient = np.asarray(jax.grad(loss)(jnp.asarray(LOGITS)))
+  gradient = np.asarray(_loss(LOGITS)[1])
   among = np.zeros((2, 8), bool)
   for (row, _), candidates in CANDIDATES.items():
     among[row, candidates] = True
@@ -67,7 +69,7 @@ def test_the_metric_counts_spans_with_both_ends_right():
     if (row, slot) == (1, 0):
       logits[row, 0, 1] = 6  # its stop is wrong
   logits[0, 1] = 9  # a token of the question is no candidate
-  terms = metric().terms(model(jnp.asarray(logits), BATCH), BATCH)
+  terms = jax.jit(lambda logits: metric().terms(model(logits, BATCH), BATCH))(np.float32(logits))
   assert [float(x) for x in terms['accuracy']] == [3.0, 3.5]
   assert float(terms['loss'][0]) == pytest.approx(_by_hand(logits), rel=1e-5)
 

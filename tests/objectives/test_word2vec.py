@@ -26,7 +26,7 @@ def apply():
 def params():
   rng = np.random.default_rng(0)
   names = ('embedding', 'unembedding')
-  return {name: jnp.asarray(rng.normal(size=(V, D)), jnp.float32) for name in names}
+  return {name: rng.normal(size=(V, D)).astype(np.float32) for name in names}
 
 
 @pytest.fixture
@@ -35,11 +35,16 @@ def batch():
   segments = np.repeat([[1] * 5 + [2] * 7], B, axis=0)
   segments[-1, 10:] = 0
   return {
-    'inputs': jnp.zeros((B, T), jnp.int32),  # not read: the words are the targets
-    'targets': jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32),
-    'segments': jnp.asarray(segments, jnp.int32),
-    'weights': jnp.asarray(segments > 0, jnp.float32),
+    'inputs': np.zeros((B, T), np.int32),  # not read: the words are the targets
+    'targets': rng.integers(0, V, (B, T)).astype(np.int32),
+    'segments': segments.astype(np.int32),
+    'weights': (segments > 0).astype(np.float32),
   }
+
+
+def _draw(objective, batch, key):
+  """Draws in one compiled program, and returns NumPy arrays."""
+  return jax.device_get(jax.jit(objective.draw)(batch, jax.random.key(key)))
 
 
 def _softplus(x):
@@ -64,9 +69,7 @@ def test_neighbours_are_those_that_a_walk_over_the_kept_words_finds():
   kept = rng.random((8, 20)) < 0.6
   window = rng.integers(1, 4, (8, 20))
   segments = np.sort(rng.integers(1, 4, (8, 20)), axis=1)
-  found = np.asarray(
-    word2vec.neighbours(jnp.asarray(kept), jnp.asarray(window), jnp.asarray(segments))
-  )
+  found = np.asarray(jax.jit(word2vec.neighbours)(kept, window, segments))
   expected = np.zeros((8, 20, 20), bool)
   for b in range(8):
     there = np.flatnonzero(kept[b]).tolist()
@@ -89,7 +92,7 @@ def test_words_that_are_kept_move_together():
   rng = np.random.default_rng(3)
   kept, one, other = rng.random((6, 9)) < 0.5, *rng.integers(1, 99, (2, 6, 9))
   kept[0] = True
-  found = word2vec.together(jnp.asarray(kept), jnp.asarray(one), jnp.asarray(other))
+  found = jax.jit(word2vec.together)(kept, one, other)
   for array, moved in zip((one, other), found, strict=True):
     for row, keeps, new in zip(array.tolist(), kept, moved.tolist(), strict=True):
       there = [x for x, k in zip(row, keeps, strict=True) if k]
@@ -101,8 +104,8 @@ def test_cbow_has_the_neighbours_of_skip_gram(batch):
   pairs = []
   batch['targets'] *= batch['segments'] > 0  # as rows have it
   for make in (word2vec.skip_gram, word2vec.cbow):
-    drawn = make(3, 1e-1, output, COUNTS).draw(batch, jax.random.key(5))
-    words = np.asarray(drawn['centers'])
+    drawn = _draw(make(3, 1e-1, output, COUNTS), batch, 5)
+    words = drawn['centers']
     pairs.append([(b, words[b, t], words[b, s]) for b, t, s in _pairs(drawn)])
   assert pairs[0] == pairs[1] and len(pairs[0]) > 10
 
@@ -110,16 +113,16 @@ def test_cbow_has_the_neighbours_of_skip_gram(batch):
 def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
   output = functools.partial(negative_sampling, negatives=3, drawn=2)
   objective = word2vec.skip_gram(2, 0, output, COUNTS)
-  drawn = objective.draw(batch, jax.random.key(0))
-  words, table = np.asarray(drawn['centers']), np.asarray(params['unembedding'])
-  negatives = np.asarray(drawn['negatives']).ravel()
+  drawn = _draw(objective, batch, 0)
+  words, table = drawn['centers'], params['unembedding']
+  negatives = drawn['negatives'].ravel()
   expected = 0.0
   for b, t, s in _pairs(drawn):
-    vector = np.asarray(params['embedding'])[words[b, s]]
+    vector = params['embedding'][words[b, s]]
     expected += _softplus(-table[words[b, t]] @ vector)
     expected += 3 / len(negatives) * sum(_softplus(table[n] @ vector) for n in negatives)
   assert len(_pairs(drawn)) > 20
-  found = objective.sums(apply, params, drawn, None)['loss']
+  found = jax.jit(lambda p, b: objective.sums(apply, p, b, None)['loss'])(params, drawn)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert objective.weights(drawn)['loss'] == batch['weights'].sum()
 
@@ -129,9 +132,9 @@ def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_grad
 ):
   output = functools.partial(negative_sampling, negatives=3, drawn=2)
   objective = word2vec.cbow(2, 0, output, COUNTS)
-  drawn = objective.draw(batch, jax.random.key(0))
-  words, table = np.asarray(drawn['centers']), np.asarray(params['unembedding'])
-  vectors, negatives = np.asarray(params['embedding']), np.asarray(drawn['negatives']).ravel()
+  drawn = _draw(objective, batch, 0)
+  words, table = drawn['centers'], params['unembedding']
+  vectors, negatives = params['embedding'], drawn['negatives'].ravel()
   loss, gradient = 0.0, np.zeros((V, D))
   for (b, t), pairs in itertools.groupby(_pairs(drawn), lambda pair: pair[:2]):
     near = words[b, [s for *_, s in pairs]]
@@ -142,31 +145,38 @@ def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_grad
     for n in negatives:
       error = error + 3 / len(negatives) * table[n] / (1 + np.exp(-table[n] @ mean))
     np.add.at(gradient, near, error)
-  sums = lambda p: objective.sums(apply, p, drawn, None)['loss']  # noqa: E731
-  np.testing.assert_allclose(sums(params), loss, rtol=1e-5)
-  np.testing.assert_allclose(jax.grad(sums)(params)['embedding'], gradient, rtol=1e-4, atol=1e-5)
+  sums = jax.value_and_grad(lambda p: objective.sums(apply, p, drawn, None)['loss'])
+  value, gradients = jax.jit(sums)(params)
+  np.testing.assert_allclose(value, loss, rtol=1e-5)
+  np.testing.assert_allclose(gradients['embedding'], gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('make', [word2vec.skip_gram, word2vec.cbow])
 @pytest.mark.parametrize('output', [negative_sampling, hierarchical_softmax])
 def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params, batch):
   objective = make(2, 1e-1, output, COUNTS)
-  drawn = objective.draw(batch, jax.random.key(3))
-  rows, numbered = objective.rows(drawn)
-  some = {name: params[name].at[r].get(mode='fill', fill_value=0) for name, r in rows.items()}
-  sums = lambda p, b: objective.sums(apply, p, b, None)['loss']  # noqa: E731
-  whole, part = jax.grad(sums)(params, drawn), jax.grad(sums)(some, numbered)
-  np.testing.assert_allclose(sums(some, numbered), sums(params, drawn), rtol=1e-6)
+  sums = jax.value_and_grad(lambda p, b: objective.sums(apply, p, b, None)['loss'])
+
+  @jax.jit
+  def both(params, batch, key):
+    drawn = objective.draw(batch, key)
+    rows, numbered = objective.rows(drawn)
+    some = {name: params[name].at[r].get(mode='fill', fill_value=0) for name, r in rows.items()}
+    return rows, sums(params, drawn), sums(some, numbered)
+
+  rows, (expected, whole), (found, part) = jax.device_get(both(params, batch, jax.random.key(3)))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
   for name, r in rows.items():
-    back = jnp.zeros((V, D)).at[r].set(part[name], mode='drop')
+    back = np.zeros((V, D), np.float32)
+    back[r[r < V]] = part[name][r < V]  # what fills up names no row
     np.testing.assert_allclose(back, whole[name], rtol=1e-4, atol=1e-5)
-    assert not np.asarray(whole[name])[np.setdiff1d(np.arange(V), r)].any()
+    assert not whole[name][np.setdiff1d(np.arange(V), r)].any()
 
 
 def test_negatives_are_drawn_by_their_counts_to_the_power():
   output = negative_sampling(COUNTS, drawn=400, shared=10, power=0.75)
-  batch = {'centers': jnp.zeros((100, 1), jnp.int32)}
-  drawn = np.asarray(output.draw(batch, jax.random.key(0))['negatives']).ravel()
+  batch = {'centers': np.zeros((100, 1), np.int32)}
+  drawn = _draw(output, batch, 0)['negatives'].ravel()
   shares = COUNTS**0.75 / (COUNTS**0.75).sum()
   found = np.bincount(drawn, minlength=V) / len(drawn)
   assert not found[:2].any()
@@ -174,18 +184,19 @@ def test_negatives_are_drawn_by_their_counts_to_the_power():
 
 
 def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, params, batch):
-  given = {name: jnp.concatenate([x, x]) for name, x in batch.items()}
+  given = {name: np.concatenate([x, x]) for name, x in batch.items()}
   for make in (word2vec.skip_gram, word2vec.cbow):
     output = functools.partial(negative_sampling, negatives=3, drawn=2, shared=2)
     objective = make(2, 0, output, COUNTS)
-    drawn = objective.draw(given, jax.random.key(0))
+    drawn = _draw(objective, given, 0)
     assert drawn['negatives'].shape == (3, 4)  # three times two rows, and two words for each
-    together = objective.sums(apply, params, drawn, None)['loss']
+    sums = jax.jit(lambda b, objective=objective: objective.sums(apply, params, b, None)['loss'])
+    together = sums(drawn)
     apart = 0
     for group in range(3):
       part = {name: x[2 * group : 2 * group + 2] for name, x in drawn.items()}
       part['negatives'] = drawn['negatives'][group : group + 1]
-      apart += objective.sums(apply, params, part, None)['loss']
+      apart += float(sums(part))
     np.testing.assert_allclose(together, apart, rtol=1e-5)
 
 
@@ -194,44 +205,49 @@ def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, param
 )
 def test_at_least_so_many_rows_share_drawn_words(rows, shared, groups):
   output = negative_sampling(COUNTS, drawn=3, shared=shared)
-  drawn = output.draw({'centers': jnp.zeros((rows, 1), jnp.int32)}, jax.random.key(0))
+  centers = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
+  drawn = jax.eval_shape(output.draw, {'centers': centers}, jax.random.key(0))
   assert drawn['negatives'].shape == (groups, 3 * rows // groups)
 
 
 def test_what_is_drawn_goes_by_the_key_and_the_row(batch):
   objective = word2vec.skip_gram(3, 1e-1, negative_sampling, COUNTS)
-  one, same, other = (objective.draw(batch, jax.random.key(k)) for k in (0, 0, 1))
+  draw = jax.jit(objective.draw)
+  one, same, other = (jax.device_get(draw(batch, jax.random.key(k))) for k in (0, 0, 1))
   np.testing.assert_array_equal(one['neighbours'], same['neighbours'])
   assert (one['neighbours'] != other['neighbours']).any()
   assert (one['negatives'] != other['negatives']).any()
-  twice = objective.draw({k: jnp.repeat(x[:1], 2, 0) for k, x in batch.items()}, jax.random.key(0))
-  assert (twice['neighbours'][0] != twice['neighbours'][1]).any()
+  alike = {name: np.repeat(x[:1], B, axis=0) for name, x in batch.items()}
+  of_rows = np.asarray(draw(alike, jax.random.key(0))['neighbours'])
+  assert (of_rows[0] != of_rows[1]).any()
 
 
 def test_no_pair_has_a_token_that_is_no_word(batch):
   objective = word2vec.skip_gram(3, 0, negative_sampling, COUNTS)
-  drawn = objective.draw(batch, jax.random.key(0))
-  words = np.asarray(drawn['centers'])
+  drawn = _draw(objective, batch, 0)
+  words = drawn['centers']
   assert (words < 2).any()
   assert all(words[b, t] > 1 and words[b, s] > 1 for b, t, s in _pairs(drawn))
 
 
 def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
   output = hierarchical_softmax(COUNTS)
-  words = jnp.arange(2, V)[:, None]
+  words = np.arange(2, V)[:, None]
   extra = output.draw({'centers': words}, jax.random.key(0))
+  rows = jax.device_get({'centers': words} | extra)
   rng = np.random.default_rng(0)
-  table = jnp.asarray(rng.normal(size=(V, D)), jnp.float32)
-  vector = jnp.broadcast_to(jnp.asarray(rng.normal(size=D), jnp.float32), (1, 1, D))
+  table = rng.normal(size=(V, D)).astype(np.float32)
+  vector = np.broadcast_to(rng.normal(size=D).astype(np.float32), (1, 1, D))
 
-  def nats(i):
-    row = {name: x[i : i + 1] for name, x in ({'centers': words} | extra).items()}
+  @jax.jit
+  def nats(row):
     crossed = output.crossed(vector, table, row, jnp.ones((1, 1, 1)))
-    aligned = output.aligned(vector, table, row, jnp.ones((1, 1)))
-    np.testing.assert_allclose(crossed, aligned, rtol=1e-5)
-    return float(aligned)
+    return crossed, output.aligned(vector, table, row, jnp.ones((1, 1)))
 
-  np.testing.assert_allclose(sum(np.exp(-nats(i)) for i in range(V - 2)), 1, rtol=1e-5)
+  each = [nats({name: x[i : i + 1] for name, x in rows.items()}) for i in range(V - 2)]
+  crossed, aligned = np.array(each).T
+  np.testing.assert_allclose(crossed, aligned, rtol=1e-5)
+  np.testing.assert_allclose(np.exp(-aligned).sum(), 1, rtol=1e-5)
 
 
 def test_paths_are_those_of_a_huffman_tree():
@@ -250,15 +266,20 @@ def test_paths_are_those_of_a_huffman_tree():
 
 
 def test_losses_of_scores_and_their_gradients():
-  scores = jnp.array([-30.0, -2.0, 0.0, 0.5, 30.0])
+  scores = np.array([-30.0, -2.0, 0.0, 0.5, 30.0], np.float32)
   sigmoid = 1 / (1 + np.exp(-np.float64(scores)))
+
+  @jax.jit
+  def both(scores, label):
+    slope = jax.grad(lambda s: logistic(s, label).sum())(scores)
+    return logistic(scores, label), slope, squared_sigmoid(scores, label)
+
   for label in (0.0, 1.0):
+    found, slope, squared = both(scores, np.float32(label))
     nats = np.logaddexp(0, np.float64(-scores if label else scores))
-    np.testing.assert_allclose(logistic(scores, jnp.array(label)), nats, rtol=2e-6)
-    slope = jax.grad(lambda s, label=label: logistic(s, jnp.array(label)).sum())(scores)
+    np.testing.assert_allclose(found, nats, rtol=2e-6)
     np.testing.assert_allclose(slope, sigmoid - label, rtol=1e-5, atol=1e-7)
-    found = squared_sigmoid(scores, jnp.array(label))
-    np.testing.assert_allclose(found, (label - sigmoid) ** 2, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(squared, (label - sigmoid) ** 2, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize(
