@@ -17,7 +17,7 @@ from lm.text import tokenizers
 BYTES = tokenizers.bytes([])
 # A module of the user, importable here and in workers.
 CORPUS = """
-  import os, signal, sys, time
+  import os, pathlib, signal, sys, time
   from lm.errors import UserError
 
   class Lines:
@@ -332,15 +332,16 @@ def start(data, folder):
   )
 
 
-def wait_for_tokens(cache):
+def wait_for_tokens(cache, process):
   while not list(pathlib.Path(cache).glob('tokens-*.partial/tokens.bin')):
+    assert process.poll() is None, process.communicate()
     time.sleep(0.01)
 
 
 def test_two_runs_at_once_prepare_the_same(section, tmp_path):
   data = section('some_corpus:lines', prepare=('some_corpus:held',))
   first = start(data, tmp_path)
-  wait_for_tokens(data['cache'])
+  wait_for_tokens(data['cache'], first)
   second = start(data, tmp_path)
   assert any('waiting for another process' in line for line in second.stderr)
   (tmp_path / 'go').touch()
@@ -352,7 +353,7 @@ def test_two_runs_at_once_prepare_the_same(section, tmp_path):
 def test_a_run_killed_while_preparing_leaves_what_the_next_can_use(section, tmp_path):
   data = section('some_corpus:lines', prepare=('some_corpus:held',))
   killed = start(data, tmp_path)
-  wait_for_tokens(data['cache'])
+  wait_for_tokens(data['cache'], killed)
   killed.send_signal(signal.SIGKILL)
   killed.communicate(timeout=60)
   (tmp_path / 'go').touch()
@@ -364,7 +365,7 @@ def test_a_run_killed_while_preparing_leaves_what_the_next_can_use(section, tmp_
 def test_workers_end_with_their_parent(section, tmp_path):
   data = section('some_corpus:lines(count=100000)', prepare=('some_corpus:held',), workers=2)
   parent = start(data, tmp_path)
-  wait_for_tokens(data['cache'])
+  wait_for_tokens(data['cache'], parent)
   (tmp_path / 'go').touch()
   deadline = time.monotonic() + 60
   children = []
