@@ -74,6 +74,9 @@ CORPUS = """
     while not (pathlib.Path(__file__).parent / 'go').exists():
       time.sleep(0.01)
     yield from examples
+
+  def held_in_workers(examples):
+    yield from held(examples) if 'lm.data.workers' in sys.orig_argv else examples
 """
 
 
@@ -315,8 +318,9 @@ def test_a_corpus_that_trains_no_tokenizer_is_told(section, source):
 
 PREPARE = """
   import json, sys
-  from lm.data import prepare
+  from lm.data import prepare, workers
   from lm.text import tokenizers
+  workers._PATIENCE = 0  # workers are started wherever there is something left to do
   rows = prepare.rows(json.loads(sys.argv[1]), 'train', tokenizers.bytes([]), 0)
   print(rows.fingerprint, rows.tokens)
 """
@@ -363,16 +367,18 @@ def test_a_run_killed_while_preparing_leaves_what_the_next_can_use(section, tmp_
 
 
 def test_workers_end_with_their_parent(section, tmp_path):
-  data = section('some_corpus:lines(count=100000)', prepare=('some_corpus:held',), workers=2)
+  step = 'some_corpus:held_in_workers'
+  data = section('some_corpus:lines(count=100000)', prepare=(step,), workers=2)
   parent = start(data, tmp_path)
   wait_for_tokens(data['cache'], parent)
-  (tmp_path / 'go').touch()
   deadline = time.monotonic() + 60
   children = []
   while len(children) < 2 and time.monotonic() < deadline:
     children = pathlib.Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
     time.sleep(0.05)
   parent.send_signal(signal.SIGKILL)
+  parent.wait(timeout=60)
+  (tmp_path / 'go').touch()
   parent.communicate(timeout=60)
   assert len(children) == 2
   while any(map(alive, children)) and time.monotonic() < deadline:
