@@ -94,12 +94,13 @@ def cross_entropy(
     hidden_BTD: hidden states.
     unembed: from hidden states to logits.
     targets_BT: int32 token ids.
-    weights_BT: float32; 0 leaves a target out.
+    weights_BT: numbers; 0 leaves a target out.
     z_loss: coefficient of the penalty on log(Z).
     smoothing: share of the target's probability that is spread over the vocabulary.
     chunk: positions at once, 0 for what fits the budget of a device.
   """
   penalties = (z_loss, smoothing)
+  weights_BT = weights_BT.astype(jnp.float32)
   total, parts = _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk)
   nats, penalty, added = jax.lax.stop_gradient(parts)
   return CrossEntropy(total=total, nats=nats, z_loss=penalty, smoothing=added)
