@@ -162,7 +162,7 @@ class Output(NamedTuple):
 
   hidden: Array
   unembed: Unembed
-  aux: Terms  # losses of the layers themselves, already weighted by their coefficients
+  aux: Terms  # losses of layers: {}, for no objective adds them up yet; anything else is refused
   cache: Any = None
 
 
