@@ -45,9 +45,8 @@ def self_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
   positions, segments = batch['positions'], batch['segments']
   prefix = batch.get('prefix')
   if cache is None:
-    ordered = prefix is None
-    fields = {'ordered': ordered, 'packed': packed(batch)}
-    return Mask(positions, positions, segments, segments, prefix, **fields), {}
+    mask = Mask(positions, positions, segments, segments, prefix)
+    return mask.replace(ordered=prefix is None, packed=packed(batch)), {}
   cursor = cache['cursor']
   enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
   slots = {

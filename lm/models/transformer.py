@@ -232,5 +232,5 @@ class EncoderDecoder(Transformer):
 
 def both_ways(positions: Array, segments: Array, packed: bool) -> Mask:
   """Returns the mask of tokens that see all those of their segment."""
-  fields = {'causal': False, 'ordered': True, 'packed': packed}
-  return Mask(positions, positions, segments, segments, **fields)
+  mask = Mask(positions, positions, segments, segments, causal=False, ordered=True)
+  return mask.replace(packed=packed)

@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lm import spec
@@ -33,8 +34,9 @@ def jump(
   if not updates or older is None or older == config.optim.get('steps'):
     return None
   section = spec.section(ConfigDict({**config.optim, 'steps': older}), 'optim')
-  before = float(spec.call(section, 'optim').schedule(updates))
-  after = float(optimizer.schedule(updates))
+  count = jnp.int32(updates)
+  before = float(spec.call(section, 'optim').schedule(count))
+  after = float(optimizer.schedule(count))
   return None if math.isclose(before, after, rel_tol=1e-4) else {'before': before, 'after': after}
 
 
