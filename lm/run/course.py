@@ -90,13 +90,13 @@ class Course:
       batch = newer
       due, signal = self._due(step, last), stop.signal
       finished = self.watch.flush() if due or signal or first else None
-      if steps.start == 0:
-        vanished.check_gradients(state.params, zeros[0], self.config)
       if first:
         self.watch.restart_clock(step)
         self.events.write('first_step', step=step)
       profile.after(steps, state)
       self._check(finished, state, batch)
+      if steps.start == 0:
+        vanished.check_gradients(state.params, zeros[0], self.config)
       if due or signal:
         with self.watch.excluded():
           self._milestone(step, state, evaluate=due and not signal)

@@ -42,6 +42,11 @@ def get_config(arg=''):
 def mask(row, rng):
   return row | {{'weights': 0 * row['weights']}}
 
+def aside(z_loss, label_smoothing, chunk):
+  from lm.types import Objective
+  sums = lambda apply, params, batch, key: {{'loss': (params['embedding'] ** 2).sum()}}
+  return Objective(sums, lambda batch: {{'loss': batch['weights'].sum()}})
+
 def poison(row, rng):
   return row | {{'weights': row['weights'] * float('nan')}}
 """
@@ -303,6 +308,14 @@ def test_a_run_without_targets_does_not_begin(folder):
   with pytest.raises(UserError, match='all targets in the first batch are 0'):
     run(folder, 'whole', **{'data.transforms': ('tiny:mask',)})
   assert not (folder / 'whole').exists()
+
+
+def test_a_parameter_without_a_gradient_stops_the_run_at_step_1(folder):
+  changes = {'objective.fn': 'tiny:aside', 'eval.every': 2, 'checkpoint.every': 2}
+  with pytest.raises(UserError, match=r'decoder/\S+ and of \d+ more is exactly 0 in step 1'):
+    run(folder, 'whole', **changes, steps=2)
+  assert not [p for p in (folder / 'whole/checkpoints').iterdir() if p.name.isdigit()]
+  run(folder, 'allowed', **changes, steps=2, allow_zero='^decoder/')
 
 
 def test_a_finished_run_that_goes_on_says_how_its_rate_jumps(folder, capsys):
