@@ -112,9 +112,7 @@ def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(
 
 def test_rows_of_the_table_that_pad_it_get_no_gradient():
   hidden, unembed, targets, weights = _inputs(vocab_size=17)
-  _, (_, d_unembed) = _with_gradients(lambda h, u: _terms(h, u, targets, weights))(
-    hidden, unembed
-  )
+  _, (_, d_unembed) = _with_gradients(lambda h, u: _terms(h, u, targets, weights))(hidden, unembed)
   gradient = np.asarray(d_unembed.kernel_VD)
   assert (gradient[17:] == 0).all() and (gradient[:17] != 0).all()
 
