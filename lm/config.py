@@ -19,6 +19,9 @@ def base() -> ConfigDict:
   config.microbatches = 1  # the batch is taken in this many parts; the gradient is the same
   config.dispatch = 1  # steps that go to the device at once; they are the same steps
   config.nonfinite_limit = 10  # skipped steps in a row after which the run stops
+  # What may be exactly 0, else the run stops: a regular expression on 'loss', and on the paths of
+  # parameters whose gradient is 0 in step 1.
+  config.allow_zero = ''
 
   config.data = ConfigDict(
     {

@@ -56,6 +56,36 @@ class Features(NamedTuple):
   values: dict[str, float]
 
 
+def narrow(name: str, values: Any) -> np.ndarray:
+  """Returns an array of a feature in the type that it has in a batch, int32 or float32.
+
+  Weights are float32, whatever a converter makes them of.
+
+  Raises:
+    UserError: the values are no numbers, or integers that int32 cannot hold.
+  """
+  array = np.asarray(values)
+  if name == 'weights' or array.dtype.kind == 'f':
+    if array.dtype.kind not in 'fiub':
+      raise UserError(f'data.convert: {name!r} of a feature holds {array.dtype} and no numbers')
+    return array.astype(np.float32)
+  if array.dtype.kind not in 'iub' and array.size:
+    raise UserError(f'data.convert: {name!r} of a feature holds {array.dtype} and no numbers')
+  limits = np.iinfo(np.int32)
+  if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+    raise UserError(
+      f'data.convert: {name!r} of a feature holds {array.min()} to {array.max()}, and a batch '
+      f'holds integers of {limits.min} to {limits.max}; give them as floats'
+    )
+  return array.astype(np.int32)
+
+
+def joined(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns arrays of one field one after another, as `narrow` does; empty ones have no type."""
+  parts = [np.asarray(array) for array in arrays if len(array)]
+  return narrow(name, np.concatenate(parts) if parts else np.zeros(0, int))
+
+
 @dataclasses.dataclass(frozen=True)
 class Converter:
   """How an architecture does a task: from examples to features, and from outputs to predictions.

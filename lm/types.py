@@ -41,6 +41,7 @@ class Mask(flax.struct.PyTreeNode):
   `q_position - k_position < window`; and `visible` shows it, where that is given.
   `ordered` says that queries and keys are the same tokens of the same rows and that each segment
   is a run of neighbours in rising position; causal implementations may then skip keys by index.
+  `packed` says that a row may hold several segments; where it holds one, padding comes after it.
   """
 
   q_positions: Array  # (B, T) int32
@@ -54,6 +55,7 @@ class Mask(flax.struct.PyTreeNode):
   window: int | None = flax.struct.field(pytree_node=False, default=None)
   causal: bool = flax.struct.field(pytree_node=False, default=True)
   ordered: bool = flax.struct.field(pytree_node=False, default=False)
+  packed: bool = flax.struct.field(pytree_node=False, default=True)
 
   def block(self, q: slice, k: slice) -> 'Mask':
     """Returns the mask of some queries against some keys."""
@@ -162,7 +164,7 @@ class Output(NamedTuple):
 
   hidden: Array
   unembed: Unembed
-  aux: Terms  # losses of the layers themselves, already weighted by their coefficients
+  aux: Terms  # losses of layers: {}, for no objective adds them up yet; anything else is refused
   cache: Any = None
 
 

@@ -55,6 +55,8 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
       'output': ConfigDict(_NEGATIVE_SAMPLING),
     }
   )
+  # Output vectors begin at 0, and so input vectors have no gradient in the first step.
+  config.allow_zero = '^embedding$'
   config.optim = ConfigDict(
     {
       'fn': 'lm.optim.descent:sgd',
@@ -116,6 +118,7 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
   config.batch_size, config.dispatch = 1, 100
   config.model.biases = True
   config.model.output_init = 'lm.models.embeddings:small_uniform'
+  config.allow_zero = ''
   config.objective = ConfigDict({'fn': 'lm.objectives.glove:glove', 'x_max': x_max, 'power': 0.75})
   pairs = config.batch_size * config.data.context
   config.optim = ConfigDict(

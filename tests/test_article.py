@@ -165,7 +165,7 @@ def test_the_gradient_of_cross_entropy_is_p_less_y():
 
   def ours(hidden, kernel):
     weights = jnp.ones((1, N))
-    return cross_entropy(hidden, Unembed(Table(kernel)), jnp.asarray(targets), weights)[0]
+    return cross_entropy(hidden, Unembed(Table(kernel)), jnp.asarray(targets), weights).total
 
   narrow = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
   loss, (d_hidden, d_kernel) = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(*narrow)

@@ -417,3 +417,53 @@ def test_wrong_rates_are_told(fields, message):
 def test_a_model_without_layers_has_none_to_decay():
   with pytest.raises(UserError, match=r'layer_decay=0\.9: the model has no stacked layers'):
     _adamw(layer_decay=0.9, decay='.').transformation.init({'embedding': jnp.ones((2, 2))})
+
+
+def _experts(seed=0, name='experts'):
+  rng = np.random.default_rng(seed)
+  arrays = {
+    name: {'up': {'kernel': rng.normal(size=(2, 3, 4, 5))}},
+    'norm': {'scale': np.ones((2, 4))},
+  }
+  arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
+  return {'decoder': {'layers': {'layer_0': {'mlp': arrays}}}}
+
+
+def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
+  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'weight_decay': 0.0}
+  params, gradients = _experts(), _experts(seed=1)
+  moved = _named(_steps(optim.muon(**fields, clip=math.inf), params, (gradients,)))
+  name = 'decoder/layers/layer_0/mlp/experts/up/kernel'
+  step = (np.asarray(_named(params)[name]) - moved[name]) / 0.1
+  for n, e in np.ndindex(2, 3):
+    u, _, v = np.linalg.svd(np.asarray(_named(gradients)[name])[n, e], full_matrices=False)
+    along = u.T @ step[n, e] @ v.T / (0.2 * math.sqrt(5))
+    assert (np.diag(along) > 0.5).all() and (np.diag(along) < 1.3).all()
+    assert np.abs(along - np.diag(np.diag(along))).max() < 1e-2
+
+
+def test_muon_refuses_axes_that_it_was_not_told_of():
+  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10}
+  params = _experts(name='mixture')
+  with pytest.raises(UserError, match=r'mixture/up/kernel .*\(2, 3, 4, 5\).*optim.experts'):
+    optim.muon(**fields).transformation.init(params)
+  optim.muon(**fields, experts='/mixture/').transformation.init(params)
+  recurrent = {'layers': {'layer_0': {'input': jnp.ones((5, 4, 3)), 'bias': jnp.ones((4, 3))}}}
+  with pytest.raises(UserError, match=r'layers/layer_0/input.*no axis of layers'):
+    optim.muon(**fields, matrices='input', decay='input').transformation.init({'net': recurrent})
+
+
+def test_layers_of_a_recurrent_network_have_one_rate_each():
+  def layer(inputs):
+    return {
+      'input': jnp.ones((inputs, 4, 3)),
+      'bias': jnp.ones((4, 3)),
+      'state': jnp.ones((3, 4, 3)),
+    }
+
+  layers = {'layer_0': layer(5), 'layer_1': layer(3)}
+  found = _named(optim.multipliers({'net': {'layers': layers}, 'embedding': jnp.ones((7, 5))}, 0.5))
+  expected = {'net/layers/layer_0/': 1 / 4, 'net/layers/layer_1/': 1 / 2, 'embedding': 1 / 8}
+  for name, value in found.items():
+    assert value.shape == ()
+    assert value == next(v for start, v in expected.items() if name.startswith(start)), name

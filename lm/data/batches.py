@@ -26,6 +26,7 @@ NumpyBatch = dict[str, np.ndarray]
 Select = slice | np.ndarray
 _ALL = slice(None)
 
+_DOMAIN = (1,)  # of the random numbers of transforms
 _THREADS = 2
 _AHEAD = 8  # batches made before they are asked for
 # Up to here numpy's permutation of a whole epoch is cheap; Grain's, which needs no memory, slows
@@ -174,5 +175,7 @@ def _transformed(
   row: NumpyBatch, transforms: Sequence[Transform], key: tuple[int, ...]
 ) -> NumpyBatch:
   for i, transform in enumerate(transforms):
-    row = transform(row, np.random.default_rng((*key, i)))
+    # In a domain: NumPy fills keys up with zeros, so that row 0 would have the stream of shuffles.
+    stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
+    row = transform(row, np.random.default_rng(stream))
   return row

@@ -14,7 +14,7 @@ import tokenizers
 from lm import spec
 from lm.data import cache
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task
+from lm.task import Converter, Example, Features, Task, joined, narrow
 from lm.text.files import half_character
 
 POLICIES = ('error', 'truncate', 'skip')
@@ -175,12 +175,9 @@ def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
     parts = [getattr(features, stream) for _, features in found]
     arrays[stream] = np.array([_length(part) for part in parts], np.int64)
     for name in parts[0] if parts else ():
-      values = np.concatenate([part[name] for part in parts])
-      arrays[f'{stream}/{name}'] = values.astype(np.int32)
+      arrays[f'{stream}/{name}'] = joined(name, [part[name] for part in parts])
   for name in found[0][1].values if found else ():
-    values = np.array([features.values[name] for _, features in found])
-    dtype = np.float32 if name == 'weights' or values.dtype.kind == 'f' else np.int32
-    arrays[f'{VALUES}/{name}'] = values.astype(dtype)
+    arrays[f'{VALUES}/{name}'] = narrow(name, [features.values[name] for _, features in found])
   return arrays
 
 
@@ -200,12 +197,17 @@ def note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
 def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   """Writes arrays of features into a directory; returns what meta.json says of them.
 
-  Arrays along rows go to 'STREAM.NAME.bin' as int32, one after another; the others to .npy files.
+  Arrays along rows go to 'STREAM.NAME.bin', one after another; the others to .npy files. `fields`
+  holds their names, and `dtypes` the type of each that lies along a row.
+
+  Raises:
+    UserError: a field along a row holds integers in some examples and floats in others.
   """
   whole: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
   examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()
   with contextlib.ExitStack() as stack:
     files: dict[str, Any] = {}
+    dtypes: dict[str, str] = {}
     for chunk in chunks:
       chunk[EXAMPLE] = chunk[EXAMPLE] + examples
       examples += int(chunk.pop(COUNT)[0])
@@ -217,10 +219,19 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
           continue
         if name not in files:
           files[name] = stack.enter_context((place / f'{stream}.{field}.bin').open('wb'))
+        if len(values):
+          dtypes.setdefault(name, values.dtype.name)
+        if len(values) and values.dtype.name != dtypes[name]:
+          raise UserError(
+            f'data.convert: {field!r} of features is {dtypes[name]} in some examples and '
+            f'{values.dtype.name} in others; give it as one of them'
+          )
         files[name].write(values.data)
         content.update(values.data)
   for name, parts in whole.items():
     values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    if values.dtype.kind == 'f':
+      values = values.astype(np.float32)  # of some chunks integers
     content.update(values.tobytes())
     cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
   fields = sorted([*files, *(name for name in whole if name.startswith(f'{VALUES}/'))])
@@ -232,5 +243,6 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
     'features': features,
     'tokens': tokens,
     'fields': fields,
+    'dtypes': dict.fromkeys(files, 'int32') | dtypes,
     'content': content.hexdigest(),
   }

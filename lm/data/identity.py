@@ -13,7 +13,7 @@ import tokenizers
 
 from lm import spec
 
-FORMAT = 7  # raised whenever the same inputs would be prepared differently
+FORMAT = 8  # raised whenever the same inputs would be prepared differently
 
 
 def corpus(

@@ -17,6 +17,7 @@ from lm.data.rows import ByIndex
 from lm.errors import UserError
 from lm.text.vocabulary import words_of
 
+_DOMAIN = (2,)
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype(list(_FIELDS.items()))
 _PARTS = 128  # files the pairs are dealt to; each is shuffled in memory
@@ -137,7 +138,8 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
   Each is dealt to one of many files at random, and each file is shuffled: together that is a
   uniformly random order, and no more than a file is in memory.
   """
-  rng = np.random.default_rng(seed)
+  # A domain of its own, for the rows of epoch 0 are shuffled by the seed alone.
+  rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_DOMAIN))
   parts = [place / f'part-{number}.bin' for number in range(_PARTS)]
   total = 0
   with contextlib.ExitStack() as stack:

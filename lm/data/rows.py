@@ -168,7 +168,9 @@ class FeatureRows(ByIndex):
     fields = [name.partition('/') for name in meta['fields']]
     for stream, size in zip(('tokens', 'source'), contexts, strict=True):
       arrays = {
-        field: np.asarray(np.memmap(place / f'{stream}.{field}.bin', np.int32, 'r'))
+        field: np.asarray(
+          np.memmap(place / f'{stream}.{field}.bin', meta['dtypes'][f'{stream}/{field}'], 'r')
+        )
         for kind, _, field in fields
         if kind == stream
       }
@@ -209,8 +211,7 @@ class FeatureRows(ByIndex):
       for name, values in along.items():
         batch[prefix + name] = _put(values, place, len(indices), size, np.int32)
       for name, flat in arrays.items():
-        dtype = np.float32 if name == 'weights' else np.int32
-        batch[name] = _put(flat[source], place, len(indices), size, dtype)
+        batch[name] = _put(flat[source], place, len(indices), size, flat.dtype)
     if 'weights' not in batch and 'targets' in batch:
       batch['weights'] = (batch['segments'] > 0).astype(np.float32)
     return batch

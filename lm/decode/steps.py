@@ -11,7 +11,7 @@ import numpy as np
 
 from lm import mesh as meshes
 from lm.errors import UserError
-from lm.task import Features
+from lm.task import Features, joined
 from lm.types import Apply, Array, Params
 
 
@@ -89,8 +89,9 @@ def _padded(
     f'{prefix}positions': np.where(inside, slots, 0).astype(np.int32),
   }
   for name in rows[0]:
-    values = np.zeros(inside.shape, np.int32)
-    values[inside] = np.concatenate([row[name] for row in rows])
+    flat = joined(name, [row[name] for row in rows])
+    values = np.zeros(inside.shape, flat.dtype)
+    values[inside] = flat
     batch[name] = values
   return batch
 

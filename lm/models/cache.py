@@ -31,6 +31,11 @@ def rows_together(batch: Batch, cache: Any) -> Batch:
   return {name: x.reshape(shape) for name, x in batch.items()}
 
 
+def packed(batch: Batch) -> bool:
+  """Returns whether rows may hold several segments; those of tasks say how many examples (B, P)."""
+  return 'examples' not in batch or batch['examples'].shape[1] > 1
+
+
 def self_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
   """Returns the causal mask of a batch, and the cache's slots with the batch's tokens entered.
 
@@ -40,8 +45,8 @@ def self_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
   positions, segments = batch['positions'], batch['segments']
   prefix = batch.get('prefix')
   if cache is None:
-    ordered = prefix is None
-    return Mask(positions, positions, segments, segments, prefix, ordered=ordered), {}
+    mask = Mask(positions, positions, segments, segments, prefix)
+    return mask.replace(ordered=prefix is None, packed=packed(batch)), {}
   cursor = cache['cursor']
   enter = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cursor, axis=1)
   slots = {

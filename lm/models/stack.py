@@ -164,7 +164,8 @@ class Stack(nn.Module):
       period = nn.remat(Period, policy=self.remat, prevent_cse=False)
     scanned = nn.scan(
       period,
-      variable_axes={'params': 0, 'taps': 0},
+      # All collections, so that what a layer sows comes out, where it is refused (lm.run.build).
+      variable_axes={'params': 0, 'taps': 0, nn.DenyList(('params', 'taps')): 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=nn.broadcast,
       length=self.depth // len(self.period()),

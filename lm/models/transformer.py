@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.mesh import named
-from lm.models.cache import branch, rows_together, self_mask
+from lm.models.cache import branch, packed, rows_together, self_mask
 from lm.models.heads import ClassTable
 from lm.models.stack import Stack
 from lm.nn import tables
@@ -158,7 +158,7 @@ class Encoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     del cache  # there is nothing that a later call could use
     table = self.table('embedding', batch['inputs'] if self.classes is None else None)
-    mask = both_ways(batch['positions'], batch['segments'])
+    mask = both_ways(batch['positions'], batch['segments'], packed(batch))
     x, _ = self.stack('encoder')(self.embed(table, batch['inputs']), mask)
     if self.pool is not None:
       x = self.pool(x, batch['segments'], batch['examples'].shape[1])
@@ -200,6 +200,7 @@ class EncoderDecoder(Transformer):
       batch['segments'],
       slots['source_segments'],
       causal=False,
+      packed=cache is not None or packed(batch),
     )
     x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder')(x, mask, memory, memory_mask, cache and cache['layers'])
@@ -224,11 +225,12 @@ class EncoderDecoder(Transformer):
     return self.depth if self.encoder_depth is None else self.encoder_depth
 
   def _encode(self, table: Table, batch: Batch) -> Array:
-    mask = both_ways(batch['source_positions'], batch['source_segments'])
+    mask = both_ways(batch['source_positions'], batch['source_segments'], packed(batch))
     encoder = self.stack('encoder', depth=self._encoder_depth(), cross_attention=None)
     return encoder(self.embed(table, batch['source']), mask)[0]
 
 
-def both_ways(positions: Array, segments: Array) -> Mask:
+def both_ways(positions: Array, segments: Array, packed: bool) -> Mask:
   """Returns the mask of tokens that see all those of their segment."""
-  return Mask(positions, positions, segments, segments, causal=False, ordered=True)
+  mask = Mask(positions, positions, segments, segments, causal=False, ordered=True)
+  return mask.replace(packed=packed)

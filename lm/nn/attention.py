@@ -6,6 +6,7 @@ see no key at all (padding) give finite values that nobody reads.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,34 +113,50 @@ def _mixed(weights_BGRTS: Array, v_BGSK: Array) -> Array:
   return o_BGMK.reshape(B, G, R, T, -1)
 
 
-def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """cuDNN's fused attention on NVIDIA GPUs, in float16 or bfloat16.
+class CudnnMask(NamedTuple):
+  """A mask as arguments of `jax.nn.dot_product_attention` with cuDNN's kernel."""
 
-  Segments reach it as a boolean mask, for it takes no segment ids.
+  mask: Array | None = None  # (B, 1, T, S) bool
+  is_causal: bool = False  # by index; blocks of keys that are hidden by it are skipped
+  key_value_seq_lengths: Array | None = None  # (B,) int32
+  local_window_size: tuple[int, int] | None = None  # to the left and to the right
+
+
+def cudnn_mask(mask: Mask) -> CudnnMask:
+  """Returns how the kernel is told of a mask: by structure where that says all, else as an array.
+
+  A row of one segment needs no array: causality hides the padding, which comes last, from all
+  others, and else the length of the row does. An array for several segments of a row comes with
+  causality by index, so that half of the work is skipped for it too. The kernel has offsets of
+  segments as well, for which JAX has no public function.
+  """
+  plain = mask.k_prefix is None and mask.visible is None
+  by_index = plain and mask.causal and mask.ordered
+  all_seen = plain and not mask.causal and mask.window is None  # windows of the kernel look back
+  if not (by_index or all_seen) or (mask.packed and mask.k_segments is not None):
+    return CudnnMask(mask.dense(), by_index)
+  if by_index:
+    return CudnnMask(None, True, None, None if mask.window is None else (mask.window - 1, 0))
+  if mask.k_segments is None:
+    return CudnnMask()
+  # At least 1, for rows of padding alone: a softmax over no keys is not finite.
+  lengths_B = jnp.sum(mask.k_segments > 0, axis=1, dtype=jnp.int32)
+  return CudnnMask(None, False, jnp.maximum(lengths_B, 1))
+
+
+def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """cuDNN's fused attention on NVIDIA GPUs, in float16 or bfloat16, by `cudnn_mask`.
 
   Raises:
     ValueError: the inputs are float32, or the mask has a bias.
   """
-  structured = check_cudnn(q_BTHK.dtype, mask)
-  return jax.nn.dot_product_attention(
-    q_BTHK,
-    k_BSGK,
-    v_BSGK,
-    mask=None if structured else mask.dense(),
-    is_causal=structured and mask.causal,
-    local_window_size=(mask.window - 1, 0 if mask.causal else mask.window - 1)
-    if structured and mask.window is not None
-    else None,
-    implementation='cudnn',
-  )
+  check_cudnn(q_BTHK.dtype, mask)
+  given = cudnn_mask(mask)._asdict()
+  return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, **given, implementation='cudnn')
 
 
-def check_cudnn(dtype: jnp.dtype, mask: Mask) -> bool:
-  """Returns whether the kernel is told of the mask by its structure, and not as an array.
-
-  Raises:
-    ValueError: cuDNN's attention takes no such numbers, or no such mask.
-  """
+def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
+  """Raises ValueError where cuDNN's attention takes no such numbers, or no such mask."""
   if mask.bias is not None:
     raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blocked')
   if dtype not in _HALF:
@@ -147,7 +164,6 @@ def check_cudnn(dtype: jnp.dtype, mask: Mask) -> bool:
       f'lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
       "set model.dtype='bfloat16' or use lm.nn.attention:blocked"
     )
-  return mask.ordered and mask.q_segments is None
 
 
 def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
@@ -158,10 +174,7 @@ def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
   _, T, _, K = q_BTHK.shape
   if mask.bias is not None or q_BTHK.dtype not in _HALF or K > 128 or K % 8:
     return False
-  if T > 1 and (T % 2 or k_BSGK.shape[1] % 2):
-    return False
-  # A window that looks ahead it takes as an array only.
-  return mask.causal or mask.window is None or not check_cudnn(q_BTHK.dtype, mask)
+  return T == 1 or (T % 2 == 0 and k_BSGK.shape[1] % 2 == 0)
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:

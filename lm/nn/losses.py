@@ -8,6 +8,7 @@ only.
 import functools
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -60,7 +61,18 @@ def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> 
   return with_copies(lambda rows, x: part(rows, unembed.replace(table=Table(x))), rows, copies)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+class CrossEntropy(flax.struct.PyTreeNode):
+  """The weighted cross-entropy of a batch and its parts, all float32 scalars.
+
+  Only `total` has a gradient. The parts are its addends with stopped gradients, for the record.
+  """
+
+  total: Array  # nats + z_loss + smoothing
+  nats: Array  # the weighted sum of -log p(target)
+  z_loss: Array  # the penalty on log(Z)
+  smoothing: Array  # what smoothing the label adds
+
+
 def cross_entropy(
   hidden_BTD: Array,
   unembed: Unembed,
@@ -69,32 +81,40 @@ def cross_entropy(
   z_loss: float = 0.0,
   smoothing: float = 0.0,
   chunk: int = 0,
-) -> tuple[Array, Array, Array]:
-  """Returns the weighted sums of -log p(target) and of two penalties.
+) -> CrossEntropy:
+  """Returns the weighted sum of -log p(target) and of two penalties.
 
   The penalties are z_loss * log(Z)^2 (Chowdhery et al. 2022, PaLM, section 5), and what smoothing
   the label adds (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
-  Gradients with respect to `hidden_BTD` and the arrays of `unembed` are found chunk by chunk
-  in the forward pass, while the logits are at hand, so that nothing is computed twice; where its
-  table has copies for these rows, that of the table is theirs. The gradient of all sums flows
-  through the first: whoever adds them up gives them one weight.
+  Gradients with respect to `hidden_BTD`, `weights_BT` and the arrays of `unembed` are found chunk
+  by chunk in the forward pass, while the logits are at hand, so that nothing is computed twice.
+  Where the table has copies for these rows, the gradient of the table is theirs.
 
   Args:
     hidden_BTD: hidden states.
     unembed: from hidden states to logits.
     targets_BT: int32 token ids.
-    weights_BT: float32; 0 leaves a target out.
+    weights_BT: numbers; 0 leaves a target out.
     z_loss: coefficient of the penalty on log(Z).
     smoothing: share of the target's probability that is spread over the vocabulary.
     chunk: positions at once, 0 for what fits the budget of a device.
   """
   penalties = (z_loss, smoothing)
-  sums, _ = _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=False)
-  return sums
+  weights_BT = weights_BT.astype(jnp.float32)
+  total, parts = _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk)
+  nats, penalty, added = jax.lax.stop_gradient(parts)
+  return CrossEntropy(total=total, nats=nats, z_loss=penalty, smoothing=added)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
+  """Returns the total and its parts; the gradient is the total's alone."""
+  parts, _ = _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=False)
+  return sum(parts), parts
 
 
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
-  """Returns the sums, and where `gradient` those of hidden states and unembedding, else None."""
+  """Returns the parts, and where `gradient` those of hidden states, unembedding and weights."""
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.entries, chunk)
   # Devices have the kernel already, or get it once, in the type that they multiply in.
@@ -106,19 +126,21 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
     return _rows(unembed, rows, penalties, size, gradient)
 
   whole, rows = unembed.replace(table=Table(kernel)), (hidden_BTD, targets_BT, weights_BT)
-  sums, d_unembed, d_hidden = by_rows(part, whole, unembed.logical_axes, rows)
-  if gradient:
-    # Of the vectors and their copies those have a gradient that were taken.
-    d_kernel = d_unembed.kernel_VD
-    d_unembed = d_unembed.replace(table=Table(None, d_kernel) if shared else Table(d_kernel))
-    taken = Table(None, table.copies) if shared else Table(table.vectors_VD)
-    taken = unembed.replace(table=taken)
-    d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, taken)
-  return sums, (d_hidden, d_unembed)
+  sums, d_unembed, d_rows = by_rows(part, whole, unembed.logical_axes, rows)
+  if not gradient:
+    return sums, None
+  # Of the vectors and their copies those have a gradient that were taken.
+  d_kernel = d_unembed.kernel_VD
+  d_unembed = d_unembed.replace(table=Table(None, d_kernel) if shared else Table(d_kernel))
+  taken = Table(None, table.copies) if shared else Table(table.vectors_VD)
+  taken = unembed.replace(table=taken)
+  d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, taken)
+  d_hidden, d_weights = d_rows
+  return sums, (d_hidden, d_unembed, d_weights.astype(weights_BT.dtype))
 
 
 def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
-  """Returns (sums, gradient of the unembedding, gradient of the hidden states) of some rows.
+  """Returns (parts, gradient of the unembedding, those of hidden states and weights) of some rows.
 
   Chunks are added up in float32, devices in the type of the unembedding, as in all other layers;
   but on CPUs, whose compiler aborts on sums of bfloat16 over devices, these too in float32.
@@ -126,7 +148,7 @@ def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradi
   z_loss, smoothing = penalties
   T = rows[0].shape[1]
 
-  def sums_of(hidden_BtD, unembed, targets_Bt, weights_Bt):
+  def sums_of(hidden_BtD, unembed, weights_Bt, targets_Bt):
     logits_BtV = unembed(hidden_BtD)
     log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
     picked_Bt = _pick(logits_BtV, targets_Bt)
@@ -141,43 +163,72 @@ def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradi
 
   def body(carry, xs):
     sums, d_unembed = carry
+    hidden_BtD, targets_Bt, weights_Bt = xs
     if not gradient:
-      _, more = sums_of(xs[0], unembed, *xs[1:])
+      _, more = sums_of(hidden_BtD, unembed, weights_Bt, targets_Bt)
       return (jax.tree.map(jnp.add, sums, more), d_unembed), None
-    (_, more), (d_hidden, d_u) = jax.value_and_grad(sums_of, argnums=(0, 1), has_aux=True)(
-      xs[0], unembed, *xs[1:]
+    differentiate = jax.value_and_grad(sums_of, argnums=(0, 1, 2), has_aux=True)
+    (_, more), (d_hidden, d_u, d_weights) = differentiate(
+      hidden_BtD, unembed, weights_Bt, targets_Bt
     )
     added = jax.tree.map(jnp.add, (sums, d_unembed), (more, d_u))
-    return added, d_hidden
+    return added, (d_hidden, d_weights)
 
   zero = (jnp.zeros(()),) * 3
   d_unembed = None
   if gradient:
     d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), unembed)
   if size == T:
-    (sums, d_unembed), d_hidden = body((zero, d_unembed), rows)
+    (sums, d_unembed), d_rows = body((zero, d_unembed), rows)
   else:
     chunks = tuple(_chunked(x, size) for x in rows)
-    (sums, d_unembed), d_hidden = jax.lax.scan(body, (zero, d_unembed), chunks)
-    d_hidden = None if d_hidden is None else _unchunked(d_hidden, T)
+    (sums, d_unembed), d_rows = jax.lax.scan(body, (zero, d_unembed), chunks)
+    d_rows = jax.tree.map(lambda d: _unchunked(d, T), d_rows)
   if gradient and platform() != 'cpu':
     d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, unembed)
-  return sums, d_unembed, d_hidden
+  return sums, d_unembed, d_rows
 
 
-def _cross_entropy_fwd(hidden_BTD, unembed, targets_BT, weights_BT, z_loss, smoothing, chunk):
-  penalties = (z_loss, smoothing)
-  return _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=True)
+def _total_fwd(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
+  parts, gradients = _forward(
+    hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient=True
+  )
+  return (sum(parts), parts), gradients
 
 
-def _cross_entropy_bwd(z_loss, smoothing, chunk, gradients, cotangents):
-  d_hidden, d_unembed = gradients
-  scale = cotangents[0]
-  scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), (d_hidden, d_unembed))
-  return *scaled, None, None
+def _total_bwd(penalties, chunk, gradients, cotangents):
+  scale, _ = cotangents  # the parts' gradients are stopped
+  scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
+  d_hidden, d_unembed, d_weights = scaled
+  return d_hidden, d_unembed, None, d_weights
 
 
-cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+_total.defvjp(_total_fwd, _total_bwd)
+
+
+@jax.custom_vjp
+def as_terms(total: Array, parts: dict[str, Array]) -> dict[str, Array]:
+  """Returns the parts of a total as terms whose sum has the gradient of the total.
+
+  The gradient of a single part is not known. So terms are added up with one weight: where their
+  cotangents differ, for instance where only one is differentiated, the gradient is NaN.
+
+  Args:
+    total: a differentiable scalar.
+    parts: its addends by name, without gradients.
+  """
+  return parts
+
+
+def _as_terms_bwd(_, cotangents):
+  first, *others = cotangents.values()
+  agree = [jnp.abs(c - first) <= 1e-5 * jnp.abs(first) for c in others]
+  together = functools.reduce(jnp.logical_and, agree, jnp.bool_(True))
+  zeros = jax.tree.map(jnp.zeros_like, cotangents)
+  return jnp.where(together, first, jnp.nan), zeros
+
+
+as_terms.defvjp(lambda total, parts: (parts, None), _as_terms_bwd)
 
 
 @jax.custom_jvp

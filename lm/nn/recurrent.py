@@ -222,6 +222,9 @@ def scan(
     xs: arrays with the steps along axis 0.
     reverse: whether to go from the last step to the first.
     unroll: steps laid out in a row in each turn of the loop.
+
+  Raises:
+    ValueError: a step uses one matrix twice, where a gradient is asked for.
   """
 
   def body(carry, x_and_addends):
@@ -243,6 +246,8 @@ def _scan_fwd(step, weights, addends, constants, carry, xs, reverse, unroll):
       inputs = {}
 
       def product(name: str, x_BI: Array) -> Array:
+        if name in inputs:
+          raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
         inputs[name] = x_BI
         return x_BI @ weights[name] + added[name]
 

@@ -13,14 +13,16 @@ from lm.types import Apply, Array, Batch, Objective, Params
 def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int = 0) -> Objective:
   """Returns cross-entropy in nats per target, and its penalties as terms of their own.
 
+  The gradient is that of the sum of all terms (`losses.as_terms`).
+
   Args:
     z_loss: coefficient of the penalty on log(Z)^2; 1e-4 is PaLM's.
     label_smoothing: share of a target's probability spread over all classes; the term `smoothing`
       is what it adds, so that `loss` stays the negative log-likelihood.
     chunk: positions whose logits are held at once; 0 for what fits a fixed budget.
   """
-  present = {'loss': True, 'z_loss': z_loss > 0, 'smoothing': label_smoothing > 0}
-  names = [name for name, there in present.items() if there]
+  present = {'nats': True, 'z_loss': z_loss > 0, 'smoothing': label_smoothing > 0}
+  names = {part: 'loss' if part == 'nats' else part for part, there in present.items() if there}
 
   def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
@@ -33,11 +35,11 @@ def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int 
       label_smoothing,
       chunk,
     )
-    by_name = dict(zip(present, found, strict=True))
-    return {name: by_name[name] for name in names}
+    parts = {name: getattr(found, part) for part, name in names.items()}
+    return losses.as_terms(found.total, parts)
 
   def weights(batch: Batch) -> dict[str, Array]:
     count = jnp.sum(batch['weights'])
-    return dict.fromkeys(names, count)
+    return dict.fromkeys(names.values(), count)
 
   return Objective(sums, weights)

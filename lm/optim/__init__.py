@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from lm.errors import UserError
-from lm.optim.paths import check_found, find, multipliers, parse_rules, path_name
+from lm.optim.paths import (
+  check_found,
+  find,
+  is_stacked,
+  multipliers,
+  parse_rules,
+  path_name,
+  stacks,
+)
 from lm.optim.schedules import (
   Schedule,
   constant,
@@ -107,6 +115,8 @@ def muon(
   newton_schulz: int = 5,
   matrices: str = r'/layers/.*kernel$',
   two_inputs: str = r'/out/kernel$',
+  several_outputs: str = r'/(q|k|v|kv|qkv)/kernel$',
+  experts: str = r'/experts?[_/]',
 ) -> Optimizer:
   """Muon for the matrices of the layers, AdamW for everything else (Jordan et al. 2024).
 
@@ -120,6 +130,11 @@ def muon(
     newton_schulz: iterations that make it orthogonal.
     matrices: regular expression on parameter paths; those it finds are stacked on axis 0.
     two_inputs: likewise; matrices whose input is two axes (heads, head size) and not one.
+    several_outputs: likewise; matrices whose output is several axes (heads, head size).
+    experts: likewise; on axis 1 lie experts, of which each is a matrix of its own.
+
+  Raises:
+    UserError: later, when the state is made: a matrix has axes that no pattern explains.
   """
   rate = schedule(learning_rate, steps, warmup, final)
 
@@ -128,12 +143,34 @@ def muon(
     return jax.tree.map(lambda f: 'muon' if f else 'adam', found)
 
   def axes(updates: Params) -> Params:
-    def leaf(two: bool, x: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+    def leaf(two: bool, expert: bool, x: jax.Array) -> optax.contrib.MuonDimensionNumbers:
       inputs = 2 if two else 1
-      every = tuple(range(1, x.ndim))  # axis 0 is that of the stacked layers
+      # Axis 0 is that of the stacked layers; axes in neither tuple are of separate matrices.
+      every = tuple(range(2 if expert else 1, x.ndim))
       return optax.contrib.MuonDimensionNumbers(every[:inputs], every[inputs:])
 
-    return jax.tree.map(leaf, find(updates, two_inputs, 'two_inputs'), updates)
+    two, of_experts = find(updates, two_inputs, 'two_inputs'), find(updates, experts, 'experts')
+    return jax.tree.map(leaf, two, of_experts, updates)
+
+  def check(params: Params) -> None:
+    many = find(params, several_outputs, 'several_outputs')
+    trees = (find(params, matrices, 'matrices'), many, axes(params), params)
+    stacked = stacks(params)
+
+    def leaf(path, chosen: bool, many: bool, numbers: Any, x: jax.Array) -> None:
+      if not chosen:
+        return
+      name, outputs = path_name(path), len(numbers.output_axis)
+      if not is_stacked(name, stacked):
+        raise UserError(f'optim.matrices={matrices!r} finds {name}, which has no axis of layers')
+      if outputs < 1 or (outputs > 1 and not many):
+        raise UserError(
+          f'optim: {name} of shape {x.shape} is no stack of matrices; say by optim.experts that '
+          'axis 1 is of experts, by optim.two_inputs or optim.several_outputs that a side has '
+          'several axes, or leave it out of optim.matrices'
+        )
+
+    jax.tree_util.tree_map_with_path(leaf, *trees)
 
   def scaled(x: jax.Array, numbers: optax.contrib.MuonDimensionNumbers) -> jax.Array:
     sides = [math.prod(x.shape[axis] for axis in side) for side in numbers]
@@ -149,8 +186,13 @@ def muon(
     {'muon': orthogonal, 'adam': optax.scale_by_adam(b1, b2, eps)}, labels
   )
   chain = _decayed(direction, rate, weight_decay, decay, clip)
-  whole = _frozen(chain, freeze, freeze_until)
-  return Optimizer(_at_rates(whole, decay, layer_decay, rates), rate)
+  whole = _at_rates(_frozen(chain, freeze, freeze_until), decay, layer_decay, rates)
+
+  def init(params: Params):
+    check(params)
+    return whole.init(params)
+
+  return Optimizer(optax.GradientTransformationExtraArgs(init, whole.update), rate)
 
 
 def _decayed(

@@ -71,6 +71,31 @@ _LAYER = re.compile(r'^(.*)layers/layer_(\d+)/')
 _TABLE = re.compile(r'(^|/)((source_)?embedding|position)$')
 
 
+def stacks(params: Params) -> dict[str, dict[int, int]]:
+  """Returns, by stack, how often each of its layers repeats along axis 0 of its parameters.
+
+  A stack is known by the path before 'layers/layer_0/'. It repeats 0 times where its parameters
+  have no axis of layers: those of a recurrent network differ in their first axis.
+  """
+  found: dict[str, dict[int, set[int]]] = {}
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if match := _LAYER.match(path_name(path)):
+      found.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(x.shape[0])
+  return {
+    stack: {
+      layer: next(iter(sizes)) if len(set.union(*layers.values())) == 1 else 0
+      for layer, sizes in layers.items()
+    }
+    for stack, layers in found.items()
+  }
+
+
+def is_stacked(name: str, found: dict[str, dict[int, int]]) -> bool:
+  """Returns whether axis 0 of the parameter of this path is that of layers."""
+  match = _LAYER.match(name)
+  return match is not None and found[match[1]][int(match[2])] > 0
+
+
 def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -> Params:
   """Returns what the learning rate of each parameter is multiplied by, decay included.
 
@@ -85,7 +110,8 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
       parameter's path counts, on top of the layer's.
 
   Returns:
-    A tree of float32: scalars, and for stacked parameters (N, 1, ...), one for each layer.
+    A tree of float32: scalars, and for stacked parameters (N, 1, ...), one for each layer. Layers
+    of a recurrent network, which are not stacked, have a scalar each.
 
   Raises:
     UserError: a rule is malformed or found in no path, or no layers are there to decay.
@@ -93,13 +119,11 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
   named = [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
   rules = parse_rules(rates, 'optim.rates', [name for name, _ in named])
   factors = [(pattern, _multiplier(text)) for pattern, text in rules]
-  # Each stack's layers that repeat, and how often each of them does.
-  stacks: dict[str, dict[int, int]] = {}
-  for name, x in named:
-    if found := _LAYER.match(name):
-      stacks.setdefault(found[1], {})[int(found[2])] = x.shape[0]
-  depths = {stack: sum(repeats.values()) for stack, repeats in stacks.items()}
-  if layer_decay != 1 and not stacks:
+  known = stacks(params)
+  depths = {
+    stack: sum(max(1, times) for times in repeats.values()) for stack, repeats in known.items()
+  }
+  if layer_decay != 1 and not known:
     raise UserError(f'optim.layer_decay={layer_decay}: the model has no stacked layers')
 
   def multiplier(path, x) -> np.ndarray:
@@ -107,8 +131,10 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
     factor = next((value for pattern, value in factors if pattern.search(name)), 1.0)
     below = np.array(0)  # how many layers lower than the top of the model
     if found := _LAYER.match(name):
-      layer_N = int(found[2]) + len(stacks[found[1]]) * np.arange(x.shape[0])
-      below = (depths[found[1]] - layer_N).reshape(-1, *[1] * (x.ndim - 1))
+      below = np.array(depths[found[1]] - int(found[2]))
+      if is_stacked(name, known):
+        layer_N = len(known[found[1]]) * np.arange(x.shape[0])
+        below = (below - layer_N).reshape(-1, *[1] * (x.ndim - 1))
     elif _TABLE.search(name):
       below = np.array(max(depths.values(), default=0) + 1)
     return np.asarray(factor * layer_decay**below, np.float32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
-from lm.nn.attention import blocked, can_cudnn, check_cudnn
+from lm.nn.attention import blocked, can_cudnn, check_cudnn, cudnn_mask
 from lm.types import Array, Mask
 
 # What stands for which attention.
@@ -34,19 +34,17 @@ def attention(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     UserError: cuDNN's attention takes no such numbers, or no such mask.
   """
   try:
-    structured = check_cudnn(q_BTHK.dtype, mask)
+    check_cudnn(q_BTHK.dtype, mask)
   except ValueError as e:
     raise UserError(f'model.attend, on a GPU: {e}') from e
   S = seen = k_BSGK.shape[1]
-  bias = None
-  if structured:
-    # Of keys that are hidden by their places the kernel does not read most.
-    seen = (S + 1) // 2 if mask.causal else S
-    seen = seen if mask.window is None else min(seen, mask.window)
-  else:
-    visible_B1TS = mask.dense()
-    if visible_B1TS is not None:  # jax.nn.dot_product_attention adds it as a bias
-      bias = visible_B1TS.astype(q_BTHK.dtype)
+  given = cudnn_mask(mask)
+  # Of keys that are hidden by their places the kernel does not read most.
+  seen = (S + 1) // 2 if given.is_causal else S
+  if given.local_window_size is not None:
+    seen = min(seen, given.local_window_size[0] + 1)
+  # jax.nn.dot_product_attention adds an array as a bias.
+  bias = None if given.mask is None else given.mask.astype(q_BTHK.dtype)
   return _kernel(q_BTHK, k_BSGK, v_BSGK, bias, seen)
 
 

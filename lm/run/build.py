@@ -18,6 +18,7 @@ from lm import spec
 from lm.data.batches import AnyRows
 from lm.data.rows import FeatureRows
 from lm.errors import UserError
+from lm.nn.tap import COLLECTION
 from lm.optim import Optimizer
 from lm.run import check
 from lm.text.tokenizers import end_id
@@ -147,24 +148,62 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
 
 
 def apply_of(model: nn.Module) -> Apply:
-  """Returns the pure function of a Linen model."""
+  """Returns the pure function of a Linen model.
+
+  Raises:
+    UserError: later, where it is traced: the model has state, or losses of its own layers.
+  """
 
   def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
     rngs = {} if key is None else {'dropout': key}
-    return cast(Output, model.apply({'params': params}, batch, cache, rngs=rngs))
+    found = model.apply({'params': params}, batch, cache, rngs=rngs, mutable=_STATE)
+    output, state = cast(tuple[Output, Params], found)
+    _check_plain(output, state)
+    return output
 
   return apply
 
 
+# What a model may not have: every collection but its parameters and what `lm.nn.tap` reads.
+_STATE = nn.DenyList(('params', COLLECTION))
+
+
+def _check_plain(output: Output, state: Params) -> None:
+  """Raises UserError for what a step would drop: losses of layers, and variables."""
+  if output.aux:
+    raise UserError(
+      f'model.fn: Output.aux={sorted(output.aux)} would be dropped: there are no layer losses yet; '
+      'return {}, and add the loss in an objective'
+    )
+  if state:
+    names = {
+      name: '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+      for name, tree in state.items()
+      for path, _ in jax.tree_util.tree_leaves_with_path(tree)[:1]
+    }
+    there = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
+    raise UserError(
+      f'model.fn: a layer sows or keeps variables of collection {there}, which would be dropped: '
+      'there are no layer losses yet; a layer has parameters alone'
+    )
+
+
 def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
-  """Returns `key -> parameters` with boxes of partitioning metadata around them."""
+  """Returns `key -> parameters` with boxes of partitioning metadata around them.
+
+  Raises:
+    UserError: later, where it is traced: the model has state, or losses of its own layers.
+  """
 
   def init(key: Array) -> Params:
     row = jnp.zeros((1, context), jnp.int32)
     along = ('inputs', 'targets', 'segments', 'positions')
     source = ('source', 'source_segments', 'source_positions')
     batch = dict.fromkeys((*along, *source), row) | {'examples': row[:, :1]}
-    return model.init({'params': key}, batch)['params']
+    mutable = nn.DenyList((COLLECTION,))
+    output, variables = model.init_with_output({'params': key}, batch, mutable=mutable)
+    _check_plain(output, {name: x for name, x in variables.items() if name != 'params' and x})
+    return variables['params']
 
   return init
 

@@ -87,9 +87,13 @@ def numbers(config: ConfigDict) -> None:
     raise UserError(
       'checkpoint.keep=0: with eval.sets and eval.vectors empty no checkpoint is best'
     )
-  dtype = _get(config, 'model.dtype')
-  if dtype is not None and dtype not in ('float32', 'bfloat16', 'float16'):
-    raise UserError(f'model.dtype={dtype!r} is none of float32, bfloat16, float16')
+  for key in ('model.dtype', 'model.encoder.dtype'):
+    dtype = _get(config, key)
+    if dtype is not None and dtype not in ('float32', 'bfloat16'):
+      why = ': its small gradients become 0, for there is no loss scaling'
+      raise UserError(
+        f'{key}={dtype!r} is none of float32, bfloat16{why if dtype == "float16" else ""}'
+      )
   for key in ('data.transforms', 'data.prepare'):
     value = _get(config, key)
     if not isinstance(value, tuple | list):

@@ -1,10 +1,12 @@
 """The course of a run: its steps, and what is due between them."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -12,16 +14,16 @@ from ml_collections import ConfigDict
 from lm import mesh as meshes
 from lm.data import batches, remote
 from lm.errors import Preempted, UserError
-from lm.run import evidence, placement, processes, report, stopping
+from lm.run import evidence, placement, processes, report, stopping, vanished
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps
 from lm.run.cli import NoStop, Stop
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events, read_lines
 from lm.run.profile import Profile
-from lm.run.step import TrainState, make_train_steps
+from lm.run.step import ZERO_GRADIENTS, TrainState, make_train_steps
 from lm.run.stopping import Stopping
-from lm.run.watch import Watch
+from lm.run.watch import Finished, Watch
 
 
 @dataclasses.dataclass
@@ -77,19 +79,24 @@ class Course:
     train_steps = make_train_steps(
       self.functions, self.config.seed, self.config.microbatches, state
     )
-    for steps, batch in self._batches(rows, sharding, start, last):
+    # Metrics of a dispatch are read while the next one runs; its batches are kept until then.
+    batch = None
+    for steps, newer in self._batches(rows, sharding, start, last):
       first, step = steps.start == start, steps.stop
       profile.before(steps)
-      state, metrics = train_steps(state, batch)
-      values = self.watch.steps(steps, metrics)
+      state, metrics = train_steps(state, newer)
+      zeros = metrics.pop(ZERO_GRADIENTS)
+      self._check(self.watch.steps(steps, metrics), state, batch)
+      batch = newer
       due, signal = self._due(step, last), stop.signal
-      if due or signal or first:
-        values = self.watch.flush()  # of these very steps
+      finished = self.watch.flush() if due or signal or first else None
       if first:
         self.watch.restart_clock(step)
         self.events.write('first_step', step=step)
       profile.after(steps, state)
-      self._check_finite(step, values, state, batch)
+      self._check(finished, state, batch)
+      if steps.start == 0:
+        vanished.check_gradients(state.params, zeros[0], self.config)
       if due or signal:
         with self.watch.excluded():
           self._milestone(step, state, evaluate=due and not signal)
@@ -183,13 +190,27 @@ class Course:
     steps = self.checkpoints.steps()
     self.checkpoints.prune(kept_steps(steps, scores, config.keep, config.keep_best))
 
-  def _check_finite(self, step: int, values, state: TrainState, batch) -> None:
-    if values is None or values['streak'] < self.config.nonfinite_limit:
+  def _check(self, finished: Finished | None, state: TrainState, batches: Any) -> None:
+    """Stops the run at the first of some steps that ends a bad streak, or whose loss is 0.
+
+    Args:
+      finished: the steps of one dispatch.
+      state: after these steps or later ones.
+      batches: of these steps, stacked.
+    """
+    if finished is None:
       return
+    for i, values in enumerate(finished.metrics):
+      step = finished.steps.start + i + 1
+      batch = functools.partial(jax.tree.map, lambda x, i=i: x[i], batches)
+      vanished.check_loss(step, values, self.functions.objective, batch, self.config)
+      if values['streak'] >= self.config.nonfinite_limit:
+        self._stop_not_finite(step, values, state, batch())
+
+  def _stop_not_finite(self, step: int, values, state: TrainState, batch) -> None:
     self.events.write('nonfinite', step=step)
-    latest = jax.tree.map(lambda x: x[-1], batch)
     file = evidence.write(
-      self.workdir, step, values, self.functions, self.config.seed, state, latest
+      self.workdir, step, values, self.functions, self.config.seed, state, batch
     )
     raise FloatingPointError(
       f'{int(values["streak"])} steps in a row were not finite, up to step {step}; see {file}'

@@ -29,6 +29,10 @@ def write(
 
   The file names the metrics, and the parameters and gradients that hold values which are not
   finite, found by taking the gradient of the batch once more.
+
+  Args:
+    step: the step that ended the streak; `values` are its metrics and `batch` its batch.
+    state: after it or a few steps later (`parameters_after_step`): older states are given away.
   """
   folder = workdir / 'nonfinite'
   arrays: dict[str, Any] = {k: np.asarray(x) for k, x in placement.local_copy(batch).items()}
@@ -40,6 +44,7 @@ def write(
   )(state.params, batch)
   record = {
     'step': step,
+    'parameters_after_step': int(state.step),
     'metrics': {name: repr(value) for name, value in values.items()},
     'terms_without_dropout': {name: repr(float(value)) for name, value in terms.items()},
     'parameters': _not_finite(state.params),

@@ -34,6 +34,7 @@ MAY_DIFFER = (
   'data.workers',
   'dispatch',
   'nonfinite_limit',
+  'allow_zero',
 )
 
 

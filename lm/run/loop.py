@@ -16,7 +16,9 @@ from lm.run import (
   host,
   init,
   processes,
+  schedule,
   stopping,
+  vanished,
 )
 from lm.run.checkpoint import Checkpoints, restore_newest
 from lm.run.cli import NoStop, Stop
@@ -52,6 +54,7 @@ def train(
   """
   stopping.check(config)
   check.numbers(config)
+  vanished.check_pattern(config)
   host.keep_compiled(config.data.cache)
   show = prepare.show_progress if processes.is_first() else None
   tokenizer = prepare.tokenizer(config.data, show)
@@ -59,6 +62,7 @@ def train(
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
+  vanished.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, functions, tokenizer)
   processes.prepared()
   told = experiment.digest(config, tokenizer, rows.content)
@@ -66,6 +70,7 @@ def train(
   # Before anything is written: here an axis that does not divide over the mesh is told, and a run
   # to begin from that does not fit.
   state, abstract, taken = init.initial_state(config, functions, tokenizer, workdir)
+  older = schedule.length_of(workdir)
   alone = files.held(workdir) if processes.is_first() else contextlib.nullcontext()
   with alone:
     warnings: list[str] = []
@@ -87,6 +92,11 @@ def train(
       if note:
         events.write('too_long', set=which, note=note)
         watch.progress.message(f'{which}: {note}')
+    updates = int(state.step) - int(state.skipped)
+    rates = schedule.jump(config, functions.optimizer, older, updates)
+    if rates is not None:
+      events.write('schedule', step=int(state.step), **rates)
+      warnings.append(schedule.line(rates, older, config.optim.steps))
     for warning in warnings:
       watch.progress.message(f'warning: {warning}')
     if taken is not None:

@@ -20,6 +20,7 @@ from lm.types import Params
 # (step, parameters, word vectors where evaluations look at them) -> (prompt, text) of each prompt
 Samples = Callable[[int, Params, Vectors | None], list[tuple[str, str]]]
 
+_DOMAIN = (3,)  # of the random numbers of samples
 _NEAREST = 8  # words that are shown of a word
 
 
@@ -62,7 +63,9 @@ def _continued(
     if not prompts:
       return []
     params = placement.local_copy(params)
-    keys = [step + i for i in range(len(prompts))]
+    # A seed for each step and prompt, and none that training or another prompt has.
+    stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
+    keys = stream.generate_state(len(prompts)).tolist()
     pieces = continuations(
       model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens
     )

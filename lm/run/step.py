@@ -1,6 +1,7 @@
 """The one train step, for every objective, compiled once for any mesh."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,14 @@ class TrainState(flax.struct.PyTreeNode):
   params: Params
   opt_state: Any
 
+
+# Of the metrics of a step, (L,): 1 for each leaf of the parameters whose gradient is 0, else 0.
+ZERO_GRADIENTS = 'zero_gradients'
+# The other metrics of a step that are no terms of its loss.
+OF_THE_STEP = ('gradient_norm', 'learning_rate', 'skipped', 'streak')
+# What is derived from the key of a step, each by a number of its own. Dropout of a batch that is
+# taken at once uses the key itself, which Flax derives further by a hash of each module's path.
+_DRAW, _PARTS = 1, 2
 
 Metrics = dict[str, Array]
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -76,7 +85,8 @@ def make_train_step(
 
   A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is
   counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
-  `skipped` and `streak`.
+  `skipped` and `streak`; and ZERO_GRADIENTS, an array. The rate is that of the update: a skipped
+  step does not count for its schedule.
   """
   one = _step(functions, seed, microbatches)
 
@@ -136,7 +146,8 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
     rows, batch = functions.objective.rows(batch)
     params, opt_state = sparse.take(whole, rows)
     grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
-    norm = optax.tree.norm(grads)
+    squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
+    norm = jnp.sqrt(jax.tree.reduce(operator.add, squares))
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
@@ -158,9 +169,10 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
     )
     metrics = terms | {
       'gradient_norm': norm,
-      'learning_rate': schedule(state.step),
+      'learning_rate': schedule(state.step - state.skipped),
       'skipped': new.skipped,
       'streak': new.streak,
+      ZERO_GRADIENTS: jnp.stack(jax.tree.leaves(squares)) == 0,
     }
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
@@ -169,7 +181,12 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
 
 def draw_key(key: Array) -> Array:
   """Returns the key of what is random in the batch of a step, whose key is given."""
-  return jax.random.fold_in(key, 1)
+  return jax.random.fold_in(key, _DRAW)
+
+
+def part_key(key: Array, index: Array | int) -> Array:
+  """Returns the key of a microbatch of a step, whose key is given."""
+  return jax.random.fold_in(jax.random.fold_in(key, _PARTS), index)
 
 
 def gradients(
@@ -198,8 +215,8 @@ def gradients(
 
   def body(carry, xs):
     part, i = xs
-    part_key = None if key is None else jax.random.fold_in(key, i)
-    return jax.tree.map(jnp.add, carry, differentiate(params, part, part_key)), None
+    of_part = None if key is None else part_key(key, i)
+    return jax.tree.map(jnp.add, carry, differentiate(params, part, of_part)), None
 
   parts = jax.tree.map(lambda x: _split(x, microbatches), batch)
   zero = jax.tree.map(

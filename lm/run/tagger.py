@@ -14,6 +14,7 @@ import numpy as np
 from lm.data import features
 from lm.errors import UserError
 from lm.run.load import load
+from lm.task import narrow
 from lm.text.tags import Tagger
 
 
@@ -64,7 +65,7 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
     # Rows of one length, so that the model is compiled once.
     row = {name: np.pad(values, (0, context - size)) for name, values in feature.tokens.items()}
     row |= {'segments': np.arange(context) < size, 'positions': np.arange(context) % max(1, size)}
-    batch = {name: values[None].astype(np.int32) for name, values in row.items()}
+    batch = {name: narrow(name, values[None]) for name, values in row.items()}
     batch['examples'] = np.ones((1, 1), np.int32)
     (tags_T,) = jax.device_get(found(loaded.params, batch))['tokens/tag']
     tokens = {f'tokens/{name}': values for name, values in feature.tokens.items()}

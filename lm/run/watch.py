@@ -6,6 +6,7 @@ import io
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,13 @@ class _Nowhere(io.StringIO):
 
   def write(self, text: str) -> int:
     return len(text)
+
+
+class Finished(NamedTuple):
+  """Steps of one dispatch that are done."""
+
+  steps: range  # their number, from the step before the first to the last
+  metrics: list[dict[str, float]]  # of each
 
 
 class Watch:
@@ -62,14 +70,14 @@ class Watch:
     self._excluded = 0.0  # seconds since then that were not training
     self.data_seconds = 0.0  # seconds since then that the loop waited for a batch
 
-  def steps(self, steps: range, metrics: Mapping[str, Array]) -> Mapping[str, float] | None:
+  def steps(self, steps: range, metrics: Mapping[str, Array]) -> Finished | None:
     """Takes the metrics of steps that were just started; reports those before as `flush`."""
     finished = self.flush()
     self._pending = (steps, metrics)
     return finished
 
-  def flush(self) -> Mapping[str, float] | None:
-    """Waits for the steps that are under way, reports them and returns the metrics of the last."""
+  def flush(self) -> Finished | None:
+    """Waits for the steps that are under way, reports them and returns their metrics."""
     if self._pending is None:
       return None
     steps, metrics = self._pending
@@ -82,7 +90,7 @@ class Watch:
       self._write(step, at[step - steps.start - 1], steps.stop if step == told[-1] else None)
     if not told:
       self.progress.update(steps.stop, {})
-    return at[-1]
+    return Finished(steps, at)
 
   @contextlib.contextmanager
   def excluded(self) -> Iterator[None]:

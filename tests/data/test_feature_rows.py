@@ -5,6 +5,8 @@ import pytest
 
 from lm.data import batches, features, packing
 from lm.data.rows import FeatureRows
+from lm.decode.steps import padded
+from lm.errors import UserError
 from lm.task import Features
 
 T, S = 12, 20
@@ -155,3 +157,52 @@ def test_evaluation_sees_each_example_once_and_rows_that_fill_up_count_nothing(r
   examples = np.concatenate([batch['examples'].ravel() for batch in seen])
   assert sorted(examples[examples > 0].tolist()) == list(range(1, 51))
   assert all((values[1:] == 0).all() for values in seen[1].values())
+
+
+def test_floats_stay_floats_in_every_stream(rows_of):
+  weights = [np.array([0.25, 0.5, 0.0]), np.array([1, 0, 1]), np.array([0.75])]
+  found = [
+    Features(
+      {'inputs': np.arange(len(w)), 'weights': w, 'score': np.arange(len(w)) / 8},
+      {'source': np.arange(2), 'reliability': np.array([0.5, 0.125])},
+      {'targets': 0.5 * i, 'weights': 0.5},
+    )
+    for i, w in enumerate(weights)
+  ]
+  batch = rows_of(found).batch(np.arange(1))
+  types = {name: x.dtype.name for name, x in batch.items()}
+  floats = {name for name, x in types.items() if x == 'float32'}
+  assert floats == {'weights', 'score', 'reliability', 'targets'}
+  assert set(types.values()) == {'int32', 'float32'}
+  row = batch['segments'][0] > 0
+  # Weights along the row come after those of whole examples and take their place.
+  in_order = sorted(batch['weights'][0, row].tolist())
+  assert in_order == sorted(np.concatenate(weights).tolist())
+  assert set(batch['reliability'][0][batch['source_segments'][0] > 0]) == {0.5, 0.125}
+
+
+def test_examples_without_tokens_do_not_make_others_floats(rows_of):
+  tokens = [{'inputs': np.array([])}, {'inputs': np.array([3, 4])}]
+  rows = rows_of([Features(each, {}, {}) for each in tokens])
+  inputs = rows.batch(np.arange(len(rows)))['inputs']
+  assert inputs.dtype == np.int32
+  assert inputs[inputs > 0].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ([np.array([1, 2]), np.array([0.5])], 'int32 in some examples and float32 in others'),
+    ([np.array([1, 2]), np.array([2**31])], '2147483648'),
+    ([np.array(['a']), np.array(['b'])], 'no numbers'),
+  ],
+)
+def test_values_that_a_batch_cannot_hold_are_refused(values, message, rows_of):
+  with pytest.raises(UserError, match=message):
+    rows_of([Features({'inputs': np.arange(len(v)), 'mine': v}, {}, {}) for v in values])
+
+
+def test_a_prompt_keeps_its_floats():
+  prompts = [Features({'inputs': np.arange(2), 'score': np.array([0.5, 0.25])}, {}, {})]
+  batch = padded(prompts, lambda size: size + 1)
+  np.testing.assert_array_equal(batch['score'], np.float32([[0.5, 0.25, 0]]))

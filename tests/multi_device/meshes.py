@@ -266,9 +266,8 @@ def test_the_vocabulary_stays_split_in_the_loss():
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
     with mesh.use(over, mesh.RULES):
-      return sum(
-        nn_losses.cross_entropy(hidden, Unembed(Table(kernel)), targets, weights, 1e-4, 0.1, 2)
-      )
+      unembed = Unembed(Table(kernel))
+      return nn_losses.cross_entropy(hidden, unembed, targets, weights, 1e-4, 0.1, 2).total
 
   described = (
     jax.ShapeDtypeStruct((B, T, D), jnp.float32),
@@ -292,9 +291,8 @@ def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
     with mesh.use(over, mesh.RULES):
-      return sum(
-        nn_losses.cross_entropy(hidden, Unembed(Table(kernel)), targets, weights, 0.0, 0.0, 3)
-      )
+      unembed = Unembed(Table(kernel))
+      return nn_losses.cross_entropy(hidden, unembed, targets, weights, 0.0, 0.0, 3).total
 
   shapes = (
     ((B, T, D), jnp.bfloat16),
@@ -429,7 +427,7 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
     table = tables.shared(params['table'], x_BTD, jnp.float32)
     y_BTD = layer.apply({'params': params['layer']}, x_BTD + tables.look_up(table, targets_BT))
     unembed = Unembed(table, vocab_size=48)
-    return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, jnp.ones(targets_BT.shape))[0]
+    return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, jnp.ones(targets_BT.shape)).total
 
   def gradient(params, x_BTD):
     with mesh.use(over, rules):
@@ -457,7 +455,7 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
     table = tables.shared(params['table'], tokens_BT, jnp.float32)
     x_BTD = tables.look_up(table, tokens_BT) + tables.look_up(table, tokens_BT[:, ::-1])
     unembed = Unembed(table, vocab_size=48)
-    return nn_losses.cross_entropy(x_BTD, unembed, tokens_BT, jnp.ones(tokens_BT.shape))[0]
+    return nn_losses.cross_entropy(x_BTD, unembed, tokens_BT, jnp.ones(tokens_BT.shape)).total
 
   def gradient(params, tokens_BT):
     with mesh.use(over, mesh.RULES):
@@ -491,7 +489,7 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
     whole, part = (
       nn_losses.cross_entropy(
         output.hidden[:n], output.unembed, batch['targets'][:n], batch['weights'][:n]
-      )[0]
+      ).total
       for n in (8, 1)
     )
     said = nn_losses.token_statistics(output.hidden, output.unembed, batch['targets'])
@@ -610,3 +608,22 @@ def test_rows_that_are_written_at_once_divide_over_the_devices():
   assert rows_of(10, 100) == 10
   with mesh.use(over, mesh.RULES):
     assert [rows_of(*sizes) for sizes in ((10, 100), (64, 100), (64, 7), (64, 1))] == [12, 64, 8, 4]
+
+
+@pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
+def test_copies_give_back_the_sum_of_all(sizes):
+  """The gradient of copying is the sum over copies: autodiff of a plain broadcast."""
+  over, axes = mesh.make(sizes), ('vocab', 'embed')
+  x = jax.random.normal(jax.random.key(0), (16, 8))
+  places = mesh.shardings({'x': nn.Partitioned(x, axes)}, over, mesh.RULES)['x']
+
+  def copies(x):
+    with mesh.use(over, mesh.RULES):
+      return shards.copied(x, axes, jnp.zeros((8, 1))).arrays
+
+  found, back = jax.vjp(jax.jit(copies), jax.device_put(x, places))
+  expected, plain_back = jax.vjp(lambda x: jnp.broadcast_to(x, (len(found), *x.shape)), x)
+  np.testing.assert_array_equal(found, expected)
+  cotangent = jax.random.normal(jax.random.key(1), found.shape)
+  given = jax.device_put(cotangent, found.sharding)
+  np.testing.assert_allclose(back(given)[0], plain_back(cotangent)[0], rtol=1e-5, atol=1e-5)

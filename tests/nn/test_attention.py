@@ -213,7 +213,7 @@ def test_fused_is_blocked_off_the_gpu():
     ({}, jnp.bfloat16, 20, 8, False),
     ({}, jnp.bfloat16, 256, 8, False),
     ({}, jnp.bfloat16, 64, 7, False),
-    ({'window': 3, 'causal': False}, jnp.bfloat16, 64, 8, False),
+    ({'window': 3, 'causal': False}, jnp.bfloat16, 64, 8, True),
     ({'window': 3, 'causal': False, 'segments': [[1] * 8] * 2}, jnp.bfloat16, 64, 8, True),
     ({'bias': alibi().bias(None, 4, True)}, jnp.bfloat16, 64, 8, False),
   ],

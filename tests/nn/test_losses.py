@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm.nn import losses
-from lm.nn.losses import chunk_size, cross_entropy, token_statistics
+from lm.nn.losses import as_terms, chunk_size, cross_entropy, token_statistics
 from lm.types import Table, Unembed
 
 B, T, D, V = 2, 7, 3, 23
@@ -63,6 +63,14 @@ def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0, smoothin
   return sums, nats_BT1[..., 0], (d_BTV @ kernel_VD, d_unembed)
 
 
+def _terms(*args):
+  """Returns the three sums, which added up have the gradient of the total."""
+  found = cross_entropy(*args)
+  parts = {'nats': found.nats, 'z_loss': found.z_loss, 'smoothing': found.smoothing}
+  terms = as_terms(found.total, parts)
+  return tuple(terms[name] for name in parts)
+
+
 def _with_gradients(sums):
   """Returns a third of the sums added up, the sums, and gradients of hidden and unembed."""
 
@@ -93,7 +101,7 @@ def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(
 ):
   hidden, unembed, targets, weights = _inputs(**fields)
   found = _with_gradients(
-    lambda h, u: cross_entropy(h, u, targets, weights, z_loss, smoothing, chunk),
+    lambda h, u: _terms(h, u, targets, weights, z_loss, smoothing, chunk),
   )(hidden, unembed)
   sums, _, gradients = _reference(hidden, unembed, targets, weights, z_loss, smoothing)
   expected = (sum(sums) / 3, sums), jax.tree.map(lambda x: x / 3, gradients)
@@ -104,16 +112,14 @@ def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(
 
 def test_rows_of_the_table_that_pad_it_get_no_gradient():
   hidden, unembed, targets, weights = _inputs(vocab_size=17)
-  _, (_, d_unembed) = _with_gradients(lambda h, u: cross_entropy(h, u, targets, weights))(
-    hidden, unembed
-  )
+  _, (_, d_unembed) = _with_gradients(lambda h, u: _terms(h, u, targets, weights))(hidden, unembed)
   gradient = np.asarray(d_unembed.kernel_VD)
   assert (gradient[17:] == 0).all() and (gradient[:17] != 0).all()
 
 
 def test_targets_of_weight_0_are_left_out():
   hidden, unembed, targets, weights = _inputs()
-  sums = jax.jit(cross_entropy, static_argnums=(4, 5, 6))
+  sums = jax.jit(_terms, static_argnums=(4, 5, 6))
   found = sums(hidden, unembed, targets, weights, 0.1, 0.1, 2)
   others = np.where(weights == 0, (targets + 1) % V, targets)
   assert found == sums(hidden, unembed, others, weights, 0.1, 0.1, 2)
@@ -123,7 +129,7 @@ def test_targets_of_weight_0_are_left_out():
 def test_bfloat16_states_give_float32_sums_and_gradients_in_their_own_types():
   hidden, unembed, targets, weights = _inputs(dtype=jnp.bfloat16)
   (_, (nats, *_)), (d_hidden, d_unembed) = _with_gradients(
-    lambda h, u: cross_entropy(h, u, targets, weights, 0.0, 0.0, 3)
+    lambda h, u: _terms(h, u, targets, weights, 0.0, 0.0, 3)
   )(hidden, unembed)
   assert (nats.dtype, d_hidden.dtype) == (jnp.float32, jnp.bfloat16)
   assert d_unembed.kernel_VD.dtype == jnp.float32
@@ -144,7 +150,7 @@ def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
   targets, weights = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8))
 
   def loss(hidden, unembed):
-    return sum(cross_entropy(hidden, unembed, targets, weights, 0.1, 0.1, chunk))
+    return cross_entropy(hidden, unembed, targets, weights, 0.1, 0.1, chunk).total
 
   jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, unembed)
   assert _largest(jaxpr) == 3 * positions * 1000

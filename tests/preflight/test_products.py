@@ -81,7 +81,7 @@ def mask(segments=False, window=None):
 
 
 @pytest.mark.parametrize(
-  ('known', 'seen'), [(mask(), T // 2), (mask(segments=True), T), (mask(window=4), 4)]
+  ('known', 'seen'), [(mask(), T // 2), (mask(segments=True), T // 2), (mask(window=4), 4)]
 )
 def test_attention_of_gpus_does_two_products_and_five_backward(known, seen):
   one = 2 * B * H * T * seen * K

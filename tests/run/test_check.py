@@ -18,6 +18,7 @@ from lm.run import check
     ({'microbatches': 0}, r'microbatches=0'),
     ({'model.depth': 0}, r'model\.depth=0'),
     ({'model.dropout': 1.5}, r'model\.dropout=1\.5'),
+    ({'model.dtype': 'float16'}, r"model\.dtype='float16' is none .* no loss scaling"),
     ({'model.dtype': 'float33'}, r"model\.dtype='float33' is none of float32, bfloat16"),
     ({'model.logit_soft_cap': 0.0}, r'model\.logit_soft_cap=0\.0 is not above 0'),
     ({'optim.clip': 0.0}, r'optim\.clip=0\.0: .*inf clips nothing'),

@@ -39,6 +39,14 @@ def get_config(arg=''):
   config.log.sample_tokens = 4
   return config
 
+def mask(row, rng):
+  return row | {{'weights': 0 * row['weights']}}
+
+def aside(z_loss, label_smoothing, chunk):
+  from lm.types import Objective
+  sums = lambda apply, params, batch, key: {{'loss': (params['embedding'] ** 2).sum()}}
+  return Objective(sums, lambda batch: {{'loss': batch['weights'].sum()}})
+
 def poison(row, rng):
   return row | {{'weights': row['weights'] * float('nan')}}
 """
@@ -293,6 +301,34 @@ def test_steps_that_are_not_finite_stop_the_run_with_evidence(folder):
   evidence = json.loads((folder / 'whole/nonfinite/3.json').read_text())
   assert evidence['parameters'] == {} and 'embedding' in evidence['gradients']
   assert np.isnan(np.load(folder / 'whole/nonfinite/3.npz')['weights']).all()
+  assert evidence['metrics']['streak'] == '3.0' and evidence['parameters_after_step'] >= 3
+
+
+def test_a_run_without_targets_does_not_begin(folder):
+  with pytest.raises(UserError, match='all targets in the first batch are 0'):
+    run(folder, 'whole', **{'data.transforms': ('tiny:mask',)})
+  assert not (folder / 'whole').exists()
+
+
+def test_a_parameter_without_a_gradient_stops_the_run_at_step_1(folder):
+  changes = {'objective.fn': 'tiny:aside', 'eval.every': 2, 'checkpoint.every': 2}
+  with pytest.raises(UserError, match=r'decoder/\S+ and of \d+ more is exactly 0 in step 1'):
+    run(folder, 'whole', **changes, steps=2)
+  assert not [p for p in (folder / 'whole/checkpoints').iterdir() if p.name.isdigit()]
+  run(folder, 'allowed', **changes, steps=2, allow_zero='^decoder/')
+
+
+def test_a_finished_run_that_goes_on_says_how_its_rate_jumps(folder, capsys):
+  linear = {'optim.schedule': 'lm.optim:linear', 'optim.warmup': 0, 'eval.every': 100}
+  run(folder, 'whole', **linear, steps=2)
+  capsys.readouterr()
+  workdir = run(folder, 'whole', **linear, steps=4)
+  assert 'optim.steps=4 and no longer 2' in capsys.readouterr().err
+  lines = (workdir / 'events.jsonl').read_text().splitlines()
+  (event,) = [e for e in map(json.loads, lines) if e['event'] == 'schedule']
+  # A line from 1e-3 to 1e-4: at its end, and in the middle of one twice as long.
+  found = [event[name] for name in ('step', 'before', 'after')]
+  assert found == pytest.approx([2, 1e-4, 5.5e-4])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from lm import mesh, optim
 from lm.objectives.cross_entropy import cross_entropy
 from lm.run.build import Functions, apply_of, init_of, with_mesh
-from lm.run.step import gradients, init_state, make_train_step
+from lm.run.step import gradients, init_state, make_train_step, part_key
 from lm.types import Objective
 
 SEED = 3
@@ -101,7 +101,7 @@ def test_microbatches_drop_different_units():
 
   objective = Objective(draw, lambda batch: {'loss': jnp.ones(())})
   (gradient, _) = gradients(objective, None, params, {'x': jnp.zeros((2, 1))}, jax.random.key(0), 2)
-  draws = [jax.random.uniform(jax.random.fold_in(jax.random.key(0), i)) for i in range(2)]
+  draws = [jax.random.uniform(part_key(jax.random.key(0), i)) for i in range(2)]
   assert draws[0] != draws[1]
   np.testing.assert_allclose(gradient, sum(draws), rtol=1e-6)
 
@@ -110,6 +110,7 @@ def test_a_step_moves_everything_and_reports_it(functions, train_step, state, ba
   before = _kept(state)
   state, metrics = train_step(state, batches[0])
   names = {'loss', 'z_loss', 'gradient_norm', 'learning_rate', 'skipped', 'streak'}
+  names |= {'zero_gradients'}
   assert set(metrics) == names and all(m.dtype == jnp.float32 for m in metrics.values())
   assert float(metrics['learning_rate']) == pytest.approx(1e-2)
   assert float(metrics['gradient_norm']) > 0
