@@ -10,6 +10,8 @@ from tpu_scripts.gcloud import Gcloud
 from tpu_scripts.settings import Settings, read
 from tpu_scripts.states import GONE, NOT_FOUND, told
 
+_QUOTES = ('"', "'")
+
 VERBS = {
   'create': 'makes the machines and waits for them; made already, it does nothing',
   'wait': 'waits until the machines are ready',
@@ -118,6 +120,9 @@ def _start(args: argparse.Namespace, command: list[str], settings: Settings, gcl
   for pair in environ:
     if not pair.partition('=')[0].isidentifier() or '=' not in pair:
       raise Stop(f'--set={pair} is no KEY=VALUE')
+    value = pair.partition('=')[2].strip()
+    if value[:1] in _QUOTES or value[-1:] in _QUOTES:
+      raise Stop(f'--set={pair}: no shell reads the value, so its quotation marks would stay')
   if not args.no_preflight:
     jobs.preflight(settings, job, gcloud.dry)
   if args.verb == 'launch':

@@ -15,7 +15,7 @@ WORD = r'[A-Za-z0-9._-]*'
 # Each key -> (what its value must look like, its default or None where it has none, in words).
 KEYS = {
   'PROJECT': (r'[a-z][a-z0-9.:-]+', None, "the project's id, as in my-project"),
-  'ZONE': (r'[a-z]+-[a-z]+[0-9]+-[a-z]', None, 'a zone, as in us-central1-a'),
+  'ZONE': (r'[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]', None, 'a zone, as in us-central1-a'),
   'NAME': (NAME, None, 'at most 40 lower-case letters, digits and dashes'),
   'ACCELERATOR_TYPE': (r'[a-z0-9]+-[0-9x]+', None, 'a type, as in v5litepod-16'),
   'CAPACITY': (r'on-demand|spot|reserved', None, 'on-demand, spot or reserved'),

@@ -97,3 +97,26 @@ def test_the_label_changes_with_what_shapes_machines_alone(cloud):
 def test_slices(accelerator, generation, chips, topology):
   found = slice_of(accelerator)
   assert (found.generation, found.chips, found.topology) == (generation, chips, topology)
+
+
+# Zones of TPUs and GPUs that Google documents, those for AI alone among them; and none.
+@pytest.mark.parametrize(
+  ('zone', 'is_one'),
+  [
+    ('us-south1-ai1b', True),
+    ('us-central1-ai1a', True),
+    ('northamerica-northeast1-b', True),
+    ('europe-west10-a', True),
+    ('us-central1', False),
+    ('us-central1-ai1', False),
+    ('us-central1-aia', False),
+    ('us-central1-1a', False),
+  ],
+)
+def test_zones(cloud, zone, is_one):
+  cloud.write({'ZONE': zone})
+  if is_one:
+    assert settings.read(str(cloud.env))['ZONE'] == zone
+  else:
+    with pytest.raises(Stop, match=f"ZONE='{zone}' is wrong; it is a zone"):
+      settings.read(str(cloud.env))
