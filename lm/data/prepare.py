@@ -21,6 +21,7 @@ from lm.data import cache, features, identity, packing, pair_rows, tokenise, wor
 from lm.data.batches import AnyRows
 from lm.data.progress import Progress, quiet, show_progress
 from lm.data.rows import FeatureRows, Rows
+from lm.data.splits import exactly
 from lm.errors import UserError
 from lm.task import Example
 from lm.text.tokenizers import SEPARATOR, with_specials
@@ -129,7 +130,9 @@ def rows(
     if data['task'] is not None:
       sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
       capacity = np.array([data['context'], data['source_context']])
-      sizes = np.minimum(np.ceil(sizes * reserve).astype(np.int64), capacity)
+      # In integers: 10 x 1.1 is 11 and not 12, which it is in binary fractions rounded up.
+      times = exactly(reserve)
+      sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
       row_ends, order = packing.whole(sizes, capacity, seed)
       plan = {'row_ends': row_ends, 'order': order}
     else:
