@@ -26,6 +26,8 @@ from lm.text.files import decode, half_character, text_start
 UNITS = {
   'file': re.compile(rb'(?s).+'),
   'line': re.compile(rb'[^\r\n]+'),
+  # A line of cells between tabs, which may all be empty.
+  'row': re.compile(rb'[^\r\n]+'),
   'every line': re.compile(rb'[^\n]*\n|[^\n]+'),
   'paragraph': re.compile(rb'[^\r\n]+(?:\r?\n[^\r\n]+)*'),
   # A line of CSV, which goes on while a quotation mark is open.
@@ -34,6 +36,7 @@ UNITS = {
 
 
 _SOLID = re.compile(rb'\S')
+_CELL = re.compile(rb'\S|\t')
 _BLOCK = 2**22  # bytes looked at together
 
 
@@ -214,5 +217,6 @@ def _find(data: bytes | mmap.mmap, unit: str, first: int) -> Iterator[tuple[int,
   """Yields the start and stop of each piece from the byte `first` on."""
   for match in UNITS[unit].finditer(data, first):
     # Sought and not cut out: a line may be a gigabyte.
-    if unit == 'every line' or _SOLID.search(data, *match.span()):
+    solid = _CELL if unit == 'row' else _SOLID
+    if unit == 'every line' or solid.search(data, *match.span()):
       yield match.span()

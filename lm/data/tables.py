@@ -14,7 +14,7 @@ from lm.data.examples import Example
 from lm.data.pieces import Pieces, suffix
 from lm.errors import UserError, nearest
 
-_UNITS = {'.tsv': 'line', '.csv': 'record', '.jsonl': 'line'}
+_UNITS = {'.tsv': 'row', '.csv': 'record', '.jsonl': 'line'}
 
 
 def table(
@@ -175,9 +175,10 @@ class Table(Sequence):
       strings.append(value if isinstance(value, str) else json.dumps(value))
     return self._join.join(string for string in strings if string.strip())
 
-  def _number(self, value: str, index: int) -> float:
+  def _number(self, value: str | list[str], index: int) -> float:
     try:
-      number = float(value)
+      # Python takes '1_000' for a number, and nobody else does.
+      number = float(value) if isinstance(value, str) and '_' not in value else math.nan
     except ValueError:
       number = math.nan
     if not math.isfinite(number):
