@@ -1,6 +1,7 @@
 """The command line: verbs, their arguments, and what each does."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -141,7 +142,7 @@ def _start(args: argparse.Namespace, command: list[str], settings: Settings, gcl
 
 def _lines(file: str) -> list[str]:
   try:
-    with open(file, encoding='utf-8') as f:
+    with open(os.path.expanduser(file), encoding='utf-8') as f:
       lines = [line.strip() for line in f]
   except OSError as e:
     raise Stop(f'--set-file={file} cannot be read ({e})') from e

@@ -98,7 +98,7 @@ def read(path: str) -> Settings:
     Stop: it is not there, or a line, key or value is wrong: the line names file, line and key.
   """
   try:
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    lines = pathlib.Path(path).expanduser().read_text(encoding='utf-8').splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise Stop(f'--env={path} cannot be read ({e}); copy tpu_scripts/env.example') from e
   given: dict[str, str] = {}

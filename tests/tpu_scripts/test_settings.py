@@ -120,3 +120,13 @@ def test_zones(cloud, zone, is_one):
   else:
     with pytest.raises(Stop, match=f"ZONE='{zone}' is wrong; it is a zone"):
       settings.read(str(cloud.env))
+
+
+def test_files_of_settings_begin_at_the_home(cloud, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(cloud.folder))
+  assert settings.read(f'~/{cloud.env.name}')['NAME'] == 'my-slice'
+  (cloud.folder / 'set.env').write_text('COLOR=blue\n')
+  assert (
+    cloud.run('launch', 'a', '--no-preflight', '--dry-run', '--set-file=~/set.env', '--', 'x') == 0
+  )
+  assert 'COLOR=blue' in capsys.readouterr().out
