@@ -13,6 +13,7 @@ class Computed(Sequence):
   Attributes:
     fingerprint: a string that changes whenever the examples do.
     place: says where the example at a position is from, for errors; None where that is no file.
+    note: what was left out of the files, '' for nothing.
   """
 
   def __init__(
@@ -21,11 +22,13 @@ class Computed(Sequence):
     make: Callable[[int], Example],
     fingerprint: str,
     place: Callable[[int], str] | None = None,
+    note: str = '',
   ):
     self._indices = range(size)
     self._make = make
     self.fingerprint = fingerprint
     self.place = place
+    self.note = note
 
   def __len__(self) -> int:
     return len(self._indices)

@@ -193,7 +193,8 @@ def _tokens(
         else _nothing(data, source_path, split, len(source))
       )
     if task is not None:
-      counts['note'] = features.note(task, counts)
+      notes = (getattr(source, 'note', ''), features.note(task, counts))
+      counts['note'] = '; '.join(filter(None, notes))
     return counts | {'shaped_by': shaped_by}
 
   name = f'{"tokens" if task is None else "features"}-{cache.digest(shaped_by)}'

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lm.data.sources import table
+from lm.data.sources import parallel, table
 from lm.errors import UserError
 
 COLUMNS = {'text': 'text', 'label': 'label'}
@@ -154,3 +154,13 @@ def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(write):
   assert len(table('train', write(content), COLUMNS)) == 3
   kept = table('train', write(content), COLUMNS, empty='skip')
   assert [e['text'] for e in kept] == ['a', 'b']
+
+
+def test_rows_that_are_left_out_are_counted(write):
+  content = 'text\tlabel\na\t1\n\t2\nb\t0\n'
+  note = '1 rows with an empty field are left out'
+  assert table('train', write(content), COLUMNS, empty='skip').note == note
+  assert table('train', write('text\tlabel\na\t1\n'), COLUMNS, empty='skip').note == ''
+  file = write('one\n\ntwo\n', 'a.de')
+  pairs = parallel('train', source=file, target=file, empty='skip')
+  assert pairs.note == '1 pairs with a blank side are left out'
