@@ -11,7 +11,8 @@ import concurrent.futures
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -19,6 +20,7 @@ import tokenizers
 from lm import spec
 from lm.data.pair_rows import PairRows
 from lm.data.rows import FeatureRows, Rows
+from lm.errors import UserError
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
 AnyRows = Rows | FeatureRows | PairRows
@@ -49,9 +51,31 @@ def open_transforms(
     transform = spec.resolve(path, key)
     if 'tokenizer' in inspect.signature(transform).parameters:
       transform = spec.call(transform, key, tokenizer=tokenizer)
-    row = spec.call(transform, key, row, np.random.default_rng(0))
+    changed = spec.call(transform, key, dict(row), np.random.default_rng(0))
+    _check_row(changed, row, f'{key}={path!r}')
+    row = changed
     transforms.append(transform)
   return tuple(transforms)
+
+
+def _check_row(changed: Any, row: Mapping[str, np.ndarray], key: str) -> None:
+  """Raises UserError where a transform gives no row, or one that a train step cannot take."""
+  if not isinstance(changed, Mapping):
+    raise UserError(f'{key} gives a {type(changed).__name__}, not the changed row')
+  lost = [name for name in row if name not in changed]
+  if lost:
+    raise UserError(
+      f'{key} drops {", ".join(map(repr, lost))} of a row; return all fields, as in row | {{...}}'
+    )
+  for name, values in changed.items():
+    if not isinstance(values, np.ndarray | np.generic):
+      raise UserError(f'{key} makes {name!r} a {type(values).__name__}, not an array of NumPy')
+    before = row.get(name, values)
+    if (values.shape, values.dtype.kind) != (before.shape, before.dtype.kind):
+      raise UserError(
+        f'{key} makes {name!r} {values.dtype}{values.shape}; it is {before.dtype}{before.shape}, '
+        'and stays so'
+      )
 
 
 def batch_at(

@@ -1,10 +1,25 @@
 """Sequences of examples that are made by position, or all together when the first is read."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lm.errors import UserError
+
 Example = dict[str, Any]
+
+
+def checked(example: Any, key: str) -> Any:
+  """Returns an example once it is known to be a dict; `key` made it.
+
+  Raises:
+    UserError: it is none.
+  """
+  if not isinstance(example, Mapping):
+    raise UserError(
+      f"{key}: an example is {example!r:.60}, not a dict of its fields such as {{'text': ...}}"
+    )
+  return example
 
 
 class Computed(Sequence):

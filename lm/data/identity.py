@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 
 from lm import spec
+from lm.data.examples import checked
 
 FORMAT = 7  # raised whenever the same inputs would be prepared differently
 
@@ -45,7 +46,7 @@ def _content(source: Sequence[dict]) -> str:
   """Returns a digest of all examples, for a source that does not say what it holds."""
   digest = hashlib.sha256()
   for i in range(len(source)):
-    for key, value in sorted(source[i].items()):
+    for key, value in sorted(checked(source[i], 'data.source').items()):
       # The text of a long array is cut short.
       data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
       digest.update(f'{i} {key} {len(data)} '.encode() + data)
