@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from lm import spec
-from lm.data import cache, features, identity, packing, pair_rows, tokenise, workers
+from lm.data import cache, features, identity, module_code, packing, pair_rows, tokenise, workers
 from lm.data.batches import AnyRows
 from lm.data.progress import Progress, quiet, show_progress
 from lm.data.rows import FeatureRows, Rows
@@ -45,9 +45,9 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   """
   train = spec.section(data['tokenizer'], 'data.tokenizer')
   source = tokenise.open_source(data['source'], data['train'])
-  leaves = {key: identity.with_file(value) for key, value in data['tokenizer'].items()}
+  leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
   shaped_by = identity.corpus(data, data['source'], data['train'], source)
-  shaped_by |= {'tokenizer': leaves, 'tokenizer code': identity.code([leaves['fn']])}
+  shaped_by |= {'tokenizer': leaves, 'tokenizer code': module_code.of_values(leaves)}
 
   specials: tuple[str, ...] = tuple(data['specials'])
   texts_of: Callable[[Example], list[str]] = tokenise.texts_of
@@ -122,7 +122,7 @@ def rows(
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:
     pack = spec.resolve(data['pack'], 'data.pack')
-    shaped_by |= {'pack': data['pack'], 'code': identity.code([data['pack']])}
+    shaped_by |= {'pack': data['pack'], 'code': module_code.of_values(data['pack'])}
   else:
     shaped_by |= {'reserve': reserve}
 
@@ -227,7 +227,7 @@ def _task_shape(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
   """Returns what of a task shapes its artefacts."""
   functions = [data['task'], data['convert']]
   shape = {key: _plain(data[key]) for key in keys}
-  return {'task': shape, 'task code': identity.code(functions)}
+  return {'task': shape, 'task code': module_code.of_values(functions)}
 
 
 def _plain(value: Any) -> Any:
