@@ -85,6 +85,8 @@ def main(argv: list[str]) -> None:
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
   if processes.is_first():
+    if line := evaluators.transforms_line():
+      print(line, file=sys.stderr)
     for name, note in evaluators.notes.items():
       print(f'{name}: {note}', file=sys.stderr)
   found = evaluators.evaluate(params)

@@ -2,6 +2,9 @@
 
   python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
 
+--config.data.transforms changes rows of training alone; an evaluation set takes the transforms that
+--config.eval.sets.NAME.transforms names, by default none.
+
 The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
 usage or config, 75 stopped by SIGTERM with the state saved, 134 another process is lost.
 

@@ -36,9 +36,12 @@ _SMALL = 2**16
 
 
 def open_transforms(
-  paths: Sequence[str], tokenizer: tokenizers.Tokenizer, rows: AnyRows
+  paths: Sequence[str],
+  tokenizer: tokenizers.Tokenizer,
+  rows: AnyRows,
+  section: str = 'data.transforms',
 ) -> tuple[Transform, ...]:
-  """Returns the transforms of a data section, each of them tried on a row.
+  """Returns the transforms of a section of a config, each of them tried on a row.
 
   A function that takes `tokenizer` builds a transform; any other is a transform itself.
 
@@ -47,7 +50,7 @@ def open_transforms(
   """
   row, transforms = rows[0], []
   for i, path in enumerate(paths):
-    key = f'data.transforms[{i}]'
+    key = f'{section}[{i}]'
     transform = spec.resolve(path, key)
     if 'tokenizer' in inspect.signature(transform).parameters:
       transform = spec.call(transform, key, tokenizer=tokenizer)
@@ -122,12 +125,19 @@ def _rows_at(
   for epoch in np.unique(epochs):
     now = epochs == epoch
     indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
-  batch = rows.batch(indices)
+  keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
+  return _changed(rows.batch(indices), transforms, keys)
+
+
+def _changed(
+  batch: NumpyBatch, transforms: Sequence[Transform], keys: Iterable[tuple[int, ...]]
+) -> NumpyBatch:
+  """Returns a batch whose rows are transformed, each by a generator of its key."""
   if not transforms:
     return batch
   changed = [
     _transformed({name: values[b] for name, values in batch.items()}, transforms, key)
-    for b, key in enumerate(zip(itertools.repeat(seed), epochs.tolist(), indices.tolist()))
+    for b, key in enumerate(keys)
   ]
   return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
 
@@ -162,12 +172,18 @@ def train_batches(
       threads.shutdown(wait=False, cancel_futures=True)
 
 
-def eval_batches(rows: AnyRows, batch_size: int, select: Select = _ALL) -> Iterator[NumpyBatch]:
-  """Yields every row once, in order; the last batch is filled up with rows of zeros."""
+def eval_batches(
+  rows: AnyRows, batch_size: int, select: Select = _ALL, transforms: Sequence[Transform] = ()
+) -> Iterator[NumpyBatch]:
+  """Yields every row once, in order; the last batch is filled up with rows of zeros.
+
+  Transforms draw from a generator of the row alone: they change it alike in every evaluation.
+  """
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
-    batch = rows.batch(np.minimum(indices, len(rows) - 1))
     missing = indices >= len(rows)
+    indices = np.minimum(indices, len(rows) - 1)
+    batch = _changed(rows.batch(indices), transforms, [(int(index),) for index in indices])
     for values in batch.values():
       values[missing] = 0
     yield batch

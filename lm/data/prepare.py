@@ -29,6 +29,7 @@ from lm.text.vocabulary import words_of
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 
+_IN_ORDER = 'lm.data.packing:concatenate'  # rows of evaluation
 # What of a data section shapes the features of a task.
 _TASK = ('task', 'convert', 'labels', 'context', 'source_context', 'too_long')
 
@@ -86,19 +87,25 @@ def rows(
   data: Mapping[str, Any],
   split: str,
   tokenizer: tokenizers.Tokenizer,
-  seed: int,
+  seed: int | None,
   progress: Progress | None = None,
   source: str | None = None,
+  transformed: bool = True,
 ) -> AnyRows:
   """Returns a split as rows of tokens or of pairs, prepared or found in the cache.
+
+  Rows of evaluation, which have no seed, are packed in the order of the source by a rule of their
+  own: text is cut every `context` tokens whatever `data.pack` says, so that figures of runs with
+  other seeds, batches and packing compare. Pairs are shuffled always, here by the seed 0.
 
   Args:
     data: the config's data section.
     split: which split of the source.
     tokenizer: turns its text into tokens.
-    seed: orders the documents before they are packed into rows, or the pairs.
+    seed: orders the documents before they are packed into rows, or the pairs; None for evaluation.
     progress: told how many documents of how many are done; None for silence.
     source: import path of a source other than the config's, as for an evaluation set.
+    transformed: whether rows leave the room that `data.reserve` keeps for transforms.
 
   Raises:
     UserError: the section is wrong, or the corpus is.
@@ -112,17 +119,16 @@ def rows(
       'leave one of them empty'
     )
   source = source or data['source']
-  # Transforms lengthen what is trained on alone.
-  trained_on = (source, split) == (data['source'], data['train'])
-  reserve = _reserve(data) if trained_on else 1.0
+  reserve = _reserve(data) if transformed else 1.0
   place, meta = _tokens(data, source, split, tokenizer, progress or quiet)
   if data['count'] is not None:
-    return pair_rows.prepared(data, split, tokenizer, seed, place, meta, progress or quiet)
+    return pair_rows.prepared(data, split, tokenizer, seed or 0, place, meta, progress or quiet)
   shaped_by = {'format': identity.FORMAT, 'tokens': place.name, 'seed': seed}
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:
-    pack = spec.resolve(data['pack'], 'data.pack')
-    shaped_by |= {'pack': data['pack'], 'code': module_code.of_values(data['pack'])}
+    path = _IN_ORDER if seed is None else data['pack']
+    pack = spec.resolve(path, 'data.pack')
+    shaped_by |= {'pack': path, 'code': module_code.of_values(path)}
   else:
     shaped_by |= {'reserve': reserve}
 

@@ -109,12 +109,12 @@ def _question(
   given = _answers(record['answers'], place)
   for answer in given:
     found, wrong = _answer(answer, context, place)
-    if wrong and skipped is None:
-      raise UserError(f"{wrong}; misplaced='skip' leaves such answers out")
-    if wrong:
-      skipped.append(wrong)
-    else:
+    if not wrong:
       answers.append(found)
+    elif skipped is None:
+      raise UserError(f"{wrong}; misplaced='skip' leaves such answers out")
+    else:
+      skipped.append(wrong)
   if given and not answers:
     return None
   question = {'id': str(record['id']), 'context': context, 'question': record['question']}

@@ -87,6 +87,8 @@ def train(
       if note:
         events.write('too_long', set=which, note=note)
         watch.progress.message(f'{which}: {note}')
+    if line := evaluators.transforms_line():
+      watch.progress.message(line)
     for warning in warnings:
       watch.progress.message(f'warning: {warning}')
     if taken is not None:
