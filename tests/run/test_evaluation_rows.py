@@ -56,10 +56,9 @@ def test_figures_do_not_depend_on_seed_packing_or_batch(config):
   assert 'eval/validation/loss' in first
   for changes in ({'seed': 1}, {'seed': 7, 'data.pack': 'lm.data.packing:best_fit'}):
     assert values(config(**changes), params)[0] == first  # bit by bit
-  for changes in ({'batch_size': 3}, {'eval.batch_size': 100}):
-    found, _ = values(config(**changes), params)
-    assert found.keys() == first.keys()
-    np.testing.assert_allclose(list(found.values()), list(first.values()), rtol=1e-5)
+  found, _ = values(config(**{'eval.batch_size': 3}), params)
+  assert found.keys() == first.keys()
+  np.testing.assert_allclose(list(found.values()), list(first.values()), rtol=1e-5)
 
 
 def test_rows_of_evaluation_are_the_file_in_order(config):
