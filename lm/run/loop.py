@@ -33,6 +33,7 @@ def train(
   stop: Stop | NoStop | processes.Stop,
   stop_at: int | None = None,
   profile_steps: int = 0,
+  new_data: bool = False,
 ) -> None:
   """Trains until `config.steps`, or takes up where the workdir stands.
 
@@ -43,6 +44,8 @@ def train(
     stop: asked after every step.
     stop_at: ends the run at this step without touching the schedules.
     profile_steps: how many steps to trace into workdir/profile, from the third one on.
+    new_data: whether a run that is resumed goes on with other training data than before, in the
+      tokens of its own tokenizer.
 
   Raises:
     UserError: something in the config, the data or the workdir is wrong.
@@ -54,7 +57,10 @@ def train(
   check.numbers(config)
   host.keep_compiled(config.data.cache)
   show = prepare.show_progress if processes.is_first() else None
-  tokenizer = prepare.tokenizer(config.data, show)
+  if new_data and (workdir / 'tokenizer.json').is_file():
+    tokenizer = experiment.open_tokenizer(workdir)
+  else:
+    tokenizer = prepare.tokenizer(config.data, show)
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
@@ -70,7 +76,7 @@ def train(
   with alone:
     warnings: list[str] = []
     if processes.is_first():
-      warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content)
+      warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content, new_data)
     _wait_for_record(workdir)
     events = Events(workdir, processes.is_first())
     events.write(
