@@ -121,9 +121,12 @@ def _start(args: argparse.Namespace, command: list[str], settings: Settings, gcl
   for pair in environ:
     if not pair.partition('=')[0].isidentifier() or '=' not in pair:
       raise Stop(f'--set={pair} is no KEY=VALUE')
-    value = pair.partition('=')[2].strip()
-    if value[:1] in _QUOTES or value[-1:] in _QUOTES:
-      raise Stop(f'--set={pair}: no shell reads the value, so its quotation marks would stay')
+    key, _, value = pair.partition('=')
+    if value.strip().startswith(_QUOTES) or value.strip().endswith(_QUOTES):
+      raise Stop(
+        f'{key}={value!r} of --set or --set-file: leave out the quotation marks; no shell takes '
+        'them away'
+      )
   if not args.no_preflight:
     jobs.preflight(settings, job, gcloud.dry)
   if args.verb == 'launch':

@@ -257,7 +257,7 @@ def test_quotation_marks_around_the_value_of_a_variable_are_refused(cloud, capsy
   for given in (f'--set-file={tmp_path / "set.env"}', f'--set=LIBTPU_INIT_ARGS={value}'):
     assert cloud.run('launch', 'first', '--no-preflight', given, '--', 'true') == 2
     err = capsys.readouterr().err
-    assert err.count('\n') == 1 and f'LIBTPU_INIT_ARGS={value}' in err and 'quotation' in err
+    assert err.count('\n') == 1 and f'LIBTPU_INIT_ARGS={value!r}' in err and 'quotation' in err
   assert cloud.calls() == []
 
 
