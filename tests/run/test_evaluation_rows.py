@@ -115,3 +115,14 @@ def test_padding_of_the_last_batch_is_empty_after_transforms(config):
   size = len(rows) - 1
   last = list(batches.eval_batches(rows, size, transforms=(lambda row, rng: row,)))[-1]
   assert last['weights'][0].any() and not last['weights'][1:].any()
+
+
+@pytest.mark.parametrize('classes', [1, 2, 4])
+def test_a_model_has_as_many_classes_as_there_are_labels(classes):
+  config = configs.base()
+  config.model = configs.encoder(depth=1, d_model=16, heads=2, context=128)
+  config.data.labels = ('a', 'b', 'c')
+  assert build.model(config, 9).classes == 3
+  config.model.classes = classes
+  with pytest.raises(UserError, match=f'model.classes={classes}, but data.labels names 3'):
+    build.model(config, 9)
