@@ -74,6 +74,23 @@ def of_values(value: Any) -> dict[str, str]:
   return dict(sorted(digests.items()))
 
 
+def files_beside(module: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the files in a module's folder that its string literals name, by relative path.
+
+  Large ones are left out.
+  """
+  _, _, strings = _read(module, module.stat().st_mtime_ns)
+  found = {}
+  for name in strings:
+    relative = pathlib.PurePath(name)
+    if not name.isprintable() or len(name) > _LONGEST or {'..', '/'} & set(relative.parts):
+      continue
+    file = module.parent / relative
+    if os.path.isfile(file) and file.stat().st_size <= _LARGE:
+      found[name] = file
+  return found
+
+
 def _strings(value: Any) -> Iterator[str]:
   if isinstance(value, str):
     yield value

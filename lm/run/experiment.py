@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import traceback
@@ -17,6 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from lm import spec
 from lm.config import follow
+from lm.data import module_code
 from lm.errors import UserError, nearest
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
@@ -173,6 +175,12 @@ def record(
   folder.mkdir(parents=True, exist_ok=True)
   for name, text in sources.items():
     (folder / name).write_text(text)
+  # Without what its steps read, the workdir could not prepare the same data again.
+  beside = pathlib.Path(path_and_arg.partition(':')[0]).parent
+  for name in sources:
+    for relative, file in module_code.files_beside(beside / name).items():
+      (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(file, folder / relative)
   _record_commit(folder)
   tokenizer.save(str(workdir / 'tokenizer.json'))
   _write_data(workdir, config, content, [])

@@ -1,10 +1,12 @@
 """A workdir names its training data; a run goes on with other data where it is asked to."""
 
 import json
+import sys
 
 import pytest
 
 from lm import config as configs
+from lm.data import module_code
 from lm.errors import UserError
 from lm.run import experiment
 from lm.text import tokenizers
@@ -94,3 +96,29 @@ def test_a_workdir_of_before_names_its_data_too(workdir):
   assert record(workdir, config_of(), 'abc') == []
   record(workdir, config_of(), 'abd', new_data=True)
   assert json.loads((workdir / 'data.json').read_text())['before'] == [{'train': 'abc'}]
+
+
+def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
+  folder = tmp_path / 'experiments'
+  (folder / 'lists').mkdir(parents=True)
+  (folder / 'keeps_files.py').write_text(
+    "import pathlib\nSTOP = pathlib.Path(__file__).with_name('stop.txt')\n"
+    "MORE = ('lists/a.txt', 'absent.txt', '../outside.txt', 'lists')\n"
+    "def get_config(arg=''):\n  from lm.config import base\n  return base()\n"
+    'def step(examples): return examples\n'
+  )
+  for name in ('stop.txt', 'lists/a.txt', '../outside.txt', 'other.txt'):
+    (folder / name).write_text(name)
+  path = f'{folder}/keeps_files.py'
+  config = experiment.load(path)
+  before = module_code.of_values('keeps_files:step')
+  experiment.record(config, path, tokenizers.bytes([]), tmp_path / 'run', 'abc')
+  kept = {str(p.relative_to(tmp_path / 'run/source')) for p in (tmp_path / 'run').rglob('*.txt')}
+  assert kept - {'commit.txt'} == {'stop.txt', 'lists/a.txt'}
+  # What is prepared is found again from the workdir.
+  experiment.open_workdir(tmp_path / 'run')
+  sys.modules.pop('keeps_files', None)
+  found = module_code.of_values('keeps_files:step')
+  del before['file ../outside.txt']
+  assert found == before
+  experiment.use_folder(tmp_path)
