@@ -5,9 +5,8 @@ import pathlib
 import re
 
 import pytest
-from absl import flags
+from in_process import mistake
 
-from lm import vectors
 from lm.errors import UserError
 from lm.run import cli, ensemble, experiment, files, tagger
 
@@ -43,9 +42,15 @@ def test_a_config_begins_at_the_home(home):
   experiment.use_folder(home.parent)
 
 
-def test_files_of_programs_begin_at_the_home(home, monkeypatch):
-  monkeypatch.setattr(flags.FLAGS['out'], '_value', '~/vectors.txt')
-  assert vectors._out('vectors.txt') == home / 'vectors.txt'
+def test_files_of_programs_begin_at_the_home(home):
+  (home / 'folder').mkdir()
+  for program, *arguments in (
+    ('evaluate', '--workdir=x', '--predictions=~/folder'),
+    ('vectors', 'export', '--workdir=x', '--out=~/folder'),
+  ):
+    line = mistake(program, *arguments)
+    assert 'folder is a directory; give the name of a file' in line
+  assert f'--workdir={home}/x: no run there' in mistake('evaluate', '--workdir=~/x')
   # The run that a tagger reads is looked for there too.
   with pytest.raises(UserError, match=re.escape(f'{home}/pos: no run there')):
     tagger.tag(['a'], workdir='~/pos')
