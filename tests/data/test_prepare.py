@@ -70,6 +70,7 @@ CORPUS = """
       os.kill(os.getpid(), signal.SIGKILL)
     yield from examples
 
+  # 'go' is a folder: a file that a step names is a part of what its examples are prepared from.
   def held(examples):
     while not (pathlib.Path(__file__).parent / 'go').exists():
       time.sleep(0.01)
@@ -349,7 +350,7 @@ def test_two_runs_at_once_prepare_the_same(section, tmp_path):
   wait_for_tokens(data['cache'], first)
   second = start(data, tmp_path)
   assert any('waiting for another process' in line for line in second.stderr)
-  (tmp_path / 'go').touch()
+  (tmp_path / 'go').mkdir()
   results = [process.communicate(timeout=60) for process in (first, second)]
   lines = [out.splitlines()[-1] for out, _ in results]
   assert lines[0] == lines[1]
@@ -361,7 +362,7 @@ def test_a_run_killed_while_preparing_leaves_what_the_next_can_use(section, tmp_
   wait_for_tokens(data['cache'], killed)
   killed.send_signal(signal.SIGKILL)
   killed.communicate(timeout=60)
-  (tmp_path / 'go').touch()
+  (tmp_path / 'go').mkdir()
   rows = prepare.rows(data, 'train', BYTES, 0)
   assert documents(rows) == [line(i) for i in range(1000)]
   assert not list(pathlib.Path(data['cache']).glob('*.partial'))
@@ -379,7 +380,7 @@ def test_workers_end_with_their_parent(section, tmp_path):
     time.sleep(0.05)
   parent.send_signal(signal.SIGKILL)
   parent.wait(timeout=60)
-  (tmp_path / 'go').touch()
+  (tmp_path / 'go').mkdir()
   parent.communicate(timeout=60)
   assert len(children) == 2
   while any(map(alive, children)) and time.monotonic() < deadline:
