@@ -37,8 +37,10 @@ def base() -> ConfigDict:
       'context': 128,  # tokens in a row, or pairs of neighbours
       'source_context': 128,  # tokens in a row of an encoder beside, where there is one
       'too_long': 'error',  # what becomes of an example longer than a row: error, truncate, skip
-      'pack': 'lm.data.packing:concatenate',
-      'transforms': (),  # import paths of read-time changes: (row, rng) -> row, or their builders
+      'pack': 'lm.data.packing:concatenate',  # of training; evaluation is packed in file order
+      # Import paths of read-time changes of training rows: (row, rng) -> row, or their builders.
+      # Rows of evaluation take those of eval.sets.NAME.transforms.
+      'transforms': (),
       'reserve': 1.0,  # times its size that an example takes up, for transforms that lengthen it
       'cache': '',  # directory; empty for $LM_CACHE or ~/.cache/lm
       'workers': 0,  # processes that prepare; 0 for one a core
@@ -143,6 +145,7 @@ def evaluation(
   source: str = '',
   metrics: tuple[str, ...] = ('lm.metrics.tokens:language_model',),
   scores: tuple[str, ...] = (),
+  transforms: tuple[str, ...] = (),
 ) -> ConfigDict:
   """Returns an evaluation set: a split of `source`, or, when empty, of the training source."""
   return ConfigDict(
@@ -151,6 +154,7 @@ def evaluation(
       'source': source,
       'metrics': metrics,  # exact means over all targets
       'scores': scores,  # corpus metrics of predictions, such as BLEU
+      'transforms': transforms,  # read-time changes of its rows; data.transforms are none of them
       'limit': 0,  # examples that predictions are made for, the first ones; 0 for all
     }
   )

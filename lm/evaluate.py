@@ -12,7 +12,6 @@ Several processes, as of lm.train, share the rows of each batch; process 0 print
 """
 
 import math
-import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from absl import flags
 
 from lm.errors import UserError
 from lm.run import cli, join, processes
+from lm.text.files import expand
 
 if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
@@ -46,9 +46,10 @@ def main(argv: list[str]) -> None:
   if penalty is not None and not math.isfinite(penalty):
     raise UserError(f'--length_penalty={penalty} is not a finite number')
   file = flags.FLAGS.predictions
-  if file is not None and not pathlib.Path(file).absolute().parent.is_dir():
+  out = None if file is None else expand(file, '--predictions')
+  if out is not None and not out.absolute().parent.is_dir():
     raise UserError(f'--predictions={file}: there is no such directory')
-  if file is not None and pathlib.Path(file).is_dir():
+  if out is not None and out.is_dir():
     raise UserError(f'--predictions={file} is a directory; give the name of a file')
   several = join.start(join.settings())
   import jax
@@ -84,15 +85,17 @@ def main(argv: list[str]) -> None:
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
   if processes.is_first():
+    if line := evaluators.transforms_line():
+      print(line, file=sys.stderr)
     for name, note in evaluators.notes.items():
       print(f'{name}: {note}', file=sys.stderr)
   found = evaluators.evaluate(params)
   if not processes.is_first():
     return
-  if file is not None:
+  if out is not None:
     sets = found.examples.items()
     content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
-    files.replace(pathlib.Path(file), content)
+    files.replace(out, content)
   notes = {'notes': found.notes} if found.notes else {}
   which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}
   print(cli.json_line(which | found.values | notes))

@@ -18,12 +18,15 @@ def main(argv: list[str]) -> None:
   check.numbers(config)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
-  sets = {'train': (config.data.train, '')}
-  sets |= {f'eval.sets.{name}': (s.split, s.source) for name, s in config.eval.sets.items()}
+  sets = {'train': (config.data.train, '', config.seed, True)}
+  sets |= {
+    f'eval.sets.{name}': (s.split, s.source, None, bool(s.get('transforms')))
+    for name, s in config.eval.sets.items()
+  }
   unit = 'tokens' if config.data.count is None else 'pairs'
-  for name, (split, source) in sets.items():
+  for name, (split, source, seed, transformed) in sets.items():
     rows = prepare.rows(
-      config.data, split, tokenizer, config.seed, prepare.show_progress, source=source or None
+      config.data, split, tokenizer, seed, prepare.show_progress, source or None, transformed
     )
     print(
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '

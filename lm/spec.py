@@ -29,7 +29,7 @@ def resolve(path: str, key: str) -> Callable:
   Raises:
     UserError: the path is malformed, names nothing, or binds an argument that is not taken.
   """
-  module_name, name, kwargs = _parse(path, key)
+  module_name, name, kwargs = parse(path, key)
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as e:
@@ -121,7 +121,12 @@ def _hints(fn: Callable) -> dict[str, Any]:
     return getattr(target, '__annotations__', {})
 
 
-def _parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
+def parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
+  """Returns module, name and literal arguments of an import path; imports nothing.
+
+  Raises:
+    UserError: the path is malformed.
+  """
   wanted = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
   module_name, colon, expression = path.partition(':') if isinstance(path, str) else ('', '', '')
   if not colon or not all(part.isidentifier() for part in module_name.split('.')):

@@ -2,8 +2,12 @@
 
   python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
 
-The same command again goes on from the newest checkpoint. Exit codes: 0 done, 1 failed, 2 wrong
-usage or config, 75 stopped by SIGTERM with the state saved, 134 another process is lost.
+--config.data.transforms changes rows of training alone; an evaluation set takes the transforms that
+--config.eval.sets.NAME.transforms names, by default none.
+
+The same command again goes on from the newest checkpoint. It refuses other training data than
+before, unless --new_data asks for it. Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75
+stopped by SIGTERM with the state saved, 134 another process is lost.
 
 Several processes train as one: the same command on every host of a TPU slice, under srun, or with
 --coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one saves and
@@ -19,6 +23,7 @@ from lm.run import cli, files, join, memory, processes
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
+flags.DEFINE_bool('new_data', False, 'resume on other training data, with the tokenizer of the run')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
 join.define_flags()
 flags.adopt_module_key_flags(join)
@@ -40,7 +45,7 @@ def main(argv: list[str]) -> None:
   # Imported after the flags are known to be right, because jax takes seconds.
   from lm.run.loop import train
 
-  train(config, path, workdir, stop, stop_at, flags.FLAGS.profile)
+  train(config, path, workdir, stop, stop_at, flags.FLAGS.profile, flags.FLAGS.new_data)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator
 from absl import flags
 
 from lm.errors import UserError, nearest
-from lm.run import cli
+from lm.run import cli, files
+from lm.text.files import expand
 
 _FORMATS = ('word2vec', 'word2vec_binary', 'glove')
 _SCORES = ('add', 'mul')
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
     if flag.present and flag.name not in ('workdir', *taken):
       takes = ', '.join(f'--{other}' for other in ('workdir', *taken))
       raise UserError(f'{name} takes no --{flag.name}; it takes {takes}')
-  run(pathlib.Path(cli.required('workdir', 'runs/word2vec_quickstart')), words)
+  run(files.workdir(cli.required('workdir', 'runs/word2vec_quickstart')), words)
 
 
 def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
@@ -130,7 +131,7 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
   _check_no_words(words)
   _check_choice('format', _FORMATS)
-  file = cli.required('file', 'vectors.txt')
+  file = expand(cli.required('file', 'vectors.txt'), '--file')
   from lm.run.files import check_free
   from lm.text import vector_files
 
@@ -159,7 +160,7 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
   if flags.FLAGS.words < 1:
     raise UserError(f'--words={flags.FLAGS.words} is not a positive number')
   out = _out('map.html')
-  from lm.run import files, record, report, sections, word_map
+  from lm.run import record, report, sections, word_map
   from lm.run.word_vectors import of_run
 
   vectors = of_run(workdir, flags.FLAGS.step)
@@ -210,7 +211,7 @@ def _check_no_words(words: list[str]) -> None:
 
 def _out(example: str) -> pathlib.Path:
   """Returns the file to write, once it could be one."""
-  out = pathlib.Path(cli.required('out', example))
+  out = expand(cli.required('out', example), '--out')
   if out.is_dir():
     raise UserError(f'--out={out} is a directory; give the name of a file')
   if not out.absolute().parent.is_dir():

@@ -1,6 +1,7 @@
 """The command line: verbs, their arguments, and what each does."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,8 @@ from tpu_scripts.errors import AGAIN, GAVE_UP, LOST, Stop
 from tpu_scripts.gcloud import Gcloud
 from tpu_scripts.settings import Settings, read
 from tpu_scripts.states import GONE, NOT_FOUND, told
+
+_QUOTES = ('"', "'")
 
 VERBS = {
   'create': 'makes the machines and waits for them; made already, it does nothing',
@@ -118,6 +121,12 @@ def _start(args: argparse.Namespace, command: list[str], settings: Settings, gcl
   for pair in environ:
     if not pair.partition('=')[0].isidentifier() or '=' not in pair:
       raise Stop(f'--set={pair} is no KEY=VALUE')
+    key, _, value = pair.partition('=')
+    if value.strip().startswith(_QUOTES) or value.strip().endswith(_QUOTES):
+      raise Stop(
+        f'{key}={value!r} of --set or --set-file: leave out the quotation marks; no shell takes '
+        'them away'
+      )
   if not args.no_preflight:
     jobs.preflight(settings, job, gcloud.dry)
   if args.verb == 'launch':
@@ -136,7 +145,7 @@ def _start(args: argparse.Namespace, command: list[str], settings: Settings, gcl
 
 def _lines(file: str) -> list[str]:
   try:
-    with open(file, encoding='utf-8') as f:
+    with open(os.path.expanduser(file), encoding='utf-8') as f:
       lines = [line.strip() for line in f]
   except OSError as e:
     raise Stop(f'--set-file={file} cannot be read ({e})') from e

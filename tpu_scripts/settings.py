@@ -15,7 +15,7 @@ WORD = r'[A-Za-z0-9._-]*'
 # Each key -> (what its value must look like, its default or None where it has none, in words).
 KEYS = {
   'PROJECT': (r'[a-z][a-z0-9.:-]+', None, "the project's id, as in my-project"),
-  'ZONE': (r'[a-z]+-[a-z]+[0-9]+-[a-z]', None, 'a zone, as in us-central1-a'),
+  'ZONE': (r'[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]', None, 'a zone, as in us-central1-a'),
   'NAME': (NAME, None, 'at most 40 lower-case letters, digits and dashes'),
   'ACCELERATOR_TYPE': (r'[a-z0-9]+-[0-9x]+', None, 'a type, as in v5litepod-16'),
   'CAPACITY': (r'on-demand|spot|reserved', None, 'on-demand, spot or reserved'),
@@ -98,7 +98,7 @@ def read(path: str) -> Settings:
     Stop: it is not there, or a line, key or value is wrong: the line names file, line and key.
   """
   try:
-    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    lines = pathlib.Path(path).expanduser().read_text(encoding='utf-8').splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise Stop(f'--env={path} cannot be read ({e}); copy tpu_scripts/env.example') from e
   given: dict[str, str] = {}

@@ -11,7 +11,8 @@ import concurrent.futures
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -19,6 +20,7 @@ import tokenizers
 from lm import spec
 from lm.data.pair_rows import PairRows
 from lm.data.rows import FeatureRows, Rows
+from lm.errors import UserError
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
 AnyRows = Rows | FeatureRows | PairRows
@@ -35,9 +37,12 @@ _SMALL = 2**16
 
 
 def open_transforms(
-  paths: Sequence[str], tokenizer: tokenizers.Tokenizer, rows: AnyRows
+  paths: Sequence[str],
+  tokenizer: tokenizers.Tokenizer,
+  rows: AnyRows,
+  section: str = 'data.transforms',
 ) -> tuple[Transform, ...]:
-  """Returns the transforms of a data section, each of them tried on a row.
+  """Returns the transforms of a section of a config, each of them tried on a row.
 
   A function that takes `tokenizer` builds a transform; any other is a transform itself.
 
@@ -46,13 +51,35 @@ def open_transforms(
   """
   row, transforms = rows[0], []
   for i, path in enumerate(paths):
-    key = f'data.transforms[{i}]'
+    key = f'{section}[{i}]'
     transform = spec.resolve(path, key)
     if 'tokenizer' in inspect.signature(transform).parameters:
       transform = spec.call(transform, key, tokenizer=tokenizer)
-    row = spec.call(transform, key, row, np.random.default_rng(0))
+    changed = spec.call(transform, key, dict(row), np.random.default_rng(0))
+    _check_row(changed, row, f'{key}={path!r}')
+    row = changed
     transforms.append(transform)
   return tuple(transforms)
+
+
+def _check_row(changed: Any, row: Mapping[str, np.ndarray], key: str) -> None:
+  """Raises UserError where a transform gives no row, or one that a train step cannot take."""
+  if not isinstance(changed, Mapping):
+    raise UserError(f'{key} gives a {type(changed).__name__}, not the changed row')
+  lost = [name for name in row if name not in changed]
+  if lost:
+    raise UserError(
+      f'{key} drops {", ".join(map(repr, lost))} of a row; return all fields, as in row | {{...}}'
+    )
+  for name, values in changed.items():
+    if not isinstance(values, np.ndarray | np.generic):
+      raise UserError(f'{key} makes {name!r} a {type(values).__name__}, not an array of NumPy')
+    before = row.get(name, values)
+    if (values.shape, values.dtype.kind) != (before.shape, before.dtype.kind):
+      raise UserError(
+        f'{key} makes {name!r} {values.dtype}{values.shape}; it is {before.dtype}{before.shape}, '
+        'and stays so'
+      )
 
 
 def batch_at(
@@ -99,12 +126,19 @@ def _rows_at(
   for epoch in np.unique(epochs):
     now = epochs == epoch
     indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
-  batch = rows.batch(indices)
+  keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
+  return _changed(rows.batch(indices), transforms, keys)
+
+
+def _changed(
+  batch: NumpyBatch, transforms: Sequence[Transform], keys: Iterable[tuple[int, ...]]
+) -> NumpyBatch:
+  """Returns a batch whose rows are transformed, each by a generator of its key."""
   if not transforms:
     return batch
   changed = [
     _transformed({name: values[b] for name, values in batch.items()}, transforms, key)
-    for b, key in enumerate(zip(itertools.repeat(seed), epochs.tolist(), indices.tolist()))
+    for b, key in enumerate(keys)
   ]
   return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
 
@@ -139,12 +173,18 @@ def train_batches(
       threads.shutdown(wait=False, cancel_futures=True)
 
 
-def eval_batches(rows: AnyRows, batch_size: int, select: Select = _ALL) -> Iterator[NumpyBatch]:
-  """Yields every row once, in order; the last batch is filled up with rows of zeros."""
+def eval_batches(
+  rows: AnyRows, batch_size: int, select: Select = _ALL, transforms: Sequence[Transform] = ()
+) -> Iterator[NumpyBatch]:
+  """Yields every row once, in order; the last batch is filled up with rows of zeros.
+
+  Transforms draw from a generator of the row alone: they change it alike in every evaluation.
+  """
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
-    batch = rows.batch(np.minimum(indices, len(rows) - 1))
     missing = indices >= len(rows)
+    indices = np.minimum(indices, len(rows) - 1)
+    batch = _changed(rows.batch(indices), transforms, [(int(index),) for index in indices])
     for values in batch.values():
       values[missing] = 0
     yield batch

@@ -62,6 +62,8 @@ class ParquetColumn(Sequence):
     self._groups = [
       (f, g) for f, sizes in zip(files, counts, strict=True) for g in range(len(sizes))
     ]
+    firsts = itertools.accumulate(map(sum, counts), initial=0)
+    self._firsts = dict(zip(files, firsts, strict=False))  # the first row of each file
     self._starts = [0, *itertools.accumulate(itertools.chain.from_iterable(counts))]
     self._rows = rows
     self.fingerprint = fingerprint(files)
@@ -73,9 +75,14 @@ class ParquetColumn(Sequence):
     row = self._rows[index]
     group = bisect.bisect_right(self._starts, row) - 1
     file, group_in_file = self._groups[group]
-    value = _read(file, group_in_file, self._column)[row - self._starts[group]].as_py()
+    place = f'data.source: {file}: row {row - self._firsts[file]} (from 0) of {self._column!r}'
+    found = _read(file, group_in_file, self._column)[row - self._starts[group]]
+    try:
+      value = found.as_py()
+    except UnicodeDecodeError as e:
+      raise UserError(f'{place} is not UTF-8 at byte {e.start}') from e
     if not isinstance(value, str):
-      raise UserError(f'data.source: {file}: row {row} of column {self._column!r} is {value!r}')
+      raise UserError(f'{place} is {value!r}, not a string')
     return {'text': value}
 
 
@@ -90,6 +97,10 @@ def _row_groups(file: pathlib.Path, column: str) -> list[int]:
     there = ', '.join(map(repr, schema.names))
     near = nearest(column, schema.names)
     raise UserError(f'data.source: {file}: no column {column!r}{near}; there is {there}')
+  if (times := schema.names.count(column)) > 1:
+    raise UserError(
+      f'data.source: {file}: {times} columns are named {column!r}; rename all but one'
+    )
   kind = schema.field(column).type
   if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
     raise UserError(f'data.source: {file}: column {column!r} holds {kind}, not strings')
@@ -98,5 +109,9 @@ def _row_groups(file: pathlib.Path, column: str) -> list[int]:
 
 @functools.lru_cache(maxsize=2)
 def _read(file: pathlib.Path, group: int, column: str) -> pyarrow.ChunkedArray:
-  with pyarrow.parquet.ParquetFile(file) as table:
-    return table.read_row_group(group, columns=[column]).column(0)
+  try:
+    with pyarrow.parquet.ParquetFile(file) as table:
+      return table.read_row_group(group, columns=[column]).column(0)
+  except (pyarrow.ArrowException, OSError) as e:
+    said = ' '.join(str(e).split())
+    raise UserError(f'data.source: {file}: row group {group} (from 0) is damaged: {said}') from e

@@ -1,9 +1,6 @@
 """What shapes an artefact of the cache: names, digests of content and of code."""
 
 import hashlib
-import os
-import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -12,6 +9,8 @@ import numpy as np
 import tokenizers
 
 from lm import spec
+from lm.data import module_code
+from lm.data.examples import checked
 
 FORMAT = 8  # raised whenever the same inputs would be prepared differently
 
@@ -31,7 +30,7 @@ def corpus(
     'split': split,
     'fingerprint': getattr(source, 'fingerprint', None) or _content(source),
     'prepare': steps,
-    'code': code([source_path, *steps]),
+    'code': module_code.of_paths([source_path]) | module_code.of_values(steps),
   }
 
 
@@ -45,31 +44,8 @@ def _content(source: Sequence[dict]) -> str:
   """Returns a digest of all examples, for a source that does not say what it holds."""
   digest = hashlib.sha256()
   for i in range(len(source)):
-    for key, value in sorted(source[i].items()):
+    for key, value in sorted(checked(source[i], 'data.source').items()):
       # The text of a long array is cut short.
       data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
       digest.update(f'{i} {key} {len(data)} '.encode() + data)
   return digest.hexdigest()
-
-
-def code(paths: list[str]) -> dict[str, str]:
-  """Returns digests of the modules outside this package that resolved import paths name.
-
-  What lies in this package is covered by FORMAT.
-  """
-  modules = {path.partition(':')[0] for path in paths}
-  return {m: _module_digest(m) for m in sorted(modules) if m.partition('.')[0] != 'lm'}
-
-
-def _module_digest(module: str) -> str:
-  file = pathlib.Path(getattr(sys.modules[module], '__file__', None) or '')
-  return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
-
-
-def with_file(value: Any) -> Any:
-  """Returns a leaf, with a digest of the content if it names a file, such as a tokenizer.json."""
-  if isinstance(value, str):
-    path = pathlib.Path(os.path.expandvars(value)).expanduser()
-    if path.is_file():
-      return [value, hashlib.sha256(path.read_bytes()).hexdigest()]
-  return value

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
   documents: np.ndarray
 
 
-def concatenate(ends: np.ndarray, context: int, seed: int) -> Plan:
+def concatenate(ends: np.ndarray, context: int, seed: int | None) -> Plan:
   """Returns all documents in one stream, in a random order, cut every `context` tokens.
 
   Only the last row has padding; documents are cut wherever a row ends.
@@ -36,9 +36,9 @@ def concatenate(ends: np.ndarray, context: int, seed: int) -> Plan:
   Args:
     ends: (documents,) int64, cumulative numbers of tokens.
     context: T, tokens in a row.
-    seed: of the order.
+    seed: of the order; None for that of the documents as they are.
   """
-  order = np.random.default_rng(seed).permutation(len(ends))
+  order = _order(len(ends), seed)
   begins = np.concatenate([[0], ends[:-1]])
   stream_ends = np.cumsum((ends - begins)[order])
   total = int(stream_ends[-1])
@@ -90,7 +90,9 @@ def best_fit(ends: np.ndarray, context: int, seed: int) -> Plan:
   )
 
 
-def whole(sizes: np.ndarray, capacity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def whole(
+  sizes: np.ndarray, capacity: np.ndarray, seed: int | None
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns rows of whole examples that have a size along each of several axes.
 
   Examples come in a random order, so that those of a row have nothing in common; each goes into the
@@ -99,12 +101,12 @@ def whole(sizes: np.ndarray, capacity: np.ndarray, seed: int) -> tuple[np.ndarra
   Args:
     sizes: (examples, axes), each within the capacity.
     capacity: (axes,).
-    seed: of the order.
+    seed: of the order; None for that of the examples as they are.
 
   Returns:
     (R,) int64, how many examples there are up to the end of each row; and the examples in order.
   """
-  order = np.random.default_rng(seed).permutation(len(sizes))
+  order = _order(len(sizes), seed)
   rooms = np.zeros((_OPEN, len(capacity)), np.int64)
   held: list[list[int]] = [[] for _ in range(_OPEN)]
   rows = []
@@ -120,6 +122,10 @@ def whole(sizes: np.ndarray, capacity: np.ndarray, seed: int) -> tuple[np.ndarra
     held[best].append(int(example))
   rows = [row for row in [*rows, *held] if row]
   return np.cumsum([len(row) for row in rows]), np.concatenate(rows).astype(np.int64)
+
+
+def _order(count: int, seed: int | None) -> np.ndarray:
+  return np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
 
 
 def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:

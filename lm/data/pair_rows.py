@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from lm import spec
-from lm.data import cache, identity
+from lm.data import cache, identity, module_code
 from lm.data.cooccurrence import Corpus, Pairs
 from lm.data.progress import Progress
 from lm.data.rows import ByIndex
@@ -104,7 +104,7 @@ def prepared(
     UserError: `data.count` is wrong, or there is nothing to count.
   """
   count = spec.resolve(data['count'], 'data.count')
-  code = identity.code([data['count']])
+  code = module_code.of_values(data['count'])
   shaped_by = {'format': identity.FORMAT, 'tokens': tokens.name, 'seed': seed}
   shaped_by |= {'count': data['count'], 'code': code}
 

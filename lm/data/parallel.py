@@ -32,8 +32,11 @@ def parallel(
   """
   check_empty(empty)
   sides, lines = _aligned(split, {'source': source, 'target': target}, validation)
+  note = ''
   if empty == 'skip':
-    lines = _filled(sides, lines)
+    filled = _filled(sides, lines)
+    note = _left_out(len(lines) - len(filled))
+    lines = filled
 
   def make(index: int) -> Example:
     return {name: _text(side, lines[index]) for name, side in sides.items()}
@@ -41,7 +44,7 @@ def parallel(
   def place(index: int) -> str:
     return sides['source'].place(lines[index])
 
-  return Computed(len(lines), make, _fingerprint(sides), place)
+  return Computed(len(lines), make, _fingerprint(sides), place, note)
 
 
 def directions(
@@ -81,6 +84,7 @@ def directions(
   chosen = [lines] * len(pairs)
   if empty == 'skip':
     chosen = [_filled({name: sides[name] for name in pair}, lines) for pair in pairs]
+  note = _left_out(len(lines) * len(pairs) - sum(map(len, chosen)))
   starts = np.cumsum([0, *map(len, chosen)])
 
   def make(index: int) -> Example:
@@ -94,7 +98,7 @@ def directions(
       'target_language': target,
     }
 
-  return Computed(int(starts[-1]), make, _fingerprint(sides))
+  return Computed(int(starts[-1]), make, _fingerprint(sides), note=note)
 
 
 def _aligned(
@@ -139,6 +143,10 @@ def _filled(sides: Mapping[str, Pieces], lines: np.ndarray) -> np.ndarray:
   """Returns the lines that are blank on no side."""
   kept = [i for i in lines if not any(side.is_blank(i) for side in sides.values())]
   return np.array(kept, np.int64)
+
+
+def _left_out(pairs: int) -> str:
+  return f'{pairs} pairs with a blank side are left out' if pairs else ''
 
 
 def _text(side: Pieces, line: int) -> str:

@@ -1,20 +1,24 @@
 """Pieces of local files, such as lines, by their byte positions; they are not held in memory.
 
-Files may be gzipped; then they are unpacked in memory.
+Files may be gzipped; then they are unpacked into a temporary file, which is mapped like others.
 """
 
 import array
 import copy
+import errno
 import functools
 import gzip
 import hashlib
 import json
 import mmap
+import os
 import pathlib
 import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,19 +26,23 @@ from lm.errors import UserError, nearest
 from lm.text.files import decode, half_character, text_start
 
 # What a file is cut into. Pieces that are blank are left out, except among 'every line', which
-# are pieces with the line end.
+# are pieces with the line end. Repeats are possessive: else the memory grows with their number.
 UNITS = {
   'file': re.compile(rb'(?s).+'),
   'line': re.compile(rb'[^\r\n]+'),
+  # A line of cells between tabs, which may all be empty.
+  'row': re.compile(rb'[^\r\n]+'),
   'every line': re.compile(rb'[^\n]*\n|[^\n]+'),
-  'paragraph': re.compile(rb'[^\r\n]+(?:\r?\n[^\r\n]+)*'),
+  'paragraph': re.compile(rb'[^\r\n]++(?:\r?\n[^\r\n]++)*+'),
   # A line of CSV, which goes on while a quotation mark is open.
-  'record': re.compile(rb'(?:[^"\r\n]+|"[^"]*(?:"|\Z))+'),
+  'record': re.compile(rb'(?:[^"\r\n]++|"[^"]*+(?:"|\Z))++'),
 }
 
 
 _SOLID = re.compile(rb'\S')
+_CELL = re.compile(rb'\S|\t')
 _BLOCK = 2**22  # bytes looked at together
+LONGEST = 2**31 - 1  # bytes of a text: batches have int32
 
 
 class Pieces(Sequence):
@@ -70,12 +78,18 @@ class Pieces(Sequence):
     return len(self._spans)
 
   def __getitem__(self, index):
+    _, start, stop = self._spans[index].tolist()
+    if stop - start > LONGEST:
+      raise UserError(
+        f'{self.place(index)}: {stop - start:,} bytes, and {LONGEST:,} are the most that are read '
+        'together: divide it into several'
+      )
     data, file, start = self._bytes(index)
     try:
       return decode(data, file, start)
     except UserError:
       # Once more, and with the line, for which all before is read.
-      return decode(data, file, start, 1 + _contents(file)[:start].count(b'\n'))
+      return decode(data, file, start, 1 + _line_ends(_contents(file), start))
 
   def file_of(self, index: int) -> pathlib.Path:
     """Returns the file that a piece is from."""
@@ -84,7 +98,7 @@ class Pieces(Sequence):
   def place(self, index: int, line: int = 0) -> str:
     """Returns 'FILE, line N' of a piece, or of a line of it, for errors."""
     file_index, start, _ = self._spans[index].tolist()
-    before = _contents(self.files[file_index])[:start].count(b'\n')
+    before = _line_ends(_contents(self.files[file_index]), start)
     return f'{self.files[file_index]}, line {before + 1 + line}'
 
   def json_object(self, index: int, keys: Iterable[str]) -> dict[str, Any]:
@@ -191,7 +205,7 @@ def suffix(file: pathlib.Path) -> str:
 
 
 def _contents(file: pathlib.Path) -> bytes | mmap.mmap:
-  """Returns the bytes of a file: mapped, or, if gzipped, unpacked in memory."""
+  """Returns the bytes of a file, mapped; if it is gzipped, those that it is unpacked to."""
   return _load(file, file.stat().st_mtime_ns)
 
 
@@ -199,20 +213,49 @@ def _contents(file: pathlib.Path) -> bytes | mmap.mmap:
 def _load(file: pathlib.Path, modified: int) -> bytes | mmap.mmap:
   try:
     if file.suffix == '.gz':
-      return gzip.decompress(file.read_bytes())
-    if not file.stat().st_size:
-      return b''  # which cannot be mapped
+      return _unpacked(file)
     with file.open('rb') as f:
-      return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+      return _mapped(f)
   except (EOFError, gzip.BadGzipFile, zlib.error) as e:
     raise UserError(f'{file} is not an intact gzip file: {e}') from e
   except OSError as e:
     raise UserError(f'data.source: files: {file}: {e.strerror}') from e
 
 
+def _unpacked(file: pathlib.Path) -> bytes | mmap.mmap:
+  """Returns what is packed in a gzip file, of which no more than a block is in memory."""
+  folder = tempfile.gettempdir()
+  with tempfile.TemporaryFile() as unpacked:
+    try:
+      with gzip.open(file) as packed:
+        shutil.copyfileobj(packed, unpacked, _BLOCK)
+      unpacked.flush()
+    except OSError as e:
+      if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise
+      raise UserError(
+        f'{file}: unpacked it does not fit into {folder} ({e.strerror} after {unpacked.tell():,} '
+        'bytes); the variable TMPDIR names another folder'
+      ) from e
+    return _mapped(unpacked)
+
+
+def _mapped(file: IO[bytes]) -> bytes | mmap.mmap:
+  if not os.fstat(file.fileno()).st_size:
+    return b''  # which cannot be mapped
+  return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _line_ends(data: bytes | mmap.mmap, stop: int) -> int:
+  """Returns how many lines end before the byte `stop`; no more than a block is copied."""
+  starts = range(0, stop, _BLOCK)
+  return sum(data[start : min(start + _BLOCK, stop)].count(b'\n') for start in starts)
+
+
 def _find(data: bytes | mmap.mmap, unit: str, first: int) -> Iterator[tuple[int, int]]:
   """Yields the start and stop of each piece from the byte `first` on."""
   for match in UNITS[unit].finditer(data, first):
     # Sought and not cut out: a line may be a gigabyte.
-    if unit == 'every line' or _SOLID.search(data, *match.span()):
+    solid = _CELL if unit == 'row' else _SOLID
+    if unit == 'every line' or solid.search(data, *match.span()):
       yield match.span()

@@ -17,10 +17,11 @@ import numpy as np
 import tokenizers
 
 from lm import spec
-from lm.data import cache, features, identity, packing, pair_rows, tokenise, workers
+from lm.data import cache, features, identity, module_code, packing, pair_rows, tokenise, workers
 from lm.data.batches import AnyRows
 from lm.data.progress import Progress, quiet, show_progress
 from lm.data.rows import FeatureRows, Rows
+from lm.data.splits import exactly
 from lm.errors import UserError
 from lm.task import Example
 from lm.text.tokenizers import SEPARATOR, with_specials
@@ -28,6 +29,7 @@ from lm.text.vocabulary import words_of
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 
+_IN_ORDER = 'lm.data.packing:concatenate'  # rows of evaluation
 # What of a data section shapes the features of a task.
 _TASK = ('task', 'convert', 'labels', 'context', 'source_context', 'too_long')
 
@@ -44,9 +46,9 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   """
   train = spec.section(data['tokenizer'], 'data.tokenizer')
   source = tokenise.open_source(data['source'], data['train'])
-  leaves = {key: identity.with_file(value) for key, value in data['tokenizer'].items()}
+  leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
   shaped_by = identity.corpus(data, data['source'], data['train'], source)
-  shaped_by |= {'tokenizer': leaves, 'tokenizer code': identity.code([leaves['fn']])}
+  shaped_by |= {'tokenizer': leaves, 'tokenizer code': module_code.of_values(leaves)}
 
   specials: tuple[str, ...] = tuple(data['specials'])
   texts_of: Callable[[Example], list[str]] = tokenise.texts_of
@@ -85,19 +87,25 @@ def rows(
   data: Mapping[str, Any],
   split: str,
   tokenizer: tokenizers.Tokenizer,
-  seed: int,
+  seed: int | None,
   progress: Progress | None = None,
   source: str | None = None,
+  transformed: bool = True,
 ) -> AnyRows:
   """Returns a split as rows of tokens or of pairs, prepared or found in the cache.
+
+  Rows of evaluation, which have no seed, are packed in the order of the source by a rule of their
+  own: text is cut every `context` tokens whatever `data.pack` says, so that figures of runs with
+  other seeds, batches and packing compare. Pairs are shuffled always, here by the seed 0.
 
   Args:
     data: the config's data section.
     split: which split of the source.
     tokenizer: turns its text into tokens.
-    seed: orders the documents before they are packed into rows, or the pairs.
+    seed: orders the documents before they are packed into rows, or the pairs; None for evaluation.
     progress: told how many documents of how many are done; None for silence.
     source: import path of a source other than the config's, as for an evaluation set.
+    transformed: whether rows leave the room that `data.reserve` keeps for transforms.
 
   Raises:
     UserError: the section is wrong, or the corpus is.
@@ -111,17 +119,16 @@ def rows(
       'leave one of them empty'
     )
   source = source or data['source']
-  # Transforms lengthen what is trained on alone.
-  trained_on = (source, split) == (data['source'], data['train'])
-  reserve = _reserve(data) if trained_on else 1.0
+  reserve = _reserve(data) if transformed else 1.0
   place, meta = _tokens(data, source, split, tokenizer, progress or quiet)
   if data['count'] is not None:
-    return pair_rows.prepared(data, split, tokenizer, seed, place, meta, progress or quiet)
+    return pair_rows.prepared(data, split, tokenizer, seed or 0, place, meta, progress or quiet)
   shaped_by = {'format': identity.FORMAT, 'tokens': place.name, 'seed': seed}
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:
-    pack = spec.resolve(data['pack'], 'data.pack')
-    shaped_by |= {'pack': data['pack'], 'code': identity.code([data['pack']])}
+    path = _IN_ORDER if seed is None else data['pack']
+    pack = spec.resolve(path, 'data.pack')
+    shaped_by |= {'pack': path, 'code': module_code.of_values(path)}
   else:
     shaped_by |= {'reserve': reserve}
 
@@ -129,7 +136,9 @@ def rows(
     if data['task'] is not None:
       sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
       capacity = np.array([data['context'], data['source_context']])
-      sizes = np.minimum(np.ceil(sizes * reserve).astype(np.int64), capacity)
+      # In integers: 10 x 1.1 is 11 and not 12, which it is in binary fractions rounded up.
+      times = exactly(reserve)
+      sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
       row_ends, order = packing.whole(sizes, capacity, seed)
       plan = {'row_ends': row_ends, 'order': order}
     else:
@@ -190,7 +199,8 @@ def _tokens(
         else _nothing(data, source_path, split, len(source))
       )
     if task is not None:
-      counts['note'] = features.note(task, counts)
+      notes = (getattr(source, 'note', ''), features.note(task, counts))
+      counts['note'] = '; '.join(filter(None, notes))
     return counts | {'shaped_by': shaped_by}
 
   name = f'{"tokens" if task is None else "features"}-{cache.digest(shaped_by)}'
@@ -223,7 +233,7 @@ def _task_shape(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
   """Returns what of a task shapes its artefacts."""
   functions = [data['task'], data['convert']]
   shape = {key: _plain(data[key]) for key in keys}
-  return {'task': shape, 'task code': identity.code(functions)}
+  return {'task': shape, 'task code': module_code.of_values(functions)}
 
 
 def _plain(value: Any) -> Any:

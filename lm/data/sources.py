@@ -3,7 +3,8 @@
 Name one in a config as 'lm.data.sources:python_docs', or with arguments as
 "lm.data.sources:text(files='corpus/*.txt', validation=0.1)". A sequence may have a `fingerprint`,
 a string that changes whenever its content does; preparation hashes the content of one that has not;
-and a function `place(index)`, which says in errors where an example is from.
+a function `place(index)`, which says in errors where an example is from; and a `note` on what was
+left out of the files, which is reported where the data has a task.
 
 An example is a dict; its fields say what it can be used for:
 

@@ -5,14 +5,15 @@ corpus, and its last part, the share `validation`, is set aside under that name.
 and has no files is divided by a hash of names.
 """
 
-import glob
+import fractions
 import hashlib
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.errors import UserError, nearest
-from lm.text.files import expand, find
+from lm.text.files import expand, find, matches
 
 _PLACE = '{split}'
 
@@ -43,8 +44,8 @@ def files(split: str, names: str | Sequence[str], key: str) -> list[pathlib.Path
     except UserError as e:
       if _PLACE not in name:
         raise
-      others = glob.glob(str(expand(name.replace(_PLACE, '*'), key)))
-      there = sorted(pathlib.PurePath(other).name for other in others)
+      others = matches(expand(name.replace(_PLACE, '*'), key))
+      there = sorted(other.name for other in others)
       wanted = pathlib.PurePath(name.replace(_PLACE, split)).name
       known = f'{nearest(wanted, there)}; there is {", ".join(map(repr, there))}' if there else ''
       raise UserError(f'{e}{known}') from e
@@ -106,12 +107,17 @@ def bounds(split: str, count: int, validation: float, what: str) -> tuple[int, i
     check(split, ['train'], '; validation=0.1 would set a tenth aside')
     return 0, count
   check(split, ['train', 'validation'])
-  cut = int(count * (1 - validation))
+  cut = count - math.ceil(exactly(validation) * count)
   if not 0 < cut < count:
     raise UserError(
       f'data.source: validation={validation} of {count} {what} leaves a split without any'
     )
   return (0, cut) if split == 'train' else (cut, count)
+
+
+def exactly(number: float) -> fractions.Fraction:
+  """Returns the decimal fraction that a number is written as: 0.2 is 1/5, which no float is."""
+  return fractions.Fraction(str(number))
 
 
 def by_name(split: str, validation: float) -> Callable[[str], bool]:

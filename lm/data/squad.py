@@ -8,13 +8,16 @@ from typing import Any
 from lm.data import splits
 from lm.data.examples import Computed, Example
 from lm.data.pieces import Pieces, fingerprint, read_json, strings, suffix
-from lm.errors import UserError
+from lm.errors import UserError, nearest
 from lm.text.files import half_character
 
+_POLICIES = ('error', 'skip')
 _KEYS = ('id', 'context', 'question', 'answers')
 
 
-def squad(split: str, files: str | Sequence[str], validation: float = 0.0) -> Sequence[Example]:
+def squad(
+  split: str, files: str | Sequence[str], validation: float = 0.0, misplaced: str = 'error'
+) -> Sequence[Example]:
   """Returns {'id', 'context', 'question', 'answers'} for each question.
 
   An answer is {'text', 'start'}, in characters from the beginning of the context; a question that
@@ -27,28 +30,44 @@ def squad(split: str, files: str | Sequence[str], validation: float = 0.0) -> Se
     split: 'train' or, where a part is set aside, 'validation'; any that stands for '{split}'.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     validation: the share of the contexts set aside, the last ones, with all their questions.
+    misplaced: what becomes of an answer that is not where 'answer_start' says: 'error', or 'skip'
+      to leave it out, and with it a question of which no answer is left; how many is reported.
 
   Raises:
     UserError: files that are missing or in another format; an unknown split; a question, a context
       or an answer that is none, or an answer that is not where it is said to be.
   """
+  if misplaced not in _POLICIES:
+    near = nearest(misplaced, _POLICIES)
+    raise UserError(f"data.source: misplaced={misplaced!r}{near}; there is 'error', 'skip'")
   found = splits.files(split, files, 'data.source: files')
-  everything = itertools.chain.from_iterable(map(_questions, found))
+  skipped: list[str] = []
+  everything = itertools.chain.from_iterable(
+    _questions(file, skipped if misplaced == 'skip' else None) for file in found
+  )
   contexts = [list(group) for _, group in itertools.groupby(everything, lambda q: q['context'])]
   start, stop = splits.part(split, files, len(contexts), validation, 'contexts')
   questions = list(itertools.chain.from_iterable(contexts[start:stop]))
+  note = (
+    f'{len(skipped)} misplaced answers are left out, the first: {skipped[0]}' if skipped else ''
+  )
 
   def place(index: int) -> str:
     return f'question {questions[index]["id"]!r:.60}'
 
-  return Computed(len(questions), questions.__getitem__, fingerprint(found), place)
+  return Computed(len(questions), questions.__getitem__, fingerprint(found), place, note)
 
 
-def _questions(file: pathlib.Path) -> Iterator[Example]:
-  """Yields the questions of a file."""
+def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
+  """Yields the questions of a file.
+
+  Misplaced answers are described in `skipped`, where it is a list; else they are errors.
+  """
   try:
     for record in _records(file):
-      yield _question(record, file)
+      question = _question(record, file, skipped)
+      if question is not None:
+        yield question
   except (AttributeError, KeyError, TypeError) as e:
     raise UserError(
       f'{file} is not laid out as SQuAD: data, paragraphs, context, qas in .json; {_KEYS} in each '
@@ -75,8 +94,10 @@ def _records(file: pathlib.Path) -> Iterator[Mapping[str, Any]]:
     raise UserError(f'data.source: {file}: its name ends in none of .json, .jsonl (or with .gz)')
 
 
-def _question(record: Mapping[str, Any], file: pathlib.Path) -> Example:
-  """Returns a question after checking its fields and its answers."""
+def _question(
+  record: Mapping[str, Any], file: pathlib.Path, skipped: list[str] | None
+) -> Example | None:
+  """Returns a question after checking its fields and answers; None if all these are skipped."""
   place = f'{file}: question {record["id"]!r:.60}'
   for key in ('context', 'question'):
     if not isinstance(record[key], str):
@@ -84,7 +105,18 @@ def _question(record: Mapping[str, Any], file: pathlib.Path) -> Example:
   for half in filter(None, map(half_character, strings(dict(record)))):
     raise UserError(f'{place} {half}')
   context = record['context']
-  answers = [_answer(answer, context, place) for answer in _answers(record['answers'], place)]
+  answers = []
+  given = _answers(record['answers'], place)
+  for answer in given:
+    found, wrong = _answer(answer, context, place)
+    if not wrong:
+      answers.append(found)
+    elif skipped is None:
+      raise UserError(f"{wrong}; misplaced='skip' leaves such answers out")
+    else:
+      skipped.append(wrong)
+  if given and not answers:
+    return None
   question = {'id': str(record['id']), 'context': context, 'question': record['question']}
   return question | {'answers': answers}
 
@@ -105,8 +137,8 @@ def _answers(found: Any, place: str) -> list[dict[str, Any]]:
   )
 
 
-def _answer(answer: Mapping[str, Any], context: str, place: str) -> dict[str, Any]:
-  """Returns the text of an answer, and where it starts, once it is found to be there."""
+def _answer(answer: Mapping[str, Any], context: str, place: str) -> tuple[dict[str, Any], str]:
+  """Returns the text of an answer with its start, and what is wrong where it is not there."""
   text, start = answer['text'], answer['answer_start']
   if not isinstance(text, str):
     raise UserError(f"{place}: the 'text' of an answer is {text!r:.60}, not a string")
@@ -114,9 +146,10 @@ def _answer(answer: Mapping[str, Any], context: str, place: str) -> dict[str, An
     raise UserError(
       f"{place}: the 'answer_start' of {text!r:.60} is {start!r:.60}, not a whole number"
     )
+  wrong = ''
   if start < 0 or context[start : start + len(text)] != text or not text:
-    raise UserError(
+    wrong = (
       f'{place}: the answer {text!r:.60} is not at character {start} of its context, where there '
       f'is {context[max(start, 0) :][: len(text)]!r:.60}'
     )
-  return {'text': text, 'start': start}
+  return {'text': text, 'start': start}, wrong

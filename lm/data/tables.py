@@ -14,7 +14,7 @@ from lm.data.examples import Example
 from lm.data.pieces import Pieces, suffix
 from lm.errors import UserError, nearest
 
-_UNITS = {'.tsv': 'line', '.csv': 'record', '.jsonl': 'line'}
+_UNITS = {'.tsv': 'row', '.csv': 'record', '.jsonl': 'line'}
 
 
 def table(
@@ -77,7 +77,10 @@ class Table(Sequence):
 
   Attributes:
     fingerprint: names, sizes and times of the files.
+    note: how many rows `complete` has left out, '' for none.
   """
+
+  note = ''
 
   def __init__(self, pieces: Pieces, columns: Mapping[str, str | Sequence[str]], join: str):
     """Reads the headers.
@@ -115,7 +118,10 @@ class Table(Sequence):
     full = [i for i in range(len(self)) if all(self._fields(i).values())]
     if not full:
       raise UserError(f'data.source: {self._pieces.file_of(0)}: every row has an empty field')
-    return self.select(np.array(full))
+    part = self.select(np.array(full))
+    left_out = len(self) - len(full)
+    part.note = f'{left_out} rows with an empty field are left out' if left_out else ''
+    return part
 
   def place(self, index: int) -> str:
     """Returns 'FILE, line N' of a row, for errors."""
@@ -175,9 +181,10 @@ class Table(Sequence):
       strings.append(value if isinstance(value, str) else json.dumps(value))
     return self._join.join(string for string in strings if string.strip())
 
-  def _number(self, value: str, index: int) -> float:
+  def _number(self, value: str | list[str], index: int) -> float:
     try:
-      number = float(value)
+      # Python takes '1_000' for a number, and nobody else does.
+      number = float(value) if isinstance(value, str) and '_' not in value else math.nan
     except ValueError:
       number = math.nan
     if not math.isfinite(number):

@@ -86,6 +86,7 @@ class TfdsExamples(Sequence):
       raise UserError(f'data.source: {builder.info.full_name}: {e}') from e
     self._fields = fields
     self._features = builder.info.features
+    self._name = f'{builder.info.full_name} {split!r}'
     sizes = f'{part.num_examples} of {builder.info.dataset_size}'
     self.fingerprint = f'{builder.info.full_name} {split} {sizes}'
 
@@ -94,16 +95,31 @@ class TfdsExamples(Sequence):
 
   def __getitem__(self, index):
     example = self._examples[index]
-    return {field: self._text(example, name) for field, name in self._fields.items()}
+    return {field: self._text(example[name], name, index) for field, name in self._fields.items()}
 
-  def _text(self, example: Mapping[str, Any], name: str) -> str:
-    value = example[name]
+  def _text(self, value: Any, name: str, index: int) -> str:
+    feature = self._features[name]
     if isinstance(value, bytes):
-      return value.decode('utf-8')
-    if hasattr(self._features[name], 'int2str'):  # a class
-      return self._features[name].int2str(int(value))
+      try:
+        return value.decode('utf-8')
+      except UnicodeDecodeError as e:
+        raise UserError(
+          f'data.source: {self._place(index)}: {name!r} is not UTF-8 at byte {e.start}'
+        ) from e
+    if hasattr(feature, 'int2str'):  # a class
+      # Sets of benchmarks have -1 where the class is withheld; int2str makes it the last class.
+      if not 0 <= value < feature.num_classes:
+        raise UserError(
+          f'data.source: {self._place(index)}: {name!r} is the class {int(value)}, and there are '
+          f'0 to {feature.num_classes - 1}; a split without labels has no accuracy: take another '
+          'split, or leave the field out of columns'
+        )
+      return feature.int2str(int(value))
     kind = type(value).__name__
     raise UserError(f'data.source: feature {name!r} holds {kind}, not text')
+
+  def _place(self, index: int) -> str:
+    return f'{self._name}, example {index} (from 0)'
 
 
 def _builder(name: str, directory: pathlib.Path) -> Any:

@@ -4,6 +4,7 @@ The chunks are the same however many processes share them, so that a preparation
 the examples of one chunk in a row, gives the same result everywhere.
 """
 
+import functools
 import hashlib
 import itertools
 import pathlib
@@ -15,6 +16,7 @@ import tokenizers
 
 from lm import spec
 from lm.data import cache
+from lm.data.examples import checked
 from lm.errors import UserError
 from lm.task import Example, mismatch
 from lm.text.files import half_character
@@ -46,18 +48,39 @@ def chunks(count: int) -> list[tuple[int, int]]:
 
 
 def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
-  """Returns a split of the source with an import path."""
-  return spec.call(spec.resolve(path, 'data.source'), 'data.source', split)
+  """Returns a split of the source with an import path.
+
+  Raises:
+    UserError: there is no such source, or it gives no sequence.
+  """
+  opened = spec.call(spec.resolve(path, 'data.source'), 'data.source', split)
+  by_position = hasattr(opened, '__len__') and hasattr(opened, '__getitem__')
+  if not by_position or isinstance(opened, str | bytes | Mapping):
+    raise UserError(
+      f'data.source={path!r} gives a {type(opened).__name__} for split {split!r}; examples are '
+      'read by position and more than once: return a list, or what has __len__ and __getitem__'
+    )
+  return opened
 
 
 def examples(
   source: Sequence[dict[str, Any]], steps: Iterable[str], start: int, stop: int
 ) -> Iterator[dict[str, Any]]:
-  """Yields what the preparation steps make of the examples from `start` to `stop`."""
-  found: Iterator[dict[str, Any]] = (source[i] for i in range(start, stop))
+  """Yields what the preparation steps make of the examples from `start` to `stop`.
+
+  Raises:
+    UserError: an example is no dict, or a step does not give examples.
+  """
+  found: Iterator[dict[str, Any]] = (checked(source[i], 'data.source') for i in range(start, stop))
   for i, path in enumerate(steps):
     key = f'data.prepare[{i}]'
-    found = iter(spec.call(spec.resolve(path, key), key, found))
+    made = spec.call(spec.resolve(path, key), key, found)
+    if not isinstance(made, Iterable) or isinstance(made, str | Mapping):
+      raise UserError(
+        f'{key}={path!r} makes a {type(made).__name__} of the examples; a step takes an iterator '
+        'of examples and gives another, as with yield'
+      )
+    found = map(functools.partial(checked, key=key), made)
   return found
 
 

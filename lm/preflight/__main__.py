@@ -14,13 +14,13 @@ same mesh, with room for `decode.max_tokens` (or data.context) tokens. --json pr
 Exit codes: 0 it fits, 1 failed, 2 it does not fit, or wrong usage.
 """
 
-import pathlib
 import sys
 
 from absl import flags
 
 from lm.errors import UserError
 from lm.run import cli
+from lm.text.files import expand
 
 if __name__ == '__main__':
   sys.argv[0] = 'preflight'  # the name that messages begin with, and that its flags go by
@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int | None:
   topology = cli.required('topology', 'v5e:4x4')
   if not args.price >= 0:
     raise UserError(f'--price={args.price} is not 0 or more')
-  if args.hlo and not pathlib.Path(args.hlo).absolute().parent.is_dir():
+  hlo = expand(args.hlo, '--hlo') if args.hlo else None
+  if hlo is not None and not hlo.absolute().parent.is_dir():
     raise UserError(f'--hlo={args.hlo}: there is no such directory')
   if args.most < 1:
     raise UserError(f'--most={args.most} is not a positive number')
@@ -71,8 +72,8 @@ def main(argv: list[str]) -> int | None:
       checked = arithmetic.check(config, slice_)
   except program.NoRoom as e:
     raise UserError(f'--topology={slice_.topology}: {e}; {search.nearest(config, slice_)}') from e
-  if args.hlo and checked.compiled:
-    pathlib.Path(args.hlo).write_text(checked.compiled.program.text)
+  if hlo is not None and checked.compiled:
+    hlo.write_text(checked.compiled.program.text)
   if args.json:
     print(report.to_json(checked, slice_, path, args.price))
   else:

@@ -109,7 +109,8 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
   """Returns the model of a config.
 
   Raises:
-    UserError: its vocabulary is not the tokenizer's, or the rows are longer than its context.
+    UserError: its vocabulary is not the tokenizer's, its classes are not those of data.labels, or
+      the rows are longer than its context.
   """
   section = dict(config.model)
   if section['vocab_size'] is None:
@@ -121,6 +122,11 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
     )
   if 'classes' in section and section['classes'] is None and config.data.labels:
     section['classes'] = len(config.data.labels)
+  labels = len(config.data.labels)
+  if labels and section.get('classes') not in (None, labels):
+    raise UserError(
+      f'model.classes={section["classes"]}, but data.labels names {labels}; leave it empty'
+    )
   rows = ('context', 'source_context') if 'encoder_depth' in section else ('context',)
   for key in rows:
     if config.data[key] > section['context']:

@@ -94,9 +94,10 @@ def numbers(config: ConfigDict) -> None:
       raise UserError(
         f'{key}={dtype!r} is none of float32, bfloat16{why if dtype == "float16" else ""}'
       )
-  for key in ('data.transforms', 'data.prepare'):
+  of_sets = [f'eval.sets.{name}.transforms' for name in config.eval.sets]
+  for key in ('data.transforms', 'data.prepare', *of_sets):
     value = _get(config, key)
-    if not isinstance(value, tuple | list):
+    if not (value is None and key in of_sets) and not isinstance(value, tuple | list):
       raise UserError(f"{key}={value!r} is not a list of import paths, written ('{value}',)")
 
 

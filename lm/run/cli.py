@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved, 134 ano
 run is lost.
 """
 
+import inspect
 import json
 import math
 import os
@@ -18,8 +19,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from lm import spec
+from lm.config import base
 from lm.errors import PeerLost, Preempted, UserError, nearest
 from lm.run import experiment, peers, processes
+from lm.text.files import expand, half_character
 
 OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, peers.LOST
 # What Python says of a value, and what is wanted in its place.
@@ -44,6 +48,7 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
     if {'--help', '-h', '-help'} & set(argv[1:]):
       print(_help(doc), flush=True)
       return OK
+    _check_text(argv)
     return main(list(argv)) or OK
   except UserError as e:
     print(f'{program}: {e}', file=sys.stderr)
@@ -66,6 +71,16 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
       time.sleep(_NEWS)  # a lost process makes this one fail too, and is told in one line
     traceback.print_exc()
     return FAILED
+
+
+def _check_text(argv: Sequence[str]) -> None:
+  """Raises UserError for an argument that is not UTF-8; Python has its bytes as surrogates."""
+  for argument in argv[1:]:
+    if half_character(argument):
+      name, equals, _ = argument.partition('=')
+      given = os.fsencode(argument)
+      which = name if equals and not half_character(name) else 'an argument'
+      raise UserError(f'{which} is not UTF-8: it is {given!r:.120}')
 
 
 def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
@@ -107,7 +122,8 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  path = _take(argv)
+  file, colon, arg = _take(argv).partition(':')
+  path = f'{expand(file, "--config")}{colon}{arg}'
   loaded = experiment.load(path)
   _override(loaded, argv)
   return loaded, path
@@ -127,6 +143,9 @@ def _override(loaded: ConfigDict, argv: list[str]) -> None:
     if not equals:
       raise UserError(f'--{key} needs a value, written --{key}=value')
     argv.remove(argument)
+  for argument in [a for a in given if a.partition('=')[2] in ('', 'None')]:
+    if _empty(loaded, argument):
+      given.remove(argument)
   values = flags.FlagValues()
   original, sys.argv = sys.argv, ['lm', *given]  # where config_flags looks for overrides
   try:
@@ -136,6 +155,41 @@ def _override(loaded: ConfigDict, argv: list[str]) -> None:
     raise UserError(_plain(e)) from e
   finally:
     sys.argv = original
+
+
+def _empty(loaded: ConfigDict, argument: str) -> bool:
+  """Takes the value of a leaf away where it may be empty; returns whether it has.
+
+  Raises:
+    UserError: it always has a value, and is no string, which may be 'None' or have no character.
+  """
+  key, _, value = argument.lstrip('-').partition('=')
+  *sections, name = key.split('.')[1:]
+  section = loaded
+  for part in sections:
+    section = section[part]
+  if _may_be_empty(section, sections, name):
+    section[name] = None
+    return True
+  held = section[name]
+  if value and not isinstance(held, str):
+    has = 'is a section' if isinstance(held, ConfigDict) else f'always has a value; it is {held!r}'
+    raise UserError(f'--{argument.lstrip("-")}: the key {has}')
+  return False
+
+
+def _may_be_empty(section: ConfigDict, sections: Sequence[str], name: str) -> bool:
+  """Returns whether None is a value of a leaf: of the base config, or of the section's function."""
+  usual: Any = base()
+  for part in (*sections, name):
+    usual = usual.get(part, '') if isinstance(usual, ConfigDict) else ''
+  if usual is None or section[name] is None:
+    return True
+  if 'fn' not in section or name == 'fn':
+    return False
+  key = f'{".".join(sections)}.fn'
+  parameter = inspect.signature(spec.resolve(section.fn, key)).parameters.get(name)
+  return parameter is not None and parameter.default is None
 
 
 def _plain(error: Exception) -> str:
@@ -175,7 +229,8 @@ def _help(doc: str) -> str:
   if '--config=' in doc:
     lines.append('  --config: experiment file, FILE.py or FILE.py:ARG')
     lines.append(
-      '  --config.KEY=VALUE: another value for a leaf of the config; any number of these'
+      '  --config.KEY=VALUE: another value for a leaf of the config, None to leave it empty where '
+      'that is allowed; any number of these'
     )
   for flag in flags.FLAGS.get_key_flags_for_module(sys.modules['__main__']):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'

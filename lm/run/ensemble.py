@@ -14,6 +14,7 @@ from lm.models.embeddings import Embeddings
 from lm.run import build, experiment, files
 from lm.run.load import Loaded, load
 from lm.tasks import find, spans
+from lm.text.files import expand
 
 Member = tuple[pathlib.Path, int | None]  # workdir and step; None for what a program takes unasked
 
@@ -31,7 +32,7 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
     UserError: a step is no number, they are not as many, or one is named twice.
   """
   # The name of one directory may have a comma in it.
-  folders = [workdirs] if pathlib.Path(workdirs).is_dir() else workdirs.split(',')
+  folders = [workdirs] if expand(workdirs, '--workdir').is_dir() else workdirs.split(',')
   if '' in folders:
     raise UserError(f'--workdir={workdirs}: there is nothing before or after one of the commas')
   numbers: list[int | None] = [None]

@@ -61,7 +61,9 @@ class Evaluators:
     self._vector_metrics = vector_metrics.of_config(config)
     vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
     apply = build.apply_of(functions.model)
-    self._sets: dict[str, tuple[batches.AnyRows, list[Metric], EvalStep]] = {}
+    self._sets: dict[
+      str, tuple[batches.AnyRows, tuple[batches.Transform, ...], list[Metric], EvalStep]
+    ] = {}
     self.notes: dict[str, str] = {}
     self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
@@ -69,16 +71,36 @@ class Evaluators:
         config.data,
         section.split,
         tokenizer,
-        config.seed,
+        None,
         show,
         source=section.source or None,
+        transformed=bool(section.get('transforms')),
       )
+      # Configs of older runs have no such key.
+      key = f'eval.sets.{name}.transforms'
+      transforms = batches.open_transforms(section.get('transforms', ()), tokenizer, rows, key)
       metrics = build.metrics(config, name)
       if isinstance(rows, FeatureRows) and rows.note:
         self.notes[f'eval.sets.{name}'] = rows.note
-      self._sets[name] = rows, metrics, make_eval_step(functions, metrics)
+      self._sets[name] = rows, transforms, metrics, make_eval_step(functions, metrics)
       if isinstance(rows, FeatureRows) and section.scores:
-        self.predictors[name] = Predictor(config, name, functions, tokenizer, rows, apply)
+        self.predictors[name] = Predictor(
+          config, name, functions, tokenizer, rows, apply, transforms
+        )
+
+  def transforms_line(self) -> str:
+    """Returns which transforms change the rows of training and of each set, '' for none at all."""
+    of_sets = {
+      name: section.get('transforms', ()) for name, section in self._config.eval.sets.items()
+    }
+    if not self._config.data.transforms and not any(of_sets.values()):
+      return ''
+    line = f'data.transforms={tuple(self._config.data.transforms)!r} of training rows alone'
+    for name, paths in of_sets.items():
+      line += f'; eval.sets.{name}.transforms={tuple(paths)!r}'
+      if paths and name in self.predictors and self.predictors[name].writes:
+        line += ' of rows, and not of the texts that scores compare'
+    return line
 
   @functools.cached_property
   def _attention(self) -> AttentionMaps | None:
@@ -96,8 +118,9 @@ class Evaluators:
     values: dict[str, float] = {}
     notes: dict[str, str] = {}
     examples: dict[str, list[Evaluated]] = {}
-    for name, (rows, metrics, step) in self._sets.items():
-      source = batches.eval_batches(rows, self._config.eval.batch_size, self._select)
+    for name, (rows, transforms, metrics, step) in self._sets.items():
+      size = self._config.eval.batch_size
+      source = batches.eval_batches(rows, size, self._select, transforms)
       means = evaluate(step, metrics, params, source, self._functions)
       values |= {f'eval/{name}/{metric}': value for metric, value in means.items()}
     for name, predictor in self.predictors.items():

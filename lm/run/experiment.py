@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import traceback
@@ -17,6 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from lm import spec
 from lm.config import follow
+from lm.data import module_code
 from lm.errors import UserError, nearest
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
@@ -36,6 +38,8 @@ MAY_DIFFER = (
   'nonfinite_limit',
   'allow_zero',
 )
+# What may differ besides where a run is asked to go on with other training data.
+NEW_DATA = ('data.source', 'data.train', 'data.prepare')
 
 
 def load(path_and_arg: str) -> ConfigDict:
@@ -121,6 +125,7 @@ def record(
   tokenizer: tokenizers.Tokenizer,
   workdir: pathlib.Path,
   content: str,
+  new_data: bool = False,
 ) -> list[str]:
   """Writes config.json, source/, tokenizer.json and data.json; checks those of an older workdir.
 
@@ -130,9 +135,11 @@ def record(
     tokenizer: that of the data.
     workdir: the record of the run.
     content: a digest of the training data.
+    new_data: whether the training data may be other than that of the workdir, whose record is then
+      of the new one; data.json keeps a list of those before.
 
   Returns:
-    Warnings about sources that have changed since the workdir was made.
+    Warnings about sources and training data that have changed since the workdir was made.
 
   Raises:
     UserError: the workdir was made by another config, tokenizer or training data.
@@ -140,19 +147,27 @@ def record(
   saved = workdir / 'config.json'
   sources = _sources(pathlib.Path(path_and_arg.partition(':')[0]))
   if saved.exists():
-    check_same(open_workdir(workdir), config, workdir)
+    check_same(open_workdir(workdir), config, workdir, new_data)
     if open_tokenizer(workdir).to_str() != tokenizer.to_str():
       raise UserError(
         f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
         '(another corpus or version of it); take another workdir'
       )
-    if data_content(workdir) != content:
+    known = _known_data(workdir)
+    if known['train'] != content and not new_data:
       raise UserError(
         f'--workdir={workdir} was made with other training data than data.source='
-        f'{config.data.source!r} gives now (another version of it); take another workdir'
+        f'{config.data.source!r} gives now (another version of it); take another workdir, or go on '
+        'with the new data by --new_data'
       )
+    changed = []
+    if known['train'] != content:
+      before = [*known.pop('before', []), known]
+      _write_data(workdir, config, content, before)
+      _write_config(workdir, config)
+      changed = [f'the training data is other than before (data.source={config.data.source!r})']
     kept = {p.name: p.read_text() for p in (workdir / 'source').glob('*.py')}
-    return [
+    return changed + [
       f'{name} has changed since {workdir} was made; the run goes on with the new code'
       for name, text in sources.items()
       if kept.get(name, text) != text
@@ -161,14 +176,35 @@ def record(
   folder.mkdir(parents=True, exist_ok=True)
   for name, text in sources.items():
     (folder / name).write_text(text)
+  # Without what its steps read, the workdir could not prepare the same data again.
+  beside = pathlib.Path(path_and_arg.partition(':')[0]).parent
+  for name in sources:
+    for relative, file in module_code.files_beside(beside / name).items():
+      (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(file, folder / relative)
   _record_commit(folder)
   tokenizer.save(str(workdir / 'tokenizer.json'))
-  (workdir / 'data.json').write_text(json.dumps({'train': content}) + '\n')
-  # The config is written last and at once: a workdir with a config.json is whole.
-  partial = saved.with_suffix('.partial')
-  partial.write_text(to_json(config))
-  partial.replace(saved)
+  _write_data(workdir, config, content, [])
+  # The config is written last: a workdir with a config.json is whole.
+  _write_config(workdir, config)
   return []
+
+
+def _write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Writes config.json at once."""
+  partial = workdir / 'config.partial'
+  partial.write_text(to_json(config))
+  partial.replace(workdir / 'config.json')
+
+
+def _write_data(
+  workdir: pathlib.Path, config: ConfigDict, content: str, before: list[dict[str, Any]]
+) -> None:
+  """Writes what the training data is, and what it was before, at once."""
+  data = {'train': content, 'source': config.data.source, 'split': config.data.train}
+  partial = workdir / 'data.partial'
+  partial.write_text(json.dumps(data | ({'before': before} if before else {})) + '\n')
+  partial.replace(workdir / 'data.json')
 
 
 def digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) -> str:
@@ -186,15 +222,27 @@ def digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) ->
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_same(saved: ConfigDict, config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Raises UserError when a config asks for another run than the workdir holds."""
+def check_same(
+  saved: ConfigDict, config: ConfigDict, workdir: pathlib.Path, new_data: bool = False
+) -> None:
+  """Raises UserError when a config asks for another run than the workdir holds.
+
+  Args:
+    saved: the config of the workdir.
+    config: that of the run.
+    workdir: for the message.
+    new_data: whether the run goes on with other training data.
+  """
   old, new = _flatten(json.loads(to_json(saved))), _flatten(json.loads(to_json(config)))
   for key in sorted(old.keys() | new.keys()):
     free = any(key == k or key.startswith(k + '.') for k in MAY_DIFFER)
+    free |= new_data and key in NEW_DATA
     if not free and old.get(key) != new.get(key):
       raise UserError(
         f'--workdir={workdir} was made with {key}={old.get(key)!r}, not {new.get(key)!r}; '
         'take another workdir, or the old value'
+        + ', or go on with new data by --new_data'
+        * (key in NEW_DATA)
       )
 
 
@@ -212,9 +260,14 @@ def open_workdir(workdir: pathlib.Path) -> ConfigDict:
 
 def data_content(workdir: pathlib.Path) -> str:
   """Returns the digest of the training data that a workdir keeps."""
+  return _known_data(workdir)['train']
+
+
+def _known_data(workdir: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads((workdir / 'data.json').read_text())['train']
-  except (OSError, ValueError, KeyError) as e:
+    known = json.loads((workdir / 'data.json').read_text())
+    return {**known, 'train': known['train']}
+  except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f'--workdir={workdir}: data.json is missing or damaged: {e}') from e
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,13 @@ from lm.data import cache, remote
 from lm.errors import UserError
 from lm.text import files
 
+_NO_CHECKPOINTS = re.compile(r'[\[\]*?\\]')
+
 
 def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -> Path:
   """Returns the folder of a run: a local path, or the copy of gs://..., fetched anew.
+
+  ~ and $VARIABLES in a local path are replaced.
 
   Args:
     name: as the user gives it.
@@ -21,10 +26,17 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
     process: of several on one machine each has a copy of its own.
 
   Raises:
-    UserError: the bucket cannot be read.
+    UserError: the bucket cannot be read; or checkpoints cannot lie there, because Orbax takes the
+      path for a glob pattern, or TensorStore takes a backslash for a slash.
   """
+  found = str(name) if remote.is_remote(name) else str(files.expand(str(name), key).absolute())
+  if wrong := _NO_CHECKPOINTS.search(found):
+    raise UserError(
+      f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; a '
+      f'path has none of [ ] * ? and \\ in it ({found})'
+    )
   if not remote.is_remote(name):
-    return Path(name)
+    return files.expand(str(name), key)
   local = remote.copy_of(str(name), cache.directory(''), process)
   remote.fetch(local, key)
   return local

@@ -35,6 +35,7 @@ def train(
   stop: Stop | NoStop | processes.Stop,
   stop_at: int | None = None,
   profile_steps: int = 0,
+  new_data: bool = False,
 ) -> None:
   """Trains until `config.steps`, or takes up where the workdir stands.
 
@@ -45,6 +46,8 @@ def train(
     stop: asked after every step.
     stop_at: ends the run at this step without touching the schedules.
     profile_steps: how many steps to trace into workdir/profile, from the third one on.
+    new_data: whether a run that is resumed goes on with other training data than before, in the
+      tokens of its own tokenizer.
 
   Raises:
     UserError: something in the config, the data or the workdir is wrong.
@@ -57,7 +60,10 @@ def train(
   vanished.check_pattern(config)
   host.keep_compiled(config.data.cache)
   show = prepare.show_progress if processes.is_first() else None
-  tokenizer = prepare.tokenizer(config.data, show)
+  if new_data and (workdir / 'tokenizer.json').is_file():
+    tokenizer = experiment.open_tokenizer(workdir)
+  else:
+    tokenizer = prepare.tokenizer(config.data, show)
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
@@ -75,7 +81,7 @@ def train(
   with alone:
     warnings: list[str] = []
     if processes.is_first():
-      warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content)
+      warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content, new_data)
     _wait_for_record(workdir)
     events = Events(workdir, processes.is_first())
     events.write(
@@ -97,6 +103,8 @@ def train(
     if rates is not None:
       events.write('schedule', step=int(state.step), **rates)
       warnings.append(schedule.line(rates, older, config.optim.steps))
+    if line := evaluators.transforms_line():
+      watch.progress.message(line)
     for warning in warnings:
       watch.progress.message(f'warning: {warning}')
     if taken is not None:

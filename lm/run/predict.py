@@ -60,6 +60,7 @@ class Predictor:
     tokenizer: tokenizers.Tokenizer,
     rows: FeatureRows,
     apply: Apply,
+    transforms: Sequence[batches.Transform] = (),
   ):
     section = config.eval.sets[name]
     self._config = config
@@ -68,6 +69,7 @@ class Predictor:
     self._apply = apply
     self._tokenizer = tokenizer
     self._rows = rows
+    self._transforms = transforms  # of rows; what is written continues the examples as they are
     self._strategy = strategy(config.decode, tokenizer, config.data.context)
     self._task, self._converter = features.open_task(config.data)
     examples = prepare.examples(config.data, section.split, section.source or None)
@@ -153,7 +155,7 @@ class Predictor:
     sharding = meshes.batch_sharding(self._functions.mesh, self._functions.rules)
     size = self._config.eval.batch_size
     here = placement.local_rows(size, sharding)  # what this process puts on the mesh; it reads all
-    for batch in batches.eval_batches(self._rows, size):
+    for batch in batches.eval_batches(self._rows, size, transforms=self._transforms):
       on_mesh = placement.put_batch({name: x[here] for name, x in batch.items()}, sharding)
       found = jax.device_get(self._predict(params, on_mesh))
       for row, slot in zip(*np.nonzero(batch['examples']), strict=True):

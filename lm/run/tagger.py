@@ -5,7 +5,6 @@ config.data.prepare = ('lm.data.preprocess:tagged(tagger="lm.run.tagger:tag(work
 """
 
 import functools
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from lm.data import features
 from lm.errors import UserError
+from lm.run import files
 from lm.run.load import load
 from lm.task import narrow
 from lm.text.tags import Tagger
@@ -35,7 +35,7 @@ def tag(
   Raises:
     UserError: there is no such run, it does not tag words, or the words are too many for it.
   """
-  return list(_opened(str(pathlib.Path(workdir).absolute()), separator, step)(words))
+  return list(_opened(str(files.workdir(workdir, 'workdir').absolute()), separator, step)(words))
 
 
 @functools.cache

@@ -38,13 +38,26 @@ def find(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
   found: list[pathlib.Path] = []
   for name in [names] if isinstance(names, str) else names:
     path = expand(name, key)
-    matches = [path] if path.exists() else map(pathlib.Path, glob.glob(str(path), recursive=True))
-    files = sorted(p for p in matches if p.is_file())
+    files = sorted(p for p in matches(path) if p.is_file())
     if not files:
       a_folder = '; it is a folder, name its files as in FOLDER/*.txt' if path.is_dir() else ''
       raise UserError(f'{key}={name!r}: no such file{a_folder}')
     found += files
   return found
+
+
+def matches(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns what a path or glob pattern finds.
+
+  Folders that exist are taken by their names, from the root on, and only what follows is a pattern:
+  in 'run[1]/*.txt' the folder 'run[1]' is not 'run1'.
+  """
+  if path.exists():
+    return [path]
+  literal = next((folder for folder in path.parents if folder.is_dir()), pathlib.Path())
+  pattern = path.relative_to(literal)
+  found = glob.glob(str(pathlib.Path(glob.escape(str(literal)), pattern)), recursive=True)
+  return list(map(pathlib.Path, found))
 
 
 def replace(path: pathlib.Path, pieces: Iterable[bytes]) -> None:

@@ -175,7 +175,7 @@ def test_mistakes_in_parquet_files_are_told(tmp_path):
     columns('train', write(tmp_path, 'a.csv', 'text'))
   table = pyarrow.table({'text': ['a', None]})
   pyarrow.parquet.write_table(table, tmp_path / 'b.parquet')
-  with pytest.raises(UserError, match=r"row 1 of column 'text' is None"):
+  with pytest.raises(UserError, match=r"row 1 \(from 0\) of 'text' is None"):
     texts(columns('train', str(tmp_path / 'b.parquet')))
 
 

@@ -58,3 +58,39 @@ def test_a_hash_of_the_name_decides():
   assert 0.04 < sum(map(small, things)) / len(things) < 0.06
   with pytest.raises(UserError, match='validation=0 is not a share, 0 < validation < 1'):
     splits.by_name('train', 0)
+
+
+def test_a_share_is_the_decimal_fraction_that_is_written():
+  for count in (2, 10, 20, 50, 97, 100, 10**12):
+    for percent in range(1, 100):
+      aside = -(-percent * count // 100)  # in integers, rounded up
+      if aside < count:
+        assert splits.bounds('validation', count, percent / 100, 'rows') == (count - aside, count)
+        assert splits.bounds('train', count, percent / 100, 'rows') == (0, count - aside)
+  assert splits.bounds('validation', 8, 0.125, 'rows') == (7, 8)
+  assert splits.bounds('validation', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
+
+
+@pytest.mark.parametrize(
+  'names', ['run[1]', 'run[1]/[ab]', 'a?b', 'x*', '**', 'back\\slash', '[!a]']
+)
+def test_a_folder_that_is_there_is_no_pattern(tmp_path, names):
+  wanted = tmp_path / names
+  wanted.mkdir(parents=True)
+  for other in ('run1/a', 'run1', 'axb', 'xy', 'x/y', 'backslash', 'b'):
+    (tmp_path / other).mkdir(parents=True, exist_ok=True)
+    (tmp_path / other / 'train.txt').write_text('another')
+  (wanted / 'train.txt').write_text('wanted')
+  for pattern in ('*.txt', 't[r]ain.txt', '{split}.txt', '{split}*', 'tr?in.txt'):
+    (found,) = splits.files('train', f'{wanted}/{pattern}', 'files')
+    assert found.samefile(wanted / 'train.txt'), pattern
+  with pytest.raises(UserError, match=r"did you mean 'train\.txt'\?\); there is 'train\.txt'$"):
+    splits.files('trein', f'{wanted}/{{split}}.txt', 'files')
+
+
+def test_a_folder_that_is_not_there_may_be_a_pattern(tmp_path):
+  for name in ('a1', 'a2', 'b1'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'x.txt').write_text(name)
+  found = splits.files('train', f'{tmp_path}/a[12]/*.txt', 'files')
+  assert [file.parent.name for file in found] == ['a1', 'a2']

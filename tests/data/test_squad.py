@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from lm.data import prepare
 from lm.data.sources import squad
 from lm.errors import UserError
 
@@ -122,3 +123,40 @@ def test_real_questions(file, split, questions, unanswerable):
   found = squad(split, f'$LM_DATA/{file}')
   assert len(found) == questions
   assert sum(not q['answers'] for q in found) == unanswerable
+
+
+def test_misplaced_answers_may_be_left_out_and_are_counted(write):
+  paragraph = (
+    'x is a clef.',
+    question('right', ('clef', 7)),
+    question('one of two', ('clef', 3), ('a', 5)),
+    question('wrong', ('clef', 99)),
+    question('without'),
+  )
+  for file in write(paragraph):
+    found = squad('train', file, misplaced='skip')
+    answers = {q['id']: [(a['text'], a['start']) for a in q['answers']] for q in found}
+    # A question of which no answer is left does not become one that has none.
+    assert answers == {'right': [('clef', 7)], 'one of two': [('a', 5)], 'without': []}
+    assert found.note.startswith('2 misplaced answers are left out, the first: ')
+    assert f"{file}: question 'one of two': the answer 'clef' is not at character 3" in found.note
+    with pytest.raises(UserError, match="misplaced='skip' leaves such answers out"):
+      squad('train', file)
+  with pytest.raises(UserError, match=r"misplaced='skp' .did you mean 'skip'"):
+    squad('train', file, misplaced='skp')
+  for file in write(paragraph[:2]):
+    assert squad('train', file, misplaced='skip').note == ''
+
+
+def test_what_is_left_out_is_in_the_note_of_the_rows(write, section):
+  file, _ = write(('x is a clef.', question('a', ('clef', 7)), question('b', ('clef', 99))))
+  data = section(
+    f'lm.data.sources:squad(files={file!r}, misplaced="skip")',
+    task='lm.tasks.questions:extraction',
+    convert='lm.tasks.spans:spans',
+    labels=(),
+    too_long='truncate',
+    context=32,
+  )
+  rows = prepare.rows(data, 'train', prepare.tokenizer(data), 0)
+  assert rows.note.startswith('1 misplaced answers are left out') and rows.documents == 1

@@ -138,8 +138,9 @@ def test_room_is_reserved_in_what_is_trained_on_alone(pairs):
       assert np.ceil(sizes * 1.4).sum() <= 64
   dense = pairs(reserve=1.0)[0]
   assert len(dense) < len(rows) and dense.tokens == rows.tokens
-  evaluated = prepare.rows(data | {'train': 'other'}, 'train', tokenizer, 0)
+  evaluated = prepare.rows(data, 'train', tokenizer, None, transformed=False)
   assert len(evaluated) == len(dense)
+  assert len(prepare.rows(data, 'train', tokenizer, None)) > len(evaluated)
 
 
 def test_an_example_as_long_as_a_row_still_has_a_place(pairs):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lm.data.sources import table
+from lm.data.sources import parallel, table
 from lm.errors import UserError
 
 COLUMNS = {'text': 'text', 'label': 'label'}
@@ -112,6 +112,10 @@ MISTAKES = {
     'a.jsonl',
     'line 1: not a line of JSON: it has a whole number of more than 4,300 digits',
   ),
+  'no number': ('{"text": "a", "label": 1, "score": ["1"]}', 'a.jsonl', r"'value' is \['1'\], not"),
+  'underscore': ('score\ttext\tlabel\n1_000\ta\tb\n', 'a.tsv', "'value' is '1_000', not a fin"),
+  'tabs': ('text\tlabel\na\t1\n\t\nb\t0\n', 'a.tsv', r"a\.tsv, line 3: 'text' is empty"),
+  'commas': ('text,label\na,1\n,\nb,0\n', 'a.csv', r"a\.csv, line 3: 'text' is empty"),
   'number': ('score\ttext\tlabel\nnan\ta\tb\n', 'a.tsv', "'value' is 'nan', not a finite number"),
 }
 
@@ -143,3 +147,20 @@ def test_real_tables(files, split, columns, count, labels):
   if labels is not None:
     seen = {example['label'] for example in found}
     assert labels in (seen, len(seen))
+
+
+def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(write):
+  content = 'text\tlabel\na\t1\n\t\n\n  \nb\t0\n'
+  assert len(table('train', write(content), COLUMNS)) == 3
+  kept = table('train', write(content), COLUMNS, empty='skip')
+  assert [e['text'] for e in kept] == ['a', 'b']
+
+
+def test_rows_that_are_left_out_are_counted(write):
+  content = 'text\tlabel\na\t1\n\t2\nb\t0\n'
+  note = '1 rows with an empty field are left out'
+  assert table('train', write(content), COLUMNS, empty='skip').note == note
+  assert table('train', write('text\tlabel\na\t1\n'), COLUMNS, empty='skip').note == ''
+  file = write('one\n\ntwo\n', 'a.de')
+  pairs = parallel('train', source=file, target=file, empty='skip')
+  assert pairs.note == '1 pairs with a blank side are left out'

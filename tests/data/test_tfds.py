@@ -27,11 +27,13 @@ BUILDER = """
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, downloads):
-      return {'train': self._generate_examples(20), 'test': self._generate_examples(5)}
+      splits = {'train': self._generate_examples(20), 'test': self._generate_examples(5)}
+      return splits | {'unlabeled': self._generate_examples(3, mood=-1, end=b'\\xe9')}
 
-    def _generate_examples(self, count):
+    def _generate_examples(self, count, mood=None, end=b''):
       for n in range(count):
-        yield n, {'body': f'línea {n}', 'words': ['a', 'b'], 'mood': n % 2}
+        text = f'línea {n}'.encode() + end
+        yield n, {'body': text, 'words': ['a', 'b'], 'mood': n % 2 if mood is None else mood}
 """
 READ = """
   from lm.data.sources import tfds as source
@@ -96,7 +98,7 @@ def test_features_are_fields_and_classes_go_by_their_names(data_dir):
 @pytest.mark.parametrize(
   ('split', 'arguments', 'message'),
   [
-    ('validation', {}, "no split 'validation'; there is 'test', 'train'"),
+    ('validation', {}, "no split 'validation'; there is 'test', 'train', 'unlabeled'"),
     ('test', {'splits': {'train': 'train'}}, "no split 'test'; there is 'train'"),
     ('train', {'splits': {'train': 'training'}}, "Unknown split 'training'"),
     ('train', {'text': 'text'}, "has no feature 'text'; there is 'body', 'mood', 'words'"),
@@ -162,3 +164,19 @@ def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
     assert "needs TensorFlow: pip install -e '.[tfds]'" in run.stdout
   else:
     assert run.stdout == f'{int(1115394 * 0.9)}\n'
+
+
+@pytest.mark.parametrize(
+  ('columns', 'message'),
+  [
+    (
+      {'label': 'mood'},
+      r"tiny_lines/1\.0\.0 'unlabeled', example 1 .*'mood' is the class -1, and ",
+    ),
+    ({'text': 'body'}, r"'unlabeled', example 1 \(from 0\): 'body' is not UTF-8 at byte 8"),
+  ],
+)
+def test_a_label_that_is_withheld_is_no_class_and_bytes_are_no_text(data_dir, columns, message):
+  examples = tfds('unlabeled', name='tiny_lines', data_dir=str(data_dir), columns=columns)
+  with pytest.raises(UserError, match=message):
+    examples[1]

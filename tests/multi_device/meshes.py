@@ -18,6 +18,7 @@ from lm.decode.steps import prefill
 from lm.decode.stream import several
 from lm.decode.write import Strategy, rows_of, write
 from lm.errors import UserError
+from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
 from lm.models.recurrent_layers import Bidirectional
@@ -35,6 +36,7 @@ from lm.optim.descent import adagrad
 from lm.preflight import collectives, hlo
 from lm.run import placement
 from lm.run.build import Functions, apply_of, init_of, with_mesh
+from lm.run.evaluate import evaluate, make_eval_step
 from lm.run.step import abstract_state, init_state, make_train_step, make_train_steps
 from lm.task import Features
 from lm.types import Mask, Table, Unembed
@@ -627,3 +629,19 @@ def test_copies_give_back_the_sum_of_all(sizes):
   cotangent = jax.random.normal(jax.random.key(1), found.shape)
   given = jax.device_put(cotangent, found.sharding)
   np.testing.assert_allclose(back(given)[0], plain_back(cotangent)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_figures_of_eight_devices_are_those_of_one(functions, params_of, batch_of):
+  made = functions({'data': 1}, jax.devices()[:1])
+  params = params_of(made.model)
+  rows = {name: np.asarray(x) for name, x in batch_of(B=24, T=12, seed=3).items()}
+  metrics = [language_model()]
+
+  def figures(functions, size):
+    batches = [{name: x[i : i + size] for name, x in rows.items()} for i in range(0, 24, size)]
+    found = evaluate(make_eval_step(functions, metrics), metrics, params, batches, functions)
+    return np.array([found[name] for name in sorted(found)])
+
+  expected = figures(made, 24)
+  for sizes, size in ((ALL, 8), ({'data': 8}, 24), ({'fsdp': 4, 'tensor': 2}, 12)):
+    np.testing.assert_allclose(figures(functions(sizes), size), expected, rtol=1e-5)

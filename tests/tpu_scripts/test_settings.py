@@ -97,3 +97,36 @@ def test_the_label_changes_with_what_shapes_machines_alone(cloud):
 def test_slices(accelerator, generation, chips, topology):
   found = slice_of(accelerator)
   assert (found.generation, found.chips, found.topology) == (generation, chips, topology)
+
+
+# Zones of TPUs and GPUs that Google documents, those for AI alone among them; and none.
+@pytest.mark.parametrize(
+  ('zone', 'is_one'),
+  [
+    ('us-south1-ai1b', True),
+    ('us-central1-ai1a', True),
+    ('northamerica-northeast1-b', True),
+    ('europe-west10-a', True),
+    ('us-central1', False),
+    ('us-central1-ai1', False),
+    ('us-central1-aia', False),
+    ('us-central1-1a', False),
+  ],
+)
+def test_zones(cloud, zone, is_one):
+  cloud.write({'ZONE': zone})
+  if is_one:
+    assert settings.read(str(cloud.env))['ZONE'] == zone
+  else:
+    with pytest.raises(Stop, match=f"ZONE='{zone}' is wrong; it is a zone"):
+      settings.read(str(cloud.env))
+
+
+def test_files_of_settings_begin_at_the_home(cloud, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(cloud.folder))
+  assert settings.read(f'~/{cloud.env.name}')['NAME'] == 'my-slice'
+  (cloud.folder / 'set.env').write_text('COLOR=blue\n')
+  assert (
+    cloud.run('launch', 'a', '--no-preflight', '--dry-run', '--set-file=~/set.env', '--', 'x') == 0
+  )
+  assert 'COLOR=blue' in capsys.readouterr().out

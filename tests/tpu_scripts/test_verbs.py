@@ -249,3 +249,20 @@ def test_a_job_begins_where_the_real_preflight_lets_it(cloud, capfd, words, code
   assert ('in all' in told) == (code == 0), told
   assert ('the preflight refuses the job' in told) == (code == 2), told
   assert ('ssh start' in cloud.verbs()) == (code == 0)
+
+
+@pytest.mark.parametrize('value', ['"--a=1 --b=2"', "'x'", '"open', "shut'"])
+def test_quotation_marks_around_the_value_of_a_variable_are_refused(cloud, capsys, tmp_path, value):
+  (tmp_path / 'set.env').write_text(f'LIBTPU_INIT_ARGS={value}\n')
+  for given in (f'--set-file={tmp_path / "set.env"}', f'--set=LIBTPU_INIT_ARGS={value}'):
+    assert cloud.run('launch', 'first', '--no-preflight', given, '--', 'true') == 2
+    err = capsys.readouterr().err
+    assert err.count('\n') == 1 and f'LIBTPU_INIT_ARGS={value!r}' in err and 'quotation' in err
+  assert cloud.calls() == []
+
+
+def test_quotation_marks_inside_the_value_of_a_variable_stay(cloud, capsys):
+  given = '--set=OPTIONS={"a": "b"}'
+  arguments = ['first', '--no-preflight', '--dry-run', given, '--', 'true']
+  assert cloud.run('launch', *arguments) == 0
+  assert '{"a": "b"}' in capsys.readouterr().out
