@@ -14,7 +14,9 @@ from lm.errors import UserError
 from lm.run import cli
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
-flags.DEFINE_string('step', None, 'checkpoint to use, or several; the newest one unless given')
+flags.DEFINE_string(
+  'step', None, 'checkpoint to use, or several; the best unless given, or else the newest'
+)
 flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_string('prompt', None, 'text to continue; may be empty')
 flags.DEFINE_integer('max_tokens', 200, 'tokens to add at the most')
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> None:
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; '
       + (remedy if of_words else 'for a model that writes targets take lm.translate')
     )
+  cli.print_notes(loaded.notes)
   for sample in range(args.num_samples):
     pieces = continuations(
       loaded.model,

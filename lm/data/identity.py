@@ -1,9 +1,9 @@
 """What shapes an artefact of the cache: names, digests of content and of code."""
 
 import hashlib
+import importlib
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -62,7 +62,7 @@ def code(paths: list[str]) -> dict[str, str]:
 
 
 def _module_digest(module: str) -> str:
-  file = pathlib.Path(getattr(sys.modules[module], '__file__', None) or '')
+  file = pathlib.Path(getattr(importlib.import_module(module), '__file__', None) or '')
   return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
 
 
