@@ -1,9 +1,9 @@
 """What shapes an artefact of the cache: names, digests of content and of code."""
 
 import hashlib
-import importlib
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -57,12 +57,14 @@ def code(paths: list[str]) -> dict[str, str]:
 
   What lies in this package is covered by FORMAT.
   """
+  for path in paths:  # those of a run that was opened need not be imported yet
+    spec.resolve(path, 'data')
   modules = {path.partition(':')[0] for path in paths}
   return {m: _module_digest(m) for m in sorted(modules) if m.partition('.')[0] != 'lm'}
 
 
 def _module_digest(module: str) -> str:
-  file = pathlib.Path(getattr(importlib.import_module(module), '__file__', None) or '')
+  file = pathlib.Path(getattr(sys.modules[module], '__file__', None) or '')
   return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ''
 
 

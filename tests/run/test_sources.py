@@ -6,6 +6,7 @@ import types
 import pytest
 
 from lm import spec
+from lm.data import identity
 from lm.run import experiment, sources
 
 CONFIG = 'from lm.config import base\n\ndef get_config(arg=""):\n  return base()\n'
@@ -135,3 +136,10 @@ def test_digests_differ_where_a_file_does(folder_of):
   after = sources.digests(config)
   differing = {name for name in before if before[name] != after[name]}
   assert before.keys() == after.keys() and differing == {'mine_of_sources.py'}
+
+
+def test_a_cache_entry_is_named_before_its_module_was_imported(folder_of):
+  folder_of('source', 1)
+  with sources.opened(folder_of('source', 1)):
+    found = identity.code(['mine_of_sources:value'])
+  assert len(found['mine_of_sources']) == 64
