@@ -53,7 +53,6 @@ def main(argv: list[str]) -> None:
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; '
       + (remedy if of_words else 'for a model that writes targets take lm.translate')
     )
-  cli.print_notes(loaded.notes)
   for sample in range(args.num_samples):
     pieces = continuations(
       loaded.model,
@@ -67,6 +66,8 @@ def main(argv: list[str]) -> None:
       tell=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
     first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output
+    if not sample:
+      cli.print_notes(loaded.notes)
     sys.stdout.write(args.prompt + first[0])
     for (piece,) in pieces:
       sys.stdout.write(piece)
