@@ -49,7 +49,7 @@ def copy() -> Metric:
   def terms(output, batch):
     return {f'copy_{name}': pair for name, pair in of_targets.terms(output, _copied(batch)).items()}
 
-  return Metric(terms)
+  return Metric(terms, higher_is_better={'copy_loss': False, 'copy_accuracy': True})
 
 
 def _copied(batch):

@@ -79,7 +79,7 @@ def _first(config):
   words(config, _SIZE, min_count=2)
   word2vec(config, 'skip_gram', rate=0.025)
   config.eval.every = config.checkpoint.every = 10_000
-  config.checkpoint.best = 'eval/vectors/mean_length'
+  config.checkpoint.keep_best = 0  # nothing says which vectors are the best
   config.log.every = 500
   config.log.prompts = ('hund', 'dog', 'rot', 'green')
   return config

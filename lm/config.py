@@ -112,7 +112,7 @@ def base() -> ConfigDict:
       'every': 250,  # steps; evaluated steps and the last one are saved too
       'keep': 2,  # the newest ones kept
       'keep_best': 1,  # the best ones kept beside them
-      'best': 'eval/validation/loss',  # by this metric; lm.run.record knows which are high
+      'best': 'eval/validation/loss',  # by this metric, in the direction that it declares
     }
   )
   config.log = ConfigDict(

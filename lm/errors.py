@@ -16,6 +16,11 @@ class PeerLost(Exception):
   """Another process of the run is gone, or did not come. Programs exit with code 134."""
 
 
+def first_line(error: Exception) -> str:
+  """Returns an error as one short line."""
+  return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+
+
 def nearest(name: str, known) -> str:
   """Returns ' (did you mean ...?)' for the closest of `known`, or an empty string."""
   import difflib

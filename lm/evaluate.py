@@ -25,7 +25,9 @@ if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
-flags.DEFINE_string('step', None, 'checkpoint to evaluate, or several; the newest unless given')
+flags.DEFINE_string(
+  'step', None, 'checkpoint to evaluate, or several; the best unless given, or else the newest'
+)
 flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_integer('beam', None, "hypotheses that run on; the config's decode.beam unless given")
 flags.DEFINE_float(
@@ -71,10 +73,8 @@ def main(argv: list[str]) -> None:
   # several processes, on all devices.
   config.mesh.update({'data': -1 if several else 1, 'fsdp': 1, 'tensor': 1})
   devices = jax.devices() if several else jax.devices()[:1]
-  functions = build.functions(config, loaded.tokenizer.get_vocab_size(), devices)
+  functions = build.inference(config, loaded.model, loaded.apply, devices)
   params = placement.everywhere(loaded.params, functions.mesh) if several else loaded.params
-  apply = build.with_mesh(loaded.apply, functions.mesh, functions.rules)
-  functions = functions._replace(model=loaded.model, apply=apply)  # which may be an ensemble
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
     prepared = prepare.tokenizer(config.data, prepare.show_progress)
     if prepared.to_str() != loaded.tokenizer.to_str():
@@ -84,18 +84,23 @@ def main(argv: list[str]) -> None:
       )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
+  cli.print_notes(loaded.notes)
   if processes.is_first():
     if line := evaluators.transforms_line():
       print(line, file=sys.stderr)
     for name, note in evaluators.notes.items():
       print(f'{name}: {note}', file=sys.stderr)
+  evaluators.directions(params)  # else two metrics of one name are found when all is computed
   found = evaluators.evaluate(params)
   if not processes.is_first():
     return
   if out is not None:
     sets = found.examples.items()
     content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
-    files.replace(out, content)
+    try:
+      files.replace(out, content)
+    except OSError as e:
+      raise UserError(f'--predictions={file} cannot be written: {e.strerror or e}') from e
   notes = {'notes': found.notes} if found.notes else {}
   which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}
   print(cli.json_line(which | found.values | notes))

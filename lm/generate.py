@@ -14,7 +14,9 @@ from lm.errors import UserError
 from lm.run import cli
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
-flags.DEFINE_string('step', None, 'checkpoint to use, or several; the newest one unless given')
+flags.DEFINE_string(
+  'step', None, 'checkpoint to use, or several; the best unless given, or else the newest'
+)
 flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_string('prompt', None, 'text to continue; may be empty')
 flags.DEFINE_integer('max_tokens', 200, 'tokens to add at the most')
@@ -64,6 +66,8 @@ def main(argv: list[str]) -> None:
       tell=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
     first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output
+    if not sample:
+      cli.print_notes(loaded.notes)
     sys.stdout.write(args.prompt + first[0])
     for (piece,) in pieces:
       sys.stdout.write(piece)

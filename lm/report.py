@@ -15,7 +15,9 @@ flags.DEFINE_string('workdir', None, "the run's directory")
 
 def main(argv: list[str]) -> None:
   cli.parse(argv)
-  print(report.write(files.workdir(cli.required('workdir', 'runs/quickstart'))))
+  workdir = files.workdir(cli.required('workdir', 'runs/quickstart'))
+  with files.writing(workdir):
+    print(report.write(workdir))
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def classification(config: ConfigDict, labels: Sequence[str], split: str) -> Con
   config.data.task = 'lm.tasks.text:classification'
   config.data.convert = 'lm.tasks.find:classes'
   config.data.labels = tuple(labels)
-  config.eval.sets.validation = _evaluation(split, ('lm.metrics.labels:classification',))
+  config.eval.sets.validation = _predicted(split, 'lm.metrics.labels:classification')
   config.checkpoint.best = 'eval/validation/accuracy'
   config.log.prompts = ()
   return config
@@ -70,7 +70,7 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
   config.data.convert = 'lm.tasks.find:tags'
   config.data.labels = tuple(labels)
   config.model.pool = placeholder(str)  # a head on each token
-  config.eval.sets.validation = _evaluation(split, (score,))
+  config.eval.sets.validation = _predicted(split, score)
   config.checkpoint.best = 'eval/validation/f1'
   config.log.prompts = ()
   return config
@@ -119,3 +119,8 @@ def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
 
 def _evaluation(split: str, scores: tuple[str, ...]) -> ConfigDict:
   return evaluation(split, metrics=('lm.metrics.tokens:targets',), scores=scores)
+
+
+def _predicted(split: str, score: str) -> ConfigDict:
+  """Returns an evaluation set with the loss and a corpus metric, which has the accuracy."""
+  return evaluation(split, metrics=('lm.metrics.tokens:cross_entropy',), scores=(score,))

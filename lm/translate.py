@@ -3,10 +3,10 @@
   python -m lm.translate --workdir=DIR [--beam=5] [--to=LANGUAGE] < in > out
 
 One line comes out for every line that goes in, in order; an empty line stays empty. The best
-checkpoint is used, by the config's checkpoint.best. With --n_best=N each line gives up to N lines
-'NUMBER ||| TEXT ||| SCORE'. Several directories (--workdir=A,B), or steps of one, write as an
-ensemble. With --mbr=N the text is the one of N drawn ones that is most like the others, by chrF;
-with --beam beside, one of the N best of the beam.
+checkpoint by the config's checkpoint.best is used, or else the newest. With --n_best=N each line
+gives up to N lines 'NUMBER ||| TEXT ||| SCORE'. Several directories (--workdir=A,B), or steps of
+one, write as an ensemble. With --mbr=N the text is the one of N drawn ones that is most like the
+others, by chrF; with --beam beside, one of the N best of the beam.
 """
 
 import math
@@ -20,9 +20,15 @@ from lm.run import cli
 _POLICIES = ('error', 'truncate', 'split')
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
-flags.DEFINE_string('step', None, 'checkpoint to use, or several; the best one unless given')
+flags.DEFINE_string(
+  'step', None, 'checkpoint to use, or several; the best unless given, or else the newest'
+)
 flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
-flags.DEFINE_integer('beam', 5, 'hypotheses that run on; 1 takes the likeliest token each time')
+flags.DEFINE_integer(
+  'beam',
+  None,
+  "hypotheses that run on; 1 for the likeliest token; the config's decode.beam unless given",
+)
 flags.DEFINE_float(
   'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
 )
@@ -68,11 +74,11 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/multi30k')
   _check_flags()
   from lm.decode import constraints
+  from lm.decode.beam import check_beam
   from lm.decode.sampling import greedy, sampler
   from lm.decode.write import Strategy
   from lm.metrics.translation import sentence_chrf
   from lm.run.ensemble import open_runs
-  from lm.run.load import best_step
   from lm.run.translate import Risk, Translator, windows
   from lm.text.tokenizers import end_id
 
@@ -84,7 +90,7 @@ def main(argv: list[str]) -> None:
     adjust.append(constraints.repetition_penalty(args.repetition_penalty))
   drawn = bool(args.mbr) and not args['beam'].present
   draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if drawn else greedy
-  loaded = open_runs(workdir, args.step, args.average, unasked=best_step)
+  loaded = open_runs(workdir, args.step, args.average)
   most = args.max_tokens or loaded.config.data.context
   _check_room(most, f'data.context={most} of the run')
   end = end_id(loaded.tokenizer)
@@ -92,12 +98,19 @@ def main(argv: list[str]) -> None:
   if args.min_tokens:
     adjust.append(constraints.minimum_length(args.min_tokens, end))
   decode = loaded.config.decode
+  beam = decode.beam if args.beam is None else args.beam
+  if not args.mbr and args.n_best > beam:
+    raise UserError(
+      f'--n_best={args.n_best} is more than decode.beam={beam} of the run; give --beam'
+    )
+  if not drawn:  # before lines are read
+    check_beam(beam, loaded.tokenizer.get_vocab_size())
   strategy = Strategy(
     end=end,
     max_tokens=most,
     # Who asks for a least length means it, whatever the source.
     max_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
-    beam=1 if drawn else args.beam,
+    beam=1 if drawn else beam,
     length_penalty=_given(args.length_penalty, decode.length_penalty),
     n_best=1 if drawn else args.mbr or args.n_best,
     choose=draw,
@@ -108,6 +121,8 @@ def main(argv: list[str]) -> None:
   if args.mbr:
     risk = Risk(sentence_chrf(), args.mbr if drawn else 1, args.seed, args.n_best)
   translator = Translator(loaded, strategy, args.to, args.too_long, args.prefix, risk)
+  unasked = args.beam is None and not drawn
+  cli.print_notes([*loaded.notes, *([f'decode.beam={beam} of the run'] if unasked else [])])
   number = 0
   for lines in windows(sys.stdin.buffer, args.window):
     for texts in translator(lines, number):
@@ -123,7 +138,7 @@ def _check_flags() -> None:
   """Raises UserError where a number is out of its range."""
   args = flags.FLAGS
   for name in ('beam', 'n_best', 'batch_size', 'window'):
-    if getattr(args, name) < 1:
+    if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
   if args.max_tokens < 0:
     raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
@@ -135,7 +150,7 @@ def _check_flags() -> None:
     raise UserError(f'--length_penalty={args.length_penalty} is not a finite number')
   _check_risk()
   most = 'mbr' if args.mbr else 'beam'
-  if args.n_best > getattr(args, most):
+  if getattr(args, most) is not None and args.n_best > getattr(args, most):
     raise UserError(f'--n_best={args.n_best} is more than --{most}={getattr(args, most)}')
   if args.too_long not in _POLICIES:
     raise UserError(f'--too_long={args.too_long} is none of {", ".join(_POLICIES)}')

@@ -31,6 +31,8 @@ Params = Any
 Batch = Mapping[str, Array]
 # Named (sum, weight) pairs, scalars. A mean is sum / weight, over microbatches and hosts alike.
 Terms = dict[str, tuple[Array, Array]]
+# By the name of a metric, whether its highest value is the best. None: no value is better.
+Directions = Mapping[str, bool | None]
 
 
 class Mask(flax.struct.PyTreeNode):
@@ -208,7 +210,10 @@ class Metric:
 
   `terms(output, batch)` returns named (sum, weight) pairs, added up over a whole set of examples.
   `derive(means)` returns further values that follow from their means, such as perplexity.
+  `higher_is_better` says of each value which direction is better. A value that it does not name has
+  no best step, and no run can go by it.
   """
 
   terms: Callable[[Output, Batch], Terms]
   derive: Callable[[dict[str, float]], dict[str, float]] = lambda means: {}
+  higher_is_better: Directions = dataclasses.field(default_factory=dict)

@@ -19,6 +19,7 @@ import contextlib
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -26,11 +27,14 @@ from lm.errors import UserError, nearest
 from lm.run import cli, files
 from lm.text.files import expand
 
+if TYPE_CHECKING:
+  from lm.text.vectors import Vectors
+
 _FORMATS = ('word2vec', 'word2vec_binary', 'glove')
 _SCORES = ('add', 'mul')
 
 flags.DEFINE_string('workdir', None, 'directory of the run; of import, the new one')
-flags.DEFINE_integer('step', None, 'checkpoint to use; the newest one unless given')
+flags.DEFINE_integer('step', None, 'checkpoint to use; the best unless given, or else the newest')
 flags.DEFINE_integer('k', 10, 'words to write')
 flags.DEFINE_string('score', 'add', 'of analogies: add for 3CosAdd, mul for 3CosMul')
 flags.DEFINE_multi_string('pairs', [], 'file of word TAB word TAB score; may come again')
@@ -54,15 +58,25 @@ def main(argv: list[str]) -> None:
   run(files.workdir(cli.required('workdir', 'runs/word2vec_quickstart')), words)
 
 
+def _vectors_of(workdir: pathlib.Path) -> 'Vectors':
+  """Returns the vectors of a run; says on stderr of which step, where none is named."""
+  from lm.run.load import load
+  from lm.run.word_vectors import of_loaded
+
+  loaded = load(workdir, flags.FLAGS.step)
+  vectors = of_loaded(loaded)
+  cli.print_notes(loaded.notes)
+  return vectors
+
+
 def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
   if not words:
     raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
   _check_k()
-  from lm.run.word_vectors import of_run
   from lm.text import vector_space
   from lm.text.vectors import row
 
-  vectors = of_run(workdir, flags.FLAGS.step)
+  vectors = _vectors_of(workdir)
   for word in words:
     row(vectors, word)  # all are looked up before anything is written
   if len(vectors.words) < 2:
@@ -80,10 +94,9 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
   _check_k()
   _check_choice('score', _SCORES)
   from lm.metrics.word_vectors import SCORES
-  from lm.run.word_vectors import of_run
   from lm.text import vector_space
 
-  vectors = of_run(workdir, flags.FLAGS.step)
+  vectors = _vectors_of(workdir)
   score = SCORES[flags.FLAGS.score]
   a, b, c = words
   found = vector_space.analogy(vectors, a, b, c, flags.FLAGS.k, score)
@@ -104,10 +117,9 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
   with _named('questions'):
     metrics += [questions(file, sections=True) for file in flags.FLAGS.questions]
   from lm.run import vector_metrics
-  from lm.run.word_vectors import of_run
 
   vector_metrics.check_names(metrics, '--pairs and --questions: files need names of their own')
-  found = vector_metrics.scores(metrics, of_run(workdir, flags.FLAGS.step))
+  found = vector_metrics.scores(metrics, _vectors_of(workdir))
   print(cli.json_line(found.values))
 
 
@@ -115,7 +127,6 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
   _check_no_words(words)
   _check_choice('format', _FORMATS)
   out = _out('vectors.txt')
-  from lm.run.word_vectors import of_run
   from lm.text import vector_files
 
   write = {
@@ -123,7 +134,7 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
     'word2vec_binary': vector_files.write_word2vec_binary,
     'glove': vector_files.write_glove,
   }[flags.FLAGS.format]
-  vectors = of_run(workdir, flags.FLAGS.step)
+  vectors = _vectors_of(workdir)
   write(out, vectors)
   print(f'{out}: {_size(vectors)}')
 
@@ -161,9 +172,8 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
     raise UserError(f'--words={flags.FLAGS.words} is not a positive number')
   out = _out('map.html')
   from lm.run import record, report, sections, word_map
-  from lm.run.word_vectors import of_run
 
-  vectors = of_run(workdir, flags.FLAGS.step)
+  vectors = _vectors_of(workdir)
   found = word_map.find(vectors, words or vectors.words[: flags.FLAGS.words])
   page = report.page(record.read(workdir), (sections.heading, lambda run: word_map.show(found)))
   try:

@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> None:
         work = Work(arguments.text, arguments.model, seed, threads, out, arguments.glove)
         found = _train(name, work, cores[:threads])
         vectors = read_word2vec_text(out)
-        for metric, score, _ in metrics:
+        for metric, score, *_ in metrics:
           scores = score(vectors).values
           found |= {f'{metric}/{key}': value for key, value in scores.items()}
         runs[name].append(found)

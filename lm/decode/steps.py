@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,6 +53,30 @@ def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Arra
     return logits_RV, State(output.cache, state.positions + 1)
 
   return step
+
+
+def check_step(model: nn.Module, apply: Apply, params: Params, batch: Mapping[str, Any]) -> None:
+  """Traces reading prompts and one step after them, without computing anything.
+
+  Args:
+    model: has `init_cache`.
+    apply: its pure function.
+    params: parameters, or their shapes.
+    batch: prompts, as `padded` makes them.
+
+  Raises:
+    UserError: from the model.
+  """
+  if jax.config.jax_disable_jit:  # to look at real values; here there are none
+    return
+  rows, slots = batch['segments'].shape
+
+  def read_and_step(params: Params, batch: Mapping[str, Array]) -> Array:
+    cache = model.init_cache(rows, slots + 1)
+    logits_RV, state = prefill(apply, params, batch, cache)
+    return step_of(apply, params)(jnp.argmax(logits_RV, axis=-1), state)[0]
+
+  jax.eval_shape(read_and_step, params, dict(batch))
 
 
 def branch_of(model: nn.Module) -> Callable[[State, Array], State]:

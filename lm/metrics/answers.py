@@ -69,10 +69,18 @@ def cmrc() -> CorpusMetric:
     exact = any(text == _cmrc_text(answer) for answer in answers)
     return float(exact), max(_run_f1(pieces, _cmrc_pieces(answer)) for answer in answers)
 
-  return _best_of('cmrc', score)
+  def check(references: Sequence[str | Sequence[str]]) -> None:
+    if not all(alternatives(references)):
+      raise UserError('cmrc: a question has no reference; CMRC has no unanswerable questions')
+
+  return _best_of('cmrc', score, check)
 
 
-def _best_of(name: str, score: Callable[[str, list[str]], tuple[float, float]]) -> CorpusMetric:
+def _best_of(
+  name: str,
+  score: Callable[[str, list[str]], tuple[float, float]],
+  check: Callable[[Sequence], object] = lambda references: None,
+) -> CorpusMetric:
   def metric(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
     check_sizes(name, predictions, references)
     check_kind(name, predictions, str, 'texts')
@@ -80,7 +88,7 @@ def _best_of(name: str, score: Callable[[str, list[str]], tuple[float, float]]) 
     exact, f1 = (100 * statistics.fmean(column) for column in zip(*pairs, strict=True))
     return Scores({'exact_match': exact, 'f1': f1})
 
-  return metric
+  return CorpusMetric(metric, {'exact_match': True, 'f1': True}, check)
 
 
 def _squad_words(answer: str) -> list[str]:

@@ -45,7 +45,15 @@ def entities() -> CorpusMetric:
     }
     return Scores({name: part / whole if whole else 0.0 for name, (part, whole) in share.items()})
 
-  return metric
+  def check(references: Sequence[Sequence[str]]) -> None:
+    check_kind('entities', references, list, 'lists of tags')
+    if not any(references):
+      raise UserError('entities: metric on an empty set; its sentences have no tags')
+    for sentence in references:
+      spans(sentence)
+
+  directions = {'precision': True, 'recall': True, 'f1': True, 'accuracy': True}
+  return CorpusMetric(metric, directions, check)
 
 
 def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:

@@ -52,7 +52,18 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
       values['f1_positive'] = f1[positive]
     return Scores(values)
 
-  return metric
+  def check(references: Sequence[str]) -> None:
+    check_kind('classification', references, str, 'labels, one an example')
+    if positive is not None and positive not in references:
+      known = sorted(set(references))
+      listed = ', '.join(map(repr, known))
+      raise UserError(
+        f'positive={positive!r} is no label of the set{nearest(positive, known)}; it has {listed}'
+      )
+
+  directions = {'accuracy': True, 'f1': True}
+  directions |= {} if positive is None else {'f1_positive': True}
+  return CorpusMetric(metric, directions, check)
 
 
 def tags(average: str = 'macro') -> CorpusMetric:
@@ -67,7 +78,10 @@ def tags(average: str = 'macro') -> CorpusMetric:
     check_sizes('tags', predicted, actual)
     return of_words(predicted, actual)
 
-  return metric
+  def check(references: Sequence[list[str]]) -> None:
+    check_kind('tags', references, list, 'lists of tags')
+
+  return CorpusMetric(metric, of_words.higher_is_better, check)
 
 
 def exact_match() -> CorpusMetric:
@@ -82,7 +96,7 @@ def exact_match() -> CorpusMetric:
     pairs = zip(predictions, alternatives(references), strict=True)
     return Scores({'exact_match': statistics.fmean(p in its for p, its in pairs)})
 
-  return metric
+  return CorpusMetric(metric, {'exact_match': True})
 
 
 def regression() -> CorpusMetric:
@@ -105,7 +119,11 @@ def regression() -> CorpusMetric:
       values |= {'pearson': _correlation(x, y), 'spearman': _correlation(_ranks(x), _ranks(y))}
     return Scores(values)
 
-  return metric
+  def check(references: Sequence[float]) -> None:
+    check_kind('regression', references, float, 'numbers')
+
+  directions = {'mse': False, 'r2': True, 'pearson': True, 'spearman': True}
+  return CorpusMetric(metric, directions, check)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

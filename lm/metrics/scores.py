@@ -6,13 +6,14 @@ kind: they are found from the decoded predictions of a whole set,
     metric(predictions, references) -> Scores
 
 where the i-th prediction answers the i-th reference. A config names the builder of a metric by
-import path, with literal arguments, as in 'lm.metrics.translation:bleu(language="de")'.
+import path, with literal arguments, as in 'lm.metrics.translation:bleu(language="de")'. The builder
+returns a `CorpusMetric`: the function, with the names of its values and their directions.
 Units are those of each metric's own field; its docstring says whether 1 or 100 is perfect.
 """
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
@@ -26,7 +27,23 @@ class Scores:
   notes: dict[str, str] = dataclasses.field(default_factory=dict)  # such as sacrebleu signatures
 
 
-CorpusMetric = Callable[[Sequence[Any], Sequence[Any]], Scores]
+@dataclasses.dataclass(frozen=True)
+class CorpusMetric:
+  """A function `(predictions, references) -> Scores`, and what is known before there are any.
+
+  Attributes:
+    score: the function.
+    higher_is_better: the name of each value, and whether its highest is the best; None where no
+      value is better.
+    check: takes the references of a set and raises the UserError that `score` would for their sake.
+  """
+
+  score: Callable[[Sequence[Any], Sequence[Any]], Scores]
+  higher_is_better: Mapping[str, bool | None]
+  check: Callable[[Sequence[Any]], object] = lambda references: None
+
+  def __call__(self, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    return self.score(predictions, references)
 
 
 def check_sizes(name: str, predictions: Sequence, references: Sequence) -> None:

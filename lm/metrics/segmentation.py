@@ -38,7 +38,11 @@ def segmentation() -> CorpusMetric:
       }
     )
 
-  return metric
+  def check(references: Sequence[Sequence[Span]]) -> None:
+    if not any(references):
+      raise UserError('segmentation: metric on an empty set; the references have no words')
+
+  return CorpusMetric(metric, {'precision': True, 'recall': True, 'f1': True}, check)
 
 
 def spans(words: Sequence[str], text: str) -> list[Span]:

@@ -22,4 +22,4 @@ def spans() -> Metric:
       'accuracy': (jnp.sum(weights * correct), count),
     }
 
-  return Metric(terms)
+  return Metric(terms, higher_is_better={'loss': False, 'accuracy': True})

@@ -8,6 +8,17 @@ from lm.nn.losses import token_statistics
 from lm.types import Batch, Metric, Output, Terms
 
 
+def cross_entropy() -> Metric:
+  """Returns loss (nats per target) and perplexity, where a corpus metric has the accuracy."""
+
+  def terms(output: Output, batch: Batch) -> Terms:
+    nats, _ = token_statistics(output.hidden, output.unembed, batch['targets'])
+    weights = batch['weights']
+    return {'loss': (jnp.sum(weights * nats), jnp.sum(weights))}
+
+  return Metric(terms, _perplexity, {'loss': False, 'perplexity': False})
+
+
 def targets() -> Metric:
   """Returns loss (nats per target), perplexity and accuracy (of targets).
 
@@ -23,10 +34,11 @@ def targets() -> Metric:
       'accuracy': (jnp.sum(weights * correct), count),
     }
 
-  def derive(means: dict[str, float]) -> dict[str, float]:
-    return {'perplexity': math.inf if means['loss'] > 700 else math.exp(means['loss'])}
+  return Metric(terms, _perplexity, {'loss': False, 'accuracy': True, 'perplexity': False})
 
-  return Metric(terms, derive)
+
+def _perplexity(means: dict[str, float]) -> dict[str, float]:
+  return {'perplexity': math.inf if means['loss'] > 700 else math.exp(means['loss'])}
 
 
 def language_model() -> Metric:
@@ -41,7 +53,8 @@ def language_model() -> Metric:
     size = jnp.sum(batch['bytes'].astype(jnp.float32))
     return found | {'bits_per_byte': (found['loss'][0] / math.log(2), size)}
 
-  return Metric(terms, of_targets.derive)
+  directions = {**of_targets.higher_is_better, 'bits_per_byte': False}
+  return Metric(terms, of_targets.derive, directions)
 
 
 def squared_error() -> Metric:
@@ -56,4 +69,4 @@ def squared_error() -> Metric:
       'absolute_error': (jnp.sum(weights * jnp.abs(error)), count),
     }
 
-  return Metric(terms)
+  return Metric(terms, higher_is_better={'loss': False, 'absolute_error': False})

@@ -160,7 +160,11 @@ def _metric(name: str, scorer: Metric) -> CorpusMetric:
     score = float(scorer.corpus_score(list(predictions), streams).score)
     return Scores({name: score}, {name: scorer.get_signature().format()})
 
-  return metric
+  def check(references: Sequence[str | Sequence[str]]) -> None:
+    _lists(name, references)
+
+  # TER counts edits.
+  return CorpusMetric(metric, {name: name != 'ter'}, check)
 
 
 def _references(
@@ -168,6 +172,15 @@ def _references(
 ) -> list[list[str]]:
   check_sizes(name, predictions, references)
   check_kind(name, predictions, str, 'texts')
+  return _lists(name, references)
+
+
+def _lists(name: str, references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+  """Returns the references of each sentence.
+
+  Raises:
+    UserError: a sentence has none.
+  """
   lists = alternatives(references)
   if not all(lists):
     raise UserError(f'{name}: sentence {lists.index([])} (from 0) has no reference')

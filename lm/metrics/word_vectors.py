@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -39,11 +40,14 @@ class VectorMetric(NamedTuple):
     score: finds them.
     check: takes words with their rows, before there are vectors, and raises the UserError that
       `score` would for the lack of words.
+    higher_is_better: the name of each value, and whether its highest is the best; None where no
+      value is better.
   """
 
   name: str
   score: Callable[[Vectors], Scores]
   check: Callable[[Mapping[str, int]], object] = lambda index: None
+  higher_is_better: Mapping[str, bool | None] = MappingProxyType({})
 
 
 def pairs(file: str, name: str = '') -> VectorMetric:
@@ -62,6 +66,7 @@ def pairs(file: str, name: str = '') -> VectorMetric:
     name or path.stem,
     lambda vectors: similarity(vectors, read),
     lambda index: _covered_pairs(index, read),
+    {'spearman': True, 'coverage': True},
   )
 
 
@@ -89,7 +94,14 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
           values[re.sub('accuracy$', f'{short}_accuracy', key)] = value
     return Scores(values)
 
-  return VectorMetric(name or path.stem, score, lambda index: _covered_questions(index, read))
+  values = [*(f'{short}_accuracy' for short in SCORES), 'coverage']
+  names = values + [f'{section}/{value}' for section in read if sections for value in values]
+  return VectorMetric(
+    name or path.stem,
+    score,
+    lambda index: _covered_questions(index, read),
+    dict.fromkeys(names, True),
+  )
 
 
 def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorMetric:
@@ -133,7 +145,7 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
     right = kinds[cos.argmax(axis=1)] == kinds
     return Scores({'accuracy': float(right.mean()), 'coverage': len(rows) / len(words)})
 
-  return VectorMetric(name, score, asked_of)
+  return VectorMetric(name, score, asked_of, {'accuracy': True, 'coverage': True})
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

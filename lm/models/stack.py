@@ -52,14 +52,16 @@ class Block(nn.Module):
 
     def attend(h: Array) -> Array:
       layer = self.attention(name='attention')
-      y, caches['attention'] = layer(h, None, mask, of('attention'))
+      given = of('attention')
+      y, caches['attention'] = _with_cache(layer(h, None, mask, given), given, 'model.attention')
       return dropout(self, y, self.dropout)
 
     def attend_to_memory(h: Array) -> Array:
       assert self.cross_attention is not None
       layer = self.cross_attention(name='cross_attention')
       kept = of('cross_attention')
-      y, caches['cross_attention'] = layer(h, kept if memory is None else memory, memory_mask, kept)
+      found = layer(h, kept if memory is None else memory, memory_mask, kept)
+      y, caches['cross_attention'] = _with_cache(found, kept, 'model.cross_attention')
       return dropout(self, y, self.dropout)
 
     def feed(h: Array) -> Array:
@@ -214,6 +216,22 @@ class Stack(nn.Module):
       raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     if self.depth // period % self.unroll:
       raise UserError(f'model.unroll={self.unroll} does not divide {self.depth // period} periods')
+
+
+def _with_cache(found: Any, given: Any, key: str) -> tuple[Array, Any]:
+  """Returns what an attention layer returns.
+
+  Raises:
+    UserError: it is no pair, or lacks the cache that the layer was given.
+  """
+  if not isinstance(found, tuple) or len(found) != 2:
+    raise UserError(f'{key}: the layer returns {type(found).__name__}, not a pair (y, cache)')
+  if given is not None and found[1] is None:
+    raise UserError(
+      f'{key}: the layer was given a cache and returns None in its place; it returns (y, cache) '
+      'with the cache that Attention.mix gives back'
+    )
+  return found
 
 
 def _apart(stacked: Any) -> list[Any]:

@@ -26,10 +26,20 @@ from lm.text.vocabulary import words_of
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
 Fn = TypeVar('Fn', bound=Callable[..., Any])
+Built = TypeVar('Built', Objective, Optimizer)
+
+
+class Inference(NamedTuple):
+  """What evaluation, generation and prediction need of a config."""
+
+  model: nn.Module
+  apply: Apply
+  mesh: Mesh
+  rules: dict[str, tuple[str, ...]]
 
 
 class Functions(NamedTuple):
-  """What an experiment's config says, as functions."""
+  """What an experiment's config says, as functions: those of `Inference` and those that train."""
 
   model: nn.Module
   apply: Apply
@@ -51,8 +61,8 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
   mesh = meshes.make(mesh_config, devices)
   rules = meshes.rules(config.mesh.rules)
   model_fn = model(config, vocab_size)
-  objective = spec.call(spec.section(config.objective, 'objective'), 'objective')
-  optimizer = spec.call(spec.section(config.optim, 'optim'), 'optim')
+  objective = _built(config.objective, 'objective', Objective)
+  optimizer = _built(config.optim, 'optim', Optimizer)
   if config.batch_size % config.microbatches:
     raise UserError(
       f'microbatches={config.microbatches} does not divide batch_size={config.batch_size}'
@@ -102,7 +112,46 @@ def with_counts(
       f'{where}, {np.count_nonzero(counts)} different ones, and two are needed; '
       f'{lower}take more text'
     )
-  return functions._replace(objective=spec.call(objective, 'objective', counts=counts))
+  return functions._replace(
+    objective=_built(config.objective, 'objective', Objective, counts=counts)
+  )
+
+
+def inference(config: ConfigDict, model: nn.Module, apply: Apply, devices: Any) -> Inference:
+  """Returns what evaluates a model on some devices; the objective and the optimizer are not needed.
+
+  Raises:
+    UserError: `eval.batch_size` does not divide over the devices.
+  """
+  mesh = meshes.make({k: v for k, v in config.mesh.items() if k != 'rules'}, devices)
+  rules = meshes.rules(config.mesh.rules)
+  meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
+  return Inference(model, with_mesh(apply, mesh, rules), mesh, rules)
+
+
+def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -> Built:
+  """Returns what the function of a section makes.
+
+  Raises:
+    UserError: the section has keys that the function does not take, or it makes something else.
+  """
+  fn = spec.resolve(section.get('fn'), f'{key}.fn')
+  parameters = inspect.signature(fn).parameters
+  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  left = [name for name in section if name != 'fn' and name not in parameters and not takes_any]
+  whole = f'a function of yours that returns {kind.__module__}.{kind.__name__}'
+  if kind is Optimizer:
+    whole += '(transformation, schedule) and takes learning_rate, schedule, steps, ...'
+  if len(left) > 1 or (left and kind is Optimizer and left == ['steps']):
+    raise UserError(
+      f'{key}.fn={section.fn!r} takes no {", ".join(left)}; it takes {", ".join(parameters)}. Keys '
+      f'of the function before stay unless the section is replaced, config.{key} = '
+      f"ConfigDict({{'fn': ..., ...}}); fn names {whole}"
+    )
+  made = spec.call(spec.section(section, key), key, **arguments)
+  if not isinstance(made, kind):
+    raise UserError(f'{key}.fn={section.fn!r} makes {type(made).__name__}; it names {whole}')
+  return made
 
 
 def model(config: ConfigDict, vocab_size: int) -> nn.Module:
@@ -133,7 +182,12 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
       raise UserError(
         f'data.{key}={config.data[key]} is longer than model.context={section["context"]}'
       )
-  return spec.call(spec.section(section, 'model'), 'model')
+  made = spec.call(spec.section(section, 'model'), 'model')
+  if not isinstance(made, nn.Module):
+    raise UserError(
+      f'model.fn={section["fn"]!r} makes {type(made).__name__}, not a flax.linen.Module'
+    )
+  return made
 
 
 def metrics(config: ConfigDict, name: str) -> list[Metric]:

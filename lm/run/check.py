@@ -1,11 +1,12 @@
-"""Bounds of the numbers in a config, told before anything is made."""
+"""The form of a config and the bounds of its numbers, checked before anything is made."""
 
 import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.errors import UserError
+from lm.config import base, evaluation
+from lm.errors import UserError, nearest
 
 # Key -> least value, and greatest. A key that a config lacks (another model, another optimizer) is
 # passed over.
@@ -53,6 +54,52 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'decode.max_ratio': (0, math.inf),
   'decode.batch_size': (1, math.inf),
 }
+
+
+# Sections that an experiment replaces as a whole, and the keys of theirs that every run reads.
+_FREE: dict[str, tuple[str, ...]] = {
+  'data.tokenizer': ('fn',),
+  'eval.sets': (),
+  'mesh.rules': (),
+  'model': ('fn', 'vocab_size', 'context'),
+  'objective': ('fn',),
+  'optim': ('fn', 'steps'),
+}
+
+
+def form(config: Any, name: str) -> None:
+  """Raises UserError where a config lacks a key that every run reads, or has another type there.
+
+  Args:
+    config: what a file holds.
+    name: of the file, which the error begins with.
+  """
+  _same_form(config, base(), '', name)
+  for key, section in config.eval.sets.items():
+    _same_form(section, evaluation(''), f'eval.sets.{key}', name)
+
+
+def _same_form(value: Any, example: Any, key: str, name: str) -> None:
+  where = f'{name}: {key}' if key else name
+  if isinstance(example, ConfigDict):
+    if not isinstance(value, ConfigDict):
+      raise UserError(f'{where} is {value!r:.60}, not a section with keys')
+    for part in _FREE.get(key, tuple(example)):
+      inner = f'{key}.{part}' if key else part
+      if part not in value:
+        raise UserError(
+          f'{name} has no key {inner!r}{nearest(part, value)}; lm.config.base has it (a file of '
+          'another version of lm?)'
+        )
+      if key not in _FREE:
+        _same_form(value[part], example[part], inner, name)
+    return
+  # Whole numbers are fine where others are expected.
+  expected: Any = (int, float) if isinstance(example, float) else type(example)
+  expected = (tuple, list) if isinstance(example, tuple) else expected
+  wrong = not isinstance(value, expected) or isinstance(value, bool) != isinstance(example, bool)
+  if example is not None and value is not None and wrong:
+    raise UserError(f'{where}={value!r:.60} is not of type {type(example).__name__}')
 
 
 def numbers(config: ConfigDict) -> None:

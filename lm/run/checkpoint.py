@@ -5,6 +5,7 @@ A checkpoint of a step has two items: `params`, all that evaluation and generati
 seen before the evaluation of that step, which comes after the save.
 """
 
+import math
 import pathlib
 import sys
 import time
@@ -12,15 +13,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lm.data import remote
-from lm.errors import UserError, nearest
+from lm.errors import UserError, first_line, nearest
 from lm.run import processes
 from lm.run.logging import Events, read_lines
-from lm.run.record import more_is_better
+from lm.run.record import collect, read_directions
 from lm.run.step import TrainState
 from lm.types import Array, Params
 
@@ -52,9 +54,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=1, max_to_keep=None, create=False, enable_async_checkpointing=True
     )
-    if processes.several():
-      # Named processes wait for each other through the coordination service, which has a timeout.
-      options.multiprocessing_options.active_processes = set(range(processes.count()[1]))
+    options.multiprocessing_options = _all_processes()
     self.abandoned = False
     self.folder = folder_of(workdir)
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -103,20 +103,20 @@ class Checkpoints:
       Exception: whatever Orbax makes of damaged files.
     """
     self._check(step, abstract)
-    items = _split(abstract, ocp.args.StandardRestore)
+    stopping = None
     if 'stopping' in self._manager.item_metadata(step):
-      items['stopping'] = ocp.args.JsonRestore()
-    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-    state = TrainState(params=restored['params'], **restored['training'])
-    return state, restored.get('stopping')
+      args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
+      stopping = self._manager.restore(step, args=args)['stopping']
+    params = self._read(step, 'params', abstract.params)
+    training = self._read(step, 'training', _training(abstract))
+    return TrainState(params=params, **training), stopping
 
   def restore_params(self, step: int, abstract: Params) -> Params:
     """Returns the parameters alone."""
     difference = tree_difference(self.shapes(step, 'params'), _shapes(abstract))
     if difference:
       raise UserError(f'--step={step}: the checkpoint does not fit the config: {difference}')
-    args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-    return self._manager.restore(step, args=args)['params']
+    return self._read(step, 'params', abstract)
 
   def restore_some(
     self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
@@ -125,8 +125,30 @@ class Checkpoints:
     tree = unflatten_dict(dict(abstract), sep='/')
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    handler = ocp.PyTreeCheckpointHandler(
+      restore_concurrent_gb=self._gigabytes(step, 'params', tree),
+      multiprocessing_options=_all_processes(),
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=_all_processes()) as reader:
       return flatten_dict(reader.restore(self.folder / str(step) / 'params', args=args), sep='/')
+
+  def _read(self, step: int, item: str, abstract: Any) -> Any:
+    """Returns an item of a step, of which no more than `_gigabytes` are on the host at once."""
+    handler = ocp.StandardCheckpointHandler(
+      restore_concurrent_gb=self._gigabytes(step, item, abstract),
+      multiprocessing_options=_all_processes(),
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=_all_processes()) as reader:
+      args = ocp.args.StandardRestore(abstract)
+      return reader.restore(self.folder / str(step) / item, args=args)
+
+  def _gigabytes(self, step: int, item: str, abstract: Any) -> int:
+    """Returns how much of an item to read at once: the largest shard, in whole gigabytes."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
+    stored = {_key(path): leaf for path, leaf in leaves}
+    wanted, _ = jax.tree_util.tree_flatten_with_path(abstract)
+    sizes = [largest_read(stored[_key(path)], leaf) for path, leaf in wanted]
+    return max(sizes, default=0) // 10**9 + 1
 
   def _check(self, step: int, abstract: TrainState) -> None:
     wanted = {'params': abstract.params, 'training': _training(abstract)}
@@ -146,6 +168,29 @@ class Checkpoints:
   def close(self) -> None:
     if not self.abandoned:
       self._manager.close()
+
+
+def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
+  """Returns the bytes that are read for the largest shard of an array on this host.
+
+  Files hold whole chunks: of an array that was saved by one device, each shard reads all.
+
+  Args:
+    stored: what Orbax says of the array in the checkpoint: `shape`, `dtype`, `storage.chunk_shape`.
+    wanted: its shape, and the sharding that it is restored to.
+  """
+  storage = getattr(stored, 'storage', None)
+  chunks = (storage and storage.chunk_shape) or wanted.shape
+  item = np.dtype(stored.dtype or wanted.dtype).itemsize
+  largest = 0
+  for index in wanted.sharding.addressable_devices_indices_map(wanted.shape).values():
+    bounds = [part.indices(size) for part, size in zip(index or (), wanted.shape, strict=True)]
+    sides = [
+      -(-stop // chunk) * chunk - start // chunk * chunk
+      for (start, stop, _), chunk in zip(bounds, chunks, strict=True)
+    ]
+    largest = max(largest, item * math.prod(sides))
+  return largest
 
 
 def restore_newest(
@@ -184,6 +229,16 @@ def restore_newest(
   return None
 
 
+def _all_processes() -> ocp.options.MultiprocessingOptions:
+  """Returns that all processes take part, where there are several.
+
+  Named processes wait for each other through the coordination service, which has a timeout.
+  """
+  several = processes.several()
+  active = set(range(processes.count()[1])) if several else None
+  return ocp.options.MultiprocessingOptions(active_processes=active)
+
+
 def folder_of(workdir: pathlib.Path) -> epath.Path:
   """Returns where the checkpoints of a workdir, or of the bucket that it is a copy of, lie."""
   return epath.Path(remote.original(workdir) or workdir.absolute()) / 'checkpoints'
@@ -198,11 +253,6 @@ def holds_checkpoints(workdir: pathlib.Path) -> bool:
     return bool(checkpoints.steps())
   finally:
     checkpoints.close()
-
-
-def first_line(error: Exception) -> str:
-  """Returns an error as one short line."""
-  return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 
 def _training(state: TrainState) -> dict[str, Any]:
@@ -250,15 +300,26 @@ def tree_difference(
 
 
 def badness(workdir: pathlib.Path, metric: str) -> dict[int, float]:
-  """Returns a metric by step from metrics.jsonl, with its sign such that the lowest is the best."""
-  sign = -1 if more_is_better(metric) else 1
-  rows = read_lines(workdir / 'metrics.jsonl')
-  return {row['step']: sign * float(row[metric]) for row in rows if metric in row}
+  """Returns a metric by step from metrics.jsonl, with its sign such that the lowest is the best.
+
+  A metric without a direction in metrics.json says nothing of any step.
+  """
+  higher = read_directions(workdir).get(metric)
+  if higher is None:
+    return {}
+  sign = -1 if higher else 1
+  series = collect(read_lines(workdir / 'metrics.jsonl')).get(metric)
+  if series is None:
+    return {}
+  return {int(s): sign * float(v) for s, v in zip(series.steps, series.values, strict=True)}
 
 
 def kept_steps(steps: Iterable[int], scores: Mapping[int, float], last: int, best: int) -> set[int]:
-  """Returns the `last` newest steps and the `best` ones of lowest score (the older wins a tie)."""
+  """Returns the `last` newest steps and the `best` ones of lowest score (the older wins a tie).
+
+  Where that is none, for no step has a score yet, it is the newest.
+  """
   steps = sorted(steps)
   newest = set(steps[-last:]) if last else set()
   scored = sorted((scores[s], s) for s in steps if s in scores and scores[s] == scores[s])
-  return newest | {s for _, s in scored[:best]}
+  return (newest | {s for _, s in scored[:best]}) or set(steps[-1:])

@@ -129,6 +129,12 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
   return loaded, path
 
 
+def print_notes(notes: Sequence[str]) -> None:
+  """Says on stderr what was chosen unasked, such as a checkpoint; of several processes one does."""
+  for note in notes if processes.is_first() else ():
+    print(f'note: {note}', file=sys.stderr)
+
+
 def json_line(values: Mapping[str, Any]) -> str:
   """Returns an object of JSON on one line, in which a number that is not finite is null."""
   finite = {k: v if math.isfinite(v) else None for k, v in values.items() if isinstance(v, float)}

@@ -19,9 +19,10 @@ from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps
 from lm.run.cli import NoStop, Stop
 from lm.run.evaluators import Evaluators
-from lm.run.logging import Events, read_lines
+from lm.run.logging import Events
 from lm.run.profile import Profile
-from lm.run.step import ZERO_GRADIENTS, TrainState, make_train_steps
+from lm.run.record import values_at
+from lm.run.step import ZERO_GRADIENTS, StepFunction, TrainState
 from lm.run.stopping import Stopping
 from lm.run.watch import Finished, Watch
 
@@ -33,12 +34,14 @@ class Course:
   config: ConfigDict
   workdir: pathlib.Path
   functions: Functions
+  train_steps: StepFunction  # several in one dispatch
   transforms: Sequence[batches.Transform]
   evaluators: Evaluators
   checkpoints: Checkpoints
   events: Events
   watch: Watch
   seen: Stopping | None  # None where the run does not stop early
+  higher_is_better: bool = False  # the direction of the metric that the run stops by
   unsaved: int | None = None  # the last step whose checkpoint failed
 
   def go(
@@ -76,15 +79,12 @@ class Course:
       self._end(start)
       return
     sharding = meshes.batch_sharding(self.functions.mesh, self.functions.rules)
-    train_steps = make_train_steps(
-      self.functions, self.config.seed, self.config.microbatches, state
-    )
     # Metrics of a dispatch are read while the next one runs; its batches are kept until then.
     batch = None
     for steps, newer in self._batches(rows, sharding, start, last):
       first, step = steps.start == start, steps.stop
       profile.before(steps)
-      state, metrics = train_steps(state, newer)
+      state, metrics = self.train_steps(state, newer)
       zeros = metrics.pop(ZERO_GRADIENTS)
       self._check(self.watch.steps(steps, metrics), state, batch)
       batch = newer
@@ -144,7 +144,7 @@ class Course:
     start = time.perf_counter()
     seen = None if self.seen is None else self.seen._asdict()
     self._try_saving(lambda: self.checkpoints.save(step, state, seen), step)
-    self._prune()
+    self._prune(step)
     self.events.write('save', step=step, seconds=time.perf_counter() - start)
     push_record(self.workdir)
     if evaluate and self._wanted(step):
@@ -156,7 +156,7 @@ class Course:
     self.watch.metrics.flush()
     self.events.write('eval', step=step, seconds=time.perf_counter() - start)
     if self.seen is not None:
-      self.seen = stopping.see(self.seen, step, values, self.config)
+      self.seen = stopping.see(self.seen, step, values, self.config, self.higher_is_better)
     write_report(self.workdir)
     push_record(self.workdir)
 
@@ -169,7 +169,7 @@ class Course:
     if not values and self._wanted(step):  # killed in between
       self._evaluate(step, state)
     elif self.seen is not None and self.seen.metric in values:
-      self.seen = stopping.see(self.seen, step, values, self.config)
+      self.seen = stopping.see(self.seen, step, values, self.config, self.higher_is_better)
 
   def _try_saving(self, act: Callable[[], None], step: int) -> None:
     # A full disk must not end a run: it is told, training goes on, the older checkpoint stays.
@@ -184,11 +184,12 @@ class Course:
       if not processes.is_first():
         print(f'warning: saving failed, training goes on: {reason}', file=sys.stderr)
 
-  def _prune(self) -> None:
+  def _prune(self, unscored: int | None = None) -> None:
+    """Deletes what is not to be kept; `unscored` is a step that is to be evaluated yet."""
     config = self.config.checkpoint
     scores = badness(self.workdir, config.best)
-    steps = self.checkpoints.steps()
-    self.checkpoints.prune(kept_steps(steps, scores, config.keep, config.keep_best))
+    kept = kept_steps(self.checkpoints.steps(), scores, config.keep, config.keep_best)
+    self.checkpoints.prune(kept if unscored is None else kept | {unscored})
 
   def _check(self, finished: Finished | None, state: TrainState, batches: Any) -> None:
     """Stops the run at the first of some steps that ends a bad streak, or whose loss is 0.
@@ -232,11 +233,11 @@ class Course:
 
 
 def write_report(workdir: pathlib.Path) -> None:
-  """Writes report.html; a full disk costs the report and not the run."""
+  """Writes report.html; a full disk or a damaged record costs the report, not the run."""
   if jax.process_index() == 0:
     try:
       report.write(workdir)
-    except OSError as e:
+    except (OSError, UserError) as e:
       print(f'warning: report.html was not written: {e}', file=sys.stderr)
 
 
@@ -251,5 +252,4 @@ def push_record(workdir: pathlib.Path) -> None:
 
 def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
   """Returns what the record has of the evaluation of a step, by name; empty if there was none."""
-  rows = [row for row in read_lines(workdir / 'metrics.jsonl') if row['step'] == step]
-  return {k: float(v) for row in rows for k, v in row.items() if k.startswith('eval/')}
+  return {k: v for k, v in values_at(workdir, step).items() if k.startswith('eval/')}

@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -11,12 +11,12 @@ from lm import spec
 from lm.errors import UserError
 from lm.models import ensemble
 from lm.models.embeddings import Embeddings
-from lm.run import build, experiment, files
+from lm.run import build, files
 from lm.run.load import Loaded, load
 from lm.tasks import find, spans
 from lm.text.files import expand
 
-Member = tuple[pathlib.Path, int | None]  # workdir and step; None for what a program takes unasked
+Member = tuple[pathlib.Path, int | None]  # workdir and step; None for the one that is taken unasked
 
 # What is found there is no distribution over the outputs of the model.
 _NO_DISTRIBUTION = (find.number, spans.spans)
@@ -59,12 +59,7 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
   return found
 
 
-def open_runs(
-  workdirs: str,
-  steps: str | None = None,
-  average: int = 1,
-  unasked: Callable[[pathlib.Path], int | None] = lambda workdir: None,
-) -> Loaded:
+def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Loaded:
   """Opens what --workdir, --step and --average name, several runs or steps as one ensemble.
 
   An ensemble has the config of its first run, save that its rows are no longer than any member
@@ -72,9 +67,8 @@ def open_runs(
 
   Args:
     workdirs: directories with commas between.
-    steps: likewise; None for `unasked`.
+    steps: likewise; None for what `lm.run.load.load` takes unasked; `notes` say which.
     average: so many of the newest checkpoints of each run are averaged; 1 for none.
-    unasked: the step of a workdir where none is named; None for the newest intact one.
 
   Raises:
     UserError: a run or step is not there, or two do not belong together.
@@ -88,14 +82,10 @@ def open_runs(
   named = members(workdirs, steps)
   loaded = []
   for folder, step in named:
-    if step is None and average == 1:
-      step = unasked(folder)
     loaded.append(load(folder, step, average=average))
     _check_alike(named[0][0], loaded[0], folder, loaded[-1])
   if len(loaded) == 1:
     return loaded[0]
-  # What the first config names is looked for in the sources that its own workdir kept.
-  experiment.use_folder(named[0][0] / 'source')
   return _together(loaded)
 
 
@@ -116,6 +106,8 @@ def _together(loaded: Sequence[Loaded]) -> Loaded:
     loaded[0].step,
     model,
     tuple(itertools.chain.from_iterable(one.steps for one in loaded)),
+    loaded[0].workdir,
+    tuple(itertools.chain.from_iterable(one.notes for one in loaded)),
   )
 
 

@@ -1,20 +1,21 @@
 """Evaluation: exact means over whole sets, each example once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm import mesh as meshes
+from lm.errors import UserError
 from lm.run import placement
-from lm.run.build import Functions, with_mesh
+from lm.run.build import Functions, Inference, with_mesh
 from lm.types import Batch, Metric, Params, Terms
 
 EvalStep = Callable[[Params, Batch], Terms]
 
 
-def make_eval_step(functions: Functions, metrics: Iterable[Metric]) -> EvalStep:
+def make_eval_step(functions: Functions | Inference, metrics: Iterable[Metric]) -> EvalStep:
   """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
   metrics = list(metrics)
 
@@ -22,10 +23,50 @@ def make_eval_step(functions: Functions, metrics: Iterable[Metric]) -> EvalStep:
     output = functions.apply(params, batch)
     terms: Terms = {}
     for metric in metrics:
-      terms |= metric.terms(output, batch)
+      found = metric.terms(output, batch)
+      check_apart(terms, found)
+      terms |= found
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), terms)
 
   return jax.jit(with_mesh(step, functions.mesh, functions.rules))
+
+
+def check_apart(names: Collection[str], others: Iterable[str]) -> None:
+  """Raises UserError where two metrics of a set give the same name to their values."""
+  for name in others:
+    if name in names:
+      raise UserError(f'two metrics of the set are called {name!r}; leave one of them out')
+
+
+def names_of(
+  step: EvalStep,
+  metrics: Sequence[Metric],
+  params: Params,
+  batch: Mapping[str, np.ndarray],
+  functions: Functions | Inference,
+) -> dict[str, bool | None]:
+  """Returns the name of every value of some metrics and its direction, without computing them.
+
+  Args:
+    step: of the metrics.
+    metrics: in the order of the step.
+    params: parameters, or their shapes.
+    batch: of the size of an evaluation's batches.
+    functions: those that the step is made of; its first call takes the trace of this one.
+
+  Raises:
+    UserError: two values have one name.
+  """
+  rows = meshes.batch_sharding(functions.mesh, functions.rules)
+  shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
+  names = list(step.trace(params, shapes).out_info)  # type: ignore[attr-defined]
+  means = dict.fromkeys(names, 1.0)
+  for metric in metrics:
+    derived = metric.derive(means)
+    check_apart(means, derived)
+    means |= derived
+  directions = {name: d for metric in metrics for name, d in metric.higher_is_better.items()}
+  return {name: directions.get(name) for name in means}
 
 
 def evaluate(
@@ -33,7 +74,7 @@ def evaluate(
   metrics: Iterable[Metric],
   params: Params,
   batches: Iterable[Mapping[str, np.ndarray]],
-  functions: Functions,
+  functions: Functions | Inference,
 ) -> dict[str, float]:
   """Returns the metrics over all batches; sums of batches are added up in double precision."""
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)

@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from lm import mesh as meshes
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows
-from lm.errors import nearest
+from lm.errors import UserError
 from lm.run import build, kept, placement, processes, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
-from lm.run.build import Functions
+from lm.run.build import Functions, Inference
 from lm.run.checkpoint import badness
-from lm.run.evaluate import EvalStep, evaluate, make_eval_step
+from lm.run.evaluate import EvalStep, check_apart, evaluate, make_eval_step, names_of
 from lm.run.kept import Evaluated
 from lm.run.predict import Predictor
 from lm.run.samples import samples
@@ -50,7 +50,9 @@ class Evaluators:
     UserError: a set or a metric is wrong, or the model can do nothing with a prompt.
   """
 
-  def __init__(self, config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer):
+  def __init__(
+    self, config: ConfigDict, functions: Functions | Inference, tokenizer: tokenizers.Tokenizer
+  ):
     self._config = config
     self._functions = functions
     self._tokenizer = tokenizer
@@ -102,6 +104,43 @@ class Evaluators:
         line += ' of rows, and not of the texts that scores compare'
     return line
 
+  def directions(self, params: Params) -> dict[str, bool | None]:
+    """Returns every metric by name, and whether its highest value is the best; computes none.
+
+    All that evaluations do is traced, so that what is wrong with a function shows at start-up. None
+    stands for a value that has no direction, or whose metric declares none.
+
+    Args:
+      params: parameters, or their shapes.
+
+    Raises:
+      UserError: two metrics of a set have values of one name, or from the functions of the config.
+    """
+    self._samples.check(params)
+    found: dict[str, bool | None] = {}
+    for name, (rows, transforms, metrics, step) in self._sets.items():
+      size = self._config.eval.batch_size
+      batch = next(iter(batches.eval_batches(rows, size, transforms=transforms)))
+      predictor = self.predictors.get(name)
+      try:
+        values = names_of(step, metrics, params, batch, self._functions)
+        if predictor is not None:
+          predictor.check_decoding(params)
+        for metric in [] if predictor is None else predictor.metrics:
+          check_apart(values, metric.higher_is_better)
+          values |= metric.higher_is_better
+      except UserError as e:
+        raise UserError(f'eval.sets.{name}: {e}') from e
+      found |= {f'eval/{name}/{metric}': value for metric, value in values.items()}
+    if vector_metrics.wanted(self._config, self._functions.model):
+      found['eval/vectors/mean_length'] = None
+      found |= {
+        f'eval/vectors/{metric.name}/{value}': direction
+        for metric in self._vector_metrics
+        for value, direction in metric.higher_is_better.items()
+      }
+    return found
+
   @functools.cached_property
   def _attention(self) -> AttentionMaps | None:
     """The attention maps of the first set."""
@@ -149,10 +188,6 @@ class Evaluators:
     watch.metrics.write(step, found.values)
     summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in found.values.items())
     watch.progress.message(f'step {step}: {summary or "nothing to evaluate"}')
-    best = self._config.checkpoint.best
-    if found.values and best not in found.values:
-      near = nearest(best, found.values)
-      watch.progress.message(f'warning: checkpoint.best={best!r} is no metric of this run{near}')
     here = (
       placement.local_copy(params) if processes.several() else params
     )  # else nothing can be read
@@ -162,7 +197,7 @@ class Evaluators:
         self._keep(step, found, maps, watch.workdir)
       except OSError as e:  # a full disk costs the outputs and not the run
         watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
-    for i, (prompt, text) in enumerate(self._samples(step, here, found.vectors)):
+    for i, (prompt, text) in enumerate(self._samples.write(step, here, found.vectors)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
       watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
     return found.values

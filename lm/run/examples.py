@@ -5,13 +5,14 @@ Pure functions from the record to HTML, '' if nothing is to show.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.run.kept import Evaluated
-from lm.run.markup import details, embedded, escaped, number, plain, section
-from lm.run.record import Record, more_is_better
+from lm.run.markup import details, embedded, escaped, number, plain, readable, section
+from lm.run.record import Record
 
+_Directions = Mapping[str, bool | None]
 _SHOWN = 50  # rows of a table at once
 _LONGEST = 800  # characters of a cell
 _COLOURS = 6  # classes `kind0`, `kind1`, ... of report.css
@@ -29,28 +30,31 @@ def outputs(run: Record) -> str:
   asked for.
   """
   parts = []
-  best = run.config.get('checkpoint', {}).get('best', 'checkpoint.best')
+  best = run.setting('checkpoint.best') or 'checkpoint.best'
   for name, by_step in run.predictions.items():
     tables = []
     for i, (step, examples) in enumerate(sorted(by_step.items(), reverse=True)):
       summary = f'step {step:,}' if i == 0 else f'step {step:,}, the best by {best}'
-      tables.append(details(summary, _examples(examples), opened=i == 0))
+      directions = {key.removeprefix(f'eval/{name}/'): d for key, d in run.directions.items()}
+      tables.append(details(summary, _examples(examples, directions), opened=i == 0))
     parts.append(f'<div class="outputs"><h3>{escaped(name)}</h3>{_ORDER}{"".join(tables)}</div>')
   return section('Outputs', ''.join(parts)) if parts else ''
 
 
 def attention(run: Record) -> str:
   """The attention maps; the page's script draws them from the data embedded here."""
-  if not run.attention:
-    return ''
+  return readable('Attention', _maps, run.attention) if run.attention else ''
+
+
+def _maps(maps: Mapping[str, Any]) -> str:
   kind = {
     'cross_attention': 'Each row is a word of the reference, with what the decoder looked at in '
     'the source to write it.',
     'attention': 'Each row is a word, with what it looked at.',
-  }[run.attention['kind']]
-  if not run.attention['heads']:
+  }[maps['kind']]
+  if not maps['heads']:
     kind += ' The heads of each layer are averaged.'
-  where = f'{escaped(run.attention["set"])}, step {run.attention["step"]:,}'
+  where = f'{escaped(maps["set"])}, step {maps["step"]:,}'
   choices = ('example', 'layer', 'head')
   selects = ''.join(f'<label>{c} <select name="{c}"></select></label>' for c in choices)
   return section(
@@ -58,14 +62,14 @@ def attention(run: Record) -> str:
     f'<p class="none">{where}. {kind}</p>'
     '<noscript><p class="none">The maps need JavaScript.</p></noscript>'
     f'<form class="controls">{selects}</form><div id="attention"></div>'
-    + embedded('attention-data', run.attention),
+    + embedded('attention-data', maps),
   )
 
 
-def _examples(examples: Sequence[Evaluated]) -> str:
+def _examples(examples: Sequence[Evaluated], directions: _Directions) -> str:
   if not examples:
     return '<p class="none">No examples.</p>'
-  ranks = _ranks(examples)
+  ranks = _ranks(examples, directions)
   count = len(examples)
   held = [i for i, rank in enumerate(ranks) if min(i, rank, count - 1 - rank) < _SHOWN]
   held.sort(key=lambda i: ranks[i])
@@ -80,7 +84,7 @@ def _examples(examples: Sequence[Evaluated]) -> str:
   )
 
 
-def _ranks(examples: Sequence[Evaluated]) -> list[int]:
+def _ranks(examples: Sequence[Evaluated], directions: _Directions) -> list[int]:
   """Returns the rank of each example from the worst, by its first score."""
 
   def goodness(i: int) -> float:
@@ -88,7 +92,7 @@ def _ranks(examples: Sequence[Evaluated]) -> list[int]:
     value = float(score)
     if math.isnan(value):
       return -math.inf
-    return value if more_is_better(name) else -value
+    return -value if directions.get(name) is False else value
 
   ranks = [0] * len(examples)
   for rank, i in enumerate(sorted(range(len(examples)), key=goodness)):
@@ -130,6 +134,8 @@ def _words(example: Evaluated) -> list[str] | None:
   """Returns the words that the tags of an example belong to; None where it has none."""
   tags, inputs = example.output, example.inputs
   if not isinstance(tags, list) or len(inputs) != 1 or not isinstance(example.reference, list):
+    return None
+  if not all(isinstance(tag, str) for tag in (*tags, *example.reference)):
     return None
   for words in (inputs[0].split(' '), list(inputs[0])):
     if len(words) == len(tags) == len(example.reference):

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tokenizers
@@ -19,7 +19,8 @@ from ml_collections.config_dict import placeholder
 from lm import spec
 from lm.config import follow
 from lm.data import module_code
-from lm.errors import UserError, nearest
+from lm.errors import UserError, first_line, nearest
+from lm.run import check, files, sources
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
 # learned from a step, but `steps` and `stop`, which say how far the run goes.
@@ -42,6 +43,10 @@ MAY_DIFFER = (
 NEW_DATA = ('data.source', 'data.train', 'data.prepare')
 
 
+# What source/ says of the checkout of lm itself, and how git is asked for it.
+_COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
+
+
 def load(path_and_arg: str) -> ConfigDict:
   """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
 
@@ -60,9 +65,9 @@ def load(path_and_arg: str) -> ConfigDict:
     listed = f'; there are {", ".join(known[:20])}{more}' if known else ''
     a_folder = ' (it is a folder)' if file.is_dir() else ''
     raise UserError(f'--config={path}: no such file{a_folder}{near or listed}')
+  sources.use_folder(sources.folder_of(file))
   if file.suffix == '.json':
-    return follow(from_json(file.read_text()))
-  use_folder(file.parent)
+    return follow(_read_config(file, f'--config={path}'))
   module = _import(file)
   if not hasattr(module, 'get_config'):
     raise UserError(f'--config={path}: the file defines no get_config(arg)')
@@ -71,34 +76,8 @@ def load(path_and_arg: str) -> ConfigDict:
     config = spec.call(module.get_config, key, *([arg] if arg else []))
   if not isinstance(config, ConfigDict):
     raise UserError(f'{key}: get_config returns {type(config).__name__}, not a ConfigDict')
+  check.form(config, key)
   return config.lock()
-
-
-def use_folder(folder: pathlib.Path) -> None:
-  """Makes the modules of a folder importable, after everything that is installed.
-
-  One folder at a time: those of the one before are forgotten, so that a name in the config of
-  one run never finds the file of another.
-  """
-  global _folder
-  folder = folder.resolve()
-  if _folder is not None and _folder != folder:
-    sys.path.remove(str(_folder))
-    for name, module in list(sys.modules.items()):
-      if _parent(module) == _folder:
-        del sys.modules[name]
-  if _folder != folder:
-    sys.path.append(str(folder))
-    importlib.invalidate_caches()
-  _folder = folder
-
-
-_folder: pathlib.Path | None = None
-
-
-def _parent(module) -> pathlib.Path | None:
-  file = getattr(module, '__file__', None)
-  return pathlib.Path(file).resolve().parent if file else None
 
 
 def to_json(config: ConfigDict) -> str:
@@ -107,7 +86,11 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Returns the config of `to_json`; what was empty takes a value of any type."""
+  """Returns the config of `to_json`; what was empty takes a value of any type.
+
+  Raises:
+    ValueError: the text is no object of JSON.
+  """
 
   def revive(value: Any) -> Any:
     if isinstance(value, dict):
@@ -116,7 +99,10 @@ def from_json(text: str) -> ConfigDict:
       return tuple(revive(v) for v in value)
     return placeholder(object) if value is None else value
 
-  return revive(json.loads(text)).lock()
+  tree = json.loads(text)
+  if not isinstance(tree, dict):
+    raise ValueError(f'it holds {type(tree).__name__}, not an object')
+  return revive(tree).lock()
 
 
 def record(
@@ -129,6 +115,9 @@ def record(
 ) -> list[str]:
   """Writes config.json, source/, tokenizer.json and data.json; checks those of an older workdir.
 
+  A resume replaces the config and the sources where they differ, so that the record is that of the
+  newest start. What they were before stays in earlier/1, earlier/2 and so on.
+
   Args:
     config: the whole configuration.
     path_and_arg: the file it came from.
@@ -139,62 +128,89 @@ def record(
       of the new one; data.json keeps a list of those before.
 
   Returns:
-    Warnings about sources and training data that have changed since the workdir was made.
+    Warnings about code and training data that have changed since the last start.
 
   Raises:
     UserError: the workdir was made by another config, tokenizer or training data.
   """
   saved = workdir / 'config.json'
-  sources = _sources(pathlib.Path(path_and_arg.partition(':')[0]))
-  if saved.exists():
-    check_same(open_workdir(workdir), config, workdir, new_data)
-    if open_tokenizer(workdir).to_str() != tokenizer.to_str():
-      raise UserError(
-        f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
-        '(another corpus or version of it); take another workdir'
-      )
-    known = _known_data(workdir)
-    if known['train'] != content and not new_data:
-      raise UserError(
-        f'--workdir={workdir} was made with other training data than data.source='
-        f'{config.data.source!r} gives now (another version of it); take another workdir, or go on '
-        'with the new data by --new_data'
-      )
-    changed = []
-    if known['train'] != content:
-      before = [*known.pop('before', []), known]
-      _write_data(workdir, config, content, before)
-      _write_config(workdir, config)
-      changed = [f'the training data is other than before (data.source={config.data.source!r})']
-    kept = {p.name: p.read_text() for p in (workdir / 'source').glob('*.py')}
-    return changed + [
-      f'{name} has changed since {workdir} was made; the run goes on with the new code'
-      for name, text in sources.items()
-      if kept.get(name, text) != text
-    ]
-  folder = workdir / 'source'
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, text in sources.items():
-    (folder / name).write_text(text)
+  code = _code(pathlib.Path(path_and_arg.partition(':')[0]))
+  if not saved.exists():
+    _write_source(workdir / 'source', code)
+    tokenizer.save(str(workdir / 'tokenizer.json'))
+    _write_data(workdir, config, content, [])
+    # The config is written last and at once: a workdir with a config.json is complete.
+    files.replace(saved, to_json(config).encode())
+    return []
+  check_same(open_workdir(workdir), config, workdir, new_data)
+  if open_tokenizer(workdir).to_str() != tokenizer.to_str():
+    raise UserError(
+      f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
+      '(another corpus or version of it); take another workdir'
+    )
+  known = _known_data(workdir)
+  other_data = known['train'] != content
+  if other_data and not new_data:
+    raise UserError(
+      f'--workdir={workdir} was made with other training data than data.source='
+      f'{config.data.source!r} gives now (another version of it); take another workdir, or go on '
+      'with the new data by --new_data'
+    )
+  kept = _read_source(workdir / 'source')
+  changed = sorted(name for name in kept.keys() | code.keys() if kept.get(name) != code.get(name))
+  if changed or saved.read_bytes() != to_json(config).encode():
+    _set_aside(workdir)
+    _write_source(workdir / 'source', code)
+    files.replace(saved, to_json(config).encode())
+  warnings = []
+  if other_data:
+    _write_data(workdir, config, content, [*known.pop('before', []), known])
+    warnings = [f'the training data is other than before (data.source={config.data.source!r})']
+  names = ['the checkout of lm' if name in _COMMIT else name for name in changed]
+  return warnings + [
+    f'{name} has changed since the last start of {workdir}; the run continues with the new code'
+    for name in dict.fromkeys(names)
+  ]
+
+
+def _code(config_file: pathlib.Path) -> dict[str, bytes]:
+  """Returns what source/ holds: the experiment, its neighbors, files that they name, the commit."""
+  code = sources.neighbors(config_file)
+  folder = sources.folder_of(config_file)
+  beside = {}
   # Without what its steps read, the workdir could not prepare the same data again.
-  beside = pathlib.Path(path_and_arg.partition(':')[0]).parent
-  for name in sources:
-    for relative, file in module_code.files_beside(beside / name).items():
-      (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(file, folder / relative)
-  _record_commit(folder)
-  tokenizer.save(str(workdir / 'tokenizer.json'))
-  _write_data(workdir, config, content, [])
-  # The config is written last: a workdir with a config.json is whole.
-  _write_config(workdir, config)
-  return []
+  for name in code:
+    for relative, file in module_code.files_beside(folder / name).items():
+      beside[(pathlib.PurePath(name).parent / relative).as_posix()] = file.read_bytes()
+  return beside | code | _commit()
 
 
-def _write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Writes config.json at once."""
-  partial = workdir / 'config.partial'
-  partial.write_text(to_json(config))
-  partial.replace(workdir / 'config.json')
+def _set_aside(workdir: pathlib.Path) -> None:
+  """Keeps a copy of the config and the sources of the last start in earlier/N."""
+  earlier = workdir / 'earlier'
+  number = 1 + sum(1 for _ in earlier.glob('*/config.json'))
+  shutil.rmtree(earlier / str(number), ignore_errors=True)  # of a process that was killed here
+  (earlier / str(number)).mkdir(parents=True)
+  if (workdir / 'source').is_dir():
+    ignored = shutil.ignore_patterns('__pycache__')
+    shutil.copytree(workdir / 'source', earlier / str(number) / 'source', ignore=ignored)
+  shutil.copy(workdir / 'config.json', earlier / str(number) / 'config.json')
+
+
+def _read_source(folder: pathlib.Path) -> dict[str, bytes]:
+  found = (p for p in folder.rglob('*') if p.is_file() and '__pycache__' not in p.parts)
+  return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def _write_source(folder: pathlib.Path, code: Mapping[str, bytes]) -> None:
+  """Makes the sources of a workdir these files and no others."""
+  for name in _read_source(folder).keys() - code.keys():
+    (folder / name).unlink()
+  # Python compares sizes and whole seconds only when it takes compiled files for current ones.
+  shutil.rmtree(folder / '__pycache__', ignore_errors=True)
+  for name, content in code.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    files.replace(folder / name, content)
 
 
 def _write_data(
@@ -202,9 +218,8 @@ def _write_data(
 ) -> None:
   """Writes what the training data is, and what it was before, at once."""
   data = {'train': content, 'source': config.data.source, 'split': config.data.train}
-  partial = workdir / 'data.partial'
-  partial.write_text(json.dumps(data | ({'before': before} if before else {})) + '\n')
-  partial.replace(workdir / 'data.json')
+  text = json.dumps(data | ({'before': before} if before else {})) + '\n'
+  files.replace(workdir / 'data.json', text.encode())
 
 
 def digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) -> str:
@@ -247,15 +262,25 @@ def check_same(
 
 
 def open_workdir(workdir: pathlib.Path) -> ConfigDict:
-  """Returns the config of a workdir, with the sources it kept importable."""
+  """Returns the config of a workdir; lm.run.sources makes the code that it names importable.
+
+  Raises:
+    UserError: there is no run, or its config is damaged or has another form.
+  """
   saved = workdir / 'config.json'
   if not saved.is_file():
     raise UserError(f'--workdir={workdir}: no run there (config.json is missing)')
-  use_folder(workdir / 'source')
+  return _read_config(saved, f'--workdir={workdir}: config.json')
+
+
+def _read_config(file: pathlib.Path, name: str) -> ConfigDict:
+  """Returns the config of a file, which errors call `name`."""
   try:
-    return from_json(saved.read_text())
-  except ValueError as e:
-    raise UserError(f'--workdir={workdir}: config.json is damaged: {e}') from e
+    config = from_json(file.read_text('utf-8'))
+  except (OSError, ValueError, RecursionError) as e:
+    raise UserError(f'{name} is damaged: {first_line(e)}') from e
+  check.form(config, name)
+  return config
 
 
 def data_content(workdir: pathlib.Path) -> str:
@@ -286,7 +311,7 @@ def _import(file: pathlib.Path):
     raise UserError(f'--config={file}: not a Python file')
   module = importlib.util.module_from_spec(found)
   known = sys.modules.get(file.stem)
-  if known is not None and _parent(known) != file.resolve().parent:
+  if known is not None and not sources.is_in(known, file.parent.resolve()):
     raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
   # Under its own name, so that 'file:function' in the config is this very module.
   sys.modules[file.stem] = module
@@ -311,36 +336,17 @@ def _told(key: str, file: pathlib.Path) -> Iterator[None]:
     ) from e
 
 
-def _sources(file: pathlib.Path) -> dict[str, str]:
-  """Returns the experiment's file and the neighbours it has imported, by name."""
-  if file.suffix != '.py':
-    return {}
-  folder = file.parent.resolve()
-  found = {file.name: file.read_text()}
-  for module in list(sys.modules.values()):
-    neighbour = pathlib.Path(getattr(module, '__file__', None) or '')
-    if _parent(module) == folder and neighbour.suffix == '.py':
-      found[neighbour.name] = neighbour.read_text()
-  return found
-
-
-def _record_commit(folder: pathlib.Path) -> None:
-  """Keeps the commit and the uncommitted change of the code that runs, when git knows them."""
+def _commit() -> dict[str, bytes]:
+  """Returns the commit and the uncommitted change of the code that runs, when git knows them."""
   here = pathlib.Path(__file__).parent
-
-  def git(*args: str) -> str | None:
-    command = ['git', '-C', str(here), *args]
+  found = {}
+  for name, arguments in _COMMIT.items():
     try:
-      result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+      command = ['git', '-C', str(here), *arguments]
+      found[name] = subprocess.run(command, capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-      return None
-    return result.stdout
-
-  commit, diff = git('rev-parse', 'HEAD'), git('diff', 'HEAD')
-  if commit:
-    (folder / 'commit.txt').write_text(commit)
-  if diff:
-    (folder / 'uncommitted.diff').write_text(diff)
+      continue
+  return {name: content for name, content in found.items() if content}
 
 
 def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:

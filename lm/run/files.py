@@ -68,6 +68,16 @@ def held(workdir: Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+  """Turns an error of the file system into a UserError of one line, which names the file."""
+  try:
+    yield
+  except OSError as e:
+    file = f' ({e.filename})' if e.filename else ''
+    raise UserError(f'--workdir={workdir} cannot be written: {e.strerror or e}{file}') from e
+
+
 def check_free(workdir: Path) -> None:
   """Raises UserError where a workdir is to be made anew and something is there already."""
   if workdir.exists() and not workdir.is_dir():

@@ -15,10 +15,12 @@ What no rule is about has the same path and shape in both. Without rules the sou
 else; with rules, what nothing takes is told.
 """
 
+import collections
 import contextlib
+import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,13 +29,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 from lm.optim import parse_rules
 from lm.run import experiment, files, processes
 from lm.run.align import Alignment, align, placed
 from lm.run.build import Functions
-from lm.run.checkpoint import Checkpoints, first_line, holds_checkpoints, tree_difference
-from lm.run.step import TrainState, begin, init_state
+from lm.run.checkpoint import Checkpoints, tree_difference
+from lm.run.step import TrainState, begin, init_some, init_state
 from lm.types import Array, Params
 
 _ROWS, _WORDS = '[rows]', '[words]'
@@ -79,47 +81,59 @@ class _Origin(NamedTuple):
 
 
 def initial_state(
-  config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer, workdir: pathlib.Path
-) -> tuple[TrainState, TrainState, Taken | None]:
+  config: ConfigDict,
+  functions: Functions,
+  tokenizer: tokenizers.Tokenizer,
+  abstract: TrainState,
+) -> tuple[TrainState, Taken | None]:
   """Returns the state that a run begins with, writing nothing.
 
   Args:
-    config: the whole configuration; where `init.workdir` names another run and there is nothing to
-      resume from, parameters are taken from it.
+    config: the whole configuration; where `init.workdir` names another run, parameters are taken
+      from it.
     functions: those of the config.
     tokenizer: that of the run.
-    workdir: that of the run; it may not be there yet.
+    abstract: the shapes, types and shardings of the state.
 
   Returns:
-    The state; the abstract state that says the shape, type and sharding of its leaves; and what
-    was taken from another run.
+    The state, and what was taken from another run.
 
   Raises:
     UserError: the other run is not there, or its parameters or tokens are not those of this one.
   """
-  state, abstract = init_state(functions, jax.random.key(config.seed))
+  key = jax.random.key(config.seed)
   if not config.init.workdir:
+    return init_state(functions, key)[0], None
+  draw = functools.partial(init_some, functions, key, abstract.params)
+  params, taken = take(config.init, draw, abstract.params, tokenizer)
+  return begin(functions, params, abstract), taken
+
+
+def check(section: ConfigDict) -> None:
+  """Raises UserError where `init` of a config says how to take parameters, and from no run."""
+  if not section.workdir:
     for key in ('step', 'rules'):
-      if config.init[key]:
+      if section[key]:
         raise UserError(
-          f'init.{key}={config.init[key]!r}: init.workdir, the run to take from, is empty'
+          f'init.{key}={section[key]!r}: init.workdir, the run to take from, is empty'
         )
-    return state, abstract, None
-  if holds_checkpoints(workdir):
-    return state, abstract, None
-  params, taken = take(config.init, state.params, abstract.params, tokenizer)
-  return begin(functions, params, abstract), abstract, taken
 
 
 def take(
-  section: ConfigDict, drawn: Params, abstract: Params, tokenizer: tokenizers.Tokenizer
+  section: ConfigDict,
+  draw: Callable[[Collection[str]], Mapping[str, Array]],
+  abstract: Params,
+  tokenizer: tokenizers.Tokenizer,
 ) -> tuple[Params, Taken]:
-  """Returns the parameters of another run in the places of `drawn`, where `abstract` says.
+  """Returns the parameters of another run in their places, and new ones where it has none.
+
+  Only what stays as it was initialized, in part at least, is initialized: at no time are there two
+  copies of all parameters.
 
   Args:
     section: `init` of a config, which names the run.
-    drawn: parameters that were drawn from the seed.
-    abstract: their shapes, types and shardings.
+    draw: initializes the parameters of some paths from the seed.
+    abstract: the shapes, types and shardings of all parameters.
     tokenizer: that of the run that begins.
 
   Raises:
@@ -129,7 +143,6 @@ def take(
   if not (root / 'config.json').is_file():
     raise UserError(f'init.workdir={section.workdir!r}: no run there (config.json is missing)')
   wanted = flatten_dict(abstract, sep='/')
-  fresh = flatten_dict(drawn, sep='/')
   checkpoints = Checkpoints(root)
   try:
     step = _step(checkpoints, section)
@@ -145,10 +158,18 @@ def take(
       restored = checkpoints.restore_some(step, _targets(origins, wanted, shapes))
   finally:
     checkpoints.close()
-  params = fresh | {
-    path: _placed(restored[origin.path], fresh[path], origin.rows, words)
-    for path, origin in origins.items()
-  }
+  in_part = [path for path, origin in origins.items() if origin.rows]
+  params = dict(draw([*(wanted.keys() - origins.keys()), *in_part]))
+  uses = collections.Counter(origin.path for origin in origins.values())
+  for path, origin in origins.items():
+    read = restored[origin.path]
+    uses[origin.path] -= 1
+    if not origin.rows and not uses[origin.path]:
+      params[path] = jax.device_put(restored.pop(origin.path), wanted[path].sharding)
+    elif not origin.rows:  # a parameter of its own: each is given away
+      params[path] = jax.device_put(read, wanted[path].sharding, may_alias=False)
+    else:
+      params[path] = _placed(read, params[path], origin.rows, words)
   kept = tuple(sorted(wanted.keys() - origins.keys()))
   unread = tuple(sorted(shapes.keys() - {origin.path for origin in origins.values()}))
   taken = Taken(str(root.resolve()), step, len(origins), kept, unread, words)
@@ -246,9 +267,7 @@ def _targets(
 
 
 def _placed(read: Array, drawn: Array, rows: str, words: Alignment | None) -> Array:
-  """Returns what was read in place of what was drawn, or of some of its rows."""
-  if not rows:
-    return jax.device_put(read, drawn.sharding)
+  """Returns what was initialized, with some of its rows replaced by those that were read."""
   if rows == _WORDS and words is not None:
     return jax.device_put(placed(read, drawn, words), drawn.sharding)
   count = min(len(read), len(drawn))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.run import files
-from lm.run.logging import read_lines
+from lm.run.logging import number_of, read_lines
 
 _PREDICTIONS, _ATTENTION, _WORD_MAP = 'predictions', 'attention', 'word_map'
 _NOTES = 'notes.json'
@@ -94,8 +94,16 @@ def read_predictions(workdir: Path) -> dict[str, dict[int, list[Evaluated]]]:
   fields = set(Evaluated._fields)
   for (name, step), path in sorted(_files(workdir / _PREDICTIONS, '.jsonl').items()):
     rows = [Evaluated(**row) for row in read_lines(path) if row.keys() == fields]
-    found.setdefault(name, {})[step] = rows
+    found.setdefault(name, {})[step] = [row for row in rows if _is_right(row)]
   return found
+
+
+def _is_right(row: Evaluated) -> bool:
+  inputs, scores = row.inputs, row.scores
+  if not isinstance(inputs, list) or not isinstance(scores, dict) or not scores:
+    return False
+  texts = all(isinstance(part, str) for part in inputs)
+  return texts and all(number_of(score) is not None for score in scores.values())
 
 
 def notes_file(workdir: Path) -> Path:
@@ -133,7 +141,7 @@ def _files(folder: Path, suffix: str) -> dict[tuple[str, int], Path]:
   found = {}
   for path in folder.glob(f'*-*{suffix}'):
     name, _, step = path.name.removesuffix(suffix).rpartition('-')
-    if step.isdecimal():
+    if step.isdecimal() and path.is_file():
       found[name, int(step)] = path
   return found
 

@@ -1,8 +1,11 @@
 """Opening a workdir: in a notebook, and in the programs that read a trained model."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +14,9 @@ import jax.numpy as jnp
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.errors import UserError
-from lm.run import build, experiment, files, host
-from lm.run.checkpoint import Checkpoints, badness, first_line, kept_steps
+from lm.errors import UserError, first_line
+from lm.run import build, experiment, files, host, sources
+from lm.run.checkpoint import Checkpoints, badness, kept_steps
 from lm.types import Apply, Params
 
 
@@ -28,31 +31,29 @@ class Loaded:
   step: int
   model: nn.Module
   steps: tuple[int, ...] = ()  # of all checkpoints, where several were averaged or put together
+  workdir: pathlib.Path = pathlib.Path()
+  # Of each checkpoint that was taken unasked: the workdir, the step, and why that one.
+  notes: tuple[str, ...] = ()
 
-
-def best_step(workdir: pathlib.Path) -> int | None:
-  """Returns the step of the best checkpoint by `checkpoint.best`; None where none has a score."""
-  config = experiment.open_workdir(workdir)
-  scores = badness(workdir, config.checkpoint.best)
-  checkpoints = Checkpoints(workdir)
-  try:
-    (best,) = kept_steps(checkpoints.steps(), scores, last=0, best=1) or (None,)
-  finally:
-    checkpoints.close()
-  return best
+  def modules(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which names in the config mean the code that the workdir kept."""
+    return sources.modules_of(self.workdir / 'source')
 
 
 def load(
   workdir: str | pathlib.Path, step: int | None = None, devices: Any = None, average: int = 1
 ) -> Loaded:
-  """Opens a workdir at a step, by default the newest intact one.
+  """Opens a workdir at a step, by default the best one or else the newest.
 
   The parameters come onto the first device, wherever they were trained. The config's functions are
-  those of the sources that the workdir kept.
+  those of the sources that the workdir kept. Names in the config find these sources afterwards too,
+  unless other code has the same names, such as that of a run opened before: then a warning says so,
+  and `with loaded.modules():` finds them.
 
   Args:
     workdir: the record of a run.
-    step: of its checkpoint.
+    step: of its checkpoint; None for the best by `checkpoint.best`, or, where no intact checkpoint
+      has a score, the newest intact one.
     devices: the first of these gets the parameters.
     average: above 1, the parameters are the mean of so many of the newest checkpoints (Vaswani et
       al. 2017, 6.1), whatever `step`.
@@ -64,23 +65,49 @@ def load(
   config = experiment.open_workdir(workdir)
   host.keep_compiled(config.data.cache)
   tokenizer = experiment.open_tokenizer(workdir)
-  model = build.model(config, tokenizer.get_vocab_size())
-  init = build.init_of(model, config.data.context)
+  with sources.opened(workdir / 'source') as clashes:
+    model = build.model(config, tokenizer.get_vocab_size())
+    init = build.init_of(model, config.data.context)
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  if clashes:
+    print(
+      f'warning: {workdir} has its own {", ".join(clashes)}: its model is of that code, but other '
+      'names in its config mean the code imported before, except in `with loaded.modules():`',
+      file=sys.stderr,
+    )
   device = jax.sharding.SingleDeviceSharding((devices or jax.local_devices())[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-    nn.unbox(jax.eval_shape(init, jax.random.key(0))),
-  )
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
   checkpoints = Checkpoints(workdir)
   try:
     if average > 1:
       params, steps = _averaged(checkpoints, abstract, workdir, average)
+      why = f'the mean of the newest {average}'
+    elif step is not None:
+      params, at = restore_params(checkpoints, abstract, workdir, [step])
+      steps, why = (at,), ''
     else:
-      params, at = restore_params(checkpoints, abstract, workdir, step)
-      steps = (at,)
+      best, why = best_step(workdir, checkpoints.steps(), config.checkpoint.best)
+      order = [] if best is None else [best]
+      order += [s for s in reversed(checkpoints.steps()) if s != best]
+      params, at = restore_params(checkpoints, abstract, workdir, order)
+      steps, why = (at,), why if at == order[0] else 'the newest intact one'
   finally:
     checkpoints.close()
-  return Loaded(config, params, build.apply_of(model), tokenizer, steps[-1], model, steps)
+  apply = build.apply_of(model)
+  notes = (f'{workdir} at step {", ".join(map(str, steps))}, {why}',) if why else ()
+  return Loaded(config, params, apply, tokenizer, steps[-1], model, steps, workdir, notes)
+
+
+def best_step(workdir: pathlib.Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
+  """Returns the best of some steps by a metric, None where none has a score; and why it is taken.
+
+  Every program that is not given a step takes this one, or else the newest.
+  """
+  scores = badness(workdir, metric)
+  (best,) = kept_steps(steps, scores, last=0, best=1) or (-1,)
+  if math.isnan(scores.get(best, math.nan)):
+    return None, f'the newest, for none has a score by {metric}'
+  return best, f'the best by {metric}'
 
 
 def _averaged(
@@ -101,7 +128,7 @@ def _averaged(
   total = None
   for step in steps[-count:]:
     try:
-      params, _ = restore_params(checkpoints, abstract, workdir, step)
+      params, _ = restore_params(checkpoints, abstract, workdir, [step])
     except UserError as e:
       raise UserError(f'--average={count}: {e}') from e
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # for those kept in fewer bits
@@ -111,30 +138,33 @@ def _averaged(
 
 
 def restore_params(
-  checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, step: int | None
+  checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, order: Sequence[int]
 ) -> tuple[Params, int]:
-  """Returns the parameters of a step by name, or of the newest intact one, and the step.
+  """Returns the parameters of the first intact step of some, and the step.
 
   Raises:
-    UserError: the named step is missing, damaged or of another shape; or none is intact.
+    UserError: a step is missing or of another shape, or none is intact.
   """
   steps = checkpoints.steps()
   if not steps:
     raise UserError(f'--workdir={workdir}: no checkpoint there')
-  if step is not None and step not in steps:
-    raise UserError(f'--step={step}: {workdir} has checkpoints at {", ".join(map(str, steps))}')
+  if missing := [step for step in order if step not in steps]:
+    raise UserError(
+      f'--step={missing[0]}: {workdir} has checkpoints at {", ".join(map(str, steps))}'
+    )
   errors = []
-  for candidate in [step] if step is not None else reversed(steps):
+  for candidate in order:
     try:
       return checkpoints.restore_params(candidate, abstract), candidate
     except UserError:
       raise
     except Exception as e:  # whatever Orbax and its storage make of damaged files
       errors.append(f'{candidate} ({first_line(e)})')
-      if step is None:
+      if len(order) > 1:
         print(f'warning: checkpoint {candidate} is damaged ({first_line(e)})', file=sys.stderr)
-  if step is not None:
-    others = ', '.join(str(s) for s in steps if s != step)
-    remedy = f'; there are also {others}' if others else ''
-    raise UserError(f'--step={step}: the checkpoint is damaged{remedy}: {errors[0]}')
+  if len(order) == 1 < len(steps):
+    others = ', '.join(str(s) for s in steps if s not in order)
+    raise UserError(
+      f'--step={order[0]}: the checkpoint is damaged; there are also {others}: {errors[0]}'
+    )
   raise UserError(f'--workdir={workdir}: no intact checkpoint; damaged: {", ".join(errors)}')

@@ -20,9 +20,12 @@ from typing import Any
 
 from absl import logging
 
+from lm.errors import UserError
 from lm.run import files, tensorboard
 
-_SAMPLE = re.compile(r'^── (.*) · (\d+) characters, (\d+) of them the prompt ──\n', re.MULTILINE)
+_SAMPLE = re.compile(
+  r'^── (.*) · ([0-9]{1,15}) characters, ([0-9]{1,15}) of them the prompt ──\n', re.MULTILINE
+)
 
 
 class Metrics:
@@ -47,7 +50,7 @@ class Metrics:
     self._samples.mkdir(parents=True, exist_ok=True)
     _cut(path, last)
     for sample in self._samples.glob('*.txt'):
-      if sample.stem.isdecimal() and int(sample.stem) > last:
+      if sample.stem.isdecimal() and int(sample.stem) > last and sample.is_file():
         sample.unlink()
     self._lines = _Lines(path)
     self._board = tensorboard.EventFile(Path(workdir) / 'tensorboard', last + 1)
@@ -111,16 +114,44 @@ class Events:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Returns the objects of a JSON-lines file, without torn or foreign lines; [] if it is absent."""
-  if not path.exists():
-    return []
-  objects = (_parse(line) for line in path.read_bytes().split(b'\n'))
+  """Returns the objects of a JSON-lines file, without torn or foreign lines; [] if it is absent.
+
+  Raises:
+    UserError: it is a folder, or cannot be read.
+  """
+  objects = (_parse(line) for line in _read(path).split(b'\n'))
   return [entry for entry in objects if entry is not None]
+
+
+def is_step(value: Any) -> bool:
+  """Returns whether a value of a record is a step."""
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def number_of(value: Any) -> float | None:
+  """Returns the number that a value of metrics.jsonl stands for, None where it stands for none."""
+  if isinstance(value, bool) or not isinstance(value, int | float | str):
+    return None
+  if isinstance(value, str) and value not in ('NaN', 'Infinity', '-Infinity'):
+    return None
+  try:
+    return float(value)
+  except OverflowError:  # an integer of hundreds of digits
+    return None
+
+
+def _read(path: Path) -> bytes:
+  if not path.exists():
+    return b''
+  try:
+    return path.read_bytes()
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
 
 
 def read_samples(path: Path) -> list[tuple[str, str, str]]:
   """Returns the (name, prompt, text) triples of a samples/STEP.txt; the last of a name counts."""
-  whole = path.read_bytes().decode('utf-8', errors='replace')
+  whole = _read(path).decode('utf-8', errors='replace')
   found: dict[str, tuple[str, str, str]] = {}
   position = 0
   while (header := _SAMPLE.search(whole, position)) is not None:
@@ -157,9 +188,9 @@ def _cut(path: Path, last: int):
   if not path.exists():
     return
   kept = []
-  for line in path.read_bytes().split(b'\n'):
+  for line in _read(path).split(b'\n'):
     entry = _parse(line)
-    if entry is not None and isinstance(entry.get('step'), int) and entry['step'] <= last:
+    if entry is not None and is_step(entry.get('step')) and entry['step'] <= last:
       kept.append(line + b'\n')
   files.replace(path, b''.join(kept))
 
@@ -167,7 +198,7 @@ def _cut(path: Path, last: int):
 def _parse(line: bytes) -> dict[str, Any] | None:
   try:
     entry = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   return entry if isinstance(entry, dict) else None
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import pathlib
+from collections.abc import Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches, prepare, remote
@@ -16,15 +18,18 @@ from lm.run import (
   host,
   init,
   processes,
+  record,
   schedule,
+  sources,
   stopping,
   vanished,
 )
-from lm.run.checkpoint import Checkpoints, restore_newest
+from lm.run.checkpoint import Checkpoints, holds_checkpoints, restore_newest
 from lm.run.cli import NoStop, Stop
 from lm.run.course import Course, push_record, write_report
 from lm.run.evaluators import Evaluators
 from lm.run.logging import Events
+from lm.run.step import abstract_state, check_step, make_train_steps
 from lm.run.watch import Watch
 
 
@@ -58,6 +63,7 @@ def train(
   stopping.check(config)
   check.numbers(config)
   vanished.check_pattern(config)
+  init.check(config.init)
   host.keep_compiled(config.data.cache)
   show = prepare.show_progress if processes.is_first() else None
   if new_data and (workdir / 'tokenizer.json').is_file():
@@ -71,28 +77,44 @@ def train(
   vanished.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, functions, tokenizer)
   processes.prepared()
-  told = experiment.digest(config, tokenizer, rows.content)
-  processes.check_same('the config, the tokenizer or the data', told)
-  # Before anything is written: here an axis that does not divide over the mesh is told, and a run
-  # to begin from that does not fit.
-  state, abstract, taken = init.initial_state(config, functions, tokenizer, workdir)
-  older = schedule.length_of(workdir)
+  same = experiment.digest(config, tokenizer, rows.content)
+  processes.check_same('the config, the tokenizer or the data', same)
+  if processes.several():
+    processes.check_same_code(sources.digests(pathlib.Path(path_and_arg.partition(':')[0])))
+  # Before anything is written: whatever is wrong with a function of the config, an axis that does
+  # not divide over the mesh, and a run to begin from that does not fit.
+  abstract, _ = abstract_state(functions)
+  directions = evaluators.directions(abstract.params)
+  stopping.check_monitored(config, directions)
+  train_steps = make_train_steps(functions, config.seed, config.microbatches, abstract)
+  check_step(train_steps, functions, abstract, _first_batch(config, rows, transforms))
+  state, taken = None, None
+  # A resume has no state before that of the checkpoint: two would need twice the memory.
+  if not processes.from_first(holds_checkpoints(workdir)):
+    state, taken = init.initial_state(config, functions, tokenizer, abstract)
+  older = schedule.length_of(workdir)  # before the config of this start takes its place
   alone = files.held(workdir) if processes.is_first() else contextlib.nullcontext()
   with alone:
-    warnings: list[str] = []
-    if processes.is_first():
-      warnings = experiment.record(config, path_and_arg, tokenizer, workdir, rows.content, new_data)
-    _wait_for_record(workdir)
-    events = Events(workdir, processes.is_first())
-    events.write(
-      'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
-    )
-    environment.write(workdir, path_and_arg.partition(':')[0])
-    if taken is not None:
-      events.write('init', **taken.fields())
-    checkpoints = Checkpoints(workdir)
-    state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
-    watch = Watch(config, workdir, state, functions.model, rows)
+    with files.writing(workdir):
+      warnings: list[str] = []
+      if processes.is_first():
+        warnings = experiment.record(
+          config, path_and_arg, tokenizer, workdir, rows.content, new_data
+        )
+      _wait_for_record(workdir)
+      events = Events(workdir, processes.is_first())
+      events.write(
+        'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
+      )
+      environment.write(workdir, path_and_arg.partition(':')[0])
+      if taken is not None:
+        events.write('init', **taken.fields())
+      if processes.is_first():
+        record.write_directions(workdir, directions)
+      checkpoints = Checkpoints(workdir)
+      state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
+      assert state is not None
+      watch = Watch(config, workdir, state, functions.model, rows)
     notes = {'data.train': getattr(rows, 'note', '')} | evaluators.notes
     for which, note in notes.items():
       if note:
@@ -111,7 +133,17 @@ def train(
       watch.progress.message(taken.line())
     seen = stopping.take_up(config, saved)
     run = Course(
-      config, workdir, functions, transforms, evaluators, checkpoints, events, watch, seen
+      config,
+      workdir,
+      functions,
+      train_steps,
+      transforms,
+      evaluators,
+      checkpoints,
+      events,
+      watch,
+      seen,
+      bool(seen is not None and directions[seen.metric]),
     )
     try:
       run.go(state, rows, stop, min(stop_at or config.steps, config.steps), profile_steps)
@@ -127,6 +159,15 @@ def train(
       checkpoints.close()
       write_report(workdir)
       push_record(workdir)
+
+
+def _first_batch(
+  config: ConfigDict, rows: batches.AnyRows, transforms: Sequence[batches.Transform]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes of the batches of one dispatch."""
+  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
+  shape = (min(config.dispatch, config.steps), config.batch_size)
+  return {k: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for k, x in row.items()}
 
 
 def _wait_for_record(workdir: pathlib.Path) -> None:

@@ -3,13 +3,22 @@
 import html
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
 def section(title: str, content: str) -> str:
   """Returns a section of the page under a title; `content` is HTML."""
   return f'<section><h2>{escaped(title)}</h2>{content}</section>'
+
+
+def readable(title: str, show: Callable[[Any], str], found: Any) -> str:
+  """Returns the section that `show` makes of the content of a file, or one that it is damaged."""
+  try:
+    return show(found)
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+    reason = f'{type(e).__name__}: {e}'
+    return section(title, f'<p class="none">The file of it is damaged ({escaped(reason)}).</p>')
 
 
 def details(summary: str, content: str, opened: bool = False) -> str:

@@ -15,6 +15,7 @@ from lm import spec
 from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
 from lm.decode.constraints import known_words
+from lm.decode.steps import bucket, check_step, padded
 from lm.decode.write import Strategy, write
 from lm.errors import UserError
 from lm.metrics import translation
@@ -22,8 +23,9 @@ from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
 from lm.run import placement
-from lm.run.build import Functions, with_mesh
+from lm.run.build import Functions, Inference, with_mesh
 from lm.run.kept import Evaluated
+from lm.task import Features
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Params
 
@@ -56,7 +58,7 @@ class Predictor:
     self,
     config: ConfigDict,
     name: str,
-    functions: Functions,
+    functions: Functions | Inference,
     tokenizer: tokenizers.Tokenizer,
     rows: FeatureRows,
     apply: Apply,
@@ -78,11 +80,26 @@ class Predictor:
     self._builders = [spec.resolve(path, key) for path in section.scores]
     self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in self._builders]
     for path, metric in zip(section.scores, self.metrics, strict=True):
-      if not callable(metric):
+      if not isinstance(metric, CorpusMetric):
         raise UserError(
-          f'{key}={path!r} makes no function of outputs and references; a Metric belongs in '
+          f'{key}={path!r} makes {type(metric).__name__}, not lm.metrics.scores.CorpusMetric('
+          "score, higher_is_better={'NAME': True}); an lm.types.Metric belongs in "
           f'eval.sets.{name}.metrics'
         )
+    # All that can be known of the set is known here, and not at the first evaluation.
+    self._prompts = self._fitted_prompts() if self.writes else {}
+    used = sorted(self._prompts) if self.writes else self._with_features()
+    if not used:
+      raise UserError(
+        f'eval.sets.{name}.limit={section.limit}: data.too_long={config.data.too_long!r} leaves '
+        f'none of the first {len(self._examples)} examples; raise the limit or data.context'
+      )
+    references = [self._task.reference(self._examples[i]) for i in used]
+    for path, metric in zip(section.scores, self.metrics, strict=True):
+      try:
+        metric.check(references)
+      except UserError as e:
+        raise UserError(f'{key}={path!r}: {e}') from e
 
   def predictions(self, params: Params) -> Predictions:
     """Returns inputs, outputs and references of the set."""
@@ -118,24 +135,42 @@ class Predictor:
 
   def _written(self, params: Params) -> dict[int, str]:
     """Returns what is written for each example, by its index."""
-    assert self._converter.prompt is not None
-    prompt = self._converter.prompt(self._tokenizer)
-    how, data = self._strategy, self._config.data
+    # All devices, and processes, write each batch together: the parameters stay where they are.
+    model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules
+    prompts, how = list(self._prompts.values()), self._strategy
+    texts = with_mesh(write, over, rules)(model, self._apply, params, prompts, how)
+    written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
+    return dict(zip(self._prompts, written, strict=True))
+
+  def check_decoding(self, params: Params) -> None:
+    """Traces one step of what writes, without computing it; `params` may be shapes."""
+    if self.writes:
+      first = next(iter(self._prompts.values()))
+      check_step(self._functions.model, self._apply, params, padded([first], bucket))
+
+  def _with_features(self) -> list[int]:
+    """Returns the indices of the examples that have features."""
+    found = np.unique(np.asarray(self._rows.example))
+    return [int(i) for i in found if i < len(self._examples)]
+
+  def _fitted_prompts(self) -> dict[int, Features]:
+    """Returns the prompt of each example that data.too_long leaves, by its index."""
+    if self._converter.prompt is None:
+      raise UserError(
+        f'data.convert={self._config.data.convert!r} neither predicts nor makes a prompt: '
+        f'eval.sets.{self._name}.scores have nothing to compare'
+      )
+    prompt, data = self._converter.prompt(self._tokenizer), self._config.data
 
     def name(index: int) -> Callable[[], str]:
       return lambda: f'example {index} of eval.sets.{self._name}'
 
     limits, policy = features.limits(data), data.too_long
-    whole = {
+    return {
       i: fitted
       for i, example in enumerate(self._examples)
       if (fitted := features.fit_prompt(prompt(example), limits, policy, name(i))) is not None
     }
-    # All devices, and processes, write each batch together: the parameters stay where they are.
-    model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules
-    texts = with_mesh(write, over, rules)(model, self._apply, params, list(whole.values()), how)
-    written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
-    return dict(zip(whole, written, strict=True))
 
   def _found(self, params: Params) -> dict[int, Any]:
     """Returns what is found for each example that has features, by its index."""

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm.errors import PeerLost, UserError
@@ -114,6 +114,18 @@ def check_same(what: str, digest: str) -> None:
     raise UserError(
       f'{what} of process {others[0]} differs from that of process 0; all must have the same'
     )
+
+
+def check_same_code(digests: Mapping[str, str]) -> None:
+  """Raises UserError where a process runs other code than process 0; `digests` are by name."""
+  first, *others = gather(dict(digests))
+  for i, other in enumerate(others, 1):
+    differing = sorted(name for name in {**first, **other} if first.get(name) != other.get(name))
+    if differing:
+      raise UserError(
+        f'the code of process {i} differs from that of process 0 in {", ".join(differing)}; all '
+        'must run the same'
+      )
 
 
 class Stop:

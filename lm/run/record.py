@@ -9,28 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.run import kept, logging
+from lm.run import files, kept, logging
 
-# The last part of a metric's name, where more is better; of all other metrics less is better.
-_MORE_IS_BETTER = (
-  'accuracy', 'bleu', 'chrf', 'correlation', 'coverage', 'exact_match', 'f1', 'map', 'mrr',
-  'pearson', 'precision', 'r2', 'recall', 'rouge1', 'rouge2', 'rougeL', 'spearman',
-  'tokens_per_second',
-)  # fmt: skip
-
-
-# Nor is less: they tell of a run, and no value of them is best.
-_NO_DIRECTION = ('mean_length',)
-
-
-def has_best(name: str) -> bool:
-  """Returns whether a metric has better and worse values, by the last part of its name."""
-  return not name.rpartition('/')[2].endswith(_NO_DIRECTION)
-
-
-def more_is_better(name: str) -> bool:
-  """Returns whether the best value of a metric is the highest, by the last part of its name."""
-  return name.rpartition('/')[2].endswith(_MORE_IS_BETTER)
+_DIRECTIONS = 'metrics.json'
 
 
 class Series(NamedTuple):
@@ -43,12 +24,12 @@ class Series(NamedTuple):
     """Returns the last step and its value."""
     return int(self.steps[-1]), float(self.values[-1])
 
-  def best(self, name: str) -> tuple[int, float] | None:
-    """Returns the step and value of the best finite point; `name` tells the direction."""
+  def best(self, higher_is_better: bool | None) -> tuple[int, float] | None:
+    """Returns the step and value of the best finite point; None where no value is better."""
     finite = np.isfinite(self.values)
-    if not finite.any():
+    if higher_is_better is None or not finite.any():
       return None
-    losses = np.where(finite, -self.values if more_is_better(name) else self.values, np.inf)
+    losses = np.where(finite, -self.values if higher_is_better else self.values, np.inf)
     index = int(np.argmin(losses))
     return int(self.steps[index]), float(self.values[index])
 
@@ -68,6 +49,20 @@ class Record(NamedTuple):
   notes: dict[str, str]  # on corpus metrics, by metric name
   attention: dict[str, Any]  # what lm.run.attention has found
   word_map: dict[str, Any]  # what lm.run.word_map has found
+  directions: Mapping[str, bool | None]  # of the metrics of evaluations, by name
+
+  @property
+  def steps(self) -> int | None:
+    """The step at which the run ends, where its config says it."""
+    steps = self.config.get('steps')
+    return steps if logging.is_step(steps) else None
+
+  def setting(self, key: str) -> str:
+    """Returns a string of the config by its dotted key, '' where there is none."""
+    value: Any = self.config
+    for part in key.split('.'):
+      value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else ''
 
 
 def read(workdir: str | Path) -> Record:
@@ -84,7 +79,7 @@ def read(workdir: str | Path) -> Record:
     raise UserError(
       f'--workdir={root}: holds no run (no config.json, metrics.jsonl or events.jsonl)'
     )
-  events = [e for e in logging.read_lines(root / 'events.jsonl') if {'time', 'event'} <= e.keys()]
+  events = [e for e in logging.read_lines(root / 'events.jsonl') if _is_event(e)]
   named = [str(e['experiment']) for e in events if 'experiment' in e]
   last = max((path.stat().st_mtime for path in logs), default=None)
   return Record(
@@ -94,13 +89,32 @@ def read(workdir: str | Path) -> Record:
     events=events,
     samples=_samples(root / 'samples'),
     environment=_json(root / 'environment.json'),
-    source={p.name: p.read_text('utf-8', 'replace') for p in sorted(root.glob('source/*.py'))},
+    source=_source(root / 'source'),
     written=None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC),
     predictions=kept.read_predictions(root),
     notes=_json(kept.notes_file(root)),
     attention=_json(kept.attention_file(root)),
     word_map=_json(kept.word_map_file(root)),
+    directions=read_directions(root),
   )
+
+
+def write_directions(workdir: Path, directions: Mapping[str, bool | None]) -> None:
+  """Writes metrics.json: for each metric of the evaluations whether its highest value is best."""
+  files.replace(workdir / _DIRECTIONS, (json.dumps(dict(directions), indent=2) + '\n').encode())
+
+
+def read_directions(workdir: Path) -> dict[str, bool | None]:
+  """Returns what `write_directions` wrote; nothing for a workdir without that file.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  found = _json(workdir / _DIRECTIONS)
+  for name, value in found.items():
+    if value is not None and not isinstance(value, bool):
+      raise UserError(f'{workdir / _DIRECTIONS}: {name!r} is {value!r}, not true, false or null')
+  return found
 
 
 def collect(lines: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
@@ -108,17 +122,19 @@ def collect(lines: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
   points: dict[str, dict[int, float]] = {}
   for line in lines:
     step = line.get('step')
-    if isinstance(step, int):
-      for name, value in line.items():
-        if name != 'step':
-          points.setdefault(name, {})[step] = float(value)
+    if step is None or not logging.is_step(step):
+      continue
+    for name, value in line.items():
+      number = logging.number_of(value)
+      if name != 'step' and number is not None:
+        points.setdefault(name, {})[step] = number
   return {name: _series(values) for name, values in points.items()}
 
 
 def status(record: Record) -> str:
   """Returns done, stopped (as asked), stopped early, preempted, failed, imported or running."""
   last = record.events[-1]['event'] if record.events else ''
-  complete = step(record) >= record.config.get('steps', float('inf'))
+  complete = step(record) >= (record.steps or float('inf'))
   if last == 'done':
     early = len(record.events) > 1 and record.events[-2]['event'] == 'stopped_early'
     return 'stopped early' if early else 'done' if complete else 'stopped'
@@ -139,13 +155,36 @@ def step(record: Record) -> int:
   return max(known + since_start, default=0)
 
 
+def values_at(workdir: Path, step: int) -> dict[str, float]:
+  """Returns the metrics of a step by name, as metrics.jsonl has them."""
+  lines = logging.read_lines(workdir / 'metrics.jsonl')
+  series = collect(line for line in lines if line.get('step') == step)
+  return {name: points.last()[1] for name, points in series.items()}
+
+
+def _is_event(entry: Mapping[str, Any]) -> bool:
+  """Returns whether a line of events.jsonl is an event, as lm.run.logging.Events writes them."""
+  try:
+    datetime.datetime.fromisoformat(entry['time'])
+  except (KeyError, TypeError, ValueError):
+    return False
+  right = isinstance(entry.get('event'), str) and logging.is_step(entry.get('step', 0))
+  return right and logging.number_of(entry.get('seconds', 0)) is not None
+
+
+def _source(folder: Path) -> dict[str, str]:
+  """Returns the Python text of a folder, by relative path."""
+  files = {p.relative_to(folder).as_posix(): p for p in folder.rglob('*.py') if p.is_file()}
+  return {name: files[name].read_text('utf-8', 'replace') for name in sorted(files)}
+
+
 def _series(points: Mapping[int, float]) -> Series:
   steps = np.array(sorted(points), np.int64)
   return Series(steps, np.array([points[int(s)] for s in steps], np.float64))
 
 
 def _samples(directory: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
-  paths = [path for path in directory.glob('*.txt') if path.stem.isdecimal()]
+  paths = [p for p in directory.glob('*.txt') if p.stem.isdecimal() and p.is_file()]
   return [(int(p.stem), logging.read_samples(p)) for p in sorted(paths, key=lambda p: int(p.stem))]
 
 
@@ -154,7 +193,9 @@ def _json(path: Path | None) -> dict[str, Any]:
     return {}
   try:
     content = json.loads(path.read_bytes())
-  except ValueError as e:
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
+  except (ValueError, RecursionError) as e:
     raise UserError(f'{path}: not a JSON file: {e}') from e
   if not isinstance(content, dict):
     raise UserError(f'{path}: holds {type(content).__name__}, not a JSON object')

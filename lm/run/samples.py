@@ -1,30 +1,44 @@
 """The samples of a run: what its model makes of the prompts in `log.prompts`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
 from lm.decode.sampling import sampler
-from lm.decode.steps import check_length
+from lm.decode.steps import check_length, check_step
 from lm.decode.text import continuations
 from lm.errors import UserError
 from lm.run import build, placement, vector_metrics
-from lm.run.build import Functions
+from lm.run.build import Functions, Inference
 from lm.text.vector_space import nearest
 from lm.text.vectors import Vectors, checked, row
 from lm.text.vocabulary import words_of
 from lm.types import Params
 
-# (step, parameters, word vectors where evaluations look at them) -> (prompt, text) of each prompt
-Samples = Callable[[int, Params, Vectors | None], list[tuple[str, str]]]
+
+class Samples(NamedTuple):
+  """How the samples of a run are made.
+
+  Attributes:
+    write: from the step, the parameters and the word vectors, where evaluations look at them, to
+      the (prompt, text) of each prompt.
+    check: takes parameters, or their shapes, and traces what `write` does.
+  """
+
+  write: Callable[[int, Params, Vectors | None], list[tuple[str, str]]]
+  check: Callable[[Params], None] = lambda params: None
+
 
 _DOMAIN = (3,)  # of the random numbers of samples
 _NEAREST = 8  # words that are shown of a word
 
 
-def samples(config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer) -> Samples:
+def samples(
+  config: ConfigDict, functions: Functions | Inference, tokenizer: tokenizers.Tokenizer
+) -> Samples:
   """Returns the function that makes the samples of a config.
 
   A decoder goes on with each prompt. Where evaluations look at the word vectors of another model
@@ -38,17 +52,19 @@ def samples(config: ConfigDict, functions: Functions, tokenizer: tokenizers.Toke
   prompts = tuple(config.log.prompts)
   if vector_metrics.wanted(config, functions.model):
     _check_words(prompts, tokenizer)
-    return lambda step, params, vectors: [(word, _neighbours(vectors, word)) for word in prompts]
+    return Samples(
+      lambda step, params, vectors: [(word, _neighbours(vectors, word)) for word in prompts]
+    )
   if prompts:
     raise UserError(
       f'log.prompts={prompts!r}: only a decoder continues prompts, and '
       f'model.fn={config.model.fn!r} is none; set log.prompts=()'
     )
-  return lambda step, params, vectors: []
+  return Samples(lambda step, params, vectors: [])
 
 
 def _continued(
-  config: ConfigDict, functions: Functions, tokenizer: tokenizers.Tokenizer
+  config: ConfigDict, functions: Functions | Inference, tokenizer: tokenizers.Tokenizer
 ) -> Samples:
   log, model = config.log, functions.model
   choose = sampler(log.temperature, log.top_k, key='log.')
@@ -72,7 +88,13 @@ def _continued(
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))
 
-  return write
+  def check(params: Params) -> None:
+    if prompts:
+      tokens = np.zeros((len(prompts), 1), np.int32)
+      batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
+      check_step(model, apply, params, batch)
+
+  return Samples(write, check)
 
 
 def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> None:

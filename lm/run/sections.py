@@ -8,7 +8,7 @@ import numpy as np
 
 from lm.run import curves, record, word_map
 from lm.run.goodput import goodput
-from lm.run.markup import details, embedded, escaped, number, plain, section, table
+from lm.run.markup import details, embedded, escaped, number, plain, readable, section, table
 from lm.run.progress import duration, si
 from lm.run.record import Record
 
@@ -19,7 +19,7 @@ _MOST_EVENTS = 300
 def heading(run: Record) -> str:
   """The experiment, what its file says of it, and where the run stands."""
   word, at = record.status(run), record.step(run)
-  of = f' of {run.config["steps"]:,}' if 'steps' in run.config else ''
+  of = '' if run.steps is None else f' of {run.steps:,}'
   where = '' if word == 'imported' else f' · step {at:,}{of}'
   when = f' · last written {run.written:%Y-%m-%d %H:%M} UTC' if run.written else ''
   return (
@@ -52,7 +52,7 @@ def results(run: Record) -> str:
   for name, series in run.series.items():
     if name.startswith('eval/'):
       last_step, last = series.last()
-      best = series.best(name) if record.has_best(name) else None
+      best = series.best(run.directions.get(name))
       at = ('', '') if best is None else (number(best[1]), f'{best[0]:,}')
       dataset, _, metric = name.removeprefix('eval/').rpartition('/')
       rows.append((dataset, metric.replace('_', ' '), number(last), f'{last_step:,}', *at))
@@ -99,7 +99,7 @@ def samples(run: Record) -> str:
 
 def words(run: Record) -> str:
   """The map of words."""
-  return word_map.show(run.word_map)
+  return readable('Words', word_map.show, run.word_map)
 
 
 def configuration(run: Record) -> str:
@@ -141,7 +141,7 @@ def _smoke(run: Record) -> str:
   name, _, arg = run.name.partition(':')
   if not arg.endswith('smoke'):
     return ''
-  source = run.config.get('data', {}).get('source')
+  source = run.setting('data.source')
   on = f', data.source={source}' if source else ''
   return (
     f'<p><b>A smoke of {escaped(name)}: few steps, small, on embedded data{escaped(on)}.</b></p>'

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +10,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh as meshes
+from lm.errors import UserError
 from lm.run import sparse
 from lm.run.build import Functions, with_mesh
 from lm.types import Apply, Array, Batch, Objective, Params
@@ -40,6 +42,28 @@ Metrics = dict[str, Array]
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+def check_step(
+  train_steps: StepFunction, functions: Functions, state: TrainState, batch: Mapping[str, Any]
+) -> None:
+  """Traces a step without computing anything, so that what is wrong with it shows at start-up.
+
+  Args:
+    train_steps: from `make_train_steps`; the first step takes this trace and makes none.
+    functions: those that it is made of.
+    state: abstract.
+    batch: arrays, or their shapes, of the steps of one dispatch on a first axis.
+
+  Raises:
+    UserError: from the functions of the config.
+  """
+  if jax.config.jax_disable_jit:  # to look at real values; here there are none
+    return
+  # With the sharding that real batches have: else JAX takes them for other arguments.
+  rows = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
+  shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
+  train_steps.trace(state, shapes)  # type: ignore[attr-defined]
+
+
 def init_state(functions: Functions, key: Array) -> tuple[TrainState, TrainState]:
   """Initialises the state in place on the mesh.
 
@@ -51,10 +75,23 @@ def init_state(functions: Functions, key: Array) -> tuple[TrainState, TrainState
   return make(key), abstract
 
 
+def init_some(
+  functions: Functions, key: Array, abstract: Params, paths: Collection[str]
+) -> dict[str, Array]:
+  """Returns some parameters by path as `init_state` initializes them; no others are held."""
+  shardings = flatten_dict(jax.tree.map(lambda x: x.sharding, abstract), sep='/')
+
+  def some(key: Array) -> dict[str, Array]:
+    params = flatten_dict(nn.unbox(functions.init(key)), sep='/')
+    return {path: params[path] for path in paths}
+
+  return jax.jit(some, out_shardings={path: shardings[path] for path in paths})(key)
+
+
 def begin(functions: Functions, params: Params, abstract: TrainState) -> TrainState:
-  """Returns the state of a run that begins with these parameters, laid out like `abstract`."""
+  """Returns the state of a run that begins with these parameters, which are given away."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  make = jax.jit(lambda p: _fresh(functions, jax.tree.map(jnp.copy, p)), out_shardings=shardings)
+  make = jax.jit(functools.partial(_fresh, functions), out_shardings=shardings, donate_argnums=0)
   return make(params)
 
 
@@ -204,8 +241,16 @@ def gradients(
   """
   weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.weights(batch).items()}
 
+  def check_names(sums: dict[str, Array]) -> None:
+    if sums.keys() != weights.keys():
+      raise UserError(
+        f'objective.fn: its sums are called {", ".join(sorted(sums)) or "nothing"} and its weights '
+        f'{", ".join(sorted(weights)) or "nothing"}; each sum needs the weight of its name'
+      )
+
   def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
     sums = objective.sums(apply, params, part, key)
+    check_names(sums)
     means = {name: value / weights[name] for name, value in sums.items()}
     return sum(means.values(), jnp.zeros(())), means
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lm.errors import UserError, nearest
-from lm.run.record import more_is_better
 
 
 class Stopping(NamedTuple):
@@ -41,6 +40,34 @@ def check(config: ConfigDict) -> None:
     raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {there}')
 
 
+def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -> None:
+  """Raises UserError where the run goes by a metric that is not there or has no direction.
+
+  Args:
+    config: the whole configuration.
+    directions: of all metrics of the evaluations, by name.
+  """
+  monitored = {}
+  if config.checkpoint.keep_best and directions:
+    monitored['checkpoint.best'] = config.checkpoint.best
+  if config.stop.patience:
+    monitored[_key(config)] = _metric(config)
+  for key, metric in monitored.items():
+    if directions.get(metric) is not None:
+      continue
+    if metric in directions:
+      raise UserError(
+        f'{key}={metric!r}: nothing says whether its highest value is the best; the builder of the '
+        f'metric says it, Metric(..., higher_is_better={{{metric.rpartition("/")[2]!r}: True}})'
+      )
+    known = ', '.join(name for name, direction in directions.items() if direction is not None)
+    remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.best' else ''
+    raise UserError(
+      f'{key}={metric!r} is no metric of this run{nearest(metric, directions)}; there are '
+      f'{known or "none"}{remedy}'
+    )
+
+
 def take_up(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | None:
   """Returns what was seen before, or where to begin; None for a run that does not stop early.
 
@@ -52,8 +79,21 @@ def take_up(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | N
   return Stopping(**saved) if saved and saved['metric'] == metric else Stopping(metric)
 
 
-def see(seen: Stopping, step: int, values: Mapping[str, float], config: ConfigDict) -> Stopping:
+def see(
+  seen: Stopping,
+  step: int,
+  values: Mapping[str, float],
+  config: ConfigDict,
+  higher_is_better: bool,
+) -> Stopping:
   """Returns what has been seen after an evaluation. What is not finite is never an improvement.
+
+  Args:
+    seen: before it.
+    step: that was evaluated.
+    values: by name.
+    config: the whole configuration.
+    higher_is_better: the direction of the metric.
 
   Raises:
     UserError: the metric is not among the values.
@@ -65,15 +105,15 @@ def see(seen: Stopping, step: int, values: Mapping[str, float], config: ConfigDi
       f'the evaluation has {known}'
     )
   value = float(values[seen.metric])
-  if math.isfinite(value) and _gain(seen, value) > config.stop.least:
+  if math.isfinite(value) and _gain(seen, value, higher_is_better) > config.stop.least:
     return Stopping(seen.metric, value, step)
   return seen._replace(since=seen.since + 1)
 
 
-def _gain(seen: Stopping, value: float) -> float:
+def _gain(seen: Stopping, value: float, higher_is_better: bool) -> float:
   if seen.best is None:
     return math.inf
-  return value - seen.best if more_is_better(seen.metric) else seen.best - value
+  return value - seen.best if higher_is_better else seen.best - value
 
 
 def is_over(seen: Stopping | None, config: ConfigDict) -> bool:

@@ -44,7 +44,8 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
   data = loaded.config.data
   if data.convert is None or data.convert.partition('(')[0] != 'lm.tasks.find:tags':
     raise UserError(f'--workdir={workdir}: data.convert={data.convert!r} does not tag words')
-  _, converter = features.open_task(data)
+  with loaded.modules():
+    _, converter = features.open_task(data)
   labels, context = tuple(data.labels), data.context
   convert = converter.features(loaded.tokenizer, labels, context)
   predict, read = converter.predict, converter.read

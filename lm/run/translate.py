@@ -67,10 +67,17 @@ class Translator:
     risk: Risk | None = None,
   ):
     data = loaded.config.data
-    task, converter = (None, None) if data.task is None else features.open_task(data)
-    if task is None or converter is None or converter.prompt is None:
+    if data.task is None:
       raise UserError(
-        f'data.convert={data.convert!r}: this run has no model that writes a target for a text'
+        f'--workdir={loaded.workdir}: the run has no data.task; a model of text continues a prompt '
+        'with lm.generate'
+      )
+    task, converter = features.open_task(data)
+    if converter.prompt is None:
+      raise UserError(
+        f'data.convert={data.convert!r} makes no prompt for a model to write after '
+        '(Converter.prompt is None)'
+        + ('; it predicts, see lm.evaluate' if converter.predict else '')
       )
     steps = [spec.resolve(path, 'data.prepare') for path in data.prepare]
     # Those of other fields are of no concern where there is a source and nothing else.

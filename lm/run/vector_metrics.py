@@ -37,6 +37,11 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
       raise UserError(f'{_KEY}: {e}') from e
     if not isinstance(metric, VectorMetric):
       raise UserError(f'{_KEY}={path!r} makes {type(metric).__name__}, not a VectorMetric')
+    if not metric.higher_is_better:
+      raise UserError(
+        f"{_KEY}={path!r} declares no values: VectorMetric(..., higher_is_better={{'NAME': True}}) "
+        'names each of them, and whether its highest is the best (None: no value is better)'
+      )
     metrics.append(metric)
   check_names(metrics, f'{_KEY}={tuple(config.eval.vectors)!r}: give one another name=')
   return metrics
@@ -69,7 +74,7 @@ def drift(workdir: str, name: str = 'drift') -> VectorMetric:
     coverage = len(common) / len(vectors.words)
     return Scores({'distance': float(1 - cosines.mean()), 'coverage': coverage})
 
-  return VectorMetric(name, score, shared)
+  return VectorMetric(name, score, shared, {'distance': False, 'coverage': True})
 
 
 def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
@@ -83,7 +88,7 @@ def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
 
 def check_coverage(metrics: Iterable[VectorMetric], words: Mapping[str, int]) -> None:
   """Raises UserError where a metric could say nothing of vectors of these words."""
-  for name, _, check in metrics:
+  for name, _, check, _ in metrics:
     try:
       check(words)
     except UserError as e:
@@ -100,7 +105,7 @@ def scores(metrics: Sequence[VectorMetric], vectors: Vectors) -> Scores:
   """
   values: dict[str, float] = {}
   notes: dict[str, str] = {}
-  for name, score, _ in metrics:
+  for name, score, *_ in metrics:
     try:
       found = score(vectors)
     except UserError as e:

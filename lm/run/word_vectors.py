@@ -17,7 +17,7 @@ from lm.config import base
 from lm.errors import UserError
 from lm.run import experiment, files, kept, word_map
 from lm.run.checkpoint import Checkpoints
-from lm.run.load import load
+from lm.run.load import Loaded, load
 from lm.run.logging import Events
 from lm.run.step import TrainState
 from lm.text.tokenizers import END, UNKNOWN, known_words
@@ -51,16 +51,24 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
 
 
 def of_run(workdir: str | Path, step: int | None = None) -> Vectors:
-  """Returns the word vectors of a workdir at a step, by default the newest intact one.
+  """Returns the word vectors of a workdir at a step, by default the one that `load` takes.
 
   Raises:
     UserError: there is no run, no such step, or no word vectors there.
   """
-  loaded = load(workdir, step)
+  return of_loaded(load(workdir, step))
+
+
+def of_loaded(loaded: Loaded) -> Vectors:
+  """Returns the word vectors of a run that is open.
+
+  Raises:
+    UserError: it has none.
+  """
   try:
     return of_params(loaded.params, loaded.tokenizer)
   except UserError as e:
-    raise UserError(f'--workdir={workdir}: {e}') from e
+    raise UserError(f'--workdir={loaded.workdir}: {e}') from e
 
 
 def write_run(vectors: Vectors, workdir: str | Path) -> None:

@@ -8,7 +8,7 @@ from ml_collections.config_dict import placeholder
 
 from lm import config as configs
 from lm.errors import UserError
-from lm.run import experiment
+from lm.run import experiment, sources
 
 SOURCE = """
 from lm.config import base, choose
@@ -30,7 +30,7 @@ def folder(tmp_path):
   (tmp_path / 'my_neighbour.py').write_text('FACTOR = 4\n')
   (tmp_path / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
   yield tmp_path
-  experiment.use_folder(tmp_path.parent)  # forgets the modules of this one
+  sources.use_folder(tmp_path.parent)  # forgets the modules of this one
 
 
 def _tokenizer(*words):
@@ -74,7 +74,7 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
   (other / 'my_neighbour.py').write_text('FACTOR = 5\n')
   (other / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
   assert experiment.load(f'{other}/my_experiment.py').batch_size == 15
-  experiment.use_folder(folder)
+  sources.use_folder(folder)
   assert 'my_neighbour' not in sys.modules and str(other) not in sys.path
 
 
@@ -174,8 +174,9 @@ def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed
   (folder / 'my_neighbour.py').write_text('FACTOR = 2 * 2\n')
   (warning,) = experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
   assert 'my_neighbour.py has changed' in warning
-  # The record is of the run that was started.
-  assert (workdir / 'source/my_neighbour.py').read_text() == 'FACTOR = 4\n'
+  # The record is that of the newest start; what it was before is kept.
+  assert (workdir / 'source/my_neighbour.py').read_text() == 'FACTOR = 2 * 2\n'
+  assert (workdir / 'earlier/1/source/my_neighbour.py').read_text() == 'FACTOR = 4\n'
 
 
 def test_a_workdir_of_another_run_is_refused(folder):
@@ -194,3 +195,59 @@ def test_a_workdir_of_another_run_is_refused(folder):
 def test_a_folder_that_is_no_workdir_is_told(tmp_path):
   with pytest.raises(UserError, match=r'no run there \(config\.json is missing\)'):
     experiment.open_workdir(tmp_path)
+
+
+def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
+  experiment.record(config, path, tokenizer, workdir, 'abc')
+  config.steps, config.eval.sets.validation.split = 2000, 'train'
+  assert experiment.record(config, path, tokenizer, workdir, 'abc') == []
+  now = experiment.open_workdir(workdir)
+  assert (now.steps, now.eval.sets.validation.split) == (2000, 'train')
+  before = json.loads((workdir / 'earlier/1/config.json').read_text())
+  assert (before['steps'], before['eval']['sets']['validation']['split']) == (1000, 'validation')
+  # A start that changes nothing adds nothing.
+  experiment.record(config, path, tokenizer, workdir, 'abc')
+  assert [p.name for p in (workdir / 'earlier').iterdir()] == ['1']
+  config.steps = 3000
+  experiment.record(config, path, tokenizer, workdir, 'abc')
+  assert json.loads((workdir / 'earlier/2/config.json').read_text())['steps'] == 2000
+
+
+def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  text = SOURCE.format(neighbour='my_neighbour').replace('from my_neighbour import FACTOR', '')
+  (folder / 'my_experiment.py').write_text(text.replace('FACTOR', '4'))
+  sources.use_folder(folder.parent)
+  changed = experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  assert len(changed) == 2
+  assert [p.name for p in (workdir / 'source').glob('*.py')] == ['my_experiment.py']
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda c: [c], 'config.json is damaged|not a section'),
+    (lambda c: c | {'data': 3}, 'data is 3, not a section with keys'),
+    (lambda c: {k: v for k, v in c.items() if k != 'stop'}, "has no key 'stop'"),
+    (lambda c: c | {'steps': 'many'}, "steps='many' is not of type int"),
+    (lambda c: c | {'model': {'fn': 'x:y'}}, "no key 'model.vocab_size'"),
+    (lambda c: c | {'eval': c['eval'] | {'sets': {'a': {}}}}, "no key 'eval.sets.a"),
+  ],
+)
+def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
+  whole = json.loads(experiment.to_json(configs.base()))
+  (tmp_path / 'config.json').write_text(json.dumps(change(whole)))
+  with pytest.raises(UserError, match=message) as error:
+    experiment.open_workdir(tmp_path)
+  assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'{"a": ', b'[' * 100_000, b'null', b'7'])
+def test_a_damaged_config_is_one_line(content, tmp_path):
+  (tmp_path / 'config.json').write_bytes(content)
+  with pytest.raises(UserError, match=r'config\.json') as error:
+    experiment.open_workdir(tmp_path)
+  assert '\n' not in str(error.value)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from lm.errors import UserError
 from lm.run import build, experiment, init, load, loop
 from lm.run.checkpoint import Checkpoints
-from lm.run.step import TrainState
+from lm.run.step import TrainState, abstract_state
 
 PARAMS = {
   'embedding': np.arange(8.0).reshape(4, 2),
@@ -55,12 +55,14 @@ def source(tmp_path_factory):
 def take(source, shapes, *rules, step=None, tokens=TOKENS):
   """Takes into parameters of these shapes, by path, that were all drawn as -1."""
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  drawn = unflatten_dict({k: jnp.full(shape, -1.0) for k, shape in shapes.items()}, sep='/')
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), drawn
-  )
+  abstract = {k: jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding) for k, s in shapes.items()}
   section = ConfigDict({'workdir': str(source), 'step': step, 'rules': rules})
-  params, taken = init.take(section, drawn, abstract, tokenizer_of(*tokens))
+
+  def draw(paths):
+    return {path: jnp.full(shapes[path], -1.0) for path in paths}
+
+  wanted = unflatten_dict(abstract, sep='/')
+  params, taken = init.take(section, draw, wanted, tokenizer_of(*tokens))
   return flatten_dict(params, sep='/'), taken
 
 
@@ -266,7 +268,8 @@ def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
   config.init.workdir = str(folder / 'pretrained')
   tokenizer = experiment.open_tokenizer(folder / 'pretrained')
   functions = build.functions(config, tokenizer.get_vocab_size())
-  state, abstract, _ = init.initial_state(config, functions, tokenizer, folder / 'new')
+  abstract, _ = abstract_state(functions)
+  state, _ = init.initial_state(config, functions, tokenizer, abstract)
   pretrained = load.load(folder / 'pretrained').params
   jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
   rest = jax.tree.leaves(state.replace(params=None))

@@ -176,6 +176,7 @@ def _alone(functions, params, texts):
 
 def test_tags_are_those_of_each_sentence_alone(params_of):
   config = config_of('lm.tasks.find:tags', 'sentences', 'lm.tasks.text:tagging')
+  config.eval.sets['all'].scores = ('lm.metrics.labels:tags',)
   config.data.context = config.model.context = 64
   tokenizer, functions, rows, predictor = opened(config)
   params = params_of(functions.model, seed=1)
@@ -192,6 +193,7 @@ def test_tags_are_those_of_each_sentence_alone(params_of):
 
 def test_numbers_are_those_of_each_text_alone(params_of):
   config = config_of('lm.tasks.find:number', task='lm.tasks.text:regression')
+  config.eval.sets['all'].scores = ('lm.metrics.labels:regression',)
   config.data.labels, config.model.classes = (), 1
   tokenizer, functions, rows, predictor = opened(config)
   params = params_of(functions.model, seed=1)
@@ -222,7 +224,7 @@ def test_prompts_for_a_model_that_continues_none_are_told():
   ('key', 'path', 'message'),
   [
     ('metrics', 'lm.metrics.labels:classification', 'makes no lm.types.Metric'),
-    ('scores', 'lm.metrics.tokens:targets', 'makes no function of outputs and references'),
+    ('scores', 'lm.metrics.tokens:targets', 'makes Metric, not lm.metrics.scores.CorpusMetric'),
   ],
 )
 def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
@@ -233,3 +235,19 @@ def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
   with pytest.raises(UserError) as error:
     Evaluators(config, functions, tokenizer)
   assert str(error.value).startswith(f'eval.sets.all.{key}=') and message in str(error.value)
+
+
+def test_a_set_of_which_nothing_is_left_is_reported_before_a_step():
+  # The first two words, 'und' and 'nicht', are longer than a row.
+  changes = {'eval.sets.all.limit': 2, 'data.too_long': 'skip'}
+  config = config_of('lm.tasks.find:classes', **changes)
+  config.data.context = config.model.context = 3
+  with pytest.raises(UserError, match=r"sets\.all\.limit=2: data\.too_long='skip' leaves none"):
+    opened(config)
+
+
+def test_references_that_a_metric_cannot_score_are_reported_before_a_step():
+  config = config_of('lm.tasks.find:classes')
+  config.eval.sets['all'].scores = ("lm.metrics.labels:classification(positive='nowhere')",)
+  with pytest.raises(UserError, match=r"eval\.sets\.all\.scores=.*positive='nowhere' is no label"):
+    opened(config)

@@ -22,7 +22,7 @@ SOURCE = """
 import itertools
 from ml_collections import ConfigDict
 from lm.config import base, encoder, encoder_decoder, evaluation, gpt2
-from lm.metrics.scores import Scores
+from lm.metrics.scores import CorpusMetric, Scores
 from lm.run.cli import NoStop
 
 TEXTS = [f'ab{i % 7} cd{i % 5}' for i in range(40)]
@@ -42,7 +42,7 @@ calls = itertools.count(1)
 
 def falling():
   # Whatever is learned, the first evaluation is the best.
-  return lambda predictions, references: Scores({'f1': 1 / next(calls)})
+  return CorpusMetric(lambda outputs, references: Scores({'f1': 1 / next(calls)}), {'f1': True})
 
 def get_config(arg='pairs'):
   config = base()
@@ -56,7 +56,7 @@ def get_config(arg='pairs'):
   config.data.context = config.data.source_context = 32
   config.decode.max_tokens = 12
   sizes = {'depth': 2, 'd_model': 16, 'heads': 2, 'context': 32}
-  metrics = ('lm.metrics.tokens:targets',)
+  metrics = ('lm.metrics.tokens:cross_entropy',)
   scores = ('lm.metrics.translation:bleu(language="en")', 'kept_runs:falling')
   config.data.source = 'kept_runs:pairs'
   config.data.task = 'lm.tasks.text:text_to_text'
@@ -199,7 +199,7 @@ def test_each_example_has_a_score_of_its_own(path, outputs, references, expected
 
 def test_evaluate_finds_the_same_and_writes_the_outputs(pairs, tmp_path):
   file = tmp_path / 'outputs.jsonl'
-  result = evaluate(pairs, f'--predictions={file}')
+  result = evaluate(pairs, '--step=4', f'--predictions={file}')
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout)
   rows = [json.loads(line) for line in (pairs / 'metrics.jsonl').read_text().splitlines()]

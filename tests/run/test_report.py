@@ -57,6 +57,8 @@ class _Page(html.parser.HTMLParser):
 
 def _run(workdir, steps=10, **metrics):
   (workdir / 'config.json').write_text(json.dumps({'steps': steps, 'model': {'depth': 2}}))
+  directions = {'loss': False, 'accuracy': True, 'mse': False}
+  record.write_directions(workdir, {f'eval/validation/{k}': d for k, d in directions.items()})
   log = Metrics(workdir, None)
   for step in range(1, steps + 1):
     log.write(step, {'train/loss': 4 / step} | {k: v(step) for k, v in metrics.items()})

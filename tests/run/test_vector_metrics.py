@@ -84,7 +84,7 @@ def workdir(folder):
 def test_a_run_without_sets_measures_its_vectors(workdir):
   found = evaluations(workdir)
   assert sorted(found) == [2, 4]
-  vectors = of_run(workdir)
+  vectors = of_run(workdir, 4)
   assert {'one', 'red', 'are'} <= vectors.index.keys() and '<unk>' not in vectors.index
   expected = vector_metrics.scores(vector_metrics.of_config(load(workdir.parent)), vectors).values
   assert expected.keys() == {'kinds/accuracy', 'kinds/coverage'}
@@ -101,7 +101,7 @@ def test_the_best_checkpoint_is_that_of_the_vectors(workdir):
 
 
 def test_prompts_are_words_with_their_neighbours(workdir):
-  vectors = of_run(workdir)
+  vectors = of_run(workdir, 4)
   ((_, first), (step, last)) = record.read(workdir).samples
   assert (step, len(first)) == (4, 2)
   for (_, prompt, text), word in zip(last, ('one', 'red'), strict=True):
@@ -128,6 +128,7 @@ def test_a_finished_run_has_nothing_to_do(workdir):
 def test_vectors_alone_are_measured_without_metrics(folder):
   config = load(folder)
   config.eval.vectors = ()
+  config.checkpoint.keep_best = 0
   workdir = train(folder, 'bare', config)
   assert [set(row) for row in evaluations(workdir).values()] == [
     {'step', 'eval/vectors/mean_length'}
@@ -146,7 +147,12 @@ def open_evaluators(config, texts=('one two red', 'one two red')):
 def letters():
   """A metric of a user's own."""
   count = {'letters': 0.0}
-  return VectorMetric('mine', lambda vectors: Scores(count | {'words': len(vectors.words)}))
+  directions = {'letters': False, 'words': None}
+
+  def score(vectors):
+    return Scores(count | {'words': len(vectors.words)})
+
+  return VectorMetric('mine', score, higher_is_better=directions)
 
 
 def no_metric():

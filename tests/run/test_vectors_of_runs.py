@@ -8,6 +8,7 @@ import lm
 from lm.config import base
 from lm.errors import UserError
 from lm.run import build, init, report
+from lm.run.step import abstract_state
 from lm.run.word_vectors import of_params, of_run, write_run
 from lm.text import tokenizers as ours
 from lm.text import vector_files
@@ -74,7 +75,8 @@ def test_a_run_begins_with_vectors_that_were_written(tmp_path):
   tokenizer = ours.existing([], file=str(file))
   assert tokenizer.to_str() == tokenizers.Tokenizer.from_file(str(file)).to_str()
   functions = build.functions(config, tokenizer.get_vocab_size())
-  state, _, taken = init.initial_state(config, functions, tokenizer, tmp_path / 'run')
+  abstract, _ = abstract_state(functions)
+  state, taken = init.initial_state(config, functions, tokenizer, abstract)
   assert (taken.taken, taken.fresh, taken.unread) == (2, (), ())
   assert_same(of_params(state.params, tokenizer), vectors)
 

@@ -1,0 +1,168 @@
+"""The modules of an experiment: where names in a config are looked up, and what a workdir keeps.
+
+A config names functions of its own file and of the modules alongside, its neighbors. A workdir
+keeps copies of them in source/. Programs that read the workdir import those copies, from any
+folder.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import pathlib
+import platform
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+_LIBRARIES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers')
+
+# Where names are looked up, each with its very entry of sys.path: the current directory may be
+# another entry of the same name.
+_folders: dict[pathlib.Path, str] = {}
+
+
+def use_folder(folder: pathlib.Path) -> None:
+  """Makes the modules of a folder importable, after everything that is installed.
+
+  Modules of the folders before are dropped: a name in a config never finds the file of another run.
+  """
+  folder = folder.resolve()
+  if list(_folders) == [folder]:
+    return
+  for other in list(_folders):
+    _drop(other)
+  _folders[folder] = str(folder)
+  sys.path.append(_folders[folder])
+  importlib.invalidate_caches()
+
+
+@contextlib.contextmanager
+def modules_of(folder: pathlib.Path) -> Iterator[None]:
+  """Makes the modules of a workdir's source/ importable, before all others, within a block.
+
+  After it every other module is what it was before.
+  """
+  folder = folder.resolve()
+  others = [other for other in _folders if other != folder]
+  hidden = {
+    name: module
+    for name, module in sys.modules.items()
+    if name.partition('.')[0] in _top_levels(folder) or any(is_in(module, f) for f in others)
+  }
+  path, folders = list(sys.path), dict(_folders)
+  for name in hidden:
+    del sys.modules[name]
+  for other in folders:
+    _drop(other)
+  _put_first(folder)
+  importlib.invalidate_caches()
+  try:
+    yield
+  finally:
+    for name in [name for name, module in sys.modules.items() if is_in(module, folder)]:
+      del sys.modules[name]
+    sys.modules.update(hidden)
+    sys.path[:] = path
+    _folders.clear()
+    _folders.update(folders)
+    importlib.invalidate_caches()
+
+
+@contextlib.contextmanager
+def opened(folder: pathlib.Path) -> Iterator[list[str]]:
+  """Makes the modules of a workdir's source/ importable, within a block and, if possible, after it.
+
+  Yields:
+    The files whose names mean other code after the block, as that was importable before.
+  """
+  folder = folder.resolve()
+  clashes = _clashes(folder)
+  if clashes:
+    with modules_of(folder):
+      yield clashes
+    return
+  if folder in _folders:
+    _drop(folder)  # its files may have changed since
+  _put_first(folder)
+  importlib.invalidate_caches()
+  yield []
+
+
+def folder_of(config_file: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of the modules that a config file, or a workdir's config.json, names."""
+  return config_file.parent / 'source' if config_file.suffix == '.json' else config_file.parent
+
+
+def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
+  """Returns the experiment's file and the modules alongside that are imported, by relative path."""
+  if config_file.suffix not in ('.py', '.json'):
+    return {}
+  folder = folder_of(config_file).resolve()
+  found = {}
+  if config_file.suffix == '.py':
+    found[config_file.name] = config_file.read_bytes()
+  for module in list(sys.modules.values()):
+    if is_in(module, folder):
+      file = pathlib.Path(str(module.__file__))
+      found[file.relative_to(folder).as_posix()] = file.read_bytes()
+  return dict(sorted(found.items()))
+
+
+def digests(config_file: pathlib.Path) -> dict[str, str]:
+  """Returns digests and versions of the code that a run executes, by what they are of."""
+  package = hashlib.sha256()
+  root = pathlib.Path(__file__).parents[1]
+  for file in sorted(root.rglob('*.py')):
+    package.update(f'{file.relative_to(root).as_posix()} {file.stat().st_size} '.encode())
+    package.update(file.read_bytes())
+  found = {'lm': package.hexdigest(), 'Python': platform.python_version()}
+  for name in _LIBRARIES:
+    found[name] = importlib.metadata.version(name)
+  own = neighbors(config_file).items()
+  return found | {name: hashlib.sha256(content).hexdigest() for name, content in own}
+
+
+def _clashes(folder: pathlib.Path) -> list[str]:
+  """Returns the files of a folder whose module is importable, or imported, with other code."""
+  found = []
+  for file in sorted(folder.rglob('*.py')):
+    name = file.relative_to(folder).as_posix()
+    rivals = [other / name for other in _folders if other != folder and (other / name).is_file()]
+    module = sys.modules.get(name.removesuffix('.py').removesuffix('/__init__').replace('/', '.'))
+    if module is not None and not is_in(module, folder):
+      rivals.append(pathlib.Path(getattr(module, '__file__', None) or ''))
+    content = file.read_bytes()
+    if any(not rival.is_file() or rival.read_bytes() != content for rival in rivals):
+      found.append(name)
+  return found
+
+
+def _drop(folder: pathlib.Path) -> None:
+  for name in [name for name, module in sys.modules.items() if is_in(module, folder)]:
+    del sys.modules[name]
+  entry = _folders.pop(folder)
+  sys.path[:] = [path for path in sys.path if path is not entry]
+
+
+def _put_first(folder: pathlib.Path) -> None:
+  _folders[folder] = str(folder)
+  sys.path.insert(0, _folders[folder])
+
+
+def _top_levels(folder: pathlib.Path) -> set[str]:
+  """Returns the names of the modules and packages of a folder."""
+  return {path.stem for path in folder.glob('*') if path.suffix == '.py' or path.is_dir()}
+
+
+def is_in(module: ModuleType | None, folder: pathlib.Path) -> bool:
+  """Returns whether a module is the file of its name in a folder, and none of lm."""
+  # Some modules have a __file__ that is no path, such as the '_ops.py' of torch.ops.
+  file, name = getattr(module, '__file__', None), getattr(module, '__name__', None)
+  if not isinstance(file, str) or not isinstance(name, str) or name.partition('.')[0] == 'lm':
+    return False
+  place = folder.joinpath(*name.split('.'))
+  path = pathlib.Path(file)
+  if not path.is_absolute() or path.name not in (f'{place.name}.py', '__init__.py'):
+    return False
+  return path.parent.resolve() / path.name in (place.with_suffix('.py'), place / '__init__.py')
