@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from lm.run.checkpoint import Checkpoints, badness, kept_steps
+from lm.run.record import write_directions
 from lm.run.step import TrainState
 
 
@@ -62,4 +63,5 @@ def test_the_newest_steps_and_those_of_the_lowest_scores_stay(last, best, kept):
 def test_the_best_is_the_lowest_loss_or_the_highest_accuracy(tmp_path, metric, sign):
   lines = [{'step': 1, 'train/loss': 3.0}, {'step': 2, metric: 0.25}, {'step': 4, metric: 0.5}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  write_directions(tmp_path, {metric: sign < 0})
   assert badness(tmp_path, metric) == {2: sign * 0.25, 4: sign * 0.5}
