@@ -18,7 +18,7 @@ words given, or of the N first ones of the vocabulary. After -- a word may begin
 import contextlib
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -58,15 +58,13 @@ def main(argv: list[str]) -> None:
   run(files.workdir(cli.required('workdir', 'runs/word2vec_quickstart')), words)
 
 
-def _vectors_of(workdir: pathlib.Path) -> 'Vectors':
-  """Returns the vectors of a run; says on stderr of which step, where none is named."""
+def _vectors_of(workdir: pathlib.Path) -> tuple['Vectors', Sequence[str]]:
+  """Returns the vectors of a run, and notes that say of which step, where none is named."""
   from lm.run.load import load
   from lm.run.word_vectors import of_loaded
 
   loaded = load(workdir, flags.FLAGS.step)
-  vectors = of_loaded(loaded)
-  cli.print_notes(loaded.notes)
-  return vectors
+  return of_loaded(loaded), loaded.notes
 
 
 def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
@@ -76,11 +74,12 @@ def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
   from lm.text import vector_space
   from lm.text.vectors import row
 
-  vectors = _vectors_of(workdir)
+  vectors, notes = _vectors_of(workdir)
   for word in words:
     row(vectors, word)  # all are looked up before anything is written
   if len(vectors.words) < 2:
     raise UserError(f'--workdir={workdir}: {words[0]!r:.80} is its only word; nothing is near it')
+  cli.print_notes(notes)
   for word in words:
     for other, cosine in vector_space.nearest(vectors, word, flags.FLAGS.k):
       print(_shown(word), _shown(other), f'{cosine:.4f}', sep='\t')
@@ -96,12 +95,13 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
   from lm.metrics.word_vectors import SCORES
   from lm.text import vector_space
 
-  vectors = _vectors_of(workdir)
+  vectors, notes = _vectors_of(workdir)
   score = SCORES[flags.FLAGS.score]
   a, b, c = words
   found = vector_space.analogy(vectors, a, b, c, flags.FLAGS.k, score)
   if not found:
     raise UserError(f'--workdir={workdir} has no words but those given; none is left to answer')
+  cli.print_notes(notes)
   for word, value in found:
     print(_shown(word), f'{value:.4f}', sep='\t')
 
@@ -119,7 +119,9 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
   from lm.run import vector_metrics
 
   vector_metrics.check_names(metrics, '--pairs and --questions: files need names of their own')
-  found = vector_metrics.scores(metrics, _vectors_of(workdir))
+  vectors, notes = _vectors_of(workdir)
+  found = vector_metrics.scores(metrics, vectors)
+  cli.print_notes(notes)
   print(cli.json_line(found.values))
 
 
@@ -134,8 +136,9 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
     'word2vec_binary': vector_files.write_word2vec_binary,
     'glove': vector_files.write_glove,
   }[flags.FLAGS.format]
-  vectors = _vectors_of(workdir)
+  vectors, notes = _vectors_of(workdir)
   write(out, vectors)
+  cli.print_notes(notes)
   print(f'{out}: {_size(vectors)}')
 
 
@@ -173,13 +176,14 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
   out = _out('map.html')
   from lm.run import record, report, sections, word_map
 
-  vectors = _vectors_of(workdir)
+  vectors, notes = _vectors_of(workdir)
   found = word_map.find(vectors, words or vectors.words[: flags.FLAGS.words])
   page = report.page(record.read(workdir), (sections.heading, lambda run: word_map.show(found)))
   try:
     files.replace(out, page.encode('utf-8', errors='backslashreplace'))
   except OSError as e:
     raise UserError(f'--out={out} cannot be written: {e.strerror}') from e
+  cli.print_notes(notes)
   print(f'{out}: {_count(len(found["words"]), "word")}')
 
 

@@ -48,8 +48,12 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
     directions: of all metrics of the evaluations, by name.
   """
   monitored = {}
-  if config.checkpoint.keep_best and directions:
-    monitored['checkpoint.best'] = config.checkpoint.best
+  best = config.checkpoint.best
+  # A run without sets may have nothing that could be best: no checkpoint is kept as such.
+  if best in directions or config.eval.sets or any(d is not None for d in directions.values()):
+    monitored['checkpoint.best'] = best
+  if not config.checkpoint.keep_best:
+    monitored.pop('checkpoint.best', None)
   if config.stop.patience:
     monitored[_key(config)] = _metric(config)
   for key, metric in monitored.items():

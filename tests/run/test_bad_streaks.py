@@ -24,7 +24,7 @@ def _course(config, seen, monkeypatch):
   monkeypatch.setattr(course.evidence, 'write', write)
   functions = types.SimpleNamespace(objective=Objective(None, lambda batch: {}))
   events = types.SimpleNamespace(write=lambda *args, **fields: None)
-  return course.Course(config, None, functions, (), None, None, events, None, None)
+  return course.Course(config, None, functions, None, (), None, None, events, None, None)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from in_process import mistake
 
 from lm.errors import UserError
-from lm.run import cli, ensemble, experiment, files, tagger
+from lm.run import cli, ensemble, files, sources, tagger
 
 FILE = "def get_config(arg=''):\n  from lm.config import base\n  return base()\n"
 
@@ -39,7 +39,7 @@ def test_a_config_begins_at_the_home(home):
   (home / 'named_by_tilde.py').write_text(FILE)
   config, path = cli.config(['lm', '--config=~/named_by_tilde.py:', '--config.steps=3'])
   assert (config.steps, path) == (3, f'{home}/named_by_tilde.py:')
-  experiment.use_folder(home.parent)
+  sources.use_folder(home.parent)
 
 
 def test_files_of_programs_begin_at_the_home(home):

@@ -1,14 +1,13 @@
 """A workdir names its training data; a run goes on with other data where it is asked to."""
 
 import json
-import sys
 
 import pytest
 
 from lm import config as configs
 from lm.data import module_code
 from lm.errors import UserError
-from lm.run import experiment
+from lm.run import experiment, sources
 from lm.text import tokenizers
 
 PATH = 'experiments/quickstart.py'
@@ -116,9 +115,8 @@ def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
   kept = {str(p.relative_to(tmp_path / 'run/source')) for p in (tmp_path / 'run').rglob('*.txt')}
   assert kept - {'commit.txt'} == {'stop.txt', 'lists/a.txt'}
   # What is prepared is found again from the workdir.
-  experiment.open_workdir(tmp_path / 'run')
-  sys.modules.pop('keeps_files', None)
-  found = module_code.of_values('keeps_files:step')
+  with sources.modules_of(tmp_path / 'run/source'):
+    found = module_code.of_values('keeps_files:step')
   del before['file ../outside.txt']
   assert found == before
-  experiment.use_folder(tmp_path)
+  sources.use_folder(tmp_path)

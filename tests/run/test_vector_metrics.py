@@ -44,6 +44,7 @@ def get_config(arg=''):
   config.eval.vectors = ({groups!r},)
   config.checkpoint.best = 'eval/vectors/kinds/accuracy'
   config.checkpoint.keep = 1
+  config.allow_zero = '^embedding$'  # output vectors begin at 0
   config.optim.learning_rate = 0.1
   config.optim.warmup = 1
   config.log.prompts = ('one', 'red')
