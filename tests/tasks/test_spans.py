@@ -219,7 +219,10 @@ def get_config(arg=''):
 
 
 def test_a_model_learns_a_game_whole(tmp_path):
-  """Windows, objective, metric, prediction and score together: what is in capitals is found."""
+  """Windows, objective, metric, prediction and score together: what is in capitals is found.
+
+  It takes more than 5 seconds, because it trains until everything is found.
+  """
   rng = np.random.default_rng(0)
   lines = []
   for nth in range(40):
