@@ -187,6 +187,11 @@ def pieces(*axes: str | None) -> int:
   return math.prod(mesh.shape[a] for part in partition(axes, axis_rules) for a in axes_of(part))
 
 
+def padded_rows(count: int) -> int:
+  """Returns the least number of rows, from `count` on, that divides over the mesh in use."""
+  return count + -count % math.lcm(pieces('rows'), pieces('batch'))
+
+
 def named(init: Initializer, *axes: str | None) -> Initializer:
   """Returns the initializer of a parameter whose axes bear these logical names."""
   return cast(Initializer, nn.with_partitioning(init, axes))

@@ -4,13 +4,15 @@ A row's tokens depend on its prompt, its key and the parameters alone: not on th
 how many there are, or on padding.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import mesh as meshes
 from lm.decode.sampling import Choose
 from lm.decode.steps import State, bucket, padded, prefill, step_of
 from lm.task import Features
@@ -31,26 +33,42 @@ def stream(
 ) -> Iterator[np.ndarray]:
   """Yields the next token of every row, (B,) int32, `max_tokens` times.
 
+  Inside lm.mesh.use the rows and their KV cache are split over the devices of the mesh, and the
+  parameters stay sharded. Several processes must then all call this, with the same arguments.
+
   Args:
     model: has `init_cache(batch_size, length)`.
-    apply: the model's pure function.
+    apply: the model's pure function; one function for each mesh.
     params: its parameters.
     prompts: token ids, at least one a row; a row's first is usually the end-of-text token.
     choose: picks a token from a row's logits with the row's own key.
     seeds: a row's source of randomness, one a row.
     max_tokens: how many tokens to yield; the reader stops earlier by not asking for more.
   """
-  batch = padded([Features({'inputs': np.array(prompt)}, {}, {}) for prompt in prompts], bucket)
+  # The last row is repeated until the rows divide over the devices.
+  indices = np.minimum(np.arange(meshes.padded_rows(len(prompts))), len(prompts) - 1)
+  rows = [Features({'inputs': np.array(prompts[i])}, {}, {}) for i in indices]
+  batch = padded(rows, bucket)
   slots = batch['inputs'].shape[1] + -(-max_tokens // STRIDE) * STRIDE
-  cache = model.init_cache(len(prompts), slots)
-  keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-  logits, state = _prefill(apply, params, batch, cache)
+  seeds_B = np.asarray(seeds, np.uint32)[indices]
+  logits, state, keys = _begin(model, apply, slots, params, batch, seeds_B)
   for start in range(0, max_tokens, STRIDE):
     tokens, logits, state = _several(apply, choose, params, logits, state, keys)
-    yield from np.asarray(tokens)[: max_tokens - start]
+    yield from np.asarray(tokens)[: max_tokens - start, : len(prompts)]
 
 
-_prefill = jax.jit(prefill, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(
+  model: nn.Module,
+  apply: Apply,
+  slots: int,
+  params: Params,
+  batch: Mapping[str, Array],
+  seeds_B: Array,
+) -> tuple[Array, State, Array]:
+  """Reads the prompts into a new KV cache; returns logits (B, V), the state and keys (B,)."""
+  logits_BV, state = prefill(apply, params, batch, model.init_cache(len(seeds_B), slots))
+  return logits_BV, state, jax.vmap(jax.random.key)(seeds_B)
 
 
 def several(
@@ -72,7 +90,7 @@ def several(
     return step(tokens_B, state), tokens_B
 
   (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=steps)
-  return tokens, logits_BV, state
+  return meshes.constrain(tokens), logits_BV, state  # each process reads the tokens of all rows
 
 
 _several = jax.jit(several, static_argnums=(0, 1), donate_argnums=4)

@@ -147,7 +147,7 @@ def rows_of(batch_size: int, prompts: int) -> int:
   """
   while batch_size // 2 >= prompts:
     batch_size //= 2
-  return batch_size + -batch_size % meshes.pieces('rows')
+  return meshes.padded_rows(batch_size)
 
 
 def _limit(strategy: Strategy, tokens: int, source: int, prefix: int, context: int | None) -> int:

@@ -10,23 +10,26 @@ Attention from a word is the mean over its tokens, attention to a word their sum
 
 import base64
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
+from lm import mesh as meshes
 from lm.data import features, prepare
 from lm.data.batches import AnyRows
 from lm.data.rows import Rows
 from lm.decode.steps import bucket, padded
 from lm.nn.tap import tapped
+from lm.run import build
+from lm.run.build import Functions, Inference
 from lm.task import Features
 from lm.text.words import group
-from lm.types import Params
+from lm.types import Array, Batch, Params
 
 _EXAMPLES = 4
 _SEARCHED = 100  # examples among which short ones are looked for
@@ -42,7 +45,7 @@ class AttentionMaps:
   Args:
     config: the whole configuration.
     name: of the set.
-    model: whose layers have the sites of lm.nn.layers.Attention; one without them has no maps.
+    functions: whose model has the sites of lm.nn.layers.Attention; one without them has no maps.
     tokenizer: that of the run.
     rows: of the set.
   """
@@ -51,7 +54,7 @@ class AttentionMaps:
     self,
     config: ConfigDict,
     name: str,
-    model: nn.Module,
+    functions: Functions | Inference,
     tokenizer: tokenizers.Tokenizer,
     rows: AnyRows,
   ):
@@ -60,8 +63,18 @@ class AttentionMaps:
     crossing = bool(self._examples and self._examples[0].source)
     self._kind = 'cross_attention' if crossing else 'attention'
     reads = tuple(f'*/{self._kind}/{site}' for site in ('weights', 'values', 'heads'))
-    apply = tapped(model)
-    self._read = jax.jit(lambda params, batch: apply(params, batch, reads=reads)[1])
+    apply = tapped(functions.model)
+    self._rows = build.with_mesh(meshes.padded_rows, functions.mesh, functions.rules)
+
+    def read(params: Params, batch: Batch) -> _Weights | None:
+      sites = apply(params, batch, reads=reads)[1]
+      return _weights(sites, batch['segments'], len(self._examples))
+
+    # All devices read the examples together: the parameters stay sharded.
+    self._read = jax.jit(
+      build.with_mesh(read, functions.mesh, functions.rules),
+      out_shardings=meshes.replicated(functions.mesh),
+    )
 
   def __call__(self, params: Params) -> dict[str, Any] | None:
     """Returns the maps, or None where a model has none.
@@ -73,16 +86,17 @@ class AttentionMaps:
     """
     if not self._examples:
       return None
-    batch = padded(self._examples, bucket)
-    batch['examples'] = np.arange(1, len(self._examples) + 1, dtype=np.int32)[:, None]
-    weights_NBHTS = _weights(jax.device_get(self._read(params, batch)), batch['segments'])
-    if weights_NBHTS is None:
+    # The last example is repeated until the rows divide over the devices.
+    rows = self._rows(len(self._examples))
+    last = self._examples[-1:]
+    batch = padded([*self._examples, *last * (rows - len(self._examples))], bucket)
+    batch['examples'] = np.arange(1, rows + 1, dtype=np.int32)[:, None]
+    found = jax.device_get(self._read(params, batch))
+    if found is None or not found.explained:
       return None
-    layers, _, heads = weights_NBHTS.shape[:3]
-    means = layers * heads * min(_WORDS, max(weights_NBHTS.shape[3:])) ** 2 > _CELLS
-    shown = weights_NBHTS.mean(2, keepdims=True) if means else weights_NBHTS
-    examples = [self._map(e, shown[:, i]) for i, e in enumerate(self._examples)]
-    size = {'layers': layers, 'heads': 0 if means else heads}
+    examples = [self._map(e, found.weights[:, i]) for i, e in enumerate(self._examples)]
+    layers, _, heads = found.weights.shape[:3]
+    size = {'layers': layers, 'heads': 0 if found.means else heads}
     return {'kind': self._kind, **size, 'examples': examples}
 
   def _map(self, example: Features, weights_NHTS: np.ndarray) -> dict[str, Any]:
@@ -122,27 +136,39 @@ def _examples(
   return list(itertools.islice(short, _EXAMPLES))
 
 
-def _weights(sites: dict[str, np.ndarray], segments_BT: np.ndarray) -> np.ndarray | None:
-  """Returns the weights (N, B, H, T, S) of all layers that show them, from the first to the last.
+class _Weights(NamedTuple):
+  """The attention weights of all layers that show them, from the first to the last."""
 
-  None where there are none, or where they are not those that the layers' outputs came from: an
-  `attend` may mix values by something else than softmax attention.
+  weights: Array  # (N, B, H, T, S), or their means over heads, (N, B, 1, T, S)
+  means: Array  # (), whether they are the means
+  explained: Array  # (), whether the outputs of the layers came from these weights
+
+
+def _weights(sites: Mapping[str, Array], segments_BT: Array, examples: int) -> _Weights | None:
+  """Returns the weights of the first examples of a batch, None where there are none.
+
+  An `attend` may mix values by something else than softmax attention, which `explained` shows.
   """
   stacked = {}
   for site in ('weights', 'values', 'heads'):
     names = sorted((n for n in sites if n.endswith(f'/{site}')), key=lambda n: (len(n), n))
     # The periods of layers lie on axis 0, and the layers of a period are sites of their own.
-    arrays = [np.asarray(sites[name], np.float32) for name in names]
+    arrays = [sites[name].astype(jnp.float32) for name in names]
     arrays = [x if x.ndim == 5 else x[None] for x in arrays]
     if not arrays or len({x.shape for x in arrays}) > 1:
       return None
-    stacked[site] = np.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+    flat = jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+    stacked[site] = flat[:, :examples]
   weights, values, heads = stacked['weights'], stacked['values'], stacked['heads']
-  values = np.repeat(values, weights.shape[2] // values.shape[3], axis=3)
-  difference = np.abs(np.einsum('nbhts,nbshk->nbthk', weights, values) - heads)
+  values = jnp.repeat(values, weights.shape[2] // values.shape[3], axis=3)
+  found = jnp.einsum('nbhts,nbshk->nbthk', weights, values, precision='highest')
   # As far as bfloat16 reaches. Padding sees nothing, and each `attend` has its own way with that.
-  explained = difference[:, segments_BT > 0].max() < 0.02 * np.abs(values).max()
-  return weights if explained else None
+  inside = (segments_BT[:examples] > 0)[None, :, :, None, None]
+  explained = jnp.abs(inside * (found - heads)).max() < 0.02 * jnp.abs(values).max()
+  cells = weights.shape[0] * weights.shape[2] * min(_WORDS, max(weights.shape[3:])) ** 2
+  means = cells > _CELLS
+  shown = weights.mean(2, keepdims=True) if means else weights
+  return _Weights(shown, jnp.array(means), explained)
 
 
 def _by_word(

@@ -145,7 +145,7 @@ class Evaluators:
   def _attention(self) -> AttentionMaps | None:
     """The attention maps of the first set."""
     for name, (rows, *_) in self._sets.items():
-      return AttentionMaps(self._config, name, self._functions.model, self._tokenizer, rows)
+      return AttentionMaps(self._config, name, self._functions, self._tokenizer, rows)
     return None
 
   def evaluate(self, params: Params) -> Evaluation:
@@ -188,16 +188,13 @@ class Evaluators:
     watch.metrics.write(step, found.values)
     summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in found.values.items())
     watch.progress.message(f'step {step}: {summary or "nothing to evaluate"}')
-    here = (
-      placement.local_copy(params) if processes.several() else params
-    )  # else nothing can be read
-    maps = None if self._attention is None else self._attention(here)
+    maps = None if self._attention is None else self._attention(params)
     if processes.is_first():
       try:
         self._keep(step, found, maps, watch.workdir)
       except OSError as e:  # a full disk costs the outputs and not the run
         watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
-    for i, (prompt, text) in enumerate(self._samples.write(step, here, found.vectors)):
+    for i, (prompt, text) in enumerate(self._samples.write(step, params, found.vectors)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
       watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
     return found.values

@@ -7,11 +7,12 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
+from lm import mesh as meshes
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length, check_step
 from lm.decode.text import continuations
 from lm.errors import UserError
-from lm.run import build, placement, vector_metrics
+from lm.run import build, vector_metrics
 from lm.run.build import Functions, Inference
 from lm.text.vector_space import nearest
 from lm.text.vectors import Vectors, checked, row
@@ -72,19 +73,21 @@ def _continued(
   for prompt in prompts:
     size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
     check_length(model, size, f'log.prompts: {prompt[:40]!r}')
-  apply = build.apply_of(model)  # samples are few rows, which do not divide over a mesh
+  apply = build.apply_of(model)
+  mesh, rules = functions.mesh, functions.rules
 
   def write(step: int, params: Params, vectors: Vectors | None) -> list[tuple[str, str]]:
     del vectors
     if not prompts:
       return []
-    params = placement.local_copy(params)
     # A seed for each step and prompt, and none that training or another prompt has.
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
     keys = stream.generate_state(len(prompts)).tolist()
-    pieces = continuations(
-      model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens
-    )
+    # All devices, and processes, write the samples together: the parameters stay sharded.
+    with meshes.use(mesh, rules):
+      pieces = list(
+        continuations(model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens)
+      )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))
 

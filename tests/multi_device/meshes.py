@@ -1,5 +1,6 @@
 """Training on eight fake devices; run in a process of its own by test_multi_device.py."""
 
+import base64
 import functools
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import mesh, optim, shards, torus
+from lm.config import base
 from lm.decode.sampling import greedy
 from lm.decode.steps import prefill
 from lm.decode.stream import several
@@ -34,11 +36,12 @@ from lm.objectives.cross_entropy import cross_entropy
 from lm.objectives.word_outputs import negative_sampling
 from lm.optim.descent import adagrad
 from lm.preflight import collectives, hlo
-from lm.run import placement
+from lm.run import attention, placement, samples
 from lm.run.build import Functions, apply_of, init_of, with_mesh
 from lm.run.evaluate import evaluate, make_eval_step
 from lm.run.step import abstract_state, init_state, make_train_step, make_train_steps
 from lm.task import Features
+from lm.text.tokenizers import END, UNKNOWN, known_words
 from lm.types import Mask, Table, Unembed
 
 STEPS = 3
@@ -645,3 +648,69 @@ def test_figures_of_eight_devices_are_those_of_one(functions, params_of, batch_o
   expected = figures(made, 24)
   for sizes, size in ((ALL, 8), ({'data': 8}, 24), ({'fsdp': 4, 'tensor': 2}, 12)):
     np.testing.assert_allclose(figures(functions(sizes), size), expected, rtol=1e-5)
+
+
+def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, params_of, monkeypatch):
+  words = [END, UNKNOWN, *(f'w{i}' for i in range(35))]
+  tokenizer = known_words(words)
+  config = base()
+  config.log.update({'prompts': ('w1 w2', 'w3', 'w4 w5 w6'), 'sample_tokens': 6})
+  read = [Features({'inputs': np.arange(2, 2 + n)}, {}, {}) for n in (5, 3, 7)]
+  monkeypatch.setattr(attention, '_examples', lambda *args: read)
+  largest = []  # at each look, arrays that one device holds as large as an unsharded leaf
+
+  def look(places, known):
+    split = {x.shape for x in jax.tree.leaves(places) if x.sharding.shard_shape(x.shape) != x.shape}
+    largest.append(
+      [
+        x.shape
+        for x in jax.live_arrays()
+        if id(x) not in known and split & {shard.data.shape for shard in x.addressable_shards}
+      ]
+    )
+
+  def evaluated(sizes, devices=None):
+    made = functions(sizes, devices)
+    places = abstract_state(made)[0].params
+    host = jax.device_get(params_of(made.model, seed=3))
+    params = jax.device_put(host, jax.tree.map(lambda x: x.sharding, places))
+    known = {id(x) for x in jax.live_arrays()}
+    real = samples.continuations
+
+    def watched(*args, **kwargs):
+      for piece in real(*args, **kwargs):
+        look(places, known)
+        yield piece
+
+    with monkeypatch.context() as patch:
+      patch.setattr(samples, 'continuations', watched)
+      texts = samples.samples(config, made, tokenizer).write(3, params, None)
+    maps = attention.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
+    look(places, known)
+    cells = [np.frombuffer(base64.b64decode(x['weights']), np.uint8) for x in maps['examples']]
+    return texts, np.concatenate(cells).astype(int)
+
+  texts, cells = evaluated({'fsdp': 4, 'tensor': 2})
+  assert len(largest) == 7 and not any(largest)
+  expected, cells_there = evaluated({'data': 1}, jax.devices()[:1])
+  assert texts == expected and len({text for _, text in texts}) == 3
+  assert cells.max() > 100
+  np.testing.assert_allclose(cells, cells_there, atol=1)
+
+
+def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
+  """The memory of the compiled program stays far below that of all parameters."""
+  depth, over = 24, mesh.make({'fsdp': 8})
+  model = decoder('llama', depth=depth, d_model=64, d_mlp=256, head_dim=16)
+  optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
+  apply = with_mesh(apply_of(model), over, mesh.RULES)
+  made = Functions(model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES)
+  params = abstract_state(made)[0].params
+  read = [Features({'inputs': np.arange(2, 10)}, {}, {})]
+  monkeypatch.setattr(attention, '_examples', lambda *args: read)
+  maps = attention.AttentionMaps(base(), 'validation', made, known_words([END]), None)
+  batch = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((8, 16), jnp.int32))
+  memory = maps._read.lower(params, batch).compile().memory_analysis()
+  total = sum(4 * x.size for x in jax.tree.leaves(params))
+  assert memory.argument_size_in_bytes < total / 8 * 1.1
+  assert memory.temp_size_in_bytes + memory.output_size_in_bytes < total / 4

@@ -250,7 +250,7 @@ def maps_of(folder, variant, **changes):
   functions = build.functions(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, 'dev', tokenizer, seed=0)
   params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
-  return AttentionMaps(config, 'dev', functions.model, tokenizer, rows)(params)
+  return AttentionMaps(config, 'dev', functions, tokenizer, rows)(params)
 
 
 def test_cross_attention_is_kept_word_by_word(pairs):
