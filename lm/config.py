@@ -161,8 +161,12 @@ def evaluation(
 
 
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
-  """Returns the model section of GPT-2 (Radford et al. 2019) at a given size."""
-  return ConfigDict(
+  """Returns the model section of GPT-2 (Radford et al. 2019) at a given size.
+
+  `kv_heads`, `head_dim` and `d_mlp` follow `heads` and `d_model` until they get a value of their
+  own, so that an override of one size gives the model of that size.
+  """
+  model = ConfigDict(
     {
       'fn': 'lm.models.transformer:Decoder',
       'vocab_size': placeholder(int),  # the tokenizer's, unless given
@@ -171,9 +175,6 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'd_model': d_model,
       'depth': depth,
       'heads': heads,
-      'kv_heads': heads,
-      'head_dim': d_model // heads,
-      'd_mlp': 4 * d_model,
       'attention': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
       'attend': 'lm.nn.attention:fused',
       'position': 'lm.nn.position:learned',
@@ -192,6 +193,10 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'dtype': 'float32',
     }
   )
+  model.kv_heads = model.get_oneway_ref('heads')
+  model.head_dim = model.get_oneway_ref('d_model') // model.get_oneway_ref('heads')
+  model.d_mlp = 4 * model.get_oneway_ref('d_model')
+  return model
 
 
 def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
@@ -199,7 +204,8 @@ def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> Confi
   model = gpt2(depth, d_model, heads, context)
   model.fn = 'lm.models.transformer:EncoderDecoder'
   model.position = 'lm.nn.position:sinusoidal'
-  model.embed_scale = d_model**0.5  # else the sines drown the embeddings
+  # It follows `d_model`; else the sines drown the embeddings.
+  model.embed_scale = model.get_oneway_ref('d_model').to_float() ** 0.5
   model.encoder_depth = placeholder(int)  # as many layers as the decoder, unless given
   model.cross_attention = 'lm.nn.layers:Attention'
   model.shared = True  # source and target have one table of embeddings
@@ -218,7 +224,10 @@ def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
 def llama(
   depth: int, d_model: int, heads: int, kv_heads: int, d_mlp: int, context: int
 ) -> ConfigDict:
-  """Returns the model section of Llama (Touvron et al. 2023; grouped heads as in Llama 2 70B)."""
+  """Returns the model section of Llama (Touvron et al. 2023; grouped heads as in Llama 2 70B).
+
+  `kv_heads` and `d_mlp` are stated values: an override of `heads` or `d_model` leaves them.
+  """
   model = gpt2(depth, d_model, heads, context)
   model.kv_heads = kv_heads
   model.d_mlp = d_mlp
@@ -252,9 +261,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def _shrink(model: ConfigDict) -> None:
   """Gives a model, and its sections, small sizes; each has some of these."""
   groups = 'kv_heads' in model and model.kv_heads != model.heads
-  small = {'context': 32, 'd_model': 32, 'd_hidden': 32, 'd_mlp': 64, 'head_dim': 8, 'heads': 4}
-  small |= {'kv_heads': 2 if groups else 4, 'depth': 2 * period(model)}
-  model.update({key: size for key, size in small.items() if key in model})
+  small = {'context': 32, 'd_model': 32, 'd_hidden': 32, 'heads': 4, 'depth': 2 * period(model)}
+  small |= {'kv_heads': 2 if groups else 4, 'head_dim': 8}
+  for key, size in small.items():
+    if key in model and model[key] != size:  # else it may follow another size, and still does
+      model[key] = size
+  if 'd_mlp' in model:
+    model.d_mlp = 2 * model.get_oneway_ref('d_model')
   for section in model.values():
     if isinstance(section, ConfigDict):
       _shrink(section)
@@ -263,6 +276,24 @@ def _shrink(model: ConfigDict) -> None:
 def period(model: ConfigDict) -> int:
   """Returns the number of layers that repeat."""
   return len(model.attention) if isinstance(model.get('attention'), tuple) else 1
+
+
+def sizes(model: ConfigDict) -> str:
+  """Returns the sizes of a model and of its sections in one line, those that follow included."""
+  shown = []
+  for key in ('depth', *_SIZES, 'encoder_depth'):
+    if model.get(key) is not None:
+      shown.append(f'{key}={model[key]}')
+  line = ' '.join(shown)
+  if 'kv_heads' in model and model.kv_heads != model.heads:
+    line += f' (query heads share {model.kv_heads} key/value heads)'
+  for name, section in model.items():
+    if isinstance(section, ConfigDict) and (inner := sizes(section)):
+      line += f'; {name}: {inner}'
+  return line
+
+
+_SIZES = ('d_model', 'd_hidden', 'heads', 'kv_heads', 'head_dim', 'd_mlp')
 
 
 def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:

@@ -41,6 +41,9 @@ def recurrent_encoder_decoder(
   model = recurrent(d_model, d_hidden, depth, context)
   model.fn = 'lm.models.recurrent:EncoderDecoder'
   model.encoder = _bidirectional(d_hidden, depth)
+  # These follow the decoder's until they get values of their own.
+  model.encoder.d_hidden = model.get_oneway_ref('d_hidden')
+  model.encoder.depth = model.get_oneway_ref('depth')
   model.score = placeholder(str)
   if score is not None:
     model.score = f'lm.nn.alignment:{score}'

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
+from lm.config import sizes
 from lm.data import batches, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.run import (
@@ -125,6 +126,7 @@ def train(
     if rates is not None:
       events.write('schedule', step=int(state.step), **rates)
       warnings.append(schedule.line(rates, older, config.optim.steps))
+    watch.progress.message(f'model: {sizes(config.model)}')
     if line := evaluators.transforms_line():
       watch.progress.message(line)
     for warning in warnings:
