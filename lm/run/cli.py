@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from lm import spec
 from lm.config import base
 from lm.errors import PeerLost, Preempted, UserError, nearest
-from lm.run import experiment, peers, processes
+from lm.run import experiment, peers, processes, xla_flags
 from lm.text.files import expand, half_character
 
 OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, peers.LOST
@@ -49,6 +49,8 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
       print(_help(doc), flush=True)
       return OK
     _check_text(argv)
+    for line in xla_flags.drop_unknown(os.environ):
+      print(f'{program}: warning: {line}', file=sys.stderr)
     return main(list(argv)) or OK
   except UserError as e:
     print(f'{program}: {e}', file=sys.stderr)
