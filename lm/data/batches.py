@@ -30,7 +30,7 @@ _ALL = slice(None)
 
 _DOMAIN = (1,)  # of the random numbers of transforms
 _THREADS = 2
-_AHEAD = 8  # batches made before they are asked for
+AHEAD = 8  # batches made before they are asked for
 # Up to here numpy's permutation of a whole epoch is cheap; Grain's, which needs no memory, slows
 # down below this size, because it walks through 2**16 indices to stay among fewer.
 _SMALL = 2**16
@@ -163,7 +163,7 @@ def train_batches(
     )
     try:
       while True:
-        for span in itertools.islice(waiting, _AHEAD - len(pending)):
+        for span in itertools.islice(waiting, AHEAD - len(pending)):
           pending.append((span, threads.submit(make, span)))
         if not pending:
           return

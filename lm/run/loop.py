@@ -2,9 +2,11 @@
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from lm.config import sizes
@@ -17,6 +19,7 @@ from lm.run import (
   experiment,
   files,
   host,
+  host_memory,
   init,
   processes,
   record,
@@ -75,6 +78,7 @@ def train(
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
+  host_memory.check_batches(config, functions, rows, transforms)
   vanished.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, functions, tokenizer)
   processes.prepared()
@@ -88,7 +92,13 @@ def train(
   directions = evaluators.directions(abstract.params)
   stopping.check_monitored(config, directions)
   train_steps = make_train_steps(functions, config.seed, config.microbatches, abstract)
-  check_step(train_steps, functions, abstract, _first_batch(config, rows, transforms))
+  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
+
+  def trace(batch_size: int) -> Any:
+    return check_step(train_steps, functions, abstract, _first_batch(config, row, batch_size))
+
+  trace(config.batch_size)
+  host_memory.check_program(trace, config, functions, abstract, rows, transforms)
   state, taken = None, None
   # A resume has no state before that of the checkpoint: two would need twice the memory.
   if not processes.from_first(holds_checkpoints(workdir)):
@@ -164,11 +174,10 @@ def train(
 
 
 def _first_batch(
-  config: ConfigDict, rows: batches.AnyRows, transforms: Sequence[batches.Transform]
+  config: ConfigDict, row: Mapping[str, np.ndarray], batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of the batches of one dispatch."""
-  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
-  shape = (min(config.dispatch, config.steps), config.batch_size)
+  """Returns the shapes of the batches of one dispatch, of rows like this one."""
+  shape = (min(config.dispatch, config.steps), batch_size)
   return {k: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for k, x in row.items()}
 
 

@@ -44,7 +44,7 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def check_step(
   train_steps: StepFunction, functions: Functions, state: TrainState, batch: Mapping[str, Any]
-) -> None:
+) -> Any:
   """Traces a step without computing anything, so that what is wrong with it shows at start-up.
 
   Args:
@@ -53,15 +53,18 @@ def check_step(
     state: abstract.
     batch: arrays, or their shapes, of the steps of one dispatch on a first axis.
 
+  Returns:
+    The `jax.stages.Traced`, None without jit.
+
   Raises:
     UserError: from the functions of the config.
   """
   if jax.config.jax_disable_jit:  # to look at real values; here there are none
-    return
+    return None
   # With the sharding that real batches have: else JAX takes them for other arguments.
   rows = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
   shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
-  train_steps.trace(state, shapes)  # type: ignore[attr-defined]
+  return train_steps.trace(state, shapes)  # type: ignore[attr-defined]
 
 
 def init_state(functions: Functions, key: Array) -> tuple[TrainState, TrainState]:
