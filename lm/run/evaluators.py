@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +83,8 @@ class Evaluators:
       key = f'eval.sets.{name}.transforms'
       transforms = batches.open_transforms(section.get('transforms', ()), tokenizer, rows, key)
       metrics = build.metrics(config, name)
+      if metrics:
+        _check_weights(rows, transforms, name)
       if isinstance(rows, FeatureRows) and rows.note:
         self.notes[f'eval.sets.{name}'] = rows.note
       self._sets[name] = rows, transforms, metrics, make_eval_step(functions, metrics)
@@ -194,6 +197,10 @@ class Evaluators:
         self._keep(step, found, maps, watch.workdir)
       except OSError as e:  # a full disk costs the outputs and not the run
         watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
+    for name, value in found.values.items():
+      if value != value:
+        cause = 'its weights add up to 0, or the model gives no numbers'
+        watch.progress.message(f'warning: {name} of step {step} is not a number: {cause}')
     for i, (prompt, text) in enumerate(self._samples.write(step, params, found.vectors)):
       watch.metrics.text(step, f'sample {i + 1}', text, prompt)
       watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
@@ -212,3 +219,20 @@ class Evaluators:
     if found.vectors is not None:
       words = found.vectors.words[:MAPPED]
       kept.write_word_map(workdir, step, word_map.find(found.vectors, words))
+
+
+def _check_weights(
+  rows: batches.AnyRows, transforms: Sequence[batches.Transform], name: str
+) -> None:
+  """Raises UserError where no target of a set counts, so that its means are not numbers."""
+  weighted = False
+  for batch in batches.eval_batches(rows, 64, transforms=transforms):
+    if 'weights' not in batch or np.any(batch['weights']):
+      return
+    weighted = True
+  if weighted:
+    raise UserError(
+      f'eval.sets.{name}: the weights of all its targets are 0, so that its metrics would not be '
+      'numbers; see the weights that data.convert gives, its transforms and data.too_long, or '
+      f'leave eval.sets.{name}.metrics empty'
+    )

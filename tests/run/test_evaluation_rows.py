@@ -8,7 +8,7 @@ import pytest
 from lm import config as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
-from lm.run import build, check
+from lm.run import build, check, evaluators
 from lm.run.evaluators import Evaluators
 from lm.text import tokenizers
 
@@ -17,6 +17,7 @@ TRANSFORMS = """
 import numpy as np
 
 def hidden(row, rng): return row | {'inputs': row['inputs'] * rng.integers(0, 2, 32, np.int32)}
+def silent(row, rng): return row | {'weights': 0 * row['weights']}
 def blind(row, rng): return row | {'inputs': 0 * row['inputs']}
 """
 
@@ -126,3 +127,25 @@ def test_a_model_has_as_many_classes_as_there_are_labels(classes):
   config.model.classes = classes
   with pytest.raises(UserError, match=f'model.classes={classes}, but data.labels names 3'):
     build.model(config, 9)
+
+
+def test_a_set_without_targets_that_count_is_refused(config):
+  silent = {'eval.sets.validation.transforms': ('hides:silent',)}
+  with pytest.raises(
+    UserError, match=r'eval\.sets\.validation: the weights of all its targets are 0'
+  ):
+    values(config(**silent))
+  found, _ = values(config(**silent, **{'eval.sets.validation.metrics': ()}))
+  assert not found
+
+
+def test_one_target_at_the_end_of_a_set_is_enough(config):
+  rows = prepare.rows(config().data, 'train', tokenizers.bytes([]), None)
+  assert len(rows) > 64  # two batches
+
+  def only_last(row, rng):
+    only_last.seen += 1
+    return row | {'weights': row['weights'] * (only_last.seen == len(rows))}
+
+  only_last.seen = 0
+  evaluators._check_weights(rows, (only_last,), 'a')
