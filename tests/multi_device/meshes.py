@@ -4,6 +4,7 @@ import base64
 import functools
 import math
 import re
+import types
 from collections import Counter
 
 import flax.linen as nn
@@ -714,3 +715,37 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   total = sum(4 * x.size for x in jax.tree.leaves(params))
   assert memory.argument_size_in_bytes < total / 8 * 1.1
   assert memory.temp_size_in_bytes + memory.output_size_in_bytes < total / 4
+
+
+@pytest.mark.parametrize(
+  ('architecture', 'meshes'),
+  [
+    ('decoder', [ALL, {'fsdp': 8}, {'data': 8}]),
+    ('encoder_decoder', [ALL]),
+    ('recurrent', [{'fsdp': 4, 'tensor': 2}]),
+  ],
+)
+def test_initial_values_do_not_depend_on_the_mesh(architecture, meshes, functions):
+  def initial(sizes, devices=None):
+    made = functions(sizes, devices, architecture=architecture)
+    return jax.device_get(init_state(made, jax.random.key(3))[0])
+
+  expected = initial({'data': 1}, jax.devices()[:1])
+  assert any(np.any(x) for x in jax.tree.leaves(expected.params))
+  for sizes in meshes:
+    jax.tree.map(np.testing.assert_array_equal, initial(sizes), expected)
+
+
+def test_hosts_read_the_rows_of_their_devices_and_together_all_of_them():
+  for sizes in (ALL, {'data': 8}, {'fsdp': 4, 'tensor': 2}, {'data': 2, 'tensor': 4}):
+    sharding = mesh.batch_sharding(mesh.make(sizes), mesh.RULES)
+    places = sharding.devices_indices_map((16,))
+    for hosts in (1, 2, 4):
+      read = []
+      for own in np.array(jax.devices()).reshape(hosts, -1):
+        here = {device: places[device] for device in own}
+        host = types.SimpleNamespace(addressable_devices_indices_map=lambda shape, here=here: here)
+        read.append(placement.local_rows(16, host))
+        # In the order of the global batch, whatever the order of the devices.
+        assert sorted(read[-1].tolist()) == read[-1].tolist()
+      assert set(np.concatenate(read).tolist()) == set(range(16))
