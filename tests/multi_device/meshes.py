@@ -720,9 +720,8 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
 @pytest.mark.parametrize(
   ('architecture', 'meshes'),
   [
-    ('decoder', [ALL, {'fsdp': 8}, {'data': 8}]),
+    ('decoder', [ALL, {'fsdp': 8}]),
     ('encoder_decoder', [ALL]),
-    ('recurrent', [{'fsdp': 4, 'tensor': 2}]),
   ],
 )
 def test_initial_values_do_not_depend_on_the_mesh(architecture, meshes, functions):
