@@ -23,6 +23,7 @@ from lm.text.files import expand
 
 if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
+  from lm.text.tokenizers import vocabulary_size
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
 flags.DEFINE_string(
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average)
   if flags.FLAGS.beam is not None:  # before texts are read
-    check_beam(flags.FLAGS.beam, loaded.tokenizer.get_vocab_size())
+    check_beam(flags.FLAGS.beam, vocabulary_size(loaded.tokenizer))
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:

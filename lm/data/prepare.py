@@ -24,7 +24,7 @@ from lm.data.rows import FeatureRows, Rows
 from lm.data.splits import exactly
 from lm.errors import UserError
 from lm.task import Example
-from lm.text.tokenizers import SEPARATOR, with_specials
+from lm.text.tokenizers import SEPARATOR, vocabulary_size, with_specials
 from lm.text.vocabulary import words_of
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
@@ -69,7 +69,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
         f'{data["train"]!r} occurs so often; lower it, or take more text'
       )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
-    return {'vocab_size': trained.get_vocab_size(), 'shaped_by': shaped_by}
+    return {'vocab_size': vocabulary_size(trained), 'shaped_by': shaped_by}
 
   name = f'tokenizer-{cache.digest(shaped_by)}'
   place, _ = cache.artefact(cache.directory(data['cache']), name, build)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length, check_step
-from lm.decode.text import continuations
+from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
 from lm.run import build, placement, vector_metrics
 from lm.run.build import Functions, Inference
@@ -69,9 +69,9 @@ def _continued(
   log, model = config.log, functions.model
   choose = sampler(log.temperature, log.top_k, key='log.')
   prompts = list(log.prompts)
+  encode = prompt_encoder(tokenizer)
   for prompt in prompts:
-    size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    check_length(model, size, f'log.prompts: {prompt[:40]!r}')
+    check_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
   apply = build.apply_of(model)  # samples are few rows, which do not divide over a mesh
 
   def write(step: int, params: Params, vectors: Vectors | None) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def _continued(
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
     keys = stream.generate_state(len(prompts)).tolist()
     pieces = continuations(
-      model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens
+      model, apply, params, tokenizer, prompts, encode, choose, keys, log.sample_tokens
     )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))

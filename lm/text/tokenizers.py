@@ -15,7 +15,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+  Regex,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
 from lm.errors import UserError
 from lm.text.files import expand
@@ -30,8 +38,18 @@ class Special(str):
 
 
 SEPARATOR = Special('<|sep|>')  # between parts; the tokenizers of tasks have it
-# What a tokenizer made elsewhere may call its end of text; the first one found is taken.
-_ENDS = (END, '<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]')
+# Names of the end of text in tokenizers made elsewhere; the first one found counts. END is last:
+# where there is another, as in Phi-3 and gpt-oss, it ends a turn and not a text.
+_ENDS = (
+  '<|endoftext|>',
+  '<|end_of_text|>',
+  '<eos>',
+  '</s>',
+  '<\uff5cend\u2581of\u2581sentence\uff5c>',  # DeepSeek's
+  '[SEP]',
+  END,
+)
+_MAX_ID = 2**31 - 1  # batches hold int32
 
 
 def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
@@ -182,15 +200,22 @@ def wordpiece(
   return _filled(_with_specials(tokenizer, END, UNKNOWN), vocab_size)
 
 
-def existing(texts: Iterable[str], file: str) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of a tokenizer.json made elsewhere; `texts` is not read.
+def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a tokenizer.json made elsewhere.
 
-  Documents end with its own end of text if it has one of <|end|>, <|endoftext|>, <|end_of_text|>,
-  </s>, <eos> or [SEP]; else <|end|> is added after its last token. Its truncation and padding are
-  switched off.
+  Documents end with the token that its post-processor puts after a text. Where there is none, they
+  end with the first of these that is a special token there: <|endoftext|>, <|end_of_text|>, <eos>,
+  </s>, DeepSeek's end of sentence, [SEP], <|end|>. Else <|end|> is added after its last token. Its
+  truncation and padding are switched off.
+
+  Args:
+    texts: the corpus; the first texts show whether the tokenizer works.
+    file: the path of the tokenizer.json.
+    end: the token that ends a document, by name; None for the rule above.
 
   Raises:
-    UserError: the file is missing or is no tokenizer.
+    UserError: the file is missing or is no tokenizer, it has no token `end`, or its regular
+      expression does not get through a text.
   """
   path = expand(file, 'data.tokenizer.file')
   if not path.is_file():
@@ -199,11 +224,27 @@ def existing(texts: Iterable[str], file: str) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
   except Exception as e:  # the library raises nothing more precise
     raise UserError(f'data.tokenizer.file={file!r} is no tokenizer.json: {e}') from e
+  if (rows := vocabulary_size(tokenizer)) > _MAX_ID:
+    raise UserError(
+      f'data.tokenizer.file={file!r}: its highest id is {rows - 1}, not below {_MAX_ID}'
+    )
   tokenizer.no_truncation()
   tokenizer.no_padding()
-  if _find_end(tokenizer) is None:
-    tokenizer.add_special_tokens([END])
-  return tokenizer
+  if end is not None and tokenizer.token_to_id(end) is None:
+    raise UserError(f'data.tokenizer.end={end!r}: {file!r} has no such token')
+  found = _find_end(tokenizer) if end is None else tokenizer.token_to_id(end)
+  name = END if found is None else tokenizer.id_to_token(found)
+  if found not in _special_ids(tokenizer):
+    tokenizer = _with_specials(tokenizer, name)
+  return _ending_with(tokenizer, name)
+
+
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns the rows that a table of all tokens needs: the highest id plus one.
+
+  The number of entries is smaller where ids are left out, as in some files made elsewhere.
+  """
+  return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def end_id(tokenizer: tokenizers.Tokenizer) -> int:
@@ -214,13 +255,61 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   """
   found = _find_end(tokenizer)
   if found is None:
-    raise UserError(f'data.tokenizer: no end-of-text token; it needs one of {", ".join(_ENDS)}')
+    raise UserError(
+      f'data.tokenizer: no end-of-text token; it needs one of {", ".join(_ENDS)} among its special '
+      'tokens'
+    )
   return found
 
 
 def with_specials(tokenizer: tokenizers.Tokenizer, specials: Iterable[str]) -> tokenizers.Tokenizer:
-  """Returns a tokenizer that has these special tokens too, after its other tokens."""
-  return _with_specials(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *specials)
+  """Returns a tokenizer that has these special tokens too, after its other tokens.
+
+  Raises:
+    UserError: one of them is a character that the tokenizer spells text with.
+  """
+  names = list(specials)
+  known = _special_ids(tokenizer)
+  for name in names:
+    if len(name) == 1 and tokenizer.token_to_id(name) not in known | {None}:
+      raise UserError(
+        f'data.specials: {name!r} is a token that text is made of; a special token has a name '
+        "of its own, such as '<|name|>'"
+      )
+  end = _find_end(tokenizer)
+  made = _with_specials(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *names)
+  return made if end is None else _ending_with(made, tokenizer.id_to_token(end))
+
+
+def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """Returns a tokenizer with the same ids for reading text: no text becomes a special token.
+
+  `encode_special_tokens` alone keeps the library from looking for special tokens, but the model
+  finds those that are among its own entries: a word '<|end|>', or a piece '</s>' of a Unigram
+  model. These entries get names here that no text has. The unknown word stays what it is.
+  """
+  file = json.loads(tokenizer.to_str())
+  model = file['model']
+  unigram = model['type'] == 'Unigram'
+  entries = {piece for piece, _ in model['vocab']} if unigram else model['vocab'].keys()
+  special = {token['content'] for token in file['added_tokens'] if token['special']}
+  # U+10FFFF is a noncharacter: Unicode keeps it out of text.
+  hidden = {name: f'\U0010ffff{name}\U0010ffff' for name in special & entries}
+  if hidden:
+    if unigram:
+      model['vocab'] = [(hidden.get(piece, piece), score) for piece, score in model['vocab']]
+    else:
+      model['vocab'] = {hidden.get(name, name): i for name, i in model['vocab'].items()}
+    if model.get('unk_token') in hidden:
+      model['unk_token'] = hidden[model['unk_token']]
+    if 'merges' in model:
+      model['merges'] = [(a, b) for a, b in model['merges'] if not {a, b, a + b} & hidden.keys()]
+    for token in file['added_tokens']:
+      token['content'] = hidden.get(token['content'], token['content'])
+    file['post_processor'] = None
+  reader = tokenizers.Tokenizer.from_str(json.dumps(file))
+  reader.encode_special_tokens = True
+  return reader
 
 
 def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], list[int]]:
@@ -228,16 +317,15 @@ def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], 
 
   What looks like a special token inside a part that is none is text.
   """
-  plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-  plain.encode_special_tokens = True
+  reader, ids_of = text_reader(tokenizer), tokenizer.get_vocab()
 
   def encode(parts: Iterable[str]) -> list[int]:
     ids: list[int] = []
     for part in parts:
       if not isinstance(part, Special):
-        ids += plain.encode(part, add_special_tokens=False).ids
+        ids += reader.encode(part, add_special_tokens=False).ids
         continue
-      token = plain.token_to_id(part)
+      token = ids_of.get(part)
       if token is None:
         raise UserError(f'data.tokenizer has no special token {part!r}, which the task needs')
       ids.append(token)
@@ -246,12 +334,51 @@ def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], 
   return encode
 
 
+def _special_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
+  added = tokenizer.get_added_tokens_decoder()
+  return {i for i, token in added.items() if token.special}
+
+
 def _find_end(tokenizer: tokenizers.Tokenizer) -> int | None:
-  ids = (tokenizer.token_to_id(name) for name in _ENDS)
-  return next((i for i in ids if i is not None), None)
+  stated = _after_a_text(tokenizer.post_processor)
+  if stated is not None and tokenizer.token_to_id(stated) is not None:
+    return tokenizer.token_to_id(stated)
+  if tokenizer.id_to_token(0) == END:  # as all that are trained here
+    return 0
+  ids = {tokenizer.id_to_token(i): i for i in _special_ids(tokenizer)}
+  return next((ids[name] for name in _ENDS if name in ids), None)
+
+
+def _ending_with(tokenizer: tokenizers.Tokenizer, end: str) -> tokenizers.Tokenizer:
+  """Returns a tokenizer whose file says that texts end with this token."""
+  if _find_end(tokenizer) != tokenizer.token_to_id(end):
+    # This project never applies the post-processor, which is where files have it.
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=['$A', end], special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+  return tokenizer
+
+
+def _after_a_text(processor: processors.PostProcessor | None) -> str | None:
+  """Returns the first special token that a post-processor puts after a text."""
+  state = {} if processor is None else json.loads(processor.__getstate__())
+  for step in state.get('processors', [state]):
+    if 'sep' in step:  # BertProcessing and RobertaProcessing
+      return step['sep'][0]
+    parts = step.get('single', [])
+    text = max((i for i, part in enumerate(parts) if 'Sequence' in part), default=len(parts))
+    for part in parts[text + 1 :]:
+      return step['special_tokens'][part['SpecialToken']['id']]['tokens'][0]
+  return None
 
 
 def _with_specials(tokenizer: tokenizers.Tokenizer, *tokens: str) -> tokenizers.Tokenizer:
+  new = [name for name in tokens if tokenizer.token_to_id(name) is None]
+  if new and (rows := vocabulary_size(tokenizer)) > tokenizer.get_vocab_size():
+    # The library numbers new tokens from the number of entries on, where other tokens may be.
+    file = json.loads(tokenizer.to_str())
+    file['model']['vocab'] |= {name: rows + i for i, name in enumerate(dict.fromkeys(new))}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
   tokenizer.add_special_tokens(list(tokens))
   return tokenizer
 

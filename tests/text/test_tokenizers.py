@@ -158,6 +158,7 @@ def test_a_count_below_zero_is_refused(build):
 def test_an_existing_tokenizer_keeps_its_own_end(tmp_path):
   model = library.models.WordLevel({'a': 0, '</s>': 1, '<unk>': 2}, unk_token='<unk>')
   made = library.Tokenizer(model)
+  made.add_special_tokens(['</s>'])
   made.enable_truncation(1)
   made.enable_padding()
   made.save(str(tmp_path / 'tokenizer.json'))
