@@ -19,7 +19,7 @@ import tokenizers
 from lm import spec
 from lm.data import cache, features, identity, module_code, packing, pair_rows, tokenise, workers
 from lm.data.batches import AnyRows
-from lm.data.progress import Progress, quiet, show_progress
+from lm.data.progress import Progress, quiet, show_progress, ticking
 from lm.data.rows import FeatureRows, Rows
 from lm.data.splits import exactly
 from lm.errors import UserError
@@ -59,10 +59,11 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   shaped_by |= {'specials': specials}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
-    texts = _Texts(source, tuple(data['prepare']), texts_of, progress or quiet)
-    if not any(texts):
-      raise UserError(_nothing(data, data['source'], data['train'], len(source)))
-    trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
+    with ticking(progress or quiet) as shown:
+      texts = _Texts(source, tuple(data['prepare']), texts_of, shown)
+      if not any(texts):
+        raise UserError(_nothing(data, data['source'], data['train'], len(source)))
+      trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
     if 'min_count' in data['tokenizer'] and not words_of(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: nothing in split '

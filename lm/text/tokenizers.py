@@ -49,6 +49,11 @@ _ENDS = (
   '[SEP]',
   END,
 )
+# Trainers take the square of the longest word, such as a line of DNA or of base64. They are given
+# long words in pieces of so many bytes; of WordPiece, of the characters that it reads of a word.
+_PIECE = {'bpe': 1024, 'unigram': 256, 'wordpiece': 100}
+# Unigram training besides takes long for each byte of text that does not repeat.
+_UNIGRAM_BYTES = 2**14  # of a word, from its beginning
 _MAX_ID = 2**31 - 1  # batches hold int32
 
 
@@ -126,14 +131,16 @@ def known_words(words: Sequence[str], pattern: str = _WORD) -> tokenizers.Tokeni
 def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   """Returns byte-level byte pair encoding (Sennrich et al. 2016; Radford et al. 2019).
 
-  Any text can be encoded and decodes exactly.
+  Any text can be encoded and decodes exactly. Words of more than 1,024 bytes are cut into pieces of
+  that length for training.
 
   Raises:
     UserError: `vocab_size` has no room for the bytes, or the corpus yields fewer tokens.
   """
   _check_room(vocab_size, 1 + 256, 'END and the 256 bytes')
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, _pieces(_PIECE['bpe'])])
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
@@ -142,20 +149,26 @@ def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     show_progress=False,
   )
   tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.pre_tokenizer = pre_tokenizer
   return _filled(tokenizer, vocab_size)
 
 
 def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   """Returns a unigram language model of pieces (Kudo 2018) over bytes.
 
-  Any text can be encoded and decodes exactly.
+  Any text can be encoded and decodes exactly. Of a word, the first 16 KiB are trained on, in pieces
+  of 256 bytes.
 
   Raises:
     UserError: `vocab_size` has no room for the bytes, or the corpus yields fewer pieces.
   """
   _check_room(vocab_size, 1 + 256, 'END and the 256 bytes')
   scratch = tokenizers.Tokenizer(models.Unigram())
-  scratch.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  beginning = _pieces(_UNIGRAM_BYTES, first=True)
+  scratch.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizer, beginning, _pieces(_PIECE['unigram'])]
+  )
   trainer = trainers.UnigramTrainer(
     vocab_size=vocab_size,
     special_tokens=[END],
@@ -165,7 +178,7 @@ def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   scratch.train_from_iterator(texts, trainer)
   pieces = json.loads(scratch.to_str())['model']['vocab']
   tokenizer = tokenizers.Tokenizer(models.Unigram(_stable(pieces)))
-  tokenizer.pre_tokenizer = scratch.pre_tokenizer
+  tokenizer.pre_tokenizer = pre_tokenizer
   tokenizer.decoder = decoders.ByteLevel()
   return _filled(_with_specials(tokenizer, END), vocab_size)
 
@@ -176,24 +189,28 @@ def wordpiece(
   """Returns BERT's subwords (Devlin et al. 2019): '##' marks a piece inside a word.
 
   Words are split at spaces and punctuation, Chinese characters stand alone. A word with an unknown
-  character, or of more than 100, becomes <unk>. Decoding joins words with single spaces and closes
-  up common punctuation; case (and accents with it) is lost where `lowercase`.
+  character, or of more than 100, becomes <unk>; training cuts such a word into pieces of 100.
+  Decoding joins words with single spaces and closes up common punctuation; case (and accents with
+  it) is lost where `lowercase`.
 
   Raises:
     UserError: `vocab_size` has no room for the alphabet, or the corpus yields fewer pieces.
   """
   normalizer = normalizers.BertNormalizer(lowercase=lowercase)
   pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  alphabet = _wordpiece_alphabet(texts, normalizer, pre_tokenizer)
+  cut = pre_tokenizers.Sequence([pre_tokenizer, _pieces(_PIECE['wordpiece'])])
+  alphabet = _wordpiece_alphabet(texts, normalizer, cut)
   _check_room(vocab_size, 2 + len(alphabet), 'END, <unk> and the characters of the corpus')
   scratch = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-  scratch.normalizer, scratch.pre_tokenizer = normalizer, pre_tokenizer
+  scratch.normalizer, scratch.pre_tokenizer = normalizer, cut
   # Numbered beforehand, because ids decide between pairs of equal frequency.
   trainer = trainers.WordPieceTrainer(
     vocab_size=vocab_size, special_tokens=[END, UNKNOWN, *alphabet], show_progress=False
   )
   scratch.train_from_iterator(texts, trainer)
-  model = models.WordPiece(scratch.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=100)
+  model = models.WordPiece(
+    scratch.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=_PIECE['wordpiece']
+  )
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
   tokenizer.decoder = decoders.WordPiece(prefix='##')
@@ -293,6 +310,8 @@ def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   unigram = model['type'] == 'Unigram'
   entries = {piece for piece, _ in model['vocab']} if unigram else model['vocab'].keys()
   special = {token['content'] for token in file['added_tokens'] if token['special']}
+  if (end := _find_end(tokenizer)) is not None:
+    special.add(tokenizer.id_to_token(end))
   # U+10FFFF is a noncharacter: Unicode keeps it out of text.
   hidden = {name: f'\U0010ffff{name}\U0010ffff' for name in special & entries}
   if hidden:
@@ -381,6 +400,13 @@ def _with_specials(tokenizer: tokenizers.Tokenizer, *tokens: str) -> tokenizers.
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
   tokenizer.add_special_tokens(list(tokens))
   return tokenizer
+
+
+def _pieces(length: int, first: bool = False) -> pre_tokenizers.PreTokenizer:
+  """Returns what cuts words into pieces, or cuts off what comes after the `first` one."""
+  start = r'\A' if first else ''
+  pattern = Regex(f'(?m){start}.{{1,{length}}}')  # in Oniguruma, m lets the dot be a line end
+  return pre_tokenizers.Split(pattern, 'removed', invert=True)
 
 
 def _byte_characters() -> list[str]:
