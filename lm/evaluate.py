@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
   from lm.run import build, files, kept, placement
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
+  from lm.text.tokenizers import vocabulary_size
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average)
   if flags.FLAGS.beam is not None:  # before texts are read
