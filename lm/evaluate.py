@@ -23,7 +23,6 @@ from lm.text.files import expand
 
 if TYPE_CHECKING:
   from lm.run.evaluators import Evaluators
-  from lm.text.tokenizers import vocabulary_size
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
 flags.DEFINE_string(

@@ -26,6 +26,7 @@ from tokenizers import (
 )
 
 from lm.errors import UserError
+from lm.text import probe
 from lm.text.files import expand
 
 END = '<|end|>'
@@ -231,16 +232,14 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
     end: the token that ends a document, by name; None for the rule above.
 
   Raises:
-    UserError: the file is missing or is no tokenizer, it has no token `end`, or its regular
-      expression does not get through a text.
+    UserError: the file is missing or is no tokenizer, it has no token `end`, or it fails or
+      hangs on a text.
   """
   path = expand(file, 'data.tokenizer.file')
   if not path.is_file():
     raise UserError(f'data.tokenizer.file={file!r}: no such file')
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as e:  # the library raises nothing more precise
-    raise UserError(f'data.tokenizer.file={file!r} is no tokenizer.json: {e}') from e
+  probe.check(path, texts, f'data.tokenizer.file={file!r}')
+  tokenizer = tokenizers.Tokenizer.from_file(str(path))
   if (rows := vocabulary_size(tokenizer)) > _MAX_ID:
     raise UserError(
       f'data.tokenizer.file={file!r}: its highest id is {rows - 1}, not below {_MAX_ID}'

@@ -12,6 +12,13 @@ from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR, end_id, text_reader, vocabulary_size
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz '
+
+
+@pytest.fixture(autouse=True)
+def _no_child_process(monkeypatch):
+  monkeypatch.setattr(tokenizers.probe, 'check', lambda *args: None)
+
+
 SPECIALS = ['<unk>', '<s>', '</s>']
 
 
