@@ -29,7 +29,7 @@ class TextStream:
     decoder = tokenizer.decoder
     self._tokenizer = tokenizer
     self._falls_back = decoder is not None and b'"ByteFallback"' in decoder.__getstate__()
-    self._silent = {None, *map(tokenizer.id_to_token, specials(tokenizer))}
+    self._silent = specials(tokenizer)
     self._ids = list(before)
     self._given = tokenizer.decode(self._ids)  # the text of the first `_done` of the ids
     self._done = len(self._ids)
@@ -37,7 +37,7 @@ class TextStream:
   def step(self, token: int) -> str:
     """Returns the text that one more token makes certain, often none."""
     name = self._tokenizer.id_to_token(token)
-    if name in self._silent:
+    if name is None or token in self._silent:
       return ''
     self._ids.append(token)
     text = self._tokenizer.decode(self._ids)

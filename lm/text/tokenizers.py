@@ -104,9 +104,14 @@ def words(
       other mark alone; r'\S+' takes text that has been segmented before.
 
   Raises:
-    UserError: fewer than `vocab_size` words occur often enough, or it has no room for a word.
+    UserError: fewer than `vocab_size` words occur often enough, it has no room for a word, or
+      `pattern` is no regular expression.
   """
   _check_count(min_count)
+  try:
+    Regex(pattern)
+  except Exception as e:  # the library raises nothing more precise
+    raise UserError(f'data.tokenizer.pattern={pattern!r} is no regular expression: {e}') from e
   if vocab_size is not None:
     _check_room(vocab_size, 3, 'END, <unk> and a word')
   scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
@@ -250,6 +255,7 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
     raise UserError(f'data.tokenizer.end={end!r}: {file!r} has no such token')
   found = _find_end(tokenizer) if end is None else tokenizer.token_to_id(end)
   name = END if found is None else tokenizer.id_to_token(found)
+  assert name is not None
   if found not in _special_ids(tokenizer):
     tokenizer = _with_specials(tokenizer, name)
   return _ending_with(tokenizer, name)
@@ -292,9 +298,10 @@ def with_specials(tokenizer: tokenizers.Tokenizer, specials: Iterable[str]) -> t
         f'data.specials: {name!r} is a token that text is made of; a special token has a name '
         "of its own, such as '<|name|>'"
       )
-  end = _find_end(tokenizer)
+  found = _find_end(tokenizer)
+  end = None if found is None else tokenizer.id_to_token(found)
   made = _with_specials(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *names)
-  return made if end is None else _ending_with(made, tokenizer.id_to_token(end))
+  return made if end is None else _ending_with(made, end)
 
 
 def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

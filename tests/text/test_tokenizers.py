@@ -182,3 +182,8 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
   file.write_text('{}')
   with pytest.raises(UserError, match=r'is no tokenizer\.json'):
     tokenizers.existing([], str(file))
+
+
+def test_a_pattern_that_is_none_is_refused():
+  with pytest.raises(UserError, match=r"data\.tokenizer\.pattern='\(' is no regular expression"):
+    tokenizers.words(CORPUS, pattern='(')
