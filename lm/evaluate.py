@@ -61,10 +61,11 @@ def main(argv: list[str]) -> None:
   from lm.run import build, files, kept, placement
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
+  from lm.text.tokenizers import vocabulary_size
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average)
   if flags.FLAGS.beam is not None:  # before texts are read
-    check_beam(flags.FLAGS.beam, loaded.tokenizer.get_vocab_size())
+    check_beam(flags.FLAGS.beam, vocabulary_size(loaded.tokenizer))
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:

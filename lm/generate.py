@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   if not 0 <= args.seed < 2**32 - args.num_samples:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.num_samples - 1}')
   from lm.decode.sampling import sampler
-  from lm.decode.text import continuations
+  from lm.decode.text import continuations, prompt_encoder
   from lm.models.embeddings import Embeddings
   from lm.run.ensemble import open_runs
 
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; '
       + (remedy if of_words else 'for a model that writes targets take lm.translate')
     )
+  encode = prompt_encoder(loaded.tokenizer)
   for sample in range(args.num_samples):
     pieces = continuations(
       loaded.model,
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
       loaded.params,
       loaded.tokenizer,
       [args.prompt],
+      encode,
       choose,
       [args.seed + sample],
       args.max_tokens,

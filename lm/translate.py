@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
   from lm.metrics.translation import sentence_chrf
   from lm.run.ensemble import open_runs
   from lm.run.translate import Risk, Translator, windows
-  from lm.text.tokenizers import end_id
+  from lm.text.tokenizers import end_id, vocabulary_size
 
   # Made before the model is loaded, which takes time: what is wrong with a number shows here.
   adjust = []
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
       f'--n_best={args.n_best} is more than decode.beam={beam} of the run; give --beam'
     )
   if not drawn:  # before lines are read
-    check_beam(beam, loaded.tokenizer.get_vocab_size())
+    check_beam(beam, vocabulary_size(loaded.tokenizer))
   strategy = Strategy(
     end=end,
     max_tokens=most,

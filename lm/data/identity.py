@@ -12,7 +12,7 @@ from lm import spec
 from lm.data import module_code
 from lm.data.examples import checked
 
-FORMAT = 8  # raised whenever the same inputs would be prepared differently
+FORMAT = 9  # raised whenever the same inputs would be prepared differently
 
 
 def corpus(

@@ -15,6 +15,7 @@ from lm.data.cooccurrence import Corpus, Pairs
 from lm.data.progress import Progress
 from lm.data.rows import ByIndex
 from lm.errors import UserError
+from lm.text.tokenizers import vocabulary_size
 from lm.text.vocabulary import words_of
 
 _DOMAIN = (2,)
@@ -109,7 +110,7 @@ def prepared(
   shaped_by |= {'count': data['count'], 'code': code}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
-    words = np.zeros(max(tokenizer.get_vocab().values()) + 1, bool)
+    words = np.zeros(vocabulary_size(tokenizer), bool)
     words[list(words_of(tokenizer).values())] = True
     if not words.any():
       raise UserError(

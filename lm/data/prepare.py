@@ -19,12 +19,12 @@ import tokenizers
 from lm import spec
 from lm.data import cache, features, identity, module_code, packing, pair_rows, tokenise, workers
 from lm.data.batches import AnyRows
-from lm.data.progress import Progress, quiet, show_progress
+from lm.data.progress import Progress, quiet, show_progress, ticking
 from lm.data.rows import FeatureRows, Rows
 from lm.data.splits import exactly
 from lm.errors import UserError
 from lm.task import Example
-from lm.text.tokenizers import SEPARATOR, with_specials
+from lm.text.tokenizers import SEPARATOR, vocabulary_size, with_specials
 from lm.text.vocabulary import words_of
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
@@ -59,17 +59,18 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   shaped_by |= {'specials': specials}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
-    texts = _Texts(source, tuple(data['prepare']), texts_of, progress or quiet)
-    if not any(texts):
-      raise UserError(_nothing(data, data['source'], data['train'], len(source)))
-    trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
+    with ticking(progress or quiet) as shown:
+      texts = _Texts(source, tuple(data['prepare']), texts_of, shown)
+      if not any(texts):
+        raise UserError(_nothing(data, data['source'], data['train'], len(source)))
+      trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
     if 'min_count' in data['tokenizer'] and not words_of(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: nothing in split '
         f'{data["train"]!r} occurs so often; lower it, or take more text'
       )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
-    return {'vocab_size': trained.get_vocab_size(), 'shaped_by': shaped_by}
+    return {'vocab_size': vocabulary_size(trained), 'shaped_by': shaped_by}
 
   name = f'tokenizer-{cache.digest(shaped_by)}'
   place, _ = cache.artefact(cache.directory(data['cache']), name, build)

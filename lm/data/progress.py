@@ -1,8 +1,10 @@
 """How far preparation has come, on stderr."""
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 _SECONDS = 5.0  # between plain lines; a terminal is rewritten ten times a second
@@ -38,3 +40,36 @@ show_progress: Progress = _ShowProgress()
 
 def quiet(done: int, total: int, what: str) -> None:
   """Shows nothing."""
+
+
+@contextlib.contextmanager
+def ticking(progress: Progress, seconds: float = 1.0) -> Iterator[Progress]:
+  """Yields a progress that is shown again and again, for work that goes on after the last document.
+
+  The last document counts as done when the work is, at the end of the block.
+  """
+  last: tuple[int, int, str] | None = None
+  lock, finished = threading.Lock(), threading.Event()
+
+  def report(done: int, total: int, what: str) -> None:
+    nonlocal last
+    with lock:
+      last = min(done, total - 1), total, what
+      progress(*last)
+
+  def repeat() -> None:
+    while not finished.wait(seconds):
+      with lock:
+        if last is not None:
+          progress(*last)
+
+  thread = threading.Thread(target=repeat, daemon=True)
+  thread.start()
+  try:
+    yield report
+  finally:
+    finished.set()
+    thread.join()
+  if last is not None:
+    _, total, what = last
+    progress(total, total, what)

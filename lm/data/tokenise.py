@@ -20,7 +20,7 @@ from lm.data.examples import checked
 from lm.errors import UserError
 from lm.task import Example, mismatch
 from lm.text.files import half_character
-from lm.text.tokenizers import end_id
+from lm.text.tokenizers import end_id, text_reader, vocabulary_size
 
 CHUNK = 256  # examples that a preparation step sees in a row
 _PIECE = 2**20  # characters; longer documents are tokenised in pieces that end at a line end
@@ -105,7 +105,7 @@ def texts_of(example: Example) -> list[str]:
 
 def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
   """Returns the smallest type that holds every token."""
-  return np.uint16 if tokenizer.get_vocab_size() < 2**16 else np.uint32
+  return np.uint16 if vocabulary_size(tokenizer) < 2**16 else np.uint32
 
 
 def encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Encoded]:
@@ -114,15 +114,13 @@ def encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Encode
   Text that looks like a special token is taken as text. `sizes` counts the bytes of the text as it
   comes out of the preparation steps, before the tokenizer normalises it.
   """
-  tokenizer = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-  tokenizer.encode_special_tokens = True
-  end, dtype = end_id(tokenizer), token_type(tokenizer)
+  reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
 
   def encode(texts: Iterable[str]) -> Encoded:
     tokens, counts, sizes = [], [0], [0]
     for batch in _batches(_parts(texts)):
       some = [part for part, _ in batch]
-      found = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+      found = reader.encode_batch_fast(some, add_special_tokens=False)
       for (part, is_last), encoding in zip(batch, found, strict=True):
         ids = np.array([*encoding.ids, end] if is_last else encoding.ids, dtype)
         tokens.append(ids)

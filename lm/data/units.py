@@ -8,6 +8,7 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch
 from lm.errors import UserError, nearest
+from lm.text.tokenizers import vocabulary_size
 from lm.text.vocabulary import specials
 
 SEGMENTS = {'inputs': 'segments', 'source': 'source_segments'}
@@ -45,7 +46,7 @@ def reader(
     if value not in known:
       there = ', '.join(map(repr, known))
       raise UserError(f'data.transforms: {key}={value!r}{nearest(value, known)} is none of {there}')
-  special_V = np.zeros(tokenizer.get_vocab_size(), bool)
+  special_V = np.zeros(vocabulary_size(tokenizer), bool)
   special_V[list(specials(tokenizer))] = True
   marked_V = _word_starts(tokenizer) if unit == 'word' else np.ones_like(special_V)
 
@@ -101,7 +102,7 @@ def check_share(name: str, key: str, value: float) -> None:
 
 def _word_starts(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
   """Returns for each token, (V,), whether a word begins with it in the middle of a text."""
-  starts_V = np.ones(tokenizer.get_vocab_size(), bool)
+  starts_V = np.ones(vocabulary_size(tokenizer), bool)
   model = type(tokenizer.model).__name__
   for token, i in tokenizer.get_vocab().items():
     if model == 'WordPiece':

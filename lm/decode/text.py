@@ -4,14 +4,23 @@ from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from lm.decode.sampling import Choose, without
 from lm.decode.steps import check_length
 from lm.decode.stream import stream
-from lm.text.tokenizers import end_id
+from lm.text.stream import TextStream
+from lm.text.tokenizers import end_id, text_reader
 from lm.text.vocabulary import unknown_id
 from lm.types import Apply, Params
+
+
+def prompt_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
+  """Returns the function from a prompt to its tokens, after the end of the text before it.
+
+  '<|end|>' in a prompt is text, as it is in a corpus.
+  """
+  reader, end = text_reader(tokenizer), end_id(tokenizer)
+  return lambda prompt: [end, *reader.encode(prompt, add_special_tokens=False).ids]
 
 
 def continuations(
@@ -20,6 +29,7 @@ def continuations(
   params: Params,
   tokenizer: tokenizers.Tokenizer,
   prompts: list[str],
+  encode: Callable[[str], list[int]],
   choose: Choose,
   seeds: list[int],
   max_tokens: int,
@@ -28,16 +38,18 @@ def continuations(
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
 
+  The texts of a row add up to what `tokenizer.decode` adds to the decoded prompt. Where a prompt
+  ends in white space that the tokenizer drops, they begin without any.
+
   Rows end at the end-of-text token, at `max_tokens`, or where the model's context is full, which
-  `tell` is told beforehand. `key` names the prompt in errors. The unknown word, which stands for no
-  text, is never chosen.
+  `tell` is told beforehand. `encode` is `prompt_encoder(tokenizer)`. `key` names the prompt in
+  errors. The unknown word, which stands for no text, is never chosen.
 
   Raises:
     UserError: a prompt is longer than the model's context.
   """
   end = end_id(tokenizer)
-  tokenizer.encode_special_tokens = True  # '<|end|>' in a prompt is text, as it is in a corpus
-  encoded = [[end, *tokenizer.encode(p, add_special_tokens=False).ids] for p in prompts]
+  encoded = [encode(prompt) for prompt in prompts]
   longest = max(map(len, encoded))
   check_length(model, longest, key)
   if longest + max_tokens > model.context + 1 and not model.reads_on:
@@ -46,12 +58,37 @@ def continuations(
   unknown = unknown_id(tokenizer)
   if unknown is not None:
     choose = without(choose, unknown)
-  done = [False] * len(prompts)
-  # Text comes in pieces that never split a character, whose bytes may be several tokens.
-  decoders = [DecodeStream(skip_special_tokens=True) for _ in prompts]
+  rows = [_Row(tokenizer, prompt, ids[1:]) for prompt, ids in zip(prompts, encoded, strict=True)]
   for tokens in stream(model, apply, params, encoded, choose, seeds, max_tokens):
-    done = [d or int(t) == end for d, t in zip(done, tokens, strict=True)]
-    rows = zip(decoders, tokens, done, strict=True)
-    yield ['' if d else decoder.step(tokenizer, int(t)) or '' for decoder, t, d in rows]
-    if all(done):
+    yield [row.step(int(token), end) for row, token in zip(rows, tokens, strict=True)]
+    if all(row.ended for row in rows):
       return
+  yield [row.finish() for row in rows]
+
+
+class _Row:
+  """The text of a row; `ended` says whether its end of text has come."""
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer, prompt: str, ids: list[int]):
+    self._stream = TextStream(tokenizer, ids)
+    self._after_space = prompt[-1:].isspace() and not tokenizer.decode(ids)[-1:].isspace()
+    self.ended = False
+
+  def step(self, token: int, end: int) -> str:
+    if self.ended:
+      return ''
+    if token == end:
+      return self.finish()
+    return self._shown(self._stream.step(token))
+
+  def finish(self) -> str:
+    if self.ended:
+      return ''
+    self.ended = True
+    return self._shown(self._stream.finish())
+
+  def _shown(self, text: str) -> str:
+    if self._after_space and text:
+      self._after_space = False
+      return text.lstrip()
+    return text

@@ -21,7 +21,7 @@ from lm.errors import UserError
 from lm.nn.tap import COLLECTION
 from lm.optim import Optimizer
 from lm.run import check
-from lm.text.tokenizers import end_id
+from lm.text.tokenizers import end_id, vocabulary_size
 from lm.text.vocabulary import words_of
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
@@ -51,7 +51,7 @@ class Functions(NamedTuple):
 
 
 def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
-  """Returns the functions of a config for a tokenizer of `vocab_size` entries.
+  """Returns the functions of a config for a tokenizer with ids below `vocab_size`.
 
   Raises:
     UserError: a value of the config is wrong, or two do not fit together.
@@ -98,7 +98,7 @@ def with_counts(
     raise UserError(
       f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
     )
-  occurrences = rows.counts(tokenizer.get_vocab_size())
+  occurrences = rows.counts(vocabulary_size(tokenizer))
   words = list(words_of(tokenizer).values())
   counts = np.zeros_like(occurrences)
   counts[words] = occurrences[words]

@@ -15,6 +15,7 @@ from lm.run import build, files
 from lm.run.load import Loaded, load
 from lm.tasks import find, spans
 from lm.text.files import expand
+from lm.text.tokenizers import vocabulary_size
 
 Member = tuple[pathlib.Path, int | None]  # workdir and step; None for the one that is taken unasked
 
@@ -133,8 +134,8 @@ def _check_alike(first: pathlib.Path, one: Loaded, folder: pathlib.Path, other: 
       raise UserError(f'{both}: data.{key} is {ours!r} there and {theirs!r} here; it must be one')
   if one.tokenizer.to_str() != other.tokenizer.to_str():
     raise UserError(
-      f'{both}: their tokenizers differ (of {one.tokenizer.get_vocab_size()} and '
-      f'{other.tokenizer.get_vocab_size()} entries); train them on one data.source with one '
+      f'{both}: their tokenizers differ (of {vocabulary_size(one.tokenizer)} and '
+      f'{vocabulary_size(other.tokenizer)} entries); train them on one data.source with one '
       'data.tokenizer'
     )
   for name in ('continues_prompts', 'classes'):

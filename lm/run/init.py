@@ -36,6 +36,7 @@ from lm.run.align import Alignment, align, placed
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, tree_difference
 from lm.run.step import TrainState, begin, init_some, init_state
+from lm.text.tokenizers import vocabulary_size
 from lm.types import Array, Params
 
 _ROWS, _WORDS = '[rows]', '[words]'
@@ -283,7 +284,7 @@ def _check_tokens(
   if not tables:
     return
   there = experiment.open_tokenizer(root)
-  for i in range(min(there.get_vocab_size(), tokenizer.get_vocab_size())):
+  for i in range(min(vocabulary_size(there), vocabulary_size(tokenizer))):
     old, new = there.id_to_token(i), tokenizer.id_to_token(i)
     if old != new:
       raise UserError(

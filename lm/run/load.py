@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from lm.errors import UserError, first_line
 from lm.run import build, experiment, files, host, sources
 from lm.run.checkpoint import Checkpoints, badness, kept_steps
+from lm.text.tokenizers import vocabulary_size
 from lm.types import Apply, Params
 
 
@@ -66,7 +67,7 @@ def load(
   host.keep_compiled(config.data.cache)
   tokenizer = experiment.open_tokenizer(workdir)
   with sources.opened(workdir / 'source') as clashes:
-    model = build.model(config, tokenizer.get_vocab_size())
+    model = build.model(config, vocabulary_size(tokenizer))
     init = build.init_of(model, config.data.context)
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   if clashes:

@@ -35,6 +35,7 @@ from lm.run.evaluators import Evaluators
 from lm.run.logging import Events
 from lm.run.step import abstract_state, check_step, make_train_steps
 from lm.run.watch import Watch
+from lm.text.tokenizers import vocabulary_size
 
 
 def train(
@@ -74,7 +75,7 @@ def train(
     tokenizer = experiment.open_tokenizer(workdir)
   else:
     tokenizer = prepare.tokenizer(config.data, show)
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = build.functions(config, vocabulary_size(tokenizer))
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lm import mesh as meshes
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length, check_step
-from lm.decode.text import continuations
+from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
 from lm.run import build, vector_metrics
 from lm.run.build import Functions, Inference
@@ -70,9 +70,9 @@ def _continued(
   log, model = config.log, functions.model
   choose = sampler(log.temperature, log.top_k, key='log.')
   prompts = list(log.prompts)
+  encode = prompt_encoder(tokenizer)
   for prompt in prompts:
-    size = 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    check_length(model, size, f'log.prompts: {prompt[:40]!r}')
+    check_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
   apply = build.apply_of(model)
   mesh, rules = functions.mesh, functions.rules
 
@@ -86,7 +86,9 @@ def _continued(
     # All devices, and processes, write the samples together: the parameters stay sharded.
     with meshes.use(mesh, rules):
       pieces = list(
-        continuations(model, apply, params, tokenizer, prompts, choose, keys, log.sample_tokens)
+        continuations(
+          model, apply, params, tokenizer, prompts, encode, choose, keys, log.sample_tokens
+        )
       )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))

@@ -11,6 +11,7 @@ from lm.decode.write import Strategy, Written, write
 from lm.errors import UserError
 from lm.run.load import Loaded
 from lm.task import Example, Features, Task
+from lm.text.tokenizers import text_reader
 
 
 def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
@@ -89,7 +90,7 @@ class Translator:
     self._too_long = too_long
     self._strategy = strategy
     self._risk = risk
-    self._prefix = loaded.tokenizer.encode(prefix, add_special_tokens=False).ids
+    self._prefix = text_reader(loaded.tokenizer).encode(prefix, add_special_tokens=False).ids
 
   def __call__(self, lines: list[str], before: int = 0) -> Iterator[list[tuple[str, float]]]:
     """Yields the texts and scores of each line, best first; `before` lines came before these.

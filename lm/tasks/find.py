@@ -11,7 +11,7 @@ import tokenizers
 
 from lm.errors import UserError, nearest
 from lm.task import Converter, Example, Features, Task
-from lm.text.tokenizers import Special, end_id, parts_encoder
+from lm.text.tokenizers import Special, end_id, parts_encoder, text_reader
 
 if TYPE_CHECKING:
   from lm.types import Array, Batch, Output
@@ -77,13 +77,12 @@ def tags(task: Task) -> Converter:
     tokenizer: tokenizers.Tokenizer, labels: Sequence[str], context: int
   ) -> Callable[[Example], list[Features]]:
     del context
-    plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    plain.encode_special_tokens = True
+    reader = text_reader(tokenizer)
     index, answer = _index(labels), _answer(task)
 
     def convert(example: Example) -> list[Features]:
       (text,) = task.inputs(example)
-      found = plain.encode(text, add_special_tokens=False)
+      found = reader.encode(text, add_special_tokens=False)
       words = answer(example)
       tokens = {name: np.zeros(len(found.ids), int) for name in ('targets', 'weights', 'words')}
       firsts = first_tokens(found.offsets, [span[:2] for span in words])

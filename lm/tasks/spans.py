@@ -8,7 +8,7 @@ import tokenizers
 
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task
-from lm.text.tokenizers import Special, end_id, parts_encoder
+from lm.text.tokenizers import Special, end_id, parts_encoder, text_reader
 
 if TYPE_CHECKING:
   from lm.types import Array, Batch, Output
@@ -56,8 +56,7 @@ def spans(
   ) -> Callable[[Example], list[Features]]:
     del labels
     encode, end = parts_encoder(tokenizer), end_id(tokenizer)
-    plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-    plain.encode_special_tokens = True
+    reader = text_reader(tokenizer)
 
     def convert(example: Example) -> list[Features]:
       *before, passage = task.inputs(example)
@@ -68,7 +67,7 @@ def spans(
           f'data.context={context}: {" ".join(before)!r:.60} takes {len(read)} tokens of a row '
           'and leaves no room for its passage; raise it'
         )
-      found = plain.encode(passage, add_special_tokens=False)
+      found = reader.encode(passage, add_special_tokens=False)
       ids, offsets = np.array(found.ids, int), np.array(found.offsets, int).reshape(-1, 2)
       answers = [_tokens_of(passage, offsets, *span) for span in find(example)]
       return [

@@ -15,9 +15,18 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+  Regex,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
 from lm.errors import UserError
+from lm.text import probe
 from lm.text.files import expand
 
 END = '<|end|>'
@@ -30,8 +39,23 @@ class Special(str):
 
 
 SEPARATOR = Special('<|sep|>')  # between parts; the tokenizers of tasks have it
-# What a tokenizer made elsewhere may call its end of text; the first one found is taken.
-_ENDS = (END, '<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]')
+# Names of the end of text in tokenizers made elsewhere; the first one found counts. END is last:
+# where there is another, as in Phi-3 and gpt-oss, it ends a turn and not a text.
+_ENDS = (
+  '<|endoftext|>',
+  '<|end_of_text|>',
+  '<eos>',
+  '</s>',
+  '<\uff5cend\u2581of\u2581sentence\uff5c>',  # DeepSeek's
+  '[SEP]',
+  END,
+)
+# Trainers take the square of the longest word, such as a line of DNA or of base64. They are given
+# long words in pieces of so many bytes; of WordPiece, of the characters that it reads of a word.
+_PIECE = {'bpe': 1024, 'unigram': 256, 'wordpiece': 100}
+# Unigram training besides takes long for each byte of text that does not repeat.
+_UNIGRAM_BYTES = 2**14  # of a word, from its beginning
+_MAX_ID = 2**31 - 1  # batches hold int32
 
 
 def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
@@ -80,9 +104,14 @@ def words(
       other mark alone; r'\S+' takes text that has been segmented before.
 
   Raises:
-    UserError: fewer than `vocab_size` words occur often enough, or it has no room for a word.
+    UserError: fewer than `vocab_size` words occur often enough, it has no room for a word, or
+      `pattern` is no regular expression.
   """
   _check_count(min_count)
+  try:
+    Regex(pattern)
+  except Exception as e:  # the library raises nothing more precise
+    raise UserError(f'data.tokenizer.pattern={pattern!r} is no regular expression: {e}') from e
   if vocab_size is not None:
     _check_room(vocab_size, 3, 'END, <unk> and a word')
   scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
@@ -108,14 +137,16 @@ def known_words(words: Sequence[str], pattern: str = _WORD) -> tokenizers.Tokeni
 def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   """Returns byte-level byte pair encoding (Sennrich et al. 2016; Radford et al. 2019).
 
-  Any text can be encoded and decodes exactly.
+  Any text can be encoded and decodes exactly. Words of more than 1,024 bytes are cut into pieces of
+  that length for training.
 
   Raises:
     UserError: `vocab_size` has no room for the bytes, or the corpus yields fewer tokens.
   """
   _check_room(vocab_size, 1 + 256, 'END and the 256 bytes')
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, _pieces(_PIECE['bpe'])])
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
@@ -124,20 +155,26 @@ def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     show_progress=False,
   )
   tokenizer.train_from_iterator(texts, trainer)
+  tokenizer.pre_tokenizer = pre_tokenizer
   return _filled(tokenizer, vocab_size)
 
 
 def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   """Returns a unigram language model of pieces (Kudo 2018) over bytes.
 
-  Any text can be encoded and decodes exactly.
+  Any text can be encoded and decodes exactly. Of a word, the first 16 KiB are trained on, in pieces
+  of 256 bytes.
 
   Raises:
     UserError: `vocab_size` has no room for the bytes, or the corpus yields fewer pieces.
   """
   _check_room(vocab_size, 1 + 256, 'END and the 256 bytes')
   scratch = tokenizers.Tokenizer(models.Unigram())
-  scratch.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  beginning = _pieces(_UNIGRAM_BYTES, first=True)
+  scratch.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizer, beginning, _pieces(_PIECE['unigram'])]
+  )
   trainer = trainers.UnigramTrainer(
     vocab_size=vocab_size,
     special_tokens=[END],
@@ -147,7 +184,7 @@ def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   scratch.train_from_iterator(texts, trainer)
   pieces = json.loads(scratch.to_str())['model']['vocab']
   tokenizer = tokenizers.Tokenizer(models.Unigram(_stable(pieces)))
-  tokenizer.pre_tokenizer = scratch.pre_tokenizer
+  tokenizer.pre_tokenizer = pre_tokenizer
   tokenizer.decoder = decoders.ByteLevel()
   return _filled(_with_specials(tokenizer, END), vocab_size)
 
@@ -158,52 +195,78 @@ def wordpiece(
   """Returns BERT's subwords (Devlin et al. 2019): '##' marks a piece inside a word.
 
   Words are split at spaces and punctuation, Chinese characters stand alone. A word with an unknown
-  character, or of more than 100, becomes <unk>. Decoding joins words with single spaces and closes
-  up common punctuation; case (and accents with it) is lost where `lowercase`.
+  character, or of more than 100, becomes <unk>; training cuts such a word into pieces of 100.
+  Decoding joins words with single spaces and closes up common punctuation; case (and accents with
+  it) is lost where `lowercase`.
 
   Raises:
     UserError: `vocab_size` has no room for the alphabet, or the corpus yields fewer pieces.
   """
   normalizer = normalizers.BertNormalizer(lowercase=lowercase)
   pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  alphabet = _wordpiece_alphabet(texts, normalizer, pre_tokenizer)
+  cut = pre_tokenizers.Sequence([pre_tokenizer, _pieces(_PIECE['wordpiece'])])
+  alphabet = _wordpiece_alphabet(texts, normalizer, cut)
   _check_room(vocab_size, 2 + len(alphabet), 'END, <unk> and the characters of the corpus')
   scratch = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-  scratch.normalizer, scratch.pre_tokenizer = normalizer, pre_tokenizer
+  scratch.normalizer, scratch.pre_tokenizer = normalizer, cut
   # Numbered beforehand, because ids decide between pairs of equal frequency.
   trainer = trainers.WordPieceTrainer(
     vocab_size=vocab_size, special_tokens=[END, UNKNOWN, *alphabet], show_progress=False
   )
   scratch.train_from_iterator(texts, trainer)
-  model = models.WordPiece(scratch.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=100)
+  model = models.WordPiece(
+    scratch.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=_PIECE['wordpiece']
+  )
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
   tokenizer.decoder = decoders.WordPiece(prefix='##')
   return _filled(_with_specials(tokenizer, END, UNKNOWN), vocab_size)
 
 
-def existing(texts: Iterable[str], file: str) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of a tokenizer.json made elsewhere; `texts` is not read.
+def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a tokenizer.json made elsewhere.
 
-  Documents end with its own end of text if it has one of <|end|>, <|endoftext|>, <|end_of_text|>,
-  </s>, <eos> or [SEP]; else <|end|> is added after its last token. Its truncation and padding are
-  switched off.
+  Documents end with the token that its post-processor puts after a text. Where there is none, they
+  end with the first of these that is a special token there: <|endoftext|>, <|end_of_text|>, <eos>,
+  </s>, DeepSeek's end of sentence, [SEP], <|end|>. Else <|end|> is added after its last token. Its
+  truncation and padding are switched off.
+
+  Args:
+    texts: the corpus; the first texts show whether the tokenizer works.
+    file: the path of the tokenizer.json.
+    end: the token that ends a document, by name; None for the rule above.
 
   Raises:
-    UserError: the file is missing or is no tokenizer.
+    UserError: the file is missing or is no tokenizer, it has no token `end`, or it fails or
+      hangs on a text.
   """
   path = expand(file, 'data.tokenizer.file')
   if not path.is_file():
     raise UserError(f'data.tokenizer.file={file!r}: no such file')
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as e:  # the library raises nothing more precise
-    raise UserError(f'data.tokenizer.file={file!r} is no tokenizer.json: {e}') from e
+  probe.check(path, texts, f'data.tokenizer.file={file!r}')
+  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  if (rows := vocabulary_size(tokenizer)) > _MAX_ID:
+    raise UserError(
+      f'data.tokenizer.file={file!r}: its highest id is {rows - 1}, not below {_MAX_ID}'
+    )
   tokenizer.no_truncation()
   tokenizer.no_padding()
-  if _find_end(tokenizer) is None:
-    tokenizer.add_special_tokens([END])
-  return tokenizer
+  if end is not None and tokenizer.token_to_id(end) is None:
+    raise UserError(f'data.tokenizer.end={end!r}: {file!r} has no such token')
+  found = _find_end(tokenizer) if end is None else tokenizer.token_to_id(end)
+  name = END if found is None else tokenizer.id_to_token(found)
+  assert name is not None
+  if found not in _special_ids(tokenizer):
+    tokenizer = _with_specials(tokenizer, name)
+  return _ending_with(tokenizer, name)
+
+
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns the rows that a table of all tokens needs: the highest id plus one.
+
+  The number of entries is smaller where ids are left out, as in some files made elsewhere.
+  """
+  return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def end_id(tokenizer: tokenizers.Tokenizer) -> int:
@@ -214,13 +277,64 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   """
   found = _find_end(tokenizer)
   if found is None:
-    raise UserError(f'data.tokenizer: no end-of-text token; it needs one of {", ".join(_ENDS)}')
+    raise UserError(
+      f'data.tokenizer: no end-of-text token; it needs one of {", ".join(_ENDS)} among its special '
+      'tokens'
+    )
   return found
 
 
 def with_specials(tokenizer: tokenizers.Tokenizer, specials: Iterable[str]) -> tokenizers.Tokenizer:
-  """Returns a tokenizer that has these special tokens too, after its other tokens."""
-  return _with_specials(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *specials)
+  """Returns a tokenizer that has these special tokens too, after its other tokens.
+
+  Raises:
+    UserError: one of them is a character that the tokenizer spells text with.
+  """
+  names = list(specials)
+  known = _special_ids(tokenizer)
+  for name in names:
+    if len(name) == 1 and tokenizer.token_to_id(name) not in known | {None}:
+      raise UserError(
+        f'data.specials: {name!r} is a token that text is made of; a special token has a name '
+        "of its own, such as '<|name|>'"
+      )
+  found = _find_end(tokenizer)
+  end = None if found is None else tokenizer.id_to_token(found)
+  made = _with_specials(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *names)
+  return made if end is None else _ending_with(made, end)
+
+
+def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """Returns a tokenizer with the same ids for reading text: no text becomes a special token.
+
+  `encode_special_tokens` alone keeps the library from looking for special tokens, but the model
+  finds those that are among its own entries: a word '<|end|>', or a piece '</s>' of a Unigram
+  model. These entries get names here that no text has. The unknown word stays what it is.
+  """
+  file = json.loads(tokenizer.to_str())
+  model = file['model']
+  unigram = model['type'] == 'Unigram'
+  entries = {piece for piece, _ in model['vocab']} if unigram else model['vocab'].keys()
+  special = {token['content'] for token in file['added_tokens'] if token['special']}
+  if (end := _find_end(tokenizer)) is not None:
+    special.add(tokenizer.id_to_token(end))
+  # U+10FFFF is a noncharacter: Unicode keeps it out of text.
+  hidden = {name: f'\U0010ffff{name}\U0010ffff' for name in special & entries}
+  if hidden:
+    if unigram:
+      model['vocab'] = [(hidden.get(piece, piece), score) for piece, score in model['vocab']]
+    else:
+      model['vocab'] = {hidden.get(name, name): i for name, i in model['vocab'].items()}
+    if model.get('unk_token') in hidden:
+      model['unk_token'] = hidden[model['unk_token']]
+    if 'merges' in model:
+      model['merges'] = [(a, b) for a, b in model['merges'] if not {a, b, a + b} & hidden.keys()]
+    for token in file['added_tokens']:
+      token['content'] = hidden.get(token['content'], token['content'])
+    file['post_processor'] = None
+  reader = tokenizers.Tokenizer.from_str(json.dumps(file))
+  reader.encode_special_tokens = True
+  return reader
 
 
 def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], list[int]]:
@@ -228,16 +342,15 @@ def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], 
 
   What looks like a special token inside a part that is none is text.
   """
-  plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-  plain.encode_special_tokens = True
+  reader, ids_of = text_reader(tokenizer), tokenizer.get_vocab()
 
   def encode(parts: Iterable[str]) -> list[int]:
     ids: list[int] = []
     for part in parts:
       if not isinstance(part, Special):
-        ids += plain.encode(part, add_special_tokens=False).ids
+        ids += reader.encode(part, add_special_tokens=False).ids
         continue
-      token = plain.token_to_id(part)
+      token = ids_of.get(part)
       if token is None:
         raise UserError(f'data.tokenizer has no special token {part!r}, which the task needs')
       ids.append(token)
@@ -246,14 +359,60 @@ def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], 
   return encode
 
 
+def _special_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
+  added = tokenizer.get_added_tokens_decoder()
+  return {i for i, token in added.items() if token.special}
+
+
 def _find_end(tokenizer: tokenizers.Tokenizer) -> int | None:
-  ids = (tokenizer.token_to_id(name) for name in _ENDS)
-  return next((i for i in ids if i is not None), None)
+  stated = _after_a_text(tokenizer.post_processor)
+  if stated is not None and tokenizer.token_to_id(stated) is not None:
+    return tokenizer.token_to_id(stated)
+  if tokenizer.id_to_token(0) == END:  # as all that are trained here
+    return 0
+  ids = {tokenizer.id_to_token(i): i for i in _special_ids(tokenizer)}
+  return next((ids[name] for name in _ENDS if name in ids), None)
+
+
+def _ending_with(tokenizer: tokenizers.Tokenizer, end: str) -> tokenizers.Tokenizer:
+  """Returns a tokenizer whose file says that texts end with this token."""
+  if _find_end(tokenizer) != tokenizer.token_to_id(end):
+    # This project never applies the post-processor, which is where files have it.
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=['$A', end], special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+  return tokenizer
+
+
+def _after_a_text(processor: processors.PostProcessor | None) -> str | None:
+  """Returns the first special token that a post-processor puts after a text."""
+  state = {} if processor is None else json.loads(processor.__getstate__())
+  for step in state.get('processors', [state]):
+    if 'sep' in step:  # BertProcessing and RobertaProcessing
+      return step['sep'][0]
+    parts = step.get('single', [])
+    text = max((i for i, part in enumerate(parts) if 'Sequence' in part), default=len(parts))
+    for part in parts[text + 1 :]:
+      return step['special_tokens'][part['SpecialToken']['id']]['tokens'][0]
+  return None
 
 
 def _with_specials(tokenizer: tokenizers.Tokenizer, *tokens: str) -> tokenizers.Tokenizer:
+  new = [name for name in tokens if tokenizer.token_to_id(name) is None]
+  if new and (rows := vocabulary_size(tokenizer)) > tokenizer.get_vocab_size():
+    # The library numbers new tokens from the number of entries on, where other tokens may be.
+    file = json.loads(tokenizer.to_str())
+    file['model']['vocab'] |= {name: rows + i for i, name in enumerate(dict.fromkeys(new))}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(file))
   tokenizer.add_special_tokens(list(tokens))
   return tokenizer
+
+
+def _pieces(length: int, first: bool = False) -> pre_tokenizers.PreTokenizer:
+  """Returns what cuts words into pieces, or cuts off what comes after the `first` one."""
+  start = r'\A' if first else ''
+  pattern = Regex(f'(?m){start}.{{1,{length}}}')  # in Oniguruma, m lets the dot be a line end
+  return pre_tokenizers.Split(pattern, 'removed', invert=True)
 
 
 def _byte_characters() -> list[str]:

@@ -90,18 +90,81 @@ def word_and_numbers(line: bytes, size: int, spaced: bool) -> tuple[bytes, bytes
   return word, numbers
 
 
-def add_word(index: dict[str, int], word: bytes, place: str, spaced: bool) -> None:
-  """Gives a word the next row."""
-  try:
-    text = word.decode()
-    check_word(text, spaced)
-  except UnicodeDecodeError as e:
-    raise UserError(f'{place}: {word!r:.60} is not UTF-8 at its byte {e.start}; {CONVERT}') from e
-  except ValueError as e:
-    raise UserError(f'{place}: {e}') from e
-  if text in index:
-    raise UserError(f'{place}: {text!r:.80} is word {index[text] + 1} already')
-  index[text] = len(index)
+class Words:
+  """The words of a file in their order, and what published files have wrong with them.
+
+  A word that stands there again is passed over. Where a program cut a long word inside a character,
+  as word2vec does after 100 bytes, U+FFFD stands for what is left of the character.
+
+  Attributes:
+    index: the row of each word.
+    count: words read, those passed over included.
+  """
+
+  def __init__(self, convert: str = CONVERT):
+    self.index: dict[str, int] = {}
+    self.count = 0
+    self._convert = convert
+    self._again: list[tuple[int, str]] = []  # the number of the word, and what to show of it
+    self._cut: list[str] = []
+    self._mistake: UserError | None = None
+    self._is_utf8 = False  # whether any character shows it
+
+  def add(self, word: bytes, place: str, spaced: bool) -> bool:
+    """Gives a word the next row; returns whether it is new.
+
+    Raises:
+      UserError: it is not UTF-8, or no word.
+    """
+    try:
+      text = self._decoded(word, place)
+      check_word(text, spaced)
+    except ValueError as e:
+      raise UserError(f'{place}: {e}') from e
+    new = text not in self.index
+    if new:
+      self.index[text] = len(self.index)
+    else:
+      self._again.append((self.count, f'{place}: {text!r:.80}'))
+    self.count += 1
+    return new
+
+  def _decoded(self, word: bytes, place: str) -> str:
+    try:
+      text = word.decode()
+    except UnicodeDecodeError as e:
+      mistake = f'{place}: {word!r:.60} is not UTF-8 at its byte {e.start}; {self._convert}'
+      if e.reason != 'unexpected end of data':
+        raise UserError(mistake) from e
+      self._mistake = self._mistake or UserError(mistake)
+      text = word[: e.start].decode()
+      self._is_utf8 |= not text.isascii()
+      text += '\ufffd'
+      self._cut.append(f'{place}: {text!r:.80}')
+      return text
+    self._is_utf8 |= not text.isascii()
+    return text
+
+  def number(self, row: int) -> int:
+    """Returns which word of the file a row is, from 0."""
+    for number, _ in self._again:
+      row += number <= row
+    return row
+
+  def report(self, tell: Callable[[str], None]) -> None:
+    """Tells what was passed over or replaced.
+
+    Raises:
+      UserError: words end within a character, and no character of any word is in UTF-8.
+    """
+    if self._mistake and not self._is_utf8:
+      raise self._mistake
+    for places, what in (
+      ([place for _, place in self._again], 'already there, the first of each counts'),
+      (self._cut, 'cut inside a character, U+FFFD stands for it'),
+    ):
+      if places:
+        tell(f'words {what}: {len(places):,}, the first at {places[0]}')
 
 
 def check_word(word: str, spaced: bool) -> None:

@@ -4,12 +4,15 @@ word2vec text: a line 'V D', then for each word a line of the word and D numbers
 single spaces. Binary: the same first line, then for each word the word, a space, D little-endian
 float32 and, as some write it, a line end. GloVe: as word2vec text without the first line; a word
 may have spaces inside. Words are UTF-8, without control characters and other ASCII white space.
+Published files have a few words twice, and some that end within a character: of the former the
+first counts, in the latter U+FFFD stands for the character. Readers `tell` how many.
 https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 """
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +22,7 @@ from lm.errors import UserError
 from lm.text.files import lines, replace, text_start
 from lm.text.vector_fields import (
   LONGEST,
-  add_word,
+  Words,
   check_finite,
   check_form,
   check_word,
@@ -30,8 +33,13 @@ from lm.text.vector_fields import (
 )
 from lm.text.vectors import Vectors
 
+_Tell = Callable[[str], None]
+
 _PIECE = 1 << 22  # bytes read together
 _LINE = 1 << 22  # bytes of a line of text
+_READ = (
+  'its words have another encoding, and only the program that wrote it can write them in UTF-8'
+)
 # How files begin that are none of these, and what to do.
 _OTHERS = {
   b'\x1f\x8b': 'is packed by gzip: unpack it first, as with gunzip',
@@ -44,7 +52,11 @@ _OTHERS = {
 }
 
 
-def read_word2vec_text(path: str | Path) -> Vectors:
+def _warn(note: str) -> None:
+  print(f'warning: {note}', file=sys.stderr)
+
+
+def read_word2vec_text(path: str | Path, tell: _Tell = _warn) -> Vectors:
   """Reads the text format of word2vec.
 
   Raises:
@@ -55,10 +67,10 @@ def read_word2vec_text(path: str | Path) -> Vectors:
     check_form(file, path, binary=False)
     _start(file, path)
     count, size, _ = read_header(file, path, least=2)
-    return _read_lines(file, path, count, size, first=2, spaced=False)
+    return _read_lines(file, path, count, size, 2, spaced=False, tell=tell)
 
 
-def read_glove(path: str | Path) -> Vectors:
+def read_glove(path: str | Path, tell: _Tell = _warn) -> Vectors:
   """Reads the text format of GloVe.
 
   The numbers at the end of the first line say how many there are in every line.
@@ -81,10 +93,10 @@ def read_glove(path: str | Path) -> Vectors:
     if fields == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
     file.seek(start)
-    return _read_lines(file, path, count, size, first=1, spaced=True)
+    return _read_lines(file, path, count, size, 1, spaced=True, tell=tell)
 
 
-def read_word2vec_binary(path: str | Path) -> Vectors:
+def read_word2vec_binary(path: str | Path, tell: _Tell = _warn) -> Vectors:
   """Reads the binary format of word2vec.
 
   Raises:
@@ -95,7 +107,7 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
     check_form(file, path, binary=True)
     count, size, begin = read_header(file, path, least=4)
     matrix = _room(path, count, size)
-    index: dict[str, int] = {}
+    words = Words(_READ)
     longest = LONGEST + 4 * size + 2
     data, at = b'', 0  # a piece of the file, and where in it the next word begins
     for i in range(count):
@@ -109,15 +121,14 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
         raise UserError(f'{place}: no space after it; the header is wrong, or the format')
       if space < 0 or end > len(data):
         raise UserError(f'{place}: the file ends within it; it is truncated')
-      add_word(index, data[at:space], place, spaced=False)
-      matrix[i] = np.frombuffer(data[start:end], '<f4')
+      if words.add(data[at:space], place, spaced=False):
+        matrix[len(words.index) - 1] = np.frombuffer(data[start:end], '<f4')
       at = end
     if data[at : at + 2] + file.read(2) not in (b'', b'\n'):
       raise UserError(
         f'{path}: more follows the {count} words of its header, from byte {begin + at} on'
       )
-  check_finite(matrix, index, lambda i: f'{path}, word {i + 1} of {count}')
-  return Vectors(tuple(index), matrix, index)
+  return _checked(matrix, words, lambda i: f'{path}, word {i + 1} of {count}', tell)
 
 
 def write_word2vec_text(path: str | Path, vectors: Vectors) -> None:
@@ -201,36 +212,41 @@ def _start(file: BinaryIO, path: str | Path) -> int:
 
 
 def _read_lines(
-  file: BinaryIO, path: str | Path, count: int, size: int, first: int, spaced: bool
+  file: BinaryIO, path: str | Path, count: int, size: int, first: int, spaced: bool, tell: _Tell
 ) -> Vectors:
   """Reads `count` lines of a word, which may be `spaced`, and `size` numbers.
 
   Line `first` of the file comes first.
   """
-  matrix = _room(path, count, size)
-  index: dict[str, int] = {}
+  matrix, words = _room(path, count, size), Words()
   for piece in _pieces(lines(file, path, _LINE, first)):
-    start, numbers = len(index), []
+    row, begin, numbers, new = len(words.index), words.count, [], []
     for line in piece:
-      place = f'{path}, line {first + len(index)}'
-      if len(index) == count:
+      place = f'{path}, line {first + words.count}'
+      if words.count == count:
         raise UserError(f'{place}: more lines than the {count} words of the header')
       try:
         word, its_numbers = word_and_numbers(line, size, spaced)
       except ValueError as e:
         raise UserError(f'{place}: {e}') from e
-      add_word(index, word, place, spaced)
+      new.append(words.add(word, place, spaced))
       numbers.append(its_numbers)
     try:
-      matrix[start : len(index)] = np.loadtxt(
-        numbers, np.float32, comments=None, delimiter=' ', ndmin=2
-      )
+      found = np.loadtxt(numbers, np.float32, comments=None, delimiter=' ', ndmin=2)
     except ValueError as e:
-      raise UserError(f'{path}, {misread(numbers, first + start)}') from e
-  if len(index) < count:
-    raise UserError(f'{path}: it ends after {len(index)} of the {count} words of its header')
-  check_finite(matrix, index, lambda i: f'{path}, line {first + i}')
-  return Vectors(tuple(index), matrix, index)
+      raise UserError(f'{path}, {misread(numbers, first + begin)}') from e
+    matrix[row : len(words.index)] = found[new]
+  if words.count < count:
+    raise UserError(f'{path}: it ends after {words.count} of the {count} words of its header')
+  return _checked(matrix, words, lambda i: f'{path}, line {first + i}', tell)
+
+
+def _checked(matrix: np.ndarray, words: Words, place: Callable[[int], str], tell: _Tell) -> Vectors:
+  """Returns the vectors of the words; `place` says where in the file the i-th word is."""
+  matrix = matrix[: len(words.index)]
+  check_finite(matrix, words.index, lambda row: place(words.number(row)))
+  words.report(tell)
+  return Vectors(tuple(words.index), matrix, words.index)
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[list[bytes]]:

@@ -17,8 +17,8 @@ def group(tokenizer: tokenizers.Tokenizer, ids: Sequence[int]) -> list[tuple[str
 
   A word is a run of letters and digits; any other token, and in scripts without spaces every token,
   is a word of its own. A token that is only a space goes with the word after it, and tokens that
-  hold parts of one character stay together. Special tokens go by their names, and space that is
-  left is shown as '␣' or '⏎'.
+  hold parts of one character stay together; U+FFFD stands for broken bytes. Special tokens go
+  by their names, and space that is left is shown as '␣' or '⏎'.
   """
   specials = tokenizer.get_added_tokens_decoder()
   stream = DecodeStream(skip_special_tokens=False)
@@ -26,7 +26,10 @@ def group(tokenizer: tokenizers.Tokenizer, ids: Sequence[int]) -> list[tuple[str
   indices: list[int] = []
   for index, token in enumerate(ids):
     indices.append(index)
-    text = stream.step(tokenizer, token)
+    try:
+      text = stream.step(tokenizer, token)
+    except Exception:  # a broken byte, under a decoder with byte fallback: it can go no further
+      stream, text = DecodeStream(skip_special_tokens=False), _UNFINISHED
     if text is None:  # the bytes of its last character are still to come
       continue
     if words and token not in specials and _continues(words[-1][0], text):

@@ -158,6 +158,7 @@ def test_a_count_below_zero_is_refused(build):
 def test_an_existing_tokenizer_keeps_its_own_end(tmp_path):
   model = library.models.WordLevel({'a': 0, '</s>': 1, '<unk>': 2}, unk_token='<unk>')
   made = library.Tokenizer(model)
+  made.add_special_tokens(['</s>'])
   made.enable_truncation(1)
   made.enable_padding()
   made.save(str(tmp_path / 'tokenizer.json'))
@@ -181,3 +182,8 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
   file.write_text('{}')
   with pytest.raises(UserError, match=r'is no tokenizer\.json'):
     tokenizers.existing([], str(file))
+
+
+def test_a_pattern_that_is_none_is_refused():
+  with pytest.raises(UserError, match=r"data\.tokenizer\.pattern='\(' is no regular expression"):
+    tokenizers.words(CORPUS, pattern='(')

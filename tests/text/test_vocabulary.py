@@ -12,7 +12,7 @@ def test_words_are_neither_special_nor_added_nor_unknown():
 
 
 def test_an_end_or_an_unknown_word_that_was_not_added_is_no_word():
-  model = models.WordLevel({'</s>': 0, 'a': 1, '[UNK]': 2}, unk_token='[UNK]')
+  model = models.WordLevel({'<|end|>': 0, 'a': 1, '[UNK]': 2}, unk_token='[UNK]')
   assert words_of(Tokenizer(model)) == {'a': 1}
   assert unknown_id(Tokenizer(model)) == 2
   assert specials(Tokenizer(model)) == frozenset()

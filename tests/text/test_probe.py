@@ -1,0 +1,45 @@
+"""Regular expressions of tokenizers made elsewhere that backtrack."""
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from lm.errors import UserError
+from lm.text import probe, tokenizers
+
+GPT_4 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+
+
+def split_by(pattern, tmp_path):
+  tokenizer = Tokenizer(models.WordLevel({'<unk>': 0}, unk_token='<unk>'))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'isolated')
+  tokenizer.save(str(tmp_path / 't.json'))
+  return tmp_path / 't.json'
+
+
+def test_an_expression_that_exceeds_the_limit_of_its_engine_is_refused(tmp_path, capfd):
+  file = split_by('(a|aa)+$', tmp_path)
+  with pytest.raises(UserError, match=r"data\.tokenizer\.file=.*'aaa.*retry-limit") as told:
+    tokenizers.existing([], str(file))
+  assert '\n' not in str(told.value)
+  assert capfd.readouterr() == ('', '')  # no trace of the library
+
+
+def test_an_expression_that_backtracks_on_the_corpus_is_refused(tmp_path):
+  file = split_by('(q|qq)+$', tmp_path)
+  tokenizers.existing(['plain text'], str(file))
+  with pytest.raises(UserError, match=r"on a text such as 'qqq.*retry-limit"):
+    tokenizers.existing(['plain text', 'q' * 90 + '!'], str(file))
+
+
+def test_what_takes_too_long_is_ended(tmp_path, monkeypatch):
+  file = split_by(r'a+a+a+(?:b|\d)', tmp_path)  # the cube of a run
+  monkeypatch.setattr(probe, 'RUNS', ('a' * 200,) * 100)
+  with pytest.raises(UserError, match=r'f: .* takes more than 1\.5 s'):
+    probe.check(file, [], 'f', seconds=1.5)
+
+
+def test_expressions_in_use_pass(tmp_path):
+  tokenizers.existing(['Some text.'], str(split_by(GPT_4, tmp_path)))
