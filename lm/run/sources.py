@@ -6,6 +6,7 @@ folder.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -165,4 +166,10 @@ def is_in(module: ModuleType | None, folder: pathlib.Path) -> bool:
   path = pathlib.Path(file)
   if not path.is_absolute() or path.name not in (f'{place.name}.py', '__init__.py'):
     return False
-  return path.parent.resolve() / path.name in (place.with_suffix('.py'), place / '__init__.py')
+  parent = pathlib.Path(_resolved(path.parent))
+  return parent / path.name in (place.with_suffix('.py'), place / '__init__.py')
+
+
+@functools.cache  # all modules of a process are asked about, several times
+def _resolved(folder: pathlib.Path) -> str:
+  return str(folder.resolve())

@@ -64,12 +64,17 @@ def test_values_are_logarithms_of_lines_counted_by_hand(library):
   assert found == pytest.approx(EXPECTED)
 
 
-def test_no_text_is_in_both_splits():
+@pytest.mark.parametrize(
+  ('library', 'least'), [('small_library', 200), pytest.param(None, 3000, marks=pytest.mark.slow)]
+)
+def test_no_text_is_in_both_splits(library, least, request):
+  if library:
+    request.getfixturevalue(library)
   train, aside = (list(python_functions(split)) for split in ('train', 'validation'))
   texts = [{example['text'] for example in part} for part in (train, aside)]
   assert not texts[0] & texts[1]
   assert (len(texts[0]), len(texts[1])) == (len(train), len(aside))
-  assert len(train) > 3000 and 0.02 < len(aside) / len(train) < 0.3
+  assert len(train) > least and 0.02 < len(aside) / len(train) < 0.3
   assert all(math.isfinite(e['value']) and e['value'] >= 0 for e in train + aside)
 
 

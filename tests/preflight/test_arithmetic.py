@@ -165,12 +165,10 @@ def test_the_report_says_that_no_compiler_was_asked():
 
 
 def test_what_does_not_fit_is_refused_with_what_does():
-  done = in_process.run(
-    'preflight',
-    f'--config={ROOT}/experiments/llama_8b.py',
-    '--topology=l4:8',
-    '--config.mesh.fsdp=8',
-  )
+  # The state of 2.4 billion parameters: one device has room for half of it.
+  config = (f'--config={ROOT}/experiments/quickstart.py', '--config.model.depth=3')
+  sizes = ('--config.model.d_model=8192', '--config.mesh.data=2')
+  done = in_process.run('preflight', *config, *sizes, '--topology=l4:2')
   assert done.returncode == cli.USAGE
   assert 'DOES NOT FIT' in done.stdout and 'no compiler was asked' in done.stdout
   assert 'by arithmetic this fits: --config.' in done.stderr

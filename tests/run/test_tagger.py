@@ -23,7 +23,7 @@ def run(tmp_path_factory, small_library):
   workdir = tmp_path_factory.mktemp('tagger') / 'run'
   config = experiment.load(FILE)
   config.steps = 20
-  config.eval.sets.validation.limit = 8
+  config.eval.sets.validation.limit = 4
   loop.train(config, FILE, workdir, NoStop())
   return workdir
 

@@ -62,7 +62,9 @@ def _launch(cloud, run='first', command=TRAINER) -> int:
   return cloud.run('launch', run, '--no-preflight', '--', *command)
 
 
-@pytest.mark.parametrize('workers', [1, 2], ids=['once', 'twice'], indirect=True)
+@pytest.mark.parametrize(
+  'workers', [1, pytest.param(2, marks=pytest.mark.slow)], ids=['once', 'twice'], indirect=True
+)
 def test_from_bare_workers_to_a_job_that_is_stopped(workers, capfd):
   assert _launch(workers) == 2
   assert 'run setup first' in capfd.readouterr().err
