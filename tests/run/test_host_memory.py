@@ -3,6 +3,7 @@
 import re
 import sys
 
+import in_process
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from lm.data import prepare
 from lm.errors import UserError
 from lm.run import build, cli, host_memory
 from lm.run.step import abstract_state, check_step, init_state, make_train_steps
-from tests import in_process
 
 SOURCE = """
 from ml_collections import ConfigDict
