@@ -692,7 +692,8 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
     return texts, np.concatenate(cells).astype(int)
 
   texts, cells = evaluated({'fsdp': 4, 'tensor': 2})
-  assert len(largest) == 7 and not any(largest)
+  # Six tokens, the text that was held back until the end, and the maps.
+  assert len(largest) == 8 and not any(largest)
   expected, cells_there = evaluated({'data': 1}, jax.devices()[:1])
   assert texts == expected and len({text for _, text in texts}) == 3
   assert cells.max() > 100
