@@ -54,6 +54,7 @@ def few(config):
     section.source = f'first_examples:first(source={section.source!r}, count=400)'
 
 
+# Some take more than 5 seconds: each trains a tokenizer and compiles a model.
 @pytest.mark.parametrize('name', SMOKES)
 def test_smoke_trains_two_steps(name, tmp_path, small_library):
   path = f'{FOLDER / name}.py:smoke'

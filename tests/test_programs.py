@@ -40,6 +40,7 @@ def workdir(tmp_path_factory, small_library):
   return folder
 
 
+# More than 5 seconds: the first test of the file trains and evaluates the smoke.
 def test_evaluate_prints_what_training_found(workdir):
   result = run('evaluate', f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
@@ -49,6 +50,7 @@ def test_evaluate_prints_what_training_found(workdir):
   assert found == pytest.approx(logged, rel=1e-6)
 
 
+# More than 5 seconds: one of three programs is a process of its own.
 def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
   arguments = [f'--workdir={workdir}', '--prompt=The é', '--max_tokens=5', '--num_samples=2']
   first = process('-m', 'lm.generate', *arguments, '--seed=3')

@@ -126,6 +126,7 @@ def test_what_a_gpu_refuses_is_refused(change, message):
     arithmetic.check(config, chips.parse('h100:8'))
 
 
+# More than 5 seconds: twelve train steps are traced.
 def test_a_search_compiles_nothing_and_ranks():
   config, told = tiny(), []
   slice_ = chips.parse('l4:1')

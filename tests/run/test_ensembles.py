@@ -105,6 +105,7 @@ def test_averaged_parameters_are_the_mean_of_those_of_the_newest_checkpoints(run
   assert max(moved) > 1e-3
 
 
+# More than 5 seconds: the first test of the file trains two members.
 def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
   workdirs = runs(), runs(seed=1)
   loaded = [load(workdir) for workdir in workdirs]
@@ -152,6 +153,7 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     assert len(result.stdout.splitlines()) == 3 and result.stdout.splitlines()[1] == ''
 
 
+# More than 5 seconds, the first time: two further runs are trained.
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [

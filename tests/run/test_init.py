@@ -252,6 +252,7 @@ def losses(workdir):
   return {row['step']: row['train/loss'] for row in rows if 'train/loss' in row}
 
 
+# More than 5 seconds: it trains twice.
 def test_a_run_begins_where_another_ended_and_says_so(folder):
   changes = {'init.workdir': str(folder / 'pretrained'), 'optim.learning_rate': 0.0, 'seed': 1}
   workdir = run(folder, 'still', **changes)

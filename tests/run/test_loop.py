@@ -189,6 +189,7 @@ def test_run_leaves_its_record(whole):
   assert events[0] == 'start' and events[-1] == 'done'
 
 
+# More than 5 seconds: it trains twice.
 def test_resumed_run_equals_the_whole_run_bit_for_bit(home, whole, parts):
   run(home, parts.name)
   assert_same_state(state_of(whole, 8), state_of(parts, 8))
@@ -212,6 +213,7 @@ def test_frozen_parameters_survive_a_resume(folder):
     assert np.array_equal(before[name], after[name]) == bool(re.search(frozen, name)), name
 
 
+# More than 5 seconds: it trains twice.
 def test_preempted_run_saves_and_goes_on(home, whole):
   with pytest.raises(Preempted, match='saved step 2'):
     run(home, 'preempted', stop=NoStop(after=1))
@@ -350,6 +352,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(folder):
   assert_same_state(state_of(workdir, 60), state_of(whole, 60))
 
 
+# More than 5 seconds: a real process starts, trains and saves.
 def test_sigterm_exits_75_with_the_step_saved(folder):
   workdir = folder / 'stopped'
   changes = ('--config.steps=100000', '--config.eval.every=100000')

@@ -122,6 +122,7 @@ def mistake(workdir, *arguments):
   return in_process.mistake('evaluate', f'--workdir={workdir}', *arguments)
 
 
+# More than 5 seconds: the first test of the file trains a run and evaluates it twice.
 def test_outputs_of_the_newest_and_the_best_evaluation_are_kept(pairs):
   assert {p.name for p in (pairs / 'predictions').glob('*.jsonl')} == {'dev-2.jsonl', 'dev-4.jsonl'}
   lines = (pairs / 'predictions/dev-4.jsonl').read_text('utf-8').splitlines()

@@ -230,6 +230,7 @@ def test_alone_there_is_nobody_to_wait_for():
   assert processes.count() == (0, 1) and processes.is_first() and not processes.several()
 
 
+# More than 5 seconds: real processes wait until their time is out.
 def test_a_peer_that_never_comes_is_told_in_one_line(folder):
   told = ('--peer_timeout=4', '--processes=2')
   running = [

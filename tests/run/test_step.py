@@ -66,6 +66,7 @@ def _moved(a, b):
   return [bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
 
 
+# More than 5 seconds: gradients of several splits are compiled.
 def test_accumulation_gives_the_gradient_of_the_large_batch(functions, state, batch_of):
   # The rows have unequal numbers of targets that count, and so have the parts; one has none.
   weights_BT = jnp.asarray(np.arange(6)[None] < np.array([[2], [5], [4], [0]]), jnp.float32)

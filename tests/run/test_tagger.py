@@ -28,6 +28,7 @@ def run(tmp_path_factory, small_library):
   return workdir
 
 
+# More than 5 seconds: the first test of the file trains the tagger.
 def test_tags_are_those_of_the_evaluation(run):
   loaded = load(run)
   config = loaded.config
