@@ -131,7 +131,7 @@ MUTATIONS = [
   ('truncation', 'lm/data/features.py', 'values[:limit]', 'values[-limit:]',
    'data/test_features.py'),
   ('special-in-text', 'lm/text/tokenizers.py', 'reader.encode_special_tokens = True',
-   'reader.encode_special_tokens = False', 'data/test_tokenise.py'),
+   'reader.encode_special_tokens = False', 'text/test_special_text.py data/test_tokenise.py'),
   ('end-of-document', 'lm/text/tokenizers.py', "  '</s>',\n", '', 'text/test_tokenizers.py'),
   ('subword-alpha', 'lm/text/sampling.py', 'alpha * score', 'score',
    'text/test_subword_sampling.py'),
