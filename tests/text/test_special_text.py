@@ -209,3 +209,13 @@ def llama():
   )
   made.add_special_tokens(SPECIALS)
   return made
+
+
+def test_a_special_token_behind_the_vocabulary_is_no_text_either():
+  """Llama 3's layout: the model has no entry of the name, the added token alone has."""
+  letters = [*'ab</s>']
+  tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+  tokenizer.add_special_tokens(['</s>'])
+  end = tokenizer.token_to_id('</s>')
+  assert end == len(letters) and end in tokenizer.encode('a</s>b').ids
+  assert text_reader(tokenizer).encode('a</s>b').ids == [letters.index(c) for c in 'a</s>b']
