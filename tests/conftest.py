@@ -21,7 +21,7 @@ if 'LM_TEST_FOLDER' not in os.environ:
 os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'raise')
 if os.environ['JAX_PLATFORMS'] == 'cpu':
   # Compilation is most of the cost of a tiny program; without optimization, in one piece and by
-  # the older emitters it takes a tenth of the time. Newer versions reject the last flag.
+  # the older emitters it takes a third of the time or less. Newer versions reject the last flag.
   _FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
   if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
     _FLAGS += ' --xla_cpu_use_fusion_emitters=false'

@@ -42,9 +42,9 @@ def run(program: str, *arguments, text: str | bytes = '') -> Result:
   argv = mock.patch.object(sys, 'argv', ['', *map(str, arguments)])
   stdin = mock.patch.object(sys, 'stdin', io.TextIOWrapper(io.BytesIO(data), 'utf-8'))
   try:
-    with environment, argv, stdin, _fresh_flags(), contextlib.ExitStack() as stack:
-      stack.enter_context(contextlib.redirect_stdout(streams['stdout']))
-      stack.enter_context(contextlib.redirect_stderr(streams['stderr']))
+    stdout = contextlib.redirect_stdout(streams['stdout'])
+    stderr = contextlib.redirect_stderr(streams['stderr'])
+    with environment, argv, stdin, stdout, stderr, _fresh_flags():
       runpy.run_module(f'lm.{program}', run_name='__main__', alter_sys=True)
       code = 0
   except SystemExit as e:

@@ -49,11 +49,10 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
   """
   monitored = {}
   best = config.checkpoint.best
-  # A run without sets may have nothing that could be best: no checkpoint is kept as such.
-  if best in directions or config.eval.sets or any(d is not None for d in directions.values()):
+  # A run without sets may have no metric with a direction: then no checkpoint is kept as the best.
+  directed = any(direction is not None for direction in directions.values())
+  if config.checkpoint.keep_best and (best in directions or config.eval.sets or directed):
     monitored['checkpoint.best'] = best
-  if not config.checkpoint.keep_best:
-    monitored.pop('checkpoint.best', None)
   if config.stop.patience:
     monitored[_key(config)] = _metric(config)
   for key, metric in monitored.items():
