@@ -27,6 +27,7 @@ if os.environ['JAX_PLATFORMS'] == 'cpu':
     _FLAGS += ' --xla_cpu_use_fusion_emitters=false'
   os.environ.setdefault('XLA_FLAGS', _FLAGS)
 
+import contextlib
 import functools
 
 import flax.linen as nn
@@ -78,8 +79,8 @@ def fields(variant, changes):
   return {'vocab_size': VOCABULARY, 'context': CONTEXT} | sizes | VARIANTS[variant] | changes
 
 
-@pytest.fixture(scope='module')
-def small_library():
+@contextlib.contextmanager
+def few_files():
   """Has the embedded sources read one file in twelve of Python's library: 100 kB of prose."""
   cached = (python_docs._documents, python_functions._functions, python_questions._functions)
   places = [place for place in python_library.files() if place.name != 'topics.py'][::12]
@@ -92,6 +93,13 @@ def small_library():
     yield
   for function in cached:
     function.cache_clear()
+
+
+@pytest.fixture(scope='module')
+def small_library():
+  """Has all tests of a module read few files, as `few_files` does."""
+  with few_files():
+    yield
 
 
 @pytest.fixture(scope='session')
