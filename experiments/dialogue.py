@@ -11,8 +11,8 @@ minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, evaluation, llama
-from lm.task_config import small
+from lm.config.base import base, evaluation, llama, select_variant
+from lm.config.tasks import small
 
 
 def get_config(arg=''):
@@ -39,7 +39,7 @@ def get_config(arg=''):
   config.eval.every = 500
   config.decode.max_tokens = 64
   config.log.prompts = ()
-  return choose(config, arg, smoke=_smoke, zh=_zh)
+  return select_variant(config, arg, smoke=_smoke, zh=_zh)
 
 
 def _source(turns):

@@ -9,7 +9,7 @@ minutes.
 
 import flax.linen as nn
 
-from lm.config import base, choose, smoke
+from lm.config.base import base, select_variant, smoke
 from lm.nn.layers import Attention, Linear
 
 
@@ -28,4 +28,4 @@ class GatedAttention(Attention):
 def get_config(arg=''):
   config = base()
   config.model.attention = 'gated_attention:GatedAttention'
-  return choose(config, arg, smoke=smoke)
+  return select_variant(config, arg, smoke=smoke)

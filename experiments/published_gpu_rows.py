@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, gpt2, llama, smoke
+from lm.config.base import base, gpt2, llama, select_variant, smoke
 
 NOTHING = 'jax:checkpoint_policies.nothing_saveable'
 
@@ -80,7 +80,9 @@ PUBLISHED = {
 
 
 def get_config(arg=''):
-  return choose(_config('h100_7b'), arg, smoke=_smoke, **{name: _of(name) for name in PUBLISHED})
+  return select_variant(
+    _config('h100_7b'), arg, smoke=_smoke, **{name: _of(name) for name in PUBLISHED}
+  )
 
 
 def _of(name):

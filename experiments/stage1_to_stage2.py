@@ -14,9 +14,9 @@ Reads $LM_DATA/multi30k. Two CPU cores: 20 seconds, and 3 minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
-from lm.task_config import small, translation
-from lm.vector_config import word2vec, words
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.tasks import small, translation
+from lm.config.vectors import word2vec, words
 
 _SIZE = 128
 _LOWER = "lm.data.preprocess:segmented(field='{}', case='lower')"
@@ -24,7 +24,7 @@ _LOWER = "lm.data.preprocess:segmented(field='{}', case='lower')"
 
 def get_config(arg=''):
   config = _second('runs/stage1')
-  return choose(config, arg, stage1=_first, random=_random, smoke=_smoke)
+  return select_variant(config, arg, stage1=_first, random=_random, smoke=_smoke)
 
 
 def _second(first):
@@ -51,7 +51,7 @@ def _second(first):
   config.init.workdir = first
   config.init.rules = (r'(source_)?embedding$ -> embedding[words]', '. ->')
   config.optim.learning_rate = 1e-3
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.warmup = 200
   config.optim.final = 0.0
   config.optim.freeze = 'embedding$'

@@ -10,8 +10,8 @@ compiled for TPUs (experiments/LOG.md), and never trained.
 
 import wmt14_en_de
 
-from lm.config import choose
-from lm.task_config import small
+from lm.config.base import select_variant
+from lm.config.tasks import small
 
 
 def get_config(arg=''):
@@ -23,7 +23,7 @@ def get_config(arg=''):
   config.optim.learning_rate = 3e-4
   config.mesh.update({'data': -1, 'fsdp': 16})
   config.eval.batch_size = 256
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import pytest
 
-from lm.config import base, encoder_decoder, llama, sizes, smoke
-from lm.recurrent_config import recurrent_encoder_decoder
+from lm.config.base import base, encoder_decoder, llama, sizes, smoke
+from lm.config.recurrent import recurrent_encoder_decoder
 from lm.run import build, cli
 
 FILE = """
-from lm.config import base, choose, llama, smoke
+from lm.config.base import base, choose, llama, smoke
 
 def get_config(arg=''):
   config = base()

@@ -88,7 +88,7 @@ def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
   config = tmp_path / 'mine.py'
   config.write_text(f"""
 from ml_collections import ConfigDict
-from lm.config import base, smoke
+from lm.config.base import base, smoke
 from lm.run.cli import NoStop
 
 def get_config(arg=''):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
 from lm.decode.sampling import Choose
 from lm.decode.steps import State, bucket, padded, prefill, step_of
+from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
@@ -33,9 +33,8 @@ def stream(
 ) -> Iterator[np.ndarray]:
   """Yields the next token of every row, (B,) int32, `max_tokens` times.
 
-  Inside lm.mesh.use the rows and their KV cache are split over the devices of the mesh, and the
-  parameters stay sharded. Several processes must then all call this, with the same arguments.
-
+  Inside lm.parallel.mesh.set_mesh the rows and their KV cache are sharded, and parameters stay
+  sharded. Several processes must then all call this, with the same arguments.
   Args:
     model: has `init_cache(batch_size, length)`.
     apply: the model's pure function; one function for each mesh.
@@ -90,7 +89,11 @@ def several(
     return step(tokens_B, state), tokens_B
 
   (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=steps)
-  return meshes.constrain(tokens), logits_BV, state  # each process reads the tokens of all rows
+  return (
+    meshes.with_logical_constraint(tokens),
+    logits_BV,
+    state,
+  )  # each process reads the tokens of all rows
 
 
 _several = jax.jit(several, static_argnums=(0, 1), donate_argnums=4)

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
 from lm.decode.beam import beam_search, check_beam
 from lm.decode.constraints import Adjust, Prefix
 from lm.decode.generate import check_max_tokens, generate
 from lm.decode.sampling import Choose, greedy
 from lm.decode.steps import branch_of, bucket, check_length, padded, prefill, step_of
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
@@ -62,8 +62,7 @@ def write(
   What is written depends on the prompt and its seed alone, not on the other prompts or the size of
   the batches: these are made of prompts of like lengths only for speed. What has not ended where
   the model's context is full stops there. A prompt for which nothing is found has one empty text,
-  of score -inf. Inside lm.mesh.use all devices of the mesh write each batch together, with the
-  parameters where they lie; an `apply` is for one mesh.
+  of score -inf. Inside lm.parallel.mesh.set_mesh all devices decode each batch, with the parameters sharded; an `apply` is for one mesh.
 
   Args:
     model: has `init_cache`, `branch` and `context`.
@@ -143,7 +142,7 @@ def batches_of(
 def rows_of(batch_size: int, prompts: int) -> int:
   """Returns how many rows to decode at once: a few sizes, each about half of the next.
 
-  Inside lm.mesh.use they divide over the devices that rows are split over.
+  Inside lm.parallel.mesh.set_mesh they divide over the devices that rows are split over.
   """
   while batch_size // 2 >= prompts:
     batch_size //= 2
@@ -225,7 +224,7 @@ def _compiled(
 
 def _everywhere(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
   """Returns arrays that every device has whole, and so each process can read."""
-  return tuple(meshes.constrain(x) for x in arrays)
+  return tuple(meshes.with_logical_constraint(x) for x in arrays)
 
 
 def _prefix(prefixes: Sequence[Sequence[int]], strategy: Strategy) -> Prefix:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_kind, check_sizes
 
 AVERAGES = ('macro', 'micro', 'weighted')
@@ -27,7 +27,7 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   """
   if average not in AVERAGES:
     known = ', '.join(AVERAGES)
-    raise UserError(f'average={average!r}: it is one of {known}{nearest(average, AVERAGES)}')
+    raise UserError(f'average={average!r}: it is one of {known}{did_you_mean(average, AVERAGES)}')
 
   def metric(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     check_sizes('classification', predictions, references)
@@ -47,7 +47,8 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
       if positive not in f1:
         known = ', '.join(map(repr, sorted(f1)))
         raise UserError(
-          f'positive={positive!r} is no label of the set{nearest(positive, f1)}; it has {known}'
+          f'positive={positive!r} is no label of the set{did_you_mean(positive, f1)}; '
+          f'available: {known}'
         )
       values['f1_positive'] = f1[positive]
     return Scores(values)
@@ -58,7 +59,8 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
       known = sorted(set(references))
       listed = ', '.join(map(repr, known))
       raise UserError(
-        f'positive={positive!r} is no label of the set{nearest(positive, known)}; it has {listed}'
+        f'positive={positive!r} is no label of the set{did_you_mean(positive, known)}; '
+        f'available: {listed}'
       )
 
   directions = {'accuracy': True, 'f1': True}

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from lm.nn.spans import span_statistics
-from lm.types import Batch, Metric, Output, Terms
+from lm.types import Batch, Metric, Output, WeightedSums
 
 
 def spans() -> Metric:
@@ -13,7 +13,7 @@ def spans() -> Metric:
   likeliest ones; lm.metrics.answers compares the texts that are predicted from all windows.
   """
 
-  def terms(output: Output, batch: Batch) -> Terms:
+  def terms(output: Output, batch: Batch) -> WeightedSums:
     nats, correct = span_statistics(output, batch)
     weights = batch['weights']
     count = jnp.sum(weights)

@@ -12,8 +12,8 @@ def spans() -> Objective:
   The sum is the negative log-likelihood of the span; BERT's code halves it.
   """
 
-  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+  def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
     return {'loss': jnp.sum(batch['weights'] * span_statistics(output, batch).nats)}
 
-  return Objective(sums, weights=lambda batch: {'loss': jnp.sum(batch['weights'])})
+  return Objective(loss_sums, normalizers=lambda batch: {'loss': jnp.sum(batch['weights'])})

@@ -20,8 +20,10 @@ import optax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
+from lm import types
 from lm.nn.losses import chunk_size
+from lm.parallel import mesh
+from lm.parallel import mesh as meshes
 from lm.preflight import kernel, least, program
 from lm.preflight.bound import Work, bound
 from lm.preflight.check import LARGE, Checked
@@ -97,14 +99,14 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
   gradients = program.held(state.params)
   before = gradients if config.microbatches > 1 else 0
   again = _layer(config, functions, state, part)
-  with meshes.use(functions.mesh, functions.rules):
+  with meshes.set_mesh(functions.mesh, functions.rules):
     output: Output = jax.eval_shape(functions.apply, state.params, part)
-    table, hidden = output.unembed.kernel_VD, output.hidden
-    V = output.unembed.entries
+    table, hidden = output.head.kernel_VD, output.hidden
+    V = output.head.entries
     chunk = config.objective.chunk if 'chunk' in config.objective else 0
     B, T = hidden.shape[:2]
-    positions = B * chunk_size(B, T, V, chunk) / meshes.pieces('batch')
-    share = meshes.pieces('vocab')
+    positions = B * chunk_size(B, T, V, chunk) / meshes.num_shards('batch')
+    share = meshes.num_shards('vocab')
   logits = 2 * positions * V * 4 / share
   tables = table.size * (hidden.dtype.itemsize + 4) / share
   return int(before + max(gradients + again, logits + tables))
@@ -117,8 +119,8 @@ def _layer(config: ConfigDict, functions: Functions, state: TrainState, part: Ba
   other = copy.deepcopy(config)
   with other.unlocked():
     other.model.remat = None
-  apply = build.apply_of(build.model(other, program.vocabulary(other)))
-  keeping = functions._replace(apply=build.with_mesh(apply, functions.mesh, functions.rules))
+  apply = types.apply_of(build.model(other, program.vocabulary(other)))
+  keeping = functions._replace(apply=mesh.with_mesh(apply, functions.mesh, functions.rules))
   return program.activations(keeping, state, part) / config.model.depth
 
 
@@ -128,7 +130,10 @@ def _part(functions: Functions, batch: Batch, parts: int) -> Batch:
     name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype)
     for name, x in batch.items()
   }
-  return jax.eval_shape(lambda part: functions.objective.draw(part, jax.random.key(0)), part)
+  sample = functions.objective.sample
+  if sample is None:
+    return part
+  return jax.eval_shape(lambda part: dict(sample(part, jax.random.key(0))), part)
 
 
 def _work(
@@ -137,10 +142,10 @@ def _work(
   parts = config.microbatches
 
   def loss(params: Any, batch: Batch) -> Any:
-    return sum(functions.objective.sums(functions.apply, params, batch, None).values())
+    return sum(functions.objective.loss_sums(functions.apply, params, batch, None).values())
 
   once = products(
-    build.with_mesh(jax.grad(loss), functions.mesh, functions.rules), state.params, part
+    mesh.with_mesh(jax.grad(loss), functions.mesh, functions.rules), state.params, part
   )
   parameters, optimizer = program.held(state.params), program.held(state.opt_state)
   # Forward and backward the weights are read, and what is kept is written and read. Gradients are
@@ -185,5 +190,5 @@ def _update(functions: Functions, state: TrainState) -> Flops:
     norm = optax.tree.norm(gradients)
     return transformation.update(gradients, opt_state, params, gradient_norm=norm)
 
-  with_mesh = build.with_mesh(update, functions.mesh, functions.rules)
+  with_mesh = mesh.with_mesh(update, functions.mesh, functions.rules)
   return products(with_mesh, state.params, state.opt_state, state.params)

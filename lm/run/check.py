@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.config import base, evaluation
-from lm.errors import UserError, nearest
+from lm.config.base import base, evaluation
+from lm.errors import UserError, did_you_mean
 
 # Key -> least value, and greatest. A key that a config lacks (another model, another optimizer) is
 # passed over.
@@ -88,8 +88,8 @@ def _same_form(value: Any, example: Any, key: str, name: str) -> None:
       inner = f'{key}.{part}' if key else part
       if part not in value:
         raise UserError(
-          f'{name} has no key {inner!r}{nearest(part, value)}; lm.config.base has it (a file of '
-          'another version of lm?)'
+          f'{name} has no key {inner!r}{did_you_mean(part, value)}; lm.config.base has it '
+          '(a file of another version of lm?)'
         )
       if key not in _FREE:
         _same_form(value[part], example[part], inner, name)

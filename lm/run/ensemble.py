@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from lm import spec
+from lm import types
+from lm.config import resolve
 from lm.errors import UserError
 from lm.models import ensemble
 from lm.models.embeddings import Embeddings
-from lm.run import build, files
+from lm.run import files
 from lm.run.load import Loaded, load
 from lm.tasks import find, spans
 from lm.text.files import expand
@@ -98,11 +99,11 @@ def _together(loaded: Sequence[Loaded]) -> Loaded:
     left_out = f'note: eval.vectors={tuple(config.eval.vectors)!r} is left out'
     print(f'{left_out}: an ensemble has no word vectors of its own', file=sys.stderr)
     config.eval.vectors = ()
-  model = ensemble.together([one.model for one in loaded], _mean(config))
+  model = ensemble.make_ensemble([one.model for one in loaded], _mean(config))
   return Loaded(
     config,
-    ensemble.params_together([one.params for one in loaded]),
-    build.apply_of(model),
+    ensemble.stack_params([one.params for one in loaded]),
+    types.apply_of(model),
     loaded[0].tokenizer,
     loaded[0].step,
     model,
@@ -115,7 +116,7 @@ def _together(loaded: Sequence[Loaded]) -> Loaded:
 def _mean(config: ConfigDict) -> ensemble.Mean:
   """Returns how what the models of a config say is averaged."""
   convert = config.data.convert
-  builder = None if convert is None else spec.resolve(convert, 'data.convert')
+  builder = None if convert is None else resolve.resolve(convert, 'data.convert')
   plain = getattr(builder, 'func', builder)
   return ensemble.logits if plain in _NO_DISTRIBUTION else ensemble.probabilities
 

@@ -6,22 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
+from lm.parallel.mesh import with_mesh
 from lm.run import placement
-from lm.run.build import Functions, Inference, with_mesh
-from lm.types import Batch, Metric, Params, Terms
+from lm.run.build import Functions, Inference
+from lm.types import Batch, Metric, Params, WeightedSums
 
-EvalStep = Callable[[Params, Batch], Terms]
+EvalStep = Callable[[Params, Batch], WeightedSums]
 
 
 def make_eval_step(functions: Functions | Inference, metrics: Iterable[Metric]) -> EvalStep:
   """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
   metrics = list(metrics)
 
-  def step(params: Params, batch: Batch) -> Terms:
+  def step(params: Params, batch: Batch) -> WeightedSums:
     output = functions.apply(params, batch)
-    terms: Terms = {}
+    terms: WeightedSums = {}
     for metric in metrics:
       found = metric.terms(output, batch)
       check_apart(terms, found)

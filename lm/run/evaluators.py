@@ -9,10 +9,11 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
+from lm import types
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.run import build, kept, placement, processes, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions, Inference
@@ -63,7 +64,7 @@ class Evaluators:
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
     vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
-    apply = build.apply_of(functions.model)
+    apply = types.apply_of(functions.model)
     self._sets: dict[
       str, tuple[batches.AnyRows, tuple[batches.Transform, ...], list[Metric], EvalStep]
     ] = {}

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.data import batches
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.run.build import Functions, parameter_count
 from lm.run.step import TrainState
 
@@ -198,8 +198,8 @@ def _divisible(most: int, config: ConfigDict, functions: Functions) -> int:
 
 def _pieces(functions: Functions) -> int:
   """Returns over how many devices of all processes a batch is split."""
-  with meshes.use(functions.mesh, functions.rules):
-    return meshes.pieces('batch')
+  with meshes.set_mesh(functions.mesh, functions.rules):
+    return meshes.num_shards('batch')
 
 
 def _gib(size: float) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import tokenizers
 from ml_collections import ConfigDict
 
+from lm import types
 from lm.errors import UserError, first_line
 from lm.run import build, experiment, files, host, sources
 from lm.run.checkpoint import Checkpoints, badness, kept_steps
@@ -94,7 +95,7 @@ def load(
       steps, why = (at,), why if at == order[0] else 'the newest intact one'
   finally:
     checkpoints.close()
-  apply = build.apply_of(model)
+  apply = types.apply_of(model)
   notes = (f'{workdir} at step {", ".join(map(str, steps))}, {why}',) if why else ()
   return Loaded(config, params, apply, tokenizer, steps[-1], model, steps, workdir, notes)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm.config import sizes
+from lm.config.base import sizes
 from lm.data import batches, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.run import (

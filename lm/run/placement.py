@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lm.mesh import replicated
+from lm.parallel.mesh import replicated
 from lm.types import Array, Params
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
-from lm import spec
+from lm.config import resolve
 from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
 from lm.decode.constraints import known_words
@@ -22,8 +21,10 @@ from lm.metrics import translation
 from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
+from lm.parallel import mesh as meshes
+from lm.parallel.mesh import with_mesh
 from lm.run import placement
-from lm.run.build import Functions, Inference, with_mesh
+from lm.run.build import Functions, Inference
 from lm.run.kept import Evaluated
 from lm.task import Features
 from lm.text.tokenizers import end_id
@@ -77,8 +78,8 @@ class Predictor:
     examples = prepare.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     key = f'eval.sets.{name}.scores'
-    self._builders = [spec.resolve(path, key) for path in section.scores]
-    self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in self._builders]
+    self._builders = [resolve.resolve(path, key) for path in section.scores]
+    self.metrics: list[CorpusMetric] = [resolve.call(builder, key) for builder in self._builders]
     for path, metric in zip(section.scores, self.metrics, strict=True):
       if not isinstance(metric, CorpusMetric):
         raise UserError(
@@ -220,7 +221,7 @@ def score_each(
   not count n-grams longer than the sentence, and that for classes and tags it is the accuracy.
 
   Args:
-    builder: of the metric, as lm.spec.resolve finds it.
+    builder: of the metric, as lm.config.resolve.resolve finds it.
     outputs: what was predicted.
     references: what that is compared with.
 

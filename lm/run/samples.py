@@ -7,12 +7,13 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
+from lm import types
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length, check_step
 from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
-from lm.run import build, vector_metrics
+from lm.parallel import mesh as meshes
+from lm.run import vector_metrics
 from lm.run.build import Functions, Inference
 from lm.text.vector_space import nearest
 from lm.text.vectors import Vectors, checked, row
@@ -73,7 +74,7 @@ def _continued(
   encode = prompt_encoder(tokenizer)
   for prompt in prompts:
     check_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
-  apply = build.apply_of(model)
+  apply = types.apply_of(model)
   mesh, rules = functions.mesh, functions.rules
 
   def write(step: int, params: Params, vectors: Vectors | None) -> list[tuple[str, str]]:
@@ -84,7 +85,7 @@ def _continued(
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
     keys = stream.generate_state(len(prompts)).tolist()
     # All devices, and processes, write the samples together: the parameters stay sharded.
-    with meshes.use(mesh, rules):
+    with meshes.set_mesh(mesh, rules):
       pieces = list(
         continuations(
           model, apply, params, tokenizer, prompts, encode, choose, keys, log.sample_tokens

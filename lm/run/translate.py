@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lm import spec
+from lm.config import resolve
 from lm.data import features
 from lm.decode.risk import Utility, rank
 from lm.decode.write import Strategy, Written, write
@@ -80,7 +80,7 @@ class Translator:
         '(Converter.prompt is None)'
         + ('; it predicts, see lm.evaluate' if converter.predict else '')
       )
-    steps = [spec.resolve(path, 'data.prepare') for path in data.prepare]
+    steps = [resolve.resolve(path, 'data.prepare') for path in data.prepare]
     # Those of other fields are of no concern where there is a source and nothing else.
     self._steps = [s for s in steps if getattr(s, 'keywords', {}).get('field') == 'source']
     self._loaded = loaded

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tokenizers
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.task import Converter, Example, Features, Task
 from lm.text.tokenizers import Special, end_id, parts_encoder, text_reader
 
@@ -161,7 +161,9 @@ def _index(labels: Sequence[str]) -> Callable[[str], int]:
   def index(name: str) -> int:
     if name not in known:
       there = ', '.join(map(repr, list(known)[:20]))
-      raise UserError(f'data.labels: there is no {name!r}{nearest(name, known)}; there is {there}')
+      raise UserError(
+        f'data.labels: there is no {name!r}{did_you_mean(name, known)}; there is {there}'
+      )
     return known[name]
 
   return index

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import regex
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.tokens import Text
 
 Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
@@ -63,7 +63,7 @@ def check(form: str, case: str) -> None:
     known = get_args(kind)
     if value not in known:
       there = ', '.join(map(repr, known))
-      raise UserError(f'{key}={value!r}{nearest(value, known)} is none of {there}')
+      raise UserError(f'{key}={value!r}{did_you_mean(value, known)} is none of {there}')
 
 
 def simplified(string: str) -> str:

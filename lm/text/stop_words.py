@@ -4,7 +4,7 @@ from collections.abc import Iterable, Set
 
 import stopwordsiso
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.normal import normal_form
 from lm.text.tokens import Text
 
@@ -31,7 +31,9 @@ def of(languages: str | Iterable[str]) -> frozenset[str]:
   for language in chosen:
     if language not in known:
       there = ', '.join(known)
-      raise UserError(f'no stop words of {language!r}{nearest(language, known)}; there is {there}')
+      raise UserError(
+        f'no stop words of {language!r}{did_you_mean(language, known)}; there is {there}'
+      )
   return frozenset(map(key, stopwordsiso.stopwords(chosen)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.tokenizers import END, UNKNOWN
 
 _COMPARED = 100_000  # words that a misspelt one is compared with: half a second
@@ -80,6 +80,6 @@ def row(vectors: Vectors, word: str) -> int:
   if word not in vectors.index:
     if word in (END, UNKNOWN):
       raise UserError(f'{word!r} stands for no word, and has no neighbours; it is left out')
-    close = nearest(word, vectors.words[:_COMPARED])
+    close = did_you_mean(word, vectors.words[:_COMPARED])
     raise UserError(f'{word!r:.80} is not among the {len(vectors.words):,} words{close}')
   return vectors.index[word]

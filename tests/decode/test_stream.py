@@ -5,7 +5,7 @@ import pytest
 
 from lm.decode.sampling import greedy, sampler
 from lm.decode.stream import STRIDE, stream
-from lm.run.build import apply_of
+from lm.types import apply_of
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9]]
 LONG = [int(t) for t in np.random.default_rng(0).integers(0, 37, 20)]

@@ -11,12 +11,10 @@ from lm.decode.constraints import forbidden_tokens
 from lm.decode.sampling import sampler
 from lm.decode.write import Strategy, batches_of, write
 from lm.errors import UserError
-from lm.models.recurrent import EncoderDecoder
-from lm.models.recurrent_layers import Bidirectional
-from lm.nn.alignment import additive
-from lm.nn.recurrent import lstm
-from lm.run.build import apply_of
+from lm.models.recurrent import Bidirectional, EncoderDecoder
+from lm.nn.recurrent import additive, lstm
 from lm.task import Features
+from lm.types import apply_of
 
 END, CONTEXT, MOST = 32, 32, 6
 # Sources and prefixes of many lengths: the last two take a row of more slots than the others.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.decode.steps import branch_of, prefill, step_of
-from lm.run.build import apply_of
+from lm.types import apply_of
 
 PROMPT, STEPS, M = 3, 3, 3
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.run.build import apply_of
+from lm.types import apply_of
 
 T, SLOTS = 10, 13
 ALONG = ('inputs', 'segments', 'positions')

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.nn.attention import blocked
+from lm.nn.attention import blockwise
 from lm.nn.layers import Attention
 from lm.nn.pooling import first, mean
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import apply_of
+from lm.objectives.supervised import cross_entropy
 from lm.run.step import gradients
+from lm.types import apply_of
 
 T = 10
 SITE = 'encoder/embeddings'
@@ -30,7 +30,7 @@ def _of_examples(batch, P=2, seed=0):
 
 
 def test_tokens_see_all_of_their_segment_both_ways_and_nothing_else(encoder, influence, batch_of):
-  model = encoder('t5', attend=functools.partial(blocked, block=6))
+  model = encoder('t5', attend=functools.partial(blockwise, block=6))
   found = influence(model, batch_of(B=1, T=T, segments=SEGMENTS[None]), SITE)
   np.testing.assert_array_equal(found, np.equal.outer(SEGMENTS, SEGMENTS))
 

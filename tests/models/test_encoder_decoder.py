@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.layers import Mlp
-from lm.nn.residual import post, pre
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import apply_of
+from lm.nn.layers import Mlp, post_norm, pre_norm
+from lm.objectives.supervised import cross_entropy
 from lm.run.step import gradients
+from lm.types import apply_of
 
 T, S = 8, 10
 # Two pairs in each row, and padding.
@@ -89,15 +88,15 @@ def _vaswani(params, batch, norm_after, depths):
   return x @ params['embedding'].T
 
 
-@pytest.mark.parametrize('order', [post, pre])
+@pytest.mark.parametrize('order', [post_norm, pre_norm])
 def test_it_is_the_transformer_of_the_paper(order, encoder_decoder, params_of, batch_of):
   relu = functools.partial(Mlp, activation=jax.nn.relu)
-  model = encoder_decoder(mlp=relu, residual=order, final_norm=order is pre)
+  model = encoder_decoder(mlp=relu, residual=order, final_norm=order is pre_norm)
   params, batch = params_of(model), batch_of(T=T, source=ALONE)
   output = jax.jit(apply_of(model))(params, batch)
   wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   arrays = {name: np.asarray(values) for name, values in batch.items()}
-  expected = _vaswani(wide, arrays, order is post, depths=(1, 2))
+  expected = _vaswani(wide, arrays, order is post_norm, depths=(1, 2))
   logits = output.unembed(output.hidden)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 

@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 from lm.models.transformer import Decoder, EncoderDecoder
 from lm.nn.attention import dot_product
-from lm.nn.layers import Attention, GatedMlp
-from lm.nn.norm import RMSNorm
-from lm.nn.residual import parallel, post, sandwich
-from lm.nn.tap import tapped
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import apply_of, init_of, parameter_count
+from lm.nn.hooks import with_hooks
+from lm.nn.layers import Attention, GatedMlp, RMSNorm, parallel_block, post_norm, sandwich_norm
+from lm.objectives.supervised import cross_entropy
+from lm.run.build import init_of, parameter_count
 from lm.run.step import gradients
+from lm.types import apply_of
 
 
 def _logits(model):
@@ -178,15 +177,15 @@ def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
 @pytest.mark.parametrize(
   ('order', 'norms'),
   [
-    (post, {'attention_norm', 'mlp_norm'}),
-    (sandwich, {'attention_norm', 'attention_post_norm', 'mlp_norm', 'mlp_post_norm'}),
-    (parallel, {'norm'}),
+    (post_norm, {'attention_norm', 'mlp_norm'}),
+    (sandwich_norm, {'attention_norm', 'attention_post_norm', 'mlp_norm', 'mlp_post_norm'}),
+    (parallel_block, {'norm'}),
   ],
 )
 def test_the_order_of_a_block_is_a_function(order, norms, decoder):
-  params = _shapes(decoder(residual=order, final_norm=order is not post), 16)
+  params = _shapes(decoder(residual=order, final_norm=order is not post_norm), 16)
   assert set(params['decoder']['layers']['layer_0']) == norms | {'attention', 'mlp'}
-  assert ('final_norm' in params['decoder']) == (order is not post)
+  assert ('final_norm' in params['decoder']) == (order is not post_norm)
 
 
 def test_output_projections_start_smaller_with_depth(decoder):
@@ -242,7 +241,7 @@ def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned
   # Under test as an experiment gives them: policies by their import paths.
   execution = dict(execution)
   if 'remat' in execution:
-    execution['remat'] = spec.resolve(execution['remat'], 'model.remat')
+    execution['remat'] = resolve.resolve(execution['remat'], 'model.remat')
   paths, grads, terms = taught(**execution)
   assert paths == scanned[0]
   for x, y in zip(jax.tree.leaves((grads, terms)), jax.tree.leaves(scanned[1:]), strict=True):
@@ -251,7 +250,7 @@ def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned
 
 def test_layers_drop_different_units(decoder, params_of, batch_of):
   model = decoder(dropout=0.5)
-  apply = jax.jit(lambda params, batch, key: tapped(model)(params, batch, key=key))
+  apply = jax.jit(lambda params, batch, key: with_hooks(model)(params, batch, key=key))
   _, sites = apply(params_of(model), batch_of(), jax.random.key(0))
   first, rest = sites['decoder/embeddings'], sites['decoder/layers/layer_0/residual']
   stream = np.concatenate([first[None], rest])
@@ -327,7 +326,7 @@ def test_training_flops_of_a_pair_of_texts_counted_by_hand():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'attention': RMSNorm}, "model.attention: lm.nn.norm:RMSNorm takes no argument 'rotate'"),
+    ({'attention': RMSNorm}, "model.attention: lm.nn.layers:RMSNorm takes no argument 'rotate'"),
     ({'attention': (Attention, GatedMlp)}, 'model.attention: lm.nn.layers:GatedMlp takes no'),
     ({'attention': dot_product}, 'model.attention: lm.nn.attention:dot_product takes no'),
     ({'mlp': Attention}, "model.mlp: lm.nn.layers:Attention takes no argument 'd_mlp'"),

@@ -5,11 +5,11 @@ import functools
 import numpy as np
 import pytest
 
-from lm.nn.attention import blocked, dot_product, fused
+from lm.nn.attention import blockwise, dot_product, fused
 from lm.nn.layers import Attention
 
 T = 10
-ATTENDS = {'plain': dot_product, 'blocked': functools.partial(blocked, block=6), 'fused': fused}
+ATTENDS = {'plain': dot_product, 'blocked': functools.partial(blockwise, block=6), 'fused': fused}
 
 
 SITE = 'decoder/embeddings'

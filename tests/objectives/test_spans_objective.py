@@ -6,7 +6,7 @@ import pytest
 from lm.errors import UserError
 from lm.metrics.spans import spans as metric
 from lm.objectives.spans import spans
-from lm.types import Output, Table, Unembed
+from lm.types import EmbeddingTable, Output, OutputHead
 
 # Two examples in the first row: END q | passage of 3, and END | passage of 1; then padding. One in
 # the second row, with a slot to spare.
@@ -28,7 +28,7 @@ LOGITS = np.random.default_rng(0).normal(0, 2, (2, 8, 2)).astype(np.float32)
 
 
 def model(params, batch, key=None, cache=None):
-  return Output(params, Unembed(Table(jnp.eye(params.shape[-1]))), {})
+  return Output(params, OutputHead(EmbeddingTable(jnp.eye(params.shape[-1]))), {})
 
 
 def _by_hand(logits_BTC):
@@ -45,7 +45,7 @@ def _by_hand(logits_BTC):
 @jax.jit
 @jax.value_and_grad
 def _loss(logits_BTC):
-  return spans().sums(model, logits_BTC, BATCH, None)['loss']
+  return spans().loss_sums(model, logits_BTC, BATCH, None)['loss']
 
 
 def test_the_loss_is_over_the_tokens_of_each_example_alone():
@@ -77,4 +77,4 @@ def test_the_metric_counts_spans_with_both_ends_right():
 @pytest.mark.parametrize('shape', [(2, 8, 3), (2, 2, 2)])
 def test_a_model_without_two_logits_a_token_is_told(shape):
   with pytest.raises(UserError, match=r'set model\.classes=2 and leave model\.pool empty'):
-    spans().sums(model, jnp.zeros(shape), BATCH, None)
+    spans().loss_sums(model, jnp.zeros(shape), BATCH, None)

@@ -6,9 +6,9 @@ import pathlib
 import in_process
 import pytest
 
-from lm import mesh as meshes
-from lm.config import base, llama
+from lm.config.base import base, llama
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.preflight import arithmetic, chips, report, search
 from lm.run import cli
 
@@ -91,12 +91,12 @@ def test_the_mesh_is_of_gpus_and_attention_is_left_as_the_config_says_elsewhere(
   config = tiny(data=1, fsdp=8)
   found = arithmetic.check(config, chips.parse('h100:8'))
   functions = found.step.functions
-  with meshes.use(functions.mesh, functions.rules):
+  with meshes.set_mesh(functions.mesh, functions.rules):
     assert meshes.platform() == 'gpu'
   assert config.model.attend == 'lm.nn.attention:fused'
   assert arithmetic.traceable(config).model.attend == 'lm.preflight.kernel:fused'
-  config.model.attend = 'lm.nn.attention:blocked'
-  assert arithmetic.traceable(config).model.attend == 'lm.nn.attention:blocked'
+  config.model.attend = 'lm.nn.attention:blockwise'
+  assert arithmetic.traceable(config).model.attend == 'lm.nn.attention:blockwise'
 
 
 def test_nodes_lie_along_data():

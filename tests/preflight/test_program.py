@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.config import base, encoder_decoder, llama
+from lm.config.base import base, encoder_decoder, llama
 from lm.errors import UserError
 from lm.preflight import check, chips, least, program, search
 from lm.run import build

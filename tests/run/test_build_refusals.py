@@ -8,8 +8,8 @@ import pytest
 from lm.errors import UserError
 from lm.models.transformer import Decoder
 from lm.nn.layers import Mlp
-from lm.run.build import apply_of, init_of
-from lm.types import Output
+from lm.run.build import init_of
+from lm.types import Output, apply_of
 
 SIZES = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
 

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from lm.config import base, encoder_decoder
+from lm.config.base import base, encoder_decoder
 from lm.errors import UserError
 from lm.run import cli
 

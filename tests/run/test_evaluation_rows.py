@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as configs
+from lm.config import base as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
 from lm.run import build, check, evaluators
@@ -37,7 +37,7 @@ def config(tmp_path, monkeypatch):
     config.eval.sets.validation.split = 'train'
     config.batch_size, config.log.prompts = 8, ()
     config.update_from_flattened_dict(changes)
-    return configs.follow(config)
+    return configs.link_defaults(config)
 
   return make
 

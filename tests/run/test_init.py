@@ -198,7 +198,7 @@ def test_a_source_that_cannot_be_read_is_told(source, tmp_path):
 
 SOURCE = """
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()
@@ -308,7 +308,7 @@ def train(folder, name, *flags, devices=1):
   ('flags', 'message'),
   [
     (
-      ['--config.init.workdir={pretrained}', '--config.model.norm=lm.nn.norm:RMSNorm'],
+      ['--config.init.workdir={pretrained}', '--config.model.norm=lm.nn.layers:RMSNorm'],
       'step 4 does not fit the model: extra decoder/final_norm/bias; extra decoder/layers/layer_0/',
     ),
     (

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as configs
+from lm import types
+from lm.config import base as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
 from lm.run import build
@@ -110,7 +111,7 @@ def opened(config):
   tokenizer = prepare.tokenizer(config.data)
   functions = build.functions(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
-  apply = build.apply_of(functions.model)
+  apply = types.apply_of(functions.model)
   predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
   return tokenizer, functions, rows, predictor
 

@@ -21,7 +21,7 @@ from lm.run.kept import Evaluated
 SOURCE = """
 import itertools
 from ml_collections import ConfigDict
-from lm.config import base, encoder, encoder_decoder, evaluation, gpt2
+from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
 from lm.run.cli import NoStop
 
@@ -268,7 +268,7 @@ def test_cross_attention_is_kept_word_by_word(pairs):
 
 
 def test_self_attention_of_a_decoder_sees_what_its_mask_shows(folder):
-  maps = maps_of(folder, 'decoder', attend='lm.nn.attention:blocked(block=4)')
+  maps = maps_of(folder, 'decoder', attend='lm.nn.attention:blockwise(block=4)')
   assert maps['kind'] == 'attention'
   words = maps['examples'][1]['queries']
   assert words == maps['examples'][1]['keys']

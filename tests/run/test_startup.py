@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lm.config import base, gpt2
+from lm import types
+from lm.config.base import base, gpt2
 from lm.decode.steps import check_step
 from lm.errors import UserError
 from lm.metrics.labels import classification
@@ -46,7 +47,7 @@ def unnamed():
 def test_a_sum_without_a_weight_is_reported_by_its_name():
   objective = Objective(
     lambda apply, params, batch, key: {'a': params['w'] ** 2, 'b': params['w']},
-    weights=lambda batch: {'a': jnp.ones(())},
+    normalizers=lambda batch: {'a': jnp.ones(())},
   )
   with pytest.raises(UserError, match=r'objective\.fn: its sums are called a, b .* weights a;'):
     gradients(objective, None, {'w': jnp.ones(())}, {'x': jnp.ones(2)}, None)
@@ -59,7 +60,7 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
   [
     ('objective', 'lm.metrics.tokens:targets', ('takes no', 'z_loss', 'label_smoothing', 'chunk')),
     ('objective', 'test_startup:lines', ('takes no',)),
-    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.Optimizer')),
+    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.optimizers.Optimizer')),
   ],
 )
 def test_keys_of_another_function_are_reported_together(section, fn, words):
@@ -117,7 +118,7 @@ def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
   init = build.init_of(model, 8)
   with pytest.raises(UserError, match=message):
     params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    check_step(model, build.apply_of(model), params, batch)
+    check_step(model, types.apply_of(model), params, batch)
 
 
 def test_decoding_of_a_right_layer_is_traced(decoder):
@@ -125,7 +126,7 @@ def test_decoding_of_a_right_layer_is_traced(decoder):
   tokens = np.zeros((2, 3), np.int32)
   params = nn.unbox(jax.eval_shape(build.init_of(model, 8), jax.random.key(0)))
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
-  check_step(model, build.apply_of(model), params, batch)
+  check_step(model, types.apply_of(model), params, batch)
 
 
 def twice():

@@ -194,7 +194,7 @@ def test_mistakes_are_told(characters):
 CONFIG = """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-from lm.config import base, encoder, evaluation
+from lm.config.base import base, encoder, evaluation
 
 def get_config(arg=''):
   config = base()

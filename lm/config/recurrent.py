@@ -1,4 +1,4 @@
-"""Model sections of recurrent networks; see lm.config."""
+"""Model sections of recurrent networks; see lm.config.base."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -46,9 +46,9 @@ def recurrent_encoder_decoder(
   model.encoder.depth = model.get_oneway_ref('depth')
   model.score = placeholder(str)
   if score is not None:
-    model.score = f'lm.nn.alignment:{score}'
+    model.score = f'lm.nn.recurrent:{score}'
   model.input_feeding = True
-  model.summary = 'lm.nn.pooling:ends'  # the decoder begins with it
+  model.summary = 'lm.nn.pooling:bidirectional_final_states'  # the decoder begins with it
   model.shared = True  # source and target have one table of embeddings
   return model
 
@@ -61,7 +61,7 @@ def recurrent_encoder(d_model: int, d_hidden: int, depth: int, context: int) -> 
   model.fn = 'lm.models.recurrent:Encoder'
   model.encoder = _bidirectional(d_hidden, depth)
   model.classes = placeholder(int)  # as many as data.labels, unless given
-  model.pool = 'lm.nn.pooling:ends'
+  model.pool = 'lm.nn.pooling:bidirectional_final_states'
   return model
 
 
@@ -74,7 +74,7 @@ def convolutional(d_hidden: int, depth: int, width: int) -> ConfigDict:
 def _bidirectional(d_hidden: int, depth: int) -> ConfigDict:
   return ConfigDict(
     {
-      'fn': 'lm.models.recurrent_layers:Bidirectional',
+      'fn': 'lm.models.recurrent:Bidirectional',
       'cell': 'lm.nn.recurrent:lstm',
       'd_hidden': d_hidden,
       'depth': depth,

@@ -1,4 +1,4 @@
-"""Sections of the configuration that tasks of one kind have in common; see lm.config.
+"""Sections of the configuration that tasks of one kind have in common; see lm.config.base.
 
 Each function takes a config, sets what the kind of task needs, and returns it.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm.config import evaluation, smoke
+from lm.config.base import evaluation, smoke
 
 
 def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
@@ -105,7 +105,7 @@ def test_set(config: ConfigDict, split: str) -> ConfigDict:
 
 
 def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
-  """Returns a task's config shrunk as by `lm.config.smoke`, on an embedded source."""
+  """Returns a task's config shrunk as by `lm.config.base.smoke`, on an embedded source."""
   smoke(config)
   config.data.source = source
   config.data.train = 'train'

@@ -1,13 +1,14 @@
 """The base configuration: every leaf that an experiment has, spelled out once.
 
 An experiment file has `get_config(arg='')` that starts from `base()`, replaces what differs and
-returns it. Leaves named `fn`, and those that hold 'module:name', are import paths (`lm.spec`).
+returns it. Leaves named `fn`, and those that hold 'module:name', are import paths
+(`lm.config.resolve`).
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 
 def base() -> ConfigDict:
@@ -49,7 +50,7 @@ def base() -> ConfigDict:
   config.model = gpt2(depth=4, d_model=128, heads=4, context=128)
   config.objective = ConfigDict(
     {
-      'fn': 'lm.objectives.cross_entropy:cross_entropy',
+      'fn': 'lm.objectives.supervised:cross_entropy',
       'z_loss': 0.0,
       'label_smoothing': 0.0,
       'chunk': 0,
@@ -57,9 +58,9 @@ def base() -> ConfigDict:
   )
   config.optim = ConfigDict(
     {
-      'fn': 'lm.optim:adamw',
+      'fn': 'lm.optim.optimizers:adamw',
       'learning_rate': 1e-3,
-      'schedule': 'lm.optim:cosine',
+      'schedule': 'lm.optim.optimizers:cosine',
       'steps': 0,  # follows `steps`
       'warmup': 100,
       'final': 0.1,
@@ -126,10 +127,10 @@ def base() -> ConfigDict:
       'top_k': 50,
     }
   )
-  return follow(config).lock()
+  return link_defaults(config).lock()
 
 
-def follow(config: ConfigDict) -> ConfigDict:
+def link_defaults(config: ConfigDict) -> ConfigDict:
   """Makes `optim.steps` follow `steps` and `eval.batch_size` follow `batch_size`, one way only.
 
   Those that were given a value of their own keep it.
@@ -178,9 +179,9 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'attention': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
       'attend': 'lm.nn.attention:fused',
       'position': 'lm.nn.position:learned',
-      'norm': 'lm.nn.norm:LayerNorm',
+      'norm': 'lm.nn.layers:LayerNorm',
       'mlp': 'lm.nn.layers:Mlp',
-      'residual': 'lm.nn.residual:pre',
+      'residual': 'lm.nn.layers:pre_norm',
       'final_norm': True,
       'bias': True,
       'tied': True,
@@ -232,7 +233,7 @@ def llama(
   model.kv_heads = kv_heads
   model.d_mlp = d_mlp
   model.position = 'lm.nn.position:rope'
-  model.norm = 'lm.nn.norm:RMSNorm'
+  model.norm = 'lm.nn.layers:RMSNorm'
   model.mlp = 'lm.nn.layers:GatedMlp'
   model.bias = False
   model.tied = False
@@ -261,7 +262,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def _shrink(model: ConfigDict) -> None:
   """Gives a model, and its sections, small sizes; each has some of these."""
   groups = 'kv_heads' in model and model.kv_heads != model.heads
-  small = {'context': 32, 'd_model': 32, 'd_hidden': 32, 'heads': 4, 'depth': 2 * period(model)}
+  small = {
+    'context': 32,
+    'd_model': 32,
+    'd_hidden': 32,
+    'heads': 4,
+    'depth': 2 * layer_pattern_length(model),
+  }
   small |= {'kv_heads': 2 if groups else 4, 'head_dim': 8}
   for key, size in small.items():
     if key in model and model[key] != size:  # else it may follow another size, and still does
@@ -273,7 +280,7 @@ def _shrink(model: ConfigDict) -> None:
       _shrink(section)
 
 
-def period(model: ConfigDict) -> int:
+def layer_pattern_length(model: ConfigDict) -> int:
   """Returns the number of layers that repeat."""
   return len(model.attention) if isinstance(model.get('attention'), tuple) else 1
 
@@ -296,7 +303,7 @@ def sizes(model: ConfigDict) -> str:
 _SIZES = ('d_model', 'd_hidden', 'heads', 'kv_heads', 'head_dim', 'd_mlp')
 
 
-def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:
+def select_variant(config: ConfigDict, arg: str, **variants) -> ConfigDict:
   """Returns `config` for an empty `arg`, else what the variant of that name makes of it.
 
   `variants` are functions of a config, offered after the colon of --config=FILE.py:NAME.
@@ -308,5 +315,7 @@ def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:
     return config
   if arg not in variants:
     offered = ', '.join(f':{name}' for name in variants)
-    raise UserError(f'--config: no argument {arg!r}{nearest(arg, variants)}; there is {offered}')
+    raise UserError(
+      f'--config: no argument {arg!r}{did_you_mean(arg, variants)}; there is {offered}'
+    )
   return variants[arg](config)
