@@ -76,7 +76,7 @@ def get_config(arg=''):
     {'fn': 'lm.text.tokenizers:words', 'min_count': 1, 'vocab_size': 10_000}
   )
   config.model = recurrent(d_model=300, d_hidden=128, depth=2, context=40)
-  config.model.tied = False
+  config.model.tie_embeddings = False
   config.model.init_std = 0.03
   config.objective = ConfigDict({'fn': 'article_lstm:copying'})
   config.optim.learning_rate = 1e-3

@@ -52,7 +52,7 @@ def dates(score):
 
 
 def _multiplicative(config):
-  config.model.score = 'lm.nn.recurrent:multiplicative'
+  config.model.attention_score = 'lm.nn.recurrent:multiplicative'
   return config
 
 

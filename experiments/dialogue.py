@@ -27,7 +27,7 @@ def get_config(arg=''):
   config.data.context = 256
   config.data.too_long = 'truncate'  # a single turn may be longer than a row
   config.model = llama(depth=4, d_model=192, heads=4, kv_heads=4, d_mlp=512, context=256)
-  config.model.tied = True
+  config.model.tie_embeddings = True
   config.model.dropout = 0.2
   config.optim.learning_rate = 1e-3
   config.eval.sets.validation = evaluation(

@@ -27,5 +27,5 @@ class GatedAttention(Attention):
 
 def get_config(arg=''):
   config = base()
-  config.model.attention = 'gated_attention:GatedAttention'
+  config.model.attention_layer = 'gated_attention:GatedAttention'
   return select_variant(config, arg, smoke=smoke)

@@ -14,5 +14,5 @@ from lm.config.base import llama, select_variant
 
 def get_config(arg=''):
   model = llama(depth=16, d_model=2048, heads=32, kv_heads=8, d_mlp=8192, context=4096)
-  model.tied = True
+  model.tie_embeddings = True
   return select_variant(llama_8b.recipe(model, rows=64, chips=16), arg, smoke=llama_8b.small)

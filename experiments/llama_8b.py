@@ -28,7 +28,7 @@ def recipe(model, rows, chips):
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 128_256})
   config.data.context = 4096
   config.model = model
-  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 3e-4
   config.optim.warmup = 2000

@@ -103,7 +103,7 @@ def _config(name):
     config.model = llama(*sizes, row.context)
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': vocabulary})
   config.model.dtype = 'bfloat16'
-  config.model.remat = row.remat
+  config.model.remat_policy = row.remat
   config.mesh.update({'data': 1, 'fsdp': gpus})
   config.eval.batch_size = gpus
   return config

@@ -114,7 +114,7 @@ def _config(name):
   config.model = llama(row.depth, row.d_model, row.heads, row.kv_heads, row.d_mlp, row.context)
   config.model.head_dim = row.head_dim
   config.model.dtype = 'bfloat16'
-  config.model.remat = NOTHING
+  config.model.remat_policy = NOTHING
   config.mesh.update({'data': -1, 'fsdp': row.chips // row.tensor, 'tensor': row.tensor})
   config.eval.batch_size = 2 * row.chips
   return config

@@ -45,7 +45,7 @@ def best(config):
   config.batch_size = 8
   config.data.context = 128
   config.model = llama(depth=3, d_model=128, heads=4, kv_heads=4, d_mlp=384, context=128)
-  config.model.tied = True
+  config.model.tie_embeddings = True
   with config.unlocked():
     config.optim.newton_schulz = 3
   config.optim.fn = 'lm.optim.optimizers:muon'

@@ -32,7 +32,7 @@ def _second(first):
   config.steps = 1000
   config.batch_size = 4
   config.model = encoder_decoder(depth=2, d_model=_SIZE, heads=4, context=128)
-  config.model.shared = False  # the encoder and the decoder have a table each
+  config.model.share_embeddings = False  # the encoder and the decoder have a table each
   config.model.dropout = 0.1
   config.model.init_std = 0.05
   translation(config, 'en', 'val')

@@ -275,7 +275,7 @@ HALVED = {
 @pytest.fixture(scope='module')
 def periods(decoder, params_of):
   """Parameters of that decoder."""
-  model = decoder('gpt2', attention=(Attention, Attention), depth=4, tied=False)
+  model = decoder('gpt2', attention_layer=(Attention, Attention), depth=4, tie_embeddings=False)
   return jax.device_get(params_of(model))
 
 
@@ -322,7 +322,9 @@ def test_muon_has_rates_by_layer_too(periods):
 
 def test_each_stack_has_its_own_depth(params_of):
   sizes = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
-  model = EncoderDecoder(11, 16, depth=1, encoder_depth=2, shared=False, tied=False, **sizes)
+  model = EncoderDecoder(
+    11, 16, depth=1, encoder_depth=2, share_embeddings=False, tie_embeddings=False, **sizes
+  )
   params = params_of(model)
   found = _named(optimizers.multipliers(params, 0.5))
   table = {

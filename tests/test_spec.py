@@ -50,7 +50,7 @@ def test_a_path_names_a_function():
 
 def test_a_name_may_lie_in_a_namespace():
   remat = 'jax:checkpoint_policies.nothing_saveable'
-  assert resolve.resolve(remat, 'model.remat') is jax.checkpoint_policies.nothing_saveable
+  assert resolve.resolve(remat, 'model.remat_policy') is jax.checkpoint_policies.nothing_saveable
   assert resolve.resolve('builtins:str.join', 'k') is str.join
 
 

@@ -176,21 +176,21 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'd_model': d_model,
       'depth': depth,
       'heads': heads,
-      'attention': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
-      'attend': 'lm.nn.attention:fused',
+      'attention_layer': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
+      'attention_fn': 'lm.nn.attention:fused',
       'position': 'lm.nn.position:learned',
       'norm': 'lm.nn.layers:LayerNorm',
       'mlp': 'lm.nn.layers:Mlp',
-      'residual': 'lm.nn.layers:pre_norm',
+      'block_layout': 'lm.nn.layers:pre_norm',
       'final_norm': True,
       'bias': True,
-      'tied': True,
+      'tie_embeddings': True,
       'dropout': 0.0,
       'init_std': 0.02,
       'embed_scale': 1.0,
       'logit_soft_cap': placeholder(float),
-      'unroll': 1,
-      'remat': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
+      'scan_unroll': 1,
+      'remat_policy': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
       'dtype': 'float32',
     }
   )
@@ -209,7 +209,7 @@ def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> Confi
   model.embed_scale = model.get_oneway_ref('d_model').to_float() ** 0.5
   model.encoder_depth = placeholder(int)  # as many layers as the decoder, unless given
   model.cross_attention = 'lm.nn.layers:Attention'
-  model.shared = True  # source and target have one table of embeddings
+  model.share_embeddings = True  # source and target have one table of embeddings
   return model
 
 
@@ -217,8 +217,8 @@ def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   """Returns the model section of an encoder with a head on the whole of what is read."""
   model = gpt2(depth, d_model, heads, context)
   model.fn = 'lm.models.transformer:Encoder'
-  model.classes = placeholder(int)  # as many as data.labels, unless given
-  model.pool = 'lm.nn.pooling:mean'
+  model.num_classes = placeholder(int)  # as many as data.labels, unless given
+  model.pooling = 'lm.nn.pooling:mean'
   return model
 
 
@@ -236,7 +236,7 @@ def llama(
   model.norm = 'lm.nn.layers:RMSNorm'
   model.mlp = 'lm.nn.layers:GatedMlp'
   model.bias = False
-  model.tied = False
+  model.tie_embeddings = False
   return model
 
 
@@ -282,7 +282,7 @@ def _shrink(model: ConfigDict) -> None:
 
 def layer_pattern_length(model: ConfigDict) -> int:
   """Returns the number of layers that repeat."""
-  return len(model.attention) if isinstance(model.get('attention'), tuple) else 1
+  return len(model.attention_layer) if isinstance(model.get('attention_layer'), tuple) else 1
 
 
 def sizes(model: ConfigDict) -> str:

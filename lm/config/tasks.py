@@ -45,7 +45,7 @@ def regression(config: ConfigDict, split: str) -> ConfigDict:
   """An encoder that pools finds the `value` of a `text`; the error on a split picks the best."""
   config.data.task = 'lm.tasks.text:regression'
   config.data.convert = 'lm.tasks.find:number'
-  config.model.classes = 1
+  config.model.num_classes = 1
   config.objective = ConfigDict({'fn': 'lm.objectives.squared_error:squared_error'})
   config.eval.sets.validation = evaluation(
     split,
@@ -69,7 +69,7 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
   config.data.task = 'lm.tasks.text:tagging'
   config.data.convert = 'lm.tasks.find:tags'
   config.data.labels = tuple(labels)
-  config.model.pool = placeholder(str)  # a head on each token
+  config.model.pooling = placeholder(str)  # a head on each token
   config.eval.sets.validation = _predicted(split, score)
   config.checkpoint.best = 'eval/validation/f1'
   config.log.prompts = ()
@@ -86,8 +86,8 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
   """
   config.data.task = 'lm.tasks.questions:extraction'
   config.data.convert = 'lm.tasks.spans:spans'
-  config.model.pool = placeholder(str)  # a head on each token
-  config.model.classes = 2  # the first and the last token
+  config.model.pooling = placeholder(str)  # a head on each token
+  config.model.num_classes = 2  # the first and the last token
   config.objective = ConfigDict({'fn': 'lm.objectives.spans:spans'})
   config.eval.sets.validation = evaluation(
     split, metrics=('lm.metrics.spans:spans',), scores=(score,)

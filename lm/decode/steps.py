@@ -34,7 +34,7 @@ def prefill(
   output = apply(params, batch, cache=cache)
   lengths_R = (batch['segments'] > 0).sum(1)
   last_R1D = jnp.take_along_axis(output.hidden, lengths_R[:, None, None] - 1, axis=1)
-  logits_RV = meshes.with_logical_constraint(output.unembed(last_R1D)[:, 0], 'cache_batch', 'vocab')
+  logits_RV = meshes.with_logical_constraint(output.head(last_R1D)[:, 0], 'cache_batch', 'vocab')
   return logits_RV, State(output.cache, lengths_R.astype(jnp.int32))
 
 
@@ -50,7 +50,7 @@ def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Arra
     with meshes.weight_stationary():
       output = apply(params, batch, cache=state.cache)
       logits_RV = meshes.with_logical_constraint(
-        output.unembed(output.hidden)[:, 0], 'cache_batch', 'vocab'
+        output.head(output.hidden)[:, 0], 'cache_batch', 'vocab'
       )
     return logits_RV, State(output.cache, state.positions + 1)
 

@@ -62,7 +62,8 @@ def write(
   What is written depends on the prompt and its seed alone, not on the other prompts or the size of
   the batches: these are made of prompts of like lengths only for speed. What has not ended where
   the model's context is full stops there. A prompt for which nothing is found has one empty text,
-  of score -inf. Inside lm.parallel.mesh.set_mesh all devices decode each batch, with the parameters sharded; an `apply` is for one mesh.
+  of score -inf. Inside lm.parallel.mesh.set_mesh all devices decode each batch with sharded
+  parameters; an `apply` is for one mesh.
 
   Args:
     model: has `init_cache`, `branch` and `context`.

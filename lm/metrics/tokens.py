@@ -61,7 +61,7 @@ def squared_error() -> Metric:
   """Returns the mean squared error of numbers, and the mean absolute error."""
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
-    error = output.unembed(output.hidden)[..., 0] - batch['targets']
+    error = output.head(output.hidden)[..., 0] - batch['targets']
     weights = batch['weights']
     count = jnp.sum(weights)
     return {

@@ -52,7 +52,7 @@ class Members(flax.struct.PyTreeNode):
   @property
   def entries(self) -> int:
     """Logits a position that are held at once."""
-    return sum(member.entries for member in self.members)
+    return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits of all together; of one alone, those it has."""

@@ -81,7 +81,7 @@ class Layers(nn.Module):
   d_hidden: int
   depth: int
   dropout: float = 0.0
-  unroll: int = 1
+  scan_unroll: int = 1
   dtype: str = 'float32'
 
   @nn.compact
@@ -106,7 +106,7 @@ class Layers(nn.Module):
         flow,
         begun if carries is None else carries[i],
         None if restarts is None else restarts[i],
-        unroll=self.unroll,
+        unroll=self.scan_unroll,
       )
       x_TBI = hook_point(self, f'states_{i}', x_TBI)
       after.append(carry)
@@ -124,7 +124,7 @@ class Bidirectional(nn.Module):
   cell: Callable[[], Cell]
   d_hidden: int  # of each direction
   depth: int = 1
-  unroll: int = 1
+  scan_unroll: int = 1
   dropout: float = 0.0
   dtype: str = 'float32'
 
@@ -147,7 +147,7 @@ class Bidirectional(nn.Module):
           flow,
           begun,
           reverse=way == 'left',
-          unroll=self.unroll,
+          unroll=self.scan_unroll,
         )
         read.append(y_SBD)
       x_SBI = hook_point(self, f'states_{i}', jnp.concatenate(read, axis=-1))
@@ -160,14 +160,20 @@ class Unidirectional(nn.Module):
   cell: Callable[[], Cell]
   d_hidden: int
   depth: int = 1
-  unroll: int = 1
+  scan_unroll: int = 1
   dropout: float = 0.0
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x_BSI: Array, segments_BS: Array, positions_BS: Array) -> Array:
     layers = Layers(
-      self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='layers'
+      self.cell,
+      self.d_hidden,
+      self.depth,
+      self.dropout,
+      self.scan_unroll,
+      self.dtype,
+      name='layers',
     )
     return layers(x_BSI, recurrent.forward(segments_BS, positions_BS))[0]
 
@@ -199,13 +205,13 @@ class Attentive(nn.Module):
   """
 
   cell: Callable[[], Cell]
-  score: Callable[[], AttentionScore]
+  attention_score: Callable[[], AttentionScore]
   d_model: int  # O
   d_hidden: int  # of the layers
   depth: int
   input_feeding: bool
   dropout: float = 0.0
-  unroll: int = 1
+  scan_unroll: int = 1
   dtype: str = 'float32'
 
   @nn.compact
@@ -221,7 +227,7 @@ class Attentive(nn.Module):
     B, T, _ = x_BTI.shape
     cell, score = (
       make_layers(self.cell, Cell, 'model.cell'),
-      make_layers(self.score, AttentionScore, 'model.score'),
+      make_layers(self.attention_score, AttentionScore, 'model.attention_score'),
     )
     rows = segments_BT.reshape(len(memory.segments), -1)
     visible_BTS = (rows[:, :, None] == memory.segments[:, None]).reshape(B, T, -1)
@@ -251,7 +257,13 @@ class Attentive(nn.Module):
   def _apart(self, score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
     """All states first, and then what they are aligned with."""
     layers = Layers(
-      self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='layers'
+      self.cell,
+      self.d_hidden,
+      self.depth,
+      self.dropout,
+      self.scan_unroll,
+      self.dtype,
+      name='layers',
     )
     h_BTD, carries = layers(x_BTI, flow, restarts, carry[0])
     B, T, _ = h_BTD.shape
@@ -291,7 +303,7 @@ class Attentive(nn.Module):
       return _step(cell, score, product, constants, carry, x)
 
     carry, attended = recurrent.scan(
-      step, matrices, addends, (attending, biases), carry, xs, False, self.unroll
+      step, matrices, addends, (attending, biases), carry, xs, False, self.scan_unroll
     )
     return Attended(*(part.swapaxes(0, 1) for part in attended)), carry
 
@@ -377,7 +389,7 @@ class Recurrent(nn.Module):
   vocab_size: int
   context: int  # longest row that it is trained on; it reads longer ones
   d_model: int  # of embeddings
-  tied: bool = True  # the unembedding is the embedding
+  tie_embeddings: bool = True  # the output head is the embedding
   dropout: float = 0.0
   init_std: float = 0.1
   vocab_multiple: int = 1  # rows of the table are rounded up to this
@@ -399,7 +411,7 @@ class Recurrent(nn.Module):
   def output(self, table_VD: Array, y_BTO: Array, cache: Any) -> Output:
     """Returns states and how they become logits; where O is not d_model they are mapped there."""
     y_BTO = dropout(self, y_BTO, self.dropout)
-    if not self.tied:
+    if not self.tie_embeddings:
       bias_V = self.param(
         'bias', with_logical_partitioning(nn.initializers.zeros, 'vocab'), (len(table_VD),)
       )
@@ -426,7 +438,7 @@ class _AutoregressiveRecurrent(Recurrent):
   cell: Callable[[], Cell] = recurrent.lstm
   d_hidden: int = 256
   depth: int = 1
-  unroll: int = 1
+  scan_unroll: int = 1
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns what is remembered of rows before they are read; `length` does not matter."""
@@ -460,7 +472,13 @@ class Decoder(_AutoregressiveRecurrent):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table_VD = self.table('embedding', self.d_model)
     layers = Layers(
-      self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='decoder'
+      self.cell,
+      self.d_hidden,
+      self.depth,
+      self.dropout,
+      self.scan_unroll,
+      self.dtype,
+      name='decoder',
     )
     flow = recurrent.forward(batch['segments'], batch['positions'])
     x_BTD = self.embed(table_VD, batch['inputs'])
@@ -471,19 +489,19 @@ class Decoder(_AutoregressiveRecurrent):
     """Returns the FLOPs of training on a token: 6 for each number that is multiplied."""
     del context
     multiplied = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
-    return 6 * (multiplied if self.tied else multiplied - params['embedding'].size)
+    return 6 * (multiplied if self.tie_embeddings else multiplied - params['embedding'].size)
 
 
 class Encoder(Recurrent):
   """An encoder and a head on what it read: `(batch) -> Output`, as lm.models.transformer.Encoder.
 
-  The logits are one row a token, (B, T, C), or, where there is a `pool`, one for each of the P
+  The logits are one row a token, (B, T, C), or, where there is a `pooling`, one for each of the P
   examples that a row of the batch holds, (B, P, C).
   """
 
   encoder: Callable[..., nn.Module] | None = None  # (x_BSD, segments, positions) -> (B, S, M)
-  classes: int | None = None  # outputs of the head; None for the vocabulary
-  pool: Callable[..., Array] | None = None  # (hidden_BTM, segments_BT, P) -> (B, P, M)
+  num_classes: int | None = None  # outputs of the head; None for the vocabulary
+  pooling: Callable[..., Array] | None = None  # (hidden_BTM, segments_BT, P) -> (B, P, M)
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
@@ -492,12 +510,14 @@ class Encoder(Recurrent):
     table_VD = self.table('embedding', self.d_model)
     encoder = self.encoder(dropout=self.dropout, dtype=self.dtype, name='encoder')
     x = encoder(self.embed(table_VD, batch['inputs']), batch['segments'], batch['positions'])
-    if self.pool is not None:
-      x = self.pool(x, batch['segments'], batch['examples'].shape[1])
-    if self.classes is None:
+    if self.pooling is not None:
+      x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
+    if self.num_classes is None:
       return self.output(table_VD, x, None)
     x = dropout(self, x, self.dropout)
-    return Output(x, ClassifierHead(self.classes, x.shape[-1], self.init_std, name='head')(), {})
+    return Output(
+      x, ClassifierHead(self.num_classes, x.shape[-1], self.init_std, name='head')(), {}
+    )
 
 
 class EncoderDecoder(_AutoregressiveRecurrent):
@@ -508,12 +528,14 @@ class EncoderDecoder(_AutoregressiveRecurrent):
   """
 
   encoder: Callable[..., nn.Module] | None = None  # (x_BSD, segments, positions) -> (B, S, M)
-  score: Callable[[], AttentionScore] | None = None  # None for a decoder that does not attend
+  attention_score: Callable[[], AttentionScore] | None = (
+    None  # None for a decoder that does not attend
+  )
   input_feeding: bool = True
   summary: Callable[..., Array] = (
     bidirectional_final_states  # (states_BSM, segments_BS, P) -> (B, P, M)
   )
-  shared: bool = True  # source and target have one table of embeddings
+  share_embeddings: bool = True  # source and target have one table of embeddings
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
@@ -522,25 +544,33 @@ class EncoderDecoder(_AutoregressiveRecurrent):
     if cache is not None:
       memory = cache.get('memory')
     if 'source' in batch:
-      source_VD = table_VD if self.shared else self.table('source_embedding', self.d_model)
+      source_VD = (
+        table_VD if self.share_embeddings else self.table('source_embedding', self.d_model)
+      )
       memory, restarts = self._read(source_VD, batch)
     x_BTD = self.embed(table_VD, batch['inputs'])
     flow = recurrent.forward(batch['segments'], batch['positions'])
-    if self.score is None:
+    if self.attention_score is None:
       layers = Layers(
-        self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='decoder'
+        self.cell,
+        self.d_hidden,
+        self.depth,
+        self.dropout,
+        self.scan_unroll,
+        self.dtype,
+        name='decoder',
       )
       y, carries = layers(x_BTD, flow, restarts, cache and cache['layers'])
       return self.output(table_VD, y, cache and {'layers': carries})
     attentive = Attentive(
       self.cell,
-      self.score,
+      self.attention_score,
       self.d_model,
       self.d_hidden,
       self.depth,
       self.input_feeding,
       self.dropout,
-      self.unroll,
+      self.scan_unroll,
       self.dtype,
       name='decoder',
     )
@@ -551,7 +581,7 @@ class EncoderDecoder(_AutoregressiveRecurrent):
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     cache = super().init_cache(batch_size, length)
-    if self.score is not None:
+    if self.attention_score is not None:
       cache['fed'] = jnp.zeros((batch_size, self.d_model), self.dtype)
     return cache
 
@@ -572,7 +602,7 @@ class EncoderDecoder(_AutoregressiveRecurrent):
     begin_TBLD = begin_BPLD[rows, of_T]
     begins = [begin_TBLD[:, :, i] for i in range(self.depth * states)]
     restarts = [tuple(begins[i * states : (i + 1) * states]) for i in range(self.depth)]
-    if self.score is None:
+    if self.attention_score is None:
       return None, restarts
     keys = self._linear((M, self.d_hidden), ('embed', 'mlp'), name='keys')(states_BSM)
     return Memory(keys, states_BSM, segments_BS), restarts

@@ -2,8 +2,8 @@
 
 GPT-2 is a `Decoder` with `learned` positions, `LayerNorm`, `Mlp`, tied embeddings and biases. Llama
 has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, and neither tied embeddings nor biases.
-BERT is an `Encoder` with `post_norm`. The first Transformer (Vaswani et al. 2017) is an `EncoderDecoder` with
-`sinusoidal` and `post_norm`, T5 one with `relative`.
+BERT is an `Encoder` with `post_norm`. The first Transformer (Vaswani et al. 2017) is an
+`EncoderDecoder` with `sinusoidal` and `post_norm`, T5 one with `relative`.
 
 Layers repeat in groups: `attention_layer` is one layer function or a tuple of them, and `depth` is
 a multiple of its length (Gemma 3: five layers with a window and one without). Parameters of the
@@ -121,6 +121,16 @@ class LayerGroup(nn.Module):
     return x, (None if caches is None else new_caches)
 
 
+class Scope(nn.Module):
+  """A subtree of parameters, in which a function of the enclosing model runs."""
+
+  run: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    return self.run(self, *args, **kwargs)
+
+
 class Transformer(nn.Module):
   """The fields and the stack of blocks that all architectures share."""
 
@@ -153,41 +163,38 @@ class Transformer(nn.Module):
   continues_prompts = True  # whether the model can continue a text without a source
   reads_on = False  # whether the model can read rows longer than `context`
 
-  @nn.compact_name_scope
-  def decoder(
-    self,
-    x: Array,
-    mask: Mask,
-    encoder_output: Any = None,
-    encoder_mask: Any = None,
-    caches: Any = None,
-    cross_attention: Callable[..., nn.Module] | None = None,
-  ) -> tuple[Array, Any]:
-    """Returns hidden states (B, T, D) of embeddings, and the new caches of the layer groups."""
-    return self._stack(x, mask, encoder_output, encoder_mask, caches, self.depth, cross_attention)
+  @nn.nowrap
+  def stack(
+    self, name: str, depth: int, cross_attention: Callable[..., nn.Module] | None = None
+  ) -> 'Scope':
+    """Returns `(x, mask, encoder_output, encoder_mask, caches) -> (hidden states, caches)`.
 
-  @nn.compact_name_scope
-  def encoder(self, x: Array, mask: Mask, depth: int) -> Array:
-    """Returns hidden states (B, T, D) of embeddings."""
-    return self._stack(x, mask, None, None, None, depth, None)[0]
+    Args:
+      name: of the subtree of parameters.
+      depth: number of layers.
+      cross_attention: layer that attends to the encoder output (B, S, D), if there is one.
+    """
+    return Scope(functools.partial(self._stack, depth, cross_attention), name=name)
 
+  @nn.nowrap
   def _stack(
     self,
-    x: Array,
-    mask: Mask,
-    encoder_output: Any,
-    encoder_mask: Any,
-    caches: Any,
     depth: int,
     cross_attention: Callable[..., nn.Module] | None,
+    scope: nn.Module,
+    x: Array,
+    mask: Mask,
+    encoder_output: Array | None = None,
+    encoder_mask: Mask | None = None,
+    caches: Any = None,
   ) -> tuple[Array, Any]:
     self._check(depth)
     position = self.position()
     if position.embed is not None:
-      x += position.embed(self, mask.q_positions, self.d_model, self.context)
+      x += position.embed(scope, mask.q_positions, self.d_model, self.context)
     if position.bias is not None:
-      mask = mask.replace(bias=position.bias(self, self.heads, mask.causal))
-    x = hook_point(self, 'embeddings', dropout(self, x, self.dropout).astype(self.dtype))
+      mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
+    x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
     x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
     blocks = self._blocks(position, depth, cross_attention)
     args = (mask, encoder_output, encoder_mask)
@@ -195,14 +202,15 @@ class Transformer(nn.Module):
       x, _ = self._scanned(blocks, depth)(x, *args, None)
     else:
       group, new_caches = LayerGroup(blocks, parent=None), []
-      for params, cache in zip(_unstack(self.variables['params']['layers']), caches, strict=True):
+      for params, cache in zip(_unstack(scope.variables['params']['layers']), caches, strict=True):
         x, cache = group.apply({'params': params}, x, *args, cache)
         new_caches.append(cache)
       caches = tuple(new_caches)
     if self.final_norm:
       x = self.norm(bias=self.bias, name='final_norm')(x)
-    return hook_point(self, 'hidden', x), caches
+    return hook_point(scope, 'hidden', x), caches
 
+  @nn.nowrap
   def _scanned(self, blocks: tuple[Callable[..., nn.Module], ...], depth: int) -> nn.Module:
     group = LayerGroup
     if self.remat_policy is not None:
@@ -223,6 +231,7 @@ class Transformer(nn.Module):
     )
     return scanned(blocks, name='layers')
 
+  @nn.nowrap
   def _blocks(
     self, position: Position, depth: int, cross_attention: Callable[..., nn.Module] | None
   ) -> tuple[Callable[..., nn.Module], ...]:
@@ -254,10 +263,12 @@ class Transformer(nn.Module):
       for layer in self._attention_layers()
     )
 
+  @nn.nowrap
   def _attention_layers(self) -> tuple[Callable[..., nn.Module], ...]:
     layers = self.attention_layer
     return layers if isinstance(layers, tuple) else (layers,)
 
+  @nn.nowrap
   def _check(self, depth: int) -> None:
     group = len(self._attention_layers())
     if depth % group:
@@ -329,7 +340,7 @@ class Decoder(Transformer):
     batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
-    x, caches = self.decoder(x, mask, caches=cache and cache['layers'])
+    x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
     x = x.reshape(*rows, -1)
     return Output(x, self.output_head(table), {}, cache and {**slots, 'layers': caches})
 
@@ -363,7 +374,7 @@ class Encoder(Transformer):
     del cache  # an encoder never continues
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
     mask = bidirectional_mask(batch['positions'], batch['segments'], packed(batch))
-    x = self.encoder(self.embed(table, batch['inputs']), mask, self.depth)
+    x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), mask)
     if self.pooling is not None:
       x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
     x = dropout(self, x, self.dropout)
@@ -399,7 +410,7 @@ class EncoderDecoder(Transformer):
       slots['source_segments'] = segments = batch['source_segments']
       source_mask = bidirectional_mask(batch['source_positions'], segments, packed(batch))
       source = self.embed(source_table, batch['source'])
-      encoder_output = self.encoder(source, source_mask, self._encoder_depth())
+      encoder_output, _ = self.stack('encoder', self._encoder_depth())(source, source_mask)
     elif cache is not None:
       slots['source_segments'] = cache['source_segments']
     encoder_mask = Mask(
@@ -411,8 +422,8 @@ class EncoderDecoder(Transformer):
       packed=cache is not None or packed(batch),
     )
     x = self.embed(table, batch['inputs'])
-    layers = cache and cache['layers']
-    x, caches = self.decoder(x, mask, encoder_output, encoder_mask, layers, self.cross_attention)
+    decoder = self.stack('decoder', self.depth, self.cross_attention)
+    x, caches = decoder(x, mask, encoder_output, encoder_mask, cache and cache['layers'])
     x = x.reshape(*rows, -1)
     return Output(x, self.output_head(table), {}, cache and {**slots, 'layers': caches})
 

@@ -261,8 +261,8 @@ def cudnn_supported(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """`cudnn` where the program runs on an NVIDIA GPU, `splash` on a TPU, `blocked` elsewhere.
 
-  Unsupported inputs take another form. On a GPU it is `blockwise` (see `cudnn_supported`: float32, a
-  bias, heads of more than 128 elements or of no multiple of 8, rows of odd length). On a TPU it is
+  Unsupported inputs take another form. On a GPU it is `blockwise` (see `cudnn_supported`: float32,
+  a bias, heads of more than 128 elements or of no multiple of 8, rows of odd length). On a TPU it is
   `dot_product` (see `splash_supported`: cross-attention, a KV cache, a bias, or rows of no multiple
   of 128 tokens).
   """

@@ -93,7 +93,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """`rms_norm` with a learned scale. `bias` has no effect: it is there for one signature of norms."""
+  """`rms_norm` with a learned scale. `bias` has no effect; all norms take it."""
 
   bias: bool = False
   epsilon: float = 1e-6

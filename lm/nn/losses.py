@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.parallel.collectives import apply_with_gathered, is_gathered_for, shard_map_over_batch
-from lm.parallel.mesh import num_shards, platform
+from lm.parallel.mesh import current_mesh, num_shards, platform
 from lm.types import Array, EmbeddingTable, OutputHead
 
 # Logits that a device holds at once when no chunk is named: 512 MiB of float32, for with each chunk
@@ -54,12 +54,12 @@ def token_statistics(hidden_BTD: Array, unembed: OutputHead, targets_BT: Array) 
     return _over_chunks(one, size, *rows)
 
   B, T = targets_BT.shape
-  size = chunk_size(B, T, unembed.entries)
-  rows, copies = (hidden_BTD, targets_BT), unembed.table.copies
-  if not is_gathered_for(copies, rows):
+  size = chunk_size(B, T, unembed.padded_vocab_size)
+  rows, gathered = (hidden_BTD, targets_BT), unembed.table.gathered
+  if gathered is None or not is_gathered_for(gathered, rows):
     return part(rows, unembed)
   return apply_with_gathered(
-    lambda rows, x: part(rows, unembed.replace(table=EmbeddingTable(x))), rows, copies
+    lambda rows, x: part(rows, unembed.replace(table=EmbeddingTable(x))), rows, gathered
   )
 
 
@@ -90,7 +90,7 @@ def cross_entropy(
   the label adds (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
   Gradients with respect to `hidden_BTD`, `weights_BT` and the arrays of `unembed` are found chunk
   by chunk in the forward pass, while the logits are at hand, so that nothing is computed twice.
-  Where the table has copies for these rows, the gradient of the table is theirs.
+  Where the table is all-gathered for this batch, the gradient is that of the gathered copies.
 
   Args:
     hidden_BTD: hidden states.
@@ -118,25 +118,28 @@ def _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
   """Returns the parts, and where `gradient` those of hidden states, unembedding and weights."""
   B, T, _ = hidden_BTD.shape
-  size = chunk_size(B, T, unembed.entries, chunk)
-  # Devices have the kernel already, or get it once, in the type that they multiply in.
+  size = chunk_size(B, T, unembed.padded_vocab_size, chunk)
+  # Devices have the kernel already, or all-gather it once, in the type of the matmul.
   table = unembed.table
-  shared = is_gathered_for(table.copies, hidden_BTD)
-  kernel = table.copies if shared else table.vectors_VD.astype(hidden_BTD.dtype)
+  shared = table.gathered is not None and is_gathered_for(table.gathered, hidden_BTD)
+  kernel = table.gathered if shared else table.vectors_VD.astype(hidden_BTD.dtype)
 
   def part(unembed: OutputHead, rows: tuple[Array, ...]):
     return _rows(unembed, rows, penalties, size, gradient)
 
   whole, rows = unembed.replace(table=EmbeddingTable(kernel)), (hidden_BTD, targets_BT, weights_BT)
-  sums, d_unembed, d_rows = shard_map_over_batch(part, whole, unembed.logical_axes, rows)
+  if current_mesh() is None:
+    sums, d_unembed, d_rows = part(whole, rows)
+  else:
+    sums, d_unembed, d_rows = shard_map_over_batch(part, whole, unembed.logical_axes, rows)
   if not gradient:
     return sums, None
-  # Of the vectors and their copies those have a gradient that were taken.
+  # The gradient belongs to the parameter or to its gathered copies, whichever was used.
   d_kernel = d_unembed.kernel_VD
   d_unembed = d_unembed.replace(
     table=EmbeddingTable(None, d_kernel) if shared else EmbeddingTable(d_kernel)
   )
-  taken = EmbeddingTable(None, table.copies) if shared else EmbeddingTable(table.vectors_VD)
+  taken = EmbeddingTable(None, table.gathered) if shared else EmbeddingTable(table.vectors_VD)
   taken = unembed.replace(table=taken)
   d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, taken)
   d_hidden, d_weights = d_rows

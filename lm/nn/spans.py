@@ -30,12 +30,12 @@ def span_statistics(output: Output, batch: Batch) -> SpanStatistics:
   Raises:
     UserError: the model has not two logits a token.
   """
-  logits_BTC = output.unembed(output.hidden)
+  logits_BTC = output.head(output.hidden)
   B, T = batch['segments'].shape
   if logits_BTC.shape != (B, T, 2):
     raise UserError(
       f'model: spans need two logits a token, ({B}, {T}, 2), and it gives {logits_BTC.shape}; '
-      'set model.classes=2 and leave model.pool empty'
+      'set model.num_classes=2 and leave model.pooling empty'
     )
   candidate_BT = (batch['char_stop'] > 0) | (batch['positions'] == 0)
   segment_P = jnp.arange(1, batch['start'].shape[1] + 1)

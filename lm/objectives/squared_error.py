@@ -10,7 +10,7 @@ def squared_error() -> Objective:
 
   def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
-    error = output.unembed(output.hidden)[..., 0] - batch['targets']
+    error = output.head(output.hidden)[..., 0] - batch['targets']
     return {'loss': jnp.sum(batch['weights'] * jnp.square(error))}
 
   return Objective(loss_sums, normalizers=lambda batch: {'loss': jnp.sum(batch['weights'])})

@@ -7,7 +7,7 @@ TPUs. What else is held is reckoned, by what the step is known to do:
   gradient, and on every device the whole table that makes them, in the numbers that are multiplied,
   and its gradient in float32;
 - in the pass backward: the gradients, which are as large and lie as the parameters, and, where a
-  layer is computed again (`model.remat`), all that it would have kept;
+  layer is computed again (`model.remat_policy`), all that it would have kept;
 - all the while, where a batch is taken in parts: what the parts before have added up.
 """
 
@@ -78,7 +78,7 @@ def traceable(config: ConfigDict) -> ConfigDict:
     for key, value in section.items():
       if isinstance(value, ConfigDict):
         replace(value)
-      elif key == 'attend' and value in kernel.PATHS:
+      elif key == 'attention_fn' and value in kernel.PATHS:
         section[key] = kernel.PATHS[value]
 
   other = copy.deepcopy(config)
@@ -102,7 +102,7 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
   with meshes.set_mesh(functions.mesh, functions.rules):
     output: Output = jax.eval_shape(functions.apply, state.params, part)
     table, hidden = output.head.kernel_VD, output.hidden
-    V = output.head.entries
+    V = output.head.padded_vocab_size
     chunk = config.objective.chunk if 'chunk' in config.objective else 0
     B, T = hidden.shape[:2]
     positions = B * chunk_size(B, T, V, chunk) / meshes.num_shards('batch')
@@ -114,11 +114,11 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
 
 def _layer(config: ConfigDict, functions: Functions, state: TrainState, part: Batch) -> float:
   """Returns the bytes that one layer keeps of the pass forward while it is computed again."""
-  if 'remat' not in config.model or config.model.remat is None:
+  if 'remat_policy' not in config.model or config.model.remat_policy is None:
     return 0.0
   other = copy.deepcopy(config)
   with other.unlocked():
-    other.model.remat = None
+    other.model.remat_policy = None
   apply = types.apply_of(build.model(other, program.vocabulary(other)))
   keeping = functions._replace(apply=mesh.with_mesh(apply, functions.mesh, functions.rules))
   return program.activations(keeping, state, part) / config.model.depth
@@ -133,7 +133,7 @@ def _part(functions: Functions, batch: Batch, parts: int) -> Batch:
   sample = functions.objective.sample
   if sample is None:
     return part
-  return jax.eval_shape(lambda part: dict(sample(part, jax.random.key(0))), part)
+  return jax.eval_shape(lambda part: sample(part, jax.random.key(0)), part)
 
 
 def _work(

@@ -36,7 +36,7 @@ def attention(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   try:
     check_cudnn(q_BTHK.dtype, mask)
   except ValueError as e:
-    raise UserError(f'model.attend, on a GPU: {e}') from e
+    raise UserError(f'model.attention_fn, on a GPU: {e}') from e
   S = seen = k_BSGK.shape[1]
   given = cudnn_mask(mask)
   # Of keys that are hidden by their places the kernel does not read most.

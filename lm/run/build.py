@@ -175,12 +175,12 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
       f'model.vocab_size={section["vocab_size"]}, but the tokenizer has {vocab_size} entries; '
       "leave it empty to take the tokenizer's (model.vocab_multiple pads the table)"
     )
-  if 'classes' in section and section['classes'] is None and config.data.labels:
-    section['classes'] = len(config.data.labels)
+  if 'num_classes' in section and section['num_classes'] is None and config.data.labels:
+    section['num_classes'] = len(config.data.labels)
   labels = len(config.data.labels)
-  if labels and section.get('classes') not in (None, labels):
+  if labels and section.get('num_classes') not in (None, labels):
     raise UserError(
-      f'model.classes={section["classes"]}, but data.labels names {labels}; leave it empty'
+      f'model.num_classes={section["num_classes"]}, but data.labels names {labels}; leave it empty'
     )
   rows = ('context', 'source_context') if 'encoder_depth' in section else ('context',)
   for key in rows:

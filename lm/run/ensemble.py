@@ -139,7 +139,7 @@ def _check_alike(first: pathlib.Path, one: Loaded, folder: pathlib.Path, other: 
       f'{vocabulary_size(other.tokenizer)} entries); train them on one data.source with one '
       'data.tokenizer'
     )
-  for name in ('continues_prompts', 'classes'):
+  for name in ('continues_prompts', 'num_classes'):
     ours, theirs = (getattr(loaded.model, name, None) for loaded in (one, other))
     if ours != theirs:
       raise UserError(

@@ -33,7 +33,7 @@ def classes(task: Task) -> Converter:
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
     del batch
-    return {'values/class': output.unembed(output.hidden).argmax(-1)}
+    return {'values/class': output.head(output.hidden).argmax(-1)}
 
   def read(labels: Sequence[str], example: Example, pieces: list[dict[str, np.ndarray]]) -> str:
     del example
@@ -54,7 +54,7 @@ def number(task: Task) -> Converter:
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
     del batch
-    return {'values/number': output.unembed(output.hidden)[..., 0]}
+    return {'values/number': output.head(output.hidden)[..., 0]}
 
   def read(labels: Sequence[str], example: Example, pieces: list[dict[str, np.ndarray]]) -> float:
     del labels, example
@@ -96,7 +96,7 @@ def tags(task: Task) -> Converter:
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
     del batch
-    return {'tokens/tag': output.unembed(output.hidden).argmax(-1)}
+    return {'tokens/tag': output.head(output.hidden).argmax(-1)}
 
   def read(
     labels: Sequence[str], example: Example, pieces: list[dict[str, np.ndarray]]

@@ -79,7 +79,7 @@ def spans(
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
     del batch
-    logits_BTC = output.unembed(output.hidden)
+    logits_BTC = output.head(output.hidden)
     return {'tokens/start': logits_BTC[..., 0], 'tokens/stop': logits_BTC[..., 1]}
 
   def read(labels: Sequence[str], example: Example, pieces: list[dict[str, np.ndarray]]) -> str:

@@ -36,7 +36,7 @@ def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     batch = {'inputs': tokens_BT, 'segments': jnp.ones(shape, jnp.int32), 'positions': positions}
     output = apply(params, batch)
-    return output.unembed(output.hidden).argmax(-1)
+    return output.head(output.hidden).argmax(-1)
 
   found = continued(PROMPTS, greedy, [0, 0, 0])
   assert found.shape == (3, COUNT) and found.dtype == np.int32

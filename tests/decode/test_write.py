@@ -265,7 +265,7 @@ def test_recurrent_models_read_on_and_say_so_once(params_of, capsys):
     d_model=8,
     d_hidden=6,
     encoder=functools.partial(Bidirectional, cell=lstm, d_hidden=5),
-    score=additive,
+    attention_score=additive,
   )
   params, apply = params_of(model), apply_of(model)
   rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ def functions_of(decoder, params_of):
     @jax.jit
     def run(params, batch, cache=None):
       output = apply(params, batch, cache=cache)
-      return output.unembed(output.hidden), output.cache
+      return output.head(output.hidden), output.cache
 
     return model, functools.partial(run, params)
 

@@ -28,7 +28,7 @@ def _jitted(apply):
   @jax.jit
   def run(params, batch, cache=None):
     output = apply(params, batch, cache=cache)
-    return output.unembed(output.hidden), output.cache
+    return output.head(output.hidden), output.cache
 
   return run
 
@@ -173,7 +173,7 @@ def test_metrics_take_an_ensemble_in_chunks(of_pair, batch_of, monkeypatch):
   @jax.jit
   def terms(params, batch):
     output = apply(params, batch)
-    sizes.append(losses.chunk_size(2, 12, output.head.entries))
+    sizes.append(losses.chunk_size(2, 12, output.head.padded_vocab_size))
     return language_model().terms(output, batch)
 
   total, weight = terms(params, batch)['loss']

@@ -32,18 +32,20 @@ SHALLOW = {name: functools.partial(encoder, depth=1) for name, encoder in ENCODE
 
 
 def translator(**changes):
-  fields = {'encoder': SHALLOW['both'], 'd_hidden': 6, 'depth': 2, 'score': additive}
+  fields = {'encoder': SHALLOW['both'], 'd_hidden': 6, 'depth': 2, 'attention_score': additive}
   return EncoderDecoder(**SIZES, **(fields | changes))
 
 
 MODELS = {
   **{name: Decoder(**SIZES, cell=cell, d_hidden=6, depth=2) for name, cell in CELLS.items()},
-  'untied': Decoder(**SIZES, d_hidden=6, tied=False),
+  'untied': Decoder(**SIZES, d_hidden=6, tie_embeddings=False),
   'additive': translator(encoder=ENCODERS['both']),
-  'multiplicative': translator(score=multiplicative, cell=recurrent.gru),
+  'multiplicative': translator(attention_score=multiplicative, cell=recurrent.gru),
   'without_feeding': translator(input_feeding=False),
-  'fixed_vector': translator(score=None, encoder=SHALLOW['one_way'], summary=pooling.last),
-  'pooled': translator(score=None, summary=pooling.mean),
+  'fixed_vector': translator(
+    attention_score=None, encoder=SHALLOW['one_way'], summary=pooling.last
+  ),
+  'pooled': translator(attention_score=None, summary=pooling.mean),
   'convolutional': translator(encoder=SHALLOW['convolutional'], summary=pooling.maximum),
 }
 # Rows that pack two or three documents, with padding behind.
@@ -88,7 +90,7 @@ def source_of(batch):
 
 
 def logits_of(output):
-  return np.asarray(output.unembed(output.hidden))
+  return np.asarray(output.head(output.hidden))
 
 
 def test_packed_documents_equal_rows_of_their_own(functions, batch_of, alone):
@@ -182,7 +184,7 @@ def test_without_attention_the_source_is_known_by_its_summary_alone(functions_of
 @pytest.mark.parametrize('name', ENCODERS)
 def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alone):
   model = Encoder(
-    **SIZES, encoder=ENCODERS[name], classes=3, pool=pooling.bidirectional_final_states
+    **SIZES, encoder=ENCODERS[name], num_classes=3, pooling=pooling.bidirectional_final_states
   )
   params, apply = params_of(model), jax.jit(apply_of(model))
   tokens, examples = batch_of(T=10, segments=SEGMENTS), {'examples': np.ones((2, 3), np.int32)}
@@ -215,7 +217,10 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
   ('changes', 'message'),
   [
     ({'cell': additive}, 'model.cell: the function makes a Score and not a Cell'),
-    ({'score': recurrent.gru}, 'model.score: the function makes a Cell and not a Score'),
+    (
+      {'attention_score': recurrent.gru},
+      'model.attention_score: the function makes a Cell and not a Score',
+    ),
     ({'cell': recurrent.advance}, 'model.cell: lm.nn.recurrent:advance: missing a required argu'),
   ],
 )

@@ -70,7 +70,7 @@ def functions(decoder, encoder_decoder):
         d_hidden=16,
         depth=2,
         encoder=functools.partial(Bidirectional, cell=gru, d_hidden=8),
-        score=additive,
+        attention_score=additive,
         vocab_multiple=8,
       )
     over = mesh.make_mesh(sizes, devices)
@@ -521,7 +521,7 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
       for n in (8, 1)
     )
     said = nn_losses.token_statistics(output.hidden, output.head, batch['targets'])
-    return whole + part, (output.head.table.copies is not None, said.nats)
+    return whole + part, (output.head.table.gathered is not None, said.nats)
 
   boxed = jax.eval_shape(init_of(model, 16), jax.random.key(0))
   places = mesh.shardings(boxed, over, mesh.RULES)

@@ -254,7 +254,7 @@ def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memo
   rng = np.random.default_rng(0)
   x, y = (rng.normal(0, 1, (2, t, 16)).astype(np.float32) for t in (T, memory or T))
   rotate = rope().rotate if memory is None else None
-  layer = Attention(4, 2, 6, attend=attend, rotate=rotate, window=None if memory else 5)
+  layer = Attention(4, 2, 6, attention_fn=attend, rotate=rotate, window=None if memory else 5)
   mask = _mask(segments=SEGMENTS)
   if memory is not None:
     k_segments = np.ones((2, memory), np.int32)
@@ -282,7 +282,7 @@ class _Alone(nn.Module):
 
   @nn.compact
   def __call__(self, batch):
-    layer = Attention(4, 4, 6, attend=BLOCKS_OF_4, name='layer')
+    layer = Attention(4, 4, 6, attention_fn=BLOCKS_OF_4, name='layer')
     return layer(batch['x'], None, _mask(), None)[0]
 
 

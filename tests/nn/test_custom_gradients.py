@@ -17,13 +17,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 RULES = {
   'lm/nn/losses.py:_total': 'test_each_part_of_the_cross_entropy_has_its_gradient_in_the_total',
   'lm/nn/losses.py:as_terms': 'test_terms_with_different_cotangents_have_no_gradient',
-  'lm/nn/losses.py:_pick': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/losses.py:_take_target_logit': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/losses.py:_softplus': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/windows.py:around': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/layers.py:_apart': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/embedding.py:_taken': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/windows.py:window_sum': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/layers.py:_materialize': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/embedding.py:_lookup': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/recurrent.py:scan': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/parallel/collectives.py:_copied': 'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all',
+  'lm/parallel/collectives.py:_all_gather': 'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all',
   # Stands for the shapes and matmuls of cuDNN's kernel; its values are no attention (see there).
   'lm/preflight/kernel.py:_kernel': '',
 }

@@ -28,5 +28,5 @@ def test_on_one_device_a_table_is_looked_up_in_as_it_is():
   ids_BT = jnp.asarray([[2, 0]])
   with mesh.set_mesh(mesh.make_mesh({'fsdp': 1}, jax.devices()[:1]), mesh.RULES):
     table = embedding.gather_for_tied(vectors_VD, ids_BT, jnp.bfloat16)
-    assert table.copies is None and table == EmbeddingTable(vectors_VD)
+    assert table.gathered is None and table == EmbeddingTable(vectors_VD)
     np.testing.assert_array_equal(embedding.embedding_lookup(table, ids_BT), [[[4, 5], [0, 1]]])

@@ -76,5 +76,5 @@ def test_the_metric_counts_spans_with_both_ends_right():
 
 @pytest.mark.parametrize('shape', [(2, 8, 3), (2, 2, 2)])
 def test_a_model_without_two_logits_a_token_is_told(shape):
-  with pytest.raises(UserError, match=r'set model\.classes=2 and leave model\.pool empty'):
+  with pytest.raises(UserError, match=r'set model\.num_classes=2 and leave model\.pooling empty'):
     spans().loss_sums(model, jnp.zeros(shape), BATCH, None)

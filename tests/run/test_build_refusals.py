@@ -54,7 +54,7 @@ BATCH = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((1, 4), jnp.
 def test_variables_of_a_layer_are_refused_before_the_first_step(mlp, remat):
   name = {'Sowing': 'losses', 'Recording': 'intermediates', 'Counting': 'batch_stats'}[mlp.__name__]
   with pytest.raises(UserError, match=f'{name}.*decoder/layers/layer_0/mlp'):
-    jax.eval_shape(init_of(_decoder(mlp=mlp, remat=remat), 4), jax.random.key(0))
+    jax.eval_shape(init_of(_decoder(mlp=mlp, remat_policy=remat), 4), jax.random.key(0))
 
 
 @pytest.mark.parametrize('mlp', [Sowing, Recording])

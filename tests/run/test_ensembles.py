@@ -60,7 +60,7 @@ SOURCE = f"""
     if arg == 'decoder':
       config.data.convert = 'lm.tasks.write:decoder'
     if arg == 'number':
-      config.model.classes = 1
+      config.model.num_classes = 1
       config.data.task = 'lm.tasks.text:regression'
       config.data.convert = 'lm.tasks.find:number'
       config.eval.sets.validation.metrics = ('lm.metrics.tokens:squared_error',)
@@ -119,7 +119,7 @@ def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
   def probabilities(one):
     def of(params):
       output = one.apply(params, batch)
-      return jax.nn.softmax(output.unembed(output.hidden))
+      return jax.nn.softmax(output.head(output.hidden))
 
     return np.asarray(jax.jit(of)(one.params))
 

@@ -112,7 +112,7 @@ class NoPair(Attention):
   [(NoCache, r'model\.attention: .* None in its place'), (NoPair, r'not a pair \(y, cache\)')],
 )
 def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
-  model = decoder(attention=layer)
+  model = decoder(attention_layer=layer)
   tokens = np.zeros((1, 3), np.int32)
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
   init = build.init_of(model, 8)

@@ -89,7 +89,7 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(functions, state, ba
   @jax.jit
   def by_hand(params):
     output = apply(params, batch)
-    log_p_BTV = jax.nn.log_softmax(output.unembed(output.hidden))
+    log_p_BTV = jax.nn.log_softmax(output.head(output.hidden))
     nats_BT1 = -jnp.take_along_axis(log_p_BTV, batch['targets'][..., None], axis=-1)
     return jnp.sum(nats_BT1[..., 0] * weights_BT) / 11
 

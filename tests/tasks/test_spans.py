@@ -205,7 +205,7 @@ def get_config(arg=''):
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:words', 'min_count': 1}})
   config.data.context = 16
   config.model = encoder(depth=1, d_model=32, heads=4, context=16)
-  config.model.update({{'init_std': 0.1, 'classes': 2, 'pool': placeholder(str)}})
+  config.model.update({{'init_std': 0.1, 'num_classes': 2, 'pooling': placeholder(str)}})
   config.model.position = 'lm.nn.position:rope'
   config.objective = ConfigDict({{'fn': 'lm.objectives.spans:spans'}})
   config.optim.learning_rate = 1e-2

@@ -55,7 +55,7 @@ def config_of(shape: Shape) -> ConfigDict:
   with config.unlocked():
     if shape.d_hidden:
       config.model = recurrent(shape.d_model, shape.d_hidden, shape.depth, shape.context)
-      config.model.tied = False
+      config.model.tie_embeddings = False
     else:
       config.model = configs.gpt2(shape.depth, shape.d_model, shape.heads, shape.context)
   config.model.dtype = shape.dtype
