@@ -19,7 +19,7 @@ class GatedAttention(Attention):
   @nn.compact
   def __call__(self, x, memory, mask, cache):
     q, k, v = self.project(x, memory)
-    o_BTHK, cache = self.mix(q, k, v, mask, cache)
+    o_BTHK, cache = self.attend(q, k, v, mask, cache)
     D, H = x.shape[-1], self.heads
     gate_BTH = nn.sigmoid(Linear((D, H), ('embed', 'heads'), dtype=self.dtype, name='gate')(x))
     return self.out(o_BTHK * gate_BTH[..., None], D), cache

@@ -10,7 +10,7 @@ import pytest
 from lm.errors import UserError
 from lm.models.transformer import EncoderDecoder
 from lm.nn.layers import Attention
-from lm.optim import optimizers
+from lm.optim import optimizers, wrappers
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt', 'warmup_stable_decay')
 
@@ -67,9 +67,9 @@ GRADIENT = jax.tree.map(lambda x: np.full_like(x, 0.5) * np.sign(x), PARAMS)
 
 
 def _selected(params, pattern):
-  found = optimizers.find(params, pattern, 'decay')
+  found = wrappers.path_mask(params, pattern, 'decay')
   leaves = jax.tree_util.tree_leaves_with_path(found)
-  return {optimizers.path_name(path) for path, chosen in leaves if chosen}
+  return {wrappers.path_name(path) for path, chosen in leaves if chosen}
 
 
 def test_patterns_are_searched_in_readable_paths():
@@ -85,7 +85,7 @@ def test_matrices_are_decayed_and_vectors_are_not(variant, decoder, params_of):
   decayed = _selected(params, r'(kernel|embedding)$')
   leaves = jax.tree_util.tree_leaves_with_path(params)
   for path, leaf in leaves:
-    name = optimizers.path_name(path)
+    name = wrappers.path_name(path)
     # Stacked layers have one axis more; the learned positions are a table that is not decayed.
     matrix = leaf.ndim - ('/layers/' in name) >= 2 and 'bias' not in name
     assert (name in decayed) == (matrix and name != 'decoder/position'), name
@@ -149,7 +149,7 @@ def test_two_steps_of_adamw_by_hand():
   gradients = (GRADIENT, jax.tree.map(lambda g: -2 * g + 0.1, GRADIENT))
   found = _steps(optimizer, gradients=gradients)
   for path, start in jax.tree_util.tree_leaves_with_path(PARAMS):
-    name, p, m, v = optimizers.path_name(path), np.asarray(start, np.float64), 0.0, 0.0
+    name, p, m, v = wrappers.path_name(path), np.asarray(start, np.float64), 0.0, 0.0
     for t, gradient in enumerate(gradients, 1):
       (g,) = (x for q, x in jax.tree_util.tree_leaves_with_path(gradient) if q == path)
       m, v = 0.8 * m + 0.2 * np.asarray(g), 0.9 * v + 0.1 * np.asarray(g) ** 2
@@ -208,8 +208,8 @@ def test_all_that_is_decayed_may_be_frozen():
   found = _steps(_adamw(freeze='(kernel|embedding)$'), gradients=(GRADIENT,) * 2)
   for path, leaf in jax.tree_util.tree_leaves_with_path(found):
     start = functools.reduce(lambda node, k: node[k.key], path, PARAMS)
-    frozen = optimizers.path_name(path).endswith(('kernel', 'embedding'))
-    assert np.array_equal(leaf, start) == frozen, optimizers.path_name(path)
+    frozen = wrappers.path_name(path).endswith(('kernel', 'embedding'))
+    assert np.array_equal(leaf, start) == frozen, wrappers.path_name(path)
 
 
 @pytest.mark.parametrize('largest', [0.1, 1e6])
@@ -217,7 +217,7 @@ def test_all_that_is_decayed_may_be_frozen():
 def test_clip_is_that_of_optax(largest, given):
   rng = np.random.default_rng(0)
   grads = {name: rng.normal(size=(5, 3)).astype(np.float32) for name in 'ab'}
-  clip, reference = optimizers.clip_by_norm(largest), optax.clip_by_global_norm(largest)
+  clip, reference = wrappers.clip_by_norm(largest), optax.clip_by_global_norm(largest)
 
   @jax.jit
   def both(grads):
@@ -239,7 +239,7 @@ def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(de
   adam = _steps(optimizers.adamw(**fields), params, (gradients,))
   seen = set()
   for path, start in jax.tree_util.tree_leaves_with_path(params):
-    name = optimizers.path_name(path)
+    name = wrappers.path_name(path)
     ours, theirs, gradient = (
       np.asarray(functools.reduce(lambda node, k: node[k.key], path, tree))
       for tree in (moved, adam, gradients)
@@ -299,7 +299,7 @@ def test_each_layer_moves_at_a_rate_of_its_own(periods):
 
 def _named(tree):
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {optimizers.path_name(path): np.asarray(x) for path, x in leaves}
+  return {wrappers.path_name(path): np.asarray(x) for path, x in leaves}
 
 
 def test_muon_has_rates_by_layer_too(periods):
@@ -326,7 +326,7 @@ def test_each_stack_has_its_own_depth(params_of):
     11, 16, depth=1, encoder_depth=2, share_embeddings=False, tie_embeddings=False, **sizes
   )
   params = params_of(model)
-  found = _named(optimizers.multipliers(params, 0.5))
+  found = _named(wrappers.multipliers(params, 0.5))
   table = {
     'embedding': 1 / 8,
     'source_embedding': 1 / 8,
@@ -347,7 +347,7 @@ def test_each_stack_has_its_own_depth(params_of):
 def test_rates_by_path_come_on_top_of_the_layers(periods):
   rates = ('norm/ -> 0', 'layer_0/.*kernel$ -> 3', 'layer_0 -> 5', 'unembedding -> 7')
   factors = {'bias': 5, 'kernel': 3}
-  for name, value in _named(optimizers.multipliers(periods, 0.5, rates)).items():
+  for name, value in _named(wrappers.multipliers(periods, 0.5, rates)).items():
     factor = 0 if 'norm/' in name else 7 if name == 'unembedding' else 1
     if '/layer_0/' in name and factor:
       factor = factors[name.rpartition('/')[2]]
@@ -474,7 +474,7 @@ def test_layers_of_a_recurrent_network_have_one_rate_each():
 
   layers = {'layer_0': layer(5), 'layer_1': layer(3)}
   found = _named(
-    optimizers.multipliers({'net': {'layers': layers}, 'embedding': jnp.ones((7, 5))}, 0.5)
+    wrappers.multipliers({'net': {'layers': layers}, 'embedding': jnp.ones((7, 5))}, 0.5)
   )
   expected = {'net/layers/layer_0/': 1 / 4, 'net/layers/layer_1/': 1 / 2, 'embedding': 1 / 8}
   for name, value in found.items():

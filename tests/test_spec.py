@@ -102,7 +102,10 @@ def test_functions_that_take_any_keyword_take_any_keyword():
     (3, ['model.fn=3 is not an import path']),
     ('no_such_package.x:f', ["there is no module 'no_such_package'"]),
     ('lm.nn.atention:blocked', ["there is no module 'lm.nn.atention'"]),
-    ('lm.errors:nearst', ["lm.errors has no function 'nearst'", "did you mean 'nearest'"]),
+    (
+      'lm.errors:did_you_men',
+      ["lm.errors has no function 'did_you_men'", "did you mean 'did_you_mean'"],
+    ),
     ('lm.errors:__doc__', ["lm.errors has no function '__doc__'"]),
     (f'{HERE}:scale(fctor=1)', ["takes no argument 'fctor'", "'factor'", 'it takes x, factor']),
     (f'{HERE}:scale(3)', ['is not an import path', 'arguments are given by name']),

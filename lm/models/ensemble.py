@@ -50,8 +50,8 @@ class Members(flax.struct.PyTreeNode):
   table = EmbeddingTable(None)  # each member has its own
 
   @property
-  def entries(self) -> int:
-    """Logits a position that are held at once."""
+  def padded_vocab_size(self) -> int:
+    """The number of logits per position over all members."""
     return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:

@@ -262,9 +262,9 @@ def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """`cudnn` where the program runs on an NVIDIA GPU, `splash` on a TPU, `blocked` elsewhere.
 
   Unsupported inputs take another form. On a GPU it is `blockwise` (see `cudnn_supported`: float32,
-  a bias, heads of more than 128 elements or of no multiple of 8, rows of odd length). On a TPU it is
-  `dot_product` (see `splash_supported`: cross-attention, a KV cache, a bias, or rows of no multiple
-  of 128 tokens).
+  a bias, heads of more than 128 elements or of no multiple of 8, rows of odd length). On a TPU it
+  is `dot_product` (see `splash_supported`: cross-attention, a KV cache, a bias, or rows of no
+  multiple of 128 tokens).
   """
   if platform() == 'gpu' and cudnn_supported(q_BTHK, k_BSGK, mask):
     return cudnn(q_BTHK, k_BSGK, v_BSGK, mask)

@@ -17,8 +17,8 @@ AXES = ('vocab', 'embed')
 def gather_for_tied(vectors_VD: Array, batch: Array, dtype: Any) -> EmbeddingTable:
   """Returns a table whose all-gathered copies serve both the lookup and the logits.
 
-  Without them its gradient would be reduced twice, once in float32. On CPUs the copies keep the type
-  of the parameter, since their compiler aborts on all-reduces of bfloat16.
+  Without them its gradient would be reduced twice, once in float32. On CPUs the copies keep the
+  type of the parameter, since their compiler aborts on all-reduces of bfloat16.
 
   Args:
     vectors_VD: the parameter.

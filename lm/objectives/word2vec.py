@@ -18,21 +18,21 @@ from lm.nn.windows import window_extents, window_sum
 from lm.types import Apply, Array, Batch, Objective, Params
 
 
-class WordOutput(NamedTuple):
+class OutputLoss(NamedTuple):
   """A way to find words.
 
   Attributes:
-    draw: `(batch, key) -> arrays` that the batch needs beside `centers` (B, T).
+    sample: `(batch, key) -> arrays` that the batch needs beside `centers` (B, T).
     ids: names of the arrays of a batch that hold rows of the output table.
-    crossed: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
+    all_pairs: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
       to find word t from vector s.
-    aligned: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, of word t from vector t.
+    paired: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, of word t from vector t.
   """
 
-  draw: Callable[[Batch, Array], dict[str, Array]]
+  sample: Callable[[Batch, Array], dict[str, Array]]
   ids: tuple[str, ...]
-  crossed: Callable[[Array, Array, Batch, Array], Array]
-  aligned: Callable[[Array, Array, Batch, Array], Array]
+  all_pairs: Callable[[Array, Array, Batch, Array], Array]
+  paired: Callable[[Array, Array, Batch, Array], Array]
 
 
 def negative_sampling(
@@ -42,7 +42,7 @@ def negative_sampling(
   shared: int = 16,
   power: float = 0.75,
   loss: Callable[[Array, Array], Array] = sigmoid_cross_entropy,
-) -> WordOutput:
+) -> OutputLoss:
   """Returns the telling of a word from others (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
 
   Some rows share their drawn words, so that the scores are products of matrices; each counts for as
@@ -69,7 +69,7 @@ def negative_sampling(
   cumulative_V = np.minimum(np.cumsum(mass_V) / max(mass_V.sum(), 1e-300) * 2**32, 2**32 - 1)
   cumulative_V = cumulative_V.astype(np.uint32)
 
-  def draw(batch: Batch, key: Array) -> dict[str, Array]:
+  def sample(batch: Batch, key: Array) -> dict[str, Array]:
     rows = batch['centers'].shape[0]
     groups = max(n for n in range(1, max(1, rows // shared) + 1) if rows % n == 0)
     bits_GN = jax.random.bits(key, (groups, drawn * rows // groups))
@@ -93,24 +93,24 @@ def negative_sampling(
     of_word_GW = jnp.sum(loss(scores_GNW, jnp.zeros(())) * weights_G1W, axis=1)
     return negatives / N * jnp.sum(of_word_GW)
 
-  def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
+  def all_pairs(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
     found_BTD, drawn_GND = found(table_VD, batch)
     scores_BTS = jnp.einsum('btd,bsd->bts', found_BTD, hidden_BSD)
     there = jnp.sum(loss(scores_BTS, jnp.ones(())) * weights_BTS)
     return there + against(hidden_BSD, drawn_GND, jnp.sum(weights_BTS, axis=1))
 
-  def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+  def paired(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
     found_BTD, drawn_GND = found(table_VD, batch)
     scores_BT = jnp.sum(found_BTD * hidden_BTD, axis=-1)
     there = jnp.sum(loss(scores_BT, jnp.ones(())) * weights_BT)
     return there + against(hidden_BTD, drawn_GND, weights_BT)
 
-  return WordOutput(draw, ('centers', 'negatives'), crossed, aligned)
+  return OutputLoss(sample, ('centers', 'negatives'), all_pairs, paired)
 
 
 def hierarchical_softmax(
   counts: np.ndarray, loss: Callable[[Array, Array], Array] = sigmoid_cross_entropy
-) -> WordOutput:
+) -> OutputLoss:
   """Returns the finding of a word's path down the Huffman tree (Morin and Bengio 2005; the same).
 
   With the logistic loss a word's probability is the product of those of its turns, and over all
@@ -123,7 +123,7 @@ def hierarchical_softmax(
   """
   nodes_VL, turns_VL, lengths_V = huffman(counts)
 
-  def draw(batch: Batch, key: Array) -> dict[str, Array]:
+  def sample(batch: Batch, key: Array) -> dict[str, Array]:
     del key
     centers_BT = batch['centers']
     along_11L = jnp.arange(nodes_VL.shape[1])[None, None]
@@ -133,18 +133,18 @@ def hierarchical_softmax(
       'on_path': (along_11L < jnp.take(lengths_V, centers_BT)[..., None]).astype(jnp.float32),
     }
 
-  def crossed(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
+  def all_pairs(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
     nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0, mode='clip')
     scores_BTLS = jnp.einsum('btld,bsd->btls', nodes_BTLD, hidden_BSD)
     losses_BTLS = loss(scores_BTLS, batch['turns'][..., None])
     return jnp.sum(losses_BTLS * batch['on_path'][..., None] * weights_BTS[:, :, None])
 
-  def aligned(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+  def paired(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
     nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0, mode='clip')
     losses_BTL = loss(jnp.einsum('btld,btd->btl', nodes_BTLD, hidden_BTD), batch['turns'])
     return jnp.sum(losses_BTL * batch['on_path'] * weights_BT[..., None])
 
-  return WordOutput(draw, ('nodes',), crossed, aligned)
+  return OutputLoss(sample, ('nodes',), all_pairs, paired)
 
 
 def huffman(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -185,7 +185,7 @@ def huffman(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def skip_gram(
   window: int = 5,
   subsample: float = 1e-3,
-  output: Callable[[np.ndarray], WordOutput] = negative_sampling,
+  output: Callable[[np.ndarray], OutputLoss] = negative_sampling,
   counts: np.ndarray | None = None,
 ) -> Objective:
   """Returns the objective of finding a word from each of its neighbours.
@@ -200,9 +200,9 @@ def skip_gram(
     UserError: an argument is out of its range.
   """
 
-  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+  def loss(to: OutputLoss, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
     weights_BTS = batch['neighbours'].astype(hidden_BTD.dtype)
-    return to.crossed(hidden_BTD, table_VD, batch, weights_BTS)
+    return to.all_pairs(hidden_BTD, table_VD, batch, weights_BTS)
 
   def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
     found_BTS = neighbours(kept_BT, window_BT, segments_BT)
@@ -214,7 +214,7 @@ def skip_gram(
 def cbow(
   window: int = 5,
   subsample: float = 1e-3,
-  output: Callable[[np.ndarray], WordOutput] = negative_sampling,
+  output: Callable[[np.ndarray], OutputLoss] = negative_sampling,
   counts: np.ndarray | None = None,
 ) -> Objective:
   """Returns the objective of finding a word from the mean of its neighbours.
@@ -232,13 +232,13 @@ def cbow(
   def reach_of(T: int) -> int:
     return max(1, min(window, T - 1))
 
-  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+  def loss(to: OutputLoss, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
     reach = reach_of(hidden_BTD.shape[1])
     sum_BTD = window_sum(hidden_BTD, batch['left'], batch['right'], reach)
     count_BT = (batch['left'] + batch['right']).astype(hidden_BTD.dtype)
     mean_BTD = sum_BTD / jnp.maximum(count_BT, 1)[:, :, None]
     mean_BTD = sum_BTD + jax.lax.stop_gradient(mean_BTD - sum_BTD)
-    return to.aligned(mean_BTD, table_VD, batch, jnp.minimum(count_BT, 1))
+    return to.paired(mean_BTD, table_VD, batch, jnp.minimum(count_BT, 1))
 
   def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
     words_BT, window_BT, segments_BT = together(kept_BT, words_BT, window_BT, segments_BT)
@@ -249,11 +249,11 @@ def cbow(
 
 
 def _objective(
-  loss: Callable[[WordOutput, Array, Array, Batch], Array],
+  loss: Callable[[OutputLoss, Array, Array, Batch], Array],
   lay: Callable[[Array, Array, Array, Array], Batch],
   window: int,
   subsample: float,
-  output: Callable[[np.ndarray], WordOutput],
+  output: Callable[[np.ndarray], OutputLoss],
   counts: np.ndarray | None,
 ) -> Objective:
   if window < 1:
@@ -271,7 +271,7 @@ def _objective(
     kept_BT = kept_BT < jnp.take(keep_V, words_BT, mode='clip')
     laid = lay(words_BT, kept_BT, window_BT, batch['segments'])
     drawn = {**laid, 'weights': batch['weights']}
-    return drawn | to.draw(drawn, of_output)
+    return drawn | to.sample(drawn, of_output)
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
     size = len(keep_V)

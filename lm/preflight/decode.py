@@ -3,7 +3,8 @@
 Evaluations write on the mesh that the model is trained on, with the parameters where they lie
 (lm.run.predict): what is kept of rows is split by rows and heads, and activations come to the
 weights (lm.parallel.mesh.weight_stationary). Compiled are the steps of greedy decoding,
-or of a beam search, that write the longest texts, for `decode.batch_size` rows at once; prompts and sources were read before.
+or of a beam search, that write the longest texts, for `decode.batch_size` rows at once; prompts and
+sources were read before.
 What is done once for all steps, such as to make weights of 16 bits of those of 32, counts little.
 """
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.optim.optimizers import path_name
+from lm.optim.wrappers import path_name
 from lm.parallel.mesh import with_mesh
 from lm.run import placement, processes
 from lm.run.build import Functions

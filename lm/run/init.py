@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from lm.errors import UserError, first_line
-from lm.optim.optimizers import parse_rules
+from lm.optim.wrappers import parse_rules
 from lm.run import experiment, files, processes
 from lm.run.align import Alignment, align, placed
 from lm.run.build import Functions

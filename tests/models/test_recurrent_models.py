@@ -216,10 +216,10 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'cell': additive}, 'model.cell: the function makes a Score and not a Cell'),
+    ({'cell': additive}, 'model.cell: the function makes a AttentionScore and not a Cell'),
     (
       {'attention_score': recurrent.gru},
-      'model.attention_score: the function makes a Cell and not a Score',
+      'model.attention_score: the function makes a Cell and not a AttentionScore',
     ),
     ({'cell': recurrent.advance}, 'model.cell: lm.nn.recurrent:advance: missing a required argu'),
   ],

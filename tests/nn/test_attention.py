@@ -1,5 +1,6 @@
 import functools
 import math
+import types
 
 import flax.linen as nn
 import jax
@@ -265,8 +266,10 @@ def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memo
 
   @jax.jit
   def run(params, x, memory, mask):
-    _, variables = layer.apply({'params': params}, x, memory, mask, None, mutable=['taps'])
-    sites = variables['taps']
+    def apply(variables, batch, rngs, mutable):
+      return layer.apply(variables, x, memory, mask, None, mutable=mutable)
+
+    _, sites = with_hooks(types.SimpleNamespace(apply=apply))(params, None)
     return sites, weighted_values(sites['weights'], sites['values'])
 
   sites, expected = jax.device_get(run(drawn, *args[:3]))

@@ -23,7 +23,9 @@ RULES = {
   'lm/nn/layers.py:_materialize': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/embedding.py:_lookup': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/recurrent.py:scan': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/parallel/collectives.py:_all_gather': 'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all',
+  'lm/parallel/collectives.py:_all_gather': (
+    'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all'
+  ),
   # Stands for the shapes and matmuls of cuDNN's kernel; its values are no attention (see there).
   'lm/preflight/kernel.py:_kernel': '',
 }

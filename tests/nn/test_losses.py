@@ -209,7 +209,7 @@ def test_the_budget_is_of_a_device_and_larger_where_it_is_no_cpu(monkeypatch):
   monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 1000)
   monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2000)
   assert chunk_size(8, 64, 25) == 5
-  monkeypatch.setattr(losses, 'pieces', lambda *axes: 4)
+  monkeypatch.setattr(losses, 'num_shards', lambda *axes: 4)
   assert chunk_size(8, 64, 25) == 16  # 20 positions are within the budget
   monkeypatch.setattr(losses, 'platform', lambda: 'tpu')
   assert chunk_size(8, 64, 25) == 32

@@ -50,7 +50,7 @@ def test_the_kernel_gives_the_plain_form_and_its_gradients(mask):
 def test_what_it_cannot_do_is_told_and_fused_does_it_otherwise(monkeypatch):
   q, k, v, _ = inputs()
   short = jax.tree.map(lambda x: x[:, :100], mask_of())
-  with pytest.raises(ValueError, match=r'a multiple of 128 tokens .* these have 100'):
+  with pytest.raises(ValueError, match=r'a multiple of 128 tokens.* these have 100'):
     attention.splash(q[:, :100], k[:, :100], v[:, :100], short)
   loose = mask_of().replace(ordered=False)
   assert not attention.splash_supported(T, loose) and attention.splash_supported(T, mask_of())

@@ -50,7 +50,7 @@ def _loss(logits_BTC):
 
 def test_the_loss_is_over_the_tokens_of_each_example_alone():
   assert float(_loss(LOGITS)[0]) == pytest.approx(_by_hand(LOGITS), rel=1e-5)
-  assert float(spans().weights(BATCH)['loss']) == 3.5
+  assert float(spans().normalizers(BATCH)['loss']) == 3.5
 
 
 def test_what_is_no_candidate_has_no_gradient():

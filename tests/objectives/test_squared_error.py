@@ -26,7 +26,7 @@ def test_the_loss_is_the_weighted_sum_of_squared_errors():
   assert {name: float(x) for name, x in sums.items()} == {
     'loss': pytest.approx(np.sum(WEIGHTS * ERRORS**2), rel=1e-6)
   }
-  assert float(squared_error().weights(BATCH)['loss']) == 2.5
+  assert float(squared_error().normalizers(BATCH)['loss']) == 2.5
 
 
 def test_the_metric_is_the_mean_squared_and_the_mean_absolute_error():

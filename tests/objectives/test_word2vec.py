@@ -208,7 +208,7 @@ def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, param
 def test_at_least_so_many_rows_share_drawn_words(rows, shared, groups):
   output = negative_sampling(COUNTS, drawn=3, shared=shared)
   centers = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
-  drawn = jax.eval_shape(output.draw, {'centers': centers}, jax.random.key(0))
+  drawn = jax.eval_shape(output.sample, {'centers': centers}, jax.random.key(0))
   assert drawn['negatives'].shape == (groups, 3 * rows // groups)
 
 
@@ -235,7 +235,7 @@ def test_no_pair_has_a_token_that_is_no_word(batch):
 def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
   output = hierarchical_softmax(COUNTS)
   words = np.arange(2, V)[:, None]
-  extra = output.draw({'centers': words}, jax.random.key(0))
+  extra = output.sample({'centers': words}, jax.random.key(0))
   rows = jax.device_get({'centers': words} | extra)
   rng = np.random.default_rng(0)
   table = rng.normal(size=(V, D)).astype(np.float32)
@@ -243,13 +243,13 @@ def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
 
   @jax.jit
   def nats(row):
-    crossed = output.crossed(vector, table, row, jnp.ones((1, 1, 1)))
-    return crossed, output.aligned(vector, table, row, jnp.ones((1, 1)))
+    all_pairs = output.all_pairs(vector, table, row, jnp.ones((1, 1, 1)))
+    return all_pairs, output.paired(vector, table, row, jnp.ones((1, 1)))
 
   each = [nats({name: x[i : i + 1] for name, x in rows.items()}) for i in range(V - 2)]
-  crossed, aligned = np.array(each).T
-  np.testing.assert_allclose(crossed, aligned, rtol=1e-5)
-  np.testing.assert_allclose(np.exp(-aligned).sum(), 1, rtol=1e-5)
+  all_pairs, paired = np.array(each).T
+  np.testing.assert_allclose(all_pairs, paired, rtol=1e-5)
+  np.testing.assert_allclose(np.exp(-paired).sum(), 1, rtol=1e-5)
 
 
 def test_paths_are_those_of_a_huffman_tree():

@@ -11,13 +11,13 @@ from lm.errors import UserError
 from lm.run import experiment, sources
 
 SOURCE = """
-from lm.config.base import base, choose
+from lm.config.base import base, select_variant
 from {neighbour} import FACTOR
 
 def get_config(arg=''):
   config = base()
   config.batch_size = 3 * FACTOR
-  return choose(config, arg, twice=lambda c: c)
+  return select_variant(config, arg, twice=lambda c: c)
 
 def source(split):
   return [split]

@@ -7,7 +7,7 @@ import pytest
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.optim.optimizers import path_name
+from lm.optim.wrappers import path_name
 from lm.run import vanished
 from lm.types import Objective
 

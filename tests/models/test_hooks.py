@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn import hooks as taps
+from lm.nn import hooks
 from lm.nn.hooks import with_hooks
 from lm.types import apply_of
 
@@ -72,17 +72,17 @@ def test_unused_taps_leave_no_trace_in_the_program(llama, monkeypatch):
   def program():
     return str(jax.make_jaxpr(apply_of(model))(params, batch))
 
-  tapped_program = program()
+  program_with_points = program()
   for module in ('lm.nn.layers', 'lm.models.transformer'):
-    monkeypatch.setattr(f'{module}.tap', lambda module, name, x: x)
-  assert program() == tapped_program
+    monkeypatch.setattr(f'{module}.hook_point', lambda module, name, x: x)
+  assert program() == program_with_points
 
 
 def test_edits_are_over_when_the_call_is(llama):
   with pytest.raises(ZeroDivisionError):
     edits = {'decoder/hidden': lambda x: 1 / 0}
     jax.eval_shape(lambda *xs: with_hooks(llama[0])(*xs, edits=edits), *llama[1:])
-  assert taps._edits.get() == ()
+  assert hooks.HOOKS.get() is None
 
 
 def test_an_edit_must_keep_the_shape(llama):
