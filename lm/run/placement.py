@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from lm.mesh import replicated
 from lm.types import Array, Params
@@ -38,13 +38,3 @@ def local_copy(tree: Params) -> Params:
     return jax.jit(lambda x: x, out_shardings=everywhere)(x).addressable_data(0)
 
   return jax.tree.map(whole, tree)
-
-
-def everywhere(tree: Params, mesh: Mesh) -> Params:
-  """Returns arrays that each process has whole as arrays that every device of the mesh holds."""
-
-  def put(x: Array) -> Array:
-    values = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: values[index])
-
-  return jax.tree.map(put, tree)
