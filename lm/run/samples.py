@@ -80,15 +80,14 @@ def _continued(
     del vectors
     if not prompts:
       return []
-    # A seed for each step and prompt, and none that training or another prompt has.
+    # A seed for each step, and none that training has; a draw of it for each prompt.
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
-    keys = stream.generate_state(len(prompts)).tolist()
+    (seed,) = stream.generate_state(1).tolist()
+    draws, most = range(len(prompts)), log.sample_tokens
     # All devices, and processes, write the samples together: the parameters stay sharded.
     with meshes.use(mesh, rules):
       pieces = list(
-        continuations(
-          model, apply, params, tokenizer, prompts, encode, choose, keys, log.sample_tokens
-        )
+        continuations(model, apply, params, tokenizer, prompts, encode, choose, draws, most, seed)
       )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))
