@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
   from lm import mesh as meshes
   from lm.data import prepare
   from lm.decode.beam import check_beam
-  from lm.run import build, files, kept
+  from lm.run import build, files, host_memory, kept
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
   from lm.text.tokenizers import vocabulary_size
@@ -94,6 +94,8 @@ def main(argv: list[str]) -> None:
       print(f'{name}: {note}', file=sys.stderr)
   # Else two metrics of one name would be found when all is computed.
   evaluators.directions(loaded.params)
+  programs = evaluators.programs(loaded.params)
+  host_memory.check_evaluations(programs, functions, loaded.params)
   found = evaluators.evaluate(loaded.params)
   if not processes.is_first():
     return

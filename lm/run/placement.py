@@ -20,8 +20,9 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
 def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
   """Returns, in order, the rows of the global batch that this process's devices hold."""
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-  rows = np.arange(batch_size)
-  return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))
+  # Devices hold equal rows or different ones.
+  bounds = {index[0].indices(batch_size) for index in indices if index is not None}
+  return np.concatenate([np.arange(*bound) for bound in sorted(bounds)])
 
 
 def local_copy(tree: Params) -> Params:
