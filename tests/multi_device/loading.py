@@ -16,6 +16,7 @@ from lm.config import base, encoder_decoder, evaluation, gpt2
 from lm.data import prepare
 from lm.run import build, ensemble, experiment, load, record
 from lm.run.checkpoint import Checkpoints
+from lm.run.evaluators import Evaluators
 from lm.run.step import TrainState
 from lm.text.tokenizers import vocabulary_size
 
@@ -86,12 +87,20 @@ def runs(tmp_path_factory):
 
 
 def values(monkeypatch, count, *flags):
-  """Returns what lm.evaluate prints where there are so many devices."""
-  devices = jax.devices()[:count]
+  """Returns what lm.evaluate prints where there are so many devices, all of which take part."""
+  devices, used = jax.devices()[:count], []
+  plain = Evaluators.evaluate
+
+  def evaluate(self, params):
+    used.extend(len(x.sharding.device_set) for x in jax.tree.leaves(params))
+    return plain(self, params)
+
   with monkeypatch.context() as patch:
     patch.setattr(jax, 'devices', lambda: devices)
+    patch.setattr(Evaluators, 'evaluate', evaluate)
     result = in_process.run('evaluate', *flags)
   assert result.returncode == 0, result.stderr
+  assert set(used) == {count}
   return json.loads(result.stdout)
 
 
