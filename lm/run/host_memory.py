@@ -276,7 +276,7 @@ def _divisible(most: int, config: ConfigDict, functions: Functions) -> int:
   return max(0, most - most % parts)
 
 
-def _pieces(functions: Functions) -> int:
+def _pieces(functions: Functions | Inference) -> int:
   """Returns over how many devices of all processes a batch is split."""
   with meshes.use(functions.mesh, functions.rules):
     return meshes.pieces('batch')
