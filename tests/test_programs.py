@@ -58,7 +58,8 @@ def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
   again = run('generate', *arguments, '--seed=3')
   assert first.stdout == again.stdout
   assert first.stdout.startswith('The é') and first.stdout.count('The é') == 2
-  assert first.stdout != run('generate', *arguments, '--seed=4').stdout
+  other = run('generate', *arguments, '--seed=4').stdout
+  assert not {*first.stdout.split('The é')[1:]} & {*other.split('The é')[1:]}
 
 
 def test_a_prompt_holds_no_special_tokens(workdir):

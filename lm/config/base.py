@@ -79,7 +79,7 @@ def base() -> ConfigDict:
   config.init = ConfigDict(
     {
       'workdir': '',  # of the run whose parameters this one begins with; empty to draw them
-      'step': placeholder(int),  # of its checkpoint; the newest unless given
+      'step': placeholder(int),  # of its checkpoint; unless given the best, or else the newest
       'rules': (),  # 'PATTERN -> REPLACEMENT' where the models differ (lm.run.init)
     }
   )

@@ -217,7 +217,7 @@ class Transformer(nn.Module):
       group = nn.remat(LayerGroup, policy=self.remat_policy, prevent_cse=False)
     scanned = nn.scan(
       group,
-      # All collections, so that variables of a layer come out and are refused (lm.types.apply_of).
+      # All collections, so that variables of a layer come out and are refused (lm.apply_of).
       variable_axes={
         'params': 0,
         HOOKS_COLLECTION: 0,

@@ -88,6 +88,34 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     ) from e
 
 
+def spread(boxed: Params, axis_rules: Mapping[str, tuple[str, ...]], devices) -> Mesh:
+  """Returns the mesh over all devices on which parameters are sharded the most.
+
+  `fsdp` is as large as the parameters divide, `data` takes the rest, and `tensor` is 1: where
+  nothing is trained, no layer needs its activations split.
+
+  Args:
+    boxed: abstract parameters in the boxes of `nn.with_partitioning`, of one model or several.
+    axis_rules: see `logical_axis_rules`.
+    devices: those of all processes.
+
+  Raises:
+    UserError: from `shardings`, where the parameters fit no such mesh.
+  """
+  count = len(devices)
+  for fsdp in range(count, 0, -1):
+    if count % fsdp == 0:
+      try:
+        mesh = make_mesh({'data': count // fsdp, 'fsdp': fsdp}, devices)
+        shardings(boxed, mesh, axis_rules)
+      except UserError:
+        if fsdp == 1:
+          raise
+      else:
+        return mesh
+  raise ValueError('there are no devices')
+
+
 def device_coords(device: jax.Device) -> tuple[int, ...]:
   """Returns where a device of a TPU lies: its slice, its place in the torus, its part of a chip."""
   return (getattr(device, 'slice_index', 0), *device.coords, getattr(device, 'core_on_chip', 0))

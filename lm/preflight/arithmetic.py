@@ -20,7 +20,6 @@ import optax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lm import types
 from lm.nn.losses import chunk_size
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
@@ -35,7 +34,7 @@ from lm.preflight.program import Memory
 from lm.run import build
 from lm.run.build import Functions
 from lm.run.step import TrainState, abstract_state
-from lm.types import Batch, Output
+from lm.types import Batch, Output, apply_of
 
 
 def check(config: ConfigDict, slice_: Slice) -> Checked:
@@ -119,12 +118,12 @@ def _layer(config: ConfigDict, functions: Functions, state: TrainState, part: Ba
   other = copy.deepcopy(config)
   with other.unlocked():
     other.model.remat_policy = None
-  apply = types.apply_of(build.model(other, program.vocabulary(other)))
+  apply = apply_of(build.model(other, program.vocabulary(other)))
   keeping = functions._replace(apply=mesh.with_mesh(apply, functions.mesh, functions.rules))
   return program.activations(keeping, state, part) / config.model.depth
 
 
-def _part(functions: Functions, batch: Batch, parts: int) -> Batch:
+def _part(functions: Functions, batch: Batch, parts: int) -> Any:
   """Returns the shapes of one of the parts that a batch is taken in, with what is drawn for it."""
   part = {
     name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype)

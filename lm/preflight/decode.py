@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lm import types
 from lm.data import features
 from lm.decode import beam
 from lm.decode.sampling import greedy
@@ -35,7 +34,7 @@ from lm.preflight.collectives import Collective, collectives
 from lm.preflight.program import Step
 from lm.preflight.roofline import Estimate
 from lm.run import build
-from lm.types import Apply, Array, Params
+from lm.types import Apply, Array, Params, apply_of
 
 # (params, kept, state) -> (kept, state), all tokens further on
 Loop = Callable[[Params, Any, Any], tuple[Any, Any]]
@@ -96,7 +95,7 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
     NoRoom: it does not fit.
   """
   functions, params, decode = step.functions, step.state.params, config.decode
-  model, apply = functions.model, types.apply_of(functions.model)
+  model, apply = functions.model, apply_of(functions.model)
   with meshes.set_mesh(functions.mesh, functions.rules):
     rows = rows_of(decode.batch_size, decode.batch_size)
   steps = decode.max_tokens or config.data.context

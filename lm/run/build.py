@@ -123,13 +123,12 @@ def with_counts(
   )
 
 
-def inference(config: ConfigDict, model: nn.Module, apply: Apply, devices: Any) -> Inference:
-  """Returns what evaluates a model on some devices; the objective and the optimizer are not needed.
+def inference(config: ConfigDict, model: nn.Module, apply: Apply, mesh: Mesh) -> Inference:
+  """Returns what evaluates a model on a mesh; the objective and the optimizer are not needed.
 
   Raises:
-    UserError: `eval.batch_size` does not divide over the devices.
+    UserError: `eval.batch_size` does not divide over the mesh.
   """
-  mesh = meshes.make_mesh({k: v for k, v in config.mesh.items() if k != 'rules'}, devices)
   rules = meshes.logical_axis_rules(config.mesh.rules)
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
   return Inference(model, meshes.with_mesh(apply, mesh, rules), mesh, rules)

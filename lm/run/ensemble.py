@@ -4,19 +4,21 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm import types
 from lm.config import resolve
 from lm.errors import UserError
 from lm.models import ensemble
 from lm.models.embeddings import Embeddings
+from lm.parallel import mesh as meshes
 from lm.run import files
-from lm.run.load import Loaded, load
+from lm.run.load import Loaded, Run, open_run, restore
 from lm.tasks import find, spans
 from lm.text.files import expand
 from lm.text.tokenizers import vocabulary_size
+from lm.types import apply_of
 
 Member = tuple[pathlib.Path, int | None]  # workdir and step; None for the one that is taken unasked
 
@@ -61,7 +63,9 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
   return found
 
 
-def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Loaded:
+def open_runs(
+  workdirs: str, steps: str | None = None, average: int = 1, devices: Any = None
+) -> Loaded:
   """Opens what --workdir, --step and --average name, several runs or steps as one ensemble.
 
   An ensemble has the config of its first run, save that its rows are no longer than any member
@@ -71,6 +75,8 @@ def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Load
     workdirs: directories with commas between.
     steps: likewise; None for what `lm.run.load.load` takes unasked; `notes` say which.
     average: so many of the newest checkpoints of each run are averaged; 1 for none.
+    devices: the parameters are sharded over all of these, on one mesh
+      (`lm.parallel.mesh.spread`); None for the first device alone.
 
   Raises:
     UserError: a run or step is not there, or two do not belong together.
@@ -82,10 +88,15 @@ def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Load
       f'--average={average} takes the newest checkpoints, and --step={steps} names some; give one'
     )
   named = members(workdirs, steps)
-  loaded = []
-  for folder, step in named:
-    loaded.append(load(folder, step, average=average))
-    _check_alike(named[0][0], loaded[0], folder, loaded[-1])
+  runs: list[Run] = []
+  for folder, _ in named:
+    runs.append(open_run(folder))
+    _check_alike(named[0][0], runs[0], folder, runs[-1])
+  rules = meshes.logical_axis_rules(runs[0].config.mesh.rules)
+  mesh = None if devices is None else meshes.spread([run.boxed for run in runs], rules, devices)
+  loaded = [
+    restore(run, step, mesh, rules, average) for run, (_, step) in zip(runs, named, strict=True)
+  ]
   if len(loaded) == 1:
     return loaded[0]
   return _together(loaded)
@@ -103,13 +114,14 @@ def _together(loaded: Sequence[Loaded]) -> Loaded:
   return Loaded(
     config,
     ensemble.stack_params([one.params for one in loaded]),
-    types.apply_of(model),
+    apply_of(model),
     loaded[0].tokenizer,
     loaded[0].step,
     model,
     tuple(itertools.chain.from_iterable(one.steps for one in loaded)),
     loaded[0].workdir,
     tuple(itertools.chain.from_iterable(one.notes for one in loaded)),
+    loaded[0].mesh,
   )
 
 
@@ -121,13 +133,13 @@ def _mean(config: ConfigDict) -> ensemble.Mean:
   return ensemble.logits if plain in _NO_DISTRIBUTION else ensemble.probabilities
 
 
-def _check_alike(first: pathlib.Path, one: Loaded, folder: pathlib.Path, other: Loaded) -> None:
+def _check_alike(first: pathlib.Path, one: Run, folder: pathlib.Path, other: Run) -> None:
   """Raises UserError unless two runs can be in one ensemble."""
   if one is other:
     return
   both = f'--workdir: {first} and {folder} make no ensemble'
-  for workdir, loaded in ((first, one), (folder, other)):
-    if isinstance(loaded.model, Embeddings):
+  for workdir, run in ((first, one), (folder, other)):
+    if isinstance(run.model, Embeddings):
       raise UserError(f'{both}: {workdir} has word vectors, which share no space with others')
   for key in _ALIKE:
     ours, theirs = one.config.data[key], other.config.data[key]
@@ -140,7 +152,7 @@ def _check_alike(first: pathlib.Path, one: Loaded, folder: pathlib.Path, other: 
       'data.tokenizer'
     )
   for name in ('continues_prompts', 'num_classes'):
-    ours, theirs = (getattr(loaded.model, name, None) for loaded in (one, other))
+    ours, theirs = (getattr(run.model, name, None) for run in (one, other))
     if ours != theirs:
       raise UserError(
         f'{both}: model.fn={one.config.model.fn!r} and {other.config.model.fn!r} differ in {name}: '

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
 from lm.decode.constraints import known_words
 from lm.decode.steps import bucket, check_step, padded
-from lm.decode.write import Strategy, write
+from lm.decode.write import Strategy, rows_of, trace, write
 from lm.errors import UserError
 from lm.metrics import translation
 from lm.metrics.entities import entities
@@ -25,6 +25,8 @@ from lm.parallel import mesh as meshes
 from lm.parallel.mesh import with_mesh
 from lm.run import placement
 from lm.run.build import Functions, Inference
+from lm.run.evaluate import trace as trace_batch
+from lm.run.host_memory import Program
 from lm.run.kept import Evaluated
 from lm.task import Features
 from lm.text.tokenizers import end_id
@@ -148,6 +150,32 @@ class Predictor:
     if self.writes:
       first = next(iter(self._prompts.values()))
       check_step(self._functions.model, self._apply, params, padded([first], bucket))
+
+  def program(self, params: Params, row: Mapping[str, np.ndarray]) -> Program:
+    """Returns what predicts, without computing it; `params` may be shapes, `row` is a batch of one.
+
+    Raises:
+      UserError: later, where it is traced: from the model.
+    """
+    over, rules = self._functions.mesh, self._functions.rules
+    if not self.writes:
+      size = self._config.eval.batch_size
+      return Program(
+        'eval.batch_size',
+        f'a prediction of eval.sets.{self._name}',
+        size,
+        lambda size: trace_batch(self._predict, params, row, size, self._functions),
+      )
+    prompts, how, model = list(self._prompts.values()), self._strategy, self._functions.model
+
+    def traced(size: int) -> Any:
+      strategy = how._replace(batch_size=size)
+      return with_mesh(trace, over, rules)(model, self._apply, params, prompts, strategy)
+
+    # More rows than prompts make no larger program.
+    rows = with_mesh(rows_of, over, rules)(how.batch_size, len(prompts))
+    what = f'writing for eval.sets.{self._name}'
+    return Program('decode.batch_size', what, min(how.batch_size, rows), traced)
 
   def _with_features(self) -> list[int]:
     """Returns the indices of the examples that have features."""

@@ -52,7 +52,7 @@ class Translator:
       fit; what is written for the parts is joined by spaces).
     prefix: what every text begins with.
     risk: what the strategy writes are candidates, of which these are the best by utility. The draws
-      of every line have the same seeds, so that equal lines have equal outputs.
+      of every line have the same keys, so that equal lines have equal outputs.
 
   Raises:
     UserError: the run is of no such task, or the model takes the strategy not.
@@ -121,8 +121,9 @@ class Translator:
       self._loaded.params,
       [prompt for prompt in prompts for _ in range(draws)],
       self._strategy,
-      None if self._risk is None else [self._risk.seed + n for n in range(draws)] * len(prompts),
+      None if self._risk is None else [*range(draws)] * len(prompts),
       [self._prefix] * (draws * len(prompts)) if self._prefix else None,
+      0 if self._risk is None else self._risk.seed,
     )
     for start in range(0, len(found), draws):
       texts = [self._text(one) for several in found[start : start + draws] for one in several]

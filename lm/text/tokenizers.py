@@ -12,6 +12,8 @@ spaces (their docstrings say what is lost).
 
 import itertools
 import json
+import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 import tokenizers
@@ -105,13 +107,18 @@ def words(
 
   Raises:
     UserError: fewer than `vocab_size` words occur often enough, it has no room for a word, or
-      `pattern` is no regular expression.
+      `pattern` is no regular expression, or fails or hangs on a text.
   """
   _check_count(min_count)
   try:
     Regex(pattern)
   except Exception as e:  # the library raises nothing more precise
     raise UserError(f'data.tokenizer.pattern={pattern!r} is no regular expression: {e}') from e
+  if pattern != _WORD:  # which takes linear time
+    with tempfile.TemporaryDirectory() as folder:
+      file = pathlib.Path(folder) / 'tokenizer.json'
+      known_words([END, UNKNOWN], pattern).save(str(file))
+      probe.check(file, texts, f'data.tokenizer.pattern={pattern!r}')
   if vocab_size is not None:
     _check_room(vocab_size, 3, 'END, <unk> and a word')
   scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))

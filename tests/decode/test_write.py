@@ -153,8 +153,8 @@ def test_a_text_depends_on_its_prompt_alone(architecture, strategy, writer, writ
 def test_batches_are_of_like_lengths_the_longest_first(writer, monkeypatch):
   functions, prompts = writer('encoder_decoder')
 
-  def search(params, batch, seeds, limits, prefix):
-    B = len(seeds)
+  def search(params, batch, draws, limits, prefix):
+    B = len(limits)
     return np.zeros((B, 1, 1), int), np.ones((B, 1), int), np.zeros((B, 1)), np.ones(B, bool)
 
   # What is written is no subject here, and so nothing is compiled.

@@ -228,8 +228,8 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
     source = np.array([*loaded.tokenizer.encode(line).ids, end_id(loaded.tokenizer)])
     prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
     strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5))
-    seeds = range(7, 7 + DRAWS)
-    drawn = write(loaded.model, loaded.apply, loaded.params, [prompt] * DRAWS, strategy, seeds)
+    model = loaded.model, loaded.apply, loaded.params
+    drawn = write(*model, [prompt] * DRAWS, strategy, seed=7)
     candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
     distinct |= set(candidates)
     means = {}

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from lm import types
 from lm.config import base as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
@@ -15,6 +14,7 @@ from lm.run import build
 from lm.run.evaluators import Evaluators
 from lm.run.predict import Predictor
 from lm.run.step import init_state, make_train_step
+from lm.types import apply_of
 
 WORDS = {
   'de': ('und', 'nicht', 'schön', 'wir', 'zwei'),
@@ -111,7 +111,7 @@ def opened(config):
   tokenizer = prepare.tokenizer(config.data)
   functions = build.functions(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
-  apply = types.apply_of(functions.model)
+  apply = apply_of(functions.model)
   predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
   return tokenizer, functions, rows, predictor
 
