@@ -10,8 +10,8 @@ import sys
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
 flags.DEFINE_string(
@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - 1}')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations, prompt_encoder
+  from lm.evaluation.ensembles import open_runs
   from lm.models.embeddings import Embeddings
-  from lm.run.ensemble import open_runs
 
   choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average)

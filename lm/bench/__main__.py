@@ -10,10 +10,10 @@ import pathlib
 import sys
 from collections.abc import Callable
 
+from lm import cli
 from lm.bench import Parser
 from lm.config import resolve
 from lm.errors import UserError, did_you_mean
-from lm.run import cli
 
 
 def main(argv: list[str]) -> int | None:

@@ -22,7 +22,7 @@ from lm.bench import Parser
 from lm.bench.words import Work
 from lm.errors import UserError, did_you_mean
 from lm.metrics.word_vectors import pairs
-from lm.run.memory import LARGE_PAGES
+from lm.parallel.host import LARGE_PAGES
 from lm.text.files import expand
 from lm.text.vector_files import read_word2vec_text
 

@@ -8,7 +8,9 @@ training goes on, and prints the path.
 
 from absl import flags
 
-from lm.run import cli, files, report
+from lm import cli
+from lm.report import page
+from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, "the run's directory")
 
@@ -17,7 +19,7 @@ def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = files.workdir(cli.required('workdir', 'runs/quickstart'))
   with files.writing(workdir):
-    print(report.write(workdir))
+    print(page.write_report(workdir))
 
 
 if __name__ == '__main__':

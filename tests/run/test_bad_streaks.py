@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from lm.config.base import base
-from lm.run import course
-from lm.run.watch import Finished
+from lm.training import trainer
+from lm.training.callbacks import Finished
 from lm.types import Objective
 
 
@@ -21,10 +21,10 @@ def _course(config, seen, monkeypatch):
     seen.update(step=step, values=values, batch=batch)
     return 'FILE'
 
-  monkeypatch.setattr(course.evidence, 'write', write)
+  monkeypatch.setattr(trainer.evidence, 'write', write)
   functions = types.SimpleNamespace(objective=Objective(None, lambda batch: {}))
   events = types.SimpleNamespace(write=lambda *args, **fields: None)
-  return course.Course(config, None, functions, None, (), None, None, events, None, None)
+  return trainer.Course(config, None, functions, None, (), None, None, events, None, None)
 
 
 @pytest.mark.parametrize(

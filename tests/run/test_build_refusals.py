@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lm.components import init_of
 from lm.errors import UserError
 from lm.models.transformer import Decoder
 from lm.nn.layers import Mlp
-from lm.run.build import init_of
 from lm.types import Output, apply_of
 
 SIZES = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}

@@ -1,8 +1,8 @@
 import pytest
 
+from lm.config import validate
 from lm.config.base import base
 from lm.errors import UserError
-from lm.run import check
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,10 @@ from lm.run import check
 )
 def test_numbers_out_of_range_are_told_by_their_key(changes, message):
   config = base()
-  check.numbers(config)
+  validate.validate_config(config)
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError, match=message) as error:
-    check.numbers(config)
+    validate.validate_config(config)
   assert '\n' not in str(error.value)
 
 
@@ -48,4 +48,4 @@ def test_what_a_model_has_not_is_not_asked_of_it():
   with config.unlocked():
     del config.model['dropout']
     del config.optim['b1']
-  check.numbers(config)
+  validate.validate_config(config)

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from lm.run.checkpoint import Checkpoints, badness, kept_steps
-from lm.run.record import write_directions
-from lm.run.step import TrainState
+from lm.types import TrainState
+from lm.workdir.checkpoints import Checkpoints, badness, kept_steps
+from lm.workdir.run_data import write_directions
 
 
 @pytest.fixture(scope='module')

@@ -5,8 +5,9 @@ import signal
 import pytest
 from in_process import mistake, run
 
+from lm import cli
 from lm.errors import Preempted, UserError
-from lm.run import cli
+from lm.parallel import preemption
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICKSTART = '--config=experiments/quickstart.py'
@@ -137,11 +138,11 @@ def test_the_first_signal_asks_and_the_second_insists():
   numbers = (signal.SIGTERM, signal.SIGINT)
   before = [signal.getsignal(number) for number in numbers]
   try:
-    early = cli.Stop()
+    early = preemption.Signals()
     with pytest.raises(Preempted, match='SIGTERM: stopped before the first step'):
       signal.raise_signal(signal.SIGTERM)
     assert early.signal == 'SIGTERM'
-    stop = cli.Stop()
+    stop = preemption.Signals()
     stop.begin()
     assert stop.signal is None
     signal.raise_signal(signal.SIGTERM)

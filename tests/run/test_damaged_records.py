@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.run import kept, logging, record, report
-from lm.run.goodput import goodput
+from lm.report import page
+from lm.workdir import eval_artifacts, metrics_writer, run_data
+from lm.workdir.goodput import goodput
 
 DEEP = '[' * 100_000
 EVENTS = (
@@ -56,7 +57,7 @@ def write(workdir, metrics=METRICS, events=EVENTS):
   workdir.mkdir(exist_ok=True)
   (workdir / 'metrics.jsonl').write_text('\n'.join(metrics) + '\n')
   (workdir / 'events.jsonl').write_text('\n'.join(events) + '\n')
-  record.write_directions(workdir, {'eval/a/loss': False})
+  run_data.write_directions(workdir, {'eval/a/loss': False})
   return workdir
 
 
@@ -65,31 +66,33 @@ def same(one, other):
   for name, series in one.series.items():
     np.testing.assert_array_equal(series, other.series[name])
   assert one.events == other.events and goodput(one.events) == goodput(other.events)
-  assert record.status(one) == record.status(other)
+  assert run_data.status(one) == run_data.status(other)
 
 
 @pytest.mark.parametrize('line', range(len(BAD_METRICS)))
 def test_a_bad_line_of_metrics_costs_that_line(line, tmp_path):
-  good = record.read(write(tmp_path / 'good'))
+  good = run_data.read_run(write(tmp_path / 'good'))
   bad = write(tmp_path / 'bad', (METRICS[0], BAD_METRICS[line], METRICS[1]))
-  same(record.read(bad), good)
-  assert record.values_at(bad, 2)['eval/a/loss'] == 1.5
+  same(run_data.read_run(bad), good)
+  assert run_data.values_at(bad, 2)['eval/a/loss'] == 1.5
   # A run that takes it up keeps the good ones.
-  logging.Metrics(bad, 2).close()
-  same(record.read(bad), good)
+  metrics_writer.Metrics(bad, 2).close()
+  same(run_data.read_run(bad), good)
 
 
 @pytest.mark.parametrize('line', range(len(BAD_EVENTS)))
 def test_a_bad_line_of_events_costs_that_line(line, tmp_path):
-  good = record.read(write(tmp_path / 'good'))
-  bad = record.read(write(tmp_path / 'bad', events=(*EVENTS[:2], BAD_EVENTS[line], EVENTS[2])))
+  good = run_data.read_run(write(tmp_path / 'good'))
+  bad = run_data.read_run(
+    write(tmp_path / 'bad', events=(*EVENTS[:2], BAD_EVENTS[line], EVENTS[2]))
+  )
   same(bad, good)
-  report.page(bad)
+  page.page(bad)
 
 
 def test_bad_samples_cost_themselves(tmp_path):
   workdir = write(tmp_path)
-  metrics = logging.Metrics(workdir, 2)
+  metrics = metrics_writer.Metrics(workdir, 2)
   metrics.text(2, 'sample 1', ' text', 'prompt')
   metrics.close()
   (workdir / 'samples/3.txt').mkdir()
@@ -98,10 +101,10 @@ def test_bad_samples_cost_themselves(tmp_path):
     f'── a · {"9" * 5000} characters, 0 of them the prompt ──\nx'
   )
   (workdir / 'samples/x.txt').write_text('x')
-  found = dict(record.read(workdir).samples)
+  found = dict(run_data.read_run(workdir).samples)
   assert found[2] == [('sample 1', 'prompt', ' text')] and sorted(found) == [2, 4, 5]
-  report.page(record.read(workdir))
-  logging.Metrics(workdir, 2).close()  # takes away what lies after step 2, but no folder
+  page.page(run_data.read_run(workdir))
+  metrics_writer.Metrics(workdir, 2).close()  # takes away what lies after step 2, but no folder
   assert sorted(p.name for p in (workdir / 'samples').iterdir()) == ['2.txt', '3.txt', 'x.txt']
 
 
@@ -118,14 +121,14 @@ def test_bad_samples_cost_themselves(tmp_path):
 )
 def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
   workdir = write(tmp_path)
-  good = kept.Evaluated(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
-  kept.write_predictions(workdir, 2, {'a': [good]}, {}, None)
+  good = eval_artifacts.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
+  eval_artifacts.write_predictions(workdir, 2, {'a': [good]}, {}, None)
   with open(workdir / 'predictions/a-2.jsonl', 'a') as file:
     file.write(json.dumps(row) + '\n')
   (workdir / 'predictions/a-1.jsonl').mkdir()
-  found = record.read(workdir)
+  found = run_data.read_run(workdir)
   assert found.predictions == {'a': {2: [good]}}
-  report.page(found)
+  page.page(found)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_a_bad_file_of_maps_is_said_on_the_page(folder, name, content, tmp_path)
   workdir = write(tmp_path)
   (workdir / folder).mkdir()
   (workdir / folder / name).write_text(json.dumps(content))
-  assert 'is damaged' in report.page(record.read(workdir))
+  assert 'is damaged' in page.page(run_data.read_run(workdir))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +157,8 @@ def test_a_bad_file_of_maps_is_said_on_the_page(folder, name, content, tmp_path)
 def test_a_config_of_another_form_still_has_a_page(content, tmp_path):
   workdir = write(tmp_path)
   (workdir / 'config.json').write_text(json.dumps(content))
-  run = record.read(workdir)._replace(name='x:smoke')
-  assert run.steps is None and 'step 2' in report.page(run)
+  run = run_data.read_run(workdir)._replace(name='x:smoke')
+  assert run.steps is None and 'step 2' in page.page(run)
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'events.jsonl', 'config.json', 'metrics.json'])
@@ -164,7 +167,7 @@ def test_a_folder_in_the_place_of_a_file_is_one_line(name, tmp_path):
   (workdir / name).unlink(missing_ok=True)
   (workdir / name).mkdir()
   with pytest.raises(UserError, match='cannot be read: Is a directory') as error:
-    record.read(workdir)
+    run_data.read_run(workdir)
   assert name in str(error.value) and '\n' not in str(error.value)
 
 
@@ -173,5 +176,5 @@ def test_damaged_directions_are_one_line(content, tmp_path):
   workdir = write(tmp_path)
   (workdir / 'metrics.json').write_text(content)
   with pytest.raises(UserError, match=r'metrics\.json') as error:
-    record.read(workdir)
+    run_data.read_run(workdir)
   assert '\n' not in str(error.value)

@@ -6,12 +6,14 @@ import in_process
 import pytest
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.config.base import base, gpt2
 from lm.errors import UserError
+from lm.evaluation import ensembles, translate
 from lm.parallel import mesh
-from lm.run import build, course, ensemble, loop, translate
-from lm.run.cli import NoStop
+from lm.parallel.preemption import Never
 from lm.text import tokenizers
+from lm.training import trainer
 from lm.types import apply_of
 
 
@@ -25,7 +27,7 @@ def strategy_of(monkeypatch):
   config = base()
   config.decode.update({'beam': 3, 'length_penalty': 1.25})
   loaded = types.SimpleNamespace(config=config, tokenizer=tokenizers.bytes([]), notes=())
-  monkeypatch.setattr(ensemble, 'open_runs', lambda *args: loaded)
+  monkeypatch.setattr(ensembles, 'open_runs', lambda *args: loaded)
 
   def run(*flags):
     found = []
@@ -61,8 +63,8 @@ def tiny():
 def test_sizes_that_follow_others_are_printed_at_the_start(tmp_path, monkeypatch, capsys):
   config = tiny()
   config.model.update({'d_model': 16, 'heads': 4})
-  monkeypatch.setattr(course.Course, 'go', lambda *args: None)
-  loop.train(config, 'x.txt', tmp_path / 'run', NoStop())
+  monkeypatch.setattr(trainer.Course, 'go', lambda *args: None)
+  trainer.train(config, 'x.txt', tmp_path / 'run', Never())
   (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('model: ')]
   sizes = dict(part.split('=') for part in line.split()[1:])
   expected = {'depth': 1, 'd_model': 16, 'heads': 4, 'kv_heads': 4, 'head_dim': 4, 'd_mlp': 64}
@@ -73,7 +75,7 @@ def test_inference_builds_neither_objective_nor_optimizer():
   config = tiny()
   config.objective.fn, config.optim.fn = 'nowhere:objective', 'nowhere:optimizer'
   with pytest.raises(UserError, match='nowhere'):
-    build.functions(config, 257)
-  model = build.model(config, 257)
-  functions = build.inference(config, model, apply_of(model), mesh.make_mesh({'data': -1}))
+    components.build_components(config, 257)
+  model = components.model(config, 257)
+  functions = components.inference(config, model, apply_of(model), mesh.make_mesh({'data': -1}))
   assert functions.model is model and functions.mesh.size >= 1

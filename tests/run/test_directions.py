@@ -8,10 +8,12 @@ import pytest
 from lm.config import resolve
 from lm.config.base import base
 from lm.errors import UserError
+from lm.evaluation import evaluate
 from lm.metrics import word_vectors
-from lm.run import evaluate, record, stopping
-from lm.run.checkpoint import badness, kept_steps
-from lm.run.load import best_step
+from lm.training import early_stopping
+from lm.workdir import run_data
+from lm.workdir.checkpoints import badness, kept_steps
+from lm.workdir.load import best_step
 
 # By hand. What is an error or a surprise is the better the lower it is.
 DIRECTIONS = {
@@ -85,7 +87,7 @@ def test_word_vectors_declare_the_values_of_sections_too(tmp_path):
 
 
 def _workdir(tmp_path, directions, **values):
-  record.write_directions(tmp_path, directions)
+  run_data.write_directions(tmp_path, directions)
   lines = [
     {'step': step} | {name: series[step - 1] for name, series in values.items()}
     for step in range(1, 1 + len(next(iter(values.values()))))
@@ -105,7 +107,7 @@ def test_the_best_is_the_highest_or_the_lowest_as_declared(tmp_path):
     'eval/a/size': None,
   }
   assert bests['eval/a/size'][1].startswith('the newest')
-  series = record.read(workdir).series
+  series = run_data.read_run(workdir).series
   assert series['eval/a/inaccuracy'].best(False) == (2, 1.0)
   assert series['eval/a/chrf_plus_plus'].best(True) == (3, 3.0)
   assert series['eval/a/size'].best(None) is None
@@ -115,9 +117,11 @@ def test_the_best_is_the_highest_or_the_lowest_as_declared(tmp_path):
 def test_a_run_stops_in_the_declared_direction():
   config = base()
   config.stop.update({'metric': 'eval/a/reward', 'patience': 1})
-  seen = stopping.take_up(config, None)
+  seen = early_stopping.restore(config, None)
   for step, value in enumerate([1.0, 2.0, 3.0], 1):
-    seen = stopping.see(seen, step, {'eval/a/reward': value}, config, higher_is_better=True)
+    seen = early_stopping.update(
+      seen, step, {'eval/a/reward': value}, config, higher_is_better=True
+    )
   assert (seen.best, seen.best_step, seen.since) == (3.0, 3, 0)
 
 
@@ -129,19 +133,19 @@ def _monitors(**leaves):
 
 def test_a_metric_without_a_direction_cannot_be_monitored():
   directions = {'eval/a/reward': None, 'eval/a/loss': False}
-  stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/loss'}), directions)
+  early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/loss'}), directions)
   with pytest.raises(UserError) as error:
-    stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/reward'}), directions)
+    early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/reward'}), directions)
   assert "checkpoint.best='eval/a/reward'" in str(error.value)
   assert "higher_is_better={'reward': True}" in str(error.value)
   wrong = {'checkpoint.best': 'eval/a/loss', 'stop.patience': 1, 'stop.metric': 'eval/a/reward'}
   with pytest.raises(UserError, match=r"stop\.metric='eval/a/reward'"):
-    stopping.check_monitored(_monitors(**wrong), directions)
+    early_stopping.check_monitored(_monitors(**wrong), directions)
   with pytest.raises(UserError, match=r"best='eval/a/los' is no metric .*mean 'eval/a/loss'"):
-    stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/los'}), directions)
+    early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/los'}), directions)
   # A run that keeps no best one asks for none.
   nothing = {'checkpoint.best': 'eval/a/los', 'checkpoint.keep_best': 0}
-  stopping.check_monitored(_monitors(**nothing), directions)
+  early_stopping.check_monitored(_monitors(**nothing), directions)
 
 
 def test_two_metrics_of_one_name_are_refused():

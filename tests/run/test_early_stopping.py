@@ -10,9 +10,10 @@ import pytest
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.run import checkpoint, experiment, loop, record, stopping
-from lm.run.evaluators import Evaluators
-from lm.run.stopping import Stopping
+from lm.evaluation.evaluators import Evaluators
+from lm.training import early_stopping, trainer
+from lm.training.early_stopping import Stopping
+from lm.workdir import checkpoints, experiment, run_data
 
 SOURCE = """
 from ml_collections import ConfigDict
@@ -40,7 +41,7 @@ def get_config(arg=''):
 LOSS = 'eval/validation/loss'
 
 
-class NoStop:
+class Never:
   signal = None
 
   def begin(self):
@@ -56,10 +57,10 @@ def section(metric=LOSS, **leaves):
 def over_at(metric, values, **leaves):
   """Returns after which of the values, from 1, the patience is out, and what was seen then."""
   config = section(metric, **leaves)
-  seen = stopping.take_up(config, None)
+  seen = early_stopping.restore(config, None)
   for step, value in enumerate(values, 1):
-    seen = stopping.see(seen, step, {metric: value}, config, metric.endswith('bleu'))
-    if stopping.is_over(seen, config):
+    seen = early_stopping.update(seen, step, {metric: value}, config, metric.endswith('bleu'))
+    if early_stopping.should_stop(seen, config):
       return step, seen
   return None, seen
 
@@ -88,9 +89,9 @@ def test_the_patience_by_hand(metric, values, leaves, step, best):
 
 def test_what_was_seen_of_another_metric_does_not_count():
   saved = Stopping(LOSS, 2.0, 5, 1)
-  assert stopping.take_up(section(), saved._asdict()) == saved
-  assert stopping.take_up(section('eval/validation/bleu'), saved._asdict()).since == 0
-  assert stopping.take_up(section(patience=0), saved._asdict()) is None
+  assert early_stopping.restore(section(), saved._asdict()) == saved
+  assert early_stopping.restore(section('eval/validation/bleu'), saved._asdict()).since == 0
+  assert early_stopping.restore(section(patience=0), saved._asdict()) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_what_was_seen_of_another_metric_does_not_count():
 )
 def test_a_wrong_section_is_told(config, message):
   with pytest.raises(UserError) as error:
-    stopping.check(config)
+    early_stopping.check(config)
   assert message in str(error.value)
 
 
@@ -113,8 +114,8 @@ def test_an_empty_metric_is_that_of_the_best_checkpoint():
   config = section('')
   config.checkpoint.best = 'eval/nowhere/bleu'
   with pytest.raises(UserError, match=r"^checkpoint\.best, .*='eval/nowhere/bleu' is no metric"):
-    stopping.check(config)
-  assert stopping.take_up(config, None) == Stopping('eval/nowhere/bleu')
+    early_stopping.check(config)
+  assert early_stopping.restore(config, None) == Stopping('eval/nowhere/bleu')
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +133,7 @@ def run(folder, name, stop_at=None, **changes):
   path = str(folder / 'tiny_stop.py')
   config = experiment.load(path)
   config.update_from_flattened_dict(changes)
-  loop.train(config, path, folder / name, NoStop(), stop_at)
+  trainer.train(config, path, folder / name, Never(), stop_at)
   return folder / name
 
 
@@ -152,9 +153,9 @@ def numbers(workdir):
 
 def saved(workdir):
   """Returns what each checkpoint holds, by step."""
-  checkpoints = checkpoint.Checkpoints(workdir)
-  found = {step: checkpoints._manager.restore(step) for step in checkpoints.steps()}
-  checkpoints.close()
+  kept = checkpoints.Checkpoints(workdir)
+  found = {step: kept._manager.restore(step) for step in kept.steps()}
+  kept.close()
   return {step: dict(items.items()) for step, items in found.items()}
 
 
@@ -189,7 +190,7 @@ def test_a_run_ends_when_its_metric_has_not_improved(folder):
   best = min(values, key=values.get)
   assert (stopped['metric'], stopped['best'], stopped['best_step']) == (LOSS, values[best], best)
   assert (stopped['step'], stopped['since']) == (ends[0], 2)
-  assert record.status(record.read(workdir)).startswith('stopped')
+  assert run_data.status(run_data.read_run(workdir)).startswith('stopped')
 
 
 def test_a_checkpoint_holds_what_was_seen_before_its_own_evaluation(folder):
@@ -252,7 +253,7 @@ def test_the_last_step_is_no_early_stop(folder):
   steps = last_step(folder / 'whole')
   workdir = run(folder, 'to the end', steps=steps)
   assert lines(workdir / 'events.jsonl')[-2]['event'] != 'stopped_early'
-  assert record.status(record.read(workdir)) == 'done'
+  assert run_data.status(run_data.read_run(workdir)) == 'done'
 
 
 def test_without_patience_nothing_is_kept(folder):

@@ -3,9 +3,9 @@
 import pytest
 from ml_collections import ConfigDict
 
+from lm import cli
 from lm.config.base import base, encoder_decoder
 from lm.errors import UserError
-from lm.run import cli
 
 
 def override(config, *given):

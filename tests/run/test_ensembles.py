@@ -13,15 +13,16 @@ from sacrebleu.metrics import CHRF
 from lm.decode.sampling import sampler
 from lm.decode.write import Strategy, write
 from lm.errors import UserError
+from lm.evaluation.ensembles import open_runs, parse_members
+from lm.evaluation.translate import MBRConfig, Translator
 from lm.metrics.translation import sentence_chrf
 from lm.models import ensemble
-from lm.run import experiment, loop
-from lm.run.cli import NoStop
-from lm.run.ensemble import members, open_runs
-from lm.run.load import load
-from lm.run.translate import Risk, Translator
+from lm.parallel.preemption import Never
 from lm.task import Features
 from lm.text.tokenizers import end_id
+from lm.training import trainer
+from lm.workdir import experiment
+from lm.workdir.load import load
 
 PAIRS = {'eins': 'one', 'zwei': 'two', 'drei': 'three', 'ein Hund': 'a dog'}
 SOURCE = f"""
@@ -82,7 +83,7 @@ def runs(tmp_path_factory):
       config.seed = seed
       # Of two runs only the names and the tokenizer are looked at.
       stop_at = 10 if arg in ('upper', 'decoder') else 30
-      loop.train(config, path, workdir, NoStop(), stop_at)
+      trainer.train(config, path, workdir, Never(), stop_at)
     return workdir
 
   return of
@@ -187,6 +188,7 @@ def test_mistakes_are_one_line(arguments, message, runs):
 
 def test_word_vectors_make_no_ensemble(runs, tmp_path):
   import lm.run.word_vectors as word_vectors
+
   from lm.text.vectors import checked
 
   vectors = checked(['a', 'b'], np.eye(2))
@@ -198,16 +200,16 @@ def test_word_vectors_make_no_ensemble(runs, tmp_path):
 
 def test_workdirs_go_with_steps():
   a, b = pathlib.Path('a'), pathlib.Path('b')
-  assert members('a', None) == [(a, None)]
-  assert members('a', '5') == [(a, 5)]
-  assert members('a', '5,7') == [(a, 5), (a, 7)]
-  assert members('a,b', '5') == [(a, 5), (b, 5)]
-  assert members('a,b', '5,7') == [(a, 5), (b, 7)]
+  assert parse_members('a', None) == [(a, None)]
+  assert parse_members('a', '5') == [(a, 5)]
+  assert parse_members('a', '5,7') == [(a, 5), (a, 7)]
+  assert parse_members('a,b', '5') == [(a, 5), (b, 5)]
+  assert parse_members('a,b', '5,7') == [(a, 5), (b, 7)]
 
 
 def test_a_directory_with_a_comma_in_its_name_is_one(tmp_path):
   (tmp_path / 'a,b').mkdir()
-  assert members(str(tmp_path / 'a,b'), None) == [(tmp_path / 'a,b', None)]
+  assert parse_members(str(tmp_path / 'a,b'), None) == [(tmp_path / 'a,b', None)]
 
 
 DRAWS = 6
@@ -216,7 +218,7 @@ DRAWS = 6
 def risky(loaded, **changes):
   strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5), batch_size=4)
   given = {'utility': sentence_chrf(), 'draws': DRAWS, 'seed': 7} | changes
-  return Translator(loaded, strategy, risk=Risk(**given))
+  return Translator(loaded, strategy, risk=MBRConfig(**given))
 
 
 def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from lm.run import hardware
-from lm.run.environment import checkout, command_line, environment
+from lm.workdir.environment import checkout, command_line, environment
 
 
 def test_the_environment_is_json_and_names_neither_user_nor_host(monkeypatch, tmp_path):

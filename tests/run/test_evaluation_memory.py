@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.data import prepare
 from lm.errors import UserError
-from lm.run import build, host_memory
-from lm.run.evaluators import Evaluators
-from lm.run.host_memory import Program, check_evaluations, program_bytes
-from lm.run.step import abstract_state
+from lm.evaluation import host_memory
+from lm.evaluation.evaluators import Evaluators
+from lm.evaluation.host_memory import Program, check_evaluations, program_bytes
 from lm.text.tokenizers import vocabulary_size
+from lm.training.train_step import abstract_state
 
 
 def lines(split):
@@ -68,10 +69,10 @@ def programs():
   def make(kind, **leaves):
     config = config_of(kind, **leaves)
     tokenizer = prepare.tokenizer(config.data)
-    model = build.model(config, vocabulary_size(tokenizer))
-    functions = build.functions(config, vocabulary_size(tokenizer))
+    model = components.model(config, vocabulary_size(tokenizer))
+    functions = components.build_components(config, vocabulary_size(tokenizer))
     evaluators = Evaluators(config, functions, tokenizer)
-    init = build.init_of(model, config.data.context)
+    init = components.init_of(model, config.data.context)
     params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), params)

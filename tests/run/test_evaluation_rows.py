@@ -5,11 +5,13 @@ import jax
 import numpy as np
 import pytest
 
+from lm import components
 from lm.config import base as configs
+from lm.config import validate
 from lm.data import batches, prepare
 from lm.errors import UserError
-from lm.run import build, check, evaluators
-from lm.run.evaluators import Evaluators
+from lm.evaluation import evaluators
+from lm.evaluation.evaluators import Evaluators
 from lm.text import tokenizers
 
 LINES = [f'{n} bottles of beer on the wall, {n - 1} left' for n in range(60, 0, -1)]
@@ -45,7 +47,7 @@ def config(tmp_path, monkeypatch):
 def values(config, params=None):
   """Returns the figures of random parameters, the same ones for all configs, and these."""
   tokenizer = tokenizers.bytes([])
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = components.build_components(config, tokenizer.get_vocab_size())
   if params is None:
     params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
     params = jax.tree.map(lambda x: 4 * x, params)
@@ -93,7 +95,7 @@ def test_which_transforms_there_are_is_said(config):
   def line(**changes):
     made = config(**changes)
     tokenizer = tokenizers.bytes([])
-    functions = build.functions(made, tokenizer.get_vocab_size())
+    functions = components.build_components(made, tokenizer.get_vocab_size())
     return Evaluators(made, functions, tokenizer).transforms_line()
 
   assert line() == ''
@@ -106,7 +108,7 @@ def test_which_transforms_there_are_is_said(config):
     wrong = config()
     with wrong.ignore_type():
       wrong.eval.sets.validation.transforms = 'hides:blind'
-    check.numbers(wrong)
+    validate.validate_config(wrong)
   with pytest.raises(UserError, match=r"eval\.sets\.validation\.transforms\[0\]='hides:blnd'"):
     line(**{'eval.sets.validation.transforms': ('hides:blnd',)})
 
@@ -123,10 +125,10 @@ def test_a_model_has_as_many_classes_as_there_are_labels(classes):
   config = configs.base()
   config.model = configs.encoder(depth=1, d_model=16, heads=2, context=128)
   config.data.labels = ('a', 'b', 'c')
-  assert build.model(config, 9).num_classes == 3
+  assert components.model(config, 9).num_classes == 3
   config.model.num_classes = classes
   with pytest.raises(UserError, match=f'model.num_classes={classes}, but data.labels names 3'):
-    build.model(config, 9)
+    components.model(config, 9)
 
 
 def test_a_set_without_targets_that_count_is_refused(config):

@@ -8,7 +8,7 @@ from ml_collections.config_dict import placeholder
 
 from lm.config import base as configs
 from lm.errors import UserError
-from lm.run import experiment, sources
+from lm.workdir import experiment, sources
 
 SOURCE = """
 from lm.config.base import base, select_variant
@@ -162,7 +162,7 @@ def test_a_leaf_that_only_one_of_them_has_is_a_difference(extra, tmp_path):
 def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
-  assert experiment.record(config, path, tokenizer, workdir, 'abc') == []
+  assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
   assert _leaves(experiment.open_workdir(workdir)) == _leaves(config)
   assert experiment.open_tokenizer(workdir).to_str() == tokenizer.to_str()
   for name in ('my_experiment.py', 'my_neighbour.py'):
@@ -173,10 +173,15 @@ def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
 
 def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
-  experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
-  assert experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc') == []
+  experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  assert (
+    experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+    == []
+  )
   (folder / 'my_neighbour.py').write_text('FACTOR = 2 * 2\n')
-  (warning,) = experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  (warning,) = experiment.write_run_config(
+    experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
+  )
   assert 'my_neighbour.py has changed' in warning
   # The record is that of the newest start; what it was before is kept.
   assert (workdir / 'source/my_neighbour.py').read_text() == 'FACTOR = 2 * 2\n'
@@ -186,14 +191,14 @@ def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed
 def test_a_workdir_of_another_run_is_refused(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config = experiment.load(path)
-  experiment.record(config, path, _tokenizer('a', 'b'), workdir, 'abc')
+  experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abc')
   with pytest.raises(UserError, match='was made with another tokenizer'):
-    experiment.record(config, path, _tokenizer('a', 'c'), workdir, 'abc')
+    experiment.write_run_config(config, path, _tokenizer('a', 'c'), workdir, 'abc')
   with pytest.raises(UserError, match='was made with other training data'):
-    experiment.record(config, path, _tokenizer('a', 'b'), workdir, 'abd')
+    experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abd')
   config.seed = 5
   with pytest.raises(UserError, match='was made with seed=0, not 5'):
-    experiment.record(config, path, _tokenizer('a', 'b'), workdir, 'abc')
+    experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abc')
 
 
 def test_a_folder_that_is_no_workdir_is_told(tmp_path):
@@ -204,28 +209,30 @@ def test_a_folder_that_is_no_workdir_is_told(tmp_path):
 def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
-  experiment.record(config, path, tokenizer, workdir, 'abc')
+  experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
   config.steps, config.eval.sets.validation.split = 2000, 'train'
-  assert experiment.record(config, path, tokenizer, workdir, 'abc') == []
+  assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
   now = experiment.open_workdir(workdir)
   assert (now.steps, now.eval.sets.validation.split) == (2000, 'train')
   before = json.loads((workdir / 'earlier/1/config.json').read_text())
   assert (before['steps'], before['eval']['sets']['validation']['split']) == (1000, 'validation')
   # A start that changes nothing adds nothing.
-  experiment.record(config, path, tokenizer, workdir, 'abc')
+  experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
   assert [p.name for p in (workdir / 'earlier').iterdir()] == ['1']
   config.steps = 3000
-  experiment.record(config, path, tokenizer, workdir, 'abc')
+  experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
   assert json.loads((workdir / 'earlier/2/config.json').read_text())['steps'] == 2000
 
 
 def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
-  experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
   text = SOURCE.format(neighbour='my_neighbour').replace('from my_neighbour import FACTOR', '')
   (folder / 'my_experiment.py').write_text(text.replace('FACTOR', '4'))
   sources.use_folder(folder.parent)
-  changed = experiment.record(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  changed = experiment.write_run_config(
+    experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
+  )
   assert len(changed) == 2
   assert [p.name for p in (workdir / 'source').glob('*.py')] == ['my_experiment.py']
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from lm.errors import UserError
-from lm.run import files
+from lm.workdir import files
 
 HOLD = """
 import pathlib, sys
@@ -22,17 +22,20 @@ def test_a_workdir_is_held_against_a_second_run_until_the_first_is_gone(tmp_path
   )
   try:
     assert other.stdout.readline() == b'held\n'
-    with pytest.raises(UserError, match='another run is training there'), files.held(workdir):
+    with (
+      pytest.raises(UserError, match='another run is training there'),
+      files.lock_workdir(workdir),
+    ):
       pass
   finally:
     other.kill()
     other.communicate()
-  with files.held(workdir):
+  with files.lock_workdir(workdir):
     assert workdir.is_dir()
 
 
 def test_a_workdir_that_is_a_file_is_told(tmp_path):
   (tmp_path / 'file').write_text('')
-  held = files.held(tmp_path / 'file')
+  held = files.lock_workdir(tmp_path / 'file')
   with pytest.raises(UserError, match='is a file; give the name of a directory'), held:
     pass

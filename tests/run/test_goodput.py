@@ -1,6 +1,6 @@
 import pytest
 
-from lm.run.goodput import goodput
+from lm.workdir.goodput import goodput
 
 
 def _event(second, event, **fields):

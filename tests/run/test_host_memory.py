@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import cli, components
 from lm.data import prepare
 from lm.errors import UserError
+from lm.evaluation import host_memory
 from lm.parallel import mesh as meshes
-from lm.run import build, cli, host_memory
-from lm.run.step import abstract_state, check_step, init_state, make_train_steps
+from lm.training.train_step import abstract_state, check_step, init_train_state, make_train_steps
 
 SOURCE = """
 from ml_collections import ConfigDict
@@ -48,7 +49,7 @@ def parts(file):
     argv = ['x', f'--config={file}', *(f'--config.{k}={v}' for k, v in changes.items())]
     config, _ = cli.config(argv)
     tokenizer = prepare.tokenizer(config.data)
-    functions = build.functions(config, tokenizer.get_vocab_size())
+    functions = components.build_components(config, tokenizer.get_vocab_size())
     rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed)
     return config, functions, rows
 
@@ -121,7 +122,7 @@ def test_the_first_step_takes_the_program_of_the_check(parts, monkeypatch):
   train_steps, abstract, trace = traces_of(config, functions, rows)
   monkeypatch.setattr(host_memory, '_fits_surely', lambda *args: False)
   host_memory.check_program(trace, config, functions, abstract, rows, ())
-  state, _ = init_state(functions, jax.random.key(0))
+  state, _ = init_train_state(functions, jax.random.key(0))
   stacked = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
   batch = {k: x[None] for k, x in rows.batch(np.arange(8)).items()}
   batch = jax.device_put(batch, stacked)

@@ -15,10 +15,13 @@ import tokenizers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.errors import UserError
-from lm.run import build, experiment, init, load, loop, record
-from lm.run.checkpoint import Checkpoints
-from lm.run.step import TrainState, abstract_state
+from lm.training import trainer, warm_start
+from lm.training.train_step import abstract_state
+from lm.types import TrainState
+from lm.workdir import experiment, load, run_data
+from lm.workdir.checkpoints import Checkpoints
 
 PARAMS = {
   'embedding': np.arange(8.0).reshape(4, 2),
@@ -64,7 +67,7 @@ def take(source, shapes, *rules, step=None, tokens=TOKENS):
     return {path: jnp.full(shapes[path], -1.0) for path in paths}
 
   wanted = unflatten_dict(abstract, sep='/')
-  params, taken = init.take(section, draw, wanted, tokenizer_of(*tokens))
+  params, taken = warm_start.take(section, draw, wanted, tokenizer_of(*tokens))
   return flatten_dict(params, sep='/'), taken
 
 
@@ -79,7 +82,7 @@ def test_equal_trees_are_taken_whole_from_the_newest_step_or_the_one_named(sourc
   for name, x in expected.items():
     np.testing.assert_array_equal(found[name], factor * x)
   why = '' if step else UNSCORED
-  assert taken == init.Taken(str(source), step or 7, 3, (), (), why=why)
+  assert taken == warm_start.Taken(str(source), step or 7, 3, (), (), why=why)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def get_config(arg=''):
 """
 
 
-class NoStop:
+class Never:
   signal = None
 
   def begin(self):
@@ -242,7 +245,7 @@ def run(folder, name, stop_at=None, **changes):
   path = str(folder / 'tiny_init.py')
   config = experiment.load(path)
   config.update_from_flattened_dict(changes)
-  loop.train(config, path, folder / name, NoStop(), stop_at)
+  trainer.train(config, path, folder / name, Never(), stop_at)
   return folder / name
 
 
@@ -271,9 +274,9 @@ def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
   config = experiment.load(str(folder / 'tiny_init.py'))
   config.init.workdir = str(folder / 'pretrained')
   tokenizer = experiment.open_tokenizer(folder / 'pretrained')
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = components.build_components(config, tokenizer.get_vocab_size())
   abstract, _ = abstract_state(functions)
-  state, _ = init.initial_state(config, functions, tokenizer, abstract)
+  state, _ = warm_start.initial_state(config, functions, tokenizer, abstract)
   pretrained = load.load(folder / 'pretrained').params
   jax.tree.map(np.testing.assert_array_equal, state.params, pretrained)
   rest = jax.tree.leaves(state.replace(params=None))
@@ -348,7 +351,7 @@ def test_a_grown_table_is_taken_onto_another_mesh(folder):
 @pytest.mark.parametrize(('higher', 'best'), [(True, 3), (False, 7)])
 def test_the_best_checkpoint_is_taken_unless_a_step_is_named(source, higher, best, tmp_path):
   copy = shutil.copytree(source, tmp_path / 'scored')
-  record.write_directions(copy, {BEST: higher})
+  run_data.write_directions(copy, {BEST: higher})
   rows = [{'step': 3, BEST: 2.0}, {'step': 7, BEST: 1.0}]
   (copy / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   taken = take(copy, SAME)[1]

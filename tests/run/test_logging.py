@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from lm.run import files, logging
-from lm.run.logging import Events, Metrics
+from lm.workdir import files, metrics_writer
+from lm.workdir.metrics_writer import EventLog, Metrics
 
 
 def _lines(workdir, name='metrics.jsonl'):
@@ -99,7 +99,7 @@ def test_a_run_that_restored_nothing_starts_afresh(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
 def test_a_killed_writer_leaves_a_record_that_resumes(tmp_path):
   code = (
-    'import itertools, sys; from lm.run.logging import Metrics; m = Metrics(sys.argv[1], None)\n'
+    'import itertools, sys; from lm.workdir.metrics_writer import Metrics; m = Metrics(sys.argv[1], None)\n'
     'for step in itertools.count(1): m.write(step, {"train/loss": 1 / step})'
   )
   process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)])
@@ -139,7 +139,7 @@ def test_samples_read_back_whatever_the_model_wrote(tmp_path):
   metrics.text(3, 'b', 'plain')
   metrics.text(3, 'lone', '\udc80')
   metrics.close()
-  assert logging.read_samples(tmp_path / 'samples/3.txt') == [
+  assert metrics_writer.read_samples(tmp_path / 'samples/3.txt') == [
     ('a', '床前明月光\n', forged),
     ('b', '', 'plain'),
     ('lone', '', '\\udc80'),
@@ -147,7 +147,7 @@ def test_samples_read_back_whatever_the_model_wrote(tmp_path):
 
 
 def test_only_the_primary_process_writes(tmp_path):
-  metrics, events = Metrics(tmp_path, None, primary=False), Events(tmp_path, primary=False)
+  metrics, events = Metrics(tmp_path, None, primary=False), EventLog(tmp_path, primary=False)
   metrics.write(1, {'a': 1.0})
   metrics.text(1, 'a', 'b')
   metrics.flush()
@@ -158,15 +158,15 @@ def test_only_the_primary_process_writes(tmp_path):
 
 
 def test_events_are_appended_over_restarts_and_after_a_torn_line(tmp_path):
-  events = Events(tmp_path)
+  events = EventLog(tmp_path)
   events.write('start', experiment='床前', bad=float('nan'), text='\udc80')
   events.close()
   with open(tmp_path / 'events.jsonl', 'a') as file:
     file.write('{"time": "20')
-  events = Events(tmp_path)
+  events = EventLog(tmp_path)
   events.write('done', step=3)
   events.close()
-  start, done = logging.read_lines(tmp_path / 'events.jsonl')
+  start, done = metrics_writer.read_lines(tmp_path / 'events.jsonl')
   assert (start['event'], start['experiment'], start['bad']) == ('start', '床前', 'NaN')
   assert start['time'].endswith('+00:00')
   assert (done['event'], done['step']) == ('done', 3)
@@ -208,7 +208,7 @@ def test_replacing_a_file_leaves_nothing_beside_it(tmp_path):
 def test_a_flush_brings_lines_and_tensorboard_to_the_disk_itself(tmp_path, monkeypatch):
   synced = []
   monkeypatch.setattr(os, 'fsync', lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
-  metrics, events = Metrics(tmp_path, None), Events(tmp_path)
+  metrics, events = Metrics(tmp_path, None), EventLog(tmp_path)
   metrics.flush()
   (board,) = (tmp_path / 'tensorboard').iterdir()
   assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino, board.stat().st_ino]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from lm.errors import Preempted, UserError
-from lm.run import checkpoint, experiment, load, loop
+from lm.training import trainer
+from lm.workdir import checkpoints, experiment, load
 
 FILE = 'tiny.py'
 SOURCE = """
@@ -54,8 +55,8 @@ TIMES = ('train/tokens_per_second', 'train/step_seconds', 'train/data_seconds', 
 
 
 @dataclasses.dataclass
-class NoStop:
-  """Stands for `cli.Stop`; says stop after some questions."""
+class Never:
+  """Stands for `preemption.Signals`; says stop after some questions."""
 
   after: int = 10**9
 
@@ -111,7 +112,7 @@ def run(folder, name, stop=None, stop_at=None, **changes):
   if name != 'whole':  # samples of one run are enough
     config.log.prompts = ()
   config.update_from_flattened_dict(changes)
-  loop.train(config, path, folder / name, stop or NoStop(), stop_at)
+  trainer.train(config, path, folder / name, stop or Never(), stop_at)
   return folder / name
 
 
@@ -123,9 +124,9 @@ def metrics(workdir):
 
 def state_of(workdir, step):
   """Returns every array of a checkpoint, by file-independent names."""
-  checkpoints = checkpoint.Checkpoints(workdir)
-  restored = checkpoints._manager.restore(step)
-  checkpoints.close()
+  kept = checkpoints.Checkpoints(workdir)
+  restored = kept._manager.restore(step)
+  kept.close()
   leaves, _ = jax.tree_util.tree_flatten_with_path(dict(restored.items()))
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
@@ -216,7 +217,7 @@ def test_frozen_parameters_survive_a_resume(folder):
 # More than 5 seconds: it trains twice.
 def test_preempted_run_saves_and_goes_on(home, whole):
   with pytest.raises(Preempted, match='saved step 2'):
-    run(home, 'preempted', stop=NoStop(after=1))
+    run(home, 'preempted', stop=Never(after=1))
   assert [r['step'] for r in metrics(home / 'preempted')] == [1, 2]
   run(home, 'preempted')
   assert_same_state(state_of(whole, 8), state_of(home / 'preempted', 8))

@@ -7,8 +7,10 @@ import re
 import pytest
 from in_process import mistake
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli, ensemble, files, sources, tagger
+from lm.evaluation import ensembles, tagger
+from lm.workdir import files, sources
 
 FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
 
@@ -28,9 +30,12 @@ def test_a_workdir_begins_at_the_home_and_knows_variables(home, monkeypatch):
   assert files.workdir('~/x') == home / 'x'
   assert files.workdir('$RUNS/x') == pathlib.Path('/disk/runs/x')
   assert files.workdir('runs/x') == pathlib.Path('runs/x')
-  assert [folder for folder, _ in ensemble.members('~/x,~/y', None)] == [home / 'x', home / 'y']
+  assert [folder for folder, _ in ensembles.parse_members('~/x,~/y', None)] == [
+    home / 'x',
+    home / 'y',
+  ]
   (home / 'a,b').mkdir()
-  assert [folder for folder, _ in ensemble.members('~/a,b', None)] == [home / 'a,b']
+  assert [folder for folder, _ in ensembles.parse_members('~/a,b', None)] == [home / 'a,b']
   with pytest.raises(UserError, match=r'--workdir=.\$NO_SUCH/x.*NO_SUCH is not set'):
     files.workdir('$NO_SUCH/x')
 

@@ -7,8 +7,8 @@ import pytest
 from lm.config import base as configs
 from lm.data import module_code
 from lm.errors import UserError
-from lm.run import experiment, sources
 from lm.text import tokenizers
+from lm.workdir import experiment, sources
 
 PATH = 'experiments/quickstart.py'
 
@@ -23,12 +23,12 @@ def config_of(source='lm.data.sources:python_docs', **changes):
 @pytest.fixture
 def workdir(tmp_path):
   """The record of a run on the content 'abc'."""
-  assert experiment.record(config_of(), PATH, tokenizers.bytes([]), tmp_path, 'abc') == []
+  assert experiment.write_run_config(config_of(), PATH, tokenizers.bytes([]), tmp_path, 'abc') == []
   return tmp_path
 
 
 def record(workdir, config, content, **asked):
-  return experiment.record(config, PATH, tokenizers.bytes([]), workdir, content, **asked)
+  return experiment.write_run_config(config, PATH, tokenizers.bytes([]), workdir, content, **asked)
 
 
 def files(workdir):
@@ -111,7 +111,7 @@ def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
   path = f'{folder}/keeps_files.py'
   config = experiment.load(path)
   before = module_code.of_values('keeps_files:step')
-  experiment.record(config, path, tokenizers.bytes([]), tmp_path / 'run', 'abc')
+  experiment.write_run_config(config, path, tokenizers.bytes([]), tmp_path / 'run', 'abc')
   kept = {str(p.relative_to(tmp_path / 'run/source')) for p in (tmp_path / 'run').rglob('*.txt')}
   assert kept - {'commit.txt'} == {'stop.txt', 'lists/a.txt'}
   # What is prepared is found again from the workdir.

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from lm import components
 from lm.config import base as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
-from lm.run import build
-from lm.run.evaluators import Evaluators
-from lm.run.predict import Predictor
-from lm.run.step import init_state, make_train_step
+from lm.evaluation.evaluators import Evaluators
+from lm.evaluation.predict import Predictor
+from lm.training.train_step import init_train_state, make_train_step
 from lm.types import apply_of
 
 WORDS = {
@@ -109,7 +109,7 @@ def config_of(convert, source='words', task='lm.tasks.text:classification', **ch
 def opened(config):
   """Returns the tokenizer, the functions and the rows of a config, and its predictor."""
   tokenizer = prepare.tokenizer(config.data)
-  functions = build.functions(config, tokenizer.get_vocab_size(), jax.devices()[:1])
+  functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
   apply = apply_of(functions.model)
   predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
@@ -120,7 +120,7 @@ def opened(config):
 def test_one_task_is_learned_by_each_architecture(convert):
   config = config_of(convert)
   _, functions, rows, predictor = opened(config)
-  state, _ = init_state(functions, jax.random.key(0))
+  state, _ = init_train_state(functions, jax.random.key(0))
   train_step = make_train_step(functions, 0, 1, state)
   before = predictor.predictions(state.params)
   for step in range(config.steps):
@@ -232,7 +232,7 @@ def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
   config = config_of('lm.tasks.find:classes')
   config.eval.sets['all'][key] = (path,)
   tokenizer = prepare.tokenizer(config.data)
-  functions = build.functions(config, tokenizer.get_vocab_size(), jax.devices()[:1])
+  functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   with pytest.raises(UserError) as error:
     Evaluators(config, functions, tokenizer)
   assert str(error.value).startswith(f'eval.sets.all.{key}=') and message in str(error.value)

@@ -12,18 +12,21 @@ import jax
 import numpy as np
 import pytest
 
+from lm import components
 from lm.data import prepare
-from lm.run import build, experiment, kept, loop, predict
-from lm.run.attention import AttentionMaps
-from lm.run.cli import NoStop
-from lm.run.kept import Evaluated
+from lm.evaluation import predict
+from lm.evaluation.attention_maps import AttentionMaps
+from lm.parallel.preemption import Never
+from lm.training import trainer
+from lm.workdir import eval_artifacts, experiment
+from lm.workdir.eval_artifacts import EvalExample
 
 SOURCE = """
 import itertools
 from ml_collections import ConfigDict
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
-from lm.run.cli import NoStop
+from lm.run.cli import Never
 
 TEXTS = [f'ab{i % 7} cd{i % 5}' for i in range(40)]
 
@@ -95,7 +98,7 @@ def load(folder, variant):
 @pytest.fixture(scope='module')
 def pairs(folder):
   config, path = load(folder, 'pairs')
-  loop.train(config, path, folder / 'pairs', NoStop())
+  trainer.train(config, path, folder / 'pairs', Never())
   return folder / 'pairs'
 
 
@@ -109,8 +112,8 @@ def classes(folder):
 
   said = io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
-    patch.setattr(kept, 'write_predictions', full)
-    loop.train(config, path, folder / 'classes', NoStop())
+    patch.setattr(eval_artifacts, 'write_predictions', full)
+    trainer.train(config, path, folder / 'classes', Never())
   return folder / 'classes', said.getvalue()
 
 
@@ -135,11 +138,13 @@ def test_outputs_of_the_newest_and_the_best_evaluation_are_kept(pairs):
 
 
 def test_only_the_step_and_the_best_one_stay(tmp_path):
-  example = Evaluated(['a'], 'b', 'c', {'f1': 0.5})
+  example = EvalExample(['a'], 'b', 'c', {'f1': 0.5})
 
   def kept_after(step, best):
-    kept.write_predictions(tmp_path, step, {'x-1': [example], 'y': [example]}, {}, best)
-    return {name: list(by_step) for name, by_step in kept.read_predictions(tmp_path).items()}
+    eval_artifacts.write_predictions(tmp_path, step, {'x-1': [example], 'y': [example]}, {}, best)
+    return {
+      name: list(by_step) for name, by_step in eval_artifacts.read_predictions(tmp_path).items()
+    }
 
   assert kept_after(100, None) == {'x-1': [100], 'y': [100]}
   assert kept_after(200, 100) == {'x-1': [100, 200], 'y': [100, 200]}
@@ -147,12 +152,14 @@ def test_only_the_step_and_the_best_one_stay(tmp_path):
   assert kept_after(400, 400) == {'x-1': [400], 'y': [400]}
   # Taken up from before step 400, the run is at 350 now.
   assert kept_after(350, 350) == {'x-1': [350], 'y': [350]}
-  assert kept.read_predictions(tmp_path)['y'][350] == [example]
+  assert eval_artifacts.read_predictions(tmp_path)['y'][350] == [example]
   assert not list(tmp_path.rglob('*.tmp'))
 
 
 def test_texts_no_file_could_hold_are_kept():
-  text = kept.lines([Evaluated(['\ud800'], float('nan'), 1.0, {'mse': float('inf')})], set='x')
+  text = eval_artifacts.lines(
+    [EvalExample(['\ud800'], float('nan'), 1.0, {'mse': float('inf')})], set='x'
+  )
   (line,) = text.decode('utf-8').splitlines()
   assert json.loads(line) == {
     'set': 'x',
@@ -194,7 +201,7 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
 )
 def test_each_example_has_a_score_of_its_own(path, outputs, references, expected):
   builder = predict.spec.resolve(path, 'scores')
-  name, scores = predict.score_each(builder, outputs, references)
+  name, scores = predict.per_example_scores(builder, outputs, references)
   assert (name, scores) == (expected[0], pytest.approx(expected[1]))
 
 
@@ -248,7 +255,7 @@ def maps_of(folder, variant, **changes):
   with config.ignore_type():
     config.model.update(changes)
   tokenizer = prepare.tokenizer(config.data)
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = components.build_components(config, tokenizer.get_vocab_size())
   rows = prepare.rows(config.data, 'dev', tokenizer, seed=0)
   params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
   return AttentionMaps(config, 'dev', functions, tokenizer, rows)(params)
@@ -285,7 +292,7 @@ def test_layers_are_in_order_and_many_heads_are_averaged(folder, monkeypatch):
   first = arrays_of(maps)[0]
   alone = np.isclose(first.min(1), np.eye(first.shape[-1]), atol=0.01).all((1, 2))
   assert alone.tolist() == [True, False, True, False]
-  monkeypatch.setattr('lm.run.attention._CELLS', 10)
+  monkeypatch.setattr('lm.evaluation.attention_maps._CELLS', 10)
   means = maps_of(folder, 'classes', attention_layer=period, depth=4)
   assert means['heads'] == 0
   np.testing.assert_allclose(arrays_of(means)[0][:, 0], first.mean(1), atol=1 / 255)

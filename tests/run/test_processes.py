@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.run import join, placement, processes
-from lm.run.join import Settings
+from lm.parallel import distributed, mesh, multihost
+from lm.parallel.distributed import Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / 'tpu_scripts/local_multiprocess.py'
@@ -200,7 +200,7 @@ def evaluated(workdir, number):
 def test_flags_that_do_not_fit_together(flags, told):
   empty = {'coordinator': None, 'processes': None, 'process': None}
   with pytest.raises(UserError, match=told):
-    join.check(Settings(**empty | flags))
+    distributed.check(Settings(**empty | flags))
 
 
 def test_variables_stand_in_for_flags(monkeypatch):
@@ -208,26 +208,30 @@ def test_variables_stand_in_for_flags(monkeypatch):
   monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
   monkeypatch.setenv('JAX_PROCESS_ID', '3')
   nothing = Settings(None, None, None)
-  assert join.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
+  assert distributed.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
   given = Settings('host:1', 2, 1, 5, 7)
-  assert join.completed(given) == given
+  assert distributed.completed(given) == given
   monkeypatch.setenv('JAX_PROCESS_ID', 'three')
   with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'"):
-    join.completed(nothing)
+    distributed.completed(nothing)
 
 
 def test_one_process_where_several_were_expected():
   with pytest.raises(UserError, match=r'^1 process where --processes=4 were expected'):
-    join.start(Settings(None, 4, None))
-  assert join.start(Settings(None, 1, None)) is False
-  assert join.start(Settings('127.0.0.1:1', 1, 0)) is False
+    distributed.start(Settings(None, 4, None))
+  assert distributed.start(Settings(None, 1, None)) is False
+  assert distributed.start(Settings('127.0.0.1:1', 1, 0)) is False
 
 
 def test_alone_there_is_nobody_to_wait_for():
-  processes.barrier('alone', 1, 'to see')
-  assert processes.gather({'a': 1}) == [{'a': 1}]
-  assert processes.from_first([1, 2]) == [1, 2]
-  assert processes.count() == (0, 1) and processes.is_first() and not processes.several()
+  multihost.barrier('alone', 1, 'to see')
+  assert multihost.gather({'a': 1}) == [{'a': 1}]
+  assert multihost.broadcast_from_primary([1, 2]) == [1, 2]
+  assert (
+    multihost.process_index_and_count() == (0, 1)
+    and multihost.is_primary()
+    and not multihost.is_multiprocess()
+  )
 
 
 # More than 5 seconds: real processes wait until their time is out.
@@ -476,11 +480,11 @@ def test_the_launcher_tries_again_where_the_port_was_taken():
 def test_local_copies_are_whole():
   x = jax.device_put(np.arange(4.0))
 
-  assert placement.local_copy({'x': x})['x'].tolist() == [0, 1, 2, 3]
+  assert mesh.gather_to_local_device({'x': x})['x'].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(('process', 'first'), [(0, True), (1, False)])
 def test_process_0_alone_is_the_first(monkeypatch, process, first):
   known = types.SimpleNamespace(client=object(), process_id=process, num_processes=2)
-  monkeypatch.setattr(processes, 'state', lambda: known)
-  assert (processes.is_first(), processes.count()) == (first, (process, 2))
+  monkeypatch.setattr(multihost, 'state', lambda: known)
+  assert (multihost.is_primary(), multihost.process_index_and_count()) == (first, (process, 2))

@@ -11,7 +11,8 @@ from test_loop import FILE, SOURCE, metrics, run
 
 from lm.data import cache, remote
 from lm.errors import UserError
-from lm.run import checkpoint, course, files, load, record
+from lm.training import trainer
+from lm.workdir import checkpoints, files, load, run_data
 
 
 @pytest.fixture
@@ -35,14 +36,14 @@ def bucket(tmp_path, monkeypatch):
   monkeypatch.setenv('LM_CACHE', str(tmp_path / 'here'))
   monkeypatch.setenv('HOME', str(tmp_path))
   # Orbax has a client of its own for buckets, which knows no fake ones.
-  local = checkpoint.epath.Path(root)
+  local = checkpoints.epath.Path(root)
   monkeypatch.setattr(
-    checkpoint,
+    checkpoints,
     'folder_of',
     lambda workdir: (
       (local / remote.original(workdir).removeprefix('gs://')).joinpath('checkpoints')
       if remote.original(workdir)
-      else checkpoint.epath.Path(workdir.absolute()) / 'checkpoints'
+      else checkpoints.epath.Path(workdir.absolute()) / 'checkpoints'
     ),
   )
   return root
@@ -144,11 +145,11 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, folder, tmp_path, 
   lines = (bucket / 'b/run/events.jsonl').read_text().splitlines()
   assert [json.loads(x)['event'] for x in lines].count('start') == 2
   assert load.load('gs://b/run').step == 8
-  assert record.status(record.read(away())) == 'done'
+  assert run_data.status(run_data.read_run(away())) == 'done'
 
 
 def test_a_broken_network_costs_the_copy_and_not_the_run(bucket, folder, monkeypatch, capsys):
   here = away()
   monkeypatch.setattr(remote, '_push', lambda *_: (_ for _ in ()).throw(OSError('no route')))
-  course.push_record(here)
+  trainer.push_record(here)
   assert f'warning: the record is only in {here} for now' in capsys.readouterr().err

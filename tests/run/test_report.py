@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.run import curves, kept, record, report
-from lm.run.kept import Evaluated
-from lm.run.logging import Events, Metrics
-from lm.run.record import Series
+from lm.report import charts
+from lm.report.page import SECTIONS, write_report
+from lm.workdir import eval_artifacts, run_data
+from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir.metrics_writer import EventLog, Metrics
+from lm.workdir.run_data import Series
 
 _EMPTY = {'meta', 'link', 'img', 'br', 'input', 'hr'}
 
@@ -58,7 +60,7 @@ class _Page(html.parser.HTMLParser):
 def _run(workdir, steps=10, **metrics):
   (workdir / 'config.json').write_text(json.dumps({'steps': steps, 'model': {'depth': 2}}))
   directions = {'loss': False, 'accuracy': True, 'mse': False}
-  record.write_directions(workdir, {f'eval/validation/{k}': d for k, d in directions.items()})
+  run_data.write_directions(workdir, {f'eval/validation/{k}': d for k, d in directions.items()})
   log = Metrics(workdir, None)
   for step in range(1, steps + 1):
     log.write(step, {'train/loss': 4 / step} | {k: v(step) for k, v in metrics.items()})
@@ -69,7 +71,7 @@ def _run(workdir, steps=10, **metrics):
 
 
 def _events(workdir, *names):
-  events = Events(workdir)
+  events = EventLog(workdir)
   for name in names:
     events.write(name, **({} if name == 'start' else {'step': 10}))
   events.close()
@@ -80,7 +82,7 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
   (tmp_path / 'environment.json').write_text('{"host": {"cpu": "Abacus 3"}}')
   (tmp_path / 'source').mkdir()
   (tmp_path / 'source/a.py').write_text('depth = 1 < 2\n')
-  page = _Page(report.write(tmp_path))
+  page = _Page(write_report(tmp_path))
   for text in ('model.depth', 'Abacus 3', 'depth = 1 < 2', 'first_step', 'done', 'step 10 of 10'):
     assert text in page.text
   assert not [a for a in page.attributes if a[1] in ('src', 'href', 'action')]
@@ -88,7 +90,7 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
 
 
 def test_results_show_the_last_and_the_best(tmp_path):
-  page = _Page(report.write(_run(tmp_path)))
+  page = _Page(write_report(_run(tmp_path)))
   cells = re.findall(r'<tr>(.*?)</tr>', page.source)
   rows = [re.findall(r'<td[^>]*>(.*?)</td>', row) for row in cells]
   assert ['validation', 'loss', '1.5', '10', '1.25', '5'] in rows
@@ -102,7 +104,7 @@ def test_model_output_stays_text_and_the_policy_allows_one_script(tmp_path):
   metrics.write(10, {'train/</script><script>alert(2)</script>': 1.0})
   metrics.close()
   (tmp_path / 'config.json').write_text(json.dumps({'steps': 10, hostile: hostile}))
-  page = _Page(report.write(tmp_path))
+  page = _Page(write_report(tmp_path))
   assert hostile.replace('\x1b', '␛') in page.text
   assert '\x1b' not in page.source
   assert len(page.scripts) == 2
@@ -117,14 +119,14 @@ def test_prompts_are_set_apart_and_the_latest_comes_first(tmp_path):
   metrics.text(5, 'early', ' was', prompt='It')
   metrics.text(10, 'late', ' is', prompt='It')
   metrics.close()
-  source = report.write(tmp_path).read_text('utf-8')
+  source = write_report(tmp_path).read_text('utf-8')
   assert '<mark>It</mark> is' in source
   assert source.index('<mark>It</mark> is') < source.index('<mark>It</mark> was')
 
 
 def test_a_run_without_metrics_has_a_page(tmp_path):
   _events(tmp_path, 'start')
-  page = _Page(report.write(tmp_path))
+  page = _Page(write_report(tmp_path))
   assert 'No metrics have been written yet' in page.text
   assert 'running' in page.text
 
@@ -134,7 +136,7 @@ def test_one_point_and_points_that_are_not_finite_are_kept(tmp_path):
   metrics.write(1, {'train/loss': float('nan'), 'alone': float('inf')})
   metrics.write(2, {'train/loss': 1.5})
   metrics.close()
-  lines = _Page(report.write(tmp_path)).lines()
+  lines = _Page(write_report(tmp_path)).lines()
   line = lines['Loss', 'loss', 'train']
   assert (line['x'], line['y'], line['bad']) == ([1, 2], [None, 1.5], [1])
   assert lines['other', 'alone', 'alone']['y'] == [None]
@@ -146,7 +148,7 @@ def test_every_metric_appears_once_under_its_prefix(tmp_path):
   metrics = Metrics(tmp_path, None)
   metrics.write(1, values)
   metrics.close()
-  lines = _Page(report.write(tmp_path)).lines()
+  lines = _Page(write_report(tmp_path)).lines()
   assert {key: line['y'] for key, line in lines.items()} == {
     ('Loss', 'loss', 'a'): [2.0],
     ('Loss', 'loss', 'train'): [6.0],
@@ -164,7 +166,7 @@ def test_a_long_run_is_thinned_without_losing_its_extremes(tmp_path):
       loss = 99.0 if step == 54_321 else -9.0 if step == 77_777 else 2 + (step * 7919 % 100) / 1e3
       line = {'step': step, 'train/loss': loss, 'train/norm': 'NaN' if step == 31_313 else 1.0}
       file.write(json.dumps(line) + '\n')
-  path = report.write(tmp_path)
+  path = write_report(tmp_path)
   lines = _Page(path).lines()
   loss = lines['Loss', 'loss', 'train']
   points = dict(zip(loss['x'], loss['y'], strict=True))
@@ -180,7 +182,7 @@ def test_thinning_keeps_order_and_bound(count):
   steps = np.arange(count) * 3
   values = np.random.default_rng(0).normal(size=count)
   values[::7] = np.nan
-  thin = curves.thin(Series(steps, values))
+  thin = charts.thin(Series(steps, values))
   assert len(thin.steps) == min(count, len(thin.steps)) <= 2000
   assert np.all(np.diff(thin.steps) > 0)
   np.testing.assert_array_equal(values[thin.steps // 3], thin.values)
@@ -204,14 +206,14 @@ def test_thinning_keeps_order_and_bound(count):
 )
 def test_the_status_follows_the_last_event(tmp_path, names, word):
   _events(_run(tmp_path), *names)
-  assert record.status(record.read(tmp_path)) == word
+  assert run_data.status(run_data.read_run(tmp_path)) == word
 
 
 def test_a_run_that_stopped_early_says_so(tmp_path):
   _events(_run(tmp_path), 'start', 'first_step', 'done')
   (tmp_path / 'config.json').write_text('{"steps": 20}')
-  run = record.read(tmp_path)
-  assert (record.status(run), record.step(run)) == ('stopped', 10)
+  run = run_data.read_run(tmp_path)
+  assert (run_data.status(run), run_data.step(run)) == ('stopped', 10)
 
 
 def test_a_feature_adds_a_section_by_a_function(tmp_path):
@@ -219,14 +221,16 @@ def test_a_feature_adds_a_section_by_a_function(tmp_path):
     return f'<section><h2>Attention of {run.name}</h2></section>'
 
   _run(tmp_path)
-  page = _Page(report.write(tmp_path, (*report.SECTIONS, attention)))
+  page = _Page(write_report(tmp_path, (*SECTIONS, attention)))
   assert f'Attention of {tmp_path.name}' in page.text
 
 
 def _outputs(workdir, examples, notes=None):
   """Returns the page of a run with outputs, and the (index, cells) of its rows in order."""
-  kept.write_predictions(_run(workdir), 10, {'validation': examples}, notes or {}, best=None)
-  page = _Page(report.write(workdir))
+  eval_artifacts.write_predictions(
+    _run(workdir), 10, {'validation': examples}, notes or {}, best=None
+  )
+  page = _Page(write_report(workdir))
   rows = re.findall(r'<tr data-index="(\d+)" data-rank="(\d+)"( hidden)?>(.*?)</tr>', page.source)
   cells = [re.findall(r'<td[^>]*>(.*?)</td>', row) for *_, row in rows]
   return page, [
@@ -239,7 +243,7 @@ def test_outputs_are_shown_from_the_worst_on(tmp_path):
   scores = [float(i * 7 % 200) for i in range(200)]
   scores[20] = float('nan')
   examples = [
-    Evaluated([f'in{i}'], f'out{i}', f'right{i}', {'bleu': s}) for i, s in enumerate(scores)
+    EvalExample([f'in{i}'], f'out{i}', f'right{i}', {'bleu': s}) for i, s in enumerate(scores)
   ]
   page, rows = _outputs(tmp_path, examples)
   assert '200 examples, 50 shown' in page.text
@@ -253,16 +257,16 @@ def test_outputs_are_shown_from_the_worst_on(tmp_path):
 
 
 def test_more_of_an_error_is_worse(tmp_path):
-  examples = [Evaluated(['x'], 1.0, 1.0 + m, {'mse': m}) for m in (0.0, 9.0, 4.0)]
+  examples = [EvalExample(['x'], 1.0, 1.0 + m, {'mse': m}) for m in (0.0, 9.0, 4.0)]
   _, rows = _outputs(tmp_path, examples)
   assert [i for i, *_ in rows] == [1, 2, 0]
 
 
 def test_classes_are_right_or_wrong_and_answers_have_alternatives(tmp_path):
   examples = [
-    Evaluated(['早上好', '<|sep|>', 'b'], '好', '坏', {'accuracy': 0.0}),
-    Evaluated(['<b>'], '</td>', '</td>', {'accuracy': 1.0}),
-    Evaluated(['who?'], 'me', ['me', 'myself'], {'accuracy': 1.0}),
+    EvalExample(['早上好', '<|sep|>', 'b'], '好', '坏', {'accuracy': 0.0}),
+    EvalExample(['<b>'], '</td>', '</td>', {'accuracy': 1.0}),
+    EvalExample(['who?'], 'me', ['me', 'myself'], {'accuracy': 1.0}),
   ]
   _, rows = _outputs(tmp_path, examples)
   assert rows[0][3][:4] == ['1', '早上好<br>b', '好', '坏'] and '>wrong<' in rows[0][3][4]
@@ -273,12 +277,12 @@ def test_classes_are_right_or_wrong_and_answers_have_alternatives(tmp_path):
 
 def test_tags_are_shown_on_their_words(tmp_path):
   examples = [
-    Evaluated(
+    EvalExample(
       ['我在北京'], ['O', 'O', 'B-LOC', 'O'], ['O', 'O', 'B-LOC', 'I-LOC'], {'accuracy': 0.75}
     ),
-    Evaluated(['Ann met Bo'], ['B-P', 'O', 'B-P'], ['B-P', 'O', 'B-P'], {'accuracy': 1.0}),
+    EvalExample(['Ann met Bo'], ['B-P', 'O', 'B-P'], ['B-P', 'O', 'B-P'], {'accuracy': 1.0}),
     # Words that the text does not give: the tags alone.
-    Evaluated(['a-b'], ['X', 'Y'], ['X', 'Y'], {'accuracy': 1.0}),
+    EvalExample(['a-b'], ['X', 'Y'], ['X', 'Y'], {'accuracy': 1.0}),
   ]
   _, rows = _outputs(tmp_path, examples)
   loc, person = 'kind0', 'kind1'
@@ -295,7 +299,7 @@ def test_tags_are_shown_on_their_words(tmp_path):
 
 def test_signatures_stand_with_the_results(tmp_path):
   signature = 'nrefs:1|case:mixed|eff:no|tok:zh'
-  examples = [Evaluated(['a'], 'b', 'c', {'bleu': 1.0})]
+  examples = [EvalExample(['a'], 'b', 'c', {'bleu': 1.0})]
   page, _ = _outputs(tmp_path, examples, {'eval/validation/bleu': signature})
   assert f'<td>validation/bleu</td><td>{signature}</td>' in page.source
 
@@ -305,9 +309,9 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   weights = base64.b64encode(bytes([255, 0, 51, 204])).decode()
   example = {'queries': [hostile, '学习'], 'keys': ['the', 'dog'], 'of': [2, 2], 'weights': weights}
   maps = {'kind': 'cross_attention', 'layers': 1, 'heads': 1, 'examples': [example]}
-  kept.write_attention(_run(tmp_path), 'validation', 5, maps)
-  kept.write_attention(tmp_path, 'validation', 10, maps)
-  page = _Page(report.write(tmp_path))
+  eval_artifacts.write_attention(_run(tmp_path), 'validation', 5, maps)
+  eval_artifacts.write_attention(tmp_path, 'validation', 10, maps)
+  page = _Page(write_report(tmp_path))
   assert 'validation, step 10.' in page.text and 'looked at in the source' in page.text
   assert len(page.scripts) == 3
   assert json.loads(page.scripts[1]) == {'set': 'validation', 'step': 10} | maps
@@ -329,7 +333,7 @@ def test_the_report_can_be_written_while_training_appends(tmp_path):
   writer = threading.Thread(target=append)
   writer.start()
   try:
-    seen = [len(_Page(report.write(tmp_path)).lines()) for _ in range(5)]
+    seen = [len(_Page(write_report(tmp_path)).lines()) for _ in range(5)]
   finally:
     stop.set()
     writer.join()
@@ -338,34 +342,34 @@ def test_the_report_can_be_written_while_training_appends(tmp_path):
 
 
 def test_the_title_and_abstract_come_from_the_experiment(tmp_path):
-  events = Events(_run(tmp_path))
+  events = EventLog(_run(tmp_path))
   events.write('start', experiment='tiny:smoke')
   events.close()
   (tmp_path / 'source').mkdir()
   (tmp_path / 'source/tiny.py').write_text('"""Tiny, but whole.\n\nMore."""\n')
-  page = _Page(report.write(tmp_path))
+  page = _Page(write_report(tmp_path))
   assert 'tiny:smoke' in page.text and 'Tiny, but whole.' in page.text
 
 
 @pytest.mark.parametrize(('arg', 'told'), [('', False), (':best', False), (':write_smoke', True)])
 def test_a_smoke_says_that_it_is_one(tmp_path, arg, told):
-  events = Events(_run(tmp_path))
+  events = EventLog(_run(tmp_path))
   events.write('start', experiment=f'tiny{arg}')
   events.close()
   (tmp_path / 'config.json').write_text('{"data": {"source": "mine:embedded"}}')
-  page = _Page(report.write(tmp_path))
+  page = _Page(write_report(tmp_path))
   smoke = 'A smoke of tiny: few steps, small, on embedded data, data.source=mine:embedded.'
   assert (smoke in page.text) is told
 
 
 def test_a_directory_without_a_run_is_one_clear_line(tmp_path):
   with pytest.raises(UserError, match='no such directory'):
-    report.write(tmp_path / 'absent')
+    write_report(tmp_path / 'absent')
   with pytest.raises(UserError, match='holds no run'):
-    report.write(tmp_path)
+    write_report(tmp_path)
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(UserError, match=r'config\.json: not a JSON file'):
-    report.write(tmp_path)
+    write_report(tmp_path)
 
 
 def test_the_program_writes_the_page_and_prints_its_path(tmp_path):

@@ -9,11 +9,13 @@ import pytest
 import tokenizers
 from ml_collections import ConfigDict
 
+from lm import components, types
 from lm.config.base import base, gpt2
-from lm.run import build, checkpoint, course, experiment, load, loop, record, step
-from lm.run.checkpoint import Checkpoints, largest_read
-from lm.run.cli import NoStop
+from lm.parallel.preemption import Never
 from lm.text import tokenizers as ours
+from lm.training import train_step, trainer
+from lm.workdir import checkpoints, experiment, load, run_data
+from lm.workdir.checkpoints import Checkpoints, largest_read
 
 
 def lines(split):
@@ -37,16 +39,16 @@ def saved(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('restore') / 'run'
   config = tiny()
   tokenizer = ours.bytes([])
-  functions = build.functions(config, tokenizer.get_vocab_size())
-  state, _ = step.init_state(functions, jax.random.key(0))
-  content = loop.prepare.rows(config.data, 'train', tokenizer, config.seed).content
-  experiment.record(config, 'x.txt', tokenizer, workdir, content)
+  functions = components.build_components(config, tokenizer.get_vocab_size())
+  state, _ = train_step.init_train_state(functions, jax.random.key(0))
+  content = trainer.prepare.rows(config.data, 'train', tokenizer, config.seed).content
+  experiment.write_run_config(config, 'x.txt', tokenizer, workdir, content)
   checkpoints = Checkpoints(workdir)
   for at in (2, 4, 6):
     checkpoints.save(at, state.replace(step=jnp.int32(at)))
   checkpoints.wait()
   checkpoints.close()
-  record.write_directions(workdir, {'eval/validation/loss': False})
+  run_data.write_directions(workdir, {'eval/validation/loss': False})
   values = {2: 3.0, 4: 1.0, 6: 2.0}
   (workdir / 'metrics.jsonl').write_text(
     '\n'.join(f'{{"step": {s}, "eval/validation/loss": {v}}}' for s, v in values.items())
@@ -65,9 +67,9 @@ def test_a_resume_restores_into_nothing(saved, monkeypatch):
     found.append((held() - before, abstract))
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(loop, 'restore_newest', restore)
+  monkeypatch.setattr(trainer, 'restore_newest', restore)
   with pytest.raises(KeyboardInterrupt):
-    loop.train(tiny(), 'x.txt', saved, NoStop())
+    trainer.train(tiny(), 'x.txt', saved, Never())
   ((extra, abstract),) = found
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
   assert size > 10_000 and extra < size / 20
@@ -77,17 +79,17 @@ def test_parameters_taken_from_another_run_are_held_once(saved, monkeypatch):
   config = tiny()
   config.init.workdir = str(saved)
   tokenizer = tokenizers.Tokenizer.from_file(str(saved / 'tokenizer.json'))
-  functions = build.functions(config, tokenizer.get_vocab_size())
-  abstract, _ = step.abstract_state(functions)
+  functions = components.build_components(config, tokenizer.get_vocab_size())
+  abstract, _ = train_step.abstract_state(functions)
   before, found = held(), []
-  begin = loop.init.begin
+  begin = trainer.init.begin
 
   def counted(functions, params, abstract):
     found.append(held() - before)
     return begin(functions, params, abstract)
 
-  monkeypatch.setattr(loop.init, 'begin', counted)
-  state, taken = loop.init.initial_state(config, functions, tokenizer, abstract)
+  monkeypatch.setattr(trainer.init, 'begin', counted)
+  state, taken = trainer.init.initial_state(config, functions, tokenizer, abstract)
   size = sum(x.nbytes for x in jax.tree.leaves(state.params))
   assert taken.fresh == () and found[0] < 1.05 * size
   # Nor are they held beside the state that they are given to.
@@ -127,7 +129,7 @@ def test_no_more_is_read_at_once_than_the_largest_shard(saved, monkeypatch):
   from orbax.checkpoint._src.serialization import limits
 
   asked = []
-  monkeypatch.setattr(checkpoint, 'largest_read', lambda stored, wanted: 3 * 10**9)
+  monkeypatch.setattr(checkpoints, 'largest_read', lambda stored, wanted: 3 * 10**9)
   plain = limits.get_byte_limiter
 
   def limiter(concurrent_bytes=None):
@@ -183,7 +185,7 @@ def test_a_step_stays_until_it_has_a_score(tmp_path):
   config.steps, config.eval.every, config.checkpoint.every = 6, 2, 1
   losses = {2: 2.0, 4: 1.0, 6: 3.0}
   checkpoints = _Saved()
-  record.write_directions(tmp_path, {'eval/validation/loss': False})
+  run_data.write_directions(tmp_path, {'eval/validation/loss': False})
 
   class Evaluators:
     def run(self, step, params, watch):
@@ -195,7 +197,7 @@ def test_a_step_stays_until_it_has_a_score(tmp_path):
   nothing = types.SimpleNamespace(write=lambda *a, **k: None, flush=lambda: None)
   watch = types.SimpleNamespace(metrics=nothing)
   state = types.SimpleNamespace(params=None)
-  run = course.Course(
+  run = trainer.Course(
     config, tmp_path, None, None, (), Evaluators(), checkpoints, nothing, watch, None
   )
   kept = []

@@ -7,7 +7,7 @@ import pytest
 
 from lm.config import resolve
 from lm.data import module_code
-from lm.run import experiment, sources
+from lm.workdir import experiment, sources
 
 CONFIG = 'from lm.config.base import base\n\ndef get_config(arg=""):\n  return base()\n'
 

@@ -3,7 +3,8 @@
 import pytest
 
 from lm.errors import UserError
-from lm.run import experiment, processes, sources
+from lm.parallel import multihost
+from lm.workdir import experiment, sources
 
 EXPERIMENT = """
 import layers_of_hosts
@@ -35,8 +36,8 @@ def hosts(tmp_path):
 
 def check(first, other, monkeypatch):
   for own in (first, other):  # each process finds the same
-    monkeypatch.setattr(processes, 'gather', lambda value, own=own: [first, other])
-    processes.check_same_code(own)
+    monkeypatch.setattr(multihost, 'gather', lambda value, own=own: [first, other])
+    multihost.check_same_code(own)
 
 
 @pytest.mark.parametrize(

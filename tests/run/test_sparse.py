@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
+from lm.components import Components, init_of
 from lm.models.embeddings import Embeddings
 from lm.nn.embedding import unique_ids
 from lm.objectives import word2vec
 from lm.objectives.word2vec import negative_sampling
 from lm.optim.optimizers import Optimizer, adagrad, constant, sgd
 from lm.parallel import mesh
-from lm.run import sparse
-from lm.run.build import Functions, init_of
-from lm.run.step import init_state, make_train_step, make_train_steps
+from lm.training import sparse_step
+from lm.training.train_step import init_train_state, make_train_step, make_train_steps
 from lm.types import apply_of
 
 V, D, B, T = 60, 4, 4, 8
@@ -24,7 +24,9 @@ COUNTS = np.concatenate([[0], np.arange(V - 1, 0, -1)])
 def functions(optimizer, objective):
   model = Embeddings(V, D, T)
   one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
-  return Functions(model, apply_of(model), init_of(model, T), objective, optimizer, one, mesh.RULES)
+  return Components(
+    model, apply_of(model), init_of(model, T), objective, optimizer, one, mesh.RULES
+  )
 
 
 def batches(steps):
@@ -53,7 +55,7 @@ def test_rows_alone_are_trained_as_the_whole_tables_are(optimizer):
   ends = []
   for one in (objective, dense):
     made = functions(optimizer(20.0, constant, 10), one)
-    state, abstract = init_state(made, jax.random.key(0))
+    state, abstract = init_train_state(made, jax.random.key(0))
     ends.append(stack(make_train_step(made, 3, 1, abstract), state, batches(4)))
   rows, whole = ends
   jax.tree.map(
@@ -69,7 +71,7 @@ def test_adam_moves_no_row_that_a_step_does_not_touch():
     return objective.sample(batch, key) | {'negatives': jnp.full((B, 4), V - 1, jnp.int32)}
 
   made = functions(adam(0.1, constant, 10), dataclasses.replace(objective, draw=draw))
-  state, abstract = init_state(made, jax.random.key(0))
+  state, abstract = init_train_state(made, jax.random.key(0))
   before = jax.tree.map(np.array, state.params)
   after = stack(make_train_step(made, 3, 1, abstract), state, batches(2))
   seen = np.unique(batches(2)['targets'])
@@ -85,9 +87,9 @@ def test_steps_of_one_dispatch_are_the_steps_taken_one_by_one():
   objective = word2vec.skip_gram(2, 1e-2, negative_sampling, COUNTS)
   made = functions(sgd(2.0, constant, 10), objective)
   given = batches(5)
-  state, abstract = init_state(made, jax.random.key(0))
+  state, abstract = init_train_state(made, jax.random.key(0))
   apart = stack(make_train_step(made, 3, 1, abstract), state, given)
-  state, _ = init_state(made, jax.random.key(0))
+  state, _ = init_train_state(made, jax.random.key(0))
   together, metrics = make_train_steps(made, 3, 1, abstract)(state, given)
   assert metrics['loss'].shape == (5,)
   assert int(together.step) == 5
@@ -103,12 +105,12 @@ def test_what_is_taken_goes_back_to_its_place():
   params = {'a': jnp.asarray(rng.normal(size=(6, 2))), 'b': jnp.ones(3)}
   state = params, (jnp.int32(7), jax.tree.map(jnp.square, params))
   rows = {'a': jnp.array([4, 1, 6])}  # 6 is no row
-  some = sparse.take(state, rows)
+  some = sparse_step.gather_rows(state, rows)
   np.testing.assert_array_equal(some[0]['a'][:2], params['a'][jnp.array([4, 1])])
   np.testing.assert_array_equal(some[1][1]['a'][:2], params['a'][jnp.array([4, 1])] ** 2)
   assert some[0]['b'] is params['b']
   changed = jax.tree.map(lambda x: x + 1, some)
-  back = sparse.put(state, rows, changed)
+  back = sparse_step.scatter_rows(state, rows, changed)
   added = np.array([0, 1, 0, 0, 1, 0])[:, None]
   np.testing.assert_array_equal(back[0]['a'], params['a'] + added)
   np.testing.assert_array_equal(back[1][1]['a'], params['a'] ** 2 + added)

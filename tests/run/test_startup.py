@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.config.base import base, gpt2
 from lm.decode.steps import check_step
 from lm.errors import UserError
+from lm.evaluation.evaluators import Evaluators
 from lm.metrics.labels import classification
 from lm.metrics.translation import chrf
 from lm.nn.layers import Attention
-from lm.run import build, loop
-from lm.run.cli import NoStop
-from lm.run.evaluators import Evaluators
-from lm.run.step import abstract_state, gradients
+from lm.parallel.preemption import Never
 from lm.text import tokenizers
+from lm.training import trainer
+from lm.training.train_step import abstract_state, gradients
 from lm.types import Metric, Objective, apply_of
 
 SIZE = 300
@@ -64,7 +65,7 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
 )
 def test_keys_of_another_function_are_reported_together(section, fn, words):
   with pytest.raises(UserError) as error:
-    build.functions(tiny(**{f'{section}.fn': fn}), SIZE)
+    components.build_components(tiny(**{f'{section}.fn': fn}), SIZE)
   assert all(word in str(error.value) for word in words) and '\n' not in str(error.value)
 
 
@@ -81,7 +82,7 @@ def test_what_makes_something_else_is_reported(section, value, kind):
   with config.unlocked():
     config[section] = ConfigDict(value)
   with pytest.raises(UserError, match=kind):
-    build.functions(config, SIZE)
+    components.build_components(config, SIZE)
 
 
 def plain(steps):
@@ -114,7 +115,7 @@ def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
   model = decoder(attention_layer=layer)
   tokens = np.zeros((1, 3), np.int32)
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
-  init = build.init_of(model, 8)
+  init = components.init_of(model, 8)
   with pytest.raises(UserError, match=message):
     params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
     check_step(model, apply_of(model), params, batch)
@@ -123,7 +124,7 @@ def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
 def test_decoding_of_a_right_layer_is_traced(decoder):
   model = decoder()
   tokens = np.zeros((2, 3), np.int32)
-  params = nn.unbox(jax.eval_shape(build.init_of(model, 8), jax.random.key(0)))
+  params = nn.unbox(jax.eval_shape(components.init_of(model, 8), jax.random.key(0)))
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
   check_step(model, apply_of(model), params, batch)
 
@@ -139,7 +140,7 @@ def own():
 
 def directions_of(config):
   tokenizer = tokenizers.bytes([])
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = components.build_components(config, tokenizer.get_vocab_size())
   evaluators = Evaluators(config, functions, tokenizer)
   return evaluators.directions(abstract_state(functions)[0].params)
 
@@ -173,5 +174,5 @@ def test_nothing_is_written_where_a_function_is_wrong(tmp_path):
   with config.unlocked():
     config.objective = ConfigDict({'fn': 'test_startup:unnamed'})
   with pytest.raises(UserError, match='its sums are called a, b'):
-    loop.train(config, 'x.txt', tmp_path / 'run', NoStop())
+    trainer.train(config, 'x.txt', tmp_path / 'run', Never())
   assert not (tmp_path / 'run').exists()

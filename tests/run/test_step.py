@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.components import Components, init_of
 from lm.objectives.supervised import cross_entropy
 from lm.optim import optimizers
 from lm.parallel import mesh
 from lm.parallel.mesh import with_mesh
-from lm.run.build import Functions, init_of
-from lm.run.step import gradients, init_state, make_train_step, part_key
+from lm.training.train_step import gradients, init_train_state, make_train_step, part_key
 from lm.types import Objective, apply_of
 
 SEED = 3
@@ -22,7 +22,7 @@ def functions(decoder):
   devices = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   optimizer = optimizers.adamw(1e-2, optimizers.linear, steps=10, final=0.0)
   apply = with_mesh(apply_of(model), devices, mesh.RULES)
-  return Functions(
+  return Components(
     model, apply, init_of(model, 16), cross_entropy(1e-3), optimizer, devices, mesh.RULES
   )
 
@@ -30,7 +30,7 @@ def functions(decoder):
 @pytest.fixture(scope='module')
 def initial(functions):
   """The initial state, and where its leaves lie."""
-  state, _ = init_state(functions, jax.random.key(0))
+  state, _ = init_train_state(functions, jax.random.key(0))
   return _kept(state), jax.tree.map(lambda x: x.sharding, state)
 
 

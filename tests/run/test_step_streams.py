@@ -7,12 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.components import Components
 from lm.data import batches
 from lm.optim import optimizers
 from lm.optim.optimizers import sgd
 from lm.parallel import mesh
-from lm.run.build import Functions
-from lm.run.step import ZERO_GRADIENTS, draw_key, init_state, make_train_step, part_key
+from lm.training.train_step import (
+  ZERO_GRADIENTS,
+  draw_key,
+  init_train_state,
+  make_train_step,
+  part_key,
+)
 from lm.types import Objective
 
 
@@ -24,11 +30,11 @@ def _functions(sums, draw=lambda batch, key: batch, optimizer=None):
   def init(key):
     return {'used': jnp.ones(3), 'unused': jnp.ones(2)}
 
-  return Functions(None, None, init, objective, optimizer, devices, mesh.RULES)
+  return Components(None, None, init, objective, optimizer, devices, mesh.RULES)
 
 
 def _step(functions, microbatches=1):
-  state, _ = init_state(functions, jax.random.key(0))
+  state, _ = init_train_state(functions, jax.random.key(0))
   return state, make_train_step(functions, 7, microbatches, state)
 
 

@@ -4,16 +4,18 @@ import pathlib
 
 import pytest
 
+from lm import components
 from lm.data import prepare
 from lm.data.preprocess import tagged
 from lm.errors import UserError
-from lm.run import build, experiment, loop
-from lm.run.cli import NoStop
-from lm.run.evaluators import Evaluators
-from lm.run.load import load
-from lm.run.tagger import tag
+from lm.evaluation.evaluators import Evaluators
+from lm.evaluation.tagger import tag
+from lm.parallel.preemption import Never
 from lm.text import segment, tags
 from lm.text.tokens import whole
+from lm.training import trainer
+from lm.workdir import experiment
+from lm.workdir.load import load
 
 FILE = str(pathlib.Path(__file__).parents[2] / 'experiments/python_tags.py:smoke')
 
@@ -24,7 +26,7 @@ def run(tmp_path_factory, small_library):
   config = experiment.load(FILE)
   config.steps = 20
   config.eval.sets.validation.limit = 4
-  loop.train(config, FILE, workdir, NoStop())
+  trainer.train(config, FILE, workdir, Never())
   return workdir
 
 
@@ -32,7 +34,7 @@ def run(tmp_path_factory, small_library):
 def test_tags_are_those_of_the_evaluation(run):
   loaded = load(run)
   config = loaded.config
-  functions = build.functions(config, loaded.tokenizer.get_vocab_size())
+  functions = components.build_components(config, loaded.tokenizer.get_vocab_size())
   predictor = Evaluators(config, functions, loaded.tokenizer).predictors['validation']
   expected = predictor.predictions(loaded.params).outputs
   examples = prepare.examples(config.data, 'validation')

@@ -10,9 +10,10 @@ import pytest
 from lm.data import prepare
 from lm.decode.write import Strategy
 from lm.errors import UserError
-from lm.run import experiment, load, loop
-from lm.run.translate import Translator, windows
+from lm.evaluation.translate import Translator, windows
 from lm.text.tokenizers import end_id
+from lm.training import trainer
+from lm.workdir import experiment, load
 
 PAIRS = {
   'eins': 'one',
@@ -65,7 +66,7 @@ SOURCE = f"""
 """
 
 
-class NoStop:
+class Never:
   signal = None
 
   def begin(self):
@@ -84,7 +85,7 @@ def folder(tmp_path_factory):
 def workdir(folder):
   """A run that has learned all pairs."""
   path = str(folder / FILE)
-  loop.train(experiment.load(path), path, folder / 'run', NoStop(), stop_at=120)
+  trainer.train(experiment.load(path), path, folder / 'run', Never(), stop_at=120)
   return folder / 'run'
 
 

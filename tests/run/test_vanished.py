@@ -8,7 +8,7 @@ import pytest
 from lm.config.base import base
 from lm.errors import UserError
 from lm.optim.wrappers import path_name
-from lm.run import vanished
+from lm.training import diagnostics
 from lm.types import Objective
 
 PARAMS = {'embedding': jnp.ones((3, 2)), 'net': {'kernel': jnp.ones((2, 2)), 'norm': jnp.ones(2)}}
@@ -27,9 +27,9 @@ def _zeros(*names):
 
 
 def test_a_gradient_of_0_stops_the_run():
-  vanished.check_gradients(PARAMS, _zeros(), _config())
+  diagnostics.check_gradients(PARAMS, _zeros(), _config())
   with pytest.raises(UserError, match=r'net/kernel and of 1 more is exactly 0 in step 1') as e:
-    vanished.check_gradients(PARAMS, _zeros('net/kernel', 'net/norm'), _config())
+    diagnostics.check_gradients(PARAMS, _zeros('net/kernel', 'net/norm'), _config())
   assert "allow_zero='net/kernel'" in str(e.value)
 
 
@@ -43,9 +43,9 @@ def test_a_gradient_of_0_stops_the_run():
 )
 def test_what_is_allowed_or_not_trained_may_have_none(changes):
   config = _config(**changes)
-  vanished.check_gradients(PARAMS, _zeros('net/kernel'), config)
+  diagnostics.check_gradients(PARAMS, _zeros('net/kernel'), config)
   with pytest.raises(UserError, match='embedding'):
-    vanished.check_gradients(PARAMS, _zeros('embedding', 'net/kernel'), config)
+    diagnostics.check_gradients(PARAMS, _zeros('embedding', 'net/kernel'), config)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_a_loss_of_0_stops_the_run_and_names_the_cause(weights, cause):
   of_step = {'gradient_norm': 0.0, 'learning_rate': 0.1, 'skipped': 2.0, 'streak': 0.0}
   values = of_step | {'loss': 0.0, 'z_loss': 0.0}
   with pytest.raises(UserError, match=f'step 5 is exactly 0, .*{cause}'):
-    vanished.check_loss(5, values, OBJECTIVE, batch, _config())
-  vanished.check_loss(5, values, OBJECTIVE, batch, _config(allow_zero='loss'))
+    diagnostics.check_loss(5, values, OBJECTIVE, batch, _config())
+  diagnostics.check_loss(5, values, OBJECTIVE, batch, _config(allow_zero='loss'))
   for term in (1e-30, float('nan')):
-    vanished.check_loss(5, values | {'loss': term}, OBJECTIVE, batch, _config())
+    diagnostics.check_loss(5, values | {'loss': term}, OBJECTIVE, batch, _config())
 
 
 class Rows:
@@ -85,16 +85,16 @@ def _masked(row, rng):
 
 
 def test_data_without_targets_are_refused_before_anything_is_written():
-  vanished.check_targets(Rows(0.5), (), _config())
+  diagnostics.check_targets(Rows(0.5), (), _config())
   for rows, transforms in ((Rows(0.0), ()), (Rows(1.0), (_masked,))):
     with pytest.raises(UserError, match='all targets in the first batch are 0'):
-      vanished.check_targets(rows, transforms, _config())
-    vanished.check_targets(rows, transforms, _config(allow_zero='loss'))
+      diagnostics.check_targets(rows, transforms, _config())
+    diagnostics.check_targets(rows, transforms, _config(allow_zero='loss'))
 
 
 def test_a_pattern_that_is_none_is_told():
   with pytest.raises(UserError, match=r"allow_zero='\('"):
-    vanished.check_pattern(_config(allow_zero='('))
+    diagnostics.check_pattern(_config(allow_zero='('))
 
 
 def test_names_are_those_of_parameter_paths():

@@ -5,17 +5,20 @@ import json
 import numpy as np
 import pytest
 
+from lm import components
 from lm.config.base import gpt2
 from lm.errors import UserError
+from lm.evaluation import vectors
+from lm.evaluation.evaluators import Evaluators
+from lm.evaluation.vectors import of_run, write_run
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
-from lm.run import build, checkpoint, experiment, loop, record, stopping, vector_metrics
-from lm.run.cli import NoStop
-from lm.run.evaluators import Evaluators
-from lm.run.word_vectors import of_run, write_run
+from lm.parallel.preemption import Never
 from lm.text import tokenizers
 from lm.text.vector_space import nearest
 from lm.text.vectors import checked
+from lm.training import early_stopping, trainer
+from lm.workdir import checkpoints, experiment, run_data
 
 WORDS = {'digits': ['one', 'two', 'three'], 'colours': ['red', 'green', 'blue']}
 GROUPS = f'lm.metrics.word_vectors:groups(groups={WORDS!r}, name="kinds")'
@@ -68,7 +71,7 @@ def load(folder):
 
 def train(folder, name, config=None):
   path = str(folder / 'tiny_vectors.py')
-  loop.train(config or load(folder), path, folder / name, NoStop())
+  trainer.train(config or load(folder), path, folder / name, Never())
   return folder / name
 
 
@@ -87,7 +90,7 @@ def test_a_run_without_sets_measures_its_vectors(workdir):
   assert sorted(found) == [2, 4]
   vectors = of_run(workdir, 4)
   assert {'one', 'red', 'are'} <= vectors.index.keys() and '<unk>' not in vectors.index
-  expected = vector_metrics.scores(vector_metrics.of_config(load(workdir.parent)), vectors).values
+  expected = vectors.scores(vectors.of_config(load(workdir.parent)), vectors).values
   assert expected.keys() == {'kinds/accuracy', 'kinds/coverage'}
   length = np.linalg.norm(vectors.matrix, axis=1).mean()
   values = {f'eval/vectors/{k}': v for k, v in (expected | {'mean_length': length}).items()}
@@ -96,14 +99,14 @@ def test_a_run_without_sets_measures_its_vectors(workdir):
 
 def test_the_best_checkpoint_is_that_of_the_vectors(workdir):
   scores = {step: -row['eval/vectors/kinds/accuracy'] for step, row in evaluations(workdir).items()}
-  assert checkpoint.badness(workdir, 'eval/vectors/kinds/accuracy') == scores
+  assert checkpoints.badness(workdir, 'eval/vectors/kinds/accuracy') == scores
   kept = {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
   assert kept == {4, min(scores, key=scores.__getitem__)}
 
 
 def test_prompts_are_words_with_their_neighbours(workdir):
   vectors = of_run(workdir, 4)
-  ((_, first), (step, last)) = record.read(workdir).samples
+  ((_, first), (step, last)) = run_data.read_run(workdir).samples
   assert (step, len(first)) == (4, 2)
   for (_, prompt, text), word in zip(last, ('one', 'red'), strict=True):
     others = ', '.join(f'{other} {cos:.2f}' for other, cos in nearest(vectors, word, 8))
@@ -121,9 +124,9 @@ def test_the_newest_map_is_in_the_report(workdir):
 
 
 def test_a_finished_run_has_nothing_to_do(workdir):
-  before = evaluations(workdir), record.read(workdir).samples
+  before = evaluations(workdir), run_data.read_run(workdir).samples
   train(workdir.parent, 'run')
-  assert (evaluations(workdir), record.read(workdir).samples) == before
+  assert (evaluations(workdir), run_data.read_run(workdir).samples) == before
 
 
 def test_vectors_alone_are_measured_without_metrics(folder):
@@ -135,13 +138,13 @@ def test_vectors_alone_are_measured_without_metrics(folder):
     {'step', 'eval/vectors/mean_length'}
   ] * 2
   train(folder, 'bare', config)
-  assert [len(texts) for _, texts in record.read(workdir).samples] == [2, 2]
+  assert [len(texts) for _, texts in run_data.read_run(workdir).samples] == [2, 2]
   assert (workdir / 'word_map/embedding-4.json').exists()
 
 
 def open_evaluators(config, texts=('one two red', 'one two red')):
   tokenizer = tokenizers.words(texts)
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = components.build_components(config, tokenizer.get_vocab_size())
   return Evaluators(config, functions, tokenizer), functions.model
 
 
@@ -217,7 +220,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
   (folder / 'asked.txt').write_text(': all\none two red unheard\n')
   if metric == 'drift':
     write_run(checked(['unheard'], [[1.0]]), folder / 'other')
-    path = f'lm.run.vector_metrics:drift(workdir="{folder}/other")'
+    path = f'lm.evaluation.vectors:drift(workdir="{folder}/other")'
   else:
     path = f'lm.metrics.word_vectors:{metric.replace("{folder}", str(folder))}'
   config = load(folder)
@@ -231,20 +234,20 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
 
 
 def test_a_metric_that_covers_nothing_is_named(folder):
-  metrics = vector_metrics.of_config(load(folder))
+  metrics = vectors.of_config(load(folder))
   with pytest.raises(UserError, match=r'^kinds: groups: metric on an empty set'):
-    vector_metrics.scores(metrics, checked(['a'], [[1.0]]))
+    vectors.scores(metrics, checked(['a'], [[1.0]]))
 
 
 def test_runs_may_stop_early_by_their_vectors(folder):
   config = load(folder)
   config.stop.patience = 1
-  stopping.check(config)
+  early_stopping.check(config)
   config.stop.metric = 'eval/validation/loss'
   with pytest.raises(
     UserError, match=r'no metric of the evaluations; there are eval/vectors/\.\.\.'
   ):
-    stopping.check(config)
+    early_stopping.check(config)
   config.eval.vectors = ()
   with pytest.raises(UserError, match='there are none, for eval'):
-    stopping.check(config)
+    early_stopping.check(config)

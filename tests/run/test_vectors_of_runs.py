@@ -5,14 +5,16 @@ import pytest
 import tokenizers
 
 import lm
+from lm import components
 from lm.config.base import base
 from lm.errors import UserError
-from lm.run import build, init, report
-from lm.run.step import abstract_state
-from lm.run.word_vectors import of_params, of_run, write_run
+from lm.evaluation.vectors import of_params, of_run, write_run
+from lm.report.page import write_report
 from lm.text import tokenizers as ours
 from lm.text import vector_files
 from lm.text.vectors import checked
+from lm.training import warm_start
+from lm.training.train_step import abstract_state
 
 
 def drawn(words=('the', 'cat', 'sat', 'on', 'mats'), size=4, seed=0):
@@ -53,7 +55,7 @@ def test_vectors_go_into_a_workdir_and_come_out(tmp_path):
   output = loaded.apply(loaded.params, {'inputs': np.array([ids])})
   expected = np.stack([vectors.matrix[0], vectors.matrix[3], np.zeros(4)])
   np.testing.assert_array_equal(output.hidden[0], expected)
-  page = report.write(tmp_path / 'deep/run').read_text()
+  page = write_report(tmp_path / 'deep/run').read_text()
   assert 'Step 0. 6 words along' in page and '>New_York<' in page
 
 
@@ -69,14 +71,14 @@ def test_a_run_begins_with_vectors_that_were_written(tmp_path):
   vectors = drawn()
   write_run(vectors, tmp_path / 'given')
   config = base()
-  config.model = lm.run.experiment.open_workdir(tmp_path / 'given').model
+  config.model = lm.workdir.experiment.open_workdir(tmp_path / 'given').model
   config.init.workdir = str(tmp_path / 'given')
   file = tmp_path / 'given/tokenizer.json'
   tokenizer = ours.existing([], file=str(file))
   assert tokenizer.to_str() == tokenizers.Tokenizer.from_file(str(file)).to_str()
-  functions = build.functions(config, tokenizer.get_vocab_size())
+  functions = components.build_components(config, tokenizer.get_vocab_size())
   abstract, _ = abstract_state(functions)
-  state, taken = init.initial_state(config, functions, tokenizer, abstract)
+  state, taken = warm_start.initial_state(config, functions, tokenizer, abstract)
   assert (taken.taken, taken.fresh, taken.unread) == (2, (), ())
   assert_same(of_params(state.params, tokenizer), vectors)
 
@@ -98,7 +100,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
   def fail(*arguments):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr('lm.run.kept.write_word_map', fail)
+  monkeypatch.setattr('lm.workdir.eval_artifacts.write_word_map', fail)
   with pytest.raises(UserError, match='run cannot be written: No space left on device'):
     write_run(drawn(), tmp_path / 'run')
   assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from lm.run import xla_flags
+from lm.parallel import host
 
-LIBRARY = xla_flags._library('jaxlib')
+LIBRARY = host._library('jaxlib')
 FILES = pathlib.Path(__file__).parents[2] / 'tpu_scripts/xla_flags'
 
 
@@ -22,23 +22,23 @@ def test_flags_are_known_as_a_whole():
   known = ['xla_dump_to', 'xla_force_host_platform_device_count']
   # The beginning of a flag, and its end, are none.
   others = ['xla_gpu_enable_latency_hiding_schedule', 'la_dump_to_which', 'xla_cpu_no_such']
-  assert xla_flags.unknown([*known, *others], LIBRARY) == others
+  assert host.unknown([*known, *others], LIBRARY) == others
 
 
 def test_an_unknown_flag_is_taken_out_and_the_others_stay(before_jax):
   environ = {
     'XLA_FLAGS': ' --xla_dump_to="a b"  --xla_no_such=\'x y\' --xla_cpu_enable_fast_math=false'
   }
-  (line,) = xla_flags.drop_unknown(environ)
+  (line,) = host.drop_unknown(environ)
   for part in ('XLA_FLAGS', '--xla_no_such', 'jaxlib'):
     assert part in line
   assert environ['XLA_FLAGS'] == '--xla_dump_to="a b" --xla_cpu_enable_fast_math=false'
 
 
 def test_a_file_of_flags_and_a_compiler_that_is_not_there_are_left_alone(before_jax, monkeypatch):
-  monkeypatch.setattr(xla_flags, 'COMPILERS', {'XLA_FLAGS': 'jaxlib', 'OTHER': 'no_such_compiler'})
+  monkeypatch.setattr(host, 'COMPILERS', {'XLA_FLAGS': 'jaxlib', 'OTHER': 'no_such_compiler'})
   environ = {'XLA_FLAGS': 'flags.txt', 'OTHER': '--xla_no_such'}
-  assert xla_flags.drop_unknown(environ) == []
+  assert host.drop_unknown(environ) == []
   assert environ == {'XLA_FLAGS': 'flags.txt', 'OTHER': '--xla_no_such'}
 
 
@@ -46,9 +46,9 @@ def test_the_flags_of_the_project_are_known():
   for name, variable in (('gpu.env', 'XLA_FLAGS'), ('tpu.env', 'LIBTPU_INIT_ARGS')):
     values = [line.partition('=') for line in (FILES / name).read_text().splitlines()]
     (value,) = [value for key, _, value in values if key == variable]
-    names = [match['name'] for match in xla_flags._FLAG.finditer(value)]
-    library = xla_flags._library(xla_flags.COMPILERS[variable])
-    assert names and (library is None or xla_flags.unknown(names, library) == [])
+    names = [match['name'] for match in host._FLAG.finditer(value)]
+    library = host._library(host.COMPILERS[variable])
+    assert names and (library is None or host.unknown(names, library) == [])
 
 
 def test_a_program_goes_on_without_a_flag_that_would_abort_it(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 from lm.bench.steps.shape import Shape
 from lm.bench.steps.worker import request_build
 from lm.errors import UserError
-from lm.run.memory import LARGE_PAGES
+from lm.parallel.host import LARGE_PAGES
 
 TURN_SECONDS = 0.5  # at least this long, so that the clock and the start of a turn do not count
 

@@ -12,10 +12,10 @@ from lm.bench.words import Trained, Work
 from lm.config.base import base
 from lm.config.vectors import glove, word2vec, words
 from lm.data import prepare
-from lm.run import loop
-from lm.run.cli import NoStop
-from lm.run.word_vectors import of_run
+from lm.evaluation.vectors import of_run
+from lm.parallel.preemption import Never
 from lm.text.vector_files import write_word2vec_text
+from lm.training import trainer
 
 _RATES = {'skip_gram': 0.025, 'cbow': 0.05}
 
@@ -36,7 +36,7 @@ def train(work: Work) -> Trained:
     # What follows the first dispatch is timed, in a short text too.
     config.dispatch = min(config.dispatch, max(1, config.steps // 4))
     config.log.every = config.dispatch
-    loop.train(config, '', root / 'run', NoStop())
+    trainer.train(config, '', root / 'run', Never())
     write_word2vec_text(work.out, of_run(root / 'run'))
     steps, seconds = _timed(root / 'run' / 'metrics.jsonl', config.dispatch)
     amount = epochs * (rows.tokens if work.model == 'glove' else rows.tokens - rows.documents)
