@@ -14,8 +14,9 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-import lm.run.join  # noqa: F401  it defines its flags when a program asks, not when imported
 from absl import flags
+
+import lm.parallel.distributed  # noqa: F401  it defines its flags when a program asks, not when imported
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Each program defines its flags when it is executed, some by the same names.

@@ -91,7 +91,7 @@ def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
   config.write_text(f"""
 from ml_collections import ConfigDict
 from lm.config.base import base, smoke
-from lm.run.cli import Never
+from lm.parallel.preemption import Never
 
 def get_config(arg=''):
   config = smoke(base())

@@ -25,11 +25,12 @@ from lm.parallel import mesh, multihost
 from lm.parallel import mesh as meshes
 from lm.text.vectors import Vectors
 from lm.text.vocabulary import words_of
-from lm.training.callbacks import MetricLogger
 from lm.types import Metric, Params, apply_of
 from lm.workdir import eval_artifacts
 from lm.workdir.checkpoints import badness
 from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir.metrics_writer import Metrics
+from lm.workdir.progress import Progress
 
 
 class Evaluation(NamedTuple):
@@ -196,29 +197,36 @@ class Evaluators:
       notes |= {f'eval/vectors/{metric}': note for metric, note in found.notes.items()}
     return Evaluation(values, notes, examples, vectors)
 
-  def run(self, step: int, params: Params, watch: MetricLogger) -> dict[str, float]:
+  def run(
+    self,
+    step: int,
+    params: Params,
+    workdir: pathlib.Path,
+    metrics: Metrics,
+    progress: Progress,
+  ) -> dict[str, float]:
     """Evaluates a step of a run; writes numbers, outputs, maps and samples.
 
     Returns:
       The numbers.
     """
     found = self.evaluate(params)
-    watch.metrics.write(step, found.values)
+    metrics.write(step, found.values)
     summary = '  '.join(f'{name.removeprefix("eval/")} {v:.4g}' for name, v in found.values.items())
-    watch.progress.message(f'step {step}: {summary or "nothing to evaluate"}')
+    progress.message(f'step {step}: {summary or "nothing to evaluate"}')
     maps = None if self._attention is None else self._attention(params)
     if multihost.is_primary():
       try:
-        self._keep(step, found, maps, watch.workdir)
+        self._keep(step, found, maps, workdir)
       except OSError as e:  # a full disk costs the outputs and not the run
-        watch.progress.message(f'warning: the outputs of step {step} are not kept: {e}')
+        progress.message(f'warning: the outputs of step {step} are not kept: {e}')
     for name, value in found.values.items():
       if value != value:
         cause = 'its weights add up to 0, or the model gives no numbers'
-        watch.progress.message(f'warning: {name} of step {step} is not a number: {cause}')
+        progress.message(f'warning: {name} of step {step} is not a number: {cause}')
     for i, (prompt, text) in enumerate(self._samples.write(step, params, found.vectors)):
-      watch.metrics.text(step, f'sample {i + 1}', text, prompt)
-      watch.progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
+      metrics.text(step, f'sample {i + 1}', text, prompt)
+      progress.message(f'  | {"".join((prompt, text))}'.replace('\n', '\n  | '))
     return found.values
 
   def _keep(

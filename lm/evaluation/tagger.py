@@ -1,7 +1,8 @@
 """A trained tagger behind the interface of lm.text.tags: from words to a tag for each.
 
 tags.tag(segment.words(whole(raw)), functools.partial(tag, workdir='runs/msra_ner'))
-config.data.prepare = ('lm.data.preprocess:tagged(tagger="lm.evaluation.tagger:tag(workdir=\\"DIR\\")")',)
+tagger = 'lm.evaluation.tagger:tag(workdir=\\"DIR\\")'
+config.data.prepare = (f'lm.data.preprocess:tagged(tagger="{tagger}")',)
 """
 
 import functools

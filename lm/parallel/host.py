@@ -1,4 +1,7 @@
-"""How a process gets its memory from the system, which is settled before it starts."""
+"""The process on its host: huge pages, XLA flags, and the cache of compiled programs.
+
+jax is imported inside functions: programs load it only after their flags are right.
+"""
 
 import hashlib
 import importlib.metadata
@@ -10,10 +13,6 @@ import platform
 import re
 import sys
 from collections.abc import MutableMapping
-
-import jax
-
-from lm.data import cache
 
 # XLA on a CPU asks malloc for its temporaries at every step, and the kernel hands them out page
 # by page: with pages of 2 MB a step takes up to a fifth less (experiments/LOG.md).
@@ -83,17 +82,16 @@ def _library(package: str) -> pathlib.Path | None:
   return max(libraries, key=lambda path: path.stat().st_size, default=None)
 
 
-def enable_compilation_cache(cache_directory: str) -> None:
-  """Makes jax keep compiled programs in the cache directory, unless it was told where already.
+def enable_compilation_cache(folder: pathlib.Path) -> None:
+  """Sets the folder of JAX's persistent compilation cache, unless one is set already.
 
-  Resuming, evaluating and sampling then start without compiling again.
-
-  Args:
-    cache_directory: as `data.cache` of a config.
+  Resumed runs, evaluation and sampling then start without compiling again.
   """
+  import jax
+
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  place = cache.directory(cache_directory) / f'xla-{_host()}'
+  place = folder / f'xla-{_host()}'
   jax.config.update('jax_compilation_cache_dir', str(place))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -1,7 +1,7 @@
-"""What several processes that train as one agree on, how they are stopped, and how they end.
+"""Several processes that train as one: values they agree on, barriers, and how they end.
 
-lm.parallel.distributed starts them. All of them call these functions, in the same order. jax is imported inside
-functions: programs load it only after their flags are right.
+lm.parallel.distributed starts them. All processes call these functions in the same order. jax is
+imported inside functions: programs load it only after their flags are right.
 """
 
 import itertools

@@ -51,7 +51,7 @@ def write_report(workdir: str | Path, parts: Sequence[Section] = SECTIONS) -> Pa
 
 def page(run: RunData, parts: Sequence[Section] = SECTIONS) -> str:
   """Returns the whole page. Its policy lets the browser run the page's own script and no other."""
-  assets = importlib.resources.files('lm.run')
+  assets = importlib.resources.files('lm.report')
   style = assets.joinpath('report.css').read_text('utf-8')
   script = ''.join(assets.joinpath(name).read_text('utf-8') for name in _SCRIPTS)
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

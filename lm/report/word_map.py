@@ -35,7 +35,7 @@ _STYLE = """
 
 
 def show(found: Mapping[str, Any]) -> str:
-  """Returns the section of a report on what `lm.evaluation.vectors.word_map` has found, as HTML; '' if nothing.
+  """Returns the HTML section on a `lm.evaluation.vectors.word_map`; '' if there is none.
 
   `found` may have the `step` of it too.
   """

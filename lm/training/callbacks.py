@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
-from lm.run import hardware
+from lm.parallel import hardware
 from lm.types import Array, TrainState
 from lm.workdir.metrics_writer import Metrics
 from lm.workdir.progress import Progress

@@ -17,7 +17,7 @@ from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.parallel.mesh import with_mesh
 from lm.training import sparse_step
-from lm.types import Apply, Array, Batch, Objective, Params
+from lm.types import Apply, Array, Batch, Objective, Params, TrainState
 
 # Of the metrics of a step, (L,): 1 for each leaf of the parameters whose gradient is 0, else 0.
 ZERO_GRADIENTS = 'zero_gradients'

@@ -17,7 +17,7 @@ from lm import components
 from lm.components import Components
 from lm.config import validate
 from lm.config.base import sizes
-from lm.data import batches, prepare, remote
+from lm.data import batches, cache, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.evaluation import host_memory
 from lm.evaluation.evaluators import Evaluators
@@ -174,7 +174,9 @@ class Course:
 
   def _evaluate(self, step: int, state: TrainState) -> None:
     start = time.perf_counter()
-    values = self.evaluators.run(step, state.params, self.watch)
+    values = self.evaluators.run(
+      step, state.params, self.workdir, self.watch.metrics, self.watch.progress
+    )
     self.watch.metrics.flush()
     self.events.write('eval', step=step, seconds=time.perf_counter() - start)
     if self.seen is not None:
@@ -308,7 +310,7 @@ def train(
   validate.validate_config(config)
   diagnostics.check_pattern(config)
   warm_start.check(config.init)
-  host.enable_compilation_cache(config.data.cache)
+  host.enable_compilation_cache(cache.directory(config.data.cache))
   show = prepare.show_progress if multihost.is_primary() else None
   if new_data and (workdir / 'tokenizer.json').is_file():
     tokenizer = experiment.open_tokenizer(workdir)
@@ -432,6 +434,6 @@ def _wait_for_record(workdir: pathlib.Path) -> None:
     remote.fetch(workdir)
   if not (workdir / 'config.json').is_file():
     raise UserError(
-      f'--workdir={workdir}: process {multihost.process_index_and_count()[0]} does not see what process 0 '
-      'has written there; the workdir of several hosts lies on a file system that they share'
+      f'--workdir={workdir}: process {multihost.process_index_and_count()[0]} does not see what '
+      'process 0 has written there; several hosts need a workdir on a file system that they share'
     )

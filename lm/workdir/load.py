@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import components
+from lm.data import cache
 from lm.errors import UserError, first_line
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
@@ -95,7 +96,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   """
   workdir = files.workdir(workdir)
   config = experiment.open_workdir(workdir)
-  host.enable_compilation_cache(config.data.cache)
+  host.enable_compilation_cache(cache.directory(config.data.cache))
   tokenizer = experiment.open_tokenizer(workdir)
   with sources.opened(workdir / 'source') as clashes:
     model = components.model(config, vocabulary_size(tokenizer))

@@ -165,7 +165,7 @@ def values_at(workdir: Path, step: int) -> dict[str, float]:
 
 
 def _is_event(entry: Mapping[str, Any]) -> bool:
-  """Returns whether a line of events.jsonl is an event, as lm.workdir.metrics_writer.EventLog writes them."""
+  """Returns whether a line of events.jsonl is an event as `EventLog` writes them."""
   try:
     datetime.datetime.fromisoformat(entry['time'])
   except (KeyError, TypeError, ValueError):

@@ -7,9 +7,9 @@ import pytest
 PROGRAM = """
 import os, sys
 before = os.environ.get('GLIBC_TUNABLES')
-from lm.run.memory import use_large_pages
+from lm.parallel.host import enable_huge_pages
 print(os.getpid(), before, sys.argv[1:], flush=True)
-use_large_pages()
+enable_huge_pages()
 print('done')
 """
 

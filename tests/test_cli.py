@@ -9,7 +9,7 @@ from lm import cli
 from lm.errors import Preempted, UserError
 from lm.parallel import preemption
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = '--config=experiments/quickstart.py'
 
 

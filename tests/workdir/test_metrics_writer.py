@@ -99,7 +99,8 @@ def test_a_run_that_restored_nothing_starts_afresh(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
 def test_a_killed_writer_leaves_a_record_that_resumes(tmp_path):
   code = (
-    'import itertools, sys; from lm.workdir.metrics_writer import Metrics; m = Metrics(sys.argv[1], None)\n'
+    'import itertools, sys; from lm.workdir.metrics_writer import Metrics\n'
+    'm = Metrics(sys.argv[1], None)\n'
     'for step in itertools.count(1): m.write(step, {"train/loss": 1 / step})'
   )
   process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)])

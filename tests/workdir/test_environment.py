@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from lm.run import hardware
+from lm.parallel import hardware
 from lm.workdir.environment import checkout, command_line, environment
 
 

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import components, types
+from lm import components
 from lm.config.base import base, gpt2
 from lm.parallel.preemption import Never
 from lm.text import tokenizers as ours

@@ -187,8 +187,7 @@ def test_mistakes_are_one_line(arguments, message, runs):
 
 
 def test_word_vectors_make_no_ensemble(runs, tmp_path):
-  import lm.run.word_vectors as word_vectors
-
+  import lm.evaluation.vectors as word_vectors
   from lm.text.vectors import checked
 
   vectors = checked(['a', 'b'], np.eye(2))

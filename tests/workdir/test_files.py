@@ -8,7 +8,7 @@ from lm.workdir import files
 
 HOLD = """
 import pathlib, sys
-from lm.run import files
+from lm.workdir import files
 with files.held(pathlib.Path(sys.argv[1])):
   print('held', flush=True)
   sys.stdin.read()

@@ -26,7 +26,7 @@ import itertools
 from ml_collections import ConfigDict
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
-from lm.run.cli import Never
+from lm.parallel.preemption import Never
 
 TEXTS = [f'ab{i % 7} cd{i % 5}' for i in range(40)]
 

@@ -54,7 +54,7 @@ def test_the_flags_of_the_project_are_known():
 def test_a_program_goes_on_without_a_flag_that_would_abort_it(tmp_path):
   """The abort is in C++ at the first use of jax, hence a process."""
   code = (
-    'from lm.run import cli\n'
+    'from lm import cli\n'
     'def main(argv):\n'
     '  from jaxlib import xla_client\n'
     '  xla_client.CompileOptions()\n'
