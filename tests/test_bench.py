@@ -226,10 +226,10 @@ class WorkerInProcess:
 
 
 @pytest.mark.usefixtures('small_limits')
-@pytest.mark.parametrize(('benchmark', 'kind'), [('train', Worker), ('decode', WorkerInProcess)])
-def test_json_is_one_object_with_all_figures(benchmark, kind, capsys, monkeypatch):
+@pytest.mark.parametrize('benchmark', ['train', 'decode'])
+def test_json_is_one_object_with_all_figures(benchmark, capsys, monkeypatch):
   monkeypatch.setattr(interleaved, 'TURN_SECONDS', 0.01)
-  monkeypatch.setattr(interleaved, 'Worker', kind)
+  monkeypatch.setattr(interleaved, 'Worker', WorkerInProcess)
   main(['bench', benchmark, '--shape=tiny', '--rounds=2', '--threads=1', '--json'])
   report = json.loads(capsys.readouterr().out)
   assert report['benchmark'] == benchmark and report['threads'] == 1
@@ -249,6 +249,16 @@ def test_worker_answers_every_request_and_continues_after_a_failure():
   first, failure, again = map(json.loads, answers)
   assert first == again == {'platform': 'cpu', 'name': 'cpu'}
   assert 'missing' in failure['error'] and not failure['user']
+
+
+def test_worker_process_answers_and_reports_failures():
+  with Worker('ours', 1) as process:
+    assert process(call='builtins:dict', arguments={'tokens': 1}) == {'tokens': 1}
+    with pytest.raises(UserError, match='nowhere'):
+      process(call='lm.nowhere:train', arguments={})
+    with pytest.raises(RuntimeError, match=r'(?s)Traceback.*KeyError'):
+      process(kind='run', times=1)  # before a build
+    assert process(call='builtins:dict', arguments={}) == {}
 
 
 def test_worker_that_dies_is_an_error_with_its_last_output():
