@@ -81,7 +81,7 @@ class Candidate(NamedTuple):
   run: Callable[[int], None]  # makes that many calls and returns when all are done
   limit: Callable[[], Limit]  # allocates the arrays of the limit, so they are not in `peak_bytes`
   versions: dict[str, str]
-  amount: float | None = None  # FLOPs or bytes that a call needs; one candidate has to give it
+  amount: float | None = None  # FLOPs or bytes that a call needs; ours gives it
   peak_bytes: Callable[[], int] = _process_peak  # of the device; of the process on a CPU
 
 
