@@ -155,7 +155,7 @@ def test_decoding_takes_the_token_of_the_highest_logit(monkeypatch):
   ones = np.ones_like(rows)
   batch = {'inputs': rows, 'segments': ones, 'positions': ones.cumsum(1) - 1}
   output = apply(params, batch)
-  greedy = np.argmax(output.unembed(output.hidden), axis=-1)
+  greedy = np.argmax(output.head(output.hidden), axis=-1)
   np.testing.assert_array_equal(rows[:, 4:], greedy[:, 3:-1])
   # 65 tokens and 32 positions of 32, two layers, the last norm; float32.
   parameters = 2 * (12 * 32**2 + 13 * 32) + (65 + 32) * 32 + 2 * 32
