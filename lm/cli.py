@@ -35,17 +35,22 @@ _WANTED = (
 _NEWS = 2.0  # seconds in which the end of another process, of which this one fails, is known
 
 
-def run(main: Callable[[list[str]], int | None], doc: str) -> None:
-  """Runs `main(argv)` and exits with its code, 0 for None; `doc` is what --help prints first."""
+def run(main: Callable[[list[str]], int | None], doc: str | None) -> None:
+  """Runs `main(argv)` and exits with its code, 0 for None.
+
+  Args:
+    main: the program.
+    doc: the text that --help prints before the flags; None if `main` prints its own help.
+  """
   code = _exit_code(main, doc, sys.argv)
   multihost.leave(code)
   sys.exit(code)
 
 
-def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str]) -> int:
+def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: list[str]) -> int:
   program = f'lm.{os.path.basename(argv[0]).removesuffix(".py")}'
   try:
-    if {'--help', '-h', '-help'} & set(argv[1:]):
+    if doc is not None and {'--help', '-h', '-help'} & set(argv[1:]):
       print(_help(doc), flush=True)
       return OK
     _check_text(argv)
