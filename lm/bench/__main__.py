@@ -11,9 +11,9 @@ import argparse
 import sys
 from typing import NoReturn
 
+from lm import cli
 from lm.bench import decode, train, vectors
 from lm.errors import UserError
-from lm.run import cli
 
 COMMANDS = {'train': train, 'decode': decode, 'vectors': vectors}
 

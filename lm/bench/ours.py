@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from lm import components as builder
 from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape
 from lm.config import base as configs
 from lm.config.recurrent import recurrent
 from lm.decode.sampling import greedy
 from lm.decode.stream import stream
+from lm.parallel import mesh
 from lm.parallel import mesh as meshes
-from lm.run import build as builder
-from lm.run import placement
-from lm.run.step import init_state, make_train_step
+from lm.training.train_step import init_train_state, make_train_step
 
 
 def device() -> dict[str, str]:
@@ -29,11 +29,11 @@ def device() -> dict[str, str]:
 def train_step(shape: Shape, platform: str) -> Candidate:
   """Returns our train step on one device, with model and optimizer of the base config."""
   config = config_of(shape)
-  functions = builder.functions(config, shape.vocab_size, jax.devices()[:1])
-  state, _ = init_state(functions, jax.random.key(0))
+  functions = builder.build_components(config, shape.vocab_size, jax.devices()[:1])
+  state, _ = init_train_state(functions, jax.random.key(0))
   step = make_train_step(functions, 0, 1, state)
   rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  batch = placement.put_batch(batch_of(shape), rows)
+  batch = mesh.make_global_batch(batch_of(shape), rows)
   flops = shape.tokens * functions.model.flops_per_token(state.params, shape.context)
 
   def run(times: int) -> None:

@@ -155,9 +155,9 @@ def train(name: str, **settings: Any) -> dict[str, Any]:
 def ours(settings: Settings) -> Result:
   """Trains with the loop of `lm.train`, in an empty directory with an empty cache."""
   from lm.data import prepare
-  from lm.run import loop
-  from lm.run.cli import NoStop
-  from lm.run.word_vectors import of_run
+  from lm.evaluation.vectors import of_run
+  from lm.parallel.preemption import Never
+  from lm.training import trainer
 
   started = time.perf_counter()
   is_glove = settings.model == 'glove'
@@ -174,7 +174,7 @@ def ours(settings: Settings) -> Result:
     # At least four calls, since the first one compiles and does not count.
     config.dispatch = min(config.dispatch, max(1, config.steps // 4))
     config.log.every = config.dispatch
-    loop.train(config, '', root / 'run', NoStop())
+    trainer.train(config, '', root / 'run', Never())
     write_word2vec_text(settings.out, of_run(root / 'run'))
     lines = (root / 'run' / 'metrics.jsonl').read_text().splitlines()
   # All calls but the first, which compiles. Evaluations and checkpoints do not count.

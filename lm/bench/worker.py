@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lm.config import resolve
 from lm.errors import UserError
-from lm.run.memory import LARGE_PAGES
+from lm.parallel.host import LARGE_PAGES
 
 # Rows and columns of the matrices whose matmul gives the FLOP/s of a device.
 MATMUL_SIZE = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}

@@ -106,7 +106,7 @@ def check(told: Settings) -> None:
 def start(told: Settings) -> bool:
   """Joins the other processes, before anything touches the backend; whether there are several.
 
-  From here on the loss of another process ends this one (failure_detector). SIGTERM belongs to JAX's
+  Afterwards the loss of another process ends this one (failure_detector), SIGTERM belongs to JAX's
   preemption service, which `Stop` asks, and SIGINT ends this process as ever.
 
   Raises:
