@@ -19,6 +19,7 @@ from lm.decode.stream import stream
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.training.train_step import init_train_state, make_train_step
+from lm.types import apply_of
 
 
 def device() -> dict[str, str]:
@@ -59,7 +60,7 @@ def decoding(shape: Shape, platform: str) -> Candidate:
   del platform
   config = config_of(shape)
   model = builder.model(config, shape.vocab_size)
-  apply = builder.apply_of(model)
+  apply = apply_of(model)
   params = nn.unbox(jax.jit(builder.init_of(model, shape.context))(jax.random.key(0)))
   prompts = batch_of(shape)['inputs'][:, : shape.prompt].tolist()
   seeds = range(shape.batch_size)
