@@ -32,6 +32,7 @@ from lm.types import (
 )
 
 Built = TypeVar('Built', Objective, Optimizer)
+TRAIN_STEP = 'lm.training.train_step:train_step'  # unless objective.train_step names another
 
 
 class Inference(NamedTuple):
@@ -53,6 +54,7 @@ class Components(NamedTuple):
   optimizer: Optimizer
   mesh: Mesh
   rules: dict[str, tuple[str, ...]]
+  train_step: Callable[..., Any]  # (components, seed, microbatches) -> ((state, batch) -> ...)
 
 
 def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Components:
@@ -66,7 +68,9 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
   mesh = meshes.make_mesh(mesh_config, devices)
   rules = meshes.logical_axis_rules(config.mesh.rules)
   model_fn = model(config, vocab_size)
-  objective = _built(config.objective, 'objective', Objective)
+  objective = _built(_without_step(config.objective), 'objective', Objective)
+  path = config.objective.get('train_step', TRAIN_STEP)
+  train_step = resolve.resolve(path, 'objective.train_step')
   optimizer = _built(config.optim, 'optim', Optimizer)
   if config.batch_size % config.microbatches:
     raise UserError(
@@ -80,9 +84,13 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
   meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
   apply = meshes.with_mesh(apply_of(model_fn), mesh, rules)
-  return Components(
-    model_fn, apply, init_of(model_fn, config.data.context), objective, optimizer, mesh, rules
-  )
+  init = init_of(model_fn, config.data.context)
+  return Components(model_fn, apply, init, objective, optimizer, mesh, rules, train_step)
+
+
+def _without_step(objective: ConfigDict) -> ConfigDict:
+  """Returns the section `objective` without the key that is no argument of its function."""
+  return ConfigDict({key: value for key, value in objective.items() if key != 'train_step'})
 
 
 def pass_word_counts(
@@ -96,7 +104,8 @@ def pass_word_counts(
   Raises:
     UserError: it does, and the rows are not of text.
   """
-  objective = resolve.build_section(config.objective, 'objective')
+  section = _without_step(config.objective)
+  objective = resolve.build_section(section, 'objective')
   if 'counts' not in inspect.signature(objective).parameters:
     return functions
   if isinstance(rows, FeatureRows):
@@ -117,9 +126,7 @@ def pass_word_counts(
       f'{where}, {np.count_nonzero(counts)} different ones, and two are needed; '
       f'{lower}take more text'
     )
-  return functions._replace(
-    objective=_built(config.objective, 'objective', Objective, counts=counts)
-  )
+  return functions._replace(objective=_built(section, 'objective', Objective, counts=counts))
 
 
 def inference(config: ConfigDict, model: nn.Module, apply: Apply, mesh: Mesh) -> Inference:

@@ -63,7 +63,7 @@ def tiny():
 def test_sizes_that_follow_others_are_printed_at_the_start(tmp_path, monkeypatch, capsys):
   config = tiny()
   config.model.update({'d_model': 16, 'heads': 4})
-  monkeypatch.setattr(trainer.Course, 'go', lambda *args: None)
+  monkeypatch.setattr(trainer.Trainer, 'fit', lambda *args: None)
   trainer.train(config, 'x.txt', tmp_path / 'run', Never())
   (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('model: ')]
   sizes = dict(part.split('=') for part in line.split()[1:])

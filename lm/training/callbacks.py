@@ -1,4 +1,4 @@
-"""Tracing a few steps of a run with jax.profiler."""
+"""Profiling and metric logging of the training loop."""
 
 import contextlib
 import functools
@@ -26,6 +26,11 @@ class Profile:
     self._folder = folder
     self._first, self._last = first, first + count - 1
     self._running = self._done = False
+
+  @property
+  def active(self) -> bool:
+    """Whether steps are still to be traced."""
+    return self._first <= self._last and not self._done
 
   def before(self, steps: range) -> None:
     """Begins where one of the steps from `steps.start` to `steps.stop` is the first one."""
@@ -94,6 +99,7 @@ class MetricLogger:
     # What is in the rows, not their size: padding is no work done.
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
     self._flops_per_token = flops and flops(state.params, config.data.context)
+    self._peak_flops = hardware.peak_flops(jax.devices()[0].device_kind)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
     # Step and time of the last line; none until the first steps, which hold the compilation, end.
@@ -162,7 +168,6 @@ class MetricLogger:
     self.progress.update(step, shown)
 
   def _utilisation(self, tokens_per_second: float) -> float | None:
-    if self._flops_per_token is None:
+    if self._flops_per_token is None or self._peak_flops is None:
       return None
-    rate = self._flops_per_token * tokens_per_second / jax.device_count()
-    return hardware.mfu(rate, jax.devices()[0].device_kind)
+    return self._flops_per_token * tokens_per_second / jax.device_count() / self._peak_flops

@@ -15,8 +15,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm.components import Components
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.parallel.mesh import with_mesh
-from lm.training import sparse_step
 from lm.types import Apply, Array, Batch, Objective, Params, TrainState
 
 # Of the metrics of a step, (L,): 1 for each leaf of the parameters whose gradient is 0, else 0.
@@ -32,13 +30,13 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def check_step(
-  train_steps: StepFunction, functions: Components, state: TrainState, batch: Mapping[str, Any]
+  train_steps: StepFunction, components: Components, state: TrainState, batch: Mapping[str, Any]
 ) -> Any:
   """Traces a step without computing anything, so that what is wrong with it shows at start-up.
 
   Args:
     train_steps: from `make_train_steps`; the first step takes this trace and makes none.
-    functions: those that it is made of.
+    components: those that it is made of.
     state: abstract.
     batch: arrays, or their shapes, of the steps of one dispatch on a first axis.
 
@@ -46,122 +44,122 @@ def check_step(
     The `jax.stages.Traced`, None without jit.
 
   Raises:
-    UserError: from the functions of the config.
+    UserError: from the components of the config.
   """
   if jax.config.jax_disable_jit:  # to look at real values; here there are none
     return None
   # With the sharding that real batches have: else JAX takes them for other arguments.
-  rows = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
+  rows = meshes.batch_sharding(components.mesh, components.rules, stacked=True)
   shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
   return train_steps.trace(state, shapes)  # type: ignore[attr-defined]
 
 
-def init_train_state(functions: Components, key: Array) -> tuple[TrainState, TrainState]:
+def init_train_state(components: Components, key: Array) -> tuple[TrainState, TrainState]:
   """Initialises the state in place on the mesh.
 
   Returns:
     The state, and the abstract state that says the shape, type and sharding of its leaves.
   """
-  abstract, shardings = abstract_state(functions)
+  abstract, shardings = abstract_state(components)
   make = jax.jit(
-    lambda k: _train_state(functions, nn.unbox(functions.init(k))), out_shardings=shardings
+    lambda k: _train_state(components, nn.unbox(components.init(k))), out_shardings=shardings
   )
   return make(key), abstract
 
 
 def init_some(
-  functions: Components, key: Array, abstract: Params, paths: Collection[str]
+  components: Components, key: Array, abstract: Params, paths: Collection[str]
 ) -> dict[str, Array]:
   """Returns some parameters by path as `init_state` initializes them; no others are held."""
   shardings = flatten_dict(jax.tree.map(lambda x: x.sharding, abstract), sep='/')
 
   def some(key: Array) -> dict[str, Array]:
-    params = flatten_dict(nn.unbox(functions.init(key)), sep='/')
+    params = flatten_dict(nn.unbox(components.init(key)), sep='/')
     return {path: params[path] for path in paths}
 
   return jax.jit(some, out_shardings={path: shardings[path] for path in paths})(key)
 
 
-def start_train_state(functions: Components, params: Params, abstract: TrainState) -> TrainState:
+def start_train_state(components: Components, params: Params, abstract: TrainState) -> TrainState:
   """Returns the state of a run that begins with these parameters, which are given away."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   make = jax.jit(
-    functools.partial(_train_state, functions), out_shardings=shardings, donate_argnums=0
+    functools.partial(_train_state, components), out_shardings=shardings, donate_argnums=0
   )
   return make(params)
 
 
-def abstract_state(functions: Components) -> tuple[TrainState, TrainState]:
+def abstract_state(components: Components) -> tuple[TrainState, TrainState]:
   """Returns the abstract state and the shardings of its leaves, without computing anything."""
-  boxed = jax.eval_shape(lambda k: _train_state(functions, functions.init(k)), jax.random.key(0))
-  shardings = meshes.shardings(boxed, functions.mesh, functions.rules)
+  boxed = jax.eval_shape(lambda k: _train_state(components, components.init(k)), jax.random.key(0))
+  shardings = meshes.shardings(boxed, components.mesh, components.rules)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
   )
   return abstract, shardings
 
 
-def _train_state(functions: Components, params: Params) -> TrainState:
+def _train_state(components: Components, params: Params) -> TrainState:
   # One buffer each: the state is donated, and a buffer can be given away only once.
   counters = {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'streak')}
   return TrainState(
-    **counters, params=params, opt_state=functions.optimizer.transformation.init(params)
+    **counters, params=params, opt_state=components.optimizer.transformation.init(params)
   )
 
 
 def make_train_step(
-  functions: Components, seed: int, microbatches: int, state: TrainState
+  components: Components, seed: int, microbatches: int, state: TrainState
 ) -> StepFunction:
-  """Returns the jitted `(state, batch) -> (state, metrics)`; the old state is given away.
+  """Returns the jitted `(state, batch) -> (state, metrics)`, which donates the old state.
 
-  The new state lies where the old one does; `state` says where that is.
+  The new state has the shardings of the old one, which `state` gives.
 
   A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is
   counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
   `skipped` and `streak`; and ZERO_GRADIENTS, an array. The rate is that of the update: a skipped
   step does not count for its schedule.
   """
-  one = _step(functions, seed, microbatches)
+  one = components.train_step(components, seed, microbatches)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    return one(state, _sample(functions, seed, state.step, batch))
+    return one(state, _sample(components, seed, state.step, batch))
 
-  rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  return _jitted(step, functions, state, rows)
+  rows = meshes.batch_sharding(components.mesh, components.rules)
+  return _jitted(step, components, state, rows)
 
 
 def make_train_steps(
-  functions: Components, seed: int, microbatches: int, state: TrainState
+  components: Components, seed: int, microbatches: int, state: TrainState
 ) -> StepFunction:
   """Returns `make_train_step` for several steps in one dispatch, one after another.
 
   Batches are stacked on a first axis, and so are the metrics. A small step takes less time than
-  it takes to start it from the host; here that is paid once. What is random in the batches is
-  drawn for all of them at once, before the first step.
+  its dispatch from the host, which is paid once here. What is random in the batches is sampled for
+  all of them together, before the first step.
   """
-  one = _step(functions, seed, microbatches)
+  one = components.train_step(components, seed, microbatches)
 
   def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
     count = jax.tree.leaves(batches)[0].shape[0]
-    draw = functools.partial(_sample, functions, seed)
-    return jax.lax.scan(one, state, jax.vmap(draw)(state.step + jnp.arange(count), batches))
+    sample = functools.partial(_sample, components, seed)
+    return jax.lax.scan(one, state, jax.vmap(sample)(state.step + jnp.arange(count), batches))
 
-  rows = meshes.batch_sharding(functions.mesh, functions.rules, stacked=True)
-  return _jitted(steps, functions, state, rows)
+  rows = meshes.batch_sharding(components.mesh, components.rules, stacked=True)
+  return _jitted(steps, components, state, rows)
 
 
-def _sample(functions: Components, seed: int, step: Array, batch: Batch) -> Batch:
-  """Returns the batch of a step, counted from 0, with what is random in it."""
+def _sample(components: Components, seed: int, step: Array, batch: Batch) -> Batch:
+  """Returns the batch of a step, counted from 0, with its random parts."""
   key = jax.random.fold_in(jax.random.key(seed), step)
-  sample = functions.objective.sample
+  sample = components.objective.sample
   return batch if sample is None else sample(batch, draw_key(key))
 
 
 def _jitted(
-  function: StepFunction, functions: Components, state: TrainState, rows: NamedSharding
+  function: StepFunction, components: Components, state: TrainState, rows: NamedSharding
 ) -> StepFunction:
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  replicated = NamedSharding(functions.mesh, PartitionSpec())
+  replicated = NamedSharding(components.mesh, PartitionSpec())
   return jax.jit(
     function,
     in_shardings=(shardings, rows),
@@ -170,17 +168,18 @@ def _jitted(
   )
 
 
-def _step(functions: Components, seed: int, microbatches: int) -> StepFunction:
-  transformation = optax.with_extra_args_support(functions.optimizer.transformation)
-  schedule = functions.optimizer.schedule
+def train_step(components: Components, seed: int, microbatches: int) -> StepFunction:
+  """Returns the default `(state, batch) -> (state, metrics)`, to be jitted.
+
+  `objective.train_step` of a config names this function or another one with its signature.
+  """
+  transformation = optax.with_extra_args_support(components.optimizer.transformation)
+  schedule = components.optimizer.schedule
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    whole = state.params, state.opt_state
-    sparse_rows = functions.objective.sparse_rows
-    rows, batch = ({}, batch) if sparse_rows is None else sparse_rows(batch)
-    params, opt_state = sparse_step.gather_rows(whole, rows)
-    grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
+    objective, apply = components.objective, components.apply
+    grads, terms = gradients(objective, apply, state.params, batch, key, microbatches)
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
     norm = jnp.sqrt(jax.tree.reduce(operator.add, squares))
     finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
@@ -192,9 +191,8 @@ def _step(functions: Components, seed: int, microbatches: int) -> StepFunction:
     def keep(params: Params, opt_state: Any) -> tuple[Params, Any]:
       return params, opt_state
 
-    # A branch and not a choice leaf by leaf, which would hold old and new state side by side.
-    changed = jax.lax.cond(finite, update, keep, params, opt_state)
-    params, opt_state = sparse_step.scatter_rows(whole, rows, changed)
+    # A branch and not a choice leaf by leaf, which would hold old and new state at once.
+    params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
     new = TrainState(
       step=state.step + 1,
       skipped=state.skipped + ~finite,
@@ -211,7 +209,7 @@ def _step(functions: Components, seed: int, microbatches: int) -> StepFunction:
     }
     return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-  return with_mesh(step, functions.mesh, functions.rules)
+  return meshes.with_mesh(step, components.mesh, components.rules)
 
 
 def draw_key(key: Array) -> Array:

@@ -89,21 +89,3 @@ def check_free(workdir: Path) -> None:
 def replace(path: Path, content: bytes):
   """Writes `content` to a file as lm.text.files.replace does."""
   files.replace(path, [content])
-
-
-def append(file: int, content: bytes):
-  """Appends all of `content` to an open file descriptor, or nothing.
-
-  Raises:
-    OSError: the disk is full or broken.
-  """
-  size = os.fstat(file).st_size
-  written = os.write(file, content)
-  if written < len(content):
-    os.ftruncate(file, size)
-    raise OSError(f'the disk is full: {written} of {len(content)} bytes fitted')
-
-
-def open_append(path: Path) -> int:
-  """Opens a file for `append` and for reading back, made if missing."""
-  return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -32,7 +32,7 @@ class EventFile:
   def __init__(self, directory: Path, start_step: int):
     directory.mkdir(parents=True, exist_ok=True)
     # TensorBoard reads every file with 'tfevents' in its name, in the order of the names.
-    self._file = files.open_append(directory / f'events.out.tfevents.{time.time_ns():020d}')
+    self._file = open_append(directory / f'events.out.tfevents.{time.time_ns():020d}')
     self._write(Event(file_version='brain.Event:2'))
     self._write(Event(step=start_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -59,7 +59,7 @@ class EventFile:
     length = struct.pack('<Q', len(content))
     # The TFRecord format: length, its checksum, content, its checksum.
     checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, content)]
-    files.append(self._file, length + checks[0] + content + checks[1])
+    append(self._file, length + checks[0] + content + checks[1])
 
 
 _SAMPLE = re.compile(
@@ -205,15 +205,15 @@ class _Lines:
   """An append-only file of JSON lines."""
 
   def __init__(self, path: Path):
-    self._file = files.open_append(path)
+    self._file = open_append(path)
     size = os.fstat(self._file).st_size
     if size and os.pread(self._file, 1, size - 1) != b'\n':  # torn by a killed process
-      files.append(self._file, b'\n')
+      append(self._file, b'\n')
 
   def write(self, entry: Mapping[str, Any]):
     line = json.dumps(entry, ensure_ascii=False, allow_nan=False, default=str) + '\n'
     # The replacement of a lone surrogate is the JSON escape of it.
-    _forgive(files.append, self._file, line.encode('utf-8', errors='backslashreplace'))
+    _forgive(append, self._file, line.encode('utf-8', errors='backslashreplace'))
 
   def flush(self):
     _forgive(os.fsync, self._file)
@@ -261,3 +261,21 @@ def _forgive(write, *args):
     write(*args)
   except OSError as e:
     logging.log_first_n(logging.ERROR, 'the run record is incomplete: %s', 3, e)
+
+
+def append(file: int, content: bytes):
+  """Appends all of `content` to an open file descriptor, or nothing.
+
+  Raises:
+    OSError: the disk is full or broken.
+  """
+  size = os.fstat(file).st_size
+  written = os.write(file, content)
+  if written < len(content):
+    os.ftruncate(file, size)
+    raise OSError(f'the disk is full: {written} of {len(content)} bytes fitted')
+
+
+def open_append(path: Path) -> int:
+  """Opens a file for `append` and for reading back, made if missing."""
+  return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

@@ -43,11 +43,13 @@ from lm.preflight import collectives as communication
 from lm.preflight import hlo
 from lm.task import Features
 from lm.text.tokenizers import END, UNKNOWN, known_words
+from lm.training import sparse_step
 from lm.training.train_step import (
   abstract_state,
   init_train_state,
   make_train_step,
   make_train_steps,
+  train_step,
 )
 from lm.types import EmbeddingTable, Mask, OutputHead, apply_of
 
@@ -82,7 +84,9 @@ def functions(decoder, encoder_decoder):
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
     init = init_of(model, 16)
-    return Components(model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES)
+    return Components(
+      model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES, train_step
+    )
 
   return make
 
@@ -184,6 +188,7 @@ def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
       adagrad(0.5, optimizers.constant, 9),
       over,
       mesh.RULES,
+      sparse_step.train_step,
     )
     state, _ = init_train_state(made, jax.random.key(0))
     step = make_train_steps(made, 0, 1, state)
@@ -738,7 +743,9 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   model = decoder('llama', depth=depth, d_model=64, d_mlp=256, head_dim=16)
   optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
   apply = with_mesh(apply_of(model), over, mesh.RULES)
-  made = Components(model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES)
+  made = Components(
+    model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES, train_step
+  )
   params = abstract_state(made)[0].params
   read = [Features({'inputs': np.arange(2, 10)}, {}, {})]
   monkeypatch.setattr(attention_maps, '_examples', lambda *args: read)

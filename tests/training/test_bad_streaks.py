@@ -24,7 +24,7 @@ def _course(config, seen, monkeypatch):
   monkeypatch.setattr(trainer.evidence, 'write', write)
   functions = types.SimpleNamespace(objective=Objective(None, lambda batch: {}))
   events = types.SimpleNamespace(write=lambda *args, **fields: None)
-  return trainer.Course(config, None, functions, None, (), None, None, events, None, None)
+  return trainer.Trainer(config, None, functions, None, (), None, None, events, None, None)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_step_stays_until_it_has_a_score(tmp_path):
   nothing = types.SimpleNamespace(write=lambda *a, **k: None, flush=lambda: None)
   watch = types.SimpleNamespace(metrics=nothing)
   state = types.SimpleNamespace(params=None)
-  run = trainer.Course(
+  run = trainer.Trainer(
     config, tmp_path, None, None, (), Evaluators(), checkpoints, nothing, watch, None
   )
   kept = []

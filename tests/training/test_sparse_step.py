@@ -14,18 +14,18 @@ from lm.objectives.word2vec import negative_sampling
 from lm.optim.optimizers import Optimizer, adagrad, constant, sgd
 from lm.parallel import mesh
 from lm.training import sparse_step
-from lm.training.train_step import init_train_state, make_train_step, make_train_steps
+from lm.training.train_step import init_train_state, make_train_step, make_train_steps, train_step
 from lm.types import apply_of
 
 V, D, B, T = 60, 4, 4, 8
 COUNTS = np.concatenate([[0], np.arange(V - 1, 0, -1)])
 
 
-def functions(optimizer, objective):
+def functions(optimizer, objective, step=sparse_step.train_step):
   model = Embeddings(V, D, T)
   one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   return Components(
-    model, apply_of(model), init_of(model, T), objective, optimizer, one, mesh.RULES
+    model, apply_of(model), init_of(model, T), objective, optimizer, one, mesh.RULES, step
   )
 
 
@@ -51,10 +51,9 @@ def adam(learning_rate, schedule, steps):
 @pytest.mark.parametrize('optimizer', [sgd, adagrad])
 def test_rows_alone_are_trained_as_the_whole_tables_are(optimizer):
   objective = word2vec.skip_gram(2, 0, negative_sampling, COUNTS)
-  dense = dataclasses.replace(objective, rows=lambda batch: ({}, batch))
   ends = []
-  for one in (objective, dense):
-    made = functions(optimizer(20.0, constant, 10), one)
+  for step in (sparse_step.train_step, train_step):
+    made = functions(optimizer(20.0, constant, 10), objective, step)
     state, abstract = init_train_state(made, jax.random.key(0))
     ends.append(stack(make_train_step(made, 3, 1, abstract), state, batches(4)))
   rows, whole = ends
@@ -70,7 +69,7 @@ def test_adam_moves_no_row_that_a_step_does_not_touch():
   def draw(batch, key):
     return objective.sample(batch, key) | {'negatives': jnp.full((B, 4), V - 1, jnp.int32)}
 
-  made = functions(adam(0.1, constant, 10), dataclasses.replace(objective, draw=draw))
+  made = functions(adam(0.1, constant, 10), dataclasses.replace(objective, sample=draw))
   state, abstract = init_train_state(made, jax.random.key(0))
   before = jax.tree.map(np.array, state.params)
   after = stack(make_train_step(made, 3, 1, abstract), state, batches(2))

@@ -18,6 +18,7 @@ from lm.training.train_step import (
   init_train_state,
   make_train_step,
   part_key,
+  train_step,
 )
 from lm.types import Objective
 
@@ -30,7 +31,7 @@ def _functions(sums, draw=lambda batch, key: batch, optimizer=None):
   def init(key):
     return {'used': jnp.ones(3), 'unused': jnp.ones(2)}
 
-  return Components(None, None, init, objective, optimizer, devices, mesh.RULES)
+  return Components(None, None, init, objective, optimizer, devices, mesh.RULES, train_step)
 
 
 def _step(functions, microbatches=1):

@@ -10,7 +10,12 @@ from lm.objectives.supervised import cross_entropy
 from lm.optim import optimizers
 from lm.parallel import mesh
 from lm.parallel.mesh import with_mesh
-from lm.training.train_step import gradients, init_train_state, make_train_step, part_key
+from lm.training.train_step import (
+  gradients,
+  init_train_state,
+  make_train_step,
+  part_key,
+)
 from lm.types import Objective, apply_of
 
 SEED = 3
@@ -23,7 +28,14 @@ def functions(decoder):
   optimizer = optimizers.adamw(1e-2, optimizers.linear, steps=10, final=0.0)
   apply = with_mesh(apply_of(model), devices, mesh.RULES)
   return Components(
-    model, apply, init_of(model, 16), cross_entropy(1e-3), optimizer, devices, mesh.RULES
+    model,
+    apply,
+    init_of(model, 16),
+    cross_entropy(1e-3),
+    optimizer,
+    devices,
+    mesh.RULES,
+    train_step,
   )
 
 
