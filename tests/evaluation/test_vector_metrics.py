@@ -8,7 +8,7 @@ import pytest
 from lm import components
 from lm.config.base import gpt2
 from lm.errors import UserError
-from lm.evaluation import vectors
+from lm.evaluation import vectors as word_vectors
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.vectors import of_run, write_run
 from lm.metrics.scores import Scores
@@ -90,7 +90,8 @@ def test_a_run_without_sets_measures_its_vectors(workdir):
   assert sorted(found) == [2, 4]
   vectors = of_run(workdir, 4)
   assert {'one', 'red', 'are'} <= vectors.index.keys() and '<unk>' not in vectors.index
-  expected = vectors.scores(vectors.of_config(load(workdir.parent)), vectors).values
+  metrics = word_vectors.of_config(load(workdir.parent))
+  expected = word_vectors.scores(metrics, vectors).values
   assert expected.keys() == {'kinds/accuracy', 'kinds/coverage'}
   length = np.linalg.norm(vectors.matrix, axis=1).mean()
   values = {f'eval/vectors/{k}': v for k, v in (expected | {'mean_length': length}).items()}
@@ -234,9 +235,9 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
 
 
 def test_a_metric_that_covers_nothing_is_named(folder):
-  metrics = vectors.of_config(load(folder))
+  metrics = word_vectors.of_config(load(folder))
   with pytest.raises(UserError, match=r'^kinds: groups: metric on an empty set'):
-    vectors.scores(metrics, checked(['a'], [[1.0]]))
+    word_vectors.scores(metrics, checked(['a'], [[1.0]]))
 
 
 def test_runs_may_stop_early_by_their_vectors(folder):

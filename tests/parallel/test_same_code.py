@@ -8,7 +8,7 @@ from lm.workdir import experiment, sources
 
 EXPERIMENT = """
 import layers_of_hosts
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   return base()

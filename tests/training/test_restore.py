@@ -82,14 +82,14 @@ def test_parameters_taken_from_another_run_are_held_once(saved, monkeypatch):
   functions = components.build_components(config, tokenizer.get_vocab_size())
   abstract, _ = train_step.abstract_state(functions)
   before, found = held(), []
-  begin = trainer.init.begin
+  begin = trainer.warm_start.start_train_state
 
   def counted(functions, params, abstract):
     found.append(held() - before)
     return begin(functions, params, abstract)
 
-  monkeypatch.setattr(trainer.init, 'begin', counted)
-  state, taken = trainer.init.initial_state(config, functions, tokenizer, abstract)
+  monkeypatch.setattr(trainer.warm_start, 'start_train_state', counted)
+  state, taken = trainer.warm_start.initial_state(config, functions, tokenizer, abstract)
   size = sum(x.nbytes for x in jax.tree.leaves(state.params))
   assert taken.fresh == () and found[0] < 1.05 * size
   # Nor are they held beside the state that they are given to.
@@ -188,21 +188,21 @@ def test_a_step_stays_until_it_has_a_score(tmp_path):
   run_data.write_directions(tmp_path, {'eval/validation/loss': False})
 
   class Evaluators:
-    def run(self, step, params, watch):
+    def run(self, step, *_):
       assert step in checkpoints.kept  # it was not deleted before it was scored
       with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write(f'{{"step": {step}, "eval/validation/loss": {losses[step]}}}\n')
       return {'eval/validation/loss': losses[step]}
 
   nothing = types.SimpleNamespace(write=lambda *a, **k: None, flush=lambda: None)
-  watch = types.SimpleNamespace(metrics=nothing)
+  watch = types.SimpleNamespace(metrics=nothing, progress=None)
   state = types.SimpleNamespace(params=None)
   run = trainer.Trainer(
     config, tmp_path, None, None, (), Evaluators(), checkpoints, nothing, watch, None
   )
   kept = []
   for at in range(1, 7):
-    run._milestone(at, state, evaluate=True)
+    run._save_and_evaluate(at, state, evaluate=True)
     kept.append(list(checkpoints.kept))
   # The newest is there at any time, to resume from, and the best of those with a score.
   assert kept == [[1], [2], [2, 3], [2, 4], [4, 5], [4, 6]]

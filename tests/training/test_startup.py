@@ -109,7 +109,7 @@ class NoPair(Attention):
 
 @pytest.mark.parametrize(
   ('layer', 'message'),
-  [(NoCache, r'model\.attention: .* None in its place'), (NoPair, r'not a pair \(y, cache\)')],
+  [(NoCache, r'attention_layer: .* None in its place'), (NoPair, r'not a pair \(y, cache\)')],
 )
 def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
   model = decoder(attention_layer=layer)

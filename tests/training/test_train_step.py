@@ -10,6 +10,7 @@ from lm.objectives.supervised import cross_entropy
 from lm.optim import optimizers
 from lm.parallel import mesh
 from lm.parallel.mesh import with_mesh
+from lm.training import train_step as default
 from lm.training.train_step import (
   gradients,
   init_train_state,
@@ -35,7 +36,7 @@ def functions(decoder):
     optimizer,
     devices,
     mesh.RULES,
-    train_step,
+    default.train_step,
   )
 
 
