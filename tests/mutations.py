@@ -197,8 +197,8 @@ MUTATIONS = [
   ('least-risk', 'lm/decode/risk.py', 'text: own - 1 if others else 1', 'text: own',
    'decode/test_risk.py'),
   ('table-rows', 'lm/run/sparse.py', "mode='drop')", "mode='clip')", 'run/test_sparse.py'),
-  ('bytes-sent', 'lm/preflight/collectives.py', 'return 2 * result * share',
-   'return result * share', 'preflight/test_collectives.py'),
+  ('bytes-sent', 'lm/preflight/hlo.py', "'all-reduce': 2 * share",
+   "'all-reduce': share", 'preflight/test_hlo.py'),
   ('retry-policy', 'tpu_scripts/policy.py', 'return 1 if newer else history.failures + 1',
    'return history.failures + 1', 'tpu_scripts/test_babysit.py'),
 ]

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
-from lm.run import hardware
+from lm.parallel import chips
 from lm.run.logging import Metrics
 from lm.run.progress import Progress
 from lm.run.step import TrainState
@@ -63,6 +63,7 @@ class Watch:
     # What is in the rows, not their size: padding is no work done.
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
     self._flops_per_token = flops and flops(state.params, config.data.context)
+    self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
     # Step and time of the last line; none until the first steps, which hold the compilation, end.
@@ -131,7 +132,6 @@ class Watch:
     self.progress.update(step, shown)
 
   def _utilisation(self, tokens_per_second: float) -> float | None:
-    if self._flops_per_token is None:
+    if self._flops_per_token is None or self._peak_flops is None:
       return None
-    rate = self._flops_per_token * tokens_per_second / jax.device_count()
-    return hardware.mfu(rate, jax.devices()[0].device_kind)
+    return self._flops_per_token * tokens_per_second / jax.device_count() / self._peak_flops
