@@ -79,9 +79,14 @@ def check(config: ConfigDict, slice_: topology.Slice) -> train_step.Result:
 def traceable(config: ConfigDict) -> ConfigDict:
   """Returns the config with attention that can be traced without a GPU."""
   leaves = flatten_dict(config.to_dict(), sep='.')
-  functions = {key: str(path) for key, path in leaves.items() if key.endswith('.attention_fn')}
-  stubs = {key: STUBS[path] for key, path in functions.items() if path in STUBS}
-  return train_step.changed(config, stubs)
+  return train_step.changed(
+    config,
+    {
+      key: STUBS[path]
+      for key, path in leaves.items()
+      if key.endswith('.attention_fn') and path in STUBS
+    },
+  )
 
 
 def temporaries(config: ConfigDict, step: train_step.Step, part: Batch) -> int:

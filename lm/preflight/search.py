@@ -79,7 +79,7 @@ def search(
 def _most_promising(
   config: ConfigDict, slice_: topology.Slice, most: int, log: Callable[[str], None]
 ) -> list[Changes]:
-  """Returns the candidates for TPUs that are worth compiling.
+  """Returns the candidates for TPUs that are worth compiling, in the first variant that fits.
 
   Raises:
     UserError: none fits.
@@ -87,10 +87,12 @@ def _most_promising(
   described = topology.devices(slice_)
   choices: list[tuple[float, Changes]] = []
   for changes in candidates(config, len(described), slice_.slices):
-    tried = (_least_seconds(config, one, slice_, described) for one in _variants(changes))
-    fitting = next((seconds for seconds in tried if seconds is not None), None)
-    if fitting is not None:
-      choices.append((fitting, changes))
+    fitting = (
+      (seconds, variant)
+      for variant in _variants(changes)
+      if (seconds := _least_seconds(config, variant, slice_, described)) is not None
+    )
+    choices += itertools.islice(fitting, 1)
   if not choices:
     raise UserError(
       f'--topology={slice_.topology}: no mesh divides and fits parameters and optimizer state into '
