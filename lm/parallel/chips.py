@@ -11,8 +11,8 @@ one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
 - memory and links of TPUs: the same pages. They print the bidirectional bandwidth of all ports. The
   table has that of one port in one direction; a ring uses two ports.
 - network between TPU slices: the network cards of a host, divided by its chips. They are 2 x 100
-  Gbit/s for v5e ("Per-host NIC configuration"), 4 x 200 Gbit/s for v6e, and 200 Gbit/s for v4 and
-  v5p (Austin et al. 2025, How to Scale Your Model, chapter 2).
+  Gbit/s for v5e ("Per-host NIC configuration") and 4 x 200 Gbit/s for v6e. For v4 and v5p they are
+  200 Gbit/s (Austin et al. 2025, How to Scale Your Model, chapter 2).
 - clock of TPUs: the peak divided by the FLOPs of the matrix units per cycle. v4 and v5p have 2
   cores of 4 units of 128 x 128, v5e has one such core. For v6e and tpu7x the divisor is 524,288
   FLOPs per cycle and device. It is the smallest power of two above the compiler's own rate for a

@@ -226,8 +226,8 @@ def roofline_bound(
 def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple[float, float]:
   """Returns the seconds of transfers through links within nodes, and through the network.
 
-  In a ring of g devices over k nodes each device receives all but a g-th of the array, and each
-  node all but a k-th, which its g / k devices of the ring receive together through the network.
+  In a ring of g devices over k nodes, each device receives all but a g-th of the array, and each
+  node all but a k-th. The g / k devices of a node share that traffic through the network.
 
   Args:
     sent: bytes that a device sends in such a ring, by mesh axis.
