@@ -58,13 +58,14 @@ def main(argv: list[str]) -> None:
   join.start(join.settings())
   import jax
 
-  from lm.data import prepare
+  from lm.data import pipeline
   from lm.decode.beam import check_beam
   from lm.parallel import mesh as meshes
   from lm.run import build, files, host_memory, kept
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
   from lm.text.tokenizers import vocabulary_size
+  from lm.workdir.progress import show_documents
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
   if flags.FLAGS.beam is not None:  # before texts are read
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
     config.eval.batch_size = meshes.padded_rows(config.eval.batch_size)
   functions = build.inference(config, loaded.model, loaded.apply, loaded.mesh)
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
-    prepared = prepare.tokenizer(config.data, prepare.show_progress)
+    prepared = pipeline.tokenizer(config.data, show_documents)
     if prepared.to_str() != loaded.tokenizer.to_str():
       raise UserError(
         f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '

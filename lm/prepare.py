@@ -11,12 +11,13 @@ from lm.run import cli
 def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
-  from lm.data import prepare
-  from lm.data.rows import FeatureRows
+  from lm.data import pipeline
+  from lm.data.packed_rows import FeatureRows
   from lm.run import check
+  from lm.workdir.progress import show_documents
 
   check.numbers(config)
-  tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
+  tokenizer = pipeline.tokenizer(config.data, show_documents)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
   sets = {'train': (config.data.train, '', config.seed, True)}
   sets |= {
@@ -25,8 +26,8 @@ def main(argv: list[str]) -> None:
   }
   unit = 'tokens' if config.data.count is None else 'pairs'
   for name, (split, source, seed, transformed) in sets.items():
-    rows = prepare.rows(
-      config.data, split, tokenizer, seed, prepare.show_progress, source or None, transformed
+    rows = pipeline.packed_rows(
+      config.data, split, tokenizer, seed, show_documents, source or None, transformed
     )
     print(
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '

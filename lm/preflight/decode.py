@@ -75,7 +75,7 @@ def check_writes(config: ConfigDict) -> None:
   if config.data.task is None:
     writes = model.continues_prompts
   else:
-    writes = features.open_task(config.data)[1].predict is None
+    writes = features.build_task(config.data)[1].predict is None
   if not writes:
     raise UserError(
       f'--decode: model.fn={config.model.fn!r} does not write token by token; leave --decode out'

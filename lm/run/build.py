@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.config import resolve
-from lm.data.batches import AnyRows
-from lm.data.rows import FeatureRows
+from lm.data.packed_rows import FeatureRows, Rows
 from lm.errors import UserError
 from lm.optim.optimizers import Optimizer
 from lm.parallel import mesh as meshes
@@ -89,7 +88,7 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
 def with_counts(
   functions: Functions,
   config: ConfigDict,
-  rows: AnyRows,
+  rows: Rows,
   tokenizer: tokenizers.Tokenizer,
 ) -> Functions:
   """Returns functions whose objective knows how often words occur, where it asks for `counts`.

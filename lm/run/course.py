@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches, remote
+from lm.data.packed_rows import Rows
 from lm.errors import Preempted, UserError
 from lm.parallel import mesh as meshes
 from lm.run import evidence, placement, processes, report, stopping, vanished
@@ -47,7 +48,7 @@ class Course:
   def go(
     self,
     state: TrainState,
-    rows: batches.AnyRows,
+    rows: Rows,
     stop: Stop | NoStop | processes.Stop,
     last: int,
     profile_steps: int,
@@ -66,7 +67,7 @@ class Course:
   def _steps(
     self,
     state: TrainState,
-    rows: batches.AnyRows,
+    rows: Rows,
     stop: Stop | NoStop | processes.Stop,
     last: int,
     profile: Profile,
@@ -103,14 +104,14 @@ class Course:
       if signal:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
-        where = remote.original(self.workdir) or self.workdir
+        where = remote.remote_url(self.workdir) or self.workdir
         raise Preempted(f'{signal}: saved step {step} in {where}; run again to go on')
       if stopping.is_over(self.seen, self.config):
         last = step
         break
     self._finish(last)
 
-  def _batches(self, rows: batches.AnyRows, sharding, start: int, last: int):
+  def _batches(self, rows: Rows, sharding, start: int, last: int):
     """Yields the steps of each dispatch, as the range they go from and to, and their batches."""
     config = self.config
     select = placement.local_rows(config.batch_size, sharding)

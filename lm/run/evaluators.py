@@ -9,8 +9,8 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.data import batches, prepare
-from lm.data.rows import FeatureRows
+from lm.data import batches, pipeline
+from lm.data.packed_rows import FeatureRows, Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.run import build, kept, placement, processes, vector_metrics, word_map
@@ -27,6 +27,7 @@ from lm.run.word_vectors import MAPPED, of_params
 from lm.text.vectors import Vectors
 from lm.text.vocabulary import words_of
 from lm.types import Metric, Params, apply_of
+from lm.workdir.progress import show_documents, silent
 
 
 class Evaluation(NamedTuple):
@@ -60,18 +61,16 @@ class Evaluators:
     self._tokenizer = tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
     self._select = placement.local_rows(config.eval.batch_size, sharding)
-    show = prepare.show_progress if processes.is_first() else None
+    show = show_documents if processes.is_first() else silent
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
     vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
     apply = apply_of(functions.model)
-    self._sets: dict[
-      str, tuple[batches.AnyRows, tuple[batches.Transform, ...], list[Metric], EvalStep]
-    ] = {}
+    self._sets: dict[str, tuple[Rows, tuple[batches.Transform, ...], list[Metric], EvalStep]] = {}
     self.notes: dict[str, str] = {}
     self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
-      rows = prepare.rows(
+      rows = pipeline.packed_rows(
         config.data,
         section.split,
         tokenizer,
@@ -233,9 +232,7 @@ class Evaluators:
       kept.write_word_map(workdir, step, word_map.find(found.vectors, words))
 
 
-def _check_weights(
-  rows: batches.AnyRows, transforms: Sequence[batches.Transform], name: str
-) -> None:
+def _check_weights(rows: Rows, transforms: Sequence[batches.Transform], name: str) -> None:
   """Raises UserError where no target of a set counts, so that its means are not numbers."""
   weighted = False
   for batch in batches.eval_batches(rows, 64, transforms=transforms):

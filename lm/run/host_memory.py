@@ -14,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
 from lm.data import batches
+from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.run.build import Functions, Inference, parameter_count
@@ -72,7 +73,7 @@ def _left_of_groups(root: pathlib.Path) -> list[int]:
 def check_batches(
   config: ConfigDict,
   functions: Functions,
-  rows: batches.AnyRows,
+  rows: Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
   """Raises UserError where the batches that a host holds do not fit its memory; makes none.
@@ -105,7 +106,7 @@ def check_program(
   config: ConfigDict,
   functions: Functions,
   state: TrainState,
-  rows: batches.AnyRows,
+  rows: Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
   """Raises UserError where the program of a step does not fit the memory of a host of CPU devices.
@@ -251,9 +252,7 @@ def bytes_held(tree: Any) -> int:
   )
 
 
-def _row_bytes(
-  config: ConfigDict, rows: batches.AnyRows, transforms: Sequence[batches.Transform]
-) -> int:
+def _row_bytes(config: ConfigDict, rows: Rows, transforms: Sequence[batches.Transform]) -> int:
   row = batches.batch_at(rows, transforms, 1, config.seed, 0)
   return sum(x.nbytes for x in row.values())
 

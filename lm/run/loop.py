@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm.config.base import sizes
-from lm.data import batches, prepare, remote
+from lm.data import batches, pipeline, remote
 from lm.errors import Preempted, UserError
 from lm.run import (
   build,
@@ -36,6 +36,7 @@ from lm.run.logging import Events
 from lm.run.step import abstract_state, check_step, make_train_steps
 from lm.run.watch import Watch
 from lm.text.tokenizers import vocabulary_size
+from lm.workdir.progress import show_documents, silent
 
 
 def train(
@@ -70,13 +71,13 @@ def train(
   vanished.check_pattern(config)
   init.check(config.init)
   host.keep_compiled(config.data.cache)
-  show = prepare.show_progress if processes.is_first() else None
+  show = show_documents if processes.is_first() else silent
   if new_data and (workdir / 'tokenizer.json').is_file():
     tokenizer = experiment.open_tokenizer(workdir)
   else:
-    tokenizer = prepare.tokenizer(config.data, show)
+    tokenizer = pipeline.tokenizer(config.data, show)
   functions = build.functions(config, vocabulary_size(tokenizer))
-  rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
+  rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed, show)
   functions = build.with_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   host_memory.check_batches(config, functions, rows, transforms)

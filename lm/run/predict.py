@@ -11,8 +11,8 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.config import resolve
-from lm.data import batches, features, prepare
-from lm.data.rows import FeatureRows
+from lm.data import batches, features, pipeline
+from lm.data.packed_rows import FeatureRows
 from lm.decode.constraints import known_words
 from lm.decode.steps import bucket, check_step, padded
 from lm.decode.write import Strategy, rows_of, trace, write
@@ -76,8 +76,8 @@ class Predictor:
     self._rows = rows
     self._transforms = transforms  # of rows; what is written continues the examples as they are
     self._strategy = strategy(config.decode, tokenizer, config.data.context)
-    self._task, self._converter = features.open_task(config.data)
-    examples = prepare.examples(config.data, section.split, section.source or None)
+    self._task, self._converter = features.build_task(config.data)
+    examples = pipeline.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     key = f'eval.sets.{name}.scores'
     self._builders = [resolve.resolve(path, key) for path in section.scores]
@@ -194,11 +194,12 @@ class Predictor:
     def name(index: int) -> Callable[[], str]:
       return lambda: f'example {index} of eval.sets.{self._name}'
 
-    limits, policy = features.limits(data), data.too_long
+    limits, policy = features.length_limits(data), data.too_long
     return {
       i: fitted
       for i, example in enumerate(self._examples)
-      if (fitted := features.fit_prompt(prompt(example), limits, policy, name(i))) is not None
+      if (fitted := features.apply_prompt_length_policy(prompt(example), limits, policy, name(i)))
+      is not None
     }
 
   def _found(self, params: Params) -> dict[int, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 from lm.run import curves, record, word_map
 from lm.run.goodput import goodput
 from lm.run.markup import details, embedded, escaped, number, plain, readable, section, table
-from lm.run.progress import duration, si
 from lm.run.record import Record
+from lm.workdir.progress import duration, si
 
 _MOST_SAMPLES = 40
 _MOST_EVENTS = 300

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm.data import batches
+from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.run import placement
@@ -18,9 +19,7 @@ from lm.types import Array, Batch, Objective, Params
 _LOSS = 'loss'  # the name of the loss to `allow_zero`
 
 
-def check_targets(
-  rows: batches.AnyRows, transforms: Sequence[batches.Transform], config: ConfigDict
-) -> None:
+def check_targets(rows: Rows, transforms: Sequence[batches.Transform], config: ConfigDict) -> None:
   """Raises UserError where no target of the first batch counts."""
   first = batches.batch_at(rows, transforms, config.batch_size, config.seed, 0)
   weights = first.get('weights')

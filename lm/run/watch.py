@@ -13,11 +13,12 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
+from lm.data.packed_rows import Rows
 from lm.run import hardware
 from lm.run.logging import Metrics
-from lm.run.progress import Progress
 from lm.run.step import TrainState
 from lm.types import Array
+from lm.workdir.progress import Progress
 
 
 class _Nowhere(io.StringIO):
@@ -51,7 +52,7 @@ class Watch:
     workdir: pathlib.Path,
     state: TrainState,
     model: nn.Module,
-    rows: batches.AnyRows,
+    rows: Rows,
   ):
     start = int(state.step)
     self.workdir = workdir

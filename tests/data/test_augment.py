@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from lm.data import augment, batches, prepare
+from lm.data import batches, pipeline, transforms
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -61,9 +61,9 @@ TEXTS = ('<|end|> a b c d e <|sep|> f g h', '<|end|> i j a b', '<|end|> c')
 @pytest.mark.parametrize(
   'build',
   [
-    lambda t, stream: augment.word_dropout(t, stream, rate=0.99),
-    lambda t, stream: augment.span_masking(t, stream, rate=0.9, mean_length=20),
-    lambda t, stream: augment.swaps(t, stream, distance=9),
+    lambda t, stream: transforms.word_dropout(t, stream, rate=0.99),
+    lambda t, stream: transforms.span_masking(t, stream, rate=0.9, mean_length=20),
+    lambda t, stream: transforms.swaps(t, stream, distance=9),
   ],
 )
 def test_noise_stays_in_its_stream_and_off_special_tokens_and_padding(letters, build, stream):
@@ -84,7 +84,7 @@ def test_word_dropout_hides_each_word_with_its_probability(letters):
   hidden = np.stack(
     [
       one['inputs'] == letters.token_to_id(MASK)
-      for one in draws(augment.word_dropout(letters, 'inputs', rate=0.3), row, 4000)
+      for one in draws(transforms.word_dropout(letters, 'inputs', rate=0.3), row, 4000)
     ]
   )
   words = row['inputs'] > 1
@@ -98,7 +98,7 @@ def test_word_dropout_hides_each_word_with_its_probability(letters):
 @pytest.mark.parametrize('name', ['word_dropout', 'span_masking', 'swaps'])
 def test_a_rate_of_zero_changes_nothing(letters, name):
   row = row_of(letters, *TEXTS)
-  (same,) = draws(getattr(augment, name)(letters, 'inputs', rate=0.0), row, 1)
+  (same,) = draws(getattr(transforms, name)(letters, 'inputs', rate=0.0), row, 1)
   assert (same['inputs'] == row['inputs']).all()
 
 
@@ -109,7 +109,7 @@ def test_words_of_several_tokens_are_hidden_as_a_whole():
   row['segments'] = (np.arange(20) < 17).astype(np.int32)
 
   def hidden(unit):
-    transform = augment.word_dropout(tokenizer, 'inputs', rate=0.5, unit=unit, token='[M]')
+    transform = transforms.word_dropout(tokenizer, 'inputs', rate=0.5, unit=unit, token='[M]')
     found = draws(transform, row, 400)
     return {tokenizer.decode(one['inputs'][1:17].tolist(), False) for one in found}
 
@@ -130,7 +130,7 @@ def test_pieces_of_wordpiece_belong_to_the_word_before():
   second = inside.index(False, 1)
   assert 1 < second < len(pieces) - 1
   row = row_of(tokenizer, ' '.join(pieces), T=len(pieces))
-  transform = augment.word_dropout(tokenizer, 'inputs', rate=0.5)
+  transform = transforms.word_dropout(tokenizer, 'inputs', rate=0.5)
   hidden = {tuple(np.array(names_of(tokenizer, one)) == MASK) for one in draws(transform, row, 99)}
   both = [(a, b) for a in (False, True) for b in (False, True)]
   assert hidden == {(a,) * second + (b,) * (len(pieces) - second) for a, b in both}
@@ -140,7 +140,7 @@ def test_spans_have_geometric_lengths_and_hide_their_share(letters):
   text = ' '.join(['a'] * 5000)
   row = row_of(letters, text, T=5000)
   rate, mean = 0.2, 3.0
-  found = draws(augment.span_masking(letters, 'inputs', rate, mean), row, 40)
+  found = draws(transforms.span_masking(letters, 'inputs', rate, mean), row, 40)
   hidden = np.stack([one['inputs'] == letters.token_to_id(MASK) for one in found])
   assert abs(hidden.mean() - rate) < 0.01
   lengths = collections.Counter()
@@ -155,7 +155,7 @@ def test_spans_have_geometric_lengths_and_hide_their_share(letters):
 
 def test_the_first_word_of_a_row_is_in_a_span_as_often_as_any(letters):
   row = row_of(letters, '<|end|> a b c d')
-  found = draws(augment.span_masking(letters, 'inputs', 0.3, 4.0), row, 4000)
+  found = draws(transforms.span_masking(letters, 'inputs', 0.3, 4.0), row, 4000)
   hidden = np.stack([one['inputs'][1:5] == letters.token_to_id(MASK) for one in found])
   assert abs(hidden.mean(0) - 0.3).max() < 5 * math.sqrt(0.21 / 4000)
 
@@ -164,7 +164,7 @@ def test_swapped_words_stay_near_and_in_their_text(letters):
   row = row_of(letters, 'a b c d e f g h i j', '<|end|> j i <|sep|> h g f')
   for distance in (1, 2, 4):
     far = 0
-    for one in draws(augment.swaps(letters, 'inputs', distance=distance), row, 300):
+    for one in draws(transforms.swaps(letters, 'inputs', distance=distance), row, 300):
       names = names_of(letters, one)
       moved = [abs(i - 'abcdefghij'.index(name)) for i, name in enumerate(names[:10])]
       assert max(moved) <= distance and sorted(names[:10]) == [*'abcdefghij']
@@ -176,7 +176,7 @@ def test_swapped_words_stay_near_and_in_their_text(letters):
 
 def test_texts_side_by_side_do_not_mix(letters):
   row = row_of(letters, 'a b c', 'd e f')
-  for one in draws(augment.swaps(letters, 'inputs'), row, 200):
+  for one in draws(transforms.swaps(letters, 'inputs'), row, 200):
     assert sorted(names_of(letters, one)[:3]) == ['a', 'b', 'c']
 
 
@@ -184,7 +184,7 @@ def test_texts_side_by_side_do_not_mix(letters):
 def test_neighbours_swap_with_the_probability_of_the_noise(letters, rate, swapped):
   # For k = 1, a and b swap when u_a > 1 + u_b with both in [0, 2): an eighth of the square. When
   # only a is drawn, u_b = 0 and half of [0, 2) will do; when only b is, or none, never.
-  found = draws(augment.swaps(letters, 'inputs', rate, 1), row_of(letters, 'a b'), 8000)
+  found = draws(transforms.swaps(letters, 'inputs', rate, 1), row_of(letters, 'a b'), 8000)
   share = np.mean([names_of(letters, one)[0] == 'b' for one in found])
   assert abs(share - swapped) < 5 * math.sqrt(swapped * (1 - swapped) / 8000)
 
@@ -194,7 +194,7 @@ def test_words_of_several_tokens_move_as_a_whole_and_the_first_stays():
   ids = [0, *tokenizer.encode('one two three four').ids, 0]
   row = row_of(tokenizer, T=20) | {'inputs': np.array(ids, np.int32)}
   row['segments'] = np.ones(20, np.int32)
-  found = draws(augment.swaps(tokenizer, 'inputs', distance=3), row, 300)
+  found = draws(transforms.swaps(tokenizer, 'inputs', distance=3), row, 300)
   texts = {tokenizer.decode(one['inputs'][1:-1].tolist()) for one in found}
   orders = (
     'two three four',
@@ -207,38 +207,50 @@ def test_words_of_several_tokens_move_as_a_whole_and_the_first_stays():
 
 
 def test_what_goes_by_places_is_not_torn_apart(letters):
-  swaps = augment.swaps(letters, 'inputs')
+  swaps = transforms.swaps(letters, 'inputs')
   row, rng = row_of(letters, *TEXTS), np.random.default_rng(0)
   along = {'targets': row['inputs'], 'weights': np.ones(40, np.float32)}
-  with pytest.raises(UserError, match=r"swaps\(stream='inputs'\) moves tokens.* has 'targets'"):
+  with pytest.raises(UserError, match=r"swaps\(stream='inputs'\) moves tokens.*'targets'"):
     swaps(row | along, rng)
   for name in ('words', 'bytes', 'prefix'):
-    with pytest.raises(UserError, match=f"the row has '{name}', which may go by their places"):
+    with pytest.raises(UserError, match=f"'{name}' of the row"):
       swaps(row | {name: row['inputs']}, rng)
   # Hiding moves nothing.
-  hide = augment.word_dropout(letters, 'inputs', 0.5)
+  hide = transforms.word_dropout(letters, 'inputs', 0.5)
   hide(row | along | {'words': row['inputs'], 'bytes': row['inputs']}, rng)
 
 
 @pytest.mark.parametrize(
   ('build', 'message'),
   [
-    (lambda t: augment.word_dropout(t, 'sources'), r"stream='sources' \(did you mean 'source'\?\)"),
-    (lambda t: augment.swaps(t, 'inputs', unit='words'), r"unit='words' \(did you mean 'word'\?\)"),
-    (lambda t: augment.word_dropout(t, 'inputs', 1.5), r'word_dropout\(rate=1\.5\) is not between'),
     (
-      lambda t: augment.swaps(t, 'inputs', distance=0),
-      r'swaps\(distance=0\): units move 1 or more',
+      lambda t: transforms.word_dropout(t, 'sources'),
+      r"stream='sources' \(did you mean 'source'\?\)",
     ),
     (
-      lambda t: augment.word_dropout(t, 'inputs', token='<|masks|>'),
-      r"no token '<\|masks\|>'; add it by data\.specials=\('<\|masks\|>',\), or take one of '",
+      lambda t: transforms.swaps(t, 'inputs', unit='words'),
+      r"unit='words' \(did you mean 'word'\?\)",
     ),
     (
-      lambda t: augment.span_masking(t, 'inputs', 0.8, 3.0),
+      lambda t: transforms.word_dropout(t, 'inputs', 1.5),
+      r'word_dropout\(rate=1\.5\) is not between',
+    ),
+    (
+      lambda t: transforms.swaps(t, 'inputs', distance=0),
+      r'swaps\(distance=0\): must be at least 1',
+    ),
+    (
+      lambda t: transforms.word_dropout(t, 'inputs', token='<|masks|>'),
+      r"no token '<\|masks\|>'; add it by data\.specials=\('<\|masks\|>',\), or use one of '",
+    ),
+    (
+      lambda t: transforms.span_masking(t, 'inputs', 0.8, 3.0),
       r'rate=0\.8, mean_length=3\.0\): a span',
     ),
-    (lambda t: augment.span_masking(t, 'inputs', 0.1, 0.5), r'mean_length=0\.5\): a span has at'),
+    (
+      lambda t: transforms.span_masking(t, 'inputs', 0.1, 0.5),
+      r'mean_length=0\.5\): a span and',
+    ),
   ],
 )
 def test_mistakes_are_told_in_one_line(letters, build, message):
@@ -249,7 +261,7 @@ def test_mistakes_are_told_in_one_line(letters, build, message):
 
 def test_the_largest_rate_of_spans_is_allowed(letters):
   row = row_of(letters, ' '.join(['a'] * 40))
-  found = draws(augment.span_masking(letters, 'inputs', 0.75, 3.0), row, 200)
+  found = draws(transforms.span_masking(letters, 'inputs', 0.75, 3.0), row, 200)
   shown = np.stack([one['inputs'] != letters.token_to_id(MASK) for one in found])
   assert abs(shown.mean() - 0.25) < 0.02 and not (shown[:, 1:] & shown[:, :-1]).any()
 
@@ -259,8 +271,8 @@ LINES = '\n'.join(f'line {n} of the text' for n in range(60))
 
 def opened(section, corpus, *paths, **changes):
   data = section(corpus(LINES, documents='line'), specials=(MASK,), **changes)
-  tokenizer = prepare.tokenizer(data)
-  rows = prepare.rows(data, 'train', tokenizer, seed=0)
+  tokenizer = pipeline.tokenizer(data)
+  rows = pipeline.packed_rows(data, 'train', tokenizer, seed=0)
   return rows, batches.open_transforms(paths, tokenizer, rows), tokenizer
 
 
@@ -272,7 +284,7 @@ def test_builders_are_given_the_tokenizer_and_drawn_anew_each_epoch(section, cor
   rows, transforms, tokenizer = opened(
     section,
     corpus,
-    'lm.data.augment:word_dropout(stream="inputs", rate=0.5)',
+    'lm.data.transforms:word_dropout(stream="inputs", rate=0.5)',
     f'{__name__}:plain(amount=1)',
   )
   n = len(rows)
@@ -296,12 +308,15 @@ def test_builders_are_given_the_tokenizer_and_drawn_anew_each_epoch(section, cor
 @pytest.mark.parametrize(
   ('path', 'message'),
   [
-    ('lm.data.augment:swaps', r"data\.transforms\[0\]: lm\.data\.augment:swaps: missing.*'stream'"),
-    ('lm.data.augment:swap(stream="inputs")', r"no function 'swap' \(did you mean 'swaps'"),
-    ('lm.data.augment:swaps(stream="inputs", far=2)', r"takes no argument 'far'"),
-    ('lm.data.augment:swaps(stream="inputs")', r"moves tokens, and the row has 'bytes'"),
     (
-      'lm.data.augment:word_dropout(stream="source")',
+      'lm.data.transforms:swaps',
+      r"data\.transforms\[0\]: lm\.data\.transforms:swaps: missing.*'stream'",
+    ),
+    ('lm.data.transforms:swap(stream="inputs")', r"no function 'swap' \(did you mean 'swaps'"),
+    ('lm.data.transforms:swaps(stream="inputs", far=2)', r"takes no argument 'far'"),
+    ('lm.data.transforms:swaps(stream="inputs")', r"moves tokens.*'bytes'"),
+    (
+      'lm.data.transforms:word_dropout(stream="source")',
       r"stream='source': the rows have 'inputs' only",
     ),
   ],

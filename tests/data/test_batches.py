@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from lm.data import batches, prepare
+from lm.data import batches, pipeline
 from lm.text import tokenizers
 
 SEED = 5
@@ -14,7 +14,7 @@ SEED = 5
 @pytest.fixture
 def rows(section, corpus):
   source = corpus('\n'.join(f'line {n} ' + 'x' * (n % 17) for n in range(157)), documents='line')
-  return prepare.rows(section(source), 'train', tokenizers.bytes([]), seed=0)
+  return pipeline.packed_rows(section(source), 'train', tokenizers.bytes([]), seed=0)
 
 
 def noise(row, rng):

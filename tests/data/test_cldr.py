@@ -104,7 +104,7 @@ def test_mistakes_are_told(monkeypatch):
     dates('train', ('eng',))
   with pytest.raises(UserError, match="no split 'test'"):
     numbers('test')
-  with pytest.raises(UserError, match=r'years=\(2000, 2000\): the first is before the last'):
+  with pytest.raises(UserError, match=r'years=\(2000, 2000\) must be increasing'):
     dates('train', years=(2000, 2000))
   with pytest.raises(UserError, match=r"fewest=3, most=9999: 'de' has \d+ names in 'train'"):
     languages('train', ('de', 'en'), most=9999)

@@ -35,7 +35,7 @@ def test_columns_are_chosen_by_position(write):
   assert list(found) == [
     {'words': ['EU', 'rejects'], 'tags': ['B-ORG', 'O'], 'separator': ' '},
   ]
-  with pytest.raises(UserError, match="need 'words' and 'tags' once each"):
+  with pytest.raises(UserError, match="'words' and 'tags' once each"):
     conll('train', file, columns=('words', 'words'))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.data import batches, features, packing
-from lm.data.rows import FeatureRows
+from lm.data.packed_rows import FeatureRows
 from lm.decode.steps import padded
 from lm.errors import UserError
 from lm.task import Features
@@ -44,9 +44,9 @@ def rows_of(tmp_path):
       | {features.COUNT: np.array([len(part)]), features.LONG: np.zeros(3, int)}
       for part in (found[:half], found[half:])
     ]
-    meta = features.write(place, chunks)
+    meta = features.write_features(place, chunks)
     sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
-    ends, order = packing.whole(sizes, np.array([T, S]), seed)
+    ends, order = packing.pack_examples(sizes, np.array([T, S]), seed)
     np.save(plan / 'row_ends.npy', ends)
     np.save(plan / 'order.npy', order)
     return FeatureRows(place, plan, (T, S), meta)

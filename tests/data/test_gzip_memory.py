@@ -7,8 +7,7 @@ import tracemalloc
 
 import pytest
 
-from lm.data import pieces
-from lm.data.sources import columns, squad, table, text
+from lm.data.sources import byte_spans, columns, squad, table, text
 from lm.errors import UserError
 
 SIZE = 2**25  # bytes unpacked
@@ -28,10 +27,10 @@ def test_a_bomb_is_opened_in_little_memory(tmp_path, name, line, unit):
   with gzip.open(file, 'wb', compresslevel=1) as f:
     for _ in range(SIZE // len(line)):
       f.write(line)
-  pieces._load.cache_clear()
+  byte_spans._load.cache_clear()
   tracemalloc.start()
   try:
-    found = pieces.Pieces([file], [unit])
+    found = byte_spans.ByteSpans([file], [unit])
     place = found.place(len(found) - 1)
     peak = tracemalloc.get_traced_memory()[1]
   finally:
@@ -51,13 +50,13 @@ def test_a_bomb_is_opened_in_little_memory(tmp_path, name, line, unit):
   ],
 )
 def test_a_line_that_is_too_long_is_reported_before_it_is_read(tmp_path, monkeypatch, name, read):
-  monkeypatch.setattr(pieces, 'LONGEST', 100)
+  monkeypatch.setattr(byte_spans, 'LONGEST', 100)
   content = b'text\n' + b'x' * 101
   file = tmp_path / name
   file.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
   if '.jsonl' in name:
     file.write_bytes(gzip.compress(b'\n' + b'x' * 101))
-  message = rf'{re.escape(str(file))}, line 2: 101 bytes, and 100 are the most'
+  message = rf'{re.escape(str(file))}, line 2: 101 bytes; the maximum is 100'
   with pytest.raises(UserError, match=message):
     list(read(str(file)))
 
@@ -70,7 +69,7 @@ def test_what_does_not_fit_on_the_disk_is_reported(tmp_path, monkeypatch):
     target.write(source.read(500))
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(pieces.shutil, 'copyfileobj', full)
+  monkeypatch.setattr(byte_spans.shutil, 'copyfileobj', full)
   with pytest.raises(UserError, match=r'does not fit into .* \(No space left .* after 500 bytes\)'):
     text('train', str(file))
 
@@ -85,5 +84,5 @@ def test_units_are_cut_as_by_the_plain_expressions():
   for _ in range(2000):
     data = bytes(rng.choice(b'ab",\r\n\n') for _ in range(rng.randrange(30)))
     for unit, pattern in plain.items():
-      found = [match.span() for match in pieces.UNITS[unit].finditer(data)]
+      found = [match.span() for match in byte_spans.UNITS[unit].finditer(data)]
       assert found == [match.span() for match in re.finditer(pattern, data)], (unit, data)

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from lm.data import module_code, prepare
+from lm.data import fingerprints, pipeline
 from lm.text import tokenizers
 
 STEPS = """
@@ -87,9 +87,9 @@ def change(file, old, new):
   ],
 )
 def test_what_a_step_reaches_counts(project, name, old, new):
-  before = module_code.of_values([PATH])
+  before = fingerprints.of_values([PATH])
   change(project / name, old, new)
-  assert module_code.of_values([PATH]) != before
+  assert fingerprints.of_values([PATH]) != before
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_what_a_step_reaches_counts(project, name, old, new):
   ],
 )
 def test_what_changes_nothing_does_not_count(project, name, old, new):
-  before = module_code.of_values([PATH])
+  before = fingerprints.of_values([PATH])
   change(project / name, old, new)
-  assert module_code.of_values([PATH]) == before
+  assert fingerprints.of_values([PATH]) == before
 
 
 @pytest.mark.parametrize(
@@ -131,27 +131,27 @@ def test_files_that_arguments_name_count(project, monkeypatch, value):
     value = value | {'file': str(file)}
   elif isinstance(value, str):
     value = value.format(file)
-  before = module_code.of_values(value)
+  before = fingerprints.of_values(value)
   change(file, 'a', 'b')
-  assert module_code.of_values(value) != before
+  assert fingerprints.of_values(value) != before
 
 
 def test_modules_are_those_of_the_project(project):
-  found = module_code.of_values([PATH, 'lm.data.sources:text', 'json:loads'])
+  found = fingerprints.of_values([PATH, 'lm.data.sources:text', 'json:loads'])
   assert {name for name in found if name.startswith('mc_')} == {
     *('mc_steps', 'mc_rules', 'mc_base', 'mc_late', 'mc_pack', 'mc_pack.inner', 'mc_pack.side'),
     'mc_pack.sub',
   }
   # A source of this package counts with the module that defines it, not with all other sources.
-  assert {'lm.data.text_files', 'lm.data.pieces', 'lm.text.files'} <= found.keys()
-  assert not {'lm.data.sources', 'lm.data.squad', 'json', 'numpy', 'pathlib'} & found.keys()
+  assert {'lm.data.sources.text', 'lm.data.sources.byte_spans', 'lm.text.files'} <= found.keys()
+  assert not {'lm.data.sources', 'lm.data.sources.squad', 'json', 'numpy', 'pathlib'} & found.keys()
 
 
 def test_a_large_file_counts_by_size_and_time(project, monkeypatch):
-  monkeypatch.setattr(module_code, '_LARGE', 2)
+  monkeypatch.setattr(fingerprints, '_LARGE', 2)
   file = project / 'mc_given.txt'
   file.write_text('large')
-  found = module_code.of_values(str(file))
+  found = fingerprints.of_values(str(file))
   assert found == {f'file {file}': f'5 {file.stat().st_mtime_ns}'}
 
 
@@ -165,15 +165,15 @@ def test_a_comment_trains_no_tokenizer_and_a_rule_of_a_neighbor_does(
   )
 
   def rows():
-    return prepare.rows(data, 'train', tokenizers.bytes([]), 0).fingerprint
+    return pipeline.packed_rows(data, 'train', tokenizers.bytes([]), 0).fingerprint
 
-  first, prepared = prepare.tokenizer(data).get_vocab(), rows()
+  first, prepared = pipeline.tokenizer(data).get_vocab(), rows()
   assert {'A', 'B', 'C'} <= first.keys()
   forget()
   change(project / 'mc_base.py', 'clean', '# upper\nclean')
   with monkeypatch.context() as patch:
     patch.setattr(tokenizers.characters, '__code__', (lambda texts, min_count: 1 / 0).__code__)
-    assert prepare.tokenizer(data).get_vocab() == first and rows() == prepared
+    assert pipeline.tokenizer(data).get_vocab() == first and rows() == prepared
   forget()
   change(project / 'mc_base.py', 'str.upper', 'str.lower')
-  assert {'a', 'b', 'c'} <= prepare.tokenizer(data).get_vocab().keys() and rows() != prepared
+  assert {'a', 'b', 'c'} <= pipeline.tokenizer(data).get_vocab().keys() and rows() != prepared

@@ -3,9 +3,8 @@ import pathlib
 
 import pytest
 
-from lm.data import python_functions as its_module
-from lm.data import python_library
 from lm.data.sources import python_functions
+from lm.data.sources.embedded import python_library
 from lm.errors import UserError
 
 SOURCE = '''
@@ -52,10 +51,10 @@ def library(monkeypatch):
   def replace(*sources):
     files = {pathlib.PurePath(f'm{n}.py'): s.encode() for n, s in enumerate(sources)}
     monkeypatch.setattr(python_library, 'files', lambda: files)
-    its_module._functions.cache_clear()
+    python_library._measured.cache_clear()
 
   yield replace
-  its_module._functions.cache_clear()
+  python_library._measured.cache_clear()
 
 
 def test_values_are_logarithms_of_lines_counted_by_hand(library):

@@ -2,8 +2,8 @@ import pathlib
 
 import pytest
 
-from lm.data import python_library, python_questions
 from lm.data.sources import python_dialogues
+from lm.data.sources.embedded import python_library, python_questions
 from lm.errors import UserError
 
 FIRST = '''

@@ -4,8 +4,8 @@ import pathlib
 
 import pytest
 
-from lm.data import python_library
 from lm.data.sources import python_tags
+from lm.data.sources.embedded import python_library
 from lm.errors import UserError
 
 SOURCE = r'''

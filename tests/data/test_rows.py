@@ -3,7 +3,7 @@ import timeit
 import numpy as np
 import pytest
 
-from lm.data import prepare
+from lm.data import pipeline
 from lm.text import tokenizers
 
 TEXT = 'one two\n\nthree\n\nfür 学习 🎉 end\n\n' + '\n\n'.join('word ' * n for n in range(1, 30))
@@ -13,7 +13,7 @@ END = 0
 def rows_of(section, corpus, pack='concatenate', context=16, text=TEXT):
   source = corpus(text, documents='paragraph')
   data = section(source, pack=f'lm.data.packing:{pack}', context=context)
-  return prepare.rows(data, 'train', tokenizers.bytes([]), seed=0)
+  return pipeline.packed_rows(data, 'train', tokenizers.bytes([]), seed=0)
 
 
 def pieces(rows):

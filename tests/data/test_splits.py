@@ -1,6 +1,6 @@
 import pytest
 
-from lm.data import splits
+from lm.data.sources import base
 from lm.errors import UserError
 
 
@@ -12,52 +12,52 @@ def test_the_name_of_the_split_finds_its_files(tmp_path):
   for name in ('train-1.txt', 'train-2.txt', 'val.txt', 'train.md'):
     (tmp_path / name).write_text('text')
   pattern = f'{tmp_path}/{{split}}*.txt'
-  assert names(splits.files('train', pattern, 'files')) == ['train-1.txt', 'train-2.txt']
-  assert names(splits.files('val', pattern, 'files')) == ['val.txt']
-  assert names(splits.files('any', f'{tmp_path}/val.txt', 'files')) == ['val.txt']
-  assert splits.part('val', pattern, 7, 0.0, 'rows') == (0, 7)
+  assert names(base.split_files('train', pattern, 'files')) == ['train-1.txt', 'train-2.txt']
+  assert names(base.split_files('val', pattern, 'files')) == ['val.txt']
+  assert names(base.split_files('any', f'{tmp_path}/val.txt', 'files')) == ['val.txt']
+  assert base.split_bounds('val', pattern, 7, 0.0, 'rows') == (0, 7)
 
 
 def test_a_split_without_files_is_told_with_those_that_have_some(tmp_path):
   for name in ('train.de', 'val.de'):
     (tmp_path / name).write_text('text')
   with pytest.raises(UserError) as e:
-    splits.files('valid', f'{tmp_path}/{{split}}.de', 'data.source: source')
+    base.split_files('valid', f'{tmp_path}/{{split}}.de', 'data.source: source')
   message = str(e.value)
   assert message.startswith('data.source: source=')
   assert 'valid.de' in message and "did you mean 'val.de'" in message and "'train.de'" in message
   with pytest.raises(UserError, match=r"none\.de': no such file$"):
-    splits.files('train', f'{tmp_path}/none.de', 'files')
+    base.split_files('train', f'{tmp_path}/none.de', 'files')
 
 
 def test_without_files_of_their_own_splits_are_shares():
-  assert splits.part('train', 'all.txt', 10, 0.2, 'rows') == (0, 8)
-  assert splits.part('validation', 'all.txt', 10, 0.2, 'rows') == (8, 10)
-  with pytest.raises(UserError, match=r"validation=0\.2 sets a part aside, but with '{split}'"):
-    splits.part('train', '{split}.txt', 10, 0.2, 'rows')
-  with pytest.raises(UserError, match=r"'b\.txt' has no '{split}' in it, and other files have"):
-    splits.part('train', ('{split}.txt', 'b.txt'), 10, 0.0, 'rows')
+  assert base.split_bounds('train', 'all.txt', 10, 0.2, 'rows') == (0, 8)
+  assert base.split_bounds('validation', 'all.txt', 10, 0.2, 'rows') == (8, 10)
+  with pytest.raises(UserError, match=r"validation=0\.2 sets a part aside, but '{split}'"):
+    base.split_bounds('train', '{split}.txt', 10, 0.2, 'rows')
+  with pytest.raises(UserError, match=r"'b\.txt' does not contain '{split}'"):
+    base.split_bounds('train', ('{split}.txt', 'b.txt'), 10, 0.0, 'rows')
 
 
 @pytest.mark.parametrize('validation', ['a', True, None, 1.5, float('nan')])
 def test_a_share_that_is_none_is_told(validation):
   for find in (
-    lambda v: splits.bounds('train', 9, v, 'rows'),
-    lambda v: splits.by_name('train', v),
+    lambda v: base.share_bounds('train', 9, v, 'rows'),
+    lambda v: base.hash_split('train', v),
   ):
-    with pytest.raises(UserError, match=f'validation={validation!r} is not a share'):
+    with pytest.raises(UserError, match=f'validation={validation!r} must satisfy'):
       find(validation)
 
 
 def test_a_hash_of_the_name_decides():
   things = [f'thing {n}' for n in range(4000)]
-  small, large = (splits.by_name('validation', share) for share in (0.05, 0.2))
-  train = splits.by_name('train', 0.05)
+  small, large = (base.hash_split('validation', share) for share in (0.05, 0.2))
+  train = base.hash_split('train', 0.05)
   assert all(small(t) != train(t) for t in things)
   assert all(large(t) for t in things if small(t))
   assert 0.04 < sum(map(small, things)) / len(things) < 0.06
-  with pytest.raises(UserError, match='validation=0 is not a share, 0 < validation < 1'):
-    splits.by_name('train', 0)
+  with pytest.raises(UserError, match='validation=0 must satisfy 0 < validation < 1'):
+    base.hash_split('train', 0)
 
 
 def test_a_share_is_the_decimal_fraction_that_is_written():
@@ -65,10 +65,13 @@ def test_a_share_is_the_decimal_fraction_that_is_written():
     for percent in range(1, 100):
       aside = -(-percent * count // 100)  # in integers, rounded up
       if aside < count:
-        assert splits.bounds('validation', count, percent / 100, 'rows') == (count - aside, count)
-        assert splits.bounds('train', count, percent / 100, 'rows') == (0, count - aside)
-  assert splits.bounds('validation', 8, 0.125, 'rows') == (7, 8)
-  assert splits.bounds('validation', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
+        assert base.share_bounds('validation', count, percent / 100, 'rows') == (
+          count - aside,
+          count,
+        )
+        assert base.share_bounds('train', count, percent / 100, 'rows') == (0, count - aside)
+  assert base.share_bounds('validation', 8, 0.125, 'rows') == (7, 8)
+  assert base.share_bounds('validation', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
 
 
 @pytest.mark.parametrize(
@@ -82,15 +85,15 @@ def test_a_folder_that_is_there_is_no_pattern(tmp_path, names):
     (tmp_path / other / 'train.txt').write_text('another')
   (wanted / 'train.txt').write_text('wanted')
   for pattern in ('*.txt', 't[r]ain.txt', '{split}.txt', '{split}*', 'tr?in.txt'):
-    (found,) = splits.files('train', f'{wanted}/{pattern}', 'files')
+    (found,) = base.split_files('train', f'{wanted}/{pattern}', 'files')
     assert found.samefile(wanted / 'train.txt'), pattern
-  with pytest.raises(UserError, match=r"did you mean 'train\.txt'\?\); there is 'train\.txt'$"):
-    splits.files('trein', f'{wanted}/{{split}}.txt', 'files')
+  with pytest.raises(UserError, match=r"did you mean 'train\.txt'\?\); available: 'train\.txt'$"):
+    base.split_files('trein', f'{wanted}/{{split}}.txt', 'files')
 
 
 def test_a_folder_that_is_not_there_may_be_a_pattern(tmp_path):
   for name in ('a1', 'a2', 'b1'):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'x.txt').write_text(name)
-  found = splits.files('train', f'{tmp_path}/a[12]/*.txt', 'files')
+  found = base.split_files('train', f'{tmp_path}/a[12]/*.txt', 'files')
   assert [file.parent.name for file in found] == ['a1', 'a2']

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from lm.data import prepare
+from lm.data import pipeline
 from lm.data.sources import squad
 from lm.errors import UserError
 
@@ -60,15 +60,15 @@ def test_an_answer_elsewhere_is_told(write, answer):
 
 def test_other_layouts_are_told(tmp_path):
   contents = {
-    'a.json': ('[1]', 'is not laid out as SQuAD'),
-    'b.json': ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "not laid out.*'qas'"),
+    'a.json': ('[1]', 'has not the layout of SQuAD'),
+    'b.json': ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "not the layout.*'qas'"),
     'c.json': ('{', 'c.json: not JSON'),
     'd.jsonl': ('{"id": "a", "context": "b", "question": "c"}', "line 1: no key 'answers'"),
     'e.jsonl': (
       '{"id": "a", "context": "b", "question": "c", "answers": {"text": ["b"]}}',
       "question 'a': 'answers' is .'text': .*, neither a list of .* nor an object of two lists",
     ),
-    'f.txt': ('a', 'its name ends in none of .json, .jsonl'),
+    'f.txt': ('a', 'its name must end in .json or .jsonl'),
   }
   for name, (content, message) in contents.items():
     (tmp_path / name).write_text(content)
@@ -83,9 +83,9 @@ def test_other_layouts_are_told(tmp_path):
     ({'context': 5}, "'context' is 5, not a string"),
     ({'answers': 'clef'}, "'answers' is 'clef', neither a list"),
     ({'answers': [['clef', 7]]}, "'answers' is .*, neither a list"),
-    ({'answers': {'text': ['clef'], 'answer_start': []}}, "'answers' is .* as long as each other"),
-    ({'answers': [{'text': 'clef', 'answer_start': '4'}]}, "of 'clef' is '4', not a whole number"),
-    ({'answers': [{'text': 'clef', 'answer_start': True}]}, "of 'clef' is True, not a whole"),
+    ({'answers': {'text': ['clef'], 'answer_start': []}}, "'answers' is .* of equal length"),
+    ({'answers': [{'text': 'clef', 'answer_start': '4'}]}, "of 'clef' is '4', not an integer"),
+    ({'answers': [{'text': 'clef', 'answer_start': True}]}, "of 'clef' is True, not an integer"),
     ({'answers': [{'text': None, 'answer_start': 4}]}, "'text' of an answer is None, not a string"),
     ({'question': 'a\ud800'}, r"has the lone surrogate '\\ud800' at character 1, after 'a'"),
   ],
@@ -138,9 +138,9 @@ def test_misplaced_answers_may_be_left_out_and_are_counted(write):
     answers = {q['id']: [(a['text'], a['start']) for a in q['answers']] for q in found}
     # A question of which no answer is left does not become one that has none.
     assert answers == {'right': [('clef', 7)], 'one of two': [('a', 5)], 'without': []}
-    assert found.note.startswith('2 misplaced answers are left out, the first: ')
+    assert found.note.startswith('2 misplaced answers are skipped, the first: ')
     assert f"{file}: question 'one of two': the answer 'clef' is not at character 3" in found.note
-    with pytest.raises(UserError, match="misplaced='skip' leaves such answers out"):
+    with pytest.raises(UserError, match="misplaced='skip'"):
       squad('train', file)
   with pytest.raises(UserError, match=r"misplaced='skp' .did you mean 'skip'"):
     squad('train', file, misplaced='skp')
@@ -158,5 +158,5 @@ def test_what_is_left_out_is_in_the_note_of_the_rows(write, section):
     too_long='truncate',
     context=32,
   )
-  rows = prepare.rows(data, 'train', prepare.tokenizer(data), 0)
-  assert rows.note.startswith('1 misplaced answers are left out') and rows.documents == 1
+  rows = pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0)
+  assert rows.note.startswith('1 misplaced answers are skipped') and rows.documents == 1

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from lm.data import augment, batches, prepare, subwords
+from lm.data import batches, pipeline, transforms
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -12,8 +12,8 @@ STEMS = ('low', 'tow', 'show', 'new', 'wid', 'sleep', 'high', 'grow')
 WORDS = [stem + end for stem in STEMS for end in ('', 'er', 'est', 'ly', 'ing', 'ness')]
 WORDS += ['the', 'of'] * 6 + ['天气', '🎉', 'naïve'] * 2
 PATHS = {
-  'bpe': 'lm.data.subwords:bpe_dropout(stream={!r}, rate={})',
-  'unigram': 'lm.data.subwords:subword_regularization(stream={!r}, alpha={})',
+  'bpe': 'lm.data.transforms:bpe_dropout(stream={!r}, rate={})',
+  'unigram': 'lm.data.transforms:subword_regularization(stream={!r}, alpha={})',
 }
 
 
@@ -39,8 +39,8 @@ def pairs(section, tmp_path):
       too_long='error',
     )
     data |= {'context': 64, 'source_context': 64, 'reserve': 1.5} | changes
-    tokenizer = prepare.tokenizer(data)
-    return prepare.rows(data, 'train', tokenizer, 0), tokenizer, data
+    tokenizer = pipeline.tokenizer(data)
+    return pipeline.packed_rows(data, 'train', tokenizer, 0), tokenizer, data
 
   return make
 
@@ -95,7 +95,7 @@ def test_texts_and_layout_stay_and_pieces_do_not(pairs, kind, strength, reserve)
 def test_no_dropout_leaves_rows_as_they_are(pairs):
   rows, tokenizer, _ = pairs()
   for stream in ('source', 'targets'):
-    transform = subwords.bpe_dropout(tokenizer, stream, rate=0.0)
+    transform = transforms.bpe_dropout(tokenizer, stream, rate=0.0)
     for i in range(len(rows)):
       row = transform(rows[i], np.random.default_rng(0))
       assert all((row[name] == values).all() for name, values in rows[i].items())
@@ -105,7 +105,7 @@ def test_a_crowded_row_is_filled_and_all_its_words_take_turns(pairs):
   rows, tokenizer, _ = pairs(reserve=1.1)
   row = rows[0]
   spare = (row['source_segments'] == 0).sum()
-  transform = subwords.bpe_dropout(tokenizer, 'source', rate=1.0)
+  transform = transforms.bpe_dropout(tokenizer, 'source', rate=1.0)
   single = len(''.join(texts(tokenizer, row, 'source')).encode())
   assert row['source_segments'].max() > 2 and single > 64  # bytes do not fit
   count = row['source_segments'].max()
@@ -138,9 +138,9 @@ def test_room_is_reserved_in_what_is_trained_on_alone(pairs):
       assert np.ceil(sizes * 1.4).sum() <= 64
   dense = pairs(reserve=1.0)[0]
   assert len(dense) < len(rows) and dense.tokens == rows.tokens
-  evaluated = prepare.rows(data, 'train', tokenizer, None, transformed=False)
+  evaluated = pipeline.packed_rows(data, 'train', tokenizer, None, transformed=False)
   assert len(evaluated) == len(dense)
-  assert len(prepare.rows(data, 'train', tokenizer, None)) > len(evaluated)
+  assert len(pipeline.packed_rows(data, 'train', tokenizer, None)) > len(evaluated)
 
 
 def test_an_example_as_long_as_a_row_still_has_a_place(pairs):
@@ -152,7 +152,7 @@ def test_an_example_as_long_as_a_row_still_has_a_place(pairs):
 @pytest.mark.parametrize(('stream', 'prefix'), [('source', 'source_'), ('targets', '')])
 def test_what_is_cut_off_inside_a_character_stays(pairs, stream, prefix):
   rows, tokenizer, _ = pairs(too_long='truncate', source_context=9, context=9, reserve=1.0)
-  transform = subwords.bpe_dropout(tokenizer, stream, rate=0.5)
+  transform = transforms.bpe_dropout(tokenizer, stream, rate=0.5)
   cut = 0
   for i in range(len(rows)):
     row, new = rows[i], transform(rows[i], np.random.default_rng(i))
@@ -170,14 +170,14 @@ def test_what_is_cut_off_inside_a_character_stays(pairs, stream, prefix):
 
 @pytest.mark.parametrize('value', [0.9, 0])
 def test_a_reserve_below_one_is_refused(pairs, value):
-  with pytest.raises(UserError, match=rf'data\.reserve={value}: an example takes up 1 or more'):
+  with pytest.raises(UserError, match=rf'data\.reserve={value}: must be at least 1'):
     pairs(reserve=value)
 
 
 def test_a_reserve_without_a_task_is_refused(section, corpus):
   data = section(corpus('some text'), reserve=1.2)
   with pytest.raises(UserError, match=r'data\.reserve=1\.2: text without a task is packed without'):
-    prepare.rows(data, 'train', tokenizers.bytes([]), 0)
+    pipeline.packed_rows(data, 'train', tokenizers.bytes([]), 0)
 
 
 def classes_of(section, corpus_tokens, **changes):
@@ -191,8 +191,8 @@ def classes_of(section, corpus_tokens, **changes):
     too_long='error',
   )
   data |= {'context': 64, 'reserve': 1.5} | changes
-  tokenizer = prepare.tokenizer(data)
-  return prepare.rows(data, 'train', tokenizer, 0), tokenizer
+  tokenizer = pipeline.tokenizer(data)
+  return pipeline.packed_rows(data, 'train', tokenizer, 0), tokenizer
 
 
 def labelled(split):
@@ -202,7 +202,7 @@ def labelled(split):
 
 def test_an_encoder_keeps_its_classes(section):
   rows, tokenizer = classes_of(section, 272)
-  transform = subwords.bpe_dropout(tokenizer, 'inputs', rate=0.5)
+  transform = transforms.bpe_dropout(tokenizer, 'inputs', rate=0.5)
   lengthened = 0
   for i in range(len(rows)):
     row, new = rows[i], transform(rows[i], np.random.default_rng(i))
@@ -218,14 +218,14 @@ def test_an_encoder_keeps_its_classes(section):
 @pytest.mark.parametrize(
   ('stream', 'converter', 'message'),
   [
-    ('inputs', 'lm.tasks.write:encoder_decoder', "has 'targets', which may go by their places"),
-    ('inputs', 'lm.tasks.write:decoder', "has 'targets', which may go by their places"),
+    ('inputs', 'lm.tasks.write:encoder_decoder', "'targets' of the row"),
+    ('inputs', 'lm.tasks.write:decoder', "'targets' of the row"),
     ('targets', 'lm.tasks.write:decoder', 'suits rows of lm.tasks.write:encoder_decoder'),
     ('source', 'lm.tasks.write:decoder', "stream='source': the rows have 'inputs' only"),
     (
       'sauce',
       'lm.tasks.write:encoder_decoder',
-      r"stream='sauce' \(did you mean 'source'\?\) is no",
+      r"stream='sauce' \(did you mean 'source'\?\) must be one of",
     ),
   ],
 )
@@ -237,18 +237,18 @@ def test_streams_that_do_not_suit_are_refused(pairs, stream, converter, message)
 
 def test_targets_are_segmented_before_inputs_are_hidden(pairs):
   rows, tokenizer, _ = pairs()
-  hide = augment.word_dropout(tokenizer, 'inputs', rate=0.9, token='<|sep|>')
-  anew = subwords.bpe_dropout(tokenizer, 'targets', rate=0.5)
+  hide = transforms.word_dropout(tokenizer, 'inputs', rate=0.9, token='<|sep|>')
+  anew = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
   rng = np.random.default_rng(0)
   both = hide(anew(rows[0], rng), rng)
   assert texts(tokenizer, both, 'targets') == texts(tokenizer, rows[0], 'targets')
-  with pytest.raises(UserError, match='comes before the transforms that change their inputs'):
+  with pytest.raises(UserError, match='precedes transforms that change their inputs'):
     anew(hide(rows[0], rng), rng)
 
 
 def test_targets_that_do_not_all_count_are_refused(pairs):
   rows, tokenizer, _ = pairs()
-  anew = subwords.bpe_dropout(tokenizer, 'targets', rate=0.5)
+  anew = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
   weights = rows[0]['weights'] * (np.arange(64) > 2)
   with pytest.raises(UserError, match=r'suits rows of lm\.tasks\.write:encoder_decoder'):
     anew(rows[0] | {'weights': weights}, np.random.default_rng(0))
@@ -257,10 +257,10 @@ def test_targets_that_do_not_all_count_are_refused(pairs):
 @pytest.mark.parametrize(
   ('build', 'message'),
   [
-    (lambda t: subwords.bpe_dropout(t, 'source', rate=-0.1), r'bpe_dropout\(rate=-0\.1\) is not'),
-    (lambda t: subwords.subword_regularization(t, 'source', -1), r'\(alpha=-1\) is below 0'),
+    (lambda t: transforms.bpe_dropout(t, 'source', rate=-0.1), r'bpe_dropout\(rate=-0\.1\) is not'),
+    (lambda t: transforms.subword_regularization(t, 'source', -1), r'\(alpha=-1\) is below 0'),
     (
-      lambda t: subwords.subword_regularization(t, 'source'),
+      lambda t: transforms.subword_regularization(t, 'source'),
       'needs a byte-level Unigram tokenizer',
     ),
   ],

@@ -34,7 +34,7 @@ def test_csv_is_read_as_the_standard_library_reads_it(write, tmp_path):
   rows = [['a, b', 'x'], ['two\nlines', 'y'], ['"quoted"', 'z'], [' plain ', '""'], ['\n', 'v']]
   with (tmp_path / 'a.csv').open('w', newline='') as f:
     csv.writer(f).writerows([['text', 'label'], *rows])
-  found = list(table('train', str(tmp_path / 'a.csv'), COLUMNS)._pieces)
+  found = list(table('train', str(tmp_path / 'a.csv'), COLUMNS)._spans)
   assert [next(csv.reader([record])) for record in found] == rows
   kept = table('train', str(tmp_path / 'a.csv'), COLUMNS, empty='skip')
   assert [[e['text'], e['label']] for e in kept] == rows[:4]
@@ -58,7 +58,7 @@ def test_a_byte_order_mark_is_left_out(write):
 
 @pytest.mark.parametrize('columns', ['text', ('text',), {}])
 def test_columns_that_name_no_field_are_told(write, columns):
-  with pytest.raises(UserError, match='does not name the column of each field, as in'):
+  with pytest.raises(UserError, match='must name the column of each field'):
     table('train', write('text\na\n'), columns)
 
 
@@ -91,9 +91,9 @@ MISTAKES = {
   'twice': ('text\ttext\tlabel\na\tb\t0\n', 'a.tsv', "line 1: two columns 'text'"),
   'no rows': ('text\tlabel\n', 'a.tsv', 'no row follows the header'),
   'blank field': ('text\tlabel\na\t0\n \t1\n', 'a.tsv', r"line 3: 'text' is empty; empty='skip'"),
-  'kind': ('text', 'a.txt', r'a\.txt: its name ends in none of \.tsv, \.csv, \.jsonl'),
-  'open quote': ('text,label\na,1\n"b,1\nc,2\n', 'a.csv', r'a\.csv, line 3: not a record of CSV'),
-  'stray quote': ('text,label\n5" pipe,1\n6" pipe,2\n', 'a.csv', r'line 2: (not a record|\d col)'),
+  'kind': ('text', 'a.txt', r'a\.txt: its name must end in one of \.tsv, \.csv, \.jsonl'),
+  'open quote': ('text,label\na,1\n"b,1\nc,2\n', 'a.csv', r'a\.csv, line 3: malformed CSV record'),
+  'stray quote': ('text,label\n5" pipe,1\n6" pipe,2\n', 'a.csv', r'line 2: (malformed|\d col)'),
   'key': ('{"text": "a", "lable": 1}', 'a.jsonl', "line 1: no key 'label' .did you mean 'lable'"),
   'null': ('{"text": null, "label": 1}', 'a.jsonl', 'line 1: None is no string, number or list'),
   'half a character': (
@@ -110,7 +110,7 @@ MISTAKES = {
   'digits': (
     f'{{"text": {5000 * "9"}, "label": 1}}',
     'a.jsonl',
-    'line 1: not a line of JSON: it has a whole number of more than 4,300 digits',
+    'line 1: not a line of JSON: it has an integer of more than 4,300 digits',
   ),
   'no number': ('{"text": "a", "label": 1, "score": ["1"]}', 'a.jsonl', r"'value' is \['1'\], not"),
   'underscore': ('score\ttext\tlabel\n1_000\ta\tb\n', 'a.tsv', "'value' is '1_000', not a fin"),
@@ -158,9 +158,9 @@ def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(write):
 
 def test_rows_that_are_left_out_are_counted(write):
   content = 'text\tlabel\na\t1\n\t2\nb\t0\n'
-  note = '1 rows with an empty field are left out'
+  note = '1 rows with an empty field are skipped'
   assert table('train', write(content), COLUMNS, empty='skip').note == note
   assert table('train', write('text\tlabel\na\t1\n'), COLUMNS, empty='skip').note == ''
   file = write('one\n\ntwo\n', 'a.de')
   pairs = parallel('train', source=file, target=file, empty='skip')
-  assert pairs.note == '1 pairs with a blank side are left out'
+  assert pairs.note == '1 pairs with a blank side are skipped'

@@ -7,8 +7,9 @@ import textwrap
 
 import pytest
 
-from lm.data import prepare
+from lm.data import pipeline
 from lm.data.sources import tfds
+from lm.data.sources.tfds import _builder, _missing_downloads, _offline
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -69,7 +70,7 @@ def path(data_dir, **arguments):
 
 def read(section, data_dir, split, **arguments):
   data = section(path(data_dir, **arguments), pack='lm.data.packing:concatenate', context=1000)
-  return prepare.rows(data, split, tokenizers.bytes([]), 0)
+  return pipeline.packed_rows(data, split, tokenizers.bytes([]), 0)
 
 
 def test_a_prepared_builder_is_read_without_its_code(section, data_dir):
@@ -98,10 +99,10 @@ def test_features_are_fields_and_classes_go_by_their_names(data_dir):
 @pytest.mark.parametrize(
   ('split', 'arguments', 'message'),
   [
-    ('validation', {}, "no split 'validation'; there is 'test', 'train', 'unlabeled'"),
-    ('test', {'splits': {'train': 'train'}}, "no split 'test'; there is 'train'"),
+    ('validation', {}, "no split 'validation'; available: 'test', 'train', 'unlabeled'"),
+    ('test', {'splits': {'train': 'train'}}, "no split 'test'; available: 'train'"),
     ('train', {'splits': {'train': 'training'}}, "Unknown split 'training'"),
-    ('train', {'text': 'text'}, "has no feature 'text'; there is 'body', 'mood', 'words'"),
+    ('train', {'text': 'text'}, "has no feature 'text'; available: 'body', 'mood', 'words'"),
     ('train', {'text': 'words'}, "feature 'words' holds .*, not text"),
     ('train', {'name': 'tiny_shakespear'}, "no builder 'tiny_shakespear' .*'tiny_shakespeare'"),
     ('train', {'name': 'glue/cola3'}, 'glue/cola3'),
@@ -114,39 +115,46 @@ def test_mistakes_are_told_in_one_line(section, data_dir, split, arguments, mess
 
 
 def test_a_download_without_network_says_where_the_file_goes(section, tmp_path, monkeypatch):
-  monkeypatch.setattr('lm.data.tfds._offline', lambda urls: True)
-  where = rf'put https://.*/input\.txt at {tmp_path}/downloads/raw\.gith\..*make its folder.*:text'
+  monkeypatch.setattr(sys.modules['lm.data.sources.tfds'], '_offline', lambda urls: True)
+  where = rf'put https://.*/input\.txt at {tmp_path}/downloads/manual/input\.txt.*:text'
   with pytest.raises(UserError, match=where):
     read(section, tmp_path, 'train', name='tiny_shakespeare', text='text')
 
 
-def test_an_address_without_a_name_is_offline():
-  from lm.data.tfds import _offline
-
-  nowhere = pathlib.Path('nowhere')
-  assert _offline({'https://no-such-host.invalid/file': nowhere})
-  assert not _offline({'https://no-such-host.invalid/file': nowhere, 'http://127.0.0.1/': nowhere})
+def test_a_host_that_does_not_resolve_is_offline():
+  assert _offline(['https://no-such-host.invalid/file'])
+  assert not _offline(['https://no-such-host.invalid/file', 'http://127.0.0.1/'])
 
 
-def place_of_shakespeare(folder):
-  """Returns where the one file of tiny_shakespeare may be put by hand."""
-  from lm.data.tfds import _builder, _missing_downloads
+def manual_file(folder):
+  """Returns the path at which the one file of tiny_shakespeare is found without a download."""
+  file = folder / 'downloads' / 'manual' / 'input.txt'
+  file.parent.mkdir(parents=True)
+  return file
 
-  (place,) = _missing_downloads(_builder('tiny_shakespeare', folder), folder).values()
-  place.parent.mkdir(parents=True)
-  return place
+
+def test_only_missing_files_are_downloaded(tmp_path):
+  builder = _builder('tiny_shakespeare', tmp_path)
+  assert list(_missing_downloads(builder, tmp_path).values()) == ['input.txt']
+  cached = tmp_path / 'downloads' / 'tiny_shakespeare' / 'some.INFO'
+  cached.parent.mkdir(parents=True)
+  cached.touch()
+  assert _missing_downloads(builder, tmp_path) == {}
+  cached.unlink()
+  manual_file(tmp_path).touch()
+  assert _missing_downloads(builder, tmp_path) == {}
 
 
 def test_another_file_put_in_the_place_of_a_download_is_refused(section, tmp_path):
-  place_of_shakespeare(tmp_path).write_text('something else')
-  with pytest.raises(UserError, match=r'is not https://.*: its sha256 is'):
+  manual_file(tmp_path).write_text('something else')
+  with pytest.raises(UserError, match=r'https://.* has wrong checksum: .*86c4e6aa9db7c04.*f41f3fa'):
     read(section, tmp_path, 'train', name='tiny_shakespeare', text='text')
 
 
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA names no folder of texts')
 def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
   file = pathlib.Path(os.environ['LM_DATA']) / 'tinyshakespeare' / 'input.txt'
-  shutil.copy(file, place_of_shakespeare(tmp_path))
+  shutil.copy(file, manual_file(tmp_path))
   parts = path(tmp_path, name='tiny_shakespeare', text='text')
   run = python(
     'import sys\n'
@@ -171,7 +179,7 @@ def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
   [
     (
       {'label': 'mood'},
-      r"tiny_lines/1\.0\.0 'unlabeled', example 1 .*'mood' is the class -1, and ",
+      r"tiny_lines/1\.0\.0 'unlabeled', example 1 .*'mood' is the class -1, but ",
     ),
     ({'text': 'body'}, r"'unlabeled', example 1 \(from 0\): 'body' is not UTF-8 at byte 8"),
   ],

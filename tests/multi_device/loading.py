@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from lm.config.base import base, encoder_decoder, evaluation, gpt2
-from lm.data import prepare
+from lm.data import pipeline
 from lm.parallel import mesh
 from lm.run import build, ensemble, experiment, load, record
 from lm.run.checkpoint import Checkpoints
@@ -56,7 +56,7 @@ def saved(config, workdir, mesh_sizes, seed=0):
   config.log.prompts = ()
   config.model.vocab_multiple = 2
   config.mesh.update(mesh_sizes)
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   model = build.model(config, vocabulary_size(tokenizer))
   boxed = jax.eval_shape(build.init_of(model, 16), jax.random.key(0))
   shardings = mesh.shardings(boxed, mesh.make_mesh(mesh_sizes), mesh.logical_axis_rules({}))

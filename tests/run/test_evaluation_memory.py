@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
-from lm.data import prepare
+from lm.data import pipeline
 from lm.errors import UserError
 from lm.run import build, host_memory
 from lm.run.evaluators import Evaluators
@@ -67,7 +67,7 @@ def programs():
 
   def make(kind, **leaves):
     config = config_of(kind, **leaves)
-    tokenizer = prepare.tokenizer(config.data)
+    tokenizer = pipeline.tokenizer(config.data)
     model = build.model(config, vocabulary_size(tokenizer))
     functions = build.functions(config, vocabulary_size(tokenizer))
     evaluators = Evaluators(config, functions, tokenizer)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data import prepare
+from lm.data import pipeline
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.run import build, cli, host_memory
@@ -47,9 +47,9 @@ def parts(file):
   def make(**changes):
     argv = ['x', f'--config={file}', *(f'--config.{k}={v}' for k, v in changes.items())]
     config, _ = cli.config(argv)
-    tokenizer = prepare.tokenizer(config.data)
+    tokenizer = pipeline.tokenizer(config.data)
     functions = build.functions(config, tokenizer.get_vocab_size())
-    rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed)
+    rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed)
     return config, functions, rows
 
   return make

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lm.config import base as configs
-from lm.data import module_code
+from lm.data import fingerprints
 from lm.errors import UserError
 from lm.run import experiment, sources
 from lm.text import tokenizers
@@ -110,13 +110,13 @@ def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
     (folder / name).write_text(name)
   path = f'{folder}/keeps_files.py'
   config = experiment.load(path)
-  before = module_code.of_values('keeps_files:step')
+  before = fingerprints.of_values('keeps_files:step')
   experiment.record(config, path, tokenizers.bytes([]), tmp_path / 'run', 'abc')
   kept = {str(p.relative_to(tmp_path / 'run/source')) for p in (tmp_path / 'run').rglob('*.txt')}
   assert kept - {'commit.txt'} == {'stop.txt', 'lists/a.txt'}
   # What is prepared is found again from the workdir.
   with sources.modules_of(tmp_path / 'run/source'):
-    found = module_code.of_values('keeps_files:step')
+    found = fingerprints.of_values('keeps_files:step')
   del before['file ../outside.txt']
   assert found == before
   sources.use_folder(tmp_path)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.data import prepare
+from lm.data import pipeline
 from lm.run import build, experiment, kept, loop, predict
 from lm.run.attention import AttentionMaps
 from lm.run.cli import NoStop
@@ -247,9 +247,9 @@ def maps_of(folder, variant, **changes):
   config, _ = load(folder, variant)
   with config.ignore_type():
     config.model.update(changes)
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   functions = build.functions(config, tokenizer.get_vocab_size())
-  rows = prepare.rows(config.data, 'dev', tokenizer, seed=0)
+  rows = pipeline.packed_rows(config.data, 'dev', tokenizer, seed=0)
   params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
   return AttentionMaps(config, 'dev', functions, tokenizer, rows)(params)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from lm.bench.words import Trained, Work
 from lm.config.base import base
 from lm.config.vectors import glove, word2vec, words
-from lm.data import prepare
+from lm.data import pipeline
 from lm.run import loop
 from lm.run.cli import NoStop
 from lm.run.word_vectors import of_run
@@ -26,9 +26,9 @@ def train(work: Work) -> Trained:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     config = config_of(work, str(root / 'cache'))
-    tokenizer = prepare.tokenizer(config.data)
+    tokenizer = pipeline.tokenizer(config.data)
     counting = time.perf_counter()
-    rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
+    rows = pipeline.packed_rows(config.data, 'train', tokenizer, config.seed)
     counting = time.perf_counter() - counting
     epochs = work.glove_epochs if work.model == 'glove' else work.epochs
     config.steps = max(1, epochs * len(rows) // config.batch_size)

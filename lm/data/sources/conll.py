@@ -1,12 +1,11 @@
-"""Tagged words in columns, one word a line, sentences between blank lines."""
+"""Tagged words in columns: one word per line, sentences separated by blank lines."""
 
 import string
 from collections.abc import Callable, Sequence
 
-from lm.data import splits
-from lm.data.examples import Computed, Example
-from lm.data.pieces import Pieces
-from lm.errors import UserError, did_you_mean
+from lm.data.sources.base import Example, LazySequence, check_choice, split_bounds, split_files
+from lm.data.sources.byte_spans import ByteSpans
+from lm.errors import UserError
 
 _CONLLU = ('id', 'form', 'lemma', 'upos', 'xpos', 'feats', 'head', 'deprel', 'deps', 'misc')
 
@@ -21,23 +20,23 @@ def conll(
 ) -> Sequence[Example]:
   """Returns {'words', 'tags', 'separator'} for each sentence.
 
-  Every line has a word, so one that begins with '#' is no comment.
+  Every line has a word; a line that begins with '#' is no comment.
 
   Args:
-    split: 'train' or, where a part is set aside, 'validation'; any that stands for '{split}'.
+    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
-    columns: what each column holds, 'words' and 'tags' once each and None for the others; those
-      of CoNLL-2003 are ('words', None, None, 'tags').
-    delimiter: what stands between columns.
-    separator: what stands between words in running text: ' ', or '' as for Chinese characters.
-    validation: the share set aside, the last sentences.
+    columns: the contents of each column: 'words' and 'tags' once each, None for others. CoNLL-2003
+      has ('words', None, None, 'tags').
+    delimiter: between columns.
+    separator: between words in running text: ' ', or '' as for Chinese characters.
+    validation: the fraction set aside, the last sentences.
 
   Raises:
-    UserError: files that are missing, damaged or empty; an unknown split. A line with other
-      columns is told when it is read.
+    UserError: files that are missing, damaged or empty; an unknown split. A line with other columns
+      raises when it is read.
   """
   if sorted(filter(None, columns)) != ['tags', 'words']:
-    raise UserError(f"data.source: columns={columns!r} need 'words' and 'tags' once each")
+    raise UserError(f"data.source: columns={columns!r} must have 'words' and 'tags' once each")
   word, tag = columns.index('words'), columns.index('tags')
 
   def read(line: str) -> tuple[str, str]:
@@ -56,22 +55,20 @@ def conllu(
 ) -> Sequence[Example]:
   """Returns {'words', 'tags', 'separator'} for each sentence of a treebank in CoNLL-U.
 
-  Words are the syntactic ones: lines of multiword tokens (1-2) and of words that were left out of
-  the text (1.1) are passed over. https://universaldependencies.org/format.html
+  Words are syntactic words: lines of multiword tokens (1-2) and of empty nodes (1.1) are skipped.
+  https://universaldependencies.org/format.html
 
   Args:
-    split: 'train' or, where a part is set aside, 'validation'; any that stands for '{split}'.
+    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     tags: the column of the tags, such as 'upos' or 'xpos'.
-    separator: what stands between words in running text: ' ', or '' as for Chinese.
-    validation: the share set aside, the last sentences.
+    separator: between words in running text: ' ', or '' as for Chinese.
+    validation: the fraction set aside, the last sentences.
 
   Raises:
     UserError: as `conll`; no such column.
   """
-  if tags not in _CONLLU:
-    known = ', '.join(map(repr, _CONLLU))
-    raise UserError(f'data.source: tags={tags!r}{did_you_mean(tags, _CONLLU)}; there is {known}')
+  check_choice('tags', tags, _CONLLU)
   tag = _CONLLU.index(tags)
 
   def read(line: str) -> tuple[str, str] | None:
@@ -90,31 +87,34 @@ def _sentences(
   read: Callable[[str], tuple[str, str] | None],
   separator: str,
 ) -> Sequence[Example]:
-  """Returns sentences by position; `read` makes a word and its tag of a line, or passes it over."""
-  found = splits.files(split, files, 'data.source: files')
-  pieces = Pieces(found, ['paragraph'] * len(found))
-  start, stop = splits.part(split, files, len(pieces), validation, 'sentences')
+  """Returns sentences; `read` returns the word and the tag of a line, or None to skip it."""
+  found = split_files(split, files)
+  spans = ByteSpans(found, ['paragraph'] * len(found))
+  start, stop = split_bounds(split, files, len(spans), validation, 'sentences')
 
   def make(index: int) -> Example:
     words, tags = [], []
-    # Not splitlines, which also cuts at line ends of Unicode that are words here and there.
-    for nth, line in enumerate(pieces[start + index].split('\n')):
+    # Not splitlines, which splits at Unicode line ends too; some corpora have them as words.
+    for nth, line in enumerate(spans[start + index].split('\n')):
       try:
         word = read(line.removesuffix('\r'))
       except ValueError as e:
-        raise UserError(f'{pieces.place(start + index, nth)}: {e}') from e
+        raise UserError(f'{spans.place(start + index, nth)}: {e}') from e
       if word:
         words.append(word[0])
         tags.append(word[1])
     if not words:
-      raise UserError(f'{pieces.place(start + index)}: a sentence without words')
+      raise UserError(f'{spans.place(start + index)}: a sentence without words')
     return {'words': words, 'tags': tags, 'separator': separator}
 
-  return Computed(stop - start, make, pieces.fingerprint, lambda index: pieces.place(start + index))
+  def place(index: int) -> str:
+    return spans.place(start + index)
+
+  return LazySequence(stop - start, make, spans.fingerprint, place)
 
 
 def _cells(line: str, delimiter: str, count: int) -> list[str]:
-  """Returns the columns of a line; ValueError says what is wrong with them."""
+  """Returns the columns of a line, or raises ValueError if they are wrong."""
   cells = line.split(delimiter)
   if len(cells) != count:
     raise ValueError(f'{len(cells)} columns, not {count}: {line!r:.80}')

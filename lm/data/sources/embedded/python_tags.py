@@ -1,4 +1,4 @@
-"""Embedded tagging: the words of Python's own library and what each of them is."""
+"""Embedded tagging: words of the Python standard library and their kinds."""
 
 import builtins
 import hashlib
@@ -8,8 +8,8 @@ import pathlib
 import tokenize
 from collections.abc import Iterator
 
-from lm.data import python_library, splits
-from lm.data.examples import Deferred, Example
+from lm.data.sources.base import Example, LazyLoad, hash_split
+from lm.data.sources.embedded import python_library
 
 _LITERALS = {tokenize.NUMBER: 'NUMBER', tokenize.STRING: 'STRING', tokenize.COMMENT: 'COMMENT'}
 _LAYOUT = {tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER}
@@ -18,34 +18,33 @@ _BUILTINS = frozenset(dir(builtins))
 
 def python_tags(
   split: str, modules: int = 100, validation: float = 0.1, shortest: int = 4, longest: int = 64
-) -> Deferred:
+) -> LazyLoad:
   """Returns {'words', 'tags', 'separator'} for logical lines of the standard library.
 
-  The words are those of `tokenize`, without line ends and indentation. A keyword is KEYWORD; the
-  name that a definition gives is FUNCTION or CLASS; what is called is CALL; what follows a dot is
-  ATTRIBUTE; a name of `builtins` is BUILTIN, called or not; any other is NAME; and there are
-  NUMBER, STRING, COMMENT and OPERATOR. All follow from the line alone. No line is there twice in a
-  split, and lines with a word that goes over several lines, such as a docstring, are left out.
+  The words are those of `tokenize`, without line ends and indentation. Tags follow from the line
+  alone: KEYWORD; FUNCTION or CLASS for the name in a definition; CALL for the name of a call;
+  ATTRIBUTE after a dot; BUILTIN for names of `builtins`, called or not; NAME for others; NUMBER,
+  STRING, COMMENT and OPERATOR. Lines are unique within a split. Lines with a word of several lines,
+  such as a docstring, are skipped.
 
-  A module is in 'validation' by a hash of its name. Lines that two modules have in common may be in
-  both splits.
+  A hash of the module's name determines the split. Lines common to two modules may be in both.
 
   Args:
     split: 'train' or 'validation'.
-    modules: how many modules to read for both splits, at most.
-    validation: the share set aside.
-    shortest: words of a line, at least.
-    longest: words of a line, at most.
+    modules: maximum number of modules in both splits.
+    validation: the fraction set aside.
+    shortest: minimum number of words in a line.
+    longest: maximum number of words in a line.
 
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
   """
-  is_ours = splits.by_name(split, validation)
-  share = validation if split == 'validation' else 1 - validation
-  wanted = max(1, round(modules * share))
+  in_split = hash_split(split, validation)
+  fraction = validation if split == 'validation' else 1 - validation
+  wanted = max(1, round(modules * fraction))
 
   def make() -> list[Example]:
-    places = [p for p in python_library.files() if is_ours(python_library.module_name(p))]
+    places = [p for p in python_library.files() if in_split(python_library.module_name(p))]
     lines: dict[tuple[str, ...], list[str]] = {}
     for place in sorted(places, key=_order)[:wanted]:
       for words, tags in _lines(python_library.files()[place]):
@@ -53,28 +52,28 @@ def python_tags(
           lines.setdefault(tuple(words), tags)
     return [{'words': list(w), 'tags': tags, 'separator': ' '} for w, tags in lines.items()]
 
-  return Deferred(make, python_library.fingerprint())
+  return LazyLoad(make, python_library.fingerprint())
 
 
 def _lines(source: bytes) -> Iterator[tuple[list[str], list[str]]]:
-  """Yields words and tags of the logical lines of a module whose words all lie in one line."""
+  """Yields words and tags of the logical lines of a module without multi-line words."""
   line: list[tokenize.TokenInfo] = []
   try:
-    for token in _whole_strings(tokenize.tokenize(io.BytesIO(source).readline)):
+    for token in _joined_strings(tokenize.tokenize(io.BytesIO(source).readline)):
       if token.type == tokenize.NEWLINE:
         if not any('\n' in t.string for t in line):
           yield [t.string for t in line], _tags(line)
         line = []
       elif token.type == tokenize.NL and all(t.type == tokenize.COMMENT for t in line):
-        line = []  # a comment that stands by itself
+        line = []  # a comment on a line of its own
       elif token.type not in _LAYOUT:
         line.append(token)
-  except (SyntaxError, tokenize.TokenError):  # a template, which is no Python
+  except (SyntaxError, tokenize.TokenError):  # a template, not Python
     return
 
 
-def _whole_strings(tokens: Iterator[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
-  """Yields tokens with each f-string as one of them, as it was before Python 3.12."""
+def _joined_strings(tokens: Iterator[tokenize.TokenInfo]) -> Iterator[tokenize.TokenInfo]:
+  """Yields tokens with each f-string as one token, as before Python 3.12."""
   starts: list[tokenize.TokenInfo] = []
   for token in tokens:
     kind = tokenize.tok_name[token.type]
@@ -91,7 +90,7 @@ def _whole_strings(tokens: Iterator[tokenize.TokenInfo]) -> Iterator[tokenize.To
 
 
 def _tags(line: list[tokenize.TokenInfo]) -> list[str]:
-  """Returns what each word of a logical line is."""
+  """Returns the tag of each word of a logical line."""
   strings = ['', *(token.string for token in line), '']
   return [
     _LITERALS.get(token.type) or _tag(token, before, after)
@@ -100,7 +99,7 @@ def _tags(line: list[tokenize.TokenInfo]) -> list[str]:
 
 
 def _tag(token: tokenize.TokenInfo, before: str, after: str) -> str:
-  """Returns what a name or an operator is, by the words on both sides of it."""
+  """Returns the tag of a name or an operator, given its neighbors."""
   if token.type != tokenize.NAME:
     return 'OPERATOR'
   if keyword.iskeyword(token.string):
@@ -115,5 +114,5 @@ def _tag(token: tokenize.TokenInfo, before: str, after: str) -> str:
 
 
 def _order(place: pathlib.PurePath) -> bytes:
-  """Returns what sorts modules in an order that has nothing to do with their names."""
+  """Returns a sort key that is unrelated to the names of modules."""
   return hashlib.sha256(str(place).encode()).digest()

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from lm.run import progress
-from lm.run.progress import Progress
+from lm.workdir import progress
+from lm.workdir.progress import Progress
 
 
 class _Terminal(io.StringIO):
