@@ -149,6 +149,6 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, folder, tmp_path, 
 
 def test_a_broken_network_costs_the_copy_and_not_the_run(bucket, folder, monkeypatch, capsys):
   here = away()
-  monkeypatch.setattr(remote, '_push', lambda *_: (_ for _ in ()).throw(OSError('no route')))
+  monkeypatch.setattr(remote, '_filesystem', lambda *_: (_ for _ in ()).throw(OSError('no route')))
   course.push_record(here)
   assert f'warning: the record is only in {here} for now' in capsys.readouterr().err
