@@ -6,6 +6,7 @@ import os
 import pytest
 
 from lm.data.sources import parallel, table
+from lm.data.sources.byte_spans import ByteSpans
 from lm.errors import UserError
 
 COLUMNS = {'text': 'text', 'label': 'label'}
@@ -34,7 +35,7 @@ def test_csv_is_read_as_the_standard_library_reads_it(write, tmp_path):
   rows = [['a, b', 'x'], ['two\nlines', 'y'], ['"quoted"', 'z'], [' plain ', '""'], ['\n', 'v']]
   with (tmp_path / 'a.csv').open('w', newline='') as f:
     csv.writer(f).writerows([['text', 'label'], *rows])
-  found = list(table('train', str(tmp_path / 'a.csv'), COLUMNS)._spans)
+  found = list(ByteSpans([tmp_path / 'a.csv'], ['record']))[1:]
   assert [next(csv.reader([record])) for record in found] == rows
   kept = table('train', str(tmp_path / 'a.csv'), COLUMNS, empty='skip')
   assert [[e['text'], e['label']] for e in kept] == rows[:4]

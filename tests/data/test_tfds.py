@@ -103,7 +103,7 @@ def test_features_are_fields_and_classes_go_by_their_names(data_dir):
     ('test', {'splits': {'train': 'train'}}, "no split 'test'; available: 'train'"),
     ('train', {'splits': {'train': 'training'}}, "Unknown split 'training'"),
     ('train', {'text': 'text'}, "has no feature 'text'; available: 'body', 'mood', 'words'"),
-    ('train', {'text': 'words'}, "feature 'words' holds .*, not text"),
+    ('train', {'text': 'words'}, "'words' is of type .*, not text"),
     ('train', {'name': 'tiny_shakespear'}, "no builder 'tiny_shakespear' .*'tiny_shakespeare'"),
     ('train', {'name': 'glue/cola3'}, 'glue/cola3'),
   ],

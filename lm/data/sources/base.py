@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
@@ -67,22 +67,22 @@ class LazyLoad(Sequence):
     return self._examples()[index]
 
 
+def available(name: str, known: Iterable[str]) -> str:
+  """Returns the end of a message: the nearest of the known names, and all of them."""
+  known = list(known)
+  return f'{did_you_mean(name, known)}; available: {", ".join(map(repr, known))}'
+
+
 def check_split(split: str, known: Sequence[str], remedy: str = '') -> None:
   """Raises UserError if a source has no split of that name."""
   if split not in known:
-    available = ', '.join(map(repr, known))
-    raise UserError(
-      f'data: no split {split!r}{did_you_mean(split, known)}; available: {available}{remedy}'
-    )
+    raise UserError(f'data: no split {split!r}{available(split, known)}{remedy}')
 
 
 def check_choice(key: str, value: str, known: Sequence[str]) -> None:
   """Raises UserError if an argument of a source is not one of its known values."""
   if value not in known:
-    available = ', '.join(map(repr, known))
-    raise UserError(
-      f'data.source: {key}={value!r}{did_you_mean(value, known)}; available: {available}'
-    )
+    raise UserError(f'data.source: {key}={value!r}{available(value, known)}')
 
 
 def split_files(
@@ -108,8 +108,7 @@ def split_files(
         raise
       others = sorted(path.name for path in matches(expand(name.replace(_SPLIT, '*'), key)))
       wanted = pathlib.PurePath(name.replace(_SPLIT, split)).name
-      known = f'{did_you_mean(wanted, others)}; available: {", ".join(map(repr, others))}'
-      raise UserError(f'{e}{known if others else ""}') from e
+      raise UserError(f'{e}{available(wanted, others) if others else ""}') from e
   return found
 
 

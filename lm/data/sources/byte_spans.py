@@ -22,7 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from lm.errors import UserError, did_you_mean
+from lm.data.sources.base import available
+from lm.errors import UserError
 from lm.text.files import decode, half_character, text_start
 
 # Units of a file. Blank ones are skipped, except for 'every line', which includes the line end.
@@ -115,9 +116,7 @@ class ByteSpans(Sequence):
       raise UserError(f'{self.place(index)}: not a JSON object, {{...}}')
     for key in keys:
       if key not in found:
-        available = ', '.join(map(repr, found))
-        near = did_you_mean(key, found)
-        raise UserError(f'{self.place(index)}: no key {key!r}{near}; available: {available}')
+        raise UserError(f'{self.place(index)}: no key {key!r}{available(key, found)}')
       for half in filter(None, map(half_character, strings(found[key]))):
         raise UserError(f'{self.place(index)}: {key!r} {half}')
     return found

@@ -8,6 +8,7 @@ import numpy as np
 from lm.data.sources.base import (
   Example,
   LazySequence,
+  available,
   check_choice,
   has_split_files,
   split_bounds,
@@ -15,7 +16,7 @@ from lm.data.sources.base import (
 )
 from lm.data.sources.byte_spans import ByteSpans
 from lm.data.sources.tables import EMPTY
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError
 
 _Files = str | Sequence[str]
 
@@ -68,9 +69,7 @@ def directions(
     raise UserError("data.source: pairs is empty; give some as in (('de', 'en'), ('en', 'fr'))")
   for language in itertools.chain.from_iterable(pairs):
     if language not in files:
-      known = ', '.join(map(repr, files))
-      near = did_you_mean(language, files)
-      raise UserError(f'data.source: pairs: no files of {language!r}{near}; available: {known}')
+      raise UserError(f'data.source: pairs: no files of {language!r}{available(language, files)}')
   used = {language: files[language] for pair in pairs for language in pair}
   return _pairs(split, used, pairs, validation, empty, with_languages=True)
 

@@ -7,9 +7,16 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lm.data.sources.base import check_choice, split_bounds, split_files
+from lm.data.sources.base import (
+  Example,
+  LazySequence,
+  available,
+  check_choice,
+  split_bounds,
+  split_files,
+)
 from lm.data.sources.byte_spans import ByteSpans, fingerprint, suffix
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError
 
 if TYPE_CHECKING:
   import pyarrow
@@ -41,9 +48,9 @@ def text(
   if documents == 'file' and len(spans) == 1 and not _is_jsonl(found[0]):
     size = spans.characters(0) if validation else 1
     bounds = split_bounds(split, files, size, validation, 'characters')
-    return Documents(spans.cut(0, *bounds) if validation else spans, 'text')
+    return _documents(spans.cut(0, *bounds) if validation else spans, 'text')
   bounds = split_bounds(split, files, len(spans), validation, f'{documents}s')
-  return Documents(spans.select(slice(*bounds)), 'text')
+  return _documents(spans.select(slice(*bounds)), 'text')
 
 
 def columns(
@@ -65,87 +72,57 @@ def columns(
   if all(map(_is_jsonl, found)):
     spans = ByteSpans(found, ['line'] * len(found))
     bounds = split_bounds(split, files, len(spans), validation, 'rows')
-    return Documents(spans.select(slice(*bounds)), text)
+    return _documents(spans.select(slice(*bounds)), text)
   for file in found:
     if file.suffix != '.parquet':
       raise UserError(f'data.source: {file}: files must be all .parquet or all .jsonl')
   counts = [_row_groups(file, text) for file in found]
   bounds = split_bounds(split, files, sum(map(sum, counts)), validation, 'rows')
-  return ParquetColumn(found, text, counts, range(*bounds))
+  return _parquet(found, text, counts, range(*bounds))
 
 
-class Documents(Sequence):
-  """Documents of local files.
+def _documents(spans: ByteSpans, column: str) -> LazySequence:
+  """Returns documents of plain text, or of JSON lines with their text under the key `column`."""
 
-  Attributes:
-    fingerprint: of names, sizes and times of the files.
-  """
-
-  def __init__(self, spans: ByteSpans, column: str):
-    """Holds spans of files.
-
-    Args:
-      spans: of plain text or JSON lines.
-      column: the key of the text in JSON lines.
-    """
-    self._spans = spans
-    self._column = column
-    self.fingerprint = spans.fingerprint
-
-  def __len__(self) -> int:
-    return len(self._spans)
-
-  def __getitem__(self, index):
-    if not _is_jsonl(self._spans.file_of(index)):
-      return {'text': self._spans[index]}
-    document = self._spans.json_object(index, [self._column])[self._column]
+  def make(index: int) -> Example:
+    if not _is_jsonl(spans.file_of(index)):
+      return {'text': spans[index]}
+    document = spans.json_object(index, [column])[column]
     if not isinstance(document, str):
-      raise UserError(f'{self._spans.place(index)}: the value of {self._column!r} is not a string')
+      raise UserError(f'{spans.place(index)}: the value of {column!r} is not a string')
     return {'text': document}
 
+  return LazySequence(len(spans), make, spans.fingerprint, spans.place)
 
-class ParquetColumn(Sequence):
-  """The rows of a text column of Parquet files, read one row group at a time.
 
-  Attributes:
-    fingerprint: of names, sizes and times of the files.
+def _parquet(files: list[pathlib.Path], column: str, counts: list[list[int]], rows: range):
+  """Returns rows of a text column of Parquet files, read one row group at a time.
+
+  Args:
+    files: the Parquet files.
+    column: the column with the text.
+    counts: the number of rows in each file's row groups.
+    rows: the rows to return, among those of all files.
   """
+  groups = [(f, g) for f, sizes in zip(files, counts, strict=True) for g in range(len(sizes))]
+  # The first row of each file, and of each row group.
+  firsts = dict(zip(files, itertools.accumulate(map(sum, counts), initial=0), strict=False))
+  starts = [0, *itertools.accumulate(itertools.chain.from_iterable(counts))]
 
-  def __init__(self, files: list[pathlib.Path], column: str, counts: list[list[int]], rows: range):
-    """Holds which rows of which files.
-
-    Args:
-      files: the Parquet files.
-      column: the column with the text.
-      counts: the number of rows in each file's row groups.
-      rows: the rows of this sequence among those of all files.
-    """
-    self._column = column
-    self._groups = [
-      (f, g) for f, sizes in zip(files, counts, strict=True) for g in range(len(sizes))
-    ]
-    firsts = itertools.accumulate(map(sum, counts), initial=0)
-    self._firsts = dict(zip(files, firsts, strict=False))  # the first row of each file
-    self._starts = [0, *itertools.accumulate(itertools.chain.from_iterable(counts))]
-    self._rows = rows
-    self.fingerprint = fingerprint(files)
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def __getitem__(self, index):
-    row = self._rows[index]
-    group = bisect.bisect_right(self._starts, row) - 1
-    file, group_in_file = self._groups[group]
-    place = f'data.source: {file}: row {row - self._firsts[file]} (from 0) of {self._column!r}'
-    found = _read(file, group_in_file, self._column)[row - self._starts[group]]
+  def make(index: int) -> Example:
+    row = rows[index]
+    group = bisect.bisect_right(starts, row) - 1
+    file, group_in_file = groups[group]
+    place = f'data.source: {file}: row {row - firsts[file]} (from 0) of {column!r}'
     try:
-      value = found.as_py()
+      value = _read(file, group_in_file, column)[row - starts[group]].as_py()
     except UnicodeDecodeError as e:
       raise UserError(f'{place} is not UTF-8 at byte {e.start}') from e
     if not isinstance(value, str):
       raise UserError(f'{place} is {value!r}, not a string')
     return {'text': value}
+
+  return LazySequence(len(rows), make, fingerprint(files))
 
 
 def _is_jsonl(file: pathlib.Path) -> bool:
@@ -163,9 +140,7 @@ def _row_groups(file: pathlib.Path, column: str) -> list[int]:
   except (pyarrow.ArrowException, OSError) as e:
     raise UserError(f'data.source: {file} is not an intact Parquet file: {e}') from e
   if column not in schema.names:
-    available = ', '.join(map(repr, schema.names))
-    near = did_you_mean(column, schema.names)
-    raise UserError(f'data.source: {file}: no column {column!r}{near}; available: {available}')
+    raise UserError(f'data.source: {file}: no column {column!r}{available(column, schema.names)}')
   if (times := schema.names.count(column)) > 1:
     raise UserError(
       f'data.source: {file}: {times} columns are named {column!r}; rename all but one'

@@ -10,11 +10,11 @@ import pathlib
 import socket
 import sys
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lm.data.cache import locked
-from lm.data.sources.base import check_split
+from lm.data.sources.base import Example, LazySequence, available, check_split
 from lm.errors import UserError, did_you_mean
 from lm.text.files import expand
 
@@ -26,7 +26,7 @@ def tfds(
   data_dir: str = '',
   splits: Mapping[str, str] | None = None,
   columns: Mapping[str, str] | None = None,
-) -> 'TfdsExamples':
+) -> LazySequence:
   """Returns examples of a TensorFlow Datasets builder, after preparing it if necessary.
 
   Args:
@@ -52,68 +52,60 @@ def tfds(
   fields = {'text': text} if columns is None else columns
   for feature in fields.values():
     if feature not in builder.info.features:
-      available = ', '.join(map(repr, sorted(builder.info.features)))
       raise UserError(
-        f'data.source: tfds {name!r} has no feature {feature!r}; available: {available}'
+        f'data.source: tfds {name!r} has no feature {feature!r}'
+        f'{available(feature, sorted(builder.info.features))}'
       )
   check_split(split, sorted(builder.info.splits) if splits is None else list(splits))
-  return TfdsExamples(builder, split if splits is None else splits[split], fields)
+  return _examples(builder, split if splits is None else splits[split], fields)
 
 
-class TfdsExamples(Sequence):
-  """Some features of the examples of one split.
+def _examples(builder: Any, split: str, fields: Mapping[str, str]) -> LazySequence:
+  """Returns some features of the examples of one split of a prepared builder.
 
-  Attributes:
-    fingerprint: the builder's full name with its version, the split, and their sizes.
+  Raises:
+    UserError: there is no such split, or the format has no random access.
   """
+  info = builder.info
+  try:
+    examples = builder.as_data_source(split=split)
+    part = info.splits[split]
+  except NotImplementedError as e:
+    raise UserError(
+      f'data.source: {info.full_name} is stored in {builder.data_dir} as '
+      f'{info.file_format.value}; prepare it in another data_dir, as array_record'
+    ) from e
+  except ValueError as e:
+    raise UserError(f'data.source: {info.full_name}: {e}') from e
 
-  def __init__(self, builder: Any, split: str, fields: Mapping[str, str]):
-    """Opens a prepared builder.
+  def make(index: int) -> Example:
+    example = examples[index]
+    place = f'data.source: {info.full_name} {split!r}, example {index} (from 0)'
+    return {
+      field: _text(example[name], info.features[name], f'{place}: {name!r}')
+      for field, name in fields.items()
+    }
 
-    Raises:
-      UserError: there is no such split, or the format has no random access.
-    """
-    info = builder.info
+  fingerprint = f'{info.full_name} {split} {part.num_examples} of {info.dataset_size}'
+  return LazySequence(len(examples), make, fingerprint)
+
+
+def _text(value: Any, feature: Any, place: str) -> str:
+  """Returns a text, or the name of a class."""
+  if isinstance(value, bytes):
     try:
-      self._examples = builder.as_data_source(split=split)
-      part = info.splits[split]
-    except NotImplementedError as e:
-      raise UserError(
-        f'data.source: {info.full_name} is stored in {builder.data_dir} as '
-        f'{info.file_format.value}; prepare it in another data_dir, as array_record'
-      ) from e
-    except ValueError as e:
-      raise UserError(f'data.source: {info.full_name}: {e}') from e
-    self._fields = fields
-    self._features = info.features
-    self._name = f'{info.full_name} {split!r}'
-    self.fingerprint = f'{info.full_name} {split} {part.num_examples} of {info.dataset_size}'
-
-  def __len__(self) -> int:
-    return len(self._examples)
-
-  def __getitem__(self, index):
-    example = self._examples[index]
-    return {field: self._text(example[name], name, index) for field, name in self._fields.items()}
-
-  def _text(self, value: Any, name: str, index: int) -> str:
-    feature = self._features[name]
-    place = f'data.source: {self._name}, example {index} (from 0): {name!r}'
-    if isinstance(value, bytes):
-      try:
-        return value.decode('utf-8')
-      except UnicodeDecodeError as e:
-        raise UserError(f'{place} is not UTF-8 at byte {e.start}') from e
-    if not hasattr(feature, 'int2str'):
-      kind = type(value).__name__
-      raise UserError(f'data.source: feature {name!r} holds {kind}, not text')
-    # Benchmarks store -1 for unpublished classes; int2str would return the last class.
-    if not 0 <= value < feature.num_classes:
-      raise UserError(
-        f'{place} is the class {int(value)}, but classes are 0 to {feature.num_classes - 1}; a '
-        'split without labels has no accuracy: use another split, or remove the field from columns'
-      )
-    return feature.int2str(int(value))
+      return value.decode('utf-8')
+    except UnicodeDecodeError as e:
+      raise UserError(f'{place} is not UTF-8 at byte {e.start}') from e
+  if not hasattr(feature, 'int2str'):
+    raise UserError(f'{place} is of type {type(value).__name__}, not text')
+  # Benchmarks store -1 for unpublished classes; int2str would return the last class.
+  if not 0 <= value < feature.num_classes:
+    raise UserError(
+      f'{place} is the class {int(value)}, but classes are 0 to {feature.num_classes - 1}; a '
+      'split without labels has no accuracy: use another split, or remove the field from columns'
+    )
+  return feature.int2str(int(value))
 
 
 def _builder(name: str, directory: pathlib.Path) -> Any:
