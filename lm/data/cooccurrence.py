@@ -29,7 +29,7 @@ _BYTES = 64  # of memory for each pair before counts are summed
 _DOMAIN = (2,)  # of random numbers; the seed alone orders the rows of epoch 0
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype([('key', np.int64), ('count', np.float64)])
-_FILES = 128  # files that pairs are distributed to
+_FILES = 2**7  # that pairs are distributed to
 
 
 class TokenStream(NamedTuple):
@@ -160,7 +160,7 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
   Their order is thus random, and the same for every division into blocks.
   """
   rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_DOMAIN))
-  salt = rng.integers(2**63)
+  multiplier = np.uint64(2 * int(rng.integers(2**63)) + 1)
   files = [place / f'part-{number}.bin' for number in range(_FILES)]
   total = 0
   with contextlib.ExitStack() as stack:
@@ -169,9 +169,10 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
       records = np.empty(len(pairs.counts), _RECORD)
       records['key'] = pairs.inputs.astype(np.int64) << 32 | pairs.neighbours
       records['count'] = pairs.counts
-      nth = _hash(records['key'] ^ salt) % np.uint64(_FILES)
+      # Multiplicative hashing (Dietzfelbinger et al. 1997): the upper bits of a product.
+      nth = (records['key'].astype(np.uint64) * multiplier >> np.uint64(57)).astype(np.int64)
       records = records[np.argsort(nth, kind='stable')]
-      ends = np.cumsum(np.bincount(nth.astype(np.int64), minlength=_FILES))
+      ends = np.cumsum(np.bincount(nth, minlength=_FILES))
       for part, some in zip(parts, np.split(records, ends[:-1]), strict=True):
         part.write(some.data)
   with contextlib.ExitStack() as stack:
@@ -186,14 +187,6 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
       total += len(keys)
       file.unlink()
   return total
-
-
-def _hash(keys: np.ndarray) -> np.ndarray:
-  """Returns well-mixed bits of int64 keys, uint64 (the finalizer of SplitMix64)."""
-  bits = keys.astype(np.uint64)
-  bits = (bits ^ bits >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-  bits = (bits ^ bits >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-  return bits ^ bits >> np.uint64(31)
 
 
 class PairRows(Rows):

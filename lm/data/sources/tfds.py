@@ -112,10 +112,7 @@ def _builder(name: str, directory: pathlib.Path) -> Any:
   # Imported here, as it takes most of a second. Builders of the old layout, such as Wikipedia, are
   # registered by importing the package of their kind.
   import tensorflow_datasets
-  import tensorflow_datasets.question_answering
-  import tensorflow_datasets.summarization
-  import tensorflow_datasets.text
-  import tensorflow_datasets.translate
+  from tensorflow_datasets import question_answering, summarization, text, translate  # noqa: F401
 
   try:
     return tensorflow_datasets.builder(name, data_dir=directory, file_format='array_record')

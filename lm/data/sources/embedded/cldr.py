@@ -197,10 +197,8 @@ def _babel() -> Any:
     UserError: it is not installed.
   """
   try:
-    import babel.dates
-    import babel.localedata
-    import babel.numbers
-    import babel.units
+    import babel
+    from babel import dates, localedata, numbers, units  # noqa: F401
   except ModuleNotFoundError as e:
     raise UserError(
       'data.source: lm.data.sources.embedded.cldr needs Babel: pip install -e ".[cldr]"'

@@ -417,3 +417,13 @@ def test_damaged_tokens_are_prepared_again_loudly(section, capsys):
   file.write_bytes(file.read_bytes()[:-10])
   assert documents(pipeline.packed_rows(data, 'train', BYTES, 0))[-1] == line(999)
   assert 'is damaged and is prepared again' in capsys.readouterr().err
+
+
+def test_text_that_looks_like_a_special_token_is_text():
+  texts = ['a<|end|>é', '', '<|end|>']
+  found = pipeline.text_encoder(tokenizers.bytes([]))(texts)
+  # By hand: byte b is token b + 1, and the one END of a document, token 0, stands behind it.
+  expected = [[b + 1 for b in text.encode()] + [0] for text in texts]
+  assert found.tokens.tolist() == [token for ids in expected for token in ids]
+  assert found.counts.tolist() == [11, 1, 8]
+  assert found.sizes.tolist() == [10, 0, 7]
