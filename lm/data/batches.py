@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
@@ -23,6 +23,8 @@ from lm.errors import UserError
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
 NumpyBatch = dict[str, np.ndarray]
+A = TypeVar('A')
+B = TypeVar('B')
 Select = slice | np.ndarray
 _ALL = slice(None)
 
@@ -98,7 +100,8 @@ def batch_at(
     step: from 0.
     select: which rows of the global batch to return.
   """
-  return _rows_at(rows, transforms, seed, step * batch_size + np.arange(batch_size)[select])
+  batch = batches_at(rows, transforms, batch_size, seed, range(step, step + 1), select)
+  return {name: values[0] for name, values in batch.items()}
 
 
 def batches_at(
@@ -111,34 +114,31 @@ def batches_at(
 ) -> NumpyBatch:
   """Returns the batches of `batch_at` of several steps, stacked on a first axis."""
   positions = np.array(steps)[:, None] * batch_size + np.arange(batch_size)[select]
-  flat = _rows_at(rows, transforms, seed, positions.ravel())
-  return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
-
-
-def _rows_at(
-  rows: Rows, transforms: Sequence[Transform], seed: int, positions: np.ndarray
-) -> NumpyBatch:
-  """Returns the rows at some positions of the endless sequence of rows."""
-  epochs, places = np.divmod(positions, len(rows))
+  epochs, places = np.divmod(positions.ravel(), len(rows))
   indices = np.empty_like(places)
   for epoch in np.unique(epochs):
     now = epochs == epoch
     indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
   keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
-  return _changed(rows.batch(indices), transforms, keys)
+  flat = _transformed(rows.batch(indices), transforms, keys)
+  return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
 
 
-def _changed(
+def _transformed(
   batch: NumpyBatch, transforms: Sequence[Transform], keys: Iterable[tuple[int, ...]]
 ) -> NumpyBatch:
   """Returns a batch after transforming each row with a random generator of its key."""
   if not transforms:
     return batch
-  changed = [
-    _transformed({name: values[b] for name, values in batch.items()}, transforms, key)
-    for b, key in enumerate(keys)
-  ]
-  return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
+  rows = []
+  for b, key in enumerate(keys):
+    row = {name: values[b] for name, values in batch.items()}
+    for i, transform in enumerate(transforms):
+      # NumPy pads keys with zeros: without a domain row 0 would have the stream of the shuffles.
+      stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
+      row = transform(row, np.random.default_rng(stream))
+    rows.append(row)
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def train_batches(
@@ -153,22 +153,35 @@ def train_batches(
 
   Errors in a thread are raised here. Closing the iterator ends the threads.
   """
-  make = functools.partial(batches_at, rows, transforms, batch_size, seed, select=select)
-  waiting = iter(spans)
+
+  def make(span: range) -> tuple[range, NumpyBatch]:
+    return span, batches_at(rows, transforms, batch_size, seed, span, select)
+
   with concurrent.futures.ThreadPoolExecutor(_THREADS, 'batches') as threads:
-    pending: collections.deque[tuple[range, concurrent.futures.Future[NumpyBatch]]] = (
-      collections.deque()
-    )
     try:
-      while True:
-        for span in itertools.islice(waiting, AHEAD - len(pending)):
-          pending.append((span, threads.submit(make, span)))
-        if not pending:
-          return
-        steps, future = pending.popleft()
-        yield steps, future.result()
+      yield from map_ahead(threads, make, spans, AHEAD)
     finally:
       threads.shutdown(wait=False, cancel_futures=True)
+
+
+def map_ahead(
+  executor: concurrent.futures.Executor, fn: Callable[[A], B], items: Iterable[A], ahead: int
+) -> Iterator[B]:
+  """Starts to compute `fn` of the first items; returns the iterator over all results in order.
+
+  At most `ahead` results are computed in advance.
+  """
+  waiting = iter(items)
+  pending = collections.deque(
+    executor.submit(fn, item) for item in itertools.islice(waiting, ahead)
+  )
+
+  def results() -> Iterator[B]:
+    while pending:
+      yield pending.popleft().result()
+      pending.extend(executor.submit(fn, item) for item in itertools.islice(waiting, 1))
+
+  return results()
 
 
 def eval_batches(
@@ -182,7 +195,7 @@ def eval_batches(
     indices = np.arange(start, start + batch_size)[select]
     missing = indices >= len(rows)
     indices = np.minimum(indices, len(rows) - 1)
-    batch = _changed(rows.batch(indices), transforms, [(int(index),) for index in indices])
+    batch = _transformed(rows.batch(indices), transforms, [(int(index),) for index in indices])
     for values in batch.values():
       values[missing] = 0
     yield batch
@@ -207,13 +220,3 @@ def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarra
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def _transformed(
-  row: NumpyBatch, transforms: Sequence[Transform], key: tuple[int, ...]
-) -> NumpyBatch:
-  for i, transform in enumerate(transforms):
-    # NumPy pads keys with zeros: without a domain row 0 would have the stream of the shuffles.
-    stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
-    row = transform(row, np.random.default_rng(stream))
-  return row

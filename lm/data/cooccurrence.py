@@ -25,7 +25,7 @@ from lm.workdir.progress import Report, silent
 
 _BLOCK = 2**18  # tokens processed per NumPy call
 _MIN_MEMORY = 2**24  # bytes
-_BYTES = 64  # of memory for each pair before counts are summed
+_BYTES = 160  # of memory for each pair of a block
 _DOMAIN = (2,)  # of random numbers; the seed alone orders the rows of epoch 0
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype([('key', np.int64), ('count', np.float64)])
@@ -78,7 +78,7 @@ def count_cooccurrences(
     progress: receives the number of documents done.
 
   Raises:
-    UserError: `window` or `memory` is too small.
+    UserError: `window` or `memory` is too small, or `window` too large for so many words.
   """
   if not isinstance(window, int) or window < 1:
     raise UserError(f'data.count: window={window!r} is not an integer of at least 1')
@@ -88,29 +88,35 @@ def count_cooccurrences(
     )
   by_rank = _by_frequency(stream)
   size = len(by_rank)
+  if size**2 * window >= 2**63:
+    raise UserError(f'data.count: window={window} is too large for {size} words')
   frequent = min(size, math.isqrt(memory // 4 // 8))
-  table = np.zeros((frequent, frequent))
+  table = np.zeros(frequent**2)
 
   def pairs_of(keys: np.ndarray, counts: np.ndarray) -> Pairs:
     word, neighbor = by_rank[keys // size], by_rank[keys % size]
     both = np.concatenate([word, neighbor]), np.concatenate([neighbor, word])
     return Pairs(*both, np.concatenate([counts, counts]))
 
-  block: list[tuple[np.ndarray, np.ndarray]] = []
+  def block_of(keys: np.ndarray) -> Pairs:
+    keys.sort()
+    pairs, distances = np.divmod(keys, window)
+    return pairs_of(*_sums(pairs, 1 / (distances + 1)))
+
+  keys: list[np.ndarray] = []
   for low, high, d in _pairs(stream, by_rank, window, progress):
     in_table = high < frequent
-    np.add.at(table, (low[in_table], high[in_table]), 1 / d)
-    keys = (low * size + high)[~in_table]
-    block.append((keys, np.full(len(keys), 1 / d)))
-    if sum(len(keys) for keys, _ in block) * _BYTES >= memory // 2:
-      yield pairs_of(*_sums(*map(np.concatenate, zip(*block, strict=True))))
-      block = []
-  if block:
-    yield pairs_of(*_sums(*map(np.concatenate, zip(*block, strict=True))))
-  (cells,) = np.nonzero(table.ravel())
+    np.add.at(table, low[in_table] * frequent + high[in_table], 1 / d)
+    keys.append(((low * size + high) * window + d - 1)[~in_table])
+    if sum(map(len, keys)) * _BYTES >= memory // 2:
+      yield block_of(np.concatenate(keys))
+      keys = []
+  if keys:
+    yield block_of(np.concatenate(keys))
+  (cells,) = np.nonzero(table)
   for start in range(0, len(cells), _BLOCK):
     some = cells[start : start + _BLOCK]
-    yield pairs_of(some // frequent * size + some % frequent, table.ravel()[some])
+    yield pairs_of(some // frequent * size + some % frequent, table[some])
 
 
 def _by_frequency(stream: TokenStream) -> np.ndarray:
@@ -148,9 +154,9 @@ def _pairs(
 
 
 def _sums(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns distinct keys in order, and the sum of the counts of each."""
-  distinct, index = np.unique(keys, return_inverse=True)
-  return distinct, np.bincount(index, counts, len(distinct)).astype(np.float64)  # also if empty
+  """Returns the distinct values of sorted keys, and the sum of the counts of each."""
+  (first,) = np.nonzero(np.diff(keys, prepend=-1))
+  return keys[first], np.add.reduceat(counts, first)
 
 
 def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
@@ -179,6 +185,7 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
     outputs = {name: stack.enter_context((place / f'{name}.bin').open('wb')) for name in _FIELDS}
     for file in files:
       records = np.fromfile(file, _RECORD)
+      records = records[np.argsort(records['key'], kind='stable')]
       keys, counts = _sums(records['key'], records['count'])
       order = rng.permutation(len(keys))
       pairs = Pairs(keys[order] >> 32, keys[order] & 0xFFFFFFFF, counts[order])

@@ -9,7 +9,6 @@ Examples are processed in chunks of fixed size. A preparation step sees the exam
 so its results do not depend on the number of processes.
 """
 
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -33,6 +32,7 @@ import tokenizers
 
 from lm.config import resolve
 from lm.data import cache, features, fingerprints, packing
+from lm.data.batches import map_ahead
 from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
 from lm.task import Example, as_example, mismatch
@@ -499,14 +499,10 @@ def _encode_in_processes(
 ) -> Generator[Arrays, None, None]:
   context = multiprocessing.get_context('spawn')
   pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (job,))
-  rest = iter(bounds)
   try:
     with _without_main():
-      first = itertools.islice(rest, _AHEAD * workers)
-      pending = collections.deque(pool.submit(_encode_chunk, chunk) for chunk in first)
-    while pending:
-      yield pending.popleft().result()
-      pending.extend(pool.submit(_encode_chunk, chunk) for chunk in itertools.islice(rest, 1))
+      results = map_ahead(pool, _encode_chunk, bounds, _AHEAD * workers)
+    yield from results
   except concurrent.futures.BrokenExecutor as e:
     raise RuntimeError(
       'a preparation worker died; often memory is exhausted: lower data.workers'
