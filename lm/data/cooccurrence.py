@@ -176,7 +176,7 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
       records['key'] = pairs.inputs.astype(np.int64) << 32 | pairs.neighbours
       records['count'] = pairs.counts
       # Multiplicative hashing (Dietzfelbinger et al. 1997): the upper bits of a product.
-      nth = (records['key'].astype(np.uint64) * multiplier >> np.uint64(57)).astype(np.int64)
+      nth = (records['key'].astype(np.uint64) * multiplier >> np.uint64(57)).astype(np.uint8)
       records = records[np.argsort(nth, kind='stable')]
       ends = np.cumsum(np.bincount(nth, minlength=_FILES))
       for part, some in zip(parts, np.split(records, ends[:-1]), strict=True):
