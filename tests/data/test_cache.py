@@ -24,7 +24,7 @@ def never(place):
   raise AssertionError('built although it was there')
 
 
-def test_an_artefact_is_built_once(tmp_path):
+def test_an_artifact_is_built_once(tmp_path):
   place, meta = cache.get_or_build(tmp_path, 'thing', write)
   assert place == tmp_path / 'thing' and (place / 'data').read_bytes() == b'whole'
   assert meta['answer'] == 42
@@ -33,7 +33,7 @@ def test_an_artefact_is_built_once(tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'no meta', 'torn meta'])
-def test_a_damaged_artefact_is_rebuilt_loudly(tmp_path, capsys, damage):
+def test_a_damaged_artifact_is_rebuilt_loudly(tmp_path, capsys, damage):
   place, _ = cache.get_or_build(tmp_path, 'thing', write)
   if damage == 'cut':
     (place / 'data').write_bytes(b'who')
@@ -58,7 +58,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
   def fill(place):
     write(place)
     raise OSError(errno.ENOSPC, 'No space left on device')
@@ -109,7 +109,7 @@ def in_process(tmp_path):
   cache.get_or_build(pathlib.Path(tmp_path), 'thing', build_slowly)
 
 
-def test_two_processes_at_once_build_one_artefact(tmp_path):
+def test_two_processes_at_once_build_one_artifact(tmp_path):
   context = multiprocessing.get_context('spawn')
   processes = [context.Process(target=in_process, args=(str(tmp_path),)) for _ in range(2)]
   for process in processes:
@@ -156,7 +156,7 @@ def test_a_process_that_never_ends_preparing_is_named(tmp_path, monkeypatch, cap
     pass
 
 
-def test_what_an_artefact_is_made_of_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_the_files_of_an_artifact_are_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
   synced = {}
 
   def fsync(descriptor):

@@ -50,7 +50,7 @@ def by_hand(documents, window):
   return found
 
 
-def test_a_neighbour_counts_one_over_its_distance():
+def test_a_neighbor_counts_one_over_its_distance():
   a, b, c = 2, 3, 4
   found = counted(corpus_of([a, b, c, a]), window=2)
   ordered = {(a, b): 1 + 1 / 2, (b, c): 1, (a, c): 1 / 2 + 1}
@@ -122,7 +122,7 @@ def test_where_nothing_is_near_nothing_is_found(documents):
     ({'memory': 1000}, r'data\.count: memory=1000 .*16777216'),
   ],
 )
-def test_mistakes_are_told(arguments, message):
+def test_user_errors_are_reported(arguments, message):
   with pytest.raises(UserError, match=message):
     next(count_cooccurrences(corpus_of([5, 6]), **arguments))
 

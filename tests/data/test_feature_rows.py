@@ -96,7 +96,7 @@ def test_weights_are_1_where_a_converter_gives_none(rows_of):
   assert rows[0]['weights'].dtype == np.float32
 
 
-def test_weights_of_a_converter_lie_along_the_row(rows_of):
+def test_weights_of_a_converter_are_along_the_row(rows_of):
   found = made(20, source=False, weights=True, values=False)
   rows = rows_of(found)
   for feature, slot, row in pieces(rows):
@@ -106,7 +106,7 @@ def test_weights_of_a_converter_lie_along_the_row(rows_of):
   assert 'source' not in rows[0] and rows.size == T
 
 
-def test_numbers_of_whole_examples_lie_in_the_order_of_the_segments(rows_of):
+def test_values_of_examples_are_in_the_order_of_the_segments(rows_of):
   found = [f._replace(tokens={'inputs': f.tokens['inputs']}) for f in made(30, source=False)]
   rows = rows_of(found)
   most = max(rows[i]['segments'].max() for i in range(len(rows)))

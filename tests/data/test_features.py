@@ -155,7 +155,7 @@ def test_processes_make_the_features_that_one_makes(translating, tmp_path, monke
   assert places[0] == places[1] and len(places[0]) == 7
 
 
-def test_too_long_examples_are_told(translating):
+def test_too_long_examples_are_reported(translating):
   with pytest.raises(UserError) as error:
     prepared(translating(source_context=6))
   message = str(error.value)
@@ -182,7 +182,7 @@ def test_too_long_examples_are_skipped(translating):
   assert (meta['documents'], meta['features']) == (700, 100)
 
 
-def test_a_split_without_features_is_told(translating):
+def test_a_split_without_features_is_reported(translating):
   message = (
     "split 'train' is empty: 700 of 700 examples skipped: they are longer than data.context=1 or "
     'data.source_context=6; raise it'
@@ -192,7 +192,7 @@ def test_a_split_without_features_is_told(translating):
   assert str(error.value) == message
 
 
-def test_examples_left_out_and_cut_are_counted(translating):
+def test_examples_skipped_and_truncated_are_counted(translating):
   def note(**changes):
     return pipeline.packed_rows(translating(**changes), 'train', BYTES, 0).note
 
@@ -202,7 +202,7 @@ def test_examples_left_out_and_cut_are_counted(translating):
   assert note(context=5, too_long='truncate') == left_out.replace('skipped', 'truncated')
 
 
-def test_a_label_that_is_not_there_is_told_with_its_place(section, tmp_path):
+def test_a_label_that_is_not_there_is_reported_with_its_place(section, tmp_path):
   (tmp_path / 'a.tsv').write_text('text\tlabel\na\tham\nb\tspam\n')
   columns = "{'text': 'text', 'label': 'label'}"
   data = section(
@@ -217,7 +217,7 @@ def test_a_label_that_is_not_there_is_told_with_its_place(section, tmp_path):
     pipeline.packed_rows(data, 'train', BYTES, 0)
 
 
-def test_dialogues_without_a_reply_are_told(section, tmp_path):
+def test_dialogues_without_a_reply_are_reported(section, tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"turns": ["hi"]}\n{"turns": ["yo"]}\n')
   data = section(
     f"lm.data.sources:table(files='{tmp_path}/a.jsonl', columns={{'turns': 'turns'}})",
@@ -232,7 +232,7 @@ def test_dialogues_without_a_reply_are_told(section, tmp_path):
       make(data)
 
 
-def test_a_vocabulary_without_words_is_told(translating):
+def test_a_vocabulary_without_words_is_reported(translating):
   leaves = {'fn': 'lm.text.tokenizers:words', 'min_count': 9}
   with pytest.raises(UserError, match=r"min_count=9: no word of split 'train'"):
     pipeline.tokenizer(translating(count=3) | {'tokenizer': leaves})
@@ -247,14 +247,14 @@ def test_a_vocabulary_without_words_is_told(translating):
     ({'convert': 'lm.tasks.write:encoder'}, "lm.tasks.write has no function 'encoder'"),
   ],
 )
-def test_mistakes_in_the_section_are_told(changes, message, translating):
+def test_user_errors_in_the_section_are_reported(changes, message, translating):
   data = translating(**changes)
   with pytest.raises(UserError) as error:
     pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0)
   assert message in str(error.value)
 
 
-def test_half_a_character_of_a_source_without_files_is_told(translating):
+def test_a_lone_surrogate_of_a_source_without_files_is_reported(translating):
   data = translating() | {'source': 'some_tasks:halves'}
   message = r"a text of an example has the lone surrogate '\\ud800' at character 1, after 'a'"
   with pytest.raises(UserError, match=message):

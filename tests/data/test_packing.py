@@ -121,7 +121,7 @@ def rows_of(plan):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_whole_examples_are_each_in_one_row_with_room_for_it(seed):
+def test_examples_are_each_in_one_row_with_space_for_it(seed):
   sizes, capacity = sizes_of(seed), np.array([128, 128])
   ends, order = plan = pack_examples(sizes, capacity, seed)
   assert ends.dtype == order.dtype == np.int64
@@ -130,7 +130,7 @@ def test_whole_examples_are_each_in_one_row_with_room_for_it(seed):
     assert len(row) and (sizes[row].sum(0) <= capacity).all()
 
 
-def test_rows_of_whole_examples_are_more_than_nine_tenths_full():
+def test_rows_of_examples_are_more_than_nine_tenths_full():
   sizes, capacity = sizes_of(0), np.array([128, 128])
   rows = rows_of(pack_examples(sizes, capacity, 0))
   assert sizes.sum() / (len(rows) * capacity.sum()) > 0.9
@@ -153,14 +153,14 @@ def test_examples_as_large_as_a_row_and_empty_ones_are_packed():
   assert all((sizes[row].sum(0) <= 8).all() for row in rows)
 
 
-def test_the_rows_of_whole_examples_depend_on_the_seed_alone():
+def test_the_rows_of_examples_depend_on_the_seed_alone():
   sizes, capacity = sizes_of(0), np.array([128, 128])
   first, again, other = (pack_examples(sizes, capacity, seed) for seed in (1, 1, 2))
   assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
   assert not np.array_equal(first[1], other[1])
 
 
-def test_examples_of_a_row_are_not_neighbours_in_the_corpus():
+def test_examples_of_a_row_are_not_neighbors_in_the_corpus():
   # Sorted by length, as some corpora are, rows still hold long and short ones.
   sizes = np.sort(sizes_of(0), axis=0)
   rows = rows_of(pack_examples(sizes, np.array([128, 128]), 0))

@@ -209,7 +209,7 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
     ('a b', {'context': 0}, r'data\.context=0'),
   ],
 )
-def test_mistakes_are_told_in_one_line(section, corpus, text, changes, message):
+def test_user_errors_are_reported_in_one_line(section, corpus, text, changes, message):
   data = section(corpus(text, documents='line'), tokenizer=WORDS, count=COUNT) | changes
   tokenizer = tokenizers.words([text], data['tokenizer']['min_count'])
   with pytest.raises(UserError, match=message) as e:

@@ -128,7 +128,7 @@ def test_processes_prepare_what_one_prepares(section, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('count', [1, 2])
-def test_mistakes_and_faults_of_a_step_surface(section, monkeypatch, count):
+def test_user_errors_and_faults_of_a_step_surface(section, monkeypatch, count):
   monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
 
   def run(step):
@@ -225,7 +225,7 @@ def test_an_evaluation_set_may_have_a_source_of_its_own(section, corpus):
   assert documents(rows) == ['some other text']
 
 
-def test_progress_is_told(section):
+def test_progress_is_reported(section):
   seen = []
   data = section('some_corpus:lines', tokenizer={'fn': 'lm.text.tokenizers:characters'})
   pipeline.tokenizer(data, lambda *args: seen.append(args))
@@ -236,7 +236,7 @@ def test_progress_is_told(section):
   assert {(total, what) for _, total, what in seen} == {(1000, "preparing 'train'")}
 
 
-def test_long_documents_are_tokenised_in_pieces_that_lose_nothing(section, corpus, monkeypatch):
+def test_long_documents_are_tokenized_in_pieces_that_lose_nothing(section, corpus, monkeypatch):
   text = '\n'.join(f'line {n}, and more of it' for n in range(500))
   monkeypatch.setattr(pipeline, '_PIECE', 100)
   monkeypatch.setattr(pipeline, '_BATCH', 250)
@@ -289,7 +289,7 @@ def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
     ({'pack': 'lm.data.packing:worst_fit'}, r'data\.pack=.*did you mean .*best_fit'),
   ],
 )
-def test_mistakes_are_told_in_one_line(section, changes, message):
+def test_user_errors_are_reported_in_one_line(section, changes, message):
   data = section('some_corpus:lines') | changes
   with pytest.raises(UserError, match=message) as e:
     pipeline.packed_rows(data, 'train', BYTES, 0)
@@ -305,14 +305,14 @@ def test_mistakes_are_told_in_one_line(section, changes, message):
     ({'vocab_size': 9000}, "the section needs 'fn'"),
   ],
 )
-def test_mistakes_of_the_tokenizer_are_told_in_one_line(section, tokenizer, message):
+def test_errors_of_the_tokenizer_are_reported_in_one_line(section, tokenizer, message):
   with pytest.raises(UserError, match=message) as e:
     pipeline.tokenizer(section('some_corpus:lines', tokenizer=tokenizer))
   assert '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('source', ['number', 'nothing'])
-def test_a_corpus_that_trains_no_tokenizer_is_told(section, source):
+def test_a_corpus_that_trains_no_tokenizer_is_reported(section, source):
   leaves = {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 257}
   with pytest.raises(UserError, match=r'data\.source'):
     pipeline.tokenizer(section(f'some_corpus:{source}', tokenizer=leaves))

@@ -112,7 +112,7 @@ def test_steps_prepare_alike_in_every_process(section, corpus, monkeypatch):
     ('segment_word', "did you mean .*'segment_words'"),
   ],
 )
-def test_mistakes_are_told_in_one_line(section, corpus, step, message):
+def test_user_errors_are_reported_in_one_line(section, corpus, step, message):
   data = section(corpus('some text'), prepare=(f'lm.data.preprocess:{step}',))
   with pytest.raises(UserError, match=message) as e:
     pipeline.packed_rows(data, 'train', tokenizers.bytes([]), 0)
@@ -120,7 +120,7 @@ def test_mistakes_are_told_in_one_line(section, corpus, step, message):
 
 
 @pytest.mark.parametrize('step', ['normalize', 'split_sentences', 'segment_words'])
-def test_half_a_character_is_told_in_one_line_and_leaves_nothing(section, tmp_path, step):
+def test_a_lone_surrogate_is_reported_in_one_line_and_leaves_nothing(section, tmp_path, step):
   file = tmp_path / 'some.jsonl'
   file.write_text('{"text": "fine"}\n{"text": "ab \\ud83d cd"}\n')
   data = section(

@@ -119,7 +119,7 @@ def test_a_crowded_row_is_filled_and_all_its_words_take_turns(pairs):
   assert (longer[possible] > 10).all()
 
 
-def test_batches_are_resegmented_anew_each_epoch(pairs):
+def test_batches_are_resegmented_in_each_epoch(pairs):
   rows, tokenizer, _ = pairs('unigram')
   transforms = batches.open_transforms([PATHS['unigram'].format('source', 0.1)], tokenizer, rows)
   n = len(rows)
@@ -130,7 +130,7 @@ def test_batches_are_resegmented_anew_each_epoch(pairs):
   assert np.mean([(by_row[0][key] != by_row[1][key]).any() for key in by_row[0]]) > 0.9
 
 
-def test_room_is_reserved_in_what_is_trained_on_alone(pairs):
+def test_space_is_reserved_in_training_rows_alone(pairs):
   rows, tokenizer, data = pairs(reserve=1.4)
   for i in range(len(rows)):
     for segments in (rows[i]['segments'], rows[i]['source_segments']):
@@ -265,7 +265,7 @@ def test_targets_that_do_not_all_count_are_refused(pairs):
     ),
   ],
 )
-def test_mistakes_are_told_in_one_line(pairs, build, message):
+def test_user_errors_are_reported_in_one_line(pairs, build, message):
   tokenizer = pairs()[1]
   with pytest.raises(UserError, match=message):
     build(tokenizer)

@@ -102,7 +102,7 @@ def test_a_rate_of_zero_changes_nothing(letters, name):
   assert (same['inputs'] == row['inputs']).all()
 
 
-def test_words_of_several_tokens_are_hidden_as_a_whole():
+def test_words_of_several_tokens_are_masked_together():
   tokenizer = tokenizers.with_specials(tokenizers.bytes([]), ('[M]',))
   ids = tokenizer.encode('the old dog\nruns').ids
   row = row_of(tokenizer, T=20) | {'inputs': np.array([0, *ids] + [0] * 3, np.int32)}
@@ -136,7 +136,7 @@ def test_pieces_of_wordpiece_belong_to_the_word_before():
   assert hidden == {(a,) * second + (b,) * (len(pieces) - second) for a, b in both}
 
 
-def test_spans_have_geometric_lengths_and_hide_their_share(letters):
+def test_spans_have_geometric_lengths_and_mask_their_fraction(letters):
   text = ' '.join(['a'] * 5000)
   row = row_of(letters, text, T=5000)
   rate, mean = 0.2, 3.0
@@ -181,7 +181,7 @@ def test_texts_side_by_side_do_not_mix(letters):
 
 
 @pytest.mark.parametrize(('rate', 'swapped'), [(1.0, 1 / 8), (0.5, 1 / 8 * 1 / 4 + 1 / 2 * 1 / 4)])
-def test_neighbours_swap_with_the_probability_of_the_noise(letters, rate, swapped):
+def test_neighbors_swap_with_the_probability_of_the_noise(letters, rate, swapped):
   # For k = 1, a and b swap when u_a > 1 + u_b with both in [0, 2): an eighth of the square. When
   # only a is drawn, u_b = 0 and half of [0, 2) will do; when only b is, or none, never.
   found = draws(transforms.swaps(letters, 'inputs', rate, 1), row_of(letters, 'a b'), 8000)
@@ -189,7 +189,7 @@ def test_neighbours_swap_with_the_probability_of_the_noise(letters, rate, swappe
   assert abs(share - swapped) < 5 * math.sqrt(swapped * (1 - swapped) / 8000)
 
 
-def test_words_of_several_tokens_move_as_a_whole_and_the_first_stays():
+def test_words_of_several_tokens_move_together_and_the_first_stays():
   tokenizer = tokenizers.bytes([])
   ids = [0, *tokenizer.encode('one two three four').ids, 0]
   row = row_of(tokenizer, T=20) | {'inputs': np.array(ids, np.int32)}
@@ -253,7 +253,7 @@ def test_what_goes_by_places_is_not_torn_apart(letters):
     ),
   ],
 )
-def test_mistakes_are_told_in_one_line(letters, build, message):
+def test_user_errors_are_reported_in_one_line(letters, build, message):
   with pytest.raises(UserError, match=message) as e:
     build(letters)
   assert '\n' not in str(e.value) and str(e.value).startswith('data.transforms: ')
@@ -280,7 +280,7 @@ def plain(row, rng, amount=3):
   return row | {'inputs': row['inputs'] + rng.integers(0, amount, row['inputs'].shape)}
 
 
-def test_builders_are_given_the_tokenizer_and_drawn_anew_each_epoch(section, corpus):
+def test_builders_are_given_the_tokenizer_and_random_in_each_epoch(section, corpus):
   rows, transforms, tokenizer = opened(
     section,
     corpus,
@@ -321,6 +321,6 @@ def test_builders_are_given_the_tokenizer_and_drawn_anew_each_epoch(section, cor
     ),
   ],
 )
-def test_a_transform_that_does_not_suit_is_told_before_training(section, corpus, path, message):
+def test_a_transform_that_does_not_suit_is_reported_before_training(section, corpus, path, message):
   with pytest.raises(UserError, match=message):
     opened(section, corpus, path)

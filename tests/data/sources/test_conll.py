@@ -62,7 +62,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(write):
   assert conll('train', write('\ufeffa\tO\n'))[0]['words'] == ['a']
 
 
-def test_broken_lines_are_told(write):
+def test_broken_lines_are_reported(write):
   with pytest.raises(UserError, match=r"a\.txt, line 4: 1 columns, not 2: 'broken'"):
     list(conll('train', write('a\tO\n\nb\tO\nbroken\n')))
   with pytest.raises(UserError, match=r'a\.txt, line 1: an empty column'):

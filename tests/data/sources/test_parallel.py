@@ -28,7 +28,7 @@ def test_lines_are_paired_by_number(write):
   ]
 
 
-def test_a_byte_order_mark_is_left_out_and_another_encoding_told(write):
+def test_a_byte_order_mark_is_skipped_and_another_encoding_reported(write):
   source, target = write('a.de', '\ufeffeins\nzwei\n'), write('a.en', 'one\n\ufefftwo\n')
   # Elsewhere than at the beginning it is a character.
   assert [list(e.values()) for e in parallel('train', source, target)] == [
@@ -40,7 +40,7 @@ def test_a_byte_order_mark_is_left_out_and_another_encoding_told(write):
     parallel('train', source, target)
 
 
-def test_files_of_a_split_and_of_a_share(write, tmp_path):
+def test_files_of_a_split_and_of_a_fraction(write, tmp_path):
   for name in ('train', 'val'):
     for language in ('de', 'en'):
       write(f'{name}.{language}', ''.join(f'{name} {language} {n}\n' for n in range(4)))
@@ -60,7 +60,7 @@ def test_gzip_and_the_fingerprint(write):
   assert parallel('train', source, target).fingerprint != pairs.fingerprint
 
 
-def test_a_blank_line_is_told_or_skipped(write):
+def test_a_blank_line_is_reported_or_skipped(write):
   source, target = write('a.de', 'eins\n \ndrei\n\n'), write('a.en', 'one\ntwo\nthree\nfour\n')
   pairs = parallel('train', source, target)
   with pytest.raises(UserError, match=r"a\.de, line 2 is blank; empty='skip'"):
@@ -71,7 +71,7 @@ def test_a_blank_line_is_told_or_skipped(write):
     parallel('train', source, target, empty='skipped')
 
 
-def test_sides_of_other_lengths_are_told(write, tmp_path):
+def test_sides_of_other_lengths_are_reported(write, tmp_path):
   source, target = write('a.de', 'eins\nzwei\ndrei\n'), write('a.en', 'one\ntwo')
   for sides in ((source, target), (target, source)):
     with pytest.raises(UserError, match=r'a\.de, line 3 has no counterpart: .*a\.en has 2 lines'):
@@ -124,7 +124,7 @@ def test_the_same_lines_are_set_aside_in_all_directions(write):
   assert [e['source'] for e in aside] == ['de 3', 'fr 3']
 
 
-def test_mistakes_in_directions_are_told(write):
+def test_user_errors_in_directions_are_reported(write):
   with pytest.raises(UserError, match=r"no files of 'eng' .did you mean 'en'"):
     directions('train', three(write), (('de', 'eng'),))
   with pytest.raises(UserError, match='pairs is empty'):

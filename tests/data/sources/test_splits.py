@@ -18,7 +18,7 @@ def test_the_name_of_the_split_finds_its_files(tmp_path):
   assert base.split_bounds('val', pattern, 7, 0.0, 'rows') == (0, 7)
 
 
-def test_a_split_without_files_is_told_with_those_that_have_some(tmp_path):
+def test_a_split_without_files_is_reported_with_those_that_have_some(tmp_path):
   for name in ('train.de', 'val.de'):
     (tmp_path / name).write_text('text')
   with pytest.raises(UserError) as e:
@@ -30,7 +30,7 @@ def test_a_split_without_files_is_told_with_those_that_have_some(tmp_path):
     base.split_files('train', f'{tmp_path}/none.de', 'files')
 
 
-def test_without_files_of_their_own_splits_are_shares():
+def test_without_files_of_their_own_splits_are_fractions():
   assert base.split_bounds('train', 'all.txt', 10, 0.2, 'rows') == (0, 8)
   assert base.split_bounds('validation', 'all.txt', 10, 0.2, 'rows') == (8, 10)
   with pytest.raises(UserError, match=r"validation=0\.2 sets a part aside, but '{split}'"):
@@ -40,7 +40,7 @@ def test_without_files_of_their_own_splits_are_shares():
 
 
 @pytest.mark.parametrize('validation', ['a', True, None, 1.5, float('nan')])
-def test_a_share_that_is_none_is_told(validation):
+def test_a_fraction_out_of_range_is_reported(validation):
   for find in (
     lambda v: base.share_bounds('train', 9, v, 'rows'),
     lambda v: base.hash_split('train', v),
@@ -60,7 +60,7 @@ def test_a_hash_of_the_name_decides():
     base.hash_split('train', 0)
 
 
-def test_a_share_is_the_decimal_fraction_that_is_written():
+def test_a_fraction_is_decimal():
   for count in (2, 10, 20, 50, 97, 100, 10**12):
     for percent in range(1, 100):
       aside = -(-percent * count // 100)  # in integers, rounded up

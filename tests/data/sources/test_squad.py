@@ -52,13 +52,13 @@ def test_a_context_is_not_divided_between_splits(write):
 
 
 @pytest.mark.parametrize('answer', [('clef', 6), ('clef', -5), ('', 0), ('clef', 99)])
-def test_an_answer_elsewhere_is_told(write, answer):
+def test_an_answer_elsewhere_is_reported(write, answer):
   for file in write(('x is a clef.', question('q7', answer))):
     with pytest.raises(UserError, match=rf"question 'q7': the answer '{answer[0]}' is not at"):
       squad('train', file)
 
 
-def test_other_layouts_are_told(tmp_path):
+def test_other_layouts_are_reported(tmp_path):
   contents = {
     'a.json': ('[1]', 'has not the layout of SQuAD'),
     'b.json': ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "not the layout.*'qas'"),
@@ -90,7 +90,7 @@ def test_other_layouts_are_told(tmp_path):
     ({'question': 'a\ud800'}, r"has the lone surrogate '\\ud800' at character 1, after 'a'"),
   ],
 )
-def test_fields_of_other_types_are_told(changes, message, tmp_path):
+def test_fields_of_other_types_are_reported(changes, message, tmp_path):
   answers = [{'text': 'clef', 'answer_start': 7}]
   asked = {'id': 'q7', 'context': 'x is a clef.', 'question': 'what?', 'answers': answers} | changes
   paragraph = {'context': asked['context'], 'qas': [asked]}
@@ -125,7 +125,7 @@ def test_real_questions(file, split, questions, unanswerable):
   assert sum(not q['answers'] for q in found) == unanswerable
 
 
-def test_misplaced_answers_may_be_left_out_and_are_counted(write):
+def test_misplaced_answers_may_be_skipped_and_are_counted(write):
   paragraph = (
     'x is a clef.',
     question('right', ('clef', 7)),
@@ -148,7 +148,7 @@ def test_misplaced_answers_may_be_left_out_and_are_counted(write):
     assert squad('train', file, misplaced='skip').note == ''
 
 
-def test_what_is_left_out_is_in_the_note_of_the_rows(write, section):
+def test_what_is_skipped_is_in_the_note_of_the_rows(write, section):
   file, _ = write(('x is a clef.', question('a', ('clef', 7)), question('b', ('clef', 99))))
   data = section(
     f'lm.data.sources:squad(files={file!r}, misplaced="skip")',

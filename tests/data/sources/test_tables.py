@@ -50,7 +50,7 @@ def test_json_lines(write):
   assert found[1] == {'text': 'b', 'label': 'x', 'fine': 'false'}
 
 
-def test_a_byte_order_mark_is_left_out(write):
+def test_a_byte_order_mark_is_skipped(write):
   for name in ('a.jsonl', 'a.jsonl.gz'):
     content = '\ufeff{"text": "a", "label": "b"}'.encode()
     file = write(gzip.compress(content) if name.endswith('gz') else content, name)
@@ -58,7 +58,7 @@ def test_a_byte_order_mark_is_left_out(write):
 
 
 @pytest.mark.parametrize('columns', ['text', ('text',), {}])
-def test_columns_that_name_no_field_are_told(write, columns):
+def test_columns_that_name_no_field_are_reported(write, columns):
   with pytest.raises(UserError, match='must name the column of each field'):
     table('train', write('text\na\n'), columns)
 
@@ -122,7 +122,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('kind', MISTAKES)
-def test_mistakes_are_told_with_file_and_line(write, kind):
+def test_user_errors_are_reported_with_file_and_line(write, kind):
   content, name, message = MISTAKES[kind]
   columns = COLUMNS | ({'value': 'score'} if 'score' in content else {})
   with pytest.raises(UserError, match=message) as e:
@@ -157,7 +157,7 @@ def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(write):
   assert [e['text'] for e in kept] == ['a', 'b']
 
 
-def test_rows_that_are_left_out_are_counted(write):
+def test_rows_that_are_skipped_are_counted(write):
   content = 'text\tlabel\na\t1\n\t2\nb\t0\n'
   note = '1 rows with an empty field are skipped'
   assert table('train', write(content), COLUMNS, empty='skip').note == note

@@ -75,7 +75,7 @@ def test_the_fingerprint_follows_the_files(tmp_path):
   assert text('train', file).fingerprint != before
 
 
-def test_a_rewritten_file_is_read_anew(tmp_path):
+def test_a_rewritten_file_is_read_again(tmp_path):
   file = write(tmp_path, 'a.txt', 'one')
   assert texts(text('train', file)) == ['one']
   write(tmp_path, 'a.txt', 'three')
@@ -97,7 +97,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('kind', MISTAKES)
-def test_mistakes_in_plain_text_are_told_in_one_line(tmp_path, kind):
+def test_user_errors_in_plain_text_are_reported_in_one_line(tmp_path, kind):
   content, arguments, message = MISTAKES[kind]
   file = str(tmp_path / 'a.txt') if content is None else write(tmp_path, 'a.txt', content)
   with pytest.raises(UserError, match=message) as e:
@@ -105,7 +105,7 @@ def test_mistakes_in_plain_text_are_told_in_one_line(tmp_path, kind):
   assert '\n' not in str(e.value)
 
 
-def test_mistakes_in_names_are_told(tmp_path, monkeypatch):
+def test_user_errors_in_names_are_reported(tmp_path, monkeypatch):
   monkeypatch.delenv('NOWHERE', raising=False)
   with pytest.raises(UserError, match='environment variable NOWHERE is not set'):
     text('train', '$NOWHERE/a.txt')
@@ -132,12 +132,12 @@ def test_mistakes_in_names_are_told(tmp_path, monkeypatch):
     ('{"text": 3}', "the value of 'text' is not a string"),
   ],
 )
-def test_mistakes_in_json_lines_are_told(tmp_path, line, message):
+def test_user_errors_in_json_lines_are_reported(tmp_path, line, message):
   with pytest.raises(UserError, match=message):
     texts(text('train', write(tmp_path, 'a.jsonl', line)))
 
 
-def test_a_damaged_gzip_file_is_told(tmp_path):
+def test_a_damaged_gzip_file_is_reported(tmp_path):
   packed = gzip.compress(b'some text' * 100)
   for content in (packed[:-9], packed[:20], b'no gzip'):
     with pytest.raises(UserError, match=r'a\.txt\.gz is not an intact gzip file'):
@@ -167,7 +167,7 @@ def test_json_lines_columns(tmp_path):
     texts(columns('train', file))
 
 
-def test_mistakes_in_parquet_files_are_told(tmp_path):
+def test_user_errors_in_parquet_files_are_reported(tmp_path):
   with pytest.raises(UserError, match=r'a\.parquet is not an intact Parquet file'):
     columns('train', write(tmp_path, 'a.parquet', 'no parquet'))
   with pytest.raises(UserError, match=r'a\.csv: files must be all'):

@@ -108,7 +108,7 @@ def test_features_are_fields_and_classes_go_by_their_names(data_dir):
     ('train', {'name': 'glue/cola3'}, 'glue/cola3'),
   ],
 )
-def test_mistakes_are_told_in_one_line(section, data_dir, split, arguments, message):
+def test_user_errors_are_reported_in_one_line(section, data_dir, split, arguments, message):
   with pytest.raises(UserError, match=message) as e:
     read(section, data_dir, split, **arguments)
   assert '\n' not in str(e.value)
