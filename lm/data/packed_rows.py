@@ -119,9 +119,9 @@ class PackedRows(Rows):
 class FeatureRows(Rows):
   """Rows of a task: entire features, several to a row.
 
-  A row has the arrays of lm.types' batches: features along the row by their names, features along
-  the row of an encoder with `source_segments` and `source_positions`, and (P,) arrays of values per
-  example, in the order of their segments. Weights along the row are 1 where a converter gives none.
+  A row has the features along it by their names. For an encoder-decoder it also has the features
+  along the encoder's row, with `source_segments` and `source_positions`. Values per example are
+  (P,) arrays in the order of their segments. Weights are 1 where a converter gives none.
 
   Attributes:
     example: (features,) int64, the index of the example of each.
