@@ -27,7 +27,7 @@ def get_config(arg=''):
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:words', 'min_count': 2})
   config.data.context = 256
   config.data.specials = ('<|mask|>',)
-  config.data.transforms = ('lm.data.augment:word_dropout(stream="inputs", rate=0.4)',)
+  config.data.transforms = ('lm.data.transforms:word_dropout(stream="inputs", rate=0.4)',)
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.5

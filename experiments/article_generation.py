@@ -21,7 +21,7 @@ from lm.config.recurrent import recurrent_encoder_decoder
 from lm.config.tasks import small, translation
 from lm.config.vectors import word2vec, words
 from lm.data import sources
-from lm.data.examples import Deferred
+from lm.data.sources.base import LazyLoad
 from lm.text.sentences import spans
 
 _FILES = ('$LM_DATA/zh_text/wiki_cmrc2018.txt', '$LM_DATA/zh_text/news_msra.txt')
@@ -48,11 +48,11 @@ def paragraphs(split, files=_FILES, sentences=2, every=20):
         pairs.append({'source': found[first], 'target': rest})
     return pairs
 
-  return Deferred(make, f'{texts.fingerprint} {split} {sentences} {every}')
+  return LazyLoad(make, f'{texts.fingerprint} {split} {sentences} {every}')
 
 
 def segmented(field, stop=()):
-  return f"lm.data.preprocess:segmented(field='{field}', stop={tuple(stop)!r})"
+  return f"lm.data.preprocess:segment_words(field='{field}', stop={tuple(stop)!r})"
 
 
 def get_config(arg=''):

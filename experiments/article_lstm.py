@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from lm.config.base import base, select_variant, smoke
 from lm.config.recurrent import recurrent
 from lm.data import sources
-from lm.data.examples import Computed
+from lm.data.sources.base import LazySequence
 from lm.metrics.tokens import targets
 from lm.objectives.supervised import cross_entropy
 from lm.types import Metric, Objective
@@ -60,7 +60,7 @@ def lines(split):
   """A source of the lines of English text, every third of them for validation."""
   everything = sources.text('train', _FILES, documents='line')
   places = [i for i in range(len(everything)) if (i % 3 == 2) == (split == 'validation')]
-  return Computed(
+  return LazySequence(
     len(places), lambda i: everything[places[i]], f'{everything.fingerprint} {split} of thirds'
   )
 
@@ -70,7 +70,7 @@ def get_config(arg=''):
   config.steps = 3125
   config.batch_size = 64
   config.data.source = 'article_lstm:lines'
-  config.data.prepare = ('lm.data.preprocess:sentences',)
+  config.data.prepare = ('lm.data.preprocess:split_sentences',)
   config.data.context = 40
   config.data.tokenizer = ConfigDict(
     {'fn': 'lm.text.tokenizers:words', 'min_count': 1, 'vocab_size': 10_000}

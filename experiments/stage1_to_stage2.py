@@ -19,7 +19,7 @@ from lm.config.tasks import small, translation
 from lm.config.vectors import word2vec, words
 
 _SIZE = 128
-_LOWER = "lm.data.preprocess:segmented(field='{}', case='lower')"
+_LOWER = "lm.data.preprocess:segment_words(field='{}', case='lower')"
 
 
 def get_config(arg=''):

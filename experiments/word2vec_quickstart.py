@@ -15,7 +15,7 @@ def get_config(arg=''):
   config.steps = 20_000
   config.batch_size = 8
   config.dispatch = 500
-  config.data.prepare = ("lm.data.preprocess:segmented(case='lower')",)
+  config.data.prepare = ("lm.data.preprocess:segment_words(case='lower')",)
   words(config, d_model=64, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)
   config.eval.vectors = (PYTHON_WORDS,)

@@ -19,7 +19,7 @@ def get_config(arg=''):
   config.batch_size = 8
   config.dispatch = 500
   config.data.source = "lm.data.sources:text(files='$LM_DATA/zh_text/*.txt', documents='line')"
-  config.data.prepare = ('lm.data.preprocess:segmented',)
+  config.data.prepare = ('lm.data.preprocess:segment_words',)
   words(config, d_model=100, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)
   config.eval.vectors = (

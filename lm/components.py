@@ -96,7 +96,7 @@ def _without_step(objective: ConfigDict) -> ConfigDict:
 def pass_word_counts(
   functions: Components,
   config: ConfigDict,
-  rows: AnyRows,
+  rows: Rows,
   tokenizer: tokenizers.Tokenizer,
 ) -> Components:
   """Returns functions whose objective knows how often words occur, where it asks for `counts`.

@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     config.eval.batch_size = meshes.padded_rows(config.eval.batch_size)
   functions = components.inference(config, loaded.model, loaded.apply, loaded.mesh)
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
-    prepared = prepare.tokenizer(config.data, prepare.show_progress)
+    prepared = pipeline.tokenizer(config.data, show_documents)
     if prepared.to_str() != loaded.tokenizer.to_str():
       raise UserError(
         f'--workdir={workdir} was trained with another tokenizer than data.tokenizer gives now '

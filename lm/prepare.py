@@ -25,8 +25,8 @@ def main(argv: list[str]) -> None:
   }
   unit = 'tokens' if config.data.count is None else 'pairs'
   for name, (split, source, seed, transformed) in sets.items():
-    rows = prepare.rows(
-      config.data, split, tokenizer, seed, prepare.show_progress, source or None, transformed
+    rows = pipeline.packed_rows(
+      config.data, split, tokenizer, seed, show_documents, source or None, transformed
     )
     print(
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 Example = Mapping[str, Any]  # what a data source holds, by name
 
 
+def as_example(value: Any, key: str) -> Example:
+  """Returns an example that `key` produced, after checking its type.
+
+  Raises:
+    UserError: it is no dict.
+  """
+  if not isinstance(value, Mapping):
+    raise UserError(
+      f"{key}: an example is {value!r:.60}, not a dict of its fields such as {{'text': ...}}"
+    )
+  return value
+
+
 def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source') -> UserError:
   """Returns the error that an example has not what is wanted, such as 'string', under a name."""
   if field in example:

@@ -85,7 +85,7 @@ def fields(variant, changes):
 @contextlib.contextmanager
 def few_files():
   """Has the embedded sources read one file in twelve of Python's library: 100 kB of prose."""
-  cached = (python_docs._documents, python_functions._functions, python_questions._functions)
+  cached = (python_library._documents, python_library._measured, python_questions._functions)
   places = [place for place in python_library.files() if place.name != 'topics.py'][::12]
   found = {place: python_library.files()[place] for place in places}
   with pytest.MonkeyPatch.context() as patch:

@@ -91,7 +91,7 @@ def test_modules_import_downward_only():
     ('lm.nn.losses', 'def f():\n  from lm.training import train_step', ['lm.training.train_step']),
     ('lm.models.transformer', 'from lm.nn.losses import cross_entropy\nfrom lm import types', []),
     ('lm.models.transformer', 'from lm.objectives import focal', ['lm.objectives']),
-    ('lm.data.rows', 'import lm.text.files', []),
+    ('lm.data.packed_rows', 'import lm.text.files', []),
     ('lm.text.files', 'import jax.numpy as jnp', ['jax.numpy']),
     ('lm.training.trainer', 'import lm.train', ['lm.train']),
   ],

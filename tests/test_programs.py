@@ -118,7 +118,7 @@ def text(file):
     ([text('{tmp}/empty.txt')], 'empty'),
     ([text('{tmp}/binary.txt')], 'NUL at byte'),
     ([text('{tmp}/latin.txt')], 'is not UTF-8 at byte'),
-    (["--config.data.source=lm.data.sources:tfds(name='lm1c')"], "tfds knows no builder 'lm1c'"),
+    (["--config.data.source=lm.data.sources:tfds(name='lm1c')"], "tfds has no builder 'lm1c'"),
     (['--config.objective.fn=lm.objectives.spans:span'], "has no function 'span'"),
     (
       ['--config.model.position=lm.nn.position:rope(thet=3.0)'],

@@ -84,7 +84,7 @@ def hierarchical(config: ConfigDict) -> ConfigDict:
 def small_words(config: ConfigDict) -> ConfigDict:
   """Returns a config of word vectors shrunk to run in seconds on the embedded text."""
   config.data.source = 'lm.data.sources:python_docs'
-  config.data.prepare = ("lm.data.preprocess:segmented(case='lower')",)
+  config.data.prepare = ("lm.data.preprocess:segment_words(case='lower')",)
   config.data.tokenizer.min_count = 20
   config.model.d_model = 16
   config.steps = 200
@@ -116,7 +116,7 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
     window: words on either side that are counted.
     x_max: the count from which on pairs weigh 1.
   """
-  config.data.count = f'lm.data.cooccurrence:neighbours(window={window})'
+  config.data.count = f'lm.data.cooccurrence:count_cooccurrences(window={window})'
   config.data.context = config.model.context = 2048  # pairs in a row
   config.batch_size, config.dispatch = 1, 100
   config.model.biases = True

@@ -1,9 +1,9 @@
 """Batches as a pure function of (seed, step).
 
-There is no iterator state: position p of the endless sequence of examples belongs to epoch p // n
-and is the (p mod n)-th row of that epoch's own permutation. A process computes only the rows that
-it needs, and all agree. A mixture of several row sets would be one more index arithmetic here: from
-a position to (set, position within the set).
+There is no iterator state: position p of the endless sequence of rows belongs to epoch p // n, and
+is the (p mod n)-th row of that epoch's permutation. A process computes only the rows that it needs,
+and all processes agree. A mixture of several row sets would be one more step of index arithmetic
+here: from a position to (set, position within the set).
 """
 
 import collections
@@ -12,42 +12,42 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
 
 from lm.config import resolve
-from lm.data.pair_rows import PairRows
-from lm.data.rows import FeatureRows, Rows
+from lm.data.packed_rows import Rows
 from lm.errors import UserError
 
 Transform = Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
-AnyRows = Rows | FeatureRows | PairRows
 NumpyBatch = dict[str, np.ndarray]
+A = TypeVar('A')
+B = TypeVar('B')
 Select = slice | np.ndarray
 _ALL = slice(None)
 
-_DOMAIN = (1,)  # of the random numbers of transforms
+_DOMAIN = (1,)  # of random numbers for transforms
 _THREADS = 2
-AHEAD = 8  # batches made before they are asked for
-# Up to here numpy's permutation of a whole epoch is cheap; Grain's, which needs no memory, slows
-# down below this size, because it walks through 2**16 indices to stay among fewer.
+AHEAD = 8  # batches made in advance
+# Up to this size NumPy's permutation of an epoch is cheap. Grain's, which needs no memory, is slow
+# below it, as it walks through 2**16 indices to stay in range.
 _SMALL = 2**16
 
 
 def open_transforms(
   paths: Sequence[str],
   tokenizer: tokenizers.Tokenizer,
-  rows: AnyRows,
+  rows: Rows,
   section: str = 'data.transforms',
 ) -> tuple[Transform, ...]:
-  """Returns the transforms of a section of a config, each of them tried on a row.
+  """Returns the transforms of a section of a config, after applying each to a row.
 
   A function that takes `tokenizer` builds a transform; any other is a transform itself.
 
   Raises:
-    UserError: a path is wrong, or the transform does not suit the rows.
+    UserError: a path is wrong, or a transform does not suit the rows.
   """
   row, transforms = rows[0], []
   for i, path in enumerate(paths):
@@ -63,9 +63,9 @@ def open_transforms(
 
 
 def _check_row(changed: Any, row: Mapping[str, np.ndarray], key: str) -> None:
-  """Raises UserError where a transform gives no row, or one that a train step cannot take."""
+  """Raises UserError if a transform returns no row, or one that a train step cannot take."""
   if not isinstance(changed, Mapping):
-    raise UserError(f'{key} gives a {type(changed).__name__}, not the changed row')
+    raise UserError(f'{key} returns a {type(changed).__name__}, not the changed row')
   lost = [name for name in row if name not in changed]
   if lost:
     raise UserError(
@@ -73,17 +73,17 @@ def _check_row(changed: Any, row: Mapping[str, np.ndarray], key: str) -> None:
     )
   for name, values in changed.items():
     if not isinstance(values, np.ndarray | np.generic):
-      raise UserError(f'{key} makes {name!r} a {type(values).__name__}, not an array of NumPy')
+      raise UserError(f'{key} makes {name!r} a {type(values).__name__}, not a NumPy array')
     before = row.get(name, values)
     if (values.shape, values.dtype.kind) != (before.shape, before.dtype.kind):
       raise UserError(
-        f'{key} makes {name!r} {values.dtype}{values.shape}; it is {before.dtype}{before.shape}, '
-        'and stays so'
+        f'{key} makes {name!r} {values.dtype}{values.shape}; it must stay '
+        f'{before.dtype}{before.shape}'
       )
 
 
 def batch_at(
-  rows: AnyRows,
+  rows: Rows,
   transforms: Sequence[Transform],
   batch_size: int,
   seed: int,
@@ -94,17 +94,18 @@ def batch_at(
 
   Args:
     rows: the training rows.
-    transforms: one-to-one changes of a row; each draws from a generator of (seed, epoch, row).
-    batch_size: rows of the global batch; it may exceed len(rows), which then repeat.
+    transforms: one-to-one changes of a row; each has a random generator of (seed, epoch, row).
+    batch_size: rows of the global batch; rows repeat if it exceeds len(rows).
     seed: of the shuffling and the transforms.
     step: from 0.
     select: which rows of the global batch to return.
   """
-  return _rows_at(rows, transforms, seed, step * batch_size + np.arange(batch_size)[select])
+  batch = batches_at(rows, transforms, batch_size, seed, range(step, step + 1), select)
+  return {name: values[0] for name, values in batch.items()}
 
 
 def batches_at(
-  rows: AnyRows,
+  rows: Rows,
   transforms: Sequence[Transform],
   batch_size: int,
   seed: int,
@@ -113,38 +114,35 @@ def batches_at(
 ) -> NumpyBatch:
   """Returns the batches of `batch_at` of several steps, stacked on a first axis."""
   positions = np.array(steps)[:, None] * batch_size + np.arange(batch_size)[select]
-  flat = _rows_at(rows, transforms, seed, positions.ravel())
-  return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
-
-
-def _rows_at(
-  rows: AnyRows, transforms: Sequence[Transform], seed: int, positions: np.ndarray
-) -> NumpyBatch:
-  """Returns the rows at some positions of the endless sequence of rows."""
-  epochs, places = np.divmod(positions, len(rows))
+  epochs, places = np.divmod(positions.ravel(), len(rows))
   indices = np.empty_like(places)
   for epoch in np.unique(epochs):
     now = epochs == epoch
     indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
   keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
-  return _changed(rows.batch(indices), transforms, keys)
+  flat = _transformed(rows.batch(indices), transforms, keys)
+  return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
 
 
-def _changed(
+def _transformed(
   batch: NumpyBatch, transforms: Sequence[Transform], keys: Iterable[tuple[int, ...]]
 ) -> NumpyBatch:
-  """Returns a batch whose rows are transformed, each by a generator of its key."""
+  """Returns a batch after transforming each row with a random generator of its key."""
   if not transforms:
     return batch
-  changed = [
-    _transformed({name: values[b] for name, values in batch.items()}, transforms, key)
-    for b, key in enumerate(keys)
-  ]
-  return {name: np.stack([row[name] for row in changed]) for name in changed[0]}
+  rows = []
+  for b, key in enumerate(keys):
+    row = {name: values[b] for name, values in batch.items()}
+    for i, transform in enumerate(transforms):
+      # NumPy pads keys with zeros: without a domain row 0 would have the stream of the shuffles.
+      stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
+      row = transform(row, np.random.default_rng(stream))
+    rows.append(row)
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def train_batches(
-  rows: AnyRows,
+  rows: Rows,
   transforms: Sequence[Transform],
   batch_size: int,
   seed: int,
@@ -153,45 +151,58 @@ def train_batches(
 ) -> Iterator[tuple[range, NumpyBatch]]:
   """Yields (steps, their batches stacked on a first axis) for each span, made ahead by threads.
 
-  What fails in a thread is raised here. Closing the iterator ends the threads.
+  Errors in a thread are raised here. Closing the iterator ends the threads.
   """
-  make = functools.partial(batches_at, rows, transforms, batch_size, seed, select=select)
-  waiting = iter(spans)
+
+  def make(span: range) -> tuple[range, NumpyBatch]:
+    return span, batches_at(rows, transforms, batch_size, seed, span, select)
+
   with concurrent.futures.ThreadPoolExecutor(_THREADS, 'batches') as threads:
-    pending: collections.deque[tuple[range, concurrent.futures.Future[NumpyBatch]]] = (
-      collections.deque()
-    )
     try:
-      while True:
-        for span in itertools.islice(waiting, AHEAD - len(pending)):
-          pending.append((span, threads.submit(make, span)))
-        if not pending:
-          return
-        steps, future = pending.popleft()
-        yield steps, future.result()
+      yield from map_ahead(threads, make, spans, AHEAD)
     finally:
       threads.shutdown(wait=False, cancel_futures=True)
 
 
-def eval_batches(
-  rows: AnyRows, batch_size: int, select: Select = _ALL, transforms: Sequence[Transform] = ()
-) -> Iterator[NumpyBatch]:
-  """Yields every row once, in order; the last batch is filled up with rows of zeros.
+def map_ahead(
+  executor: concurrent.futures.Executor, fn: Callable[[A], B], items: Iterable[A], ahead: int
+) -> Iterator[B]:
+  """Starts to compute `fn` of the first items; returns the iterator over all results in order.
 
-  Transforms draw from a generator of the row alone: they change it alike in every evaluation.
+  At most `ahead` results are computed in advance.
+  """
+  waiting = iter(items)
+  pending = collections.deque(
+    executor.submit(fn, item) for item in itertools.islice(waiting, ahead)
+  )
+
+  def results() -> Iterator[B]:
+    while pending:
+      yield pending.popleft().result()
+      pending.extend(executor.submit(fn, item) for item in itertools.islice(waiting, 1))
+
+  return results()
+
+
+def eval_batches(
+  rows: Rows, batch_size: int, select: Select = _ALL, transforms: Sequence[Transform] = ()
+) -> Iterator[NumpyBatch]:
+  """Yields every row once, in order; the last batch is padded with rows of zeros.
+
+  Random generators depend on the row alone, so every evaluation transforms it in the same way.
   """
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
     missing = indices >= len(rows)
     indices = np.minimum(indices, len(rows) - 1)
-    batch = _changed(rows.batch(indices), transforms, [(int(index),) for index in indices])
+    batch = _transformed(rows.batch(indices), transforms, [(int(index),) for index in indices])
     for values in batch.values():
       values[missing] = 0
     yield batch
 
 
-def epoch(rows: AnyRows, batch_size: int, step: int) -> float:
-  """Returns how many times the rows have been seen after `step` steps."""
+def epoch(rows: Rows, batch_size: int, step: int) -> float:
+  """Returns the number of passes over the rows after `step` steps."""
   return step * batch_size / len(rows)
 
 
@@ -199,7 +210,7 @@ def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarra
   """Returns the rows at some places of an epoch's permutation."""
   if size <= _SMALL:
     return _permutation(size, seed, epoch)[places]
-  # Imported here, because it takes a second and few corpora are that large.
+  # Imported here, as it takes a second and few corpora are that large.
   from grain.experimental import index_shuffle
 
   key = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
@@ -209,13 +220,3 @@ def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarra
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def _transformed(
-  row: NumpyBatch, transforms: Sequence[Transform], key: tuple[int, ...]
-) -> NumpyBatch:
-  for i, transform in enumerate(transforms):
-    # In a domain: NumPy fills keys up with zeros, so that row 0 would have the stream of shuffles.
-    stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
-    row = transform(row, np.random.default_rng(stream))
-  return row

@@ -1,9 +1,9 @@
-"""The preparation cache: directories that appear whole or not at all.
+"""The preparation cache: artifacts that are stored completely or not at all.
 
-An artefact is a directory named by the digest of everything that shaped it. It is written beside
-its place under a name with '.partial', its meta.json last, and then renamed. Who builds one holds
-a lock, so that a second process waits for the first and takes what it made, for half a day at most;
-leftovers of a process that was killed are removed by the next that holds the lock.
+An artifact is a directory named by the digest of its inputs. It is written under a name ending in
+'.partial', its meta.json last, and then renamed. A lock makes a second process wait for the first
+and use its result, for at most half a day. The next holder of the lock removes the leftovers of a
+killed process.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -28,19 +28,23 @@ from lm.text.files import expand
 
 _META = 'meta.json'
 _HOME = '~/.cache/lm'
-_PAUSE = 0.1  # seconds between two looks at a lock
-_LONGEST = 12 * 3600.0  # seconds
+_POLL_SECONDS = 0.1  # between two attempts to take a lock
+_MAX_SECONDS = 12 * 3600.0  # of waiting for a lock
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNWRITABLE = (
+  *(errno.EACCES, errno.EPERM, errno.EROFS),
+  *(errno.ENOTDIR, errno.EEXIST, errno.ENOENT),
+)
 
 
 def directory(cache: str) -> pathlib.Path:
   """Returns the cache directory: `cache`, or else $LM_CACHE, or else ~/.cache/lm.
 
-  For one in a bucket (gs://...) it is a copy, whose artefacts are fetched and stored one by one.
+  For gs://... it is a local mirror; artifacts are fetched and stored one by one.
   """
   name = cache or os.environ.get('LM_CACHE') or _HOME
   if remote.is_remote(name):
-    return remote.copy_of(name, expand(_HOME, 'data.cache').absolute())
+    return remote.local_mirror(name, expand(_HOME, 'data.cache').absolute())
   return expand(name, 'data.cache').absolute()
 
 
@@ -49,15 +53,15 @@ def digest(value: Any) -> str:
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def artefact(
+def get_or_build(
   cache: pathlib.Path, name: str, build: Callable[[pathlib.Path], dict[str, Any]]
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-  """Returns the directory of an artefact and its meta.json, building it if need be.
+  """Returns the directory of an artifact and its meta.json, after building it if necessary.
 
   Args:
-    cache: the cache directory; made if missing.
-    name: what it is and the digest of what shaped it.
-    build: writes files into an empty directory and returns what else meta.json says.
+    cache: the cache directory; created if missing.
+    name: kind and digest of the inputs.
+    build: writes files into an empty directory and returns further entries of meta.json.
 
   Raises:
     UserError: the cache cannot be written, or the disk is full.
@@ -68,7 +72,7 @@ def artefact(
     return place, meta
   try:
     with locked(cache / f'.{name}.lock'):
-      meta = _intact(place)  # made by the process we waited for
+      meta = _intact(place)  # built by the previous holder of the lock
       if meta is None:
         remote.fetch(cache, 'data.cache', under=name)
         meta = _intact(place)
@@ -79,23 +83,17 @@ def artefact(
   except OSError as e:
     if e.errno in _FULL:
       raise UserError(
-        f'data.cache={cache}: the disk is full ({e.strerror}); make room, or set another directory'
+        f'data.cache={cache}: the disk is full ({e.strerror}); free some space, or set another '
+        'directory'
       ) from e
-    if e.errno in (
-      errno.EACCES,
-      errno.EPERM,
-      errno.EROFS,
-      errno.ENOTDIR,
-      errno.EEXIST,
-      errno.ENOENT,
-    ):
-      raise UserError(f'data.cache={cache}: cannot be written: {e.strerror}') from e
+    if e.errno in _UNWRITABLE:
+      raise UserError(f'data.cache={cache}: not writable: {e.strerror}') from e
     raise
 
 
 @contextlib.contextmanager
 def locked(file: pathlib.Path) -> Iterator[None]:
-  """Holds a lock between processes; the system frees it when its holder dies.
+  """Holds a lock between processes; the system releases it when its holder dies.
 
   Raises:
     UserError: another process has held it for longer than any preparation takes.
@@ -103,46 +101,43 @@ def locked(file: pathlib.Path) -> Iterator[None]:
   file.parent.mkdir(parents=True, exist_ok=True)
   what = file.name[1:-5]
   with file.open('a+') as f:
-    began, told = time.monotonic(), False
-    while not _held(f):
-      if not told:
-        print(f'waiting for another process to prepare {what}', file=sys.stderr)
-        told = True
-      if time.monotonic() - began > _LONGEST:
+    waiting_since = None
+    while True:
+      try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        if waiting_since is None:
+          waiting_since = time.monotonic()
+          print(f'waiting for another process to prepare {what}', file=sys.stderr)
+      if time.monotonic() - waiting_since > _MAX_SECONDS:
         f.seek(0)
         raise UserError(
-          f'{file} is held since {_LONGEST / 3600:g} hours by {f.read().strip() or "a process"}, '
-          f'which prepares {what} and does not end; end it, or set another data.cache'
+          f'{file} has been locked for {_MAX_SECONDS / 3600:g} hours by '
+          f'{f.read().strip() or "a process"}, which is still preparing {what}; end it, or set '
+          'another data.cache'
         )
-      time.sleep(_PAUSE)
+      time.sleep(_POLL_SECONDS)
     f.truncate(0)
     f.write(f'process {os.getpid()} of {os.uname().nodename}')
     f.flush()
     yield
 
 
-def _held(file: TextIO) -> bool:
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  return True
-
-
 def save_array(file: pathlib.Path, values: np.ndarray) -> None:
-  """Writes an array as .npy; a full disk is told by its errno, which `np.save` loses."""
+  """Writes an array as .npy; errors keep their errno, which `np.save` loses."""
   buffer = io.BytesIO()
   np.save(buffer, values)
   file.write_bytes(buffer.getbuffer())
 
 
 def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:
-  """Builds an artefact; the caller holds its lock, so nobody else writes under its name."""
+  """Builds an artifact; the caller holds its lock."""
   if place.exists():
-    print(f'warning: {place} is damaged and is prepared anew', file=sys.stderr)
+    print(f'warning: {place} is damaged and is prepared again', file=sys.stderr)
     shutil.rmtree(place)
   partial = place.with_name(f'{place.name}.partial')
-  shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+  shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
   partial.mkdir(parents=True)
   try:
     meta = build(partial)
@@ -160,7 +155,7 @@ def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]])
 
 
 def _intact(place: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the meta.json of an artefact whose files have the sizes it says, or None."""
+  """Returns the meta.json of an artifact whose files have the recorded sizes, or None."""
   try:
     meta = json.loads((place / _META).read_text())
     sizes = {name: (place / name).stat().st_size for name in meta['files']}

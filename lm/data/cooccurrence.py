@@ -1,43 +1,53 @@
-"""How often words stand near each other in a corpus (Pennington et al. 2014, "GloVe").
+"""Co-occurrence counts of words (Pennington et al. 2014, "GloVe"), and rows of counted pairs.
 
-A counter is `fn(corpus, scratch) -> iterator of Pairs`; a config names one in `data.count`. With an
-argument `progress` it is given what to tell of documents done (lm.data.progress). The one here adds
-up pairs of frequent words in a table, of which each is met many times. The others become numbers,
-which are sorted so that equal ones can be added up; where they do not fit in memory they go to
-files as sorted runs, and these are merged in the end.
+A counter is `fn(stream) -> iterator of Pairs`; a config names one in `data.count`. An argument
+`progress` receives the number of documents done. Pairs may recur: `write` sums their counts. It
+distributes pairs to files by a hash, so that only one file at a time is summed in memory.
 """
 
+import contextlib
+import inspect
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import tokenizers
 
-from lm.data.progress import Progress, quiet
+from lm.config import resolve
+from lm.data import cache, fingerprints
+from lm.data.packed_rows import Rows
 from lm.errors import UserError
+from lm.text.tokenizers import vocabulary_size
+from lm.text.vocabulary import words_of
+from lm.workdir.progress import Report, silent
 
+_BLOCK = 2**18  # tokens processed per NumPy call
+_MIN_MEMORY = 2**24  # bytes
+_BYTES = 160  # of memory for each pair of a block
+_DOMAIN = (2,)  # of random numbers; the seed alone orders the rows of epoch 0
+_FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype([('key', np.int64), ('count', np.float64)])
-_BLOCK = 2**18  # tokens, or sorted numbers, that are worked on at once
-_LEAST = 2**24  # bytes; less would make a great many files
+_FILES = 2**7  # that pairs are distributed to
 
 
-class Corpus(NamedTuple):
+class TokenStream(NamedTuple):
   """The tokens of documents.
 
   Attributes:
-    tokens: (tokens,) integers below V, the documents one after another.
-    ends: (documents,) int64, cumulative numbers of tokens.
-    words: (V,) bool, which tokens are words: neither special nor unknown.
+    tokens: (tokens,) integers below V, one document after another.
+    ends: (documents,) int64, cumulative number of tokens.
+    is_word: (V,) bool, False for special and unknown tokens.
   """
 
   tokens: np.ndarray
   ends: np.ndarray
-  words: np.ndarray
+  is_word: np.ndarray
 
 
 class Pairs(NamedTuple):
-  """Words and neighbours of theirs.
+  """Words and their neighbors.
 
   Attributes:
     inputs: (n,) int32, the words, as tokens.
@@ -50,185 +60,230 @@ class Pairs(NamedTuple):
   counts: np.ndarray
 
 
-def neighbours(
-  corpus: Corpus,
-  scratch: pathlib.Path,
-  window: int = 10,
-  memory: int = 2**28,
-  progress: Progress = quiet,
+def count_cooccurrences(
+  stream: TokenStream, window: int = 10, memory: int = 2**28, progress: Report = silent
 ) -> Iterator[Pairs]:
-  """Yields every pair of words that stand near each other in a document, some at a time.
+  """Yields pairs of words that occur near each other in a document, in blocks.
 
-  Two words at a distance d of at most `window` add 1 / d to the pair (i, j) and to (j, i), so that
-  two equal words add 2 / d. What is not a word is taken out before distances are measured, and no
-  window goes beyond a document: GloVe's `cooccur -symmetric 1` does the same with words that are
-  not in its vocabulary, and with lines.
+  Two words at a distance d of at most `window` add 1 / d to the pair (i, j) and to (j, i). Two
+  equal words thus add 2 / d. Tokens that are no words are removed before distances are measured,
+  and no window crosses a document. GloVe's `cooccur -symmetric 1` does the same with words outside
+  its vocabulary, and with lines.
 
   Args:
-    corpus: what is counted.
-    scratch: a directory for the runs, which are removed after the last pairs.
+    stream: the corpus.
     window: the largest distance.
-    memory: bytes that tables and runs take up, beside some 40 MB for the work on them. It changes
-      the order of the pairs, and their counts by no more than rounding.
-    progress: told how many documents of how many are counted.
-
-  Yields:
-    Pairs, in no order that means anything; none comes twice.
+    memory: bytes for the table of frequent pairs and for the block of others. It changes counts by
+      rounding only.
+    progress: receives the number of documents done.
 
   Raises:
     UserError: `window` or `memory` is too small, or `window` too large for so many words.
   """
   if not isinstance(window, int) or window < 1:
-    raise UserError(f'data.count: window={window!r} is not a whole number of 1 or more')
-  if not isinstance(memory, int) or memory < _LEAST:
-    raise UserError(f'data.count: memory={memory!r} is not a number of bytes, {_LEAST} or more')
-  by_rank = _by_frequency(corpus)
+    raise UserError(f'data.count: window={window!r} is not an integer of at least 1')
+  if not isinstance(memory, int) or memory < _MIN_MEMORY:
+    raise UserError(
+      f'data.count: memory={memory!r} is not an integer of at least {_MIN_MEMORY} bytes'
+    )
+  by_rank = _by_frequency(stream)
   size = len(by_rank)
   if size**2 * window >= 2**63:
     raise UserError(f'data.count: window={window} is too large for {size} words')
-  for records in _counted(corpus, by_rank, scratch, window, memory, progress):
-    i = records['key'] // size
-    j = records['key'] - i * size
-    word, neighbour = by_rank[i], by_rank[j]
-    unequal = i != j
-    counts = np.where(unequal, records['count'], 2 * records['count'])
-    yield Pairs(word, neighbour, counts)
-    yield Pairs(neighbour[unequal], word[unequal], counts[unequal])
+  frequent = min(size, math.isqrt(memory // 4 // 8))
+  table = np.zeros(frequent**2)
+
+  def pairs_of(keys: np.ndarray, counts: np.ndarray) -> Pairs:
+    word, neighbor = by_rank[keys // size], by_rank[keys % size]
+    both = np.concatenate([word, neighbor]), np.concatenate([neighbor, word])
+    return Pairs(*both, np.concatenate([counts, counts]))
+
+  def block_of(keys: np.ndarray) -> Pairs:
+    keys.sort()
+    pairs, distances = np.divmod(keys, window)
+    return pairs_of(*_sums(pairs, 1 / (distances + 1)))
+
+  keys: list[np.ndarray] = []
+  for low, high, d in _pairs(stream, by_rank, window, progress):
+    in_table = high < frequent
+    np.add.at(table, low[in_table] * frequent + high[in_table], 1 / d)
+    keys.append(((low * size + high) * window + d - 1)[~in_table])
+    if sum(map(len, keys)) * _BYTES >= memory // 2:
+      yield block_of(np.concatenate(keys))
+      keys = []
+  if keys:
+    yield block_of(np.concatenate(keys))
+  (cells,) = np.nonzero(table)
+  for start in range(0, len(cells), _BLOCK):
+    some = cells[start : start + _BLOCK]
+    yield pairs_of(some // frequent * size + some % frequent, table[some])
 
 
-def _by_frequency(corpus: Corpus) -> np.ndarray:
-  """Returns the words that occur, (n,) int32, the most frequent first."""
-  counts = np.zeros(len(corpus.words), np.int64)
-  for start in range(0, len(corpus.tokens), _BLOCK):
-    counts += np.bincount(corpus.tokens[start : start + _BLOCK], minlength=len(counts))
-  counts[~corpus.words] = 0
+def _by_frequency(stream: TokenStream) -> np.ndarray:
+  """Returns the words of the corpus, (n,) int32, most frequent first."""
+  counts = np.zeros(len(stream.is_word), np.int64)
+  for start in range(0, len(stream.tokens), _BLOCK):
+    counts += np.bincount(stream.tokens[start : start + _BLOCK], minlength=len(counts))
+  counts[~stream.is_word] = 0
   return np.argsort(-counts, kind='stable')[: np.count_nonzero(counts)].astype(np.int32)
 
 
-def _counted(
-  corpus: Corpus,
-  by_rank: np.ndarray,
-  scratch: pathlib.Path,
-  window: int,
-  memory: int,
-  progress: Progress,
-) -> Iterator[np.ndarray]:
-  """Yields records of pairs of ranks i <= j, each once; the key is i * len(by_rank) + j."""
-  size = len(by_rank)
-  frequent = min(size, math.isqrt(memory // 4 // 8))
-  table = np.zeros(frequent**2)
-  held = np.empty(memory // 2 // 8, np.int64)
-  used = 0
-  runs: list[pathlib.Path] = []
-  for low, high, d in _pairs(corpus, by_rank, window, min(_BLOCK, len(held)), progress):
-    in_table = high < frequent
-    np.add.at(table, low[in_table] * frequent + high[in_table], 1 / d)
-    keys = ((low * size + high) * window + (d - 1))[~in_table]
-    if used + len(keys) > len(held):
-      runs.append(_write_run(_added(held[:used], window), scratch, len(runs)))
-      used = 0
-    held[used : used + len(keys)] = keys
-    used += len(keys)
-  (found,) = np.nonzero(table)
-  for start in range(0, len(found), _BLOCK):
-    cells = found[start : start + _BLOCK]
-    yield _records(cells // frequent * size + cells % frequent, table[cells])
-  del table, found
-  if not runs:
-    yield from _added(held[:used], window)
-    return
-  runs.append(_write_run(_added(held[:used], window), scratch, len(runs)))
-  del held
-  yield from _merged(runs, memory // 128)
-  for run in runs:
-    run.unlink()
-
-
 def _pairs(
-  corpus: Corpus, by_rank: np.ndarray, window: int, block: int, progress: Progress
+  stream: TokenStream, by_rank: np.ndarray, window: int, progress: Report
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Yields the lower and the higher ranks, int64, of pairs of words at a distance, and that.
-
-  They are at most `block` at once.
-  """
-  rank_of = np.full(len(corpus.words), -1, np.int64)
+  """Yields the lower and the higher ranks, int64, of pairs of words at a distance, and that."""
+  rank_of = np.full(len(stream.is_word), -1, np.int64)
   rank_of[by_rank] = np.arange(len(by_rank))
   ranks = documents = np.zeros(0, np.int64)
-  for start in range(0, len(corpus.tokens), block):
-    new = rank_of[corpus.tokens[start : start + block]]
+  for start in range(0, len(stream.tokens), _BLOCK):
+    new = rank_of[stream.tokens[start : start + _BLOCK]]
     (places,) = np.nonzero(new >= 0)
-    # The last words of the block before are still neighbours of the first ones of this.
+    # The last words of the previous block are neighbors of the first words of this one.
     seen = min(len(ranks), window)
     ranks = np.concatenate([ranks[len(ranks) - seen :], new[places]])
-    of_new = np.searchsorted(corpus.ends, places + start, side='right')
+    of_new = np.searchsorted(stream.ends, places + start, side='right')
     documents = np.concatenate([documents[len(documents) - seen :], of_new])
     for d in range(1, min(window, len(ranks) - 1) + 1):
-      first = max(seen, d)  # of the words whose left neighbour is looked at
+      first = max(seen, d)  # of the words whose left neighbor is considered
       left, right = slice(first - d, len(ranks) - d), slice(first, None)
-      one, other = ranks[left], ranks[right]
-      if documents[0] != documents[-1]:
-        together = documents[left] == documents[right]
-        one, other = one[together], other[together]
+      same = documents[left] == documents[right]
+      one, other = ranks[left][same], ranks[right][same]
       yield np.minimum(one, other), np.maximum(one, other), d
-    done = np.searchsorted(corpus.ends, start + len(new), side='right')
-    progress(int(done), len(corpus.ends), 'counting neighbours')
+    done = np.searchsorted(stream.ends, start + len(new), side='right')
+    progress(int(done), len(stream.ends), 'counting co-occurrences')
 
 
-def _added(keys: np.ndarray, window: int) -> Iterator[np.ndarray]:
-  """Sorts keys with distances in place and yields records of what they add up to, in order."""
-  keys.sort()
-  weights = 1 / np.arange(1, window + 1)
-  start = 0
-  while start < len(keys):
-    stop = min(start + _BLOCK, len(keys))
-    # Up to where the last pair ends, which may be far beyond.
-    stop = int(np.searchsorted(keys, (keys[stop - 1] // window + 1) * window))
-    pairs = keys[start:stop] // window
-    yield _sums(pairs, weights[keys[start:stop] - pairs * window])
-    start = stop
-
-
-def _sums(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """Returns records of sorted keys, those of equal keys added up."""
+def _sums(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the distinct values of sorted keys, and the sum of the counts of each."""
   (first,) = np.nonzero(np.diff(keys, prepend=-1))
-  return _records(keys[first], np.add.reduceat(counts, first))
+  return keys[first], np.add.reduceat(counts, first)
 
 
-def _records(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  records = np.empty(len(keys), _RECORD)
-  records['key'], records['count'] = keys, counts
-  return records
+def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
+  """Writes distinct pairs into a directory in a random order, and returns their number.
+
+  A hash of the pair and the seed selects one of many files; the pairs of each file are shuffled.
+  Their order is thus random, and the same for every division into blocks.
+  """
+  rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_DOMAIN))
+  multiplier = np.uint64(2 * int(rng.integers(2**63)) + 1)
+  files = [place / f'part-{number}.bin' for number in range(_FILES)]
+  total = 0
+  with contextlib.ExitStack() as stack:
+    parts = [stack.enter_context(file.open('wb')) for file in files]
+    for pairs in blocks:
+      records = np.empty(len(pairs.counts), _RECORD)
+      records['key'] = pairs.inputs.astype(np.int64) << 32 | pairs.neighbours
+      records['count'] = pairs.counts
+      # Multiplicative hashing (Dietzfelbinger et al. 1997): the upper bits of a product.
+      nth = (records['key'].astype(np.uint64) * multiplier >> np.uint64(57)).astype(np.uint8)
+      records = records[np.argsort(nth, kind='stable')]
+      ends = np.cumsum(np.bincount(nth, minlength=_FILES))
+      for part, some in zip(parts, np.split(records, ends[:-1]), strict=True):
+        part.write(some.data)
+  with contextlib.ExitStack() as stack:
+    outputs = {name: stack.enter_context((place / f'{name}.bin').open('wb')) for name in _FIELDS}
+    for file in files:
+      records = np.fromfile(file, _RECORD)
+      records = records[np.argsort(records['key'], kind='stable')]
+      keys, counts = _sums(records['key'], records['count'])
+      order = rng.permutation(len(keys))
+      pairs = Pairs(keys[order] >> 32, keys[order] & 0xFFFFFFFF, counts[order])
+      for name, dtype in _FIELDS.items():
+        outputs[name].write(getattr(pairs, name).astype(dtype).data)
+      total += len(keys)
+      file.unlink()
+  return total
 
 
-def _write_run(blocks: Iterable[np.ndarray], scratch: pathlib.Path, number: int) -> pathlib.Path:
-  file = scratch / f'run-{number}.bin'
-  with file.open('wb') as f:
-    for records in blocks:
-      f.write(records.data)
-  return file
+class PairRows(Rows):
+  """Rows of pairs, `context` of them to a row.
+
+  A row has (T,) arrays: `inputs` and `neighbours`, int32 tokens; `counts`, float32; `weights`,
+  float32, and `segments`, int32, which are 1, and 0 on padding at the end of the last row. Pairs
+  are shuffled, so a row is a random sample of them.
+  """
+
+  def __init__(self, place: pathlib.Path, context: int, meta: Mapping[str, Any]):
+    """Maps prepared files.
+
+    Args:
+      place: directory filled by `write`.
+      context: T, pairs in a row.
+      meta: counts and a digest of the tokens, and the number of their pairs.
+    """
+    super().__init__(f'{place.name}-{context}', context, {**meta, 'tokens': meta['pairs']})
+    self._flat = {
+      name: np.asarray(np.memmap(place / f'{name}.bin', dtype, 'r'))
+      for name, dtype in _FIELDS.items()
+    }
+
+  def __len__(self) -> int:
+    return -(-self.tokens // self.context)
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    places = indices[:, None] * self.context + np.arange(self.context)
+    real = places < self.tokens
+    places = np.minimum(places, self.tokens - 1)
+    batch = {
+      name: np.where(real, flat[places], flat.dtype.type(0)) for name, flat in self._flat.items()
+    }
+    return batch | {'weights': real.astype(np.float32), 'segments': real.astype(np.int32)}
+
+  def counts(self, vocab_size: int) -> np.ndarray:
+    """Returns the number of pairs of each first word, (V,) int64."""
+    return np.bincount(self._flat['inputs'], minlength=vocab_size)
 
 
-def _merged(runs: Sequence[pathlib.Path], held: int) -> Iterator[np.ndarray]:
-  """Yields the records of sorted runs in order, those of equal keys added up.
+def pair_rows(
+  data: Mapping[str, Any],
+  split: str,
+  tokenizer: tokenizers.Tokenizer,
+  seed: int,
+  tokens: pathlib.Path,
+  meta: Mapping[str, Any],
+  progress: Report,
+) -> PairRows:
+  """Returns the pairs that `data.count` finds in the tokens of a split, cached.
 
   Args:
-    runs: files of records.
-    held: how many are in memory at once.
+    data: the config's data section.
+    split: its name, for errors.
+    tokenizer: determines which tokens are words.
+    seed: orders the pairs.
+    tokens: directory of tokens.bin and ends.npy.
+    meta: the contents of its meta.json.
+    progress: passed to counters that take an argument `progress`.
+
+  Raises:
+    UserError: `data.count` is wrong, or there is nothing to count.
   """
-  each = max(1, held // len(runs))
-  left = [run.stat().st_size // _RECORD.itemsize for run in runs]
-  blocks = [np.empty(0, _RECORD) for _ in runs]
-  while any(left) or any(map(len, blocks)):
-    for i, run in enumerate(runs):
-      if left[i] and not len(blocks[i]):
-        offset = run.stat().st_size - left[i] * _RECORD.itemsize
-        blocks[i] = np.fromfile(run, _RECORD, each, offset=offset)
-        left[i] -= len(blocks[i])
-    # Up to the last key of a block, nothing can come from what its run has left.
-    ends = [block['key'][-1] for block, more in zip(blocks, left, strict=True) if more]
-    limit = min(ends, default=np.iinfo(np.int64).max)
-    cuts = [int(np.searchsorted(block['key'], limit, side='right')) for block in blocks]
-    now = np.concatenate([block[:cut] for block, cut in zip(blocks, cuts, strict=True)])
-    blocks = [block[cut:] for block, cut in zip(blocks, cuts, strict=True)]
-    order = np.argsort(now['key'], kind='stable')
-    yield _sums(now['key'][order], now['count'][order])
+  count = resolve.resolve(data['count'], 'data.count')
+  code = fingerprints.of_values(data['count'])
+  shaped_by = {'format': fingerprints.FORMAT, 'tokens': tokens.name, 'seed': seed}
+  shaped_by |= {'count': data['count'], 'code': code}
+
+  def build(place: pathlib.Path) -> dict[str, Any]:
+    is_word = np.zeros(vocabulary_size(tokenizer), bool)
+    is_word[list(words_of(tokenizer).values())] = True
+    if not is_word.any():
+      raise UserError(
+        f'data.tokenizer={data["tokenizer"]["fn"]!r}: its vocabulary has special tokens alone and '
+        'no word; lower its min_count, or take more text'
+      )
+    mapped = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
+    stream = TokenStream(mapped, np.asarray(np.load(tokens / 'ends.npy', mmap_mode='r')), is_word)
+    takes_progress = 'progress' in inspect.signature(count).parameters
+    reported = {'progress': progress} if takes_progress else {}
+    pairs = write(place, resolve.call(count, 'data.count', stream, **reported), seed)
+    if not pairs:
+      raise UserError(
+        f'data.count={data["count"]!r}: in split {split!r} no two words of the vocabulary occur '
+        'near each other in a document'
+      )
+    return {'pairs': pairs, 'shaped_by': shaped_by}
+
+  place, counted = cache.get_or_build(
+    cache.directory(data['cache']), f'pairs-{cache.digest(shaped_by)}', build
+  )
+  return PairRows(place, data['context'], {**meta, 'pairs': counted['pairs']})

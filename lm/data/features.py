@@ -1,4 +1,4 @@
-"""From the examples of a task to features, a chunk at a time, and how they lie on the disk."""
+"""From the examples of a task to features: length policies, encoding, and files of arrays."""
 
 import contextlib
 import dataclasses
@@ -18,17 +18,18 @@ from lm.task import Converter, Example, Features, Task, joined, narrow
 from lm.text.files import half_character
 
 POLICIES = ('error', 'truncate', 'skip')
-# Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
-# 'source', the lengths of each; 'example', which of the chunk's examples each was made of, and
-# 'count', how many those are; 'long', how many are longer than data.context, than
-# data.source_context, and than any of the two.
+# Arrays of a chunk of examples: 'tokens/NAME', 'source/NAME' and 'values/NAME' hold features;
+# 'tokens' and 'source' their lengths; 'example' the index of their example in the chunk; 'count'
+# the number of examples; 'long' how many exceed data.context, data.source_context, and either.
 Arrays = dict[str, np.ndarray]
 STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
 VALUES, EXAMPLE, COUNT, LONG = 'values', 'example', 'count', 'long'
 
 
-def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
-  """Returns the task of a data section and the converter that an architecture needs.
+def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
+  """Returns the task of a data section, and the converter that an architecture needs.
+
+  The task rejects texts with a lone surrogate, which a tokenizer cannot read.
 
   Raises:
     UserError: the section names no such functions; later, from the task, a text is damaged.
@@ -37,45 +38,42 @@ def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
     raise UserError(
       f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.write:encoder_decoder'
     )
-  task = _whole(resolve.call(resolve.resolve(data['task'], 'data.task'), 'data.task'))
-  builder = resolve.resolve(data['convert'], 'data.convert')
-  return task, resolve.call(builder, 'data.convert', task)
-
-
-def _whole(task: Task) -> Task:
-  """Returns a task that takes no text with half a character, which a tokenizer cannot read."""
+  task = resolve.call(resolve.resolve(data['task'], 'data.task'), 'data.task')
 
   def checked(text: str) -> str:
     if half := half_character(text):
       raise UserError(f'data.source: a text of an example {half}')
     return text
 
-  return dataclasses.replace(
+  task = dataclasses.replace(
     task,
-    inputs=lambda example: [checked(part) for part in task.inputs(example)],
-    target=lambda example: checked(task.target(example)),
+    inputs=lambda example, inputs=task.inputs: [checked(part) for part in inputs(example)],
+    target=lambda example, target=task.target: checked(target(example)),
   )
+  builder = resolve.resolve(data['convert'], 'data.convert')
+  return task, resolve.call(builder, 'data.convert', task)
 
 
 def encoder(
   data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, where: Callable[[int], str]
 ) -> Callable[[Iterable[Example], int], Arrays]:
-  """Returns the function that turns examples, from a number on, into arrays of features.
+  """Returns the function from examples, and the index of the first, to arrays of features.
 
   Args:
-    data: the config's data section, of which it reads task, convert, labels, context,
-      source_context and too_long.
-    tokenizer: that of the task.
-    where: names the example of a number, for errors.
+    data: the config's data section; keys task, convert, labels, context, source_context, too_long.
+    tokenizer: of the task.
+    where: names the example of an index, for errors.
 
   Raises:
-    UserError: the section is wrong; later, an example does not fit or is not of the task.
+    UserError: the section is wrong; later, an example is too long or not of the task.
   """
   if data['too_long'] not in POLICIES:
-    raise UserError(f'data.too_long={data["too_long"]!r} is none of {", ".join(POLICIES)}')
-  _, converter = open_task(data)
+    raise UserError(
+      f'data.too_long={data["too_long"]!r} must be one of {", ".join(map(repr, POLICIES))}'
+    )
+  _, converter = build_task(data)
   convert = converter.features(tokenizer, tuple(data['labels']), data['context'])
-  longest = limits(data)
+  limits = length_limits(data)
 
   def arrays(examples: Iterable[Example], start: int) -> Arrays:
     found: list[tuple[int, Features]] = []
@@ -87,11 +85,13 @@ def encoder(
       except UserError as e:
         raise UserError(f'{name()}: {e}') from e
       for features in made:
-        fitted = fit(features, longest, data['too_long'], name)
+        fitted = apply_length_policy(features, limits, data['too_long'], name)
         if fitted is not None:
           found.append((count, fitted))
       if made:
-        beyond = np.array([_beyond(features, longest) for features in made])
+        beyond = np.array(
+          [[_length(getattr(f, stream)) > n for stream, (_, n) in limits.items()] for f in made]
+        )
         long += np.append(beyond.any(axis=0), beyond.any())
       count += 1
     return _stacked(found) | {COUNT: np.array([count]), LONG: long}
@@ -99,28 +99,24 @@ def encoder(
   return arrays
 
 
-def limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-  """Returns what bounds 'tokens' and 'source': the key of a data section, and its value."""
+def length_limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+  """Returns the key of a data section that limits 'tokens' and 'source', and its value."""
   keys = {TOKENS: 'context', SOURCE: 'source_context'}
   return {stream: (key, data[key]) for stream, key in keys.items()}
 
 
-def _beyond(features: Features, limits: Mapping[str, tuple[str, int]]) -> list[bool]:
-  return [_length(getattr(features, stream)) > limit for stream, (_, limit) in limits.items()]
-
-
-def fit(
+def apply_length_policy(
   features: Features,
   limits: Mapping[str, tuple[str, int]],
   policy: str,
   name: Callable[[], str] = lambda: 'an example',
 ) -> Features | None:
-  """Returns features that are no longer than a row, or None when they are to be skipped.
+  """Returns features within the length of a row, or None if they are to be skipped.
 
   Args:
     features: tokens and source of any length.
-    limits: as `limits` returns them.
-    policy: 'error', 'truncate' (the end is cut off) or 'skip'.
+    limits: result of `length_limits`.
+    policy: 'error', 'truncate' (from the right) or 'skip'.
     name: of the example, for the error.
 
   Raises:
@@ -142,31 +138,30 @@ def fit(
   return features
 
 
-def fit_prompt(
+def apply_prompt_length_policy(
   prompt: Features,
   limits: Mapping[str, tuple[str, int]],
   policy: str,
   name: Callable[[], str] = lambda: 'an example',
 ) -> Features | None:
-  """Does what `fit` does for what is there before the first token is written.
+  """Applies `apply_length_policy` to a prompt.
 
-  In a row that is written on, a quarter stays free, and what is cut off is the beginning, after the
-  first token: the end says that now something is to be written.
+  Prompts of decoders are truncated from the left, keeping the first token and leaving a quarter of
+  the context for generation.
   """
   if not prompt.source and policy == 'truncate':
     limit = limits[TOKENS][1] - limits[TOKENS][1] // 4
     if _length(prompt.tokens) > limit:
       cut = {k: np.concatenate([v[:1], v[1 - limit :]]) for k, v in prompt.tokens.items()}
       return prompt._replace(tokens=cut)
-  return fit(prompt, limits, policy, name)
+  return apply_length_policy(prompt, limits, policy, name)
 
 
 def _length(arrays: Mapping[str, np.ndarray]) -> int:
-  lengths = {len(values) for values in arrays.values()}
-  if len(lengths) > 1:
-    sizes = {name: len(values) for name, values in arrays.items()}
-    raise ValueError(f'arrays along one row differ in length: {sizes}')
-  return lengths.pop() if lengths else 0
+  lengths = {name: len(values) for name, values in arrays.items()}
+  if len(set(lengths.values())) > 1:
+    raise ValueError(f'arrays along one row differ in length: {lengths}')
+  return next(iter(lengths.values()), 0)
 
 
 def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
@@ -181,12 +176,12 @@ def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
   return arrays
 
 
-def note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-  """Returns how many examples are left out or cut, and by which keys; '' where none is."""
+def length_note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+  """Returns how many examples were skipped or truncated, and by which keys; '' for none."""
   long = meta['too_long']
   if not long['either'] or data['too_long'] == 'error':
     return ''
-  done = {'skip': 'left out', 'truncate': 'cut'}[data['too_long']]
+  done = {'skip': 'skipped', 'truncate': 'truncated'}[data['too_long']]
   keys = (f'data.{key}={data[key]}' for key in ('context', 'source_context') if long[key])
   return (
     f'{long["either"]:,} of {meta["documents"]:,} examples {done}: they are longer than '
@@ -194,16 +189,16 @@ def note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
   )
 
 
-def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
-  """Writes arrays of features into a directory; returns what meta.json says of them.
+def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
+  """Writes arrays of features into a directory; returns entries of meta.json.
 
-  Arrays along rows go to 'STREAM.NAME.bin', one after another; the others to .npy files. `fields`
-  holds their names, and `dtypes` the type of each that lies along a row.
+  Arrays along rows are concatenated in 'STREAM.NAME.bin'; the others become .npy files. `fields`
+  holds their names, and `dtypes` the type of each array along rows.
 
   Raises:
-    UserError: a field along a row holds integers in some examples and floats in others.
+    UserError: a field along rows holds integers in some examples and floats in others.
   """
-  whole: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
+  arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
   examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()
   with contextlib.ExitStack() as stack:
     files: dict[str, Any] = {}
@@ -215,34 +210,29 @@ def write(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
       for name, values in chunk.items():
         stream, _, field = name.partition('/')
         if not field or stream == VALUES:
-          whole.setdefault(name, []).append(values)
+          arrays.setdefault(name, []).append(values)
           continue
         if name not in files:
           files[name] = stack.enter_context((place / f'{stream}.{field}.bin').open('wb'))
-        if len(values):
-          dtypes.setdefault(name, values.dtype.name)
-        if len(values) and values.dtype.name != dtypes[name]:
+        if len(values) and values.dtype.name != dtypes.setdefault(name, values.dtype.name):
           raise UserError(
             f'data.convert: {field!r} of features is {dtypes[name]} in some examples and '
-            f'{values.dtype.name} in others; give it as one of them'
+            f'{values.dtype.name} in others; use one type'
           )
         files[name].write(values.data)
         content.update(values.data)
-  for name, parts in whole.items():
+  for name, parts in arrays.items():
     values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     if values.dtype.kind == 'f':
-      values = values.astype(np.float32)  # of some chunks integers
+      values = values.astype(np.float32)  # some chunks may hold integers
     content.update(values.tobytes())
     cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
-  fields = sorted([*files, *(name for name in whole if name.startswith(f'{VALUES}/'))])
-  tokens = sum(int(np.sum(part)) for stream in STREAMS for part in whole[stream])
-  features = sum(map(len, whole[EXAMPLE]))
   return {
     'documents': examples,
     'too_long': dict(zip(('context', 'source_context', 'either'), long.tolist(), strict=True)),
-    'features': features,
-    'tokens': tokens,
-    'fields': fields,
+    'features': sum(map(len, arrays[EXAMPLE])),
+    'tokens': sum(int(np.sum(part)) for stream in STREAMS for part in arrays[stream]),
+    'fields': sorted([*files, *(name for name in arrays if name.startswith(f'{VALUES}/'))]),
     'dtypes': dict.fromkeys(files, 'int32') | dtypes,
     'content': content.hexdigest(),
   }

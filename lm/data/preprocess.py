@@ -1,39 +1,39 @@
-"""Preprocessing as steps of data.prepare: normal forms, sentences, words, parts of speech.
+"""Steps of data.prepare: normal forms, sentences, words, parts of speech.
 
   config.data.prepare = (
-    'lm.data.preprocess:sentences',
-    'lm.data.preprocess:segmented(stop=("en", "zh"))',
+    'lm.data.preprocess:split_sentences',
+    'lm.data.preprocess:segment_words(stop=("en", "zh"))',
   )
 
-Each step writes the fields it names and leaves the others of an example as they are. They can be
-used on any field and in any order: what a step writes is the raw text of the next one.
+Each step sets the fields that it names and keeps the others. Steps apply to any field and in any
+order: the output of one is the raw text of the next.
 """
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from lm.data.tokenise import text_of
+from lm.data.pipeline import text_of
 from lm.task import Example
 from lm.text import normal, segment, stop_words, tags
 from lm.text.sentences import spans
 from lm.text.tokens import whole
 
 
-def normalised(
+def normalize(
   examples: Iterable[Example],
   field: str = 'text',
   form: normal.Form = 'NFKC',
   case: normal.Case = 'keep',
   simplify: bool = False,
 ) -> Iterator[Example]:
-  """Yields examples with each line of a text in its normal form; see lm.text.normal.normal_form.
+  """Yields examples with each line of a text in normal form; see lm.text.normal.normal_form.
 
   Args:
-    examples: they have a text.
-    field: under which name.
+    examples: with a text.
+    field: name of the text.
     form: 'NFC', 'NFD', 'NFKC' or 'NFKD'.
     case: 'keep', 'lower' or 'fold'.
-    simplify: whether traditional Chinese characters become simplified ones.
+    simplify: whether to convert traditional to simplified Chinese characters.
 
   Raises:
     UserError: there is no such form or case; an example has no text or a damaged one; OpenCC is not
@@ -46,7 +46,7 @@ def normalised(
     yield {**example, field: '\n'.join(lines)}
 
 
-def sentences(examples: Iterable[Example], field: str = 'text') -> Iterator[Example]:
+def split_sentences(examples: Iterable[Example], field: str = 'text') -> Iterator[Example]:
   """Yields an example for each sentence of a text; see lm.text.sentences.spans.
 
   Raises:
@@ -58,7 +58,7 @@ def sentences(examples: Iterable[Example], field: str = 'text') -> Iterator[Exam
       yield {**example, field: raw[start:end]}
 
 
-def segmented(
+def segment_words(
   examples: Iterable[Example],
   field: str = 'text',
   form: normal.Form = 'NFKC',
@@ -66,55 +66,55 @@ def segmented(
   simplify: bool = False,
   stop: Sequence[str] = (),
 ) -> Iterator[Example]:
-  """Yields examples with the words of a text, in their normal forms, joined by single spaces.
+  """Yields examples with the words of a text, in normal form, joined by single spaces.
 
-  A text that is all stop words becomes an empty one.
+  A text of stop words alone becomes empty.
 
   Args:
-    examples: they have a text.
-    field: under which name.
+    examples: with a text.
+    field: name of the text.
     form: 'NFC', 'NFD', 'NFKC' or 'NFKD'.
     case: 'keep', 'lower' or 'fold'.
-    simplify: whether traditional Chinese characters become simplified ones, and are cut as such.
-    stop: ISO 639-1 codes of languages whose stop words are left out.
+    simplify: whether to convert traditional to simplified Chinese characters before segmentation.
+    stop: ISO 639-1 codes of languages whose stop words are removed.
 
   Raises:
     UserError: there is no such form, case or language; an example has no text or a damaged one; a
-      library that is needed is not installed.
+      required library is not installed.
   """
   normal.check(form, case)
-  left_out = stop_words.of(stop) if stop else frozenset()
+  removed = stop_words.of(stop) if stop else frozenset()
   for example in examples:
     raw = _text(example, field)
-    joined = io.StringIO()  # a long text is never held as a list of its words
+    joined = io.StringIO()  # a list of the words of a long text would need much memory
     for start, end in segment.spans(raw, simplify):
       word = normal.normal_form(raw[start:end], form, case, simplify)
-      if not left_out or stop_words.key(word) not in left_out:
+      if not removed or stop_words.key(word) not in removed:
         joined.write(f' {word}' if joined.tell() else word)
     yield {**example, field: joined.getvalue()}
 
 
-def tagged(
+def tag_words(
   examples: Iterable[Example],
   field: str = 'text',
   tagger: tags.Tagger = tags.parts_of_speech,
   separator: str = '',
   simplify: bool = False,
 ) -> Iterator[Example]:
-  """Yields examples with the 'words' of a text, their 'tags' and 'separator' in place of the text.
+  """Yields examples with 'words', 'tags' and 'separator' in place of a text.
 
-  These are the fields of tagging tasks (lm.data.sources). White space between words is lost, but
+  These are the fields of tagging tasks (lm.data.sources). White space between words is lost, except
   for the separator.
 
   Args:
-    examples: they have a text, best a sentence.
-    field: under which name.
-    tagger: from words to their tags; the import path of a function.
-    separator: what stands between words: '' as for Chinese, or ' '.
-    simplify: whether Chinese is cut as if written in simplified characters.
+    examples: with a text, preferably a sentence.
+    field: name of the text.
+    tagger: from words to their tags; import path of a function.
+    separator: between words: '' as for Chinese, or ' '.
+    simplify: whether to segment Chinese as if written in simplified characters.
 
   Raises:
-    UserError: an example has no text or a damaged one; a library that is needed is not installed.
+    UserError: an example has no text or a damaged one; a required library is not installed.
   """
   for example in examples:
     text = tags.tag(segment.words(whole(_text(example, field)), simplify), tagger)

@@ -56,7 +56,7 @@ class AttentionMaps:
     name: str,
     functions: Components | Inference,
     tokenizer: tokenizers.Tokenizer,
-    rows: AnyRows,
+    rows: Rows,
   ):
     self._tokenizer = tokenizer
     self._examples = _examples(config, name, tokenizer, rows)
@@ -116,23 +116,25 @@ class AttentionMaps:
 
 
 def _examples(
-  config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer, rows: AnyRows
+  config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer, rows: Rows
 ) -> list[Features]:
   """Returns the first short examples of a set, or the beginnings of its first texts."""
   data, section = config.data, config.eval.sets[name]
-  if isinstance(rows, Rows):
+  if isinstance(rows, PackedRows):
     first = (rows[i] for i in range(min(_EXAMPLES, len(rows))))
     return [
       Features({'inputs': row['inputs'][row['segments'] == 1][:_TEXT]}, {}, {}) for row in first
     ]
-  _, converter = features.open_task(data)
+  _, converter = features.build_task(data)
   convert = converter.features(tokenizer, tuple(data.labels), data.context)
   examples = itertools.islice(
-    prepare.examples(data, section.split, section.source or None), _SEARCHED
+    pipeline.examples(data, section.split, section.source or None), _SEARCHED
   )
   made = (found[0] for found in map(convert, examples) if found)
-  limits = {k: (key, min(_LONGEST, most)) for k, (key, most) in features.limits(data).items()}
-  short = (each for each in made if features.fit(each, limits, 'skip') is not None)
+  limits = {
+    k: (key, min(_LONGEST, most)) for k, (key, most) in features.length_limits(data).items()
+  }
+  short = (each for each in made if features.apply_length_policy(each, limits, 'skip') is not None)
   return list(itertools.islice(short, _EXAMPLES))
 
 

@@ -69,13 +69,11 @@ class Evaluators:
     self._vector_metrics = word_vectors.of_config(config)
     word_vectors.check_coverage(self._vector_metrics, words_of(tokenizer))
     apply = apply_of(functions.model)
-    self._sets: dict[
-      str, tuple[batches.AnyRows, tuple[batches.Transform, ...], list[Metric], EvalStep]
-    ] = {}
+    self._sets: dict[str, tuple[Rows, tuple[batches.Transform, ...], list[Metric], EvalStep]] = {}
     self.notes: dict[str, str] = {}
     self.predictors: dict[str, Predictor] = {}
     for name, section in config.eval.sets.items():
-      rows = prepare.rows(
+      rows = pipeline.packed_rows(
         config.data,
         section.split,
         tokenizer,
@@ -244,9 +242,7 @@ class Evaluators:
       eval_artifacts.write_word_map(workdir, step, word_vectors.word_map(found.vectors, words))
 
 
-def _check_weights(
-  rows: batches.AnyRows, transforms: Sequence[batches.Transform], name: str
-) -> None:
+def _check_weights(rows: Rows, transforms: Sequence[batches.Transform], name: str) -> None:
   """Raises UserError where no target of a set counts, so that its means are not numbers."""
   weighted = False
   for batch in batches.eval_batches(rows, 64, transforms=transforms):

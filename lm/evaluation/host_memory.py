@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lm.components import Components, Inference, parameter_count
 from lm.data import batches
+from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.types import TrainState
@@ -105,7 +106,7 @@ def check_program(
   config: ConfigDict,
   functions: Components,
   state: TrainState,
-  rows: batches.AnyRows,
+  rows: Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
   """Raises UserError where the program of a step does not fit the memory of a host of CPU devices.
@@ -251,9 +252,7 @@ def bytes_held(tree: Any) -> int:
   )
 
 
-def _row_bytes(
-  config: ConfigDict, rows: batches.AnyRows, transforms: Sequence[batches.Transform]
-) -> int:
+def _row_bytes(config: ConfigDict, rows: Rows, transforms: Sequence[batches.Transform]) -> int:
   row = batches.batch_at(rows, transforms, 1, config.seed, 0)
   return sum(x.nbytes for x in row.values())
 

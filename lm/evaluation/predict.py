@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from lm.components import Components, Inference
 from lm.config import resolve
-from lm.data import batches, features, prepare
-from lm.data.rows import FeatureRows
+from lm.data import batches, features, pipeline
+from lm.data.packed_rows import FeatureRows
 from lm.decode.constraints import known_words
 from lm.decode.steps import bucket, check_step, padded
 from lm.decode.write import Strategy, rows_of, trace, write
@@ -196,11 +196,12 @@ class Predictor:
     def name(index: int) -> Callable[[], str]:
       return lambda: f'example {index} of eval.sets.{self._name}'
 
-    limits, policy = features.limits(data), data.too_long
+    limits, policy = features.length_limits(data), data.too_long
     return {
       i: fitted
       for i, example in enumerate(self._examples)
-      if (fitted := features.fit_prompt(prompt(example), limits, policy, name(i))) is not None
+      if (fitted := features.apply_prompt_length_policy(prompt(example), limits, policy, name(i)))
+      is not None
     }
 
   def _found(self, params: Params) -> dict[int, Any]:

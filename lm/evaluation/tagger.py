@@ -46,7 +46,7 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
   if data.convert is None or data.convert.partition('(')[0] != 'lm.tasks.find:tags':
     raise UserError(f'--workdir={workdir}: data.convert={data.convert!r} does not tag words')
   with loaded.modules():
-    _, converter = features.open_task(data)
+    _, converter = features.build_task(data)
   labels, context = tuple(data.labels), data.context
   convert = converter.features(loaded.tokenizer, labels, context)
   predict, read = converter.predict, converter.read
@@ -62,7 +62,7 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
     if size > context:
       raise UserError(
         f'{workdir} reads {context} tokens, and a text of {len(words)} words has {size}; tag '
-        'sentence by sentence (lm.data.preprocess:sentences)'
+        'sentence by sentence (lm.data.preprocess:split_sentences)'
       )
     # Rows of one length, so that the model is compiled once.
     row = {name: np.pad(values, (0, context - size)) for name, values in feature.tokens.items()}

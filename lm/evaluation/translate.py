@@ -73,7 +73,7 @@ class Translator:
         f'--workdir={loaded.workdir}: the run has no data.task; a model of text continues a prompt '
         'with lm.generate'
       )
-    task, converter = features.open_task(data)
+    task, converter = features.build_task(data)
     if converter.prompt is None:
       raise UserError(
         f'data.convert={data.convert!r} makes no prompt for a model to write after '
@@ -155,7 +155,7 @@ class Translator:
     if size <= limit or (self._too_long == 'error' and self._loaded.model.reads_on):
       return [prompt]
     if self._too_long == 'truncate':
-      cut = features.fit_prompt(prompt, features.limits(data), 'truncate')
+      cut = features.apply_prompt_length_policy(prompt, features.length_limits(data), 'truncate')
       assert cut is not None
       return [cut]
     words = line.split()

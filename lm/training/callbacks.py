@@ -87,7 +87,7 @@ class MetricLogger:
     workdir: pathlib.Path,
     state: TrainState,
     model: nn.Module,
-    rows: batches.AnyRows,
+    rows: Rows,
   ):
     start = int(state.step)
     self.workdir = workdir

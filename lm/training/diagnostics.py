@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from lm.components import Components
 from lm.data import batches
+from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.parallel import mesh, multihost
@@ -74,9 +75,7 @@ def _not_finite(tree) -> dict[str, int]:
 _LOSS = 'loss'  # the name of the loss to `allow_zero`
 
 
-def check_targets(
-  rows: batches.AnyRows, transforms: Sequence[batches.Transform], config: ConfigDict
-) -> None:
+def check_targets(rows: Rows, transforms: Sequence[batches.Transform], config: ConfigDict) -> None:
   """Raises UserError where no target of the first batch counts."""
   first = batches.batch_at(rows, transforms, config.batch_size, config.seed, 0)
   weights = first.get('weights')

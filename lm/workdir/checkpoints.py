@@ -240,7 +240,7 @@ def _all_processes() -> ocp.options.MultiprocessingOptions:
 
 def folder_of(workdir: pathlib.Path) -> epath.Path:
   """Returns where the checkpoints of a workdir, or of the bucket that it is a copy of, lie."""
-  return epath.Path(remote.original(workdir) or workdir.absolute()) / 'checkpoints'
+  return epath.Path(remote.remote_url(workdir) or workdir.absolute()) / 'checkpoints'
 
 
 def holds_checkpoints(workdir: pathlib.Path) -> bool:

@@ -18,7 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from lm.config import resolve, validate
 from lm.config.base import link_defaults
-from lm.data import module_code
+from lm.data import fingerprints
 from lm.errors import UserError, did_you_mean, first_line
 from lm.workdir import files, sources
 
@@ -180,7 +180,7 @@ def _code(config_file: pathlib.Path) -> dict[str, bytes]:
   beside = {}
   # Without what its steps read, the workdir could not prepare the same data again.
   for name in code:
-    for relative, file in module_code.files_beside(folder / name).items():
+    for relative, file in fingerprints.files_beside(folder / name).items():
       beside[(pathlib.PurePath(name).parent / relative).as_posix()] = file.read_bytes()
   return beside | code | _commit()
 

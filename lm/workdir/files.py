@@ -37,7 +37,7 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
     )
   if not remote.is_remote(name):
     return files.expand(str(name), key)
-  local = remote.copy_of(str(name), cache.directory(''), process)
+  local = remote.local_mirror(str(name), cache.directory(''), process)
   remote.fetch(local, key)
   return local
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from lm.data import batches, prepare
+from lm.data import batches, pipeline
 from lm.text import tokenizers
 
 SEED = 5
@@ -14,7 +14,7 @@ SEED = 5
 @pytest.fixture
 def rows(section, corpus):
   source = corpus('\n'.join(f'line {n} ' + 'x' * (n % 17) for n in range(157)), documents='line')
-  return prepare.rows(section(source), 'train', tokenizers.bytes([]), seed=0)
+  return pipeline.packed_rows(section(source), 'train', tokenizers.bytes([]), seed=0)
 
 
 def noise(row, rng):
@@ -61,7 +61,7 @@ def test_parts_of_a_batch_do_not_depend_on_the_split(rows, transforms):
     assert same(part, {name: values[select] for name, values in whole.items()})
 
 
-def test_transforms_draw_anew_for_each_epoch_and_row(rows):
+def test_transforms_are_random_for_each_epoch_and_row(rows):
   def draw(row, rng):
     return {'drawn': rng.integers(0, 2**31, 1)}
 
@@ -152,7 +152,7 @@ def test_shuffling_is_a_permutation(size):
   assert (batches._shuffled(places[::-1][:50], size, SEED, epoch=2) == found[::-1][:50]).all()
 
 
-def test_large_sets_are_shuffled_anew_each_epoch():
+def test_large_sets_are_shuffled_in_each_epoch():
   orders = [batches._shuffled(np.arange(100), 10**6, SEED, epoch) for epoch in range(2)]
   assert np.count_nonzero(orders[0] == orders[1]) < 3
 

@@ -24,17 +24,17 @@ def never(place):
   raise AssertionError('built although it was there')
 
 
-def test_an_artefact_is_built_once(tmp_path):
-  place, meta = cache.artefact(tmp_path, 'thing', write)
+def test_an_artifact_is_built_once(tmp_path):
+  place, meta = cache.get_or_build(tmp_path, 'thing', write)
   assert place == tmp_path / 'thing' and (place / 'data').read_bytes() == b'whole'
   assert meta['answer'] == 42
-  assert cache.artefact(tmp_path, 'thing', never) == (place, meta)
+  assert cache.get_or_build(tmp_path, 'thing', never) == (place, meta)
   assert json.loads((place / 'meta.json').read_text()) == meta
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'no meta', 'torn meta'])
-def test_a_damaged_artefact_is_rebuilt_loudly(tmp_path, capsys, damage):
-  place, _ = cache.artefact(tmp_path, 'thing', write)
+def test_a_damaged_artifact_is_rebuilt_loudly(tmp_path, capsys, damage):
+  place, _ = cache.get_or_build(tmp_path, 'thing', write)
   if damage == 'cut':
     (place / 'data').write_bytes(b'who')
   elif damage == 'gone':
@@ -43,7 +43,7 @@ def test_a_damaged_artefact_is_rebuilt_loudly(tmp_path, capsys, damage):
     (place / 'meta.json').unlink()
   else:
     (place / 'meta.json').write_text('{"files": {')
-  cache.artefact(tmp_path, 'thing', write)
+  cache.get_or_build(tmp_path, 'thing', write)
   assert (place / 'data').read_bytes() == b'whole'
   assert f'{place} is damaged' in capsys.readouterr().err
 
@@ -54,19 +54,19 @@ def test_what_fails_leaves_nothing_behind(tmp_path):
     raise ZeroDivisionError
 
   with pytest.raises(ZeroDivisionError):
-    cache.artefact(tmp_path, 'thing', fail)
+    cache.get_or_build(tmp_path, 'thing', fail)
   assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
   def fill(place):
     write(place)
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with pytest.raises(UserError, match=r'data\.cache=.*: the disk is full'):
-    cache.artefact(tmp_path, 'thing', fill)
+    cache.get_or_build(tmp_path, 'thing', fill)
   assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
-  cache.artefact(tmp_path, 'thing', write)
+  cache.get_or_build(tmp_path, 'thing', write)
 
 
 def test_arrays_tell_a_full_disk_apart(tmp_path):
@@ -79,7 +79,7 @@ def test_arrays_tell_a_full_disk_apart(tmp_path):
     'def build(place):\n'
     "  cache.save_array(place / 'a.npy', np.arange(100_000))\n"
     '  return {}\n'
-    "cache.artefact(pathlib.Path(sys.argv[1]), 'thing', build)\n"
+    "cache.get_or_build(pathlib.Path(sys.argv[1]), 'thing', build)\n"
   )
   assert hasattr(resource, 'RLIMIT_FSIZE')
   run = subprocess.run([sys.executable, '-c', program, tmp_path], capture_output=True, text=True)
@@ -90,7 +90,7 @@ def test_arrays_tell_a_full_disk_apart(tmp_path):
 def test_a_cache_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'data\.cache=.*file'):
-    cache.artefact(tmp_path / 'file', 'thing', write)
+    cache.get_or_build(tmp_path / 'file', 'thing', write)
 
 
 def build_slowly(place):
@@ -106,10 +106,10 @@ def build_slowly(place):
 def in_process(tmp_path):
   with (pathlib.Path(tmp_path) / 'arrived').open('a') as f:
     f.write(f'{os.getpid()}\n')
-  cache.artefact(pathlib.Path(tmp_path), 'thing', build_slowly)
+  cache.get_or_build(pathlib.Path(tmp_path), 'thing', build_slowly)
 
 
-def test_two_processes_at_once_build_one_artefact(tmp_path):
+def test_two_processes_at_once_build_one_artifact(tmp_path):
   context = multiprocessing.get_context('spawn')
   processes = [context.Process(target=in_process, args=(str(tmp_path),)) for _ in range(2)]
   for process in processes:
@@ -129,7 +129,7 @@ def test_a_killed_process_is_no_obstacle(tmp_path):
   os.kill(process.pid, signal.SIGKILL)
   process.join(60)
   assert (tmp_path / 'thing.partial').exists() and not (tmp_path / 'thing').exists()
-  cache.artefact(tmp_path, 'thing', write)
+  cache.get_or_build(tmp_path, 'thing', write)
   assert (tmp_path / 'thing' / 'data').read_bytes() == b'whole'
   assert not (tmp_path / 'thing.partial').exists()
 
@@ -143,11 +143,11 @@ def test_the_directory_follows_the_environment(monkeypatch):
 
 
 def test_a_process_that_never_ends_preparing_is_named(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(cache, '_LONGEST', 0.2)
+  monkeypatch.setattr(cache, '_MAX_SECONDS', 0.2)
   file = tmp_path / '.tokens-1.lock'
   with (
     cache.locked(file),
-    pytest.raises(UserError, match=rf'by process {os.getpid()} of .* prepares tokens-1'),
+    pytest.raises(UserError, match=rf'by process {os.getpid()} of .* preparing tokens-1'),
     cache.locked(file),  # a second opening of the file is as good as a second process
   ):
     raise AssertionError('two hold it')
@@ -156,14 +156,14 @@ def test_a_process_that_never_ends_preparing_is_named(tmp_path, monkeypatch, cap
     pass
 
 
-def test_what_an_artefact_is_made_of_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_the_files_of_an_artifact_are_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
   synced = {}
 
   def fsync(descriptor):
     synced[os.fstat(descriptor).st_ino] = (tmp_path / 'thing').exists()
 
   monkeypatch.setattr(os, 'fsync', fsync)
-  place, _ = cache.artefact(tmp_path, 'thing', write)
+  place, _ = cache.get_or_build(tmp_path, 'thing', write)
   before = {path.stat().st_ino: False for path in (place, place / 'data', place / 'meta.json')}
   # The name itself is brought to the disk last.
   assert synced == before | {tmp_path.stat().st_ino: True}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.data import batches, features, packing
-from lm.data.rows import FeatureRows
+from lm.data.packed_rows import FeatureRows
 from lm.decode.steps import padded
 from lm.errors import UserError
 from lm.task import Features
@@ -44,9 +44,9 @@ def rows_of(tmp_path):
       | {features.COUNT: np.array([len(part)]), features.LONG: np.zeros(3, int)}
       for part in (found[:half], found[half:])
     ]
-    meta = features.write(place, chunks)
+    meta = features.write_features(place, chunks)
     sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
-    ends, order = packing.whole(sizes, np.array([T, S]), seed)
+    ends, order = packing.pack_examples(sizes, np.array([T, S]), seed)
     np.save(plan / 'row_ends.npy', ends)
     np.save(plan / 'order.npy', order)
     return FeatureRows(place, plan, (T, S), meta)
@@ -96,7 +96,7 @@ def test_weights_are_1_where_a_converter_gives_none(rows_of):
   assert rows[0]['weights'].dtype == np.float32
 
 
-def test_weights_of_a_converter_lie_along_the_row(rows_of):
+def test_weights_of_a_converter_are_along_the_row(rows_of):
   found = made(20, source=False, weights=True, values=False)
   rows = rows_of(found)
   for feature, slot, row in pieces(rows):
@@ -106,7 +106,7 @@ def test_weights_of_a_converter_lie_along_the_row(rows_of):
   assert 'source' not in rows[0] and rows.size == T
 
 
-def test_numbers_of_whole_examples_lie_in_the_order_of_the_segments(rows_of):
+def test_values_of_examples_are_in_the_order_of_the_segments(rows_of):
   found = [f._replace(tokens={'inputs': f.tokens['inputs']}) for f in made(30, source=False)]
   rows = rows_of(found)
   most = max(rows[i]['segments'].max() for i in range(len(rows)))

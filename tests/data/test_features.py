@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from lm.data import features, prepare, tokenise, workers
+from lm.data import features, pipeline
 from lm.errors import UserError
 from lm.task import Features
 from lm.text import tokenizers
@@ -89,7 +89,7 @@ def ids(text):
 
 def prepared(data):
   """Returns the features of a split in the order of the examples, without looking at rows."""
-  place, meta = prepare._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
+  place, meta = pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
   lengths = {stream: np.load(place / f'{stream}.npy') for stream in features.STREAMS}
   found = {}
   for name in meta['fields']:
@@ -110,7 +110,7 @@ def test_features_of_all_chunks_follow_one_another(translating):
   found, example, meta = prepared(translating())
   assert meta['fields'] == ['source/source', 'tokens/inputs', 'tokens/targets']
   assert (meta['documents'], meta['features']) == (700, 700)
-  assert len(tokenise.chunks(700)) == 3
+  assert len(pipeline.chunks(700)) == 3
   assert example.tolist() == list(range(700))
   assert lists(found['tokens/targets']) == [ids(str(i * i)) for i in range(700)]
   sources = [ids(f'n{i} ' + 'x' * (i % 3)) for i in range(700)]
@@ -123,7 +123,7 @@ def test_examples_are_counted_after_the_steps_that_drop_some(translating):
   data = translating(prepare=('some_tasks:odd',))
   found, example, meta = prepared(data)
   # Which is how predictions find the example that a feature was made of.
-  kept = list(prepare.examples(data, 'train'))
+  kept = list(pipeline.examples(data, 'train'))
   assert meta['documents'] == len(kept) == 350
   assert example.tolist() == list(range(350))
   targets = [ids(kept[i]['target']) for i in example]
@@ -148,14 +148,14 @@ def test_an_example_may_have_several_features_or_none(section):
 def test_processes_make_the_features_that_one_makes(translating, tmp_path, monkeypatch):
   places = []
   for count, patience in ((1, 1e9), (2, 0.0)):
-    monkeypatch.setattr(workers, '_PATIENCE', patience)
+    monkeypatch.setattr(pipeline, '_PATIENCE', patience)
     data = translating(count=1500, workers=count, cache=str(tmp_path / f'of {count}'))
-    place, _ = prepare._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
+    place, _ = pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
     places.append({file.name: file.read_bytes() for file in place.iterdir()})
   assert places[0] == places[1] and len(places[0]) == 7
 
 
-def test_too_long_examples_are_told(translating):
+def test_too_long_examples_are_reported(translating):
   with pytest.raises(UserError) as error:
     prepared(translating(source_context=6))
   message = str(error.value)
@@ -182,9 +182,9 @@ def test_too_long_examples_are_skipped(translating):
   assert (meta['documents'], meta['features']) == (700, 100)
 
 
-def test_a_split_without_features_is_told(translating):
+def test_a_split_without_features_is_reported(translating):
   message = (
-    "split 'train' is empty: 700 of 700 examples left out: they are longer than data.context=1 or "
+    "split 'train' is empty: 700 of 700 examples skipped: they are longer than data.context=1 or "
     'data.source_context=6; raise it'
   )
   with pytest.raises(UserError) as error:
@@ -192,17 +192,17 @@ def test_a_split_without_features_is_told(translating):
   assert str(error.value) == message
 
 
-def test_examples_left_out_and_cut_are_counted(translating):
+def test_examples_skipped_and_truncated_are_counted(translating):
   def note(**changes):
-    return prepare.rows(translating(**changes), 'train', BYTES, 0).note
+    return pipeline.packed_rows(translating(**changes), 'train', BYTES, 0).note
 
   assert note() == note(too_long='skip') == ''
-  left_out = '600 of 700 examples left out: they are longer than data.context=5'
+  left_out = '600 of 700 examples skipped: they are longer than data.context=5'
   assert note(context=5, too_long='skip') == note(context=5, too_long='skip') == left_out
-  assert note(context=5, too_long='truncate') == left_out.replace('left out', 'cut')
+  assert note(context=5, too_long='truncate') == left_out.replace('skipped', 'truncated')
 
 
-def test_a_label_that_is_not_there_is_told_with_its_place(section, tmp_path):
+def test_a_label_that_is_not_there_is_reported_with_its_place(section, tmp_path):
   (tmp_path / 'a.tsv').write_text('text\tlabel\na\tham\nb\tspam\n')
   columns = "{'text': 'text', 'label': 'label'}"
   data = section(
@@ -214,10 +214,10 @@ def test_a_label_that_is_not_there_is_told_with_its_place(section, tmp_path):
   )
   message = r"example 1 of split 'train' \(.*a\.tsv, line 3\): data\.labels: there is no 'spam'"
   with pytest.raises(UserError, match=message):
-    prepare.rows(data, 'train', BYTES, 0)
+    pipeline.packed_rows(data, 'train', BYTES, 0)
 
 
-def test_dialogues_without_a_reply_are_told(section, tmp_path):
+def test_dialogues_without_a_reply_are_reported(section, tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"turns": ["hi"]}\n{"turns": ["yo"]}\n')
   data = section(
     f"lm.data.sources:table(files='{tmp_path}/a.jsonl', columns={{'turns': 'turns'}})",
@@ -227,46 +227,46 @@ def test_dialogues_without_a_reply_are_told(section, tmp_path):
     labels=(),
     too_long='error',
   )
-  for make in (prepare.tokenizer, lambda data: prepare.rows(data, 'train', BYTES, 0)):
-    with pytest.raises(UserError, match='left of its 2 examples; a dialogue of one turn has no'):
+  for make in (pipeline.tokenizer, lambda data: pipeline.packed_rows(data, 'train', BYTES, 0)):
+    with pytest.raises(UserError, match='2 examples; a dialogue of one turn has no'):
       make(data)
 
 
-def test_a_vocabulary_without_words_is_told(translating):
+def test_a_vocabulary_without_words_is_reported(translating):
   leaves = {'fn': 'lm.text.tokenizers:words', 'min_count': 9}
-  with pytest.raises(UserError, match=r"min_count=9: nothing in split 'train' occurs so often"):
-    prepare.tokenizer(translating(count=3) | {'tokenizer': leaves})
+  with pytest.raises(UserError, match=r"min_count=9: no word of split 'train'"):
+    pipeline.tokenizer(translating(count=3) | {'tokenizer': leaves})
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'too_long': 'cut'}, "data.too_long='cut' is none of error, truncate, skip"),
+    ({'too_long': 'cut'}, "data.too_long='cut' must be one of 'error', 'truncate', 'skip'"),
     ({'convert': None}, "data.task='lm.tasks.text:text_to_text' needs data.convert, such as"),
     ({'task': 'lm.tasks.text:text_to'}, "lm.tasks.text has no function 'text_to' (did you mean"),
     ({'convert': 'lm.tasks.write:encoder'}, "lm.tasks.write has no function 'encoder'"),
   ],
 )
-def test_mistakes_in_the_section_are_told(changes, message, translating):
+def test_user_errors_in_the_section_are_reported(changes, message, translating):
   data = translating(**changes)
   with pytest.raises(UserError) as error:
-    prepare.rows(data, 'train', prepare.tokenizer(data), 0)
+    pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0)
   assert message in str(error.value)
 
 
-def test_half_a_character_of_a_source_without_files_is_told(translating):
+def test_a_lone_surrogate_of_a_source_without_files_is_reported(translating):
   data = translating() | {'source': 'some_tasks:halves'}
   message = r"a text of an example has the lone surrogate '\\ud800' at character 1, after 'a'"
   with pytest.raises(UserError, match=message):
-    prepare.tokenizer(data | {'tokenizer': {'fn': 'lm.text.tokenizers:characters'}})
+    pipeline.tokenizer(data | {'tokenizer': {'fn': 'lm.text.tokenizers:characters'}})
   with pytest.raises(UserError, match=message):
-    prepare.rows(data, 'train', BYTES, 0)
+    pipeline.packed_rows(data, 'train', BYTES, 0)
 
 
 def test_whatever_shapes_features_names_them(translating):
   def name(**changes):
     data = translating(count=3, **changes)
-    return prepare._tokens(data, data['source'], 'train', BYTES, lambda *_: None)[0].name
+    return pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)[0].name
 
   others = [
     {'convert': 'lm.tasks.write:decoder'},
@@ -282,16 +282,16 @@ def test_whatever_shapes_features_names_them(translating):
 def test_arrays_of_a_converter_that_differ_in_length_are_a_fault():
   uneven = Features({'inputs': np.zeros(3), 'targets': np.zeros(2)}, {}, {})
   with pytest.raises(ValueError, match=r"differ in length: {'inputs': 3, 'targets': 2}"):
-    features.fit(uneven, {'tokens': ('context', 9)}, 'skip')
+    features.apply_length_policy(uneven, {'tokens': ('context', 9)}, 'skip')
 
 
 def test_a_prompt_is_cut_behind_its_first_token_and_keeps_its_end_and_a_quarter_of_the_row():
   prompt = Features({'inputs': np.arange(20), 'prefix': np.ones(20, int)}, {}, {})
   limits = {'tokens': ('context', 16), 'source': ('source_context', 16)}
-  cut = features.fit_prompt(prompt, limits, 'truncate')
+  cut = features.apply_prompt_length_policy(prompt, limits, 'truncate')
   np.testing.assert_array_equal(cut.tokens['inputs'], [0, *range(9, 20)])
   assert len(cut.tokens['prefix']) == 12
-  assert features.fit_prompt(prompt, limits, 'skip') is None
+  assert features.apply_prompt_length_policy(prompt, limits, 'skip') is None
   beside = Features({'inputs': np.zeros(1, int)}, {'source': np.arange(20)}, {})
-  cut = features.fit_prompt(beside, limits, 'truncate')
+  cut = features.apply_prompt_length_policy(beside, limits, 'truncate')
   np.testing.assert_array_equal(cut.source['source'], np.arange(16))

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from lm.data.packing import best_fit, concatenate, whole
+from lm.data.packing import best_fit, concatenate, pack_examples
 
 PACKERS = [concatenate, best_fit]
 
@@ -121,48 +121,48 @@ def rows_of(plan):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_whole_examples_are_each_in_one_row_with_room_for_it(seed):
+def test_examples_are_each_in_one_row_with_space_for_it(seed):
   sizes, capacity = sizes_of(seed), np.array([128, 128])
-  ends, order = plan = whole(sizes, capacity, seed)
+  ends, order = plan = pack_examples(sizes, capacity, seed)
   assert ends.dtype == order.dtype == np.int64
   assert sorted(order.tolist()) == list(range(2000))
   for row in rows_of(plan):
     assert len(row) and (sizes[row].sum(0) <= capacity).all()
 
 
-def test_rows_of_whole_examples_are_more_than_nine_tenths_full():
+def test_rows_of_examples_are_more_than_nine_tenths_full():
   sizes, capacity = sizes_of(0), np.array([128, 128])
-  rows = rows_of(whole(sizes, capacity, 0))
+  rows = rows_of(pack_examples(sizes, capacity, 0))
   assert sizes.sum() / (len(rows) * capacity.sum()) > 0.9
 
 
 def test_an_axis_without_sizes_bounds_nothing():
   sizes = sizes_of(0) * [1, 0]
-  ends, order = whole(sizes, np.array([128, 128]), 0)
+  ends, order = pack_examples(sizes, np.array([128, 128]), 0)
   assert sizes.sum() / (len(ends) * 128) > 0.9
   # Nor does the capacity along it change a row.
-  other_ends, other = whole(sizes, np.array([128, 5]), 0)
+  other_ends, other = pack_examples(sizes, np.array([128, 5]), 0)
   np.testing.assert_array_equal(ends, other_ends)
   np.testing.assert_array_equal(order, other)
 
 
 def test_examples_as_large_as_a_row_and_empty_ones_are_packed():
   sizes = np.array([[8, 3], [0, 0], [8, 8], [1, 8], [0, 0]])
-  rows = rows_of(whole(sizes, np.array([8, 8]), 0))
+  rows = rows_of(pack_examples(sizes, np.array([8, 8]), 0))
   assert sorted(np.concatenate(rows).tolist()) == list(range(5))
   assert all((sizes[row].sum(0) <= 8).all() for row in rows)
 
 
-def test_the_rows_of_whole_examples_depend_on_the_seed_alone():
+def test_the_rows_of_examples_depend_on_the_seed_alone():
   sizes, capacity = sizes_of(0), np.array([128, 128])
-  first, again, other = (whole(sizes, capacity, seed) for seed in (1, 1, 2))
+  first, again, other = (pack_examples(sizes, capacity, seed) for seed in (1, 1, 2))
   assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
   assert not np.array_equal(first[1], other[1])
 
 
-def test_examples_of_a_row_are_not_neighbours_in_the_corpus():
+def test_examples_of_a_row_are_not_neighbors_in_the_corpus():
   # Sorted by length, as some corpora are, rows still hold long and short ones.
   sizes = np.sort(sizes_of(0), axis=0)
-  rows = rows_of(whole(sizes, np.array([128, 128]), 0))
+  rows = rows_of(pack_examples(sizes, np.array([128, 128]), 0))
   spans = [np.ptp(row) for row in rows if len(row) > 3]
   assert np.median(spans) > 500

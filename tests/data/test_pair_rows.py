@@ -6,14 +6,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from lm.data import batches, cooccurrence, pair_rows, prepare
-from lm.data.cooccurrence import Pairs
-from lm.data.pair_rows import PairRows
+from lm.data import batches, cooccurrence, pipeline
+from lm.data.cooccurrence import PairRows, Pairs
 from lm.errors import UserError
 from lm.text import tokenizers
 
 T = 8
-COUNT = 'lm.data.cooccurrence:neighbours(window=2)'
+COUNT = 'lm.data.cooccurrence:count_cooccurrences(window=2)'
 WORDS = {'fn': 'lm.text.tokenizers:words', 'min_count': 1}
 
 
@@ -30,7 +29,7 @@ def written(tmp_path):
   def open_rows(*blocks, seed=0, context=T):
     place = tmp_path / f'pairs-{len(list(tmp_path.iterdir()))}'
     place.mkdir()
-    pairs = pair_rows.write(place, blocks, seed)
+    pairs = cooccurrence.write(place, blocks, seed)
     return PairRows(place, context, {'pairs': pairs, 'documents': 3, 'content': 'some'})
 
   return open_rows
@@ -48,6 +47,15 @@ def test_every_pair_is_there_once_with_its_count(written):
   assert sorted(found['inputs'].tolist()) == list(range(100))
   assert (found['neighbours'] == found['inputs'] + 1000).all()
   assert (found['counts'] == found['inputs'] + 0.5).all()
+
+
+def test_pairs_that_recur_are_summed_whatever_the_blocks(written):
+  pairs, twice = numbered(100), numbered(40)
+  blocks = Pairs(*(a[:70] for a in pairs)), twice, Pairs(*(a[70:] for a in pairs))
+  together = Pairs(*(np.concatenate(arrays) for arrays in zip(pairs, twice, strict=True)))
+  found, one = flat(written(*blocks)), flat(written(together))
+  assert all((found[name] == one[name]).all() for name in found)
+  assert (found['counts'] == (found['inputs'] + 0.5) * np.where(found['inputs'] < 40, 2, 1)).all()
 
 
 def test_the_order_is_random_and_the_seed_decides(written):
@@ -98,8 +106,8 @@ def test_training_and_evaluation_see_each_pair_once(written):
 def test_a_config_names_what_counts(section, corpus):
   source = corpus('a b c\nb a a d\nx', documents='line')
   data = section(source, tokenizer=WORDS, count=COUNT, context=4)
-  tokenizer = prepare.tokenizer(data)
-  rows = prepare.rows(data, 'train', tokenizer, 0)
+  tokenizer = pipeline.tokenizer(data)
+  rows = pipeline.packed_rows(data, 'train', tokenizer, 0)
   found = flat(rows)
   names = [[tokenizer.id_to_token(int(i)) for i in found[k]] for k in ('inputs', 'neighbours')]
   expected = collections.Counter()
@@ -113,15 +121,15 @@ def test_a_config_names_what_counts(section, corpus):
 
 def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
   data = section(corpus('a b c a b d'), tokenizer=WORDS, count=COUNT)
-  tokenizer = prepare.tokenizer(data)
+  tokenizer = pipeline.tokenizer(data)
 
   def fingerprint(seed=0, **changes):
-    return prepare.rows(data | changes, 'train', tokenizer, seed).fingerprint
+    return pipeline.packed_rows(data | changes, 'train', tokenizer, seed).fingerprint
 
   first = fingerprint()
-  others = [fingerprint(1), fingerprint(count='lm.data.cooccurrence:neighbours(window=3)')]
-  broken = (lambda corpus, scratch, window: 1 / 0).__code__
-  monkeypatch.setattr(cooccurrence.neighbours, '__code__', broken)
+  others = [fingerprint(1), fingerprint(count='lm.data.cooccurrence:count_cooccurrences(window=3)')]
+  broken = (lambda stream, window: 1 / 0).__code__
+  monkeypatch.setattr(cooccurrence.count_cooccurrences, '__code__', broken)
   assert fingerprint() == first
   others.append(fingerprint(context=3))
   assert len({first, *others}) == 4
@@ -131,18 +139,18 @@ def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
 
 def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
   data = section(corpus('a b c a b d'), tokenizer=WORDS, count=COUNT)
-  tokenizer = prepare.tokenizer(data)
+  tokenizer = pipeline.tokenizer(data)
 
-  def broken(corpus, scratch, window):
+  def broken(stream, window):
     yield numbered(3)
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    patch.setattr(cooccurrence, 'neighbours', broken)
+    patch.setattr(cooccurrence, 'count_cooccurrences', broken)
     with pytest.raises(UserError, match=r'data\.cache=.*the disk is full'):
-      prepare.rows(data, 'train', tokenizer, 0)
+      pipeline.packed_rows(data, 'train', tokenizer, 0)
   assert not list(pathlib.Path(data['cache']).glob('pairs-*'))
-  rows = prepare.rows(data, 'train', tokenizer, 0)
+  rows = pipeline.packed_rows(data, 'train', tokenizer, 0)
   files = {f.name for f in next(pathlib.Path(data['cache']).glob('pairs-*')).iterdir()}
   assert files == {'meta.json', 'inputs.bin', 'neighbours.bin', 'counts.bin'}
   assert (flat(rows)['counts'] > 0).all()
@@ -152,17 +160,17 @@ def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
 def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
   data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, count=COUNT)
   data['cache'] += f'-{told}'
-  neighbours = cooccurrence.neighbours
+  count = cooccurrence.count_cooccurrences
   monkeypatch.setattr(cooccurrence, '_BLOCK', 3)
   if not told:  # a counter that takes no such argument is none the worse
 
-    def silent(corpus, scratch, window):
-      return neighbours(corpus, scratch, window)
+    def silent(stream, window):
+      return count(stream, window)
 
-    monkeypatch.setattr(cooccurrence, 'neighbours', silent)
+    monkeypatch.setattr(cooccurrence, 'count_cooccurrences', silent)
   lines = []
-  prepare.rows(data, 'train', prepare.tokenizer(data), 0, lambda *line: lines.append(line))
-  counting = [(done, total) for done, total, what in lines if what == 'counting neighbours']
+  pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0, lambda *line: lines.append(line))
+  counting = [(done, total) for done, total, what in lines if what == 'counting co-occurrences']
   # Of nine tokens, with END, the documents have four, three and two.
   assert counting == ([(0, 3), (1, 3), (3, 3)] if told else [])
 
@@ -174,7 +182,7 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
     (
       'a',
       {},
-      r"data\.count=.*in split 'train' no two words of the vocabulary stand near each other",
+      r"data\.count=.*in split 'train' no two words of the vocabulary occur near each other",
     ),
     ('a\nb\nc', {}, r'no two words'),
     (
@@ -182,20 +190,28 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
       {'tokenizer': WORDS | {'min_count': 2}},
       r'data\.tokenizer=.* its vocabulary has special tokens alone',
     ),
-    ('a b', {'count': 'lm.data.cooccurrence:neighbours(window=0)'}, r'data\.count: window=0'),
     (
       'a b',
-      {'count': 'lm.data.cooccurrence:neighbors'},
-      r"data\.count=.*did you mean 'neighbours'",
+      {'count': COUNT.replace('2', '0')},
+      r'data\.count: window=0',
     ),
-    ('a b', {'count': 'lm.data.cooccurrence:neighbours(size=3)'}, r"takes no argument 'size'"),
+    (
+      'a b',
+      {'count': 'lm.data.cooccurrence:count_cooccurrence'},
+      r"data\.count=.*did you mean 'count_cooccurrences'",
+    ),
+    (
+      'a b',
+      {'count': COUNT.replace('window', 'size')},
+      r"takes no argument 'size'",
+    ),
     ('a b', {'task': 'lm.tasks.text:classification'}, r'data\.task=.* and data\.count=.*: only'),
     ('a b', {'context': 0}, r'data\.context=0'),
   ],
 )
-def test_mistakes_are_told_in_one_line(section, corpus, text, changes, message):
+def test_user_errors_are_reported_in_one_line(section, corpus, text, changes, message):
   data = section(corpus(text, documents='line'), tokenizer=WORDS, count=COUNT) | changes
   tokenizer = tokenizers.words([text], data['tokenizer']['min_count'])
   with pytest.raises(UserError, match=message) as e:
-    prepare.rows(data, 'train', tokenizer, 0)
+    pipeline.packed_rows(data, 'train', tokenizer, 0)
   assert '\n' not in str(e.value)

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001
 import pytest
 
-from lm.data import prepare, preprocess, tokenise, workers
+from lm.data import pipeline, preprocess
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -19,11 +19,11 @@ def texts_of(step, *texts, **arguments):
 
 
 def test_other_fields_stay():
-  assert run(preprocess.sentences, 'Go on. He did.', '') == [
+  assert run(preprocess.split_sentences, 'Go on. He did.', '') == [
     {'text': 'Go on.', 'label': 'x'},
     {'text': 'He did.', 'label': 'x'},
   ]
-  for step in (preprocess.normalised, preprocess.segmented):
+  for step in (preprocess.normalize, preprocess.segment_words):
     assert run(step, 'a') == [{'text': 'a', 'label': 'x'}]
     assert list(step([{'text': 'A ﬁ', 'note': ' Ａ  b'}], field='note', case='lower')) == [
       {'text': 'A ﬁ', 'note': 'a b'}
@@ -31,13 +31,18 @@ def test_other_fields_stay():
 
 
 def test_lines_are_normalised_one_by_one():
-  assert texts_of(preprocess.normalised, 'Ａ  b\n\n ﬁ\r\n') == ['A b\n\nfi\n']
+  assert texts_of(preprocess.normalize, 'Ａ  b\n\n ﬁ\r\n') == ['A b\n\nfi\n']
 
 
 def test_words_are_joined_by_spaces():
-  assert texts_of(preprocess.segmented, ' The CAFÉ’s,\n\nopen!', '') == ['the café’s , open !', '']
-  assert texts_of(preprocess.segmented, 'The Cats', case='keep') == ['The Cats']
-  assert texts_of(preprocess.segmented, 'The Cats, THE', stop=('en',), case='keep') == ['Cats ,']
+  assert texts_of(preprocess.segment_words, ' The CAFÉ’s,\n\nopen!', '') == [
+    'the café’s , open !',
+    '',
+  ]
+  assert texts_of(preprocess.segment_words, 'The Cats', case='keep') == ['The Cats']
+  assert texts_of(preprocess.segment_words, 'The Cats, THE', stop=('en',), case='keep') == [
+    'Cats ,'
+  ]
 
 
 def test_chinese_is_segmented_simplified_and_rid_of_stop_words():
@@ -47,12 +52,12 @@ def test_chinese_is_segmented_simplified_and_rid_of_stop_words():
     ('zh',): '来到 北京 清华大学',
   }
   for stop, words in wanted.items():
-    found = texts_of(preprocess.segmented, '我來到了北京的清華大學。', simplify=True, stop=stop)
+    found = texts_of(preprocess.segment_words, '我來到了北京的清華大學。', simplify=True, stop=stop)
     assert found == [words]
 
 
 def test_words_are_tagged_for_a_tagging_task():
-  assert run(preprocess.tagged, '我来到 北京。') == [
+  assert run(preprocess.tag_words, '我来到 北京。') == [
     {
       'label': 'x',
       'words': ['我', '来到', '北京', '。'],
@@ -60,20 +65,20 @@ def test_words_are_tagged_for_a_tagging_task():
       'separator': '',
     }
   ]
-  (example,) = run(preprocess.tagged, 'Old dogs', tagger=lambda w: ['T'] * len(w), separator=' ')
+  (example,) = run(preprocess.tag_words, 'Old dogs', tagger=lambda w: ['T'] * len(w), separator=' ')
   assert example['separator'].join(example['words']) == 'Old dogs' and example['tags'] == ['T', 'T']
 
 
 def test_a_tagger_is_named_by_its_path():
-  step = 'lm.data.preprocess:tagged(tagger="collections:deque", separator=" ")'
-  (example,) = tokenise.examples([{'text': 'old dogs'}], [step], 0, 1)
+  step = 'lm.data.preprocess:tag_words(tagger="collections:deque", separator=" ")'
+  (example,) = pipeline.prepared_examples([{'text': 'old dogs'}], [step], 0, 1)
   assert list(example['tags']) == ['old', 'dogs']
 
 
 STEPS = (
-  'lm.data.preprocess:normalised',
-  'lm.data.preprocess:sentences',
-  'lm.data.preprocess:segmented(field="text", stop=("en",))',
+  'lm.data.preprocess:normalize',
+  'lm.data.preprocess:split_sentences',
+  'lm.data.preprocess:segment_words(field="text", stop=("en",))',
 )
 
 
@@ -88,10 +93,10 @@ def test_steps_prepare_alike_in_every_process(section, corpus, monkeypatch):
   lines = ''.join(f'The {n} Ｄogs of {n}. It barked!\n' for n in range(1000))
   data = section(corpus(lines, documents='line'), prepare=STEPS)
   byte_tokens = tokenizers.bytes([])
-  alone = prepare.rows(data, 'train', byte_tokens, 0)
+  alone = pipeline.packed_rows(data, 'train', byte_tokens, 0)
   assert alone.documents == 2000 and '7 dogs 7 .' in documents(alone)
-  monkeypatch.setattr(workers, '_PATIENCE', 0.0)
-  shared = prepare.rows(
+  monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
+  shared = pipeline.packed_rows(
     data | {'workers': 2, 'cache': data['cache'] + '2'}, 'train', byte_tokens, 0
   )
   assert shared.fingerprint == alone.fingerprint
@@ -100,22 +105,22 @@ def test_steps_prepare_alike_in_every_process(section, corpus, monkeypatch):
 @pytest.mark.parametrize(
   ('step', 'message'),
   [
-    ('segmented(field="txt")', "no string under 'txt'; it has 'text'"),
-    ('segmented(stop=("xx",))', "no stop words of 'xx'"),
-    ('segmented(case="upper")', "case='upper'"),
-    ('normalised(form="nfkc")', "form='nfkc' is none of 'NFC'"),
-    ('segment', "did you mean .*'segmented'"),
+    ('segment_words(field="txt")', "no string under 'txt'; it has 'text'"),
+    ('segment_words(stop=("xx",))', "no stop words of 'xx'"),
+    ('segment_words(case="upper")', "case='upper'"),
+    ('normalize(form="nfkc")', "form='nfkc' is none of 'NFC'"),
+    ('segment_word', "did you mean .*'segment_words'"),
   ],
 )
-def test_mistakes_are_told_in_one_line(section, corpus, step, message):
+def test_user_errors_are_reported_in_one_line(section, corpus, step, message):
   data = section(corpus('some text'), prepare=(f'lm.data.preprocess:{step}',))
   with pytest.raises(UserError, match=message) as e:
-    prepare.rows(data, 'train', tokenizers.bytes([]), 0)
+    pipeline.packed_rows(data, 'train', tokenizers.bytes([]), 0)
   assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('step', ['normalised', 'sentences', 'segmented'])
-def test_half_a_character_is_told_in_one_line_and_leaves_nothing(section, tmp_path, step):
+@pytest.mark.parametrize('step', ['normalize', 'split_sentences', 'segment_words'])
+def test_a_lone_surrogate_is_reported_in_one_line_and_leaves_nothing(section, tmp_path, step):
   file = tmp_path / 'some.jsonl'
   file.write_text('{"text": "fine"}\n{"text": "ab \\ud83d cd"}\n')
   data = section(
@@ -123,12 +128,12 @@ def test_half_a_character_is_told_in_one_line_and_leaves_nothing(section, tmp_pa
   )
   message = r"jsonl, line 2: 'text' has the lone surrogate '\\ud83d' at character 3, after 'ab '"
   with pytest.raises(UserError, match=message) as e:
-    prepare.rows(data, 'train', tokenizers.bytes([]), 0)
+    pipeline.packed_rows(data, 'train', tokenizers.bytes([]), 0)
   assert '\n' not in str(e.value)
   assert not list(tmp_path.glob('cache/tokens-*'))
 
 
 def test_control_characters_and_odd_scripts_pass(section, corpus):
   text = 'a\x00b\x1b[0m \x07 e\u0301\u0323 👩‍👩‍👧 مرحبا'
-  found = texts_of(preprocess.segmented, text, form='NFC', case='keep')
+  found = texts_of(preprocess.segment_words, text, form='NFC', case='keep')
   assert found == ['a b [ 0m ẹ\u0301 👩‍👩‍👧 مرحبا']

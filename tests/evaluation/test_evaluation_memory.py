@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
-from lm.data import prepare
+from lm.data import pipeline
 from lm.errors import UserError
 from lm.evaluation import host_memory
 from lm.evaluation.evaluators import Evaluators

@@ -67,7 +67,7 @@ def test_figures_do_not_depend_on_seed_packing_or_batch(config):
 def test_rows_of_evaluation_are_the_file_in_order(config):
   for seed in (0, None):
     data = config(seed=seed or 0).data
-    rows = prepare.rows(data, 'train', tokenizers.bytes([]), seed)
+    rows = pipeline.packed_rows(data, 'train', tokenizers.bytes([]), seed)
     weights = np.concatenate([rows[i]['weights'] for i in range(len(rows))]) > 0
     targets = np.concatenate([rows[i]['targets'] for i in range(len(rows))])[weights]
     ordered = [b for line in LINES for b in [*(x + 1 for x in line.encode()), 0]]
@@ -114,7 +114,7 @@ def test_which_transforms_there_are_is_said(config):
 
 
 def test_padding_of_the_last_batch_is_empty_after_transforms(config):
-  rows = prepare.rows(config().data, 'train', tokenizers.bytes([]), None)
+  rows = pipeline.packed_rows(config().data, 'train', tokenizers.bytes([]), None)
   size = len(rows) - 1
   last = list(batches.eval_batches(rows, size, transforms=(lambda row, rng: row,)))[-1]
   assert last['weights'][0].any() and not last['weights'][1:].any()
@@ -142,7 +142,7 @@ def test_a_set_without_targets_that_count_is_refused(config):
 
 
 def test_one_target_at_the_end_of_a_set_is_enough(config):
-  rows = prepare.rows(config().data, 'train', tokenizers.bytes([]), None)
+  rows = pipeline.packed_rows(config().data, 'train', tokenizers.bytes([]), None)
   assert len(rows) > 64  # two batches
 
   def only_last(row, rng):

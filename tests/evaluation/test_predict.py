@@ -9,7 +9,7 @@ import pytest
 
 from lm import components
 from lm.config import base as configs
-from lm.data import batches, prepare
+from lm.data import batches, pipeline
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.predict import Predictor

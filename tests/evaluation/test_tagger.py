@@ -37,7 +37,7 @@ def test_tags_are_those_of_the_evaluation(run):
   functions = components.build_components(config, loaded.tokenizer.get_vocab_size())
   predictor = Evaluators(config, functions, loaded.tokenizer).predictors['validation']
   expected = predictor.predictions(loaded.params).outputs
-  examples = prepare.examples(config.data, 'validation')
+  examples = pipeline.examples(config.data, 'validation')
   examples = list(itertools.islice(examples, len(expected)))
   separator = examples[0]['separator']
   found = [tag(e['words'], workdir=str(run), separator=separator) for e in examples]
@@ -52,7 +52,7 @@ def test_a_trained_tagger_serves_like_another(run):
   assert [raw[t.start : t.end] for t in text.tokens] == [t.text for t in text.tokens]
   labels = set(load(run).config.data.labels)
   assert {t.tag for t in text.tokens} <= labels
-  (example,) = tagged([{'text': raw}], tagger=by, separator=' ')
+  (example,) = tag_words([{'text': raw}], tagger=by, separator=' ')
   assert example['tags'] == [t.tag for t in text.tokens]
   assert tag([], workdir=str(run)) == []
 

@@ -7,7 +7,7 @@ import textwrap
 import in_process
 import pytest
 
-from lm.data import prepare
+from lm.data import pipeline
 from lm.decode.write import Strategy
 from lm.errors import UserError
 from lm.evaluation.translate import Translator, windows
@@ -121,7 +121,7 @@ def test_empty_lines_stay_empty(translator):
 def test_lines_are_prepared_as_the_sources_were(workdir):
   loaded = load.load(workdir)
   prepare = [
-    f"lm.data.preprocess:normalised(field='{f}', case='lower')" for f in ('source', 'target')
+    f"lm.data.preprocess:normalize(field='{f}', case='lower')" for f in ('source', 'target')
   ]
   config = loaded.config.copy_and_resolve_references()
   config.data.prepare = tuple(prepare)
@@ -261,7 +261,7 @@ def test_mistakes_are_one_line(arguments, message, workdir):
 )
 def test_runs_that_do_not_suit_are_told(arg, language, message, folder):
   config = experiment.load(f'{folder / FILE}:{arg}' if arg else str(folder / FILE))
-  loaded = load.Loaded(config, None, None, prepare.tokenizer(config.data), 1, None)
+  loaded = load.Loaded(config, None, None, pipeline.tokenizer(config.data), 1, None)
   with pytest.raises(UserError) as error:
     opened(loaded, language=language)
   assert message in str(error.value)
@@ -269,7 +269,7 @@ def test_runs_that_do_not_suit_are_told(arg, language, message, folder):
 
 def test_a_language_that_the_task_knows_is_taken(folder):
   config = experiment.load(f'{folder / FILE}:languages')
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   made = opened(load.Loaded(config, None, None, tokenizer, 1, None), language='fr')
   (prompt,) = made._parts('eins', 1)
   assert prompt.source['source'][0] == tokenizer.token_to_id('<|to fr|>')

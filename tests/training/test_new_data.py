@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lm.config import base as configs
-from lm.data import module_code
+from lm.data import fingerprints
 from lm.errors import UserError
 from lm.text import tokenizers
 from lm.workdir import experiment, sources
@@ -116,7 +116,7 @@ def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
   assert kept - {'commit.txt'} == {'stop.txt', 'lists/a.txt'}
   # What is prepared is found again from the workdir.
   with sources.modules_of(tmp_path / 'run/source'):
-    found = module_code.of_values('keeps_files:step')
+    found = fingerprints.of_values('keeps_files:step')
   del before['file ../outside.txt']
   assert found == before
   sources.use_folder(tmp_path)

@@ -68,7 +68,7 @@ def forget():
 
 def test_local_names_stay_as_they_are(tmp_path):
   assert files.workdir(str(tmp_path)) == tmp_path
-  assert remote.original(tmp_path) is None
+  assert remote.remote_url(tmp_path) is None
   remote.push(tmp_path)
   remote.fetch(tmp_path)
   assert list(tmp_path.iterdir()) == []
@@ -124,7 +124,7 @@ def test_an_artefact_is_built_once_for_all_machines(bucket, tmp_path, monkeypatc
   for home in ('first', 'second', 'second'):
     monkeypatch.setenv('HOME', str(tmp_path / home))
     folder = cache.directory('gs://b/cache')
-    place, meta = cache.artefact(folder, 'thing', build)
+    place, meta = cache.get_or_build(folder, 'thing', build)
     assert (place / 'data').read_bytes() == b'whole' and meta['answer'] == 42
     forget()
   assert len(built) == 1

@@ -141,5 +141,5 @@ def test_digests_differ_where_a_file_does(folder_of):
 def test_a_cache_entry_is_named_before_its_module_was_imported(folder_of):
   folder_of('source', 1)
   with sources.opened(folder_of('source', 1)):
-    found = module_code.of_paths(['mine_of_sources:value'])
+    found = fingerprints.of_paths(['mine_of_sources:value'])
   assert len(found['mine_of_sources']) == 64

@@ -1,0 +1,235 @@
+"""Rows by index: arrays of equal length, assembled from a packing plan and memory-mapped tokens."""
+
+import abc
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lm.data.packing import PackingPlan
+
+_COUNTED = 2**24  # tokens per call of bincount
+
+
+class Rows(abc.ABC):
+  """Random access to the rows of a split.
+
+  A row is a dict of arrays, as lm.types describes a batch without its first axis.
+
+  Attributes:
+    tokens: number of targets, of tokens of features, or of pairs in all rows.
+    documents: number of documents or examples.
+    fingerprint: names content and order; differs between machines.
+    content: digest of the tokens, equal on every machine.
+    context: T.
+    size: capacity of a row in tokens or pairs.
+  """
+
+  tokens: int
+  documents: int
+  fingerprint: str
+  content: str
+  context: int
+  size: int
+
+  def __init__(self, fingerprint: str, context: int, meta: Mapping[str, Any]):
+    self.tokens, self.documents, self.content = meta['tokens'], meta['documents'], meta['content']
+    self.fingerprint, self.context, self.size = fingerprint, context, context
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns rows stacked on a first axis.
+
+    Args:
+      indices: (B,) integers, 0 <= index < len(self).
+    """
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if not -len(self) <= index < len(self):
+      raise IndexError(index)
+    return {name: values[0] for name, values in self.batch(np.array([index % len(self)])).items()}
+
+
+class PackedRows(Rows):
+  """Rows of running text: parts of documents packed into T tokens.
+
+  A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. A part from the
+  middle of a document has the preceding token as its first input, at position 0; its segment sees
+  nothing else of the document. The bytes of a document's text are stored at its END, so that they
+  sum over all rows to the size of the text.
+
+  Attributes:
+    bytes: UTF-8 bytes of all documents.
+  """
+
+  def __init__(
+    self, tokens: pathlib.Path, plan: pathlib.Path, context: int, meta: Mapping[str, Any]
+  ):
+    """Maps prepared files.
+
+    Args:
+      tokens: directory of tokens.bin, ends.npy and doc_bytes.npy.
+      plan: directory of the arrays of a PackingPlan.
+      context: T, tokens in a row.
+      meta: counts of the tokens, and their type.
+    """
+    super().__init__(plan.name, context, meta)
+    self.bytes: int = meta['bytes']
+    # Plain arrays over the maps: indexing an np.memmap costs several times as much.
+    self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
+    self._ends = _load(tokens / 'ends.npy')
+    self._doc_bytes = _load(tokens / 'doc_bytes.npy')
+    self._plan = PackingPlan(*(_load(plan / f'{field}.npy') for field in PackingPlan._fields))
+
+  def __len__(self) -> int:
+    return len(self._plan.row_ends)
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    plan, shape = self._plan, (len(indices), self.context)
+    parts, count, nth = _parts_of_rows(plan.row_ends, indices)
+    starts, documents = plan.starts[parts], plan.documents[parts]
+    lengths = plan.lengths[parts].astype(np.int64)
+    position, place = _places(count, lengths, self.context)
+    source = np.repeat(starts, lengths) + position
+    part_ends = np.cumsum(lengths) - 1
+    complete = starts + lengths == self._ends[documents]
+    at_end = part_ends[complete] if place is None else place[part_ends[complete]]
+    return {
+      # The token before the first one of a document is the END of another document. Before the
+      # very first one, index -1 wraps around to the END of the last document.
+      'inputs': _put(self._tokens[source - 1], place, shape, np.int32),
+      'targets': _put(self._tokens[source], place, shape, np.int32),
+      'weights': _put(1, place, shape, np.float32),
+      'segments': _put(np.repeat(nth + 1, lengths), place, shape, np.int32),
+      'positions': _put(position, place, shape, np.int32),
+      'bytes': _put(self._doc_bytes[documents[complete]], at_end, shape, np.int32),
+    }
+
+  def counts(self, vocab_size: int) -> np.ndarray:
+    """Returns the frequency of each token, (V,) int64."""
+    starts = range(0, len(self._tokens), _COUNTED)
+    parts = (np.bincount(self._tokens[i : i + _COUNTED], minlength=vocab_size) for i in starts)
+    return sum(parts, np.zeros(vocab_size, np.int64))
+
+
+class FeatureRows(Rows):
+  """Rows of a task: entire features, several to a row.
+
+  A row has the features along it by their names. For an encoder-decoder it also has the features
+  along the encoder's row, with `source_segments` and `source_positions`. Values per example are
+  (P,) arrays in the order of their segments. Weights are 1 where a converter gives none.
+
+  Attributes:
+    example: (features,) int64, the index of the example of each.
+    note: how many examples data.too_long skipped or truncated; '' for none.
+    size: T plus, for an encoder-decoder, S.
+  """
+
+  def __init__(
+    self,
+    place: pathlib.Path,
+    plan: pathlib.Path,
+    contexts: tuple[int, int],
+    meta: Mapping[str, Any],
+  ):
+    """Maps prepared files.
+
+    Args:
+      place: directory written by lm.data.features.
+      plan: directory of row_ends.npy and order.npy.
+      contexts: T and S, tokens in a row, and in a row of the encoder of an encoder-decoder.
+      meta: counts, and the names of the fields.
+    """
+    super().__init__(plan.name, contexts[0], meta)
+    self.example = _load(place / 'example.npy')
+    self.note: str = meta.get('note', '')
+    self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
+    self._most = int(np.diff(self._row_ends, prepend=0).max())
+    fields: dict[str, list[str]] = {'tokens': [], 'source': [], 'values': []}
+    for name in meta['fields']:
+      kind, _, field = name.partition('/')
+      fields[kind].append(field)
+    self._values = {field: _load(place / f'values.{field}.npy') for field in fields['values']}
+    self._streams = []
+    for stream, prefix, size in zip(('tokens', 'source'), ('', 'source_'), contexts, strict=True):
+      arrays = {
+        field: np.asarray(
+          np.memmap(place / f'{stream}.{field}.bin', meta['dtypes'][f'{stream}/{field}'], 'r')
+        )
+        for field in fields[stream]
+      }
+      if arrays:
+        lengths = _load(place / f'{stream}.npy')
+        self._streams.append((prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
+    self.size = sum(size for *_, size in self._streams)
+
+  def __len__(self) -> int:
+    return len(self._row_ends)
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    parts, count, nth = _parts_of_rows(self._row_ends, indices)
+    features = self._order[parts]
+    per_example = (len(indices), self._most)
+    slot = np.repeat(np.arange(len(indices)) * self._most, count) + nth
+    batch = {'examples': _put(features + 1, slot, per_example, np.int32)}
+    for field, values in self._values.items():
+      batch[field] = _put(values[features], slot, per_example, values.dtype)
+    for prefix, arrays, all_lengths, starts, size in self._streams:
+      lengths, shape = all_lengths[features], (len(indices), size)
+      position, place = _places(count, lengths, size)
+      source = np.repeat(starts[features], lengths) + position
+      batch[f'{prefix}segments'] = _put(np.repeat(nth + 1, lengths), place, shape, np.int32)
+      batch[f'{prefix}positions'] = _put(position, place, shape, np.int32)
+      for name, flat in arrays.items():
+        batch[name] = _put(flat[source], place, shape, flat.dtype)
+    if 'weights' not in batch and 'targets' in batch:
+      batch['weights'] = (batch['segments'] > 0).astype(np.float32)
+    return batch
+
+
+def _parts_of_rows(
+  row_ends: np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the parts of some rows, how many each row has, and the index of each in its row."""
+  first = np.where(indices > 0, row_ends[indices - 1], 0)
+  count = row_ends[indices] - first
+  nth = _within(count)
+  return np.repeat(first, count) + nth, count, nth
+
+
+def _places(
+  count: np.ndarray, lengths: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Returns the position of each token in its part, and its index in the flat (B * size,) batch.
+
+  Args:
+    count: (B,) parts of each row.
+    lengths: tokens of each part.
+    size: capacity of a row; None is returned for indices where all rows are full.
+  """
+  position = _within(lengths)
+  used = np.add.reduceat(lengths, np.cumsum(count) - count)
+  if (used == size).all():
+    return position, None
+  return position, np.repeat(np.arange(len(count)) * size, used) + _within(used)
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+  """Returns 0, 1, ..., count - 1 for each of the counts, one after another."""
+  ends = np.cumsum(counts)
+  return np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+
+
+def _put(values, place: np.ndarray | None, shape: tuple[int, int], dtype: Any) -> np.ndarray:
+  """Returns an array with values at flat places and 0 elsewhere."""
+  array = np.zeros(shape[0] * shape[1], dtype)
+  array[slice(None) if place is None else place] = values
+  return array.reshape(shape)
+
+
+def _load(path: pathlib.Path) -> np.ndarray:
+  return np.asarray(np.load(path, mmap_mode='r'))

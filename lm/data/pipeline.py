@@ -1,0 +1,548 @@
+"""The data pipeline: from a config's data section to a tokenizer and to packed rows of tokens.
+
+Three kinds of artifacts are cached, each under a digest of its inputs: the tokenizer, the tokens of
+a split, and the packing plan of those tokens. For a task the tokens are the features of its
+examples (lm.data.features). Where co-occurrences are counted, their pairs replace the plan
+(lm.data.cooccurrence).
+
+Examples are processed in chunks of fixed size. A preparation step sees the examples of one chunk,
+so its results do not depend on the number of processes.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fractions
+import functools
+import hashlib
+import itertools
+import multiprocessing
+import os
+import pathlib
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lm.config import resolve
+from lm.data import cache, features, fingerprints, packing
+from lm.data.batches import map_ahead
+from lm.data.packed_rows import FeatureRows, PackedRows, Rows
+from lm.errors import UserError
+from lm.task import Example, as_example, mismatch
+from lm.text.files import half_character
+from lm.text.tokenizers import SEPARATOR, end_id, text_reader, vocabulary_size, with_specials
+from lm.text.vocabulary import words_of
+from lm.workdir.progress import Report, silent, ticking
+
+CHUNK = 256  # examples that a preparation step sees together
+_IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
+# Keys of a data section that determine the features of a task.
+_TASK = ('task', 'convert', 'labels', 'context', 'source_context', 'too_long')
+_PIECE = 2**20  # characters; longer documents are tokenized in pieces
+_LONGEST = 2**31 - 1  # bytes of a document, as batches hold int32
+_BATCH = 2**22  # characters per call of the tokenizer, which bounds its memory
+_PATIENCE = 10.0  # seconds of remaining work that justify starting processes
+_AHEAD = 2  # chunks in progress per worker
+
+
+def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a config, trained on the training split or cached.
+
+  Args:
+    data: the config's data section.
+    report: receives the number of documents read.
+
+  Raises:
+    UserError: the section or the corpus is wrong.
+  """
+  train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
+  source = open_source(data['source'], data['train'])
+  leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
+  shaped_by = fingerprints.of_split(data, data['source'], data['train'], source)
+  shaped_by |= {'tokenizer': leaves, 'tokenizer code': fingerprints.of_values(leaves)}
+  specials: tuple[str, ...] = tuple(data['specials'])
+  texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
+  if data['task'] is not None:
+    task, converter = features.build_task(data)
+    specials, texts_of = (SEPARATOR, *task.specials, *specials), converter.texts
+    shaped_by |= _task_fingerprint(data, ('task', 'convert'))
+  shaped_by |= {'specials': specials}
+
+  def build(place: pathlib.Path) -> dict[str, Any]:
+    with ticking(report) as shown:
+      texts = _TrainingTexts(source, tuple(data['prepare']), texts_of, shown)
+      if not any(texts):
+        raise UserError(_no_text(data, data['source'], data['train'], len(source)))
+      trained = with_specials(resolve.call(train, 'data.tokenizer', texts), specials)
+    if 'min_count' in data['tokenizer'] and not words_of(trained):
+      raise UserError(
+        f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: no word of split '
+        f'{data["train"]!r} is that frequent; lower it, or take more text'
+      )
+    (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
+    return {'vocab_size': vocabulary_size(trained), 'shaped_by': shaped_by}
+
+  place, _ = _cached(data, 'tokenizer', shaped_by, build)
+  return tokenizers.Tokenizer.from_file(str(place / 'tokenizer.json'))
+
+
+def examples(data: Mapping[str, Any], split: str, source: str | None = None) -> Iterator[Example]:
+  """Yields the examples of a split, after the preparation steps, in order."""
+  opened = open_source(source or data['source'], split)
+  for start, stop in chunks(len(opened)):
+    yield from prepared_examples(opened, data['prepare'], start, stop)
+
+
+def packed_rows(
+  data: Mapping[str, Any],
+  split: str,
+  tokenizer: tokenizers.Tokenizer,
+  seed: int | None,
+  report: Report = silent,
+  source: str | None = None,
+  transformed: bool = True,
+) -> Rows:
+  """Returns a split as rows of tokens or of pairs, prepared or cached.
+
+  Evaluation rows have no seed and are packed in the order of the source, whatever `data.pack` is:
+  text is cut every `context` tokens. Results of runs with different seeds, batches and packing are
+  thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
+
+  Args:
+    data: the config's data section.
+    split: which split of the source.
+    tokenizer: encodes its text.
+    seed: orders the documents before packing, or the pairs; None for evaluation.
+    report: receives the number of documents done.
+    source: import path of a source other than the config's, as for an evaluation set.
+    transformed: whether rows reserve space for transforms, by `data.reserve`.
+
+  Raises:
+    UserError: the section or the corpus is wrong.
+  """
+  for key in ('context', 'source_context'):
+    if data[key] < 1:
+      raise UserError(f'data.{key}={data[key]}: a row has at least one token')
+  if data['task'] is not None and data['count'] is not None:
+    raise UserError(
+      f'data.task={data["task"]!r} and data.count={data["count"]!r}: only plain text is counted; '
+      'leave one of them empty'
+    )
+  reserve = _reserve(data) if transformed else 1.0
+  place, meta = _tokens(data, source or data['source'], split, tokenizer, report)
+  if data['count'] is not None:
+    from lm.data import cooccurrence  # most runs do not need it
+
+    return cooccurrence.pair_rows(data, split, tokenizer, seed or 0, place, meta, report)
+  shaped_by = {'format': fingerprints.FORMAT, 'tokens': place.name, 'seed': seed}
+  shaped_by |= {key: data[key] for key in ('context', 'source_context')}
+  if data['task'] is None:
+    path = _IN_ORDER if seed is None else data['pack']
+    pack = resolve.resolve(path, 'data.pack')
+    shaped_by |= {'pack': path, 'code': fingerprints.of_values(path)}
+  else:
+    shaped_by |= {'reserve': reserve}
+
+  def build(plan_place: pathlib.Path) -> dict[str, Any]:
+    if data['task'] is None:
+      ends = np.load(place / 'ends.npy', mmap_mode='r')
+      plan = resolve.call(pack, 'data.pack', ends, data['context'], seed)._asdict()
+    else:
+      sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
+      capacity = np.array([data['context'], data['source_context']])
+      # As a decimal fraction: 10 x 1.1 is 11, but 12 in binary floating point rounded up.
+      times = fractions.Fraction(str(reserve))
+      sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
+      row_ends, order = packing.pack_examples(sizes, capacity, seed)
+      plan = {'row_ends': row_ends, 'order': order}
+    for field, values in plan.items():
+      cache.save_array(plan_place / f'{field}.npy', values)
+    return {'rows': len(plan['row_ends']), 'shaped_by': shaped_by}
+
+  plan_place, _ = _cached(data, 'plan', shaped_by, build)
+  if data['task'] is None:
+    return PackedRows(place, plan_place, data['context'], meta)
+  return FeatureRows(place, plan_place, (data['context'], data['source_context']), meta)
+
+
+def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
+  """Returns a split of the source with an import path.
+
+  Raises:
+    UserError: there is no such source, or it returns no sequence.
+  """
+  opened = resolve.call(resolve.resolve(path, 'data.source'), 'data.source', split)
+  by_position = hasattr(opened, '__len__') and hasattr(opened, '__getitem__')
+  if not by_position or isinstance(opened, str | bytes | Mapping):
+    raise UserError(
+      f'data.source={path!r} returns a {type(opened).__name__} for split {split!r}; examples are '
+      'read by position and more than once: return a list, or an object with __len__ and '
+      '__getitem__'
+    )
+  return opened
+
+
+def chunks(count: int) -> list[tuple[int, int]]:
+  """Returns the first and last index, exclusive, of the chunks of `count` examples."""
+  return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def prepared_examples(
+  source: Sequence[dict[str, Any]], steps: Iterable[str], start: int, stop: int
+) -> Iterator[Example]:
+  """Yields the results of the preparation steps for the examples from `start` to `stop`.
+
+  Raises:
+    UserError: an example is no dict, or a step does not return examples.
+  """
+  found: Iterator[Example] = (as_example(source[i], 'data.source') for i in range(start, stop))
+  for i, path in enumerate(steps):
+    key = f'data.prepare[{i}]'
+    made = resolve.call(resolve.resolve(path, key), key, found)
+    if not isinstance(made, Iterable) or isinstance(made, str | Mapping):
+      raise UserError(
+        f'{key}={path!r} returns a {type(made).__name__}; a step takes an iterator of examples and '
+        'returns another, as with yield'
+      )
+    found = map(functools.partial(as_example, key=key), made)
+  return found
+
+
+def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> str:
+  """Returns the text of an example under a field; `key` names its origin in errors.
+
+  Raises:
+    UserError: there is none, or it has a lone surrogate.
+  """
+  text = example.get(field)
+  if not isinstance(text, str):
+    raise mismatch(example, field, 'string', key)
+  if half := half_character(text):
+    raise UserError(f'{key}: {field!r} of an example {half}')
+  return text
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingTexts:
+  """The texts that a tokenizer is trained on; every iteration starts at the first."""
+
+  source: Sequence[dict]
+  steps: tuple[str, ...]
+  texts_of: Callable[[Example], list[str]]
+  report: Report
+
+  def __iter__(self) -> Iterator[str]:
+    for start, stop in chunks(len(self.source)):
+      for example in prepared_examples(self.source, self.steps, start, stop):
+        for text in self.texts_of(example):
+          yield from (piece for piece, _ in _pieces(text))
+      self.report(stop, len(self.source), 'training the tokenizer')
+
+
+def _cached(
+  data: Mapping[str, Any], kind: str, shaped_by: Any, build: Callable[[pathlib.Path], Any]
+) -> tuple[pathlib.Path, dict[str, Any]]:
+  name = f'{kind}-{cache.digest(shaped_by)}'
+  return cache.get_or_build(cache.directory(data['cache']), name, build)
+
+
+def _reserve(data: Mapping[str, Any]) -> float:
+  """Returns the space of an example in a training row, as a multiple of its size."""
+  if data['reserve'] < 1:
+    raise UserError(f'data.reserve={data["reserve"]}: must be at least 1.0')
+  if data['reserve'] > 1 and data['task'] is None:
+    raise UserError(
+      f'data.reserve={data["reserve"]}: text without a task is packed without gaps; it must be 1.0'
+    )
+  return data['reserve']
+
+
+def _tokens(
+  data: Mapping[str, Any],
+  source_path: str,
+  split: str,
+  tokenizer: tokenizers.Tokenizer,
+  report: Report,
+) -> tuple[pathlib.Path, dict[str, Any]]:
+  """Returns the directory of the tokens or features of a split, and its meta.json."""
+  source = open_source(source_path, split)
+  task = None if data['task'] is None else {key: _plain(data[key]) for key in _TASK}
+  job = Job(source_path, split, tuple(data['prepare']), tokenizer.to_str(), task)
+  shaped_by = fingerprints.of_split(data, source_path, split, source)
+  shaped_by['tokenizer'] = hashlib.sha256(job.tokenizer.encode()).hexdigest()
+  if task is not None:
+    shaped_by |= _task_fingerprint(data, _TASK)
+
+  def build(place: pathlib.Path) -> dict[str, Any]:
+    with contextlib.closing(encode(job, source, data['workers'])) as encoded:
+      arrays = _reported(encoded, len(source), split, report)
+      if task is None:
+        meta, note = write_tokens(place, arrays, token_type(tokenizer)), ''
+      else:
+        meta = features.write_features(place, arrays)
+        note = features.length_note(task, meta)
+        meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
+    if not meta['bytes' if task is None else 'features']:
+      empty = f'split {split!r} is empty: {note}; raise it'
+      raise UserError(empty if note else _no_text(data, source_path, split, len(source)))
+    return meta | {'shaped_by': shaped_by}
+
+  return _cached(data, 'tokens' if task is None else 'features', shaped_by, build)
+
+
+def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> str:
+  """Returns the message for a split without text, whose source has `count` examples."""
+  if not data['prepare'] or not count:
+    return f'data.source={source!r}: split {split!r} has no text'
+  of_turns = any(step.startswith('lm.tasks.dialogue:unroll') for step in data['prepare'])
+  return (
+    f'data.prepare={tuple(data["prepare"])!r}: split {split!r} has no text: the steps remove all '
+    f'{count:,} examples' + '; a dialogue of one turn has no reply' * of_turns
+  )
+
+
+def _reported(arrays: Iterable['Arrays'], total: int, split: str, report: Report) -> Iterator:
+  for done, chunk in enumerate(arrays, 1):
+    yield chunk
+    report(min(done * CHUNK, total), total, f'preparing {split!r}')
+
+
+def _task_fingerprint(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+  """Returns everything that determines a task's artifacts."""
+  code = fingerprints.of_values([data['task'], data['convert']])
+  return {'task': {key: _plain(data[key]) for key in keys}, 'task code': code}
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+# Tokens.
+
+Arrays = dict[str, np.ndarray]
+
+
+class EncodedTexts(NamedTuple):
+  """Documents as tokens.
+
+  Attributes:
+    tokens: the documents one after another, each followed by END.
+    counts: int64, the tokens of each document, END included.
+    sizes: int64, the UTF-8 bytes of the text of each document.
+  """
+
+  tokens: np.ndarray
+  counts: np.ndarray
+  sizes: np.ndarray
+
+
+def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
+  """Returns the smallest type that holds every token."""
+  return np.uint16 if vocabulary_size(tokenizer) < 2**16 else np.uint32
+
+
+def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], EncodedTexts]:
+  """Returns the function from texts to tokens.
+
+  Text that looks like a special token is encoded as text. `sizes` counts the bytes of the text
+  after the preparation steps, before the tokenizer normalizes it.
+  """
+  reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
+
+  def encode_texts(texts: Iterable[str]) -> EncodedTexts:
+    tokens, counts, sizes = [np.empty(0, dtype)], [0], [0]
+    for batch in _batches(texts):
+      found = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+      for (piece, is_last), encoding in zip(batch, found, strict=True):
+        ids = np.array([*encoding.ids, end] if is_last else encoding.ids, dtype)
+        tokens.append(ids)
+        counts[-1] += len(ids)
+        sizes[-1] += len(piece.encode())
+        if is_last:
+          counts.append(0)
+          sizes.append(0)
+    return EncodedTexts(
+      np.concatenate(tokens), np.array(counts[:-1], np.int64), np.array(sizes[:-1], np.int64)
+    )
+
+  return encode_texts
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+  """Yields lists of pieces of about `_BATCH` characters."""
+  batch: list[tuple[str, bool]] = []
+  size = 0
+  for piece in itertools.chain.from_iterable(map(_pieces, texts)):
+    batch.append(piece)
+    size += len(piece[0])
+    if size >= _BATCH:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+  """Yields pieces of a text, cut at line ends or else before spaces, and whether each is the last.
+
+  A text at most `_PIECE` long is one piece. A tokenizer needs a hundred times the size of its text.
+  """
+  start = 0
+  while len(text) - start > _PIECE:
+    stop = start + _PIECE
+    cut = text.rfind('\n', start, stop) + 1 or max(start, text.rfind(' ', start, stop))
+    cut = cut if cut > start else stop
+    yield text[start:cut], False
+    start = cut
+  yield text[start:], True
+
+
+def write_tokens(place: pathlib.Path, chunks: Iterable[Arrays], dtype: Any) -> dict[str, Any]:
+  """Writes the tokens of documents into a directory; returns entries of meta.json.
+
+  Raises:
+    UserError: the bytes of a document exceed int32.
+  """
+  counts: list[np.ndarray] = [np.zeros(0, np.int64)]
+  sizes: list[np.ndarray] = [np.zeros(0, np.int64)]
+  content = hashlib.sha256()
+  with (place / 'tokens.bin').open('wb') as f:
+    for chunk in chunks:
+      if (longest := chunk['sizes'].max(initial=0)) > _LONGEST:
+        nth = sum(map(len, counts)) + chunk['sizes'].argmax() + 1
+        raise UserError(
+          f'data.source: document {nth:,} has {longest:,} bytes; the maximum is {_LONGEST:,}: '
+          'divide it into several'
+        )
+      f.write(chunk['tokens'].data)
+      content.update(chunk['tokens'].data)
+      counts.append(chunk['counts'])
+      sizes.append(chunk['sizes'])
+  ends, doc_bytes = np.cumsum(np.concatenate(counts)), np.concatenate(sizes)
+  cache.save_array(place / 'ends.npy', ends)
+  cache.save_array(place / 'doc_bytes.npy', doc_bytes)
+  return {
+    'documents': len(ends),
+    'tokens': int(ends[-1]) if len(ends) else 0,
+    'bytes': int(doc_bytes.sum()),
+    'dtype': np.dtype(dtype).name,
+    'content': content.hexdigest(),
+  }
+
+
+# Processes.
+
+
+class Job(NamedTuple):
+  """A split of a source to be tokenized, after preparation steps."""
+
+  source: str
+  split: str
+  steps: tuple[str, ...]
+  tokenizer: str  # as JSON
+  task: dict[str, Any] | None = None  # keys of a data section that lm.data.features reads
+
+
+def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, None, None]:
+  """Yields the fields of EncodedTexts, or for a task the arrays of features, chunk by chunk.
+
+  This process works alone until much work is known to remain; then `workers` processes take over.
+
+  Args:
+    job: what to do.
+    source: the source of the job, opened in this process.
+    workers: number of processes; 1 for this process alone, 0 for one per core.
+
+  Raises:
+    UserError: the source or a step reports a mistake of the user.
+    RuntimeError: a worker failed or died.
+  """
+  work = _chunk_encoder(job, source)
+  workers = workers or os.cpu_count() or 1
+  bounds = chunks(len(source))
+  start = time.monotonic()
+  for done, chunk in enumerate(bounds, 1):
+    yield work(*chunk)
+    left = len(bounds) - done
+    if workers > 1 and left > 1 and (time.monotonic() - start) / done * left > _PATIENCE:
+      yield from _encode_in_processes(min(workers, left), job, bounds[done:])
+      return
+
+
+def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arrays]:
+  """Returns the function that tokenizes a chunk in this process."""
+  tokenizer = tokenizers.Tokenizer.from_str(job.tokenizer)
+  chunk = functools.partial(prepared_examples, source, job.steps)
+  if job.task is None:
+    encode_texts = text_encoder(tokenizer)
+    return lambda start, stop: encode_texts(map(text_of, chunk(start, stop)))._asdict()
+  # Steps may remove or multiply examples; then their indices say nothing about the source.
+  place = None if job.steps else getattr(source, 'place', None)
+
+  def where(index: int) -> str:
+    example = f'example {index} of split {job.split!r}'
+    return example if place is None else f'{example} ({place(index)})'
+
+  encode_examples = features.encoder(job.task, tokenizer, where)
+  return lambda start, stop: encode_examples(chunk(start, stop), start)
+
+
+def _encode_in_processes(
+  workers: int, job: Job, bounds: Sequence[tuple[int, int]]
+) -> Generator[Arrays, None, None]:
+  context = multiprocessing.get_context('spawn')
+  pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (job,))
+  try:
+    with _without_main():
+      results = map_ahead(pool, _encode_chunk, bounds, _AHEAD * workers)
+    yield from results
+  except concurrent.futures.BrokenExecutor as e:
+    raise RuntimeError(
+      'a preparation worker died; often memory is exhausted: lower data.workers'
+    ) from e
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+  """Keeps processes started inside from importing the main module, which may have no guard."""
+  main, sys.modules['__main__'] = sys.modules['__main__'], types.ModuleType('__main__')
+  try:
+    yield
+  finally:
+    sys.modules['__main__'] = main
+
+
+_worker: Callable[[], Callable[[int, int], Arrays]]  # of a worker process
+
+
+def _start_worker(job: Job) -> None:
+  global _worker
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the processes are the parallelism
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  # Opened by the first chunk, whose errors reach the parent.
+  _worker = functools.cache(lambda: _chunk_encoder(job, open_source(job.source, job.split)))
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
+
+
+def _encode_chunk(chunk: tuple[int, int]) -> Arrays:
+  try:
+    return _worker()(*chunk)
+  except UserError:
+    raise
+  except Exception:
+    raise RuntimeError(f'a preparation worker failed:\n{traceback.format_exc()}') from None

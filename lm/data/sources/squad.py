@@ -1,0 +1,141 @@
+"""Questions about passages in the formats of SQuAD, also used by CMRC 2018."""
+
+import itertools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lm.data.sources.base import Example, LazySequence, check_choice, split_bounds, split_files
+from lm.data.sources.byte_spans import ByteSpans, fingerprint, read_json, strings, suffix
+from lm.errors import UserError
+from lm.text.files import half_character
+
+_KEYS = ('id', 'context', 'question', 'answers')
+
+
+def squad(
+  split: str, files: str | Sequence[str], validation: float = 0.0, misplaced: str = 'error'
+) -> Sequence[Example]:
+  """Returns {'id', 'context', 'question', 'answers'} for each question.
+
+  An answer is {'text', 'start'}, in characters from the beginning of the context; an unanswerable
+  question has none (SQuAD v2.0). Files are .json as published (articles, paragraphs, questions), or
+  .jsonl with one question per line; 'answer_start' is the position of an answer. Answers may also
+  be one object of two lists, as in Hugging Face data sets. Rajpurkar et al. 2016, arXiv:1606.05250,
+  and 2018, arXiv:1806.03822.
+
+  Args:
+    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
+    validation: the fraction of the contexts set aside, the last ones, with all their questions.
+    misplaced: policy for answers that are not at 'answer_start': 'error', or 'skip', which also
+      skips a question without any remaining answer. Their number is reported.
+
+  Raises:
+    UserError: files that are missing or in another format; an unknown split; an invalid question,
+      context or answer; a misplaced answer.
+  """
+  check_choice('misplaced', misplaced, ('error', 'skip'))
+  found = split_files(split, files)
+  skipped: list[str] = []
+  everything = itertools.chain.from_iterable(
+    _questions(file, skipped if misplaced == 'skip' else None) for file in found
+  )
+  contexts = [list(group) for _, group in itertools.groupby(everything, lambda q: q['context'])]
+  start, stop = split_bounds(split, files, len(contexts), validation, 'contexts')
+  questions = list(itertools.chain.from_iterable(contexts[start:stop]))
+  note = f'{len(skipped)} misplaced answers are skipped, the first: {skipped[0]}' if skipped else ''
+
+  def place(index: int) -> str:
+    return f'question {questions[index]["id"]!r:.60}'
+
+  return LazySequence(len(questions), questions.__getitem__, fingerprint(found), place, note)
+
+
+def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
+  """Yields the questions of a file; appends misplaced answers to `skipped`, or raises if None."""
+  try:
+    for record in _records(file):
+      question = _question(record, file, skipped)
+      if question is not None:
+        yield question
+  except (AttributeError, KeyError, TypeError) as e:
+    raise UserError(
+      f'{file} has not the layout of SQuAD: data, paragraphs, context, qas in .json; {_KEYS} in '
+      f"each line of .jsonl; answers as {{'text', 'answer_start'}}: {e!r}"
+    ) from e
+
+
+def _records(file: pathlib.Path) -> Iterator[Mapping[str, Any]]:
+  """Yields each question as stored, with its context."""
+  if suffix(file) == '.jsonl':
+    lines = ByteSpans([file], ['line'])
+    for i in range(len(lines)):
+      yield lines.json_object(i, _KEYS)
+  elif suffix(file) == '.json':
+    try:
+      found = read_json(ByteSpans([file], ['file'])[0])
+    except ValueError as e:
+      raise UserError(f'{file}: not JSON: {e}') from e
+    for article in found['data']:
+      for paragraph in article['paragraphs']:
+        for record in paragraph['qas']:
+          yield record | {'context': paragraph['context']}
+  else:
+    raise UserError(f'data.source: {file}: its name must end in .json or .jsonl (or with .gz)')
+
+
+def _question(
+  record: Mapping[str, Any], file: pathlib.Path, skipped: list[str] | None
+) -> Example | None:
+  """Returns a question after checking its fields and answers; None if all answers are skipped."""
+  place = f'{file}: question {record["id"]!r:.60}'
+  for key in ('context', 'question'):
+    if not isinstance(record[key], str):
+      raise UserError(f'{place}: {key!r} is {record[key]!r:.60}, not a string')
+  for half in filter(None, map(half_character, strings(dict(record)))):
+    raise UserError(f'{place} {half}')
+  context = record['context']
+  given = _answers(record['answers'], place)
+  answers = []
+  for text, start in given:
+    if text and start >= 0 and context[start : start + len(text)] == text:
+      answers.append({'text': text, 'start': start})
+      continue
+    wrong = (
+      f'{place}: the answer {text!r:.60} is not at character {start} of its context, which has '
+      f'{context[max(start, 0) :][: len(text)]!r:.60} there'
+    )
+    if skipped is None:
+      raise UserError(f"{wrong}; misplaced='skip' skips such answers")
+    skipped.append(wrong)
+  if given and not answers:
+    return None
+  question = {'id': str(record['id']), 'context': context, 'question': record['question']}
+  return question | {'answers': answers}
+
+
+def _answers(found: Any, place: str) -> list[tuple[str, int]]:
+  """Returns text and start of each answer, after checking their types."""
+  pairs: list[tuple[Any, Any]] | None = None
+  if isinstance(found, dict):
+    texts, starts = found.get('text'), found.get('answer_start')
+    if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+      pairs = list(zip(texts, starts, strict=True))
+  elif isinstance(found, list) and all(
+    isinstance(answer, dict) and {'text', 'answer_start'} <= answer.keys() for answer in found
+  ):
+    pairs = [(answer['text'], answer['answer_start']) for answer in found]
+  if pairs is None:
+    raise UserError(
+      f"{place}: 'answers' is {found!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
+      'object of two lists of equal length under those names'
+    )
+  for text, start in pairs:
+    if not isinstance(text, str):
+      raise UserError(f"{place}: the 'text' of an answer is {text!r:.60}, not a string")
+    if not isinstance(start, int) or isinstance(start, bool):
+      raise UserError(
+        f"{place}: the 'answer_start' of {text!r:.60} is {start!r:.60}, not an integer"
+      )
+  return pairs

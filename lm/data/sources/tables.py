@@ -1,0 +1,160 @@
+"""Tables of task examples: .tsv, .csv and .jsonl, optionally gzipped, read by position."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lm.data.sources.base import (
+  Example,
+  LazySequence,
+  available,
+  check_choice,
+  split_bounds,
+  split_files,
+)
+from lm.data.sources.byte_spans import ByteSpans, suffix
+from lm.errors import UserError
+
+_UNITS = {'.tsv': 'row', '.csv': 'record', '.jsonl': 'line'}
+EMPTY = ('error', 'skip')
+
+
+def table(
+  split: str,
+  files: str | Sequence[str],
+  columns: Mapping[str, str | Sequence[str]],
+  validation: float = 0.0,
+  join: str = ' ',
+  empty: str = 'error',
+) -> LazySequence:
+  """Returns an example for every row of a table.
+
+  The first line of each .tsv and .csv names its columns. In .tsv a quotation mark is an ordinary
+  character; .csv is quoted according to RFC 4180. Lines of .jsonl are objects. Blank lines are
+  skipped.
+
+  A field is a string; JSON numbers and booleans become strings as JSON writes them. A field called
+  'value', for regression, becomes a float, and a JSON list of strings stays a list.
+
+  Args:
+    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced.
+    columns: the column of each field, as {'text': 'sentence', 'label': 'polarity'}, or several
+      columns whose strings are joined, as {'text': ('title', 'description')}.
+    validation: the fraction set aside, the last rows.
+    join: separator of joined strings.
+    empty: policy for rows with an empty field: 'error' or 'skip'.
+
+  Raises:
+    UserError: files that are missing, damaged or empty; no such column; an unknown split. A
+      malformed row raises when it is read.
+  """
+  check_choice('empty', empty, EMPTY)
+  if not isinstance(columns, Mapping) or not columns:
+    raise UserError(
+      f"data.source: columns={columns!r} must name the column of each field, as {{'text': "
+      "'sentence'}"
+    )
+  found = split_files(split, files)
+  for file in found:
+    if suffix(file) not in _UNITS:
+      known = ', '.join(_UNITS)
+      raise UserError(f'data.source: {file}: its name must end in one of {known}, or that with .gz')
+  spans = ByteSpans(found, [_UNITS[suffix(file)] for file in found])
+  fields = {f: (c,) if isinstance(c, str) else tuple(c) for f, c in columns.items()}
+  names = {name for several in fields.values() for name in several}
+  counts = spans.counts()
+  firsts = (np.cumsum(counts) - counts)[counts > 0]
+  headed = [i for i in firsts if suffix(spans.file_of(i)) != '.jsonl']
+  headers = {spans.file_of(i): _header(spans, i, names) for i in headed}
+  rows = np.delete(np.arange(len(spans)), headed)
+  if not len(rows):
+    raise UserError(f'data.source: {spans.place(0)}: no row follows the header')
+  rows = rows[slice(*split_bounds(split, files, len(rows), validation, 'rows'))]
+
+  def read(row: int) -> Example:
+    record = _record(spans, row, headers.get(spans.file_of(row)), names)
+    return {
+      field: _joined([record[name] for name in several], join, spans.place, row)
+      for field, several in fields.items()
+    }
+
+  def make(index: int) -> Example:
+    example = read(rows[index])
+    for field, value in example.items():
+      if not value:
+        raise UserError(f"{place(index)}: {field!r} is empty; empty='skip' skips such rows")
+    if 'value' in example:
+      example['value'] = _finite(example['value'], place(index))
+    return example
+
+  def place(index: int) -> str:
+    return spans.place(rows[index])
+
+  note, count = '', len(rows)
+  if empty == 'skip':
+    rows = np.array([row for row in rows.tolist() if all(read(row).values())], np.int64)
+    if not len(rows):
+      raise UserError(f'data.source: {found[0]}: every row has an empty field')
+    skipped = count - len(rows)
+    note = f'{skipped} rows with an empty field are skipped' if skipped else ''
+  return LazySequence(len(rows), make, spans.fingerprint, place, note)
+
+
+def _header(spans: ByteSpans, index: int, names: Iterable[str]) -> list[str]:
+  """Returns the names of the columns, after checking that each of `names` is there once."""
+  header = _cells(spans, index)
+  for name in names:
+    if header.count(name) != 1:
+      wrong, near = ('two columns', '') if name in header else ('no column', name)
+      raise UserError(f'{spans.place(index)}: {wrong} {name!r}{available(near, header)}')
+  return header
+
+
+def _record(
+  spans: ByteSpans, row: int, header: list[str] | None, names: Iterable[str]
+) -> dict[str, Any]:
+  """Returns the values of a row by the names of their columns."""
+  if header is None:
+    return spans.json_object(row, names)
+  cells = _cells(spans, row)
+  if len(cells) != len(header):
+    raise UserError(f'{spans.place(row)}: {len(cells)} columns, but the header has {len(header)}')
+  return dict(zip(header, cells, strict=True))
+
+
+def _joined(values: list[Any], join: str, place: Callable[[int], str], row: int) -> str | list[str]:
+  """Returns values as one string, or a list of strings as it is; blank values are empty."""
+  first = values[0]
+  if len(values) == 1 and isinstance(first, list) and all(isinstance(v, str) for v in first):
+    return first
+  for value in values:
+    if not isinstance(value, str | int | float):
+      raise UserError(f'{place(row)}: {value!r:.80} is no string, number or list of strings')
+  strings = (value if isinstance(value, str) else json.dumps(value) for value in values)
+  return join.join(string for string in strings if string.strip())
+
+
+def _finite(value: str | list[str], place: str) -> float:
+  try:
+    # Python accepts '1_000' as a number; other programs do not.
+    number = float(value) if isinstance(value, str) and '_' not in value else math.nan
+  except ValueError:
+    number = math.nan
+  if not math.isfinite(number):
+    raise UserError(f"{place}: 'value' is {value!r}, not a finite number")
+  return number
+
+
+def _cells(spans: ByteSpans, index: int) -> list[str]:
+  """Returns the strings of a row of .tsv or .csv."""
+  if suffix(spans.file_of(index)) == '.tsv':
+    return spans[index].split('\t')
+  try:
+    return next(csv.reader([spans[index]], strict=True))
+  except csv.Error as e:
+    raise UserError(f'{spans.place(index)}: malformed CSV record: {e}') from e
