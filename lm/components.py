@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.config import resolve, validate
-from lm.data.batches import AnyRows
-from lm.data.rows import FeatureRows
+from lm.data.batches import Rows
+from lm.data.packed_rows import FeatureRows
 from lm.errors import UserError
 from lm.optim.optimizers import Optimizer
 from lm.parallel import mesh as meshes

@@ -60,12 +60,13 @@ def main(argv: list[str]) -> None:
   import jax
 
   from lm import components
-  from lm.data import prepare
+  from lm.data import pipeline
   from lm.decode.beam import check_beam
   from lm.evaluation import host_memory
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.evaluators import Evaluators
   from lm.parallel import mesh as meshes
+  from lm.progress import show_documents
   from lm.text.tokenizers import vocabulary_size
   from lm.workdir import eval_artifacts, files
 

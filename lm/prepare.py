@@ -12,11 +12,12 @@ def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
   from lm.config import validate
-  from lm.data import prepare
-  from lm.data.rows import FeatureRows
+  from lm.data import pipeline
+  from lm.data.packed_rows import FeatureRows
+  from lm.progress import show_documents
 
   validate.validate_config(config)
-  tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
+  tokenizer = pipeline.tokenizer(config.data, show_documents)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
   sets = {'train': (config.data.train, '', config.seed, True)}
   sets |= {

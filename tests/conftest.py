@@ -37,7 +37,7 @@ import numpy as np
 import pytest
 
 from lm.components import init_of
-from lm.data import python_docs, python_functions, python_library, python_questions
+from lm.data.sources.embedded import python_library, python_questions
 from lm.models.transformer import Decoder, Encoder, EncoderDecoder
 from lm.nn.layers import Attention, GatedMlp, RMSNorm, post_norm
 from lm.nn.position import alibi, relative, rope, sinusoidal

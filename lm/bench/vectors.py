@@ -154,7 +154,7 @@ def train(name: str, **settings: Any) -> dict[str, Any]:
 
 def ours(settings: Settings) -> Result:
   """Trains with the loop of `lm.train`, in an empty directory with an empty cache."""
-  from lm.data import prepare
+  from lm.data import pipeline
   from lm.evaluation.vectors import of_run
   from lm.parallel.preemption import Never
   from lm.training import trainer
@@ -164,9 +164,9 @@ def ours(settings: Settings) -> Result:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     config = config_of(settings, str(root / 'cache'))
-    tokenizer = prepare.tokenizer(config.data)
+    tokenizer = pipeline.tokenizer(config.data)
     counting = time.perf_counter()
-    rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
+    rows = pipeline.packed_rows(config.data, 'train', tokenizer, config.seed)
     counting = time.perf_counter() - counting
     epochs = settings.glove_epochs if is_glove else settings.epochs
     config.steps = max(1, epochs * len(rows) // config.batch_size)

@@ -19,9 +19,9 @@ from lm.config import resolve
 from lm.data import cache, fingerprints
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
+from lm.progress import Report, silent
 from lm.text.tokenizers import vocabulary_size
 from lm.text.vocabulary import words_of
-from lm.workdir.progress import Report, silent
 
 _BLOCK = 2**18  # tokens processed per NumPy call
 _MIN_MEMORY = 2**24  # bytes

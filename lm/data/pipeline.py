@@ -35,11 +35,11 @@ from lm.data import cache, features, fingerprints, packing
 from lm.data.batches import map_ahead
 from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
+from lm.progress import Report, silent, ticking
 from lm.task import Example, as_example, mismatch
 from lm.text.files import half_character
 from lm.text.tokenizers import SEPARATOR, end_id, text_reader, vocabulary_size, with_specials
 from lm.text.vocabulary import words_of
-from lm.workdir.progress import Report, silent, ticking
 
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows

@@ -20,9 +20,8 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.components import Components, Inference
-from lm.data import features, prepare
-from lm.data.batches import AnyRows
-from lm.data.rows import Rows
+from lm.data import features, pipeline
+from lm.data.packed_rows import Rows
 from lm.decode.steps import bucket, padded
 from lm.nn.hooks import with_hooks
 from lm.parallel import mesh

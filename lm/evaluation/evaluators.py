@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.components import Components, Inference
-from lm.data import batches, prepare
-from lm.data.rows import FeatureRows
+from lm.data import batches, pipeline
+from lm.data.packed_rows import FeatureRows, Rows
 from lm.errors import UserError
 from lm.evaluation import vectors as word_vectors
 from lm.evaluation.attention_maps import AttentionMaps
@@ -23,6 +23,7 @@ from lm.evaluation.samples import samples
 from lm.evaluation.vectors import MAPPED, of_params
 from lm.parallel import mesh, multihost
 from lm.parallel import mesh as meshes
+from lm.progress import Progress, show_documents, silent
 from lm.text.vectors import Vectors
 from lm.text.vocabulary import words_of
 from lm.types import Metric, Params, apply_of
@@ -30,7 +31,6 @@ from lm.workdir import eval_artifacts
 from lm.workdir.checkpoints import badness
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.metrics_writer import Metrics
-from lm.workdir.progress import Progress
 
 
 class Evaluation(NamedTuple):
@@ -64,7 +64,7 @@ class Evaluators:
     self._tokenizer = tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
     self._select = mesh.local_rows(config.eval.batch_size, sharding)
-    show = prepare.show_progress if multihost.is_primary() else None
+    show = show_documents if multihost.is_primary() else silent
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = word_vectors.of_config(config)
     word_vectors.check_coverage(self._vector_metrics, words_of(tokenizer))

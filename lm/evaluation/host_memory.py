@@ -73,7 +73,7 @@ def _left_of_groups(root: pathlib.Path) -> list[int]:
 def check_batches(
   config: ConfigDict,
   functions: Components,
-  rows: batches.AnyRows,
+  rows: batches.Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
   """Raises UserError where the batches that a host holds do not fit its memory; makes none.

@@ -76,8 +76,8 @@ class Predictor:
     self._rows = rows
     self._transforms = transforms  # of rows; what is written continues the examples as they are
     self._strategy = decode_config(config.decode, tokenizer, config.data.context)
-    self._task, self._converter = features.open_task(config.data)
-    examples = prepare.examples(config.data, section.split, section.source or None)
+    self._task, self._converter = features.build_task(config.data)
+    examples = pipeline.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     key = f'eval.sets.{name}.scores'
     self._builders = [resolve.resolve(path, key) for path in section.scores]

@@ -2,7 +2,7 @@
 
 tags.tag(segment.words(whole(raw)), functools.partial(tag, workdir='runs/msra_ner'))
 tagger = 'lm.evaluation.tagger:tag(workdir=\\"DIR\\")'
-config.data.prepare = (f'lm.data.preprocess:tagged(tagger="{tagger}")',)
+config.data.prepare = (f'lm.data.preprocess:tag_words(tagger="{tagger}")',)
 """
 
 import functools

@@ -56,7 +56,7 @@ def check_config(config: ConfigDict) -> None:
   generates = (
     model.continues_prompts
     if config.data.task is None
-    else features.open_task(config.data)[1].predict is None
+    else features.build_task(config.data)[1].predict is None
   )
   if not generates:
     raise UserError(f'--decode: model.fn={config.model.fn!r} does not generate text')

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from lm.progress import duration, si
 from lm.report import charts, word_map
 from lm.report.html import details, embedded, escaped, number, plain, readable, section, table
 from lm.workdir import run_data
 from lm.workdir.goodput import goodput
-from lm.workdir.progress import duration, si
 from lm.workdir.run_data import RunData
 
 _MOST_SAMPLES = 40

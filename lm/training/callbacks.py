@@ -13,10 +13,11 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
+from lm.data.packed_rows import Rows
 from lm.parallel import chips
+from lm.progress import Progress
 from lm.types import Array, TrainState
 from lm.workdir.metrics_writer import Metrics
-from lm.workdir.progress import Progress
 
 
 class Profile:

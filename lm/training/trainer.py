@@ -17,13 +17,14 @@ from lm import components
 from lm.components import Components
 from lm.config import validate
 from lm.config.base import sizes
-from lm.data import batches, cache, prepare, remote
+from lm.data import batches, cache, pipeline, remote
 from lm.errors import Preempted, UserError
 from lm.evaluation import host_memory
 from lm.evaluation.evaluators import Evaluators
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.parallel.preemption import Stop
+from lm.progress import show_documents, silent
 from lm.report import page
 from lm.text.tokenizers import vocabulary_size
 from lm.training import diagnostics, early_stopping, schedule_jump, warm_start
@@ -82,13 +83,13 @@ def train(
   diagnostics.check_pattern(config)
   warm_start.check(config.init)
   host.enable_compilation_cache(cache.directory(config.data.cache))
-  show = prepare.show_progress if multihost.is_primary() else None
+  show = show_documents if multihost.is_primary() else silent
   if new_data and (workdir / 'tokenizer.json').is_file():
     tokenizer = experiment.open_tokenizer(workdir)
   else:
-    tokenizer = prepare.tokenizer(config.data, show)
+    tokenizer = pipeline.tokenizer(config.data, show)
   built = components.build_components(config, vocabulary_size(tokenizer))
-  rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, show)
+  rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed, show)
   built = components.pass_word_counts(built, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   host_memory.check_batches(config, built, rows, transforms)
@@ -202,7 +203,7 @@ class Trainer:
   unsaved: int | None = None  # the last step whose checkpoint could not be saved
 
   def fit(
-    self, state: TrainState, rows: batches.AnyRows, stop: Stop, last: int, profile_steps: int
+    self, state: TrainState, rows: batches.Rows, stop: Stop, last: int, profile_steps: int
   ) -> None:
     """Trains from the step of the state to step `last`."""
     start = int(state.step)
@@ -216,7 +217,7 @@ class Trainer:
         self.logger.progress.message(f'warning: {note}')
 
   def _loop(
-    self, state: TrainState, rows: batches.AnyRows, stop: Stop, last: int, profile: Profile
+    self, state: TrainState, rows: batches.Rows, stop: Stop, last: int, profile: Profile
   ) -> None:
     start = int(state.step)
     if start:
@@ -251,7 +252,7 @@ class Trainer:
       if signal:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
-        where = remote.original(self.workdir) or self.workdir
+        where = remote.remote_url(self.workdir) or self.workdir
         raise Preempted(f'{signal}: saved step {step} in {where}; run again to resume')
       if self._should_stop():
         last = step
@@ -259,7 +260,7 @@ class Trainer:
     self._finish(last)
 
   def _batches(
-    self, rows: batches.AnyRows, start: int, last: int
+    self, rows: batches.Rows, start: int, last: int
   ) -> Iterator[tuple[range, dict[str, jax.Array]]]:
     """Yields the range of steps of each dispatch, and their batches on a new first axis."""
     config, mesh, rules = self.config, self.components.mesh, self.components.rules

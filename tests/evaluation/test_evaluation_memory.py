@@ -68,7 +68,7 @@ def programs():
 
   def make(kind, **leaves):
     config = config_of(kind, **leaves)
-    tokenizer = prepare.tokenizer(config.data)
+    tokenizer = pipeline.tokenizer(config.data)
     model = components.model(config, vocabulary_size(tokenizer))
     functions = components.build_components(config, vocabulary_size(tokenizer))
     evaluators = Evaluators(config, functions, tokenizer)

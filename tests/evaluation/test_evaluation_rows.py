@@ -8,7 +8,7 @@ import pytest
 from lm import components
 from lm.config import base as configs
 from lm.config import validate
-from lm.data import batches, prepare
+from lm.data import batches, pipeline
 from lm.errors import UserError
 from lm.evaluation import evaluators
 from lm.evaluation.evaluators import Evaluators

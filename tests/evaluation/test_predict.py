@@ -108,9 +108,9 @@ def config_of(convert, source='words', task='lm.tasks.text:classification', **ch
 
 def opened(config):
   """Returns the tokenizer, the functions and the rows of a config, and its predictor."""
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
-  rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
+  rows = pipeline.packed_rows(config.data, 'train', tokenizer, config.seed)
   apply = apply_of(functions.model)
   predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
   return tokenizer, functions, rows, predictor
@@ -231,7 +231,7 @@ def test_prompts_for_a_model_that_continues_none_are_told():
 def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
   config = config_of('lm.tasks.find:classes')
   config.eval.sets['all'][key] = (path,)
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   with pytest.raises(UserError) as error:
     Evaluators(config, functions, tokenizer)

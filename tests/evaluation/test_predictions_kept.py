@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lm import components
-from lm.data import prepare
+from lm.data import pipeline
 from lm.evaluation import predict
 from lm.evaluation.attention_maps import AttentionMaps
 from lm.parallel.preemption import Never
@@ -254,9 +254,9 @@ def maps_of(folder, variant, **changes):
   config, _ = load(folder, variant)
   with config.ignore_type():
     config.model.update(changes)
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, tokenizer.get_vocab_size())
-  rows = prepare.rows(config.data, 'dev', tokenizer, seed=0)
+  rows = pipeline.packed_rows(config.data, 'dev', tokenizer, seed=0)
   params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
   return AttentionMaps(config, 'dev', functions, tokenizer, rows)(params)
 

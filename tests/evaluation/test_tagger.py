@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from lm import components
-from lm.data import prepare
-from lm.data.preprocess import tagged
+from lm.data import pipeline
+from lm.data.preprocess import tag_words
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.tagger import tag

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.config.base import base, encoder_decoder, evaluation, gpt2
-from lm.data import prepare
+from lm.data import pipeline
 from lm.evaluation import ensembles
 from lm.evaluation.evaluators import Evaluators
 from lm.parallel import mesh
@@ -58,7 +58,7 @@ def saved(config, workdir, mesh_sizes, seed=0):
   config.log.prompts = ()
   config.model.vocab_multiple = 2
   config.mesh.update(mesh_sizes)
-  tokenizer = prepare.tokenizer(config.data)
+  tokenizer = pipeline.tokenizer(config.data)
   model = components.model(config, vocabulary_size(tokenizer))
   boxed = jax.eval_shape(components.init_of(model, 16), jax.random.key(0))
   shardings = mesh.shardings(boxed, mesh.make_mesh(mesh_sizes), mesh.logical_axis_rules({}))

@@ -5,8 +5,8 @@ import random
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lm import progress
 from lm.text import tokenizers
-from lm.workdir import progress
 
 PLAIN = [f'the word {i} of a text that is plain' for i in range(300)]
 BUILDERS = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm import cli, components
-from lm.data import prepare
+from lm.data import pipeline
 from lm.errors import UserError
 from lm.evaluation import host_memory
 from lm.parallel import mesh as meshes
@@ -48,9 +48,9 @@ def parts(file):
   def make(**changes):
     argv = ['x', f'--config={file}', *(f'--config.{k}={v}' for k, v in changes.items())]
     config, _ = cli.config(argv)
-    tokenizer = prepare.tokenizer(config.data)
+    tokenizer = pipeline.tokenizer(config.data)
     functions = components.build_components(config, tokenizer.get_vocab_size())
-    rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed)
+    rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed)
     return config, functions, rows
 
   return make

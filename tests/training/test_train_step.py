@@ -11,12 +11,7 @@ from lm.optim import optimizers
 from lm.parallel import mesh
 from lm.parallel.mesh import with_mesh
 from lm.training import train_step as default
-from lm.training.train_step import (
-  gradients,
-  init_train_state,
-  make_train_step,
-  part_key,
-)
+from lm.training.train_step import gradients, init_train_state, make_train_step, part_key
 from lm.types import Objective, apply_of
 
 SEED = 3

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from lm.workdir import progress
-from lm.workdir.progress import Progress
+from lm import progress
+from lm.progress import Progress
 
 
 class _Terminal(io.StringIO):

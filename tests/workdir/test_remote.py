@@ -41,8 +41,8 @@ def bucket(tmp_path, monkeypatch):
     checkpoints,
     'folder_of',
     lambda workdir: (
-      (local / remote.original(workdir).removeprefix('gs://')).joinpath('checkpoints')
-      if remote.original(workdir)
+      (local / remote.remote_url(workdir).removeprefix('gs://')).joinpath('checkpoints')
+      if remote.remote_url(workdir)
       else checkpoints.epath.Path(workdir.absolute()) / 'checkpoints'
     ),
   )

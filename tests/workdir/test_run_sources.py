@@ -6,10 +6,10 @@ import types
 import pytest
 
 from lm.config import resolve
-from lm.data import module_code
+from lm.data import fingerprints
 from lm.workdir import experiment, sources
 
-CONFIG = 'from lm.config.base.base import base\n\ndef get_config(arg=""):\n  return base()\n'
+CONFIG = 'from lm.config.base.base.base import base\n\ndef get_config(arg=""):\n  return base()\n'
 
 
 def value():
