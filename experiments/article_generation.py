@@ -21,7 +21,7 @@ from lm.data import sources
 from lm.data.examples import Deferred
 from lm.recurrent_config import recurrent_encoder_decoder
 from lm.task_config import small, translation
-from lm.text.sentences import spans
+from lm.text.segment import sentence_spans
 from lm.vector_config import word2vec, words
 
 _FILES = ('$LM_DATA/zh_text/wiki_cmrc2018.txt', '$LM_DATA/zh_text/news_msra.txt')
@@ -42,7 +42,7 @@ def paragraphs(split, files=_FILES, sentences=2, every=20):
       raw = texts[i]['text']
       if (i % every == 0) != (split == 'validation'):
         continue
-      found = [raw[start:stop].strip() for start, stop in spans(raw)]
+      found = [raw[start:stop].strip() for start, stop in sentence_spans(raw)]
       for first in range(0, len(found) - 1, 1 + sentences):
         rest = ''.join(found[first + 1 : first + 1 + sentences])
         pairs.append({'source': found[first], 'target': rest})

@@ -9,8 +9,7 @@ import pytest
 from lm.metrics.word_vectors import accuracy, read_questions
 from lm.run.word_vectors import of_run, write_run
 from lm.text import vector_files
-from lm.text.vector_space import three_cos_mul
-from lm.text.vectors import checked
+from lm.text.vectors import checked, three_cos_mul
 
 # Male, female, royal, and something of their own.
 ROYALS = {

@@ -12,7 +12,7 @@ import tokenizers
 from lm.data.batches import NumpyBatch, Transform
 from lm.data.units import check_moves, check_share, reader
 from lm.errors import UserError
-from lm.text.vocabulary import specials
+from lm.text.tokenizers import special_ids
 
 MASK = '<|mask|>'
 
@@ -146,7 +146,7 @@ def _spans(count: int, rate: float, mean_length: float, rng: np.random.Generator
 def _token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
   found = tokenizer.token_to_id(token)
   if found is None:
-    known = [tokenizer.id_to_token(i) for i in sorted(specials(tokenizer))]
+    known = [tokenizer.id_to_token(i) for i in sorted(special_ids(tokenizer))]
     there = ', '.join(map(repr, known))
     raise UserError(
       f'data.transforms: data.tokenizer has no token {token!r}; add it by '

@@ -15,7 +15,7 @@ from lm import spec
 from lm.data import cache
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task, joined, narrow
-from lm.text.files import half_character
+from lm.text.files import has_lone_surrogate
 
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
@@ -35,7 +35,7 @@ def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   """
   if data['convert'] is None:
     raise UserError(
-      f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.write:encoder_decoder'
+      f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.seq2seq:encoder_decoder'
     )
   task = _whole(spec.call(spec.resolve(data['task'], 'data.task'), 'data.task'))
   builder = spec.resolve(data['convert'], 'data.convert')
@@ -46,7 +46,7 @@ def _whole(task: Task) -> Task:
   """Returns a task that takes no text with half a character, which a tokenizer cannot read."""
 
   def checked(text: str) -> str:
-    if half := half_character(text):
+    if half := has_lone_surrogate(text):
       raise UserError(f'data.source: a text of an example {half}')
     return text
 

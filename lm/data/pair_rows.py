@@ -15,8 +15,7 @@ from lm.data.cooccurrence import Corpus, Pairs
 from lm.data.progress import Progress
 from lm.data.rows import ByIndex
 from lm.errors import UserError
-from lm.text.tokenizers import vocabulary_size
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import vocabulary_size, words_of
 
 _DOMAIN = (2,)
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from lm.errors import UserError, nearest
-from lm.text.files import decode, half_character, text_start
+from lm.text.files import decode, has_lone_surrogate, text_start
 
 # What a file is cut into. Pieces that are blank are left out, except among 'every line', which
 # are pieces with the line end. Repeats are possessive: else the memory grows with their number.
@@ -118,7 +118,7 @@ class Pieces(Sequence):
         there = ', '.join(map(repr, found))
         near = nearest(key, found)
         raise UserError(f'{self.place(index)}: no key {key!r}{near}; there is {there}')
-      for half in filter(None, map(half_character, strings(found[key]))):
+      for half in filter(None, map(has_lone_surrogate, strings(found[key]))):
         raise UserError(f'{self.place(index)}: {key!r} {half}')
     return found
 

@@ -24,8 +24,7 @@ from lm.data.rows import FeatureRows, Rows
 from lm.data.splits import exactly
 from lm.errors import UserError
 from lm.task import Example
-from lm.text.tokenizers import SEPARATOR, vocabulary_size, with_specials
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import SEPARATOR, vocabulary_size, with_special_tokens, words_of
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 
@@ -63,7 +62,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
       texts = _Texts(source, tuple(data['prepare']), texts_of, shown)
       if not any(texts):
         raise UserError(_nothing(data, data['source'], data['train'], len(source)))
-      trained = with_specials(spec.call(train, 'data.tokenizer', texts), specials)
+      trained = with_special_tokens(spec.call(train, 'data.tokenizer', texts), specials)
     if 'min_count' in data['tokenizer'] and not words_of(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: nothing in split '
@@ -212,7 +211,7 @@ def _nothing(data: Mapping[str, Any], source: str, split: str, count: int) -> st
   """Returns what to say of a split without any text, of `count` examples in its source."""
   if not data['prepare'] or not count:
     return f'data.source={source!r}: split {split!r} has no text'
-  of_turns = any(step.startswith('lm.tasks.dialogue:unroll') for step in data['prepare'])
+  of_turns = any(step.startswith('lm.tasks.dialogue:expand_turns') for step in data['prepare'])
   return (
     f'data.prepare={tuple(data["prepare"])!r}: split {split!r} has no text: nothing is left of its '
     f'{count:,} examples' + '; a dialogue of one turn has no reply' * of_turns

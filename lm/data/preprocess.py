@@ -14,19 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lm.data.tokenise import text_of
 from lm.task import Example
-from lm.text import normal, segment, stop_words, tags
-from lm.text.sentences import spans
-from lm.text.tokens import whole
+from lm.text import normalize, segment
+from lm.text.segment import as_single_token, sentence_spans
 
 
 def normalised(
   examples: Iterable[Example],
   field: str = 'text',
-  form: normal.Form = 'NFKC',
-  case: normal.Case = 'keep',
+  form: normalize.Form = 'NFKC',
+  case: normalize.Case = 'keep',
   simplify: bool = False,
 ) -> Iterator[Example]:
-  """Yields examples with each line of a text in its normal form; see lm.text.normal.normal_form.
+  """Yields examples with each line of a text in its normal form; see lm.text.normalize.normalize.
 
   Args:
     examples: they have a text.
@@ -39,30 +38,30 @@ def normalised(
     UserError: there is no such form or case; an example has no text or a damaged one; OpenCC is not
       installed.
   """
-  normal.check(form, case)
+  normalize.check_options(form, case)
   for example in examples:
     lines = _text(example, field).split('\n')
-    lines = [normal.normal_form(line, form, case, simplify) for line in lines]
+    lines = [normalize.normalize(line, form, case, simplify) for line in lines]
     yield {**example, field: '\n'.join(lines)}
 
 
 def sentences(examples: Iterable[Example], field: str = 'text') -> Iterator[Example]:
-  """Yields an example for each sentence of a text; see lm.text.sentences.spans.
+  """Yields an example for each sentence of a text; see lm.text.segment.sentence_spans.
 
   Raises:
     UserError: an example has no text or a damaged one.
   """
   for example in examples:
     raw = _text(example, field)
-    for start, end in spans(raw):
+    for start, end in sentence_spans(raw):
       yield {**example, field: raw[start:end]}
 
 
 def segmented(
   examples: Iterable[Example],
   field: str = 'text',
-  form: normal.Form = 'NFKC',
-  case: normal.Case = 'fold',
+  form: normalize.Form = 'NFKC',
+  case: normalize.Case = 'fold',
   simplify: bool = False,
   stop: Sequence[str] = (),
 ) -> Iterator[Example]:
@@ -82,14 +81,14 @@ def segmented(
     UserError: there is no such form, case or language; an example has no text or a damaged one; a
       library that is needed is not installed.
   """
-  normal.check(form, case)
-  left_out = stop_words.of(stop) if stop else frozenset()
+  normalize.check_options(form, case)
+  left_out = normalize.stop_words(stop) if stop else frozenset()
   for example in examples:
     raw = _text(example, field)
     joined = io.StringIO()  # a long text is never held as a list of its words
-    for start, end in segment.spans(raw, simplify):
-      word = normal.normal_form(raw[start:end], form, case, simplify)
-      if not left_out or stop_words.key(word) not in left_out:
+    for start, end in segment.word_spans(raw, simplify):
+      word = normalize.normalize(raw[start:end], form, case, simplify)
+      if not left_out or normalize.stop_word_key(word) not in left_out:
         joined.write(f' {word}' if joined.tell() else word)
     yield {**example, field: joined.getvalue()}
 
@@ -97,7 +96,7 @@ def segmented(
 def tagged(
   examples: Iterable[Example],
   field: str = 'text',
-  tagger: tags.Tagger = tags.parts_of_speech,
+  tagger: segment.Tagger = segment.parts_of_speech,
   separator: str = '',
   simplify: bool = False,
 ) -> Iterator[Example]:
@@ -117,7 +116,9 @@ def tagged(
     UserError: an example has no text or a damaged one; a library that is needed is not installed.
   """
   for example in examples:
-    text = tags.tag(segment.words(whole(_text(example, field)), simplify), tagger)
+    text = segment.tag_words(
+      segment.split_words(as_single_token(_text(example, field)), simplify), tagger
+    )
     others = {name: value for name, value in example.items() if name != field}
     yield others | {
       'words': [token.text for token in text.tokens],

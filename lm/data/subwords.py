@@ -16,8 +16,8 @@ import tokenizers
 from lm.data.batches import NumpyBatch, Transform
 from lm.data.units import SEGMENTS, check_moves, check_share, other_fields
 from lm.errors import UserError, nearest
-from lm.text import sampling
-from lm.text.sampling import Pieces, Sample
+from lm.text import subword_sampling
+from lm.text.subword_sampling import Pieces, Sample
 
 
 def bpe_dropout(tokenizer: tokenizers.Tokenizer, stream: str, rate: float = 0.1) -> Transform:
@@ -34,7 +34,9 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, stream: str, rate: float = 0.1)
     UserError: the tokenizer is of another kind; later, the row is.
   """
   check_share('bpe_dropout', 'rate', rate)
-  return _resegmenting(tokenizer, stream, sampling.bpe_dropout(tokenizer, rate), 'bpe_dropout')
+  return _resegmenting(
+    tokenizer, stream, subword_sampling.bpe_dropout(tokenizer, rate), 'bpe_dropout'
+  )
 
 
 def subword_regularization(
@@ -55,7 +57,7 @@ def subword_regularization(
   """
   if alpha < 0:
     raise UserError(f'data.transforms: subword_regularization(alpha={alpha!r}) is below 0')
-  sample = sampling.unigram_sampling(tokenizer, alpha)
+  sample = subword_sampling.unigram_sampling(tokenizer, alpha)
   return _resegmenting(tokenizer, stream, sample, 'subword_regularization')
 
 
@@ -69,7 +71,7 @@ def _resegmenting(
     raise UserError(
       f'data.transforms: stream={stream!r}{nearest(stream, known)} is none of {there}'
     )
-  split, usual = sampling.splitter(tokenizer), sampling.standard(tokenizer)
+  split, usual = subword_sampling.splitter(tokenizer), subword_sampling.standard(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
     if stream == 'targets':
@@ -153,6 +155,6 @@ def _check_written(row: NumpyBatch, name: str) -> None:
     and (row['inputs'] == _shifted(row['targets'], row['segments'], row)).all()
   ):
     raise UserError(
-      f"data.transforms: {name}(stream='targets') suits rows of lm.tasks.write:encoder_decoder, "
+      f"data.transforms: {name}(stream='targets') suits rows of lm.tasks.seq2seq:encoder_decoder, "
       'and comes before the transforms that change their inputs'
     )

@@ -8,8 +8,7 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch
 from lm.errors import UserError, nearest
-from lm.text.tokenizers import vocabulary_size
-from lm.text.vocabulary import specials
+from lm.text.tokenizers import special_ids, vocabulary_size
 
 SEGMENTS = {'inputs': 'segments', 'source': 'source_segments'}
 UNITS = ('word', 'token')
@@ -47,7 +46,7 @@ def reader(
       there = ', '.join(map(repr, known))
       raise UserError(f'data.transforms: {key}={value!r}{nearest(value, known)} is none of {there}')
   special_V = np.zeros(vocabulary_size(tokenizer), bool)
-  special_V[list(specials(tokenizer))] = True
+  special_V[list(special_ids(tokenizer))] = True
   marked_V = _word_starts(tokenizer) if unit == 'word' else np.ones_like(special_V)
 
   def units(row: NumpyBatch) -> Units:
@@ -84,8 +83,8 @@ def check_moves(row: NumpyBatch, stream: str, name: str) -> None:
   if others:
     raise UserError(
       f'data.transforms: {name}(stream={stream!r}) moves tokens, and the row has {others[0]!r}, '
-      "which may go by their places; it suits stream='source' of lm.tasks.write:encoder_decoder, "
-      "and stream='inputs' of lm.tasks.find:classes and lm.tasks.find:number"
+      "which may go by their places; it suits stream='source' of lm.tasks.seq2seq:encoder_decoder, "
+      "and stream='inputs' of the classifier and the regressor of lm.tasks.classification"
     )
 
 

@@ -22,8 +22,7 @@ from lm.errors import UserError
 from lm.metrics.labels import regression
 from lm.metrics.scores import Scores
 from lm.text.files import decode, expand, lines
-from lm.text.vector_space import Analogy, analogies, cosines, three_cos_add, three_cos_mul, unit
-from lm.text.vectors import Vectors
+from lm.text.vectors import Analogy, Vectors, analogies, cosines, three_cos_add, three_cos_mul, unit
 
 Pair = tuple[str, str, float]  # two words, and how alike people find them
 Question = tuple[str, str, str, str]  # a is to b as c to d

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import words_of
 from lm.types import Array
 
 

@@ -21,8 +21,7 @@ from lm.errors import UserError
 from lm.nn.tap import COLLECTION
 from lm.optim import Optimizer
 from lm.run import check
-from lm.text.tokenizers import end_id, vocabulary_size
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import end_id, vocabulary_size, words_of
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
 Fn = TypeVar('Fn', bound=Callable[..., Any])

@@ -13,14 +13,14 @@ from lm.models import ensemble
 from lm.models.embeddings import Embeddings
 from lm.run import build, files
 from lm.run.load import Loaded, load
-from lm.tasks import find, spans
+from lm.tasks import classification, extractive_qa
 from lm.text.files import expand
 from lm.text.tokenizers import vocabulary_size
 
 Member = tuple[pathlib.Path, int | None]  # workdir and step; None for the one that is taken unasked
 
 # What is found there is no distribution over the outputs of the model.
-_NO_DISTRIBUTION = (find.number, spans.spans)
+_NO_DISTRIBUTION = (classification.regressor, extractive_qa.converter)
 _ALIKE = ('task', 'convert', 'labels')
 
 

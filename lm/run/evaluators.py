@@ -23,8 +23,8 @@ from lm.run.predict import Predictor
 from lm.run.samples import samples
 from lm.run.watch import Watch
 from lm.run.word_vectors import MAPPED, of_params
+from lm.text.tokenizers import words_of
 from lm.text.vectors import Vectors
-from lm.text.vocabulary import words_of
 from lm.types import Metric, Params
 
 

@@ -19,9 +19,9 @@ from lm.decode.steps import bucket, check_step, padded
 from lm.decode.write import Strategy, write
 from lm.errors import UserError
 from lm.metrics import translation
-from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
+from lm.metrics.spans import entities
 from lm.run import placement
 from lm.run.build import Functions, Inference, with_mesh
 from lm.run.kept import Evaluated

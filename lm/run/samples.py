@@ -14,9 +14,8 @@ from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
 from lm.run import build, vector_metrics
 from lm.run.build import Functions, Inference
-from lm.text.vector_space import nearest
-from lm.text.vectors import Vectors, checked, row
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import words_of
+from lm.text.vectors import Vectors, checked, nearest_words, row
 from lm.types import Params
 
 
@@ -116,5 +115,5 @@ def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> N
 
 def _neighbours(vectors: Vectors | None, word: str) -> str:
   assert vectors is not None
-  found = nearest(vectors, word, _NEAREST)
+  found = nearest_words(vectors, word, _NEAREST)
   return ': ' + ', '.join(f'{other} {cosine:.2f}' for other, cosine in found)

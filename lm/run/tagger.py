@@ -1,4 +1,4 @@
-"""A trained tagger behind the interface of lm.text.tags: from words to a tag for each.
+"""A trained tagger behind the interface of lm.text.segment: from words to a tag for each.
 
 tags.tag(segment.words(whole(raw)), functools.partial(tag, workdir='runs/msra_ner'))
 config.data.prepare = ('lm.data.preprocess:tagged(tagger="lm.run.tagger:tag(workdir=\\"DIR\\")")',)
@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.run import files
 from lm.run.load import load
 from lm.task import narrow
-from lm.text.tags import Tagger
+from lm.text.segment import Tagger
 
 
 def tag(
@@ -42,7 +42,7 @@ def tag(
 def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
   loaded = load(workdir, step)
   data = loaded.config.data
-  if data.convert is None or data.convert.partition('(')[0] != 'lm.tasks.find:tags':
+  if data.convert is None or data.convert.partition('(')[0] != 'lm.tasks.classification:tagger':
     raise UserError(f'--workdir={workdir}: data.convert={data.convert!r} does not tag words')
   with loaded.modules():
     _, converter = features.open_task(data)

@@ -11,8 +11,7 @@ from lm.errors import UserError
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
 from lm.models.embeddings import Embeddings
-from lm.text.vector_space import unit
-from lm.text.vectors import Vectors
+from lm.text.vectors import Vectors, unit
 
 _KEY = 'eval.vectors'
 

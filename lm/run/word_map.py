@@ -11,8 +11,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.run.markup import escaped, section
-from lm.text.vector_space import principal_components
-from lm.text.vectors import Vectors, row
+from lm.text.vectors import Vectors, principal_components, row
 
 _WIDTH = 984  # pixels, of the widest page; room for names is reckoned on it
 _LEAST, _MOST = 320, 760  # pixels, of height

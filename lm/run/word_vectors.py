@@ -20,9 +20,8 @@ from lm.run.checkpoint import Checkpoints
 from lm.run.load import Loaded, load
 from lm.run.logging import Events
 from lm.run.step import TrainState
-from lm.text.tokenizers import END, UNKNOWN, known_words
+from lm.text.tokenizers import END, UNKNOWN, known_words, words_of
 from lm.text.vectors import Vectors, checked
-from lm.text.vocabulary import words_of
 from lm.types import Params
 
 MAPPED = 500  # words of the map that evaluations and imports leave in a workdir
@@ -34,7 +33,7 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   Where neighbours have vectors of the same kind, as in GloVe, whose tables have biases beside, the
   two are added up (Pennington et al. 2014, section 4.2).
 
-  Words are those of lm.text.vocabulary. Where there are several processes, all of them must ask.
+  Words are those of lm.text.tokenizers. Where there are several processes, all of them must ask.
 
   Raises:
     UserError: there is no such parameter, no word, or a number that is not finite.

@@ -12,11 +12,11 @@ import tokenizers
 
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task, mismatch
-from lm.tasks import write
+from lm.tasks import seq2seq
 from lm.text.tokenizers import SEPARATOR, Special, end_id, parts_encoder
 
 
-def unroll(examples: Iterable[Example], first: int = 1, every: int = 1) -> Iterator[Example]:
+def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) -> Iterator[Example]:
   """Yields an example for each reply of dialogues; name it in data.prepare.
 
   Dialogues have turns, a list of texts. What is yielded has `turns`, which ends with the reply,
@@ -70,7 +70,7 @@ def encoder_decoder(task: Task, longest: int = 128) -> Converter:
       rest fits, and of a last turn that is longer alone its beginning.
   """
   _check(longest)
-  whole = write.encoder_decoder(task)
+  whole = seq2seq.encoder_decoder(task)
 
   def recent(separator: int, features: Features) -> Features:
     source = _recent(features.source['source'], separator, longest)
@@ -105,7 +105,7 @@ def decoder(task: Task, longest: int = 128) -> Converter:
       oldest turns are left out as in `encoder_decoder`. A row has to have room for a reply beside.
   """
   _check(longest)
-  whole = write.decoder(task, both_ways=False)
+  whole = seq2seq.decoder(task, both_ways=False)
 
   def features(
     tokenizer: tokenizers.Tokenizer, labels: Sequence[str], context: int
@@ -197,7 +197,7 @@ def _texts(task: Task) -> Callable[[Example], list[str]]:
 def _unrolled(example: Example) -> Example:
   if 'last' not in example:
     raise UserError(
-      'data.prepare: replies are written one at a time; it needs lm.tasks.dialogue:unroll'
+      'data.prepare: replies are written one at a time; it needs lm.tasks.dialogue:expand_turns'
     )
   return example
 

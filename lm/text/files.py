@@ -144,7 +144,7 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> s
     ) from e
 
 
-def half_character(text: str) -> str:
+def has_lone_surrogate(text: str) -> str:
   """Returns what to say of the first lone surrogate in a text, where there is one, else ''."""
   half = None if text.isascii() else _SURROGATE.search(text)
   if half is None:

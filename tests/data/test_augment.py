@@ -15,7 +15,7 @@ MASK = '<|mask|>'
 def letters():
   """Words a to j, each one token."""
   made = tokenizers.words(['a b c d e f g h i j'], min_count=1)
-  return tokenizers.with_specials(made, ('<|sep|>', MASK))
+  return tokenizers.with_special_tokens(made, ('<|sep|>', MASK))
 
 
 def row_of(tokenizer, *texts, T=40, examples=4, stream='inputs'):
@@ -103,7 +103,7 @@ def test_a_rate_of_zero_changes_nothing(letters, name):
 
 
 def test_words_of_several_tokens_are_hidden_as_a_whole():
-  tokenizer = tokenizers.with_specials(tokenizers.bytes([]), ('[M]',))
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), ('[M]',))
   ids = tokenizer.encode('the old dog\nruns').ids
   row = row_of(tokenizer, T=20) | {'inputs': np.array([0, *ids] + [0] * 3, np.int32)}
   row['segments'] = (np.arange(20) < 17).astype(np.int32)
@@ -124,7 +124,7 @@ def test_words_of_several_tokens_are_hidden_as_a_whole():
 
 def test_pieces_of_wordpiece_belong_to_the_word_before():
   made = tokenizers.wordpiece(['dogs dog cats cat'] * 5, 15)
-  tokenizer = tokenizers.with_specials(made, (MASK,))
+  tokenizer = tokenizers.with_special_tokens(made, (MASK,))
   pieces = tokenizer.encode('dogs cats').tokens
   inside = [piece.startswith('##') for piece in pieces]
   second = inside.index(False, 1)

@@ -6,8 +6,8 @@ import scipy.stats
 
 from lm.errors import UserError
 from lm.metrics.answers import squad
-from lm.metrics.entities import entities
 from lm.metrics.labels import classification, exact_match, regression, tags
+from lm.metrics.spans import entities
 from lm.metrics.translation import bleu
 
 

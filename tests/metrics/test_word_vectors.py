@@ -15,8 +15,7 @@ from lm.metrics.word_vectors import (
   read_questions,
   similarity,
 )
-from lm.text.vector_space import three_cos_mul
-from lm.text.vectors import checked
+from lm.text.vectors import checked, three_cos_mul
 
 needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the folder LM_DATA')
 

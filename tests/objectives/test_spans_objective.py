@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.metrics.spans import spans as metric
-from lm.objectives.spans import spans
+from lm.tasks.extractive_qa import metric, objective
 from lm.types import Output, Table, Unembed
 
 # Two examples in the first row: END q | passage of 3, and END | passage of 1; then padding. One in
@@ -45,12 +44,12 @@ def _by_hand(logits_BTC):
 @jax.jit
 @jax.value_and_grad
 def _loss(logits_BTC):
-  return spans().sums(model, logits_BTC, BATCH, None)['loss']
+  return objective().sums(model, logits_BTC, BATCH, None)['loss']
 
 
 def test_the_loss_is_over_the_tokens_of_each_example_alone():
   assert float(_loss(LOGITS)[0]) == pytest.approx(_by_hand(LOGITS), rel=1e-5)
-  assert float(spans().weights(BATCH)['loss']) == 3.5
+  assert float(objective().weights(BATCH)['loss']) == 3.5
 
 
 def test_what_is_no_candidate_has_no_gradient():
@@ -77,4 +76,4 @@ def test_the_metric_counts_spans_with_both_ends_right():
 @pytest.mark.parametrize('shape', [(2, 8, 3), (2, 2, 2)])
 def test_a_model_without_two_logits_a_token_is_told(shape):
   with pytest.raises(UserError, match=r'set model\.classes=2 and leave model\.pool empty'):
-    spans().sums(model, jnp.zeros(shape), BATCH, None)
+    objective().sums(model, jnp.zeros(shape), BATCH, None)

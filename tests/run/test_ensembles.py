@@ -41,7 +41,7 @@ SOURCE = f"""
     config.checkpoint.every, config.checkpoint.keep = 10, 3
     config.data.source = 'ensemble_tiny:upper' if arg == 'upper' else 'ensemble_tiny:pairs'
     config.data.task = 'lm.tasks.text:text_to_text'
-    config.data.convert = 'lm.tasks.write:encoder_decoder'
+    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
     config.data.context = config.data.source_context = 24
     with config.unlocked():
       config.data.tokenizer = {{'fn': 'lm.text.tokenizers:characters'}}
@@ -58,11 +58,11 @@ SOURCE = f"""
     config.optim.update({{'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0}})
     config.log.prompts = ()
     if arg == 'decoder':
-      config.data.convert = 'lm.tasks.write:decoder'
+      config.data.convert = 'lm.tasks.seq2seq:decoder'
     if arg == 'number':
       config.model.classes = 1
       config.data.task = 'lm.tasks.text:regression'
-      config.data.convert = 'lm.tasks.find:number'
+      config.data.convert = 'lm.tasks.classification:regressor'
       config.eval.sets.validation.metrics = ('lm.metrics.tokens:squared_error',)
     return config
 """
@@ -160,7 +160,7 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     (['--workdir={pairs},{upper}'], 'make no ensemble: their tokenizers differ (of '),
     (
       ['--workdir={pairs},{decoder}'],
-      "data.convert is 'lm.tasks.write:encoder_decoder' there and 'lm.tasks.write:decoder' here",
+      "'lm.tasks.seq2seq:encoder_decoder' there and 'lm.tasks.seq2seq:decoder' here",
     ),
     (['--workdir={pairs},nowhere'], '--workdir=nowhere: no run there'),
     (['--workdir={pairs},'], 'nothing before or after one of the commas'),

@@ -12,8 +12,8 @@ from lm.run.cli import NoStop
 from lm.run.evaluators import Evaluators
 from lm.run.load import load
 from lm.run.tagger import tag
-from lm.text import segment, tags
-from lm.text.tokens import whole
+from lm.text import segment
+from lm.text.segment import as_single_token
 
 FILE = str(pathlib.Path(__file__).parents[2] / 'experiments/python_tags.py:smoke')
 
@@ -46,7 +46,7 @@ def test_tags_are_those_of_the_evaluation(run):
 def test_a_trained_tagger_serves_like_another(run):
   raw = 'x = f(1, y)'
   by = functools.partial(tag, workdir=str(run), separator=' ')
-  text = tags.tag(segment.words(whole(raw)), by)
+  text = segment.tag_words(segment.split_words(as_single_token(raw)), by)
   assert [raw[t.start : t.end] for t in text.tokens] == [t.text for t in text.tokens]
   labels = set(load(run).config.data.labels)
   assert {t.tag for t in text.tokens} <= labels

@@ -14,8 +14,7 @@ from lm.run.cli import NoStop
 from lm.run.evaluators import Evaluators
 from lm.run.word_vectors import of_run, write_run
 from lm.text import tokenizers
-from lm.text.vector_space import nearest
-from lm.text.vectors import checked
+from lm.text.vectors import checked, nearest_words
 
 WORDS = {'digits': ['one', 'two', 'three'], 'colours': ['red', 'green', 'blue']}
 GROUPS = f'lm.metrics.word_vectors:groups(groups={WORDS!r}, name="kinds")'
@@ -106,7 +105,7 @@ def test_prompts_are_words_with_their_neighbours(workdir):
   ((_, first), (step, last)) = record.read(workdir).samples
   assert (step, len(first)) == (4, 2)
   for (_, prompt, text), word in zip(last, ('one', 'red'), strict=True):
-    others = ', '.join(f'{other} {cos:.2f}' for other, cos in nearest(vectors, word, 8))
+    others = ', '.join(f'{other} {cos:.2f}' for other, cos in nearest_words(vectors, word, 8))
     assert (prompt, text) == (word, f': {others}')
 
 

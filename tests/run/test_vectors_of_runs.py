@@ -25,7 +25,7 @@ def assert_same(found, vectors):
 
 
 def test_specials_and_padding_are_no_words():
-  tokenizer = ours.with_specials(ours.words(['b b b a a c'], min_count=2), ['<|mask|>'])
+  tokenizer = ours.with_special_tokens(ours.words(['b b b a a c'], min_count=2), ['<|mask|>'])
   assert tokenizer.get_vocab() == {'<|end|>': 0, '<unk>': 1, 'b': 2, 'a': 3, '<|mask|>': 4}
   table = np.arange(16.0).reshape(8, 2)
   found = of_params({'embedding': table, 'head': table}, tokenizer)

@@ -5,18 +5,18 @@ import pytest
 from tokenizers import Tokenizer
 
 from lm.errors import UserError
-from lm.tasks.find import classes, first_tokens, number, tags
+from lm.tasks.classification import classifier, first_tokens, regressor, tagger
 from lm.tasks.text import classification, regression, tagging, text_to_text
-from lm.text.tokenizers import SEPARATOR, bpe, bytes, characters, with_specials, words
+from lm.text.tokenizers import SEPARATOR, bpe, bytes, characters, with_special_tokens, words
 
 END = 0
-BYTES = with_specials(bytes([]), [SEPARATOR])
+BYTES = with_special_tokens(bytes([]), [SEPARATOR])
 TAGS = ('O', 'B-PER', 'B-LOC')
 
 
 def test_a_class_is_the_target_of_the_whole():
   task = classification(fields=('a', 'b'))
-  converter = classes(task)
+  converter = classifier(task)
   example = {'a': 'x', 'b': 'y', 'label': 'no'}
   (found,) = converter.features(BYTES, ('yes', 'no'), 16)(example)
   separator = BYTES.token_to_id(SEPARATOR)
@@ -27,7 +27,7 @@ def test_a_class_is_the_target_of_the_whole():
 
 
 def test_a_number_is_the_target_of_the_whole():
-  converter = number(regression())
+  converter = regressor(regression())
   (found,) = converter.features(BYTES, (), 16)({'text': 'x', 'value': 3})
   assert found.values == {'targets': 3.0, 'weights': 1}
   assert isinstance(found.values['targets'], float)
@@ -36,7 +36,7 @@ def test_a_number_is_the_target_of_the_whole():
 
 def test_labels_that_are_not_there_are_told():
   example = {'text': 'x', 'label': 'spam'}
-  convert = classes(classification()).features
+  convert = classifier(classification()).features
   with pytest.raises(UserError, match=r"no 'spam' .did you mean 'spams'.*there is 'ham', 'spams'"):
     convert(BYTES, ('ham', 'spams'), 16)(example)
   with pytest.raises(UserError, match=r'data\.labels is empty'):
@@ -44,7 +44,7 @@ def test_labels_that_are_not_there_are_told():
   with pytest.raises(UserError, match=r"data\.labels has 'ham' twice"):
     convert(BYTES, ('ham', 'spams', 'ham'), 16)
   with pytest.raises(UserError, match=r'no answer that a head could find; take a converter of'):
-    classes(text_to_text()).features(BYTES, ('a',), 16)
+    classifier(text_to_text()).features(BYTES, ('a',), 16)
 
 
 def tagged(tokenizer, words, separator, found=None, limit=None):
@@ -55,7 +55,7 @@ def tagged(tokenizer, words, separator, found=None, limit=None):
   """
   names = [TAGS[i % 3] for i in range(len(words))]
   example = {'words': words, 'tags': names, 'separator': separator}
-  converter = tags(tagging())
+  converter = tagger(tagging())
   (features,) = converter.features(tokenizer, TAGS, 64)(example)
   piece = {f'tokens/{name}': values[:limit] for name, values in features.tokens.items()}
   right = piece['tokens/targets']
@@ -129,4 +129,4 @@ def test_the_first_token_of_each_word(offsets, spans, expected):
 def test_a_tag_that_is_not_there_is_told():
   example = {'words': ['a'], 'tags': ['B-ORG'], 'separator': ' '}
   with pytest.raises(UserError, match=r"data.labels: there is no 'B-ORG' .did you mean 'B-PER'"):
-    tags(tagging()).features(BYTES, TAGS, 16)(example)
+    tagger(tagging()).features(BYTES, TAGS, 16)(example)

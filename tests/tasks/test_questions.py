@@ -2,8 +2,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.metrics.answers import squad
-from lm.tasks.questions import extraction
-from lm.tasks.write import encoder_decoder
+from lm.tasks.extractive_qa import extraction
+from lm.tasks.seq2seq import encoder_decoder
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR
 
@@ -34,7 +34,7 @@ def test_a_question_without_an_answer_is_right_with_nothing():
 
 
 def test_a_model_that_writes_learns_the_first_answer_or_to_end_at_once():
-  tokenizer = tokenizers.with_specials(tokenizers.bytes([]), [SEPARATOR])
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), [SEPARATOR])
   convert = encoder_decoder(extraction()).features(tokenizer, (), 64)
   (features,), (nothing,) = convert(ASKED), convert(UNANSWERED)
   assert features.tokens['targets'].tolist() == [ord(c) + 1 for c in 'May'] + [0]

@@ -10,8 +10,7 @@ from lm.errors import UserError
 from lm.run import experiment, loop
 from lm.run.cli import NoStop
 from lm.task import Task
-from lm.tasks.questions import extraction
-from lm.tasks.spans import best_span, spans, token_span, windows
+from lm.tasks.extractive_qa import best_span, converter, extraction, token_span, windows
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR
 
@@ -24,11 +23,11 @@ def question(context, *answers, question='q'):
 @pytest.fixture(scope='module')
 def characters():
   """Characters are tokens, so that windows can be worked out by hand."""
-  return tokenizers.with_specials(tokenizers.characters(['abcdefghq ']), [SEPARATOR])
+  return tokenizers.with_special_tokens(tokenizers.characters(['abcdefghq ']), [SEPARATOR])
 
 
 def features(tokenizer, example, context=7, **arguments):
-  return spans(extraction(), **arguments).features(tokenizer, (), context)(example)
+  return converter(extraction(), **arguments).features(tokenizer, (), context)(example)
 
 
 def logits(piece, start, stop, height=5.0):
@@ -115,7 +114,7 @@ def test_the_best_span_is_that_of_trying_all():
 def test_the_prediction_is_the_best_of_all_windows(characters):
   example = question('abcdefgh')
   first, second, third = features(characters, example, stride=2)
-  read = spans(extraction(), stride=2).read
+  read = converter(extraction(), stride=2).read
   pieces = [logits(first, 3, 4), logits(second, 5, 6, height=6), logits(third, 0, 0, height=9)]
   assert read((), example, pieces) == 'ef'
   assert read((), example, [logits(first, 3, 4), logits(third, 0, 0)]) == 'ab'
@@ -128,10 +127,10 @@ def test_the_threshold_is_of_the_odds_against_no_answer(characters):
   piece = logits(found, 3, 4)
   piece['tokens/start'][0] = piece['tokens/stop'][0] = 4  # the odds are 5 + 5 - 4 - 4
   for threshold, expected in ((1.9, 'ab'), (2.1, ''), (None, 'ab')):
-    assert spans(extraction(), threshold=threshold).read((), example, [piece]) == expected
+    assert converter(extraction(), threshold=threshold).read((), example, [piece]) == expected
   piece['tokens/start'][0] = 100
-  assert spans(extraction()).read((), example, [piece]) == ''
-  assert spans(extraction(), threshold=None).read((), example, [piece]) == 'ab'
+  assert converter(extraction()).read((), example, [piece]) == ''
+  assert converter(extraction(), threshold=None).read((), example, [piece]) == 'ab'
 
 
 TEXT = 'Émile ate 3.5 apples — "très bons" — on 2 May. 那天下雨了。🎉 It rained: Ψ rain.'
@@ -152,41 +151,41 @@ ANSWERS = ['Émile', '3.5', 'très bons', '2 May', '下雨', '🎉', 'Ψ rain', 
 )
 def test_a_model_that_is_right_predicts_the_answer_letter_by_letter(make, arguments, context):
   trained = getattr(tokenizers, make)([TEXT] * 9, **arguments)
-  tokenizer = tokenizers.with_specials(trained, [SEPARATOR])
+  tokenizer = tokenizers.with_special_tokens(trained, [SEPARATOR])
   # Of a word that is one token there is no part.
   for answer in ANSWERS if make != 'words' else [*ANSWERS[:4], *ANSWERS[5:]]:
     example = question(TEXT, answer, question='What?')
     found = features(tokenizer, example, context=context, stride=10)
     assert all(len(f.tokens['inputs']) <= context for f in found)
     pieces = [logits(f, f.values['start'], f.values['stop']) for f in found]
-    assert spans(extraction()).read((), example, pieces) == answer
+    assert converter(extraction()).read((), example, pieces) == answer
 
 
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA is not set')
 def test_answers_of_cmrc_survive_the_windows():
   found = squad('dev', '$LM_DATA/cmrc2018/{split}.json')
-  tokenizer = tokenizers.with_specials(
+  tokenizer = tokenizers.with_special_tokens(
     tokenizers.characters([e['context'] + e['question'] for e in found]), [SEPARATOR]
   )
-  converter = spans(extraction(), longest=100)
-  convert = converter.features(tokenizer, (), 384)
+  made = converter(extraction(), longest=100)
+  convert = made.features(tokenizer, (), 384)
   several = 0
   for example in itertools.islice(found, 200):
     windows = convert(example)
     several += len(windows) > 1
     pieces = [logits(f, f.values['start'], f.values['stop']) for f in windows]
-    assert converter.read((), example, pieces) in extraction().reference(example)
+    assert made.read((), example, pieces) in extraction().reference(example)
   assert several > 50
 
 
 def test_mistakes_are_told(characters):
   with pytest.raises(UserError, match='stride=0: it is at least one token'):
-    spans(extraction(), stride=0)
+    converter(extraction(), stride=0)
   with pytest.raises(UserError, match='no answer that a head could point at'):
-    spans(Task(lambda e: ['x'], lambda e: 'x', lambda e: 'x'))
+    converter(Task(lambda e: ['x'], lambda e: 'x', lambda e: 'x'))
   with pytest.raises(UserError, match=r"data.context=6: 'qqqq <.sep.>' takes 6 tokens .* raise it"):
     features(characters, question('abc', question='qqqq'), context=6)
-  words = tokenizers.with_specials(tokenizers.words(['a b'] * 9), [SEPARATOR])
+  words = tokenizers.with_special_tokens(tokenizers.words(['a b'] * 9), [SEPARATOR])
   with pytest.raises(UserError, match=r"no token for the answer ' ' at character 1 of 'a b'"):
     features(words, question('a b', ' '), context=9)
 
@@ -200,18 +199,18 @@ def get_config(arg=''):
   config = base()
   config.steps = 150
   config.data.source = "lm.data.sources:squad(files={file!r})"
-  config.data.task = 'lm.tasks.questions:extraction'
-  config.data.convert = 'lm.tasks.spans:spans(stride=4)'
+  config.data.task = 'lm.tasks.extractive_qa:extraction'
+  config.data.convert = 'lm.tasks.extractive_qa:converter(stride=4)'
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:words', 'min_count': 1}})
   config.data.context = 16
   config.model = encoder(depth=1, d_model=32, heads=4, context=16)
   config.model.update({{'init_std': 0.1, 'classes': 2, 'pool': placeholder(str)}})
   config.model.position = 'lm.nn.position:rope'
-  config.objective = ConfigDict({{'fn': 'lm.objectives.spans:spans'}})
+  config.objective = ConfigDict({{'fn': 'lm.tasks.extractive_qa:objective'}})
   config.optim.learning_rate = 1e-2
   config.optim.warmup = 5
   config.eval.sets.validation = evaluation(
-    'train', metrics=('lm.metrics.spans:spans',), scores=('lm.metrics.answers:squad',)
+    'train', metrics=('lm.tasks.extractive_qa:metric',), scores=('lm.metrics.answers:squad',)
   )
   config.log.prompts = ()
   return config

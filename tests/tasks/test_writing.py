@@ -3,12 +3,12 @@
 import pytest
 
 from lm.errors import UserError
+from lm.tasks.seq2seq import decoder, encoder_decoder
 from lm.tasks.text import classification, text_to_text, translation
-from lm.tasks.write import decoder, encoder_decoder
-from lm.text.tokenizers import SEPARATOR, bytes, with_specials
+from lm.text.tokenizers import SEPARATOR, bytes, with_special_tokens
 
 END = 0
-TOKENIZER = with_specials(bytes([]), [SEPARATOR, '<|to en|>'])
+TOKENIZER = with_special_tokens(bytes([]), [SEPARATOR, '<|to en|>'])
 SEP, TO_EN = (TOKENIZER.token_to_id(name) for name in (SEPARATOR, '<|to en|>'))
 EXAMPLE = {'source': 'hé', 'target': 'abc'}
 

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.text.vector_files import (
-  read_glove,
-  read_word2vec_binary,
-  read_word2vec_text,
-  write_glove,
-)
+from lm.text.vector_files import read_glove, read_word2vec_binary, read_word2vec_text, write_glove
 
 ROWS = [('the', 1), ('\ufffd\ufffd', 3), ('cat', 5), ('\ufffd\ufffd', 7), ('the', 9), ('dog', 11)]
 

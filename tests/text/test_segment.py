@@ -11,10 +11,9 @@ import pytest
 
 from lm.data.sources import conllu
 from lm.errors import UserError
-from lm.metrics import segmentation
-from lm.text import segment, sentences
-from lm.text.normal import normalise
-from lm.text.tokens import Text, Token, whole
+from lm.metrics import spans
+from lm.text import segment
+from lm.text.segment import Text, Token, as_single_token, normalize_tokens
 
 pytest.importorskip('rjieba')
 pytest.importorskip('opencc')
@@ -60,12 +59,12 @@ def check_round_trip(raw, tokens, gap):
 
 def test_words_and_sentences_of_any_string_are_found_at_their_places():
   for raw in random_strings(2000):
-    check_round_trip(raw, segment.words(whole(raw)).tokens, is_gap)
-    check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+    check_round_trip(raw, segment.split_words(as_single_token(raw)).tokens, is_gap)
+    check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
 
 
 def strings(raw, **arguments):
-  return [token.text for token in segment.words(whole(raw), **arguments).tokens]
+  return [token.text for token in segment.split_words(as_single_token(raw), **arguments).tokens]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_chinese_is_cut_by_the_dictionary_amid_other_scripts():
 
 def test_characters_beyond_sixteen_bits_keep_chinese_offsets_right():
   raw = '𠮷𠮷北京👍清华大学'
-  tokens = segment.words(whole(raw)).tokens
+  tokens = segment.split_words(as_single_token(raw)).tokens
   assert Token('北京', 2, 4) in tokens and Token('清华大学', 5, 9) in tokens
 
 
@@ -121,16 +120,16 @@ def test_traditional_characters_are_cut_as_simplified_ones_on_request():
 
 def test_sentences_are_split_into_words_in_place():
   raw = 'Go on. You can stop.'
-  found = segment.words(sentences.sentences(whole(raw)))
-  assert found == segment.words(whole(raw))
+  found = segment.split_words(segment.split_sentences(as_single_token(raw)))
+  assert found == segment.split_words(as_single_token(raw))
   assert found.tokens[3] == Token('You', 7, 10)
-  second = Text(raw, sentences.sentences(whole(raw)).tokens[1:])
-  assert segment.words(second).tokens == found.tokens[3:]
+  second = Text(raw, segment.split_sentences(as_single_token(raw)).tokens[1:])
+  assert segment.split_words(second).tokens == found.tokens[3:]
 
 
 def test_what_is_normalised_is_not_split():
   with pytest.raises(UserError, match=r"token at 0:2 .*'ﬁ!' .*'fi!'; split a text before it is"):
-    segment.words(normalise(whole('ﬁ!')))
+    segment.split_words(normalize_tokens(as_single_token('ﬁ!')))
 
 
 def test_a_missing_library_is_told_in_one_line(monkeypatch):
@@ -145,7 +144,7 @@ def test_a_missing_library_is_told_in_one_line(monkeypatch):
   (*"a \n.'🇦中\u0301\u200d\ud800", 'word ', "a'", '1,', '. ', '!”', '.(', 'A.')
   + ('\n ', 'e\u0301', '🇦\u200d', '👨\u200d', '中\ufe00'),
 )
-@pytest.mark.parametrize('find', [segment.spans, sentences.spans])
+@pytest.mark.parametrize('find', [segment.word_spans, segment.sentence_spans])
 def test_time_grows_with_the_length_of_a_line(find, unit):
   def seconds(size):
     raw = 'a' + unit * (size // len(unit))
@@ -166,10 +165,10 @@ needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the f
 @pytest.mark.parametrize('name', ['enwiki_sample.txt', 'us_presidents.txt'])
 def test_english_texts_are_found_at_their_places(name):
   raw = pathlib.Path(os.environ['LM_DATA'], 'english_text', name).read_text('utf-8')
-  found = segment.words(whole(raw)).tokens
+  found = segment.split_words(as_single_token(raw)).tokens
   assert len(found) > 400_000
   check_round_trip(raw, found, is_gap)
-  check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+  check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
 
 
 @pytest.fixture(scope='module')
@@ -178,7 +177,7 @@ def treebank():
   file = pathlib.Path(os.environ['LM_DATA'], 'ud_chinese_gsdsimp/dev.conllu')
   texts = re.findall('^# text = (.*)$', file.read_text('utf-8'), re.MULTILINE)
   words = [e['words'] for e in conllu('dev', '$LM_DATA/ud_chinese_gsdsimp/{split}.conllu')]
-  return texts, [segmentation.spans(*pair) for pair in zip(words, texts, strict=True)]
+  return texts, [spans.word_spans(*pair) for pair in zip(words, texts, strict=True)]
 
 
 @needs_data
@@ -186,14 +185,14 @@ def test_chinese_texts_are_found_at_their_places(treebank):
   texts, _ = treebank
   assert len(texts) == 500
   for raw in texts:
-    check_round_trip(raw, segment.words(whole(raw)).tokens, is_gap)
-    check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+    check_round_trip(raw, segment.split_words(as_single_token(raw)).tokens, is_gap)
+    check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
 
 
 @needs_data
 def test_chinese_words_are_those_of_a_treebank_as_far_as_jieba_knows(treebank):
   texts, words = treebank
-  f1 = segmentation.segmentation()([list(segment.spans(raw)) for raw in texts], words).values['f1']
+  f1 = spans.segmentation()([list(segment.word_spans(raw)) for raw in texts], words).values['f1']
   characters = [[(i, i + 1) for i, c in enumerate(raw) if not c.isspace()] for raw in texts]
-  control = segmentation.segmentation()(characters, words).values['f1']
+  control = spans.segmentation()(characters, words).values['f1']
   assert 0.78 < f1 < 0.81 and 0.38 < control < 0.41

@@ -1,8 +1,7 @@
 # ruff: noqa: RUF001
 import pytest
 
-from lm.text.sentences import sentences, spans
-from lm.text.tokens import Token, whole
+from lm.text.segment import Token, as_single_token, sentence_spans, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ from lm.text.tokens import Token, whole
 def test_sentences_between_spaces(wanted):
   for space in (' ', '\n', ' \n ', '\u3000'):
     raw = space.join(wanted)
-    assert [raw[start:end] for start, end in spans(raw)] == wanted
+    assert [raw[start:end] for start, end in sentence_spans(raw)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -41,23 +40,26 @@ def test_sentences_between_spaces(wanted):
 )
 def test_sentences_without_spaces(wanted):
   raw = ''.join(wanted)
-  assert [raw[start:end] for start, end in spans(raw)] == wanted
+  assert [raw[start:end] for start, end in sentence_spans(raw)] == wanted
 
 
 def test_blank_lines_end_sentences_and_line_ends_do_not():
   raw = 'A title\r\n\r\nsome\ntext. x\n \t\nand on\u2029end\n\n\n'
-  found = [raw[start:end] for start, end in spans(raw)]
+  found = [raw[start:end] for start, end in sentence_spans(raw)]
   assert found == ['A title', 'some\ntext. x', 'and on', 'end']
 
 
 def test_sentences_know_their_place():
-  assert sentences(whole('  Go. 走。 ')).tokens == (Token('Go.', 2, 5), Token('走。', 6, 8))
+  assert split_sentences(as_single_token('  Go. 走。 ')).tokens == (
+    Token('Go.', 2, 5),
+    Token('走。', 6, 8),
+  )
 
 
 @pytest.mark.parametrize('raw', ['', ' \n\n ', '\u2029'])
 def test_no_text_has_no_sentences(raw):
-  assert sentences(whole(raw)).tokens == ()
+  assert split_sentences(as_single_token(raw)).tokens == ()
 
 
 def test_marks_alone_are_a_sentence():
-  assert [*spans('...')] == [(0, 3)] and [*spans(' ?! ')] == [(1, 3)]
+  assert [*sentence_spans('...')] == [(0, 3)] and [*sentence_spans(' ?! ')] == [(1, 3)]

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from lm.data import tokenise
 from lm.errors import UserError
 from lm.task import Task
-from lm.tasks import find, spans
+from lm.tasks import classification, extractive_qa
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR, end_id, text_reader, vocabulary_size
 
@@ -66,10 +66,10 @@ def test_text_that_looks_like_an_end_is_text_at_every_door(layout):
   assert (np.flatnonzero(encoded.tokens == end) == np.cumsum(encoded.counts) - 1).all()
   assert end not in tokenizers.parts_encoder(tokenizer)([text])
   task = Task(lambda e: [e['text']], lambda e: '', lambda e: '', lambda e: [(0, 1, 'x')])
-  (tagged,) = find.tags(task).features(tokenizer, ['x'], 99)({'text': text})
+  (tagged,) = classification.tagger(task).features(tokenizer, ['x'], 99)({'text': text})
   assert end not in tagged.tokens['inputs']
   task = Task(lambda e: [e['text']], lambda e: '', lambda e: '', lambda e: [(0, 1)])
-  (window,) = spans.spans(task).features(tokenizer, [], 99)({'text': text})
+  (window,) = extractive_qa.converter(task).features(tokenizer, [], 99)({'text': text})
   assert [*window.tokens['inputs']].count(end) == 1  # which the row begins with
 
 
@@ -82,7 +82,7 @@ def test_other_text_keeps_its_tokens(layout):
 
 
 def test_a_part_that_is_special_is_its_token():
-  tokenizer = tokenizers.with_specials(
+  tokenizer = tokenizers.with_special_tokens(
     tokenizers.words(['a <|sep|> b'] * 2, pattern=r'\S+'), [SEPARATOR]
   )
   ids = tokenizers.parts_encoder(tokenizer)(['a <|sep|>', SEPARATOR, 'b'])
@@ -92,7 +92,7 @@ def test_a_part_that_is_special_is_its_token():
 
 def test_a_special_token_is_no_letter():
   with pytest.raises(UserError, match=r"data\.specials: 'a' is a token that text is made of"):
-    tokenizers.with_specials(tokenizers.bytes([]), ['a'])
+    tokenizers.with_special_tokens(tokenizers.bytes([]), ['a'])
 
 
 def with_holes(highest=40):
@@ -111,7 +111,7 @@ def test_a_table_has_a_row_for_the_highest_id():
 
 def test_special_tokens_take_no_id_of_another_token():
   # The library would number them from 29 on, the count of entries.
-  tokenizer = tokenizers.with_specials(with_holes(30), [SEPARATOR, '<|a|>', '<|b|>'])
+  tokenizer = tokenizers.with_special_tokens(with_holes(30), [SEPARATOR, '<|a|>', '<|b|>'])
   assert [tokenizer.token_to_id(t) for t in (SEPARATOR, '<|a|>', '<|b|>', ' ')] == [31, 32, 33, 30]
   assert {31, 32, 33} <= tokenizer.get_added_tokens_decoder().keys()
   assert tokenizers.parts_encoder(tokenizer)(['a ', SEPARATOR]) == [2, 30, 31]
@@ -165,7 +165,7 @@ def test_a_text_ends_as_its_tokenizer_ends_texts(family, tmp_path):
   tokenizer = tokenizers.existing([], saved(tmp_path, *tokens, processor=processor))
   assert tokenizer.id_to_token(end_id(tokenizer)) == expected
   # Whatever special tokens a config adds.
-  more = tokenizers.with_specials(tokenizer, ['<|endoftext|>', '[SEP]', '<|sep|>'])
+  more = tokenizers.with_special_tokens(tokenizer, ['<|endoftext|>', '[SEP]', '<|sep|>'])
   again = Tokenizer.from_str(more.to_str())
   assert again.id_to_token(end_id(again)) == expected
   text = 'old <s>price</s> new'
@@ -181,7 +181,7 @@ def test_a_config_names_the_end(tmp_path):
 
 
 def test_own_tokenizers_end_with_their_token_0():
-  tokenizer = tokenizers.with_specials(tokenizers.bytes([]), ['</s>', '<|endoftext|>'])
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), ['</s>', '<|endoftext|>'])
   assert end_id(tokenizer) == 0
 
 

@@ -2,28 +2,27 @@
 import pytest
 
 from lm.errors import UserError
-from lm.text import segment, stop_words
-from lm.text.normal import normalise
-from lm.text.tokens import Token, whole
+from lm.text import normalize, segment
+from lm.text.segment import Token, as_single_token, normalize_tokens
 
 
 def test_stop_words_are_left_out_and_the_others_keep_their_places():
-  text = segment.words(whole('The cats of Ａ ROME don’t'))
+  text = segment.split_words(as_single_token('The cats of Ａ ROME don’t'))
   kept = (Token('cats', 4, 8), Token('ROME', 14, 18))
-  assert stop_words.drop(text, stop_words.of('en')).tokens == kept
-  assert stop_words.drop(normalise(text), stop_words.of(['en'])).tokens == tuple(
-    token._replace(text=token.text.lower()) for token in kept
-  )
+  assert segment.remove_stop_words(text, normalize.stop_words('en')).tokens == kept
+  assert segment.remove_stop_words(
+    normalize_tokens(text), normalize.stop_words(['en'])
+  ).tokens == tuple(token._replace(text=token.text.lower()) for token in kept)
 
 
 def test_stop_words_of_several_languages():
-  both = stop_words.of(('en', 'zh'))
-  assert both == stop_words.of('en') | stop_words.of('zh') and {'the', '的'} <= both
-  assert '的' not in stop_words.of('en') and stop_words.of([]) == frozenset()
+  both = normalize.stop_words(('en', 'zh'))
+  assert both == normalize.stop_words('en') | normalize.stop_words('zh') and {'the', '的'} <= both
+  assert '的' not in normalize.stop_words('en') and normalize.stop_words([]) == frozenset()
 
 
 def test_an_unknown_language_is_told_in_one_line():
   with pytest.raises(
     UserError, match=r"no stop words of 'eng' \(did you mean 'en'.*there is af, ar"
   ):
-    stop_words.of(['de', 'eng'])
+    normalize.stop_words(['de', 'eng'])

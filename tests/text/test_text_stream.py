@@ -4,9 +4,8 @@ import test_special_text
 from tokenizers import Tokenizer, decoders, models
 
 from lm.decode import text as decode_text
-from lm.text import stream, tokenizers
-from lm.text.stream import TextStream
-from lm.text.words import group
+from lm.text import detokenize, tokenizers
+from lm.text.detokenize import TextStream, group_words
 
 CORPUS = ['The dog, the cat and the 北京 bird do not sing. Is it so?'] * 4
 
@@ -36,7 +35,7 @@ LAYOUTS = {
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('window', [8, 512])
 def test_pieces_add_up_to_the_text_decoded_at_once(layout, window, monkeypatch):
-  monkeypatch.setattr(stream, '_WINDOW', window)
+  monkeypatch.setattr(detokenize, '_WINDOW', window)
   tokenizer = LAYOUTS[layout]()
   size = tokenizers.vocabulary_size(tokenizer)
   rng = np.random.default_rng(0)
@@ -127,6 +126,6 @@ def test_words_of_broken_bytes_have_all_tokens():
   tokenizer = LAYOUTS['llama']()
   ids = np.random.default_rng(3).integers(3, 259, 40).tolist()
   ids += tokenizer.encode('the dog', add_special_tokens=False).ids
-  words = group(tokenizer, ids)
+  words = group_words(tokenizer, ids)
   assert [i for _, indices in words for i in indices] == list(range(len(ids)))
   assert words[-1][0] == 'dog'

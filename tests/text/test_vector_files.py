@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.text import vector_fields, vector_files
+from lm.text import vector_files
 from lm.text.vector_files import (
   read_glove,
   read_word2vec_binary,
@@ -41,7 +41,7 @@ def _drawn(seed):
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, seed):
   monkeypatch.setattr(vector_files, '_PIECE', 300)  # a few words
   monkeypatch.setattr(vector_files, 'LONGEST', 64)
-  monkeypatch.setattr(vector_fields, 'LONGEST', 64)
+  monkeypatch.setattr(vector_files, 'LONGEST', 64)
   read, write = FORMATS[name]
   vectors = _drawn(seed)
   write(tmp_path / 'file', vectors)
@@ -106,7 +106,7 @@ def test_a_line_without_an_end_is_told_before_it_is_held(file, monkeypatch):
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
 def test_a_header_of_absurdly_long_vectors_is_told(file, monkeypatch, read):
-  monkeypatch.setattr(vector_fields, '_MOST', 9)
+  monkeypatch.setattr(vector_files, '_MOST', 9)
   with pytest.raises(UserError, match='promises 10 numbers for each word; 9 are the most'):
     read(file(b'1 10\na ' + b'0 ' * 20))
 

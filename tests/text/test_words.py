@@ -1,12 +1,12 @@
 import pytest
 
 from lm.text import tokenizers
-from lm.text.words import group
+from lm.text.detokenize import group_words
 
 
 def spelled(tokenizer, text):
   ids = tokenizer.encode(text, add_special_tokens=False).ids
-  found = group(tokenizer, ids)
+  found = group_words(tokenizer, ids)
   # Every token belongs to one word, in order.
   assert [i for _, indices in found for i in indices] == list(range(len(ids)))
   return [word for word, _ in found]
@@ -45,23 +45,31 @@ def test_pieces_of_wordpiece_are_put_together():
 
 
 def test_special_tokens_stand_alone_by_name():
-  tokenizer = tokenizers.with_specials(tokenizers.bytes([]), ['<|sep|>'])
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), ['<|sep|>'])
   ids = [
     0,
     *tokenizer.encode('ab').ids,
     tokenizer.token_to_id('<|sep|>'),
     *tokenizer.encode('c').ids,
   ]
-  assert group(tokenizer, ids) == [('<|end|>', [0]), ('ab', [1, 2]), ('<|sep|>', [3]), ('c', [4])]
+  assert group_words(tokenizer, ids) == [
+    ('<|end|>', [0]),
+    ('ab', [1, 2]),
+    ('<|sep|>', [3]),
+    ('c', [4]),
+  ]
 
 
 def test_space_is_visible_and_half_a_character_is_kept():
   tokenizer = tokenizers.bytes([])
   assert spelled(tokenizer, '\n\na  b ') == ['⏎', '⏎', 'a', '␣', 'b', '␣']
-  assert group(tokenizer, [*tokenizer.encode('a ').ids, 0])[1:] == [('␣', [1]), ('<|end|>', [2])]
+  assert group_words(tokenizer, [*tokenizer.encode('a ').ids, 0])[1:] == [
+    ('␣', [1]),
+    ('<|end|>', [2]),
+  ]
   half = tokenizer.encode('a狗').ids[:-1]
-  assert group(tokenizer, half) == [('a', [0]), ('\ufffd', [1, 2])]
+  assert group_words(tokenizer, half) == [('a', [0]), ('\ufffd', [1, 2])]
 
 
 def test_no_tokens_are_no_words():
-  assert group(tokenizers.bytes([]), []) == []
+  assert group_words(tokenizers.bytes([]), []) == []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
   from lm.types import Array, Batch, Output
 
 
-def classes(task: Task) -> Converter:
+def classifier(task: Task) -> Converter:
   """Finds the class of the whole, one of `data.labels`; for an encoder that pools.
 
   Raises:
@@ -42,7 +42,7 @@ def classes(task: Task) -> Converter:
   return Converter(_texts(task), features, predict=predict, read=read)
 
 
-def number(task: Task) -> Converter:
+def regressor(task: Task) -> Converter:
   """Finds a number for the whole; for an encoder that pools, with one class."""
 
   def features(
@@ -63,7 +63,7 @@ def number(task: Task) -> Converter:
   return Converter(_texts(task), features, predict=predict, read=read)
 
 
-def tags(task: Task) -> Converter:
+def tagger(task: Task) -> Converter:
   """Finds a tag for each word, one of `data.labels`, on the first token of the word.
 
   A word without a token of its own, or cut off with the end of a long example, is predicted to have
@@ -171,6 +171,6 @@ def _answer(task: Task) -> Callable:
   if task.answer is None:
     raise UserError(
       'data.convert: the task has no answer that a head could find; '
-      'take a converter of lm.tasks.write, such as lm.tasks.write:encoder_decoder'
+      'take a converter of lm.tasks.seq2seq, such as lm.tasks.seq2seq:encoder_decoder'
     )
   return task.answer

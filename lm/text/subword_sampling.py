@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from lm.errors import UserError
-from lm.text.vocabulary import specials
+from lm.text.tokenizers import special_ids
 
 Pieces = tuple[int, ...]  # ids of tokens
 Sample = Callable[[Sequence[str], np.random.Generator], list[Pieces]]
@@ -84,7 +84,7 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
     UserError: the tokenizer is of another kind.
   """
   model = _byte_level(tokenizer, 'Unigram', 'unigram')
-  special = specials(tokenizer)
+  special = special_ids(tokenizer)
   scores = {
     piece: (i, alpha * score) for i, (piece, score) in enumerate(model['vocab']) if i not in special
   }
@@ -140,7 +140,7 @@ def splitter(tokenizer: tokenizers.Tokenizer) -> Callable[[Sequence[int]], list[
   Special tokens come back as they are, and so does a stretch of tokens that is no text, because it
   was cut off inside a character.
   """
-  special = specials(tokenizer)
+  special = special_ids(tokenizer)
   names = {i: token for token, i in tokenizer.get_vocab().items()}
   decoder, pre_tokenizer = decoders.ByteLevel(), tokenizer.pre_tokenizer
 

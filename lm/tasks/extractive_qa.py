@@ -1,20 +1,47 @@
-"""A converter for encoders whose head points at where an answer begins and where it ends."""
+"""Questions about a passage, answered by a stretch of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tokenizers
 
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task
-from lm.text.tokenizers import Special, end_id, parts_encoder, text_reader
+from lm.task import Converter, Example, Features, Task, mismatch
+from lm.text.tokenizers import SEPARATOR, Special, end_id, parts_encoder, text_reader
 
 if TYPE_CHECKING:
-  from lm.types import Array, Batch, Output
+  from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, Terms
 
 
-def spans(
+def extraction() -> Task:
+  """Finds the answer to a question in its context, or that there is none.
+
+  Rajpurkar et al. 2016 and 2018. Examples have question, context, and answers, each with text and
+  start. A head finds (start, stop) in characters of the context; a model that writes is taught the
+  first of the answers, and to write nothing where there is none, which is what lm.metrics.answers
+  expects.
+  """
+
+  def inputs(example: Example) -> list[str]:
+    for field in ('question', 'context'):
+      if not isinstance(example.get(field), str):
+        raise mismatch(example, field, 'string')
+    if not isinstance(example.get('answers'), list | tuple):
+      raise mismatch(example, 'answers', 'list')
+    return [example['question'], SEPARATOR, example['context']]
+
+  def texts(example: Example) -> list[str]:
+    return [answer['text'] for answer in example['answers']]
+
+  def spans(example: Example) -> list[tuple[int, int]]:
+    starts = [answer['start'] for answer in example['answers']]
+    return [(s, s + len(text)) for s, text in zip(starts, texts(example), strict=True)]
+
+  return Task(inputs, lambda example: (texts(example) or [''])[0], texts, spans)
+
+
+def converter(
   task: Task, stride: int = 128, longest: int = 30, threshold: float | None = 0.0
 ) -> Converter:
   """Finds a stretch of the last part of what is read, the passage, or that there is none.
@@ -48,7 +75,7 @@ def spans(
   if find is None:
     raise UserError(
       'data.convert: the task has no answer that a head could point at; '
-      'lm.tasks.questions:extraction has'
+      'lm.tasks.extractive_qa:extraction has'
     )
 
   def features(
@@ -174,3 +201,91 @@ def _window(
     'char_stop': np.concatenate([outside, offsets[:, 1]]),
   }
   return Features(tokens, {}, {'start': target[0], 'stop': target[1], 'weights': 1})
+
+
+class SpanStatistics(NamedTuple):
+  """What a model says of the span of each example: both (B, P)."""
+
+  nats: 'Array'  # float32, -log p(start) - log p(stop)
+  correct: 'Array'  # float32, 1 where both tokens have the highest logit
+
+
+def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
+  """Returns the negative log-likelihood of each span and whether it is the likeliest.
+
+  Both ends are drawn from the tokens of the example's passage and its token at position 0, which
+  stands for no answer; what else is read is no candidate.
+
+  Args:
+    output: of an encoder, two logits a token.
+    batch: segments, positions and char_stop, (B, T), and start and stop, (B, P), as
+      lm.tasks.extractive_qa makes them.
+
+  Raises:
+    UserError: the model has not two logits a token.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  logits_BTC = output.unembed(output.hidden)
+  B, T = batch['segments'].shape
+  if logits_BTC.shape != (B, T, 2):
+    raise UserError(
+      f'model: spans need two logits a token, ({B}, {T}, 2), and it gives {logits_BTC.shape}; '
+      'set model.classes=2 and leave model.pool empty'
+    )
+  candidate_BT = (batch['char_stop'] > 0) | (batch['positions'] == 0)
+  segment_P = jnp.arange(1, batch['start'].shape[1] + 1)
+  same_BPT = batch['segments'][:, None, :] == segment_P[None, :, None]
+  among_BPT = same_BPT & candidate_BT[:, None, :]
+
+  def point(end: str, logits_BT: 'Array') -> tuple['Array', 'Array']:
+    is_target_BPT = batch['positions'][:, None, :] == batch[end][:, :, None]
+    # Finite, so that a slot without an example gives finite gradients.
+    logits_BPT = jnp.where(among_BPT, logits_BT[:, None, :], -1e9)
+    picked_BP = jnp.sum(jnp.where(among_BPT & is_target_BPT, logits_BPT, 0), axis=-1)
+    best_BP1 = logits_BPT.argmax(-1, keepdims=True)
+    correct_BP = jnp.take_along_axis(among_BPT & is_target_BPT, best_BP1, axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BPT, axis=-1) - picked_BP, correct_BP
+
+  start_nats, start_correct = point('start', logits_BTC[..., 0])
+  stop_nats, stop_correct = point('stop', logits_BTC[..., 1])
+  correct = (start_correct & stop_correct).astype(jnp.float32)
+  return SpanStatistics(start_nats + stop_nats, correct)
+
+
+def objective() -> 'Objective':
+  """Returns -log p(start) - log p(stop) in nats per window (Devlin et al. 2019, 4.2).
+
+  The sum is the negative log-likelihood of the span; BERT's code halves it.
+  """
+
+  from lm.types import Objective
+
+  def sums(
+    apply: 'Apply', params: 'Params', batch: 'Batch', key: 'Array | None'
+  ) -> dict[str, 'Array']:
+    output = apply(params, batch, key=key)
+    return {'loss': (batch['weights'] * span_statistics(output, batch).nats).sum()}
+
+  return Objective(sums, weights=lambda batch: {'loss': batch['weights'].sum()})
+
+
+def metric() -> 'Metric':
+  """Returns loss, -log p(start) - log p(stop) in nats per window, and accuracy.
+
+  Accuracy is the share of windows whose first and last token (or, for no answer, END) are both the
+  likeliest ones; lm.metrics.answers compares the texts that are predicted from all windows.
+  """
+
+  from lm.types import Metric
+
+  def terms(output: 'Output', batch: 'Batch') -> 'Terms':
+    nats, correct = span_statistics(output, batch)
+    weights = batch['weights']
+    return {
+      'loss': ((weights * nats).sum(), weights.sum()),
+      'accuracy': ((weights * correct).sum(), weights.sum()),
+    }
+
+  return Metric(terms, higher_is_better={'loss': False, 'accuracy': True})

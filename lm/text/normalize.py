@@ -2,12 +2,13 @@
 
 import functools
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import regex
+import stopwordsiso
 
 from lm.errors import UserError, nearest
-from lm.text.tokens import Text
 
 Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
 Case = Literal['keep', 'lower', 'fold']
@@ -21,16 +22,7 @@ _SAFE = regex.compile(r'(?s).*?\p{M}{64}|.+')
 _HAN = regex.compile(r'\p{Han}{1,500}')
 
 
-def normalise(text: Text, form: Form = 'NFKC', case: Case = 'fold', simplify: bool = False) -> Text:
-  """Returns the text with each token in its normal form; places stay. See `normal_form`."""
-  check(form, case)
-  tokens = (t._replace(text=normal_form(t.text, form, case, simplify)) for t in text.tokens)
-  return Text(text.raw, tuple(tokens))
-
-
-def normal_form(
-  string: str, form: Form = 'NFKC', case: Case = 'fold', simplify: bool = False
-) -> str:
+def normalize(string: str, form: Form = 'NFKC', case: Case = 'fold', simplify: bool = False) -> str:
   """Returns a string in a normal form, without white space around it.
 
   Runs of white space and control characters become one space. With 'NFKC', ﬁ is fi, Ａ is A and ①
@@ -53,11 +45,11 @@ def normal_form(
   elif case == 'lower':
     string = _unicode_form(string.lower(), form)
   if simplify:
-    string = simplified(string)
+    string = simplify_chinese(string)
   return _SPACE.sub(' ', string).strip(' ')
 
 
-def check(form: str, case: str) -> None:
+def check_options(form: str, case: str) -> None:
   """Raises UserError where there is no such normal form or case."""
   for key, value, kind in (('form', form, Form), ('case', case, Case)):
     known = get_args(kind)
@@ -66,7 +58,7 @@ def check(form: str, case: str) -> None:
       raise UserError(f'{key}={value!r}{nearest(value, known)} is none of {there}')
 
 
-def simplified(string: str) -> str:
+def simplify_chinese(string: str) -> str:
   """Returns a string of the same length with simplified for traditional Chinese characters.
 
   What becomes of a character depends on its neighbours, by the phrases of OpenCC's t2s: 乾 of 乾燥
@@ -94,3 +86,29 @@ def _opencc() -> Any:
   except ModuleNotFoundError as e:
     raise UserError('simplified Chinese needs OpenCC: pip install -e ".[zh]"') from e
   return opencc.OpenCC('t2s')
+
+
+def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
+  """Returns the stop words of one language or several, by their keys.
+
+  They are those of Stopwords ISO, which for a few languages also hold punctuation marks and digits.
+  https://github.com/stopwords-iso/stopwords-iso
+
+  Args:
+    languages: ISO 639-1 codes, such as 'en' or ['en', 'zh'].
+
+  Raises:
+    UserError: there is no list for a language.
+  """
+  chosen = [languages] if isinstance(languages, str) else list(languages)
+  known = sorted(stopwordsiso.langs())
+  for language in chosen:
+    if language not in known:
+      there = ', '.join(known)
+      raise UserError(f'no stop words of {language!r}{nearest(language, known)}; there is {there}')
+  return frozenset(map(stop_word_key, stopwordsiso.stopwords(chosen)))
+
+
+def stop_word_key(word: str) -> str:
+  """Returns what equals for all ways to write a word: case, width, a curly apostrophe."""
+  return normalize(word).replace('\u2019', "'")
