@@ -136,9 +136,9 @@ MUTATIONS = [
   ('subword-alpha', 'lm/text/subword_sampling.py', 'alpha * score', 'score',
    'text/test_subword_sampling.py'),
   ('first-label', 'lm/tasks/classification.py', 'if first is not None:', 'if first:',
-   'tasks/test_finding.py'),
-  ('target-weights', 'lm/tasks/seq2seq.py', '[len(read) - 1, len(target)]',
-   '[len(read), len(target) - 1]', 'tasks/test_writing.py'),
+   'tasks/test_classification.py'),
+  ('target-weights', 'lm/tasks/seq2seq.py', '[len(prompt) - 1, len(target)]',
+   '[len(prompt), len(target) - 1]', 'tasks/test_seq2seq.py'),
   ('validation-in-training', 'lm/data/splits.py', "(0, cut) if split == 'train'",
    "(0, count) if split == 'train'", 'data/test_splits.py'),
   # Decoding.

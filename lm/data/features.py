@@ -14,7 +14,7 @@ import tokenizers
 from lm import spec
 from lm.data import cache
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task, joined, narrow
+from lm.task import Converter, Example, Features, Task, cast_feature, concatenate_feature
 from lm.text.files import has_lone_surrogate
 
 POLICIES = ('error', 'truncate', 'skip')
@@ -175,9 +175,11 @@ def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
     parts = [getattr(features, stream) for _, features in found]
     arrays[stream] = np.array([_length(part) for part in parts], np.int64)
     for name in parts[0] if parts else ():
-      arrays[f'{stream}/{name}'] = joined(name, [part[name] for part in parts])
+      arrays[f'{stream}/{name}'] = concatenate_feature(name, [part[name] for part in parts])
   for name in found[0][1].values if found else ():
-    arrays[f'{VALUES}/{name}'] = narrow(name, [features.values[name] for _, features in found])
+    arrays[f'{VALUES}/{name}'] = cast_feature(
+      name, [features.values[name] for _, features in found]
+    )
   return arrays
 
 

@@ -53,7 +53,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   texts_of: Callable[[Example], list[str]] = tokenise.texts_of
   if data['task'] is not None:
     task, converter = features.open_task(data)
-    specials, texts_of = (SEPARATOR, *task.specials, *specials), converter.texts
+    specials, texts_of = (SEPARATOR, *task.special_tokens, *specials), converter.tokenizer_texts
     shaped_by |= _task_shape(data, ('task', 'convert'))
   shaped_by |= {'specials': specials}
 

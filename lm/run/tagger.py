@@ -14,7 +14,7 @@ from lm.data import features
 from lm.errors import UserError
 from lm.run import files
 from lm.run.load import load
-from lm.task import narrow
+from lm.task import cast_feature
 from lm.text.segment import Tagger
 
 
@@ -48,8 +48,8 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
     _, converter = features.open_task(data)
   labels, context = tuple(data.labels), data.context
   convert = converter.features(loaded.tokenizer, labels, context)
-  predict, read = converter.predict, converter.read
-  assert predict is not None and read is not None
+  predict, postprocess = converter.predict, converter.postprocess
+  assert predict is not None and postprocess is not None
   found = jax.jit(lambda params, batch: predict(loaded.apply(params, batch), batch))
 
   def tagged(words: Sequence[str]) -> list[str]:
@@ -66,10 +66,10 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
     # Rows of one length, so that the model is compiled once.
     row = {name: np.pad(values, (0, context - size)) for name, values in feature.tokens.items()}
     row |= {'segments': np.arange(context) < size, 'positions': np.arange(context) % max(1, size)}
-    batch = {name: narrow(name, values[None]) for name, values in row.items()}
+    batch = {name: cast_feature(name, values[None]) for name, values in row.items()}
     batch['examples'] = np.ones((1, 1), np.int32)
     (tags_T,) = jax.device_get(found(loaded.params, batch))['tokens/tag']
     tokens = {f'tokens/{name}': values for name, values in feature.tokens.items()}
-    return read(labels, example, [tokens | {'tokens/tag': tags_T[:size]}])
+    return postprocess(labels, example, [tokens | {'tokens/tag': tags_T[:size]}])
 
   return tagged

@@ -1,25 +1,29 @@
-"""Questions about a passage, answered by a stretch of it."""
+"""Extractive question answering: the task, the converter, the objective and the metric.
 
-from collections.abc import Callable, Iterator, Sequence
+The answer is a span of a passage (Rajpurkar et al. 2016, 2018); an encoder scores each token as its
+start and as its stop (Devlin et al. 2019, 4.2 and 4.3). jax is imported inside functions, because
+data preparation imports this module in worker processes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tokenizers
+from tokenizers import Tokenizer
 
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task, mismatch
-from lm.text.tokenizers import SEPARATOR, Special, end_id, parts_encoder, text_reader
+from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch
+from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, text_reader
 
 if TYPE_CHECKING:
   from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, Terms
 
 
 def extraction() -> Task:
-  """Finds the answer to a question in its context, or that there is none.
+  """Answers a question by a span of its context, or by nothing.
 
-  Rajpurkar et al. 2016 and 2018. Examples have question, context, and answers, each with text and
-  start. A head finds (start, stop) in characters of the context; a model that writes is taught the
-  first of the answers, and to write nothing where there is none, which is what lm.metrics.answers
+  Examples have `question`, `context` and `answers`, each with `text` and `start`. The target of a
+  generative model is the first answer, or '' for a question without one, as lm.metrics.answers
   expects.
   """
 
@@ -35,8 +39,7 @@ def extraction() -> Task:
     return [answer['text'] for answer in example['answers']]
 
   def spans(example: Example) -> list[tuple[int, int]]:
-    starts = [answer['start'] for answer in example['answers']]
-    return [(s, s + len(text)) for s, text in zip(starts, texts(example), strict=True)]
+    return [(a['start'], a['start'] + len(a['text'])) for a in example['answers']]
 
   return Task(inputs, lambda example: (texts(example) or [''])[0], texts, spans)
 
@@ -44,115 +47,106 @@ def extraction() -> Task:
 def converter(
   task: Task, stride: int = 128, longest: int = 30, threshold: float | None = 0.0
 ) -> Converter:
-  """Finds a stretch of the last part of what is read, the passage, or that there is none.
+  """Predicts a span of the passage, the last part of the inputs, or that there is no answer.
 
-  After Devlin et al. 2019, 4.2 and 4.3: END, the other parts, and the passage, in overlapping
-  windows where it is longer than a row. Two logits a token say how well an answer begins and ends
-  there; END stands for no answer in this window, which is also the target where an answer is not
-  whole in it. Of several answers the first that is whole in a window is its target.
+  The model reads END, the other parts, and the passage, in overlapping windows if it is longer than
+  a row. END represents "no answer in this window", and is the target of a window that does not
+  contain a complete answer. The first answer that a window contains is its target.
 
-  A prediction is the stretch of all windows with the best odds against no answer in its window:
-  the logits of its two ends less those of END.
+  The prediction is the span with the best log odds among all windows: its start and stop logits
+  minus those of END in its window.
 
-  Features have, along the row, `char_start` and `char_stop`, the characters of the passage that a
-  token covers (0 and 0 for tokens that are not of it), and as values `start` and `stop`, the
-  positions of the first and last token of the answer, and `weights`, 1.
+  Features have `char_start` and `char_stop` for each token, its characters in the passage (0 and 0
+  outside it), and the values `start` and `stop`, the token positions of the answer, and `weights`.
 
   Args:
-    task: its answer is a list of (start, stop) in characters of the passage.
-    stride: tokens from the beginning of a window to that of the next, at most.
-    longest: tokens of a predicted answer, at most.
-    threshold: the log odds above which there is an answer; None where there always is one.
+    task: its head target is a list of (start, stop) in characters of the passage.
+    stride: tokens between the starts of consecutive windows, at most.
+    longest: maximum tokens of a predicted answer.
+    threshold: log odds above which an answer is predicted; None predicts one in any case.
 
   Raises:
-    UserError: stride or longest is no number of tokens; the task's answer is nothing to point at;
-      later, what comes before the passage fills a row, or an answer has no token.
+    UserError: stride or longest is below 1; the task has no spans; later, the inputs before the
+      passage fill a row, or an answer has no token.
   """
   for name, value in (('stride', stride), ('longest', longest)):
     if value < 1:
-      raise UserError(f'data.convert: {name}={value}: it is at least one token')
-  find = task.answer
-  if find is None:
+      raise UserError(f'data.convert: {name}={value} must be at least 1 token')
+  spans_of = task.head_target
+  if spans_of is None:
     raise UserError(
-      'data.convert: the task has no answer that a head could point at; '
-      'lm.tasks.extractive_qa:extraction has'
+      'data.convert: the task has no answer spans; use lm.tasks.extractive_qa:extraction'
     )
 
-  def features(
-    tokenizer: tokenizers.Tokenizer, labels: Sequence[str], context: int
-  ) -> Callable[[Example], list[Features]]:
-    del labels
-    encode, end = parts_encoder(tokenizer), end_id(tokenizer)
-    reader = text_reader(tokenizer)
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    encode, end, reader = parts_encoder(tokenizer), end_id(tokenizer), text_reader(tokenizer)
 
     def convert(example: Example) -> list[Features]:
       *before, passage = task.inputs(example)
-      read = [end, *encode(before)]
-      room = context - len(read)
-      if room < 1:
+      prefix = [end, *encode(before)]
+      if len(prefix) >= seq_len:
         raise UserError(
-          f'data.context={context}: {" ".join(before)!r:.60} takes {len(read)} tokens of a row '
-          'and leaves no room for its passage; raise it'
+          f'data.context={seq_len}: {" ".join(before)!r:.60} takes {len(prefix)} tokens of a row '
+          'and leaves none for the passage; raise it'
         )
-      found = reader.encode(passage, add_special_tokens=False)
-      ids, offsets = np.array(found.ids, int), np.array(found.offsets, int).reshape(-1, 2)
-      answers = [_tokens_of(passage, offsets, *span) for span in find(example)]
+      encoding = reader.encode(passage, add_special_tokens=False)
+      ids, offsets = np.array(encoding.ids, int), np.array(encoding.offsets, int).reshape(-1, 2)
+      answers = [_answer_tokens(passage, offsets, *span) for span in spans_of(example)]
       return [
-        _window(read, ids[window], offsets[window], window.start, answers)
-        for window in windows(len(ids), room, stride)
+        _window_features(prefix, ids[window], offsets[window], window.start, answers)
+        for window in windows(len(ids), seq_len - len(prefix), stride)
       ]
 
     return convert
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
-    del batch
     logits_BTC = output.unembed(output.hidden)
     return {'tokens/start': logits_BTC[..., 0], 'tokens/stop': logits_BTC[..., 1]}
 
-  def read(labels: Sequence[str], example: Example, pieces: list[dict[str, np.ndarray]]) -> str:
-    del labels
-    passage = task.inputs(example)[-1]
-    found = [best_span(piece, longest) for piece in pieces]
-    odds, start, stop = max(found, default=(-np.inf, 0, 0))
-    there = threshold is None or odds > threshold
-    return passage[start:stop].strip() if there else ''
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> str:
+    spans = [best_span(piece, longest) for piece in pieces]
+    odds, start, stop = max(spans, default=(-np.inf, 0, 0))
+    answered = threshold is None or odds > threshold
+    return task.inputs(example)[-1][start:stop].strip() if answered else ''
 
-  def texts(example: Example) -> list[str]:
-    return [part for part in task.inputs(example) if not isinstance(part, Special)]
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    predict=predict,
+    postprocess=postprocess,
+  )
 
-  return Converter(texts, features, predict=predict, read=read)
 
+def windows(length: int, size: int, stride: int) -> Iterator[slice]:
+  """Yields windows of at most `size` tokens that cover `length` tokens.
 
-def windows(length: int, room: int, stride: int) -> Iterator[slice]:
-  """Yields overlapping stretches of at most `room` of `length` tokens that together hold them all.
-
-  Each begins `stride` after the one before, or `room` where that is less, so that none is left out.
+  Consecutive windows start `stride` tokens apart, or `size` where that is less.
   """
-  step = min(stride, room)
-  for start in range(0, max(length - room, 0) + step, step):
-    yield slice(start, start + room)
+  step = min(stride, size)
+  for start in range(0, max(length - size, 0) + step, step):
+    yield slice(start, start + size)
 
 
 def token_span(offsets: np.ndarray, start: int, stop: int) -> tuple[int, int] | None:
-  """Returns the first and the last token that hold a character of a stretch; None if none does.
+  """Returns the first and last token with characters of a span; None without one.
 
   Args:
-    offsets: (tokens, 2), where the characters of each token start and stop, in order.
-    start: the first character.
-    stop: the index after the last one.
+    offsets: (tokens, 2), the start and stop characters of each token, in order.
+    start: first character of the span.
+    stop: index after its last character.
   """
   first = int(np.searchsorted(offsets[:, 1], start, side='right'))
   last = int(np.searchsorted(offsets[:, 0], stop, side='left')) - 1
   return (first, last) if first <= last else None
 
 
-def best_span(piece: dict[str, np.ndarray], longest: int) -> tuple[float, int, int]:
-  """Returns the best stretch in a window: its log odds, and its characters, start and stop.
+def best_span(piece: Mapping[str, np.ndarray], longest: int) -> tuple[float, int, int]:
+  """Returns the log odds, the start and the stop (in characters) of the best span of a window.
 
   Args:
     piece: (tokens,) arrays: 'tokens/start' and 'tokens/stop', the logits, and 'tokens/char_start'
       and 'tokens/char_stop'.
-    longest: tokens of the stretch, at most.
+    longest: maximum tokens of the span.
   """
   start, stop = (piece[f'tokens/{end}'].astype(np.float64) for end in ('start', 'stop'))
   odds = (start - start[0])[:, None] + (stop - stop[0])[None, :]
@@ -160,11 +154,11 @@ def best_span(piece: dict[str, np.ndarray], longest: int) -> tuple[float, int, i
   ordered = np.triu(np.tril(np.ones(odds.shape, bool), longest - 1))
   odds = np.where(ordered & passage[:, None] & passage[None, :], odds, -np.inf)
   first, last = np.unravel_index(odds.argmax(), odds.shape)
-  begins, ends = piece['tokens/char_start'][first], piece['tokens/char_stop'][last]
-  return float(odds[first, last]), int(begins), int(ends)
+  char_start, char_stop = piece['tokens/char_start'][first], piece['tokens/char_stop'][last]
+  return float(odds[first, last]), int(char_start), int(char_stop)
 
 
-def _tokens_of(passage: str, offsets: np.ndarray, start: int, stop: int) -> tuple[int, int]:
+def _answer_tokens(passage: str, offsets: np.ndarray, start: int, stop: int) -> tuple[int, int]:
   span = token_span(offsets, start, stop)
   if span is None:
     raise UserError(
@@ -174,8 +168,8 @@ def _tokens_of(passage: str, offsets: np.ndarray, start: int, stop: int) -> tupl
   return span
 
 
-def _window(
-  read: list[int],
+def _window_features(
+  prefix: list[int],
   ids: np.ndarray,
   offsets: np.ndarray,
   start: int,
@@ -184,45 +178,43 @@ def _window(
   """Returns the features of a window.
 
   Args:
-    read: the tokens before the passage.
+    prefix: the tokens before the passage.
     ids: the tokens of the window.
     offsets: (tokens, 2), their characters.
-    start: the first token of the window, as an index into the passage.
-    answers: the first and last token of each, likewise.
+    start: the index of its first token in the passage.
+    answers: the indices of the first and last token of each answer in the passage.
   """
-  target = (0, 0)
-  for first, last in reversed(answers):
-    if start <= first and last < start + len(ids):
-      target = (len(read) + first - start, len(read) + last - start)
-  outside = np.zeros(len(read), int)
+  shift, stop = len(prefix) - start, start + len(ids)
+  inside = [(a + shift, b + shift) for a, b in answers if start <= a and b < stop]
+  answer_start, answer_stop = inside[0] if inside else (0, 0)  # END is at position 0
+  outside = np.zeros(len(prefix), int)
   tokens = {
-    'inputs': np.concatenate([read, ids]),
+    'inputs': np.concatenate([prefix, ids]),
     'char_start': np.concatenate([outside, offsets[:, 0]]),
     'char_stop': np.concatenate([outside, offsets[:, 1]]),
   }
-  return Features(tokens, {}, {'start': target[0], 'stop': target[1], 'weights': 1})
+  return Features(tokens, {}, {'start': answer_start, 'stop': answer_stop, 'weights': 1})
 
 
 class SpanStatistics(NamedTuple):
-  """What a model says of the span of each example: both (B, P)."""
+  """Statistics of the target span of each example, both float32 (B, P)."""
 
-  nats: 'Array'  # float32, -log p(start) - log p(stop)
-  correct: 'Array'  # float32, 1 where both tokens have the highest logit
+  nats: 'Array'  # -log p(start) - log p(stop)
+  correct: 'Array'  # 1 where both tokens have the highest logit
 
 
 def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
-  """Returns the negative log-likelihood of each span and whether it is the likeliest.
+  """Returns the negative log-likelihood of each target span, and whether it is the likeliest.
 
-  Both ends are drawn from the tokens of the example's passage and its token at position 0, which
-  stands for no answer; what else is read is no candidate.
+  The softmax of each end is over the passage tokens of the example and its position 0 (no answer).
 
   Args:
-    output: of an encoder, two logits a token.
-    batch: segments, positions and char_stop, (B, T), and start and stop, (B, P), as
-      lm.tasks.extractive_qa makes them.
+    output: of an encoder, with two logits per token.
+    batch: segments, positions and char_stop (B, T), and start and stop (B, P), as `converter`
+      makes them.
 
   Raises:
-    UserError: the model has not two logits a token.
+    UserError: the model does not have two logits per token.
   """
   import jax
   import jax.numpy as jnp
@@ -231,35 +223,34 @@ def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
   B, T = batch['segments'].shape
   if logits_BTC.shape != (B, T, 2):
     raise UserError(
-      f'model: spans need two logits a token, ({B}, {T}, 2), and it gives {logits_BTC.shape}; '
-      'set model.classes=2 and leave model.pool empty'
+      f'model: spans need two logits per token, ({B}, {T}, 2), not {logits_BTC.shape}; set '
+      'model.classes=2 and leave model.pool empty'
     )
   candidate_BT = (batch['char_stop'] > 0) | (batch['positions'] == 0)
   segment_P = jnp.arange(1, batch['start'].shape[1] + 1)
   same_BPT = batch['segments'][:, None, :] == segment_P[None, :, None]
-  among_BPT = same_BPT & candidate_BT[:, None, :]
+  candidate_BPT = same_BPT & candidate_BT[:, None, :]
 
-  def point(end: str, logits_BT: 'Array') -> tuple['Array', 'Array']:
+  def score(end: str, logits_BT: 'Array') -> tuple['Array', 'Array']:
     is_target_BPT = batch['positions'][:, None, :] == batch[end][:, :, None]
-    # Finite, so that a slot without an example gives finite gradients.
-    logits_BPT = jnp.where(among_BPT, logits_BT[:, None, :], -1e9)
-    picked_BP = jnp.sum(jnp.where(among_BPT & is_target_BPT, logits_BPT, 0), axis=-1)
+    # Finite, so that a slot without an example has finite gradients.
+    logits_BPT = jnp.where(candidate_BPT, logits_BT[:, None, :], -1e9)
+    target_BP = jnp.sum(jnp.where(candidate_BPT & is_target_BPT, logits_BPT, 0), axis=-1)
     best_BP1 = logits_BPT.argmax(-1, keepdims=True)
-    correct_BP = jnp.take_along_axis(among_BPT & is_target_BPT, best_BP1, axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BPT, axis=-1) - picked_BP, correct_BP
+    correct_BP = jnp.take_along_axis(candidate_BPT & is_target_BPT, best_BP1, axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BPT, axis=-1) - target_BP, correct_BP
 
-  start_nats, start_correct = point('start', logits_BTC[..., 0])
-  stop_nats, stop_correct = point('stop', logits_BTC[..., 1])
+  start_nats, start_correct = score('start', logits_BTC[..., 0])
+  stop_nats, stop_correct = score('stop', logits_BTC[..., 1])
   correct = (start_correct & stop_correct).astype(jnp.float32)
   return SpanStatistics(start_nats + stop_nats, correct)
 
 
 def objective() -> 'Objective':
-  """Returns -log p(start) - log p(stop) in nats per window (Devlin et al. 2019, 4.2).
+  """Returns the mean of -log p(start) - log p(stop), in nats per window.
 
-  The sum is the negative log-likelihood of the span; BERT's code halves it.
+  It is the negative log-likelihood of the span; BERT's code halves it.
   """
-
   from lm.types import Objective
 
   def sums(
@@ -274,10 +265,9 @@ def objective() -> 'Objective':
 def metric() -> 'Metric':
   """Returns loss, -log p(start) - log p(stop) in nats per window, and accuracy.
 
-  Accuracy is the share of windows whose first and last token (or, for no answer, END) are both the
-  likeliest ones; lm.metrics.answers compares the texts that are predicted from all windows.
+  Accuracy is the share of windows whose start and stop are both the likeliest tokens.
+  lm.metrics.answers scores the predicted texts.
   """
-
   from lm.types import Metric
 
   def terms(output: 'Output', batch: 'Batch') -> 'Terms':

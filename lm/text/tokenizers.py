@@ -361,6 +361,11 @@ def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], 
   return encode
 
 
+def text_parts(parts: Iterable[str]) -> list[str]:
+  """Returns the parts of a text that are not special tokens."""
+  return [part for part in parts if not isinstance(part, Special)]
+
+
 def _special_ids(tokenizer: tokenizers.Tokenizer) -> set[int]:
   added = tokenizer.get_added_tokens_decoder()
   return {i for i, token in added.items() if token.special}

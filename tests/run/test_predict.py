@@ -51,7 +51,7 @@ SOURCE = f"""
       return [int(piece['values/letter']) for piece in pieces]
     def predict(output, batch):
       return {{'values/letter': batch['letter']}}
-    return Converter(lambda e: [e['text']], features, predict=predict, read=read)
+    return Converter(lambda e: [e['text']], features, predict=predict, postprocess=read)
 """
 MODELS = {
   'lm.tasks.seq2seq:encoder_decoder': configs.encoder_decoder,

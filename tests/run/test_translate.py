@@ -250,7 +250,7 @@ def test_mistakes_are_one_line(arguments, message, workdir):
   [
     ('', 'en', '--to=en: the task of this run is not told which language'),
     ('languages', None, '--to is not given, and a line alone is not enough: data.task: target_la'),
-    ('languages', 'de', "target_language='de' is none of languages=('en', 'fr')"),
+    ('languages', 'de', "data.task: target_language='de'"),
     (
       'classes',
       None,
