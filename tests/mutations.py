@@ -193,7 +193,7 @@ MUTATIONS = [
   ('html-escape', 'lm/run/markup.py', 'return html.escape(shown)', 'return shown',
    'run/test_report.py'),
   ('analogy-of-itself', 'lm/text/vectors.py', 'own_Q[inside]] = -np.inf',
-   'own_Q[inside]] += 0', 'text/test_vector_space.py'),
+   'own_Q[inside]] += 0', 'text/test_vectors.py'),
   ('least-risk', 'lm/decode/risk.py', 'text: own - 1 if others else 1', 'text: own',
    'decode/test_risk.py'),
   ('table-rows', 'lm/run/sparse.py', "mode='drop')", "mode='clip')", 'run/test_sparse.py'),

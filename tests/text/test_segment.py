@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 import os
 import pathlib
 import re
@@ -13,7 +12,17 @@ from lm.data.sources import conllu
 from lm.errors import UserError
 from lm.metrics import spans
 from lm.text import segment
-from lm.text.segment import Text, Token, as_single_token, normalize_tokens
+from lm.text.segment import (
+  Text,
+  Token,
+  as_single_token,
+  normalize_tokens,
+  sentence_spans,
+  split_sentences,
+)
+
+# ruff: noqa: RUF001
+
 
 pytest.importorskip('rjieba')
 pytest.importorskip('opencc')
@@ -128,7 +137,7 @@ def test_sentences_are_split_into_words_in_place():
 
 
 def test_what_is_normalised_is_not_split():
-  with pytest.raises(UserError, match=r"token at 0:2 .*'ﬁ!' .*'fi!'; split a text before it is"):
+  with pytest.raises(UserError, match=r"token at 0:2 .*'fi!'.*'ﬁ!'"):
     segment.split_words(normalize_tokens(as_single_token('ﬁ!')))
 
 
@@ -196,3 +205,93 @@ def test_chinese_words_are_those_of_a_treebank_as_far_as_jieba_knows(treebank):
   characters = [[(i, i + 1) for i, c in enumerate(raw) if not c.isspace()] for raw in texts]
   control = spans.segmentation()(characters, words).values['f1']
   assert 0.78 < f1 < 0.81 and 0.38 < control < 0.41
+
+
+# ruff: noqa: RUF001
+
+
+@pytest.mark.parametrize(
+  'wanted',
+  [
+    ['He paid 3.50 dollars.', '"Is it?" she said.', '"Yes."', 'They left (at last!).', 'Go.'],
+    ['Dr. J. R. Smith of the U.S. Army met Mr. Brown at No. 5.', 'He did.'],
+    ['See e.g. Fig. 3 of vol. 2, Oct. 4.', 'I said no.', 'Well, etc. and so on.'],
+    ['1. One thing.', '2. Another.', 'In 1999.', 'Then...', 'And . . . so on.'],
+    ['It costs 5 p. a piece, see http://a.b/?c=d.e for more!', 'Éa est là?!', 'Oh…', 'Ah.'],
+    ['Er sagte: „Komm!“', 'Dann ging er.'],
+    ['« Viens\xa0!\xa0»', 'Il vint.'],
+    ['«Пойдём!»', 'Он пошёл.', 'Куда?'],
+    ['أين هو؟', 'هنا.', 'نعم'],
+    ['वह गया।', 'क्यों?'],
+    ['The “end.”', '‘So.’', '[Yes.]', 'No'],
+  ],
+)
+def test_sentences_between_spaces(wanted):
+  for space in (' ', '\n', ' \n ', '\u3000'):
+    raw = space.join(wanted)
+    assert [raw[start:end] for start, end in sentence_spans(raw)] == wanted
+
+
+@pytest.mark.parametrize(
+  'wanted',
+  [
+    ['他说：“你好。”', '然后走了。', '真的吗？！', '是的……', '好吧'],
+    ['“你好！”，他说。', '「走吧。」', '（好。）', '「好。」', '《书》。'],
+    ['你好!', '你是谁?', '我是3.5版.', '好'],
+    ['“走……”——他说。', '嗯。'],
+    ['用python3.5写。', 'Good。', 'OK'],
+    ['値は３．１４である．', '次に'],
+    ['行く。', '「はい！」', 'と言った。'],
+  ],
+)
+def test_sentences_without_spaces(wanted):
+  raw = ''.join(wanted)
+  assert [raw[start:end] for start, end in sentence_spans(raw)] == wanted
+
+
+def test_blank_lines_end_sentences_and_line_ends_do_not():
+  raw = 'A title\r\n\r\nsome\ntext. x\n \t\nand on\u2029end\n\n\n'
+  found = [raw[start:end] for start, end in sentence_spans(raw)]
+  assert found == ['A title', 'some\ntext. x', 'and on', 'end']
+
+
+def test_sentences_know_their_place():
+  assert split_sentences(as_single_token('  Go. 走。 ')).tokens == (
+    Token('Go.', 2, 5),
+    Token('走。', 6, 8),
+  )
+
+
+@pytest.mark.parametrize('raw', ['', ' \n\n ', '\u2029'])
+def test_no_text_has_no_sentences(raw):
+  assert split_sentences(as_single_token(raw)).tokens == ()
+
+
+def test_marks_alone_are_a_sentence():
+  assert [*sentence_spans('...')] == [(0, 3)] and [*sentence_spans(' ?! ')] == [(1, 3)]
+
+
+pytest.importorskip('rjieba')
+
+
+def test_any_function_of_words_tags_them():
+  text = segment.split_words(as_single_token('Old  dogs'))
+  tagged = segment.tag_words(text, lambda words: [str(len(word)) for word in words])
+  assert tagged == Text('Old  dogs', (Token('Old', 0, 3, '3'), Token('dogs', 5, 9, '4')))
+  assert text.tokens[0].tag == ''
+
+
+def test_a_tagger_gives_each_word_a_tag():
+  with pytest.raises(ValueError, match='tagger: 1 tags for 2 words'):
+    segment.tag_words(segment.split_words(as_single_token('old dogs')), lambda words: ['A'])
+
+
+def test_parts_of_speech_of_chinese_words():
+  words = ['我', '来到', '北京', '3.5', 'iPhone', '。', '\ud800', '魑魅魍魉呀呀']
+  assert segment.parts_of_speech(words) == ['r', 'v', 'ns', 'm', 'eng', 'x', 'x', 'x']
+
+
+def test_parts_of_speech_need_the_dictionary(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'rjieba', None)
+  with pytest.raises(UserError, match='rjieba'):
+    segment.parts_of_speech(['好'])

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 import sys
 import time
 import unicodedata
@@ -7,8 +6,11 @@ import pytest
 
 from lm.errors import UserError
 from lm.text import segment
-from lm.text.normalize import check_options, normalize, simplify_chinese
+from lm.text.normalize import check_options, normalize, simplify_chinese, stop_words
 from lm.text.segment import Token, as_single_token, normalize_tokens
+
+# ruff: noqa: RUF001
+
 
 pytest.importorskip('opencc')
 
@@ -89,7 +91,30 @@ def test_opencc_is_asked_for_only_when_it_is_needed(monkeypatch):
 
 
 def test_unknown_forms_and_cases_are_refused():
-  with pytest.raises(UserError, match=r"form='NFKQ' \(did you mean .*\) is none of 'NFC', 'NFD'"):
+  with pytest.raises(UserError, match=r"form='NFKQ' \(did you mean .*\) .*'NFC', 'NFD'"):
     check_options('NFKQ', 'fold')
-  with pytest.raises(UserError, match=r"case='upper' .*is none of 'keep', 'lower', 'fold'"):
+  with pytest.raises(UserError, match=r"case='upper' .*'keep', 'lower', 'fold'"):
     normalize_tokens(as_single_token('a'), case='upper')
+
+
+# ruff: noqa: RUF001
+
+
+def test_stop_words_are_left_out_and_the_others_keep_their_places():
+  text = segment.split_words(as_single_token('The cats of Ａ ROME don’t'))
+  kept = (Token('cats', 4, 8), Token('ROME', 14, 18))
+  assert segment.remove_stop_words(text, stop_words('en')).tokens == kept
+  assert segment.remove_stop_words(normalize_tokens(text), stop_words(['en'])).tokens == tuple(
+    token._replace(text=token.text.lower()) for token in kept
+  )
+
+
+def test_stop_words_of_several_languages():
+  both = stop_words(('en', 'zh'))
+  assert both == stop_words('en') | stop_words('zh') and {'the', '的'} <= both
+  assert '的' not in stop_words('en') and stop_words([]) == frozenset()
+
+
+def test_unknown_language_is_refused():
+  with pytest.raises(UserError, match=r"no stop words of 'eng' \(did you mean 'en'.*: af, ar"):
+    stop_words(['de', 'eng'])
