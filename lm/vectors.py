@@ -71,11 +71,11 @@ def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
   if not words:
     raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
   _check_k()
-  from lm.text.vectors import nearest_words, row
+  from lm.text.vectors import nearest_words, row_of
 
   vectors, notes = _vectors_of(workdir)
   for word in words:
-    row(vectors, word)  # all are looked up before anything is written
+    row_of(vectors, word)  # all are looked up before anything is written
   if len(vectors.words) < 2:
     raise UserError(f'--workdir={workdir}: {words[0]!r:.80} is its only word; nothing is near it')
   cli.print_notes(notes)

@@ -15,7 +15,7 @@ from lm.data.cooccurrence import Corpus, Pairs
 from lm.data.progress import Progress
 from lm.data.rows import ByIndex
 from lm.errors import UserError
-from lm.text.tokenizers import vocabulary_size, words_of
+from lm.text.tokenizers import vocabulary_size, word_ids
 
 _DOMAIN = (2,)
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
@@ -110,7 +110,7 @@ def prepared(
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     words = np.zeros(vocabulary_size(tokenizer), bool)
-    words[list(words_of(tokenizer).values())] = True
+    words[list(word_ids(tokenizer).values())] = True
     if not words.any():
       raise UserError(
         f'data.tokenizer={data["tokenizer"]["fn"]!r}: its vocabulary has special tokens alone and '

@@ -24,7 +24,7 @@ from lm.data.rows import FeatureRows, Rows
 from lm.data.splits import exactly
 from lm.errors import UserError
 from lm.task import Example
-from lm.text.tokenizers import SEPARATOR, vocabulary_size, with_special_tokens, words_of
+from lm.text.tokenizers import SEPARATOR, vocabulary_size, with_special_tokens, word_ids
 
 __all__ = ['examples', 'rows', 'show_progress', 'tokenizer']
 
@@ -63,7 +63,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
       if not any(texts):
         raise UserError(_nothing(data, data['source'], data['train'], len(source)))
       trained = with_special_tokens(spec.call(train, 'data.tokenizer', texts), specials)
-    if 'min_count' in data['tokenizer'] and not words_of(trained):
+    if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: nothing in split '
         f'{data["train"]!r} occurs so often; lower it, or take more text'

@@ -22,7 +22,15 @@ from lm.errors import UserError
 from lm.metrics.labels import regression
 from lm.metrics.scores import Scores
 from lm.text.files import decode, expand, lines
-from lm.text.vectors import Analogy, Vectors, analogies, cosines, three_cos_add, three_cos_mul, unit
+from lm.text.vectors import (
+  Analogy,
+  Vectors,
+  analogies,
+  cosines,
+  three_cos_add,
+  three_cos_mul,
+  unit_rows,
+)
 
 Pair = tuple[str, str, float]  # two words, and how alike people find them
 Question = tuple[str, str, str, str]  # a is to b as c to d
@@ -138,7 +146,7 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
 
   def score(vectors: Vectors) -> Scores:
     rows, kinds = asked_of(vectors.index)
-    directions = unit(vectors.matrix[rows])
+    directions = unit_rows(vectors.matrix[rows])
     cos = directions @ directions.T
     np.fill_diagonal(cos, -np.inf)
     right = kinds[cos.argmax(axis=1)] == kinds

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from lm.text.tokenizers import words_of
+from lm.text.tokenizers import word_ids
 from lm.types import Array
 
 
@@ -25,7 +25,7 @@ class Alignment(NamedTuple):
 
 def align(there: tokenizers.Tokenizer, here: tokenizers.Tokenizer) -> Alignment:
   """Returns where the words of a vocabulary are in another one."""
-  old, words = there.get_vocab(), words_of(here)
+  old, words = there.get_vocab(), word_ids(here)
   pairs = [(i, old[word]) for word, i in words.items() if word in old]
   new_N, old_N = np.array(pairs, np.int32).reshape(-1, 2).T
   return Alignment(new_N, old_N, tuple(word for word in words if word not in old))

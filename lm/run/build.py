@@ -21,7 +21,7 @@ from lm.errors import UserError
 from lm.nn.tap import COLLECTION
 from lm.optim import Optimizer
 from lm.run import check
-from lm.text.tokenizers import end_id, vocabulary_size, words_of
+from lm.text.tokenizers import end_id, vocabulary_size, word_ids
 from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
 
 Fn = TypeVar('Fn', bound=Callable[..., Any])
@@ -98,7 +98,7 @@ def with_counts(
       f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
     )
   occurrences = rows.counts(vocabulary_size(tokenizer))
-  words = list(words_of(tokenizer).values())
+  words = list(word_ids(tokenizer).values())
   counts = np.zeros_like(occurrences)
   counts[words] = occurrences[words]
   if np.count_nonzero(counts) < 2:

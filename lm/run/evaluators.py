@@ -23,7 +23,7 @@ from lm.run.predict import Predictor
 from lm.run.samples import samples
 from lm.run.watch import Watch
 from lm.run.word_vectors import MAPPED, of_params
-from lm.text.tokenizers import words_of
+from lm.text.tokenizers import word_ids
 from lm.text.vectors import Vectors
 from lm.types import Metric, Params
 
@@ -62,7 +62,7 @@ class Evaluators:
     show = prepare.show_progress if processes.is_first() else None
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
-    vector_metrics.check_coverage(self._vector_metrics, words_of(tokenizer))
+    vector_metrics.check_coverage(self._vector_metrics, word_ids(tokenizer))
     apply = build.apply_of(functions.model)
     self._sets: dict[
       str, tuple[batches.AnyRows, tuple[batches.Transform, ...], list[Metric], EvalStep]

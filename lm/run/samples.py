@@ -14,8 +14,8 @@ from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
 from lm.run import build, vector_metrics
 from lm.run.build import Functions, Inference
-from lm.text.tokenizers import words_of
-from lm.text.vectors import Vectors, checked, nearest_words, row
+from lm.text.tokenizers import word_ids
+from lm.text.vectors import Vectors, make_vectors, nearest_words, row_of
 from lm.types import Params
 
 
@@ -104,11 +104,11 @@ def _continued(
 def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> None:
   if not prompts:
     return
-  words = words_of(tokenizer)
-  vocabulary = checked(words, np.zeros((len(words), 1)))
+  words = word_ids(tokenizer)
+  vocabulary = make_vectors(words, np.zeros((len(words), 1)))
   for prompt in prompts:
     try:
-      row(vocabulary, prompt)
+      row_of(vocabulary, prompt)
     except UserError as e:
       raise UserError(f'log.prompts={prompts!r:.200}: {e}') from e
 

@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
 from lm.models.embeddings import Embeddings
-from lm.text.vectors import Vectors, unit
+from lm.text.vectors import Vectors, unit_rows
 
 _KEY = 'eval.vectors'
 
@@ -69,7 +69,7 @@ def drift(workdir: str, name: str = 'drift') -> VectorMetric:
     common = shared(vectors.index)
     now = vectors.matrix[[vectors.index[word] for word in common]]
     then = before.matrix[[before.index[word] for word in common]]
-    cosines = np.einsum('nd,nd->n', unit(now), unit(then))
+    cosines = np.einsum('nd,nd->n', unit_rows(now), unit_rows(then))
     coverage = len(common) / len(vectors.words)
     return Scores({'distance': float(1 - cosines.mean()), 'coverage': coverage})
 

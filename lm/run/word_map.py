@@ -11,7 +11,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.run.markup import escaped, section
-from lm.text.vectors import Vectors, principal_components, row
+from lm.text.vectors import Vectors, principal_components, row_of
 
 _WIDTH = 984  # pixels, of the widest page; room for names is reckoned on it
 _LEAST, _MOST = 320, 760  # pixels, of height
@@ -49,7 +49,7 @@ def find(vectors: Vectors, words: Sequence[str]) -> dict[str, Any]:
   chosen = list(dict.fromkeys(words))
   if not chosen:
     raise UserError('a map of words needs at least one word')
-  rows = [row(vectors, word) for word in chosen]
+  rows = [row_of(vectors, word) for word in chosen]
   points, shares = principal_components(vectors.matrix[rows])
   # Four digits are finer than a pixel.
   points = points / (np.abs(points).max() or 1.0)

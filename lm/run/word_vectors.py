@@ -20,8 +20,8 @@ from lm.run.checkpoint import Checkpoints
 from lm.run.load import Loaded, load
 from lm.run.logging import Events
 from lm.run.step import TrainState
-from lm.text.tokenizers import END, UNKNOWN, known_words, words_of
-from lm.text.vectors import Vectors, checked
+from lm.text.tokenizers import END, UNKNOWN, known_words, word_ids
+from lm.text.vectors import Vectors, make_vectors
 from lm.types import Params
 
 MAPPED = 500  # words of the map that evaluations and imports leave in a workdir
@@ -40,13 +40,13 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   """
   if 'embedding' not in params:
     raise UserError(f'no word vectors: of the parameters {", ".join(params)} none is `embedding`')
-  words = words_of(tokenizer)
+  words = word_ids(tokenizer)
   table = params['embedding']
   if 'unembedding_bias' in params:
     table = table + params['unembedding']
   if not getattr(table, 'is_fully_addressable', True):
     table = multihost_utils.process_allgather(table, tiled=True)
-  return checked(words, np.asarray(table)[list(words.values())])
+  return make_vectors(words, np.asarray(table)[list(words.values())])
 
 
 def of_run(workdir: str | Path, step: int | None = None) -> Vectors:

@@ -16,14 +16,7 @@ from typing import Any, NamedTuple
 import regex
 
 from lm.errors import UserError
-from lm.text.normalize import (
-  Case,
-  Form,
-  check_options,
-  normalize,
-  simplify_chinese,
-  stop_word_key,
-)
+from lm.text.normalize import Case, Form, check_options, normalize, simplify_chinese, stop_word_key
 
 Tagger = Callable[[Sequence[str]], Sequence[str]]
 

@@ -499,7 +499,7 @@ def unknown_id(tokenizer: tokenizers.Tokenizer) -> int | None:
   return tokenizer.token_to_id(word) if word else None
 
 
-def words_of(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+def word_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
   """Returns the ids of the words in rising order: neither added nor END nor the unknown word.
 
   They are spelled as the vocabulary has them: a subword may begin with a mark for a space.

@@ -187,9 +187,9 @@ def test_mistakes_are_one_line(arguments, message, runs):
 
 def test_word_vectors_make_no_ensemble(runs, tmp_path):
   import lm.run.word_vectors as word_vectors
-  from lm.text.vectors import checked
+  from lm.text.vectors import make_vectors
 
-  vectors = checked(['a', 'b'], np.eye(2))
+  vectors = make_vectors(['a', 'b'], np.eye(2))
   for name in 'xy':
     word_vectors.write_run(vectors, tmp_path / name)
   with pytest.raises(UserError, match='x has word vectors, which share no space with others'):

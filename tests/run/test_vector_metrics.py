@@ -14,7 +14,7 @@ from lm.run.cli import NoStop
 from lm.run.evaluators import Evaluators
 from lm.run.word_vectors import of_run, write_run
 from lm.text import tokenizers
-from lm.text.vectors import checked, nearest_words
+from lm.text.vectors import make_vectors, nearest_words
 
 WORDS = {'digits': ['one', 'two', 'three'], 'colours': ['red', 'green', 'blue']}
 GROUPS = f'lm.metrics.word_vectors:groups(groups={WORDS!r}, name="kinds")'
@@ -215,7 +215,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
   (folder / 'pairs.tsv').write_text('one\tunheard\t1\n')
   (folder / 'asked.txt').write_text(': all\none two red unheard\n')
   if metric == 'drift':
-    write_run(checked(['unheard'], [[1.0]]), folder / 'other')
+    write_run(make_vectors(['unheard'], [[1.0]]), folder / 'other')
     path = f'lm.run.vector_metrics:drift(workdir="{folder}/other")'
   else:
     path = f'lm.metrics.word_vectors:{metric.replace("{folder}", str(folder))}'
@@ -232,7 +232,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
 def test_a_metric_that_covers_nothing_is_named(folder):
   metrics = vector_metrics.of_config(load(folder))
   with pytest.raises(UserError, match=r'^kinds: groups: metric on an empty set'):
-    vector_metrics.scores(metrics, checked(['a'], [[1.0]]))
+    vector_metrics.scores(metrics, make_vectors(['a'], [[1.0]]))
 
 
 def test_runs_may_stop_early_by_their_vectors(folder):

@@ -12,11 +12,11 @@ from lm.run.step import abstract_state
 from lm.run.word_vectors import of_params, of_run, write_run
 from lm.text import tokenizers as ours
 from lm.text import vector_files
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 
 
 def drawn(words=('the', 'cat', 'sat', 'on', 'mats'), size=4, seed=0):
-  return checked(words, np.random.default_rng(seed).normal(size=(len(words), size)))
+  return make_vectors(words, np.random.default_rng(seed).normal(size=(len(words), size)))
 
 
 def assert_same(found, vectors):

@@ -17,7 +17,7 @@ from lm.text.vector_files import (
   write_word2vec_binary,
   write_word2vec_text,
 )
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 
 FORMATS = {
   'word2vec text': (read_word2vec_text, write_word2vec_text),
@@ -37,7 +37,7 @@ def _drawn(seed):
   shape = (len(words), rng.integers(1, 40))
   matrix = rng.normal(size=shape) * 10.0 ** rng.integers(-44, 38, shape)
   matrix[rng.random(shape) < 0.1] = [0.0, -0.0][seed % 2]
-  return checked(sorted(words), matrix)
+  return make_vectors(sorted(words), matrix)
 
 
 @pytest.mark.parametrize('name', FORMATS)
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, s
 
 
 def test_the_formats_by_hand(tmp_path):
-  vectors = checked(['the', '北京'], [[0.5, -1], [1e-10, 3]])
+  vectors = make_vectors(['the', '北京'], [[0.5, -1], [1e-10, 3]])
   numbers = [np.array(row, '<f4').tobytes() for row in ([0.5, -1], [1e-10, 3])]
   expected = {
     'word2vec text': '2 2\nthe 0.5 -1\n北京 1.00000001e-10 3\n'.encode(),
@@ -262,7 +262,7 @@ def test_words_that_a_format_cannot_hold_leave_the_old_file(tmp_path, name):
     ('\ud800', r"the word '\\ud800' has the lone surrogate"),
   ):
     with pytest.raises(UserError, match=f'file: {message}'):
-      write(path, checked(['good', word], np.eye(2)))
+      write(path, make_vectors(['good', word], np.eye(2)))
     assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
   path.write_text('old')
   monkeypatch.setattr('os.fsync', full)
   with pytest.raises(UserError, match='file cannot be written: No space left on device'):
-    FORMATS[name][1](path, checked('a', [[1]]))
+    FORMATS[name][1](path, make_vectors('a', [[1]]))
   assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
 
 
@@ -287,7 +287,7 @@ def test_files_that_are_not_there_are_told(tmp_path, name):
   with pytest.raises(UserError, match='cannot be read: Is a directory'):
     read(tmp_path)
   with pytest.raises(UserError, match='none/file cannot be written: No such file'):
-    write(tmp_path / 'none/file', checked('a', [[1]]))
+    write(tmp_path / 'none/file', make_vectors('a', [[1]]))
 
 
 @pytest.mark.parametrize(

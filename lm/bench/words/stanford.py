@@ -10,7 +10,7 @@ import time
 from lm.bench.words import Trained, Work
 from lm.errors import UserError
 from lm.text.vector_files import read_glove, write_word2vec_text
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 
 PROGRAMS = ('vocab_count', 'cooccur', 'shuffle', 'glove')
 _RECORD = 16  # bytes of a pair in a file of co-occurrences
@@ -64,6 +64,6 @@ def train(work: Work) -> Trained:
     )  # fmt: skip
     command = time.perf_counter() - start
     found = read_glove(root / 'vectors.txt')  # with a vector <unk> at the end
-    write_word2vec_text(work.out, checked(found.words[:-1], found.matrix[:-1]))
+    write_word2vec_text(work.out, make_vectors(found.words[:-1], found.matrix[:-1]))
   amount = pairs * work.glove_epochs
   return Trained(seconds, counting + shuffling, command, 'pairs', amount, str(programs))
