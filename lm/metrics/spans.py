@@ -1,66 +1,65 @@
-"""Precision, recall and F1 of tagged entities, as CoNLL's conlleval and seqeval count them."""
+"""Precision, recall and F1 of spans: tagged entities, and words found in running text."""
 
 import collections
 import re
 from collections.abc import Sequence
 
 from lm.errors import UserError
-from lm.metrics.scores import CorpusMetric, Scores, check_kind, check_sizes
+from lm.metrics.scores import TAGS, CorpusMetric, Scores, higher, validated
+
+Span = tuple[int, int]
 
 _TAG = re.compile(r'O|([BIES])(?:-(.+))?')
 
 
 def entities() -> CorpusMetric:
-  """Returns 'precision', 'recall', 'f1' of entities and 'accuracy' of tags, as shares.
+  """Returns 'precision', 'recall', 'f1' of entities and 'accuracy' of tags, from 0 to 1.
 
   Predictions and references are sentences, each a list of BIO or IOBES tags ('B-PER', 'I-PER',
-  'O'). An entity is right where its type, start and end are; all types count together (seqeval's
-  default mode and micro average). Without entities to count, the shares are 0.
+  'O'). An entity is correct if its type, start and end are; all types are pooled (seqeval's default
+  mode and micro average; CoNLL's conlleval). A ratio without entities is 0.
 
   Raises:
-    UserError: from the metric; there are no tags, or one is neither BIO nor IOBES.
+    UserError: from the metric; there are no tags, or a tag is neither BIO nor IOBES.
     ValueError: from the metric; a sentence has more or fewer predictions than references.
   """
 
-  def metric(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
-    check_sizes('entities', predictions, references)
-    check_kind('entities', [*predictions, *references], list, 'lists of tags')
+  def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+    check(references)
     count: collections.Counter[str] = collections.Counter()
     for predicted, actual in zip(predictions, references, strict=True):
       if len(predicted) != len(actual):
         raise ValueError(f'entities: {len(predicted)} predictions for {len(actual)} tags')
       found, gold = entity_spans(predicted), entity_spans(actual)
       count['tags'] += len(actual)
-      count['right_tags'] += sum(p == r for p, r in zip(predicted, actual, strict=True))
+      count['correct_tags'] += sum(p == r for p, r in zip(predicted, actual, strict=True))
       count['predicted'] += len(found)
       count['actual'] += len(gold)
       count['correct'] += len(found & gold)
-    if not count['tags']:
-      raise UserError('entities: metric on an empty set; its sentences have no tags')
-    share = {
-      'precision': (count['correct'], count['predicted']),
-      'recall': (count['correct'], count['actual']),
-      'f1': (2 * count['correct'], count['predicted'] + count['actual']),
-      'accuracy': (count['right_tags'], count['tags']),
-    }
-    return Scores({name: part / whole if whole else 0.0 for name, (part, whole) in share.items()})
+    values = _precision_recall_f1(count['correct'], count['predicted'], count['actual'])
+    return Scores(values | {'accuracy': count['correct_tags'] / count['tags']})
 
   def check(references: Sequence[Sequence[str]]) -> None:
-    check_kind('entities', references, list, 'lists of tags')
     if not any(references):
       raise UserError('entities: metric on an empty set; its sentences have no tags')
     for sentence in references:
       entity_spans(sentence)
 
-  directions = {'precision': True, 'recall': True, 'f1': True, 'accuracy': True}
-  return CorpusMetric(metric, directions, check)
+  def accuracy(tags: Sequence[str], reference: Sequence[str]) -> float:
+    """Returns the share of correct tags, as the F1 of a sentence without entities would be 0."""
+    correct = sum(tag == actual for tag, actual in zip(tags, reference, strict=True))
+    return correct / len(reference) if reference else 1.0
+
+  directions = higher('precision', 'recall', 'f1', 'accuracy')
+  metric = CorpusMetric(score, directions, check, ('accuracy', accuracy))
+  return validated('entities', metric, TAGS, TAGS)
 
 
 def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   """Returns the entities of a sentence: (type, first tag, index after the last).
 
-  Lenient, as conlleval is: an I or E that continues nothing of its type begins an entity, and an
-  entity need not be closed by E.
+  It is as lenient as conlleval: an I or E after another type starts an entity, and an entity may
+  end without E.
 
   Raises:
     UserError: a tag is neither BIO nor IOBES.
@@ -81,48 +80,36 @@ def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   return found
 
 
-Span = tuple[int, int]
-
-
 def segmentation() -> CorpusMetric:
-  """Returns 'precision', 'recall' and 'f1' of words, as shares.
+  """Returns 'precision', 'recall' and 'f1' of words in running text, from 0 to 1.
 
-  Predictions and references are texts, each a list of words given by their first and last
-  character, exclusive. A word is right where both are (Sproat and Emerson 2003).
+  Predictions and references are texts, each a list of words as (start, end) in characters. A word
+  is correct if both are, as in the SIGHAN bakeoffs (Sproat and Emerson 2003).
 
   Raises:
     UserError: from the metric; there are no texts, or no words in the references.
     ValueError: from the metric; words of a text overlap or are out of order.
   """
 
-  def metric(predictions: Sequence[Sequence[Span]], references: Sequence[Sequence[Span]]) -> Scores:
-    check_sizes('segmentation', predictions, references)
-    predicted = actual = correct = 0
-    for found, gold in zip(predictions, references, strict=True):
-      _check_order(found)
-      _check_order(gold)
-      predicted += len(found)
-      actual += len(gold)
-      correct += len(set(found) & set(gold))
-    if not actual:
-      raise UserError('segmentation: metric on an empty set; the references have no words')
-    return Scores(
-      {
-        'precision': correct / predicted if predicted else 0.0,
-        'recall': correct / actual,
-        'f1': 2 * correct / (predicted + actual),
-      }
-    )
+  def score(predictions: Sequence[Sequence[Span]], references: Sequence[Sequence[Span]]) -> Scores:
+    check(references)
+    for words in (*predictions, *references):
+      _check_order(words)
+    pairs = zip(predictions, references, strict=True)
+    correct = sum(len(set(found) & set(gold)) for found, gold in pairs)
+    predicted, actual = sum(map(len, predictions)), sum(map(len, references))
+    return Scores(_precision_recall_f1(correct, predicted, actual))
 
   def check(references: Sequence[Sequence[Span]]) -> None:
     if not any(references):
       raise UserError('segmentation: metric on an empty set; the references have no words')
 
-  return CorpusMetric(metric, {'precision': True, 'recall': True, 'f1': True}, check)
+  directions = higher('precision', 'recall', 'f1')
+  return validated('segmentation', CorpusMetric(score, directions, check))
 
 
 def word_spans(words: Sequence[str], text: str) -> list[Span]:
-  """Returns where each of the words of a text stands in it; only white space lies between them.
+  """Returns the (start, end) of the words of a text, with only white space between them.
 
   Raises:
     UserError: the words are not those of the text.
@@ -139,6 +126,14 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
   if text[end:].strip():
     raise UserError(f'the words do not spell the text: none is at character {end}')
   return found
+
+
+def _precision_recall_f1(correct: int, predicted: int, actual: int) -> dict[str, float]:
+  return {
+    'precision': correct / predicted if predicted else 0.0,
+    'recall': correct / actual if actual else 0.0,
+    'f1': 2 * correct / (predicted + actual) if predicted + actual else 0.0,
+  }
 
 
 def _check_order(words: Sequence[Span]) -> None:

@@ -18,10 +18,7 @@ from lm.decode.constraints import known_words
 from lm.decode.steps import bucket, check_step, padded
 from lm.decode.write import Strategy, write
 from lm.errors import UserError
-from lm.metrics import translation
-from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
-from lm.metrics.spans import entities
 from lm.run import placement
 from lm.run.build import Functions, Inference, with_mesh
 from lm.run.kept import Evaluated
@@ -77,8 +74,8 @@ class Predictor:
     examples = prepare.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     key = f'eval.sets.{name}.scores'
-    self._builders = [spec.resolve(path, key) for path in section.scores]
-    self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in self._builders]
+    builders = [spec.resolve(path, key) for path in section.scores]
+    self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in builders]
     for path, metric in zip(section.scores, self.metrics, strict=True):
       if not isinstance(metric, CorpusMetric):
         raise UserError(
@@ -124,7 +121,8 @@ class Predictor:
 
   def evaluated(self, predictions: Predictions) -> list[Evaluated]:
     """Returns each example by itself, with the score that the set's first metric gives it."""
-    name, scores = score_each(self._builders[0], predictions.outputs, predictions.references)
+    metric = self.metrics[0]
+    name, scores = metric.score_examples(predictions.outputs, predictions.references)
     rows = zip(*predictions, scores, strict=True)
     return [Evaluated(i, output, actual, {name: score}) for i, output, actual, score in rows]
 
@@ -209,43 +207,6 @@ class Predictor:
       # Whole on every device, where each process can read it.
       out_shardings=meshes.replicated(self._functions.mesh),
     )
-
-
-def score_each(
-  builder: Callable[..., CorpusMetric], outputs: Sequence[Any], references: Sequence[Any]
-) -> tuple[str, list[float]]:
-  """Returns the score of every example by itself, for people to sort by, and its name.
-
-  It is what the metric finds for one example, its F1 or else its first value, save that BLEU does
-  not count n-grams longer than the sentence, and that for classes and tags it is the accuracy.
-
-  Args:
-    builder: of the metric, as lm.spec.resolve finds it.
-    outputs: what was predicted.
-    references: what that is compared with.
-
-  Raises:
-    UserError: from the metric.
-  """
-  plain, arguments = getattr(builder, 'func', builder), getattr(builder, 'keywords', {})
-  both = list(zip(outputs, references, strict=True))
-  if plain is translation.bleu:
-    return 'bleu', translation.sentence_scores(outputs, references, **arguments)
-  if plain is classification:
-    return 'accuracy', [float(output == reference) for output, reference in both]
-  if plain is entities:
-    # The F1 of a sentence without entities would be 0, also where all its tags are right.
-    return 'accuracy', [_share(output, reference) for output, reference in both]
-  metric = builder()
-  found = [metric([output], [reference]).values for output, reference in both]
-  name = 'f1' if 'f1' in found[0] else next(iter(found[0]))
-  return name, [values[name] for values in found]
-
-
-def _share(tags: Sequence[str], reference: Sequence[str]) -> float:
-  """Returns the share of tags that are right; 1 where there are none."""
-  right = sum(tag == actual for tag, actual in zip(tags, reference, strict=True))
-  return right / len(reference) if reference else 1.0
 
 
 def _along(values: np.ndarray, inside: np.ndarray) -> bool:

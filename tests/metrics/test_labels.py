@@ -40,7 +40,7 @@ def test_f1_is_that_of_scikit_learn(average, labels):
 def test_a_wrong_average_or_positive_label_is_told():
   with pytest.raises(UserError, match=r"average='marco'.*did you mean 'macro'"):
     classification('marco')
-  with pytest.raises(UserError, match=r"positive='Yes' is no label.*it has 'no', 'yes'"):
+  with pytest.raises(UserError, match=r"positive='Yes' is no label.*'no', 'yes'"):
     classification(positive='Yes')(['yes', 'no'], ['no', 'no'])
 
 
@@ -104,12 +104,12 @@ def test_nothing_to_score_is_an_error(metric):
 @pytest.mark.parametrize(
   ('metric', 'values', 'message'),
   [
-    (regression(), ['good', 'bad'], "regression: it scores numbers, and this task has 'good'"),
-    (classification(), [['O'], ['B-PER']], r"it scores labels, one an example, .* has \['O'\]"),
-    (tags(), ['good', 'bad'], "tags: it scores lists of tags, and this task has 'good'"),
-    (entities(), ['good', 'bad'], "entities: it scores lists of tags, and this task has 'good'"),
-    (bleu(language='en'), [['O'], ['O']], r"bleu: it scores texts, and this task has \['O'\]"),
-    (squad(), [1.5, 2.5], 'squad: it scores texts, and this task has 1.5'),
+    (regression(), ['good', 'bad'], "regression: it scores numbers, not 'good'"),
+    (classification(), [['O'], ['B-PER']], r"classification: it scores labels, .* not \['O'\]"),
+    (tags(), ['good', 'bad'], "tags: it scores lists of tags, not 'good'"),
+    (entities(), ['good', 'bad'], "entities: it scores lists of tags, not 'good'"),
+    (bleu(language='en'), [['O'], ['O']], r"bleu: it scores texts, not \['O'\]"),
+    (squad(), [1.5, 2.5], 'squad: it scores texts, not 1.5'),
   ],
 )
 def test_what_a_metric_cannot_score_is_told(metric, values, message):

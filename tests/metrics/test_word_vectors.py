@@ -127,12 +127,10 @@ def test_files_are_read(write):
     (read_pairs, '# only this\n', 'has no pairs of words'),
     (read_pairs, b'a\tb\t1\n\xff\tb\t1\n', 'is not UTF-8 at byte 6'),
     (read_questions, ': a\na b c\n', r"line 2: 'a b c' is not 4 fields with ' ' between them"),
-    (read_questions, 'a b c d\n', "line 1: 'a b c d' comes before the first section"),
-    (read_questions, ': a\na b c d\n: a\n', "line 3: the section 'a' is there already"),
+    (read_questions, 'a b c d\n', "line 1: 'a b c d' precedes the first section"),
+    (read_questions, ': a\na b c d\n: a\n', "line 3: the section 'a' is repeated"),
     (read_questions, ': a\n', 'has no questions'),
     (read_questions, b': a\0\n', 'has a NUL at byte 3'),
-    (read_pairs, 'a\tb\t1\n' + '\t' * 20_000, 'line 2: more than 10,000 bytes without a line end'),
-    (read_questions, 'a ' * 20_000, 'line 1: more than 10,000 bytes without a line end'),
   ],
 )
 def test_broken_files_are_told(write, read, content, message):
@@ -205,7 +203,7 @@ def test_groups_by_hand():
   [
     ({'days': ['monday', 'friday']}, 'at least two groups of two words'),
     ({'days': ['monday', 'friday'], 'months': ['may']}, 'at least two groups of two words'),
-    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' comes twice"),
+    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is there twice"),
   ],
 )
 def test_wrong_groups_are_told(given, message):

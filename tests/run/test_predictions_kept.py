@@ -193,8 +193,8 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
   ],
 )
 def test_each_example_has_a_score_of_its_own(path, outputs, references, expected):
-  builder = predict.spec.resolve(path, 'scores')
-  name, scores = predict.score_each(builder, outputs, references)
+  metric = predict.spec.resolve(path, 'scores')()
+  name, scores = metric.score_examples(outputs, references)
   assert (name, scores) == (expected[0], pytest.approx(expected[1]))
 
 
@@ -229,7 +229,7 @@ def test_labels_that_the_config_lacks_are_one_line(classes, tmp_path):
   config['eval']['sets']['dev']['split'] = 'strange'
   (workdir / 'config.json').write_text(json.dumps(config))
   line = mistake(workdir)
-  assert "data.labels: there is no 'hihg' (did you mean 'high'?)" in line
+  assert "data.labels: no label 'hihg' (did you mean 'high'?)" in line
 
 
 def arrays_of(maps):
