@@ -16,13 +16,13 @@ Figures, and what the article's "90 %" and "0.8" are: experiments/ARTICLE.md and
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.recurrent import recurrent_encoder_decoder
+from lm.config.tasks import small, translation
+from lm.config.vectors import word2vec, words
 from lm.data import sources
 from lm.data.examples import Deferred
-from lm.recurrent_config import recurrent_encoder_decoder
-from lm.task_config import small, translation
 from lm.text.segment import sentence_spans
-from lm.vector_config import word2vec, words
 
 _FILES = ('$LM_DATA/zh_text/wiki_cmrc2018.txt', '$LM_DATA/zh_text/news_msra.txt')
 _SIZE = 128
@@ -57,7 +57,7 @@ def segmented(field, stop=()):
 
 def get_config(arg=''):
   config = _second('runs/article_words')
-  return choose(
+  return select_variant(
     config,
     arg,
     stage1=_first,
@@ -84,7 +84,7 @@ def _second(first):
   config.init.workdir = first
   config.init.rules = ('embedding$ -> embedding[words]', '. ->')
   config.optim.learning_rate = 1e-3
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.optim.weight_decay = 0.0
   return config

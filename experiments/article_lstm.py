@@ -17,12 +17,12 @@ no data. Two CPU cores, 27 minutes on one of them. Figures: experiments/LOG.md.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, smoke
+from lm.config.base import base, select_variant, smoke
+from lm.config.recurrent import recurrent
 from lm.data import sources
 from lm.data.examples import Computed
 from lm.metrics.tokens import targets
-from lm.objectives.cross_entropy import cross_entropy
-from lm.recurrent_config import recurrent
+from lm.objectives.supervised import cross_entropy
 from lm.types import Metric, Objective
 
 _FILES = (
@@ -36,10 +36,10 @@ def copying() -> Objective:
   """Categorical cross-entropy of the input itself, as the article trains."""
   loss = cross_entropy()
 
-  def sums(apply, params, batch, key):
-    return loss.sums(apply, params, _copied(batch), key)
+  def loss_sums(apply, params, batch, key):
+    return loss.loss_sums(apply, params, _copied(batch), key)
 
-  return Objective(sums, lambda batch: loss.weights(_copied(batch)))
+  return Objective(loss_sums, lambda batch: loss.normalizers(_copied(batch)))
 
 
 def copy() -> Metric:
@@ -76,11 +76,11 @@ def get_config(arg=''):
     {'fn': 'lm.text.tokenizers:words', 'min_count': 1, 'vocab_size': 10_000}
   )
   config.model = recurrent(d_model=300, d_hidden=128, depth=2, context=40)
-  config.model.tied = False
+  config.model.tie_embeddings = False
   config.model.init_std = 0.03
   config.objective = ConfigDict({'fn': 'article_lstm:copying'})
   config.optim.learning_rate = 1e-3
-  config.optim.schedule = 'lm.optim:constant'
+  config.optim.schedule = 'lm.optim.optimizers:constant'
   config.optim.warmup = 0
   config.optim.b2 = 0.999
   config.optim.eps = 1e-7
@@ -93,7 +93,7 @@ def get_config(arg=''):
   )
   config.checkpoint.best = 'eval/validation/copy_loss'
   config.log.prompts = ('The ',)
-  return choose(config, arg, next_token=_next_token, embedded=_embedded, smoke=_smoke)
+  return select_variant(config, arg, next_token=_next_token, embedded=_embedded, smoke=_smoke)
 
 
 def _next_token(config):

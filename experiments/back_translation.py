@@ -16,9 +16,9 @@ cores.
 
 import ensemble_multi30k
 
-from lm.config import choose
+from lm.config.base import select_variant
+from lm.config.tasks import small, test_set, translation
 from lm.data.sources import parallel
-from lm.task_config import small, test_set, translation
 
 _FILE = '$LM_DATA/multi30k/{}.{}'
 _MADE = 'runs/back/mono'
@@ -49,7 +49,7 @@ def pairs(split, source='de', target='en', made='', tag=''):
 def get_config(arg=''):
   config = ensemble_multi30k.recipe()
   config.data.source = f"back_translation:pairs(made='{_MADE}')"
-  return choose(config, arg, reverse=_reverse, half=_half, tagged=_tagged, smoke=_smoke)
+  return select_variant(config, arg, reverse=_reverse, half=_half, tagged=_tagged, smoke=_smoke)
 
 
 def _reverse(config):

@@ -9,8 +9,8 @@ accuracy 89.1 % on the test.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
-from lm.task_config import classification, small, test_set
+from lm.config.base import base, encoder, select_variant
+from lm.config.tasks import classification, small, test_set
 
 
 def get_config(arg=''):
@@ -31,7 +31,7 @@ def get_config(arg=''):
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.5
   config.eval.every = 100
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

@@ -9,8 +9,8 @@ has 22: pretrain for more. Two CPU cores, 4 minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
-from lm.task_config import extraction, small
+from lm.config.base import base, encoder, select_variant
+from lm.config.tasks import extraction, small
 
 
 def get_config(arg=''):
@@ -27,7 +27,7 @@ def get_config(arg=''):
   extraction(config, 'dev', 'lm.metrics.answers:cmrc')
   config.data.convert = 'lm.tasks.extractive_qa:converter(stride=256, longest=60, threshold=None)'
   config.optim.learning_rate = 5e-4
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

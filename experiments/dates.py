@@ -10,8 +10,8 @@ less than two minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
-from lm.task_config import small, translation
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.tasks import small, translation
 
 
 def get_config(arg=''):
@@ -27,14 +27,14 @@ def get_config(arg=''):
   config.data.source_context = 140
   config.optim.learning_rate = 2e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.eval.every = 200
   config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
   config.checkpoint.best = 'eval/validation/exact_match'
   config.decode.max_tokens = 16
   config.decode.batch_size = 256
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

@@ -14,9 +14,9 @@ import functools
 import dates_lstm
 import numpy as np
 
-from lm.config import choose
+from lm.config.base import select_variant
+from lm.config.tasks import small
 from lm.data import sources
-from lm.task_config import small
 
 
 def several(split, count=2, least=0, size=20_000):
@@ -51,8 +51,8 @@ def get_config(arg=''):
   variants = {name: functools.partial(_longer, count=n) for name, n in counts.items()}
   variants['mixed'] = functools.partial(_longer, count=4, least=1)
   if arg.endswith('_attending'):
-    return choose(attending, arg, **{f'{k}_attending': v for k, v in variants.items()})
-  return choose(fixed, arg, smoke=_smoke, **variants)
+    return select_variant(attending, arg, **{f'{k}_attending': v for k, v in variants.items()})
+  return select_variant(fixed, arg, smoke=_smoke, **variants)
 
 
 def _longer(config, count, least=0):

@@ -10,14 +10,14 @@ feeding. `:multiplicative` is Luong's attention, `:gru` and `:elman` are other c
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose
-from lm.recurrent_config import convolutional, recurrent_encoder_decoder
-from lm.task_config import small, translation
+from lm.config.base import base, select_variant
+from lm.config.recurrent import convolutional, recurrent_encoder_decoder
+from lm.config.tasks import small, translation
 
 
 def get_config(arg=''):
   config = dates('additive')
-  return choose(
+  return select_variant(
     config,
     arg,
     smoke=_smoke,
@@ -40,7 +40,7 @@ def dates(score):
   config.data.source_context = 140
   config.optim.learning_rate = 4e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.optim.weight_decay = 0.0
   config.eval.every = 200
@@ -52,7 +52,7 @@ def dates(score):
 
 
 def _multiplicative(config):
-  config.model.score = 'lm.nn.alignment:multiplicative'
+  config.model.attention_score = 'lm.nn.recurrent:multiplicative'
   return config
 
 

@@ -11,8 +11,8 @@ minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, evaluation, llama
-from lm.task_config import small
+from lm.config.base import base, evaluation, llama, select_variant
+from lm.config.tasks import small
 
 
 def get_config(arg=''):
@@ -27,7 +27,7 @@ def get_config(arg=''):
   config.data.context = 256
   config.data.too_long = 'truncate'  # a single turn may be longer than a row
   config.model = llama(depth=4, d_model=192, heads=4, kv_heads=4, d_mlp=512, context=256)
-  config.model.tied = True
+  config.model.tie_embeddings = True
   config.model.dropout = 0.2
   config.optim.learning_rate = 1e-3
   config.eval.sets.validation = evaluation(
@@ -39,7 +39,7 @@ def get_config(arg=''):
   config.eval.every = 500
   config.decode.max_tokens = 64
   config.log.prompts = ()
-  return choose(config, arg, smoke=_smoke, zh=_zh)
+  return select_variant(config, arg, smoke=_smoke, zh=_zh)
 
 
 def _source(turns):

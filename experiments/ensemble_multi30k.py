@@ -17,12 +17,12 @@ is evaluated beside `validation`. Two CPU cores.
 
 import multi30k_de_en
 
-from lm.config import choose, encoder_decoder
-from lm.task_config import small, test_set
+from lm.config.base import encoder_decoder, select_variant
+from lm.config.tasks import small, test_set
 
 
 def get_config(arg=''):
-  return choose(recipe(), arg, smoke=_smoke)
+  return select_variant(recipe(), arg, smoke=_smoke)
 
 
 def recipe():

@@ -10,7 +10,7 @@ CPU cores, 3 minutes.
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, smoke
+from lm.config.base import base, select_variant, smoke
 from lm.nn.losses import token_statistics
 from lm.types import Objective
 
@@ -18,18 +18,18 @@ from lm.types import Objective
 def focal(gamma: float = 2.0) -> Objective:
   """Returns the objective -(1 - p)^gamma log p, a mean over target tokens."""
 
-  def sums(apply, params, batch, key):
+  def loss_sums(apply, params, batch, key):
     output = apply(params, batch, key=key)
-    nats_BT = token_statistics(output.hidden, output.unembed, batch['targets']).nats
+    nats_BT = token_statistics(output.hidden, output.head, batch['targets']).nats
     return {'loss': jnp.sum(batch['weights'] * (1 - jnp.exp(-nats_BT)) ** gamma * nats_BT)}
 
-  def weights(batch):
+  def normalizers(batch):
     return {'loss': jnp.sum(batch['weights'])}
 
-  return Objective(sums, weights)
+  return Objective(loss_sums, normalizers)
 
 
 def get_config(arg=''):
   config = base()
   config.objective = ConfigDict({'fn': 'focal_loss:focal', 'gamma': 2.0})
-  return choose(config, arg, smoke=smoke)
+  return select_variant(config, arg, smoke=smoke)

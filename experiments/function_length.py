@@ -10,8 +10,8 @@ a minute.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
-from lm.task_config import regression, small
+from lm.config.base import base, encoder, select_variant
+from lm.config.tasks import regression, small
 
 
 def get_config(arg=''):
@@ -26,10 +26,10 @@ def get_config(arg=''):
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.5
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.eval.every = 100
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

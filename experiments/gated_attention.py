@@ -9,7 +9,7 @@ minutes.
 
 import flax.linen as nn
 
-from lm.config import base, choose, smoke
+from lm.config.base import base, select_variant, smoke
 from lm.nn.layers import Attention, Linear
 
 
@@ -19,7 +19,7 @@ class GatedAttention(Attention):
   @nn.compact
   def __call__(self, x, memory, mask, cache):
     q, k, v = self.project(x, memory)
-    o_BTHK, cache = self.mix(q, k, v, mask, cache)
+    o_BTHK, cache = self.attend(q, k, v, mask, cache)
     D, H = x.shape[-1], self.heads
     gate_BTH = nn.sigmoid(Linear((D, H), ('embed', 'heads'), dtype=self.dtype, name='gate')(x))
     return self.out(o_BTHK * gate_BTH[..., None], D), cache
@@ -27,5 +27,5 @@ class GatedAttention(Attention):
 
 def get_config(arg=''):
   config = base()
-  config.model.attention = 'gated_attention:GatedAttention'
-  return choose(config, arg, smoke=smoke)
+  config.model.attention_layer = 'gated_attention:GatedAttention'
+  return select_variant(config, arg, smoke=smoke)

@@ -7,8 +7,8 @@ Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and judges with $LM_D
 Two CPU cores, 80 seconds.
 """
 
-from lm.config import base, choose
-from lm.vector_config import glove, small_words, words
+from lm.config.base import base, select_variant
+from lm.config.vectors import glove, small_words, words
 
 _EVAL = '$LM_DATA/word_eval'
 
@@ -28,4 +28,4 @@ def get_config(arg=''):
   config.checkpoint.best = 'eval/vectors/wordsim353/spearman'
   config.log.every = 500
   config.log.prompts = ('river', 'president', 'green', 'said')
-  return choose(config, arg, smoke=small_words)
+  return select_variant(config, arg, smoke=small_words)

@@ -11,7 +11,7 @@ this builder prepares with.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, gpt2, smoke
+from lm.config.base import base, gpt2, select_variant, smoke
 
 
 def get_config(arg=''):
@@ -30,7 +30,7 @@ def get_config(arg=''):
   config.eval.every = 1000
   config.eval.batch_size = 32
   config.checkpoint.every = 1000
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

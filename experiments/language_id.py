@@ -9,8 +9,8 @@ task, three architectures. Two CPU cores, 2 minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder, encoder_decoder, gpt2
-from lm.task_config import classification, small
+from lm.config.base import base, encoder, encoder_decoder, gpt2, select_variant
+from lm.config.tasks import classification, small
 
 LANGUAGES = ('cs', 'de', 'en', 'es', 'fr', 'it', 'nl', 'pl', 'pt', 'ru', 'sv', 'tr', 'zh')
 
@@ -27,7 +27,7 @@ def get_config(arg=''):
   config.optim.learning_rate = 1e-3
   config.eval.every = 250
   config.decode.max_tokens = 4
-  return choose(config, arg, smoke=_smoke, write=_write, prefix=_prefix)
+  return select_variant(config, arg, smoke=_smoke, write=_write, prefix=_prefix)
 
 
 def _write(config):

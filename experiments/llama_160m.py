@@ -7,7 +7,7 @@ For one GPU with 40 GB or more, or a TPU slice. Data as in gpt2_small.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, llama, smoke
+from lm.config.base import base, llama, select_variant, smoke
 
 
 def get_config(arg=''):
@@ -22,12 +22,12 @@ def get_config(arg=''):
   config.model.dtype = 'bfloat16'
   config.objective.z_loss = 1e-4
   config.optim.learning_rate = 6e-4
-  config.optim.schedule = 'lm.optim:warmup_stable_decay'
+  config.optim.schedule = 'lm.optim.optimizers:warmup_stable_decay'
   config.optim.warmup = 1000
   config.eval.every = 1000
   config.eval.batch_size = 16
   config.checkpoint.every = 1000
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

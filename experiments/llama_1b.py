@@ -9,10 +9,10 @@ as in llama_8b. It was compiled for TPUs (experiments/LOG.md), and never trained
 
 import llama_8b
 
-from lm.config import choose, llama
+from lm.config.base import llama, select_variant
 
 
 def get_config(arg=''):
   model = llama(depth=16, d_model=2048, heads=32, kv_heads=8, d_mlp=8192, context=4096)
-  model.tied = True
-  return choose(llama_8b.recipe(model, rows=64, chips=16), arg, smoke=llama_8b.small)
+  model.tie_embeddings = True
+  return select_variant(llama_8b.recipe(model, rows=64, chips=16), arg, smoke=llama_8b.small)

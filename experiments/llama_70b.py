@@ -10,9 +10,9 @@ and never trained.
 
 import llama_8b
 
-from lm.config import choose, llama
+from lm.config.base import llama, select_variant
 
 
 def get_config(arg=''):
   model = llama(depth=80, d_model=8192, heads=64, kv_heads=8, d_mlp=28_672, context=4096)
-  return choose(llama_8b.recipe(model, rows=256, chips=128), arg, smoke=llama_8b.small)
+  return select_variant(llama_8b.recipe(model, rows=256, chips=128), arg, smoke=llama_8b.small)

@@ -11,12 +11,12 @@ and never trained.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, llama, smoke
+from lm.config.base import base, llama, select_variant, smoke
 
 
 def get_config(arg=''):
   model = llama(depth=32, d_model=4096, heads=32, kv_heads=8, d_mlp=14_336, context=4096)
-  return choose(recipe(model, rows=256, chips=64), arg, smoke=small)
+  return select_variant(recipe(model, rows=256, chips=64), arg, smoke=small)
 
 
 def recipe(model, rows, chips):
@@ -28,7 +28,7 @@ def recipe(model, rows, chips):
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 128_256})
   config.data.context = 4096
   config.model = model
-  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 3e-4
   config.optim.warmup = 2000

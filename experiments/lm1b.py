@@ -8,7 +8,7 @@ network once (TensorFlow Datasets, lm1b, 1.7 GB). For one GPU or a TPU slice.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, gpt2, smoke
+from lm.config.base import base, gpt2, select_variant, smoke
 
 
 def get_config(arg=''):
@@ -24,8 +24,8 @@ def get_config(arg=''):
   config.model = gpt2(depth=6, d_model=512, heads=8, context=256)
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 1.6e-3
-  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  config.optim.schedule = 'lm.optim.optimizers:inverse_sqrt'
   config.optim.warmup = 1000
   config.eval.every = 5000
   config.checkpoint.every = 5000
-  return choose(config, arg, smoke=smoke)
+  return select_variant(config, arg, smoke=smoke)

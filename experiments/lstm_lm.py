@@ -8,8 +8,8 @@ It reads rows of the same length in training and goes on for as long as one like
 Transformer: experiments/LOG.md.
 """
 
-from lm.config import base, choose, smoke
-from lm.recurrent_config import recurrent
+from lm.config.base import base, select_variant, smoke
+from lm.config.recurrent import recurrent
 
 
 def get_config(arg=''):
@@ -17,7 +17,7 @@ def get_config(arg=''):
   config.model = recurrent(d_model=128, d_hidden=384, depth=2, context=128)
   config.optim.learning_rate = 3e-3
   config.optim.weight_decay = 0.0
-  return choose(config, arg, gru=_gru, smoke=smoke)
+  return select_variant(config, arg, gru=_gru, smoke=smoke)
 
 
 def _gru(config):

@@ -8,8 +8,8 @@ minutes; F1 0.61 on the test.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
-from lm.task_config import small, tagging, test_set
+from lm.config.base import base, encoder, select_variant
+from lm.config.tasks import small, tagging, test_set
 
 TAGS = ('O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC', 'B-ORG', 'I-ORG')
 
@@ -29,7 +29,7 @@ def get_config(arg=''):
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.eval.every = 500
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

@@ -12,8 +12,8 @@ JoeyNMT 2.3: 34.3. Figures: experiments/LOG.md.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
-from lm.task_config import small, translation
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.tasks import small, translation
 
 
 def get_config(arg=''):
@@ -32,20 +32,20 @@ def get_config(arg=''):
   config.objective.label_smoothing = 0.1
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.warmup = 600
   config.optim.final = 0.0
   config.optim.weight_decay = 0.0
   config.eval.every = 3250
   config.decode.length_penalty = 1.0
-  return choose(config, arg, smoke=_smoke, joeynmt=_joeynmt)
+  return select_variant(config, arg, smoke=_smoke, joeynmt=_joeynmt)
 
 
 def _joeynmt(config):
   config.steps = 3910  # 3.65 times through the data
   config.model.dropout = 0.3
   config.optim.learning_rate = 7e-4
-  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  config.optim.schedule = 'lm.optim.optimizers:inverse_sqrt'
   return config
 
 

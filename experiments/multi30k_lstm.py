@@ -11,9 +11,9 @@ minutes. Figures, beside JoeyNMT and beside the Transformer: experiments/LOG.md.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose
-from lm.recurrent_config import recurrent_encoder_decoder
-from lm.task_config import small, translation
+from lm.config.base import base, select_variant
+from lm.config.recurrent import recurrent_encoder_decoder
+from lm.config.tasks import small, translation
 
 
 def get_config(arg=''):
@@ -32,13 +32,13 @@ def get_config(arg=''):
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.999
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.warmup = 200
   config.optim.final = 0.0
   config.optim.weight_decay = 0.0
   config.eval.every = 1500
   config.decode.length_penalty = 1.0
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

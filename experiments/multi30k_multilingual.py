@@ -9,8 +9,8 @@ directions at step 3,000. Two CPU cores, an hour and a half; minutes on a GPU.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
-from lm.task_config import small, translation
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.tasks import small, translation
 
 LANGUAGES = ('de', 'en', 'fr')
 
@@ -35,12 +35,12 @@ def get_config(arg=''):
   config.objective.label_smoothing = 0.1
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.optim.warmup = 1000
   config.optim.weight_decay = 0.0
   config.eval.every = 3000
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def directions(split):

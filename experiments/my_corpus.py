@@ -11,7 +11,7 @@ import email
 import json
 import pathlib
 
-from lm.config import base, choose, smoke
+from lm.config.base import base, select_variant, smoke
 
 
 def source(split):
@@ -33,7 +33,7 @@ def get_config(arg=''):
   config.data.source = 'my_corpus:source'
   config.data.transforms = ('my_corpus:word_dropout',)
   config.data.tokenizer.vocab_size = 1024
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

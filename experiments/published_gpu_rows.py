@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, gpt2, llama, smoke
+from lm.config.base import base, gpt2, llama, select_variant, smoke
 
 NOTHING = 'jax:checkpoint_policies.nothing_saveable'
 
@@ -80,7 +80,9 @@ PUBLISHED = {
 
 
 def get_config(arg=''):
-  return choose(_config('h100_7b'), arg, smoke=_smoke, **{name: _of(name) for name in PUBLISHED})
+  return select_variant(
+    _config('h100_7b'), arg, smoke=_smoke, **{name: _of(name) for name in PUBLISHED}
+  )
 
 
 def _of(name):
@@ -101,7 +103,7 @@ def _config(name):
     config.model = llama(*sizes, row.context)
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': vocabulary})
   config.model.dtype = 'bfloat16'
-  config.model.remat = row.remat
+  config.model.remat_policy = row.remat
   config.mesh.update({'data': 1, 'fsdp': gpus})
   config.eval.batch_size = gpus
   return config

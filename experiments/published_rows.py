@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, llama, smoke
+from lm.config.base import base, llama, select_variant, smoke
 
 NOTHING = 'jax:checkpoint_policies.nothing_saveable'
 
@@ -98,7 +98,7 @@ def flops(name: str) -> float:
 
 
 def get_config(arg=''):
-  return choose(_config('v5e_16b'), arg, smoke=_smoke, **{name: _of(name) for name in ROWS})
+  return select_variant(_config('v5e_16b'), arg, smoke=_smoke, **{name: _of(name) for name in ROWS})
 
 
 def _of(name):
@@ -114,7 +114,7 @@ def _config(name):
   config.model = llama(row.depth, row.d_model, row.heads, row.kv_heads, row.d_mlp, row.context)
   config.model.head_dim = row.head_dim
   config.model.dtype = 'bfloat16'
-  config.model.remat = NOTHING
+  config.model.remat_policy = NOTHING
   config.mesh.update({'data': -1, 'fsdp': row.chips // row.tensor, 'tensor': row.tensor})
   config.eval.batch_size = 2 * row.chips
   return config

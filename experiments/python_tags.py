@@ -8,8 +8,8 @@ modules are held out. Two CPU cores, 2 minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
-from lm.task_config import small, tagging
+from lm.config.base import base, encoder, select_variant
+from lm.config.tasks import small, tagging
 
 TAGS = (
   'NAME', 'KEYWORD', 'BUILTIN', 'FUNCTION', 'CLASS', 'CALL', 'ATTRIBUTE', 'NUMBER', 'STRING',
@@ -31,7 +31,7 @@ def get_config(arg=''):
   config.optim.learning_rate = 1e-3
   config.eval.every = 250
   config.checkpoint.best = 'eval/validation/accuracy'
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

@@ -6,20 +6,20 @@ Needs no network. Two CPU cores: under 3 minutes. It ends near 1.9 bits per byte
 looks like documentation. The optimizer is Muon, which gets further in the time than AdamW.
 """
 
-from lm.config import base, choose, smoke
+from lm.config.base import base, select_variant, smoke
 
 
 def get_config(arg=''):
   config = base()
   config.steps = 900
   config.batch_size = 8
-  config.optim.fn = 'lm.optim:muon'
+  config.optim.fn = 'lm.optim.optimizers:muon'
   with config.unlocked():
     config.optim.newton_schulz = 3
   config.optim.learning_rate = 8e-3
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.optim.warmup = 40
   config.eval.every = 300
   config.checkpoint.every = 300
-  return choose(config, arg, smoke=smoke)
+  return select_variant(config, arg, smoke=smoke)

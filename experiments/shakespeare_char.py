@@ -10,7 +10,7 @@ validate. `:tfds` reads the same text through the TensorFlow Datasets builder `t
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, gpt2, llama, smoke
+from lm.config.base import base, gpt2, llama, select_variant, smoke
 
 
 def get_config(arg=''):
@@ -29,7 +29,7 @@ def get_config(arg=''):
   config.optim.b2 = 0.99
   config.eval.batch_size = 64
   config.log.prompts = ('ROMEO:\n',)
-  return choose(config, arg, smoke=smoke, tfds=tfds, best=best)
+  return select_variant(config, arg, smoke=smoke, tfds=tfds, best=best)
 
 
 def tfds(config):
@@ -45,12 +45,12 @@ def best(config):
   config.batch_size = 8
   config.data.context = 128
   config.model = llama(depth=3, d_model=128, heads=4, kv_heads=4, d_mlp=384, context=128)
-  config.model.tied = True
+  config.model.tie_embeddings = True
   with config.unlocked():
     config.optim.newton_schulz = 3
-  config.optim.fn = 'lm.optim:muon'
+  config.optim.fn = 'lm.optim.optimizers:muon'
   config.optim.learning_rate = 8e-3
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.final = 0.0
   config.optim.warmup = 50
   config.eval.every = 1000

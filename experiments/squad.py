@@ -13,8 +13,8 @@ pretrain them for more. Two CPU cores, 3 minutes; `:write` 11 on one.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder, encoder_decoder
-from lm.task_config import extraction, small
+from lm.config.base import base, encoder, encoder_decoder, select_variant
+from lm.config.tasks import extraction, small
 
 
 def get_config(arg=''):
@@ -32,7 +32,9 @@ def get_config(arg=''):
     'lm.tasks.extractive_qa:converter(threshold=None)'  # each question has an answer
   )
   config.optim.learning_rate = 5e-4
-  return choose(config, arg, smoke=_smoke, write=_write, write_smoke=lambda c: _smoke(_write(c)))
+  return select_variant(
+    config, arg, smoke=_smoke, write=_write, write_smoke=lambda c: _smoke(_write(c))
+  )
 
 
 def _write(config):

@@ -14,9 +14,9 @@ Reads $LM_DATA/multi30k. Two CPU cores: 20 seconds, and 3 minutes.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
-from lm.task_config import small, translation
-from lm.vector_config import word2vec, words
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.tasks import small, translation
+from lm.config.vectors import word2vec, words
 
 _SIZE = 128
 _LOWER = "lm.data.preprocess:segmented(field='{}', case='lower')"
@@ -24,7 +24,7 @@ _LOWER = "lm.data.preprocess:segmented(field='{}', case='lower')"
 
 def get_config(arg=''):
   config = _second('runs/stage1')
-  return choose(config, arg, stage1=_first, random=_random, smoke=_smoke)
+  return select_variant(config, arg, stage1=_first, random=_random, smoke=_smoke)
 
 
 def _second(first):
@@ -32,7 +32,7 @@ def _second(first):
   config.steps = 1000
   config.batch_size = 4
   config.model = encoder_decoder(depth=2, d_model=_SIZE, heads=4, context=128)
-  config.model.shared = False  # the encoder and the decoder have a table each
+  config.model.share_embeddings = False  # the encoder and the decoder have a table each
   config.model.dropout = 0.1
   config.model.init_std = 0.05
   translation(config, 'en', 'val')
@@ -51,7 +51,7 @@ def _second(first):
   config.init.workdir = first
   config.init.rules = (r'(source_)?embedding$ -> embedding[words]', '. ->')
   config.optim.learning_rate = 1e-3
-  config.optim.schedule = 'lm.optim:linear'
+  config.optim.schedule = 'lm.optim.optimizers:linear'
   config.optim.warmup = 200
   config.optim.final = 0.0
   config.optim.freeze = 'embedding$'

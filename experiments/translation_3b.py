@@ -10,8 +10,8 @@ compiled for TPUs (experiments/LOG.md), and never trained.
 
 import wmt14_en_de
 
-from lm.config import choose
-from lm.task_config import small
+from lm.config.base import select_variant
+from lm.config.tasks import small
 
 
 def get_config(arg=''):
@@ -19,11 +19,11 @@ def get_config(arg=''):
   config.batch_size = 256
   config.model.update({'depth': 24, 'd_model': 1024, 'd_mlp': 16_384})
   config.model.update({'heads': 32, 'kv_heads': 32, 'head_dim': 128, 'embed_scale': 32.0})
-  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   config.optim.learning_rate = 3e-4
   config.mesh.update({'data': -1, 'fsdp': 16})
   config.eval.batch_size = 256
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

@@ -8,8 +8,8 @@ data need the network once, and what gpt2_small's header names. For one GPU or a
 
 from ml_collections import ConfigDict
 
-from lm.config import base, llama, smoke
-from lm.errors import UserError, nearest
+from lm.config.base import base, llama, smoke
+from lm.errors import UserError, did_you_mean
 
 # The languages of the builder wiki40b (Guo et al. 2020).
 LANGUAGES = (
@@ -23,7 +23,7 @@ def get_config(arg='en'):
   if language not in LANGUAGES.split():
     offered = ', '.join([*LANGUAGES.split(), 'smoke'])
     raise UserError(
-      f'--config: no language {arg!r}{nearest(arg, LANGUAGES.split())}; there is {offered}'
+      f'--config: no language {arg!r}{did_you_mean(arg, LANGUAGES.split())}; there is {offered}'
     )
   config = base()
   config.steps = 50_000

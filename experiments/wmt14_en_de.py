@@ -9,8 +9,8 @@ Reads TensorFlow Datasets' `wmt14_translate/de-en`, which it downloads at first 
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder_decoder
-from lm.task_config import small, translation
+from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.tasks import small, translation
 
 
 def get_config(arg=''):
@@ -34,12 +34,12 @@ def get_config(arg=''):
   config.objective.label_smoothing = 0.1
   config.optim.learning_rate = 7e-4
   config.optim.b2 = 0.98
-  config.optim.schedule = 'lm.optim:inverse_sqrt'
+  config.optim.schedule = 'lm.optim.optimizers:inverse_sqrt'
   config.optim.warmup = 4000
   config.optim.weight_decay = 0.0
   config.eval.every = 5000
   config.checkpoint.every = 1000
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

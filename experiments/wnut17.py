@@ -8,8 +8,8 @@ training. Two CPU cores, a minute; F1 0.14.
 
 from ml_collections import ConfigDict
 
-from lm.config import base, choose, encoder
-from lm.task_config import small, tagging
+from lm.config.base import base, encoder, select_variant
+from lm.config.tasks import small, tagging
 
 KINDS = ('corporation', 'creative-work', 'group', 'location', 'person', 'product')
 TAGS = ('O', *(f'{place}-{kind}' for kind in KINDS for place in 'BI'))
@@ -29,7 +29,7 @@ def get_config(arg=''):
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.eval.every = 100
-  return choose(config, arg, smoke=_smoke)
+  return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):

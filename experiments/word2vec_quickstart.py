@@ -6,8 +6,8 @@
 Needs no network. Two CPU cores: under a minute.
 """
 
-from lm.config import base, choose
-from lm.vector_config import PYTHON_WORDS, small_words, word2vec, words
+from lm.config.base import base, select_variant
+from lm.config.vectors import PYTHON_WORDS, small_words, word2vec, words
 
 
 def get_config(arg=''):
@@ -23,4 +23,4 @@ def get_config(arg=''):
   config.checkpoint.best = 'eval/vectors/groups/accuracy'
   config.log.every = 500
   config.log.prompts = ('tuple', 'exception', 'server', 'three')
-  return choose(config, arg, smoke=small_words)
+  return select_variant(config, arg, smoke=small_words)

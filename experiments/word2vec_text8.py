@@ -10,8 +10,8 @@ Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and judges with $LM_D
 Two CPU cores, half a minute; `:hierarchical` two.
 """
 
-from lm.config import base, choose
-from lm.vector_config import hierarchical, small_words, word2vec, words
+from lm.config.base import base, select_variant
+from lm.config.vectors import hierarchical, small_words, word2vec, words
 
 _EVAL = '$LM_DATA/word_eval'
 
@@ -33,7 +33,7 @@ def get_config(arg=''):
   config.checkpoint.best = 'eval/vectors/wordsim353/spearman'
   config.log.every = 500
   config.log.prompts = ('river', 'president', 'green', 'said')
-  return choose(
+  return select_variant(
     config,
     arg,
     smoke=small_words,

@@ -7,8 +7,8 @@ Words are those of jieba (extra `zh`). Reads $LM_DATA/zh_text, 5.5 M characters,
 analogies of CA8 (Li et al. 2018) in $LM_DATA/word_eval. Two CPU cores, a minute.
 """
 
-from lm.config import base, choose
-from lm.vector_config import small_words, word2vec, words
+from lm.config.base import base, select_variant
+from lm.config.vectors import small_words, word2vec, words
 
 _EVAL = '$LM_DATA/word_eval'
 
@@ -31,4 +31,4 @@ def get_config(arg=''):
   config.checkpoint.best = 'eval/vectors/CA8_semantic/add_accuracy'
   config.log.every = 500
   config.log.prompts = ('中国', '宝玉', '公司', '说')
-  return choose(config, arg, smoke=small_words)
+  return select_variant(config, arg, smoke=small_words)

@@ -21,7 +21,7 @@ def first_line(error: Exception) -> str:
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 
-def nearest(name: str, known) -> str:
+def did_you_mean(name: str, known) -> str:
   """Returns ' (did you mean ...?)' for the closest of `known`, or an empty string."""
   import difflib
 

@@ -8,7 +8,9 @@ have something to tell of themselves (sacrebleu's signatures), `notes` by their 
 is no finite number is null. FILE gets a JSON object a line for each example of each set with corpus
 metrics: set, inputs, output, reference, scores.
 
-Several processes, as of lm.train, share the rows of each batch; process 0 prints.
+The parameters are sharded over all devices, and so are the rows of each batch: what could be
+trained where it is evaluated fits. Figures do not depend on the number of devices. Several
+processes, as of lm.train, do this together; process 0 prints.
 """
 
 import math
@@ -53,29 +55,30 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--predictions={file}: there is no such directory')
   if out is not None and out.is_dir():
     raise UserError(f'--predictions={file} is a directory; give the name of a file')
-  several = join.start(join.settings())
+  join.start(join.settings())
   import jax
 
   from lm.data import prepare
   from lm.decode.beam import check_beam
-  from lm.run import build, files, kept, placement
+  from lm.parallel import mesh as meshes
+  from lm.run import build, files, host_memory, kept
   from lm.run.ensemble import open_runs
   from lm.run.evaluators import Evaluators
   from lm.text.tokenizers import vocabulary_size
 
-  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average)
+  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
   if flags.FLAGS.beam is not None:  # before texts are read
     check_beam(flags.FLAGS.beam, vocabulary_size(loaded.tokenizer))
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:
       config.decode[key] = flags.FLAGS[key].value
-  # The parameters are on the first device, whatever mesh they were trained on; where there are
-  # several processes, on all devices.
-  config.mesh.update({'data': -1 if several else 1, 'fsdp': 1, 'tensor': 1})
-  devices = jax.devices() if several else jax.devices()[:1]
-  functions = build.inference(config, loaded.model, loaded.apply, devices)
-  params = placement.everywhere(loaded.params, functions.mesh) if several else loaded.params
+  assert loaded.mesh is not None
+  with meshes.set_mesh(
+    loaded.mesh, meshes.logical_axis_rules(config.mesh.rules)
+  ):  # the size changes no figure
+    config.eval.batch_size = meshes.padded_rows(config.eval.batch_size)
+  functions = build.inference(config, loaded.model, loaded.apply, loaded.mesh)
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
     prepared = prepare.tokenizer(config.data, prepare.show_progress)
     if prepared.to_str() != loaded.tokenizer.to_str():
@@ -91,8 +94,11 @@ def main(argv: list[str]) -> None:
       print(line, file=sys.stderr)
     for name, note in evaluators.notes.items():
       print(f'{name}: {note}', file=sys.stderr)
-  evaluators.directions(params)  # else two metrics of one name are found when all is computed
-  found = evaluators.evaluate(params)
+  # Else two metrics of one name would be found when all is computed.
+  evaluators.directions(loaded.params)
+  programs = evaluators.programs(loaded.params)
+  host_memory.check_evaluations(programs, functions, loaded.params)
+  found = evaluators.evaluate(loaded.params)
   if not processes.is_first():
     return
   if out is not None:

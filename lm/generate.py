@@ -24,7 +24,7 @@ flags.DEFINE_float('temperature', 0.8, 'divides the logits; 0 takes the likelies
 flags.DEFINE_integer('top_k', 0, 'draw from the k likeliest tokens; 0 for all')
 flags.DEFINE_float('top_p', 1.0, 'draw from the fewest tokens whose probability reaches this')
 flags.DEFINE_float('min_p', 0.0, 'draw from tokens with this share of the likeliest one')
-flags.DEFINE_integer('seed', 0, 'the same seed gives the same text')
+flags.DEFINE_integer('seed', 0, 'the same seed gives the same texts, another one others')
 flags.DEFINE_integer('num_samples', 1, 'how many continuations')
 
 
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
   for name in ('max_tokens', 'num_samples'):
     if getattr(args, name) < 1:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
-  if not 0 <= args.seed < 2**32 - args.num_samples:
-    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.num_samples - 1}')
+  if not 0 <= args.seed < 2**32:
+    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - 1}')
   from lm.decode.sampling import sampler
   from lm.decode.text import continuations, prompt_encoder
   from lm.models.embeddings import Embeddings
@@ -63,8 +63,9 @@ def main(argv: list[str]) -> None:
       [args.prompt],
       encode,
       choose,
-      [args.seed + sample],
+      [sample],
       args.max_tokens,
+      args.seed,
       tell=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
     first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output

@@ -179,8 +179,8 @@ def _check_risk() -> None:
     raise UserError(
       f'--length_penalty={args.length_penalty} is of beams, and --mbr draws; give --beam beside'
     )
-  if not 0 <= args.seed < 2**32 - args.mbr:
-    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - args.mbr - 1}')
+  if not 0 <= args.seed < 2**32:
+    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - 1}')
 
 
 def _given(value: float | None, otherwise: float) -> float:

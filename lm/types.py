@@ -1,4 +1,4 @@
-"""The values that travel between the floors, and the glossary of axis letters.
+"""The values that packages exchange, and the glossary of axis letters.
 
 Axis letters, used as suffixes in tensor code and in einsum strings:
   B batch row     T query or target position   S key or source position   D model width
@@ -8,11 +8,14 @@ Axis letters, used as suffixes in tensor code and in einsum strings:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from lm.errors import UserError
 
 Array = jax.Array
 Params = Any
@@ -30,28 +33,27 @@ Params = Any
 #   targets, weights: (B, P) where an example as a whole has one target
 Batch = Mapping[str, Array]
 # Named (sum, weight) pairs, scalars. A mean is sum / weight, over microbatches and hosts alike.
-Terms = dict[str, tuple[Array, Array]]
+WeightedSums = dict[str, tuple[Array, Array]]
 # By the name of a metric, whether its highest value is the best. None: no value is better.
 Directions = Mapping[str, bool | None]
 
 
 class Mask(flax.struct.PyTreeNode):
-  """Who may attend to whom, described and not materialised.
+  """Which queries attend to which keys, as a description that kernels interpret.
 
-  A query sees a key when all the conditions that are set hold: equal segments, and for causal
-  masks `k_position <= q_position` or a key of the prefix, and for windows
-  `q_position - k_position < window`; and `visible` shows it, where that is given.
-  `ordered` says that queries and keys are the same tokens of the same rows and that each segment
-  is a run of neighbours in rising position; causal implementations may then skip keys by index.
-  `packed` says that a row may hold several segments; where it holds one, padding comes after it.
+  A query attends to a key when all conditions that are set hold: equal segments; for causal masks
+  `k_position <= q_position` or a key of the prefix; for windows `q_position - k_position < window`;
+  and `allowed`. `ordered` says that queries and keys are the same tokens of the same rows and that
+  each segment is contiguous with rising positions; causal kernels may then skip keys by index.
+  `packed` says that a row may hold several segments; a row of one segment has padding at its end.
   """
 
   q_positions: Array  # (B, T) int32
   k_positions: Array  # (B, S) int32
   q_segments: Array | None = None  # (B, T) int32; 0 marks padding
   k_segments: Array | None = None  # (B, S) int32
-  k_prefix: Array | None = None  # (B, S) int32; 1 where a causal mask shows the key to all
-  visible: Array | None = None  # (B, T, S) bool, of queries that go on from different keys
+  k_prefix: Array | None = None  # (B, S) int32; 1 where a causal mask allows the key for all
+  allowed: Array | None = None  # (B, T, S) bool, for queries that continue different keys
   # A pytree, since it may hold parameters: (q_positions_BT, k_positions_BS) -> (B, H, T, S)
   bias: jax.tree_util.Partial | None = None
   window: int | None = flax.struct.field(pytree_node=False, default=None)
@@ -67,28 +69,28 @@ class Mask(flax.struct.PyTreeNode):
       q_segments=None if self.q_segments is None else self.q_segments[:, q],
       k_segments=None if self.k_segments is None else self.k_segments[:, k],
       k_prefix=None if self.k_prefix is None else self.k_prefix[:, k],
-      visible=None if self.visible is None else self.visible[:, q, k],
+      allowed=None if self.allowed is None else self.allowed[:, q, k],
     )
 
   def dense(self) -> Array | None:
-    """Returns the (B, 1, T, S) boolean array, or None when everything is visible."""
+    """Returns the (B, 1, T, S) boolean array, or None when every key is allowed."""
     q_BTx, k_BxS = self.q_positions[:, :, None], self.k_positions[:, None, :]
-    visible = None
+    allowed = None
     if self.causal:
-      visible = k_BxS <= q_BTx
+      allowed = k_BxS <= q_BTx
       if self.k_prefix is not None:
-        visible |= self.k_prefix[:, None, :] > 0
+        allowed |= self.k_prefix[:, None, :] > 0
     if self.window is not None:
       near = q_BTx - k_BxS < self.window
       if not self.causal:
         near &= k_BxS - q_BTx < self.window
-      visible = near if visible is None else visible & near
+      allowed = near if allowed is None else allowed & near
     if self.q_segments is not None and self.k_segments is not None:
       same = self.q_segments[:, :, None] == self.k_segments[:, None, :]
-      visible = same if visible is None else visible & same
-    if self.visible is not None:
-      visible = self.visible if visible is None else visible & self.visible
-    return None if visible is None else visible[:, None]
+      allowed = same if allowed is None else allowed & same
+    if self.allowed is not None:
+      allowed = self.allowed if allowed is None else allowed & self.allowed
+    return None if allowed is None else allowed[:, None]
 
   def dense_bias(self) -> Array | None:
     """Returns the (B, H, T, S) float32 additive bias, or None."""
@@ -97,21 +99,21 @@ class Mask(flax.struct.PyTreeNode):
     return self.bias(self.q_positions, self.k_positions)
 
 
-class Table(NamedTuple):
-  """Vectors of a vocabulary, (V, D), and what devices have of them for their rows (lm.shards)."""
+class EmbeddingTable(NamedTuple):
+  """The embeddings of a vocabulary (V, D), and, on a mesh, their all-gathered copies."""
 
   vectors_VD: Any
-  copies: Any = None  # Copies, or None where all devices work on the vectors
+  gathered: Any = None  # lm.parallel.collectives.GatheredParam, or None
 
 
-class Unembed(flax.struct.PyTreeNode):
-  """How hidden states become logits: a product with a table's vectors, a bias and a soft cap.
+class OutputHead(flax.struct.PyTreeNode):
+  """The map from hidden states to logits: a matmul with a table, a bias and a soft cap.
 
-  `vocab_size` is the number of real entries; rows of the kernel beyond it are padding and get a
-  logit of -1e9, so they never count. `axes` are the logical axes of the kernel.
+  `vocab_size` is the number of real rows of the kernel; later rows are padding with logits of -1e9.
+  `axes` are the logical axes of the kernel.
   """
 
-  table: Table
+  table: EmbeddingTable
   bias_V: Array | None = None
   vocab_size: int = flax.struct.field(pytree_node=False, default=0)
   soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)
@@ -124,19 +126,19 @@ class Unembed(flax.struct.PyTreeNode):
 
   @property
   def logical_axes(self) -> Any:
-    """The logical axes of the kernel and of the bias, each in its place."""
+    """The logical axes of the kernel and of the bias, as an OutputHead of axes."""
     bias = None if self.bias_V is None else self.axes[:1]
-    return self.replace(table=Table(self.axes), bias_V=bias)
+    return self.replace(table=EmbeddingTable(self.axes), bias_V=bias)
 
   @property
-  def entries(self) -> int:
-    """Logits a position that are held at once, padding included."""
+  def padded_vocab_size(self) -> int:
+    """The number of logits per position, padding included."""
     return self.kernel_VD.shape[0]
 
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits."""
     B, T, D = hidden_BTD.shape
-    # One product of matrices, for the sake of its gradient (see lm.nn.layers.Linear).
+    # One matmul of matrices, for its gradient on CPUs (see lm.nn.layers.Linear).
     logits_BTV = jax.lax.dot_general(
       hidden_BTD.reshape(B * T, D),
       self.kernel_VD.astype(hidden_BTD.dtype),
@@ -147,31 +149,31 @@ class Unembed(flax.struct.PyTreeNode):
       logits_BTV += self.bias_V[None, None].astype(jnp.float32)
     if self.soft_cap is not None:
       logits_BTV = self.soft_cap * jnp.tanh(logits_BTV / self.soft_cap)
-    padded = self.kernel_VD.shape[0]
+    padded = self.padded_vocab_size
     if self.vocab_size and padded > self.vocab_size:
       real_V = jnp.arange(padded) < self.vocab_size
       logits_BTV = jnp.where(real_V[None, None], logits_BTV, -1e9)
     return logits_BTV
 
   def mean(self, logits_BTV: Array) -> Array:
-    """Returns the mean of the logits of the real entries, (B, T)."""
-    padded = self.kernel_VD.shape[0]
+    """Returns the mean of the logits over the real rows, (B, T)."""
+    padded = self.padded_vocab_size
     count = self.vocab_size or padded
     real_V = (jnp.arange(padded) < count).astype(logits_BTV.dtype)
     return jnp.einsum('btv,v->bt', logits_BTV, real_V) / count
 
 
 class Output(NamedTuple):
-  """What a model returns: hidden states (B, T, D) and how to unembed them, not the logits."""
+  """The output of a model: hidden states (B, T, D) and the head that maps them to logits."""
 
   hidden: Array
-  unembed: Unembed
-  aux: Terms  # losses of layers: {}, for no objective adds them up yet; anything else is refused
+  head: OutputHead
+  aux: WeightedSums  # losses of layers: {}, for no objective adds them yet; apply_of refuses others
   cache: Any = None
 
 
 class Apply(Protocol):
-  """`apply(params, batch, key=None, cache=None) -> Output`; no key means no dropout."""
+  """`apply(params, batch, key=None, cache=None) -> Output`; without a key there is no dropout."""
 
   def __call__(
     self, params: Params, batch: Batch, key: Array | None = None, cache: Any = None
@@ -180,40 +182,80 @@ class Apply(Protocol):
   def __hash__(self) -> int: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """A training objective as two pure functions.
+HOOKS_COLLECTION = 'hooks'  # the Flax collection that lm.nn.hooks reads
+_STATE = nn.DenyList(('params', HOOKS_COLLECTION))
 
-  `sums(apply, params, batch, key)` returns the named losses, each summed over the batch and scaled
-  by its coefficient. `weights(batch)` returns the weight of each under the same names, from the
-  batch alone: it is known for the whole batch before the gradient pass, so that
-  `sum over names of sums / weights` is exact under microbatching and over hosts.
 
-  `draw(batch, key)` adds to a whole batch what is random in it, before all else; `sums` and
-  `weights` see what it returns. `rows(batch)` says which rows of tables the batch touches, so that
-  nothing is computed of the others: by the name of a parameter that is a table, the different rows
-  (N,), in any order and filled up with any number that is no row's; and the batch with rows
-  numbered by their places in N. Empty, it leaves all parameters whole. `whole` says that rows of a
-  batch share what is drawn, so that it cannot be taken in microbatches.
+def apply_of(model: nn.Module) -> Apply:
+  """Returns the pure function of a Linen model.
+
+  Raises:
+    UserError: when traced, the model has variables besides parameters, or losses of its layers.
   """
 
-  sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
-  weights: Callable[[Batch], dict[str, Array]]
-  draw: Callable[[Batch, Array], Batch] = lambda batch, key: batch
-  rows: Callable[[Batch], tuple[dict[str, Array], Batch]] = lambda batch: ({}, batch)
-  whole: bool = False
+  def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
+    rngs = {} if key is None else {'dropout': key}
+    found = model.apply({'params': params}, batch, cache, rngs=rngs, mutable=_STATE)
+    output, state = cast(tuple[Output, Params], found)
+    if output.aux or state:
+      refuse_state(output, state)
+    return output
+
+  return apply
+
+
+def refuse_state(output: Output, state: Params) -> None:
+  """Raises UserError where a step would drop losses of layers, or variables."""
+  if output.aux:
+    raise UserError(
+      f'model.fn: Output.aux={sorted(output.aux)} would be dropped: there are no layer losses yet; '
+      'return {}, and add the loss in an objective'
+    )
+  if state:
+    names = {
+      name: '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+      for name, tree in state.items()
+      for path, _ in jax.tree_util.tree_leaves_with_path(tree)[:1]
+    }
+    there = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
+    raise UserError(
+      f'model.fn: a layer sows or keeps variables of collection {there}, which would be dropped: '
+      'there are no layer losses yet; a layer has parameters alone'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A training objective as pure functions.
+
+  `loss_sums(apply, params, batch, key)` returns the named losses, each summed over the batch and
+  scaled by its coefficient. `normalizers(batch)` returns the weight of each under the same names,
+  from the batch alone. The weights of the whole batch are thus known before the gradient, so that
+  `sum over names of loss_sums / normalizers` is exact under gradient accumulation and over hosts.
+
+  `sample(batch, key)` adds what is random in a batch, before both. `microbatched` is False where
+  rows of a batch share samples, so that microbatches cannot be taken. `sparse_rows(batch)` is for
+  sparse updates alone: it returns, by the name of a table parameter, the unique rows (N,) that the
+  batch uses, in any order and padded with any number that is no row, and the batch with rows
+  renumbered by their index in N.
+  """
+
+  loss_sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
+  normalizers: Callable[[Batch], dict[str, Array]]
+  sample: Callable[[Batch, Array], Batch] | None = None
+  microbatched: bool = True
+  sparse_rows: Callable[[Batch], tuple[dict[str, Array], Batch]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
   """An evaluation metric as two pure functions.
 
-  `terms(output, batch)` returns named (sum, weight) pairs, added up over a whole set of examples.
+  `terms(output, batch)` returns named (sum, weight) pairs, which are summed over a set of examples.
   `derive(means)` returns further values that follow from their means, such as perplexity.
-  `higher_is_better` says of each value which direction is better. A value that it does not name has
-  no best step, and no run can go by it.
+  `higher_is_better` gives the direction of each value. A value without one cannot be monitored.
   """
 
-  terms: Callable[[Output, Batch], Terms]
+  terms: Callable[[Output, Batch], WeightedSums]
   derive: Callable[[dict[str, float]], dict[str, float]] = lambda means: {}
   higher_is_better: Directions = dataclasses.field(default_factory=dict)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.run import cli, files
 from lm.text.files import expand
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
   name, *words = cli.parse(argv, positional=True) or ['']
   if name not in _COMMANDS:
     known = ', '.join(_COMMANDS)
-    raise UserError(f'no subcommand {name!r}{nearest(name, _COMMANDS)}; there is {known}')
+    raise UserError(f'no subcommand {name!r}{did_you_mean(name, _COMMANDS)}; there is {known}')
   run, taken = _COMMANDS[name]
   for flag in flags.FLAGS.get_flags_for_module(__name__):
     if flag.present and flag.name not in ('workdir', *taken):
@@ -214,7 +214,7 @@ def _check_k() -> None:
 def _check_choice(name: str, known: tuple[str, ...]) -> None:
   value = str(flags.FLAGS[name].value)
   if value not in known:
-    raise UserError(f'--{name}={value} is none of {", ".join(known)}{nearest(value, known)}')
+    raise UserError(f'--{name}={value} is none of {", ".join(known)}{did_you_mean(value, known)}')
 
 
 def _check_no_words(words: list[str]) -> None:

@@ -38,10 +38,8 @@ import pytest
 
 from lm.data import python_docs, python_functions, python_library, python_questions
 from lm.models.transformer import Decoder, Encoder, EncoderDecoder
-from lm.nn.layers import Attention, GatedMlp
-from lm.nn.norm import RMSNorm
+from lm.nn.layers import Attention, GatedMlp, RMSNorm, post_norm
 from lm.nn.position import alibi, relative, rope, sinusoidal
-from lm.nn.residual import post
 from lm.run.build import init_of
 
 VOCABULARY, CONTEXT = 37, 16
@@ -55,16 +53,21 @@ VARIANTS = {
     'mlp': GatedMlp,
     'kv_heads': 2,
     'bias': False,
-    'tied': False,
+    'tie_embeddings': False,
   },
   'windows': {
     'position': rope,
-    'attention': (functools.partial(Attention, window=3), Attention),
+    'attention_layer': (functools.partial(Attention, window=3), Attention),
     'depth': 4,
     'kv_heads': 1,
   },
   'alibi': {'position': alibi, 'logit_soft_cap': 5.0, 'vocab_multiple': 8},
-  'vaswani': {'position': sinusoidal, 'residual': post, 'final_norm': False, 'embed_scale': 4.0},
+  'vaswani': {
+    'position': sinusoidal,
+    'block_layout': post_norm,
+    'final_norm': False,
+    'embed_scale': 4.0,
+  },
   't5': {
     'position': functools.partial(relative, buckets=8, max_distance=10),
     'norm': RMSNorm,

@@ -12,12 +12,11 @@ import pytest
 from by_hand import differences, equal, random, sigmoid, softmax
 
 from lm.models.embeddings import Embeddings
-from lm.nn.losses import cross_entropy, logistic, squared_sigmoid, token_statistics
+from lm.nn.losses import cross_entropy, sigmoid_cross_entropy, squared_sigmoid, token_statistics
 from lm.objectives.glove import glove
 from lm.objectives.squared_error import squared_error
-from lm.objectives.word_outputs import negative_sampling
-from lm.run.build import apply_of
-from lm.types import Output, Table, Unembed
+from lm.objectives.word2vec import negative_sampling
+from lm.types import EmbeddingTable, Output, OutputHead, apply_of
 
 N, V, D = 4, 5, 3
 
@@ -69,7 +68,10 @@ def test_the_derivation_of_word2vec_changes_its_loss_twice_and_loses_the_labels(
 
 @pytest.mark.parametrize(
   ('loss', 'slope'),
-  [(logistic, lambda s, y: s - y), (squared_sigmoid, lambda s, y: 2 * (s - y) * s * (1 - s))],
+  [
+    (sigmoid_cross_entropy, lambda s, y: s - y),
+    (squared_sigmoid, lambda s, y: 2 * (s - y) * s * (1 - s)),
+  ],
 )
 def test_negative_sampling_has_the_slope_of_its_loss(loss, slope):
   output = negative_sampling(np.ones(V), negatives=2, drawn=2, loss=loss)
@@ -87,7 +89,7 @@ def test_negative_sampling_has_the_slope_of_its_loss(loss, slope):
 def test_the_slope_of_the_squared_error_vanishes_where_it_is_far_wrong_and_the_logistic_one_not():
   score, label = jnp.asarray(-20.0), jnp.asarray(1.0)
   assert abs(jax.jit(jax.grad(squared_sigmoid))(score, label)) < 1e-7
-  equal(jax.jit(jax.grad(logistic))(score, label), -1)
+  equal(jax.jit(jax.grad(sigmoid_cross_entropy))(score, label), -1)
 
 
 def test_the_matrix_form_of_glove_has_another_gradient_than_the_printed_one():
@@ -130,7 +132,7 @@ def test_glove_is_weighted_least_squares_of_logarithms_of_the_pairs_that_occur()
     'weights': jnp.ones((1, len(pairs))),
   }
   apply = apply_of(Embeddings(V, D, len(pairs), biases=True))
-  slope = jax.grad(lambda p: glove(x_max=10.0).sums(apply, p, batch, None)['loss'])
+  slope = jax.grad(lambda p: glove(x_max=10.0).loss_sums(apply, p, batch, None)['loss'])
   found = jax.jit(slope)(params)
   expected = {name: np.zeros(shape) for name, shape in tables.items()}
   for a, b, count in pairs:
@@ -165,7 +167,9 @@ def test_the_gradient_of_cross_entropy_is_p_less_y():
 
   def ours(hidden, kernel):
     weights = jnp.ones((1, N))
-    return cross_entropy(hidden, Unembed(Table(kernel)), jnp.asarray(targets), weights).total
+    return cross_entropy(
+      hidden, OutputHead(EmbeddingTable(kernel)), jnp.asarray(targets), weights
+    ).total
 
   narrow = [jnp.asarray(x, jnp.float32) for x in (hidden, kernel)]
   loss, (d_hidden, d_kernel) = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(*narrow)
@@ -183,7 +187,7 @@ def test_the_derivation_of_cross_entropy_mixes_two_functions_and_drops_the_logar
   half = jax.grad(lambda t: -jnp.sum(jnp.asarray(y) * jax.nn.log_sigmoid(jnp.asarray(x) @ t)))
   equal(jax.jit(half)(jnp.asarray(theta)), x.T @ (-y * (1 - s)))
   # Both halves: s - y, which is the softmax's p - y for two classes.
-  whole = jax.grad(lambda t: jnp.sum(logistic(jnp.asarray(x) @ t, jnp.asarray(y))))
+  whole = jax.grad(lambda t: jnp.sum(sigmoid_cross_entropy(jnp.asarray(x) @ t, jnp.asarray(y))))
   equal(jax.jit(whole)(jnp.asarray(theta)), x.T @ (s - y))
   equal(softmax(np.stack([z, 0 * z], axis=-1))[:, 0], s)
   # Printed: y z s for -y log s, and the gradient tanh(z / 2) x whatever y is.
@@ -214,10 +218,10 @@ def test_the_gradient_of_the_squared_error_of_a_linear_prediction():
   batch = {'targets': jnp.asarray(y, jnp.float32), 'weights': jnp.ones((1, N))}
 
   def loss(kernel):
-    output = Output(jnp.asarray(hidden, jnp.float32), Unembed(Table(kernel)), {})
+    output = Output(jnp.asarray(hidden, jnp.float32), OutputHead(EmbeddingTable(kernel)), {})
     objective = squared_error()
-    total = objective.sums(lambda *_, **__: output, None, batch, None)['loss']
-    return total / objective.weights(batch)['loss']
+    total = objective.loss_sums(lambda *_, **__: output, None, batch, None)['loss']
+    return total / objective.normalizers(batch)['loss']
 
   error = hidden[0] @ kernel[0] - y[0]
   equal(jax.jit(jax.grad(loss))(jnp.asarray(kernel, jnp.float32))[0], 2 / N * error @ hidden[0])
@@ -228,7 +232,9 @@ def test_accuracy_is_the_share_of_targets_that_have_the_highest_score():
 
   @jax.jit
   def correct(hidden, kernel):
-    return token_statistics(hidden, Unembed(Table(kernel)), jnp.asarray(targets)).correct
+    return token_statistics(
+      hidden, OutputHead(EmbeddingTable(kernel)), jnp.asarray(targets)
+    ).correct
 
   found = correct(*(np.asarray(x, np.float32) for x in (hidden, kernel)))
   np.testing.assert_array_equal(found, np.argmax(hidden @ kernel.T, axis=-1) == targets)

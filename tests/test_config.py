@@ -1,6 +1,6 @@
 """The base configuration: what follows what."""
 
-from lm.config import base
+from lm.config.base import base
 
 
 def test_following_leaves_follow_one_way():

@@ -42,9 +42,9 @@ def test_experiment_builds_at_full_size(name):
   assert build.parameter_count(abstract.params) > 1e5
   named = (config.data.source, config.data.pack, config.data.count)
   for path in config.data.transforms + config.data.prepare + tuple(filter(None, named)):
-    from lm import spec
+    from lm.config import resolve
 
-    spec.resolve(path, 'data')
+    resolve.resolve(path, 'data')
 
 
 def few(config):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from lm import mesh
 from lm.errors import UserError
+from lm.parallel import mesh
+from lm.parallel.collectives import torus_dims
 from lm.run import placement
-from lm.torus import sides_of
 
 EIGHT = AbstractMesh((2, 2, 2), mesh.AXES)
 
@@ -23,9 +23,9 @@ def _boxed(*axes, shape):
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-  made = mesh.make({'data': -1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+  made = mesh.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
   assert dict(made.shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
-  assert dict(mesh.make({'tensor': -1}, jax.devices()[:1]).shape)['tensor'] == 1
+  assert dict(mesh.make_mesh({'tensor': -1}, jax.devices()[:1]).shape)['tensor'] == 1
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_minus_one_takes_the_devices_that_are_left():
 )
 def test_wrong_sizes_are_told(sizes, message):
   with pytest.raises(UserError) as error:
-    mesh.make(sizes, jax.devices()[:1])
+    mesh.make_mesh(sizes, jax.devices()[:1])
   assert message in str(error.value)
 
 
@@ -65,7 +65,7 @@ class Chip:
 def test_slices_lie_along_the_axis_that_is_asked_least(sizes, along, monkeypatch):
   monkeypatch.setattr(mesh, 'Mesh', lambda devices, axes, axis_types: devices)
   chips = [Chip(i, i // 4) for i in range(8)]
-  found = mesh.make(sizes, chips)
+  found = mesh.make_mesh(sizes, chips)
   slices = np.array([[[d.slice_index for d in row] for row in rows] for rows in found])
   axis = mesh.AXES.index(along)
   halves = np.split(slices, 2, axis)
@@ -103,28 +103,28 @@ def test_an_axis_lies_along_the_sides_of_a_torus(slices, torus, sizes, axis, sid
     mesh, 'Mesh', lambda devices, axes, axis_types: laid.setdefault('devices', devices)
   )
   chips = _torus(slices, *torus)
-  mesh.make({'data': 1, 'fsdp': 1, **sizes}, chips)
+  mesh.make_mesh({'data': 1, 'fsdp': 1, **sizes}, chips)
   shape = dict(zip(mesh.AXES, laid['devices'].shape, strict=True))
   found = SimpleNamespace(devices=laid['devices'], axis_names=mesh.AXES, shape=shape)
-  assert sides_of(found, axis) == sides
+  assert torus_dims(found, axis) == sides
 
 
 def test_devices_that_lie_in_another_order_are_one_side():
   ring = [(0, 0), (0, 1), (1, 1), (1, 0)]
   devices = np.array([Tpu(i, 0, coords=(*c, 0)) for i, c in enumerate(ring)]).reshape(1, 4, 1)
   found = SimpleNamespace(devices=devices, axis_names=mesh.AXES, shape={'fsdp': 4})
-  assert sides_of(found, 'fsdp') == (4,)
+  assert torus_dims(found, 'fsdp') == (4,)
 
 
 def test_slices_that_do_not_divide_are_told():
   with pytest.raises(UserError, match=r'does not divide over 2 slices: make mesh\.data a multiple'):
-    mesh.make({'tensor': 8, 'data': 1, 'fsdp': 1}, [Chip(i, i // 4) for i in range(8)])
+    mesh.make_mesh({'tensor': 8, 'data': 1, 'fsdp': 1}, [Chip(i, i // 4) for i in range(8)])
   with pytest.raises(UserError, match=r'does not divide over 2 slices'):
-    mesh.make({'tensor': 32}, _torus(2, 4, 4, 1))
+    mesh.make_mesh({'tensor': 32}, _torus(2, 4, 4, 1))
 
 
 def test_rules_are_overridden_by_name():
-  rules = mesh.rules({'embed': '', 'mlp': 'tensor,fsdp'})
+  rules = mesh.logical_axis_rules({'embed': '', 'mlp': 'tensor,fsdp'})
   assert rules['embed'] == () and rules['mlp'] == ('tensor', 'fsdp')
   assert rules['vocab'] == mesh.RULES['vocab']
   assert mesh.RULES['embed'] == ('fsdp',)
@@ -139,21 +139,23 @@ def test_rules_are_overridden_by_name():
 )
 def test_wrong_rules_are_told(overrides, message):
   with pytest.raises(UserError) as error:
-    mesh.rules(overrides)
+    mesh.logical_axis_rules(overrides)
   assert message in str(error.value)
 
 
 def test_logical_axes_go_where_the_rules_say():
-  assert mesh.partition(('vocab', 'embed'), mesh.RULES) == PartitionSpec('tensor', 'fsdp')
-  assert mesh.partition(('batch', 'time', None), mesh.RULES) == PartitionSpec(
+  assert mesh.logical_to_spec(('vocab', 'embed'), mesh.RULES) == PartitionSpec('tensor', 'fsdp')
+  assert mesh.logical_to_spec(('batch', 'time', None), mesh.RULES) == PartitionSpec(
     ('data', 'fsdp'), None, None
   )
 
 
 def test_a_mesh_axis_is_used_once_by_the_first_that_asks():
-  assert mesh.partition(('mlp', 'heads'), mesh.RULES) == PartitionSpec('tensor', None)
-  assert mesh.partition(('batch', 'embed'), mesh.RULES) == PartitionSpec(('data', 'fsdp'), None)
-  assert mesh.partition(('embed', 'batch'), mesh.RULES) == PartitionSpec('fsdp', 'data')
+  assert mesh.logical_to_spec(('mlp', 'heads'), mesh.RULES) == PartitionSpec('tensor', None)
+  assert mesh.logical_to_spec(('batch', 'embed'), mesh.RULES) == PartitionSpec(
+    ('data', 'fsdp'), None
+  )
+  assert mesh.logical_to_spec(('embed', 'batch'), mesh.RULES) == PartitionSpec('fsdp', 'data')
 
 
 def test_boxed_leaves_follow_the_rules_and_plain_ones_are_whole():
@@ -181,18 +183,20 @@ def test_a_batch_that_does_not_divide_is_named_by_its_key():
 
 def test_constraints_are_free_on_one_device_and_outside_a_mesh():
   x = jnp.ones((2, 3))
-  one = mesh.make({'data': 1}, jax.devices()[:1])
+  one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
 
   def traced():
-    return str(jax.make_jaxpr(lambda x: mesh.constrain(x, 'batch', 'width'))(x))
+    return str(
+      jax.make_jaxpr(lambda x: mesh.with_logical_constraint(x, 'batch', 'activation_embed'))(x)
+    )
 
   assert 'sharding_constraint' not in traced()
-  with mesh.use(one, mesh.RULES):
+  with mesh.set_mesh(one, mesh.RULES):
     assert 'sharding_constraint' not in traced()
 
 
 def test_one_process_holds_every_row_and_puts_it_in_place():
-  one = mesh.make({'data': 1}, jax.devices()[:1])
+  one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   sharding = mesh.batch_sharding(one, mesh.RULES)
   np.testing.assert_array_equal(placement.local_rows(6, sharding), np.arange(6))
   batch = {'inputs': np.arange(12, dtype=np.int32).reshape(6, 2)}

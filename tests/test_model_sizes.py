@@ -6,19 +6,19 @@ import flax.linen as nn
 import jax
 import pytest
 
-from lm.config import base, encoder_decoder, llama, sizes, smoke
-from lm.recurrent_config import recurrent_encoder_decoder
+from lm.config.base import base, encoder_decoder, llama, sizes, smoke
+from lm.config.recurrent import recurrent_encoder_decoder
 from lm.run import build, cli
 
 FILE = """
-from lm.config import base, choose, llama, smoke
+from lm.config.base import base, select_variant, llama, smoke
 
 def get_config(arg=''):
   config = base()
   if arg == 'grouped':
     config.model = llama(depth=2, d_model=64, heads=8, kv_heads=2, d_mlp=96, context=128)
     arg = ''
-  return choose(config, arg, smoke=smoke)
+  return select_variant(config, arg, smoke=smoke)
 """
 
 

@@ -7,17 +7,17 @@ import numpy as np
 import optax
 import pytest
 
-from lm import optim
 from lm.errors import UserError
 from lm.models.transformer import EncoderDecoder
 from lm.nn.layers import Attention
+from lm.optim import optimizers, wrappers
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt', 'warmup_stable_decay')
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_warmup_rises_from_above_0_to_the_peak(name):
-  rate = getattr(optim, name)(peak=2.0, steps=100, warmup=10, final=0.1)
+  rate = getattr(optimizers, name)(peak=2.0, steps=100, warmup=10, final=0.1)
   np.testing.assert_allclose([rate(0), rate(4), rate(9)], [0.2, 1.0, 2.0], rtol=1e-6)
   assert rate(10) == pytest.approx(2.0)
 
@@ -42,16 +42,16 @@ def test_warmup_rises_from_above_0_to_the_peak(name):
   ],
 )
 def test_schedules_by_hand(name, step, expected):
-  rate = getattr(optim, name)(peak=2.0, steps=100, warmup=20, final=0.1)
+  rate = getattr(optimizers, name)(peak=2.0, steps=100, warmup=20, final=0.1)
   assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
   assert float(jax.jit(rate)(jnp.int32(step))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_schedules_work_without_a_warmup():
   for name in ('constant', 'cosine', 'linear', 'warmup_stable_decay'):
-    assert getattr(optim, name)(2.0, 100, 0, 0.1)(0) == pytest.approx(2.0)
+    assert getattr(optimizers, name)(2.0, 100, 0, 0.1)(0) == pytest.approx(2.0)
   with pytest.raises(UserError, match=r'optim\.warmup=0: the inverse square root needs'):
-    optim.inverse_sqrt(2.0, 100, 0, 0.1)
+    optimizers.inverse_sqrt(2.0, 100, 0, 0.1)
 
 
 PARAMS = {
@@ -67,9 +67,9 @@ GRADIENT = jax.tree.map(lambda x: np.full_like(x, 0.5) * np.sign(x), PARAMS)
 
 
 def _selected(params, pattern):
-  found = optim.find(params, pattern, 'decay')
+  found = wrappers.path_mask(params, pattern, 'decay')
   leaves = jax.tree_util.tree_leaves_with_path(found)
-  return {optim.path_name(path) for path, chosen in leaves if chosen}
+  return {wrappers.path_name(path) for path, chosen in leaves if chosen}
 
 
 def test_patterns_are_searched_in_readable_paths():
@@ -85,7 +85,7 @@ def test_matrices_are_decayed_and_vectors_are_not(variant, decoder, params_of):
   decayed = _selected(params, r'(kernel|embedding)$')
   leaves = jax.tree_util.tree_leaves_with_path(params)
   for path, leaf in leaves:
-    name = optim.path_name(path)
+    name = wrappers.path_name(path)
     # Stacked layers have one axis more; the learned positions are a table that is not decayed.
     matrix = leaf.ndim - ('/layers/' in name) >= 2 and 'bias' not in name
     assert (name in decayed) == (matrix and name != 'decoder/position'), name
@@ -132,18 +132,24 @@ def _steps(*args, **given):
 
 
 def _adamw(**changes):
-  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'clip': math.inf}
-  return optim.adamw(**(fields | changes))
+  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'clip': math.inf}
+  return optimizers.adamw(**(fields | changes))
 
 
 def test_two_steps_of_adamw_by_hand():
   optimizer = _adamw(
-    schedule=optim.linear, final=0.0, b1=0.8, b2=0.9, eps=1e-3, weight_decay=0.3, decay='kernel$'
+    schedule=optimizers.linear,
+    final=0.0,
+    b1=0.8,
+    b2=0.9,
+    eps=1e-3,
+    weight_decay=0.3,
+    decay='kernel$',
   )
   gradients = (GRADIENT, jax.tree.map(lambda g: -2 * g + 0.1, GRADIENT))
   found = _steps(optimizer, gradients=gradients)
   for path, start in jax.tree_util.tree_leaves_with_path(PARAMS):
-    name, p, m, v = optim.path_name(path), np.asarray(start, np.float64), 0.0, 0.0
+    name, p, m, v = wrappers.path_name(path), np.asarray(start, np.float64), 0.0, 0.0
     for t, gradient in enumerate(gradients, 1):
       (g,) = (x for q, x in jax.tree_util.tree_leaves_with_path(gradient) if q == path)
       m, v = 0.8 * m + 0.2 * np.asarray(g), 0.9 * v + 0.1 * np.asarray(g) ** 2
@@ -155,7 +161,7 @@ def test_two_steps_of_adamw_by_hand():
 
 
 def test_the_rate_follows_the_schedule_the_optimizer_reports():
-  assert _adamw(schedule=optim.linear, final=0.0).schedule(5) == pytest.approx(0.05)
+  assert _adamw(schedule=optimizers.linear, final=0.0).schedule(5) == pytest.approx(0.05)
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -202,8 +208,8 @@ def test_all_that_is_decayed_may_be_frozen():
   found = _steps(_adamw(freeze='(kernel|embedding)$'), gradients=(GRADIENT,) * 2)
   for path, leaf in jax.tree_util.tree_leaves_with_path(found):
     start = functools.reduce(lambda node, k: node[k.key], path, PARAMS)
-    frozen = optim.path_name(path).endswith(('kernel', 'embedding'))
-    assert np.array_equal(leaf, start) == frozen, optim.path_name(path)
+    frozen = wrappers.path_name(path).endswith(('kernel', 'embedding'))
+    assert np.array_equal(leaf, start) == frozen, wrappers.path_name(path)
 
 
 @pytest.mark.parametrize('largest', [0.1, 1e6])
@@ -211,7 +217,7 @@ def test_all_that_is_decayed_may_be_frozen():
 def test_clip_is_that_of_optax(largest, given):
   rng = np.random.default_rng(0)
   grads = {name: rng.normal(size=(5, 3)).astype(np.float32) for name in 'ab'}
-  clip, reference = optim.clip_by_norm(largest), optax.clip_by_global_norm(largest)
+  clip, reference = wrappers.clip_by_norm(largest), optax.clip_by_global_norm(largest)
 
   @jax.jit
   def both(grads):
@@ -228,12 +234,12 @@ def test_clip_is_that_of_optax(largest, given):
 def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(decoder, params_of):
   params = params_of(decoder('llama'))
   gradients = jax.device_get(params_of(decoder('llama'), seed=1))
-  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'weight_decay': 0.0}
-  moved = _steps(optim.muon(**fields), params, (gradients,))
-  adam = _steps(optim.adamw(**fields), params, (gradients,))
+  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'weight_decay': 0.0}
+  moved = _steps(optimizers.muon(**fields), params, (gradients,))
+  adam = _steps(optimizers.adamw(**fields), params, (gradients,))
   seen = set()
   for path, start in jax.tree_util.tree_leaves_with_path(params):
-    name = optim.path_name(path)
+    name = wrappers.path_name(path)
     ours, theirs, gradient = (
       np.asarray(functools.reduce(lambda node, k: node[k.key], path, tree))
       for tree in (moved, adam, gradients)
@@ -269,7 +275,7 @@ HALVED = {
 @pytest.fixture(scope='module')
 def periods(decoder, params_of):
   """Parameters of that decoder."""
-  model = decoder('gpt2', attention=(Attention, Attention), depth=4, tied=False)
+  model = decoder('gpt2', attention_layer=(Attention, Attention), depth=4, tie_embeddings=False)
   return jax.device_get(params_of(model))
 
 
@@ -293,7 +299,7 @@ def test_each_layer_moves_at_a_rate_of_its_own(periods):
 
 def _named(tree):
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {optim.path_name(path): np.asarray(x) for path, x in leaves}
+  return {wrappers.path_name(path): np.asarray(x) for path, x in leaves}
 
 
 def test_muon_has_rates_by_layer_too(periods):
@@ -304,9 +310,10 @@ def test_muon_has_rates_by_layer_too(periods):
   }
   periods = {**periods, 'decoder': {**periods['decoder'], 'layers': layers}}
   gradients = jax.tree.map(lambda p: np.cos(31 * p), periods)
-  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'weight_decay': 0.3}
+  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'weight_decay': 0.3}
   plain, found = (
-    _named(_steps(optim.muon(layer_decay=by, **fields), periods, (gradients,))) for by in (1.0, 0.5)
+    _named(_steps(optimizers.muon(layer_decay=by, **fields), periods, (gradients,)))
+    for by in (1.0, 0.5)
   )
   for name, start in _named(periods).items():
     expected = start + _by_hand(name, start) * (plain[name] - start)
@@ -315,9 +322,11 @@ def test_muon_has_rates_by_layer_too(periods):
 
 def test_each_stack_has_its_own_depth(params_of):
   sizes = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
-  model = EncoderDecoder(11, 16, depth=1, encoder_depth=2, shared=False, tied=False, **sizes)
+  model = EncoderDecoder(
+    11, 16, depth=1, encoder_depth=2, share_embeddings=False, tie_embeddings=False, **sizes
+  )
   params = params_of(model)
-  found = _named(optim.multipliers(params, 0.5))
+  found = _named(wrappers.multipliers(params, 0.5))
   table = {
     'embedding': 1 / 8,
     'source_embedding': 1 / 8,
@@ -338,7 +347,7 @@ def test_each_stack_has_its_own_depth(params_of):
 def test_rates_by_path_come_on_top_of_the_layers(periods):
   rates = ('norm/ -> 0', 'layer_0/.*kernel$ -> 3', 'layer_0 -> 5', 'unembedding -> 7')
   factors = {'bias': 5, 'kernel': 3}
-  for name, value in _named(optim.multipliers(periods, 0.5, rates)).items():
+  for name, value in _named(wrappers.multipliers(periods, 0.5, rates)).items():
     factor = 0 if 'norm/' in name else 7 if name == 'unembedding' else 1
     if '/layer_0/' in name and factor:
       factor = factors[name.rpartition('/')[2]]
@@ -430,9 +439,9 @@ def _experts(seed=0, name='experts'):
 
 
 def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
-  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10, 'weight_decay': 0.0}
+  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'weight_decay': 0.0}
   params, gradients = _experts(), _experts(seed=1)
-  moved = _named(_steps(optim.muon(**fields, clip=math.inf), params, (gradients,)))
+  moved = _named(_steps(optimizers.muon(**fields, clip=math.inf), params, (gradients,)))
   name = 'decoder/layers/layer_0/mlp/experts/up/kernel'
   step = (np.asarray(_named(params)[name]) - moved[name]) / 0.1
   for n, e in np.ndindex(2, 3):
@@ -443,14 +452,16 @@ def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
 
 
 def test_muon_refuses_axes_that_it_was_not_told_of():
-  fields = {'learning_rate': 0.1, 'schedule': optim.constant, 'steps': 10}
+  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10}
   params = _experts(name='mixture')
   with pytest.raises(UserError, match=r'mixture/up/kernel .*\(2, 3, 4, 5\).*optim.experts'):
-    optim.muon(**fields).transformation.init(params)
-  optim.muon(**fields, experts='/mixture/').transformation.init(params)
+    optimizers.muon(**fields).transformation.init(params)
+  optimizers.muon(**fields, experts='/mixture/').transformation.init(params)
   recurrent = {'layers': {'layer_0': {'input': jnp.ones((5, 4, 3)), 'bias': jnp.ones((4, 3))}}}
   with pytest.raises(UserError, match=r'layers/layer_0/input.*no axis of layers'):
-    optim.muon(**fields, matrices='input', decay='input').transformation.init({'net': recurrent})
+    optimizers.muon(**fields, matrices='input', decay='input').transformation.init(
+      {'net': recurrent}
+    )
 
 
 def test_layers_of_a_recurrent_network_have_one_rate_each():
@@ -462,7 +473,9 @@ def test_layers_of_a_recurrent_network_have_one_rate_each():
     }
 
   layers = {'layer_0': layer(5), 'layer_1': layer(3)}
-  found = _named(optim.multipliers({'net': {'layers': layers}, 'embedding': jnp.ones((7, 5))}, 0.5))
+  found = _named(
+    wrappers.multipliers({'net': {'layers': layers}, 'embedding': jnp.ones((7, 5))}, 0.5)
+  )
   expected = {'net/layers/layer_0/': 1 / 4, 'net/layers/layer_1/': 1 / 2, 'embedding': 1 / 8}
   for name, value in found.items():
     assert value.shape == ()

@@ -58,7 +58,8 @@ def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
   again = run('generate', *arguments, '--seed=3')
   assert first.stdout == again.stdout
   assert first.stdout.startswith('The é') and first.stdout.count('The é') == 2
-  assert first.stdout != run('generate', *arguments, '--seed=4').stdout
+  other = run('generate', *arguments, '--seed=4').stdout
+  assert not {*first.stdout.split('The é')[1:]} & {*other.split('The é')[1:]}
 
 
 def test_a_prompt_holds_no_special_tokens(workdir):
@@ -88,7 +89,7 @@ def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
   config = tmp_path / 'mine.py'
   config.write_text(f"""
 from ml_collections import ConfigDict
-from lm.config import base, smoke
+from lm.config.base import base, smoke
 from lm.run.cli import NoStop
 
 def get_config(arg=''):
@@ -117,7 +118,7 @@ def text(file):
     ([text('{tmp}/binary.txt')], 'NUL at byte'),
     ([text('{tmp}/latin.txt')], 'is not UTF-8 at byte'),
     (["--config.data.source=lm.data.sources:tfds(name='lm1c')"], "tfds knows no builder 'lm1c'"),
-    (['--config.objective.fn=lm.objectives.spans:span'], "has no function 'span'"),
+    (['--config.objective.fn=lm.tasks.extractive_qa:objectiv'], "has no function 'objectiv'"),
     (
       ['--config.model.position=lm.nn.position:rope(thet=3.0)'],
       "takes no argument 'thet' (did you mean 'theta'?)",

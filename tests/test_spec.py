@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import pytest
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 
 
@@ -44,51 +44,53 @@ def _error(call) -> str:
 
 
 def test_a_path_names_a_function():
-  assert spec.resolve(f'{HERE}:scale', 'k') is scale
-  assert spec.resolve('os.path:join', 'k')('a', 'b') == 'a/b'
+  assert resolve.resolve(f'{HERE}:scale', 'k') is scale
+  assert resolve.resolve('os.path:join', 'k')('a', 'b') == 'a/b'
 
 
 def test_a_name_may_lie_in_a_namespace():
   remat = 'jax:checkpoint_policies.nothing_saveable'
-  assert spec.resolve(remat, 'model.remat') is jax.checkpoint_policies.nothing_saveable
-  assert spec.resolve('builtins:str.join', 'k') is str.join
+  assert resolve.resolve(remat, 'model.remat_policy') is jax.checkpoint_policies.nothing_saveable
+  assert resolve.resolve('builtins:str.join', 'k') is str.join
 
 
 def test_literal_arguments_are_bound():
-  assert spec.resolve(f'{HERE}:scale(factor=-3)', 'k')(5) == -15
-  layer = spec.resolve(f'{HERE}:Layer(width=(1, [2, None], {{"a": 0.5}}))', 'k')()
+  assert resolve.resolve(f'{HERE}:scale(factor=-3)', 'k')(5) == -15
+  layer = resolve.resolve(f'{HERE}:Layer(width=(1, [2, None], {{"a": 0.5}}))', 'k')()
   assert layer.width == (1, [2, None], {'a': 0.5})
 
 
 def test_arguments_declared_callable_are_paths_themselves():
   nested = f'{HERE}:chain(first="{HERE}:scale(factor=3)", label="{HERE}:scale")'
   # `label` is declared a string and stays one, whatever it looks like.
-  assert spec.resolve(nested, 'k')(2) == (6, f'{HERE}:scale')
+  assert resolve.resolve(nested, 'k')(2) == (6, f'{HERE}:scale')
 
 
 def test_tuples_of_functions_and_optional_functions():
   paths = [f'{HERE}:scale', f'{HERE}:scale(factor=5)']
-  assert spec.bind(chain, {'rest': paths}, 'k')(1) == (20, '')
-  f, table = spec.bind(either, {'f': tuple(paths), 'table': {'fn': 'x'}}, 'k')(0)
+  assert resolve.partial_with(chain, {'rest': paths}, 'k')(1) == (20, '')
+  f, table = resolve.partial_with(either, {'f': tuple(paths), 'table': {'fn': 'x'}}, 'k')(0)
   assert [g(1) for g in f] == [2, 5] and table == {'fn': 'x'}
-  assert spec.bind(either, {'f': None}, 'k')(0) == (None, None)
-  assert spec.bind(either, {'f': paths[0]}, 'k')(0)[0] is scale
+  assert resolve.partial_with(either, {'f': None}, 'k')(0) == (None, None)
+  assert resolve.partial_with(either, {'f': paths[0]}, 'k')(0)[0] is scale
 
 
 def test_a_section_names_its_function_in_fn():
   section = {'fn': f'{HERE}:chain', 'first': {'fn': f'{HERE}:scale', 'factor': 7}, 'label': 'l'}
-  assert spec.section(section, 'objective')(1) == (7, 'l')
-  assert spec.section({'fn': f'{HERE}:scale(factor=3)', 'factor': 4}, 'k')(1) == 4
-  assert "objective: the section needs 'fn'" in _error(lambda: spec.section({}, 'objective'))
+  assert resolve.build_section(section, 'objective')(1) == (7, 'l')
+  assert resolve.build_section({'fn': f'{HERE}:scale(factor=3)', 'factor': 4}, 'k')(1) == 4
+  assert "objective: the section needs 'fn'" in _error(
+    lambda: resolve.build_section({}, 'objective')
+  )
 
 
 def test_annotations_are_found_through_partials():
   half = functools.partial(chain, label='x')
-  assert spec.bind(half, {'first': f'{HERE}:scale(factor=9)'}, 'k')(1) == (9, 'x')
+  assert resolve.partial_with(half, {'first': f'{HERE}:scale(factor=9)'}, 'k')(1) == (9, 'x')
 
 
 def test_functions_that_take_any_keyword_take_any_keyword():
-  assert spec.resolve(f'{HERE}:anything(a=1)', 'k')() == {'a': 1}
+  assert resolve.resolve(f'{HERE}:anything(a=1)', 'k')() == {'a': 1}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,10 @@ def test_functions_that_take_any_keyword_take_any_keyword():
     (3, ['model.fn=3 is not an import path']),
     ('no_such_package.x:f', ["there is no module 'no_such_package'"]),
     ('lm.nn.atention:blocked', ["there is no module 'lm.nn.atention'"]),
-    ('lm.errors:nearst', ["lm.errors has no function 'nearst'", "did you mean 'nearest'"]),
+    (
+      'lm.errors:did_you_men',
+      ["lm.errors has no function 'did_you_men'", "did you mean 'did_you_mean'"],
+    ),
     ('lm.errors:__doc__', ["lm.errors has no function '__doc__'"]),
     (f'{HERE}:scale(fctor=1)', ["takes no argument 'fctor'", "'factor'", 'it takes x, factor']),
     (f'{HERE}:scale(3)', ['is not an import path', 'arguments are given by name']),
@@ -114,37 +119,39 @@ def test_functions_that_take_any_keyword_take_any_keyword():
   ],
 )
 def test_what_is_wrong_with_a_path_is_said_in_one_line(path, parts):
-  text = _error(lambda: spec.resolve(path, 'model.fn'))
+  text = _error(lambda: resolve.resolve(path, 'model.fn'))
   assert text.startswith('model.fn')
   for part in parts:
     assert part in text
 
 
 def test_the_key_of_a_nested_path_is_named():
-  text = _error(lambda: spec.section({'fn': f'{HERE}:chain', 'rest': ('a:b', 'oops')}, 'data'))
+  text = _error(
+    lambda: resolve.build_section({'fn': f'{HERE}:chain', 'rest': ('a:b', 'oops')}, 'data')
+  )
   assert text.startswith("data.rest[0]='a:b': there is no module 'a'")
 
 
 def test_arguments_are_read_and_never_evaluated(tmp_path):
   marker = tmp_path / 'made'
-  text = _error(lambda: spec.resolve(f'{HERE}:scale(factor=open({str(marker)!r}, "w"))', 'k'))
+  text = _error(lambda: resolve.resolve(f'{HERE}:scale(factor=open({str(marker)!r}, "w"))', 'k'))
   assert 'is not an import path' in text and not marker.exists()
-  _error(lambda: spec.resolve(f'{HERE}:scale(factor=__import__("os").getpid())', 'k'))
+  _error(lambda: resolve.resolve(f'{HERE}:scale(factor=__import__("os").getpid())', 'k'))
 
 
 def test_a_module_that_fails_inside_is_told_from_one_that_is_missing(tmp_path, monkeypatch):
   (tmp_path / 'broken_inside.py').write_text('import a_dependency_that_is_absent\n')
   monkeypatch.syspath_prepend(tmp_path)
-  text = _error(lambda: spec.resolve('broken_inside:f', 'k'))
+  text = _error(lambda: resolve.resolve('broken_inside:f', 'k'))
   assert 'importing broken_inside failed' in text and 'a_dependency_that_is_absent' in text
   sys.modules.pop('broken_inside', None)
 
 
 def test_a_missing_argument_is_found_before_the_call():
-  build = spec.section({'fn': f'{HERE}:Layer'}, 'model')
-  text = _error(lambda: spec.call(build, 'model'))
+  build = resolve.build_section({'fn': f'{HERE}:Layer'}, 'model')
+  text = _error(lambda: resolve.call(build, 'model'))
   assert text.startswith('model: ') and 'Layer' in text and "'width'" in text
-  assert spec.call(build, 'model', width=3).width == 3
+  assert resolve.call(build, 'model', width=3).width == 3
 
 
 def test_an_error_raised_by_the_function_is_not_taken_for_a_wrong_call():
@@ -152,4 +159,4 @@ def test_an_error_raised_by_the_function_is_not_taken_for_a_wrong_call():
     raise TypeError('from within')
 
   with pytest.raises(TypeError, match='from within'):
-    spec.call(fails, 'k')
+    resolve.call(fails, 'k')

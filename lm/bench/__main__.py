@@ -10,9 +10,9 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from lm import spec
 from lm.bench import Parser
-from lm.errors import UserError, nearest
+from lm.config import resolve
+from lm.errors import UserError, did_you_mean
 from lm.run import cli
 
 
@@ -30,9 +30,11 @@ def subcommand(name: str) -> tuple[Parser, Callable[..., int | None]]:
   """
   names = subcommands()
   if name not in names:
-    raise UserError(f'no subcommand {name!r}{nearest(name, names)}; there is {", ".join(names)}')
-  parser = spec.resolve(f'lm.bench.{name}:parser', 'subcommand')
-  return parser(), spec.resolve(f'lm.bench.{name}:main', 'subcommand')
+    raise UserError(
+      f'no subcommand {name!r}{did_you_mean(name, names)}; there is {", ".join(names)}'
+    )
+  parser = resolve.resolve(f'lm.bench.{name}:parser', 'subcommand')
+  return parser(), resolve.resolve(f'lm.bench.{name}:main', 'subcommand')
 
 
 def subcommands() -> list[str]:

@@ -13,7 +13,7 @@ import pathlib
 from lm.bench import Parser
 from lm.bench.steps import summary, turns
 from lm.bench.steps.shape import DEFAULTS, SHAPES
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 OURS = 'ours'
 # Each, and whether it is one of recurrent shapes.
@@ -72,13 +72,13 @@ def _check(arguments: argparse.Namespace) -> int:
     raise UserError(f'--rounds={arguments.rounds} is not a positive number')
   if arguments.peer and arguments.peer not in PEERS:
     raise UserError(
-      f'--peer={arguments.peer!r} is no peer{nearest(arguments.peer, PEERS)}; '
+      f'--peer={arguments.peer!r} is no peer{did_you_mean(arguments.peer, PEERS)}; '
       f'there is {", ".join(PEERS)}'
     )
   for name in arguments.shape or ():
     if name not in SHAPES:
       raise UserError(
-        f'--shape={name!r} is no shape{nearest(name, SHAPES)}; there is {", ".join(SHAPES)}'
+        f'--shape={name!r} is no shape{did_you_mean(name, SHAPES)}; there is {", ".join(SHAPES)}'
       )
     if arguments.peer and PEERS[arguments.peer] != bool(SHAPES[name].d_hidden):
       peer = next(peer for peer, other in PEERS.items() if other != PEERS[arguments.peer])

@@ -20,7 +20,7 @@ from typing import Any
 
 from lm.bench import Parser
 from lm.bench.words import Work
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.metrics.word_vectors import pairs
 from lm.run.memory import LARGE_PAGES
 from lm.text.files import expand
@@ -124,7 +124,8 @@ def _check(arguments: argparse.Namespace, cores: int) -> int:
     raise UserError(f'--text={arguments.text}: there is no such file')
   if arguments.model not in MODELS:
     raise UserError(
-      f'--model={arguments.model!r}{nearest(arguments.model, MODELS)}; there is {", ".join(MODELS)}'
+      f'--model={arguments.model!r}{did_you_mean(arguments.model, MODELS)}'
+      f'; available: {", ".join(MODELS)}'
     )
   if arguments.peer not in ('', MODELS[arguments.model]):
     raise UserError(

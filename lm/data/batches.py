@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lm import spec
+from lm.config import resolve
 from lm.data.pair_rows import PairRows
 from lm.data.rows import FeatureRows, Rows
 from lm.errors import UserError
@@ -52,10 +52,10 @@ def open_transforms(
   row, transforms = rows[0], []
   for i, path in enumerate(paths):
     key = f'{section}[{i}]'
-    transform = spec.resolve(path, key)
+    transform = resolve.resolve(path, key)
     if 'tokenizer' in inspect.signature(transform).parameters:
-      transform = spec.call(transform, key, tokenizer=tokenizer)
-    changed = spec.call(transform, key, dict(row), np.random.default_rng(0))
+      transform = resolve.call(transform, key, tokenizer=tokenizer)
+    changed = resolve.call(transform, key, dict(row), np.random.default_rng(0))
     _check_row(changed, row, f'{key}={path!r}')
     row = changed
     transforms.append(transform)

@@ -16,7 +16,7 @@ from typing import Any
 
 from lm.data import splits
 from lm.data.examples import Computed, Example
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 _CURRENCIES = ('BRL', 'CAD', 'CHF', 'CNY', 'EUR', 'GBP', 'INR', 'USD')  # all with two decimals
 _MEASURES = (
@@ -214,7 +214,7 @@ def _locale(name: str) -> Any:
   known = _babel().localedata.locale_identifiers()
   if name not in known:
     raise UserError(
-      f"data.source: CLDR has no locale {name!r}{nearest(name, known)}; it has 'en' or 'pt_BR'"
+      f"data.source: CLDR has no locale {name!r}{did_you_mean(name, known)}; it has 'en' or 'pt_BR'"
     )
   return _babel().Locale.parse(name)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from lm.data import splits, text_files
 from lm.data.pieces import fingerprint
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 
 def columns(
@@ -95,7 +95,7 @@ def _row_groups(file: pathlib.Path, column: str) -> list[int]:
     raise UserError(f'data.source: {file} is not an intact Parquet file: {e}') from e
   if column not in schema.names:
     there = ', '.join(map(repr, schema.names))
-    near = nearest(column, schema.names)
+    near = did_you_mean(column, schema.names)
     raise UserError(f'data.source: {file}: no column {column!r}{near}; there is {there}')
   if (times := schema.names.count(column)) > 1:
     raise UserError(

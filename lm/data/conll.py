@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from lm.data import splits
 from lm.data.examples import Computed, Example
 from lm.data.pieces import Pieces
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 _CONLLU = ('id', 'form', 'lemma', 'upos', 'xpos', 'feats', 'head', 'deprel', 'deps', 'misc')
 
@@ -71,7 +71,7 @@ def conllu(
   """
   if tags not in _CONLLU:
     known = ', '.join(map(repr, _CONLLU))
-    raise UserError(f'data.source: tags={tags!r}{nearest(tags, _CONLLU)}; there is {known}')
+    raise UserError(f'data.source: tags={tags!r}{did_you_mean(tags, _CONLLU)}; there is {known}')
   tag = _CONLLU.index(tags)
 
   def read(line: str) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lm import spec
+from lm.config import resolve
 from lm.data import cache
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task, cast_feature, concatenate_feature
@@ -37,9 +37,9 @@ def open_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
     raise UserError(
       f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.seq2seq:encoder_decoder'
     )
-  task = _whole(spec.call(spec.resolve(data['task'], 'data.task'), 'data.task'))
-  builder = spec.resolve(data['convert'], 'data.convert')
-  return task, spec.call(builder, 'data.convert', task)
+  task = _whole(resolve.call(resolve.resolve(data['task'], 'data.task'), 'data.task'))
+  builder = resolve.resolve(data['convert'], 'data.convert')
+  return task, resolve.call(builder, 'data.convert', task)
 
 
 def _whole(task: Task) -> Task:

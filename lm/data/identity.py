@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lm import spec
+from lm.config import resolve
 from lm.data import module_code
 from lm.data.examples import checked
 
@@ -21,7 +21,7 @@ def corpus(
   """Returns what shapes the text of a split."""
   steps = list(data['prepare'])
   for i, step in enumerate(steps):
-    spec.resolve(step, f'data.prepare[{i}]')
+    resolve.resolve(step, f'data.prepare[{i}]')
   return {
     'format': FORMAT,
     'tokenizers': tokenizers.__version__,

@@ -22,7 +22,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 
 _PACKAGE = 'lm'
@@ -66,8 +66,8 @@ def of_values(value: Any) -> dict[str, str]:
     digests |= _files([string], (pathlib.Path(),))
     if _IMPORT_PATH.fullmatch(string) and _is_project(string.partition(':')[0]):
       try:
-        spec.resolve(string, 'data')
-        arguments = spec.parse(string, 'data')[2]
+        resolve.resolve(string, 'data')
+        arguments = resolve.parse(string, 'data')[2]
       except UserError:  # it only looks like one
         continue
       digests |= of_paths([string]) | of_values(arguments)
@@ -106,8 +106,8 @@ def _modules(path: str) -> set[str]:
 
   Of this package, whose modules gather functions of others under one name, the latter alone.
   """
-  named = spec.parse(path, 'data')[0]
-  fn: Any = spec.resolve(path, 'data')
+  named = resolve.parse(path, 'data')[0]
+  fn: Any = resolve.resolve(path, 'data')
   while isinstance(fn, functools.partial):
     fn = fn.func
   defined = getattr(fn, '__module__', None) or named

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lm import spec
+from lm.config import resolve
 from lm.data import cache, identity, module_code
 from lm.data.cooccurrence import Corpus, Pairs
 from lm.data.progress import Progress
@@ -103,7 +103,7 @@ def prepared(
   Raises:
     UserError: `data.count` is wrong, or there is nothing to count.
   """
-  count = spec.resolve(data['count'], 'data.count')
+  count = resolve.resolve(data['count'], 'data.count')
   code = module_code.of_values(data['count'])
   shaped_by = {'format': identity.FORMAT, 'tokens': tokens.name, 'seed': seed}
   shaped_by |= {'count': data['count'], 'code': code}
@@ -119,7 +119,7 @@ def prepared(
     mapped = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     corpus = Corpus(mapped, np.asarray(np.load(tokens / 'ends.npy', mmap_mode='r')), words)
     told = {'progress': progress} if 'progress' in inspect.signature(count).parameters else {}
-    pairs = write(place, spec.call(count, 'data.count', corpus, place, **told), seed)
+    pairs = write(place, resolve.call(count, 'data.count', corpus, place, **told), seed)
     if not pairs:
       raise UserError(
         f'data.count={data["count"]!r}: in split {split!r} no two words of the vocabulary stand '

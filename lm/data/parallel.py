@@ -9,7 +9,7 @@ from lm.data import splits
 from lm.data.examples import Computed, Example
 from lm.data.pieces import Pieces
 from lm.data.tables import check_empty
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 _Files = str | Sequence[str]
 
@@ -77,7 +77,7 @@ def directions(
   for language in itertools.chain.from_iterable(pairs):
     if language not in files:
       known = ', '.join(map(repr, files))
-      near = nearest(language, files)
+      near = did_you_mean(language, files)
       raise UserError(f'data.source: pairs: no files of {language!r}{near}; there is {known}')
   used = {language: files[language] for pair in pairs for language in pair}
   sides, lines = _aligned(split, used, validation)

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.files import decode, has_lone_surrogate, text_start
 
 # What a file is cut into. Pieces that are blank are left out, except among 'every line', which
@@ -116,7 +116,7 @@ class Pieces(Sequence):
     for key in keys:
       if key not in found:
         there = ', '.join(map(repr, found))
-        near = nearest(key, found)
+        near = did_you_mean(key, found)
         raise UserError(f'{self.place(index)}: no key {key!r}{near}; there is {there}')
       for half in filter(None, map(has_lone_surrogate, strings(found[key]))):
         raise UserError(f'{self.place(index)}: {key!r} {half}')

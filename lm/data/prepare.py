@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from lm import spec
+from lm.config import resolve
 from lm.data import cache, features, identity, module_code, packing, pair_rows, tokenise, workers
 from lm.data.batches import AnyRows
 from lm.data.progress import Progress, quiet, show_progress, ticking
@@ -43,7 +43,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
   Raises:
     UserError: the section is wrong, or the corpus is.
   """
-  train = spec.section(data['tokenizer'], 'data.tokenizer')
+  train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
   source = tokenise.open_source(data['source'], data['train'])
   leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
   shaped_by = identity.corpus(data, data['source'], data['train'], source)
@@ -62,7 +62,7 @@ def tokenizer(data: Mapping[str, Any], progress: Progress | None = None) -> toke
       texts = _Texts(source, tuple(data['prepare']), texts_of, shown)
       if not any(texts):
         raise UserError(_nothing(data, data['source'], data['train'], len(source)))
-      trained = with_special_tokens(spec.call(train, 'data.tokenizer', texts), specials)
+      trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), specials)
     if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: nothing in split '
@@ -127,7 +127,7 @@ def rows(
   shaped_by |= {key: data[key] for key in ('context', 'source_context')}
   if data['task'] is None:
     path = _IN_ORDER if seed is None else data['pack']
-    pack = spec.resolve(path, 'data.pack')
+    pack = resolve.resolve(path, 'data.pack')
     shaped_by |= {'pack': path, 'code': module_code.of_values(path)}
   else:
     shaped_by |= {'reserve': reserve}
@@ -143,7 +143,7 @@ def rows(
       plan = {'row_ends': row_ends, 'order': order}
     else:
       ends = np.load(place / 'ends.npy', mmap_mode='r')
-      plan = spec.call(pack, 'data.pack', ends, data['context'], seed)._asdict()
+      plan = resolve.call(pack, 'data.pack', ends, data['context'], seed)._asdict()
     for field, values in plan.items():
       cache.save_array(plan_place / f'{field}.npy', values)
     return {'rows': len(plan['row_ends']), 'shaped_by': shaped_by}

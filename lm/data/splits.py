@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.files import expand, find, matches
 
 _PLACE = '{split}'
@@ -22,7 +22,9 @@ def check(split: str, known: Sequence[str], remedy: str = '') -> None:
   """Raises UserError when a source has no split of that name."""
   if split not in known:
     there = ', '.join(map(repr, known))
-    raise UserError(f'data: no split {split!r}{nearest(split, known)}; there is {there}{remedy}')
+    raise UserError(
+      f'data: no split {split!r}{did_you_mean(split, known)}; there is {there}{remedy}'
+    )
 
 
 def files(split: str, names: str | Sequence[str], key: str) -> list[pathlib.Path]:
@@ -47,7 +49,9 @@ def files(split: str, names: str | Sequence[str], key: str) -> list[pathlib.Path
       others = matches(expand(name.replace(_PLACE, '*'), key))
       there = sorted(other.name for other in others)
       wanted = pathlib.PurePath(name.replace(_PLACE, split)).name
-      known = f'{nearest(wanted, there)}; there is {", ".join(map(repr, there))}' if there else ''
+      known = (
+        f'{did_you_mean(wanted, there)}; there is {", ".join(map(repr, there))}' if there else ''
+      )
       raise UserError(f'{e}{known}') from e
   return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from lm.data import splits
 from lm.data.examples import Computed, Example
 from lm.data.pieces import Pieces, fingerprint, read_json, strings, suffix
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.files import has_lone_surrogate
 
 _POLICIES = ('error', 'skip')
@@ -38,7 +38,7 @@ def squad(
       or an answer that is none, or an answer that is not where it is said to be.
   """
   if misplaced not in _POLICIES:
-    near = nearest(misplaced, _POLICIES)
+    near = did_you_mean(misplaced, _POLICIES)
     raise UserError(f"data.source: misplaced={misplaced!r}{near}; there is 'error', 'skip'")
   found = splits.files(split, files, 'data.source: files')
   skipped: list[str] = []

@@ -15,7 +15,7 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
 from lm.data.units import SEGMENTS, check_moves, check_share, other_fields
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text import subword_sampling
 from lm.text.subword_sampling import Pieces, Sample
 
@@ -69,7 +69,7 @@ def _resegmenting(
   if stream not in known:
     there = ', '.join(map(repr, known))
     raise UserError(
-      f'data.transforms: stream={stream!r}{nearest(stream, known)} is none of {there}'
+      f'data.transforms: stream={stream!r}{did_you_mean(stream, known)} is none of {there}'
     )
   split, usual = subword_sampling.splitter(tokenizer), subword_sampling.standard(tokenizer)
 

@@ -12,7 +12,7 @@ import numpy as np
 from lm.data import splits
 from lm.data.examples import Example
 from lm.data.pieces import Pieces, suffix
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 _UNITS = {'.tsv': 'row', '.csv': 'record', '.jsonl': 'line'}
 
@@ -68,7 +68,7 @@ def table(
 def check_empty(empty: str) -> None:
   """Raises UserError when there is no such way to treat what is empty."""
   if empty not in ('error', 'skip'):
-    near = nearest(empty, ('error', 'skip'))
+    near = did_you_mean(empty, ('error', 'skip'))
     raise UserError(f"data.source: empty={empty!r}{near}; there is 'error', 'skip'")
 
 
@@ -147,7 +147,7 @@ class Table(Sequence):
       if header.count(name) != 1:
         there = ', '.join(map(repr, header))
         wrong = 'two columns' if name in header else 'no column'
-        near = '' if name in header else nearest(name, header)
+        near = '' if name in header else did_you_mean(name, header)
         raise UserError(f'{pieces.place(index)}: {wrong} {name!r}{near}; there is {there}')
     return header
 

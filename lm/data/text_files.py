@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lm.data import splits
 from lm.data.pieces import Pieces, suffix
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 _UNITS = ('file', 'line', 'paragraph')
 
@@ -31,7 +31,7 @@ def text(
   if documents not in _UNITS:
     known = ', '.join(map(repr, _UNITS))
     raise UserError(
-      f'data.source: documents={documents!r}{nearest(documents, _UNITS)}; there is {known}'
+      f'data.source: documents={documents!r}{did_you_mean(documents, _UNITS)}; there is {known}'
     )
   found = splits.files(split, files, 'data.source: files')
   everything = Documents.open(found, documents, 'text')

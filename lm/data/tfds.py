@@ -15,7 +15,7 @@ from typing import Any
 
 from lm.data import splits as split_names
 from lm.data.cache import locked
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.files import expand
 
 
@@ -135,7 +135,7 @@ def _builder(name: str, directory: pathlib.Path) -> Any:
     return tensorflow_datasets.builder(name, data_dir=directory, file_format='array_record')
   except tensorflow_datasets.core.registered.DatasetNotFoundError as e:
     known = tensorflow_datasets.list_builders(with_community_datasets=False)
-    near = nearest(name.partition('/')[0], known)
+    near = did_you_mean(name.partition('/')[0], known)
     raise UserError(
       f'data.source: tfds knows no builder {name!r}{near}, nor is it prepared in {directory}; '
       'for local files take lm.data.sources:text or :columns'

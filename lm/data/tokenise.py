@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from lm import spec
+from lm.config import resolve
 from lm.data import cache
 from lm.data.examples import checked
 from lm.errors import UserError
@@ -53,7 +53,7 @@ def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
   Raises:
     UserError: there is no such source, or it gives no sequence.
   """
-  opened = spec.call(spec.resolve(path, 'data.source'), 'data.source', split)
+  opened = resolve.call(resolve.resolve(path, 'data.source'), 'data.source', split)
   by_position = hasattr(opened, '__len__') and hasattr(opened, '__getitem__')
   if not by_position or isinstance(opened, str | bytes | Mapping):
     raise UserError(
@@ -74,7 +74,7 @@ def examples(
   found: Iterator[dict[str, Any]] = (checked(source[i], 'data.source') for i in range(start, stop))
   for i, path in enumerate(steps):
     key = f'data.prepare[{i}]'
-    made = spec.call(spec.resolve(path, key), key, found)
+    made = resolve.call(resolve.resolve(path, key), key, found)
     if not isinstance(made, Iterable) or isinstance(made, str | Mapping):
       raise UserError(
         f'{key}={path!r} makes a {type(made).__name__} of the examples; a step takes an iterator '

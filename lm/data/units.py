@@ -7,7 +7,7 @@ import numpy as np
 import tokenizers
 
 from lm.data.batches import NumpyBatch
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.tokenizers import special_ids, vocabulary_size
 
 SEGMENTS = {'inputs': 'segments', 'source': 'source_segments'}
@@ -44,7 +44,9 @@ def reader(
   for key, value, known in (('stream', stream, SEGMENTS), ('unit', unit, UNITS)):
     if value not in known:
       there = ', '.join(map(repr, known))
-      raise UserError(f'data.transforms: {key}={value!r}{nearest(value, known)} is none of {there}')
+      raise UserError(
+        f'data.transforms: {key}={value!r}{did_you_mean(value, known)} is none of {there}'
+      )
   special_V = np.zeros(vocabulary_size(tokenizer), bool)
   special_V[list(special_ids(tokenizer))] = True
   marked_V = _word_starts(tokenizer) if unit == 'word' else np.ones_like(special_V)

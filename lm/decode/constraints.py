@@ -26,7 +26,7 @@ from lm.types import Array
 
 Adjust = Callable[[Array, Array, Array], Array]
 
-# No real token has so low a log probability; those that pad a vocabulary do (lm.types.Unembed).
+# No real token has so low a log probability; those that pad a vocabulary do (lm.types.OutputHead).
 IMPOSSIBLE = -1e8
 
 

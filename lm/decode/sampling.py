@@ -12,6 +12,14 @@ from lm.types import Array
 Choose = Callable[[Array, Array], Array]
 
 
+def keys_of(seed: Array, draws_B: Array) -> Array:
+  """Returns the key of each row, (B,): that of the seed, folded with the index of the draw.
+
+  Seeds share no keys: seed + index would give draw 1 of seed 0 the key of draw 0 of seed 1.
+  """
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), draws_B)
+
+
 def greedy(logits_V: Array, key: Array) -> Array:
   """Returns the token of the highest logit."""
   del key

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.task import Features, concatenate_feature
 from lm.types import Apply, Array, Params
 
@@ -34,7 +34,7 @@ def prefill(
   output = apply(params, batch, cache=cache)
   lengths_R = (batch['segments'] > 0).sum(1)
   last_R1D = jnp.take_along_axis(output.hidden, lengths_R[:, None, None] - 1, axis=1)
-  logits_RV = meshes.constrain(output.unembed(last_R1D)[:, 0], 'rows', 'vocab')
+  logits_RV = meshes.with_logical_constraint(output.head(last_R1D)[:, 0], 'cache_batch', 'vocab')
   return logits_RV, State(output.cache, lengths_R.astype(jnp.int32))
 
 
@@ -47,9 +47,11 @@ def step_of(apply: Apply, params: Params) -> Callable[[Array, State], tuple[Arra
       'segments': jnp.ones_like(tokens_R)[:, None],
       'positions': state.positions[:, None],
     }
-    with meshes.weights_stay():
+    with meshes.weight_stationary():
       output = apply(params, batch, cache=state.cache)
-      logits_RV = meshes.constrain(output.unembed(output.hidden)[:, 0], 'rows', 'vocab')
+      logits_RV = meshes.with_logical_constraint(
+        output.head(output.hidden)[:, 0], 'cache_batch', 'vocab'
+      )
     return logits_RV, State(output.cache, state.positions + 1)
 
   return step

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
-from lm.decode.sampling import Choose
+from lm.decode.sampling import Choose, keys_of
 from lm.decode.steps import State, bucket, padded, prefill, step_of
+from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
@@ -28,30 +28,31 @@ def stream(
   params: Params,
   prompts: Sequence[Sequence[int]],
   choose: Choose,
-  seeds: Sequence[int],
+  draws: Sequence[int],
   max_tokens: int,
+  seed: int = 0,
 ) -> Iterator[np.ndarray]:
   """Yields the next token of every row, (B,) int32, `max_tokens` times.
 
-  Inside lm.mesh.use the rows and their KV cache are split over the devices of the mesh, and the
-  parameters stay sharded. Several processes must then all call this, with the same arguments.
-
+  Inside lm.parallel.mesh.set_mesh the rows and their KV cache are sharded, and parameters stay
+  sharded. Several processes must then all call this, with the same arguments.
   Args:
     model: has `init_cache(batch_size, length)`.
     apply: the model's pure function; one function for each mesh.
     params: its parameters.
     prompts: token ids, at least one a row; a row's first is usually the end-of-text token.
     choose: picks a token from a row's logits with the row's own key.
-    seeds: a row's source of randomness, one a row.
+    draws: of each row, the index of its key among those of the seed (`keys_of`).
     max_tokens: how many tokens to yield; the reader stops earlier by not asking for more.
+    seed: of the keys of all rows.
   """
   # The last row is repeated until the rows divide over the devices.
   indices = np.minimum(np.arange(meshes.padded_rows(len(prompts))), len(prompts) - 1)
   rows = [Features({'inputs': np.array(prompts[i])}, {}, {}) for i in indices]
   batch = padded(rows, bucket)
   slots = batch['inputs'].shape[1] + -(-max_tokens // STRIDE) * STRIDE
-  seeds_B = np.asarray(seeds, np.uint32)[indices]
-  logits, state, keys = _begin(model, apply, slots, params, batch, seeds_B)
+  draws_B = np.asarray(draws, np.uint32)[indices]
+  logits, state, keys = _begin(model, apply, slots, params, batch, np.uint32(seed), draws_B)
   for start in range(0, max_tokens, STRIDE):
     tokens, logits, state = _several(apply, choose, params, logits, state, keys)
     yield from np.asarray(tokens)[: max_tokens - start, : len(prompts)]
@@ -64,11 +65,12 @@ def _begin(
   slots: int,
   params: Params,
   batch: Mapping[str, Array],
-  seeds_B: Array,
+  seed: Array,
+  draws_B: Array,
 ) -> tuple[Array, State, Array]:
   """Reads the prompts into a new KV cache; returns logits (B, V), the state and keys (B,)."""
-  logits_BV, state = prefill(apply, params, batch, model.init_cache(len(seeds_B), slots))
-  return logits_BV, state, jax.vmap(jax.random.key)(seeds_B)
+  logits_BV, state = prefill(apply, params, batch, model.init_cache(len(draws_B), slots))
+  return logits_BV, state, keys_of(seed, draws_B)
 
 
 def several(
@@ -90,7 +92,11 @@ def several(
     return step(tokens_B, state), tokens_B
 
   (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=steps)
-  return meshes.constrain(tokens), logits_BV, state  # each process reads the tokens of all rows
+  return (
+    meshes.with_logical_constraint(tokens),
+    logits_BV,
+    state,
+  )  # each process reads the tokens of all rows
 
 
 _several = jax.jit(several, static_argnums=(0, 1), donate_argnums=4)

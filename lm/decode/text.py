@@ -1,6 +1,6 @@
 """From a prompt to text: encoding, streaming, and decoding as the tokens come."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import tokenizers
@@ -30,8 +30,9 @@ def continuations(
   prompts: list[str],
   encode: Callable[[str], list[int]],
   choose: Choose,
-  seeds: list[int],
+  draws: Sequence[int],
   max_tokens: int,
+  seed: int = 0,
   key: str = '--prompt',
   tell: Callable[[str], None] = lambda note: None,
 ) -> Iterator[list[str]]:
@@ -41,8 +42,9 @@ def continuations(
   ends in white space that the tokenizer drops, they begin without any.
 
   Rows end at the end-of-text token, at `max_tokens`, or where the model's context is full, which
-  `tell` is told beforehand. `encode` is `prompt_encoder(tokenizer)`. `key` names the prompt in
-  errors. The unknown word, which stands for no text, is never chosen.
+  `tell` is told beforehand. `encode` is `prompt_encoder(tokenizer)`. `draws` and `seed` are as in
+  `stream`. `key` names the prompt in errors. The unknown word, which stands for no text, is never
+  chosen.
 
   Raises:
     UserError: a prompt is longer than the model's context.
@@ -58,7 +60,7 @@ def continuations(
   if unknown is not None:
     choose = without(choose, unknown)
   rows = [_Row(tokenizer, prompt, ids[1:]) for prompt, ids in zip(prompts, encoded, strict=True)]
-  for tokens in stream(model, apply, params, encoded, choose, seeds, max_tokens):
+  for tokens in stream(model, apply, params, encoded, choose, draws, max_tokens, seed):
     yield [row.step(int(token), end) for row, token in zip(rows, tokens, strict=True)]
     if all(row.ended for row in rows):
       return

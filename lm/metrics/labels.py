@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.metrics.scores import NUMBERS, TAGS, CorpusMetric, Scores, alternatives, higher, validated
 
 AVERAGES = ('macro', 'micro', 'weighted')
@@ -27,7 +27,9 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   """
   if average not in AVERAGES:
     choices = ', '.join(AVERAGES)
-    raise UserError(f'average={average!r}{nearest(average, AVERAGES)} must be one of {choices}')
+    raise UserError(
+      f'average={average!r}{did_you_mean(average, AVERAGES)} must be one of {choices}'
+    )
 
   def score(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     predicted, actual = collections.Counter(predictions), collections.Counter(references)
@@ -51,7 +53,7 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
       known = sorted(set(labels))
       available = ', '.join(map(repr, known))
       raise UserError(
-        f'positive={positive!r} is no label of the set{nearest(positive, known)}; available: '
+        f'positive={positive!r} is no label of the set{did_you_mean(positive, known)}; available: '
         f'{available}'
       )
 

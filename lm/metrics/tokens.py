@@ -5,14 +5,14 @@ import math
 import jax.numpy as jnp
 
 from lm.nn.losses import token_statistics
-from lm.types import Batch, Metric, Output, Terms
+from lm.types import Batch, Metric, Output, WeightedSums
 
 
 def cross_entropy() -> Metric:
   """Returns loss (nats per target) and perplexity, for a set whose scores have the accuracy."""
 
-  def terms(output: Output, batch: Batch) -> Terms:
-    nats, _ = token_statistics(output.hidden, output.unembed, batch['targets'])
+  def terms(output: Output, batch: Batch) -> WeightedSums:
+    nats, _ = token_statistics(output.hidden, output.head, batch['targets'])
     weights = batch['weights']
     return {'loss': (jnp.sum(weights * nats), jnp.sum(weights))}
 
@@ -25,8 +25,8 @@ def targets() -> Metric:
   A target is a token, a tag or a class, depending on the batch.
   """
 
-  def terms(output: Output, batch: Batch) -> Terms:
-    nats, correct = token_statistics(output.hidden, output.unembed, batch['targets'])
+  def terms(output: Output, batch: Batch) -> WeightedSums:
+    nats, correct = token_statistics(output.hidden, output.head, batch['targets'])
     weights = batch['weights']
     count = jnp.sum(weights)
     return {
@@ -44,7 +44,7 @@ def language_model() -> Metric:
   """
   of_targets = targets()
 
-  def terms(output: Output, batch: Batch) -> Terms:
+  def terms(output: Output, batch: Batch) -> WeightedSums:
     found = of_targets.terms(output, batch)
     size = jnp.sum(batch['bytes'].astype(jnp.float32))
     return found | {'bits_per_byte': (found['loss'][0] / math.log(2), size)}
@@ -56,8 +56,8 @@ def language_model() -> Metric:
 def squared_error() -> Metric:
   """Returns the mean squared error of numbers, and their mean absolute error."""
 
-  def terms(output: Output, batch: Batch) -> Terms:
-    error = output.unembed(output.hidden)[..., 0] - batch['targets']
+  def terms(output: Output, batch: Batch) -> WeightedSums:
+    error = output.head(output.hidden)[..., 0] - batch['targets']
     weights = batch['weights']
     count = jnp.sum(weights)
     return {

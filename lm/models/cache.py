@@ -61,7 +61,7 @@ def self_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
     M, S = cache['visible'].shape[1:]
     own_MS = cursor + jnp.arange(M)[:, None] == jnp.arange(S)[None]
     slots['visible'] = cache['visible'] | own_MS[None]
-    mask = mask.replace(visible=slots['visible'])
+    mask = mask.replace(allowed=slots['visible'])
   return mask, slots
 
 

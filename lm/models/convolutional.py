@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
-from lm.mesh import constrain
-from lm.nn.layers import Linear, dropout
+from lm.nn.layers import Linear, dropout, hook_point
 from lm.nn.position import sines
-from lm.nn.tap import tap
+from lm.parallel.mesh import with_logical_constraint
 from lm.types import Array
 
 
@@ -39,8 +38,8 @@ class Convolutional(nn.Module):
       neighbours = [_shifted(h, segments_BS, offset) for offset in range(-near, near + 1)]
       both = self._linear(f'layer_{i}', self.width * D, 2 * D)(jnp.concatenate(neighbours, -1))
       a, gate = jnp.split(both, 2, axis=-1)
-      x = tap(self, f'states_{i}', (x + a * jax.nn.sigmoid(gate)) * math.sqrt(0.5))
-    return constrain(x, 'batch', 'time', 'width')
+      x = hook_point(self, f'states_{i}', (x + a * jax.nn.sigmoid(gate)) * math.sqrt(0.5))
+    return with_logical_constraint(x, 'batch', 'length', 'activation_embed')
 
   def _linear(self, name: str, inputs: int, outputs: int) -> Linear:
     return Linear(

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import named
-from lm.types import Array, Batch, Output, Table, Unembed
+from lm.parallel.mesh import with_logical_partitioning
+from lm.types import Array, Batch, EmbeddingTable, Output, OutputHead
 
 
 def small_uniform(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
@@ -48,13 +48,13 @@ class Embeddings(nn.Module):
       hidden_BTD = jnp.concatenate([hidden_BTD, own_BT1], axis=-1)
       kernel_VD = jnp.concatenate([kernel_VD, jnp.ones_like(bias_V1)], axis=-1)
       bias_V = bias_V1[:, 0]
-    return Output(hidden_BTD, Unembed(Table(kernel_VD), bias_V, self.vocab_size), {})
+    return Output(hidden_BTD, OutputHead(EmbeddingTable(kernel_VD), bias_V, self.vocab_size), {})
 
   def _table(self, name: str, init: Callable[..., Array]) -> Array:
-    return self._rows(name, named(init, 'vocab', 'embed'), self.d_model)
+    return self._rows(name, with_logical_partitioning(init, 'vocab', 'embed'), self.d_model)
 
   def _bias(self, name: str) -> Array:
-    return self._rows(name, named(nn.initializers.zeros, 'vocab', None), 1)
+    return self._rows(name, with_logical_partitioning(nn.initializers.zeros, 'vocab', None), 1)
 
   def _rows(self, name: str, init: Callable[..., Array], width: int) -> Array:
     if self.has_variable('params', name):

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lm.types import Array, Batch, Output, Params, Table, Unembed
+from lm.types import Array, Batch, EmbeddingTable, Output, OutputHead, Params
 
 # mean(logits_MBTV) -> logits_BTV, of M members
 Mean = Callable[[Array], Array]
@@ -42,17 +42,17 @@ def logits(logits_MBTV: Array) -> Array:
 class Members(flax.struct.PyTreeNode):
   """How hidden states side by side, (B, T, sum of D), become logits: each by its own member."""
 
-  members: tuple[Unembed, ...]
+  members: tuple[OutputHead, ...]
   widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
   dtypes: tuple[Any, ...] = flax.struct.field(pytree_node=False)
   mean_of: Mean = flax.struct.field(pytree_node=False)
 
-  table = Table(None)  # each member has its own
+  table = EmbeddingTable(None)  # each member has its own
 
   @property
-  def entries(self) -> int:
-    """Logits a position that are held at once."""
-    return sum(member.entries for member in self.members)
+  def padded_vocab_size(self) -> int:
+    """The number of logits per position over all members."""
+    return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits of all together; of one alone, those it has."""
@@ -102,14 +102,14 @@ class Ensemble(nn.Module):
     outputs = [member(batch, own) for member, own in zip(self.members, caches, strict=True)]
     hidden = [output.hidden for output in outputs]
     unembed = Members(
-      tuple(output.unembed for output in outputs),
+      tuple(output.head for output in outputs),
       widths=tuple(x.shape[-1] for x in hidden),
       dtypes=tuple(x.dtype for x in hidden),
       mean_of=self.mean,
     )
     after = None if cache is None else tuple(output.cache for output in outputs)
     # What the layers' own losses are is of no use where nothing is learned.
-    return Output(jnp.concatenate(hidden, axis=-1), cast(Unembed, unembed), {}, after)
+    return Output(jnp.concatenate(hidden, axis=-1), cast(OutputHead, unembed), {}, after)
 
   def init_cache(self, batch_size: int, length: int) -> tuple[Any, ...]:
     """Returns the members' empty caches of `length` slots a row."""
@@ -121,7 +121,7 @@ class Ensemble(nn.Module):
     return tuple(member.branch(own, parents_BM) for member, own in pairs)
 
 
-def together(models: Sequence[nn.Module], mean: Mean = probabilities) -> Ensemble:
+def make_ensemble(models: Sequence[nn.Module], mean: Mean = probabilities) -> Ensemble:
   """Returns the ensemble of some models.
 
   Args:
@@ -138,6 +138,6 @@ def together(models: Sequence[nn.Module], mean: Mean = probabilities) -> Ensembl
   return Ensemble(tuple(model.clone() for model in models), mean)
 
 
-def params_together(params: Sequence[Params]) -> Mapping[str, Params]:
+def stack_params(params: Sequence[Params]) -> Mapping[str, Params]:
   """Returns the parameters of an ensemble, from those of its members in their order."""
   return {f'members_{i}': own for i, own in enumerate(params)}

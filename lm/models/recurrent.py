@@ -1,27 +1,386 @@
-"""Recurrent networks: a language model, an encoder with a head, and an encoder-decoder.
+"""Stacks of recurrent layers, one way or both, over rows (B, T, I) of several segments."""
 
-Without a `score` the encoder-decoder is that of Sutskever et al. 2014: the decoder begins with a
-summary of the source, a vector of fixed size, and sees nothing else of it. With one it attends to
-all states of the encoder (Bahdanau et al. 2015, Luong et al. 2015).
-"""
-
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import named
-from lm.models.attentive import Attentive, Memory
-from lm.models.heads import ClassTable
-from lm.models.recurrent_layers import Layers, made, nothing
+from lm.config import resolve
+from lm.errors import UserError
+from lm.models.transformer import ClassifierHead
 from lm.nn import recurrent
-from lm.nn.alignment import Score
-from lm.nn.layers import Linear, dropout
-from lm.nn.pooling import ends
-from lm.nn.recurrent import Carry, Cell
-from lm.types import Array, Batch, Output, Params, Table, Unembed
+from lm.nn.layers import Linear, dropout, hook_point
+from lm.nn.pooling import bidirectional_final_states
+from lm.nn.recurrent import AttentionScore, Carry, Cell, Flow, Product, Weights, align
+from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning
+from lm.types import Array, Batch, EmbeddingTable, Output, OutputHead, Params
+
+Kind = TypeVar('Kind')
+
+
+class Layer(nn.Module):
+  """The weights of one layer: called with the width of its inputs."""
+
+  cell: Cell
+  d_hidden: int
+
+  @nn.compact
+  def __call__(self, width: int) -> Weights:
+    G, D = self.cell.gates, self.d_hidden
+    # Glorot for what is read, orthogonal for what is remembered (Saxe et al. 2014), a gate at a
+    # time, so that a state is not blown up however long a row is.
+    glorot = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', in_axis=0, out_axis=2)
+    orthogonal = nn.initializers.orthogonal()
+    gates = with_logical_partitioning(glorot, 'embed', None, 'mlp')
+    states = with_logical_partitioning(
+      lambda key, shape, dtype=jnp.float32: jnp.stack(
+        [orthogonal(k, (shape[0], shape[2]), dtype) for k in jax.random.split(key, G)], 1
+      ),
+      'embed',
+      None,
+      'mlp',
+    )
+    zeros = with_logical_partitioning(nn.initializers.zeros, None, 'mlp')
+    return Weights(
+      self.param('input', gates, (width, G, D)),
+      self.param('bias', zeros, (G, D)),
+      self.param('state', states, (D, G, D)),
+      self.param('state_bias', zeros, (G, D)) if self.cell.apart else None,
+    )
+
+
+def make_layers(fn: Callable[[], Any], kind: type[Kind], key: str) -> Kind:
+  """Returns what a function without arguments makes, which is to be of a kind.
+
+  Raises:
+    UserError: it needs arguments, or makes something else; `key` names it.
+  """
+  value = resolve.call(fn, key)
+  if not isinstance(value, kind):
+    raise UserError(f'{key}: the function makes a {type(value).__name__} and not a {kind.__name__}')
+  return value
+
+
+def empty_state(cell: Cell, batch_size: int, d_hidden: int, dtype: str) -> Carry:
+  """Returns what is remembered of rows of which nothing was read."""
+  return tuple(jnp.zeros((batch_size, d_hidden), dtype) for _ in range(cell.states))
+
+
+class Layers(nn.Module):
+  """Layers that read from left to right: `(x_BTI, flow, restarts, carries) -> (y_BTD, carries)`.
+
+  Dropout lies between layers and not between steps (Zaremba et al. 2014). `restarts` are, a layer,
+  the states (T, B, D) of where states begin, or None for zeros; `carries` what is remembered of the
+  rows, a layer, or None for nothing.
+  """
+
+  cell: Callable[[], Cell]
+  d_hidden: int
+  depth: int
+  dropout: float = 0.0
+  scan_unroll: int = 1
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTI: Array,
+    flow: Flow,
+    restarts: Sequence[Carry] | None = None,
+    carries: Sequence[Carry] | None = None,
+  ) -> tuple[Array, tuple[Carry, ...]]:
+    cell, after = make_layers(self.cell, Cell, 'model.cell'), []
+    x_TBI = x_BTI.swapaxes(0, 1).astype(self.dtype)
+    for i in range(self.depth):
+      if i:
+        x_TBI = dropout(self, x_TBI, self.dropout)
+      weights = Layer(cell, self.d_hidden, name=f'layer_{i}')(x_TBI.shape[-1])
+      begun = empty_state(cell, len(x_BTI), self.d_hidden, self.dtype)
+      x_TBI, carry = recurrent.read(
+        cell,
+        weights.from_input(x_TBI),
+        weights,
+        flow,
+        begun if carries is None else carries[i],
+        None if restarts is None else restarts[i],
+        unroll=self.scan_unroll,
+      )
+      x_TBI = hook_point(self, f'states_{i}', x_TBI)
+      after.append(carry)
+    x_BTI = with_logical_constraint(x_TBI.swapaxes(0, 1), 'batch', 'length', 'activation_embed')
+    return x_BTI, tuple(after)
+
+
+class Bidirectional(nn.Module):
+  """An encoder whose layers read both ways: `(x_BSI, segments, positions) -> (B, S, 2 D)`.
+
+  The features of reading to the right come before those of reading to the left (Schuster and
+  Paliwal 1997); each layer reads both of the layer before.
+  """
+
+  cell: Callable[[], Cell]
+  d_hidden: int  # of each direction
+  depth: int = 1
+  scan_unroll: int = 1
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x_BSI: Array, segments_BS: Array, positions_BS: Array) -> Array:
+    cell = make_layers(self.cell, Cell, 'model.cell')
+    begun = empty_state(cell, len(x_BSI), self.d_hidden, self.dtype)
+    flows = recurrent.forward(segments_BS, positions_BS), recurrent.backward(segments_BS)
+    x_SBI = x_BSI.swapaxes(0, 1).astype(self.dtype)
+    for i in range(self.depth):
+      if i:
+        x_SBI = dropout(self, x_SBI, self.dropout)
+      read = []
+      for way, flow in zip(('right', 'left'), flows, strict=True):
+        weights = Layer(cell, self.d_hidden, name=f'{way}_{i}')(x_SBI.shape[-1])
+        y_SBD, _ = recurrent.read(
+          cell,
+          weights.from_input(x_SBI),
+          weights,
+          flow,
+          begun,
+          reverse=way == 'left',
+          unroll=self.scan_unroll,
+        )
+        read.append(y_SBD)
+      x_SBI = hook_point(self, f'states_{i}', jnp.concatenate(read, axis=-1))
+    return with_logical_constraint(x_SBI.swapaxes(0, 1), 'batch', 'length', 'activation_embed')
+
+
+class Unidirectional(nn.Module):
+  """An encoder that reads from left to right: `(x_BSI, segments, positions) -> (B, S, D)`."""
+
+  cell: Callable[[], Cell]
+  d_hidden: int
+  depth: int = 1
+  scan_unroll: int = 1
+  dropout: float = 0.0
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x_BSI: Array, segments_BS: Array, positions_BS: Array) -> Array:
+    layers = Layers(
+      self.cell,
+      self.d_hidden,
+      self.depth,
+      self.dropout,
+      self.scan_unroll,
+      self.dtype,
+      name='layers',
+    )
+    return layers(x_BSI, recurrent.forward(segments_BS, positions_BS))[0]
+
+
+class Memory(NamedTuple):
+  """What is attended to."""
+
+  keys: Array  # (B, S, A)
+  values: Array  # (B, S, M)
+  segments: Array  # (B, S) int32
+
+
+class Attended(NamedTuple):
+  """What comes of attending: y = tanh(W [h; c]), the weights, and c, the values mixed by them."""
+
+  y: Array  # (B, T, O)
+  weights: Array  # (B, T, S) float32
+  mixed: Array  # (B, T, M)
+
+
+class Attentive(nn.Module):
+  """Layers with attention on top: `(x_BTI, segments, flow, memory, restarts, carry) -> (y, carry)`.
+
+  y_BTO = tanh(W [h; c]), where c is the mean of the memory that the state h of the top layer is
+  aligned with (Luong et al. 2015, eq. 5). With `input_feeding` the first layer reads the y of the
+  step before beside its input (section 3.3 there), and attention is part of the loop. What is
+  remembered is a carry a layer, and the last y. Rows of x may be several for each row of the
+  memory, one after the other: the hypotheses of a beam search, of one token each.
+  """
+
+  cell: Callable[[], Cell]
+  attention_score: Callable[[], AttentionScore]
+  d_model: int  # O
+  d_hidden: int  # of the layers
+  depth: int
+  input_feeding: bool
+  dropout: float = 0.0
+  scan_unroll: int = 1
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTI: Array,
+    segments_BT: Array,
+    flow: Flow,
+    memory: Memory,
+    restarts: Sequence[Carry] | None,
+    carry: Any,
+  ) -> tuple[Array, Any]:
+    B, T, _ = x_BTI.shape
+    cell, score = (
+      make_layers(self.cell, Cell, 'model.cell'),
+      make_layers(self.attention_score, AttentionScore, 'model.attention_score'),
+    )
+    rows = segments_BT.reshape(len(memory.segments), -1)
+    visible_BTS = (rows[:, :, None] == memory.segments[:, None]).reshape(B, T, -1)
+    if carry is None:
+      begun = empty_state(cell, B, self.d_hidden, self.dtype)
+      carry = (begun,) * self.depth, jnp.zeros((B, self.d_model), self.dtype)
+    glorot, D = nn.initializers.glorot_uniform(), self.d_hidden
+    A, M = memory.keys.shape[-1], memory.values.shape[-1]
+    matrices = {
+      'query': self.param('query', with_logical_partitioning(glorot, 'embed', 'mlp'), (D, A)),
+      'out': self.param(
+        'out', with_logical_partitioning(glorot, 'mlp', 'embed'), (D + M, self.d_model)
+      ),
+    }
+    matrices = {name: kernel.astype(self.dtype) for name, kernel in matrices.items()}
+    vector_A = None
+    if score.vector:
+      vector_A = self.param(
+        'vector', with_logical_partitioning(nn.initializers.normal(A**-0.5), None), (A,)
+      )
+    attending = (memory, vector_A)
+    run = functools.partial(self._fed, cell) if self.input_feeding else self._apart
+    attended, carry = run(score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry)
+    Sites(name='cross_attention')(attended, memory)
+    return with_logical_constraint(attended.y, 'batch', 'length', 'activation_embed'), carry
+
+  def _apart(self, score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
+    """All states first, and then what they are aligned with."""
+    layers = Layers(
+      self.cell,
+      self.d_hidden,
+      self.depth,
+      self.dropout,
+      self.scan_unroll,
+      self.dtype,
+      name='layers',
+    )
+    h_BTD, carries = layers(x_BTI, flow, restarts, carry[0])
+    B, T, _ = h_BTD.shape
+
+    def product(name: str, x: Array) -> Array:
+      return (x.reshape(B * T, -1) @ matrices[name]).reshape(B, T, -1)
+
+    kept = self._kept((B, T, len(matrices['out'])))
+    attended = _attend(score, product, attending, h_BTD, visible_BTS, kept)
+    return attended, (carries, attended.y[:, -1])
+
+  def _fed(self, cell, score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
+    """A loop over steps, each of which attends."""
+    B, T, I = x_BTI.shape
+    x_TBI = x_BTI.swapaxes(0, 1).astype(self.dtype)
+    # The first layer's kernel is of x, which is there for all steps, and of what is fed.
+    layers = [
+      Layer(cell, self.d_hidden, name=f'layer_{i}')(self.d_hidden if i else I + self.d_model)
+      for i in range(self.depth)
+    ]
+    first, *others = layers
+    for i, layer in enumerate(layers):
+      fed = layer.matrix(slice(None) if i else slice(I, None))
+      matrices |= {f'input_{i}': fed.astype(self.dtype), f'state_{i}': layer.state(x_TBI.dtype)}
+    biases = [layer.bias_GD for layer in others], [layer.state_bias_GD for layer in layers]
+    addends = {'input_0': first.from_input(x_TBI, slice(I))}
+    xs = {
+      'starts': flow.starts.T,
+      'held': flow.held.T,
+      'restarts': restarts,
+      'visible': visible_BTS.swapaxes(0, 1),
+      'kept': [self._kept((T, B, self.d_hidden)) for _ in others],
+      'kept_above': self._kept((T, B, len(matrices['out']))),
+    }
+
+    def step(product: Product, constants: Any, carry: Any, x: Any) -> tuple[Any, Attended]:
+      return _step(cell, score, product, constants, carry, x)
+
+    carry, attended = recurrent.scan(
+      step, matrices, addends, (attending, biases), carry, xs, False, self.scan_unroll
+    )
+    return Attended(*(part.swapaxes(0, 1) for part in attended)), carry
+
+  def _kept(self, shape: tuple[int, ...]) -> Array | None:
+    """Returns what dropout multiplies by, for loops cannot draw; None where it drops nothing."""
+    if self.dropout == 0 or not self.has_rng('dropout'):
+      return None
+    return dropout(self, jnp.ones(shape, self.dtype), self.dropout)
+
+
+class Sites(nn.Module):
+  """Sites of lm.nn.hooks, to read and not to edit, named as those of lm.nn.layers.Attention."""
+
+  @nn.compact
+  def __call__(self, attended: Attended, memory: Memory) -> None:
+    hook_point(self, 'weights', attended.weights[:, None])
+    hook_point(self, 'values', memory.values[:, :, None])
+    hook_point(self, 'heads', attended.mixed[:, :, None])
+
+
+def _step(
+  cell: Cell, score: AttentionScore, product: Product, constants: Any, carry: Any, x: Any
+) -> tuple[Any, Attended]:
+  """Takes a step of all layers, and attends."""
+  attending, (biases, state_biases) = constants
+  befores, fed_BO = carry
+  read_BI = jnp.where(x['starts'][:, None], 0, fed_BO)
+  afters = []
+  for i, before in enumerate(befores):
+    restart = None if x['restarts'] is None else x['restarts'][i]
+    before = recurrent.begin(before, x['starts'], restart)
+    if i and x['kept'][i - 1] is not None:
+      read_BI *= x['kept'][i - 1]
+    x_BK = product(f'input_{i}', read_BI)
+    if i:
+      x_BK += biases[i - 1].astype(x_BK.dtype).reshape(1, -1)
+    z_BK = product(f'state_{i}', before[0])
+    after = recurrent.advance(cell, x_BK, z_BK, state_biases[i], before)
+    afters.append(recurrent.hold(after, x['held'], before))
+    read_BI = afters[-1][0]
+
+  def single(name: str, y_B1I: Array) -> Array:
+    return product(name, y_B1I[:, 0])[:, None]
+
+  kept = None if x['kept_above'] is None else x['kept_above'][:, None]
+  attended = _attend(score, single, attending, read_BI[:, None], x['visible'][:, None], kept)
+  attended = Attended(*(part[:, 0] for part in attended))
+  fed_BO = jnp.where(x['held'][:, None], fed_BO, attended.y)
+  return (tuple(afters), fed_BO), attended
+
+
+def _attend(
+  score: AttentionScore,
+  product: Product,
+  attending: tuple[Memory, Array | None],
+  h_BTD: Array,
+  visible_BTS: Array,
+  kept: Array | None,
+) -> Attended:
+  """Returns what states attend to; rows that share one of the memory are queries side by side."""
+  memory, vector_A = attending
+  rows, S = memory.segments.shape
+  q_BTA = product('query', h_BTD)
+  vector_A = None if vector_A is None else vector_A.astype(q_BTA.dtype)
+  mixed, weights = align(
+    score,
+    q_BTA.reshape(rows, -1, q_BTA.shape[-1]),
+    memory.keys,
+    vector_A,
+    memory.values,
+    visible_BTS.reshape(rows, -1, S),
+  )
+  B, T, _ = h_BTD.shape
+  mixed_BTM, weights_BTS = mixed.reshape(B, T, -1), weights.reshape(B, T, S)
+  both = jnp.concatenate([h_BTD, mixed_BTM], axis=-1)
+  y_BTO = jnp.tanh(product('out', both if kept is None else both * kept))
+  return Attended(y_BTO, weights_BTS, mixed_BTM)
 
 
 class Recurrent(nn.Module):
@@ -30,7 +389,7 @@ class Recurrent(nn.Module):
   vocab_size: int
   context: int  # longest row that it is trained on; it reads longer ones
   d_model: int  # of embeddings
-  tied: bool = True  # the unembedding is the embedding
+  tie_embeddings: bool = True  # the output head is the embedding
   dropout: float = 0.0
   init_std: float = 0.1
   vocab_multiple: int = 1  # rows of the table are rounded up to this
@@ -42,7 +401,7 @@ class Recurrent(nn.Module):
   def table(self, name: str, width: int) -> Array:
     """Returns a parameter (V, width): vectors of the vocabulary."""
     rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-    init = named(nn.initializers.normal(self.init_std), 'vocab', 'embed')
+    init = with_logical_partitioning(nn.initializers.normal(self.init_std), 'vocab', 'embed')
     return self.param(name, init, (rows, width))
 
   def embed(self, table_VD: Array, tokens_BT: Array) -> Array:
@@ -52,10 +411,14 @@ class Recurrent(nn.Module):
   def output(self, table_VD: Array, y_BTO: Array, cache: Any) -> Output:
     """Returns states and how they become logits; where O is not d_model they are mapped there."""
     y_BTO = dropout(self, y_BTO, self.dropout)
-    if not self.tied:
-      bias_V = self.param('bias', named(nn.initializers.zeros, 'vocab'), (len(table_VD),))
+    if not self.tie_embeddings:
+      bias_V = self.param(
+        'bias', with_logical_partitioning(nn.initializers.zeros, 'vocab'), (len(table_VD),)
+      )
       kernel_VO = self.table('unembedding', y_BTO.shape[-1])
-      return Output(y_BTO, Unembed(Table(kernel_VO), bias_V, self.vocab_size), {}, cache)
+      return Output(
+        y_BTO, OutputHead(EmbeddingTable(kernel_VO), bias_V, self.vocab_size), {}, cache
+      )
     if y_BTO.shape[-1] != self.d_model:
       y_BTO = Linear(
         (y_BTO.shape[-1], self.d_model),
@@ -64,21 +427,25 @@ class Recurrent(nn.Module):
         kernel_init=nn.initializers.glorot_uniform(),
         name='out',
       )(y_BTO)
-    return Output(y_BTO, Unembed(Table(table_VD), vocab_size=self.vocab_size), {}, cache)
+    return Output(
+      y_BTO, OutputHead(EmbeddingTable(table_VD), vocab_size=self.vocab_size), {}, cache
+    )
 
 
-class _Decoding(Recurrent):
+class _AutoregressiveRecurrent(Recurrent):
   """A model that goes on from what it remembers of rows, however long they were."""
 
   cell: Callable[[], Cell] = recurrent.lstm
   d_hidden: int = 256
   depth: int = 1
-  unroll: int = 1
+  scan_unroll: int = 1
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns what is remembered of rows before they are read; `length` does not matter."""
     del length
-    begun = nothing(made(self.cell, Cell, 'model.cell'), batch_size, self.d_hidden, self.dtype)
+    begun = empty_state(
+      make_layers(self.cell, Cell, 'model.cell'), batch_size, self.d_hidden, self.dtype
+    )
     return {'layers': (begun,) * self.depth}
 
   def branch(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
@@ -96,7 +463,7 @@ class _Decoding(Recurrent):
     return {**cache, **{k: jax.tree.map(of, cache[k]) for k in ('layers', 'fed') if k in cache}}
 
 
-class Decoder(_Decoding):
+class Decoder(_AutoregressiveRecurrent):
   """A recurrent language model: `(batch, cache) -> Output` (Mikolov et al. 2010)."""
 
   continues_prompts = True
@@ -105,7 +472,13 @@ class Decoder(_Decoding):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table_VD = self.table('embedding', self.d_model)
     layers = Layers(
-      self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='decoder'
+      self.cell,
+      self.d_hidden,
+      self.depth,
+      self.dropout,
+      self.scan_unroll,
+      self.dtype,
+      name='decoder',
     )
     flow = recurrent.forward(batch['segments'], batch['positions'])
     x_BTD = self.embed(table_VD, batch['inputs'])
@@ -116,19 +489,19 @@ class Decoder(_Decoding):
     """Returns the FLOPs of training on a token: 6 for each number that is multiplied."""
     del context
     multiplied = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
-    return 6 * (multiplied if self.tied else multiplied - params['embedding'].size)
+    return 6 * (multiplied if self.tie_embeddings else multiplied - params['embedding'].size)
 
 
 class Encoder(Recurrent):
   """An encoder and a head on what it read: `(batch) -> Output`, as lm.models.transformer.Encoder.
 
-  The logits are one row a token, (B, T, C), or, where there is a `pool`, one for each of the P
+  The logits are one row a token, (B, T, C), or, where there is a `pooling`, one for each of the P
   examples that a row of the batch holds, (B, P, C).
   """
 
   encoder: Callable[..., nn.Module] | None = None  # (x_BSD, segments, positions) -> (B, S, M)
-  classes: int | None = None  # outputs of the head; None for the vocabulary
-  pool: Callable[..., Array] | None = None  # (hidden_BTM, segments_BT, P) -> (B, P, M)
+  num_classes: int | None = None  # outputs of the head; None for the vocabulary
+  pooling: Callable[..., Array] | None = None  # (hidden_BTM, segments_BT, P) -> (B, P, M)
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
@@ -137,15 +510,17 @@ class Encoder(Recurrent):
     table_VD = self.table('embedding', self.d_model)
     encoder = self.encoder(dropout=self.dropout, dtype=self.dtype, name='encoder')
     x = encoder(self.embed(table_VD, batch['inputs']), batch['segments'], batch['positions'])
-    if self.pool is not None:
-      x = self.pool(x, batch['segments'], batch['examples'].shape[1])
-    if self.classes is None:
+    if self.pooling is not None:
+      x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
+    if self.num_classes is None:
       return self.output(table_VD, x, None)
     x = dropout(self, x, self.dropout)
-    return Output(x, ClassTable(self.classes, x.shape[-1], self.init_std, name='head')(), {})
+    return Output(
+      x, ClassifierHead(self.num_classes, x.shape[-1], self.init_std, name='head')(), {}
+    )
 
 
-class EncoderDecoder(_Decoding):
+class EncoderDecoder(_AutoregressiveRecurrent):
   """An encoder of the `source` and a decoder: `(batch, cache) -> Output`.
 
   The decoder's states begin with tanh(W s) of the `summary` s of the source. With a cache, a call
@@ -153,10 +528,14 @@ class EncoderDecoder(_Decoding):
   """
 
   encoder: Callable[..., nn.Module] | None = None  # (x_BSD, segments, positions) -> (B, S, M)
-  score: Callable[[], Score] | None = None  # None for a decoder that does not attend
+  attention_score: Callable[[], AttentionScore] | None = (
+    None  # None for a decoder that does not attend
+  )
   input_feeding: bool = True
-  summary: Callable[..., Array] = ends  # (states_BSM, segments_BS, P) -> (B, P, M)
-  shared: bool = True  # source and target have one table of embeddings
+  summary: Callable[..., Array] = (
+    bidirectional_final_states  # (states_BSM, segments_BS, P) -> (B, P, M)
+  )
+  share_embeddings: bool = True  # source and target have one table of embeddings
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
@@ -165,25 +544,33 @@ class EncoderDecoder(_Decoding):
     if cache is not None:
       memory = cache.get('memory')
     if 'source' in batch:
-      source_VD = table_VD if self.shared else self.table('source_embedding', self.d_model)
+      source_VD = (
+        table_VD if self.share_embeddings else self.table('source_embedding', self.d_model)
+      )
       memory, restarts = self._read(source_VD, batch)
     x_BTD = self.embed(table_VD, batch['inputs'])
     flow = recurrent.forward(batch['segments'], batch['positions'])
-    if self.score is None:
+    if self.attention_score is None:
       layers = Layers(
-        self.cell, self.d_hidden, self.depth, self.dropout, self.unroll, self.dtype, name='decoder'
+        self.cell,
+        self.d_hidden,
+        self.depth,
+        self.dropout,
+        self.scan_unroll,
+        self.dtype,
+        name='decoder',
       )
       y, carries = layers(x_BTD, flow, restarts, cache and cache['layers'])
       return self.output(table_VD, y, cache and {'layers': carries})
     attentive = Attentive(
       self.cell,
-      self.score,
+      self.attention_score,
       self.d_model,
       self.d_hidden,
       self.depth,
       self.input_feeding,
       self.dropout,
-      self.unroll,
+      self.scan_unroll,
       self.dtype,
       name='decoder',
     )
@@ -194,7 +581,7 @@ class EncoderDecoder(_Decoding):
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     cache = super().init_cache(batch_size, length)
-    if self.score is not None:
+    if self.attention_score is not None:
       cache['fed'] = jnp.zeros((batch_size, self.d_model), self.dtype)
     return cache
 
@@ -205,7 +592,7 @@ class EncoderDecoder(_Decoding):
     segments_BS = batch['source_segments']
     x_BSD = self.embed(table_VD, batch['source'])
     states_BSM = encoder(x_BSD, segments_BS, batch['source_positions'])
-    M, states = states_BSM.shape[-1], made(self.cell, Cell, 'model.cell').states
+    M, states = states_BSM.shape[-1], make_layers(self.cell, Cell, 'model.cell').states
     P = batch['examples'].shape[1] if 'examples' in batch else 1
     shape = (M, self.depth * states, self.d_hidden)
     linear = self._linear(shape, ('embed', None, 'mlp'), bias=True, name='bridge')
@@ -215,7 +602,7 @@ class EncoderDecoder(_Decoding):
     begin_TBLD = begin_BPLD[rows, of_T]
     begins = [begin_TBLD[:, :, i] for i in range(self.depth * states)]
     restarts = [tuple(begins[i * states : (i + 1) * states]) for i in range(self.depth)]
-    if self.score is None:
+    if self.attention_score is None:
       return None, restarts
     keys = self._linear((M, self.d_hidden), ('embed', 'mlp'), name='keys')(states_BSM)
     return Memory(keys, states_BSM, segments_BS), restarts

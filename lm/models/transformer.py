@@ -1,12 +1,19 @@
-"""The three architectures made of the one Transformer stack: decoder, encoder, encoder-decoder.
+"""The Transformer: one stack of blocks, and the decoder, encoder and encoder-decoder made of it.
 
-GPT-2 is a `Decoder` with positions `learned`, norm `LayerNorm`, feed-forward `Mlp`, tied
-embeddings and biases; Llama has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, untied, no
-biases; BERT is an `Encoder` with residual `post`; the first Transformer (Vaswani et al. 2017) an
-`EncoderDecoder` with `sinusoidal` and `post`, T5 one with `relative`.
+GPT-2 is a `Decoder` with `learned` positions, `LayerNorm`, `Mlp`, tied embeddings and biases. Llama
+has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, and neither tied embeddings nor biases.
+BERT is an `Encoder` with `post_norm`. The first Transformer (Vaswani et al. 2017) is an
+`EncoderDecoder` with `sinusoidal` and `post_norm`, T5 one with `relative`.
+
+Layers repeat in groups: `attention_layer` is one layer function or a tuple of them, and `depth` is
+a multiple of its length (Gemma 3: five layers with a window and one without). Parameters of the
+groups are stacked on axis 0 and scanned. With a KV cache the groups are unrolled instead, since a
+loop would copy the cache of every group in and out at every token.
 """
 
-import dataclasses
+import functools
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,22 +21,118 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import named
+from lm.errors import UserError
 from lm.models.cache import branch, packed, rows_together, self_mask
-from lm.models.heads import ClassTable
-from lm.models.stack import Stack
-from lm.nn import tables
+from lm.nn import embedding
 from lm.nn.attention import dot_product
 from lm.nn.cache import Slots
-from lm.nn.layers import Attention, Mlp, dropout
-from lm.nn.norm import LayerNorm
+from lm.nn.layers import Attention, LayerNorm, Mlp, dropout, hook_point, pre_norm
 from lm.nn.position import Position, learned
-from lm.nn.residual import pre
-from lm.types import Array, Batch, Mask, Output, Params, Table, Unembed
+from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning
+from lm.types import (
+  HOOKS_COLLECTION,
+  Array,
+  Batch,
+  EmbeddingTable,
+  Mask,
+  Output,
+  OutputHead,
+  Params,
+)
+
+
+class Block(nn.Module):
+  """One layer: attention, cross-attention where given, and feed-forward, in a block layout."""
+
+  attention_layer: Callable[..., nn.Module]
+  cross_attention: Callable[..., nn.Module] | None
+  mlp: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  block_layout: Callable[..., Array]
+  dropout: float
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    mask: Mask,
+    encoder_output: Array | None,
+    encoder_mask: Mask | None,
+    cache: Any,
+  ) -> tuple[Array, Any]:
+    caches: dict[str, Any] = {}
+
+    def cache_of(name: str) -> Any:
+      # Cross-attention has no cache before an encoder output was read.
+      return None if cache is None else cache.get(name, ())
+
+    def attend(h: Array) -> Array:
+      layer, given = self.attention_layer(name='attention'), cache_of('attention')
+      y, caches['attention'] = _checked(layer(h, None, mask, given), given, 'attention_layer')
+      return dropout(self, y, self.dropout)
+
+    def attend_across(h: Array) -> Array:
+      assert self.cross_attention is not None
+      layer, given = self.cross_attention(name='cross_attention'), cache_of('cross_attention')
+      found = layer(h, given if encoder_output is None else encoder_output, encoder_mask, given)
+      y, caches['cross_attention'] = _checked(found, given, 'cross_attention')
+      return dropout(self, y, self.dropout)
+
+    def feed_forward(h: Array) -> Array:
+      return dropout(self, self.mlp(name='mlp')(h), self.dropout)
+
+    across = () if self.cross_attention is None else (('cross_attention', attend_across),)
+    sublayers = (('attention', attend), *across, ('mlp', feed_forward))
+    x = self.block_layout(x, sublayers, lambda name: self.norm(name=name))
+    x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
+    return hook_point(self, 'residual', x), (None if cache is None else caches)
+
+
+def _checked(found: Any, given: Any, field: str) -> tuple[Array, Any]:
+  """Returns the result of an attention layer.
+
+  Raises:
+    UserError: it is not a pair, or lacks the cache that the layer was given.
+  """
+  if not isinstance(found, tuple) or len(found) != 2:
+    raise UserError(f'{field}: the layer returns {type(found).__name__}, not a pair (y, cache)')
+  if given is not None and found[1] is None:
+    raise UserError(
+      f'{field}: the layer was given a cache and returns None in its place; it returns (y, cache) '
+      'with the cache from Attention.attend'
+    )
+  return found
+
+
+class LayerGroup(nn.Module):
+  """The layers that repeat, each with its own attention; `caches` has one per layer, or is None."""
+
+  blocks: tuple[Callable[..., nn.Module], ...]
+
+  @nn.compact
+  def __call__(
+    self, x: Array, mask: Mask, encoder_output: Any, encoder_mask: Any, caches: Any
+  ) -> tuple[Array, Any]:
+    new_caches = {}
+    for i, block in enumerate(self.blocks):
+      name = f'layer_{i}'
+      cache = None if caches is None else caches[name]
+      x, new_caches[name] = block(name=name)(x, mask, encoder_output, encoder_mask, cache)
+    return x, (None if caches is None else new_caches)
+
+
+class Scope(nn.Module):
+  """A subtree of parameters, in which a function of the enclosing model runs."""
+
+  run: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    return self.run(self, *args, **kwargs)
 
 
 class Transformer(nn.Module):
-  """What the architectures have in common: their sizes, and the functions they are made of."""
+  """The fields and the stack of blocks that all architectures share."""
 
   vocab_size: int
   context: int  # longest row, and the number of learned positions
@@ -39,67 +142,178 @@ class Transformer(nn.Module):
   kv_heads: int
   head_dim: int
   d_mlp: int
-  attention: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...] = Attention
-  attend: Callable[..., Array] = dot_product
+  attention_layer: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...] = Attention
+  attention_fn: Callable[..., Array] = dot_product
   position: Callable[[], Position] = learned
   norm: Callable[..., nn.Module] = LayerNorm
   mlp: Callable[..., nn.Module] = Mlp
-  residual: Callable[..., Array] = pre
-  final_norm: bool = True  # pre-norm stacks need one; post-norm stacks end in one already
+  block_layout: Callable[..., Array] = pre_norm
+  final_norm: bool = True  # pre-norm stacks need one; post-norm stacks end in a norm already
   bias: bool = True
-  tied: bool = True  # the unembedding is the embedding
+  tie_embeddings: bool = True  # the output head is the embedding
   dropout: float = 0.0
   init_std: float = 0.02
-  embed_scale: float = 1.0  # the embeddings times this; sqrt(d_model) in Vaswani et al. 2017, 3.4
+  embed_scale: float = 1.0  # multiplies embeddings; sqrt(d_model) in Vaswani et al. 2017, 3.4
   logit_soft_cap: float | None = None
-  vocab_multiple: int = 1  # rows of the table are rounded up to this
-  unroll: int = 1
-  remat: Callable | None = None
+  vocab_multiple: int = 1  # the rows of the embedding table are rounded up to this
+  scan_unroll: int = 1  # groups per iteration of the scan; parameters do not depend on it
+  remat_policy: Callable | None = None  # of jax.checkpoint_policies; None keeps all activations
   dtype: str = 'float32'
 
-  continues_prompts = True  # whether a text can be gone on with, without a source to read
-  reads_on = False  # whether rows longer than `context` can be read
+  continues_prompts = True  # whether the model can continue a text without a source
+  reads_on = False  # whether the model can read rows longer than `context`
 
-  def stack(self, name: str, **changes: Any) -> Stack:
-    """Returns a stack of this model's sizes and functions."""
-    own = {f.name for f in dataclasses.fields(self)} - {'parent', 'name'}
-    shared = {f.name for f in dataclasses.fields(Stack)} & own
-    return Stack(**{field: getattr(self, field) for field in shared} | changes, name=name)
+  @nn.nowrap
+  def stack(
+    self, name: str, depth: int, cross_attention: Callable[..., nn.Module] | None = None
+  ) -> 'Scope':
+    """Returns `(x, mask, encoder_output, encoder_mask, caches) -> (hidden states, caches)`.
 
-  def table(self, name: str, rows: Array | None = None) -> Table:
-    """Returns a table of the vocabulary, whose vectors (V, D) are a parameter.
+    Args:
+      name: of the subtree of parameters.
+      depth: number of layers.
+      cross_attention: layer that attends to the encoder output (B, S, D), if there is one.
+    """
+    return Scope(functools.partial(self._stack, depth, cross_attention), name=name)
+
+  @nn.nowrap
+  def _stack(
+    self,
+    depth: int,
+    cross_attention: Callable[..., nn.Module] | None,
+    scope: nn.Module,
+    x: Array,
+    mask: Mask,
+    encoder_output: Array | None = None,
+    encoder_mask: Mask | None = None,
+    caches: Any = None,
+  ) -> tuple[Array, Any]:
+    self._check(depth)
+    position = self.position()
+    if position.embed is not None:
+      x += position.embed(scope, mask.q_positions, self.d_model, self.context)
+    if position.bias is not None:
+      mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
+    x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
+    x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
+    blocks = self._blocks(position, depth, cross_attention)
+    args = (mask, encoder_output, encoder_mask)
+    if caches is None:
+      x, _ = self._scanned(blocks, depth)(x, *args, None)
+    else:
+      group, new_caches = LayerGroup(blocks, parent=None), []
+      for params, cache in zip(_unstack(scope.variables['params']['layers']), caches, strict=True):
+        x, cache = group.apply({'params': params}, x, *args, cache)
+        new_caches.append(cache)
+      caches = tuple(new_caches)
+    if self.final_norm:
+      x = self.norm(bias=self.bias, name='final_norm')(x)
+    return hook_point(scope, 'hidden', x), caches
+
+  @nn.nowrap
+  def _scanned(self, blocks: tuple[Callable[..., nn.Module], ...], depth: int) -> nn.Module:
+    group = LayerGroup
+    if self.remat_policy is not None:
+      group = nn.remat(LayerGroup, policy=self.remat_policy, prevent_cse=False)
+    scanned = nn.scan(
+      group,
+      # All collections, so that variables of a layer come out and are refused (lm.apply_of).
+      variable_axes={
+        'params': 0,
+        HOOKS_COLLECTION: 0,
+        nn.DenyList(('params', HOOKS_COLLECTION)): 0,
+      },
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=nn.broadcast,
+      length=depth // len(blocks),
+      unroll=self.scan_unroll,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return scanned(blocks, name='layers')
+
+  @nn.nowrap
+  def _blocks(
+    self, position: Position, depth: int, cross_attention: Callable[..., nn.Module] | None
+  ) -> tuple[Callable[..., nn.Module], ...]:
+    """Returns the blocks of a layer group, each without its name."""
+    sublayers = 2 if cross_attention is None else 3
+    common = {
+      'bias': self.bias,
+      'dtype': jnp.dtype(self.dtype),
+      'kernel_init': nn.initializers.normal(self.init_std),
+      # Each sublayer adds to the residual stream (Radford et al. 2019, 2.3).
+      'out_init': nn.initializers.normal(self.init_std / math.sqrt(sublayers * depth)),
+    }
+    sizes = {'heads': self.heads, 'kv_heads': self.kv_heads, 'head_dim': self.head_dim}
+    attending = {**sizes, 'attention_fn': self.attention_fn, **common}
+    # Positions of the encoder and of x are not on one line: cross-attention rotates nothing.
+    across = cross_attention and _partial('cross_attention', cross_attention, attending)
+    mlp = _partial('mlp', self.mlp, {'d_mlp': self.d_mlp, **common})
+    norm = _partial('norm', self.norm, {'bias': self.bias})
+    return tuple(
+      functools.partial(
+        Block,
+        _partial('attention_layer', layer, {'rotate': position.rotate, **attending}),
+        across,
+        mlp,
+        norm,
+        self.block_layout,
+        self.dropout,
+      )
+      for layer in self._attention_layers()
+    )
+
+  @nn.nowrap
+  def _attention_layers(self) -> tuple[Callable[..., nn.Module], ...]:
+    layers = self.attention_layer
+    return layers if isinstance(layers, tuple) else (layers,)
+
+  @nn.nowrap
+  def _check(self, depth: int) -> None:
+    group = len(self._attention_layers())
+    if depth % group:
+      raise UserError(f'depth={depth} is not a multiple of the {group} layers that repeat')
+    if self.heads % self.kv_heads:
+      raise UserError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
+    if depth // group % self.scan_unroll:
+      raise UserError(f'scan_unroll={self.scan_unroll} does not divide {depth // group} groups')
+
+  def table(self, name: str, batch: Array | None = None) -> EmbeddingTable:
+    """Returns an embedding table of the vocabulary, whose vectors (V, D) are a parameter.
 
     Args:
       name: of the parameter.
-      rows: a batch whose hidden states become logits by the table, if it is tied.
+      batch: tokens (B, T) whose hidden states become logits by the table, where it is tied.
     """
     size = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-    init = named(nn.initializers.normal(self.init_std), *tables.AXES)
-    vectors_VD = self.param(name, init, (size, self.d_model))
-    if rows is None or not self.tied:
-      return Table(vectors_VD)
-    return tables.shared(vectors_VD, rows, self.dtype)
+    init = nn.initializers.normal(self.init_std)
+    vectors_VD = self.param(
+      name, with_logical_partitioning(init, *embedding.AXES), (size, self.d_model)
+    )
+    if batch is None or not self.tie_embeddings:
+      return EmbeddingTable(vectors_VD)
+    return embedding.gather_for_tied(vectors_VD, batch, self.dtype)
 
-  def embed(self, table: Table, tokens_BT: Array) -> Array:
-    """Returns the vectors of tokens (B, T, D)."""
-    x_BTD = tables.look_up(table, tokens_BT)
+  def embed(self, table: EmbeddingTable, tokens_BT: Array) -> Array:
+    """Returns the embeddings of tokens (B, T, D)."""
+    x_BTD = embedding.embedding_lookup(table, tokens_BT)
     return x_BTD if self.embed_scale == 1 else x_BTD * self.embed_scale
 
-  def unembed(self, table: Table) -> Unembed:
-    """Returns how hidden states become logits over the vocabulary."""
-    table = table if self.tied else self.table('unembedding')
-    return Unembed(table, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
+  def output_head(self, table: EmbeddingTable) -> OutputHead:
+    """Returns the map from hidden states to logits over the vocabulary."""
+    table = table if self.tie_embeddings else self.table('unembedding')
+    return OutputHead(table, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
-    """Returns an empty cache of `length` slots a row, for `batch_size` rows."""
-    period = len(self.attention) if isinstance(self.attention, tuple) else 1
+    """Returns an empty KV cache of `length` slots per row, for `batch_size` rows."""
+    group = len(self._attention_layers())
     shape = (batch_size, self.kv_heads, length, self.head_dim)
 
     def layer() -> dict[str, Any]:
       slots = Slots(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), jnp.int32(0))
       return {'attention': slots}
 
-    layers = [{f'layer_{i}': layer() for i in range(period)} for _ in range(self.depth // period)]
+    layers = [{f'layer_{i}': layer() for i in range(group)} for _ in range(self.depth // group)]
     return {
       'layers': tuple(layers),
       'positions': jnp.zeros((batch_size, length), jnp.int32),
@@ -115,8 +329,8 @@ class Transformer(nn.Module):
 class Decoder(Transformer):
   """A decoder-only language model: `(batch, cache) -> Output`.
 
-  Tokens see those before them. Where the batch has `prefix`, (B, T) and 1 on the tokens of a
-  prefix, these see each other both ways (a prefix language model, Raffel et al. 2020, 3.2.1).
+  Tokens attend to earlier ones. Where the batch has `prefix`, (B, T) and 1 on the tokens of a
+  prefix, these attend to each other both ways (prefix language model, Raffel et al. 2020, 3.2.1).
   """
 
   @nn.compact
@@ -126,58 +340,61 @@ class Decoder(Transformer):
     batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
-    x, caches = self.stack('decoder')(x, mask, caches=cache and cache['layers'])
+    x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
     x = x.reshape(*rows, -1)
-    return Output(x, self.unembed(table), {}, cache and {**slots, 'layers': caches})
+    return Output(x, self.output_head(table), {}, cache and {**slots, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
 
-    Chowdhery et al. 2022 (PaLM), appendix B; N counts what is multiplied, so tables that are only
-    looked up are left out. Attention counts whole, whether or not the upper triangle is skipped.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. N counts parameters that are multiplied, so
+    tables that are only looked up are left out. Attention counts in full, whether or not the kernel
+    skips the upper triangle.
     """
-    looked_up = [params['decoder'].get('position')] + ([] if self.tied else [params['embedding']])
-    multiplied = sum(x.size for x in jax.tree.leaves(params))
-    multiplied -= sum(x.size for x in looked_up if x is not None)
-    return 6 * multiplied + 12 * self.depth * self.heads * self.head_dim * context
+    looked_up = [params['decoder'].get('position')]
+    looked_up += [] if self.tie_embeddings else [params['embedding']]
+    layers = self.depth
+    return 6 * _multiplied(params, looked_up) + 12 * layers * self.heads * self.head_dim * context
 
 
 class Encoder(Transformer):
-  """Tokens that see each other both ways, and a head on them: `(batch) -> Output`.
+  """A bidirectional encoder with a head: `(batch) -> Output`.
 
-  The logits of the output are one row a token, (B, T, C), or, where there is a `pool`, one row for
-  each of the P examples that a row of the batch holds, (B, P, C).
+  The logits of the output are one row per token, (B, T, C), or, with `pooling`, one row for each of
+  the P examples that a row of the batch holds, (B, P, C).
   """
 
-  classes: int | None = None  # outputs of the head; None for the vocabulary
-  pool: Callable[..., Array] | None = None  # (hidden_BTD, segments_BT, P) -> (B, P, D)
+  num_classes: int | None = None  # outputs of the head; None for the vocabulary
+  pooling: Callable[..., Array] | None = None  # (hidden_BTD, segments_BT, P) -> (B, P, D)
 
   continues_prompts = False
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    del cache  # there is nothing that a later call could use
-    table = self.table('embedding', batch['inputs'] if self.classes is None else None)
-    mask = both_ways(batch['positions'], batch['segments'], packed(batch))
-    x, _ = self.stack('encoder')(self.embed(table, batch['inputs']), mask)
-    if self.pool is not None:
-      x = self.pool(x, batch['segments'], batch['examples'].shape[1])
+    del cache  # an encoder never continues
+    table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
+    mask = bidirectional_mask(batch['positions'], batch['segments'], packed(batch))
+    x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), mask)
+    if self.pooling is not None:
+      x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
     x = dropout(self, x, self.dropout)
-    if self.classes is None:
-      return Output(x, self.unembed(table), {})
-    return Output(x, ClassTable(self.classes, self.d_model, self.init_std, name='head')(), {})
+    if self.num_classes is None:
+      return Output(x, self.output_head(table), {})
+    return Output(
+      x, ClassifierHead(self.num_classes, self.d_model, self.init_std, name='head')(), {}
+    )
 
 
 class EncoderDecoder(Transformer):
-  """An encoder of the `source` and a decoder that attends to it: `(batch, cache) -> Output`.
+  """An encoder of the `source` and a decoder with cross-attention: `(batch, cache) -> Output`.
 
-  With a cache, a call whose batch has `source` reads it and keeps what cross-attention needs of
-  it; later calls go without.
+  With a cache, a call whose batch has `source` encodes it and caches the keys and values of
+  cross-attention; later calls have no source.
   """
 
-  encoder_depth: int | None = None  # None for as many as the decoder's `depth`
+  encoder_depth: int | None = None  # None for the `depth` of the decoder
   cross_attention: Callable[..., nn.Module] = Attention
-  shared: bool = True  # source and target have one table of embeddings
+  share_embeddings: bool = True  # source and target have one embedding table
 
   continues_prompts = False
 
@@ -187,14 +404,16 @@ class EncoderDecoder(Transformer):
     rows = batch['inputs'].shape
     batch = rows_together(batch, cache)
     mask, slots = self_mask(batch, cache)
-    memory = None
+    encoder_output = None
     if 'source' in batch:
-      source_table = table if self.shared else self.table('source_embedding')
-      slots['source_segments'] = batch['source_segments']
-      memory = self._encode(source_table, batch)
+      source_table = table if self.share_embeddings else self.table('source_embedding')
+      slots['source_segments'] = segments = batch['source_segments']
+      source_mask = bidirectional_mask(batch['source_positions'], segments, packed(batch))
+      source = self.embed(source_table, batch['source'])
+      encoder_output, _ = self.stack('encoder', self._encoder_depth())(source, source_mask)
     elif cache is not None:
       slots['source_segments'] = cache['source_segments']
-    memory_mask = Mask(
+    encoder_mask = Mask(
       mask.q_positions,
       jnp.zeros_like(slots['source_segments']),
       batch['segments'],
@@ -203,34 +422,75 @@ class EncoderDecoder(Transformer):
       packed=cache is not None or packed(batch),
     )
     x = self.embed(table, batch['inputs'])
-    x, caches = self.stack('decoder')(x, mask, memory, memory_mask, cache and cache['layers'])
+    decoder = self.stack('decoder', self.depth, self.cross_attention)
+    x, caches = decoder(x, mask, encoder_output, encoder_mask, cache and cache['layers'])
     x = x.reshape(*rows, -1)
-    return Output(x, self.unembed(table), {}, cache and {**slots, 'layers': caches})
+    return Output(x, self.output_head(table), {}, cache and {**slots, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
-    """Returns the FLOPs of training on a token of full rows, be it of the source or the target.
+    """Returns the FLOPs of training on a token of full rows, of the source or the target.
 
-    It is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as Decoder does: a token of each
-    goes through the parameters once, and a layer of the decoder attends to both texts.
+    It is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as in Decoder: a source and a
+    target token go through the parameters once, and a decoder layer attends to both texts.
     """
     looked_up = [params[name].get('position') for name in ('encoder', 'decoder')]
-    looked_up += [] if self.shared else [params['source_embedding']]
-    looked_up += [] if self.tied else [params['embedding']]
-    multiplied = sum(x.size for x in jax.tree.leaves(params))
-    multiplied -= sum(x.size for x in looked_up if x is not None)
+    looked_up += [] if self.share_embeddings else [params['source_embedding']]
+    looked_up += [] if self.tie_embeddings else [params['embedding']]
     layers = self._encoder_depth() + 2 * self.depth
-    return (6 * multiplied + 12 * layers * self.heads * self.head_dim * context) / 2
+    attention = 12 * layers * self.heads * self.head_dim * context
+    return (6 * _multiplied(params, looked_up) + attention) / 2
 
   def _encoder_depth(self) -> int:
     return self.depth if self.encoder_depth is None else self.encoder_depth
 
-  def _encode(self, table: Table, batch: Batch) -> Array:
-    mask = both_ways(batch['source_positions'], batch['source_segments'], packed(batch))
-    encoder = self.stack('encoder', depth=self._encoder_depth(), cross_attention=None)
-    return encoder(self.embed(table, batch['source']), mask)[0]
+
+class ClassifierHead(nn.Module):
+  """A linear layer to C classes, as the output head of a model."""
+
+  num_classes: int
+  d_model: int
+  init_std: float
+
+  @nn.compact
+  def __call__(self) -> OutputHead:
+    init = with_logical_partitioning(nn.initializers.normal(self.init_std), None, 'embed')
+    kernel_CD = self.param('kernel', init, (self.num_classes, self.d_model))
+    zeros = with_logical_partitioning(nn.initializers.zeros, None)
+    bias_C = self.param('bias', zeros, (self.num_classes,))
+    return OutputHead(EmbeddingTable(kernel_CD), bias_C, self.num_classes, axes=(None, 'embed'))
 
 
-def both_ways(positions: Array, segments: Array, packed: bool) -> Mask:
-  """Returns the mask of tokens that see all those of their segment."""
+def bidirectional_mask(positions: Array, segments: Array, packed: bool) -> Mask:
+  """Returns the mask of tokens that attend to all tokens of their segment."""
   mask = Mask(positions, positions, segments, segments, causal=False, ordered=True)
   return mask.replace(packed=packed)
+
+
+def _multiplied(params: Params, looked_up: list[Any]) -> int:
+  """Returns the number of parameters outside of tables that are only looked up."""
+  tables = sum(x.size for x in looked_up if x is not None)
+  return sum(x.size for x in jax.tree.leaves(params)) - tables
+
+
+def _partial(field: str, fn: Callable[..., nn.Module], kwargs: Mapping[str, Any]) -> Callable:
+  """Returns `functools.partial(fn, **kwargs)`.
+
+  Raises:
+    UserError: `fn`, the value of a field, does not take one of the arguments.
+  """
+  try:
+    inspect.signature(fn).bind_partial(**kwargs)
+  except TypeError as e:
+    name = getattr(getattr(fn, 'func', fn), '__qualname__', fn)
+    raise UserError(f'{field}: {name} {e}; it takes {", ".join(kwargs)}') from e
+  return functools.partial(fn, **kwargs)
+
+
+def _unstack(stacked: Any) -> list[Any]:
+  """Returns the parameters of each layer group."""
+  groups = len(jax.tree.leaves(stacked)[0])
+  # XLA's CPU compiler copies a slice with a constant index before it is read: at the size of GPT-2
+  # a third of a decode step. A slice with an unknown index is read in place.
+  indices = jax.lax.optimization_barrier(jnp.arange(groups))
+  take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+  return [jax.tree.map(lambda x, i=i: take(x, indices[i]), stacked) for i in range(groups)]

@@ -1,19 +1,100 @@
-"""Attention as pure functions `attend(q_BTHK, k_BSGK, v_BSGK, mask) -> o_BTHK`.
+"""Attention on TPUs by the kernel that comes with JAX (splash attention), split over a mesh."""
 
-H query heads share G key/value heads, H = G * R; query head h reads key/value head h // R. Scores
-are scaled by 1/sqrt(K) (Vaswani et al. 2017, eq. 1). Scores and softmax are float32. Queries that
-see no key at all (padding) give finite values that nobody reads.
-"""
-
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import platform
-from lm.nn.splash import can, splash
+from lm.parallel.collectives import shard_map_logical
+from lm.parallel.mesh import platform
 from lm.types import Array, Mask
+
+LANES = 128  # what a row's length must be a multiple of
+BLOCK = 512  # queries, and keys, that are in fast memory at once
+
+
+def splash_supported(T: int, mask: Mask) -> bool:
+  """Returns whether the kernel does rows of T tokens that attend to themselves by such a mask."""
+  plain = mask.bias is None and mask.k_prefix is None and mask.allowed is None
+  return mask.ordered and plain and T % LANES == 0
+
+
+def splash(
+  q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, interpret: bool = False
+) -> Array:
+  """Attends within fast memory, and never holds scores of more than a block.
+
+  A device does the rows and heads that it has. `interpret` runs the kernel's text on a CPU.
+
+  Raises:
+    ValueError: the kernel cannot honour the mask, or the length of rows.
+  """
+  _, T, _, K = q_BTHK.shape
+  if not splash_supported(T, mask):
+    raise ValueError(
+      f'lm.nn.attention:splash takes rows of a multiple of {LANES} tokens, self-attention '
+      f'by causality, windows and segments alone; these have {T}; use lm.nn.attention:blockwise'
+    )
+  segments_BT = mask.q_segments
+  part = functools.partial(_part, window=mask.window, causal=mask.causal, interpret=interpret)
+  heads, groups = ('batch', 'heads', None, None), ('batch', 'kv_heads', None, None)
+  o_BHTK = shard_map_logical(
+    part, (heads, groups, groups, None if segments_BT is None else ('batch', None)), heads
+  )(
+    (q_BTHK * K**-0.5).astype(q_BTHK.dtype).swapaxes(1, 2),
+    k_BSGK.swapaxes(1, 2),
+    v_BSGK.swapaxes(1, 2),
+    segments_BT,
+  )
+  return o_BHTK.swapaxes(1, 2)
+
+
+def _part(
+  q_BHTK: Array,
+  k_BGTK: Array,
+  v_BGTK: Array,
+  segments_BT: Array | None,
+  window: int | None,
+  causal: bool,
+  interpret: bool,
+) -> Array:
+  """Attends for the rows and heads of one device."""
+  # Here, since it takes a while and most programs run on other devices.
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernels,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  _, H, T, _ = q_BHTK.shape
+  block = next(size for size in (BLOCK, 256, LANES) if T % size == 0)
+  sizes = kernels.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
+  kernel = kernels.make_splash_mha(
+    mask=masks.MultiHeadMask([_mask(masks, T, window, causal)] * H),
+    head_shards=1,
+    q_seq_shards=1,
+    block_sizes=sizes,
+    interpret=interpret,
+  )
+  if segments_BT is None:
+    return jax.vmap(kernel)(q_BHTK, k_BGTK, v_BGTK)
+  segments = kernels.SegmentIds(q=segments_BT, kv=segments_BT)
+  return jax.vmap(kernel)(q_BHTK, k_BGTK, v_BGTK, segments)
+
+
+def _mask(masks: Any, T: int, window: int | None, causal: bool) -> Any:
+  if window is not None:
+    return masks.LocalMask((T, T), (window - 1, 0 if causal else window - 1), 0)
+  return masks.CausalMask((T, T)) if causal else masks.FullMask((T, T))
+
 
 MASKED = -1e30
 _HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention takes
@@ -25,7 +106,7 @@ def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Arra
   return _token_major(o_BGRTK)
 
 
-def blocked(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
+def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
   """Blocks of queries against the keys they can see: half the work of the plain form when causal.
 
   Keys after the block, and before its window, are not touched at all. Masks that are not causal
@@ -55,7 +136,7 @@ def weights(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> Array:
   return _weights(q_BGRTK, k_BGSK, mask).reshape(B, H, T, k_BSGK.shape[1])
 
 
-def mixed(weights_BHTS: Array, v_BSGK: Array) -> Array:
+def weighted_values(weights_BHTS: Array, v_BSGK: Array) -> Array:
   """Returns the values mixed by weights (B, T, H, K): `dot_product`, given its weights."""
   B, H, T, S = weights_BHTS.shape
   G = v_BSGK.shape[2]
@@ -100,9 +181,9 @@ def _weights(q_BGRTK: Array, k_BGSK: Array, mask: Mask) -> Array:
   bias_BHTS = mask.dense_bias()
   if bias_BHTS is not None:
     scores_BGRTS += bias_BHTS.reshape(-1, G, R, T, S)
-  visible_B1TS = mask.dense()
-  if visible_B1TS is not None:
-    scores_BGRTS = jnp.where(visible_B1TS[:, :, None], scores_BGRTS, MASKED)
+  allowed_B1TS = mask.dense()
+  if allowed_B1TS is not None:
+    scores_BGRTS = jnp.where(allowed_B1TS[:, :, None], scores_BGRTS, MASKED)
   return jax.nn.softmax(scores_BGRTS, axis=-1)
 
 
@@ -130,7 +211,7 @@ def cudnn_mask(mask: Mask) -> CudnnMask:
   causality by index, so that half of the work is skipped for it too. The kernel has offsets of
   segments as well, for which JAX has no public function.
   """
-  plain = mask.k_prefix is None and mask.visible is None
+  plain = mask.k_prefix is None and mask.allowed is None
   by_index = plain and mask.causal and mask.ordered
   all_seen = plain and not mask.causal and mask.window is None  # windows of the kernel look back
   if not (by_index or all_seen) or (mask.packed and mask.k_segments is not None):
@@ -158,15 +239,15 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
 def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
   """Raises ValueError where cuDNN's attention takes no such numbers, or no such mask."""
   if mask.bias is not None:
-    raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blocked')
+    raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blockwise')
   if dtype not in _HALF:
     raise ValueError(
       f'lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
-      "set model.dtype='bfloat16' or use lm.nn.attention:blocked"
+      "set model.dtype='bfloat16' or use lm.nn.attention:blockwise"
     )
 
 
-def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
+def cudnn_supported(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
   """Returns whether `cudnn` takes these arrays on any GPU, for training too, and honours the mask.
 
   A single query, as in writing, is never trained on. Some GPUs would take heads of up to 256.
@@ -180,14 +261,14 @@ def can_cudnn(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """`cudnn` where the program runs on an NVIDIA GPU, `splash` on a TPU, `blocked` elsewhere.
 
-  What these kernels cannot do is done otherwise: on a GPU by `blocked` (can_cudnn: float32, a bias,
-  heads of more than 128 numbers or of no multiple of 8, rows of odd lengths), on a TPU with all
-  scores at once (lm.nn.splash.can: attention to another text, from a cache, with a bias, or in rows
-  of no multiple of 128 tokens).
+  Unsupported inputs take another form. On a GPU it is `blockwise` (see `cudnn_supported`: float32,
+  a bias, heads of more than 128 elements or of no multiple of 8, rows of odd length). On a TPU it
+  is `dot_product` (see `splash_supported`: cross-attention, a KV cache, a bias, or rows of no
+  multiple of 128 tokens).
   """
-  if platform() == 'gpu' and can_cudnn(q_BTHK, k_BSGK, mask):
+  if platform() == 'gpu' and cudnn_supported(q_BTHK, k_BSGK, mask):
     return cudnn(q_BTHK, k_BSGK, v_BSGK, mask)
   if platform() == 'tpu':
-    do = splash if can(q_BTHK.shape[1], mask) else dot_product
+    do = splash if splash_supported(q_BTHK.shape[1], mask) else dot_product
     return do(q_BTHK, k_BSGK, v_BSGK, mask)
-  return blocked(q_BTHK, k_BSGK, v_BSGK, mask)
+  return blockwise(q_BTHK, k_BSGK, v_BSGK, mask)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from lm.mesh import constrain
+from lm.parallel.mesh import with_logical_constraint
 from lm.types import Array
 
 
@@ -46,7 +46,7 @@ class Slots(NamedTuple):
 
 
 def _pinned(x_BGSK: Array) -> Array:
-  return constrain(x_BGSK, 'rows', 'kv_heads', 'time', 'head_dim')
+  return with_logical_constraint(x_BGSK, 'cache_batch', 'kv_heads', 'length', 'head_dim')
 
 
 def _swapped(x: Array) -> Array:

@@ -1,11 +1,11 @@
-"""The thin Linen modules of a block: projections, attention, feed-forward layers.
+"""The layers of a block: norms, projections, attention, feed-forward, and the block layout.
 
-Compute runs in `dtype`; parameters are float32 masters, cast where they are used.
+Parameters are float32; layers compute in `dtype` and cast parameters where they use them.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,20 +13,130 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
-from lm.mesh import constrain, named, platform
 from lm.nn import attention
 from lm.nn.cache import Projected, Slots
-from lm.nn.tap import COLLECTION, tap
-from lm.shards import with_whole
+from lm.nn.hooks import HOOKS
+from lm.parallel.collectives import apply_with_gathered_kernel
+from lm.parallel.mesh import (
+  current_mesh,
+  platform,
+  with_logical_constraint,
+  with_logical_partitioning,
+)
 from lm.types import Array, Mask
 
-# How many numbers a product adds up for one, from which on it pays TPUs to hold it (see _apart).
-# Narrower ones take less time than their results take to be written and read once more.
-WIDE = 2048
+# Matmuls that contract at least so many elements are kept out of XLA:TPU's fusions (_materialize).
+# A narrower matmul takes less time than writing and reading its result once more.
+MIN_BARRIER_DIM = 2048
+
+Sublayers = Sequence[tuple[str, Callable[[Array], Array]]]
+Norm = Callable[[str], Callable[[Array], Array]]
+
+
+def hook_point(module: nn.Module, name: str, x: Array) -> Array:
+  """Returns x, which hooks of `lm.nn.hooks.with_hooks` may record or edit as 'module/path/name'."""
+  hook = HOOKS.get()
+  return x if hook is None else hook(module, name, x)
+
+
+# The backward pass of a norm keeps only its input: recomputing costs less than storing the rest.
+_recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+@_recomputed
+def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float = 1e-5) -> Array:
+  """Normalizes the last axis to mean 0 and variance 1 in float32 (Ba et al. 2016).
+
+  Args:
+    x: (..., D).
+    scale: (D,), or a shape that broadcasts against x.
+    bias: like scale, or None.
+    epsilon: added to the variance.
+  """
+  x32 = x.astype(jnp.float32)
+  mean = x32.mean(-1, keepdims=True)
+  centered = x32 - mean
+  variance = jnp.square(centered).mean(-1, keepdims=True)
+  y = centered * jax.lax.rsqrt(variance + epsilon) * _row(scale, x)
+  if bias is not None:
+    y += _row(bias, x)
+  return y.astype(x.dtype)
+
+
+@_recomputed
+def rms_norm(x: Array, scale: Array, epsilon: float = 1e-6) -> Array:
+  """Divides the last axis by its root mean square in float32 (Zhang and Sennrich 2019)."""
+  x32 = x.astype(jnp.float32)
+  y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + epsilon)
+  return (y * _row(scale, x)).astype(x.dtype)
+
+
+def _row(vector: Array, x: Array) -> Array:
+  return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class LayerNorm(nn.Module):
+  """`layer_norm` with a learned scale and, where `bias`, a learned shift."""
+
+  bias: bool = True
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    D = x.shape[-1]
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    scale = self.param('scale', with_logical_partitioning(ones, 'activation_embed'), (D,))
+    bias = None
+    if self.bias:
+      bias = self.param('bias', with_logical_partitioning(zeros, 'activation_embed'), (D,))
+    return layer_norm(x, scale, bias, self.epsilon)
+
+
+class RMSNorm(nn.Module):
+  """`rms_norm` with a learned scale. `bias` has no effect; all norms take it."""
+
+  bias: bool = False
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = with_logical_partitioning(nn.initializers.ones, 'activation_embed')
+    return rms_norm(x, self.param('scale', init, (x.shape[-1],)), self.epsilon)
+
+
+def pre_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """x + f(norm(x)), the block layout of GPT-2 and Llama (Xiong et al. 2020).
+
+  A block layout is a pure function of `sublayers`, which are (name, function) pairs, and of
+  `norm(name)`, which returns the norm of that name and makes its parameters on first use.
+  """
+  for name, f in sublayers:
+    x = x + f(norm(f'{name}_norm')(x))
+  return x
+
+
+def post_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """norm(x + f(x)), the layout of the first Transformer and BERT (Vaswani et al. 2017)."""
+  for name, f in sublayers:
+    x = norm(f'{name}_norm')(x + f(x))
+  return x
+
+
+def sandwich_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """x + norm(f(norm(x))), the layout of Gemma 2 and CogView (Ding et al. 2021)."""
+  for name, f in sublayers:
+    x = x + norm(f'{name}_post_norm')(f(norm(f'{name}_norm')(x)))
+  return x
+
+
+def parallel_block(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """x + sum of f(norm(x)) with one norm for all sublayers, the layout of GPT-J and PaLM."""
+  normed = norm('norm')(x)
+  return x + sum((f(normed) for _, f in sublayers[1:]), sublayers[0][1](normed))
 
 
 class Linear(nn.Module):
-  """A product over the last axes of x, with named axes: (..., *inputs) -> (..., *outputs)."""
+  """A matmul over the last axes of x, with named axes: (..., *inputs) -> (..., *outputs)."""
 
   shape: tuple[int, ...]  # inputs then outputs
   axes: tuple[str | None, ...]  # logical names of `shape`
@@ -37,57 +147,62 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    kernel = self.param('kernel', named(self.kernel_init, *self.axes), self.shape)
+    kernel = self.param(
+      'kernel', with_logical_partitioning(self.kernel_init, *self.axes), self.shape
+    )
     shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
 
-    # The pass backward keeps the kernel in its parts and puts it together again.
+    # The backward pass keeps the kernel sharded and all-gathers it again.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def product(x: Array, kernel: Array) -> Array:
-      part = functools.partial(_product, inputs=self.inputs)
-      return with_whole(part, x, kernel.astype(self.dtype), self.axes)
+    def matmul(x: Array, kernel: Array) -> Array:
+      part = functools.partial(_matmul, inputs=self.inputs)
+      kernel = kernel.astype(self.dtype)
+      if current_mesh() is None:
+        return part(x, kernel)
+      return apply_with_gathered_kernel(part, x, kernel, self.axes)
 
-    y = product(x.astype(self.dtype), kernel)
-    if math.prod(self.shape[: self.inputs]) >= WIDE:
-      y = _apart(y)
+    y = matmul(x.astype(self.dtype), kernel)
+    if math.prod(self.shape[: self.inputs]) >= MIN_BARRIER_DIM:
+      y = _materialize(y)
     if self.bias:
-      bias = self.param('bias', named(nn.initializers.zeros, *axes), shape)
+      bias = self.param('bias', with_logical_partitioning(nn.initializers.zeros, *axes), shape)
       y += bias.astype(self.dtype).reshape((1,) * (y.ndim - len(shape)) + shape)
     return y
 
 
-def _product(x: Array, kernel: Array, inputs: int) -> Array:
-  """Returns the product over the last axes of x and the first of the kernel, `inputs` of them."""
+def _matmul(x: Array, kernel: Array, inputs: int) -> Array:
+  """Contracts the last `inputs` axes of x with the first ones of the kernel."""
   if platform() == 'tpu':
-    # As one product of matrices, TPUs copy what comes out for its layout: a tenth of a step of
-    # Llama 8B by their compiler's own cycles.
+    # With flattened axes XLA:TPU copies the result into its layout: a tenth of a step of Llama 8B
+    # by the compiler's own cycle counts.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     return jax.lax.dot_general(x, kernel, (over, ((), ())))
-  # As one product of matrices: with more axes the CPU's gradient of the kernel copies and
-  # transposes the gradient of y first.
+  # As one matmul of matrices: with more axes, the kernel's gradient on CPUs first copies and
+  # transposes the gradient of y.
   width = math.prod(kernel.shape[:inputs])
   y = x.reshape(-1, width) @ kernel.reshape(width, -1)
   return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
 
 
 @jax.custom_vjp
-def _apart(y: Array) -> Array:
-  """Returns y, which while training is an array by itself on TPUs, and so is its gradient.
+def _materialize(y: Array) -> Array:
+  """Returns y; in training on TPUs, y and its gradient are arrays that no fusion absorbs.
 
-  Fused into products, what is done to y and its gradient takes the room that products need: by the
-  compiler's own cycles the gradients of `gate` and `qkv` took two and three times as long.
+  Elementwise operations that are fused into a matmul compete with it for VMEM. By the compiler's
+  own cycle counts the gradients of `gate` and `qkv` took two and three times as long.
   """
   return y
 
 
-def _held(y: Array) -> Array:
+def _barrier(y: Array) -> Array:
   return jax.lax.optimization_barrier(y) if platform() == 'tpu' else y
 
 
-_apart.defvjp(lambda y: (_held(y), None), lambda _, d: (_held(d),))
+_materialize.defvjp(lambda y: (_barrier(y), None), lambda _, d: (_barrier(d),))
 
 
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
-  """Zeroes a fraction `rate` of x and scales the rest up, when `module` was given a dropout key."""
+  """Zeroes a fraction `rate` of x and scales up the rest, where `module` has a dropout key."""
   if rate == 0 or not module.has_rng('dropout'):
     return x
   kept = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, x.shape)
@@ -95,22 +210,22 @@ def dropout(module: nn.Module, x: Array, rate: float) -> Array:
 
 
 class Attention(nn.Module):
-  """Self-attention, or attention to a memory, with H query heads on G key/value heads.
+  """Self-attention or cross-attention with H query heads on G key/value heads.
 
-  Called as `(x_BTD, memory, mask, cache) -> (y_BTD, cache)`. `memory` is None for self-attention,
-  (B, S, D), or Projected. `cache` is None where nothing is to be kept. Self-attention enters its T
-  new keys and values into Slots, of which the mask then speaks, and returns these; attention to a
-  memory returns it Projected.
+  The call is `(x_BTD, encoder_output, mask, cache) -> (y_BTD, cache)`. `encoder_output` is None for
+  self-attention, (B, S, D), or its projection from an earlier call (CrossAttentionKV). `cache` is
+  None, or a KVCache that takes the T new keys and values; the mask then describes its slots.
+  Cross-attention with a cache returns the projected keys and values as the cache.
 
-  Sites of lm.nn.tap: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K), which
-  are the values mixed by the weights, and `output` (B, T, D). The weights are those of softmax
-  attention under the mask, as `attend` honours it; an `attend` of another kind mixes by others.
+  Hook points: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K), the weighted
+  values, and `output` (B, T, D). `weights` are those of softmax attention under the mask, which an
+  `attention_fn` of another kind does not compute.
   """
 
   heads: int
   kv_heads: int
   head_dim: int
-  attend: Callable[..., Array] = attention.dot_product
+  attention_fn: Callable[..., Array] = attention.dot_product
   rotate: Callable[[Array, Array], Array] | None = None
   window: int | None = None
   bias: bool = False
@@ -120,20 +235,22 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, memory: Array | Projected | None, mask: Mask, cache: Any
+    self, x: Array, encoder_output: Array | Projected | None, mask: Mask, cache: Any
   ) -> tuple[Array, Slots | Projected | None]:
-    q_BTHK, k_BSGK, v_BSGK = self.project(x, memory)
-    o_BTHK, cache = self.mix(q_BTHK, k_BSGK, v_BSGK, mask, cache)
+    q_BTHK, k_BSGK, v_BSGK = self.project(x, encoder_output)
+    o_BTHK, cache = self.attend(q_BTHK, k_BSGK, v_BSGK, mask, cache)
     return self.out(o_BTHK, x.shape[-1]), cache
 
-  def project(self, x_BTD: Array, memory: Array | Projected | None) -> tuple[Array, Array, Array]:
-    """Returns queries (B, T, H, K) of x, keys and values (B, S, G, K) of x or the memory."""
+  def project(
+    self, x_BTD: Array, encoder_output: Array | Projected | None
+  ) -> tuple[Array, Array, Array]:
+    """Returns queries (B, T, H, K), and keys and values (B, S, G, K) of x or the encoder output."""
     B, T, D = x_BTD.shape
     G, K = self.kv_heads, self.head_dim
     R = self.heads // G
 
     def linear(name: str, per_group: int) -> Linear:
-      # One kernel for all that reads the same input; the key/value heads are the sharded axis, so
+      # One kernel for everything that reads one input. It is sharded over the key/value heads, so
       # that each device keeps whole groups.
       return Linear(
         shape=(D, G, per_group, K),
@@ -144,48 +261,48 @@ class Attention(nn.Module):
         name=name,
       )
 
-    if memory is None:
+    if encoder_output is None:
       # Split and not indexed: the gradient of a split is one concatenation.
       q, k, v = jnp.split(linear('qkv', R + 2)(x_BTD), (R, R + 1), axis=3)
       k, v = k.squeeze(3), v.squeeze(3)
     else:
       q = linear('q', R)(x_BTD)
-      if isinstance(memory, Projected):
-        k, v = memory.read()
+      if isinstance(encoder_output, Projected):
+        k, v = encoder_output.read()
       else:
-        k, v = (y.squeeze(3) for y in jnp.split(linear('kv', 2)(memory), 2, axis=3))
-    q_BTHK = constrain(q.reshape(B, T, self.heads, K), 'batch', 'time', 'heads', 'head_dim')
-    return q_BTHK, k, v
+        k, v = (y.squeeze(3) for y in jnp.split(linear('kv', 2)(encoder_output), 2, axis=3))
+    q_BTHK = q.reshape(B, T, self.heads, K)
+    return with_logical_constraint(q_BTHK, 'batch', 'length', 'heads', 'head_dim'), k, v
 
-  def mix(
+  def attend(
     self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: Any
   ) -> tuple[Array, Slots | Projected | None]:
-    """Returns the heads' outputs (B, T, H, K), and the cache with the new keys and values."""
+    """Returns the outputs of the heads (B, T, H, K), and the cache with the new keys and values."""
     if self.rotate is not None:
       q_BTHK = self.rotate(q_BTHK, mask.q_positions)
       k_BSGK = self.rotate(k_BSGK, mask.q_positions)
     if isinstance(cache, Slots):
       k_BSGK, v_BSGK, cache = cache.enter(k_BSGK, v_BSGK)
-    elif cache is not None:  # of a memory, which does not grow
+    elif cache is not None:  # of an encoder output, which does not grow
       cache = Projected.of(k_BSGK, v_BSGK)
     if self.window is not None:
       mask = mask.replace(window=self.window)
-    v_BSGK = tap(self, 'values', v_BSGK)
-    o_BTHK = tap(self, 'heads', self._attended(q_BTHK, k_BSGK, v_BSGK, mask))
-    return constrain(o_BTHK, 'batch', 'time', 'heads', 'head_dim'), cache
+    v_BSGK = hook_point(self, 'values', v_BSGK)
+    o_BTHK = hook_point(self, 'heads', self._attended(q_BTHK, k_BSGK, v_BSGK, mask))
+    return with_logical_constraint(o_BTHK, 'batch', 'length', 'heads', 'head_dim'), cache
 
   def _attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-    if self.is_mutable_collection(COLLECTION):
-      # `attend` never shows its weights. Where sites are read they are found beside it; only where
-      # they are edited do they take its place.
+    if HOOKS.get() is not None:
+      # `attention_fn` never shows its weights. Hooks read weights that are computed alongside;
+      # only edited weights replace its result.
       weights_BHTS = attention.weights(q_BTHK, k_BSGK, mask)
-      edited_BHTS = tap(self, 'weights', weights_BHTS)
+      edited_BHTS = hook_point(self, 'weights', weights_BHTS)
       if edited_BHTS is not weights_BHTS:
-        return attention.mixed(edited_BHTS, v_BSGK)
-    return self.attend(q_BTHK, k_BSGK, v_BSGK, mask)
+        return attention.weighted_values(edited_BHTS, v_BSGK)
+    return self.attention_fn(q_BTHK, k_BSGK, v_BSGK, mask)
 
   def out(self, o_BTHK: Array, width: int) -> Array:
-    """Returns the heads' outputs mapped back to the model's width (B, T, D)."""
+    """Returns the outputs of the heads projected to the model's width (B, T, D)."""
     linear = Linear(
       shape=(self.heads, self.head_dim, width),
       axes=('heads', 'head_dim', 'embed'),
@@ -195,14 +312,14 @@ class Attention(nn.Module):
       kernel_init=self.out_init,
       name='out',
     )
-    return tap(self, 'output', linear(o_BTHK))
+    return hook_point(self, 'output', linear(o_BTHK))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: Array) -> Array:
   """The tanh form of GELU (Hendrycks and Gimpel 2016), as in GPT-2.
 
-  The backward pass keeps x alone: the steps in between cost more to store than to compute.
+  The backward pass keeps only x: recomputing the intermediate values costs less than storing them.
   """
   return jax.nn.gelu(x, approximate=True)
 
@@ -219,43 +336,30 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
-    D = x_BTD.shape[-1]
-    common = {'bias': self.bias, 'dtype': self.dtype}
-    up = Linear(
-      (D, self.d_mlp), ('embed', 'mlp'), kernel_init=self.kernel_init, name='up', **common
-    )(x_BTD)
-    hidden = tap(self, 'hidden', self.activation(up))
-    hidden = constrain(hidden, 'batch', 'time', 'mlp')
-    down = Linear(
-      (self.d_mlp, D), ('mlp', 'embed'), kernel_init=self.out_init, name='down', **common
-    )
-    return tap(self, 'output', down(hidden))
+    return self.down(self.activation(self.up('up', x_BTD)), x_BTD.shape[-1])
+
+  def up(self, name: str, x_BTD: Array) -> Array:
+    """Returns a projection of x to (B, T, F)."""
+    shape, axes = (x_BTD.shape[-1], self.d_mlp), ('embed', 'mlp')
+    return Linear(shape, axes, 1, self.bias, self.dtype, self.kernel_init, name=name)(x_BTD)
+
+  def down(self, hidden_BTF: Array, width: int) -> Array:
+    """Returns the projection of the activations to (B, T, D)."""
+    hidden_BTF = hook_point(self, 'hidden', hidden_BTF)
+    hidden_BTF = with_logical_constraint(hidden_BTF, 'batch', 'length', 'mlp')
+    shape, axes = (self.d_mlp, width), ('mlp', 'embed')
+    down = Linear(shape, axes, 1, self.bias, self.dtype, self.out_init, name='down')
+    return hook_point(self, 'output', down(hidden_BTF))
 
 
-class GatedMlp(nn.Module):
-  """SwiGLU and its kin: (activation(x W) * x U) V (Shazeer 2020)."""
+class GatedMlp(Mlp):
+  """SwiGLU and its relatives: (activation(x W) * x U) V (Shazeer 2020)."""
 
-  d_mlp: int
   activation: Callable[[Array], Array] = jax.nn.silu
-  bias: bool = False
-  dtype: Any = jnp.float32
-  kernel_init: Initializer = nn.initializers.normal(0.02)
-  out_init: Initializer = nn.initializers.normal(0.02)
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
-    D = x_BTD.shape[-1]
-    common = {'bias': self.bias, 'dtype': self.dtype}
-
-    def projected(name: str) -> Array:
-      shape, axes = (D, self.d_mlp), ('embed', 'mlp')
-      return Linear(shape, axes, kernel_init=self.kernel_init, name=name, **common)(x_BTD)
-
-    # Two kernels: side by side in one, their split axis would not be the first of the product's,
-    # and devices that share it would have to gather it.
-    hidden = tap(self, 'hidden', self.activation(projected('gate')) * projected('up'))
-    hidden = constrain(hidden, 'batch', 'time', 'mlp')
-    down = Linear(
-      (self.d_mlp, D), ('mlp', 'embed'), kernel_init=self.out_init, name='down', **common
-    )
-    return tap(self, 'output', down(hidden))
+    # Two kernels: in one kernel, the axis to split would not be the leading one of the result, and
+    # devices that share it would have to all-gather it.
+    gate_BTF = self.activation(self.up('gate', x_BTD))
+    return self.down(gate_BTF * self.up('up', x_BTD), x_BTD.shape[-1])

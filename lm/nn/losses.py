@@ -12,9 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lm.mesh import pieces, platform
-from lm.shards import by_rows, serve, with_copies
-from lm.types import Array, Table, Unembed
+from lm.parallel.collectives import apply_with_gathered, is_gathered_for, shard_map_over_batch
+from lm.parallel.mesh import current_mesh, num_shards, platform
+from lm.types import Array, EmbeddingTable, OutputHead
 
 # Logits that a device holds at once when no chunk is named: 512 MiB of float32, for with each chunk
 # the gradient of the unembedding is read and written; on a CPU what its caches hold, for logits are
@@ -36,29 +36,31 @@ def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
   `chunk` 0 means as many as keep a device's share of B * positions * V within its budget.
   """
   budget = CPU_LOGITS_BUDGET if platform() == 'cpu' else LOGITS_BUDGET
-  limit = chunk or max(1, budget * pieces('batch', 'time', 'vocab') // (B * V))
+  limit = chunk or max(1, budget * num_shards('batch', 'length', 'vocab') // (B * V))
   return -(-T // -(-T // limit))
 
 
-def token_statistics(hidden_BTD: Array, unembed: Unembed, targets_BT: Array) -> TokenStatistics:
+def token_statistics(hidden_BTD: Array, unembed: OutputHead, targets_BT: Array) -> TokenStatistics:
   """Returns each target's negative log-likelihood in nats and whether it is the argmax."""
 
-  def part(rows: tuple[Array, Array], unembed: Unembed) -> TokenStatistics:
+  def part(rows: tuple[Array, Array], unembed: OutputHead) -> TokenStatistics:
     def one(hidden_BtD: Array, targets_Bt: Array) -> TokenStatistics:
       logits_BtV = unembed(hidden_BtD)
       log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-      picked_Bt = _pick(logits_BtV, targets_Bt)
+      picked_Bt = _take_target_logit(logits_BtV, targets_Bt)
       correct_Bt = (logits_BtV.argmax(-1) == targets_Bt).astype(jnp.float32)
       return TokenStatistics(log_z_Bt - picked_Bt, correct_Bt)
 
     return _over_chunks(one, size, *rows)
 
   B, T = targets_BT.shape
-  size = chunk_size(B, T, unembed.entries)
-  rows, copies = (hidden_BTD, targets_BT), unembed.table.copies
-  if not serve(copies, rows):
+  size = chunk_size(B, T, unembed.padded_vocab_size)
+  rows, gathered = (hidden_BTD, targets_BT), unembed.table.gathered
+  if gathered is None or not is_gathered_for(gathered, rows):
     return part(rows, unembed)
-  return with_copies(lambda rows, x: part(rows, unembed.replace(table=Table(x))), rows, copies)
+  return apply_with_gathered(
+    lambda rows, x: part(rows, unembed.replace(table=EmbeddingTable(x))), rows, gathered
+  )
 
 
 class CrossEntropy(flax.struct.PyTreeNode):
@@ -75,7 +77,7 @@ class CrossEntropy(flax.struct.PyTreeNode):
 
 def cross_entropy(
   hidden_BTD: Array,
-  unembed: Unembed,
+  unembed: OutputHead,
   targets_BT: Array,
   weights_BT: Array,
   z_loss: float = 0.0,
@@ -88,7 +90,7 @@ def cross_entropy(
   the label adds (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
   Gradients with respect to `hidden_BTD`, `weights_BT` and the arrays of `unembed` are found chunk
   by chunk in the forward pass, while the logits are at hand, so that nothing is computed twice.
-  Where the table has copies for these rows, the gradient of the table is theirs.
+  Where the table is all-gathered for this batch, the gradient is that of the gathered copies.
 
   Args:
     hidden_BTD: hidden states.
@@ -116,30 +118,35 @@ def _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
   """Returns the parts, and where `gradient` those of hidden states, unembedding and weights."""
   B, T, _ = hidden_BTD.shape
-  size = chunk_size(B, T, unembed.entries, chunk)
-  # Devices have the kernel already, or get it once, in the type that they multiply in.
+  size = chunk_size(B, T, unembed.padded_vocab_size, chunk)
+  # Devices have the kernel already, or all-gather it once, in the type of the matmul.
   table = unembed.table
-  shared = serve(table.copies, hidden_BTD)
-  kernel = table.copies if shared else table.vectors_VD.astype(hidden_BTD.dtype)
+  shared = table.gathered is not None and is_gathered_for(table.gathered, hidden_BTD)
+  kernel = table.gathered if shared else table.vectors_VD.astype(hidden_BTD.dtype)
 
-  def part(unembed: Unembed, rows: tuple[Array, ...]):
+  def part(unembed: OutputHead, rows: tuple[Array, ...]):
     return _rows(unembed, rows, penalties, size, gradient)
 
-  whole, rows = unembed.replace(table=Table(kernel)), (hidden_BTD, targets_BT, weights_BT)
-  sums, d_unembed, d_rows = by_rows(part, whole, unembed.logical_axes, rows)
+  whole, rows = unembed.replace(table=EmbeddingTable(kernel)), (hidden_BTD, targets_BT, weights_BT)
+  if current_mesh() is None:
+    sums, d_unembed, d_rows = part(whole, rows)
+  else:
+    sums, d_unembed, d_rows = shard_map_over_batch(part, whole, unembed.logical_axes, rows)
   if not gradient:
     return sums, None
-  # Of the vectors and their copies those have a gradient that were taken.
+  # The gradient belongs to the parameter or to its gathered copies, whichever was used.
   d_kernel = d_unembed.kernel_VD
-  d_unembed = d_unembed.replace(table=Table(None, d_kernel) if shared else Table(d_kernel))
-  taken = Table(None, table.copies) if shared else Table(table.vectors_VD)
+  d_unembed = d_unembed.replace(
+    table=EmbeddingTable(None, d_kernel) if shared else EmbeddingTable(d_kernel)
+  )
+  taken = EmbeddingTable(None, table.gathered) if shared else EmbeddingTable(table.vectors_VD)
   taken = unembed.replace(table=taken)
   d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, taken)
   d_hidden, d_weights = d_rows
   return sums, (d_hidden, d_unembed, d_weights.astype(weights_BT.dtype))
 
 
-def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
+def _rows(unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
   """Returns (parts, gradient of the unembedding, those of hidden states and weights) of some rows.
 
   Chunks are added up in float32, devices in the type of the unembedding, as in all other layers;
@@ -151,7 +158,7 @@ def _rows(unembed: Unembed, rows: tuple[Array, ...], penalties, size: int, gradi
   def sums_of(hidden_BtD, unembed, weights_Bt, targets_Bt):
     logits_BtV = unembed(hidden_BtD)
     log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-    picked_Bt = _pick(logits_BtV, targets_Bt)
+    picked_Bt = _take_target_logit(logits_BtV, targets_Bt)
     sums = (
       jnp.sum(weights_Bt * (log_z_Bt - picked_Bt)),
       z_loss * jnp.sum(weights_Bt * jnp.square(log_z_Bt)) if z_loss else jnp.zeros(()),
@@ -232,17 +239,17 @@ as_terms.defvjp(lambda total, parts: (parts, None), _as_terms_bwd)
 
 
 @jax.custom_jvp
-def _pick(logits_BtV: Array, targets_Bt: Array) -> Array:
-  if pieces('vocab') > 1:
+def _take_target_logit(logits_BtV: Array, targets_Bt: Array) -> Array:
+  if num_shards('vocab') > 1:
     return _masked_sum(logits_BtV, targets_Bt)
   return jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
 
 
-@_pick.defjvp
+@_take_target_logit.defjvp
 def _pick_jvp(primals, tangents):
   # The gradient of a gather would be a scatter; that of a masked sum is elementwise.
   (logits_BtV, targets_Bt), (d_BtV, _) = primals, tangents
-  return _pick(logits_BtV, targets_Bt), _masked_sum(d_BtV, targets_Bt)
+  return _take_target_logit(logits_BtV, targets_Bt), _masked_sum(d_BtV, targets_Bt)
 
 
 def _masked_sum(logits_BtV: Array, targets_Bt: Array) -> Array:
@@ -271,7 +278,7 @@ def _unchunked(x: Array, T: int) -> Array:
   return x.swapaxes(0, 1).reshape(B, chunks * size, *x.shape[3:])[:, :T]
 
 
-def logistic(scores: Array, labels: Array) -> Array:
+def sigmoid_cross_entropy(scores: Array, labels: Array) -> Array:
   """Returns -log of the probability sigmoid(score) of labels 1, or 1 - sigmoid(score) of 0."""
   return _softplus(jnp.where(labels > 0, -scores, scores))
 

@@ -13,13 +13,13 @@ from lm.types import Array
 def first(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
   """The state of an example's first token, as BERT takes it (Devlin et al. 2019)."""
   before_BT = jnp.pad(segments_BT, ((0, 0), (1, 0)))[:, :-1]
-  of_BTP = _members(jnp.where(segments_BT != before_BT, segments_BT, 0), count)
+  of_BTP = _segment_mask(jnp.where(segments_BT != before_BT, segments_BT, 0), count)
   return jnp.einsum('btp,btd->bpd', of_BTP.astype(hidden_BTD.dtype), hidden_BTD)
 
 
 def mean(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
   """The mean over an example's tokens."""
-  of_BTP = _members(segments_BT, count).astype(jnp.float32)
+  of_BTP = _segment_mask(segments_BT, count).astype(jnp.float32)
   weights_BTP = of_BTP / jnp.maximum(of_BTP.sum(1, keepdims=True), 1)
   return jnp.einsum('btp,btd->bpd', weights_BTP.astype(hidden_BTD.dtype), hidden_BTD)
 
@@ -38,11 +38,11 @@ def maximum(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
 def last(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
   """The state of an example's last token, the one that has read all where reading is one way."""
   after_BT = jnp.pad(segments_BT, ((0, 0), (0, 1)))[:, 1:]
-  of_BTP = _members(jnp.where(segments_BT != after_BT, segments_BT, 0), count)
+  of_BTP = _segment_mask(jnp.where(segments_BT != after_BT, segments_BT, 0), count)
   return jnp.einsum('btp,btd->bpd', of_BTP.astype(hidden_BTD.dtype), hidden_BTD)
 
 
-def ends(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
+def bidirectional_final_states(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
   """What a network that reads both ways ends with, a half of the features for each way.
 
   They are those of the last token, to which the first half has read, and of the first token.
@@ -52,5 +52,5 @@ def ends(hidden_BTD: Array, segments_BT: Array, count: int) -> Array:
   return jnp.concatenate([right, first(hidden_BTD[..., middle:], segments_BT, count)], axis=-1)
 
 
-def _members(segments_BT: Array, count: int) -> Array:
+def _segment_mask(segments_BT: Array, count: int) -> Array:
   return segments_BT[:, :, None] == jnp.arange(1, count + 1)[None, None]

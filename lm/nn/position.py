@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from lm.mesh import named
+from lm.parallel.mesh import with_logical_partitioning
 from lm.types import Array
 
 
@@ -33,7 +33,7 @@ def learned(std: float = 0.02) -> Position:
   """A learned vector for each position up to the context length (Radford et al. 2019)."""
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
-    init = named(nn.initializers.normal(std), None, 'embed')
+    init = with_logical_partitioning(nn.initializers.normal(std), None, 'embed')
     table = module.param('position', init, (context, d_model))
     return jnp.take(table, positions_BT, axis=0)
 
@@ -99,7 +99,7 @@ def relative(buckets: int = 32, max_distance: int = 128, std: float = 0.02) -> P
   """
 
   def bias(module: nn.Module, heads: int, causal: bool) -> Partial:
-    init = named(nn.initializers.normal(std), None, 'heads')
+    init = with_logical_partitioning(nn.initializers.normal(std), None, 'heads')
     table = module.param('relative', init, (buckets, heads))
     count = buckets if causal else buckets // 2
 

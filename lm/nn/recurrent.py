@@ -1,12 +1,6 @@
-"""Recurrent networks as pure functions: cells, and how a row is read with one.
+"""Attention of recurrent networks: which tokens of a source a state is aligned with.
 
-A cell is elementwise; its products of matrices lie outside of it. What comes from the inputs is
-one product over all steps, to which each step adds its own, and `scan` finds the gradient of the
-kernels inside the loop in one product over all steps too: a loop would add up as many matrices as
-there are steps.
-
-Axes here: G the values that a unit reads in a step (a cell's `gates`), I the width of an input,
-K the values that all units read, G * D.
+A score is a pure function of queries and keys that were projected to one width A.
 """
 
 import functools
@@ -16,7 +10,63 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.nn.attention import MASKED
 from lm.types import Array
+
+
+class AttentionScore(NamedTuple):
+  """How well queries (B, T, A) and keys (B, S, A) go together: `of(q, k, vector_A) -> (B, T, S)`.
+
+  `vector` says whether the score learns the vector that it is given.
+  """
+
+  of: Callable[[Array, Array, Array | None], Array]
+  vector: bool
+
+
+def additive() -> AttentionScore:
+  """v tanh(W q + U k) (Bahdanau et al. 2015, appendix A.1.2); q and k are projected already."""
+
+  def of(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
+    assert vector_A is not None
+
+    # The sums of all queries with all keys are too many to hold, and to keep for the gradient.
+    @jax.checkpoint
+    def of_one(q_BA: Array) -> Array:
+      return jnp.tanh(q_BA[:, None] + k_BSA) @ vector_A
+
+    return jax.lax.map(of_one, q_BTA.swapaxes(0, 1)).swapaxes(0, 1)
+
+  return AttentionScore(of, vector=True)
+
+
+def multiplicative() -> AttentionScore:
+  """q k, which is Luong et al. 2015's `general` score where both are projected."""
+
+  def of(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
+    del vector_A
+    return jnp.einsum('bta,bsa->bts', q_BTA, k_BSA)
+
+  return AttentionScore(of, vector=False)
+
+
+def align(
+  score: AttentionScore,
+  q_BTA: Array,
+  k_BSA: Array,
+  vector_A: Array | None,
+  values_BSM: Array,
+  visible_BTS: Array,
+) -> tuple[Array, Array]:
+  """Returns the values mixed for each query (B, T, M), and the weights (B, T, S) float32.
+
+  A query that sees no key at all (padding) gets finite values that nobody reads.
+  """
+  scores_BTS = score.of(q_BTA, k_BSA, vector_A).astype(jnp.float32)
+  weights_BTS = jax.nn.softmax(jnp.where(visible_BTS, scores_BTS, MASKED), axis=-1)
+  mixed_BTM = jnp.einsum('bts,bsm->btm', weights_BTS.astype(values_BSM.dtype), values_BSM)
+  return mixed_BTM, weights_BTS
+
 
 # What a cell remembers of each row, (B, D) each; the first is what others see of it.
 Carry = tuple[Array, ...]

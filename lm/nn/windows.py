@@ -13,7 +13,7 @@ from lm.types import Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def around(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int) -> Array:
+def window_sum(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int) -> Array:
   """Returns the sum of the neighbours of each place, (B, T, D).
 
   As sums of rows moved along, which take a third of the time of products with (T, T) matrices on
@@ -33,7 +33,7 @@ def around(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int) -> Array:
 
 
 def _forward(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int):
-  return around(x_BTD, left_BT, right_BT, reach), (left_BT, right_BT)
+  return window_sum(x_BTD, left_BT, right_BT, reach), (left_BT, right_BT)
 
 
 def _backward(reach: int, sides: tuple[Array, Array], gradient_BTD: Array):
@@ -52,7 +52,7 @@ def _backward(reach: int, sides: tuple[Array, Array], gradient_BTD: Array):
   return functools.reduce(jnp.add, parts).astype(gradient_BTD.dtype), None, None
 
 
-around.defvjp(_forward, _backward)
+window_sum.defvjp(_forward, _backward)
 
 
 def _padded(x: Array, reach: int) -> Array:
@@ -63,7 +63,7 @@ def _moved(padded: Array, like: Array, at: int) -> Array:
   return padded[:, at : at + like.shape[1]]
 
 
-def sides(window_BT: Array, segments_BT: Array, reach: int) -> tuple[Array, Array]:
+def window_extents(window_BT: Array, segments_BT: Array, reach: int) -> tuple[Array, Array]:
   """Returns how many places before and after each are its neighbours, (B, T) int32 both.
 
   They are at the most `window_BT` apart and in its segment; in segment 0 there are none.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import UserError
-from lm.nn.rows import renumbered
+from lm.nn.embedding import compact_ids
 from lm.types import Apply, Array, Batch, Objective, Params
 
 
@@ -33,16 +33,16 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
     assert counts is not None, 'lm.run.build.with_counts says how many words there are'
-    words, batch = renumbered(batch, ('inputs',), len(counts))
-    others, batch = renumbered(batch, ('neighbours',), len(counts))
+    words, batch = compact_ids(batch, ('inputs',), len(counts))
+    others, batch = compact_ids(batch, ('neighbours',), len(counts))
     tables = {'embedding': words, 'bias': words, 'unembedding': others, 'unembedding_bias': others}
     return tables, batch
 
-  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+  def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     found = apply(params, batch, key=key)
-    kernel_BTD = jnp.take(found.unembed.kernel_VD, batch['neighbours'], axis=0, mode='clip')
-    assert found.unembed.bias_V is not None, 'model.biases=True'
-    bias_BT = jnp.take(found.unembed.bias_V, batch['neighbours'], mode='clip')
+    kernel_BTD = jnp.take(found.head.kernel_VD, batch['neighbours'], axis=0, mode='clip')
+    assert found.head.bias_V is not None, 'model.biases=True'
+    bias_BT = jnp.take(found.head.bias_V, batch['neighbours'], mode='clip')
     count_BT = jnp.maximum(batch['counts'], 1e-30)  # of padding, which weighs nothing
     product_BTD = found.hidden * kernel_BTD
     # A product with ones: XLA's sum over short rows takes ten times as long on CPUs.
@@ -51,4 +51,4 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
     weight_BT = batch['weights'] * jnp.minimum(1, count_BT / x_max) ** power
     return {'loss': jnp.sum(weight_BT * jnp.square(error_BT)) / 2}
 
-  return Objective(sums, lambda batch: {'loss': jnp.sum(batch['weights'])}, rows=rows)
+  return Objective(loss_sums, lambda batch: {'loss': jnp.sum(batch['weights'])}, sparse_rows=rows)

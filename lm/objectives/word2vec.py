@@ -1,33 +1,191 @@
-"""Skip-gram and CBOW (Mikolov et al. 2013, arXiv:1301.3781 and 1310.4546).
+"""What it is to find a word: to tell it from drawn ones, or its path down a tree.
 
-Words of a row within a window of each other are neighbours: skip-gram finds a word from each of
-its neighbours, CBOW from their mean. A row is T tokens of a document, and its pairs are entries of
-a (T, T) matrix, most of them 0: products of matrices over whole rows are faster than reading pair
-by pair. No window reaches over the end of a row.
-
-As in word2vec, what is rare in a text is kept and what is frequent left out at random before
-windows are laid (subsampling), and each word draws its own window of 1 to `window` words. All of
-it is drawn from (seed, step, row). The loss is a mean over the tokens read, so that a rate of r
-times the tokens of a batch is word2vec's rate of r.
+Both do without the softmax over all words, whose cost goes with their number.
 """
 
+import heapq
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import UserError
-from lm.nn.rows import renumbered
-from lm.nn.windows import around, sides
-from lm.objectives.word_outputs import WordOutput, negative_sampling
+from lm.nn.embedding import compact_ids
+from lm.nn.losses import sigmoid_cross_entropy
+from lm.nn.windows import window_extents, window_sum
 from lm.types import Apply, Array, Batch, Objective, Params
+
+
+class OutputLoss(NamedTuple):
+  """A way to find words.
+
+  Attributes:
+    sample: `(batch, key) -> arrays` that the batch needs beside `centers` (B, T).
+    ids: names of the arrays of a batch that hold rows of the output table.
+    all_pairs: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
+      to find word t from vector s.
+    paired: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, of word t from vector t.
+  """
+
+  sample: Callable[[Batch, Array], dict[str, Array]]
+  ids: tuple[str, ...]
+  all_pairs: Callable[[Array, Array, Batch, Array], Array]
+  paired: Callable[[Array, Array, Batch, Array], Array]
+
+
+def negative_sampling(
+  counts: np.ndarray,
+  negatives: int = 5,
+  drawn: int = 4,
+  shared: int = 16,
+  power: float = 0.75,
+  loss: Callable[[Array, Array], Array] = sigmoid_cross_entropy,
+) -> OutputLoss:
+  """Returns the telling of a word from others (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
+
+  Some rows share their drawn words, so that the scores are products of matrices; each counts for as
+  much as to make `negatives` of them to a word. A word may be drawn where it is the right one; the
+  programs leave it out there.
+
+  Args:
+    counts: (V,) how often each token occurs.
+    negatives: how many drawn words weigh as much as one word that is there.
+    drawn: words drawn for each row. With fewer than one for 32 tokens, descent that adds up
+      gradients, as word2vec's does, begins to swing.
+    shared: at least so many rows share their drawn words, or all where the batch has fewer.
+    power: they are drawn by their counts to this power.
+    loss: `(scores, labels) -> losses`, of lm.nn.losses: `logistic`, or `squared_sigmoid`.
+
+  Raises:
+    UserError: an argument is out of its range.
+  """
+  for key, value in (('negatives', negatives), ('drawn', drawn), ('shared', shared)):
+    if value < 1:
+      raise UserError(f'objective.output: {key}={value} is not a positive number of words')
+  mass_V = np.where(counts > 0, counts.astype(np.float64) ** power, 0)
+  # As 32-bit integers: in float32 the shares of rare words would be lost in a sum near 1.
+  cumulative_V = np.minimum(np.cumsum(mass_V) / max(mass_V.sum(), 1e-300) * 2**32, 2**32 - 1)
+  cumulative_V = cumulative_V.astype(np.uint32)
+
+  def sample(batch: Batch, key: Array) -> dict[str, Array]:
+    rows = batch['centers'].shape[0]
+    groups = max(n for n in range(1, max(1, rows // shared) + 1) if rows % n == 0)
+    bits_GN = jax.random.bits(key, (groups, drawn * rows // groups))
+    places = jnp.searchsorted(cumulative_V, bits_GN, side='right')
+    return {'negatives': jnp.minimum(places, len(cumulative_V) - 1).astype(jnp.int32)}
+
+  def found(table_VD: Array, batch: Batch) -> tuple[Array, Array]:
+    """Returns the vectors of the words that are there, (B, T, D), and of those drawn, (G, N, D)."""
+    centers_BT = batch['centers']
+    # Read together, so that their gradients are put together too.
+    ids = jnp.concatenate([centers_BT.ravel(), batch['negatives'].ravel()])
+    vectors = jnp.take(table_VD, ids, axis=0, mode='clip')
+    there, drawn = vectors[: centers_BT.size], vectors[centers_BT.size :]
+    return there.reshape(*centers_BT.shape, -1), drawn.reshape(*batch['negatives'].shape, -1)
+
+  def against(hidden_BTD: Array, drawn_GND: Array, weights_BT: Array) -> Array:
+    G, N, D = drawn_GND.shape
+    # The many words of a group last: XLA works along the last axis on CPUs.
+    scores_GNW = jnp.einsum('gnd,gwd->gnw', drawn_GND, hidden_BTD.reshape(G, -1, D))
+    weights_G1W = weights_BT.reshape(G, 1, -1)
+    of_word_GW = jnp.sum(loss(scores_GNW, jnp.zeros(())) * weights_G1W, axis=1)
+    return negatives / N * jnp.sum(of_word_GW)
+
+  def all_pairs(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
+    found_BTD, drawn_GND = found(table_VD, batch)
+    scores_BTS = jnp.einsum('btd,bsd->bts', found_BTD, hidden_BSD)
+    there = jnp.sum(loss(scores_BTS, jnp.ones(())) * weights_BTS)
+    return there + against(hidden_BSD, drawn_GND, jnp.sum(weights_BTS, axis=1))
+
+  def paired(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+    found_BTD, drawn_GND = found(table_VD, batch)
+    scores_BT = jnp.sum(found_BTD * hidden_BTD, axis=-1)
+    there = jnp.sum(loss(scores_BT, jnp.ones(())) * weights_BT)
+    return there + against(hidden_BTD, drawn_GND, weights_BT)
+
+  return OutputLoss(sample, ('centers', 'negatives'), all_pairs, paired)
+
+
+def hierarchical_softmax(
+  counts: np.ndarray, loss: Callable[[Array, Array], Array] = sigmoid_cross_entropy
+) -> OutputLoss:
+  """Returns the finding of a word's path down the Huffman tree (Morin and Bengio 2005; the same).
+
+  With the logistic loss a word's probability is the product of those of its turns, and over all
+  words they sum to 1. The output table has the vectors of inner nodes, of which a tree of V words
+  has V - 1.
+
+  Args:
+    counts: (V,) how often each token occurs.
+    loss: as in `negative_sampling`.
+  """
+  nodes_VL, turns_VL, lengths_V = huffman(counts)
+
+  def sample(batch: Batch, key: Array) -> dict[str, Array]:
+    del key
+    centers_BT = batch['centers']
+    along_11L = jnp.arange(nodes_VL.shape[1])[None, None]
+    return {
+      'nodes': jnp.take(nodes_VL, centers_BT, axis=0),
+      'turns': jnp.take(turns_VL, centers_BT, axis=0),
+      'on_path': (along_11L < jnp.take(lengths_V, centers_BT)[..., None]).astype(jnp.float32),
+    }
+
+  def all_pairs(hidden_BSD: Array, table_VD: Array, batch: Batch, weights_BTS: Array) -> Array:
+    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0, mode='clip')
+    scores_BTLS = jnp.einsum('btld,bsd->btls', nodes_BTLD, hidden_BSD)
+    losses_BTLS = loss(scores_BTLS, batch['turns'][..., None])
+    return jnp.sum(losses_BTLS * batch['on_path'][..., None] * weights_BTS[:, :, None])
+
+  def paired(hidden_BTD: Array, table_VD: Array, batch: Batch, weights_BT: Array) -> Array:
+    nodes_BTLD = jnp.take(table_VD, batch['nodes'], axis=0, mode='clip')
+    losses_BTL = loss(jnp.einsum('btld,btd->btl', nodes_BTLD, hidden_BTD), batch['turns'])
+    return jnp.sum(losses_BTL * batch['on_path'] * weights_BT[..., None])
+
+  return OutputLoss(sample, ('nodes',), all_pairs, paired)
+
+
+def huffman(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns each word's path in the Huffman tree of their counts (Huffman 1952).
+
+  Returns:
+    (V, L) int32 the inner nodes from the root on, (V, L) float32 the turns, 1 to the rarer side,
+    and (V,) int32 how long the path is; it is 0 for words that do not occur.
+  """
+  words = np.flatnonzero(counts)
+  heap = [(int(counts[word]), i, int(word)) for i, word in enumerate(words)]
+  heapq.heapify(heap)
+  parents: dict[int, tuple[int, int]] = {}  # of a word w, or of an inner node as ~node
+  for node in range(max(0, len(words) - 1)):
+    (light, _, left), (heavy, _, right) = heapq.heappop(heap), heapq.heappop(heap)
+    parents[left], parents[right] = (~node, 1), (~node, 0)
+    heapq.heappush(heap, (light + heavy, len(words) + node, ~node))
+  paths: dict[int, list[tuple[int, int]]] = {}
+  for word in words.tolist():
+    path, member = [], word
+    while member in parents:
+      member, turn = parents[member]
+      path.append((~member, turn))
+    paths[word] = path[::-1]
+  longest = max(map(len, paths.values()), default=0) or 1
+  nodes, turns = (
+    np.zeros((len(counts), longest), np.int32),
+    np.zeros((len(counts), longest), np.float32),
+  )
+  lengths = np.zeros(len(counts), np.int32)
+  for word, path in paths.items():
+    lengths[word] = len(path)
+    if path:
+      nodes[word, : len(path)], turns[word, : len(path)] = zip(*path, strict=True)
+  return nodes, turns, lengths
 
 
 def skip_gram(
   window: int = 5,
   subsample: float = 1e-3,
-  output: Callable[[np.ndarray], WordOutput] = negative_sampling,
+  output: Callable[[np.ndarray], OutputLoss] = negative_sampling,
   counts: np.ndarray | None = None,
 ) -> Objective:
   """Returns the objective of finding a word from each of its neighbours.
@@ -35,16 +193,16 @@ def skip_gram(
   Args:
     window: how many kept words on either side are neighbours at the most.
     subsample: words of a higher share of the corpus are left out at random; 0 keeps all.
-    output: what it is to find a word, of lm.objectives.word_outputs.
+    output: what it is to find a word, of lm.objectives.word2vec.
     counts: (V,) how often each token occurs; 0 for those that are no words.
 
   Raises:
     UserError: an argument is out of its range.
   """
 
-  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+  def loss(to: OutputLoss, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
     weights_BTS = batch['neighbours'].astype(hidden_BTD.dtype)
-    return to.crossed(hidden_BTD, table_VD, batch, weights_BTS)
+    return to.all_pairs(hidden_BTD, table_VD, batch, weights_BTS)
 
   def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
     found_BTS = neighbours(kept_BT, window_BT, segments_BT)
@@ -56,7 +214,7 @@ def skip_gram(
 def cbow(
   window: int = 5,
   subsample: float = 1e-3,
-  output: Callable[[np.ndarray], WordOutput] = negative_sampling,
+  output: Callable[[np.ndarray], OutputLoss] = negative_sampling,
   counts: np.ndarray | None = None,
 ) -> Objective:
   """Returns the objective of finding a word from the mean of its neighbours.
@@ -74,28 +232,28 @@ def cbow(
   def reach_of(T: int) -> int:
     return max(1, min(window, T - 1))
 
-  def loss(to: WordOutput, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
+  def loss(to: OutputLoss, hidden_BTD: Array, table_VD: Array, batch: Batch) -> Array:
     reach = reach_of(hidden_BTD.shape[1])
-    sum_BTD = around(hidden_BTD, batch['left'], batch['right'], reach)
+    sum_BTD = window_sum(hidden_BTD, batch['left'], batch['right'], reach)
     count_BT = (batch['left'] + batch['right']).astype(hidden_BTD.dtype)
     mean_BTD = sum_BTD / jnp.maximum(count_BT, 1)[:, :, None]
     mean_BTD = sum_BTD + jax.lax.stop_gradient(mean_BTD - sum_BTD)
-    return to.aligned(mean_BTD, table_VD, batch, jnp.minimum(count_BT, 1))
+    return to.paired(mean_BTD, table_VD, batch, jnp.minimum(count_BT, 1))
 
   def lay(words_BT: Array, kept_BT: Array, window_BT: Array, segments_BT: Array) -> Batch:
     words_BT, window_BT, segments_BT = together(kept_BT, words_BT, window_BT, segments_BT)
-    left_BT, right_BT = sides(window_BT, segments_BT, reach_of(words_BT.shape[1]))
+    left_BT, right_BT = window_extents(window_BT, segments_BT, reach_of(words_BT.shape[1]))
     return {'inputs': words_BT, 'centers': words_BT, 'left': left_BT, 'right': right_BT}
 
   return _objective(loss, lay, window, subsample, output, counts)
 
 
 def _objective(
-  loss: Callable[[WordOutput, Array, Array, Batch], Array],
+  loss: Callable[[OutputLoss, Array, Array, Batch], Array],
   lay: Callable[[Array, Array, Array, Array], Batch],
   window: int,
   subsample: float,
-  output: Callable[[np.ndarray], WordOutput],
+  output: Callable[[np.ndarray], OutputLoss],
   counts: np.ndarray | None,
 ) -> Objective:
   if window < 1:
@@ -105,7 +263,7 @@ def _objective(
   known = np.zeros(1) if counts is None else counts
   keep_V, to = keep_probability(known, subsample), output(known)
 
-  def draw(batch: Batch, key: Array) -> Batch:
+  def sample(batch: Batch, key: Array) -> Batch:
     assert counts is not None, 'lm.run.build.with_counts says how often words occur'
     of_row, of_output = jax.random.split(key)
     words_BT = batch['targets']
@@ -113,22 +271,22 @@ def _objective(
     kept_BT = kept_BT < jnp.take(keep_V, words_BT, mode='clip')
     laid = lay(words_BT, kept_BT, window_BT, batch['segments'])
     drawn = {**laid, 'weights': batch['weights']}
-    return drawn | to.draw(drawn, of_output)
+    return drawn | to.sample(drawn, of_output)
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
     size = len(keep_V)
-    inputs, batch = renumbered(batch, ('inputs',), size)
-    outputs, batch = renumbered(batch, to.ids, size)
+    inputs, batch = compact_ids(batch, ('inputs',), size)
+    outputs, batch = compact_ids(batch, to.ids, size)
     return {'embedding': inputs, 'unembedding': outputs}, batch
 
-  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+  def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     found = apply(params, batch, key=key)
-    return {'loss': loss(to, found.hidden, found.unembed.kernel_VD, batch)}
+    return {'loss': loss(to, found.hidden, found.head.kernel_VD, batch)}
 
-  def weights(batch: Batch) -> dict[str, Array]:
+  def normalizers(batch: Batch) -> dict[str, Array]:
     return {'loss': jnp.sum(batch['weights'])}
 
-  return Objective(sums, weights, draw, rows, whole=True)
+  return Objective(loss_sums, normalizers, sample, microbatched=False, sparse_rows=rows)
 
 
 def keep_probability(counts: np.ndarray, subsample: float) -> np.ndarray:

@@ -7,7 +7,7 @@ TPUs. What else is held is reckoned, by what the step is known to do:
   gradient, and on every device the whole table that makes them, in the numbers that are multiplied,
   and its gradient in float32;
 - in the pass backward: the gradients, which are as large and lie as the parameters, and, where a
-  layer is computed again (`model.remat`), all that it would have kept;
+  layer is computed again (`model.remat_policy`), all that it would have kept;
 - all the while, where a batch is taken in parts: what the parts before have added up.
 """
 
@@ -20,8 +20,9 @@ import optax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.nn.losses import chunk_size
+from lm.parallel import mesh
+from lm.parallel import mesh as meshes
 from lm.preflight import kernel, least, program
 from lm.preflight.bound import Work, bound
 from lm.preflight.check import LARGE, Checked
@@ -33,7 +34,7 @@ from lm.preflight.program import Memory
 from lm.run import build
 from lm.run.build import Functions
 from lm.run.step import TrainState, abstract_state
-from lm.types import Batch, Output
+from lm.types import Batch, Output, apply_of
 
 
 def check(config: ConfigDict, slice_: Slice) -> Checked:
@@ -76,7 +77,7 @@ def traceable(config: ConfigDict) -> ConfigDict:
     for key, value in section.items():
       if isinstance(value, ConfigDict):
         replace(value)
-      elif key == 'attend' and value in kernel.PATHS:
+      elif key == 'attention_fn' and value in kernel.PATHS:
         section[key] = kernel.PATHS[value]
 
   other = copy.deepcopy(config)
@@ -97,14 +98,14 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
   gradients = program.held(state.params)
   before = gradients if config.microbatches > 1 else 0
   again = _layer(config, functions, state, part)
-  with meshes.use(functions.mesh, functions.rules):
+  with meshes.set_mesh(functions.mesh, functions.rules):
     output: Output = jax.eval_shape(functions.apply, state.params, part)
-    table, hidden = output.unembed.kernel_VD, output.hidden
-    V = output.unembed.entries
+    table, hidden = output.head.kernel_VD, output.hidden
+    V = output.head.padded_vocab_size
     chunk = config.objective.chunk if 'chunk' in config.objective else 0
     B, T = hidden.shape[:2]
-    positions = B * chunk_size(B, T, V, chunk) / meshes.pieces('batch')
-    share = meshes.pieces('vocab')
+    positions = B * chunk_size(B, T, V, chunk) / meshes.num_shards('batch')
+    share = meshes.num_shards('vocab')
   logits = 2 * positions * V * 4 / share
   tables = table.size * (hidden.dtype.itemsize + 4) / share
   return int(before + max(gradients + again, logits + tables))
@@ -112,23 +113,26 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
 
 def _layer(config: ConfigDict, functions: Functions, state: TrainState, part: Batch) -> float:
   """Returns the bytes that one layer keeps of the pass forward while it is computed again."""
-  if 'remat' not in config.model or config.model.remat is None:
+  if 'remat_policy' not in config.model or config.model.remat_policy is None:
     return 0.0
   other = copy.deepcopy(config)
   with other.unlocked():
-    other.model.remat = None
-  apply = build.apply_of(build.model(other, program.vocabulary(other)))
-  keeping = functions._replace(apply=build.with_mesh(apply, functions.mesh, functions.rules))
+    other.model.remat_policy = None
+  apply = apply_of(build.model(other, program.vocabulary(other)))
+  keeping = functions._replace(apply=mesh.with_mesh(apply, functions.mesh, functions.rules))
   return program.activations(keeping, state, part) / config.model.depth
 
 
-def _part(functions: Functions, batch: Batch, parts: int) -> Batch:
+def _part(functions: Functions, batch: Batch, parts: int) -> Any:
   """Returns the shapes of one of the parts that a batch is taken in, with what is drawn for it."""
   part = {
     name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype)
     for name, x in batch.items()
   }
-  return jax.eval_shape(lambda part: functions.objective.draw(part, jax.random.key(0)), part)
+  sample = functions.objective.sample
+  if sample is None:
+    return part
+  return jax.eval_shape(lambda part: sample(part, jax.random.key(0)), part)
 
 
 def _work(
@@ -137,10 +141,10 @@ def _work(
   parts = config.microbatches
 
   def loss(params: Any, batch: Batch) -> Any:
-    return sum(functions.objective.sums(functions.apply, params, batch, None).values())
+    return sum(functions.objective.loss_sums(functions.apply, params, batch, None).values())
 
   once = products(
-    build.with_mesh(jax.grad(loss), functions.mesh, functions.rules), state.params, part
+    mesh.with_mesh(jax.grad(loss), functions.mesh, functions.rules), state.params, part
   )
   parameters, optimizer = program.held(state.params), program.held(state.opt_state)
   # Forward and backward the weights are read, and what is kept is written and read. Gradients are
@@ -185,5 +189,5 @@ def _update(functions: Functions, state: TrainState) -> Flops:
     norm = optax.tree.norm(gradients)
     return transformation.update(gradients, opt_state, params, gradient_norm=norm)
 
-  with_mesh = build.with_mesh(update, functions.mesh, functions.rules)
+  with_mesh = mesh.with_mesh(update, functions.mesh, functions.rules)
   return products(with_mesh, state.params, state.opt_state, state.params)

@@ -17,7 +17,7 @@ read in November 2026:
 
 from typing import NamedTuple
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.preflight.processors import GPUS, Processor
 from lm.run.hardware import peak_flops
 
@@ -121,7 +121,7 @@ def parse(topology: str, slices: int = 1) -> Slice:
   known = [*CHIPS, *GPUS]
   if name not in known:
     raise UserError(
-      f'--topology={topology}: there is no chip {name!r}{nearest(name, known)}; chips: '
+      f'--topology={topology}: there is no chip {name!r}{did_you_mean(name, known)}; chips: '
       f'{", ".join(known)}, followed by the shape of the slice, as in v5e:4x4, or the GPUs of a '
       'node, as in h100:8; and cpu:1, this machine'
     )

@@ -2,8 +2,9 @@
 
 Evaluations write on the mesh that the model is trained on, with the parameters where they lie
 (lm.run.predict): what is kept of rows is split by rows and heads, and activations come to the
-weights (lm.mesh.weights_stay). Compiled are the steps of greedy decoding, or of a beam search, that
-write the longest texts, for `decode.batch_size` rows at once; prompts and sources were read before.
+weights (lm.parallel.mesh.weight_stationary). Compiled are the steps of greedy decoding,
+or of a beam search, that write the longest texts, for `decode.batch_size` rows at once; prompts and
+sources were read before.
 What is done once for all steps, such as to make weights of 16 bits of those of 32, counts little.
 """
 
@@ -18,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.data import features
 from lm.decode import beam
 from lm.decode.sampling import greedy
@@ -26,13 +26,15 @@ from lm.decode.steps import branch_of, prefill, step_of
 from lm.decode.stream import several
 from lm.decode.write import rows_of
 from lm.errors import UserError
+from lm.parallel import mesh
+from lm.parallel import mesh as meshes
 from lm.preflight import hlo, program, roofline
 from lm.preflight.chips import Slice
 from lm.preflight.collectives import Collective, collectives
 from lm.preflight.program import Step
 from lm.preflight.roofline import Estimate
 from lm.run import build
-from lm.types import Apply, Array, Params
+from lm.types import Apply, Array, Params, apply_of
 
 # (params, kept, state) -> (kept, state), all tokens further on
 Loop = Callable[[Params, Any, Any], tuple[Any, Any]]
@@ -93,8 +95,8 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
     NoRoom: it does not fit.
   """
   functions, params, decode = step.functions, step.state.params, config.decode
-  model, apply = functions.model, build.apply_of(functions.model)
-  with meshes.use(functions.mesh, functions.rules):
+  model, apply = functions.model, apply_of(functions.model)
+  with meshes.set_mesh(functions.mesh, functions.rules):
     rows = rows_of(decode.batch_size, decode.batch_size)
   steps = decode.max_tokens or config.data.context
   steps = steps if model.reads_on else min(steps, model.context)
@@ -102,7 +104,7 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   loop, kept, state = begun(config, model, apply, params, rows, steps, source)
   # What no step uses is held all the same.
   jitted = jax.jit(
-    build.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
+    mesh.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
   started = time.perf_counter()
   lowered = jitted.lower(params, kept, state)

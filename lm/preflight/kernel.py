@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
-from lm.nn.attention import blocked, can_cudnn, check_cudnn, cudnn_mask
+from lm.nn.attention import blockwise, check_cudnn, cudnn_mask, cudnn_supported
 from lm.types import Array, Mask
 
 # What stands for which attention.
@@ -23,7 +23,7 @@ PATHS = {
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """Does what `lm.nn.attention:fused` does on a GPU."""
-  do = attention if can_cudnn(q_BTHK, k_BSGK, mask) else blocked
+  do = attention if cudnn_supported(q_BTHK, k_BSGK, mask) else blockwise
   return do(q_BTHK, k_BSGK, v_BSGK, mask)
 
 
@@ -36,7 +36,7 @@ def attention(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   try:
     check_cudnn(q_BTHK.dtype, mask)
   except ValueError as e:
-    raise UserError(f'model.attend, on a GPU: {e}') from e
+    raise UserError(f'model.attention_fn, on a GPU: {e}') from e
   S = seen = k_BSGK.shape[1]
   given = cudnn_mask(mask)
   # Of keys that are hidden by their places the kernel does not read most.

@@ -49,7 +49,7 @@ def least(config: ConfigDict, model: nn.Module, mesh: Mesh, params: Any) -> dict
   shared = mesh.shape['tensor']
   if shared > 1:
     rows = config.batch_size / (mesh.shape['data'] * mesh.shape['fsdp'])
-    recomputed = config.model.remat is not None
+    recomputed = config.model.remat_policy is not None
     times = _sublayers(config) * (3 if recomputed else 2)
     # Beside them: what is looked up in a table that is split, and the gradient of hidden states.
     sums['tensor'] += (
@@ -88,8 +88,10 @@ def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
   """Returns the numbers of all vectors of a batch from a table; infinite where it is multiplied."""
   if name == 'source_embedding':
     tokens = config.data.source_context
-  elif name == 'embedding' and (not model.tied or getattr(model, 'classes', None) is not None):
-    both = 'encoder_depth' in config.model and model.shared
+  elif name == 'embedding' and (
+    not model.tie_embeddings or getattr(model, 'num_classes', None) is not None
+  ):
+    both = 'encoder_depth' in config.model and model.share_embeddings
     tokens = config.data.context + (config.data.source_context if both else 0)
   else:
     return math.inf

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.preflight.chips import GIB, Slice
 from lm.preflight.devices import devices
 from lm.run import build
@@ -216,13 +216,13 @@ def activations(functions: Functions, state: TrainState, batch: Batch) -> int:
 
   def backward(params: Any, batch: Batch) -> Any:
     def loss(params: Any) -> Any:
-      return sum(functions.objective.sums(functions.apply, params, batch, None).values())
+      return sum(functions.objective.loss_sums(functions.apply, params, batch, None).values())
 
     return jax.vjp(loss, params)[1]
 
-  with meshes.use(functions.mesh, functions.rules):
+  with meshes.set_mesh(functions.mesh, functions.rules):
     kept = jax.eval_shape(backward, state.params, batch)
-    rows, tables = meshes.pieces('batch'), meshes.pieces('vocab')
+    rows, tables = meshes.num_shards('batch'), meshes.num_shards('vocab')
   shapes = {x.shape for x in jax.tree.leaves(state.params)}
 
   def held(x: Any) -> int:

@@ -142,8 +142,8 @@ def nearest(config: ConfigDict, slice_: Slice) -> str:
   if isinstance(slice_.chip, Processor):
     whole |= {'mesh.data': 1, 'mesh.fsdp': size}
   steps: list[dict[str, Any]] = [{}]
-  if 'remat' in config.model and config.model.remat != REMATS[-1]:
-    steps.append({'model.remat': REMATS[-1]})
+  if 'remat_policy' in config.model and config.model.remat_policy != REMATS[-1]:
+    steps.append({'model.remat_policy': REMATS[-1]})
   steps += [steps[-1] | whole]
   steps += [
     last | {'microbatches': times * config.microbatches}
@@ -181,7 +181,7 @@ def candidates(
   Slices lie along `data`; where it may go `across` them, along `fsdp` too. The batch is taken in
   one part, for devices bring kernels together and add up gradients in each.
   """
-  remats = REMATS if 'remat' in config.model else (None,)
+  remats = REMATS if 'remat_policy' in config.model else (None,)
   splits = [
     (data, devices // data // tensor, tensor)
     for tensor in range(1, min(TENSOR, devices) + 1)
@@ -197,7 +197,7 @@ def candidates(
       'batch_size': times * config.batch_size,
     }
     changes |= {'microbatches': 1} if config.microbatches > 1 else {}
-    yield changes | ({'model.remat': remat} if remat else {})
+    yield changes | ({'model.remat_policy': remat} if remat else {})
 
 
 def _in_parts(changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -242,7 +242,7 @@ def _arithmetic(
   tokens = program.tokens_of(other)
   flops = getattr(functions.model, 'flops_per_token', None)
   needed = tokens * flops(state.params, other.data.context) if flops else 0.0
-  again = 4 / 3 if changes.get('model.remat') == REMATS[-1] else 1.0
+  again = 4 / 3 if changes.get('model.remat_policy') == REMATS[-1] else 1.0
   assert isinstance(slice_.chip, Chip)
   sent = least.least(other, functions.model, functions.mesh, state.params) or {}
   slow = sum(size for axis, size in sent.items() if axis == 'data' and slice_.slices > 1)

@@ -19,13 +19,13 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.data import features, prepare
 from lm.data.batches import AnyRows
 from lm.data.rows import Rows
 from lm.decode.steps import bucket, padded
-from lm.nn.tap import tapped
-from lm.run import build
+from lm.nn.hooks import with_hooks
+from lm.parallel import mesh
+from lm.parallel import mesh as meshes
 from lm.run.build import Functions, Inference
 from lm.task import Features
 from lm.text.detokenize import group_words
@@ -63,8 +63,8 @@ class AttentionMaps:
     crossing = bool(self._examples and self._examples[0].source)
     self._kind = 'cross_attention' if crossing else 'attention'
     reads = tuple(f'*/{self._kind}/{site}' for site in ('weights', 'values', 'heads'))
-    apply = tapped(functions.model)
-    self._rows = build.with_mesh(meshes.padded_rows, functions.mesh, functions.rules)
+    apply = with_hooks(functions.model)
+    self._rows = mesh.with_mesh(meshes.padded_rows, functions.mesh, functions.rules)
 
     def read(params: Params, batch: Batch) -> _Weights | None:
       sites = apply(params, batch, reads=reads)[1]
@@ -72,7 +72,7 @@ class AttentionMaps:
 
     # All devices read the examples together: the parameters stay sharded.
     self._read = jax.jit(
-      build.with_mesh(read, functions.mesh, functions.rules),
+      mesh.with_mesh(read, functions.mesh, functions.rules),
       out_shardings=meshes.replicated(functions.mesh),
     )
 

@@ -1,9 +1,8 @@
 """From a config to the pure functions of a run."""
 
-import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,18 +12,25 @@ import tokenizers
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
-from lm import spec
+from lm.config import resolve
 from lm.data.batches import AnyRows
 from lm.data.rows import FeatureRows
 from lm.errors import UserError
-from lm.nn.tap import COLLECTION
-from lm.optim import Optimizer
+from lm.optim.optimizers import Optimizer
+from lm.parallel import mesh as meshes
 from lm.run import check
 from lm.text.tokenizers import end_id, vocabulary_size, word_ids
-from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params
+from lm.types import (
+  HOOKS_COLLECTION,
+  Apply,
+  Array,
+  Metric,
+  Objective,
+  Params,
+  apply_of,
+  refuse_state,
+)
 
-Fn = TypeVar('Fn', bound=Callable[..., Any])
 Built = TypeVar('Built', Objective, Optimizer)
 
 
@@ -57,8 +63,8 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
   """
   check.numbers(config)
   mesh_config = {k: v for k, v in config.mesh.items() if k != 'rules'}
-  mesh = meshes.make(mesh_config, devices)
-  rules = meshes.rules(config.mesh.rules)
+  mesh = meshes.make_mesh(mesh_config, devices)
+  rules = meshes.logical_axis_rules(config.mesh.rules)
   model_fn = model(config, vocab_size)
   objective = _built(config.objective, 'objective', Objective)
   optimizer = _built(config.optim, 'optim', Optimizer)
@@ -66,14 +72,14 @@ def functions(config: ConfigDict, vocab_size: int, devices=None) -> Functions:
     raise UserError(
       f'microbatches={config.microbatches} does not divide batch_size={config.batch_size}'
     )
-  if objective.whole and config.microbatches > 1:
+  if not objective.microbatched and config.microbatches > 1:
     raise UserError(
       f'microbatches={config.microbatches}: what {config.objective.fn!r} draws is shared by the '
       'whole batch; it must be 1, and batch_size smaller'
     )
   meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
-  apply = with_mesh(apply_of(model_fn), mesh, rules)
+  apply = meshes.with_mesh(apply_of(model_fn), mesh, rules)
   return Functions(
     model_fn, apply, init_of(model_fn, config.data.context), objective, optimizer, mesh, rules
   )
@@ -90,7 +96,7 @@ def with_counts(
   Raises:
     UserError: it does, and the rows are not of text.
   """
-  objective = spec.section(config.objective, 'objective')
+  objective = resolve.build_section(config.objective, 'objective')
   if 'counts' not in inspect.signature(objective).parameters:
     return functions
   if isinstance(rows, FeatureRows):
@@ -116,16 +122,15 @@ def with_counts(
   )
 
 
-def inference(config: ConfigDict, model: nn.Module, apply: Apply, devices: Any) -> Inference:
-  """Returns what evaluates a model on some devices; the objective and the optimizer are not needed.
+def inference(config: ConfigDict, model: nn.Module, apply: Apply, mesh: Mesh) -> Inference:
+  """Returns what evaluates a model on a mesh; the objective and the optimizer are not needed.
 
   Raises:
-    UserError: `eval.batch_size` does not divide over the devices.
+    UserError: `eval.batch_size` does not divide over the mesh.
   """
-  mesh = meshes.make({k: v for k, v in config.mesh.items() if k != 'rules'}, devices)
-  rules = meshes.rules(config.mesh.rules)
+  rules = meshes.logical_axis_rules(config.mesh.rules)
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
-  return Inference(model, with_mesh(apply, mesh, rules), mesh, rules)
+  return Inference(model, meshes.with_mesh(apply, mesh, rules), mesh, rules)
 
 
 def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -> Built:
@@ -134,7 +139,7 @@ def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -
   Raises:
     UserError: the section has keys that the function does not take, or it makes something else.
   """
-  fn = spec.resolve(section.get('fn'), f'{key}.fn')
+  fn = resolve.resolve(section.get('fn'), f'{key}.fn')
   parameters = inspect.signature(fn).parameters
   takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   left = [name for name in section if name != 'fn' and name not in parameters and not takes_any]
@@ -147,7 +152,7 @@ def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -
       f'of the function before stay unless the section is replaced, config.{key} = '
       f"ConfigDict({{'fn': ..., ...}}); fn names {whole}"
     )
-  made = spec.call(spec.section(section, key), key, **arguments)
+  made = resolve.call(resolve.build_section(section, key), key, **arguments)
   if not isinstance(made, kind):
     raise UserError(f'{key}.fn={section.fn!r} makes {type(made).__name__}; it names {whole}')
   return made
@@ -168,12 +173,12 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
       f'model.vocab_size={section["vocab_size"]}, but the tokenizer has {vocab_size} entries; '
       "leave it empty to take the tokenizer's (model.vocab_multiple pads the table)"
     )
-  if 'classes' in section and section['classes'] is None and config.data.labels:
-    section['classes'] = len(config.data.labels)
+  if 'num_classes' in section and section['num_classes'] is None and config.data.labels:
+    section['num_classes'] = len(config.data.labels)
   labels = len(config.data.labels)
-  if labels and section.get('classes') not in (None, labels):
+  if labels and section.get('num_classes') not in (None, labels):
     raise UserError(
-      f'model.classes={section["classes"]}, but data.labels names {labels}; leave it empty'
+      f'model.num_classes={section["num_classes"]}, but data.labels names {labels}; leave it empty'
     )
   rows = ('context', 'source_context') if 'encoder_depth' in section else ('context',)
   for key in rows:
@@ -181,7 +186,7 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
       raise UserError(
         f'data.{key}={config.data[key]} is longer than model.context={section["context"]}'
       )
-  made = spec.call(spec.section(section, 'model'), 'model')
+  made = resolve.call(resolve.build_section(section, 'model'), 'model')
   if not isinstance(made, nn.Module):
     raise UserError(
       f'model.fn={section["fn"]!r} makes {type(made).__name__}, not a flax.linen.Module'
@@ -196,7 +201,7 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
     UserError: one makes no Metric.
   """
   key = f'eval.sets.{name}.metrics'
-  found = [spec.call(spec.resolve(path, key), key) for path in config.eval.sets[name].metrics]
+  found = [resolve.call(resolve.resolve(path, key), key) for path in config.eval.sets[name].metrics]
   for path, metric in zip(config.eval.sets[name].metrics, found, strict=True):
     if not isinstance(metric, Metric):
       raise UserError(
@@ -204,47 +209,6 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
         f'references belongs in eval.sets.{name}.scores'
       )
   return found
-
-
-def apply_of(model: nn.Module) -> Apply:
-  """Returns the pure function of a Linen model.
-
-  Raises:
-    UserError: later, where it is traced: the model has state, or losses of its own layers.
-  """
-
-  def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
-    rngs = {} if key is None else {'dropout': key}
-    found = model.apply({'params': params}, batch, cache, rngs=rngs, mutable=_STATE)
-    output, state = cast(tuple[Output, Params], found)
-    _check_plain(output, state)
-    return output
-
-  return apply
-
-
-# What a model may not have: every collection but its parameters and what `lm.nn.tap` reads.
-_STATE = nn.DenyList(('params', COLLECTION))
-
-
-def _check_plain(output: Output, state: Params) -> None:
-  """Raises UserError for what a step would drop: losses of layers, and variables."""
-  if output.aux:
-    raise UserError(
-      f'model.fn: Output.aux={sorted(output.aux)} would be dropped: there are no layer losses yet; '
-      'return {}, and add the loss in an objective'
-    )
-  if state:
-    names = {
-      name: '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-      for name, tree in state.items()
-      for path, _ in jax.tree_util.tree_leaves_with_path(tree)[:1]
-    }
-    there = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
-    raise UserError(
-      f'model.fn: a layer sows or keeps variables of collection {there}, which would be dropped: '
-      'there are no layer losses yet; a layer has parameters alone'
-    )
 
 
 def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
@@ -259,26 +223,12 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
     along = ('inputs', 'targets', 'segments', 'positions')
     source = ('source', 'source_segments', 'source_positions')
     batch = dict.fromkeys((*along, *source), row) | {'examples': row[:, :1]}
-    mutable = nn.DenyList((COLLECTION,))
+    mutable = nn.DenyList((HOOKS_COLLECTION,))
     output, variables = model.init_with_output({'params': key}, batch, mutable=mutable)
-    _check_plain(output, {name: x for name, x in variables.items() if name != 'params' and x})
+    refuse_state(output, {name: x for name, x in variables.items() if name != 'params' and x})
     return variables['params']
 
   return init
-
-
-def with_mesh(fn: Fn, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Fn:
-  """Returns a function that knows the mesh: what it names the axes of is pinned there.
-
-  Losses and metrics find out by it over how many devices their arrays are split.
-  """
-
-  @functools.wraps(fn)
-  def pinned(*args: Any, **kwargs: Any) -> Any:
-    with meshes.use(mesh, rules):
-      return fn(*args, **kwargs)
-
-  return cast(Fn, pinned)
 
 
 def parameter_count(params: Params) -> int:

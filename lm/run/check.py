@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.config import base, evaluation
-from lm.errors import UserError, nearest
+from lm.config.base import base, evaluation
+from lm.errors import UserError, did_you_mean
 
 # Key -> least value, and greatest. A key that a config lacks (another model, another optimizer) is
 # passed over.
@@ -27,11 +27,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'model.heads': (1, math.inf),
   'model.kv_heads': (1, math.inf),
   'model.vocab_multiple': (1, math.inf),
-  'model.unroll': (1, math.inf),
+  'model.scan_unroll': (1, math.inf),
   'model.d_hidden': (1, math.inf),
   'model.encoder.d_hidden': (1, math.inf),
   'model.encoder.depth': (1, math.inf),
-  'model.encoder.unroll': (1, math.inf),
+  'model.encoder.scan_unroll': (1, math.inf),
   'model.encoder.width': (1, math.inf),
   'model.dropout': (0, 0.999),
   'objective.z_loss': (0, math.inf),
@@ -88,8 +88,8 @@ def _same_form(value: Any, example: Any, key: str, name: str) -> None:
       inner = f'{key}.{part}' if key else part
       if part not in value:
         raise UserError(
-          f'{name} has no key {inner!r}{nearest(part, value)}; lm.config.base has it (a file of '
-          'another version of lm?)'
+          f'{name} has no key {inner!r}{did_you_mean(part, value)}; lm.config.base has it '
+          '(a file of another version of lm?)'
         )
       if key not in _FREE:
         _same_form(value[part], example[part], inner, name)

@@ -19,7 +19,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lm.data import remote
-from lm.errors import UserError, first_line, nearest
+from lm.errors import UserError, did_you_mean, first_line
 from lm.run import processes
 from lm.run.logging import Events, read_lines
 from lm.run.record import collect, read_directions
@@ -289,7 +289,7 @@ def tree_difference(
   """
   rows = []
   for name in sorted(wanted.keys() - saved.keys()):
-    rows.append(f'missing {name}{nearest(name, saved.keys() - wanted.keys())}')
+    rows.append(f'missing {name}{did_you_mean(name, saved.keys() - wanted.keys())}')
   if tell_extra:
     rows += [f'extra {name}' for name in sorted(saved.keys() - wanted.keys())]
   for name in sorted(wanted.keys() & saved.keys()):

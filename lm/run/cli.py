@@ -19,9 +19,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lm import spec
-from lm.config import base
-from lm.errors import PeerLost, Preempted, UserError, nearest
+from lm.config import resolve
+from lm.config.base import base
+from lm.errors import PeerLost, Preempted, UserError, did_you_mean
 from lm.run import experiment, peers, processes, xla_flags
 from lm.text.files import expand, has_lone_surrogate
 
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
     rest = flags.FLAGS(list(argv))
   except flags.UnrecognizedFlagError as e:
     known = [name for name in flags.FLAGS if not name.startswith('?')]
-    raise UserError(f'unknown flag --{e.flagname}{nearest(e.flagname, known)}') from e
+    raise UserError(f'unknown flag --{e.flagname}{did_you_mean(e.flagname, known)}') from e
   except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
     raise UserError(_plain(e)) from e
   if rest[1:] and not positional:
@@ -196,7 +196,7 @@ def _may_be_empty(section: ConfigDict, sections: Sequence[str], name: str) -> bo
   if 'fn' not in section or name == 'fn':
     return False
   key = f'{".".join(sections)}.fn'
-  parameter = inspect.signature(spec.resolve(section.fn, key)).parameters.get(name)
+  parameter = inspect.signature(resolve.resolve(section.fn, key)).parameters.get(name)
   return parameter is not None and parameter.default is None
 
 
@@ -228,7 +228,7 @@ def _check_key(loaded: ConfigDict, key: str) -> None:
       where = '.'.join(key.split('.')[: i + 1])
       known = list(node) if isinstance(node, ConfigDict) else []
       listed = f'; {where} has {", ".join(known)}' if known else f'; {where} has no keys'
-      raise UserError(f'--{key}: unknown config key {part!r}{nearest(part, known)}{listed}')
+      raise UserError(f'--{key}: unknown config key {part!r}{did_you_mean(part, known)}{listed}')
     node = node[part]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.data import batches, remote
 from lm.errors import Preempted, UserError
+from lm.parallel import mesh as meshes
 from lm.run import evidence, placement, processes, report, stopping, vanished
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, badness, kept_steps

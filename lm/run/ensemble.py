@@ -4,18 +4,21 @@ import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 from lm.models import ensemble
 from lm.models.embeddings import Embeddings
-from lm.run import build, files
-from lm.run.load import Loaded, load
+from lm.parallel import mesh as meshes
+from lm.run import files
+from lm.run.load import Loaded, Run, open_run, restore
 from lm.tasks import classification, extractive_qa
 from lm.text.files import expand
 from lm.text.tokenizers import vocabulary_size
+from lm.types import apply_of
 
 Member = tuple[pathlib.Path, int | None]  # workdir and step; None for the one that is taken unasked
 
@@ -60,7 +63,9 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
   return found
 
 
-def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Loaded:
+def open_runs(
+  workdirs: str, steps: str | None = None, average: int = 1, devices: Any = None
+) -> Loaded:
   """Opens what --workdir, --step and --average name, several runs or steps as one ensemble.
 
   An ensemble has the config of its first run, save that its rows are no longer than any member
@@ -70,6 +75,8 @@ def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Load
     workdirs: directories with commas between.
     steps: likewise; None for what `lm.run.load.load` takes unasked; `notes` say which.
     average: so many of the newest checkpoints of each run are averaged; 1 for none.
+    devices: the parameters are sharded over all of these, on one mesh
+      (`lm.parallel.mesh.spread`); None for the first device alone.
 
   Raises:
     UserError: a run or step is not there, or two do not belong together.
@@ -81,10 +88,15 @@ def open_runs(workdirs: str, steps: str | None = None, average: int = 1) -> Load
       f'--average={average} takes the newest checkpoints, and --step={steps} names some; give one'
     )
   named = members(workdirs, steps)
-  loaded = []
-  for folder, step in named:
-    loaded.append(load(folder, step, average=average))
-    _check_alike(named[0][0], loaded[0], folder, loaded[-1])
+  runs: list[Run] = []
+  for folder, _ in named:
+    runs.append(open_run(folder))
+    _check_alike(named[0][0], runs[0], folder, runs[-1])
+  rules = meshes.logical_axis_rules(runs[0].config.mesh.rules)
+  mesh = None if devices is None else meshes.spread([run.boxed for run in runs], rules, devices)
+  loaded = [
+    restore(run, step, mesh, rules, average) for run, (_, step) in zip(runs, named, strict=True)
+  ]
   if len(loaded) == 1:
     return loaded[0]
   return _together(loaded)
@@ -98,35 +110,36 @@ def _together(loaded: Sequence[Loaded]) -> Loaded:
     left_out = f'note: eval.vectors={tuple(config.eval.vectors)!r} is left out'
     print(f'{left_out}: an ensemble has no word vectors of its own', file=sys.stderr)
     config.eval.vectors = ()
-  model = ensemble.together([one.model for one in loaded], _mean(config))
+  model = ensemble.make_ensemble([one.model for one in loaded], _mean(config))
   return Loaded(
     config,
-    ensemble.params_together([one.params for one in loaded]),
-    build.apply_of(model),
+    ensemble.stack_params([one.params for one in loaded]),
+    apply_of(model),
     loaded[0].tokenizer,
     loaded[0].step,
     model,
     tuple(itertools.chain.from_iterable(one.steps for one in loaded)),
     loaded[0].workdir,
     tuple(itertools.chain.from_iterable(one.notes for one in loaded)),
+    loaded[0].mesh,
   )
 
 
 def _mean(config: ConfigDict) -> ensemble.Mean:
   """Returns how what the models of a config say is averaged."""
   convert = config.data.convert
-  builder = None if convert is None else spec.resolve(convert, 'data.convert')
+  builder = None if convert is None else resolve.resolve(convert, 'data.convert')
   plain = getattr(builder, 'func', builder)
   return ensemble.logits if plain in _NO_DISTRIBUTION else ensemble.probabilities
 
 
-def _check_alike(first: pathlib.Path, one: Loaded, folder: pathlib.Path, other: Loaded) -> None:
+def _check_alike(first: pathlib.Path, one: Run, folder: pathlib.Path, other: Run) -> None:
   """Raises UserError unless two runs can be in one ensemble."""
   if one is other:
     return
   both = f'--workdir: {first} and {folder} make no ensemble'
-  for workdir, loaded in ((first, one), (folder, other)):
-    if isinstance(loaded.model, Embeddings):
+  for workdir, run in ((first, one), (folder, other)):
+    if isinstance(run.model, Embeddings):
       raise UserError(f'{both}: {workdir} has word vectors, which share no space with others')
   for key in _ALIKE:
     ours, theirs = one.config.data[key], other.config.data[key]
@@ -138,8 +151,8 @@ def _check_alike(first: pathlib.Path, one: Loaded, folder: pathlib.Path, other: 
       f'{vocabulary_size(other.tokenizer)} entries); train them on one data.source with one '
       'data.tokenizer'
     )
-  for name in ('continues_prompts', 'classes'):
-    ours, theirs = (getattr(loaded.model, name, None) for loaded in (one, other))
+  for name in ('continues_prompts', 'num_classes'):
+    ours, theirs = (getattr(run.model, name, None) for run in (one, other))
     if ours != theirs:
       raise UserError(
         f'{both}: model.fn={one.config.model.fn!r} and {other.config.model.fn!r} differ in {name}: '

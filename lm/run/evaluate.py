@@ -1,27 +1,29 @@
 """Evaluation: exact means over whole sets, each example once."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh as meshes
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
+from lm.parallel.mesh import with_mesh
 from lm.run import placement
-from lm.run.build import Functions, Inference, with_mesh
-from lm.types import Batch, Metric, Params, Terms
+from lm.run.build import Functions, Inference
+from lm.types import Batch, Metric, Params, WeightedSums
 
-EvalStep = Callable[[Params, Batch], Terms]
+EvalStep = Callable[[Params, Batch], WeightedSums]
 
 
 def make_eval_step(functions: Functions | Inference, metrics: Iterable[Metric]) -> EvalStep:
   """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
   metrics = list(metrics)
 
-  def step(params: Params, batch: Batch) -> Terms:
+  def step(params: Params, batch: Batch) -> WeightedSums:
     output = functions.apply(params, batch)
-    terms: Terms = {}
+    terms: WeightedSums = {}
     for metric in metrics:
       found = metric.terms(output, batch)
       check_apart(terms, found)
@@ -38,28 +40,41 @@ def check_apart(names: Collection[str], others: Iterable[str]) -> None:
       raise UserError(f'two metrics of the set are called {name!r}; leave one of them out')
 
 
-def names_of(
-  step: EvalStep,
-  metrics: Sequence[Metric],
+def trace(
+  step: Callable[[Params, Batch], Any],
   params: Params,
-  batch: Mapping[str, np.ndarray],
+  row: Mapping[str, np.ndarray],
+  batch_size: int,
   functions: Functions | Inference,
-) -> dict[str, bool | None]:
+) -> Any:
+  """Returns the traced program of a jitted step, which its first call takes; computes nothing.
+
+  Args:
+    step: maps parameters and a batch to anything.
+    params: parameters, or their shapes.
+    row: a batch of one row.
+    batch_size: that of the program.
+    functions: those that the step is made of.
+  """
+  rows = meshes.batch_sharding(functions.mesh, functions.rules)
+  shapes = {
+    k: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=rows)
+    for k, x in row.items()
+  }
+  return step.trace(params, shapes)  # type: ignore[attr-defined]
+
+
+def names_of(traced: Any, metrics: Sequence[Metric]) -> dict[str, bool | None]:
   """Returns the name of every value of some metrics and its direction, without computing them.
 
   Args:
-    step: of the metrics.
+    traced: their step, see `trace`.
     metrics: in the order of the step.
-    params: parameters, or their shapes.
-    batch: of the size of an evaluation's batches.
-    functions: those that the step is made of; its first call takes the trace of this one.
 
   Raises:
     UserError: two values have one name.
   """
-  rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
-  names = list(step.trace(params, shapes).out_info)  # type: ignore[attr-defined]
+  names = list(traced.out_info)
   means = dict.fromkeys(names, 1.0)
   for metric in metrics:
     derived = metric.derive(means)

@@ -2,22 +2,23 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.data import batches, prepare
 from lm.data.rows import FeatureRows
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.run import build, kept, placement, processes, vector_metrics, word_map
 from lm.run.attention import AttentionMaps
 from lm.run.build import Functions, Inference
 from lm.run.checkpoint import badness
-from lm.run.evaluate import EvalStep, check_apart, evaluate, make_eval_step, names_of
+from lm.run.evaluate import EvalStep, check_apart, evaluate, make_eval_step, names_of, trace
+from lm.run.host_memory import Program
 from lm.run.kept import Evaluated
 from lm.run.predict import Predictor
 from lm.run.samples import samples
@@ -25,7 +26,7 @@ from lm.run.watch import Watch
 from lm.run.word_vectors import MAPPED, of_params
 from lm.text.tokenizers import word_ids
 from lm.text.vectors import Vectors
-from lm.types import Metric, Params
+from lm.types import Metric, Params, apply_of
 
 
 class Evaluation(NamedTuple):
@@ -63,7 +64,7 @@ class Evaluators:
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = vector_metrics.of_config(config)
     vector_metrics.check_coverage(self._vector_metrics, word_ids(tokenizer))
-    apply = build.apply_of(functions.model)
+    apply = apply_of(functions.model)
     self._sets: dict[
       str, tuple[batches.AnyRows, tuple[batches.Transform, ...], list[Metric], EvalStep]
     ] = {}
@@ -123,10 +124,10 @@ class Evaluators:
     found: dict[str, bool | None] = {}
     for name, (rows, transforms, metrics, step) in self._sets.items():
       size = self._config.eval.batch_size
-      batch = next(iter(batches.eval_batches(rows, size, transforms=transforms)))
+      row = next(iter(batches.eval_batches(rows, 1, transforms=transforms)))
       predictor = self.predictors.get(name)
       try:
-        values = names_of(step, metrics, params, batch, self._functions)
+        values = names_of(trace(step, params, row, size, self._functions), metrics)
         if predictor is not None:
           predictor.check_decoding(params)
         for metric in [] if predictor is None else predictor.metrics:
@@ -143,6 +144,17 @@ class Evaluators:
         for value, direction in metric.higher_is_better.items()
       }
     return found
+
+  def programs(self, params: Params) -> Iterator[Program]:
+    """Yields what evaluations compute of every set, to be traced; `params` may be shapes."""
+    for name, (rows, transforms, metrics, step) in self._sets.items():
+      row = next(iter(batches.eval_batches(rows, 1, transforms=transforms)))
+      of_batch = functools.partial(trace, step, params, row, functions=self._functions)
+      size = self._config.eval.batch_size
+      if metrics:
+        yield Program('eval.batch_size', f'an evaluation of eval.sets.{name}', size, of_batch)
+      if name in self.predictors:
+        yield self.predictors[name].program(params, row)
 
   @functools.cached_property
   def _attention(self) -> AttentionMaps | None:

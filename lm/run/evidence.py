@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.optim import path_name
+from lm.optim.wrappers import path_name
+from lm.parallel.mesh import with_mesh
 from lm.run import placement, processes
-from lm.run.build import Functions, with_mesh
+from lm.run.build import Functions
 from lm.run.step import TrainState, draw_key, gradients
 from lm.types import Batch
 
@@ -37,7 +38,8 @@ def write(
   folder = workdir / 'nonfinite'
   arrays: dict[str, Any] = {k: np.asarray(x) for k, x in placement.local_copy(batch).items()}
   key = draw_key(jax.random.fold_in(jax.random.key(seed), step - 1))
-  batch = functions.objective.draw(batch, key)
+  sample = functions.objective.sample
+  batch = batch if sample is None else sample(batch, key)
   found = with_mesh(gradients, functions.mesh, functions.rules)
   grads, terms = jax.jit(
     lambda params, batch: found(functions.objective, functions.apply, params, batch, None)

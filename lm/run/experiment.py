@@ -16,10 +16,10 @@ import tokenizers
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm import spec
-from lm.config import follow
+from lm.config import resolve
+from lm.config.base import link_defaults
 from lm.data import module_code
-from lm.errors import UserError, first_line, nearest
+from lm.errors import UserError, did_you_mean, first_line
 from lm.run import check, files, sources
 
 # What may differ between a workdir and the command that resumes it: none of it changes what is
@@ -60,20 +60,20 @@ def load(path_and_arg: str) -> ConfigDict:
   file = pathlib.Path(path)
   if not file.is_file():
     known = sorted(map(str, file.parent.glob('*.py'))) if file.parent.is_dir() else []
-    near = '' if file.is_dir() else nearest(str(file), known)
+    near = '' if file.is_dir() else did_you_mean(str(file), known)
     more = f' and {len(known) - 20} more' if len(known) > 20 else ''
     listed = f'; there are {", ".join(known[:20])}{more}' if known else ''
     a_folder = ' (it is a folder)' if file.is_dir() else ''
     raise UserError(f'--config={path}: no such file{a_folder}{near or listed}')
   sources.use_folder(sources.folder_of(file))
   if file.suffix == '.json':
-    return follow(_read_config(file, f'--config={path}'))
+    return link_defaults(_read_config(file, f'--config={path}'))
   module = _import(file)
   if not hasattr(module, 'get_config'):
     raise UserError(f'--config={path}: the file defines no get_config(arg)')
   key = f'--config={path_and_arg}'
   with _told(key, file):
-    config = spec.call(module.get_config, key, *([arg] if arg else []))
+    config = resolve.call(module.get_config, key, *([arg] if arg else []))
   if not isinstance(config, ConfigDict):
     raise UserError(f'{key}: get_config returns {type(config).__name__}, not a ConfigDict')
   check.form(config, key)

@@ -3,21 +3,32 @@
 Where they do not, the kernel ends the process in the middle of a step, without a word.
 """
 
+import functools
 import math
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.data import batches
 from lm.errors import UserError
-from lm.run.build import Functions, parameter_count
+from lm.parallel import mesh as meshes
+from lm.run.build import Functions, Inference, parameter_count
 from lm.run.step import TrainState
 
 _GIB = 2**30
+
+
+class Program(NamedTuple):
+  """A program of a run that is as large as a key of the config says."""
+
+  key: str
+  what: str  # it does, for errors
+  size: int  # the value of the key, or the part of it that counts
+  trace: Callable[[int], Any]  # returns the traced program of a size
 
 
 def available(root: pathlib.Path = pathlib.Path('/')) -> int | None:
@@ -117,30 +128,99 @@ def check_program(
   row = _row_bytes(config, rows, transforms)
   held = _held_rows(config, functions) / config.batch_size
 
+  @functools.cache
   def needed(size: int) -> float:
     traced = trace(size)
     program = None if traced is None else program_bytes(traced.lower().compile())
     return 0 if program is None else program * len(devices) + held * size * row
 
-  size, need = config.batch_size, needed(config.batch_size)
-  if need <= left:
+  # Gradients are as large as parameters, whatever the batch.
+  fixed = (bytes_held(state) + bytes_held(state.params)) * len(devices)
+  parts = _pieces(functions) * config.microbatches
+  fits = _fitting(needed, config.batch_size, left, fixed, parts)
+  if fits == config.batch_size:
     return
   line = (
-    f'batch_size={size}: a step takes {_gib(need)} of the memory of this host, and {_gib(left)} '
-    'are available; '
+    f'batch_size={config.batch_size}: a step takes {_gib(needed(config.batch_size))} of the memory '
+    f'of this host, and {_gib(left)} are available; '
   )
-  # Gradients are as large as parameters, whatever the batch.
-  fixed = (_held(state) + _held(state.params)) * len(devices)
-  while need > left:
-    per_row = max(need - fixed, 1) / size
-    size = _divisible(math.floor((left - fixed) / per_row), config, functions)
-    if size < 1:
+  if not fits:
+    raise UserError(
+      f'{line}no batch_size fits, for parameters, gradients and optimizer take {_gib(fixed)}: '
+      'make the model smaller'
+    )
+  raise UserError(f'{line}batch_size={fits} would fit, or more microbatches')
+
+
+def check_evaluations(
+  programs: Iterable[Program],
+  functions: Functions | Inference,
+  params: Any,
+  state: TrainState | None = None,
+) -> None:
+  """Raises UserError where an evaluation does not fit the memory of a host of CPU devices.
+
+  As in `check_program`, a program is compiled only where it may be too large.
+
+  Args:
+    programs: those of the evaluations.
+    functions: those of the config.
+    params: abstract, or those that are in memory already.
+    state: of a run that trains, abstract; it is held while the run evaluates.
+  """
+  devices = functions.mesh.local_devices
+  left = available() if devices[0].platform == 'cpu' and not jax.config.jax_disable_jit else None
+  if left is None:
+    return
+  # The arguments of a program are counted with it.
+  beside = bytes_held(state) - bytes_held(params) if state is not None else -bytes_held(params)
+  for key, what, size, trace in programs:
+    if len(devices) * (2 * _values(trace(size).jaxpr.jaxpr) + max(beside, 0)) < left / 2:
+      continue
+
+    @functools.cache
+    def needed(size: int, trace: Callable[[int], Any] = trace) -> float:
+      compiled = program_bytes(trace(size).lower().compile())
+      return 0 if compiled is None else len(devices) * (compiled + beside)
+
+    fixed = len(devices) * (beside + bytes_held(params))
+    fits = _fitting(needed, size, left, fixed, _pieces(functions))
+    if fits != size:
+      remedy = f'{key}={fits} would fit' if fits else f'no {key} fits: make the model smaller'
       raise UserError(
-        f'{line}no batch_size fits, for parameters, gradients and optimizer take {_gib(fixed)}: '
-        'make the model smaller'
+        f'{key}={size}: {what} takes {_gib(needed(size))} of the memory of this host, and '
+        f'{_gib(left)} are available; {remedy}'
       )
-    need = needed(size)  # which is not quite in proportion: the loss goes by chunks
-  raise UserError(f'{line}batch_size={size} would fit, or more microbatches')
+
+
+def _fitting(needed: Callable[[int], float], size: int, left: int, fixed: int, parts: int) -> int:
+  """Returns `size` where its program fits, else a smaller one that does; 0 where none does.
+
+  Args:
+    needed: returns the bytes of a size, which grow with it not quite in proportion.
+    size: the size that is asked for.
+    left: the bytes that are available.
+    fixed: the bytes of any size.
+    parts: a smaller size is a multiple of this.
+  """
+  while size and (need := needed(size)) > left:
+    per_row = max(need - fixed, 1) / size
+    most = max(0, math.floor((left - fixed) / per_row))
+    size = min(size - 1, most) // parts * parts
+  return size
+
+
+def _values(jaxpr: Any) -> int:
+  """Returns the bytes of all values of a program, which is more than it holds at any time."""
+  total = sum(_bytes(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars))
+  for equation in jaxpr.eqns:
+    total += sum(_bytes(v.aval) for v in equation.outvars)
+    total += sum(_values(inner) for inner in jaxprs_in_params(equation.params))
+  return total
+
+
+def _bytes(aval: Any) -> int:
+  return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, 'shape') else 0
 
 
 def program_bytes(compiled: Any) -> int | None:
@@ -161,10 +241,10 @@ def _fits_surely(config: ConfigDict, functions: Functions, state: TrainState, le
   tokens = config.batch_size * (context + config.data.source_context)
   weights = 64 * (context + config.data.source_context)
   activations = 4 * tokens * (parameter_count(state.params) + weights)
-  return activations + 3 * _held(state) * len(functions.mesh.local_devices) < left / 2
+  return activations + 3 * bytes_held(state) * len(functions.mesh.local_devices) < left / 2
 
 
-def _held(tree: Any) -> int:
+def bytes_held(tree: Any) -> int:
   """Returns the bytes that one device holds of abstract arrays."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
@@ -196,10 +276,10 @@ def _divisible(most: int, config: ConfigDict, functions: Functions) -> int:
   return max(0, most - most % parts)
 
 
-def _pieces(functions: Functions) -> int:
+def _pieces(functions: Functions | Inference) -> int:
   """Returns over how many devices of all processes a batch is split."""
-  with meshes.use(functions.mesh, functions.rules):
-    return meshes.pieces('batch')
+  with meshes.set_mesh(functions.mesh, functions.rules):
+    return meshes.num_shards('batch')
 
 
 def _gib(size: float) -> str:

@@ -30,11 +30,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from lm.errors import UserError, first_line
-from lm.optim import parse_rules
+from lm.optim.wrappers import parse_rules
 from lm.run import experiment, files, processes
 from lm.run.align import Alignment, align, placed
 from lm.run.build import Functions
 from lm.run.checkpoint import Checkpoints, tree_difference
+from lm.run.load import best_step
 from lm.run.step import TrainState, begin, init_some, init_state
 from lm.text.tokenizers import vocabulary_size
 from lm.types import Array, Params
@@ -52,6 +53,7 @@ class Taken(NamedTuple):
   fresh: tuple[str, ...]  # paths of those that stay as they were drawn
   unread: tuple[str, ...]  # paths of the source's that nothing takes
   words: Alignment | None = None  # of vocabularies, where rows went by their words
+  why: str = ''  # this step, where `init.step` names none
 
   def line(self) -> str:
     """Returns all of it as one line."""
@@ -62,7 +64,9 @@ class Taken(NamedTuple):
       there, lacking = len(self.words.new), self.words.missing
       words = f'; {there:,} of {there + len(lacking):,} words are there at the length drawn'
       words += f', {len(lacking):,} as drawn ({_some(lacking)})' if lacking else ''
-    return f'{self.taken} parameters from step {self.step} of {self.source}{kept}{left}{words}'
+    why = f' ({self.why})' if self.why else ''
+    which = f'step {self.step} of {self.source}{why}'
+    return f'{self.taken} parameters from {which}{kept}{left}{words}'
 
   def fields(self) -> dict[str, Any]:
     """Returns what the event of it says."""
@@ -146,7 +150,7 @@ def take(
   wanted = flatten_dict(abstract, sep='/')
   checkpoints = Checkpoints(root)
   try:
-    step = _step(checkpoints, section)
+    step, why = processes.from_first(_step(checkpoints, section, root))
     with _undamaged(section, step):
       shapes = checkpoints.shapes(step, 'params')
     origins = _origins(wanted, shapes, section, step)
@@ -173,7 +177,7 @@ def take(
       params[path] = _placed(read, params[path], origin.rows, words)
   kept = tuple(sorted(wanted.keys() - origins.keys()))
   unread = tuple(sorted(shapes.keys() - {origin.path for origin in origins.values()}))
-  taken = Taken(str(root.resolve()), step, len(origins), kept, unread, words)
+  taken = Taken(str(root.resolve()), step, len(origins), kept, unread, words, why)
   return unflatten_dict(params, sep='/'), taken
 
 
@@ -188,16 +192,30 @@ def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
     ) from e
 
 
-def _step(checkpoints: Checkpoints, section: ConfigDict) -> int:
+def _step(checkpoints: Checkpoints, section: ConfigDict, root: pathlib.Path) -> tuple[int, str]:
+  """Returns the step to take, and why where `init.step` names none: the rule of all programs."""
   steps = checkpoints.steps()
   if not steps:
     raise UserError(f'init.workdir={section.workdir!r}: no checkpoint there')
   if section.step is None:
-    return steps[-1]
+    best, why = best_step(root, steps, _monitored(root, section))
+    return (steps[-1] if best is None else best), why
   if section.step not in steps:
     known = ', '.join(map(str, steps))
     raise UserError(f'init.step={section.step}: {section.workdir} has checkpoints at {known}')
-  return section.step
+  return section.step, ''
+
+
+def _monitored(root: pathlib.Path, section: ConfigDict) -> str:
+  """Returns the metric of the best checkpoint; configs of other versions of lm have it too."""
+  try:
+    config = experiment.from_json((root / 'config.json').read_text('utf-8'))
+    return config.checkpoint.best
+  except (OSError, ValueError, AttributeError) as e:
+    raise UserError(
+      f'init.workdir={section.workdir!r}: its config.json says no checkpoint.best '
+      f'({first_line(e)}); init.step names a checkpoint'
+    ) from e
 
 
 def _origins(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm.config import sizes
+from lm.config.base import sizes
 from lm.data import batches, prepare, remote
 from lm.errors import Preempted, UserError
 from lm.run import (
@@ -100,6 +100,8 @@ def train(
 
   trace(config.batch_size)
   host_memory.check_program(trace, config, functions, abstract, rows, transforms)
+  programs = evaluators.programs(abstract.params)
+  host_memory.check_evaluations(programs, functions, abstract.params, abstract)
   state, taken = None, None
   # A resume has no state before that of the checkpoint: two would need twice the memory.
   if not processes.from_first(holds_checkpoints(workdir)):

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
-from lm.mesh import replicated
+from lm.parallel.mesh import replicated
 from lm.types import Array, Params
 
 
@@ -20,8 +20,9 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
 def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
   """Returns, in order, the rows of the global batch that this process's devices hold."""
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-  rows = np.arange(batch_size)
-  return np.unique(np.concatenate([rows[index] for index in indices if index is not None]))
+  # Devices hold equal rows or different ones.
+  bounds = {index[0].indices(batch_size) for index in indices if index is not None}
+  return np.concatenate([np.arange(*bound) for bound in sorted(bounds)])
 
 
 def local_copy(tree: Params) -> Params:
@@ -38,13 +39,3 @@ def local_copy(tree: Params) -> Params:
     return jax.jit(lambda x: x, out_shardings=everywhere)(x).addressable_data(0)
 
   return jax.tree.map(whole, tree)
-
-
-def everywhere(tree: Params, mesh: Mesh) -> Params:
-  """Returns arrays that each process has whole as arrays that every device of the mesh holds."""
-
-  def put(x: Array) -> Array:
-    values = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: values[index])
-
-  return jax.tree.map(put, tree)

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +10,20 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
-from lm import spec
+from lm.config import resolve
 from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
 from lm.decode.constraints import known_words
 from lm.decode.steps import bucket, check_step, padded
-from lm.decode.write import Strategy, write
+from lm.decode.write import Strategy, rows_of, trace, write
 from lm.errors import UserError
 from lm.metrics.scores import CorpusMetric
+from lm.parallel import mesh as meshes
+from lm.parallel.mesh import with_mesh
 from lm.run import placement
-from lm.run.build import Functions, Inference, with_mesh
+from lm.run.build import Functions, Inference
+from lm.run.evaluate import trace as trace_batch
+from lm.run.host_memory import Program
 from lm.run.kept import Evaluated
 from lm.task import Features
 from lm.text.tokenizers import end_id
@@ -74,8 +77,8 @@ class Predictor:
     examples = prepare.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     key = f'eval.sets.{name}.scores'
-    builders = [spec.resolve(path, key) for path in section.scores]
-    self.metrics: list[CorpusMetric] = [spec.call(builder, key) for builder in builders]
+    builders = [resolve.resolve(path, key) for path in section.scores]
+    self.metrics: list[CorpusMetric] = [resolve.call(builder, key) for builder in builders]
     for path, metric in zip(section.scores, self.metrics, strict=True):
       if not isinstance(metric, CorpusMetric):
         raise UserError(
@@ -145,6 +148,32 @@ class Predictor:
     if self.writes:
       first = next(iter(self._prompts.values()))
       check_step(self._functions.model, self._apply, params, padded([first], bucket))
+
+  def program(self, params: Params, row: Mapping[str, np.ndarray]) -> Program:
+    """Returns what predicts, without computing it; `params` may be shapes, `row` is a batch of one.
+
+    Raises:
+      UserError: later, where it is traced: from the model.
+    """
+    over, rules = self._functions.mesh, self._functions.rules
+    if not self.writes:
+      size = self._config.eval.batch_size
+      return Program(
+        'eval.batch_size',
+        f'a prediction of eval.sets.{self._name}',
+        size,
+        lambda size: trace_batch(self._predict, params, row, size, self._functions),
+      )
+    prompts, how, model = list(self._prompts.values()), self._strategy, self._functions.model
+
+    def traced(size: int) -> Any:
+      strategy = how._replace(batch_size=size)
+      return with_mesh(trace, over, rules)(model, self._apply, params, prompts, strategy)
+
+    # More rows than prompts make no larger program.
+    rows = with_mesh(rows_of, over, rules)(how.batch_size, len(prompts))
+    what = f'writing for eval.sets.{self._name}'
+    return Program('decode.batch_size', what, min(how.batch_size, rows), traced)
 
   def _with_features(self) -> list[int]:
     """Returns the indices of the examples that have features."""

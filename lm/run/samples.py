@@ -7,16 +7,16 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm import mesh as meshes
 from lm.decode.sampling import sampler
 from lm.decode.steps import check_length, check_step
 from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
-from lm.run import build, vector_metrics
+from lm.parallel import mesh as meshes
+from lm.run import vector_metrics
 from lm.run.build import Functions, Inference
 from lm.text.tokenizers import word_ids
 from lm.text.vectors import Vectors, make_vectors, nearest_words, row_of
-from lm.types import Params
+from lm.types import Params, apply_of
 
 
 class Samples(NamedTuple):
@@ -72,22 +72,21 @@ def _continued(
   encode = prompt_encoder(tokenizer)
   for prompt in prompts:
     check_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
-  apply = build.apply_of(model)
+  apply = apply_of(model)
   mesh, rules = functions.mesh, functions.rules
 
   def write(step: int, params: Params, vectors: Vectors | None) -> list[tuple[str, str]]:
     del vectors
     if not prompts:
       return []
-    # A seed for each step and prompt, and none that training or another prompt has.
+    # A seed for each step, and none that training has; a draw of it for each prompt.
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
-    keys = stream.generate_state(len(prompts)).tolist()
+    (seed,) = stream.generate_state(1).tolist()
+    draws, most = range(len(prompts)), log.sample_tokens
     # All devices, and processes, write the samples together: the parameters stay sharded.
-    with meshes.use(mesh, rules):
+    with meshes.set_mesh(mesh, rules):
       pieces = list(
-        continuations(
-          model, apply, params, tokenizer, prompts, encode, choose, keys, log.sample_tokens
-        )
+        continuations(model, apply, params, tokenizer, prompts, encode, choose, draws, most, seed)
       )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))

@@ -6,8 +6,8 @@ import pathlib
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from lm import spec
-from lm.optim import Optimizer
+from lm.config import resolve
+from lm.optim.optimizers import Optimizer
 from lm.run import experiment
 
 
@@ -33,9 +33,9 @@ def jump(
   """
   if not updates or older is None or older == config.optim.get('steps'):
     return None
-  section = spec.section(ConfigDict({**config.optim, 'steps': older}), 'optim')
+  section = resolve.build_section(ConfigDict({**config.optim, 'steps': older}), 'optim')
   count = jnp.int32(updates)
-  before = float(spec.call(section, 'optim').schedule(count))
+  before = float(resolve.call(section, 'optim').schedule(count))
   after = float(optimizer.schedule(count))
   return None if math.isclose(before, after, rel_tol=1e-4) else {'before': before, 'after': after}
 

@@ -13,10 +13,11 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import mesh as meshes
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
+from lm.parallel.mesh import with_mesh
 from lm.run import sparse
-from lm.run.build import Functions, with_mesh
+from lm.run.build import Functions
 from lm.types import Apply, Array, Batch, Objective, Params
 
 
@@ -160,7 +161,8 @@ def make_train_steps(
 def _drawn(functions: Functions, seed: int, step: Array, batch: Batch) -> Batch:
   """Returns the batch of a step, counted from 0, with what is random in it."""
   key = jax.random.fold_in(jax.random.key(seed), step)
-  return functions.objective.draw(batch, draw_key(key))
+  sample = functions.objective.sample
+  return batch if sample is None else sample(batch, draw_key(key))
 
 
 def _jitted(
@@ -183,7 +185,8 @@ def _step(functions: Functions, seed: int, microbatches: int) -> StepFunction:
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     whole = state.params, state.opt_state
-    rows, batch = functions.objective.rows(batch)
+    sparse_rows = functions.objective.sparse_rows
+    rows, batch = ({}, batch) if sparse_rows is None else sparse_rows(batch)
     params, opt_state = sparse.take(whole, rows)
     grads, terms = gradients(functions.objective, functions.apply, params, batch, key, microbatches)
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
@@ -242,7 +245,7 @@ def gradients(
   The weights of the whole batch are known before the pass, so the sum over microbatches is
   the gradient of the large batch.
   """
-  weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.weights(batch).items()}
+  weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}
 
   def check_names(sums: dict[str, Array]) -> None:
     if sums.keys() != weights.keys():
@@ -252,7 +255,7 @@ def gradients(
       )
 
   def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
-    sums = objective.sums(apply, params, part, key)
+    sums = objective.loss_sums(apply, params, part, key)
     check_names(sums)
     means = {name: value / weights[name] for name, value in sums.items()}
     return sum(means.values(), jnp.zeros(())), means

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 
 class Stopping(NamedTuple):
@@ -66,7 +66,7 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
     known = ', '.join(name for name, direction in directions.items() if direction is not None)
     remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.best' else ''
     raise UserError(
-      f'{key}={metric!r} is no metric of this run{nearest(metric, directions)}; there are '
+      f'{key}={metric!r} is no metric of this run{did_you_mean(metric, directions)}; there are '
       f'{known or "none"}{remedy}'
     )
 
@@ -104,7 +104,7 @@ def see(
   if seen.metric not in values:
     known = ', '.join(sorted(values))
     raise UserError(
-      f'{_key(config)}={seen.metric!r} was not found{nearest(seen.metric, values)}; '
+      f'{_key(config)}={seen.metric!r} was not found{did_you_mean(seen.metric, values)}; '
       f'the evaluation has {known}'
     )
   value = float(values[seen.metric])

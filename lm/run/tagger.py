@@ -30,7 +30,7 @@ def tag(
     words: of one sentence, in order.
     workdir: of a run whose task is tagging, such as those of experiments/msra_ner.py.
     separator: what stood between words when it was trained: '' as for Chinese, or ' '.
-    step: the checkpoint; the newest one unless given.
+    step: the checkpoint; unless given the best one, or else the newest.
 
   Raises:
     UserError: there is no such run, it does not tag words, or the words are too many for it.

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lm import spec
+from lm.config import resolve
 from lm.data import features
 from lm.decode.risk import Utility, rank
 from lm.decode.write import Strategy, Written, write
@@ -52,7 +52,7 @@ class Translator:
       fit; what is written for the parts is joined by spaces).
     prefix: what every text begins with.
     risk: what the strategy writes are candidates, of which these are the best by utility. The draws
-      of every line have the same seeds, so that equal lines have equal outputs.
+      of every line have the same keys, so that equal lines have equal outputs.
 
   Raises:
     UserError: the run is of no such task, or the model takes the strategy not.
@@ -80,7 +80,7 @@ class Translator:
         '(Converter.encode_prompt is None)'
         + ('; it predicts, see lm.evaluate' if converter.predict else '')
       )
-    steps = [spec.resolve(path, 'data.prepare') for path in data.prepare]
+    steps = [resolve.resolve(path, 'data.prepare') for path in data.prepare]
     # Those of other fields are of no concern where there is a source and nothing else.
     self._steps = [s for s in steps if getattr(s, 'keywords', {}).get('field') == 'source']
     self._loaded = loaded
@@ -121,8 +121,9 @@ class Translator:
       self._loaded.params,
       [prompt for prompt in prompts for _ in range(draws)],
       self._strategy,
-      None if self._risk is None else [self._risk.seed + n for n in range(draws)] * len(prompts),
+      None if self._risk is None else [*range(draws)] * len(prompts),
       [self._prefix] * (draws * len(prompts)) if self._prefix else None,
+      0 if self._risk is None else self._risk.seed,
     )
     for start in range(0, len(found), draws):
       texts = [self._text(one) for several in found[start : start + draws] for one in several]

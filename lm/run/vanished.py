@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lm.data import batches
 from lm.errors import UserError
-from lm.optim import find, multipliers, path_name
+from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.run import placement
 from lm.run.step import OF_THE_STEP
 from lm.types import Array, Batch, Objective, Params
@@ -51,7 +51,7 @@ def check_loss(
   terms = [value for name, value in values.items() if name not in OF_THE_STEP]
   if any(terms) or _allowed(config, _LOSS):
     return
-  weights = placement.local_copy(dict(objective.weights(batch())))
+  weights = placement.local_copy(dict(objective.normalizers(batch())))
   cause = 'though there are targets that count'
   if not any(float(weight) for weight in weights.values()):
     cause = 'for no target of its batch has a weight above 0'
@@ -85,7 +85,7 @@ def check_gradients(params: Params, zeros: Array, config: ConfigDict) -> None:
 def _moves(params: Params, optim: ConfigDict) -> Params:
   """Returns a tree of booleans: whether the optimizer changes each parameter."""
   freeze = optim.get('freeze')
-  frozen = find(params, freeze, 'freeze') if freeze else jax.tree.map(lambda _: False, params)
+  frozen = path_mask(params, freeze, 'freeze') if freeze else jax.tree.map(lambda _: False, params)
   rates = multipliers(params, 1.0, tuple(optim.get('rates') or ()))
   return jax.tree.map(lambda f, rate: bool(np.any(rate)) and not f, frozen, rates)
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
@@ -29,9 +29,9 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
   """
   metrics = []
   for path in config.eval.vectors:
-    fn = spec.resolve(path, _KEY)
+    fn = resolve.resolve(path, _KEY)
     try:
-      metric = spec.call(fn, path)
+      metric = resolve.call(fn, path)
     except UserError as e:
       raise UserError(f'{_KEY}: {e}') from e
     if not isinstance(metric, VectorMetric):

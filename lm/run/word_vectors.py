@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm.config import base
+from lm.config.base import base
 from lm.errors import UserError
 from lm.run import experiment, files, kept, word_map
 from lm.run.checkpoint import Checkpoints

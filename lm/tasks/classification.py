@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.task import Convert, Converter, Example, Features, Pieces, Task
 from lm.text.tokenizers import end_id, parts_encoder, text_parts, text_reader
 
@@ -25,7 +25,7 @@ def classifier(task: Task) -> Converter:
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
-    predict=lambda output, batch: {'values/class': output.unembed(output.hidden).argmax(-1)},
+    predict=lambda output, batch: {'values/class': output.head(output.hidden).argmax(-1)},
     postprocess=lambda labels, example, pieces: labels[int(pieces[0]['values/class'])],
   )
 
@@ -40,7 +40,7 @@ def regressor(task: Task) -> Converter:
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
-    predict=lambda output, batch: {'values/number': output.unembed(output.hidden)[..., 0]},
+    predict=lambda output, batch: {'values/number': output.head(output.hidden)[..., 0]},
     postprocess=lambda labels, example, pieces: float(pieces[0]['values/number']),
   )
 
@@ -84,7 +84,7 @@ def tagger(task: Task) -> Converter:
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
-    predict=lambda output, batch: {'tokens/tag': output.unembed(output.hidden).argmax(-1)},
+    predict=lambda output, batch: {'tokens/tag': output.head(output.hidden).argmax(-1)},
     postprocess=postprocess,
   )
 
@@ -135,7 +135,9 @@ def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:
   def label_id(name: str) -> int:
     if name not in ids:
       available = ', '.join(map(repr, list(ids)[:20]))
-      raise UserError(f'data.labels: no label {name!r}{nearest(name, ids)}; available: {available}')
+      raise UserError(
+        f'data.labels: no label {name!r}{did_you_mean(name, ids)}; available: {available}'
+      )
     return ids[name]
 
   return label_id

@@ -16,7 +16,7 @@ from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatc
 from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, text_reader
 
 if TYPE_CHECKING:
-  from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, Terms
+  from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, WeightedSums
 
 
 def extraction() -> Task:
@@ -100,7 +100,7 @@ def converter(
     return convert
 
   def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
-    logits_BTC = output.unembed(output.hidden)
+    logits_BTC = output.head(output.hidden)
     return {'tokens/start': logits_BTC[..., 0], 'tokens/stop': logits_BTC[..., 1]}
 
   def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> str:
@@ -219,12 +219,12 @@ def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
   import jax
   import jax.numpy as jnp
 
-  logits_BTC = output.unembed(output.hidden)
+  logits_BTC = output.head(output.hidden)
   B, T = batch['segments'].shape
   if logits_BTC.shape != (B, T, 2):
     raise UserError(
       f'model: spans need two logits per token, ({B}, {T}, 2), not {logits_BTC.shape}; set '
-      'model.classes=2 and leave model.pool empty'
+      'model.num_classes=2 and leave model.pooling empty'
     )
   candidate_BT = (batch['char_stop'] > 0) | (batch['positions'] == 0)
   segment_P = jnp.arange(1, batch['start'].shape[1] + 1)
@@ -253,13 +253,13 @@ def objective() -> 'Objective':
   """
   from lm.types import Objective
 
-  def sums(
+  def loss_sums(
     apply: 'Apply', params: 'Params', batch: 'Batch', key: 'Array | None'
   ) -> dict[str, 'Array']:
     output = apply(params, batch, key=key)
     return {'loss': (batch['weights'] * span_statistics(output, batch).nats).sum()}
 
-  return Objective(sums, weights=lambda batch: {'loss': batch['weights'].sum()})
+  return Objective(loss_sums, normalizers=lambda batch: {'loss': batch['weights'].sum()})
 
 
 def metric() -> 'Metric':
@@ -270,7 +270,7 @@ def metric() -> 'Metric':
   """
   from lm.types import Metric
 
-  def terms(output: 'Output', batch: 'Batch') -> 'Terms':
+  def terms(output: 'Output', batch: 'Batch') -> 'WeightedSums':
     nats, correct = span_statistics(output, batch)
     weights = batch['weights']
     return {

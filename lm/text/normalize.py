@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import regex
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
 Case = Literal['keep', 'lower', 'fold']
@@ -53,7 +53,7 @@ def check_options(form: str, case: str) -> None:
     known = get_args(kind)
     if value not in known:
       choices = ', '.join(map(repr, known))
-      raise UserError(f'{key}={value!r}{nearest(value, known)} must be one of {choices}')
+      raise UserError(f'{key}={value!r}{did_you_mean(value, known)} must be one of {choices}')
 
 
 def simplify_chinese(string: str) -> str:
@@ -90,7 +90,7 @@ def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
   for language in chosen:
     if language not in known:
       choices = ', '.join(known)
-      hint = nearest(language, known)
+      hint = did_you_mean(language, known)
       raise UserError(f'no stop words of {language!r}{hint}; available: {choices}')
   return frozenset(map(stop_word_key, stopwordsiso.stopwords(chosen)))
 

@@ -12,6 +12,8 @@ their docstrings).
 
 import itertools
 import json
+import pathlib
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 import tokenizers
@@ -105,13 +107,18 @@ def words(
 
   Raises:
     UserError: fewer than `vocab_size` words occur often enough; it is below 3; `pattern` is not a
-      regular expression.
+      regular expression, or fails or hangs on a text.
   """
   _check_count(min_count)
   try:
     Regex(pattern)
   except Exception as e:  # the library has no narrower type
     raise UserError(f'data.tokenizer.pattern={pattern!r} is no regular expression: {e}') from e
+  if pattern != _WORD:  # whose time is linear
+    with tempfile.TemporaryDirectory() as folder:
+      file = pathlib.Path(folder) / 'tokenizer.json'
+      known_words([END, UNKNOWN], pattern).save(str(file))
+      probe.check(file, texts, f'data.tokenizer.pattern={pattern!r}')
   if vocab_size is not None:
     _check_size(vocab_size, 3, 'END, <unk> and a word')
   scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))

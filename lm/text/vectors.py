@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.text.tokenizers import END, UNKNOWN
 
 # Scores candidates d of "a is to b as c to d" from their cosines with a, b and c, in one shape.
@@ -78,7 +78,7 @@ def row_of(vectors: Vectors, word: str) -> int:
   if word not in vectors.index:
     if word in (END, UNKNOWN):
       raise UserError(f'{word!r} is a special token and has no word vector')
-    hint = nearest(word, vectors.words[:_COMPARED])
+    hint = did_you_mean(word, vectors.words[:_COMPARED])
     raise UserError(f'{word!r:.80} is not among the {len(vectors.words):,} words{hint}')
   return vectors.index[word]
 

@@ -150,10 +150,10 @@ def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
   parts = path(tmp_path, name='tiny_shakespeare', text='text')
   run = python(
     'import sys\n'
-    'from lm import spec\n'
+    'from lm.config import resolve\n'
     'from lm.errors import UserError\n'
     'try:\n'
-    "  print(len(spec.resolve(sys.argv[1], 'source')('train')[0]['text']))\n"
+    "  print(len(resolve.resolve(sys.argv[1], 'source')('train')[0]['text']))\n"
     'except UserError as e:\n'
     '  print(e)\n',
     parts,

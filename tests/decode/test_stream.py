@@ -5,7 +5,7 @@ import pytest
 
 from lm.decode.sampling import greedy, sampler
 from lm.decode.stream import STRIDE, stream
-from lm.run.build import apply_of
+from lm.types import apply_of
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9]]
 LONG = [int(t) for t in np.random.default_rng(0).integers(0, 37, 20)]
@@ -36,7 +36,7 @@ def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
     positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     batch = {'inputs': tokens_BT, 'segments': jnp.ones(shape, jnp.int32), 'positions': positions}
     output = apply(params, batch)
-    return output.unembed(output.hidden).argmax(-1)
+    return output.head(output.hidden).argmax(-1)
 
   found = continued(PROMPTS, greedy, [0, 0, 0])
   assert found.shape == (3, COUNT) and found.dtype == np.int32

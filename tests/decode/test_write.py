@@ -11,12 +11,10 @@ from lm.decode.constraints import forbidden_tokens
 from lm.decode.sampling import sampler
 from lm.decode.write import Strategy, batches_of, write
 from lm.errors import UserError
-from lm.models.recurrent import EncoderDecoder
-from lm.models.recurrent_layers import Bidirectional
-from lm.nn.alignment import additive
-from lm.nn.recurrent import lstm
-from lm.run.build import apply_of
+from lm.models.recurrent import Bidirectional, EncoderDecoder
+from lm.nn.recurrent import additive, lstm
 from lm.task import Features
+from lm.types import apply_of
 
 END, CONTEXT, MOST = 32, 32, 6
 # Sources and prefixes of many lengths: the last two take a row of more slots than the others.
@@ -155,8 +153,8 @@ def test_a_text_depends_on_its_prompt_alone(architecture, strategy, writer, writ
 def test_batches_are_of_like_lengths_the_longest_first(writer, monkeypatch):
   functions, prompts = writer('encoder_decoder')
 
-  def search(params, batch, seeds, limits, prefix):
-    B = len(seeds)
+  def search(params, batch, draws, limits, prefix):
+    B = len(limits)
     return np.zeros((B, 1, 1), int), np.ones((B, 1), int), np.zeros((B, 1)), np.ones(B, bool)
 
   # What is written is no subject here, and so nothing is compiled.
@@ -267,7 +265,7 @@ def test_recurrent_models_read_on_and_say_so_once(params_of, capsys):
     d_model=8,
     d_hidden=6,
     encoder=functools.partial(Bidirectional, cell=lstm, d_hidden=5),
-    score=additive,
+    attention_score=additive,
   )
   params, apply = params_of(model), apply_of(model)
   rng = np.random.default_rng(0)

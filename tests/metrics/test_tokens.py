@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.metrics.tokens import language_model
-from lm.types import Output, Table, Unembed
+from lm.types import EmbeddingTable, Output, OutputHead
 
 
 def _terms(logits_BTV, targets, weights, sizes):
@@ -22,7 +22,7 @@ def _terms(logits_BTV, targets, weights, sizes):
 
 @jax.jit
 def _of_logits(logits_BTV, batch):
-  output = Output(logits_BTV, Unembed(Table(jnp.eye(logits_BTV.shape[-1]))), {})
+  output = Output(logits_BTV, OutputHead(EmbeddingTable(jnp.eye(logits_BTV.shape[-1]))), {})
   return language_model().terms(output, batch)
 
 

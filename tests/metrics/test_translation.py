@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 from lm.metrics.translation import bleu, chrf, compare, ter
 
@@ -153,7 +153,7 @@ def test_nothing_to_score_is_an_error(metric):
 
 
 def test_a_config_names_a_metric_by_import_path():
-  build = spec.resolve("lm.metrics.translation:bleu(language='zh')", 'eval.sets.test.metrics')
+  build = resolve.resolve("lm.metrics.translation:bleu(language='zh')", 'eval.sets.test.metrics')
   assert build()(['很好'], ['很好']).notes['bleu'].startswith('nrefs:1|case:mixed|eff:no|tok:zh|')
 
 

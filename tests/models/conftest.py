@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.nn.tap import tapped
+from lm.nn.hooks import with_hooks
 
 
 @pytest.fixture(scope='session')
@@ -21,7 +21,7 @@ def movable(params_of):
 
   @functools.cache
   def of(model, site):
-    apply, params = tapped(model), params_of(model)
+    apply, params = with_hooks(model), params_of(model)
 
     @jax.jit
     def hidden(params, batch, moves):

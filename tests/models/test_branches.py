@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.decode.steps import branch_of, prefill, step_of
-from lm.run.build import apply_of
+from lm.types import apply_of
 
 PROMPT, STEPS, M = 3, 3, 3
 
@@ -48,7 +48,7 @@ def test_branches_equal_rows_of_their_own(functions, batch_of):
     'positions': np.where(slots < lengths[:, None], slots, 0),
   } | {name: np.repeat(x, M, axis=0) for name, x in batch.items() if name.startswith('source')}
   output = apply(params, rows)
-  expected = np.asarray(output.unembed(output.hidden))[np.arange(2 * M), lengths - 1]
+  expected = np.asarray(output.head(output.hidden))[np.arange(2 * M), lengths - 1]
   np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 

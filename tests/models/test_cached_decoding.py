@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.run.build import apply_of
+from lm.types import apply_of
 
 T, SLOTS = 10, 13
 ALONG = ('inputs', 'segments', 'positions')
@@ -24,7 +24,7 @@ def functions_of(decoder, params_of):
     @jax.jit
     def run(params, batch, cache=None):
       output = apply(params, batch, cache=cache)
-      return output.unembed(output.hidden), output.cache
+      return output.head(output.hidden), output.cache
 
     return model, functools.partial(run, params)
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.nn.attention import blocked
+from lm.nn.attention import blockwise
 from lm.nn.layers import Attention
 from lm.nn.pooling import first, mean
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import apply_of
+from lm.objectives.supervised import cross_entropy
 from lm.run.step import gradients
+from lm.types import apply_of
 
 T = 10
 SITE = 'encoder/embeddings'
@@ -30,13 +30,13 @@ def _of_examples(batch, P=2, seed=0):
 
 
 def test_tokens_see_all_of_their_segment_both_ways_and_nothing_else(encoder, influence, batch_of):
-  model = encoder('t5', attend=functools.partial(blocked, block=6))
+  model = encoder('t5', attention_fn=functools.partial(blockwise, block=6))
   found = influence(model, batch_of(B=1, T=T, segments=SEGMENTS[None]), SITE)
   np.testing.assert_array_equal(found, np.equal.outer(SEGMENTS, SEGMENTS))
 
 
 def test_windows_reach_both_ways(encoder, influence, batch_of):
-  model = encoder(attention=functools.partial(Attention, window=3), depth=1)
+  model = encoder(attention_layer=functools.partial(Attention, window=3), depth=1)
   distance = np.abs(np.subtract.outer(np.arange(T), np.arange(T)))
   found = influence(model, batch_of(B=1, T=T), SITE)
   np.testing.assert_array_equal(found, distance < 3)
@@ -44,13 +44,13 @@ def test_windows_reach_both_ways(encoder, influence, batch_of):
 
 def test_a_pooled_example_depends_on_all_its_tokens_and_no_other(encoder, influence, batch_of):
   batch = _of_examples(batch_of(B=1, T=T, segments=SEGMENTS[None]), P=4)
-  found = influence(encoder(pool=first, classes=3), batch, SITE)
+  found = influence(encoder(pooling=first, num_classes=3), batch, SITE)
   # The fourth example is not there.
   np.testing.assert_array_equal(found, np.equal.outer([1, 2, 3, 4], SEGMENTS))
 
 
 def test_packed_examples_equal_separate_ones(encoder, params_of, batch_of, alone):
-  model = encoder(pool=mean, classes=3)
+  model = encoder(pooling=mean, num_classes=3)
   params, tokens = params_of(model), batch_of(T=T, segments=PACKED)
   batch = _of_examples(tokens)
 
@@ -58,7 +58,7 @@ def test_packed_examples_equal_separate_ones(encoder, params_of, batch_of, alone
   def run(params, batch):
     output = apply_of(model)(params, batch)
     grads, _ = gradients(cross_entropy(), apply_of(model), params, batch, None)
-    return output.unembed(output.hidden), grads
+    return output.head(output.hidden), grads
 
   logits_BPC, packed_grads = jax.device_get(run(params, batch))
   total = jax.tree.map(np.zeros_like, packed_grads)
@@ -80,11 +80,11 @@ def test_packed_examples_equal_separate_ones(encoder, params_of, batch_of, alone
 
 
 def test_the_head_has_a_vector_and_a_bias_for_each_class(encoder, params_of, batch_of):
-  model, batch = encoder(classes=5), batch_of()
+  model, batch = encoder(num_classes=5), batch_of()
   params = params_of(model)
   output = jax.jit(apply_of(model))(params, batch)
   expected = np.asarray(output.hidden) @ np.asarray(params['head']['kernel']).T
-  logits = np.asarray(output.unembed(output.hidden))
+  logits = np.asarray(output.head(output.hidden))
   np.testing.assert_allclose(
     logits, expected + np.asarray(params['head']['bias']), rtol=1e-4, atol=1e-5
   )
@@ -97,4 +97,4 @@ def test_without_classes_the_head_is_the_vocabulary(encoder, params_of, batch_of
   output = jax.jit(apply_of(model))(params, batch)
   assert 'head' not in params
   expected = np.asarray(output.hidden) @ np.asarray(params['embedding']).T
-  np.testing.assert_allclose(output.unembed(output.hidden), expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(output.head(output.hidden), expected, rtol=1e-4, atol=1e-5)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.layers import Mlp
-from lm.nn.residual import post, pre
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import apply_of
+from lm.nn.layers import Mlp, post_norm, pre_norm
+from lm.objectives.supervised import cross_entropy
 from lm.run.step import gradients
+from lm.types import apply_of
 
 T, S = 8, 10
 # Two pairs in each row, and padding.
@@ -89,21 +88,21 @@ def _vaswani(params, batch, norm_after, depths):
   return x @ params['embedding'].T
 
 
-@pytest.mark.parametrize('order', [post, pre])
+@pytest.mark.parametrize('order', [post_norm, pre_norm])
 def test_it_is_the_transformer_of_the_paper(order, encoder_decoder, params_of, batch_of):
   relu = functools.partial(Mlp, activation=jax.nn.relu)
-  model = encoder_decoder(mlp=relu, residual=order, final_norm=order is pre)
+  model = encoder_decoder(mlp=relu, block_layout=order, final_norm=order is pre_norm)
   params, batch = params_of(model), batch_of(T=T, source=ALONE)
   output = jax.jit(apply_of(model))(params, batch)
   wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   arrays = {name: np.asarray(values) for name, values in batch.items()}
-  expected = _vaswani(wide, arrays, order is post, depths=(1, 2))
-  logits = output.unembed(output.hidden)
+  expected = _vaswani(wide, arrays, order is post_norm, depths=(1, 2))
+  logits = output.head(output.hidden)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_table_for_the_source_where_it_is_not_shared(encoder_decoder, params_of, batch_of):
-  model, batch = encoder_decoder(shared=False), batch_of(T=T, source=ALONE)
+  model, batch = encoder_decoder(share_embeddings=False), batch_of(T=T, source=ALONE)
   params = params_of(model)
   assert params.keys() == params_of(encoder_decoder()).keys() | {'source_embedding'}
   # The first rows of the table swapped are these tokens swapped in the source alone.
@@ -137,7 +136,7 @@ def test_packed_pairs_equal_separate_ones(encoder_decoder, params_of, batch_of, 
     grads, _ = gradients(cross_entropy(), apply_of(model), params, batch, None)
     # The gradient of the sum, and not of the mean, adds up over documents.
     grads = jax.tree.map(lambda g: g * batch['weights'].sum(), grads)
-    return output.unembed(output.hidden), grads
+    return output.head(output.hidden), grads
 
   packed, packed_grads = run(params, batch)
   total = jax.tree.map(jnp.zeros_like, params)
@@ -175,7 +174,7 @@ def _stepwise(model):
   @jax.jit
   def logits(params, batch, cache=None):
     output = apply_of(model)(params, batch, cache=cache)
-    return output.unembed(output.hidden), output.cache
+    return output.head(output.hidden), output.cache
 
   return logits
 

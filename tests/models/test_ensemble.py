@@ -8,18 +8,18 @@ import pytest
 from lm.decode.sampling import sampler
 from lm.decode.write import Strategy, write
 from lm.metrics.tokens import language_model
-from lm.models.ensemble import logits, params_together, probabilities, together
+from lm.models.ensemble import logits, make_ensemble, probabilities, stack_params
 from lm.nn import losses
-from lm.nn.norm import RMSNorm
-from lm.run.build import apply_of
+from lm.nn.layers import RMSNorm
 from lm.task import Features
+from lm.types import apply_of
 
 END = 32
 
 
 def _ensemble(models, params, mean=probabilities):
-  model = together(models, mean)
-  return model, apply_of(model), params_together(params)
+  model = make_ensemble(models, mean)
+  return model, apply_of(model), stack_params(params)
 
 
 def _jitted(apply):
@@ -28,7 +28,7 @@ def _jitted(apply):
   @jax.jit
   def run(params, batch, cache=None):
     output = apply(params, batch, cache=cache)
-    return output.unembed(output.hidden), output.cache
+    return output.head(output.hidden), output.cache
 
   return run
 
@@ -115,7 +115,7 @@ def test_equal_members_say_what_one_says(llamas, batch_of):
   one, three, params = llamas
   batch = batch_of()
   expected = _softmax(_logits(one, params[0], batch))
-  found = _logits(three, params_together(params[:1] * 3), batch)
+  found = _logits(three, stack_params(params[:1] * 3), batch)
   np.testing.assert_allclose(np.exp(found), expected, atol=1e-6)
 
 
@@ -123,7 +123,7 @@ def test_members_of_one_form_have_parameters_of_their_own(llamas, batch_of):
   one, three, params = llamas
   batch = batch_of()
   each = [_softmax(_logits(one, p, batch)) for p in params]
-  found = _logits(three, params_together(params), batch)
+  found = _logits(three, stack_params(params), batch)
   np.testing.assert_allclose(np.exp(found), sum(each) / 3, atol=1e-6)
   assert np.abs(each[0] - each[1]).max() > 0.1
 
@@ -173,7 +173,7 @@ def test_metrics_take_an_ensemble_in_chunks(of_pair, batch_of, monkeypatch):
   @jax.jit
   def terms(params, batch):
     output = apply(params, batch)
-    sizes.append(losses.chunk_size(2, 12, output.unembed.entries))
+    sizes.append(losses.chunk_size(2, 12, output.head.padded_vocab_size))
     return language_model().terms(output, batch)
 
   total, weight = terms(params, batch)['loss']
@@ -189,4 +189,4 @@ def test_a_token_that_one_member_rules_out():
 
 def test_models_of_different_vocabularies_are_told(decoder):
   with pytest.raises(ValueError, match=r'of one vocabulary, and these have \[37, 38\]'):
-    together([decoder(), decoder(vocab_size=38)])
+    make_ensemble([decoder(), decoder(vocab_size=38)])

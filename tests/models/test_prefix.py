@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.nn.attention import blocked
-from lm.run.build import apply_of
+from lm.nn.attention import blockwise
+from lm.types import apply_of
 
 T = 10
 # Two documents and padding, with prefixes of three and two tokens.
@@ -21,7 +21,7 @@ def _with(batch, prefix):
 
 def test_a_prefix_sees_itself_both_ways_and_the_rest_its_past(decoder, influence, batch_of):
   # An implementation that may skip keys by index must not skip those of a prefix.
-  model = decoder('t5', attend=functools.partial(blocked, block=2))
+  model = decoder('t5', attention_fn=functools.partial(blockwise, block=2))
   batch = _with(batch_of(B=1, T=T, segments=SEGMENTS[None]), PREFIX[None])
   found = influence(model, batch, 'decoder/embeddings')
   seen = np.tri(T, dtype=bool) | (PREFIX > 0)[None]
@@ -52,7 +52,7 @@ def test_decoding_from_a_cache_equals_the_full_pass(decoder, params_of, batch_of
   @jax.jit
   def logits(params, batch, cache=None):
     output = apply_of(model)(params, batch, cache=cache)
-    return output.unembed(output.hidden), output.cache
+    return output.head(output.hidden), output.cache
 
   whole, _ = logits(params, batch)
   # The prefix is read at once, with padding behind; later calls do not speak of it.

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import mesh as meshes
-from lm import recurrent_config
-from lm.config import base
+from lm.config import recurrent as configs
+from lm.config.base import base
 from lm.decode.steps import branch_of, prefill, step_of
 from lm.errors import UserError
 from lm.models.convolutional import Convolutional
-from lm.models.recurrent import Decoder, Encoder, EncoderDecoder
-from lm.models.recurrent_layers import Bidirectional, Unidirectional
+from lm.models.recurrent import Bidirectional, Decoder, Encoder, EncoderDecoder, Unidirectional
 from lm.nn import pooling, recurrent
-from lm.nn.alignment import additive, multiplicative
+from lm.nn.recurrent import additive, multiplicative
+from lm.parallel import mesh as meshes
 from lm.run import build
-from lm.run.build import apply_of, init_of
+from lm.run.build import init_of
+from lm.types import apply_of
 
 SIZES = {'vocab_size': 50, 'context': 12, 'd_model': 8}
 CELLS = {'elman': recurrent.elman, 'lstm': recurrent.lstm, 'gru': recurrent.gru}
@@ -32,18 +32,20 @@ SHALLOW = {name: functools.partial(encoder, depth=1) for name, encoder in ENCODE
 
 
 def translator(**changes):
-  fields = {'encoder': SHALLOW['both'], 'd_hidden': 6, 'depth': 2, 'score': additive}
+  fields = {'encoder': SHALLOW['both'], 'd_hidden': 6, 'depth': 2, 'attention_score': additive}
   return EncoderDecoder(**SIZES, **(fields | changes))
 
 
 MODELS = {
   **{name: Decoder(**SIZES, cell=cell, d_hidden=6, depth=2) for name, cell in CELLS.items()},
-  'untied': Decoder(**SIZES, d_hidden=6, tied=False),
+  'untied': Decoder(**SIZES, d_hidden=6, tie_embeddings=False),
   'additive': translator(encoder=ENCODERS['both']),
-  'multiplicative': translator(score=multiplicative, cell=recurrent.gru),
+  'multiplicative': translator(attention_score=multiplicative, cell=recurrent.gru),
   'without_feeding': translator(input_feeding=False),
-  'fixed_vector': translator(score=None, encoder=SHALLOW['one_way'], summary=pooling.last),
-  'pooled': translator(score=None, summary=pooling.mean),
+  'fixed_vector': translator(
+    attention_score=None, encoder=SHALLOW['one_way'], summary=pooling.last
+  ),
+  'pooled': translator(attention_score=None, summary=pooling.mean),
   'convolutional': translator(encoder=SHALLOW['convolutional'], summary=pooling.maximum),
 }
 # Rows that pack two or three documents, with padding behind.
@@ -88,7 +90,7 @@ def source_of(batch):
 
 
 def logits_of(output):
-  return np.asarray(output.unembed(output.hidden))
+  return np.asarray(output.head(output.hidden))
 
 
 def test_packed_documents_equal_rows_of_their_own(functions, batch_of, alone):
@@ -181,7 +183,9 @@ def test_without_attention_the_source_is_known_by_its_summary_alone(functions_of
 
 @pytest.mark.parametrize('name', ENCODERS)
 def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alone):
-  model = Encoder(**SIZES, encoder=ENCODERS[name], classes=3, pool=pooling.ends)
+  model = Encoder(
+    **SIZES, encoder=ENCODERS[name], num_classes=3, pooling=pooling.bidirectional_final_states
+  )
   params, apply = params_of(model), jax.jit(apply_of(model))
   tokens, examples = batch_of(T=10, segments=SEGMENTS), {'examples': np.ones((2, 3), np.int32)}
   found = logits_of(apply(params, tokens | examples))
@@ -193,7 +197,7 @@ def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alo
 
 def test_the_ends_are_what_each_direction_has_read_whole():
   hidden = jnp.arange(24.0).reshape(1, 6, 4)
-  found = pooling.ends(hidden, jnp.asarray([[1, 1, 1, 2, 2, 0]]), 2)
+  found = pooling.bidirectional_final_states(hidden, jnp.asarray([[1, 1, 1, 2, 2, 0]]), 2)
   np.testing.assert_array_equal(found[0, 0], [8, 9, 2, 3])
   np.testing.assert_array_equal(found[0, 1], [16, 17, 14, 15])
 
@@ -201,7 +205,7 @@ def test_the_ends_are_what_each_direction_has_read_whole():
 def test_a_width_that_does_not_divide_over_the_mesh_is_named():
   config = base()
   with config.unlocked():
-    config.model = recurrent_config.recurrent(8, 6, depth=1, context=128)
+    config.model = configs.recurrent(8, 6, depth=1, context=128)
   mesh = jax.sharding.AbstractMesh((1, 1, 4), meshes.AXES)
   boxed = jax.eval_shape(init_of(build.model(config, 50), 8), jax.random.key(0))
   with pytest.raises(UserError) as raised:
@@ -212,8 +216,11 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'cell': additive}, 'model.cell: the function makes a Score and not a Cell'),
-    ({'score': recurrent.gru}, 'model.score: the function makes a Cell and not a Score'),
+    ({'cell': additive}, 'model.cell: the function makes a AttentionScore and not a Cell'),
+    (
+      {'attention_score': recurrent.gru},
+      'model.attention_score: the function makes a Cell and not a AttentionScore',
+    ),
     ({'cell': recurrent.advance}, 'model.cell: lm.nn.recurrent:advance: missing a required argu'),
   ],
 )

@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import spec
+from lm.config import resolve
 from lm.errors import UserError
 from lm.models.transformer import Decoder, EncoderDecoder
 from lm.nn.attention import dot_product
-from lm.nn.layers import Attention, GatedMlp
-from lm.nn.norm import RMSNorm
-from lm.nn.residual import parallel, post, sandwich
-from lm.nn.tap import tapped
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import apply_of, init_of, parameter_count
+from lm.nn.hooks import with_hooks
+from lm.nn.layers import Attention, GatedMlp, RMSNorm, parallel_block, post_norm, sandwich_norm
+from lm.objectives.supervised import cross_entropy
+from lm.run.build import init_of, parameter_count
 from lm.run.step import gradients
+from lm.types import apply_of
 
 
 def _logits(model):
@@ -26,7 +25,7 @@ def _logits(model):
   @jax.jit
   def logits(params, batch):
     output = apply(params, batch)
-    return output.unembed(output.hidden)
+    return output.head(output.hidden)
 
   return logits
 
@@ -119,7 +118,7 @@ def test_bfloat16_stays_close_to_float32(decoder, params_of, batch_of):
   expected = _logits(model)(params, batch)
   output = jax.jit(apply_of(decoder('llama', dtype='bfloat16')))(params, batch)
   assert output.hidden.dtype == jnp.bfloat16
-  found = output.unembed(output.hidden)
+  found = output.head(output.hidden)
   assert found.dtype == jnp.float32
   assert jnp.abs(found - expected).mean() < 0.03 * jnp.abs(expected).mean()
 
@@ -150,7 +149,7 @@ def test_parameters_of_a_llama_counted_by_hand(decoder):
 
 
 def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
-  assert _paths(_shapes(decoder('windows', tied=False), 16)) == {
+  assert _paths(_shapes(decoder('windows', tie_embeddings=False), 16)) == {
     'embedding': (37, 16),
     'unembedding': (37, 16),
     'decoder/final_norm/bias': (16,),
@@ -178,15 +177,15 @@ def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
 @pytest.mark.parametrize(
   ('order', 'norms'),
   [
-    (post, {'attention_norm', 'mlp_norm'}),
-    (sandwich, {'attention_norm', 'attention_post_norm', 'mlp_norm', 'mlp_post_norm'}),
-    (parallel, {'norm'}),
+    (post_norm, {'attention_norm', 'mlp_norm'}),
+    (sandwich_norm, {'attention_norm', 'attention_post_norm', 'mlp_norm', 'mlp_post_norm'}),
+    (parallel_block, {'norm'}),
   ],
 )
 def test_the_order_of_a_block_is_a_function(order, norms, decoder):
-  params = _shapes(decoder(residual=order, final_norm=order is not post), 16)
+  params = _shapes(decoder(block_layout=order, final_norm=order is not post_norm), 16)
   assert set(params['decoder']['layers']['layer_0']) == norms | {'attention', 'mlp'}
-  assert ('final_norm' in params['decoder']) == (order is not post)
+  assert ('final_norm' in params['decoder']) == (order is not post_norm)
 
 
 def test_output_projections_start_smaller_with_depth(decoder):
@@ -234,15 +233,15 @@ def scanned(taught):
 @pytest.mark.parametrize(
   'execution',
   [
-    {'unroll': 2},
-    {'remat': 'jax:checkpoint_policies.nothing_saveable'},
+    {'scan_unroll': 2},
+    {'remat_policy': 'jax:checkpoint_policies.nothing_saveable'},
   ],
 )
 def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned):
   # Under test as an experiment gives them: policies by their import paths.
   execution = dict(execution)
-  if 'remat' in execution:
-    execution['remat'] = spec.resolve(execution['remat'], 'model.remat')
+  if 'remat_policy' in execution:
+    execution['remat_policy'] = resolve.resolve(execution['remat_policy'], 'model.remat_policy')
   paths, grads, terms = taught(**execution)
   assert paths == scanned[0]
   for x, y in zip(jax.tree.leaves((grads, terms)), jax.tree.leaves(scanned[1:]), strict=True):
@@ -251,7 +250,7 @@ def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned
 
 def test_layers_drop_different_units(decoder, params_of, batch_of):
   model = decoder(dropout=0.5)
-  apply = jax.jit(lambda params, batch, key: tapped(model)(params, batch, key=key))
+  apply = jax.jit(lambda params, batch, key: with_hooks(model)(params, batch, key=key))
   _, sites = apply(params_of(model), batch_of(), jax.random.key(0))
   first, rest = sites['decoder/embeddings'], sites['decoder/layers/layer_0/residual']
   stream = np.concatenate([first[None], rest])
@@ -263,7 +262,7 @@ def test_layers_drop_different_units(decoder, params_of, batch_of):
 
 def test_rematerialising_computes_layers_twice(decoder, params_of, batch_of):
   def products(remat):
-    model = decoder(remat=remat)
+    model = decoder(remat_policy=remat)
     compute = functools.partial(gradients, cross_entropy(), apply_of(model))
     program = str(jax.make_jaxpr(compute)(params_of(model), batch_of(), None))
     return program.count('dot_general')
@@ -279,7 +278,7 @@ def test_layers_of_a_period_have_their_own_windows(decoder, batch_of):
     return dot_product(q, k, v, mask)
 
   local, whole = functools.partial(Attention, window=2), Attention
-  model = decoder(attention=(local, local, whole), depth=6, attend=spy)
+  model = decoder(attention_layer=(local, local, whole), depth=6, attention_fn=spy)
   jax.eval_shape(model.init, jax.random.key(0), batch_of())
   assert windows[:3] == [2, 2, None] and len(windows) % 3 == 0
 
@@ -287,9 +286,9 @@ def test_layers_of_a_period_have_their_own_windows(decoder, batch_of):
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'depth': 3, 'attention': (Attention, Attention)}, 'model.depth=3 is not a multiple of'),
-    ({'heads': 4, 'kv_heads': 3}, 'model.heads=4 is not a multiple of kv_heads=3'),
-    ({'depth': 6, 'unroll': 4}, 'model.unroll=4 does not divide 6 periods'),
+    ({'depth': 3, 'attention_layer': (Attention, Attention)}, 'depth=3 is not a multiple of'),
+    ({'heads': 4, 'kv_heads': 3}, 'heads=4 is not a multiple of kv_heads=3'),
+    ({'depth': 6, 'scan_unroll': 4}, 'scan_unroll=4 does not divide 6 groups'),
   ],
 )
 def test_sizes_that_do_not_fit_are_told(fields, message, decoder, batch_of):
@@ -305,7 +304,7 @@ def test_training_flops_counted_by_hand(decoder):
   norms = 5 * 16
   multiplied = 37 * 16 + 2 * (16 * 12 * 4 + 16 * 16 + 2 * 16 * 24) + norms
   assert tied.flops_per_token(_shapes(tied, 16), 10) == 6 * multiplied + mixing
-  untied = decoder(bias=False, tied=False)
+  untied = decoder(bias=False, tie_embeddings=False)
   assert untied.flops_per_token(_shapes(untied, 16), 10) == 6 * multiplied + mixing
 
 
@@ -327,11 +326,14 @@ def test_training_flops_of_a_pair_of_texts_counted_by_hand():
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'attention': RMSNorm}, "model.attention: lm.nn.norm:RMSNorm takes no argument 'rotate'"),
-    ({'attention': (Attention, GatedMlp)}, 'model.attention: lm.nn.layers:GatedMlp takes no'),
-    ({'attention': dot_product}, 'model.attention: lm.nn.attention:dot_product takes no'),
-    ({'mlp': Attention}, "model.mlp: lm.nn.layers:Attention takes no argument 'd_mlp'"),
-    ({'norm': dot_product}, "model.norm: lm.nn.attention:dot_product takes no argument 'bias'"),
+    (
+      {'attention_layer': RMSNorm},
+      "attention_layer: RMSNorm got an unexpected keyword argument 'rotate'",
+    ),
+    ({'attention_layer': (Attention, GatedMlp)}, 'attention_layer: GatedMlp got an unexpected'),
+    ({'attention_layer': dot_product}, 'attention_layer: dot_product got an unexpected'),
+    ({'mlp': Attention}, "mlp: Attention got an unexpected keyword argument 'd_mlp'"),
+    ({'norm': dot_product}, "norm: dot_product got an unexpected keyword argument 'bias'"),
   ],
 )
 def test_a_layer_of_another_kind_is_told_in_one_line(decoder, params_of, changes, message):

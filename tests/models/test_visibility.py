@@ -5,11 +5,11 @@ import functools
 import numpy as np
 import pytest
 
-from lm.nn.attention import blocked, dot_product, fused
+from lm.nn.attention import blockwise, dot_product, fused
 from lm.nn.layers import Attention
 
 T = 10
-ATTENDS = {'plain': dot_product, 'blocked': functools.partial(blocked, block=6), 'fused': fused}
+ATTENDS = {'plain': dot_product, 'blocked': functools.partial(blockwise, block=6), 'fused': fused}
 
 
 SITE = 'decoder/embeddings'
@@ -19,14 +19,16 @@ SITE = 'decoder/embeddings'
 def test_outputs_depend_on_all_earlier_tokens_and_no_later_one(
   variant, decoder, influence, batch_of
 ):
-  model = decoder(variant, attend=ATTENDS['blocked'])
+  model = decoder(variant, attention_fn=ATTENDS['blocked'])
   found = influence(model, batch_of(B=1, T=T), SITE)
   np.testing.assert_array_equal(found, np.tri(T, dtype=bool))
 
 
 def test_windows_reach_as_far_as_their_layers_carry(decoder, influence, batch_of):
   # Each of the two layers reads two tokens back.
-  model = decoder(attention=functools.partial(Attention, window=3), attend=ATTENDS['blocked'])
+  model = decoder(
+    attention_layer=functools.partial(Attention, window=3), attention_fn=ATTENDS['blocked']
+  )
   reach = np.subtract.outer(np.arange(T), np.arange(T))
   found = influence(model, batch_of(B=1, T=T), SITE)
   np.testing.assert_array_equal(found, (reach >= 0) & (reach <= 4))
@@ -47,7 +49,7 @@ PACKED = np.array([[1] * 4 + [2] * 6, [1] * 7 + [2] * 3])
   [('gpt2', name) for name in ATTENDS] + [(v, 'blocked') for v in ('llama', 'windows', 'alibi')],
 )
 def test_packed_documents_equal_separate_ones(variant, attend, decoder, movable, batch_of, alone):
-  model = decoder(variant, attend=ATTENDS[attend])
+  model = decoder(variant, attention_fn=ATTENDS[attend])
   batch = {k: np.asarray(x) for k, x in batch_of(B=2, T=T, segments=PACKED).items()}
   run = movable(model, SITE)
 

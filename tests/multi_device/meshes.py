@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import mesh, optim, shards, torus
-from lm.config import base
+from lm.config.base import base
 from lm.decode.sampling import greedy
 from lm.decode.steps import prefill
 from lm.decode.stream import several
@@ -24,26 +23,28 @@ from lm.errors import UserError
 from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
-from lm.models.recurrent_layers import Bidirectional
+from lm.models.recurrent import Bidirectional
+from lm.nn import embedding
 from lm.nn import losses as nn_losses
-from lm.nn import tables
-from lm.nn.alignment import additive
-from lm.nn.attention import dot_product
+from lm.nn.attention import dot_product, splash
 from lm.nn.layers import Attention, GatedMlp, Mlp
-from lm.nn.recurrent import gru
-from lm.nn.splash import splash
+from lm.nn.recurrent import additive, gru
 from lm.objectives import word2vec
-from lm.objectives.cross_entropy import cross_entropy
-from lm.objectives.word_outputs import negative_sampling
-from lm.optim.descent import adagrad
-from lm.preflight import collectives, hlo
+from lm.objectives.supervised import cross_entropy
+from lm.objectives.word2vec import negative_sampling
+from lm.optim import optimizers
+from lm.optim.optimizers import adagrad
+from lm.parallel import collectives, mesh
+from lm.parallel.mesh import with_mesh
+from lm.preflight import collectives as communication
+from lm.preflight import hlo
 from lm.run import attention, placement, samples
-from lm.run.build import Functions, apply_of, init_of, with_mesh
+from lm.run.build import Functions, init_of
 from lm.run.evaluate import evaluate, make_eval_step
 from lm.run.step import abstract_state, init_state, make_train_step, make_train_steps
 from lm.task import Features
 from lm.text.tokenizers import END, UNKNOWN, known_words
-from lm.types import Mask, Table, Unembed
+from lm.types import EmbeddingTable, Mask, OutputHead, apply_of
 
 STEPS = 3
 ALL = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -69,12 +70,12 @@ def functions(decoder, encoder_decoder):
         d_hidden=16,
         depth=2,
         encoder=functools.partial(Bidirectional, cell=gru, d_hidden=8),
-        score=additive,
+        attention_score=additive,
         vocab_multiple=8,
       )
-    over = mesh.make(sizes, devices)
+    over = mesh.make_mesh(sizes, devices)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
-    optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
+    optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
     init = init_of(model, 16)
     return Functions(model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES)
 
@@ -166,12 +167,18 @@ def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
 
   def train(sizes, devices=None):
     model = Embeddings(V, D, T)
-    over = mesh.make(sizes, devices)
+    over = mesh.make_mesh(sizes, devices)
     output = functools.partial(negative_sampling, shared=4)
     objective = make(2, 1e-2, output, counts)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     made = Functions(
-      model, apply, init_of(model, T), objective, adagrad(0.5, optim.constant, 9), over, mesh.RULES
+      model,
+      apply,
+      init_of(model, T),
+      objective,
+      adagrad(0.5, optimizers.constant, 9),
+      over,
+      mesh.RULES,
     )
     state, _ = init_state(made, jax.random.key(0))
     step = make_train_steps(made, 0, 1, state)
@@ -214,7 +221,7 @@ def test_an_axis_that_does_not_divide_is_named(functions, decoder):
 
 
 def test_rows_of_a_process_are_those_of_its_devices():
-  over = mesh.make(ALL)
+  over = mesh.make_mesh(ALL)
   sharding = mesh.batch_sharding(over, mesh.RULES)
   np.testing.assert_array_equal(placement.local_rows(8, sharding), np.arange(8))
   batch = placement.put_batch({'inputs': np.arange(16).reshape(8, 2)}, sharding)['inputs']
@@ -224,8 +231,8 @@ def test_rows_of_a_process_are_those_of_its_devices():
 
 def test_a_rule_override_moves_an_axis(decoder):
   boxed = jax.eval_shape(init_of(decoder('llama'), 16), jax.random.key(0))
-  over = mesh.make({'fsdp': 8})
-  whole = mesh.shardings(boxed, over, mesh.rules({'embed': '', 'mlp': 'fsdp'}))
+  over = mesh.make_mesh({'fsdp': 8})
+  whole = mesh.shardings(boxed, over, mesh.logical_axis_rules({'embed': '', 'mlp': 'fsdp'}))
   down = whole['decoder']['layers']['layer_0']['mlp']['down']['kernel']
   assert down.spec == PartitionSpec(None, 'fsdp', None)
   assert whole['embedding'].is_fully_replicated
@@ -245,7 +252,7 @@ def _sent(program):
 
 @pytest.mark.parametrize('layer', [Mlp(d_mlp=64), GatedMlp(d_mlp=64), Attention(8, 8, 4)])
 def test_a_layer_split_over_its_width_sends_one_sum(layer):
-  over, x_BTD = mesh.make({'tensor': 8}), jnp.zeros((2, 6, 32))
+  over, x_BTD = mesh.make_mesh({'tensor': 8}), jnp.zeros((2, 6, 32))
   positions = jnp.zeros((2, 6), jnp.int32)
   attention = isinstance(layer, Attention)
   rest = (None, Mask(positions, positions, ordered=True), None) if attention else ()
@@ -253,9 +260,11 @@ def test_a_layer_split_over_its_width_sends_one_sum(layer):
   places = mesh.shardings(boxed, over, mesh.RULES)
 
   def forward(variables, x_BTD):
-    with mesh.use(over, mesh.RULES):
+    with mesh.set_mesh(over, mesh.RULES):
       y = layer.apply(variables, x_BTD, *rest)
-      return mesh.constrain(y[0] if attention else y, 'batch', 'time', 'width')
+      return mesh.with_logical_constraint(
+        y[0] if attention else y, 'batch', 'length', 'activation_embed'
+      )
 
   program = jax.jit(forward, in_shardings=(places, None)).lower(nn.unbox(boxed), x_BTD).compile()
   assert _sent(program) == [('all-reduce', x_BTD.size)]
@@ -264,15 +273,15 @@ def test_a_layer_split_over_its_width_sends_one_sum(layer):
 def test_the_vocabulary_stays_split_in_the_loss():
   """Devices that share V exchange sums: no gather, and nothing as large as logits is sent."""
   B, T, D, V = 4, 8, 6, 640
-  over = mesh.make({'data': 2, 'tensor': 4})
+  over = mesh.make_mesh({'data': 2, 'tensor': 4})
   rows = NamedSharding(over, PartitionSpec('data'))
   table = NamedSharding(over, PartitionSpec('tensor', None))
 
   @functools.partial(jax.jit, in_shardings=(rows, table, rows, rows), out_shardings=(rows, table))
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
-    with mesh.use(over, mesh.RULES):
-      unembed = Unembed(Table(kernel))
+    with mesh.set_mesh(over, mesh.RULES):
+      unembed = OutputHead(EmbeddingTable(kernel))
       return nn_losses.cross_entropy(hidden, unembed, targets, weights, 1e-4, 0.1, 2).total
 
   described = (
@@ -289,15 +298,15 @@ def test_the_vocabulary_stays_split_in_the_loss():
 
 def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
   B, T, D, V = 8, 12, 16, 64
-  over = mesh.make({'data': 2, 'fsdp': 2, 'tensor': 2})
+  over = mesh.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
   rows = mesh.batch_sharding(over, mesh.RULES)
   table = NamedSharding(over, PartitionSpec('tensor', 'fsdp'))
 
   @functools.partial(jax.jit, in_shardings=(rows, table, rows, rows), out_shardings=(rows, table))
   @functools.partial(jax.grad, argnums=(0, 1))
   def gradient(hidden, kernel, targets, weights):
-    with mesh.use(over, mesh.RULES):
-      unembed = Unembed(Table(kernel))
+    with mesh.set_mesh(over, mesh.RULES):
+      unembed = OutputHead(EmbeddingTable(kernel))
       return nn_losses.cross_entropy(hidden, unembed, targets, weights, 0.0, 0.0, 3).total
 
   shapes = (
@@ -308,7 +317,7 @@ def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
   )
   described = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
   program = hlo.parse(gradient.lower(*described).compile().as_text())
-  sent = collectives.collectives(program, over)
+  sent = communication.collectives(program, over)
   # Over the axes of rows, the table comes together and its gradient is added up, outside of loops.
   assert {one.times for one in sent if {'data', 'fsdp'} & {*one.axes}} == {1.0}
   # Over that of the vocabulary each of four chunks sends, but nothing of the size of the table.
@@ -317,15 +326,19 @@ def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
 
 
 def test_pieces_are_counted_by_the_rules_of_the_mesh_in_use():
-  assert mesh.pieces('batch', 'vocab') == 1
-  over = mesh.make(ALL)
-  with mesh.use(over, mesh.RULES):
-    assert [mesh.pieces(*axes) for axes in (('batch',), ('batch', 'vocab'), ('time',))] == [4, 8, 1]
+  assert mesh.num_shards('batch', 'vocab') == 1
+  over = mesh.make_mesh(ALL)
+  with mesh.set_mesh(over, mesh.RULES):
+    assert [mesh.num_shards(*axes) for axes in (('batch',), ('batch', 'vocab'), ('length',))] == [
+      4,
+      8,
+      1,
+    ]
     assert mesh.platform() == 'cpu'
 
 
 def test_rows_and_heads_attend_where_they_are():
-  over = mesh.make(ALL)
+  over = mesh.make_mesh(ALL)
   keys = jax.random.split(jax.random.key(0), 3)
   q, k, v = (
     jax.random.normal(key, (8, 128, n, 16)) for key, n in zip(keys, (4, 2, 2), strict=True)
@@ -336,11 +349,11 @@ def test_rows_and_heads_attend_where_they_are():
 
   @jax.jit
   def attend(q, k, v, mask):
-    with mesh.use(over, mesh.RULES):
+    with mesh.set_mesh(over, mesh.RULES):
       return splash(q, k, v, mask, interpret=True)
 
   rows = [
-    NamedSharding(over, mesh.partition(axes, mesh.RULES))
+    NamedSharding(over, mesh.logical_to_spec(axes, mesh.RULES))
     for axes in (('batch', None, 'heads'), ('batch', None, 'kv_heads'), ('batch', None, 'kv_heads'))
   ]
   placed = jax.device_put((q, k, v), tuple(rows))
@@ -362,10 +375,10 @@ def test_rows_and_heads_attend_where_they_are():
 def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   sizes, sides, monkeypatch
 ):
-  over = mesh.make(sizes)
-  real = torus.sides_of
+  over = mesh.make_mesh(sizes)
+  real = collectives.torus_dims
   monkeypatch.setattr(
-    torus, 'sides_of', lambda mesh, name: sides if name == 'fsdp' else real(mesh, name)
+    collectives, 'torus_dims', lambda mesh, name: sides if name == 'fsdp' else real(mesh, name)
   )
   layer = GatedMlp(64, dtype=jnp.bfloat16)
   x_BTD = jax.random.normal(jax.random.key(1), (8, 16, 32))
@@ -379,7 +392,7 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
     return jnp.square(again(variables, x_BTD)).sum()
 
   def gradient(variables, x_BTD):
-    with mesh.use(over, mesh.RULES):
+    with mesh.set_mesh(over, mesh.RULES):
       return jax.grad(loss)(variables, x_BTD)
 
   split = jax.jit(gradient, in_shardings=(places, rows), out_shardings=places)
@@ -391,7 +404,9 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=0.05, atol=0.05)
 
-  sent = collectives.collectives(hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over)
+  sent = communication.collectives(
+    hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over
+  )
   # Three kernels, forward and backward; a compiler may put several together, and shares in the
   # pass backward what is computed again and what its products need. Of each gradient a device
   # sends what it does of one kernel that comes together; nothing is added up whole.
@@ -403,7 +418,10 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   assert by['all-gather', ('fsdp',)] <= 2 * whole * share
   assert by['reduce-scatter', ('fsdp',)] == pytest.approx(whole * share)
   assert not by['all-reduce', ('fsdp',)] and not by['all-gather', ('tensor',)]
-  for kind, along in (('reduce-scatter', sides), ('all-gather', torus.planes(sides))):
+  for kind, along in (
+    ('reduce-scatter', sides),
+    ('all-gather', collectives.group_torus_dims(sides)),
+  ):
     assert {len(one.group) for one in sent if one.kind == kind} == set(along)
 
 
@@ -420,7 +438,7 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   ],
 )
 def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
-  over, rules = mesh.make(sizes), mesh.rules(overrides)
+  over, rules = mesh.make_mesh(sizes), mesh.logical_axis_rules(overrides)
   layer, x_BTD = GatedMlp(64, bias=True), jax.random.normal(jax.random.key(1), (8, 4, 32))
   targets_BT = jax.random.randint(jax.random.key(2), (8, 4), 0, 48)
   boxed = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)['params']
@@ -430,13 +448,15 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
   places = mesh.shardings({'layer': boxed, 'table': table}, over, rules)
 
   def loss(params, x_BTD):
-    table = tables.shared(params['table'], x_BTD, jnp.float32)
-    y_BTD = layer.apply({'params': params['layer']}, x_BTD + tables.look_up(table, targets_BT))
-    unembed = Unembed(table, vocab_size=48)
+    table = embedding.gather_for_tied(params['table'], x_BTD, jnp.float32)
+    y_BTD = layer.apply(
+      {'params': params['layer']}, x_BTD + embedding.embedding_lookup(table, targets_BT)
+    )
+    unembed = OutputHead(table, vocab_size=48)
     return nn_losses.cross_entropy(y_BTD, unembed, targets_BT, jnp.ones(targets_BT.shape)).total
 
   def gradient(params, x_BTD):
-    with mesh.use(over, rules):
+    with mesh.set_mesh(over, rules):
       return jax.value_and_grad(loss)(params, x_BTD)
 
   found = jax.jit(gradient)(jax.device_put(params, places), x_BTD)
@@ -450,7 +470,7 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
   [({'data': 8}, {'all-reduce': 2}), ({'fsdp': 8}, {'all-gather': 1, 'reduce-scatter': 1})],
 )
 def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds):
-  over = mesh.make(sizes)
+  over = mesh.make_mesh(sizes)
   params = {'table': jax.random.normal(jax.random.key(3), (48, 64))}
   places = mesh.shardings(
     {'table': nn.Partitioned(params['table'], ('vocab', 'embed'))}, over, mesh.RULES
@@ -458,13 +478,15 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
   tokens_BT = jax.random.randint(jax.random.key(2), (8, 16), 0, 48)
 
   def loss(params, tokens_BT):
-    table = tables.shared(params['table'], tokens_BT, jnp.float32)
-    x_BTD = tables.look_up(table, tokens_BT) + tables.look_up(table, tokens_BT[:, ::-1])
-    unembed = Unembed(table, vocab_size=48)
+    table = embedding.gather_for_tied(params['table'], tokens_BT, jnp.float32)
+    x_BTD = embedding.embedding_lookup(table, tokens_BT) + embedding.embedding_lookup(
+      table, tokens_BT[:, ::-1]
+    )
+    unembed = OutputHead(table, vocab_size=48)
     return nn_losses.cross_entropy(x_BTD, unembed, tokens_BT, jnp.ones(tokens_BT.shape)).total
 
   def gradient(params, tokens_BT):
-    with mesh.use(over, mesh.RULES):
+    with mesh.set_mesh(over, mesh.RULES):
       return jax.grad(loss)(params, tokens_BT)
 
   rows = mesh.batch_sharding(over, mesh.RULES)
@@ -475,7 +497,7 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
   )
   np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
   by = Counter()
-  for one in collectives.collectives(hlo.parse(split.lower(*given).compile().as_text()), over):
+  for one in communication.collectives(hlo.parse(split.lower(*given).compile().as_text()), over):
     by[one.kind] += one.bytes
   whole = 4 * 48 * 64 * 7 / 8
   assert by == {kind: pytest.approx(times * whole, rel=0.01) for kind, times in kinds.items()}
@@ -486,7 +508,7 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
   decoder, params_of, batch_of, sizes
 ):
   model = decoder('alibi', depth=1, vocab_multiple=8)
-  params, batch, over = params_of(model), batch_of(8), mesh.make(sizes)
+  params, batch, over = params_of(model), batch_of(8), mesh.make_mesh(sizes)
   apply = apply_of(model)
 
   def loss(apply, params, batch):
@@ -494,12 +516,12 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
     # All rows, and those of one device, of which there are no copies.
     whole, part = (
       nn_losses.cross_entropy(
-        output.hidden[:n], output.unembed, batch['targets'][:n], batch['weights'][:n]
+        output.hidden[:n], output.head, batch['targets'][:n], batch['weights'][:n]
       ).total
       for n in (8, 1)
     )
-    said = nn_losses.token_statistics(output.hidden, output.unembed, batch['targets'])
-    return whole + part, (output.unembed.table.copies is not None, said.nats)
+    said = nn_losses.token_statistics(output.hidden, output.head, batch['targets'])
+    return whole + part, (output.head.table.gathered is not None, said.nats)
 
   boxed = jax.eval_shape(init_of(model, 16), jax.random.key(0))
   places = mesh.shardings(boxed, over, mesh.RULES)
@@ -518,21 +540,23 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
 @pytest.mark.parametrize('sides', [(8,), (2, 4), (2, 2, 2)])
 @pytest.mark.parametrize('axis', [0, 2, 3])
 def test_parts_of_a_sum_lie_in_order_along_any_axis(sides, axis):
-  over = mesh.make({'fsdp': 8})
+  over = mesh.make_mesh({'fsdp': 8})
   shape = [3, 2, 4, 5]
   shape[axis] = 16
   x = jax.random.normal(jax.random.key(1), (8, *shape))  # one for each device
   spec = PartitionSpec(*[None] * axis, 'fsdp')
   each = functools.partial(jax.shard_map, mesh=over, check_vma=False)
   scatter = each(
-    lambda x: torus.scattered(x[0], axis, 'fsdp', sides),
+    lambda x: collectives.reduce_scatter_along(x[0], axis, 'fsdp', sides),
     in_specs=PartitionSpec('fsdp'),
     out_specs=spec,
   )
   found = jax.jit(scatter)(x)
   np.testing.assert_allclose(found, x.sum(0), rtol=1e-5, atol=1e-5)
   gather = each(
-    lambda x: torus.gathered(x, axis, 'fsdp', torus.planes(sides))[None],
+    lambda x: collectives.all_gather_along(x, axis, 'fsdp', collectives.group_torus_dims(sides))[
+      None
+    ],
     in_specs=spec,
     out_specs=PartitionSpec('fsdp'),
   )
@@ -542,15 +566,18 @@ def test_parts_of_a_sum_lie_in_order_along_any_axis(sides, axis):
 def test_where_rows_are_not_split_a_part_is_done_as_it_stands():
   given = (jnp.ones((6, 4)), jnp.ones((4, 8)))
   for over, overrides in (
-    (mesh.make({'fsdp': 1}, jax.devices()[:1]), {}),
-    (mesh.make({'tensor': 8}), {}),
-    (mesh.make({'fsdp': 8}), {}),  # six rows do not divide
-    (mesh.make({'fsdp': 8}), {'batch': ''}),
+    (mesh.make_mesh({'fsdp': 1}, jax.devices()[:1]), {}),
+    (mesh.make_mesh({'tensor': 8}), {}),
+    (mesh.make_mesh({'fsdp': 8}), {}),  # six rows do not divide
+    (mesh.make_mesh({'fsdp': 8}), {'batch': ''}),
   ):
-    with mesh.use(over, mesh.rules(overrides)):
-      found = shards.with_whole(lambda *both: both, *given, ('embed', 'mlp'))
+    with mesh.set_mesh(over, mesh.logical_axis_rules(overrides)):
+      found = collectives.apply_with_gathered_kernel(lambda *both: both, *given, ('embed', 'mlp'))
       assert all(one is other for one, other in zip(found, given, strict=True))
-      assert shards.by_rows(lambda *both: both, given[1], ('embed', 'mlp'), given[0]) == given[::-1]
+      assert (
+        collectives.shard_map_over_batch(lambda *both: both, given[1], ('embed', 'mlp'), given[0])
+        == given[::-1]
+      )
 
 
 @pytest.mark.parametrize(
@@ -603,29 +630,29 @@ def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions
   kept = state.cache['layers'][0]['layer_0']['attention'].k
   assert kept.shard_shape((B, 4, 16, 4)) == (1, 2, 16, 4)
   assert logits.shard_shape((B, 40)) == (1, 20)
-  sent = collectives.collectives(hlo.parse(compiled.as_text()), made.mesh)
+  sent = communication.collectives(hlo.parse(compiled.as_text()), made.mesh)
   # Were it brought together, a kernel of the feed-forward layer would be the smallest but the out.
   kernel = 16 * 24 * 4 / 2
   assert sent and max(one.bytes for one in sent if one.kind == 'all-gather') < kernel * 3 / 4
 
 
 def test_rows_that_are_written_at_once_divide_over_the_devices():
-  over = mesh.make(ALL)
+  over = mesh.make_mesh(ALL)
   assert rows_of(10, 100) == 10
-  with mesh.use(over, mesh.RULES):
+  with mesh.set_mesh(over, mesh.RULES):
     assert [rows_of(*sizes) for sizes in ((10, 100), (64, 100), (64, 7), (64, 1))] == [12, 64, 8, 4]
 
 
 @pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
 def test_copies_give_back_the_sum_of_all(sizes):
   """The gradient of copying is the sum over copies: autodiff of a plain broadcast."""
-  over, axes = mesh.make(sizes), ('vocab', 'embed')
+  over, axes = mesh.make_mesh(sizes), ('vocab', 'embed')
   x = jax.random.normal(jax.random.key(0), (16, 8))
   places = mesh.shardings({'x': nn.Partitioned(x, axes)}, over, mesh.RULES)['x']
 
   def copies(x):
-    with mesh.use(over, mesh.RULES):
-      return shards.copied(x, axes, jnp.zeros((8, 1))).arrays
+    with mesh.set_mesh(over, mesh.RULES):
+      return collectives.all_gather_param(x, axes, jnp.zeros((8, 1))).arrays
 
   found, back = jax.vjp(jax.jit(copies), jax.device_put(x, places))
   expected, plain_back = jax.vjp(lambda x: jnp.broadcast_to(x, (len(found), *x.shape)), x)
@@ -702,9 +729,9 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
 
 def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   """The memory of the compiled program stays far below that of all parameters."""
-  depth, over = 24, mesh.make({'fsdp': 8})
+  depth, over = 24, mesh.make_mesh({'fsdp': 8})
   model = decoder('llama', depth=depth, d_model=64, d_mlp=256, head_dim=16)
-  optimizer = optim.adamw(1e-2, optim.constant, steps=STEPS)
+  optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
   apply = with_mesh(apply_of(model), over, mesh.RULES)
   made = Functions(model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES)
   params = abstract_state(made)[0].params
@@ -738,7 +765,7 @@ def test_initial_values_do_not_depend_on_the_mesh(architecture, meshes, function
 
 def test_hosts_read_the_rows_of_their_devices_and_together_all_of_them():
   for sizes in (ALL, {'data': 8}, {'fsdp': 4, 'tensor': 2}, {'data': 2, 'tensor': 4}):
-    sharding = mesh.batch_sharding(mesh.make(sizes), mesh.RULES)
+    sharding = mesh.batch_sharding(mesh.make_mesh(sizes), mesh.RULES)
     places = sharding.devices_indices_map((16,))
     for hosts in (1, 2, 4):
       read = []

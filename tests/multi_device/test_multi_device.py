@@ -1,4 +1,4 @@
-"""Runs meshes.py on eight fake CPU devices, which must be asked for before jax starts."""
+"""Runs meshes.py and loading.py on eight fake CPU devices, which jax is asked for at its start."""
 
 import os
 import pathlib
@@ -20,6 +20,7 @@ def test_eight_fake_devices():
       '-p',
       'no:cacheprovider',
       'tests/multi_device/meshes.py',
+      'tests/multi_device/loading.py',
     ],
     env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
     cwd=pathlib.Path(__file__).parents[2],

@@ -1,5 +1,6 @@
 import functools
 import math
+import types
 
 import flax.linen as nn
 import jax
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 
 from lm.nn import attention
-from lm.nn.attention import blocked, cudnn, dot_product, fused, mixed, weights
+from lm.nn.attention import blockwise, cudnn, dot_product, fused, weighted_values, weights
+from lm.nn.hooks import with_hooks
 from lm.nn.layers import Attention
 from lm.nn.position import alibi, rope
-from lm.nn.tap import tapped
 from lm.types import Mask
 
 T = 9
-BLOCKS_OF_4 = jax.jit(functools.partial(blocked, block=4))
+BLOCKS_OF_4 = jax.jit(functools.partial(blockwise, block=4))
 SEGMENTS = ([1] * 4 + [2] * 2 + [3] * 3, [1] * 2 + [2] * 6 + [0] * 1)
 
 
@@ -29,7 +30,7 @@ def _inputs(B=2, T=T, H=4, G=2, K=6, seed=0):
 def _whole(q, k, v, mask):
   """Returns the plain form, its weights, the values mixed by them, and what is visible."""
   found = weights(q, k, mask)
-  return dot_product(q, k, v, mask), found, mixed(found, v), mask.dense()
+  return dot_product(q, k, v, mask), found, weighted_values(found, v), mask.dense()
 
 
 def _plain(q, k, v, mask):
@@ -101,7 +102,7 @@ def test_keys_of_another_length_than_the_queries():
   np.testing.assert_allclose(_plain(q, k, v, mask), _reference(q, k, v, mask), atol=2e-6)
 
 
-@pytest.mark.parametrize('attend', [dot_product, blocked])
+@pytest.mark.parametrize('attend', [dot_product, blockwise])
 def test_queries_that_see_nothing_are_finite(attend):
   q, k, v = _inputs()
   mask = _mask().replace(
@@ -145,7 +146,7 @@ def test_blocks_give_the_plain_form_and_its_gradients(fields, block):
   mask = _mask(**MASKS[fields])
   real_BT = np.ones((2, T)) if mask.q_segments is None else mask.q_segments > 0
   args = q, k, v, mask, real_BT.astype(np.float32), _inputs(seed=3)[0]
-  found = _scored(functools.partial(blocked, block=block))(*args)
+  found = _scored(functools.partial(blockwise, block=block))(*args)
   expected = _scored(dot_product)(*args)
   for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(x, y, atol=2e-5)
@@ -177,7 +178,7 @@ def test_blocks_skip_nothing_when_order_says_nothing(fields):
   np.testing.assert_allclose(found, _reference(q, k, v, mask), atol=2e-6)
 
 
-@pytest.mark.parametrize('attend', [dot_product, blocked])
+@pytest.mark.parametrize('attend', [dot_product, blockwise])
 def test_bfloat16_stays_close_and_keeps_its_type(attend):
   q, k, v = _inputs(T=70)
   mask = _mask(T=70)
@@ -199,7 +200,7 @@ def test_cudnn_refuses_what_it_cannot_do():
 def test_fused_is_blocked_off_the_gpu():
   q, k, v = _inputs(T=70)
   mask = _mask(T=70, window=9)
-  np.testing.assert_array_equal(jax.jit(fused)(q, k, v, mask), jax.jit(blocked)(q, k, v, mask))
+  np.testing.assert_array_equal(jax.jit(fused)(q, k, v, mask), jax.jit(blockwise)(q, k, v, mask))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memo
   rng = np.random.default_rng(0)
   x, y = (rng.normal(0, 1, (2, t, 16)).astype(np.float32) for t in (T, memory or T))
   rotate = rope().rotate if memory is None else None
-  layer = Attention(4, 2, 6, attend=attend, rotate=rotate, window=None if memory else 5)
+  layer = Attention(4, 2, 6, attention_fn=attend, rotate=rotate, window=None if memory else 5)
   mask = _mask(segments=SEGMENTS)
   if memory is not None:
     k_segments = np.ones((2, memory), np.int32)
@@ -265,9 +266,11 @@ def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memo
 
   @jax.jit
   def run(params, x, memory, mask):
-    _, variables = layer.apply({'params': params}, x, memory, mask, None, mutable=['taps'])
-    sites = variables['taps']
-    return sites, mixed(sites['weights'], sites['values'])
+    def apply(variables, batch, rngs, mutable):
+      return layer.apply(variables, x, memory, mask, None, mutable=mutable)
+
+    _, sites = with_hooks(types.SimpleNamespace(apply=apply))(params, None)
+    return sites, weighted_values(sites['weights'], sites['values'])
 
   sites, expected = jax.device_get(run(drawn, *args[:3]))
   assert sites['weights'].shape == (2, 4, T, memory or T)
@@ -282,7 +285,7 @@ class _Alone(nn.Module):
 
   @nn.compact
   def __call__(self, batch):
-    layer = Attention(4, 4, 6, attend=BLOCKS_OF_4, name='layer')
+    layer = Attention(4, 4, 6, attention_fn=BLOCKS_OF_4, name='layer')
     return layer(batch['x'], None, _mask(), None)[0]
 
 
@@ -292,7 +295,7 @@ def test_edited_weights_are_those_that_act():
   rng = np.random.default_rng(2)
   params = jax.tree.map(lambda p: rng.normal(0, 0.2, p.shape).astype(np.float32), shapes)
   identity = jnp.broadcast_to(jnp.eye(T), (2, 4, T, T))
-  run = tapped(_Alone())
+  run = with_hooks(_Alone())
 
   @jax.jit
   def both(params, batch):

@@ -121,7 +121,7 @@ def test_models_say_whether_their_rows_are_packed(kind, examples, packed):
     return dot_product(q_BTHK, k_BSGK, v_BSGK, mask)
 
   sizes = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
-  model = kind(vocab_size=11, context=T, depth=1, attend=attend, **sizes)
+  model = kind(vocab_size=11, context=T, depth=1, attention_fn=attend, **sizes)
   params = jax.eval_shape(init_of(model, T), jax.random.key(0))
   along = ('inputs', 'segments', 'positions')
   rows = jax.ShapeDtypeStruct((2, T), jnp.int32)

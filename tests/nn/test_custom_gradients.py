@@ -9,21 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn import layers, losses, recurrent, tables, windows
-from lm.types import Table, Unembed
+from lm.nn import embedding, layers, losses, recurrent, windows
+from lm.types import EmbeddingTable, OutputHead
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What has a rule, and the test of its gradient; a rule that is not here has no test.
 RULES = {
   'lm/nn/losses.py:_total': 'test_each_part_of_the_cross_entropy_has_its_gradient_in_the_total',
   'lm/nn/losses.py:as_terms': 'test_terms_with_different_cotangents_have_no_gradient',
-  'lm/nn/losses.py:_pick': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/losses.py:_take_target_logit': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/losses.py:_softplus': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/windows.py:around': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/layers.py:_apart': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/tables.py:_taken': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/windows.py:window_sum': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/layers.py:_materialize': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/embedding.py:_lookup': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/recurrent.py:scan': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/shards.py:_copied': 'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all',
+  'lm/parallel/collectives.py:_all_gather': (
+    'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all'
+  ),
   # Stands for the shapes and matmuls of cuDNN's kernel; its values are no attention (see there).
   'lm/preflight/kernel.py:_kernel': '',
 }
@@ -71,7 +73,7 @@ def test_each_part_of_the_cross_entropy_has_its_gradient_in_the_total(z_loss, sm
   arrays, targets_BT = _cross_entropy_arguments()
 
   def ours(hidden, kernel, bias, weights):
-    unembed = Unembed(Table(kernel), bias, soft_cap=4.0)
+    unembed = OutputHead(EmbeddingTable(kernel), bias, soft_cap=4.0)
     found = losses.cross_entropy(hidden, unembed, targets_BT, weights, z_loss, smoothing, chunk)
     parts = {name: getattr(found, name) for name in ('nats', 'z_loss', 'smoothing')}
     return found.total, parts
@@ -95,7 +97,7 @@ def test_terms_with_one_cotangent_have_the_gradient_of_the_total_and_others_none
   arrays, targets_BT = _cross_entropy_arguments()
 
   def ours(hidden, kernel, bias, weights):
-    unembed = Unembed(Table(kernel), bias, soft_cap=4.0)
+    unembed = OutputHead(EmbeddingTable(kernel), bias, soft_cap=4.0)
     found = losses.cross_entropy(hidden, unembed, targets_BT, weights, 0.3, 0.2)
     return losses.as_terms(found.total, {name: getattr(found, name) for name in names})
 
@@ -122,7 +124,7 @@ def _around():
     after = (apart_TT[None] < 0) & (-apart_TT[None] <= right_BT[:, :, None])
     return jnp.einsum('bts,bsd->btd', (before | after).astype(jnp.float32), x_BTD)
 
-  return lambda x: windows.around(x, left_BT, right_BT, reach), plain, (_random(B, T, D),)
+  return lambda x: windows.window_sum(x, left_BT, right_BT, reach), plain, (_random(B, T, D),)
 
 
 def _scan(reverse):
@@ -153,7 +155,7 @@ def _scan(reverse):
 def _pick():
   targets_Bt = jnp.asarray([[2, 0, 4], [1, 1, 3]])
   return (
-    lambda logits: losses._pick(logits, targets_Bt),
+    lambda logits: losses._take_target_logit(logits, targets_Bt),
     lambda logits: jnp.take_along_axis(logits, targets_Bt[..., None], -1)[..., 0],
     (_random(2, 3, 5),),
   )
@@ -162,7 +164,7 @@ def _pick():
 def _taken():
   ids_BT = jnp.asarray([[2, 0, 2], [1, 1, 2]])
   return (
-    lambda table: tables._taken(table, ids_BT, jnp.dtype('float32'), (4, 3)),
+    lambda table: embedding._lookup(table, ids_BT, jnp.dtype('float32'), (4, 3)),
     lambda table: jnp.take(table, ids_BT, axis=0),
     (_random(4, 3),),
   )
@@ -173,7 +175,7 @@ FORMULAS = {
   'softplus': (losses._softplus, jax.nn.softplus, (3 * _random(20),)),
   'softplus at 0': (losses._softplus, lambda x: jnp.log(1 + jnp.exp(x)), (jnp.zeros(3),)),
   'around': _around(),
-  'apart': (layers._apart, lambda y: y, (_random(4, 3),)),
+  'apart': (layers._materialize, lambda y: y, (_random(4, 3),)),
   'taken': _taken(),
   'scan': _scan(False),
   'scan in reverse': _scan(True),

@@ -48,7 +48,7 @@ def test_compute_runs_in_the_given_type_and_parameters_stay_float32():
   ('platform', 'wide', 'held'), [('tpu', 4, 2), ('tpu', 5, 0), ('cpu', 4, 0)]
 )
 def test_wide_products_are_held_apart_where_a_tpu_trains(platform, wide, held, monkeypatch):
-  monkeypatch.setattr(layers, 'WIDE', wide)
+  monkeypatch.setattr(layers, 'MIN_BARRIER_DIM', wide)
   x = _random(2, 3, 4)
   layer = Linear(shape=(4, 5), axes=(None, None))
   params = _drawn(layer, x)
@@ -166,7 +166,7 @@ def test_products_on_tpus_are_those_of_other_machines(monkeypatch, shape, inputs
 
   def both(x, kernel):
     def total(x, kernel):
-      y = layers._product(x, kernel, inputs)
+      y = layers._matmul(x, kernel, inputs)
       return jnp.sin(y).sum(), y
 
     return jax.grad(total, (0, 1), has_aux=True)(x, kernel)

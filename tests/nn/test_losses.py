@@ -9,7 +9,7 @@ import pytest
 
 from lm.nn import losses
 from lm.nn.losses import as_terms, chunk_size, cross_entropy, token_statistics
-from lm.types import Table, Unembed
+from lm.types import EmbeddingTable, OutputHead
 
 B, T, D, V = 2, 7, 3, 23
 
@@ -20,8 +20,11 @@ def _inputs(vocab_size=0, bias=False, soft_cap=None, dtype=jnp.float32):
   def random(*shape, std=1.0):
     return rng.normal(0, std, shape).astype(np.float32)
 
-  unembed = Unembed(
-    Table(random(V, D)), random(V) if bias else None, vocab_size=vocab_size, soft_cap=soft_cap
+  unembed = OutputHead(
+    EmbeddingTable(random(V, D)),
+    random(V) if bias else None,
+    vocab_size=vocab_size,
+    soft_cap=soft_cap,
   )
   targets_BT = rng.integers(0, vocab_size or V, (B, T)).astype(np.int32)
   weights_BT = rng.uniform(0.5, 2, (B, T)).astype(np.float32)
@@ -57,7 +60,7 @@ def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0, smoothin
   p_BTV = exp_BTV / z_BT1
   d_BTV = w_BT1 * (p_BTV - smooth_BTV + 2 * z_loss * log_z_BT1 * p_BTV) * slope_BTV
   d_unembed = unembed.replace(
-    table=Table(np.einsum('btv,btd->vd', d_BTV, h)),
+    table=EmbeddingTable(np.einsum('btv,btd->vd', d_BTV, h)),
     bias_V=None if unembed.bias_V is None else d_BTV.sum((0, 1)),
   )
   return sums, nats_BT1[..., 0], (d_BTV @ kernel_VD, d_unembed)
@@ -146,7 +149,7 @@ def _largest(program) -> int:
 @pytest.mark.parametrize(('chunk', 'positions'), [(0, 8), (2, 2)])
 def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
   hidden = jnp.zeros((3, 8, 4))
-  unembed = Unembed(Table(jnp.zeros((1000, 4))))
+  unembed = OutputHead(EmbeddingTable(jnp.zeros((1000, 4))))
   targets, weights = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8))
 
   def loss(hidden, unembed):
@@ -174,7 +177,7 @@ def test_statistics_are_chunked_within_the_budget(monkeypatch):
 def test_a_target_is_correct_when_its_logit_is_the_highest():
   # The hidden state picks a row of the table; row 3 pads it and must not win.
   table = np.eye(4, dtype=np.float32)
-  unembed = Unembed(Table(table), vocab_size=3)
+  unembed = OutputHead(EmbeddingTable(table), vocab_size=3)
   hidden, targets = 5 * table[None], np.array([[0, 2, 2, 1]])
   statistics = jax.device_get(jax.jit(token_statistics)(hidden, unembed, targets))
   np.testing.assert_array_equal(statistics.correct, [[1, 0, 1, 0]])
@@ -206,7 +209,7 @@ def test_the_budget_is_of_a_device_and_larger_where_it_is_no_cpu(monkeypatch):
   monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 1000)
   monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2000)
   assert chunk_size(8, 64, 25) == 5
-  monkeypatch.setattr(losses, 'pieces', lambda *axes: 4)
+  monkeypatch.setattr(losses, 'num_shards', lambda *axes: 4)
   assert chunk_size(8, 64, 25) == 16  # 20 positions are within the budget
   monkeypatch.setattr(losses, 'platform', lambda: 'tpu')
   assert chunk_size(8, 64, 25) == 32

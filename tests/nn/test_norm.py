@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.nn.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
+from lm.nn.layers import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 LAYER = jax.jit(layer_norm, static_argnames='epsilon')
 RMS = jax.jit(rms_norm, static_argnames='epsilon')

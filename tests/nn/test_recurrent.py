@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from lm.nn import recurrent
-from lm.nn.alignment import additive, align, multiplicative
+from lm.nn.recurrent import additive, align, multiplicative
 
 T, B, I, D = 7, 3, 4, 5
 CELLS = {

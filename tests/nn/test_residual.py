@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.nn.residual import parallel, post, pre, sandwich
+from lm.nn.layers import parallel_block, post_norm, pre_norm, sandwich_norm
 
 SUBLAYERS = (('attention', lambda x: x + 1), ('mlp', lambda x: x + 10))
 FACTORS = {
@@ -18,13 +18,13 @@ FACTORS = {
   ('order', 'expected'),
   [
     # x = 1: 1 + (2*1 + 1) = 4;          4 + (5*4 + 10) = 34
-    (pre, 34),
+    (pre_norm, 34),
     # x = 1: 2 * (1 + (1 + 1)) = 6;      5 * (6 + (6 + 10)) = 110
-    (post, 110),
+    (post_norm, 110),
     # x = 1: 1 + 3 * (2*1 + 1) = 10;     10 + 7 * (5*10 + 10) = 430
-    (sandwich, 430),
+    (sandwich_norm, 430),
     # x = 1: 1 + (2*1 + 1) + (2*1 + 10) = 16
-    (parallel, 16),
+    (parallel_block, 16),
   ],
 )
 def test_orders_by_hand(order, expected):

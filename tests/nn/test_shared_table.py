@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import mesh
-from lm.nn import tables
-from lm.types import Table
+from lm.nn import embedding
+from lm.parallel import mesh
+from lm.types import EmbeddingTable
 
 
 def test_gradients_of_one_token_add_up_in_float32():
@@ -14,7 +14,7 @@ def test_gradients_of_one_token_add_up_in_float32():
   ids_BT = np.array([[1] * 1000 + [2]])
 
   def total(table_VD):
-    taken_BTD = tables._taken(table_VD, ids_BT, table_VD.dtype, table_VD.shape)
+    taken_BTD = embedding._lookup(table_VD, ids_BT, table_VD.dtype, table_VD.shape)
     assert taken_BTD.dtype == jnp.float32
     return taken_BTD.sum()
 
@@ -26,7 +26,7 @@ def test_gradients_of_one_token_add_up_in_float32():
 def test_on_one_device_a_table_is_looked_up_in_as_it_is():
   vectors_VD = jnp.arange(6.0).reshape(3, 2)
   ids_BT = jnp.asarray([[2, 0]])
-  with mesh.use(mesh.make({'fsdp': 1}, jax.devices()[:1]), mesh.RULES):
-    table = tables.shared(vectors_VD, ids_BT, jnp.bfloat16)
-    assert table.copies is None and table == Table(vectors_VD)
-    np.testing.assert_array_equal(tables.look_up(table, ids_BT), [[[4, 5], [0, 1]]])
+  with mesh.set_mesh(mesh.make_mesh({'fsdp': 1}, jax.devices()[:1]), mesh.RULES):
+    table = embedding.gather_for_tied(vectors_VD, ids_BT, jnp.bfloat16)
+    assert table.gathered is None and table == EmbeddingTable(vectors_VD)
+    np.testing.assert_array_equal(embedding.embedding_lookup(table, ids_BT), [[[4, 5], [0, 1]]])

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.nn import attention, splash
+from lm.nn import attention
 from lm.nn.attention import dot_product
 from lm.types import Mask
 
@@ -41,7 +41,7 @@ def test_the_kernel_gives_the_plain_form_and_its_gradients(mask):
       value, back = jax.vjp(lambda *qkv: attend(*qkv, mask), *qkv)
       return value, back(probe)
 
-    return of(lambda *args: splash.splash(*args, interpret=True)), of(dot_product)
+    return of(lambda *args: attention.splash(*args, interpret=True)), of(dot_product)
 
   found, expected = outputs(qkv, probe, mask)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, expected)
@@ -50,10 +50,10 @@ def test_the_kernel_gives_the_plain_form_and_its_gradients(mask):
 def test_what_it_cannot_do_is_told_and_fused_does_it_otherwise(monkeypatch):
   q, k, v, _ = inputs()
   short = jax.tree.map(lambda x: x[:, :100], mask_of())
-  with pytest.raises(ValueError, match=r'a multiple of 128 tokens .* these have 100'):
-    splash.splash(q[:, :100], k[:, :100], v[:, :100], short)
+  with pytest.raises(ValueError, match=r'a multiple of 128 tokens.* these have 100'):
+    attention.splash(q[:, :100], k[:, :100], v[:, :100], short)
   loose = mask_of().replace(ordered=False)
-  assert not splash.can(T, loose) and splash.can(T, mask_of())
+  assert not attention.splash_supported(T, loose) and attention.splash_supported(T, mask_of())
   monkeypatch.setattr(attention, 'platform', lambda: 'tpu')
   both = jax.jit(lambda *args: (attention.fused(*args), dot_product(*args)))
   np.testing.assert_allclose(*both(q, k, v, loose), atol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.windows import around, sides
+from lm.nn.windows import window_extents, window_sum
 
 
 def _laid(seed, reach):
@@ -14,7 +14,7 @@ def _laid(seed, reach):
   segments = np.sort(rng.integers(1, 4, (4, 9)), axis=1)
   segments[1, 6:] = 0
   window = rng.integers(1, reach + 1, segments.shape)
-  found = jax.jit(sides, static_argnums=2)(window, segments, reach)
+  found = jax.jit(window_extents, static_argnums=2)(window, segments, reach)
   return window, segments, jax.device_get(found)
 
 
@@ -49,7 +49,7 @@ def test_sums_and_their_gradients_are_those_of_a_product_with_a_matrix(reach):
   @jax.jit
   @functools.partial(jax.grad, has_aux=True)
   def both(x):
-    total = around(x, left, right, reach)
+    total = window_sum(x, left, right, reach)
     return jnp.sum(total * weights), total
 
   found, total = both(x)

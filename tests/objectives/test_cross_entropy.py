@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm.objectives.cross_entropy import cross_entropy
-from lm.types import Output, Table, Unembed
+from lm.objectives.supervised import cross_entropy
+from lm.types import EmbeddingTable, Output, OutputHead
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def model():
   """A model of one parameter: the table; hidden states are one-hot vectors of the inputs."""
 
   def apply(params, batch, key=None, cache=None):
-    return Output(jax.nn.one_hot(batch['inputs'], 3), Unembed(Table(params)), {})
+    return Output(jax.nn.one_hot(batch['inputs'], 3), OutputHead(EmbeddingTable(params)), {})
 
   return apply
 
@@ -26,7 +26,7 @@ TABLE = np.float32([[0.0, 1.0, 2.0], [0.5, 0.0, -1.0], [1.0, 3.0, 0.0]])
 
 
 def _sums(objective, model):
-  return jax.jit(lambda table: objective.sums(model, table, BATCH, None))(TABLE)
+  return jax.jit(lambda table: objective.loss_sums(model, table, BATCH, None))(TABLE)
 
 
 def _by_hand(function):
@@ -53,8 +53,8 @@ def test_z_loss_is_a_term_of_its_own(model):
 @pytest.mark.parametrize('z_loss', [0.0, 0.01])
 def test_every_term_has_its_weight_from_the_batch_alone(z_loss, model):
   objective = cross_entropy(z_loss)
-  weights = objective.weights(BATCH)
-  assert set(weights) == set(jax.eval_shape(lambda: objective.sums(model, TABLE, BATCH, None)))
+  weights = objective.normalizers(BATCH)
+  assert set(weights) == set(jax.eval_shape(lambda: objective.loss_sums(model, TABLE, BATCH, None)))
   assert {float(w) for w in weights.values()} == {3.5}
 
 
@@ -66,5 +66,5 @@ def test_the_dropout_key_reaches_the_model(model):
     return model(params, batch)
 
   key = jax.random.key(3)
-  jax.eval_shape(lambda: cross_entropy().sums(spy, TABLE, BATCH, key))
+  jax.eval_shape(lambda: cross_entropy().loss_sums(spy, TABLE, BATCH, key))
   assert keys == [key]

@@ -4,7 +4,7 @@ import pytest
 
 from lm.metrics import tokens
 from lm.objectives.squared_error import squared_error
-from lm.types import Output, Table, Unembed
+from lm.types import EmbeddingTable, Output, OutputHead
 
 # Two rows of three places for examples, the hidden state of each a number; logits are 2 h + 1.
 HIDDEN = np.array([[0.5, -1.0, 3.0], [2.0, 0.0, 0.0]])
@@ -18,15 +18,15 @@ WEIGHTS = np.array([1, 0.5, 1])
 
 def _apply(params, batch, key=None, cache=None):
   hidden = jnp.asarray(HIDDEN, jnp.float32)[..., None]
-  return Output(hidden, Unembed(Table(jnp.full((1, 1), 2.0)), jnp.ones(1)), {})
+  return Output(hidden, OutputHead(EmbeddingTable(jnp.full((1, 1), 2.0)), jnp.ones(1)), {})
 
 
 def test_the_loss_is_the_weighted_sum_of_squared_errors():
-  sums = squared_error().sums(_apply, None, BATCH, None)
+  sums = squared_error().loss_sums(_apply, None, BATCH, None)
   assert {name: float(x) for name, x in sums.items()} == {
     'loss': pytest.approx(np.sum(WEIGHTS * ERRORS**2), rel=1e-6)
   }
-  assert float(squared_error().weights(BATCH)['loss']) == 2.5
+  assert float(squared_error().normalizers(BATCH)['loss']) == 2.5
 
 
 def test_the_metric_is_the_mean_squared_and_the_mean_absolute_error():

@@ -8,10 +8,10 @@ import pytest
 
 from lm.errors import UserError
 from lm.models.embeddings import Embeddings
-from lm.nn.losses import logistic, squared_sigmoid
+from lm.nn.losses import sigmoid_cross_entropy, squared_sigmoid
 from lm.objectives import word2vec
-from lm.objectives.word_outputs import hierarchical_softmax, huffman, negative_sampling
-from lm.run.build import apply_of
+from lm.objectives.word2vec import hierarchical_softmax, huffman, negative_sampling
+from lm.types import apply_of
 
 COUNTS = np.array([0, 0, 40, 25, 12, 9, 6, 4, 3, 1])  # END and <unk> are no words
 V, D, B, T = len(COUNTS), 5, 3, 12
@@ -44,7 +44,7 @@ def batch():
 
 def _draw(objective, batch, key):
   """Draws in one compiled program, and returns NumPy arrays."""
-  return jax.device_get(jax.jit(objective.draw)(batch, jax.random.key(key)))
+  return jax.device_get(jax.jit(objective.sample)(batch, jax.random.key(key)))
 
 
 def _softplus(x):
@@ -122,9 +122,9 @@ def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
     expected += _softplus(-table[words[b, t]] @ vector)
     expected += 3 / len(negatives) * sum(_softplus(table[n] @ vector) for n in negatives)
   assert len(_pairs(drawn)) > 20
-  found = jax.jit(lambda p, b: objective.sums(apply, p, b, None)['loss'])(params, drawn)
+  found = jax.jit(lambda p, b: objective.loss_sums(apply, p, b, None)['loss'])(params, drawn)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
-  assert objective.weights(drawn)['loss'] == batch['weights'].sum()
+  assert objective.normalizers(drawn)['loss'] == batch['weights'].sum()
 
 
 def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_gradient(
@@ -145,7 +145,7 @@ def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_grad
     for n in negatives:
       error = error + 3 / len(negatives) * table[n] / (1 + np.exp(-table[n] @ mean))
     np.add.at(gradient, near, error)
-  sums = jax.value_and_grad(lambda p: objective.sums(apply, p, drawn, None)['loss'])
+  sums = jax.value_and_grad(lambda p: objective.loss_sums(apply, p, drawn, None)['loss'])
   value, gradients = jax.jit(sums)(params)
   np.testing.assert_allclose(value, loss, rtol=1e-5)
   np.testing.assert_allclose(gradients['embedding'], gradient, rtol=1e-4, atol=1e-5)
@@ -155,12 +155,12 @@ def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_grad
 @pytest.mark.parametrize('output', [negative_sampling, hierarchical_softmax])
 def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params, batch):
   objective = make(2, 1e-1, output, COUNTS)
-  sums = jax.value_and_grad(lambda p, b: objective.sums(apply, p, b, None)['loss'])
+  sums = jax.value_and_grad(lambda p, b: objective.loss_sums(apply, p, b, None)['loss'])
 
   @jax.jit
   def both(params, batch, key):
-    drawn = objective.draw(batch, key)
-    rows, numbered = objective.rows(drawn)
+    drawn = objective.sample(batch, key)
+    rows, numbered = objective.sparse_rows(drawn)
     some = {name: params[name].at[r].get(mode='fill', fill_value=0) for name, r in rows.items()}
     return rows, sums(params, drawn), sums(some, numbered)
 
@@ -190,7 +190,9 @@ def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, param
     objective = make(2, 0, output, COUNTS)
     drawn = _draw(objective, given, 0)
     assert drawn['negatives'].shape == (3, 4)  # three times two rows, and two words for each
-    sums = jax.jit(lambda b, objective=objective: objective.sums(apply, params, b, None)['loss'])
+    sums = jax.jit(
+      lambda b, objective=objective: objective.loss_sums(apply, params, b, None)['loss']
+    )
     together = sums(drawn)
     apart = 0
     for group in range(3):
@@ -206,13 +208,13 @@ def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, param
 def test_at_least_so_many_rows_share_drawn_words(rows, shared, groups):
   output = negative_sampling(COUNTS, drawn=3, shared=shared)
   centers = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
-  drawn = jax.eval_shape(output.draw, {'centers': centers}, jax.random.key(0))
+  drawn = jax.eval_shape(output.sample, {'centers': centers}, jax.random.key(0))
   assert drawn['negatives'].shape == (groups, 3 * rows // groups)
 
 
 def test_what_is_drawn_goes_by_the_key_and_the_row(batch):
   objective = word2vec.skip_gram(3, 1e-1, negative_sampling, COUNTS)
-  draw = jax.jit(objective.draw)
+  draw = jax.jit(objective.sample)
   one, same, other = (jax.device_get(draw(batch, jax.random.key(k))) for k in (0, 0, 1))
   np.testing.assert_array_equal(one['neighbours'], same['neighbours'])
   assert (one['neighbours'] != other['neighbours']).any()
@@ -233,7 +235,7 @@ def test_no_pair_has_a_token_that_is_no_word(batch):
 def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
   output = hierarchical_softmax(COUNTS)
   words = np.arange(2, V)[:, None]
-  extra = output.draw({'centers': words}, jax.random.key(0))
+  extra = output.sample({'centers': words}, jax.random.key(0))
   rows = jax.device_get({'centers': words} | extra)
   rng = np.random.default_rng(0)
   table = rng.normal(size=(V, D)).astype(np.float32)
@@ -241,13 +243,13 @@ def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
 
   @jax.jit
   def nats(row):
-    crossed = output.crossed(vector, table, row, jnp.ones((1, 1, 1)))
-    return crossed, output.aligned(vector, table, row, jnp.ones((1, 1)))
+    all_pairs = output.all_pairs(vector, table, row, jnp.ones((1, 1, 1)))
+    return all_pairs, output.paired(vector, table, row, jnp.ones((1, 1)))
 
   each = [nats({name: x[i : i + 1] for name, x in rows.items()}) for i in range(V - 2)]
-  crossed, aligned = np.array(each).T
-  np.testing.assert_allclose(crossed, aligned, rtol=1e-5)
-  np.testing.assert_allclose(np.exp(-aligned).sum(), 1, rtol=1e-5)
+  all_pairs, paired = np.array(each).T
+  np.testing.assert_allclose(all_pairs, paired, rtol=1e-5)
+  np.testing.assert_allclose(np.exp(-paired).sum(), 1, rtol=1e-5)
 
 
 def test_paths_are_those_of_a_huffman_tree():
@@ -271,8 +273,8 @@ def test_losses_of_scores_and_their_gradients():
 
   @jax.jit
   def both(scores, label):
-    slope = jax.grad(lambda s: logistic(s, label).sum())(scores)
-    return logistic(scores, label), slope, squared_sigmoid(scores, label)
+    slope = jax.grad(lambda s: sigmoid_cross_entropy(s, label).sum())(scores)
+    return sigmoid_cross_entropy(scores, label), slope, squared_sigmoid(scores, label)
 
   for label in (0.0, 1.0):
     found, slope, squared = both(scores, np.float32(label))

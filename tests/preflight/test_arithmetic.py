@@ -6,9 +6,9 @@ import pathlib
 import in_process
 import pytest
 
-from lm import mesh as meshes
-from lm.config import base, llama
+from lm.config.base import base, llama
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.preflight import arithmetic, chips, report, search
 from lm.run import cli
 
@@ -60,7 +60,7 @@ def test_a_layer_that_is_computed_again_is_held_meanwhile():
   config, slice_ = tiny(data=1, fsdp=2), chips.parse('h100:2')
   config.model.d_mlp = 512
   kept = arithmetic.check(config, slice_).step.memory
-  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   again = arithmetic.check(config, slice_).step.memory
   assert again.activations < 0.2 * kept.activations
   assert again.temporaries == again.parameters + kept.activations // N
@@ -91,12 +91,12 @@ def test_the_mesh_is_of_gpus_and_attention_is_left_as_the_config_says_elsewhere(
   config = tiny(data=1, fsdp=8)
   found = arithmetic.check(config, chips.parse('h100:8'))
   functions = found.step.functions
-  with meshes.use(functions.mesh, functions.rules):
+  with meshes.set_mesh(functions.mesh, functions.rules):
     assert meshes.platform() == 'gpu'
-  assert config.model.attend == 'lm.nn.attention:fused'
-  assert arithmetic.traceable(config).model.attend == 'lm.preflight.kernel:fused'
-  config.model.attend = 'lm.nn.attention:blocked'
-  assert arithmetic.traceable(config).model.attend == 'lm.nn.attention:blocked'
+  assert config.model.attention_fn == 'lm.nn.attention:fused'
+  assert arithmetic.traceable(config).model.attention_fn == 'lm.preflight.kernel:fused'
+  config.model.attention_fn = 'lm.nn.attention:blockwise'
+  assert arithmetic.traceable(config).model.attention_fn == 'lm.nn.attention:blockwise'
 
 
 def test_nodes_lie_along_data():
@@ -111,8 +111,8 @@ def test_nodes_lie_along_data():
   ('change', 'message'),
   [
     (
-      lambda c: c.model.update({'dtype': 'float32', 'attend': 'lm.nn.attention:cudnn'}),
-      "model.attend.*set model.dtype='bfloat16'",
+      lambda c: c.model.update({'dtype': 'float32', 'attention_fn': 'lm.nn.attention:cudnn'}),
+      "model.attention_fn.*set model.dtype='bfloat16'",
     ),
     (lambda c: c.mesh.update({'fsdp': 1, 'tensor': 8}), 'does not divide by mesh.tensor=8'),
     (lambda c: c.mesh.update({'fsdp': 3}), 'does not divide over 8 gpu device'),

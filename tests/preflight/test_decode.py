@@ -7,15 +7,16 @@ import jax
 import pytest
 from test_program import config_of, preflight
 
-from lm.config import encoder_decoder, llama
+from lm.config.base import encoder_decoder, llama
+from lm.config.recurrent import recurrent, recurrent_encoder_decoder
+from lm.config.tasks import translation
 from lm.errors import UserError
 from lm.preflight import check, decode, hlo, program, report, roofline
 from lm.preflight.chips import parse
 from lm.preflight.collectives import Collective
-from lm.recurrent_config import recurrent, recurrent_encoder_decoder
 from lm.run import build
 from lm.run.step import abstract_state
-from lm.task_config import translation
+from lm.types import apply_of
 
 L, D, H, G, K, F, V, S, B = 2, 64, 4, 2, 16, 256, 512, 16, 8
 
@@ -50,7 +51,7 @@ def begun(name):
   config = CONFIGS[name]()
   functions = build.functions(config, V, jax.devices()[:1])
   params = abstract_state(functions)[0].params
-  apply = build.apply_of(functions.model)
+  apply = apply_of(functions.model)
   source = S if program.reads_source(config) else 0
   return apply, params, decode.begun(config, functions.model, apply, params, B, S, source)
 

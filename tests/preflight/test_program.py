@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm.config import base, encoder_decoder, llama
+from lm.config.base import base, encoder_decoder, llama
 from lm.errors import UserError
 from lm.preflight import check, chips, least, program, search
 from lm.run import build
@@ -160,10 +160,10 @@ def test_the_least_that_is_sent_by_hand():
   )
   assert small['fsdp'] == 2 * (200 / 2) * 2 * 3 / 4
   assert large['fsdp'] == 2 * (8 / 8 * 16 * 8) * 2 * 3 / 4
-  tied = functions.model.clone(tied=True)
+  tied = functions.model.clone(tie_embeddings=True)
   again = least.least(config, tied, mesh, {'embedding': Leaf(400, 'tensor', 'fsdp')})
   assert again['fsdp'] == 2 * 200 * 2 * 3 / 4
-  config.model.remat = 'jax:checkpoint_policies.nothing_saveable'
+  config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   again = least.least(config, functions.model, mesh, params)
   assert again['tensor'] == tensor * (2 * 2 * 3 + 2) / (2 * 2 * 2 + 2)
 
@@ -171,7 +171,7 @@ def test_the_least_that_is_sent_by_hand():
 def test_what_is_kept_of_the_pass_forward_is_less_where_it_is_computed_again():
   def kept(remat):
     config = config_of(encoder_decoder(depth=2, d_model=16, heads=2, context=16))
-    config.model.remat = remat
+    config.model.remat_policy = remat
     functions = build.functions(config, 32, jax.devices()[:1])
     state, _ = abstract_state(functions)
     return program.activations(functions, state, program.batch_of(config, functions))

@@ -5,7 +5,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from lm.config import base
+from lm.config.base import base
 from lm.run import course
 from lm.run.watch import Finished
 from lm.types import Objective

@@ -8,8 +8,8 @@ import pytest
 from lm.errors import UserError
 from lm.models.transformer import Decoder
 from lm.nn.layers import Mlp
-from lm.run.build import apply_of, init_of
-from lm.types import Output
+from lm.run.build import init_of
+from lm.types import Output, apply_of
 
 SIZES = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
 
@@ -54,7 +54,7 @@ BATCH = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((1, 4), jnp.
 def test_variables_of_a_layer_are_refused_before_the_first_step(mlp, remat):
   name = {'Sowing': 'losses', 'Recording': 'intermediates', 'Counting': 'batch_stats'}[mlp.__name__]
   with pytest.raises(UserError, match=f'{name}.*decoder/layers/layer_0/mlp'):
-    jax.eval_shape(init_of(_decoder(mlp=mlp, remat=remat), 4), jax.random.key(0))
+    jax.eval_shape(init_of(_decoder(mlp=mlp, remat_policy=remat), 4), jax.random.key(0))
 
 
 @pytest.mark.parametrize('mlp', [Sowing, Recording])

@@ -1,6 +1,6 @@
 import pytest
 
-from lm.config import base
+from lm.config.base import base
 from lm.errors import UserError
 from lm.run import check
 

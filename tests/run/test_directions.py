@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from lm import spec
-from lm.config import base
+from lm.config import resolve
+from lm.config.base import base
 from lm.errors import UserError
 from lm.metrics import word_vectors
 from lm.run import evaluate, record, stopping
@@ -51,7 +51,7 @@ DIRECTIONS = {
 
 @pytest.mark.parametrize('path', DIRECTIONS)
 def test_every_metric_declares_its_values(path):
-  assert spec.call(spec.resolve(path, 'key'), 'key').higher_is_better == DIRECTIONS[path]
+  assert resolve.call(resolve.resolve(path, 'key'), 'key').higher_is_better == DIRECTIONS[path]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_every_metric_declares_its_values(path):
   ],
 )
 def test_what_a_corpus_metric_finds_is_what_it_declares(path, outputs, references):
-  metric = spec.call(spec.resolve(path, 'key'), 'key')
+  metric = resolve.call(resolve.resolve(path, 'key'), 'key')
   assert metric(outputs, references).values.keys() == metric.higher_is_better.keys()
 
 

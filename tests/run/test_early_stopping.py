@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.config import base
+from lm.config.base import base
 from lm.errors import UserError
 from lm.run import checkpoint, experiment, loop, record, stopping
 from lm.run.evaluators import Evaluators
@@ -16,7 +16,7 @@ from lm.run.stopping import Stopping
 
 SOURCE = """
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()

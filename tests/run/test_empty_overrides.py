@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from lm.config import base, encoder_decoder
+from lm.config.base import base, encoder_decoder
 from lm.errors import UserError
 from lm.run import cli
 
@@ -37,9 +37,11 @@ def test_what_the_function_of_a_section_may_have_empty_is_emptied():
   override(config, 'model.encoder_depth=None')
   assert config.model.encoder_depth is None
   with config.unlocked():
-    config.model = ConfigDict({'fn': 'lm.models.transformer:Encoder', 'pool': 'lm.nn.pooling:mean'})
-  override(config, 'model.pool=None')
-  assert config.model.pool is None
+    config.model = ConfigDict(
+      {'fn': 'lm.models.transformer:Encoder', 'pooling': 'lm.nn.pooling:mean'}
+    )
+  override(config, 'model.pooling=None')
+  assert config.model.pooling is None
 
 
 @pytest.mark.parametrize(

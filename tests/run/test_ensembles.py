@@ -60,7 +60,7 @@ SOURCE = f"""
     if arg == 'decoder':
       config.data.convert = 'lm.tasks.seq2seq:decoder'
     if arg == 'number':
-      config.model.classes = 1
+      config.model.num_classes = 1
       config.data.task = 'lm.tasks.text:regression'
       config.data.convert = 'lm.tasks.classification:regressor'
       config.eval.sets.validation.metrics = ('lm.metrics.tokens:squared_error',)
@@ -119,7 +119,7 @@ def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
   def probabilities(one):
     def of(params):
       output = one.apply(params, batch)
-      return jax.nn.softmax(output.unembed(output.hidden))
+      return jax.nn.softmax(output.head(output.hidden))
 
     return np.asarray(jax.jit(of)(one.params))
 
@@ -228,8 +228,8 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
     source = np.array([*loaded.tokenizer.encode(line).ids, end_id(loaded.tokenizer)])
     prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
     strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5))
-    seeds = range(7, 7 + DRAWS)
-    drawn = write(loaded.model, loaded.apply, loaded.params, [prompt] * DRAWS, strategy, seeds)
+    model = loaded.model, loaded.apply, loaded.params
+    drawn = write(*model, [prompt] * DRAWS, strategy, seed=7)
     candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
     distinct |= set(candidates)
     means = {}

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as configs
+from lm.config import base as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
 from lm.run import build, check, evaluators
@@ -37,7 +37,7 @@ def config(tmp_path, monkeypatch):
     config.eval.sets.validation.split = 'train'
     config.batch_size, config.log.prompts = 8, ()
     config.update_from_flattened_dict(changes)
-    return configs.follow(config)
+    return configs.link_defaults(config)
 
   return make
 
@@ -123,9 +123,9 @@ def test_a_model_has_as_many_classes_as_there_are_labels(classes):
   config = configs.base()
   config.model = configs.encoder(depth=1, d_model=16, heads=2, context=128)
   config.data.labels = ('a', 'b', 'c')
-  assert build.model(config, 9).classes == 3
-  config.model.classes = classes
-  with pytest.raises(UserError, match=f'model.classes={classes}, but data.labels names 3'):
+  assert build.model(config, 9).num_classes == 3
+  config.model.num_classes = classes
+  with pytest.raises(UserError, match=f'model.num_classes={classes}, but data.labels names 3'):
     build.model(config, 9)
 
 

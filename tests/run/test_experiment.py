@@ -6,18 +6,18 @@ import tokenizers
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm import config as configs
+from lm.config import base as configs
 from lm.errors import UserError
 from lm.run import experiment, sources
 
 SOURCE = """
-from lm.config import base, choose
+from lm.config.base import base, select_variant
 from {neighbour} import FACTOR
 
 def get_config(arg=''):
   config = base()
   config.batch_size = 3 * FACTOR
-  return choose(config, arg, twice=lambda c: c)
+  return select_variant(config, arg, twice=lambda c: c)
 
 def source(split):
   return [split]
@@ -63,9 +63,9 @@ def test_an_experiment_is_loaded_with_its_neighbours(folder):
   config = experiment.load(f'{folder}/my_experiment.py:twice')
   assert config.batch_size == 12 and config.is_locked
   # Its own functions can be named in the config, and are those of the very file.
-  from lm import spec
+  from lm.config import resolve
 
-  assert spec.resolve('my_experiment:source', 'data.source')('train') == ['train']
+  assert resolve.resolve('my_experiment:source', 'data.source')('train') == ['train']
 
 
 def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
@@ -85,7 +85,11 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
     ('empty.py', '', r'the file defines no get_config\(arg\)'),
     ('syntax.py', 'def f(:', r'the file fails: SyntaxError'),
     ('absent.py', 'import no_such_module_here', r"ModuleNotFoundError: No module named 'no_such_m"),
-    ('wrong.py', 'from lm.config import base\n\nbase().modle.depth = 3\n', r'at line 3: .*modle'),
+    (
+      'wrong.py',
+      'from lm.config.base import base\n\nbase().modle.depth = 3\n',
+      r'at line 3: .*modle',
+    ),
     ('none.py', 'def get_config(arg=""):\n  pass', r'get_config returns NoneType, not'),
     ('fixed.py:x', 'def get_config():\n  pass', r'fixed\.py:x: fixed:get_config: too many'),
     ('my_experiment.py:twise', None, r"no argument 'twise' \(did you mean 'twice'\?\); there is :"),

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import mesh as meshes
 from lm.data import prepare
 from lm.errors import UserError
+from lm.parallel import mesh as meshes
 from lm.run import build, cli, host_memory
 from lm.run.step import abstract_state, check_step, init_state, make_train_steps
 
 SOURCE = """
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()

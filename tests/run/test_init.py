@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
-from lm.run import build, experiment, init, load, loop
+from lm.run import build, experiment, init, load, loop, record
 from lm.run.checkpoint import Checkpoints
 from lm.run.step import TrainState, abstract_state
 
@@ -29,6 +29,8 @@ PARAMS = {
 }
 UP = 'layers/layer_0/mlp/up/kernel'
 TOKENS = ('<|end|>', 'a', 'b', 'c')
+BEST = 'eval/validation/loss'
+UNSCORED = f'the newest, for none has a score by {BEST}'
 
 
 def tokenizer_of(*tokens):
@@ -40,7 +42,7 @@ def tokenizer_of(*tokens):
 def source(tmp_path_factory):
   """A workdir with PARAMS at step 7 and ten times as much at step 3."""
   workdir = tmp_path_factory.mktemp('source')
-  (workdir / 'config.json').write_text('{}')
+  (workdir / 'config.json').write_text(f'{{"checkpoint": {{"best": "{BEST}"}}}}')
   tokenizer_of(*TOKENS).save(str(workdir / 'tokenizer.json'))
   checkpoints = Checkpoints(workdir)
   for step, factor in ((3, 10), (7, 1)):
@@ -76,7 +78,8 @@ def test_equal_trees_are_taken_whole_from_the_newest_step_or_the_one_named(sourc
   assert found.keys() == expected.keys()
   for name, x in expected.items():
     np.testing.assert_array_equal(found[name], factor * x)
-  assert taken == init.Taken(str(source), step or 7, 3, (), ())
+  why = '' if step else UNSCORED
+  assert taken == init.Taken(str(source), step or 7, 3, (), (), why=why)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_rules_rename_and_keep_what_was_drawn_and_tell_what_is_left(source):
   assert (np.asarray(found['head/kernel']) == -1).all()
   assert (taken.taken, taken.fresh, taken.unread) == (2, ('head/kernel',), ('decoder/position',))
   assert taken.line() == (
-    f'2 parameters from step 7 of {source}, 1 drawn afresh (head/kernel); '
+    f'2 parameters from step 7 of {source} ({UNSCORED}), 1 drawn afresh (head/kernel); '
     '1 there are not taken (decoder/position)'
   )
 
@@ -198,7 +201,7 @@ def test_a_source_that_cannot_be_read_is_told(source, tmp_path):
 
 SOURCE = """
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()
@@ -308,7 +311,7 @@ def train(folder, name, *flags, devices=1):
   ('flags', 'message'),
   [
     (
-      ['--config.init.workdir={pretrained}', '--config.model.norm=lm.nn.norm:RMSNorm'],
+      ['--config.init.workdir={pretrained}', '--config.model.norm=lm.nn.layers:RMSNorm'],
       'step 4 does not fit the model: extra decoder/final_norm/bias; extra decoder/layers/layer_0/',
     ),
     (
@@ -340,3 +343,16 @@ def test_a_grown_table_is_taken_onto_another_mesh(folder):
   fresh = train(folder, 'fresh', '--config.model.vocab_multiple=8')
   assert fresh.returncode == 0, fresh.stderr
   assert losses(folder / 'one')[1] < losses(folder / 'fresh')[1]
+
+
+@pytest.mark.parametrize(('higher', 'best'), [(True, 3), (False, 7)])
+def test_the_best_checkpoint_is_taken_unless_a_step_is_named(source, higher, best, tmp_path):
+  copy = shutil.copytree(source, tmp_path / 'scored')
+  record.write_directions(copy, {BEST: higher})
+  rows = [{'step': 3, BEST: 2.0}, {'step': 7, BEST: 1.0}]
+  (copy / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  taken = take(copy, SAME)[1]
+  assert taken.step == best
+  assert f'step {best} of {copy} (the best by {BEST})' in taken.line()
+  named = take(copy, SAME, step=10 - best)[1]
+  assert named.step == 10 - best and 'the best by' not in named.line()

@@ -20,7 +20,7 @@ from lm.run import checkpoint, experiment, load, loop
 FILE = 'tiny.py'
 SOURCE = """
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()
@@ -324,7 +324,7 @@ def test_a_parameter_without_a_gradient_stops_the_run_at_step_1(folder):
 
 @pytest.mark.slow
 def test_a_finished_run_that_goes_on_says_how_its_rate_jumps(folder, capsys):
-  linear = {'optim.schedule': 'lm.optim:linear', 'optim.warmup': 0, 'eval.every': 100}
+  linear = {'optim.schedule': 'lm.optim.optimizers:linear', 'optim.warmup': 0, 'eval.every': 100}
   run(folder, 'longer', **linear, steps=2)
   capsys.readouterr()
   workdir = run(folder, 'longer', **linear, steps=4)

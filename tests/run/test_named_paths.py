@@ -10,7 +10,7 @@ from in_process import mistake
 from lm.errors import UserError
 from lm.run import cli, ensemble, files, sources, tagger
 
-FILE = "def get_config(arg=''):\n  from lm.config import base\n  return base()\n"
+FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as configs
+from lm.config import base as configs
 from lm.data import batches, prepare
 from lm.errors import UserError
 from lm.run import build
 from lm.run.evaluators import Evaluators
 from lm.run.predict import Predictor
 from lm.run.step import init_state, make_train_step
+from lm.types import apply_of
 
 WORDS = {
   'de': ('und', 'nicht', 'schön', 'wir', 'zwei'),
@@ -92,7 +93,7 @@ def config_of(convert, source='words', task='lm.tasks.text:classification', **ch
     config.model = build_model(depth=1, d_model=32, heads=2, context=24)
   config.model.init_std = 0.1  # small models learn soon from large parameters
   if build_model is configs.encoder and task.endswith('tagging'):
-    config.model.pool = None
+    config.model.pooling = None
   config.optim.update({'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0})
   scores = ('lm.metrics.labels:classification',)
   with config.eval.unlocked():
@@ -110,7 +111,7 @@ def opened(config):
   tokenizer = prepare.tokenizer(config.data)
   functions = build.functions(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
-  apply = build.apply_of(functions.model)
+  apply = apply_of(functions.model)
   predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
   return tokenizer, functions, rows, predictor
 
@@ -172,7 +173,7 @@ def _alone(functions, params, texts):
   batch = {'inputs': rows, 'segments': there.astype(np.int32), 'examples': rows[:, :1] + 1}
   batch['positions'] = np.cumsum(batch['segments'], axis=1) - 1
   output = jax.jit(functions.apply)(params, batch)
-  return np.asarray(output.unembed(output.hidden))
+  return np.asarray(output.head(output.hidden))
 
 
 def test_tags_are_those_of_each_sentence_alone(params_of):
@@ -195,7 +196,7 @@ def test_tags_are_those_of_each_sentence_alone(params_of):
 def test_numbers_are_those_of_each_text_alone(params_of):
   config = config_of('lm.tasks.classification:regressor', task='lm.tasks.text:regression')
   config.eval.sets['all'].scores = ('lm.metrics.labels:regression',)
-  config.data.labels, config.model.classes = (), 1
+  config.data.labels, config.model.num_classes = (), 1
   tokenizer, functions, rows, predictor = opened(config)
   params = params_of(functions.model, seed=1)
   found = predictor.predictions(params)

@@ -21,7 +21,7 @@ from lm.run.kept import Evaluated
 SOURCE = """
 import itertools
 from ml_collections import ConfigDict
-from lm.config import base, encoder, encoder_decoder, evaluation, gpt2
+from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
 from lm.run.cli import NoStop
 
@@ -268,7 +268,7 @@ def test_cross_attention_is_kept_word_by_word(pairs):
 
 
 def test_self_attention_of_a_decoder_sees_what_its_mask_shows(folder):
-  maps = maps_of(folder, 'decoder', attend='lm.nn.attention:blocked(block=4)')
+  maps = maps_of(folder, 'decoder', attention_fn='lm.nn.attention:blockwise(block=4)')
   assert maps['kind'] == 'attention'
   words = maps['examples'][1]['queries']
   assert words == maps['examples'][1]['keys']
@@ -281,16 +281,16 @@ def test_self_attention_of_a_decoder_sees_what_its_mask_shows(folder):
 def test_layers_are_in_order_and_many_heads_are_averaged(folder, monkeypatch):
   # Windows of one token in the first layer of each of two periods: it looks at itself alone.
   period = ('lm.nn.layers:Attention(window=1)', 'lm.nn.layers:Attention')
-  maps = maps_of(folder, 'classes', attention=period, depth=4)
+  maps = maps_of(folder, 'classes', attention_layer=period, depth=4)
   first = arrays_of(maps)[0]
   alone = np.isclose(first.min(1), np.eye(first.shape[-1]), atol=0.01).all((1, 2))
   assert alone.tolist() == [True, False, True, False]
   monkeypatch.setattr('lm.run.attention._CELLS', 10)
-  means = maps_of(folder, 'classes', attention=period, depth=4)
+  means = maps_of(folder, 'classes', attention_layer=period, depth=4)
   assert means['heads'] == 0
   np.testing.assert_allclose(arrays_of(means)[0][:, 0], first.mean(1), atol=1 / 255)
 
 
 def test_no_map_is_shown_of_attention_that_is_something_else(folder):
-  assert maps_of(folder, 'pairs', attend='lm.nn.attention:dot_product') is not None
-  assert maps_of(folder, 'pairs', attend='kept_runs:uniform') is None
+  assert maps_of(folder, 'pairs', attention_fn='lm.nn.attention:dot_product') is not None
+  assert maps_of(folder, 'pairs', attention_fn='kept_runs:uniform') is None

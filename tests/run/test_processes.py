@@ -26,10 +26,10 @@ SOURCE = """
 import dataclasses
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-from lm.config import base, encoder_decoder
-from lm.objectives.cross_entropy import cross_entropy
+from lm.config.base import base, encoder_decoder
+from lm.objectives.supervised import cross_entropy
 from lm.task import Task
-from lm.task_config import translation
+from lm.config.tasks import translation
 
 def hashed():
   # Tells of every step a number that depends on each token of the global batch and its place.
@@ -39,7 +39,7 @@ def hashed():
     x = batch['inputs']
     place = jnp.arange(x.size).reshape(x.shape) % 8191 + 1
     number = (x * place % 8191).sum() % 8191
-    return plain.sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
+    return plain.loss_sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
 
   def weights(batch):
     return plain.weights(batch) | {{'hash': jnp.ones(())}}

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.config import base, gpt2
+from lm.config.base import base, gpt2
 from lm.run import build, checkpoint, course, experiment, load, loop, record, step
 from lm.run.checkpoint import Checkpoints, largest_read
 from lm.run.cli import NoStop

@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = """
 from ml_collections import ConfigDict
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()

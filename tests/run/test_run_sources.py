@@ -5,16 +5,16 @@ import types
 
 import pytest
 
-from lm import spec
+from lm.config import resolve
 from lm.data import module_code
 from lm.run import experiment, sources
 
-CONFIG = 'from lm.config import base\n\ndef get_config(arg=""):\n  return base()\n'
+CONFIG = 'from lm.config.base import base\n\ndef get_config(arg=""):\n  return base()\n'
 
 
 def value():
   """Returns what the name `mine_of_sources:value` means now."""
-  return spec.resolve('mine_of_sources:value', 'key')()
+  return resolve.resolve('mine_of_sources:value', 'key')()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_second_workdir_does_not_break_the_first(folder_of):
     assert value() == 2
   assert value() == 1
   with sources.modules_of(second):
-    assert value() == 2 and spec.resolve('mine_of_second_only:value', 'key')() == 3
+    assert value() == 2 and resolve.resolve('mine_of_second_only:value', 'key')() == 3
   assert value() == 1
 
 
@@ -78,7 +78,7 @@ def test_workdirs_of_the_same_code_share_it(folder_of):
   module = sys.modules['mine_of_sources']
   with sources.opened(folder_of('source', 1)) as clashes:
     assert clashes == []
-  assert spec.resolve('mine_of_neighbor:value', 'key')() == 5  # still there after the block
+  assert resolve.resolve('mine_of_neighbor:value', 'key')() == 5  # still there after the block
   assert sys.modules['mine_of_sources'] is module
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lm import spec
-from lm.config import base
+from lm.config import resolve
+from lm.config.base import base
 from lm.run import experiment, schedule
 
 
-def _config(steps, fn='lm.optim:linear'):
+def _config(steps, fn='lm.optim.optimizers:linear'):
   config = base()
   config.optim.update({'schedule': fn, 'steps': steps, 'warmup': 0, 'final': 0.1})
   config.optim.learning_rate = 1.0
@@ -15,7 +15,7 @@ def _config(steps, fn='lm.optim:linear'):
 
 
 def _jump(config, older, updates):
-  optimizer = spec.call(spec.section(config.optim, 'optim'), 'optim')
+  optimizer = resolve.call(resolve.build_section(config.optim, 'optim'), 'optim')
   return schedule.jump(config, optimizer, older, updates)
 
 
@@ -34,8 +34,12 @@ def test_skipped_steps_are_no_updates():
 @pytest.mark.parametrize(
   ('config', 'older', 'updates'),
   [
-    (_config(200, 'lm.optim:constant'), 100, 100),
-    (_config(200, 'lm.optim:warmup_stable_decay'), 100, 70),  # before the decay of either
+    (_config(200, 'lm.optim.optimizers:constant'), 100, 100),
+    (
+      _config(200, 'lm.optim.optimizers:warmup_stable_decay'),
+      100,
+      70,
+    ),  # before the decay of either
     (_config(200), 200, 100),
     (_config(200), None, 100),
     (_config(200), 100, 0),

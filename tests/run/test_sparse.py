@@ -6,16 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from lm import mesh
 from lm.models.embeddings import Embeddings
-from lm.nn.rows import distinct
+from lm.nn.embedding import unique_ids
 from lm.objectives import word2vec
-from lm.objectives.word_outputs import negative_sampling
-from lm.optim import Optimizer, constant
-from lm.optim.descent import adagrad, sgd
+from lm.objectives.word2vec import negative_sampling
+from lm.optim.optimizers import Optimizer, adagrad, constant, sgd
+from lm.parallel import mesh
 from lm.run import sparse
-from lm.run.build import Functions, apply_of, init_of
+from lm.run.build import Functions, init_of
 from lm.run.step import init_state, make_train_step, make_train_steps
+from lm.types import apply_of
 
 V, D, B, T = 60, 4, 4, 8
 COUNTS = np.concatenate([[0], np.arange(V - 1, 0, -1)])
@@ -23,7 +23,7 @@ COUNTS = np.concatenate([[0], np.arange(V - 1, 0, -1)])
 
 def functions(optimizer, objective):
   model = Embeddings(V, D, T)
-  one = mesh.make({'data': 1}, jax.devices()[:1])
+  one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   return Functions(model, apply_of(model), init_of(model, T), objective, optimizer, one, mesh.RULES)
 
 
@@ -66,7 +66,7 @@ def test_adam_moves_no_row_that_a_step_does_not_touch():
   objective = word2vec.skip_gram(2, 0, negative_sampling, COUNTS)
 
   def draw(batch, key):
-    return objective.draw(batch, key) | {'negatives': jnp.full((B, 4), V - 1, jnp.int32)}
+    return objective.sample(batch, key) | {'negatives': jnp.full((B, 4), V - 1, jnp.int32)}
 
   made = functions(adam(0.1, constant, 10), dataclasses.replace(objective, draw=draw))
   state, abstract = init_state(made, jax.random.key(0))
@@ -120,7 +120,7 @@ def test_distinct_rows_are_those_of_a_set():
   rng = np.random.default_rng(0)
   for size, count in ((1, 1), (5, 20), (1000, 20)):
     ids = rng.integers(0, size, count)
-    rows, places = distinct(jnp.asarray(ids), size)
+    rows, places = unique_ids(jnp.asarray(ids), size)
     np.testing.assert_array_equal(rows[places], ids)
     real = rows[rows < size]
     assert sorted(real.tolist()) == sorted(set(ids.tolist()))

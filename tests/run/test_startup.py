@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lm.config import base, gpt2
+from lm.config.base import base, gpt2
 from lm.decode.steps import check_step
 from lm.errors import UserError
 from lm.metrics.labels import classification
@@ -18,7 +18,7 @@ from lm.run.cli import NoStop
 from lm.run.evaluators import Evaluators
 from lm.run.step import abstract_state, gradients
 from lm.text import tokenizers
-from lm.types import Metric, Objective
+from lm.types import Metric, Objective, apply_of
 
 SIZE = 300
 
@@ -46,7 +46,7 @@ def unnamed():
 def test_a_sum_without_a_weight_is_reported_by_its_name():
   objective = Objective(
     lambda apply, params, batch, key: {'a': params['w'] ** 2, 'b': params['w']},
-    weights=lambda batch: {'a': jnp.ones(())},
+    normalizers=lambda batch: {'a': jnp.ones(())},
   )
   with pytest.raises(UserError, match=r'objective\.fn: its sums are called a, b .* weights a;'):
     gradients(objective, None, {'w': jnp.ones(())}, {'x': jnp.ones(2)}, None)
@@ -59,7 +59,7 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
   [
     ('objective', 'lm.metrics.tokens:targets', ('takes no', 'z_loss', 'label_smoothing', 'chunk')),
     ('objective', 'test_startup:lines', ('takes no',)),
-    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.Optimizer')),
+    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.optimizers.Optimizer')),
   ],
 )
 def test_keys_of_another_function_are_reported_together(section, fn, words):
@@ -111,13 +111,13 @@ class NoPair(Attention):
   [(NoCache, r'model\.attention: .* None in its place'), (NoPair, r'not a pair \(y, cache\)')],
 )
 def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
-  model = decoder(attention=layer)
+  model = decoder(attention_layer=layer)
   tokens = np.zeros((1, 3), np.int32)
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
   init = build.init_of(model, 8)
   with pytest.raises(UserError, match=message):
     params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    check_step(model, build.apply_of(model), params, batch)
+    check_step(model, apply_of(model), params, batch)
 
 
 def test_decoding_of_a_right_layer_is_traced(decoder):
@@ -125,7 +125,7 @@ def test_decoding_of_a_right_layer_is_traced(decoder):
   tokens = np.zeros((2, 3), np.int32)
   params = nn.unbox(jax.eval_shape(build.init_of(model, 8), jax.random.key(0)))
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
-  check_step(model, build.apply_of(model), params, batch)
+  check_step(model, apply_of(model), params, batch)
 
 
 def twice():

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import mesh, optim
-from lm.objectives.cross_entropy import cross_entropy
-from lm.run.build import Functions, apply_of, init_of, with_mesh
+from lm.objectives.supervised import cross_entropy
+from lm.optim import optimizers
+from lm.parallel import mesh
+from lm.parallel.mesh import with_mesh
+from lm.run.build import Functions, init_of
 from lm.run.step import gradients, init_state, make_train_step, part_key
-from lm.types import Objective
+from lm.types import Objective, apply_of
 
 SEED = 3
 
@@ -17,8 +19,8 @@ SEED = 3
 @pytest.fixture(scope='module')
 def functions(decoder):
   model = decoder('gpt2', dropout=0.3)
-  devices = mesh.make({'data': 1}, jax.devices()[:1])
-  optimizer = optim.adamw(1e-2, optim.linear, steps=10, final=0.0)
+  devices = mesh.make_mesh({'data': 1}, jax.devices()[:1])
+  optimizer = optimizers.adamw(1e-2, optimizers.linear, steps=10, final=0.0)
   apply = with_mesh(apply_of(model), devices, mesh.RULES)
   return Functions(
     model, apply, init_of(model, 16), cross_entropy(1e-3), optimizer, devices, mesh.RULES
@@ -87,7 +89,7 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(functions, state, ba
   @jax.jit
   def by_hand(params):
     output = apply(params, batch)
-    log_p_BTV = jax.nn.log_softmax(output.unembed(output.hidden))
+    log_p_BTV = jax.nn.log_softmax(output.head(output.hidden))
     nats_BT1 = -jnp.take_along_axis(log_p_BTV, batch['targets'][..., None], axis=-1)
     return jnp.sum(nats_BT1[..., 0] * weights_BT) / 11
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import mesh, optim
 from lm.data import batches
-from lm.optim.descent import sgd
+from lm.optim import optimizers
+from lm.optim.optimizers import sgd
+from lm.parallel import mesh
 from lm.run.build import Functions
 from lm.run.step import ZERO_GRADIENTS, draw_key, init_state, make_train_step, part_key
 from lm.types import Objective
@@ -17,8 +18,8 @@ from lm.types import Objective
 
 def _functions(sums, draw=lambda batch, key: batch, optimizer=None):
   objective = Objective(sums, lambda batch: {'loss': jnp.ones(())}, draw)
-  devices = mesh.make({'data': 1}, jax.devices()[:1])
-  optimizer = optimizer or sgd(0.5, optim.linear, steps=10, final=0.0)
+  devices = mesh.make_mesh({'data': 1}, jax.devices()[:1])
+  optimizer = optimizer or sgd(0.5, optimizers.linear, steps=10, final=0.0)
 
   def init(key):
     return {'used': jnp.ones(3), 'unused': jnp.ones(2)}

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.config import base
+from lm.config.base import base
 from lm.errors import UserError
-from lm.optim import path_name
+from lm.optim.wrappers import path_name
 from lm.run import vanished
 from lm.types import Objective
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lm.config import gpt2
+from lm.config.base import gpt2
 from lm.errors import UserError
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
@@ -21,7 +21,7 @@ GROUPS = f'lm.metrics.word_vectors:groups(groups={WORDS!r}, name="kinds")'
 SOURCE = """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-from lm.config import base
+from lm.config.base import base
 
 def get_config(arg=''):
   config = base()

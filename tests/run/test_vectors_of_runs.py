@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 
 import lm
-from lm.config import base
+from lm.config.base import base
 from lm.errors import UserError
 from lm.run import build, init, report
 from lm.run.step import abstract_state

@@ -25,7 +25,7 @@ from lm.tasks.extractive_qa import (
 from lm.tasks.seq2seq import encoder_decoder
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR
-from lm.types import Output, Table, Unembed
+from lm.types import EmbeddingTable, Output, OutputHead
 
 CONTEXT = 'Rain fell in May, and in June.'
 ASKED = {
@@ -248,7 +248,7 @@ def test_errors_name_key_and_value(characters):
 CONFIG = """
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-from lm.config import base, encoder, evaluation
+from lm.config.base import base, encoder, evaluation
 
 def get_config(arg=''):
   config = base()
@@ -259,7 +259,7 @@ def get_config(arg=''):
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:words', 'min_count': 1}})
   config.data.context = 16
   config.model = encoder(depth=1, d_model=32, heads=4, context=16)
-  config.model.update({{'init_std': 0.1, 'classes': 2, 'pool': placeholder(str)}})
+  config.model.update({{'init_std': 0.1, 'num_classes': 2, 'pooling': placeholder(str)}})
   config.model.position = 'lm.nn.position:rope'
   config.objective = ConfigDict({{'fn': 'lm.tasks.extractive_qa:objective'}})
   config.optim.learning_rate = 1e-2
@@ -319,7 +319,7 @@ LOGITS = np.random.default_rng(0).normal(0, 2, (2, 8, 2)).astype(np.float32)
 
 
 def model(params, batch, key=None, cache=None):
-  return Output(params, Unembed(Table(jnp.eye(params.shape[-1]))), {})
+  return Output(params, OutputHead(EmbeddingTable(jnp.eye(params.shape[-1]))), {})
 
 
 def _by_hand(logits_BTC):
@@ -336,12 +336,12 @@ def _by_hand(logits_BTC):
 @jax.jit
 @jax.value_and_grad
 def _loss(logits_BTC):
-  return objective().sums(model, logits_BTC, BATCH, None)['loss']
+  return objective().loss_sums(model, logits_BTC, BATCH, None)['loss']
 
 
 def test_loss_is_over_the_tokens_of_each_example():
   assert float(_loss(LOGITS)[0]) == pytest.approx(_by_hand(LOGITS), rel=1e-5)
-  assert float(objective().weights(BATCH)['loss']) == 3.5
+  assert float(objective().normalizers(BATCH)['loss']) == 3.5
 
 
 def test_only_candidates_have_gradients():
@@ -367,5 +367,5 @@ def test_metric_counts_spans_with_both_ends_right():
 
 @pytest.mark.parametrize('shape', [(2, 8, 3), (2, 2, 2)])
 def test_model_without_two_logits_per_token_is_refused(shape):
-  with pytest.raises(UserError, match=r'set model\.classes=2 and leave model\.pool empty'):
-    objective().sums(model, jnp.zeros(shape), BATCH, None)
+  with pytest.raises(UserError, match=r'model\.num_classes=2 and leave model\.pooling empty'):
+    objective().loss_sums(model, jnp.zeros(shape), BATCH, None)

@@ -43,3 +43,20 @@ def test_what_takes_too_long_is_ended(tmp_path, monkeypatch):
 
 def test_expressions_in_use_pass(tmp_path):
   tokenizers.existing(['Some text.'], str(split_by(GPT_4, tmp_path)))
+
+
+@pytest.mark.parametrize('pattern', ['(a|aa)+$', '(q|qq)+$'])
+def test_a_pattern_of_words_that_backtracks_is_refused(pattern, capfd):
+  texts = ['plain text', 'q' * 90 + '!']  # the first pattern fails on the runs that are tried too
+  with pytest.raises(
+    UserError, match=r"^data\.tokenizer\.pattern='.*fails on.*retry-limit"
+  ) as told:
+    tokenizers.words(texts, pattern=pattern)
+  assert '\n' not in str(told.value) and capfd.readouterr() == ('', '')
+
+
+def test_a_pattern_of_words_that_takes_too_long_is_ended(monkeypatch):
+  monkeypatch.setattr(probe, 'RUNS', ('a' * 200,) * 100)
+  monkeypatch.setattr(probe.check, '__defaults__', (1.5,))
+  with pytest.raises(UserError, match=r'^data\.tokenizer\.pattern=.* takes more than 1\.5 s'):
+    tokenizers.words(['plain text'], pattern=r'a+a+a+(?:b|\d)')

@@ -127,7 +127,7 @@ def test_bytes_that_nothing_needed_are_in_one_order_whatever_the_trainer_says():
   def pieces(order):
     return learned + [(c, -9.123456 + 1e-4 * k) for k, c in enumerate(order)]
 
-  found = [tokenizers._stable(pieces(order)) for order in ('xyz', 'zxy', 'yzx')]
+  found = [tokenizers._in_stable_order(pieces(order)) for order in ('xyz', 'zxy', 'yzx')]
   assert found[0] == found[1] == found[2]
   assert [piece for piece, _ in found[0]] == ['<|end|>', 'ab', 'a', 'abc', 'x', 'y', 'z']
   assert dict(found[0])['a'] == -3.5
@@ -153,7 +153,7 @@ def test_a_vocabulary_without_room_for_a_word_is_refused(size):
 
 @pytest.mark.parametrize('build', [tokenizers.words, tokenizers.characters])
 def test_a_count_below_zero_is_refused(build):
-  with pytest.raises(UserError, match=r'data\.tokenizer\.min_count=-1 is out of range'):
+  with pytest.raises(UserError, match=r'data\.tokenizer\.min_count=-1'):
     build(CORPUS, min_count=-1)
 
 

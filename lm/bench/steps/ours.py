@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import config as configs
-from lm import mesh as meshes
 from lm.bench.steps.shape import PRODUCT_SIZE, Shape, Subject
-from lm.recurrent_config import recurrent
+from lm.config import base as configs
+from lm.config.recurrent import recurrent
+from lm.parallel import mesh as meshes
 from lm.run import build as builder
 from lm.run import placement
 from lm.run.step import init_state, make_train_step
@@ -55,13 +55,15 @@ def config_of(shape: Shape) -> ConfigDict:
   with config.unlocked():
     if shape.d_hidden:
       config.model = recurrent(shape.d_model, shape.d_hidden, shape.depth, shape.context)
-      config.model.tied = False
+      config.model.tie_embeddings = False
     else:
       config.model = configs.gpt2(shape.depth, shape.d_model, shape.heads, shape.context)
   config.model.dtype = shape.dtype
   config.data.context = shape.context
   config.batch_size = shape.batch_size
-  config.optim.update({'schedule': 'lm.optim:constant', 'learning_rate': 1e-4, 'warmup': 0})
+  config.optim.update(
+    {'schedule': 'lm.optim.optimizers:constant', 'learning_rate': 1e-4, 'warmup': 0}
+  )
   return config
 
 

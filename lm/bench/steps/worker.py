@@ -12,8 +12,8 @@ import time
 import traceback
 from typing import Any, TextIO
 
-from lm import spec
 from lm.bench.steps.shape import Shape, Subject
+from lm.config import resolve
 from lm.errors import UserError
 
 
@@ -31,9 +31,9 @@ def serve(code: str, requests: TextIO, answers: TextIO) -> None:
     nonlocal subject
     module = f'lm.bench.steps.{code}'
     if 'device' in request:
-      return spec.resolve(f'{module}:device', code)()
+      return resolve.resolve(f'{module}:device', code)()
     if 'build' in request:
-      subject = spec.resolve(f'{module}:build', code)(Shape(**request['build']))
+      subject = resolve.resolve(f'{module}:build', code)(Shape(**request['build']))
       # The first step compiles; what it costs is not what is measured.
       first_step = _seconds(subject.step, 1)
       subject.product(1)

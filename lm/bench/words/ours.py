@@ -9,13 +9,13 @@ from importlib import metadata
 from ml_collections import ConfigDict
 
 from lm.bench.words import Trained, Work
-from lm.config import base
+from lm.config.base import base
+from lm.config.vectors import glove, word2vec, words
 from lm.data import prepare
 from lm.run import loop
 from lm.run.cli import NoStop
 from lm.run.word_vectors import of_run
 from lm.text.vector_files import write_word2vec_text
-from lm.vector_config import glove, word2vec, words
 
 _RATES = {'skip_gram': 0.025, 'cbow': 0.05}
 

@@ -3,15 +3,15 @@
 import json
 import sys
 
-from lm import spec
 from lm.bench.words import Work
+from lm.config import resolve
 from lm.errors import UserError
 
 
 def main(name: str, work: str) -> None:
   """Prints what a code says of its work, or what the user is to mend."""
   try:
-    train = spec.resolve(f'lm.bench.words.{name}:train', '--peer')
+    train = resolve.resolve(f'lm.bench.words.{name}:train', '--peer')
     answer = train(Work(**json.loads(work)))._asdict()
   except UserError as e:
     answer = {'error': str(e)}

@@ -1,16 +1,16 @@
-"""Sections of the configuration that word vectors have in common; see lm.config."""
+"""Sections of the configuration that word vectors have in common; see lm.config.base."""
 
 from ml_collections import ConfigDict
 
-from lm.config import follow
+from lm.config.base import link_defaults
 
 _NEGATIVE_SAMPLING = {
-  'fn': 'lm.objectives.word_outputs:negative_sampling',
+  'fn': 'lm.objectives.word2vec:negative_sampling',
   'negatives': 5,
   'drawn': 4,  # for each row
   'shared': 16,  # rows that share them, at least
   'power': 0.75,
-  'loss': 'lm.nn.losses:logistic',
+  'loss': 'lm.nn.losses:sigmoid_cross_entropy',
 }
 
 
@@ -59,21 +59,21 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
   config.allow_zero = '^embedding$'
   config.optim = ConfigDict(
     {
-      'fn': 'lm.optim.descent:sgd',
+      'fn': 'lm.optim.optimizers:sgd',
       # The loss is a mean over the tokens of a batch, and word2vec adds them up.
       'learning_rate': rate * config.batch_size * config.data.context,
-      'schedule': 'lm.optim:linear',
+      'schedule': 'lm.optim.optimizers:linear',
       'steps': 0,
       'warmup': 0,
       'final': 1e-4,
     }
   )
-  return follow(config)
+  return link_defaults(config)
 
 
 def hierarchical(config: ConfigDict) -> ConfigDict:
   """Words are found down a tree, and not among drawn ones."""
-  fn, loss = 'lm.objectives.word_outputs:hierarchical_softmax', _NEGATIVE_SAMPLING['loss']
+  fn, loss = 'lm.objectives.word2vec:hierarchical_softmax', _NEGATIVE_SAMPLING['loss']
   config.objective.output = ConfigDict({'fn': fn, 'loss': loss})
   return config
 
@@ -123,15 +123,15 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
   pairs = config.batch_size * config.data.context
   config.optim = ConfigDict(
     {
-      'fn': 'lm.optim.descent:adagrad',
+      'fn': 'lm.optim.optimizers:adagrad',
       # The program adds up squares of gradients times its rate r, from 1 on: that is a rate of 1
       # and gradients that begin at 1 / r^2. And its gradients are of a pair, ours of a mean.
       'learning_rate': 1.0,
       'begin': (rate * pairs) ** -2,
-      'schedule': 'lm.optim:constant',
+      'schedule': 'lm.optim.optimizers:constant',
       'steps': 0,
       'warmup': 0,
       'final': 1.0,
     }
   )
-  return follow(config)
+  return link_defaults(config)

@@ -24,11 +24,11 @@ def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int 
   present = {'nats': True, 'z_loss': z_loss > 0, 'smoothing': label_smoothing > 0}
   names = {part: 'loss' if part == 'nats' else part for part, there in present.items() if there}
 
-  def sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+  def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
     found = losses.cross_entropy(
       output.hidden,
-      output.unembed,
+      output.head,
       batch['targets'],
       batch['weights'],
       z_loss,
@@ -38,8 +38,8 @@ def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int 
     parts = {name: getattr(found, part) for part, name in names.items()}
     return losses.as_terms(found.total, parts)
 
-  def weights(batch: Batch) -> dict[str, Array]:
+  def normalizers(batch: Batch) -> dict[str, Array]:
     count = jnp.sum(batch['weights'])
     return dict.fromkeys(names.values(), count)
 
-  return Objective(sums, weights)
+  return Objective(loss_sums, normalizers)

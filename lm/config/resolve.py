@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 
 def resolve(path: str, key: str) -> Callable:
@@ -44,13 +44,15 @@ def resolve(path: str, key: str) -> Callable:
   if not callable(fn):
     members = getattr(holder, '__dict__', {}).items()
     known = [n for n, value in members if callable(value) and not n.startswith('_')]
-    raise UserError(f'{key}={path!r}: {module_name} has no function {name!r}{nearest(last, known)}')
+    raise UserError(
+      f'{key}={path!r}: {module_name} has no function {name!r}{did_you_mean(last, known)}'
+    )
   if not kwargs:
     return fn
-  return bind(fn, kwargs, key=key)
+  return partial_with(fn, kwargs, key=key)
 
 
-def bind(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
+def partial_with(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
   """Returns `partial(fn, **kwargs)` after checking the names and resolving function arguments.
 
   An argument whose annotation is a `Callable` (or a tuple of them) is given as an import path, or
@@ -67,18 +69,18 @@ def bind(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
     if name not in parameters and not takes_any:
       known = ', '.join(n for n in parameters if n not in ('self', 'parent', 'name'))
       raise UserError(
-        f'{key}: {_name(fn)} takes no argument {name!r}{nearest(name, parameters)}; '
+        f'{key}: {_name(fn)} takes no argument {name!r}{did_you_mean(name, parameters)}; '
         f'it takes {known}'
       )
     bound[name] = _argument(value, hints.get(name), f'{key}.{name}')
   return functools.partial(fn, **bound)
 
 
-def section(config: Mapping[str, Any], key: str) -> Callable:
+def build_section(config: Mapping[str, Any], key: str) -> Callable:
   """Returns the function a section names in `fn`, with the section's other leaves bound."""
   if 'fn' not in config:
     raise UserError(f"{key}: the section needs 'fn', the import path of a function")
-  return bind(
+  return partial_with(
     resolve(config['fn'], f'{key}.fn'), {k: v for k, v in config.items() if k != 'fn'}, key
   )
 
@@ -100,7 +102,7 @@ def _argument(value: Any, hint: Any, key: str) -> Any:
   if isinstance(value, tuple | list):
     return tuple(_argument(v, hint, f'{key}[{i}]') for i, v in enumerate(value))
   if isinstance(value, Mapping | ConfigDict):
-    return section(value, key)
+    return build_section(value, key)
   return value
 
 

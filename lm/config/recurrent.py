@@ -1,4 +1,4 @@
-"""Model sections of recurrent networks; see lm.config."""
+"""Model sections of recurrent networks; see lm.config.base."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -16,10 +16,10 @@ def recurrent(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDi
       'cell': 'lm.nn.recurrent:lstm',
       'd_hidden': d_hidden,
       'depth': depth,
-      'tied': True,
+      'tie_embeddings': True,
       'dropout': 0.0,
       'init_std': 0.1,
-      'unroll': 1,
+      'scan_unroll': 1,
       'dtype': 'float32',
     }
   )
@@ -44,24 +44,24 @@ def recurrent_encoder_decoder(
   # These follow the decoder's until they get values of their own.
   model.encoder.d_hidden = model.get_oneway_ref('d_hidden')
   model.encoder.depth = model.get_oneway_ref('depth')
-  model.score = placeholder(str)
+  model.attention_score = placeholder(str)
   if score is not None:
-    model.score = f'lm.nn.alignment:{score}'
+    model.attention_score = f'lm.nn.recurrent:{score}'
   model.input_feeding = True
-  model.summary = 'lm.nn.pooling:ends'  # the decoder begins with it
-  model.shared = True  # source and target have one table of embeddings
+  model.summary = 'lm.nn.pooling:bidirectional_final_states'  # the decoder begins with it
+  model.share_embeddings = True  # source and target have one table of embeddings
   return model
 
 
 def recurrent_encoder(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDict:
   """Returns the model section of an LSTM that reads both ways, with a head on what it has read."""
   model = recurrent(d_model, d_hidden, depth, context)
-  for key in ('cell', 'd_hidden', 'depth', 'unroll'):
+  for key in ('cell', 'd_hidden', 'depth', 'scan_unroll'):
     del model[key]
   model.fn = 'lm.models.recurrent:Encoder'
   model.encoder = _bidirectional(d_hidden, depth)
-  model.classes = placeholder(int)  # as many as data.labels, unless given
-  model.pool = 'lm.nn.pooling:ends'
+  model.num_classes = placeholder(int)  # as many as data.labels, unless given
+  model.pooling = 'lm.nn.pooling:bidirectional_final_states'
   return model
 
 
@@ -74,10 +74,10 @@ def convolutional(d_hidden: int, depth: int, width: int) -> ConfigDict:
 def _bidirectional(d_hidden: int, depth: int) -> ConfigDict:
   return ConfigDict(
     {
-      'fn': 'lm.models.recurrent_layers:Bidirectional',
+      'fn': 'lm.models.recurrent:Bidirectional',
       'cell': 'lm.nn.recurrent:lstm',
       'd_hidden': d_hidden,
       'depth': depth,
-      'unroll': 1,
+      'scan_unroll': 1,
     }
   )

@@ -1,13 +1,14 @@
 """The base configuration: every leaf that an experiment has, spelled out once.
 
 An experiment file has `get_config(arg='')` that starts from `base()`, replaces what differs and
-returns it. Leaves named `fn`, and those that hold 'module:name', are import paths (`lm.spec`).
+returns it. Leaves named `fn`, and those that hold 'module:name', are import paths
+(`lm.config.resolve`).
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 
 
 def base() -> ConfigDict:
@@ -49,7 +50,7 @@ def base() -> ConfigDict:
   config.model = gpt2(depth=4, d_model=128, heads=4, context=128)
   config.objective = ConfigDict(
     {
-      'fn': 'lm.objectives.cross_entropy:cross_entropy',
+      'fn': 'lm.objectives.supervised:cross_entropy',
       'z_loss': 0.0,
       'label_smoothing': 0.0,
       'chunk': 0,
@@ -57,9 +58,9 @@ def base() -> ConfigDict:
   )
   config.optim = ConfigDict(
     {
-      'fn': 'lm.optim:adamw',
+      'fn': 'lm.optim.optimizers:adamw',
       'learning_rate': 1e-3,
-      'schedule': 'lm.optim:cosine',
+      'schedule': 'lm.optim.optimizers:cosine',
       'steps': 0,  # follows `steps`
       'warmup': 100,
       'final': 0.1,
@@ -78,7 +79,7 @@ def base() -> ConfigDict:
   config.init = ConfigDict(
     {
       'workdir': '',  # of the run whose parameters this one begins with; empty to draw them
-      'step': placeholder(int),  # of its checkpoint; the newest unless given
+      'step': placeholder(int),  # of its checkpoint; unless given the best, or else the newest
       'rules': (),  # 'PATTERN -> REPLACEMENT' where the models differ (lm.run.init)
     }
   )
@@ -126,10 +127,10 @@ def base() -> ConfigDict:
       'top_k': 50,
     }
   )
-  return follow(config).lock()
+  return link_defaults(config).lock()
 
 
-def follow(config: ConfigDict) -> ConfigDict:
+def link_defaults(config: ConfigDict) -> ConfigDict:
   """Makes `optim.steps` follow `steps` and `eval.batch_size` follow `batch_size`, one way only.
 
   Those that were given a value of their own keep it.
@@ -175,21 +176,21 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'd_model': d_model,
       'depth': depth,
       'heads': heads,
-      'attention': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
-      'attend': 'lm.nn.attention:fused',
+      'attention_layer': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
+      'attention_fn': 'lm.nn.attention:fused',
       'position': 'lm.nn.position:learned',
-      'norm': 'lm.nn.norm:LayerNorm',
+      'norm': 'lm.nn.layers:LayerNorm',
       'mlp': 'lm.nn.layers:Mlp',
-      'residual': 'lm.nn.residual:pre',
+      'block_layout': 'lm.nn.layers:pre_norm',
       'final_norm': True,
       'bias': True,
-      'tied': True,
+      'tie_embeddings': True,
       'dropout': 0.0,
       'init_std': 0.02,
       'embed_scale': 1.0,
       'logit_soft_cap': placeholder(float),
-      'unroll': 1,
-      'remat': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
+      'scan_unroll': 1,
+      'remat_policy': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
       'dtype': 'float32',
     }
   )
@@ -208,7 +209,7 @@ def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> Confi
   model.embed_scale = model.get_oneway_ref('d_model').to_float() ** 0.5
   model.encoder_depth = placeholder(int)  # as many layers as the decoder, unless given
   model.cross_attention = 'lm.nn.layers:Attention'
-  model.shared = True  # source and target have one table of embeddings
+  model.share_embeddings = True  # source and target have one table of embeddings
   return model
 
 
@@ -216,8 +217,8 @@ def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   """Returns the model section of an encoder with a head on the whole of what is read."""
   model = gpt2(depth, d_model, heads, context)
   model.fn = 'lm.models.transformer:Encoder'
-  model.classes = placeholder(int)  # as many as data.labels, unless given
-  model.pool = 'lm.nn.pooling:mean'
+  model.num_classes = placeholder(int)  # as many as data.labels, unless given
+  model.pooling = 'lm.nn.pooling:mean'
   return model
 
 
@@ -232,10 +233,10 @@ def llama(
   model.kv_heads = kv_heads
   model.d_mlp = d_mlp
   model.position = 'lm.nn.position:rope'
-  model.norm = 'lm.nn.norm:RMSNorm'
+  model.norm = 'lm.nn.layers:RMSNorm'
   model.mlp = 'lm.nn.layers:GatedMlp'
   model.bias = False
-  model.tied = False
+  model.tie_embeddings = False
   return model
 
 
@@ -261,7 +262,13 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def _shrink(model: ConfigDict) -> None:
   """Gives a model, and its sections, small sizes; each has some of these."""
   groups = 'kv_heads' in model and model.kv_heads != model.heads
-  small = {'context': 32, 'd_model': 32, 'd_hidden': 32, 'heads': 4, 'depth': 2 * period(model)}
+  small = {
+    'context': 32,
+    'd_model': 32,
+    'd_hidden': 32,
+    'heads': 4,
+    'depth': 2 * layer_pattern_length(model),
+  }
   small |= {'kv_heads': 2 if groups else 4, 'head_dim': 8}
   for key, size in small.items():
     if key in model and model[key] != size:  # else it may follow another size, and still does
@@ -273,9 +280,9 @@ def _shrink(model: ConfigDict) -> None:
       _shrink(section)
 
 
-def period(model: ConfigDict) -> int:
+def layer_pattern_length(model: ConfigDict) -> int:
   """Returns the number of layers that repeat."""
-  return len(model.attention) if isinstance(model.get('attention'), tuple) else 1
+  return len(model.attention_layer) if isinstance(model.get('attention_layer'), tuple) else 1
 
 
 def sizes(model: ConfigDict) -> str:
@@ -296,7 +303,7 @@ def sizes(model: ConfigDict) -> str:
 _SIZES = ('d_model', 'd_hidden', 'heads', 'kv_heads', 'head_dim', 'd_mlp')
 
 
-def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:
+def select_variant(config: ConfigDict, arg: str, **variants) -> ConfigDict:
   """Returns `config` for an empty `arg`, else what the variant of that name makes of it.
 
   `variants` are functions of a config, offered after the colon of --config=FILE.py:NAME.
@@ -308,5 +315,7 @@ def choose(config: ConfigDict, arg: str, **variants) -> ConfigDict:
     return config
   if arg not in variants:
     offered = ', '.join(f':{name}' for name in variants)
-    raise UserError(f'--config: no argument {arg!r}{nearest(arg, variants)}; there is {offered}')
+    raise UserError(
+      f'--config: no argument {arg!r}{did_you_mean(arg, variants)}; there is {offered}'
+    )
   return variants[arg](config)

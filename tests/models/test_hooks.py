@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn import tap as taps
-from lm.nn.tap import tapped
-from lm.run.build import apply_of
+from lm.nn import hooks
+from lm.nn.hooks import with_hooks
+from lm.types import apply_of
 
 LAYER = 'decoder/layers/layer_0'
 
@@ -17,11 +17,11 @@ def llama(decoder, params_of, batch_of):
 
 
 def _hidden(model, params, batch, edits):
-  return jax.jit(lambda p, b: tapped(model)(p, b, edits=edits)[0].hidden)(params, batch)
+  return jax.jit(lambda p, b: with_hooks(model)(p, b, edits=edits)[0].hidden)(params, batch)
 
 
 def test_every_site_can_be_read(llama):
-  output, sites = jax.jit(lambda p, b: tapped(llama[0])(p, b))(*llama[1:])
+  output, sites = jax.jit(lambda p, b: with_hooks(llama[0])(p, b))(*llama[1:])
   assert {name: x.shape for name, x in sites.items()} == {
     'decoder/embeddings': (2, 6, 16),
     f'{LAYER}/attention/heads': (2, 2, 6, 4, 4),
@@ -43,7 +43,7 @@ def test_every_site_can_be_read(llama):
 
 def test_sites_are_chosen_by_patterns(llama):
   _, sites = jax.eval_shape(
-    lambda *xs: tapped(llama[0])(*xs, reads=('*/output', '*/emb*')), *llama[1:]
+    lambda *xs: with_hooks(llama[0])(*xs, reads=('*/output', '*/emb*')), *llama[1:]
   )
   assert set(sites) == {'decoder/embeddings', f'{LAYER}/attention/output', f'{LAYER}/mlp/output'}
 
@@ -72,19 +72,21 @@ def test_unused_taps_leave_no_trace_in_the_program(llama, monkeypatch):
   def program():
     return str(jax.make_jaxpr(apply_of(model))(params, batch))
 
-  tapped_program = program()
-  for module in ('lm.nn.layers', 'lm.models.stack'):
-    monkeypatch.setattr(f'{module}.tap', lambda module, name, x: x)
-  assert program() == tapped_program
+  program_with_points = program()
+  for module in ('lm.nn.layers', 'lm.models.transformer'):
+    monkeypatch.setattr(f'{module}.hook_point', lambda module, name, x: x)
+  assert program() == program_with_points
 
 
 def test_edits_are_over_when_the_call_is(llama):
   with pytest.raises(ZeroDivisionError):
     edits = {'decoder/hidden': lambda x: 1 / 0}
-    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits=edits), *llama[1:])
-  assert taps._edits.get() == ()
+    jax.eval_shape(lambda *xs: with_hooks(llama[0])(*xs, edits=edits), *llama[1:])
+  assert hooks.HOOKS.get() is None
 
 
 def test_an_edit_must_keep_the_shape(llama):
   with pytest.raises(ValueError, match='the edit of decoder/hidden changed the shape'):
-    jax.eval_shape(lambda *xs: tapped(llama[0])(*xs, edits={'decoder/hidden': jnp.sum}), *llama[1:])
+    jax.eval_shape(
+      lambda *xs: with_hooks(llama[0])(*xs, edits={'decoder/hidden': jnp.sum}), *llama[1:]
+    )

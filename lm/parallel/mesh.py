@@ -6,9 +6,10 @@ mesh axes it is split over. `jax.jit` over one mesh serves one device or a thous
 
 import contextlib
 import contextvars
+import functools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -17,23 +18,24 @@ from flax.linen.initializers import Initializer
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lm.errors import UserError, nearest
+from lm.errors import UserError, did_you_mean
 from lm.types import Array, Params
 
+Fn = TypeVar('Fn', bound=Callable[..., Any])
 AXES = ('data', 'fsdp', 'tensor')
 
 # Logical axis -> mesh axes. An axis that is not listed is replicated.
 RULES: dict[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp'),
-  'rows': ('data', 'fsdp'),  # of what is kept from token to token; follows 'batch'
+  'cache_batch': ('data', 'fsdp'),  # of what is kept from token to token; follows 'batch'
   'vocab': ('tensor',),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
   'mlp': ('tensor',),
   'embed': ('fsdp',),
   'layers': (),
-  'time': (),
-  'width': (),  # the model width of activations, which stays whole
+  'length': (),
+  'activation_embed': (),  # the model width of activations, which stays whole
   'head_dim': (),
 }
 
@@ -42,7 +44,7 @@ _current: contextvars.ContextVar[tuple[Mesh, Mapping[str, tuple[str, ...]]] | No
 )
 
 
-def make(sizes: Mapping[str, int], devices=None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
   """Returns the mesh of the given axis sizes; one of them may be -1 and takes the rest.
 
   Raises:
@@ -51,7 +53,7 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   for name in sizes:
     if name not in AXES:
-      raise UserError(f'mesh.{name}: there is no such axis{nearest(name, AXES)}; axes: {AXES}')
+      raise UserError(f'mesh.{name}: there is no such axis{did_you_mean(name, AXES)}; axes: {AXES}')
   shape = [sizes.get(axis, 1) for axis in AXES]
   known = math.prod(s for s in shape if s != -1)
   if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
@@ -73,8 +75,8 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
     and within
     and long in ([len(devices)], [slices, len(devices) // slices])
   ):
-    # One side of the torus after another, as lm.torus sends; JAX may lay a ring instead.
-    return Mesh(np.array(sorted(devices, key=place)).reshape(shape), AXES, axis_types=types)
+    # One torus dimension after another, as lm.parallel.collectives sends; JAX may use a ring.
+    return Mesh(np.array(sorted(devices, key=device_coords)).reshape(shape), AXES, axis_types=types)
   try:
     if slices > 1:
       return Mesh(_over_slices(shape, slices, devices), AXES, axis_types=types)
@@ -86,7 +88,35 @@ def make(sizes: Mapping[str, int], devices=None) -> Mesh:
     ) from e
 
 
-def place(device: jax.Device) -> tuple[int, ...]:
+def spread(boxed: Params, axis_rules: Mapping[str, tuple[str, ...]], devices) -> Mesh:
+  """Returns the mesh over all devices on which parameters are sharded the most.
+
+  `fsdp` is as large as the parameters divide, `data` takes the rest, and `tensor` is 1: where
+  nothing is trained, no layer needs its activations split.
+
+  Args:
+    boxed: abstract parameters in the boxes of `nn.with_partitioning`, of one model or several.
+    axis_rules: see `logical_axis_rules`.
+    devices: those of all processes.
+
+  Raises:
+    UserError: from `shardings`, where the parameters fit no such mesh.
+  """
+  count = len(devices)
+  for fsdp in range(count, 0, -1):
+    if count % fsdp == 0:
+      try:
+        mesh = make_mesh({'data': count // fsdp, 'fsdp': fsdp}, devices)
+        shardings(boxed, mesh, axis_rules)
+      except UserError:
+        if fsdp == 1:
+          raise
+      else:
+        return mesh
+  raise ValueError('there are no devices')
+
+
+def device_coords(device: jax.Device) -> tuple[int, ...]:
   """Returns where a device of a TPU lies: its slice, its place in the torus, its part of a chip."""
   return (getattr(device, 'slice_index', 0), *device.coords, getattr(device, 'core_on_chip', 0))
 
@@ -108,27 +138,27 @@ def _over_slices(shape: list[int], slices: int, devices) -> np.ndarray:
   )
 
 
-def rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def logical_axis_rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
   """Returns RULES with an experiment's overrides, each a comma-separated list of mesh axes."""
   merged = dict(RULES)
   for logical, axes in overrides.items():
     if logical not in RULES:
       raise UserError(
-        f'mesh.rules.{logical}: no logical axis of that name{nearest(logical, RULES)}'
+        f'mesh.rules.{logical}: no logical axis of that name{did_you_mean(logical, RULES)}'
       )
     names = tuple(a for a in axes.split(',') if a)
     for name in names:
       if name not in AXES:
         raise UserError(f'mesh.rules.{logical}={axes!r}: no mesh axis {name!r}; axes: {AXES}')
     merged[logical] = names
-  if 'rows' not in overrides:
-    merged['rows'] = merged['batch']
+  if 'cache_batch' not in overrides:
+    merged['cache_batch'] = merged['batch']
   return merged
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-  """Makes the mesh known to what is traced inside: `constrain`, `pieces`, lm.shards."""
+def set_mesh(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+  """Sets the mesh of `with_logical_constraint`, `num_shards` and lm.parallel.collectives."""
   token = _current.set((mesh, axis_rules))
   try:
     yield
@@ -136,14 +166,25 @@ def use(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]
     _current.reset(token)
 
 
-def in_use() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
+def with_mesh(fn: Fn, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Fn:
+  """Returns `fn` under `set_mesh`: its logical constraints refer to this mesh and these rules."""
+
+  @functools.wraps(fn)
+  def under_mesh(*args: Any, **kwargs: Any) -> Any:
+    with set_mesh(mesh, rules):
+      return fn(*args, **kwargs)
+
+  return cast(Fn, under_mesh)
+
+
+def current_mesh() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
   """Returns the mesh and the rules of `use`; None outside it, and on one device."""
   current = _current.get()
   return None if current is None or current[0].size == 1 else current
 
 
 @contextlib.contextmanager
-def weights_stay() -> Iterator[None]:
+def weight_stationary() -> Iterator[None]:
   """Makes activations come to the weights in what is traced inside; for one token of each row.
 
   For so few numbers it would be a waste to bring weights together that are split over the axes of
@@ -158,17 +199,17 @@ def weights_stay() -> Iterator[None]:
   mesh, axis_rules = current
   within = axis_rules['embed']
   batch = tuple(axis for axis in axis_rules['batch'] if axis not in within)
-  with use(mesh, {**axis_rules, 'batch': batch, 'width': within}):
+  with set_mesh(mesh, {**axis_rules, 'batch': batch, 'activation_embed': within}):
     yield
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
+def with_logical_constraint(x: Array, *axes: str | None) -> Array:
   """Pins an activation to where its axes go; the identity outside `use` or on one device."""
-  current = in_use()
+  current = current_mesh()
   if current is None:
     return x
   mesh, axis_rules = current
-  spec = partition(axes, axis_rules)
+  spec = logical_to_spec(axes, axis_rules)
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
@@ -178,26 +219,28 @@ def platform() -> str:
   return jax.default_backend() if current is None else current[0].devices.flat[0].platform
 
 
-def pieces(*axes: str | None) -> int:
+def num_shards(*axes: str | None) -> int:
   """Returns over how many devices an array with these axes is split; 1 outside `use`."""
   current = _current.get()
   if current is None:
     return 1
   mesh, axis_rules = current
-  return math.prod(mesh.shape[a] for part in partition(axes, axis_rules) for a in axes_of(part))
+  return math.prod(
+    mesh.shape[a] for part in logical_to_spec(axes, axis_rules) for a in axes_of(part)
+  )
 
 
 def padded_rows(count: int) -> int:
   """Returns the least number of rows, from `count` on, that divides over the mesh in use."""
-  return count + -count % math.lcm(pieces('rows'), pieces('batch'))
+  return count + -count % math.lcm(num_shards('cache_batch'), num_shards('batch'))
 
 
-def named(init: Initializer, *axes: str | None) -> Initializer:
+def with_logical_partitioning(init: Initializer, *axes: str | None) -> Initializer:
   """Returns the initializer of a parameter whose axes bear these logical names."""
   return cast(Initializer, nn.with_partitioning(init, axes))
 
 
-def partition(axes, axis_rules: Mapping[str, tuple[str, ...]]) -> PartitionSpec:
+def logical_to_spec(axes, axis_rules: Mapping[str, tuple[str, ...]]) -> PartitionSpec:
   """Returns the PartitionSpec of logical axes; a mesh axis is used once, by the first that asks."""
   used: set[str] = set()
   spec = []
@@ -222,7 +265,7 @@ def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...
       return NamedSharding(mesh, PartitionSpec())
     if not jax.tree.leaves(x):  # an optimizer keeps nothing for this parameter
       return x.value
-    spec = partition(x.names, axis_rules)
+    spec = logical_to_spec(x.names, axis_rules)
     for size, names, logical in zip(x.value.shape, spec, x.names, strict=True):
       _check_divides(size, names, mesh, f'{jax.tree_util.keystr(path)} axis {logical!r}')
     return NamedSharding(mesh, spec)
@@ -240,12 +283,12 @@ def batch_sharding(
   Rows lie along the first axis, or, where several batches are `stacked`, the second.
   """
   axes = (None, 'batch') if stacked else ('batch',)
-  return NamedSharding(mesh, partition(axes, axis_rules))
+  return NamedSharding(mesh, logical_to_spec(axes, axis_rules))
 
 
 def check_batch(batch_size: int, mesh: Mesh, axis_rules, key: str = 'batch_size') -> None:
   """Raises UserError when rows do not divide over the mesh axes that split the batch."""
-  (names,) = partition(('batch',), axis_rules)
+  (names,) = logical_to_spec(('batch',), axis_rules)
   _check_divides(batch_size, names, mesh, key)
 
 

@@ -1,4 +1,4 @@
-"""Sections of the configuration that tasks of one kind have in common; see lm.config.
+"""Sections of the configuration that tasks of one kind have in common; see lm.config.base.
 
 Each function takes a config, sets what the kind of task needs, and returns it.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm.config import evaluation, smoke
+from lm.config.base import evaluation, smoke
 
 
 def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
@@ -45,7 +45,7 @@ def regression(config: ConfigDict, split: str) -> ConfigDict:
   """An encoder that pools finds the `value` of a `text`; the error on a split picks the best."""
   config.data.task = 'lm.tasks.text:regression'
   config.data.convert = 'lm.tasks.classification:regressor'
-  config.model.classes = 1
+  config.model.num_classes = 1
   config.objective = ConfigDict({'fn': 'lm.objectives.squared_error:squared_error'})
   config.eval.sets.validation = evaluation(
     split,
@@ -69,7 +69,7 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
   config.data.task = 'lm.tasks.text:tagging'
   config.data.convert = 'lm.tasks.classification:tagger'
   config.data.labels = tuple(labels)
-  config.model.pool = placeholder(str)  # a head on each token
+  config.model.pooling = placeholder(str)  # a head on each token
   config.eval.sets.validation = _predicted(split, score)
   config.checkpoint.best = 'eval/validation/f1'
   config.log.prompts = ()
@@ -86,8 +86,8 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
   """
   config.data.task = 'lm.tasks.extractive_qa:extraction'
   config.data.convert = 'lm.tasks.extractive_qa:converter'
-  config.model.pool = placeholder(str)  # a head on each token
-  config.model.classes = 2  # the first and the last token
+  config.model.pooling = placeholder(str)  # a head on each token
+  config.model.num_classes = 2  # the first and the last token
   config.objective = ConfigDict({'fn': 'lm.tasks.extractive_qa:objective'})
   config.eval.sets.validation = evaluation(
     split, metrics=('lm.tasks.extractive_qa:metric',), scores=(score,)
@@ -105,7 +105,7 @@ def test_set(config: ConfigDict, split: str) -> ConfigDict:
 
 
 def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
-  """Returns a task's config shrunk as by `lm.config.smoke`, on an embedded source."""
+  """Returns a task's config shrunk as by `lm.config.base.smoke`, on an embedded source."""
   smoke(config)
   config.data.source = source
   config.data.train = 'train'

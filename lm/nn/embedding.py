@@ -1,0 +1,88 @@
+"""Embedding tables: lookup, tying with the output head, and the rows that a batch uses."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.parallel.collectives import all_gather_param, apply_with_gathered, is_gathered_for
+from lm.parallel.mesh import current_mesh, platform
+from lm.types import Array, Batch, EmbeddingTable
+
+AXES = ('vocab', 'embed')
+
+
+def gather_for_tied(vectors_VD: Array, batch: Array, dtype: Any) -> EmbeddingTable:
+  """Returns a table whose all-gathered copies serve both the lookup and the logits.
+
+  Without them its gradient would be reduced twice, once in float32. On CPUs the copies keep the
+  type of the parameter, since their compiler aborts on all-reduces of bfloat16.
+
+  Args:
+    vectors_VD: the parameter.
+    batch: an array with the batch on axis 0.
+    dtype: of the matmul that makes logits.
+  """
+  if current_mesh() is None:
+    return EmbeddingTable(vectors_VD)
+  short_VD = vectors_VD if platform() == 'cpu' else vectors_VD.astype(dtype)
+  return EmbeddingTable(vectors_VD, all_gather_param(short_VD, AXES, batch))
+
+
+def embedding_lookup(table: EmbeddingTable, ids_BT: Array) -> Array:
+  """Returns the embeddings of tokens, (B, T, D), in the type of the parameter."""
+  vectors_VD, gathered = table
+  if gathered is None or not is_gathered_for(gathered, ids_BT):
+    return jnp.take(vectors_VD, ids_BT, axis=0)
+  copy = gathered.arrays.dtype, gathered.arrays.shape[1:]
+  found_BTD = apply_with_gathered(lambda ids, table: _lookup(table, ids, *copy), ids_BT, gathered)
+  return found_BTD.astype(vectors_VD.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _lookup(table_VD: Array, ids_BT: Array, dtype: Any, shape: tuple[int, ...]) -> Array:
+  """Returns embeddings from a table of this type and shape; its gradient is summed in float32."""
+  return jnp.take(table_VD, ids_BT, axis=0).astype(jnp.float32)
+
+
+def _lookup_bwd(
+  dtype: Any, shape: tuple[int, ...], ids_BT: Array, d_BTD: Array
+) -> tuple[Array, None]:
+  return jnp.zeros(shape, jnp.float32).at[ids_BT].add(d_BTD).astype(dtype), None
+
+
+_lookup.defvjp(lambda table, ids, *like: (_lookup(table, ids, *like), ids), _lookup_bwd)
+
+
+def unique_ids(ids_N: Array, size: int) -> tuple[Array, Array]:
+  """Returns the unique ids among N rows of a table, and the index of each of the N among them.
+
+  The cost is linear in N, plus one int32 per row of the table: less than sorting a few hundred.
+
+  Args:
+    ids_N: rows of the table, with repetitions.
+    size: number of rows of the table.
+
+  Returns:
+    (N,) ids, padded with `size`; and (N,) indices with `ids[indices] == ids_N`.
+  """
+  order_N = jnp.arange(len(ids_N), dtype=jnp.int32)
+  # The last of equal ids, and not an arbitrary one: the same on every device.
+  indices_N = jnp.zeros(size, jnp.int32).at[ids_N].max(order_N)[ids_N]
+  return jnp.where(indices_N == order_N, ids_N, size), indices_N
+
+
+def compact_ids(batch: Batch, names: tuple[str, ...], size: int) -> tuple[Array, Batch]:
+  """Returns the unique ids of some arrays of a batch, and the batch with indices among them.
+
+  Args:
+    batch: arrays by name.
+    names: the arrays that hold rows of one table.
+    size: number of rows of the table.
+  """
+  ids_N, indices_N = unique_ids(jnp.concatenate([batch[name].ravel() for name in names]), size)
+  ends = np.cumsum([batch[name].size for name in names])[:-1]
+  parts = zip(names, jnp.split(indices_N, ends), strict=True)
+  return ids_N, {**batch, **{name: part.reshape(batch[name].shape) for name, part in parts}}
