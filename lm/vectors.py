@@ -25,7 +25,7 @@ from absl import flags
 
 from lm.errors import UserError, did_you_mean
 from lm.run import cli, files
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 if TYPE_CHECKING:
   from lm.text.vectors import Vectors
@@ -144,7 +144,7 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
   _check_no_words(words)
   _check_choice('format', _FORMATS)
-  file = expand(cli.required('file', 'vectors.txt'), '--file')
+  file = expand_path(cli.required('file', 'vectors.txt'), '--file')
   from lm.run.files import check_free
   from lm.text import vector_files
 
@@ -224,7 +224,7 @@ def _check_no_words(words: list[str]) -> None:
 
 def _out(example: str) -> pathlib.Path:
   """Returns the file to write, once it could be one."""
-  out = expand(cli.required('out', example), '--out')
+  out = expand_path(cli.required('out', example), '--out')
   if out.is_dir():
     raise UserError(f'--out={out} is a directory; give the name of a file')
   if not out.absolute().parent.is_dir():

@@ -23,7 +23,7 @@ from lm.bench.words import Work
 from lm.errors import UserError, did_you_mean
 from lm.metrics.word_vectors import pairs
 from lm.run.memory import LARGE_PAGES
-from lm.text.files import expand
+from lm.text.files import expand_path
 from lm.text.vector_files import read_word2vec_text
 
 MODELS = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # with who else has it
@@ -119,7 +119,7 @@ def _train(name: str, work: Work, cores: list[int]) -> dict[str, Any]:
 
 def _check(arguments: argparse.Namespace, cores: int) -> int:
   """Returns the number of threads after checking the arguments."""
-  arguments.text = str(expand(arguments.text, '--text'))
+  arguments.text = str(expand_path(arguments.text, '--text'))
   if not pathlib.Path(arguments.text).is_file():
     raise UserError(f'--text={arguments.text}: there is no such file')
   if arguments.model not in MODELS:

@@ -46,7 +46,7 @@ def regression(config: ConfigDict, split: str) -> ConfigDict:
   config.data.task = 'lm.tasks.text:regression'
   config.data.convert = 'lm.tasks.classification:regressor'
   config.model.num_classes = 1
-  config.objective = ConfigDict({'fn': 'lm.objectives.squared_error:squared_error'})
+  config.objective = ConfigDict({'fn': 'lm.objectives.supervised:squared_error'})
   config.eval.sets.validation = evaluation(
     split,
     metrics=('lm.metrics.tokens:squared_error',),

@@ -24,7 +24,7 @@ import numpy as np
 
 from lm.data import remote
 from lm.errors import UserError
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 _META = 'meta.json'
 _HOME = '~/.cache/lm'
@@ -40,8 +40,8 @@ def directory(cache: str) -> pathlib.Path:
   """
   name = cache or os.environ.get('LM_CACHE') or _HOME
   if remote.is_remote(name):
-    return remote.copy_of(name, expand(_HOME, 'data.cache').absolute())
-  return expand(name, 'data.cache').absolute()
+    return remote.copy_of(name, expand_path(_HOME, 'data.cache').absolute())
+  return expand_path(name, 'data.cache').absolute()
 
 
 def digest(value: Any) -> str:

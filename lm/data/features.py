@@ -15,7 +15,7 @@ from lm.config import resolve
 from lm.data import cache
 from lm.errors import UserError
 from lm.task import Converter, Example, Features, Task, cast_feature, concatenate_feature
-from lm.text.files import has_lone_surrogate
+from lm.text.files import lone_surrogate
 
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of features by their place: 'tokens/NAME', 'source/NAME', 'values/NAME'; and 'tokens',
@@ -46,7 +46,7 @@ def _whole(task: Task) -> Task:
   """Returns a task that takes no text with half a character, which a tokenizer cannot read."""
 
   def checked(text: str) -> str:
-    if half := has_lone_surrogate(text):
+    if half := lone_surrogate(text):
       raise UserError(f'data.source: a text of an example {half}')
     return text
 

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from lm.errors import UserError, did_you_mean
-from lm.text.files import decode, has_lone_surrogate, text_start
+from lm.text.files import decode, lone_surrogate, text_offset
 
 # What a file is cut into. Pieces that are blank are left out, except among 'every line', which
 # are pieces with the line end. Repeats are possessive: else the memory grows with their number.
@@ -67,7 +67,7 @@ class Pieces(Sequence):
     spans = array.array('q')
     for index, (file, unit) in enumerate(zip(files, units, strict=True)):
       data = _contents(file)
-      for start, stop in _find(data, unit, text_start(data[:4], file)):
+      for start, stop in _find(data, unit, text_offset(data[:4], file)):
         spans.extend((index, start, stop))
     if not spans:
       raise UserError(f'data.source: {files[0]}{" and others" * (len(files) > 1)}: no text in it')
@@ -118,7 +118,7 @@ class Pieces(Sequence):
         there = ', '.join(map(repr, found))
         near = did_you_mean(key, found)
         raise UserError(f'{self.place(index)}: no key {key!r}{near}; there is {there}')
-      for half in filter(None, map(has_lone_surrogate, strings(found[key]))):
+      for half in filter(None, map(lone_surrogate, strings(found[key]))):
         raise UserError(f'{self.place(index)}: {key!r} {half}')
     return found
 

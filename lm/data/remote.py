@@ -39,7 +39,7 @@ def copy_of(name: str, copies: pathlib.Path, process: int = 0) -> pathlib.Path:
   local = copies / f'remote-{hashlib.sha256(url.encode()).hexdigest()[:16]}-{process}'
   local.mkdir(parents=True, exist_ok=True)
   if original(local) != url:
-    files.replace(local / _MARK, [url.encode()])
+    files.write_atomic(local / _MARK, [url.encode()])
   return local
 
 

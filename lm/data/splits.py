@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
-from lm.text.files import expand, find, matches
+from lm.text.files import expand_path, find_files, glob_files
 
 _PLACE = '{split}'
 
@@ -40,13 +40,13 @@ def files(split: str, names: str | Sequence[str], key: str) -> list[pathlib.Path
   """
   found = []
   for name in _tuple(names):
-    expand(name, key)  # what is wrong with the name itself is told as the config has it
+    expand_path(name, key)  # what is wrong with the name itself is told as the config has it
     try:
-      found += find(name.replace(_PLACE, split), key)
+      found += find_files(name.replace(_PLACE, split), key)
     except UserError as e:
       if _PLACE not in name:
         raise
-      others = matches(expand(name.replace(_PLACE, '*'), key))
+      others = glob_files(expand_path(name.replace(_PLACE, '*'), key))
       there = sorted(other.name for other in others)
       wanted = pathlib.PurePath(name.replace(_PLACE, split)).name
       known = (

@@ -9,7 +9,7 @@ from lm.data import splits
 from lm.data.examples import Computed, Example
 from lm.data.pieces import Pieces, fingerprint, read_json, strings, suffix
 from lm.errors import UserError, did_you_mean
-from lm.text.files import has_lone_surrogate
+from lm.text.files import lone_surrogate
 
 _POLICIES = ('error', 'skip')
 _KEYS = ('id', 'context', 'question', 'answers')
@@ -102,7 +102,7 @@ def _question(
   for key in ('context', 'question'):
     if not isinstance(record[key], str):
       raise UserError(f'{place}: {key!r} is {record[key]!r:.60}, not a string')
-  for half in filter(None, map(has_lone_surrogate, strings(dict(record)))):
+  for half in filter(None, map(lone_surrogate, strings(dict(record)))):
     raise UserError(f'{place} {half}')
   context = record['context']
   answers = []

@@ -71,7 +71,8 @@ def _resegmenting(
     raise UserError(
       f'data.transforms: stream={stream!r}{did_you_mean(stream, known)} is none of {there}'
     )
-  split, usual = subword_sampling.splitter(tokenizer), subword_sampling.standard(tokenizer)
+  split = subword_sampling.word_splitter(tokenizer)
+  usual = subword_sampling.default_pieces(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
     if stream == 'targets':

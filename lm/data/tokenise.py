@@ -19,7 +19,7 @@ from lm.data import cache
 from lm.data.examples import checked
 from lm.errors import UserError
 from lm.task import Example, mismatch
-from lm.text.files import has_lone_surrogate
+from lm.text.files import lone_surrogate
 from lm.text.tokenizers import end_id, text_reader, vocabulary_size
 
 CHUNK = 256  # examples that a preparation step sees in a row
@@ -93,7 +93,7 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   text = example.get(field)
   if not isinstance(text, str):
     raise mismatch(example, field, 'string', key)
-  if half := has_lone_surrogate(text):
+  if half := lone_surrogate(text):
     raise UserError(f'{key}: {field!r} of an example {half}')
   return text
 

@@ -21,7 +21,7 @@ import numpy as np
 from lm.errors import UserError
 from lm.metrics.labels import regression
 from lm.metrics.scores import Scores
-from lm.text.files import decode, expand
+from lm.text.files import decode, expand_path
 from lm.text.vectors import (
   Analogy,
   Vectors,
@@ -65,7 +65,7 @@ def pairs(file: str, name: str = '') -> VectorMetric:
   Raises:
     UserError: the file is missing or wrong; or, from the metric, no pair is covered.
   """
-  path = expand(file, 'file')
+  path = expand_path(file, 'file')
   read = read_pairs(path)
   return VectorMetric(
     name or path.stem,
@@ -88,7 +88,7 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
   Raises:
     UserError: the file is missing or wrong; or, from the metric, no question is covered.
   """
-  path = expand(file, 'file')
+  path = expand_path(file, 'file')
   read = read_questions(path)
 
   def score(vectors: Vectors) -> Scores:

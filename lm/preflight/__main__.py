@@ -20,7 +20,7 @@ from absl import flags
 
 from lm.errors import UserError
 from lm.run import cli
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 if __name__ == '__main__':
   sys.argv[0] = 'preflight'  # the name that messages begin with, and that its flags go by
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int | None:
   topology = cli.required('topology', 'v5e:4x4')
   if not args.price >= 0:
     raise UserError(f'--price={args.price} is not 0 or more')
-  hlo = expand(args.hlo, '--hlo') if args.hlo else None
+  hlo = expand_path(args.hlo, '--hlo') if args.hlo else None
   if hlo is not None and not hlo.absolute().parent.is_dir():
     raise UserError(f'--hlo={args.hlo}: there is no such directory')
   if args.most < 1:

@@ -23,7 +23,7 @@ from lm.config import resolve
 from lm.config.base import base
 from lm.errors import PeerLost, Preempted, UserError, did_you_mean
 from lm.run import experiment, peers, processes, xla_flags
-from lm.text.files import expand, has_lone_surrogate
+from lm.text.files import expand_path, lone_surrogate
 
 OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, peers.LOST
 # What Python says of a value, and what is wanted in its place.
@@ -78,10 +78,10 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str, argv: list[str
 def _check_text(argv: Sequence[str]) -> None:
   """Raises UserError for an argument that is not UTF-8; Python has its bytes as surrogates."""
   for argument in argv[1:]:
-    if has_lone_surrogate(argument):
+    if lone_surrogate(argument):
       name, equals, _ = argument.partition('=')
       given = os.fsencode(argument)
-      which = name if equals and not has_lone_surrogate(name) else 'an argument'
+      which = name if equals and not lone_surrogate(name) else 'an argument'
       raise UserError(f'{which} is not UTF-8: it is {given!r:.120}')
 
 
@@ -125,7 +125,7 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
     UserError: the file, a key or a value is wrong.
   """
   file, colon, arg = _take(argv).partition(':')
-  path = f'{expand(file, "--config")}{colon}{arg}'
+  path = f'{expand_path(file, "--config")}{colon}{arg}'
   loaded = experiment.load(path)
   _override(loaded, argv)
   return loaded, path

@@ -16,7 +16,7 @@ from lm.parallel import mesh as meshes
 from lm.run import files
 from lm.run.load import Loaded, Run, open_run, restore
 from lm.tasks import classification, extractive_qa
-from lm.text.files import expand
+from lm.text.files import expand_path
 from lm.text.tokenizers import vocabulary_size
 from lm.types import apply_of
 
@@ -36,7 +36,7 @@ def members(workdirs: str, steps: str | None) -> list[Member]:
     UserError: a step is no number, they are not as many, or one is named twice.
   """
   # The name of one directory may have a comma in it.
-  folders = [workdirs] if expand(workdirs, '--workdir').is_dir() else workdirs.split(',')
+  folders = [workdirs] if expand_path(workdirs, '--workdir').is_dir() else workdirs.split(',')
   if '' in folders:
     raise UserError(f'--workdir={workdirs}: there is nothing before or after one of the commas')
   numbers: list[int | None] = [None]

@@ -29,14 +29,14 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
     UserError: the bucket cannot be read; or checkpoints cannot lie there, because Orbax takes the
       path for a glob pattern, or TensorStore takes a backslash for a slash.
   """
-  found = str(name) if remote.is_remote(name) else str(files.expand(str(name), key).absolute())
+  found = str(name) if remote.is_remote(name) else str(files.expand_path(str(name), key).absolute())
   if wrong := _NO_CHECKPOINTS.search(found):
     raise UserError(
       f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; a '
       f'path has none of [ ] * ? and \\ in it ({found})'
     )
   if not remote.is_remote(name):
-    return files.expand(str(name), key)
+    return files.expand_path(str(name), key)
   local = remote.copy_of(str(name), cache.directory(''), process)
   remote.fetch(local, key)
   return local
@@ -87,8 +87,8 @@ def check_free(workdir: Path) -> None:
 
 
 def replace(path: Path, content: bytes):
-  """Writes `content` to a file as lm.text.files.replace does."""
-  files.replace(path, [content])
+  """Writes `content` to a file as lm.text.files.write_atomic does."""
+  files.write_atomic(path, [content])
 
 
 def append(file: int, content: bytes):

@@ -29,7 +29,7 @@ from tokenizers import (
 
 from lm.errors import UserError
 from lm.text import probe
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 END = '<|end|>'
 UNKNOWN = '<unk>'
@@ -245,7 +245,7 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
     UserError: the file is missing or not a tokenizer, lacks the token `end`, or fails or hangs on a
       text.
   """
-  path = expand(file, 'data.tokenizer.file')
+  path = expand_path(file, 'data.tokenizer.file')
   if not path.is_file():
     raise UserError(f'data.tokenizer.file={file!r}: no such file')
   probe.check(path, texts, f'data.tokenizer.file={file!r}')

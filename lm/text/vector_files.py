@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lm.errors import UserError
-from lm.text.files import CONVERT, has_lone_surrogate, lines, replace, text_start
+from lm.text.files import CONVERT, lone_surrogate, read_lines, text_offset, write_atomic
 from lm.text.vectors import Vectors
 
 LONGEST = 10_000  # bytes of a word or a header
@@ -78,7 +78,7 @@ def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:
   with _open(path, binary=False) as file:
     count = sum(chunk.count(b'\n') for chunk in iter(lambda: file.read(_CHUNK), b''))
     start = _skip_byte_order_mark(file, path)
-    first_lines = lines(file, path, _LINE)
+    first_lines = read_lines(file, path, _LINE)
     first, second = (next(first_lines, b'').split() for _ in range(2))
     size = sum(1 for _ in itertools.takewhile(_NUMBER.fullmatch, reversed(first[1:])))
     if size < 1:
@@ -167,7 +167,7 @@ def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
   file.seek(0)
   first = file.read(4)
   # A word may consist of the character that the mark is.
-  return file.seek(0 if first[3:] == b' ' else text_start(first, Path(path)))
+  return file.seek(0 if first[3:] == b' ' else text_offset(first, Path(path)))
 
 
 def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def _text_records(
   file: BinaryIO, path: str | Path, size: int, first: int, in_glove: bool
 ) -> _Records:
   """Yields the records of lines; `first` is the number of the next line."""
-  for number, line in enumerate(lines(file, path, _LINE, first), first):
+  for number, line in enumerate(read_lines(file, path, _LINE, first), first):
     place = f'{path}, line {number}'
     if not line.endswith(b'\n'):
       raise UserError(f'{place}: no line end: the file is truncated, or its last line lacks one')
@@ -325,9 +325,9 @@ def _write(path: str | Path, vectors: Vectors, chunks: Iterable[bytes]) -> None:
   for word in vectors.words:
     if mistake := _mistake(word, _ILLEGAL):
       raise UserError(f'{path}: {mistake}')
-    if surrogate := has_lone_surrogate(word):
+    if surrogate := lone_surrogate(word):
       raise UserError(f'{path}: the word {word!r:.80} {surrogate}')
   try:
-    replace(Path(path), chunks)
+    write_atomic(Path(path), chunks)
   except OSError as e:
     raise UserError(f'{path} cannot be written: {e.strerror}') from e

@@ -50,7 +50,7 @@ SOURCE = f"""
         config.model = configs.gpt2(depth=1, d_model=16, heads=2, context=32)
       if arg == 'number':
         config.model = configs.encoder(depth=1, d_model=16, heads=2, context=24)
-        config.objective = {{'fn': 'lm.objectives.squared_error:squared_error'}}
+        config.objective = {{'fn': 'lm.objectives.supervised:squared_error'}}
       metrics = ('lm.metrics.tokens:targets',)
       config.eval.sets = {{'validation': configs.evaluation('train', metrics=metrics)}}
     config.eval.every = 100

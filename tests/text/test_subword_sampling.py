@@ -190,16 +190,16 @@ def test_tokens_are_split_into_the_words_they_were_made_of(bpe, pattern):
     tokenizer.pre_tokenizer = steps.Sequence([split, steps.ByteLevel(False, use_regex=False)])
   end, separator = 0, tokenizer.token_to_id('<|sep|>')
   ids = tokenizer.encode(UNSEEN, add_special_tokens=False).ids
-  found = subword_sampling.splitter(tokenizer)([end, *ids, separator, *ids, end])
+  found = subword_sampling.word_splitter(tokenizer)([end, *ids, separator, *ids, end])
   words = words_of(tokenizer, UNSEEN)
   assert found == [(end,), *words, (separator,), *words, (end,)]
-  usual = subword_sampling.standard(tokenizer)
+  usual = subword_sampling.default_pieces(tokenizer)
   assert [*itertools.chain(*map(usual, words))] == ids
 
 
 def test_tokens_that_end_inside_a_character_are_left_alone(bpe):
   ids = tuple(bpe.encode('low 🎉', add_special_tokens=False).ids)
-  split = subword_sampling.splitter(bpe)
+  split = subword_sampling.word_splitter(bpe)
   assert split(ids) == ['low', *words_of(bpe, ' 🎉')]
   single = subword_sampling.bpe_dropout(bpe, 1)(
     ['low', *words_of(bpe, ' 🎉')], np.random.default_rng(0)
