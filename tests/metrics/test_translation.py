@@ -108,7 +108,7 @@ def test_another_tokenizer_can_be_named():
     ({'language': 'en', 'tokenize': '13'}, r"tokenize='13' is no tokenizer.*did you mean '13a'"),
   ],
 )
-def test_a_tokenizer_that_would_mislead_is_refused(arguments, message):
+def test_unsuitable_tokenizer_is_refused(arguments, message):
   with pytest.raises(UserError, match=message):
     bleu(**arguments)
 
@@ -128,12 +128,12 @@ def test_chrf_is_named_by_its_words_and_has_at_most_two():
     chrf(3)
 
 
-def test_ter_is_refused_where_words_are_not_separated():
+def test_ter_without_separated_words_is_refused():
   with pytest.raises(UserError, match=r"language='th'.*use chrf"):
     ter('th')
 
 
-def test_sentences_are_scored_one_by_one_without_the_n_grams_they_are_too_short_for():
+def test_example_scores_use_effective_order():
   name, scores = bleu('en').score_examples(
     ['a b', 'x y', 'the cat sat on the mat'], ['a b', ['c d', 'e f'], 'the cat sat on a mat']
   )
@@ -143,7 +143,7 @@ def test_sentences_are_scored_one_by_one_without_the_n_grams_they_are_too_short_
 
 
 @pytest.mark.parametrize('metric', [bleu('en'), chrf(), ter()])
-def test_nothing_to_score_is_an_error(metric):
+def test_empty_set_is_refused(metric):
   with pytest.raises(UserError, match='metric on an empty set'):
     metric([], [])
   with pytest.raises(UserError, match=r'sentence 1 .* has no reference'):

@@ -133,12 +133,12 @@ def test_files_are_read(write):
     (read_questions, b': a\0\n', 'has a NUL at byte 3'),
   ],
 )
-def test_broken_files_are_told(write, read, content, message):
+def test_broken_files_are_refused(write, read, content, message):
   with pytest.raises(UserError, match=rf'a\.txt.*{message}'):
     read(write(content))
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_refused(tmp_path):
   with pytest.raises(UserError, match='none cannot be read: No such file'):
     read_pairs(tmp_path / 'none')
   with pytest.raises(UserError, match='cannot be read: Is a directory'):
@@ -206,7 +206,7 @@ def test_groups_by_hand():
     ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is there twice"),
   ],
 )
-def test_wrong_groups_are_told(given, message):
+def test_wrong_groups_are_refused(given, message):
   with pytest.raises(UserError, match=message):
     groups(groups=given)
 

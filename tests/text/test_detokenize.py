@@ -34,7 +34,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('window', [8, 512])
-def test_pieces_add_up_to_the_text_decoded_at_once(layout, window, monkeypatch):
+def test_pieces_concatenate_to_the_decoded_text(layout, window, monkeypatch):
   monkeypatch.setattr(detokenize, '_WINDOW', window)
   tokenizer = LAYOUTS[layout]()
   size = tokenizers.vocabulary_size(tokenizer)
@@ -47,7 +47,7 @@ def test_pieces_add_up_to_the_text_decoded_at_once(layout, window, monkeypatch):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_what_is_given_stays_as_it_is(layout):
+def test_returned_text_is_final(layout):
   tokenizer = LAYOUTS[layout]()
   ids = np.random.default_rng(1).integers(0, tokenizers.vocabulary_size(tokenizer), 60).tolist()
   row, given = TextStream(tokenizer), ''
@@ -56,7 +56,7 @@ def test_what_is_given_stays_as_it_is(layout):
     assert tokenizer.decode(ids).startswith(given)
 
 
-def test_text_comes_as_soon_as_it_is_certain():
+def test_text_is_returned_once_certain():
   tokenizer = tokenizers.bytes([])
   row = TextStream(tokenizer)
   assert [row.step(b + 1) for b in 'a狗b'.encode()] == ['a', '', '', '狗', 'b']
@@ -73,7 +73,7 @@ def test_the_first_word_keeps_its_space(layout):
   assert tokenizer.decode(before) + added == tokenizer.decode(after)
 
 
-def test_new_bytes_that_break_the_prompt_are_what_they_spell():
+def test_bytes_that_invalidate_the_prompt():
   tokenizer = LAYOUTS['llama']()
   before = tokenizer.encode('北', add_special_tokens=False).ids
   byte = {b: tokenizer.token_to_id(f'<0x{b:02X}>') for b in (0xFF, 0xE4)}
@@ -122,7 +122,7 @@ def test_a_prompt_that_looks_like_the_end_is_text(monkeypatch):
   assert decode_text.prompt_encoder(tokenizer)('<|end|>') == [0, *(b + 1 for b in b'<|end|>')]
 
 
-def test_words_of_broken_bytes_have_all_tokens():
+def test_words_of_invalid_bytes_have_all_tokens():
   tokenizer = LAYOUTS['llama']()
   ids = np.random.default_rng(3).integers(3, 259, 40).tolist()
   ids += tokenizer.encode('the dog', add_special_tokens=False).ids
@@ -157,7 +157,7 @@ def test_bytes_become_words_and_characters():
 
 
 @pytest.mark.parametrize(('build', 'size'), [(tokenizers.bpe, 278), (tokenizers.unigram, 258)])
-def test_subwords_are_put_together_and_ideographs_are_not(build, size):
+def test_subwords_are_joined_and_ideographs_are_not(build, size):
   texts = ['ein Hund und noch ein Hund', '小狗和小狗'] * 20
   tokenizer = build(texts, vocab_size=size)
   assert spelled(tokenizer, 'ein Mund und Hund') == ['ein', 'Mund', 'und', 'Hund']
@@ -165,7 +165,7 @@ def test_subwords_are_put_together_and_ideographs_are_not(build, size):
   assert len(spelled(tokenizer, '和猫')) == 2
 
 
-def test_pieces_of_wordpiece_are_put_together():
+def test_wordpieces_are_joined():
   tokenizer = tokenizers.wordpiece(['play plays played playing'] * 9, vocab_size=22)
   assert len(tokenizer.encode('plays played').ids) > 2
   assert spelled(tokenizer, 'plays played') == ['plays', 'played']
@@ -198,5 +198,5 @@ def test_space_is_visible_and_half_a_character_is_kept():
   assert group_words(tokenizer, half) == [('a', [0]), ('\ufffd', [1, 2])]
 
 
-def test_no_tokens_are_no_words():
+def test_no_tokens_have_no_words():
   assert group_words(tokenizers.bytes([]), []) == []

@@ -28,21 +28,21 @@ def test_forms_by_hand(arguments, wanted):
   assert normalize('\t Straße ﬁ ① Ａ Cafe\u0301\x00 \u3000x\r\ny\n', **arguments) == wanted
 
 
-def test_folding_makes_equal_what_differs_in_case():
+def test_folding_ignores_case():
   assert normalize('ΌΣΟΣ') == normalize('όσος') == normalize('ΌΣΟς')
   assert normalize('İ', case='lower') == normalize('i\u0307', case='lower')
 
 
 @pytest.mark.parametrize('form', ['NFC', 'NFD', 'NFKC', 'NFKD'])
 @pytest.mark.parametrize('case', ['keep', 'lower', 'fold'])
-def test_normal_forms_are_normal_and_are_their_own(form, case):
+def test_normal_forms_are_normal_and_idempotent(form, case):
   for start in range(0, sys.maxunicode + 1, 4096):
     string = ' '.join(map(chr, range(start, start + 4096)))
     found = normalize(string, form, case)
     assert unicodedata.is_normalized(form, found) and normalize(found, form, case) == found
 
 
-def test_a_word_changes_its_text_and_not_its_place():
+def test_normalized_token_keeps_its_offsets():
   tokens = normalize_tokens(segment.split_words(as_single_token('Ｔhe  ﬁeld ½!'))).tokens
   assert tokens == (
     Token('the', 0, 3),
@@ -52,7 +52,7 @@ def test_a_word_changes_its_text_and_not_its_place():
   )
 
 
-def test_many_marks_on_one_letter_cost_no_more_time_each():
+def test_time_of_many_combining_marks_is_linear():
   def seconds(count):
     start = time.process_time()
     found = normalize('a' + '\u0301\u0323' * count)
@@ -63,12 +63,12 @@ def test_many_marks_on_one_letter_cost_no_more_time_each():
   assert seconds(40_000) < 30 * max(min(seconds(4000) for _ in range(3)), 0.002)
 
 
-def test_marks_in_moderate_number_are_put_in_order_as_a_whole():
+def test_combining_marks_are_in_canonical_order():
   string = 'a' + '\u0301\u0323' * 31
   assert normalize(string) == unicodedata.normalize('NFKC', string)
 
 
-def test_traditional_characters_become_simplified_ones_by_their_neighbours():
+def test_simplification_depends_on_context():
   assert simplify_chinese('皇后在後面，乾隆說頭髮乾燥') == '皇后在后面，乾隆说头发干燥'
   assert normalize('Ａ頭髮', simplify=True) == 'a头发'
 
@@ -81,7 +81,7 @@ def test_simplified_text_has_the_same_length():
   assert len(simplify_chinese('發展' * 3000)) == 6000
 
 
-def test_opencc_is_asked_for_only_when_it_is_needed(monkeypatch):
+def test_opencc_is_needed_for_chinese_only(monkeypatch):
   opencc = sys.modules['lm.text.normalize']._opencc
   monkeypatch.setattr('lm.text.normalize._opencc', opencc.__wrapped__)
   monkeypatch.setitem(sys.modules, 'opencc', None)
@@ -100,7 +100,7 @@ def test_unknown_forms_and_cases_are_refused():
 # ruff: noqa: RUF001
 
 
-def test_stop_words_are_left_out_and_the_others_keep_their_places():
+def test_stop_words_are_removed_and_other_offsets_stay():
   text = segment.split_words(as_single_token('The cats of Ａ ROME don’t'))
   kept = (Token('cats', 4, 8), Token('ROME', 14, 18))
   assert segment.remove_stop_words(text, stop_words('en')).tokens == kept

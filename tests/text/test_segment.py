@@ -66,7 +66,7 @@ def check_round_trip(raw, tokens, gap):
   assert gap(raw[last:])
 
 
-def test_words_and_sentences_of_any_string_are_found_at_their_places():
+def test_tokens_of_any_string_match_their_offsets():
   for raw in random_strings(2000):
     check_round_trip(raw, segment.split_words(as_single_token(raw)).tokens, is_gap)
     check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
@@ -93,17 +93,17 @@ def strings(raw, **arguments):
     ('', ''),
   ],
 )
-def test_words_follow_the_boundaries_of_unicode(raw, words):
+def test_words_follow_unicode_boundaries(raw, words):
   found = strings(raw)
   assert [w.strip('\u200b') for w in found] == [w.strip('\u200b') for w in words.split(' ') if w]
 
 
-def test_chinese_is_cut_by_the_dictionary_amid_other_scripts():
+def test_chinese_is_segmented_among_other_scripts():
   found = strings('我来到北京清华大学。iPhone15的价格是5,999元🇨🇳')
   assert ' '.join(found) == '我 来到 北京 清华大学 。 iPhone15 的 价格 是 5,999 元 🇨🇳'
 
 
-def test_characters_beyond_sixteen_bits_keep_chinese_offsets_right():
+def test_offsets_with_characters_beyond_the_bmp():
   raw = '𠮷𠮷北京👍清华大学'
   tokens = segment.split_words(as_single_token(raw)).tokens
   assert Token('北京', 2, 4) in tokens and Token('清华大学', 5, 9) in tokens
@@ -113,12 +113,12 @@ def test_a_variation_selector_stays_with_its_ideograph():
   assert strings('北京葛\U000e0100城') == ['北京', '葛\U000e0100', '城']
 
 
-def test_long_runs_of_ideographs_are_cut_the_same():
+def test_long_runs_of_ideographs_are_segmented_the_same():
   found = strings('清华大学' * 1000)
   assert len(found) == 1000 and set(found) == {'清华大学'}
 
 
-def test_traditional_characters_are_cut_as_simplified_ones_on_request():
+def test_traditional_characters_are_segmented_as_simplified():
   pytest.importorskip('opencc')
   raw = '測量員發現這個問題很複雜'
   simple = [len(word) for word in strings('测量员发现这个问题很复杂')]
@@ -136,12 +136,12 @@ def test_sentences_are_split_into_words_in_place():
   assert segment.split_words(second).tokens == found.tokens[3:]
 
 
-def test_what_is_normalised_is_not_split():
+def test_normalized_tokens_are_not_split():
   with pytest.raises(UserError, match=r"token at 0:2 .*'fi!'.*'ﬁ!'"):
     segment.split_words(normalize_tokens(as_single_token('ﬁ!')))
 
 
-def test_a_missing_library_is_told_in_one_line(monkeypatch):
+def test_missing_library_is_refused(monkeypatch):
   monkeypatch.setitem(sys.modules, 'rjieba', None)
   assert strings('plain words') == ['plain', 'words']
   with pytest.raises(UserError, match=r'needs? rjieba: pip install -e "\.\[zh\]"'):
@@ -172,7 +172,7 @@ needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the f
 
 @needs_data
 @pytest.mark.parametrize('name', ['enwiki_sample.txt', 'us_presidents.txt'])
-def test_english_texts_are_found_at_their_places(name):
+def test_english_offsets(name):
   raw = pathlib.Path(os.environ['LM_DATA'], 'english_text', name).read_text('utf-8')
   found = segment.split_words(as_single_token(raw)).tokens
   assert len(found) > 400_000
@@ -190,7 +190,7 @@ def treebank():
 
 
 @needs_data
-def test_chinese_texts_are_found_at_their_places(treebank):
+def test_chinese_offsets(treebank):
   texts, _ = treebank
   assert len(texts) == 500
   for raw in texts:
@@ -199,7 +199,7 @@ def test_chinese_texts_are_found_at_their_places(treebank):
 
 
 @needs_data
-def test_chinese_words_are_those_of_a_treebank_as_far_as_jieba_knows(treebank):
+def test_chinese_words_agree_with_a_treebank(treebank):
   texts, words = treebank
   f1 = spans.segmentation()([list(segment.word_spans(raw)) for raw in texts], words).values['f1']
   characters = [[(i, i + 1) for i, c in enumerate(raw) if not c.isspace()] for raw in texts]
@@ -255,7 +255,7 @@ def test_blank_lines_end_sentences_and_line_ends_do_not():
   assert found == ['A title', 'some\ntext. x', 'and on', 'end']
 
 
-def test_sentences_know_their_place():
+def test_sentence_offsets():
   assert split_sentences(as_single_token('  Go. 走。 ')).tokens == (
     Token('Go.', 2, 5),
     Token('走。', 6, 8),
@@ -263,7 +263,7 @@ def test_sentences_know_their_place():
 
 
 @pytest.mark.parametrize('raw', ['', ' \n\n ', '\u2029'])
-def test_no_text_has_no_sentences(raw):
+def test_empty_text_has_no_sentences(raw):
   assert split_sentences(as_single_token(raw)).tokens == ()
 
 
@@ -274,14 +274,14 @@ def test_marks_alone_are_a_sentence():
 pytest.importorskip('rjieba')
 
 
-def test_any_function_of_words_tags_them():
+def test_tagger_is_any_function_of_words():
   text = segment.split_words(as_single_token('Old  dogs'))
   tagged = segment.tag_words(text, lambda words: [str(len(word)) for word in words])
   assert tagged == Text('Old  dogs', (Token('Old', 0, 3, '3'), Token('dogs', 5, 9, '4')))
   assert text.tokens[0].tag == ''
 
 
-def test_a_tagger_gives_each_word_a_tag():
+def test_wrong_count_of_tags_is_refused():
   with pytest.raises(ValueError, match='tagger: 1 tags for 2 words'):
     segment.tag_words(segment.split_words(as_single_token('old dogs')), lambda words: ['A'])
 

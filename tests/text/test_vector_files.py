@@ -42,7 +42,7 @@ def _drawn(seed):
 
 @pytest.mark.parametrize('name', FORMATS)
 @pytest.mark.parametrize('seed', range(8))
-def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, seed):
+def test_round_trip_is_exact(tmp_path, monkeypatch, name, seed):
   monkeypatch.setattr(vector_files, '_CHUNK', 300)  # a few words
   monkeypatch.setattr(vector_files, 'LONGEST', 64)
   read, write = FORMATS[name]
@@ -78,7 +78,7 @@ def file(tmp_path):
   return write
 
 
-def test_what_other_programs_write_is_read(file):
+def test_files_of_other_programs(file):
   # word2vec itself ends lines of text with a space; some files have the line ends of Windows.
   found = read_word2vec_text(file(b'2 2 \na 1.000000 2.5e-1 \nb -3 4 \r\n'))
   assert found.words == ('a', 'b') and found.matrix.tolist() == [[1, 0.25], [-3, 4]]
@@ -90,7 +90,7 @@ def test_what_other_programs_write_is_read(file):
   assert found.words == ('a', 'b') and found.matrix.tolist() == numbers.tolist()
 
 
-def test_a_line_without_an_end_is_told_before_it_is_held(file, monkeypatch):
+def test_endless_line_is_refused_before_it_is_in_memory(file, monkeypatch):
   monkeypatch.setattr(vector_files, '_LINE', 50)
   told = 'v.txt, line {}: more than 50 bytes without a line end'
   for first in (b'a 1 2\n', b''):
@@ -108,13 +108,13 @@ def test_a_line_without_an_end_is_told_before_it_is_held(file, monkeypatch):
 
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
-def test_a_header_of_absurdly_long_vectors_is_told(file, monkeypatch, read):
+def test_header_with_huge_vectors_is_refused(file, monkeypatch, read):
   monkeypatch.setattr(vector_files, '_MAX_SIZE', 9)
   with pytest.raises(UserError, match='10 numbers per word, above 9'):
     read(file(b'1 10\na ' + b'0 ' * 20))
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
+def test_byte_order_mark_is_skipped(file):
   mark = b'\xef\xbb\xbf'
   assert read_word2vec_text(file(mark + b'1 2\na 1 2\n')).words == ('a',)
   assert read_glove(file(mark + b'a 1 2\n')).words == ('a',)
@@ -123,7 +123,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
     read_glove(file('a 1 2\n'.encode('utf-16')))
 
 
-def test_words_of_glove_may_have_spaces_and_be_numbers(file):
+def test_glove_words_with_spaces_and_numbers(file):
   found = read_glove(file(b', 1 2\n. . . 3 4\nat name@domain.com 5 6\n7 7 8\n\xc2\xa0 9 0\n'))
   assert found.words == (',', '. . .', 'at name@domain.com', '7', '\xa0')
   assert found.matrix.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 0]]
@@ -132,7 +132,7 @@ def test_words_of_glove_may_have_spaces_and_be_numbers(file):
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_a_file_cut_anywhere_is_told(file, name):
+def test_truncated_file_is_refused(file, name):
   read, write = FORMATS[name]
   vectors = _drawn(3)
   path = file(b'')
@@ -149,7 +149,7 @@ def test_a_file_cut_anywhere_is_told(file, name):
     assert '\n' not in str(told.value) and len(str(told.value)) < 300
 
 
-def test_more_than_fits_into_memory_is_told(file, monkeypatch):
+def test_out_of_memory_is_reported(file, monkeypatch):
   def full(shape, dtype):
     raise MemoryError
 
@@ -163,7 +163,7 @@ HEADERS = [b'', b'\n', b'2\n', b'2 2', b'2 x\n', b'-2 2\n', b'0 2\n', b'2 0\n', 
 
 @pytest.mark.parametrize('header', HEADERS)
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
-def test_wrong_headers_are_told(file, read, header):
+def test_wrong_headers_are_refused(file, read, header):
   message = f'v.txt, line 1: {header.decode()!r} is no header such as'
   with pytest.raises(UserError, match=re.escape(message)):
     read(file(header))
@@ -194,7 +194,7 @@ TOLD_OF_TEXT = [
 
 
 @pytest.mark.parametrize(('content', 'message'), TOLD_OF_TEXT)
-def test_broken_text_is_told(file, content, message):
+def test_broken_text_is_refused(file, content, message):
   with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
     read_word2vec_text(file(content))
   assert '\n' not in str(told.value)
@@ -217,7 +217,7 @@ def test_broken_text_is_told(file, content, message):
     (b'\n', 'line 1: not a word'),
   ],
 )
-def test_broken_files_of_glove_are_told(file, content, message):
+def test_broken_glove_is_refused(file, content, message):
   with pytest.raises(UserError, match=f'v.txt, {message}') as told:
     read_glove(file(content))
   assert '\n' not in str(told.value)
@@ -244,14 +244,14 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
     ),
   ],
 )
-def test_broken_binary_files_are_told(file, content, message):
+def test_broken_binary_is_refused(file, content, message):
   with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
     read_word2vec_binary(file(content))
   assert '\n' not in str(told.value)
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_words_that_a_format_cannot_hold_leave_the_old_file(tmp_path, name):
+def test_illegal_words_keep_the_old_file(tmp_path, name):
   _, write = FORMATS[name]
   path = tmp_path / 'file'
   path.write_text('old')
@@ -267,7 +267,7 @@ def test_words_that_a_format_cannot_hold_leave_the_old_file(tmp_path, name):
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, name):
   def full(descriptor):
     raise OSError(28, 'No space left on device')
 
@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_files_that_are_not_there_are_told(tmp_path, name):
+def test_missing_files_are_reported(tmp_path, name):
   read, write = FORMATS[name]
   with pytest.raises(UserError, match='none cannot be read: No such file'):
     read(tmp_path / 'none')
@@ -301,7 +301,7 @@ def test_files_that_are_not_there_are_told(tmp_path, name):
 @pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )  # it leaves files open
-def test_gensim_reads_ours_and_we_read_its(tmp_path, name, options):
+def test_round_trip_with_gensim(tmp_path, name, options):
   models = pytest.importorskip('gensim.models')
   read, write = FORMATS[name]
   vectors = _drawn(5)
@@ -324,13 +324,13 @@ def test_gensim_reads_ours_and_we_read_its(tmp_path, name, options):
     (b'\x80\x04\x95', 'save_word2vec_format'),
   ],
 )
-def test_files_of_other_kinds_are_told(file, read, content, message):
+def test_other_formats_are_refused(file, read, content, message):
   with pytest.raises(UserError, match=message):
     read(file(content))
 
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_glove])
-def test_binary_numbers_are_told_to_who_reads_text(file, read):
+def test_binary_file_is_refused_as_text(file, read):
   with pytest.raises(UserError, match=r'binary, not text; --format=word2vec_binary$'):
     read(file(b'2 2\na ' + ONE + b'b ' + ONE))
 
@@ -354,7 +354,7 @@ READERS = {'word2vec': read_word2vec_text, 'glove': read_glove, 'binary': read_w
 
 
 @pytest.mark.parametrize('form', READERS)
-def test_of_words_that_repeat_the_first_counts(form, tmp_path):
+def test_first_of_repeated_words_counts(form, tmp_path):
   told = []
   vectors = READERS[form](written(tmp_path, form, ROWS), told.append)
   assert vectors.words == ('the', '\ufffd\ufffd', 'cat', 'dog')
@@ -364,7 +364,7 @@ def test_of_words_that_repeat_the_first_counts(form, tmp_path):
 
 
 @pytest.mark.parametrize('form', READERS)
-def test_a_word_cut_inside_a_character_ends_in_its_sign(form, tmp_path):
+def test_truncated_character_is_replaced(form, tmp_path):
   told = []
   rows = [('中文'.encode()[:5], 1), ('cat', 3), ('д'.encode()[:1], 5), (b'caf\xc3', 7)]
   vectors = READERS[form](written(tmp_path, form, rows), told.append)
@@ -385,7 +385,7 @@ def test_another_encoding_is_refused(form, word, tmp_path):
 
 
 @pytest.mark.parametrize('form', READERS)
-def test_places_count_the_words_that_are_passed_over(form, tmp_path):
+def test_places_count_repeated_words(form, tmp_path):
   file = written(tmp_path, form, [('a', 1), ('a', 3), ('b', 5), ('a', 7), ('c', 9)])
   data = file.read_bytes()
   nan = struct.pack('<f', np.nan) if form == 'binary' else b'nan'
@@ -396,7 +396,7 @@ def test_places_count_the_words_that_are_passed_over(form, tmp_path):
     READERS[form](file)
 
 
-def test_import_says_what_it_passes_over(tmp_path):
+def test_import_warns_of_repeated_words(tmp_path):
   file = written(tmp_path, 'glove', ROWS)
   result = in_process.run(
     'vectors', 'import', f'--workdir={tmp_path / "w"}', f'--file={file}', '--format=glove'

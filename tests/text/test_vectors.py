@@ -37,12 +37,12 @@ def test_words_have_their_rows():
     (['a'], [[1e39]], "the vector of 'a' has inf"),
   ],
 )
-def test_what_cannot_be_vectors_is_told(words, matrix, message):
+def test_wrong_vectors_are_refused(words, matrix, message):
   with pytest.raises(UserError, match=message):
     make_vectors(words, matrix)
 
 
-def test_words_that_are_not_there_have_neighbours_in_spelling():
+def test_unknown_word_names_similar_spellings():
   vectors = make_vectors(['Athens', 'Greece', '北京市', 'b'], np.eye(4))
   for word, close in (('athens', 'Athens'), ('Greeece', 'Greece'), ('北京', '北京市')):
     with pytest.raises(
@@ -54,7 +54,7 @@ def test_words_that_are_not_there_have_neighbours_in_spelling():
       row_of(vectors, word)
 
 
-def test_the_first_number_that_is_not_finite_is_found():
+def test_first_nonfinite_number_is_named():
   matrix = np.zeros((10_000, 3), np.float32)
   words = list(map(str, range(10_000)))
   assert make_vectors(words, matrix).matrix is matrix
@@ -88,7 +88,7 @@ def test_the_nearest_come_first(plane):
   assert [word for word, _ in left] == ['northeast', 'north', 'south', 'west']
 
 
-def test_equal_words_stand_in_their_order():
+def test_ties_keep_their_order():
   words = [f'w{i}' for i in range(100)]  # enough for a sort that is not stable to show
   vectors = make_vectors(words, np.tile([[1, 0], [0, 1]], (50, 1)))
   found = [word for word, _ in nearest_words(vectors, 'w4', 99)]
@@ -101,7 +101,7 @@ def test_zeros_are_near_nothing():
   assert nearest_words(vectors, 'b') == [('a', 0), ('c', -1)]
 
 
-def test_wrong_queries_are_told(plane):
+def test_wrong_queries_are_refused(plane):
   with pytest.raises(UserError, match=r"'norht' is not among the 6 words .did you mean 'north'"):
     nearest_words(plane, 'norht')
   with pytest.raises(UserError, match=r"'eats' is not .*did you mean 'east'"):
