@@ -193,7 +193,7 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
   ],
 )
 def test_each_example_has_a_score_of_its_own(path, outputs, references, expected):
-  metric = predict.spec.resolve(path, 'scores')()
+  metric = predict.resolve.resolve(path, 'scores')()
   name, scores = metric.score_examples(outputs, references)
   assert (name, scores) == (expected[0], pytest.approx(expected[1]))
 
