@@ -42,7 +42,7 @@ def paragraphs(split, files=_FILES, sentences=2, every=20):
       raw = texts[i]['text']
       if (i % every == 0) != (split == 'validation'):
         continue
-      found = [raw[start:stop].strip() for start, stop in spans(raw)]
+      found = [raw[start:stop].strip() for start, stop in sentence_spans(raw)]
       for first in range(0, len(found) - 1, 1 + sentences):
         rest = ''.join(found[first + 1 : first + 1 + sentences])
         pairs.append({'source': found[first], 'target': rest})

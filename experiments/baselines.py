@@ -18,7 +18,7 @@ import statistics
 import sys
 
 from lm.data import sources
-from lm.metrics import answers, entities, labels
+from lm.metrics import answers, labels, spans
 from lm.metrics.scores import CorpusMetric
 
 # Chinese characters, and words of other scripts.
@@ -107,7 +107,7 @@ def tagging(files: str) -> dict[str, float]:
       seen[word][tag] += 1
   usual = {word: tags.most_common(1)[0][0] for word, tags in seen.items()}
   predicted = [[usual.get(word, 'O') for word in example['words']] for example in dev]
-  return entities.entities()(predicted, [example['tags'] for example in dev]).values
+  return spans.entities()(predicted, [example['tags'] for example in dev]).values
 
 
 BASELINES = {

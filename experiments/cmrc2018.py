@@ -25,7 +25,7 @@ def get_config(arg=''):
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.3
   extraction(config, 'dev', 'lm.metrics.answers:cmrc')
-  config.data.convert = 'lm.tasks.spans:spans(stride=256, longest=60, threshold=None)'
+  config.data.convert = 'lm.tasks.extractive_qa:converter(stride=256, longest=60, threshold=None)'
   config.optim.learning_rate = 5e-4
   return select_variant(config, arg, smoke=_smoke)
 

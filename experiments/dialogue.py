@@ -20,7 +20,7 @@ def get_config(arg=''):
   config.steps = 1000
   config.batch_size = 8
   config.data.source = _source('turns_en')
-  config.data.prepare = ('lm.tasks.dialogue:unroll',)
+  config.data.prepare = ('lm.tasks.dialogue:expand_turns',)
   config.data.task = 'lm.tasks.dialogue:replies'
   config.data.convert = 'lm.tasks.dialogue:decoder(longest=192)'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
@@ -56,6 +56,6 @@ def _zh(config):
 
 
 def _smoke(config):
-  config.data.prepare = ('lm.tasks.dialogue:unroll(every=2)',)  # who asks is not imitated
+  config.data.prepare = ('lm.tasks.dialogue:expand_turns(every=2)',)  # who asks is not imitated
   config.data.convert = 'lm.tasks.dialogue:decoder(longest=96)'
   return small(config, 'lm.data.sources:python_dialogues', context=128)

@@ -32,14 +32,14 @@ def get_config(arg=''):
 
 def _write(config):
   config.model = encoder_decoder(depth=2, d_model=128, heads=4, context=512)
-  config.data.convert = 'lm.tasks.write:encoder_decoder'
+  config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
   config.data.context = 128  # few tokens are written for many that are read
   return config
 
 
 def _prefix(config):
   config.model = gpt2(depth=2, d_model=128, heads=4, context=512)
-  config.data.convert = 'lm.tasks.write:decoder'
+  config.data.convert = 'lm.tasks.seq2seq:decoder'
   return config
 
 

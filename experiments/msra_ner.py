@@ -21,7 +21,7 @@ def get_config(arg=''):
   config.model = encoder(depth=3, d_model=128, heads=4, context=256)
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.2
-  tagging(config, TAGS, 'dev', 'lm.metrics.entities:entities')
+  tagging(config, TAGS, 'dev', 'lm.metrics.spans:entities')
   test_set(config, 'test')
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/msra_ner/{split}.tsv', separator='')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})

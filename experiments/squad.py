@@ -28,7 +28,9 @@ def get_config(arg=''):
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.2
   extraction(config, 'dev', 'lm.metrics.answers:squad')
-  config.data.convert = 'lm.tasks.spans:spans(threshold=None)'  # each question has an answer
+  config.data.convert = (
+    'lm.tasks.extractive_qa:converter(threshold=None)'  # each question has an answer
+  )
   config.optim.learning_rate = 5e-4
   return select_variant(
     config, arg, smoke=_smoke, write=_write, write_smoke=lambda c: _smoke(_write(c))
@@ -38,7 +40,7 @@ def get_config(arg=''):
 def _write(config):
   config.model = encoder_decoder(depth=3, d_model=192, heads=4, context=384)
   config.model.dropout = 0.2
-  config.data.convert = 'lm.tasks.write:encoder_decoder'
+  config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
   config.data.context, config.data.source_context = 64, 384
   config.data.too_long = 'truncate'
   config.objective = base().objective

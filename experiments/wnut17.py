@@ -22,7 +22,7 @@ def get_config(arg=''):
   config.model = encoder(depth=2, d_model=128, heads=4, context=256)
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.3
-  tagging(config, TAGS, 'dev', 'lm.metrics.entities:entities')
+  tagging(config, TAGS, 'dev', 'lm.metrics.spans:entities')
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/wnut17_ner/{split}.tsv')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
   config.data.context = 256

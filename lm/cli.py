@@ -83,10 +83,10 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
 def _check_text(argv: Sequence[str]) -> None:
   """Raises UserError for an argument that is not UTF-8; Python has its bytes as surrogates."""
   for argument in argv[1:]:
-    if half_character(argument):
+    if lone_surrogate(argument):
       name, equals, _ = argument.partition('=')
       given = os.fsencode(argument)
-      which = name if equals and not half_character(name) else 'an argument'
+      which = name if equals and not lone_surrogate(name) else 'an argument'
       raise UserError(f'{which} is not UTF-8: it is {given!r:.120}')
 
 
@@ -130,7 +130,7 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
     UserError: the file, a key or a value is wrong.
   """
   file, colon, arg = _take(argv).partition(':')
-  path = f'{expand(file, "--config")}{colon}{arg}'
+  path = f'{expand_path(file, "--config")}{colon}{arg}'
   loaded = experiment.load(path)
   _override(loaded, argv)
   return loaded, path

@@ -113,7 +113,7 @@ def pass_word_counts(
       f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
     )
   occurrences = rows.counts(vocabulary_size(tokenizer))
-  words = list(words_of(tokenizer).values())
+  words = list(word_ids(tokenizer).values())
   counts = np.zeros_like(occurrences)
   counts[words] = occurrences[words]
   if np.count_nonzero(counts) < 2:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
   if penalty is not None and not math.isfinite(penalty):
     raise UserError(f'--length_penalty={penalty} is not a finite number')
   file = flags.FLAGS.predictions
-  out = None if file is None else expand(file, '--predictions')
+  out = None if file is None else expand_path(file, '--predictions')
   if out is not None and not out.absolute().parent.is_dir():
     raise UserError(f'--predictions={file}: there is no such directory')
   if out is not None and out.is_dir():

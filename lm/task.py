@@ -1,4 +1,4 @@
-"""What a task is, and how an architecture does it. Imports no jax: preparation reads this alone."""
+"""Tasks and converters: what a model is to do, and how an architecture sees it. No jax here."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,12 @@ import numpy as np
 from lm.errors import UserError
 
 if TYPE_CHECKING:
-  import tokenizers
+  from tokenizers import Tokenizer
 
   from lm.types import Array, Batch, Output
 
-Example = Mapping[str, Any]  # what a data source holds, by name
+Example = Mapping[str, Any]  # a record of a data source: fields by name
+Pieces = Sequence[Mapping[str, np.ndarray]]  # arrays by name for each Features of an example
 
 
 def as_example(value: Any, key: str) -> Example:
@@ -30,38 +31,40 @@ def as_example(value: Any, key: str) -> Example:
 
 
 def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source') -> UserError:
-  """Returns the error that an example has not what is wanted, such as 'string', under a name."""
+  """Returns the error for an example whose field is missing or not of the wanted type."""
   if field in example:
     return UserError(f'{key}: {field!r} of an example is {example[field]!r:.60} and no {wanted}')
-  there = ', '.join(map(repr, example))
-  return UserError(f'{key}: an example has no {wanted} under {field!r}; it has {there}')
+  available = ', '.join(map(repr, example))
+  return UserError(f'{key}: an example has no {wanted} under {field!r}; it has {available}')
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is to be done with an example, whatever architecture does it.
+  """What to do with an example, independent of the architecture.
 
-  Texts to read come in parts, which are tokenised one by one; a part may be a special token of the
-  task, and `specials` are all that there are. `answer` is what a head of an encoder finds: a class
-  by name, a number, or a list of (start, stop, tag) or (start, stop) in characters of the last
-  part. `target` is the same in words, for models that write. `reference` is what a prediction is
-  compared with, in the form that the corpus metrics of the task take.
+  Attributes:
+    inputs: the texts to read. Each part is tokenized separately; a part may be a special token.
+    target: the answer as text, for models that generate.
+    reference: what predictions are scored against, in the form that the task's scores take.
+    head_target: the answer for the head of an encoder: a class name, a number, or a list of
+      (start, stop, tag) or (start, stop) in characters of the last part; None where there is none.
+    special_tokens: all special tokens that the inputs may contain.
   """
 
   inputs: Callable[[Example], list[str]]
   target: Callable[[Example], str]
   reference: Callable[[Example], Any]
-  answer: Callable[[Example], Any] | None = None
-  specials: tuple[str, ...] = ()
+  head_target: Callable[[Example], Any] | None = None
+  special_tokens: tuple[str, ...] = ()
 
 
 class Features(NamedTuple):
-  """An example, or a part of one, as a model reads it; several of them share a row of a batch.
+  """Model inputs of an example, or of a window of one; several share a row of a packed batch.
 
   Attributes:
-    tokens: arrays of one length by name, laid along the row: inputs and what goes with them.
-    source: likewise for the row of an encoder, where there is a second one.
-    values: one number each for the whole example, such as its class.
+    tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like.
+    source: the same for the encoder row of an encoder-decoder.
+    values: scalars of the example, such as its class.
   """
 
   tokens: dict[str, np.ndarray]
@@ -69,55 +72,54 @@ class Features(NamedTuple):
   values: dict[str, float]
 
 
-def narrow(name: str, values: Any) -> np.ndarray:
-  """Returns an array of a feature in the type that it has in a batch, int32 or float32.
-
-  Weights are float32, whatever a converter makes them of.
-
-  Raises:
-    UserError: the values are no numbers, or integers that int32 cannot hold.
-  """
-  array = np.asarray(values)
-  if name == 'weights' or array.dtype.kind == 'f':
-    if array.dtype.kind not in 'fiub':
-      raise UserError(f'data.convert: {name!r} of a feature holds {array.dtype} and no numbers')
-    return array.astype(np.float32)
-  if array.dtype.kind not in 'iub' and array.size:
-    raise UserError(f'data.convert: {name!r} of a feature holds {array.dtype} and no numbers')
-  limits = np.iinfo(np.int32)
-  if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
-    raise UserError(
-      f'data.convert: {name!r} of a feature holds {array.min()} to {array.max()}, and a batch '
-      f'holds integers of {limits.min} to {limits.max}; give them as floats'
-    )
-  return array.astype(np.int32)
-
-
-def joined(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns arrays of one field one after another, as `narrow` does; empty ones have no type."""
-  parts = [np.asarray(array) for array in arrays if len(array)]
-  return narrow(name, np.concatenate(parts) if parts else np.zeros(0, int))
+Convert = Callable[[Example], list[Features]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Converter:
-  """How an architecture does a task: from examples to features, and from outputs to predictions.
+  """How an architecture sees a task: examples to features, outputs to predictions.
 
-  `texts(example)` is what a tokenizer is trained on. `features(tokenizer, labels, context)` returns
-  the function from an example to its features.
+  Generative models have `encode_prompt`; their prediction is the decoded text. Models with a head
+  have `predict` and `postprocess` instead.
 
-  For models that write, `prompt(tokenizer)` returns the function from an example to the features of
-  what is there before the first token of its target; a prediction is the text decoded from there.
-  For others `predict(output, batch)` returns arrays by place as in lm.data.features ('tokens/NAME',
-  (B, T, ...), or 'values/NAME', (B, P, ...)), and `read(labels, example, pieces)` makes the
-  prediction for an example from the parts of those arrays and of the batch that belong to its
-  features, one dict for each of these.
+  Attributes:
+    tokenizer_texts: the texts of an example that a tokenizer is trained on.
+    features: `(tokenizer, labels, seq_len)` to the function from an example to its features.
+    encode_prompt: `tokenizer` to the function from an example to the features before its target.
+    predict: `(output, batch)` to arrays named as in lm.data.features: 'tokens/NAME' (B, T, ...) or
+      'values/NAME' (B, P, ...).
+    postprocess: `(labels, example, pieces)` to the prediction of an example. A piece holds the
+      arrays of the batch and of `predict` at one Features of the example.
   """
 
-  texts: Callable[[Example], list[str]]
-  features: Callable[
-    ['tokenizers.Tokenizer', Sequence[str], int], Callable[[Example], list[Features]]
-  ]
-  prompt: Callable[['tokenizers.Tokenizer'], Callable[[Example], Features]] | None = None
+  tokenizer_texts: Callable[[Example], list[str]]
+  features: Callable[['Tokenizer', Sequence[str], int], Convert]
+  encode_prompt: Callable[['Tokenizer'], Callable[[Example], Features]] | None = None
   predict: Callable[['Output', 'Batch'], dict[str, 'Array']] | None = None
-  read: Callable[[Sequence[str], Example, list[dict[str, np.ndarray]]], Any] | None = None
+  postprocess: Callable[[Sequence[str], Example, Pieces], Any] | None = None
+
+
+def cast_feature(name: str, values: Any) -> np.ndarray:
+  """Returns the array of a feature in its batch dtype: int32, or float32 for floats and weights.
+
+  Raises:
+    UserError: the values are not numeric, or are integers outside int32.
+  """
+  array = np.asarray(values)
+  if array.dtype.kind not in 'fiub' and (array.size or name == 'weights'):
+    raise UserError(f'data.convert: feature {name!r} has dtype {array.dtype}, not a numeric one')
+  if name == 'weights' or array.dtype.kind == 'f':
+    return array.astype(np.float32)
+  limits = np.iinfo(np.int32)
+  if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+    raise UserError(
+      f'data.convert: feature {name!r} ranges from {array.min()} to {array.max()}, outside int32 '
+      f'({limits.min} to {limits.max}); use floats'
+    )
+  return array.astype(np.int32)
+
+
+def concatenate_feature(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns the concatenated arrays of a feature in its batch dtype; empty ones have no dtype."""
+  parts = [np.asarray(array) for array in arrays if len(array)]
+  return cast_feature(name, np.concatenate(parts) if parts else np.zeros(0, int))

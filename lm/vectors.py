@@ -72,17 +72,16 @@ def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
   if not words:
     raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
   _check_k()
-  from lm.text import vector_space
-  from lm.text.vectors import row
+  from lm.text.vectors import nearest_words, row_of
 
   vectors, notes = _vectors_of(workdir)
   for word in words:
-    row(vectors, word)  # all are looked up before anything is written
+    row_of(vectors, word)  # all are looked up before anything is written
   if len(vectors.words) < 2:
     raise UserError(f'--workdir={workdir}: {words[0]!r:.80} is its only word; nothing is near it')
   cli.print_notes(notes)
   for word in words:
-    for other, cosine in vector_space.nearest(vectors, word, flags.FLAGS.k):
+    for other, cosine in nearest_words(vectors, word, flags.FLAGS.k):
       print(_shown(word), _shown(other), f'{cosine:.4f}', sep='\t')
 
 
@@ -94,12 +93,12 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
   _check_k()
   _check_choice('score', _SCORES)
   from lm.metrics.word_vectors import SCORES
-  from lm.text import vector_space
+  from lm.text.vectors import analogy
 
   vectors, notes = _vectors_of(workdir)
   score = SCORES[flags.FLAGS.score]
   a, b, c = words
-  found = vector_space.analogy(vectors, a, b, c, flags.FLAGS.k, score)
+  found = analogy(vectors, a, b, c, flags.FLAGS.k, score)
   if not found:
     raise UserError(f'--workdir={workdir} has no words but those given; none is left to answer')
   cli.print_notes(notes)
@@ -229,7 +228,7 @@ def _check_no_words(words: list[str]) -> None:
 
 def _out(example: str) -> pathlib.Path:
   """Returns the file to write, once it could be one."""
-  out = expand(cli.required('out', example), '--out')
+  out = expand_path(cli.required('out', example), '--out')
   if out.is_dir():
     raise UserError(f'--out={out} is a directory; give the name of a file')
   if not out.absolute().parent.is_dir():

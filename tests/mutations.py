@@ -135,7 +135,7 @@ MUTATIONS = [
   ('special-in-text', 'lm/text/tokenizers.py', 'reader.encode_special_tokens = True',
    'reader.encode_special_tokens = False', 'text/test_special_text.py data/test_pipeline.py'),
   ('end-of-document', 'lm/text/tokenizers.py', "  '</s>',\n", '', 'text/test_tokenizers.py'),
-  ('subword-alpha', 'lm/text/sampling.py', 'alpha * score', 'score',
+  ('subword-alpha', 'lm/text/subword_sampling.py', 'alpha * score', 'score',
    'text/test_subword_sampling.py'),
   ('first-label', 'lm/tasks/find.py', 'if first is not None:', 'if first:',
    'tasks/test_finding.py'),
@@ -165,7 +165,7 @@ MUTATIONS = [
    'correct[k] / max(1, actual[k])', 'metrics/test_labels.py'),
   ('bleu-of-chinese', 'lm/metrics/translation.py', "('zh', 'zho', 'cmn', 'yue'), 'zh')",
    "('zh', 'zho', 'cmn', 'yue'), '13a')", 'metrics/test_translation.py'),
-  ('entity-type', 'lm/metrics/entities.py', " in 'BI' and kind == last_kind", " in 'BI'",
+  ('entity-type', 'lm/metrics/spans.py', " in 'BI' and kind == last_kind", " in 'BI'",
    'metrics/test_entities.py'),
   # Runs: checkpoints, resuming, stopping, records, processes.
   ('resume-optimizer', 'lm/workdir/checkpoints.py', 'TrainState(params=params, **training)',

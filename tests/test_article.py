@@ -14,7 +14,7 @@ from by_hand import differences, equal, random, sigmoid, softmax
 from lm.models.embeddings import Embeddings
 from lm.nn.losses import cross_entropy, sigmoid_cross_entropy, squared_sigmoid, token_statistics
 from lm.objectives.glove import glove
-from lm.objectives.squared_error import squared_error
+from lm.objectives.supervised import squared_error
 from lm.objectives.word2vec import negative_sampling
 from lm.types import EmbeddingTable, Output, OutputHead, apply_of
 

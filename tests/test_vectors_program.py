@@ -9,8 +9,7 @@ import pytest
 from lm.evaluation.vectors import of_run, write_run
 from lm.metrics.word_vectors import accuracy, read_questions
 from lm.text import vector_files
-from lm.text.vector_space import three_cos_mul
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors, three_cos_mul
 
 # Male, female, royal, and something of their own.
 ROYALS = {
@@ -36,7 +35,7 @@ def mistake(*arguments):
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('vectors') / 'run'
-  write_run(checked(ROYALS, list(ROYALS.values())), folder)
+  write_run(make_vectors(ROYALS, list(ROYALS.values())), folder)
   return folder
 
 
@@ -114,14 +113,14 @@ def test_export(workdir, form, read, tmp_path):
 
 def test_import(tmp_path):
   file, new = tmp_path / 'file', tmp_path / 'new'
-  vector_files.write_word2vec_binary(file, checked(ROYALS, list(ROYALS.values())))
+  vector_files.write_word2vec_binary(file, make_vectors(ROYALS, list(ROYALS.values())))
   said = output('import', f'--workdir={new}', f'--file={file}', '--format=word2vec_binary')
   assert said == f'{new}: 5 words of 4 numbers\n'
   assert_royal(of_run(new))
 
 
 def test_a_workdir_that_was_moved_is_evaluated(tmp_path):
-  write_run(checked(ROYALS, list(ROYALS.values())), tmp_path / 'here')
+  write_run(make_vectors(ROYALS, list(ROYALS.values())), tmp_path / 'here')
   (tmp_path / 'here').rename(tmp_path / 'there')
   result = in_process.run('evaluate', f'--workdir={tmp_path}/there')
   assert result.returncode == 0, result.stderr

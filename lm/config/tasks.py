@@ -20,7 +20,7 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
     split: the split to evaluate during training.
   """
   config.data.task = 'lm.tasks.text:text_to_text'
-  config.data.convert = 'lm.tasks.write:encoder_decoder'
+  config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
   bleu, ter = (f'lm.metrics.translation:{name}(language="{language}")' for name in ('bleu', 'ter'))
   scores = (bleu, 'lm.metrics.translation:chrf', ter)
   config.eval.sets.validation = _evaluation(split, scores)
@@ -33,7 +33,7 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
   """An encoder that pools finds the `label` of a `text`; accuracy of a split picks the best."""
   config.data.task = 'lm.tasks.text:classification'
-  config.data.convert = 'lm.tasks.find:classes'
+  config.data.convert = 'lm.tasks.classification:classifier'
   config.data.labels = tuple(labels)
   config.eval.sets.validation = _predicted(split, 'lm.metrics.labels:classification')
   config.checkpoint.best = 'eval/validation/accuracy'
@@ -44,9 +44,9 @@ def classification(config: ConfigDict, labels: Sequence[str], split: str) -> Con
 def regression(config: ConfigDict, split: str) -> ConfigDict:
   """An encoder that pools finds the `value` of a `text`; the error on a split picks the best."""
   config.data.task = 'lm.tasks.text:regression'
-  config.data.convert = 'lm.tasks.find:number'
+  config.data.convert = 'lm.tasks.classification:regressor'
   config.model.num_classes = 1
-  config.objective = ConfigDict({'fn': 'lm.objectives.squared_error:squared_error'})
+  config.objective = ConfigDict({'fn': 'lm.objectives.supervised:squared_error'})
   config.eval.sets.validation = evaluation(
     split,
     metrics=('lm.metrics.tokens:squared_error',),
@@ -64,10 +64,10 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
     config: has the model of an encoder.
     labels: all tags.
     split: the split to evaluate during training.
-    score: 'lm.metrics.entities:entities' for tags that mark entities, or another corpus metric.
+    score: 'lm.metrics.spans:entities' for tags that mark entities, or another corpus metric.
   """
   config.data.task = 'lm.tasks.text:tagging'
-  config.data.convert = 'lm.tasks.find:tags'
+  config.data.convert = 'lm.tasks.classification:tagger'
   config.data.labels = tuple(labels)
   config.model.pooling = placeholder(str)  # a head on each token
   config.eval.sets.validation = _predicted(split, score)
@@ -84,13 +84,13 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
     split: the split to evaluate during training.
     score: 'lm.metrics.answers:squad', or that of another language.
   """
-  config.data.task = 'lm.tasks.questions:extraction'
-  config.data.convert = 'lm.tasks.spans:spans'
+  config.data.task = 'lm.tasks.extractive_qa:extraction'
+  config.data.convert = 'lm.tasks.extractive_qa:converter'
   config.model.pooling = placeholder(str)  # a head on each token
   config.model.num_classes = 2  # the first and the last token
-  config.objective = ConfigDict({'fn': 'lm.objectives.spans:spans'})
+  config.objective = ConfigDict({'fn': 'lm.tasks.extractive_qa:objective'})
   config.eval.sets.validation = evaluation(
-    split, metrics=('lm.metrics.spans:spans',), scores=(score,)
+    split, metrics=('lm.tasks.extractive_qa:metric',), scores=(score,)
   )
   config.checkpoint.best = 'eval/validation/f1'
   config.log.prompts = ()

@@ -24,7 +24,7 @@ import numpy as np
 
 from lm.data import remote
 from lm.errors import UserError
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 _META = 'meta.json'
 _HOME = '~/.cache/lm'

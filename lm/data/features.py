@@ -14,8 +14,8 @@ import tokenizers
 from lm.config import resolve
 from lm.data import cache
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task, joined, narrow
-from lm.text.files import half_character
+from lm.task import Converter, Example, Features, Task, cast_feature, concatenate_feature
+from lm.text.files import lone_surrogate
 
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of a chunk of examples: 'tokens/NAME', 'source/NAME' and 'values/NAME' hold features;
@@ -36,12 +36,12 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   """
   if data['convert'] is None:
     raise UserError(
-      f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.write:encoder_decoder'
+      f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.seq2seq:encoder_decoder'
     )
   task = resolve.call(resolve.resolve(data['task'], 'data.task'), 'data.task')
 
   def checked(text: str) -> str:
-    if half := half_character(text):
+    if half := lone_surrogate(text):
       raise UserError(f'data.source: a text of an example {half}')
     return text
 
@@ -170,9 +170,11 @@ def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
     parts = [getattr(features, stream) for _, features in found]
     arrays[stream] = np.array([_length(part) for part in parts], np.int64)
     for name in parts[0] if parts else ():
-      arrays[f'{stream}/{name}'] = joined(name, [part[name] for part in parts])
+      arrays[f'{stream}/{name}'] = concatenate_feature(name, [part[name] for part in parts])
   for name in found[0][1].values if found else ():
-    arrays[f'{VALUES}/{name}'] = narrow(name, [features.values[name] for _, features in found])
+    arrays[f'{VALUES}/{name}'] = cast_feature(
+      name, [features.values[name] for _, features in found]
+    )
   return arrays
 
 

@@ -14,16 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lm.data.pipeline import text_of
 from lm.task import Example
-from lm.text import normal, segment, stop_words, tags
-from lm.text.sentences import spans
-from lm.text.tokens import whole
+from lm.text import normalize, segment
+from lm.text.segment import as_single_token, sentence_spans
 
 
 def normalize(
   examples: Iterable[Example],
   field: str = 'text',
-  form: normal.Form = 'NFKC',
-  case: normal.Case = 'keep',
+  form: normalize.Form = 'NFKC',
+  case: normalize.Case = 'keep',
   simplify: bool = False,
 ) -> Iterator[Example]:
   """Yields examples with each line of a text in normal form; see lm.text.normal.normal_form.
@@ -39,10 +38,10 @@ def normalize(
     UserError: there is no such form or case; an example has no text or a damaged one; OpenCC is not
       installed.
   """
-  normal.check(form, case)
+  normalize.check_options(form, case)
   for example in examples:
     lines = _text(example, field).split('\n')
-    lines = [normal.normal_form(line, form, case, simplify) for line in lines]
+    lines = [normalize.normalize(line, form, case, simplify) for line in lines]
     yield {**example, field: '\n'.join(lines)}
 
 
@@ -54,15 +53,15 @@ def split_sentences(examples: Iterable[Example], field: str = 'text') -> Iterato
   """
   for example in examples:
     raw = _text(example, field)
-    for start, end in spans(raw):
+    for start, end in sentence_spans(raw):
       yield {**example, field: raw[start:end]}
 
 
 def segment_words(
   examples: Iterable[Example],
   field: str = 'text',
-  form: normal.Form = 'NFKC',
-  case: normal.Case = 'fold',
+  form: normalize.Form = 'NFKC',
+  case: normalize.Case = 'fold',
   simplify: bool = False,
   stop: Sequence[str] = (),
 ) -> Iterator[Example]:
@@ -97,7 +96,7 @@ def segment_words(
 def tag_words(
   examples: Iterable[Example],
   field: str = 'text',
-  tagger: tags.Tagger = tags.parts_of_speech,
+  tagger: segment.Tagger = segment.parts_of_speech,
   separator: str = '',
   simplify: bool = False,
 ) -> Iterator[Example]:
@@ -117,7 +116,9 @@ def tag_words(
     UserError: an example has no text or a damaged one; a required library is not installed.
   """
   for example in examples:
-    text = tags.tag(segment.words(whole(_text(example, field)), simplify), tagger)
+    text = segment.tag_words(
+      segment.split_words(as_single_token(_text(example, field)), simplify), tagger
+    )
     others = {name: value for name, value in example.items() if name != field}
     yield others | {
       'words': [token.text for token in text.tokens],

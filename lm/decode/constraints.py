@@ -21,7 +21,7 @@ import numpy as np
 import tokenizers
 
 from lm.errors import UserError
-from lm.text.vocabulary import unknown_id
+from lm.text.tokenizers import unknown_id
 from lm.types import Array
 
 Adjust = Callable[[Array, Array, Array], Array]

@@ -12,7 +12,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.task import Features, joined
+from lm.task import Features, concatenate_feature
 from lm.types import Apply, Array, Params
 
 
@@ -116,7 +116,7 @@ def _padded(
     f'{prefix}positions': np.where(inside, slots, 0).astype(np.int32),
   }
   for name in rows[0]:
-    flat = joined(name, [row[name] for row in rows])
+    flat = concatenate_feature(name, [row[name] for row in rows])
     values = np.zeros(inside.shape, flat.dtype)
     values[inside] = flat
     batch[name] = values

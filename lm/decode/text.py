@@ -8,9 +8,8 @@ import tokenizers
 from lm.decode.sampling import Choose, without
 from lm.decode.steps import check_length
 from lm.decode.stream import stream
-from lm.text.stream import TextStream
-from lm.text.tokenizers import end_id, text_reader
-from lm.text.vocabulary import unknown_id
+from lm.text.detokenize import TextStream
+from lm.text.tokenizers import end_id, text_reader, unknown_id
 from lm.types import Apply, Params
 
 

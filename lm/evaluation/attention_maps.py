@@ -27,7 +27,7 @@ from lm.nn.hooks import with_hooks
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.task import Features
-from lm.text.words import group
+from lm.text.detokenize import group_words
 from lm.types import Array, Batch, Params
 
 _EXAMPLES = 4
@@ -103,7 +103,7 @@ class AttentionMaps:
       sides = example.tokens['targets'], example.source['source']
     else:
       sides = example.tokens['inputs'], example.tokens['inputs']
-    queries, keys = (group(self._tokenizer, side.tolist()) for side in sides)
+    queries, keys = (group_words(self._tokenizer, side.tolist()) for side in sides)
     by_word = _by_word(weights_NHTS, queries, keys)
     cells = np.rint(255 * by_word[..., :_WORDS, :_WORDS]).astype(np.uint8)
     return {

@@ -23,7 +23,7 @@ from lm.workdir.load import Loaded, Run, open_run, restore
 Member = tuple[pathlib.Path, int | None]  # workdir and step; None for the one that is taken unasked
 
 # What is found there is no distribution over the outputs of the model.
-_NO_DISTRIBUTION = (find.number, spans.spans)
+_NO_DISTRIBUTION = (classification.regressor, extractive_qa.converter)
 _ALIKE = ('task', 'convert', 'labels')
 
 
@@ -36,7 +36,7 @@ def parse_members(workdirs: str, steps: str | None) -> list[Member]:
     UserError: a step is no number, they are not as many, or one is named twice.
   """
   # The name of one directory may have a comma in it.
-  folders = [workdirs] if expand(workdirs, '--workdir').is_dir() else workdirs.split(',')
+  folders = [workdirs] if expand_path(workdirs, '--workdir').is_dir() else workdirs.split(',')
   if '' in folders:
     raise UserError(f'--workdir={workdirs}: there is nothing before or after one of the commas')
   numbers: list[int | None] = [None]

@@ -25,7 +25,6 @@ from lm.parallel import mesh, multihost
 from lm.parallel import mesh as meshes
 from lm.progress import Progress, show_documents, silent
 from lm.text.vectors import Vectors
-from lm.text.vocabulary import words_of
 from lm.types import Metric, Params, apply_of
 from lm.workdir import eval_artifacts
 from lm.workdir.checkpoints import badness

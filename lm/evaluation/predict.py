@@ -80,8 +80,8 @@ class Predictor:
     examples = pipeline.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     key = f'eval.sets.{name}.scores'
-    self._builders = [resolve.resolve(path, key) for path in section.scores]
-    self.metrics: list[CorpusMetric] = [resolve.call(builder, key) for builder in self._builders]
+    builders = [resolve.resolve(path, key) for path in section.scores]
+    self.metrics: list[CorpusMetric] = [resolve.call(builder, key) for builder in builders]
     for path, metric in zip(section.scores, self.metrics, strict=True):
       if not isinstance(metric, CorpusMetric):
         raise UserError(
@@ -186,12 +186,12 @@ class Predictor:
 
   def _fitted_prompts(self) -> dict[int, Features]:
     """Returns the prompt of each example that data.too_long leaves, by its index."""
-    if self._converter.prompt is None:
+    if self._converter.encode_prompt is None:
       raise UserError(
         f'data.convert={self._config.data.convert!r} neither predicts nor makes a prompt: '
         f'eval.sets.{self._name}.scores have nothing to compare'
       )
-    prompt, data = self._converter.prompt(self._tokenizer), self._config.data
+    prompt, data = self._converter.encode_prompt(self._tokenizer), self._config.data
 
     def name(index: int) -> Callable[[], str]:
       return lambda: f'example {index} of eval.sets.{self._name}'
@@ -209,10 +209,10 @@ class Predictor:
     pieces: dict[int, list[dict[str, np.ndarray]]] = {}
     for feature, parts in sorted(self._pieces(params), key=lambda pair: pair[0]):
       pieces.setdefault(int(self._rows.example[feature]), []).append(parts)
-    read, labels = self._converter.read, tuple(self._config.data.labels)
-    assert read is not None
+    postprocess, labels = self._converter.postprocess, tuple(self._config.data.labels)
+    assert postprocess is not None
     return {
-      i: read(labels, self._examples[i], parts)
+      i: postprocess(labels, self._examples[i], parts)
       for i, parts in pieces.items()
       if i < len(self._examples)
     }

@@ -104,16 +104,16 @@ def _continued(
 def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> None:
   if not prompts:
     return
-  words = words_of(tokenizer)
-  vocabulary = checked(words, np.zeros((len(words), 1)))
+  words = word_ids(tokenizer)
+  vocabulary = make_vectors(words, np.zeros((len(words), 1)))
   for prompt in prompts:
     try:
-      row(vocabulary, prompt)
+      row_of(vocabulary, prompt)
     except UserError as e:
       raise UserError(f'log.prompts={prompts!r:.200}: {e}') from e
 
 
 def _neighbours(vectors: Vectors | None, word: str) -> str:
   assert vectors is not None
-  found = nearest(vectors, word, _NEAREST)
+  found = nearest_words(vectors, word, _NEAREST)
   return ': ' + ', '.join(f'{other} {cosine:.2f}' for other, cosine in found)

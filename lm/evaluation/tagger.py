@@ -1,4 +1,4 @@
-"""A trained tagger behind the interface of lm.text.tags: from words to a tag for each.
+"""A trained tagger behind the interface of lm.text.segment: from words to a tag for each.
 
 tags.tag(segment.words(whole(raw)), functools.partial(tag, workdir='runs/msra_ner'))
 tagger = 'lm.evaluation.tagger:tag(workdir=\\"DIR\\")'
@@ -43,14 +43,14 @@ def tag(
 def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
   loaded = load(workdir, step)
   data = loaded.config.data
-  if data.convert is None or data.convert.partition('(')[0] != 'lm.tasks.find:tags':
+  if data.convert is None or data.convert.partition('(')[0] != 'lm.tasks.classification:tagger':
     raise UserError(f'--workdir={workdir}: data.convert={data.convert!r} does not tag words')
   with loaded.modules():
     _, converter = features.build_task(data)
   labels, context = tuple(data.labels), data.context
   convert = converter.features(loaded.tokenizer, labels, context)
-  predict, read = converter.predict, converter.read
-  assert predict is not None and read is not None
+  predict, postprocess = converter.predict, converter.postprocess
+  assert predict is not None and postprocess is not None
   found = jax.jit(lambda params, batch: predict(loaded.apply(params, batch), batch))
 
   def tagged(words: Sequence[str]) -> list[str]:
@@ -67,10 +67,10 @@ def _opened(workdir: str, separator: str, step: int | None) -> Tagger:
     # Rows of one length, so that the model is compiled once.
     row = {name: np.pad(values, (0, context - size)) for name, values in feature.tokens.items()}
     row |= {'segments': np.arange(context) < size, 'positions': np.arange(context) % max(1, size)}
-    batch = {name: narrow(name, values[None]) for name, values in row.items()}
+    batch = {name: cast_feature(name, values[None]) for name, values in row.items()}
     batch['examples'] = np.ones((1, 1), np.int32)
     (tags_T,) = jax.device_get(found(loaded.params, batch))['tokens/tag']
     tokens = {f'tokens/{name}': values for name, values in feature.tokens.items()}
-    return read(labels, example, [tokens | {'tokens/tag': tags_T[:size]}])
+    return postprocess(labels, example, [tokens | {'tokens/tag': tags_T[:size]}])
 
   return tagged

@@ -77,14 +77,14 @@ class Translator:
     if converter.prompt is None:
       raise UserError(
         f'data.convert={data.convert!r} makes no prompt for a model to write after '
-        '(Converter.prompt is None)'
+        '(Converter.encode_prompt is None)'
         + ('; it predicts, see lm.evaluate' if converter.predict else '')
       )
     steps = [resolve.resolve(path, 'data.prepare') for path in data.prepare]
     # Those of other fields are of no concern where there is a source and nothing else.
     self._steps = [s for s in steps if getattr(s, 'keywords', {}).get('field') == 'source']
     self._loaded = loaded
-    self._prompt = converter.prompt(loaded.tokenizer)
+    self._prompt = converter.encode_prompt(loaded.tokenizer)
     self._language = {} if language is None else {'target_language': language}
     _check_language(task, language)
     self._too_long = too_long

@@ -1,7 +1,7 @@
-"""Exact match and F1 of extracted answers, in percent, as SQuAD's and CMRC's own scorers find them.
+"""Exact match and F1 of extracted answers in percent, equal to the scorers of SQuAD and CMRC.
 
-Predictions are strings; the references of one are a list of right answers (a string is a list of
-one). The best of them counts. No prediction at all is the empty string.
+Predictions are strings, '' for no answer. The references of a question are a list of correct
+answers (a string is a list of one), the best of which counts.
 """
 
 # ruff: noqa: RUF001
@@ -13,17 +13,17 @@ import string
 from collections.abc import Callable, Sequence
 
 from lm.errors import UserError
-from lm.metrics.scores import CorpusMetric, Scores, alternatives, check_kind, check_sizes
+from lm.metrics.scores import TEXTS, CorpusMetric, Scores, alternatives, higher, validated
 
 _ARTICLE = re.compile(r'\b(?:a|an|the)\b')
 _ASCII_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
-# The marks that CMRC 2018 takes out. Its list also has the six dots of '……' as one entry; as the
-# scorer compares single characters, dots stay, and so do ASCII commas and full stops.
+# The marks that CMRC 2018 removes. Its list has '……' as one entry of six dots. As the scorer
+# compares single characters, dots stay, and so do ASCII commas and full stops.
 _CMRC_PUNCTUATION = str.maketrans('', '', '-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
 _HAN_OR_OTHER = re.compile('[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+')
-# English words as NLTK's word_tokenize cuts them, which CMRC's scorer uses between Chinese
-# characters: marks stand alone, but for commas before digits and full stops inside.
+# English words as NLTK's word_tokenize splits them, which CMRC's scorer uses between Chinese
+# characters: marks are tokens, except commas before digits and full stops inside words.
 _MARKS = r'\[\](){}<>;@#$%&?!"«»“‘„‒–—―'
 _LAST = r'(?=[\])}>"\'»”’\s]*$)'
 _CLITIC = r"'(?:s|m|d|ll|re|ve)?(?!\S)"
@@ -36,11 +36,10 @@ _WORD = re.compile(
 def squad() -> CorpusMetric:
   """Returns 'exact_match' and 'f1' of SQuAD (Rajpurkar et al. 2016), in percent.
 
-  Answers are compared in lower case without punctuation, articles and surplus spaces; F1 is over
-  their words. An empty list of references is a question without an answer, as in SQuAD 2.0
-  (Rajpurkar et al. 2018): only the empty prediction is right.
-  On SQuAD 1.1 this is its scorer too, save for answers of nothing but articles and punctuation,
-  which 2.0 takes out of the references.
+  Answers are compared in lower case without punctuation, articles and extra spaces; F1 is over
+  their words. A question without references has no answer, as in SQuAD 2.0 (Rajpurkar et al. 2018):
+  only the empty prediction is correct. SQuAD 1.1's scorer differs only for references of articles
+  and punctuation alone, which 2.0 removes.
   """
 
   def score(prediction: str, answers: list[str]) -> tuple[float, float]:
@@ -48,23 +47,21 @@ def squad() -> CorpusMetric:
     golds = [gold for gold in map(_squad_words, answers) if gold] or [[]]
     return float(words in golds), max(_bag_f1(words, gold) for gold in golds)
 
-  return _best_of('squad', score)
+  return _mean_of_best('squad', score)
 
 
 def cmrc() -> CorpusMetric:
   """Returns 'exact_match' and 'f1' of CMRC 2018 (Cui et al. 2019), in percent.
 
-  Chinese punctuation is taken out and case ignored. F1 is over Chinese characters and the words of
-  other scripts, and what two answers share is their longest common run (neither a bag nor a
-  subsequence), as in the scorer that was published.
+  Chinese punctuation and case are ignored. F1 is over Chinese characters and the words of other
+  scripts. As in the published scorer, the overlap of two answers is their longest common run, not a
+  bag or a subsequence.
 
   Raises:
-    UserError: from the metric; a question has no reference, which CMRC does not provide for.
+    UserError: from the metric; a question has no reference, which CMRC does not have.
   """
 
   def score(prediction: str, answers: list[str]) -> tuple[float, float]:
-    if not answers:
-      raise UserError('cmrc: a question has no reference; CMRC has no unanswerable questions')
     text, pieces = _cmrc_text(prediction), _cmrc_pieces(prediction)
     exact = any(text == _cmrc_text(answer) for answer in answers)
     return float(exact), max(_run_f1(pieces, _cmrc_pieces(answer)) for answer in answers)
@@ -73,22 +70,21 @@ def cmrc() -> CorpusMetric:
     if not all(alternatives(references)):
       raise UserError('cmrc: a question has no reference; CMRC has no unanswerable questions')
 
-  return _best_of('cmrc', score, check)
+  return _mean_of_best('cmrc', score, check)
 
 
-def _best_of(
+def _mean_of_best(
   name: str,
   score: Callable[[str, list[str]], tuple[float, float]],
   check: Callable[[Sequence], object] = lambda references: None,
 ) -> CorpusMetric:
-  def metric(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
-    check_sizes(name, predictions, references)
-    check_kind(name, predictions, str, 'texts')
+  def mean(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
+    check(references)
     pairs = [score(*pair) for pair in zip(predictions, alternatives(references), strict=True)]
     exact, f1 = (100 * statistics.fmean(column) for column in zip(*pairs, strict=True))
     return Scores({'exact_match': exact, 'f1': f1})
 
-  return CorpusMetric(metric, {'exact_match': True, 'f1': True}, check)
+  return validated(name, CorpusMetric(mean, higher('exact_match', 'f1'), check), TEXTS)
 
 
 def _squad_words(answer: str) -> list[str]:

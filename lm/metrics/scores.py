@@ -1,14 +1,13 @@
-"""Corpus metrics: pure functions of all predictions and references of a set, on the host.
+"""Corpus metrics: scores of all predictions of a set against its references, on the host.
 
-`lm.types.Metric` adds up terms over examples on the device. BLEU and entity F1 are no means of that
-kind: they are found from the decoded predictions of a whole set,
+`lm.types.Metric` sums terms over examples on the device. BLEU and entity F1 are no such means; they
+need the decoded predictions of a whole set,
 
     metric(predictions, references) -> Scores
 
-where the i-th prediction answers the i-th reference. A config names the builder of a metric by
-import path, with literal arguments, as in 'lm.metrics.translation:bleu(language="de")'. The builder
-returns a `CorpusMetric`: the function, with the names of its values and their directions.
-Units are those of each metric's own field; its docstring says whether 1 or 100 is perfect.
+with one reference for each prediction. A config names the builder of a metric by import path, with
+literal arguments, as in 'lm.metrics.translation:bleu(language="de")'. The docstring of each metric
+says whether 1 or 100 is perfect.
 """
 
 import dataclasses
@@ -18,66 +17,97 @@ from typing import Any
 
 from lm.errors import UserError
 
+Kind = tuple[type, str]  # the type of predictions or references, and its name in errors
+TEXTS: Kind = (str, 'texts')
+TAGS: Kind = (list, 'lists of tags')
+NUMBERS: Kind = (float, 'numbers')
+ANY: Kind = (object, 'anything')
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """What a corpus metric finds: named values, and by the same names what to know about them."""
+  """Named values of a corpus metric, with notes by the same names, such as sacrebleu signatures."""
 
   values: dict[str, float]
-  notes: dict[str, str] = dataclasses.field(default_factory=dict)  # such as sacrebleu signatures
+  notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusMetric:
-  """A function `(predictions, references) -> Scores`, and what is known before there are any.
+  """A function `(predictions, references) -> Scores`, and what is known about it in advance.
 
   Attributes:
     score: the function.
-    higher_is_better: the name of each value, and whether its highest is the best; None where no
-      value is better.
-    check: takes the references of a set and raises the UserError that `score` would for their sake.
+    higher_is_better: the direction of each value; None for a value without one.
+    check: raises the UserError that `score` would raise because of the references of a set.
+    example_score: the name and the function `(prediction, reference) -> float` of the score of one
+      example, by which examples are sorted; None for the F1 of `score`, or else its first value.
   """
 
   score: Callable[[Sequence[Any], Sequence[Any]], Scores]
   higher_is_better: Mapping[str, bool | None]
   check: Callable[[Sequence[Any]], object] = lambda references: None
+  example_score: tuple[str, Callable[[Any, Any], float]] | None = None
 
   def __call__(self, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     return self.score(predictions, references)
 
+  def score_examples(
+    self, predictions: Sequence[Any], references: Sequence[Any]
+  ) -> tuple[str, list[float]]:
+    """Returns the name of the example score, and its value for each example."""
+    pairs = list(zip(predictions, references, strict=True))
+    if self.example_score is not None:
+      name, function = self.example_score
+      return name, [function(*pair) for pair in pairs]
+    found = [self.score([prediction], [reference]).values for prediction, reference in pairs]
+    name = 'f1' if 'f1' in found[0] else next(iter(found[0]))
+    return name, [values[name] for values in found]
 
-def check_sizes(name: str, predictions: Sequence, references: Sequence) -> None:
-  """Checks that there is something to score, and as many predictions as references.
 
-  Raises:
-    UserError: both are empty.
-    ValueError: their lengths differ.
+def validated(
+  name: str,
+  metric: CorpusMetric,
+  predictions: Kind = ANY,
+  references: Kind = ANY,
+) -> CorpusMetric:
+  """Returns a metric that checks the number and the types of its arguments first.
+
+  `score` raises UserError for an empty set or a wrong type, and ValueError for unequal lengths.
   """
-  if len(predictions) != len(references):
-    raise ValueError(f'{name}: {len(predictions)} predictions for {len(references)} references')
-  if not len(references):
-    raise UserError(f'{name}: metric on an empty set; it needs at least one example')
 
+  def score(found: Sequence[Any], actual: Sequence[Any]) -> Scores:
+    if len(found) != len(actual):
+      raise ValueError(f'{name}: {len(found)} predictions for {len(actual)} references')
+    if not len(actual):
+      raise UserError(f'{name}: metric on an empty set; it needs at least one example')
+    _check_kind(name, found, predictions)
+    _check_kind(name, actual, references)
+    return metric.score(found, actual)
 
-def check_kind(name: str, values: Sequence, kind: type, wanted: str) -> None:
-  """Raises UserError where predictions or references are of another kind than a metric scores.
+  def check(actual: Sequence[Any]) -> None:
+    _check_kind(name, actual, references)
+    metric.check(actual)
 
-  Args:
-    name: of the metric.
-    values: what it is given.
-    kind: the type of each; lists and tuples are one kind, and so are all numbers.
-    wanted: what that is to people.
-  """
-  for value in values:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    listed = isinstance(value, list | tuple)
-    if not {float: number, list: listed}.get(kind, isinstance(value, kind)):
-      raise UserError(
-        f'{name}: it scores {wanted}, and this task has {value!r:.60}; take another metric in '
-        'eval.sets.NAME.scores'
-      )
+  return dataclasses.replace(metric, score=score, check=check)
 
 
 def alternatives(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
-  """Returns the references of each example as a list, where an example may have just one string."""
+  """Returns the references of each example as a list; a string is a list of one."""
   return [[one] if isinstance(one, str) else list(one) for one in references]
+
+
+def higher(*names: str) -> dict[str, bool | None]:
+  """Returns the directions of values that are all better when higher."""
+  return dict.fromkeys(names, True)
+
+
+def _check_kind(name: str, values: Sequence[Any], kind: Kind) -> None:
+  for value in values:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    listed = isinstance(value, list | tuple)
+    if not {float: number, list: listed}.get(kind[0], isinstance(value, kind[0])):
+      raise UserError(
+        f'{name}: it scores {kind[1]}, not {value!r:.60} as in this task; use another metric in '
+        'eval.sets.NAME.scores'
+      )

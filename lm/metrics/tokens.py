@@ -1,4 +1,4 @@
-"""Metrics of targets: exact sums over a set of examples."""
+"""Metrics of targets: exact sums over the examples of a set."""
 
 import math
 
@@ -9,7 +9,7 @@ from lm.types import Batch, Metric, Output, WeightedSums
 
 
 def cross_entropy() -> Metric:
-  """Returns loss (nats per target) and perplexity, where a corpus metric has the accuracy."""
+  """Returns loss (nats per target) and perplexity, for a set whose scores have the accuracy."""
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
     nats, _ = token_statistics(output.hidden, output.head, batch['targets'])
@@ -20,9 +20,9 @@ def cross_entropy() -> Metric:
 
 
 def targets() -> Metric:
-  """Returns loss (nats per target), perplexity and accuracy (of targets).
+  """Returns loss (nats per target), perplexity and accuracy.
 
-  A target is a token, a tag or a class, as the batch has it.
+  A target is a token, a tag or a class, depending on the batch.
   """
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
@@ -37,14 +37,10 @@ def targets() -> Metric:
   return Metric(terms, _perplexity, {'loss': False, 'accuracy': True, 'perplexity': False})
 
 
-def _perplexity(means: dict[str, float]) -> dict[str, float]:
-  return {'perplexity': math.inf if means['loss'] > 700 else math.exp(means['loss'])}
-
-
 def language_model() -> Metric:
-  """Returns what `targets` does, and bits per byte.
+  """Returns the values of `targets`, and bits per byte.
 
-  Bits per byte divide by the bytes of the raw text and so compare across tokenizers.
+  Bits per byte divide by the bytes of the raw text, so they are comparable across tokenizers.
   """
   of_targets = targets()
 
@@ -58,7 +54,7 @@ def language_model() -> Metric:
 
 
 def squared_error() -> Metric:
-  """Returns the mean squared error of numbers, and the mean absolute error."""
+  """Returns the mean squared error of numbers, and their mean absolute error."""
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
     error = output.head(output.hidden)[..., 0] - batch['targets']
@@ -70,3 +66,7 @@ def squared_error() -> Metric:
     }
 
   return Metric(terms, higher_is_better={'loss': False, 'absolute_error': False})
+
+
+def _perplexity(means: dict[str, float]) -> dict[str, float]:
+  return {'perplexity': math.inf if means['loss'] > 700 else math.exp(means['loss'])}

@@ -1,7 +1,7 @@
-"""Word vectors against what people say of words: likeness of pairs, analogies, groups.
+"""Evaluation of word vectors against human judgments: similarity, analogies, groups.
 
-A word is looked up as it is written, or else in lower case. What has a word that is not there is
-left out, and the coverage says how much was not: compare scores of like coverage only.
+A word is looked up as spelled, or else in lower case. Items with an unknown word are excluded, and
+the coverage is the share that remains; only scores of similar coverage are comparable.
 
 A config names the builder of a `VectorMetric` by import path, with literal arguments, as in
 'lm.metrics.word_vectors:pairs(file="$LM_DATA/word_eval/wordsim353.tsv")'.
@@ -21,27 +21,32 @@ import numpy as np
 from lm.errors import UserError
 from lm.metrics.labels import regression
 from lm.metrics.scores import Scores
-from lm.text.files import decode, expand, lines
-from lm.text.vector_space import Analogy, analogies, cosines, three_cos_add, three_cos_mul, unit
-from lm.text.vectors import Vectors
+from lm.text.files import decode, expand_path
+from lm.text.vectors import (
+  Analogy,
+  Vectors,
+  analogies,
+  cosines,
+  three_cos_add,
+  three_cos_mul,
+  unit_rows,
+)
 
-Pair = tuple[str, str, float]  # two words, and how alike people find them
+Pair = tuple[str, str, float]  # two words and their similarity
 Question = tuple[str, str, str, str]  # a is to b as c to d
-_LONGEST = 10_000  # bytes of a line
-_Covered = tuple[list[tuple[int, ...]], list[int]]
+_Covered = tuple[list[tuple[int, ...]], list[int]]  # rows of the words, and indices, of items
 SCORES: Mapping[str, Analogy] = {'add': three_cos_add, 'mul': three_cos_mul}
 
 
 class VectorMetric(NamedTuple):
-  """What is asked of word vectors, under a name of its own; the values are shares.
+  """An evaluation of word vectors with values from 0 to 1.
 
   Attributes:
-    name: stands before the values.
-    score: finds them.
+    name: the prefix of the values.
+    score: from vectors to the values.
     check: takes words with their rows, before there are vectors, and raises the UserError that
-      `score` would for the lack of words.
-    higher_is_better: the name of each value, and whether its highest is the best; None where no
-      value is better.
+      `score` would raise for lack of words.
+    higher_is_better: the direction of each value; None for a value without one.
   """
 
   name: str
@@ -51,16 +56,16 @@ class VectorMetric(NamedTuple):
 
 
 def pairs(file: str, name: str = '') -> VectorMetric:
-  """Returns the metric 'spearman' and 'coverage' of a file of pairs, as of `similarity`.
+  """Returns the metric 'spearman' and 'coverage' of a file of pairs; see `similarity`.
 
   Args:
-    file: as `read_pairs` takes it; ~ and $VARIABLES are replaced.
-    name: of the metric; that of the file, without its suffix, unless given.
+    file: as for `read_pairs`; ~ and $VARIABLES are expanded.
+    name: of the metric; by default the name of the file without suffix.
 
   Raises:
     UserError: the file is missing or wrong; or, from the metric, no pair is covered.
   """
-  path = expand(file, 'file')
+  path = expand_path(file, 'file')
   read = read_pairs(path)
   return VectorMetric(
     name or path.stem,
@@ -73,17 +78,17 @@ def pairs(file: str, name: str = '') -> VectorMetric:
 def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric:
   """Returns the metric 'add_accuracy', 'mul_accuracy' and 'coverage' of a file of analogies.
 
-  The accuracies are those of 3CosAdd and of 3CosMul, as of `accuracy`.
+  The accuracies use 3CosAdd and 3CosMul; see `accuracy`.
 
   Args:
-    file: as `read_questions` takes it; ~ and $VARIABLES are replaced.
-    name: of the metric; that of the file, without its suffix, unless given.
-    sections: whether each section has values too, as 'SECTION/add_accuracy'.
+    file: as for `read_questions`; ~ and $VARIABLES are expanded.
+    name: of the metric; by default the name of the file without suffix.
+    sections: whether to add the values of each section, as 'SECTION/add_accuracy'.
 
   Raises:
     UserError: the file is missing or wrong; or, from the metric, no question is covered.
   """
-  path = expand(file, 'file')
+  path = expand_path(file, 'file')
   read = read_questions(path)
 
   def score(vectors: Vectors) -> Scores:
@@ -105,17 +110,17 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
 
 
 def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorMetric:
-  """Returns the metric 'accuracy' and 'coverage' of words that belong together.
+  """Returns the metric 'accuracy' and 'coverage' of groups of words.
 
-  The words asked are those that are there, with another one of their group; the coverage is their
-  share. The accuracy is the share of them whose nearest, among the words asked, is of their group.
+  A word is covered if it and another word of its group are known. The accuracy is the share of
+  covered words whose nearest covered word is in the same group.
 
   Args:
     groups: the words of each group, as in {'days': ['monday', 'friday'], 'months': ['may', ...]}.
     name: of the metric.
 
   Raises:
-    UserError: there are fewer than two groups, one has fewer than two words, or a word comes twice;
+    UserError: there are fewer than two groups, one has fewer than two words, or a word is repeated;
       or, from the metric, fewer than two groups are covered.
   """
   words = [word for members in groups.values() for word in members]
@@ -123,35 +128,35 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
   if len(groups) < 2 or any(len(members) < 2 for members in groups.values()):
     raise UserError(f'groups={dict(groups)!r:.80}: at least two groups of two words are needed')
   if twice := [word for word, count in collections.Counter(words).items() if count > 1]:
-    raise UserError(f'groups: {twice[0]!r:.40} comes twice')
+    raise UserError(f'groups: {twice[0]!r:.40} is there twice')
 
-  def asked_of(index: Mapping[str, int]) -> tuple[list[int], np.ndarray]:
-    """Returns the rows of the words asked, and the groups that they are of."""
+  def covered(index: Mapping[str, int]) -> tuple[list[int], np.ndarray]:
+    """Returns the rows of the covered words, and the groups that they are in."""
     rows, found = _covered(index, [(word,) for word in words])
     inside = np.bincount(of[found], minlength=len(groups))
-    asked = np.flatnonzero(inside[of[found]] > 1)
-    if len(set(of[found][asked])) < 2:
+    known = np.flatnonzero(inside[of[found]] > 1)
+    if len(set(of[found][known])) < 2:
       raise UserError(
         f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
         'among the vectors'
       )
-    return [rows[i][0] for i in asked], of[found][asked]
+    return [rows[i][0] for i in known], of[found][known]
 
   def score(vectors: Vectors) -> Scores:
-    rows, kinds = asked_of(vectors.index)
-    directions = unit(vectors.matrix[rows])
-    cos = directions @ directions.T
+    rows, kinds = covered(vectors.index)
+    units = unit_rows(vectors.matrix[rows])
+    cos = units @ units.T
     np.fill_diagonal(cos, -np.inf)
-    right = kinds[cos.argmax(axis=1)] == kinds
-    return Scores({'accuracy': float(right.mean()), 'coverage': len(rows) / len(words)})
+    correct = kinds[cos.argmax(axis=1)] == kinds
+    return Scores({'accuracy': float(correct.mean()), 'coverage': len(rows) / len(words)})
 
-  return VectorMetric(name, score, asked_of, {'accuracy': True, 'coverage': True})
+  return VectorMetric(name, score, covered, {'accuracy': True, 'coverage': True})
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-  """Reads pairs of words with their scores, such as WordSim-353 and SimLex-999 as Gensim has them.
+  """Reads pairs of words with their similarity, such as Gensim's WordSim-353 and SimLex-999.
 
-  Lines are 'word TAB word TAB score'; those that begin with '#' are comments.
+  Lines are 'word TAB word TAB score'; those that start with '#' are comments.
 
   Raises:
     UserError: the file cannot be read, a line is wrong, or there is no pair.
@@ -176,11 +181,11 @@ def read_pairs(path: str | Path) -> list[Pair]:
 def read_questions(path: str | Path) -> dict[str, list[Question]]:
   """Reads analogies by section, such as questions-words.txt of word2vec and the Chinese CA8.
 
-  Lines are four words between spaces; one that begins with ':' names the section that follows.
+  Lines are four words separated by spaces; a line that starts with ':' names a section.
 
   Raises:
-    UserError: the file cannot be read, a line is wrong, a question comes before all sections, a
-      section comes twice, or there is no question.
+    UserError: the file cannot be read, a line is wrong, a question precedes all sections, a section
+      is repeated, or there is no question.
   """
   sections: dict[str, list[Question]] = {}
   name = None
@@ -188,10 +193,10 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
     if line.startswith(':'):
       name = line.removeprefix(':').strip()
       if name in sections:
-        raise UserError(f'{place}: the section {name!r:.40} is there already')
+        raise UserError(f'{place}: the section {name!r:.40} is repeated')
       sections[name] = []
     elif name is None:
-      raise UserError(f"{place}: {line!r:.40} comes before the first section, such as ': family'")
+      raise UserError(f"{place}: {line!r:.40} precedes the first section, such as ': family'")
     else:
       a, b, c, d = _fields(line, ' ', 4, place)
       sections[name].append((a, b, c, d))
@@ -201,10 +206,10 @@ def read_questions(path: str | Path) -> dict[str, list[Question]]:
 
 
 def similarity(vectors: Vectors, pairs: Sequence[Pair]) -> Scores:
-  """Returns 'spearman' and 'coverage' of pairs, as shares.
+  """Returns 'spearman' and 'coverage' of pairs.
 
-  Spearman's rank correlation is between cosines and scores, of the pairs that are covered; ties
-  share the mean of their ranks. It is NaN where either side is constant, as for one pair.
+  Spearman's rank correlation is between the cosines and the scores of covered pairs. Ties share the
+  mean of their ranks. It is NaN if either side is constant, as for one pair.
 
   Raises:
     UserError: no pair is covered.
@@ -220,24 +225,24 @@ def accuracy(
   sections: Mapping[str, Sequence[Question]],
   score: Analogy = three_cos_add,
 ) -> Scores:
-  """Returns 'accuracy' and 'coverage' of analogies, as shares, and 'SECTION/...' of each.
+  """Returns 'accuracy' and 'coverage' of analogies, in total and as 'SECTION/...'.
 
-  The answer is the best of all words but a, b and c, and is right if it is d. A section of which
-  nothing is covered has no accuracy.
+  The answer is the best of all words but a, b and c; it is correct if it is d. A section without
+  covered questions has no accuracy.
 
   Raises:
     UserError: no question is covered.
   """
   names = [name for name, members in sections.items() for _ in members]
   rows, found = _covered_questions(vectors.index, sections)
-  asked = np.array(rows)
-  right = analogies(vectors, asked[:, :3], score) == asked[:, 3]
+  covered = np.array(rows)
+  correct = analogies(vectors, covered[:, :3], score) == covered[:, 3]
   section = np.array([names[i] for i in found])
-  values = {'accuracy': float(right.mean()), 'coverage': len(found) / len(names)}
+  values = {'accuracy': float(correct.mean()), 'coverage': len(found) / len(names)}
   for name, members in sections.items():
     inside = section == name
     if inside.any():
-      values[f'{name}/accuracy'] = float(right[inside].mean())
+      values[f'{name}/accuracy'] = float(correct[inside].mean())
     if members:
       values[f'{name}/coverage'] = float(inside.sum() / len(members))
   return Scores(values)
@@ -263,25 +268,21 @@ def _covered_questions(
 
 
 def _covered(index: Mapping[str, int], groups: Sequence[tuple]) -> _Covered:
-  """Returns the rows of the words of each group that has them all, and which groups those are."""
+  """Returns the rows of the words of each group with known words only, and the group indices."""
   rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in g) for g in groups]
   found = [i for i, group in enumerate(rows) if min(group) >= 0]
   return [rows[i] for i in found], found
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
-  """Returns the lines of a file that are not blank, each with its place."""
-  at = 0
+  """Yields the lines of a file that are not blank, each with its place."""
   try:
-    with open(path, 'rb') as file:
-      for i, data in enumerate(lines(file, path, _LONGEST)):
-        line = decode(data, Path(path), at).removesuffix('\n')
-        at += len(data)
-        line = line if i else line.removeprefix('\ufeff')
-        if line.strip():
-          yield f'{path}, line {i + 1}', line.removesuffix('\r')
+    text = decode(Path(path).read_bytes(), Path(path))
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
+  for number, line in enumerate(text.split('\n'), 1):
+    if line.strip():
+      yield f'{path}, line {number}', line.removesuffix('\r')
 
 
 def _fields(line: str, delimiter: str, count: int, place: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Cross-entropy: the next token, a target sequence, a tag a token, or a class for the whole.
+"""Supervised objectives: cross-entropy and squared error.
 
-Which of them it is lies in the batch: `targets` and `weights` have the shape that the model's
-hidden states have.
+The batch determines what is predicted: the next token, a target sequence, a tag per token, or a
+class or number per example. `targets` and `weights` have the shape of the model's hidden states.
 """
 
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ from lm.types import Apply, Array, Batch, Objective, Params
 
 
 def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int = 0) -> Objective:
-  """Returns cross-entropy in nats per target, and its penalties as terms of their own.
+  """Returns cross-entropy in nats per target, with its penalties as separate terms.
 
   The gradient is that of the sum of all terms (`losses.as_terms`).
 
   Args:
-    z_loss: coefficient of the penalty on log(Z)^2; 1e-4 is PaLM's.
-    label_smoothing: share of a target's probability spread over all classes; the term `smoothing`
-      is what it adds, so that `loss` stays the negative log-likelihood.
-    chunk: positions whose logits are held at once; 0 for what fits a fixed budget.
+    z_loss: coefficient of the penalty on log(Z)^2; PaLM uses 1e-4.
+    label_smoothing: share of a target's probability that is spread over all classes. The term
+      `smoothing` is the difference it makes, so that `loss` stays the negative log-likelihood.
+    chunk: positions whose logits are in memory together; 0 for a fixed memory budget.
   """
   present = {'nats': True, 'z_loss': z_loss > 0, 'smoothing': label_smoothing > 0}
   names = {part: 'loss' if part == 'nats' else part for part, there in present.items() if there}
@@ -43,3 +43,14 @@ def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int 
     return dict.fromkeys(names.values(), count)
 
   return Objective(loss_sums, normalizers)
+
+
+def squared_error() -> Objective:
+  """Returns the mean of (prediction - target)^2."""
+
+  def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+    output = apply(params, batch, key=key)
+    error = output.head(output.hidden)[..., 0] - batch['targets']
+    return {'loss': jnp.sum(batch['weights'] * jnp.square(error))}
+
+  return Objective(loss_sums, normalizers=lambda batch: {'loss': jnp.sum(batch['weights'])})

@@ -1,4 +1,4 @@
-"""Tasks from text to text, or to a class, a number, or a tag a word."""
+"""Tasks from text to text, to a class, to a number, or to a tag per word."""
 
 from lm.errors import UserError
 from lm.task import Example, Task, mismatch
@@ -6,21 +6,17 @@ from lm.text.tokenizers import SEPARATOR, Special
 
 
 def text_to_text() -> Task:
-  """Writes target from source: translation in one direction, generation from a description."""
-
-  def written(example: Example) -> str:
-    return _text(example, 'target')
-
-  return Task(lambda example: [_text(example, 'source')], written, written)
+  """Generates `target` from `source`: translation in one direction, or data to text."""
+  return Task(lambda example: [_text(example, 'source')], _target, _target)
 
 
 def translation(languages: tuple[str, ...]) -> Task:
-  """Translates in many directions in one model; a token names the language to write.
+  """Translates in many directions with one model; a token names the target language.
 
   Johnson et al. 2017, section 3. Examples have source, target and target_language.
 
   Args:
-    languages: those that are written.
+    languages: the target languages.
   """
   tags = {language: Special(f'<|to {language}|>') for language in languages}
 
@@ -28,24 +24,19 @@ def translation(languages: tuple[str, ...]) -> Task:
     language = example.get('target_language')
     if language not in tags:
       raise UserError(
-        f'data.task: target_language={language!r} is none of languages={tuple(languages)}'
+        f'data.task: target_language={language!r} must be one of languages={tuple(languages)}'
       )
     return [tags[language], _text(example, 'source')]
 
-  return Task(
-    inputs=inputs,
-    target=lambda example: _text(example, 'target'),
-    reference=lambda example: _text(example, 'target'),
-    specials=tuple(tags.values()),
-  )
+  return Task(inputs, _target, _target, special_tokens=tuple(tags.values()))
 
 
 def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') -> Task:
-  """Finds the class of a text, or of several with separators between.
+  """Classifies a text, or several with separators between them.
 
   Args:
-    fields: what is read, in order.
-    label: the field with the class by name.
+    fields: the fields to read, in order.
+    label: the field with the name of the class.
   """
 
   def inputs(example: Example) -> list[str]:
@@ -61,7 +52,7 @@ def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') ->
 
 
 def regression(field: str = 'text', value: str = 'value') -> Task:
-  """Finds a number for a text."""
+  """Predicts the number in field `value` from the text in `field`."""
 
   def number(example: Example) -> float:
     found = example.get(value)
@@ -73,20 +64,20 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
     inputs=lambda example: [_text(example, field)],
     target=lambda example: f'{number(example):g}',
     reference=number,
-    answer=number,
+    head_target=number,
   )
 
 
 def tagging() -> Task:
-  """Finds a tag for each word; examples have words, tags, and the separator that joins words."""
+  """Tags each word; examples have words, tags, and the separator that joins the words."""
 
   def words(example: Example) -> list[tuple[int, int, str]]:
     spans, start = [], 0
-    found, tags = _texts(example, 'words'), _texts(example, 'tags')
-    if len(found) != len(tags):
-      raise UserError(f'data.source: an example has {len(found)} words and {len(tags)} tags')
+    words, tags = _texts(example, 'words'), _texts(example, 'tags')
+    if len(words) != len(tags):
+      raise UserError(f'data.source: an example has {len(words)} words and {len(tags)} tags')
     separator = _text(example, 'separator')
-    for word, tag in zip(found, tags, strict=True):
+    for word, tag in zip(words, tags, strict=True):
       spans.append((start, start + len(word), tag))
       start += len(word) + len(separator)
     return spans
@@ -95,7 +86,7 @@ def tagging() -> Task:
     inputs=lambda example: [_text(example, 'separator').join(_texts(example, 'words'))],
     target=lambda example: ' '.join(_texts(example, 'tags')),
     reference=lambda example: _texts(example, 'tags'),
-    answer=words,
+    head_target=words,
   )
 
 
@@ -104,6 +95,10 @@ def _text(example: Example, field: str) -> str:
   if not isinstance(text, str):
     raise mismatch(example, field, 'string')
   return text
+
+
+def _target(example: Example) -> str:
+  return _text(example, 'target')
 
 
 def _texts(example: Example, field: str) -> list[str]:

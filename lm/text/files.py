@@ -1,4 +1,4 @@
-"""Files: what their names mean, their bytes as checked UTF-8, and writing them whole."""
+"""Text files: names and glob patterns, checked UTF-8, atomic writes."""
 
 import codecs
 import glob
@@ -15,8 +15,8 @@ _SURROGATE = re.compile('[\ud800-\udfff]')
 CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (of Latin letters often latin1)'
 
 
-def expand(name: str, key: str) -> pathlib.Path:
-  """Returns the path of `name` with ~ and $VARIABLES replaced; `key` names it in errors.
+def expand_path(name: str, key: str) -> pathlib.Path:
+  """Returns the path of `name` with ~ and $VARIABLES expanded; errors name `key`.
 
   Raises:
     UserError: a variable is not set.
@@ -24,33 +24,33 @@ def expand(name: str, key: str) -> pathlib.Path:
   expanded = os.path.expandvars(name)
   unset = re.search(r'\$\{?(\w+)', expanded)
   if unset:
-    told = '; it is the folder of data, see experiments/README.md' * (unset[1] == 'LM_DATA')
-    raise UserError(f'{key}={name!r}: the environment variable {unset[1]} is not set{told}')
+    hint = '; it is the folder of data, see experiments/README.md' * (unset[1] == 'LM_DATA')
+    raise UserError(f'{key}={name!r}: the environment variable {unset[1]} is not set{hint}')
   return pathlib.Path(expanded).expanduser()
 
 
-def find(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
-  """Returns the files that one or several names or glob patterns mean, in sorted order.
+def find_files(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
+  """Returns the files of one or more names or glob patterns, each sorted.
 
   Raises:
-    UserError: a name or pattern finds no file.
+    UserError: a name or pattern matches no file.
   """
   found: list[pathlib.Path] = []
   for name in [names] if isinstance(names, str) else names:
-    path = expand(name, key)
-    files = sorted(p for p in matches(path) if p.is_file())
+    path = expand_path(name, key)
+    files = sorted(p for p in glob_files(path) if p.is_file())
     if not files:
-      a_folder = '; it is a folder, name its files as in FOLDER/*.txt' if path.is_dir() else ''
-      raise UserError(f'{key}={name!r}: no such file{a_folder}')
+      hint = '; it is a folder, name its files as in FOLDER/*.txt' if path.is_dir() else ''
+      raise UserError(f'{key}={name!r}: no such file{hint}')
     found += files
   return found
 
 
-def matches(path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns what a path or glob pattern finds.
+def glob_files(path: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the matches of a path or glob pattern.
 
-  Folders that exist are taken by their names, from the root on, and only what follows is a pattern:
-  in 'run[1]/*.txt' the folder 'run[1]' is not 'run1'.
+  Only the part after the last existing folder is a pattern: in 'run[1]/*.txt' the existing folder
+  'run[1]' does not match 'run1'.
   """
   if path.exists():
     return [path]
@@ -60,33 +60,33 @@ def matches(path: pathlib.Path) -> list[pathlib.Path]:
   return list(map(pathlib.Path, found))
 
 
-def replace(path: pathlib.Path, pieces: Iterable[bytes]) -> None:
-  """Writes a file beside `path`, brings it to the disk and moves it there in one step.
+def write_atomic(path: pathlib.Path, chunks: Iterable[bytes]) -> None:
+  """Writes a file atomically: to a temporary name, flushed to the disk, then renamed to `path`.
 
   Raises:
-    OSError: the disk is full or broken; what was at `path` is there still.
+    OSError: the disk is full or broken; an existing file at `path` stays.
   """
-  beside = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
-    with open(beside, 'wb') as file:
-      file.writelines(pieces)
+    with open(temporary, 'wb') as file:
+      file.writelines(chunks)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(temporary, path)
   finally:
-    beside.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
 
 
-def lines(
+def read_lines(
   file: BinaryIO, name: str | pathlib.Path, longest: int, first: int = 1
 ) -> Iterator[bytes]:
-  """Yields the lines of a file from where it stands, each with its line end.
+  """Yields the lines of a file from its current position, with their line ends.
 
   Args:
     file: open for reading.
-    name: what errors call it.
-    longest: bytes that a line may have; no more are held.
-    first: the number of the first line.
+    name: its name in errors.
+    longest: maximum bytes of a line, which bounds the memory.
+    first: the line number of the first line.
 
   Raises:
     UserError: a line is longer.
@@ -95,23 +95,23 @@ def lines(
     line = file.readline(longest + 1)
     if len(line) > longest:
       raise UserError(
-        f'{name}, line {number}: more than {longest:,} bytes without a line end; the line ends are '
-        'lost, or it is no file of this kind'
+        f'{name}, line {number}: more than {longest:,} bytes without a line end; its line ends are '
+        'lost, or it has another format'
       )
     if not line:
       return
     yield line
 
 
-def text_start(data: bytes, file: pathlib.Path) -> int:
-  """Returns where the text of a file begins: after the mark that some programs begin UTF-8 with.
+def text_offset(data: bytes, file: pathlib.Path) -> int:
+  """Returns the offset of the text in a file: after a UTF-8 byte order mark, or 0.
 
   Args:
     data: the first bytes of the file, or all.
     file: its name.
 
   Raises:
-    UserError: they are of another encoding.
+    UserError: the file is UTF-16.
   """
   if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
     raise UserError(
@@ -122,15 +122,15 @@ def text_start(data: bytes, file: pathlib.Path) -> int:
 
 
 def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> str:
-  """Returns UTF-8 bytes, found at `offset` of a file and on its line `line`, as text.
+  """Returns the text of UTF-8 bytes at `offset` of a file, from line number `line` on.
 
-  At offset 0 a byte order mark is left out.
+  At offset 0 a byte order mark is skipped.
 
   Raises:
-    UserError: they are not UTF-8, or hold a NUL and so are no text.
+    UserError: the bytes are not UTF-8, or contain a NUL and so are not text.
   """
   if not offset:
-    offset = text_start(data, file)
+    offset = text_offset(data, file)
     data = data[offset:]
   nul = data.find(b'\0')
   if nul >= 0:
@@ -144,13 +144,13 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> s
     ) from e
 
 
-def half_character(text: str) -> str:
-  """Returns what to say of the first lone surrogate in a text, where there is one, else ''."""
-  half = None if text.isascii() else _SURROGATE.search(text)
-  if half is None:
+def lone_surrogate(text: str) -> str:
+  """Returns the description of the first lone surrogate in a text, or ''."""
+  found = None if text.isascii() else _SURROGATE.search(text)
+  if found is None:
     return ''
-  near = text[max(half.start() - 20, 0) : half.start()]
+  before = text[max(found.start() - 20, 0) : found.start()]
   return (
-    f'has the lone surrogate {half[0]!a} at character {half.start()}, after {near!a}: half a '
-    'character, which no file can hold; mend the source'
+    f'has the lone surrogate {found[0]!a} at character {found.start()}, after {before!a}: half a '
+    'character, which UTF-8 cannot encode; correct the source'
   )

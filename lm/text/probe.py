@@ -1,11 +1,11 @@
-"""Whether a tokenizer made elsewhere gets through text: tried in a process of its own.
+"""Tests in a separate process whether an existing tokenizer works.
 
-A regular expression that backtracks holds the library for minutes or hours, and the call cannot be
-interrupted. Where the expression exceeds the limit of its engine, the library prints a trace and
-raises what is no Exception. A child process can be ended, and its output stays unseen.
+A regular expression that backtracks blocks the library for minutes or hours, and the call cannot be
+interrupted. If the expression exceeds the limit of its engine, the library prints a trace and
+raises a BaseException. A child process can be killed, and its output stays hidden.
 
 `python -m lm.text.probe FILE` encodes the texts of stdin, a JSON list. It prints a line of JSON
-before each text, and another where something is wrong.
+before each text, and another after an error.
 """
 
 import json
@@ -19,25 +19,25 @@ import tokenizers
 
 from lm.errors import UserError
 
-SECONDS = 60.0  # a tokenizer.json of 20 MB is read in two
+SECONDS = 60.0  # a tokenizer.json of 20 MB loads in two
 _CHARACTERS = 2**20  # of the corpus
-_RUN = 1000  # characters of one kind; the square of it is within the limit of the engine
+_RUN = 1000  # characters of one kind; its square is within the limit of the engine
 _KINDS = ('a', 'A', '0', ' ', '\n', '-', "'", '\u4e2d', 'a ')
-# Expressions backtrack in a long run of one kind that ends in another one.
+# Expressions backtrack in a long run of one kind of character before another one.
 RUNS = tuple(kind * _RUN + last for kind in _KINDS for last in '!x')
 
 
 def check(file: pathlib.Path, texts: Iterable[str], name: str, seconds: float = SECONDS) -> None:
-  """Tries a tokenizer.json on long runs of one kind of character and on the first texts.
+  """Tests a tokenizer.json on long runs of one kind of character and on the first texts.
 
   Args:
     file: the tokenizer.json.
     texts: the corpus.
-    name: names the file in errors.
+    name: of the file, in errors.
     seconds: the time limit.
 
   Raises:
-    UserError: it is no tokenizer, it fails, or it does not get through within the limit.
+    UserError: it is not a tokenizer, it fails, or it exceeds the time limit.
   """
   tried, size = [*RUNS], 0
   for text in texts:
@@ -60,7 +60,7 @@ def check(file: pathlib.Path, texts: Iterable[str], name: str, seconds: float = 
       f'{name}: {where} takes more than {seconds:g} s; does its regular expression backtrack?'
     ) from e
   if done.returncode:
-    *before, last = done.stdout.decode().splitlines() or ['"it ends without a word"']
+    *before, last = done.stdout.decode().splitlines() or ['"it ends without output"']
     if not before:
       raise UserError(f'{name} is no tokenizer.json: {json.loads(last)}')
     raise UserError(
@@ -69,13 +69,13 @@ def check(file: pathlib.Path, texts: Iterable[str], name: str, seconds: float = 
 
 
 def main(argv: list[str]) -> int:
-  """Encodes the texts of stdin by the tokenizer.json that is named; returns 1 where it fails."""
+  """Encodes the texts of stdin with the tokenizer.json in `argv`; returns 1 after an error."""
   try:
     tokenizer = tokenizers.Tokenizer.from_file(argv[1])
     for number, text in enumerate(json.load(sys.stdin)):
       print(number, flush=True)
       tokenizer.encode(text, add_special_tokens=False)
-  except BaseException as e:  # the library panics where its engine gives up
+  except BaseException as e:  # the library panics if its engine gives up
     print(json.dumps(' '.join(str(e).split())[:200]), flush=True)
     return 1
   return 0

@@ -1,16 +1,20 @@
 """Files of word vectors: the text and binary formats of word2vec, and the text format of GloVe.
 
-word2vec text: a line 'V D', then for each word a line of the word and D numbers, all separated by
+word2vec text: a line 'V D', then for each word a line with the word and D numbers, separated by
 single spaces. Binary: the same first line, then for each word the word, a space, D little-endian
-float32 and, as some write it, a line end. GloVe: as word2vec text without the first line; a word
-may have spaces inside. Words are UTF-8, without control characters and other ASCII white space.
-Published files have a few words twice, and some that end within a character: of the former the
-first counts, in the latter U+FFFD stands for the character. Readers `tell` how many.
+float32 and an optional line end. GloVe: word2vec text without the first line; words may contain
+spaces. Words are UTF-8, without control characters and other ASCII white space.
+
+Published files repeat a few words, and truncate some within a character. Of a repeated word the
+first vector counts; U+FFFD replaces a truncated character. Readers `warn` of the count of each.
 https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 """
 
 import contextlib
 import itertools
+import mmap
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,139 +23,107 @@ from typing import BinaryIO
 import numpy as np
 
 from lm.errors import UserError
-from lm.text.files import lines, replace, text_start
-from lm.text.vector_fields import (
-  LONGEST,
-  Words,
-  check_finite,
-  check_form,
-  check_word,
-  misread,
-  numbers_at_the_end,
-  read_header,
-  word_and_numbers,
-)
+from lm.text.files import CONVERT, lone_surrogate, read_lines, text_offset, write_atomic
 from lm.text.vectors import Vectors
 
-_Tell = Callable[[str], None]
-
-_PIECE = 1 << 22  # bytes read together
+LONGEST = 10_000  # bytes of a word or a header
 _LINE = 1 << 22  # bytes of a line of text
-_READ = (
-  'its words have another encoding, and only the program that wrote it can write them in UTF-8'
-)
-# How files begin that are none of these, and what to do.
-_OTHERS = {
-  b'\x1f\x8b': 'is packed by gzip: unpack it first, as with gunzip',
-  b'PK\x03\x04': 'is packed by zip: unpack it first, as with unzip',
+_CHUNK = 1 << 22  # bytes read at a time
+_MAX_SIZE = 1 << 20  # numbers of a vector
+_HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
+_NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
+_NOT_ASCII_TEXT = re.compile(rb'[^\x20-\x7e\r\n]')
+_ILLEGAL = re.compile('[\0-\x20\x7f]')
+_ILLEGAL_IN_GLOVE = re.compile('[\0-\x1f\x7f]|^ | $')  # spaces inside a word are legal
+_REWRITE = 'its words have another encoding; write it in UTF-8 with the program that made it'
+# First bytes of other formats, and how to convert them.
+_OTHER_FORMATS = {
+  b'\x1f\x8b': 'is a gzip file: unpack it first, as with gunzip',
+  b'PK\x03\x04': 'is a zip file: unpack it first, as with unzip',
   **{
-    bytes([0x80, protocol]): "is a pickle, as Gensim's save makes (.kv); write it there with "
+    bytes([0x80, protocol]): "is a pickle, as Gensim's save makes (.kv); convert it there with "
     'save_word2vec_format, and give --format=word2vec or word2vec_binary'
     for protocol in range(2, 6)
   },
 }
+
+_Warn = Callable[[str], None]
+_Records = Iterable[tuple[str, bytes, np.ndarray]]  # place in the file, word, vector
 
 
 def _warn(note: str) -> None:
   print(f'warning: {note}', file=sys.stderr)
 
 
-def read_word2vec_text(path: str | Path, tell: _Tell = _warn) -> Vectors:
+def read_word2vec_text(path: str | Path, warn: _Warn = _warn) -> Vectors:
   """Reads the text format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, a line, a number or a word is wrong; the line
-      is named.
+    UserError: the file cannot be read, or its header, a line, a number or a word is wrong; names
+      the line.
   """
-  with _opened(path) as file:
-    check_form(file, path, binary=False)
-    _start(file, path)
-    count, size, _ = read_header(file, path, least=2)
-    return _read_lines(file, path, count, size, 2, spaced=False, tell=tell)
+  with _open(path, binary=False) as file:
+    _skip_byte_order_mark(file, path)
+    count, size = _read_header(file, path, bytes_per_number=2)
+    records = _text_records(file, path, size, 2, in_glove=False)
+    return _collect(path, records, count, size, warn)
 
 
-def read_glove(path: str | Path, tell: _Tell = _warn) -> Vectors:
-  """Reads the text format of GloVe.
-
-  The numbers at the end of the first line say how many there are in every line.
+def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:
+  """Reads the text format of GloVe; the first line determines the size of the vectors.
 
   Raises:
     UserError: as `read_word2vec_text`; the file has a header.
   """
-  with _opened(path) as file:
-    check_form(file, path, binary=False)
-    count, ended = 0, True
-    for piece in iter(lambda: file.read(_PIECE), b''):
-      count, ended = count + piece.count(b'\n'), piece.endswith(b'\n')
-    count += not ended
-    start = _start(file, path)
-    begin = lines(file, path, _LINE)
-    fields, second = (next(begin, b'').split() for _ in range(2))
-    size = numbers_at_the_end(fields)
+  with _open(path, binary=False) as file:
+    count = sum(chunk.count(b'\n') for chunk in iter(lambda: file.read(_CHUNK), b''))
+    start = _skip_byte_order_mark(file, path)
+    first_lines = read_lines(file, path, _LINE)
+    first, second = (next(first_lines, b'').split() for _ in range(2))
+    size = sum(1 for _ in itertools.takewhile(_NUMBER.fullmatch, reversed(first[1:])))
     if size < 1:
       raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
-    if fields == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
+    if first == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
     file.seek(start)
-    return _read_lines(file, path, count, size, 1, spaced=True, tell=tell)
+    records = _text_records(file, path, size, 1, in_glove=True)
+    return _collect(path, records, count, size, warn, _ILLEGAL_IN_GLOVE)
 
 
-def read_word2vec_binary(path: str | Path, tell: _Tell = _warn) -> Vectors:
+def read_word2vec_binary(path: str | Path, warn: _Warn = _warn) -> Vectors:
   """Reads the binary format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, its size, a number or a word is wrong; the
-      word is named by its number and its place.
+    UserError: the file cannot be read, or its header, its length, a number or a word is wrong;
+      names the word by its index and its byte offset.
   """
-  with _opened(path) as file:
-    check_form(file, path, binary=True)
-    count, size, begin = read_header(file, path, least=4)
-    matrix = _room(path, count, size)
-    words = Words(_READ)
-    longest = LONGEST + 4 * size + 2
-    data, at = b'', 0  # a piece of the file, and where in it the next word begins
-    for i in range(count):
-      if len(data) - at < longest:
-        begin, data, at = begin + at, data[at:] + file.read(max(longest, _PIECE)), 0
-      at += data[at : at + 1] == b'\n'
-      space = data.find(b' ', at, at + LONGEST)
-      start, end = space + 1, space + 1 + 4 * size
-      place = f'{path}, word {i + 1} of {count} at byte {begin + at}'
-      if space < 0 and len(data) - at > LONGEST:
-        raise UserError(f'{place}: no space after it; the header is wrong, or the format')
-      if space < 0 or end > len(data):
-        raise UserError(f'{place}: the file ends within it; it is truncated')
-      if words.add(data[at:space], place, spaced=False):
-        matrix[len(words.index) - 1] = np.frombuffer(data[start:end], '<f4')
-      at = end
-    if data[at : at + 2] + file.read(2) not in (b'', b'\n'):
-      raise UserError(
-        f'{path}: more follows the {count} words of its header, from byte {begin + at} on'
-      )
-  return _checked(matrix, words, lambda i: f'{path}, word {i + 1} of {count}', tell)
+  with _open(path, binary=True) as file:
+    count, size = _read_header(file, path, bytes_per_number=4)
+    records = _binary_records(file, path, count, size)
+    return _collect(path, records, count, size, warn, remedy=_REWRITE)
 
 
 def write_word2vec_text(path: str | Path, vectors: Vectors) -> None:
-  """Writes the text format of word2vec, or nothing; numbers are read back as they are.
+  """Writes the text format of word2vec; every float32 is read back bit for bit.
 
   Raises:
-    UserError: a word has white space, a control character or a lone surrogate; the file cannot be
-      written.
+    UserError: the format cannot hold a word, or the file cannot be written; an existing file stays
+      as it was.
   """
   _write(path, vectors, itertools.chain([_header(vectors)], _lines(vectors)))
 
 
 def write_glove(path: str | Path, vectors: Vectors) -> None:
-  """Writes the text format of GloVe, or nothing; numbers are read back as they are.
+  """Writes the text format of GloVe; every float32 is read back bit for bit.
 
   Raises:
-    UserError: as `write_word2vec_text`; a space is no part of a word to other programs.
+    UserError: as `write_word2vec_text`, also for a space in a word, which other programs reject.
   """
   _write(path, vectors, _lines(vectors))
 
 
 def write_word2vec_binary(path: str | Path, vectors: Vectors) -> None:
-  """Writes the binary format of word2vec, or nothing; with line ends, as word2vec itself does.
+  """Writes the binary format of word2vec, with line ends, as word2vec itself does.
 
   Raises:
     UserError: as `write_word2vec_text`.
@@ -161,112 +133,201 @@ def write_word2vec_binary(path: str | Path, vectors: Vectors) -> None:
   _write(path, vectors, itertools.chain([_header(vectors)], words))
 
 
-def _header(vectors: Vectors) -> bytes:
-  return b'%d %d\n' % vectors.matrix.shape
-
-
-def _lines(vectors: Vectors) -> Iterator[bytes]:
-  numbers = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits tell all float32 apart
-  for word, row in zip(vectors.words, vectors.matrix, strict=True):
-    yield f'{word} {numbers % tuple(row.tolist())}\n'.encode()
-
-
-def _write(path: str | Path, vectors: Vectors, pieces: Iterable[bytes]) -> None:
-  """Writes the file whole or not at all, once the words are found to fit the format."""
-  for word in vectors.words:
-    try:
-      word.encode()
-      check_word(word, spaced=False)
-    except UnicodeEncodeError:
-      raise UserError(f'{path}: {word!r:.80} has a lone surrogate, which UTF-8 lacks') from None
-    except ValueError as e:
-      raise UserError(f'{path}: {e}') from e
-  try:
-    replace(Path(path), pieces)
-  except OSError as e:
-    raise UserError(f'{path} cannot be written: {e.strerror}') from e
-
-
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
+def _open(path: str | Path, binary: bool) -> Iterator[BinaryIO]:
+  """Opens a file, once its first bytes show that it has the format."""
   try:
     with open(path, 'rb') as file:
-      begin = file.read(4)
-      for known, remedy in _OTHERS.items():
-        if begin.startswith(known):
+      header, sample = file.readline(LONGEST), file.read(LONGEST)
+      for start, remedy in _OTHER_FORMATS.items():
+        if header.startswith(start):
           raise UserError(f'{path} {remedy}')
+      if match := _HEADER.fullmatch(header):
+        _check_form(path, sample, int(match[2]), binary)
       file.seek(0)
       yield file
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
 
 
-def _start(file: BinaryIO, path: str | Path) -> int:
-  """Goes to where the text begins, after a byte order mark; returns that place."""
+def _check_form(path: str | Path, sample: bytes, size: int, binary: bool) -> None:
+  """Raises UserError if the first vector after a header has the other form, text or binary."""
+  fields = sample.partition(b'\n')[0].split()[1:]
+  if binary and fields and len(fields) == size and all(map(_NUMBER.fullmatch, fields)):
+    raise UserError(f'{path}: its numbers are text, not binary; --format=word2vec')
+  vector = sample.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
+  if not (binary or _NUMBER.fullmatch(vector.partition(b' ')[0])) and _NOT_ASCII_TEXT.search(
+    vector
+  ):
+    raise UserError(f'{path}: its numbers are binary, not text; --format=word2vec_binary')
+
+
+def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
+  """Seeks to the start of the text, after a byte order mark, and returns it."""
   file.seek(0)
   first = file.read(4)
-  # A word may be nothing but the character that the mark is.
-  start = 0 if first[3:] == b' ' else text_start(first, Path(path))
-  file.seek(start)
-  return start
+  # A word may consist of the character that the mark is.
+  return file.seek(0 if first[3:] == b' ' else text_offset(first, Path(path)))
 
 
-def _read_lines(
-  file: BinaryIO, path: str | Path, count: int, size: int, first: int, spaced: bool, tell: _Tell
-) -> Vectors:
-  """Reads `count` lines of a word, which may be `spaced`, and `size` numbers.
-
-  Line `first` of the file comes first.
-  """
-  matrix, words = _room(path, count, size), Words()
-  for piece in _pieces(lines(file, path, _LINE, first)):
-    row, begin, numbers, new = len(words.index), words.count, [], []
-    for line in piece:
-      place = f'{path}, line {first + words.count}'
-      if words.count == count:
-        raise UserError(f'{place}: more lines than the {count} words of the header')
-      try:
-        word, its_numbers = word_and_numbers(line, size, spaced)
-      except ValueError as e:
-        raise UserError(f'{place}: {e}') from e
-      new.append(words.add(word, place, spaced))
-      numbers.append(its_numbers)
-    try:
-      found = np.loadtxt(numbers, np.float32, comments=None, delimiter=' ', ndmin=2)
-    except ValueError as e:
-      raise UserError(f'{path}, {misread(numbers, first + begin)}') from e
-    matrix[row : len(words.index)] = found[new]
-  if words.count < count:
-    raise UserError(f'{path}: it ends after {words.count} of the {count} words of its header')
-  return _checked(matrix, words, lambda i: f'{path}, line {first + i}', tell)
-
-
-def _checked(matrix: np.ndarray, words: Words, place: Callable[[int], str], tell: _Tell) -> Vectors:
-  """Returns the vectors of the words; `place` says where in the file the i-th word is."""
-  matrix = matrix[: len(words.index)]
-  check_finite(matrix, words.index, lambda row: place(words.number(row)))
-  words.report(tell)
-  return Vectors(tuple(words.index), matrix, words.index)
-
-
-def _pieces(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-  """Yields about `_PIECE` bytes of lines at a time."""
-  piece: list[bytes] = []
-  size = 0
-  for line in lines:
-    piece.append(line)
-    size += len(line)
-    if size >= _PIECE:
-      yield piece
-      piece, size = [], 0
-  if piece:
-    yield piece
-
-
-def _room(path: str | Path, count: int, size: int) -> np.ndarray:
-  try:
-    return np.empty((count, size), np.float32)
-  except (MemoryError, ValueError) as e:
+def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tuple[int, int]:
+  """Returns V and D of the first line, once the file is long enough for them."""
+  line = file.readline(LONGEST)
+  header = _HEADER.fullmatch(line)
+  count, size = (int(header[1]), int(header[2])) if header else (0, 0)
+  if not count or not size:
     raise UserError(
-      f'{path}: {count:,} words of {size:,} numbers, as its first line has it, exceed the memory'
-    ) from e
+      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
+      'for each; files of GloVe have none, --format=glove'
+    )
+  if size > _MAX_SIZE:
+    raise UserError(f'{path}: its header has {size:,} numbers per word, above {_MAX_SIZE:,}')
+  needed = len(line) + count * (bytes_per_number * size + 2)  # a letter, and a space or a line end
+  length = os.fstat(file.fileno()).st_size
+  if length < needed:
+    raise UserError(
+      f'{path}: its header has {count:,} words of {size:,} numbers, at least {needed:,} bytes, but '
+      f'the file has {length:,}: it is truncated, or the header is wrong'
+    )
+  return count, size
+
+
+def _text_records(
+  file: BinaryIO, path: str | Path, size: int, first: int, in_glove: bool
+) -> _Records:
+  """Yields the records of lines; `first` is the number of the next line."""
+  for number, line in enumerate(read_lines(file, path, _LINE, first), first):
+    place = f'{path}, line {number}'
+    if not line.endswith(b'\n'):
+      raise UserError(f'{place}: no line end: the file is truncated, or its last line lacks one')
+    word, _, numbers = line.rstrip().partition(b' ')
+    found = numbers.count(b' ') + 1 if numbers else 0
+    if in_glove and found > size:
+      longer, *last = line.rstrip().rsplit(b' ', size)
+      # A number at the end of the word means too many numbers.
+      if not _NUMBER.fullmatch(longer.rpartition(b' ')[2]):
+        word, numbers, found = longer, b' '.join(last), size
+    if found != size:
+      raise UserError(f'{place}: {found} numbers after {_shown(word)}, not {size}')
+    try:
+      vector = np.loadtxt([numbers], np.float32, comments=None, delimiter=' ', ndmin=1)
+    except ValueError as e:
+      wrong = next(field for field in numbers.split(b' ') if not _NUMBER.fullmatch(field))
+      raise UserError(f'{place}: {_shown(wrong)} is not a number') from e
+    yield place, word, vector
+
+
+def _binary_records(file: BinaryIO, path: str | Path, count: int, size: int) -> _Records:
+  """Yields the records after the header."""
+  at = file.tell()
+  with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    for i in range(count):
+      at += data[at : at + 1] == b'\n'
+      place = f'{path}, word {i + 1} of {count} at byte {at}'
+      space = data.find(b' ', at, at + LONGEST)
+      end = space + 1 + 4 * size
+      if space < 0 and len(data) - at > LONGEST:
+        raise UserError(f'{place}: no space after it; the header or the format is wrong')
+      if space < 0 or end > len(data):
+        raise UserError(f'{place}: the file ends within it; it is truncated')
+      yield place, data[at:space], np.frombuffer(data[space + 1 : end], '<f4')
+      at = end
+    if data[at : at + 2] not in (b'', b'\n'):
+      raise UserError(f'{path}: data after the {count} words of its header, from byte {at} on')
+
+
+def _collect(
+  path: str | Path,
+  records: _Records,
+  count: int,
+  size: int,
+  warn: _Warn,
+  illegal: re.Pattern = _ILLEGAL,
+  remedy: str = CONVERT,
+) -> Vectors:
+  """Returns the vectors of `count` records, repeated words merged and truncated ones completed.
+
+  Raises:
+    UserError: a record is wrong, there are more or fewer, or the matrix exceeds the memory; words
+      are truncated, and no character of any word shows that the file is UTF-8.
+  """
+  try:
+    matrix = np.empty((count, size), np.float32)
+  except (MemoryError, ValueError) as e:
+    raise UserError(f'{path}: {count:,} words of {size:,} numbers exceed the memory') from e
+  index: dict[str, int] = {}
+  repeated: list[str] = []
+  truncated: list[str] = []
+  not_utf8, is_utf8, seen = None, False, 0
+  for place, raw, vector in records:
+    if seen == count:
+      raise UserError(f'{place}: more lines than the {count} words of the header')
+    seen += 1
+    valid = raw
+    try:
+      word = raw.decode()
+    except UnicodeDecodeError as e:
+      not_utf8 = not_utf8 or f'{place}: {raw!r:.60} is not UTF-8 at its byte {e.start}; {remedy}'
+      if e.reason != 'unexpected end of data':
+        raise UserError(not_utf8) from e
+      valid = raw[: e.start]
+      word = valid.decode() + '\ufffd'
+      truncated.append(f'{place}: {word!r:.80}')
+    is_utf8 |= not valid.isascii()
+    if mistake := _mistake(word, illegal):
+      raise UserError(f'{place}: {mistake}')
+    if word in index:
+      repeated.append(f'{place}: {word!r:.80}')
+      continue
+    finite = np.isfinite(vector)
+    if not finite.all():
+      i = int(finite.argmin())
+      raise UserError(f'{place}: number {i + 1} of {word!r:.80} is {vector[i]}')
+    matrix[len(index)] = vector
+    index[word] = len(index)
+  if seen < count:
+    raise UserError(f'{path}: it ends after {seen} of the {count} words of its header')
+  if not_utf8 and not is_utf8:
+    raise UserError(not_utf8)
+  for places, what in (
+    (repeated, 'repeated; the first vector of each counts'),
+    (truncated, 'truncated within a character; U+FFFD replaces it'),
+  ):
+    if places:
+      warn(f'words {what}: {len(places):,}, the first at {places[0]}')
+  return Vectors(tuple(index), matrix[: len(index)], index)
+
+
+def _mistake(word: str, illegal: re.Pattern) -> str:
+  """Returns what is wrong with a word, or ''."""
+  if not word:
+    return 'the word is empty'
+  found = illegal.search(word)
+  return f'the word {word!r:.80} contains {found[0]!r}, which is illegal there' if found else ''
+
+
+def _shown(text: bytes) -> str:
+  return 'binary data' if b'\0' in text else f'{text.decode(errors="replace")!r:.60}'
+
+
+def _header(vectors: Vectors) -> bytes:
+  return b'%d %d\n' % vectors.matrix.shape
+
+
+def _lines(vectors: Vectors) -> Iterator[bytes]:
+  numbers = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits distinguish all float32
+  for word, row in zip(vectors.words, vectors.matrix, strict=True):
+    yield f'{word} {numbers % tuple(row.tolist())}\n'.encode()
+
+
+def _write(path: str | Path, vectors: Vectors, chunks: Iterable[bytes]) -> None:
+  """Writes the file atomically, once all words are known to fit the format."""
+  for word in vectors.words:
+    if mistake := _mistake(word, _ILLEGAL):
+      raise UserError(f'{path}: {mistake}')
+    if surrogate := lone_surrogate(word):
+      raise UserError(f'{path}: the word {word!r:.80} {surrogate}')
+  try:
+    write_atomic(Path(path), chunks)
+  except OSError as e:
+    raise UserError(f'{path} cannot be written: {e.strerror}') from e

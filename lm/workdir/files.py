@@ -29,7 +29,7 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
     UserError: the bucket cannot be read; or checkpoints cannot lie there, because Orbax takes the
       path for a glob pattern, or TensorStore takes a backslash for a slash.
   """
-  found = str(name) if remote.is_remote(name) else str(files.expand(str(name), key).absolute())
+  found = str(name) if remote.is_remote(name) else str(files.expand_path(str(name), key).absolute())
   if wrong := _NO_CHECKPOINTS.search(found):
     raise UserError(
       f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; a '

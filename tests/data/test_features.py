@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.task import Features
 from lm.text import tokenizers
 
-BYTES = tokenizers.with_specials(tokenizers.bytes([]), [tokenizers.SEPARATOR])
+BYTES = tokenizers.with_special_tokens(tokenizers.bytes([]), [tokenizers.SEPARATOR])
 # A module of the user, importable here and in workers: pairs of texts, and a task whose converter
 # gives the words of a text as features of their own.
 TASKS = """
@@ -71,7 +71,7 @@ def translating(section):
   def make(count=700, **changes):
     base = {
       'task': 'lm.tasks.text:text_to_text',
-      'convert': 'lm.tasks.write:encoder_decoder',
+      'convert': 'lm.tasks.seq2seq:encoder_decoder',
       'labels': (),
       'too_long': 'error',
       'context': 12,
@@ -208,11 +208,11 @@ def test_a_label_that_is_not_there_is_reported_with_its_place(section, tmp_path)
   data = section(
     f"lm.data.sources:table(files='{tmp_path}/a.tsv', columns={columns})",
     task='lm.tasks.text:classification',
-    convert='lm.tasks.find:classes',
+    convert='lm.tasks.classification:classifier',
     labels=('ham',),
     too_long='error',
   )
-  message = r"example 1 of split 'train' \(.*a\.tsv, line 3\): data\.labels: there is no 'spam'"
+  message = r"example 1 of split 'train' \(.*a\.tsv, line 3\): data\.labels: .*'spam'"
   with pytest.raises(UserError, match=message):
     pipeline.packed_rows(data, 'train', BYTES, 0)
 
@@ -221,7 +221,7 @@ def test_dialogues_without_a_reply_are_reported(section, tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"turns": ["hi"]}\n{"turns": ["yo"]}\n')
   data = section(
     f"lm.data.sources:table(files='{tmp_path}/a.jsonl', columns={{'turns': 'turns'}})",
-    prepare=('lm.tasks.dialogue:unroll',),
+    prepare=('lm.tasks.dialogue:expand_turns',),
     task='lm.tasks.dialogue:replies',
     convert='lm.tasks.dialogue:encoder_decoder',
     labels=(),
@@ -244,7 +244,7 @@ def test_a_vocabulary_without_words_is_reported(translating):
     ({'too_long': 'cut'}, "data.too_long='cut' must be one of 'error', 'truncate', 'skip'"),
     ({'convert': None}, "data.task='lm.tasks.text:text_to_text' needs data.convert, such as"),
     ({'task': 'lm.tasks.text:text_to'}, "lm.tasks.text has no function 'text_to' (did you mean"),
-    ({'convert': 'lm.tasks.write:encoder'}, "lm.tasks.write has no function 'encoder'"),
+    ({'convert': 'lm.tasks.seq2seq:encoder'}, "lm.tasks.seq2seq has no function 'encoder'"),
   ],
 )
 def test_user_errors_in_the_section_are_reported(changes, message, translating):
@@ -269,7 +269,7 @@ def test_whatever_shapes_features_names_them(translating):
     return pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)[0].name
 
   others = [
-    {'convert': 'lm.tasks.write:decoder'},
+    {'convert': 'lm.tasks.seq2seq:decoder'},
     {'context': 13},
     {'source_context': 13},
     {'too_long': 'skip'},

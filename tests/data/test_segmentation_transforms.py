@@ -33,7 +33,7 @@ def pairs(section, tmp_path):
     data = section(
       source,
       task='lm.tasks.text:text_to_text',
-      convert='lm.tasks.write:encoder_decoder',
+      convert='lm.tasks.seq2seq:encoder_decoder',
       tokenizer={'fn': f'lm.text.tokenizers:{kind}', 'vocab_size': 290},
       labels=(),
       too_long='error',
@@ -185,7 +185,7 @@ def classes_of(section, corpus_tokens, **changes):
   data = section(
     f'{__name__}:labelled',
     task='lm.tasks.text:classification',
-    convert='lm.tasks.find:classes',
+    convert='lm.tasks.classification:classifier',
     tokenizer={'fn': 'lm.text.tokenizers:bpe', 'vocab_size': corpus_tokens},
     labels=('long', 'short'),
     too_long='error',
@@ -250,7 +250,7 @@ def test_targets_that_do_not_all_count_are_refused(pairs):
   rows, tokenizer, _ = pairs()
   anew = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
   weights = rows[0]['weights'] * (np.arange(64) > 2)
-  with pytest.raises(UserError, match=r'suits rows of lm\.tasks\.write:encoder_decoder'):
+  with pytest.raises(UserError, match=r'suits rows of lm\.tasks\.seq2seq:encoder_decoder'):
     anew(rows[0] | {'weights': weights}, np.random.default_rng(0))
 
 

@@ -15,7 +15,7 @@ MASK = '<|mask|>'
 def letters():
   """Words a to j, each one token."""
   made = tokenizers.words(['a b c d e f g h i j'], min_count=1)
-  return tokenizers.with_specials(made, ('<|sep|>', MASK))
+  return tokenizers.with_special_tokens(made, ('<|sep|>', MASK))
 
 
 def row_of(tokenizer, *texts, T=40, examples=4, stream='inputs'):
@@ -124,7 +124,7 @@ def test_words_of_several_tokens_are_masked_together():
 
 def test_pieces_of_wordpiece_belong_to_the_word_before():
   made = tokenizers.wordpiece(['dogs dog cats cat'] * 5, 15)
-  tokenizer = tokenizers.with_specials(made, (MASK,))
+  tokenizer = tokenizers.with_special_tokens(made, (MASK,))
   pieces = tokenizer.encode('dogs cats').tokens
   inside = [piece.startswith('##') for piece in pieces]
   second = inside.index(False, 1)

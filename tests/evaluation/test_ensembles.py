@@ -42,7 +42,7 @@ SOURCE = f"""
     config.checkpoint.every, config.checkpoint.keep = 10, 3
     config.data.source = 'ensemble_tiny:upper' if arg == 'upper' else 'ensemble_tiny:pairs'
     config.data.task = 'lm.tasks.text:text_to_text'
-    config.data.convert = 'lm.tasks.write:encoder_decoder'
+    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
     config.data.context = config.data.source_context = 24
     with config.unlocked():
       config.data.tokenizer = {{'fn': 'lm.text.tokenizers:characters'}}
@@ -51,7 +51,7 @@ SOURCE = f"""
         config.model = configs.gpt2(depth=1, d_model=16, heads=2, context=32)
       if arg == 'number':
         config.model = configs.encoder(depth=1, d_model=16, heads=2, context=24)
-        config.objective = {{'fn': 'lm.objectives.squared_error:squared_error'}}
+        config.objective = {{'fn': 'lm.objectives.supervised:squared_error'}}
       metrics = ('lm.metrics.tokens:targets',)
       config.eval.sets = {{'validation': configs.evaluation('train', metrics=metrics)}}
     config.eval.every = 100
@@ -59,11 +59,11 @@ SOURCE = f"""
     config.optim.update({{'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0}})
     config.log.prompts = ()
     if arg == 'decoder':
-      config.data.convert = 'lm.tasks.write:decoder'
+      config.data.convert = 'lm.tasks.seq2seq:decoder'
     if arg == 'number':
       config.model.num_classes = 1
       config.data.task = 'lm.tasks.text:regression'
-      config.data.convert = 'lm.tasks.find:number'
+      config.data.convert = 'lm.tasks.classification:regressor'
       config.eval.sets.validation.metrics = ('lm.metrics.tokens:squared_error',)
     return config
 """
@@ -161,7 +161,7 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     (['--workdir={pairs},{upper}'], 'make no ensemble: their tokenizers differ (of '),
     (
       ['--workdir={pairs},{decoder}'],
-      "data.convert is 'lm.tasks.write:encoder_decoder' there and 'lm.tasks.write:decoder' here",
+      "'lm.tasks.seq2seq:encoder_decoder' there and 'lm.tasks.seq2seq:decoder' here",
     ),
     (['--workdir={pairs},nowhere'], '--workdir=nowhere: no run there'),
     (['--workdir={pairs},'], 'nothing before or after one of the commas'),
@@ -190,7 +190,7 @@ def test_word_vectors_make_no_ensemble(runs, tmp_path):
   import lm.evaluation.vectors as word_vectors
   from lm.text.vectors import checked
 
-  vectors = checked(['a', 'b'], np.eye(2))
+  vectors = make_vectors(['a', 'b'], np.eye(2))
   for name in 'xy':
     word_vectors.write_run(vectors, tmp_path / name)
   with pytest.raises(UserError, match='x has word vectors, which share no space with others'):

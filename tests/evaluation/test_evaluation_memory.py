@@ -46,13 +46,13 @@ def config_of(kind, **leaves):
       config.model = encoder_decoder(**sizes)
       config.data.update({'source': 'test_evaluation_memory:pairs', 'source_context': 16})
       config.data.task = 'lm.tasks.text:text_to_text'
-      config.data.convert = 'lm.tasks.write:encoder_decoder'
+      config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
       metrics, scores = ('lm.metrics.tokens:targets',), ('lm.metrics.translation:chrf',)
     if kind == 'finds':
       config.model = encoder(**sizes)
       config.data.update({'source': 'test_evaluation_memory:labeled', 'labels': ('even', 'odd')})
       config.data.task = 'lm.tasks.text:classification'
-      config.data.convert = 'lm.tasks.find:classes'
+      config.data.convert = 'lm.tasks.classification:classifier'
       metrics, scores = (), ('lm.metrics.labels:classification',)
       config.checkpoint.best = 'eval/validation/f1'
     if kind != 'text':

@@ -52,12 +52,12 @@ SOURCE = f"""
       return [int(piece['values/letter']) for piece in pieces]
     def predict(output, batch):
       return {{'values/letter': batch['letter']}}
-    return Converter(lambda e: [e['text']], features, predict=predict, read=read)
+    return Converter(lambda e: [e['text']], features, predict=predict, postprocess=read)
 """
 MODELS = {
-  'lm.tasks.write:encoder_decoder': configs.encoder_decoder,
-  'lm.tasks.write:decoder': configs.gpt2,
-  'lm.tasks.find:classes': configs.encoder,
+  'lm.tasks.seq2seq:encoder_decoder': configs.encoder_decoder,
+  'lm.tasks.seq2seq:decoder': configs.gpt2,
+  'lm.tasks.classification:classifier': configs.encoder,
 }
 
 
@@ -131,12 +131,13 @@ def test_one_task_is_learned_by_each_architecture(convert):
   assert found.references == before.references == references
   assert found.outputs == references != before.outputs
   assert predictor.scores(found)[0]['accuracy'] == 1
-  assert predictor.writes == (convert != 'lm.tasks.find:classes')
+  assert predictor.writes == (convert != 'lm.tasks.classification:classifier')
 
 
 # 'nicht' and 'schön' have a letter more than there is room for, END and a separator included.
 @pytest.mark.parametrize(
-  ('convert', 'context'), [('lm.tasks.write:decoder', 6), ('lm.tasks.find:classes', 5)]
+  ('convert', 'context'),
+  [('lm.tasks.seq2seq:decoder', 6), ('lm.tasks.classification:classifier', 5)],
 )
 @pytest.mark.parametrize(
   ('too_long', 'left_out'), [('skip', {'nicht', 'schön'}), ('truncate', set())]
@@ -153,7 +154,7 @@ def test_too_long_examples_are_left_out_or_cut(convert, context, too_long, left_
 
 
 def test_the_first_examples_are_enough(params_of):
-  config = config_of('lm.tasks.find:classes', **{'eval.sets.all.limit': 4})
+  config = config_of('lm.tasks.classification:classifier', **{'eval.sets.all.limit': 4})
   _, functions, _, predictor = opened(config)
   params = params_of(functions.model, seed=1)
   found = predictor.predictions(params)
@@ -176,7 +177,7 @@ def _alone(functions, params, texts):
 
 
 def test_tags_are_those_of_each_sentence_alone(params_of):
-  config = config_of('lm.tasks.find:tags', 'sentences', 'lm.tasks.text:tagging')
+  config = config_of('lm.tasks.classification:tagger', 'sentences', 'lm.tasks.text:tagging')
   config.eval.sets['all'].scores = ('lm.metrics.labels:tags',)
   config.data.context = config.model.context = 64
   tokenizer, functions, rows, predictor = opened(config)
@@ -193,7 +194,7 @@ def test_tags_are_those_of_each_sentence_alone(params_of):
 
 
 def test_numbers_are_those_of_each_text_alone(params_of):
-  config = config_of('lm.tasks.find:number', task='lm.tasks.text:regression')
+  config = config_of('lm.tasks.classification:regressor', task='lm.tasks.text:regression')
   config.eval.sets['all'].scores = ('lm.metrics.labels:regression',)
   config.data.labels, config.model.num_classes = (), 1
   tokenizer, functions, rows, predictor = opened(config)
@@ -213,7 +214,7 @@ def test_all_features_of_an_example_are_read_in_order(params_of):
 
 
 def test_prompts_for_a_model_that_continues_none_are_told():
-  config = config_of('lm.tasks.write:encoder_decoder')
+  config = config_of('lm.tasks.seq2seq:encoder_decoder')
   config.log.prompts = ('The ',)
   tokenizer, functions, *_ = opened(config)
   with pytest.raises(UserError) as error:
@@ -229,7 +230,7 @@ def test_prompts_for_a_model_that_continues_none_are_told():
   ],
 )
 def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
-  config = config_of('lm.tasks.find:classes')
+  config = config_of('lm.tasks.classification:classifier')
   config.eval.sets['all'][key] = (path,)
   tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
@@ -241,14 +242,14 @@ def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
 def test_a_set_of_which_nothing_is_left_is_reported_before_a_step():
   # The first two words, 'und' and 'nicht', are longer than a row.
   changes = {'eval.sets.all.limit': 2, 'data.too_long': 'skip'}
-  config = config_of('lm.tasks.find:classes', **changes)
+  config = config_of('lm.tasks.classification:classifier', **changes)
   config.data.context = config.model.context = 3
   with pytest.raises(UserError, match=r"sets\.all\.limit=2: data\.too_long='skip' leaves none"):
     opened(config)
 
 
 def test_references_that_a_metric_cannot_score_are_reported_before_a_step():
-  config = config_of('lm.tasks.find:classes')
+  config = config_of('lm.tasks.classification:classifier')
   config.eval.sets['all'].scores = ("lm.metrics.labels:classification(positive='nowhere')",)
   with pytest.raises(UserError, match=r"eval\.sets\.all\.scores=.*positive='nowhere' is no label"):
     opened(config)

@@ -64,15 +64,15 @@ def get_config(arg='pairs'):
   config.data.source = 'kept_runs:pairs'
   config.data.task = 'lm.tasks.text:text_to_text'
   if arg == 'pairs':
-    config.data.convert = 'lm.tasks.write:encoder_decoder'
+    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
     config.model = encoder_decoder(**sizes)
   elif arg == 'decoder':
-    config.data.convert = 'lm.tasks.write:decoder'
+    config.data.convert = 'lm.tasks.seq2seq:decoder'
     config.model = gpt2(**sizes)
   else:
     config.data.source = 'kept_runs:classes'
     config.data.task = 'lm.tasks.text:classification'
-    config.data.convert = 'lm.tasks.find:classes'
+    config.data.convert = 'lm.tasks.classification:classifier'
     config.data.labels = ('low', 'high')
     config.model = encoder(**sizes)
     scores = ('lm.metrics.labels:classification',)
@@ -186,7 +186,7 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
       ('accuracy', [1, 0]),
     ),
     (
-      'lm.metrics.entities:entities',
+      'lm.metrics.spans:entities',
       [['O', 'B-X'], ['O', 'O']],
       [['O', 'O'], ['O', 'O']],
       ('accuracy', [0.5, 1]),
@@ -236,7 +236,7 @@ def test_labels_that_the_config_lacks_are_one_line(classes, tmp_path):
   config['eval']['sets']['dev']['split'] = 'strange'
   (workdir / 'config.json').write_text(json.dumps(config))
   line = mistake(workdir)
-  assert "data.labels: there is no 'hihg' (did you mean 'high'?)" in line
+  assert "data.labels: no label 'hihg' (did you mean 'high'?)" in line
 
 
 def arrays_of(maps):

@@ -48,7 +48,7 @@ def test_tags_are_those_of_the_evaluation(run):
 def test_a_trained_tagger_serves_like_another(run):
   raw = 'x = f(1, y)'
   by = functools.partial(tag, workdir=str(run), separator=' ')
-  text = tags.tag(segment.words(whole(raw)), by)
+  text = segment.tag_words(segment.split_words(as_single_token(raw)), by)
   assert [raw[t.start : t.end] for t in text.tokens] == [t.text for t in text.tokens]
   labels = set(load(run).config.data.labels)
   assert {t.tag for t in text.tokens} <= labels

@@ -43,7 +43,7 @@ SOURCE = f"""
     config.eval.every = 1000
     config.data.source = 'pairs_tiny:pairs'
     config.data.task = 'lm.tasks.text:text_to_text'
-    config.data.convert = 'lm.tasks.write:encoder_decoder'
+    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
     config.data.context = config.data.source_context = 24
     with config.unlocked():
       config.data.tokenizer = {{'fn': 'lm.text.tokenizers:characters'}}
@@ -60,7 +60,7 @@ SOURCE = f"""
       config.data.task = "lm.tasks.text:translation(languages=('en', 'fr'))"
     if arg == 'classes':
       config.data.task = 'lm.tasks.text:classification'
-      config.data.convert = 'lm.tasks.find:classes'
+      config.data.convert = 'lm.tasks.classification:classifier'
       config.data.labels = tuple(PAIRS.values())
     return config
 """
@@ -251,11 +251,11 @@ def test_mistakes_are_one_line(arguments, message, workdir):
   [
     ('', 'en', '--to=en: the task of this run is not told which language'),
     ('languages', None, '--to is not given, and a line alone is not enough: data.task: target_la'),
-    ('languages', 'de', "target_language='de' is none of languages=('en', 'fr')"),
+    ('languages', 'de', "data.task: target_language='de'"),
     (
       'classes',
       None,
-      "data.convert='lm.tasks.find:classes' makes no prompt for a model to write after",
+      "data.convert='lm.tasks.classification:classifier' makes no prompt",
     ),
   ],
 )

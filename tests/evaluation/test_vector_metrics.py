@@ -110,7 +110,7 @@ def test_prompts_are_words_with_their_neighbours(workdir):
   ((_, first), (step, last)) = run_data.read_run(workdir).samples
   assert (step, len(first)) == (4, 2)
   for (_, prompt, text), word in zip(last, ('one', 'red'), strict=True):
-    others = ', '.join(f'{other} {cos:.2f}' for other, cos in nearest(vectors, word, 8))
+    others = ', '.join(f'{other} {cos:.2f}' for other, cos in nearest_words(vectors, word, 8))
     assert (prompt, text) == (word, f': {others}')
 
 

@@ -18,7 +18,7 @@ from lm.training.train_step import abstract_state
 
 
 def drawn(words=('the', 'cat', 'sat', 'on', 'mats'), size=4, seed=0):
-  return checked(words, np.random.default_rng(seed).normal(size=(len(words), size)))
+  return make_vectors(words, np.random.default_rng(seed).normal(size=(len(words), size)))
 
 
 def assert_same(found, vectors):
@@ -27,7 +27,7 @@ def assert_same(found, vectors):
 
 
 def test_specials_and_padding_are_no_words():
-  tokenizer = ours.with_specials(ours.words(['b b b a a c'], min_count=2), ['<|mask|>'])
+  tokenizer = ours.with_special_tokens(ours.words(['b b b a a c'], min_count=2), ['<|mask|>'])
   assert tokenizer.get_vocab() == {'<|end|>': 0, '<unk>': 1, 'b': 2, 'a': 3, '<|mask|>': 4}
   table = np.arange(16.0).reshape(8, 2)
   found = of_params({'embedding': table, 'head': table}, tokenizer)
@@ -39,7 +39,7 @@ def test_what_has_no_vectors_is_told():
   tokenizer = ours.words(['a a'])
   with pytest.raises(UserError, match='of the parameters head, norm none is `embedding`'):
     of_params({'head': np.zeros(3), 'norm': np.zeros(3)}, tokenizer)
-  with pytest.raises(UserError, match=r"the vector of 'a' holds nan, not a finite number"):
+  with pytest.raises(UserError, match=r"the vector of 'a' has nan"):
     of_params({'embedding': np.full((3, 2), np.nan)}, tokenizer)
 
 

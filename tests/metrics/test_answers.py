@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_published_scorers(metric, file, exact, f1):
 
 
 @pytest.mark.parametrize('metric', [squad(), cmrc()])
-def test_nothing_to_score_is_an_error(metric):
+def test_empty_set_is_refused(metric):
   with pytest.raises(UserError, match='metric on an empty set'):
     metric([], [])
   with pytest.raises(ValueError, match='2 predictions for 1 references'):

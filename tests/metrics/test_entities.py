@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.metrics.entities import entities, spans
+from lm.metrics.spans import entities, entity_spans
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from lm.metrics.entities import entities, spans
   ],
 )
 def test_entities_of_a_sentence(tags, found):
-  assert spans(tags.split()) == found
+  assert entity_spans(tags.split()) == found
 
 
 def test_scores_by_hand():

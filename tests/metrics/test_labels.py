@@ -6,8 +6,8 @@ import scipy.stats
 
 from lm.errors import UserError
 from lm.metrics.answers import squad
-from lm.metrics.entities import entities
 from lm.metrics.labels import classification, exact_match, regression, tags
+from lm.metrics.spans import entities
 from lm.metrics.translation import bleu
 
 
@@ -37,14 +37,14 @@ def test_f1_is_that_of_scikit_learn(average, labels):
     }
 
 
-def test_a_wrong_average_or_positive_label_is_told():
+def test_wrong_average_or_positive_label_is_refused():
   with pytest.raises(UserError, match=r"average='marco'.*did you mean 'macro'"):
     classification('marco')
   with pytest.raises(UserError, match=r"positive='Yes' is no label.*available: 'no', 'yes'"):
     classification(positive='Yes')(['yes', 'no'], ['no', 'no'])
 
 
-def test_tags_of_all_words_count_alike():
+def test_tags_pool_all_words():
   values = tags()([['A', 'B', 'A'], ['B']], [['A', 'B', 'B'], ['B']]).values
   # A: 1 of 2 predicted and 1 of 1 there, 2/3; B: 2 of 2 and 2 of 3, 4/5.
   assert values == {'accuracy': 0.75, 'f1': pytest.approx((2 / 3 + 4 / 5) / 2)}
@@ -94,7 +94,7 @@ def test_the_mean_of_the_references_explains_nothing():
 
 
 @pytest.mark.parametrize('metric', [classification(), exact_match(), regression()])
-def test_nothing_to_score_is_an_error(metric):
+def test_empty_set_is_refused(metric):
   with pytest.raises(UserError, match='metric on an empty set'):
     metric([], [])
   with pytest.raises(ValueError, match='1 predictions for 2 references'):
@@ -104,14 +104,14 @@ def test_nothing_to_score_is_an_error(metric):
 @pytest.mark.parametrize(
   ('metric', 'values', 'message'),
   [
-    (regression(), ['good', 'bad'], "regression: it scores numbers, and this task has 'good'"),
-    (classification(), [['O'], ['B-PER']], r"it scores labels, one an example, .* has \['O'\]"),
-    (tags(), ['good', 'bad'], "tags: it scores lists of tags, and this task has 'good'"),
-    (entities(), ['good', 'bad'], "entities: it scores lists of tags, and this task has 'good'"),
-    (bleu(language='en'), [['O'], ['O']], r"bleu: it scores texts, and this task has \['O'\]"),
-    (squad(), [1.5, 2.5], 'squad: it scores texts, and this task has 1.5'),
+    (regression(), ['good', 'bad'], "regression: it scores numbers, not 'good'"),
+    (classification(), [['O'], ['B-PER']], r"classification: it scores labels, .* not \['O'\]"),
+    (tags(), ['good', 'bad'], "tags: it scores lists of tags, not 'good'"),
+    (entities(), ['good', 'bad'], "entities: it scores lists of tags, not 'good'"),
+    (bleu(language='en'), [['O'], ['O']], r"bleu: it scores texts, not \['O'\]"),
+    (squad(), [1.5, 2.5], 'squad: it scores texts, not 1.5'),
   ],
 )
-def test_what_a_metric_cannot_score_is_told(metric, values, message):
+def test_wrong_types_are_refused(metric, values, message):
   with pytest.raises(UserError, match=message):
     metric(values, values)

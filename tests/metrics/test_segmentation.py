@@ -1,7 +1,7 @@
 import pytest
 
 from lm.errors import UserError
-from lm.metrics.segmentation import segmentation, spans
+from lm.metrics.spans import segmentation, word_spans
 
 
 def test_scores_by_hand():
@@ -32,14 +32,14 @@ def test_nothing_to_find_and_words_out_of_order_are_errors():
 
 
 def test_words_are_found_in_running_text():
-  assert spans(['我', '来', 'to', 'Bei jing', '。'], ' 我来 to\nBei jing。 ') == [
+  assert word_spans(['我', '来', 'to', 'Bei jing', '。'], ' 我来 to\nBei jing。 ') == [
     (1, 2),
     (2, 3),
     (4, 6),
     (7, 15),
     (15, 16),
   ]
-  assert spans([], ' ') == []
+  assert word_spans([], ' ') == []
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_words_are_found_in_running_text():
 )
 def test_words_of_another_text_are_refused(words, message):
   with pytest.raises(UserError, match=f'do not spell the text: {message}'):
-    spans(words, 'ab')
+    word_spans(words, 'ab')

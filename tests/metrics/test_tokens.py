@@ -48,7 +48,7 @@ def test_sums_are_weighted_and_padding_counts_nothing():
   assert found['bits_per_byte'] == (pytest.approx(nats / math.log(2), rel=1e-5), 7)
 
 
-def test_sums_of_parts_are_the_sum_of_the_whole():
+def test_sums_of_parts_equal_the_total():
   rng = np.random.default_rng(0)
   logits, targets = rng.normal(0, 2, (4, 3, 5)), rng.integers(0, 5, (4, 3))
   weights, sizes = rng.integers(0, 2, (4, 3)), rng.integers(0, 9, (4, 3))

@@ -15,8 +15,7 @@ from lm.metrics.word_vectors import (
   read_questions,
   similarity,
 )
-from lm.text.vector_space import three_cos_mul
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors, three_cos_mul
 
 needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the folder LM_DATA')
 
@@ -24,7 +23,7 @@ needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the f
 def _fan(*words):
   """Returns words at rising angles from the first, so that later ones are less like it."""
   angles = np.linspace(0, 1.5, len(words))
-  return checked(words, np.stack([np.cos(angles), np.sin(angles)], axis=1))
+  return make_vectors(words, np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
 def test_rank_correlation_by_hand():
@@ -43,7 +42,7 @@ def test_rank_correlation_is_that_of_scipy():
   left, right = (matrix[[int(pair[i]) for pair in pairs]] for i in range(2))
   cos = np.sum(left * right, 1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
   expected = stats.spearmanr(cos, [s for *_, s in pairs]).statistic
-  found = similarity(checked(map(str, range(10)), matrix), pairs).values['spearman']
+  found = similarity(make_vectors(map(str, range(10)), matrix), pairs).values['spearman']
   assert found == pytest.approx(expected, abs=1e-9)
 
 
@@ -63,7 +62,7 @@ def test_one_pair_has_no_correlation():
 @pytest.fixture
 def royals():
   words = {'man': (0, 1, 0), 'woman': (0, 0, 1), 'king': (1, 1, 0), 'queen': (1, 0, 1)}
-  return checked([*words, 'crown'], [*words.values(), (1, 0, 0)])
+  return make_vectors([*words, 'crown'], [*words.values(), (1, 0, 0)])
 
 
 @pytest.mark.parametrize('score', [(), (three_cos_mul,)])
@@ -128,20 +127,18 @@ def test_files_are_read(write):
     (read_pairs, '# only this\n', 'has no pairs of words'),
     (read_pairs, b'a\tb\t1\n\xff\tb\t1\n', 'is not UTF-8 at byte 6'),
     (read_questions, ': a\na b c\n', r"line 2: 'a b c' is not 4 fields with ' ' between them"),
-    (read_questions, 'a b c d\n', "line 1: 'a b c d' comes before the first section"),
-    (read_questions, ': a\na b c d\n: a\n', "line 3: the section 'a' is there already"),
+    (read_questions, 'a b c d\n', "line 1: 'a b c d' precedes the first section"),
+    (read_questions, ': a\na b c d\n: a\n', "line 3: the section 'a' is repeated"),
     (read_questions, ': a\n', 'has no questions'),
     (read_questions, b': a\0\n', 'has a NUL at byte 3'),
-    (read_pairs, 'a\tb\t1\n' + '\t' * 20_000, 'line 2: more than 10,000 bytes without a line end'),
-    (read_questions, 'a ' * 20_000, 'line 1: more than 10,000 bytes without a line end'),
   ],
 )
-def test_broken_files_are_told(write, read, content, message):
+def test_broken_files_are_refused(write, read, content, message):
   with pytest.raises(UserError, match=rf'a\.txt.*{message}'):
     read(write(content))
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_refused(tmp_path):
   with pytest.raises(UserError, match='none cannot be read: No such file'):
     read_pairs(tmp_path / 'none')
   with pytest.raises(UserError, match='cannot be read: Is a directory'):
@@ -162,7 +159,7 @@ def test_metrics_have_the_name_of_their_file_or_their_own(write, monkeypatch):
 
 def test_both_scores_of_questions(write):
   rng = np.random.default_rng(0)
-  vectors = checked(map(str, range(30)), rng.normal(size=(30, 3)))
+  vectors = make_vectors(map(str, range(30)), rng.normal(size=(30, 3)))
   asked = [tuple(map(str, rng.choice(30, 4, replace=False))) for _ in range(200)]
   lines = '\n'.join(' '.join(question) for question in asked)
   matrix = vectors.matrix / np.linalg.norm(vectors.matrix, axis=1, keepdims=True)
@@ -191,7 +188,7 @@ def test_groups_by_hand():
   # At angles 0, 0.1 and 0.5 the first group; at 0.55, 1.5 and 1.4 the second: 0.5 and 0.55 are
   # nearest to each other, the others to one of their own.
   angles = {'a': 0, 'b': 0.1, 'c': 0.5, 'd': 0.55, 'e': 1.5, 'f': 1.4, 'other': 0.05}
-  vectors = checked(angles, [(np.cos(x), np.sin(x)) for x in angles.values()])
+  vectors = make_vectors(angles, [(np.cos(x), np.sin(x)) for x in angles.values()])
   metric = groups(groups={'first': ['A', 'b', 'c', 'absent'], 'second': ['d', 'e', 'f']})
   assert metric.name == 'groups'
   assert metric.score(vectors).values == {'accuracy': pytest.approx(4 / 6), 'coverage': 6 / 7}
@@ -206,10 +203,10 @@ def test_groups_by_hand():
   [
     ({'days': ['monday', 'friday']}, 'at least two groups of two words'),
     ({'days': ['monday', 'friday'], 'months': ['may']}, 'at least two groups of two words'),
-    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' comes twice"),
+    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is there twice"),
   ],
 )
-def test_wrong_groups_are_told(given, message):
+def test_wrong_groups_are_refused(given, message):
   with pytest.raises(UserError, match=message):
     groups(groups=given)
 
@@ -251,7 +248,7 @@ def test_vectors_made_of_the_relations_answer_all_questions_of_a_section():
       if country not in vectors:
         vectors[country] = rng.normal(size=200)
         vectors[city] = vectors[country] + capital
-  values = accuracy(checked(vectors, list(vectors.values())), {'x': section}).values
+  values = accuracy(make_vectors(vectors, list(vectors.values())), {'x': section}).values
   assert values['accuracy'] == values['coverage'] == 1
 
 
@@ -275,7 +272,7 @@ def test_gensim_scores_the_same():
       # A relation with noise, so that some answers are right and some wrong.
       drawn.setdefault(other, drawn[one] + 1 + rng.normal(0, 0.7, 10))
   words = [word for word in drawn if rng.random() < 0.9]
-  vectors = checked(words, [drawn[word] for word in words])
+  vectors = make_vectors(words, [drawn[word] for word in words])
   theirs = models.KeyedVectors(10)
   theirs.add_vectors(words, vectors.matrix)
   _, spearman, unknown = theirs.evaluate_word_pairs(str(folder / 'wordsim353.tsv'))

@@ -42,7 +42,7 @@ def translator():
   config = base()
   config.model = encoder_decoder(depth=1, d_model=32, heads=2, context=16)
   config.data.update({'source': 'loading:pairs', 'task': 'lm.tasks.text:text_to_text'})
-  config.data.update({'convert': 'lm.tasks.write:encoder_decoder'})
+  config.data.update({'convert': 'lm.tasks.seq2seq:encoder_decoder'})
   config.data.update({'context': 16, 'source_context': 16})
   metrics, scores = ('lm.metrics.tokens:targets',), ('lm.metrics.translation:chrf',)
   with config.unlocked():

@@ -20,7 +20,7 @@ def _marks(page):
 
 def test_words_stand_at_their_principal_components():
   # Two directions at right angles, the longer one of the third axis.
-  vectors = checked('abcd', [[0, 0, 4], [0, 0, -4], [0, 2, 0], [0, -2, 0]])
+  vectors = make_vectors('abcd', [[0, 0, 4], [0, 0, -4], [0, 2, 0], [0, -2, 0]])
   found = word_map.find(vectors, ['d', 'a', 'b', 'c', 'a'])
   assert found['words'] == ['d', 'a', 'b', 'c']
   assert np.abs(found['points']).tolist() == [[0, 0.5], [1, 0], [1, 0], [0, 0.5]]
@@ -80,11 +80,11 @@ def test_words_stay_text_in_a_report(tmp_path):
 
 def test_the_smallest_maps():
   assert word_map.show({}) == ''
-  one = word_map.show(word_map.find(checked('ab', [[1], [2]]), ['b']))
+  one = word_map.show(word_map.find(make_vectors('ab', [[1], [2]]), ['b']))
   assert [mark[1:] for mark in _marks(one)] == [(50, 50, 'b')]
-  two = word_map.show(word_map.find(checked('ab', [[1], [2]]), ['a', 'b']))
+  two = word_map.show(word_map.find(make_vectors('ab', [[1], [2]]), ['a', 'b']))
   assert '100% of the variance across, 0% down' in two
   with pytest.raises(UserError, match='at least one word'):
-    word_map.find(checked('ab', [[1], [2]]), [])
+    word_map.find(make_vectors('ab', [[1], [2]]), [])
   with pytest.raises(UserError, match="'c' is not among the 2 words"):
-    word_map.find(checked('ab', [[1], [2]]), ['c'])
+    word_map.find(make_vectors('ab', [[1], [2]]), ['c'])

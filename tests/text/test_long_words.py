@@ -48,7 +48,7 @@ def trained_on(kind, texts, monkeypatch):
   ('kind', 'longest', 'total'),
   [('bpe', 1024, 100_000), ('unigram', 256, 2**14), ('wordpiece', 100, 200_000)],
 )
-def test_trainers_are_given_pieces_of_bounded_length(kind, longest, total, monkeypatch):
+def test_trainers_get_pieces_of_bounded_length(kind, longest, total, monkeypatch):
   lengths = trained_on(kind, [*PLAIN, dna(100_000)], monkeypatch)
   plain = trained_on(kind, PLAIN, monkeypatch)
   assert max(lengths) == longest
@@ -56,7 +56,7 @@ def test_trainers_are_given_pieces_of_bounded_length(kind, longest, total, monke
 
 
 @pytest.mark.parametrize('kind', BUILDERS)
-def test_ordinary_words_are_trained_on_as_they_are(kind, monkeypatch):
+def test_training_keeps_ordinary_words(kind, monkeypatch):
   known = BUILDERS[kind](PLAIN).to_str()
   nothing = pre_tokenizers.Sequence([])
   monkeypatch.setattr(tokenizers, '_pieces', lambda *args, **kwargs: nothing)
@@ -64,7 +64,7 @@ def test_ordinary_words_are_trained_on_as_they_are(kind, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['bpe', 'unigram'])
-def test_a_long_word_decodes_exactly(kind):
+def test_decoding_of_a_long_word_is_exact(kind):
   word = dna(20_000)
   tokenizer = BUILDERS[kind]([*PLAIN, word])
   assert tokenizer.decode(tokenizer.encode(word).ids) == word

@@ -19,7 +19,7 @@ def split_by(pattern, tmp_path):
   return tmp_path / 't.json'
 
 
-def test_an_expression_that_exceeds_the_limit_of_its_engine_is_refused(tmp_path, capfd):
+def test_expression_beyond_the_engine_limit_is_refused(tmp_path, capfd):
   file = split_by('(a|aa)+$', tmp_path)
   with pytest.raises(UserError, match=r"data\.tokenizer\.file=.*'aaa.*retry-limit") as told:
     tokenizers.existing([], str(file))
@@ -27,21 +27,21 @@ def test_an_expression_that_exceeds_the_limit_of_its_engine_is_refused(tmp_path,
   assert capfd.readouterr() == ('', '')  # no trace of the library
 
 
-def test_an_expression_that_backtracks_on_the_corpus_is_refused(tmp_path):
+def test_backtracking_expression_is_refused(tmp_path):
   file = split_by('(q|qq)+$', tmp_path)
   tokenizers.existing(['plain text'], str(file))
   with pytest.raises(UserError, match=r"on a text such as 'qqq.*retry-limit"):
     tokenizers.existing(['plain text', 'q' * 90 + '!'], str(file))
 
 
-def test_what_takes_too_long_is_ended(tmp_path, monkeypatch):
+def test_slow_tokenizer_is_killed(tmp_path, monkeypatch):
   file = split_by(r'a+a+a+(?:b|\d)', tmp_path)  # the cube of a run
   monkeypatch.setattr(probe, 'RUNS', ('a' * 200,) * 100)
   with pytest.raises(UserError, match=r'f: .* takes more than 1\.5 s'):
     probe.check(file, [], 'f', seconds=1.5)
 
 
-def test_expressions_in_use_pass(tmp_path):
+def test_common_expressions_pass(tmp_path):
   tokenizers.existing(['Some text.'], str(split_by(GPT_4, tmp_path)))
 
 

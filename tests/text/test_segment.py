@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 import os
 import pathlib
 import re
@@ -11,10 +10,19 @@ import pytest
 
 from lm.data.sources import conllu
 from lm.errors import UserError
-from lm.metrics import segmentation
-from lm.text import segment, sentences
-from lm.text.normal import normalise
-from lm.text.tokens import Text, Token, whole
+from lm.metrics import spans
+from lm.text import segment
+from lm.text.segment import (
+  Text,
+  Token,
+  as_single_token,
+  normalize_tokens,
+  sentence_spans,
+  split_sentences,
+)
+
+# ruff: noqa: RUF001
+
 
 pytest.importorskip('rjieba')
 pytest.importorskip('opencc')
@@ -58,14 +66,14 @@ def check_round_trip(raw, tokens, gap):
   assert gap(raw[last:])
 
 
-def test_words_and_sentences_of_any_string_are_found_at_their_places():
+def test_tokens_of_any_string_match_their_offsets():
   for raw in random_strings(2000):
-    check_round_trip(raw, segment.words(whole(raw)).tokens, is_gap)
-    check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+    check_round_trip(raw, segment.split_words(as_single_token(raw)).tokens, is_gap)
+    check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
 
 
 def strings(raw, **arguments):
-  return [token.text for token in segment.words(whole(raw), **arguments).tokens]
+  return [token.text for token in segment.split_words(as_single_token(raw), **arguments).tokens]
 
 
 @pytest.mark.parametrize(
@@ -85,19 +93,19 @@ def strings(raw, **arguments):
     ('', ''),
   ],
 )
-def test_words_follow_the_boundaries_of_unicode(raw, words):
+def test_words_follow_unicode_boundaries(raw, words):
   found = strings(raw)
   assert [w.strip('\u200b') for w in found] == [w.strip('\u200b') for w in words.split(' ') if w]
 
 
-def test_chinese_is_cut_by_the_dictionary_amid_other_scripts():
+def test_chinese_is_segmented_among_other_scripts():
   found = strings('我来到北京清华大学。iPhone15的价格是5,999元🇨🇳')
   assert ' '.join(found) == '我 来到 北京 清华大学 。 iPhone15 的 价格 是 5,999 元 🇨🇳'
 
 
-def test_characters_beyond_sixteen_bits_keep_chinese_offsets_right():
+def test_offsets_with_characters_beyond_the_bmp():
   raw = '𠮷𠮷北京👍清华大学'
-  tokens = segment.words(whole(raw)).tokens
+  tokens = segment.split_words(as_single_token(raw)).tokens
   assert Token('北京', 2, 4) in tokens and Token('清华大学', 5, 9) in tokens
 
 
@@ -105,12 +113,12 @@ def test_a_variation_selector_stays_with_its_ideograph():
   assert strings('北京葛\U000e0100城') == ['北京', '葛\U000e0100', '城']
 
 
-def test_long_runs_of_ideographs_are_cut_the_same():
+def test_long_runs_of_ideographs_are_segmented_the_same():
   found = strings('清华大学' * 1000)
   assert len(found) == 1000 and set(found) == {'清华大学'}
 
 
-def test_traditional_characters_are_cut_as_simplified_ones_on_request():
+def test_traditional_characters_are_segmented_as_simplified():
   pytest.importorskip('opencc')
   raw = '測量員發現這個問題很複雜'
   simple = [len(word) for word in strings('测量员发现这个问题很复杂')]
@@ -121,19 +129,19 @@ def test_traditional_characters_are_cut_as_simplified_ones_on_request():
 
 def test_sentences_are_split_into_words_in_place():
   raw = 'Go on. You can stop.'
-  found = segment.words(sentences.sentences(whole(raw)))
-  assert found == segment.words(whole(raw))
+  found = segment.split_words(segment.split_sentences(as_single_token(raw)))
+  assert found == segment.split_words(as_single_token(raw))
   assert found.tokens[3] == Token('You', 7, 10)
-  second = Text(raw, sentences.sentences(whole(raw)).tokens[1:])
-  assert segment.words(second).tokens == found.tokens[3:]
+  second = Text(raw, segment.split_sentences(as_single_token(raw)).tokens[1:])
+  assert segment.split_words(second).tokens == found.tokens[3:]
 
 
-def test_what_is_normalised_is_not_split():
-  with pytest.raises(UserError, match=r"token at 0:2 .*'ﬁ!' .*'fi!'; split a text before it is"):
-    segment.words(normalise(whole('ﬁ!')))
+def test_normalized_tokens_are_not_split():
+  with pytest.raises(UserError, match=r"token at 0:2 .*'fi!'.*'ﬁ!'"):
+    segment.split_words(normalize_tokens(as_single_token('ﬁ!')))
 
 
-def test_a_missing_library_is_told_in_one_line(monkeypatch):
+def test_missing_library_is_refused(monkeypatch):
   monkeypatch.setitem(sys.modules, 'rjieba', None)
   assert strings('plain words') == ['plain', 'words']
   with pytest.raises(UserError, match=r'needs? rjieba: pip install -e "\.\[zh\]"'):
@@ -145,7 +153,7 @@ def test_a_missing_library_is_told_in_one_line(monkeypatch):
   (*"a \n.'🇦中\u0301\u200d\ud800", 'word ', "a'", '1,', '. ', '!”', '.(', 'A.')
   + ('\n ', 'e\u0301', '🇦\u200d', '👨\u200d', '中\ufe00'),
 )
-@pytest.mark.parametrize('find', [segment.spans, sentences.spans])
+@pytest.mark.parametrize('find', [segment.word_spans, segment.sentence_spans])
 def test_time_grows_with_the_length_of_a_line(find, unit):
   def seconds(size):
     raw = 'a' + unit * (size // len(unit))
@@ -164,12 +172,12 @@ needs_data = pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the f
 
 @needs_data
 @pytest.mark.parametrize('name', ['enwiki_sample.txt', 'us_presidents.txt'])
-def test_english_texts_are_found_at_their_places(name):
+def test_english_offsets(name):
   raw = pathlib.Path(os.environ['LM_DATA'], 'english_text', name).read_text('utf-8')
-  found = segment.words(whole(raw)).tokens
+  found = segment.split_words(as_single_token(raw)).tokens
   assert len(found) > 400_000
   check_round_trip(raw, found, is_gap)
-  check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+  check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
 
 
 @pytest.fixture(scope='module')
@@ -178,22 +186,112 @@ def treebank():
   file = pathlib.Path(os.environ['LM_DATA'], 'ud_chinese_gsdsimp/dev.conllu')
   texts = re.findall('^# text = (.*)$', file.read_text('utf-8'), re.MULTILINE)
   words = [e['words'] for e in conllu('dev', '$LM_DATA/ud_chinese_gsdsimp/{split}.conllu')]
-  return texts, [segmentation.spans(*pair) for pair in zip(words, texts, strict=True)]
+  return texts, [spans.word_spans(*pair) for pair in zip(words, texts, strict=True)]
 
 
 @needs_data
-def test_chinese_texts_are_found_at_their_places(treebank):
+def test_chinese_offsets(treebank):
   texts, _ = treebank
   assert len(texts) == 500
   for raw in texts:
-    check_round_trip(raw, segment.words(whole(raw)).tokens, is_gap)
-    check_round_trip(raw, sentences.sentences(whole(raw)).tokens, is_space)
+    check_round_trip(raw, segment.split_words(as_single_token(raw)).tokens, is_gap)
+    check_round_trip(raw, segment.split_sentences(as_single_token(raw)).tokens, is_space)
 
 
 @needs_data
-def test_chinese_words_are_those_of_a_treebank_as_far_as_jieba_knows(treebank):
+def test_chinese_words_agree_with_a_treebank(treebank):
   texts, words = treebank
-  f1 = segmentation.segmentation()([list(segment.spans(raw)) for raw in texts], words).values['f1']
+  f1 = spans.segmentation()([list(segment.word_spans(raw)) for raw in texts], words).values['f1']
   characters = [[(i, i + 1) for i, c in enumerate(raw) if not c.isspace()] for raw in texts]
-  control = segmentation.segmentation()(characters, words).values['f1']
+  control = spans.segmentation()(characters, words).values['f1']
   assert 0.78 < f1 < 0.81 and 0.38 < control < 0.41
+
+
+# ruff: noqa: RUF001
+
+
+@pytest.mark.parametrize(
+  'wanted',
+  [
+    ['He paid 3.50 dollars.', '"Is it?" she said.', '"Yes."', 'They left (at last!).', 'Go.'],
+    ['Dr. J. R. Smith of the U.S. Army met Mr. Brown at No. 5.', 'He did.'],
+    ['See e.g. Fig. 3 of vol. 2, Oct. 4.', 'I said no.', 'Well, etc. and so on.'],
+    ['1. One thing.', '2. Another.', 'In 1999.', 'Then...', 'And . . . so on.'],
+    ['It costs 5 p. a piece, see http://a.b/?c=d.e for more!', 'Éa est là?!', 'Oh…', 'Ah.'],
+    ['Er sagte: „Komm!“', 'Dann ging er.'],
+    ['« Viens\xa0!\xa0»', 'Il vint.'],
+    ['«Пойдём!»', 'Он пошёл.', 'Куда?'],
+    ['أين هو؟', 'هنا.', 'نعم'],
+    ['वह गया।', 'क्यों?'],
+    ['The “end.”', '‘So.’', '[Yes.]', 'No'],
+  ],
+)
+def test_sentences_between_spaces(wanted):
+  for space in (' ', '\n', ' \n ', '\u3000'):
+    raw = space.join(wanted)
+    assert [raw[start:end] for start, end in sentence_spans(raw)] == wanted
+
+
+@pytest.mark.parametrize(
+  'wanted',
+  [
+    ['他说：“你好。”', '然后走了。', '真的吗？！', '是的……', '好吧'],
+    ['“你好！”，他说。', '「走吧。」', '（好。）', '「好。」', '《书》。'],
+    ['你好!', '你是谁?', '我是3.5版.', '好'],
+    ['“走……”——他说。', '嗯。'],
+    ['用python3.5写。', 'Good。', 'OK'],
+    ['値は３．１４である．', '次に'],
+    ['行く。', '「はい！」', 'と言った。'],
+  ],
+)
+def test_sentences_without_spaces(wanted):
+  raw = ''.join(wanted)
+  assert [raw[start:end] for start, end in sentence_spans(raw)] == wanted
+
+
+def test_blank_lines_end_sentences_and_line_ends_do_not():
+  raw = 'A title\r\n\r\nsome\ntext. x\n \t\nand on\u2029end\n\n\n'
+  found = [raw[start:end] for start, end in sentence_spans(raw)]
+  assert found == ['A title', 'some\ntext. x', 'and on', 'end']
+
+
+def test_sentence_offsets():
+  assert split_sentences(as_single_token('  Go. 走。 ')).tokens == (
+    Token('Go.', 2, 5),
+    Token('走。', 6, 8),
+  )
+
+
+@pytest.mark.parametrize('raw', ['', ' \n\n ', '\u2029'])
+def test_empty_text_has_no_sentences(raw):
+  assert split_sentences(as_single_token(raw)).tokens == ()
+
+
+def test_marks_alone_are_a_sentence():
+  assert [*sentence_spans('...')] == [(0, 3)] and [*sentence_spans(' ?! ')] == [(1, 3)]
+
+
+pytest.importorskip('rjieba')
+
+
+def test_tagger_is_any_function_of_words():
+  text = segment.split_words(as_single_token('Old  dogs'))
+  tagged = segment.tag_words(text, lambda words: [str(len(word)) for word in words])
+  assert tagged == Text('Old  dogs', (Token('Old', 0, 3, '3'), Token('dogs', 5, 9, '4')))
+  assert text.tokens[0].tag == ''
+
+
+def test_wrong_count_of_tags_is_refused():
+  with pytest.raises(ValueError, match='tagger: 1 tags for 2 words'):
+    segment.tag_words(segment.split_words(as_single_token('old dogs')), lambda words: ['A'])
+
+
+def test_parts_of_speech_of_chinese_words():
+  words = ['我', '来到', '北京', '3.5', 'iPhone', '。', '\ud800', '魑魅魍魉呀呀']
+  assert segment.parts_of_speech(words) == ['r', 'v', 'ns', 'm', 'eng', 'x', 'x', 'x']
+
+
+def test_parts_of_speech_need_the_dictionary(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'rjieba', None)
+  with pytest.raises(UserError, match='rjieba'):
+    segment.parts_of_speech(['好'])

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from lm.data import pipeline
 from lm.errors import UserError
 from lm.task import Task
-from lm.tasks import find, spans
+from lm.tasks import classification, extractive_qa
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR, end_id, text_reader, vocabulary_size
 
@@ -57,7 +57,7 @@ LAYOUTS = [by_words, by_pieces, by_subwords, by_merges]
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_text_that_looks_like_an_end_is_text_at_every_door(layout):
+def test_end_lookalike_is_text_everywhere(layout):
   tokenizer = layout(SPECIALS)
   tokenizer.add_special_tokens(SPECIALS)
   end, text = end_id(tokenizer), 'a </s> b'
@@ -66,10 +66,10 @@ def test_text_that_looks_like_an_end_is_text_at_every_door(layout):
   assert (np.flatnonzero(encoded.tokens == end) == np.cumsum(encoded.counts) - 1).all()
   assert end not in tokenizers.parts_encoder(tokenizer)([text])
   task = Task(lambda e: [e['text']], lambda e: '', lambda e: '', lambda e: [(0, 1, 'x')])
-  (tagged,) = find.tags(task).features(tokenizer, ['x'], 99)({'text': text})
+  (tagged,) = classification.tagger(task).features(tokenizer, ['x'], 99)({'text': text})
   assert end not in tagged.tokens['inputs']
   task = Task(lambda e: [e['text']], lambda e: '', lambda e: '', lambda e: [(0, 1)])
-  (window,) = spans.spans(task).features(tokenizer, [], 99)({'text': text})
+  (window,) = extractive_qa.converter(task).features(tokenizer, [], 99)({'text': text})
   assert [*window.tokens['inputs']].count(end) == 1  # which the row begins with
 
 
@@ -81,8 +81,8 @@ def test_other_text_keeps_its_tokens(layout):
     assert text_reader(tokenizer).encode(text).ids == tokenizer.encode(text).ids
 
 
-def test_a_part_that_is_special_is_its_token():
-  tokenizer = tokenizers.with_specials(
+def test_special_part_is_one_token():
+  tokenizer = tokenizers.with_special_tokens(
     tokenizers.words(['a <|sep|> b'] * 2, pattern=r'\S+'), [SEPARATOR]
   )
   ids = tokenizers.parts_encoder(tokenizer)(['a <|sep|>', SEPARATOR, 'b'])
@@ -90,9 +90,9 @@ def test_a_part_that_is_special_is_its_token():
   assert names == ['a', '<unk>', '<|sep|>', 'b']
 
 
-def test_a_special_token_is_no_letter():
-  with pytest.raises(UserError, match=r"data\.specials: 'a' is a token that text is made of"):
-    tokenizers.with_specials(tokenizers.bytes([]), ['a'])
+def test_special_token_of_one_letter_is_refused():
+  with pytest.raises(UserError, match=r"data\.specials: 'a' is a token of texts"):
+    tokenizers.with_special_tokens(tokenizers.bytes([]), ['a'])
 
 
 def with_holes(highest=40):
@@ -102,16 +102,16 @@ def with_holes(highest=40):
   return tokenizer
 
 
-def test_a_table_has_a_row_for_the_highest_id():
+def test_vocabulary_size_is_the_highest_id_plus_one():
   assert vocabulary_size(with_holes()) == 41 and with_holes().get_vocab_size() == 29
   assert vocabulary_size(tokenizers.bytes([])) == 257
   # One more id than uint16 holds.
   assert pipeline.text_encoder(with_holes(70_000))(['a b']).tokens.tolist() == [2, 70_000, 3, 0]
 
 
-def test_special_tokens_take_no_id_of_another_token():
+def test_special_tokens_get_free_ids():
   # The library would number them from 29 on, the count of entries.
-  tokenizer = tokenizers.with_specials(with_holes(30), [SEPARATOR, '<|a|>', '<|b|>'])
+  tokenizer = tokenizers.with_special_tokens(with_holes(30), [SEPARATOR, '<|a|>', '<|b|>'])
   assert [tokenizer.token_to_id(t) for t in (SEPARATOR, '<|a|>', '<|b|>', ' ')] == [31, 32, 33, 30]
   assert {31, 32, 33} <= tokenizer.get_added_tokens_decoder().keys()
   assert tokenizers.parts_encoder(tokenizer)(['a ', SEPARATOR]) == [2, 30, 31]
@@ -160,19 +160,19 @@ ENDS = {
 
 
 @pytest.mark.parametrize('family', ENDS)
-def test_a_text_ends_as_its_tokenizer_ends_texts(family, tmp_path):
+def test_end_is_that_of_the_post_processor(family, tmp_path):
   tokens, processor, expected = ENDS[family]
   tokenizer = tokenizers.existing([], saved(tmp_path, *tokens, processor=processor))
   assert tokenizer.id_to_token(end_id(tokenizer)) == expected
   # Whatever special tokens a config adds.
-  more = tokenizers.with_specials(tokenizer, ['<|endoftext|>', '[SEP]', '<|sep|>'])
+  more = tokenizers.with_special_tokens(tokenizer, ['<|endoftext|>', '[SEP]', '<|sep|>'])
   again = Tokenizer.from_str(more.to_str())
   assert again.id_to_token(end_id(again)) == expected
   text = 'old <s>price</s> new'
   assert end_id(tokenizer) not in text_reader(tokenizer).encode(text).ids
 
 
-def test_a_config_names_the_end(tmp_path):
+def test_end_by_name(tmp_path):
   file = saved(tmp_path, ['<eos>', '<|eot|>'], ['z'])
   tokenizer = tokenizers.existing([], file, end='<|eot|>')
   assert tokenizer.id_to_token(end_id(Tokenizer.from_str(tokenizer.to_str()))) == '<|eot|>'
@@ -180,12 +180,12 @@ def test_a_config_names_the_end(tmp_path):
     tokenizers.existing([], file, end='<eot>')
 
 
-def test_own_tokenizers_end_with_their_token_0():
-  tokenizer = tokenizers.with_specials(tokenizers.bytes([]), ['</s>', '<|endoftext|>'])
+def test_end_of_trained_tokenizers_is_token_0():
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), ['</s>', '<|endoftext|>'])
   assert end_id(tokenizer) == 0
 
 
-def test_an_id_beyond_int32_is_refused(tmp_path):
+def test_id_beyond_int32_is_refused(tmp_path):
   (tmp_path / 't.json').write_text(with_holes(40).to_str().replace(':40', f':{2**31}'))
   with pytest.raises(UserError, match='its highest id is 2147483648'):
     tokenizers.existing([], str(tmp_path / 't.json'))
@@ -211,7 +211,7 @@ def llama():
   return made
 
 
-def test_a_special_token_behind_the_vocabulary_is_no_text_either():
+def test_special_token_behind_the_vocabulary_is_not_text():
   """Llama 3's layout: the model has no entry of the name, the added token alone has."""
   letters = [*'ab</s>']
   tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))

@@ -8,7 +8,7 @@ import pytest
 import tokenizers as library
 
 from lm.errors import UserError
-from lm.text import sampling, tokenizers
+from lm.text import subword_sampling, tokenizers
 
 CORPUS = [
   'the lower lowest newest widest low new wide',
@@ -68,20 +68,20 @@ def ranks_of(tokenizer):
 
 
 @pytest.mark.parametrize('text', [*CORPUS[:3], UNSEEN])
-def test_bpe_without_dropout_is_the_tokenizer_and_with_all_of_it_bytes(bpe, text):
+def test_bpe_dropout_of_0_and_1(bpe, text):
   words, rng = words_of(bpe, text), np.random.default_rng(0)
-  same = sampling.bpe_dropout(bpe, 0)(words, rng)
+  same = subword_sampling.bpe_dropout(bpe, 0)(words, rng)
   assert [*itertools.chain(*same)] == bpe.encode(text, add_special_tokens=False).ids
-  single = sampling.bpe_dropout(bpe, 1)(words, rng)
+  single = subword_sampling.bpe_dropout(bpe, 1)(words, rng)
   assert ''.join(spelled(bpe, itertools.chain(*single))) == ''.join(words)
   assert sum(map(len, single)) == len(text.encode())
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5])
-def test_bpe_dropout_has_the_probabilities_of_the_algorithm(bpe, rate):
+def test_bpe_dropout_probabilities(bpe, rate):
   # Drawn together: what is left over from one word must not show in the next.
   words = ['Ġlowest', 'ee', 'Ġwide']
-  draws = sampling.bpe_dropout(bpe, rate)(words * 20000, np.random.default_rng(1))
+  draws = subword_sampling.bpe_dropout(bpe, rate)(words * 20000, np.random.default_rng(1))
   pieces = [spelled(bpe, p) for p in draws]
   ranks = ranks_of(bpe)
   exact = [dropout_probabilities(tuple(word), ranks, rate) for word in words]
@@ -94,11 +94,13 @@ def test_bpe_dropout_has_the_probabilities_of_the_algorithm(bpe, rate):
   assert_drawn_from(collections.Counter(zip(pieces[::3], pieces[2::3], strict=True)), pairs)
 
 
-def test_equal_merges_are_dropped_each_on_its_own(bpe):
+def test_equal_merges_are_dropped_independently(bpe):
   model = library.models.BPE(bpe.get_vocab() | {'ee': 300}, merges=[('e', 'e')])
   twins = library.Tokenizer(model)
   twins.pre_tokenizer = bpe.pre_tokenizer
-  draws = sampling.bpe_dropout(twins, 0.5)(['eexee', 'eee'] * 20000, np.random.default_rng(2))
+  draws = subword_sampling.bpe_dropout(twins, 0.5)(
+    ['eexee', 'eee'] * 20000, np.random.default_rng(2)
+  )
   for i, word in enumerate(('eexee', 'eee')):
     counts = collections.Counter(spelled(twins, p) for p in draws[i::2])
     assert_drawn_from(counts, dropout_probabilities(tuple(word), {('e', 'e'): 0}, 0.5))
@@ -131,11 +133,13 @@ def unigram_of(scores):
 
 
 @pytest.mark.parametrize('alpha', [0, 0.2, 1])
-def test_unigram_sampling_has_the_probabilities_of_the_model(alpha):
+def test_unigram_sampling_probabilities(alpha):
   scores = {'lo': -4.0, 'low': -5.0, 'w': -5.5, 'owe': -6.0, 'es': -4.5, 'est': -7.0, 't': -4.0}
   tokenizer = unigram_of(scores)
   words = ['lowest', 'lolo']
-  draws = sampling.unigram_sampling(tokenizer, alpha)(words * 20000, np.random.default_rng(3))
+  draws = subword_sampling.unigram_sampling(tokenizer, alpha)(
+    words * 20000, np.random.default_rng(3)
+  )
   for i, word in enumerate(words):
     exact = unigram_probabilities(word, scores_of(tokenizer), alpha)
     assert len(exact) >= 4
@@ -143,9 +147,9 @@ def test_unigram_sampling_has_the_probabilities_of_the_model(alpha):
 
 
 @pytest.mark.parametrize('text', [*CORPUS[:3], UNSEEN])
-def test_unigram_sampling_of_high_power_is_the_tokenizer(unigram, text):
+def test_unigram_sampling_with_large_alpha_is_the_tokenizer(unigram, text):
   words, scores = words_of(unigram, text), scores_of(unigram)
-  drawn = sampling.unigram_sampling(unigram, 1e6)(words, np.random.default_rng(0))
+  drawn = subword_sampling.unigram_sampling(unigram, 1e6)(words, np.random.default_rng(0))
   ids = unigram.encode(text, add_special_tokens=False).ids
   # Of two that are equally likely the library may take the other.
   score = lambda pieces: sum(scores[unigram.id_to_token(i)] for i in pieces)  # noqa: E731
@@ -154,19 +158,22 @@ def test_unigram_sampling_of_high_power_is_the_tokenizer(unigram, text):
 
 def test_long_words_do_not_underflow(unigram):
   word = 'flowers' * 200
-  (pieces,) = sampling.unigram_sampling(unigram, 1.0)([word], np.random.default_rng(0))
+  (pieces,) = subword_sampling.unigram_sampling(unigram, 1.0)([word], np.random.default_rng(0))
   assert ''.join(spelled(unigram, pieces)) == word and 200 < len(pieces) < 1400
 
 
-def test_end_written_in_a_word_is_no_end():
-  sample = sampling.unigram_sampling(unigram_of({}), 1.0)
+def test_end_inside_a_word_is_text():
+  sample = subword_sampling.unigram_sampling(unigram_of({}), 1.0)
   (drawn,) = sample(['<|end|>'], np.random.default_rng(0))
   assert len(drawn) == 7 and 0 not in drawn
 
 
-def test_draws_depend_on_the_generator_alone(bpe, unigram):
+def test_samples_depend_on_the_generator_alone(bpe, unigram):
   words = words_of(bpe, UNSEEN)
-  for sample in (sampling.bpe_dropout(bpe, 0.3), sampling.unigram_sampling(unigram, 0.3)):
+  for sample in (
+    subword_sampling.bpe_dropout(bpe, 0.3),
+    subword_sampling.unigram_sampling(unigram, 0.3),
+  ):
     first = sample(words, np.random.default_rng(7))
     sample(words, np.random.default_rng(8))
     assert (
@@ -175,45 +182,47 @@ def test_draws_depend_on_the_generator_alone(bpe, unigram):
 
 
 @pytest.mark.parametrize('pattern', [None, r'\p{N}{1,3}|\p{L}+|.'])
-def test_tokens_are_split_into_the_words_they_were_made_of(bpe, pattern):
-  tokenizer = tokenizers.with_specials(bpe, ('<|sep|>',))
+def test_tokens_are_split_into_their_words(bpe, pattern):
+  tokenizer = tokenizers.with_special_tokens(bpe, ('<|sep|>',))
   if pattern:
     steps = library.pre_tokenizers
     split = steps.Split(library.Regex(pattern), 'isolated')
     tokenizer.pre_tokenizer = steps.Sequence([split, steps.ByteLevel(False, use_regex=False)])
   end, separator = 0, tokenizer.token_to_id('<|sep|>')
   ids = tokenizer.encode(UNSEEN, add_special_tokens=False).ids
-  found = sampling.splitter(tokenizer)([end, *ids, separator, *ids, end])
+  found = subword_sampling.word_splitter(tokenizer)([end, *ids, separator, *ids, end])
   words = words_of(tokenizer, UNSEEN)
   assert found == [(end,), *words, (separator,), *words, (end,)]
-  usual = sampling.standard(tokenizer)
+  usual = subword_sampling.default_pieces(tokenizer)
   assert [*itertools.chain(*map(usual, words))] == ids
 
 
-def test_tokens_that_end_inside_a_character_are_left_alone(bpe):
+def test_truncated_characters_stay_tokens(bpe):
   ids = tuple(bpe.encode('low 🎉', add_special_tokens=False).ids)
-  split = sampling.splitter(bpe)
+  split = subword_sampling.word_splitter(bpe)
   assert split(ids) == ['low', *words_of(bpe, ' 🎉')]
-  single = sampling.bpe_dropout(bpe, 1)(['low', *words_of(bpe, ' 🎉')], np.random.default_rng(0))
+  single = subword_sampling.bpe_dropout(bpe, 1)(
+    ['low', *words_of(bpe, ' 🎉')], np.random.default_rng(0)
+  )
   cut = tuple(itertools.chain(*single))[:-1]
   assert split((*cut, 0)) == [cut, (0,)]
 
 
 @pytest.mark.parametrize('kind', ['bytes', 'characters', 'words', 'wordpiece', 'unigram'])
-def test_bpe_dropout_of_another_tokenizer_is_refused(kind):
+def test_bpe_dropout_of_other_tokenizers_is_refused(kind):
   arguments = {'wordpiece': {'vocab_size': 90}, 'unigram': {'vocab_size': 270}}.get(kind, {})
   tokenizer = getattr(tokenizers, kind)(CORPUS, **arguments)
   with pytest.raises(UserError, match=r'byte-level BPE tokenizer such as lm\.text\.tokenizers:bpe'):
-    sampling.bpe_dropout(tokenizer, 0.1)
+    subword_sampling.bpe_dropout(tokenizer, 0.1)
 
 
-def test_a_tokenizer_that_adds_spaces_is_refused(bpe):
-  tokenizer = tokenizers.with_specials(bpe, ())
+def test_add_prefix_space_is_refused(bpe):
+  tokenizer = tokenizers.with_special_tokens(bpe, ())
   tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
   with pytest.raises(UserError, match='add_prefix_space'):
-    sampling.bpe_dropout(tokenizer, 0.1)
+    subword_sampling.bpe_dropout(tokenizer, 0.1)
 
 
-def test_unigram_sampling_of_another_tokenizer_is_refused(bpe):
+def test_unigram_sampling_of_other_tokenizers_is_refused(bpe):
   with pytest.raises(UserError, match=r'byte-level Unigram tokenizer such as lm\.text\.tok'):
-    sampling.unigram_sampling(bpe, 0.1)
+    subword_sampling.unigram_sampling(bpe, 0.1)

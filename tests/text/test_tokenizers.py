@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import tokenizers as library
+from tokenizers import Tokenizer, models
 
 from lm.errors import UserError
 from lm.text import tokenizers
+from lm.text.tokenizers import special_ids, unknown_id, word_ids
 
 ENGLISH = [
   'The quick brown fox jumps over the lazy dog.',
@@ -41,12 +43,12 @@ BUILDERS = {
 
 @pytest.mark.parametrize('kind', ['bytes', 'bpe', 'unigram'])
 @pytest.mark.parametrize('text', [*ENGLISH[:3], *CHINESE[:3], UNSEEN, '', ' ', '\n\n'])
-def test_any_text_decodes_exactly(kind, text):
+def test_decoding_is_exact(kind, text):
   assert round_trip(BUILDERS[kind](CORPUS), text) == text
 
 
 @pytest.mark.parametrize('text', [*ENGLISH[:3], *CHINESE[:3], '北京 dog\n好'])
-def test_known_characters_decode_exactly(text):
+def test_decoding_of_known_characters_is_exact(text):
   assert round_trip(tokenizers.characters(CORPUS), text) == text
 
 
@@ -61,7 +63,7 @@ def test_characters_are_numbered_by_code_point_and_rare_ones_are_unknown():
   assert encode(tokenizer, 'bac!') == [3, 2, 1, 1]
 
 
-def test_words_are_cut_by_frequency():
+def test_words_by_frequency():
   tokenizer = tokenizers.words(CORPUS, min_count=8)
   counts = collections.Counter(w for text in CORPUS for w in re.findall(r'\w+|[^\w\s]', text))
   frequent = {w for w, count in counts.items() if count >= 8}
@@ -76,7 +78,7 @@ def test_words_of_segmented_text_decode_exactly():
   assert encode(tokenizer, '<unk>') == [1]
 
 
-def test_wordpiece_marks_inside_pieces_and_sets_chinese_characters_apart():
+def test_wordpiece_marks_inner_pieces_and_splits_chinese():
   tokenizer = tokenizers.wordpiece(CORPUS, 130)
   pieces = tokenizer.encode('Thedog 北京').tokens
   assert [p.startswith('##') for p in pieces] == [False] + [True] * (len(pieces) - 3) + [False] * 2
@@ -85,7 +87,7 @@ def test_wordpiece_marks_inside_pieces_and_sets_chinese_characters_apart():
 
 
 @pytest.mark.parametrize('kind', BUILDERS)
-def test_end_is_token_zero_and_survives_a_file(kind, tmp_path):
+def test_end_is_token_zero_before_and_after_saving(kind, tmp_path):
   tokenizer = BUILDERS[kind](CORPUS)
   tokenizer.save(str(tmp_path / 'tokenizer.json'))
   again = tokenizers.existing([], str(tmp_path / 'tokenizer.json'))
@@ -95,7 +97,7 @@ def test_end_is_token_zero_and_survives_a_file(kind, tmp_path):
 
 
 @pytest.mark.parametrize('kind', BUILDERS)
-def test_end_written_in_a_text_is_text(kind):
+def test_end_inside_a_text_is_text(kind):
   assert 0 not in encode(BUILDERS[kind](CORPUS), 'the <|end|> dog')
 
 
@@ -119,43 +121,43 @@ def test_training_is_deterministic_across_processes():
   assert runs[0] == runs[1] == runs[2] and len(runs[0].split()) == len(BUILDERS)
 
 
-def test_bytes_that_nothing_needed_are_in_one_order_whatever_the_trainer_says():
+def test_unused_bytes_have_a_stable_order():
   learned = [('ab', -2.0), ('a', -3.5), ('abc', -9.123456)]
 
   def pieces(order):
     return learned + [(c, -9.123456 + 1e-4 * k) for k, c in enumerate(order)]
 
-  found = [tokenizers._stable(pieces(order)) for order in ('xyz', 'zxy', 'yzx')]
+  found = [tokenizers._in_stable_order(pieces(order)) for order in ('xyz', 'zxy', 'yzx')]
   assert found[0] == found[1] == found[2]
   assert [piece for piece, _ in found[0]] == ['<|end|>', 'ab', 'a', 'abc', 'x', 'y', 'z']
   assert dict(found[0])['a'] == -3.5
 
 
 @pytest.mark.parametrize('kind', ['words', 'bpe', 'unigram', 'wordpiece'])
-def test_a_vocabulary_the_corpus_cannot_fill_is_refused(kind):
+def test_unfilled_vocabulary_is_refused(kind):
   with pytest.raises(UserError, match=r'data\.tokenizer\.vocab_size=5000: the corpus yields only'):
     getattr(tokenizers, kind)(CORPUS, vocab_size=5000)
 
 
 @pytest.mark.parametrize('kind', ['bpe', 'unigram', 'wordpiece'])
-def test_a_vocabulary_without_room_for_the_alphabet_is_refused(kind):
+def test_vocabulary_below_the_alphabet_is_refused(kind):
   with pytest.raises(UserError, match=r'data\.tokenizer\.vocab_size=20: .* alone need \d+'):
     getattr(tokenizers, kind)(CORPUS, vocab_size=20)
 
 
 @pytest.mark.parametrize('size', [-3, 0, 2])
-def test_a_vocabulary_without_room_for_a_word_is_refused(size):
+def test_vocabulary_without_words_is_refused(size):
   with pytest.raises(UserError, match=rf'vocab_size={size}: .* alone need 3'):
     tokenizers.words(CORPUS, vocab_size=size)
 
 
 @pytest.mark.parametrize('build', [tokenizers.words, tokenizers.characters])
-def test_a_count_below_zero_is_refused(build):
-  with pytest.raises(UserError, match=r'data\.tokenizer\.min_count=-1 is out of range'):
+def test_negative_min_count_is_refused(build):
+  with pytest.raises(UserError, match=r'data\.tokenizer\.min_count=-1'):
     build(CORPUS, min_count=-1)
 
 
-def test_an_existing_tokenizer_keeps_its_own_end(tmp_path):
+def test_existing_tokenizer_keeps_its_end(tmp_path):
   model = library.models.WordLevel({'a': 0, '</s>': 1, '<unk>': 2}, unk_token='<unk>')
   made = library.Tokenizer(model)
   made.add_special_tokens(['</s>'])
@@ -167,7 +169,7 @@ def test_an_existing_tokenizer_keeps_its_own_end(tmp_path):
   assert tokenizer.truncation is None and tokenizer.padding is None
 
 
-def test_an_existing_tokenizer_without_an_end_gets_one(tmp_path):
+def test_existing_tokenizer_without_end_gets_one(tmp_path):
   library.Tokenizer(library.models.WordLevel({'a': 0, '<unk>': 1}, unk_token='<unk>')).save(
     str(tmp_path / 'tokenizer.json')
   )
@@ -175,7 +177,7 @@ def test_an_existing_tokenizer_without_an_end_gets_one(tmp_path):
   assert tokenizers.end_id(tokenizer) == 2 and tokenizer.get_vocab_size() == 3
 
 
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
+def test_wrong_tokenizer_file_is_refused(tmp_path):
   file = tmp_path / 'tokenizer.json'
   with pytest.raises(UserError, match='no such file'):
     tokenizers.existing([], str(file))
@@ -184,6 +186,20 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     tokenizers.existing([], str(file))
 
 
-def test_a_pattern_that_is_none_is_refused():
+def test_wrong_pattern_is_refused():
   with pytest.raises(UserError, match=r"data\.tokenizer\.pattern='\(' is no regular expression"):
     tokenizers.words(CORPUS, pattern='(')
+
+
+def test_word_ids_exclude_special_added_and_unknown():
+  known = tokenizers.with_special_tokens(tokenizers.words(['b b a'], min_count=1), ['<|mask|>'])
+  assert known.get_vocab() == {'<|end|>': 0, '<unk>': 1, 'b': 2, 'a': 3, '<|mask|>': 4}
+  assert list(word_ids(known).items()) == [('b', 2), ('a', 3)]
+  assert special_ids(known) == {0, 1, 4}
+
+
+def test_word_ids_exclude_end_and_unknown_of_the_model():
+  model = models.WordLevel({'<|end|>': 0, 'a': 1, '[UNK]': 2}, unk_token='[UNK]')
+  assert word_ids(Tokenizer(model)) == {'a': 1}
+  assert unknown_id(Tokenizer(model)) == 2
+  assert special_ids(Tokenizer(model)) == frozenset()

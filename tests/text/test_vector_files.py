@@ -1,10 +1,14 @@
-import re
+"""Word vectors as they are published: words that repeat, words cut inside a character."""
 
+import re
+import struct
+
+import in_process
 import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.text import vector_fields, vector_files
+from lm.text import vector_files
 from lm.text.vector_files import (
   read_glove,
   read_word2vec_binary,
@@ -13,7 +17,7 @@ from lm.text.vector_files import (
   write_word2vec_binary,
   write_word2vec_text,
 )
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 
 FORMATS = {
   'word2vec text': (read_word2vec_text, write_word2vec_text),
@@ -33,15 +37,14 @@ def _drawn(seed):
   shape = (len(words), rng.integers(1, 40))
   matrix = rng.normal(size=shape) * 10.0 ** rng.integers(-44, 38, shape)
   matrix[rng.random(shape) < 0.1] = [0.0, -0.0][seed % 2]
-  return checked(sorted(words), matrix)
+  return make_vectors(sorted(words), matrix)
 
 
 @pytest.mark.parametrize('name', FORMATS)
 @pytest.mark.parametrize('seed', range(8))
-def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, seed):
-  monkeypatch.setattr(vector_files, '_PIECE', 300)  # a few words
+def test_round_trip_is_exact(tmp_path, monkeypatch, name, seed):
+  monkeypatch.setattr(vector_files, '_CHUNK', 300)  # a few words
   monkeypatch.setattr(vector_files, 'LONGEST', 64)
-  monkeypatch.setattr(vector_fields, 'LONGEST', 64)
   read, write = FORMATS[name]
   vectors = _drawn(seed)
   write(tmp_path / 'file', vectors)
@@ -52,7 +55,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, monkeypatch, name, s
 
 
 def test_the_formats_by_hand(tmp_path):
-  vectors = checked(['the', '北京'], [[0.5, -1], [1e-10, 3]])
+  vectors = make_vectors(['the', '北京'], [[0.5, -1], [1e-10, 3]])
   numbers = [np.array(row, '<f4').tobytes() for row in ([0.5, -1], [1e-10, 3])]
   expected = {
     'word2vec text': '2 2\nthe 0.5 -1\n北京 1.00000001e-10 3\n'.encode(),
@@ -75,7 +78,7 @@ def file(tmp_path):
   return write
 
 
-def test_what_other_programs_write_is_read(file):
+def test_files_of_other_programs(file):
   # word2vec itself ends lines of text with a space; some files have the line ends of Windows.
   found = read_word2vec_text(file(b'2 2 \na 1.000000 2.5e-1 \nb -3 4 \r\n'))
   assert found.words == ('a', 'b') and found.matrix.tolist() == [[1, 0.25], [-3, 4]]
@@ -87,7 +90,7 @@ def test_what_other_programs_write_is_read(file):
   assert found.words == ('a', 'b') and found.matrix.tolist() == numbers.tolist()
 
 
-def test_a_line_without_an_end_is_told_before_it_is_held(file, monkeypatch):
+def test_endless_line_is_refused_before_it_is_in_memory(file, monkeypatch):
   monkeypatch.setattr(vector_files, '_LINE', 50)
   told = 'v.txt, line {}: more than 50 bytes without a line end'
   for first in (b'a 1 2\n', b''):
@@ -105,13 +108,13 @@ def test_a_line_without_an_end_is_told_before_it_is_held(file, monkeypatch):
 
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
-def test_a_header_of_absurdly_long_vectors_is_told(file, monkeypatch, read):
-  monkeypatch.setattr(vector_fields, '_MOST', 9)
-  with pytest.raises(UserError, match='promises 10 numbers for each word; 9 are the most'):
+def test_header_with_huge_vectors_is_refused(file, monkeypatch, read):
+  monkeypatch.setattr(vector_files, '_MAX_SIZE', 9)
+  with pytest.raises(UserError, match='10 numbers per word, above 9'):
     read(file(b'1 10\na ' + b'0 ' * 20))
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
+def test_byte_order_mark_is_skipped(file):
   mark = b'\xef\xbb\xbf'
   assert read_word2vec_text(file(mark + b'1 2\na 1 2\n')).words == ('a',)
   assert read_glove(file(mark + b'a 1 2\n')).words == ('a',)
@@ -120,7 +123,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(file):
     read_glove(file('a 1 2\n'.encode('utf-16')))
 
 
-def test_words_of_glove_may_have_spaces_and_be_numbers(file):
+def test_glove_words_with_spaces_and_numbers(file):
   found = read_glove(file(b', 1 2\n. . . 3 4\nat name@domain.com 5 6\n7 7 8\n\xc2\xa0 9 0\n'))
   assert found.words == (',', '. . .', 'at name@domain.com', '7', '\xa0')
   assert found.matrix.tolist() == [[1, 2], [3, 4], [5, 6], [7, 8], [9, 0]]
@@ -129,7 +132,7 @@ def test_words_of_glove_may_have_spaces_and_be_numbers(file):
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_a_file_cut_anywhere_is_told(file, name):
+def test_truncated_file_is_refused(file, name):
   read, write = FORMATS[name]
   vectors = _drawn(3)
   path = file(b'')
@@ -146,12 +149,12 @@ def test_a_file_cut_anywhere_is_told(file, name):
     assert '\n' not in str(told.value) and len(str(told.value)) < 300
 
 
-def test_more_than_fits_into_memory_is_told(file, monkeypatch):
+def test_out_of_memory_is_reported(file, monkeypatch):
   def full(shape, dtype):
     raise MemoryError
 
   monkeypatch.setattr(np, 'empty', full)
-  with pytest.raises(UserError, match='2 words of 1 numbers, as its first line has it, exceed'):
+  with pytest.raises(UserError, match='2 words of 1 numbers exceed the memory'):
     read_glove(file(b'a 1\nb 2\n'))
 
 
@@ -160,7 +163,7 @@ HEADERS = [b'', b'\n', b'2\n', b'2 2', b'2 x\n', b'-2 2\n', b'0 2\n', b'2 0\n', 
 
 @pytest.mark.parametrize('header', HEADERS)
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
-def test_wrong_headers_are_told(file, read, header):
+def test_wrong_headers_are_refused(file, read, header):
   message = f'v.txt, line 1: {header.decode()!r} is no header such as'
   with pytest.raises(UserError, match=re.escape(message)):
     read(file(header))
@@ -168,7 +171,7 @@ def test_wrong_headers_are_told(file, read, header):
 
 LARGE = b'999999999999 300\na 1\n'
 TOLD_OF_TEXT = [
-  (LARGE, 'promises 999,999,999,999 words of 300 numbers, which take .* it has 21: it is trunc'),
+  (LARGE, '999,999,999,999 words of 300 numbers, .* has 21: it is truncated'),
   (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 numbers after 'bee', not 2"),
   (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 numbers after 'a', not 2"),
   (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 numbers after '', not 2"),
@@ -185,13 +188,13 @@ TOLD_OF_TEXT = [
   (b'2 2\na 1e39 2\nb 1 2\n', "line 2: number 1 of 'a' is inf"),
   (b'2 2\na 1 2\nb\xe9 1 2\n', r"line 3: b'b\\xe9' is not UTF-8 at its byte 1; convert"),
   (b'2 2\na 1 2\n\xed\xa0\x80 1 2\n', 'line 3: .* is not UTF-8 at its byte 0'),  # a surrogate
-  (b'2 2\na\x1b[2J 1 2\nb 1 2\n', r"line 2: the word 'a\\x1b\[2J' has a '\\x1b'"),
-  (b'2 2\na\tb 1 2\nb 1 2\n', r"line 2: the word 'a\\tb' has a '\\t'"),
+  (b'2 2\na\x1b[2J 1 2\nb 1 2\n', r"line 2: the word 'a\\x1b\[2J' contains '\\x1b'"),
+  (b'2 2\na\tb 1 2\nb 1 2\n', r"line 2: the word 'a\\tb' contains '\\t'"),
 ]
 
 
 @pytest.mark.parametrize(('content', 'message'), TOLD_OF_TEXT)
-def test_broken_text_is_told(file, content, message):
+def test_broken_text_is_refused(file, content, message):
   with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
     read_word2vec_text(file(content))
   assert '\n' not in str(told.value)
@@ -206,15 +209,15 @@ def test_broken_text_is_told(file, content, message):
     (b'a 1 2\nb 1\n', r"line 2: 1 numbers after 'b', not 2"),
     (b'a 1 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 2"),
     (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 1"),
-    (b'a 1 2\n b c 1 2\n', r"line 2: the word ' b c' has a ' '"),
+    (b'a 1 2\n b c 1 2\n', r"line 2: the word ' b c' contains ' '"),
     (b'a 1 2\nb 1 x\n', r"line 2: 'x' is not a number"),
     (b'a 1 2\nb 1 inf\n', "line 2: number 2 of 'b' is inf"),
-    (b'a 1 2\nb\0 1 2\n', r"line 2: the word 'b\\x00' has a '\\x00'"),
+    (b'a 1 2\nb\0 1 2\n', r"line 2: the word 'b\\x00' contains '\\x00'"),
     (b'a 1 2\nb 1 2', 'line 2: no line end'),
     (b'\n', 'line 1: not a word'),
   ],
 )
-def test_broken_files_of_glove_are_told(file, content, message):
+def test_broken_glove_is_refused(file, content, message):
   with pytest.raises(UserError, match=f'v.txt, {message}') as told:
     read_glove(file(content))
   assert '\n' not in str(told.value)
@@ -226,45 +229,45 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (LARGE, 'promises 999,999,999,999 words of 300 numbers'),
+    (LARGE, '999,999,999,999 words of 300 numbers'),
     (b'2 2\na ' + ONE + b'bbbb ' + ONE[:6], 'word 2 of 2 at byte 14: the file ends within it'),
     (b'2 2\na ' + ONE + b'b' * 20, 'word 2 of 2 at byte 14: the file ends within it'),
     (b'2 2\na ' + ONE + b'b' * 20_000, 'word 2 of 2 at byte 14: no space after it'),
-    (b'1 2\na ' + ONE + b'b ' + ONE, 'more follows the 1 words of its header, from byte 14 on'),
-    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2: number 2 of 'b' is nan"),
+    (b'1 2\na ' + ONE + b'b ' + ONE, 'data after the 1 words of its header, from byte 14 on'),
+    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2 at byte 14: number 2 of 'b' is nan"),
     (b'2 2\na ' + ONE + b'\n ' + ONE, 'word 2 of 2 at byte 15: the word is empty'),
     (b'2 2\na ' + ONE + b'\xff ' + ONE, r"word 2 of 2 at byte 14: b'\\xff' is not UTF-8 at its"),
-    (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' has a '\\n'"),
+    (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' contains '\\n'"),
     (
       b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n',
       'its numbers are text, not binary; --format=word2vec',
     ),
   ],
 )
-def test_broken_binary_files_are_told(file, content, message):
+def test_broken_binary_is_refused(file, content, message):
   with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
     read_word2vec_binary(file(content))
   assert '\n' not in str(told.value)
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_words_that_a_format_cannot_hold_leave_the_old_file(tmp_path, name):
+def test_illegal_words_keep_the_old_file(tmp_path, name):
   _, write = FORMATS[name]
   path = tmp_path / 'file'
   path.write_text('old')
   for word, message in (
-    ('New York', r"the word 'New York' has a ' '"),
-    ('a\n', r"the word 'a\\n' has a '\\n'"),
-    ('\x1b', r"the word '\\x1b' has a '\\x1b'"),
-    ('\ud800', r"'\\ud800' has a lone surrogate"),
+    ('New York', r"the word 'New York' contains ' '"),
+    ('a\n', r"the word 'a\\n' contains '\\n'"),
+    ('\x1b', r"the word '\\x1b' contains '\\x1b'"),
+    ('\ud800', r"the word '\\ud800' has the lone surrogate"),
   ):
     with pytest.raises(UserError, match=f'file: {message}'):
-      write(path, checked(['good', word], np.eye(2)))
+      write(path, make_vectors(['good', word], np.eye(2)))
     assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, name):
   def full(descriptor):
     raise OSError(28, 'No space left on device')
 
@@ -272,19 +275,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, name):
   path.write_text('old')
   monkeypatch.setattr('os.fsync', full)
   with pytest.raises(UserError, match='file cannot be written: No space left on device'):
-    FORMATS[name][1](path, checked('a', [[1]]))
+    FORMATS[name][1](path, make_vectors('a', [[1]]))
   assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_files_that_are_not_there_are_told(tmp_path, name):
+def test_missing_files_are_reported(tmp_path, name):
   read, write = FORMATS[name]
   with pytest.raises(UserError, match='none cannot be read: No such file'):
     read(tmp_path / 'none')
   with pytest.raises(UserError, match='cannot be read: Is a directory'):
     read(tmp_path)
   with pytest.raises(UserError, match='none/file cannot be written: No such file'):
-    write(tmp_path / 'none/file', checked('a', [[1]]))
+    write(tmp_path / 'none/file', make_vectors('a', [[1]]))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +301,7 @@ def test_files_that_are_not_there_are_told(tmp_path, name):
 @pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )  # it leaves files open
-def test_gensim_reads_ours_and_we_read_its(tmp_path, name, options):
+def test_round_trip_with_gensim(tmp_path, name, options):
   models = pytest.importorskip('gensim.models')
   read, write = FORMATS[name]
   vectors = _drawn(5)
@@ -321,12 +324,83 @@ def test_gensim_reads_ours_and_we_read_its(tmp_path, name, options):
     (b'\x80\x04\x95', 'save_word2vec_format'),
   ],
 )
-def test_files_of_other_kinds_are_told(file, read, content, message):
+def test_other_formats_are_refused(file, read, content, message):
   with pytest.raises(UserError, match=message):
     read(file(content))
 
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_glove])
-def test_binary_numbers_are_told_to_who_reads_text(file, read):
+def test_binary_file_is_refused_as_text(file, read):
   with pytest.raises(UserError, match=r'binary, not text; --format=word2vec_binary$'):
     read(file(b'2 2\na ' + ONE + b'b ' + ONE))
+
+
+ROWS = [('the', 1), ('\ufffd\ufffd', 3), ('cat', 5), ('\ufffd\ufffd', 7), ('the', 9), ('dog', 11)]
+
+
+def written(tmp_path, form, rows):
+  """Writes rows of (word, first number); the second number is one more."""
+  rows = [(word if isinstance(word, bytes) else word.encode(), x) for word, x in rows]
+  header = b'' if form == 'glove' else b'%d 2\n' % len(rows)
+  if form == 'binary':
+    body = b''.join(word + b' ' + struct.pack('<2f', x, x + 1) for word, x in rows)
+  else:
+    body = b''.join(word + b' %d %d\n' % (x, x + 1) for word, x in rows)
+  (tmp_path / 'v').write_bytes(header + body)
+  return tmp_path / 'v'
+
+
+READERS = {'word2vec': read_word2vec_text, 'glove': read_glove, 'binary': read_word2vec_binary}
+
+
+@pytest.mark.parametrize('form', READERS)
+def test_first_of_repeated_words_counts(form, tmp_path):
+  told = []
+  vectors = READERS[form](written(tmp_path, form, ROWS), told.append)
+  assert vectors.words == ('the', '\ufffd\ufffd', 'cat', 'dog')
+  np.testing.assert_array_equal(vectors.matrix, [[1, 2], [3, 4], [5, 6], [11, 12]])
+  (note,) = told
+  assert 'repeated' in note and ': 2, ' in note and '\ufffd\ufffd' in note
+
+
+@pytest.mark.parametrize('form', READERS)
+def test_truncated_character_is_replaced(form, tmp_path):
+  told = []
+  rows = [('中文'.encode()[:5], 1), ('cat', 3), ('д'.encode()[:1], 5), (b'caf\xc3', 7)]
+  vectors = READERS[form](written(tmp_path, form, rows), told.append)
+  assert vectors.words == ('中\ufffd', 'cat', '\ufffd', 'caf\ufffd')
+  np.testing.assert_array_equal(vectors.matrix[:, 0], [1, 3, 5, 7])
+  (note,) = told
+  assert 'within a character' in note and ': 3, ' in note
+  write_glove(tmp_path / 'again', vectors)
+  assert read_glove(tmp_path / 'again').words == vectors.words
+
+
+@pytest.mark.parametrize('form', READERS)
+@pytest.mark.parametrize('word', [b'caf\xe9', b'\xe9t\xe9'])
+def test_another_encoding_is_refused(form, word, tmp_path):
+  with pytest.raises(UserError, match='is not UTF-8 at its byte') as told:
+    READERS[form](written(tmp_path, form, [('the', 1), (word, 3)]))
+  assert ('iconv' in str(told.value)) == (form != 'binary')  # which it would destroy
+
+
+@pytest.mark.parametrize('form', READERS)
+def test_places_count_repeated_words(form, tmp_path):
+  file = written(tmp_path, form, [('a', 1), ('a', 3), ('b', 5), ('a', 7), ('c', 9)])
+  data = file.read_bytes()
+  nan = struct.pack('<f', np.nan) if form == 'binary' else b'nan'
+  nine = struct.pack('<f', 9) if form == 'binary' else b'9'
+  file.write_bytes(data.replace(nine, nan))
+  where = {'word2vec': 'line 6', 'glove': 'line 5', 'binary': 'word 5 of 5'}[form]
+  with pytest.raises(UserError, match=rf"{where}.*: number 1 of 'c' is nan"):
+    READERS[form](file)
+
+
+def test_import_warns_of_repeated_words(tmp_path):
+  file = written(tmp_path, 'glove', ROWS)
+  result = in_process.run(
+    'vectors', 'import', f'--workdir={tmp_path / "w"}', f'--file={file}', '--format=glove'
+  )
+  assert result.returncode == 0 and '4 words' in result.stdout
+  (line,) = result.stderr.splitlines()
+  assert line.startswith('warning: words repeated')

@@ -26,7 +26,7 @@ DIRECTIONS = {
     'bits_per_byte': False,
   },
   'lm.metrics.tokens:squared_error': {'loss': False, 'absolute_error': False},
-  'lm.metrics.spans:spans': {'loss': False, 'accuracy': True},
+  'lm.tasks.extractive_qa:metric': {'loss': False, 'accuracy': True},
   'lm.metrics.translation:bleu(language="en")': {'bleu': True},
   'lm.metrics.translation:chrf(word_order=1)': {'chrf_plus': True},
   'lm.metrics.translation:chrf(word_order=2)': {'chrf_plus_plus': True},
@@ -41,13 +41,13 @@ DIRECTIONS = {
   'lm.metrics.labels:regression': {'mse': False, 'r2': True, 'pearson': True, 'spearman': True},
   'lm.metrics.answers:squad': {'exact_match': True, 'f1': True},
   'lm.metrics.answers:cmrc': {'exact_match': True, 'f1': True},
-  'lm.metrics.entities:entities': {
+  'lm.metrics.spans:entities': {
     'precision': True,
     'recall': True,
     'f1': True,
     'accuracy': True,
   },
-  'lm.metrics.segmentation:segmentation': {'precision': True, 'recall': True, 'f1': True},
+  'lm.metrics.spans:segmentation': {'precision': True, 'recall': True, 'f1': True},
 }
 
 
@@ -68,8 +68,8 @@ def test_every_metric_declares_its_values(path):
     ('lm.metrics.labels:regression', [1.0, 2.0], [1.0, 3.0]),
     ('lm.metrics.answers:squad', ['x'], ['x']),
     ('lm.metrics.answers:cmrc', ['x'], ['x']),
-    ('lm.metrics.entities:entities', [['B-X']], [['B-X']]),
-    ('lm.metrics.segmentation:segmentation', [[(0, 1)]], [[(0, 1)]]),
+    ('lm.metrics.spans:entities', [['B-X']], [['B-X']]),
+    ('lm.metrics.spans:segmentation', [[(0, 1)]], [[(0, 1)]]),
   ],
 )
 def test_what_a_corpus_metric_finds_is_what_it_declares(path, outputs, references):

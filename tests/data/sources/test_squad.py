@@ -152,8 +152,8 @@ def test_what_is_skipped_is_in_the_note_of_the_rows(write, section):
   file, _ = write(('x is a clef.', question('a', ('clef', 7)), question('b', ('clef', 99))))
   data = section(
     f'lm.data.sources:squad(files={file!r}, misplaced="skip")',
-    task='lm.tasks.questions:extraction',
-    convert='lm.tasks.spans:spans',
+    task='lm.tasks.extractive_qa:extraction',
+    convert='lm.tasks.extractive_qa:converter',
     labels=(),
     too_long='truncate',
     context=32,

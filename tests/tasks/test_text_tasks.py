@@ -7,48 +7,48 @@ from lm.tasks.text import classification, regression, tagging, text_to_text, tra
 from lm.text.tokenizers import SEPARATOR, Special
 
 
-def test_text_to_text_reads_the_source_and_writes_the_target():
+def test_text_to_text_reads_source_and_generates_target():
   task, example = text_to_text(), {'source': 'ein Hund', 'target': 'a dog'}
   assert task.inputs(example) == ['ein Hund']
   assert task.target(example) == task.reference(example) == 'a dog'
-  assert task.answer is None and task.specials == ()
+  assert task.head_target is None and task.special_tokens == ()
 
 
-def test_translation_begins_with_the_language_to_write():
+def test_translation_inputs_start_with_the_target_language():
   task = translation(('en', 'fr'))
   example = {'source': 'ein Hund', 'target': 'a dog', 'target_language': 'en'}
   assert task.inputs(example) == ['<|to en|>', 'ein Hund']
   assert isinstance(task.inputs(example)[0], Special)
-  assert task.specials == ('<|to en|>', '<|to fr|>')
-  with pytest.raises(UserError, match=r"target_language='de' is none of languages=\('en', 'fr'\)"):
+  assert task.special_tokens == ('<|to en|>', '<|to fr|>')
+  with pytest.raises(UserError, match=r"target_language='de' .*languages=\('en', 'fr'\)"):
     task.inputs(example | {'target_language': 'de'})
 
 
-def test_classification_separates_its_fields():
+def test_classification_has_separators_between_fields():
   task = classification(fields=('premise', 'hypothesis', 'note'), label='gold')
   example = {'premise': 'a', 'hypothesis': '<|sep|>', 'note': 'c', 'gold': 'neutral'}
   read = task.inputs(example)
   assert read == ['a', SEPARATOR, '<|sep|>', SEPARATOR, 'c']
   # A text that looks like a separator is none.
   assert [isinstance(part, Special) for part in read] == [False, True, False, True, False]
-  assert task.answer(example) == task.target(example) == task.reference(example) == 'neutral'
+  assert task.head_target(example) == task.target(example) == task.reference(example) == 'neutral'
 
 
-def test_regression_has_a_number_and_its_words():
+def test_regression_target_is_a_number_and_its_text():
   task, example = regression(value='stars'), {'text': 'good', 'stars': 4}
   assert task.inputs(example) == ['good']
-  assert task.answer(example) == task.reference(example) == 4.0
+  assert task.head_target(example) == task.reference(example) == 4.0
   assert task.target(example) == '4'
   assert task.target({'text': 'x', 'stars': 0.25}) == '0.25'
 
 
 @pytest.mark.parametrize('separator', [' ', ''])
-def test_tags_have_the_places_of_their_words(separator):
+def test_tags_have_the_character_spans_of_their_words(separator):
   task, words, tags = tagging(), ['我', 'love', '北京'], ['O', 'O', 'B-LOC']
   example = {'words': words, 'tags': tags, 'separator': separator}
   (text,) = task.inputs(example)
   assert text == separator.join(words)
-  spans = task.answer(example)
+  spans = task.head_target(example)
   assert [text[start:stop] for start, stop, _ in spans] == words
   assert [tag for *_, tag in spans] == task.reference(example) == tags
   assert task.target(example) == 'O O B-LOC'
@@ -66,7 +66,7 @@ def test_tags_have_the_places_of_their_words(separator):
     (tagging(), {'source': 'a'}, "no string under 'separator'; it has 'source'"),
   ],
 )
-def test_an_example_of_another_kind_is_told(task, example, message):
+def test_wrong_example_is_refused(task, example, message):
   with pytest.raises(UserError) as error:
     task.inputs(example)
   assert message in str(error.value)
@@ -82,7 +82,7 @@ def test_an_example_of_another_kind_is_told(task, example, message):
     (tagging(), {'separator': ' ', 'words': ['a'], 'tags': ['O', 'O']}, '1 words and 2 tags'),
   ],
 )
-def test_an_answer_of_another_kind_is_told(task, example, message):
+def test_wrong_target_is_refused(task, example, message):
   with pytest.raises(UserError) as error:
-    task.answer(example)
+    task.head_target(example)
   assert message in str(error.value)

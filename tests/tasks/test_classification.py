@@ -1,50 +1,50 @@
-"""Features and readings of encoders whose head finds an answer."""
+"""Features and predictions of encoders with a head."""
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from lm.errors import UserError
-from lm.tasks.find import classes, first_tokens, number, tags
+from lm.tasks.classification import classifier, first_tokens, regressor, tagger
 from lm.tasks.text import classification, regression, tagging, text_to_text
-from lm.text.tokenizers import SEPARATOR, bpe, bytes, characters, with_specials, words
+from lm.text.tokenizers import SEPARATOR, bpe, bytes, characters, with_special_tokens, words
 
 END = 0
-BYTES = with_specials(bytes([]), [SEPARATOR])
+BYTES = with_special_tokens(bytes([]), [SEPARATOR])
 TAGS = ('O', 'B-PER', 'B-LOC')
 
 
-def test_a_class_is_the_target_of_the_whole():
+def test_class_is_a_value_of_the_example():
   task = classification(fields=('a', 'b'))
-  converter = classes(task)
+  converter = classifier(task)
   example = {'a': 'x', 'b': 'y', 'label': 'no'}
   (found,) = converter.features(BYTES, ('yes', 'no'), 16)(example)
   separator = BYTES.token_to_id(SEPARATOR)
   assert found.tokens['inputs'].tolist() == [END, ord('x') + 1, separator, ord('y') + 1]
   assert found.values == {'targets': 1, 'weights': 1} and found.source == {}
-  assert converter.texts(example) == ['x', 'y']
-  assert converter.read(('yes', 'no'), example, [{'values/class': np.int32(1)}]) == 'no'
+  assert converter.tokenizer_texts(example) == ['x', 'y']
+  assert converter.postprocess(('yes', 'no'), example, [{'values/class': np.int32(1)}]) == 'no'
 
 
-def test_a_number_is_the_target_of_the_whole():
-  converter = number(regression())
+def test_number_is_a_value_of_the_example():
+  converter = regressor(regression())
   (found,) = converter.features(BYTES, (), 16)({'text': 'x', 'value': 3})
   assert found.values == {'targets': 3.0, 'weights': 1}
   assert isinstance(found.values['targets'], float)
-  assert converter.read((), {}, [{'values/number': np.float32(2.5)}]) == 2.5
+  assert converter.postprocess((), {}, [{'values/number': np.float32(2.5)}]) == 2.5
 
 
-def test_labels_that_are_not_there_are_told():
+def test_label_errors_name_value_and_alternatives():
   example = {'text': 'x', 'label': 'spam'}
-  convert = classes(classification()).features
-  with pytest.raises(UserError, match=r"no 'spam' .did you mean 'spams'.*there is 'ham', 'spams'"):
+  convert = classifier(classification()).features
+  with pytest.raises(UserError, match=r"'spam' .*'spams'.*: 'ham', 'spams'"):
     convert(BYTES, ('ham', 'spams'), 16)(example)
   with pytest.raises(UserError, match=r'data\.labels is empty'):
     convert(BYTES, (), 16)
   with pytest.raises(UserError, match=r"data\.labels has 'ham' twice"):
     convert(BYTES, ('ham', 'spams', 'ham'), 16)
-  with pytest.raises(UserError, match=r'no answer that a head could find; take a converter of'):
-    classes(text_to_text()).features(BYTES, ('a',), 16)
+  with pytest.raises(UserError, match=r'data\.convert: .*lm\.tasks\.seq2seq:encoder_decoder'):
+    classifier(text_to_text()).features(BYTES, ('a',), 16)
 
 
 def tagged(tokenizer, words, separator, found=None, limit=None):
@@ -55,7 +55,7 @@ def tagged(tokenizer, words, separator, found=None, limit=None):
   """
   names = [TAGS[i % 3] for i in range(len(words))]
   example = {'words': words, 'tags': names, 'separator': separator}
-  converter = tags(tagging())
+  converter = tagger(tagging())
   (features,) = converter.features(tokenizer, TAGS, 64)(example)
   piece = {f'tokens/{name}': values[:limit] for name, values in features.tokens.items()}
   right = piece['tokens/targets']
@@ -66,10 +66,10 @@ def tagged(tokenizer, words, separator, found=None, limit=None):
   offsets = plain.encode(text, add_special_tokens=False).offsets[:limit]
   labelled = piece['tokens/weights'] > 0
   places = [text[slice(*offsets[i])] for i in np.flatnonzero(labelled)]
-  return places, converter.read(TAGS, example, [piece]), names
+  return places, converter.postprocess(TAGS, example, [piece]), names
 
 
-def test_words_are_labelled_on_their_first_byte_pair():
+def test_words_are_labeled_on_their_first_subword():
   text = 'Ada saw Peking twice. ' * 20
   tokenizer = bpe([text], 270)
   whole = ['Ada', 'saw', 'Peking', 'zebras']
@@ -82,31 +82,31 @@ def test_words_are_labelled_on_their_first_byte_pair():
   assert read == names
 
 
-def test_a_space_that_is_a_token_of_its_own_is_no_word():
+def test_space_token_is_not_labeled():
   places, read, names = tagged(BYTES, ['é', 'b'], ' ')
   assert places == ['é', 'b'] and read == names
 
 
-def test_chinese_characters_are_words():
+def test_chinese_characters_as_words():
   tokenizer = characters(['我爱北京'])
   places, read, names = tagged(tokenizer, list('我爱北京!'), '')
   assert places == ['我', '爱', '北', '京', '!'] and read == names
 
 
-def test_a_word_without_a_token_has_the_first_label():
+def test_word_without_token_gets_the_first_label():
   tokenizer = words(['a b'] * 2)  # finds no word in spaces
   places, read, _ = tagged(tokenizer, ['a', '\u3000', 'b'], ' ')
   assert places == ['a', 'b']
   assert read == ['O', 'O', 'B-LOC']
 
 
-def test_words_cut_off_have_the_first_label():
+def test_truncated_words_get_the_first_label():
   places, read, _ = tagged(BYTES, ['ab', 'c', 'd'], ' ', found=1, limit=4)
   assert places == ['a', 'c']
   assert read == ['B-PER', 'B-PER', 'O']
 
 
-def test_a_text_that_looks_like_a_special_token_is_text():
+def test_special_token_lookalike_is_text():
   places, _, _ = tagged(BYTES, ['<|sep|>', 'x'], ' ')
   assert places == ['<', 'x']
 
@@ -122,11 +122,11 @@ def test_a_text_that_looks_like_a_special_token_is_text():
     ([(0, 1), (0, 1), (1, 2)], [(0, 1), (1, 2)], [0, 2]),  # bytes of one character
   ],
 )
-def test_the_first_token_of_each_word(offsets, spans, expected):
+def test_first_tokens(offsets, spans, expected):
   assert first_tokens(offsets, spans) == expected
 
 
-def test_a_tag_that_is_not_there_is_told():
+def test_unknown_tag_is_refused():
   example = {'words': ['a'], 'tags': ['B-ORG'], 'separator': ' '}
-  with pytest.raises(UserError, match=r"data.labels: there is no 'B-ORG' .did you mean 'B-PER'"):
-    tags(tagging()).features(BYTES, TAGS, 16)(example)
+  with pytest.raises(UserError, match=r"data\.labels: .*'B-ORG'.*'B-PER'"):
+    tagger(tagging()).features(BYTES, TAGS, 16)(example)

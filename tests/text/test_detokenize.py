@@ -4,9 +4,8 @@ import test_special_text
 from tokenizers import Tokenizer, decoders, models
 
 from lm.decode import text as decode_text
-from lm.text import stream, tokenizers
-from lm.text.stream import TextStream
-from lm.text.words import group
+from lm.text import detokenize, tokenizers
+from lm.text.detokenize import TextStream, group_words
 
 CORPUS = ['The dog, the cat and the 北京 bird do not sing. Is it so?'] * 4
 
@@ -35,8 +34,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('window', [8, 512])
-def test_pieces_add_up_to_the_text_decoded_at_once(layout, window, monkeypatch):
-  monkeypatch.setattr(stream, '_WINDOW', window)
+def test_pieces_concatenate_to_the_decoded_text(layout, window, monkeypatch):
+  monkeypatch.setattr(detokenize, '_WINDOW', window)
   tokenizer = LAYOUTS[layout]()
   size = tokenizers.vocabulary_size(tokenizer)
   rng = np.random.default_rng(0)
@@ -48,7 +47,7 @@ def test_pieces_add_up_to_the_text_decoded_at_once(layout, window, monkeypatch):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_what_is_given_stays_as_it_is(layout):
+def test_returned_text_is_final(layout):
   tokenizer = LAYOUTS[layout]()
   ids = np.random.default_rng(1).integers(0, tokenizers.vocabulary_size(tokenizer), 60).tolist()
   row, given = TextStream(tokenizer), ''
@@ -57,7 +56,7 @@ def test_what_is_given_stays_as_it_is(layout):
     assert tokenizer.decode(ids).startswith(given)
 
 
-def test_text_comes_as_soon_as_it_is_certain():
+def test_text_is_returned_once_certain():
   tokenizer = tokenizers.bytes([])
   row = TextStream(tokenizer)
   assert [row.step(b + 1) for b in 'a狗b'.encode()] == ['a', '', '', '狗', 'b']
@@ -74,7 +73,7 @@ def test_the_first_word_keeps_its_space(layout):
   assert tokenizer.decode(before) + added == tokenizer.decode(after)
 
 
-def test_new_bytes_that_break_the_prompt_are_what_they_spell():
+def test_bytes_that_invalidate_the_prompt():
   tokenizer = LAYOUTS['llama']()
   before = tokenizer.encode('北', add_special_tokens=False).ids
   byte = {b: tokenizer.token_to_id(f'<0x{b:02X}>') for b in (0xFF, 0xE4)}
@@ -123,10 +122,81 @@ def test_a_prompt_that_looks_like_the_end_is_text(monkeypatch):
   assert decode_text.prompt_encoder(tokenizer)('<|end|>') == [0, *(b + 1 for b in b'<|end|>')]
 
 
-def test_words_of_broken_bytes_have_all_tokens():
+def test_words_of_invalid_bytes_have_all_tokens():
   tokenizer = LAYOUTS['llama']()
   ids = np.random.default_rng(3).integers(3, 259, 40).tolist()
   ids += tokenizer.encode('the dog', add_special_tokens=False).ids
-  words = group(tokenizer, ids)
+  words = group_words(tokenizer, ids)
   assert [i for _, indices in words for i in indices] == list(range(len(ids)))
   assert words[-1][0] == 'dog'
+
+
+def spelled(tokenizer, text):
+  ids = tokenizer.encode(text, add_special_tokens=False).ids
+  found = group_words(tokenizer, ids)
+  # Every token belongs to one word, in order.
+  assert [i for _, indices in found for i in indices] == list(range(len(ids)))
+  return [word for word, _ in found]
+
+
+def test_bytes_become_words_and_characters():
+  tokenizer = tokenizers.bytes([])
+  words = spelled(tokenizer, "Für 3 dogs, don't 学习!")
+  assert words == [
+    'Für',
+    '3',
+    'dogs',
+    ',',
+    'don',
+    "'",
+    't',
+    '学',
+    '习',
+    '!',
+  ]
+
+
+@pytest.mark.parametrize(('build', 'size'), [(tokenizers.bpe, 278), (tokenizers.unigram, 258)])
+def test_subwords_are_joined_and_ideographs_are_not(build, size):
+  texts = ['ein Hund und noch ein Hund', '小狗和小狗'] * 20
+  tokenizer = build(texts, vocab_size=size)
+  assert spelled(tokenizer, 'ein Mund und Hund') == ['ein', 'Mund', 'und', 'Hund']
+  assert ''.join(spelled(tokenizer, '小狗和猫')) == '小狗和猫'
+  assert len(spelled(tokenizer, '和猫')) == 2
+
+
+def test_wordpieces_are_joined():
+  tokenizer = tokenizers.wordpiece(['play plays played playing'] * 9, vocab_size=22)
+  assert len(tokenizer.encode('plays played').ids) > 2
+  assert spelled(tokenizer, 'plays played') == ['plays', 'played']
+
+
+def test_special_tokens_stand_alone_by_name():
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), ['<|sep|>'])
+  ids = [
+    0,
+    *tokenizer.encode('ab').ids,
+    tokenizer.token_to_id('<|sep|>'),
+    *tokenizer.encode('c').ids,
+  ]
+  assert group_words(tokenizer, ids) == [
+    ('<|end|>', [0]),
+    ('ab', [1, 2]),
+    ('<|sep|>', [3]),
+    ('c', [4]),
+  ]
+
+
+def test_space_is_visible_and_half_a_character_is_kept():
+  tokenizer = tokenizers.bytes([])
+  assert spelled(tokenizer, '\n\na  b ') == ['⏎', '⏎', 'a', '␣', 'b', '␣']
+  assert group_words(tokenizer, [*tokenizer.encode('a ').ids, 0])[1:] == [
+    ('␣', [1]),
+    ('<|end|>', [2]),
+  ]
+  half = tokenizer.encode('a狗').ids[:-1]
+  assert group_words(tokenizer, half) == [('a', [0]), ('\ufffd', [1, 2])]
+
+
+def test_no_tokens_have_no_words():
+  assert group_words(tokenizers.bytes([]), []) == []

@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.objectives.supervised import cross_entropy
+from lm.metrics import tokens
+from lm.objectives.supervised import cross_entropy, squared_error
 from lm.types import EmbeddingTable, Output, OutputHead
 
 
@@ -68,3 +70,35 @@ def test_the_dropout_key_reaches_the_model(model):
   key = jax.random.key(3)
   jax.eval_shape(lambda: cross_entropy().loss_sums(spy, TABLE, BATCH, key))
   assert keys == [key]
+
+
+# Two rows of three places for examples, the hidden state of each a number; logits are 2 h + 1.
+HIDDEN = np.array([[0.5, -1.0, 3.0], [2.0, 0.0, 0.0]])
+NUMBERS = {
+  'targets': jnp.asarray([[1.0, -2.0, 100.0], [5.5, 0.0, 0.0]]),
+  'weights': jnp.asarray([[1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]),
+}
+ERRORS = np.array([2.0 - 1.0, -1.0 + 2.0, 5.0 - 5.5])  # of those with a weight
+WEIGHTS = np.array([1, 0.5, 1])
+
+
+def _apply(params, batch, key=None, cache=None):
+  hidden = jnp.asarray(HIDDEN, jnp.float32)[..., None]
+  return Output(hidden, OutputHead(EmbeddingTable(jnp.full((1, 1), 2.0)), jnp.ones(1)), {})
+
+
+def test_squared_error_is_weighted():
+  sums = squared_error().loss_sums(_apply, None, NUMBERS, None)
+  assert {name: float(x) for name, x in sums.items()} == {
+    'loss': pytest.approx(np.sum(WEIGHTS * ERRORS**2), rel=1e-6)
+  }
+  assert float(squared_error().normalizers(NUMBERS)['loss']) == 2.5
+
+
+def test_squared_error_metric():
+  terms = tokens.squared_error().terms(_apply(None, NUMBERS), NUMBERS)
+  found = {name: (float(total), float(weight)) for name, (total, weight) in terms.items()}
+  assert found == {
+    'loss': (pytest.approx(np.sum(WEIGHTS * ERRORS**2), rel=1e-6), 2.5),
+    'absolute_error': (pytest.approx(np.sum(WEIGHTS * np.abs(ERRORS)), rel=1e-6), 2.5),
+  }

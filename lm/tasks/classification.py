@@ -1,0 +1,152 @@
+"""Converters for encoders with a head: classification, regression and tagging."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lm.errors import UserError, did_you_mean
+from lm.task import Convert, Converter, Example, Features, Pieces, Task
+from lm.text.tokenizers import end_id, parts_encoder, text_parts, text_reader
+
+
+def classifier(task: Task) -> Converter:
+  """Predicts the class of an example, one of `data.labels`; for an encoder with pooling.
+
+  Raises:
+    UserError: later, from the features; the class of an example is not a label.
+  """
+
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    head_target, label_id = _head_target(task), _label_ids(labels)
+    return _pooled_features(task, tokenizer, lambda example: label_id(head_target(example)))
+
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    predict=lambda output, batch: {'values/class': output.head(output.hidden).argmax(-1)},
+    postprocess=lambda labels, example, pieces: labels[int(pieces[0]['values/class'])],
+  )
+
+
+def regressor(task: Task) -> Converter:
+  """Predicts a number for an example; for an encoder with pooling and one class."""
+
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    head_target = _head_target(task)
+    return _pooled_features(task, tokenizer, lambda example: float(head_target(example)))
+
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    predict=lambda output, batch: {'values/number': output.head(output.hidden)[..., 0]},
+    postprocess=lambda labels, example, pieces: float(pieces[0]['values/number']),
+  )
+
+
+def tagger(task: Task) -> Converter:
+  """Predicts a tag for each word, one of `data.labels`, at the first token of the word.
+
+  A word without a token of its own, or truncated with a long example, gets the first label.
+
+  Raises:
+    UserError: later, from the features; the tag of a word is not a label.
+  """
+
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    reader = text_reader(tokenizer)
+    head_target, label_id = _head_target(task), _label_ids(labels)
+
+    def convert(example: Example) -> list[Features]:
+      (text,) = task.inputs(example)
+      encoding = reader.encode(text, add_special_tokens=False)
+      words = head_target(example)
+      tokens = {name: np.zeros(len(encoding.ids), int) for name in ('targets', 'weights', 'words')}
+      firsts = first_tokens(encoding.offsets, [span[:2] for span in words])
+      for i, (first, (_, _, tag)) in enumerate(zip(firsts, words, strict=True)):
+        if first is not None:
+          for name, value in (('targets', label_id(tag)), ('weights', 1), ('words', i)):
+            tokens[name][first] = value
+      return [Features({'inputs': np.array(encoding.ids), **tokens}, {}, {})]
+
+    return convert
+
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> list[str]:
+    tags = [labels[0]] * len(_head_target(task)(example))
+    for piece in pieces:
+      first = piece['tokens/weights'] > 0
+      pairs = zip(piece['tokens/words'][first], piece['tokens/tag'][first], strict=True)
+      for word, label in pairs:
+        tags[word] = labels[label]
+    return tags
+
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    predict=lambda output, batch: {'tokens/tag': output.head(output.hidden).argmax(-1)},
+    postprocess=postprocess,
+  )
+
+
+def first_tokens(
+  offsets: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]]
+) -> list[int | None]:
+  """Returns the index of the first token of each word; None for a word without one.
+
+  A token across the border of two words belongs to the first of them.
+
+  Args:
+    offsets: (start, stop) of each token in characters, in order.
+    words: (start, stop) of each word, in order.
+  """
+  firsts: list[int | None] = []
+  at = 0
+  for start, stop in words:
+    while at < len(offsets) and offsets[at][1] <= start:
+      at += 1
+    found = at < len(offsets) and offsets[at][0] < stop
+    firsts.append(at if found else None)
+    at += found
+  return firsts
+
+
+def _pooled_features(
+  task: Task, tokenizer: Tokenizer, target: Callable[[Example], float]
+) -> Convert:
+  """Returns the conversion to END and the inputs, with one target; poolers may take END's state."""
+  encode, end = parts_encoder(tokenizer), end_id(tokenizer)
+
+  def convert(example: Example) -> list[Features]:
+    inputs = np.array([end, *encode(task.inputs(example))])
+    return [Features({'inputs': inputs}, {}, {'targets': target(example), 'weights': 1})]
+
+  return convert
+
+
+def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:
+  ids = {name: i for i, name in enumerate(labels)}
+  if not ids:
+    raise UserError('data.labels is empty; name the classes, in order')
+  if len(ids) < len(labels):
+    twice = next(name for i, name in enumerate(labels) if name in labels[:i])
+    raise UserError(f'data.labels has {twice!r} twice; name each class once')
+
+  def label_id(name: str) -> int:
+    if name not in ids:
+      available = ', '.join(map(repr, list(ids)[:20]))
+      raise UserError(
+        f'data.labels: no label {name!r}{did_you_mean(name, ids)}; available: {available}'
+      )
+    return ids[name]
+
+  return label_id
+
+
+def _head_target(task: Task) -> Callable[[Example], Any]:
+  if task.head_target is None:
+    raise UserError(
+      'data.convert: the task has no target for a head; use a converter of lm.tasks.seq2seq, such '
+      'as lm.tasks.seq2seq:encoder_decoder'
+    )
+  return task.head_target

@@ -1,0 +1,281 @@
+"""Extractive question answering: the task, the converter, the objective and the metric.
+
+The answer is a span of a passage (Rajpurkar et al. 2016, 2018); an encoder scores each token as its
+start and as its stop (Devlin et al. 2019, 4.2 and 4.3). jax is imported inside functions, because
+data preparation imports this module in worker processes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lm.errors import UserError
+from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch
+from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, text_reader
+
+if TYPE_CHECKING:
+  from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, WeightedSums
+
+
+def extraction() -> Task:
+  """Answers a question by a span of its context, or by nothing.
+
+  Examples have `question`, `context` and `answers`, each with `text` and `start`. The target of a
+  generative model is the first answer, or '' for a question without one, as lm.metrics.answers
+  expects.
+  """
+
+  def inputs(example: Example) -> list[str]:
+    for field in ('question', 'context'):
+      if not isinstance(example.get(field), str):
+        raise mismatch(example, field, 'string')
+    if not isinstance(example.get('answers'), list | tuple):
+      raise mismatch(example, 'answers', 'list')
+    return [example['question'], SEPARATOR, example['context']]
+
+  def texts(example: Example) -> list[str]:
+    return [answer['text'] for answer in example['answers']]
+
+  def spans(example: Example) -> list[tuple[int, int]]:
+    return [(a['start'], a['start'] + len(a['text'])) for a in example['answers']]
+
+  return Task(inputs, lambda example: (texts(example) or [''])[0], texts, spans)
+
+
+def converter(
+  task: Task, stride: int = 128, longest: int = 30, threshold: float | None = 0.0
+) -> Converter:
+  """Predicts a span of the passage, the last part of the inputs, or that there is no answer.
+
+  The model reads END, the other parts, and the passage, in overlapping windows if it is longer than
+  a row. END represents "no answer in this window", and is the target of a window that does not
+  contain a complete answer. The first answer that a window contains is its target.
+
+  The prediction is the span with the best log odds among all windows: its start and stop logits
+  minus those of END in its window.
+
+  Features have `char_start` and `char_stop` for each token, its characters in the passage (0 and 0
+  outside it), and the values `start` and `stop`, the token positions of the answer, and `weights`.
+
+  Args:
+    task: its head target is a list of (start, stop) in characters of the passage.
+    stride: tokens between the starts of consecutive windows, at most.
+    longest: maximum tokens of a predicted answer.
+    threshold: log odds above which an answer is predicted; None predicts one in any case.
+
+  Raises:
+    UserError: stride or longest is below 1; the task has no spans; later, the inputs before the
+      passage fill a row, or an answer has no token.
+  """
+  for name, value in (('stride', stride), ('longest', longest)):
+    if value < 1:
+      raise UserError(f'data.convert: {name}={value} must be at least 1 token')
+  spans_of = task.head_target
+  if spans_of is None:
+    raise UserError(
+      'data.convert: the task has no answer spans; use lm.tasks.extractive_qa:extraction'
+    )
+
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    encode, end, reader = parts_encoder(tokenizer), end_id(tokenizer), text_reader(tokenizer)
+
+    def convert(example: Example) -> list[Features]:
+      *before, passage = task.inputs(example)
+      prefix = [end, *encode(before)]
+      if len(prefix) >= seq_len:
+        raise UserError(
+          f'data.context={seq_len}: {" ".join(before)!r:.60} takes {len(prefix)} tokens of a row '
+          'and leaves none for the passage; raise it'
+        )
+      encoding = reader.encode(passage, add_special_tokens=False)
+      ids, offsets = np.array(encoding.ids, int), np.array(encoding.offsets, int).reshape(-1, 2)
+      answers = [_answer_tokens(passage, offsets, *span) for span in spans_of(example)]
+      return [
+        _window_features(prefix, ids[window], offsets[window], window.start, answers)
+        for window in windows(len(ids), seq_len - len(prefix), stride)
+      ]
+
+    return convert
+
+  def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
+    logits_BTC = output.head(output.hidden)
+    return {'tokens/start': logits_BTC[..., 0], 'tokens/stop': logits_BTC[..., 1]}
+
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> str:
+    spans = [best_span(piece, longest) for piece in pieces]
+    odds, start, stop = max(spans, default=(-np.inf, 0, 0))
+    answered = threshold is None or odds > threshold
+    return task.inputs(example)[-1][start:stop].strip() if answered else ''
+
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    predict=predict,
+    postprocess=postprocess,
+  )
+
+
+def windows(length: int, size: int, stride: int) -> Iterator[slice]:
+  """Yields windows of at most `size` tokens that cover `length` tokens.
+
+  Consecutive windows start `stride` tokens apart, or `size` where that is less.
+  """
+  step = min(stride, size)
+  for start in range(0, max(length - size, 0) + step, step):
+    yield slice(start, start + size)
+
+
+def token_span(offsets: np.ndarray, start: int, stop: int) -> tuple[int, int] | None:
+  """Returns the first and last token with characters of a span; None without one.
+
+  Args:
+    offsets: (tokens, 2), the start and stop characters of each token, in order.
+    start: first character of the span.
+    stop: index after its last character.
+  """
+  first = int(np.searchsorted(offsets[:, 1], start, side='right'))
+  last = int(np.searchsorted(offsets[:, 0], stop, side='left')) - 1
+  return (first, last) if first <= last else None
+
+
+def best_span(piece: Mapping[str, np.ndarray], longest: int) -> tuple[float, int, int]:
+  """Returns the log odds, the start and the stop (in characters) of the best span of a window.
+
+  Args:
+    piece: (tokens,) arrays: 'tokens/start' and 'tokens/stop', the logits, and 'tokens/char_start'
+      and 'tokens/char_stop'.
+    longest: maximum tokens of the span.
+  """
+  start, stop = (piece[f'tokens/{end}'].astype(np.float64) for end in ('start', 'stop'))
+  odds = (start - start[0])[:, None] + (stop - stop[0])[None, :]
+  passage = piece['tokens/char_stop'] > 0
+  ordered = np.triu(np.tril(np.ones(odds.shape, bool), longest - 1))
+  odds = np.where(ordered & passage[:, None] & passage[None, :], odds, -np.inf)
+  first, last = np.unravel_index(odds.argmax(), odds.shape)
+  char_start, char_stop = piece['tokens/char_start'][first], piece['tokens/char_stop'][last]
+  return float(odds[first, last]), int(char_start), int(char_stop)
+
+
+def _answer_tokens(passage: str, offsets: np.ndarray, start: int, stop: int) -> tuple[int, int]:
+  span = token_span(offsets, start, stop)
+  if span is None:
+    raise UserError(
+      f'data.tokenizer has no token for the answer {passage[start:stop]!r:.60} at character '
+      f'{start} of {passage!r:.60}'
+    )
+  return span
+
+
+def _window_features(
+  prefix: list[int],
+  ids: np.ndarray,
+  offsets: np.ndarray,
+  start: int,
+  answers: Sequence[tuple[int, int]],
+) -> Features:
+  """Returns the features of a window.
+
+  Args:
+    prefix: the tokens before the passage.
+    ids: the tokens of the window.
+    offsets: (tokens, 2), their characters.
+    start: the index of its first token in the passage.
+    answers: the indices of the first and last token of each answer in the passage.
+  """
+  shift, stop = len(prefix) - start, start + len(ids)
+  inside = [(a + shift, b + shift) for a, b in answers if start <= a and b < stop]
+  answer_start, answer_stop = inside[0] if inside else (0, 0)  # END is at position 0
+  outside = np.zeros(len(prefix), int)
+  tokens = {
+    'inputs': np.concatenate([prefix, ids]),
+    'char_start': np.concatenate([outside, offsets[:, 0]]),
+    'char_stop': np.concatenate([outside, offsets[:, 1]]),
+  }
+  return Features(tokens, {}, {'start': answer_start, 'stop': answer_stop, 'weights': 1})
+
+
+class SpanStatistics(NamedTuple):
+  """Statistics of the target span of each example, both float32 (B, P)."""
+
+  nats: 'Array'  # -log p(start) - log p(stop)
+  correct: 'Array'  # 1 where both tokens have the highest logit
+
+
+def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
+  """Returns the negative log-likelihood of each target span, and whether it is the likeliest.
+
+  The softmax of each end is over the passage tokens of the example and its position 0 (no answer).
+
+  Args:
+    output: of an encoder, with two logits per token.
+    batch: segments, positions and char_stop (B, T), and start and stop (B, P), as `converter`
+      makes them.
+
+  Raises:
+    UserError: the model does not have two logits per token.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  logits_BTC = output.head(output.hidden)
+  B, T = batch['segments'].shape
+  if logits_BTC.shape != (B, T, 2):
+    raise UserError(
+      f'model: spans need two logits per token, ({B}, {T}, 2), not {logits_BTC.shape}; set '
+      'model.num_classes=2 and leave model.pooling empty'
+    )
+  candidate_BT = (batch['char_stop'] > 0) | (batch['positions'] == 0)
+  segment_P = jnp.arange(1, batch['start'].shape[1] + 1)
+  same_BPT = batch['segments'][:, None, :] == segment_P[None, :, None]
+  candidate_BPT = same_BPT & candidate_BT[:, None, :]
+
+  def score(end: str, logits_BT: 'Array') -> tuple['Array', 'Array']:
+    is_target_BPT = batch['positions'][:, None, :] == batch[end][:, :, None]
+    # Finite, so that a slot without an example has finite gradients.
+    logits_BPT = jnp.where(candidate_BPT, logits_BT[:, None, :], -1e9)
+    target_BP = jnp.sum(jnp.where(candidate_BPT & is_target_BPT, logits_BPT, 0), axis=-1)
+    best_BP1 = logits_BPT.argmax(-1, keepdims=True)
+    correct_BP = jnp.take_along_axis(candidate_BPT & is_target_BPT, best_BP1, axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BPT, axis=-1) - target_BP, correct_BP
+
+  start_nats, start_correct = score('start', logits_BTC[..., 0])
+  stop_nats, stop_correct = score('stop', logits_BTC[..., 1])
+  correct = (start_correct & stop_correct).astype(jnp.float32)
+  return SpanStatistics(start_nats + stop_nats, correct)
+
+
+def objective() -> 'Objective':
+  """Returns the mean of -log p(start) - log p(stop), in nats per window.
+
+  It is the negative log-likelihood of the span; BERT's code halves it.
+  """
+  from lm.types import Objective
+
+  def loss_sums(
+    apply: 'Apply', params: 'Params', batch: 'Batch', key: 'Array | None'
+  ) -> dict[str, 'Array']:
+    output = apply(params, batch, key=key)
+    return {'loss': (batch['weights'] * span_statistics(output, batch).nats).sum()}
+
+  return Objective(loss_sums, normalizers=lambda batch: {'loss': batch['weights'].sum()})
+
+
+def metric() -> 'Metric':
+  """Returns loss, -log p(start) - log p(stop) in nats per window, and accuracy.
+
+  Accuracy is the share of windows whose start and stop are both the likeliest tokens.
+  lm.metrics.answers scores the predicted texts.
+  """
+  from lm.types import Metric
+
+  def terms(output: 'Output', batch: 'Batch') -> 'WeightedSums':
+    nats, correct = span_statistics(output, batch)
+    weights = batch['weights']
+    return {
+      'loss': ((weights * nats).sum(), weights.sum()),
+      'accuracy': ((weights * correct).sum(), weights.sum()),
+    }
+
+  return Metric(terms, higher_is_better={'loss': False, 'accuracy': True})
