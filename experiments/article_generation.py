@@ -22,7 +22,7 @@ from lm.config.tasks import small, translation
 from lm.config.vectors import word2vec, words
 from lm.data import sources
 from lm.data.sources.base import LazyLoad
-from lm.text.sentences import spans
+from lm.text.segment import sentence_spans
 
 _FILES = ('$LM_DATA/zh_text/wiki_cmrc2018.txt', '$LM_DATA/zh_text/news_msra.txt')
 _SIZE = 128

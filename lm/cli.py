@@ -22,7 +22,7 @@ from lm.config import resolve
 from lm.config.base import base
 from lm.errors import PeerLost, Preempted, UserError, did_you_mean
 from lm.parallel import failure_detector, host, multihost
-from lm.text.files import expand, half_character
+from lm.text.files import expand_path, lone_surrogate
 from lm.workdir import experiment
 
 OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, failure_detector.LOST

@@ -18,8 +18,7 @@ from lm.data.packed_rows import FeatureRows
 from lm.errors import UserError
 from lm.optim.optimizers import Optimizer
 from lm.parallel import mesh as meshes
-from lm.text.tokenizers import end_id, vocabulary_size
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import end_id, vocabulary_size, word_ids
 from lm.types import (
   HOOKS_COLLECTION,
   Apply,

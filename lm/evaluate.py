@@ -22,7 +22,7 @@ from absl import flags
 from lm import cli
 from lm.errors import UserError
 from lm.parallel import distributed, multihost
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 if TYPE_CHECKING:
   from lm.evaluation.evaluators import Evaluators

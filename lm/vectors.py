@@ -25,7 +25,7 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError, did_you_mean
-from lm.text.files import expand
+from lm.text.files import expand_path
 from lm.workdir import files
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
   _check_no_words(words)
   _check_choice('format', _FORMATS)
-  file = expand(cli.required('file', 'vectors.txt'), '--file')
+  file = expand_path(cli.required('file', 'vectors.txt'), '--file')
   from lm.text import vector_files
   from lm.workdir.files import check_free
 

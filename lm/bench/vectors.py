@@ -26,9 +26,9 @@ from lm.bench import interleaved
 from lm.bench.worker import Worker
 from lm.errors import UserError
 from lm.metrics.word_vectors import pairs
-from lm.text.files import expand
+from lm.text.files import expand_path
 from lm.text.vector_files import read_glove, read_word2vec_text, write_word2vec_text
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 
 BASELINES = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # by model
 LEARNING_RATES = {'skip_gram': 0.025, 'cbow': 0.05}
@@ -89,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
     UserError: an argument is wrong, or the baseline is not installed.
   """
   threads = interleaved.thread_count(arguments)
-  text = expand(arguments.text, '--text')
+  text = expand_path(arguments.text, '--text')
   if not text.is_file():
     raise UserError(f'--text={text}: there is no such file')
   if arguments.baseline not in (None, BASELINES[arguments.model]):
@@ -287,7 +287,7 @@ def stanford(settings: Settings) -> Result:
     )  # fmt: skip
     command = time.perf_counter() - started
     vectors = read_glove(root / 'vectors.txt')  # the last vector is that of <unk>
-    write_word2vec_text(settings.out, checked(vectors.words[:-1], vectors.matrix[:-1]))
+    write_word2vec_text(settings.out, make_vectors(vectors.words[:-1], vectors.matrix[:-1]))
   amount = found_pairs * settings.glove_epochs
   return Result(seconds, counting + shuffling, command, 'pairs', amount, str(programs))
 

@@ -1,4 +1,4 @@
-"""Model sections of recurrent networks; see lm.config.base.base."""
+"""Model sections of recurrent networks; see lm.config.base."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder

@@ -1,4 +1,4 @@
-"""Sections of the configuration that tasks of one kind have in common; see lm.config.base.base.
+"""Sections of the configuration that tasks of one kind have in common; see lm.config.base.
 
 Each function takes a config, sets what the kind of task needs, and returns it.
 """
@@ -105,7 +105,7 @@ def test_set(config: ConfigDict, split: str) -> ConfigDict:
 
 
 def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
-  """Returns a task's config shrunk as by `lm.config.base.base.smoke`, on an embedded source."""
+  """Returns a task's config shrunk as by `lm.config.base.smoke`, on an embedded source."""
   smoke(config)
   config.data.source = source
   config.data.train = 'train'

@@ -88,7 +88,7 @@ def _same_form(value: Any, example: Any, key: str, name: str) -> None:
       inner = f'{key}.{part}' if key else part
       if part not in value:
         raise UserError(
-          f'{name} has no key {inner!r}{did_you_mean(part, value)}; lm.config.base.base has it '
+          f'{name} has no key {inner!r}{did_you_mean(part, value)}; lm.config.base has it '
           '(a file of another version of lm?)'
         )
       if key not in _FREE:

@@ -1,4 +1,4 @@
-"""Sections of the configuration that word vectors have in common; see lm.config.base.base."""
+"""Sections of the configuration that word vectors have in common; see lm.config.base."""
 
 from ml_collections import ConfigDict
 

@@ -44,8 +44,8 @@ def directory(cache: str) -> pathlib.Path:
   """
   name = cache or os.environ.get('LM_CACHE') or _HOME
   if remote.is_remote(name):
-    return remote.local_mirror(name, expand(_HOME, 'data.cache').absolute())
-  return expand(name, 'data.cache').absolute()
+    return remote.local_mirror(name, expand_path(_HOME, 'data.cache').absolute())
+  return expand_path(name, 'data.cache').absolute()
 
 
 def digest(value: Any) -> str:

@@ -20,8 +20,7 @@ from lm.data import cache, fingerprints
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.progress import Report, silent
-from lm.text.tokenizers import vocabulary_size
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import vocabulary_size, word_ids
 
 _BLOCK = 2**18  # tokens processed per NumPy call
 _MIN_MEMORY = 2**24  # bytes
@@ -265,7 +264,7 @@ def pair_rows(
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     is_word = np.zeros(vocabulary_size(tokenizer), bool)
-    is_word[list(words_of(tokenizer).values())] = True
+    is_word[list(word_ids(tokenizer).values())] = True
     if not is_word.any():
       raise UserError(
         f'data.tokenizer={data["tokenizer"]["fn"]!r}: its vocabulary has special tokens alone and '

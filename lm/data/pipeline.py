@@ -37,9 +37,15 @@ from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
 from lm.progress import Report, silent, ticking
 from lm.task import Example, as_example, mismatch
-from lm.text.files import half_character
-from lm.text.tokenizers import SEPARATOR, end_id, text_reader, vocabulary_size, with_specials
-from lm.text.vocabulary import words_of
+from lm.text.files import lone_surrogate
+from lm.text.tokenizers import (
+  SEPARATOR,
+  end_id,
+  text_reader,
+  vocabulary_size,
+  with_special_tokens,
+  word_ids,
+)
 
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
@@ -71,7 +77,8 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
   texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
   if data['task'] is not None:
     task, converter = features.build_task(data)
-    specials, texts_of = (SEPARATOR, *task.specials, *specials), converter.texts
+    specials = (SEPARATOR, *task.special_tokens, *specials)
+    texts_of = converter.tokenizer_texts
     shaped_by |= _task_fingerprint(data, ('task', 'convert'))
   shaped_by |= {'specials': specials}
 
@@ -80,8 +87,8 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
       texts = _TrainingTexts(source, tuple(data['prepare']), texts_of, shown)
       if not any(texts):
         raise UserError(_no_text(data, data['source'], data['train'], len(source)))
-      trained = with_specials(resolve.call(train, 'data.tokenizer', texts), specials)
-    if 'min_count' in data['tokenizer'] and not words_of(trained):
+      trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), specials)
+    if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: no word of split '
         f'{data["train"]!r} is that frequent; lower it, or take more text'
@@ -224,7 +231,7 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   text = example.get(field)
   if not isinstance(text, str):
     raise mismatch(example, field, 'string', key)
-  if half := half_character(text):
+  if half := lone_surrogate(text):
     raise UserError(f'{key}: {field!r} of an example {half}')
   return text
 
@@ -301,7 +308,7 @@ def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> st
   """Returns the message for a split without text, whose source has `count` examples."""
   if not data['prepare'] or not count:
     return f'data.source={source!r}: split {split!r} has no text'
-  of_turns = any(step.startswith('lm.tasks.dialogue:unroll') for step in data['prepare'])
+  of_turns = any(step.startswith('lm.tasks.dialogue:expand_turns') for step in data['prepare'])
   return (
     f'data.prepare={tuple(data["prepare"])!r}: split {split!r} has no text: the steps remove all '
     f'{count:,} examples' + '; a dialogue of one turn has no reply' * of_turns

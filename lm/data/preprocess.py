@@ -14,18 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lm.data.pipeline import text_of
 from lm.task import Example
-from lm.text import normalize, segment
+from lm.text import normalize as text_normalize
+from lm.text import segment
 from lm.text.segment import as_single_token, sentence_spans
 
 
 def normalize(
   examples: Iterable[Example],
   field: str = 'text',
-  form: normalize.Form = 'NFKC',
-  case: normalize.Case = 'keep',
+  form: text_normalize.Form = 'NFKC',
+  case: text_normalize.Case = 'keep',
   simplify: bool = False,
 ) -> Iterator[Example]:
-  """Yields examples with each line of a text in normal form; see lm.text.normal.normal_form.
+  """Yields examples with each line of a text in normal form; see lm.text.normalize.normalize.
 
   Args:
     examples: with a text.
@@ -38,15 +39,15 @@ def normalize(
     UserError: there is no such form or case; an example has no text or a damaged one; OpenCC is not
       installed.
   """
-  normalize.check_options(form, case)
+  text_normalize.check_options(form, case)
   for example in examples:
     lines = _text(example, field).split('\n')
-    lines = [normalize.normalize(line, form, case, simplify) for line in lines]
+    lines = [text_normalize.normalize(line, form, case, simplify) for line in lines]
     yield {**example, field: '\n'.join(lines)}
 
 
 def split_sentences(examples: Iterable[Example], field: str = 'text') -> Iterator[Example]:
-  """Yields an example for each sentence of a text; see lm.text.sentences.spans.
+  """Yields an example for each sentence of a text; see lm.text.segment.sentence_spans.
 
   Raises:
     UserError: an example has no text or a damaged one.
@@ -60,8 +61,8 @@ def split_sentences(examples: Iterable[Example], field: str = 'text') -> Iterato
 def segment_words(
   examples: Iterable[Example],
   field: str = 'text',
-  form: normalize.Form = 'NFKC',
-  case: normalize.Case = 'fold',
+  form: text_normalize.Form = 'NFKC',
+  case: text_normalize.Case = 'fold',
   simplify: bool = False,
   stop: Sequence[str] = (),
 ) -> Iterator[Example]:
@@ -81,14 +82,14 @@ def segment_words(
     UserError: there is no such form, case or language; an example has no text or a damaged one; a
       required library is not installed.
   """
-  normal.check(form, case)
-  removed = stop_words.of(stop) if stop else frozenset()
+  text_normalize.check_options(form, case)
+  removed = text_normalize.stop_words(stop) if stop else frozenset()
   for example in examples:
     raw = _text(example, field)
     joined = io.StringIO()  # a list of the words of a long text would need much memory
-    for start, end in segment.spans(raw, simplify):
-      word = normal.normal_form(raw[start:end], form, case, simplify)
-      if not removed or stop_words.key(word) not in removed:
+    for start, end in segment.word_spans(raw, simplify):
+      word = text_normalize.normalize(raw[start:end], form, case, simplify)
+      if not removed or text_normalize.stop_word_key(word) not in removed:
         joined.write(f' {word}' if joined.tell() else word)
     yield {**example, field: joined.getvalue()}
 

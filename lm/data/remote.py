@@ -40,7 +40,7 @@ def local_mirror(name: str, mirrors: pathlib.Path, process: int = 0) -> pathlib.
   local = mirrors / f'remote-{hashlib.sha256(url.encode()).hexdigest()[:16]}-{process}'
   local.mkdir(parents=True, exist_ok=True)
   if remote_url(local) != url:
-    files.replace(local / _URL_FILE, [url.encode()])
+    files.write_atomic(local / _URL_FILE, [url.encode()])
   return local
 
 

@@ -21,10 +21,9 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
 from lm.errors import UserError, did_you_mean
-from lm.text import sampling
-from lm.text.sampling import Pieces, Sample
-from lm.text.tokenizers import vocabulary_size
-from lm.text.vocabulary import specials
+from lm.text import subword_sampling
+from lm.text.subword_sampling import Pieces, Sample
+from lm.text.tokenizers import special_ids, vocabulary_size
 
 MASK = '<|mask|>'
 SEGMENTS = {'inputs': 'segments', 'source': 'source_segments'}
@@ -158,7 +157,7 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, stream: str, rate: float = 0.1)
     UserError: the tokenizer is of another kind; later, the row is.
   """
   _check_fraction('bpe_dropout', 'rate', rate)
-  sample = sampling.bpe_dropout(tokenizer, rate)
+  sample = subword_sampling.bpe_dropout(tokenizer, rate)
   return _resample_segmentation(tokenizer, stream, sample, 'bpe_dropout')
 
 
@@ -180,7 +179,7 @@ def subword_regularization(
   """
   if alpha < 0:
     raise UserError(f'data.transforms: subword_regularization(alpha={alpha!r}) is below 0')
-  sample = sampling.unigram_sampling(tokenizer, alpha)
+  sample = subword_sampling.unigram_sampling(tokenizer, alpha)
   return _resample_segmentation(tokenizer, stream, sample, 'subword_regularization')
 
 
@@ -211,7 +210,7 @@ def word_groups(
   _check_known('stream', stream, tuple(SEGMENTS))
   _check_known('unit', unit, UNITS)
   special_V = np.zeros(vocabulary_size(tokenizer), bool)
-  special_V[list(specials(tokenizer))] = True
+  special_V[list(special_ids(tokenizer))] = True
   initial_V = _word_initial(tokenizer) if unit == 'word' else np.ones_like(special_V)
 
   def groups(row: NumpyBatch) -> WordGroups:
@@ -257,7 +256,7 @@ def _spans(count: int, rate: float, mean_length: float, rng: np.random.Generator
 def _token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
   found = tokenizer.token_to_id(token)
   if found is None:
-    known = [tokenizer.id_to_token(i) for i in sorted(specials(tokenizer))]
+    known = [tokenizer.id_to_token(i) for i in sorted(special_ids(tokenizer))]
     raise UserError(
       f'data.transforms: data.tokenizer has no token {token!r}; add it by '
       f'data.specials=({token!r},), or use one of {", ".join(map(repr, known))}'
@@ -270,7 +269,10 @@ def _resample_segmentation(
 ) -> Transform:
   """Returns the transform that samples a segmentation for each word of a stream."""
   _check_known('stream', stream, (*SEGMENTS, 'targets'))
-  split, usual = sampling.splitter(tokenizer), sampling.standard(tokenizer)
+  split, usual = (
+    subword_sampling.word_splitter(tokenizer),
+    subword_sampling.default_pieces(tokenizer),
+  )
   segments_name = SEGMENTS.get(stream, 'segments')
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
@@ -373,8 +375,8 @@ def _check_movable(row: NumpyBatch, stream: str, name: str) -> None:
   if others:
     raise UserError(
       f'data.transforms: {name}(stream={stream!r}) moves tokens, but {others[0]!r} of the row may '
-      "refer to their positions; it suits stream='source' of lm.tasks.write:encoder_decoder, and "
-      "stream='inputs' of lm.tasks.find:classes and lm.tasks.find:number"
+      "refer to their positions; it suits stream='source' of lm.tasks.seq2seq:encoder_decoder, and "
+      "stream='inputs' of lm.tasks.classification:classifier and lm.tasks.classification:regressor"
     )
 
 
@@ -387,7 +389,7 @@ def _check_generated(row: NumpyBatch, name: str) -> None:
     and (row['inputs'] == _shifted(row['targets'], row['segments'], row)).all()
   ):
     raise UserError(
-      f"data.transforms: {name}(stream='targets') suits rows of lm.tasks.write:encoder_decoder, "
+      f"data.transforms: {name}(stream='targets') suits rows of lm.tasks.seq2seq:encoder_decoder, "
       'and precedes transforms that change their inputs'
     )
 

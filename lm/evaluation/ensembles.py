@@ -13,8 +13,8 @@ from lm.errors import UserError
 from lm.models import ensemble
 from lm.models.embeddings import Embeddings
 from lm.parallel import mesh as meshes
-from lm.tasks import find, spans
-from lm.text.files import expand
+from lm.tasks import classification, extractive_qa
+from lm.text.files import expand_path
 from lm.text.tokenizers import vocabulary_size
 from lm.types import apply_of
 from lm.workdir import files

@@ -24,6 +24,7 @@ from lm.evaluation.vectors import MAPPED, of_params
 from lm.parallel import mesh, multihost
 from lm.parallel import mesh as meshes
 from lm.progress import Progress, show_documents, silent
+from lm.text.tokenizers import word_ids
 from lm.text.vectors import Vectors
 from lm.types import Metric, Params, apply_of
 from lm.workdir import eval_artifacts
@@ -66,7 +67,7 @@ class Evaluators:
     show = show_documents if multihost.is_primary() else silent
     self._samples = samples(config, functions, tokenizer)
     self._vector_metrics = word_vectors.of_config(config)
-    word_vectors.check_coverage(self._vector_metrics, words_of(tokenizer))
+    word_vectors.check_coverage(self._vector_metrics, word_ids(tokenizer))
     apply = apply_of(functions.model)
     self._sets: dict[str, tuple[Rows, tuple[batches.Transform, ...], list[Metric], EvalStep]] = {}
     self.notes: dict[str, str] = {}

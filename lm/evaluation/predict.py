@@ -21,9 +21,9 @@ from lm.errors import UserError
 from lm.evaluation.evaluate import trace as trace_batch
 from lm.evaluation.host_memory import Program
 from lm.metrics import translation
-from lm.metrics.entities import entities
 from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
+from lm.metrics.spans import entities
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.parallel.mesh import with_mesh

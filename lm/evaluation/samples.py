@@ -14,9 +14,8 @@ from lm.decode.text import continuations, prompt_encoder
 from lm.errors import UserError
 from lm.evaluation import vectors
 from lm.parallel import mesh as meshes
-from lm.text.vector_space import nearest
-from lm.text.vectors import Vectors, checked, row
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import word_ids
+from lm.text.vectors import Vectors, make_vectors, nearest_words, row_of
 from lm.types import Params, apply_of
 
 

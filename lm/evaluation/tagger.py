@@ -13,8 +13,8 @@ import numpy as np
 
 from lm.data import features
 from lm.errors import UserError
-from lm.task import narrow
-from lm.text.tags import Tagger
+from lm.task import cast_feature
+from lm.text.segment import Tagger
 from lm.workdir import files
 from lm.workdir.load import load
 

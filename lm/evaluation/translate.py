@@ -74,7 +74,7 @@ class Translator:
         'with lm.generate'
       )
     task, converter = features.build_task(data)
-    if converter.prompt is None:
+    if converter.encode_prompt is None:
       raise UserError(
         f'data.convert={data.convert!r} makes no prompt for a model to write after '
         '(Converter.encode_prompt is None)'

@@ -21,10 +21,8 @@ from lm.errors import UserError
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
 from lm.models.embeddings import Embeddings
-from lm.text.tokenizers import END, UNKNOWN, known_words
-from lm.text.vector_space import principal_components, unit
-from lm.text.vectors import Vectors, checked, row
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import END, UNKNOWN, known_words, word_ids
+from lm.text.vectors import Vectors, make_vectors, principal_components, row_of, unit_rows
 from lm.types import Params, TrainState
 from lm.workdir import eval_artifacts, experiment, files
 from lm.workdir.checkpoints import Checkpoints
@@ -40,20 +38,20 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   Where neighbours have vectors of the same kind, as in GloVe, whose tables have biases beside, the
   two are added up (Pennington et al. 2014, section 4.2).
 
-  Words are those of lm.text.vocabulary. Where there are several processes, all of them must ask.
+  Words are those of lm.text.tokenizers. Where there are several processes, all of them must ask.
 
   Raises:
     UserError: there is no such parameter, no word, or a number that is not finite.
   """
   if 'embedding' not in params:
     raise UserError(f'no word vectors: of the parameters {", ".join(params)} none is `embedding`')
-  words = words_of(tokenizer)
+  words = word_ids(tokenizer)
   table = params['embedding']
   if 'unembedding_bias' in params:
     table = table + params['unembedding']
   if not getattr(table, 'is_fully_addressable', True):
     table = multihost_utils.process_allgather(table, tiled=True)
-  return checked(words, np.asarray(table)[list(words.values())])
+  return make_vectors(words, np.asarray(table)[list(words.values())])
 
 
 def of_run(workdir: str | Path, step: int | None = None) -> Vectors:
@@ -205,7 +203,7 @@ def drift(workdir: str, name: str = 'drift') -> VectorMetric:
     common = shared(vectors.index)
     now = vectors.matrix[[vectors.index[word] for word in common]]
     then = before.matrix[[before.index[word] for word in common]]
-    cosines = np.einsum('nd,nd->n', unit(now), unit(then))
+    cosines = np.einsum('nd,nd->n', unit_rows(now), unit_rows(then))
     coverage = len(common) / len(vectors.words)
     return Scores({'distance': float(1 - cosines.mean()), 'coverage': coverage})
 
@@ -263,7 +261,7 @@ def word_map(vectors: Vectors, words: Sequence[str]) -> dict[str, Any]:
   chosen = list(dict.fromkeys(words))
   if not chosen:
     raise UserError('a map of words needs at least one word')
-  rows = [row(vectors, word) for word in chosen]
+  rows = [row_of(vectors, word) for word in chosen]
   points, shares = principal_components(vectors.matrix[rows])
   # Four digits are finer than a pixel.
   points = points / (np.abs(points).max() or 1.0)

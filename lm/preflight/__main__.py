@@ -20,7 +20,7 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 if __name__ == '__main__':
   sys.argv[0] = 'preflight'  # prefix of messages, and module name of the flags
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int | None:
   cli.parse(argv)
   args = flags.FLAGS
   name = cli.required('topology', 'v5e:4x4')
-  file = expand(args.hlo, '--hlo') if args.hlo else None
+  file = expand_path(args.hlo, '--hlo') if args.hlo else None
   if file is not None and not file.absolute().parent.is_dir():
     raise UserError(f'--hlo={args.hlo}: there is no such directory')
   if args.search and args.decode:

@@ -19,8 +19,7 @@ from lm.components import Components
 from lm.errors import UserError, first_line
 from lm.optim.wrappers import parse_rules
 from lm.parallel import multihost
-from lm.text.tokenizers import vocabulary_size
-from lm.text.vocabulary import words_of
+from lm.text.tokenizers import vocabulary_size, word_ids
 from lm.training.train_step import init_some, init_train_state, start_train_state
 from lm.types import Array, Params, TrainState
 from lm.workdir import experiment, files
@@ -44,7 +43,7 @@ class Alignment(NamedTuple):
 
 def align(there: tokenizers.Tokenizer, here: tokenizers.Tokenizer) -> Alignment:
   """Returns where the words of a vocabulary are in another one."""
-  old, words = there.get_vocab(), words_of(here)
+  old, words = there.get_vocab(), word_ids(here)
   pairs = [(i, old[word]) for word, i in words.items() if word in old]
   new_N, old_N = np.array(pairs, np.int32).reshape(-1, 2).T
   return Alignment(new_N, old_N, tuple(word for word in words if word not in old))

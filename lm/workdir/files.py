@@ -36,7 +36,7 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
       f'path has none of [ ] * ? and \\ in it ({found})'
     )
   if not remote.is_remote(name):
-    return files.expand(str(name), key)
+    return files.expand_path(str(name), key)
   local = remote.local_mirror(str(name), cache.directory(''), process)
   remote.fetch(local, key)
   return local
@@ -87,5 +87,5 @@ def check_free(workdir: Path) -> None:
 
 
 def replace(path: Path, content: bytes):
-  """Writes `content` to a file as lm.text.files.replace does."""
-  files.replace(path, [content])
+  """Writes `content` to a file as lm.text.files.write_atomic does."""
+  files.write_atomic(path, [content])

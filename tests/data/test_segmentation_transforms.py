@@ -218,13 +218,13 @@ def test_an_encoder_keeps_its_classes(section):
 @pytest.mark.parametrize(
   ('stream', 'converter', 'message'),
   [
-    ('inputs', 'lm.tasks.write:encoder_decoder', "'targets' of the row"),
-    ('inputs', 'lm.tasks.write:decoder', "'targets' of the row"),
-    ('targets', 'lm.tasks.write:decoder', 'suits rows of lm.tasks.write:encoder_decoder'),
-    ('source', 'lm.tasks.write:decoder', "stream='source': the rows have 'inputs' only"),
+    ('inputs', 'lm.tasks.seq2seq:encoder_decoder', "'targets' of the row"),
+    ('inputs', 'lm.tasks.seq2seq:decoder', "'targets' of the row"),
+    ('targets', 'lm.tasks.seq2seq:decoder', 'suits rows of lm.tasks.seq2seq:encoder_decoder'),
+    ('source', 'lm.tasks.seq2seq:decoder', "stream='source': the rows have 'inputs' only"),
     (
       'sauce',
-      'lm.tasks.write:encoder_decoder',
+      'lm.tasks.seq2seq:encoder_decoder',
       r"stream='sauce' \(did you mean 'source'\?\) must be one of",
     ),
   ],

@@ -103,7 +103,7 @@ def test_a_rate_of_zero_changes_nothing(letters, name):
 
 
 def test_words_of_several_tokens_are_masked_together():
-  tokenizer = tokenizers.with_specials(tokenizers.bytes([]), ('[M]',))
+  tokenizer = tokenizers.with_special_tokens(tokenizers.bytes([]), ('[M]',))
   ids = tokenizer.encode('the old dog\nruns').ids
   row = row_of(tokenizer, T=20) | {'inputs': np.array([0, *ids] + [0] * 3, np.int32)}
   row['segments'] = (np.arange(20) < 17).astype(np.int32)

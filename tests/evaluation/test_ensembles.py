@@ -188,7 +188,7 @@ def test_mistakes_are_one_line(arguments, message, runs):
 
 def test_word_vectors_make_no_ensemble(runs, tmp_path):
   import lm.evaluation.vectors as word_vectors
-  from lm.text.vectors import checked
+  from lm.text.vectors import make_vectors
 
   vectors = make_vectors(['a', 'b'], np.eye(2))
   for name in 'xy':

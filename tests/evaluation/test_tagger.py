@@ -11,8 +11,8 @@ from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.tagger import tag
 from lm.parallel.preemption import Never
-from lm.text import segment, tags
-from lm.text.tokens import whole
+from lm.text import segment
+from lm.text.segment import as_single_token
 from lm.training import trainer
 from lm.workdir import experiment
 from lm.workdir.load import load

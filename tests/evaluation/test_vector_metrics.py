@@ -15,8 +15,7 @@ from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
 from lm.parallel.preemption import Never
 from lm.text import tokenizers
-from lm.text.vector_space import nearest
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors, nearest_words
 from lm.training import early_stopping, trainer
 from lm.workdir import checkpoints, experiment, run_data
 
@@ -220,7 +219,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
   (folder / 'pairs.tsv').write_text('one\tunheard\t1\n')
   (folder / 'asked.txt').write_text(': all\none two red unheard\n')
   if metric == 'drift':
-    write_run(checked(['unheard'], [[1.0]]), folder / 'other')
+    write_run(make_vectors(['unheard'], [[1.0]]), folder / 'other')
     path = f'lm.evaluation.vectors:drift(workdir="{folder}/other")'
   else:
     path = f'lm.metrics.word_vectors:{metric.replace("{folder}", str(folder))}'
@@ -237,7 +236,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
 def test_a_metric_that_covers_nothing_is_named(folder):
   metrics = word_vectors.of_config(load(folder))
   with pytest.raises(UserError, match=r'^kinds: groups: metric on an empty set'):
-    word_vectors.scores(metrics, checked(['a'], [[1.0]]))
+    word_vectors.scores(metrics, make_vectors(['a'], [[1.0]]))
 
 
 def test_runs_may_stop_early_by_their_vectors(folder):

@@ -12,7 +12,7 @@ from lm.evaluation.vectors import of_params, of_run, write_run
 from lm.report.page import write_report
 from lm.text import tokenizers as ours
 from lm.text import vector_files
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 from lm.training import warm_start
 from lm.training.train_step import abstract_state
 

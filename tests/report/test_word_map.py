@@ -7,7 +7,7 @@ import pytest
 from lm.errors import UserError
 from lm.report import word_map
 from lm.report.page import SECTIONS, write_report
-from lm.text.vectors import checked
+from lm.text.vectors import make_vectors
 
 
 def _marks(page):
@@ -64,7 +64,7 @@ def test_a_name_stays_inside():
 def test_words_stay_text_in_a_report(tmp_path):
   (tmp_path / 'config.json').write_text('{"steps": 10}')
   words = ['</b><script>alert(1)</script>', 'a&b"', '\x1b[2J', '\ud800', 'עברית', '红楼梦']
-  found = word_map.find(checked(words, np.eye(6)), words)
+  found = word_map.find(make_vectors(words, np.eye(6)), words)
   path = write_report(tmp_path, (*SECTIONS, lambda run: word_map.show(found)))
   page = path.read_text('utf-8')
   assert [name for *_, name in _marks(page)] == [

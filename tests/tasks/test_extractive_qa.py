@@ -20,10 +20,10 @@ from lm.tasks.extractive_qa import (
   token_span,
   windows,
 )
-from lm.tasks.seq2seq import encoder_decoder
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR
 from lm.training import trainer
+from lm.types import EmbeddingTable, Output, OutputHead
 from lm.workdir import experiment
 
 

@@ -103,7 +103,7 @@ def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
   (folder / 'keeps_files.py').write_text(
     "import pathlib\nSTOP = pathlib.Path(__file__).with_name('stop.txt')\n"
     "MORE = ('lists/a.txt', 'absent.txt', '../outside.txt', 'lists')\n"
-    "def get_config(arg=''):\n  from lm.config.base.base import base\n  return base()\n"
+    "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
     'def step(examples): return examples\n'
   )
   for name in ('stop.txt', 'lists/a.txt', '../outside.txt', 'other.txt'):

@@ -9,7 +9,7 @@ from lm.config import resolve
 from lm.data import fingerprints
 from lm.workdir import experiment, sources
 
-CONFIG = 'from lm.config.base.base.base import base\n\ndef get_config(arg=""):\n  return base()\n'
+CONFIG = 'from lm.config.base import base\n\ndef get_config(arg=""):\n  return base()\n'
 
 
 def value():

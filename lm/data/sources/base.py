@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
-from lm.text.files import expand, find, matches
+from lm.text.files import expand_path, find_files, glob_files
 
 Example = dict[str, Any]
 
@@ -100,13 +100,13 @@ def split_files(
   """
   found = []
   for name in _tuple(names):
-    expand(name, key)  # errors show the name as in the config
+    expand_path(name, key)  # errors show the name as in the config
     try:
-      found += find(name.replace(_SPLIT, split), key)
+      found += find_files(name.replace(_SPLIT, split), key)
     except UserError as e:
       if _SPLIT not in name:
         raise
-      others = sorted(path.name for path in matches(expand(name.replace(_SPLIT, '*'), key)))
+      others = sorted(path.name for path in glob_files(expand_path(name.replace(_SPLIT, '*'), key)))
       wanted = pathlib.PurePath(name.replace(_SPLIT, split)).name
       raise UserError(f'{e}{available(wanted, others) if others else ""}') from e
   return found

@@ -24,7 +24,7 @@ import numpy as np
 
 from lm.data.sources.base import available
 from lm.errors import UserError
-from lm.text.files import decode, half_character, text_start
+from lm.text.files import decode, lone_surrogate, text_offset
 
 # Units of a file. Blank ones are skipped, except for 'every line', which includes the line end.
 # Quantifiers are possessive; others need memory in proportion to the number of repetitions.
@@ -68,7 +68,7 @@ class ByteSpans(Sequence):
       data = _contents(file)
       # A search copies nothing: a line may have a gigabyte.
       solid = _CELL if unit == 'row' else _SOLID
-      for match in UNITS[unit].finditer(data, text_start(data[:4], file)):
+      for match in UNITS[unit].finditer(data, text_offset(data[:4], file)):
         if unit == 'every line' or solid.search(data, *match.span()):
           spans.extend((index, *match.span()))
     if not spans:
@@ -117,7 +117,7 @@ class ByteSpans(Sequence):
     for key in keys:
       if key not in found:
         raise UserError(f'{self.place(index)}: no key {key!r}{available(key, found)}')
-      for half in filter(None, map(half_character, strings(found[key]))):
+      for half in filter(None, map(lone_surrogate, strings(found[key]))):
         raise UserError(f'{self.place(index)}: {key!r} {half}')
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from lm.data.sources.base import Example, LazySequence, check_choice, split_bounds, split_files
 from lm.data.sources.byte_spans import ByteSpans, fingerprint, read_json, strings, suffix
 from lm.errors import UserError
-from lm.text.files import half_character
+from lm.text.files import lone_surrogate
 
 _KEYS = ('id', 'context', 'question', 'answers')
 
@@ -93,7 +93,7 @@ def _question(
   for key in ('context', 'question'):
     if not isinstance(record[key], str):
       raise UserError(f'{place}: {key!r} is {record[key]!r:.60}, not a string')
-  for half in filter(None, map(half_character, strings(dict(record)))):
+  for half in filter(None, map(lone_surrogate, strings(dict(record)))):
     raise UserError(f'{place} {half}')
   context = record['context']
   given = _answers(record['answers'], place)

@@ -16,7 +16,7 @@ from typing import Any
 from lm.data.cache import locked
 from lm.data.sources.base import Example, LazySequence, available, check_split
 from lm.errors import UserError, did_you_mean
-from lm.text.files import expand
+from lm.text.files import expand_path
 
 
 def tfds(
@@ -43,7 +43,7 @@ def tfds(
     UserError: there is no such builder, split or feature; it cannot be prepared here.
   """
   default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  directory = expand(data_dir or default, 'data.source: data_dir')
+  directory = expand_path(data_dir or default, 'data.source: data_dir')
   builder = _builder(name, directory)
   if not builder.is_prepared():
     with locked(directory / f'.{name.replace("/", "-")}.lock'):
