@@ -87,7 +87,7 @@ def branch_of(model: nn.Module) -> Callable[[State, Array], State]:
   def branch(state: State, parents_BM: Array) -> State:
     positions_BM = state.positions.reshape(parents_BM.shape[0], -1)
     positions_BM = jnp.take_along_axis(positions_BM, parents_BM, axis=1)
-    return State(model.branch(state.cache, parents_BM), positions_BM.reshape(-1))
+    return State(model.reorder_cache(state.cache, parents_BM), positions_BM.reshape(-1))
 
   return branch
 

@@ -67,7 +67,7 @@ def write(
   parameters; an `apply` is for one mesh.
 
   Args:
-    model: has `init_cache`, `branch` and `context`.
+    model: has `init_cache`, `reorder_cache` and `context`.
     apply: its pure function.
     params: its parameters.
     prompts: as a converter's `prompt` makes them.
