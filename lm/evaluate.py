@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
   import jax
 
   from lm.data import prepare
-  from lm.decode.beam import check_beam
+  from lm.decode.beam import check_beam_size
   from lm.parallel import mesh as meshes
   from lm.run import build, files, host_memory, kept
   from lm.run.ensemble import open_runs
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
   if flags.FLAGS.beam is not None:  # before texts are read
-    check_beam(flags.FLAGS.beam, vocabulary_size(loaded.tokenizer))
+    check_beam_size(flags.FLAGS.beam, vocabulary_size(loaded.tokenizer))
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:

@@ -39,12 +39,15 @@ def main(argv: list[str]) -> None:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
   if not 0 <= args.seed < 2**32:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - 1}')
+  from lm.decode.logits_processors import ban_unknown_token
+  from lm.decode.loop import DecodeConfig
   from lm.decode.sampling import sampler
-  from lm.decode.text import continuations, prompt_encoder
+  from lm.decode.stream import prompt_encoder, stream_text
   from lm.models.embeddings import Embeddings
   from lm.run.ensemble import open_runs
+  from lm.text.tokenizers import end_id
 
-  choose = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
+  sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average)
   if not loaded.model.continues_prompts:
     of_words = isinstance(loaded.model, Embeddings)
@@ -54,19 +57,24 @@ def main(argv: list[str]) -> None:
       + (remedy if of_words else 'for a model that writes targets take lm.translate')
     )
   encode = prompt_encoder(loaded.tokenizer)
+  config = DecodeConfig(
+    end_id(loaded.tokenizer),
+    args.max_tokens,
+    sample_fn=sample_fn,
+    logits_processors=ban_unknown_token(loaded.tokenizer),
+  )
   for sample in range(args.num_samples):
-    pieces = continuations(
+    pieces = stream_text(
       loaded.model,
       loaded.apply,
       loaded.params,
       loaded.tokenizer,
       [args.prompt],
-      encode,
-      choose,
+      config,
       [sample],
-      args.max_tokens,
       args.seed,
-      tell=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
+      encode,
+      report=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
     first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output
     if not sample:

@@ -73,30 +73,30 @@ def main(argv: list[str]) -> None:
   args = flags.FLAGS
   workdir = cli.required('workdir', 'runs/multi30k')
   _check_flags()
-  from lm.decode import constraints
-  from lm.decode.beam import check_beam
+  from lm.decode import logits_processors
+  from lm.decode.beam import check_beam_size
+  from lm.decode.loop import DecodeConfig
   from lm.decode.sampling import greedy, sampler
-  from lm.decode.write import Strategy
   from lm.metrics.translation import sentence_chrf
   from lm.run.ensemble import open_runs
   from lm.run.translate import Risk, Translator, windows
   from lm.text.tokenizers import end_id, vocabulary_size
 
   # Made before the model is loaded, which takes time: what is wrong with a number shows here.
-  adjust = []
+  processors = []
   if args.no_repeat_ngram:
-    adjust.append(constraints.no_repeat_ngram(args.no_repeat_ngram))
+    processors.append(logits_processors.no_repeat_ngram(args.no_repeat_ngram))
   if args.repetition_penalty != 1:
-    adjust.append(constraints.repetition_penalty(args.repetition_penalty))
+    processors.append(logits_processors.repetition_penalty(args.repetition_penalty))
   drawn = bool(args.mbr) and not args['beam'].present
   draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if drawn else greedy
   loaded = open_runs(workdir, args.step, args.average)
   most = args.max_tokens or loaded.config.data.context
   _check_room(most, f'data.context={most} of the run')
   end = end_id(loaded.tokenizer)
-  adjust.extend(constraints.known_words(loaded.tokenizer))
+  processors.extend(logits_processors.ban_unknown_token(loaded.tokenizer))
   if args.min_tokens:
-    adjust.append(constraints.minimum_length(args.min_tokens, end))
+    processors.append(logits_processors.minimum_length(args.min_tokens, end))
   decode = loaded.config.decode
   beam = decode.beam if args.beam is None else args.beam
   if not args.mbr and args.n_best > beam:
@@ -104,17 +104,17 @@ def main(argv: list[str]) -> None:
       f'--n_best={args.n_best} is more than decode.beam={beam} of the run; give --beam'
     )
   if not drawn:  # before lines are read
-    check_beam(beam, vocabulary_size(loaded.tokenizer))
-  strategy = Strategy(
+    check_beam_size(beam, vocabulary_size(loaded.tokenizer))
+  strategy = DecodeConfig(
     end=end,
     max_tokens=most,
     # Who asks for a least length means it, whatever the source.
-    max_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
-    beam=1 if drawn else beam,
+    max_length_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
+    beam_size=1 if drawn else beam,
     length_penalty=_given(args.length_penalty, decode.length_penalty),
     n_best=1 if drawn else args.mbr or args.n_best,
-    choose=draw,
-    adjust=tuple(adjust),
+    sample_fn=draw,
+    logits_processors=tuple(processors),
     batch_size=args.batch_size,
   )
   risk = None

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from first_examples import first
 
 from lm.data import batches, prepare
-from lm.decode.steps import prefill, step_of
+from lm.decode.loop import make_decode_step, prefill
 from lm.run import build, experiment
 from lm.run.step import abstract_state, make_train_steps
 from lm.text.tokenizers import vocabulary_size
@@ -82,9 +82,9 @@ def decode_step(functions):
     cache = functions.model.init_cache(2, 16)
     return prefill(functions.apply, params, dict.fromkeys(names, row), cache)
 
-  _, state = jax.eval_shape(read, abstract.params)
-  step = jax.jit(lambda params, tokens, state: step_of(functions.apply, params)(tokens, state))
-  return step.lower(abstract.params, row[:, 0], state).as_text()
+  _, positions, cache = jax.eval_shape(read, abstract.params)
+  step = jax.jit(lambda params, *args: make_decode_step(functions.apply, params)(*args))
+  return step.lower(abstract.params, row[:, 0], positions, cache).as_text()
 
 
 def normalized(text):

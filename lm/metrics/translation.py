@@ -96,7 +96,7 @@ def sentence_scores(
 
 
 def sentence_chrf() -> Callable[[str, str], float]:
-  """Returns `(text, reference) -> chrF`, the utility of lm.decode.risk; equal texts have 100."""
+  """Returns `(text, reference) -> chrF`, the utility of lm.decode.mbr; equal texts have 100."""
   scorer = CHRF()
 
   def utility(text: str, reference: str) -> float:

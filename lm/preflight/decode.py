@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lm.data import features
-from lm.decode import beam
-from lm.decode.sampling import greedy
-from lm.decode.steps import branch_of, prefill, step_of
-from lm.decode.stream import several
-from lm.decode.write import rows_of
+from lm.decode.batch import advance, begin, rows_per_batch
+from lm.decode.beam import check_beam_size
+from lm.decode.loop import DecodeConfig, make_decode_step
+from lm.decode.sampling import row_keys
 from lm.errors import UserError
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
@@ -36,7 +35,7 @@ from lm.preflight.roofline import Estimate
 from lm.run import build
 from lm.types import Apply, Array, Params, apply_of
 
-# (params, kept, state) -> (kept, state), all tokens further on
+# (params, state without the cache, cache) -> both after all steps
 Loop = Callable[[Params, Any, Any], tuple[Any, Any]]
 
 
@@ -80,7 +79,7 @@ def check_writes(config: ConfigDict) -> None:
     raise UserError(
       f'--decode: model.fn={config.model.fn!r} does not write token by token; leave --decode out'
     )
-  beam.check_beam(config.decode.beam, model.vocab_size)
+  check_beam_size(config.decode.beam, model.vocab_size)
 
 
 def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
@@ -97,22 +96,22 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   functions, params, decode = step.functions, step.state.params, config.decode
   model, apply = functions.model, apply_of(functions.model)
   with meshes.set_mesh(functions.mesh, functions.rules):
-    rows = rows_of(decode.batch_size, decode.batch_size)
+    rows = rows_per_batch(decode.batch_size, decode.batch_size)
   steps = decode.max_tokens or config.data.context
   steps = steps if model.reads_on else min(steps, model.context)
   source = config.data.source_context if program.reads_source(config) else 0
-  loop, kept, state = begun(config, model, apply, params, rows, steps, source)
+  loop, rest, cache = begun(config, model, apply, params, rows, steps, source)
   # What no step uses is held all the same.
   jitted = jax.jit(
     mesh.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
   started = time.perf_counter()
-  lowered = jitted.lower(params, kept, state)
+  lowered = jitted.lower(params, rest, cache)
   compiled = program.compile_lowered(lowered)
   taken = time.perf_counter() - started
   memory = memory_of(params, lowered, compiled)
   size = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
-  flops, used = of_a_step(apply, params, rows * decode.beam, state, size)
+  flops, used = of_a_step(apply, params, rows * decode.beam, cache, size)
   read = (used + memory.cache) / slice_.chip.bandwidth * slice_.chip.devices
   text = hlo.parse(compiled.as_text())
   exchanges = [one._replace(times=one.times / steps) for one in collectives(text, functions.mesh)]
@@ -132,7 +131,7 @@ def begun(
   steps: int,
   source: int,
 ) -> tuple[Loop, Any, Any]:
-  """Returns the loop of the decoders, and the shapes of what it keeps and of its state.
+  """Returns the decoding loop, and the shapes of its state without the cache and of the cache.
 
   Args:
     config: whose decode section says how.
@@ -143,50 +142,33 @@ def begun(
     steps: tokens of the longest text.
     source: tokens of a row of an encoder; 0 where there is none.
   """
-  width = config.decode.beam
-  slots = width * steps
+  how = DecodeConfig(
+    end=0,
+    max_tokens=steps,
+    beam_size=config.decode.beam,
+    length_penalty=config.decode.length_penalty,
+  )
 
-  def begin(params: Params) -> tuple[Array, Any]:
+  def read(params: Params) -> Any:
     batch = _batch(('inputs', 'segments', 'positions'), rows, 1)
     if source:
       batch |= _batch(('source', 'source_segments', 'source_positions'), rows, source)
-    return prefill(apply, params, batch, model.init_cache(rows, slots))
+    keys_B, limits_B = row_keys(jnp.uint32(0), jnp.arange(rows)), jnp.full(rows, steps)
+    return begin(model, apply, how, steps, params, batch, keys_B, limits_B)
 
-  logits, state = jax.eval_shape(begin, _plain(params))
-  if width == 1:
-    keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(rows)))
-    return functools.partial(_greedy, apply, steps), (logits, keys), _plain(state)
-  advance = functools.partial(
-    beam.advanced,
-    beam=width,
-    end=0,
-    length_penalty=config.decode.length_penalty,
-    n_best=1,
-    adjust=(),
-    prefix=None,
-    most_B=jnp.full(rows, steps),
-  )
-
-  def first(logits: Array, state: Any) -> tuple[Any, Any]:
-    search, parents = advance(beam.start(rows, width, steps), logits)
-    return search, branch_of(model)(state, parents)
-
-  search, state = jax.eval_shape(first, logits, state)
-  return functools.partial(_search, model, apply, advance, steps), _plain(search), _plain(state)
+  state = _plain(jax.eval_shape(read, _plain(params)))
+  loop = functools.partial(_loop, functools.partial(advance, model, apply, how), steps)
+  return loop, state._replace(cache=None), state.cache
 
 
-def _greedy(apply: Apply, steps: int, params: Params, kept: Any, state: Any) -> tuple[Any, Any]:
-  logits, keys = kept
-  _, logits, state = several(apply, greedy, params, logits, state, keys, steps)
-  return (logits, keys), state
-
-
-def _search(
-  model: nn.Module, apply: Apply, advance: Any, steps: int, params: Params, search: Any, state: Any
+def _loop(
+  advance: Callable[[Params, Any], Any], steps: int, params: Params, rest: Any, cache: Any
 ) -> tuple[Any, Any]:
-  turn = functools.partial(beam.turn, step_of(apply, params), branch_of(model), advance)
-  carry, _ = jax.lax.scan(lambda carry, _: (turn(carry), None), (search, state), length=steps)
-  return carry
+  """Runs lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs."""
+  state, _ = jax.lax.scan(
+    lambda state, _: (advance(params, state), None), rest._replace(cache=cache), length=steps
+  )
+  return state._replace(cache=None), state.cache
 
 
 def memory_of(params: Params, lowered: Any, compiled: Any) -> Memory:
@@ -207,7 +189,7 @@ def memory_of(params: Params, lowered: Any, compiled: Any) -> Memory:
 
 
 def of_a_step(
-  apply: Apply, params: Params, rows: int, state: Any, size: int
+  apply: Apply, params: Params, rows: int, cache: Any, size: int
 ) -> tuple[float, float]:
   """Returns the FLOPs of one step, and the bytes of the parameters that a device reads in it.
 
@@ -218,11 +200,12 @@ def of_a_step(
     apply: the pure function of a model.
     params: abstract, with their shardings.
     rows: all hypotheses of all rows.
-    state: abstract.
+    cache: abstract.
     size: bytes of a number that the model computes with.
   """
-  traced = jax.jit(lambda params, tokens, state: step_of(apply, params)(tokens, state)).trace(
-    _plain(params), jax.ShapeDtypeStruct((rows,), jnp.int32), state
+  ids_R = jax.ShapeDtypeStruct((rows,), jnp.int32)
+  traced = jax.jit(lambda params, *args: make_decode_step(apply, params)(*args)).trace(
+    _plain(params), ids_R, ids_R, cache
   )
   jaxpr = traced.jaxpr.jaxpr
   used = {id(x) for x in jaxpr.outvars}

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from lm.data import features, prepare
 from lm.data.batches import AnyRows
 from lm.data.rows import Rows
-from lm.decode.steps import bucket, padded
+from lm.decode.loop import bucket, pad_prompts
 from lm.nn.hooks import with_hooks
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
@@ -89,7 +89,7 @@ class AttentionMaps:
     # The last example is repeated until the rows divide over the devices.
     rows = self._rows(len(self._examples))
     last = self._examples[-1:]
-    batch = padded([*self._examples, *last * (rows - len(self._examples))], bucket)
+    batch = pad_prompts([*self._examples, *last * (rows - len(self._examples))], bucket)
     batch['examples'] = np.arange(1, rows + 1, dtype=np.int32)[:, None]
     found = jax.device_get(self._read(params, batch))
     if found is None or not found.explained:

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from lm.config import resolve
 from lm.data import batches, features, prepare
 from lm.data.rows import FeatureRows
-from lm.decode.constraints import known_words
-from lm.decode.steps import bucket, check_step, padded
-from lm.decode.write import Strategy, rows_of, trace, write
+from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
+from lm.decode.logits_processors import ban_unknown_token
+from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
 from lm.errors import UserError
 from lm.metrics import translation
 from lm.metrics.entities import entities
@@ -41,14 +41,16 @@ class Predictions(NamedTuple):
   references: list[Any]
 
 
-def strategy(decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int) -> Strategy:
-  """Returns the strategy of a config's decode section, for rows of at most `context` tokens."""
-  return Strategy(
+def decode_config(
+  decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
+) -> DecodeConfig:
+  """Returns what a config's decode section says, for rows of at most `context` tokens."""
+  return DecodeConfig(
     end=end_id(tokenizer),
-    adjust=known_words(tokenizer),
+    logits_processors=ban_unknown_token(tokenizer),
     max_tokens=decode.max_tokens or context,
-    max_ratio=decode.max_ratio,
-    beam=decode.beam,
+    max_length_ratio=decode.max_ratio,
+    beam_size=decode.beam,
     length_penalty=decode.length_penalty,
     batch_size=decode.batch_size,
   )
@@ -75,7 +77,7 @@ class Predictor:
     self._tokenizer = tokenizer
     self._rows = rows
     self._transforms = transforms  # of rows; what is written continues the examples as they are
-    self._strategy = strategy(config.decode, tokenizer, config.data.context)
+    self._decode = decode_config(config.decode, tokenizer, config.data.context)
     self._task, self._converter = features.open_task(config.data)
     examples = prepare.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
@@ -140,8 +142,8 @@ class Predictor:
     """Returns what is written for each example, by its index."""
     # All devices, and processes, write each batch together: the parameters stay where they are.
     model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules
-    prompts, how = list(self._prompts.values()), self._strategy
-    texts = with_mesh(write, over, rules)(model, self._apply, params, prompts, how)
+    prompts, how = list(self._prompts.values()), self._decode
+    texts = with_mesh(generate_batch, over, rules)(model, self._apply, params, prompts, how)
     written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
     return dict(zip(self._prompts, written, strict=True))
 
@@ -149,7 +151,7 @@ class Predictor:
     """Traces one step of what writes, without computing it; `params` may be shapes."""
     if self.writes:
       first = next(iter(self._prompts.values()))
-      check_step(self._functions.model, self._apply, params, padded([first], bucket))
+      check_decoding(self._functions.model, self._apply, params, pad_prompts([first], bucket))
 
   def program(self, params: Params, row: Mapping[str, np.ndarray]) -> Program:
     """Returns what predicts, without computing it; `params` may be shapes, `row` is a batch of one.
@@ -166,14 +168,14 @@ class Predictor:
         size,
         lambda size: trace_batch(self._predict, params, row, size, self._functions),
       )
-    prompts, how, model = list(self._prompts.values()), self._strategy, self._functions.model
+    prompts, how, model = list(self._prompts.values()), self._decode, self._functions.model
 
     def traced(size: int) -> Any:
-      strategy = how._replace(batch_size=size)
-      return with_mesh(trace, over, rules)(model, self._apply, params, prompts, strategy)
+      config = how._replace(batch_size=size)
+      return with_mesh(trace_generation, over, rules)(model, self._apply, params, prompts, config)
 
     # More rows than prompts make no larger program.
-    rows = with_mesh(rows_of, over, rules)(how.batch_size, len(prompts))
+    rows = with_mesh(rows_per_batch, over, rules)(how.batch_size, len(prompts))
     what = f'writing for eval.sets.{self._name}'
     return Program('decode.batch_size', what, min(how.batch_size, rows), traced)
 

@@ -58,47 +58,47 @@ def begun(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_loop_leaves_what_the_next_one_begins_with(name):
-  _, params, (loop, kept, state) = begun(name)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(loop, params, kept, state)) == (
-    jax.tree.map(lambda x: (x.shape, x.dtype), (kept, state))
-  )
+  _, params, (loop, *state) = begun(name)
+  found = jax.eval_shape(loop, params, *state)
+  described = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+  assert described(found) == described(tuple(state))
 
 
 def test_room_is_for_the_tokens_of_all_hypotheses():
   for name, beam in (('text', 1), ('pairs by beams', 3)):
-    _, _, (_, _, state) = begun(name)
-    layers = state.cache['layers']
+    _, _, (_, rest, cache) = begun(name)
+    layers = cache['layers']
     heads = G if name == 'text' else H
-    shape = (B, heads, beam * S, K)
+    shape = (B, heads, 1 + beam * S, K)  # 1 for the end token that texts begin with
     assert [layer['layer_0']['attention'].k.shape for layer in layers] == [shape] * L
     if beam > 1:
       memory = layers[0]['layer_0']['cross_attention']
       assert memory.k.shape == memory.v.shape == (B, heads, S, K)
-      assert state.positions.shape == (B * beam,)
+      assert rest.tokens.shape == (B, beam, S)
 
 
 def test_a_step_of_a_decoder_by_hand():
-  apply, params, (_, _, state) = begun('text')
-  flops, used = decode.of_a_step(apply, params, B, state, 4)
+  apply, params, (_, _, cache) = begun('text')
+  flops, used = decode.of_a_step(apply, params, B, cache, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
   products = 2 * B * (L * layer + D * V) + 4 * B * L * H * K * S
   assert products < flops < 1.1 * products
   # Two scales a layer and one at the end; of the table of the inputs only rows are looked up.
   assert used == 4 * (L * (layer + 2 * D) + D + D * V)
-  assert decode.of_a_step(apply, params, B, state, 2)[1] == used / 2
+  assert decode.of_a_step(apply, params, B, cache, 2)[1] == used / 2
 
 
 def test_a_step_reads_no_encoder_and_projects_no_memory():
-  apply, params, (_, _, state) = begun('pairs')
-  _, used = decode.of_a_step(apply, params, B, state, 4)
+  apply, params, (_, _, cache) = begun('pairs')
+  _, used = decode.of_a_step(apply, params, B, cache, 4)
   read = program.held(params['decoder']) + program.held(params['embedding'])
   unused = params['decoder']['layers']['layer_0']['cross_attention']['kv']
   assert used == read - program.held(unused)
 
 
 def test_hypotheses_are_rows_of_a_step():
-  apply, params, (_, _, state) = begun('text by beams')
-  flops, _ = decode.of_a_step(apply, params, 3 * B, state, 4)
+  apply, params, (_, _, cache) = begun('text by beams')
+  flops, _ = decode.of_a_step(apply, params, 3 * B, cache, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
   products = 2 * 3 * B * (L * layer + D * V) + 4 * 3 * B * L * H * K * 3 * S
   assert products < flops < 1.1 * products

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from lm.decode.batch import generate_batch
+from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
-from lm.decode.write import Strategy, write
 from lm.errors import UserError
 from lm.metrics.translation import sentence_chrf
 from lm.models import ensemble
@@ -214,7 +215,8 @@ DRAWS = 6
 
 
 def risky(loaded, **changes):
-  strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5), batch_size=4)
+  sample_fn = sampler(temperature=1.5)
+  strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sample_fn, batch_size=4)
   given = {'utility': sentence_chrf(), 'draws': DRAWS, 'seed': 7} | changes
   return Translator(loaded, strategy, risk=Risk(**given))
 
@@ -227,9 +229,9 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
   for line, texts in zip(lines, found, strict=True):
     source = np.array([*loaded.tokenizer.encode(line).ids, end_id(loaded.tokenizer)])
     prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
-    strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5))
+    strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sampler(temperature=1.5))
     model = loaded.model, loaded.apply, loaded.params
-    drawn = write(*model, [prompt] * DRAWS, strategy, seed=7)
+    drawn = generate_batch(*model, [prompt] * DRAWS, strategy, seed=7)
     candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
     distinct |= set(candidates)
     means = {}

@@ -8,7 +8,7 @@ import in_process
 import pytest
 
 from lm.data import prepare
-from lm.decode.write import Strategy
+from lm.decode.loop import DecodeConfig
 from lm.errors import UserError
 from lm.run import experiment, load, loop
 from lm.run.translate import Translator, windows
@@ -90,7 +90,7 @@ def workdir(folder):
 
 def opened(loaded, language=None, too_long='error', prefix='', **changes):
   """Returns a translator that takes the likeliest token each time, or what else is asked for."""
-  strategy = Strategy(end_id(loaded.tokenizer), max_tokens=24, batch_size=4)
+  strategy = DecodeConfig(end_id(loaded.tokenizer), max_tokens=24, batch_size=4)
   return Translator(loaded, strategy._replace(**changes), language, too_long, prefix)
 
 
@@ -108,7 +108,7 @@ def best(found):
 def test_lines_are_translated_in_their_order(translator):
   lines = [*PAIRS, *reversed(PAIRS)]
   assert best(translator()(lines)) == [PAIRS[line] for line in lines]
-  assert best(translator(beam=3)(lines)) == [PAIRS[line] for line in lines]
+  assert best(translator(beam_size=3)(lines)) == [PAIRS[line] for line in lines]
 
 
 def test_empty_lines_stay_empty(translator):
@@ -131,7 +131,7 @@ def test_lines_are_prepared_as_the_sources_were(workdir):
 
 
 def test_the_best_texts_of_a_line_are_different(translator):
-  for texts in translator(beam=4, n_best=3)(['zwei', 'ein Hund']):
+  for texts in translator(beam_size=4, n_best=3)(['zwei', 'ein Hund']):
     assert len(texts) == len({text for text, _ in texts}) == 3
     scores = [score for _, score in texts]
     assert scores == sorted(scores, reverse=True)
