@@ -2,8 +2,8 @@
 
   python -m lm.generate --workdir=DIR --prompt=TEXT [--max_tokens=N] [--temperature=X] ...
 
-With --num_samples the samples are written one after another, each starting with the prompt. Several
-directories (--workdir=A,B), or steps of one, write as an ensemble.
+With --num_samples the samples follow each other, each after the prompt. Several directories
+(--workdir=A,B), or steps of one, form an ensemble.
 """
 
 import sys
@@ -13,19 +13,19 @@ from absl import flags
 from lm.errors import UserError
 from lm.run import cli
 
-flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
+flags.DEFINE_string('workdir', None, 'directory of the run; several form an ensemble')
 flags.DEFINE_string(
-  'step', None, 'checkpoint to use, or several; the best unless given, or else the newest'
+  'step', None, 'checkpoint to use, or several; by default the best, or else the newest'
 )
-flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
+flags.DEFINE_integer('average', 1, 'average the parameters of the newest N checkpoints')
 flags.DEFINE_string('prompt', None, 'text to continue; may be empty')
-flags.DEFINE_integer('max_tokens', 200, 'tokens to add at the most')
-flags.DEFINE_float('temperature', 0.8, 'divides the logits; 0 takes the likeliest token')
-flags.DEFINE_integer('top_k', 0, 'draw from the k likeliest tokens; 0 for all')
-flags.DEFINE_float('top_p', 1.0, 'draw from the fewest tokens whose probability reaches this')
-flags.DEFINE_float('min_p', 0.0, 'draw from tokens with this share of the likeliest one')
+flags.DEFINE_integer('max_tokens', 200, 'maximum number of new tokens')
+flags.DEFINE_float('temperature', 0.8, 'divides the logits; 0 for greedy decoding')
+flags.DEFINE_integer('top_k', 0, 'sample from the k most probable tokens; 0 for all')
+flags.DEFINE_float('top_p', 1.0, 'sample from the fewest tokens with this probability in sum')
+flags.DEFINE_float('min_p', 0.0, 'sample from tokens with this share of the highest probability')
 flags.DEFINE_integer('seed', 0, 'the same seed gives the same texts, another one others')
-flags.DEFINE_integer('num_samples', 1, 'how many continuations')
+flags.DEFINE_integer('num_samples', 1, 'number of continuations')
 
 
 def main(argv: list[str]) -> None:

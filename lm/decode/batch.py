@@ -129,7 +129,7 @@ def _plan(
   """
   check_beam_size(config.beam_size, model.vocab_size)
   if not 1 <= config.n_best <= config.beam_size:
-    raise UserError(f'--n_best={config.n_best} is not between 1 and --beam={config.beam_size}')
+    raise UserError(f'--n_best={config.n_best} is not between 1 and --beam_size={config.beam_size}')
   if config.max_tokens < 1:
     raise UserError(f'--max_tokens={config.max_tokens} is not 1 or more')
   keys = np.arange(len(prompts)) if key_indices is None else np.asarray(key_indices)

@@ -66,7 +66,7 @@ def check_beam_size(beam_size: int, vocab_size: int) -> None:
   """Raises UserError unless the first token can fill the beams with different hypotheses."""
   if not 1 <= beam_size <= vocab_size:
     raise UserError(
-      f'--beam={beam_size} is not between 1 and {vocab_size}, the size of the vocabulary'
+      f'--beam_size={beam_size} is not between 1 and {vocab_size}, the size of the vocabulary'
     )
 
 

@@ -79,7 +79,7 @@ def check_writes(config: ConfigDict) -> None:
     raise UserError(
       f'--decode: model.fn={config.model.fn!r} does not write token by token; leave --decode out'
     )
-  check_beam_size(config.decode.beam, model.vocab_size)
+  check_beam_size(config.decode.beam_size, model.vocab_size)
 
 
 def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
@@ -111,14 +111,23 @@ def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
   taken = time.perf_counter() - started
   memory = memory_of(params, lowered, compiled)
   size = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
-  flops, used = of_a_step(apply, params, rows * decode.beam, cache, size)
+  flops, used = of_a_step(apply, params, rows * decode.beam_size, cache, size)
   read = (used + memory.cache) / slice_.chip.bandwidth * slice_.chip.devices
   text = hlo.parse(compiled.as_text())
   exchanges = [one._replace(times=one.times / steps) for one in collectives(text, functions.mesh)]
   devices = list(functions.mesh.devices.flat)
   found = roofline.estimate(text, exchanges, devices, slice_, flops, rows, steps, read)
   return Decoding(
-    rows, decode.beam, steps * decode.beam, source, memory, flops, exchanges, read, found, taken
+    rows,
+    decode.beam_size,
+    steps * decode.beam_size,
+    source,
+    memory,
+    flops,
+    exchanges,
+    read,
+    found,
+    taken,
   )
 
 
@@ -145,7 +154,7 @@ def begun(
   how = DecodeConfig(
     end=0,
     max_tokens=steps,
-    beam_size=config.decode.beam,
+    beam_size=config.decode.beam_size,
     length_penalty=config.decode.length_penalty,
   )
 

@@ -49,8 +49,8 @@ def decode_config(
     end=end_id(tokenizer),
     logits_processors=ban_unknown_token(tokenizer),
     max_tokens=decode.max_tokens or context,
-    max_length_ratio=decode.max_ratio,
-    beam_size=decode.beam,
+    max_length_ratio=decode.max_length_ratio,
+    beam_size=decode.beam_size,
     length_penalty=decode.length_penalty,
     batch_size=decode.batch_size,
   )

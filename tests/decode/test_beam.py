@@ -329,7 +329,9 @@ def test_top_k_of_wide_rows_equals_that_of_jax(V):
 @pytest.mark.parametrize(('beam', 'vocab_size'), [(0, 5), (6, 5)])
 def test_a_beam_size_that_cannot_be_filled_raises(beam, vocab_size):
   check_beam_size(5, 5)
-  with pytest.raises(UserError, match=f'--beam={beam} is not between 1 and 5, the size of the voc'):
+  with pytest.raises(
+    UserError, match=f'--beam_size={beam} is not between 1 and 5, the size of the voc'
+  ):
     check_beam_size(beam, vocab_size)
 
 

@@ -259,9 +259,11 @@ def test_mistakes_raise(writer):
   long = Features({'inputs': np.array([0])}, {'source': np.zeros(33, int)}, {})
   with pytest.raises(UserError, match='prompt 3 has 33 tokens and the model reads 32'):
     generate_batch(*functions, [*prompts[:2], long], GREEDY)
-  with pytest.raises(UserError, match=r'--beam=38 is not between 1 and 37, the size of the voc'):
+  with pytest.raises(
+    UserError, match=r'--beam_size=38 is not between 1 and 37, the size of the voc'
+  ):
     generate_batch(*functions, prompts, BEAM._replace(beam_size=38))
-  with pytest.raises(UserError, match='--n_best=4 is not between 1 and --beam=3'):
+  with pytest.raises(UserError, match='--n_best=4 is not between 1 and --beam_size=3'):
     generate_batch(*functions, prompts[:1], BEAM._replace(n_best=4))
   with pytest.raises(UserError, match=r'--max_tokens=-1 is not 1 or more'):
     generate_batch(*functions, prompts[:1], GREEDY._replace(max_tokens=-1))

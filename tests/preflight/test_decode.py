@@ -23,13 +23,13 @@ L, D, H, G, K, F, V, S, B = 2, 64, 4, 2, 16, 256, 512, 16, 8
 
 def text(beam=1):
   config = config_of(llama(depth=L, d_model=D, heads=H, kv_heads=G, d_mlp=F, context=S))
-  config.decode.beam = beam
+  config.decode.beam_size = beam
   return config
 
 
 def pairs(model, beam=1):
   config = translation(config_of(model), 'en', 'validation')
-  config.decode.beam = beam
+  config.decode.beam_size = beam
   return config
 
 
@@ -109,8 +109,8 @@ def test_models_that_write_pass_and_a_beam_that_is_too_wide_does_not():
     config = make()
     config.model.vocab_size = V
     decode.check_writes(config)
-  config.decode.beam = V + 1
-  with pytest.raises(UserError, match='--beam=513 is not between 1 and 512'):
+  config.decode.beam_size = V + 1
+  with pytest.raises(UserError, match='--beam_size=513 is not between 1 and 512'):
     decode.check_writes(config)
 
 

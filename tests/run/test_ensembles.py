@@ -173,11 +173,11 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     (['--workdir={pairs}', '--average=0'], '--average=0 is not a positive number'),
     (['--workdir={pairs}', '--average=2', '--step=20'], 'takes the newest checkpoints, and --step'),
     (['--workdir={pairs}', '--mbr=1'], '--mbr=1 is neither 0 nor 2 or more'),
-    (['--workdir={pairs}', '--mbr=6', '--beam=5'], '--mbr=6 is more than --beam=5'),
+    (['--workdir={pairs}', '--mbr=6', '--beam_size=5'], '--mbr=6 is more than --beam_size=5'),
     (['--workdir={pairs}', '--temperature=0.5'], '--temperature=0.5: nothing is drawn here'),
     (['--workdir={pairs}', '--mbr=3', '--n_best=4'], '--n_best=4 is more than --mbr=3'),
     (['--workdir={pairs}', '--mbr=3', '--top_p=2'], '--top_p=2.0 is not between 0 and 1'),
-    (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is of beams, and --mbr draws'),
+    (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is for beams, and --mbr samples'),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, runs):
@@ -266,8 +266,8 @@ def test_the_program_draws_and_takes_the_best_of_a_beam(runs):
   assert drawn.stdout == again.stdout
   rows = [line.split(' ||| ') for line in drawn.stdout.splitlines()]
   assert [row[0] for row in rows] == ['1', '1', '2'] and 0 <= float(rows[0][2]) <= 100
-  best = in_process.run('translate', *given, '--mbr=3', '--beam=3', text='drei\n')
-  beam = in_process.run('translate', *given[:-1], '--n_best=3', '--beam=3', text='drei\n')
+  best = in_process.run('translate', *given, '--mbr=3', '--beam_size=3', text='drei\n')
+  beam = in_process.run('translate', *given[:-1], '--n_best=3', '--beam_size=3', text='drei\n')
   candidates = [line.split(' ||| ')[1] for line in beam.stdout.splitlines()]
   chrf = CHRF()
   means = {
