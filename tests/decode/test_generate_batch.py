@@ -5,8 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from lm.models.recurrent_layers import Bidirectional
-from lm.nn.alignment import additive
 
 from lm.decode import batch as module
 from lm.decode.batch import generate_batch
@@ -15,8 +13,8 @@ from lm.decode.logits_processors import forbidden_tokens
 from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
 from lm.errors import UserError
-from lm.models.recurrent import EncoderDecoder
-from lm.nn.recurrent import lstm
+from lm.models.recurrent import Bidirectional, EncoderDecoder
+from lm.nn.recurrent import additive, lstm
 from lm.task import Features
 from lm.types import apply_of
 
@@ -279,7 +277,7 @@ def test_recurrent_models_read_longer_prompts_with_one_warning(params_of, capsys
     d_model=8,
     d_hidden=6,
     encoder=functools.partial(Bidirectional, cell=lstm, d_hidden=5),
-    score=additive,
+    attention_score=additive,
   )
   params, apply = params_of(model), apply_of(model)
   rng = np.random.default_rng(0)
