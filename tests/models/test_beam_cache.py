@@ -58,6 +58,6 @@ def test_reordering_beams_copies_no_keys(functions, batch_of):
   batch = _prompts(batch_of, model)
   _, _, cache = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
   moved = model.reorder_cache(cache, jnp.zeros((2, M), int))
-  assert moved['visible'].shape == (2, M, PROMPT + STEPS * M)
+  assert moved['allowed'].shape == (2, M, PROMPT + STEPS * M)
   before, after = (jax.tree.leaves(each['layers']) for each in (cache, moved))
   assert all(x is y for x, y in zip(before, after, strict=True))
