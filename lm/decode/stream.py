@@ -149,12 +149,11 @@ def stream_tokens(
   state = _begin(model, apply, config, params, batch, seeds, limits_B)
   shown, ended = 0, False
   while not ended:
+    state = _continue(apply, config, params, state, np.int32(shown + TOKENS_PER_DISPATCH))
     tokens_BL, lengths_B, done_B = jax.device_get((state.tokens, state.lengths, state.done))
     for n in range(shown, lengths_B.max()):
       yield np.where(n < lengths_B, tokens_BL[:, n], -1)[: len(prompts)]
     shown, ended = lengths_B.max(), done_B.all()
-    if not ended:
-      state = _continue(apply, config, params, state, np.int32(shown + TOKENS_PER_DISPATCH))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
