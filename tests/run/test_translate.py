@@ -26,7 +26,7 @@ PAIRS = {
 }
 FILE = 'pairs_tiny.py'
 SOURCE = f"""
-  from lm import config as configs
+  from lm.config import base as configs
 
   PAIRS = {PAIRS!r}
 
