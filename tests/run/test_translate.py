@@ -49,7 +49,7 @@ SOURCE = f"""
       config.model = configs.encoder_decoder(depth=1, d_model=32, heads=2, context=24)
       metrics = ('lm.metrics.tokens:targets',)
       config.eval.sets = {{'validation': configs.evaluation('train', metrics=metrics)}}
-      if arg == 'num_classes':
+      if arg == 'classes':
         config.model = configs.encoder(depth=1, d_model=32, heads=2, context=24)
     config.model.init_std = 0.1
     config.optim.update({{'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0}})
@@ -57,7 +57,7 @@ SOURCE = f"""
     if arg == 'languages':
       config.data.source = 'pairs_tiny:directed'
       config.data.task = "lm.tasks.text:translation(languages=('en', 'fr'))"
-    if arg == 'num_classes':
+    if arg == 'classes':
       config.data.task = 'lm.tasks.text:classification'
       config.data.convert = 'lm.tasks.find:classes'
       config.data.labels = tuple(PAIRS.values())
