@@ -26,7 +26,7 @@ from lm.text.tokenizers import end_id
 
 PAIRS = {'eins': 'one', 'zwei': 'two', 'drei': 'three', 'ein Hund': 'a dog'}
 SOURCE = f"""
-  from lm import config as configs
+  from lm.config import base as configs
 
   PAIRS = {PAIRS!r}
 
