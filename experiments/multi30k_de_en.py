@@ -6,8 +6,8 @@
 Reads $LM_DATA/multi30k: 29,000 pairs. 3+3 layers of width 256, a joint vocabulary of 8,000, six
 times through the data; a few passes do not overfit, so that little dropout and a rate that falls to
 zero serve best. On two quiet CPU cores the steps take 25 minutes, two evaluations two more; BLEU on
-test2016 41.5 and 41.1 (two runs, beam 5). `:joeynmt` is the recipe of the peer we compare with,
-JoeyNMT 2.3: 34.3. Figures: experiments/LOG.md.
+test2016 41.5 and 41.1 (two runs, beam 5). `:joeynmt` is the recipe of the baseline JoeyNMT
+2.3: 34.3. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

@@ -47,7 +47,7 @@ def _second(first):
   config.data.too_long = 'skip'
   config.eval.sets.validation.limit = 200
   config.eval.every = 250
-  config.eval.vectors = (f"lm.run.vector_metrics:drift(workdir='{first}')",)
+  config.eval.vectors = (f"lm.evaluation.vectors:drift(workdir='{first}')",)
   config.init.workdir = first
   config.init.rules = (r'(source_)?embedding$ -> embedding[words]', '. ->')
   config.optim.learning_rate = 1e-3

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli, join, processes
+from lm.parallel import distributed, multihost
 from lm.text.files import expand
 
 if TYPE_CHECKING:
-  from lm.run.evaluators import Evaluators
+  from lm.evaluation.evaluators import Evaluators
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several make an ensemble')
 flags.DEFINE_string(
@@ -39,8 +40,8 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 
-join.define_flags()
-flags.adopt_module_key_flags(join)
+distributed.define_flags()
+flags.adopt_module_key_flags(distributed)
 
 _DECODE = ('beam_size', 'length_penalty')
 
@@ -57,16 +58,18 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--predictions={file}: there is no such directory')
   if out is not None and out.is_dir():
     raise UserError(f'--predictions={file} is a directory; give the name of a file')
-  join.start(join.settings())
+  distributed.start(distributed.settings())
   import jax
 
+  from lm import components
   from lm.data import prepare
   from lm.decode.beam import check_beam_size
+  from lm.evaluation import host_memory
+  from lm.evaluation.ensembles import open_runs
+  from lm.evaluation.evaluators import Evaluators
   from lm.parallel import mesh as meshes
-  from lm.run import build, files, host_memory, kept
-  from lm.run.ensemble import open_runs
-  from lm.run.evaluators import Evaluators
   from lm.text.tokenizers import vocabulary_size
+  from lm.workdir import eval_artifacts, files
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
   if flags.FLAGS.beam_size is not None:  # before texts are read
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> None:
     loaded.mesh, meshes.logical_axis_rules(config.mesh.rules)
   ):  # the size changes no figure
     config.eval.batch_size = meshes.padded_rows(config.eval.batch_size)
-  functions = build.inference(config, loaded.model, loaded.apply, loaded.mesh)
+  functions = components.inference(config, loaded.model, loaded.apply, loaded.mesh)
   if config.eval.sets:  # else no text is read, and a workdir may do without its corpus
     prepared = prepare.tokenizer(config.data, prepare.show_progress)
     if prepared.to_str() != loaded.tokenizer.to_str():
@@ -91,7 +94,7 @@ def main(argv: list[str]) -> None:
   evaluators = Evaluators(config, functions, loaded.tokenizer)
   _check_flags(evaluators)
   cli.print_notes(loaded.notes)
-  if processes.is_first():
+  if multihost.is_primary():
     if line := evaluators.transforms_line():
       print(line, file=sys.stderr)
     for name, note in evaluators.notes.items():
@@ -101,11 +104,11 @@ def main(argv: list[str]) -> None:
   programs = evaluators.programs(loaded.params)
   host_memory.check_evaluations(programs, functions, loaded.params)
   found = evaluators.evaluate(loaded.params)
-  if not processes.is_first():
+  if not multihost.is_primary():
     return
   if out is not None:
     sets = found.examples.items()
-    content = b''.join(kept.lines(examples, set=name) for name, examples in sets)
+    content = b''.join(eval_artifacts.lines(examples, set=name) for name, examples in sets)
     try:
       files.replace(out, content)
     except OSError as e:

@@ -10,8 +10,8 @@ import sys
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli
 
 flags.DEFINE_string('workdir', None, 'directory of the run; several form an ensemble')
 flags.DEFINE_string(
@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
   from lm.decode.loop import DecodeConfig
   from lm.decode.sampling import sampler
   from lm.decode.stream import prompt_encoder, stream_text
+  from lm.evaluation.ensembles import open_runs
   from lm.models.embeddings import Embeddings
-  from lm.run.ensemble import open_runs
   from lm.text.tokenizers import end_id
 
   sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)

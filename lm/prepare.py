@@ -5,17 +5,17 @@
 Training does the same when it finds them missing.
 """
 
-from lm.run import cli
+from lm import cli
 
 
 def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
+  from lm.config import validate
   from lm.data import prepare
   from lm.data.rows import FeatureRows
-  from lm.run import check
 
-  check.numbers(config)
+  validate.validate_config(config)
   tokenizer = prepare.tokenizer(config.data, prepare.show_progress)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
   sets = {'train': (config.data.train, '', config.seed, True)}

@@ -18,19 +18,21 @@ On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you ha
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli, files, join, memory, processes
+from lm.parallel import distributed, host, multihost, preemption
+from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
 flags.DEFINE_bool('new_data', False, 'resume on other training data, with the tokenizer of the run')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
-join.define_flags()
-flags.adopt_module_key_flags(join)
+distributed.define_flags()
+flags.adopt_module_key_flags(distributed)
 
 
 def main(argv: list[str]) -> None:
-  stop: cli.Stop | processes.Stop = cli.Stop()
+  stop: preemption.Stop = preemption.Signals()
   config, path = cli.config(argv)
   cli.parse(argv)
   name = cli.required('workdir', 'runs/quickstart')
@@ -39,15 +41,15 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
   if flags.FLAGS.profile < 0:
     raise UserError(f'--profile={flags.FLAGS.profile} is not a number of steps')
-  if join.start(join.settings()):
-    stop = processes.Stop()
-  workdir = files.workdir(name, process=processes.count()[0])
+  if distributed.start(distributed.settings()):
+    stop = preemption.PreemptionService()
+  workdir = files.workdir(name, process=multihost.process_index_and_count()[0])
   # Imported after the flags are known to be right, because jax takes seconds.
-  from lm.run.loop import train
+  from lm.training.trainer import train
 
   train(config, path, workdir, stop, stop_at, flags.FLAGS.profile, flags.FLAGS.new_data)
 
 
 if __name__ == '__main__':
-  memory.use_large_pages()
+  host.enable_huge_pages()
   cli.run(main, __doc__)

@@ -14,8 +14,8 @@ import sys
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli
 
 _POLICIES = ('error', 'truncate', 'split')
 
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> None:
   from lm.decode.beam import check_beam_size
   from lm.decode.loop import DecodeConfig
   from lm.decode.sampling import greedy, sampler
+  from lm.evaluation.ensembles import open_runs
+  from lm.evaluation.translate import MBRConfig, Translator, windows
   from lm.metrics.translation import sentence_chrf
-  from lm.run.ensemble import open_runs
-  from lm.run.translate import Risk, Translator, windows
   from lm.text.tokenizers import end_id, vocabulary_size
 
   # Made before the model is loaded, which takes time: what is wrong with a number shows here.
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
   )
   risk = None
   if args.mbr:
-    risk = Risk(sentence_chrf(), args.mbr if drawn else 1, args.seed, args.n_best)
+    risk = MBRConfig(sentence_chrf(), args.mbr if drawn else 1, args.seed, args.n_best)
   translator = Translator(loaded, strategy, args.to, args.too_long, args.prefix, risk)
   unasked = args.beam_size is None and not drawn
   cli.print_notes([*loaded.notes, *([f'decode.beam_size={beam} of the run'] if unasked else [])])

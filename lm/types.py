@@ -247,6 +247,16 @@ class Objective:
   sparse_rows: Callable[[Batch], tuple[dict[str, Array], Batch]] | None = None
 
 
+class TrainState(flax.struct.PyTreeNode):
+  """All that changes in training. The step is also the position in the data."""
+
+  step: Array  # () int32, steps taken
+  skipped: Array  # () int32, steps whose gradient was not finite
+  streak: Array  # () int32, how many of the latest steps in a row were skipped
+  params: Params
+  opt_state: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
   """An evaluation metric as two pure functions.

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError, did_you_mean
-from lm.run import cli, files
 from lm.text.files import expand
+from lm.workdir import files
 
 if TYPE_CHECKING:
   from lm.text.vectors import Vectors
@@ -60,8 +61,8 @@ def main(argv: list[str]) -> None:
 
 def _vectors_of(workdir: pathlib.Path) -> tuple['Vectors', Sequence[str]]:
   """Returns the vectors of a run, and notes that say of which step, where none is named."""
-  from lm.run.load import load
-  from lm.run.word_vectors import of_loaded
+  from lm.evaluation.vectors import of_loaded
+  from lm.workdir.load import load
 
   loaded = load(workdir, flags.FLAGS.step)
   return of_loaded(loaded), loaded.notes
@@ -116,11 +117,11 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
     metrics = [pairs(file) for file in flags.FLAGS.pairs]
   with _named('questions'):
     metrics += [questions(file, sections=True) for file in flags.FLAGS.questions]
-  from lm.run import vector_metrics
+  from lm.evaluation.vectors import check_names, scores
 
-  vector_metrics.check_names(metrics, '--pairs and --questions: files need names of their own')
+  check_names(metrics, '--pairs and --questions: files need names of their own')
   vectors, notes = _vectors_of(workdir)
-  found = vector_metrics.scores(metrics, vectors)
+  found = scores(metrics, vectors)
   cli.print_notes(notes)
   print(cli.json_line(found.values))
 
@@ -146,8 +147,8 @@ def _import(workdir: pathlib.Path, words: list[str]) -> None:
   _check_no_words(words)
   _check_choice('format', _FORMATS)
   file = expand(cli.required('file', 'vectors.txt'), '--file')
-  from lm.run.files import check_free
   from lm.text import vector_files
+  from lm.workdir.files import check_free
 
   check_free(workdir)  # before a large file is read
   read = {
@@ -157,7 +158,7 @@ def _import(workdir: pathlib.Path, words: list[str]) -> None:
   }[flags.FLAGS.format]
   with _named('file'):
     vectors = read(file)
-  from lm.run.word_vectors import write_run
+  from lm.evaluation.vectors import write_run
   from lm.text.tokenizers import END, UNKNOWN
 
   write_run(vectors, workdir)
@@ -174,11 +175,14 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
   if flags.FLAGS.words < 1:
     raise UserError(f'--words={flags.FLAGS.words} is not a positive number')
   out = _out('map.html')
-  from lm.run import record, report, sections, word_map
+  from lm.evaluation.vectors import word_map as map_of_words
+  from lm.report import sections, word_map
+  from lm.report.page import page as page_of
+  from lm.workdir import run_data
 
   vectors, notes = _vectors_of(workdir)
-  found = word_map.find(vectors, words or vectors.words[: flags.FLAGS.words])
-  page = report.page(record.read(workdir), (sections.heading, lambda run: word_map.show(found)))
+  found = map_of_words(vectors, words or vectors.words[: flags.FLAGS.words])
+  page = page_of(run_data.read_run(workdir), (sections.heading, lambda run: word_map.show(found)))
   try:
     files.replace(out, page.encode('utf-8', errors='backslashreplace'))
   except OSError as e:

@@ -36,11 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.components import init_of
 from lm.data import python_docs, python_functions, python_library, python_questions
 from lm.models.transformer import Decoder, Encoder, EncoderDecoder
 from lm.nn.layers import Attention, GatedMlp, RMSNorm, post_norm
 from lm.nn.position import alibi, relative, rope, sinusoidal
-from lm.run.build import init_of
 
 VOCABULARY, CONTEXT = 37, 16
 

@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 from first_examples import first
 
+from lm import components
 from lm.data import batches, prepare
 from lm.decode.loop import make_decode_step, prefill
-from lm.run import build, experiment
-from lm.run.step import abstract_state, make_train_steps
 from lm.text.tokenizers import vocabulary_size
+from lm.training.train_step import abstract_state, make_train_steps
+from lm.workdir import experiment
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 NAMES = sorted(f.stem for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_text())
@@ -42,9 +43,9 @@ def rows_of(name):
   for section in (config.data, *(s for s in config.eval.sets.values() if s.source)):
     section.source = f'first_examples:{first.__name__}(source={section.source!r}, count=400)'
   tokenizer = prepare.tokenizer(config.data, None)
-  functions = build.functions(config, vocabulary_size(tokenizer))
+  functions = components.build_components(config, vocabulary_size(tokenizer))
   rows = prepare.rows(config.data, config.data.train, tokenizer, config.seed, None)
-  functions = build.with_counts(functions, config, rows, tokenizer)
+  functions = components.pass_word_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   return config, functions, batches.batch_at(rows, transforms, 1, config.seed, 0)
 
@@ -63,7 +64,7 @@ def full_size(name, smoke, row):
   config = experiment.load(str(FOLDER / f'{name}.py'))
   config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
   config.dispatch = min(config.dispatch, 2)
-  functions = build.functions(config, config.data.tokenizer.get('vocab_size', 2000))
+  functions = components.build_components(config, config.data.tokenizer.get('vocab_size', 2000))
   longer = {smoke.data[key]: config.data[key] for key in ('context', 'source_context')}
   sized = {
     k: jax.ShapeDtypeStruct((1, *(longer.get(n, n) for n in x.shape[1:])), x.dtype)

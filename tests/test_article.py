@@ -79,7 +79,7 @@ def test_negative_sampling_has_the_slope_of_its_loss(loss, slope):
   table, vector = X, THETA
 
   def ours(h_BTD):
-    return output.aligned(h_BTD, jnp.asarray(table, jnp.float32), batch, jnp.ones((1, 1)))
+    return output.paired(h_BTD, jnp.asarray(table, jnp.float32), batch, jnp.ones((1, 1)))
 
   found = jax.jit(jax.grad(ours))(np.asarray(vector, np.float32)[None, None])
   words, labels = [1, 3, 4], np.array([1, 0, 0])

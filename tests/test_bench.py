@@ -1,107 +1,127 @@
-"""The bench: arithmetic by hand, our step end to end, and one line for each wrong argument."""
+"""Benchmarks: figures by hand, our work end to end, baselines, and messages."""
 
-import io
 import json
 import subprocess
 import sys
 
+import in_process
 import jax
+import numpy as np
 import pytest
 
-from lm.bench.__main__ import main, subcommands
-from lm.bench.steps import ours, summary, turns, worker
-from lm.bench.steps.shape import DEFAULTS, PRODUCT_SIZE, SHAPES, Shape
+from lm.bench import decode, interleaved, ours, train, worker
+from lm.bench.__main__ import COMMANDS, main
+from lm.bench.worker import Shape, Worker
 from lm.errors import UserError
+
+TINY = {
+  name: module.BENCHMARK.shapes['tiny'] for name, module in COMMANDS.items() if name != 'vectors'
+}
+IMPORTED = 'import sys, lm.bench.__main__; print(*sys.modules.keys() & {"jax", "torch"})'
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+  """Makes the operations at the limit of the device cheap."""
+  monkeypatch.setitem(worker.MATMUL_SIZE, 'cpu', 64)
+  monkeypatch.setattr(ours, 'BUFFER_SIZE', 1 << 10)
 
 
 def test_spread_is_that_of_four_values_by_hand():
-  assert summary.spread([4.0, 1.0, 3.0, 2.0]) == {
+  assert interleaved.spread([4.0, 1.0, 3.0, 2.0]) == {
     'min': 1.0,
     'low': 1.75,
     'median': 2.5,
     'high': 3.25,
     'max': 4.0,
   }
-  assert set(summary.spread([7.0]).values()) == {7.0}
+  assert set(interleaved.spread([7.0]).values()) == {7.0}
 
 
-def test_ratios_are_within_a_round():
-  # The machine was slow in the second round, for both: the ratio is not.
-  assert summary.ratios([1.0, 10.0, 2.0], [3.0, 20.0, 5.0]) == [3.0, 2.0, 2.5]
-
-
-def results(steps, products, flops=None):
+def results(run, limit, amount=None):
   return {
-    'steps': steps,
-    'products': products,
+    'run': run,
+    'limit': limit,
     'disturbance': [0.01, 0.02, 0.01],
-    'product_flops': 1e9,
-    'step_flops': flops,
+    'limit_amount': 1e9,
+    'amount': amount,
     'peak_bytes': 2**30,
-    'first_step_seconds': 3.0,
-    'versions': {'code': '1.0'},
+    'first_seconds': 3.0,
+    'versions': {'package': '1.0'},
   }
 
 
-def figures():
+def figures(shape=TINY['train']):
+  # The machine was slow in the second round, for both: the ratio is not.
   measured = {
-    'ours': results([0.5, 0.4, 0.6], [0.02, 0.01, 0.04], flops=20e9),
-    'transformers': results([1.0, 1.2, 0.9], [0.01, 0.01, 0.02]),
+    'ours': results([0.5, 4.0, 0.4], [0.02, 0.01, 0.04], amount=20e9),
+    'transformers': results([1.0, 12.0, 0.6], [0.01, 0.01, 0.02]),
   }
-  return summary.of_shape('two', Shape(2, 32, 2, 65, 16, 2, 'float32'), measured)
+  return {'shape': 'tiny', **interleaved.figures(shape, measured)}
 
 
-def test_figures_of_a_shape_by_hand():
+def test_figures_of_train_steps_by_hand():
   found = figures()
-  # The peer's product is the faster: 1e9 FLOPs in a median of 0.01 s.
-  assert found['machine_product_flops_per_second'] == pytest.approx(1e11)
-  assert found['codes']['ours']['product_flops_per_second'] == pytest.approx(5e10)
-  assert found['codes']['ours']['product_share'] == pytest.approx(20e9 / 0.5 / 1e11)
-  assert found['codes']['transformers']['product_share'] == pytest.approx(20e9 / 1.0 / 1e11)
-  assert found['codes']['ours']['tokens_per_second'] == pytest.approx(32 / 0.5)
-  # Round by round: 2, 3, 1.5.
-  ratio = found['times_faster_than']['transformers']
+  # The baseline has the faster matmul: 1e9 FLOPs in a median of 0.01 s.
+  assert found['limit_per_second'] == pytest.approx(1e11)
+  mine, baseline = found['implementations'].values()
+  assert mine['limit_per_second'] == pytest.approx(5e10)
+  assert mine['share_of_limit'] == pytest.approx(20e9 / 0.5 / 1e11)
+  assert baseline['share_of_limit'] == pytest.approx(20e9 / 1.0 / 1e11)
+  rates = mine['tokens_per_second']  # of 2 rows of 16 tokens
+  assert (rates['min'], rates['median'], rates['max']) == pytest.approx((8, 64, 80))
+  ratio = found['times_as_fast_as']['transformers']
   assert (ratio['min'], ratio['median'], ratio['max']) == pytest.approx((1.5, 2.0, 3.0))
 
 
-def test_table_tells_the_ratio_and_whether_the_machine_was_busy():
+def test_figures_of_decoding_are_those_of_a_new_token_in_each_row():
+  shape = TINY['decode']
+  mine = figures(shape)['implementations']['ours']
+  assert (shape.batch_size, shape.max_tokens) == (2, 8)
+  assert mine['step_seconds']['median'] == pytest.approx(0.5 / 8)
+  assert mine['tokens_per_second']['median'] == pytest.approx(2 * 8 / 0.5)
+  assert mine['share_of_limit'] == pytest.approx(20e9 / 0.5 / 1e11)
+
+
+def test_table_has_the_ratio_and_warns_of_a_busy_machine():
   quiet = figures()
-  report = {'device': {'platform': 'cpu', 'name': 'x'}, 'threads': 2, 'precision': 'float32'}
-  shown = summary.table(report | {'shapes': [quiet]})
-  assert '2.00 times as fast as transformers' in shown
-  assert '40.0%' in shown
+  device = {'platform': 'cpu', 'name': 'x'}
+  report = {'device': device, 'threads': 2, 'limit': {'name': 'matmuls', 'unit': 'FLOP'}}
+  shown = interleaved.table(report | {'shapes': [quiet]})
+  for text in ('2.00 times as fast as transformers', '40.0%', 'matmuls at 100.0 GFLOP/s'):
+    assert text in shown
   assert 'not reliable' not in shown
-  quiet['codes']['transformers']['disturbance'] = summary.spread([0.4, 0.5])
-  assert 'other programs used 45%' in summary.table(report | {'shapes': [quiet]})
+  quiet['implementations']['transformers']['disturbance'] = interleaved.spread([0.4, 0.5])
+  assert 'other programs used 45%' in interleaved.table(report | {'shapes': [quiet]})
 
 
-def test_flops_of_a_step_are_those_of_gpt2(monkeypatch):
-  monkeypatch.setitem(PRODUCT_SIZE, 'cpu', 64)
-  subject = ours.build(SHAPES['tiny'])
-  # 12 matrices of 32 x 32 and 13 vectors of 32 a layer, the table and the last norm: each is
-  # multiplied in 6 FLOPs a token; attention takes 12 T D a layer.
+@pytest.mark.usefixtures('small_limits')
+def test_flops_of_a_train_step_are_those_of_gpt2():
+  candidate = ours.train_step(train.SHAPES['tiny'], 'cpu')
+  # 12 matrices of 32 x 32 and 13 vectors of 32 a layer, the embeddings and the last norm: each
+  # parameter takes 6 FLOPs per token; attention takes 12 T D per layer.
   parameters = 2 * (12 * 32**2 + 13 * 32) + 65 * 32 + 2 * 32
-  assert subject.step_flops == 32 * (6 * parameters + 2 * 12 * 16 * 32)
-  subject.step(2)
-  subject.product(1)
-  assert subject.product_flops == 2 * 64**3
-  assert subject.peak_bytes() > 2**20
+  assert candidate.amount == 32 * (6 * parameters + 2 * 12 * 16 * 32)
+  candidate.run(2)
+  limit = candidate.limit()
+  limit.run(1)
+  assert limit.amount == 2 * 64**3
+  assert candidate.peak_bytes() > 2**20
 
 
-def test_flops_of_a_step_are_those_of_lstm_layers():
-  subject = ours.build(SHAPES['tiny_lstm'])
-  # Four gates of 16 read 16 inputs and 16 states and a bias; 65 logits of 16 and a bias.
+def test_flops_of_a_train_step_are_those_of_lstm_layers():
+  candidate = ours.train_step(train.SHAPES['tiny_lstm'], 'cpu')
+  # Four gates of 16 read 16 inputs, 16 states and a bias; the output layer has 65 x 16 and a bias.
   multiplied = 4 * 16 * (16 + 16 + 1) + 65 * 16
-  assert subject.step_flops == 16 * 6 * multiplied
+  assert candidate.amount == 16 * 6 * multiplied
 
 
-def test_step_learns_its_batch():
-  """What is timed is a train step: on one batch again and again the loss falls."""
-  config = ours.config_of(SHAPES['tiny'])
+def test_timed_train_step_learns_its_batch():
+  config = ours.config_of(train.SHAPES['tiny'])
   functions = ours.builder.functions(config, 65, jax.devices()[:1])
   state, _ = ours.init_state(functions, jax.random.key(0))
   step = ours.make_train_step(functions, 0, 1, state)
-  batch = ours.batch_of(SHAPES['tiny'])
+  batch = ours.batch_of(train.SHAPES['tiny'])
   losses = []
   for _ in range(20):
     state, metrics = step(state, batch)
@@ -109,90 +129,209 @@ def test_step_learns_its_batch():
   assert losses[-1] < losses[0] - 0.005
 
 
-def test_json_is_one_object_with_all_figures(capsys, monkeypatch):
-  monkeypatch.setattr(turns, 'TURN_SECONDS', 0.01)
-  assert main(['bench', 'train', '--shape=tiny', '--rounds=2', '--threads=1', '--json']) is None
+def test_bytes_of_decoding_are_parameters_and_cache_of_each_token():
+  shape = Shape(2, 32, 2, 65, 32, 3, 'float32', prompt=5, max_tokens=2)
+  # Keys and values of 5 and then of 6 tokens, of 32 elements in 2 layers, for each of 3 rows.
+  cache = 3 * (5 + 6) * 2 * 2 * 32 * 4
+  assert ours.decoding_bytes(shape, 1000) == 2 * 1000 + cache
+
+
+@pytest.mark.usefixtures('small_limits')
+def test_decoding_takes_the_token_of_the_highest_logit(monkeypatch):
+  shape = TINY['decode']
+  streamed = []
+
+  def stream(*arguments):
+    streamed.append((arguments, list(ours_stream(*arguments))))
+    return iter(streamed[-1][1])
+
+  ours_stream = ours.stream_tokens
+  monkeypatch.setattr(ours, 'stream_tokens', stream)
+  candidate = ours.decoding(shape, 'cpu')
+  candidate.run(1)
+  ((_, apply, params, prompts, *_), tokens) = streamed[0]
+  assert np.shape(prompts) == (2, 4) and np.shape(tokens) == (8, 2)
+  rows = np.concatenate([prompts, np.transpose(tokens)], axis=1)
+  ones = np.ones_like(rows)
+  batch = {'inputs': rows, 'segments': ones, 'positions': ones.cumsum(1) - 1}
+  output = apply(params, batch)
+  greedy = np.argmax(output.head(output.hidden), axis=-1)
+  np.testing.assert_array_equal(rows[:, 4:], greedy[:, 3:-1])
+  # 65 tokens and 32 positions of 32, two layers, the last norm; float32.
+  parameters = 2 * (12 * 32**2 + 13 * 32) + (65 + 32) * 32 + 2 * 32
+  assert candidate.amount == ours.decoding_bytes(shape, 4 * parameters)
+  limit = candidate.limit()
+  limit.run(2)
+  assert limit.amount == 2 * 4 * (1 << 10)
+
+
+@pytest.fixture
+def torch_baselines(monkeypatch):
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  from lm.bench import torch_baselines
+
+  monkeypatch.setattr(torch_baselines, 'BUFFER_SIZE', 1 << 10)
+  return torch_baselines
+
+
+@pytest.mark.usefixtures('small_limits')
+@pytest.mark.parametrize(
+  ('benchmark', 'baseline', 'shape'),
+  [
+    ('train', 'transformers', 'tiny'),
+    ('train', 'torch', 'tiny_lstm'),
+    ('decode', 'transformers', 'tiny'),
+  ],
+)
+def test_baselines_run(benchmark, baseline, shape, torch_baselines):
+  benchmark = COMMANDS[benchmark].BENCHMARK
+  build = getattr(torch_baselines, benchmark.builds[baseline].partition(':')[2])
+  candidate = build(benchmark.shapes[shape], 'cpu')
+  candidate.run(1)
+  candidate.limit().run(1)
+  assert 'torch' in candidate.versions and candidate.peak_bytes() > 2**20
+
+
+def test_baselines_have_the_parameters_of_our_model(torch_baselines):
+  shape = TINY['decode']
+  model = torch_baselines._gpt2(shape, torch_baselines._device('cpu'))
+  count = sum(x.numel() for x in model.parameters())
+  assert ours.decoding(shape, 'cpu').amount == ours.decoding_bytes(shape, 4 * count)
+
+
+def test_baseline_on_a_gpu_that_torch_lacks_is_a_user_error(torch_baselines):
+  if torch_baselines.torch.cuda.is_available():
+    pytest.skip('torch has a GPU')
+  with pytest.raises(UserError, match='CUDA build'):
+    torch_baselines.gpt2_train_step(TINY['train'], 'gpu')
+
+
+class WorkerInProcess:
+  """A worker without a process of its own."""
+
+  def __init__(self, name, threads):
+    self._requests = []
+    self._answers = worker.serve(iter(self._requests.pop, None))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  def __call__(self, **request):
+    self._requests.append(json.dumps(request))
+    return json.loads(next(self._answers))
+
+
+@pytest.mark.usefixtures('small_limits')
+@pytest.mark.parametrize('benchmark', ['train', 'decode'])
+def test_json_is_one_object_with_all_figures(benchmark, capsys, monkeypatch):
+  monkeypatch.setattr(interleaved, 'TURN_SECONDS', 0.01)
+  monkeypatch.setattr(interleaved, 'Worker', WorkerInProcess)
+  main(['bench', benchmark, '--shape=tiny', '--rounds=2', '--threads=1', '--json'])
   report = json.loads(capsys.readouterr().out)
-  assert report['threads'] == 1
+  assert report['benchmark'] == benchmark and report['threads'] == 1
   assert report['device']['platform'] == 'cpu'
   (tiny,) = report['shapes']
-  assert tiny['shape'] == 'tiny' and tiny['rounds'] == 2 and tiny['times_faster_than'] == {}
-  code = tiny['codes']['ours']
-  assert 0 < code['product_share'] < 1
-  assert code['peak_bytes'] > 2**20
-  seconds = code['step_seconds']
+  assert tiny['shape'] == 'tiny' and tiny['rounds'] == 2 and tiny['times_as_fast_as'] == {}
+  mine = tiny['implementations']['ours']
+  assert mine['share_of_limit'] > 0 and mine['peak_bytes'] > 2**20
+  seconds = mine['step_seconds']
   assert 0 < seconds['min'] <= seconds['low'] <= seconds['median'] <= seconds['max']
 
 
-def test_worker_answers_every_request_and_goes_on_after_a_mistake():
-  requests = [{'device': True}, {'build': {'depth': 1}}, {'device': True}]
-  answers = io.StringIO()
-  worker.serve('ours', io.StringIO('\n'.join(map(json.dumps, requests))), answers)
-  device, mistake, again = map(json.loads, answers.getvalue().splitlines())
-  assert device == again == {'platform': 'cpu', 'name': 'cpu'}
-  assert 'missing' in mistake['error'] and not mistake['user']
+def test_worker_answers_every_request_and_continues_after_a_failure():
+  device = {'call': 'lm.bench.ours:device', 'arguments': {}}
+  failing = {'build': 'lm.bench.ours:train_step', 'shape': {'depth': 1}, 'platform': 'cpu'}
+  answers = worker.serve(map(json.dumps, [device, failing, device]))
+  first, failure, again = map(json.loads, answers)
+  assert first == again == {'platform': 'cpu', 'name': 'cpu'}
+  assert 'missing' in failure['error'] and not failure['user']
 
 
-def test_code_that_dies_is_an_error_with_its_last_words():
+def test_worker_process_answers_and_reports_failures():
+  with Worker('ours', 1) as process:
+    assert process(call='builtins:dict', arguments={'tokens': 1}) == {'tokens': 1}
+    with pytest.raises(UserError, match='nowhere'):
+      process(call='lm.nowhere:train', arguments={})
+    with pytest.raises(RuntimeError, match=r'(?s)Traceback.*KeyError'):
+      process(kind='run', times=1)  # before a build
+    assert process(call='builtins:dict', arguments={}) == {}
+
+
+def test_worker_that_dies_is_an_error_with_its_last_output():
   with (
     pytest.raises(RuntimeError, match=r'(?s)ours has ended:.*OSError'),
-    turns.started(['ours'], 0) as (code,),  # no core to run on
+    Worker('ours', 0) as process,  # no core to run on
   ):
-    code({'device': True})
-
-
-def test_peer_that_is_not_installed_is_named(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'torch', None)
-  monkeypatch.delitem(sys.modules, 'lm.bench.steps.transformers', raising=False)
-  answers = io.StringIO()
-  request = json.dumps(worker.request_build(SHAPES['tiny']))
-  worker.serve('transformers', io.StringIO(request), answers)
-  answer = json.loads(answers.getvalue())
-  assert answer['user'] and "pip install -e '.[peers]'" in answer['error']
+    process(call='lm.bench.ours:device', arguments={})
 
 
 @pytest.mark.parametrize(
-  ('argv', 'message'),
+  ('package', 'request_'),
   [
-    ([], "no subcommand ''; there is train"),
-    (['trian'], "no subcommand 'trian' (did you mean 'train'?)"),
-    (['train', '--rounds=0'], '--rounds=0 is not a positive number'),
-    (['train', '--rounds=many'], 'invalid int value'),
-    (['train', '--fast'], 'unrecognized arguments: --fast'),
-    (['train', '--peer=transformer'], "did you mean 'transformers'?"),
-    (['train', '--shape=gpt3'], "did you mean 'gpt2'"),
-    (['train', '--peer=torch', '--shape=gpt2'], 'the peer of it is --peer=transformers'),
-    (['train', '--peer=transformers', '--shape=article'], 'the peer of it is --peer=torch'),
-    (['train', '--peer=torch'], '--shape=article'),
-    (['train', '--threads=0'], '--threads=0'),
+    ('torch', {'build': 'lm.bench.torch_baselines:gpt2_decoding', 'shape': {}, 'platform': 'cpu'}),
+    (
+      'gensim',
+      {
+        'call': 'lm.bench.vectors:train',
+        'arguments': {
+          'name': 'gensim', 'text': '', 'model': 'cbow', 'seed': 0, 'threads': 1, 'out': ''
+        },
+      },
+    ),
+  ],
+)  # fmt: skip
+def test_missing_package_of_a_baseline_is_a_user_error(package, request_, monkeypatch):
+  monkeypatch.setitem(sys.modules, package, None)
+  monkeypatch.delitem(sys.modules, 'lm.bench.torch_baselines', raising=False)
+  answer = json.loads(next(worker.serve([json.dumps(request_)])))
+  assert answer['user'] and package in answer['error']
+  assert "pip install -e '.[baselines]'" in answer['error']
+
+
+@pytest.mark.parametrize(
+  ('argv', 'messages'),
+  [
+    ([], ['COMMAND']),
+    (['trian'], ["'trian'", "'train', 'decode', 'vectors'"]),
+    (['train', '--rounds=0'], ['--rounds', '0 is not a positive integer']),
+    (['train', '--rounds=many'], ['--rounds', "'many'"]),
+    (['train', '--fast'], ['--fast']),
+    (['train', '--baseline=transformer'], ['--baseline', "'transformer'", "'transformers'"]),
+    (['decode', '--baseline=torch'], ['--baseline', "'torch'", "'transformers'"]),
+    (['decode', '--shape=gpt3'], ['--shape', "'gpt3'", "'gpt2_b8'"]),
+    (['train', '--baseline=torch', '--shape=gpt2'], ['--shape=gpt2', '--baseline=transformers']),
+    (['train', '--baseline=transformers', '--shape=article'], ['--baseline=torch']),
+    (['train', '--baseline=torch'], ['--shape=article']),
+    (['train', '--threads=0'], ['--threads', '0']),
+    (['train', '--threads=9999'], ['--threads=9999']),
   ],
 )
-def test_wrong_arguments_are_one_line(argv, message):
+def test_wrong_arguments_are_one_line(argv, messages):
   with pytest.raises(UserError) as raised:
     main(['bench', *argv])
-  assert message in str(raised.value)
+  assert all(message in str(raised.value) for message in messages)
   assert '\n' not in str(raised.value)
 
 
-def test_program_exits_2_with_one_line_and_helps():
-  def run(*argv):
-    command = [sys.executable, '-m', 'lm.bench', *argv]
-    return subprocess.run(command, capture_output=True, text=True)
-
-  wrong = run('train', '--fast')
-  assert (wrong.returncode, wrong.stdout) == (2, '')
-  assert wrong.stderr.startswith('lm.bench: ') and wrong.stderr.count('\n') == 1
-  helped = run('train', '--help')
-  assert helped.returncode == 0 and '--rounds' in helped.stdout
-  assert run('--help').stdout.startswith('Measure this code')
+def test_program_exits_2_with_one_line_and_prints_help(monkeypatch):
+  monkeypatch.delitem(sys.modules, 'lm.bench.__main__')  # runpy warns of a module in use
+  assert in_process.mistake('bench', 'train', '--fast').startswith('lm.bench: ')
+  for arguments, text in ((('--help',), 'decode'), (('train', '--help'), '--rounds')):
+    result = in_process.run('bench', *arguments)
+    assert result.returncode == 0 and text in result.stdout
 
 
 def test_bench_loads_neither_jax_nor_torch_before_its_arguments_are_right():
-  code = 'import sys, lm.bench.train; print(*sys.modules.keys() & {"jax", "torch"})'
-  run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  run = subprocess.run([sys.executable, '-c', IMPORTED], capture_output=True, text=True, check=True)
   assert run.stdout.strip() == ''
 
 
-def test_every_platform_has_shapes_and_every_file_is_a_subcommand():
-  assert {name for names in DEFAULTS.values() for name in names} <= set(SHAPES)
-  assert 'train' in subcommands() and not any(name.startswith('_') for name in subcommands())
+def test_every_platform_has_shapes():
+  for benchmark in (train.BENCHMARK, decode.BENCHMARK):
+    assert {name for names in benchmark.defaults.values() for name in names} <= set(
+      benchmark.shapes
+    )

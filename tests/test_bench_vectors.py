@@ -1,22 +1,20 @@
-"""The bench of word vectors: arithmetic by hand, our training end to end, wrong arguments."""
+"""The benchmark of word vectors: figures by hand, our training end to end, wrong arguments."""
 
 import gzip
-import json
-import sys
 
 import numpy as np
 import pytest
 
 from lm.bench import vectors
 from lm.bench.__main__ import main
-from lm.bench.words import Work, ours, worker
+from lm.bench.vectors import Settings
 from lm.errors import UserError
 from lm.text.vector_files import read_word2vec_text
 
 
 @pytest.fixture
 def text(tmp_path):
-  """Words of two kinds, which keep among themselves."""
+  """A text of two groups of words, each in its own stretches."""
   rng = np.random.default_rng(0)
   words = [f'{kind}{rng.integers(20)}' for kind in 'ab' * 40 for _ in range(100)]
   file = tmp_path / 'text.gz'
@@ -38,7 +36,7 @@ def run(seconds, score, command=9.0):
 
 
 def test_table_has_medians_means_and_ratios_within_a_run():
-  # Our rates 2, 4 and 1 M a second, the peer's 1, 4 and 2: ratios 2, 1 and 0.5.
+  # Our rates are 2, 4 and 1 M a second, the baseline's 1, 4 and 2: ratios 2, 1 and 0.5.
   mine = [run(2.0, 0.3), run(1.0, 0.1), run(4.0, 0.2)]
   other = [run(4.0, 0.5), run(1.0, 0.5), run(2.0, 0.5)]
   first, second, ratio = vectors.table({'ours': mine, 'gensim': other}).splitlines()
@@ -49,10 +47,10 @@ def test_table_has_medians_means_and_ratios_within_a_run():
 
 
 @pytest.mark.parametrize('model', ['skip_gram', 'glove'])
-def test_our_code_learns_what_it_is_given(model, text, tmp_path):
+def test_our_vectors_are_those_of_the_settings(model, text, tmp_path):
   out = tmp_path / 'vectors'
-  work = Work(str(text), model, 0, 1, str(out), '', size=8, epochs=2, glove_epochs=8)
-  found = ours.train(work)
+  settings = Settings(str(text), model, 0, 1, str(out), size=8, epochs=2, glove_epochs=8)
+  found = vectors.ours(settings)
   made = read_word2vec_text(out)
   assert len(made.words) == 40 and made.matrix.shape == (40, 8)
   assert 0 < found.seconds < found.command
@@ -62,18 +60,18 @@ def test_our_code_learns_what_it_is_given(model, text, tmp_path):
     assert found.unit == 'pairs' and found.counting > 0
 
 
-def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys, text):
-  monkeypatch.setitem(sys.modules, 'gensim', None)
-  monkeypatch.delitem(sys.modules, 'lm.bench.words.gensim', raising=False)
-  worker.main('gensim', json.dumps(Work(str(text), 'skip_gram', 0, 1, 'out', '')._asdict()))
-  answer = json.loads(capsys.readouterr().out)
-  assert "pip install -e '.[peers]'" in answer['error']
+def test_missing_program_of_stanford_is_a_user_error(text, tmp_path):
+  settings = Settings(str(text), 'glove', 0, 1, 'out', programs=str(tmp_path))
+  with pytest.raises(UserError, match="there is no program 'vocab_count'"):
+    vectors.train('stanford', **settings._asdict())
 
 
-def test_the_programs_of_stanford_that_are_not_there_are_named(capsys, text, tmp_path):
-  work = Work(str(text), 'glove', 0, 1, 'out', str(tmp_path))
-  worker.main('stanford', json.dumps(work._asdict()))
-  assert "there is no program 'vocab_count'" in json.loads(capsys.readouterr().out)['error']
+def test_gensim_learns_the_same_words(text, tmp_path):
+  pytest.importorskip('gensim')
+  settings = Settings(str(text), 'cbow', 0, 1, str(tmp_path / 'vectors'), size=8, epochs=1)
+  found = vectors.gensim(settings)
+  assert read_word2vec_text(settings.out).matrix.shape == (40, 8)
+  assert (found.unit, found.amount) == ('words', 8000)
 
 
 @pytest.mark.parametrize(
@@ -81,10 +79,10 @@ def test_the_programs_of_stanford_that_are_not_there_are_named(capsys, text, tmp
   [
     ([], 'the following arguments are required: --text'),
     (['--text=nowhere'], '--text=nowhere: there is no such file'),
-    (['--text=TEXT', '--model=skipgram'], "did you mean 'skip_gram'"),
-    (['--text=TEXT', '--model=glove', '--peer=gensim'], 'has no glove; take stanford'),
-    (['--text=TEXT', '--seeds=0'], '--seeds=0 is not a positive number'),
-    (['--text=TEXT', '--threads=0'], '--threads=0'),
+    (['--text=TEXT', '--model=skipgram'], "'skip_gram'"),
+    (['--text=TEXT', '--model=glove', '--baseline=gensim'], 'has no glove; take stanford'),
+    (['--text=TEXT', '--seeds=0'], '0 is not a positive integer'),
+    (['--text=TEXT', '--threads=0'], '--threads'),
     (['--text=TEXT', '--pairs=nowhere'], 'nowhere'),
   ],
 )

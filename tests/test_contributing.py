@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from lm.run import experiment, loop
-from lm.run.cli import NoStop
+from lm.parallel.preemption import Never
+from lm.training import trainer
+from lm.workdir import experiment
 
 TEXT = (pathlib.Path(__file__).parent.parent / 'CONTRIBUTING.md').read_text()
 BLOCKS = re.findall(r'```python\n(# experiments/(\w+)\.py\n.*?)```', TEXT, re.DOTALL)
@@ -23,5 +24,5 @@ def test_walk_trains(code, name, tmp_path, small_library):
   file = tmp_path / f'{name}.py'
   file.write_text(code)
   config = experiment.load(f'{file}:smoke')
-  loop.train(config, f'{file}:smoke', tmp_path / 'run', NoStop(), stop_at=2)
+  trainer.train(config, f'{file}:smoke', tmp_path / 'run', Never(), stop_at=2)
   assert (tmp_path / 'run/checkpoints/2').is_dir()

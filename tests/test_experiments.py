@@ -7,10 +7,12 @@ import re
 
 import pytest
 
+from lm import cli, components
 from lm.errors import UserError
-from lm.run import build, cli, experiment, loop
-from lm.run.cli import NoStop
-from lm.run.step import abstract_state
+from lm.parallel.preemption import Never
+from lm.training import trainer
+from lm.training.train_step import abstract_state
+from lm.workdir import experiment
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 FILES = sorted(f for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_text())
@@ -37,9 +39,9 @@ def vocab_size(config):
 def test_experiment_builds_at_full_size(name):
   config = experiment.load(str(FOLDER / f'{name}.py'))
   config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})  # those of a slice need its chips
-  functions = build.functions(config, vocab_size(config))
+  functions = components.build_components(config, vocab_size(config))
   abstract, _ = abstract_state(functions)
-  assert build.parameter_count(abstract.params) > 1e5
+  assert components.parameter_count(abstract.params) > 1e5
   named = (config.data.source, config.data.pack, config.data.count)
   for path in config.data.transforms + config.data.prepare + tuple(filter(None, named)):
     from lm.config import resolve
@@ -62,7 +64,7 @@ def test_smoke_trains_two_steps(name, tmp_path, small_library):
   assert config.steps >= 100
   few(config)
   config.log.every = 1
-  loop.train(config, path, tmp_path / 'run', NoStop(), stop_at=2)
+  trainer.train(config, path, tmp_path / 'run', Never(), stop_at=2)
   assert (tmp_path / 'run/checkpoints/2').is_dir()
   assert (tmp_path / 'run/source' / f'{name}.py').is_file()
 
@@ -102,5 +104,5 @@ def test_shakespeare_reads_the_text(tmp_path):
   config = experiment.load(path)
   config.steps = 2
   config.eval.sets = {}
-  loop.train(config, path, tmp_path / 'run', NoStop())
+  trainer.train(config, path, tmp_path / 'run', Never())
   assert (tmp_path / 'run/checkpoints/2').is_dir()

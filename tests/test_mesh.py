@@ -13,7 +13,6 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from lm.errors import UserError
 from lm.parallel import mesh
 from lm.parallel.collectives import torus_dims
-from lm.run import placement
 
 EIGHT = AbstractMesh((2, 2, 2), mesh.AXES)
 
@@ -198,8 +197,8 @@ def test_constraints_are_free_on_one_device_and_outside_a_mesh():
 def test_one_process_holds_every_row_and_puts_it_in_place():
   one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   sharding = mesh.batch_sharding(one, mesh.RULES)
-  np.testing.assert_array_equal(placement.local_rows(6, sharding), np.arange(6))
+  np.testing.assert_array_equal(mesh.local_rows(6, sharding), np.arange(6))
   batch = {'inputs': np.arange(12, dtype=np.int32).reshape(6, 2)}
-  placed = placement.put_batch(batch, sharding)
+  placed = mesh.make_global_batch(batch, sharding)
   np.testing.assert_array_equal(placed['inputs'], batch['inputs'])
   assert placed['inputs'].sharding.is_equivalent_to(sharding, 2)

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import pytest
 
+from lm import cli, components
 from lm.config.base import base, encoder_decoder, llama, sizes, smoke
 from lm.config.recurrent import recurrent_encoder_decoder
-from lm.run import build, cli
 
 FILE = """
 from lm.config.base import base, select_variant, llama, smoke
@@ -35,8 +35,8 @@ def model_of(tmp_path):
 
 def kernels(config):
   """Returns the shapes of the first attention layer and the MLP, without the axis of layers."""
-  model = build.model(config, 300)
-  boxed = jax.eval_shape(build.init_of(model, 16), jax.random.key(0))
+  model = components.model(config, 300)
+  boxed = jax.eval_shape(components.init_of(model, 16), jax.random.key(0))
   layer = nn.unbox(boxed)['decoder']['layers']['layer_0']
   attention = {name: x['kernel'].shape[1:] for name, x in layer['attention'].items()}
   return attention, layer['mlp']['up']['kernel'].shape[1:]

@@ -10,8 +10,9 @@ import pytest
 from in_process import mistake, run
 
 import lm
-from lm.run import experiment, loop
-from lm.run.cli import NoStop
+from lm.parallel.preemption import Never
+from lm.training import trainer
+from lm.workdir import experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUICKSTART = str(ROOT / 'experiments/quickstart.py')
@@ -36,7 +37,7 @@ def workdir(tmp_path_factory, small_library):
   path = f'{QUICKSTART}:smoke'
   config = experiment.load(path)
   config.steps = 2
-  loop.train(config, path, folder, NoStop())
+  trainer.train(config, path, folder, Never())
   return folder
 
 
@@ -90,7 +91,7 @@ def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
   config.write_text(f"""
 from ml_collections import ConfigDict
 from lm.config.base import base, smoke
-from lm.run.cli import NoStop
+from lm.parallel.preemption import Never
 
 def get_config(arg=''):
   config = smoke(base())

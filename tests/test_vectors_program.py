@@ -6,8 +6,8 @@ import in_process
 import numpy as np
 import pytest
 
+from lm.evaluation.vectors import of_run, write_run
 from lm.metrics.word_vectors import accuracy, read_questions
-from lm.run.word_vectors import of_run, write_run
 from lm.text import vector_files
 from lm.text.vector_space import three_cos_mul
 from lm.text.vectors import checked

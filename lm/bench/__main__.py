@@ -1,52 +1,45 @@
-"""Measure this code, and others beside it.
+"""Benchmarks of this code, alone or against a baseline of another library.
 
-  python -m lm.bench train [--peer=transformers] [--json]
+  python -m lm.bench train [--baseline=transformers|torch] [--json] ...
+  python -m lm.bench decode [--baseline=transformers] [--json] ...
+  python -m lm.bench vectors --text=FILE [--baseline=gensim|stanford] [--json] ...
 
-A subcommand is a module of this package with `parser()` and `main(arguments)`; what it takes is
-told by `python -m lm.bench NAME --help`. Exit codes: 0 done, 1 failed, 2 wrong usage.
+Baselines need the extra `baselines`. Exit codes: 0 done, 1 failed, 2 wrong usage.
 """
 
-import pathlib
+import argparse
 import sys
-from collections.abc import Callable
+from typing import NoReturn
 
-from lm.bench import Parser
-from lm.config import resolve
-from lm.errors import UserError, did_you_mean
-from lm.run import cli
+from lm import cli
+from lm.bench import decode, train, vectors
+from lm.errors import UserError
 
-
-def main(argv: list[str]) -> int | None:
-  """Runs the subcommand that argv[1] names with the arguments after it."""
-  parser, run = subcommand(argv[1] if len(argv) > 1 else '')
-  return run(parser.parse_args(argv[2:]))
+COMMANDS = {'train': train, 'decode': decode, 'vectors': vectors}
 
 
-def subcommand(name: str) -> tuple[Parser, Callable[..., int | None]]:
-  """Returns the parser and the `main` of a subcommand.
+class Parser(argparse.ArgumentParser):
+  """An argument parser that raises UserError, one line, where argparse would print its usage."""
 
-  Raises:
-    UserError: there is none of that name.
-  """
-  names = subcommands()
-  if name not in names:
-    raise UserError(
-      f'no subcommand {name!r}{did_you_mean(name, names)}; there is {", ".join(names)}'
-    )
-  parser = resolve.resolve(f'lm.bench.{name}:parser', 'subcommand')
-  return parser(), resolve.resolve(f'lm.bench.{name}:main', 'subcommand')
+  def __init__(self, **options) -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message)
 
 
-def subcommands() -> list[str]:
-  """Returns the names of the modules beside this one."""
-  files = pathlib.Path(__file__).parent.glob('*.py')
-  return sorted(file.stem for file in files if not file.stem.startswith('_'))
+def main(argv: list[str]) -> None:
+  """Runs the subcommand `argv[1]` with the arguments that follow it."""
+  parser = Parser(prog='python -m lm.bench', description=__doc__)
+  commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+  for name, module in COMMANDS.items():
+    summary = str(module.__doc__).partition('\n')[0]
+    module.add_flags(commands.add_parser(name, help=summary, description=module.__doc__))
+  arguments = parser.parse_args(argv[1:])
+  COMMANDS[arguments.command].main(arguments)
 
 
 if __name__ == '__main__':
-  sys.argv[0] = 'bench'  # the name that messages begin with
-  if {'-h', '--help'} & set(sys.argv):
-    named = sys.argv[1] in subcommands()
-    print(subcommand(sys.argv[1])[0].format_help() if named else __doc__.strip())
-  else:
-    cli.run(main, __doc__)
+  sys.argv[0] = 'bench'  # messages begin with this name
+  cli.run(main, None)

@@ -1,99 +1,64 @@
-"""Our train step and a peer's in turns: milliseconds, ratio, share of the matrix-product rate.
+"""Our train step and that of a baseline: tokens per second, ratio, share of the matmul rate.
 
-  python -m lm.bench train [--peer=transformers] [--json] [--rounds=N] [--shape=NAME ...]
+  python -m lm.bench train [--baseline=transformers|torch] [--json] [--rounds=N] [--shape=NAME ...]
 
-Same sizes, precision and number of threads; each code in a process of its own, one device.
+Both have the same sizes, precision and number of threads, and a process each on one device.
+Parameters and optimizer state are float32. `torch` is the baseline of shapes with LSTM layers.
 """
 
 import argparse
-import json
-import os
-import pathlib
 
-from lm.bench import Parser
-from lm.bench.steps import summary, turns
-from lm.bench.steps.shape import DEFAULTS, SHAPES
-from lm.errors import UserError, did_you_mean
+from lm.bench import interleaved
+from lm.bench.worker import Shape
+from lm.errors import UserError
 
-OURS = 'ours'
-# Each, and whether it is one of recurrent shapes.
-PEERS = {'transformers': False, 'torch': True}
+SHAPES = {
+  'tiny': Shape(2, 32, 2, 65, 16, 2, 'float32'),
+  # nanoGPT's recipe for Shakespeare's characters on a CPU: too small to keep matmuls busy
+  'nano': Shape(4, 128, 4, 65, 64, 12, 'float32'),
+  'small': Shape(6, 384, 6, 65, 256, 8, 'float32'),
+  'gpt2': Shape(12, 768, 12, 50304, 256, 2, 'float32'),
+  # the model of the article (experiments/article_lstm.py)
+  'article': Shape(2, 300, 0, 10_000, 40, 64, 'float32', d_hidden=128),
+  'tiny_lstm': Shape(1, 16, 0, 65, 8, 2, 'float32', d_hidden=16),
+  'gpt2_1k': Shape(12, 768, 12, 50304, 1024, 16, 'bfloat16'),
+  'gpt2_medium_1k': Shape(24, 1024, 16, 50304, 1024, 8, 'bfloat16'),
+}
+BENCHMARK = interleaved.Benchmark(
+  name='train',
+  shapes=SHAPES,
+  defaults={
+    'cpu': ('small', 'gpt2'),
+    'gpu': ('gpt2_1k', 'gpt2_medium_1k'),
+    'tpu': ('gpt2_1k', 'gpt2_medium_1k'),
+  },
+  builds={
+    interleaved.OURS: 'lm.bench.ours:train_step',
+    'transformers': 'lm.bench.torch_baselines:gpt2_train_step',
+    'torch': 'lm.bench.torch_baselines:lstm_train_step',
+  },
+  limit='matmuls',
+  unit='FLOP',
+)
 
 
-def parser() -> Parser:
-  """Returns the parser of this subcommand."""
-  made = Parser('train', __doc__)
-  made.add_argument('--peer', default='', metavar='NAME', help=f'one of {", ".join(PEERS)}')
-  made.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
-  made.add_argument('--rounds', type=int, default=9, metavar='N', help='turns of each (default 9)')
-  made.add_argument(
-    '--shape',
-    action='append',
-    metavar='NAME',
-    help=f"one of {', '.join(SHAPES)}; may be repeated (default: the device's)",
-  )
-  made.add_argument('--threads', type=int, metavar='N', help='CPU cores used (default: all)')
-  return made
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of this subcommand."""
+  interleaved.add_flags(parser, BENCHMARK, rounds=9)
 
 
 def main(arguments: argparse.Namespace) -> None:
   """Prints the report, as a table or as JSON.
 
   Raises:
-    UserError: an argument is wrong, or the peer is not installed.
+    UserError: an argument is wrong, or the baseline is not installed.
   """
-  threads = _check(arguments)
-  with turns.started([OURS], threads) as (ours,):
-    device = ours({'device': True})
-  platform = device['platform']
-  if arguments.peer and platform == 'tpu':
-    raise UserError('--peer: no peer runs on a TPU; leave it out to measure our step alone')
-  if platform == 'cpu':
-    device['name'] = _processor() or device['name']
-  names = [OURS] + ([arguments.peer] if arguments.peer else [])
-  report = {
-    'benchmark': 'train',
-    'device': device,
-    'threads': threads,
-    'precision': 'float32 parameters and optimizer, products as each shape says',
-    'shapes': [
-      summary.of_shape(
-        name, SHAPES[name], turns.measure(names, SHAPES[name], arguments.rounds, threads)
-      )
-      for name in arguments.shape or DEFAULTS[platform]
-    ],
-  }
-  print(json.dumps(report) if arguments.json else summary.table(report))
-
-
-def _check(arguments: argparse.Namespace) -> int:
-  """Returns the number of threads after checking the arguments."""
-  if arguments.rounds < 1:
-    raise UserError(f'--rounds={arguments.rounds} is not a positive number')
-  if arguments.peer and arguments.peer not in PEERS:
-    raise UserError(
-      f'--peer={arguments.peer!r} is no peer{did_you_mean(arguments.peer, PEERS)}; '
-      f'there is {", ".join(PEERS)}'
-    )
+  if arguments.baseline == 'torch' and not arguments.shape:
+    raise UserError('--baseline=torch needs a shape with LSTM layers, --shape=article')
   for name in arguments.shape or ():
-    if name not in SHAPES:
+    baseline = 'torch' if SHAPES[name].d_hidden else 'transformers'
+    if arguments.baseline not in (None, baseline):
       raise UserError(
-        f'--shape={name!r} is no shape{did_you_mean(name, SHAPES)}; there is {", ".join(SHAPES)}'
+        f'--shape={name}: its baseline is --baseline={baseline}, not {arguments.baseline}'
       )
-    if arguments.peer and PEERS[arguments.peer] != bool(SHAPES[name].d_hidden):
-      peer = next(peer for peer, other in PEERS.items() if other != PEERS[arguments.peer])
-      raise UserError(f'--shape={name}: the peer of it is --peer={peer}, not {arguments.peer}')
-  if arguments.peer and PEERS[arguments.peer] and not arguments.shape:
-    raise UserError(f'--peer={arguments.peer} needs a shape of LSTM layers, --shape=article')
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-  threads = cores if arguments.threads is None else arguments.threads
-  if not 1 <= threads <= cores:
-    raise UserError(f'--threads={threads}: this process may run on 1 to {cores} cores')
-  return threads
-
-
-def _processor() -> str:
-  # jax calls every processor 'cpu'.
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.is_file() else []
-  return next((x.split(':', 1)[1].strip() for x in lines if x.startswith('model name')), '')
+  interleaved.run(BENCHMARK, arguments)

@@ -1,139 +1,297 @@
-"""Word vectors of ours and of a peer on one text: speed, ratio, and what the vectors are worth.
+"""Our word vectors and those of a baseline on one text: speed, ratio, and quality.
 
-  python -m lm.bench vectors --text=FILE [--model=skip_gram|cbow|glove] [--peer=gensim|stanford]
+  python -m lm.bench vectors --text=FILE [--model=skip_gram|cbow|glove] [--baseline=gensim|stanford]
       [--pairs=FILE ...] [--seeds=N] [--glove=DIR] [--threads=N] [--json]
 
-Size 100, minimum count 5; Word2Vec has window 5, 5 negatives, 5 epochs; GloVe window 10, x_max 10,
-15 epochs. Each code in a process of its own, one after another, in changing order. Seconds are of
-training alone, and in brackets those of the whole command, with reading, compiling and writing.
+Size 100, minimum count 5. Word2Vec has window 5, 5 negatives, 5 epochs; GloVe has window 10, x_max
+10, 15 epochs. Each training has a process of its own, in alternating order. Seconds are those of
+training; those of the entire command, with reading, compiling and writing, follow in parentheses.
 """
 
 import argparse
+import gzip
+import importlib.metadata
 import json
-import os
 import pathlib
+import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
-from typing import Any
+import time
+from typing import Any, BinaryIO, NamedTuple
 
-from lm.bench import Parser
-from lm.bench.words import Work
-from lm.errors import UserError, did_you_mean
+from ml_collections import ConfigDict
+
+from lm.bench import interleaved
+from lm.bench.worker import Worker
+from lm.errors import UserError
 from lm.metrics.word_vectors import pairs
-from lm.run.memory import LARGE_PAGES
 from lm.text.files import expand
-from lm.text.vector_files import read_word2vec_text
+from lm.text.vector_files import read_glove, read_word2vec_text, write_word2vec_text
+from lm.text.vectors import checked
 
-MODELS = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # with who else has it
-OURS = 'ours'
+BASELINES = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # by model
+LEARNING_RATES = {'skip_gram': 0.025, 'cbow': 0.05}
+STANFORD_PROGRAMS = ('vocab_count', 'cooccur', 'shuffle', 'glove')
+_SENTENCE = 10_000  # words, the most that Gensim reads as one sentence
+_RECORD = 16  # bytes of a pair in Stanford's file of co-occurrences
 
 
-def parser() -> Parser:
-  """Returns the parser of this subcommand."""
-  made = Parser('vectors', __doc__)
-  made.add_argument('--text', required=True, metavar='FILE', help='words between spaces; or .gz')
-  made.add_argument('--model', default='skip_gram', metavar='NAME', help=', '.join(MODELS))
-  made.add_argument('--peer', default='', metavar='NAME', help='gensim for word2vec, stanford')
-  made.add_argument('--pairs', action='append', default=[], metavar='FILE', help='similarities')
-  made.add_argument('--seeds', type=int, default=1, metavar='N', help='runs of each (default 1)')
-  made.add_argument('--glove', default='', metavar='DIR', help="where Stanford's programs are")
-  made.add_argument('--threads', type=int, metavar='N', help='CPU cores used (default: all)')
-  made.add_argument('--json', action='store_true', help='print one JSON object and nothing else')
-  return made
+class Settings(NamedTuple):
+  """The same training for every implementation."""
+
+  text: str  # file of words between white space, maybe gzipped
+  model: str  # skip_gram, cbow or glove
+  seed: int
+  threads: int
+  out: str  # file for the vectors, in the text format of word2vec
+  programs: str = ''  # directory of the programs of Stanford's GloVe
+  size: int = 100
+  min_count: int = 5
+  window: int = 5
+  negatives: int = 5
+  epochs: int = 5
+  glove_window: int = 10
+  glove_epochs: int = 15
+  x_max: float = 10.0
+
+
+class Result(NamedTuple):
+  """Time and amount of a training."""
+
+  seconds: float  # training alone
+  counting: float  # counting co-occurrences, for GloVe
+  command: float  # from the start to the written vectors, with compilation
+  unit: str  # of the amount: words of the text, or pairs
+  amount: int  # over all epochs
+  version: str  # of the library, or the directory of programs without one
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of this subcommand."""
+  baselines = sorted(set(BASELINES.values()))
+  models = ', '.join(BASELINES)
+  add = parser.add_argument
+  add('--text', required=True, metavar='FILE', help='words between spaces; or .gz')
+  add('--model', choices=BASELINES, default='skip_gram', metavar='NAME', help=models)
+  add('--baseline', choices=baselines, metavar='NAME', help='gensim for word2vec, stanford')
+  add('--pairs', action='append', default=[], metavar='FILE', help='similarities of word pairs')
+  seeds = 'trainings of each implementation (default 1)'
+  add('--seeds', type=interleaved.positive_int, default=1, metavar='N', help=seeds)
+  add('--glove', default='', metavar='DIR', help="directory of Stanford's programs")
+  interleaved.add_common_flags(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
   """Prints the report, as a table or as JSON.
 
   Raises:
-    UserError: an argument is wrong, or the peer is not installed.
+    UserError: an argument is wrong, or the baseline is not installed.
   """
-  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
-  threads = _check(arguments, len(cores) or os.cpu_count() or 1)
+  threads = interleaved.thread_count(arguments)
+  text = expand(arguments.text, '--text')
+  if not text.is_file():
+    raise UserError(f'--text={text}: there is no such file')
+  if arguments.baseline not in (None, BASELINES[arguments.model]):
+    raise UserError(
+      f'--baseline={arguments.baseline} has no {arguments.model}; take {BASELINES[arguments.model]}'
+    )
   metrics = [pairs(file) for file in arguments.pairs]
-  names = [OURS] + ([arguments.peer] if arguments.peer else [])
+  names = [name for name in (interleaved.OURS, arguments.baseline) if name]
   runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
   with tempfile.TemporaryDirectory() as folder:
+    out = str(pathlib.Path(folder) / 'vectors')
     for seed in range(arguments.seeds):
-      # The peer first, the first time: who lacks it learns of it before ours has begun.
+      settings = Settings(str(text), arguments.model, seed, threads, out, arguments.glove)
+      # The baseline first in the first round, so that a missing one is reported before ours starts.
       for name in names if seed % 2 else reversed(names):
-        out = str(pathlib.Path(folder) / 'vectors')
-        work = Work(arguments.text, arguments.model, seed, threads, out, arguments.glove)
-        found = _train(name, work, cores[:threads])
+        with Worker(name, threads) as worker:
+          request = {'name': name, **settings._asdict()}
+          result = worker(call='lm.bench.vectors:train', arguments=request)
         vectors = read_word2vec_text(out)
         for metric, score, *_ in metrics:
           scores = score(vectors).values
-          found |= {f'{metric}/{key}': value for key, value in scores.items()}
-        runs[name].append(found)
-  report = {'benchmark': 'vectors', 'model': arguments.model, 'threads': threads, 'codes': runs}
-  print(json.dumps(report) if arguments.json else table(runs))
+          result |= {f'{metric}/{key}': value for key, value in scores.items()}
+        runs[name].append(result)
+  report = {'benchmark': 'vectors', 'model': arguments.model, 'threads': threads}
+  print(json.dumps(report | {'implementations': runs}) if arguments.json else table(runs))
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-  """Returns a line for each code, of medians over the runs, and our ratios to the other."""
-  lines = []
-  for name, all_of in runs.items():
-    rate = statistics.median(run['amount'] / run['seconds'] for run in all_of)
-    middle = {key: statistics.median(run[key] for run in all_of) for key in _numbers(all_of)}
-    line = f'{name:9} {rate / 1e6:6.2f} M {all_of[0]["unit"]}/s  {middle["seconds"]:7.1f} s'
-    line += f' ({middle["command"]:.1f} s)'
-    if middle['counting']:
-      line += f'  counting {middle["counting"]:.1f} s'
-    for key in middle:
-      if '/' in key:
-        values = [run[key] for run in all_of]
-        line += f'  {key} {statistics.mean(values):.3f}'
-        line += f' ({min(values):.3f}-{max(values):.3f})' * (len(values) > 1)
+  """Returns a line of medians for each implementation, and the ratio of ours to the baseline."""
+  lines, rates = [], {}
+  for name, results in runs.items():
+    rates[name] = [result['amount'] / result['seconds'] for result in results]
+    seconds, command, counting = (
+      statistics.median(result[key] for result in results)
+      for key in ('seconds', 'command', 'counting')
+    )
+    rate = f'{statistics.median(rates[name]) / 1e6:6.2f} M {results[0]["unit"]}/s'
+    line = f'{name:9} {rate}  {seconds:7.1f} s ({command:.1f} s)'
+    if counting:
+      line += f'  counting {counting:.1f} s'
+    for key in (key for key in results[0] if '/' in key):  # scores
+      values = [result[key] for result in results]
+      line += f'  {key} {statistics.mean(values):.3f}'
+      line += f' ({min(values):.3f}-{max(values):.3f})' * (len(values) > 1)
     lines.append(line)
   if len(runs) == 2:
-    ours, peer = ([run['amount'] / run['seconds'] for run in all_of] for all_of in runs.values())
-    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+    ratios = [ours / baseline for ours, baseline in zip(*rates.values(), strict=True)]
     spread = f'{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})'
     lines.append(f'ours / {list(runs)[1]}: {spread} times the speed of training')
   return '\n'.join(lines)
 
 
-def _numbers(all_of: list[dict[str, Any]]) -> list[str]:
-  return [key for key, value in all_of[0].items() if isinstance(value, int | float)]
+def train(name: str, **settings: Any) -> dict[str, Any]:
+  """Returns the Result of an implementation as a dict; runs in its worker.
+
+  Raises:
+    UserError: the implementation is not installed.
+  """
+  implementation = {'ours': ours, 'gensim': gensim, 'stanford': stanford}[name]
+  return implementation(Settings(**settings))._asdict()
 
 
-def _train(name: str, work: Work, cores: list[int]) -> dict[str, Any]:
-  """Returns what the process of a code says, which may run on these cores alone."""
-  environment = LARGE_PAGES | os.environ if name == OURS else dict(os.environ)
-  done = subprocess.run(
-    [sys.executable, '-m', 'lm.bench.words.worker', name, json.dumps(work._asdict())],
-    capture_output=True,
-    text=True,
-    env=environment,
-    preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+def ours(settings: Settings) -> Result:
+  """Trains with the loop of `lm.train`, in an empty directory with an empty cache."""
+  from lm.data import prepare
+  from lm.evaluation.vectors import of_run
+  from lm.parallel.preemption import Never
+  from lm.training import trainer
+
+  started = time.perf_counter()
+  is_glove = settings.model == 'glove'
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    config = config_of(settings, str(root / 'cache'))
+    tokenizer = prepare.tokenizer(config.data)
+    counting = time.perf_counter()
+    rows = prepare.rows(config.data, 'train', tokenizer, config.seed)
+    counting = time.perf_counter() - counting
+    epochs = settings.glove_epochs if is_glove else settings.epochs
+    config.steps = max(1, epochs * len(rows) // config.batch_size)
+    config.eval.every = config.checkpoint.every = config.steps
+    # At least four calls, since the first one compiles and does not count.
+    config.dispatch = min(config.dispatch, max(1, config.steps // 4))
+    config.log.every = config.dispatch
+    trainer.train(config, '', root / 'run', Never())
+    write_word2vec_text(settings.out, of_run(root / 'run'))
+    lines = (root / 'run' / 'metrics.jsonl').read_text().splitlines()
+  # All calls but the first, which compiles. Evaluations and checkpoints do not count.
+  step_seconds = [
+    m['train/step_seconds'] for m in map(json.loads, lines) if 'train/step_seconds' in m
+  ]
+  return Result(
+    seconds=statistics.mean(step_seconds) * config.steps,
+    counting=counting if is_glove else 0.0,
+    command=time.perf_counter() - started,
+    unit='pairs' if is_glove else 'words',
+    amount=epochs * (rows.tokens if is_glove else rows.tokens - rows.documents),
+    version=importlib.metadata.version('jax'),
   )
-  if done.returncode:
-    raise RuntimeError(f'{name} has failed:\n{done.stderr[-4000:]}')
-  answer = json.loads(done.stdout.splitlines()[-1])
-  if 'error' in answer:
-    raise UserError(answer['error'])
-  return answer
 
 
-def _check(arguments: argparse.Namespace, cores: int) -> int:
-  """Returns the number of threads after checking the arguments."""
-  arguments.text = str(expand(arguments.text, '--text'))
-  if not pathlib.Path(arguments.text).is_file():
-    raise UserError(f'--text={arguments.text}: there is no such file')
-  if arguments.model not in MODELS:
-    raise UserError(
-      f'--model={arguments.model!r}{did_you_mean(arguments.model, MODELS)}'
-      f'; available: {", ".join(MODELS)}'
-    )
-  if arguments.peer not in ('', MODELS[arguments.model]):
-    raise UserError(
-      f'--peer={arguments.peer!r} has no {arguments.model}; take {MODELS[arguments.model]}'
-    )
-  if arguments.seeds < 1:
-    raise UserError(f'--seeds={arguments.seeds} is not a positive number')
-  threads = cores if arguments.threads is None else arguments.threads
-  if not 1 <= threads <= cores:
-    raise UserError(f'--threads={threads}: this process may run on 1 to {cores} cores')
-  return threads
+def config_of(settings: Settings, cache: str) -> ConfigDict:
+  """Returns the config of the experiments word2vec_text8 and glove_text8 for a text."""
+  from lm.config.base import base
+  from lm.config.vectors import glove, word2vec, words
+
+  config = base()
+  config.seed = settings.seed
+  config.data.cache = cache
+  config.data.source = f'lm.data.sources:text(files={settings.text!r})'
+  words(config, settings.size, settings.min_count)
+  if settings.model == 'glove':
+    glove(config, rate=0.05, window=settings.glove_window, x_max=settings.x_max)
+  else:
+    skip_gram = settings.model == 'skip_gram'
+    config.batch_size, config.dispatch = (8, 500) if skip_gram else (32, 125)
+    word2vec(config, settings.model, LEARNING_RATES[settings.model])
+    config.objective.output.drawn = 4 if skip_gram else 1
+    config.objective.window = settings.window
+    config.objective.output.negatives = settings.negatives
+  return config
+
+
+def gensim(settings: Settings) -> Result:
+  """Trains Word2Vec of Gensim (Rehurek and Sojka 2010), with the words in memory, its fastest."""
+  from gensim.models import Word2Vec
+
+  started = time.perf_counter()
+  with _opened(settings.text) as file:
+    words = file.read().decode().split()
+  sentences = [words[i : i + _SENTENCE] for i in range(0, len(words), _SENTENCE)]
+  model = Word2Vec(
+    vector_size=settings.size,
+    window=settings.window,
+    min_count=settings.min_count,
+    sg=int(settings.model == 'skip_gram'),
+    negative=settings.negatives,
+    workers=settings.threads,
+    seed=settings.seed,
+  )
+  model.build_vocab(sentences)
+  training = time.perf_counter()
+  model.train(sentences, total_examples=model.corpus_count, epochs=settings.epochs)
+  seconds = time.perf_counter() - training
+  model.wv.save_word2vec_format(settings.out)
+  command = time.perf_counter() - started
+  amount = len(words) * settings.epochs
+  return Result(seconds, 0.0, command, 'words', amount, importlib.metadata.version('gensim'))
+
+
+def stanford(settings: Settings) -> Result:
+  """Trains with Stanford's GloVe (Pennington et al. 2014): four programs, built beforehand.
+
+  Options that are not given have the defaults of the programs, those of the paper.
+
+  Raises:
+    UserError: a program is missing.
+  """
+  programs = pathlib.Path(settings.programs).expanduser()
+  for name in STANFORD_PROGRAMS:
+    if not settings.programs or not (programs / name).is_file():
+      raise UserError(
+        f'--glove={settings.programs!r}: there is no program {name!r}; '
+        "build Stanford's GloVe and name its directory build"
+      )
+  started = time.perf_counter()
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    with _opened(settings.text) as file, (root / 'text').open('wb') as out:
+      shutil.copyfileobj(file, out)
+
+    def run(name: str, *arguments: object, stdin: str = 'text', stdout: str = 'log') -> float:
+      begin = time.perf_counter()
+      with (root / stdin).open('rb') as source, (root / stdout).open('wb') as target:
+        command = [str(programs / name), *map(str, arguments), '-verbose', '0']
+        subprocess.run(command, stdin=source, stdout=target, stderr=subprocess.DEVNULL, check=True)
+      return time.perf_counter() - begin
+
+    vocab = root / 'vocab'
+    run('vocab_count', '-min-count', settings.min_count, stdout='vocab')
+    counting = run(
+      'cooccur', '-vocab-file', vocab, '-window-size', settings.glove_window, '-memory', 4.0,
+      '-overflow-file', root / 'overflow', stdout='pairs',
+    )  # fmt: skip
+    found_pairs = (root / 'pairs').stat().st_size // _RECORD
+    shuffling = run(
+      'shuffle', '-memory', 4.0, '-temp-file', root / 'temp', '-seed', settings.seed + 1,
+      stdin='pairs', stdout='shuffled',
+    )  # fmt: skip
+    seconds = run(
+      'glove', '-input-file', root / 'shuffled', '-vocab-file', vocab,
+      '-save-file', root / 'vectors',
+      '-threads', settings.threads, '-x-max', settings.x_max, '-iter', settings.glove_epochs,
+      '-vector-size', settings.size, '-binary', 0, '-seed', settings.seed + 1,
+    )  # fmt: skip
+    command = time.perf_counter() - started
+    vectors = read_glove(root / 'vectors.txt')  # the last vector is that of <unk>
+    write_word2vec_text(settings.out, checked(vectors.words[:-1], vectors.matrix[:-1]))
+  amount = found_pairs * settings.glove_epochs
+  return Result(seconds, counting + shuffling, command, 'pairs', amount, str(programs))
+
+
+def _opened(path: str) -> gzip.GzipFile | BinaryIO:
+  """Opens a text, gzipped or not, for reading bytes."""
+  return gzip.open(path) if path.endswith('.gz') else open(path, 'rb')

@@ -80,7 +80,7 @@ def base() -> ConfigDict:
     {
       'workdir': '',  # of the run whose parameters this one begins with; empty to draw them
       'step': placeholder(int),  # of its checkpoint; unless given the best, or else the newest
-      'rules': (),  # 'PATTERN -> REPLACEMENT' where the models differ (lm.run.init)
+      'rules': (),  # 'PATTERN -> REPLACEMENT' where the models differ (lm.training.warm_start)
     }
   )
   config.stop = ConfigDict(
@@ -121,7 +121,7 @@ def base() -> ConfigDict:
       'every': 10,  # steps between lines of metrics.jsonl
       'prompts': (
         'The ',
-      ),  # continued at every evaluation; of word vectors: words (lm.run.samples)
+      ),  # continued at every evaluation; of word vectors: words (lm.evaluation.samples)
       'sample_tokens': 100,
       'temperature': 0.8,
       'top_k': 50,

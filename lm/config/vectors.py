@@ -4,6 +4,8 @@ from ml_collections import ConfigDict
 
 from lm.config.base import link_defaults
 
+# Updates only the rows of tables that a batch uses.
+SPARSE_STEP = 'lm.training.sparse_step:train_step'
 _NEGATIVE_SAMPLING = {
   'fn': 'lm.objectives.word2vec:negative_sampling',
   'negatives': 5,
@@ -50,6 +52,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
   config.objective = ConfigDict(
     {
       'fn': f'lm.objectives.word2vec:{objective}',
+      'train_step': SPARSE_STEP,
       'window': 5,
       'subsample': 1e-3,
       'output': ConfigDict(_NEGATIVE_SAMPLING),
@@ -119,7 +122,14 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
   config.model.biases = True
   config.model.output_init = 'lm.models.embeddings:small_uniform'
   config.allow_zero = ''
-  config.objective = ConfigDict({'fn': 'lm.objectives.glove:glove', 'x_max': x_max, 'power': 0.75})
+  config.objective = ConfigDict(
+    {
+      'fn': 'lm.objectives.glove:glove',
+      'train_step': SPARSE_STEP,
+      'x_max': x_max,
+      'power': 0.75,
+    }
+  )
   pairs = config.batch_size * config.data.context
   config.optim = ConfigDict(
     {

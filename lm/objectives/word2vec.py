@@ -264,7 +264,7 @@ def _objective(
   keep_V, to = keep_probability(known, subsample), output(known)
 
   def sample(batch: Batch, key: Array) -> Batch:
-    assert counts is not None, 'lm.run.build.with_counts says how often words occur'
+    assert counts is not None, 'lm.components.pass_word_counts says how often words occur'
     of_row, of_output = jax.random.split(key)
     words_BT = batch['targets']
     kept_BT, window_BT = _drawn(jax.random.bits(of_row, words_BT.shape), window)

@@ -18,8 +18,8 @@ import sys
 
 from absl import flags
 
+from lm import cli
 from lm.errors import UserError
-from lm.run import cli
 from lm.text.files import expand
 
 if __name__ == '__main__':

@@ -20,6 +20,8 @@ import optax
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from lm import components
+from lm.components import Components
 from lm.nn.losses import chunk_size
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
@@ -31,10 +33,8 @@ from lm.preflight.devices import devices
 from lm.preflight.processors import Processor
 from lm.preflight.products import Flops, products
 from lm.preflight.program import Memory
-from lm.run import build
-from lm.run.build import Functions
-from lm.run.step import TrainState, abstract_state
-from lm.types import Batch, Output, apply_of
+from lm.training.train_step import abstract_state
+from lm.types import Batch, Output, TrainState, apply_of
 
 
 def check(config: ConfigDict, slice_: Slice) -> Checked:
@@ -47,7 +47,7 @@ def check(config: ConfigDict, slice_: Slice) -> Checked:
   chip = slice_.chip
   assert isinstance(chip, Processor)
   config = traceable(config) if chip.platform == 'gpu' else config
-  functions = build.functions(config, program.vocabulary(config), devices(slice_))
+  functions = components.build_components(config, program.vocabulary(config), devices(slice_))
   state, _ = abstract_state(functions)
   batch = program.batch_of(config, functions)
   with program.described(config):
@@ -86,7 +86,7 @@ def traceable(config: ConfigDict) -> ConfigDict:
   return other
 
 
-def temporaries(config: ConfigDict, functions: Functions, state: TrainState, part: Batch) -> int:
+def temporaries(config: ConfigDict, functions: Components, state: TrainState, part: Batch) -> int:
   """Returns the bytes that a device holds at some time beside state and activations, about.
 
   Args:
@@ -111,19 +111,19 @@ def temporaries(config: ConfigDict, functions: Functions, state: TrainState, par
   return int(before + max(gradients + again, logits + tables))
 
 
-def _layer(config: ConfigDict, functions: Functions, state: TrainState, part: Batch) -> float:
+def _layer(config: ConfigDict, functions: Components, state: TrainState, part: Batch) -> float:
   """Returns the bytes that one layer keeps of the pass forward while it is computed again."""
   if 'remat_policy' not in config.model or config.model.remat_policy is None:
     return 0.0
   other = copy.deepcopy(config)
   with other.unlocked():
     other.model.remat_policy = None
-  apply = apply_of(build.model(other, program.vocabulary(other)))
+  apply = apply_of(components.model(other, program.vocabulary(other)))
   keeping = functions._replace(apply=mesh.with_mesh(apply, functions.mesh, functions.rules))
   return program.activations(keeping, state, part) / config.model.depth
 
 
-def _part(functions: Functions, batch: Batch, parts: int) -> Any:
+def _part(functions: Components, batch: Batch, parts: int) -> Any:
   """Returns the shapes of one of the parts that a batch is taken in, with what is drawn for it."""
   part = {
     name: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype)
@@ -136,7 +136,7 @@ def _part(functions: Functions, batch: Batch, parts: int) -> Any:
 
 
 def _work(
-  config: ConfigDict, functions: Functions, state: TrainState, part: Batch, kept: int
+  config: ConfigDict, functions: Components, state: TrainState, part: Batch, kept: int
 ) -> Work:
   parts = config.microbatches
 
@@ -159,7 +159,7 @@ def _work(
   )
 
 
-def _weights(functions: Functions, state: TrainState) -> float:
+def _weights(functions: Components, state: TrainState) -> float:
   """Returns the bytes of the parameters that a device computes with, in the model's numbers.
 
   They come together over the axes of rows; a table of embeddings, of which few rows may be read, is
@@ -181,7 +181,7 @@ def _weights(functions: Functions, state: TrainState) -> float:
   return total
 
 
-def _update(functions: Functions, state: TrainState) -> Flops:
+def _update(functions: Components, state: TrainState) -> Flops:
   """Returns the FLOPs of the products that an optimizer makes, such as Muon's."""
   transformation = optax.with_extra_args_support(functions.optimizer.transformation)
 

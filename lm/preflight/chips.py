@@ -1,6 +1,6 @@
 """What is published of TPU chips, and how slices of them, and nodes of GPUs, are named.
 
-Rates are of one chip, in bytes and FLOPs a second; peaks are those of lm.run.hardware. Sources,
+Rates are of one chip, in bytes and FLOPs a second; peaks are those of lm.parallel.hardware. Sources,
 read in November 2026:
 
 - memory, ports and chips a host: the pages v4, v5e, v5p, v6e and tpu7x of
@@ -18,8 +18,8 @@ read in November 2026:
 from typing import NamedTuple
 
 from lm.errors import UserError, did_you_mean
+from lm.parallel.hardware import peak_flops
 from lm.preflight.processors import GPUS, Processor
-from lm.run.hardware import peak_flops
 
 GB, GIB = 1e9, 2**30
 # Of the memory of a chip, what the system and the runtime keep for themselves.

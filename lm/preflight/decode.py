@@ -1,7 +1,7 @@
 """What it takes to write a token: the loop of the decoders, compiled for a slice of TPUs.
 
 Evaluations write on the mesh that the model is trained on, with the parameters where they lie
-(lm.run.predict): what is kept of rows is split by rows and heads, and activations come to the
+(lm.evaluation.predict): what is kept of rows is split by rows and heads, and activations come to the
 weights (lm.parallel.mesh.weight_stationary). Compiled are the steps of greedy decoding,
 or of a beam search, that write the longest texts, for `decode.batch_size` rows at once; prompts and
 sources were read before.
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.data import features
 from lm.decode.batch import advance, begin, rows_per_batch
 from lm.decode.beam import check_beam_size
@@ -32,7 +33,6 @@ from lm.preflight.chips import Slice
 from lm.preflight.collectives import Collective, collectives
 from lm.preflight.program import Step
 from lm.preflight.roofline import Estimate
-from lm.run import build
 from lm.types import Apply, Array, Params, apply_of
 
 # (params, state without the cache, cache) -> both after all steps
@@ -70,7 +70,7 @@ class Decoding(NamedTuple):
 
 def check_writes(config: ConfigDict) -> None:
   """Raises UserError where a config's model does not write token by token, or not so wide."""
-  model = build.model(config, program.vocabulary(config))
+  model = components.model(config, program.vocabulary(config))
   if config.data.task is None:
     writes = model.continues_prompts
   else:

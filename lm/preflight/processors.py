@@ -1,7 +1,7 @@
 """GPUs, and whatever else no compiler is asked for: what arithmetic needs to know of them.
 
 Rates are of one processor, in bytes and FLOPs a second; peaks of GPUs are those of
-lm.run.hardware, and half of them for float32, whose products GPUs do as TensorFloat-32 unless more
+lm.parallel.hardware, and half of them for float32, whose products GPUs do as TensorFloat-32 unless more
 precision is asked for. Sources, read in November 2026:
 
 - bandwidth of memory, and NVLink, of which half goes in each direction: NVIDIA's data sheets of
@@ -16,7 +16,7 @@ precision is asked for. Sources, read in November 2026:
 
 from typing import NamedTuple
 
-from lm.run.hardware import peak_flops
+from lm.parallel.hardware import peak_flops
 
 GB, MIB = 1e9, 2**20
 # Of the memory of a GPU, what CUDA's context and NCCL's buffers take: an assumption.

@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from lm import components
+from lm.components import Components
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.preflight.chips import GIB, Slice
 from lm.preflight.devices import devices
-from lm.run import build
-from lm.run.build import Functions
-from lm.run.step import TrainState, abstract_state, make_train_step
-from lm.types import Batch
+from lm.training.train_step import abstract_state, make_train_step
+from lm.types import Batch, TrainState
 
 _NO_ROOM = re.compile(r'\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)')
 
@@ -46,7 +46,7 @@ class Memory(NamedTuple):
 class Step(NamedTuple):
   """What is known of a train step."""
 
-  functions: Functions
+  functions: Components
   state: TrainState  # abstract, with its shardings
   parameters: int  # how many, on all chips together
   tokens: int  # of a batch, those of sources included
@@ -78,7 +78,7 @@ def compile_step(config: ConfigDict, slice_: Slice) -> tuple[Step, Program]:
       described without its data.
     NoRoom: it does not fit.
   """
-  functions = build.functions(config, vocabulary(config), devices(slice_))
+  functions = components.build_components(config, vocabulary(config), devices(slice_))
   abstract, _ = abstract_state(functions)
   batch = batch_of(config, functions)
   step = make_train_step(functions, config.seed, config.microbatches, abstract)
@@ -107,14 +107,14 @@ def described(config: ConfigDict) -> Iterator[None]:
     ) from e
 
 
-def step_of(config: ConfigDict, functions: Functions, state: TrainState, memory: Memory) -> Step:
+def step_of(config: ConfigDict, functions: Components, state: TrainState, memory: Memory) -> Step:
   """Returns what is known of a step whose memory is known."""
   flops = getattr(functions.model, 'flops_per_token', None)
   tokens = tokens_of(config)
   return Step(
     functions,
     state,
-    build.parameter_count(state.params),
+    components.parameter_count(state.params),
     tokens,
     tokens * flops(state.params, config.data.context) if flops else 0.0,
     memory,
@@ -163,7 +163,7 @@ def reads_source(config: ConfigDict) -> bool:
   return 'encoder_depth' in config.model or 'encoder' in config.model
 
 
-def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
+def batch_of(config: ConfigDict, functions: Components) -> dict[str, Any]:
   """Returns the shapes of a batch of rows, each of one text, or pair of texts, or labelled text."""
   B, T, S = config.batch_size, config.data.context, config.data.source_context
   rows = meshes.batch_sharding(functions.mesh, functions.rules)
@@ -182,7 +182,7 @@ def batch_of(config: ConfigDict, functions: Functions) -> dict[str, Any]:
   return batch
 
 
-def memory(functions: Functions, state: TrainState, batch: Batch, analysis: Any) -> Memory:
+def memory(functions: Components, state: TrainState, batch: Batch, analysis: Any) -> Memory:
   """Returns what a chip holds in the course of a step.
 
   Args:
@@ -207,7 +207,7 @@ def held(tree: Any) -> int:
   )
 
 
-def activations(functions: Functions, state: TrainState, batch: Batch) -> int:
+def activations(functions: Components, state: TrainState, batch: Batch) -> int:
   """Returns about how many bytes the pass forward keeps for the pass backward, on a chip.
 
   What has the shape of a parameter is taken for one; the rest is split as rows are, and the copies

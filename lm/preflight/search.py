@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.errors import UserError
 from lm.preflight import arithmetic, check, least, program
 from lm.preflight.bound import Bound
 from lm.preflight.chips import Chip, Slice
 from lm.preflight.devices import devices
 from lm.preflight.processors import Processor
-from lm.run import build
-from lm.run.step import abstract_state
+from lm.training.train_step import abstract_state
 
 REMATS = (
   None,
@@ -217,7 +217,9 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 def _held(config: ConfigDict, described: Any) -> int:
   """Returns the bytes of parameters and optimizer on a device."""
-  state, _ = abstract_state(build.functions(config, program.vocabulary(config), described))
+  state, _ = abstract_state(
+    components.build_components(config, program.vocabulary(config), described)
+  )
   return program.held(state.params) + program.held(state.opt_state)
 
 
@@ -230,7 +232,7 @@ def _arithmetic(
   """
   other = changed(config, changes)
   try:
-    functions = build.functions(other, program.vocabulary(other), described)
+    functions = components.build_components(other, program.vocabulary(other), described)
     state, _ = abstract_state(functions)
   except UserError:  # an axis that does not divide
     return None

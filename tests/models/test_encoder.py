@@ -10,7 +10,7 @@ from lm.nn.attention import blockwise
 from lm.nn.layers import Attention
 from lm.nn.pooling import first, mean
 from lm.objectives.supervised import cross_entropy
-from lm.run.step import gradients
+from lm.training.train_step import gradients
 from lm.types import apply_of
 
 T = 10

@@ -10,7 +10,7 @@ import pytest
 
 from lm.nn.layers import Mlp, post_norm, pre_norm
 from lm.objectives.supervised import cross_entropy
-from lm.run.step import gradients
+from lm.training.train_step import gradients
 from lm.types import apply_of
 
 T, S = 8, 10

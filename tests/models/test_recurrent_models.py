@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import components
+from lm.components import init_of
 from lm.config import recurrent as configs
 from lm.config.base import base
 from lm.decode.loop import make_decode_step, prefill
@@ -16,8 +18,6 @@ from lm.models.recurrent import Bidirectional, Decoder, Encoder, EncoderDecoder,
 from lm.nn import pooling, recurrent
 from lm.nn.recurrent import additive, multiplicative
 from lm.parallel import mesh as meshes
-from lm.run import build
-from lm.run.build import init_of
 from lm.types import apply_of
 
 SIZES = {'vocab_size': 50, 'context': 12, 'd_model': 8}
@@ -207,7 +207,7 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
   with config.unlocked():
     config.model = configs.recurrent(8, 6, depth=1, context=128)
   mesh = jax.sharding.AbstractMesh((1, 1, 4), meshes.AXES)
-  boxed = jax.eval_shape(init_of(build.model(config, 50), 8), jax.random.key(0))
+  boxed = jax.eval_shape(init_of(components.model(config, 50), 8), jax.random.key(0))
   with pytest.raises(UserError) as raised:
     meshes.shardings(boxed, mesh, meshes.RULES)
   assert "axis 'mlp' of size 6 does not divide by mesh.tensor=4" in str(raised.value)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.components import init_of, parameter_count
 from lm.config import resolve
 from lm.errors import UserError
 from lm.models.transformer import Decoder, EncoderDecoder
@@ -14,8 +15,7 @@ from lm.nn.attention import dot_product
 from lm.nn.hooks import with_hooks
 from lm.nn.layers import Attention, GatedMlp, RMSNorm, parallel_block, post_norm, sandwich_norm
 from lm.objectives.supervised import cross_entropy
-from lm.run.build import init_of, parameter_count
-from lm.run.step import gradients
+from lm.training.train_step import gradients
 from lm.types import apply_of
 
 

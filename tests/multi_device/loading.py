@@ -11,14 +11,16 @@ import pytest
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.config.base import base, encoder_decoder, evaluation, gpt2
 from lm.data import prepare
+from lm.evaluation import ensembles
+from lm.evaluation.evaluators import Evaluators
 from lm.parallel import mesh
-from lm.run import build, ensemble, experiment, load, record
-from lm.run.checkpoint import Checkpoints
-from lm.run.evaluators import Evaluators
-from lm.run.step import TrainState
 from lm.text.tokenizers import vocabulary_size
+from lm.types import TrainState
+from lm.workdir import experiment, load, run_data
+from lm.workdir.checkpoints import Checkpoints
 
 
 def lines(split):
@@ -57,20 +59,20 @@ def saved(config, workdir, mesh_sizes, seed=0):
   config.model.vocab_multiple = 2
   config.mesh.update(mesh_sizes)
   tokenizer = prepare.tokenizer(config.data)
-  model = build.model(config, vocabulary_size(tokenizer))
-  boxed = jax.eval_shape(build.init_of(model, 16), jax.random.key(0))
+  model = components.model(config, vocabulary_size(tokenizer))
+  boxed = jax.eval_shape(components.init_of(model, 16), jax.random.key(0))
   shardings = mesh.shardings(boxed, mesh.make_mesh(mesh_sizes), mesh.logical_axis_rules({}))
   rng = np.random.default_rng(seed)
   drawn = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.1, x.shape)), nn.unbox(boxed))
   zeros = {name: jnp.int32(0) for name in ('step', 'skipped', 'streak')}
-  experiment.record(config, 'x.txt', tokenizer, workdir, '')
+  experiment.write_run_config(config, 'x.txt', tokenizer, workdir, '')
   checkpoints = Checkpoints(workdir)
   for at in (2, 4):
     params = jax.tree.map(lambda x, s, at=at: jax.device_put(x * at, s), drawn, shardings)
     checkpoints.save(at, TrainState(**zeros, params=params, opt_state=()))
     checkpoints.wait()
   checkpoints.close()
-  record.write_directions(workdir, {})
+  run_data.write_directions(workdir, {})
   return workdir
 
 
@@ -133,7 +135,7 @@ def test_each_device_reads_its_shards_alone(average, runs, monkeypatch):
 
   monkeypatch.setattr(Checkpoints, 'restore_params', restored)
   workdirs = f'{runs["one"]},{runs["other"]}'
-  loaded = ensemble.open_runs(workdirs, average=average, devices=jax.devices())
+  loaded = ensembles.open_runs(workdirs, average=average, devices=jax.devices())
   assert loaded.mesh.shape == {'data': 1, 'fsdp': 8, 'tensor': 1}
   assert len(read) == 2 * average
   for tree in (*read, loaded.params):
@@ -159,8 +161,8 @@ def test_a_notebook_names_a_mesh_or_gets_one_device(runs):
 
 def test_parameters_are_sharded_as_far_as_they_divide():
   def boxed(d_model):
-    model = build.model(language_model(d_model), 257)
-    return jax.eval_shape(build.init_of(model, 16), jax.random.key(0))
+    model = components.model(language_model(d_model), 257)
+    return jax.eval_shape(components.init_of(model, 16), jax.random.key(0))
 
   rules = mesh.logical_axis_rules({})
   widths = {64: 8, 20: 4, 22: 2}

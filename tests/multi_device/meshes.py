@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm.components import Components, init_of
 from lm.config.base import base
 from lm.decode import batch as batch_decode
 from lm.decode.batch import generate_batch, rows_per_batch
 from lm.decode.loop import DecodeConfig, decode_loop
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
+from lm.evaluation import attention_maps, samples
+from lm.evaluation.evaluate import evaluate, make_eval_step
 from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
@@ -38,12 +41,16 @@ from lm.parallel import collectives, mesh
 from lm.parallel.mesh import with_mesh
 from lm.preflight import collectives as communication
 from lm.preflight import hlo
-from lm.run import attention, placement, samples
-from lm.run.build import Functions, init_of
-from lm.run.evaluate import evaluate, make_eval_step
-from lm.run.step import abstract_state, init_state, make_train_step, make_train_steps
 from lm.task import Features
 from lm.text.tokenizers import END, UNKNOWN, known_words
+from lm.training import sparse_step
+from lm.training.train_step import (
+  abstract_state,
+  init_train_state,
+  make_train_step,
+  make_train_steps,
+  train_step,
+)
 from lm.types import EmbeddingTable, Mask, OutputHead, apply_of
 
 STEPS = 3
@@ -77,7 +84,9 @@ def functions(decoder, encoder_decoder):
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
     init = init_of(model, 16)
-    return Functions(model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES)
+    return Components(
+      model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES, train_step
+    )
 
   return make
 
@@ -89,14 +98,14 @@ def losses(functions, batch_of):
     # An encoder beside reads a pair of documents a row, and so does the decoder.
     pairs = np.repeat([[1, 1, 1, 2, 2, 0]], 16, axis=0)
     packed = {} if architecture == 'decoder' else {'segments': pairs, 'source': pairs[:, ::-1]}
-    state, _ = init_state(made, jax.random.key(0))
+    state, _ = init_train_state(made, jax.random.key(0))
     step = make_train_step(made, 0, microbatches, state)
     rows = mesh.batch_sharding(made.mesh, made.rules)
     found = []
     for i in range(STEPS):
       batch = {name: np.asarray(x) for name, x in batch_of(B=16, T=6, seed=i, **packed).items()}
       batch['examples'] = np.ones((16, 2), np.int32)
-      state, metrics = step(state, placement.put_batch(batch, rows))
+      state, metrics = step(state, mesh.make_global_batch(batch, rows))
       found.append([float(metrics[name]) for name in ('loss', 'z_loss', 'gradient_norm')])
     assert step._cache_size() == 1
     return np.array(found), state
@@ -171,7 +180,7 @@ def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
     output = functools.partial(negative_sampling, shared=4)
     objective = make(2, 1e-2, output, counts)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
-    made = Functions(
+    made = Components(
       model,
       apply,
       init_of(model, T),
@@ -179,11 +188,12 @@ def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
       adagrad(0.5, optimizers.constant, 9),
       over,
       mesh.RULES,
+      sparse_step.train_step,
     )
-    state, _ = init_state(made, jax.random.key(0))
+    state, _ = init_train_state(made, jax.random.key(0))
     step = make_train_steps(made, 0, 1, state)
     stacked = mesh.batch_sharding(over, mesh.RULES, stacked=True)
-    return step(state, placement.put_batch(batches, stacked))
+    return step(state, mesh.make_global_batch(batches, stacked))
 
   state, metrics = train(sizes)
   one, expected = train({'data': 1}, jax.devices()[:1])
@@ -215,7 +225,7 @@ def _check_placement(state, sizes):
 def test_an_axis_that_does_not_divide_is_named(functions, decoder):
   made = functions({'tensor': 8})  # four heads
   with pytest.raises(UserError) as error:
-    init_state(made, jax.random.key(0))
+    init_train_state(made, jax.random.key(0))
   for part in ('heads', 'size 4', 'mesh.tensor=8'):
     assert part in str(error.value)
 
@@ -223,8 +233,8 @@ def test_an_axis_that_does_not_divide_is_named(functions, decoder):
 def test_rows_of_a_process_are_those_of_its_devices():
   over = mesh.make_mesh(ALL)
   sharding = mesh.batch_sharding(over, mesh.RULES)
-  np.testing.assert_array_equal(placement.local_rows(8, sharding), np.arange(8))
-  batch = placement.put_batch({'inputs': np.arange(16).reshape(8, 2)}, sharding)['inputs']
+  np.testing.assert_array_equal(mesh.local_rows(8, sharding), np.arange(8))
+  batch = mesh.make_global_batch({'inputs': np.arange(16).reshape(8, 2)}, sharding)['inputs']
   assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 2)}
   np.testing.assert_array_equal(batch, np.arange(16).reshape(8, 2))
 
@@ -687,7 +697,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
   config = base()
   config.log.update({'prompts': ('w1 w2', 'w3', 'w4 w5 w6'), 'sample_tokens': 6})
   read = [Features({'inputs': np.arange(2, 2 + n)}, {}, {}) for n in (5, 3, 7)]
-  monkeypatch.setattr(attention, '_examples', lambda *args: read)
+  monkeypatch.setattr(attention_maps, '_examples', lambda *args: read)
   largest = []  # at each look, arrays that one device holds as large as an unsharded leaf
 
   def look(places, known):
@@ -716,7 +726,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
     with monkeypatch.context() as patch:
       patch.setattr(samples, 'stream_text', watched)
       texts = samples.samples(config, made, tokenizer).write(3, params, None)
-    maps = attention.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
+    maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
     look(places, known)
     cells = [np.frombuffer(base64.b64decode(x['weights']), np.uint8) for x in maps['examples']]
     return texts, np.concatenate(cells).astype(int)
@@ -736,11 +746,13 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   model = decoder('llama', depth=depth, d_model=64, d_mlp=256, head_dim=16)
   optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
   apply = with_mesh(apply_of(model), over, mesh.RULES)
-  made = Functions(model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES)
+  made = Components(
+    model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES, train_step
+  )
   params = abstract_state(made)[0].params
   read = [Features({'inputs': np.arange(2, 10)}, {}, {})]
-  monkeypatch.setattr(attention, '_examples', lambda *args: read)
-  maps = attention.AttentionMaps(base(), 'validation', made, known_words([END]), None)
+  monkeypatch.setattr(attention_maps, '_examples', lambda *args: read)
+  maps = attention_maps.AttentionMaps(base(), 'validation', made, known_words([END]), None)
   batch = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((8, 16), jnp.int32))
   memory = maps._read.lower(params, batch).compile().memory_analysis()
   total = sum(4 * x.size for x in jax.tree.leaves(params))
@@ -758,7 +770,7 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
 def test_initial_values_do_not_depend_on_the_mesh(architecture, meshes, functions):
   def initial(sizes, devices=None):
     made = functions(sizes, devices, architecture=architecture)
-    return jax.device_get(init_state(made, jax.random.key(3))[0])
+    return jax.device_get(init_train_state(made, jax.random.key(3))[0])
 
   expected = initial({'data': 1}, jax.devices()[:1])
   assert any(np.any(x) for x in jax.tree.leaves(expected.params))
@@ -775,7 +787,7 @@ def test_hosts_read_the_rows_of_their_devices_and_together_all_of_them():
       for own in np.array(jax.devices()).reshape(hosts, -1):
         here = {device: places[device] for device in own}
         host = types.SimpleNamespace(addressable_devices_indices_map=lambda shape, here=here: here)
-        read.append(placement.local_rows(16, host))
+        read.append(mesh.local_rows(16, host))
         # In the order of the global batch, whatever the order of the devices.
         assert sorted(read[-1].tolist()) == read[-1].tolist()
       assert set(np.concatenate(read).tolist()) == set(range(16))

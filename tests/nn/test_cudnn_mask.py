@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.components import init_of
 from lm.models.transformer import Decoder, Encoder, EncoderDecoder
 from lm.nn import attention
 from lm.nn.attention import cudnn, cudnn_mask, dot_product
-from lm.run.build import init_of
 from lm.types import Mask
 
 T = 8

@@ -6,11 +6,11 @@ import pathlib
 import in_process
 import pytest
 
+from lm import cli
 from lm.config.base import base, llama
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.preflight import arithmetic, chips, report, search
-from lm.run import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 V, D, N, H, K, F, T, B = 32, 8, 2, 2, 4, 16, 16, 8

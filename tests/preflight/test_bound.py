@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
+from lm.parallel.hardware import peak_flops
 from lm.preflight import bound, chips, here
 from lm.preflight.bound import Work
 from lm.preflight.processors import GPUS
-from lm.run.hardware import peak_flops
 
 AXES = ('data', 'fsdp', 'tensor')
 

@@ -7,6 +7,7 @@ import jax
 import pytest
 from test_program import config_of, preflight
 
+from lm import components
 from lm.config.base import encoder_decoder, llama
 from lm.config.recurrent import recurrent, recurrent_encoder_decoder
 from lm.config.tasks import translation
@@ -14,8 +15,7 @@ from lm.errors import UserError
 from lm.preflight import check, decode, hlo, program, report, roofline
 from lm.preflight.chips import parse
 from lm.preflight.collectives import Collective
-from lm.run import build
-from lm.run.step import abstract_state
+from lm.training.train_step import abstract_state
 from lm.types import apply_of
 
 L, D, H, G, K, F, V, S, B = 2, 64, 4, 2, 16, 256, 512, 16, 8
@@ -49,7 +49,7 @@ CONFIGS = {
 def begun(name):
   """Returns the function and abstract parameters of a config, and what its decoding begins with."""
   config = CONFIGS[name]()
-  functions = build.functions(config, V, jax.devices()[:1])
+  functions = components.build_components(config, V, jax.devices()[:1])
   params = abstract_state(functions)[0].params
   apply = apply_of(functions.model)
   source = S if program.reads_source(config) else 0
@@ -139,7 +139,7 @@ def test_an_estimate_is_of_one_of_several_steps_and_no_less_than_the_memory_need
 def found_of(decoding):
   estimate = roofline.Estimate(1e-3, 0.0, 1e-3, 3e-3, 0.1, 20_000.0)
   memory = program.Memory(1, 2, 3, 4, 5)
-  functions = build.functions(text(), V, jax.devices()[:1])
+  functions = components.build_components(text(), V, jax.devices()[:1])
   step = program.Step(functions, None, 10, 100, 1.0, memory)
   made = check.Compiled(program.Program('', 1.0), [])
   return check.Checked(step, None, estimate, [], 2.0**30, made, decoding)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lm import components
 from lm.config.base import base, encoder_decoder, llama
 from lm.errors import UserError
 from lm.preflight import check, chips, least, program, search
-from lm.run import build
-from lm.run.step import abstract_state
+from lm.training.train_step import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 AXES = ('data', 'fsdp', 'tensor')
@@ -141,7 +141,7 @@ def test_the_least_that_is_sent_by_hand():
   model = llama(depth=2, d_model=8, heads=2, kv_heads=2, d_mlp=16, context=16)
   model.dtype = 'bfloat16'
   config = config_of(model)
-  functions = build.functions(config, 32, jax.devices()[:1])
+  functions = components.build_components(config, 32, jax.devices()[:1])
   params = {'kernel': Leaf(800, 'fsdp', 'tensor'), 'unembedding': Leaf(400, 'tensor', 'fsdp')}
   params |= {'scale': Leaf(10, None)}
   mesh = Shape(data=2, fsdp=4, tensor=2)
@@ -172,7 +172,7 @@ def test_what_is_kept_of_the_pass_forward_is_less_where_it_is_computed_again():
   def kept(remat):
     config = config_of(encoder_decoder(depth=2, d_model=16, heads=2, context=16))
     config.model.remat_policy = remat
-    functions = build.functions(config, 32, jax.devices()[:1])
+    functions = components.build_components(config, 32, jax.devices()[:1])
     state, _ = abstract_state(functions)
     return program.activations(functions, state, program.batch_of(config, functions))
 

@@ -7,13 +7,14 @@ import pytest
 
 from lm.data.sources import squad
 from lm.errors import UserError
-from lm.run import experiment, loop
-from lm.run.cli import NoStop
+from lm.parallel.preemption import Never
 from lm.task import Task
 from lm.tasks.questions import extraction
 from lm.tasks.spans import best_span, spans, token_span, windows
 from lm.text import tokenizers
 from lm.text.tokenizers import SEPARATOR
+from lm.training import trainer
+from lm.workdir import experiment
 
 
 def question(context, *answers, question='q'):
@@ -238,7 +239,7 @@ def test_a_model_learns_a_game_whole(tmp_path):
   (tmp_path / 'game.jsonl').write_text('\n'.join(lines))
   path = tmp_path / 'game.py'
   path.write_text(CONFIG.format(file=str(tmp_path / 'game.jsonl')))
-  loop.train(experiment.load(str(path)), str(path), tmp_path / 'run', NoStop())
+  trainer.train(experiment.load(str(path)), str(path), tmp_path / 'run', Never())
   rows = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
   last = next(row for row in reversed(rows) if 'eval/validation/f1' in row)
   assert last['eval/validation/accuracy'] == 1

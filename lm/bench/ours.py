@@ -1,0 +1,135 @@
+"""Our candidates: the train step of `lm.train` and the decoding loop of `lm.generate`."""
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm import components as builder
+from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape
+from lm.config import base as configs
+from lm.config.recurrent import recurrent
+from lm.decode.loop import DecodeConfig
+from lm.decode.stream import stream_tokens
+from lm.parallel import mesh
+from lm.parallel import mesh as meshes
+from lm.training.train_step import init_train_state, make_train_step
+from lm.types import apply_of
+
+
+def device() -> dict[str, str]:
+  """Returns the platform ('cpu', 'gpu', 'tpu') and the name of the first device."""
+  return {'platform': jax.default_backend(), 'name': jax.devices()[0].device_kind}
+
+
+def train_step(shape: Shape, platform: str) -> Candidate:
+  """Returns our train step on one device, with model and optimizer of the base config."""
+  config = config_of(shape)
+  functions = builder.build_components(config, shape.vocab_size, jax.devices()[:1])
+  state, _ = init_train_state(functions, jax.random.key(0))
+  step = make_train_step(functions, 0, 1, state)
+  rows = meshes.batch_sharding(functions.mesh, functions.rules)
+  batch = mesh.make_global_batch(batch_of(shape), rows)
+  flops = shape.tokens * functions.model.flops_per_token(state.params, shape.context)
+
+  def run(times: int) -> None:
+    nonlocal state
+    for _ in range(times):
+      state, _ = step(state, batch)
+    jax.block_until_ready(state)
+
+  def matmul() -> Limit:
+    size = MATMUL_SIZE[platform]
+    square = jnp.ones((size, size), shape.dtype)
+    multiply = jax.jit(jnp.matmul)
+    return Limit(
+      lambda times: jax.block_until_ready([multiply(square, square) for _ in range(times)]),
+      2.0 * size**3,
+    )
+
+  return _candidate(run, matmul, flops)
+
+
+def decoding(shape: Shape, platform: str) -> Candidate:
+  """Returns our greedy decoding on the default device, whose tokens reach the host in chunks."""
+  del platform
+  config = config_of(shape)
+  model = builder.model(config, shape.vocab_size)
+  apply = apply_of(model)
+  params = nn.unbox(jax.jit(builder.init_of(model, shape.context))(jax.random.key(0)))
+  prompts = batch_of(shape)['inputs'][:, : shape.prompt].tolist()
+  # No token ends a text, so that all texts have the same length.
+  how = DecodeConfig(end=-1, max_tokens=shape.max_tokens)
+
+  def run(times: int) -> None:
+    for _ in range(times):
+      for _ in stream_tokens(model, apply, params, prompts, how, range(shape.batch_size)):
+        pass
+
+  def memory() -> Limit:
+    buffer = jnp.ones(BUFFER_SIZE)
+    increment = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: new pages would cost more
+
+    def add(times: int) -> None:
+      nonlocal buffer
+      for _ in range(times):
+        buffer = increment(buffer)
+      jax.block_until_ready(buffer)
+
+    return Limit(add, 2.0 * buffer.nbytes)
+
+  parameter_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+  return _candidate(run, memory, decoding_bytes(shape, parameter_bytes))
+
+
+def decoding_bytes(shape: Shape, parameter_bytes: int) -> float:
+  """Returns the bytes that decoding has to read: for each new token, parameters and KV cache."""
+  cached = sum(shape.prompt + i for i in range(shape.max_tokens))  # tokens, over all steps
+  token_bytes = 2 * shape.depth * shape.d_model * np.dtype(shape.dtype).itemsize
+  return float(shape.max_tokens * parameter_bytes + shape.batch_size * cached * token_bytes)
+
+
+def config_of(shape: Shape) -> ConfigDict:
+  """Returns the base config with the sizes of a shape and a constant learning rate."""
+  config = configs.base()
+  with config.unlocked():
+    if shape.d_hidden:
+      config.model = recurrent(shape.d_model, shape.d_hidden, shape.depth, shape.context)
+      config.model.tie_embeddings = False
+    else:
+      config.model = configs.gpt2(shape.depth, shape.d_model, shape.heads, shape.context)
+  config.model.dtype = shape.dtype
+  config.data.context = shape.context
+  config.batch_size = shape.batch_size
+  config.optim.update(
+    {'schedule': 'lm.optim.optimizers:constant', 'learning_rate': 1e-4, 'warmup': 0}
+  )
+  return config
+
+
+def batch_of(shape: Shape) -> dict[str, np.ndarray]:
+  """Returns a batch of random tokens, each row one full example."""
+  rng = np.random.default_rng(0)
+  size = (shape.batch_size, shape.context)
+  tokens = rng.integers(0, shape.vocab_size, (size[0], size[1] + 1), dtype=np.int32)
+  return {
+    'inputs': tokens[:, :-1],
+    'targets': tokens[:, 1:],
+    'weights': np.ones(size, np.float32),
+    'segments': np.ones(size, np.int32),
+    'positions': np.broadcast_to(np.arange(size[1], dtype=np.int32), size),
+    'bytes': np.ones(size, np.int32),
+  }
+
+
+def _candidate(run: Callable[[int], None], limit: Callable[[], Limit], amount: float) -> Candidate:
+  versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}
+  options: dict[str, Any] = {}
+  if jax.devices()[0].memory_stats() is not None:  # CPUs have none: the process's peak then
+    options['peak_bytes'] = lambda: jax.devices()[0].memory_stats()['peak_bytes_in_use']
+  return Candidate(run, limit, versions, amount, **options)

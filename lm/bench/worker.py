@@ -1,0 +1,209 @@
+"""A worker: the process of one implementation, which runs it on request and is idle otherwise.
+
+Each implementation has a worker of its own. Peak memory is then its own, and the thread pool of an
+implementation that waits for its turn sleeps. Requests and answers are lines of JSON.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from lm.config import resolve
+from lm.errors import UserError
+from lm.parallel.host import LARGE_PAGES
+
+# Rows and columns of the matrices whose matmul gives the FLOP/s of a device.
+MATMUL_SIZE = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}
+# float32 elements of the buffer that gives the memory bandwidth: 512 MiB, more than caches hold.
+BUFFER_SIZE = 1 << 27
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Sizes of a language model without dropout and of its batch, for training or decoding.
+
+  The model is a GPT-2 (Radford et al. 2019) with tied embeddings. With `d_hidden` it has LSTM
+  layers of that width and an output layer of its own.
+  """
+
+  depth: int
+  d_model: int
+  heads: int
+  vocab_size: int
+  context: int  # tokens of a row in training; in decoding, positions of the model
+  batch_size: int
+  dtype: str  # of activations and matmuls; parameters and optimizer state are float32
+  d_hidden: int = 0
+  prompt: int = 0  # tokens of each prompt, in decoding
+  max_tokens: int = 0  # new tokens of each row, in decoding
+
+  def __str__(self) -> str:
+    decoding = f'prompt {self.prompt}, {self.max_tokens} new tokens'
+    return (
+      f'{self.depth} layers, width {self.d_model}, V {self.vocab_size}, B {self.batch_size}, '
+      f'{decoding if self.max_tokens else f"T {self.context}"}, {self.dtype}'
+    )
+
+  @property
+  def steps(self) -> int:
+    """Steps of one call: the new tokens of a row, or one train step."""
+    return self.max_tokens or 1
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of one step, over all rows."""
+    return self.batch_size * (1 if self.max_tokens else self.context)
+
+
+class Limit(NamedTuple):
+  """An operation that runs at the limit of the device: a large matmul, or a pass over memory."""
+
+  run: Callable[[int], None]  # runs it that many times and returns when all are done
+  amount: float  # FLOPs or bytes of one run
+
+
+def _process_peak() -> int:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Candidate(NamedTuple):
+  """An implementation of a shape's work, ready to run on one device."""
+
+  run: Callable[[int], None]  # makes that many calls and returns when all are done
+  limit: Callable[[], Limit]  # allocates the arrays of the limit, so they are not in `peak_bytes`
+  versions: dict[str, str]
+  amount: float | None = None  # FLOPs or bytes that a call needs; ours gives it
+  peak_bytes: Callable[[], int] = _process_peak  # of the device; of the process on a CPU
+
+
+class Worker:
+  """The parent's side of a worker process; a context manager that ends the process."""
+
+  def __init__(self, name: str, threads: int) -> None:
+    """Starts the process.
+
+    Args:
+      name: of the implementation, for messages.
+      threads: cores that the process may run on.
+    """
+    self.name = name
+    self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed by __exit__)
+    # JAX would take most of a GPU's memory at start-up. All use the large pages of our training.
+    environment = LARGE_PAGES | os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', 'lm.bench.worker', str(threads)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      env=environment,
+      text=True,
+    )
+
+  def __enter__(self) -> 'Worker':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    with contextlib.suppress(BrokenPipeError):
+      self._process.communicate()
+    self._errors.close()
+
+  def __call__(self, **request: Any) -> dict[str, Any]:
+    """Sends a request of `serve` and returns its answer.
+
+    Raises:
+      UserError: the user can fix the cause, such as a missing package.
+      RuntimeError: the request failed; the message has the stack trace.
+    """
+    assert self._process.stdin is not None and self._process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # a dead process gives no answer either
+      self._process.stdin.write(json.dumps(request) + '\n')
+      self._process.stdin.flush()
+    line = self._process.stdout.readline()
+    if not line:
+      self._errors.seek(0)
+      raise RuntimeError(f'{self.name} has ended:\n{self._errors.read()[-4000:]}')
+    answer = json.loads(line)
+    if 'error' not in answer:
+      return answer
+    raise UserError(answer['error']) if answer['user'] else RuntimeError(answer['error'])
+
+
+def serve(requests: Iterable[str]) -> Iterator[str]:
+  """Yields the answer to each request.
+
+  - `{"call": PATH, "arguments": {...}}`: what the function of this import path returns.
+  - `{"build": PATH, "shape": {...}, "platform": NAME}`: makes the Candidate that the function of
+    this path returns; the answer describes it.
+  - `{"kind": "run" or "limit", "times": N}`: seconds of one of N runs in a row.
+
+  An answer has `error` after a failure, and in `user` whether the user can fix it.
+  """
+  runs: dict[str, Callable[[int], None]] = {}
+  for line in requests:
+    try:
+      request = json.loads(line)
+      if 'call' in request:
+        answer = resolve.resolve(request['call'], '--baseline')(**request['arguments'])
+      elif 'build' in request:
+        build = resolve.resolve(request['build'], '--baseline')
+        runs, answer = _prepare(build(Shape(**request['shape']), request['platform']))
+      else:
+        answer = _time(runs[request['kind']], request['times'])
+    except (UserError, ModuleNotFoundError) as e:
+      missing = isinstance(e.__cause__ or e, ModuleNotFoundError)
+      remedy = "; pip install -e '.[baselines]'" if missing else ''
+      answer = {'error': f'{e}{remedy}', 'user': True}
+    except Exception:
+      answer = {'error': traceback.format_exc(), 'user': False}
+    yield json.dumps(answer)
+
+
+def _prepare(candidate: Candidate) -> tuple[dict[str, Callable[[int], None]], dict[str, Any]]:
+  """Compiles; returns what can be run, and a description."""
+  started = time.perf_counter()
+  candidate.run(1)  # compiles
+  first_seconds = time.perf_counter() - started
+  candidate.run(1)
+  description = {
+    'versions': candidate.versions,
+    'first_seconds': first_seconds,
+    'amount': candidate.amount,
+    'peak_bytes': candidate.peak_bytes(),
+  }
+  limit = candidate.limit()
+  limit.run(1)
+  runs = {'run': candidate.run, 'limit': limit.run}
+  return runs, description | {'limit_amount': limit.amount}
+
+
+def _time(run: Callable[[int], None], times: int) -> dict[str, float]:
+  """Returns seconds of one run, and CPU seconds of all.
+
+  One more run comes first and is not timed. While a process waits for its turn the system takes
+  its free memory away, and the first run pays for getting it back. A training does not wait.
+  """
+  used = time.process_time()
+  run(1)
+  started = time.perf_counter()
+  run(times)
+  seconds = (time.perf_counter() - started) / times
+  return {'seconds': seconds, 'cpu_seconds': time.process_time() - used}
+
+
+if __name__ == '__main__':
+  if hasattr(os, 'sched_setaffinity'):
+    # JAX and torch start as many threads as there are cores that they may run on.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+  pipe = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)  # output of libraries must not mix with the answers
+  for answer in serve(sys.stdin):
+    print(answer, file=pipe, flush=True)

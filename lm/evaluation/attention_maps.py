@@ -1,0 +1,181 @@
+"""Attention maps: what the layers and heads of a model look at in a few examples, word by word.
+
+Where there is an encoder beside, it is the decoder's attention to it, while the decoder is given
+the reference: the row of a word shows what was looked at to write it. For other models it is
+self-attention, and the row of a word shows what the word looked at.
+
+Attention from a word is the mean over its tokens, attention to a word their sum (Clark et al. 2019,
+"What Does BERT Look At?", section 4.1). Rows of a whole map sum to 1.
+"""
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from ml_collections import ConfigDict
+
+from lm.components import Components, Inference
+from lm.data import features, prepare
+from lm.data.batches import AnyRows
+from lm.data.rows import Rows
+from lm.decode.loop import bucket, pad_prompts
+from lm.nn.hooks import with_hooks
+from lm.parallel import mesh
+from lm.parallel import mesh as meshes
+from lm.task import Features
+from lm.text.words import group
+from lm.types import Array, Batch, Params
+
+_EXAMPLES = 4
+_SEARCHED = 100  # examples among which short ones are looked for
+_LONGEST = 256  # tokens of an example; attention takes the square of it
+_TEXT = 64  # tokens that are read of a text without a task
+_WORDS = 40  # shown of each axis
+_CELLS = 100_000  # of one example; heads are averaged where there would be more
+
+
+class AttentionMaps:
+  """The maps of the first short examples of an evaluation set.
+
+  Args:
+    config: the whole configuration.
+    name: of the set.
+    functions: whose model has the sites of lm.nn.layers.Attention; one without them has no maps.
+    tokenizer: that of the run.
+    rows: of the set.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    name: str,
+    functions: Components | Inference,
+    tokenizer: tokenizers.Tokenizer,
+    rows: AnyRows,
+  ):
+    self._tokenizer = tokenizer
+    self._examples = _examples(config, name, tokenizer, rows)
+    crossing = bool(self._examples and self._examples[0].source)
+    self._kind = 'cross_attention' if crossing else 'attention'
+    reads = tuple(f'*/{self._kind}/{site}' for site in ('weights', 'values', 'heads'))
+    apply = with_hooks(functions.model)
+    self._rows = mesh.with_mesh(meshes.padded_rows, functions.mesh, functions.rules)
+
+    def read(params: Params, batch: Batch) -> _Weights | None:
+      sites = apply(params, batch, reads=reads)[1]
+      return _weights(sites, batch['segments'], len(self._examples))
+
+    # All devices read the examples together: the parameters stay sharded.
+    self._read = jax.jit(
+      mesh.with_mesh(read, functions.mesh, functions.rules),
+      out_shardings=meshes.replicated(functions.mesh),
+    )
+
+  def __call__(self, params: Params) -> dict[str, Any] | None:
+    """Returns the maps, or None where a model has none.
+
+    Returns:
+      {'kind', 'layers', 'heads', 'examples': [{'queries', 'keys', 'of', 'weights'}]}: `queries` and
+      `keys` are words, `of` how many of each there are in all, and `weights` the base64 of bytes
+      (layers, heads, queries, keys), 255 for 1. `heads` is 0 where there are only their means.
+    """
+    if not self._examples:
+      return None
+    # The last example is repeated until the rows divide over the devices.
+    rows = self._rows(len(self._examples))
+    last = self._examples[-1:]
+    batch = pad_prompts([*self._examples, *last * (rows - len(self._examples))], bucket)
+    batch['examples'] = np.arange(1, rows + 1, dtype=np.int32)[:, None]
+    found = jax.device_get(self._read(params, batch))
+    if found is None or not found.explained:
+      return None
+    examples = [self._map(e, found.weights[:, i]) for i, e in enumerate(self._examples)]
+    layers, _, heads = found.weights.shape[:3]
+    size = {'layers': layers, 'heads': 0 if found.means else heads}
+    return {'kind': self._kind, **size, 'examples': examples}
+
+  def _map(self, example: Features, weights_NHTS: np.ndarray) -> dict[str, Any]:
+    if example.source:
+      sides = example.tokens['targets'], example.source['source']
+    else:
+      sides = example.tokens['inputs'], example.tokens['inputs']
+    queries, keys = (group(self._tokenizer, side.tolist()) for side in sides)
+    by_word = _by_word(weights_NHTS, queries, keys)
+    cells = np.rint(255 * by_word[..., :_WORDS, :_WORDS]).astype(np.uint8)
+    return {
+      'queries': [word for word, _ in queries[:_WORDS]],
+      'keys': [word for word, _ in keys[:_WORDS]],
+      'of': [len(queries), len(keys)],
+      'weights': base64.b64encode(cells.tobytes()).decode(),
+    }
+
+
+def _examples(
+  config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer, rows: AnyRows
+) -> list[Features]:
+  """Returns the first short examples of a set, or the beginnings of its first texts."""
+  data, section = config.data, config.eval.sets[name]
+  if isinstance(rows, Rows):
+    first = (rows[i] for i in range(min(_EXAMPLES, len(rows))))
+    return [
+      Features({'inputs': row['inputs'][row['segments'] == 1][:_TEXT]}, {}, {}) for row in first
+    ]
+  _, converter = features.open_task(data)
+  convert = converter.features(tokenizer, tuple(data.labels), data.context)
+  examples = itertools.islice(
+    prepare.examples(data, section.split, section.source or None), _SEARCHED
+  )
+  made = (found[0] for found in map(convert, examples) if found)
+  limits = {k: (key, min(_LONGEST, most)) for k, (key, most) in features.limits(data).items()}
+  short = (each for each in made if features.fit(each, limits, 'skip') is not None)
+  return list(itertools.islice(short, _EXAMPLES))
+
+
+class _Weights(NamedTuple):
+  """The attention weights of all layers that show them, from the first to the last."""
+
+  weights: Array  # (N, B, H, T, S), or their means over heads, (N, B, 1, T, S)
+  means: Array  # (), whether they are the means
+  explained: Array  # (), whether the outputs of the layers came from these weights
+
+
+def _weights(sites: Mapping[str, Array], segments_BT: Array, examples: int) -> _Weights | None:
+  """Returns the weights of the first examples of a batch, None where there are none.
+
+  An `attend` may mix values by something else than softmax attention, which `explained` shows.
+  """
+  stacked = {}
+  for site in ('weights', 'values', 'heads'):
+    names = sorted((n for n in sites if n.endswith(f'/{site}')), key=lambda n: (len(n), n))
+    # The periods of layers lie on axis 0, and the layers of a period are sites of their own.
+    arrays = [sites[name].astype(jnp.float32) for name in names]
+    arrays = [x if x.ndim == 5 else x[None] for x in arrays]
+    if not arrays or len({x.shape for x in arrays}) > 1:
+      return None
+    flat = jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+    stacked[site] = flat[:, :examples]
+  weights, values, heads = stacked['weights'], stacked['values'], stacked['heads']
+  values = jnp.repeat(values, weights.shape[2] // values.shape[3], axis=3)
+  found = jnp.einsum('nbhts,nbshk->nbthk', weights, values, precision='highest')
+  # As far as bfloat16 reaches. Padding sees nothing, and each `attend` has its own way with that.
+  inside = (segments_BT[:examples] > 0)[None, :, :, None, None]
+  explained = jnp.abs(inside * (found - heads)).max() < 0.02 * jnp.abs(values).max()
+  cells = weights.shape[0] * weights.shape[2] * min(_WORDS, max(weights.shape[3:])) ** 2
+  means = cells > _CELLS
+  shown = weights.mean(2, keepdims=True) if means else weights
+  return _Weights(shown, jnp.array(means), explained)
+
+
+def _by_word(
+  weights_NHTS: np.ndarray,
+  queries: Sequence[tuple[str, list[int]]],
+  keys: Sequence[tuple[str, list[int]]],
+) -> np.ndarray:
+  rows = [weights_NHTS[:, :, indices].mean(2) for _, indices in queries]
+  columns = np.stack(rows, axis=2)
+  return np.stack([columns[..., indices].sum(-1) for _, indices in keys], axis=-1)

@@ -1,0 +1,26 @@
+"""Writes report.html of a run anew: curves, results, samples, configuration, environment, events.
+
+python -m lm.report --workdir=DIR
+
+Training writes it at every evaluation and at its end. This does so at any time, also while
+training goes on, and prints the path.
+"""
+
+from absl import flags
+
+from lm import cli
+from lm.report import page
+from lm.workdir import files
+
+flags.DEFINE_string('workdir', None, "the run's directory")
+
+
+def main(argv: list[str]) -> None:
+  cli.parse(argv)
+  workdir = files.workdir(cli.required('workdir', 'runs/quickstart'))
+  with files.writing(workdir):
+    print(page.write_report(workdir))
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)

@@ -1,0 +1,174 @@
+"""The sections of a report on single examples: what was made of them, and where attention went.
+
+Pure functions from the record to HTML, '' if nothing is to show.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm.report.html import details, embedded, escaped, number, plain, readable, section
+from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir.run_data import RunData
+
+_Directions = Mapping[str, bool | None]
+_SHOWN = 50  # rows of a table at once
+_LONGEST = 800  # characters of a cell
+_COLOURS = 6  # classes `kind0`, `kind1`, ... of report.css
+_ORDER = (
+  '<form class="controls"><label>order <select name="order"><option value="worst">worst first'
+  '</option><option value="best">best first</option><option value="index">as in the set</option>'
+  '</select></label></form>'
+)
+
+
+def outputs(run: RunData) -> str:
+  """The outputs of each set beside their references, sorted by score.
+
+  The page holds the worst, the best and the first 50 of each set; its script shows 50 in the order
+  asked for.
+  """
+  parts = []
+  best = run.setting('checkpoint.best') or 'checkpoint.best'
+  for name, by_step in run.predictions.items():
+    tables = []
+    for i, (step, examples) in enumerate(sorted(by_step.items(), reverse=True)):
+      summary = f'step {step:,}' if i == 0 else f'step {step:,}, the best by {best}'
+      directions = {key.removeprefix(f'eval/{name}/'): d for key, d in run.directions.items()}
+      tables.append(details(summary, _examples(examples, directions), opened=i == 0))
+    parts.append(f'<div class="outputs"><h3>{escaped(name)}</h3>{_ORDER}{"".join(tables)}</div>')
+  return section('Outputs', ''.join(parts)) if parts else ''
+
+
+def attention(run: RunData) -> str:
+  """The attention maps; the page's script draws them from the data embedded here."""
+  return readable('Attention', _maps, run.attention) if run.attention else ''
+
+
+def _maps(maps: Mapping[str, Any]) -> str:
+  kind = {
+    'cross_attention': 'Each row is a word of the reference, with what the decoder looked at in '
+    'the source to write it.',
+    'attention': 'Each row is a word, with what it looked at.',
+  }[maps['kind']]
+  if not maps['heads']:
+    kind += ' The heads of each layer are averaged.'
+  where = f'{escaped(maps["set"])}, step {maps["step"]:,}'
+  choices = ('example', 'layer', 'head')
+  selects = ''.join(f'<label>{c} <select name="{c}"></select></label>' for c in choices)
+  return section(
+    'Attention',
+    f'<p class="none">{where}. {kind}</p>'
+    '<noscript><p class="none">The maps need JavaScript.</p></noscript>'
+    f'<form class="controls">{selects}</form><div id="attention"></div>'
+    + embedded('attention-data', maps),
+  )
+
+
+def _examples(examples: Sequence[EvalExample], directions: _Directions) -> str:
+  if not examples:
+    return '<p class="none">No examples.</p>'
+  ranks = _ranks(examples, directions)
+  count = len(examples)
+  held = [i for i, rank in enumerate(ranks) if min(i, rank, count - 1 - rank) < _SHOWN]
+  held.sort(key=lambda i: ranks[i])
+  kinds = _kinds(examples)
+  head = ''.join(f'<th>{title}</th>' for title in ('', 'source', 'output', 'reference'))
+  scores = ''.join(f'<th class="number">{escaped(name)}</th>' for name in examples[0].scores)
+  body = ''.join(_row(i, ranks[i], examples[i], kinds) for i in held)
+  shown = f', {_SHOWN} shown' if count > _SHOWN else ''
+  return (
+    f'<p class="none">{count:,} examples{shown}</p><div class="table"><table>'
+    f'<thead><tr>{head}{scores}</tr></thead><tbody>{body}</tbody></table></div>'
+  )
+
+
+def _ranks(examples: Sequence[EvalExample], directions: _Directions) -> list[int]:
+  """Returns the rank of each example from the worst, by its first score."""
+
+  def goodness(i: int) -> float:
+    (name, score), *_ = examples[i].scores.items()
+    value = float(score)
+    if math.isnan(value):
+      return -math.inf
+    return -value if directions.get(name) is False else value
+
+  ranks = [0] * len(examples)
+  for rank, i in enumerate(sorted(range(len(examples)), key=goodness)):
+    ranks[i] = rank
+  return ranks
+
+
+def _row(index: int, rank: int, example: EvalExample, kinds: dict[str, int]) -> str:
+  output, reference = example.output, example.reference
+  words = _words(example)
+  if words is not None:
+    cells = [_tagged(words, output, reference, kinds), _tagged(words, reference, reference, kinds)]
+  else:
+    cells = [_cell(output), _cell(reference)]
+  source = '<br>'.join(_cell(part) for part in example.inputs if part != '<|sep|>')
+  scores = ''.join(f'<td class="number">{_score(example, name)}</td>' for name in example.scores)
+  hidden = ' hidden' if rank >= _SHOWN else ''
+  return (
+    f'<tr data-index="{index}" data-rank="{rank}"{hidden}><td class="number">{index + 1}</td>'
+    f'<td>{source}</td><td>{cells[0]}</td><td>{cells[1]}</td>{scores}</tr>'
+  )
+
+
+def _score(example: EvalExample, name: str) -> str:
+  value = float(example.scores[name])
+  if name == 'accuracy' and not isinstance(example.output, list):
+    return '<span class="right">right</span>' if value else '<span class="wrong">wrong</span>'
+  return number(value)
+
+
+def _cell(value: Any) -> str:
+  if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+    value = ' / '.join(value)  # alternatives
+  text = plain(value)
+  return escaped(text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…')
+
+
+def _words(example: EvalExample) -> list[str] | None:
+  """Returns the words that the tags of an example belong to; None where it has none."""
+  tags, inputs = example.output, example.inputs
+  if not isinstance(tags, list) or len(inputs) != 1 or not isinstance(example.reference, list):
+    return None
+  if not all(isinstance(tag, str) for tag in (*tags, *example.reference)):
+    return None
+  for words in (inputs[0].split(' '), list(inputs[0])):
+    if len(words) == len(tags) == len(example.reference):
+      return words
+  return None
+
+
+def _kinds(examples: Sequence[EvalExample]) -> dict[str, int]:
+  """Returns the number of the colour of each kind of tag, such as PER of B-PER and I-PER."""
+  references = (e.reference for e in examples if isinstance(e.reference, list))
+  kinds = {_kind(tag) for tags in references for tag in tags if isinstance(tag, str)} - {''}
+  return {kind: i % _COLOURS for i, kind in enumerate(sorted(kinds))}
+
+
+def _kind(tag: str) -> str:
+  return '' if tag == 'O' else tag[2:] if tag[1:2] == '-' else tag
+
+
+def _tagged(
+  words: Sequence[str], tags: Sequence[str], reference: Sequence[str], kinds: dict[str, int]
+) -> str:
+  """Returns words with their tags in colour, neighbours of a kind together; wrong ones marked."""
+  between = ' ' if any(len(word) > 1 for word in words) else ''
+  begins = itertools.accumulate(tag[:2] in ('B-', 'S-') for tag in tags)
+  keyed = zip(words, tags, reference, begins, strict=True)
+  parts = []
+  for (kind, _), members in itertools.groupby(keyed, lambda m: (_kind(m[1]), m[3])):
+    spelled = between.join(
+      escaped(word) if tag == actual else f'<span class="wrong">{escaped(word)}</span>'
+      for word, tag, actual, _ in members
+    )
+    if kind:
+      colour = kinds.get(kind, 0)
+      spelled = f'<span class="tag kind{colour}">{spelled}<sub>{escaped(kind)}</sub></span>'
+    parts.append(spelled)
+  return between.join(parts)

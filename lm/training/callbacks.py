@@ -1,0 +1,173 @@
+"""Profiling and metric logging of the training loop."""
+
+import contextlib
+import functools
+import io
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from lm.data import batches
+from lm.parallel import hardware
+from lm.types import Array, TrainState
+from lm.workdir.metrics_writer import Metrics
+from lm.workdir.progress import Progress
+
+
+class Profile:
+  """Traces `count` steps from step `first` on into a folder that TensorBoard and Perfetto open."""
+
+  def __init__(self, folder: pathlib.Path, first: int, count: int):
+    self._folder = folder
+    self._first, self._last = first, first + count - 1
+    self._running = self._done = False
+
+  @property
+  def active(self) -> bool:
+    """Whether steps are still to be traced."""
+    return self._first <= self._last and not self._done
+
+  def before(self, steps: range) -> None:
+    """Begins where one of the steps from `steps.start` to `steps.stop` is the first one."""
+    if steps.start < self._first <= min(steps.stop, self._last):
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, steps: range, state: TrainState) -> None:
+    if self._running and steps.stop >= self._last:
+      jax.block_until_ready(state.step)
+      self._stop()
+
+  def close(self) -> str:
+    """Ends a trace that is under way; returns what to tell of one that was asked for in vain."""
+    if self._running:
+      self._stop()
+    if self._first <= self._last and not self._done:
+      return f'--profile: no step was traced: the run ended before step {self._first}'
+    return ''
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self._running, self._done = False, True
+
+
+class _Nowhere(io.StringIO):
+  """A stream that keeps nothing."""
+
+  def write(self, text: str) -> int:
+    return len(text)
+
+
+class Finished(NamedTuple):
+  """Steps of one dispatch that are done."""
+
+  steps: range  # their number, from the step before the first to the last
+  metrics: list[dict[str, float]]  # of each
+
+
+class MetricLogger:
+  """Numbers of a run, to metrics.jsonl and TensorBoard every `log.every` steps, and to stderr.
+
+  Args:
+    config: the whole configuration.
+    workdir: the run's directory.
+    state: where the run takes up.
+    model: may say `flops_per_token(params, context)`, from which the utilisation is found.
+    rows: the training data.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    state: TrainState,
+    model: nn.Module,
+    rows: batches.AnyRows,
+  ):
+    start = int(state.step)
+    self.workdir = workdir
+    flops = getattr(model, 'flops_per_token', None)
+    self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
+    # One process speaks for all.
+    self.progress = Progress(config.steps, start, None if jax.process_index() == 0 else _Nowhere())
+    self._every = config.log.every
+    # What is in the rows, not their size: padding is no work done.
+    self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
+    self._flops_per_token = flops and flops(state.params, config.data.context)
+    self._peak_flops = hardware.peak_flops(jax.devices()[0].device_kind)
+    self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
+    self._pending: tuple[range, Mapping[str, Array]] | None = None
+    # Step and time of the last line; none until the first steps, which hold the compilation, end.
+    self._since: tuple[int, float] | None = None
+    self._excluded = 0.0  # seconds since then that were not training
+    self.data_seconds = 0.0  # seconds since then that the loop waited for a batch
+
+  def steps(self, steps: range, metrics: Mapping[str, Array]) -> Finished | None:
+    """Takes the metrics of steps that were just started; reports those before as `flush`."""
+    finished = self.flush()
+    self._pending = (steps, metrics)
+    return finished
+
+  def flush(self) -> Finished | None:
+    """Waits for the steps that are under way, reports them and returns their metrics."""
+    if self._pending is None:
+      return None
+    steps, metrics = self._pending
+    self._pending = None
+    stacked = jax.device_get(dict(metrics))
+    at = [{name: float(x[i]) for name, x in stacked.items()} for i in range(len(steps))]
+    told = [step for step in range(steps.start + 1, steps.stop + 1) if step % self._every == 0]
+    for step in told:
+      # Of the steps of one dispatch, no one knows how long each took.
+      self._write(step, at[step - steps.start - 1], steps.stop if step == told[-1] else None)
+    if not told:
+      self.progress.update(steps.stop, {})
+    return Finished(steps, at)
+
+  @contextlib.contextmanager
+  def excluded(self) -> Iterator[None]:
+    """Leaves what happens inside out of the throughput, and of the time that is left."""
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      seconds = time.perf_counter() - start
+      self._excluded += seconds
+      self.progress.exclude(seconds)
+
+  def restart_clock(self, step: int) -> None:
+    """Measures throughput from the end of this step on: the first one holds the compilation."""
+    self._since = (step, time.perf_counter())
+    self._excluded = self.data_seconds = 0.0
+
+  def close(self) -> None:
+    self.metrics.close()
+    self.progress.close()
+
+  def _write(self, step: int, values: Mapping[str, float], reached: int | None) -> None:
+    row = {f'train/{name}': value for name, value in values.items() if name != 'streak'}
+    row['train/epoch'] = self._epoch(step)
+    shown = {'loss': values['loss']} if 'loss' in values else {}
+    if reached is not None and self._since is not None:
+      now, steps = time.perf_counter(), reached - self._since[0]
+      seconds = max(1e-9, now - self._since[1] - self._excluded)
+      shown['tokens/s'] = row['train/tokens_per_second'] = steps * self._tokens_per_step / seconds
+      row['train/step_seconds'] = seconds / steps
+      row['train/data_seconds'] = self.data_seconds / steps
+      utilisation = self._utilisation(row['train/tokens_per_second'])
+      if utilisation is not None:
+        shown['MFU'] = row['train/mfu'] = utilisation
+      self._since = (reached, now)
+      self._excluded = self.data_seconds = 0.0
+    self.metrics.write(step, row)
+    self.progress.update(step, shown)
+
+  def _utilisation(self, tokens_per_second: float) -> float | None:
+    if self._flops_per_token is None or self._peak_flops is None:
+      return None
+    return self._flops_per_token * tokens_per_second / jax.device_count() / self._peak_flops

@@ -1,0 +1,164 @@
+"""What is kept when a run stops because its steps are not finite."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm.components import Components
+from lm.data import batches
+from lm.errors import UserError
+from lm.optim.wrappers import multipliers, path_mask, path_name
+from lm.parallel import mesh, multihost
+from lm.parallel.mesh import with_mesh
+from lm.training.train_step import OF_THE_STEP, draw_key, gradients
+from lm.types import Array, Batch, Objective, Params, TrainState
+
+
+def write(
+  workdir: pathlib.Path,
+  step: int,
+  values: Mapping[str, float],
+  functions: Components,
+  seed: int,
+  state: TrainState,
+  batch: Batch,
+) -> pathlib.Path:
+  """Writes workdir/nonfinite/STEP.json and the batch as STEP.npz; returns the first.
+
+  The file names the metrics, and the parameters and gradients that hold values which are not
+  finite, found by taking the gradient of the batch once more.
+
+  Args:
+    step: the step that ended the streak; `values` are its metrics and `batch` its batch.
+    state: after it or a few steps later (`parameters_after_step`): older states are given away.
+  """
+  folder = workdir / 'nonfinite'
+  arrays: dict[str, Any] = {k: np.asarray(x) for k, x in mesh.gather_to_local_device(batch).items()}
+  key = draw_key(jax.random.fold_in(jax.random.key(seed), step - 1))
+  sample = functions.objective.sample
+  batch = batch if sample is None else sample(batch, key)
+  found = with_mesh(gradients, functions.mesh, functions.rules)
+  grads, terms = jax.jit(
+    lambda params, batch: found(functions.objective, functions.apply, params, batch, None)
+  )(state.params, batch)
+  record = {
+    'step': step,
+    'parameters_after_step': int(state.step),
+    'metrics': {name: repr(value) for name, value in values.items()},
+    'terms_without_dropout': {name: repr(float(value)) for name, value in terms.items()},
+    'parameters': _not_finite(state.params),
+    'gradients': _not_finite(grads),
+  }
+  file = folder / f'{step}.json'
+  if multihost.is_primary():
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f'{step}.npz', **arrays)
+    file.write_text(json.dumps(record, indent=2) + '\n')
+  return file
+
+
+def _not_finite(tree) -> dict[str, int]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  count = jax.jit(lambda x: jnp.sum(~jnp.isfinite(x)))  # a leaf may lie on several hosts
+  counts = {path_name(path): int(count(x)) for path, x in leaves}
+  return {name: count for name, count in counts.items() if count}
+
+
+_LOSS = 'loss'  # the name of the loss to `allow_zero`
+
+
+def check_targets(
+  rows: batches.AnyRows, transforms: Sequence[batches.Transform], config: ConfigDict
+) -> None:
+  """Raises UserError where no target of the first batch counts."""
+  first = batches.batch_at(rows, transforms, config.batch_size, config.seed, 0)
+  weights = first.get('weights')
+  if weights is not None and not np.any(weights) and not _allowed(config, _LOSS):
+    raise UserError(
+      'data: the weights of all targets in the first batch are 0, so that there is nothing to '
+      'train on; see the weights that data.convert gives, data.transforms and data.too_long, or '
+      f'{_how(_LOSS)}'
+    )
+
+
+def check_loss(
+  step: int,
+  values: Mapping[str, float],
+  objective: Objective,
+  batch: Callable[[], Batch],
+  config: ConfigDict,
+) -> None:
+  """Raises UserError where the loss of a step is exactly 0.
+
+  Args:
+    step: its number.
+    values: its metrics, of which those that are not of every step are the terms of its loss.
+    objective: the run's.
+    batch: returns its batch, to find the cause.
+    config: the whole configuration.
+  """
+  terms = [value for name, value in values.items() if name not in OF_THE_STEP]
+  if any(terms) or _allowed(config, _LOSS):
+    return
+  weights = mesh.gather_to_local_device(dict(objective.normalizers(batch())))
+  cause = 'though there are targets that count'
+  if not any(float(weight) for weight in weights.values()):
+    cause = 'for no target of its batch has a weight above 0'
+  raise UserError(f'objective: the loss of step {step} is exactly 0, {cause}; {_how(_LOSS)}')
+
+
+def check_gradients(params: Params, zeros: Array, config: ConfigDict) -> None:
+  """Raises UserError where the gradient of a parameter that is trained is 0 in the first step.
+
+  Args:
+    params: of any step.
+    zeros: (L,), which of their leaves had a gradient of 0.
+    config: the whole configuration, of which optim says what is not trained.
+  """
+  names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  moves = jax.tree.leaves(_moves(params, config.optim))
+  vanished = [
+    name
+    for name, zero, moved in zip(names, np.asarray(zeros), moves, strict=True)
+    if zero and moved and not _allowed(config, name)
+  ]
+  if vanished:
+    more = f' and of {len(vanished) - 1} more' if len(vanished) > 1 else ''
+    raise UserError(
+      f'model: the gradient of {vanished[0]}{more} is exactly 0 in step 1: the loss does not '
+      'depend on it; see how the objective and the model use it, freeze it by optim.freeze, or '
+      f'{_how(vanished[0])}'
+    )
+
+
+def _moves(params: Params, optim: ConfigDict) -> Params:
+  """Returns a tree of booleans: whether the optimizer changes each parameter."""
+  freeze = optim.get('freeze')
+  frozen = path_mask(params, freeze, 'freeze') if freeze else jax.tree.map(lambda _: False, params)
+  rates = multipliers(params, 1.0, tuple(optim.get('rates') or ()))
+  return jax.tree.map(lambda f, rate: bool(np.any(rate)) and not f, frozen, rates)
+
+
+def _allowed(config: ConfigDict, name: str) -> bool:
+  pattern = config.get('allow_zero')  # which older configs lack
+  return bool(pattern) and re.search(pattern, name) is not None
+
+
+def _how(name: str) -> str:
+  return f"allow it by --config.allow_zero='{name}'"
+
+
+def check_pattern(config: ConfigDict) -> None:
+  """Raises UserError where `allow_zero` is no regular expression."""
+  pattern: Any = config.get('allow_zero') or ''
+  try:
+    re.compile(pattern)
+  except re.error as e:
+    raise UserError(f'allow_zero={pattern!r} is no regular expression: {e}') from e

@@ -1,0 +1,141 @@
+"""Early stopping: a run ends when a metric has not improved for some evaluations.
+
+Goodfellow et al. 2016 (Deep Learning), algorithm 7.1.
+
+What was seen travels with the checkpoints, so that a run which is resumed stops where one that was
+never interrupted does. A step is saved before it is evaluated; its checkpoint holds what was seen
+up to the evaluation before, and a resumed run takes in the one of the step itself again.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from lm.errors import UserError, did_you_mean
+
+
+class Stopping(NamedTuple):
+  """What has been seen of a metric."""
+
+  metric: str
+  best: float | None = None  # the last value that was an improvement; None before the first one
+  best_step: int | None = None
+  since: int = 0  # evaluations after it
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError when the section `stop` of a config is wrong."""
+  stop, metric = config.stop, _metric(config)
+  if stop.patience < 0:
+    raise UserError(f'stop.patience={stop.patience} is no number of evaluations; 0 is for never')
+  if not 0 <= stop.least < math.inf:
+    raise UserError(f'stop.least={stop.least} is not 0 or more')
+  known = [f'eval/{name}/' for name in config.eval.sets]
+  known += ['eval/vectors/'] if config.eval.vectors else []
+  if stop.patience and not metric.startswith(tuple(known)):
+    there = ', '.join(f'{name}...' for name in known)
+    there = there or 'none, for eval.sets and eval.vectors are empty'
+    raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {there}')
+
+
+def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -> None:
+  """Raises UserError where the run goes by a metric that is not there or has no direction.
+
+  Args:
+    config: the whole configuration.
+    directions: of all metrics of the evaluations, by name.
+  """
+  monitored = {}
+  best = config.checkpoint.best
+  # A run without sets may have no metric with a direction: then no checkpoint is kept as the best.
+  directed = any(direction is not None for direction in directions.values())
+  if config.checkpoint.keep_best and (best in directions or config.eval.sets or directed):
+    monitored['checkpoint.best'] = best
+  if config.stop.patience:
+    monitored[_key(config)] = _metric(config)
+  for key, metric in monitored.items():
+    if directions.get(metric) is not None:
+      continue
+    if metric in directions:
+      raise UserError(
+        f'{key}={metric!r}: nothing says whether its highest value is the best; the builder of the '
+        f'metric says it, Metric(..., higher_is_better={{{metric.rpartition("/")[2]!r}: True}})'
+      )
+    known = ', '.join(name for name, direction in directions.items() if direction is not None)
+    remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.best' else ''
+    raise UserError(
+      f'{key}={metric!r} is no metric of this run{did_you_mean(metric, directions)}; there are '
+      f'{known or "none"}{remedy}'
+    )
+
+
+def restore(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | None:
+  """Returns what was seen before, or where to begin; None for a run that does not stop early.
+
+  What a checkpoint saved of another metric does not count.
+  """
+  if not config.stop.patience:
+    return None
+  metric = _metric(config)
+  return Stopping(**saved) if saved and saved['metric'] == metric else Stopping(metric)
+
+
+def update(
+  seen: Stopping,
+  step: int,
+  values: Mapping[str, float],
+  config: ConfigDict,
+  higher_is_better: bool,
+) -> Stopping:
+  """Returns what has been seen after an evaluation. What is not finite is never an improvement.
+
+  Args:
+    seen: before it.
+    step: that was evaluated.
+    values: by name.
+    config: the whole configuration.
+    higher_is_better: the direction of the metric.
+
+  Raises:
+    UserError: the metric is not among the values.
+  """
+  if seen.metric not in values:
+    known = ', '.join(sorted(values))
+    raise UserError(
+      f'{_key(config)}={seen.metric!r} was not found{did_you_mean(seen.metric, values)}; '
+      f'the evaluation has {known}'
+    )
+  value = float(values[seen.metric])
+  if math.isfinite(value) and _gain(seen, value, higher_is_better) > config.stop.least:
+    return Stopping(seen.metric, value, step)
+  return seen._replace(since=seen.since + 1)
+
+
+def _gain(seen: Stopping, value: float, higher_is_better: bool) -> float:
+  if seen.best is None:
+    return math.inf
+  return value - seen.best if higher_is_better else seen.best - value
+
+
+def should_stop(seen: Stopping | None, config: ConfigDict) -> bool:
+  """Returns whether the patience has run out."""
+  return seen is not None and seen.since >= config.stop.patience
+
+
+def line(seen: Stopping, step: int) -> str:
+  """Returns why a run has stopped, as one line."""
+  best = 'it was never finite'
+  if seen.best is not None:
+    best = f'its best was {seen.best:.4g} at step {seen.best_step}'
+  evaluations = f'{seen.since} evaluations' if seen.since != 1 else '1 evaluation'
+  return f'stopped early at step {step}: {seen.metric} is no better since {evaluations}; {best}'
+
+
+def _metric(config: ConfigDict) -> str:
+  return config.stop.metric or config.checkpoint.best
+
+
+def _key(config: ConfigDict) -> str:
+  return 'stop.metric' if config.stop.metric else 'checkpoint.best, which stop.metric follows,'

@@ -1,0 +1,273 @@
+"""The one train step, for every objective, compiled once for any mesh."""
+
+import functools
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm.components import Components
+from lm.errors import UserError
+from lm.parallel import mesh as meshes
+from lm.types import Apply, Array, Batch, Objective, Params, TrainState
+
+# Of the metrics of a step, (L,): 1 for each leaf of the parameters whose gradient is 0, else 0.
+ZERO_GRADIENTS = 'zero_gradients'
+# The other metrics of a step that are no terms of its loss.
+OF_THE_STEP = ('gradient_norm', 'learning_rate', 'skipped', 'streak')
+# What is derived from the key of a step, each by a number of its own. Dropout of a batch that is
+# taken at once uses the key itself, which Flax derives further by a hash of each module's path.
+_DRAW, _PARTS = 1, 2
+
+Metrics = dict[str, Array]
+StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def check_step(
+  train_steps: StepFunction, components: Components, state: TrainState, batch: Mapping[str, Any]
+) -> Any:
+  """Traces a step without computing anything, so that what is wrong with it shows at start-up.
+
+  Args:
+    train_steps: from `make_train_steps`; the first step takes this trace and makes none.
+    components: those that it is made of.
+    state: abstract.
+    batch: arrays, or their shapes, of the steps of one dispatch on a first axis.
+
+  Returns:
+    The `jax.stages.Traced`, None without jit.
+
+  Raises:
+    UserError: from the components of the config.
+  """
+  if jax.config.jax_disable_jit:  # to look at real values; here there are none
+    return None
+  # With the sharding that real batches have: else JAX takes them for other arguments.
+  rows = meshes.batch_sharding(components.mesh, components.rules, stacked=True)
+  shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
+  return train_steps.trace(state, shapes)  # type: ignore[attr-defined]
+
+
+def init_train_state(components: Components, key: Array) -> tuple[TrainState, TrainState]:
+  """Initialises the state in place on the mesh.
+
+  Returns:
+    The state, and the abstract state that says the shape, type and sharding of its leaves.
+  """
+  abstract, shardings = abstract_state(components)
+  make = jax.jit(
+    lambda k: _train_state(components, nn.unbox(components.init(k))), out_shardings=shardings
+  )
+  return make(key), abstract
+
+
+def init_some(
+  components: Components, key: Array, abstract: Params, paths: Collection[str]
+) -> dict[str, Array]:
+  """Returns some parameters by path as `init_state` initializes them; no others are held."""
+  shardings = flatten_dict(jax.tree.map(lambda x: x.sharding, abstract), sep='/')
+
+  def some(key: Array) -> dict[str, Array]:
+    params = flatten_dict(nn.unbox(components.init(key)), sep='/')
+    return {path: params[path] for path in paths}
+
+  return jax.jit(some, out_shardings={path: shardings[path] for path in paths})(key)
+
+
+def start_train_state(components: Components, params: Params, abstract: TrainState) -> TrainState:
+  """Returns the state of a run that begins with these parameters, which are given away."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  make = jax.jit(
+    functools.partial(_train_state, components), out_shardings=shardings, donate_argnums=0
+  )
+  return make(params)
+
+
+def abstract_state(components: Components) -> tuple[TrainState, TrainState]:
+  """Returns the abstract state and the shardings of its leaves, without computing anything."""
+  boxed = jax.eval_shape(lambda k: _train_state(components, components.init(k)), jax.random.key(0))
+  shardings = meshes.shardings(boxed, components.mesh, components.rules)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+  )
+  return abstract, shardings
+
+
+def _train_state(components: Components, params: Params) -> TrainState:
+  # One buffer each: the state is donated, and a buffer can be given away only once.
+  counters = {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'streak')}
+  return TrainState(
+    **counters, params=params, opt_state=components.optimizer.transformation.init(params)
+  )
+
+
+def make_train_step(
+  components: Components, seed: int, microbatches: int, state: TrainState
+) -> StepFunction:
+  """Returns the jitted `(state, batch) -> (state, metrics)`, which donates the old state.
+
+  The new state has the shardings of the old one, which `state` gives.
+
+  A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is
+  counted. Metrics are float32 scalars: each term's mean, `gradient_norm`, `learning_rate`,
+  `skipped` and `streak`; and ZERO_GRADIENTS, an array. The rate is that of the update: a skipped
+  step does not count for its schedule.
+  """
+  one = components.train_step(components, seed, microbatches)
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    return one(state, _sample(components, seed, state.step, batch))
+
+  rows = meshes.batch_sharding(components.mesh, components.rules)
+  return _jitted(step, components, state, rows)
+
+
+def make_train_steps(
+  components: Components, seed: int, microbatches: int, state: TrainState
+) -> StepFunction:
+  """Returns `make_train_step` for several steps in one dispatch, one after another.
+
+  Batches are stacked on a first axis, and so are the metrics. A small step takes less time than
+  its dispatch from the host, which is paid once here. What is random in the batches is sampled for
+  all of them together, before the first step.
+  """
+  one = components.train_step(components, seed, microbatches)
+
+  def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    count = jax.tree.leaves(batches)[0].shape[0]
+    sample = functools.partial(_sample, components, seed)
+    return jax.lax.scan(one, state, jax.vmap(sample)(state.step + jnp.arange(count), batches))
+
+  rows = meshes.batch_sharding(components.mesh, components.rules, stacked=True)
+  return _jitted(steps, components, state, rows)
+
+
+def _sample(components: Components, seed: int, step: Array, batch: Batch) -> Batch:
+  """Returns the batch of a step, counted from 0, with its random parts."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  sample = components.objective.sample
+  return batch if sample is None else sample(batch, draw_key(key))
+
+
+def _jitted(
+  function: StepFunction, components: Components, state: TrainState, rows: NamedSharding
+) -> StepFunction:
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  replicated = NamedSharding(components.mesh, PartitionSpec())
+  return jax.jit(
+    function,
+    in_shardings=(shardings, rows),
+    out_shardings=(shardings, replicated),
+    donate_argnums=0,
+  )
+
+
+def train_step(components: Components, seed: int, microbatches: int) -> StepFunction:
+  """Returns the default `(state, batch) -> (state, metrics)`, to be jitted.
+
+  `objective.train_step` of a config names this function or another one with its signature.
+  """
+  transformation = optax.with_extra_args_support(components.optimizer.transformation)
+  schedule = components.optimizer.schedule
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    objective, apply = components.objective, components.apply
+    grads, terms = gradients(objective, apply, state.params, batch, key, microbatches)
+    squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
+    norm = jnp.sqrt(jax.tree.reduce(operator.add, squares))
+    finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
+
+    def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
+      updates, opt_state = transformation.update(grads, opt_state, params, gradient_norm=norm)
+      return optax.apply_updates(params, updates), opt_state
+
+    def keep(params: Params, opt_state: Any) -> tuple[Params, Any]:
+      return params, opt_state
+
+    # A branch and not a choice leaf by leaf, which would hold old and new state at once.
+    params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
+    new = TrainState(
+      step=state.step + 1,
+      skipped=state.skipped + ~finite,
+      streak=jnp.where(finite, 0, state.streak + 1),
+      params=params,
+      opt_state=opt_state,
+    )
+    metrics = terms | {
+      'gradient_norm': norm,
+      'learning_rate': schedule(state.step - state.skipped),
+      'skipped': new.skipped,
+      'streak': new.streak,
+      ZERO_GRADIENTS: jnp.stack(jax.tree.leaves(squares)) == 0,
+    }
+    return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+  return meshes.with_mesh(step, components.mesh, components.rules)
+
+
+def draw_key(key: Array) -> Array:
+  """Returns the key of what is random in the batch of a step, whose key is given."""
+  return jax.random.fold_in(key, _DRAW)
+
+
+def part_key(key: Array, index: Array | int) -> Array:
+  """Returns the key of a microbatch of a step, whose key is given."""
+  return jax.random.fold_in(jax.random.fold_in(key, _PARTS), index)
+
+
+def gradients(
+  objective: Objective,
+  apply: Apply,
+  params: Params,
+  batch: Batch,
+  key: Array | None,
+  microbatches: int = 1,
+) -> tuple[Params, dict[str, Array]]:
+  """Returns the gradient of the sum of the terms' means, and the means.
+
+  The weights of the whole batch are known before the pass, so the sum over microbatches is
+  the gradient of the large batch.
+  """
+  weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}
+
+  def check_names(sums: dict[str, Array]) -> None:
+    if sums.keys() != weights.keys():
+      raise UserError(
+        f'objective.fn: its sums are called {", ".join(sorted(sums)) or "nothing"} and its weights '
+        f'{", ".join(sorted(weights)) or "nothing"}; each sum needs the weight of its name'
+      )
+
+  def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
+    sums = objective.loss_sums(apply, params, part, key)
+    check_names(sums)
+    means = {name: value / weights[name] for name, value in sums.items()}
+    return sum(means.values(), jnp.zeros(())), means
+
+  differentiate = jax.grad(loss, has_aux=True)
+  if microbatches == 1:
+    return differentiate(params, batch, key)
+
+  def body(carry, xs):
+    part, i = xs
+    of_part = None if key is None else part_key(key, i)
+    return jax.tree.map(jnp.add, carry, differentiate(params, part, of_part)), None
+
+  parts = jax.tree.map(lambda x: _split(x, microbatches), batch)
+  zero = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts), key),
+  )
+  total, _ = jax.lax.scan(body, zero, (parts, jnp.arange(microbatches)))
+  return total
+
+
+def _split(x: Array, parts: int) -> Array:
+  # Row r goes to part r % parts, so that each part stays spread over all devices.
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

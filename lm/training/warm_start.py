@@ -1,0 +1,340 @@
+"""Tables whose rows are words, from one vocabulary to another."""
+
+import collections
+import contextlib
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tokenizers
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from lm.components import Components
+from lm.errors import UserError, first_line
+from lm.optim.wrappers import parse_rules
+from lm.parallel import multihost
+from lm.text.tokenizers import vocabulary_size
+from lm.text.vocabulary import words_of
+from lm.training.train_step import init_some, init_train_state, start_train_state
+from lm.types import Array, Params, TrainState
+from lm.workdir import experiment, files
+from lm.workdir.checkpoints import Checkpoints, tree_difference
+from lm.workdir.load import best_step
+
+
+class Alignment(NamedTuple):
+  """Which rows of a new table have a row in an old one, by the words of both vocabularies.
+
+  Attributes:
+    new: (N,) rows of the new table.
+    old: (N,) rows of the old one, of the same words.
+    missing: words of the new vocabulary that the old one lacks, in order.
+  """
+
+  new: np.ndarray
+  old: np.ndarray
+  missing: tuple[str, ...]
+
+
+def align(there: tokenizers.Tokenizer, here: tokenizers.Tokenizer) -> Alignment:
+  """Returns where the words of a vocabulary are in another one."""
+  old, words = there.get_vocab(), words_of(here)
+  pairs = [(i, old[word]) for word, i in words.items() if word in old]
+  new_N, old_N = np.array(pairs, np.int32).reshape(-1, 2).T
+  return Alignment(new_N, old_N, tuple(word for word in words if word not in old))
+
+
+def remap_rows(read_VD: Array, drawn_VD: Array, rows: Alignment) -> np.ndarray:
+  """Returns a drawn table with the rows that were read in the places of their words.
+
+  They are scaled together to the root mean square of the rows that they replace: the model was made
+  for vectors of that length, and directions are what was learned.
+  """
+  taken_ND = np.asarray(read_VD, np.float32)[rows.old]
+  table_VD = np.array(drawn_VD)
+  length = np.sqrt(np.mean(np.square(taken_ND, dtype=np.float64))) or 1.0
+  wanted = np.sqrt(np.mean(np.square(table_VD[rows.new], dtype=np.float64)))
+  table_VD[rows.new] = taken_ND * np.float32(wanted / length)
+  return table_VD
+
+
+_ROWS, _WORDS = '[rows]', '[words]'
+_TABLE = re.compile(r'embedding$')  # paths of tables whose rows are the vocabulary's tokens
+
+
+class Taken(NamedTuple):
+  """What a run has taken from another one."""
+
+  source: str  # its workdir
+  step: int  # of its checkpoint
+  taken: int  # parameters, whole or their first rows
+  fresh: tuple[str, ...]  # paths of those that stay as they were drawn
+  unread: tuple[str, ...]  # paths of the source's that nothing takes
+  words: Alignment | None = None  # of vocabularies, where rows went by their words
+  why: str = ''  # this step, where `init.step` names none
+
+  def line(self) -> str:
+    """Returns all of it as one line."""
+    kept = f', {len(self.fresh)} drawn afresh ({_some(self.fresh)})' if self.fresh else ''
+    left = f'; {len(self.unread)} there are not taken ({_some(self.unread)})' if self.unread else ''
+    words = ''
+    if self.words is not None:
+      there, lacking = len(self.words.new), self.words.missing
+      words = f'; {there:,} of {there + len(lacking):,} words are there at the length drawn'
+      words += f', {len(lacking):,} as drawn ({_some(lacking)})' if lacking else ''
+    why = f' ({self.why})' if self.why else ''
+    which = f'step {self.step} of {self.source}{why}'
+    return f'{self.taken} parameters from {which}{kept}{left}{words}'
+
+  def fields(self) -> dict[str, Any]:
+    """Returns what the event of it says."""
+    # Not 'step', which would be one of this run.
+    where = {'source': self.source, 'source_step': self.step}
+    counts = {'taken': self.taken, 'fresh': len(self.fresh), 'unread': len(self.unread)}
+    if self.words is not None:
+      counts |= {'words': len(self.words.new), 'missing_words': len(self.words.missing)}
+    return where | counts
+
+
+class _Origin(NamedTuple):
+  """Where a parameter comes from."""
+
+  path: str  # in the source
+  rows: str = ''  # '[rows]' for the first rows alone, '[words]' for those of the same words
+
+
+def initial_state(
+  config: ConfigDict,
+  functions: Components,
+  tokenizer: tokenizers.Tokenizer,
+  abstract: TrainState,
+) -> tuple[TrainState, Taken | None]:
+  """Returns the state that a run begins with, writing nothing.
+
+  Args:
+    config: the whole configuration; where `init.workdir` names another run, parameters are taken
+      from it.
+    functions: those of the config.
+    tokenizer: that of the run.
+    abstract: the shapes, types and shardings of the state.
+
+  Returns:
+    The state, and what was taken from another run.
+
+  Raises:
+    UserError: the other run is not there, or its parameters or tokens are not those of this one.
+  """
+  key = jax.random.key(config.seed)
+  if not config.init.workdir:
+    return init_train_state(functions, key)[0], None
+  draw = functools.partial(init_some, functions, key, abstract.params)
+  params, taken = take(config.init, draw, abstract.params, tokenizer)
+  return start_train_state(functions, params, abstract), taken
+
+
+def check(section: ConfigDict) -> None:
+  """Raises UserError where `init` of a config says how to take parameters, and from no run."""
+  if not section.workdir:
+    for key in ('step', 'rules'):
+      if section[key]:
+        raise UserError(
+          f'init.{key}={section[key]!r}: init.workdir, the run to take from, is empty'
+        )
+
+
+def take(
+  section: ConfigDict,
+  draw: Callable[[Collection[str]], Mapping[str, Array]],
+  abstract: Params,
+  tokenizer: tokenizers.Tokenizer,
+) -> tuple[Params, Taken]:
+  """Returns the parameters of another run in their places, and new ones where it has none.
+
+  Only what stays as it was initialized, in part at least, is initialized: at no time are there two
+  copies of all parameters.
+
+  Args:
+    section: `init` of a config, which names the run.
+    draw: initializes the parameters of some paths from the seed.
+    abstract: the shapes, types and shardings of all parameters.
+    tokenizer: that of the run that begins.
+
+  Raises:
+    UserError: as `initial_state`.
+  """
+  root = files.workdir(section.workdir, 'init.workdir', multihost.process_index_and_count()[0])
+  if not (root / 'config.json').is_file():
+    raise UserError(f'init.workdir={section.workdir!r}: no run there (config.json is missing)')
+  wanted = flatten_dict(abstract, sep='/')
+  checkpoints = Checkpoints(root)
+  try:
+    step, why = multihost.broadcast_from_primary(_step(checkpoints, section, root))
+    with _undamaged(section, step):
+      shapes = checkpoints.shapes(step, 'params')
+    origins = _origins(wanted, shapes, section, step)
+    _check_tokens(origins, root, tokenizer)
+    by_words = any(origin.rows == _WORDS for origin in origins.values())
+    words = align(experiment.open_tokenizer(root), tokenizer) if by_words else None
+    if words is not None and not len(words.new):
+      raise UserError(f'init.workdir={section.workdir!r}: the vocabularies have no word in common')
+    with _undamaged(section, step):
+      restored = checkpoints.restore_some(step, _targets(origins, wanted, shapes))
+  finally:
+    checkpoints.close()
+  in_part = [path for path, origin in origins.items() if origin.rows]
+  params = dict(draw([*(wanted.keys() - origins.keys()), *in_part]))
+  uses = collections.Counter(origin.path for origin in origins.values())
+  for path, origin in origins.items():
+    read = restored[origin.path]
+    uses[origin.path] -= 1
+    if not origin.rows and not uses[origin.path]:
+      params[path] = jax.device_put(restored.pop(origin.path), wanted[path].sharding)
+    elif not origin.rows:  # a parameter of its own: each is given away
+      params[path] = jax.device_put(read, wanted[path].sharding, may_alias=False)
+    else:
+      params[path] = _placed(read, params[path], origin.rows, words)
+  kept = tuple(sorted(wanted.keys() - origins.keys()))
+  unread = tuple(sorted(shapes.keys() - {origin.path for origin in origins.values()}))
+  taken = Taken(str(root.resolve()), step, len(origins), kept, unread, words, why)
+  return unflatten_dict(params, sep='/'), taken
+
+
+@contextlib.contextmanager
+def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
+  try:
+    yield
+  except Exception as e:  # whatever Orbax and its storage make of damaged files
+    raise UserError(
+      f'init.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
+      'init.step names another one'
+    ) from e
+
+
+def _step(checkpoints: Checkpoints, section: ConfigDict, root: pathlib.Path) -> tuple[int, str]:
+  """Returns the step to take, and why where `init.step` names none: the rule of all programs."""
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError(f'init.workdir={section.workdir!r}: no checkpoint there')
+  if section.step is None:
+    best, why = best_step(root, steps, _monitored(root, section))
+    return (steps[-1] if best is None else best), why
+  if section.step not in steps:
+    known = ', '.join(map(str, steps))
+    raise UserError(f'init.step={section.step}: {section.workdir} has checkpoints at {known}')
+  return section.step, ''
+
+
+def _monitored(root: pathlib.Path, section: ConfigDict) -> str:
+  """Returns the metric of the best checkpoint; configs of other versions of lm have it too."""
+  try:
+    config = experiment.from_json((root / 'config.json').read_text('utf-8'))
+    return config.checkpoint.best
+  except (OSError, ValueError, AttributeError) as e:
+    raise UserError(
+      f'init.workdir={section.workdir!r}: its config.json says no checkpoint.best '
+      f'({first_line(e)}); init.step names a checkpoint'
+    ) from e
+
+
+def _origins(
+  wanted: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]],
+  section: ConfigDict,
+  step: int,
+) -> dict[str, _Origin]:
+  """Returns where each parameter comes from that does not stay as it was drawn."""
+  rename = _renaming(section.rules, wanted)
+  renamed = {path: rename(path) for path in wanted}
+  origins = {path: origin for path, origin in renamed.items() if origin is not None}
+  needed: dict[str, tuple[int, ...]] = {}
+  for path, origin in origins.items():
+    shape = tuple(wanted[path].shape)
+    there = shapes.get(origin.path)
+    if origin.rows and there is not None:
+      shape = there[:1] + shape[1:]
+    if needed.get(origin.path) in (None, there):  # of two that disagree, the one that is wrong
+      needed[origin.path] = shape
+  difference = tree_difference(shapes, needed, tell_extra=not section.rules)
+  if difference:
+    raise UserError(
+      f'init.workdir={section.workdir!r}: step {step} does not fit the model: {difference}; '
+      'init.rules say what differs'
+    )
+  if not origins:
+    raise UserError(f'init.rules={tuple(section.rules)!r} leave nothing to take')
+  return origins
+
+
+def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Origin | None]:
+  """Returns path -> where the parameter comes from, None for one that stays as it was drawn."""
+  parsed = parse_rules(rules, 'init.rules', paths)
+
+  def rename(path: str) -> _Origin | None:
+    for pattern, replacement in parsed:
+      if found := pattern.search(path):
+        if not replacement:
+          return None
+        try:
+          middle = found.expand(replacement)
+        except (re.error, IndexError) as e:
+          raise UserError(f'init.rules: {replacement!r} replaces nothing: {e}') from e
+        there = path[: found.start()] + middle + path[found.end() :]
+        rows = next((mark for mark in (_ROWS, _WORDS) if there.endswith(mark)), '')
+        return _Origin(there.removesuffix(rows), rows)
+    return _Origin(path)
+
+  return rename
+
+
+def _targets(
+  origins: Mapping[str, _Origin],
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what to read of the source, and where to put it."""
+  targets = {}
+  for path, (there, rows) in origins.items():
+    leaf = wanted[path]
+    sharding = leaf.sharding
+    if rows and isinstance(sharding, NamedSharding):
+      # The number of rows there need not divide over the mesh.
+      sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
+    targets[there] = jax.ShapeDtypeStruct(shapes[there], leaf.dtype, sharding=sharding)
+  return targets
+
+
+def _placed(read: Array, drawn: Array, rows: str, words: Alignment | None) -> Array:
+  """Returns what was initialized, with some of its rows replaced by those that were read."""
+  if rows == _WORDS and words is not None:
+    return jax.device_put(remap_rows(read, drawn, words), drawn.sharding)
+  count = min(len(read), len(drawn))
+  fill = jax.jit(lambda x, y: y.at[:count].set(x[:count]), out_shardings=drawn.sharding)
+  return fill(read, drawn)
+
+
+def _check_tokens(
+  origins: Mapping[str, _Origin], root: pathlib.Path, tokenizer: tokenizers.Tokenizer
+) -> None:
+  """Raises UserError when rows of a vocabulary's table would go to other tokens."""
+  tables = [path for path, o in origins.items() if _TABLE.search(path) and o.rows != _WORDS]
+  if not tables:
+    return
+  there = experiment.open_tokenizer(root)
+  for i in range(min(vocabulary_size(there), vocabulary_size(tokenizer))):
+    old, new = there.id_to_token(i), tokenizer.id_to_token(i)
+    if old != new:
+      raise UserError(
+        f'init.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; take '
+        f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or keep "
+        f"{tables[0]} as it is drawn with the rule '{tables[0]} ->'"
+      )
+
+
+def _some(names: tuple[str, ...], most: int = 3) -> str:
+  return ', '.join(names[:most]) + (', ...' if len(names) > most else '')

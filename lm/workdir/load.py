@@ -1,0 +1,240 @@
+"""Opening a workdir: in a notebook, and in the programs that read a trained model."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tokenizers
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lm import components
+from lm.data import cache
+from lm.errors import UserError, first_line
+from lm.parallel import host, multihost
+from lm.parallel import mesh as meshes
+from lm.text.tokenizers import vocabulary_size
+from lm.types import Apply, Params, apply_of
+from lm.workdir import experiment, files, sources
+from lm.workdir.checkpoints import Checkpoints, badness, kept_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A trained model and what it was trained with."""
+
+  config: ConfigDict
+  params: Params
+  apply: Apply
+  tokenizer: tokenizers.Tokenizer
+  step: int
+  model: nn.Module
+  steps: tuple[int, ...] = ()  # of all checkpoints, where several were averaged or put together
+  workdir: pathlib.Path = pathlib.Path()
+  # Of each checkpoint that was taken unasked: the workdir, the step, and why that one.
+  notes: tuple[str, ...] = ()
+  mesh: Mesh | None = None  # that the parameters are sharded over; None for one device
+
+  def modules(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which names in the config mean the code that the workdir kept."""
+    return sources.modules_of(self.workdir / 'source')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A trained model before its parameters are read."""
+
+  workdir: pathlib.Path
+  config: ConfigDict
+  tokenizer: tokenizers.Tokenizer
+  model: nn.Module
+  boxed: Params  # abstract, in the boxes of `nn.with_partitioning`
+
+
+def load(
+  workdir: str | pathlib.Path,
+  step: int | None = None,
+  mesh: Mesh | None = None,
+  average: int = 1,
+) -> Loaded:
+  """Opens a workdir at a step, by default the best one or else the newest.
+
+  The parameters come onto the first device, or sharded onto a mesh, wherever they were trained. The
+  config's functions are those of the sources that the workdir kept. Names in the config find these
+  sources afterwards too, unless other code has the same names, such as that of a run opened before:
+  then a warning says so, and `with loaded.modules():` finds them.
+
+  Args:
+    workdir: the record of a run.
+    step: of its checkpoint; None for the best by `checkpoint.best`, or, where no intact checkpoint
+      has a score, the newest intact one.
+    mesh: where the parameters go, sharded by the config's `mesh.rules`; see
+      `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
+    average: above 1, the parameters are the mean of so many of the newest checkpoints (Vaswani et
+      al. 2017, 6.1), whatever `step`.
+
+  Raises:
+    UserError: there is no run, no intact checkpoint, or not that step, or not as many; or the
+      parameters do not divide over the mesh.
+  """
+  run = open_run(workdir)
+  return restore(run, step, mesh, meshes.logical_axis_rules(run.config.mesh.rules), average)
+
+
+def open_run(workdir: str | pathlib.Path) -> Run:
+  """Opens a workdir without reading parameters; see `load`.
+
+  Raises:
+    UserError: there is no run.
+  """
+  workdir = files.workdir(workdir)
+  config = experiment.open_workdir(workdir)
+  host.enable_compilation_cache(cache.directory(config.data.cache))
+  tokenizer = experiment.open_tokenizer(workdir)
+  with sources.opened(workdir / 'source') as clashes:
+    model = components.model(config, vocabulary_size(tokenizer))
+    init = components.init_of(model, config.data.context)
+    boxed = jax.eval_shape(init, jax.random.key(0))
+  if clashes:
+    print(
+      f'warning: {workdir} has its own {", ".join(clashes)}: its model is of that code, but other '
+      'names in its config mean the code imported before, except in `with loaded.modules():`',
+      file=sys.stderr,
+    )
+  return Run(workdir, config, tokenizer, model, boxed)
+
+
+def restore(
+  run: Run,
+  step: int | None,
+  mesh: Mesh | None,
+  rules: Mapping[str, tuple[str, ...]],
+  average: int = 1,
+) -> Loaded:
+  """Returns a run with the parameters of a step, each device having read its shards; see `load`."""
+  workdir, best_by = run.workdir, run.config.checkpoint.best
+  abstract = _placed(run.boxed, mesh, rules)
+  checkpoints = Checkpoints(workdir)
+  try:
+    if average > 1:
+      params, steps = _averaged(checkpoints, abstract, workdir, average)
+      why = f'the mean of the newest {average}'
+    elif step is not None:
+      params, at = restore_params(checkpoints, abstract, workdir, [step])
+      steps, why = (at,), ''
+    else:
+      best, why = best_step(workdir, checkpoints.steps(), best_by)
+      order = [] if best is None else [best]
+      order += [s for s in reversed(checkpoints.steps()) if s != best]
+      params, at = restore_params(checkpoints, abstract, workdir, order)
+      steps, why = (at,), why if at == order[0] else 'the newest intact one'
+  finally:
+    checkpoints.close()
+  apply = apply_of(run.model)
+  notes = (f'{workdir} at step {", ".join(map(str, steps))}, {why}',) if why else ()
+  return Loaded(
+    run.config, params, apply, run.tokenizer, steps[-1], run.model, steps, workdir, notes, mesh
+  )
+
+
+def _placed(boxed: Params, mesh: Mesh | None, rules: Mapping[str, tuple[str, ...]]) -> Params:
+  """Returns abstract parameters with the shardings that they are restored to."""
+  shapes = nn.unbox(boxed)
+  if mesh is None:
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: first, shapes)
+  else:
+    shardings = meshes.shardings(boxed, mesh, rules)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+
+
+def best_step(workdir: pathlib.Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
+  """Returns the best of some steps by a metric, None where none has a score; and why it is taken.
+
+  Every program that is not given a step takes this one, or else the newest.
+  """
+  scores = badness(workdir, metric)
+  (best,) = kept_steps(steps, scores, last=0, best=1) or (-1,)
+  if math.isnan(scores.get(best, math.nan)):
+    return None, f'the newest, for none has a score by {metric}'
+  return best, f'the best by {metric}'
+
+
+def _averaged(
+  checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, count: int
+) -> tuple[Params, tuple[int, ...]]:
+  """Returns the mean of the parameters of the newest `count` checkpoints, and their steps.
+
+  Raises:
+    UserError: there are not as many, or one of them is damaged.
+  """
+  steps = tuple(checkpoints.steps())
+  if count > len(steps):
+    kept = ', '.join(map(str, steps)) if steps else 'none'
+    raise UserError(
+      f'--average={count}: {workdir} has {len(steps)} checkpoints ({kept}); checkpoint.keep says '
+      'how many a run keeps'
+    )
+  # The sum is of float32, for parameters may be kept in fewer bits, and lies where they do.
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  on_mesh = functools.partial(jax.jit, out_shardings=shardings)
+  widen = on_mesh(lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params))
+  add = on_mesh(lambda total, params: jax.tree.map(jnp.add, total, params), donate_argnums=0)
+  mean = on_mesh(
+    lambda total: jax.tree.map(lambda x, y: (x / count).astype(y.dtype), total, abstract)
+  )
+  total = None
+  for step in steps[-count:]:
+    try:
+      params, _ = restore_params(checkpoints, abstract, workdir, [step])
+    except UserError as e:
+      raise UserError(f'--average={count}: {e}') from e
+    total = add(total, params) if total is not None else widen(params)
+  return mean(total), steps[-count:]
+
+
+def restore_params(
+  checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, order: Sequence[int]
+) -> tuple[Params, int]:
+  """Returns the parameters of the first intact step of some, and the step.
+
+  Raises:
+    UserError: a step is missing or of another shape, or none is intact.
+  """
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError(f'--workdir={workdir}: no checkpoint there')
+  if missing := [step for step in order if step not in steps]:
+    raise UserError(
+      f'--step={missing[0]}: {workdir} has checkpoints at {", ".join(map(str, steps))}'
+    )
+  errors = []
+  for candidate in order:
+    reason, params = '', None
+    try:
+      params = checkpoints.restore_params(candidate, abstract)
+    except UserError:
+      raise
+    except Exception as e:  # whatever Orbax and its storage make of damaged files
+      reason = first_line(e)
+    reason = next(filter(None, multihost.gather(reason)), '')  # of one process, then of all
+    if not reason:
+      return params, candidate
+    errors.append(f'{candidate} ({reason})')
+    if len(order) > 1 and multihost.is_primary():
+      print(f'warning: checkpoint {candidate} is damaged ({reason})', file=sys.stderr)
+  if len(order) == 1 < len(steps):
+    others = ', '.join(str(s) for s in steps if s not in order)
+    raise UserError(
+      f'--step={order[0]}: the checkpoint is damaged; there are also {others}: {errors[0]}'
+    )
+  raise UserError(f'--workdir={workdir}: no intact checkpoint; damaged: {", ".join(errors)}')

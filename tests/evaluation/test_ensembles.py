@@ -1,0 +1,279 @@
+"""Several runs as one, the mean of a run's checkpoints, and the least risk of many drawn texts."""
+
+import json
+import pathlib
+import textwrap
+
+import in_process
+import jax
+import numpy as np
+import pytest
+from sacrebleu.metrics import CHRF
+
+from lm.decode.batch import generate_batch
+from lm.decode.loop import DecodeConfig
+from lm.decode.sampling import sampler
+from lm.errors import UserError
+from lm.evaluation.ensembles import open_runs, parse_members
+from lm.evaluation.translate import MBRConfig, Translator
+from lm.metrics.translation import sentence_chrf
+from lm.models import ensemble
+from lm.parallel.preemption import Never
+from lm.task import Features
+from lm.text.tokenizers import end_id
+from lm.training import trainer
+from lm.workdir import experiment
+from lm.workdir.load import load
+
+PAIRS = {'eins': 'one', 'zwei': 'two', 'drei': 'three', 'ein Hund': 'a dog'}
+SOURCE = f"""
+  from lm.config import base as configs
+
+  PAIRS = {PAIRS!r}
+
+  def pairs(split):
+    return [{{'source': a, 'target': b, 'text': a, 'value': 1.0}} for a, b in PAIRS.items()]
+
+  def upper(split):
+    return [pair | {{'target': pair['target'].upper()}} for pair in pairs(split)]
+
+  def get_config(arg=''):
+    config = configs.base()
+    config.steps, config.batch_size = 31, 2  # the last one would be evaluated: runs stop at 30
+    config.checkpoint.every, config.checkpoint.keep = 10, 3
+    config.data.source = 'ensemble_tiny:upper' if arg == 'upper' else 'ensemble_tiny:pairs'
+    config.data.task = 'lm.tasks.text:text_to_text'
+    config.data.convert = 'lm.tasks.write:encoder_decoder'
+    config.data.context = config.data.source_context = 24
+    with config.unlocked():
+      config.data.tokenizer = {{'fn': 'lm.text.tokenizers:characters'}}
+      config.model = configs.encoder_decoder(depth=1, d_model=32, heads=2, context=24)
+      if arg == 'decoder':
+        config.model = configs.gpt2(depth=1, d_model=16, heads=2, context=32)
+      if arg == 'number':
+        config.model = configs.encoder(depth=1, d_model=16, heads=2, context=24)
+        config.objective = {{'fn': 'lm.objectives.squared_error:squared_error'}}
+      metrics = ('lm.metrics.tokens:targets',)
+      config.eval.sets = {{'validation': configs.evaluation('train', metrics=metrics)}}
+    config.eval.every = 100
+    config.model.init_std = 0.1
+    config.optim.update({{'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0}})
+    config.log.prompts = ()
+    if arg == 'decoder':
+      config.data.convert = 'lm.tasks.write:decoder'
+    if arg == 'number':
+      config.model.num_classes = 1
+      config.data.task = 'lm.tasks.text:regression'
+      config.data.convert = 'lm.tasks.find:number'
+      config.eval.sets.validation.metrics = ('lm.metrics.tokens:squared_error',)
+    return config
+"""
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Returns the workdir of a name, trained when it is first asked for: ARG and a seed."""
+  folder = tmp_path_factory.mktemp('ensembles')
+  (folder / 'ensemble_tiny.py').write_text(textwrap.dedent(SOURCE), 'utf-8')
+
+  def of(arg='', seed=0):
+    workdir = folder / f'{arg or "pairs"}{seed}'
+    if not workdir.exists():
+      path = str(folder / 'ensemble_tiny.py') + (f':{arg}' if arg else '')
+      config = experiment.load(path)
+      config.seed = seed
+      # Of two runs only the names and the tokenizer are looked at.
+      stop_at = 10 if arg in ('upper', 'decoder') else 30
+      trainer.train(config, path, workdir, Never(), stop_at)
+    return workdir
+
+  return of
+
+
+@pytest.mark.slow
+def test_averaged_parameters_are_the_mean_of_those_of_the_newest_checkpoints(runs):
+  workdir = runs()
+  each = [load(workdir, step).params for step in (20, 30)]
+  loaded = load(workdir, average=2)
+  assert (loaded.step, loaded.steps) == (30, (20, 30))
+  moved = []
+
+  def check(found, one, other):
+    expected = (np.asarray(one, np.float64) + np.asarray(other, np.float64)) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    moved.append(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+  jax.tree.map(check, loaded.params, *each)
+  assert max(moved) > 1e-3
+
+
+# More than 5 seconds: the first test of the file trains two members.
+def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
+  workdirs = runs(), runs(seed=1)
+  loaded = [load(workdir) for workdir in workdirs]
+  together = open_runs(','.join(map(str, workdirs)))
+  assert together.steps == (30, 30)
+  ids = np.array([[end_id(together.tokenizer), 3, 5]])
+  ones, places = np.ones_like(ids), np.arange(3)[None]
+  batch = {'inputs': ids, 'segments': ones, 'positions': places}
+  batch |= {'source': ids + 1, 'source_segments': ones, 'source_positions': places}
+
+  def probabilities(one):
+    def of(params):
+      output = one.apply(params, batch)
+      return jax.nn.softmax(output.head(output.hidden))
+
+    return np.asarray(jax.jit(of)(one.params))
+
+  expected = (probabilities(loaded[0]) + probabilities(loaded[1])) / 2
+  np.testing.assert_allclose(probabilities(together), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_numbers_of_an_ensemble_are_averaged_as_they_are(runs):
+  workdirs = runs('number'), runs('number', seed=1)
+  assert open_runs(','.join(map(str, workdirs))).model.mean is ensemble.logits
+  result = in_process.run('evaluate', f'--workdir={workdirs[0]},{workdirs[1]}')
+  assert result.returncode == 0, result.stderr
+  # The outputs of the members err about 1 to either side; a mean of softmaxes over one is 0.
+  assert json.loads(result.stdout)['eval/validation/absolute_error'] < 0.9
+
+
+@pytest.mark.slow
+def test_the_programs_open_ensembles_steps_and_averages(runs):
+  one, other = runs(), runs(seed=1)
+  result = in_process.run('evaluate', f'--workdir={one},{other}', '--step=20,30')
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout)
+  assert found['steps'] == [20, 30] and found['eval/validation/loss'] > 0
+  result = in_process.run('evaluate', f'--workdir={one}', '--average=2')
+  assert json.loads(result.stdout)['steps'] == [20, 30]
+  for given in ([f'--workdir={one},{other}'], [f'--workdir={one}', '--step=20,30']):
+    result = in_process.run('translate', *given, text='eins\n\nzwei\n')
+    assert result.returncode == 0, result.stderr
+    assert all(line.startswith('note: ') for line in result.stderr.splitlines())
+    assert len(result.stdout.splitlines()) == 3 and result.stdout.splitlines()[1] == ''
+
+
+# More than 5 seconds, the first time: two further runs are trained.
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--workdir={pairs},{upper}'], 'make no ensemble: their tokenizers differ (of '),
+    (
+      ['--workdir={pairs},{decoder}'],
+      "data.convert is 'lm.tasks.write:encoder_decoder' there and 'lm.tasks.write:decoder' here",
+    ),
+    (['--workdir={pairs},nowhere'], '--workdir=nowhere: no run there'),
+    (['--workdir={pairs},'], 'nothing before or after one of the commas'),
+    (['--workdir={pairs},{pairs}'], 'is named twice'),
+    (['--workdir={pairs}', '--step=20,x'], '--step=20,x is no step, nor several'),
+    (['--workdir={pairs}', '--step=20,25'], '--step=25: '),
+    (['--workdir={pairs},{upper}', '--step=10,20,30'], 'names 3 steps for the 2 directories'),
+    (['--workdir={pairs}', '--average=9'], '--average=9: '),
+    (['--workdir={pairs}', '--average=0'], '--average=0 is not a positive number'),
+    (['--workdir={pairs}', '--average=2', '--step=20'], 'takes the newest checkpoints, and --step'),
+    (['--workdir={pairs}', '--mbr=1'], '--mbr=1 is neither 0 nor 2 or more'),
+    (['--workdir={pairs}', '--mbr=6', '--beam_size=5'], '--mbr=6 is more than --beam_size=5'),
+    (['--workdir={pairs}', '--temperature=0.5'], '--temperature=0.5: nothing is drawn here'),
+    (['--workdir={pairs}', '--mbr=3', '--n_best=4'], '--n_best=4 is more than --mbr=3'),
+    (['--workdir={pairs}', '--mbr=3', '--top_p=2'], '--top_p=2.0 is not between 0 and 1'),
+    (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is for beams, and --mbr samples'),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message, runs):
+  names = {name: runs('' if name == 'pairs' else name) for name in ('pairs', 'upper', 'decoder')}
+  given = (a.format(**names) for a in arguments)
+  assert message in in_process.mistake('translate', *given, text='eins\n')
+
+
+def test_word_vectors_make_no_ensemble(runs, tmp_path):
+  import lm.evaluation.vectors as word_vectors
+  from lm.text.vectors import checked
+
+  vectors = checked(['a', 'b'], np.eye(2))
+  for name in 'xy':
+    word_vectors.write_run(vectors, tmp_path / name)
+  with pytest.raises(UserError, match='x has word vectors, which share no space with others'):
+    open_runs(f'{tmp_path / "x"},{tmp_path / "y"}')
+
+
+def test_workdirs_go_with_steps():
+  a, b = pathlib.Path('a'), pathlib.Path('b')
+  assert parse_members('a', None) == [(a, None)]
+  assert parse_members('a', '5') == [(a, 5)]
+  assert parse_members('a', '5,7') == [(a, 5), (a, 7)]
+  assert parse_members('a,b', '5') == [(a, 5), (b, 5)]
+  assert parse_members('a,b', '5,7') == [(a, 5), (b, 7)]
+
+
+def test_a_directory_with_a_comma_in_its_name_is_one(tmp_path):
+  (tmp_path / 'a,b').mkdir()
+  assert parse_members(str(tmp_path / 'a,b'), None) == [(tmp_path / 'a,b', None)]
+
+
+DRAWS = 6
+
+
+def risky(loaded, **changes):
+  sample_fn = sampler(temperature=1.5)
+  strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sample_fn, batch_size=4)
+  given = {'utility': sentence_chrf(), 'draws': DRAWS, 'seed': 7} | changes
+  return Translator(loaded, strategy, risk=MBRConfig(**given))
+
+
+def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
+  loaded = load(runs(), 10)
+  lines = ['ein Hund', 'drei', 'zwei']
+  found = list(risky(loaded, n_best=2)(lines))
+  chrf, distinct = CHRF(), set()
+  for line, texts in zip(lines, found, strict=True):
+    source = np.array([*loaded.tokenizer.encode(line).ids, end_id(loaded.tokenizer)])
+    prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
+    strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sampler(temperature=1.5))
+    model = loaded.model, loaded.apply, loaded.params
+    drawn = generate_batch(*model, [prompt] * DRAWS, strategy, seed=7)
+    candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
+    distinct |= set(candidates)
+    means = {}
+    for i, one in enumerate(candidates):
+      others = candidates[:i] + candidates[i + 1 :]
+      scores = [100.0 if one == o else chrf.sentence_score(one, [o]).score for o in others]
+      means[one] = np.mean(scores)
+    expected = sorted(means.items(), key=lambda pair: -pair[1])[:2]
+    assert [text for text, _ in texts] == [text for text, _ in expected]
+    np.testing.assert_allclose([u for _, u in texts], [u for _, u in expected], rtol=1e-9)
+  assert len(distinct) > 6, 'there was something to choose from'
+
+
+def test_what_is_chosen_depends_on_the_line_alone(runs):
+  loaded = load(runs(), 10)
+  translate = risky(loaded)
+  lines = ['ein Hund', 'drei', '', 'zwei', 'eins']
+  together = dict(zip(lines, translate(lines), strict=True))
+  assert together[''] == [('', 0.0)]
+  assert [*translate(['zwei'])] == [together['zwei']]
+  assert [*translate(['eins', 'zwei'], before=9)] == [together['eins'], together['zwei']]
+
+
+@pytest.mark.slow
+def test_the_program_draws_and_takes_the_best_of_a_beam(runs):
+  given = [f'--workdir={runs()}', '--step=10', '--n_best=2']
+  drawn, again = (
+    in_process.run('translate', *given, '--mbr=4', '--temperature=1.5', '--seed=1', text='drei\n\n')
+    for _ in range(2)
+  )
+  assert drawn.returncode == 0, drawn.stderr
+  assert drawn.stdout == again.stdout
+  rows = [line.split(' ||| ') for line in drawn.stdout.splitlines()]
+  assert [row[0] for row in rows] == ['1', '1', '2'] and 0 <= float(rows[0][2]) <= 100
+  best = in_process.run('translate', *given, '--mbr=3', '--beam_size=3', text='drei\n')
+  beam = in_process.run('translate', *given[:-1], '--n_best=3', '--beam_size=3', text='drei\n')
+  candidates = [line.split(' ||| ')[1] for line in beam.stdout.splitlines()]
+  chrf = CHRF()
+  means = {
+    one: np.mean([chrf.sentence_score(one, [o]).score for o in candidates if o != one])
+    for one in candidates
+  }
+  expected = sorted(means, key=lambda text: -means[text])[:2]
+  assert [line.split(' ||| ')[1] for line in best.stdout.splitlines()] == expected

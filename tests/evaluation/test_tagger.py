@@ -1,0 +1,64 @@
+import functools
+import itertools
+import pathlib
+
+import pytest
+
+from lm import components
+from lm.data import prepare
+from lm.data.preprocess import tagged
+from lm.errors import UserError
+from lm.evaluation.evaluators import Evaluators
+from lm.evaluation.tagger import tag
+from lm.parallel.preemption import Never
+from lm.text import segment, tags
+from lm.text.tokens import whole
+from lm.training import trainer
+from lm.workdir import experiment
+from lm.workdir.load import load
+
+FILE = str(pathlib.Path(__file__).parents[2] / 'experiments/python_tags.py:smoke')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, small_library):
+  workdir = tmp_path_factory.mktemp('tagger') / 'run'
+  config = experiment.load(FILE)
+  config.steps = 20
+  config.eval.sets.validation.limit = 4
+  trainer.train(config, FILE, workdir, Never())
+  return workdir
+
+
+# More than 5 seconds: the first test of the file trains the tagger.
+def test_tags_are_those_of_the_evaluation(run):
+  loaded = load(run)
+  config = loaded.config
+  functions = components.build_components(config, loaded.tokenizer.get_vocab_size())
+  predictor = Evaluators(config, functions, loaded.tokenizer).predictors['validation']
+  expected = predictor.predictions(loaded.params).outputs
+  examples = prepare.examples(config.data, 'validation')
+  examples = list(itertools.islice(examples, len(expected)))
+  separator = examples[0]['separator']
+  found = [tag(e['words'], workdir=str(run), separator=separator) for e in examples]
+  assert found == expected
+  assert len({one for sentence in found for one in sentence}) > 1
+
+
+def test_a_trained_tagger_serves_like_another(run):
+  raw = 'x = f(1, y)'
+  by = functools.partial(tag, workdir=str(run), separator=' ')
+  text = tags.tag(segment.words(whole(raw)), by)
+  assert [raw[t.start : t.end] for t in text.tokens] == [t.text for t in text.tokens]
+  labels = set(load(run).config.data.labels)
+  assert {t.tag for t in text.tokens} <= labels
+  (example,) = tagged([{'text': raw}], tagger=by, separator=' ')
+  assert example['tags'] == [t.tag for t in text.tokens]
+  assert tag([], workdir=str(run)) == []
+
+
+def test_mistakes_are_told(run, tmp_path):
+  with pytest.raises(UserError, match='no run there'):
+    tag(['a'], workdir=str(tmp_path))
+  with pytest.raises(UserError, match='sentence by sentence'):
+    tag(['a'] * 5000, workdir=str(run), separator=' ')

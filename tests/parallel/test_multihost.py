@@ -1,0 +1,491 @@
+"""Several processes train as one; they start, stop and fall together, each with one plain line."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from lm.errors import UserError
+from lm.parallel import distributed, mesh, multihost
+from lm.parallel.distributed import Settings
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCHER = ROOT / 'tpu_scripts/local_multiprocess.py'
+SOURCE = """
+import dataclasses
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from lm.config.base import base, encoder_decoder
+from lm.objectives.supervised import cross_entropy
+from lm.task import Task
+from lm.config.tasks import translation
+
+def hashed():
+  # Tells of every step a number that depends on each token of the global batch and its place.
+  plain = cross_entropy()
+
+  def sums(apply, params, batch, key):
+    x = batch['inputs']
+    place = jnp.arange(x.size).reshape(x.shape) % 8191 + 1
+    number = (x * place % 8191).sum() % 8191
+    return plain.loss_sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
+
+  def weights(batch):
+    return plain.weights(batch) | {{'hash': jnp.ones(())}}
+
+  return dataclasses.replace(plain, sums=sums, weights=weights)
+
+def sums(split):
+  start = 0 if split == 'train' else 40
+  return [{{'a': n % 7, 'b': n % 9}} for n in range(start, start + 40)]
+
+def addition():
+  total = lambda e: str(e['a'] + e['b'])
+  return Task(inputs=lambda e: [f"{{e['a']}} + {{e['b']}}"], target=total, reference=total)
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 9
+  config.batch_size = 8
+  config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
+  config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
+  config.data.context = 16
+  config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
+                       'head_dim': 8, 'd_mlp': 32, 'vocab_multiple': 8}})
+  with config.unlocked():
+    config.objective = ConfigDict({{'fn': 'several:hashed'}})
+  config.optim.warmup = 2
+  config.optim.learning_rate = 0.01
+  config.eval.batch_size = 8
+  config.eval.every = 3
+  config.checkpoint.every = 3
+  config.log.every = 1
+  config.log.prompts = ('12 times',)
+  config.log.sample_tokens = 4
+  if arg == 'writing':
+    config.model = encoder_decoder(depth=1, d_model=16, heads=2, context=16)
+    config.model.init_std = 0.3
+    translation(config, 'en', 'validation')
+    config.data.source, config.data.task = 'several:sums', 'several:addition'
+    config.data.source_context = 16
+    config.eval.sets.validation.limit = 10
+    config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
+    config.checkpoint.best = 'eval/validation/exact_match'
+    config.decode.update({{'batch_size': 3, 'max_tokens': 6}})
+    config.decode.update({{'beam_size': 2, 'length_penalty': 5.0}})
+  if arg == 'long':
+    config.steps = 10**6
+    config.eval.every = config.checkpoint.every = 10**6
+    config.log.prompts = ()
+  return config
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+  corpus = tmp_path / 'corpus.txt'
+  corpus.write_text('\n'.join(f'{n} times {n} is {n * n}.' for n in range(200)))
+  (tmp_path / 'several.py').write_text(SOURCE.format(corpus=str(corpus)))
+  return tmp_path
+
+
+def command(folder, name, *more, arg=''):
+  config = f'{folder / "several.py"}{arg and ":" + arg}'
+  train = [sys.executable, '-m', 'lm.train', f'--config={config}', f'--workdir={folder / name}']
+  return [*train, f'--config.data.cache={folder / "cache"}', *more]
+
+
+def together(folder, name, number, *more, arg=''):
+  """Runs a training in some processes to its end."""
+  launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
+  run = subprocess.run(
+    [*launch, *command(folder, name, *more, arg=arg)],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=300,
+  )
+  assert run.returncode == 0, run.stdout + run.stderr
+  return folder / name
+
+
+def free_port():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+def apart(folder, name, number, *more, arg='long'):
+  """Starts some processes that train together, without a launcher."""
+  port = free_port()
+  told = (f'--coordinator=127.0.0.1:{port}', f'--processes={number}')
+  return [
+    subprocess.Popen(
+      command(folder, name, *told, f'--process={i}', *more, arg=arg),
+      stderr=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      text=True,
+      cwd=ROOT,
+    )
+    for i in range(number)
+  ]
+
+
+def rows(workdir, name):
+  """Returns a metric by step, as the record has it."""
+  file = workdir / 'metrics.jsonl'
+  lines = file.read_text().splitlines() if file.exists() else []
+  found = (json.loads(line) for line in lines)
+  return {row['step']: row[name] for row in found if name in row}
+
+
+def wait_for_steps(workdir, number, running, seconds=180):
+  end = time.monotonic() + seconds
+  while len(rows(workdir, 'train/loss')) < number:
+    for process in running:
+      assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < end, 'nothing happened'
+    time.sleep(0.1)
+
+
+def ends(running, seconds=90):
+  """Returns the codes of processes and what they have said."""
+  try:
+    said = [process.communicate(timeout=seconds)[1] for process in running]
+  finally:
+    for process in running:
+      process.kill()
+  return [process.returncode for process in running], said
+
+
+def evaluated(workdir, number):
+  launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
+  run = subprocess.run(
+    [*launch, sys.executable, '-m', 'lm.evaluate', f'--workdir={workdir}'],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=300,
+  )
+  assert run.returncode == 0, run.stderr
+  return json.loads(re.search(r'\{.*\}', run.stdout + run.stderr)[0])
+
+
+# The start.
+
+
+@pytest.mark.parametrize(
+  ('flags', 'told'),
+  [
+    ({'coordinator': 'host:1', 'process': 0}, '--processes'),
+    ({'coordinator': 'host:1', 'processes': 2}, '--process'),
+    ({'coordinator': 'host', 'processes': 2, 'process': 0}, 'HOST:PORT'),
+    ({'coordinator': 'host:99999', 'processes': 2, 'process': 0}, 'HOST:PORT'),
+    ({'coordinator': 'host:1', 'processes': 2, 'process': 2}, '--process=2 is none of'),
+    ({'coordinator': 'host:1', 'processes': 0, 'process': 0}, '--processes=0'),
+    ({'process': 1}, '--coordinator'),
+    ({'heartbeat': 0}, '--heartbeat=0'),
+    ({'peer_timeout': 0}, '--peer_timeout=0'),
+  ],
+)
+def test_flags_that_do_not_fit_together(flags, told):
+  empty = {'coordinator': None, 'processes': None, 'process': None}
+  with pytest.raises(UserError, match=told):
+    distributed.check(Settings(**empty | flags))
+
+
+def test_variables_stand_in_for_flags(monkeypatch):
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', '10.0.0.1:1234')
+  monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
+  monkeypatch.setenv('JAX_PROCESS_ID', '3')
+  nothing = Settings(None, None, None)
+  assert distributed.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
+  given = Settings('host:1', 2, 1, 5, 7)
+  assert distributed.completed(given) == given
+  monkeypatch.setenv('JAX_PROCESS_ID', 'three')
+  with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'"):
+    distributed.completed(nothing)
+
+
+def test_one_process_where_several_were_expected():
+  with pytest.raises(UserError, match=r'^1 process where --processes=4 were expected'):
+    distributed.start(Settings(None, 4, None))
+  assert distributed.start(Settings(None, 1, None)) is False
+  assert distributed.start(Settings('127.0.0.1:1', 1, 0)) is False
+
+
+def test_alone_there_is_nobody_to_wait_for():
+  multihost.barrier('alone', 1, 'to see')
+  assert multihost.gather({'a': 1}) == [{'a': 1}]
+  assert multihost.broadcast_from_primary([1, 2]) == [1, 2]
+  assert (
+    multihost.process_index_and_count() == (0, 1)
+    and multihost.is_primary()
+    and not multihost.is_multiprocess()
+  )
+
+
+# More than 5 seconds: real processes wait until their time is out.
+def test_a_peer_that_never_comes_is_told_in_one_line(folder):
+  told = ('--peer_timeout=4', '--processes=2')
+  running = [
+    subprocess.Popen(
+      command(
+        folder, 'none', *told, f'--coordinator=127.0.0.1:{free_port()}', f'--process={alone}'
+      ),
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+    )
+    for alone in (0, 1)
+  ]
+  codes, (first, second) = ends(running)
+  assert codes == [134, 134]
+  assert re.fullmatch(
+    r'processes: not all of 2 processes came to --coordinator=\S+ within --peer_timeout=4 seconds',
+    first.splitlines()[-1],
+  )
+  assert 'process 1 found no process 0 at --coordinator=' in second.splitlines()[-1]
+  assert not (folder / 'none').exists()
+
+
+# A run of several processes.
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_give_the_losses_of_one(folder):
+  one = together(folder, 'one', 1)
+  for number in (2, 4):
+    several = together(folder, f'of {number}', number)
+    assert rows(several, 'train/hash') == rows(one, 'train/hash')
+    for name in ('train/loss', 'train/gradient_norm', 'eval/validation/loss'):
+      assert rows(several, name) == pytest.approx(rows(one, name), rel=1e-5)
+    for step in (3, 6, 9):
+      sample = f'samples/{step}.txt'
+      assert (several / sample).read_text() == (one / sample).read_text()
+    events = [json.loads(line) for line in (several / 'events.jsonl').read_text().splitlines()]
+    assert [e['event'] for e in events].count('start') == 1  # one process writes
+    if number == 2:
+      assert evaluated(several, 2) == pytest.approx(evaluated(several, 1), rel=1e-5)
+    environment = json.loads((several / 'environment.json').read_text())
+    assert environment['devices']['processes'] == number
+
+
+@pytest.mark.slow
+def test_processes_write_together_what_one_writes(folder):
+  def written(number, *more):
+    workdir = together(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
+    lines = (workdir / 'predictions/validation-9.jsonl').read_text().splitlines()
+    return [json.loads(line)['output'] for line in lines]
+
+  alone = written(1)
+  assert len(alone) == 10 and all(alone)
+  assert written(2) == written(2, '--config.mesh.fsdp=2') == alone
+
+
+@pytest.mark.slow
+def test_the_job_goes_on_with_another_number_of_processes(folder):
+  one = together(folder, 'one', 1)
+  moved = together(folder, 'moved', 4, '--stop_at=3', '--config.mesh.fsdp=2')
+  together(folder, 'moved', 1, '--stop_at=5')
+  together(folder, 'moved', 2)
+  assert rows(moved, 'train/hash') == rows(one, 'train/hash')
+  assert len(rows(moved, 'train/hash')) == 9
+  assert rows(moved, 'train/loss') == pytest.approx(rows(one, 'train/loss'), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('told', [0, 1])
+def test_sigterm_to_one_saves_the_same_step_on_all(folder, told):
+  running = apart(folder, 'stopped', 2)
+  wait_for_steps(folder / 'stopped', 3, running)
+  running[told].send_signal(signal.SIGTERM)
+  codes, said = ends(running)
+  assert codes == [75, 75], said
+  saved = [re.search(r'SIGTERM: saved step (\d+)', text)[1] for text in said]
+  assert saved[0] == saved[1]
+  steps = [p.name for p in (folder / 'stopped/checkpoints').iterdir() if p.name.isdigit()]
+  assert steps == [saved[0]]
+  assert max(rows(folder / 'stopped', 'train/loss')) == int(saved[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_kill_of_one_stops_the_others(folder, killed):
+  running = apart(folder, 'killed', 3, '--config.batch_size=12', '--config.eval.batch_size=12')
+  wait_for_steps(folder / 'killed', 3, running)
+  running[killed].kill()
+  began = time.monotonic()
+  codes, said = ends(running, seconds=60)
+  assert time.monotonic() - began < 30  # the heartbeat; the connections are far quicker
+  assert codes.pop(killed) == -signal.SIGKILL
+  # With process 0 goes the service in it, and JAX may be first to end the others.
+  assert set(codes) <= ({134, -signal.SIGABRT} if killed == 0 else {134}), said
+  del said[killed]
+  if killed:
+    for text in said:
+      assert f'process {killed} has died or lost its host' in text.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_ends_all_and_is_its_own(folder):
+  source = (folder / 'several.py').read_text()
+  spoilt = '\n'.join(
+    [
+      'def spoil(row, rng):',
+      '  import os',
+      "  if os.environ.get('JAX_PROCESS_ID') == '1':",
+      "    raise KeyError('spoilt')",
+      '  return row',
+    ]
+  )
+  (folder / 'several.py').write_text(f'{source}\n{spoilt}\n')
+  run = subprocess.run(
+    [sys.executable, str(LAUNCHER), '2', '--']
+    + command(folder, 'failed', "--config.data.transforms=('several:spoil',)"),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=120,
+  )
+  assert run.returncode in (1, 2), run.stderr
+  assert 'spoilt' in run.stderr
+  assert re.search(r'\[0\] process 0 of 2 ends: process 1 has ended with code [12]', run.stderr)
+
+
+@pytest.mark.slow
+def test_slurm_is_found_by_itself(folder):
+  port_of = 65535 - 2**12 + 1
+  job = next(j for j in range(os.getpid(), 10**6) if _free(port_of + j % 2**12))
+  slurm = {'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}
+  train = command(folder, 'slurm', '--processes=2')
+  running = [
+    subprocess.Popen(
+      train,
+      env=os.environ | slurm | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+    )
+    for i in range(2)
+  ]
+  codes, said = ends(running)
+  assert codes == [0, 0], said
+  assert '2 processes with 2 devices' in said[0]
+  assert len(rows(folder / 'slurm', 'train/loss')) == 9
+
+
+@pytest.mark.slow
+def test_another_number_than_slurm_has_is_told(folder):
+  slurm = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '1'}
+  run = subprocess.run(
+    command(folder, 'wrong', '--processes=4'),
+    env=os.environ | slurm | {'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'},
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert run.returncode == 2
+  assert run.stderr.startswith('lm.train: 1 process where --processes=4 were expected')
+
+
+def _free(port):
+  try:
+    socket.create_server(('127.0.0.1', port)).close()
+  except OSError:
+    return False
+  return True
+
+
+# The launcher.
+
+
+@pytest.fixture(scope='module')
+def launcher():
+  found = importlib.util.spec_from_file_location('local_multiprocess', LAUNCHER)
+  module = importlib.util.module_from_spec(found)
+  found.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize(
+  ('codes', 'code'),
+  [
+    ([0, 0], 0),
+    ([75, 75], 75),
+    ([134, 1, -6], 1),  # the first that tells of itself
+    ([2, 1], 2),
+    ([-9, 134, 134], 137),
+    ([0, 134], 134),
+    ([-6, -6], 134),
+  ],
+)
+def test_the_code_of_the_first_cause(launcher, codes, code):
+  assert launcher.cause(codes) == code
+
+
+def launch(number, program, *flags):
+  return [sys.executable, str(LAUNCHER), *flags, str(number), '--', sys.executable, '-c', program]
+
+
+def test_the_launcher_tells_each_process_which_it_is():
+  program = (
+    'import os; e = os.environ; '
+    'print(e["JAX_PROCESS_ID"], e["JAX_NUM_PROCESSES"], e["JAX_COORDINATOR_ADDRESS"])'
+  )
+  run = subprocess.run(launch(3, program), capture_output=True, text=True)
+  assert run.returncode == 0
+  lines = sorted(run.stderr.splitlines())
+  assert [line.split()[:3] for line in lines] == [[f'[{i}]', str(i), '3'] for i in range(3)]
+  assert len({line.split()[3] for line in lines}) == 1
+
+
+def test_the_launcher_ends_what_does_not_end_by_itself(launcher):
+  program = (
+    'import os, sys, time\n'
+    'print(os.getpid(), flush=True)\n'
+    'if os.environ["JAX_PROCESS_ID"] == "1": sys.exit(3)\n'
+    'time.sleep(600)'
+  )
+  run = subprocess.run(launch(2, program, '--grace=1'), capture_output=True, text=True, timeout=60)
+  assert run.returncode == 3
+  assert 'process 1 ended with code 3' in run.stderr and 'process 0 is ended' in run.stderr
+  (pid,) = re.findall(r'^\[0\] (\d+)$', run.stderr, re.MULTILINE)
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(pid), 0)
+
+
+def test_the_launcher_tries_again_where_the_port_was_taken():
+  program = (
+    'import pathlib, sys\n'
+    'tried = pathlib.Path(sys.argv[1])\n'
+    'if tried.exists(): sys.exit(0)\n'
+    'tried.touch()\n'
+    'sys.exit("bind: Address already in use")'
+  )
+  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']) / f'tried {os.getpid()}'
+  run = subprocess.run([*launch(1, program), str(folder)], capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+
+
+def test_local_copies_are_whole():
+  x = jax.device_put(np.arange(4.0))
+
+  assert mesh.gather_to_local_device({'x': x})['x'].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(('process', 'first'), [(0, True), (1, False)])
+def test_process_0_alone_is_the_first(monkeypatch, process, first):
+  known = types.SimpleNamespace(client=object(), process_id=process, num_processes=2)
+  monkeypatch.setattr(multihost, 'state', lambda: known)
+  assert (multihost.is_primary(), multihost.process_index_and_count()) == (first, (process, 2))

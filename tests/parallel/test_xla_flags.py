@@ -1,0 +1,72 @@
+"""Flags that the installed compiler does not know are named and left out."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lm.parallel import host
+
+LIBRARY = host._library('jaxlib')
+FILES = pathlib.Path(__file__).parents[2] / 'tpu_scripts/xla_flags'
+
+
+@pytest.fixture
+def before_jax(monkeypatch):
+  monkeypatch.delitem(sys.modules, 'jaxlib')
+
+
+def test_flags_are_known_as_a_whole():
+  known = ['xla_dump_to', 'xla_force_host_platform_device_count']
+  # The beginning of a flag, and its end, are none.
+  others = ['xla_gpu_enable_latency_hiding_schedule', 'la_dump_to_which', 'xla_cpu_no_such']
+  assert host.unknown([*known, *others], LIBRARY) == others
+
+
+def test_an_unknown_flag_is_taken_out_and_the_others_stay(before_jax):
+  environ = {
+    'XLA_FLAGS': ' --xla_dump_to="a b"  --xla_no_such=\'x y\' --xla_cpu_enable_fast_math=false'
+  }
+  (line,) = host.drop_unknown(environ)
+  for part in ('XLA_FLAGS', '--xla_no_such', 'jaxlib'):
+    assert part in line
+  assert environ['XLA_FLAGS'] == '--xla_dump_to="a b" --xla_cpu_enable_fast_math=false'
+
+
+def test_a_file_of_flags_and_a_compiler_that_is_not_there_are_left_alone(before_jax, monkeypatch):
+  monkeypatch.setattr(host, 'COMPILERS', {'XLA_FLAGS': 'jaxlib', 'OTHER': 'no_such_compiler'})
+  environ = {'XLA_FLAGS': 'flags.txt', 'OTHER': '--xla_no_such'}
+  assert host.drop_unknown(environ) == []
+  assert environ == {'XLA_FLAGS': 'flags.txt', 'OTHER': '--xla_no_such'}
+
+
+def test_the_flags_of_the_project_are_known():
+  for name, variable in (('gpu.env', 'XLA_FLAGS'), ('tpu.env', 'LIBTPU_INIT_ARGS')):
+    values = [line.partition('=') for line in (FILES / name).read_text().splitlines()]
+    (value,) = [value for key, _, value in values if key == variable]
+    names = [match['name'] for match in host._FLAG.finditer(value)]
+    library = host._library(host.COMPILERS[variable])
+    assert names and (library is None or host.unknown(names, library) == [])
+
+
+def test_a_program_goes_on_without_a_flag_that_would_abort_it(tmp_path):
+  """The abort is in C++ at the first use of jax, hence a process."""
+  code = (
+    'from lm import cli\n'
+    'def main(argv):\n'
+    '  from jaxlib import xla_client\n'
+    '  xla_client.CompileOptions()\n'
+    'cli.run(main, "")'
+  )
+  flags = '--xla_no_such=1 --xla_cpu_enable_fast_math=false'
+  found = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | {'XLA_FLAGS': flags},
+    capture_output=True,
+    text=True,
+  )
+  assert found.returncode == 0, found.stderr
+  (line,) = found.stderr.splitlines()
+  assert 'warning: XLA_FLAGS' in line and '--xla_no_such' in line

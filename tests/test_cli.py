@@ -1,0 +1,154 @@
+import pathlib
+import re
+import signal
+
+import pytest
+from in_process import mistake, run
+
+from lm import cli
+from lm.errors import Preempted, UserError
+from lm.parallel import preemption
+
+ROOT = pathlib.Path(__file__).parents[1]
+QUICKSTART = '--config=experiments/quickstart.py'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--config is required, for example --config=experiments/quickstart.py'),
+    (['--config='], '--config is required'),
+    ([QUICKSTART], '--workdir is required, for example --workdir='),
+    (
+      ['--config=experiments/quikstart.py'],
+      '--config=experiments/quikstart.py: no such file (did you mean',
+    ),
+    ([f'{QUICKSTART}:smok'], "no argument 'smok' (did you mean 'smoke'?)"),
+    (
+      [QUICKSTART, '--config.stpes=3'],
+      "unknown config key 'stpes' (did you mean 'steps' or 'stop'?)",
+    ),
+    ([QUICKSTART, '--config.model.dpeth=3'], "unknown config key 'dpeth' (did you mean 'depth'"),
+    ([QUICKSTART, '--config.seed.x=3'], "unknown config key 'x'; config.seed has no keys"),
+    ([QUICKSTART, '--config.steps=many'], '--config.steps=many'),
+    ([QUICKSTART, '--config.model.bias=maybe'], '--config.model.bias=maybe'),
+    ([QUICKSTART, '--config.model=3'], '--config.model=3'),
+    ([QUICKSTART, '--config.steps', '3'], '--config.steps needs a value'),
+    ([QUICKSTART, '--wrkdir=x'], "unknown flag --wrkdir (did you mean 'workdir'?)"),
+    ([QUICKSTART, '--workdir=x', '--stop_at=soon'], '--stop_at=soon'),
+    ([QUICKSTART, '--workdir=x', '--stop_at=0'], '--stop_at=0 is not a positive number'),
+    ([QUICKSTART, 'stray'], "unexpected argument 'stray'"),
+  ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
+  line = mistake('train', *arguments)
+  assert line.startswith('lm.train: ') and message in line
+
+
+@pytest.mark.parametrize(
+  ('program', 'arguments', 'message'),
+  [
+    ('prepare', [], '--config is required'),
+    ('evaluate', [], '--workdir is required'),
+    ('evaluate', ['--workdir=x', '--step=last'], '--step=last'),
+    ('generate', ['--prompt=x'], '--workdir is required'),
+    ('generate', ['--workdir=x'], '--prompt is required'),
+    (
+      'generate',
+      ['--workdir=x', '--prompt=', '--max_tokens=0'],
+      '--max_tokens=0 is not a positive',
+    ),
+    ('report', [], '--workdir is required'),
+  ],
+)
+def test_other_programs_say_what_they_need(program, arguments, message):
+  line = mistake(program, *arguments)
+  assert line.startswith(f'lm.{program}: ') and message in line
+
+
+@pytest.mark.parametrize(
+  ('program', 'flags'),
+  [
+    ('train', {'workdir', 'stop_at', 'profile'}),
+    ('evaluate', {'workdir', 'step'}),
+    (
+      'generate',
+      {'workdir', 'prompt', 'max_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'seed'}
+      | {'num_samples', 'step'},
+    ),
+    ('prepare', set()),
+  ],
+)
+def test_help_shows_the_command_and_its_flags(program, flags):
+  found = run(program, '--help')
+  assert (found.returncode, found.stderr) == (0, '')
+  assert f'python -m lm.{program} --' in found.stdout
+  assert flags <= set(re.findall(r'^  --(\w+): \w', found.stdout, re.MULTILINE))
+
+
+def test_overrides_reach_the_config_and_its_references():
+  argv = ['lm.train', '--config.model.depth=7', QUICKSTART, '--config.steps=12', '--workdir=w']
+  argv += ['--config.log.prompts=("a", "b")', '--config.model.logit_soft_cap=30', '--stop_at=3']
+  config, path = cli.config(argv)
+  assert path == 'experiments/quickstart.py'
+  assert (config.model.depth, config.steps, config.optim.steps) == (7, 12, 12)
+  assert config.log.prompts == ('a', 'b')
+  assert config.model.logit_soft_cap == 30.0
+  # What is left is for the program's own flags.
+  assert argv == ['lm.train', '--workdir=w', '--stop_at=3']
+
+
+def test_an_argument_of_the_config_follows_a_colon(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config, path = cli.config(['lm.train', '--config', 'experiments/quickstart.py:smoke'])
+  assert path == 'experiments/quickstart.py:smoke'
+  assert config.model.d_model == 32
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+def _raise(error):
+  raise error
+
+
+@pytest.mark.parametrize(
+  ('outcome', 'code', 'stderr'),
+  [
+    (lambda: None, 0, ''),
+    (lambda: 75, 75, ''),
+    (lambda: _raise(UserError('key=1: no')), 2, 'lm.train: key=1: no\n'),
+    (lambda: _raise(Preempted('saved')), 75, 'lm.train: saved\n'),
+    (lambda: _raise(KeyboardInterrupt()), 1, 'lm.train: interrupted\n'),
+  ],
+)
+def test_exit_codes(outcome, code, stderr, capsys):
+  assert cli._exit_code(lambda argv: outcome(), 'Doc.', ['/x/lm/train.py', '--a']) == code
+  assert capsys.readouterr() == ('', stderr)
+
+
+def test_a_fault_of_the_code_keeps_its_trace(capsys):
+  assert cli._exit_code(lambda argv: 1 / 0, 'Doc.', ['train.py']) == 1
+  assert 'Traceback' in (trace := capsys.readouterr().err) and 'ZeroDivisionError' in trace
+
+
+def test_the_first_signal_asks_and_the_second_insists():
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.getsignal(number) for number in numbers]
+  try:
+    early = preemption.Signals()
+    with pytest.raises(Preempted, match='SIGTERM: stopped before the first step'):
+      signal.raise_signal(signal.SIGTERM)
+    assert early.signal == 'SIGTERM'
+    stop = preemption.Signals()
+    stop.begin()
+    assert stop.signal is None
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.signal == 'SIGTERM'
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)

@@ -1,0 +1,51 @@
+import pytest
+
+from lm.config import validate
+from lm.config.base import base
+from lm.errors import UserError
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'steps': 0}, r'steps=0 is out of range: it is at least 1$'),
+    ({'batch_size': -8}, r'batch_size=-8 is out of range'),
+    ({'seed': -1}, r'seed=-1 is out of range: it is at least 0 and no more than 4\.29497e\+09'),
+    ({'eval.every': 0}, r'eval\.every=0'),
+    ({'checkpoint.every': 0}, r'checkpoint\.every=0'),
+    ({'checkpoint.keep': 0, 'checkpoint.keep_best': 0}, r'keep no checkpoint at all'),
+    ({'log.every': 0}, r'log\.every=0'),
+    ({'microbatches': 0}, r'microbatches=0'),
+    ({'model.depth': 0}, r'model\.depth=0'),
+    ({'model.dropout': 1.5}, r'model\.dropout=1\.5'),
+    ({'model.dtype': 'float16'}, r"model\.dtype='float16' is none .* no loss scaling"),
+    ({'model.dtype': 'float33'}, r"model\.dtype='float33' is none of float32, bfloat16"),
+    ({'model.logit_soft_cap': 0.0}, r'model\.logit_soft_cap=0\.0 is not above 0'),
+    ({'optim.clip': 0.0}, r'optim\.clip=0\.0: .*inf clips nothing'),
+    ({'optim.learning_rate': -1e-3}, r'optim\.learning_rate=-0\.001'),
+    ({'optim.b1': 2.0}, r'optim\.b1=2\.0'),
+    (
+      {'eval.sets.validation.scores': ('lm.metrics.translation:chrf',)},
+      'compare outputs with references, which running text lacks: give data.task',
+    ),
+    ({'eval.sets.validation.limit': -1}, r'eval\.sets\.validation\.limit=-1 is not 0, for all'),
+    ({'data.tokenizer.vocab_size': -3}, r'data\.tokenizer\.vocab_size=-3 is out of range'),
+    ({'decode.length_penalty': float('nan')}, r'decode\.length_penalty=nan is not a finite number'),
+    ({'objective.chunk': -1}, r'objective\.chunk=-1'),
+  ],
+)
+def test_numbers_out_of_range_are_told_by_their_key(changes, message):
+  config = base()
+  validate.validate_config(config)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=message) as error:
+    validate.validate_config(config)
+  assert '\n' not in str(error.value)
+
+
+def test_what_a_model_has_not_is_not_asked_of_it():
+  config = base()
+  with config.unlocked():
+    del config.model['dropout']
+    del config.optim['b1']
+  validate.validate_config(config)

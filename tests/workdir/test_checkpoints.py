@@ -1,0 +1,67 @@
+"""What a checkpoint brings back, and which checkpoints stay."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm.types import TrainState
+from lm.workdir.checkpoints import Checkpoints, badness, kept_steps
+from lm.workdir.run_data import write_directions
+
+
+@pytest.fixture(scope='module')
+def state():
+  """A state in which no number is that of a fresh one."""
+  params = {'kernel': jnp.arange(1.0, 7.0).reshape(2, 3), 'bias': jnp.array([7.0, 8.0])}
+  moments = [jax.tree.map(lambda x, by=by: by * x, params) for by in (0.5, 0.25)]
+  return TrainState(
+    step=jnp.int32(9),
+    skipped=jnp.int32(3),
+    streak=jnp.int32(2),
+    params=params,
+    opt_state=(optax.ScaleByAdamState(jnp.int32(6), *moments), optax.EmptyState()),
+  )
+
+
+@pytest.mark.parametrize('stopping', [None, {'metric': 'eval/a/loss', 'best': 0.5, 'since': 2}])
+def test_every_number_of_a_state_comes_back(tmp_path, state, stopping):
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(9, state, stopping)
+  checkpoints.wait()
+  restored, seen = checkpoints.restore(9, abstract)
+  checkpoints.close()
+  assert seen == stopping
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  for found, saved in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(found, saved)
+
+
+@pytest.mark.parametrize(
+  ('last', 'best', 'kept'),
+  [
+    (2, 0, {50, 60}),
+    (1, 1, {60, 30}),
+    (1, 3, {60, 30, 40, 20}),  # of 30 and 40 with one score, the older goes first
+    (0, 1, {30}),
+    (9, 9, {10, 20, 30, 40, 50, 60}),
+  ],
+)
+def test_the_newest_steps_and_those_of_the_lowest_scores_stay(last, best, kept):
+  scores = {20: 0.3, 30: 0.1, 40: 0.1, 50: 0.9, 60: math.nan, 70: 0.0}  # 70 was never saved
+  assert kept_steps([60, 10, 20, 40, 30, 50], scores, last, best) == kept
+
+
+@pytest.mark.parametrize(('metric', 'sign'), [('eval/a/loss', 1), ('eval/a/accuracy', -1)])
+def test_the_best_is_the_lowest_loss_or_the_highest_accuracy(tmp_path, metric, sign):
+  lines = [{'step': 1, 'train/loss': 3.0}, {'step': 2, metric: 0.25}, {'step': 4, metric: 0.5}]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  write_directions(tmp_path, {metric: sign < 0})
+  assert badness(tmp_path, metric) == {2: sign * 0.25, 4: sign * 0.5}

@@ -1,0 +1,165 @@
+"""The direction of a metric is what the metric declares, wherever a best value is asked for."""
+
+import json
+import math
+
+import pytest
+
+from lm.config import resolve
+from lm.config.base import base
+from lm.errors import UserError
+from lm.evaluation import evaluate
+from lm.metrics import word_vectors
+from lm.training import early_stopping
+from lm.workdir import run_data
+from lm.workdir.checkpoints import badness, kept_steps
+from lm.workdir.load import best_step
+
+# By hand. What is an error or a surprise is the better the lower it is.
+DIRECTIONS = {
+  'lm.metrics.tokens:cross_entropy': {'loss': False, 'perplexity': False},
+  'lm.metrics.tokens:targets': {'loss': False, 'perplexity': False, 'accuracy': True},
+  'lm.metrics.tokens:language_model': {
+    'loss': False,
+    'perplexity': False,
+    'accuracy': True,
+    'bits_per_byte': False,
+  },
+  'lm.metrics.tokens:squared_error': {'loss': False, 'absolute_error': False},
+  'lm.metrics.spans:spans': {'loss': False, 'accuracy': True},
+  'lm.metrics.translation:bleu(language="en")': {'bleu': True},
+  'lm.metrics.translation:chrf(word_order=1)': {'chrf_plus': True},
+  'lm.metrics.translation:chrf(word_order=2)': {'chrf_plus_plus': True},
+  'lm.metrics.translation:ter': {'ter': False},
+  'lm.metrics.labels:classification(positive="x")': {
+    'accuracy': True,
+    'f1': True,
+    'f1_positive': True,
+  },
+  'lm.metrics.labels:tags': {'accuracy': True, 'f1': True},
+  'lm.metrics.labels:exact_match': {'exact_match': True},
+  'lm.metrics.labels:regression': {'mse': False, 'r2': True, 'pearson': True, 'spearman': True},
+  'lm.metrics.answers:squad': {'exact_match': True, 'f1': True},
+  'lm.metrics.answers:cmrc': {'exact_match': True, 'f1': True},
+  'lm.metrics.entities:entities': {
+    'precision': True,
+    'recall': True,
+    'f1': True,
+    'accuracy': True,
+  },
+  'lm.metrics.segmentation:segmentation': {'precision': True, 'recall': True, 'f1': True},
+}
+
+
+@pytest.mark.parametrize('path', DIRECTIONS)
+def test_every_metric_declares_its_values(path):
+  assert resolve.call(resolve.resolve(path, 'key'), 'key').higher_is_better == DIRECTIONS[path]
+
+
+@pytest.mark.parametrize(
+  ('path', 'outputs', 'references'),
+  [
+    ('lm.metrics.translation:bleu(language="en")', ['a b'], ['a b']),
+    ('lm.metrics.translation:chrf(word_order=2)', ['a b'], ['a b']),
+    ('lm.metrics.translation:ter', ['a b'], ['a b']),
+    ('lm.metrics.labels:classification(positive="x")', ['x', 'y'], ['x', 'x']),
+    ('lm.metrics.labels:tags', [['x']], [['x']]),
+    ('lm.metrics.labels:exact_match', ['x'], ['x']),
+    ('lm.metrics.labels:regression', [1.0, 2.0], [1.0, 3.0]),
+    ('lm.metrics.answers:squad', ['x'], ['x']),
+    ('lm.metrics.answers:cmrc', ['x'], ['x']),
+    ('lm.metrics.entities:entities', [['B-X']], [['B-X']]),
+    ('lm.metrics.segmentation:segmentation', [[(0, 1)]], [[(0, 1)]]),
+  ],
+)
+def test_what_a_corpus_metric_finds_is_what_it_declares(path, outputs, references):
+  metric = resolve.call(resolve.resolve(path, 'key'), 'key')
+  assert metric(outputs, references).values.keys() == metric.higher_is_better.keys()
+
+
+def test_word_vectors_declare_the_values_of_sections_too(tmp_path):
+  file = tmp_path / 'asked.txt'
+  file.write_text(': kin\nking queen man woman\n')
+  metric = word_vectors.questions(str(file), sections=True)
+  own = {'add_accuracy', 'mul_accuracy', 'coverage'}
+  assert set(metric.higher_is_better) == own | {f'kin/{name}' for name in own}
+  assert set(word_vectors.questions(str(file)).higher_is_better) == own
+
+
+def _workdir(tmp_path, directions, **values):
+  run_data.write_directions(tmp_path, directions)
+  lines = [
+    {'step': step} | {name: series[step - 1] for name, series in values.items()}
+    for step in range(1, 1 + len(next(iter(values.values()))))
+  ]
+  (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  return tmp_path
+
+
+def test_the_best_is_the_highest_or_the_lowest_as_declared(tmp_path):
+  # Names that say the opposite of what holds, or nothing at all.
+  directions = {'eval/a/inaccuracy': False, 'eval/a/chrf_plus_plus': True, 'eval/a/size': None}
+  workdir = _workdir(tmp_path, directions, **{name: [2.0, 1.0, 3.0] for name in directions})
+  bests = {name: best_step(workdir, [1, 2, 3], name) for name in directions}
+  assert {name: best for name, (best, _) in bests.items()} == {
+    'eval/a/inaccuracy': 2,
+    'eval/a/chrf_plus_plus': 3,
+    'eval/a/size': None,
+  }
+  assert bests['eval/a/size'][1].startswith('the newest')
+  series = run_data.read_run(workdir).series
+  assert series['eval/a/inaccuracy'].best(False) == (2, 1.0)
+  assert series['eval/a/chrf_plus_plus'].best(True) == (3, 3.0)
+  assert series['eval/a/size'].best(None) is None
+  assert badness(workdir, 'eval/a/chrf_plus_plus') == {1: -2.0, 2: -1.0, 3: -3.0}
+
+
+def test_a_run_stops_in_the_declared_direction():
+  config = base()
+  config.stop.update({'metric': 'eval/a/reward', 'patience': 1})
+  seen = early_stopping.restore(config, None)
+  for step, value in enumerate([1.0, 2.0, 3.0], 1):
+    seen = early_stopping.update(
+      seen, step, {'eval/a/reward': value}, config, higher_is_better=True
+    )
+  assert (seen.best, seen.best_step, seen.since) == (3.0, 3, 0)
+
+
+def _monitors(**leaves):
+  config = base()
+  config.update_from_flattened_dict(leaves)
+  return config
+
+
+def test_a_metric_without_a_direction_cannot_be_monitored():
+  directions = {'eval/a/reward': None, 'eval/a/loss': False}
+  early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/loss'}), directions)
+  with pytest.raises(UserError) as error:
+    early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/reward'}), directions)
+  assert "checkpoint.best='eval/a/reward'" in str(error.value)
+  assert "higher_is_better={'reward': True}" in str(error.value)
+  wrong = {'checkpoint.best': 'eval/a/loss', 'stop.patience': 1, 'stop.metric': 'eval/a/reward'}
+  with pytest.raises(UserError, match=r"stop\.metric='eval/a/reward'"):
+    early_stopping.check_monitored(_monitors(**wrong), directions)
+  with pytest.raises(UserError, match=r"best='eval/a/los' is no metric .*mean 'eval/a/loss'"):
+    early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/los'}), directions)
+  # A run that keeps no best one asks for none.
+  nothing = {'checkpoint.best': 'eval/a/los', 'checkpoint.keep_best': 0}
+  early_stopping.check_monitored(_monitors(**nothing), directions)
+
+
+def test_two_metrics_of_one_name_are_refused():
+  evaluate.check_apart(['loss'], ['accuracy'])
+  with pytest.raises(UserError, match="two metrics of the set are called 'loss'"):
+    evaluate.check_apart({'loss': 1.0}, {'accuracy': 1, 'loss': 1})
+
+
+def test_without_a_score_the_newest_checkpoint_stays_and_is_taken(tmp_path):
+  directions = {'eval/a/loss': False}
+  workdir = _workdir(tmp_path, directions, **{'eval/a/loss': ['NaN', 'NaN']})
+  assert kept_steps([1, 2], badness(workdir, 'eval/a/loss'), last=0, best=1) == {2}
+  assert best_step(workdir, [1, 2], 'eval/a/loss')[0] is None
+  assert math.isnan(badness(workdir, 'eval/a/loss')[1])
+  # An older workdir, whose metrics declare nothing.
+  (tmp_path / 'metrics.json').unlink()
+  assert badness(workdir, 'eval/a/loss') == {}

@@ -1,0 +1,264 @@
+import json
+import sys
+
+import pytest
+import tokenizers
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from lm.config import base as configs
+from lm.errors import UserError
+from lm.workdir import experiment, sources
+
+SOURCE = """
+from lm.config.base import base, select_variant
+from {neighbour} import FACTOR
+
+def get_config(arg=''):
+  config = base()
+  config.batch_size = 3 * FACTOR
+  return select_variant(config, arg, twice=lambda c: c)
+
+def source(split):
+  return [split]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder with an experiment and the neighbour that it imports."""
+  (tmp_path / 'my_neighbour.py').write_text('FACTOR = 4\n')
+  (tmp_path / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
+  yield tmp_path
+  sources.use_folder(tmp_path.parent)  # forgets the modules of this one
+
+
+def _tokenizer(*words):
+  table = {word: i for i, word in enumerate(words)}
+  return tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token=words[0]))
+
+
+def _leaves(config):
+  return experiment._flatten(json.loads(config.to_json()))
+
+
+def test_every_leaf_survives_the_round_trip():
+  config = configs.base()
+  with config.unlocked():
+    config.extra = {'text': 'ü', 'list': (1, (2.5, 'x')), 'nested': {'empty': placeholder(int)}}
+  text = experiment.to_json(config)
+  back = experiment.from_json(text)
+  assert _leaves(back) == _leaves(config)
+  assert experiment.to_json(back) == text and 'ü' in text
+  # Tuples stay tuples, references have their values, and what was empty can be filled.
+  assert back.extra.list == (1, (2.5, 'x'))
+  assert back.optim.steps == back.steps == 1000
+  assert back.model.vocab_size is None
+  back.model.vocab_size = 7
+  with pytest.raises(AttributeError):
+    back.unknown = 1
+
+
+def test_an_experiment_is_loaded_with_its_neighbours(folder):
+  config = experiment.load(f'{folder}/my_experiment.py:twice')
+  assert config.batch_size == 12 and config.is_locked
+  # Its own functions can be named in the config, and are those of the very file.
+  from lm.config import resolve
+
+  assert resolve.resolve('my_experiment:source', 'data.source')('train') == ['train']
+
+
+def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
+  experiment.load(f'{folder}/my_experiment.py')
+  other = tmp_path_factory.mktemp('other')
+  (other / 'my_neighbour.py').write_text('FACTOR = 5\n')
+  (other / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
+  assert experiment.load(f'{other}/my_experiment.py').batch_size == 15
+  sources.use_folder(folder)
+  assert 'my_neighbour' not in sys.modules and str(other) not in sys.path
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'message'),
+  [
+    ('missing.py', None, r'missing\.py: no such file \(did you mean .*my_experiment\.py'),
+    ('empty.py', '', r'the file defines no get_config\(arg\)'),
+    ('syntax.py', 'def f(:', r'the file fails: SyntaxError'),
+    ('absent.py', 'import no_such_module_here', r"ModuleNotFoundError: No module named 'no_such_m"),
+    (
+      'wrong.py',
+      'from lm.config.base import base\n\nbase().modle.depth = 3\n',
+      r'at line 3: .*modle',
+    ),
+    ('none.py', 'def get_config(arg=""):\n  pass', r'get_config returns NoneType, not'),
+    ('fixed.py:x', 'def get_config():\n  pass', r'fixed\.py:x: fixed:get_config: too many'),
+    ('my_experiment.py:twise', None, r"no argument 'twise' \(did you mean 'twice'\?\); there is :"),
+    ('json.py', 'def get_config(arg=""):\n  pass', r"a module named 'json' is loaded; rename"),
+    ('text.txt', 'def get_config(arg=""):\n  pass', r'text\.txt: not a Python file'),
+  ],
+)
+def test_files_that_are_no_experiment_are_told(name, text, message, folder):
+  if text is not None:
+    (folder / name.partition(':')[0]).write_text(text)
+  with pytest.raises(UserError, match=message) as error:
+    experiment.load(f'{folder}/{name}')
+  assert '\n' not in str(error.value)
+
+
+def _changed(**leaves):
+  config = configs.base()
+  for path, value in leaves.items():
+    *sections, leaf = path.split('__')
+    node = config
+    for section in sections:
+      node = node[section]
+    node[leaf] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  'leaves',
+  [
+    {'steps': 7},
+    {'mesh__data': 4, 'mesh__tensor': 2},
+    {'log__every': 1, 'log__prompts': ('x', 'y')},
+    {'checkpoint__keep': 9, 'eval__every': 5},
+    {'data__workers': 3, 'data__cache': 'elsewhere', 'nonfinite_limit': 2},
+  ],
+)
+def test_what_does_not_change_the_learning_may_differ(leaves, tmp_path):
+  saved = experiment.from_json(experiment.to_json(configs.base()))
+  experiment.check_same(saved, _changed(**leaves), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('leaves', 'message'),
+  [
+    ({'seed': 1}, 'made with seed=0, not 1'),
+    ({'batch_size': 32}, 'made with batch_size=16, not 32'),
+    ({'model__depth': 5}, 'made with model.depth=4, not 5'),
+    ({'model__logit_soft_cap': 5.0}, 'made with model.logit_soft_cap=None, not 5.0'),
+    ({'data__tokenizer__vocab_size': 64}, 'made with data.tokenizer.vocab_size=2048, not 64'),
+    ({'optim__learning_rate': 1.0}, 'made with optim.learning_rate=0.001, not 1.0'),
+    ({'data__context': 64}, 'made with data.context=128, not 64'),
+  ],
+)
+def test_what_changes_the_learning_is_refused_by_name(leaves, message, tmp_path):
+  with pytest.raises(UserError) as error:
+    experiment.check_same(configs.base(), _changed(**leaves), tmp_path)
+  assert message in str(error.value) and f'--workdir={tmp_path}' in str(error.value)
+
+
+# 'logit' is not a part of 'log', which may differ.
+@pytest.mark.parametrize('extra', [{'objective': {'gamma': 2.0}}, {'logit': 3}])
+def test_a_leaf_that_only_one_of_them_has_is_a_difference(extra, tmp_path):
+  more = ConfigDict(configs.base().to_dict())
+  more.update(extra)
+  for pair in ((configs.base(), more), (more, configs.base())):
+    with pytest.raises(UserError, match=r'made with (objective\.gamma|logit)='):
+      experiment.check_same(*pair, tmp_path)
+
+
+def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
+  assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
+  assert _leaves(experiment.open_workdir(workdir)) == _leaves(config)
+  assert experiment.open_tokenizer(workdir).to_str() == tokenizer.to_str()
+  for name in ('my_experiment.py', 'my_neighbour.py'):
+    assert (workdir / 'source' / name).read_text() == (folder / name).read_text()
+  # Any folder of the same name can be opened by the same config once more.
+  assert experiment.load(str(workdir / 'config.json')).batch_size == 12
+
+
+def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  assert (
+    experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+    == []
+  )
+  (folder / 'my_neighbour.py').write_text('FACTOR = 2 * 2\n')
+  (warning,) = experiment.write_run_config(
+    experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
+  )
+  assert 'my_neighbour.py has changed' in warning
+  # The record is that of the newest start; what it was before is kept.
+  assert (workdir / 'source/my_neighbour.py').read_text() == 'FACTOR = 2 * 2\n'
+  assert (workdir / 'earlier/1/source/my_neighbour.py').read_text() == 'FACTOR = 4\n'
+
+
+def test_a_workdir_of_another_run_is_refused(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  config = experiment.load(path)
+  experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abc')
+  with pytest.raises(UserError, match='was made with another tokenizer'):
+    experiment.write_run_config(config, path, _tokenizer('a', 'c'), workdir, 'abc')
+  with pytest.raises(UserError, match='was made with other training data'):
+    experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abd')
+  config.seed = 5
+  with pytest.raises(UserError, match='was made with seed=0, not 5'):
+    experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abc')
+
+
+def test_a_folder_that_is_no_workdir_is_told(tmp_path):
+  with pytest.raises(UserError, match=r'no run there \(config\.json is missing\)'):
+    experiment.open_workdir(tmp_path)
+
+
+def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
+  experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
+  config.steps, config.eval.sets.validation.split = 2000, 'train'
+  assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
+  now = experiment.open_workdir(workdir)
+  assert (now.steps, now.eval.sets.validation.split) == (2000, 'train')
+  before = json.loads((workdir / 'earlier/1/config.json').read_text())
+  assert (before['steps'], before['eval']['sets']['validation']['split']) == (1000, 'validation')
+  # A start that changes nothing adds nothing.
+  experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
+  assert [p.name for p in (workdir / 'earlier').iterdir()] == ['1']
+  config.steps = 3000
+  experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
+  assert json.loads((workdir / 'earlier/2/config.json').read_text())['steps'] == 2000
+
+
+def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
+  path, workdir = f'{folder}/my_experiment.py', folder / 'run'
+  experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
+  text = SOURCE.format(neighbour='my_neighbour').replace('from my_neighbour import FACTOR', '')
+  (folder / 'my_experiment.py').write_text(text.replace('FACTOR', '4'))
+  sources.use_folder(folder.parent)
+  changed = experiment.write_run_config(
+    experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
+  )
+  assert len(changed) == 2
+  assert [p.name for p in (workdir / 'source').glob('*.py')] == ['my_experiment.py']
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda c: [c], 'config.json is damaged|not a section'),
+    (lambda c: c | {'data': 3}, 'data is 3, not a section with keys'),
+    (lambda c: {k: v for k, v in c.items() if k != 'stop'}, "has no key 'stop'"),
+    (lambda c: c | {'steps': 'many'}, "steps='many' is not of type int"),
+    (lambda c: c | {'model': {'fn': 'x:y'}}, "no key 'model.vocab_size'"),
+    (lambda c: c | {'eval': c['eval'] | {'sets': {'a': {}}}}, "no key 'eval.sets.a"),
+  ],
+)
+def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
+  whole = json.loads(experiment.to_json(configs.base()))
+  (tmp_path / 'config.json').write_text(json.dumps(change(whole)))
+  with pytest.raises(UserError, match=message) as error:
+    experiment.open_workdir(tmp_path)
+  assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'{"a": ', b'[' * 100_000, b'null', b'7'])
+def test_a_damaged_config_is_one_line(content, tmp_path):
+  (tmp_path / 'config.json').write_bytes(content)
+  with pytest.raises(UserError, match=r'config\.json') as error:
+    experiment.open_workdir(tmp_path)
+  assert '\n' not in str(error.value)

@@ -1,0 +1,41 @@
+import subprocess
+import sys
+
+import pytest
+
+from lm.errors import UserError
+from lm.workdir import files
+
+HOLD = """
+import pathlib, sys
+from lm.workdir import files
+with files.held(pathlib.Path(sys.argv[1])):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_workdir_is_held_against_a_second_run_until_the_first_is_gone(tmp_path):
+  workdir = tmp_path / 'run'
+  other = subprocess.Popen(
+    [sys.executable, '-c', HOLD, str(workdir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+  )
+  try:
+    assert other.stdout.readline() == b'held\n'
+    with (
+      pytest.raises(UserError, match='another run is training there'),
+      files.lock_workdir(workdir),
+    ):
+      pass
+  finally:
+    other.kill()
+    other.communicate()
+  with files.lock_workdir(workdir):
+    assert workdir.is_dir()
+
+
+def test_a_workdir_that_is_a_file_is_told(tmp_path):
+  (tmp_path / 'file').write_text('')
+  held = files.lock_workdir(tmp_path / 'file')
+  with pytest.raises(UserError, match='is a file; give the name of a directory'), held:
+    pass

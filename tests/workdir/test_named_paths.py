@@ -1,0 +1,105 @@
+"""Paths that users name: ~ is the home; no run begins where no checkpoint can lie."""
+
+import os
+import pathlib
+import re
+
+import pytest
+from in_process import mistake
+
+from lm import cli
+from lm.errors import UserError
+from lm.evaluation import ensembles, tagger
+from lm.workdir import files, sources
+
+FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+  """A home of the user and, as the current folder, another one."""
+  for name in ('home', 'here'):
+    (tmp_path / name).mkdir()
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.chdir(tmp_path / 'here')
+  return tmp_path / 'home'
+
+
+def test_a_workdir_begins_at_the_home_and_knows_variables(home, monkeypatch):
+  monkeypatch.setenv('RUNS', '/disk/runs')
+  assert files.workdir('~/x') == home / 'x'
+  assert files.workdir('$RUNS/x') == pathlib.Path('/disk/runs/x')
+  assert files.workdir('runs/x') == pathlib.Path('runs/x')
+  assert [folder for folder, _ in ensembles.parse_members('~/x,~/y', None)] == [
+    home / 'x',
+    home / 'y',
+  ]
+  (home / 'a,b').mkdir()
+  assert [folder for folder, _ in ensembles.parse_members('~/a,b', None)] == [home / 'a,b']
+  with pytest.raises(UserError, match=r'--workdir=.\$NO_SUCH/x.*NO_SUCH is not set'):
+    files.workdir('$NO_SUCH/x')
+
+
+def test_a_config_begins_at_the_home(home):
+  (home / 'named_by_tilde.py').write_text(FILE)
+  config, path = cli.config(['lm', '--config=~/named_by_tilde.py:', '--config.steps=3'])
+  assert (config.steps, path) == (3, f'{home}/named_by_tilde.py:')
+  sources.use_folder(home.parent)
+
+
+def test_files_of_programs_begin_at_the_home(home):
+  (home / 'folder').mkdir()
+  for program, *arguments in (
+    ('evaluate', '--workdir=x', '--predictions=~/folder'),
+    ('vectors', 'export', '--workdir=x', '--out=~/folder'),
+  ):
+    line = mistake(program, *arguments)
+    assert 'folder is a directory; give the name of a file' in line
+  assert f'--workdir={home}/x: no run there' in mistake('evaluate', '--workdir=~/x')
+  # The run that a tagger reads is looked for there too.
+  with pytest.raises(UserError, match=re.escape(f'{home}/pos: no run there')):
+    tagger.tag(['a'], workdir='~/pos')
+
+
+@pytest.mark.parametrize('name', ['lr[3e-4]', 'a*b', 'what?', 'back\\slash', 'x]'])
+@pytest.mark.parametrize('key', ['--workdir', 'init.workdir'])
+def test_where_no_checkpoint_can_be_read_back_no_run_begins(tmp_path, name, key):
+  for path in (tmp_path / name, tmp_path / name / 'run'):
+    with pytest.raises(UserError, match=re.escape(f'{key}={path}')) as e:
+      files.workdir(path, key)
+    assert '\n' not in str(e.value)
+  with pytest.raises(UserError, match='no checkpoint could be read back'):
+    files.workdir(f'gs://bucket/{name}')
+
+
+def test_a_folder_above_counts_too(tmp_path, monkeypatch):
+  (tmp_path / 'a[1]').mkdir()
+  monkeypatch.chdir(tmp_path / 'a[1]')
+  with pytest.raises(UserError, match=r"--workdir=run: '\[' in its path"):
+    files.workdir('run')
+
+
+@pytest.mark.parametrize('name', ['a b', 'é中', "it's", 'a=b,c', '{x}', 'a#b%20', '~x', 'a:b'])
+def test_other_characters_are_fine(tmp_path, name):
+  assert files.workdir(tmp_path / name) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    (b'--prompt=caf\xe9', 'lm.x: --prompt is not UTF-8'),
+    (b'--prefix=\xff', 'lm.x: --prefix is not UTF-8'),
+    (b'w\xffrd', 'lm.x: an argument is not UTF-8'),
+  ],
+)
+def test_bytes_in_arguments_are_reported_before_anything_is_read(argument, message, capsys):
+  argv = ['x.py', '--workdir=/nowhere', os.fsdecode(argument)]
+  assert cli._exit_code(lambda argv: pytest.fail('it ran'), '', argv) == cli.USAGE
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(message) and repr(argument)[2:-1] in line
+
+
+def test_other_characters_in_arguments_are_text():
+  seen = []
+  assert cli._exit_code(lambda argv: seen.append(argv[1]), '', ['x.py', '--prompt=é中🎉']) == 0
+  assert seen == ['--prompt=é中🎉']

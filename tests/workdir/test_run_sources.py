@@ -1,0 +1,145 @@
+"""Which code the names in a config mean: that of the workdir, of the experiment, and no other."""
+
+import sys
+import types
+
+import pytest
+
+from lm.config import resolve
+from lm.data import module_code
+from lm.workdir import experiment, sources
+
+CONFIG = 'from lm.config.base import base\n\ndef get_config(arg=""):\n  return base()\n'
+
+
+def value():
+  """Returns what the name `mine_of_sources:value` means now."""
+  return resolve.resolve('mine_of_sources:value', 'key')()
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+  """Makes a folder whose module returns a value, and forgets all of them afterwards."""
+
+  def make(name, number, module='mine_of_sources'):
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    (folder / f'{module}.py').write_text(f'def value():\n  return {number}\n')
+    return folder
+
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  sources.use_folder(empty)
+  before, path = set(sys.modules), list(sys.path)
+  yield make
+  sources.use_folder(empty)
+  for name in set(sys.modules) - before:
+    if name.startswith('mine_of'):
+      del sys.modules[name]
+  sys.path[:] = path
+
+
+def test_the_sources_of_a_workdir_win_over_the_current_folder(folder_of, monkeypatch):
+  # As `python -m` does it, the current folder is first; its module was changed since.
+  monkeypatch.syspath_prepend(str(folder_of('here', 2)))
+  with sources.opened(folder_of('source', 1)) as clashes:
+    assert value() == 1 and clashes == []
+  assert value() == 1
+
+
+def test_opening_a_workdir_leaves_the_experiment_as_it_is(folder_of):
+  sources.use_folder(folder_of('experiment', 1))
+  assert value() == 1
+  module = sys.modules['mine_of_sources']
+  with sources.opened(folder_of('source', 2)) as clashes:
+    assert value() == 2 and clashes == ['mine_of_sources.py']
+  assert sys.modules['mine_of_sources'] is module and value() == 1
+
+
+def test_a_second_workdir_does_not_break_the_first(folder_of):
+  first, second = folder_of('first', 1), folder_of('second', 2)
+  folder_of('second', 3, 'mine_of_second_only')
+  with sources.opened(first):
+    assert value() == 1
+  with sources.opened(second):
+    assert value() == 2
+  assert value() == 1
+  with sources.modules_of(second):
+    assert value() == 2 and resolve.resolve('mine_of_second_only:value', 'key')() == 3
+  assert value() == 1
+
+
+def test_workdirs_of_the_same_code_share_it(folder_of):
+  for name in ('experiment', 'source'):
+    folder_of(name, 1)
+  folder_of('source', 5, 'mine_of_neighbor')
+  sources.use_folder(folder_of('experiment', 1))
+  assert value() == 1
+  module = sys.modules['mine_of_sources']
+  with sources.opened(folder_of('source', 1)) as clashes:
+    assert clashes == []
+  assert resolve.resolve('mine_of_neighbor:value', 'key')() == 5  # still there after the block
+  assert sys.modules['mine_of_sources'] is module
+
+
+def test_a_workdir_that_was_written_again_is_read_again(folder_of):
+  with sources.opened(folder_of('source', 1)):
+    assert value() == 1
+  with sources.opened(folder_of('source', 20)):
+    assert value() == 20
+
+
+def test_a_module_that_only_looks_like_a_neighbor_is_none(folder_of, monkeypatch):
+  folder = folder_of('experiment', 1)
+  (folder / 'config_of_sources.py').write_text(CONFIG)
+  monkeypatch.chdir(folder)
+  # As torch.ops: its file is '_ops.py', which is no path; and another one with a file elsewhere.
+  odd = types.ModuleType('odd_of_sources.ops')
+  odd.__file__ = '_ops.py'
+  monkeypatch.setitem(sys.modules, 'odd_of_sources.ops', odd)
+  other = types.ModuleType('other_of_sources')
+  other.__file__ = str(folder / 'mine_of_sources.py')
+  monkeypatch.setitem(sys.modules, 'other_of_sources', other)
+  experiment.load('config_of_sources.py')
+  found = sources.neighbors(folder / 'config_of_sources.py')
+  assert found == {'config_of_sources.py': CONFIG.encode()}
+  sources.use_folder(folder.parent)
+  assert sys.modules['odd_of_sources.ops'] is odd and sys.modules['other_of_sources'] is other
+
+
+def test_imported_modules_and_packages_alongside_are_kept(folder_of):
+  folder = folder_of('experiment', 1)
+  folder_of('experiment', 2, 'mine_of_nobody')  # never imported
+  (folder / 'mine_of_package').mkdir()
+  (folder / 'mine_of_package/__init__.py').write_text('')
+  (folder / 'mine_of_package/part.py').write_text('NUMBER = 3\n')
+  names = 'import mine_of_sources\nimport mine_of_package.part\n'
+  (folder / 'config_of_package.py').write_text(names + CONFIG)
+  experiment.load(str(folder / 'config_of_package.py'))
+  found = sources.neighbors(folder / 'config_of_package.py')
+  assert sorted(found) == [
+    'config_of_package.py',
+    'mine_of_package/__init__.py',
+    'mine_of_package/part.py',
+    'mine_of_sources.py',
+  ]
+
+
+def test_digests_differ_where_a_file_does(folder_of):
+  folder = folder_of('experiment', 1)
+  config = folder / 'config_of_digests.py'
+  config.write_text('import mine_of_sources\n' + CONFIG)
+  experiment.load(str(config))
+  before = sources.digests(config)
+  assert before == sources.digests(config) and {'lm', 'jax', 'Python'} <= before.keys()
+  folder_of('experiment', 2)
+  after = sources.digests(config)
+  differing = {name for name in before if before[name] != after[name]}
+  assert before.keys() == after.keys() and differing == {'mine_of_sources.py'}
+
+
+def test_a_cache_entry_is_named_before_its_module_was_imported(folder_of):
+  folder_of('source', 1)
+  with sources.opened(folder_of('source', 1)):
+    found = module_code.of_paths(['mine_of_sources:value'])
+  assert len(found['mine_of_sources']) == 64
