@@ -116,17 +116,18 @@ def _smoke(config):
 
 
 def main(names):
-  from lm.preflight import arithmetic, chips
+  from lm.preflight import analytic
+  from lm.preflight.topology import parse
 
-  print(f'{"row":<18}{"GPUs":>5}{"least":>9}{"published":>11}{"ratio":>7}{"GiB":>7}{"of":>6}')
+  print(f'{"row":<18}{"GPUs":>5}{"bound":>9}{"published":>11}{"ratio":>7}{"GiB":>7}{"of":>6}')
   for name in names or PUBLISHED:
     row = PUBLISHED[name]
-    found = arithmetic.check(_config(name), chips.parse(f'{row.gpu}:8', row.nodes))
+    found = analytic.check(_config(name), parse(f'{row.gpu}:8', row.nodes))
     published = found.step.tokens / (row.tokens * 8 * row.nodes)
-    least, memory = found.estimate.step, found.step.memory.total / 2**30
+    bound, memory = found.timing.step, found.needed / 2**30
     print(
-      f'{name:<18}{8 * row.nodes:>5}{least:>7.2f} s{published:>9.2f} s{least / published:>7.2f}'
-      f'{memory:>7.1f}{found.room / 2**30:>6.1f}',
+      f'{name:<18}{8 * row.nodes:>5}{bound:>7.2f} s{published:>9.2f} s{bound / published:>7.2f}'
+      f'{memory:>7.1f}{found.capacity / 2**30:>6.1f}',
       flush=True,
     )
 

@@ -203,8 +203,8 @@ MUTATIONS = [
    'decode/test_mbr.py'),
   ('table-rows', 'lm/training/sparse_step.py', "mode='drop')", "mode='clip')",
    'training/test_sparse_step.py'),
-  ('bytes-sent', 'lm/preflight/collectives.py', 'return 2 * result * share',
-   'return result * share', 'preflight/test_collectives.py'),
+  ('bytes-sent', 'lm/preflight/hlo.py', "'all-reduce': 2 * share",
+   "'all-reduce': share", 'preflight/test_hlo.py'),
   ('retry-policy', 'tpu_scripts/policy.py', 'return 1 if newer else history.failures + 1',
    'return history.failures + 1', 'tpu_scripts/test_babysit.py'),
 ]

@@ -1,17 +1,15 @@
-"""What it takes to write a token: the loop of the decoders, compiled for a slice of TPUs.
+"""One decoding step of a config, compiled for a slice of TPUs.
 
-Evaluations write on the mesh that the model is trained on, with the parameters where they lie
-(lm.evaluation.predict): what is kept of rows is split by rows and heads, and activations come to the
-weights (lm.parallel.mesh.weight_stationary). Compiled are the steps of greedy decoding,
-or of a beam search, that write the longest texts, for `decode.batch_size` rows at once; prompts and
-sources were read before.
-What is done once for all steps, such as to make weights of 16 bits of those of 32, counts little.
+Evaluations decode on the mesh of training, with its sharding of parameters (lm.evaluation.predict).
+The KV cache is sharded by rows and heads, and activations move to the weights
+(lm.parallel.mesh.weight_stationary). The compiled program is the loop of greedy decoding or beam
+search. It generates texts of the greatest length for `decode.batch_size` rows, after prompts and
+sources were read. Work outside the loop, such as casting the weights to bfloat16, is a small part.
 """
 
 import functools
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,112 +24,104 @@ from lm.decode.beam import check_beam_size
 from lm.decode.loop import DecodeConfig, make_decode_step
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
-from lm.parallel import mesh
 from lm.parallel import mesh as meshes
-from lm.preflight import hlo, program, roofline
-from lm.preflight.chips import Slice
-from lm.preflight.collectives import Collective, collectives
-from lm.preflight.program import Step
-from lm.preflight.roofline import Estimate
-from lm.types import Apply, Array, Params, apply_of
-
-# (params, state without the cache, cache) -> both after all steps
-Loop = Callable[[Params, Any, Any], tuple[Any, Any]]
-
-
-class Memory(NamedTuple):
-  """Bytes of one device."""
-
-  parameters: int
-  cache: int  # what is kept of the rows
-  temporaries: int
-  program: int
-
-  @property
-  def total(self) -> int:
-    """Returns their sum."""
-    return sum(self)
+from lm.preflight import hlo, topology, train_step
+from lm.preflight.train_step import bytes_per_device
+from lm.types import Apply, Params, apply_of
 
 
 class Decoding(NamedTuple):
-  """One token more for each row."""
+  """The findings about a step that generates one token of each row."""
 
   rows: int
   beam: int  # hypotheses of a row
-  slots: int  # tokens of a row that there is room for
-  source: int  # tokens of a row of an encoder; 0 where there is none
-  memory: Memory
+  cache_tokens: int  # tokens of a row that the KV cache holds
+  source_tokens: int  # of a row's encoder input; 0 without an encoder
+  memory: train_step.Memory
   flops: float  # of all rows
-  exchanges: list[Collective]
-  read: float  # seconds that a device takes to read the weights it uses, and the cache
-  estimate: Estimate
-  seconds: float  # that compiling took
+  collectives: Sequence[hlo.Collective]
+  timing: hlo.Timing
+  compile_seconds: float
+
+  @property
+  def needed(self) -> float:
+    """Returns the bytes of a device that decoding needs."""
+    return sum(self.memory.values())
 
 
-def check_writes(config: ConfigDict) -> None:
-  """Raises UserError where a config's model does not write token by token, or not so wide."""
-  model = components.model(config, program.vocabulary(config))
-  if config.data.task is None:
-    writes = model.continues_prompts
-  else:
-    writes = features.open_task(config.data)[1].predict is None
-  if not writes:
-    raise UserError(
-      f'--decode: model.fn={config.model.fn!r} does not write token by token; leave --decode out'
-    )
+def check_config(config: ConfigDict) -> None:
+  """Raises UserError unless the model of a config generates text, and with such a beam."""
+  model = components.model(config, train_step.vocabulary(config))
+  generates = (
+    model.continues_prompts
+    if config.data.task is None
+    else features.open_task(config.data)[1].predict is None
+  )
+  if not generates:
+    raise UserError(f'--decode: model.fn={config.model.fn!r} does not generate text')
   check_beam_size(config.decode.beam_size, model.vocab_size)
 
 
-def compile_decode(config: ConfigDict, slice_: Slice, step: Step) -> Decoding:
-  """Compiles the loop of the decoders for the mesh of a train step.
+def check(
+  config: ConfigDict, slice_: topology.Slice, step: train_step.Step
+) -> Decoding | train_step.DoesNotFit:
+  """Compiles the decoding loop of a config on the mesh of its train step.
 
   Args:
-    config: of a model that writes.
+    config: of a model that generates text.
     slice_: the chips.
-    step: the train step, which says where the parameters lie.
-
-  Raises:
-    NoRoom: it does not fit.
+    step: the train step, with the sharding of the parameters.
   """
-  functions, params, decode = step.functions, step.state.params, config.decode
+  functions, params = step.functions, step.state.params
   model, apply = functions.model, apply_of(functions.model)
   with meshes.set_mesh(functions.mesh, functions.rules):
-    rows = rows_per_batch(decode.batch_size, decode.batch_size)
-  steps = decode.max_tokens or config.data.context
+    rows = rows_per_batch(config.decode.batch_size, config.decode.batch_size)
+  steps = config.decode.max_tokens or config.data.context
   steps = steps if model.reads_on else min(steps, model.context)
-  source = config.data.source_context if program.reads_source(config) else 0
-  loop, rest, cache = begun(config, model, apply, params, rows, steps, source)
-  # What no step uses is held all the same.
+  source = config.data.source_context if train_step.has_source(config) else 0
+  loop, carry, cache = decoding_loop(config, model, apply, params, rows, steps, source)
+  # Parameters that the loop does not use occupy memory all the same.
   jitted = jax.jit(
-    mesh.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
+    meshes.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
-  started = time.perf_counter()
-  lowered = jitted.lower(params, rest, cache)
-  compiled = program.compile_lowered(lowered)
-  taken = time.perf_counter() - started
-  memory = memory_of(params, lowered, compiled)
-  size = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
-  flops, used = of_a_step(apply, params, rows * decode.beam_size, cache, size)
-  read = (used + memory.cache) / slice_.chip.bandwidth * slice_.chip.devices
-  text = hlo.parse(compiled.as_text())
-  exchanges = [one._replace(times=one.times / steps) for one in collectives(text, functions.mesh)]
-  devices = list(functions.mesh.devices.flat)
-  found = roofline.estimate(text, exchanges, devices, slice_, flops, rows, steps, read)
+  start = time.perf_counter()
+  lowered = jitted.lower(params, carry, cache)
+  try:
+    program = train_step.compile_lowered(lowered)
+  except train_step.DoesNotFit as e:
+    return e
+  seconds = time.perf_counter() - start
+  sharded = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    lowered.out_info[1],
+    program.output_shardings[1],
+  )
+  held = {'parameters': bytes_per_device(params), 'cache': bytes_per_device(sharded)}
+  memory = train_step.memory_of(program, held)
+  itemsize = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
+  flops, weights = cost_of_step(apply, params, rows * config.decode.beam_size, cache, itemsize)
+  traffic = (weights + memory['cache']) / slice_.chip.bandwidth * slice_.chip.devices
+  parsed = hlo.parse(program.as_text())
+  collectives = [
+    one._replace(times=one.times / steps) for one in hlo.collectives(parsed, functions.mesh)
+  ]
+  timing = hlo.estimate(
+    parsed, collectives, functions.mesh.devices.flat, slice_, flops, rows, steps, traffic
+  )
   return Decoding(
     rows,
-    decode.beam_size,
-    steps * decode.beam_size,
+    config.decode.beam_size,
+    steps * config.decode.beam_size,
     source,
     memory,
     flops,
-    exchanges,
-    read,
-    found,
-    taken,
+    collectives,
+    timing,
+    seconds,
   )
 
 
-def begun(
+def decoding_loop(
   config: ConfigDict,
   model: nn.Module,
   apply: Apply,
@@ -139,100 +129,82 @@ def begun(
   rows: int,
   steps: int,
   source: int,
-) -> tuple[Loop, Any, Any]:
-  """Returns the decoding loop, and the shapes of its state without the cache and of the cache.
+) -> tuple[Callable[[Params, Any, Any], tuple[Any, Any]], Any, Any]:
+  """Returns the decoding loop, and the shapes of its state without the KV cache and of the cache.
+
+  The loop is `(params, carry, cache) -> (carry, cache)` and takes all steps.
 
   Args:
-    config: whose decode section says how.
+    config: its `decode` section selects greedy decoding or beam search.
     model: of the config.
     apply: its pure function.
     params: abstract.
-    rows: how many texts.
+    rows: of the batch.
     steps: tokens of the longest text.
-    source: tokens of a row of an encoder; 0 where there is none.
+    source: tokens of a row's encoder input; 0 without an encoder.
   """
-  how = DecodeConfig(
+  decode = DecodeConfig(
     end=0,
     max_tokens=steps,
     beam_size=config.decode.beam_size,
     length_penalty=config.decode.length_penalty,
   )
 
-  def read(params: Params) -> Any:
-    batch = _batch(('inputs', 'segments', 'positions'), rows, 1)
+  def read_prompts(params: Params) -> Any:
+    ones = jnp.ones((rows, 1), jnp.int32)
+    batch = dict.fromkeys(('inputs', 'segments', 'positions'), ones)
     if source:
-      batch |= _batch(('source', 'source_segments', 'source_positions'), rows, source)
+      ones = jnp.ones((rows, source), jnp.int32)
+      batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), ones)
     keys_B, limits_B = row_keys(jnp.uint32(0), jnp.arange(rows)), jnp.full(rows, steps)
-    return begin(model, apply, how, steps, params, batch, keys_B, limits_B)
+    return begin(model, apply, decode, steps, params, batch, keys_B, limits_B)
 
-  state = _plain(jax.eval_shape(read, _plain(params)))
-  loop = functools.partial(_loop, functools.partial(advance, model, apply, how), steps)
+  state = _without_sharding(jax.eval_shape(read_prompts, _without_sharding(params)))
+  loop = functools.partial(_loop, functools.partial(advance, model, apply, decode), steps)
   return loop, state._replace(cache=None), state.cache
 
 
 def _loop(
-  advance: Callable[[Params, Any], Any], steps: int, params: Params, rest: Any, cache: Any
+  advance: Callable[[Params, Any], Any], steps: int, params: Params, carry: Any, cache: Any
 ) -> tuple[Any, Any]:
   """Runs lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs."""
   state, _ = jax.lax.scan(
-    lambda state, _: (advance(params, state), None), rest._replace(cache=cache), length=steps
+    lambda state, _: (advance(params, state), None), carry._replace(cache=cache), length=steps
   )
   return state._replace(cache=None), state.cache
 
 
-def memory_of(params: Params, lowered: Any, compiled: Any) -> Memory:
-  """Returns what a device holds in the course of the loop."""
-  analysis = compiled.memory_analysis()
-  parameters = program.held(params)
-  state, places = lowered.out_info[1], compiled.output_shardings[1]
-  sizes = jax.tree.map(
-    lambda x, place: math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize, state, places
-  )
-  cache = sum(jax.tree.leaves(sizes))
-  return Memory(
-    parameters,
-    cache,
-    analysis.peak_memory_in_bytes - parameters - cache,
-    analysis.generated_code_size_in_bytes,
-  )
-
-
-def of_a_step(
-  apply: Apply, params: Params, rows: int, cache: Any, size: int
+def cost_of_step(
+  apply: Apply, params: Params, rows: int, cache: Any, itemsize: int
 ) -> tuple[float, float]:
-  """Returns the FLOPs of one step, and the bytes of the parameters that a device reads in it.
+  """Returns the FLOPs of one step, and the bytes of the parameters that a device reads for it.
 
-  Tables that are only looked up are not read, nor is an encoder. The others are read as the
-  numbers that the model computes with, of which the compiler makes copies before the loop.
+  A step does not read the encoder, nor tables of which it looks up a few rows. It reads the others
+  in the compute dtype, to which the compiler casts them before the loop.
 
   Args:
     apply: the pure function of a model.
-    params: abstract, with their shardings.
+    params: abstract, with shardings.
     rows: all hypotheses of all rows.
     cache: abstract.
-    size: bytes of a number that the model computes with.
+    itemsize: bytes of the compute dtype.
   """
   ids_R = jax.ShapeDtypeStruct((rows,), jnp.int32)
   traced = jax.jit(lambda params, *args: make_decode_step(apply, params)(*args)).trace(
-    _plain(params), ids_R, ids_R, cache
+    _without_sharding(params), ids_R, ids_R, cache
   )
   jaxpr = traced.jaxpr.jaxpr
   used = {id(x) for x in jaxpr.outvars}
   for eqn in reversed(jaxpr.eqns):
     if used & {id(x) for x in eqn.outvars}:
-      looked_up = eqn.params.get('name') == '_take'
-      used |= {id(x) for x in eqn.invars[looked_up:]}
+      lookup = eqn.params.get('name') == '_take'
+      used |= {id(x) for x in eqn.invars[lookup:]}
   leaves = jax.tree.leaves(params)
   read = [leaf for leaf, x in zip(leaves, jaxpr.invars, strict=False) if id(x) in used]
   return float(traced.lower().cost_analysis()['flops']), sum(
-    program.held(leaf) * min(size / leaf.dtype.itemsize, 1) for leaf in read
+    bytes_per_device(leaf) * min(itemsize / leaf.dtype.itemsize, 1) for leaf in read
   )
 
 
-def _batch(names: tuple[str, ...], rows: int, width: int) -> dict[str, Array]:
-  return dict.fromkeys(names, jnp.ones((rows, width), jnp.int32))
-
-
-def _plain(tree: Any) -> Any:
-  """Returns abstract arrays without where they lie."""
+def _without_sharding(tree: Any) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

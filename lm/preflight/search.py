@@ -1,27 +1,20 @@
-"""Tries meshes, batch sizes and what is remembered of the pass forward, and ranks what fits.
+"""Search over meshes, batch sizes and remat policies.
 
-Compiling takes a minute or more, so that arithmetic goes first: what cannot fit is left out, the
-rest is put in order by what it must compute and send, and only the first few are compiled. For GPUs
-arithmetic has the last word, too. A batch is taken in one part first, and where that does not fit
-in those of the config.
+Compiling takes a minute or more. For TPUs shapes therefore exclude the candidates that cannot fit
+and rank the others by their FLOPs and communication; only the first few are compiled. For GPUs the
+roofline bound ranks all candidates. Each one is tried without gradient accumulation first, and, if
+that does not fit, with that of the config.
 """
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm import components
 from lm.errors import UserError
-from lm.preflight import arithmetic, check, least, program
-from lm.preflight.bound import Bound
-from lm.preflight.chips import Chip, Slice
-from lm.preflight.devices import devices
-from lm.preflight.processors import Processor
-from lm.training.train_step import abstract_state
+from lm.preflight import analytic, topology, train_step
 
 REMATS = (
   None,
@@ -29,167 +22,173 @@ REMATS = (
   'jax:checkpoint_policies.nothing_saveable',
 )
 BATCHES = (1, 2)  # times the config's
-TENSOR = 16  # devices at the most that share a layer: beyond, their exchanges leave no time
+TENSOR = 16  # devices that share a layer at most; with more, communication dominates
+
+Changes = dict[str, Any]  # values by config key
 
 
-class Tried(NamedTuple):
-  """One choice."""
+class Candidate(NamedTuple):
+  """A configuration and its figures."""
 
-  flags: str  # to give to lm.train
+  flags: str  # for the command line of lm.train
   fits: bool
   memory: float  # bytes of a device
-  tokens: float  # a second
-  utilisation: float
-
-
-class _Choice(NamedTuple):
-  changes: dict[str, Any]
-  seconds: float  # of a token, at the least
+  tokens: float  # per second
+  mfu: float
 
 
 def search(
-  config: ConfigDict, slice_: Slice, most: int, tell: Callable[[str], None] = lambda text: None
-) -> list[Tried]:
-  """Returns what was compiled, or reckoned for GPUs, the fastest that fits first.
+  config: ConfigDict,
+  slice_: topology.Slice,
+  most: int,
+  log: Callable[[str], None] = lambda text: None,
+) -> list[Candidate]:
+  """Returns candidates, the fastest that fits first.
 
   Args:
-    config: with a model that divides over some mesh.
+    config: of a model that divides over some mesh.
     slice_: the chips.
-    most: how many choices to compile, or to return of those that were reckoned.
-    tell: is told of each.
+    most: how many candidates to compile, or to return for GPUs.
+    log: receives a line for each.
 
   Raises:
     UserError: no mesh divides, or the parameters fit on none.
   """
-  if isinstance(slice_.chip, Processor):
-    return _reckoned(config, slice_, most, tell)
-  described = devices(slice_)
-  choices: list[_Choice] = []
+  choices: Iterable[Changes]
+  if slice_.chip.platform == 'tpu':
+    choices = _most_promising(config, slice_, most, log)
+  else:
+    choices = candidates(config, slice_.chips, slice_.slices, across=True)
+  found: list[tuple[tuple[bool, float, float], Candidate]] = []
+  refused = ''
+  for changes in choices:
+    try:
+      candidate, serial = _try(config, changes, slice_)
+    except UserError as e:  # an axis that does not divide
+      refused = str(e)
+      continue
+    found.append(((not candidate.fits, -candidate.tokens, serial), candidate))
+    fits = 'fits' if candidate.fits else 'does not fit'
+    log(f'{candidate.tokens:12,.0f} tokens/s, {fits}: {candidate.flags}')
+  if not found:
+    raise UserError(f'--topology={slice_.topology}: no mesh works ({refused})')
+  log(f'{len(found)} candidates, {sum(one.fits for _, one in found)} fit')
+  return [candidate for _, candidate in sorted(found, key=lambda one: one[0])[:most]]
+
+
+def _most_promising(
+  config: ConfigDict, slice_: topology.Slice, most: int, log: Callable[[str], None]
+) -> list[Changes]:
+  """Returns the candidates for TPUs that are worth compiling, in the first variant that fits.
+
+  Raises:
+    UserError: none fits.
+  """
+  described = topology.devices(slice_)
+  choices: list[tuple[float, Changes]] = []
   for changes in candidates(config, len(described), slice_.slices):
-    fit = (_arithmetic(config, each, slice_, described) for each in _in_parts(changes))
-    choices.extend(itertools.islice(filter(None, fit), 1))
+    fitting = (
+      (seconds, variant)
+      for variant in _variants(changes)
+      if (seconds := _least_seconds(config, variant, slice_, described)) is not None
+    )
+    choices += itertools.islice(fitting, 1)
   if not choices:
     raise UserError(
-      f'--topology={slice_.topology}: on no mesh do parameters and optimizer divide and fit into '
-      f'{slice_.chip.memory / 2**30:.0f} GiB a chip; take a larger slice'
+      f'--topology={slice_.topology}: no mesh divides and fits parameters and optimizer state into '
+      f'{slice_.chip.memory / 2**30:.0f} GiB per chip; take a larger slice'
     )
-  choices.sort(key=lambda choice: choice.seconds)
-  tell(f'{len(choices)} choices could fit; compiling {min(most, len(choices))} of them')
-  tried = []
-  for choice in choices[:most]:
-    one = _tried(config, choice.changes, slice_)
-    tell(f'{one.tokens:12,.0f} tokens/s, {"fits" if one.fits else "does not fit"}: {one.flags}')
-    tried.append(one)
-  return sorted(tried, key=lambda one: (not one.fits, -one.tokens))
+  log(f'{len(choices)} candidates could fit; compiling {min(most, len(choices))} of them')
+  return [changes for _, changes in sorted(choices, key=lambda choice: choice[0])[:most]]
 
 
-def _tried(config: ConfigDict, changes: dict[str, Any], slice_: Slice) -> Tried:
-  """Returns what the compiler says; of the config's parts, where the batch in one does not fit."""
-  for each in _in_parts(changes):
+def _try(config: ConfigDict, changes: Changes, slice_: topology.Slice) -> tuple[Candidate, float]:
+  """Returns the first variant that fits, or else the last, and its seconds without any overlap."""
+  check = train_step.check if slice_.chip.platform == 'tpu' else analytic.check
+  for variant in _variants(changes):
+    flags, serial = flags_of(variant), math.inf
     try:
-      found = check.check(changed(config, each), slice_)
-    except program.NoRoom as e:
-      one = Tried(flags_of(each), False, e.needed, 0.0, 0.0)
+      result = check(train_step.changed(config, variant), slice_)
+    except train_step.DoesNotFit as e:
+      candidate = Candidate(flags, False, e.needed, 0.0, 0.0)
       continue
-    memory, rates = found.step.memory.total, found.estimate
-    one = Tried(flags_of(each), found.fits, memory, rates.tokens, rates.utilisation)
-    if one.fits:
+    timing = result.timing
+    candidate = Candidate(flags, result.fits, result.needed, timing.tokens, timing.mfu)
+    serial = sum(timing.parts.values()) / result.step.tokens
+    if candidate.fits:
       break
-  return one
+  return candidate, serial
 
 
-def _reckoned(
-  config: ConfigDict, slice_: Slice, most: int, tell: Callable[[str], None]
-) -> list[Tried]:
-  """Returns the best by their bounds; where these are equal, what has less to do comes first."""
-  found: list[tuple[float, float, Tried]] = []
-  refused = ''
-  for changes in candidates(config, slice_.chips, slice_.slices, across=True):
-    for each in _in_parts(changes):
-      try:
-        one = arithmetic.check(changed(config, each), slice_)
-      except UserError as e:  # an axis that does not divide
-        refused = str(e)
-        break
-      bound, memory = one.estimate, one.step.memory.total
-      assert isinstance(bound, Bound)
-      tried = Tried(flags_of(each), one.fits, memory, bound.tokens, bound.utilisation)
-      found.append((-bound.tokens, bound.alone / one.step.tokens, tried))
-      tell(f'{bound.tokens:12,.0f} tokens/s, {"fits" if one.fits else "no room"}: {tried.flags}')
-      if one.fits:
-        break
-  if not found:
-    raise UserError(f'--topology={slice_.topology}: no mesh does ({refused})')
-  found.sort(key=lambda one: (not one[2].fits, one[:2]))
-  tell(f'{len(found)} choices divide, {sum(one[2].fits for one in found)} of them fit')
-  return [tried for *_, tried in found[:most]]
+def _variants(changes: Changes) -> list[Changes]:
+  """Returns changes without gradient accumulation, and then with that of the config."""
+  without = {key: value for key, value in changes.items() if key != 'microbatches'}
+  return [changes] if without == changes else [changes, without]
 
 
-def flags_of(changes: dict[str, Any]) -> str:
-  """Returns changes of a config as they are given to a program."""
+def flags_of(changes: Changes) -> str:
+  """Returns changes of a config as flags of a command line."""
   return ' '.join(f'--config.{key}={value}' for key, value in changes.items())
 
 
-def nearest(config: ConfigDict, slice_: Slice) -> str:
-  """Returns what to change so that a config fits, by arithmetic: the least of several things.
+def closest_fitting(config: ConfigDict, slice_: topology.Slice) -> str:
+  """Returns the smallest change with which a config fits, by shapes alone.
 
-  On TPUs parameters, optimizer and what is kept of the pass forward are to fit into nine tenths of
-  the memory; the compiler has the last word.
+  On TPUs parameters, optimizer state and activations have to fit into nine tenths of the memory,
+  for only the compiler knows the rest.
   """
-  described = devices(slice_)
-  size = len(described)
-  whole = {'mesh.data': slice_.slices, 'mesh.fsdp': size // slice_.slices, 'mesh.tensor': 1}
-  if isinstance(slice_.chip, Processor):
-    whole |= {'mesh.data': 1, 'mesh.fsdp': size}
-  steps: list[dict[str, Any]] = [{}]
-  if 'remat_policy' in config.model and config.model.remat_policy != REMATS[-1]:
-    steps.append({'model.remat_policy': REMATS[-1]})
-  steps += [steps[-1] | whole]
+  chip, described = slice_.chip, topology.devices(slice_)
+  size, gpu = len(described), chip.platform != 'tpu'
+  data = 1 if gpu else slice_.slices
+  sharded = {'mesh.data': data, 'mesh.fsdp': size // data, 'mesh.tensor': 1}
+  remat = 'remat_policy' in config.model and config.model.remat_policy != REMATS[-1]
+  last: Changes = {'model.remat_policy': REMATS[-1]} if remat else {}
+  steps = [last, last | sharded]
   steps += [
-    last | {'microbatches': times * config.microbatches}
+    changes | {'microbatches': times * config.microbatches}
     for times in (2, 4, 8, 16, 32)
-    for last in steps[1:3]
+    for changes in steps[:2]
   ]
   for changes in steps:
     if changes and _would_fit(config, changes, slice_, described):
-      return f'by arithmetic this fits: {flags_of(changes)}'
-  chip = slice_.chip
-  held = _held(changed(config, whole), described) * size
-  if isinstance(chip, Processor) and chip.most == 1:
-    return f'by arithmetic its parameters and optimizer alone are {held / 2**30:.1f} GiB'
-  more = math.ceil(held / (0.5 * chip.memory / chip.devices)) // chip.devices
-  what = 'nodes with' if isinstance(chip, Processor) else 'slices of'
-  return f'by arithmetic {chip.name} {what} some {max(more, size + 1):,} chips and more hold it'
+      return f'this fits by estimate: {flags_of(changes)}'
+  state = train_step.describe(train_step.changed(config, sharded), described).state
+  held = train_step.bytes_per_device((state.params, state.opt_state)) * size
+  if chip.platform == 'cpu':
+    return f'its parameters and optimizer state alone are {held / 2**30:.1f} GiB'
+  chips = math.ceil(held / (0.5 * chip.memory / chip.devices)) // chip.devices
+  what = 'nodes with' if gpu else 'slices of'
+  return f'by estimate it needs {chip.name} {what} about {max(chips, size + 1):,} or more chips'
 
 
 def _would_fit(
-  config: ConfigDict, changes: dict[str, Any], slice_: Slice, described: Sequence[Any]
+  config: ConfigDict, changes: Changes, slice_: topology.Slice, described: Sequence[Any]
 ) -> bool:
-  if not isinstance(slice_.chip, Processor):
-    return _arithmetic(config, changes, slice_, described, share=0.9) is not None
+  if slice_.chip.platform == 'tpu':
+    return _least_seconds(config, changes, slice_, described, share=0.9) is not None
   try:
-    return arithmetic.check(changed(config, changes), slice_).fits
+    return analytic.check(train_step.changed(config, changes), slice_).fits
   except UserError:  # an axis that does not divide
     return False
 
 
 def candidates(
   config: ConfigDict, devices: int, slices: int, across: bool = False
-) -> Iterator[dict[str, Any]]:
-  """Yields changes of a config: a mesh, a batch size, a policy of what is remembered.
+) -> Iterator[Changes]:
+  """Yields changes of a config: a mesh, a batch size, a remat policy.
 
-  Slices lie along `data`; where it may go `across` them, along `fsdp` too. The batch is taken in
-  one part, for devices bring kernels together and add up gradients in each.
+  Slices divide `data`, and with `across` also `fsdp`. Gradient accumulation is off, since each
+  microbatch all-gathers the kernels and reduce-scatters the gradients.
   """
   remats = REMATS if 'remat_policy' in config.model else (None,)
-  splits = [
+  meshes = [
     (data, devices // data // tensor, tensor)
     for tensor in range(1, min(TENSOR, devices) + 1)
     for data in range(1, devices + 1)
     if devices % (data * tensor) == 0
     and (data % slices == 0 or (across and devices // data // tensor % slices == 0))
   ]
-  for (data, fsdp, tensor), times, remat in itertools.product(splits, BATCHES, remats):
+  for (data, fsdp, tensor), times, remat in itertools.product(meshes, BATCHES, remats):
     changes = {
       'mesh.data': data,
       'mesh.fsdp': fsdp,
@@ -200,56 +199,31 @@ def candidates(
     yield changes | ({'model.remat_policy': remat} if remat else {})
 
 
-def _in_parts(changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-  """Yields changes, and then those that leave the batch in the parts of the config."""
-  yield changes
-  if 'microbatches' in changes:
-    yield {key: value for key, value in changes.items() if key != 'microbatches'}
+def _least_seconds(
+  config: ConfigDict,
+  changes: Changes,
+  slice_: topology.Slice,
+  described: Sequence[Any],
+  share: float = 1.0,
+) -> float | None:
+  """Returns a lower bound of the seconds per token on TPUs, or None if it does not fit.
 
-
-def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-  """Returns a config with other values of some leaves."""
-  other = copy.deepcopy(config)
-  with other.unlocked():
-    other.update_from_flattened_dict(changes)
-  return other
-
-
-def _held(config: ConfigDict, described: Any) -> int:
-  """Returns the bytes of parameters and optimizer on a device."""
-  state, _ = abstract_state(
-    components.build_components(config, program.vocabulary(config), described)
-  )
-  return program.held(state.params) + program.held(state.opt_state)
-
-
-def _arithmetic(
-  config: ConfigDict, changes: dict[str, Any], slice_: Slice, described: Any, share: float = 1.0
-) -> _Choice | None:
-  """Returns a choice with the time it takes at the least, or None where it does not fit.
-
-  What is kept of the pass forward is that of one of the parts of a batch.
+  The activations are those of one microbatch. Memory traffic does not count.
   """
-  other = changed(config, changes)
+  other, chip = train_step.changed(config, changes), slice_.chip
   try:
-    functions = components.build_components(other, program.vocabulary(other), described)
-    state, _ = abstract_state(functions)
+    step = train_step.describe(other, described)
   except UserError:  # an axis that does not divide
     return None
-  room = share * slice_.chip.room
-  held = program.held(state.params) + program.held(state.opt_state)
-  kept = program.activations(functions, state, program.batch_of(other, functions))
-  if held + kept / other.microbatches > room:
+  functions, params = step.functions, step.state.params
+  held = train_step.bytes_per_device((params, step.state.opt_state))
+  activations = train_step.activations(functions, params, step.batch) / other.microbatches
+  if held + activations > share * chip.usable_memory:
     return None
-  tokens = program.tokens_of(other)
-  flops = getattr(functions.model, 'flops_per_token', None)
-  needed = tokens * flops(state.params, other.data.context) if flops else 0.0
-  again = 4 / 3 if changes.get('model.remat_policy') == REMATS[-1] else 1.0
-  assert isinstance(slice_.chip, Chip)
-  sent = least.least(other, functions.model, functions.mesh, state.params) or {}
-  slow = sum(size for axis, size in sent.items() if axis == 'data' and slice_.slices > 1)
-  seconds = max(
-    needed * again / slice_.chip.flops / slice_.chips,
-    (sum(sent.values()) - slow) / (2 * slice_.chip.link) + slow / slice_.chip.network,
-  )
-  return _Choice(changes, seconds / tokens)
+  recomputed = 4 / 3 if changes.get('model.remat_policy') == REMATS[-1] else 1.0
+  bound = train_step.comm_lower_bound(other, functions.model, functions.mesh, params)
+  sent = dict(bound or {})
+  between = sent.pop('data', 0.0) if slice_.slices > 1 else 0.0
+  computing = step.model_flops * recomputed / chip.flops / slice_.chips
+  sending = sum(sent.values()) / (2 * chip.link) + between / chip.network
+  return max(computing, sending) / step.tokens

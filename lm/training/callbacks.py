@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from lm.data import batches
-from lm.parallel import hardware
+from lm.parallel import chips
 from lm.types import Array, TrainState
 from lm.workdir.metrics_writer import Metrics
 from lm.workdir.progress import Progress
@@ -99,7 +99,7 @@ class MetricLogger:
     # What is in the rows, not their size: padding is no work done.
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
     self._flops_per_token = flops and flops(state.params, config.data.context)
-    self._peak_flops = hardware.peak_flops(jax.devices()[0].device_kind)
+    self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
     # Step and time of the last line; none until the first steps, which hold the compilation, end.

@@ -39,7 +39,6 @@ from lm.optim import optimizers
 from lm.optim.optimizers import adagrad
 from lm.parallel import collectives, mesh
 from lm.parallel.mesh import with_mesh
-from lm.preflight import collectives as communication
 from lm.preflight import hlo
 from lm.task import Features
 from lm.text.tokenizers import END, UNKNOWN, known_words
@@ -327,7 +326,7 @@ def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
   )
   described = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
   program = hlo.parse(gradient.lower(*described).compile().as_text())
-  sent = communication.collectives(program, over)
+  sent = hlo.collectives(program, over)
   # Over the axes of rows, the table comes together and its gradient is added up, outside of loops.
   assert {one.times for one in sent if {'data', 'fsdp'} & {*one.axes}} == {1.0}
   # Over that of the vocabulary each of four chunks sends, but nothing of the size of the table.
@@ -414,9 +413,7 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
   for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=0.05, atol=0.05)
 
-  sent = communication.collectives(
-    hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over
-  )
+  sent = hlo.collectives(hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over)
   # Three kernels, forward and backward; a compiler may put several together, and shares in the
   # pass backward what is computed again and what its products need. Of each gradient a device
   # sends what it does of one kernel that comes together; nothing is added up whole.
@@ -507,7 +504,7 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
   )
   np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
   by = Counter()
-  for one in communication.collectives(hlo.parse(split.lower(*given).compile().as_text()), over):
+  for one in hlo.collectives(hlo.parse(split.lower(*given).compile().as_text()), over):
     by[one.kind] += one.bytes
   whole = 4 * 48 * 64 * 7 / 8
   assert by == {kind: pytest.approx(times * whole, rel=0.01) for kind, times in kinds.items()}
@@ -642,7 +639,7 @@ def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions
   compiled = jax.jit(on_mesh, donate_argnums=1).lower(params, state).compile()
   buffers = compiled.output_shardings.cache['layers'][0]['layer_0']['attention'].k
   assert buffers.shard_shape((B, 4, 16, 4)) == (1, 2, 16, 4)
-  sent = communication.collectives(hlo.parse(compiled.as_text()), made.mesh)
+  sent = hlo.collectives(hlo.parse(compiled.as_text()), made.mesh)
   # Were it brought together, a kernel of the feed-forward layer would be the smallest but the out.
   kernel = 16 * 24 * 4 / 2
   assert sent and max(one.bytes for one in sent if one.kind == 'all-gather') < kernel * 3 / 4

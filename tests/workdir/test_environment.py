@@ -7,9 +7,7 @@ import subprocess
 import sys
 
 import jax
-import pytest
 
-from lm.parallel import hardware
 from lm.workdir.environment import checkout, command_line, environment
 
 
@@ -45,30 +43,3 @@ def test_the_command_can_be_pasted_and_hides_the_home_directory():
   home = os.path.expanduser('~')
   line = command_line([f'{home}/venv/bin/python', '-m', 'lm.train', f'--workdir={home}/a b'])
   assert line == "python -m lm.train '--workdir=~/a b'"
-
-
-@pytest.mark.parametrize(
-  ('kind', 'peak'),
-  [
-    ('TPU v5 lite', 197e12),
-    ('TPU v5', 459e12),
-    ('TPU v5p', 459e12),
-    ('TPU7x', 1153.5e12),
-    ('NVIDIA A100-SXM4-40GB', 312e12),
-    ('NVIDIA H100 80GB HBM3', 989e12),
-    ('NVIDIA H100 PCIe', 756e12),
-    ('NVIDIA A100-SXM4-40GB MIG 1g.5gb', None),
-    ('NVIDIA GeForce RTX 4090 Laptop GPU', None),
-    ('NVIDIA A10G', None),
-    ('TPU v4 lite', None),
-    ('cpu', None),
-    ('', None),
-  ],
-)
-def test_peaks_are_those_of_the_device_itself(kind, peak):
-  assert hardware.peak_flops(kind) == peak
-
-
-def test_utilisation_is_a_share_of_the_peak():
-  assert hardware.mfu(98.5e12, 'TPU v5 lite') == pytest.approx(0.5)
-  assert hardware.mfu(1e12, 'cpu') is None

@@ -87,7 +87,7 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
     ('absent.py', 'import no_such_module_here', r"ModuleNotFoundError: No module named 'no_such_m"),
     (
       'wrong.py',
-      'from lm.config.base import base\n\nbase().modle.depth = 3\n',
+      'from lm.config.base.base import base\n\nbase().modle.depth = 3\n',
       r'at line 3: .*modle',
     ),
     ('none.py', 'def get_config(arg=""):\n  pass', r'get_config returns NoneType, not'),

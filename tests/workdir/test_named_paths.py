@@ -12,7 +12,7 @@ from lm.errors import UserError
 from lm.evaluation import ensembles, tagger
 from lm.workdir import files, sources
 
-FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
+FILE = "def get_config(arg=''):\n  from lm.config.base.base import base\n  return base()\n"
 
 
 @pytest.fixture

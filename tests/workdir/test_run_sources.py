@@ -9,7 +9,7 @@ from lm.config import resolve
 from lm.data import module_code
 from lm.workdir import experiment, sources
 
-CONFIG = 'from lm.config.base import base\n\ndef get_config(arg=""):\n  return base()\n'
+CONFIG = 'from lm.config.base.base import base\n\ndef get_config(arg=""):\n  return base()\n'
 
 
 def value():

@@ -1,0 +1,380 @@
+"""A train step on chips without a compiler here: memory from shapes, and a roofline bound of time.
+
+Parameters, optimizer state and activations follow from shapes and shardings, as for TPUs. The
+temporaries are estimated from the known structure of a step:
+
+- After the forward pass there are the logits of one chunk and their gradient (lm.nn.losses). Each
+  device also has the entire output table in the compute dtype, and its gradient in float32.
+- In the backward pass there are the gradients, of the size of the parameters. With
+  `model.remat_policy` there are also the activations of the layer that is recomputed.
+- With gradient accumulation there are also the accumulated gradients.
+
+The time is a roofline bound (Williams et al. 2009). In the forward and backward passes matmuls,
+memory, links and network overlap perfectly, each at its peak, and the slowest counts. The optimizer
+starts after the last gradient, since their norm decides the clipping. No step is faster; real steps
+reach no peak and wait. The memory's share is too high for models whose activations fit into caches.
+
+The FLOPs of matmuls are counted by tracing. cuDNN attention cannot be traced without a GPU, so that
+a stand-in takes its place. It has the shapes, matmuls and residuals of the kernel (inputs, output
+and one value per query and head); its result is not attention.
+"""
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lm import components
+from lm.errors import UserError
+from lm.nn.attention import blockwise, check_cudnn, cudnn_mask, cudnn_supported
+from lm.nn.losses import chunk_size
+from lm.parallel import mesh as meshes
+from lm.parallel.chips import Chip
+from lm.preflight import hlo, topology, train_step
+from lm.preflight.train_step import bytes_per_device
+from lm.types import Array, Batch, Mask, Output, apply_of
+
+# Attention functions that need a GPU, and their stand-ins.
+STUBS = {
+  'lm.nn.attention:fused': 'lm.preflight.analytic:fused',
+  'lm.nn.attention:cudnn': 'lm.preflight.analytic:cudnn',
+}
+
+Flops = dict[int, float]  # by the element size of the wider operand, in bytes
+
+
+def check(config: ConfigDict, slice_: topology.Slice) -> train_step.Result:
+  """Returns the findings about a config's train step, without a compiler.
+
+  Raises:
+    UserError: the config is wrong, does not divide over the devices, or its objective reads keys
+      that are unknown without the data.
+  """
+  config = traceable(config) if slice_.chip.platform == 'gpu' else config
+  step = train_step.describe(config, topology.devices(slice_))
+  functions, params = step.functions, step.state.params
+  with train_step.tracing(config):
+    part = _microbatch(step, config.microbatches)
+    activations = train_step.activations(functions, params, part)
+    memory = {
+      'parameters': bytes_per_device(params),
+      'optimizer': bytes_per_device(step.state.opt_state),
+      'activations': activations,
+      'temporaries': temporaries(config, step, part),
+    }
+    sent = train_step.comm_lower_bound(config, functions.model, functions.mesh, params)
+    timing = _bound(config, slice_, step, part, activations, sent)
+  return train_step.Result(step, memory, slice_.chip.usable_memory, sent, timing)
+
+
+def traceable(config: ConfigDict) -> ConfigDict:
+  """Returns the config with attention that can be traced without a GPU."""
+  leaves = flatten_dict(config.to_dict(), sep='.')
+  return train_step.changed(
+    config,
+    {
+      key: STUBS[path]
+      for key, path in leaves.items()
+      if key.endswith('.attention_fn') and path in STUBS
+    },
+  )
+
+
+def temporaries(config: ConfigDict, step: train_step.Step, part: Batch) -> int:
+  """Returns about how many bytes a device holds in addition to state and activations.
+
+  Args:
+    config: of the step.
+    step: with its functions and abstract state.
+    part: abstract, one microbatch.
+  """
+  functions, params = step.functions, step.state.params
+  gradients = bytes_per_device(params)
+  accumulated = gradients if config.microbatches > 1 else 0
+  with meshes.set_mesh(functions.mesh, functions.rules):
+    output: Output = jax.eval_shape(functions.apply, params, part)
+    table, hidden = output.head.kernel_VD, output.hidden
+    V = output.head.padded_vocab_size
+    chunk = config.objective.chunk if 'chunk' in config.objective else 0
+    B, T = hidden.shape[:2]
+    positions = B * chunk_size(B, T, V, chunk) / meshes.num_shards('batch')
+    shards = meshes.num_shards('vocab')
+  logits = 2 * positions * V * 4 / shards
+  tables = table.size * (hidden.dtype.itemsize + 4) / shards
+  recomputed = _layer_activations(config, step, part)
+  return int(accumulated + max(gradients + recomputed, logits + tables))
+
+
+def _layer_activations(config: ConfigDict, step: train_step.Step, part: Batch) -> float:
+  """Returns the bytes of the activations of one recomputed layer; 0 without remat."""
+  if 'remat_policy' not in config.model or config.model.remat_policy is None:
+    return 0.0
+  other = train_step.changed(config, {'model.remat_policy': None})
+  functions = step.functions
+  apply = apply_of(components.model(other, train_step.vocabulary(other)))
+  without = functions._replace(apply=meshes.with_mesh(apply, functions.mesh, functions.rules))
+  return train_step.activations(without, step.state.params, part) / config.model.depth
+
+
+def _microbatch(step: train_step.Step, microbatches: int) -> Any:
+  """Returns the shapes of one microbatch, with the objective's random arrays."""
+  part = {
+    name: jax.ShapeDtypeStruct((x.shape[0] // microbatches, *x.shape[1:]), x.dtype)
+    for name, x in step.batch.items()
+  }
+  sample = step.functions.objective.sample
+  return part if sample is None else jax.eval_shape(lambda x: sample(x, jax.random.key(0)), part)
+
+
+def _bound(
+  config: ConfigDict,
+  slice_: topology.Slice,
+  step: train_step.Step,
+  part: Batch,
+  activations: int,
+  sent: Mapping[str, float] | None,
+) -> hlo.Timing:
+  """Returns the bound of the time of a step that sends such bytes."""
+  functions, params, opt_state = step.functions, step.state.params, step.state.opt_state
+
+  def with_mesh(function: Any) -> Any:
+    return meshes.with_mesh(function, functions.mesh, functions.rules)
+
+  def update(gradients: Any, opt_state: Any, params: Any) -> Any:
+    transformation = optax.with_extra_args_support(functions.optimizer.transformation)
+    norm = optax.tree.norm(gradients)
+    return transformation.update(gradients, opt_state, params, gradient_norm=norm)
+
+  passes = matmul_flops(with_mesh(jax.grad(train_step.loss_of(functions))), params, part)
+  parameters, optimizer = bytes_per_device(params), bytes_per_device(opt_state)
+  weights = _gathered_weights(step)
+  return roofline_bound(
+    slice_,
+    functions.mesh,
+    step,
+    matmuls={size: config.microbatches * flops for size, flops in passes.items()},
+    # Both passes read the weights, one stores and one loads activations, and gradients are stored.
+    memory=config.microbatches * 2 * (weights + activations) + parameters,
+    update_matmuls=matmul_flops(with_mesh(update), params, opt_state, params),  # Muon has some
+    # Gradients are loaded for their norm and for the update, which loads and stores the state.
+    update_memory=2 * parameters + 2 * (parameters + optimizer),
+    sent=sent or {},
+  )
+
+
+def _gathered_weights(step: train_step.Step) -> float:
+  """Returns the bytes of the weights that a device computes with, in the model's dtype.
+
+  They are all-gathered over the axes of the batch. Embedding tables are left out, for a step may
+  read few of their rows.
+  """
+  mesh, dtype = step.functions.mesh, jnp.dtype(getattr(step.functions.model, 'dtype', 'float32'))
+  return dtype.itemsize * sum(
+    train_step.gathered_size(leaf, mesh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(step.state.params)
+    if jax.tree_util.keystr(path[-1:], simple=True) != 'embedding'
+  )
+
+
+def roofline_bound(
+  slice_: topology.Slice,
+  mesh: Mesh,
+  step: train_step.Step,
+  *,
+  matmuls: Flops,
+  memory: float,
+  update_matmuls: Flops,
+  update_memory: float,
+  sent: Mapping[str, float],
+) -> hlo.Timing:
+  """Returns the lower bound of the time of a step.
+
+  Args:
+    slice_: the chips.
+    mesh: its devices name their nodes by `slice_index`.
+    step: for its tokens and model FLOPs.
+    matmuls: FLOPs of the forward and backward passes, of all devices.
+    memory: bytes that a device loads and stores in these passes.
+    update_matmuls: FLOPs of the optimizer.
+    update_memory: bytes that a device loads and stores in the optimizer.
+    sent: bytes that a device sends, by mesh axis.
+  """
+  chip = slice_.chip
+
+  def seconds(flops: Flops) -> float:
+    rates = {size: chip.float32_flops if size >= 4 else chip.flops for size in flops}
+    return sum(value / rates[size] for size, value in flops.items()) / slice_.chips
+
+  links, network = transfer_seconds(sent, mesh, chip)
+  parts = {'matmuls': seconds(matmuls), 'memory': memory / chip.bandwidth}
+  parts |= {'links': links, 'network': network}
+  optimizer = max(seconds(update_matmuls), update_memory / chip.bandwidth)
+  time = max(parts.values()) + optimizer
+  mfu = step.model_flops / (chip.flops * slice_.chips) / time
+  return hlo.Timing(parts | {'optimizer': optimizer}, time, mfu, step.tokens / time)
+
+
+def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple[float, float]:
+  """Returns the seconds of transfers through links within nodes, and through the network.
+
+  In a ring of g devices over k nodes, each device receives all but a g-th of the array, and each
+  node all but a k-th. The g / k devices of a node share that traffic through the network.
+
+  Args:
+    sent: bytes that a device sends in such a ring, by mesh axis.
+    mesh: of these axes.
+    chip: of its devices.
+  """
+  links, network = 0.0, 0.0
+  for axis, size in sent.items():
+    group, nodes = mesh.shape[axis], _nodes(mesh, axis)
+    if group == 1:
+      continue
+    if group > nodes:
+      links += size / chip.link
+    if nodes > 1:
+      into_node = size * group / (group - 1) * (nodes - 1) / nodes
+      network += into_node / (group / nodes * chip.network)
+  return links, network
+
+
+def _nodes(mesh: Mesh, axis: str) -> int:
+  """Returns how many nodes the devices along an axis span."""
+  place = mesh.axis_names.index(axis)
+  first = tuple(slice(None) if i == place else 0 for i in range(mesh.devices.ndim))
+  return len({device.slice_index for device in mesh.devices[first]})
+
+
+def matmul_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
+  """Returns the FLOPs of the matmuls and convolutions of a function, on all devices together.
+
+  A scan counts with its length. A while loop counts once, for its trip count is unknown. A
+  conditional counts with its most expensive branch.
+
+  Args:
+    function: one that JAX can trace.
+    arguments: abstract or real arrays, and trees of them.
+  """
+  return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Jaxpr) -> Flops:
+  sums: Flops = defaultdict(float)
+  for equation in jaxpr.eqns:
+    found = [_count(inner) for inner in _inner_jaxprs(equation)]
+    if equation.primitive.name == 'cond':
+      found = [max(found, key=lambda flops: sum(flops.values()))]
+    for flops in found:
+      for size, value in flops.items():
+        sums[size] += value * _times(equation)
+    if own := _own_flops(equation):
+      sums[max(x.aval.dtype.itemsize for x in equation.invars)] += own
+  return dict(sums)
+
+
+def _times(equation: JaxprEqn) -> int:
+  """Returns how often the inner jaxprs of an equation run, on all devices together."""
+  if equation.primitive.name == 'scan':
+    return equation.params['length']
+  if equation.primitive.name == 'shard_map':  # its jaxpr is that of one device
+    shape = equation.params['mesh'].shape
+    return math.prod(shape[name] for name in equation.params['newly_manual_axes'])
+  return 1
+
+
+def _own_flops(equation: JaxprEqn) -> float:
+  """Returns the FLOPs of a matmul or convolution, else 0; a multiply-add is two."""
+  name, params = equation.primitive.name, equation.params
+  if name == 'dot_general':
+    (contracted, _), _ = params['dimension_numbers']
+    left = equation.invars[0].aval.shape
+    return 2.0 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+  if name == 'conv_general_dilated':
+    kernel = equation.invars[1].aval
+    outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
+    return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
+  return 0.0
+
+
+def _inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
+  values = jax.tree.leaves(list(equation.params.values()))
+  closed = [value.jaxpr for value in values if isinstance(value, ClosedJaxpr)]
+  return closed + [value for value in values if isinstance(value, Jaxpr)]
+
+
+def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """Chooses between cuDNN and blocked attention as `lm.nn.attention:fused` does on a GPU."""
+  attend = cudnn if cudnn_supported(q_BTHK, k_BSGK, mask) else blockwise
+  return attend(q_BTHK, k_BSGK, v_BSGK, mask)
+
+
+def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  """Has the shapes, matmuls and residuals of `lm.nn.attention:cudnn`.
+
+  Raises:
+    UserError: cuDNN attention does not support the dtype or the mask.
+  """
+  try:
+    check_cudnn(q_BTHK.dtype, mask)
+  except ValueError as e:
+    raise UserError(f'model.attention_fn, on a GPU: {e}') from e
+  S = k_BSGK.shape[1]
+  arguments = cudnn_mask(mask)
+  # The kernel skips most keys that the mask hides by their positions.
+  visible = (S + 1) // 2 if arguments.is_causal else S
+  if arguments.local_window_size is not None:
+    visible = min(visible, arguments.local_window_size[0] + 1)
+  # jax.nn.dot_product_attention adds a mask array as a bias.
+  bias = None if arguments.mask is None else arguments.mask.astype(q_BTHK.dtype)
+  return _attention_stub(q_BTHK, k_BSGK, v_BSGK, bias, visible)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention_stub(q_BTHK, k_BSGK, v_BSGK, bias, visible: int) -> Array:
+  return _stub_fwd(q_BTHK, k_BSGK, v_BSGK, bias, visible)[0]
+
+
+def _stub_fwd(q_BTHK, k_BSGK, v_BSGK, bias, visible: int):
+  k_BsHK, v_BsHK = (_expanded(x, q_BTHK, visible) for x in (k_BSGK, v_BSGK))
+  scores_BHTs = jnp.einsum('bthk,bshk->bhts', q_BTHK, k_BsHK)
+  o_BTHK = jnp.einsum('bhts,bshk->bthk', scores_BHTs, v_BsHK)
+  # Not a function of the scores, which a remat policy might then save.
+  statistic_BTH = o_BTHK[..., 0].astype(jnp.float32)
+  return o_BTHK, (q_BTHK, k_BSGK, v_BSGK, bias, o_BTHK, statistic_BTH)
+
+
+def _stub_bwd(visible: int, residuals, d_BTHK: Array):
+  q_BTHK, k_BSGK, v_BSGK, bias, o_BTHK, statistic_BTH = residuals
+  k_BsHK, v_BsHK = (_expanded(x, q_BTHK, visible) for x in (k_BSGK, v_BSGK))
+  scores_BHTs = jnp.einsum('bthk,bshk->bhts', q_BTHK, k_BsHK)  # recomputed
+  inner_BTH1 = jnp.sum(o_BTHK * d_BTHK, -1, keepdims=True) + statistic_BTH[..., None]
+  d_o_BTHK = d_BTHK + inner_BTH1.astype(d_BTHK.dtype)
+  d_scores_BHTs = jnp.einsum('bthk,bshk->bhts', d_o_BTHK, v_BsHK)
+  d_q_BTHK = jnp.einsum('bhts,bshk->bthk', d_scores_BHTs, k_BsHK)
+  d_k_BSGK = _collapsed(jnp.einsum('bhts,bthk->bshk', d_scores_BHTs, q_BTHK), k_BSGK)
+  d_v_BSGK = _collapsed(jnp.einsum('bhts,bthk->bshk', scores_BHTs, d_BTHK), v_BSGK)
+  return d_q_BTHK, d_k_BSGK, d_v_BSGK, jax.tree.map(jnp.zeros_like, bias)
+
+
+_attention_stub.defvjp(_stub_fwd, _stub_bwd)
+
+
+def _expanded(x_BSGK: Array, q_BTHK: Array, visible: int) -> Array:
+  """Returns the visible keys or values, repeated for all query heads."""
+  return jnp.repeat(x_BSGK[:, :visible], q_BTHK.shape[2] // x_BSGK.shape[2], axis=2)
+
+
+def _collapsed(d_BsHK: Array, x_BSGK: Array) -> Array:
+  """Returns the gradient of x from that of `_expanded`."""
+  B, S, G, K = x_BSGK.shape
+  d_BsGK = d_BsHK.reshape(B, -1, G, d_BsHK.shape[2] // G, K).sum(3)
+  return jnp.pad(d_BsGK, ((0, 0), (0, S - d_BsGK.shape[1]), (0, 0), (0, 0)))

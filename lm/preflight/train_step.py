@@ -1,0 +1,344 @@
+"""The train step of a config on a slice of TPUs, compiled by libtpu without a TPU.
+
+Shapes and shardings give the activations and a lower bound of the communication; these functions
+also serve `lm.preflight.analytic`, which does not compile. The compiler gives the memory of the
+program, and its HLO the collectives and an estimated time (lm.preflight.hlo).
+"""
+
+import contextlib
+import copy
+import math
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lm import components
+from lm.components import Components
+from lm.errors import UserError
+from lm.models.transformer import Transformer
+from lm.parallel import mesh as meshes
+from lm.parallel.chips import GIB
+from lm.preflight import hlo, topology
+from lm.training.train_step import abstract_state, make_train_step
+from lm.types import Batch, Params, TrainState
+
+# Bytes from which on a fully replicated array appears in the report.
+LARGE = 1 << 20
+
+Memory = Mapping[str, float]  # bytes of one device, by category
+
+
+class Step(NamedTuple):
+  """A train step of a config on some devices."""
+
+  functions: Components
+  state: TrainState  # abstract, with shardings
+  batch: dict[str, Any]  # abstract, with shardings
+  tokens: int  # of a batch, those of sources included
+  model_flops: float  # of a batch, forward and backward, without recomputation; 0 if unknown
+
+
+class Result(NamedTuple):
+  """The findings about a train step."""
+
+  step: Step
+  memory: Memory
+  capacity: float  # bytes of a device that a program may use
+  lower_bound: Mapping[str, float] | None  # bytes that a device must send, by mesh axis
+  timing: hlo.Timing
+  collectives: Sequence[hlo.Collective] | None = None  # of the compiled program, if there is one
+  program: str = ''  # its HLO
+  compile_seconds: float | None = None
+
+  @property
+  def needed(self) -> float:
+    """Returns the bytes of a device that the step needs."""
+    return sum(self.memory.values())
+
+  @property
+  def fits(self) -> bool:
+    """Returns whether the step fits into the memory of each device."""
+    return self.needed <= self.capacity
+
+
+class DoesNotFit(Exception):
+  """The compiler cannot fit a program into the memory of a device."""
+
+  def __init__(self, needed: float, capacity: float):
+    super().__init__(f'{needed / GIB:.1f} GiB do not fit into {capacity / GIB:.1f} GiB')
+    self.needed = needed  # bytes
+    self.capacity = capacity
+
+
+def check(config: ConfigDict, slice_: topology.Slice) -> Result:
+  """Compiles the train step of a config for a slice of TPUs.
+
+  Raises:
+    UserError: the config is wrong, does not divide over the slice, or its objective reads keys
+      that are unknown without the data.
+    DoesNotFit: the compiler finds no program that fits.
+  """
+  step = describe(config, topology.devices(slice_))
+  functions, params = step.functions, step.state.params
+  function = make_train_step(functions, config.seed, config.microbatches, step.state)
+  start = time.perf_counter()
+  with tracing(config):
+    lowered = function.lower(step.state, step.batch)
+  compiled = compile_lowered(lowered)
+  seconds = time.perf_counter() - start
+  text = compiled.as_text()
+  program = hlo.parse(text)
+  optimizer = bytes_per_device(step.state.opt_state)
+  held = {'parameters': bytes_per_device(params), 'optimizer': optimizer}
+  memory = memory_of(compiled, held)
+  # Activations are a part of the temporaries.
+  saved = min(activations(functions, params, step.batch), memory['temporaries'])
+  memory = held | {'activations': saved} | memory
+  memory['temporaries'] -= saved
+  collectives = hlo.collectives(program, functions.mesh)
+  return Result(
+    step,
+    memory,
+    slice_.chip.usable_memory,
+    comm_lower_bound(config, functions.model, functions.mesh, params),
+    hlo.estimate(
+      program, collectives, functions.mesh.devices.flat, slice_, step.model_flops, step.tokens
+    ),
+    collectives,
+    text,
+    seconds,
+  )
+
+
+def compile_lowered(lowered: Any) -> Any:
+  """Returns the `jax.stages.Compiled` of a lowered program.
+
+  Raises:
+    DoesNotFit: it needs more memory than a device has.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if found := re.search(r'\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)', str(e)):
+      raise DoesNotFit(*(float(size) * GIB for size in found.groups())) from e
+    raise
+
+
+def memory_of(compiled: Any, held: Mapping[str, float]) -> dict[str, float]:
+  """Returns the memory of a device while it runs a program.
+
+  Args:
+    compiled: the `jax.stages.Compiled`.
+    held: bytes of donated arguments by name; results take their place.
+  """
+  analysis = compiled.memory_analysis()
+  temporaries = analysis.peak_memory_in_bytes - sum(held.values())
+  return {**held, 'temporaries': temporaries, 'program': analysis.generated_code_size_in_bytes}
+
+
+def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
+  """Returns the train step of a config on some devices.
+
+  Raises:
+    UserError: the config is wrong, or does not divide over the devices.
+  """
+  functions = components.build_components(config, vocabulary(config), devices)
+  state, _ = abstract_state(functions)
+  source = config.data.source_context if has_source(config) else 0
+  tokens = config.batch_size * (config.data.context + source)
+  flops = getattr(functions.model, 'flops_per_token', None)
+  model_flops = tokens * flops(state.params, config.data.context) if flops else 0.0
+  return Step(functions, state, _batch(config, functions), tokens, model_flops)
+
+
+def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """Returns a config with other values of some leaves, by their keys."""
+  other = copy.deepcopy(config)
+  with other.unlocked():
+    other.update_from_flattened_dict(changes)
+  return other
+
+
+def vocabulary(config: ConfigDict) -> int:
+  """Returns the vocabulary size of a config, without training its tokenizer.
+
+  Raises:
+    UserError: the config does not contain it.
+  """
+  size = config.model.vocab_size or config.data.tokenizer.to_dict().get('vocab_size')
+  if not size:
+    raise UserError(
+      'model.vocab_size is empty and data.tokenizer has no vocab_size: set '
+      '--config.model.vocab_size=N, the entries of the tokenizer'
+    )
+  return size
+
+
+def has_source(config: ConfigDict) -> bool:
+  """Returns whether the examples of a batch have a source and a target."""
+  return 'encoder_depth' in config.model or 'encoder' in config.model
+
+
+def _batch(config: ConfigDict, functions: Components) -> dict[str, Any]:
+  """Returns the shapes of a batch of full rows, each with one text, pair or labeled text."""
+  B, T, S = config.batch_size, config.data.context, config.data.source_context
+  sharding = meshes.batch_sharding(functions.mesh, functions.rules)
+
+  def array(width: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((B, width), dtype, sharding=sharding)
+
+  batch = dict.fromkeys(('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T))
+  batch['weights'] = array(T, jnp.float32)
+  if has_source(config):
+    batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), array(S))
+  if config.data.task is not None:
+    batch |= {'examples': array(1), 'labels': array(1)}
+  return batch
+
+
+@contextlib.contextmanager
+def tracing(config: ConfigDict) -> Iterator[None]:
+  """Raises UserError if the objective traced inside reads a key that the batch does not have."""
+  try:
+    yield
+  except KeyError as e:
+    raise UserError(
+      f'objective.fn={config.objective.fn!r} reads {e} of a batch; lm.preflight supports '
+      'objectives on text, pairs of texts and labels only'
+    ) from e
+
+
+def loss_of(functions: Components) -> Callable[[Params, Batch], Any]:
+  """Returns `(params, batch) -> sum of the loss terms`."""
+  return lambda params, batch: sum(
+    functions.objective.loss_sums(functions.apply, params, batch, None).values()
+  )
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes of abstract arrays on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def activations(functions: Components, params: Params, batch: Batch) -> int:
+  """Returns approximately the bytes of a device that the forward pass saves for the backward pass.
+
+  Residuals with the shape of a parameter are parameters. The others are sharded as the batch is,
+  and residuals with the shape of stacked tables also over the axes of `vocab`.
+  """
+
+  def backward(params: Params, batch: Batch) -> Any:
+    return jax.vjp(lambda params: loss_of(functions)(params, batch), params)[1]
+
+  with meshes.set_mesh(functions.mesh, functions.rules):
+    residuals = jax.eval_shape(backward, params, batch)
+    rows, tables = meshes.num_shards('batch'), meshes.num_shards('vocab')
+  shapes = {x.shape for x in jax.tree.leaves(params)}
+  return sum(
+    x.size * x.dtype.itemsize // (rows * (tables if x.shape[1:] in shapes else 1))
+    for x in jax.tree.leaves(residuals)
+    if x.shape not in shapes
+  )
+
+
+def replicated(step: Step) -> dict[str, tuple[int, ...]]:
+  """Returns path and shape of the large parameters that every device holds in full."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): x.shape
+    for path, x in jax.tree_util.tree_leaves_with_path(step.state.params)
+    if step.functions.mesh.size > 1
+    and x.sharding.is_fully_replicated
+    and x.size * x.dtype.itemsize >= LARGE
+  }
+
+
+def comm_lower_bound(
+  config: ConfigDict, model: nn.Module, mesh: Mesh, params: Params
+) -> dict[str, float] | None:
+  """Returns the fewest bytes that a device sends in a step of a Transformer, by mesh axis.
+
+  The bound holds for the given sharding. FSDP all-gathers kernels for the forward pass and again
+  for the backward pass, and reduce-scatters their gradients (Rajbhandari et al. 2020, ZeRO, section
+  7). An output table is all-gathered once, since its gradient arises alongside the logits. For an
+  embedding table, the sum counts the looked up vectors and their gradients, or the table once,
+  whichever is smaller. Over `tensor` each sublayer all-reduces its output, and the gradient of its
+  input (Shoeybi et al. 2019, Megatron-LM, section 3).
+
+  Args:
+    config: of the model.
+    model: returns None unless it is a Transformer; the mesh rules are taken to be the default.
+    mesh: of the step.
+    params: abstract, with shardings.
+  """
+  if not isinstance(model, Transformer):
+    return None
+  sizes, itemsize = mesh.shape, jnp.dtype(model.dtype).itemsize
+  replicas = sizes['data'] * sizes['fsdp']
+  sums: dict[str, float] = defaultdict(float)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    elements = shard = gathered_size(leaf, mesh)
+    if 'fsdp' in _axes(leaf) and sizes['fsdp'] > 1:
+      passes = config.microbatches * (2 if name.endswith('embedding') else 3)
+      looked_up = 2 * _looked_up(config, model, name) / replicas
+      sums['fsdp'] += min(passes * elements, looked_up) * itemsize * _ring(sizes['fsdp'], 1)
+      shard /= sizes['fsdp']
+    else:
+      sums['fsdp'] += elements * itemsize * _ring(sizes['fsdp'], 2)
+    sums['data'] += shard * itemsize * _ring(sizes['data'], 2)
+  if sizes['tensor'] > 1:
+    passes = 2 if config.model.remat_policy is None else 3
+    # The embeddings and the gradient of the last hidden states are all-reduced, too.
+    positions = passes * _sublayer_positions(config) + 2 * config.data.context
+    elements = positions * config.batch_size / replicas * model.d_model
+    sums['tensor'] += elements * itemsize * _ring(sizes['tensor'], 2)
+  return dict(sums)
+
+
+def gathered_size(leaf: Any, mesh: Mesh) -> float:
+  """Returns the elements of an abstract array on a device, once it is all-gathered by FSDP."""
+  return leaf.size / math.prod(mesh.shape[axis] for axis in _axes(leaf) - {'data', 'fsdp'})
+
+
+def _axes(leaf: Any) -> set[str]:
+  """Returns the mesh axes over which an abstract array is sharded."""
+  entries = ((entry,) if isinstance(entry, str) else entry or () for entry in leaf.sharding.spec)
+  return {axis for entry in entries for axis in entry}
+
+
+def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
+  """Returns the elements of all vectors looked up in a table; infinite for a matmul's operand."""
+  if name == 'source_embedding':
+    tokens = config.data.source_context
+  elif name == 'embedding' and (
+    not model.tie_embeddings or getattr(model, 'num_classes', None) is not None
+  ):
+    both = 'encoder_depth' in config.model and model.share_embeddings
+    tokens = config.data.context + (config.data.source_context if both else 0)
+  else:
+    return math.inf
+  return config.batch_size * tokens * model.d_model
+
+
+def _ring(size: int, passes: int) -> float:
+  """Returns the share of an array that a device of a ring sends."""
+  return passes * (size - 1) / size
+
+
+def _sublayer_positions(config: ConfigDict) -> int:
+  """Returns the positions of a row, summed over all sublayers."""
+  model, data = config.model, config.data
+  if 'encoder_depth' not in model:
+    return 2 * model.depth * data.context
+  encoder = model.depth if model.encoder_depth is None else model.encoder_depth
+  return 3 * model.depth * data.context + 2 * encoder * data.source_context
