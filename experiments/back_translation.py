@@ -3,7 +3,7 @@
   export LM_DATA=DIR back=runs/back
   python -m lm.train --config=experiments/back_translation.py:reverse --workdir=$back/reverse
   tail -n +14501 $LM_DATA/multi30k/train.en > $back/mono.en
-  python -m lm.translate --workdir=$back/reverse --beam=1 < $back/mono.en > $back/mono.de
+  python -m lm.translate --workdir=$back/reverse --beam_size=1 < $back/mono.en > $back/mono.de
   python -m lm.train --config=experiments/back_translation.py --workdir=$back/both
   python -m lm.train --config=experiments/back_translation.py:half --workdir=$back/half
 

@@ -1,6 +1,6 @@
 """Evaluate a trained model: one JSON object of metrics on stdout.
 
-  python -m lm.evaluate --workdir=DIR [--step=N] [--beam=5] [--predictions=FILE]
+  python -m lm.evaluate --workdir=DIR [--step=N] [--beam_size=5] [--predictions=FILE]
 
 Several directories (--workdir=A,B), or steps of one, are evaluated as an ensemble, on the sets of
 the first. Beside the metrics stand `step`, or `steps` where there are several, and, where metrics
@@ -32,7 +32,9 @@ flags.DEFINE_string(
   'step', None, 'checkpoint to evaluate, or several; the best unless given, or else the newest'
 )
 flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
-flags.DEFINE_integer('beam', None, "hypotheses that run on; the config's decode.beam unless given")
+flags.DEFINE_integer(
+  'beam_size', None, "hypotheses that run on; the config's decode.beam_size unless given"
+)
 flags.DEFINE_float(
   'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
 )
@@ -41,7 +43,7 @@ flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 distributed.define_flags()
 flags.adopt_module_key_flags(distributed)
 
-_DECODE = ('beam', 'length_penalty')
+_DECODE = ('beam_size', 'length_penalty')
 
 
 def main(argv: list[str]) -> None:
@@ -71,8 +73,8 @@ def main(argv: list[str]) -> None:
   from lm.workdir import eval_artifacts, files
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
-  if flags.FLAGS.beam is not None:  # before texts are read
-    check_beam(flags.FLAGS.beam, vocabulary_size(loaded.tokenizer))
+  if flags.FLAGS.beam_size is not None:  # before texts are read
+    check_beam_size(flags.FLAGS.beam_size, vocabulary_size(loaded.tokenizer))
   config = loaded.config
   for key in _DECODE:
     if flags.FLAGS[key].value is not None:

@@ -1,12 +1,12 @@
 """Write a target for every line of stdin, on stdout, with a model trained on a task of texts.
 
-  python -m lm.translate --workdir=DIR [--beam=5] [--to=LANGUAGE] < in > out
+  python -m lm.translate --workdir=DIR [--beam_size=5] [--to=LANGUAGE] < in > out
 
 One line comes out for every line that goes in, in order; an empty line stays empty. The best
 checkpoint by the config's checkpoint.best is used, or else the newest. With --n_best=N each line
 gives up to N lines 'NUMBER ||| TEXT ||| SCORE'. Several directories (--workdir=A,B), or steps of
 one, write as an ensemble. With --mbr=N the text is the one of N drawn ones that is most like the
-others, by chrF; with --beam beside, one of the N best of the beam.
+others, by chrF; with --beam_size, one of the N best of the beam.
 """
 
 import math
@@ -25,19 +25,19 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer('average', 1, 'take the mean of the parameters of the newest N checkpoints')
 flags.DEFINE_integer(
-  'beam',
+  'beam_size',
   None,
-  "hypotheses that run on; 1 for the likeliest token; the config's decode.beam unless given",
+  "hypotheses that run on; 1 for the likeliest token; the config's decode.beam_size unless given",
 )
 flags.DEFINE_float(
   'length_penalty', None, "alpha of Wu et al. 2016; the config's decode.length_penalty unless given"
 )
 flags.DEFINE_integer('max_tokens', 0, 'tokens to write at the most; 0 for data.context')
 flags.DEFINE_float(
-  'max_ratio',
+  'max_length_ratio',
   None,
-  "nor more than 10 and so many for each token of the line; the config's decode.max_ratio unless "
-  'given, 0 for no such rule',
+  'tokens of a text for each token of the line, plus 10; 0 for no limit; '
+  "the config's decode.max_length_ratio unless given",
 )
 flags.DEFINE_integer('n_best', 1, 'texts to write for each line')
 flags.DEFINE_integer('no_repeat_ngram', 0, 'say no run of so many tokens twice; 0 for no such rule')
@@ -73,56 +73,58 @@ def main(argv: list[str]) -> None:
   args = flags.FLAGS
   workdir = cli.required('workdir', 'runs/multi30k')
   _check_flags()
-  from lm.decode import constraints
-  from lm.decode.beam import check_beam
+  from lm.decode import logits_processors
+  from lm.decode.beam import check_beam_size
+  from lm.decode.loop import DecodeConfig
   from lm.decode.sampling import greedy, sampler
-  from lm.decode.write import Strategy
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.translate import MBRConfig, Translator, windows
   from lm.metrics.translation import sentence_chrf
   from lm.text.tokenizers import end_id, vocabulary_size
 
   # Made before the model is loaded, which takes time: what is wrong with a number shows here.
-  adjust = []
+  processors = []
   if args.no_repeat_ngram:
-    adjust.append(constraints.no_repeat_ngram(args.no_repeat_ngram))
+    processors.append(logits_processors.no_repeat_ngram(args.no_repeat_ngram))
   if args.repetition_penalty != 1:
-    adjust.append(constraints.repetition_penalty(args.repetition_penalty))
-  drawn = bool(args.mbr) and not args['beam'].present
+    processors.append(logits_processors.repetition_penalty(args.repetition_penalty))
+  drawn = bool(args.mbr) and not args['beam_size'].present
   draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if drawn else greedy
   loaded = open_runs(workdir, args.step, args.average)
   most = args.max_tokens or loaded.config.data.context
   _check_room(most, f'data.context={most} of the run')
   end = end_id(loaded.tokenizer)
-  adjust.extend(constraints.known_words(loaded.tokenizer))
+  processors.extend(logits_processors.ban_unknown_token(loaded.tokenizer))
   if args.min_tokens:
-    adjust.append(constraints.minimum_length(args.min_tokens, end))
+    processors.append(logits_processors.minimum_length(args.min_tokens, end))
   decode = loaded.config.decode
-  beam = decode.beam if args.beam is None else args.beam
+  beam = decode.beam_size if args.beam_size is None else args.beam_size
   if not args.mbr and args.n_best > beam:
     raise UserError(
-      f'--n_best={args.n_best} is more than decode.beam={beam} of the run; give --beam'
+      f'--n_best={args.n_best} is more than decode.beam_size={beam} of the run; give --beam_size'
     )
   if not drawn:  # before lines are read
-    check_beam(beam, vocabulary_size(loaded.tokenizer))
-  strategy = Strategy(
+    check_beam_size(beam, vocabulary_size(loaded.tokenizer))
+  strategy = DecodeConfig(
     end=end,
     max_tokens=most,
     # Who asks for a least length means it, whatever the source.
-    max_ratio=_given(args.max_ratio, 0.0 if args.min_tokens else decode.max_ratio),
-    beam=1 if drawn else beam,
+    max_length_ratio=_given(
+      args.max_length_ratio, 0.0 if args.min_tokens else decode.max_length_ratio
+    ),
+    beam_size=1 if drawn else beam,
     length_penalty=_given(args.length_penalty, decode.length_penalty),
     n_best=1 if drawn else args.mbr or args.n_best,
-    choose=draw,
-    adjust=tuple(adjust),
+    sample_fn=draw,
+    logits_processors=tuple(processors),
     batch_size=args.batch_size,
   )
   risk = None
   if args.mbr:
     risk = MBRConfig(sentence_chrf(), args.mbr if drawn else 1, args.seed, args.n_best)
   translator = Translator(loaded, strategy, args.to, args.too_long, args.prefix, risk)
-  unasked = args.beam is None and not drawn
-  cli.print_notes([*loaded.notes, *([f'decode.beam={beam} of the run'] if unasked else [])])
+  unasked = args.beam_size is None and not drawn
+  cli.print_notes([*loaded.notes, *([f'decode.beam_size={beam} of the run'] if unasked else [])])
   number = 0
   for lines in windows(sys.stdin.buffer, args.window):
     for texts in translator(lines, number):
@@ -137,19 +139,19 @@ def main(argv: list[str]) -> None:
 def _check_flags() -> None:
   """Raises UserError where a number is out of its range."""
   args = flags.FLAGS
-  for name in ('beam', 'n_best', 'batch_size', 'window'):
+  for name in ('beam_size', 'n_best', 'batch_size', 'window'):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
   if args.max_tokens < 0:
     raise UserError(f'--max_tokens={args.max_tokens} is not 0 or more')
   if args.max_tokens:
     _check_room(args.max_tokens, f'--max_tokens={args.max_tokens}')
-  if args.max_ratio is not None and not args.max_ratio >= 0:
-    raise UserError(f'--max_ratio={args.max_ratio} is not 0 or more')
+  if args.max_length_ratio is not None and not args.max_length_ratio >= 0:
+    raise UserError(f'--max_length_ratio={args.max_length_ratio} is not 0 or more')
   if args.length_penalty is not None and not math.isfinite(args.length_penalty):
     raise UserError(f'--length_penalty={args.length_penalty} is not a finite number')
   _check_risk()
-  most = 'mbr' if args.mbr else 'beam'
+  most = 'mbr' if args.mbr else 'beam_size'
   if getattr(args, most) is not None and args.n_best > getattr(args, most):
     raise UserError(f'--n_best={args.n_best} is more than --{most}={getattr(args, most)}')
   if args.too_long not in _POLICIES:
@@ -167,17 +169,19 @@ def _check_risk() -> None:
   args = flags.FLAGS
   if args.mbr < 0 or args.mbr == 1:
     raise UserError(f'--mbr={args.mbr} is neither 0 nor 2 or more candidates to choose from')
-  by_beam = args.mbr and args['beam'].present
-  if by_beam and args.mbr > args.beam:
-    raise UserError(f'--mbr={args.mbr} is more than --beam={args.beam}, which finds the candidates')
+  by_beam = args.mbr and args['beam_size'].present
+  if by_beam and args.mbr > args.beam_size:
+    raise UserError(
+      f'--mbr={args.mbr} is more than --beam_size={args.beam_size}, which finds the candidates'
+    )
   drawn = args.mbr and not by_beam
   for name in () if drawn else _DRAWING:
     if args[name].present:
-      remedy = 'leave --beam out' if by_beam else 'give --mbr=N'
+      remedy = 'leave --beam_size out' if by_beam else 'give --mbr=N'
       raise UserError(f'--{name}={args[name].value}: nothing is drawn here; {remedy} to draw')
   if drawn and args['length_penalty'].present:
     raise UserError(
-      f'--length_penalty={args.length_penalty} is of beams, and --mbr draws; give --beam beside'
+      f'--length_penalty={args.length_penalty} is for beams, and --mbr samples; give --beam_size'
     )
   if not 0 <= args.seed < 2**32:
     raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - 1}')

@@ -83,9 +83,9 @@ def decode_step(functions):
     cache = functions.model.init_cache(2, 16)
     return prefill(functions.apply, params, dict.fromkeys(names, row), cache)
 
-  _, state = jax.eval_shape(read, abstract.params)
-  step = jax.jit(lambda params, tokens, state: step_of(functions.apply, params)(tokens, state))
-  return step.lower(abstract.params, row[:, 0], state).as_text()
+  _, positions, cache = jax.eval_shape(read, abstract.params)
+  step = jax.jit(lambda params, *args: make_decode_step(functions.apply, params)(*args))
+  return step.lower(abstract.params, row[:, 0], positions, cache).as_text()
 
 
 def normalized(text):

@@ -145,8 +145,8 @@ def test_decoding_takes_the_token_of_the_highest_logit(monkeypatch):
     streamed.append((arguments, list(ours_stream(*arguments))))
     return iter(streamed[-1][1])
 
-  ours_stream = ours.stream
-  monkeypatch.setattr(ours, 'stream', stream)
+  ours_stream = ours.stream_tokens
+  monkeypatch.setattr(ours, 'stream_tokens', stream)
   candidate = ours.decoding(shape, 'cpu')
   candidate.run(1)
   ((_, apply, params, prompts, *_), tokens) = streamed[0]

@@ -23,9 +23,9 @@ def lines(split):
 
 @pytest.fixture
 def strategy_of(monkeypatch):
-  """Returns the strategy of lm.translate and its notes, for a run with decode.beam=3."""
+  """Returns the strategy of lm.translate and its notes, for a run with decode.beam_size=3."""
   config = base()
-  config.decode.update({'beam': 3, 'length_penalty': 1.25})
+  config.decode.update({'beam_size': 3, 'length_penalty': 1.25})
   loaded = types.SimpleNamespace(config=config, tokenizer=tokenizers.bytes([]), notes=())
   monkeypatch.setattr(ensembles, 'open_runs', lambda *args: loaded)
 
@@ -43,11 +43,11 @@ def strategy_of(monkeypatch):
 
 def test_the_beam_of_translate_is_that_of_the_config(strategy_of):
   strategy, notes = strategy_of()
-  assert (strategy.beam, strategy.length_penalty) == (3, 1.25)
-  assert 'decode.beam=3' in notes
-  strategy, notes = strategy_of('--beam=2', '--length_penalty=0')
-  assert (strategy.beam, strategy.length_penalty, notes) == (2, 0.0, '')
-  assert strategy_of('--mbr=4')[0].beam == 1  # candidates are sampled
+  assert (strategy.beam_size, strategy.length_penalty) == (3, 1.25)
+  assert 'decode.beam_size=3' in notes
+  strategy, notes = strategy_of('--beam_size=2', '--length_penalty=0')
+  assert (strategy.beam_size, strategy.length_penalty, notes) == (2, 0.0, '')
+  assert strategy_of('--mbr=4')[0].beam_size == 1  # candidates are sampled
 
 
 def tiny():

@@ -14,8 +14,8 @@ from lm import components as builder
 from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape
 from lm.config import base as configs
 from lm.config.recurrent import recurrent
-from lm.decode.sampling import greedy
-from lm.decode.stream import stream
+from lm.decode.loop import DecodeConfig
+from lm.decode.stream import stream_tokens
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.training.train_step import init_train_state, make_train_step
@@ -56,18 +56,19 @@ def train_step(shape: Shape, platform: str) -> Candidate:
 
 
 def decoding(shape: Shape, platform: str) -> Candidate:
-  """Returns our greedy decoding on the default device, whose tokens reach the host in strides."""
+  """Returns our greedy decoding on the default device, whose tokens reach the host in chunks."""
   del platform
   config = config_of(shape)
   model = builder.model(config, shape.vocab_size)
   apply = apply_of(model)
   params = nn.unbox(jax.jit(builder.init_of(model, shape.context))(jax.random.key(0)))
   prompts = batch_of(shape)['inputs'][:, : shape.prompt].tolist()
-  seeds = range(shape.batch_size)
+  # No token ends a text, so that all texts have the same length.
+  how = DecodeConfig(end=-1, max_tokens=shape.max_tokens)
 
   def run(times: int) -> None:
     for _ in range(times):
-      for _ in stream(model, apply, params, prompts, greedy, seeds, shape.max_tokens):
+      for _ in stream_tokens(model, apply, params, prompts, how, range(shape.batch_size)):
         pass
 
   def memory() -> Limit:

@@ -101,11 +101,11 @@ def base() -> ConfigDict:
   )
   config.decode = ConfigDict(
     {
-      'beam': 1,  # 1 takes the likeliest token each time
-      'length_penalty': 0.6,
-      'max_tokens': 0,  # the most that is written; 0 for data.context
-      'max_ratio': 0.0,  # nor more than 10 and so many for each token of a source; 0: no such rule
-      'batch_size': 64,  # prompts at once
+      'beam_size': 1,  # 1 for greedy decoding
+      'length_penalty': 0.6,  # alpha of Wu et al. 2016
+      'max_tokens': 0,  # of a text; 0 for data.context
+      'max_length_ratio': 0.0,  # tokens of a text for each of its source, plus 10; 0 for no limit
+      'batch_size': 64,  # prompts of a batch
     }
   )
   config.checkpoint = ConfigDict(

@@ -24,7 +24,7 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
   bleu, ter = (f'lm.metrics.translation:{name}(language="{language}")' for name in ('bleu', 'ter'))
   scores = (bleu, 'lm.metrics.translation:chrf', ter)
   config.eval.sets.validation = _evaluation(split, scores)
-  config.decode.max_ratio = 2.0
+  config.decode.max_length_ratio = 2.0
   config.checkpoint.best = 'eval/validation/bleu'
   config.log.prompts = ()
   return config

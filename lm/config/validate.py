@@ -49,9 +49,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'checkpoint.keep_best': (0, math.inf),
   'log.every': (1, math.inf),
   'log.sample_tokens': (0, math.inf),
-  'decode.beam': (1, math.inf),
+  'decode.beam_size': (1, math.inf),
   'decode.max_tokens': (0, math.inf),
-  'decode.max_ratio': (0, math.inf),
+  'decode.max_length_ratio': (0, math.inf),
   'decode.batch_size': (1, math.inf),
 }
 

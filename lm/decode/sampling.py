@@ -1,7 +1,12 @@
-"""Choosing a token: pure functions `choose(logits_V, key) -> token`, one row at a time."""
+"""Choosing the next token of a row from its logits.
+
+A sampling function is pure, `sample_fn(logits_V, key) -> token`. Equal arguments return the same
+function, since `jax.jit` compiles again for a new one. Before it, `process_logits` applies logits
+processors and forced prefixes.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,38 +14,75 @@ import jax.numpy as jnp
 from lm.errors import UserError
 from lm.types import Array
 
-Choose = Callable[[Array, Array], Array]
+SampleFn = Callable[[Array, Array], Array]
+# processor(logits_V, tokens_L, length) -> logits_V; see lm/decode/logits_processors.py
+LogitsProcessor = Callable[[Array, Array, Array], Array]
+
+# No real token has such a low log probability; vocabulary padding has (lm.types.OutputHead).
+IMPOSSIBLE = -1e8
 
 
-def keys_of(seed: Array, draws_B: Array) -> Array:
-  """Returns the key of each row, (B,): that of the seed, folded with the index of the draw.
+def row_keys(seed: Array, indices_B: Array) -> Array:
+  """Returns the key of each row, (B,): the key of the seed, folded with the index of the row.
 
-  Seeds share no keys: seed + index would give draw 1 of seed 0 the key of draw 0 of seed 1.
+  Seeds share no keys: seed + index would give row 1 of seed 0 the key of row 0 of seed 1.
   """
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), draws_B)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), indices_B)
+
+
+def process_logits(
+  logits_BV: Array,
+  tokens_BL: Array,
+  lengths_B: Array,
+  processors: Sequence[LogitsProcessor] = (),
+  prefix_BP: Array | None = None,
+) -> Array:
+  """Returns the logits (B, V) after the processors, for the token after `lengths_B` tokens.
+
+  Where a text must begin with a prefix, the next token of it alone is allowed. It keeps its own
+  logit, whatever the processors would do to it.
+
+  Args:
+    logits_BV: float32.
+    tokens_BL: int32, the tokens generated so far, then zeros.
+    lengths_B: int32, how many.
+    processors: applied in order.
+    prefix_BP: int32, what each text must begin with, then at least one -1.
+  """
+  processed_BV = logits_BV
+  for processor in processors:
+    processed_BV = jax.vmap(processor)(processed_BV, tokens_BL, lengths_B)
+  if prefix_BP is None:
+    return processed_BV
+  index_B = jnp.minimum(lengths_B, prefix_BP.shape[1] - 1)
+  forced_B1 = jnp.take_along_axis(prefix_BP, index_B[:, None], axis=1)
+  is_forced_BV = jnp.arange(logits_BV.shape[1])[None] == forced_B1
+  forced_BV = jnp.where(is_forced_BV, logits_BV, -jnp.inf)
+  return jnp.where(forced_B1 >= 0, forced_BV, processed_BV)
 
 
 def greedy(logits_V: Array, key: Array) -> Array:
-  """Returns the token of the highest logit."""
+  """Returns the token with the highest logit."""
   del key
   return logits_V.argmax()
 
 
+@functools.cache
 def sampler(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
   key: str = '--',
-) -> Choose:
-  """Returns a function that draws from the softmax of the logits, cut down in this order.
+) -> SampleFn:
+  """Returns a function that samples from the softmax of the logits, truncated in this order.
 
   Args:
     temperature: divides the logits; 0 is `greedy`.
-    top_k: only the k highest may be drawn (Fan et al. 2018); 0 for all.
-    top_p: only the fewest whose probability sums to p (Holtzman et al. 2020); 1 for all.
-    min_p: only those with this share of the highest probability (Nguyen et al. 2024); 0 for all.
-    key: what the names of these have before them where they were given, for errors.
+    top_k: keeps the k highest logits (Fan et al. 2018); 0 for all.
+    top_p: keeps the fewest tokens whose probability sums to p (Holtzman et al. 2020); 1 for all.
+    min_p: keeps tokens with this share of the highest probability (Nguyen et al. 2024); 0 for all.
+    key: precedes the names of these arguments in errors, as the flag or config section did.
 
   Raises:
     UserError: a value is out of its range.
@@ -56,33 +98,24 @@ def sampler(
   if temperature == 0:
     return greedy
 
-  def choose(logits_V: Array, key: Array) -> Array:
+  def sample(logits_V: Array, key: Array) -> Array:
     logits_V = logits_V.astype(jnp.float32) / temperature
     logits_V = keep_top_k(logits_V, top_k) if top_k else logits_V
     logits_V = keep_top_p(logits_V, top_p) if top_p < 1 else logits_V
     logits_V = keep_min_p(logits_V, min_p) if min_p else logits_V
     return jax.random.categorical(key, logits_V)
 
-  return choose
-
-
-@functools.cache
-def without(choose: Choose, token: int) -> Choose:
-  """Returns the function that chooses among all tokens but one, always the same of the two.
-
-  A function that is made anew is compiled anew.
-  """
-  return lambda logits_V, key: choose(logits_V.at[token].set(-jnp.inf), key)
+  return sample
 
 
 def keep_top_k(logits_V: Array, k: int) -> Array:
-  """Sets all but the k highest logits to -inf; those equal to the k-th stay."""
+  """Sets all but the k highest logits to -inf; logits equal to the k-th stay."""
   kth = jax.lax.top_k(logits_V, min(k, logits_V.shape[-1]))[0][-1]
   return jnp.where(logits_V < kth, -jnp.inf, logits_V)
 
 
 def keep_top_p(logits_V: Array, p: float) -> Array:
-  """Sets to -inf what is outside the smallest set of tokens whose probability reaches p."""
+  """Sets to -inf the tokens outside the smallest set whose probability reaches p."""
   descending_V = jnp.sort(logits_V, descending=True)
   probabilities_V = jax.nn.softmax(descending_V)
   before_V = jnp.cumsum(probabilities_V) - probabilities_V
@@ -93,5 +126,5 @@ def keep_top_p(logits_V: Array, p: float) -> Array:
 
 
 def keep_min_p(logits_V: Array, p: float) -> Array:
-  """Sets to -inf what is less probable than p times the most probable token."""
+  """Sets to -inf the tokens less probable than p times the most probable one."""
   return jnp.where(logits_V < logits_V.max() + jnp.log(p), -jnp.inf, logits_V)

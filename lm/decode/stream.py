@@ -1,102 +1,187 @@
-"""Continuing prompts token by token over one `step(tokens, cache) -> logits, cache`.
-
-A row's tokens depend on its prompt, its key and the parameters alone: not on the other rows, on
-how many there are, or on padding.
-"""
+"""Streaming: the text of every row as its tokens are generated."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
-from lm.decode.sampling import Choose, keys_of
-from lm.decode.steps import State, bucket, padded, prefill, step_of
+from lm.decode.loop import (
+  DecodeConfig,
+  DecodeState,
+  bucket,
+  check_prompt_length,
+  decode_loop,
+  decode_step,
+  init_state,
+  make_decode_step,
+  pad_prompts,
+  prefill,
+)
+from lm.decode.sampling import row_keys
 from lm.parallel import mesh as meshes
 from lm.task import Features
+from lm.text.stream import TextStream
+from lm.text.tokenizers import end_id, text_reader
 from lm.types import Apply, Array, Params
 
-# Tokens made in one call of the compiled loop: what a dispatch costs is shared by as many.
-STRIDE = 8
+# Tokens of one call of the compiled loop, which share the cost of its dispatch.
+TOKENS_PER_DISPATCH = 8
 
 
-def stream(
+def prompt_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
+  """Returns the function from a prompt to its tokens, which follow the end token.
+
+  '<|end|>' in a prompt is text, as in a corpus.
+  """
+  reader, end = text_reader(tokenizer), end_id(tokenizer)
+  return lambda prompt: [end, *reader.encode(prompt, add_special_tokens=False).ids]
+
+
+def stream_text(
+  model: nn.Module,
+  apply: Apply,
+  params: Params,
+  tokenizer: tokenizers.Tokenizer,
+  prompts: Sequence[str],
+  config: DecodeConfig,
+  key_indices: Sequence[int],
+  seed: int = 0,
+  encode: Callable[[str], list[int]] | None = None,
+  key: str = '--prompt',
+  report: Callable[[str], None] = lambda note: None,
+) -> Iterator[list[str]]:
+  """Yields the new text of every row after each step, empty once a row has ended.
+
+  The texts of a row join to what `tokenizer.decode` adds to the decoded prompt. After a prompt with
+  trailing white space that the tokenizer drops, they begin without any.
+
+  Rows end at the end token, at `config.max_tokens`, or at the end of the model's context, which is
+  reported first.
+
+  Args:
+    model: continues prompts.
+    apply: see `stream_tokens`, as for the arguments not listed here.
+    params: its parameters.
+    tokenizer: that of the model.
+    prompts: one a row.
+    config: as for `stream_tokens`; `end` is the tokenizer's.
+    key_indices: one a row.
+    seed: of the keys of all rows.
+    encode: `prompt_encoder(tokenizer)`, made here by default.
+    key: names the prompt in errors.
+    report: is called with a note for the user.
+
+  Raises:
+    UserError: a prompt is longer than the model's context.
+  """
+  encoded = list(map(encode or prompt_encoder(tokenizer), prompts))
+  longest = max(map(len, encoded))
+  check_prompt_length(model, longest, key)
+  if longest + config.max_tokens > model.context + 1 and not model.reads_on:
+    config = config._replace(max_tokens=model.context - longest + 1)
+    report(f'the model reads {model.context} tokens: {config.max_tokens} are added to the prompt')
+  rows = [_Row(tokenizer, prompt, ids[1:]) for prompt, ids in zip(prompts, encoded, strict=True)]
+  for tokens in stream_tokens(model, apply, params, encoded, config, key_indices, seed):
+    yield [row.step(int(token), config.end) for row, token in zip(rows, tokens, strict=True)]
+  yield [row.finish() for row in rows]
+
+
+class _Row:
+  """The text of a row."""
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer, prompt: str, ids: list[int]):
+    self._stream = TextStream(tokenizer, ids)
+    self._after_space = prompt[-1:].isspace() and not tokenizer.decode(ids)[-1:].isspace()
+    self._ended = False
+
+  def step(self, token: int, end: int) -> str:
+    if token in (end, -1):
+      return self.finish()
+    return self._shown(self._stream.step(token))
+
+  def finish(self) -> str:
+    if self._ended:
+      return ''
+    self._ended = True
+    return self._shown(self._stream.finish())
+
+  def _shown(self, text: str) -> str:
+    if self._after_space and text:
+      self._after_space = False
+      return text.lstrip()
+    return text
+
+
+def stream_tokens(
   model: nn.Module,
   apply: Apply,
   params: Params,
   prompts: Sequence[Sequence[int]],
-  choose: Choose,
-  draws: Sequence[int],
-  max_tokens: int,
+  config: DecodeConfig,
+  key_indices: Sequence[int],
   seed: int = 0,
 ) -> Iterator[np.ndarray]:
-  """Yields the next token of every row, (B,) int32, `max_tokens` times.
+  """Yields the next token of every row, (B,) int32, until all rows have ended; -1 after an end.
 
-  Inside lm.parallel.mesh.set_mesh the rows and their KV cache are sharded, and parameters stay
-  sharded. Several processes must then all call this, with the same arguments.
+  Inside lm.parallel.mesh.set_mesh the rows and their KV cache are sharded over the devices of the
+  mesh, as the parameters are. All processes must then call this, with the same arguments.
+
   Args:
     model: has `init_cache(batch_size, length)`.
     apply: the model's pure function; one function for each mesh.
     params: its parameters.
-    prompts: token ids, at least one a row; a row's first is usually the end-of-text token.
-    choose: picks a token from a row's logits with the row's own key.
-    draws: of each row, the index of its key among those of the seed (`keys_of`).
-    max_tokens: how many tokens to yield; the reader stops earlier by not asking for more.
+    prompts: token ids, at least one a row; a row usually begins with the end token.
+    config: `end`, `max_tokens`, `sample_fn` and `logits_processors` are used.
+    key_indices: of each row, the index of its key among those of the seed (`row_keys`).
     seed: of the keys of all rows.
   """
   # The last row is repeated until the rows divide over the devices.
   indices = np.minimum(np.arange(meshes.padded_rows(len(prompts))), len(prompts) - 1)
-  rows = [Features({'inputs': np.array(prompts[i])}, {}, {}) for i in indices]
-  batch = padded(rows, bucket)
-  slots = batch['inputs'].shape[1] + -(-max_tokens // STRIDE) * STRIDE
-  draws_B = np.asarray(draws, np.uint32)[indices]
-  logits, state, keys = _begin(model, apply, slots, params, batch, np.uint32(seed), draws_B)
-  for start in range(0, max_tokens, STRIDE):
-    tokens, logits, state = _several(apply, choose, params, logits, state, keys)
-    yield from np.asarray(tokens)[: max_tokens - start, : len(prompts)]
+  batch = pad_prompts([Features({'inputs': np.array(prompts[i])}, {}, {}) for i in indices], bucket)
+  # Rounded up, so that a few programs serve all lengths.
+  buffer_len = -(-config.max_tokens // TOKENS_PER_DISPATCH) * TOKENS_PER_DISPATCH
+  limits_B = np.full(len(indices), config.max_tokens, np.int32)
+  config = config._replace(max_tokens=buffer_len)
+  seeds = np.uint32(seed), np.asarray(key_indices, np.uint32)[indices]
+  state = _begin(model, apply, config, params, batch, seeds, limits_B)
+  shown, ended = 0, False
+  while not ended:
+    state = _continue(apply, config, params, state, np.int32(shown + TOKENS_PER_DISPATCH))
+    tokens_BL, lengths_B, done_B = jax.device_get((state.tokens, state.lengths, state.done))
+    for n in range(shown, lengths_B.max()):
+      yield np.where(n < lengths_B, tokens_BL[:, n], -1)[: len(prompts)]
+    shown, ended = lengths_B.max(), done_B.all()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin(
   model: nn.Module,
   apply: Apply,
-  slots: int,
+  config: DecodeConfig,
   params: Params,
   batch: Mapping[str, Array],
-  seed: Array,
-  draws_B: Array,
-) -> tuple[Array, State, Array]:
-  """Reads the prompts into a new KV cache; returns logits (B, V), the state and keys (B,)."""
-  logits_BV, state = prefill(apply, params, batch, model.init_cache(len(draws_B), slots))
-  return logits_BV, state, keys_of(seed, draws_B)
+  seeds: tuple[Array, Array],
+  limits_B: Array,
+) -> DecodeState:
+  B, P = batch['inputs'].shape
+  read = prefill(apply, params, batch, model.init_cache(B, P + config.max_tokens))
+  return _readable(init_state(config, *read, row_keys(*seeds), limits_B, config.max_tokens))
 
 
-def several(
-  apply: Apply,
-  choose: Choose,
-  params: Params,
-  logits_BV: Array,
-  state: State,
-  keys_B: Array,
-  steps: int = STRIDE,
-) -> tuple[Array, Array, State]:
-  """Takes some steps; returns tokens (steps, B) and what the next call needs."""
-  step = step_of(apply, params)
-
-  def body(carry, _):
-    logits_BV, state = carry
-    step_keys = jax.vmap(jax.random.fold_in)(keys_B, state.positions)
-    tokens_B = jax.vmap(choose)(logits_BV, step_keys).astype(jnp.int32)
-    return step(tokens_B, state), tokens_B
-
-  (logits_BV, state), tokens = jax.lax.scan(body, (logits_BV, state), length=steps)
-  return (
-    meshes.with_logical_constraint(tokens),
-    logits_BV,
-    state,
-  )  # each process reads the tokens of all rows
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _continue(
+  apply: Apply, config: DecodeConfig, params: Params, state: DecodeState, stop: Array
+) -> DecodeState:
+  step = functools.partial(decode_step, make_decode_step(apply, params), config)
+  return _readable(decode_loop(step, state, stop))
 
 
-_several = jax.jit(several, static_argnums=(0, 1), donate_argnums=4)
+def _readable(state: DecodeState) -> DecodeState:
+  """Returns the state with replicated tokens, which each process reads."""
+  shared = {
+    k: meshes.with_logical_constraint(getattr(state, k)) for k in ('tokens', 'lengths', 'done')
+  }
+  return state._replace(**shared)

@@ -88,7 +88,7 @@ class AttentionMaps:
     # The last example is repeated until the rows divide over the devices.
     rows = self._rows(len(self._examples))
     last = self._examples[-1:]
-    batch = padded([*self._examples, *last * (rows - len(self._examples))], bucket)
+    batch = pad_prompts([*self._examples, *last * (rows - len(self._examples))], bucket)
     batch['examples'] = np.arange(1, rows + 1, dtype=np.int32)[:, None]
     found = jax.device_get(self._read(params, batch))
     if found is None or not found.explained:

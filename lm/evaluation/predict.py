@@ -41,14 +41,16 @@ class Predictions(NamedTuple):
   references: list[Any]
 
 
-def decode_config(decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int) -> Strategy:
-  """Returns the strategy of a config's decode section, for rows of at most `context` tokens."""
-  return Strategy(
+def decode_config(
+  decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
+) -> DecodeConfig:
+  """Returns what a config's decode section says, for rows of at most `context` tokens."""
+  return DecodeConfig(
     end=end_id(tokenizer),
-    adjust=known_words(tokenizer),
+    logits_processors=ban_unknown_token(tokenizer),
     max_tokens=decode.max_tokens or context,
-    max_ratio=decode.max_ratio,
-    beam=decode.beam,
+    max_length_ratio=decode.max_length_ratio,
+    beam_size=decode.beam_size,
     length_penalty=decode.length_penalty,
     batch_size=decode.batch_size,
   )
@@ -142,8 +144,8 @@ class Predictor:
     """Returns what is written for each example, by its index."""
     # All devices, and processes, write each batch together: the parameters stay where they are.
     model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules
-    prompts, how = list(self._prompts.values()), self._strategy
-    texts = with_mesh(write, over, rules)(model, self._apply, params, prompts, how)
+    prompts, how = list(self._prompts.values()), self._decode
+    texts = with_mesh(generate_batch, over, rules)(model, self._apply, params, prompts, how)
     written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
     return dict(zip(self._prompts, written, strict=True))
 
@@ -151,7 +153,7 @@ class Predictor:
     """Traces one step of what writes, without computing it; `params` may be shapes."""
     if self.writes:
       first = next(iter(self._prompts.values()))
-      check_step(self._functions.model, self._apply, params, padded([first], bucket))
+      check_decoding(self._functions.model, self._apply, params, pad_prompts([first], bucket))
 
   def program(self, params: Params, row: Mapping[str, np.ndarray]) -> Program:
     """Returns what predicts, without computing it; `params` may be shapes, `row` is a batch of one.
@@ -168,14 +170,14 @@ class Predictor:
         size,
         lambda size: trace_batch(self._predict, params, row, size, self._functions),
       )
-    prompts, how, model = list(self._prompts.values()), self._strategy, self._functions.model
+    prompts, how, model = list(self._prompts.values()), self._decode, self._functions.model
 
     def traced(size: int) -> Any:
-      strategy = how._replace(batch_size=size)
-      return with_mesh(trace, over, rules)(model, self._apply, params, prompts, strategy)
+      config = how._replace(batch_size=size)
+      return with_mesh(trace_generation, over, rules)(model, self._apply, params, prompts, config)
 
     # More rows than prompts make no larger program.
-    rows = with_mesh(rows_of, over, rules)(how.batch_size, len(prompts))
+    rows = with_mesh(rows_per_batch, over, rules)(how.batch_size, len(prompts))
     what = f'writing for eval.sets.{self._name}'
     return Program('decode.batch_size', what, min(how.batch_size, rows), traced)
 

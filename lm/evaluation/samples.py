@@ -8,9 +8,10 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.components import Components, Inference
+from lm.decode.logits_processors import ban_unknown_token
+from lm.decode.loop import DecodeConfig, check_decoding, check_prompt_length
 from lm.decode.sampling import sampler
-from lm.decode.steps import check_length, check_step
-from lm.decode.text import continuations, prompt_encoder
+from lm.decode.stream import prompt_encoder, stream_text
 from lm.errors import UserError
 from lm.evaluation import vectors
 from lm.parallel import mesh as meshes
@@ -67,11 +68,16 @@ def _continued(
   config: ConfigDict, functions: Components | Inference, tokenizer: tokenizers.Tokenizer
 ) -> Samples:
   log, model = config.log, functions.model
-  choose = sampler(log.temperature, log.top_k, key='log.')
+  how = DecodeConfig(
+    end_id(tokenizer),
+    log.sample_tokens,
+    sample_fn=sampler(log.temperature, log.top_k, key='log.'),
+    logits_processors=ban_unknown_token(tokenizer),
+  )
   prompts = list(log.prompts)
   encode = prompt_encoder(tokenizer)
   for prompt in prompts:
-    check_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
+    check_prompt_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
   apply = apply_of(model)
   mesh, rules = functions.mesh, functions.rules
 
@@ -79,14 +85,14 @@ def _continued(
     del vectors
     if not prompts:
       return []
-    # A seed for each step, and none that training has; a draw of it for each prompt.
+    # A seed for each step, and none that training has; a key of it for each prompt.
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
     (seed,) = stream.generate_state(1).tolist()
-    draws, most = range(len(prompts)), log.sample_tokens
+    indices = range(len(prompts))
     # All devices, and processes, write the samples together: the parameters stay sharded.
     with meshes.set_mesh(mesh, rules):
       pieces = list(
-        continuations(model, apply, params, tokenizer, prompts, encode, choose, draws, most, seed)
+        stream_text(model, apply, params, tokenizer, prompts, how, indices, seed, encode)
       )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return list(zip(prompts, texts, strict=True))
@@ -95,7 +101,7 @@ def _continued(
     if prompts:
       tokens = np.zeros((len(prompts), 1), np.int32)
       batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
-      check_step(model, apply, params, batch)
+      check_decoding(model, apply, params, batch)
 
   return Samples(write, check)
 

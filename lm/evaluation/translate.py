@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from lm.config import resolve
 from lm.data import features
-from lm.decode.risk import Utility, rank
-from lm.decode.write import Strategy, Written, write
+from lm.decode.batch import Generation, generate_batch
+from lm.decode.loop import DecodeConfig
+from lm.decode.mbr import Utility, mbr_rank
 from lm.errors import UserError
 from lm.task import Example, Features, Task
 from lm.text.tokenizers import text_reader
@@ -33,7 +34,7 @@ def _decoded(number: int, line: bytes) -> str:
 
 
 class MBRConfig(NamedTuple):
-  """How to choose among candidates the one of least risk; see lm.decode.risk."""
+  """How to choose among candidates the one of least risk; see lm.decode.mbr."""
 
   utility: Utility
   draws: int = 1  # of each text; 1 where the strategy finds several candidates by itself
@@ -61,7 +62,7 @@ class Translator:
   def __init__(
     self,
     loaded: Loaded,
-    strategy: Strategy,
+    strategy: DecodeConfig,
     language: str | None = None,
     too_long: str = 'error',
     prefix: str = '',
@@ -115,7 +116,7 @@ class Translator:
     if not prompts:
       return
     draws = 1 if self._risk is None else self._risk.draws
-    found = write(
+    found = generate_batch(
       self._loaded.model,
       self._loaded.apply,
       self._loaded.params,
@@ -130,10 +131,10 @@ class Translator:
       if self._risk is None:
         yield texts
       else:
-        ranked = rank([text for text, _ in texts], self._risk.utility)
+        ranked = mbr_rank([text for text, _ in texts], self._risk.utility)
         yield ranked[: self._risk.n_best]
 
-  def _text(self, written: Written) -> tuple[str, float]:
+  def _text(self, written: Generation) -> tuple[str, float]:
     return ' '.join(self._loaded.tokenizer.decode(written.tokens).splitlines()), written.score
 
   def _joined(self, of_parts: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:

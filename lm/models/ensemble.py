@@ -112,20 +112,20 @@ class Ensemble(nn.Module):
     return Output(jnp.concatenate(hidden, axis=-1), cast(OutputHead, unembed), {}, after)
 
   def init_cache(self, batch_size: int, length: int) -> tuple[Any, ...]:
-    """Returns the members' empty caches of `length` slots a row."""
+    """Returns the members' empty caches, with buffers of `length` tokens a row."""
     return tuple(member.init_cache(batch_size, length) for member in self.members)
 
-  def branch(self, cache: Sequence[Any], parents_BM: Array) -> tuple[Any, ...]:
-    """Returns the members' caches of M continuations a row; see lm/models/cache.py."""
+  def reorder_cache(self, cache: Sequence[Any], parents_BM: Array) -> tuple[Any, ...]:
+    """Returns the members' caches of M beams a row; see lm/nn/kv_cache.py."""
     pairs = zip(self.members, cache, strict=True)
-    return tuple(member.branch(own, parents_BM) for member, own in pairs)
+    return tuple(member.reorder_cache(own, parents_BM) for member, own in pairs)
 
 
 def make_ensemble(models: Sequence[nn.Module], mean: Mean = probabilities) -> Ensemble:
   """Returns the ensemble of some models.
 
   Args:
-    models: any with one `vocab_size`; those that decode have `init_cache` and `branch`.
+    models: any with one `vocab_size`; those that decode have `init_cache` and `reorder_cache`.
     mean: how their logits become those of all: `probabilities`, `logits`, or another function.
 
   Raises:

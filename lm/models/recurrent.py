@@ -448,10 +448,10 @@ class _AutoregressiveRecurrent(Recurrent):
     )
     return {'layers': (begun,) * self.depth}
 
-  def branch(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
-    """Returns a cache of M continuations a row; the m-th goes on from `parents[b, m]`.
+  def reorder_cache(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
+    """Returns a cache of M beams a row, where beam m continues beam `parents_BM[b, m]`.
 
-    They are rows of a batch, those of a row one after the other. What is kept of a source is there
+    The beams are rows of a batch, those of one row in succession. The encoded source is stored
     once.
     """
 

@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from lm.errors import UserError
-from lm.models.cache import branch, packed, rows_together, self_mask
 from lm.nn import embedding
 from lm.nn.attention import dot_product
-from lm.nn.cache import Slots
+from lm.nn.kv_cache import KVCache, decoder_mask, is_packed, reorder_cache, unflatten_beams
 from lm.nn.layers import Attention, LayerNorm, Mlp, dropout, hook_point, pre_norm
 from lm.nn.position import Position, learned
 from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning
@@ -305,25 +304,25 @@ class Transformer(nn.Module):
     return OutputHead(table, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
-    """Returns an empty KV cache of `length` slots per row, for `batch_size` rows."""
+    """Returns an empty KV cache of `batch_size` rows, with buffers of `length` tokens a row."""
     group = len(self._attention_layers())
     shape = (batch_size, self.kv_heads, length, self.head_dim)
 
     def layer() -> dict[str, Any]:
-      slots = Slots(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), jnp.int32(0))
-      return {'attention': slots}
+      buffers = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+      return {'attention': KVCache(*buffers, jnp.zeros(batch_size, jnp.int32))}
 
     layers = [{f'layer_{i}': layer() for i in range(group)} for _ in range(self.depth // group)]
     return {
       'layers': tuple(layers),
       'positions': jnp.zeros((batch_size, length), jnp.int32),
       'segments': jnp.zeros((batch_size, length), jnp.int32),
-      'cursor': jnp.zeros((), jnp.int32),
+      'lengths': jnp.zeros(batch_size, jnp.int32),
     }
 
-  def branch(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
-    """Returns a cache of M continuations a row, as rows of a batch; see lm/models/cache.py."""
-    return branch(cache, parents_BM)
+  def reorder_cache(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
+    """Returns a cache of M beams a row; see lm/nn/kv_cache.py."""
+    return reorder_cache(cache, parents_BM)
 
 
 class Decoder(Transformer):
@@ -337,12 +336,12 @@ class Decoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table = self.table('embedding', batch['inputs'] if cache is None else None)
     rows = batch['inputs'].shape
-    batch = rows_together(batch, cache)
-    mask, slots = self_mask(batch, cache)
+    batch = unflatten_beams(batch, cache)
+    mask, cached = decoder_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
     x = x.reshape(*rows, -1)
-    return Output(x, self.output_head(table), {}, cache and {**slots, 'layers': caches})
+    return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -373,7 +372,7 @@ class Encoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     del cache  # an encoder never continues
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
-    mask = bidirectional_mask(batch['positions'], batch['segments'], packed(batch))
+    mask = bidirectional_mask(batch['positions'], batch['segments'], is_packed(batch))
     x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), mask)
     if self.pooling is not None:
       x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
@@ -402,30 +401,30 @@ class EncoderDecoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table = self.table('embedding', batch['inputs'] if cache is None else None)
     rows = batch['inputs'].shape
-    batch = rows_together(batch, cache)
-    mask, slots = self_mask(batch, cache)
+    batch = unflatten_beams(batch, cache)
+    mask, cached = decoder_mask(batch, cache)
     encoder_output = None
     if 'source' in batch:
       source_table = table if self.share_embeddings else self.table('source_embedding')
-      slots['source_segments'] = segments = batch['source_segments']
-      source_mask = bidirectional_mask(batch['source_positions'], segments, packed(batch))
+      cached['source_segments'] = segments = batch['source_segments']
+      source_mask = bidirectional_mask(batch['source_positions'], segments, is_packed(batch))
       source = self.embed(source_table, batch['source'])
       encoder_output, _ = self.stack('encoder', self._encoder_depth())(source, source_mask)
     elif cache is not None:
-      slots['source_segments'] = cache['source_segments']
+      cached['source_segments'] = cache['source_segments']
     encoder_mask = Mask(
       mask.q_positions,
-      jnp.zeros_like(slots['source_segments']),
+      jnp.zeros_like(cached['source_segments']),
       batch['segments'],
-      slots['source_segments'],
+      cached['source_segments'],
       causal=False,
-      packed=cache is not None or packed(batch),
+      packed=cache is not None or is_packed(batch),
     )
     x = self.embed(table, batch['inputs'])
     decoder = self.stack('decoder', self.depth, self.cross_attention)
     x, caches = decoder(x, mask, encoder_output, encoder_mask, cache and cache['layers'])
     x = x.reshape(*rows, -1)
-    return Output(x, self.output_head(table), {}, cache and {**slots, 'layers': caches})
+    return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of full rows, of the source or the target.

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
 from lm.nn import attention
-from lm.nn.cache import Projected, Slots
 from lm.nn.hooks import HOOKS
+from lm.nn.kv_cache import CrossAttentionKV, KVCache
 from lm.parallel.collectives import apply_with_gathered_kernel
 from lm.parallel.mesh import (
   current_mesh,
@@ -214,7 +214,7 @@ class Attention(nn.Module):
 
   The call is `(x_BTD, encoder_output, mask, cache) -> (y_BTD, cache)`. `encoder_output` is None for
   self-attention, (B, S, D), or its projection from an earlier call (CrossAttentionKV). `cache` is
-  None, or a KVCache that takes the T new keys and values; the mask then describes its slots.
+  None, or a KVCache that takes the T new keys and values; the mask then describes its entries.
   Cross-attention with a cache returns the projected keys and values as the cache.
 
   Hook points: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K), the weighted
@@ -235,14 +235,14 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, encoder_output: Array | Projected | None, mask: Mask, cache: Any
-  ) -> tuple[Array, Slots | Projected | None]:
+    self, x: Array, encoder_output: Array | CrossAttentionKV | None, mask: Mask, cache: Any
+  ) -> tuple[Array, KVCache | CrossAttentionKV | None]:
     q_BTHK, k_BSGK, v_BSGK = self.project(x, encoder_output)
     o_BTHK, cache = self.attend(q_BTHK, k_BSGK, v_BSGK, mask, cache)
     return self.out(o_BTHK, x.shape[-1]), cache
 
   def project(
-    self, x_BTD: Array, encoder_output: Array | Projected | None
+    self, x_BTD: Array, encoder_output: Array | CrossAttentionKV | None
   ) -> tuple[Array, Array, Array]:
     """Returns queries (B, T, H, K), and keys and values (B, S, G, K) of x or the encoder output."""
     B, T, D = x_BTD.shape
@@ -267,7 +267,7 @@ class Attention(nn.Module):
       k, v = k.squeeze(3), v.squeeze(3)
     else:
       q = linear('q', R)(x_BTD)
-      if isinstance(encoder_output, Projected):
+      if isinstance(encoder_output, CrossAttentionKV):
         k, v = encoder_output.read()
       else:
         k, v = (y.squeeze(3) for y in jnp.split(linear('kv', 2)(encoder_output), 2, axis=3))
@@ -276,15 +276,15 @@ class Attention(nn.Module):
 
   def attend(
     self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: Any
-  ) -> tuple[Array, Slots | Projected | None]:
+  ) -> tuple[Array, KVCache | CrossAttentionKV | None]:
     """Returns the outputs of the heads (B, T, H, K), and the cache with the new keys and values."""
     if self.rotate is not None:
       q_BTHK = self.rotate(q_BTHK, mask.q_positions)
       k_BSGK = self.rotate(k_BSGK, mask.q_positions)
-    if isinstance(cache, Slots):
-      k_BSGK, v_BSGK, cache = cache.enter(k_BSGK, v_BSGK)
+    if isinstance(cache, KVCache):
+      k_BSGK, v_BSGK, cache = cache.update(k_BSGK, v_BSGK, mask.q_segments)
     elif cache is not None:  # of an encoder output, which does not grow
-      cache = Projected.of(k_BSGK, v_BSGK)
+      cache = CrossAttentionKV.of(k_BSGK, v_BSGK)
     if self.window is not None:
       mask = mask.replace(window=self.window)
     v_BSGK = hook_point(self, 'values', v_BSGK)

@@ -19,16 +19,15 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.data import features
-from lm.decode import beam
-from lm.decode.sampling import greedy
-from lm.decode.steps import branch_of, prefill, step_of
-from lm.decode.stream import several
-from lm.decode.write import rows_of
+from lm.decode.batch import advance, begin, rows_per_batch
+from lm.decode.beam import check_beam_size
+from lm.decode.loop import DecodeConfig, make_decode_step
+from lm.decode.sampling import row_keys
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.preflight import hlo, topology, train_step
 from lm.preflight.train_step import bytes_per_device
-from lm.types import Apply, Array, Params, apply_of
+from lm.types import Apply, Params, apply_of
 
 
 class Decoding(NamedTuple):
@@ -60,7 +59,7 @@ def check_config(config: ConfigDict) -> None:
   )
   if not generates:
     raise UserError(f'--decode: model.fn={config.model.fn!r} does not generate text')
-  beam.check_beam(config.decode.beam, model.vocab_size)
+  check_beam_size(config.decode.beam_size, model.vocab_size)
 
 
 def check(
@@ -76,31 +75,31 @@ def check(
   functions, params = step.functions, step.state.params
   model, apply = functions.model, apply_of(functions.model)
   with meshes.set_mesh(functions.mesh, functions.rules):
-    rows = rows_of(config.decode.batch_size, config.decode.batch_size)
+    rows = rows_per_batch(config.decode.batch_size, config.decode.batch_size)
   steps = config.decode.max_tokens or config.data.context
   steps = steps if model.reads_on else min(steps, model.context)
   source = config.data.source_context if train_step.has_source(config) else 0
-  loop, carry, state = decoding_loop(config, model, apply, params, rows, steps, source)
+  loop, carry, cache = decoding_loop(config, model, apply, params, rows, steps, source)
   # Parameters that the loop does not use occupy memory all the same.
   jitted = jax.jit(
     meshes.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
   start = time.perf_counter()
-  lowered = jitted.lower(params, carry, state)
+  lowered = jitted.lower(params, carry, cache)
   try:
     program = train_step.compile_lowered(lowered)
   except train_step.DoesNotFit as e:
     return e
   seconds = time.perf_counter() - start
-  cache = jax.tree.map(
+  sharded = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     lowered.out_info[1],
     program.output_shardings[1],
   )
-  held = {'parameters': bytes_per_device(params), 'cache': bytes_per_device(cache)}
+  held = {'parameters': bytes_per_device(params), 'cache': bytes_per_device(sharded)}
   memory = train_step.memory_of(program, held)
   itemsize = jnp.dtype(getattr(model, 'dtype', 'float32')).itemsize
-  flops, weights = cost_of_step(apply, params, rows * config.decode.beam, state, itemsize)
+  flops, weights = cost_of_step(apply, params, rows * config.decode.beam_size, cache, itemsize)
   traffic = (weights + memory['cache']) / slice_.chip.bandwidth * slice_.chip.devices
   parsed = hlo.parse(program.as_text())
   collectives = [
@@ -111,8 +110,8 @@ def check(
   )
   return Decoding(
     rows,
-    config.decode.beam,
-    steps * config.decode.beam,
+    config.decode.beam_size,
+    steps * config.decode.beam_size,
     source,
     memory,
     flops,
@@ -131,9 +130,9 @@ def decoding_loop(
   steps: int,
   source: int,
 ) -> tuple[Callable[[Params, Any, Any], tuple[Any, Any]], Any, Any]:
-  """Returns the decoding loop, and the shapes of its carry and of the model's state.
+  """Returns the decoding loop, and the shapes of its state without the KV cache and of the cache.
 
-  The loop is `(params, carry, state) -> (carry, state)` and takes all steps.
+  The loop is `(params, carry, cache) -> (carry, cache)` and takes all steps.
 
   Args:
     config: its `decode` section selects greedy decoding or beam search.
@@ -144,56 +143,39 @@ def decoding_loop(
     steps: tokens of the longest text.
     source: tokens of a row's encoder input; 0 without an encoder.
   """
-  width = config.decode.beam
+  decode = DecodeConfig(
+    end=0,
+    max_tokens=steps,
+    beam_size=config.decode.beam_size,
+    length_penalty=config.decode.length_penalty,
+  )
 
-  def read_prompts(params: Params) -> tuple[Array, Any]:
+  def read_prompts(params: Params) -> Any:
     ones = jnp.ones((rows, 1), jnp.int32)
     batch = dict.fromkeys(('inputs', 'segments', 'positions'), ones)
     if source:
       ones = jnp.ones((rows, source), jnp.int32)
       batch |= dict.fromkeys(('source', 'source_segments', 'source_positions'), ones)
-    return prefill(apply, params, batch, model.init_cache(rows, width * steps))
+    keys_B, limits_B = row_keys(jnp.uint32(0), jnp.arange(rows)), jnp.full(rows, steps)
+    return begin(model, apply, decode, steps, params, batch, keys_B, limits_B)
 
-  logits, state = jax.eval_shape(read_prompts, _without_sharding(params))
-  if width == 1:
-    keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(rows)))
-    return functools.partial(_greedy, apply, steps), (logits, keys), _without_sharding(state)
-  advance = functools.partial(
-    beam.advanced,
-    beam=width,
-    end=0,
-    length_penalty=config.decode.length_penalty,
-    n_best=1,
-    adjust=(),
-    prefix=None,
-    most_B=jnp.full(rows, steps),
-  )
-
-  def first(logits: Array, state: Any) -> tuple[Any, Any]:
-    search, parents = advance(beam.start(rows, width, steps), logits)
-    return search, branch_of(model)(state, parents)
-
-  search, state = jax.eval_shape(first, logits, state)
-  loop = functools.partial(_beam_search, model, apply, advance, steps)
-  return loop, _without_sharding(search), _without_sharding(state)
+  state = _without_sharding(jax.eval_shape(read_prompts, _without_sharding(params)))
+  loop = functools.partial(_loop, functools.partial(advance, model, apply, decode), steps)
+  return loop, state._replace(cache=None), state.cache
 
 
-def _greedy(apply: Apply, steps: int, params: Params, carry: Any, state: Any) -> tuple[Any, Any]:
-  logits, keys = carry
-  _, logits, state = several(apply, greedy, params, logits, state, keys, steps)
-  return (logits, keys), state
-
-
-def _beam_search(
-  model: nn.Module, apply: Apply, advance: Any, steps: int, params: Params, search: Any, state: Any
+def _loop(
+  advance: Callable[[Params, Any], Any], steps: int, params: Params, carry: Any, cache: Any
 ) -> tuple[Any, Any]:
-  turn = functools.partial(beam.turn, step_of(apply, params), branch_of(model), advance)
-  carry, _ = jax.lax.scan(lambda carry, _: (turn(carry), None), (search, state), length=steps)
-  return carry
+  """Runs lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs."""
+  state, _ = jax.lax.scan(
+    lambda state, _: (advance(params, state), None), carry._replace(cache=cache), length=steps
+  )
+  return state._replace(cache=None), state.cache
 
 
 def cost_of_step(
-  apply: Apply, params: Params, rows: int, state: Any, itemsize: int
+  apply: Apply, params: Params, rows: int, cache: Any, itemsize: int
 ) -> tuple[float, float]:
   """Returns the FLOPs of one step, and the bytes of the parameters that a device reads for it.
 
@@ -204,11 +186,12 @@ def cost_of_step(
     apply: the pure function of a model.
     params: abstract, with shardings.
     rows: all hypotheses of all rows.
-    state: abstract.
+    cache: abstract.
     itemsize: bytes of the compute dtype.
   """
-  traced = jax.jit(lambda params, tokens, state: step_of(apply, params)(tokens, state)).trace(
-    _without_sharding(params), jax.ShapeDtypeStruct((rows,), jnp.int32), state
+  ids_R = jax.ShapeDtypeStruct((rows,), jnp.int32)
+  traced = jax.jit(lambda params, *args: make_decode_step(apply, params)(*args)).trace(
+    _without_sharding(params), ids_R, ids_R, cache
   )
   jaxpr = traced.jaxpr.jaxpr
   used = {id(x) for x in jaxpr.outvars}

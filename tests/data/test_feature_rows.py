@@ -204,5 +204,5 @@ def test_values_that_a_batch_cannot_hold_are_refused(values, message, rows_of):
 
 def test_a_prompt_keeps_its_floats():
   prompts = [Features({'inputs': np.arange(2), 'score': np.array([0.5, 0.25])}, {}, {})]
-  batch = padded(prompts, lambda size: size + 1)
+  batch = pad_prompts(prompts, lambda size: size + 1)
   np.testing.assert_array_equal(batch['score'], np.float32([[0.5, 0.25, 0]]))

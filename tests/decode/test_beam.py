@@ -8,10 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.beam import _log_sum_exp, _top_k, beam_search, check_beam
-from lm.decode.constraints import Prefix, minimum_length, no_repeat_ngram
-from lm.decode.generate import generate
-from lm.decode.sampling import greedy
+from lm.decode.beam import (
+  _log_sum_exp,
+  _top_k,
+  beam_step,
+  best_hypotheses,
+  check_beam_size,
+  init_beam,
+)
+from lm.decode.logits_processors import minimum_length, no_repeat_ngram
+from lm.decode.loop import DecodeConfig, decode_loop, decode_step, init_state
 from lm.errors import UserError
 
 END = 1
@@ -29,38 +35,55 @@ def _sharpness(position):
   return 1 + position / 16
 
 
-def _step(tokens_R, state):
-  table_RVVV, last_R2, position_R = state
+def _step(tokens_R, positions_R, cache):
+  table_RVVV, last_R2 = cache
   look_up = jax.vmap(lambda table, last, token: table[last, token])
-  logits_RV = look_up(table_RVVV, last_R2[:, 1], tokens_R) * _sharpness(position_R)[:, None]
-  return logits_RV, (table_RVVV, jnp.stack([last_R2[:, 1], tokens_R], axis=1), position_R + 1)
+  logits_RV = look_up(table_RVVV, last_R2[:, 1], tokens_R) * _sharpness(positions_R + 1)[:, None]
+  return logits_RV, (table_RVVV, jnp.stack([last_R2[:, 1], tokens_R], axis=1))
 
 
-def _branch(state, parents_BM):
+def _reorder(cache, parents_BM):
   def moved(x):
     x = x.reshape(len(parents_BM), -1, *x.shape[1:])
     x = jax.vmap(lambda hypotheses, parents: hypotheses[parents])(x, parents_BM)
     return x.reshape(-1, *x.shape[2:])
 
-  return jax.tree.map(moved, state)
+  return jax.tree.map(moved, cache)
 
 
 def _first(model):
-  """Returns the logits (B, V) after the first two tokens, and the state."""
+  """Returns what `prefill` returns after the first two tokens."""
   table, last = model
   logits = table[np.arange(len(last)), last[:, 0], last[:, 1]]
-  return logits, (table, last, np.ones(len(last), np.float32))
+  return logits, np.zeros(len(last), np.int32), (table, last)
 
 
 @functools.cache
-def _compiled(**options):
-  return jax.jit(lambda *args, **given: beam_search(_step, _branch, *args, **options, **given))
+def _compiled(config, buffer_len, max_unfinished=0, step=_step):
+  def search(read, length_penalty, prefix, limits):
+    how = config._replace(length_penalty=length_penalty)
+    limits = jnp.full(len(read[0]), how.max_tokens) if limits is None else limits
+    state = init_beam(how, _reorder, *read, limits, buffer_len, prefix)
+    advance = functools.partial(beam_step, step, _reorder, how)
+    state = decode_loop(advance, state, buffer_len, max_unfinished)
+    return best_hypotheses(how, state), state.done
+
+  return jax.jit(search)
 
 
-def _search_and_done(model, length_penalty=0.6, prefix=None, limits=None, **options):
-  search = _compiled(end=END, **options)
-  given = {'length_penalty': length_penalty, 'prefix': prefix, 'limits_B': limits}
-  return jax.device_get(search(*_first(model), **given))
+def _search_and_done(
+  model,
+  length_penalty=0.6,
+  prefix=None,
+  limits=None,
+  buffer_len=None,
+  max_unfinished=0,
+  step=_step,
+  **config,
+):
+  config = DecodeConfig(end=END, **config)
+  search = _compiled(config, buffer_len or config.max_tokens, max_unfinished, step)
+  return jax.device_get(search(_first(model), length_penalty, prefix, limits))
 
 
 def _search(model, *args, **options):
@@ -122,14 +145,14 @@ def _assert_found(found, row, expected):
 def test_a_wide_beam_finds_the_best_of_all_hypotheses(alpha):
   model = _model(seed=1)
   # 27 unfinished texts of three tokens have 108 continuations: none is ever dropped.
-  found = _search(model, beam=108, max_tokens=4, length_penalty=alpha, n_best=12)
+  found = _search(model, beam_size=108, max_tokens=4, length_penalty=alpha, n_best=12)
   for row in range(3):
     _assert_found(found, row, _everything(model, row, 4, alpha)[:12])
 
 
 def test_hypotheses_that_do_not_exist_have_length_0_and_score_minus_infinity():
   model = _model(seed=2, V=3)
-  found = _search(model, beam=12, max_tokens=2, n_best=12)
+  found = _search(model, beam_size=12, max_tokens=2, n_best=12)
   everything = _everything(model, 0, 2, 0.6)
   assert len(everything) == 1 + 2 + 4
   _assert_found(found, 0, everything)
@@ -143,7 +166,7 @@ def test_hypotheses_that_do_not_exist_have_length_0_and_score_minus_infinity():
 )
 def test_narrow_beams_equal_a_plain_search_without_early_stop(seed, beam, alpha, n_best):
   model = _model(seed=seed, V=5, scale=1.0)
-  found = _search(model, alpha, beam=beam, max_tokens=6, n_best=n_best)
+  found = _search(model, alpha, beam_size=beam, max_tokens=6, n_best=n_best)
   for row in range(3):
     _assert_found(found, row, _reference(model, row, beam, 6, alpha, n_best))
 
@@ -151,34 +174,29 @@ def test_narrow_beams_equal_a_plain_search_without_early_stop(seed, beam, alpha,
 def test_narrow_beams_do_miss_hypotheses():
   """Otherwise the test above would not tell a beam from a complete search."""
   model = _model(seed=1, V=5, scale=1.0)
-  found = _search(model, 1.0, beam=2, max_tokens=6, n_best=1)
+  found = _search(model, 1.0, beam_size=2, max_tokens=6, n_best=1)
   assert found.scores[2, 0] < _everything(model, 2, 6, 1.0)[0][0] - 1
 
 
-@functools.cache
-def _counted(**options):
-  """Returns a compiled search, and the list to which each of its steps adds an item."""
-  steps = []
+STEPS = []
 
-  def step(tokens_R, state):
-    jax.debug.callback(lambda: steps.append(1))
-    return _step(tokens_R, state)
 
-  return jax.jit(lambda *args: beam_search(step, _branch, *args, end=END, **options)[0]), steps
+def _counted_step(*args):
+  jax.debug.callback(lambda: STEPS.append(1))
+  return _step(*args)
 
 
 def _steps_taken(model, **options):
-  search, steps = _counted(**options)
-  steps.clear()
-  jax.block_until_ready(search(*_first(model)))
+  STEPS.clear()
+  _search(model, **options, step=_counted_step)
   jax.effects_barrier()
-  return len(steps)
+  return len(STEPS)
 
 
 def test_the_search_stops_when_nothing_can_improve():
   table, last = _model(seed=3)
   table[..., END] += 8  # ends at once, almost surely
-  options = {'beam': 3, 'max_tokens': 50, 'length_penalty': 0.0}
+  options = {'beam_size': 3, 'max_tokens': 50, 'length_penalty': 0.0}
   assert _steps_taken((table, last), **options) == 0
   assert 0 < _steps_taken((table, last), **options, n_best=2) < 10
   table[1, :, :, END] -= 50  # one row goes on, and so do all
@@ -197,7 +215,7 @@ def test_a_long_hypothesis_that_may_still_win_is_waited_for():
     (1.0, [END, 0, 0, 0], short),
     (2.0, [2, 3, 2, END], long / (9 / 6) ** 2),
   ):
-    found = _search(model, beam=2, max_tokens=4, length_penalty=alpha)
+    found = _search(model, beam_size=2, max_tokens=4, length_penalty=alpha)
     assert found.tokens[0, 0].tolist() == text
     np.testing.assert_allclose(found.scores[0, 0], score, rtol=1e-5)
 
@@ -207,14 +225,14 @@ def test_a_longer_hypothesis_may_win_where_short_ones_are_preferred():
   table = np.full((1, 4, 4, 4), -30.0, np.float32)
   table[0, 0, 0, [END, 2, 3]] = np.log([0.32, 0.4, 0.28])
   table[0, 0, 2, END] = 0
-  found = _search((table, np.zeros((1, 2), int)), -1.0, beam=2, max_tokens=4)
+  found = _search((table, np.zeros((1, 2), int)), -1.0, beam_size=2, max_tokens=4)
   assert np.log(0.4) * 9 / 6 < np.log(0.32) < np.log(0.4) * 7 / 6
   assert found.tokens[0, 0].tolist() == [2, END, 0, 0]
   np.testing.assert_allclose(found.scores[0, 0], np.log(0.4) * 7 / 6, rtol=1e-5)
 
 
 # Rows that end at different steps.
-OF_SIX = {'beam': 3, 'max_tokens': 12, 'n_best': 2}
+OF_SIX = {'beam_size': 3, 'max_tokens': 12, 'n_best': 2}
 
 
 def _six():
@@ -234,7 +252,7 @@ def test_a_row_depends_on_no_other():
 
 def test_equal_scores_go_to_the_lower_token():
   model = (np.zeros((1, 5, 5, 5), np.float32), np.zeros((1, 2), int))
-  found = _search(model, beam=3, max_tokens=2, n_best=3, length_penalty=0.0)
+  found = _search(model, beam_size=3, max_tokens=2, n_best=3, length_penalty=0.0)
   # END is token 1; only those that begin with 0 fill the second beam.
   assert found.tokens[0].tolist() == [[1, 0], [0, 1], [0, 0]]
   assert found.lengths[0].tolist() == [1, 2, 2]
@@ -244,24 +262,29 @@ def test_padding_of_the_vocabulary_is_never_said():
   table, last = _model(seed=6, V=6)
   table[..., 3:] = -1e9
   last %= 3
-  found = _search((table, last), beam=12, max_tokens=2, n_best=12)
+  found = _search((table, last), beam_size=12, max_tokens=2, n_best=12)
   for row in range(3):
     _assert_found(found, row, _everything((table[:, :3, :3, :3], last), row, 2, 0.6))
   assert not found.lengths[:, 7:].any()
 
 
-def test_a_beam_of_1_is_greedy():
+def test_one_beam_is_greedy():
   model = _model(seed=7, B=8, V=6, scale=1.0)
-  adjust = (no_repeat_ngram(2), minimum_length(2, END))
+  processors = (no_repeat_ngram(2), minimum_length(2, END))
+
+  config = DecodeConfig(END, 9, logits_processors=processors)
 
   @jax.jit
-  def by_generate(logits, state):
+  def greedily(read):
     keys = jax.random.split(jax.random.key(0), 8)
-    options = {'max_tokens': 9, 'end': END, 'adjust': adjust}
-    return generate(_step, logits, state, greedy, keys, **options)[:3]
+    state = init_state(config, *read, keys, jnp.full(8, 9), 9)
+    state = decode_loop(functools.partial(decode_step, _step, config), state, 9)
+    return state.tokens, state.lengths, state.log_p
 
-  tokens, lengths, log_p = by_generate(*_first(model))
-  found = _search(model, beam=1, max_tokens=9, length_penalty=0.0, adjust=adjust)
+  tokens, lengths, log_p = greedily(_first(model))
+  found = _search(
+    model, beam_size=1, max_tokens=9, length_penalty=0.0, logits_processors=processors
+  )
   np.testing.assert_array_equal(found.tokens[:, 0], tokens)
   np.testing.assert_array_equal(found.lengths[:, 0], lengths)
   np.testing.assert_allclose(found.scores[:, 0], log_p, rtol=1e-5)
@@ -269,8 +292,8 @@ def test_a_beam_of_1_is_greedy():
 
 def test_constraints_pick_the_best_hypothesis_that_meets_them():
   model = _model(seed=8)
-  adjust = (no_repeat_ngram(1), minimum_length(2, END))
-  found = _search(model, beam=108, max_tokens=4, n_best=3, adjust=adjust)
+  processors = (no_repeat_ngram(1), minimum_length(2, END))
+  found = _search(model, beam_size=108, max_tokens=4, n_best=3, logits_processors=processors)
   for row in range(3):
     everything = _everything(model, row, 4, 0.6)
     meets = [h for h in everything if len(h[1]) > 2 and len(set(h[1])) == len(h[1])]
@@ -280,8 +303,8 @@ def test_constraints_pick_the_best_hypothesis_that_meets_them():
 def test_all_hypotheses_of_a_row_begin_with_its_prefix():
   model = _model(seed=9)
   forced = ((2, 2), (), (3,))
-  prefix = Prefix(np.array([[2, 2], [0, 0], [3, 0]]), np.array([2, 0, 1]))
-  found = _search(model, prefix=prefix, beam=108, max_tokens=4, n_best=4)
+  prefix = np.array([[2, 2, -1], [-1, -1, -1], [3, -1, -1]])
+  found = _search(model, prefix=prefix, beam_size=108, max_tokens=4, n_best=4)
   for row, text in enumerate(forced):
     everything = _everything(model, row, 4, 0.6)
     _assert_found(found, row, [h for h in everything if h[1][: len(text)] == text][:4])
@@ -304,40 +327,30 @@ def test_top_k_of_wide_rows_equals_that_of_jax(V):
 
 
 @pytest.mark.parametrize(('beam', 'vocab_size'), [(0, 5), (6, 5)])
-def test_a_beam_that_cannot_be_filled_is_told(beam, vocab_size):
-  check_beam(5, 5)
-  with pytest.raises(UserError, match=f'--beam={beam} is not between 1 and 5, the size of the voc'):
-    check_beam(beam, vocab_size)
+def test_a_beam_size_that_cannot_be_filled_raises(beam, vocab_size):
+  check_beam_size(5, 5)
+  with pytest.raises(
+    UserError, match=f'--beam_size={beam} is not between 1 and 5, the size of the voc'
+  ):
+    check_beam_size(beam, vocab_size)
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'beam': 2, 'max_tokens': 3, 'n_best': 3}, '--n_best=3 is not between 1 and --beam=2'),
-    ({'beam': 2, 'max_tokens': 0}, '--max_tokens=0 is not 1 or more'),
-  ],
-)
-def test_impossible_searches_are_told(options, message):
-  with pytest.raises(UserError, match=message):
-    _search(_model(), **options)
-
-
-def test_rows_complete_within_less_room_are_those_of_all_the_room():
+def test_rows_that_fit_a_short_buffer_are_those_of_the_full_one():
   whole, complete = _search_and_done(_six(), **OF_SIX)
   assert complete.all()
   counts = []
-  for room in (6, 8):
-    less, done = _search_and_done(_six(), **OF_SIX, room=room)
+  for length in (6, 8):
+    less, done = _search_and_done(_six(), **OF_SIX, buffer_len=length)
     counts.append(done.sum())
-    np.testing.assert_array_equal(less.tokens[done], whole.tokens[done][:, :, :room])
+    np.testing.assert_array_equal(less.tokens[done], whole.tokens[done][:, :, :length])
     np.testing.assert_array_equal(less.lengths[done], whole.lengths[done])
     np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
   assert 0 < counts[0] < counts[1] < 6
 
 
-def test_rows_that_may_be_spared_are_not_waited_for():
+def test_rows_that_may_stay_unfinished_are_not_waited_for():
   whole = _search(_six(), **OF_SIX)
-  less, done = _search_and_done(_six(), **OF_SIX, spare=2)
+  less, done = _search_and_done(_six(), **OF_SIX, max_unfinished=2)
   assert 4 <= done.sum() < 6
   np.testing.assert_array_equal(less.tokens[done], whole.tokens[done])
   np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
@@ -346,7 +359,7 @@ def test_rows_that_may_be_spared_are_not_waited_for():
 @pytest.mark.parametrize('alpha', [0.0, 1.0, -0.5])
 def test_each_row_may_have_a_limit_of_its_own(alpha):
   model, limits = _model(seed=5, B=4, scale=1.0), np.array([1, 3, 6, 9])
-  options = {'beam': 3, 'n_best': 3, 'max_tokens': 9}
+  options = {'beam_size': 3, 'n_best': 3, 'max_tokens': 9}
   found, complete = _search_and_done(model, alpha, limits=limits, **options)
   assert complete.all()
   for row, limit in enumerate(limits):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lm.decode.steps import bucket, padded
+from lm.decode.loop import bucket, pad_prompts
 from lm.task import Features
 
 
@@ -24,7 +24,7 @@ def test_prompts_lie_in_rows_of_their_own_with_padding_behind(with_source):
     )
     for n in (2, 3)
   ]
-  batch = padded(prompts, lambda longest: longest + 1)
+  batch = pad_prompts(prompts, lambda longest: longest + 1)
   assert all(values.dtype == np.int32 for values in batch.values())
   expected = {
     'inputs': [[1, 2, 0, 0], [1, 2, 3, 0]],

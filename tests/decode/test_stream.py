@@ -3,14 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import greedy, sampler
-from lm.decode.stream import STRIDE, stream
+from lm.decode.stream import TOKENS_PER_DISPATCH, stream_tokens
 from lm.types import apply_of
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7, 9]]
 LONG = [int(t) for t in np.random.default_rng(0).integers(0, 37, 20)]
-COUNT = STRIDE + 3  # ends inside a stride
-draw = sampler(temperature=1.0, top_k=20)
+COUNT = TOKENS_PER_DISPATCH + 3  # ends inside a chunk
+SAMPLE = sampler(temperature=1.0, top_k=20)
 
 
 @pytest.fixture(scope='module')
@@ -21,8 +22,9 @@ def model(decoder, params_of):
 
 @pytest.fixture(scope='module')
 def continued(model):
-  def run(prompts, choose, seeds, max_tokens=COUNT):
-    return np.stack(list(stream(*model, prompts, choose, seeds, max_tokens)), axis=1)
+  def run(prompts, sample_fn, key_indices, max_tokens=COUNT, end=-1):
+    config = DecodeConfig(end, max_tokens, sample_fn=sample_fn)
+    return np.stack(list(stream_tokens(*model, prompts, config, key_indices)), axis=1)
 
   return run
 
@@ -50,24 +52,35 @@ def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
 
 
 def test_a_row_depends_on_no_other(continued):
-  together = continued(PROMPTS, draw, [1, 2, 3])
+  together = continued(PROMPTS, SAMPLE, [1, 2, 3])
   for prompt, seed, row in zip(PROMPTS, [1, 2, 3], together, strict=True):
-    np.testing.assert_array_equal(continued([prompt], draw, [seed])[0], row)
+    np.testing.assert_array_equal(continued([prompt], SAMPLE, [seed])[0], row)
   # Nor on how long the other's prompt is, which changes the padding of all.
-  beside = continued([LONG, PROMPTS[1]], draw, [9, 2])
+  beside = continued([LONG, PROMPTS[1]], SAMPLE, [9, 2])
   np.testing.assert_array_equal(beside[1], together[1])
 
 
 def test_seeds_are_the_only_chance(continued):
-  first, again, other = (continued([PROMPTS[0]], draw, [seed])[0] for seed in (5, 5, 6))
+  first, again, other = (continued([PROMPTS[0]], SAMPLE, [seed])[0] for seed in (5, 5, 6))
   np.testing.assert_array_equal(first, again)
   assert (first != other).any()
   # Each step draws anew: the same prompt does not give one token for ever.
   assert len(np.unique(first)) > 2
 
 
-@pytest.mark.parametrize('max_tokens', [1, STRIDE - 1, STRIDE])
+@pytest.mark.parametrize('max_tokens', [1, TOKENS_PER_DISPATCH - 1, TOKENS_PER_DISPATCH])
 def test_as_many_tokens_as_asked_for_and_the_same_ones(max_tokens, continued):
-  found = continued([PROMPTS[0]], draw, [5], max_tokens)
+  found = continued([PROMPTS[0]], SAMPLE, [5], max_tokens)
   assert found.shape == (1, max_tokens)
-  np.testing.assert_array_equal(found[0], continued([PROMPTS[0]], draw, [5])[0, :max_tokens])
+  np.testing.assert_array_equal(found[0], continued([PROMPTS[0]], SAMPLE, [5])[0, :max_tokens])
+
+
+def test_a_row_ends_at_the_end_token_and_the_stream_with_the_last_row(continued):
+  endless = continued(PROMPTS, SAMPLE, [1, 2, 3])
+  end = int(endless[0, 2])
+  lengths = [(row == end).argmax() + 1 if end in row else COUNT for row in endless]
+  found = continued(PROMPTS, SAMPLE, [1, 2, 3], end=end)
+  assert lengths[0] <= 3 and found.shape == (3, max(lengths))
+  for row, expected, length in zip(found, endless, lengths, strict=True):
+    np.testing.assert_array_equal(row[:length], expected[:length])
+    assert (row[length:] == -1).all()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from lm.decode.batch import generate_batch
+from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
-from lm.decode.write import Strategy, write
 from lm.errors import UserError
 from lm.evaluation.ensembles import open_runs, parse_members
 from lm.evaluation.translate import MBRConfig, Translator
@@ -173,11 +174,11 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     (['--workdir={pairs}', '--average=0'], '--average=0 is not a positive number'),
     (['--workdir={pairs}', '--average=2', '--step=20'], 'takes the newest checkpoints, and --step'),
     (['--workdir={pairs}', '--mbr=1'], '--mbr=1 is neither 0 nor 2 or more'),
-    (['--workdir={pairs}', '--mbr=6', '--beam=5'], '--mbr=6 is more than --beam=5'),
+    (['--workdir={pairs}', '--mbr=6', '--beam_size=5'], '--mbr=6 is more than --beam_size=5'),
     (['--workdir={pairs}', '--temperature=0.5'], '--temperature=0.5: nothing is drawn here'),
     (['--workdir={pairs}', '--mbr=3', '--n_best=4'], '--n_best=4 is more than --mbr=3'),
     (['--workdir={pairs}', '--mbr=3', '--top_p=2'], '--top_p=2.0 is not between 0 and 1'),
-    (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is of beams, and --mbr draws'),
+    (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is for beams, and --mbr samples'),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, runs):
@@ -215,7 +216,8 @@ DRAWS = 6
 
 
 def risky(loaded, **changes):
-  strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5), batch_size=4)
+  sample_fn = sampler(temperature=1.5)
+  strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sample_fn, batch_size=4)
   given = {'utility': sentence_chrf(), 'draws': DRAWS, 'seed': 7} | changes
   return Translator(loaded, strategy, risk=MBRConfig(**given))
 
@@ -228,9 +230,9 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
   for line, texts in zip(lines, found, strict=True):
     source = np.array([*loaded.tokenizer.encode(line).ids, end_id(loaded.tokenizer)])
     prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
-    strategy = Strategy(end_id(loaded.tokenizer), 24, choose=sampler(temperature=1.5))
+    strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sampler(temperature=1.5))
     model = loaded.model, loaded.apply, loaded.params
-    drawn = write(*model, [prompt] * DRAWS, strategy, seed=7)
+    drawn = generate_batch(*model, [prompt] * DRAWS, strategy, seed=7)
     candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
     distinct |= set(candidates)
     means = {}
@@ -265,8 +267,8 @@ def test_the_program_draws_and_takes_the_best_of_a_beam(runs):
   assert drawn.stdout == again.stdout
   rows = [line.split(' ||| ') for line in drawn.stdout.splitlines()]
   assert [row[0] for row in rows] == ['1', '1', '2'] and 0 <= float(rows[0][2]) <= 100
-  best = in_process.run('translate', *given, '--mbr=3', '--beam=3', text='drei\n')
-  beam = in_process.run('translate', *given[:-1], '--n_best=3', '--beam=3', text='drei\n')
+  best = in_process.run('translate', *given, '--mbr=3', '--beam_size=3', text='drei\n')
+  beam = in_process.run('translate', *given[:-1], '--n_best=3', '--beam_size=3', text='drei\n')
   candidates = [line.split(' ||| ')[1] for line in beam.stdout.splitlines()]
   chrf = CHRF()
   means = {

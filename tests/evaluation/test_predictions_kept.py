@@ -220,7 +220,7 @@ def test_evaluate_finds_the_same_and_writes_the_outputs(pairs, tmp_path):
 
 
 def test_mistakes_about_outputs_are_one_line(pairs, classes, tmp_path):
-  assert '--beam=400 is not between 1 and' in mistake(pairs, '--beam=400')
+  assert '--beam_size=400 is not between 1 and' in mistake(pairs, '--beam_size=400')
   workdir, _ = classes
   line = mistake(workdir, '--length_penalty=1')
   assert '--length_penalty=1.0: no set of this run has outputs that are written' in line

@@ -91,7 +91,7 @@ def workdir(folder):
 
 def opened(loaded, language=None, too_long='error', prefix='', **changes):
   """Returns a translator that takes the likeliest token each time, or what else is asked for."""
-  strategy = Strategy(end_id(loaded.tokenizer), max_tokens=24, batch_size=4)
+  strategy = DecodeConfig(end_id(loaded.tokenizer), max_tokens=24, batch_size=4)
   return Translator(loaded, strategy._replace(**changes), language, too_long, prefix)
 
 
@@ -109,7 +109,7 @@ def best(found):
 def test_lines_are_translated_in_their_order(translator):
   lines = [*PAIRS, *reversed(PAIRS)]
   assert best(translator()(lines)) == [PAIRS[line] for line in lines]
-  assert best(translator(beam=3)(lines)) == [PAIRS[line] for line in lines]
+  assert best(translator(beam_size=3)(lines)) == [PAIRS[line] for line in lines]
 
 
 def test_empty_lines_stay_empty(translator):
@@ -132,7 +132,7 @@ def test_lines_are_prepared_as_the_sources_were(workdir):
 
 
 def test_the_best_texts_of_a_line_are_different(translator):
-  for texts in translator(beam=4, n_best=3)(['zwei', 'ein Hund']):
+  for texts in translator(beam_size=4, n_best=3)(['zwei', 'ein Hund']):
     assert len(texts) == len({text for text, _ in texts}) == 3
     scores = [score for _, score in texts]
     assert scores == sorted(scores, reverse=True)
@@ -203,7 +203,7 @@ def translate(workdir, text, *arguments):
 def test_the_program_writes_a_line_for_a_line(workdir):
   lines = [*PAIRS, '', 'zwei']
   text = '\n'.join(lines).encode()  # the last line has no end
-  result = translate(workdir, text, '--window=3', '--beam=2')
+  result = translate(workdir, text, '--window=3', '--beam_size=2')
   assert result.returncode == 0, result.stderr
   assert result.stdout == ''.join(f'{PAIRS.get(line, "")}\n' for line in lines)
   assert result.stderr.startswith('note: ') and result.stderr.count('\n') == 1
@@ -211,7 +211,7 @@ def test_the_program_writes_a_line_for_a_line(workdir):
 
 def test_the_program_writes_many_texts_a_line(workdir):
   text = 'fünf\n\nzwei\n'.encode()
-  result = translate(workdir, text, '--window=2', '--beam=3', '--n_best=2')
+  result = translate(workdir, text, '--window=2', '--beam_size=3', '--n_best=2')
   assert result.returncode == 0, result.stderr
   rows = [line.split(' ||| ') for line in result.stdout.splitlines()]
   assert [row[0] for row in rows] == ['1', '1', '2', '3', '3']
@@ -220,7 +220,7 @@ def test_the_program_writes_many_texts_a_line(workdir):
 
 
 def test_what_was_read_before_a_mistake_is_written(workdir):
-  result = translate(workdir, b'eins\nzwei\n\xff\n', '--window=2', '--beam=1')
+  result = translate(workdir, b'eins\nzwei\n\xff\n', '--window=2', '--beam_size=1')
   assert (result.returncode, result.stdout) == (2, 'one\ntwo\n')
   note, mistake = result.stderr.splitlines()
   assert note.startswith('note: ') and 'at step 120' in note
@@ -230,13 +230,13 @@ def test_what_was_read_before_a_mistake_is_written(workdir):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--beam=99'], '--beam=99 is not between 1 and'),
+    (['--beam_size=99'], '--beam_size=99 is not between 1 and'),
     (
       ['--min_tokens=50', '--max_tokens=5'],
       '--min_tokens=50 is more than --max_tokens=5, the most',
     ),
     (['--min_tokens=999'], '--min_tokens=999 is more than data.context='),
-    (['--beam=2', '--n_best=3'], '--n_best=3 is more than --beam=2'),
+    (['--beam_size=2', '--n_best=3'], '--n_best=3 is more than --beam_size=2'),
     (['--max_tokens=-1'], '--max_tokens=-1 is not 0 or more'),
     (['--too_long=cut'], '--too_long=cut is none of error, truncate, split'),
   ],

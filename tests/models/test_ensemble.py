@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.decode.batch import generate_batch
+from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
-from lm.decode.write import Strategy, write
 from lm.metrics.tokens import language_model
 from lm.models.ensemble import logits, make_ensemble, probabilities, stack_params
 from lm.nn import losses
@@ -87,9 +88,9 @@ def test_probabilities_are_the_mean_of_those_of_the_members(pair, of_pair, batch
 @pytest.mark.parametrize(
   ('architecture', 'strategy'),
   [
-    ('decoder', Strategy(END, 6, batch_size=4)),
-    ('decoder', Strategy(END, 6, choose=sampler(temperature=1.0), batch_size=4)),
-    ('encoder_decoder', Strategy(END, 6, beam=3, n_best=2, batch_size=4)),
+    ('decoder', DecodeConfig(END, 6, batch_size=4)),
+    ('decoder', DecodeConfig(END, 6, sample_fn=sampler(temperature=1.0), batch_size=4)),
+    ('encoder_decoder', DecodeConfig(END, 6, beam_size=3, n_best=2, batch_size=4)),
   ],
 )
 def test_one_member_writes_the_same_bit_for_bit(architecture, strategy, request, params_of):
@@ -97,8 +98,8 @@ def test_one_member_writes_the_same_bit_for_bit(architecture, strategy, request,
   model = build({'decoder': 'alibi', 'encoder_decoder': 't5'}[architecture], context=32, depth=1)
   params = params_of(model, seed=3)
   prompts = _prompts(architecture)
-  alone = write(model, apply_of(model), params, prompts, strategy)
-  assert write(*_ensemble([model], [params]), prompts, strategy) == alone
+  alone = generate_batch(model, apply_of(model), params, prompts, strategy)
+  assert generate_batch(*_ensemble([model], [params]), prompts, strategy) == alone
   assert len({tuple(texts[0].tokens) for texts in alone}) > 1
 
 
@@ -145,8 +146,8 @@ def test_beams_of_an_ensemble_score_by_its_own_probabilities(of_pair):
   model, run, params = of_pair
   assert (model.context, model.vocab_size, model.continues_prompts) == (24, 37, True)
   prompts = _prompts('decoder')[:2]
-  strategy = Strategy(END, 6, beam=3, length_penalty=0.0)
-  found = write(model, apply_of(model), params, prompts, strategy)
+  strategy = DecodeConfig(END, 6, beam_size=3, length_penalty=0.0)
+  found = generate_batch(model, apply_of(model), params, prompts, strategy)
   for prompt, texts in zip(prompts, found, strict=True):
     tokens, score = texts[0]
     said = tokens if len(tokens) == 6 else [*tokens, END]

@@ -1,4 +1,4 @@
-"""Recurrent models: caches, branches, packed rows, and who moves whom."""
+"""Recurrent models: caches, beams, packed rows, and who moves whom."""
 
 import functools
 
@@ -11,7 +11,7 @@ from lm import components
 from lm.components import init_of
 from lm.config import recurrent as configs
 from lm.config.base import base
-from lm.decode.steps import branch_of, prefill, step_of
+from lm.decode.loop import make_decode_step, prefill
 from lm.errors import UserError
 from lm.models.convolutional import Convolutional
 from lm.models.recurrent import Bidirectional, Decoder, Encoder, EncoderDecoder, Unidirectional
@@ -118,19 +118,19 @@ def test_pieces_and_single_steps_equal_the_full_pass(functions, batch_of):
   np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
 
 
-def test_branches_equal_rows_of_their_own(functions, batch_of):
+def test_beams_equal_rows_of_their_own(functions, batch_of):
   model, apply, params = functions
   batch = batch_for(model, batch_of, [[1, 1, 1], [1, 1, 0]], ALONE)
   rng, M = np.random.default_rng(0), 3
   prompt = part(batch, 0, PROMPT) | source_of(batch)
-  _, state = prefill(apply, params, prompt, model.init_cache(2, 9))
-  branch, step = branch_of(model), step_of(apply, params)
+  _, positions, cache = prefill(apply, params, prompt, model.init_cache(2, 9))
+  step = make_decode_step(apply, params)
   texts = [[row[:n].tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
-  for _ in range(3):
+  for n in range(3):
     parents = rng.integers(0, len(texts[0]), (2, M))
     tokens = rng.integers(0, model.vocab_size, (2, M))
-    state = branch(state, jnp.asarray(parents))
-    logits, state = step(jnp.asarray(tokens.reshape(-1)), state)
+    cache = model.reorder_cache(cache, jnp.asarray(parents))
+    logits, cache = step(jnp.asarray(tokens.reshape(-1)), jnp.repeat(positions + n, M), cache)
     texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
   for m in range(M):
     lengths = [len(texts[b][m]) for b in range(2)]
@@ -173,12 +173,12 @@ def test_without_attention_the_source_is_known_by_its_summary_alone(functions_of
   model, apply, params = functions_of('fixed_vector')
   for source in ([[1, 1, 1]], [[1] * 7]):
     batch = batch_for(model, batch_of, np.ones((1, 5), int), source)
-    _, state = jax.eval_shape(
+    _, _, cache = jax.eval_shape(
       functools.partial(prefill, apply), params, batch, model.init_cache(1, 5)
     )
-    assert set(state.cache) == {'layers'}
+    assert set(cache) == {'layers'}
     # As many numbers, whatever the length of the source.
-    assert sum(x.size for x in jax.tree.leaves(state.cache)) == 2 * 2 * 6
+    assert sum(x.size for x in jax.tree.leaves(cache)) == 2 * 2 * 6
 
 
 @pytest.mark.parametrize('name', ENCODERS)

@@ -47,7 +47,7 @@ def translator():
   metrics, scores = ('lm.metrics.tokens:targets',), ('lm.metrics.translation:chrf',)
   with config.unlocked():
     config.eval.sets = {'validation': evaluation('validation', metrics=metrics, scores=scores)}
-  config.decode.beam = 2
+  config.decode.beam_size = 2
   return config
 
 

@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.components import Components, init_of
 from lm.config.base import base
-from lm.decode.sampling import greedy
-from lm.decode.steps import prefill
-from lm.decode.stream import several
-from lm.decode.write import Strategy, rows_of, write
+from lm.decode import batch as batch_decode
+from lm.decode.batch import generate_batch, rows_per_batch
+from lm.decode.loop import DecodeConfig, decode_loop
+from lm.decode.sampling import row_keys
 from lm.errors import UserError
 from lm.evaluation import attention_maps, samples
 from lm.evaluation.evaluate import evaluate, make_eval_step
@@ -603,13 +603,13 @@ def test_eight_devices_write_the_texts_of_one(architecture, sizes, beam, functio
     prompts = [Features({'inputs': x}, {}, {}) for x in read]
   else:
     prompts = [Features({'inputs': np.array([0])}, {'source': x}, {}) for x in read]
-  strategy = Strategy(end=5, max_tokens=6, beam=beam, n_best=beam, batch_size=3)
+  strategy = DecodeConfig(end=5, max_tokens=6, beam_size=beam, n_best=beam, batch_size=3)
 
   def written(sizes, devices=None):
     made = functions(sizes, devices, architecture=architecture)
     places = jax.tree.map(lambda x: x.sharding, abstract_state(made)[0].params)
     params = jax.device_put(params_of(made.model, seed=3), places)
-    on_mesh = with_mesh(write, made.mesh, made.rules)
+    on_mesh = with_mesh(generate_batch, made.mesh, made.rules)
     found = on_mesh(made.model, apply_of(made.model), params, prompts, strategy)
     texts = [[one.tokens for one in several] for several in found]
     return texts, np.array([one.score for several in found for one in several])
@@ -623,20 +623,22 @@ def test_eight_devices_write_the_texts_of_one(architecture, sizes, beam, functio
 def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions):
   made = functions({'fsdp': 4, 'tensor': 2})
   model, apply, B = made.model, apply_of(made.model), 4
-  params = abstract_state(made)[0].params
+  params, config = abstract_state(made)[0].params, DecodeConfig(end=5, max_tokens=15)
 
   def begin(params):
     batch = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((B, 1), jnp.int32))
-    keys = jax.vmap(jax.random.key)(jnp.arange(B))
-    return *prefill(apply, params, batch, model.init_cache(B, 16)), keys
+    keys = row_keys(jnp.uint32(0), jnp.arange(B))
+    return batch_decode.begin(model, apply, config, 15, params, batch, keys, jnp.full(B, 15))
 
-  rest = jax.eval_shape(begin, params)
-  steps = with_mesh(functools.partial(several, apply, greedy), made.mesh, made.rules)
-  compiled = jax.jit(steps, donate_argnums=(1, 2)).lower(params, *rest).compile()
-  _, logits, state = compiled.output_shardings
-  kept = state.cache['layers'][0]['layer_0']['attention'].k
-  assert kept.shard_shape((B, 4, 16, 4)) == (1, 2, 16, 4)
-  assert logits.shard_shape((B, 40)) == (1, 20)
+  def run(params, state):
+    step = functools.partial(batch_decode.advance, model, apply, config, params)
+    return decode_loop(step, state, 15)
+
+  state = jax.eval_shape(begin, params)
+  on_mesh = with_mesh(run, made.mesh, made.rules)
+  compiled = jax.jit(on_mesh, donate_argnums=1).lower(params, state).compile()
+  buffers = compiled.output_shardings.cache['layers'][0]['layer_0']['attention'].k
+  assert buffers.shard_shape((B, 4, 16, 4)) == (1, 2, 16, 4)
   sent = hlo.collectives(hlo.parse(compiled.as_text()), made.mesh)
   # Were it brought together, a kernel of the feed-forward layer would be the smallest but the out.
   kernel = 16 * 24 * 4 / 2
@@ -645,9 +647,10 @@ def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions
 
 def test_rows_that_are_written_at_once_divide_over_the_devices():
   over = mesh.make_mesh(ALL)
-  assert rows_of(10, 100) == 10
+  assert rows_per_batch(10, 100) == 10
   with mesh.set_mesh(over, mesh.RULES):
-    assert [rows_of(*sizes) for sizes in ((10, 100), (64, 100), (64, 7), (64, 1))] == [12, 64, 8, 4]
+    sizes = (10, 100), (64, 100), (64, 7), (64, 1)
+    assert [rows_per_batch(*size) for size in sizes] == [12, 64, 8, 4]
 
 
 @pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
@@ -710,7 +713,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
     host = jax.device_get(params_of(made.model, seed=3))
     params = jax.device_put(host, jax.tree.map(lambda x: x.sharding, places))
     known = {id(x) for x in jax.live_arrays()}
-    real = samples.continuations
+    real = samples.stream_text
 
     def watched(*args, **kwargs):
       for piece in real(*args, **kwargs):
@@ -718,7 +721,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
         yield piece
 
     with monkeypatch.context() as patch:
-      patch.setattr(samples, 'continuations', watched)
+      patch.setattr(samples, 'stream_text', watched)
       texts = samples.samples(config, made, tokenizer).write(3, params, None)
     maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
     look(places, known)

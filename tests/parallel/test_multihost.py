@@ -82,7 +82,8 @@ def get_config(arg=''):
     config.eval.sets.validation.limit = 10
     config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
     config.checkpoint.best = 'eval/validation/exact_match'
-    config.decode.update({{'batch_size': 3, 'max_tokens': 6, 'beam': 2, 'length_penalty': 5.0}})
+    config.decode.update({{'batch_size': 3, 'max_tokens': 6}})
+    config.decode.update({{'beam_size': 2, 'length_penalty': 5.0}})
   if arg == 'long':
     config.steps = 10**6
     config.eval.every = config.checkpoint.every = 10**6

@@ -23,13 +23,13 @@ L, D, H, G, K, F, V, S, B = 2, 64, 4, 2, 16, 256, 512, 16, 8
 
 def text(beam=1):
   config = config_of(llama(depth=L, d_model=D, heads=H, kv_heads=G, d_mlp=F, context=S))
-  config.decode.beam = beam
+  config.decode.beam_size = beam
   return config
 
 
 def pairs(model, beam=1):
   config = translation(config_of(model), 'en', 'validation')
-  config.decode.beam = beam
+  config.decode.beam_size = beam
   return config
 
 
@@ -58,41 +58,41 @@ def loop_of(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_loop_keeps_the_shapes_of_its_carry(name):
-  _, params, (loop, carry, state) = loop_of(name)
+  _, params, (loop, carry, cache) = loop_of(name)
 
   def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
-  assert shapes(jax.eval_shape(loop, params, carry, state)) == shapes((carry, state))
+  assert shapes(jax.eval_shape(loop, params, carry, cache)) == shapes((carry, cache))
 
 
 def test_cache_holds_the_tokens_of_all_hypotheses():
   for name, beam in (('text', 1), ('pairs by beams', 3)):
-    _, _, (_, _, state) = loop_of(name)
-    layers = state.cache['layers']
+    _, _, (_, carry, cache) = loop_of(name)
+    layers = cache['layers']
     heads = G if name == 'text' else H
-    shape = (B, heads, beam * S, K)
+    shape = (B, heads, 1 + beam * S, K)  # 1 for the end token that texts begin with
     assert [layer['layer_0']['attention'].k.shape for layer in layers] == [shape] * L
     if beam > 1:
       memory = layers[0]['layer_0']['cross_attention']
       assert memory.k.shape == memory.v.shape == (B, heads, S, K)
-      assert state.positions.shape == (B * beam,)
+      assert carry.tokens.shape == (B, beam, S)
 
 
 def test_cost_of_a_step_by_hand():
-  apply, params, (_, _, state) = loop_of('text')
-  flops, used = decode.cost_of_step(apply, params, B, state, 4)
+  apply, params, (_, _, cache) = loop_of('text')
+  flops, used = decode.cost_of_step(apply, params, B, cache, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
   matmuls = 2 * B * (L * layer + D * V) + 4 * B * L * H * K * S
   assert matmuls < flops < 1.1 * matmuls
   # Two scales per layer and one at the end. The embedding table is only looked up.
   assert used == 4 * (L * (layer + 2 * D) + D + D * V)
-  assert decode.cost_of_step(apply, params, B, state, 2)[1] == used / 2
+  assert decode.cost_of_step(apply, params, B, cache, 2)[1] == used / 2
 
 
 def test_a_step_reads_neither_encoder_nor_its_key_and_value_projections():
-  apply, params, (_, _, state) = loop_of('pairs')
-  _, used = decode.cost_of_step(apply, params, B, state, 4)
+  apply, params, (_, _, cache) = loop_of('pairs')
+  _, used = decode.cost_of_step(apply, params, B, cache, 4)
   read = train_step.bytes_per_device(params['decoder']) + train_step.bytes_per_device(
     params['embedding']
   )
@@ -101,8 +101,8 @@ def test_a_step_reads_neither_encoder_nor_its_key_and_value_projections():
 
 
 def test_each_hypothesis_is_a_row_of_a_step():
-  apply, params, (_, _, state) = loop_of('text by beams')
-  flops, _ = decode.cost_of_step(apply, params, 3 * B, state, 4)
+  apply, params, (_, _, cache) = loop_of('text by beams')
+  flops, _ = decode.cost_of_step(apply, params, 3 * B, cache, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
   matmuls = 2 * 3 * B * (L * layer + D * V) + 4 * 3 * B * L * H * K * 3 * S
   assert matmuls < flops < 1.1 * matmuls
@@ -113,8 +113,8 @@ def test_beam_wider_than_the_vocabulary_raises():
     config = make()
     config.model.vocab_size = V
     decode.check_config(config)
-  config.decode.beam = V + 1
-  with pytest.raises(UserError, match='--beam=513 is not between 1 and 512'):
+  config.decode.beam_size = V + 1
+  with pytest.raises(UserError, match='--beam_size=513 is not between 1 and 512'):
     decode.check_config(config)
 
 

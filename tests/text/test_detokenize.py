@@ -89,10 +89,9 @@ def continued(tokenizer, prompts, rows, monkeypatch):
     context, reads_on = 1000, False
 
   tokens = np.array(rows).T
-  monkeypatch.setattr(decode_text, 'stream', lambda *a: iter(tokens))
-  found = decode_text.continuations(
-    Model(), None, None, tokenizer, prompts, decode_text.prompt_encoder(tokenizer), None, [0], 50
-  )
+  monkeypatch.setattr(decode_stream, 'stream_tokens', lambda *a: iter(tokens))
+  config = DecodeConfig(tokenizers.end_id(tokenizer), 50)
+  found = decode_stream.stream_text(Model(), None, None, tokenizer, prompts, config, [0])
   return [''.join(pieces) for pieces in zip(*found, strict=True)]
 
 
@@ -103,7 +102,7 @@ def test_continuations_are_the_text_of_prompt_and_tokens(layout, monkeypatch):
   end = tokenizers.end_id(tokenizer)
   rows = rng.integers(end + 1, size, (4, 50))
   rows[1, 20:] = end
-  encode = decode_text.prompt_encoder(tokenizer)
+  encode = decode_stream.prompt_encoder(tokenizer)
   prompts = ['the', 'the cat', 'the bird', 'and the dog']
   found = continued(tokenizer, prompts, rows, monkeypatch)
   for prompt, row, text in zip(prompts, rows, found, strict=True):
@@ -119,7 +118,7 @@ def test_a_space_at_the_end_of_a_prompt_is_not_doubled(monkeypatch):
 
 def test_a_prompt_that_looks_like_the_end_is_text(monkeypatch):
   tokenizer = tokenizers.bytes([])
-  assert decode_text.prompt_encoder(tokenizer)('<|end|>') == [0, *(b + 1 for b in b'<|end|>')]
+  assert decode_stream.prompt_encoder(tokenizer)('<|end|>') == [0, *(b + 1 for b in b'<|end|>')]
 
 
 def test_words_of_invalid_bytes_have_all_tokens():

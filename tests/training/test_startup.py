@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.config.base import base, gpt2
-from lm.decode.steps import check_step
+from lm.decode.loop import check_decoding
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.metrics.labels import classification
@@ -118,7 +118,7 @@ def test_a_layer_that_returns_no_cache_is_reported(layer, message, decoder):
   init = components.init_of(model, 8)
   with pytest.raises(UserError, match=message):
     params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    check_step(model, apply_of(model), params, batch)
+    check_decoding(model, apply_of(model), params, batch)
 
 
 def test_decoding_of_a_right_layer_is_traced(decoder):
@@ -126,7 +126,7 @@ def test_decoding_of_a_right_layer_is_traced(decoder):
   tokens = np.zeros((2, 3), np.int32)
   params = nn.unbox(jax.eval_shape(components.init_of(model, 8), jax.random.key(0)))
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
-  check_step(model, apply_of(model), params, batch)
+  check_decoding(model, apply_of(model), params, batch)
 
 
 def twice():

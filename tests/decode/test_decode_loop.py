@@ -4,35 +4,40 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from lm.decode.constraints import Prefix, allowed_tokens, forbidden_tokens, no_repeat_ngram
-from lm.decode.generate import generate
+from lm.decode.logits_processors import allowed_tokens, forbidden_tokens, no_repeat_ngram
+from lm.decode.loop import DecodeConfig, decode_loop, decode_step, init_state
 from lm.decode.sampling import greedy, sampler
-from lm.errors import UserError
 
 END, V, MOST = 1, 6, 12
 TABLE = np.random.default_rng(0).normal(0, 1.0, (V, V)).astype(np.float32)
 LOG_P = TABLE - np.log(np.exp(TABLE).sum(1, keepdims=True))
 FIRST = np.arange(V)
 NO_END = forbidden_tokens((END,))
-draw = sampler(temperature=0.7)
+SAMPLE = sampler(temperature=0.7)
 
 
-def _step(tokens_R, steps):
+def _step(tokens_R, positions_R, steps):
+  del positions_R
   return jnp.asarray(TABLE)[tokens_R], steps + 1
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3))
-def _run(first, choose, seeds, adjust, prefix):
-  keys = jax.vmap(jax.random.key)(seeds)
-  options = {'max_tokens': MOST, 'end': END, 'adjust': adjust, 'prefix': prefix}
-  return generate(_step, jnp.asarray(TABLE)[first], jnp.int32(0), choose, keys, **options)[:3]
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _decode(logits, config, max_unfinished=0, step=_step, seeds=None, limits=None, prefix=None):
+  B = len(logits)
+  keys = jax.vmap(jax.random.key)(jnp.arange(B) if seeds is None else seeds)
+  limits = jnp.full(B, MOST) if limits is None else limits
+  positions, cache = jnp.zeros(B, jnp.int32), jnp.int32(0)
+  state = init_state(config, logits, positions, cache, keys, limits, MOST, prefix)
+  advance = functools.partial(decode_step, step, config)
+  return decode_loop(advance, state, MOST, max_unfinished)._replace(keys=None)
 
 
-def _generate(first=FIRST, choose=greedy, seeds=None, adjust=(), prefix=None):
+def _generate(first=FIRST, sample_fn=greedy, seeds=None, processors=(), prefix=None):
+  config = DecodeConfig(END, MOST, sample_fn=sample_fn, logits_processors=processors)
   seeds = np.asarray(first if seeds is None else seeds)
-  return [np.asarray(x) for x in _run(np.asarray(first), choose, seeds, adjust, prefix)]
+  state = _decode(TABLE[np.asarray(first)], config, seeds=seeds, prefix=prefix)
+  return [np.asarray(x) for x in (state.tokens, state.lengths, state.log_p)]
 
 
 def _texts(tokens, lengths):
@@ -73,28 +78,28 @@ def test_samples_have_the_probabilities_of_the_model():
 
 
 def test_a_row_depends_on_its_key_alone():
-  tokens, lengths, log_p = _generate(choose=draw)
+  tokens, lengths, log_p = _generate(sample_fn=SAMPLE)
   assert len(set(lengths)) > 1
   for row in FIRST:
-    alone = _generate([row], draw, [row])
+    alone = _generate([row], SAMPLE, [row])
     np.testing.assert_array_equal(alone[0][0], tokens[row])
     assert (alone[1][0], alone[2][0]) == (lengths[row], log_p[row])
-  assert (_generate(choose=draw, seeds=FIRST + 10)[0] != tokens).any()
+  assert (_generate(sample_fn=SAMPLE, seeds=FIRST + 10)[0] != tokens).any()
 
 
 def test_no_ngram_comes_twice():
-  for choose in (greedy, draw):
-    tokens, lengths, _ = _generate(choose=choose, adjust=(no_repeat_ngram(2), NO_END))
+  for sample_fn in (greedy, SAMPLE):
+    tokens, lengths, _ = _generate(sample_fn=sample_fn, processors=(no_repeat_ngram(2), NO_END))
     assert (lengths == MOST).all()
     for row in tokens:
       assert len({*itertools.pairwise(row)}) == MOST - 1
   # The unconstrained rows do repeat themselves.
-  row = _generate(adjust=(NO_END,))[0][0]
+  row = _generate(processors=(NO_END,))[0][0]
   assert len({*itertools.pairwise(row)}) < MOST - 1
 
 
 def test_rows_begin_with_their_prefix_and_go_on_freely():
-  prefix = Prefix(np.array([[4, 5, 2], [0, 0, 0], [3, END, 0]]), np.array([3, 0, 2]))
+  prefix = np.array([[4, 5, 2, -1], [-1, -1, -1, -1], [3, END, -1, -1]])
   first = [0, 2, 3]
   tokens, lengths, log_p = _generate(first, prefix=prefix)
   texts = _texts(tokens, lengths)
@@ -105,8 +110,8 @@ def test_rows_begin_with_their_prefix_and_go_on_freely():
 
 
 def test_a_row_that_may_say_nothing_stops():
-  adjust = (no_repeat_ngram(1), allowed_tokens((2, 3)))
-  tokens, lengths, log_p = _generate(adjust=adjust)
+  processors = (no_repeat_ngram(1), allowed_tokens((2, 3)))
+  tokens, lengths, log_p = _generate(processors=processors)
   assert (lengths == 2).all() and (log_p == -np.inf).all()
   assert {tuple(row[:3]) for row in tokens} <= {(2, 3, 0), (3, 2, 0)}
 
@@ -114,52 +119,51 @@ def test_a_row_that_may_say_nothing_stops():
 def test_the_loop_stops_when_all_rows_have_ended():
   steps = []
 
-  def step(tokens_R, state):
+  def step(*args):
     jax.debug.callback(lambda: steps.append(1))
-    return _step(tokens_R, state)
+    return _step(*args)
 
-  @jax.jit
-  def run(logits_BV):
-    keys = jax.random.split(jax.random.key(0), 2)
-    return generate(step, logits_BV, jnp.int32(0), greedy, keys, max_tokens=9, end=END)[:3]
-
+  run = functools.partial(_decode, config=DecodeConfig(END, MOST), max_unfinished=0, step=step)
   ends = np.where(FIRST == END, 9.0, 0.0).astype(np.float32)
-  jax.block_until_ready(run(jnp.asarray([ends, ends])))
+  jax.block_until_ready(run(np.stack([ends, ends])))
   jax.effects_barrier()
   assert steps == []
-  jax.block_until_ready(run(jnp.asarray([ends, TABLE[0]])))
+  jax.block_until_ready(run(np.stack([ends, TABLE[0]])))
   jax.effects_barrier()
   text = _texts(*_generate()[:2])[0]
-  assert len(steps) == min(len(text), 9) - 1
+  assert len(steps) == len(text) - 1
 
 
-def test_no_room_for_a_token_is_told():
-  with pytest.raises(UserError, match='--max_tokens=0 is not 1 or more'):
-    generate(_step, jnp.zeros((1, V)), 0, greedy, jnp.zeros(1), max_tokens=0, end=END)
-
-
-def test_rows_that_may_be_spared_are_not_waited_for():
-  whole = _generate()
-  keys = jax.random.split(jax.random.key(0), len(FIRST))
-  options = {'max_tokens': MOST, 'end': END, 'spare': len(FIRST) - 1}
-  found = jax.jit(lambda logits: generate(_step, logits, jnp.int32(0), greedy, keys, **options))(
-    jnp.asarray(TABLE[FIRST])
-  )
-  complete = np.asarray(found[3])
-  assert 1 <= complete.sum() < len(FIRST)
-  np.testing.assert_array_equal(found[0][complete], whole[0][complete])
+def test_rows_that_may_stay_unfinished_are_not_waited_for():
+  tokens = _generate()[0]
+  state = _decode(TABLE, DecodeConfig(END, MOST), max_unfinished=len(FIRST) - 1)
+  done = np.asarray(state.done)
+  assert 1 <= done.sum() < len(FIRST)
+  np.testing.assert_array_equal(state.tokens[done], tokens[done])
 
 
 def test_each_row_may_have_a_limit_of_its_own():
   limits = np.array([1, 2, 3, 4, MOST, MOST])
-  keys = jax.random.split(jax.random.key(0), len(FIRST))
-  whole = _generate(adjust=(NO_END,))
-  options = {'max_tokens': MOST, 'end': END, 'adjust': (NO_END,), 'limits_B': limits}
-  found = jax.jit(lambda logits: generate(_step, logits, jnp.int32(0), greedy, keys, **options))(
-    jnp.asarray(TABLE[FIRST])
-  )
-  assert np.asarray(found[3]).all()
-  np.testing.assert_array_equal(found[1], limits)
+  tokens = _generate(processors=(NO_END,))[0]
+  state = _decode(TABLE, DecodeConfig(END, MOST, logits_processors=(NO_END,)), limits=limits)
+  assert np.asarray(state.done).all()
+  np.testing.assert_array_equal(state.lengths, limits)
   for row, limit in enumerate(limits):
-    np.testing.assert_array_equal(found[0][row][:limit], whole[0][row][:limit])
-    assert not np.asarray(found[0][row][limit:]).any()
+    np.testing.assert_array_equal(state.tokens[row][:limit], tokens[row][:limit])
+    assert not np.asarray(state.tokens[row][limit:]).any()
+
+
+def test_a_chunk_continues_as_the_uninterrupted_loop():
+  config = DecodeConfig(END, MOST, sample_fn=SAMPLE, logits_processors=(NO_END,))
+  whole = _decode(TABLE, config)
+  positions, limits = jnp.zeros(V, jnp.int32), jnp.full(V, MOST)
+  keys = jax.vmap(jax.random.key)(jnp.arange(V))
+  state = init_state(config, jnp.asarray(TABLE), positions, jnp.int32(0), keys, limits, MOST)
+  chunk = jax.jit(
+    lambda state, stop: decode_loop(functools.partial(decode_step, _step, config), state, stop)
+  )
+  for stop in (4, 5, MOST):
+    state = chunk(state, stop)
+    assert state.lengths.tolist() == [stop] * V
+  np.testing.assert_array_equal(state.tokens, whole.tokens)
+  np.testing.assert_array_equal(state.log_p, whole.log_p)

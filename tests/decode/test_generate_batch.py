@@ -1,4 +1,4 @@
-"""Writing for many prompts: what is written for each depends on nothing but itself."""
+"""Decoding many prompts: the text of each depends on nothing else."""
 
 import functools
 
@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from lm.decode import write as module
-from lm.decode.constraints import forbidden_tokens
+from lm.decode import batch as module
+from lm.decode.batch import generate_batch
+from lm.decode.beam import Hypotheses
+from lm.decode.logits_processors import forbidden_tokens
+from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
-from lm.decode.write import Strategy, batches_of, write
 from lm.errors import UserError
 from lm.models.recurrent import Bidirectional, EncoderDecoder
 from lm.nn.recurrent import additive, lstm
@@ -17,10 +19,10 @@ from lm.task import Features
 from lm.types import apply_of
 
 END, CONTEXT, MOST = 32, 32, 6
-# Sources and prefixes of many lengths: the last two take a row of more slots than the others.
+# Sources and prefixes of many lengths: the last two take longer rows than the others.
 LENGTHS = (3, 9, 1, 12, 7, 12, 5, 2, 20, 26)
-DRAW = sampler(temperature=1.0)
-WITHOUT_END = forbidden_tokens((END,))
+SAMPLE = sampler(temperature=1.0)
+NO_END = forbidden_tokens((END,))
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +48,7 @@ def writer(encoder_decoder, decoder, params_of):
 
 @pytest.fixture(scope='module')
 def log_p(writer):
-  """Returns log p of every next token after a prompt and what was written, by full passes."""
+  """Returns log p of every next token after a prompt and a text, by full passes."""
   compiled = {}
 
   def of(architecture, prompt, tokens):
@@ -79,29 +81,29 @@ def _row(arrays):
 
 
 ARCHITECTURES = ['encoder_decoder', 'decoder']
-GREEDY = Strategy(END, MOST, batch_size=10)
-BEAM = Strategy(END, MOST, beam=3, n_best=2, batch_size=10)
+GREEDY = DecodeConfig(END, MOST, batch_size=10)
+BEAM = DecodeConfig(END, MOST, beam_size=3, n_best=2, batch_size=10)
 
 
 @pytest.fixture(scope='module')
-def written(writer):
-  """Returns what is written for all prompts, made once for each strategy."""
+def generated(writer):
+  """Returns the texts of all prompts, made once for each config."""
   made = {}
 
-  def of(architecture, strategy):
-    key = architecture, strategy
+  def of(architecture, config):
+    key = architecture, config
     if key not in made:
       functions, prompts = writer(architecture)
-      made[key] = write(*functions, prompts, strategy)
+      made[key] = generate_batch(*functions, prompts, config)
     return made[key]
 
   return of
 
 
 @pytest.mark.parametrize('architecture', ARCHITECTURES)
-def test_greedy_texts_are_the_argmax_of_full_passes(architecture, writer, written, log_p):
+def test_greedy_texts_are_the_argmax_of_full_passes(architecture, writer, generated, log_p):
   _, prompts = writer(architecture)
-  found = written(architecture, GREEDY)
+  found = generated(architecture, GREEDY)
   ended = 0
   for prompt, texts in zip(prompts, found, strict=True):
     ((tokens, score),) = texts
@@ -117,9 +119,9 @@ def test_greedy_texts_are_the_argmax_of_full_passes(architecture, writer, writte
   assert 0 < ended < len(prompts) and len({tuple(texts[0].tokens) for texts in found}) > 3
 
 
-def test_beam_search_writes_the_best_first_with_their_scores(writer, written, log_p):
+def test_beam_search_returns_the_best_first_with_their_scores(writer, generated, log_p):
   _, prompts = writer('encoder_decoder')
-  for prompt, texts in zip(prompts, written('encoder_decoder', BEAM), strict=True):
+  for prompt, texts in zip(prompts, generated('encoder_decoder', BEAM), strict=True):
     assert len({tuple(text.tokens) for text in texts}) == 2
     complete = []
     for tokens, score in texts:
@@ -131,11 +133,11 @@ def test_beam_search_writes_the_best_first_with_their_scores(writer, written, lo
 
 
 @pytest.mark.parametrize(
-  ('architecture', 'strategy'), [('decoder', GREEDY), ('encoder_decoder', BEAM)]
+  ('architecture', 'config'), [('decoder', GREEDY), ('encoder_decoder', BEAM)]
 )
-def test_a_text_depends_on_its_prompt_alone(architecture, strategy, writer, written):
+def test_a_text_depends_on_its_prompt_alone(architecture, config, writer, generated):
   functions, prompts = writer(architecture)
-  together = written(architecture, strategy)
+  together = generated(architecture, config)
 
   def same(found, indices):
     for texts, i in zip(found, indices, strict=True):
@@ -143,37 +145,43 @@ def test_a_text_depends_on_its_prompt_alone(architecture, strategy, writer, writ
       scores, expected = ([text.score for text in ts] for ts in (texts, together[i]))
       assert scores == pytest.approx(expected, abs=1e-4)
 
-  # In another order, beside other neighbours, in smaller batches, and with other padding: the last
-  # two prompts, which are left out, have rows of more slots.
+  # In another order, with other neighbors, in smaller batches, and with other padding: the last
+  # two prompts, which are left out, have longer rows.
   order = np.random.default_rng(0).permutation(len(prompts) - 2)
-  small = strategy._replace(batch_size=4)
-  same(write(*functions, [prompts[i] for i in order], small), order)
+  small = config._replace(batch_size=4)
+  same(generate_batch(*functions, [prompts[i] for i in order], small), order)
 
 
-def test_batches_are_of_like_lengths_the_longest_first(writer, monkeypatch):
+def test_batches_have_similar_lengths_the_longest_first(writer, monkeypatch):
   functions, prompts = writer('encoder_decoder')
+  batches = []
 
-  def search(params, batch, draws, limits, prefix):
+  def decode(params, batch, seeds, limits, prefix):
     B = len(limits)
-    return np.zeros((B, 1, 1), int), np.ones((B, 1), int), np.zeros((B, 1)), np.ones(B, bool)
+    batches.append(batch['source_segments'].sum(1).tolist())
+    texts = Hypotheses(np.zeros((B, 1, 1), int), np.ones((B, 1), int), np.zeros((B, 1)))
+    return texts, np.ones(B, bool)
 
-  # What is written is no subject here, and so nothing is compiled.
-  monkeypatch.setattr(module, '_compiled', lambda *_: search)
-  strategy = GREEDY._replace(batch_size=4)
-  indices = [found for found, _ in batches_of(*functions, prompts, strategy)]
-  assert [len(found) for found in indices] == [4, 4, 2]
-  lengths = [LENGTHS[i] for i in np.concatenate(indices)]
-  assert lengths == sorted(LENGTHS, reverse=True)
-  assert write(*functions, [], strategy) == []
-
-
-DRAWN = Strategy(END, 20, max_ratio=0.1, choose=DRAW, adjust=(WITHOUT_END,), batch_size=4)
+  # The texts are not the subject, and so nothing is compiled.
+  monkeypatch.setattr(module, '_compiled', lambda *_: decode)
+  config = GREEDY._replace(batch_size=4)
+  generate_batch(*functions, prompts, config)
+  longest = sorted(LENGTHS, reverse=True)
+  assert batches == [longest[:4], longest[4:8], longest[8:] + longest[-1:] * 2]
+  assert generate_batch(*functions, [], config) == []
 
 
-def test_what_is_drawn_depends_on_the_seed(writer):
+SAMPLED = DecodeConfig(
+  END, 20, max_length_ratio=0.1, sample_fn=SAMPLE, logits_processors=(NO_END,), batch_size=4
+)
+
+
+def test_samples_depend_on_their_keys(writer):
   functions, prompts = writer('decoder')
   same = [prompts[0]] * 4
-  one, other = (write(*functions, same, DRAWN, seeds) for seeds in ([1, 2, 1, 3], [3, 1, 2, 2]))
+  one, other = (
+    generate_batch(*functions, same, SAMPLED, seeds) for seeds in ([1, 2, 1, 3], [3, 1, 2, 2])
+  )
   assert one[0] == one[2] == other[1] and one[3] == other[0]
   assert len({tuple(texts[0].tokens) for texts in one}) == 3
 
@@ -184,17 +192,19 @@ def test_a_text_stops_where_the_context_is_full(variant, beam, decoder, params_o
   model = decoder(variant, context=16, depth=1)
   functions = model, apply_of(model), params_of(model)
   prompts = [Features({'inputs': np.arange(n)}, {}, {}) for n in (14, 16, 4)]
-  strategy = Strategy(END, 6, beam=beam, batch_size=3, adjust=(WITHOUT_END,))
-  found = write(*functions, prompts, strategy)
+  config = DecodeConfig(END, 6, beam_size=beam, batch_size=3, logits_processors=(NO_END,))
+  found = generate_batch(*functions, prompts, config)
   assert [len(texts[0].tokens) for texts in found] == [3, 1, 6]
   assert all(np.isfinite(texts[0].score) for texts in found)
 
 
-def test_texts_go_on_until_they_are_whole(writer, log_p):
-  # More tokens than a source of one token is given room for at first: 2, and then 4.
+def test_texts_that_exceed_their_buffer_are_retried(writer, log_p):
+  # Longer than the first buffers of a source of one token: 2, and then 4.
   functions, _ = writer('encoder_decoder')
   short = [Features({'inputs': np.array([0])}, {'source': np.array([n])}, {}) for n in range(4)]
-  found = write(*functions, short, GREEDY._replace(max_tokens=4, adjust=(WITHOUT_END,)))
+  found = generate_batch(
+    *functions, short, GREEDY._replace(max_tokens=4, logits_processors=(NO_END,))
+  )
   for prompt, texts in zip(short, found, strict=True):
     assert texts[0].tokens == _without_end(log_p('encoder_decoder', prompt, texts[0].tokens))
     assert len(texts[0].tokens) == 4
@@ -207,13 +217,13 @@ def _without_end(log_p):
 
 
 @pytest.mark.parametrize('beam', [1, 3])
-def test_a_ratio_limits_what_is_written_by_its_source(beam, writer, log_p):
+def test_a_ratio_limits_a_text_by_its_source(beam, writer, log_p):
   functions, prompts = writer('encoder_decoder')
-  strategy = Strategy(END, 30, max_ratio=0.7, beam=beam, adjust=(WITHOUT_END,))
-  # What a text has to begin with comes on top.
+  config = DecodeConfig(END, 30, max_length_ratio=0.7, beam_size=beam, logits_processors=(NO_END,))
+  # A prefix comes on top.
   prefixes = [[4] * 3, [], [5]] + [[]] * 7
-  found = write(*functions, prompts, strategy, prefixes=prefixes)
-  # Ten more than the ratio says, rounded up.
+  found = generate_batch(*functions, prompts, config, prefixes=prefixes)
+  # Ten more than the ratio, rounded up.
   sizes = zip(LENGTHS, prefixes, strict=True)
   expected = [min(30, 10 + -(-7 * length // 10) + len(prefix)) for length, prefix in sizes]
   assert [len(texts[0].tokens) for texts in found] == expected
@@ -222,18 +232,18 @@ def test_a_ratio_limits_what_is_written_by_its_source(beam, writer, log_p):
     assert tokens == _without_end(log_p('encoder_decoder', prompts[-1], tokens))
 
 
-def test_a_ratio_limits_nothing_where_there_is_no_source(writer):
+def test_a_ratio_limits_nothing_without_a_source(writer):
   functions, prompts = writer('decoder')
-  found = write(*functions, prompts[:3], DRAWN)
+  found = generate_batch(*functions, prompts[:3], SAMPLED)
   assert [len(texts[0].tokens) for texts in found] == [20] * 3
 
 
-def test_texts_begin_with_their_prefix(writer, written, log_p):
+def test_texts_begin_with_their_prefix(writer, generated, log_p):
   functions, prompts = writer('encoder_decoder')
   prompts = prompts[:8]
   prefixes = [[n, n + 1] if n % 2 else [] for n in range(len(prompts))]
-  found = write(*functions, prompts, GREEDY, prefixes=prefixes)
-  free = written('encoder_decoder', GREEDY)
+  found = generate_batch(*functions, prompts, GREEDY, prefixes=prefixes)
+  free = generated('encoder_decoder', GREEDY)
   for n, (texts, prefix) in enumerate(zip(found, prefixes, strict=True)):
     tokens = texts[0].tokens
     assert tokens[: len(prefix)] == prefix
@@ -242,23 +252,25 @@ def test_texts_begin_with_their_prefix(writer, written, log_p):
       assert tokens[2] == log_p('encoder_decoder', prompts[n], prefix)[-1].argmax()
 
 
-def test_mistakes_are_told(writer):
+def test_mistakes_raise(writer):
   functions, prompts = writer('encoder_decoder')
   long = Features({'inputs': np.array([0])}, {'source': np.zeros(33, int)}, {})
   with pytest.raises(UserError, match='prompt 3 has 33 tokens and the model reads 32'):
-    write(*functions, [*prompts[:2], long], GREEDY)
-  with pytest.raises(UserError, match=r'--beam=38 is not between 1 and 37, the size of the voc'):
-    write(*functions, prompts, BEAM._replace(beam=38))
-  with pytest.raises(UserError, match='--n_best=4 is more than --beam=3'):
-    write(*functions, prompts[:1], BEAM._replace(n_best=4))
+    generate_batch(*functions, [*prompts[:2], long], GREEDY)
+  with pytest.raises(
+    UserError, match=r'--beam_size=38 is not between 1 and 37, the size of the voc'
+  ):
+    generate_batch(*functions, prompts, BEAM._replace(beam_size=38))
+  with pytest.raises(UserError, match='--n_best=4 is not between 1 and --beam_size=3'):
+    generate_batch(*functions, prompts[:1], BEAM._replace(n_best=4))
   with pytest.raises(UserError, match=r'--max_tokens=-1 is not 1 or more'):
-    write(*functions, prompts[:1], GREEDY._replace(max_tokens=-1))
+    generate_batch(*functions, prompts[:1], GREEDY._replace(max_tokens=-1))
   empty = Features({'inputs': np.array([0])}, {'source': np.zeros(0, int)}, {})
   with pytest.raises(UserError, match='prompt 2 has no tokens; a model reads at least one'):
-    write(*functions, [prompts[0], empty], GREEDY)
+    generate_batch(*functions, [prompts[0], empty], GREEDY)
 
 
-def test_recurrent_models_read_on_and_say_so_once(params_of, capsys):
+def test_recurrent_models_read_longer_prompts_with_one_warning(params_of, capsys):
   model = EncoderDecoder(
     vocab_size=37,
     context=4,
@@ -273,9 +285,9 @@ def test_recurrent_models_read_on_and_say_so_once(params_of, capsys):
     Features({'inputs': np.array([0])}, {'source': rng.integers(1, 37, size)}, {})
     for size in (9, 3, 12)
   ]
-  strategy = GREEDY._replace(max_tokens=11)
-  found = write(model, apply, params, prompts, strategy)
-  assert capsys.readouterr().err.count('longer than 4 tokens') == 1
-  alone = [write(model, apply, params, [prompt], strategy)[0] for prompt in prompts]
+  config = GREEDY._replace(max_tokens=11)
+  found = generate_batch(model, apply, params, prompts, config)
+  assert capsys.readouterr().err.count('at most 4 tokens') == 1
+  alone = [generate_batch(model, apply, params, [prompt], config)[0] for prompt in prompts]
   assert [texts[0].tokens for texts in found] == [texts[0].tokens for texts in alone]
   assert not capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""Continuations that share a cache say what each would say in a row of its own."""
+"""Beams that share a cache have the logits of rows of their own."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.steps import branch_of, prefill, step_of
+from lm.decode.loop import make_decode_step, prefill
 from lm.types import apply_of
 
 PROMPT, STEPS, M = 3, 3, 3
@@ -25,18 +25,19 @@ def _prompts(batch_of, model):
   return batch_of(T=PROMPT, **source) | {'segments': segments}
 
 
-def test_branches_equal_rows_of_their_own(functions, batch_of):
+def test_beams_equal_rows_of_their_own(functions, batch_of):
   model, apply, params = functions
   batch = _prompts(batch_of, model)
   rng = np.random.default_rng(0)
-  _, state = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
-  branch, step = branch_of(model), step_of(apply, params)
+  cache = model.init_cache(2, PROMPT + STEPS * M)
+  _, positions, cache = prefill(apply, params, batch, cache)
+  step = make_decode_step(apply, params)
   texts = [[np.asarray(row[:n]).tolist()] for row, n in zip(batch['inputs'], (3, 2), strict=True)]
-  for _ in range(STEPS):
+  for n in range(STEPS):
     parents = rng.integers(0, len(texts[0]), (2, M))
     tokens = rng.integers(0, model.vocab_size, (2, M))
-    state = branch(state, jnp.asarray(parents))
-    logits, state = step(jnp.asarray(tokens.reshape(-1)), state)
+    cache = model.reorder_cache(cache, jnp.asarray(parents))
+    logits, cache = step(jnp.asarray(tokens.reshape(-1)), jnp.repeat(positions + n, M), cache)
     texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
   # All of them in rows of one length, so that one program reads them.
   written = [text for row in texts for text in row]
@@ -52,11 +53,11 @@ def test_branches_equal_rows_of_their_own(functions, batch_of):
   np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_branches_move_no_keys(functions, batch_of):
+def test_reordering_beams_copies_no_keys(functions, batch_of):
   model, apply, params = functions
   batch = _prompts(batch_of, model)
-  _, state = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
-  moved = branch_of(model)(state, jnp.zeros((2, M), int))
-  assert moved.positions.shape == (2 * M,)
-  before, after = (jax.tree.leaves(s.cache['layers']) for s in (state, moved))
+  _, _, cache = prefill(apply, params, batch, model.init_cache(2, PROMPT + STEPS * M))
+  moved = model.reorder_cache(cache, jnp.zeros((2, M), int))
+  assert moved['allowed'].shape == (2, M, PROMPT + STEPS * M)
+  before, after = (jax.tree.leaves(each['layers']) for each in (cache, moved))
   assert all(x is y for x, y in zip(before, after, strict=True))

@@ -3,16 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.constraints import (
-  Prefix,
+from lm.decode.logits_processors import (
   allowed_tokens,
-  constrain,
+  ban_unknown_token,
   forbidden_tokens,
-  known_words,
   minimum_length,
   no_repeat_ngram,
   repetition_penalty,
 )
+from lm.decode.sampling import process_logits
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -20,14 +19,14 @@ LOGITS = np.array([1.0, -2.0, 3.0, 0.5, -0.5, 2.0], np.float32)
 L, V = 8, len(LOGITS)
 
 
-def _adjusted(adjust, said, logits=LOGITS):
+def _processed(processor, said, logits=LOGITS):
   tokens_L = np.zeros(L, np.int32)
   tokens_L[: len(said)] = said
-  return np.asarray(adjust(jnp.asarray(logits), jnp.asarray(tokens_L), jnp.int32(len(said))))
+  return np.asarray(processor(jnp.asarray(logits), jnp.asarray(tokens_L), jnp.int32(len(said))))
 
 
-def _forbidden(adjust, said):
-  found = _adjusted(adjust, said)
+def _forbidden(processor, said):
+  found = _processed(processor, said)
   left = np.isfinite(found)
   np.testing.assert_array_equal(found[left], LOGITS[left])
   return set(np.flatnonzero(~left))
@@ -56,27 +55,27 @@ def test_ngrams_by_hand(n, said, forbidden):
 @pytest.mark.parametrize('n', [1, 2, 3, 4])
 def test_ngrams_by_brute_force(n):
   rng = np.random.default_rng(n)
-  adjust = jax.jit(no_repeat_ngram(n))
+  processor = jax.jit(no_repeat_ngram(n))
   for length in [*range(L)] * 6:
     said = rng.integers(0, 3, length).tolist()
     before = {tuple(said[i : i + n]) for i in range(length - n + 1)}
     tail = said[length - n + 1 :] if n > 1 else []
     repeats = {t for t in range(V) if (*tail, t) in before}
-    assert _forbidden(adjust, said) == repeats
+    assert _forbidden(processor, said) == repeats
 
 
 def test_repetition_lowers_what_was_said_once():
-  found = _adjusted(repetition_penalty(2.0), [2, 1, 2, 4])
+  found = _processed(repetition_penalty(2.0), [2, 1, 2, 4])
   np.testing.assert_array_equal(found, [1.0, -4.0, 1.5, 0.5, -1.0, 2.0])
-  np.testing.assert_array_equal(_adjusted(repetition_penalty(2.0), []), LOGITS)
+  np.testing.assert_array_equal(_processed(repetition_penalty(2.0), []), LOGITS)
   forbidden = np.where(np.arange(V) == 2, -np.inf, LOGITS)
-  assert _adjusted(repetition_penalty(2.0), [2], forbidden)[2] == -np.inf
+  assert _processed(repetition_penalty(2.0), [2], forbidden)[2] == -np.inf
 
 
 def test_the_end_is_forbidden_until_enough_is_said():
-  adjust = minimum_length(2, end=5)
+  processor = minimum_length(2, end=5)
   for said, forbidden in (([], {5}), ([1], {5}), ([1, 2], set()), ([1, 2, 3], set())):
-    assert _forbidden(adjust, said) == forbidden
+    assert _forbidden(processor, said) == forbidden
 
 
 def test_tokens_allowed_and_forbidden():
@@ -85,18 +84,18 @@ def test_tokens_allowed_and_forbidden():
 
 
 def test_the_unknown_word_is_forbidden_where_there_is_one():
-  (adjust,) = known_words(tokenizers.words(['b b a'], min_count=1))  # <|end|> <unk> b a
-  assert _forbidden(adjust, []) == {1}
-  (adjust,) = known_words(tokenizers.characters(['ab']))  # <|end|> a b <unk>
-  assert _forbidden(adjust, []) == {tokenizers.characters(['ab']).token_to_id('<unk>')}
-  assert known_words(tokenizers.bytes([])) == ()
+  (processor,) = ban_unknown_token(tokenizers.words(['b b a'], min_count=1))  # <|end|> <unk> b a
+  assert _forbidden(processor, []) == {1}
+  (processor,) = ban_unknown_token(tokenizers.characters(['ab']))  # <|end|> a b <unk>
+  assert _forbidden(processor, []) == {tokenizers.characters(['ab']).token_to_id('<unk>')}
+  assert ban_unknown_token(tokenizers.bytes([])) == ()
 
 
 def test_constraints_apply_in_order_to_each_row_by_itself():
   logits = np.stack([LOGITS, -LOGITS])
   tokens = np.array([[2, 3, 2, 0], [1, 3, 5, 0]], np.int32)
-  adjust = (no_repeat_ngram(2), repetition_penalty(2.0))
-  found = jax.jit(lambda *args: constrain(*args, adjust))(logits, tokens, np.int32(3))
+  processors = (no_repeat_ngram(2), repetition_penalty(2.0))
+  found = jax.jit(lambda *args: process_logits(*args, processors))(logits, tokens, np.full(2, 3))
   np.testing.assert_array_equal(found[0], [1.0, -2.0, 1.5, -np.inf, -0.5, 2.0])
   np.testing.assert_array_equal(found[1], [-1.0, 1.0, -3.0, -1.0, 0.5, -4.0])
 
@@ -107,12 +106,11 @@ def test_constraints_apply_in_order_to_each_row_by_itself():
   [(0, [{4}, {1, 2}, {0}]), (1, [{5}, {1, 2}, {1, 2}]), (2, [{1, 2}] * 3), (3, [{1, 2}] * 3)],
 )
 def test_a_prefix_goes_before_constraints(length, left):
-  prefix = Prefix(jnp.asarray([[4, 5], [3, 3], [0, 3]]), jnp.asarray([2, 0, 1]))
+  prefix = jnp.asarray([[4, 5, -1], [-1, -1, -1], [0, -1, -1]])
   logits = jnp.asarray(np.stack([LOGITS] * 3))
   tokens = jnp.zeros((3, L), jnp.int32)
-  found = np.asarray(
-    constrain(logits, tokens, jnp.int32(length), (allowed_tokens((1, 2)),), prefix)
-  )
+  lengths = jnp.full(3, length)
+  found = np.asarray(process_logits(logits, tokens, lengths, (allowed_tokens((1, 2)),), prefix))
   assert [set(np.flatnonzero(np.isfinite(row))) for row in found] == left
   np.testing.assert_array_equal(found[np.isfinite(found)], np.asarray(logits)[np.isfinite(found)])
 
@@ -125,10 +123,17 @@ def test_a_prefix_goes_before_constraints(length, left):
     (lambda: allowed_tokens(()), r'allowed_tokens: ids=\(\) are not one or more token ids'),
     (lambda: forbidden_tokens((3, -1)), r'forbidden_tokens: ids=\(3, -1\) are not one or more'),
     (lambda: minimum_length(2, end=-1), r'minimum_length: ids=\(-1,\) are not'),
-    (lambda: _adjusted(allowed_tokens((1, 6)), []), 'allowed_tokens: id 6 is not below 6, the si'),
-    (lambda: _adjusted(forbidden_tokens((9,)), []), 'forbidden_tokens: id 9 is not below 6'),
+    (lambda: _processed(allowed_tokens((1, 6)), []), 'allowed_tokens: id 6 is not below 6, the si'),
+    (lambda: _processed(forbidden_tokens((9,)), []), 'forbidden_tokens: id 9 is not below 6'),
   ],
 )
-def test_mistakes_are_told(make, message):
+def test_mistakes_raise(make, message):
   with pytest.raises(UserError, match=message):
     make()
+
+
+def test_equal_arguments_give_one_function():
+  """Otherwise each call of a program would compile again."""
+  tokenizer = tokenizers.words(['b b a'], min_count=1)
+  assert ban_unknown_token(tokenizer) == ban_unknown_token(tokenizer)
+  assert no_repeat_ngram(2) is no_repeat_ngram(2) is not no_repeat_ngram(3)
