@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
   from lm import components
   from lm.data import pipeline
-  from lm.decode.beam import check_beam
+  from lm.decode.beam import check_beam_size
   from lm.evaluation import host_memory
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.evaluators import Evaluators

@@ -23,7 +23,7 @@ from first_examples import first
 
 from lm import components
 from lm.data import batches, pipeline
-from lm.decode.steps import prefill, step_of
+from lm.decode.loop import make_decode_step, prefill
 from lm.text.tokenizers import vocabulary_size
 from lm.training.train_step import abstract_state, make_train_steps
 from lm.workdir import experiment

@@ -18,7 +18,7 @@ import tokenizers
 
 from lm.decode.sampling import LogitsProcessor
 from lm.errors import UserError
-from lm.text.vocabulary import unknown_id
+from lm.text.tokenizers import unknown_id
 from lm.types import Array
 
 

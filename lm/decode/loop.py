@@ -17,16 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decode.sampling import (
-  IMPOSSIBLE,
-  LogitsProcessor,
-  SampleFn,
-  greedy,
-  process_logits,
-)
+from lm.decode.sampling import IMPOSSIBLE, LogitsProcessor, SampleFn, greedy, process_logits
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.task import Features, joined
+from lm.task import Features, concatenate_feature
 from lm.types import Apply, Array, Params
 
 # step(tokens_R, positions_R, cache) -> (logits_RV float32, cache): the logits after one more token
@@ -219,7 +213,7 @@ def _padded(
     f'{prefix}positions': np.where(inside, index, 0).astype(np.int32),
   }
   for name in rows[0]:
-    flat = joined(name, [row[name] for row in rows])
+    flat = concatenate_feature(name, [row[name] for row in rows])
     batch[name] = np.zeros(inside.shape, flat.dtype)
     batch[name][inside] = flat
   return batch

@@ -23,7 +23,7 @@ from lm.decode.loop import (
 from lm.decode.sampling import row_keys
 from lm.parallel import mesh as meshes
 from lm.task import Features
-from lm.text.stream import TextStream
+from lm.text.detokenize import TextStream
 from lm.text.tokenizers import end_id, text_reader
 from lm.types import Apply, Array, Params
 

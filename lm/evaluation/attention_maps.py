@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from lm.components import Components, Inference
 from lm.data import features, pipeline
 from lm.data.packed_rows import PackedRows, Rows
-from lm.decode.steps import bucket, padded
+from lm.decode.loop import bucket, pad_prompts
 from lm.nn.hooks import with_hooks
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes

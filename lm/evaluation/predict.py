@@ -14,9 +14,9 @@ from lm.components import Components, Inference
 from lm.config import resolve
 from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows
-from lm.decode.constraints import known_words
-from lm.decode.steps import bucket, check_step, padded
-from lm.decode.write import Strategy, rows_of, trace, write
+from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
+from lm.decode.logits_processors import ban_unknown_token
+from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
 from lm.errors import UserError
 from lm.evaluation.evaluate import trace as trace_batch
 from lm.evaluation.host_memory import Program

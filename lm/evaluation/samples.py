@@ -15,7 +15,7 @@ from lm.decode.stream import prompt_encoder, stream_text
 from lm.errors import UserError
 from lm.evaluation import vectors
 from lm.parallel import mesh as meshes
-from lm.text.tokenizers import word_ids
+from lm.text.tokenizers import end_id, word_ids
 from lm.text.vectors import Vectors, make_vectors, nearest_words, row_of
 from lm.types import Params, apply_of
 

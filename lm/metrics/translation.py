@@ -87,7 +87,7 @@ def ter(language: str = 'en') -> CorpusMetric:
 
 
 def sentence_chrf() -> Callable[[str, str], float]:
-  """Returns `(text, reference) -> chrF`, the utility of lm.decode.risk; 100 for equal texts."""
+  """Returns `(text, reference) -> chrF`, the utility of lm.decode.mbr; 100 for equal texts."""
   scorer = CHRF()
 
   def utility(text: str, reference: str) -> float:

@@ -5,7 +5,7 @@ import pytest
 
 from lm.data import batches, features, packing
 from lm.data.packed_rows import FeatureRows
-from lm.decode.steps import padded
+from lm.decode.loop import pad_prompts
 from lm.errors import UserError
 from lm.task import Features
 

@@ -8,7 +8,7 @@ import in_process
 import pytest
 
 from lm.data import pipeline
-from lm.decode.write import Strategy
+from lm.decode.loop import DecodeConfig
 from lm.errors import UserError
 from lm.evaluation.translate import Translator, windows
 from lm.text.tokenizers import end_id

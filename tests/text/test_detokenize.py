@@ -3,7 +3,8 @@ import pytest
 import test_special_text
 from tokenizers import Tokenizer, decoders, models
 
-from lm.decode import text as decode_text
+from lm.decode import stream as decode_stream
+from lm.decode.loop import DecodeConfig
 from lm.text import detokenize, tokenizers
 from lm.text.detokenize import TextStream, group_words
 
