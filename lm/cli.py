@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import os
+import pathlib
 import re
 import sys
 import time
@@ -48,7 +49,8 @@ def run(main: Callable[[list[str]], int | None], doc: str | None) -> None:
 
 
 def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: list[str]) -> int:
-  program = f'lm.{os.path.basename(argv[0]).removesuffix(".py")}'
+  path = pathlib.PurePath(argv[0])
+  program = f'lm.{path.parent.name if path.stem == "__main__" else path.stem}'
   try:
     if doc is not None and {'--help', '-h', '-help'} & set(argv[1:]):
       print(_help(doc), flush=True)

@@ -20,10 +20,7 @@ from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
 from lm.errors import UserError
 from lm.evaluation.evaluate import trace as trace_batch
 from lm.evaluation.host_memory import Program
-from lm.metrics import translation
-from lm.metrics.labels import classification
 from lm.metrics.scores import CorpusMetric
-from lm.metrics.spans import entities
 from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.parallel.mesh import with_mesh
@@ -77,7 +74,7 @@ class Predictor:
     self._tokenizer = tokenizer
     self._rows = rows
     self._transforms = transforms  # of rows; what is written continues the examples as they are
-    self._strategy = decode_config(config.decode, tokenizer, config.data.context)
+    self._decode = decode_config(config.decode, tokenizer, config.data.context)
     self._task, self._converter = features.build_task(config.data)
     examples = pipeline.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
@@ -129,9 +126,7 @@ class Predictor:
 
   def evaluated(self, predictions: Predictions) -> list[EvalExample]:
     """Returns each example by itself, with the score that the set's first metric gives it."""
-    name, scores = per_example_scores(
-      self._builders[0], predictions.outputs, predictions.references
-    )
+    name, scores = self.metrics[0].score_examples(predictions.outputs, predictions.references)
     rows = zip(*predictions, scores, strict=True)
     return [EvalExample(i, output, actual, {name: score}) for i, output, actual, score in rows]
 
@@ -243,43 +238,6 @@ class Predictor:
       # Whole on every device, where each process can read it.
       out_shardings=meshes.replicated(self._functions.mesh),
     )
-
-
-def per_example_scores(
-  builder: Callable[..., CorpusMetric], outputs: Sequence[Any], references: Sequence[Any]
-) -> tuple[str, list[float]]:
-  """Returns the score of every example by itself, for people to sort by, and its name.
-
-  It is what the metric finds for one example, its F1 or else its first value, save that BLEU does
-  not count n-grams longer than the sentence, and that for classes and tags it is the accuracy.
-
-  Args:
-    builder: of the metric, as lm.config.resolve.resolve finds it.
-    outputs: what was predicted.
-    references: what that is compared with.
-
-  Raises:
-    UserError: from the metric.
-  """
-  plain, arguments = getattr(builder, 'func', builder), getattr(builder, 'keywords', {})
-  both = list(zip(outputs, references, strict=True))
-  if plain is translation.bleu:
-    return 'bleu', translation.sentence_scores(outputs, references, **arguments)
-  if plain is classification:
-    return 'accuracy', [float(output == reference) for output, reference in both]
-  if plain is entities:
-    # The F1 of a sentence without entities would be 0, also where all its tags are right.
-    return 'accuracy', [_share(output, reference) for output, reference in both]
-  metric = builder()
-  found = [metric([output], [reference]).values for output, reference in both]
-  name = 'f1' if 'f1' in found[0] else next(iter(found[0]))
-  return name, [values[name] for values in found]
-
-
-def _share(tags: Sequence[str], reference: Sequence[str]) -> float:
-  """Returns the share of tags that are right; 1 where there are none."""
-  right = sum(tag == actual for tag, actual in zip(tags, reference, strict=True))
-  return right / len(reference) if reference else 1.0
 
 
 def _along(values: np.ndarray, inside: np.ndarray) -> bool:

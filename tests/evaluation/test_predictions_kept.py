@@ -14,7 +14,6 @@ import pytest
 
 from lm import components
 from lm.data import pipeline
-from lm.evaluation import predict
 from lm.evaluation.attention_maps import AttentionMaps
 from lm.parallel.preemption import Never
 from lm.training import trainer
@@ -24,6 +23,7 @@ from lm.workdir.eval_artifacts import EvalExample
 SOURCE = """
 import itertools
 from ml_collections import ConfigDict
+from lm.config import resolve
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
 from lm.parallel.preemption import Never
@@ -200,8 +200,8 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
   ],
 )
 def test_each_example_has_a_score_of_its_own(path, outputs, references, expected):
-  builder = predict.resolve.resolve(path, 'scores')
-  name, scores = predict.per_example_scores(builder, outputs, references)
+  metric = resolve.resolve(path, 'scores')()
+  name, scores = metric.score_examples(outputs, references)
   assert (name, scores) == (expected[0], pytest.approx(expected[1]))
 
 
