@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lm import components
+from lm.config import resolve
 from lm.data import pipeline
 from lm.evaluation.attention_maps import AttentionMaps
 from lm.parallel.preemption import Never
