@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.report import charts
-from lm.report.page import SECTIONS, write_report
+from lm.report import page
+from lm.report.page import SECTIONS, render, write_report
 from lm.workdir import eval_artifacts, run_data
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.metrics_writer import EventLog, Metrics
@@ -25,10 +25,10 @@ _EMPTY = {'meta', 'link', 'img', 'br', 'input', 'hr'}
 class _Page(html.parser.HTMLParser):
   """Checks that tags nest, and keeps the text and the scripts."""
 
-  def __init__(self, path):
+  def __init__(self, source):
     super().__init__()
     self.open, self.scripts, self.attributes, self.text = [], [], [], ''
-    self.source = path.read_text('utf-8')
+    self.source = source if isinstance(source, str) else source.read_text('utf-8')
     self.feed(self.source)
     assert self.open == []
 
@@ -182,7 +182,7 @@ def test_thinning_keeps_order_and_bound(count):
   steps = np.arange(count) * 3
   values = np.random.default_rng(0).normal(size=count)
   values[::7] = np.nan
-  thin = charts.thin(Series(steps, values))
+  thin = page.thin(Series(steps, values))
   assert len(thin.steps) == min(count, len(thin.steps)) <= 2000
   assert np.all(np.diff(thin.steps) > 0)
   np.testing.assert_array_equal(values[thin.steps // 3], thin.values)
@@ -221,7 +221,7 @@ def test_a_feature_adds_a_section_by_a_function(tmp_path):
     return f'<section><h2>Attention of {run.name}</h2></section>'
 
   _run(tmp_path)
-  page = _Page(write_report(tmp_path, (*SECTIONS, attention)))
+  page = _Page(render(run_data.read_run(tmp_path), (*SECTIONS, attention)))
   assert f'Attention of {tmp_path.name}' in page.text
 
 
@@ -358,7 +358,9 @@ def test_a_smoke_says_that_it_is_one(tmp_path, arg, told):
   events.close()
   (tmp_path / 'config.json').write_text('{"data": {"source": "mine:embedded"}}')
   page = _Page(write_report(tmp_path))
-  smoke = 'A smoke of tiny: few steps, small, on embedded data, data.source=mine:embedded.'
+  smoke = (
+    'A smoke test of tiny: few steps of a small model on embedded data, data.source=mine:embedded.'
+  )
   assert (smoke in page.text) is told
 
 

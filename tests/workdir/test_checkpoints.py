@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from lm.types import TrainState
-from lm.workdir.checkpoints import Checkpoints, badness, kept_steps
-from lm.workdir.run_data import write_directions
+from lm.workdir.checkpoints import Checkpoints, kept_steps
+from lm.workdir.run_data import losses_by_step, write_directions
 
 
 @pytest.fixture(scope='module')
@@ -64,4 +64,4 @@ def test_the_best_is_the_lowest_loss_or_the_highest_accuracy(tmp_path, metric, s
   lines = [{'step': 1, 'train/loss': 3.0}, {'step': 2, metric: 0.25}, {'step': 4, metric: 0.5}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   write_directions(tmp_path, {metric: sign < 0})
-  assert badness(tmp_path, metric) == {2: sign * 0.25, 4: sign * 0.5}
+  assert losses_by_step(tmp_path, metric) == {2: sign * 0.25, 4: sign * 0.5}

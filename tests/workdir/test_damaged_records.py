@@ -8,7 +8,7 @@ import pytest
 from lm.errors import UserError
 from lm.report import page
 from lm.workdir import eval_artifacts, metrics_writer, run_data
-from lm.workdir.goodput import goodput
+from lm.workdir.run_data import goodput
 
 DEEP = '[' * 100_000
 EVENTS = (
@@ -74,7 +74,7 @@ def test_a_bad_line_of_metrics_costs_that_line(line, tmp_path):
   good = run_data.read_run(write(tmp_path / 'good'))
   bad = write(tmp_path / 'bad', (METRICS[0], BAD_METRICS[line], METRICS[1]))
   same(run_data.read_run(bad), good)
-  assert run_data.values_at(bad, 2)['eval/a/loss'] == 1.5
+  assert run_data.metrics_at(bad, 2)['eval/a/loss'] == 1.5
   # A run that takes it up keeps the good ones.
   metrics_writer.Metrics(bad, 2).close()
   same(run_data.read_run(bad), good)
@@ -87,7 +87,7 @@ def test_a_bad_line_of_events_costs_that_line(line, tmp_path):
     write(tmp_path / 'bad', events=(*EVENTS[:2], BAD_EVENTS[line], EVENTS[2]))
   )
   same(bad, good)
-  page.page(bad)
+  page.render(bad)
 
 
 def test_bad_samples_cost_themselves(tmp_path):
@@ -103,7 +103,7 @@ def test_bad_samples_cost_themselves(tmp_path):
   (workdir / 'samples/x.txt').write_text('x')
   found = dict(run_data.read_run(workdir).samples)
   assert found[2] == [('sample 1', 'prompt', ' text')] and sorted(found) == [2, 4, 5]
-  page.page(run_data.read_run(workdir))
+  page.render(run_data.read_run(workdir))
   metrics_writer.Metrics(workdir, 2).close()  # takes away what lies after step 2, but no folder
   assert sorted(p.name for p in (workdir / 'samples').iterdir()) == ['2.txt', '3.txt', 'x.txt']
 
@@ -128,7 +128,7 @@ def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
   (workdir / 'predictions/a-1.jsonl').mkdir()
   found = run_data.read_run(workdir)
   assert found.predictions == {'a': {2: [good]}}
-  page.page(found)
+  page.render(found)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_bad_file_of_maps_is_said_on_the_page(folder, name, content, tmp_path)
   workdir = write(tmp_path)
   (workdir / folder).mkdir()
   (workdir / folder / name).write_text(json.dumps(content))
-  assert 'is damaged' in page.page(run_data.read_run(workdir))
+  assert 'is damaged' in page.render(run_data.read_run(workdir))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_config_of_another_form_still_has_a_page(content, tmp_path):
   workdir = write(tmp_path)
   (workdir / 'config.json').write_text(json.dumps(content))
   run = run_data.read_run(workdir)._replace(name='x:smoke')
-  assert run.steps is None and 'step 2' in page.page(run)
+  assert run.steps is None and 'step 2' in page.render(run)
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'events.jsonl', 'config.json', 'metrics.json'])

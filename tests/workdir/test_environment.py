@@ -1,6 +1,7 @@
 import getpass
 import json
 import os
+import pathlib
 import platform
 import socket
 import subprocess
@@ -8,12 +9,12 @@ import sys
 
 import jax
 
-from lm.workdir.environment import checkout, command_line, environment
+from lm.workdir.experiment import checkout, command_line, environment
 
 
 def test_the_environment_is_json_and_names_neither_user_nor_host(monkeypatch, tmp_path):
   monkeypatch.setattr(sys, 'orig_argv', ['/opt/python', '-m', 'lm.train', f'--workdir={tmp_path}'])
-  found = environment()
+  found = environment(pathlib.Path(__file__))
   text = json.dumps(found)
   assert found['python'] == platform.python_version()
   assert found['packages']['jax'] == jax.__version__

@@ -30,7 +30,7 @@ def folder(tmp_path):
   (tmp_path / 'my_neighbour.py').write_text('FACTOR = 4\n')
   (tmp_path / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
   yield tmp_path
-  sources.use_folder(tmp_path.parent)  # forgets the modules of this one
+  sources.add_to_sys_path(tmp_path.parent)  # forgets the modules of this one
 
 
 def _tokenizer(*words):
@@ -39,7 +39,7 @@ def _tokenizer(*words):
 
 
 def _leaves(config):
-  return experiment._flatten(json.loads(config.to_json()))
+  return experiment.flatten(json.loads(config.to_json()))
 
 
 def test_every_leaf_survives_the_round_trip():
@@ -74,7 +74,7 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
   (other / 'my_neighbour.py').write_text('FACTOR = 5\n')
   (other / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
   assert experiment.load(f'{other}/my_experiment.py').batch_size == 15
-  sources.use_folder(folder)
+  sources.add_to_sys_path(folder)
   assert 'my_neighbour' not in sys.modules and str(other) not in sys.path
 
 
@@ -163,8 +163,8 @@ def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
   assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
-  assert _leaves(experiment.open_workdir(workdir)) == _leaves(config)
-  assert experiment.open_tokenizer(workdir).to_str() == tokenizer.to_str()
+  assert _leaves(experiment.read_config(workdir)) == _leaves(config)
+  assert experiment.read_tokenizer(workdir).to_str() == tokenizer.to_str()
   for name in ('my_experiment.py', 'my_neighbour.py'):
     assert (workdir / 'source' / name).read_text() == (folder / name).read_text()
   # Any folder of the same name can be opened by the same config once more.
@@ -203,7 +203,7 @@ def test_a_workdir_of_another_run_is_refused(folder):
 
 def test_a_folder_that_is_no_workdir_is_told(tmp_path):
   with pytest.raises(UserError, match=r'no run there \(config\.json is missing\)'):
-    experiment.open_workdir(tmp_path)
+    experiment.read_config(tmp_path)
 
 
 def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
@@ -212,7 +212,7 @@ def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
   experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
   config.steps, config.eval.sets.validation.split = 2000, 'train'
   assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
-  now = experiment.open_workdir(workdir)
+  now = experiment.read_config(workdir)
   assert (now.steps, now.eval.sets.validation.split) == (2000, 'train')
   before = json.loads((workdir / 'earlier/1/config.json').read_text())
   assert (before['steps'], before['eval']['sets']['validation']['split']) == (1000, 'validation')
@@ -229,7 +229,7 @@ def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
   experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
   text = SOURCE.format(neighbour='my_neighbour').replace('from my_neighbour import FACTOR', '')
   (folder / 'my_experiment.py').write_text(text.replace('FACTOR', '4'))
-  sources.use_folder(folder.parent)
+  sources.add_to_sys_path(folder.parent)
   changed = experiment.write_run_config(
     experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
   )
@@ -252,7 +252,7 @@ def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
   whole = json.loads(experiment.to_json(configs.base()))
   (tmp_path / 'config.json').write_text(json.dumps(change(whole)))
   with pytest.raises(UserError, match=message) as error:
-    experiment.open_workdir(tmp_path)
+    experiment.read_config(tmp_path)
   assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -260,5 +260,5 @@ def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
 def test_a_damaged_config_is_one_line(content, tmp_path):
   (tmp_path / 'config.json').write_bytes(content)
   with pytest.raises(UserError, match=r'config\.json') as error:
-    experiment.open_workdir(tmp_path)
+    experiment.read_config(tmp_path)
   assert '\n' not in str(error.value)

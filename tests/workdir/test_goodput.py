@@ -1,6 +1,6 @@
 import pytest
 
-from lm.workdir.goodput import goodput
+from lm.workdir.run_data import goodput
 
 
 def _event(second, event, **fields):

@@ -174,15 +174,15 @@ def test_events_are_appended_over_restarts_and_after_a_torn_line(tmp_path):
 
 
 def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
-  file = metrics_writer.open_append(tmp_path / 'lines')
-  metrics_writer.append(file, b'whole\n')
+  file = metrics_writer.AppendOnlyFile(tmp_path / 'lines')
+  file.append(b'whole\n')
   write = os.write
   with monkeypatch.context() as patch:
     patch.setattr(os, 'write', lambda file, content: write(file, content[:3]))
     with pytest.raises(OSError, match='full'):
-      metrics_writer.append(file, b'torn\n')
-  metrics_writer.append(file, b'next\n')
-  os.close(file)
+      file.append(b'torn\n')
+  file.append(b'next\n')
+  file.close()
   assert (tmp_path / 'lines').read_bytes() == b'whole\nnext\n'
 
 

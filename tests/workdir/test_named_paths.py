@@ -44,7 +44,7 @@ def test_a_config_begins_at_the_home(home):
   (home / 'named_by_tilde.py').write_text(FILE)
   config, path = cli.config(['lm', '--config=~/named_by_tilde.py:', '--config.steps=3'])
   assert (config.steps, path) == (3, f'{home}/named_by_tilde.py:')
-  sources.use_folder(home.parent)
+  sources.add_to_sys_path(home.parent)
 
 
 def test_files_of_programs_begin_at_the_home(home):
