@@ -1,6 +1,7 @@
 """A run's directory read back: metrics, events, samples, goodput and results of evaluations."""
 
 import datetime
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -192,12 +193,13 @@ def goodput(events: Sequence[_Event]) -> dict[str, float]:
   """
   times = dict.fromkeys(('wall', 'useful', 'startup', 'save', 'eval', 'redone', 'down'), 0.0)
   starts: list[list[_Event]] = []
+  none: list[_Event] = []
   for event in events:
     if event['event'] == 'start':
       starts.append([])
     if starts:
       starts[-1].append(event)
-  for start, following in zip(starts, [*starts[1:], []], strict=True):
+  for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=none):
     begin, end = _seconds(start[0]), _seconds(start[-1])
     pause = _seconds(following[0]) - end if following and start[-1]['event'] != 'done' else 0.0
     times['down'] += pause

@@ -312,7 +312,7 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   eval_artifacts.write_attention(_run(tmp_path), 'validation', 5, maps)
   eval_artifacts.write_attention(tmp_path, 'validation', 10, maps)
   page = _Page(write_report(tmp_path))
-  assert 'validation, step 10.' in page.text and 'looked at in the source' in page.text
+  assert 'validation, step 10.' in page.text and 'the decoder' in page.text
   assert len(page.scripts) == 3
   assert json.loads(page.scripts[1]) == {'set': 'validation', 'step': 10} | maps
   assert [p.name for p in (tmp_path / 'attention').iterdir()] == ['validation-10.json']

@@ -44,7 +44,7 @@ def test_a_workdir_names_its_data(workdir):
 @pytest.mark.parametrize(
   ('config', 'content', 'message'),
   [
-    (config_of(), 'abd', 'other training data than .* or go on with the new data by --new_data'),
+    (config_of(), 'abd', 'other training data than .* or resume with the new data by --new_data'),
     (
       config_of('my:source'),
       'abd',
