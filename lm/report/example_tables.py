@@ -10,7 +10,7 @@ from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.run_data import RunData
 
 _Directions = Mapping[str, bool | None]
-_SHOWN = 50  # rows of a table at once
+_SHOWN = 50  # visible rows of a table
 _LONGEST = 800  # characters of a cell
 _COLORS = 6  # classes `kind0`, `kind1`, ... of report.css
 _ORDER = (

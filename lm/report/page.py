@@ -33,8 +33,7 @@ _MAX_EVENTS = 300
 def write_report(workdir: str | Path) -> Path:
   """Writes workdir/report.html from the current files of the workdir, and returns its path.
 
-  Safe while the run goes on training: files may grow during the read, and the page is replaced
-  atomically.
+  Safe during training: files may grow during the read, and the page is replaced atomically.
 
   Raises:
     UserError: the workdir is missing or holds no run.
@@ -81,7 +80,7 @@ def heading(run: RunData) -> str:
 
 
 def figures(run: RunData) -> str:
-  """The main numbers: loss, throughput, time and goodput."""
+  """The main figures: loss, throughput, time and goodput."""
   shown = []
   if 'train/loss' in run.series:
     shown.append((number(run.series['train/loss'].last()[1]), 'training loss, last'))

@@ -63,8 +63,8 @@ def show(found: Mapping[str, Any]) -> str:
 def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns x (N,) and y (N,) in pixels and the height of the map; both axes have one scale."""
   low, spread = points.min(axis=0), np.ptp(points, axis=0)
-  room = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
-  scale = np.min(room / np.maximum(spread, 1e-9))
+  inner = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
+  scale = np.min(inner / np.maximum(spread, 1e-9))
   height = max(_LEAST, scale * spread[1] + 2 * _MARGIN)
   middle = low + spread / 2
   x = _WIDTH / 2 + (points[:, 0] - middle[0]) * scale

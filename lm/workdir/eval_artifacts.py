@@ -18,7 +18,7 @@ from lm.workdir import files
 from lm.workdir.metrics_writer import json_line, read_lines, to_float
 
 NOTES = 'predictions/notes.json'
-_PREDICTIONS, _ATTENTION, _WORD_MAP = 'predictions', 'attention', 'word_map'
+ATTENTION, WORD_MAP, _PREDICTIONS = 'attention', 'word_map', 'predictions'
 
 
 class EvalExample(NamedTuple):
@@ -72,7 +72,7 @@ def write_attention(workdir: Path, name: str, step: int, maps: Mapping[str, Any]
   Raises:
     OSError: the disk is full or broken.
   """
-  _write_newest(workdir / _ATTENTION, name, step, {'set': name, 'step': step} | dict(maps))
+  _write_newest(workdir / ATTENTION, name, step, {'set': name, 'step': step} | dict(maps))
 
 
 def write_word_map(workdir: Path, step: int, found: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ def write_word_map(workdir: Path, step: int, found: Mapping[str, Any]) -> None:
   Raises:
     OSError: the disk is full or broken.
   """
-  _write_newest(workdir / _WORD_MAP, 'embedding', step, {'step': step} | dict(found))
+  _write_newest(workdir / WORD_MAP, 'embedding', step, {'step': step} | dict(found))
 
 
 def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
@@ -92,16 +92,6 @@ def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
     rows = [EvalExample(**row) for row in read_lines(path) if row.keys() == fields]
     found.setdefault(name, {})[step] = [row for row in rows if _is_valid(row)]
   return found
-
-
-def attention_file(workdir: Path) -> Path | None:
-  """Returns the newest file of attention maps, if there is one."""
-  return _newest(workdir / _ATTENTION)
-
-
-def word_map_file(workdir: Path) -> Path | None:
-  """Returns the newest word map, if there is one."""
-  return _newest(workdir / _WORD_MAP)
 
 
 def _is_valid(row: EvalExample) -> bool:
@@ -121,7 +111,8 @@ def _write_newest(folder: Path, name: str, step: int, content: Mapping[str, Any]
     other.unlink()
 
 
-def _newest(folder: Path) -> Path | None:
+def newest_file(folder: Path) -> Path | None:
+  """Returns the file of the latest step in `attention` or `word_map`, if there is one."""
   found = _files(folder, '.json')
   return found[max(found, key=lambda key: key[1])] if found else None
 

@@ -153,7 +153,7 @@ def write_run_config(
       f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
       '(another corpus or version of it); take another workdir'
     )
-  known = _known_data(workdir)
+  known = read_data(workdir)
   other_data = known['train'] != content
   if other_data and not new_data:
     raise UserError(
@@ -289,12 +289,12 @@ def _read_config(file: pathlib.Path, name: str) -> ConfigDict:
   return config
 
 
-def read_data_digest(workdir: pathlib.Path) -> str:
-  """Returns the digest of the training data of a workdir."""
-  return _known_data(workdir)['train']
+def read_data(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of data.json; its `train` is the digest of the training data.
 
-
-def _known_data(workdir: pathlib.Path) -> dict[str, Any]:
+  Raises:
+    UserError: the file is missing or damaged.
+  """
   try:
     known = json.loads((workdir / 'data.json').read_text())
     return {**known, 'train': known['train']}

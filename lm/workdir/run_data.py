@@ -97,8 +97,8 @@ def read_run(workdir: str | Path) -> RunData:
     written=None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC),
     predictions=eval_artifacts.read_predictions(root),
     notes=_json(root / eval_artifacts.NOTES),
-    attention=_json(eval_artifacts.attention_file(root)),
-    word_map=_json(eval_artifacts.word_map_file(root)),
+    attention=_json(eval_artifacts.newest_file(root / eval_artifacts.ATTENTION)),
+    word_map=_json(eval_artifacts.newest_file(root / eval_artifacts.WORD_MAP)),
     directions=read_directions(root),
   )
 
@@ -109,9 +109,13 @@ def read_series(workdir: Path) -> dict[str, Series]:
   for line in metrics_writer.read_lines(workdir / 'metrics.jsonl'):
     step = line.pop('step', None)
     for name, value in line.items() if metrics_writer.is_step(step) else ():
-      if (number := metrics_writer.to_float(value)) is not None:
-        points.setdefault(name, {})[step] = number
-  return {name: _series(values) for name, values in points.items()}
+      if (scalar := metrics_writer.to_float(value)) is not None:
+        points.setdefault(name, {})[step] = scalar
+  series = {name: sorted(values.items()) for name, values in points.items()}
+  return {
+    name: Series(np.array([s for s, _ in pairs], np.int64), np.array([v for _, v in pairs]))
+    for name, pairs in series.items()
+  }
 
 
 def metrics_at(workdir: Path, step: int) -> dict[str, float]:
@@ -255,11 +259,6 @@ def _source(folder: Path) -> dict[str, str]:
   """Returns the Python text of a folder, by relative path."""
   paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob('*.py') if p.is_file()}
   return {name: paths[name].read_text('utf-8', 'replace') for name in sorted(paths)}
-
-
-def _series(points: Mapping[int, float]) -> Series:
-  steps = np.array(sorted(points), np.int64)
-  return Series(steps, np.array([points[int(s)] for s in steps], np.float64))
 
 
 def _samples(directory: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:

@@ -47,10 +47,11 @@ def workdir_modules(folder: pathlib.Path) -> Iterator[None]:
   """
   folder = folder.resolve()
   others = [other for other in _folders if other != folder]
+  own = {path.stem for path in folder.glob('*') if path.suffix == '.py' or path.is_dir()}
   hidden = {
     name: module
     for name, module in sys.modules.items()
-    if name.partition('.')[0] in _top_levels(folder) or any(is_in(module, f) for f in others)
+    if name.partition('.')[0] in own or any(is_in(module, f) for f in others)
   }
   path, folders = list(sys.path), dict(_folders)
   for name in hidden:
@@ -149,11 +150,6 @@ def _drop(folder: pathlib.Path) -> None:
 def _put_first(folder: pathlib.Path) -> None:
   _folders[folder] = str(folder)
   sys.path.insert(0, _folders[folder])
-
-
-def _top_levels(folder: pathlib.Path) -> set[str]:
-  """Returns the names of the modules and packages of a folder."""
-  return {path.stem for path in folder.glob('*') if path.suffix == '.py' or path.is_dir()}
 
 
 def is_in(module: ModuleType | None, folder: pathlib.Path) -> bool:

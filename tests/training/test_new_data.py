@@ -66,7 +66,7 @@ def test_the_record_is_of_the_new_data_and_keeps_the_old_ones(workdir):
   new = config_of('my:source')
   record(workdir, new, 'abd', new_data=True)
   assert experiment.read_config(workdir).data.source == 'my:source'
-  assert experiment.read_data_digest(workdir) == 'abd'
+  assert experiment.read_data(workdir)['train'] == 'abd'
   # From now on these are the data of the run, and those before are others.
   assert record(workdir, new, 'abd') == []
   with pytest.raises(UserError, match='--new_data'):
