@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lm.report.html import details, embedded, escaped, number, plain, readable, section
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.run_data import RunData
@@ -82,19 +84,13 @@ def _examples(examples: Sequence[EvalExample], directions: _Directions) -> str:
 
 
 def _ranks(examples: Sequence[EvalExample], directions: _Directions) -> list[int]:
-  """Returns the rank of each example from the worst, by its first score."""
-
-  def goodness(i: int) -> float:
-    (name, score), *_ = examples[i].scores.items()
-    value = float(score)
-    if math.isnan(value):
-      return -math.inf
-    return -value if directions.get(name) is False else value
-
-  ranks = [0] * len(examples)
-  for rank, i in enumerate(sorted(range(len(examples)), key=goodness)):
-    ranks[i] = rank
-  return ranks
+  """Returns the rank of each example from the worst, by its first score; NaN is the worst."""
+  goodness = []
+  for example in examples:
+    name, score = next(iter(example.scores.items()))
+    value = -float(score) if directions.get(name) is False else float(score)
+    goodness.append(-math.inf if math.isnan(value) else value)
+  return np.argsort(np.argsort(goodness, kind='stable')).tolist()
 
 
 def _row(index: int, rank: int, example: EvalExample, kinds: dict[str, int]) -> str:

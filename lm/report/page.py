@@ -24,7 +24,6 @@ from lm.workdir.run_data import RunData, Series
 
 Section = Callable[[RunData], str]
 
-_SCRIPTS = ('dom.js', 'report.js', 'tables.js', 'heatmaps.js')  # the others use the first
 _MAX_POINTS = 2000
 _MAX_SAMPLES = 40
 _MAX_EVENTS = 300
@@ -53,7 +52,7 @@ def render(run: RunData, sections: Sequence[Section] | None = None) -> str:
   """
   assets = importlib.resources.files('lm.report')
   style = assets.joinpath('report.css').read_text('utf-8')
-  script = ''.join(assets.joinpath(name).read_text('utf-8') for name in _SCRIPTS)
+  script = assets.joinpath('report.js').read_text('utf-8')
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
   body = '\n'.join(filter(None, (show(run) for show in sections or SECTIONS)))

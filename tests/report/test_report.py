@@ -77,7 +77,7 @@ def _events(workdir, *names):
   events.close()
 
 
-def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
+def test_the_page_is_complete_and_loads_no_other_file(tmp_path):
   _events(_run(tmp_path), 'start', 'first_step', 'done')
   (tmp_path / 'environment.json').write_text('{"host": {"cpu": "Abacus 3"}}')
   (tmp_path / 'source').mkdir()
@@ -97,7 +97,7 @@ def test_results_show_the_last_and_the_best(tmp_path):
   assert ['validation', 'accuracy', '0.5', '10', '0.75', '5'] in rows
 
 
-def test_model_output_stays_text_and_the_policy_allows_one_script(tmp_path):
+def test_model_output_is_escaped_and_one_script_is_allowed(tmp_path):
   hostile = '</pre><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\x1b[31m床前明月光'
   metrics = Metrics(_run(tmp_path), 10)
   metrics.text(10, hostile.replace('\x1b', ''), hostile, prompt='<b>')
@@ -114,7 +114,7 @@ def test_model_output_stays_text_and_the_policy_allows_one_script(tmp_path):
   assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_prompts_are_set_apart_and_the_latest_comes_first(tmp_path):
+def test_prompts_are_marked_and_the_latest_sample_is_first(tmp_path):
   metrics = Metrics(_run(tmp_path), 10)
   metrics.text(5, 'early', ' was', prompt='It')
   metrics.text(10, 'late', ' is', prompt='It')
@@ -238,7 +238,7 @@ def _outputs(workdir, examples, notes=None):
   ]
 
 
-def test_outputs_are_shown_from_the_worst_on(tmp_path):
+def test_outputs_are_sorted_from_the_worst(tmp_path):
   # Scores 0, 1, ..., 199 in an order of their own; one is not a number.
   scores = [float(i * 7 % 200) for i in range(200)]
   scores[20] = float('nan')
@@ -256,7 +256,7 @@ def test_outputs_are_shown_from_the_worst_on(tmp_path):
   assert {i for i, *_ in rows} >= set(range(50))
 
 
-def test_more_of_an_error_is_worse(tmp_path):
+def test_a_higher_error_rate_is_worse(tmp_path):
   examples = [EvalExample(['x'], 1.0, 1.0 + m, {'mse': m}) for m in (0.0, 9.0, 4.0)]
   _, rows = _outputs(tmp_path, examples)
   assert [i for i, *_ in rows] == [1, 2, 0]
@@ -297,7 +297,7 @@ def test_tags_are_shown_on_their_words(tmp_path):
   assert rows[2][3][2] == 'X / Y'
 
 
-def test_signatures_stand_with_the_results(tmp_path):
+def test_signatures_are_shown_with_the_results(tmp_path):
   signature = 'nrefs:1|case:mixed|eff:no|tok:zh'
   examples = [EvalExample(['a'], 'b', 'c', {'bleu': 1.0})]
   page, _ = _outputs(tmp_path, examples, {'eval/validation/bleu': signature})

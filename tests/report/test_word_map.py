@@ -20,7 +20,7 @@ def _marks(page):
   return [(kinds.split(), float(left), float(top), name) for kinds, left, top, name in found]
 
 
-def test_words_stand_at_their_principal_components():
+def test_words_are_placed_by_principal_components():
   # Two directions at right angles, the longer one of the third axis.
   vectors = make_vectors('abcd', [[0, 0, 4], [0, 0, -4], [0, 2, 0], [0, -2, 0]])
   found = find_word_map(vectors, ['d', 'a', 'b', 'c', 'a'])
@@ -39,7 +39,7 @@ def test_words_stand_at_their_principal_components():
   assert all(0 < place < 100 for point in marks.values() for place in point)
 
 
-def test_names_show_where_there_is_room_and_the_first_words_choose():
+def test_labels_are_shown_where_they_fit_in_order():
   # Three dots above each other, less than a line apart, between two that have all the room.
   points = [[0, 0], [0, 0.01], [0, 0.02], [-1, 0.5], [1, 0.5]]
   words = [f'word{i}' for i in range(5)]
@@ -48,14 +48,14 @@ def test_names_show_where_there_is_room_and_the_first_words_choose():
   assert kinds == [['named'], ['left', 'named'], [], ['named'], ['left', 'named']]
 
 
-def test_names_cover_no_dots():
+def test_labels_cover_no_dots():
   points = [[0, 0], [0.03, 0], [-0.03, 0], [-1, 0.5], [1, 0.5]]
   words = ['first', 'a', 'a', 'b', 'c']
   marks = _marks(word_map.show({'words': words, 'points': points, 'shares': [1, 0]}))
   assert ['named' in kinds for kinds, *_ in marks] == [False, True, True, True, True]
 
 
-def test_a_name_stays_inside():
+def test_labels_stay_inside_the_map():
   points = [[0, 0], [1, 0]]
   marks = _marks(word_map.show({'words': ['w', 'w' * 30], 'points': points, 'shares': [1, 0]}))
   assert [kinds for kinds, *_ in marks] == [['named'], ['left', 'named']]
@@ -63,7 +63,7 @@ def test_a_name_stays_inside():
   assert marks[1][0] == ['left', 'named'] and marks[1][3] == 'w' * 40 + '…'
 
 
-def test_words_stay_text_in_a_report(tmp_path):
+def test_words_are_escaped_in_a_report(tmp_path):
   (tmp_path / 'config.json').write_text('{"steps": 10}')
   words = ['</b><script>alert(1)</script>', 'a&b"', '\x1b[2J', '\ud800', 'עברית', '红楼梦']
   found = find_word_map(make_vectors(words, np.eye(6)), words)

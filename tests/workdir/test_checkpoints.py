@@ -29,7 +29,7 @@ def state():
 
 
 @pytest.mark.parametrize('stopping', [None, {'metric': 'eval/a/loss', 'best': 0.5, 'since': 2}])
-def test_every_number_of_a_state_comes_back(tmp_path, state, stopping):
+def test_every_element_of_a_state_is_restored(tmp_path, state, stopping):
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
@@ -54,7 +54,7 @@ def test_every_number_of_a_state_comes_back(tmp_path, state, stopping):
     (9, 9, {10, 20, 30, 40, 50, 60}),
   ],
 )
-def test_the_newest_steps_and_those_of_the_lowest_scores_stay(last, best, kept):
+def test_the_newest_steps_and_the_lowest_scores_are_kept(last, best, kept):
   scores = {20: 0.3, 30: 0.1, 40: 0.1, 50: 0.9, 60: math.nan, 70: 0.0}  # 70 was never saved
   assert kept_steps([60, 10, 20, 40, 30, 50], scores, last, best) == kept
 

@@ -70,7 +70,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize('line', range(len(BAD_METRICS)))
-def test_a_bad_line_of_metrics_costs_that_line(line, tmp_path):
+def test_only_the_damaged_line_of_metrics_is_lost(line, tmp_path):
   good = run_data.read_run(write(tmp_path / 'good'))
   bad = write(tmp_path / 'bad', (METRICS[0], BAD_METRICS[line], METRICS[1]))
   same(run_data.read_run(bad), good)
@@ -81,7 +81,7 @@ def test_a_bad_line_of_metrics_costs_that_line(line, tmp_path):
 
 
 @pytest.mark.parametrize('line', range(len(BAD_EVENTS)))
-def test_a_bad_line_of_events_costs_that_line(line, tmp_path):
+def test_only_the_damaged_line_of_events_is_lost(line, tmp_path):
   good = run_data.read_run(write(tmp_path / 'good'))
   bad = run_data.read_run(
     write(tmp_path / 'bad', events=(*EVENTS[:2], BAD_EVENTS[line], EVENTS[2]))
@@ -90,7 +90,7 @@ def test_a_bad_line_of_events_costs_that_line(line, tmp_path):
   page.render(bad)
 
 
-def test_bad_samples_cost_themselves(tmp_path):
+def test_damaged_samples_are_shown_as_text(tmp_path):
   workdir = write(tmp_path)
   metrics = metrics_writer.Metrics(workdir, 2)
   metrics.text(2, 'sample 1', ' text', 'prompt')
@@ -119,7 +119,7 @@ def test_bad_samples_cost_themselves(tmp_path):
     {'output': 1},
   ],
 )
-def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
+def test_only_the_damaged_line_of_outputs_is_lost(row, tmp_path):
   workdir = write(tmp_path)
   good = eval_artifacts.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
   eval_artifacts.write_predictions(workdir, 2, {'a': [good]}, {}, None)
@@ -144,7 +144,7 @@ def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
     {'words': 3, 'shares': [1, 2], 'points': 'x'},
   ],
 )
-def test_a_bad_file_of_maps_is_said_on_the_page(folder, name, content, tmp_path):
+def test_a_damaged_file_of_maps_is_reported_on_the_page(folder, name, content, tmp_path):
   workdir = write(tmp_path)
   (workdir / folder).mkdir()
   (workdir / folder / name).write_text(json.dumps(content))
@@ -162,7 +162,7 @@ def test_a_config_of_another_form_still_has_a_page(content, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'events.jsonl', 'config.json', 'metrics.json'])
-def test_a_folder_in_the_place_of_a_file_is_one_line(name, tmp_path):
+def test_a_folder_in_place_of_a_file_is_one_line(name, tmp_path):
   workdir = write(tmp_path)
   (workdir / name).unlink(missing_ok=True)
   (workdir / name).mkdir()

@@ -72,7 +72,7 @@ def test_every_metric_declares_its_values(path):
     ('lm.metrics.spans:segmentation', [[(0, 1)]], [[(0, 1)]]),
   ],
 )
-def test_what_a_corpus_metric_finds_is_what_it_declares(path, outputs, references):
+def test_a_corpus_metric_returns_its_declared_names(path, outputs, references):
   metric = resolve.call(resolve.resolve(path, 'key'), 'key')
   assert metric(outputs, references).values.keys() == metric.higher_is_better.keys()
 
@@ -154,7 +154,7 @@ def test_two_metrics_of_one_name_are_refused():
     evaluate.check_apart({'loss': 1.0}, {'accuracy': 1, 'loss': 1})
 
 
-def test_without_a_score_the_newest_checkpoint_stays_and_is_taken(tmp_path):
+def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):
   directions = {'eval/a/loss': False}
   workdir = _workdir(tmp_path, directions, **{'eval/a/loss': ['NaN', 'NaN']})
   assert kept_steps([1, 2], losses_by_step(workdir, 'eval/a/loss'), last=0, best=1) == {2}

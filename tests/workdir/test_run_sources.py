@@ -39,7 +39,7 @@ def folder_of(tmp_path):
   sys.path[:] = path
 
 
-def test_the_sources_of_a_workdir_win_over_the_current_folder(folder_of, monkeypatch):
+def test_the_sources_of_a_workdir_precede_the_current_folder(folder_of, monkeypatch):
   # As `python -m` does it, the current folder is first; its module was changed since.
   monkeypatch.syspath_prepend(str(folder_of('here', 2)))
   with sources.import_source(folder_of('source', 1)) as clashes:
@@ -89,7 +89,7 @@ def test_a_workdir_that_was_written_again_is_read_again(folder_of):
     assert value() == 20
 
 
-def test_a_module_that_only_looks_like_a_neighbor_is_none(folder_of, monkeypatch):
+def test_a_module_of_a_neighbors_name_is_no_neighbor(folder_of, monkeypatch):
   folder = folder_of('experiment', 1)
   (folder / 'config_of_sources.py').write_text(CONFIG)
   monkeypatch.chdir(folder)
@@ -107,7 +107,7 @@ def test_a_module_that_only_looks_like_a_neighbor_is_none(folder_of, monkeypatch
   assert sys.modules['odd_of_sources.ops'] is odd and sys.modules['other_of_sources'] is other
 
 
-def test_imported_modules_and_packages_alongside_are_kept(folder_of):
+def test_imported_neighbors_are_copied(folder_of):
   folder = folder_of('experiment', 1)
   folder_of('experiment', 2, 'mine_of_nobody')  # never imported
   (folder / 'mine_of_package').mkdir()
