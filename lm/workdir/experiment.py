@@ -49,7 +49,6 @@ MAY_DIFFER = (
 NEW_DATA = ('data.source', 'data.train', 'data.prepare')
 # The files of source/ on the checkout of lm itself, with the git command that prints them.
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'tokenizers')
 
 
 def load(path_and_arg: str) -> ConfigDict:
@@ -372,7 +371,7 @@ def environment(experiment: pathlib.Path) -> dict[str, Any]:
     'lm': checkout(pathlib.Path(__file__).parent),
     'experiment': checkout(experiment.resolve().parent),
     'python': platform.python_version(),
-    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'packages': {name: _version(name) for name in sources.PACKAGES},
     'devices': {
       'platform': devices[0].platform,
       'kind': devices[0].device_kind,
@@ -402,6 +401,13 @@ def command_line(arguments: Sequence[str]) -> str:
   home = os.path.expanduser('~').rstrip('/')
   text = shlex.join([os.path.basename(arguments[0]), *arguments[1:]])
   return text.replace(home + '/', '~/') if home else text
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def _git(directory: pathlib.Path, *arguments: str) -> bytes:

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-_LIBRARIES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers')
+# Packages whose versions are recorded, and compared between the processes of a run.
+PACKAGES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint', 'tokenizers')
 
 # The folders that this module put on the path, with their entries of sys.path. Entries are compared
 # by identity, because the current directory may be an equal one.
@@ -120,7 +121,7 @@ def digests(config_file: pathlib.Path) -> dict[str, str]:
     package.update(f'{file.relative_to(root).as_posix()} {file.stat().st_size} '.encode())
     package.update(file.read_bytes())
   found = {'lm': package.hexdigest(), 'Python': platform.python_version()}
-  found |= {name: importlib.metadata.version(name) for name in _LIBRARIES}
+  found |= {name: importlib.metadata.version(name) for name in PACKAGES}
   own = neighbors(config_file).items()
   return found | {name: hashlib.sha256(content).hexdigest() for name, content in own}
 
