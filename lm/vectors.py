@@ -147,9 +147,9 @@ def _import(workdir: pathlib.Path, words: list[str]) -> None:
   _check_choice('format', _FORMATS)
   file = expand_path(cli.required('file', 'vectors.txt'), '--file')
   from lm.text import vector_files
-  from lm.workdir.files import check_free
+  from lm.workdir.files import check_new
 
-  check_free(workdir)  # before a large file is read
+  check_new(workdir)  # before a large file is read
   read = {
     'word2vec': vector_files.read_word2vec_text,
     'word2vec_binary': vector_files.read_word2vec_binary,
@@ -175,13 +175,13 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
     raise UserError(f'--words={flags.FLAGS.words} is not a positive number')
   out = _out('map.html')
   from lm.evaluation.vectors import word_map as map_of_words
-  from lm.report import sections, word_map
-  from lm.report.page import page as page_of
+  from lm.report import word_map
+  from lm.report.page import heading, render
   from lm.workdir import run_data
 
   vectors, notes = _vectors_of(workdir)
   found = map_of_words(vectors, words or vectors.words[: flags.FLAGS.words])
-  page = page_of(run_data.read_run(workdir), (sections.heading, lambda run: word_map.show(found)))
+  page = render(run_data.read_run(workdir), (heading, lambda run: word_map.show(found)))
   try:
     files.replace(out, page.encode('utf-8', errors='backslashreplace'))
   except OSError as e:

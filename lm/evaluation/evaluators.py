@@ -28,9 +28,9 @@ from lm.text.tokenizers import word_ids
 from lm.text.vectors import Vectors
 from lm.types import Metric, Params, apply_of
 from lm.workdir import eval_artifacts
-from lm.workdir.checkpoints import badness
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.metrics_writer import Metrics
+from lm.workdir.run_data import losses_by_step
 
 
 class Evaluation(NamedTuple):
@@ -231,8 +231,8 @@ class Evaluators:
     self, step: int, found: Evaluation, maps: dict[str, Any] | None, workdir: pathlib.Path
   ) -> None:
     if found.examples:
-      scores = badness(workdir, self._config.checkpoint.best)
-      known = [(score, at) for at, score in scores.items() if at <= step and score == score]
+      losses = losses_by_step(workdir, self._config.checkpoint.best)
+      known = [(loss, at) for at, loss in losses.items() if at <= step]
       best = min(known)[1] if known else None
       eval_artifacts.write_predictions(workdir, step, found.examples, found.notes, best)
     if maps is not None:

@@ -112,7 +112,7 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
 @contextlib.contextmanager
 def _whole(workdir: Path) -> Iterator[Path]:
   """Gives a directory beside `workdir` that takes its place in the end, or goes."""
-  files.check_free(workdir)
+  files.check_new(workdir)
   folder = workdir.absolute().with_name(f'{workdir.absolute().name}.{os.getpid()}.tmp')
   try:
     folder.mkdir(parents=True)
