@@ -17,8 +17,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Runs training and then generation with a profiler that records the files of `lm` whose functions
 # are called: while call 1 traces the compiled function of the program, from call N to the next one,
-# and in the threads that make batches. Call 1 shows the files whose code the device runs, N the loop
-# around it.
+# and in the threads that make batches. Call 1 shows the files whose code the device runs, and
+# call N the loop around it.
 TRACE = r"""
 import os, pathlib, runpy, sys, threading
 import jax
