@@ -8,6 +8,7 @@ import ast
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -95,7 +96,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   """Returns a working directory like the root of a clone, with small files of word pairs."""
   folder = tmp_path_factory.mktemp('guides')
   for name in ('experiments', 'tpu_scripts'):
-    (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / name, folder / name)
   (folder / 'wordsim353.tsv').write_text('the\tof\t5.0\nthe\tto\t6.0\n')
   (folder / 'questions-words.txt').write_text(': few\nthe of to a\n')
   return folder
