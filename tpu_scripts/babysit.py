@@ -1,4 +1,4 @@
-"""Keeps a job going until it is done: looks, decides (policy.py), acts, sleeps."""
+"""Restarts a job until it is done: observes, decides (policy.py), acts, sleeps."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ from tpu_scripts.source import Source
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What is kept going: a run, its command, its environment, and the code that it began with."""
+  """A run to supervise: its name, command, environment, and the code of its first start."""
 
   run: str
   command: Sequence[str]
@@ -37,15 +37,16 @@ def limits_of(settings: Settings) -> Limits:
 def babysit(
   settings: Settings, gcloud: Gcloud, job: Job, poll: float, delete_on_exit: bool = False
 ) -> int:
-  """Watches until the job is done or there is no sense in going on.
+  """Supervises a job until it is done or cannot continue.
 
-  Machines are left up at the end unless `delete_on_exit`; after an error of gcloud even then.
+  Machines stay up at the end unless `delete_on_exit`; after an error of gcloud even then.
 
   Returns:
     0 done, 3 gcloud fails, 4 no capacity, 5 gave up.
 
   Raises:
-    Stop: the name is another's machines', or another run holds them; nothing was deleted.
+    Stop: the machines were made from other settings, or another run holds them; nothing was
+      deleted.
   """
   limits, history, said = limits_of(settings), History(time.monotonic()), ''
   while True:
@@ -58,7 +59,7 @@ def babysit(
       except Stop as e:
         if not isinstance(e, GcloudError) and e.code == USAGE:
           raise
-        if e.code != GAVE_UP:  # that is a job that failed at once, which the next look counts
+        if e.code != GAVE_UP:  # a job that failed immediately is counted by the next observation
           kind = e.kind if isinstance(e, GcloudError) else 'partial'
           seen = Observation(time.monotonic(), error=kind, why=str(e))
           action = decide(seen, history, limits)
@@ -71,10 +72,10 @@ def babysit(
 
 
 def observe(settings: Settings, gcloud: Gcloud, run: str) -> Observation:
-  """Looks at the machines, then at the workers if there are any, then at the checkpoints.
+  """Returns the state of the machines, of their workers, and of the checkpoints.
 
   Raises:
-    Stop: the machines of that name are another's.
+    Stop: the machines of that name were made from other settings.
   """
   now = time.monotonic()
   try:
@@ -91,7 +92,7 @@ def observe(settings: Settings, gcloud: Gcloud, run: str) -> Observation:
 
 
 def act(settings: Settings, gcloud: Gcloud, job: Job, seen: Observation, action: Action) -> None:
-  """Makes the machines anew, or starts the job anew on those there are."""
+  """Recreates the machines, or restarts the job on the existing ones."""
   if action.kind == 'recreate':
     if seen.queue != machines.NOT_FOUND:
       machines.delete(settings, gcloud)
@@ -106,7 +107,7 @@ def act(settings: Settings, gcloud: Gcloud, job: Job, seen: Observation, action:
 
 
 def end(settings: Settings, gcloud: Gcloud, action: Action, delete_on_exit: bool) -> int:
-  """Deletes the machines or says that they are still there. Returns the exit code."""
+  """Deletes the machines or warns that they are up. Returns the exit code."""
   if delete_on_exit and action.code not in (CLOUD, USAGE):
     machines.delete(settings, gcloud)
     print(f'{settings["NAME"]} is deleted', file=sys.stderr)

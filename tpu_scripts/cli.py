@@ -1,4 +1,4 @@
-"""The command line: verbs, their arguments, and what each does."""
+"""The command line: the verbs and their arguments."""
 
 import argparse
 import os
@@ -9,20 +9,20 @@ from tpu_scripts import babysit, commands, jobs, machines, source
 from tpu_scripts.errors import AGAIN, GAVE_UP, LOST, Stop
 from tpu_scripts.gcloud import Gcloud
 from tpu_scripts.settings import Settings, read
-from tpu_scripts.states import GONE, NOT_FOUND, told
+from tpu_scripts.states import GONE, NOT_FOUND, summary
 
 _QUOTES = ('"', "'")
 
 VERBS = {
-  'create': 'makes the machines and waits for them; made already, it does nothing',
+  'create': 'creates the machines, unless they exist, and waits for them',
   'wait': 'waits until the machines are ready',
-  'setup': 'sends the code to every worker and makes its environment',
-  'launch': 'starts RUN on every worker: launch RUN -- COMMAND; again: it goes on',
-  'status': 'tells machines and, with RUN, its workers',
+  'setup': 'sends the code to every worker and installs its environment',
+  'launch': 'starts or resumes RUN on every worker: launch RUN -- COMMAND',
+  'status': 'prints the state of the machines and, with RUN, of its workers',
   'logs': "prints the end of every worker's log of RUN",
-  'stop': 'lets RUN save and ends it; the machines stay',
+  'stop': 'saves and ends RUN; the machines stay up',
   'delete': 'deletes the machines',
-  'babysit': 'keeps RUN going until it is done: babysit RUN -- COMMAND',
+  'babysit': 'restarts RUN until it is done: babysit RUN -- COMMAND',
   'list': 'lists the queued resources of the zone',
 }
 EPILOG = (
@@ -46,33 +46,33 @@ def parser() -> Parser:
     verb = verbs.add_parser(name, help=words, description=words, epilog=EPILOG)
     add = verb.add_argument
     add('--env', default='tpu.env', metavar='FILE', help='settings (tpu.env)')
-    add('--dry-run', action='store_true', help='print what would be run; run nothing')
-    add('--poll', type=float, default=30, help='seconds between two looks (30)')
+    add('--dry-run', action='store_true', help='print the commands without running them')
+    add('--poll', type=float, default=30, help='seconds between two status checks (30)')
     if name in ('launch', 'logs', 'stop', 'babysit'):
       add('run', metavar='RUN', help="the run's name, the same at every start")
     if name == 'status':
       add('run', metavar='RUN', nargs='?', help="the run's name")
     if name in ('launch', 'babysit'):
       add('--set', action='append', default=[], metavar='K=V', help='a variable of the job')
-      add('--set-file', action='append', default=[], metavar='FILE', help='such lines')
-      add('--no-preflight', action='store_true', help='do not ask whether it fits')
+      add('--set-file', action='append', default=[], metavar='FILE', help='file of such lines')
+      add('--no-preflight', action='store_true', help='skip the check that the job fits')
     if name in ('setup', 'babysit'):
       add('--include-dirty', action='store_true', help='send uncommitted changes too')
     if name in ('create', 'babysit', 'delete'):
-      add('--yes', action='store_true', help='agree without being asked')
+      add('--yes', action='store_true', help='agree to the costs without a prompt')
     if name == 'create':
-      add('--recreate', action='store_true', help='delete what is SUSPENDED or FAILED')
-      add('--no-wait', action='store_true', help='return once it is asked for')
+      add('--recreate', action='store_true', help='delete a SUSPENDED or FAILED request first')
+      add('--no-wait', action='store_true', help='return after the request')
     if name == 'babysit':
       add('--delete-on-exit', action='store_true', help='delete the machines at the end')
     if name == 'logs':
-      add('--lines', type=int, default=50, help='of each worker (50)')
-      add('--follow', action='store_true', help='go on until interrupted')
+      add('--lines', type=int, default=50, help='lines of each worker (50)')
+      add('--follow', action='store_true', help='continue until interrupted')
   return top
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs a verb; what goes wrong is one line on stderr. Returns the exit code."""
+  """Runs a verb and returns the exit code. An error is one line on stderr."""
   words, command = list(argv), []
   if '--' in words:
     cut = words.index('--')
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     print(f'tpu.py: {e}', file=sys.stderr)
     return e.code
   except KeyboardInterrupt:
-    print('tpu.py: interrupted; jobs and machines go on; so may you', file=sys.stderr)
+    print('tpu.py: interrupted; jobs and machines continue to run', file=sys.stderr)
     return AGAIN
 
 
@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace, command: list[str], settings: Settings, gclou
   elif args.verb == 'logs':
     jobs.logs(settings, gcloud, args.run, args.lines, args.follow)
   elif args.verb == 'stop':
-    _say(told(jobs.stop(settings, gcloud, args.run)), gcloud)
+    _say(summary(jobs.stop(settings, gcloud, args.run)), gcloud)
   elif args.verb == 'delete':
     _delete(settings, gcloud, args.yes)
   else:
@@ -120,22 +120,22 @@ def _start(args: argparse.Namespace, command: list[str], settings: Settings, gcl
   environ = args.set + [line for file in args.set_file for line in _lines(file)]
   for pair in environ:
     if not pair.partition('=')[0].isidentifier() or '=' not in pair:
-      raise Stop(f'--set={pair} is no KEY=VALUE')
+      raise Stop(f'--set={pair} is not KEY=VALUE')
     key, _, value = pair.partition('=')
     if value.strip().startswith(_QUOTES) or value.strip().endswith(_QUOTES):
       raise Stop(
-        f'{key}={value!r} of --set or --set-file: leave out the quotation marks; no shell takes '
-        'them away'
+        f'{key}={value!r} of --set or --set-file: remove the quotation marks, since no shell '
+        'interprets them'
       )
   if not args.no_preflight:
     jobs.preflight(settings, job, gcloud.dry)
   if args.verb == 'launch':
-    _say(told(jobs.launch(settings, gcloud, args.run, job, environ)), gcloud)
+    _say(summary(jobs.launch(settings, gcloud, args.run, job, environ)), gcloud)
     return 0
   sent = babysit.Job(args.run, job, environ, source.find(args.include_dirty))
   machines.agree(settings, args.yes or gcloud.dry)
   if gcloud.dry:
-    # The longest way: no machines, then one that is bare.
+    # The longest path: no machines, then one without setup.
     machines.create(settings, gcloud, True, False, args.poll)
     jobs.setup(settings, gcloud, sent.source)
     jobs.launch(settings, gcloud, args.run, job, environ)
@@ -153,7 +153,7 @@ def _lines(file: str) -> list[str]:
 
 
 def _say(line: str, gcloud: Gcloud) -> None:
-  # A dry run prints commands alone.
+  # A dry run prints only commands.
   if not gcloud.dry:
     print(line)
 
@@ -181,7 +181,7 @@ def _status(run: str | None, settings: Settings, gcloud: Gcloud) -> int:
 def _delete(settings: Settings, gcloud: Gcloud, agreed: bool) -> None:
   there = machines.queued(settings, gcloud)
   if there.state == NOT_FOUND:
-    print(f'there is no {settings["NAME"]}: nothing to delete')
+    print(f'{settings["NAME"]} does not exist: nothing to delete')
     return
   machines.refuse_others(settings, there)
   machines.confirm(settings, agreed or gcloud.dry, f'to delete it ({there.state})')

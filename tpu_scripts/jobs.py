@@ -1,4 +1,4 @@
-"""Jobs on machines that are there: setup, launch, status, stop, logs."""
+"""Jobs on existing machines: setup, launch, status, stop, logs."""
 
 import os
 import re
@@ -14,17 +14,17 @@ from tpu_scripts import source as sources
 from tpu_scripts.errors import CLOUD, GAVE_UP, LOST, Stop
 from tpu_scripts.gcloud import Gcloud, GcloudError
 from tpu_scripts.settings import NAME, Settings
-from tpu_scripts.states import Worker, told
+from tpu_scripts.states import Worker, summary
 
 RUN_SCRIPT = '$HOME/lm/current/tpu_scripts/remote_run.sh'
 LINE = re.compile(r'^LMRUN (\S+) (\S+) ([A-Z]+) (\S+)\s*$', re.MULTILINE)
 
 
 def run_name(name: str) -> str:
-  """Returns the name of a run, which is a folder's name on the workers and in the bucket.
+  """Returns the name of a run, which names a directory on the workers and in the bucket.
 
   Raises:
-    Stop: it could not be one.
+    Stop: the name is invalid.
   """
   if not re.fullmatch(NAME, name):
     raise Stop(f'RUN={name!r} is no name of a run; it is at most 40 letters a-z, digits and dashes')
@@ -32,10 +32,10 @@ def run_name(name: str) -> str:
 
 
 def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
-  """Sends code to every worker and makes its environment there. Doing it twice does it once.
+  """Sends code to every worker and installs its environment. A repetition has no effect.
 
   Raises:
-    Stop: not every worker says that it is done.
+    Stop: a worker does not confirm its setup.
   """
   with tempfile.TemporaryDirectory() as folder:
     name = sources.archive_name(source)
@@ -62,9 +62,9 @@ def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
 def start_command(
   settings: Settings, run: str, job: Sequence[str], environ: Sequence[str], token: str
 ) -> str:
-  """Returns what starts a job on a worker, in its code, with its environment's Python.
+  """Returns the command that starts a job on a worker, in its code and its environment.
 
-  A worker starts it once for a `token`, however often gcloud sends it.
+  A worker starts a job once per `token`, even if gcloud sends the command several times.
   """
   logs = f'{settings["GCS_ROOT"]}/{run}/logs'
   there = f'$HOME/runs/{run}'
@@ -77,12 +77,12 @@ def start_command(
 
 
 def job_of(settings: Settings, run: str, command: Sequence[str]) -> list[str]:
-  """Returns the command of a job, with the run's folder in the bucket for its workdir.
+  """Returns the command of a job, whose workdir is the directory of the run in the bucket.
 
-  It takes the place of `{workdir}`; `python -m lm.train` needs not name it.
+  The workdir replaces `{workdir}`; a command with `lm.train` gets it as a flag.
 
   Raises:
-    Stop: there is no command, or it names another workdir.
+    Stop: the command is empty, or names another workdir.
   """
   workdir = f'{settings["GCS_ROOT"]}/{run}'
   if not command:
@@ -97,10 +97,10 @@ def job_of(settings: Settings, run: str, command: Sequence[str]) -> list[str]:
 
 
 def preflight(settings: Settings, command: Sequence[str], dry: bool) -> None:
-  """Asks `python -m lm.preflight` whether the job fits on a slice.
+  """Checks by `python -m lm.preflight` that the job fits on a slice.
 
   Raises:
-    Stop: it does not.
+    Stop: it does not fit.
   """
   config = [word for word in command if word.startswith('--config')]
   if not any(word.startswith('--config=') for word in config):
@@ -117,7 +117,7 @@ def preflight(settings: Settings, command: Sequence[str], dry: bool) -> None:
   except subprocess.TimeoutExpired as e:
     raise Stop('the preflight takes more than an hour; --no-preflight starts without it') from e
   if code == 2:
-    raise Stop('the preflight refuses the job (above); --no-preflight starts it all the same')
+    raise Stop('the preflight refuses the job (above); --no-preflight starts it anyway')
   if code:
     raise Stop(
       f'the preflight cannot be run (exit {code}): install lm with its extra tpu for '
@@ -126,10 +126,10 @@ def preflight(settings: Settings, command: Sequence[str], dry: bool) -> None:
 
 
 def status(settings: Settings, gcloud: Gcloud, run: str) -> tuple[Worker, ...]:
-  """Asks every worker of the run. One that does not answer is missing.
+  """Returns the state of the run on every worker that answers.
 
   Raises:
-    GcloudError: none answers.
+    GcloudError: no worker answers.
   """
   bare = f'echo "LMRUN $(hostname) {run} BARE -"'
   script = f'bash "{RUN_SCRIPT}" status "$HOME/runs/{run}"'
@@ -140,11 +140,11 @@ def status(settings: Settings, gcloud: Gcloud, run: str) -> tuple[Worker, ...]:
 def launch(
   settings: Settings, gcloud: Gcloud, run: str, job: Sequence[str], environ: Sequence[str] = ()
 ) -> tuple[Worker, ...]:
-  """Starts a job on every worker, and sees that it runs on every one. Twice is once.
+  """Starts a job on every worker, and checks that it runs on every one. A repetition has no effect.
 
   Raises:
-    Stop: another run holds a worker, a worker has no setup, it does not run on all, or failed at
-      once (code 5); then nothing of it is left running.
+    Stop: another run holds a worker, a worker has no setup, the job does not run on all workers,
+      or it failed immediately (code 5). No worker runs it afterwards.
   """
   before = status(settings, gcloud, run)
   if not gcloud.dry:
@@ -160,13 +160,14 @@ def launch(
   failed = [w for w in workers if w.state == 'EXITED' and w.code != '0']
   if len(begun) < max(expected, 1) or failed:
     if not any(w.state == 'RUNNING' for w in before):
-      # Part of a job is worse than none: it waits for the others, and bills.
+      # A job on some workers waits for the others, and costs money.
       stop(settings, gcloud, run)
     _refuse(workers, run)
     if failed:
-      raise Stop(f'{run} failed at once: {told(workers)}; see logs {run}', GAVE_UP)
+      raise Stop(f'{run} failed immediately: {summary(workers)}; see logs {run}', GAVE_UP)
     raise Stop(
-      f'{run} runs on {len(begun)} of {expected} workers, so it was stopped: {told(workers)}', CLOUD
+      f'{run} runs on {len(begun)} of {expected} workers, so it was stopped: {summary(workers)}',
+      CLOUD,
     )
   return workers
 
@@ -175,19 +176,19 @@ def stop(settings: Settings, gcloud: Gcloud, run: str, grace: int = 120) -> tupl
   """Sends SIGTERM to the job on every worker, on which lm.train saves; SIGKILL after `grace` s.
 
   Raises:
-    Stop: it runs somewhere all the same.
+    Stop: a worker still runs it.
   """
   script = f'bash "{RUN_SCRIPT}" stop "$HOME/runs/{run}" {grace}'
   remote = f'if [ -f "{RUN_SCRIPT}" ]; then {script}; fi'
   gcloud.call(commands.ssh(settings, remote), timeout=grace + 180, check=False)
   workers = status(settings, gcloud, run)
   if any(worker.state == 'RUNNING' for worker in workers):
-    raise Stop(f'{run} still runs: {told(workers)}; stop it again', CLOUD)
+    raise Stop(f'{run} still runs: {summary(workers)}; stop it again', CLOUD)
   return workers
 
 
 def logs(settings: Settings, gcloud: Gcloud, run: str, lines: int, follow: bool) -> None:
-  """Prints the end of every worker's log, each line with its worker before it."""
+  """Prints the end of every worker's log, with the worker before each line."""
   tail = f'tail -n {lines}{" -F" if follow else ""} "$HOME/runs/{run}/log"'
   argv = commands.ssh(settings, f'{tail} | sed -u "s/^/[$(hostname)] /"')
   if follow and not gcloud.dry:
@@ -200,7 +201,7 @@ def logs(settings: Settings, gcloud: Gcloud, run: str, lines: int, follow: bool)
 
 
 def newest_step(settings: Settings, gcloud: Gcloud, run: str) -> int | None:
-  """Returns the step of the newest checkpoint, None where there is none that could be seen."""
+  """Returns the step of the newest checkpoint, None if there is none or it cannot be listed."""
   try:
     listed = gcloud.read(commands.checkpoints(settings, run))
   except GcloudError:
@@ -210,7 +211,7 @@ def newest_step(settings: Settings, gcloud: Gcloud, run: str) -> int | None:
 
 
 def _lines(out: str, run: str) -> tuple[Worker, ...]:
-  # A command that gcloud sent twice answers twice: the last answer counts.
+  # A command that gcloud sent twice has two answers: the last one counts.
   found = {
     host: Worker(host, state, code) for host, of, state, code in LINE.findall(out) if of == run
   }

@@ -1,14 +1,14 @@
-"""Run one training command as N processes of this machine, which train as one.
+"""Run one training command as N processes of this machine, as one job.
 
   python tpu_scripts/local_multiprocess.py [--devices=2] 4 -- python -m lm.train --config=...
 
-Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; its output is
-passed on line by line behind '[0] '. When one fails, the others have a few seconds to say why they
-end, and are then ended. The exit code is that of the one that failed first; 134 means that another
-process was lost and counts only where there is no other code. SIGTERM goes to process 0, and from
-there to all; SIGINT goes to all.
+Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Its output appears
+line by line with the prefix '[0] '. When one fails, the others have --grace seconds to end, and are
+then killed. The exit code is that of the first failure. Code 134 means that another process was
+lost, and counts only if there is no other code. SIGTERM goes to process 0, which passes it on to
+all; SIGINT goes to all.
 
-With --devices each process has as many CPU devices. Nothing beyond Python's library is needed.
+--devices sets the CPU devices of each process. The script needs only Python's standard library.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import sys
 import threading
 import time
 
-LOST = (134, -signal.SIGABRT)  # lost another process, as it says itself or as JAX ends it
+LOST = (134, -signal.SIGABRT)  # another process was lost: reported by the process itself, or by JAX
 ORDERLY = (0, 75)
 PORT_TAKEN = ('Address already in use', 'Failed to add port')
-RACE = 15.0  # seconds in which a port that is taken ends a process
+RACE = 15.0  # seconds within which a taken port ends a process
 TRIES = 3
 
 
@@ -35,15 +35,15 @@ def main() -> int:
   parser.add_argument('processes', type=int, metavar='N')
   parser.add_argument('--devices', type=int, help='CPU devices of each process')
   parser.add_argument(
-    '--grace', type=float, default=20, help='seconds for the others to end by themselves'
+    '--grace', type=float, default=20, help='seconds for the others to end before they are killed'
   )
   parser.add_argument('command', nargs=argparse.REMAINDER, metavar='-- COMMAND')
   arguments = parser.parse_args()
   command = arguments.command[arguments.command[:1] == ['--'] :]
   if arguments.processes < 1:
-    parser.error(f'{arguments.processes} is not a number of processes')
+    parser.error(f'{arguments.processes} is not a positive number of processes')
   if arguments.devices is not None and arguments.devices < 1:
-    parser.error(f'--devices={arguments.devices} is not a number of devices')
+    parser.error(f'--devices={arguments.devices} is not a positive number of devices')
   if not command:
     parser.error(
       'the command is missing, as in: 2 -- python -m lm.train --config=... --workdir=...'
@@ -57,18 +57,18 @@ def main() -> int:
 
 
 class Job:
-  """The processes of one try."""
+  """The processes of one attempt."""
 
   def __init__(self, command: list[str], count: int, devices: int | None):
     self.port_taken = False
-    self._told = False
+    self._forwarded = False
     self._began = time.monotonic()
     address = f'127.0.0.1:{free_port()}'
     self._processes: list[subprocess.Popen] = []
     self._readers: list[threading.Thread] = []
-    # Before any process is there, so that none can be left behind.
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._tell)
+    # Before the first process starts, so that none is left behind.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(signum, self._forward)
     for i in range(count):
       process = start(command, environment(address, count, i, devices))
       self._processes.append(process)
@@ -78,7 +78,7 @@ class Job:
 
   def wait(self, grace: float) -> int:
     """Waits until all have ended; returns the code of the first cause."""
-    codes: list[int] = []  # in the order in which they came
+    codes: list[int] = []  # in the order of the ends
     running = dict(enumerate(self._processes))
     deadline = None
     while running:
@@ -93,7 +93,7 @@ class Job:
           deadline = deadline or time.monotonic() + grace
       if deadline is not None and time.monotonic() > deadline:
         for i, process in running.items():
-          print(f'local_multiprocess: process {i} is ended', file=sys.stderr)
+          print(f'local_multiprocess: process {i} is killed', file=sys.stderr)
           process.kill()
         deadline = float('inf')
       time.sleep(0.05)
@@ -101,14 +101,14 @@ class Job:
       reader.join(timeout=5)
     return cause(codes)
 
-  def _tell(self, number: int, frame) -> None:
+  def _forward(self, signum: int, frame) -> None:
     del frame
-    # Twice means at once. SIGTERM to one is enough, and shows that it is.
-    some = self._processes if number == signal.SIGINT or self._told else self._processes[:1]
+    # A second signal kills. SIGTERM to one process is enough, since it passes the signal on.
+    some = self._processes if signum == signal.SIGINT or self._forwarded else self._processes[:1]
     for process in some:
       if process.poll() is None:
-        process.send_signal(signal.SIGKILL if self._told else number)
-    self._told = True
+        process.send_signal(signal.SIGKILL if self._forwarded else signum)
+    self._forwarded = True
 
   def _pass_on(self, i: int, process: subprocess.Popen) -> None:
     assert process.stdout is not None
@@ -121,7 +121,7 @@ class Job:
 
 
 def start(command: list[str], variables: dict[str, str]) -> subprocess.Popen:
-  """Starts a process in a group of its own, which no Ctrl-C in the terminal reaches by itself."""
+  """Starts a process in its own session, which Ctrl-C in the terminal does not reach."""
   return subprocess.Popen(
     command,
     env=variables,
@@ -135,7 +135,7 @@ def start(command: list[str], variables: dict[str, str]) -> subprocess.Popen:
 
 def environment(address: str, count: int, i: int, devices: int | None) -> dict[str, str]:
   """Returns the variables of process `i`."""
-  told = {
+  variables = {
     'JAX_COORDINATOR_ADDRESS': address,
     'JAX_NUM_PROCESSES': str(count),
     'JAX_PROCESS_ID': str(i),
@@ -143,18 +143,18 @@ def environment(address: str, count: int, i: int, devices: int | None) -> dict[s
   }
   if devices is not None:
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
-    told |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
-  return os.environ | told
+    variables |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
+  return os.environ | variables
 
 
 def free_port() -> int:
-  """Returns a port that nobody has at this moment; somebody may take it before we do."""
+  """Returns a free port, which another program may still take first."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     return server.getsockname()[1]
 
 
 def cause(codes: list[int]) -> int:
-  """Returns the exit code of the codes of all processes, in the order in which they ended."""
+  """Returns the exit code of the job from those of its processes, in the order of their ends."""
   failed = [code for code in codes if code not in ORDERLY]
   first = next((code for code in failed if code not in LOST), None)
   code = first if first is not None else max(failed, default=max(codes))

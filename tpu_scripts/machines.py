@@ -1,4 +1,4 @@
-"""The machines: what state they are in, making them and deleting them."""
+"""The machines: their states, creation and deletion."""
 
 import json
 import sys
@@ -13,10 +13,10 @@ from tpu_scripts.states import ENDED, GONE, NOT_FOUND, QUEUEING, Node, Queued
 
 
 def queued(settings: Settings, gcloud: Gcloud) -> Queued:
-  """Asks for the queued resource.
+  """Returns the queued resource.
 
   Raises:
-    GcloudError: for any reason but that there is none.
+    GcloudError: for any reason except NOT_FOUND.
   """
   found = _described(commands.describe(settings), gcloud)
   if found is None:
@@ -29,10 +29,10 @@ def queued(settings: Settings, gcloud: Gcloud) -> Queued:
 
 
 def nodes(settings: Settings, gcloud: Gcloud) -> tuple[Node, ...]:
-  """Asks for every node.
+  """Returns all nodes.
 
   Raises:
-    GcloudError: for any reason but that there is none of that name.
+    GcloudError: for any reason except NOT_FOUND.
   """
   found = []
   for name in commands.nodes(settings):
@@ -52,7 +52,7 @@ def _described(argv: list[str], gcloud: Gcloud) -> dict[str, Any] | None:
     text = gcloud.read(argv)
     return json.loads(text) if text.strip() else None
   except GcloudError as e:
-    # Only if it says so of this very name: what follows may be deleting and creating.
+    # Only if the message has this exact name, since deletion and creation may follow.
     if e.kind == 'not found' and argv[5] in e.stderr:
       return None
     raise
@@ -63,20 +63,20 @@ def _described(argv: list[str], gcloud: Gcloud) -> dict[str, Any] | None:
 def create(
   settings: Settings, gcloud: Gcloud, agreed: bool, again: bool, poll: float | None
 ) -> None:
-  """Makes the machines unless they are there, and waits for them.
+  """Creates the machines unless they exist, and waits for them.
 
   Args:
-    agreed: The costs were agreed to on the command line; otherwise they are to be typed.
-    again: Machines that ended are deleted first.
-    poll: Seconds between two looks; None does not wait.
+    agreed: The costs were agreed to on the command line; otherwise there is a prompt.
+    again: Delete machines that ended first.
+    poll: Seconds between two status checks; None does not wait.
 
   Raises:
-    Stop: the name is another's, the costs were not agreed to, or the machines did not come.
+    Stop: the name is taken, the costs were not agreed to, or no machines became ready.
   """
   there = queued(settings, gcloud)
   if there.state in ENDED and not again:
     raise Stop(
-      f'{settings["NAME"]} is {there.state} {there.why}: it never comes back; give --recreate to '
+      f'{settings["NAME"]} is {there.state} {there.why}: it never recovers; give --recreate to '
       'delete it and create it again',
       LOST,
     )
@@ -91,17 +91,17 @@ def create(
 
 
 def request(settings: Settings, gcloud: Gcloud) -> None:
-  """Asks for the machines and does not wait for them."""
+  """Requests the machines without waiting for them."""
   gcloud.call(commands.create(settings), timeout=300)
 
 
 def delete(settings: Settings, gcloud: Gcloud) -> None:
-  """Deletes the machines and waits until they are gone."""
+  """Deletes the machines and waits for the deletion."""
   gcloud.call(commands.delete(settings), timeout=1200)
 
 
 def refuse_others(settings: Settings, there: Queued) -> None:
-  """Raises Stop if the name is taken by machines that were not made from these settings."""
+  """Raises Stop if machines of other settings have this name."""
   if there.state != NOT_FOUND and there.label != settings.label:
     label = f'has the label {there.label}' if there.label else 'has no label of ours'
     raise Stop(
@@ -111,37 +111,37 @@ def refuse_others(settings: Settings, there: Queued) -> None:
 
 
 def agree(settings: Settings, agreed: bool) -> None:
-  """States the costs and, unless they were agreed to, asks for the name to be typed."""
+  """Prints the costs and, unless `agreed`, asks the user to type the name."""
   print(settings.cost(), file=sys.stderr)
   confirm(settings, agreed, 'to pay for it')
 
 
 def confirm(settings: Settings, agreed: bool, what: str) -> None:
-  """Asks for the name to be typed unless that was `agreed`.
+  """Asks the user to type the name, unless `agreed`.
 
   Raises:
-    Stop: it was not typed, or nobody is there.
+    Stop: another text was typed, or stdin is not a terminal.
   """
   name = settings['NAME']
   if agreed:
     return
   if not sys.stdin.isatty():
-    raise Stop(f'nobody is there to agree {what} ({name}): give --yes')
+    raise Stop(f'no terminal to agree {what} ({name}): give --yes')
   print(f'Type {name} {what}: ', end='', file=sys.stderr, flush=True)
   if sys.stdin.readline().strip() != name:
-    raise Stop('not agreed to; nothing was done')
+    raise Stop('not agreed to; nothing was changed')
 
 
 def wait(settings: Settings, gcloud: Gcloud, poll: float) -> None:
   """Waits until the queued resource is ACTIVE and its nodes are READY.
 
-  While it waits for capacity the limit is VALID_UNTIL, after which it is FAILED; machines that are
-  being made have WAIT_MINUTES.
+  A request for capacity waits until VALID_UNTIL and is FAILED afterwards. The creation of machines
+  has WAIT_MINUTES.
 
   Raises:
-    Stop: it ended, there is none, or the time is up.
+    Stop: the resource ended, does not exist, or is late.
   """
-  since, told = None, ''
+  since, printed = None, ''
   while True:
     there = queued(settings, gcloud)
     states = [node.state for node in nodes(settings, gcloud)] if there.state == 'ACTIVE' else []
@@ -153,9 +153,9 @@ def wait(settings: Settings, gcloud: Gcloud, poll: float) -> None:
     if there.state not in QUEUEING:
       since = since or time.monotonic()
       if time.monotonic() - since > 60 * float(settings['WAIT_MINUTES']):
-        raise Stop(f'{settings["NAME"]} is not ready after WAIT_MINUTES; it is left as it is', LOST)
+        raise Stop(f'{settings["NAME"]} is not ready after WAIT_MINUTES; it stays as it is', LOST)
     seen = ' '.join([there.state, *states])
-    if seen != told:
+    if seen != printed:
       print(f'{settings["NAME"]}: {seen}', file=sys.stderr)
-      told = seen
+      printed = seen
     gcloud.sleep(poll)

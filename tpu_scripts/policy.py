@@ -1,19 +1,19 @@
-"""What babysit does next: one pure function of what it sees and what it remembers.
+"""The decisions of babysit: one pure function of an observation and a history.
 
-The rows of the table, in the order in which they are asked:
+The rows of the table, in the order of the checks:
 
-| row           | seen                                                | done                       |
+| row           | observation                                         | action                     |
 |---------------|-----------------------------------------------------|----------------------------|
 | `error`       | gcloud fails for another reason than NOT_FOUND      | back off; never delete     |
 | `unreachable` | READY, and a worker does not answer                 | back off; never delete     |
-| `errors`      | these go on                                         | give up: 3, or 4 (capacity)|
+| `errors`      | the same, MAX_ERRORS times                          | give up: 3, or 4 (capacity)|
 | `done`        | every worker EXITED 0                               | done: 0                    |
 | `wall`        | MAX_HOURS are over                                  | give up: 5                 |
 | `expired`     | FAILED, and never ACTIVE                            | give up: 4                 |
 | `lost`        | node PREEMPTED, TERMINATED or NOT_FOUND; SUSPENDED, | delete, create;            |
 |               | FAILED after ACTIVE, NOT_FOUND                      | no failure                 |
 | `recreations` | the same, MAX_RECREATIONS times                     | give up: 5                 |
-| `pending`     | the request waits, nodes are made or mended         | wait                       |
+| `pending`     | the request waits, nodes are created or repaired    | wait                       |
 | `stuck`       | the same for WAIT_MINUTES                           | give up: 4                 |
 | `held`        | another run holds a worker                          | give up: 2                 |
 | `saved`       | a worker EXITED 75                                  | stop all, start; no failure|
@@ -28,12 +28,12 @@ The rows of the table, in the order in which they are asked:
 import dataclasses
 
 from tpu_scripts.errors import CLOUD, GAVE_UP, LOST, USAGE
-from tpu_scripts.states import ENDED, GONE, NOT_FOUND, QUEUEING, Node, Worker, told
+from tpu_scripts.states import ENDED, GONE, NOT_FOUND, QUEUEING, Node, Worker, summary
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Where babysit stops: seconds (wall, wait, mixed) and counts."""
+  """The limits of babysit: seconds (wall, wait, mixed) and counts."""
 
   wall: float
   recreations: int
@@ -45,9 +45,9 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """What is seen at `now` (seconds). With an `error` (its kind) the rest says nothing.
+  """The state at `now` (seconds). With an `error` (its kind) the other fields mean nothing.
 
-  `step` is that of the newest checkpoint, None where there is none or nobody looked.
+  `step` is that of the newest checkpoint, None if there is none or it was not requested.
   """
 
   now: float
@@ -61,7 +61,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-  """What is remembered: since when (seconds) or None, and how often."""
+  """The past: times of first occurrence (seconds) or None, and counts."""
 
   began: float
   active: bool = False
@@ -75,9 +75,9 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-  """What to do: sleep, start, recreate, done or give_up, and the row that says so.
+  """The next action: sleep, start, recreate, done or give_up, and the row that decides it.
 
-  `polls` is how long to sleep afterwards, `code` how the program ends.
+  `polls` is the length of the sleep afterwards, `code` the exit code of the program.
   """
 
   kind: str
@@ -88,7 +88,7 @@ class Action:
 
 
 def decide(seen: Observation, history: History, limits: Limits) -> Action:
-  """Returns what to do. Pure; the table above in code."""
+  """Returns the next action by the table above. A pure function."""
   if seen.error:
     return _back_off('error', seen.error, f'{seen.error}: {seen.why}', history, limits)
   expected = max(1, sum(node.workers for node in seen.nodes))
@@ -107,7 +107,7 @@ def decide(seen: Observation, history: History, limits: Limits) -> Action:
 
 
 def _back_off(row: str, kind: str, reason: str, history: History, limits: Limits) -> Action:
-  # A running job is not harmed by our having no network, so nothing is touched.
+  # A running job does not need our network, so nothing is touched.
   if history.errors + 1 >= limits.errors:
     code = LOST if kind == 'capacity' else CLOUD
     return Action('give_up', 'errors', f'{limits.errors} times in a row: {reason}', code)
@@ -132,7 +132,7 @@ def _machines(seen: Observation, history: History, limits: Limits) -> Action:
 
 
 def _workers(seen: Observation, history: History, limits: Limits) -> Action:
-  words, states = told(seen.workers), {worker.state for worker in seen.workers}
+  words, states = summary(seen.workers), {worker.state for worker in seen.workers}
   codes = [worker.code for worker in seen.workers if worker.state == 'EXITED']
   for worker in seen.workers:
     if worker.state == 'HELD':
@@ -141,7 +141,7 @@ def _workers(seen: Observation, history: History, limits: Limits) -> Action:
     return Action('start', 'saved', words)
   bad = [code for code in codes if code != '0'] + ['LOST'] * ('LOST' in states)
   if bad:
-    # 134 is the end of those whose peer died: another code is the cause.
+    # 134 means that another process died: another code is the cause.
     cause = next((code for code in bad if code != '134'), '134')
     return _counted('failed', f'{words}; the cause exited {cause}', seen, history, limits)
   if states == {'RUNNING'}:
@@ -167,7 +167,7 @@ def _failures(seen: Observation, history: History) -> int:
 
 
 def after(seen: Observation, history: History, action: Action) -> History:
-  """Returns what is remembered after an action that succeeded. Pure."""
+  """Returns the history after an action that succeeded. A pure function."""
   changes: dict[str, object] = {}
   if action.row in ('error', 'unreachable'):
     return dataclasses.replace(history, errors=history.errors + 1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one job on this worker, apart from the ssh connection that starts it.
+# Runs one job on this worker, independent of the ssh connection that starts it.
 #
 #   remote_run.sh start  RUN_DIR [--token=T] [--logs=gs://FOLDER] -- COMMAND ...
 #   remote_run.sh status RUN_DIR
@@ -11,9 +11,9 @@
 #   HELD     another run, named by CODE, holds this worker
 #
 # A worker has one lock for all its runs, and descriptor 9 holds it: supervisor and job inherit
-# it, so it is free only when both are gone. There are no pid files to be wrong about. gcloud may
-# send a command twice (it starts ssh again when the link drops), so a second start of a run that
-# runs changes nothing, nor does one of a token that has started it before.
+# it, so it is free only after both have ended. There are no pid files that could be wrong. gcloud
+# may send a command twice, since it restarts ssh when the link drops. A second start of a running
+# run thus has no effect, nor has one with a token that was used before.
 set -u
 
 run_dir=${2:?usage: remote_run.sh start|status|stop RUN_DIR}
@@ -43,7 +43,7 @@ jobs_of() {
   done
 }
 
-# Descriptor 8 is held by whoever tries the lock, so that trying never looks like holding.
+# Descriptor 8 is for attempts on the lock, so that an attempt never looks like its owner.
 alone() { flock --wait 60 8 || { echo "remote_run.sh: $runs/.start is held" >&2 && exit 1; }; }
 locked() { ! flock --nonblock "$lock" true; }
 
@@ -121,15 +121,15 @@ supervise() {
 copy() { timeout 120 gcloud storage cp --quiet "$run_dir/log" "$1/$(hostname).log" >/dev/null 2>&1; }
 
 stop() {
-  local grace=${3:-120} told=' ' waited=0 pid pids
+  local grace=${3:-120} sent=' ' waited=0 pid pids
   alone
   if locked && [ "$(cat "$runs/.owner" 2>/dev/null)" = "$run" ]; then
     while locked; do
       flock --unlock 8
       mapfile -t pids < <(holders)
       for pid in $(jobs_of "${pids[@]}"); do
-        case $told in *" $pid "*) continue ;; esac
-        told="$told$pid "
+        case $sent in *" $pid "*) continue ;; esac
+        sent="$sent$pid "
         kill -TERM "$pid" 2>/dev/null
       done
       if ((waited >= grace * 10)); then

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the code and its Python environment on this worker.
+# Installs the code and its Python environment on this worker.
 #
 #   remote_setup.sh ARCHIVE HASH PYTHON EXTRA       as in: lm-HASH.tar.gz 1f3a... 3.12 tpu
 #
-# The code of an archive lies in ~/lm/HASH and is never changed, so a job that runs keeps its own;
-# ~/lm/current points to the newest. The environment is named by what is installed in it and
-# shared by archives that agree. Each is finished by a stamp that is written last: what has no
-# stamp was left half made, and is made again. Prints 'LMSETUP HOST HASH ok' at the end.
+# The code of an archive goes to ~/lm/HASH and never changes under a running job; ~/lm/current points
+# to the newest. The name of an environment is a hash of its packages, so that archives with the same
+# packages share it. A stamp marks each as complete; without a stamp it is installed again. The last
+# line is 'LMSETUP HOST HASH ok'.
 set -euo pipefail
 shopt -s inherit_errexit
 
@@ -17,7 +17,7 @@ mkdir -p "$home"
 exec 9>>"$home/.setup" # gcloud may send this twice
 flock --wait 1500 9 || { echo 'another setup of this worker does not end' >&2 && exit 1; }
 
-# Networks of new machines fail: three times, then the error.
+# Networks of new machines fail: three attempts, then the error.
 persist() {
   local try
   for try in 1 2; do

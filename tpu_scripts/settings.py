@@ -10,9 +10,9 @@ from tpu_scripts.errors import Stop
 from tpu_scripts.slices import Slice, slice_of
 
 NAME = r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?'
-NUMBER = r'[0-9]+(\.[0-9]+)?'
+DECIMAL = r'[0-9]+(\.[0-9]+)?'
 WORD = r'[A-Za-z0-9._-]*'
-# Each key -> (what its value must look like, its default or None where it has none, in words).
+# Each key -> (pattern of its value, its default or None, description).
 KEYS = {
   'PROJECT': (r'[a-z][a-z0-9.:-]+', None, "the project's id, as in my-project"),
   'ZONE': (r'[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]', None, 'a zone, as in us-central1-a'),
@@ -21,15 +21,15 @@ KEYS = {
   'CAPACITY': (r'on-demand|spot|reserved', None, 'on-demand, spot or reserved'),
   'GCS_ROOT': (r'gs://[a-z0-9][A-Za-z0-9._/-]+', None, 'a folder of a bucket, gs://BUCKET/PATH'),
   'PRICE_PER_CHIP_HOUR': (
-    f'(?=.*[1-9]){NUMBER}',
+    f'(?=.*[1-9]){DECIMAL}',
     None,
-    'a number above 0, from https://cloud.google.com/tpu/pricing',
+    'a price above 0, from https://cloud.google.com/tpu/pricing',
   ),
-  'MAX_HOURS': (NUMBER, None, 'the hours after which babysit gives up'),
+  'MAX_HOURS': (DECIMAL, None, 'the hours after which babysit gives up'),
   'MAX_RECREATIONS': (r'[0-9]+', None, 'how often babysit may create machines again'),
   'MAX_FAILURES': (r'[1-9][0-9]*', '3', 'failures without a newer checkpoint step'),
   'MAX_ERRORS': (r'[1-9][0-9]*', '20', 'failures of gcloud in a row'),
-  'NUM_SLICES': (r'[1-9][0-9]*', '1', 'a whole number from 1'),
+  'NUM_SLICES': (r'[1-9][0-9]*', '1', 'an integer from 1'),
   'TOPOLOGY': (r'([0-9]+(x[0-9]+)+)?', '', 'a topology of v4, as in 2x2x4'),
   'RUNTIME_VERSION': (WORD, '', 'a version that `gcloud compute tpus tpu-vm versions list` lists'),
   'VALID_UNTIL': (r'[0-9]+[smhd]', '6h', 'how long to wait for capacity, as in 6h'),
@@ -39,10 +39,11 @@ KEYS = {
   'SUBNETWORK': (WORD, '', 'a subnetwork'),
   'SERVICE_ACCOUNT': (r'([A-Za-z0-9.-]+@[A-Za-z0-9.-]+)?', '', 'an address, NAME@PROJECT...'),
   'PYTHON': (r'3\.[0-9]+', '3.12', 'a version of Python, as in 3.12'),
-  'WAIT_MINUTES': (NUMBER, '30', 'minutes to wait for machines that are being made or mended'),
-  'MIXED_MINUTES': (NUMBER, '5', 'minutes to wait for workers that do not agree'),
+  'WAIT_MINUTES': (DECIMAL, '30', 'minutes to wait for the creation or repair of machines'),
+  'MIXED_MINUTES': (DECIMAL, '5', 'minutes to wait for workers that disagree'),
 }
-# What the machines are made from: of these the label is a hash, by which they are known again.
+# The settings that define the machines. The label is a hash of them, by which `tpu.py` recognizes
+# its machines.
 SHAPING = (
   'ACCELERATOR_TYPE',
   'RUNTIME_VERSION',
@@ -76,12 +77,12 @@ class Settings:
 
   @property
   def label(self) -> str:
-    """A hash of what shapes the machines."""
+    """A hash of the settings that define the machines."""
     shape = '\n'.join(f'{key}={self[key]}' for key in SHAPING)
     return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
   def cost(self) -> str:
-    """Returns chips x price x hours in words."""
+    """Returns chips x price x hours as a sentence."""
     chips = self.slices * self.slice.chips
     price, hours = float(self['PRICE_PER_CHIP_HOUR']), float(self['MAX_HOURS'])
     return (
@@ -95,18 +96,18 @@ def read(path: str) -> Settings:
   """Reads a settings file.
 
   Raises:
-    Stop: it is not there, or a line, key or value is wrong: the line names file, line and key.
+    Stop: the file is missing, or a line, key or value is wrong; the message names them.
   """
   try:
     lines = pathlib.Path(path).expanduser().read_text(encoding='utf-8').splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise Stop(f'--env={path} cannot be read ({e}); copy tpu_scripts/env.example') from e
   given: dict[str, str] = {}
-  for number, line in enumerate(lines, 1):
+  for row, line in enumerate(lines, 1):
     if line.strip() and not line.lstrip().startswith('#'):
-      key, value = _pair(line.strip(), f'{path}:{number}')
+      key, value = _pair(line.strip(), f'{path}:{row}')
       if key in given:
-        raise Stop(f'{path}:{number}: {key} is given twice')
+        raise Stop(f'{path}:{row}: {key} is given twice')
       given[key] = value
   missing = [key for key, (_, default, _) in KEYS.items() if default is None and key not in given]
   if missing:
@@ -125,7 +126,7 @@ def read(path: str) -> Settings:
 def _pair(line: str, where: str) -> tuple[str, str]:
   key, equals, value = (part.strip() for part in line.partition('='))
   if not equals or not re.fullmatch(r'[A-Z_]+', key):
-    raise Stop(f'{where}: {line!r} is no KEY=VALUE (settings are not shell code)')
+    raise Stop(f'{where}: {line!r} is not KEY=VALUE (settings are not shell code)')
   if key not in KEYS:
     close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
     hint = f' (did you mean {close[0]}?)' if close else ''

@@ -1,21 +1,22 @@
-"""What an accelerator type says: generation, chips, topology, runtime version.
+"""Accelerator types: generation, chips, topology, runtime version.
 
-The number in a type counts chips for v5e and v6e, and TensorCores, two a chip, for v4 and v5p.
+The size in a type counts chips for v5e and v6e, and TensorCores, two per chip, for v4 and v5p.
 Runtime versions are those of Google's page on TPU runtimes as of 2025; RUNTIME_VERSION overrides.
 """
 
 import dataclasses
+import math
 
 from tpu_scripts.errors import Stop
 
-# The name in accelerator types -> (generation, numbers of a chip, dimensions, runtime version).
+# The name in accelerator types -> (generation, size per chip, dimensions, runtime version).
 GENERATIONS = {
   'v4': ('v4', 2, 3, 'tpu-ubuntu2204-base'),
   'v5litepod': ('v5e', 1, 2, 'v2-alpha-tpuv5-lite'),
   'v5p': ('v5p', 2, 3, 'v2-alpha-tpuv5'),
   'v6e': ('v6e', 1, 2, 'v2-alpha-tpuv6e'),
 }
-# The usual topology of so many chips; TOPOLOGY in the settings names another.
+# The default topology by chips; TOPOLOGY in the settings names another.
 FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 SOLID = {
   4: '2x2x1',
@@ -43,38 +44,38 @@ class Slice:
 
 
 def slice_of(accelerator_type: str, topology: str = '') -> Slice:
-  """Returns what an accelerator type says.
+  """Returns the slice of an accelerator type.
 
   Args:
     accelerator_type: As in `v5litepod-16`.
-    topology: Takes the place of the usual topology of so many chips.
+    topology: Replaces the default topology.
 
   Raises:
-    Stop: there is no such type, or the Cloud TPU API does not serve its generation.
+    Stop: the type is unknown, or the Cloud TPU API does not serve its generation.
   """
-  name, _, number = accelerator_type.partition('-')
+  name, _, size = accelerator_type.partition('-')
   if name.startswith(('tpu7', 'v7', 'ironwood')):
     raise Stop(
       f'ACCELERATOR_TYPE={accelerator_type}: the Cloud TPU API does not serve TPU7x; use GKE or a '
       'managed instance group of Compute Engine (tpu_scripts/README.md, TPU7x)'
     )
-  if name not in GENERATIONS or not number.isdigit():
+  if name not in GENERATIONS or not size.isdigit():
     raise Stop(
       f'ACCELERATOR_TYPE={accelerator_type} is unknown; it is one of '
       + ', '.join(f'{known}-N' for known in GENERATIONS)
     )
-  generation, numbers, dimensions, runtime = GENERATIONS[name]
-  chips = int(number) // numbers
+  generation, cores, dimensions, runtime = GENERATIONS[name]
+  chips = int(size) // cores
   known = FLAT if dimensions == 2 else SOLID
   if not topology and chips not in known:
-    sizes = ', '.join(f'{name}-{size * numbers}' for size in known)
-    raise Stop(f'ACCELERATOR_TYPE={accelerator_type} has no usual topology; there is {sizes}')
+    sizes = ', '.join(f'{name}-{count * cores}' for count in known)
+    raise Stop(
+      f'ACCELERATOR_TYPE={accelerator_type} has no default topology; the sizes are {sizes}'
+    )
   if topology and name != 'v4':
     raise Stop(f'TOPOLOGY={topology}: gcloud takes a topology for v4 alone; leave it out')
   topology = topology or known[chips]
-  product = 1
-  for side in topology.split('x'):
-    product *= int(side)
-  if product != chips:
-    raise Stop(f'TOPOLOGY={topology} has {product} chips and {accelerator_type} has {chips}')
+  area = math.prod(int(side) for side in topology.split('x'))
+  if area != chips:
+    raise Stop(f'TOPOLOGY={topology} has {area} chips and {accelerator_type} has {chips}')
   return Slice(generation, chips, topology, runtime)

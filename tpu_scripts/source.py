@@ -1,4 +1,4 @@
-"""What is sent to the workers: an archive of a commit, or of the working tree, and its hash."""
+"""The code for the workers: an archive of a commit or of the working tree, and its hash."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ SETUP = ROOT / 'tpu_scripts' / 'remote_setup.sh'
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Code to send: the commit, the hash of what differs from it ('' for nothing), git's tree."""
+  """Code to send: the commit, the hash of the difference to it (or ''), and the tree of git."""
 
   commit: str
   diff: str
@@ -31,13 +31,13 @@ class Source:
 
 
 def find(include_dirty: bool, root: pathlib.Path = ROOT) -> Source:
-  """Reads what the clone holds.
+  """Returns the code of the clone.
 
   Args:
-    include_dirty: Take the working tree, with files that git does not ignore, and not the commit.
+    include_dirty: Take the working tree, without ignored files, and not the commit.
 
   Raises:
-    Stop: this is no clone.
+    Stop: the directory is not a clone.
   """
   commit = _git(root, 'rev-parse', 'HEAD')
   if not _git(root, 'status', '--porcelain'):
@@ -48,7 +48,7 @@ def find(include_dirty: bool, root: pathlib.Path = ROOT) -> Source:
     )
     return Source(commit, '', commit)
   with tempfile.TemporaryDirectory() as folder:
-    # An index of its own: what the user has staged stays as it is.
+    # A separate index, so that the index of the user does not change.
     index = {'GIT_INDEX_FILE': os.path.join(folder, 'index')}
     _git(root, 'read-tree', 'HEAD', env=index)
     _git(root, 'add', '--all', env=index)
@@ -62,7 +62,7 @@ def archive_name(source: Source) -> str:
 
 
 def archive(source: Source, folder: str, root: pathlib.Path = ROOT) -> str:
-  """Writes the archive into a folder, with a file .source that tells what it is."""
+  """Writes the archive into a directory, with a file .source that names commit and diff."""
   path = os.path.join(folder, archive_name(source))
   plain = os.path.join(folder, 'tree.tar')
   _git(root, 'archive', '--format=tar', f'--output={plain}', source.tree)
@@ -87,7 +87,7 @@ def _git(root: pathlib.Path, *words: str, env: dict[str, str] | None = None) -> 
       env=os.environ | (env or {}),
     ).stdout.strip()
   except FileNotFoundError as e:
-    raise Stop('git is not installed, and setup sends what it knows of') from e
+    raise Stop('git is not installed; setup sends the files that git lists') from e
   except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as e:
-    told = (getattr(e, 'stderr', '') or str(e)).strip()
-    raise Stop(f'{shlex.join(["git", *words])}: {told[:200]}') from e
+    message = (getattr(e, 'stderr', '') or str(e)).strip()
+    raise Stop(f'{shlex.join(["git", *words])}: {message[:200]}') from e

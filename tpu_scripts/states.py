@@ -1,12 +1,12 @@
-"""What machines and workers can be seen to be."""
+"""The states of machines and workers."""
 
 import dataclasses
 
 NOT_FOUND = 'NOT_FOUND'
-# States of a queued resource: it waits for capacity; it never comes back.
+# States of a queued resource: waiting for capacity; ended for good.
 QUEUEING = ('ACCEPTED', 'WAITING_FOR_RESOURCES')
 ENDED = ('FAILED', 'SUSPENDED')
-# States of a node that is gone for good: a spot node cannot be started again.
+# States of a node that is lost for good: a spot node cannot be restarted.
 GONE = ('PREEMPTED', 'TERMINATED', NOT_FOUND)
 
 
@@ -21,7 +21,7 @@ class Queued:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-  """A node, which is one slice: its state or NOT_FOUND, and how many workers it has."""
+  """A node, which is one slice: its state or NOT_FOUND, and the number of its workers."""
 
   name: str
   state: str
@@ -30,7 +30,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-  """What a worker says of a run.
+  """The state of a run on a worker.
 
   Attributes:
     name: The host's name.
@@ -43,7 +43,7 @@ class Worker:
   code: str = '-'
 
 
-def told(workers: tuple[Worker, ...]) -> str:
-  """Returns how many workers are in which state, in words."""
+def summary(workers: tuple[Worker, ...]) -> str:
+  """Returns the number of workers in each state, as a phrase for messages."""
   kinds = [w.state if w.code == '-' else f'{w.state} {w.code}' for w in workers]
   return ', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)) or 'no answer'

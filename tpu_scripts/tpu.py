@@ -10,7 +10,7 @@ or network, 4 machines lost or no capacity, 5 gave up, 75 stopped and may be sta
 import pathlib
 import sys
 
-# Python puts the folder of a program on its path; the package lies one above.
+# Python adds the directory of a program to its path; the package is in the parent directory.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from tpu_scripts.cli import main

@@ -25,7 +25,10 @@ EXAMPLE = pathlib.Path(settings.__file__).parent / 'env.example'
     ({'NUMSLICES': '2'}, r'tpu\.env:10: unknown key NUMSLICES \(did you mean NUM_SLICES\?\)'),
     ({'ACCELERATOR_TYPE': 'tpu7x-8'}, 'does not serve TPU7x; use GKE'),
     ({'ACCELERATOR_TYPE': 'v9-8'}, 'v9-8 is unknown; it is one of'),
-    ({'ACCELERATOR_TYPE': 'v5litepod-7'}, 'no usual topology; there is v5litepod-1, v5litepod-4'),
+    (
+      {'ACCELERATOR_TYPE': 'v5litepod-7'},
+      'no default topology; the sizes are v5litepod-1, v5litepod-4',
+    ),
     ({'ACCELERATOR_TYPE': 'v4-32', 'TOPOLOGY': '2x2x2'}, '2x2x2 has 8 chips and v4-32 has 16'),
     ({'TOPOLOGY': '4x4'}, 'a topology for v4 alone'),
     ({'TUNNEL': 'yes', 'INTERNAL_IP': 'yes'}, 'takes one of them'),
@@ -62,7 +65,7 @@ def test_missing_and_doubled_keys_are_told(cloud):
 def test_the_example_is_right_but_for_the_price_and_names_every_key(tmp_path):
   text = EXAMPLE.read_text()
   # Nobody pays before having looked the price up.
-  with pytest.raises(Stop, match=r'PRICE_PER_CHIP_HOUR=.0. is wrong; it is a number above 0'):
+  with pytest.raises(Stop, match=r'PRICE_PER_CHIP_HOUR=.0. is wrong; it is a price above 0'):
     settings.read(str(EXAMPLE))
   mine = tmp_path / 'tpu.env'
   mine.write_text(text.replace('PRICE_PER_CHIP_HOUR=0', 'PRICE_PER_CHIP_HOUR=1.2'))

@@ -168,7 +168,7 @@ def test_status_tells_that_machines_are_gone(cloud, plan):
     (['First', '--', 'true'], "RUN='First' is no name of a run"),
     (['first'], 'no command'),
     (['first', '--', 'python', '-m', 'lm.train', '--workdir=/x'], 'the workdir of first is gs://'),
-    (['first', '--set=a', '--', 'true'], 'is no KEY=VALUE'),
+    (['first', '--set=a', '--', 'true'], 'is not KEY=VALUE'),
     (['first', '--set-file=nowhere', '--', 'true'], 'nowhere cannot be read'),
     (['--', 'true'], 'RUN'),
     (['first', '--wrong', '--', 'true'], 'unrecognized arguments: --wrong'),
@@ -184,7 +184,7 @@ def test_wrong_launches_run_nothing(cloud, capsys, arguments, words):
 @pytest.mark.parametrize(
   ('states', 'code', 'words'),
   [
-    (['EXITED 1', 'RUNNING'], 5, 'first failed at once: 1 EXITED 1, 1 RUNNING; see logs first'),
+    (['EXITED 1', 'RUNNING'], 5, 'first failed immediately: 1 EXITED 1, 1 RUNNING; see logs first'),
     (['RUNNING'], 3, 'runs on 1 of 2 workers, so it was stopped'),
     (['RUNNING', 'LOST'], 3, 'runs on 1 of 2 workers'),
     (['RUNNING', 'HELD other'], 2, 'w1 runs other: stop that (stop other)'),
