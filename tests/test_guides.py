@@ -97,6 +97,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp('guides')
   for name in ('experiments', 'tpu_scripts'):
     shutil.copytree(ROOT / name, folder / name)
+  shutil.copy(ROOT / 'README.md', folder)
   (folder / 'wordsim353.tsv').write_text('the\tof\t5.0\nthe\tto\t6.0\n')
   (folder / 'questions-words.txt').write_text(': few\nthe of to a\n')
   return folder
