@@ -36,7 +36,7 @@ QUICKSTART = '--config=experiments/quickstart.py'
     ([QUICKSTART, '--config.steps', '3'], '--config.steps needs a value'),
     ([QUICKSTART, '--wrkdir=x'], "unknown flag --wrkdir (did you mean 'workdir'?)"),
     ([QUICKSTART, '--workdir=x', '--stop_at=soon'], '--stop_at=soon'),
-    ([QUICKSTART, '--workdir=x', '--stop_at=0'], '--stop_at=0 is not a positive number'),
+    ([QUICKSTART, '--workdir=x', '--stop_at=0'], '--stop_at=0 must be a positive integer'),
     ([QUICKSTART, 'stray'], "unexpected argument 'stray'"),
   ],
 )
@@ -56,7 +56,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
     (
       'generate',
       ['--workdir=x', '--prompt=', '--max_tokens=0'],
-      '--max_tokens=0 is not a positive',
+      '--max_tokens=0 must be a positive',
     ),
     ('report', [], '--workdir is required'),
   ],

@@ -47,11 +47,11 @@ def test_what_the_function_of_a_section_may_have_empty_is_emptied():
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    ('steps=None', r'--config.steps=None: the key always has a value; it is 1000'),
-    ('model.bias=None', r'--config.model.bias=None: the key always has a value; it is True'),
+    ('steps=None', r'--config.steps=None: the key needs a value; it is 1000'),
+    ('model.bias=None', r'--config.model.bias=None: the key needs a value; it is True'),
     ('log.prompts=None', r"--config.log.prompts=None: .* it is \('The ',\)"),
     ('optim=None', r'--config.optim=None: the key is a section'),
-    ('steps=', r'--config.steps=: an integer is wanted'),
+    ('steps=', r'--config.steps= must be an integer'),
   ],
 )
 def test_what_always_has_a_value_keeps_it(given, message):

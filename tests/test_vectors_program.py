@@ -107,7 +107,7 @@ def assert_royal(found):
 def test_export(workdir, form, read, tmp_path):
   out = tmp_path / 'out'
   said = output('export', f'--workdir={workdir}', f'--out={out}', *form)
-  assert said == f'{out}: 5 words of 4 numbers\n'
+  assert said == f'{out}: 5 words of 4 dimensions\n'
   assert_royal(read(out))
 
 
@@ -115,7 +115,7 @@ def test_import(tmp_path):
   file, new = tmp_path / 'file', tmp_path / 'new'
   vector_files.write_word2vec_binary(file, make_vectors(ROYALS, list(ROYALS.values())))
   said = output('import', f'--workdir={new}', f'--file={file}', '--format=word2vec_binary')
-  assert said == f'{new}: 5 words of 4 numbers\n'
+  assert said == f'{new}: 5 words of 4 dimensions\n'
   assert_royal(of_run(new))
 
 
@@ -144,11 +144,11 @@ def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], "no subcommand ''; there is nearest, analogy, similarity, export, import, map"),
+    ([], "no subcommand ''; available: nearest, analogy, similarity, export, import, map"),
     (['nearst', 'king'], "no subcommand 'nearst' (did you mean 'nearest'"),
     (['nearest', 'king'], '--workdir is required'),
     (['nearest', '--workdir={run}'], 'nearest needs a word'),
-    (['nearest', '--workdir={run}', 'king', '--k=0'], '--k=0 is not a positive number'),
+    (['nearest', '--workdir={run}', 'king', '--k=0'], '--k=0 must be a positive integer'),
     (['nearest', '--workdir={run}', 'king', '--score=mul'], 'nearest takes no --score; it takes'),
     (['nearest', '--workdir={run}', 'king', '--q=1'], 'unknown flag --q'),
     (['analogy', '--workdir={run}', 'man', 'king'], 'analogy needs three words'),
@@ -165,8 +165,8 @@ def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):
     (['export', '--workdir={run}', '--out={tmp}/no/x'], 'no/x: there is no such directory'),
     (['export', '--workdir={run}', '--out={tmp}/x', '--format=glov'], "(did you mean 'glove'?)"),
     (['export', '--workdir={run}', '--out={tmp}/x', 'king'], "unexpected argument 'king'"),
-    (['map', '--workdir={run}', '--out={tmp}/x', '--words=0'], '--words=0 is not a positive'),
-    (['map', '--workdir={run}', '--out={tmp}/x', '--words=2', 'man'], 'a number or words, not'),
+    (['map', '--workdir={run}', '--out={tmp}/x', '--words=0'], '--words=0 must be a positive'),
+    (['map', '--workdir={run}', '--out={tmp}/x', '--words=2', 'man'], 'a count or words, not'),
     (['import', '--workdir={tmp}/new'], '--file is required'),
   ],
 )

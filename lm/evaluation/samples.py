@@ -1,4 +1,4 @@
-"""The samples of a run: what its model makes of the prompts in `log.prompts`."""
+"""Samples of a run: the continuations of `log.prompts`, or the neighbors of words."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,50 +21,50 @@ from lm.types import Params, apply_of
 
 
 class Samples(NamedTuple):
-  """How the samples of a run are made.
+  """The sampling functions of a run.
 
   Attributes:
-    write: from the step, the parameters and the word vectors, where evaluations look at them, to
-      the (prompt, text) of each prompt.
-    check: takes parameters, or their shapes, and traces what `write` does.
+    write: maps the step, the parameters and the word vectors, if they are evaluated, to the
+      (prompt, text) of each prompt.
+    check: takes parameters, or their shapes, and traces one decoding step.
   """
 
   write: Callable[[int, Params, Vectors | None], list[tuple[str, str]]]
   check: Callable[[Params], None] = lambda params: None
 
 
-_DOMAIN = (3,)  # of the random numbers of samples
-_NEAREST = 8  # words that are shown of a word
+_DOMAIN = (3,)  # spawn key of the random numbers of samples
+_NEAREST = 8  # neighbors of a word
 
 
 def samples(
   config: ConfigDict, functions: Components | Inference, tokenizer: tokenizers.Tokenizer
 ) -> Samples:
-  """Returns the function that makes the samples of a config.
+  """Returns the sampling functions of a config.
 
-  A decoder goes on with each prompt. Where evaluations look at the word vectors of another model
-  (`eval.vectors`), a prompt is a word, and its text the words nearest to it with their cosines.
+  A decoder continues each prompt. If the word vectors of another model are evaluated
+  (`eval.vectors`), a prompt is a word, and its text the nearest words with their cosines.
 
   Raises:
-    UserError: there are prompts that the model can do nothing with.
+    UserError: the model can neither continue the prompts nor has word vectors.
   """
   if functions.model.continues_prompts:
-    return _continued(config, functions, tokenizer)
+    return _continuations(config, functions, tokenizer)
   prompts = tuple(config.log.prompts)
-  if vectors.wanted(config, functions.model):
+  if vectors.are_evaluated(config, functions.model):
     _check_words(prompts, tokenizer)
     return Samples(
-      lambda step, params, vectors: [(word, _neighbours(vectors, word)) for word in prompts]
+      lambda step, params, vectors: [(word, _neighbors(vectors, word)) for word in prompts]
     )
   if prompts:
     raise UserError(
-      f'log.prompts={prompts!r}: only a decoder continues prompts, and '
-      f'model.fn={config.model.fn!r} is none; set log.prompts=()'
+      f'log.prompts={prompts!r}: model.fn={config.model.fn!r} is no decoder, which continues '
+      'prompts; set log.prompts=()'
     )
   return Samples(lambda step, params, vectors: [])
 
 
-def _continued(
+def _continuations(
   config: ConfigDict, functions: Components | Inference, tokenizer: tokenizers.Tokenizer
 ) -> Samples:
   log, model = config.log, functions.model
@@ -85,11 +85,11 @@ def _continued(
     del vectors
     if not prompts:
       return []
-    # A seed for each step, and none that training has; a key of it for each prompt.
+    # Each step has a seed of its own, which training does not use, and each prompt a key of it.
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_DOMAIN)
     (seed,) = stream.generate_state(1).tolist()
     indices = range(len(prompts))
-    # All devices, and processes, write the samples together: the parameters stay sharded.
+    # All devices and processes decode together, so that parameters stay sharded.
     with meshes.set_mesh(mesh, rules):
       pieces = list(
         stream_text(model, apply, params, tokenizer, prompts, how, indices, seed, encode)
@@ -118,7 +118,7 @@ def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> N
       raise UserError(f'log.prompts={prompts!r:.200}: {e}') from e
 
 
-def _neighbours(vectors: Vectors | None, word: str) -> str:
+def _neighbors(vectors: Vectors | None, word: str) -> str:
   assert vectors is not None
   found = nearest_words(vectors, word, _NEAREST)
   return ': ' + ', '.join(f'{other} {cosine:.2f}' for other, cosine in found)

@@ -159,23 +159,26 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--workdir={pairs},{upper}'], 'make no ensemble: their tokenizers differ (of '),
+    (['--workdir={pairs},{upper}'], 'form no ensemble: their tokenizers differ (of '),
     (
       ['--workdir={pairs},{decoder}'],
-      "'lm.tasks.seq2seq:encoder_decoder' there and 'lm.tasks.seq2seq:decoder' here",
+      "data.convert differs: 'lm.tasks.seq2seq:encoder_decoder' and 'lm.tasks.seq2seq:decoder'",
     ),
     (['--workdir={pairs},nowhere'], '--workdir=nowhere: no run there'),
     (['--workdir={pairs},'], 'nothing before or after one of the commas'),
     (['--workdir={pairs},{pairs}'], 'is named twice'),
-    (['--workdir={pairs}', '--step=20,x'], '--step=20,x is no step, nor several'),
+    (['--workdir={pairs}', '--step=20,x'], '--step=20,x must be a step, or several'),
     (['--workdir={pairs}', '--step=20,25'], '--step=25: '),
     (['--workdir={pairs},{upper}', '--step=10,20,30'], 'names 3 steps for the 2 directories'),
     (['--workdir={pairs}', '--average=9'], '--average=9: '),
     (['--workdir={pairs}', '--average=0'], '--average=0 is not a positive number'),
     (['--workdir={pairs}', '--average=2', '--step=20'], 'takes the newest checkpoints, and --step'),
-    (['--workdir={pairs}', '--mbr=1'], '--mbr=1 is neither 0 nor 2 or more'),
+    (['--workdir={pairs}', '--mbr=1'], '--mbr=1 must be 0, or 2 candidates'),
     (['--workdir={pairs}', '--mbr=6', '--beam_size=5'], '--mbr=6 is more than --beam_size=5'),
-    (['--workdir={pairs}', '--temperature=0.5'], '--temperature=0.5: nothing is drawn here'),
+    (
+      ['--workdir={pairs}', '--temperature=0.5'],
+      'temperature=0.5 has no effect without sampling',
+    ),
     (['--workdir={pairs}', '--mbr=3', '--n_best=4'], '--n_best=4 is more than --mbr=3'),
     (['--workdir={pairs}', '--mbr=3', '--top_p=2'], '--top_p=2.0 is not between 0 and 1'),
     (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is for beams, and --mbr samples'),
@@ -212,14 +215,14 @@ def test_a_directory_with_a_comma_in_its_name_is_one(tmp_path):
   assert parse_members(str(tmp_path / 'a,b'), None) == [(tmp_path / 'a,b', None)]
 
 
-DRAWS = 6
+SAMPLES = 6
 
 
 def risky(loaded, **changes):
   sample_fn = sampler(temperature=1.5)
   strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sample_fn, batch_size=4)
-  given = {'utility': sentence_chrf(), 'draws': DRAWS, 'seed': 7} | changes
-  return Translator(loaded, strategy, risk=MBRConfig(**given))
+  given = {'utility': sentence_chrf(), 'samples': SAMPLES, 'seed': 7} | changes
+  return Translator(loaded, strategy, mbr=MBRConfig(**given))
 
 
 def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
@@ -232,7 +235,7 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
     prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
     strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sampler(temperature=1.5))
     model = loaded.model, loaded.apply, loaded.params
-    drawn = generate_batch(*model, [prompt] * DRAWS, strategy, seed=7)
+    drawn = generate_batch(*model, [prompt] * SAMPLES, strategy, seed=7)
     candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
     distinct |= set(candidates)
     means = {}

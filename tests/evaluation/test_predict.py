@@ -131,7 +131,7 @@ def test_one_task_is_learned_by_each_architecture(convert):
   assert found.references == before.references == references
   assert found.outputs == references != before.outputs
   assert predictor.scores(found)[0]['accuracy'] == 1
-  assert predictor.writes == (convert != 'lm.tasks.classification:classifier')
+  assert predictor.generates == (convert != 'lm.tasks.classification:classifier')
 
 
 # 'nicht' and 'schön' have a letter more than there is room for, END and a separator included.
@@ -219,14 +219,14 @@ def test_prompts_for_a_model_that_continues_none_are_told():
   tokenizer, functions, *_ = opened(config)
   with pytest.raises(UserError) as error:
     Evaluators(config, functions, tokenizer)
-  assert "log.prompts=('The ',): only a decoder continues prompts" in str(error.value)
+  assert "log.prompts=('The ',): model.fn=" in str(error.value)
 
 
 @pytest.mark.parametrize(
   ('key', 'path', 'message'),
   [
     ('metrics', 'lm.metrics.labels:classification', 'makes no lm.types.Metric'),
-    ('scores', 'lm.metrics.tokens:targets', 'makes Metric, not lm.metrics.scores.CorpusMetric'),
+    ('scores', 'lm.metrics.tokens:targets', 'returns Metric, not lm.metrics.scores.CorpusMetric'),
   ],
 )
 def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):

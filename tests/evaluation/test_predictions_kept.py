@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from lm import components
+from lm.config import resolve
 from lm.data import pipeline
-from lm.evaluation import predict
 from lm.evaluation.attention_maps import AttentionMaps
 from lm.parallel.preemption import Never
 from lm.training import trainer
@@ -172,7 +172,7 @@ def test_texts_no_file_could_hold_are_kept():
 
 def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
   workdir, said = classes
-  assert 'the outputs of step 4 are not kept: [Errno 28] No space left' in said
+  assert 'the outputs of step 4 are not written: [Errno 28] No space left' in said
   assert 'eval/dev/accuracy' in (workdir / 'metrics.jsonl').read_text()
 
 
@@ -200,8 +200,8 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
   ],
 )
 def test_each_example_has_a_score_of_its_own(path, outputs, references, expected):
-  builder = predict.resolve.resolve(path, 'scores')
-  name, scores = predict.per_example_scores(builder, outputs, references)
+  metric = resolve.call(resolve.resolve(path, 'scores'), 'scores')
+  name, scores = metric.score_examples(outputs, references)
   assert (name, scores) == (expected[0], pytest.approx(expected[1]))
 
 

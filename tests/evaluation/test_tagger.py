@@ -9,7 +9,7 @@ from lm.data import pipeline
 from lm.data.preprocess import tag_words
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
-from lm.evaluation.tagger import tag
+from lm.evaluation.predict import tag
 from lm.parallel.preemption import Never
 from lm.text import segment
 from lm.text.segment import as_single_token

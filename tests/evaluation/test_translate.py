@@ -233,12 +233,12 @@ def test_what_was_read_before_a_mistake_is_written(workdir):
     (['--beam_size=99'], '--beam_size=99 is not between 1 and'),
     (
       ['--min_tokens=50', '--max_tokens=5'],
-      '--min_tokens=50 is more than --max_tokens=5, the most',
+      '--min_tokens=50 is more than --max_tokens=5',
     ),
     (['--min_tokens=999'], '--min_tokens=999 is more than data.context='),
     (['--beam_size=2', '--n_best=3'], '--n_best=3 is more than --beam_size=2'),
-    (['--max_tokens=-1'], '--max_tokens=-1 is not 0 or more'),
-    (['--too_long=cut'], '--too_long=cut is none of error, truncate, split'),
+    (['--max_tokens=-1'], '--max_tokens=-1 must be a non-negative integer'),
+    (['--too_long=cut'], '--too_long=cut must be one of error, truncate, split'),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, workdir):
@@ -249,8 +249,8 @@ def test_mistakes_are_one_line(arguments, message, workdir):
 @pytest.mark.parametrize(
   ('arg', 'language', 'message'),
   [
-    ('', 'en', '--to=en: the task of this run is not told which language'),
-    ('languages', None, '--to is not given, and a line alone is not enough: data.task: target_la'),
+    ('', 'en', '--to=en: the task of this run has no target language'),
+    ('languages', None, '--to is not given, and the task needs it: data.task: target_la'),
     ('languages', 'de', "data.task: target_language='de'"),
     (
       'classes',

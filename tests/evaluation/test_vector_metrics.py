@@ -190,8 +190,8 @@ def test_a_decoder_has_word_vectors_too(folder, params_of):
       {'eval.vectors': ('lm.metrics.word_vectors:pairs(file="none.tsv")',)},
       'none.tsv cannot be read: No such file or directory',
     ),
-    ({'eval.vectors': ('test_vector_metrics:no_metric',)}, 'makes dict, not a VectorMetric'),
-    ({'eval.vectors': (GROUPS, GROUPS)}, "give one another name=; two are called 'kinds'"),
+    ({'eval.vectors': ('test_vector_metrics:no_metric',)}, 'returns dict, not a VectorMetric'),
+    ({'eval.vectors': (GROUPS, GROUPS)}, "name one of them with name=; two are called 'kinds'"),
     ({'eval.vectors': (), 'checkpoint.keep': 0}, 'with eval.sets and eval.vectors empty no'),
   ],
 )
@@ -229,7 +229,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
     train(folder, 'never', config)
   line = f'eval.vectors: {message.replace("{folder}", str(folder))}'
   assert str(error.value).startswith(line) and '\n' not in str(error.value)
-  assert str(error.value).endswith('the vocabulary has 9 words, as data.tokenizer says')
+  assert str(error.value).endswith('the vocabulary of data.tokenizer has 9 words')
   assert not (folder / 'never').exists()
 
 

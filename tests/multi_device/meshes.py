@@ -22,7 +22,7 @@ from lm.decode.loop import DecodeConfig, decode_loop
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
 from lm.evaluation import attention_maps, samples
-from lm.evaluation.evaluate import evaluate, make_eval_step
+from lm.evaluation.evaluators import evaluate, make_eval_step
 from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
