@@ -55,7 +55,7 @@ def run(main: Callable[[list[str]], int | None], doc: str | None) -> None:
 
 
 def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: list[str]) -> int:
-  path = pathlib.Path(argv[0])
+  path = pathlib.PurePath(argv[0])
   program = f'lm.{path.parent.name if path.stem == "__main__" else path.stem}'
   try:
     if doc is not None and {'--help', '-h', '-help'} & set(argv[1:]):

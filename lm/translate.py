@@ -70,9 +70,7 @@ def main(argv: list[str]) -> None:
     processors.append(logits_processors.no_repeat_ngram(args.no_repeat_ngram))
   if args.repetition_penalty != 1:
     processors.append(logits_processors.repetition_penalty(args.repetition_penalty))
-  sample_fn = greedy
-  if samples:
-    sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
+  draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if samples else greedy
   loaded = open_runs(workdir, args.step, args.average)
   context = loaded.config.data.context
   if args.min_tokens:
@@ -98,7 +96,7 @@ def main(argv: list[str]) -> None:
     if args.beam_size is None:
       notes.append(f'decode.beam_size={decode.beam_size} of the run')
   decode = decode._replace(
-    sample_fn=sample_fn, logits_processors=(*processors, *decode.logits_processors)
+    sample_fn=draw, logits_processors=(*processors, *decode.logits_processors)
   )
   mbr = None
   if args.mbr:

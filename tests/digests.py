@@ -42,9 +42,9 @@ def rows_of(name):
   config = experiment.load(f'{FOLDER / name}.py:smoke')
   for section in (config.data, *(s for s in config.eval.sets.values() if s.source)):
     section.source = f'first_examples:{first.__name__}(source={section.source!r}, count=400)'
-  tokenizer = pipeline.tokenizer(config.data, None)
+  tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, vocabulary_size(tokenizer))
-  rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed, None)
+  rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed)
   functions = components.pass_word_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   return config, functions, batches.batch_at(rows, transforms, 1, config.seed, 0)

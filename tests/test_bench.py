@@ -118,8 +118,8 @@ def test_flops_of_a_train_step_are_those_of_lstm_layers():
 
 def test_timed_train_step_learns_its_batch():
   config = ours.config_of(train.SHAPES['tiny'])
-  functions = ours.builder.functions(config, 65, jax.devices()[:1])
-  state, _ = ours.init_state(functions, jax.random.key(0))
+  functions = ours.builder.build_components(config, 65, jax.devices()[:1])
+  state, _ = ours.init_train_state(functions, jax.random.key(0))
   step = ours.make_train_step(functions, 0, 1, state)
   batch = ours.batch_of(train.SHAPES['tiny'])
   losses = []

@@ -119,7 +119,10 @@ def text(file):
     ([text('{tmp}/binary.txt')], 'NUL at byte'),
     ([text('{tmp}/latin.txt')], 'is not UTF-8 at byte'),
     (["--config.data.source=lm.data.sources:tfds(name='lm1c')"], "tfds has no builder 'lm1c'"),
-    (['--config.objective.fn=lm.objectives.spans:span'], "has no function 'span'"),
+    (
+      ['--config.objective.fn=lm.objectives.supervised:cross_entrop'],
+      "has no function 'cross_entrop'",
+    ),
     (
       ['--config.model.position=lm.nn.position:rope(thet=3.0)'],
       "takes no argument 'thet' (did you mean 'theta'?)",

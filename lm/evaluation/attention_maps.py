@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.components import Components, Inference
+from lm.components import Inference
 from lm.data import features, pipeline
 from lm.data.packed_rows import PackedRows, Rows
 from lm.decode.loop import bucket, pad_prompts
@@ -51,7 +51,7 @@ class AttentionMaps:
     self,
     config: ConfigDict,
     name: str,
-    functions: Components | Inference,
+    functions: Inference,
     tokenizer: tokenizers.Tokenizer,
     rows: Rows,
   ):

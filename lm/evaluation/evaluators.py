@@ -12,7 +12,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm import components
-from lm.components import Components, Inference
+from lm.components import Inference
 from lm.data import batches, pipeline
 from lm.data.packed_rows import FeatureRows, Rows
 from lm.errors import UserError
@@ -35,7 +35,7 @@ from lm.workdir.metrics_writer import Metrics
 EvalStep = Callable[[Params, Batch], WeightedSums]
 
 
-def make_eval_step(functions: Components | Inference, metrics: Iterable[Metric]) -> EvalStep:
+def make_eval_step(functions: Inference, metrics: Iterable[Metric]) -> EvalStep:
   """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
   metrics = list(metrics)
 
@@ -82,7 +82,7 @@ def evaluate(
   metrics: Iterable[Metric],
   params: Params,
   batches: Iterable[Mapping[str, np.ndarray]],
-  functions: Components | Inference,
+  functions: Inference,
 ) -> dict[str, float]:
   """Returns the metrics over all batches; the sums of batches accumulate in float64."""
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
@@ -135,9 +135,7 @@ class Evaluators:
     UserError: a set or a metric is wrong, or the model cannot continue `log.prompts`.
   """
 
-  def __init__(
-    self, config: ConfigDict, functions: Components | Inference, tokenizer: tokenizers.Tokenizer
-  ):
+  def __init__(self, config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer):
     self._config, self._functions, self._tokenizer = config, functions, tokenizer
     sharding = meshes.batch_sharding(functions.mesh, functions.rules)
     self._select = meshes.local_rows(config.eval.batch_size, sharding)

@@ -45,7 +45,7 @@ def trace_batch(
   params: Params,
   row: Mapping[str, np.ndarray],
   batch_size: int,
-  functions: Components | Inference,
+  functions: Inference,
 ) -> Any:
   """Returns the traced program of a jitted step, as its first call uses it; computes nothing.
 
@@ -173,7 +173,7 @@ def check_program(
 
 def check_evaluations(
   programs: Iterable[Program],
-  functions: Components | Inference,
+  functions: Inference,
   params: Any,
   state: TrainState | None = None,
 ) -> None:
@@ -292,7 +292,7 @@ def _held_rows(config: ConfigDict, functions: Components) -> int:
   return math.ceil(config.batch_size * max(1.0, share * ahead))
 
 
-def _shards(functions: Components | Inference) -> int:
+def _shards(functions: Inference) -> int:
   """Returns the number of shards of a batch over the devices of all processes."""
   with meshes.set_mesh(functions.mesh, functions.rules):
     return meshes.num_shards('batch')

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.components import Components, Inference
+from lm.components import Inference
 from lm.config import resolve
 from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows
@@ -75,7 +75,7 @@ class Predictor:
     self,
     config: ConfigDict,
     name: str,
-    functions: Components | Inference,
+    functions: Inference,
     tokenizer: tokenizers.Tokenizer,
     rows: FeatureRows,
     apply: Apply,
@@ -188,7 +188,10 @@ class Predictor:
     limits, policy = features.length_limits(data), data.too_long
     prompts = {
       i: features.apply_prompt_length_policy(
-        prompt(example), limits, policy, lambda i=i: f'example {i} of eval.sets.{self._name}'
+        prompt(example),
+        limits,
+        policy,
+        functools.partial('example {} of eval.sets.{}'.format, i, self._name),
       )
       for i, example in enumerate(self._examples)
     }

@@ -7,7 +7,7 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.components import Components, Inference
+from lm.components import Inference
 from lm.decode.logits_processors import ban_unknown_token
 from lm.decode.loop import DecodeConfig, check_decoding, check_prompt_length
 from lm.decode.sampling import sampler
@@ -37,9 +37,7 @@ _DOMAIN = (3,)  # spawn key of the random numbers of samples
 _NEAREST = 8  # neighbors of a word
 
 
-def samples(
-  config: ConfigDict, functions: Components | Inference, tokenizer: tokenizers.Tokenizer
-) -> Samples:
+def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer) -> Samples:
   """Returns the sampling functions of a config.
 
   A decoder continues each prompt. If the word vectors of another model are evaluated
@@ -65,7 +63,7 @@ def samples(
 
 
 def _continuations(
-  config: ConfigDict, functions: Components | Inference, tokenizer: tokenizers.Tokenizer
+  config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer
 ) -> Samples:
   log, model = config.log, functions.model
   how = DecodeConfig(

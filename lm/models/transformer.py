@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from lm.errors import UserError
 from lm.nn import embedding
 from lm.nn.attention import dot_product
-from lm.nn.kv_cache import KVCache, decoder_mask, is_packed, reorder_cache, unflatten_beams
+from lm.nn.kv_cache import KVCache, cached_mask, reorder_cache, unflatten_beams
 from lm.nn.layers import Attention, LayerNorm, Mlp, dropout, hook_point, pre_norm
 from lm.nn.position import Position, learned
 from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning
@@ -336,8 +336,7 @@ class Decoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table = self.table('embedding', batch['inputs'] if cache is None else None)
     rows = batch['inputs'].shape
-    batch = unflatten_beams(batch, cache)
-    mask, cached = decoder_mask(batch, cache)
+    batch, mask, cached = _decoder_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
     x = x.reshape(*rows, -1)
@@ -401,8 +400,7 @@ class EncoderDecoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table = self.table('embedding', batch['inputs'] if cache is None else None)
     rows = batch['inputs'].shape
-    batch = unflatten_beams(batch, cache)
-    mask, cached = decoder_mask(batch, cache)
+    batch, mask, cached = _decoder_mask(batch, cache)
     encoder_output = None
     if 'source' in batch:
       source_table = table if self.share_embeddings else self.table('source_embedding')
@@ -457,6 +455,25 @@ class ClassifierHead(nn.Module):
     zeros = with_logical_partitioning(nn.initializers.zeros, None)
     bias_C = self.param('bias', zeros, (self.num_classes,))
     return OutputHead(EmbeddingTable(kernel_CD), bias_C, self.num_classes, axes=(None, 'embed'))
+
+
+def is_packed(batch: Batch) -> bool:
+  """Returns whether rows may hold several segments; tasks give the examples of a row, (B, P)."""
+  return 'examples' not in batch or batch['examples'].shape[1] > 1
+
+
+def _decoder_mask(batch: Batch, cache: Any) -> tuple[Batch, Mask, dict[str, Array]]:
+  """Returns the batch as the stack takes it, its causal mask, and the updated part of the cache.
+
+  Without a cache, tokens attend to the earlier ones of their segment.
+  """
+  if cache is not None:
+    batch = unflatten_beams(batch, cache)
+    return batch, *cached_mask(batch, cache)
+  positions, segments = batch['positions'], batch['segments']
+  prefix = batch.get('prefix')
+  mask = Mask(positions, positions, segments, segments, prefix)
+  return batch, mask.replace(ordered=prefix is None, packed=is_packed(batch)), {}
 
 
 def bidirectional_mask(positions: Array, segments: Array, packed: bool) -> Mask:

@@ -113,30 +113,22 @@ def _new_lengths(lengths_B: Array, segments_BT: Array) -> Array:
   return lengths_B + (segments_BT > 0).sum(1, dtype=jnp.int32)
 
 
-def unflatten_beams(batch: Batch, cache: Any) -> Batch:
+def unflatten_beams(batch: Batch, cache: Mapping[str, Any]) -> Batch:
   """Returns a batch of B * M one-token rows, in beam search, as (B, M) tokens."""
-  if cache is None or 'allowed' not in cache:
+  if 'allowed' not in cache:
     return batch
   shape = cache['allowed'].shape[:2]
   return {name: x.reshape(shape) for name, x in batch.items()}
 
 
-def is_packed(batch: Batch) -> bool:
-  """Returns whether rows may hold several segments; tasks give their examples a row, (B, P)."""
-  return 'examples' not in batch or batch['examples'].shape[1] > 1
-
-
-def decoder_mask(batch: Batch, cache: Any) -> tuple[Mask, dict[str, Array]]:
+def cached_mask(batch: Batch, cache: Mapping[str, Any]) -> tuple[Mask, dict[str, Array]]:
   """Returns the causal mask of a batch, and the new positions, segments and lengths of the cache.
 
-  Without a cache, tokens attend to the earlier ones of their segment. With one, they attend to all
-  entries of their row up to their position, but not to empty entries and padding (segment 0).
+  Tokens attend to all entries of their row up to their position, but not to empty entries and
+  padding (segment 0).
   """
   positions, segments = batch['positions'], batch['segments']
   prefix = batch.get('prefix')
-  if cache is None:
-    mask = Mask(positions, positions, segments, segments, prefix)
-    return mask.replace(ordered=prefix is None, packed=is_packed(batch)), {}
   lengths, axes = cache['lengths'], ('cache_batch', 'length')
   new = {
     'positions': _append(cache['positions'], positions, lengths, axes),

@@ -194,7 +194,7 @@ def test_examples_without_tokens_do_not_make_others_floats(rows_of):
   [
     ([np.array([1, 2]), np.array([0.5])], 'int32 in some examples and float32 in others'),
     ([np.array([1, 2]), np.array([2**31])], '2147483648'),
-    ([np.array(['a']), np.array(['b'])], 'no numbers'),
+    ([np.array(['a']), np.array(['b'])], 'not a numeric one'),
   ],
 )
 def test_values_that_a_batch_cannot_hold_are_refused(values, message, rows_of):

@@ -108,7 +108,7 @@ def test_steps_prepare_alike_in_every_process(section, corpus, monkeypatch):
     ('segment_words(field="txt")', "no string under 'txt'; it has 'text'"),
     ('segment_words(stop=("xx",))', "no stop words of 'xx'"),
     ('segment_words(case="upper")', "case='upper'"),
-    ('normalize(form="nfkc")', "form='nfkc' is none of 'NFC'"),
+    ('normalize(form="nfkc")', "form='nfkc' must be one of 'NFC'"),
     ('segment_word', "did you mean .*'segment_words'"),
   ],
 )

@@ -225,7 +225,7 @@ def test_prompts_for_a_model_that_continues_none_are_told():
 @pytest.mark.parametrize(
   ('key', 'path', 'message'),
   [
-    ('metrics', 'lm.metrics.labels:classification', 'makes no lm.types.Metric'),
+    ('metrics', 'lm.metrics.labels:classification', 'returns no lm.types.Metric'),
     ('scores', 'lm.metrics.tokens:targets', 'returns Metric, not lm.metrics.scores.CorpusMetric'),
   ],
 )

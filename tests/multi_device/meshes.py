@@ -84,7 +84,7 @@ def functions(decoder, encoder_decoder):
     optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
     init = init_of(model, 16)
     return Components(
-      model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES, train_step
+      model, apply, over, mesh.RULES, init, cross_entropy(1e-3, chunk=3), optimizer, train_step
     )
 
   return make
@@ -182,11 +182,11 @@ def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
     made = Components(
       model,
       apply,
+      over,
+      mesh.RULES,
       init_of(model, T),
       objective,
       adagrad(0.5, optimizers.constant, 9),
-      over,
-      mesh.RULES,
       sparse_step.train_step,
     )
     state, _ = init_train_state(made, jax.random.key(0))
@@ -744,7 +744,7 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
   apply = with_mesh(apply_of(model), over, mesh.RULES)
   made = Components(
-    model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES, train_step
+    model, apply, over, mesh.RULES, init_of(model, 16), cross_entropy(), optimizer, train_step
   )
   params = abstract_state(made)[0].params
   read = [Features({'inputs': np.arange(2, 10)}, {}, {})]

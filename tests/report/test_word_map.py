@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
+from lm.evaluation.vectors import word_map as map_of_words
 from lm.report import word_map
 from lm.report.page import SECTIONS, write_report
 from lm.text.vectors import make_vectors
@@ -21,7 +22,7 @@ def _marks(page):
 def test_words_stand_at_their_principal_components():
   # Two directions at right angles, the longer one of the third axis.
   vectors = make_vectors('abcd', [[0, 0, 4], [0, 0, -4], [0, 2, 0], [0, -2, 0]])
-  found = word_map.find(vectors, ['d', 'a', 'b', 'c', 'a'])
+  found = map_of_words(vectors, ['d', 'a', 'b', 'c', 'a'])
   assert found['words'] == ['d', 'a', 'b', 'c']
   assert np.abs(found['points']).tolist() == [[0, 0.5], [1, 0], [1, 0], [0, 0.5]]
   assert found['shares'] == pytest.approx([0.8, 0.2])
@@ -64,7 +65,7 @@ def test_a_name_stays_inside():
 def test_words_stay_text_in_a_report(tmp_path):
   (tmp_path / 'config.json').write_text('{"steps": 10}')
   words = ['</b><script>alert(1)</script>', 'a&b"', '\x1b[2J', '\ud800', 'עברית', '红楼梦']
-  found = word_map.find(make_vectors(words, np.eye(6)), words)
+  found = map_of_words(make_vectors(words, np.eye(6)), words)
   path = write_report(tmp_path, (*SECTIONS, lambda run: word_map.show(found)))
   page = path.read_text('utf-8')
   assert [name for *_, name in _marks(page)] == [
@@ -80,11 +81,11 @@ def test_words_stay_text_in_a_report(tmp_path):
 
 def test_the_smallest_maps():
   assert word_map.show({}) == ''
-  one = word_map.show(word_map.find(make_vectors('ab', [[1], [2]]), ['b']))
+  one = word_map.show(map_of_words(make_vectors('ab', [[1], [2]]), ['b']))
   assert [mark[1:] for mark in _marks(one)] == [(50, 50, 'b')]
-  two = word_map.show(word_map.find(make_vectors('ab', [[1], [2]]), ['a', 'b']))
+  two = word_map.show(map_of_words(make_vectors('ab', [[1], [2]]), ['a', 'b']))
   assert '100% of the variance across, 0% down' in two
   with pytest.raises(UserError, match='at least one word'):
-    word_map.find(make_vectors('ab', [[1], [2]]), [])
+    map_of_words(make_vectors('ab', [[1], [2]]), [])
   with pytest.raises(UserError, match="'c' is not among the 2 words"):
-    word_map.find(make_vectors('ab', [[1], [2]]), ['c'])
+    map_of_words(make_vectors('ab', [[1], [2]]), ['c'])

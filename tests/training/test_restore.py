@@ -41,7 +41,7 @@ def saved(tmp_path_factory):
   tokenizer = ours.bytes([])
   functions = components.build_components(config, tokenizer.get_vocab_size())
   state, _ = train_step.init_train_state(functions, jax.random.key(0))
-  content = trainer.prepare.rows(config.data, 'train', tokenizer, config.seed).content
+  content = trainer.pipeline.packed_rows(config.data, 'train', tokenizer, config.seed).content
   experiment.write_run_config(config, 'x.txt', tokenizer, workdir, content)
   checkpoints = Checkpoints(workdir)
   for at in (2, 4, 6):

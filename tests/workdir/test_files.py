@@ -9,7 +9,7 @@ from lm.workdir import files
 HOLD = """
 import pathlib, sys
 from lm.workdir import files
-with files.held(pathlib.Path(sys.argv[1])):
+with files.lock_workdir(pathlib.Path(sys.argv[1])):
   print('held', flush=True)
   sys.stdin.read()
 """

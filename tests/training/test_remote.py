@@ -7,7 +7,7 @@ import sys
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from test_loop import FILE, SOURCE, metrics, run
+from test_trainer import FILE, SOURCE, metrics, run
 
 from lm.data import cache, remote
 from lm.errors import UserError
@@ -150,6 +150,6 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, folder, tmp_path, 
 
 def test_a_broken_network_costs_the_copy_and_not_the_run(bucket, folder, monkeypatch, capsys):
   here = away()
-  monkeypatch.setattr(remote, '_push', lambda *_: (_ for _ in ()).throw(OSError('no route')))
-  trainer.push_record(here)
-  assert f'warning: the record is only in {here} for now' in capsys.readouterr().err
+  monkeypatch.setattr(remote, '_filesystem', lambda *_: (_ for _ in ()).throw(OSError('no route')))
+  trainer.push_workdir(here)
+  assert f'warning: the workdir is only in {here} for now' in capsys.readouterr().err
