@@ -24,7 +24,7 @@ from lm.config.base import base
 from lm.errors import PeerLost, Preempted, UserError, did_you_mean
 from lm.parallel import failure_detector, host, multihost
 from lm.text.files import expand_path, lone_surrogate
-from lm.workdir import experiment
+from lm.workdir import experiment, files
 
 flags.disclaim_key_flags()  # flags that are defined here belong to the program that asks for them
 
@@ -176,6 +176,18 @@ def output_file(name: str, value: str) -> pathlib.Path:
   if not path.absolute().parent.is_dir():
     raise UserError(f'--{name}={path}: there is no such directory')
   return path
+
+
+def write_output(name: str, path: pathlib.Path, content: bytes) -> None:
+  """Writes the file that --NAME names, or leaves it as it was.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
+    files.replace(path, content)
+  except OSError as e:
+    raise UserError(f'--{name}={path} cannot be written: {e.strerror or e}') from e
 
 
 def config(argv: list[str]) -> tuple[ConfigDict, str]:

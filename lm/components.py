@@ -120,7 +120,7 @@ def pass_word_counts(
     total = occurrences.sum() - occurrences[end_id(tokenizer)]  # unknown words included
     raise UserError(
       f'data.source={config.data.source!r}: {counts.sum():,} of {total:,} words are in the '
-      f'vocabulary (data.tokenizer.min_count={min_count}), {distinct} of them distinct, and two are '
+      f'vocabulary (data.tokenizer.min_count={min_count}), {distinct} distinct, and two are '
       f'needed; {remedy}take more text'
     )
   objective = _built(section, 'objective', Objective, counts=counts)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
   from lm.parallel import mesh as meshes
   from lm.progress import show_documents
   from lm.text.tokenizers import vocabulary_size
-  from lm.workdir import eval_artifacts, files
+  from lm.workdir import eval_artifacts
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
   if flags.FLAGS.beam_size is not None:  # before the data is read
@@ -89,10 +89,7 @@ def main(argv: list[str]) -> None:
   if out is not None:
     sets = found.examples.items()
     content = b''.join(eval_artifacts.lines(examples, set=name) for name, examples in sets)
-    try:
-      files.replace(out, content)
-    except OSError as e:
-      raise UserError(f'--predictions={file} cannot be written: {e.strerror or e}') from e
+    cli.write_output('predictions', out, content)
   notes = {'notes': found.notes} if found.notes else {}
   which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}
   print(cli.json_line(which | found.values | notes))

@@ -19,32 +19,35 @@ import contextlib
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from lm import cli
 from lm.errors import UserError, did_you_mean
+from lm.metrics import word_vectors
+from lm.text import vector_files
 from lm.text.files import expand_path
+from lm.text.tokenizers import END, UNKNOWN
+from lm.text.vectors import Vectors, analogy, nearest_words, row_of
 from lm.workdir import files
 
-if TYPE_CHECKING:
-  from lm.text.vectors import Vectors
+_FORMATS = {
+  'word2vec': (vector_files.read_word2vec_text, vector_files.write_word2vec_text),
+  'word2vec_binary': (vector_files.read_word2vec_binary, vector_files.write_word2vec_binary),
+  'glove': (vector_files.read_glove, vector_files.write_glove),
+}
 
 flags.DEFINE_string('workdir', None, 'directory of the run; for import, the new one')
 flags.DEFINE_integer('step', None, 'checkpoint to use; by default the best, or else the newest')
 flags.DEFINE_integer('k', 10, 'words to print', lower_bound=1)
-flags.DEFINE_enum('score', 'add', ('add', 'mul'), 'of analogies: add for 3CosAdd, mul for 3CosMul')
+flags.DEFINE_enum(
+  'score', 'add', list(word_vectors.SCORES), 'of analogies: add for 3CosAdd, mul for 3CosMul'
+)
 flags.DEFINE_multi_string('pairs', [], 'file of word TAB word TAB score; repeatable')
 flags.DEFINE_multi_string('questions', [], 'file of analogies in sections; repeatable')
 flags.DEFINE_string('out', None, 'file to write')
 flags.DEFINE_string('file', None, 'file to import')
-flags.DEFINE_enum(
-  'format',
-  'word2vec',
-  ('word2vec', 'word2vec_binary', 'glove'),
-  'of the file: word2vec, word2vec_binary or glove',
-)
+flags.DEFINE_enum('format', 'word2vec', list(_FORMATS), f'of the file: {", ".join(_FORMATS)}')
 flags.DEFINE_integer('words', 500, 'first words of the vocabulary, for the map', lower_bound=1)
 
 
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
   run(files.workdir(cli.required('workdir', 'runs/word2vec_quickstart')), words)
 
 
-def _vectors_of(workdir: pathlib.Path) -> tuple['Vectors', Sequence[str]]:
+def _vectors_of(workdir: pathlib.Path) -> tuple[Vectors, Sequence[str]]:
   """Returns the vectors of a run, and a note on the step if it is the default."""
   from lm.evaluation.vectors import of_loaded
   from lm.workdir.load import load
@@ -75,8 +78,6 @@ def _vectors_of(workdir: pathlib.Path) -> tuple['Vectors', Sequence[str]]:
 def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
   if not words:
     raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
-  from lm.text.vectors import nearest_words, row_of
-
   vectors, notes = _vectors_of(workdir)
   for word in words:
     row_of(vectors, word)  # raises for an unknown word before anything is printed
@@ -93,11 +94,8 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
     raise UserError(
       f'analogy needs three words, as in: analogy --workdir=DIR man king woman; not {len(words)}'
     )
-  from lm.metrics.word_vectors import SCORES
-  from lm.text.vectors import analogy
-
   vectors, notes = _vectors_of(workdir)
-  score = SCORES[flags.FLAGS.score]
+  score = word_vectors.SCORES[flags.FLAGS.score]
   a, b, c = words
   found = analogy(vectors, a, b, c, flags.FLAGS.k, score)
   if not found:
@@ -111,12 +109,10 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
   cli.refuse_positional(words)
   if not flags.FLAGS.pairs and not flags.FLAGS.questions:
     raise UserError('similarity needs --pairs=FILE or --questions=FILE')
-  from lm.metrics.word_vectors import pairs, questions
-
   with _named('pairs'):
-    metrics = [pairs(file) for file in flags.FLAGS.pairs]
+    metrics = [word_vectors.pairs(file) for file in flags.FLAGS.pairs]
   with _named('questions'):
-    metrics += [questions(file, sections=True) for file in flags.FLAGS.questions]
+    metrics += [word_vectors.questions(file, sections=True) for file in flags.FLAGS.questions]
   from lm.evaluation.vectors import check_names, scores
 
   check_names(metrics, '--pairs and --questions: files need names of their own')
@@ -129,15 +125,8 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
 def _export(workdir: pathlib.Path, words: list[str]) -> None:
   cli.refuse_positional(words)
   out = cli.output_file('out', cli.required('out', 'vectors.txt'))
-  from lm.text import vector_files
-
-  write = {
-    'word2vec': vector_files.write_word2vec_text,
-    'word2vec_binary': vector_files.write_word2vec_binary,
-    'glove': vector_files.write_glove,
-  }[flags.FLAGS.format]
   vectors, notes = _vectors_of(workdir)
-  write(out, vectors)
+  _FORMATS[flags.FLAGS.format][1](out, vectors)
   cli.print_notes(notes)
   print(f'{out}: {_size(vectors)}')
 
@@ -145,18 +134,10 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
   cli.refuse_positional(words)
   file = expand_path(cli.required('file', 'vectors.txt'), '--file')
-  from lm.text import vector_files
-
   files.check_free(workdir)  # before a large file is read
-  read = {
-    'word2vec': vector_files.read_word2vec_text,
-    'word2vec_binary': vector_files.read_word2vec_binary,
-    'glove': vector_files.read_glove,
-  }[flags.FLAGS.format]
   with _named('file'):
-    vectors = read(file)
+    vectors = _FORMATS[flags.FLAGS.format][0](file)
   from lm.evaluation.vectors import write_run
-  from lm.text.tokenizers import END, UNKNOWN
 
   write_run(vectors, workdir)
   special = ' and '.join(repr(word) for word in (END, UNKNOWN) if word in vectors.index)
@@ -176,10 +157,7 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
   vectors, notes = _vectors_of(workdir)
   found = map_of_words(vectors, words or vectors.words[: flags.FLAGS.words])
   page = page_of(run_data.read_run(workdir), (sections.heading, lambda run: word_map.show(found)))
-  try:
-    files.replace(out, page.encode('utf-8', errors='backslashreplace'))
-  except OSError as e:
-    raise UserError(f'--out={out} cannot be written: {e.strerror}') from e
+  cli.write_output('out', out, page.encode('utf-8', errors='backslashreplace'))
   cli.print_notes(notes)
   print(f'{out}: {_count(len(found["words"]), "word")}')
 

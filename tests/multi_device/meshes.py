@@ -21,8 +21,8 @@ from lm.decode.batch import generate_batch, rows_per_batch
 from lm.decode.loop import DecodeConfig, decode_loop
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
-from lm.evaluation import attention_maps, samples
-from lm.evaluation.evaluators import evaluate, make_eval_step
+from lm.evaluation import attention_maps, evaluators
+from lm.evaluation.evaluators import evaluate, make_eval_step, samples
 from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
@@ -713,7 +713,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
     host = jax.device_get(params_of(made.model, seed=3))
     params = jax.device_put(host, jax.tree.map(lambda x: x.sharding, places))
     known = {id(x) for x in jax.live_arrays()}
-    real = samples.stream_text
+    real = evaluators.stream_text
 
     def watched(*args, **kwargs):
       for piece in real(*args, **kwargs):
@@ -721,8 +721,8 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
         yield piece
 
     with monkeypatch.context() as patch:
-      patch.setattr(samples, 'stream_text', watched)
-      texts = samples.samples(config, made, tokenizer).write(3, params, None)
+      patch.setattr(evaluators, 'stream_text', watched)
+      texts = samples(config, made, tokenizer).write(3, params, None)
     maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
     look(places, known)
     cells = [np.frombuffer(base64.b64decode(x['weights']), np.uint8) for x in maps['examples']]
