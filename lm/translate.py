@@ -103,14 +103,14 @@ def main(argv: list[str]) -> None:
     mbr = MBRConfig(sentence_chrf(), args.mbr if samples else 1, args.seed, args.n_best)
   translator = Translator(loaded, decode, args.to, args.too_long, args.prefix, mbr)
   cli.print_notes(notes)
-  number = 0
+  index = 0
   for lines in windows(sys.stdin.buffer, args.window):
-    for texts in translator(lines, number):
-      number += 1
+    for texts in translator(lines, index):
+      index += 1
       if args.n_best == 1:
         sys.stdout.write(f'{texts[0][0]}\n')
       else:
-        sys.stdout.writelines(f'{number} ||| {text} ||| {score:.4f}\n' for text, score in texts)
+        sys.stdout.writelines(f'{index} ||| {text} ||| {score:.4f}\n' for text, score in texts)
     sys.stdout.flush()
 
 

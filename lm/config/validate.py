@@ -106,7 +106,7 @@ def _check_structure(value: Any, example: Any, key: str, name: str) -> None:
       if key not in _REPLACEABLE:
         _check_structure(value[part], example[part], inner, name)
     return
-  # An int may stand for a float, and a list for a tuple.
+  # An int is a valid float, and a list a valid tuple.
   wider = {float: (int, float), tuple: (tuple, list)}
   expected = wider.get(type(example), type(example))
   wrong = not isinstance(value, expected) or isinstance(value, bool) != isinstance(example, bool)

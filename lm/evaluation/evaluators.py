@@ -36,7 +36,7 @@ from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.metrics_writer import Metrics
 
 EvalStep = Callable[[Params, Batch], WeightedSums]
-_SAMPLES = (3,)  # spawn key of their random numbers
+_SAMPLES = (3,)  # spawn key of their seeds
 _NEAREST = 8  # neighbors of a word
 
 
@@ -193,7 +193,7 @@ class Evaluators:
   def directions(self, params: Params) -> dict[str, bool | None]:
     """Returns whether the highest value of each metric is the best, by name; computes none.
 
-    All functions of evaluations are traced, so that their errors show at start-up. None stands for
+    All functions of evaluations are traced, so that their errors show at start-up. None is for
     a value without a direction.
 
     Args:

@@ -2,7 +2,7 @@
 
 A trained tagger serves lm.text.segment and `data.prepare`:
 
-tags.tag(segment.words(whole(raw)), functools.partial(tag, workdir='runs/msra_ner'))
+segment.tag_words(text, functools.partial(tag, workdir='runs/msra_ner'))
 tagger = 'lm.evaluation.predict:tag(workdir=\\"DIR\\")'
 config.data.prepare = (f'lm.data.preprocess:tag_words(tagger="{tagger}")',)
 """

@@ -25,14 +25,14 @@ def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
   """
   numbered = enumerate(lines, 1)
   while window := list(itertools.islice(numbered, size)):
-    yield [_decoded(number, line) for number, line in window]
+    yield [_decode(line, index) for index, line in window]
 
 
-def _decoded(number: int, line: bytes) -> str:
+def _decode(line: bytes, index: int) -> str:
   try:
-    return line.decode('utf-8-sig' if number == 1 else 'utf-8').rstrip('\r\n')
+    return line.decode('utf-8-sig' if index == 1 else 'utf-8').rstrip('\r\n')
   except UnicodeDecodeError as e:
-    raise UserError(f'line {number} of the input is not UTF-8 at byte {e.start}') from e
+    raise UserError(f'line {index} of the input is not UTF-8 at byte {e.start}') from e
 
 
 class MBRConfig(NamedTuple):
@@ -143,7 +143,7 @@ class Translator:
       ]
       yield texts if mbr is None else mbr_rank([t for t, _ in texts], mbr.utility)[: mbr.n_best]
 
-  def _parts(self, line: str, number: int) -> list[Features]:
+  def _parts(self, line: str, index: int) -> list[Features]:
     """Returns the prompts of a line: one, or several if it is split; none if it is empty."""
     if not line.strip():
       return []
@@ -160,14 +160,14 @@ class Translator:
     words = line.split()
     if self._too_long == 'error' or (len(words) < 2 and len(line) < 2):
       raise UserError(
-        f'line {number} has {size} tokens and the model reads {limit}; '
+        f'line {index} has {size} tokens and the model reads {limit}; '
         'set --too_long=truncate or --too_long=split'
       )
     middle = len(words if len(words) > 1 else line) // 2
     halves = (line[:middle], line[middle:])
     if len(words) > 1:
       halves = (' '.join(words[:middle]), ' '.join(words[middle:]))
-    return [part for half in halves for part in self._parts(half, number)]
+    return [part for half in halves for part in self._parts(half, index)]
 
 
 def _check_language(task: Task, language: str | None) -> None:
