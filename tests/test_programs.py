@@ -75,7 +75,7 @@ def test_a_prompt_holds_no_special_tokens(workdir):
   assert f'--prompt has {tokens} tokens and the model reads {limit}' in line
 
 
-def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
+def test_prepare_prints_documents_tokens_and_rows(tmp_path, monkeypatch):
   monkeypatch.setenv('LM_CACHE', str(tmp_path / 'cache'))
   corpus = tmp_path / 'corpus.txt'
   corpus.write_text('one line\n' * 200)

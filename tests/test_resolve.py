@@ -48,7 +48,7 @@ def test_a_path_names_a_function():
   assert resolve.resolve('os.path:join', 'k')('a', 'b') == 'a/b'
 
 
-def test_a_name_may_lie_in_a_namespace():
+def test_a_name_may_be_in_a_namespace():
   remat = 'jax:checkpoint_policies.nothing_saveable'
   assert resolve.resolve(remat, 'model.remat_policy') is jax.checkpoint_policies.nothing_saveable
   assert resolve.resolve('builtins:str.join', 'k') is str.join
@@ -118,7 +118,7 @@ def test_functions_that_take_any_keyword_take_any_keyword():
     (f'{HERE}:scale(factor=1)(x=2)', ['must be an import path']),
   ],
 )
-def test_what_is_wrong_with_a_path_is_said_in_one_line(path, parts):
+def test_a_wrong_path_is_one_line(path, parts):
   text = _error(lambda: resolve.resolve(path, 'model.fn'))
   assert text.startswith('model.fn')
   for part in parts:
@@ -139,7 +139,7 @@ def test_arguments_are_read_and_never_evaluated(tmp_path):
   _error(lambda: resolve.resolve(f'{HERE}:scale(factor=__import__("os").getpid())', 'k'))
 
 
-def test_a_module_that_fails_inside_is_told_from_one_that_is_missing(tmp_path, monkeypatch):
+def test_a_failing_import_differs_from_a_missing_module(tmp_path, monkeypatch):
   (tmp_path / 'broken_inside.py').write_text('import a_dependency_that_is_absent\n')
   monkeypatch.syspath_prepend(tmp_path)
   text = _error(lambda: resolve.resolve('broken_inside:f', 'k'))
@@ -154,7 +154,7 @@ def test_a_missing_argument_is_found_before_the_call():
   assert resolve.call(build, 'model', width=3).width == 3
 
 
-def test_an_error_raised_by_the_function_is_not_taken_for_a_wrong_call():
+def test_an_error_of_the_function_itself_passes():
   def fails():
     raise TypeError('from within')
 

@@ -81,7 +81,7 @@ def test_similarity_of_files(workdir, tmp_path):
   }
 
 
-def test_what_is_no_number_is_null(workdir, tmp_path):
+def test_undefined_values_are_null(workdir, tmp_path):
   (tmp_path / 'one.tsv').write_text('man\tking\t9\n')
 
   def refuse(name):
@@ -187,7 +187,7 @@ def test_wrong_usage_is_one_line(workdir, arguments, message, tmp_path):
     (['similarity', '--pairs={tmp}/absent'], 'absent: similarity: metric on an empty set'),
   ],
 )
-def test_what_the_vectors_lack_is_one_line(workdir, arguments, message, tmp_path):
+def test_unknown_words_are_one_line(workdir, arguments, message, tmp_path):
   (tmp_path / 'absent').write_text('a\tb\t1\n')
   given = [a.format(tmp=tmp_path) for a in arguments]
   assert message in mistake(*given, f'--workdir={workdir}')
@@ -214,7 +214,7 @@ def test_a_wrong_file_makes_no_workdir(content, form, message, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-def test_a_workdir_that_holds_something_is_refused(workdir, tmp_path):
+def test_a_workdir_that_is_not_empty_raises(workdir, tmp_path):
   (tmp_path / 'file').write_text('a 1 2\n')
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
   line = mistake('import', f'--workdir={workdir}', f'--file={tmp_path}/file', '--format=glove')
@@ -222,5 +222,5 @@ def test_a_workdir_that_holds_something_is_refused(workdir, tmp_path):
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 
-def test_a_workdir_without_a_run_is_told(tmp_path):
+def test_a_workdir_without_a_run_is_one_line(tmp_path):
   assert 'no run there' in mistake('nearest', f'--workdir={tmp_path}', 'king')

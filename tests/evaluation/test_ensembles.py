@@ -1,4 +1,4 @@
-"""Several runs as one, the mean of a run's checkpoints, and the least risk of many drawn texts."""
+"""Ensembles of runs, means of checkpoints, and minimum Bayes risk decoding."""
 
 import json
 import pathlib
@@ -130,7 +130,7 @@ def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
 
 
 @pytest.mark.slow
-def test_numbers_of_an_ensemble_are_averaged_as_they_are(runs):
+def test_regression_ensembles_average_logits(runs):
   workdirs = runs('number'), runs('number', seed=1)
   assert open_runs(','.join(map(str, workdirs))).model.mean is ensemble.logits
   result = in_process.run('evaluate', f'--workdir={workdirs[0]},{workdirs[1]}')
@@ -201,7 +201,7 @@ def test_word_vectors_make_no_ensemble(runs, tmp_path):
     open_runs(f'{tmp_path / "x"},{tmp_path / "y"}')
 
 
-def test_workdirs_go_with_steps():
+def test_workdirs_combine_with_steps():
   a, b = pathlib.Path('a'), pathlib.Path('b')
   assert parse_members('a', None) == [(a, None)]
   assert parse_members('a', '5') == [(a, 5)]
@@ -225,7 +225,7 @@ def risky(loaded, **changes):
   return Translator(loaded, strategy, mbr=MBRConfig(**given))
 
 
-def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
+def test_mbr_chooses_the_sample_of_least_risk(runs):
   loaded = load(runs(), 10)
   lines = ['ein Hund', 'drei', 'zwei']
   found = list(risky(loaded, n_best=2)(lines))
@@ -249,7 +249,7 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
   assert len(distinct) > 6, 'there was something to choose from'
 
 
-def test_what_is_chosen_depends_on_the_line_alone(runs):
+def test_mbr_of_a_line_does_not_depend_on_other_lines(runs):
   loaded = load(runs(), 10)
   translate = risky(loaded)
   lines = ['ein Hund', 'drei', '', 'zwei', 'eins']
@@ -260,7 +260,7 @@ def test_what_is_chosen_depends_on_the_line_alone(runs):
 
 
 @pytest.mark.slow
-def test_the_program_draws_and_takes_the_best_of_a_beam(runs):
+def test_the_program_ranks_samples_or_the_hypotheses_of_a_beam(runs):
   given = [f'--workdir={runs()}', '--step=10', '--n_best=2']
   drawn, again = (
     in_process.run('translate', *given, '--mbr=4', '--temperature=1.5', '--seed=1', text='drei\n\n')

@@ -1,4 +1,4 @@
-"""What evaluations leave beside numbers: outputs, notes and attention maps; and lm.evaluate."""
+"""Artifacts of evaluations besides metrics: outputs, notes, attention maps; and lm.evaluate."""
 
 import base64
 import contextlib
@@ -104,7 +104,7 @@ def pairs(folder):
 
 @pytest.fixture(scope='module')
 def classes(folder):
-  """A run that had no room on the disk for outputs, and what it said."""
+  """A run without disk space for outputs, and its stderr."""
   config, path = load(folder, 'classes')
 
   def full(*args):
@@ -170,7 +170,7 @@ def test_texts_no_file_could_hold_are_kept():
   }
 
 
-def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
+def test_a_full_disk_does_not_end_the_run(classes):
   workdir, said = classes
   assert 'the outputs of step 4 are not written: [Errno 28] No space left' in said
   assert 'eval/dev/accuracy' in (workdir / 'metrics.jsonl').read_text()
@@ -274,7 +274,7 @@ def test_cross_attention_is_kept_word_by_word(pairs):
     np.testing.assert_allclose(weights.sum(-1), 1, atol=3 / 255)
 
 
-def test_self_attention_of_a_decoder_sees_what_its_mask_shows(folder):
+def test_self_attention_of_a_decoder_is_causal(folder):
   maps = maps_of(folder, 'decoder', attention_fn='lm.nn.attention:blockwise(block=4)')
   assert maps['kind'] == 'attention'
   words = maps['examples'][1]['queries']
@@ -298,6 +298,6 @@ def test_layers_are_in_order_and_many_heads_are_averaged(folder, monkeypatch):
   np.testing.assert_allclose(arrays_of(means)[0][:, 0], first.mean(1), atol=1 / 255)
 
 
-def test_no_map_is_shown_of_attention_that_is_something_else(folder):
+def test_attention_other_than_softmax_has_no_map(folder):
   assert maps_of(folder, 'pairs', attention_fn='lm.nn.attention:dot_product') is not None
   assert maps_of(folder, 'pairs', attention_fn='kept_runs:uniform') is None

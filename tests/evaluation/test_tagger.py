@@ -45,7 +45,7 @@ def test_tags_are_those_of_the_evaluation(run):
   assert len({one for sentence in found for one in sentence}) > 1
 
 
-def test_a_trained_tagger_serves_like_another(run):
+def test_a_trained_tagger_works_with_segment(run):
   raw = 'x = f(1, y)'
   by = functools.partial(tag, workdir=str(run), separator=' ')
   text = segment.tag_words(segment.split_words(as_single_token(raw)), by)
@@ -57,7 +57,7 @@ def test_a_trained_tagger_serves_like_another(run):
   assert tag([], workdir=str(run)) == []
 
 
-def test_mistakes_are_told(run, tmp_path):
+def test_mistakes_raise(run, tmp_path):
   with pytest.raises(UserError, match='no run there'):
     tag(['a'], workdir=str(tmp_path))
   with pytest.raises(UserError, match='sentence by sentence'):
