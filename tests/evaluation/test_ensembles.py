@@ -1,5 +1,6 @@
 """Ensembles of runs, means of checkpoints, and minimum Bayes risk decoding."""
 
+import dataclasses
 import json
 import pathlib
 import textwrap
@@ -10,20 +11,23 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from lm.config.base import base
 from lm.decode.batch import generate_batch
 from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
 from lm.errors import UserError
+from lm.evaluation import ensembles
 from lm.evaluation.ensembles import open_runs, parse_members
 from lm.evaluation.translate import MBRConfig, Translator
 from lm.metrics.translation import sentence_chrf
 from lm.models import ensemble
 from lm.parallel.preemption import Never
 from lm.task import Features
+from lm.tasks.classification import classifier, regressor
 from lm.text.tokenizers import end_id
 from lm.training import trainer
 from lm.workdir import experiment
-from lm.workdir.load import load
+from lm.workdir.load import Loaded, load
 
 PAIRS = {'eins': 'one', 'zwei': 'two', 'drei': 'three', 'ein Hund': 'a dog'}
 SOURCE = f"""
@@ -137,6 +141,28 @@ def test_regression_ensembles_average_logits(runs):
   assert result.returncode == 0, result.stderr
   # The outputs of the members err about 1 to either side; a mean of softmaxes over one is 0.
   assert json.loads(result.stdout)['eval/validation/absolute_error'] < 0.9
+
+
+def my_regressor(task):
+  """A converter of a user's own."""
+  return dataclasses.replace(regressor(task), predict=lambda output, batch: {})
+
+
+def my_classifier(task):
+  return dataclasses.replace(classifier(task), predict=lambda output, batch: {})
+
+
+@pytest.mark.parametrize(
+  ('convert', 'mean'),
+  [('my_regressor', ensemble.logits), ('my_classifier', ensemble.probabilities)],
+)
+def test_a_converter_decides_the_mean_of_an_ensemble(convert, mean, encoder):
+  config = base()
+  config.data.task = 'lm.tasks.text:regression'
+  config.data.convert = f'test_ensembles:{convert}'
+  loaded = Loaded(config, {'kernel': np.ones(2)}, None, None, 1, encoder())
+  together = ensembles._as_ensemble([loaded, dataclasses.replace(loaded, step=2)])
+  assert together.model.mean is mean
 
 
 @pytest.mark.slow

@@ -142,9 +142,7 @@ def test_one_task_is_learned_by_each_architecture(convert):
 @pytest.mark.parametrize(
   ('too_long', 'left_out'), [('skip', {'nicht', 'schön'}), ('truncate', set())]
 )
-def test_long_examples_are_skipped_or_truncated(
-  convert, context, too_long, left_out, params_of
-):
+def test_long_examples_are_skipped_or_truncated(convert, context, too_long, left_out, params_of):
   config = config_of(convert, **{'data.too_long': too_long, 'data.context': context})
   _, functions, _, predictor = opened(config)
   found = predictor.predictions(params_of(functions.model, seed=1))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -8,9 +9,11 @@ from lm import components
 from lm.data import pipeline
 from lm.data.preprocess import tag_words
 from lm.errors import UserError
+from lm.evaluation import predict
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.predict import tag
 from lm.parallel.preemption import Never
+from lm.tasks.classification import tagger
 from lm.text import segment
 from lm.text.segment import as_single_token
 from lm.training import trainer
@@ -55,6 +58,24 @@ def test_a_trained_tagger_works_with_segment(run):
   (example,) = tag_words([{'text': raw}], tagger=by, separator=' ')
   assert example['tags'] == [t.tag for t in text.tokens]
   assert tag([], workdir=str(run)) == []
+
+
+def my_tagger(task):
+  """A converter of a user's own."""
+  return dataclasses.replace(tagger(task))
+
+
+def test_a_converter_says_whether_it_tags_words(run, monkeypatch):
+  loaded = load(run)
+  config = loaded.config.copy_and_resolve_references()
+  monkeypatch.setattr(predict, 'load', lambda *args: dataclasses.replace(loaded, config=config))
+  config.data.convert = 'test_tagger:my_tagger'
+  words = ['x', '=', '1']
+  expected = tag(words, workdir=str(run), separator=' ')
+  assert predict._tagger.__wrapped__(str(run), ' ', None)(words) == expected
+  config.data.convert = 'lm.tasks.classification:classifier'
+  with pytest.raises(UserError, match=r"data.convert='.*:classifier' does not tag words"):
+    predict._tagger.__wrapped__(str(run), ' ', None)
 
 
 def test_mistakes_raise(run, tmp_path):
