@@ -13,119 +13,101 @@ from lm.errors import UserError, did_you_mean
 
 def base() -> ConfigDict:
   """Returns the configuration of a small GPT-2 on the embedded English text."""
-  config = ConfigDict()
-  config.seed = 0
-  config.steps = 1000
-  config.batch_size = 16  # rows of the global batch
-  config.microbatches = 1  # gradient accumulation over this many parts of a batch
-  config.dispatch = 1  # steps per call of the jitted train step
-  config.nonfinite_limit = 10  # the run stops after this many skipped steps in a row
-  # The run stops if the loss, or the gradient of a parameter in step 1, is exactly 0, unless this
-  # regular expression matches 'loss', or the path of the parameter.
-  config.allow_zero = ''
-
-  config.data = ConfigDict(
+  config = ConfigDict(
     {
-      'source': 'lm.data.sources:python_docs',
-      'train': 'train',  # the training split
-      'prepare': (),  # import paths of cached steps: examples -> examples
-      'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
-      'specials': (),  # special tokens besides those of the task, such as '<|mask|>'
-      'task': placeholder(str),  # import path; None for language modeling
-      'convert': placeholder(str),  # import path of the task's converter for the architecture
-      'labels': (),  # the classes or tags of the task, in order
-      'count': placeholder(
-        str
-      ),  # import path of the counter of word pairs; None to train on tokens
-      'context': 128,  # tokens in a row, or word pairs
-      'source_context': 128,  # tokens in a row of the encoder of an encoder-decoder
-      'too_long': 'error',  # policy for examples longer than a row: error, truncate, skip
-      'pack': 'lm.data.packing:concatenate',  # of training rows; evaluation packs in file order
-      # Import paths of read-time transforms of training rows: (row, rng) -> row, or their builders.
-      # Evaluation sets have their own in eval.sets.NAME.transforms.
-      'transforms': (),
-      'reserve': 1.0,  # packing reserves this many times an example's size, for transforms
-      'cache': '',  # directory; '' for $LM_CACHE or ~/.cache/lm
-      'workers': 0,  # processes that prepare data; 0 for one per core
-    }
-  )
-  config.model = gpt2(depth=4, d_model=128, heads=4, context=128)
-  config.objective = ConfigDict(
-    {
-      'fn': 'lm.objectives.supervised:cross_entropy',
-      'z_loss': 0.0,
-      'label_smoothing': 0.0,
-      'chunk': 0,
-    }
-  )
-  config.optim = ConfigDict(
-    {
-      'fn': 'lm.optim.optimizers:adamw',
-      'learning_rate': 1e-3,
-      'schedule': 'lm.optim.optimizers:cosine',
-      'steps': 0,  # follows `steps`
-      'warmup': 100,
-      'final': 0.1,
-      'b1': 0.9,
-      'b2': 0.95,
-      'eps': 1e-8,
-      'weight_decay': 0.1,
-      'decay': '(kernel|embedding)$',  # weight decay mask: a regular expression on parameter paths
-      'freeze': placeholder(str),  # a regular expression on the paths of frozen parameters
-      'freeze_until': placeholder(int),  # the step at which they start to train
-      'layer_decay': 1.0,  # the rate of a layer divided by that of the layer above
-      'rates': (),  # 'PATTERN -> MULTIPLIER' of the rate by parameter path; the first match counts
-      'clip': 1.0,
-    }
-  )
-  config.init = ConfigDict(
-    {
-      'workdir': '',  # of the run whose parameters initialize this one; '' for none
-      'step': placeholder(int),  # of its checkpoint; None for the best, or else the newest
-      'rules': (),  # 'PATTERN -> REPLACEMENT' of parameter paths (lm.training.warm_start)
-    }
-  )
-  config.stop = ConfigDict(
-    {
-      'metric': '',  # 'eval/SET/METRIC'; '' for that of checkpoint.best
-      'patience': 0,  # evaluations without improvement that end the run; 0 to disable
-      'least': 0.0,  # minimum improvement
-    }
-  )
-  config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}})
-  config.eval = ConfigDict(
-    {
-      'every': 250,  # steps; the last step is always evaluated
-      'batch_size': 0,  # follows `batch_size`
-      'sets': {'validation': evaluation('validation')},
-      'vectors': (),  # import paths of metrics of word vectors (lm.metrics.word_vectors)
-    }
-  )
-  config.decode = ConfigDict(
-    {
-      'beam_size': 1,  # 1 for greedy decoding
-      'length_penalty': 0.6,  # alpha of Wu et al. 2016
-      'max_tokens': 0,  # per text; 0 for data.context
-      'max_length_ratio': 0.0,  # maximum of a text per token of its source, plus 10; 0 for no limit
-      'batch_size': 64,  # prompts per batch
-    }
-  )
-  config.checkpoint = ConfigDict(
-    {
-      'every': 250,  # steps; evaluated steps and the last one are saved too
-      'keep': 2,  # checkpoints to keep, the newest
-      'keep_best': 1,  # checkpoints to keep in addition, the best
-      'best': 'eval/validation/loss',  # the metric that defines the best
-    }
-  )
-  config.log = ConfigDict(
-    {
-      'every': 10,  # steps between lines of metrics.jsonl
-      # Continued at every evaluation; for word vectors, words whose neighbors are shown.
-      'prompts': ('The ',),
-      'sample_tokens': 100,
-      'temperature': 0.8,
-      'top_k': 50,
+      'seed': 0,
+      'steps': 1000,
+      'batch_size': 16,  # rows of the global batch
+      'microbatches': 1,  # gradient accumulation over this many parts of a batch
+      'dispatch': 1,  # steps per call of the jitted train step
+      'nonfinite_limit': 10,  # the run stops after this many skipped steps in a row
+      # The run stops if the loss, or the gradient of a parameter in step 1, is exactly 0, unless
+      # this regular expression matches 'loss', or the path of the parameter.
+      'allow_zero': '',
+      'data': {
+        'source': 'lm.data.sources:python_docs',
+        'train': 'train',  # the training split
+        'prepare': (),  # import paths of cached steps: examples -> examples
+        'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
+        'specials': (),  # special tokens besides those of the task, such as '<|mask|>'
+        'task': placeholder(str),  # import path; None for language modeling
+        'convert': placeholder(str),  # import path of the task's converter for the architecture
+        'labels': (),  # the classes or tags of the task, in order
+        'count': placeholder(str),  # import path of a counter of word pairs; None for tokens
+        'context': 128,  # tokens in a row, or word pairs
+        'source_context': 128,  # tokens in a row of the encoder of an encoder-decoder
+        'too_long': 'error',  # policy for examples longer than a row: error, truncate, skip
+        'pack': 'lm.data.packing:concatenate',  # of training rows; evaluation packs in file order
+        # Import paths of read-time transforms of training rows: (row, rng) -> row, or builders of
+        # these. Evaluation sets have their own in eval.sets.NAME.transforms.
+        'transforms': (),
+        'reserve': 1.0,  # packing reserves this many times an example's size, for transforms
+        'cache': '',  # directory; '' for $LM_CACHE or ~/.cache/lm
+        'workers': 0,  # processes that prepare data; 0 for one per core
+      },
+      'model': gpt2(depth=4, d_model=128, heads=4, context=128),
+      'objective': {
+        'fn': 'lm.objectives.supervised:cross_entropy',
+        'z_loss': 0.0,
+        'label_smoothing': 0.0,
+        'chunk': 0,
+      },
+      'optim': {
+        'fn': 'lm.optim.optimizers:adamw',
+        'learning_rate': 1e-3,
+        'schedule': 'lm.optim.optimizers:cosine',
+        'steps': 0,  # follows `steps`
+        'warmup': 100,
+        'final': 0.1,
+        'b1': 0.9,
+        'b2': 0.95,
+        'eps': 1e-8,
+        'weight_decay': 0.1,
+        'decay': '(kernel|embedding)$',  # weight decay mask: a regular expression on paths
+        'freeze': placeholder(str),  # a regular expression on the paths of frozen parameters
+        'freeze_until': placeholder(int),  # the step at which they start to train
+        'layer_decay': 1.0,  # the rate of a layer divided by that of the layer above
+        'rates': (),  # 'PATTERN -> MULTIPLIER' of the rate; the first match of a path counts
+        'clip': 1.0,
+      },
+      'init': {
+        'workdir': '',  # of the run whose parameters initialize this one; '' for none
+        'step': placeholder(int),  # of its checkpoint; None for the best, or else the newest
+        'rules': (),  # 'PATTERN -> REPLACEMENT' of parameter paths (lm.training.warm_start)
+      },
+      'stop': {
+        'metric': '',  # 'eval/SET/METRIC'; '' for that of checkpoint.best
+        'patience': 0,  # evaluations without improvement that end the run; 0 to disable
+        'least': 0.0,  # minimum improvement
+      },
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}},
+      'eval': {
+        'every': 250,  # steps; the last step is always evaluated
+        'batch_size': 0,  # follows `batch_size`
+        'sets': {'validation': evaluation('validation')},
+        'vectors': (),  # import paths of metrics of word vectors (lm.metrics.word_vectors)
+      },
+      'decode': {
+        'beam_size': 1,  # 1 for greedy decoding
+        'length_penalty': 0.6,  # alpha of Wu et al. 2016
+        'max_tokens': 0,  # per text; 0 for data.context
+        'max_length_ratio': 0.0,  # maximum per token of a source, plus 10; 0 for no limit
+        'batch_size': 64,  # prompts per batch
+      },
+      'checkpoint': {
+        'every': 250,  # steps; evaluated steps and the last one are saved too
+        'keep': 2,  # checkpoints to keep, the newest
+        'keep_best': 1,  # checkpoints to keep in addition, the best
+        'best': 'eval/validation/loss',  # the metric that defines the best
+      },
+      'log': {
+        'every': 10,  # steps between lines of metrics.jsonl
+        # Continued at every evaluation; for word vectors, words whose neighbors are shown.
+        'prompts': ('The ',),
+        'sample_tokens': 100,
+        'temperature': 0.8,
+        'top_k': 50,
+      },
     }
   )
   return link_defaults(config).lock()

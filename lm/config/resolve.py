@@ -51,8 +51,8 @@ def resolve(path: str, key: str) -> Callable:
 def partial_with(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
   """Returns `partial(fn, **kwargs)` after checking the names and resolving function arguments.
 
-  An argument whose annotation is a `Callable` (or a tuple of them) is given as an import path, or
-  as a section with `fn` and arguments.
+  An argument annotated as a `Callable` (or a tuple of them) is an import path, or a section with
+  `fn` and arguments.
 
   Raises:
     UserError: `fn` lacks one of the arguments.

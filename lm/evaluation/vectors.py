@@ -163,8 +163,8 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
 def drift(workdir: str, name: str = 'drift') -> VectorMetric:
   """Returns the metric of how far word vectors have moved from those of another run.
 
-  Its values are 'distance', the mean over common words of 1 - cosine of the two vectors of a word,
-  and 'coverage', the share of common words.
+  'distance' is the mean over common words of 1 - cosine of the two vectors of a word. 'coverage' is
+  the share of common words.
 
   Raises:
     UserError: there is no such run; or, from the metric, no word in common.

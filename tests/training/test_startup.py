@@ -73,7 +73,11 @@ def test_keys_of_another_function_are_reported_together(section, fn, words):
   ('section', 'value', 'kind'),
   [
     ('objective', {'fn': 'lm.metrics.tokens:targets'}, 'returns Metric; .* lm.types.Objective'),
-    ('optim', {'fn': 'test_startup:plain', 'steps': 3}, 'makes GradientTransformation.*Optimizer'),
+    (
+      'optim',
+      {'fn': 'test_startup:plain', 'steps': 3},
+      'returns GradientTransformation.*Optimizer',
+    ),
     ('optim', {'fn': 'optax:adam', 'learning_rate': 0.1, 'steps': 3}, 'takes no steps.*Optimizer'),
   ],
 )
