@@ -44,7 +44,7 @@ def hashed():
   def weights(batch):
     return plain.weights(batch) | {{'hash': jnp.ones(())}}
 
-  return dataclasses.replace(plain, sums=sums, weights=weights)
+  return dataclasses.replace(plain, loss_sums=sums, normalizers=weights)
 
 def sums(split):
   start = 0 if split == 'train' else 40
