@@ -158,7 +158,7 @@ def test_metrics_of_a_set_are_known_by_name_before_a_step():
     'eval/validation/reward': None,
     'eval/validation/regret': None,
   }
-  with pytest.raises(UserError, match=r"eval\.sets\.validation: two metrics .* have a value 'loss'"):
+  with pytest.raises(UserError, match=r"eval\.sets\.validation: two metrics .* value 'loss'"):
     paths = ('lm.metrics.tokens:targets', 'test_startup:twice')
     directions_of(tiny(**{'eval.sets.validation.metrics': paths}))
 
