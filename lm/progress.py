@@ -117,11 +117,12 @@ class Progress:
       self._line.draw(now, self._text(now), last=True)
 
   def _text(self, now: float) -> str:
-    left = None
+    parts = [f'{self._step:,}/{self._total:,}']
+    parts += [_value(name, value) for name, value in self._values.items()]
     if self._first is not None and self._step > self._first[0]:
       rate = (now - self._first[1]) / (self._step - self._first[0])
-      left = rate * max(self._total - self._step, 0)
-    return line(self._step, self._total, self._values, left)
+      parts.append(f'{duration(rate * max(self._total - self._step, 0))} left')
+    return '  '.join(parts)
 
 
 class _Documents:
@@ -188,14 +189,6 @@ def is_terminal(stream: TextIO) -> bool:
   """Returns whether `stream` is a terminal that accepts control characters."""
   plain = os.environ.get('NO_COLOR') or os.environ.get('TERM', 'dumb') == 'dumb'
   return stream.isatty() and not plain
-
-
-def line(step: int, total: int, values: Mapping[str, float], left: float | None) -> str:
-  """Returns the text of one update; `left` is in seconds, None if unknown."""
-  parts = [f'{step:,}/{total:,}'] + [_value(name, value) for name, value in values.items()]
-  if left is not None:
-    parts.append(f'{duration(left)} left')
-  return '  '.join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -134,7 +134,7 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
   cli.refuse_positional(words)
   file = expand_path(cli.required('file', 'vectors.txt'), '--file')
-  files.check_free(workdir)  # before a large file is read
+  files.check_new(workdir)  # before a large file is read
   with _named('file'):
     vectors = _FORMATS[flags.FLAGS.format][0](file)
   from lm.evaluation.vectors import write_run
@@ -150,13 +150,13 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
     raise UserError(f'--words={flags.FLAGS.words}: give a count or words, not both')
   out = cli.output_file('out', cli.required('out', 'map.html'))
   from lm.evaluation.vectors import word_map as map_of_words
-  from lm.report import sections, word_map
-  from lm.report.page import page as page_of
+  from lm.report import word_map
+  from lm.report.page import heading, render
   from lm.workdir import run_data
 
   vectors, notes = _vectors_of(workdir)
   found = map_of_words(vectors, words or vectors.words[: flags.FLAGS.words])
-  page = page_of(run_data.read_run(workdir), (sections.heading, lambda run: word_map.show(found)))
+  page = render(run_data.read_run(workdir), (heading, lambda run: word_map.show(found)))
   cli.write_output('out', out, page.encode('utf-8', errors='backslashreplace'))
   cli.print_notes(notes)
   print(f'{out}: {_count(len(found["words"]), "word")}')

@@ -66,7 +66,7 @@ def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
 def test_a_prompt_holds_no_special_tokens(workdir):
   # Read as the end of text, '<|end|>' would leave the model alone with what comes after it.
   tokenizer = lm.load(workdir).tokenizer
-  limit = experiment.open_workdir(workdir).model.context
+  limit = experiment.read_config(workdir).model.context
   tokenizer.encode_special_tokens = True
   fits = '<|end|>' * ((limit - 1) // len(tokenizer.encode('<|end|>').ids))
   assert run('generate', f'--workdir={workdir}', f'--prompt={fits}').returncode == 0

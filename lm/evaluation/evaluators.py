@@ -31,9 +31,9 @@ from lm.text.tokenizers import end_id, word_ids
 from lm.text.vectors import Vectors, make_vectors, nearest_words, row_of
 from lm.types import Batch, Metric, Params, WeightedSums, apply_of
 from lm.workdir import eval_artifacts
-from lm.workdir.checkpoints import badness
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.metrics_writer import Metrics
+from lm.workdir.run_data import losses_by_step
 
 EvalStep = Callable[[Params, Batch], WeightedSums]
 _SAMPLES = (3,)  # spawn key of their seeds
@@ -309,8 +309,8 @@ class Evaluators:
     self, step: int, found: Evaluation, maps: dict[str, Any] | None, workdir: pathlib.Path
   ) -> None:
     if found.examples:
-      scores = badness(workdir, self._config.checkpoint.best)
-      known = [(score, at) for at, score in scores.items() if at <= step and score == score]
+      losses = losses_by_step(workdir, self._config.checkpoint.best)
+      known = [(loss, at) for at, loss in losses.items() if at <= step]
       best = min(known)[1] if known else None
       eval_artifacts.write_predictions(workdir, step, found.examples, found.notes, best)
     if maps is not None:

@@ -85,7 +85,7 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
     UserError: the directory is not empty, or cannot be written.
   """
   workdir = Path(workdir)
-  files.check_free(workdir)
+  files.check_new(workdir)
   folder = workdir.absolute().with_name(f'{workdir.absolute().name}.{os.getpid()}.tmp')
   try:
     folder.mkdir(parents=True)

@@ -1,9 +1,9 @@
-"""Writes report.html of a run anew: curves, results, samples, configuration, environment, events.
+"""Writes report.html of a run: curves, results, samples, configuration, environment, events.
 
 python -m lm.report --workdir=DIR
 
-Training writes it at every evaluation and at its end. This does so at any time, also while
-training goes on, and prints the path.
+Training writes the report at every evaluation and at its end. This program writes it at any time,
+also during training, and prints its path.
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ flags.DEFINE_string('workdir', None, "the run's directory")
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = files.workdir(cli.required('workdir', 'runs/quickstart'))
-  with files.writing(workdir):
+  with files.one_line_errors(workdir):
     print(page.write_report(workdir))
 
 

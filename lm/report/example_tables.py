@@ -1,21 +1,20 @@
-"""The sections of a report on single examples: what was made of them, and where attention went.
-
-Pure functions from the record to HTML, '' if nothing is to show.
-"""
+"""The sections of a report on single examples: outputs with references, and attention maps."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lm.report.html import details, embedded, escaped, number, plain, readable, section
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.run_data import RunData
 
 _Directions = Mapping[str, bool | None]
-_SHOWN = 50  # rows of a table at once
+_SHOWN = 50  # visible rows of a table
 _LONGEST = 800  # characters of a cell
-_COLOURS = 6  # classes `kind0`, `kind1`, ... of report.css
+_COLORS = 6  # classes `kind0`, `kind1`, ... of report.css
 _ORDER = (
   '<form class="controls"><label>order <select name="order"><option value="worst">worst first'
   '</option><option value="best">best first</option><option value="index">as in the set</option>'
@@ -24,10 +23,10 @@ _ORDER = (
 
 
 def outputs(run: RunData) -> str:
-  """The outputs of each set beside their references, sorted by score.
+  """The outputs of each set with their references, sorted by score.
 
-  The page holds the worst, the best and the first 50 of each set; its script shows 50 in the order
-  asked for.
+  The page holds the worst, the best and the first 50 of each set; its script shows 50 in the chosen
+  order.
   """
   parts = []
   best = run.setting('checkpoint.best') or 'checkpoint.best'
@@ -48,9 +47,9 @@ def attention(run: RunData) -> str:
 
 def _maps(maps: Mapping[str, Any]) -> str:
   kind = {
-    'cross_attention': 'Each row is a word of the reference, with what the decoder looked at in '
-    'the source to write it.',
-    'attention': 'Each row is a word, with what it looked at.',
+    'cross_attention': 'Each row is a word of the reference, with the weights of the source words '
+    'when the decoder predicted it.',
+    'attention': 'Each row is a word, with the weights of the words that it attends to.',
   }[maps['kind']]
   if not maps['heads']:
     kind += ' The heads of each layer are averaged.'
@@ -71,12 +70,12 @@ def _examples(examples: Sequence[EvalExample], directions: _Directions) -> str:
     return '<p class="none">No examples.</p>'
   ranks = _ranks(examples, directions)
   count = len(examples)
-  held = [i for i, rank in enumerate(ranks) if min(i, rank, count - 1 - rank) < _SHOWN]
-  held.sort(key=lambda i: ranks[i])
+  included = [i for i, rank in enumerate(ranks) if min(i, rank, count - 1 - rank) < _SHOWN]
+  included.sort(key=lambda i: ranks[i])
   kinds = _kinds(examples)
   head = ''.join(f'<th>{title}</th>' for title in ('', 'source', 'output', 'reference'))
   scores = ''.join(f'<th class="number">{escaped(name)}</th>' for name in examples[0].scores)
-  body = ''.join(_row(i, ranks[i], examples[i], kinds) for i in held)
+  body = ''.join(_row(i, ranks[i], examples[i], kinds) for i in included)
   shown = f', {_SHOWN} shown' if count > _SHOWN else ''
   return (
     f'<p class="none">{count:,} examples{shown}</p><div class="table"><table>'
@@ -85,28 +84,20 @@ def _examples(examples: Sequence[EvalExample], directions: _Directions) -> str:
 
 
 def _ranks(examples: Sequence[EvalExample], directions: _Directions) -> list[int]:
-  """Returns the rank of each example from the worst, by its first score."""
-
-  def goodness(i: int) -> float:
-    (name, score), *_ = examples[i].scores.items()
-    value = float(score)
-    if math.isnan(value):
-      return -math.inf
-    return -value if directions.get(name) is False else value
-
-  ranks = [0] * len(examples)
-  for rank, i in enumerate(sorted(range(len(examples)), key=goodness)):
-    ranks[i] = rank
-  return ranks
+  """Returns the rank of each example from the worst, by its first score; NaN is the worst."""
+  goodness = []
+  for example in examples:
+    name, score = next(iter(example.scores.items()))
+    value = -float(score) if directions.get(name) is False else float(score)
+    goodness.append(-math.inf if math.isnan(value) else value)
+  return np.argsort(np.argsort(goodness, kind='stable')).tolist()
 
 
 def _row(index: int, rank: int, example: EvalExample, kinds: dict[str, int]) -> str:
   output, reference = example.output, example.reference
-  words = _words(example)
-  if words is not None:
-    cells = [_tagged(words, output, reference, kinds), _tagged(words, reference, reference, kinds)]
-  else:
-    cells = [_cell(output), _cell(reference)]
+  cells = [_cell(output), _cell(reference)]
+  if (words := _tagged_words(example)) is not None:
+    cells = [_tags(words, tags, reference, kinds) for tags in (output, reference)]
   source = '<br>'.join(_cell(part) for part in example.inputs if part != '<|sep|>')
   scores = ''.join(f'<td class="number">{_score(example, name)}</td>' for name in example.scores)
   hidden = ' hidden' if rank >= _SHOWN else ''
@@ -130,8 +121,8 @@ def _cell(value: Any) -> str:
   return escaped(text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…')
 
 
-def _words(example: EvalExample) -> list[str] | None:
-  """Returns the words that the tags of an example belong to; None where it has none."""
+def _tagged_words(example: EvalExample) -> list[str] | None:
+  """Returns the words (or characters) of an example's tags; None if the output is not tags."""
   tags, inputs = example.output, example.inputs
   if not isinstance(tags, list) or len(inputs) != 1 or not isinstance(example.reference, list):
     return None
@@ -144,20 +135,20 @@ def _words(example: EvalExample) -> list[str] | None:
 
 
 def _kinds(examples: Sequence[EvalExample]) -> dict[str, int]:
-  """Returns the number of the colour of each kind of tag, such as PER of B-PER and I-PER."""
+  """Returns the index of the color of each tag type, such as PER of B-PER and I-PER."""
   references = (e.reference for e in examples if isinstance(e.reference, list))
   kinds = {_kind(tag) for tags in references for tag in tags if isinstance(tag, str)} - {''}
-  return {kind: i % _COLOURS for i, kind in enumerate(sorted(kinds))}
+  return {kind: i % _COLORS for i, kind in enumerate(sorted(kinds))}
 
 
 def _kind(tag: str) -> str:
   return '' if tag == 'O' else tag[2:] if tag[1:2] == '-' else tag
 
 
-def _tagged(
+def _tags(
   words: Sequence[str], tags: Sequence[str], reference: Sequence[str], kinds: dict[str, int]
 ) -> str:
-  """Returns words with their tags in colour, neighbours of a kind together; wrong ones marked."""
+  """Returns words with their tags in color, one box for each span; wrong words are marked."""
   between = ' ' if any(len(word) > 1 for word in words) else ''
   begins = itertools.accumulate(tag[:2] in ('B-', 'S-') for tag in tags)
   keyed = zip(words, tags, reference, begins, strict=True)
@@ -168,7 +159,7 @@ def _tagged(
       for word, tag, actual, _ in members
     )
     if kind:
-      colour = kinds.get(kind, 0)
-      spelled = f'<span class="tag kind{colour}">{spelled}<sub>{escaped(kind)}</sub></span>'
+      color = kinds.get(kind, 0)
+      spelled = f'<span class="tag kind{color}">{spelled}<sub>{escaped(kind)}</sub></span>'
     parts.append(spelled)
   return between.join(parts)

@@ -13,7 +13,7 @@ def section(title: str, content: str) -> str:
 
 
 def readable(title: str, show: Callable[[Any], str], found: Any) -> str:
-  """Returns the section that `show` makes of the content of a file, or one that it is damaged."""
+  """Returns the section `show(found)`, or a section that says that the file is damaged."""
   try:
     return show(found)
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
@@ -22,7 +22,7 @@ def readable(title: str, show: Callable[[Any], str], found: Any) -> str:
 
 
 def details(summary: str, content: str, opened: bool = False) -> str:
-  """Returns what a click on `summary` shows; `content` is HTML."""
+  """Returns a block that a click on `summary` opens; `content` is HTML."""
   state = ' open' if opened else ''
   return f'<details{state}><summary>{escaped(summary)}</summary>{content}</details>'
 
@@ -30,7 +30,7 @@ def details(summary: str, content: str, opened: bool = False) -> str:
 def table(
   rows: Iterable[tuple], titles: tuple[str, ...] = (), numeric_from: int = 99, code: bool = False
 ) -> str:
-  """Returns a table of values; the columns from `numeric_from` on are numbers."""
+  """Returns a table of values; the columns from `numeric_from` on are right-aligned."""
 
   def cells(row: tuple, tag: str) -> str:
     kinds = [' class="number"' if i >= numeric_from else '' for i in range(len(row))]
@@ -44,18 +44,18 @@ def table(
 
 
 def embedded(name: str, data: Any) -> str:
-  """Returns data that the page's script finds by its name."""
+  """Returns a JSON block that the page's script finds by its id."""
   text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', '\\u003c')
   return f'<script type="application/json" id="{name}">{text}</script>'
 
 
 def plain(value: Any) -> str:
-  """Returns a string as it is, and another value as JSON."""
+  """Returns a string unchanged, and any other value as JSON."""
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def number(value: float) -> str:
-  """Returns a number to four digits."""
+  """Returns a float with four significant digits."""
   if not math.isfinite(value):
     return 'not finite'
   return f'{value:.4g}' if abs(value) < 1e4 else f'{value:,.0f}'

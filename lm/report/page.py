@@ -1,62 +1,61 @@
 """report.html: a run on one page that needs nothing but a browser.
 
-A report is a tuple of sections, pure functions `(Record) -> str` of HTML; a feature that has more
-to show passes `SECTIONS + (its_own,)`.
+The page is a tuple of sections. A section is a pure function from `RunData` to HTML, or to '' where
+there is nothing to show.
 """
 
+import ast
 import base64
 import hashlib
 import html
 import importlib.resources
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lm.report import example_tables, sections
-from lm.workdir import files, run_data
-from lm.workdir.run_data import RunData
+import numpy as np
+
+from lm.progress import duration, si
+from lm.report import example_tables, word_map
+from lm.report.html import details, embedded, escaped, number, plain, readable, section, table
+from lm.workdir import experiment, files, run_data
+from lm.workdir.run_data import RunData, Series
 
 Section = Callable[[RunData], str]
 
-SECTIONS: tuple[Section, ...] = (
-  sections.heading,
-  sections.figures,
-  sections.results,
-  sections.curves,
-  example_tables.outputs,
-  example_tables.attention,
-  sections.words,
-  sections.samples,
-  sections.configuration,
-  sections.environment,
-  sections.events,
-)
-
-_SCRIPTS = ('dom.js', 'report.js', 'tables.js', 'heatmaps.js')  # the first is for the others
+_MAX_POINTS = 2000
+_MAX_SAMPLES = 40
+_MAX_EVENTS = 300
 
 
-def write_report(workdir: str | Path, parts: Sequence[Section] = SECTIONS) -> Path:
-  """Writes workdir/report.html from what the workdir holds now, and returns its path.
+def write_report(workdir: str | Path) -> Path:
+  """Writes workdir/report.html from the current files of the workdir, and returns its path.
 
-  Safe while the run goes on: what it reads may grow meanwhile, and the page is replaced at once.
+  Safe during training: files may grow during the read, and the page is replaced atomically.
 
   Raises:
     UserError: the workdir is missing or holds no run.
   """
   path = Path(workdir) / 'report.html'
-  files.replace(
-    path, page(run_data.read_run(workdir), parts).encode('utf-8', errors='backslashreplace')
-  )
+  content = render(run_data.read_run(workdir))
+  files.replace(path, content.encode('utf-8', errors='backslashreplace'))
   return path
 
 
-def page(run: RunData, parts: Sequence[Section] = SECTIONS) -> str:
-  """Returns the whole page. Its policy lets the browser run the page's own script and no other."""
+def render(run: RunData, sections: Sequence[Section] | None = None) -> str:
+  """Returns the page as HTML; its content security policy allows the page's own script alone.
+
+  Args:
+    run: the run.
+    sections: the sections in order; None for all.
+  """
   assets = importlib.resources.files('lm.report')
   style = assets.joinpath('report.css').read_text('utf-8')
-  script = ''.join(assets.joinpath(name).read_text('utf-8') for name in _SCRIPTS)
+  script = assets.joinpath('report.js').read_text('utf-8')
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-  body = '\n'.join(filter(None, (part(run) for part in parts)))
+  body = '\n'.join(filter(None, (show(run) for show in sections or SECTIONS)))
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
     f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -65,3 +64,230 @@ def page(run: RunData, parts: Sequence[Section] = SECTIONS) -> str:
     f'<title>{html.escape(run.name)}</title>\n<style>{style}</style></head>\n'
     f'<body><main>\n{body}\n</main><script>{script}</script></body></html>\n'
   )
+
+
+def heading(run: RunData) -> str:
+  """The experiment, the first paragraph of its docstring, and the status of the run."""
+  status, step = run_data.status(run), run_data.step(run)
+  of = '' if run.steps is None else f' of {run.steps:,}'
+  where = '' if status == 'imported' else f' · step {step:,}{of}'
+  when = f' · last written {run.written:%Y-%m-%d %H:%M} UTC' if run.written else ''
+  return (
+    f'<header><h1>{escaped(run.name)}</h1>{_smoke(run)}{_abstract(run)}'
+    f'<p class="status"><b class="{status}">{status}</b>{where}{when}</p></header>'
+  )
+
+
+def figures(run: RunData) -> str:
+  """The main figures: loss, throughput, time and goodput."""
+  shown = []
+  if 'train/loss' in run.series:
+    shown.append((number(run.series['train/loss'].last()[1]), 'training loss, last'))
+  if (rate := _median(run, 'train/tokens_per_second')) is not None:
+    shown.append((si(rate), 'tokens per second, median'))
+  if (share := _median(run, 'train/mfu')) is not None:
+    shown.append((f'{share:.1%}', 'model FLOP utilization, median'))
+  times = run_data.goodput(run.events)
+  if times['wall_seconds'] > 0:
+    starts = f'time, {times["starts"]:g} start{"s" if times["starts"] != 1 else ""}'
+    shown.append((duration(times['wall_seconds']), starts))
+    shown.append((f'{times["goodput"]:.0%}', 'goodput: share of the time spent on new steps'))
+  tiles = ''.join(f'<div><dd>{escaped(v)}</dd><dt>{escaped(k)}</dt></div>' for v, k in shown)
+  return f'<dl class="figures">{tiles}</dl>' if shown else ''
+
+
+def results(run: RunData) -> str:
+  """The last and the best value of every evaluation metric."""
+  rows = []
+  for name, series in run.series.items():
+    if name.startswith('eval/'):
+      last_step, last = series.last()
+      best = series.best(run.directions.get(name))
+      at = ('', '') if best is None else (number(best[1]), f'{best[0]:,}')
+      dataset, _, metric = name.removeprefix('eval/').rpartition('/')
+      rows.append((dataset, metric.replace('_', ' '), number(last), f'{last_step:,}', *at))
+  if not rows:
+    return ''
+  titles = ('set', 'metric', 'last', 'at step', 'best', 'at step')
+  notes = sorted((name.removeprefix('eval/'), note) for name, note in run.notes.items())
+  content = table(sorted(rows), titles, numeric_from=2)
+  return section('Results', content + (table(notes, code=True) if notes else ''))
+
+
+def curves(run: RunData) -> str:
+  """The curves; the page's script draws them from the data embedded here."""
+  groups = panels(run.series)
+  if not groups:
+    return section('Curves', '<p class="none">No metrics have been written yet.</p>')
+  return section(
+    'Curves',
+    '<noscript><p class="none">The curves need JavaScript.</p></noscript>'
+    '<form class="controls">'
+    '<label><input type="checkbox" id="logarithmic"> logarithmic steps</label>'
+    '<label>smoothing <input type="range" id="smoothing" min="0" max="0.99" step="0.01" '
+    'value="0.6"> <output></output></label></form>'
+    f'<div id="charts"></div>{embedded("data", groups)}',
+  )
+
+
+def words(run: RunData) -> str:
+  """The map of word vectors."""
+  return readable('Words', word_map.show, run.word_map)
+
+
+def samples(run: RunData) -> str:
+  """Generated samples, latest first, with their prompts marked."""
+  latest = run.samples[::-1]
+  parts = []
+  for index, (step, texts) in enumerate(latest[:_MAX_SAMPLES]):
+    content = ''.join(
+      f'<figure><figcaption>{escaped(name)}</figcaption><pre class="sample">'
+      f'<mark>{escaped(prompt)}</mark>{escaped(text)}</pre></figure>'
+      for name, prompt, text in texts
+    )
+    parts.append(details(f'step {step:,}', content, opened=index == 0))
+  if len(latest) > _MAX_SAMPLES:
+    parts.append(f'<p class="none">{len(latest) - _MAX_SAMPLES} earlier ones in samples/.</p>')
+  return section('Samples', ''.join(parts)) if parts else ''
+
+
+def configuration(run: RunData) -> str:
+  """The config by section, under the names that the command line takes, and the source."""
+  top_level = {k: v for k, v in run.config.items() if not isinstance(v, dict)}
+  parts = [table(top_level.items(), code=True)] if top_level else []
+  for key, value in run.config.items():
+    if isinstance(value, dict):
+      leaves = experiment.flatten(value, f'{key}.')
+      parts.append(details(key, table(leaves.items(), code=True)))
+  for name, text in run.source.items():
+    parts.append(details(f'source/{name}', f'<pre class="code">{escaped(text)}</pre>'))
+  return section('Configuration', ''.join(parts)) if parts else ''
+
+
+def environment(run: RunData) -> str:
+  """Versions, devices, host, commits and command."""
+  leaves = experiment.flatten(run.environment)
+  rows = [(key, value) for key, value in leaves.items() if value is not None]
+  return section('Environment', table(rows, code=True)) if rows else ''
+
+
+def events(run: RunData) -> str:
+  """Starts, restores, saves and stops."""
+  rows = []
+  for event in run.events[-_MAX_EVENTS:]:
+    rest = {k: v for k, v in event.items() if k not in ('time', 'event', 'step')}
+    fields = ', '.join(f'{key} {plain(v)}' for key, v in experiment.flatten(rest).items())
+    when = str(event['time'])[:19].replace('T', ' ')
+    rows.append((when, event['event'], event.get('step', ''), fields))
+  if not rows:
+    return ''
+  count = f'{len(run.events)} events' if len(run.events) != 1 else '1 event'
+  if len(run.events) > len(rows):
+    count += f', the last {len(rows)} shown'
+  return section('Events', details(count, table(rows, ('time (UTC)', 'event', 'step', ''))))
+
+
+SECTIONS: tuple[Section, ...] = (
+  heading,
+  figures,
+  results,
+  curves,
+  example_tables.outputs,
+  example_tables.attention,
+  words,
+  samples,
+  configuration,
+  environment,
+  events,
+)
+
+
+def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
+  """Returns groups of panels of lines, as JSON values.
+
+  The losses of training and of every evaluation set share the first panel, in the unit of the
+  objective. The evaluation follows, with a panel for each metric and a line for each set. Then come
+  training and the other prefixes.
+
+  Returns:
+    [{'title', 'panels': [{'title', 'lines': [{'name', 'noisy', 'x', 'y', 'bad'}]}]}], where y is
+    null at the steps in `bad`, whose values are not finite.
+  """
+  titles = {'eval': 'Evaluation', 'train': 'Training', '': 'other'}
+  groups: dict[str, dict[str, list[dict[str, Any]]]]
+  groups = {'Loss': {}, 'Evaluation': {}, 'Training': {}}
+  for name, points in series.items():
+    prefix, _, metric = name.rpartition('/')
+    group, _, dataset = prefix.partition('/')
+    shared = metric == 'loss' and group in ('train', 'eval')
+    noisy = group == 'train' and metric not in ('learning_rate', 'epoch')
+    line = _line(dataset or (group if shared else metric), points, noisy)
+    title = 'Loss' if shared else titles.get(group, group)
+    groups.setdefault(title, {}).setdefault(metric.replace('_', ' '), []).append(line)
+  return [
+    {
+      'title': title,
+      'panels': [{'title': metric, 'lines': lines} for metric, lines in members.items()],
+    }
+    for title, members in groups.items()
+    if members
+  ]
+
+
+def thin(points: Series, limit: int = _MAX_POINTS) -> Series:
+  """Returns at most `limit` points: the ends, and the extremes of equal intervals of points.
+
+  An interval also keeps one of its points that are not finite, so that no spike and no gap is lost.
+  """
+  count = len(points.steps)
+  if count <= limit:
+    return points
+  keep = {0, count - 1}
+  for interval in np.array_split(np.arange(count), (limit - 2) // 3):
+    values = points.values[interval]
+    finite = np.isfinite(values)
+    if finite.any():
+      keep.add(int(interval[np.where(finite, values, np.inf).argmin()]))
+      keep.add(int(interval[np.where(finite, values, -np.inf).argmax()]))
+    if not finite.all():
+      keep.add(int(interval[finite.argmin()]))
+  index = np.array(sorted(keep))
+  return Series(points.steps[index], points.values[index])
+
+
+def _line(name: str, points: Series, noisy: bool) -> dict[str, Any]:
+  thinned = thin(points)
+  steps = thinned.steps.tolist()
+  # Six digits are finer than a pixel and halve the size of the page.
+  values = [float(f'{v:.6g}') if math.isfinite(v) else None for v in thinned.values.tolist()]
+  bad = [s for s, v in zip(steps, values, strict=True) if v is None]
+  return {'name': name, 'noisy': noisy, 'x': steps, 'y': values, 'bad': bad}
+
+
+def _smoke(run: RunData) -> str:
+  """Says that the run is a smoke test, before the abstract, which describes the experiment."""
+  name, _, arg = run.name.partition(':')
+  if not arg.endswith('smoke'):
+    return ''
+  source = run.setting('data.source')
+  on = f', data.source={source}' if source else ''
+  return (
+    f'<p><b>A smoke test of {escaped(name)}: few steps of a small model on embedded '
+    f'data{escaped(on)}.</b></p>'
+  )
+
+
+def _abstract(run: RunData) -> str:
+  """The first paragraph of the docstring of the experiment's file."""
+  source = run.source.get(run.name.partition(':')[0] + '.py', '')
+  try:
+    paragraph = (ast.get_docstring(ast.parse(source)) or '').partition('\n\n')[0]
+  except (SyntaxError, ValueError):
+    return ''
+  return f'<p>{escaped(paragraph)}</p>' if paragraph else ''
+
+
+def _median(run: RunData, name: str) -> float | None:
+  values = run.series[name].values if name in run.series else np.array([])
+  values = values[np.isfinite(values)]
+  return float(np.median(values)) if values.size else None

@@ -1,6 +1,6 @@
-"""A map of words for a report: each at a point of the plane, its name shown where there is room.
+"""A map of word vectors for a report: a dot for each word, labeled where the label fits.
 
-The others show theirs under the pointer. It is HTML with a style of its own and needs no script.
+The other labels appear under the pointer. The map is HTML and CSS and needs no script.
 """
 
 import unicodedata
@@ -11,13 +11,13 @@ import numpy as np
 
 from lm.report.html import escaped, section
 
-_WIDTH = 984  # pixels, of the widest page; room for names is reckoned on it
+_WIDTH = 984  # pixels, of the widest page; labels are placed for it
 _LEAST, _MOST = 320, 760  # pixels, of height
 _MARGIN = 24  # pixels, around the points
-_LINE = 13  # pixels, of a name's height
-_DOT = 2  # pixels around a point that no name covers
-_GAP = 7  # pixels, from a point to its name
-_LONGEST = 40  # characters of a name
+_LINE = 13  # pixels, the height of a label
+_DOT = 2  # pixels around a point that no label covers
+_GAP = 7  # pixels, from a point to its label
+_LONGEST = 40  # characters of a label
 _STYLE = """
 .words { position: relative; width: 100%; border: 1px solid var(--rule); overflow: hidden; }
 .words i { position: absolute; width: 7px; height: 7px; margin: -3.5px; border-radius: 50%;
@@ -35,9 +35,9 @@ _STYLE = """
 
 
 def show(found: Mapping[str, Any]) -> str:
-  """Returns the HTML section on a `lm.evaluation.vectors.word_map`; '' if there is none.
+  """Returns the HTML section of a `lm.evaluation.vectors.word_map`; '' if it is empty.
 
-  `found` may have the `step` of it too.
+  `found` may also hold its `step`.
   """
   if not found:
     return ''
@@ -63,8 +63,8 @@ def show(found: Mapping[str, Any]) -> str:
 def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns x (N,) and y (N,) in pixels and the height of the map; both axes have one scale."""
   low, spread = points.min(axis=0), np.ptp(points, axis=0)
-  room = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
-  scale = np.min(room / np.maximum(spread, 1e-9))
+  inner = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
+  scale = np.min(inner / np.maximum(spread, 1e-9))
   height = max(_LEAST, scale * spread[1] + 2 * _MARGIN)
   middle = low + spread / 2
   x = _WIDTH / 2 + (points[:, 0] - middle[0]) * scale
@@ -73,12 +73,12 @@ def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _sides(names: Sequence[str], x: np.ndarray, y: np.ndarray) -> list[tuple[bool, bool]]:
-  """Returns for each name if it stands on the left of its dot, and if there is room for it.
+  """Returns (left of its dot, shown) for each label.
 
-  The first names choose first; they cover neither each other nor dots.
+  Earlier labels have priority. A shown label covers neither another one nor a dot.
   """
   dots = np.stack([x - _DOT, y - _DOT, x + _DOT, y + _DOT], axis=1)
-  taken = dots  # and then names too
+  taken = dots  # grows by the shown labels
   sides = []
   for name, at, height in zip(names, x.tolist(), y.tolist(), strict=True):
     width = sum(13 if unicodedata.east_asian_width(c) in 'WF' else 7 for c in name)

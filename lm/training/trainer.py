@@ -38,16 +38,10 @@ from lm.training.train_step import (
   make_train_steps,
 )
 from lm.types import TrainState
-from lm.workdir import environment, experiment, files, run_data, sources
-from lm.workdir.checkpoints import (
-  Checkpoints,
-  badness,
-  holds_checkpoints,
-  kept_steps,
-  restore_newest,
-)
+from lm.workdir import experiment, files, run_data, sources
+from lm.workdir.checkpoints import Checkpoints, has_checkpoints, kept_steps, restore_newest
 from lm.workdir.metrics_writer import EventLog
-from lm.workdir.run_data import values_at
+from lm.workdir.run_data import losses_by_step, metrics_at
 
 
 def train(
@@ -85,7 +79,7 @@ def train(
   host.enable_compilation_cache(cache.directory(config.data.cache))
   show = show_documents if multihost.is_primary() else silent
   if new_data and (workdir / 'tokenizer.json').is_file():
-    tokenizer = experiment.open_tokenizer(workdir)
+    tokenizer = experiment.read_tokenizer(workdir)
   else:
     tokenizer = pipeline.tokenizer(config.data, show)
   built = components.build_components(config, vocabulary_size(tokenizer))
@@ -96,7 +90,7 @@ def train(
   diagnostics.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, built, tokenizer)
   multihost.wait_until_data_ready()
-  same = experiment.digest(config, tokenizer, rows.content)
+  same = experiment.run_digest(config, tokenizer, rows.content)
   multihost.check_same('the config, the tokenizer or the data', same)
   if multihost.is_multiprocess():
     multihost.check_same_code(sources.digests(pathlib.Path(path_and_arg.partition(':')[0])))
@@ -115,12 +109,12 @@ def train(
   host_memory.check_evaluations(programs, built, abstract.params, abstract)
   state, started_from = None, None
   # A resumed run has no other state before that of the checkpoint: two need twice the memory.
-  if not multihost.broadcast_from_primary(holds_checkpoints(workdir)):
+  if not multihost.broadcast_from_primary(has_checkpoints(workdir)):
     state, started_from = warm_start.initial_state(config, built, tokenizer, abstract)
   old_length = schedule_jump.length_of(workdir)  # before this config replaces the older one
   lock = files.lock_workdir(workdir) if multihost.is_primary() else contextlib.nullcontext()
   with lock:
-    with files.writing(workdir):
+    with files.one_line_errors(workdir):
       warnings: list[str] = []
       if multihost.is_primary():
         warnings = experiment.write_run_config(
@@ -131,10 +125,10 @@ def train(
       events.write(
         'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
       )
-      environment.write(workdir, path_and_arg.partition(':')[0])
       if started_from is not None:
         events.write('init', **started_from.fields())
       if multihost.is_primary():
+        experiment.write_environment(workdir, pathlib.Path(path_and_arg.partition(':')[0]))
         run_data.write_directions(workdir, directions)
       checkpoints = Checkpoints(workdir)
       state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
@@ -348,7 +342,7 @@ class Trainer:
   def _prune(self, unscored: int | None = None) -> None:
     """Deletes old checkpoints; `unscored` is a step whose evaluation is still to come."""
     config = self.config.checkpoint
-    scores = badness(self.workdir, config.best)
+    scores = losses_by_step(self.workdir, config.best)
     kept = kept_steps(self.checkpoints.steps(), scores, config.keep, config.keep_best)
     self.checkpoints.prune(kept if unscored is None else kept | {unscored})
 
@@ -415,7 +409,7 @@ def push_workdir(workdir: pathlib.Path) -> None:
 
 def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
   """Returns the logged evaluation of a step by name; empty if there was none."""
-  return {k: v for k, v in values_at(workdir, step).items() if k.startswith('eval/')}
+  return {k: v for k, v in metrics_at(workdir, step).items() if k.startswith('eval/')}
 
 
 def _first_batch(

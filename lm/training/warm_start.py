@@ -180,11 +180,11 @@ def take(
     origins = _origins(wanted, shapes, section, step)
     _check_tokens(origins, root, tokenizer)
     by_words = any(origin.rows == _WORDS for origin in origins.values())
-    words = align(experiment.open_tokenizer(root), tokenizer) if by_words else None
+    words = align(experiment.read_tokenizer(root), tokenizer) if by_words else None
     if words is not None and not len(words.new):
       raise UserError(f'init.workdir={section.workdir!r}: the vocabularies have no word in common')
     with _undamaged(section, step):
-      restored = checkpoints.restore_some(step, _targets(origins, wanted, shapes))
+      restored = checkpoints.restore_subset(step, _targets(origins, wanted, shapes))
   finally:
     checkpoints.close()
   in_part = [path for path, origin in origins.items() if origin.rows]
@@ -260,7 +260,7 @@ def _origins(
       shape = there[:1] + shape[1:]
     if needed.get(origin.path) in (None, there):  # of two that disagree, the one that is wrong
       needed[origin.path] = shape
-  difference = tree_difference(shapes, needed, tell_extra=not section.rules)
+  difference = tree_difference(shapes, needed, report_extra=not section.rules)
   if difference:
     raise UserError(
       f'init.workdir={section.workdir!r}: step {step} does not fit the model: {difference}; '
@@ -325,7 +325,7 @@ def _check_tokens(
   tables = [path for path, o in origins.items() if _TABLE.search(path) and o.rows != _WORDS]
   if not tables:
     return
-  there = experiment.open_tokenizer(root)
+  there = experiment.read_tokenizer(root)
   for i in range(min(vocabulary_size(there), vocabulary_size(tokenizer))):
     old, new = there.id_to_token(i), tokenizer.id_to_token(i)
     if old != new:

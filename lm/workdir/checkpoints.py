@@ -1,16 +1,16 @@
-"""Checkpoints: Orbax underneath, a strict comparison before any restore, and what is kept.
+"""Checkpoints: saved and restored by Orbax, compared strictly before any restore, and pruned.
 
-A checkpoint of a step has two items: `params`, all that evaluation and generation read, and
-`training`, the rest of the state. Where a run may stop early it has a third, `stopping`: what was
-seen before the evaluation of that step, which comes after the save.
+A checkpoint of a step has two items: `params`, for evaluation and generation, and `training`, the
+rest of the state. With early stopping it has a third, `stopping`: the state of early stopping
+before the evaluation of that step, which comes after the save.
 """
 
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,15 +22,16 @@ from lm.data import remote
 from lm.errors import UserError, did_you_mean, first_line
 from lm.parallel import multihost
 from lm.types import Array, Params, TrainState
-from lm.workdir.metrics_writer import EventLog, read_lines
-from lm.workdir.run_data import collect, read_directions
+from lm.workdir.metrics_writer import EventLog
+
+_Restored = TypeVar('_Restored')
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which leaves it to the loop to ask whether a process is to stop.
+  """Orbax's manager without its preemption check, which the training loop makes itself.
 
-  Each question counts, and the processes stop where their counts agree: a second one who asks, with
-  numbers of his own, makes them miss each other.
+  JAX counts the checks of each process and stops all processes at one count. Checks by a second
+  caller would make the counts differ.
   """
 
   def reached_preemption(self, step: int) -> bool:
@@ -39,25 +40,25 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-  """The checkpoints of a workdir. Saving is asynchronous; errors of a save surface as SaveError.
+  """The checkpoints of a workdir. Saves are asynchronous; the next call raises their errors.
 
-  Where there are several processes, all of them do the same with theirs.
+  With several processes, all of them must call the methods in the same order.
 
   Attributes:
     abandoned: whether to close without waiting for other processes.
   """
 
   def __init__(self, workdir: pathlib.Path):
-    # Which steps stay is decided here and not by Orbax, because a step is saved before
-    # it is evaluated: a failing evaluation must not cost the steps that led to it.
+    # `kept_steps` and not Orbax decides what is pruned, because a step is saved before it is
+    # evaluated: a failing evaluation must not cost the steps that led to it.
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=1, max_to_keep=None, create=False, enable_async_checkpointing=True
     )
     options.multiprocessing_options = _all_processes()
     self.abandoned = False
-    self.folder = folder_of(workdir)
+    self.folder = checkpoints_folder(workdir)
     self.folder.mkdir(parents=True, exist_ok=True)
-    # Named here, so that the shapes of a checkpoint can be read before anything is restored.
+    # With named handlers the shapes of a checkpoint can be read before any restore.
     handlers: dict[str, ocp.CheckpointHandler] = {
       'params': ocp.StandardCheckpointHandler(),
       'training': ocp.StandardCheckpointHandler(),
@@ -66,117 +67,114 @@ class Checkpoints:
     self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
-    """Returns the steps that are saved and whole, in order."""
+    """Returns the saved steps in ascending order, without incomplete saves."""
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: TrainState, stopping: Mapping[str, Any] | None = None) -> None:
-    """Starts saving; what went wrong with the save before surfaces here as an OSError or alike."""
-    items = _split(state, ocp.args.StandardSave)
+    """Starts a save; raises the error of the save before, such as an OSError."""
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     if stopping is not None:
       items['stopping'] = ocp.args.JsonSave(dict(stopping))
     self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def wait(self) -> None:
-    """Waits until what was started is on disk; raises what went wrong with it."""
+    """Waits until the save is on disk; raises its error."""
     self._manager.wait_until_finished()
 
   def prune(self, keep: Iterable[int]) -> None:
-    """Deletes the checkpoints of all steps but these."""
+    """Deletes the checkpoints of all other steps."""
     for step in multihost.broadcast_from_primary(sorted(set(self.steps()) - set(keep))):
       self._manager.delete(step)
 
-  def set_aside(self, step: int) -> None:
+  def quarantine(self, step: int) -> None:
     """Moves a damaged checkpoint to workdir/damaged/, so that its step can be saved again."""
     if multihost.is_primary():
       target = self.folder.parent / 'damaged' / f'{step}-{int(time.time())}'
       target.parent.mkdir(exist_ok=True)
       (self.folder / str(step)).rename(target)
-    multihost.barrier('set aside', 600, 'for process 0 to set a damaged checkpoint aside')
+    multihost.barrier('quarantine', 600, 'for process 0 to move a damaged checkpoint')
     self._manager.reload()
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:
-    """Returns the state of a step on the mesh of `abstract`, and what `stopping` was saved with it.
+    """Returns the state of a step, sharded as `abstract`, and the `stopping` saved with it.
 
     Raises:
-      UserError: its tree is not that of `abstract`.
-      Exception: whatever Orbax makes of damaged files.
+      UserError: the tree of the checkpoint is not that of `abstract`.
+      Exception: any error of Orbax on damaged files.
     """
-    self._check(step, abstract)
+    for item, tree in _items(abstract).items():
+      self._check(step, item, tree)
     stopping = None
     if 'stopping' in self._manager.item_metadata(step):
       args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
       stopping = self._manager.restore(step, args=args)['stopping']
-    params = self._read(step, 'params', abstract.params)
-    training = self._read(step, 'training', _training(abstract))
+    params, training = (self._read(step, *item) for item in _items(abstract).items())
     return TrainState(params=params, **training), stopping
 
   def restore_params(self, step: int, abstract: Params) -> Params:
-    """Returns the parameters alone."""
-    difference = tree_difference(self.shapes(step, 'params'), _shapes(abstract))
-    if difference:
-      raise UserError(f'--step={step}: the checkpoint does not fit the config: {difference}')
+    """Returns the parameters alone; see `restore`."""
+    self._check(step, 'params', abstract)
     return self._read(step, 'params', abstract)
 
-  def restore_some(
+  def restore_subset(
     self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
   ) -> dict[str, Array]:
-    """Returns some parameters by path; they are there, and of the shapes that are asked for."""
+    """Returns some parameters by path; they must exist with the shapes of `abstract`."""
     tree = unflatten_dict(dict(abstract), sep='/')
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
-    handler = ocp.PyTreeCheckpointHandler(
-      restore_concurrent_gb=self._gigabytes(step, 'params', tree),
-      multiprocessing_options=_all_processes(),
-    )
-    with ocp.Checkpointer(handler, multiprocessing_options=_all_processes()) as reader:
-      return flatten_dict(reader.restore(self.folder / str(step) / 'params', args=args), sep='/')
+    restored = self._read(step, 'params', tree, ocp.PyTreeCheckpointHandler, args)
+    return flatten_dict(restored, sep='/')
 
-  def _read(self, step: int, item: str, abstract: Any) -> Any:
-    """Returns an item of a step, of which no more than `_gigabytes` are on the host at once."""
-    handler = ocp.StandardCheckpointHandler(
-      restore_concurrent_gb=self._gigabytes(step, item, abstract),
-      multiprocessing_options=_all_processes(),
-    )
-    with ocp.Checkpointer(handler, multiprocessing_options=_all_processes()) as reader:
-      args = ocp.args.StandardRestore(abstract)
-      return reader.restore(self.folder / str(step) / item, args=args)
-
-  def _gigabytes(self, step: int, item: str, abstract: Any) -> int:
-    """Returns how much of an item to read at once: the largest shard, in whole gigabytes."""
+  def _read(
+    self,
+    step: int,
+    item: str,
+    abstract: Any,
+    make_handler: Callable[..., ocp.CheckpointHandler] = ocp.StandardCheckpointHandler,
+    args: ocp.args.CheckpointArgs | None = None,
+  ) -> Any:
+    """Returns an item of a step, read in parts no larger than its largest shard on this host."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
     stored = {_key(path): leaf for path, leaf in leaves}
     wanted, _ = jax.tree_util.tree_flatten_with_path(abstract)
     sizes = [largest_read(stored[_key(path)], leaf) for path, leaf in wanted]
-    return max(sizes, default=0) // 10**9 + 1
+    processes = _all_processes()
+    handler = make_handler(
+      restore_concurrent_gb=max(sizes, default=0) // 10**9 + 1, multiprocessing_options=processes
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
+      args = args or ocp.args.StandardRestore(abstract)
+      return reader.restore(self.folder / str(step) / item, args=args)
 
-  def _check(self, step: int, abstract: TrainState) -> None:
-    wanted = {'params': abstract.params, 'training': _training(abstract)}
-    for item, tree in wanted.items():
-      difference = tree_difference(self.shapes(step, item), _shapes(tree))
-      if difference:
-        raise UserError(f'checkpoint {step} of {self.folder} does not fit: {item}: {difference}')
+  def _check(self, step: int, item: str, abstract: Any) -> None:
+    difference = tree_difference(self.shapes(step, item), _shapes(abstract))
+    if difference:
+      raise UserError(
+        f'checkpoint {step} of {self.folder} does not fit the config: {item}: {difference}'
+      )
 
   def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the arrays of an item by path, without reading them."""
-    metadata = self._manager.item_metadata(step)
-    tree = metadata[item]
+    tree = self._manager.item_metadata(step)[item]
     if tree is None:
       raise FileNotFoundError(f'checkpoint {step} of {self.folder} has no {item}')
     return _shapes(tree)
 
   def close(self) -> None:
+    """Waits for the last save, unless the checkpoints are `abandoned`."""
     if not self.abandoned:
       self._manager.close()
 
 
 def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
-  """Returns the bytes that are read for the largest shard of an array on this host.
+  """Returns the bytes that this host reads for the largest shard of an array.
 
-  Files hold whole chunks: of an array that was saved by one device, each shard reads all.
+  A read takes entire chunks: each shard reads all of an array that was saved by one device.
 
   Args:
-    stored: what Orbax says of the array in the checkpoint: `shape`, `dtype`, `storage.chunk_shape`.
-    wanted: its shape, and the sharding that it is restored to.
+    stored: Orbax's metadata of the saved array: `shape`, `dtype`, `storage.chunk_shape`.
+    wanted: the shape and the sharding of the restored array.
   """
   storage = getattr(stored, 'storage', None)
   chunks = (storage and storage.chunk_shape) or wanted.shape
@@ -195,30 +193,22 @@ def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
 def restore_newest(
   checkpoints: Checkpoints, abstract: TrainState, events: EventLog
 ) -> tuple[TrainState, Mapping[str, Any] | None] | None:
-  """Returns what `restore` does of the newest intact step, or None where nothing was saved yet.
+  """Returns the result of `restore` for the newest intact step; None if nothing was saved yet.
 
-  Damaged checkpoints are told, moved to `damaged/` beside, and the one before is tried.
+  A damaged checkpoint is reported and moved to `damaged/`, and the one before is tried.
 
   Raises:
-    UserError: there are checkpoints and none is intact, or one is of another shape.
+    UserError: there are checkpoints and none is intact, or one has other shapes.
   """
-  steps = checkpoints.steps()
-  for step in reversed(steps):
-    reason, restored = '', None
-    try:
-      restored = checkpoints.restore(step, abstract)
-    except UserError:
-      raise
-    except Exception as e:  # whatever Orbax and its storage make of damaged files
-      reason = first_line(e)
-    reason = next(filter(None, multihost.gather(reason)), '')  # of one process, then of all
-    if restored is not None and not reason:
+  for step in reversed(checkpoints.steps()):
+    restored, reason = attempt(checkpoints.restore, step, abstract)
+    if restored is not None:
       events.write('restore', step=step)
       return restored
     events.write('error', step=step, error=f'damaged checkpoint: {reason}')
     if multihost.is_primary():
       print(f'warning: checkpoint {step} is damaged ({reason})', file=sys.stderr)
-    checkpoints.set_aside(step)
+    checkpoints.quarantine(step)
   damaged = checkpoints.folder.parent / 'damaged'
   if damaged.is_dir():
     raise UserError(
@@ -228,8 +218,25 @@ def restore_newest(
   return None
 
 
+def attempt(restore: Callable[..., _Restored], *args: Any) -> tuple[_Restored | None, str]:
+  """Returns (`restore(*args)`, ''), or (None, the reason) if it fails in any process.
+
+  Raises:
+    UserError: `restore` raised it.
+  """
+  reason, restored = '', None
+  try:
+    restored = restore(*args)
+  except UserError:
+    raise
+  except Exception as e:  # Orbax and its storage raise many types for damaged files
+    reason = first_line(e)
+  reason = next(filter(None, multihost.gather(reason)), '')
+  return (None if reason else restored), reason
+
+
 def _all_processes() -> ocp.options.MultiprocessingOptions:
-  """Returns that all processes take part, where there are several.
+  """Returns options that name every process, if there are several.
 
   Named processes wait for each other through the coordination service, which has a timeout.
   """
@@ -238,14 +245,14 @@ def _all_processes() -> ocp.options.MultiprocessingOptions:
   return ocp.options.MultiprocessingOptions(active_processes=active)
 
 
-def folder_of(workdir: pathlib.Path) -> epath.Path:
-  """Returns where the checkpoints of a workdir, or of the bucket that it is a copy of, lie."""
+def checkpoints_folder(workdir: pathlib.Path) -> epath.Path:
+  """Returns the folder of the checkpoints: in the bucket for a local copy of a bucket."""
   return epath.Path(remote.remote_url(workdir) or workdir.absolute()) / 'checkpoints'
 
 
-def holds_checkpoints(workdir: pathlib.Path) -> bool:
-  """Returns whether there is something to resume from; makes nothing in the workdir."""
-  if not folder_of(workdir).is_dir():
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+  """Returns whether the workdir has a checkpoint to resume from; creates nothing in it."""
+  if not checkpoints_folder(workdir).is_dir():
     return False
   checkpoints = Checkpoints(workdir)
   try:
@@ -254,13 +261,9 @@ def holds_checkpoints(workdir: pathlib.Path) -> bool:
     checkpoints.close()
 
 
-def _training(state: TrainState) -> dict[str, Any]:
+def _items(state: TrainState) -> dict[str, Any]:
   names = ('step', 'skipped', 'streak', 'opt_state')
-  return {name: getattr(state, name) for name in names}
-
-
-def _split(state: TrainState, args) -> dict[str, Any]:
-  return {'params': args(state.params), 'training': args(_training(state))}
+  return {'params': state.params, 'training': {name: getattr(state, name) for name in names}}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -268,55 +271,36 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {_key(path): tuple(x.shape) for path, x in leaves if hasattr(x, 'shape')}
 
 
-def _key(path) -> str:
-  parts = []
-  for k in path:
-    name = getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', None)))
-    parts.append(str(name))
-  return '/'.join(parts)
+def _key(path: tuple[Any, ...]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def tree_difference(
   saved: Mapping[str, tuple[int, ...]],
   wanted: Mapping[str, tuple[int, ...]],
-  most: int = 4,
-  tell_extra: bool = True,
+  limit: int = 4,
+  report_extra: bool = True,
 ) -> str:
-  """Returns one line on how two trees of shapes differ, empty when they do not.
+  """Returns one line on how two trees of shapes differ, '' when they do not.
 
-  Missing is what the config wants and the checkpoint lacks; extra is the reverse.
+  The config wants a missing array, and the checkpoint lacks it; of an extra one the reverse holds.
   """
   rows = []
   for name in sorted(wanted.keys() - saved.keys()):
     rows.append(f'missing {name}{did_you_mean(name, saved.keys() - wanted.keys())}')
-  if tell_extra:
+  if report_extra:
     rows += [f'extra {name}' for name in sorted(saved.keys() - wanted.keys())]
   for name in sorted(wanted.keys() & saved.keys()):
     if saved[name] != wanted[name]:
       rows.append(f'{name} is {saved[name]} and should be {wanted[name]}')
-  more = f'; and {len(rows) - most} more' if len(rows) > most else ''
-  return '; '.join(rows[:most]) + more
-
-
-def badness(workdir: pathlib.Path, metric: str) -> dict[int, float]:
-  """Returns a metric by step from metrics.jsonl, with its sign such that the lowest is the best.
-
-  A metric without a direction in metrics.json says nothing of any step.
-  """
-  higher = read_directions(workdir).get(metric)
-  if higher is None:
-    return {}
-  sign = -1 if higher else 1
-  series = collect(read_lines(workdir / 'metrics.jsonl')).get(metric)
-  if series is None:
-    return {}
-  return {int(s): sign * float(v) for s, v in zip(series.steps, series.values, strict=True)}
+  more = f'; and {len(rows) - limit} more' if len(rows) > limit else ''
+  return '; '.join(rows[:limit]) + more
 
 
 def kept_steps(steps: Iterable[int], scores: Mapping[int, float], last: int, best: int) -> set[int]:
   """Returns the `last` newest steps and the `best` ones of lowest score (the older wins a tie).
 
-  Where that is none, for no step has a score yet, it is the newest.
+  If these are none, because no step has a score yet, it returns the newest.
   """
   steps = sorted(steps)
   newest = set(steps[-last:]) if last else set()

@@ -1,29 +1,28 @@
-"""What evaluations leave in a workdir beside numbers.
+"""Files that evaluations leave in a workdir in addition to metrics.
 
-predictions/SET-STEP.jsonl holds the outputs of a set, one JSON object an example: `inputs`, the
-parts that were read; `output`; `reference`; `scores`, what is to be said of this example alone. The
-files of the newest step and of the best one by `checkpoint.best` stay. predictions/notes.json has
-what is to be known of corpus metrics, such as sacrebleu's signatures, by the metrics' names.
+predictions/SET-STEP.jsonl holds the outputs for a set, one JSON object for each example: `inputs`,
+the parts of the source; `output`; `reference`; `scores`, of this example alone. The files of the
+newest step and of the best one by `checkpoint.best` are kept. predictions/notes.json holds notes on
+corpus metrics by name, such as the signatures of sacrebleu.
 
-attention/SET-STEP.json is what lm.evaluation.attention_maps has found at the newest step, and
-word_map/embedding-STEP.json what lm.report.word_map has.
+attention/SET-STEP.json holds the result of lm.evaluation.attention_maps at the newest step, and
+word_map/embedding-STEP.json that of lm.evaluation.vectors.word_map.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.workdir import files
-from lm.workdir.metrics_writer import number_of, read_lines
+from lm.workdir.metrics_writer import json_line, read_lines, to_float
 
-_PREDICTIONS, _ATTENTION, _WORD_MAP = 'predictions', 'attention', 'word_map'
-_NOTES = 'notes.json'
+NOTES = 'predictions/notes.json'
+ATTENTION, WORD_MAP, _PREDICTIONS = 'attention', 'word_map', 'predictions'
 
 
 class EvalExample(NamedTuple):
-  """An example with what a model made of it."""
+  """An example with the output of a model."""
 
   inputs: list[str]
   output: Any
@@ -33,10 +32,7 @@ class EvalExample(NamedTuple):
 
 def lines(examples: Iterable[EvalExample], **fields: Any) -> bytes:
   """Returns examples as JSON lines, each with `fields` before its own."""
-  rows = (fields | _finite(example._asdict()) for example in examples)
-  text = ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in rows)
-  # The replacement of a lone surrogate is the JSON escape of it.
-  return text.encode('utf-8', errors='backslashreplace')
+  return b''.join(json_line(fields | example._asdict()) for example in examples)
 
 
 def write_predictions(
@@ -46,27 +42,27 @@ def write_predictions(
   notes: Mapping[str, str],
   best: int | None,
 ) -> None:
-  """Writes the outputs of a step; removes those of all others but the best.
+  """Writes the outputs of a step and removes those of all other steps but the best.
 
-  Those of later steps go too: the run has been taken up before them.
+  Files of later steps, which remain when a run resumes before them, are removed too.
 
   Args:
     workdir: the run's directory.
-    step: that was evaluated.
+    step: the evaluated step.
     sets: the examples of each set by its name.
     notes: by metric name.
-    best: the best step up to this one, if that can be said.
+    best: the best step up to this one, if it is known.
 
   Raises:
     OSError: the disk is full or broken.
   """
   folder = workdir / _PREDICTIONS
   folder.mkdir(exist_ok=True)
-  files.replace(folder / _NOTES, json.dumps(dict(notes), indent=2).encode())
+  files.replace(workdir / NOTES, json.dumps(dict(notes), indent=2).encode())
   for name, examples in sets.items():
     files.replace(folder / f'{name}-{step}.jsonl', lines(examples))
-  for (_, at), path in _files(folder, '.jsonl').items():
-    if at not in (step, best):
+  for (_, other), path in _files(folder, '.jsonl').items():
+    if other not in (step, best):
       path.unlink()
 
 
@@ -76,49 +72,33 @@ def write_attention(workdir: Path, name: str, step: int, maps: Mapping[str, Any]
   Raises:
     OSError: the disk is full or broken.
   """
-  _write_newest(workdir / _ATTENTION, name, step, {'set': name, 'step': step} | dict(maps))
+  _write_newest(workdir / ATTENTION, name, step, {'set': name, 'step': step} | dict(maps))
 
 
 def write_word_map(workdir: Path, step: int, found: Mapping[str, Any]) -> None:
-  """Writes the map of words of a step in place of older ones.
+  """Writes the word map of a step in place of older ones.
 
   Raises:
     OSError: the disk is full or broken.
   """
-  _write_newest(workdir / _WORD_MAP, 'embedding', step, {'step': step} | dict(found))
+  _write_newest(workdir / WORD_MAP, 'embedding', step, {'step': step} | dict(found))
 
 
 def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
-  """Returns the examples that a workdir keeps, by set and step in rising order."""
+  """Returns the stored examples by set and ascending step; damaged lines are left out."""
   found: dict[str, dict[int, list[EvalExample]]] = {}
   fields = set(EvalExample._fields)
   for (name, step), path in sorted(_files(workdir / _PREDICTIONS, '.jsonl').items()):
     rows = [EvalExample(**row) for row in read_lines(path) if row.keys() == fields]
-    found.setdefault(name, {})[step] = [row for row in rows if _is_right(row)]
+    found.setdefault(name, {})[step] = [row for row in rows if _is_valid(row)]
   return found
 
 
-def _is_right(row: EvalExample) -> bool:
-  inputs, scores = row.inputs, row.scores
-  if not isinstance(inputs, list) or not isinstance(scores, dict) or not scores:
+def _is_valid(row: EvalExample) -> bool:
+  if not isinstance(row.inputs, list) or not isinstance(row.scores, dict) or not row.scores:
     return False
-  texts = all(isinstance(part, str) for part in inputs)
-  return texts and all(number_of(score) is not None for score in scores.values())
-
-
-def notes_file(workdir: Path) -> Path:
-  """Returns the place of the notes on corpus metrics."""
-  return workdir / _PREDICTIONS / _NOTES
-
-
-def attention_file(workdir: Path) -> Path | None:
-  """Returns the newest file of attention maps, if there is one."""
-  return _newest(workdir / _ATTENTION)
-
-
-def word_map_file(workdir: Path) -> Path | None:
-  """Returns the newest map of words, if there is one."""
-  return _newest(workdir / _WORD_MAP)
+  texts = all(isinstance(part, str) for part in row.inputs)
+  return texts and all(to_float(score) is not None for score in row.scores.values())
 
 
 def _write_newest(folder: Path, name: str, step: int, content: Mapping[str, Any]) -> None:
@@ -131,7 +111,8 @@ def _write_newest(folder: Path, name: str, step: int, content: Mapping[str, Any]
     other.unlink()
 
 
-def _newest(folder: Path) -> Path | None:
+def newest_file(folder: Path) -> Path | None:
+  """Returns the file of the latest step in `attention` or `word_map`, if there is one."""
   found = _files(folder, '.json')
   return found[max(found, key=lambda key: key[1])] if found else None
 
@@ -144,14 +125,3 @@ def _files(folder: Path, suffix: str) -> dict[tuple[str, int], Path]:
     if step.isdecimal() and path.is_file():
       found[name, int(step)] = path
   return found
-
-
-def _finite(value: Any) -> Any:
-  """Returns JSON of a value; what is not finite becomes a string, as in metrics.jsonl."""
-  if isinstance(value, Mapping):
-    return {key: _finite(entry) for key, entry in value.items()}
-  if isinstance(value, list | tuple):
-    return [_finite(entry) for entry in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
-  return value

@@ -1,15 +1,21 @@
-"""An experiment: a config file, the names it can import, and the record of it in a workdir."""
+"""An experiment: its config file, and its config, code, data and environment in a workdir."""
 
 import contextlib
+import datetime
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
+import os
 import pathlib
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import tokenizers
@@ -22,8 +28,8 @@ from lm.data import fingerprints
 from lm.errors import UserError, did_you_mean, first_line
 from lm.workdir import files, sources
 
-# What may differ between a workdir and the command that resumes it: none of it changes what is
-# learned from a step, but `steps` and `stop`, which say how far the run goes.
+# Keys that may differ between a workdir and the command that resumes it. None changes a training
+# step; `steps` and `stop` change the length of the run.
 MAY_DIFFER = (
   'mesh',
   'log',
@@ -39,11 +45,9 @@ MAY_DIFFER = (
   'nonfinite_limit',
   'allow_zero',
 )
-# What may differ besides where a run is asked to go on with other training data.
+# Keys that may differ too if the run resumes with --new_data.
 NEW_DATA = ('data.source', 'data.train', 'data.prepare')
-
-
-# What source/ says of the checkout of lm itself, and how git is asked for it.
+# The files of source/ on the checkout of lm itself, with the git command that prints them.
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
 
@@ -51,10 +55,10 @@ def load(path_and_arg: str) -> ConfigDict:
   """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
 
   The folder of the file is put on the import path, so that the config may name functions of the
-  file itself ('my_file:my_function') and of its neighbours.
+  file itself ('my_file:my_function') and of its neighbors.
 
   Raises:
-    UserError: the file is missing, does not load, or knows no such argument.
+    UserError: the file is missing, does not load, or does not accept the argument.
   """
   path, _, arg = path_and_arg.partition(':')
   file = pathlib.Path(path)
@@ -62,17 +66,17 @@ def load(path_and_arg: str) -> ConfigDict:
     known = sorted(map(str, file.parent.glob('*.py'))) if file.parent.is_dir() else []
     near = '' if file.is_dir() else did_you_mean(str(file), known)
     more = f' and {len(known) - 20} more' if len(known) > 20 else ''
-    listed = f'; there are {", ".join(known[:20])}{more}' if known else ''
+    listed = f'; available: {", ".join(known[:20])}{more}' if known else ''
     a_folder = ' (it is a folder)' if file.is_dir() else ''
     raise UserError(f'--config={path}: no such file{a_folder}{near or listed}')
-  sources.use_folder(sources.folder_of(file))
+  sources.add_to_sys_path(sources.modules_folder(file))
   if file.suffix == '.json':
     return link_defaults(_read_config(file, f'--config={path}'))
   module = _import(file)
   if not hasattr(module, 'get_config'):
     raise UserError(f'--config={path}: the file defines no get_config(arg)')
   key = f'--config={path_and_arg}'
-  with _told(key, file):
+  with _one_line_error(key, file):
     config = resolve.call(module.get_config, key, *([arg] if arg else []))
   if not isinstance(config, ConfigDict):
     raise UserError(f'{key}: get_config returns {type(config).__name__}, not a ConfigDict')
@@ -86,10 +90,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Returns the config of `to_json`; what was empty takes a value of any type.
+  """Returns the config of `to_json`; empty leaves take a value of any type.
 
   Raises:
-    ValueError: the text is no object of JSON.
+    ValueError: the text is not a JSON object.
   """
 
   def revive(value: Any) -> Any:
@@ -113,25 +117,25 @@ def write_run_config(
   content: str,
   new_data: bool = False,
 ) -> list[str]:
-  """Writes config.json, source/, tokenizer.json and data.json; checks those of an older workdir.
+  """Writes config.json, source/, tokenizer.json and data.json, or checks existing ones.
 
-  A resume replaces the config and the sources where they differ, so that the record is that of the
-  newest start. What they were before stays in earlier/1, earlier/2 and so on.
+  A resume replaces a config or sources that differ, so that the files describe the newest start.
+  The older versions move to earlier/1, earlier/2 and so on.
 
   Args:
-    config: the whole configuration.
-    path_and_arg: the file it came from.
-    tokenizer: that of the data.
-    workdir: the record of the run.
+    config: the full config.
+    path_and_arg: the file of the config.
+    tokenizer: the tokenizer of the data.
+    workdir: the run's directory.
     content: a digest of the training data.
-    new_data: whether the training data may be other than that of the workdir, whose record is then
-      of the new one; data.json keeps a list of those before.
+    new_data: whether the training data may differ from that of the workdir; data.json then lists
+      the older data too.
 
   Returns:
     Warnings about code and training data that have changed since the last start.
 
   Raises:
-    UserError: the workdir was made by another config, tokenizer or training data.
+    UserError: the workdir has another config, tokenizer or training data.
   """
   saved = workdir / 'config.json'
   code = _code(pathlib.Path(path_and_arg.partition(':')[0]))
@@ -139,27 +143,27 @@ def write_run_config(
     _write_source(workdir / 'source', code)
     tokenizer.save(str(workdir / 'tokenizer.json'))
     _write_data(workdir, config, content, [])
-    # The config is written last and at once: a workdir with a config.json is complete.
+    # The config is written last and atomically: a workdir with a config.json is complete.
     files.replace(saved, to_json(config).encode())
     return []
-  check_same(open_workdir(workdir), config, workdir, new_data)
-  if open_tokenizer(workdir).to_str() != tokenizer.to_str():
+  check_same(read_config(workdir), config, workdir, new_data)
+  if read_tokenizer(workdir).to_str() != tokenizer.to_str():
     raise UserError(
       f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
       '(another corpus or version of it); take another workdir'
     )
-  known = _known_data(workdir)
+  known = read_data(workdir)
   other_data = known['train'] != content
   if other_data and not new_data:
     raise UserError(
       f'--workdir={workdir} was made with other training data than data.source='
-      f'{config.data.source!r} gives now (another version of it); take another workdir, or go on '
-      'with the new data by --new_data'
+      f'{config.data.source!r} gives now (another version of it); take another workdir, or '
+      'resume with the new data by --new_data'
     )
   kept = _read_source(workdir / 'source')
   changed = sorted(name for name in kept.keys() | code.keys() if kept.get(name) != code.get(name))
   if changed or saved.read_bytes() != to_json(config).encode():
-    _set_aside(workdir)
+    _archive(workdir)
     _write_source(workdir / 'source', code)
     files.replace(saved, to_json(config).encode())
   warnings = []
@@ -174,27 +178,28 @@ def write_run_config(
 
 
 def _code(config_file: pathlib.Path) -> dict[str, bytes]:
-  """Returns what source/ holds: the experiment, its neighbors, files that they name, the commit."""
+  """Returns the files of source/: the experiment, its neighbors, files they name, the commit."""
   code = sources.neighbors(config_file)
-  folder = sources.folder_of(config_file)
-  beside = {}
-  # Without what its steps read, the workdir could not prepare the same data again.
+  folder = sources.modules_folder(config_file)
+  named = {}
+  # The steps that prepare the data may read these files.
   for name in code:
     for relative, file in fingerprints.files_beside(folder / name).items():
-      beside[(pathlib.PurePath(name).parent / relative).as_posix()] = file.read_bytes()
-  return beside | code | _commit()
+      named[(pathlib.PurePath(name).parent / relative).as_posix()] = file.read_bytes()
+  commit = {name: _git(pathlib.Path(__file__).parent, *args) for name, args in _COMMIT.items()}
+  return named | code | {name: content for name, content in commit.items() if content}
 
 
-def _set_aside(workdir: pathlib.Path) -> None:
-  """Keeps a copy of the config and the sources of the last start in earlier/N."""
-  earlier = workdir / 'earlier'
-  number = 1 + sum(1 for _ in earlier.glob('*/config.json'))
-  shutil.rmtree(earlier / str(number), ignore_errors=True)  # of a process that was killed here
-  (earlier / str(number)).mkdir(parents=True)
+def _archive(workdir: pathlib.Path) -> None:
+  """Copies the config and the sources of the last start to earlier/N."""
+  count = sum(1 for _ in workdir.glob('earlier/*/config.json'))
+  target = workdir / 'earlier' / str(count + 1)
+  shutil.rmtree(target, ignore_errors=True)  # of a process that was killed here
+  target.mkdir(parents=True)
   if (workdir / 'source').is_dir():
     ignored = shutil.ignore_patterns('__pycache__')
-    shutil.copytree(workdir / 'source', earlier / str(number) / 'source', ignore=ignored)
-  shutil.copy(workdir / 'config.json', earlier / str(number) / 'config.json')
+    shutil.copytree(workdir / 'source', target / 'source', ignore=ignored)
+  shutil.copy(workdir / 'config.json', target / 'config.json')
 
 
 def _read_source(folder: pathlib.Path) -> dict[str, bytes]:
@@ -203,10 +208,10 @@ def _read_source(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def _write_source(folder: pathlib.Path, code: Mapping[str, bytes]) -> None:
-  """Makes the sources of a workdir these files and no others."""
+  """Writes the files of source/ and removes all others."""
   for name in _read_source(folder).keys() - code.keys():
     (folder / name).unlink()
-  # Python compares sizes and whole seconds only when it takes compiled files for current ones.
+  # Python compares only size and full seconds to decide whether a compiled file is current.
   shutil.rmtree(folder / '__pycache__', ignore_errors=True)
   for name, content in code.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -216,21 +221,21 @@ def _write_source(folder: pathlib.Path, code: Mapping[str, bytes]) -> None:
 def _write_data(
   workdir: pathlib.Path, config: ConfigDict, content: str, before: list[dict[str, Any]]
 ) -> None:
-  """Writes what the training data is, and what it was before, at once."""
+  """Writes data.json: the training data, and the data before."""
   data = {'train': content, 'source': config.data.source, 'split': config.data.train}
   text = json.dumps(data | ({'before': before} if before else {})) + '\n'
   files.replace(workdir / 'data.json', text.encode())
 
 
-def digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) -> str:
-  """Returns a digest of what all processes of a run must have in common.
+def run_digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) -> str:
+  """Returns a digest that must be equal in all processes of a run.
 
   Args:
-    config: the whole configuration; where it caches and how many workers it has are left out.
-    tokenizer: that of the run.
-    content: what the training data says of itself.
+    config: the full config; `data.cache` and `data.workers` may differ.
+    tokenizer: the tokenizer of the run.
+    content: the digest of the training data.
   """
-  leaves = _flatten(json.loads(to_json(config)))
+  leaves = flatten(json.loads(to_json(config)))
   own = ('data.cache', 'data.workers')
   common = sorted((key, repr(value)) for key, value in leaves.items() if key not in own)
   text = json.dumps([common, tokenizer.to_str(), content])
@@ -240,15 +245,15 @@ def digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) ->
 def check_same(
   saved: ConfigDict, config: ConfigDict, workdir: pathlib.Path, new_data: bool = False
 ) -> None:
-  """Raises UserError when a config asks for another run than the workdir holds.
+  """Raises UserError if a config does not continue the run of the workdir.
 
   Args:
     saved: the config of the workdir.
-    config: that of the run.
+    config: the config of the run.
     workdir: for the message.
-    new_data: whether the run goes on with other training data.
+    new_data: whether the run resumes with other training data.
   """
-  old, new = _flatten(json.loads(to_json(saved))), _flatten(json.loads(to_json(config)))
+  old, new = (flatten(json.loads(to_json(c))) for c in (saved, config))
   for key in sorted(old.keys() | new.keys()):
     free = any(key == k or key.startswith(k + '.') for k in MAY_DIFFER)
     free |= new_data and key in NEW_DATA
@@ -256,13 +261,13 @@ def check_same(
       raise UserError(
         f'--workdir={workdir} was made with {key}={old.get(key)!r}, not {new.get(key)!r}; '
         'take another workdir, or the old value'
-        + ', or go on with new data by --new_data'
+        + ', or resume with new data by --new_data'
         * (key in NEW_DATA)
       )
 
 
-def open_workdir(workdir: pathlib.Path) -> ConfigDict:
-  """Returns the config of a workdir; lm.workdir.sources makes the code that it names importable.
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """Returns the config of a workdir; `lm.workdir.sources` makes the code that it names importable.
 
   Raises:
     UserError: there is no run, or its config is damaged or has another form.
@@ -274,7 +279,7 @@ def open_workdir(workdir: pathlib.Path) -> ConfigDict:
 
 
 def _read_config(file: pathlib.Path, name: str) -> ConfigDict:
-  """Returns the config of a file, which errors call `name`."""
+  """Returns the config of a file; errors name it `name`."""
   try:
     config = from_json(file.read_text('utf-8'))
   except (OSError, ValueError, RecursionError) as e:
@@ -283,12 +288,12 @@ def _read_config(file: pathlib.Path, name: str) -> ConfigDict:
   return config
 
 
-def data_content(workdir: pathlib.Path) -> str:
-  """Returns the digest of the training data that a workdir keeps."""
-  return _known_data(workdir)['train']
+def read_data(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of data.json; its `train` is the digest of the training data.
 
-
-def _known_data(workdir: pathlib.Path) -> dict[str, Any]:
+  Raises:
+    UserError: the file is missing or damaged.
+  """
   try:
     known = json.loads((workdir / 'data.json').read_text())
     return {**known, 'train': known['train']}
@@ -296,8 +301,8 @@ def _known_data(workdir: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'--workdir={workdir}: data.json is missing or damaged: {e}') from e
 
 
-def open_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
-  """Returns the tokenizer a workdir keeps."""
+def read_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of a workdir."""
   file = workdir / 'tokenizer.json'
   try:
     return tokenizers.Tokenizer.from_file(str(file))
@@ -305,7 +310,7 @@ def open_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
     raise UserError(f'--workdir={workdir}: tokenizer.json is missing or damaged: {e}') from e
 
 
-def _import(file: pathlib.Path):
+def _import(file: pathlib.Path) -> ModuleType:
   found = importlib.util.spec_from_file_location(file.stem, file)
   if found is None or found.loader is None:
     raise UserError(f'--config={file}: not a Python file')
@@ -315,14 +320,14 @@ def _import(file: pathlib.Path):
     raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
   # Under its own name, so that 'file:function' in the config is this very module.
   sys.modules[file.stem] = module
-  with _told(f'--config={file}', file):
+  with _one_line_error(f'--config={file}', file):
     found.loader.exec_module(module)
   return module
 
 
 @contextlib.contextmanager
-def _told(key: str, file: pathlib.Path) -> Iterator[None]:
-  """Tells what goes wrong in a config's file in one line, with the line of the file."""
+def _one_line_error(key: str, file: pathlib.Path) -> Iterator[None]:
+  """Turns an error in a config file into a UserError of one line, with the line number."""
   try:
     yield
   except UserError:
@@ -336,20 +341,86 @@ def _told(key: str, file: pathlib.Path) -> Iterator[None]:
     ) from e
 
 
-def _commit() -> dict[str, bytes]:
-  """Returns the commit and the uncommitted change of the code that runs, when git knows them."""
-  here = pathlib.Path(__file__).parent
-  found = {}
-  for name, arguments in _COMMIT.items():
-    try:
-      command = ['git', '-C', str(here), *arguments]
-      found[name] = subprocess.run(command, capture_output=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-      continue
-  return {name: content for name, content in found.items() if content}
+def write_environment(workdir: pathlib.Path, experiment: pathlib.Path) -> None:
+  """Writes workdir/environment.json; see `environment`."""
+  text = json.dumps(environment(experiment), indent=2, ensure_ascii=False)
+  (workdir / 'environment.json').write_text(text + '\n', encoding='utf-8')
 
 
-def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+def environment(experiment: pathlib.Path) -> dict[str, Any]:
+  """Returns the machine, the software and the code of this process, without user or host names.
+
+  Args:
+    experiment: the experiment's file, whose checkout is described.
+
+  Returns:
+    JSON values by name: `date`, `command`, `lm` and `experiment` (see `checkout`), `python`,
+    `packages`, `devices`, `host`.
+  """
+  import jax  # programs load it after their flags are right
+
+  devices = jax.devices()
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else []
+  cpus = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+  # macOS has no sched_getaffinity.
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  return {
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': command_line(sys.orig_argv),
+    'lm': checkout(pathlib.Path(__file__).parent),
+    'experiment': checkout(experiment.resolve().parent),
+    'python': platform.python_version(),
+    'packages': {name: _version(name) for name in sources.PACKAGES},
+    'devices': {
+      'platform': devices[0].platform,
+      'kind': devices[0].device_kind,
+      'count': len(devices),
+      'memory_bytes': (devices[0].memory_stats() or {}).get('bytes_limit'),
+      'processes': jax.process_count(),
+    },
+    'host': {
+      'system': f'{platform.system()} {platform.machine()}',
+      'cpu': cpus[0] if cpus else platform.processor(),
+      'cores': cores,
+      'memory_bytes': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
+    },
+  }
+
+
+def checkout(directory: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the git commit of `directory` and whether tracked files differ; None without git."""
+  commit = _git(directory, 'rev-parse', 'HEAD').decode().strip()
+  if not commit:
+    return None
+  return {'commit': commit, 'dirty': bool(_git(directory, 'status', '--porcelain', '-uno'))}
+
+
+def command_line(arguments: Sequence[str]) -> str:
+  """Returns a command to paste, with ~ for the home directory, which contains a user's name."""
+  home = os.path.expanduser('~').rstrip('/')
+  text = shlex.join([os.path.basename(arguments[0]), *arguments[1:]])
+  return text.replace(home + '/', '~/') if home else text
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _git(directory: pathlib.Path, *arguments: str) -> bytes:
+  """Returns the output of a git command; b'' if it fails."""
+  try:
+    command = ['git', '-C', str(directory), *arguments]
+    return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout
+  except (OSError, subprocess.SubprocessError):
+    return b''
+
+
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns the leaves of nested dicts by dotted key."""
   if not isinstance(tree, dict):
     return {prefix[:-1]: tree}
-  return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f'{prefix}{name}.').items()}
+  return {k: v for name, sub in tree.items() for k, v in flatten(sub, f'{prefix}{name}.').items()}

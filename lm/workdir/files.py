@@ -1,4 +1,4 @@
-"""Writing files so that a full disk, a kill at any moment or a second run leaves them whole."""
+"""The run directory: its path, its lock against a second run, and atomic writes."""
 
 import contextlib
 import fcntl
@@ -16,24 +16,24 @@ _NO_CHECKPOINTS = re.compile(r'[\[\]*?\\]')
 
 
 def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -> Path:
-  """Returns the folder of a run: a local path, or the copy of gs://..., fetched anew.
+  """Returns the directory of a run: a local path, or the local copy of gs://..., fetched again.
 
-  ~ and $VARIABLES in a local path are replaced.
+  ~ and $VARIABLES in a local path are expanded.
 
   Args:
-    name: as the user gives it.
-    key: names it in errors.
-    process: of several on one machine each has a copy of its own.
+    name: the name from the user.
+    key: names the argument in errors.
+    process: the index of the process; each process of one machine has its own copy of a bucket.
 
   Raises:
-    UserError: the bucket cannot be read; or checkpoints cannot lie there, because Orbax takes the
-      path for a glob pattern, or TensorStore takes a backslash for a slash.
+    UserError: the bucket cannot be read; or its checkpoints could not, because Orbax reads the path
+      as a glob pattern, or TensorStore reads a backslash as a slash.
   """
   found = str(name) if remote.is_remote(name) else str(files.expand_path(str(name), key).absolute())
   if wrong := _NO_CHECKPOINTS.search(found):
     raise UserError(
-      f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; a '
-      f'path has none of [ ] * ? and \\ in it ({found})'
+      f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; the '
+      f'path must not contain [ ] * ? or \\ ({found})'
     )
   if not remote.is_remote(name):
     return files.expand_path(str(name), key)
@@ -44,10 +44,10 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-  """Makes a workdir if need be and holds it against other runs; the system frees it at a kill.
+  """Locks a workdir against other runs, and creates it if missing; a kill releases the lock.
 
   Raises:
-    UserError: another run holds it, or it cannot be written.
+    UserError: another run has the lock, or the workdir cannot be written.
   """
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir={workdir} is a file; give the name of a directory')
@@ -63,14 +63,14 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
       raise UserError(f'--workdir={workdir}: another run is training there') from e
     except OSError as e:  # a file system without locks
       print(
-        f'warning: {workdir} cannot be held against a second run: {e.strerror}', file=sys.stderr
+        f'warning: {workdir} cannot be locked against a second run: {e.strerror}', file=sys.stderr
       )
     yield
 
 
 @contextlib.contextmanager
-def writing(workdir: Path) -> Iterator[None]:
-  """Turns an error of the file system into a UserError of one line, which names the file."""
+def one_line_errors(workdir: Path) -> Iterator[None]:
+  """Turns an OSError into a UserError of one line that names the file."""
   try:
     yield
   except OSError as e:
@@ -78,14 +78,14 @@ def writing(workdir: Path) -> Iterator[None]:
     raise UserError(f'--workdir={workdir} cannot be written: {e.strerror or e}{file}') from e
 
 
-def check_free(workdir: Path) -> None:
-  """Raises UserError where a workdir is to be made anew and something is there already."""
+def check_new(workdir: Path) -> None:
+  """Raises UserError unless a workdir is missing or empty."""
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir={workdir} is a file; give the name of a new directory')
   if workdir.is_dir() and any(workdir.iterdir()):
     raise UserError(f'--workdir={workdir} is not empty; give the name of a new directory')
 
 
-def replace(path: Path, content: bytes):
-  """Writes `content` to a file as lm.text.files.write_atomic does."""
+def replace(path: Path, content: bytes) -> None:
+  """Writes `content` to a file atomically; see `lm.text.files.write_atomic`."""
   files.write_atomic(path, [content])

@@ -1,9 +1,8 @@
-"""Opening a workdir: in a notebook, and in the programs that read a trained model."""
+"""Opens a workdir, in a notebook and in programs that read a trained model."""
 
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,18 +16,19 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.data import cache
-from lm.errors import UserError, first_line
+from lm.errors import UserError
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import vocabulary_size
 from lm.types import Apply, Params, apply_of
 from lm.workdir import experiment, files, sources
-from lm.workdir.checkpoints import Checkpoints, badness, kept_steps
+from lm.workdir.checkpoints import Checkpoints, attempt, kept_steps
+from lm.workdir.run_data import losses_by_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A trained model and what it was trained with."""
+  """A trained model with its config and tokenizer."""
 
   config: ConfigDict
   params: Params
@@ -36,15 +36,15 @@ class Loaded:
   tokenizer: tokenizers.Tokenizer
   step: int
   model: nn.Module
-  steps: tuple[int, ...] = ()  # of all checkpoints, where several were averaged or put together
+  steps: tuple[int, ...] = ()  # of all checkpoints of an average or an ensemble
   workdir: pathlib.Path = pathlib.Path()
-  # Of each checkpoint that was taken unasked: the workdir, the step, and why that one.
+  # Of each checkpoint that the user did not choose: the workdir, the step, and the reason.
   notes: tuple[str, ...] = ()
   mesh: Mesh | None = None  # that the parameters are sharded over; None for one device
 
   def modules(self) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which names in the config mean the code that the workdir kept."""
-    return sources.modules_of(self.workdir / 'source')
+    """Returns a context in which names in the config mean the code in the workdir's source/."""
+    return sources.workdir_modules(self.workdir / 'source')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +66,22 @@ def load(
 ) -> Loaded:
   """Opens a workdir at a step, by default the best one or else the newest.
 
-  The parameters come onto the first device, or sharded onto a mesh, wherever they were trained. The
-  config's functions are those of the sources that the workdir kept. Names in the config find these
-  sources afterwards too, unless other code has the same names, such as that of a run opened before:
-  then a warning says so, and `with loaded.modules():` finds them.
+  The parameters are placed on the first device or sharded over a mesh, wherever they were trained.
+  Names in the config mean the code in the workdir's source/, also after the call. If other code has
+  the same names, such as that of a run opened before, a warning says so. Then the names mean the
+  workdir's code only within `with loaded.modules():`.
 
   Args:
-    workdir: the record of a run.
-    step: of its checkpoint; None for the best by `checkpoint.best`, or, where no intact checkpoint
-      has a score, the newest intact one.
-    mesh: where the parameters go, sharded by the config's `mesh.rules`; see
+    workdir: the run's directory.
+    step: of the checkpoint. None for the best by `checkpoint.best`, or for the newest intact one if
+      no intact checkpoint has a score.
+    mesh: the mesh to shard the parameters over by the config's `mesh.rules`; see
       `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
-    average: above 1, the parameters are the mean of so many of the newest checkpoints (Vaswani et
-      al. 2017, 6.1), whatever `step`.
+    average: above 1, the parameters are the mean of this number of the newest checkpoints (Vaswani
+      et al. 2017, 6.1), and `step` is ignored.
 
   Raises:
-    UserError: there is no run, no intact checkpoint, or not that step, or not as many; or the
+    UserError: the run, an intact checkpoint, the step or enough checkpoints are missing; or the
       parameters do not divide over the mesh.
   """
   run = open_run(workdir)
@@ -95,16 +95,16 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     UserError: there is no run.
   """
   workdir = files.workdir(workdir)
-  config = experiment.open_workdir(workdir)
+  config = experiment.read_config(workdir)
   host.enable_compilation_cache(cache.directory(config.data.cache))
-  tokenizer = experiment.open_tokenizer(workdir)
-  with sources.opened(workdir / 'source') as clashes:
+  tokenizer = experiment.read_tokenizer(workdir)
+  with sources.import_source(workdir / 'source') as clashes:
     model = components.model(config, vocabulary_size(tokenizer))
     init = components.init_of(model, config.data.context)
     boxed = jax.eval_shape(init, jax.random.key(0))
   if clashes:
     print(
-      f'warning: {workdir} has its own {", ".join(clashes)}: its model is of that code, but other '
+      f'warning: {workdir} has its own {", ".join(clashes)}: its model uses that code, but other '
       'names in its config mean the code imported before, except in `with loaded.modules():`',
       file=sys.stderr,
     )
@@ -118,8 +118,8 @@ def restore(
   rules: Mapping[str, tuple[str, ...]],
   average: int = 1,
 ) -> Loaded:
-  """Returns a run with the parameters of a step, each device having read its shards; see `load`."""
-  workdir, best_by = run.workdir, run.config.checkpoint.best
+  """Returns a run with the parameters of a step; each device reads its shards; see `load`."""
+  workdir = run.workdir
   abstract = _placed(run.boxed, mesh, rules)
   checkpoints = Checkpoints(workdir)
   try:
@@ -130,7 +130,7 @@ def restore(
       params, at = restore_params(checkpoints, abstract, workdir, [step])
       steps, why = (at,), ''
     else:
-      best, why = best_step(workdir, checkpoints.steps(), best_by)
+      best, why = best_step(workdir, checkpoints.steps(), run.config.checkpoint.best)
       order = [] if best is None else [best]
       order += [s for s in reversed(checkpoints.steps()) if s != best]
       params, at = restore_params(checkpoints, abstract, workdir, order)
@@ -145,7 +145,7 @@ def restore(
 
 
 def _placed(boxed: Params, mesh: Mesh | None, rules: Mapping[str, tuple[str, ...]]) -> Params:
-  """Returns abstract parameters with the shardings that they are restored to."""
+  """Returns the abstract parameters with the shardings to restore them to."""
   shapes = nn.unbox(boxed)
   if mesh is None:
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -158,14 +158,15 @@ def _placed(boxed: Params, mesh: Mesh | None, rules: Mapping[str, tuple[str, ...
 
 
 def best_step(workdir: pathlib.Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
-  """Returns the best of some steps by a metric, None where none has a score; and why it is taken.
+  """Returns the best of some steps by a metric, None if none has a score; and the reason in words.
 
-  Every program that is not given a step takes this one, or else the newest.
+  This is the step of every program that receives none; if it is None, they use the newest.
   """
-  scores = badness(workdir, metric)
-  (best,) = kept_steps(steps, scores, last=0, best=1) or (-1,)
-  if math.isnan(scores.get(best, math.nan)):
+  losses = losses_by_step(workdir, metric)
+  scored = [step for step in steps if step in losses]
+  if not scored:
     return None, f'the newest, for none has a score by {metric}'
+  (best,) = kept_steps(scored, losses, last=0, best=1)
   return best, f'the best by {metric}'
 
 
@@ -175,7 +176,7 @@ def _averaged(
   """Returns the mean of the parameters of the newest `count` checkpoints, and their steps.
 
   Raises:
-    UserError: there are not as many, or one of them is damaged.
+    UserError: there are fewer checkpoints, or one of them is damaged.
   """
   steps = tuple(checkpoints.steps())
   if count > len(steps):
@@ -184,7 +185,7 @@ def _averaged(
       f'--average={count}: {workdir} has {len(steps)} checkpoints ({kept}); checkpoint.keep says '
       'how many a run keeps'
     )
-  # The sum is of float32, for parameters may be kept in fewer bits, and lies where they do.
+  # The sum is float32, because parameters may have fewer bits, and is sharded as they are.
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   on_mesh = functools.partial(jax.jit, out_shardings=shardings)
   widen = on_mesh(lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params))
@@ -205,10 +206,10 @@ def _averaged(
 def restore_params(
   checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, order: Sequence[int]
 ) -> tuple[Params, int]:
-  """Returns the parameters of the first intact step of some, and the step.
+  """Returns the parameters of the first intact step in `order`, and the step.
 
   Raises:
-    UserError: a step is missing or of another shape, or none is intact.
+    UserError: a step is missing or has other shapes, or none is intact.
   """
   steps = checkpoints.steps()
   if not steps:
@@ -218,20 +219,13 @@ def restore_params(
       f'--step={missing[0]}: {workdir} has checkpoints at {", ".join(map(str, steps))}'
     )
   errors = []
-  for candidate in order:
-    reason, params = '', None
-    try:
-      params = checkpoints.restore_params(candidate, abstract)
-    except UserError:
-      raise
-    except Exception as e:  # whatever Orbax and its storage make of damaged files
-      reason = first_line(e)
-    reason = next(filter(None, multihost.gather(reason)), '')  # of one process, then of all
-    if not reason:
-      return params, candidate
-    errors.append(f'{candidate} ({reason})')
+  for step in order:
+    params, reason = attempt(checkpoints.restore_params, step, abstract)
+    if params is not None:
+      return params, step
+    errors.append(f'{step} ({reason})')
     if len(order) > 1 and multihost.is_primary():
-      print(f'warning: checkpoint {candidate} is damaged ({reason})', file=sys.stderr)
+      print(f'warning: checkpoint {step} is damaged ({reason})', file=sys.stderr)
   if len(order) == 1 < len(steps):
     others = ', '.join(str(s) for s in steps if s not in order)
     raise UserError(

@@ -1,4 +1,7 @@
-"""TensorBoard event files, written without a thread or a queue that could block training."""
+"""Metrics, samples and events of a run: written without a thread or a queue, and read back.
+
+A disk that is full or broken costs lines of these files and not the run.
+"""
 
 import datetime
 import json
@@ -7,9 +10,9 @@ import os
 import re
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from absl import logging
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -20,62 +23,20 @@ from tensorboardX.summary import text as text_summary
 from lm.errors import UserError
 from lm.workdir import files
 
-
-class EventFile:
-  """One new event file in a directory; TensorBoard merges all that lie there.
-
-  Args:
-    directory: created if missing.
-    start_step: TensorBoard forgets what earlier files say about this step and later ones.
-  """
-
-  def __init__(self, directory: Path, start_step: int):
-    directory.mkdir(parents=True, exist_ok=True)
-    # TensorBoard reads every file with 'tfevents' in its name, in the order of the names.
-    self._file = open_append(directory / f'events.out.tfevents.{time.time_ns():020d}')
-    self._write(Event(file_version='brain.Event:2'))
-    self._write(Event(step=start_step, session_log=SessionLog(status=SessionLog.START)))
-
-  def scalars(self, step: int, values: Mapping[str, float]):
-    """Writes the scalars of a step as one event."""
-    entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-    self._write(Event(step=step, summary=Summary(value=entries)))
-
-  def text(self, step: int, name: str, text: str):
-    """Writes a text, shown as it is and not as Markdown."""
-    indented = '\n'.join('    ' + line for line in text.splitlines())
-    self._write(Event(step=step, summary=text_summary(name, indented)))
-
-  def flush(self):
-    """Brings what was written to the disk itself."""
-    os.fsync(self._file)
-
-  def close(self):
-    os.close(self._file)
-
-  def _write(self, event: Event):
-    event.wall_time = time.time()
-    content = event.SerializeToString()
-    length = struct.pack('<Q', len(content))
-    # The TFRecord format: length, its checksum, content, its checksum.
-    checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, content)]
-    append(self._file, length + checks[0] + content + checks[1])
-
-
 _SAMPLE = re.compile(
   r'^── (.*) · ([0-9]{1,15}) characters, ([0-9]{1,15}) of them the prompt ──\n', re.MULTILINE
 )
 
 
 class Metrics:
-  """Numbers and samples by step, as lines, text files and TensorBoard events.
+  """Metrics and samples by step, as JSON lines, text files and TensorBoard events.
 
-  Opening cuts away whatever lies after `resume_step`, so that a resumed run leaves the same record
-  as one that was never interrupted.
+  Opening removes the records of later steps than `resume_step`. A resumed run then leaves the same
+  files as an uninterrupted one.
 
   Args:
     workdir: the run's directory, on a local or mounted file system.
-    resume_step: the step that was restored; None starts the record afresh.
+    resume_step: the restored step; None starts new files.
     primary: whether this process writes; on the others every method does nothing.
   """
 
@@ -91,84 +52,176 @@ class Metrics:
     for sample in self._samples.glob('*.txt'):
       if sample.stem.isdecimal() and int(sample.stem) > last and sample.is_file():
         sample.unlink()
-    self._lines = _Lines(path)
-    self._board = EventFile(Path(workdir) / 'tensorboard', last + 1)
+    self._lines = AppendOnlyFile(path)
+    self._tensorboard = _EventFile(Path(workdir) / 'tensorboard', last + 1)
 
-  def write(self, step: int, values: Mapping[str, float]):
-    """Adds one line; `values` are anything that `float()` takes."""
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends the values of a step; `float()` must accept each of them."""
     if self._primary:
-      numbers = {name: float(value) for name, value in values.items()}
-      self._lines.write({'step': step} | {k: _encode(v) for k, v in numbers.items()})
-      _forgive(self._board.scalars, step, numbers)
+      scalars = {name: float(value) for name, value in values.items()}
+      _forgive(self._lines.append, json_line({'step': step} | scalars))
+      entries = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+      _forgive(self._tensorboard.write, Event(step=step, summary=Summary(value=entries)))
 
-  def text(self, step: int, name: str, text: str, prompt: str = ''):
-    """Adds a sample to samples/STEP.txt; `text` is what follows `prompt`."""
+  def text(self, step: int, name: str, text: str, prompt: str = '') -> None:
+    """Appends a sample to samples/STEP.txt; `text` continues `prompt`."""
     if self._primary:
       _forgive(self._text, step, name, _printable(prompt), _printable(text))
 
-  def flush(self):
-    """Brings everything to the disk itself."""
+  def flush(self) -> None:
+    """Writes everything through to the disk (fsync)."""
     if self._primary:
       self._lines.flush()
-      _forgive(self._board.flush)
+      self._tensorboard.flush()
 
-  def close(self):
+  def close(self) -> None:
+    """Flushes and closes the files."""
     if self._primary:
       self.flush()
       self._lines.close()
-      _forgive(self._board.close)
+      self._tensorboard.close()
 
-  def _text(self, step: int, name: str, prompt: str, text: str):
-    whole = prompt + text
-    header = f'── {name} · {len(whole)} characters, {len(prompt)} of them the prompt ──'
+  def _text(self, step: int, name: str, prompt: str, text: str) -> None:
+    full = prompt + text
+    header = f'── {name} · {len(full)} characters, {len(prompt)} of them the prompt ──'
     with open(self._samples / f'{step}.txt', 'a', encoding='utf-8', newline='') as file:
-      file.write(f'{header}\n{whole}\n\n')
-    self._board.text(step, name, whole)
+      file.write(f'{header}\n{full}\n\n')
+    # Markdown shows indented lines verbatim.
+    indented = '\n'.join('    ' + line for line in full.splitlines())
+    self._tensorboard.write(Event(step=step, summary=text_summary(name, indented)))
 
 
 class EventLog:
-  """What happened to the run, in events.jsonl; nothing is ever cut from it.
+  """The events of a run, in events.jsonl; no start removes those of an earlier one.
 
-  Each line holds `time` (ISO 8601, UTC), `event` (start, init, too_long, restore, first_step,
-  save, eval, preempted, nonfinite, done, error) and fields: `step` where there is one, and
-  `seconds` where training had to wait. `lm.workdir.goodput` reads them.
+  Each line holds `time` (ISO 8601, UTC), `event` and further fields. The events are start, init,
+  too_long, restore, first_step, save, eval, preempted, nonfinite, done, error. Fields are the
+  `step`, where there is one, and the `seconds` that training waited. `lm.workdir.run_data.goodput`
+  sums them.
   """
 
   def __init__(self, workdir: str | Path, primary: bool = True):
     self._lines = None
     if primary:
       Path(workdir).mkdir(parents=True, exist_ok=True)
-      self._lines = _Lines(Path(workdir) / 'events.jsonl')
+      self._lines = AppendOnlyFile(Path(workdir) / 'events.jsonl')
 
-  def write(self, event: str, **fields: Any):
-    """Adds one line and brings it to the disk; `fields` are JSON values."""
+  def write(self, event: str, **fields: Any) -> None:
+    """Appends one line, through to the disk; `fields` are JSON values."""
     if self._lines is not None:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
-      self._lines.write({'time': now, 'event': event} | {k: _encode(v) for k, v in fields.items()})
+      _forgive(self._lines.append, json_line({'time': now, 'event': event} | fields))
       self._lines.flush()
 
-  def close(self):
+  def close(self) -> None:
+    """Closes the file."""
     if self._lines is not None:
       self._lines.close()
 
 
+class AppendOnlyFile:
+  """A file that grows by complete records; a line torn by a killed process is terminated."""
+
+  def __init__(self, path: Path):
+    self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(self._file).st_size
+    if size and os.pread(self._file, 1, size - 1) != b'\n':
+      self.append(b'\n')
+
+  def append(self, content: bytes) -> None:
+    """Appends all of `content` or nothing.
+
+    Raises:
+      OSError: the disk is full or broken.
+    """
+    size = os.fstat(self._file).st_size
+    count = os.write(self._file, content)
+    if count < len(content):
+      os.ftruncate(self._file, size)
+      raise OSError(f'the disk is full: {count} of {len(content)} bytes were stored')
+
+  def flush(self) -> None:
+    """Writes the content through to the disk."""
+    _forgive(os.fsync, self._file)
+
+  def close(self) -> None:
+    """Closes the file."""
+    _forgive(os.close, self._file)
+
+
+class _EventFile(AppendOnlyFile):
+  """A new TensorBoard event file; TensorBoard merges all files of the directory.
+
+  Args:
+    directory: created if missing.
+    start_step: TensorBoard drops the events of this step and later ones from earlier files.
+  """
+
+  def __init__(self, directory: Path, start_step: int):
+    directory.mkdir(parents=True, exist_ok=True)
+    # TensorBoard reads every file with 'tfevents' in its name, in the order of the names.
+    super().__init__(directory / f'events.out.tfevents.{time.time_ns():020d}')
+    self.write(Event(file_version='brain.Event:2'))
+    self.write(Event(step=start_step, session_log=SessionLog(status=SessionLog.START)))
+
+  def write(self, event: Event) -> None:
+    """Appends an event as a TFRecord: length, its checksum, content, its checksum."""
+    event.wall_time = time.time()
+    content = event.SerializeToString()
+    length = struct.pack('<Q', len(content))
+    checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, content)]
+    self.append(length + checks[0] + content + checks[1])
+
+
+def json_line(entry: Mapping[str, Any]) -> bytes:
+  """Returns an object as a line of JSON; 'NaN', 'Infinity' and '-Infinity' are strings."""
+  line = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False, default=str) + '\n'
+  # The replacement of a lone surrogate is the JSON escape of it.
+  return line.encode('utf-8', errors='backslashreplace')
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Returns the objects of a JSON-lines file, without torn or foreign lines; [] if it is absent.
+  """Returns the objects of a JSON-lines file without damaged lines; [] if it is absent.
 
   Raises:
-    UserError: it is a folder, or cannot be read.
+    UserError: the path is a folder, or cannot be read.
   """
-  objects = (_parse(line) for line in _read(path).split(b'\n'))
+  objects = (_parse(line) for line in read_bytes(path).split(b'\n'))
   return [entry for entry in objects if entry is not None]
 
 
-def is_step(value: Any) -> bool:
-  """Returns whether a value of a record is a step."""
+def read_bytes(path: Path) -> bytes:
+  """Returns the content of a file, b'' if it is absent.
+
+  Raises:
+    UserError: the path is a folder, or cannot be read.
+  """
+  try:
+    return path.read_bytes() if path.exists() else b''
+  except OSError as e:
+    raise UserError(f'{path} cannot be read: {e.strerror}') from e
+
+
+def read_samples(path: Path) -> list[tuple[str, str, str]]:
+  """Returns the (name, prompt, text) triples of samples/STEP.txt, the last one of each name."""
+  content = read_bytes(path).decode('utf-8', errors='replace')
+  found: dict[str, tuple[str, str, str]] = {}
+  position = 0
+  while (header := _SAMPLE.search(content, position)) is not None:
+    name, start, middle = header[1], header.end(), header.end() + int(header[3])
+    position = start + int(header[2])
+    found.pop(name, None)
+    found[name] = name, content[start:middle], content[middle:position]
+  return list(found.values()) or [('', '', content)]
+
+
+def is_step(value: Any) -> TypeGuard[int]:
+  """Returns whether a value that was read is a step."""
   return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def number_of(value: Any) -> float | None:
-  """Returns the number that a value of metrics.jsonl stands for, None where it stands for none."""
+def to_float(value: Any) -> float | None:
+  """Returns the float that a value of metrics.jsonl represents; None if it represents none."""
   if isinstance(value, bool) or not isinstance(value, int | float | str):
     return None
   if isinstance(value, str) and value not in ('NaN', 'Infinity', '-Infinity'):
@@ -179,59 +232,12 @@ def number_of(value: Any) -> float | None:
     return None
 
 
-def _read(path: Path) -> bytes:
-  if not path.exists():
-    return b''
-  try:
-    return path.read_bytes()
-  except OSError as e:
-    raise UserError(f'{path} cannot be read: {e.strerror}') from e
-
-
-def read_samples(path: Path) -> list[tuple[str, str, str]]:
-  """Returns the (name, prompt, text) triples of a samples/STEP.txt; the last of a name counts."""
-  whole = _read(path).decode('utf-8', errors='replace')
-  found: dict[str, tuple[str, str, str]] = {}
-  position = 0
-  while (header := _SAMPLE.search(whole, position)) is not None:
-    start, middle = header.end(), header.end() + int(header[3])
-    position = start + int(header[2])
-    found.pop(header[1], None)
-    found[header[1]] = header[1], whole[start:middle], whole[middle:position]
-  return list(found.values()) or [('', '', whole)]
-
-
-class _Lines:
-  """An append-only file of JSON lines."""
-
-  def __init__(self, path: Path):
-    self._file = open_append(path)
-    size = os.fstat(self._file).st_size
-    if size and os.pread(self._file, 1, size - 1) != b'\n':  # torn by a killed process
-      append(self._file, b'\n')
-
-  def write(self, entry: Mapping[str, Any]):
-    line = json.dumps(entry, ensure_ascii=False, allow_nan=False, default=str) + '\n'
-    # The replacement of a lone surrogate is the JSON escape of it.
-    _forgive(append, self._file, line.encode('utf-8', errors='backslashreplace'))
-
-  def flush(self):
-    _forgive(os.fsync, self._file)
-
-  def close(self):
-    os.close(self._file)
-
-
-def _cut(path: Path, last: int):
-  """Keeps the whole lines up to step `last`."""
-  if not path.exists():
-    return
-  kept = []
-  for line in _read(path).split(b'\n'):
-    entry = _parse(line)
-    if entry is not None and is_step(entry.get('step')) and entry['step'] <= last:
-      kept.append(line + b'\n')
-  files.replace(path, b''.join(kept))
+def _cut(path: Path, last: int) -> None:
+  """Keeps the intact lines up to step `last`."""
+  if path.exists():
+    lines = ((line, (_parse(line) or {}).get('step')) for line in read_bytes(path).split(b'\n'))
+    kept = [line + b'\n' for line, step in lines if is_step(step) and step <= last]
+    files.replace(path, b''.join(kept))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -242,40 +248,25 @@ def _parse(line: bytes) -> dict[str, Any] | None:
   return entry if isinstance(entry, dict) else None
 
 
-def _encode(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+  """Returns a JSON value with a string in place of each float that is not finite."""
   if isinstance(value, Mapping):
-    return {key: _encode(entry) for key, entry in value.items()}
+    return {key: _finite(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(entry) for entry in value]
   if isinstance(value, float) and not math.isfinite(value):
     return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
   return value
 
 
 def _printable(text: str) -> str:
-  """Spells out lone surrogates, which UTF-8 cannot hold."""
+  """Returns a text with lone surrogates escaped, which UTF-8 cannot encode."""
   return text.encode('utf-8', errors='backslashreplace').decode()
 
 
-def _forgive(write, *args):
-  """Calls `write`; a full or broken disk is reported and the run goes on."""
+def _forgive(write: Callable[..., None], *args: Any) -> None:
+  """Calls `write`; an error of the disk is logged and the run continues."""
   try:
     write(*args)
   except OSError as e:
-    logging.log_first_n(logging.ERROR, 'the run record is incomplete: %s', 3, e)
-
-
-def append(file: int, content: bytes):
-  """Appends all of `content` to an open file descriptor, or nothing.
-
-  Raises:
-    OSError: the disk is full or broken.
-  """
-  size = os.fstat(file).st_size
-  written = os.write(file, content)
-  if written < len(content):
-    os.ftruncate(file, size)
-    raise OSError(f'the disk is full: {written} of {len(content)} bytes fitted')
-
-
-def open_append(path: Path) -> int:
-  """Opens a file for `append` and for reading back, made if missing."""
-  return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    logging.log_first_n(logging.ERROR, "the run's metrics or events are incomplete: %s", 3, e)

@@ -1,8 +1,8 @@
-"""The modules of an experiment: where names in a config are looked up, and what a workdir keeps.
+"""The modules of an experiment on Python's import path, and their copies in a workdir.
 
-A config names functions of its own file and of the modules alongside, its neighbors. A workdir
-keeps copies of them in source/. Programs that read the workdir import those copies, from any
-folder.
+A config names functions of its own file and of the modules in the same folder, its neighbors. A
+workdir has copies of them in source/. Programs that read the workdir import those copies, from any
+current directory.
 """
 
 import contextlib
@@ -16,17 +16,19 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-_LIBRARIES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'tokenizers')
+# Packages whose versions are recorded, and compared between the processes of a run.
+PACKAGES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint', 'tokenizers')
 
-# Where names are looked up, each with its very entry of sys.path: the current directory may be
-# another entry of the same name.
+# The folders that this module put on the path, with their entries of sys.path. Entries are compared
+# by identity, because the current directory may be an equal one.
 _folders: dict[pathlib.Path, str] = {}
 
 
-def use_folder(folder: pathlib.Path) -> None:
-  """Makes the modules of a folder importable, after everything that is installed.
+def add_to_sys_path(folder: pathlib.Path) -> None:
+  """Makes the modules of a folder importable, after all installed ones.
 
-  Modules of the folders before are dropped: a name in a config never finds the file of another run.
+  Folders that were added before are removed with their modules, so that a name in a config never
+  finds the file of another run.
   """
   folder = folder.resolve()
   if list(_folders) == [folder]:
@@ -39,17 +41,18 @@ def use_folder(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def modules_of(folder: pathlib.Path) -> Iterator[None]:
-  """Makes the modules of a workdir's source/ importable, before all others, within a block.
+def workdir_modules(folder: pathlib.Path) -> Iterator[None]:
+  """Makes the modules of a workdir's source/ importable within a block, before all others.
 
-  After it every other module is what it was before.
+  The block restores sys.path and sys.modules at its end.
   """
   folder = folder.resolve()
   others = [other for other in _folders if other != folder]
+  own = {path.stem for path in folder.glob('*') if path.suffix == '.py' or path.is_dir()}
   hidden = {
     name: module
     for name, module in sys.modules.items()
-    if name.partition('.')[0] in _top_levels(folder) or any(is_in(module, f) for f in others)
+    if name.partition('.')[0] in own or any(is_in(module, f) for f in others)
   }
   path, folders = list(sys.path), dict(_folders)
   for name in hidden:
@@ -71,16 +74,16 @@ def modules_of(folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(folder: pathlib.Path) -> Iterator[list[str]]:
-  """Makes the modules of a workdir's source/ importable, within a block and, if possible, after it.
+def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
+  """Makes the modules of a workdir's source/ importable in a block and, if possible, after it.
 
   Yields:
-    The files whose names mean other code after the block, as that was importable before.
+    The files whose names mean other code after the block, which was importable before.
   """
   folder = folder.resolve()
   clashes = _clashes(folder)
   if clashes:
-    with modules_of(folder):
+    with workdir_modules(folder):
       yield clashes
     return
   if folder in _folders:
@@ -90,16 +93,16 @@ def opened(folder: pathlib.Path) -> Iterator[list[str]]:
   yield []
 
 
-def folder_of(config_file: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of the modules that a config file, or a workdir's config.json, names."""
+def modules_folder(config_file: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of the modules of a config file or of a workdir's config.json."""
   return config_file.parent / 'source' if config_file.suffix == '.json' else config_file.parent
 
 
 def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
-  """Returns the experiment's file and the modules alongside that are imported, by relative path."""
+  """Returns the experiment's file and its imported neighbors, by relative path."""
   if config_file.suffix not in ('.py', '.json'):
     return {}
-  folder = folder_of(config_file).resolve()
+  folder = modules_folder(config_file).resolve()
   found = {}
   if config_file.suffix == '.py':
     found[config_file.name] = config_file.read_bytes()
@@ -111,21 +114,20 @@ def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
 
 
 def digests(config_file: pathlib.Path) -> dict[str, str]:
-  """Returns digests and versions of the code that a run executes, by what they are of."""
+  """Returns the digest or version of all code that a run executes, by file or package."""
   package = hashlib.sha256()
   root = pathlib.Path(__file__).parents[1]
   for file in sorted(root.rglob('*.py')):
     package.update(f'{file.relative_to(root).as_posix()} {file.stat().st_size} '.encode())
     package.update(file.read_bytes())
   found = {'lm': package.hexdigest(), 'Python': platform.python_version()}
-  for name in _LIBRARIES:
-    found[name] = importlib.metadata.version(name)
+  found |= {name: importlib.metadata.version(name) for name in PACKAGES}
   own = neighbors(config_file).items()
   return found | {name: hashlib.sha256(content).hexdigest() for name, content in own}
 
 
 def _clashes(folder: pathlib.Path) -> list[str]:
-  """Returns the files of a folder whose module is importable, or imported, with other code."""
+  """Returns the files of a folder whose names import, or have imported, other code."""
   found = []
   for file in sorted(folder.rglob('*.py')):
     name = file.relative_to(folder).as_posix()
@@ -151,14 +153,9 @@ def _put_first(folder: pathlib.Path) -> None:
   sys.path.insert(0, _folders[folder])
 
 
-def _top_levels(folder: pathlib.Path) -> set[str]:
-  """Returns the names of the modules and packages of a folder."""
-  return {path.stem for path in folder.glob('*') if path.suffix == '.py' or path.is_dir()}
-
-
 def is_in(module: ModuleType | None, folder: pathlib.Path) -> bool:
-  """Returns whether a module is the file of its name in a folder, and none of lm."""
-  # Some modules have a __file__ that is no path, such as the '_ops.py' of torch.ops.
+  """Returns whether a module is the file of its name in a folder, and not part of lm."""
+  # The __file__ of some modules is not a path, such as '_ops.py' of torch.ops.
   file, name = getattr(module, '__file__', None), getattr(module, '__name__', None)
   if not isinstance(file, str) or not isinstance(name, str) or name.partition('.')[0] == 'lm':
     return False
@@ -170,6 +167,6 @@ def is_in(module: ModuleType | None, folder: pathlib.Path) -> bool:
   return parent / path.name in (place.with_suffix('.py'), place / '__init__.py')
 
 
-@functools.cache  # all modules of a process are asked about, several times
+@functools.cache  # `is_in` runs for all modules of the process, several times
 def _resolved(folder: pathlib.Path) -> str:
   return str(folder.resolve())

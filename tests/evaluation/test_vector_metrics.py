@@ -17,7 +17,7 @@ from lm.parallel.preemption import Never
 from lm.text import tokenizers
 from lm.text.vectors import make_vectors, nearest_words
 from lm.training import early_stopping, trainer
-from lm.workdir import checkpoints, experiment, run_data
+from lm.workdir import experiment, run_data
 
 WORDS = {'digits': ['one', 'two', 'three'], 'colours': ['red', 'green', 'blue']}
 GROUPS = f'lm.metrics.word_vectors:groups(groups={WORDS!r}, name="kinds")'
@@ -99,7 +99,7 @@ def test_a_run_without_sets_measures_its_vectors(workdir):
 
 def test_the_best_checkpoint_is_that_of_the_vectors(workdir):
   scores = {step: -row['eval/vectors/kinds/accuracy'] for step, row in evaluations(workdir).items()}
-  assert checkpoints.badness(workdir, 'eval/vectors/kinds/accuracy') == scores
+  assert run_data.losses_by_step(workdir, 'eval/vectors/kinds/accuracy') == scores
   kept = {int(path.name) for path in (workdir / 'checkpoints').iterdir()}
   assert kept == {4, min(scores, key=scores.__getitem__)}
 

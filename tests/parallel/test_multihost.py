@@ -42,7 +42,7 @@ def hashed():
     return plain.loss_sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
 
   def weights(batch):
-    return plain.weights(batch) | {{'hash': jnp.ones(())}}
+    return plain.normalizers(batch) | {{'hash': jnp.ones(())}}
 
   return dataclasses.replace(plain, loss_sums=sums, normalizers=weights)
 

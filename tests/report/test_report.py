@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.report import charts
-from lm.report.page import SECTIONS, write_report
+from lm.report import page
+from lm.report.page import SECTIONS, render, write_report
 from lm.workdir import eval_artifacts, run_data
 from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.metrics_writer import EventLog, Metrics
@@ -25,10 +25,10 @@ _EMPTY = {'meta', 'link', 'img', 'br', 'input', 'hr'}
 class _Page(html.parser.HTMLParser):
   """Checks that tags nest, and keeps the text and the scripts."""
 
-  def __init__(self, path):
+  def __init__(self, source):
     super().__init__()
     self.open, self.scripts, self.attributes, self.text = [], [], [], ''
-    self.source = path.read_text('utf-8')
+    self.source = source if isinstance(source, str) else source.read_text('utf-8')
     self.feed(self.source)
     assert self.open == []
 
@@ -77,7 +77,7 @@ def _events(workdir, *names):
   events.close()
 
 
-def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
+def test_the_page_is_complete_and_loads_no_other_file(tmp_path):
   _events(_run(tmp_path), 'start', 'first_step', 'done')
   (tmp_path / 'environment.json').write_text('{"host": {"cpu": "Abacus 3"}}')
   (tmp_path / 'source').mkdir()
@@ -97,7 +97,7 @@ def test_results_show_the_last_and_the_best(tmp_path):
   assert ['validation', 'accuracy', '0.5', '10', '0.75', '5'] in rows
 
 
-def test_model_output_stays_text_and_the_policy_allows_one_script(tmp_path):
+def test_model_output_is_escaped_and_one_script_is_allowed(tmp_path):
   hostile = '</pre><script>alert(1)</script><img src=x onerror=alert(1)>&amp;\x1b[31m床前明月光'
   metrics = Metrics(_run(tmp_path), 10)
   metrics.text(10, hostile.replace('\x1b', ''), hostile, prompt='<b>')
@@ -114,7 +114,7 @@ def test_model_output_stays_text_and_the_policy_allows_one_script(tmp_path):
   assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_prompts_are_set_apart_and_the_latest_comes_first(tmp_path):
+def test_prompts_are_marked_and_the_latest_sample_is_first(tmp_path):
   metrics = Metrics(_run(tmp_path), 10)
   metrics.text(5, 'early', ' was', prompt='It')
   metrics.text(10, 'late', ' is', prompt='It')
@@ -182,7 +182,7 @@ def test_thinning_keeps_order_and_bound(count):
   steps = np.arange(count) * 3
   values = np.random.default_rng(0).normal(size=count)
   values[::7] = np.nan
-  thin = charts.thin(Series(steps, values))
+  thin = page.thin(Series(steps, values))
   assert len(thin.steps) == min(count, len(thin.steps)) <= 2000
   assert np.all(np.diff(thin.steps) > 0)
   np.testing.assert_array_equal(values[thin.steps // 3], thin.values)
@@ -221,7 +221,7 @@ def test_a_feature_adds_a_section_by_a_function(tmp_path):
     return f'<section><h2>Attention of {run.name}</h2></section>'
 
   _run(tmp_path)
-  page = _Page(write_report(tmp_path, (*SECTIONS, attention)))
+  page = _Page(render(run_data.read_run(tmp_path), (*SECTIONS, attention)))
   assert f'Attention of {tmp_path.name}' in page.text
 
 
@@ -238,7 +238,7 @@ def _outputs(workdir, examples, notes=None):
   ]
 
 
-def test_outputs_are_shown_from_the_worst_on(tmp_path):
+def test_outputs_are_sorted_from_the_worst(tmp_path):
   # Scores 0, 1, ..., 199 in an order of their own; one is not a number.
   scores = [float(i * 7 % 200) for i in range(200)]
   scores[20] = float('nan')
@@ -256,7 +256,7 @@ def test_outputs_are_shown_from_the_worst_on(tmp_path):
   assert {i for i, *_ in rows} >= set(range(50))
 
 
-def test_more_of_an_error_is_worse(tmp_path):
+def test_a_higher_error_rate_is_worse(tmp_path):
   examples = [EvalExample(['x'], 1.0, 1.0 + m, {'mse': m}) for m in (0.0, 9.0, 4.0)]
   _, rows = _outputs(tmp_path, examples)
   assert [i for i, *_ in rows] == [1, 2, 0]
@@ -297,7 +297,7 @@ def test_tags_are_shown_on_their_words(tmp_path):
   assert rows[2][3][2] == 'X / Y'
 
 
-def test_signatures_stand_with_the_results(tmp_path):
+def test_signatures_are_shown_with_the_results(tmp_path):
   signature = 'nrefs:1|case:mixed|eff:no|tok:zh'
   examples = [EvalExample(['a'], 'b', 'c', {'bleu': 1.0})]
   page, _ = _outputs(tmp_path, examples, {'eval/validation/bleu': signature})
@@ -312,7 +312,7 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   eval_artifacts.write_attention(_run(tmp_path), 'validation', 5, maps)
   eval_artifacts.write_attention(tmp_path, 'validation', 10, maps)
   page = _Page(write_report(tmp_path))
-  assert 'validation, step 10.' in page.text and 'looked at in the source' in page.text
+  assert 'validation, step 10.' in page.text and 'the decoder' in page.text
   assert len(page.scripts) == 3
   assert json.loads(page.scripts[1]) == {'set': 'validation', 'step': 10} | maps
   assert [p.name for p in (tmp_path / 'attention').iterdir()] == ['validation-10.json']
@@ -358,7 +358,9 @@ def test_a_smoke_says_that_it_is_one(tmp_path, arg, told):
   events.close()
   (tmp_path / 'config.json').write_text('{"data": {"source": "mine:embedded"}}')
   page = _Page(write_report(tmp_path))
-  smoke = 'A smoke of tiny: few steps, small, on embedded data, data.source=mine:embedded.'
+  smoke = (
+    'A smoke test of tiny: few steps of a small model on embedded data, data.source=mine:embedded.'
+  )
   assert (smoke in page.text) is told
 
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.evaluation.vectors import word_map as map_of_words
+from lm.evaluation.vectors import word_map as find_word_map
 from lm.report import word_map
-from lm.report.page import SECTIONS, write_report
+from lm.report.page import SECTIONS, render
 from lm.text.vectors import make_vectors
+from lm.workdir.run_data import read_run
 
 
 def _marks(page):
@@ -19,10 +20,10 @@ def _marks(page):
   return [(kinds.split(), float(left), float(top), name) for kinds, left, top, name in found]
 
 
-def test_words_stand_at_their_principal_components():
+def test_words_are_placed_by_principal_components():
   # Two directions at right angles, the longer one of the third axis.
   vectors = make_vectors('abcd', [[0, 0, 4], [0, 0, -4], [0, 2, 0], [0, -2, 0]])
-  found = map_of_words(vectors, ['d', 'a', 'b', 'c', 'a'])
+  found = find_word_map(vectors, ['d', 'a', 'b', 'c', 'a'])
   assert found['words'] == ['d', 'a', 'b', 'c']
   assert np.abs(found['points']).tolist() == [[0, 0.5], [1, 0], [1, 0], [0, 0.5]]
   assert found['shares'] == pytest.approx([0.8, 0.2])
@@ -38,7 +39,7 @@ def test_words_stand_at_their_principal_components():
   assert all(0 < place < 100 for point in marks.values() for place in point)
 
 
-def test_names_show_where_there_is_room_and_the_first_words_choose():
+def test_labels_are_shown_where_they_fit_in_order():
   # Three dots above each other, less than a line apart, between two that have all the room.
   points = [[0, 0], [0, 0.01], [0, 0.02], [-1, 0.5], [1, 0.5]]
   words = [f'word{i}' for i in range(5)]
@@ -47,14 +48,14 @@ def test_names_show_where_there_is_room_and_the_first_words_choose():
   assert kinds == [['named'], ['left', 'named'], [], ['named'], ['left', 'named']]
 
 
-def test_names_cover_no_dots():
+def test_labels_cover_no_dots():
   points = [[0, 0], [0.03, 0], [-0.03, 0], [-1, 0.5], [1, 0.5]]
   words = ['first', 'a', 'a', 'b', 'c']
   marks = _marks(word_map.show({'words': words, 'points': points, 'shares': [1, 0]}))
   assert ['named' in kinds for kinds, *_ in marks] == [False, True, True, True, True]
 
 
-def test_a_name_stays_inside():
+def test_labels_stay_inside_the_map():
   points = [[0, 0], [1, 0]]
   marks = _marks(word_map.show({'words': ['w', 'w' * 30], 'points': points, 'shares': [1, 0]}))
   assert [kinds for kinds, *_ in marks] == [['named'], ['left', 'named']]
@@ -62,12 +63,12 @@ def test_a_name_stays_inside():
   assert marks[1][0] == ['left', 'named'] and marks[1][3] == 'w' * 40 + '…'
 
 
-def test_words_stay_text_in_a_report(tmp_path):
+def test_words_are_escaped_in_a_report(tmp_path):
   (tmp_path / 'config.json').write_text('{"steps": 10}')
   words = ['</b><script>alert(1)</script>', 'a&b"', '\x1b[2J', '\ud800', 'עברית', '红楼梦']
-  found = map_of_words(make_vectors(words, np.eye(6)), words)
-  path = write_report(tmp_path, (*SECTIONS, lambda run: word_map.show(found)))
-  page = path.read_text('utf-8')
+  found = find_word_map(make_vectors(words, np.eye(6)), words)
+  page = render(read_run(tmp_path), (*SECTIONS, lambda run: word_map.show(found)))
+  page = page.encode('utf-8', errors='backslashreplace').decode()
   assert [name for *_, name in _marks(page)] == [
     '&lt;/b&gt;&lt;script&gt;alert(1)&lt;/script&gt;',
     'a&amp;b&quot;',
@@ -81,11 +82,11 @@ def test_words_stay_text_in_a_report(tmp_path):
 
 def test_the_smallest_maps():
   assert word_map.show({}) == ''
-  one = word_map.show(map_of_words(make_vectors('ab', [[1], [2]]), ['b']))
+  one = word_map.show(find_word_map(make_vectors('ab', [[1], [2]]), ['b']))
   assert [mark[1:] for mark in _marks(one)] == [(50, 50, 'b')]
-  two = word_map.show(map_of_words(make_vectors('ab', [[1], [2]]), ['a', 'b']))
+  two = word_map.show(find_word_map(make_vectors('ab', [[1], [2]]), ['a', 'b']))
   assert '100% of the variance across, 0% down' in two
   with pytest.raises(UserError, match='at least one word'):
-    map_of_words(make_vectors('ab', [[1], [2]]), [])
+    find_word_map(make_vectors('ab', [[1], [2]]), [])
   with pytest.raises(UserError, match="'c' is not among the 2 words"):
-    map_of_words(make_vectors('ab', [[1], [2]]), ['c'])
+    find_word_map(make_vectors('ab', [[1], [2]]), ['c'])

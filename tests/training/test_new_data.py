@@ -44,7 +44,7 @@ def test_a_workdir_names_its_data(workdir):
 @pytest.mark.parametrize(
   ('config', 'content', 'message'),
   [
-    (config_of(), 'abd', 'other training data than .* or go on with the new data by --new_data'),
+    (config_of(), 'abd', 'other training data than .* or resume with the new data by --new_data'),
     (
       config_of('my:source'),
       'abd',
@@ -65,8 +65,8 @@ def test_other_data_is_refused_and_how_to_ask_is_said(workdir, config, content, 
 def test_the_record_is_of_the_new_data_and_keeps_the_old_ones(workdir):
   new = config_of('my:source')
   record(workdir, new, 'abd', new_data=True)
-  assert experiment.open_workdir(workdir).data.source == 'my:source'
-  assert experiment.data_content(workdir) == 'abd'
+  assert experiment.read_config(workdir).data.source == 'my:source'
+  assert experiment.read_data(workdir)['train'] == 'abd'
   # From now on these are the data of the run, and those before are others.
   assert record(workdir, new, 'abd') == []
   with pytest.raises(UserError, match='--new_data'):
@@ -115,8 +115,8 @@ def test_a_workdir_keeps_the_files_that_its_sources_name(tmp_path, monkeypatch):
   kept = {str(p.relative_to(tmp_path / 'run/source')) for p in (tmp_path / 'run').rglob('*.txt')}
   assert kept - {'commit.txt'} == {'stop.txt', 'lists/a.txt'}
   # What is prepared is found again from the workdir.
-  with sources.modules_of(tmp_path / 'run/source'):
+  with sources.workdir_modules(tmp_path / 'run/source'):
     found = fingerprints.of_values('keeps_files:step')
   del before['file ../outside.txt']
   assert found == before
-  sources.use_folder(tmp_path)
+  sources.add_to_sys_path(tmp_path)

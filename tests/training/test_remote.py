@@ -39,7 +39,7 @@ def bucket(tmp_path, monkeypatch):
   local = checkpoints.epath.Path(root)
   monkeypatch.setattr(
     checkpoints,
-    'folder_of',
+    'checkpoints_folder',
     lambda workdir: (
       (local / remote.remote_url(workdir).removeprefix('gs://')).joinpath('checkpoints')
       if remote.remote_url(workdir)

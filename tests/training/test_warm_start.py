@@ -273,7 +273,7 @@ def test_a_run_begins_where_another_ended_and_says_so(folder):
 def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
   config = experiment.load(str(folder / 'tiny_init.py'))
   config.init.workdir = str(folder / 'pretrained')
-  tokenizer = experiment.open_tokenizer(folder / 'pretrained')
+  tokenizer = experiment.read_tokenizer(folder / 'pretrained')
   functions = components.build_components(config, tokenizer.get_vocab_size())
   abstract, _ = abstract_state(functions)
   state, _ = warm_start.initial_state(config, functions, tokenizer, abstract)

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from lm.types import TrainState
-from lm.workdir.checkpoints import Checkpoints, badness, kept_steps
-from lm.workdir.run_data import write_directions
+from lm.workdir.checkpoints import Checkpoints, kept_steps
+from lm.workdir.run_data import losses_by_step, write_directions
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def state():
 
 
 @pytest.mark.parametrize('stopping', [None, {'metric': 'eval/a/loss', 'best': 0.5, 'since': 2}])
-def test_every_number_of_a_state_comes_back(tmp_path, state, stopping):
+def test_every_element_of_a_state_is_restored(tmp_path, state, stopping):
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
@@ -54,7 +54,7 @@ def test_every_number_of_a_state_comes_back(tmp_path, state, stopping):
     (9, 9, {10, 20, 30, 40, 50, 60}),
   ],
 )
-def test_the_newest_steps_and_those_of_the_lowest_scores_stay(last, best, kept):
+def test_the_newest_steps_and_the_lowest_scores_are_kept(last, best, kept):
   scores = {20: 0.3, 30: 0.1, 40: 0.1, 50: 0.9, 60: math.nan, 70: 0.0}  # 70 was never saved
   assert kept_steps([60, 10, 20, 40, 30, 50], scores, last, best) == kept
 
@@ -64,4 +64,4 @@ def test_the_best_is_the_lowest_loss_or_the_highest_accuracy(tmp_path, metric, s
   lines = [{'step': 1, 'train/loss': 3.0}, {'step': 2, metric: 0.25}, {'step': 4, metric: 0.5}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   write_directions(tmp_path, {metric: sign < 0})
-  assert badness(tmp_path, metric) == {2: sign * 0.25, 4: sign * 0.5}
+  assert losses_by_step(tmp_path, metric) == {2: sign * 0.25, 4: sign * 0.5}

@@ -8,7 +8,7 @@ import pytest
 from lm.errors import UserError
 from lm.report import page
 from lm.workdir import eval_artifacts, metrics_writer, run_data
-from lm.workdir.goodput import goodput
+from lm.workdir.run_data import goodput
 
 DEEP = '[' * 100_000
 EVENTS = (
@@ -70,27 +70,27 @@ def same(one, other):
 
 
 @pytest.mark.parametrize('line', range(len(BAD_METRICS)))
-def test_a_bad_line_of_metrics_costs_that_line(line, tmp_path):
+def test_only_the_damaged_line_of_metrics_is_lost(line, tmp_path):
   good = run_data.read_run(write(tmp_path / 'good'))
   bad = write(tmp_path / 'bad', (METRICS[0], BAD_METRICS[line], METRICS[1]))
   same(run_data.read_run(bad), good)
-  assert run_data.values_at(bad, 2)['eval/a/loss'] == 1.5
+  assert run_data.metrics_at(bad, 2)['eval/a/loss'] == 1.5
   # A run that takes it up keeps the good ones.
   metrics_writer.Metrics(bad, 2).close()
   same(run_data.read_run(bad), good)
 
 
 @pytest.mark.parametrize('line', range(len(BAD_EVENTS)))
-def test_a_bad_line_of_events_costs_that_line(line, tmp_path):
+def test_only_the_damaged_line_of_events_is_lost(line, tmp_path):
   good = run_data.read_run(write(tmp_path / 'good'))
   bad = run_data.read_run(
     write(tmp_path / 'bad', events=(*EVENTS[:2], BAD_EVENTS[line], EVENTS[2]))
   )
   same(bad, good)
-  page.page(bad)
+  page.render(bad)
 
 
-def test_bad_samples_cost_themselves(tmp_path):
+def test_damaged_samples_are_shown_as_text(tmp_path):
   workdir = write(tmp_path)
   metrics = metrics_writer.Metrics(workdir, 2)
   metrics.text(2, 'sample 1', ' text', 'prompt')
@@ -103,7 +103,7 @@ def test_bad_samples_cost_themselves(tmp_path):
   (workdir / 'samples/x.txt').write_text('x')
   found = dict(run_data.read_run(workdir).samples)
   assert found[2] == [('sample 1', 'prompt', ' text')] and sorted(found) == [2, 4, 5]
-  page.page(run_data.read_run(workdir))
+  page.render(run_data.read_run(workdir))
   metrics_writer.Metrics(workdir, 2).close()  # takes away what lies after step 2, but no folder
   assert sorted(p.name for p in (workdir / 'samples').iterdir()) == ['2.txt', '3.txt', 'x.txt']
 
@@ -119,7 +119,7 @@ def test_bad_samples_cost_themselves(tmp_path):
     {'output': 1},
   ],
 )
-def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
+def test_only_the_damaged_line_of_outputs_is_lost(row, tmp_path):
   workdir = write(tmp_path)
   good = eval_artifacts.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
   eval_artifacts.write_predictions(workdir, 2, {'a': [good]}, {}, None)
@@ -128,7 +128,7 @@ def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
   (workdir / 'predictions/a-1.jsonl').mkdir()
   found = run_data.read_run(workdir)
   assert found.predictions == {'a': {2: [good]}}
-  page.page(found)
+  page.render(found)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_a_bad_line_of_outputs_costs_that_line(row, tmp_path):
     {'words': 3, 'shares': [1, 2], 'points': 'x'},
   ],
 )
-def test_a_bad_file_of_maps_is_said_on_the_page(folder, name, content, tmp_path):
+def test_a_damaged_file_of_maps_is_reported_on_the_page(folder, name, content, tmp_path):
   workdir = write(tmp_path)
   (workdir / folder).mkdir()
   (workdir / folder / name).write_text(json.dumps(content))
-  assert 'is damaged' in page.page(run_data.read_run(workdir))
+  assert 'is damaged' in page.render(run_data.read_run(workdir))
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ def test_a_config_of_another_form_still_has_a_page(content, tmp_path):
   workdir = write(tmp_path)
   (workdir / 'config.json').write_text(json.dumps(content))
   run = run_data.read_run(workdir)._replace(name='x:smoke')
-  assert run.steps is None and 'step 2' in page.page(run)
+  assert run.steps is None and 'step 2' in page.render(run)
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'events.jsonl', 'config.json', 'metrics.json'])
-def test_a_folder_in_the_place_of_a_file_is_one_line(name, tmp_path):
+def test_a_folder_in_place_of_a_file_is_one_line(name, tmp_path):
   workdir = write(tmp_path)
   (workdir / name).unlink(missing_ok=True)
   (workdir / name).mkdir()

@@ -1,7 +1,6 @@
 """The direction of a metric is what the metric declares, wherever a best value is asked for."""
 
 import json
-import math
 
 import pytest
 
@@ -12,8 +11,9 @@ from lm.evaluation import evaluators
 from lm.metrics import word_vectors
 from lm.training import early_stopping
 from lm.workdir import run_data
-from lm.workdir.checkpoints import badness, kept_steps
+from lm.workdir.checkpoints import kept_steps
 from lm.workdir.load import best_step
+from lm.workdir.run_data import losses_by_step
 
 # By hand. What is an error or a surprise is the better the lower it is.
 DIRECTIONS = {
@@ -72,7 +72,7 @@ def test_every_metric_declares_its_values(path):
     ('lm.metrics.spans:segmentation', [[(0, 1)]], [[(0, 1)]]),
   ],
 )
-def test_what_a_corpus_metric_finds_is_what_it_declares(path, outputs, references):
+def test_a_corpus_metric_returns_its_declared_names(path, outputs, references):
   metric = resolve.call(resolve.resolve(path, 'key'), 'key')
   assert metric(outputs, references).values.keys() == metric.higher_is_better.keys()
 
@@ -111,7 +111,7 @@ def test_the_best_is_the_highest_or_the_lowest_as_declared(tmp_path):
   assert series['eval/a/inaccuracy'].best(False) == (2, 1.0)
   assert series['eval/a/chrf_plus_plus'].best(True) == (3, 3.0)
   assert series['eval/a/size'].best(None) is None
-  assert badness(workdir, 'eval/a/chrf_plus_plus') == {1: -2.0, 2: -1.0, 3: -3.0}
+  assert losses_by_step(workdir, 'eval/a/chrf_plus_plus') == {1: -2.0, 2: -1.0, 3: -3.0}
 
 
 def test_a_run_stops_in_the_declared_direction():
@@ -154,12 +154,12 @@ def test_two_metrics_of_one_name_are_refused():
     evaluators.check_disjoint({'loss': 1.0}, {'accuracy': 1, 'loss': 1})
 
 
-def test_without_a_score_the_newest_checkpoint_stays_and_is_taken(tmp_path):
+def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):
   directions = {'eval/a/loss': False}
   workdir = _workdir(tmp_path, directions, **{'eval/a/loss': ['NaN', 'NaN']})
-  assert kept_steps([1, 2], badness(workdir, 'eval/a/loss'), last=0, best=1) == {2}
+  assert kept_steps([1, 2], losses_by_step(workdir, 'eval/a/loss'), last=0, best=1) == {2}
   assert best_step(workdir, [1, 2], 'eval/a/loss')[0] is None
-  assert math.isnan(badness(workdir, 'eval/a/loss')[1])
+  assert losses_by_step(workdir, 'eval/a/loss') == {}
   # An older workdir, whose metrics declare nothing.
   (tmp_path / 'metrics.json').unlink()
-  assert badness(workdir, 'eval/a/loss') == {}
+  assert losses_by_step(workdir, 'eval/a/loss') == {}

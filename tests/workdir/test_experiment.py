@@ -1,6 +1,13 @@
+import getpass
 import json
+import os
+import pathlib
+import platform
+import socket
+import subprocess
 import sys
 
+import jax
 import pytest
 import tokenizers
 from ml_collections import ConfigDict
@@ -12,7 +19,7 @@ from lm.workdir import experiment, sources
 
 SOURCE = """
 from lm.config.base import base, select_variant
-from {neighbour} import FACTOR
+from {neighbor} import FACTOR
 
 def get_config(arg=''):
   config = base()
@@ -26,11 +33,11 @@ def source(split):
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder with an experiment and the neighbour that it imports."""
-  (tmp_path / 'my_neighbour.py').write_text('FACTOR = 4\n')
-  (tmp_path / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
+  """A folder with an experiment and the neighbor that it imports."""
+  (tmp_path / 'my_neighbor.py').write_text('FACTOR = 4\n')
+  (tmp_path / 'my_experiment.py').write_text(SOURCE.format(neighbor='my_neighbor'))
   yield tmp_path
-  sources.use_folder(tmp_path.parent)  # forgets the modules of this one
+  sources.add_to_sys_path(tmp_path.parent)  # forgets the modules of this one
 
 
 def _tokenizer(*words):
@@ -39,7 +46,7 @@ def _tokenizer(*words):
 
 
 def _leaves(config):
-  return experiment._flatten(json.loads(config.to_json()))
+  return experiment.flatten(json.loads(config.to_json()))
 
 
 def test_every_leaf_survives_the_round_trip():
@@ -59,7 +66,7 @@ def test_every_leaf_survives_the_round_trip():
     back.unknown = 1
 
 
-def test_an_experiment_is_loaded_with_its_neighbours(folder):
+def test_an_experiment_is_loaded_with_its_neighbors(folder):
   config = experiment.load(f'{folder}/my_experiment.py:twice')
   assert config.batch_size == 12 and config.is_locked
   # Its own functions can be named in the config, and are those of the very file.
@@ -71,11 +78,11 @@ def test_an_experiment_is_loaded_with_its_neighbours(folder):
 def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
   experiment.load(f'{folder}/my_experiment.py')
   other = tmp_path_factory.mktemp('other')
-  (other / 'my_neighbour.py').write_text('FACTOR = 5\n')
-  (other / 'my_experiment.py').write_text(SOURCE.format(neighbour='my_neighbour'))
+  (other / 'my_neighbor.py').write_text('FACTOR = 5\n')
+  (other / 'my_experiment.py').write_text(SOURCE.format(neighbor='my_neighbor'))
   assert experiment.load(f'{other}/my_experiment.py').batch_size == 15
-  sources.use_folder(folder)
-  assert 'my_neighbour' not in sys.modules and str(other) not in sys.path
+  sources.add_to_sys_path(folder)
+  assert 'my_neighbor' not in sys.modules and str(other) not in sys.path
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
     ('text.txt', 'def get_config(arg=""):\n  pass', r'text\.txt: not a Python file'),
   ],
 )
-def test_files_that_are_no_experiment_are_told(name, text, message, folder):
+def test_a_file_that_is_no_experiment_is_one_line(name, text, message, folder):
   if text is not None:
     (folder / name.partition(':')[0]).write_text(text)
   with pytest.raises(UserError, match=message) as error:
@@ -130,7 +137,7 @@ def _changed(**leaves):
     {'data__workers': 3, 'data__cache': 'elsewhere', 'nonfinite_limit': 2},
   ],
 )
-def test_what_does_not_change_the_learning_may_differ(leaves, tmp_path):
+def test_keys_that_do_not_change_the_step_may_differ(leaves, tmp_path):
   saved = experiment.from_json(experiment.to_json(configs.base()))
   experiment.check_same(saved, _changed(**leaves), tmp_path)
 
@@ -147,7 +154,7 @@ def test_what_does_not_change_the_learning_may_differ(leaves, tmp_path):
     ({'data__context': 64}, 'made with data.context=128, not 64'),
   ],
 )
-def test_what_changes_the_learning_is_refused_by_name(leaves, message, tmp_path):
+def test_keys_that_change_the_step_are_refused_by_name(leaves, message, tmp_path):
   with pytest.raises(UserError) as error:
     experiment.check_same(configs.base(), _changed(**leaves), tmp_path)
   assert message in str(error.value) and f'--workdir={tmp_path}' in str(error.value)
@@ -167,29 +174,29 @@ def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
   assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
-  assert _leaves(experiment.open_workdir(workdir)) == _leaves(config)
-  assert experiment.open_tokenizer(workdir).to_str() == tokenizer.to_str()
-  for name in ('my_experiment.py', 'my_neighbour.py'):
+  assert _leaves(experiment.read_config(workdir)) == _leaves(config)
+  assert experiment.read_tokenizer(workdir).to_str() == tokenizer.to_str()
+  for name in ('my_experiment.py', 'my_neighbor.py'):
     assert (workdir / 'source' / name).read_text() == (folder / name).read_text()
   # Any folder of the same name can be opened by the same config once more.
   assert experiment.load(str(workdir / 'config.json')).batch_size == 12
 
 
-def test_a_workdir_is_taken_up_again_with_a_warning_where_the_source_has_changed(folder):
+def test_a_resume_warns_of_changed_sources(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
   assert (
     experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
     == []
   )
-  (folder / 'my_neighbour.py').write_text('FACTOR = 2 * 2\n')
+  (folder / 'my_neighbor.py').write_text('FACTOR = 2 * 2\n')
   (warning,) = experiment.write_run_config(
     experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
   )
-  assert 'my_neighbour.py has changed' in warning
+  assert 'my_neighbor.py has changed' in warning
   # The record is that of the newest start; what it was before is kept.
-  assert (workdir / 'source/my_neighbour.py').read_text() == 'FACTOR = 2 * 2\n'
-  assert (workdir / 'earlier/1/source/my_neighbour.py').read_text() == 'FACTOR = 4\n'
+  assert (workdir / 'source/my_neighbor.py').read_text() == 'FACTOR = 2 * 2\n'
+  assert (workdir / 'earlier/1/source/my_neighbor.py').read_text() == 'FACTOR = 4\n'
 
 
 def test_a_workdir_of_another_run_is_refused(folder):
@@ -205,18 +212,18 @@ def test_a_workdir_of_another_run_is_refused(folder):
     experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abc')
 
 
-def test_a_folder_that_is_no_workdir_is_told(tmp_path):
+def test_a_folder_without_a_run_is_one_line(tmp_path):
   with pytest.raises(UserError, match=r'no run there \(config\.json is missing\)'):
-    experiment.open_workdir(tmp_path)
+    experiment.read_config(tmp_path)
 
 
-def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
+def test_a_resume_archives_the_config_of_the_last_start(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   config, tokenizer = experiment.load(path), _tokenizer('a', 'b')
   experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
   config.steps, config.eval.sets.validation.split = 2000, 'train'
   assert experiment.write_run_config(config, path, tokenizer, workdir, 'abc') == []
-  now = experiment.open_workdir(workdir)
+  now = experiment.read_config(workdir)
   assert (now.steps, now.eval.sets.validation.split) == (2000, 'train')
   before = json.loads((workdir / 'earlier/1/config.json').read_text())
   assert (before['steps'], before['eval']['sets']['validation']['split']) == (1000, 'validation')
@@ -231,9 +238,9 @@ def test_a_resume_makes_the_record_that_of_the_newest_start(folder):
 def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
-  text = SOURCE.format(neighbour='my_neighbour').replace('from my_neighbour import FACTOR', '')
+  text = SOURCE.format(neighbor='my_neighbor').replace('from my_neighbor import FACTOR', '')
   (folder / 'my_experiment.py').write_text(text.replace('FACTOR', '4'))
-  sources.use_folder(folder.parent)
+  sources.add_to_sys_path(folder.parent)
   changed = experiment.write_run_config(
     experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
   )
@@ -256,7 +263,7 @@ def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
   whole = json.loads(experiment.to_json(configs.base()))
   (tmp_path / 'config.json').write_text(json.dumps(change(whole)))
   with pytest.raises(UserError, match=message) as error:
-    experiment.open_workdir(tmp_path)
+    experiment.read_config(tmp_path)
   assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -264,5 +271,41 @@ def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
 def test_a_damaged_config_is_one_line(content, tmp_path):
   (tmp_path / 'config.json').write_bytes(content)
   with pytest.raises(UserError, match=r'config\.json') as error:
-    experiment.open_workdir(tmp_path)
+    experiment.read_config(tmp_path)
   assert '\n' not in str(error.value)
+
+
+def test_the_environment_is_json_and_names_neither_user_nor_host(monkeypatch, tmp_path):
+  monkeypatch.setattr(sys, 'orig_argv', ['/opt/python', '-m', 'lm.train', f'--workdir={tmp_path}'])
+  found = experiment.environment(pathlib.Path(__file__))
+  text = json.dumps(found)
+  assert found['python'] == platform.python_version()
+  assert found['packages']['jax'] == jax.__version__
+  assert found['devices']['count'] == jax.device_count()
+  assert found['devices']['kind'] == jax.devices()[0].device_kind
+  assert found['host']['memory_bytes'] > 2**28
+  assert found['command'].startswith('python -m lm.train')
+  assert socket.gethostname() not in text
+  if getpass.getuser() not in ('root', 'runner') and getpass.getuser() not in str(tmp_path):
+    assert getpass.getuser() not in text
+
+
+def test_a_checkout_is_dirty_once_a_tracked_file_changes(tmp_path):
+  git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b']
+  assert experiment.checkout(tmp_path) is None
+  subprocess.run([*git, 'init', '-q'], check=True)
+  (tmp_path / 'a.py').write_text('1')
+  subprocess.run([*git, 'add', 'a.py'], check=True)
+  subprocess.run([*git, 'commit', '-qm', 'a'], check=True)
+  head = subprocess.run([*git, 'rev-parse', 'HEAD'], check=True, capture_output=True, text=True)
+  assert experiment.checkout(tmp_path) == {'commit': head.stdout.strip(), 'dirty': False}
+  (tmp_path / 'a.py').write_text('2')
+  assert experiment.checkout(tmp_path) == {'commit': head.stdout.strip(), 'dirty': True}
+
+
+def test_the_command_can_be_pasted_and_hides_the_home_directory():
+  home = os.path.expanduser('~')
+  line = experiment.command_line(
+    [f'{home}/venv/bin/python', '-m', 'lm.train', f'--workdir={home}/a b']
+  )
+  assert line == "python -m lm.train '--workdir=~/a b'"

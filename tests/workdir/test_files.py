@@ -15,7 +15,7 @@ with files.lock_workdir(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_workdir_is_held_against_a_second_run_until_the_first_is_gone(tmp_path):
+def test_a_workdir_is_locked_until_its_run_ends(tmp_path):
   workdir = tmp_path / 'run'
   other = subprocess.Popen(
     [sys.executable, '-c', HOLD, str(workdir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -34,7 +34,7 @@ def test_a_workdir_is_held_against_a_second_run_until_the_first_is_gone(tmp_path
     assert workdir.is_dir()
 
 
-def test_a_workdir_that_is_a_file_is_told(tmp_path):
+def test_a_workdir_that_is_a_file_is_one_line(tmp_path):
   (tmp_path / 'file').write_text('')
   held = files.lock_workdir(tmp_path / 'file')
   with pytest.raises(UserError, match='is a file; give the name of a directory'), held:

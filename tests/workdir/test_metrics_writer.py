@@ -90,14 +90,14 @@ def test_resuming_cuts_later_lines_and_a_torn_one(tmp_path):
   assert _lines(tmp_path)[-1] == {'step': 4, 'train/loss': 40.0}
 
 
-def test_a_run_that_restored_nothing_starts_afresh(tmp_path):
+def test_a_run_that_restored_nothing_starts_new_files(tmp_path):
   Metrics(tmp_path, None).write(1, {'train/loss': 1.0})
   Metrics(tmp_path, None).close()
   assert _lines(tmp_path) == []
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
-def test_a_killed_writer_leaves_a_record_that_resumes(tmp_path):
+def test_a_killed_writer_leaves_lines_that_resume(tmp_path):
   code = (
     'import itertools, sys; from lm.workdir.metrics_writer import Metrics\n'
     'm = Metrics(sys.argv[1], None)\n'
@@ -173,16 +173,16 @@ def test_events_are_appended_over_restarts_and_after_a_torn_line(tmp_path):
   assert (done['event'], done['step']) == ('done', 3)
 
 
-def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
-  file = metrics_writer.open_append(tmp_path / 'lines')
-  metrics_writer.append(file, b'whole\n')
+def test_a_line_that_does_not_fit_is_truncated(tmp_path, monkeypatch):
+  file = metrics_writer.AppendOnlyFile(tmp_path / 'lines')
+  file.append(b'whole\n')
   write = os.write
   with monkeypatch.context() as patch:
     patch.setattr(os, 'write', lambda file, content: write(file, content[:3]))
     with pytest.raises(OSError, match='full'):
-      metrics_writer.append(file, b'torn\n')
-  metrics_writer.append(file, b'next\n')
-  os.close(file)
+      file.append(b'torn\n')
+  file.append(b'next\n')
+  file.close()
   assert (tmp_path / 'lines').read_bytes() == b'whole\nnext\n'
 
 
@@ -200,13 +200,13 @@ def test_a_full_disk_costs_lines_and_not_the_run(tmp_path, monkeypatch):
   assert [entry['step'] for entry in _lines(tmp_path)] == [2]
 
 
-def test_replacing_a_file_leaves_nothing_beside_it(tmp_path):
+def test_replacing_a_file_leaves_no_other_file(tmp_path):
   (tmp_path / 'a').write_text('old')
   files.replace(tmp_path / 'a', b'new')
   assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {'a': 'new'}
 
 
-def test_a_flush_brings_lines_and_tensorboard_to_the_disk_itself(tmp_path, monkeypatch):
+def test_a_flush_syncs_lines_and_tensorboard(tmp_path, monkeypatch):
   synced = []
   monkeypatch.setattr(os, 'fsync', lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
   metrics, events = Metrics(tmp_path, None), EventLog(tmp_path)

@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
   return tmp_path / 'home'
 
 
-def test_a_workdir_begins_at_the_home_and_knows_variables(home, monkeypatch):
+def test_home_and_variables_of_a_workdir_are_expanded(home, monkeypatch):
   monkeypatch.setenv('RUNS', '/disk/runs')
   assert files.workdir('~/x') == home / 'x'
   assert files.workdir('$RUNS/x') == pathlib.Path('/disk/runs/x')
@@ -40,14 +40,14 @@ def test_a_workdir_begins_at_the_home_and_knows_variables(home, monkeypatch):
     files.workdir('$NO_SUCH/x')
 
 
-def test_a_config_begins_at_the_home(home):
+def test_the_home_of_a_config_is_expanded(home):
   (home / 'named_by_tilde.py').write_text(FILE)
   config, path = cli.config(['lm', '--config=~/named_by_tilde.py:', '--config.steps=3'])
   assert (config.steps, path) == (3, f'{home}/named_by_tilde.py:')
-  sources.use_folder(home.parent)
+  sources.add_to_sys_path(home.parent)
 
 
-def test_files_of_programs_begin_at_the_home(home):
+def test_the_home_of_files_is_expanded(home):
   (home / 'folder').mkdir()
   for program, *arguments in (
     ('evaluate', '--workdir=x', '--predictions=~/folder'),
@@ -63,7 +63,7 @@ def test_files_of_programs_begin_at_the_home(home):
 
 @pytest.mark.parametrize('name', ['lr[3e-4]', 'a*b', 'what?', 'back\\slash', 'x]'])
 @pytest.mark.parametrize('key', ['--workdir', 'init.workdir'])
-def test_where_no_checkpoint_can_be_read_back_no_run_begins(tmp_path, name, key):
+def test_paths_without_readable_checkpoints_are_refused(tmp_path, name, key):
   for path in (tmp_path / name, tmp_path / name / 'run'):
     with pytest.raises(UserError, match=re.escape(f'{key}={path}')) as e:
       files.workdir(path, key)
@@ -72,7 +72,7 @@ def test_where_no_checkpoint_can_be_read_back_no_run_begins(tmp_path, name, key)
     files.workdir(f'gs://bucket/{name}')
 
 
-def test_a_folder_above_counts_too(tmp_path, monkeypatch):
+def test_characters_of_a_parent_folder_are_refused_too(tmp_path, monkeypatch):
   (tmp_path / 'a[1]').mkdir()
   monkeypatch.chdir(tmp_path / 'a[1]')
   with pytest.raises(UserError, match=r"--workdir=run: '\[' in its path"):

@@ -29,29 +29,29 @@ def folder_of(tmp_path):
 
   empty = tmp_path / 'empty'
   empty.mkdir()
-  sources.use_folder(empty)
+  sources.add_to_sys_path(empty)
   before, path = set(sys.modules), list(sys.path)
   yield make
-  sources.use_folder(empty)
+  sources.add_to_sys_path(empty)
   for name in set(sys.modules) - before:
     if name.startswith('mine_of'):
       del sys.modules[name]
   sys.path[:] = path
 
 
-def test_the_sources_of_a_workdir_win_over_the_current_folder(folder_of, monkeypatch):
+def test_the_sources_of_a_workdir_precede_the_current_folder(folder_of, monkeypatch):
   # As `python -m` does it, the current folder is first; its module was changed since.
   monkeypatch.syspath_prepend(str(folder_of('here', 2)))
-  with sources.opened(folder_of('source', 1)) as clashes:
+  with sources.import_source(folder_of('source', 1)) as clashes:
     assert value() == 1 and clashes == []
   assert value() == 1
 
 
 def test_opening_a_workdir_leaves_the_experiment_as_it_is(folder_of):
-  sources.use_folder(folder_of('experiment', 1))
+  sources.add_to_sys_path(folder_of('experiment', 1))
   assert value() == 1
   module = sys.modules['mine_of_sources']
-  with sources.opened(folder_of('source', 2)) as clashes:
+  with sources.import_source(folder_of('source', 2)) as clashes:
     assert value() == 2 and clashes == ['mine_of_sources.py']
   assert sys.modules['mine_of_sources'] is module and value() == 1
 
@@ -59,12 +59,12 @@ def test_opening_a_workdir_leaves_the_experiment_as_it_is(folder_of):
 def test_a_second_workdir_does_not_break_the_first(folder_of):
   first, second = folder_of('first', 1), folder_of('second', 2)
   folder_of('second', 3, 'mine_of_second_only')
-  with sources.opened(first):
+  with sources.import_source(first):
     assert value() == 1
-  with sources.opened(second):
+  with sources.import_source(second):
     assert value() == 2
   assert value() == 1
-  with sources.modules_of(second):
+  with sources.workdir_modules(second):
     assert value() == 2 and resolve.resolve('mine_of_second_only:value', 'key')() == 3
   assert value() == 1
 
@@ -73,23 +73,23 @@ def test_workdirs_of_the_same_code_share_it(folder_of):
   for name in ('experiment', 'source'):
     folder_of(name, 1)
   folder_of('source', 5, 'mine_of_neighbor')
-  sources.use_folder(folder_of('experiment', 1))
+  sources.add_to_sys_path(folder_of('experiment', 1))
   assert value() == 1
   module = sys.modules['mine_of_sources']
-  with sources.opened(folder_of('source', 1)) as clashes:
+  with sources.import_source(folder_of('source', 1)) as clashes:
     assert clashes == []
   assert resolve.resolve('mine_of_neighbor:value', 'key')() == 5  # still there after the block
   assert sys.modules['mine_of_sources'] is module
 
 
 def test_a_workdir_that_was_written_again_is_read_again(folder_of):
-  with sources.opened(folder_of('source', 1)):
+  with sources.import_source(folder_of('source', 1)):
     assert value() == 1
-  with sources.opened(folder_of('source', 20)):
+  with sources.import_source(folder_of('source', 20)):
     assert value() == 20
 
 
-def test_a_module_that_only_looks_like_a_neighbor_is_none(folder_of, monkeypatch):
+def test_a_module_of_a_neighbors_name_is_no_neighbor(folder_of, monkeypatch):
   folder = folder_of('experiment', 1)
   (folder / 'config_of_sources.py').write_text(CONFIG)
   monkeypatch.chdir(folder)
@@ -103,11 +103,11 @@ def test_a_module_that_only_looks_like_a_neighbor_is_none(folder_of, monkeypatch
   experiment.load('config_of_sources.py')
   found = sources.neighbors(folder / 'config_of_sources.py')
   assert found == {'config_of_sources.py': CONFIG.encode()}
-  sources.use_folder(folder.parent)
+  sources.add_to_sys_path(folder.parent)
   assert sys.modules['odd_of_sources.ops'] is odd and sys.modules['other_of_sources'] is other
 
 
-def test_imported_modules_and_packages_alongside_are_kept(folder_of):
+def test_imported_neighbors_are_copied(folder_of):
   folder = folder_of('experiment', 1)
   folder_of('experiment', 2, 'mine_of_nobody')  # never imported
   (folder / 'mine_of_package').mkdir()
@@ -140,6 +140,6 @@ def test_digests_differ_where_a_file_does(folder_of):
 
 def test_a_cache_entry_is_named_before_its_module_was_imported(folder_of):
   folder_of('source', 1)
-  with sources.opened(folder_of('source', 1)):
+  with sources.import_source(folder_of('source', 1)):
     found = fingerprints.of_paths(['mine_of_sources:value'])
   assert len(found['mine_of_sources']) == 64

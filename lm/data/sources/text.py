@@ -132,8 +132,10 @@ def _is_jsonl(file: pathlib.Path) -> bool:
 
 def _row_groups(file: pathlib.Path, column: str) -> list[int]:
   """Returns the number of rows in each row group of a file, after checking its column."""
-  import pyarrow.parquet  # most sources do not need it
-
+  try:
+    import pyarrow.parquet  # an extra: most sources do not need it
+  except ModuleNotFoundError as e:
+    raise UserError(f'data.source: {file} needs pyarrow: pip install -e ".[parquet]"') from e
   try:
     with pyarrow.parquet.ParquetFile(file) as table:
       schema, metadata = table.schema_arrow, table.metadata

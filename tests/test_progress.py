@@ -25,7 +25,7 @@ def _clock(times):
   return lambda: next(remaining)
 
 
-def test_plain_lines_come_with_values_and_hold_no_control_characters():
+def test_plain_lines_have_values_and_no_control_characters():
   stream = io.StringIO()
   shown = Progress(100, stream=stream, clock=_clock([0.0, 1.0, 20.0]))
   shown.update(10, {'loss': 2.5})
@@ -41,7 +41,7 @@ def test_plain_lines_come_with_values_and_hold_no_control_characters():
 
 
 @pytest.mark.parametrize(('name', 'value'), [('NO_COLOR', '1'), ('TERM', 'dumb')])
-def test_a_terminal_that_wants_none_gets_no_control_characters(terminal, monkeypatch, name, value):
+def test_no_color_and_dumb_terminals_get_no_control_characters(terminal, monkeypatch, name, value):
   monkeypatch.setenv(name, value)
   shown = Progress(100, stream=terminal)
   shown.update(10, {'loss': 2.5})
@@ -106,14 +106,14 @@ def test_durations_have_two_units(seconds, text):
   assert progress.duration(seconds) == text
 
 
-def test_numbers_have_three_digits_and_a_prefix():
+def test_si_has_three_digits_and_a_prefix():
   assert [progress.si(v) for v in (0.5, 999, 1234, 56_789_000, 2e9)] == [
     '0.5', '999', '1.23k', '56.8M', '2G',
   ]  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, 'openpty'), reason='needs a pseudo-terminal')
-def test_a_real_terminal_is_recognised(monkeypatch):
+def test_a_real_terminal_is_recognized(monkeypatch):
   monkeypatch.setenv('TERM', 'xterm')
   monkeypatch.delenv('NO_COLOR', raising=False)
   primary, secondary = os.openpty()
@@ -122,7 +122,7 @@ def test_a_real_terminal_is_recognised(monkeypatch):
   os.close(primary)
 
 
-def test_what_was_no_step_is_not_reckoned_into_the_time_left():
+def test_excluded_seconds_do_not_change_the_remaining_time():
   stream = io.StringIO()
   progress = Progress(10, stream=stream, clock=_clock([0, 4, 24]))
   progress.update(1, {'loss': 1})

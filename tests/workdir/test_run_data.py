@@ -1,6 +1,6 @@
 import pytest
 
-from lm.workdir.goodput import goodput
+from lm.workdir.run_data import goodput
 
 
 def _event(second, event, **fields):
@@ -51,7 +51,7 @@ def test_steps_done_twice_count_once():
   assert parts == shares['wall_seconds']
 
 
-def test_a_start_that_restores_nothing_does_everything_again():
+def test_a_start_that_restores_nothing_repeats_all_steps():
   shares = goodput([
     _event(0, 'start'),
     _event(10, 'first_step', step=1),
@@ -64,7 +64,7 @@ def test_a_start_that_restores_nothing_does_everything_again():
   assert shares['useful_seconds'] == 20
 
 
-def test_the_pause_after_a_run_that_ended_as_asked_is_not_lost():
+def test_the_pause_after_a_done_run_is_not_lost():
   stop = [_event(0, 'start'), _event(10, 'first_step', step=1), _event(60, 'done', step=50)]
   again = [
     _event(3000, 'start'),
