@@ -430,7 +430,7 @@ def _wait_for_workdir(workdir: pathlib.Path) -> None:
   """Waits until process 0 has made the workdir, which all processes must see."""
   if multihost.is_primary():
     remote.push(workdir)
-  multihost.barrier('record', 600, 'for process 0 to make the workdir')
+  multihost.barrier(600, 'for process 0 to make the workdir')
   if not multihost.is_primary():
     remote.fetch(workdir)
   if not (workdir / 'config.json').is_file():

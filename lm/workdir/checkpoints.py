@@ -91,7 +91,7 @@ class Checkpoints:
       target = self.folder.parent / 'damaged' / f'{step}-{int(time.time())}'
       target.parent.mkdir(exist_ok=True)
       (self.folder / str(step)).rename(target)
-    multihost.barrier('set aside', 600, 'for process 0 to set a damaged checkpoint aside')
+    multihost.barrier(600, 'for process 0 to set a damaged checkpoint aside')
     self._manager.reload()
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:

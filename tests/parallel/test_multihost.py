@@ -10,15 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from lm.errors import UserError
-from lm.parallel import distributed, mesh, multihost
-from lm.parallel.distributed import Settings
+from lm.parallel import mesh, multihost
+from lm.parallel.multihost import Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / 'tpu_scripts/local_multiprocess.py'
@@ -32,19 +32,19 @@ from lm.task import Task
 from lm.config.tasks import translation
 
 def hashed():
-  # Tells of every step a number that depends on each token of the global batch and its place.
+  # Adds a hash of every batch that depends on each token of the global batch and its position.
   plain = cross_entropy()
 
-  def sums(apply, params, batch, key):
+  def loss_sums(apply, params, batch, key):
     x = batch['inputs']
     place = jnp.arange(x.size).reshape(x.shape) % 8191 + 1
     number = (x * place % 8191).sum() % 8191
     return plain.loss_sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
 
-  def weights(batch):
-    return plain.weights(batch) | {{'hash': jnp.ones(())}}
+  def normalizers(batch):
+    return plain.normalizers(batch) | {{'hash': jnp.ones(())}}
 
-  return dataclasses.replace(plain, sums=sums, weights=weights)
+  return dataclasses.replace(plain, loss_sums=loss_sums, normalizers=normalizers)
 
 def sums(split):
   start = 0 if split == 'train' else 40
@@ -184,48 +184,126 @@ def evaluated(workdir, number):
 # The start.
 
 
+def parsed(*arguments):
+  values = flags.FlagValues()
+  multihost.define_flags(values)
+  values(['lm.train', *arguments])
+  return multihost.settings(values)
+
+
 @pytest.mark.parametrize(
-  ('flags', 'told'),
+  ('arguments', 'message'),
   [
-    ({'coordinator': 'host:1', 'process': 0}, '--processes'),
-    ({'coordinator': 'host:1', 'processes': 2}, '--process'),
-    ({'coordinator': 'host', 'processes': 2, 'process': 0}, 'HOST:PORT'),
-    ({'coordinator': 'host:99999', 'processes': 2, 'process': 0}, 'HOST:PORT'),
-    ({'coordinator': 'host:1', 'processes': 2, 'process': 2}, '--process=2 is none of'),
-    ({'coordinator': 'host:1', 'processes': 0, 'process': 0}, '--processes=0'),
-    ({'process': 1}, '--coordinator'),
-    ({'heartbeat': 0}, '--heartbeat=0'),
-    ({'peer_timeout': 0}, '--peer_timeout=0'),
+    ('--coordinator=host:1 --process=0', 'coordinator=host:1 .*--processes'),
+    ('--coordinator=host:1 --processes=2', 'coordinator=host:1 .*--process=I'),
+    ('--coordinator=host --processes=2 --process=0', 'coordinator=host .*HOST:PORT'),
+    ('--coordinator=host:99999 --processes=2 --process=0', 'coordinator=host:99999 .*HOST:PORT'),
+    ('--coordinator=host:1 --processes=2 --process=2', '--process=2 .*--processes=2'),
+    ('--process=1', '--process=1 .*--coordinator'),
+    ('--coordinator=host:1 --processes=0 --process=0', '--processes=0'),
+    ('--coordinator=host:1 --processes=2 --process=-1', '--process=-1'),
+    ('--heartbeat=0', '--heartbeat=0'),
+    ('--peer_timeout=0', '--peer_timeout=0'),
   ],
 )
-def test_flags_that_do_not_fit_together(flags, told):
-  empty = {'coordinator': None, 'processes': None, 'process': None}
-  with pytest.raises(UserError, match=told):
-    distributed.check(Settings(**empty | flags))
+def test_inconsistent_flags_are_refused(arguments, message):
+  with pytest.raises((UserError, flags.Error), match=message):
+    parsed(*arguments.split())
 
 
-def test_variables_stand_in_for_flags(monkeypatch):
+def test_variables_replace_missing_flags(monkeypatch):
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', '10.0.0.1:1234')
   monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
   monkeypatch.setenv('JAX_PROCESS_ID', '3')
-  nothing = Settings(None, None, None)
-  assert distributed.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
-  given = Settings('host:1', 2, 1, 5, 7)
-  assert distributed.completed(given) == given
+  assert parsed() == Settings('10.0.0.1:1234', 4, 3)
+  given = parsed('--coordinator=host:1', '--processes=2', '--process=1', '--heartbeat=7')
+  assert given == Settings('host:1', 2, 1, heartbeat=7)
   monkeypatch.setenv('JAX_PROCESS_ID', 'three')
-  with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'"):
-    distributed.completed(nothing)
+  with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'.*--process"):
+    parsed()
+  monkeypatch.setenv('JAX_NUM_PROCESSES', '0')
+  with pytest.raises(UserError, match=r"JAX_NUM_PROCESSES='0'.*--processes"):
+    parsed()
 
 
-def test_one_process_where_several_were_expected():
-  with pytest.raises(UserError, match=r'^1 process where --processes=4 were expected'):
-    distributed.start(Settings(None, 4, None))
-  assert distributed.start(Settings(None, 1, None)) is False
-  assert distributed.start(Settings('127.0.0.1:1', 1, 0)) is False
+def test_one_process_instead_of_several_is_refused():
+  with pytest.raises(UserError, match=r'^1 of 4 processes found: .*--coordinator'):
+    multihost.start(Settings(None, 4, None))
+  assert multihost.start(Settings(None, 1, None)) is False
+  assert multihost.start(Settings('127.0.0.1:1', 1, 0)) is False
+
+
+@pytest.mark.parametrize(
+  ('variables', 'count'),
+  [
+    ({'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4'}, 4),
+    ({'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:2', 'OMPI_COMM_WORLD_SIZE': '2'}, 2),
+    ({'SLURM_NTASKS': '4'}, None),  # a batch script outside srun
+  ],
+)
+def test_the_launcher_gives_the_number_of_processes(monkeypatch, variables, count):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert multihost._launched() == count
+
+
+# One process in a cluster, as on one TPU host; a process of its own, since it initializes JAX.
+def test_one_process_of_a_cluster_keeps_its_handler_of_sigterm():
+  program = f"""
+import os, signal, jax
+from lm.parallel import multihost
+signal.signal(signal.SIGTERM, lambda *_: print('stopped'))
+real = jax.distributed.initialize
+def initialize(address, *more, **options):  # as JAX detects it
+  options['cluster_detection_method'] = 'deactivate'
+  real('127.0.0.1:{free_port()}', 1, 0, **options)
+jax.distributed.initialize = initialize
+print(multihost.start(multihost.Settings()), jax.distributed.is_initialized())
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+  run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=60)
+  assert run.stdout.splitlines() == ['False False', 'stopped'], run.stderr
+
+
+# Two real processes: they initialize JAX.
+def test_values_of_several_processes(tmp_path):
+  program = """
+import sys, time
+from lm import cli, errors
+from lm.parallel import multihost
+def main(argv):
+  assert multihost.start(multihost.Settings('127.0.0.1:' + argv[1], 2, int(argv[2]), 30))
+  index, count = multihost.process_index_and_count()
+  large = 'x' * 10**6
+  assert multihost.gather({'a': index, 'large': large}) == [
+    {'a': 0, 'large': large}, {'a': 1, 'large': large}]
+  assert multihost.broadcast_from_primary([index, None]) == [0, None]
+  assert (multihost.is_primary(), count) == (index == 0, 2)
+  multihost.barrier(30, 'to test')
+  if index == 1:
+    try:
+      multihost.barrier(0.1, 'for an absent process')
+    except errors.PeerLost as e:
+      print(e, file=sys.stderr)
+  else:
+    time.sleep(1)
+    multihost.barrier(10, 'to end')
+cli.run(main, '')
+"""
+  port = str(free_port())
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-c', program, port, str(i)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    for i in range(2)
+  ]
+  codes, said = ends(running, seconds=50)
+  assert codes == [0, 0], said
+  assert 'nothing from process 0 within 0.1 seconds for an absent process' in said[1]
 
 
 def test_alone_there_is_nobody_to_wait_for():
-  multihost.barrier('alone', 1, 'to see')
+  multihost.barrier(1, 'to see')
   assert multihost.gather({'a': 1}) == [{'a': 1}]
   assert multihost.broadcast_from_primary([1, 2]) == [1, 2]
   assert (
@@ -252,7 +330,7 @@ def test_a_peer_that_never_comes_is_told_in_one_line(folder):
   codes, (first, second) = ends(running)
   assert codes == [134, 134]
   assert re.fullmatch(
-    r'processes: not all of 2 processes came to --coordinator=\S+ within --peer_timeout=4 seconds',
+    r'processes: not all 2 processes came to --coordinator=\S+ within --peer_timeout=4 seconds',
     first.splitlines()[-1],
   )
   assert 'process 1 found no process 0 at --coordinator=' in second.splitlines()[-1]
@@ -396,7 +474,7 @@ def test_another_number_than_slurm_has_is_told(folder):
     cwd=ROOT,
   )
   assert run.returncode == 2
-  assert run.stderr.startswith('lm.train: 1 process where --processes=4 were expected')
+  assert run.stderr.startswith('lm.train: 1 of 4 processes found')
 
 
 def _free(port):
@@ -465,7 +543,7 @@ def test_the_launcher_ends_what_does_not_end_by_itself(launcher):
     os.kill(int(pid), 0)
 
 
-def test_the_launcher_tries_again_where_the_port_was_taken():
+def test_the_launcher_tries_again_where_the_port_was_taken(tmp_path):
   program = (
     'import pathlib, sys\n'
     'tried = pathlib.Path(sys.argv[1])\n'
@@ -473,8 +551,9 @@ def test_the_launcher_tries_again_where_the_port_was_taken():
     'tried.touch()\n'
     'sys.exit("bind: Address already in use")'
   )
-  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']) / f'tried {os.getpid()}'
-  run = subprocess.run([*launch(1, program), str(folder)], capture_output=True, text=True)
+  run = subprocess.run(
+    [*launch(1, program), str(tmp_path / 'tried')], capture_output=True, text=True
+  )
   assert run.returncode == 0, run.stderr
 
 
@@ -486,6 +565,5 @@ def test_local_copies_are_whole():
 
 @pytest.mark.parametrize(('process', 'first'), [(0, True), (1, False)])
 def test_process_0_alone_is_the_first(monkeypatch, process, first):
-  known = types.SimpleNamespace(client=object(), process_id=process, num_processes=2)
-  monkeypatch.setattr(multihost, 'state', lambda: known)
+  monkeypatch.setattr(multihost, '_group', multihost._Group(process, 2, {}))
   assert (multihost.is_primary(), multihost.process_index_and_count()) == (first, (process, 2))
