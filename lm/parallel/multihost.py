@@ -1,4 +1,4 @@
-"""Several processes of one run: how they connect, exchange values on the host, and end together.
+"""Several processes of one run: their connections, host values, and common end.
 
 `start` calls `jax.distributed.initialize`. Every process then opens a connection to process 0, over
 which `gather`, `broadcast_from_primary` and `barrier` send JSON. All processes call these three in
@@ -29,7 +29,7 @@ from absl import flags
 
 from lm.errors import PeerLost, UserError, first_line
 
-# The code with which a shell reports an abort, which is how JAX ends a process after a lost peer.
+# The code by which a shell reports an abort, which is how JAX ends a process after another is lost.
 # A launcher that looks for the cause reads the first other code.
 LOST = 134
 _ORDERLY = (0, 75)  # exit codes of processes that all end on their own
@@ -388,7 +388,7 @@ def process_index_and_count() -> tuple[int, int]:
   return _group.process, _group.processes
 
 
-def gather(value: Any, seconds: float = 600, purpose: str = 'to exchange values') -> list[Any]:
+def gather(value: Any, seconds: float = 600, purpose: str = 'to gather values') -> list[Any]:
   """Returns the JSON values of all processes, ordered by process.
 
   Args:
