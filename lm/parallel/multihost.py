@@ -36,7 +36,6 @@ _ORDERLY = (0, 75)  # exit codes of processes that all end on their own
 _GRACE = 5.0  # seconds for a process to report its own error, caused by the failure of another
 _FLUSH = 0.2  # seconds for messages to arrive before the connections close
 _CONNECT = 10.0  # seconds for one attempt to connect
-_PREPARATION = 12 * 3600.0  # seconds; hosts with separate caches prepare a corpus each
 _RENDEZVOUS = 2048  # bytes of the addresses, port and token of process 0
 _VARIABLES = {
   'coordinator': 'JAX_COORDINATOR_ADDRESS',
@@ -437,26 +436,13 @@ def barrier(seconds: float, purpose: str) -> None:
   gather(None, seconds, purpose)
 
 
-def wait_until_data_ready() -> None:
-  """Waits for the other processes to prepare the data."""
-  barrier(_PREPARATION, 'to prepare the data')
-
-
-def check_same(what: str, digest: str) -> None:
-  """Raises UserError where a process has another digest of something than process 0."""
-  first, *others = gather(digest)
-  for i, other in enumerate(others, 1):
-    if other != first:
-      raise UserError(f'{what} of process {i} differs from that of process 0; all need the same')
-
-
-def check_same_code(digests: Mapping[str, str]) -> None:
-  """Raises UserError where a process runs other code than process 0; `digests` are by name."""
+def check_same(digests: Mapping[str, str]) -> None:
+  """Raises UserError where a process has other digests than process 0; they are by name."""
   first, *others = gather(dict(digests))
   for i, other in enumerate(others, 1):
     differing = sorted(name for name in {**first, **other} if first.get(name) != other.get(name))
     if differing:
       raise UserError(
-        f'the code of process {i} differs from that of process 0 in {", ".join(differing)}; all '
-        'must run the same'
+        f'process {i} differs from process 0 in {", ".join(differing)}; all processes must have '
+        'the same code, config and data'
       )
