@@ -254,7 +254,7 @@ def _connect(coordinator: str | None = None) -> None:
 
 
 def _addresses(coordinator: str | None) -> list[str]:
-  """Returns names and addresses of this host, of which others may reach some."""
+  """Returns names and addresses of this host; other hosts may reach some of them only."""
   found = [coordinator.rpartition(':')[0]] if coordinator else []
   for family, outside in ((socket.AF_INET, '192.0.2.1'), (socket.AF_INET6, '2001:db8::1')):
     # The address of the default route; a datagram socket sends nothing when it connects.
@@ -273,7 +273,7 @@ def _call(hosts: list[str], port: int, token: str, index: int) -> _Link:
   for host in hosts:
     with contextlib.suppress(OSError):
       link = _link(_open(host, port))
-      _send([link], token, index)
+      link.connection.sendall(f'{token} {index}\n'.encode())
       return link
   raise PeerLost(
     f'processes: process {index} cannot reach process 0 at port {port} of {" or ".join(hosts)}'
@@ -286,14 +286,15 @@ def _accept(listener: socket.socket, token: str, count: int) -> dict[int, _Link]
   while len(links) < count - 1:
     connection, _ = listener.accept()
     link = _link(connection)
-    connection.settimeout(_CONNECT)  # of a stranger that sends nothing
-    with contextlib.suppress(OSError, ValueError):
-      given, index = json.loads(link.reader.readline(_RENDEZVOUS))
-      if given == token:
-        connection.settimeout(None)
-        links[index] = link
-        continue
-    connection.close()
+    connection.settimeout(_CONNECT)  # a stranger may send nothing
+    given, index = b'', b''
+    with contextlib.suppress(OSError):
+      given, _, index = link.reader.readline(_RENDEZVOUS).partition(b' ')
+    if given == token.encode():
+      connection.settimeout(None)
+      links[int(index)] = link
+    else:
+      connection.close()
   return links
 
 

@@ -1,4 +1,4 @@
-"""Several processes train as one; they start, stop and fall together, each with one plain line."""
+"""Runs of several processes: start-up, equal results, preemption, and the loss of a process."""
 
 import importlib.util
 import json
@@ -106,8 +106,8 @@ def command(folder, name, *more, arg=''):
   return [*train, f'--config.data.cache={folder / "cache"}', *more]
 
 
-def together(folder, name, number, *more, arg=''):
-  """Runs a training in some processes to its end."""
+def train_to_end(folder, name, number, *more, arg=''):
+  """Trains in some processes to the end."""
   launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
   run = subprocess.run(
     [*launch, *command(folder, name, *more, arg=arg)],
@@ -125,13 +125,13 @@ def free_port():
     return server.getsockname()[1]
 
 
-def apart(folder, name, number, *more, arg='long'):
-  """Starts some processes that train together, without a launcher."""
+def start(folder, name, number, *more, arg='long'):
+  """Starts the processes of a training run without a launcher."""
   port = free_port()
-  told = (f'--coordinator=127.0.0.1:{port}', f'--processes={number}')
+  given = (f'--coordinator=127.0.0.1:{port}', f'--processes={number}')
   return [
     subprocess.Popen(
-      command(folder, name, *told, f'--process={i}', *more, arg=arg),
+      command(folder, name, *given, f'--process={i}', *more, arg=arg),
       stderr=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
       text=True,
@@ -142,7 +142,7 @@ def apart(folder, name, number, *more, arg='long'):
 
 
 def rows(workdir, name):
-  """Returns a metric by step, as the record has it."""
+  """Returns a metric by step, from metrics.jsonl."""
   file = workdir / 'metrics.jsonl'
   lines = file.read_text().splitlines() if file.exists() else []
   found = (json.loads(line) for line in lines)
@@ -159,7 +159,7 @@ def wait_for_steps(workdir, number, running, seconds=180):
 
 
 def ends(running, seconds=90):
-  """Returns the codes of processes and what they have said."""
+  """Returns the exit codes and the stderr of processes."""
   try:
     said = [process.communicate(timeout=seconds)[1] for process in running]
   finally:
@@ -302,7 +302,7 @@ cli.run(main, '')
   assert 'nothing from process 0 within 0.1 seconds for an absent process' in said[1]
 
 
-def test_alone_there_is_nobody_to_wait_for():
+def test_one_process_waits_for_no_other():
   multihost.barrier(1, 'to see')
   assert multihost.gather({'a': 1}) == [{'a': 1}]
   assert multihost.broadcast_from_primary([1, 2]) == [1, 2]
@@ -314,12 +314,12 @@ def test_alone_there_is_nobody_to_wait_for():
 
 
 # More than 5 seconds: real processes wait until their time is out.
-def test_a_peer_that_never_comes_is_told_in_one_line(folder):
-  told = ('--peer_timeout=4', '--processes=2')
+def test_an_absent_process_is_reported_in_one_line(folder):
+  given = ('--peer_timeout=4', '--processes=2')
   running = [
     subprocess.Popen(
       command(
-        folder, 'none', *told, f'--coordinator=127.0.0.1:{free_port()}', f'--process={alone}'
+        folder, 'none', *given, f'--coordinator=127.0.0.1:{free_port()}', f'--process={alone}'
       ),
       stderr=subprocess.PIPE,
       text=True,
@@ -342,9 +342,9 @@ def test_a_peer_that_never_comes_is_told_in_one_line(folder):
 
 @pytest.mark.slow
 def test_two_and_four_processes_give_the_losses_of_one(folder):
-  one = together(folder, 'one', 1)
+  one = train_to_end(folder, 'one', 1)
   for number in (2, 4):
-    several = together(folder, f'of {number}', number)
+    several = train_to_end(folder, f'of {number}', number)
     assert rows(several, 'train/hash') == rows(one, 'train/hash')
     for name in ('train/loss', 'train/gradient_norm', 'eval/validation/loss'):
       assert rows(several, name) == pytest.approx(rows(one, name), rel=1e-5)
@@ -360,9 +360,9 @@ def test_two_and_four_processes_give_the_losses_of_one(folder):
 
 
 @pytest.mark.slow
-def test_processes_write_together_what_one_writes(folder):
+def test_several_processes_generate_the_texts_of_one(folder):
   def written(number, *more):
-    workdir = together(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
+    workdir = train_to_end(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
     lines = (workdir / 'predictions/validation-9.jsonl').read_text().splitlines()
     return [json.loads(line)['output'] for line in lines]
 
@@ -372,22 +372,22 @@ def test_processes_write_together_what_one_writes(folder):
 
 
 @pytest.mark.slow
-def test_the_job_goes_on_with_another_number_of_processes(folder):
-  one = together(folder, 'one', 1)
-  moved = together(folder, 'moved', 4, '--stop_at=3', '--config.mesh.fsdp=2')
-  together(folder, 'moved', 1, '--stop_at=5')
-  together(folder, 'moved', 2)
+def test_a_run_resumes_with_another_number_of_processes(folder):
+  one = train_to_end(folder, 'one', 1)
+  moved = train_to_end(folder, 'moved', 4, '--stop_at=3', '--config.mesh.fsdp=2')
+  train_to_end(folder, 'moved', 1, '--stop_at=5')
+  train_to_end(folder, 'moved', 2)
   assert rows(moved, 'train/hash') == rows(one, 'train/hash')
   assert len(rows(moved, 'train/hash')) == 9
   assert rows(moved, 'train/loss') == pytest.approx(rows(one, 'train/loss'), rel=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('told', [0, 1])
-def test_sigterm_to_one_saves_the_same_step_on_all(folder, told):
-  running = apart(folder, 'stopped', 2)
+@pytest.mark.parametrize('given', [0, 1])
+def test_sigterm_to_one_process_saves_the_same_step_on_all(folder, given):
+  running = start(folder, 'stopped', 2)
   wait_for_steps(folder / 'stopped', 3, running)
-  running[told].send_signal(signal.SIGTERM)
+  running[given].send_signal(signal.SIGTERM)
   codes, said = ends(running)
   assert codes == [75, 75], said
   saved = [re.search(r'SIGTERM: saved step (\d+)', text)[1] for text in said]
@@ -399,8 +399,8 @@ def test_sigterm_to_one_saves_the_same_step_on_all(folder, told):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('killed', [0, 1])
-def test_a_kill_of_one_stops_the_others(folder, killed):
-  running = apart(folder, 'killed', 3, '--config.batch_size=12', '--config.eval.batch_size=12')
+def test_a_killed_process_ends_the_others(folder, killed):
+  running = start(folder, 'killed', 3, '--config.batch_size=12', '--config.eval.batch_size=12')
   wait_for_steps(folder / 'killed', 3, running)
   running[killed].kill()
   began = time.monotonic()
@@ -416,7 +416,7 @@ def test_a_kill_of_one_stops_the_others(folder, killed):
 
 
 @pytest.mark.slow
-def test_an_error_of_one_ends_all_and_is_its_own(folder):
+def test_an_error_of_one_process_ends_all(folder):
   source = (folder / 'several.py').read_text()
   spoilt = '\n'.join(
     [
@@ -442,7 +442,7 @@ def test_an_error_of_one_ends_all_and_is_its_own(folder):
 
 
 @pytest.mark.slow
-def test_slurm_is_found_by_itself(folder):
+def test_slurm_is_detected(folder):
   port_of = 65535 - 2**12 + 1
   job = next(j for j in range(os.getpid(), 10**6) if _free(port_of + j % 2**12))
   slurm = {'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}
@@ -464,7 +464,7 @@ def test_slurm_is_found_by_itself(folder):
 
 
 @pytest.mark.slow
-def test_another_number_than_slurm_has_is_told(folder):
+def test_a_number_other_than_that_of_slurm_is_refused(folder):
   slurm = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '1'}
   run = subprocess.run(
     command(folder, 'wrong', '--processes=4'),
@@ -501,7 +501,7 @@ def launcher():
   [
     ([0, 0], 0),
     ([75, 75], 75),
-    ([134, 1, -6], 1),  # the first that tells of itself
+    ([134, 1, -6], 1),  # the first that reports an error of its own
     ([2, 1], 2),
     ([-9, 134, 134], 137),
     ([0, 134], 134),
@@ -516,7 +516,7 @@ def launch(number, program, *flags):
   return [sys.executable, str(LAUNCHER), *flags, str(number), '--', sys.executable, '-c', program]
 
 
-def test_the_launcher_tells_each_process_which_it_is():
+def test_the_launcher_sets_the_index_of_each_process():
   program = (
     'import os; e = os.environ; '
     'print(e["JAX_PROCESS_ID"], e["JAX_NUM_PROCESSES"], e["JAX_COORDINATOR_ADDRESS"])'
@@ -528,7 +528,7 @@ def test_the_launcher_tells_each_process_which_it_is():
   assert len({line.split()[3] for line in lines}) == 1
 
 
-def test_the_launcher_ends_what_does_not_end_by_itself(launcher):
+def test_the_launcher_kills_processes_that_do_not_end(launcher):
   program = (
     'import os, sys, time\n'
     'print(os.getpid(), flush=True)\n'
@@ -557,13 +557,13 @@ def test_the_launcher_tries_again_where_the_port_was_taken(tmp_path):
   assert run.returncode == 0, run.stderr
 
 
-def test_local_copies_are_whole():
+def test_arrays_are_gathered_to_a_local_device():
   x = jax.device_put(np.arange(4.0))
 
   assert mesh.gather_to_local_device({'x': x})['x'].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(('process', 'first'), [(0, True), (1, False)])
-def test_process_0_alone_is_the_first(monkeypatch, process, first):
+def test_process_0_is_primary(monkeypatch, process, first):
   monkeypatch.setattr(multihost, '_group', multihost._Group(process, 2, {}))
   assert (multihost.is_primary(), multihost.process_index_and_count()) == (first, (process, 2))
