@@ -200,7 +200,7 @@ MUTATIONS = [
   ('analogy-of-itself', 'lm/text/vectors.py', 'own_Q[inside]] = -np.inf',
    'own_Q[inside]] += 0', 'text/test_vectors.py'),
   ('least-risk', 'lm/decode/mbr.py', 'text: own - 1 if others else 1', 'text: own',
-   'decode/test_risk.py'),
+   'decode/test_mbr.py'),
   ('table-rows', 'lm/training/sparse_step.py', "mode='drop')", "mode='clip')",
    'training/test_sparse_step.py'),
   ('bytes-sent', 'lm/preflight/hlo.py', "'all-reduce': 2 * share",

@@ -1,4 +1,4 @@
-"""An encoder of convolutions, which reads all tokens at once (Gehring et al. 2017)."""
+"""An encoder of convolutions, which reads all tokens in parallel (Gehring et al. 2017)."""
 
 import math
 
@@ -16,13 +16,13 @@ from lm.types import Array
 class Convolutional(nn.Module):
   """Gated convolutions with residuals: `(x_BSI, segments, positions) -> (B, S, d_hidden)`.
 
-  Each layer is (x + (A * sigmoid(G))) sqrt(1/2), A and G products of a token's `width` neighbours
-  within its segment; sines tell the positions.
+  Each layer is (x + (A * sigmoid(G))) sqrt(1/2), A and G linear maps of a token's `width` neighbors
+  within its segment; positions are sinusoidal.
   """
 
   d_hidden: int
   depth: int
-  width: int = 3  # tokens, an odd number
+  width: int = 3  # odd number of tokens
   dropout: float = 0.0
   dtype: str = 'float32'
 

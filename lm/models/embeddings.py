@@ -12,7 +12,7 @@ from lm.types import Array, Batch, EmbeddingTable, Output, OutputHead
 
 
 def small_uniform(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-  """Draws vectors as word2vec and GloVe do: each number within 0.5 / D of 0."""
+  """Initializes vectors as word2vec and GloVe do: each element within 0.5 / D of 0."""
   half = 0.5 / shape[-1]
   return jax.random.uniform(key, shape, dtype, -half, half)
 
@@ -22,7 +22,7 @@ class Embeddings(nn.Module):
 
   `hidden` holds the vectors (B, T, D) of `inputs`, from the parameter `embedding`; `unembed` has
   those of neighbours, from `unembedding`. With `biases` the logits are w_i c_j + b_i + b_j as in
-  GloVe: `hidden` has b_i as a number more, where the kernel of `unembed` has 1.
+  GloVe: `hidden` has b_i as one more element, where the kernel of `unembed` has 1.
   """
 
   vocab_size: int
@@ -58,7 +58,7 @@ class Embeddings(nn.Module):
 
   def _rows(self, name: str, init: Callable[..., Array], width: int) -> Array:
     if self.has_variable('params', name):
-      # As it is and not by `param`, which wants the whole table: these may be a few of its rows.
+      # Not by `param`, which checks the shape: the table may have only the rows of a batch.
       return self.get_variable('params', name)
     rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
     return self.param(name, init, (rows, width), self.dtype)

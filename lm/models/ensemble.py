@@ -1,8 +1,8 @@
-"""Several models that say one thing: an ensemble is a model itself (Hansen and Salamon 1990).
+"""Ensembles of models as one model (Hansen and Salamon 1990).
 
-Its members have one vocabulary and nothing else in common: architectures and sizes may differ. All
-that takes a model takes an ensemble, for the members' hidden states travel side by side, and the
-unembedding knows which are whose.
+The members share a vocabulary; their architectures and sizes may differ. An ensemble serves
+wherever a model does: its hidden states are the concatenated ones of its members, and its output
+head splits them again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,27 +20,27 @@ Mean = Callable[[Array], Array]
 
 
 def probabilities(logits_MBTV: Array) -> Array:
-  """Returns the log of the mean of the members' probabilities, as a mixture has it.
+  """Returns the log of the mean of the members' probabilities, a mixture.
 
-  A token that one member finds impossible stays possible: members hedge for each other, which is
-  best where they are sure of different things.
+  A token that is impossible for one member stays possible, which suits members with different
+  strengths.
   """
   log_p_MBTV = jax.nn.log_softmax(logits_MBTV, axis=-1)
   return jax.nn.logsumexp(log_p_MBTV, axis=0) - jnp.log(logits_MBTV.shape[0])
 
 
 def logits(logits_MBTV: Array) -> Array:
-  """Returns the mean of the members' logits as they are.
+  """Returns the mean of the members' logits.
 
-  Its softmax is the normalised geometric mean of the members' probabilities, a product of experts:
-  any of them can veto a token. It suits outputs that are no distribution over V as well: numbers,
-  and scores that are compared along T.
+  Its softmax is the normalized geometric mean of the members' probabilities (product of experts):
+  each member can veto a token. It also suits outputs that are no distribution over V, such as
+  regression values and scores along T.
   """
   return logits_MBTV.mean(0)
 
 
 class Members(flax.struct.PyTreeNode):
-  """How hidden states side by side, (B, T, sum of D), become logits: each by its own member."""
+  """The output heads of the members, on concatenated hidden states (B, T, sum of D)."""
 
   members: tuple[OutputHead, ...]
   widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
@@ -55,7 +55,7 @@ class Members(flax.struct.PyTreeNode):
     return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:
-    """Returns the (B, T, V) float32 logits of all together; of one alone, those it has."""
+    """Returns the (B, T, V) float32 logits of the ensemble, or of a single member its own."""
     logits, start = [], 0
     for member, width, dtype in zip(self.members, self.widths, self.dtypes, strict=True):
       own_BTD = hidden_BTD[..., start : start + width].astype(dtype)

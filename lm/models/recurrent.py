@@ -14,7 +14,7 @@ from lm.models.transformer import ClassifierHead
 from lm.nn import recurrent
 from lm.nn.layers import Linear, dropout, hook_point
 from lm.nn.pooling import bidirectional_final_states
-from lm.nn.recurrent import AttentionScore, Carry, Cell, Flow, Product, Weights, align
+from lm.nn.recurrent import AttentionScore, Carry, Cell, Flow, Matmul, Weights, align
 from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning
 from lm.types import Array, Batch, EmbeddingTable, Output, OutputHead, Params
 
@@ -72,7 +72,7 @@ def empty_state(cell: Cell, batch_size: int, d_hidden: int, dtype: str) -> Carry
 class Layers(nn.Module):
   """Layers that read from left to right: `(x_BTI, flow, restarts, carries) -> (y_BTD, carries)`.
 
-  Dropout lies between layers and not between steps (Zaremba et al. 2014). `restarts` are, a layer,
+  Dropout is between layers and not between steps (Zaremba et al. 2014). `restarts` are, a layer,
   the states (T, B, D) of where states begin, or None for zeros; `carries` what is remembered of the
   rows, a layer, or None for nothing.
   """
@@ -268,11 +268,11 @@ class Attentive(nn.Module):
     h_BTD, carries = layers(x_BTI, flow, restarts, carry[0])
     B, T, _ = h_BTD.shape
 
-    def product(name: str, x: Array) -> Array:
+    def matmul(name: str, x: Array) -> Array:
       return (x.reshape(B * T, -1) @ matrices[name]).reshape(B, T, -1)
 
     kept = self._kept((B, T, len(matrices['out'])))
-    attended = _attend(score, product, attending, h_BTD, visible_BTS, kept)
+    attended = _attend(score, matmul, attending, h_BTD, visible_BTS, kept)
     return attended, (carries, attended.y[:, -1])
 
   def _fed(self, cell, score, x_BTI, flow, attending, visible_BTS, matrices, restarts, carry):
@@ -299,8 +299,8 @@ class Attentive(nn.Module):
       'kept_above': self._kept((T, B, len(matrices['out']))),
     }
 
-    def step(product: Product, constants: Any, carry: Any, x: Any) -> tuple[Any, Attended]:
-      return _step(cell, score, product, constants, carry, x)
+    def step(matmul: Matmul, constants: Any, carry: Any, x: Any) -> tuple[Any, Attended]:
+      return _step(cell, score, matmul, constants, carry, x)
 
     carry, attended = recurrent.scan(
       step, matrices, addends, (attending, biases), carry, xs, False, self.scan_unroll
@@ -325,7 +325,7 @@ class Sites(nn.Module):
 
 
 def _step(
-  cell: Cell, score: AttentionScore, product: Product, constants: Any, carry: Any, x: Any
+  cell: Cell, score: AttentionScore, matmul: Matmul, constants: Any, carry: Any, x: Any
 ) -> tuple[Any, Attended]:
   """Takes a step of all layers, and attends."""
   attending, (biases, state_biases) = constants
@@ -337,16 +337,16 @@ def _step(
     before = recurrent.begin(before, x['starts'], restart)
     if i and x['kept'][i - 1] is not None:
       read_BI *= x['kept'][i - 1]
-    x_BK = product(f'input_{i}', read_BI)
+    x_BK = matmul(f'input_{i}', read_BI)
     if i:
       x_BK += biases[i - 1].astype(x_BK.dtype).reshape(1, -1)
-    z_BK = product(f'state_{i}', before[0])
+    z_BK = matmul(f'state_{i}', before[0])
     after = recurrent.advance(cell, x_BK, z_BK, state_biases[i], before)
     afters.append(recurrent.hold(after, x['held'], before))
     read_BI = afters[-1][0]
 
   def single(name: str, y_B1I: Array) -> Array:
-    return product(name, y_B1I[:, 0])[:, None]
+    return matmul(name, y_B1I[:, 0])[:, None]
 
   kept = None if x['kept_above'] is None else x['kept_above'][:, None]
   attended = _attend(score, single, attending, read_BI[:, None], x['visible'][:, None], kept)
@@ -357,7 +357,7 @@ def _step(
 
 def _attend(
   score: AttentionScore,
-  product: Product,
+  matmul: Matmul,
   attending: tuple[Memory, Array | None],
   h_BTD: Array,
   visible_BTS: Array,
@@ -366,7 +366,7 @@ def _attend(
   """Returns what states attend to; rows that share one of the memory are queries side by side."""
   memory, vector_A = attending
   rows, S = memory.segments.shape
-  q_BTA = product('query', h_BTD)
+  q_BTA = matmul('query', h_BTD)
   vector_A = None if vector_A is None else vector_A.astype(q_BTA.dtype)
   mixed, weights = align(
     score,
@@ -379,7 +379,7 @@ def _attend(
   B, T, _ = h_BTD.shape
   mixed_BTM, weights_BTS = mixed.reshape(B, T, -1), weights.reshape(B, T, S)
   both = jnp.concatenate([h_BTD, mixed_BTM], axis=-1)
-  y_BTO = jnp.tanh(product('out', both if kept is None else both * kept))
+  y_BTO = jnp.tanh(matmul('out', both if kept is None else both * kept))
   return Attended(y_BTO, weights_BTS, mixed_BTM)
 
 
@@ -433,7 +433,7 @@ class Recurrent(nn.Module):
 
 
 class _AutoregressiveRecurrent(Recurrent):
-  """A model that goes on from what it remembers of rows, however long they were."""
+  """A model that continues from its state, whatever the length of the rows."""
 
   cell: Callable[[], Cell] = recurrent.lstm
   d_hidden: int = 256
@@ -486,7 +486,7 @@ class Decoder(_AutoregressiveRecurrent):
     return self.output(table_VD, y_BTD, cache and {'layers': carries})
 
   def flops_per_token(self, params: Params, context: int) -> float:
-    """Returns the FLOPs of training on a token: 6 for each number that is multiplied."""
+    """Returns the FLOPs of training on a token: 6 for each parameter of a matmul."""
     del context
     multiplied = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
     return 6 * (multiplied if self.tie_embeddings else multiplied - params['embedding'].size)

@@ -12,7 +12,7 @@ from lm.parallel.mesh import platform
 from lm.types import Array, Mask
 
 LANES = 128  # what a row's length must be a multiple of
-BLOCK = 512  # queries, and keys, that are in fast memory at once
+BLOCK = 512  # queries, and keys, of a block in VMEM
 
 
 def splash_supported(T: int, mask: Mask) -> bool:
@@ -101,7 +101,7 @@ _HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention takes
 
 
 def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """The plain form, with all scores at once. Honours every field of the mask."""
+  """Plain attention: it holds all scores and supports every field of the mask."""
   o_BGRTK = _attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask)
   return _token_major(o_BGRTK)
 
@@ -144,7 +144,7 @@ def weighted_values(weights_BHTS: Array, v_BSGK: Array) -> Array:
 
 
 def _head_major(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> tuple[Array, Array, Array]:
-  # Transposed once, so that every product is a batch of plain matrices.
+  # Transposed once, so that every matmul is a batch of plain matrices.
   return _queries(q_BTHK, k_BSGK.shape[2]), _groups(k_BSGK), _groups(v_BSGK)
 
 
@@ -204,7 +204,7 @@ class CudnnMask(NamedTuple):
 
 
 def cudnn_mask(mask: Mask) -> CudnnMask:
-  """Returns how the kernel is told of a mask: by structure where that says all, else as an array.
+  """Returns the kernel's arguments for a mask: by structure where that suffices, else an array.
 
   A row of one segment needs no array: causality hides the padding, which comes last, from all
   others, and else the length of the row does. An array for several segments of a row comes with
@@ -237,7 +237,7 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
 
 
 def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
-  """Raises ValueError where cuDNN's attention takes no such numbers, or no such mask."""
+  """Raises ValueError where cuDNN's attention does not support the dtype or the mask."""
   if mask.bias is not None:
     raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blockwise')
   if dtype not in _HALF:

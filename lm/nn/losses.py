@@ -1,8 +1,8 @@
-"""Losses and statistics over a large vocabulary, a few positions at a time.
+"""Losses and statistics over a large vocabulary, chunk by chunk.
 
-Logits of all B x T positions are never held at once: a scan over chunks of T keeps V whole
-(sharded, where the mesh says so) and picks labels by a masked sum, so that devices exchange sums
-only.
+The logits of all B x T positions are never in memory together: a scan takes chunks of T. The
+vocabulary may be sharded. A masked sum picks the target's logit, so that devices all-reduce sums
+alone.
 """
 
 import functools
@@ -16,9 +16,9 @@ from lm.parallel.collectives import apply_with_gathered, is_gathered_for, shard_
 from lm.parallel.mesh import current_mesh, num_shards, platform
 from lm.types import Array, EmbeddingTable, OutputHead
 
-# Logits that a device holds at once when no chunk is named: 512 MiB of float32, for with each chunk
-# the gradient of the unembedding is read and written; on a CPU what its caches hold, for logits are
-# read several times.
+# Logits per chunk and device unless a chunk size is given: 512 MiB of float32, since each chunk
+# reads and updates the gradient of the output head; on a CPU the size of its caches, since logits
+# are read several times.
 LOGITS_BUDGET = 1 << 27
 CPU_LOGITS_BUDGET = 1 << 22
 
@@ -31,7 +31,7 @@ class TokenStatistics(NamedTuple):
 
 
 def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
-  """Returns how many positions to take at once: at most `chunk`, in chunks of nearly one size.
+  """Returns the number of positions per chunk: at most `chunk`, in chunks of nearly equal size.
 
   `chunk` 0 means as many as keep a device's share of B * positions * V within its budget.
   """
@@ -96,10 +96,10 @@ def cross_entropy(
     hidden_BTD: hidden states.
     unembed: from hidden states to logits.
     targets_BT: int32 token ids.
-    weights_BT: numbers; 0 leaves a target out.
+    weights_BT: weight of each target; 0 leaves it out.
     z_loss: coefficient of the penalty on log(Z).
     smoothing: share of the target's probability that is spread over the vocabulary.
-    chunk: positions at once, 0 for what fits the budget of a device.
+    chunk: positions per chunk, 0 for the budget of a device.
   """
   penalties = (z_loss, smoothing)
   weights_BT = weights_BT.astype(jnp.float32)
@@ -127,11 +127,11 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   def part(unembed: OutputHead, rows: tuple[Array, ...]):
     return _rows(unembed, rows, penalties, size, gradient)
 
-  whole, rows = unembed.replace(table=EmbeddingTable(kernel)), (hidden_BTD, targets_BT, weights_BT)
+  inputs, rows = unembed.replace(table=EmbeddingTable(kernel)), (hidden_BTD, targets_BT, weights_BT)
   if current_mesh() is None:
-    sums, d_unembed, d_rows = part(whole, rows)
+    sums, d_unembed, d_rows = part(inputs, rows)
   else:
-    sums, d_unembed, d_rows = shard_map_over_batch(part, whole, unembed.logical_axes, rows)
+    sums, d_unembed, d_rows = shard_map_over_batch(part, inputs, unembed.logical_axes, rows)
   if not gradient:
     return sums, None
   # The gradient belongs to the parameter or to its gathered copies, whichever was used.
@@ -149,8 +149,8 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
 def _rows(unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
   """Returns (parts, gradient of the unembedding, those of hidden states and weights) of some rows.
 
-  Chunks are added up in float32, devices in the type of the unembedding, as in all other layers;
-  but on CPUs, whose compiler aborts on sums of bfloat16 over devices, these too in float32.
+  Chunks are summed in float32. Devices are reduced in the type of the head, as in other layers, but
+  on CPUs in float32: their compiler aborts on all-reduces of bfloat16.
   """
   z_loss, smoothing = penalties
   T = rows[0].shape[1]
@@ -217,8 +217,8 @@ _total.defvjp(_total_fwd, _total_bwd)
 def as_terms(total: Array, parts: dict[str, Array]) -> dict[str, Array]:
   """Returns the parts of a total as terms whose sum has the gradient of the total.
 
-  The gradient of a single part is not known. So terms are added up with one weight: where their
-  cotangents differ, for instance where only one is differentiated, the gradient is NaN.
+  The gradient of a single part is unknown, so all terms need one weight. Where their cotangents
+  differ, for instance where only one is differentiated, the gradient is NaN.
 
   Args:
     total: a differentiable scalar.

@@ -1,7 +1,7 @@
 """From the hidden states of a row to one state for each example in it.
 
 A pooling is a pure function `(hidden_BTD, segments_BT, count) -> (B, P, D)`; example p of the
-P = count is segment p + 1. What is not there gives zeros.
+P = count is segment p + 1. Missing examples give zeros.
 """
 
 import jax

@@ -60,7 +60,7 @@ def align(
 ) -> tuple[Array, Array]:
   """Returns the values mixed for each query (B, T, M), and the weights (B, T, S) float32.
 
-  A query that sees no key at all (padding) gets finite values that nobody reads.
+  A query without any key (padding) gets finite values that have no effect.
   """
   scores_BTS = score.of(q_BTA, k_BSA, vector_A).astype(jnp.float32)
   weights_BTS = jax.nn.softmax(jnp.where(visible_BTS, scores_BTS, MASKED), axis=-1)
@@ -97,7 +97,7 @@ def elman(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
 def lstm(forget_bias: float = 1.0) -> Cell:
   """Long short-term memory with a forget gate (Hochreiter and Schmidhuber 1997, Gers et al. 2000).
 
-  Gates lie in the order input, forget, candidate, output.
+  The gates are in the order input, forget, candidate, output.
 
   Args:
     forget_bias: added to the forget gate, so that a new network remembers (Jozefowicz et al. 2015).
@@ -113,9 +113,9 @@ def lstm(forget_bias: float = 1.0) -> Cell:
 
 
 def gru() -> Cell:
-  """Gated recurrent unit (Cho et al. 2014), reset after the product as cuDNN and PyTorch have it.
+  """Gated recurrent unit (Cho et al. 2014), reset after the matmul as in cuDNN and PyTorch.
 
-  Gates lie in the order reset, update, candidate.
+  The gates are in the order reset, update, candidate.
   """
 
   def step(x_BGD: Array, z_BGD: Array, carry: Carry) -> Carry:
@@ -153,9 +153,9 @@ class Weights(NamedTuple):
 
 
 class Flow(NamedTuple):
-  """How states go along rows: where they begin anew, and where they stay, for padding says nothing.
+  """Where the state of a row is reset, and where it is held because the token is padding.
 
-  So segments of a row do not know of each other, and the last state is that of the last token.
+  Segments of a row are thus independent, and the last state is that of the last token.
   """
 
   starts: Array  # (B, T) bool
@@ -163,18 +163,18 @@ class Flow(NamedTuple):
 
 
 def forward(segments_BT: Array, positions_BT: Array) -> Flow:
-  """Returns the flow of reading from left to right; what is at position 0 begins."""
+  """Returns the resets of reading from left to right, at position 0."""
   return Flow((positions_BT == 0) & (segments_BT > 0), segments_BT == 0)
 
 
 def backward(segments_BT: Array) -> Flow:
-  """Returns the flow of reading from right to left; what another segment follows begins."""
+  """Returns the resets of reading from right to left, at the last token of each segment."""
   after_BT = jnp.pad(segments_BT, ((0, 0), (0, 1)))[:, 1:]
   return Flow(segments_BT != after_BT, segments_BT == 0)
 
 
 def begin(carry: Carry, start_B: Array, restart: Carry | None) -> Carry:
-  """Returns a carry that begins anew where `start_B`: with `restart`, or zeros."""
+  """Returns a carry that is reset where `start_B`: to `restart`, or to zeros."""
   restart = tuple(jnp.zeros_like(s) for s in carry) if restart is None else restart
   return tuple(jnp.where(start_B[:, None], r, s) for r, s in zip(restart, carry, strict=True))
 
@@ -221,16 +221,16 @@ def read(
     carry: what is remembered of the rows before the first step.
     restart: (T, B, D) each, what states are where they begin; zeros unless given.
     reverse: whether to read from the last step to the first.
-    unroll: steps laid out in a row in each turn of the loop; changes no result.
+    unroll: steps per iteration of the loop; changes no result.
 
   Returns:
     The states (T, B, D) after each step, and the carry after the last.
   """
 
-  def step(product, bias_GD, carry, xs):
+  def step(matmul, bias_GD, carry, xs):
     x_BK, start_B, held_B, restart = xs
     before = begin(carry, start_B, restart)
-    after = advance(cell, x_BK, product('state', before[0]), bias_GD, before)
+    after = advance(cell, x_BK, matmul('state', before[0]), bias_GD, before)
     after = hold(after, held_B, before)
     return after, after[0]
 
@@ -241,10 +241,10 @@ def read(
   return y_TBD, carry
 
 
-# product(name, x_BI) -> x_BI @ weights[name] + addends[name], where there are such, and
-# step(product, constants, carry, x) -> (carry, y)
-Product = Callable[[str, Array], Array]
-Step = Callable[[Product, Any, Any, Any], tuple[Any, Any]]
+# matmul(name, x_BI) -> x_BI @ weights[name] + addends[name], where the latter exist, and
+# step(matmul, constants, carry, x) -> (carry, y)
+Matmul = Callable[[str, Array], Array]
+Step = Callable[[Matmul, Any, Any, Any], tuple[Any, Any]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6, 7))
@@ -258,20 +258,20 @@ def scan(
   reverse: bool = False,
   unroll: int = 1,
 ) -> tuple[Any, Any]:
-  """Does `jax.lax.scan` of a step whose products are given by name, each used once in a step.
+  """Runs `jax.lax.scan` of a step whose matmuls have names, each used once per step.
 
-  The gradient of a kernel W used as y_t = x_t W + a_t is the sum over t of x_t^T da_t. The loop
-  backwards hands out the da_t, and the sum is one product after it.
+  The gradient of a kernel W used as y_t = x_t W + a_t is the sum over t of x_t^T da_t. The backward
+  loop returns the da_t, and the sum is one matmul after it.
 
   Args:
     step: closes over no traced array.
     weights: matrices (I, O) by name.
-    addends: by the same names, what is added to some of the products: (steps, B, O).
+    addends: by the same names, addends of some of the matmuls: (steps, B, O).
     constants: arrays that are the same in all steps.
-    carry: goes from step to step.
+    carry: of the scan.
     xs: arrays with the steps along axis 0.
     reverse: whether to go from the last step to the first.
-    unroll: steps laid out in a row in each turn of the loop.
+    unroll: steps per iteration of the loop.
 
   Raises:
     ValueError: a step uses one matrix twice, where a gradient is asked for.
@@ -280,11 +280,11 @@ def scan(
   def body(carry, x_and_addends):
     x, added = x_and_addends
 
-    def product(name: str, x_BI: Array) -> Array:
+    def matmul(name: str, x_BI: Array) -> Array:
       y_BO = x_BI @ weights[name]
       return y_BO + added[name] if name in added else y_BO
 
-    return step(product, constants, carry, x)
+    return step(matmul, constants, carry, x)
 
   return jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
 
@@ -295,19 +295,19 @@ def _scan_fwd(step, weights, addends, constants, carry, xs, reverse, unroll):
       x, added = x_and_addends
       inputs = {}
 
-      def product(name: str, x_BI: Array) -> Array:
+      def matmul(name: str, x_BI: Array) -> Array:
         if name in inputs:
           raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
         inputs[name] = x_BI
         return x_BI @ weights[name] + added[name]
 
-      carry, y = step(product, constants, carry, x)
+      carry, y = step(matmul, constants, carry, x)
       return carry, (y, inputs)
 
     carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
     return (carry, ys), inputs
 
-  # The gradient of what is added to a product is that of the product, and zeros have one too.
+  # The gradient of an addend is that of its matmul; zeros are added where there is none.
   steps = jax.tree.leaves(xs)[0].shape[0]
   everywhere = addends | {
     name: jnp.zeros((steps, *shape), weights[name].dtype)
@@ -332,14 +332,14 @@ scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def _shapes(step, weights, constants, carry, xs) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of a step's products by name."""
+  """Returns the shapes of the matmuls of a step by name."""
   shapes = {}
 
-  def product(name: str, x_BI: Array) -> Array:
+  def matmul(name: str, x_BI: Array) -> Array:
     y_BO = x_BI @ weights[name]
     shapes[name] = y_BO.shape
     return y_BO
 
   first = jax.tree.map(lambda x: x[0], xs)
-  jax.eval_shape(functools.partial(step, product), constants, carry, first)
+  jax.eval_shape(functools.partial(step, matmul), constants, carry, first)
   return shapes

@@ -16,11 +16,10 @@ from lm.types import Array
 def window_sum(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int) -> Array:
   """Returns the sum of the neighbours of each place, (B, T, D).
 
-  As sums of rows moved along, which take a third of the time of products with (T, T) matrices on
-  CPUs.
+  Sums of shifted rows take a third of the time of matmuls with (T, T) matrices on CPUs.
 
   Args:
-    x_BTD: what is added up.
+    x_BTD: the addends.
     left_BT, right_BT: int32, how many neighbours.
     reach: the largest of them, at least 1.
   """

@@ -45,7 +45,7 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
     bias_BT = jnp.take(found.head.bias_V, batch['neighbours'], mode='clip')
     count_BT = jnp.maximum(batch['counts'], 1e-30)  # of padding, which weighs nothing
     product_BTD = found.hidden * kernel_BTD
-    # A product with ones: XLA's sum over short rows takes ten times as long on CPUs.
+    # A matmul with ones: XLA's sum over short rows takes ten times as long on CPUs.
     sum_BT = jnp.matmul(product_BTD, jnp.ones(product_BTD.shape[-1]))
     error_BT = sum_BT + bias_BT - jnp.log(count_BT)
     weight_BT = batch['weights'] * jnp.minimum(1, count_BT / x_max) ** power

@@ -173,7 +173,7 @@ def muon(
     matrices: regular expression on parameter paths; those it finds are stacked on axis 0.
     two_inputs: likewise; matrices whose input is two axes (heads, head size) and not one.
     several_outputs: likewise; matrices whose output is several axes (heads, head size).
-    experts: likewise; on axis 1 lie experts, of which each is a matrix of its own.
+    experts: likewise; axis 1 is that of experts, each a matrix of its own.
 
   Raises:
     UserError: later, when the state is made: a matrix has axes that no pattern explains.
@@ -269,7 +269,7 @@ def adagrad(
   final: float = 1.0,
   begin: float = 1.0,
 ) -> Optimizer:
-  """AdaGrad: each number's rate falls with the squares of its gradients (Duchi et al. 2011).
+  """AdaGrad: the rate of each element falls with its squared gradients (Duchi et al. 2011).
 
   Args:
     learning_rate, schedule, steps, warmup, final: as in `sgd`.

@@ -157,11 +157,11 @@ def lr_multipliers(
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
-  """Returns optax.clip_by_global_norm as a product with one scalar.
+  """Returns optax.clip_by_global_norm as a multiplication by one scalar.
 
   Optax chooses leaf by leaf, which keeps XLA from fusing it with what follows: at 124M parameters
   on a CPU that costs as much as the rest of AdamW. `update` takes the global norm of the
-  gradients as `gradient_norm` from whoever knows it.
+  gradients as `gradient_norm` where the caller has it.
   """
 
   def update(grads, state, params=None, *, gradient_norm=None, **_):
@@ -188,7 +188,7 @@ def path_mask(params: Params, pattern: str, key: str) -> Params:
 def parse_rules(
   rules: Iterable[str], key: str, names: Iterable[str]
 ) -> list[tuple[re.Pattern[str], str]]:
-  """Returns the (PATTERN, VALUE) pairs of rules on parameter paths written 'PATTERN -> VALUE'.
+  """Returns the (PATTERN, VALUE) pairs of rules on parameter paths of the form 'PATTERN -> VALUE'.
 
   Args:
     rules: the texts; a value may be empty.

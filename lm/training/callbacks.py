@@ -45,7 +45,7 @@ class Profile:
       self._stop()
 
   def close(self) -> str:
-    """Ends a trace that is under way; returns what to tell of one that was asked for in vain."""
+    """Ends a running trace; returns a warning where none of the requested steps was traced."""
     if self._running:
       self._stop()
     if self._first <= self._last and not self._done:
@@ -67,15 +67,15 @@ class _Nowhere(io.StringIO):
 class Finished(NamedTuple):
   """Steps of one dispatch that are done."""
 
-  steps: range  # their number, from the step before the first to the last
+  steps: range  # from the step before the first to the last
   metrics: list[dict[str, float]]  # of each
 
 
 class MetricLogger:
-  """Numbers of a run, to metrics.jsonl and TensorBoard every `log.every` steps, and to stderr.
+  """Logs the metrics of a run to metrics.jsonl, TensorBoard and stderr every `log.every` steps.
 
   Args:
-    config: the whole configuration.
+    config: of the run.
     workdir: the run's directory.
     state: where the run takes up.
     model: may say `flops_per_token(params, context)`, from which the utilisation is found.
@@ -122,11 +122,11 @@ class MetricLogger:
     self._pending = None
     stacked = jax.device_get(dict(metrics))
     at = [{name: float(x[i]) for name, x in stacked.items()} for i in range(len(steps))]
-    told = [step for step in range(steps.start + 1, steps.stop + 1) if step % self._every == 0]
-    for step in told:
+    logged = [step for step in range(steps.start + 1, steps.stop + 1) if step % self._every == 0]
+    for step in logged:
       # Of the steps of one dispatch, no one knows how long each took.
-      self._write(step, at[step - steps.start - 1], steps.stop if step == told[-1] else None)
-    if not told:
+      self._write(step, at[step - steps.start - 1], steps.stop if step == logged[-1] else None)
+    if not logged:
       self.progress.update(steps.stop, {})
     return Finished(steps, at)
 

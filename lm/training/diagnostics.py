@@ -67,7 +67,7 @@ def write(
 
 def _not_finite(tree) -> dict[str, int]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  count = jax.jit(lambda x: jnp.sum(~jnp.isfinite(x)))  # a leaf may lie on several hosts
+  count = jax.jit(lambda x: jnp.sum(~jnp.isfinite(x)))  # a leaf may be sharded over hosts
   counts = {path_name(path): int(count(x)) for path, x in leaves}
   return {name: count for name, count in counts.items() if count}
 
@@ -97,11 +97,11 @@ def check_loss(
   """Raises UserError where the loss of a step is exactly 0.
 
   Args:
-    step: its number.
+    step: counted from 1.
     values: its metrics, of which those that are not of every step are the terms of its loss.
     objective: the run's.
     batch: returns its batch, to find the cause.
-    config: the whole configuration.
+    config: of the run.
   """
   terms = [value for name, value in values.items() if name not in OF_THE_STEP]
   if any(terms) or _allowed(config, _LOSS):
@@ -119,7 +119,7 @@ def check_gradients(params: Params, zeros: Array, config: ConfigDict) -> None:
   Args:
     params: of any step.
     zeros: (L,), which of their leaves had a gradient of 0.
-    config: the whole configuration, of which optim says what is not trained.
+    config: of the run, of which optim says what is not trained.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   moves = jax.tree.leaves(_moves(params, config.optim))

@@ -44,7 +44,7 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
   """Raises UserError where the run goes by a metric that is not there or has no direction.
 
   Args:
-    config: the whole configuration.
+    config: of the run.
     directions: of all metrics of the evaluations, by name.
   """
   monitored = {}
@@ -89,13 +89,13 @@ def update(
   config: ConfigDict,
   higher_is_better: bool,
 ) -> Stopping:
-  """Returns what has been seen after an evaluation. What is not finite is never an improvement.
+  """Returns the state after an evaluation; a value that is not finite is never an improvement.
 
   Args:
     seen: before it.
     step: that was evaluated.
     values: by name.
-    config: the whole configuration.
+    config: of the run.
     higher_is_better: the direction of the metric.
 
   Raises:

@@ -26,7 +26,7 @@ def jump(
   """Returns the rates of the next update by the older schedule and by the new; None if they agree.
 
   Args:
-    config: the whole configuration.
+    config: of the run.
     optimizer: made of it.
     older: the `optim.steps` that the run was trained by so far.
     updates: how many updates were made; skipped steps are none.

@@ -21,8 +21,8 @@ from lm.types import Apply, Array, Batch, Objective, Params, TrainState
 ZERO_GRADIENTS = 'zero_gradients'
 # The other metrics of a step that are no terms of its loss.
 OF_THE_STEP = ('gradient_norm', 'learning_rate', 'skipped', 'streak')
-# What is derived from the key of a step, each by a number of its own. Dropout of a batch that is
-# taken at once uses the key itself, which Flax derives further by a hash of each module's path.
+# Constants of fold_in for keys derived from the key of a step. Without microbatches, dropout uses
+# the key itself, from which Flax derives others by a hash of each module's path.
 _DRAW, _PARTS = 1, 2
 
 Metrics = dict[str, Array]
@@ -191,7 +191,7 @@ def train_step(components: Components, seed: int, microbatches: int) -> StepFunc
     def keep(params: Params, opt_state: Any) -> tuple[Params, Any]:
       return params, opt_state
 
-    # A branch and not a choice leaf by leaf, which would hold old and new state at once.
+    # A branch and not a choice leaf by leaf, which would hold old and new state together.
     params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
     new = TrainState(
       step=state.step + 1,
@@ -232,7 +232,7 @@ def gradients(
 ) -> tuple[Params, dict[str, Array]]:
   """Returns the gradient of the sum of the terms' means, and the means.
 
-  The weights of the whole batch are known before the pass, so the sum over microbatches is
+  The weights of the full batch are known before the gradient, so the sum over microbatches is
   the gradient of the large batch.
   """
   weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}

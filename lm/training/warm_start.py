@@ -50,7 +50,7 @@ def align(there: tokenizers.Tokenizer, here: tokenizers.Tokenizer) -> Alignment:
 
 
 def remap_rows(read_VD: Array, drawn_VD: Array, rows: Alignment) -> np.ndarray:
-  """Returns a drawn table with the rows that were read in the places of their words.
+  """Returns an initialized table with the restored rows at the ids of their words.
 
   They are scaled together to the root mean square of the rows that they replace: the model was made
   for vectors of that length, and directions are what was learned.
@@ -72,21 +72,22 @@ class Taken(NamedTuple):
 
   source: str  # its workdir
   step: int  # of its checkpoint
-  taken: int  # parameters, whole or their first rows
-  fresh: tuple[str, ...]  # paths of those that stay as they were drawn
+  taken: int  # parameters, entire or their first rows
+  fresh: tuple[str, ...]  # paths of the parameters that keep their initial values
   unread: tuple[str, ...]  # paths of the source's that nothing takes
   words: Alignment | None = None  # of vocabularies, where rows went by their words
   why: str = ''  # this step, where `init.step` names none
 
   def line(self) -> str:
     """Returns all of it as one line."""
-    kept = f', {len(self.fresh)} drawn afresh ({_some(self.fresh)})' if self.fresh else ''
+    kept = f', {len(self.fresh)} freshly initialized ({_some(self.fresh)})' if self.fresh else ''
     left = f'; {len(self.unread)} there are not taken ({_some(self.unread)})' if self.unread else ''
     words = ''
     if self.words is not None:
       there, lacking = len(self.words.new), self.words.missing
-      words = f'; {there:,} of {there + len(lacking):,} words are there at the length drawn'
-      words += f', {len(lacking):,} as drawn ({_some(lacking)})' if lacking else ''
+      words = f'; {there:,} of {there + len(lacking):,} words are restored, '
+      words += 'scaled to the length of initial vectors'
+      words += f', {len(lacking):,} freshly initialized ({_some(lacking)})' if lacking else ''
     why = f' ({self.why})' if self.why else ''
     which = f'step {self.step} of {self.source}{why}'
     return f'{self.taken} parameters from {which}{kept}{left}{words}'
@@ -117,7 +118,7 @@ def initial_state(
   """Returns the state that a run begins with, writing nothing.
 
   Args:
-    config: the whole configuration; where `init.workdir` names another run, parameters are taken
+    config: of the run; where `init.workdir` names another run, parameters are taken
       from it.
     functions: those of the config.
     tokenizer: that of the run.
@@ -247,7 +248,7 @@ def _origins(
   section: ConfigDict,
   step: int,
 ) -> dict[str, _Origin]:
-  """Returns where each parameter comes from that does not stay as it was drawn."""
+  """Returns the source of each parameter that does not keep its initial value."""
   rename = _renaming(section.rules, wanted)
   renamed = {path: rename(path) for path in wanted}
   origins = {path: origin for path, origin in renamed.items() if origin is not None}
@@ -271,7 +272,7 @@ def _origins(
 
 
 def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Origin | None]:
-  """Returns path -> where the parameter comes from, None for one that stays as it was drawn."""
+  """Returns path -> source of the parameter, None where it keeps its initial value."""
   parsed = parse_rules(rules, 'init.rules', paths)
 
   def rename(path: str) -> _Origin | None:
@@ -308,13 +309,13 @@ def _targets(
   return targets
 
 
-def _placed(read: Array, drawn: Array, rows: str, words: Alignment | None) -> Array:
+def _placed(read: Array, initial: Array, rows: str, words: Alignment | None) -> Array:
   """Returns what was initialized, with some of its rows replaced by those that were read."""
   if rows == _WORDS and words is not None:
-    return jax.device_put(remap_rows(read, drawn, words), drawn.sharding)
-  count = min(len(read), len(drawn))
-  fill = jax.jit(lambda x, y: y.at[:count].set(x[:count]), out_shardings=drawn.sharding)
-  return fill(read, drawn)
+    return jax.device_put(remap_rows(read, initial, words), initial.sharding)
+  count = min(len(read), len(initial))
+  fill = jax.jit(lambda x, y: y.at[:count].set(x[:count]), out_shardings=initial.sharding)
+  return fill(read, initial)
 
 
 def _check_tokens(
@@ -331,7 +332,7 @@ def _check_tokens(
       raise UserError(
         f'init.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; take '
         f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or keep "
-        f"{tables[0]} as it is drawn with the rule '{tables[0]} ->'"
+        f"{tables[0]} as it is initialized with the rule '{tables[0]} ->'"
       )
 
 
