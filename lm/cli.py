@@ -22,11 +22,11 @@ from ml_collections import ConfigDict, config_flags
 from lm.config import resolve
 from lm.config.base import base
 from lm.errors import PeerLost, Preempted, UserError, did_you_mean
-from lm.parallel import failure_detector, host, multihost
+from lm.parallel import host, multihost
 from lm.text.files import expand_path, lone_surrogate
 from lm.workdir import experiment
 
-OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, failure_detector.LOST
+OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, multihost.LOST
 # What Python says of a value, and what is wanted in its place.
 _WANTED = (
   (r"invalid literal for int\(\) with base 10: '(.*)'", 'an integer'),
@@ -76,7 +76,7 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
   except Exception:
-    if 'jax' in sys.modules and multihost.is_multiprocess():
+    if multihost.is_multiprocess():
       time.sleep(_NEWS)  # a lost process makes this one fail too, and is told in one line
     traceback.print_exc()
     return FAILED

@@ -21,7 +21,7 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
-from lm.parallel import distributed, multihost
+from lm.parallel import multihost
 from lm.text.files import expand_path
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 
-distributed.define_flags()
-flags.adopt_module_key_flags(distributed)
+multihost.define_flags()
+flags.adopt_module_key_flags(multihost)
 
 _DECODE = ('beam_size', 'length_penalty')
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--predictions={file}: there is no such directory')
   if out is not None and out.is_dir():
     raise UserError(f'--predictions={file} is a directory; give the name of a file')
-  distributed.start(distributed.settings())
+  multihost.start(multihost.settings())
   import jax
 
   from lm import components

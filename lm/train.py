@@ -20,15 +20,15 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
-from lm.parallel import distributed, host, multihost, preemption
+from lm.parallel import host, multihost, preemption
 from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, 'directory that becomes the record of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step without touching the schedules')
 flags.DEFINE_bool('new_data', False, 'resume on other training data, with the tokenizer of the run')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile')
-distributed.define_flags()
-flags.adopt_module_key_flags(distributed)
+multihost.define_flags()
+flags.adopt_module_key_flags(multihost)
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     raise UserError(f'--stop_at={stop_at} is not a positive number of steps')
   if flags.FLAGS.profile < 0:
     raise UserError(f'--profile={flags.FLAGS.profile} is not a number of steps')
-  if distributed.start(distributed.settings()):
+  if multihost.start(multihost.settings()):
     stop = preemption.PreemptionService()
   workdir = files.workdir(name, process=multihost.process_index_and_count()[0])
   # Imported after the flags are known to be right, because jax takes seconds.
