@@ -22,13 +22,13 @@ from ml_collections import ConfigDict, config_flags
 from lm.config import resolve
 from lm.config.base import base
 from lm.errors import PeerLost, Preempted, UserError, did_you_mean
-from lm.parallel import failure_detector, host, multihost
+from lm.parallel import host, multihost
 from lm.text.files import expand_path, lone_surrogate
 from lm.workdir import experiment, files
 
 flags.disclaim_key_flags()  # flags that are defined here belong to the program that asks for them
 
-OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, failure_detector.LOST
+OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, multihost.LOST
 # absl's explanation of a wrong value, and what the value must be.
 _EXPECTED = (
   (r'invalid literal for int\(\) with base 10: .*', 'an integer'),
@@ -76,7 +76,7 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
   except Exception:
-    if 'jax' in sys.modules and multihost.is_multiprocess():
+    if multihost.is_multiprocess():
       time.sleep(_DEATH_NOTICE)  # the failure detector ends this process with one line instead
     traceback.print_exc()
     return FAILED

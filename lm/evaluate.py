@@ -19,7 +19,7 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
-from lm.parallel import distributed, multihost
+from lm.parallel import multihost
 
 if TYPE_CHECKING:
   from lm.evaluation.evaluators import Evaluators
@@ -28,8 +28,8 @@ cli.define_run_flags()
 cli.define_beam_flags()
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 
-distributed.define_flags()
-flags.adopt_module_key_flags(distributed)
+multihost.define_flags()
+flags.adopt_module_key_flags(multihost)
 
 _DECODE = ('beam_size', 'length_penalty')
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/quickstart')
   file = flags.FLAGS.predictions
   out = None if file is None else cli.output_file('predictions', file)
-  distributed.start(distributed.settings())
+  multihost.start(multihost.settings())
   import jax
 
   from lm import components

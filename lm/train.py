@@ -19,15 +19,15 @@ On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you ha
 from absl import flags
 
 from lm import cli
-from lm.parallel import distributed, host, multihost, preemption
+from lm.parallel import host, multihost, preemption
 from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, 'directory of the run')
 flags.DEFINE_integer('stop_at', None, 'end at this step; schedules stay the same', lower_bound=1)
 flags.DEFINE_bool('new_data', False, 'resume on other training data, with the tokenizer of the run')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile', lower_bound=0)
-distributed.define_flags()
-flags.adopt_module_key_flags(distributed)
+multihost.define_flags()
+flags.adopt_module_key_flags(multihost)
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
   config, path = cli.config(argv)
   cli.parse(argv)
   name = cli.required('workdir', 'runs/quickstart')
-  if distributed.start(distributed.settings()):
+  if multihost.start(multihost.settings()):
     stop = preemption.PreemptionService()
   workdir = files.workdir(name, process=multihost.process_index_and_count()[0])
   # Imported after the flags are checked, because jax takes seconds to import.
