@@ -1,4 +1,4 @@
-"""What every program has in common: flags, --config with overrides, exit codes, SIGTERM.
+"""Shared parts of the programs: flags, --config with overrides, exit codes, notes.
 
 Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved, 134 another process of the
 run is lost.
@@ -22,18 +22,24 @@ from ml_collections import ConfigDict, config_flags
 from lm.config import resolve
 from lm.config.base import base
 from lm.errors import PeerLost, Preempted, UserError, did_you_mean
-from lm.parallel import failure_detector, host, multihost
+from lm.parallel import host, multihost
 from lm.text.files import expand_path, lone_surrogate
-from lm.workdir import experiment
+from lm.workdir import experiment, files
 
-OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, failure_detector.LOST
-# What Python says of a value, and what is wanted in its place.
-_WANTED = (
-  (r"invalid literal for int\(\) with base 10: '(.*)'", 'an integer'),
-  (r"could not convert string to float: '(.*)'", 'a number'),
-  (r"\('Non-boolean argument to boolean flag', '(.*)'\)", 'true or false'),
+flags.disclaim_key_flags()  # flags that are defined here belong to the program that asks for them
+
+OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, multihost.LOST
+# absl's explanation of a wrong value, and what the value must be.
+_EXPECTED = (
+  (r'invalid literal for int\(\) with base 10: .*', 'an integer'),
+  (r'could not convert string to float: .*', 'a number'),
+  (r'\(.Non-boolean argument to boolean flag., .*\)', 'true or false'),
+  (r'\S+ is not (an? .*)', r'\1'),
+  (r'value should be one of <(.*)>', r'one of \1'),
+  (r'must be (.*)', r'\1'),
 )
-_NEWS = 2.0  # seconds in which the end of another process, of which this one fails, is known
+_ABSL_ERRORS = (flags.Error, KeyError, AttributeError, TypeError, ValueError)
+_DEATH_NOTICE = 2.0  # seconds until a process knows that another one died
 
 
 def run(main: Callable[[list[str]], int | None], doc: str | None) -> None:
@@ -55,59 +61,92 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
     if doc is not None and {'--help', '-h', '-help'} & set(argv[1:]):
       print(_help(doc), flush=True)
       return OK
-    _check_text(argv)
+    _check_utf8(argv)
     for line in host.drop_unknown(os.environ):
       print(f'{program}: warning: {line}', file=sys.stderr)
     return main(list(argv)) or OK
-  except UserError as e:
+  except (UserError, Preempted, PeerLost) as e:
     print(f'{program}: {e}', file=sys.stderr)
-    return USAGE
-  except Preempted as e:
-    print(f'{program}: {e}', file=sys.stderr)
-    return PREEMPTED
-  except PeerLost as e:
-    print(f'{program}: {e}', file=sys.stderr)
-    return PEER_LOST
+    return {UserError: USAGE, Preempted: PREEMPTED, PeerLost: PEER_LOST}[type(e)]
   except KeyboardInterrupt:
     print(f'{program}: interrupted', file=sys.stderr)
     return FAILED
   except BrokenPipeError:
-    # The reader of our output has gone; keep the interpreter from flushing into the closed pipe.
+    # The reader closed our output; without this the interpreter would flush into the closed pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
   except Exception:
-    if 'jax' in sys.modules and multihost.is_multiprocess():
-      time.sleep(_NEWS)  # a lost process makes this one fail too, and is told in one line
+    if multihost.is_multiprocess():
+      time.sleep(_DEATH_NOTICE)  # the failure detector ends this process with one line instead
     traceback.print_exc()
     return FAILED
 
 
-def _check_text(argv: Sequence[str]) -> None:
-  """Raises UserError for an argument that is not UTF-8; Python has its bytes as surrogates."""
+def _check_utf8(argv: Sequence[str]) -> None:
+  """Raises UserError for an argument that is not UTF-8; Python decodes its bytes to surrogates."""
   for argument in argv[1:]:
     if lone_surrogate(argument):
       name, equals, _ = argument.partition('=')
-      given = os.fsencode(argument)
       which = name if equals and not lone_surrogate(name) else 'an argument'
-      raise UserError(f'{which} is not UTF-8: it is {given!r:.120}')
+      raise UserError(f'{which} is not UTF-8: it is {os.fsencode(argument)!r:.120}')
+
+
+def define_run_flags() -> None:
+  """Defines --workdir, --step and --average, for programs that open runs or ensembles."""
+  flags.DEFINE_string('workdir', None, 'directory of the run; several form an ensemble')
+  flags.DEFINE_string(
+    'step', None, 'checkpoint to use, or several; by default the best, or else the newest'
+  )
+  flags.DEFINE_integer('average', 1, 'average the parameters of the newest N checkpoints')
+
+
+def define_beam_flags() -> None:
+  """Defines --beam_size and --length_penalty, for programs that decode by beam search."""
+  flags.DEFINE_integer(
+    'beam_size',
+    None,
+    'hypotheses, 1 for greedy decoding; by default decode.beam_size of the run',
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    'length_penalty', None, 'alpha of Wu et al. 2016; by default decode.length_penalty of the run'
+  )
+  flags.register_validator(
+    'length_penalty', lambda x: x is None or math.isfinite(x), 'must be a finite number'
+  )
+
+
+def define_sampling_flags(temperature: float) -> None:
+  """Defines the flags of `lm.decode.sampling.sampler`, and --seed."""
+  flags.DEFINE_float('temperature', temperature, 'divides the logits; 0 for greedy decoding')
+  flags.DEFINE_integer('top_k', 0, 'sample from the k most probable tokens; 0 for all')
+  flags.DEFINE_float('top_p', 1.0, 'sample from the fewest tokens with this probability in sum')
+  flags.DEFINE_float('min_p', 0.0, 'sample from tokens with this share of the highest probability')
+  flags.DEFINE_integer('seed', 0, 'seed of the samples', lower_bound=0, upper_bound=2**32 - 1)
 
 
 def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
-  """Parses absl flags; what is wrong with them becomes a UserError of one line.
+  """Parses absl flags; their errors become a UserError of one line.
 
   Returns:
-    The arguments that are no flags; there are none unless `positional` lets them be.
+    The arguments that are no flags, which `positional` permits.
   """
   try:
-    rest = flags.FLAGS(list(argv))
+    rest = flags.FLAGS(list(argv))[1:]
   except flags.UnrecognizedFlagError as e:
     known = [name for name in flags.FLAGS if not name.startswith('?')]
     raise UserError(f'unknown flag --{e.flagname}{did_you_mean(e.flagname, known)}') from e
-  except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as e:
-    raise UserError(_plain(e)) from e
-  if rest[1:] and not positional:
-    raise UserError(f'unexpected argument {rest[1]!r}; flags are written --name=value')
-  return rest[1:]
+  except _ABSL_ERRORS as e:
+    raise UserError(_one_line(e)) from e
+  if not positional:
+    refuse_positional(rest)
+  return rest
+
+
+def refuse_positional(arguments: Sequence[str]) -> None:
+  """Raises UserError if there are arguments that are no flags."""
+  if arguments:
+    raise UserError(f'unexpected argument {arguments[0]!r}; flags have the form --name=value')
 
 
 def required(name: str, example: str) -> Any:
@@ -116,10 +155,39 @@ def required(name: str, example: str) -> Any:
   Raises:
     UserError: it was not given.
   """
-  value = flags.FLAGS[name].value
+  return _required(flags.FLAGS[name].value, name, example)
+
+
+def _required(value: Any, name: str, example: str) -> Any:
   if value in (None, ''):
     raise UserError(f'--{name} is required, for example --{name}={example}')
   return value
+
+
+def output_file(name: str, value: str) -> pathlib.Path:
+  """Returns the path of the file that --NAME=VALUE names, before anything is written to it.
+
+  Raises:
+    UserError: it is a directory, or its directory does not exist.
+  """
+  path = expand_path(value, f'--{name}')
+  if path.is_dir():
+    raise UserError(f'--{name}={path} is a directory; give the name of a file')
+  if not path.absolute().parent.is_dir():
+    raise UserError(f'--{name}={path}: there is no such directory')
+  return path
+
+
+def write_output(name: str, path: pathlib.Path, content: bytes) -> None:
+  """Writes the file that --NAME names, or leaves it as it was.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
+    files.replace(path, content)
+  except OSError as e:
+    raise UserError(f'--{name}={path} cannot be written: {e.strerror or e}') from e
 
 
 def config(argv: list[str]) -> tuple[ConfigDict, str]:
@@ -131,7 +199,14 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
   Raises:
     UserError: the file, a key or a value is wrong.
   """
-  file, colon, arg = _take(argv).partition(':')
+  values = flags.FlagValues()
+  flags.DEFINE_string('config', None, 'experiment file', flag_values=values)
+  try:
+    argv[:] = values(argv, known_only=True)
+  except flags.Error as e:
+    raise UserError(_one_line(e)) from e
+  given = _required(values.config, 'config', 'experiments/quickstart.py')
+  file, colon, arg = given.partition(':')
   path = f'{expand_path(file, "--config")}{colon}{arg}'
   loaded = experiment.load(path)
   _override(loaded, argv)
@@ -139,66 +214,75 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-  """Says on stderr what was chosen unasked, such as a checkpoint; of several processes one does."""
+  """Prints defaults that were chosen, such as a checkpoint, on stderr of the primary process."""
   for note in notes if multihost.is_primary() else ():
     print(f'note: {note}', file=sys.stderr)
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-  """Returns an object of JSON on one line, in which a number that is not finite is null."""
+  """Returns a JSON object on one line; a float that is not finite becomes null."""
   finite = {k: v if math.isfinite(v) else None for k, v in values.items() if isinstance(v, float)}
   return json.dumps({**values, **finite}, ensure_ascii=False, allow_nan=False)
 
 
 def _override(loaded: ConfigDict, argv: list[str]) -> None:
+  """Applies every --config.key=value to a config, and takes it out of the command line."""
   given = [a for a in argv if a.startswith(('--config.', '-config.'))]
+  argv[:] = [a for a in argv if a not in given]
   for argument in given:
-    key, equals, _ = argument.lstrip('-').partition('=')
-    _check_key(loaded, key)
-    if not equals:
-      raise UserError(f'--{key} needs a value, written --{key}=value')
-    argv.remove(argument)
-  for argument in [a for a in given if a.partition('=')[2] in ('', 'None')]:
-    if _empty(loaded, argument):
-      given.remove(argument)
+    _check_key(loaded, argument.lstrip('-'))
+  given = ['lm', *(argument for argument in given if not _set_to_none(loaded, argument))]
   values = flags.FlagValues()
-  original, sys.argv = sys.argv, ['lm', *given]  # where config_flags looks for overrides
   try:
-    config_flags.DEFINE_config_dict('config', loaded, flag_values=values)
-    values(sys.argv)
-  except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as e:
-    raise UserError(_plain(e)) from e
-  finally:
-    sys.argv = original
+    config_flags.DEFINE_config_dict('config', loaded, flag_values=values, sys_argv=given)
+    values(given)
+  except _ABSL_ERRORS as e:
+    raise UserError(_one_line(e)) from e
 
 
-def _empty(loaded: ConfigDict, argument: str) -> bool:
-  """Takes the value of a leaf away where it may be empty; returns whether it has.
+def _check_key(loaded: ConfigDict, argument: str) -> None:
+  key, equals, _ = argument.partition('=')
+  node: Any = loaded
+  for i, part in enumerate(key.split('.')[1:]):
+    if not isinstance(node, ConfigDict) or part not in node:
+      where = '.'.join(key.split('.')[: i + 1])
+      known = list(node) if isinstance(node, ConfigDict) else []
+      listed = f'; available in {where}: {", ".join(known)}' if known else f'; {where} has no keys'
+      raise UserError(f'--{key}: unknown config key {part!r}{did_you_mean(part, known)}{listed}')
+    node = node[part]
+  if not equals:
+    raise UserError(f'--{key} needs a value, as in --{key}=value')
+
+
+def _set_to_none(loaded: ConfigDict, argument: str) -> bool:
+  """Applies --config.key=None, or an empty value, if the key accepts None; returns whether it did.
 
   Raises:
-    UserError: it always has a value, and is no string, which may be 'None' or have no character.
+    UserError: the key does not, and holds no string, which could be 'None' itself.
   """
   key, _, value = argument.lstrip('-').partition('=')
+  if value not in ('', 'None'):
+    return False
   *sections, name = key.split('.')[1:]
   section = loaded
   for part in sections:
     section = section[part]
-  if _may_be_empty(section, sections, name):
+  if _accepts_none(section, sections, name):
     section[name] = None
     return True
-  held = section[name]
-  if value and not isinstance(held, str):
-    has = 'is a section' if isinstance(held, ConfigDict) else f'always has a value; it is {held!r}'
-    raise UserError(f'--{argument.lstrip("-")}: the key {has}')
+  old = section[name]
+  if value and not isinstance(old, str):
+    why = 'is a section' if isinstance(old, ConfigDict) else f'needs a value; it is {old!r}'
+    raise UserError(f'--{key}={value}: the key {why}')
   return False
 
 
-def _may_be_empty(section: ConfigDict, sections: Sequence[str], name: str) -> bool:
-  """Returns whether None is a value of a leaf: of the base config, or of the section's function."""
-  usual: Any = base()
+def _accepts_none(section: ConfigDict, sections: Sequence[str], name: str) -> bool:
+  """Returns whether a leaf may be None: in the base config, or for the section's function."""
+  default: Any = base()
   for part in (*sections, name):
-    usual = usual.get(part, '') if isinstance(usual, ConfigDict) else ''
-  if usual is None or section[name] is None:
+    default = default.get(part, '') if isinstance(default, ConfigDict) else ''
+  if default is None or section[name] is None:
     return True
   if 'fn' not in section or name == 'fn':
     return False
@@ -207,46 +291,25 @@ def _may_be_empty(section: ConfigDict, sections: Sequence[str], name: str) -> bo
   return parameter is not None and parameter.default is None
 
 
-def _plain(error: Exception) -> str:
-  """Returns one line on a flag that cannot be read, in other words than Python's."""
-  told = ' '.join(str(error).split())
-  for python, wanted in _WANTED:
-    if found := re.fullmatch(rf'flag (--[^=]+)=.*?: {python}', told):
-      return f'{found[1]}={found[2]}: {wanted} is wanted'
-  return told
-
-
-def _take(argv: list[str]) -> str:
-  for i, argument in enumerate(argv):
-    name, equals, value = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name == 'config':
-      if not equals and i + 1 < len(argv):
-        value = argv.pop(i + 1)
-      argv.pop(i)
-      if value:
-        return value
-  raise UserError('--config is required, for example --config=experiments/quickstart.py')
-
-
-def _check_key(loaded: ConfigDict, key: str) -> None:
-  node: Any = loaded
-  for i, part in enumerate(key.split('.')[1:]):
-    if not isinstance(node, ConfigDict) or part not in node:
-      where = '.'.join(key.split('.')[: i + 1])
-      known = list(node) if isinstance(node, ConfigDict) else []
-      listed = f'; {where} has {", ".join(known)}' if known else f'; {where} has no keys'
-      raise UserError(f'--{key}: unknown config key {part!r}{did_you_mean(part, known)}{listed}')
-    node = node[part]
+def _one_line(error: Exception) -> str:
+  """Returns absl's error as one line that says what the value of the flag must be."""
+  message = ' '.join(str(error).split())
+  for why, expected in _EXPECTED:
+    if found := re.fullmatch(rf'flag (--[^=]+=(.*)): ({why})', message):
+      must = re.sub(why, expected, found[3])
+      known = must.removeprefix('one of ').split('|') if '|' in must else ()
+      return f'{found[1]} must be {must.replace("|", ", ")}{did_you_mean(found[2], known)}'
+  return message
 
 
 def _help(doc: str) -> str:
   lines = [doc.strip(), '', 'Flags:']
   if '--config=' in doc:
-    lines.append('  --config: experiment file, FILE.py or FILE.py:ARG')
-    lines.append(
-      '  --config.KEY=VALUE: another value for a leaf of the config, None to leave it empty where '
-      'that is allowed; any number of these'
-    )
+    lines += [
+      '  --config: experiment file, FILE.py or FILE.py:ARG',
+      '  --config.KEY=VALUE: overrides a leaf of the config; None where the key accepts it; '
+      'repeatable',
+    ]
   for flag in flags.FLAGS.get_key_flags_for_module(sys.modules['__main__']):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     lines.append(f'  --{flag.name}: {flag.help}{default}')

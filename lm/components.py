@@ -1,8 +1,9 @@
-"""From a config to the pure functions of a run."""
+"""Builds the pure functions of a run from its config."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -34,8 +35,9 @@ Built = TypeVar('Built', Objective, Optimizer)
 TRAIN_STEP = 'lm.training.train_step:train_step'  # unless objective.train_step names another
 
 
-class Inference(NamedTuple):
-  """What evaluation, generation and prediction need of a config."""
+@dataclasses.dataclass(frozen=True)
+class Inference:
+  """The functions of a config that evaluation, generation and prediction need."""
 
   model: nn.Module
   apply: Apply
@@ -43,16 +45,13 @@ class Inference(NamedTuple):
   rules: dict[str, tuple[str, ...]]
 
 
-class Components(NamedTuple):
-  """What an experiment's config says, as functions: those of `Inference` and those that train."""
+@dataclasses.dataclass(frozen=True)
+class Components(Inference):
+  """The functions of a config: those of `Inference`, and those that train."""
 
-  model: nn.Module
-  apply: Apply
   init: Callable[[Array], Params]  # key -> parameters, boxed with their logical axes
   objective: Objective
   optimizer: Optimizer
-  mesh: Mesh
-  rules: dict[str, tuple[str, ...]]
   train_step: Callable[..., Any]  # (components, seed, microbatches) -> ((state, batch) -> ...)
 
 
@@ -77,14 +76,14 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
     )
   if not objective.microbatched and config.microbatches > 1:
     raise UserError(
-      f'microbatches={config.microbatches}: what {config.objective.fn!r} draws is shared by the '
-      'whole batch; it must be 1, and batch_size smaller'
+      f'microbatches={config.microbatches} must be 1, because the samples of '
+      f'{config.objective.fn!r} are shared by the entire batch; lower batch_size instead'
     )
   meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
   apply = meshes.with_mesh(apply_of(model_fn), mesh, rules)
   init = init_of(model_fn, config.data.context)
-  return Components(model_fn, apply, init, objective, optimizer, mesh, rules, train_step)
+  return Components(model_fn, apply, mesh, rules, init, objective, optimizer, train_step)
 
 
 def _without_step(objective: ConfigDict) -> ConfigDict:
@@ -98,38 +97,38 @@ def pass_word_counts(
   rows: Rows,
   tokenizer: tokenizers.Tokenizer,
 ) -> Components:
-  """Returns functions whose objective knows how often words occur, where it asks for `counts`.
+  """Returns functions whose objective has the frequencies of words, if it takes `counts`.
 
   Raises:
-    UserError: it does, and the rows are not of text.
+    UserError: it does, and the rows are no text, or have fewer than two words.
   """
   section = _without_step(config.objective)
-  objective = resolve.build_section(section, 'objective')
-  if 'counts' not in inspect.signature(objective).parameters:
+  builder = resolve.build_section(section, 'objective')
+  if 'counts' not in inspect.signature(builder).parameters:
     return functions
   if isinstance(rows, FeatureRows):
     raise UserError(
-      f'objective.fn={config.objective.fn!r} goes by words of text: leave data.task empty'
+      f'objective.fn={config.objective.fn!r} needs words of text: leave data.task empty'
     )
   occurrences = rows.counts(vocabulary_size(tokenizer))
   words = list(word_ids(tokenizer).values())
   counts = np.zeros_like(occurrences)
   counts[words] = occurrences[words]
-  if np.count_nonzero(counts) < 2:
-    least = config.data.tokenizer.get('min_count')
-    where = '' if least is None else f' with data.tokenizer.min_count={least}'
-    lower = '' if least is None else 'lower it, or '
-    before = occurrences.sum() - occurrences[end_id(tokenizer)]  # those that became unknown too
+  if (distinct := np.count_nonzero(counts)) < 2:
+    min_count = config.data.tokenizer.get('min_count')
+    remedy = 'lower data.tokenizer.min_count, or ' if min_count else ''
+    total = occurrences.sum() - occurrences[end_id(tokenizer)]  # unknown words included
     raise UserError(
-      f'data.source={config.data.source!r}: of {before:,} words of text {counts.sum():,} are left'
-      f'{where}, {np.count_nonzero(counts)} different ones, and two are needed; '
-      f'{lower}take more text'
+      f'data.source={config.data.source!r}: {counts.sum():,} of {total:,} words are in the '
+      f'vocabulary (data.tokenizer.min_count={min_count}), {distinct} distinct, and two are '
+      f'needed; {remedy}take more text'
     )
-  return functions._replace(objective=_built(section, 'objective', Objective, counts=counts))
+  objective = _built(section, 'objective', Objective, counts=counts)
+  return dataclasses.replace(functions, objective=objective)
 
 
 def inference(config: ConfigDict, model: nn.Module, apply: Apply, mesh: Mesh) -> Inference:
-  """Returns what evaluates a model on a mesh; the objective and the optimizer are not needed.
+  """Returns the functions that evaluate a model on a mesh, without objective and optimizer.
 
   Raises:
     UserError: `eval.batch_size` does not divide over the mesh.
@@ -140,36 +139,38 @@ def inference(config: ConfigDict, model: nn.Module, apply: Apply, mesh: Mesh) ->
 
 
 def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -> Built:
-  """Returns what the function of a section makes.
+  """Returns the result of a section's function, which must be of a type.
 
   Raises:
-    UserError: the section has keys that the function does not take, or it makes something else.
+    UserError: the section has keys that the function does not take, or the type differs.
   """
   fn = resolve.resolve(section.get('fn'), f'{key}.fn')
   parameters = inspect.signature(fn).parameters
   takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-  left = [name for name in section if name != 'fn' and name not in parameters and not takes_any]
-  whole = f'a function of yours that returns {kind.__module__}.{kind.__name__}'
+  unknown = [name for name in section if name != 'fn' and name not in parameters and not takes_any]
+  expected = f'a function that returns {kind.__module__}.{kind.__name__}'
   if kind is Optimizer:
-    whole += '(transformation, schedule) and takes learning_rate, schedule, steps, ...'
-  if len(left) > 1 or (left and kind is Optimizer and left == ['steps']):
+    expected += '(transformation, schedule) and takes learning_rate, schedule, steps, ...'
+  if len(unknown) > 1 or (kind is Optimizer and unknown == ['steps']):
     raise UserError(
-      f'{key}.fn={section.fn!r} takes no {", ".join(left)}; it takes {", ".join(parameters)}. Keys '
-      f'of the function before stay unless the section is replaced, config.{key} = '
-      f"ConfigDict({{'fn': ..., ...}}); fn names {whole}"
+      f'{key}.fn={section.fn!r} takes no {", ".join(unknown)}; it takes {", ".join(parameters)}. '
+      'Keys of the previous function stay unless the section is replaced, '
+      f"config.{key} = ConfigDict({{'fn': ..., ...}}); fn must name {expected}"
     )
-  made = resolve.call(resolve.build_section(section, key), key, **arguments)
-  if not isinstance(made, kind):
-    raise UserError(f'{key}.fn={section.fn!r} makes {type(made).__name__}; it names {whole}')
-  return made
+  result = resolve.call(resolve.build_section(section, key), key, **arguments)
+  if not isinstance(result, kind):
+    raise UserError(
+      f'{key}.fn={section.fn!r} returns {type(result).__name__}; it must name {expected}'
+    )
+  return result
 
 
 def model(config: ConfigDict, vocab_size: int) -> nn.Module:
   """Returns the model of a config.
 
   Raises:
-    UserError: its vocabulary is not the tokenizer's, its classes are not those of data.labels, or
-      the rows are longer than its context.
+    UserError: its vocabulary size is not the tokenizer's, its number of classes is not that of
+      data.labels, or rows are longer than its context.
   """
   section = dict(config.model)
   if section['vocab_size'] is None:
@@ -179,49 +180,49 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
       f'model.vocab_size={section["vocab_size"]}, but the tokenizer has {vocab_size} entries; '
       "leave it empty to take the tokenizer's (model.vocab_multiple pads the table)"
     )
-  if 'num_classes' in section and section['num_classes'] is None and config.data.labels:
-    section['num_classes'] = len(config.data.labels)
   labels = len(config.data.labels)
+  if labels and section.get('num_classes', labels) is None:
+    section['num_classes'] = labels
   if labels and section.get('num_classes') not in (None, labels):
     raise UserError(
       f'model.num_classes={section["num_classes"]}, but data.labels names {labels}; leave it empty'
     )
-  rows = ('context', 'source_context') if 'encoder_depth' in section else ('context',)
-  for key in rows:
+  for key in ('context', 'source_context') if 'encoder_depth' in section else ('context',):
     if config.data[key] > section['context']:
       raise UserError(
         f'data.{key}={config.data[key]} is longer than model.context={section["context"]}'
       )
-  made = resolve.call(resolve.build_section(section, 'model'), 'model')
-  if not isinstance(made, nn.Module):
+  module = resolve.call(resolve.build_section(section, 'model'), 'model')
+  if not isinstance(module, nn.Module):
     raise UserError(
-      f'model.fn={section["fn"]!r} makes {type(made).__name__}, not a flax.linen.Module'
+      f'model.fn={section["fn"]!r} returns {type(module).__name__}, not a flax.linen.Module'
     )
-  return made
+  return module
 
 
 def metrics(config: ConfigDict, name: str) -> list[Metric]:
   """Returns the metrics of the evaluation set `name`.
 
   Raises:
-    UserError: one makes no Metric.
+    UserError: a path returns no Metric.
   """
-  key = f'eval.sets.{name}.metrics'
-  found = [resolve.call(resolve.resolve(path, key), key) for path in config.eval.sets[name].metrics]
-  for path, metric in zip(config.eval.sets[name].metrics, found, strict=True):
+  key, found = f'eval.sets.{name}.metrics', []
+  for path in config.eval.sets[name].metrics:
+    metric = resolve.call(resolve.resolve(path, key), key)
     if not isinstance(metric, Metric):
       raise UserError(
-        f'{key}={path!r} makes no lm.types.Metric; a function that compares outputs with '
+        f'{key}={path!r} returns no lm.types.Metric; a function that compares outputs with '
         f'references belongs in eval.sets.{name}.scores'
       )
+    found.append(metric)
   return found
 
 
 def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
-  """Returns `key -> parameters` with boxes of partitioning metadata around them.
+  """Returns `key -> parameters`, boxed with their partitioning metadata.
 
   Raises:
-    UserError: later, where it is traced: the model has state, or losses of its own layers.
+    UserError: later, while tracing: the model has state, or its layers sow losses.
   """
 
   def init(key: Array) -> Params:
@@ -238,5 +239,5 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
 
 
 def parameter_count(params: Params) -> int:
-  """Returns how many numbers the model learns."""
+  """Returns the size of all parameters in elements."""
   return sum(x.size for x in jax.tree.leaves(params))

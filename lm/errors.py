@@ -1,19 +1,19 @@
-"""The ways a run ends that are not faults of the code."""
+"""Exceptions that end a run without a fault of the code."""
 
 
 class UserError(Exception):
-  """A mistake in what the user asked for; its text is one line naming the key, value and remedy.
+  """A mistake of the user; its message is one line with the key, the value and a remedy.
 
   Programs print it on stderr without a trace and exit with code 2.
   """
 
 
 class Preempted(Exception):
-  """The run was told to stop (SIGTERM) and has saved its state. Programs exit with code 75."""
+  """The run received SIGTERM and has saved its state. Programs exit with code 75."""
 
 
 class PeerLost(Exception):
-  """Another process of the run is gone, or did not come. Programs exit with code 134."""
+  """Another process of the run died, or did not start. Programs exit with code 134."""
 
 
 def first_line(error: Exception) -> str:

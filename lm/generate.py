@@ -13,19 +13,11 @@ from absl import flags
 from lm import cli
 from lm.errors import UserError
 
-flags.DEFINE_string('workdir', None, 'directory of the run; several form an ensemble')
-flags.DEFINE_string(
-  'step', None, 'checkpoint to use, or several; by default the best, or else the newest'
-)
-flags.DEFINE_integer('average', 1, 'average the parameters of the newest N checkpoints')
+cli.define_run_flags()
 flags.DEFINE_string('prompt', None, 'text to continue; may be empty')
-flags.DEFINE_integer('max_tokens', 200, 'maximum number of new tokens')
-flags.DEFINE_float('temperature', 0.8, 'divides the logits; 0 for greedy decoding')
-flags.DEFINE_integer('top_k', 0, 'sample from the k most probable tokens; 0 for all')
-flags.DEFINE_float('top_p', 1.0, 'sample from the fewest tokens with this probability in sum')
-flags.DEFINE_float('min_p', 0.0, 'sample from tokens with this share of the highest probability')
-flags.DEFINE_integer('seed', 0, 'the same seed gives the same texts, another one others')
-flags.DEFINE_integer('num_samples', 1, 'number of continuations')
+flags.DEFINE_integer('max_tokens', 200, 'maximum count of new tokens', lower_bound=1)
+cli.define_sampling_flags(temperature=0.8)
+flags.DEFINE_integer('num_samples', 1, 'count of continuations', lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -34,11 +26,6 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/quickstart')
   if args.prompt is None:
     raise UserError("--prompt is required, for example --prompt='The '")
-  for name in ('max_tokens', 'num_samples'):
-    if getattr(args, name) < 1:
-      raise UserError(f'--{name}={getattr(args, name)} is not a positive number')
-  if not 0 <= args.seed < 2**32:
-    raise UserError(f'--seed={args.seed} is not between 0 and {2**32 - 1}')
   from lm.decode.logits_processors import ban_unknown_token
   from lm.decode.loop import DecodeConfig
   from lm.decode.sampling import sampler
@@ -50,11 +37,10 @@ def main(argv: list[str]) -> None:
   sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average)
   if not loaded.model.continues_prompts:
-    of_words = isinstance(loaded.model, Embeddings)
-    remedy = 'its words are for lm.vectors'
+    has_vectors = isinstance(loaded.model, Embeddings)
+    program = 'lm.vectors shows its words' if has_vectors else 'lm.translate generates targets'
     raise UserError(
-      f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; '
-      + (remedy if of_words else 'for a model that writes targets take lm.translate')
+      f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; {program}'
     )
   encode = prompt_encoder(loaded.tokenizer)
   config = DecodeConfig(
@@ -76,7 +62,7 @@ def main(argv: list[str]) -> None:
       encode,
       report=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
-    first = next(pieces, ('',))  # what is wrong with the prompt shows here, before any output
+    first = next(pieces, ('',))  # raises an error of the prompt before any output
     if not sample:
       cli.print_notes(loaded.notes)
     sys.stdout.write(args.prompt + first[0])

@@ -1,8 +1,8 @@
-"""Build the tokenizer, tokens and packing plans of an experiment ahead of time.
+"""Build the tokenizer, the tokens and the packing plans of an experiment before training.
 
   python -m lm.prepare --config=experiments/NAME.py[:ARG] [--config.key=value ...]
 
-Training does the same when it finds them missing.
+Training does the same if they are not in the cache.
 """
 
 from lm import cli

@@ -90,6 +90,9 @@ class Converter:
       'values/NAME' (B, P, ...).
     postprocess: `(labels, example, pieces)` to the prediction of an example. A piece holds the
       arrays of the batch and of `predict` at one Features of the example.
+    tags_words: whether a prediction is a list of one tag for each word.
+    mean_of_logits: whether an ensemble averages logits instead of probabilities, because the head
+      gives no distribution over the outputs.
   """
 
   tokenizer_texts: Callable[[Example], list[str]]
@@ -97,6 +100,8 @@ class Converter:
   encode_prompt: Callable[['Tokenizer'], Callable[[Example], Features]] | None = None
   predict: Callable[['Output', 'Batch'], dict[str, 'Array']] | None = None
   postprocess: Callable[[Sequence[str], Example, Pieces], Any] | None = None
+  tags_words: bool = False
+  mean_of_logits: bool = False
 
 
 def cast_feature(name: str, values: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ from unittest import mock
 
 from absl import flags
 
-import lm.parallel.distributed  # noqa: F401  it defines its flags when a program asks, not when imported
+import lm.parallel.multihost  # noqa: F401  it defines its flags when a program asks, not when imported
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Each program defines its flags when it is executed, some by the same names.

@@ -1,11 +1,15 @@
+"""Flags, config overrides and exit codes of the programs."""
+
 import pathlib
 import re
 import signal
 
 import pytest
 from in_process import mistake, run
+from ml_collections import ConfigDict
 
 from lm import cli
+from lm.config.base import base, encoder_decoder
 from lm.errors import Preempted, UserError
 from lm.parallel import preemption
 
@@ -36,7 +40,7 @@ QUICKSTART = '--config=experiments/quickstart.py'
     ([QUICKSTART, '--config.steps', '3'], '--config.steps needs a value'),
     ([QUICKSTART, '--wrkdir=x'], "unknown flag --wrkdir (did you mean 'workdir'?)"),
     ([QUICKSTART, '--workdir=x', '--stop_at=soon'], '--stop_at=soon'),
-    ([QUICKSTART, '--workdir=x', '--stop_at=0'], '--stop_at=0 is not a positive number'),
+    ([QUICKSTART, '--workdir=x', '--stop_at=0'], '--stop_at=0 must be a positive integer'),
     ([QUICKSTART, 'stray'], "unexpected argument 'stray'"),
   ],
 )
@@ -56,12 +60,12 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
     (
       'generate',
       ['--workdir=x', '--prompt=', '--max_tokens=0'],
-      '--max_tokens=0 is not a positive',
+      '--max_tokens=0 must be a positive',
     ),
     ('report', [], '--workdir is required'),
   ],
 )
-def test_other_programs_say_what_they_need(program, arguments, message):
+def test_missing_flags_are_one_line(program, arguments, message):
   line = mistake(program, *arguments)
   assert line.startswith(f'lm.{program}: ') and message in line
 
@@ -134,7 +138,7 @@ def test_a_fault_of_the_code_keeps_its_trace(capsys):
   assert 'Traceback' in (trace := capsys.readouterr().err) and 'ZeroDivisionError' in trace
 
 
-def test_the_first_signal_asks_and_the_second_insists():
+def test_the_first_signal_stops_and_the_second_interrupts():
   numbers = (signal.SIGTERM, signal.SIGINT)
   before = [signal.getsignal(number) for number in numbers]
   try:
@@ -152,3 +156,60 @@ def test_the_first_signal_asks_and_the_second_insists():
   finally:
     for number, handler in zip(numbers, before, strict=True):
       signal.signal(number, handler)
+
+
+def override(config, *given):
+  cli._override(config, argv := [f'--config.{one}' for one in given])
+  assert argv == []
+  return config
+
+
+@pytest.mark.parametrize('nothing', ['None', ''])
+def test_keys_that_accept_none_are_set_to_none(nothing):
+  config = base()
+  config.data.task, config.data.count = 'lm.tasks.text:classification', 'lm.data.cooccurrence:count'
+  config.optim.freeze_until, config.model.logit_soft_cap = 5, 30.0
+  config.init.step = 7
+  keys = ('data.task', 'data.count', 'optim.freeze_until', 'model.logit_soft_cap', 'init.step')
+  override(config, *(f'{key}={nothing}' for key in keys), 'steps=9')
+  assert config.data.task is None and config.data.count is None and config.init.step is None
+  assert config.optim.freeze_until is None and config.model.logit_soft_cap is None
+  assert config.steps == config.optim.steps == 9
+  override(config, 'data.task=lm.tasks.text:tagging', 'model.logit_soft_cap=2')
+  assert (config.data.task, config.model.logit_soft_cap) == ('lm.tasks.text:tagging', 2.0)
+
+
+def test_arguments_with_default_none_are_set_to_none():
+  config = base()
+  with config.unlocked():
+    config.model = encoder_decoder(2, 16, 2, 8)
+  config.model.encoder_depth = 3  # no key of the base config
+  override(config, 'model.encoder_depth=None')
+  assert config.model.encoder_depth is None
+  with config.unlocked():
+    config.model = ConfigDict(
+      {'fn': 'lm.models.transformer:Encoder', 'pooling': 'lm.nn.pooling:mean'}
+    )
+  override(config, 'model.pooling=None')
+  assert config.model.pooling is None
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ('steps=None', r'--config.steps=None: the key needs a value; it is 1000'),
+    ('model.bias=None', r'--config.model.bias=None: the key needs a value; it is True'),
+    ('log.prompts=None', r"--config.log.prompts=None: .* it is \('The ',\)"),
+    ('optim=None', r'--config.optim=None: the key is a section'),
+    ('steps=', r'--config.steps= must be an integer'),
+  ],
+)
+def test_keys_that_need_a_value_keep_it(given, message):
+  with pytest.raises(UserError, match=message) as e:
+    override(base(), given)
+  assert '\n' not in str(e.value)
+
+
+def test_strings_may_be_empty_or_none_as_text():
+  config = override(base(), 'data.cache=', 'init.workdir=None')
+  assert (config.data.cache, config.init.workdir) == ('', 'None')

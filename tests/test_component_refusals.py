@@ -1,4 +1,4 @@
-"""What a model may not do, for a step would drop it."""
+"""Models with state or sown losses raise, because a train step would drop these."""
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ SIZES = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
 
 
 class Sowing(Mlp):
-  """A layer that leaves a loss for whoever looks, as routers of experts do."""
+  """A layer that sows a loss, as routers of experts do."""
 
   collection = 'losses'
 

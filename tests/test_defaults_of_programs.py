@@ -1,4 +1,4 @@
-"""What programs take unasked: the config's beam, sizes that follow others, no objective."""
+"""Defaults of programs: the config's beam size, dependent model sizes, no objective."""
 
 import types
 

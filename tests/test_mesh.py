@@ -30,15 +30,15 @@ def test_minus_one_takes_the_devices_that_are_left():
 @pytest.mark.parametrize(
   ('sizes', 'message'),
   [
-    ({'tensr': 1}, "mesh.tensr: there is no such axis (did you mean 'tensor'?)"),
+    ({'tensr': 1}, "mesh.tensr: unknown mesh axis (did you mean 'tensor'?)"),
     ({'data': 3}, "mesh={'data': 3, 'fsdp': 1, 'tensor': 1} does not divide over 1 cpu device"),
-    ({'data': -1, 'fsdp': -1}, 'at most one is -1'),
+    ({'data': -1, 'fsdp': -1}, 'one of them may be -1'),
     ({'data': -1, 'tensor': 2}, 'does not divide over 1 cpu device'),
-    ({'data': 0}, 'sizes are positive'),
-    ({'data': -2}, 'sizes are positive'),
+    ({'data': 0}, 'sizes must be positive'),
+    ({'data': -2}, 'sizes must be positive'),
   ],
 )
-def test_wrong_sizes_are_told(sizes, message):
+def test_wrong_sizes_are_refused(sizes, message):
   with pytest.raises(UserError) as error:
     mesh.make_mesh(sizes, jax.devices()[:1])
   assert message in str(error.value)
@@ -115,8 +115,10 @@ def test_devices_that_lie_in_another_order_are_one_side():
   assert torus_dims(found, 'fsdp') == (4,)
 
 
-def test_slices_that_do_not_divide_are_told():
-  with pytest.raises(UserError, match=r'does not divide over 2 slices: make mesh\.data a multiple'):
+def test_slices_that_do_not_divide_are_refused():
+  with pytest.raises(
+    UserError, match=r'does not divide over 2 slices: mesh\.data must be a multiple'
+  ):
     mesh.make_mesh({'tensor': 8, 'data': 1, 'fsdp': 1}, [Chip(i, i // 4) for i in range(8)])
   with pytest.raises(UserError, match=r'does not divide over 2 slices'):
     mesh.make_mesh({'tensor': 32}, _torus(2, 4, 4, 1))
@@ -132,24 +134,24 @@ def test_rules_are_overridden_by_name():
 @pytest.mark.parametrize(
   ('overrides', 'message'),
   [
-    ({'embd': 'fsdp'}, "mesh.rules.embd: no logical axis of that name (did you mean 'embed'"),
-    ({'embed': 'fdsp'}, "mesh.rules.embed='fdsp': no mesh axis 'fdsp'"),
+    ({'embd': 'fsdp'}, "mesh.rules.embd: unknown logical axis (did you mean 'embed'"),
+    ({'embed': 'fdsp'}, "mesh.rules.embed='fdsp': unknown mesh axis 'fdsp'"),
   ],
 )
-def test_wrong_rules_are_told(overrides, message):
+def test_wrong_rules_are_refused(overrides, message):
   with pytest.raises(UserError) as error:
     mesh.logical_axis_rules(overrides)
   assert message in str(error.value)
 
 
-def test_logical_axes_go_where_the_rules_say():
+def test_logical_axes_follow_the_rules():
   assert mesh.logical_to_spec(('vocab', 'embed'), mesh.RULES) == PartitionSpec('tensor', 'fsdp')
   assert mesh.logical_to_spec(('batch', 'time', None), mesh.RULES) == PartitionSpec(
     ('data', 'fsdp'), None, None
   )
 
 
-def test_a_mesh_axis_is_used_once_by_the_first_that_asks():
+def test_a_mesh_axis_shards_one_axis_of_an_array():
   assert mesh.logical_to_spec(('mlp', 'heads'), mesh.RULES) == PartitionSpec('tensor', None)
   assert mesh.logical_to_spec(('batch', 'embed'), mesh.RULES) == PartitionSpec(
     ('data', 'fsdp'), None
@@ -157,7 +159,7 @@ def test_a_mesh_axis_is_used_once_by_the_first_that_asks():
   assert mesh.logical_to_spec(('embed', 'batch'), mesh.RULES) == PartitionSpec('fsdp', 'data')
 
 
-def test_boxed_leaves_follow_the_rules_and_plain_ones_are_whole():
+def test_boxed_leaves_follow_the_rules_and_plain_ones_are_replicated():
   tree = {'table': _boxed('vocab', 'embed', shape=(6, 4)), 'count': jnp.zeros(())}
   found = mesh.shardings(tree, EIGHT, mesh.RULES)
   assert found['table'].spec == PartitionSpec('tensor', 'fsdp')

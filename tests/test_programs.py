@@ -75,7 +75,7 @@ def test_a_prompt_holds_no_special_tokens(workdir):
   assert f'--prompt has {tokens} tokens and the model reads {limit}' in line
 
 
-def test_prepare_tells_what_there_is(tmp_path, monkeypatch):
+def test_prepare_prints_documents_tokens_and_rows(tmp_path, monkeypatch):
   monkeypatch.setenv('LM_CACHE', str(tmp_path / 'cache'))
   corpus = tmp_path / 'corpus.txt'
   corpus.write_text('one line\n' * 200)
@@ -163,7 +163,7 @@ def test_a_mesh_that_does_not_fit_is_one_line_and_leaves_no_run(tmp_path):
   assert found.returncode == 0, found.stderr
   rows, heads = found.stdout.splitlines()
   assert rows.startswith('2 ') and heads.startswith('2 ')
-  assert 'batch_size' in rows and 'of size 2 does not divide by mesh.tensor=4' in heads
+  assert 'batch_size' in rows and 'of size 2 is not divisible by mesh.tensor=4' in heads
   assert not (tmp_path / 'run').exists()
 
 

@@ -8,9 +8,9 @@ from lm.errors import UserError
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'steps': 0}, r'steps=0 is out of range: it is at least 1$'),
+    ({'steps': 0}, r'steps=0 is out of range: it must be at least 1$'),
     ({'batch_size': -8}, r'batch_size=-8 is out of range'),
-    ({'seed': -1}, r'seed=-1 is out of range: it is at least 0 and no more than 4\.29497e\+09'),
+    ({'seed': -1}, r'seed=-1 is out of range: it must be at least 0 and at most 4\.29497e\+09'),
     ({'eval.every': 0}, r'eval\.every=0'),
     ({'checkpoint.every': 0}, r'checkpoint\.every=0'),
     ({'checkpoint.keep': 0, 'checkpoint.keep_best': 0}, r'keep no checkpoint at all'),
@@ -18,23 +18,26 @@ from lm.errors import UserError
     ({'microbatches': 0}, r'microbatches=0'),
     ({'model.depth': 0}, r'model\.depth=0'),
     ({'model.dropout': 1.5}, r'model\.dropout=1\.5'),
-    ({'model.dtype': 'float16'}, r"model\.dtype='float16' is none .* no loss scaling"),
-    ({'model.dtype': 'float33'}, r"model\.dtype='float33' is none of float32, bfloat16"),
-    ({'model.logit_soft_cap': 0.0}, r'model\.logit_soft_cap=0\.0 is not above 0'),
-    ({'optim.clip': 0.0}, r'optim\.clip=0\.0: .*inf clips nothing'),
+    ({'model.dtype': 'float16'}, r"model\.dtype='float16' must be .* no loss scaling"),
+    ({'model.dtype': 'float33'}, r"model\.dtype='float33' must be one of float32, bfloat16"),
+    ({'model.logit_soft_cap': 0.0}, r'model\.logit_soft_cap=0\.0 must be above 0'),
+    ({'optim.clip': 0.0}, r'optim\.clip=0\.0 must .*inf clips nothing'),
     ({'optim.learning_rate': -1e-3}, r'optim\.learning_rate=-0\.001'),
     ({'optim.b1': 2.0}, r'optim\.b1=2\.0'),
     (
       {'eval.sets.validation.scores': ('lm.metrics.translation:chrf',)},
       'compare outputs with references, which running text lacks: give data.task',
     ),
-    ({'eval.sets.validation.limit': -1}, r'eval\.sets\.validation\.limit=-1 is not 0, for all'),
+    ({'eval.sets.validation.limit': -1}, r'eval\.sets\.validation\.limit=-1 must be 0, for all'),
     ({'data.tokenizer.vocab_size': -3}, r'data\.tokenizer\.vocab_size=-3 is out of range'),
-    ({'decode.length_penalty': float('nan')}, r'decode\.length_penalty=nan is not a finite number'),
+    (
+      {'decode.length_penalty': float('nan')},
+      r'decode\.length_penalty=nan must be a finite',
+    ),
     ({'objective.chunk': -1}, r'objective\.chunk=-1'),
   ],
 )
-def test_numbers_out_of_range_are_told_by_their_key(changes, message):
+def test_values_out_of_range_raise_with_their_key(changes, message):
   config = base()
   validate.validate_config(config)
   config.update_from_flattened_dict(changes)
@@ -43,7 +46,7 @@ def test_numbers_out_of_range_are_told_by_their_key(changes, message):
   assert '\n' not in str(error.value)
 
 
-def test_what_a_model_has_not_is_not_asked_of_it():
+def test_keys_that_a_model_lacks_are_skipped():
   config = base()
   with config.unlocked():
     del config.model['dropout']

@@ -81,7 +81,7 @@ def test_similarity_of_files(workdir, tmp_path):
   }
 
 
-def test_what_is_no_number_is_null(workdir, tmp_path):
+def test_undefined_values_are_null(workdir, tmp_path):
   (tmp_path / 'one.tsv').write_text('man\tking\t9\n')
 
   def refuse(name):
@@ -107,7 +107,7 @@ def assert_royal(found):
 def test_export(workdir, form, read, tmp_path):
   out = tmp_path / 'out'
   said = output('export', f'--workdir={workdir}', f'--out={out}', *form)
-  assert said == f'{out}: 5 words of 4 numbers\n'
+  assert said == f'{out}: 5 words of 4 dimensions\n'
   assert_royal(read(out))
 
 
@@ -115,7 +115,7 @@ def test_import(tmp_path):
   file, new = tmp_path / 'file', tmp_path / 'new'
   vector_files.write_word2vec_binary(file, make_vectors(ROYALS, list(ROYALS.values())))
   said = output('import', f'--workdir={new}', f'--file={file}', '--format=word2vec_binary')
-  assert said == f'{new}: 5 words of 4 numbers\n'
+  assert said == f'{new}: 5 words of 4 dimensions\n'
   assert_royal(of_run(new))
 
 
@@ -144,11 +144,11 @@ def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], "no subcommand ''; there is nearest, analogy, similarity, export, import, map"),
+    ([], "no subcommand ''; available: nearest, analogy, similarity, export, import, map"),
     (['nearst', 'king'], "no subcommand 'nearst' (did you mean 'nearest'"),
     (['nearest', 'king'], '--workdir is required'),
     (['nearest', '--workdir={run}'], 'nearest needs a word'),
-    (['nearest', '--workdir={run}', 'king', '--k=0'], '--k=0 is not a positive number'),
+    (['nearest', '--workdir={run}', 'king', '--k=0'], '--k=0 must be a positive integer'),
     (['nearest', '--workdir={run}', 'king', '--score=mul'], 'nearest takes no --score; it takes'),
     (['nearest', '--workdir={run}', 'king', '--q=1'], 'unknown flag --q'),
     (['analogy', '--workdir={run}', 'man', 'king'], 'analogy needs three words'),
@@ -165,8 +165,8 @@ def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):
     (['export', '--workdir={run}', '--out={tmp}/no/x'], 'no/x: there is no such directory'),
     (['export', '--workdir={run}', '--out={tmp}/x', '--format=glov'], "(did you mean 'glove'?)"),
     (['export', '--workdir={run}', '--out={tmp}/x', 'king'], "unexpected argument 'king'"),
-    (['map', '--workdir={run}', '--out={tmp}/x', '--words=0'], '--words=0 is not a positive'),
-    (['map', '--workdir={run}', '--out={tmp}/x', '--words=2', 'man'], 'a number or words, not'),
+    (['map', '--workdir={run}', '--out={tmp}/x', '--words=0'], '--words=0 must be a positive'),
+    (['map', '--workdir={run}', '--out={tmp}/x', '--words=2', 'man'], 'a count or words, not'),
     (['import', '--workdir={tmp}/new'], '--file is required'),
   ],
 )
@@ -187,7 +187,7 @@ def test_wrong_usage_is_one_line(workdir, arguments, message, tmp_path):
     (['similarity', '--pairs={tmp}/absent'], 'absent: similarity: metric on an empty set'),
   ],
 )
-def test_what_the_vectors_lack_is_one_line(workdir, arguments, message, tmp_path):
+def test_unknown_words_are_one_line(workdir, arguments, message, tmp_path):
   (tmp_path / 'absent').write_text('a\tb\t1\n')
   given = [a.format(tmp=tmp_path) for a in arguments]
   assert message in mistake(*given, f'--workdir={workdir}')
@@ -214,7 +214,7 @@ def test_a_wrong_file_makes_no_workdir(content, form, message, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-def test_a_workdir_that_holds_something_is_refused(workdir, tmp_path):
+def test_a_workdir_that_is_not_empty_raises(workdir, tmp_path):
   (tmp_path / 'file').write_text('a 1 2\n')
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
   line = mistake('import', f'--workdir={workdir}', f'--file={tmp_path}/file', '--format=glove')
@@ -222,5 +222,5 @@ def test_a_workdir_that_holds_something_is_refused(workdir, tmp_path):
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 
-def test_a_workdir_without_a_run_is_told(tmp_path):
+def test_a_workdir_without_a_run_is_one_line(tmp_path):
   assert 'no run there' in mistake('nearest', f'--workdir={tmp_path}', 'king')

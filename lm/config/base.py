@@ -1,7 +1,7 @@
-"""The base configuration: every leaf that an experiment has, spelled out once.
+"""The base configuration: every leaf of an experiment, defined once.
 
-An experiment file has `get_config(arg='')` that starts from `base()`, replaces what differs and
-returns it. Leaves named `fn`, and those that hold 'module:name', are import paths
+An experiment file has `get_config(arg='')` that starts from `base()`, changes some leaves and
+returns it. Leaves named `fn`, and values of the form 'module:name', are import paths
 (`lm.config.resolve`).
 """
 
@@ -13,127 +13,110 @@ from lm.errors import UserError, did_you_mean
 
 def base() -> ConfigDict:
   """Returns the configuration of a small GPT-2 on the embedded English text."""
-  config = ConfigDict()
-  config.seed = 0
-  config.steps = 1000
-  config.batch_size = 16  # rows of the global batch
-  config.microbatches = 1  # the batch is taken in this many parts; the gradient is the same
-  config.dispatch = 1  # steps that go to the device at once; they are the same steps
-  config.nonfinite_limit = 10  # skipped steps in a row after which the run stops
-  # What may be exactly 0, else the run stops: a regular expression on 'loss', and on the paths of
-  # parameters whose gradient is 0 in step 1.
-  config.allow_zero = ''
-
-  config.data = ConfigDict(
+  config = ConfigDict(
     {
-      'source': 'lm.data.sources:python_docs',
-      'train': 'train',  # the split trained on
-      'prepare': (),  # import paths of cached steps: examples -> examples
-      'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
-      'specials': (),  # tokens that stand for no text, beside those of the task: '<|mask|>'
-      'task': placeholder(str),  # import path of what to do with examples; empty to model text
-      'convert': placeholder(str),  # import path of how the architecture does the task
-      'labels': (),  # the classes or tags of the task, in order
-      'count': placeholder(str),  # import path of how neighbours are counted; empty to read tokens
-      'context': 128,  # tokens in a row, or pairs of neighbours
-      'source_context': 128,  # tokens in a row of an encoder beside, where there is one
-      'too_long': 'error',  # what becomes of an example longer than a row: error, truncate, skip
-      'pack': 'lm.data.packing:concatenate',  # of training; evaluation is packed in file order
-      # Import paths of read-time changes of training rows: (row, rng) -> row, or their builders.
-      # Rows of evaluation take those of eval.sets.NAME.transforms.
-      'transforms': (),
-      'reserve': 1.0,  # times its size that an example takes up, for transforms that lengthen it
-      'cache': '',  # directory; empty for $LM_CACHE or ~/.cache/lm
-      'workers': 0,  # processes that prepare; 0 for one a core
-    }
-  )
-  config.model = gpt2(depth=4, d_model=128, heads=4, context=128)
-  config.objective = ConfigDict(
-    {
-      'fn': 'lm.objectives.supervised:cross_entropy',
-      'z_loss': 0.0,
-      'label_smoothing': 0.0,
-      'chunk': 0,
-    }
-  )
-  config.optim = ConfigDict(
-    {
-      'fn': 'lm.optim.optimizers:adamw',
-      'learning_rate': 1e-3,
-      'schedule': 'lm.optim.optimizers:cosine',
-      'steps': 0,  # follows `steps`
-      'warmup': 100,
-      'final': 0.1,
-      'b1': 0.9,
-      'b2': 0.95,
-      'eps': 1e-8,
-      'weight_decay': 0.1,
-      'decay': '(kernel|embedding)$',  # regular expression on parameter paths
-      'freeze': placeholder(str),  # likewise; what it finds is not trained
-      'freeze_until': placeholder(int),  # from this step on it is trained after all
-      'layer_decay': 1.0,  # the rate of each layer as a share of that of the layer above
-      'rates': (),  # 'PATTERN -> MULTIPLIER' of the rate, by parameter path; the first found counts
-      'clip': 1.0,
-    }
-  )
-  config.init = ConfigDict(
-    {
-      'workdir': '',  # of the run whose parameters this one begins with; empty to draw them
-      'step': placeholder(int),  # of its checkpoint; unless given the best, or else the newest
-      'rules': (),  # 'PATTERN -> REPLACEMENT' where the models differ (lm.training.warm_start)
-    }
-  )
-  config.stop = ConfigDict(
-    {
-      'metric': '',  # 'eval/SET/METRIC'; empty for that of checkpoint.best
-      'patience': 0,  # evaluations without improvement that end the run; 0 for never
-      'least': 0.0,  # the improvement that counts
-    }
-  )
-  config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}})
-  config.eval = ConfigDict(
-    {
-      'every': 250,  # steps; the last step is always evaluated
-      'batch_size': 0,  # follows `batch_size`
-      'sets': {'validation': evaluation('validation')},
-      'vectors': (),  # import paths of what is asked of word vectors (lm.metrics.word_vectors)
-    }
-  )
-  config.decode = ConfigDict(
-    {
-      'beam_size': 1,  # 1 for greedy decoding
-      'length_penalty': 0.6,  # alpha of Wu et al. 2016
-      'max_tokens': 0,  # of a text; 0 for data.context
-      'max_length_ratio': 0.0,  # tokens of a text for each of its source, plus 10; 0 for no limit
-      'batch_size': 64,  # prompts of a batch
-    }
-  )
-  config.checkpoint = ConfigDict(
-    {
-      'every': 250,  # steps; evaluated steps and the last one are saved too
-      'keep': 2,  # the newest ones kept
-      'keep_best': 1,  # the best ones kept beside them
-      'best': 'eval/validation/loss',  # by this metric, in the direction that it declares
-    }
-  )
-  config.log = ConfigDict(
-    {
-      'every': 10,  # steps between lines of metrics.jsonl
-      'prompts': (
-        'The ',
-      ),  # continued at every evaluation; of word vectors: words (lm.evaluation.samples)
-      'sample_tokens': 100,
-      'temperature': 0.8,
-      'top_k': 50,
+      'seed': 0,
+      'steps': 1000,
+      'batch_size': 16,  # rows of the global batch
+      'microbatches': 1,  # gradient accumulation over this many parts of a batch
+      'dispatch': 1,  # steps per call of the jitted train step
+      'nonfinite_limit': 10,  # the run stops after this many skipped steps in a row
+      # The run stops if the loss, or the gradient of a parameter in step 1, is exactly 0, unless
+      # this regular expression matches 'loss', or the path of the parameter.
+      'allow_zero': '',
+      'data': {
+        'source': 'lm.data.sources:python_docs',
+        'train': 'train',  # the training split
+        'prepare': (),  # import paths of cached steps: examples -> examples
+        'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
+        'specials': (),  # special tokens besides those of the task, such as '<|mask|>'
+        'task': placeholder(str),  # import path; None for language modeling
+        'convert': placeholder(str),  # import path of the task's converter for the architecture
+        'labels': (),  # the classes or tags of the task, in order
+        'count': placeholder(str),  # import path of a counter of word pairs; None for tokens
+        'context': 128,  # tokens in a row, or word pairs
+        'source_context': 128,  # tokens in a row of the encoder of an encoder-decoder
+        'too_long': 'error',  # policy for examples longer than a row: error, truncate, skip
+        'pack': 'lm.data.packing:concatenate',  # of training rows; evaluation packs in file order
+        # Import paths of read-time transforms of training rows: (row, rng) -> row, or builders of
+        # these. Evaluation sets have their own in eval.sets.NAME.transforms.
+        'transforms': (),
+        'reserve': 1.0,  # packing reserves this many times an example's size, for transforms
+        'cache': '',  # directory; '' for $LM_CACHE or ~/.cache/lm
+        'workers': 0,  # processes that prepare data; 0 for one per core
+      },
+      'model': gpt2(depth=4, d_model=128, heads=4, context=128),
+      'objective': {
+        'fn': 'lm.objectives.supervised:cross_entropy',
+        'z_loss': 0.0,
+        'label_smoothing': 0.0,
+        'chunk': 0,
+      },
+      'optim': {
+        'fn': 'lm.optim.optimizers:adamw',
+        'learning_rate': 1e-3,
+        'schedule': 'lm.optim.optimizers:cosine',
+        'steps': 0,  # follows `steps`
+        'warmup': 100,
+        'final': 0.1,
+        'b1': 0.9,
+        'b2': 0.95,
+        'eps': 1e-8,
+        'weight_decay': 0.1,
+        'decay': '(kernel|embedding)$',  # weight decay mask: a regular expression on paths
+        'freeze': placeholder(str),  # a regular expression on the paths of frozen parameters
+        'freeze_until': placeholder(int),  # the step at which they start to train
+        'layer_decay': 1.0,  # the rate of a layer divided by that of the layer above
+        'rates': (),  # 'PATTERN -> MULTIPLIER' of the rate; the first match of a path counts
+        'clip': 1.0,
+      },
+      'init': {
+        'workdir': '',  # of the run whose parameters initialize this one; '' for none
+        'step': placeholder(int),  # of its checkpoint; None for the best, or else the newest
+        'rules': (),  # 'PATTERN -> REPLACEMENT' of parameter paths (lm.training.warm_start)
+      },
+      'stop': {
+        'metric': '',  # 'eval/SET/METRIC'; '' for that of checkpoint.best
+        'patience': 0,  # evaluations without improvement that end the run; 0 to disable
+        'least': 0.0,  # minimum improvement
+      },
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}},
+      'eval': {
+        'every': 250,  # steps; the last step is always evaluated
+        'batch_size': 0,  # follows `batch_size`
+        'sets': {'validation': evaluation('validation')},
+        'vectors': (),  # import paths of metrics of word vectors (lm.metrics.word_vectors)
+      },
+      'decode': {
+        'beam_size': 1,  # 1 for greedy decoding
+        'length_penalty': 0.6,  # alpha of Wu et al. 2016
+        'max_tokens': 0,  # per text; 0 for data.context
+        'max_length_ratio': 0.0,  # maximum per token of a source, plus 10; 0 for no limit
+        'batch_size': 64,  # prompts per batch
+      },
+      'checkpoint': {
+        'every': 250,  # steps; evaluated steps and the last one are saved too
+        'keep': 2,  # checkpoints to keep, the newest
+        'keep_best': 1,  # checkpoints to keep in addition, the best
+        'best': 'eval/validation/loss',  # the metric that defines the best
+      },
+      'log': {
+        'every': 10,  # steps between lines of metrics.jsonl
+        # Continued at every evaluation; for word vectors, words whose neighbors are shown.
+        'prompts': ('The ',),
+        'sample_tokens': 100,
+        'temperature': 0.8,
+        'top_k': 50,
+      },
     }
   )
   return link_defaults(config).lock()
 
 
 def link_defaults(config: ConfigDict) -> ConfigDict:
-  """Makes `optim.steps` follow `steps` and `eval.batch_size` follow `batch_size`, one way only.
+  """Makes `steps` the default of `optim.steps`, and `batch_size` that of `eval.batch_size`.
 
-  Those that were given a value of their own keep it.
+  The references are one-way, and a leaf with a value of its own keeps it.
   """
   for section, key in (('optim', 'steps'), ('eval', 'batch_size')):
     if config[section][key] in (0, config[key]):
@@ -148,15 +131,15 @@ def evaluation(
   scores: tuple[str, ...] = (),
   transforms: tuple[str, ...] = (),
 ) -> ConfigDict:
-  """Returns an evaluation set: a split of `source`, or, when empty, of the training source."""
+  """Returns an evaluation set: a split of `source`, or of the training source if that is ''."""
   return ConfigDict(
     {
       'split': split,
       'source': source,
       'metrics': metrics,  # exact means over all targets
       'scores': scores,  # corpus metrics of predictions, such as BLEU
-      'transforms': transforms,  # read-time changes of its rows; data.transforms are none of them
-      'limit': 0,  # examples that predictions are made for, the first ones; 0 for all
+      'transforms': transforms,  # read-time transforms of its rows; data.transforms do not apply
+      'limit': 0,  # predictions are made for this many examples; 0 for all
     }
   )
 
@@ -164,19 +147,19 @@ def evaluation(
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   """Returns the model section of GPT-2 (Radford et al. 2019) at a given size.
 
-  `kv_heads`, `head_dim` and `d_mlp` follow `heads` and `d_model` until they get a value of their
-  own, so that an override of one size gives the model of that size.
+  `kv_heads`, `head_dim` and `d_mlp` have defaults that depend on `heads` and `d_model`, so that an
+  override of one size gives the model of that size.
   """
   model = ConfigDict(
     {
       'fn': 'lm.models.transformer:Decoder',
-      'vocab_size': placeholder(int),  # the tokenizer's, unless given
+      'vocab_size': placeholder(int),  # None for the tokenizer's
       'vocab_multiple': 1,
       'context': context,
       'd_model': d_model,
       'depth': depth,
       'heads': heads,
-      'attention_layer': 'lm.nn.layers:Attention',  # one import path, or a tuple that repeats
+      'attention_layer': 'lm.nn.layers:Attention',  # a path, or a tuple as a repeating pattern
       'attention_fn': 'lm.nn.attention:fused',
       'position': 'lm.nn.position:learned',
       'norm': 'lm.nn.layers:LayerNorm',
@@ -201,23 +184,23 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
 
 
 def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
-  """Returns the model section of an encoder-decoder: that of Vaswani et al. 2017 in pre-norm."""
+  """Returns the model section of the encoder-decoder of Vaswani et al. 2017, with pre-norm."""
   model = gpt2(depth, d_model, heads, context)
   model.fn = 'lm.models.transformer:EncoderDecoder'
   model.position = 'lm.nn.position:sinusoidal'
-  # It follows `d_model`; else the sines drown the embeddings.
+  # Without this scale, the sinusoids would be much larger than the embeddings.
   model.embed_scale = model.get_oneway_ref('d_model').to_float() ** 0.5
-  model.encoder_depth = placeholder(int)  # as many layers as the decoder, unless given
+  model.encoder_depth = placeholder(int)  # None for that of the decoder
   model.cross_attention = 'lm.nn.layers:Attention'
-  model.share_embeddings = True  # source and target have one table of embeddings
+  model.share_embeddings = True  # one embedding table of source and target
   return model
 
 
 def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
-  """Returns the model section of an encoder with a head on the whole of what is read."""
+  """Returns the model section of an encoder with a classification head on the pooled states."""
   model = gpt2(depth, d_model, heads, context)
   model.fn = 'lm.models.transformer:Encoder'
-  model.num_classes = placeholder(int)  # as many as data.labels, unless given
+  model.num_classes = placeholder(int)  # None for that of data.labels
   model.pooling = 'lm.nn.pooling:mean'
   return model
 
@@ -227,7 +210,7 @@ def llama(
 ) -> ConfigDict:
   """Returns the model section of Llama (Touvron et al. 2023; grouped heads as in Llama 2 70B).
 
-  `kv_heads` and `d_mlp` are stated values: an override of `heads` or `d_model` leaves them.
+  An override of `heads` or `d_model` does not change `kv_heads` and `d_mlp`.
   """
   model = gpt2(depth, d_model, heads, context)
   model.kv_heads = kv_heads
@@ -241,9 +224,9 @@ def llama(
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-  """Returns the experiment shrunk to run in seconds on any machine with the embedded text.
+  """Returns the experiment reduced to run in seconds on the embedded text, on any machine.
 
-  What the experiment is about (its functions) stays; sizes, steps and the source do not.
+  Its functions stay the same; sizes, steps and the source change.
   """
   config.steps = 100
   config.batch_size = 8
@@ -260,7 +243,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def _shrink(model: ConfigDict) -> None:
-  """Gives a model, and its sections, small sizes; each has some of these."""
+  """Sets small sizes in a model section and its subsections, for the keys that they have."""
   groups = 'kv_heads' in model and model.kv_heads != model.heads
   small = {
     'context': 32,
@@ -271,7 +254,7 @@ def _shrink(model: ConfigDict) -> None:
   }
   small |= {'kv_heads': 2 if groups else 4, 'head_dim': 8}
   for key, size in small.items():
-    if key in model and model[key] != size:  # else it may follow another size, and still does
+    if key in model and model[key] != size:  # an equal value may be a reference, which stays
       model[key] = size
   if 'd_mlp' in model:
     model.d_mlp = 2 * model.get_oneway_ref('d_model')
@@ -281,12 +264,12 @@ def _shrink(model: ConfigDict) -> None:
 
 
 def layer_pattern_length(model: ConfigDict) -> int:
-  """Returns the number of layers that repeat."""
+  """Returns the count of layers of the repeating pattern."""
   return len(model.attention_layer) if isinstance(model.get('attention_layer'), tuple) else 1
 
 
 def sizes(model: ConfigDict) -> str:
-  """Returns the sizes of a model and of its sections in one line, those that follow included."""
+  """Returns the sizes of a model and its subsections in one line, defaults included."""
   shown = []
   for key in ('depth', *_SIZES, 'encoder_depth'):
     if model.get(key) is not None:
@@ -304,9 +287,9 @@ _SIZES = ('d_model', 'd_hidden', 'heads', 'kv_heads', 'head_dim', 'd_mlp')
 
 
 def select_variant(config: ConfigDict, arg: str, **variants) -> ConfigDict:
-  """Returns `config` for an empty `arg`, else what the variant of that name makes of it.
+  """Returns `config`, changed by the variant that `arg` names if it is not empty.
 
-  `variants` are functions of a config, offered after the colon of --config=FILE.py:NAME.
+  Variants are functions of a config, selected after the colon of --config=FILE.py:NAME.
 
   Raises:
     UserError: there is no such variant.
@@ -314,8 +297,8 @@ def select_variant(config: ConfigDict, arg: str, **variants) -> ConfigDict:
   if not arg:
     return config
   if arg not in variants:
-    offered = ', '.join(f':{name}' for name in variants)
+    available = ', '.join(f':{name}' for name in variants)
     raise UserError(
-      f'--config: no argument {arg!r}{did_you_mean(arg, variants)}; there is {offered}'
+      f'--config: no argument {arg!r}{did_you_mean(arg, variants)}; available: {available}'
     )
   return variants[arg](config)

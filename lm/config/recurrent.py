@@ -9,7 +9,7 @@ def recurrent(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDi
   return ConfigDict(
     {
       'fn': 'lm.models.recurrent:Decoder',
-      'vocab_size': placeholder(int),  # the tokenizer's, unless given
+      'vocab_size': placeholder(int),  # None for the tokenizer's
       'vocab_multiple': 1,
       'context': context,
       'd_model': d_model,  # of embeddings
@@ -28,45 +28,45 @@ def recurrent(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDi
 def recurrent_encoder_decoder(
   d_model: int, d_hidden: int, depth: int, context: int, score: str | None = 'additive'
 ) -> ConfigDict:
-  """Returns the model section of an LSTM that reads both ways, and one that attends to it.
+  """Returns the model section of a bidirectional LSTM encoder and an LSTM decoder.
 
   Args:
     d_model: of embeddings.
     d_hidden: of the decoder, and of each direction of the encoder.
     depth: layers of the encoder, and of the decoder.
-    context: longest row.
-    score: 'additive' (Bahdanau), 'multiplicative' (Luong), or None for a decoder that begins with
-      the encoder's last state and does not attend.
+    context: maximum length of a row.
+    score: 'additive' (Bahdanau), 'multiplicative' (Luong), or None for a decoder without attention,
+      whose initial state is the encoder's last one.
   """
   model = recurrent(d_model, d_hidden, depth, context)
   model.fn = 'lm.models.recurrent:EncoderDecoder'
   model.encoder = _bidirectional(d_hidden, depth)
-  # These follow the decoder's until they get values of their own.
+  # Their defaults are the decoder's.
   model.encoder.d_hidden = model.get_oneway_ref('d_hidden')
   model.encoder.depth = model.get_oneway_ref('depth')
   model.attention_score = placeholder(str)
   if score is not None:
     model.attention_score = f'lm.nn.recurrent:{score}'
   model.input_feeding = True
-  model.summary = 'lm.nn.pooling:bidirectional_final_states'  # the decoder begins with it
-  model.share_embeddings = True  # source and target have one table of embeddings
+  model.summary = 'lm.nn.pooling:bidirectional_final_states'  # gives the decoder's initial state
+  model.share_embeddings = True  # one embedding table of source and target
   return model
 
 
 def recurrent_encoder(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDict:
-  """Returns the model section of an LSTM that reads both ways, with a head on what it has read."""
+  """Returns the model section of a bidirectional LSTM with a classification head."""
   model = recurrent(d_model, d_hidden, depth, context)
   for key in ('cell', 'd_hidden', 'depth', 'scan_unroll'):
     del model[key]
   model.fn = 'lm.models.recurrent:Encoder'
   model.encoder = _bidirectional(d_hidden, depth)
-  model.num_classes = placeholder(int)  # as many as data.labels, unless given
+  model.num_classes = placeholder(int)  # None for that of data.labels
   model.pooling = 'lm.nn.pooling:bidirectional_final_states'
   return model
 
 
 def convolutional(d_hidden: int, depth: int, width: int) -> ConfigDict:
-  """Returns the section of an encoder of convolutions, for `encoder` of the models above."""
+  """Returns the section of a convolutional encoder, for `encoder` of the models above."""
   fn = 'lm.models.convolutional:Convolutional'
   return ConfigDict({'fn': fn, 'd_hidden': d_hidden, 'depth': depth, 'width': width})
 

@@ -1,8 +1,8 @@
-"""Import paths in configs become functions: 'package.module:name(key=literal)'.
+"""Resolves import paths of configs to functions: 'package.module:name(key=literal)'.
 
-This is the only place that imports by name. Arguments are Python literals read by `ast`, never
+This is the only module that imports by name. Arguments are Python literals parsed by `ast`, never
 evaluated. A section of a config, `{fn: 'package.module:name', key: value, ...}`, names a function
-and gives its arguments.
+and its arguments.
 """
 
 import ast
@@ -22,12 +22,12 @@ def resolve(path: str, key: str) -> Callable:
   """Returns the function or class that `path` names, with its literal arguments bound.
 
   Args:
-    path: 'module:name' or 'module:name(key=literal, ...)'; the name may be dotted, for what lies
-      in a namespace ('jax:checkpoint_policies.dots_saveable').
+    path: 'module:name' or 'module:name(key=literal, ...)'; the name may be dotted, for a member of
+      a namespace ('jax:checkpoint_policies.dots_saveable').
     key: the config key that holds the path; error messages start with it.
 
   Raises:
-    UserError: the path is malformed, names nothing, or binds an argument that is not taken.
+    UserError: the path is malformed, nothing has this name, or the function lacks an argument.
   """
   module_name, name, kwargs = parse(path, key)
   try:
@@ -35,31 +35,27 @@ def resolve(path: str, key: str) -> Callable:
   except ModuleNotFoundError as e:
     if e.name is None or not (module_name == e.name or module_name.startswith(e.name + '.')):
       raise UserError(f'{key}={path!r}: importing {module_name} failed: {e}') from e
-    raise UserError(f'{key}={path!r}: there is no module {e.name!r}') from e
-  *namespaces, last = name.split('.')
-  holder: Any = module
-  for part in namespaces:
-    holder = getattr(holder, part, None)
-  fn = getattr(holder, last, None)
+    raise UserError(f'{key}={path!r}: no module {e.name!r}') from e
+  fn: Any = module
+  for part in name.split('.'):
+    holder, fn = fn, getattr(fn, part, None)
   if not callable(fn):
     members = getattr(holder, '__dict__', {}).items()
     known = [n for n, value in members if callable(value) and not n.startswith('_')]
     raise UserError(
-      f'{key}={path!r}: {module_name} has no function {name!r}{did_you_mean(last, known)}'
+      f'{key}={path!r}: {module_name} has no function {name!r}{did_you_mean(part, known)}'
     )
-  if not kwargs:
-    return fn
-  return partial_with(fn, kwargs, key=key)
+  return partial_with(fn, kwargs, key=key) if kwargs else fn
 
 
 def partial_with(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
   """Returns `partial(fn, **kwargs)` after checking the names and resolving function arguments.
 
-  An argument whose annotation is a `Callable` (or a tuple of them) is given as an import path, or
-  as a section with `fn` and arguments.
+  An argument annotated as a `Callable` (or a tuple of them) is an import path, or a section with
+  `fn` and arguments.
 
   Raises:
-    UserError: `fn` does not take one of the arguments.
+    UserError: `fn` lacks one of the arguments.
   """
   parameters = inspect.signature(fn).parameters
   takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -86,7 +82,7 @@ def build_section(config: Mapping[str, Any], key: str) -> Callable:
 
 
 def call(fn: Callable, key: str, *args, **kwargs) -> Any:
-  """Calls `fn` after checking that all its arguments are there; `key` names it in the error."""
+  """Calls `fn` after checking that no argument is missing; `key` names it in the error."""
   try:
     inspect.signature(fn).bind(*args, **kwargs)
   except TypeError as e:
@@ -114,12 +110,10 @@ def _holds_callable(hint: Any) -> bool:
 
 
 def _hints(fn: Callable) -> dict[str, Any]:
-  target = fn
-  while isinstance(target, functools.partial):
-    target = target.func
+  target = getattr(fn, 'func', fn)  # a partial of a partial has the innermost function
   try:
     return typing.get_type_hints(target)
-  except (NameError, TypeError):  # annotations that need names absent at run time
+  except (NameError, TypeError):  # annotations with names that are absent at run time
     return getattr(target, '__annotations__', {})
 
 
@@ -129,16 +123,16 @@ def parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
   Raises:
     UserError: the path is malformed.
   """
-  wanted = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
+  expected = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
   module_name, colon, expression = path.partition(':') if isinstance(path, str) else ('', '', '')
   if not colon or not all(part.isidentifier() for part in module_name.split('.')):
-    raise UserError(f'{key}={path!r} is not {wanted}')
+    raise UserError(f'{key}={path!r} must be {expected}')
   try:
     tree = ast.parse(expression.strip(), mode='eval').body
     if not isinstance(tree, ast.Call):
       return module_name, _dotted(tree), {}
     if tree.args:
-      raise ValueError('arguments are given by name')
+      raise ValueError('arguments need names')
     kwargs = {}
     for keyword in tree.keywords:
       if keyword.arg is None:
@@ -146,7 +140,7 @@ def parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
       kwargs[keyword.arg] = ast.literal_eval(keyword.value)
     return module_name, _dotted(tree.func), kwargs
   except (SyntaxError, ValueError) as e:
-    raise UserError(f'{key}={path!r} is not {wanted}: {e}') from e
+    raise UserError(f'{key}={path!r} must be {expected}: {e}') from e
 
 
 def _dotted(node: ast.expr) -> str:
@@ -154,10 +148,9 @@ def _dotted(node: ast.expr) -> str:
     return node.id
   if isinstance(node, ast.Attribute):
     return f'{_dotted(node.value)}.{node.attr}'
-  raise ValueError('the part after the colon is a name, or a call of one')
+  raise ValueError('a name, or a call of one, must follow the colon')
 
 
 def _name(fn: Callable) -> str:
-  while isinstance(fn, functools.partial):
-    fn = fn.func
+  fn = getattr(fn, 'func', fn)
   return f'{fn.__module__}:{getattr(fn, "__qualname__", type(fn).__qualname__)}'

@@ -1,6 +1,6 @@
-"""Sections of the configuration that tasks of one kind have in common; see lm.config.base.
+"""Config changes for each kind of task; see lm.config.base.
 
-Each function takes a config, sets what the kind of task needs, and returns it.
+Each function takes a config, sets the leaves that the kind of task needs, and returns it.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from lm.config.base import evaluation, smoke
 
 
 def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
-  """An encoder-decoder writes `target` from `source`; BLEU of a split picks the best.
+  """An encoder-decoder generates `target` from `source`; BLEU selects the best checkpoint.
 
   Args:
     config: has the model of an encoder-decoder.
-    language: of the targets, which picks the tokenizer of BLEU.
+    language: of the targets; it selects the tokenizer of BLEU.
     split: the split to evaluate during training.
   """
   config.data.task = 'lm.tasks.text:text_to_text'
@@ -31,7 +31,7 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
 
 
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
-  """An encoder that pools finds the `label` of a `text`; accuracy of a split picks the best."""
+  """An encoder with pooling predicts the `label` of a `text`; accuracy selects the best."""
   config.data.task = 'lm.tasks.text:classification'
   config.data.convert = 'lm.tasks.classification:classifier'
   config.data.labels = tuple(labels)
@@ -42,7 +42,7 @@ def classification(config: ConfigDict, labels: Sequence[str], split: str) -> Con
 
 
 def regression(config: ConfigDict, split: str) -> ConfigDict:
-  """An encoder that pools finds the `value` of a `text`; the error on a split picks the best."""
+  """An encoder with pooling predicts the `value` of a `text`; the error selects the best."""
   config.data.task = 'lm.tasks.text:regression'
   config.data.convert = 'lm.tasks.classification:regressor'
   config.model.num_classes = 1
@@ -58,13 +58,13 @@ def regression(config: ConfigDict, split: str) -> ConfigDict:
 
 
 def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -> ConfigDict:
-  """An encoder finds the tag of each word; a score of a split picks the best.
+  """An encoder predicts the tag of each word; F1 selects the best checkpoint.
 
   Args:
     config: has the model of an encoder.
     labels: all tags.
     split: the split to evaluate during training.
-    score: 'lm.metrics.spans:entities' for tags that mark entities, or another corpus metric.
+    score: 'lm.metrics.spans:entities' for entity tags, or another corpus metric with 'f1'.
   """
   config.data.task = 'lm.tasks.text:tagging'
   config.data.convert = 'lm.tasks.classification:tagger'
@@ -77,12 +77,12 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
 
 
 def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
-  """An encoder points at the answer to a question in a passage; F1 of a split picks the best.
+  """An encoder predicts the span that answers a question; F1 selects the best checkpoint.
 
   Args:
     config: has the model of an encoder.
     split: the split to evaluate during training.
-    score: 'lm.metrics.answers:squad', or that of another language.
+    score: 'lm.metrics.answers:squad', or the metric of another language.
   """
   config.data.task = 'lm.tasks.extractive_qa:extraction'
   config.data.convert = 'lm.tasks.extractive_qa:converter'
@@ -98,14 +98,14 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
 
 
 def test_set(config: ConfigDict, split: str) -> ConfigDict:
-  """A set 'test' beside that of validation, scored in the same way, by which nothing is picked."""
+  """Adds a set 'test' with the metrics of the set 'validation', which selects nothing."""
   of_test = config.eval.sets.validation.to_dict() | {'split': split}
   config.eval.sets = ConfigDict({**config.eval.sets, 'test': of_test})
   return config
 
 
 def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
-  """Returns a task's config shrunk as by `lm.config.base.smoke`, on an embedded source."""
+  """Returns a task's config reduced as by `lm.config.base.smoke`, on an embedded source."""
   smoke(config)
   config.data.source = source
   config.data.train = 'train'
@@ -122,5 +122,5 @@ def _evaluation(split: str, scores: tuple[str, ...]) -> ConfigDict:
 
 
 def _predicted(split: str, score: str) -> ConfigDict:
-  """Returns an evaluation set with the loss and a corpus metric, which has the accuracy."""
+  """Returns an evaluation set with the loss and one corpus metric."""
   return evaluation(split, metrics=('lm.metrics.tokens:cross_entropy',), scores=(score,))

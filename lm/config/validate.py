@@ -1,6 +1,7 @@
-"""The form of a config and the bounds of its numbers, checked before anything is made."""
+"""Validates the structure and the values of a config before anything is built."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,8 +9,7 @@ from ml_collections import ConfigDict
 from lm.config.base import base, evaluation
 from lm.errors import UserError, did_you_mean
 
-# Key -> least value, and greatest. A key that a config lacks (another model, another optimizer) is
-# passed over.
+# Key -> minimum, and maximum. Keys that a config lacks (of another model or optimizer) are skipped.
 _BOUNDS: dict[str, tuple[float, float]] = {
   'seed': (0, 2**32 - 1),
   'steps': (1, math.inf),
@@ -55,9 +55,21 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'decode.batch_size': (1, math.inf),
 }
 
-
-# Sections that an experiment replaces as a whole, and the keys of theirs that every run reads.
-_FREE: dict[str, tuple[str, ...]] = {
+# Key -> condition, what the value must be. Keys that a config lacks are skipped.
+_CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'optim.clip': (lambda norm: norm > 0, 'above 0; inf clips nothing'),
+  'model.logit_soft_cap': (lambda cap: cap > 0, 'above 0; None for no cap'),
+  'decode.length_penalty': (math.isfinite, 'a finite number; 0 for no penalty'),
+  **dict.fromkeys(
+    ('model.dtype', 'model.encoder.dtype'),
+    (
+      lambda dtype: dtype in ('float32', 'bfloat16'),
+      'one of float32, bfloat16; float16 has no loss scaling, so that small gradients become 0',
+    ),
+  ),
+}
+# Sections that an experiment may replace, and their keys that every run reads.
+_REPLACEABLE: dict[str, tuple[str, ...]] = {
   'data.tokenizer': ('fn',),
   'eval.sets': (),
   'mesh.rules': (),
@@ -67,85 +79,71 @@ _FREE: dict[str, tuple[str, ...]] = {
 }
 
 
-def form(config: Any, name: str) -> None:
-  """Raises UserError where a config lacks a key that every run reads, or has another type there.
+def check_structure(config: Any, name: str) -> None:
+  """Raises UserError if a config lacks a key that every run reads, or has another type there.
 
   Args:
-    config: what a file holds.
-    name: of the file, which the error begins with.
+    config: as an experiment file returns it.
+    name: of the file, for errors.
   """
-  _same_form(config, base(), '', name)
+  _check_structure(config, base(), '', name)
   for key, section in config.eval.sets.items():
-    _same_form(section, evaluation(''), f'eval.sets.{key}', name)
+    _check_structure(section, evaluation(''), f'eval.sets.{key}', name)
 
 
-def _same_form(value: Any, example: Any, key: str, name: str) -> None:
+def _check_structure(value: Any, example: Any, key: str, name: str) -> None:
   where = f'{name}: {key}' if key else name
   if isinstance(example, ConfigDict):
     if not isinstance(value, ConfigDict):
       raise UserError(f'{where} is {value!r:.60}, not a section with keys')
-    for part in _FREE.get(key, tuple(example)):
+    for part in _REPLACEABLE.get(key, tuple(example)):
       inner = f'{key}.{part}' if key else part
       if part not in value:
         raise UserError(
           f'{name} has no key {inner!r}{did_you_mean(part, value)}; lm.config.base has it '
           '(a file of another version of lm?)'
         )
-      if key not in _FREE:
-        _same_form(value[part], example[part], inner, name)
+      if key not in _REPLACEABLE:
+        _check_structure(value[part], example[part], inner, name)
     return
-  # Whole numbers are fine where others are expected.
-  expected: Any = (int, float) if isinstance(example, float) else type(example)
-  expected = (tuple, list) if isinstance(example, tuple) else expected
+  # An int is a valid float, and a list a valid tuple.
+  wider = {float: (int, float), tuple: (tuple, list)}
+  expected = wider.get(type(example), type(example))
   wrong = not isinstance(value, expected) or isinstance(value, bool) != isinstance(example, bool)
   if example is not None and value is not None and wrong:
     raise UserError(f'{where}={value!r:.60} is not of type {type(example).__name__}')
 
 
 def validate_config(config: ConfigDict) -> None:
-  """Raises UserError for a number that is out of its bounds, or a type that is none."""
-  for key, (least, most) in _BOUNDS.items():
+  """Raises UserError for a value out of its range, or values that contradict each other."""
+  for key, (minimum, maximum) in _BOUNDS.items():
     value = _get(config, key)
-    if value is not None and not least <= value <= most:
-      above = f' and no more than {most:g}' if most < math.inf else ''
-      raise UserError(f'{key}={value} is out of range: it is at least {least:g}{above}')
-  clip = _get(config, 'optim.clip')
-  if clip is not None and not clip > 0:
-    raise UserError(f'optim.clip={clip}: the largest norm is above 0; inf clips nothing')
-  cap = _get(config, 'model.logit_soft_cap')
-  if cap is not None and not cap > 0:
-    raise UserError(f'model.logit_soft_cap={cap} is not above 0; leave it empty for none')
-  penalty = _get(config, 'decode.length_penalty')
-  if penalty is not None and not math.isfinite(penalty):
-    raise UserError(f'decode.length_penalty={penalty} is not a finite number; 0 is no penalty')
-  for name in config.eval.sets:
-    limit = _get(config, f'eval.sets.{name}.limit')
-    if limit is not None and limit < 0:
-      raise UserError(f'eval.sets.{name}.limit={limit} is not 0, for all examples, or more')
-    scores = _get(config, f'eval.sets.{name}.scores')
-    if scores and config.data.task is None:
+    if value is not None and not minimum <= value <= maximum:
+      limit = f' and at most {maximum:g}' if maximum < math.inf else ''
+      raise UserError(f'{key}={value} is out of range: it must be at least {minimum:g}{limit}')
+  for key, (condition, expected) in _CONDITIONS.items():
+    value = _get(config, key)
+    if value is not None and not condition(value):
+      raise UserError(f'{key}={value!r} must be {expected}')
+  paths = {f'data.{key}': config.data[key] for key in ('transforms', 'prepare')}
+  for name, section in config.eval.sets.items():
+    paths[f'eval.sets.{name}.transforms'] = section.get('transforms') or ()
+    if (section.get('limit') or 0) < 0:
+      raise UserError(f'eval.sets.{name}.limit={section.limit} must be 0, for all, or more')
+    if section.get('scores') and config.data.task is None:
       raise UserError(
-        f'eval.sets.{name}.scores={scores!r} compare outputs with references, which running text '
-        'lacks: give data.task, or leave scores empty'
+        f'eval.sets.{name}.scores={section.scores!r} compare outputs with references, which '
+        'running text lacks: give data.task, or leave scores empty'
       )
+  for key, value in paths.items():
+    if not isinstance(value, tuple | list):
+      raise UserError(f"{key}={value!r} must be a list of import paths, such as ('{value}',)")
   if config.checkpoint.keep + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep=0 and checkpoint.keep_best=0 keep no checkpoint at all')
   if not (config.checkpoint.keep or config.eval.sets or config.eval.vectors):
     raise UserError(
       'checkpoint.keep=0: with eval.sets and eval.vectors empty no checkpoint is best'
     )
-  for key in ('model.dtype', 'model.encoder.dtype'):
-    dtype = _get(config, key)
-    if dtype is not None and dtype not in ('float32', 'bfloat16'):
-      why = ': its small gradients become 0, for there is no loss scaling'
-      raise UserError(
-        f'{key}={dtype!r} is none of float32, bfloat16{why if dtype == "float16" else ""}'
-      )
-  of_sets = [f'eval.sets.{name}.transforms' for name in config.eval.sets]
-  for key in ('data.transforms', 'data.prepare', *of_sets):
-    value = _get(config, key)
-    if not (value is None and key in of_sets) and not isinstance(value, tuple | list):
-      raise UserError(f"{key}={value!r} is not a list of import paths, written ('{value}',)")
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -1,25 +1,25 @@
-"""Sections of the configuration that word vectors have in common; see lm.config.base."""
+"""Config changes for word vectors; see lm.config.base."""
 
 from ml_collections import ConfigDict
 
 from lm.config.base import link_defaults
 
-# Updates only the rows of tables that a batch uses.
+# Updates only the embedding rows that a batch uses.
 SPARSE_STEP = 'lm.training.sparse_step:train_step'
 _NEGATIVE_SAMPLING = {
   'fn': 'lm.objectives.word2vec:negative_sampling',
   'negatives': 5,
-  'drawn': 4,  # for each row
-  'shared': 16,  # rows that share them, at least
+  'drawn': 4,  # samples per row
+  'shared': 16,  # minimum count of rows that share the samples
   'power': 0.75,
   'loss': 'lm.nn.losses:sigmoid_cross_entropy',
 }
 
 
 def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
-  r"""A vector for each word that occurs `min_count` times or more, and no sequence model.
+  r"""One vector per word with at least `min_count` occurrences, without a sequence model.
 
-  Words are what white space separates: `data.prepare` says how a text is taken apart.
+  Words are separated by white space; `data.prepare` may segment texts first.
   """
   fn = 'lm.text.tokenizers:words'
   config.data.tokenizer = ConfigDict({'fn': fn, 'min_count': min_count, 'pattern': r'\S+'})
@@ -42,12 +42,12 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
 
 
 def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
-  """Word2Vec of what `words` has set, with negative sampling.
+  """Word2vec with negative sampling, after `words`.
 
   Args:
     config: has `batch_size` and `data.context`.
     objective: skip_gram or cbow, of lm.objectives.word2vec.
-    rate: of a word, as other programs count it.
+    rate: per word, as in other implementations.
   """
   config.objective = ConfigDict(
     {
@@ -58,12 +58,12 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
       'output': ConfigDict(_NEGATIVE_SAMPLING),
     }
   )
-  # Output vectors begin at 0, and so input vectors have no gradient in the first step.
+  # Output vectors are initialized to 0, so that input vectors have no gradient in step 1.
   config.allow_zero = '^embedding$'
   config.optim = ConfigDict(
     {
       'fn': 'lm.optim.optimizers:sgd',
-      # The loss is a mean over the tokens of a batch, and word2vec adds them up.
+      # Our loss is a mean over the tokens of a batch, that of word2vec a sum.
       'learning_rate': rate * config.batch_size * config.data.context,
       'schedule': 'lm.optim.optimizers:linear',
       'steps': 0,
@@ -75,14 +75,14 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
 
 
 def hierarchical(config: ConfigDict) -> ConfigDict:
-  """Words are found down a tree, and not among drawn ones."""
+  """Hierarchical softmax instead of negative sampling."""
   fn, loss = 'lm.objectives.word2vec:hierarchical_softmax', _NEGATIVE_SAMPLING['loss']
   config.objective.output = ConfigDict({'fn': fn, 'loss': loss})
   return config
 
 
 def small_words(config: ConfigDict) -> ConfigDict:
-  """Returns a config of word vectors shrunk to run in seconds on the embedded text."""
+  """Returns a config of word vectors reduced to run in seconds on the embedded text."""
   config.data.source = 'lm.data.sources:python_docs'
   config.data.prepare = ("lm.data.preprocess:segment_words(case='lower')",)
   config.data.tokenizer.min_count = 20
@@ -97,7 +97,7 @@ def small_words(config: ConfigDict) -> ConfigDict:
   return config
 
 
-# Words of Python's documentation that belong together.
+# Groups of related words of Python's documentation.
 PYTHON_WORDS = (
   'lm.metrics.word_vectors:groups(groups={'
   "'types': ['int', 'float', 'str', 'bytes', 'tuple', 'list', 'dict'],"
@@ -108,13 +108,13 @@ PYTHON_WORDS = (
 
 
 def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigDict:
-  """GloVe of what `words` has set: pairs of words of the corpus, counted once.
+  """GloVe on the co-occurrence counts of the corpus, after `words`.
 
   Args:
-    config: as `words` leaves it.
-    rate: of a pair, as the authors' program counts it.
+    config: as returned by `words`.
+    rate: per pair, as in the authors' program.
     window: words on either side that are counted.
-    x_max: the count from which on pairs weigh 1.
+    x_max: pairs with at least this count have weight 1.
   """
   config.data.count = f'lm.data.cooccurrence:count_cooccurrences(window={window})'
   config.data.context = config.model.context = 2048  # pairs in a row
@@ -134,8 +134,9 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
   config.optim = ConfigDict(
     {
       'fn': 'lm.optim.optimizers:adagrad',
-      # The program adds up squares of gradients times its rate r, from 1 on: that is a rate of 1
-      # and gradients that begin at 1 / r^2. And its gradients are of a pair, ours of a mean.
+      # The authors' program accumulates squared gradients times its rate r, starting at 1. That
+      # equals a rate of 1 with an accumulator that starts at 1 / r^2. Its gradients are of one
+      # pair, ours of a mean.
       'learning_rate': 1.0,
       'begin': (rate * pairs) ** -2,
       'schedule': 'lm.optim.optimizers:constant',

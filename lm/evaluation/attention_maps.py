@@ -1,11 +1,10 @@
-"""Attention maps: what the layers and heads of a model look at in a few examples, word by word.
+"""Attention maps of a few examples, word by word, for all layers and heads of a model.
 
-Where there is an encoder beside, it is the decoder's attention to it, while the decoder is given
-the reference: the row of a word shows what was looked at to write it. For other models it is
-self-attention, and the row of a word shows what the word looked at.
+An encoder-decoder shows cross-attention with the reference as the decoder's input: the row of a
+word is the attention that predicts it. Other models show self-attention.
 
 Attention from a word is the mean over its tokens, attention to a word their sum (Clark et al. 2019,
-"What Does BERT Look At?", section 4.1). Rows of a whole map sum to 1.
+"What Does BERT Look At?", section 4.1). Rows sum to 1 unless words are cut off.
 """
 
 import base64
@@ -19,33 +18,32 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.components import Components, Inference
+from lm.components import Inference
 from lm.data import features, pipeline
 from lm.data.packed_rows import PackedRows, Rows
 from lm.decode.loop import bucket, pad_prompts
 from lm.nn.hooks import with_hooks
-from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.text.detokenize import group_words
 from lm.types import Array, Batch, Params
 
 _EXAMPLES = 4
-_SEARCHED = 100  # examples among which short ones are looked for
-_LONGEST = 256  # tokens of an example; attention takes the square of it
-_TEXT = 64  # tokens that are read of a text without a task
-_WORDS = 40  # shown of each axis
-_CELLS = 100_000  # of one example; heads are averaged where there would be more
+_SEARCHED = 100  # examples that are searched for short ones
+_LONGEST = 256  # tokens of an example; attention weights take the square of it
+_TEXT = 64  # tokens of a text without a task
+_WORDS = 40  # on each axis of a map
+_CELLS = 100_000  # of one example; above it, heads are averaged
 
 
 class AttentionMaps:
   """The maps of the first short examples of an evaluation set.
 
   Args:
-    config: the whole configuration.
+    config: the entire configuration.
     name: of the set.
-    functions: whose model has the sites of lm.nn.layers.Attention; one without them has no maps.
-    tokenizer: that of the run.
+    functions: their model records the hooks of lm.nn.layers.Attention, or else has no maps.
+    tokenizer: of the run.
     rows: of the set.
   """
 
@@ -53,7 +51,7 @@ class AttentionMaps:
     self,
     config: ConfigDict,
     name: str,
-    functions: Components | Inference,
+    functions: Inference,
     tokenizer: tokenizers.Tokenizer,
     rows: Rows,
   ):
@@ -63,29 +61,29 @@ class AttentionMaps:
     self._kind = 'cross_attention' if crossing else 'attention'
     reads = tuple(f'*/{self._kind}/{site}' for site in ('weights', 'values', 'heads'))
     apply = with_hooks(functions.model)
-    self._rows = mesh.with_mesh(meshes.padded_rows, functions.mesh, functions.rules)
+    self._rows = meshes.with_mesh(meshes.padded_rows, functions.mesh, functions.rules)
 
     def read(params: Params, batch: Batch) -> _Weights | None:
       sites = apply(params, batch, reads=reads)[1]
       return _weights(sites, batch['segments'], len(self._examples))
 
-    # All devices read the examples together: the parameters stay sharded.
+    # All devices share the forward pass, so that parameters stay sharded.
     self._read = jax.jit(
-      mesh.with_mesh(read, functions.mesh, functions.rules),
+      meshes.with_mesh(read, functions.mesh, functions.rules),
       out_shardings=meshes.replicated(functions.mesh),
     )
 
   def __call__(self, params: Params) -> dict[str, Any] | None:
-    """Returns the maps, or None where a model has none.
+    """Returns the maps, or None if the model has none.
 
     Returns:
       {'kind', 'layers', 'heads', 'examples': [{'queries', 'keys', 'of', 'weights'}]}: `queries` and
-      `keys` are words, `of` how many of each there are in all, and `weights` the base64 of bytes
-      (layers, heads, queries, keys), 255 for 1. `heads` is 0 where there are only their means.
+      `keys` are words, `of` the counts of words before the cut, and `weights` the base64 of bytes
+      (layers, heads, queries, keys), 255 for 1. `heads` is 0 if the map has their means only.
     """
     if not self._examples:
       return None
-    # The last example is repeated until the rows divide over the devices.
+    # The last example is repeated, so that the rows divide over the devices.
     rows = self._rows(len(self._examples))
     last = self._examples[-1:]
     batch = pad_prompts([*self._examples, *last * (rows - len(self._examples))], bucket)
@@ -138,22 +136,23 @@ def _examples(
 
 
 class _Weights(NamedTuple):
-  """The attention weights of all layers that show them, from the first to the last."""
+  """The attention weights of all layers that record them, from the first to the last."""
 
   weights: Array  # (N, B, H, T, S), or their means over heads, (N, B, 1, T, S)
   means: Array  # (), whether they are the means
-  explained: Array  # (), whether the outputs of the layers came from these weights
+  explained: Array  # (), whether the weights give the outputs of the layers
 
 
 def _weights(sites: Mapping[str, Array], segments_BT: Array, examples: int) -> _Weights | None:
-  """Returns the weights of the first examples of a batch, None where there are none.
+  """Returns the weights of the first examples of a batch, None if the model records none.
 
-  An `attend` may mix values by something else than softmax attention, which `explained` shows.
+  An attention function other than softmax attention has outputs that the recorded weights do not
+  give; then `explained` is False.
   """
   stacked = {}
   for site in ('weights', 'values', 'heads'):
     names = sorted((n for n in sites if n.endswith(f'/{site}')), key=lambda n: (len(n), n))
-    # The periods of layers lie on axis 0, and the layers of a period are sites of their own.
+    # Repetitions of the layer pattern are on axis 0; each layer of the pattern is a site.
     arrays = [sites[name].astype(jnp.float32) for name in names]
     arrays = [x if x.ndim == 5 else x[None] for x in arrays]
     if not arrays or len({x.shape for x in arrays}) > 1:
@@ -163,7 +162,7 @@ def _weights(sites: Mapping[str, Array], segments_BT: Array, examples: int) -> _
   weights, values, heads = stacked['weights'], stacked['values'], stacked['heads']
   values = jnp.repeat(values, weights.shape[2] // values.shape[3], axis=3)
   found = jnp.einsum('nbhts,nbshk->nbthk', weights, values, precision='highest')
-  # As far as bfloat16 reaches. Padding sees nothing, and each `attend` has its own way with that.
+  # The tolerance is that of bfloat16. Outputs at padding depend on the attention function.
   inside = (segments_BT[:examples] > 0)[None, :, :, None, None]
   explained = jnp.abs(inside * (found - heads)).max() < 0.02 * jnp.abs(values).max()
   cells = weights.shape[0] * weights.shape[2] * min(_WORDS, max(weights.shape[3:])) ** 2

@@ -1,15 +1,16 @@
-"""Whether the batches and the steps of a run fit the memory of the host, checked at start-up.
+"""Checks at start-up that the batches and programs of a run fit the memory of the host.
 
-Where they do not, the kernel ends the process in the middle of a step, without a word.
+Without them the kernel would kill the process in the middle of a step, without a message.
 """
 
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
@@ -18,53 +19,80 @@ from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.types import TrainState
+from lm.types import Batch, Params, TrainState
 
 _GIB = 2**30
 
 
 class Program(NamedTuple):
-  """A program of a run that is as large as a key of the config says."""
+  """A program of a run whose size depends on a key of the config.
+
+  Attributes:
+    key: the key.
+    what: the purpose of the program, for errors.
+    size: the value of the key, or less where the data has fewer rows.
+    trace: returns the traced program of a size.
+  """
 
   key: str
-  what: str  # it does, for errors
-  size: int  # the value of the key, or the part of it that counts
-  trace: Callable[[int], Any]  # returns the traced program of a size
+  what: str
+  size: int
+  trace: Callable[[int], Any]
+
+
+def trace_batch(
+  step: Callable[[Params, Batch], Any],
+  params: Params,
+  row: Mapping[str, np.ndarray],
+  batch_size: int,
+  functions: Inference,
+) -> Any:
+  """Returns the traced program of a jitted step, as its first call uses it; computes nothing.
+
+  Args:
+    step: maps parameters and a batch to anything.
+    params: parameters, or their shapes.
+    row: a batch of one row.
+    batch_size: of the program.
+    functions: those that the step is made of.
+  """
+  sharding = meshes.batch_sharding(functions.mesh, functions.rules)
+  shapes = {
+    k: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=sharding)
+    for k, x in row.items()
+  }
+  return step.trace(params, shapes)  # type: ignore[attr-defined]
 
 
 def available(root: pathlib.Path = pathlib.Path('/')) -> int | None:
-  """Returns how many bytes this process may still take, None where the system does not say.
+  """Returns the bytes that this process may still allocate, None if the system does not report it.
 
-  It is what the machine has left, or the control group (cgroup) of the process, if that is less.
+  The limit is the free memory of the machine, or that of the process's control groups, if less.
   """
   try:
     lines = (root / 'proc/meminfo').read_text().splitlines()
-    left = next(int(x.split()[1]) * 1024 for x in lines if x.startswith('MemAvailable:'))
+    free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith('MemAvailable:'))
   except (OSError, StopIteration, ValueError, IndexError):
     return None
-  return min([left, *_left_of_groups(root)])
+  return min([free, *_available_in_groups(root)])
 
 
-def _left_of_groups(root: pathlib.Path) -> list[int]:
-  """Returns the bytes left to the control groups of this process that have a limit."""
+def _available_in_groups(root: pathlib.Path) -> list[int]:
+  """Returns the bytes that each limited control group (cgroup) of this process has left."""
   try:
     group = (root / 'proc/self/cgroup').read_text().splitlines()[-1].rpartition(':')[2].strip('/')
   except (OSError, IndexError):
     group = ''
-  folders = [root / 'sys/fs/cgroup' / group]
-  folders += [folder for folder in folders[0].parents if folder.is_relative_to(root / 'sys/fs')]
-  found = []
-  for folder in (*folders, root / 'sys/fs/cgroup/memory'):
-    for limit, used in (
-      ('memory.max', 'memory.current'),
-      ('memory.limit_in_bytes', 'memory.usage_in_bytes'),
-    ):
+  folder, found = root / 'sys/fs/cgroup' / group, []
+  parents = [each for each in folder.parents if each.is_relative_to(root / 'sys/fs')]
+  for each in (folder, *parents, root / 'sys/fs/cgroup/memory'):
+    for names in ('max', 'current'), ('limit_in_bytes', 'usage_in_bytes'):  # cgroup v2, v1
       try:
-        most, taken = (int((folder / name).read_text()) for name in (limit, used))
-        stat = (folder / 'memory.stat').read_text().splitlines()
-        # Pages of files that can be given back at once.
+        most, taken = (int((each / f'memory.{name}').read_text()) for name in names)
+        stat = (each / 'memory.stat').read_text().splitlines()
+        # The kernel reclaims these pages of files on demand.
         cached = sum(int(x.split()[1]) for x in stat if x.startswith('inactive_file '))
-      except (OSError, ValueError, IndexError):  # there is none, or it is 'max'
+      except (OSError, ValueError, IndexError):  # no such file, or no limit ('max')
         continue
       found.append(max(0, most - taken + cached))
   return found
@@ -73,19 +101,19 @@ def _left_of_groups(root: pathlib.Path) -> list[int]:
 def check_batches(
   config: ConfigDict,
   functions: Components,
-  rows: batches.Rows,
+  rows: Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
-  """Raises UserError where the batches that a host holds do not fit its memory; makes none.
+  """Raises UserError if the batches that a host holds do not fit its memory; makes none.
 
   Args:
-    config: the whole configuration.
-    functions: those of the config.
-    rows: of training; those of evaluation are taken to be as large.
+    config: the entire configuration.
+    functions: of the config.
+    rows: of training; rows of evaluation are assumed to be as large.
     transforms: of these rows.
   """
-  left = available()
-  if left is None:
+  free = available()
+  if free is None:
     return
   row = _row_bytes(config, rows, transforms)
   for key, size, count in (
@@ -93,11 +121,12 @@ def check_batches(
     ('eval.batch_size', config.eval.batch_size, config.eval.batch_size),
   ):
     need = count * row
-    if need > left:
-      fit = _divisible(size * left // need, config, functions)
+    if need > free:
+      parts = _shards(functions) * config.microbatches
+      most = size * free // need // parts * parts
       raise UserError(
-        f'{key}={size}: the batches that this host holds at once take {_gib(need)} of memory, and '
-        f'{_gib(left)} are available; {key} is at most {fit}, before what a step itself takes'
+        f'{key}={size}: the batches in the memory of this host take {_gib(need)}, and '
+        f'{_gib(free)} are available; {key} is at most {most}, not counting the step itself'
       )
 
 
@@ -109,22 +138,22 @@ def check_program(
   rows: Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
-  """Raises UserError where the program of a step does not fit the memory of a host of CPU devices.
+  """Raises UserError if the program of a train step does not fit the memory of a host of CPUs.
 
-  The program is compiled here, and the first step compiles it no more. One that is certain to fit
-  is left alone.
+  The program is compiled here, and the first step uses it. A program that fits by a wide margin is
+  not compiled.
 
   Args:
     trace: returns what lm.training.train_step.check_step does for a batch size.
-    config: the whole configuration.
-    functions: those of the config.
+    config: the entire configuration.
+    functions: of the config.
     state: abstract.
     rows: of training.
     transforms: of these rows.
   """
   devices = functions.mesh.local_devices
-  left = available() if devices[0].platform == 'cpu' else None  # other devices have their own
-  if left is None or _fits_surely(config, functions, state, left):
+  free = available() if devices[0].platform == 'cpu' else None  # others have their own memory
+  if free is None or _fits_surely(config, functions, state, free):
     return
   row = _row_bytes(config, rows, transforms)
   held = _held_rows(config, functions) / config.batch_size
@@ -135,97 +164,92 @@ def check_program(
     program = None if traced is None else program_bytes(traced.lower().compile())
     return 0 if program is None else program * len(devices) + held * size * row
 
-  # Gradients are as large as parameters, whatever the batch.
+  # Gradients are as large as parameters, for any batch.
   fixed = (bytes_held(state) + bytes_held(state.params)) * len(devices)
-  parts = _pieces(functions) * config.microbatches
-  fits = _fitting(needed, config.batch_size, left, fixed, parts)
-  if fits == config.batch_size:
-    return
-  line = (
-    f'batch_size={config.batch_size}: a step takes {_gib(needed(config.batch_size))} of the memory '
-    f'of this host, and {_gib(left)} are available; '
-  )
-  if not fits:
-    raise UserError(
-      f'{line}no batch_size fits, for parameters, gradients and optimizer take {_gib(fixed)}: '
-      'make the model smaller'
-    )
-  raise UserError(f'{line}batch_size={fits} would fit, or more microbatches')
+  parts = _shards(functions) * config.microbatches
+  program = Program('batch_size', 'a step', config.batch_size, trace)
+  _check_fits(program, needed, free, fixed, parts, ', or more microbatches')
 
 
 def check_evaluations(
   programs: Iterable[Program],
-  functions: Components | Inference,
+  functions: Inference,
   params: Any,
   state: TrainState | None = None,
 ) -> None:
-  """Raises UserError where an evaluation does not fit the memory of a host of CPU devices.
+  """Raises UserError if an evaluation does not fit the memory of a host of CPU devices.
 
-  As in `check_program`, a program is compiled only where it may be too large.
+  As in `check_program`, a program that fits by a wide margin is not compiled.
 
   Args:
-    programs: those of the evaluations.
-    functions: those of the config.
-    params: abstract, or those that are in memory already.
-    state: of a run that trains, abstract; it is held while the run evaluates.
+    programs: of the evaluations.
+    functions: of the config.
+    params: abstract, or already in memory.
+    state: of a run that trains, abstract; it stays in memory while the run evaluates.
   """
   devices = functions.mesh.local_devices
-  left = available() if devices[0].platform == 'cpu' and not jax.config.jax_disable_jit else None
-  if left is None:
+  free = available() if devices[0].platform == 'cpu' and not jax.config.jax_disable_jit else None
+  if free is None:
     return
-  # The arguments of a program are counted with it.
-  beside = bytes_held(state) - bytes_held(params) if state is not None else -bytes_held(params)
-  for key, what, size, trace in programs:
-    if len(devices) * (2 * _values(trace(size).jaxpr.jaxpr) + max(beside, 0)) < left / 2:
+  # The memory of a program includes its arguments, the parameters.
+  other = (0 if state is None else bytes_held(state)) - bytes_held(params)
+  fixed = len(devices) * (other + bytes_held(params))
+  for program in programs:
+    values = _values(program.trace(program.size).jaxpr.jaxpr)
+    if len(devices) * (2 * values + max(other, 0)) < free / 2:
       continue
 
     @functools.cache
-    def needed(size: int, trace: Callable[[int], Any] = trace) -> float:
-      compiled = program_bytes(trace(size).lower().compile())
-      return 0 if compiled is None else len(devices) * (compiled + beside)
+    def needed(size: int, program: Program = program) -> float:
+      compiled = program_bytes(program.trace(size).lower().compile())
+      return 0 if compiled is None else len(devices) * (compiled + other)
 
-    fixed = len(devices) * (beside + bytes_held(params))
-    fits = _fitting(needed, size, left, fixed, _pieces(functions))
-    if fits != size:
-      remedy = f'{key}={fits} would fit' if fits else f'no {key} fits: make the model smaller'
-      raise UserError(
-        f'{key}={size}: {what} takes {_gib(needed(size))} of the memory of this host, and '
-        f'{_gib(left)} are available; {remedy}'
-      )
+    _check_fits(program, needed, free, fixed, _shards(functions))
 
 
-def _fitting(needed: Callable[[int], float], size: int, left: int, fixed: int, parts: int) -> int:
-  """Returns `size` where its program fits, else a smaller one that does; 0 where none does.
+def _check_fits(
+  program: Program,
+  needed: Callable[[int], float],
+  free: int,
+  fixed: int,
+  parts: int,
+  otherwise: str = '',
+) -> None:
+  """Raises UserError if a program does not fit, with the size that would fit.
 
   Args:
-    needed: returns the bytes of a size, which grow with it not quite in proportion.
-    size: the size that is asked for.
-    left: the bytes that are available.
-    fixed: the bytes of any size.
+    program: of the size that the config asks for.
+    needed: returns the bytes of a size, which grow about in proportion to it.
+    free: the bytes that are available.
+    fixed: the bytes that any size takes.
     parts: a smaller size is a multiple of this.
+    otherwise: another remedy.
   """
-  while size and (need := needed(size)) > left:
-    per_row = max(need - fixed, 1) / size
-    most = max(0, math.floor((left - fixed) / per_row))
-    size = min(size - 1, most) // parts * parts
-  return size
+  key, what, size, _ = program
+  fits = size
+  while fits and (need := needed(fits)) > free:
+    per_row = max(need - fixed, 1) / fits
+    fits = min(fits - 1, max(0, math.floor((free - fixed) / per_row))) // parts * parts
+  if fits != size:
+    none = f'no {key} fits, for {_gib(fixed)} do not depend on it: make the model smaller'
+    raise UserError(
+      f'{key}={size}: {what} takes {_gib(needed(size))} of the memory of this host, and '
+      f'{_gib(free)} are available; {f"{key}={fits} would fit{otherwise}" if fits else none}'
+    )
 
 
 def _values(jaxpr: Any) -> int:
-  """Returns the bytes of all values of a program, which is more than it holds at any time."""
-  total = sum(_bytes(v.aval) for v in (*jaxpr.invars, *jaxpr.constvars))
+  """Returns the bytes of all values of a program, an upper bound of what it holds at any time."""
+  produced = [v for equation in jaxpr.eqns for v in equation.outvars]
+  avals = [v.aval for v in (*jaxpr.invars, *jaxpr.constvars, *produced)]
+  total = sum(math.prod(x.shape) * x.dtype.itemsize for x in avals if hasattr(x, 'shape'))
   for equation in jaxpr.eqns:
-    total += sum(_bytes(v.aval) for v in equation.outvars)
     total += sum(_values(inner) for inner in jaxprs_in_params(equation.params))
   return total
 
 
-def _bytes(aval: Any) -> int:
-  return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, 'shape') else 0
-
-
 def program_bytes(compiled: Any) -> int | None:
-  """Returns what a compiled program holds on each device: arguments, results and temporaries."""
+  """Returns the bytes of a compiled program by device: arguments, results and temporaries."""
   found = compiled.memory_analysis()
   if found is None:
     return None
@@ -233,20 +257,19 @@ def program_bytes(compiled: Any) -> int | None:
   return held + found.temp_size_in_bytes
 
 
-def _fits_surely(config: ConfigDict, functions: Components, state: TrainState, left: int) -> bool:
-  """Returns whether a step takes little memory by a bound that is far above what it takes.
+def _fits_surely(config: ConfigDict, functions: Components, state: TrainState, free: int) -> bool:
+  """Returns whether a step fits by a bound far above the memory that it uses.
 
-  A token has fewer activations than the model has parameters, and attention weights of its row.
+  A token has fewer activations than the model has parameters, besides the attention weights of its
+  row.
   """
-  context = config.data.context
-  tokens = config.batch_size * (context + config.data.source_context)
-  weights = 64 * (context + config.data.source_context)
-  activations = 4 * tokens * (parameter_count(state.params) + weights)
-  return activations + 3 * bytes_held(state) * len(functions.mesh.local_devices) < left / 2
+  context = config.data.context + config.data.source_context
+  activations = 4 * config.batch_size * context * (parameter_count(state.params) + 64 * context)
+  return activations + 3 * bytes_held(state) * len(functions.mesh.local_devices) < free / 2
 
 
 def bytes_held(tree: Any) -> int:
-  """Returns the bytes that one device holds of abstract arrays."""
+  """Returns the bytes of abstract arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
@@ -258,25 +281,19 @@ def _row_bytes(config: ConfigDict, rows: Rows, transforms: Sequence[batches.Tran
 
 
 def _held_rows(config: ConfigDict, functions: Components) -> int:
-  """Returns how many rows of training a host holds at once, in batches made ahead.
+  """Returns how many rows of training a host holds, in batches that are made ahead.
 
-  Its first batch is the global one, which every process looks at.
+  The first batch is the global one, which every process reads.
   """
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
   ours = sharding.addressable_devices_indices_map((config.batch_size,)).values()
-  share = len({str(index) for index in ours}) / _pieces(functions)
+  share = len({str(index) for index in ours}) / _shards(functions)
   ahead = min(batches.AHEAD * config.dispatch, config.steps)
   return math.ceil(config.batch_size * max(1.0, share * ahead))
 
 
-def _divisible(most: int, config: ConfigDict, functions: Components) -> int:
-  """Returns the largest batch size up to `most` that the mesh and the microbatches divide."""
-  parts = _pieces(functions) * config.microbatches
-  return max(0, most - most % parts)
-
-
-def _pieces(functions: Components | Inference) -> int:
-  """Returns over how many devices of all processes a batch is split."""
+def _shards(functions: Inference) -> int:
+  """Returns the number of shards of a batch over the devices of all processes."""
   with meshes.set_mesh(functions.mesh, functions.rules):
     return meshes.num_shards('batch')
 

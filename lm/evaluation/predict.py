@@ -1,4 +1,11 @@
-"""Predictions for the examples of a task's set, and the scores of all of them together."""
+"""Predictions for the examples of a task: of an evaluation set, scored, and of a trained tagger.
+
+A trained tagger serves lm.text.segment and `data.prepare`:
+
+segment.tag_words(text, functools.partial(tag, workdir='runs/msra_ner'))
+tagger = 'lm.evaluation.predict:tag(workdir=\\"DIR\\")'
+config.data.prepare = (f'lm.data.preprocess:tag_words(tagger="{tagger}")',)
+"""
 
 import functools
 import itertools
@@ -10,7 +17,7 @@ import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.components import Components, Inference
+from lm.components import Inference
 from lm.config import resolve
 from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows
@@ -18,20 +25,19 @@ from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
 from lm.decode.logits_processors import ban_unknown_token
 from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
 from lm.errors import UserError
-from lm.evaluation.evaluate import trace as trace_batch
-from lm.evaluation.host_memory import Program
+from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
-from lm.parallel import mesh
 from lm.parallel import mesh as meshes
-from lm.parallel.mesh import with_mesh
-from lm.task import Features
+from lm.task import Features, cast_feature
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Params
+from lm.workdir import files
 from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir.load import load
 
 
 class Predictions(NamedTuple):
-  """What a model made of the first examples of a set, those that data.too_long skips left out."""
+  """The predictions for the first examples of a set, without those that data.too_long skips."""
 
   inputs: list[list[str]]
   outputs: list[Any]
@@ -41,7 +47,7 @@ class Predictions(NamedTuple):
 def decode_config(
   decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
 ) -> DecodeConfig:
-  """Returns what a config's decode section says, for rows of at most `context` tokens."""
+  """Returns the decoding that a config's decode section asks for, in `context` tokens at most."""
   return DecodeConfig(
     end=end_id(tokenizer),
     logits_processors=ban_unknown_token(tokenizer),
@@ -54,43 +60,51 @@ def decode_config(
 
 
 class Predictor:
-  """Predicts for one evaluation set of a config, and scores."""
+  """Predicts the outputs of one evaluation set, and scores them.
+
+  Attributes:
+    metrics: the corpus metrics of the set.
+    generates: whether outputs are generated token by token, by the config's decode section; else
+      the converter predicts them from one forward pass.
+
+  Raises:
+    UserError: a metric is wrong, or the set has no example that it can score.
+  """
 
   def __init__(
     self,
     config: ConfigDict,
     name: str,
-    functions: Components | Inference,
+    functions: Inference,
     tokenizer: tokenizers.Tokenizer,
     rows: FeatureRows,
     apply: Apply,
     transforms: Sequence[batches.Transform] = (),
   ):
-    section = config.eval.sets[name]
-    self._config = config
-    self._name = name
-    self._functions = functions
-    self._apply = apply
-    self._tokenizer = tokenizer
-    self._rows = rows
-    self._transforms = transforms  # of rows; what is written continues the examples as they are
+    section, key = config.eval.sets[name], f'eval.sets.{name}.scores'
+    self._config, self._name, self._functions = config, name, functions
+    self._apply, self._tokenizer, self._rows = apply, tokenizer, rows
+    self._transforms = transforms  # of rows; prompts are made of the examples as they are
     self._decode = decode_config(config.decode, tokenizer, config.data.context)
     self._task, self._converter = features.build_task(config.data)
+    self.generates = self._converter.predict is None
     examples = pipeline.examples(config.data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
-    key = f'eval.sets.{name}.scores'
-    builders = [resolve.resolve(path, key) for path in section.scores]
-    self.metrics: list[CorpusMetric] = [resolve.call(builder, key) for builder in builders]
-    for path, metric in zip(section.scores, self.metrics, strict=True):
+    self.metrics: list[CorpusMetric] = []
+    for path in section.scores:
+      metric = resolve.call(resolve.resolve(path, key), key)
       if not isinstance(metric, CorpusMetric):
         raise UserError(
-          f'{key}={path!r} makes {type(metric).__name__}, not lm.metrics.scores.CorpusMetric('
+          f'{key}={path!r} returns {type(metric).__name__}, not lm.metrics.scores.CorpusMetric('
           "score, higher_is_better={'NAME': True}); an lm.types.Metric belongs in "
           f'eval.sets.{name}.metrics'
         )
-    # All that can be known of the set is known here, and not at the first evaluation.
-    self._prompts = self._fitted_prompts() if self.writes else {}
-    used = sorted(self._prompts) if self.writes else self._with_features()
+      self.metrics.append(metric)
+    # Everything that can be wrong with the set is checked here, before the first evaluation.
+    self._prompts = self._fitting_prompts() if self.generates else {}
+    with_features = np.unique(np.asarray(rows.example)).tolist()
+    predicted = [i for i in with_features if i < len(self._examples)]
+    used = sorted(self._prompts) if self.generates else predicted
     if not used:
       raise UserError(
         f'eval.sets.{name}.limit={section.limit}: data.too_long={config.data.too_long!r} leaves '
@@ -105,12 +119,11 @@ class Predictor:
 
   def predictions(self, params: Params) -> Predictions:
     """Returns inputs, outputs and references of the set."""
-    make = self._written if self._converter.predict is None else self._found
-    found = make(params)
-    examples = [self._examples[i] for i in found]
+    outputs = self._generated(params) if self.generates else self._predicted(params)
+    examples = [self._examples[i] for i in outputs]
     return Predictions(
       [self._task.inputs(example) for example in examples],
-      list(found.values()),
+      list(outputs.values()),
       [self._task.reference(example) for example in examples],
     )
 
@@ -119,90 +132,82 @@ class Predictor:
     values: dict[str, float] = {}
     notes: dict[str, str] = {}
     for metric in self.metrics:
-      found = metric(predictions.outputs, predictions.references)
-      values |= found.values
-      notes |= found.notes
+      scores = metric(predictions.outputs, predictions.references)
+      values |= scores.values
+      notes |= scores.notes
     return values, notes
 
-  def evaluated(self, predictions: Predictions) -> list[EvalExample]:
-    """Returns each example by itself, with the score that the set's first metric gives it."""
+  def scored_examples(self, predictions: Predictions) -> list[EvalExample]:
+    """Returns the examples, each with the score that the set's first metric gives it."""
     name, scores = self.metrics[0].score_examples(predictions.outputs, predictions.references)
     rows = zip(*predictions, scores, strict=True)
     return [EvalExample(i, output, actual, {name: score}) for i, output, actual, score in rows]
 
-  @property
-  def writes(self) -> bool:
-    """Whether predictions are written token by token, as the config's decode section says."""
-    return self._converter.predict is None
-
-  def _written(self, params: Params) -> dict[int, str]:
-    """Returns what is written for each example, by its index."""
-    # All devices, and processes, write each batch together: the parameters stay where they are.
-    model, over, rules = self._functions.model, self._functions.mesh, self._functions.rules
-    prompts, how = list(self._prompts.values()), self._decode
-    texts = with_mesh(generate_batch, over, rules)(model, self._apply, params, prompts, how)
-    written = [self._tokenizer.decode(best.tokens) for best, *_ in texts]
-    return dict(zip(self._prompts, written, strict=True))
-
   def check_decoding(self, params: Params) -> None:
-    """Traces one step of what writes, without computing it; `params` may be shapes."""
-    if self.writes:
+    """Traces one decoding step without computing it; `params` may be shapes."""
+    if self.generates:
       first = next(iter(self._prompts.values()))
       check_decoding(self._functions.model, self._apply, params, pad_prompts([first], bucket))
 
   def program(self, params: Params, row: Mapping[str, np.ndarray]) -> Program:
-    """Returns what predicts, without computing it; `params` may be shapes, `row` is a batch of one.
+    """Returns the program that predicts, not yet traced.
+
+    Args:
+      params: parameters, or their shapes.
+      row: a batch of one row.
 
     Raises:
       UserError: later, where it is traced: from the model.
     """
-    over, rules = self._functions.mesh, self._functions.rules
-    if not self.writes:
-      size = self._config.eval.batch_size
-      return Program(
-        'eval.batch_size',
-        f'a prediction of eval.sets.{self._name}',
-        size,
-        lambda size: trace_batch(self._predict, params, row, size, self._functions),
-      )
+    if not self.generates:
+      what, size = f'a prediction of eval.sets.{self._name}', self._config.eval.batch_size
+      trace = functools.partial(trace_batch, self._predict, params, row, functions=self._functions)
+      return Program('eval.batch_size', what, size, trace)
     prompts, how, model = list(self._prompts.values()), self._decode, self._functions.model
 
     def traced(size: int) -> Any:
       config = how._replace(batch_size=size)
-      return with_mesh(trace_generation, over, rules)(model, self._apply, params, prompts, config)
+      return self._on_mesh(trace_generation)(model, self._apply, params, prompts, config)
 
-    # More rows than prompts make no larger program.
-    rows = with_mesh(rows_per_batch, over, rules)(how.batch_size, len(prompts))
-    what = f'writing for eval.sets.{self._name}'
+    # A batch has no more rows than there are prompts.
+    rows = self._on_mesh(rows_per_batch)(how.batch_size, len(prompts))
+    what = f'decoding for eval.sets.{self._name}'
     return Program('decode.batch_size', what, min(how.batch_size, rows), traced)
 
-  def _with_features(self) -> list[int]:
-    """Returns the indices of the examples that have features."""
-    found = np.unique(np.asarray(self._rows.example))
-    return [int(i) for i in found if i < len(self._examples)]
+  def _on_mesh(self, fn: Callable) -> Callable:
+    return meshes.with_mesh(fn, self._functions.mesh, self._functions.rules)
 
-  def _fitted_prompts(self) -> dict[int, Features]:
-    """Returns the prompt of each example that data.too_long leaves, by its index."""
+  def _fitting_prompts(self) -> dict[int, Features]:
+    """Returns the prompts that fit by data.too_long, each by the index of its example."""
     if self._converter.encode_prompt is None:
       raise UserError(
-        f'data.convert={self._config.data.convert!r} neither predicts nor makes a prompt: '
-        f'eval.sets.{self._name}.scores have nothing to compare'
+        f'data.convert={self._config.data.convert!r} has neither a prediction nor a prompt, so '
+        f'that eval.sets.{self._name}.scores have nothing to compare'
       )
     prompt, data = self._converter.encode_prompt(self._tokenizer), self._config.data
-
-    def name(index: int) -> Callable[[], str]:
-      return lambda: f'example {index} of eval.sets.{self._name}'
-
     limits, policy = features.length_limits(data), data.too_long
-    return {
-      i: fitted
+    prompts = {
+      i: features.apply_prompt_length_policy(
+        prompt(example),
+        limits,
+        policy,
+        functools.partial('example {} of eval.sets.{}'.format, i, self._name),
+      )
       for i, example in enumerate(self._examples)
-      if (fitted := features.apply_prompt_length_policy(prompt(example), limits, policy, name(i)))
-      is not None
     }
+    return {i: fitting for i, fitting in prompts.items() if fitting is not None}
 
-  def _found(self, params: Params) -> dict[int, Any]:
-    """Returns what is found for each example that has features, by its index."""
+  def _generated(self, params: Params) -> dict[int, str]:
+    """Returns the generated text of each example, by its index."""
+    # All devices and processes decode each batch together, so that parameters stay sharded.
+    prompts = list(self._prompts.values())
+    generate = self._on_mesh(generate_batch)
+    found = generate(self._functions.model, self._apply, params, prompts, self._decode)
+    texts = [self._tokenizer.decode(best.tokens) for best, *_ in found]
+    return dict(zip(self._prompts, texts, strict=True))
+
+  def _predicted(self, params: Params) -> dict[int, Any]:
+    """Returns the prediction of each example that has features, by its index."""
     pieces: dict[int, list[dict[str, np.ndarray]]] = {}
     for feature, parts in sorted(self._pieces(params), key=lambda pair: pair[0]):
       pieces.setdefault(int(self._rows.example[feature]), []).append(parts)
@@ -215,16 +220,17 @@ class Predictor:
     }
 
   def _pieces(self, params: Params) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields the index of each feature and what belongs to it of batch and predictions."""
+    """Yields the index of each feature, and its part of the batch and of the predictions."""
     sharding = meshes.batch_sharding(self._functions.mesh, self._functions.rules)
     size = self._config.eval.batch_size
-    here = mesh.local_rows(size, sharding)  # what this process puts on the mesh; it reads all
+    here = meshes.local_rows(size, sharding)  # the rows that this process puts on the mesh
     for batch in batches.eval_batches(self._rows, size, transforms=self._transforms):
-      on_mesh = mesh.make_global_batch({name: x[here] for name, x in batch.items()}, sharding)
+      on_mesh = meshes.make_global_batch({name: x[here] for name, x in batch.items()}, sharding)
       found = jax.device_get(self._predict(params, on_mesh))
       for row, slot in zip(*np.nonzero(batch['examples']), strict=True):
         inside = batch['segments'][row] == slot + 1
-        parts = {f'tokens/{k}': v[row][inside] for k, v in batch.items() if _along(v, inside)}
+        along = {k: v for k, v in batch.items() if v.shape[1:2] == inside.shape}
+        parts = {f'tokens/{k}': v[row][inside] for k, v in along.items()}
         for place, values in found.items():
           parts[place] = values[row][inside] if place.startswith('tokens/') else values[row, slot]
         yield int(batch['examples'][row, slot]) - 1, parts
@@ -235,10 +241,63 @@ class Predictor:
     assert predict is not None
     return jax.jit(
       lambda params, batch: predict(self._functions.apply(params, batch), batch),
-      # Whole on every device, where each process can read it.
+      # Replicated, so that each process can read all of it.
       out_shardings=meshes.replicated(self._functions.mesh),
     )
 
 
-def _along(values: np.ndarray, inside: np.ndarray) -> bool:
-  return values.shape[1:2] == inside.shape
+def tag(
+  words: Sequence[str], workdir: str, separator: str = '', step: int | None = None
+) -> list[str]:
+  """Returns the tags that a trained model predicts for words.
+
+  The run is opened once in a process. The cache of prepared data does not depend on the checkpoint:
+  name the step where the run may train further.
+
+  Args:
+    words: the words of one sentence, in order.
+    workdir: a run whose task is tagging, such as those of experiments/msra_ner.py.
+    separator: the text between words in training: '' as for Chinese, or ' '.
+    step: the checkpoint; None for the best one, or else the newest.
+
+  Raises:
+    UserError: there is no such run, it does not tag words, or the words do not fit its context.
+  """
+  return list(_tagger(str(files.workdir(workdir, 'workdir').absolute()), separator, step)(words))
+
+
+@functools.cache
+def _tagger(workdir: str, separator: str, step: int | None) -> Callable[[Sequence[str]], list[str]]:
+  loaded = load(workdir, step)
+  data, labels = loaded.config.data, tuple(loaded.config.data.labels)
+  if data.task is None:
+    raise UserError(f'--workdir={workdir}: data.task is empty, so that the run does not tag words')
+  with loaded.modules():
+    _, converter = features.build_task(data)
+  predict, postprocess, context = converter.predict, converter.postprocess, data.context
+  if not converter.tags_words or predict is None or postprocess is None:
+    raise UserError(f'--workdir={workdir}: data.convert={data.convert!r} does not tag words')
+  convert = converter.features(loaded.tokenizer, labels, context)
+  predict_batch = jax.jit(lambda params, batch: predict(loaded.apply(params, batch), batch))
+
+  def tags_of(words: Sequence[str]) -> list[str]:
+    if not words:
+      return []
+    example = {'words': list(words), 'tags': [labels[0]] * len(words), 'separator': separator}
+    (feature,) = convert(example)
+    size = len(feature.tokens['inputs'])
+    if size > context:
+      raise UserError(
+        f'{workdir} reads {context} tokens, and a text of {len(words)} words has {size}; tag '
+        'sentence by sentence (lm.data.preprocess:split_sentences)'
+      )
+    # All rows have one length, so that the model is compiled once.
+    row = {name: np.pad(values, (0, context - size)) for name, values in feature.tokens.items()}
+    row |= {'segments': np.arange(context) < size, 'positions': np.arange(context) % max(1, size)}
+    batch = {name: cast_feature(name, values[None]) for name, values in row.items()}
+    batch['examples'] = np.ones((1, 1), np.int32)
+    found = jax.device_get(predict_batch(loaded.params, batch))
+    tokens = {f'tokens/{name}': values for name, values in feature.tokens.items()}
+    return postprocess(labels, example, [tokens | {k: x[0, :size] for k, x in found.items()}])
+
+  return tags_of

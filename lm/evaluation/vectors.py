@@ -1,9 +1,8 @@
-"""The word vectors of a model: out of its parameters, out of a workdir, and into one."""
+"""Word vectors of a model: read from parameters or a workdir, evaluated, written to a workdir."""
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,19 @@ from lm.workdir.checkpoints import Checkpoints
 from lm.workdir.load import Loaded, load
 from lm.workdir.metrics_writer import EventLog
 
-MAPPED = 500  # words of the map that evaluations and imports leave in a workdir
+WORDS_ON_MAP = 500  # of the map that evaluations and imports write to a workdir
+_KEY = 'eval.vectors'
 
 
 def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   """Returns the words of a vocabulary with their rows of the parameter `embedding`.
 
-  Where neighbours have vectors of the same kind, as in GloVe, whose tables have biases beside, the
-  two are added up (Pennington et al. 2014, section 4.2).
-
-  Words are those of lm.text.tokenizers. Where there are several processes, all of them must ask.
+  For GloVe, whose tables have biases, a vector is the sum of the input and the output vector
+  (Pennington et al. 2014, section 4.2). Words are those of lm.text.tokenizers. With several
+  processes, all of them must call this function.
 
   Raises:
-    UserError: there is no such parameter, no word, or a number that is not finite.
+    UserError: there is no such parameter, no word, or an element that is not finite.
   """
   if 'embedding' not in params:
     raise UserError(f'no word vectors: of the parameters {", ".join(params)} none is `embedding`')
@@ -55,7 +54,7 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
 
 
 def of_run(workdir: str | Path, step: int | None = None) -> Vectors:
-  """Returns the word vectors of a workdir at a step, by default the one that `load` takes.
+  """Returns the word vectors of a workdir at a step, by default the step that `load` takes.
 
   Raises:
     UserError: there is no run, no such step, or no word vectors there.
@@ -64,7 +63,7 @@ def of_run(workdir: str | Path, step: int | None = None) -> Vectors:
 
 
 def of_loaded(loaded: Loaded) -> Vectors:
-  """Returns the word vectors of a run that is open.
+  """Returns the word vectors of an open run.
 
   Raises:
     UserError: it has none.
@@ -76,82 +75,63 @@ def of_loaded(loaded: Loaded) -> Vectors:
 
 
 def write_run(vectors: Vectors, workdir: str | Path) -> None:
-  """Makes a workdir whose model is these vectors, at step 0, or nothing at all.
+  """Writes a workdir whose model is these vectors, at step 0; on an error, writes nothing.
 
-  Its vocabulary begins with <|end|> and <unk>, whose rows are zeros unless `vectors` has them; as
-  neighbours all words are zeros, as before training. A run takes the vectors by `init.workdir` when
-  its data.tokenizer is 'lm.text.tokenizers:existing' with the tokenizer.json there.
+  Its vocabulary begins with <|end|> and <unk>, whose rows are zeros unless `vectors` has them. All
+  output vectors are zeros, as before training. A run starts from the vectors by `init.workdir`, if
+  its data.tokenizer is 'lm.text.tokenizers:existing' with the tokenizer.json of the workdir.
 
   Raises:
     UserError: the directory is not empty, or cannot be written.
   """
   workdir = Path(workdir)
-  with _whole(workdir) as folder:
-    words = [END, UNKNOWN, *(word for word in vectors.words if word not in (END, UNKNOWN))]
-    tokenizer = known_words(words)
-    config = _config(workdir, vectors.matrix.shape[1])
-    experiment.write_run_config(config, '', tokenizer, folder, content='')
-    table = np.zeros((len(words), vectors.matrix.shape[1]), np.float32)
-    for i, word in enumerate(words):
-      if word in vectors.index:
-        table[i] = vectors.matrix[vectors.index[word]]
-    params = {'embedding': table, 'unembedding': np.zeros_like(table)}
-    zero = jnp.zeros((), jnp.int32)
-    checkpoints = Checkpoints(folder)
-    try:
-      checkpoints.save(0, TrainState(zero, zero, zero, params, opt_state={}))
-      checkpoints.wait()
-    finally:
-      checkpoints.close()
-    events = EventLog(folder)
-    events.write('imported', step=0)
-    events.close()
-    eval_artifacts.write_word_map(folder, 0, word_map(vectors, vectors.words[:MAPPED]))
-
-
-@contextlib.contextmanager
-def _whole(workdir: Path) -> Iterator[Path]:
-  """Gives a directory beside `workdir` that takes its place in the end, or goes."""
   files.check_new(workdir)
   folder = workdir.absolute().with_name(f'{workdir.absolute().name}.{os.getpid()}.tmp')
   try:
     folder.mkdir(parents=True)
-    yield folder
-    os.replace(folder, workdir)  # over an empty directory at the most
+    _write_run(vectors, folder, workdir.absolute() / 'tokenizer.json')
+    os.replace(folder, workdir)  # over an empty directory at most
   except OSError as e:
     raise UserError(f'--workdir={workdir} cannot be written: {e.strerror or e}') from e
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _config(workdir: Path, size: int) -> ConfigDict:
-  """Returns the config of vectors of `size` numbers that are not trained."""
+def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
+  words = [END, UNKNOWN, *(word for word in vectors.words if word not in (END, UNKNOWN))]
+  size = vectors.matrix.shape[1]
   config = base()
   with config.unlocked():
-    config.data.tokenizer = ConfigDict(
-      {
-        'fn': 'lm.text.tokenizers:existing',
-        'file': str(workdir.absolute() / 'tokenizer.json'),
-      }
-    )
-    config.model = ConfigDict(
-      {
-        'fn': 'lm.models.embeddings:Embeddings',
-        'vocab_size': placeholder(int),
-        'd_model': size,
-        'context': config.data.context,
-      }
-    )
-    config.eval.sets = ConfigDict()
+    config.data.tokenizer = {'fn': 'lm.text.tokenizers:existing', 'file': str(tokenizer_file)}
+    config.model = {
+      'fn': 'lm.models.embeddings:Embeddings',
+      'vocab_size': placeholder(int),
+      'd_model': size,
+      'context': config.data.context,
+    }
+    config.eval.sets = {}
   config.log.prompts = ()
-  return config
+  experiment.write_run_config(config, '', known_words(words), folder, content='')
+  table = np.zeros((len(words), size), np.float32)
+  for i, word in enumerate(words):
+    if word in vectors.index:
+      table[i] = vectors.matrix[vectors.index[word]]
+  params = {'embedding': table, 'unembedding': np.zeros_like(table)}
+  zero = jnp.zeros((), jnp.int32)
+  checkpoints = Checkpoints(folder)
+  try:
+    checkpoints.save(0, TrainState(zero, zero, zero, params, opt_state={}))
+    checkpoints.wait()
+  finally:
+    checkpoints.close()
+  events = EventLog(folder)
+  events.write('imported', step=0)
+  events.close()
+  eval_artifacts.write_word_map(folder, 0, word_map(vectors, vectors.words[:WORDS_ON_MAP]))
 
 
-_KEY = 'eval.vectors'
-
-
-def wanted(config: ConfigDict, model: nn.Module) -> bool:
-  """Returns whether evaluations look at the word vectors of a model."""
+def are_evaluated(config: ConfigDict, model: nn.Module) -> bool:
+  """Returns whether evaluations include the word vectors of a model."""
   return bool(config.eval.vectors) or isinstance(model, Embeddings)
 
 
@@ -169,49 +149,47 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
     except UserError as e:
       raise UserError(f'{_KEY}: {e}') from e
     if not isinstance(metric, VectorMetric):
-      raise UserError(f'{_KEY}={path!r} makes {type(metric).__name__}, not a VectorMetric')
+      raise UserError(f'{_KEY}={path!r} returns {type(metric).__name__}, not a VectorMetric')
     if not metric.higher_is_better:
       raise UserError(
         f"{_KEY}={path!r} declares no values: VectorMetric(..., higher_is_better={{'NAME': True}}) "
-        'names each of them, and whether its highest is the best (None: no value is better)'
+        'names each value and its direction (None: a value without one)'
       )
     metrics.append(metric)
-  check_names(metrics, f'{_KEY}={tuple(config.eval.vectors)!r}: give one another name=')
+  check_names(metrics, f'{_KEY}={tuple(config.eval.vectors)!r}: name one of them with name=')
   return metrics
 
 
 def drift(workdir: str, name: str = 'drift') -> VectorMetric:
-  """Returns the metric of how far words have gone from where they lie in another run.
+  """Returns the metric of how far word vectors have moved from those of another run.
 
-  It has 'distance', the mean over common words of 1 - cosine with their own vector there, and the
-  'coverage', their share.
+  'distance' is the mean over common words of 1 - cosine of the two vectors of a word. 'coverage' is
+  the share of common words.
 
   Raises:
     UserError: there is no such run; or, from the metric, no word in common.
   """
-  pass
-
   before = of_run(workdir)
 
-  def shared(index: Mapping[str, int]) -> list[str]:
+  def common_words(index: Mapping[str, int]) -> list[str]:
     common = [word for word in index if word in before.index]
     if not common:
       raise UserError(f'{workdir} has none of the words')
     return common
 
   def score(vectors: Vectors) -> Scores:
-    common = shared(vectors.index)
-    now = vectors.matrix[[vectors.index[word] for word in common]]
-    then = before.matrix[[before.index[word] for word in common]]
-    cosines = np.einsum('nd,nd->n', unit_rows(now), unit_rows(then))
-    coverage = len(common) / len(vectors.words)
-    return Scores({'distance': float(1 - cosines.mean()), 'coverage': coverage})
+    common = common_words(vectors.index)
+    now, then = (
+      unit_rows(each.matrix[[each.index[word] for word in common]]) for each in (vectors, before)
+    )
+    distance = float(1 - np.einsum('nd,nd->n', now, then).mean())
+    return Scores({'distance': distance, 'coverage': len(common) / len(vectors.words)})
 
-  return VectorMetric(name, score, shared, {'distance': False, 'coverage': True})
+  return VectorMetric(name, score, common_words, {'distance': False, 'coverage': True})
 
 
 def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
-  """Raises UserError where two metrics have one name, or one has none."""
+  """Raises UserError if two metrics have the same name, or one has none."""
   seen: set[str] = set()
   for name, *_ in metrics:
     if not name or name in seen:
@@ -220,21 +198,21 @@ def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
 
 
 def check_coverage(metrics: Iterable[VectorMetric], words: Mapping[str, int]) -> None:
-  """Raises UserError where a metric could say nothing of vectors of these words."""
+  """Raises UserError if a metric has no value for vectors of these words."""
   for name, _, check, _ in metrics:
     try:
       check(words)
     except UserError as e:
       raise UserError(
-        f'{_KEY}: {name}: {e}; the vocabulary has {len(words):,} words, as data.tokenizer says'
+        f'{_KEY}: {name}: {e}; the vocabulary of data.tokenizer has {len(words):,} words'
       ) from e
 
 
 def scores(metrics: Sequence[VectorMetric], vectors: Vectors) -> Scores:
-  """Returns what metrics say of word vectors, as 'NAME/VALUE'.
+  """Returns the values of metrics of word vectors, as 'NAME/VALUE'.
 
   Raises:
-    UserError: a metric cannot be found, such as one of which nothing is covered.
+    UserError: a metric is undefined, for instance because no word is covered.
   """
   values: dict[str, float] = {}
   notes: dict[str, str] = {}
@@ -253,7 +231,7 @@ def word_map(vectors: Vectors, words: Sequence[str]) -> dict[str, Any]:
 
   Args:
     vectors: of at least these words.
-    words: in the order in which they are named as long as there is room, such as the most frequent.
+    words: by priority of their labels, such as the most frequent first.
 
   Raises:
     UserError: there are no words, or one is not among the vectors.

@@ -1,7 +1,8 @@
-"""Exchanges between devices of a mesh axis, by the sides of a torus of TPUs.
+"""FSDP collectives: all-gather parameters for the forward pass, reduce-scatter their gradients.
 
-The compiler of TPUs adds up gradients whole over a square torus or a cube, and makes sums of what
-comes together there, which send twice as much; told of groups along its sides it does neither.
+On a TPU torus of two or three dimensions XLA lowers a reduce-scatter of gradients to an all-reduce,
+and an all-gather to an all-reduce of twice the traffic. Both stay as they are when each collective
+runs over groups along the dimensions of the torus (`axis_index_groups`).
 """
 
 import functools
@@ -19,308 +20,314 @@ from lm.parallel.mesh import axes_of, current_mesh, device_coords, logical_to_sp
 from lm.types import Array
 
 
-def all_gather_along(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns the parts of x, together along `axis`; the last side comes first.
+def all_gather_along(x: Array, axis: int, name: str, dims: Sequence[int]) -> Array:
+  """Returns x all-gathered along `axis`, one dimension of the torus at a time, the last one first.
 
-  Parts lie along an axis of their own meanwhile, or the compiler of TPUs adds up the gradients of
-  many kernels whole: those whose parts are short pieces of what lies together in memory.
+  The shards are stacked along a new axis in between. Without it the gradients of kernels
+  with short contiguous shards become all-reduces on TPU.
+
+  Args:
+    x: the shard of this device.
+    axis: of x.
+    name: mesh axis.
+    dims: torus dimensions of the mesh axis; their product is its size.
   """
   x = jnp.moveaxis(x, axis, 0)
-  for side in reversed(range(len(sides))):
-    x = jax.lax.all_gather(x, name, axis_index_groups=_groups(sides, side))
+  for dim in reversed(range(len(dims))):
+    x = jax.lax.all_gather(x, name, axis_index_groups=_groups(dims, dim))
     x = x.reshape(-1, *x.shape[2:])
   return jnp.moveaxis(x, 0, axis)
 
 
-def reduce_scatter_along(x: Array, axis: int, name: str, sides: Sequence[int]) -> Array:
-  """Returns a device's part along `axis` of the sum of all x; the first side comes first.
+def reduce_scatter_along(x: Array, axis: int, name: str, dims: Sequence[int]) -> Array:
+  """Returns the shard along `axis` of the sum of all x, one dimension of the torus at a time.
 
-  All other axes are one meanwhile: with heads and groups apart the compiler of TPUs lays others
-  before the parts, and adds up all of it everywhere.
+  Trailing axes are flattened first. With separate head axes XLA picks another layout on TPU and
+  turns the reduce-scatter into an all-reduce. Arguments are those of `all_gather_along`.
   """
   x = jnp.moveaxis(x, axis, 0)
-  others = x.shape[1:]
+  trailing = x.shape[1:]
   x = x.reshape(x.shape[0], -1)
-  for side, size in enumerate(sides):
+  for dim, size in enumerate(dims):
     x = x.reshape(size, -1, x.shape[-1])
-    x = jax.lax.psum_scatter(x, name, axis_index_groups=_groups(sides, side))
-  return jnp.moveaxis(x.reshape(-1, *others), 0, axis)
+    x = jax.lax.psum_scatter(x, name, axis_index_groups=_groups(dims, dim))
+  return jnp.moveaxis(x.reshape(-1, *trailing), 0, axis)
 
 
-def group_torus_dims(sides: Sequence[int]) -> tuple[int, ...]:
-  """Returns how many devices lie in each plane of two sides, and along the last side if odd."""
-  return tuple(math.prod(sides[i : i + 2]) for i in range(0, len(sides), 2))
+def group_torus_dims(dims: Sequence[int]) -> tuple[int, ...]:
+  """Returns the dimensions with each two merged into one; a last odd one stays."""
+  return tuple(math.prod(dims[i : i + 2]) for i in range(0, len(dims), 2))
 
 
-def _groups(sides: Sequence[int], side: int) -> list[list[int]]:
-  """Returns the lines of devices along one side, by their places on the mesh axis."""
-  places = np.arange(math.prod(sides)).reshape(sides)
-  return np.moveaxis(places, side, -1).reshape(-1, sides[side]).tolist()
+def _groups(dims: Sequence[int], dim: int) -> list[list[int]]:
+  """Returns the `axis_index_groups` of collectives along one dimension of the torus."""
+  indices = np.arange(math.prod(dims)).reshape(dims)
+  return np.moveaxis(indices, dim, -1).reshape(-1, dims[dim]).tolist()
 
 
 def torus_dims(mesh: Mesh, name: str) -> tuple[int, ...]:
-  """Returns over how many devices an axis of the mesh extends along each side of a torus.
+  """Returns the dimensions of the torus that a mesh axis extends over, the fastest-varying last.
 
-  The side along which the next device lies is the last. Devices that lie otherwise, or on several
-  slices, are one side.
+  Devices in another order, on several slices, or of another platform count as one dimension.
   """
   size = mesh.shape[name]
-  line = np.moveaxis(mesh.devices, mesh.axis_names.index(name), 0).reshape(size, -1)[:, 0]
-  if line[0].platform != 'tpu':
+  devices = np.moveaxis(mesh.devices, mesh.axis_names.index(name), 0).reshape(size, -1)[:, 0]
+  if devices[0].platform != 'tpu':
     return (size,)
-  places = np.array([device_coords(device) for device in line])
-  places -= places.min(axis=0)
-  if places[:, 0].any():
+  coords = np.array([device_coords(device) for device in devices])
+  coords -= coords.min(axis=0)
+  if coords[:, 0].any():  # several slices
     return (size,)
-  long = np.flatnonzero(places.any(axis=0))
-  long = long[np.argsort([-np.argmax(places[:, i] != places[0, i]) for i in long])]
-  sizes = tuple(int(n) for n in places[:, long].max(axis=0) + 1)
-  lies_in_order = np.array_equal(places[:, long], list(np.ndindex(sizes)))
-  return sizes if lies_in_order else (size,)
+  extended = np.flatnonzero(coords.any(axis=0))
+  slowest_first = np.argsort([-np.argmax(coords[:, i] != coords[0, i]) for i in extended])
+  coords = coords[:, extended[slowest_first]]
+  dims = tuple(int(n) for n in coords.max(axis=0) + 1)
+  return dims if np.array_equal(coords, list(np.ndindex(dims))) else (size,)
 
 
 class _ParamLayout(NamedTuple):
-  """How a parameter lies, and its copies, one for each part of the rows."""
+  """The sharding of a parameter, stored and gathered."""
 
   mesh: Mesh
-  rows: tuple[str, ...]  # the mesh axes that split rows
-  spec: PartitionSpec  # of the parameter; along an axis those of rows come last
-  split: tuple[tuple[str, ...], ...]  # of `rows`, those that split each axis of the parameter
-  copies: PartitionSpec  # of the copies, along a new first axis
+  batch: tuple[str, ...]  # the mesh axes that shard the batch
+  spec: PartitionSpec  # of the stored parameter; in each entry the axes of `batch` come last
+  split: tuple[tuple[str, ...], ...]  # for each axis of the parameter, its mesh axes in `batch`
+  gathered: PartitionSpec  # of the gathered parameter, with a new first axis over `batch`
 
 
 class GatheredParam(flax.struct.PyTreeNode):
-  """A parameter whole for each part of the rows of a batch; along `tensor` it stays split.
+  """A parameter all-gathered over the mesh axes of the batch; over `tensor` it stays sharded.
 
-  What is done with the same copies in several places costs one exchange, and so do the gradients of
-  all of them.
+  Several uses of one GatheredParam share one all-gather, and their gradients one reduce-scatter.
   """
 
-  arrays: Array  # along a new first axis
+  arrays: Array  # (batch shards, *shape)
   layout: _ParamLayout = flax.struct.field(pytree_node=False)
 
 
-def all_gather_param(x: Array, axes: Sequence[str | None], rows: Any) -> GatheredParam | None:
-  """Returns the copies of a parameter; None where rows are not split.
+def all_gather_param(x: Array, axes: Sequence[str | None], batch: Any) -> GatheredParam | None:
+  """Returns a parameter gathered for a batch; None where the batch is not sharded.
 
   Args:
-    x: of a type as short as what it is for has it.
+    x: the parameter, already cast to the type of its use: fewer bytes are sent.
     axes: its logical axes.
-    rows: arrays with them along axis 0; where they do not divide over the mesh, they are not split.
+    batch: arrays with rows along axis 0. Rows that do not divide over the mesh are not sharded.
   """
-  layout = _param_layout(x, axes, rows)
+  layout = _param_layout(x, axes, batch)
   return None if layout is None else GatheredParam(_all_gather(x, layout), layout)
 
 
-def is_gathered_for(copies: GatheredParam | None, rows: Any) -> bool:
-  """Returns whether there are copies for these rows, and on the mesh in use.
+def is_gathered_for(gathered: GatheredParam | None, batch: Any) -> bool:
+  """Returns whether a gathered parameter is usable for a batch, sharded alike on the current mesh.
 
-  Where not, the parameter itself is there: other rows may be fewer, or not split.
+  If not, the stored parameter is used: another batch may have too few rows to be sharded.
   """
-  found = _batch_sharding_axes(rows)
-  if copies is None or found is None:
+  found = _batch_sharding_axes(batch)
+  if gathered is None or found is None:
     return False
   mesh, _, names = found
-  return (mesh, names) == (copies.layout.mesh, copies.layout.rows)
+  return (mesh, names) == (gathered.layout.mesh, gathered.layout.batch)
 
 
 def shard_map_over_batch(
-  part: Callable[[Any, Any], tuple[Any, Any, Any]], whole: Any, axes: Any, rows: Any
+  fn: Callable[[Any, Any], tuple[Any, Any, Any]], params: Any, axes: Any, batch: Any
 ) -> tuple[Any, Any, Any]:
-  """Returns `part(whole, rows)`, done by each device for its own rows of a batch.
+  """Returns `fn(params, batch)`, computed by each device for its rows of the batch.
 
-  What is added up over rows a device adds up by itself, and the devices but once.
+  Sums over rows are local first, and reduced over devices once.
 
   Args:
-    part: returns three trees: sums over the rows; sums over the rows of the shapes of `whole`, or
-      None; values of the rows.
-    whole: arrays that all rows need, or Copies that serve these; their sums are each device's.
-    axes: their logical axes.
-    rows: arrays with the rows along axis 0.
+    fn: returns three trees: sums over rows; sums over rows with the shapes of `params`, or None;
+      values for each row.
+    params: arrays, or a GatheredParam for this batch, whose sums remain those of each device.
+    axes: logical axes of `params`.
+    batch: arrays with rows along axis 0.
   """
-  found = _batch_sharding_axes(rows)
+  found = _batch_sharding_axes(batch)
   if found is None:
-    return part(whole, rows)
+    return fn(params, batch)
   mesh, _, names = found
 
-  def have(x: Array | GatheredParam, axes: Sequence[str | None]) -> Any:
-    return x if isinstance(x, GatheredParam) else all_gather_param(x, axes, rows)
+  def gather(x: Array | GatheredParam, axes: Sequence[str | None]) -> Any:
+    return x if isinstance(x, GatheredParam) else all_gather_param(x, axes, batch)
 
-  def mine(copies: Any, rows: Any) -> tuple[Any, Any, Any]:
-    sums, like_whole, values = part(jax.tree.map(lambda x: x[0], copies), rows)
-    return jax.lax.psum(sums, names), jax.tree.map(lambda x: x[None], like_whole), values
+  def local(gathered: Any, batch: Any) -> tuple[Any, Any, Any]:
+    sums, param_sums, values = fn(jax.tree.map(lambda x: x[0], gathered), batch)
+    return jax.lax.psum(sums, names), jax.tree.map(lambda x: x[None], param_sums), values
 
-  def added(x: Array | GatheredParam, each: Array, copies: GatheredParam) -> Any:
-    given = isinstance(x, GatheredParam)
-    return copies.replace(arrays=each) if given else _reduce_scatter_grad(each, copies.layout)
+  def reduce(x: Array | GatheredParam, sums: Array, gathered: GatheredParam) -> Any:
+    if isinstance(x, GatheredParam):
+      return gathered.replace(arrays=sums)
+    return _reduce_scatter_grad(sums, gathered.layout)
 
-  copies = jax.tree.map(have, whole, axes, is_leaf=_is_gathered)
-  arrays = jax.tree.map(lambda x: x.arrays, copies, is_leaf=_is_gathered)
-  of_rows = PartitionSpec(names)
-  sums, like_whole, values = jax.shard_map(
-    mine,
-    mesh=mesh,
-    in_specs=(of_rows, of_rows),
-    out_specs=(PartitionSpec(), of_rows, of_rows),
-    axis_names=_manual_axes(mesh, names),
-    check_vma=False,
-  )(arrays, rows)
-  if like_whole is not None:
-    like_whole = jax.tree.map(added, whole, like_whole, copies, is_leaf=_is_gathered)
-  return sums, like_whole, values
+  gathered = jax.tree.map(gather, params, axes, is_leaf=_is_gathered)
+  arrays = jax.tree.map(lambda x: x.arrays, gathered, is_leaf=_is_gathered)
+  by_batch = PartitionSpec(names)
+  sharded = _batch_shard_map(local, mesh, names, (PartitionSpec(), by_batch, by_batch))
+  sums, param_sums, values = sharded(arrays, batch)
+  if param_sums is not None:
+    param_sums = jax.tree.map(reduce, params, param_sums, gathered, is_leaf=_is_gathered)
+  return sums, param_sums, values
 
 
 def apply_with_gathered_kernel(
-  part: Callable[[Array, Array], Array], rows: Array, kernel: Array, axes: Sequence[str | None]
+  fn: Callable[[Array, Array], Array], batch: Array, kernel: Array, axes: Sequence[str | None]
 ) -> Array:
-  """Returns `part(rows, kernel)`, done by each device for its own rows, with the kernel whole.
+  """Returns `fn(batch, kernel)`, computed by each device for its rows with the gathered kernel.
 
-  It comes together along the mesh axes that split rows; those of `tensor` stay split. Left to
-  itself the compiler of TPUs may cut the product into windows, gather a kernel twice for a pass
-  backward, or add up the whole gradient everywhere.
+  The kernel is gathered over the mesh axes of the batch; over `tensor` it stays sharded. Without
+  this XLA may split the matmul into windows on TPU, gather the kernel again for the backward pass,
+  or all-reduce the full gradient.
 
   Args:
-    part: maps rows and a whole kernel to rows.
-    rows: along axis 0; where they do not divide over the mesh, the compiler does as it likes.
-    kernel: of a type as short as products have it.
+    fn: maps rows and a full kernel to rows.
+    batch: rows along axis 0. Where they do not divide over the mesh, XLA decides.
+    kernel: already cast to the type of the matmul.
     axes: its logical axes.
   """
-  layout = _param_layout(kernel, axes, rows)
+  layout = _param_layout(kernel, axes, batch)
   if layout is None or not any(layout.split):
-    return part(rows, kernel)
-  return apply_with_gathered(part, rows, GatheredParam(_all_gather(kernel, layout), layout))
+    return fn(batch, kernel)
+  return apply_with_gathered(fn, batch, GatheredParam(_all_gather(kernel, layout), layout))
 
 
-def apply_with_gathered(part: Callable[[Any, Array], Any], rows: Any, copies: GatheredParam) -> Any:
-  """Returns `part(rows, parameter)`, done by each device for its own rows with its copy.
+def apply_with_gathered(
+  fn: Callable[[Any, Array], Any], batch: Any, gathered: GatheredParam
+) -> Any:
+  """Returns `fn(batch, parameter)`, computed by each device for its rows.
 
   Args:
-    part: maps arrays with rows along axis 0 and a parameter to others.
-    rows: those of the batch.
-    copies: that serve them.
+    fn: maps arrays with rows along axis 0 and a full parameter to other such arrays.
+    batch: arrays with rows along axis 0.
+    gathered: the parameter, gathered for this batch.
   """
-  mesh, names = copies.layout.mesh, copies.layout.rows
-  of_rows = PartitionSpec(names)
+  mesh, names = gathered.layout.mesh, gathered.layout.batch
+  sharded = _batch_shard_map(lambda batch, x: fn(batch, x[0]), mesh, names, PartitionSpec(names))
+  return sharded(batch, gathered.arrays)
+
+
+def _batch_shard_map(
+  fn: Callable[[Any, Any], Any], mesh: Mesh, names: tuple[str, ...], out_specs: Any
+) -> Callable[[Any, Any], Any]:
+  """Returns the `shard_map` of `fn` over the mesh axes `names` along axis 0 of its arguments.
+
+  Other mesh axes stay automatic if they have several devices; with none of these it runs eagerly.
+  """
   return jax.shard_map(
-    lambda rows, copy: part(rows, copy[0]),
+    fn,
     mesh=mesh,
-    in_specs=(of_rows, of_rows),
-    out_specs=of_rows,
-    axis_names=_manual_axes(mesh, names),
+    in_specs=(PartitionSpec(names), PartitionSpec(names)),
+    out_specs=out_specs,
+    axis_names={name for name in mesh.axis_names if name in names or mesh.shape[name] == 1},
     check_vma=False,
-  )(rows, copies.arrays)
-
-
-def _manual_axes(mesh: Mesh, names: tuple[str, ...]) -> set[str]:
-  """Returns axes for `shard_map`: of all of them, where others have one device, it runs eagerly."""
-  return {name for name in mesh.axis_names if name in names or mesh.shape[name] == 1}
+  )
 
 
 def _is_gathered(x: Any) -> bool:
   return isinstance(x, GatheredParam)
 
 
-def _batch_sharding_axes(rows: Any) -> tuple[Mesh, Any, tuple[str, ...]] | None:
-  """Returns the mesh in use, its rules and the mesh axes that split rows; None where none does."""
+def _batch_sharding_axes(batch: Any) -> tuple[Mesh, Any, tuple[str, ...]] | None:
+  """Returns the current mesh, its rules and the mesh axes that shard a batch; None for none."""
   current = current_mesh()
   if current is None:
     return None
   mesh, axis_rules = current
   (entry,) = logical_to_spec(('batch',), axis_rules)
   names = tuple(name for name in axes_of(entry) if mesh.shape[name] > 1)
-  size = jax.tree.leaves(rows)[0].shape[0]
-  if not names or size % math.prod(mesh.shape[name] for name in names):
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  if not names or rows % math.prod(mesh.shape[name] for name in names):
     return None
   return mesh, axis_rules, names
 
 
-def _param_layout(x: Array, axes: Sequence[str | None], rows: Any) -> _ParamLayout | None:
-  """Returns how a parameter lies, None where rows are not split; what does not divide is whole."""
-  found = _batch_sharding_axes(rows)
+def _param_layout(x: Array, axes: Sequence[str | None], batch: Any) -> _ParamLayout | None:
+  """Returns the layout of a parameter for a batch; None where the batch is not sharded.
+
+  Axes of the parameter that do not divide over their mesh axes are not sharded.
+  """
+  found = _batch_sharding_axes(batch)
   if found is None:
     return None
   mesh, axis_rules, names = found
   spec: list[Any] = []
-  rest: list[Any] = [names]
+  gathered: list[Any] = [names]
   split: list[tuple[str, ...]] = []
   for entry, size in zip(logical_to_spec(axes, axis_rules), x.shape, strict=True):
     divides = size % math.prod(mesh.shape[name] for name in axes_of(entry)) == 0
     along = axes_of(entry) if divides else ()
     split.append(tuple(name for name in along if name in names))
-    stays = tuple(name for name in along if name not in names)
-    # What comes together must be what lies together: parts of the parts that stay.
-    spec.append(stays + split[-1] or None)
-    rest.append(stays or None)
-  return _ParamLayout(mesh, names, PartitionSpec(*spec), tuple(split), PartitionSpec(*rest))
+    remaining = tuple(name for name in along if name not in names)
+    # Gathered axes come last, so that the shards of one all-gather are contiguous.
+    spec.append(remaining + split[-1] or None)
+    gathered.append(remaining or None)
+  return _ParamLayout(mesh, names, PartitionSpec(*spec), tuple(split), PartitionSpec(*gathered))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _all_gather(x: Array, layout: _ParamLayout) -> Array:
-  """Returns a parameter's copies, one for each part of the rows, along a new first axis.
+  """Returns a parameter all-gathered over the mesh axes of the batch: (batch shards, *shape).
 
-  A copy is whole along the mesh axes of rows, and comes together over one plane of the torus after
-  another: over the links of two sides at once, while over more the compiler of TPUs makes sums of
-  it, which send twice as much. It is done by all devices for themselves: along mesh axes that
-  `shard_map` is not told of, exchanges in it would bring together what is split.
+  Each all-gather runs over two torus dimensions and uses the links of both. Over three XLA sends
+  twice the bytes on TPU, as an all-reduce. The `shard_map` is manual over all mesh axes;
+  collectives in it would otherwise gather over automatic axes too.
   """
 
-  def mine(x: Array) -> Array:
+  def local(x: Array) -> Array:
     for axis, along in enumerate(layout.split):
       for name in reversed(along):
         x = all_gather_along(x, axis, name, group_torus_dims(torus_dims(layout.mesh, name)))
     return x[None]
 
   return jax.shard_map(
-    mine, mesh=layout.mesh, in_specs=layout.spec, out_specs=layout.copies, check_vma=False
+    local, mesh=layout.mesh, in_specs=layout.spec, out_specs=layout.gathered, check_vma=False
   )(x)
 
 
-def _reduce_scatter_grad(copies: Array, layout: _ParamLayout) -> Array:
-  """Returns the sum of what belongs to the copies of a parameter, laid out as the parameter is.
+def _reduce_scatter_grad(grads: Array, layout: _ParamLayout) -> Array:
+  """Returns the gradient of a stored parameter, reduce-scattered from those of the gathered one.
 
-  It is the transpose of `_copied`: added up and split once around, one side of the torus after
-  another (Rajbhandari et al. 2020, ZeRO, section 7); over a plane the compiler of TPUs would add up
-  everything everywhere.
+  It is the transpose of `_all_gather`, over one dimension of the torus at a time (Rajbhandari et
+  al. 2020, ZeRO, section 7). Over two, XLA would all-reduce the full gradient on TPU.
   """
 
-  def mine(copy: Array) -> Array:
-    x = copy[0]
+  def local(grad: Array) -> Array:
+    x = grad[0]
     for axis, along in enumerate(layout.split):
       for name in along:
         x = reduce_scatter_along(x, axis, name, torus_dims(layout.mesh, name))
-    everywhere = tuple(name for name in layout.rows if not any(name in a for a in layout.split))
-    return jax.lax.psum(x, everywhere) if everywhere else x
+    replicated = tuple(name for name in layout.batch if not any(name in a for a in layout.split))
+    return jax.lax.psum(x, replicated) if replicated else x
 
   return jax.shard_map(
-    mine, mesh=layout.mesh, in_specs=layout.copies, out_specs=layout.spec, check_vma=False
-  )(copies)
+    local, mesh=layout.mesh, in_specs=layout.gathered, out_specs=layout.spec, check_vma=False
+  )(grads)
 
 
 _all_gather.defvjp(
   lambda x, layout: (_all_gather(x, layout), None),
-  lambda layout, _, copies: (_reduce_scatter_grad(copies, layout),),
+  lambda layout, _, grads: (_reduce_scatter_grad(grads, layout),),
 )
 
 
 def shard_map_logical(
-  part: Callable[..., Array], in_axes: Sequence[tuple | None], out_axes: tuple
+  fn: Callable[..., Array], in_axes: Sequence[tuple | None], out_axes: tuple
 ) -> Callable[..., Array]:
-  """Returns the function that does `part` on each device for what the device has of the arrays.
+  """Returns `fn` under `shard_map` over the current mesh; `fn` itself without a mesh.
 
   Args:
-    part: of arrays that no device needs anything else for.
-    in_axes: the logical axes of its arguments; None for one that is None.
-    out_axes: those of its result.
+    fn: computes a shard of its result from the same shards of its arguments.
+    in_axes: logical axes of each argument; None for an argument that is None.
+    out_axes: logical axes of the result.
   """
   current = current_mesh()
   if current is None:
-    return part
+    return fn
   mesh, axis_rules = current
-  specs = tuple(PartitionSpec() if a is None else logical_to_spec(a, axis_rules) for a in in_axes)
   return jax.shard_map(
-    part,
+    fn,
     mesh=mesh,
-    in_specs=specs,
+    in_specs=tuple(logical_to_spec(axes or (), axis_rules) for axes in in_axes),
     out_specs=logical_to_spec(out_axes, axis_rules),
     check_vma=False,
   )

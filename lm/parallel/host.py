@@ -1,6 +1,6 @@
-"""The process on its host: huge pages, XLA flags, and the cache of compiled programs.
+"""Set-up of the process: huge pages, XLA flags, and the persistent compilation cache.
 
-jax is imported inside functions: programs load it only after their flags are right.
+jax is imported inside functions: programs load it only after their flags are checked.
 """
 
 import hashlib
@@ -14,42 +14,41 @@ import re
 import sys
 from collections.abc import MutableMapping
 
-# XLA on a CPU asks malloc for its temporaries at every step, and the kernel hands them out page
-# by page: with pages of 2 MB a step takes up to a fifth less (experiments/LOG.md).
+# XLA allocates its CPU temporaries by malloc in every step. With huge pages of 2 MB there are fewer
+# page faults, and a step takes up to a fifth less time (experiments/LOG.md).
 LARGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
 
 
 def enable_huge_pages() -> None:
-  """Starts this program again with large pages, unless its environment speaks of glibc already.
+  """Restarts this program with huge pages on Linux, unless GLIBC_TUNABLES is set.
 
-  The process keeps its number, arguments and streams. To be called before anything is done or
-  imported that takes time. Other systems than Linux stay as they are.
+  The process keeps its id, arguments and streams. Call it before slow imports.
   """
   if sys.platform == 'linux' and not LARGE_PAGES.keys() & os.environ.keys():
     os.environ.update(LARGE_PAGES)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-# Variable -> the package whose compiler reads it.
+# Variable -> the package with the compiler that reads it.
 COMPILERS = {'XLA_FLAGS': 'jaxlib', 'LIBTPU_INIT_ARGS': 'libtpu'}
 
 _FLAG = re.compile(r"""--(?P<name>[^\s='"]+)(?:=(?:"[^"]*"|'[^']*'|\S*))?""")
 
 
 def drop_unknown(environ: MutableMapping[str, str]) -> list[str]:
-  """Takes flags that the installed compiler does not know out of the variables; names them.
+  """Removes the flags that the installed compiler does not know from the variables.
 
-  To be called before jax is imported, which reads the variables once: afterwards it does nothing.
+  The import of jax reads the variables once; after it this does nothing.
 
   Returns:
-    One line for each flag.
+    A warning for each removed flag.
   """
   if 'jaxlib' in sys.modules:
     return []
   lines = []
   for variable, package in COMPILERS.items():
     value = environ.get(variable, '').strip()
-    library = _library(package) if value.startswith('--') else None  # else it names a file
+    library = _library(package) if value.startswith('--') else None  # else a file of flags
     if library is None:
       continue
     given = list(_FLAG.finditer(value))
@@ -57,14 +56,16 @@ def drop_unknown(environ: MutableMapping[str, str]) -> list[str]:
     if missing:
       environ[variable] = ' '.join(match[0] for match in given if match['name'] not in missing)
     version = importlib.metadata.version(package)
-    lines += [f'{variable}: {package} {version} knows no --{name}; left out' for name in missing]
+    lines += [
+      f'{variable}: {package} {version} does not know --{name}; ignored' for name in missing
+    ]
   return lines
 
 
 def unknown(names: list[str], library: pathlib.Path) -> list[str]:
-  """Returns the flags whose names are not among the strings of a shared library."""
+  """Returns the names of flags that do not occur as strings in a shared library."""
   with library.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-    # A name is a string of its own, which ends in 0. libtpu takes --noNAME as well.
+    # Names are null-terminated. libtpu also accepts --noNAME.
     spellings = {name: {name, name.removeprefix('no')} for name in names}
     return [
       name
@@ -74,7 +75,7 @@ def unknown(names: list[str], library: pathlib.Path) -> list[str]:
 
 
 def _library(package: str) -> pathlib.Path | None:
-  """Returns the largest shared library of a package, None where it is not installed."""
+  """Returns the largest shared library of a package; None if it is not installed."""
   found = importlib.util.find_spec(package)
   if found is None or found.origin is None:
     return None
@@ -83,9 +84,9 @@ def _library(package: str) -> pathlib.Path | None:
 
 
 def enable_compilation_cache(folder: pathlib.Path) -> None:
-  """Sets the folder of JAX's persistent compilation cache, unless one is set already.
+  """Sets the directory of JAX's persistent compilation cache, unless one is set already.
 
-  Resumed runs, evaluation and sampling then start without compiling again.
+  Resumed runs, evaluation and generation then start without compilation.
   """
   import jax
 
@@ -98,7 +99,7 @@ def enable_compilation_cache(folder: pathlib.Path) -> None:
 
 
 def _host() -> str:
-  # Programs for a CPU hold its instructions, and home directories are shared between machines.
+  # Compiled programs depend on the instruction set; home directories may be shared by machines.
   info = pathlib.Path('/proc/cpuinfo')
   lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]
   flags = next((x for x in lines if x.startswith(('flags', 'Features'))), lines[0])

@@ -1,7 +1,7 @@
-"""The mesh: where each logical axis of a model goes.
+"""The device mesh, and the rules by which logical axes are sharded over it.
 
-Models say what an axis is ('embed', 'heads', 'mlp', 'vocab', 'batch'); this file alone says which
-mesh axes it is split over. `jax.jit` over one mesh serves one device or a thousand.
+Models name the logical axes of arrays ('embed', 'heads', 'mlp', 'vocab', 'batch'). The rules map
+each to mesh axes, so that one jitted program runs on one device or on a thousand.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ AXES = ('data', 'fsdp', 'tensor')
 # Logical axis -> mesh axes. An axis that is not listed is replicated.
 RULES: dict[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp'),
-  'cache_batch': ('data', 'fsdp'),  # of what is kept from token to token; follows 'batch'
+  'cache_batch': ('data', 'fsdp'),  # of the KV cache and other decoding state; follows 'batch'
   'vocab': ('tensor',),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
@@ -35,7 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
   'embed': ('fsdp',),
   'layers': (),
   'length': (),
-  'activation_embed': (),  # the model width of activations, which stays whole
+  'activation_embed': (),  # the model width of activations; replicated
   'head_dim': (),
 }
 
@@ -45,7 +45,7 @@ _current: contextvars.ContextVar[tuple[Mesh, Mapping[str, tuple[str, ...]]] | No
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
-  """Returns the mesh of the given axis sizes; one of them may be -1 and takes the rest.
+  """Returns the mesh of the given axis sizes; one size may be -1 for all remaining devices.
 
   Raises:
     UserError: an axis is unknown, or the sizes do not multiply to the number of devices.
@@ -53,11 +53,13 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   for name in sizes:
     if name not in AXES:
-      raise UserError(f'mesh.{name}: there is no such axis{did_you_mean(name, AXES)}; axes: {AXES}')
+      raise UserError(
+        f'mesh.{name}: unknown mesh axis{did_you_mean(name, AXES)}; available: {AXES}'
+      )
   shape = [sizes.get(axis, 1) for axis in AXES]
   known = math.prod(s for s in shape if s != -1)
   if shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
-    raise UserError(f'mesh={dict(sizes)}: sizes are positive, and at most one is -1')
+    raise UserError(f'mesh={dict(sizes)}: sizes must be positive; one of them may be -1')
   if -1 in shape and len(devices) % known == 0:
     shape[shape.index(-1)] = len(devices) // known
   if math.prod(shape) != len(devices):
@@ -75,7 +77,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     and within
     and long in ([len(devices)], [slices, len(devices) // slices])
   ):
-    # One torus dimension after another, as lm.parallel.collectives sends; JAX may use a ring.
+    # Torus order, which lm.parallel.collectives needs; jax.make_mesh may choose a ring.
     return Mesh(np.array(sorted(devices, key=device_coords)).reshape(shape), AXES, axis_types=types)
   try:
     if slices > 1:
@@ -83,24 +85,24 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
   except NotImplementedError as e:
     raise UserError(
-      f'mesh={dict(zip(AXES, shape, strict=True))} cannot be laid over the torus of these '
-      'devices: let each size be a product of some of its sides'
+      f'mesh={dict(zip(AXES, shape, strict=True))} does not map onto the torus of these devices: '
+      'each axis size must be a product of torus dimensions'
     ) from e
 
 
 def spread(boxed: Params, axis_rules: Mapping[str, tuple[str, ...]], devices) -> Mesh:
-  """Returns the mesh over all devices on which parameters are sharded the most.
+  """Returns the mesh over all devices that shards parameters the most, for inference.
 
-  `fsdp` is as large as the parameters divide, `data` takes the rest, and `tensor` is 1: where
-  nothing is trained, no layer needs its activations split.
+  `fsdp` is the largest size by which the parameters divide. `data` takes the remaining devices, and
+  `tensor` is 1, since inference leaves enough memory for unsharded activations.
 
   Args:
-    boxed: abstract parameters in the boxes of `nn.with_partitioning`, of one model or several.
+    boxed: abstract parameters of one or several models, boxed by `nn.with_partitioning`.
     axis_rules: see `logical_axis_rules`.
-    devices: those of all processes.
+    devices: of all processes.
 
   Raises:
-    UserError: from `shardings`, where the parameters fit no such mesh.
+    UserError: from `shardings`, where the rules fit no such mesh.
   """
   count = len(devices)
   for fsdp in range(count, 0, -1):
@@ -113,18 +115,18 @@ def spread(boxed: Params, axis_rules: Mapping[str, tuple[str, ...]], devices) ->
           raise
       else:
         return mesh
-  raise ValueError('there are no devices')
+  raise ValueError('no devices')
 
 
 def device_coords(device: jax.Device) -> tuple[int, ...]:
-  """Returns where a device of a TPU lies: its slice, its place in the torus, its part of a chip."""
+  """Returns the coordinates of a TPU device: slice, position in the torus, core on the chip."""
   return (getattr(device, 'slice_index', 0), *device.coords, getattr(device, 'core_on_chip', 0))
 
 
 def _over_slices(shape: list[int], slices: int, devices) -> np.ndarray:
-  """Returns devices with the slices of a TPU job along `data`, or else `fsdp`.
+  """Returns devices with the slices of a multi-slice TPU job along `data`, or else `fsdp`.
 
-  Between slices there is a network only, which axes that are asked more often stay within.
+  Slices are connected by the data-center network, too slow for the collectives of `tensor`.
   """
   for axis in ('data', 'fsdp'):
     i = AXES.index(axis)
@@ -133,23 +135,23 @@ def _over_slices(shape: list[int], slices: int, devices) -> np.ndarray:
       within[i], between[i] = shape[i] // slices, slices
       return mesh_utils.create_hybrid_device_mesh(within, between, devices)
   raise UserError(
-    f'mesh={dict(zip(AXES, shape, strict=True))} does not divide over {slices} slices: make '
-    'mesh.data a multiple of them'
+    f'mesh={dict(zip(AXES, shape, strict=True))} does not divide over {slices} slices: '
+    'mesh.data must be a multiple of their number'
   )
 
 
 def logical_axis_rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-  """Returns RULES with an experiment's overrides, each a comma-separated list of mesh axes."""
+  """Returns RULES with the overrides of a config, each a comma-separated list of mesh axes."""
   merged = dict(RULES)
   for logical, axes in overrides.items():
     if logical not in RULES:
-      raise UserError(
-        f'mesh.rules.{logical}: no logical axis of that name{did_you_mean(logical, RULES)}'
-      )
+      raise UserError(f'mesh.rules.{logical}: unknown logical axis{did_you_mean(logical, RULES)}')
     names = tuple(a for a in axes.split(',') if a)
     for name in names:
       if name not in AXES:
-        raise UserError(f'mesh.rules.{logical}={axes!r}: no mesh axis {name!r}; axes: {AXES}')
+        raise UserError(
+          f'mesh.rules.{logical}={axes!r}: unknown mesh axis {name!r}; available: {AXES}'
+        )
     merged[logical] = names
   if 'cache_batch' not in overrides:
     merged['cache_batch'] = merged['batch']
@@ -158,7 +160,7 @@ def logical_axis_rules(overrides: Mapping[str, str]) -> dict[str, tuple[str, ...
 
 @contextlib.contextmanager
 def set_mesh(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-  """Sets the mesh of `with_logical_constraint`, `num_shards` and lm.parallel.collectives."""
+  """Sets the current mesh, for `with_logical_constraint` and lm.parallel.collectives."""
   token = _current.set((mesh, axis_rules))
   try:
     yield
@@ -167,7 +169,7 @@ def set_mesh(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[
 
 
 def with_mesh(fn: Fn, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Fn:
-  """Returns `fn` under `set_mesh`: its logical constraints refer to this mesh and these rules."""
+  """Returns `fn` under `set_mesh`: its logical constraints use this mesh and these rules."""
 
   @functools.wraps(fn)
   def under_mesh(*args: Any, **kwargs: Any) -> Any:
@@ -178,33 +180,33 @@ def with_mesh(fn: Fn, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Fn:
 
 
 def current_mesh() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
-  """Returns the mesh and the rules of `use`; None outside it, and on one device."""
+  """Returns the mesh and rules of `set_mesh`; None outside of it and on one device."""
   current = _current.get()
   return None if current is None or current[0].size == 1 else current
 
 
 @contextlib.contextmanager
 def weight_stationary() -> Iterator[None]:
-  """Makes activations come to the weights in what is traced inside; for one token of each row.
+  """Uses the 2D weight-stationary layout in what is traced inside, for one token of each row.
 
-  For so few numbers it would be a waste to bring weights together that are split over the axes of
-  `embed`. The width of activations is split like them instead, their rows are not, and sums go
-  around (Pope et al. 2022, Efficiently Scaling Transformer Inference, 3.2). What is kept of rows
-  stays split as it is.
+  To all-gather weights that are sharded over the mesh axes of `embed` would cost more than the few
+  activations. Activations are sharded along the model width instead, not along the batch, and
+  all-reduced (Pope et al. 2022, Efficiently Scaling Transformer Inference, 3.2). The KV cache keeps
+  its sharding by rows.
   """
   current = _current.get()
   if current is None:
     yield
     return
   mesh, axis_rules = current
-  within = axis_rules['embed']
-  batch = tuple(axis for axis in axis_rules['batch'] if axis not in within)
-  with set_mesh(mesh, {**axis_rules, 'batch': batch, 'activation_embed': within}):
+  embed = axis_rules['embed']
+  batch = tuple(axis for axis in axis_rules['batch'] if axis not in embed)
+  with set_mesh(mesh, {**axis_rules, 'batch': batch, 'activation_embed': embed}):
     yield
 
 
 def with_logical_constraint(x: Array, *axes: str | None) -> Array:
-  """Pins an activation to where its axes go; the identity outside `use` or on one device."""
+  """Constrains the sharding of an activation by its logical axes; the identity without a mesh."""
   current = current_mesh()
   if current is None:
     return x
@@ -214,13 +216,13 @@ def with_logical_constraint(x: Array, *axes: str | None) -> Array:
 
 
 def platform() -> str:
-  """Returns what the devices of the mesh in use are, 'cpu', 'gpu' or 'tpu'."""
+  """Returns the platform of the current mesh: 'cpu', 'gpu' or 'tpu'."""
   current = _current.get()
   return jax.default_backend() if current is None else current[0].devices.flat[0].platform
 
 
 def num_shards(*axes: str | None) -> int:
-  """Returns over how many devices an array with these axes is split; 1 outside `use`."""
+  """Returns the number of shards of an array with these logical axes; 1 without a mesh."""
   current = _current.get()
   if current is None:
     return 1
@@ -231,17 +233,17 @@ def num_shards(*axes: str | None) -> int:
 
 
 def padded_rows(count: int) -> int:
-  """Returns the least number of rows, from `count` on, that divides over the mesh in use."""
+  """Returns `count` rounded up to rows that divide over the current mesh."""
   return count + -count % math.lcm(num_shards('cache_batch'), num_shards('batch'))
 
 
 def with_logical_partitioning(init: Initializer, *axes: str | None) -> Initializer:
-  """Returns the initializer of a parameter whose axes bear these logical names."""
+  """Returns an initializer that boxes the parameter with the names of its logical axes."""
   return cast(Initializer, nn.with_partitioning(init, axes))
 
 
 def logical_to_spec(axes, axis_rules: Mapping[str, tuple[str, ...]]) -> PartitionSpec:
-  """Returns the PartitionSpec of logical axes; a mesh axis is used once, by the first that asks."""
+  """Returns the PartitionSpec of logical axes; the first of them takes a mesh axis of several."""
   used: set[str] = set()
   spec = []
   for axis in axes:
@@ -263,7 +265,7 @@ def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...
   def leaf(path, x) -> Any:
     if not isinstance(x, nn.Partitioned):
       return NamedSharding(mesh, PartitionSpec())
-    if not jax.tree.leaves(x):  # an optimizer keeps nothing for this parameter
+    if not jax.tree.leaves(x):  # an optimizer has no state for this parameter
       return x.value
     spec = logical_to_spec(x.names, axis_rules)
     for size, names, logical in zip(x.value.shape, spec, x.names, strict=True):
@@ -278,22 +280,22 @@ def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...
 def batch_sharding(
   mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]], stacked: bool = False
 ) -> NamedSharding:
-  """Returns the sharding of a batch: rows over the batch axes, everything else whole.
+  """Returns the sharding of a batch, whose rows are sharded over the mesh axes of 'batch'.
 
-  Rows lie along the first axis, or, where several batches are `stacked`, the second.
+  Rows are axis 0, or axis 1 of several `stacked` batches.
   """
   axes = (None, 'batch') if stacked else ('batch',)
   return NamedSharding(mesh, logical_to_spec(axes, axis_rules))
 
 
 def check_batch(batch_size: int, mesh: Mesh, axis_rules, key: str = 'batch_size') -> None:
-  """Raises UserError when rows do not divide over the mesh axes that split the batch."""
+  """Raises UserError when rows do not divide over the mesh axes that shard the batch."""
   (names,) = logical_to_spec(('batch',), axis_rules)
   _check_divides(batch_size, names, mesh, key)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of replicated arrays."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -307,11 +309,11 @@ def _check_divides(size: int, names, mesh: Mesh, what: str) -> None:
   parts = math.prod(mesh.shape[name] for name in names)
   if size % parts:
     axes = ' * '.join(f'mesh.{name}={mesh.shape[name]}' for name in names)
-    raise UserError(f'{what} of size {size} does not divide by {axes}; change one of them')
+    raise UserError(f'{what} of size {size} is not divisible by {axes}; change one of them')
 
 
 def make_global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
-  """Makes global arrays of the rows this process has read."""
+  """Returns global arrays from the rows that this process has read."""
   if jax.process_count() == 1:
     return jax.device_put(dict(batch), sharding)
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
@@ -320,22 +322,22 @@ def make_global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) 
 def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:
   """Returns, in order, the rows of the global batch that this process's devices hold."""
   indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-  # Devices hold equal rows or different ones.
+  # Devices have the same rows or disjoint ones.
   bounds = {index[0].indices(batch_size) for index in indices if index is not None}
   return np.concatenate([np.arange(*bound) for bound in sorted(bounds)])
 
 
 def gather_to_local_device(tree: Params) -> Params:
-  """Returns arrays of the mesh as whole arrays on one device of this process.
+  """Returns sharded arrays all-gathered to one device of this process.
 
-  Where there are several processes, all of them must ask.
+  All processes must call it.
   """
-  here = jax.local_devices()[0]
+  device = jax.local_devices()[0]
 
-  def whole(x: Array) -> Array:
+  def gather(x: Array) -> Array:
     if x.is_fully_addressable:
-      return jax.device_put(x, here)
-    everywhere = replicated(x.sharding.mesh)
-    return jax.jit(lambda x: x, out_shardings=everywhere)(x).addressable_data(0)
+      return jax.device_put(x, device)
+    sharding = replicated(x.sharding.mesh)
+    return jax.jit(lambda x: x, out_shardings=sharding)(x).addressable_data(0)
 
-  return jax.tree.map(whole, tree)
+  return jax.tree.map(gather, tree)

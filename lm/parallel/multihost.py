@@ -1,154 +1,449 @@
-"""Several processes that train as one: values they agree on, barriers, and how they end.
+"""Several processes of one run: their connections, host values, and common end.
 
-lm.parallel.distributed starts them. All processes call these functions in the same order. jax is
-imported inside functions: programs load it only after their flags are right.
+`start` calls `jax.distributed.initialize`. Every process then opens a connection to process 0, over
+which `gather`, `broadcast_from_primary` and `barrier` send JSON. All processes call these three in
+the same order. They occupy no device, and each has a timeout, which may be hours.
+
+The same connections detect failures. The operating system closes them when a process dies, and
+process 0 informs the others; each ends with one line and exit code 134. JAX alone would wait for
+its heartbeat and then abort with pages of text. A host that falls silent with open connections is
+left to that heartbeat.
+
+jax is imported inside functions: programs load it only after their flags are checked.
 """
 
-import itertools
+import contextlib
 import json
 import os
+import queue
+import secrets
+import signal
+import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
-from lm.errors import PeerLost, UserError
-from lm.parallel import failure_detector
+from absl import flags
 
-_PREPARATION = 12 * 3600  # seconds; hosts with caches of their own prepare a corpus each
-_PIECE = 2**20  # bytes of a value at once; the service's messages have at most 4 MiB
-_numbers = itertools.count()
+from lm.errors import PeerLost, UserError, first_line
+
+# The code by which a shell reports an abort, which is how JAX ends a process after another is lost.
+# A launcher that looks for the cause reads the first other code.
+LOST = 134
+_ORDERLY = (0, 75)  # exit codes of processes that all end on their own
+_GRACE = 5.0  # seconds for a process to report its own error, caused by the failure of another
+_FLUSH = 0.2  # seconds for messages to arrive before the connections close
+_CONNECT = 10.0  # seconds for one attempt to connect
+_RENDEZVOUS = 2048  # bytes of the addresses, port and token of process 0
+_VARIABLES = {
+  'coordinator': 'JAX_COORDINATOR_ADDRESS',
+  'processes': 'JAX_NUM_PROCESSES',
+  'process': 'JAX_PROCESS_ID',
+}
+# Launchers that JAX detects: a variable that only they set, and that of the number of processes.
+_LAUNCHERS = (
+  ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
+  ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
+)
+# Errors of `jax.distributed.initialize` where no cluster is detected, and where devices are in use.
+_NO_CLUSTER = 'coordinator_address should be defined'
+_TOO_LATE = 'must be called before any JAX calls'
 
 
-def is_multiprocess() -> bool:
-  """Returns whether there are other processes."""
-  known = state()
-  return known.client is not None and known.num_processes > 1
+class _Link(NamedTuple):
+  """A connection to another process, and the values received over it."""
+
+  connection: socket.socket
+  reader: BinaryIO
+  values: queue.SimpleQueue
 
 
-def is_primary() -> bool:
-  """Returns whether this is the process that writes the record of the run."""
-  return state().process_id == 0
+class _Group(NamedTuple):
+  """This process among all; process 0 has links to all others, each of which has one to it."""
+
+  process: int
+  processes: int
+  links: dict[int, _Link]
 
 
-def process_index_and_count() -> tuple[int, int]:
-  """Returns which process this is, and how many there are."""
-  known = state()
-  return (known.process_id, known.num_processes) if is_multiprocess() else (0, 1)
+_group = _Group(0, 1, {})
+_leaving = threading.Event()
 
 
-def barrier(name: str, seconds: float, purpose: str) -> None:
-  """Waits until all processes are here.
+class Settings(NamedTuple):
+  """The flags of `define_flags`. None is for what JAX detects."""
 
-  Args:
-    name: the same in all.
-    seconds: how long to wait for them at most.
-    purpose: what they are waited for, as in 'to prepare the data'.
+  coordinator: str | None = None
+  processes: int | None = None
+  process: int | None = None
+  peer_timeout: float = 300
+  heartbeat: int = 30
+
+
+# Start-up.
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flags of a program that may run as several processes; this module's key flags."""
+  flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, where JAX does not detect it', flag_values=values
+  )
+  flags.DEFINE_integer('processes', None, 'number of processes', 1, flag_values=values)
+  flags.DEFINE_integer('process', None, 'index of this process, from 0', 0, flag_values=values)
+  flags.DEFINE_float(
+    'peer_timeout', 300, 'seconds to wait for the other processes to start', 1, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'heartbeat', 30, 'seconds of silence after which a process is lost', 1, flag_values=values
+  )
+
+
+def settings(values: flags.FlagValues = flags.FLAGS) -> Settings:
+  """Returns the flags, completed from JAX_COORDINATOR_ADDRESS and its like.
 
   Raises:
-    PeerLost: one has not come.
+    UserError: they are incomplete or inconsistent.
   """
-  # Not sync_global_devices, which waits for ever.
-  if is_multiprocess():
-    try:
-      state().client.wait_at_barrier(f'lm/{name}/{next(_numbers)}', int(1000 * seconds))
-    except RuntimeError as e:
-      raise PeerLost(
-        f'processes: not all came within {seconds:g} seconds {purpose}: {line(e)}'
-      ) from e
-
-
-def wait_until_data_ready() -> None:
-  """Waits for the other processes to prepare the data."""
-  barrier('prepared', _PREPARATION, 'to prepare the data')
-
-
-def gather(value: Any, seconds: float = 600) -> list[Any]:
-  """Returns the JSON values that all processes give, in their order.
-
-  Raises:
-    PeerLost: one has given none in time.
-  """
-  return _exchanged(value, range(process_index_and_count()[1]), seconds)
-
-
-def broadcast_from_primary(value: Any, seconds: float = 600) -> Any:
-  """Returns the JSON value that process 0 gives; what the others give does not count.
-
-  Raises:
-    PeerLost: it has given none in time.
-  """
-  return _exchanged(value, [0], seconds)[0]
-
-
-def _exchanged(value: Any, sources: Sequence[int], seconds: float) -> list[Any]:
-  if not is_multiprocess():
-    return [value]
-  client, this = state().client, state().process_id
-  prefix = f'lm/value/{next(_numbers)}'
-  if this in sources:
-    content = json.dumps(value).encode()
-    pieces = [content[i : i + _PIECE] for i in range(0, len(content), _PIECE)]
-    for i, piece in enumerate(pieces):
-      client.key_value_set_bytes(f'{prefix}/{this}/{i}', piece)
-    client.key_value_set(f'{prefix}/{this}/pieces', str(len(pieces)))
-  found = []
-  wait = int(1000 * seconds)
-  try:
-    for source in sources:
-      number = int(client.blocking_key_value_get(f'{prefix}/{source}/pieces', wait))
-      keys = [f'{prefix}/{source}/{i}' for i in range(number)]
-      found.append(json.loads(b''.join(client.blocking_key_value_get_bytes(k, wait) for k in keys)))
-  except RuntimeError as e:
-    raise PeerLost(f'processes: process {source} gave nothing in time: {line(e)}') from e
-  barrier('read', seconds, 'to read what was given')
-  if this in sources:
-    client.key_value_delete(f'{prefix}/{this}/')
+  given: dict[str, Any] = {name: values[name].value for name in Settings._fields}
+  for name, variable in _VARIABLES.items():
+    if given[name] is None and (text := os.environ.get(variable)):
+      try:
+        given[name] = values[name].parser.parse(text)
+      except ValueError as e:
+        raise UserError(f'{variable}={text!r} is not a value of --{name}: {e}') from e
+  found = Settings(**given)
+  coordinator, processes, process = found[:3]
+  host, _, port = (coordinator or 'host:1').rpartition(':')
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise UserError(f'--coordinator={coordinator} is not HOST:PORT, as in 10.0.0.1:1234')
+  if coordinator and (processes is None or process is None):
+    missing = '--processes=N' if processes is None else '--process=I'
+    raise UserError(f'--coordinator={coordinator} also needs {missing}')
+  if process is not None and not coordinator:
+    raise UserError(f'--process={process} also needs --coordinator=HOST:PORT of process 0')
+  if process is not None and processes is not None and process >= processes:
+    raise UserError(f'--process={process} must be less than --processes={processes}')
   return found
 
 
-def check_same(what: str, digest: str) -> None:
-  """Raises UserError where a process has another digest of something than process 0."""
-  found = gather(digest)
-  others = [i for i, other in enumerate(found) if other != found[0]]
-  if others:
-    raise UserError(
-      f'{what} of process {others[0]} differs from that of process 0; all must have the same'
+def start(settings: Settings) -> bool:
+  """Connects the processes of the run; returns whether there are several.
+
+  It must run before JAX initializes its devices. Afterwards the loss of a process ends this one,
+  SIGTERM belongs to JAX's preemption service (`preemption.PreemptionService`), and SIGINT ends this
+  process.
+
+  Raises:
+    UserError: the number of processes differs from the expected one.
+    PeerLost: process 0 cannot be reached.
+  """
+  import jax
+
+  launched = settings.processes if settings.coordinator else _launched()
+  expected = settings.processes or launched
+  count = 1
+  with _deadline(settings, expected):
+    if launched != 1 and _initialize(settings):
+      count = jax.process_count()  # waits until all processes have listed their devices
+    if expected not in (None, count):
+      raise UserError(
+        f'{count} of {expected} processes found: outside TPU slices, srun and mpirun they need '
+        f'--coordinator=HOST:PORT, --processes={expected} and --process=I'
+      )
+    if count > 1:
+      _connect(settings.coordinator)
+  if count == 1:
+    if jax.distributed.is_initialized():
+      # JAX's preemption service has replaced the handler of the only process.
+      jax.distributed.shutdown()
+      signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return False
+  # A handler that ends the run between two steps would act in one process only.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  if is_primary():
+    print(f'{count} processes with {jax.device_count()} devices', file=sys.stderr)
+  return True
+
+
+def _launched() -> int | None:
+  """Returns how many processes SLURM or Open MPI has started; None without them."""
+  for name, variable in _LAUNCHERS:
+    if {name, variable} <= os.environ.keys():
+      return int(os.environ[variable])
+  return None
+
+
+def _initialize(settings: Settings) -> bool:
+  """Returns whether `jax.distributed` is initialized: always, unless JAX detects no cluster."""
+  import jax
+
+  explicit = settings.coordinator is not None
+  try:
+    jax.distributed.initialize(
+      settings.coordinator,
+      settings.processes if explicit else None,
+      settings.process,
+      cluster_detection_method='deactivate' if explicit else None,
+      initialization_timeout=int(settings.peer_timeout) + 60,  # later than `_deadline`
+      heartbeat_timeout_seconds=settings.heartbeat,
+      shutdown_timeout_seconds=int(settings.peer_timeout),
     )
+  except (RuntimeError, ValueError) as e:
+    alone = _NO_CLUSTER in str(e) or (_TOO_LATE in str(e) and jax.process_count() == 1)
+    if alone and not explicit:
+      return False
+    raise PeerLost(f'processes: no connection to {_where(settings)}: {first_line(e)}') from e
+  return True
 
 
-def check_same_code(digests: Mapping[str, str]) -> None:
-  """Raises UserError where a process runs other code than process 0; `digests` are by name."""
+@contextlib.contextmanager
+def _deadline(settings: Settings, expected: int | None) -> Iterator[None]:
+  """Ends the process with one line when the block takes longer than `peer_timeout`.
+
+  JAX waits in C++ and then aborts the process with pages of text, which no `except` sees.
+  """
+
+  def give_up() -> None:
+    problem = f'not all{f" {expected}" if expected else ""} processes came to {_where(settings)}'
+    if settings.process and settings.coordinator:
+      try:
+        _open(*settings.coordinator.rsplit(':', 1)).close()
+      except OSError:
+        problem = f'process {settings.process} found no process 0 at {_where(settings)}'
+    _abort(f'processes: {problem} within --peer_timeout={settings.peer_timeout:g} seconds')
+
+  timer = threading.Timer(settings.peer_timeout, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _where(settings: Settings) -> str:
+  given = settings.coordinator
+  return f'--coordinator={given}' if given else 'the coordinator that JAX detected'
+
+
+# Connections.
+
+
+def _connect(coordinator: str | None = None) -> None:
+  """Opens the connections between process 0 and all others, and follows them."""
+  global _group
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  index, count = jax.process_index(), jax.process_count()
+  dual = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if dual else socket.AF_INET
+  # All processes listen; the place of process 0 is broadcast.
+  listener = socket.create_server(('', 0), family=family, dualstack_ipv6=dual)
+  place = [_addresses(coordinator), listener.getsockname()[1], secrets.token_hex(16)]
+  content = np.frombuffer(json.dumps(place).encode().ljust(_RENDEZVOUS), np.uint8)
+  hosts, port, token = json.loads(multihost_utils.broadcast_one_to_all(content).tobytes())
+  with listener:
+    links = {0: _call(hosts, port, token, index)} if index else _accept(listener, token, count)
+  _group = _Group(index, count, links)
+  for other in links:
+    threading.Thread(target=_follow, args=(_group, other), daemon=True).start()
+
+
+def _addresses(coordinator: str | None) -> list[str]:
+  """Returns names and addresses of this host; other hosts may reach some of them only."""
+  found = [coordinator.rpartition(':')[0]] if coordinator else []
+  for family, outside in ((socket.AF_INET, '192.0.2.1'), (socket.AF_INET6, '2001:db8::1')):
+    # The address of the default route; a datagram socket sends nothing when it connects.
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+      probe.connect((outside, 9))
+      found.append(probe.getsockname()[0])
+  return [*dict.fromkeys([*found, socket.gethostname(), 'localhost'])]
+
+
+def _open(host: str, port: str | int) -> socket.socket:
+  return socket.create_connection((host.strip('[]'), int(port)), timeout=_CONNECT)
+
+
+def _call(hosts: list[str], port: int, token: str, index: int) -> _Link:
+  """Returns the link of another process to process 0."""
+  for host in hosts:
+    with contextlib.suppress(OSError):
+      link = _link(_open(host, port))
+      link.connection.sendall(f'{token} {index}\n'.encode())
+      return link
+  raise PeerLost(
+    f'processes: process {index} cannot reach process 0 at port {port} of {" or ".join(hosts)}'
+  )
+
+
+def _accept(listener: socket.socket, token: str, count: int) -> dict[int, _Link]:
+  """Returns the links of process 0 to all others; callers without the token are closed."""
+  links: dict[int, _Link] = {}
+  while len(links) < count - 1:
+    connection, _ = listener.accept()
+    link = _link(connection)
+    connection.settimeout(_CONNECT)  # a stranger may send nothing
+    given, index = b'', b''
+    with contextlib.suppress(OSError):
+      given, _, index = link.reader.readline(_RENDEZVOUS).partition(b' ')
+    if given == token.encode():
+      connection.settimeout(None)
+      links[int(index)] = link
+    else:
+      connection.close()
+  return links
+
+
+def _link(connection: socket.socket) -> _Link:
+  connection.settimeout(None)
+  return _Link(connection, connection.makefile('rb'), queue.SimpleQueue())
+
+
+def _send(links: Iterable[_Link], *message: Any) -> bytes:
+  """Sends a message, one line of JSON; returns the line."""
+  line = json.dumps(message).encode() + b'\n'
+  for link in links:
+    with contextlib.suppress(OSError):  # the reader of the link notices its end
+      link.connection.sendall(line)
+  return line
+
+
+def _follow(group: _Group, other: int) -> None:
+  """Receives the messages of another process until it ends."""
+  ended = False
+  with contextlib.suppress(OSError, ValueError):  # a reset connection, half a line
+    for line in group.links[other].reader:
+      kind, *content = json.loads(line)
+      if kind == 'value':
+        group.links[other].values.put(content[0])
+      elif kind == 'lost':
+        _on_exit(group, *content)
+      else:
+        ended = True
+        _on_exit(group, other, *content)
+  if not ended:
+    _on_exit(group, other, None)
+
+
+def _on_exit(group: _Group, other: int, code: int | None) -> None:
+  """Ends this process after another one that failed; a `code` of None means without a message."""
+  if code in _ORDERLY or _leaving.is_set():
+    return
+  if group.process == 0:
+    _send(group.links.values(), 'lost', other, code)
+  if code is not None:
+    time.sleep(_GRACE)
+  elif group.process == 0:
+    time.sleep(_FLUSH)
+  if not _leaving.is_set():
+    how = 'has died or lost its host' if code is None else f'has ended with code {code}'
+    _abort(f'process {group.process} of {group.processes} ends: process {other} {how}')
+
+
+def _abort(line: str) -> None:
+  """Ends this process wherever it hangs, with a line on stderr and the code of a lost process."""
+  os.write(2, f'{line}\n'.encode())
+  os._exit(LOST)
+
+
+def _is_distributed() -> bool:
+  return 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized()
+
+
+def leave(code: int) -> None:
+  """Informs the other processes that this one ends with `code`; ends it now if it failed.
+
+  An orderly exit of Python would wait for the others, which wait for this process.
+  """
+  if not _is_distributed():
+    return
+  _leaving.set()
+  _send(_group.links.values(), 'end', code)
+  if code not in _ORDERLY:
+    time.sleep(_FLUSH)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+# Values and barriers.
+
+
+def is_multiprocess() -> bool:
+  """Returns whether the run has several processes."""
+  return _group.processes > 1
+
+
+def is_primary() -> bool:
+  """Returns whether this is process 0, which writes the files of the run."""
+  return _group.process == 0
+
+
+def process_index_and_count() -> tuple[int, int]:
+  """Returns the index of this process and the number of processes."""
+  return _group.process, _group.processes
+
+
+def gather(value: Any, seconds: float = 600, purpose: str = 'to gather values') -> list[Any]:
+  """Returns the JSON values of all processes, ordered by process.
+
+  Args:
+    value: of this process.
+    seconds: how long to wait for the others.
+    purpose: of the wait, for the error.
+
+  Raises:
+    PeerLost: a process sends nothing in time.
+  """
+  if not is_multiprocess() and _is_distributed():
+    _connect()  # `jax.distributed` was initialized by the user, not by `start`
+  if not is_multiprocess():
+    return [value]
+  links, end = _group.links, time.monotonic() + seconds
+  if not is_primary():
+    _send(links.values(), 'value', value)
+  values = []
+  try:
+    for other in sorted(links):
+      values.append(links[other].values.get(timeout=max(end - time.monotonic(), 0)))
+  except queue.Empty as e:
+    raise PeerLost(
+      f'processes: nothing from process {other} within {seconds:g} seconds {purpose}'
+    ) from e
+  if not is_primary():
+    return values[0]
+  return json.loads(_send(links.values(), 'value', [value, *values]))[1]
+
+
+def broadcast_from_primary(value: Any, seconds: float = 600) -> Any:
+  """Returns the JSON value of process 0; those of the others are ignored.
+
+  Raises:
+    PeerLost: a process sends nothing in time.
+  """
+  return gather(value if is_primary() else None, seconds)[0]
+
+
+def barrier(seconds: float, purpose: str) -> None:
+  """Waits until all processes are here, for instance 'to prepare the data'.
+
+  Raises:
+    PeerLost: one has not come in time.
+  """
+  gather(None, seconds, purpose)
+
+
+def check_same(digests: Mapping[str, str]) -> None:
+  """Raises UserError where a process has other digests than process 0; they are by name."""
   first, *others = gather(dict(digests))
   for i, other in enumerate(others, 1):
     differing = sorted(name for name in {**first, **other} if first.get(name) != other.get(name))
     if differing:
       raise UserError(
-        f'the code of process {i} differs from that of process 0 in {", ".join(differing)}; all '
-        'must run the same'
+        f'process {i} differs from process 0 in {", ".join(differing)}; all processes must have '
+        'the same code, config and data'
       )
-
-
-def leave(code: int) -> None:
-  """Tells the others that this process ends; one that failed ends here and now.
-
-  What is left to do at the end of Python would wait for the others, who wait for this one.
-  """
-  if 'jax' in sys.modules and is_multiprocess():
-    failure_detector.shutdown(code)
-    if code not in failure_detector.ORDERLY:
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(code)
-
-
-def state():
-  """Returns what JAX knows of the processes: `client`, `process_id`, `num_processes`."""
-  # The coordination service's client has no public name; Orbax takes it from here too.
-  from jax._src import distributed
-
-  return distributed.global_state
-
-
-def line(error: Exception) -> str:
-  """Returns an error of JAX, which writes pages, as one short line."""
-  return ' '.join(str(error).split())[:200]

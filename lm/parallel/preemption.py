@@ -1,4 +1,4 @@
-"""Preemption: whether a run was asked to stop, and by which signal."""
+"""Preemption: signals that ask a run to save its state and stop."""
 
 import signal
 from typing import Protocol
@@ -10,14 +10,15 @@ class Stop(Protocol):
   """A source of stop requests. The trainer reads `signal` after every dispatch of steps."""
 
   @property
-  def signal(self) -> str | None: ...
+  def signal(self) -> str | None:
+    """The signal that asks for the stop, such as 'SIGTERM'; None without a request."""
 
   def begin(self) -> None:
-    """Is called once before the first step."""
+    """Marks the first step: from here on the trainer saves the state before it stops."""
 
 
 class Never:
-  """What a run asks that nobody stops, as in a notebook or a test."""
+  """No stop requests, as in a notebook or a test."""
 
   signal = None
 
@@ -26,9 +27,9 @@ class Never:
 
 
 class Signals:
-  """Whether the process was told to stop, from the moment this is made (SIGTERM or SIGINT).
+  """Stop requests by SIGTERM or SIGINT to this process.
 
-  Before `begin`, when there is nothing to save yet, it stops at once.
+  Before `begin` there is no state to save, and a signal raises Preempted immediately.
   """
 
   def __init__(self) -> None:
@@ -39,21 +40,21 @@ class Signals:
 
   def _handle(self, number: int, frame) -> None:
     del frame
-    if self.signal is not None:  # told twice: the user means it
+    if self.signal is not None:  # a second signal does not wait for the state to be saved
       raise KeyboardInterrupt
     self.signal = signal.Signals(number).name
     if not self._begun:
-      raise Preempted(f'{self.signal}: stopped before the first step; nothing was to be saved')
+      raise Preempted(f'{self.signal}: stopped before the first step, with no state to save')
 
   def begin(self) -> None:
-    """From here on the process itself looks at `signal` and stops where its state can be saved."""
+    """Lets the trainer stop where it can save the state."""
     self._begun = True
 
 
 class PreemptionService:
-  """Whether the processes were told to stop: SIGTERM to any of them, by JAX's preemption service.
+  """Stop requests by SIGTERM to any process of the run, from JAX's preemption service.
 
-  It is asked once after every dispatch of steps, by all processes; all get the same answer.
+  All processes read `signal` after each dispatch of steps, and get the same value.
   """
 
   def __init__(self) -> None:
@@ -66,7 +67,7 @@ class PreemptionService:
   def signal(self) -> str | None:
     from jax.experimental import multihost_utils
 
-    # Dispatches and not steps: the service stops all at the largest count that it was told plus 1.
+    # Dispatches rather than steps: the service stops at the largest reported count plus 1.
     self._dispatches += 1
     reached = multihost_utils.reached_preemption_sync_point(self._dispatches)
     return 'SIGTERM' if reached else None

@@ -19,6 +19,7 @@ a stand-in takes its place. It has the shapes, matmuls and residuals of the kern
 and one value per query and head); its result is not attention.
 """
 
+import dataclasses
 import functools
 import math
 from collections import defaultdict
@@ -121,7 +122,9 @@ def _layer_activations(config: ConfigDict, step: train_step.Step, part: Batch) -
   other = train_step.changed(config, {'model.remat_policy': None})
   functions = step.functions
   apply = apply_of(components.model(other, train_step.vocabulary(other)))
-  without = functions._replace(apply=meshes.with_mesh(apply, functions.mesh, functions.rules))
+  without = dataclasses.replace(
+    functions, apply=meshes.with_mesh(apply, functions.mesh, functions.rules)
+  )
   return train_step.activations(without, step.state.params, part) / config.model.depth
 
 

@@ -42,6 +42,7 @@ def regressor(task: Task) -> Converter:
     features,
     predict=lambda output, batch: {'values/number': output.head(output.hidden)[..., 0]},
     postprocess=lambda labels, example, pieces: float(pieces[0]['values/number']),
+    mean_of_logits=True,
   )
 
 
@@ -86,6 +87,7 @@ def tagger(task: Task) -> Converter:
     features,
     predict=lambda output, batch: {'tokens/tag': output.head(output.hidden).argmax(-1)},
     postprocess=postprocess,
+    tags_words=True,
   )
 
 

@@ -114,6 +114,7 @@ def converter(
     features,
     predict=predict,
     postprocess=postprocess,
+    mean_of_logits=True,
   )
 
 

@@ -89,11 +89,14 @@ def train(
   host_memory.check_batches(config, built, rows, transforms)
   diagnostics.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, built, tokenizer)
-  multihost.wait_until_data_ready()
-  same = experiment.run_digest(config, tokenizer, rows.content)
-  multihost.check_same('the config, the tokenizer or the data', same)
   if multihost.is_multiprocess():
-    multihost.check_same_code(sources.digests(pathlib.Path(path_and_arg.partition(':')[0])))
+    # Hosts with separate caches prepare the data each, which may take hours.
+    multihost.barrier(12 * 3600, 'to prepare the data')
+    digests = sources.digests(pathlib.Path(path_and_arg.partition(':')[0]))
+    digests['the config, tokenizer or data'] = experiment.run_digest(
+      config, tokenizer, rows.content
+    )
+    multihost.check_same(digests)
   abstract, _ = abstract_state(built)
   directions = evaluators.directions(abstract.params)
   early_stopping.check_monitored(config, directions)
@@ -424,7 +427,7 @@ def _wait_for_workdir(workdir: pathlib.Path) -> None:
   """Waits until process 0 has made the workdir, which all processes must see."""
   if multihost.is_primary():
     remote.push(workdir)
-  multihost.barrier('record', 600, 'for process 0 to make the workdir')
+  multihost.barrier(600, 'for process 0 to make the workdir')
   if not multihost.is_primary():
     remote.fetch(workdir)
   if not (workdir / 'config.json').is_file():

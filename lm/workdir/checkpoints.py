@@ -92,7 +92,7 @@ class Checkpoints:
       target = self.folder.parent / 'damaged' / f'{step}-{int(time.time())}'
       target.parent.mkdir(exist_ok=True)
       (self.folder / str(step)).rename(target)
-    multihost.barrier('quarantine', 600, 'for process 0 to move a damaged checkpoint')
+    multihost.barrier(600, 'for process 0 to move a damaged checkpoint')
     self._manager.reload()
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:

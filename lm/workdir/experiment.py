@@ -80,7 +80,7 @@ def load(path_and_arg: str) -> ConfigDict:
     config = resolve.call(module.get_config, key, *([arg] if arg else []))
   if not isinstance(config, ConfigDict):
     raise UserError(f'{key}: get_config returns {type(config).__name__}, not a ConfigDict')
-  validate.form(config, key)
+  validate.check_structure(config, key)
   return config.lock()
 
 
@@ -284,7 +284,7 @@ def _read_config(file: pathlib.Path, name: str) -> ConfigDict:
     config = from_json(file.read_text('utf-8'))
   except (OSError, ValueError, RecursionError) as e:
     raise UserError(f'{name} is damaged: {first_line(e)}') from e
-  validate.form(config, name)
+  validate.check_structure(config, name)
   return config
 
 

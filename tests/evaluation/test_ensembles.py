@@ -1,5 +1,6 @@
-"""Several runs as one, the mean of a run's checkpoints, and the least risk of many drawn texts."""
+"""Ensembles of runs, means of checkpoints, and minimum Bayes risk decoding."""
 
+import dataclasses
 import json
 import pathlib
 import textwrap
@@ -10,20 +11,23 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from lm.config.base import base
 from lm.decode.batch import generate_batch
 from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import sampler
 from lm.errors import UserError
+from lm.evaluation import ensembles
 from lm.evaluation.ensembles import open_runs, parse_members
 from lm.evaluation.translate import MBRConfig, Translator
 from lm.metrics.translation import sentence_chrf
 from lm.models import ensemble
 from lm.parallel.preemption import Never
 from lm.task import Features
+from lm.tasks.classification import classifier, regressor
 from lm.text.tokenizers import end_id
 from lm.training import trainer
 from lm.workdir import experiment
-from lm.workdir.load import load
+from lm.workdir.load import Loaded, load
 
 PAIRS = {'eins': 'one', 'zwei': 'two', 'drei': 'three', 'ein Hund': 'a dog'}
 SOURCE = f"""
@@ -130,13 +134,35 @@ def test_an_ensemble_has_the_mean_loss_of_its_members_probabilities(runs):
 
 
 @pytest.mark.slow
-def test_numbers_of_an_ensemble_are_averaged_as_they_are(runs):
+def test_regression_ensembles_average_logits(runs):
   workdirs = runs('number'), runs('number', seed=1)
   assert open_runs(','.join(map(str, workdirs))).model.mean is ensemble.logits
   result = in_process.run('evaluate', f'--workdir={workdirs[0]},{workdirs[1]}')
   assert result.returncode == 0, result.stderr
   # The outputs of the members err about 1 to either side; a mean of softmaxes over one is 0.
   assert json.loads(result.stdout)['eval/validation/absolute_error'] < 0.9
+
+
+def my_regressor(task):
+  """A converter of a user's own."""
+  return dataclasses.replace(regressor(task), predict=lambda output, batch: {})
+
+
+def my_classifier(task):
+  return dataclasses.replace(classifier(task), predict=lambda output, batch: {})
+
+
+@pytest.mark.parametrize(
+  ('convert', 'mean'),
+  [('my_regressor', ensemble.logits), ('my_classifier', ensemble.probabilities)],
+)
+def test_a_converter_decides_the_mean_of_an_ensemble(convert, mean, encoder):
+  config = base()
+  config.data.task = 'lm.tasks.text:regression'
+  config.data.convert = f'test_ensembles:{convert}'
+  loaded = Loaded(config, {'kernel': np.ones(2)}, None, None, 1, encoder())
+  together = ensembles._as_ensemble([loaded, dataclasses.replace(loaded, step=2)])
+  assert together.model.mean is mean
 
 
 @pytest.mark.slow
@@ -159,23 +185,26 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--workdir={pairs},{upper}'], 'make no ensemble: their tokenizers differ (of '),
+    (['--workdir={pairs},{upper}'], 'form no ensemble: their tokenizers differ (of '),
     (
       ['--workdir={pairs},{decoder}'],
-      "'lm.tasks.seq2seq:encoder_decoder' there and 'lm.tasks.seq2seq:decoder' here",
+      "data.convert differs: 'lm.tasks.seq2seq:encoder_decoder' and 'lm.tasks.seq2seq:decoder'",
     ),
     (['--workdir={pairs},nowhere'], '--workdir=nowhere: no run there'),
     (['--workdir={pairs},'], 'nothing before or after one of the commas'),
     (['--workdir={pairs},{pairs}'], 'is named twice'),
-    (['--workdir={pairs}', '--step=20,x'], '--step=20,x is no step, nor several'),
+    (['--workdir={pairs}', '--step=20,x'], '--step=20,x must be a step, or several'),
     (['--workdir={pairs}', '--step=20,25'], '--step=25: '),
     (['--workdir={pairs},{upper}', '--step=10,20,30'], 'names 3 steps for the 2 directories'),
     (['--workdir={pairs}', '--average=9'], '--average=9: '),
     (['--workdir={pairs}', '--average=0'], '--average=0 is not a positive number'),
     (['--workdir={pairs}', '--average=2', '--step=20'], 'takes the newest checkpoints, and --step'),
-    (['--workdir={pairs}', '--mbr=1'], '--mbr=1 is neither 0 nor 2 or more'),
+    (['--workdir={pairs}', '--mbr=1'], '--mbr=1 must be 0, or 2 candidates'),
     (['--workdir={pairs}', '--mbr=6', '--beam_size=5'], '--mbr=6 is more than --beam_size=5'),
-    (['--workdir={pairs}', '--temperature=0.5'], '--temperature=0.5: nothing is drawn here'),
+    (
+      ['--workdir={pairs}', '--temperature=0.5'],
+      'temperature=0.5 has no effect without sampling',
+    ),
     (['--workdir={pairs}', '--mbr=3', '--n_best=4'], '--n_best=4 is more than --mbr=3'),
     (['--workdir={pairs}', '--mbr=3', '--top_p=2'], '--top_p=2.0 is not between 0 and 1'),
     (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is for beams, and --mbr samples'),
@@ -198,7 +227,7 @@ def test_word_vectors_make_no_ensemble(runs, tmp_path):
     open_runs(f'{tmp_path / "x"},{tmp_path / "y"}')
 
 
-def test_workdirs_go_with_steps():
+def test_workdirs_combine_with_steps():
   a, b = pathlib.Path('a'), pathlib.Path('b')
   assert parse_members('a', None) == [(a, None)]
   assert parse_members('a', '5') == [(a, 5)]
@@ -212,17 +241,17 @@ def test_a_directory_with_a_comma_in_its_name_is_one(tmp_path):
   assert parse_members(str(tmp_path / 'a,b'), None) == [(tmp_path / 'a,b', None)]
 
 
-DRAWS = 6
+SAMPLES = 6
 
 
 def risky(loaded, **changes):
   sample_fn = sampler(temperature=1.5)
   strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sample_fn, batch_size=4)
-  given = {'utility': sentence_chrf(), 'draws': DRAWS, 'seed': 7} | changes
-  return Translator(loaded, strategy, risk=MBRConfig(**given))
+  given = {'utility': sentence_chrf(), 'samples': SAMPLES, 'seed': 7} | changes
+  return Translator(loaded, strategy, mbr=MBRConfig(**given))
 
 
-def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
+def test_mbr_chooses_the_sample_of_least_risk(runs):
   loaded = load(runs(), 10)
   lines = ['ein Hund', 'drei', 'zwei']
   found = list(risky(loaded, n_best=2)(lines))
@@ -232,7 +261,7 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
     prompt = Features({'inputs': source[-1:]}, {'source': source}, {})
     strategy = DecodeConfig(end_id(loaded.tokenizer), 24, sample_fn=sampler(temperature=1.5))
     model = loaded.model, loaded.apply, loaded.params
-    drawn = generate_batch(*model, [prompt] * DRAWS, strategy, seed=7)
+    drawn = generate_batch(*model, [prompt] * SAMPLES, strategy, seed=7)
     candidates = [' '.join(loaded.tokenizer.decode(t.tokens).split('\n')) for (t,) in drawn]
     distinct |= set(candidates)
     means = {}
@@ -246,7 +275,7 @@ def test_the_text_of_least_risk_is_chosen_among_the_drawn(runs):
   assert len(distinct) > 6, 'there was something to choose from'
 
 
-def test_what_is_chosen_depends_on_the_line_alone(runs):
+def test_mbr_of_a_line_does_not_depend_on_other_lines(runs):
   loaded = load(runs(), 10)
   translate = risky(loaded)
   lines = ['ein Hund', 'drei', '', 'zwei', 'eins']
@@ -257,7 +286,7 @@ def test_what_is_chosen_depends_on_the_line_alone(runs):
 
 
 @pytest.mark.slow
-def test_the_program_draws_and_takes_the_best_of_a_beam(runs):
+def test_the_program_ranks_samples_or_the_hypotheses_of_a_beam(runs):
   given = [f'--workdir={runs()}', '--step=10', '--n_best=2']
   drawn, again = (
     in_process.run('translate', *given, '--mbr=4', '--temperature=1.5', '--seed=1', text='drei\n\n')

@@ -1,4 +1,4 @@
-"""Evaluations that a host has no memory for are refused before step 1, with the size that fits."""
+"""Evaluations that do not fit the memory of a host raise before step 1, with the size that fits."""
 
 import re
 
@@ -128,7 +128,7 @@ def test_an_evaluation_that_does_not_fit_says_what_would(kind, place, programs, 
     check(counted - 1, abstract)
 
 
-def test_the_values_of_a_program_are_more_than_it_holds():
+def test_the_values_of_a_program_bound_its_memory():
   N = 64
 
   def outer(x):
@@ -142,7 +142,7 @@ def test_the_values_of_a_program_are_more_than_it_holds():
   assert program_bytes(traced.lower().compile()) < 2 * found < 40 * 4 * N * N
 
 
-def test_what_surely_fits_is_not_compiled(programs, monkeypatch):
+def test_programs_that_fit_by_a_wide_margin_are_not_compiled(programs, monkeypatch):
   functions, params, found = programs('writes')
 
   class Traced:

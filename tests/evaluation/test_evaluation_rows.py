@@ -1,4 +1,4 @@
-"""Figures of an evaluation are of rows in the file's order, whatever seed, batch or packing."""
+"""Metrics of a set do not depend on seed, batch size or packing of training."""
 
 import flax.linen as nn
 import jax
@@ -91,7 +91,7 @@ def test_sets_take_the_transforms_that_they_name(config):
   np.testing.assert_allclose(list(other.values()), list(some.values()), rtol=1e-5)
 
 
-def test_which_transforms_there_are_is_said(config):
+def test_the_transforms_of_each_set_are_listed(config):
   def line(**changes):
     made = config(**changes)
     tokenizer = tokenizers.bytes([])
@@ -131,7 +131,7 @@ def test_a_model_has_as_many_classes_as_there_are_labels(classes):
     components.model(config, 9)
 
 
-def test_a_set_without_targets_that_count_is_refused(config):
+def test_a_set_without_weighted_targets_raises(config):
   silent = {'eval.sets.validation.transforms': ('hides:silent',)}
   with pytest.raises(
     UserError, match=r'eval\.sets\.validation: the weights of all its targets are 0'

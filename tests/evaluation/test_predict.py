@@ -131,7 +131,7 @@ def test_one_task_is_learned_by_each_architecture(convert):
   assert found.references == before.references == references
   assert found.outputs == references != before.outputs
   assert predictor.scores(found)[0]['accuracy'] == 1
-  assert predictor.writes == (convert != 'lm.tasks.classification:classifier')
+  assert predictor.generates == (convert != 'lm.tasks.classification:classifier')
 
 
 # 'nicht' and 'schön' have a letter more than there is room for, END and a separator included.
@@ -142,7 +142,7 @@ def test_one_task_is_learned_by_each_architecture(convert):
 @pytest.mark.parametrize(
   ('too_long', 'left_out'), [('skip', {'nicht', 'schön'}), ('truncate', set())]
 )
-def test_too_long_examples_are_left_out_or_cut(convert, context, too_long, left_out, params_of):
+def test_long_examples_are_skipped_or_truncated(convert, context, too_long, left_out, params_of):
   config = config_of(convert, **{'data.too_long': too_long, 'data.context': context})
   _, functions, _, predictor = opened(config)
   found = predictor.predictions(params_of(functions.model, seed=1))
@@ -176,7 +176,7 @@ def _alone(functions, params, texts):
   return np.asarray(output.head(output.hidden))
 
 
-def test_tags_are_those_of_each_sentence_alone(params_of):
+def test_tags_do_not_depend_on_packing(params_of):
   config = config_of('lm.tasks.classification:tagger', 'sentences', 'lm.tasks.text:tagging')
   config.eval.sets['all'].scores = ('lm.metrics.labels:tags',)
   config.data.context = config.model.context = 64
@@ -193,7 +193,7 @@ def test_tags_are_those_of_each_sentence_alone(params_of):
   assert len({tag for tags in found.outputs for tag in tags}) > 1
 
 
-def test_numbers_are_those_of_each_text_alone(params_of):
+def test_regression_does_not_depend_on_packing(params_of):
   config = config_of('lm.tasks.classification:regressor', task='lm.tasks.text:regression')
   config.eval.sets['all'].scores = ('lm.metrics.labels:regression',)
   config.data.labels, config.model.num_classes = (), 1
@@ -213,23 +213,23 @@ def test_all_features_of_an_example_are_read_in_order(params_of):
   assert found.outputs == [tokenizer.encode(text).ids for (text,) in found.inputs]
 
 
-def test_prompts_for_a_model_that_continues_none_are_told():
+def test_prompts_for_a_model_without_decoder_raise():
   config = config_of('lm.tasks.seq2seq:encoder_decoder')
   config.log.prompts = ('The ',)
   tokenizer, functions, *_ = opened(config)
   with pytest.raises(UserError) as error:
     Evaluators(config, functions, tokenizer)
-  assert "log.prompts=('The ',): only a decoder continues prompts" in str(error.value)
+  assert "log.prompts=('The ',): model.fn=" in str(error.value)
 
 
 @pytest.mark.parametrize(
   ('key', 'path', 'message'),
   [
-    ('metrics', 'lm.metrics.labels:classification', 'makes no lm.types.Metric'),
-    ('scores', 'lm.metrics.tokens:targets', 'makes Metric, not lm.metrics.scores.CorpusMetric'),
+    ('metrics', 'lm.metrics.labels:classification', 'returns no lm.types.Metric'),
+    ('scores', 'lm.metrics.tokens:targets', 'returns Metric, not lm.metrics.scores.CorpusMetric'),
   ],
 )
-def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
+def test_metrics_in_the_wrong_place_raise_at_start_up(key, path, message):
   config = config_of('lm.tasks.classification:classifier')
   config.eval.sets['all'][key] = (path,)
   tokenizer = pipeline.tokenizer(config.data)
@@ -239,7 +239,7 @@ def test_metrics_in_the_wrong_place_are_told_before_a_step(key, path, message):
   assert str(error.value).startswith(f'eval.sets.all.{key}=') and message in str(error.value)
 
 
-def test_a_set_of_which_nothing_is_left_is_reported_before_a_step():
+def test_an_empty_set_raises_at_start_up():
   # The first two words, 'und' and 'nicht', are longer than a row.
   changes = {'eval.sets.all.limit': 2, 'data.too_long': 'skip'}
   config = config_of('lm.tasks.classification:classifier', **changes)
@@ -248,7 +248,7 @@ def test_a_set_of_which_nothing_is_left_is_reported_before_a_step():
     opened(config)
 
 
-def test_references_that_a_metric_cannot_score_are_reported_before_a_step():
+def test_references_that_a_metric_cannot_score_raise_at_start_up():
   config = config_of('lm.tasks.classification:classifier')
   config.eval.sets['all'].scores = ("lm.metrics.labels:classification(positive='nowhere')",)
   with pytest.raises(UserError, match=r"eval\.sets\.all\.scores=.*positive='nowhere' is no label"):

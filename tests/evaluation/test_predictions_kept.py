@@ -1,4 +1,4 @@
-"""What evaluations leave beside numbers: outputs, notes and attention maps; and lm.evaluate."""
+"""Artifacts of evaluations besides metrics: outputs, notes, attention maps; and lm.evaluate."""
 
 import base64
 import contextlib
@@ -24,7 +24,6 @@ from lm.workdir.eval_artifacts import EvalExample
 SOURCE = """
 import itertools
 from ml_collections import ConfigDict
-from lm.config import resolve
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
 from lm.parallel.preemption import Never
@@ -105,7 +104,7 @@ def pairs(folder):
 
 @pytest.fixture(scope='module')
 def classes(folder):
-  """A run that had no room on the disk for outputs, and what it said."""
+  """A run without disk space for outputs, and its stderr."""
   config, path = load(folder, 'classes')
 
   def full(*args):
@@ -171,9 +170,9 @@ def test_texts_no_file_could_hold_are_kept():
   }
 
 
-def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
+def test_a_full_disk_does_not_end_the_run(classes):
   workdir, said = classes
-  assert 'the outputs of step 4 are not kept: [Errno 28] No space left' in said
+  assert 'the outputs of step 4 are not written: [Errno 28] No space left' in said
   assert 'eval/dev/accuracy' in (workdir / 'metrics.jsonl').read_text()
 
 
@@ -201,7 +200,7 @@ def test_a_full_disk_costs_the_outputs_and_not_the_run(classes):
   ],
 )
 def test_each_example_has_a_score_of_its_own(path, outputs, references, expected):
-  metric = resolve.resolve(path, 'scores')()
+  metric = resolve.call(resolve.resolve(path, 'scores'), 'scores')
   name, scores = metric.score_examples(outputs, references)
   assert (name, scores) == (expected[0], pytest.approx(expected[1]))
 
@@ -224,7 +223,7 @@ def test_mistakes_about_outputs_are_one_line(pairs, classes, tmp_path):
   assert '--beam_size=400 is not between 1 and' in mistake(pairs, '--beam_size=400')
   workdir, _ = classes
   line = mistake(workdir, '--length_penalty=1')
-  assert '--length_penalty=1.0: no set of this run has outputs that are written' in line
+  assert '--length_penalty=1.0: no set of this run has generated outputs' in line
   folder = f'--predictions={tmp_path}'
   assert f'{folder} is a directory' in mistake(workdir, folder)
   nowhere = f'--predictions={tmp_path}/nowhere/file'
@@ -275,7 +274,7 @@ def test_cross_attention_is_kept_word_by_word(pairs):
     np.testing.assert_allclose(weights.sum(-1), 1, atol=3 / 255)
 
 
-def test_self_attention_of_a_decoder_sees_what_its_mask_shows(folder):
+def test_self_attention_of_a_decoder_is_causal(folder):
   maps = maps_of(folder, 'decoder', attention_fn='lm.nn.attention:blockwise(block=4)')
   assert maps['kind'] == 'attention'
   words = maps['examples'][1]['queries']
@@ -299,6 +298,6 @@ def test_layers_are_in_order_and_many_heads_are_averaged(folder, monkeypatch):
   np.testing.assert_allclose(arrays_of(means)[0][:, 0], first.mean(1), atol=1 / 255)
 
 
-def test_no_map_is_shown_of_attention_that_is_something_else(folder):
+def test_attention_other_than_softmax_has_no_map(folder):
   assert maps_of(folder, 'pairs', attention_fn='lm.nn.attention:dot_product') is not None
   assert maps_of(folder, 'pairs', attention_fn='kept_runs:uniform') is None

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -8,9 +9,11 @@ from lm import components
 from lm.data import pipeline
 from lm.data.preprocess import tag_words
 from lm.errors import UserError
+from lm.evaluation import predict
 from lm.evaluation.evaluators import Evaluators
-from lm.evaluation.tagger import tag
+from lm.evaluation.predict import tag
 from lm.parallel.preemption import Never
+from lm.tasks.classification import tagger
 from lm.text import segment
 from lm.text.segment import as_single_token
 from lm.training import trainer
@@ -45,7 +48,7 @@ def test_tags_are_those_of_the_evaluation(run):
   assert len({one for sentence in found for one in sentence}) > 1
 
 
-def test_a_trained_tagger_serves_like_another(run):
+def test_a_trained_tagger_works_with_segment(run):
   raw = 'x = f(1, y)'
   by = functools.partial(tag, workdir=str(run), separator=' ')
   text = segment.tag_words(segment.split_words(as_single_token(raw)), by)
@@ -57,7 +60,25 @@ def test_a_trained_tagger_serves_like_another(run):
   assert tag([], workdir=str(run)) == []
 
 
-def test_mistakes_are_told(run, tmp_path):
+def my_tagger(task):
+  """A converter of a user's own."""
+  return dataclasses.replace(tagger(task))
+
+
+def test_a_converter_says_whether_it_tags_words(run, monkeypatch):
+  loaded = load(run)
+  config = loaded.config.copy_and_resolve_references()
+  monkeypatch.setattr(predict, 'load', lambda *args: dataclasses.replace(loaded, config=config))
+  config.data.convert = 'test_tagger:my_tagger'
+  words = ['x', '=', '1']
+  expected = tag(words, workdir=str(run), separator=' ')
+  assert predict._tagger.__wrapped__(str(run), ' ', None)(words) == expected
+  config.data.convert = 'lm.tasks.classification:classifier'
+  with pytest.raises(UserError, match=r"data.convert='.*:classifier' does not tag words"):
+    predict._tagger.__wrapped__(str(run), ' ', None)
+
+
+def test_mistakes_raise(run, tmp_path):
   with pytest.raises(UserError, match='no run there'):
     tag(['a'], workdir=str(tmp_path))
   with pytest.raises(UserError, match='sentence by sentence'):

@@ -90,7 +90,7 @@ def workdir(folder):
 
 
 def opened(loaded, language=None, too_long='error', prefix='', **changes):
-  """Returns a translator that takes the likeliest token each time, or what else is asked for."""
+  """Returns a translator with greedy decoding, or with other settings."""
   strategy = DecodeConfig(end_id(loaded.tokenizer), max_tokens=24, batch_size=4)
   return Translator(loaded, strategy._replace(**changes), language, too_long, prefix)
 
@@ -146,7 +146,7 @@ def test_texts_begin_with_the_prefix_that_is_asked_for(translator):
 LONG = 'eins ' + 'zwei ' * 8
 
 
-def test_too_long_lines_are_told(translator):
+def test_too_long_lines_raise(translator):
   with pytest.raises(UserError) as error:
     list(translator()(['eins', LONG], before=10))
   assert str(error.value) == (
@@ -160,7 +160,7 @@ def test_too_long_lines_are_truncated(translator):
   assert long == cut and long[0][0]
 
 
-def test_too_long_lines_are_split_and_what_is_written_joined(translator):
+def test_too_long_lines_are_split_and_their_targets_joined(translator):
   split = translator(too_long='split')
   ((whole, score),) = next(split([LONG]))
   # Nine words: four and five, and the five are two and three.
@@ -174,7 +174,7 @@ def test_too_long_lines_are_split_and_what_is_written_joined(translator):
   assert whole == ' '.join(halves)
 
 
-def test_line_ends_in_what_is_written_are_spaces(translator):
+def test_line_ends_in_generated_texts_become_spaces(translator):
   made = translator()
   made._loaded = dataclasses.replace(made._loaded, tokenizer=_Lines())
   assert best(made(['eins'])) == ['a b c d']
@@ -219,7 +219,7 @@ def test_the_program_writes_many_texts_a_line(workdir):
   assert float(rows[0][2]) > float(rows[1][2])
 
 
-def test_what_was_read_before_a_mistake_is_written(workdir):
+def test_windows_before_a_mistake_are_translated(workdir):
   result = translate(workdir, b'eins\nzwei\n\xff\n', '--window=2', '--beam_size=1')
   assert (result.returncode, result.stdout) == (2, 'one\ntwo\n')
   note, mistake = result.stderr.splitlines()
@@ -233,12 +233,12 @@ def test_what_was_read_before_a_mistake_is_written(workdir):
     (['--beam_size=99'], '--beam_size=99 is not between 1 and'),
     (
       ['--min_tokens=50', '--max_tokens=5'],
-      '--min_tokens=50 is more than --max_tokens=5, the most',
+      '--min_tokens=50 is more than --max_tokens=5',
     ),
     (['--min_tokens=999'], '--min_tokens=999 is more than data.context='),
     (['--beam_size=2', '--n_best=3'], '--n_best=3 is more than --beam_size=2'),
-    (['--max_tokens=-1'], '--max_tokens=-1 is not 0 or more'),
-    (['--too_long=cut'], '--too_long=cut is none of error, truncate, split'),
+    (['--max_tokens=-1'], '--max_tokens=-1 must be a non-negative integer'),
+    (['--too_long=cut'], '--too_long=cut must be one of error, truncate, split'),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, workdir):
@@ -249,8 +249,8 @@ def test_mistakes_are_one_line(arguments, message, workdir):
 @pytest.mark.parametrize(
   ('arg', 'language', 'message'),
   [
-    ('', 'en', '--to=en: the task of this run is not told which language'),
-    ('languages', None, '--to is not given, and a line alone is not enough: data.task: target_la'),
+    ('', 'en', '--to=en: the task of this run has no target language'),
+    ('languages', None, '--to is not given, and the task needs it: data.task: target_la'),
     ('languages', 'de', "data.task: target_language='de'"),
     (
       'classes',
@@ -259,7 +259,7 @@ def test_mistakes_are_one_line(arguments, message, workdir):
     ),
   ],
 )
-def test_runs_that_do_not_suit_are_told(arg, language, message, folder):
+def test_runs_that_cannot_translate_raise(arg, language, message, folder):
   config = experiment.load(f'{folder / FILE}:{arg}' if arg else str(folder / FILE))
   loaded = load.Loaded(config, None, None, pipeline.tokenizer(config.data), 1, None)
   with pytest.raises(UserError) as error:

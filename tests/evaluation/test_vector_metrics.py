@@ -1,4 +1,4 @@
-"""Runs whose evaluations look at word vectors: numbers, samples, the map; and runs without sets."""
+"""Evaluations of word vectors: metrics, samples, the map; and runs without sets."""
 
 import json
 
@@ -104,7 +104,7 @@ def test_the_best_checkpoint_is_that_of_the_vectors(workdir):
   assert kept == {4, min(scores, key=scores.__getitem__)}
 
 
-def test_prompts_are_words_with_their_neighbours(workdir):
+def test_prompts_are_words_with_their_neighbors(workdir):
   vectors = of_run(workdir, 4)
   ((_, first), (step, last)) = run_data.read_run(workdir).samples
   assert (step, len(first)) == (4, 2)
@@ -190,12 +190,12 @@ def test_a_decoder_has_word_vectors_too(folder, params_of):
       {'eval.vectors': ('lm.metrics.word_vectors:pairs(file="none.tsv")',)},
       'none.tsv cannot be read: No such file or directory',
     ),
-    ({'eval.vectors': ('test_vector_metrics:no_metric',)}, 'makes dict, not a VectorMetric'),
-    ({'eval.vectors': (GROUPS, GROUPS)}, "give one another name=; two are called 'kinds'"),
+    ({'eval.vectors': ('test_vector_metrics:no_metric',)}, 'returns dict, not a VectorMetric'),
+    ({'eval.vectors': (GROUPS, GROUPS)}, "name one of them with name=; two are called 'kinds'"),
     ({'eval.vectors': (), 'checkpoint.keep': 0}, 'with eval.sets and eval.vectors empty no'),
   ],
 )
-def test_a_mistake_is_told_before_training(folder, changes, message):
+def test_a_mistake_raises_before_training(folder, changes, message):
   config = load(folder)
   config.update_from_flattened_dict(changes)
   with pytest.raises(UserError) as error:
@@ -229,7 +229,7 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
     train(folder, 'never', config)
   line = f'eval.vectors: {message.replace("{folder}", str(folder))}'
   assert str(error.value).startswith(line) and '\n' not in str(error.value)
-  assert str(error.value).endswith('the vocabulary has 9 words, as data.tokenizer says')
+  assert str(error.value).endswith('the vocabulary of data.tokenizer has 9 words')
   assert not (folder / 'never').exists()
 
 
@@ -239,7 +239,7 @@ def test_a_metric_that_covers_nothing_is_named(folder):
     word_vectors.scores(metrics, make_vectors(['a'], [[1.0]]))
 
 
-def test_runs_may_stop_early_by_their_vectors(folder):
+def test_early_stopping_monitors_vectors(folder):
   config = load(folder)
   config.stop.patience = 1
   early_stopping.check(config)

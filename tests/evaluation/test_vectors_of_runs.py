@@ -1,4 +1,4 @@
-"""Word vectors out of parameters and workdirs, and into them."""
+"""Word vectors read from parameters and workdirs, and written to workdirs."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_specials_and_padding_are_no_words():
   assert found.matrix.tolist() == [[4, 5], [6, 7]]
 
 
-def test_what_has_no_vectors_is_told():
+def test_parameters_without_vectors_raise():
   tokenizer = ours.words(['a a'])
   with pytest.raises(UserError, match='of the parameters head, norm none is `embedding`'):
     of_params({'head': np.zeros(3), 'norm': np.zeros(3)}, tokenizer)
@@ -59,7 +59,7 @@ def test_vectors_go_into_a_workdir_and_come_out(tmp_path):
   assert 'Step 0. 6 words along' in page and '>New_York<' in page
 
 
-def test_vectors_of_the_special_tokens_are_theirs(tmp_path):
+def test_vectors_of_special_tokens_are_kept(tmp_path):
   vectors = drawn(['one', '<unk>', 'two'])
   write_run(vectors, tmp_path)  # an empty directory is as good as none
   table = lm.load(tmp_path).params['embedding']
@@ -67,7 +67,7 @@ def test_vectors_of_the_special_tokens_are_theirs(tmp_path):
   assert of_run(tmp_path).words == ('one', 'two')
 
 
-def test_a_run_begins_with_vectors_that_were_written(tmp_path):
+def test_a_run_starts_from_a_workdir_of_vectors(tmp_path):
   vectors = drawn()
   write_run(vectors, tmp_path / 'given')
   config = base()
@@ -84,7 +84,7 @@ def test_a_run_begins_with_vectors_that_were_written(tmp_path):
 
 
 @pytest.mark.parametrize('content', ['file', 'folder'])
-def test_what_is_there_stays(content, tmp_path):
+def test_an_occupied_path_is_left_alone(content, tmp_path):
   workdir = tmp_path / 'run'
   if content == 'folder':
     workdir.mkdir()

@@ -210,7 +210,7 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
   boxed = jax.eval_shape(init_of(components.model(config, 50), 8), jax.random.key(0))
   with pytest.raises(UserError) as raised:
     meshes.shardings(boxed, mesh, meshes.RULES)
-  assert "axis 'mlp' of size 6 does not divide by mesh.tensor=4" in str(raised.value)
+  assert "axis 'mlp' of size 6 is not divisible by mesh.tensor=4" in str(raised.value)
 
 
 @pytest.mark.parametrize(

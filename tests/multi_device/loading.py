@@ -52,7 +52,7 @@ def translator():
 
 
 def saved(config, workdir, mesh_sizes, seed=0):
-  """Makes a workdir with two checkpoints of a model that lies on a mesh."""
+  """Makes a workdir with two checkpoints of a sharded model."""
   config.batch_size, config.eval.batch_size = 8, 3
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
   config.log.prompts = ()
@@ -78,7 +78,7 @@ def saved(config, workdir, mesh_sizes, seed=0):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """A language model that was trained sharded, another member, and one that writes."""
+  """A sharded language model, another ensemble member, and an encoder-decoder."""
   folder = tmp_path_factory.mktemp('loading')
   sharded = {'data': 2, 'fsdp': 2, 'tensor': 2}
   return {
@@ -89,7 +89,7 @@ def runs(tmp_path_factory):
 
 
 def values(monkeypatch, count, *flags):
-  """Returns what lm.evaluate prints where there are so many devices, all of which take part."""
+  """Returns the output of lm.evaluate on a number of devices, all of which are used."""
   devices, used = jax.devices()[:count], []
   plain = Evaluators.evaluate
 
@@ -125,7 +125,7 @@ def test_eight_devices_give_the_figures_of_one(flags, runs, monkeypatch):
 
 
 @pytest.mark.parametrize('average', [1, 2])
-def test_each_device_reads_its_shards_alone(average, runs, monkeypatch):
+def test_each_device_reads_only_its_shards(average, runs, monkeypatch):
   read = []
   restore = Checkpoints.restore_params
 
@@ -148,7 +148,7 @@ def test_each_device_reads_its_shards_alone(average, runs, monkeypatch):
     assert sum(held) < sum(sizes) / 6
 
 
-def test_a_notebook_names_a_mesh_or_gets_one_device(runs):
+def test_a_notebook_gives_a_mesh_or_uses_one_device(runs):
   alone = load.load(runs['one'])
   on_mesh = load.load(runs['one'], mesh=mesh.make_mesh({'fsdp': 4}, jax.devices()[:4]))
 

@@ -21,8 +21,8 @@ from lm.decode.batch import generate_batch, rows_per_batch
 from lm.decode.loop import DecodeConfig, decode_loop
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
-from lm.evaluation import attention_maps, samples
-from lm.evaluation.evaluate import evaluate, make_eval_step
+from lm.evaluation import attention_maps, evaluators
+from lm.evaluation.evaluators import evaluate, make_eval_step, samples
 from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
@@ -84,7 +84,7 @@ def functions(decoder, encoder_decoder):
     optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
     init = init_of(model, 16)
     return Components(
-      model, apply, init, cross_entropy(1e-3, chunk=3), optimizer, over, mesh.RULES, train_step
+      model, apply, over, mesh.RULES, init, cross_entropy(1e-3, chunk=3), optimizer, train_step
     )
 
   return make
@@ -148,7 +148,7 @@ def test_eight_devices_give_the_losses_of_one_to_a_recurrent_network(losses):
   assert kernel.addressable_shards[0].data.shape == (16 // 2, 4, 16 // 2)
 
 
-def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
+def test_eight_devices_have_the_dropout_of_one(functions, params_of, batch_of):
   def hidden(sizes, devices=None):
     made = functions(sizes, devices, dropout=0.3)
     run = jax.jit(lambda p, b: made.apply(p, b, key=jax.random.key(7)).hidden)
@@ -166,7 +166,7 @@ def test_eight_devices_drop_the_units_of_one(functions, params_of, batch_of):
     (word2vec.cbow, {'data': 8}),
   ],
 )
-def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
+def test_sharded_word_vectors_are_those_of_one_device(make, sizes):
   V, D, B, T, steps = 40, 8, 8, 6, 4
   counts = np.concatenate([[0], np.arange(V - 1, 0, -1)])
   rows = np.ones((steps, B, T), np.int32)
@@ -182,11 +182,11 @@ def test_word_vectors_split_over_devices_are_those_of_one(make, sizes):
     made = Components(
       model,
       apply,
+      over,
+      mesh.RULES,
       init_of(model, T),
       objective,
       adagrad(0.5, optimizers.constant, 9),
-      over,
-      mesh.RULES,
       sparse_step.train_step,
     )
     state, _ = init_train_state(made, jax.random.key(0))
@@ -216,7 +216,7 @@ def _check_placement(state, sizes):
   assert table.addressable_shards[0].data.shape == (40 // tensor, 16 // fsdp)
   scale = params['decoder']['final_norm']['scale']
   assert scale.sharding.is_fully_replicated
-  # What the optimizer keeps of a parameter lies where the parameter does.
+  # The optimizer state of a parameter is sharded like the parameter.
   moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == down.shape]
   assert len(moments) == 2 and all(m.sharding == down.sharding for m in moments)
 
@@ -229,7 +229,7 @@ def test_an_axis_that_does_not_divide_is_named(functions, decoder):
     assert part in str(error.value)
 
 
-def test_rows_of_a_process_are_those_of_its_devices():
+def test_a_process_reads_the_rows_of_its_devices():
   over = mesh.make_mesh(ALL)
   sharding = mesh.batch_sharding(over, mesh.RULES)
   np.testing.assert_array_equal(mesh.local_rows(8, sharding), np.arange(8))
@@ -238,7 +238,7 @@ def test_rows_of_a_process_are_those_of_its_devices():
   np.testing.assert_array_equal(batch, np.arange(16).reshape(8, 2))
 
 
-def test_a_rule_override_moves_an_axis(decoder):
+def test_a_rule_override_changes_a_sharding(decoder):
   boxed = jax.eval_shape(init_of(decoder('llama'), 16), jax.random.key(0))
   over = mesh.make_mesh({'fsdp': 8})
   whole = mesh.shardings(boxed, over, mesh.logical_axis_rules({'embed': '', 'mlp': 'fsdp'}))
@@ -248,7 +248,7 @@ def test_a_rule_override_moves_an_axis(decoder):
 
 
 def _sent(program):
-  """Returns (kind, elements) of all that devices send each other in a compiled program."""
+  """Returns (kind, elements) of all collectives of a compiled program."""
   found = re.findall(
     r'= (.*?) (all-[a-z-]+|collective-[a-z-]+|reduce-scatter[a-z-]*)\(', program.as_text()
   )
@@ -260,7 +260,7 @@ def _sent(program):
 
 
 @pytest.mark.parametrize('layer', [Mlp(d_mlp=64), GatedMlp(d_mlp=64), Attention(8, 8, 4)])
-def test_a_layer_split_over_its_width_sends_one_sum(layer):
+def test_a_tensor_parallel_layer_has_one_all_reduce(layer):
   over, x_BTD = mesh.make_mesh({'tensor': 8}), jnp.zeros((2, 6, 32))
   positions = jnp.zeros((2, 6), jnp.int32)
   attention = isinstance(layer, Attention)
@@ -279,8 +279,8 @@ def test_a_layer_split_over_its_width_sends_one_sum(layer):
   assert _sent(program) == [('all-reduce', x_BTD.size)]
 
 
-def test_the_vocabulary_stays_split_in_the_loss():
-  """Devices that share V exchange sums: no gather, and nothing as large as logits is sent."""
+def test_the_loss_keeps_the_vocabulary_sharded():
+  """Devices that shard V all-reduce sums: there is no all-gather, and no collective of logits."""
   B, T, D, V = 4, 8, 6, 640
   over = mesh.make_mesh({'data': 2, 'tensor': 4})
   rows = NamedSharding(over, PartitionSpec('data'))
@@ -301,11 +301,11 @@ def test_the_vocabulary_stays_split_in_the_loss():
   )
   sent = _sent(gradient.lower(*described).compile())
   assert {kind for kind, _ in sent} == {'all-reduce'}
-  # The gradient of a device's part of the table is the largest thing that two devices add up.
+  # The largest all-reduce of two devices is the gradient of a shard of the table.
   assert max(size for _, size in sent) <= V // 4 * D
 
 
-def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
+def test_the_loss_gathers_the_table_once_and_not_for_each_chunk():
   B, T, D, V = 8, 12, 16, 64
   over = mesh.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
   rows = mesh.batch_sharding(over, mesh.RULES)
@@ -327,14 +327,14 @@ def test_what_is_sent_for_the_loss_is_sent_once_and_not_for_each_chunk():
   described = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
   program = hlo.parse(gradient.lower(*described).compile().as_text())
   sent = hlo.collectives(program, over)
-  # Over the axes of rows, the table comes together and its gradient is added up, outside of loops.
+  # Over the batch axes the table is all-gathered and its gradient reduced, outside of loops.
   assert {one.times for one in sent if {'data', 'fsdp'} & {*one.axes}} == {1.0}
-  # Over that of the vocabulary each of four chunks sends, but nothing of the size of the table.
+  # Over that of the vocabulary each of four chunks has collectives, none as large as the table.
   largest = max(one.bytes for one in sent if one.times == 4)
   assert largest < 4 * V * D / 2
 
 
-def test_pieces_are_counted_by_the_rules_of_the_mesh_in_use():
+def test_shards_are_counted_by_the_rules_of_the_current_mesh():
   assert mesh.num_shards('batch', 'vocab') == 1
   over = mesh.make_mesh(ALL)
   with mesh.set_mesh(over, mesh.RULES):
@@ -346,7 +346,7 @@ def test_pieces_are_counted_by_the_rules_of_the_mesh_in_use():
     assert mesh.platform() == 'cpu'
 
 
-def test_rows_and_heads_attend_where_they_are():
+def test_attention_of_sharded_rows_and_heads_is_local():
   over = mesh.make_mesh(ALL)
   keys = jax.random.split(jax.random.key(0), 3)
   q, k, v = (
@@ -381,7 +381,7 @@ def test_rows_and_heads_attend_where_they_are():
     ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2,)),
   ],
 )
-def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
+def test_a_kernel_is_gathered_for_each_pass_and_its_gradient_reduce_scattered(
   sizes, sides, monkeypatch
 ):
   over = mesh.make_mesh(sizes)
@@ -414,9 +414,9 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
     np.testing.assert_allclose(one, other, rtol=0.05, atol=0.05)
 
   sent = hlo.collectives(hlo.parse(split.lower(variables, x_BTD).compile().as_text()), over)
-  # Three kernels, forward and backward; a compiler may put several together, and shares in the
-  # pass backward what is computed again and what its products need. Of each gradient a device
-  # sends what it does of one kernel that comes together; nothing is added up whole.
+  # Three kernels, each gathered in the forward and the backward pass. XLA may combine all-gathers,
+  # and share those of recomputed activations and of gradient matmuls. A reduce-scattered gradient
+  # has the bytes of one all-gather of its kernel; no full gradient is all-reduced.
   whole = 4 * sum(x.size for x in jax.tree.leaves(variables['params'])) / over.shape['tensor']
   share = (over.shape['fsdp'] - 1) / over.shape['fsdp']
   by = Counter()
@@ -444,7 +444,7 @@ def test_a_kernel_comes_together_for_each_pass_and_its_gradient_is_split_again(
     ({'fsdp': 8}, {'vocab': 'fsdp', 'embed': ''}),
   ],
 )
-def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
+def test_gradients_under_any_rules_are_those_of_one_device(sizes, overrides):
   over, rules = mesh.make_mesh(sizes), mesh.logical_axis_rules(overrides)
   layer, x_BTD = GatedMlp(64, bias=True), jax.random.normal(jax.random.key(1), (8, 4, 32))
   targets_BT = jax.random.randint(jax.random.key(2), (8, 4), 0, 48)
@@ -476,7 +476,7 @@ def test_gradients_are_those_of_one_device_whatever_the_rules(sizes, overrides):
   ('sizes', 'kinds'),
   [({'data': 8}, {'all-reduce': 2}), ({'fsdp': 8}, {'all-gather': 1, 'reduce-scatter': 1})],
 )
-def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds):
+def test_a_tied_table_is_gathered_once_for_all_its_uses(sizes, kinds):
   over = mesh.make_mesh(sizes)
   params = {'table': jax.random.normal(jax.random.key(3), (48, 64))}
   places = mesh.shardings(
@@ -511,7 +511,7 @@ def test_a_table_that_becomes_logits_is_sent_once_for_all_its_uses(sizes, kinds)
 
 
 @pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
-def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
+def test_a_tied_decoder_uses_the_gathered_table_and_has_the_gradient_of_one_device(
   decoder, params_of, batch_of, sizes
 ):
   model = decoder('alibi', depth=1, vocab_multiple=8)
@@ -546,7 +546,7 @@ def test_a_tied_decoder_uses_its_copies_and_has_the_gradient_of_one_device(
 
 @pytest.mark.parametrize('sides', [(8,), (2, 4), (2, 2, 2)])
 @pytest.mark.parametrize('axis', [0, 2, 3])
-def test_parts_of_a_sum_lie_in_order_along_any_axis(sides, axis):
+def test_scattered_and_gathered_shards_are_in_order_along_any_axis(sides, axis):
   over = mesh.make_mesh({'fsdp': 8})
   shape = [3, 2, 4, 5]
   shape[axis] = 16
@@ -570,7 +570,7 @@ def test_parts_of_a_sum_lie_in_order_along_any_axis(sides, axis):
   np.testing.assert_array_equal(jax.jit(gather)(found), np.broadcast_to(found, x.shape))
 
 
-def test_where_rows_are_not_split_a_part_is_done_as_it_stands():
+def test_without_sharded_rows_a_function_is_applied_directly():
   given = (jnp.ones((6, 4)), jnp.ones((4, 8)))
   for over, overrides in (
     (mesh.make_mesh({'fsdp': 1}, jax.devices()[:1]), {}),
@@ -596,7 +596,7 @@ def test_where_rows_are_not_split_a_part_is_done_as_it_stands():
     ('recurrent', ALL, 1),
   ],
 )
-def test_eight_devices_write_the_texts_of_one(architecture, sizes, beam, functions, params_of):
+def test_eight_devices_generate_the_texts_of_one(architecture, sizes, beam, functions, params_of):
   rng = np.random.default_rng(2)
   read = [rng.integers(0, 37, length) for length in (3, 7, 1, 5, 6)]
   if architecture == 'decoder':
@@ -620,7 +620,7 @@ def test_eight_devices_write_the_texts_of_one(architecture, sizes, beam, functio
   np.testing.assert_allclose(scores, scores_there, atol=1e-4)
 
 
-def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions):
+def test_generation_shards_the_kv_cache_and_keeps_weights_stationary(functions):
   made = functions({'fsdp': 4, 'tensor': 2})
   model, apply, B = made.model, apply_of(made.model), 4
   params, config = abstract_state(made)[0].params, DecodeConfig(end=5, max_tokens=15)
@@ -640,12 +640,12 @@ def test_writing_splits_what_is_kept_and_leaves_weights_where_they_are(functions
   buffers = compiled.output_shardings.cache['layers'][0]['layer_0']['attention'].k
   assert buffers.shard_shape((B, 4, 16, 4)) == (1, 2, 16, 4)
   sent = hlo.collectives(hlo.parse(compiled.as_text()), made.mesh)
-  # Were it brought together, a kernel of the feed-forward layer would be the smallest but the out.
+  # Apart from `out`, the smallest kernel is that of the feed-forward layer.
   kernel = 16 * 24 * 4 / 2
   assert sent and max(one.bytes for one in sent if one.kind == 'all-gather') < kernel * 3 / 4
 
 
-def test_rows_that_are_written_at_once_divide_over_the_devices():
+def test_rows_of_a_decoding_batch_divide_over_the_devices():
   over = mesh.make_mesh(ALL)
   assert rows_per_batch(10, 100) == 10
   with mesh.set_mesh(over, mesh.RULES):
@@ -654,8 +654,8 @@ def test_rows_that_are_written_at_once_divide_over_the_devices():
 
 
 @pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
-def test_copies_give_back_the_sum_of_all(sizes):
-  """The gradient of copying is the sum over copies: autodiff of a plain broadcast."""
+def test_the_gradient_of_a_gathered_parameter_is_the_sum_of_all(sizes):
+  """The reference is autodiff of a broadcast."""
   over, axes = mesh.make_mesh(sizes), ('vocab', 'embed')
   x = jax.random.normal(jax.random.key(0), (16, 8))
   places = mesh.shardings({'x': nn.Partitioned(x, axes)}, over, mesh.RULES)['x']
@@ -713,7 +713,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
     host = jax.device_get(params_of(made.model, seed=3))
     params = jax.device_put(host, jax.tree.map(lambda x: x.sharding, places))
     known = {id(x) for x in jax.live_arrays()}
-    real = samples.stream_text
+    real = evaluators.stream_text
 
     def watched(*args, **kwargs):
       for piece in real(*args, **kwargs):
@@ -721,15 +721,15 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
         yield piece
 
     with monkeypatch.context() as patch:
-      patch.setattr(samples, 'stream_text', watched)
-      texts = samples.samples(config, made, tokenizer).write(3, params, None)
+      patch.setattr(evaluators, 'stream_text', watched)
+      texts = samples(config, made, tokenizer).write(3, params, None)
     maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
     look(places, known)
     cells = [np.frombuffer(base64.b64decode(x['weights']), np.uint8) for x in maps['examples']]
     return texts, np.concatenate(cells).astype(int)
 
   texts, cells = evaluated({'fsdp': 4, 'tensor': 2})
-  # Six tokens, the text that was held back until the end, and the maps.
+  # Six tokens, the text that is withheld until the end, and the maps.
   assert len(largest) == 8 and not any(largest)
   expected, cells_there = evaluated({'data': 1}, jax.devices()[:1])
   assert texts == expected and len({text for _, text in texts}) == 3
@@ -744,7 +744,7 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
   apply = with_mesh(apply_of(model), over, mesh.RULES)
   made = Components(
-    model, apply, init_of(model, 16), cross_entropy(), optimizer, over, mesh.RULES, train_step
+    model, apply, over, mesh.RULES, init_of(model, 16), cross_entropy(), optimizer, train_step
   )
   params = abstract_state(made)[0].params
   read = [Features({'inputs': np.arange(2, 10)}, {}, {})]
@@ -775,7 +775,7 @@ def test_initial_values_do_not_depend_on_the_mesh(architecture, meshes, function
     jax.tree.map(np.testing.assert_array_equal, initial(sizes), expected)
 
 
-def test_hosts_read_the_rows_of_their_devices_and_together_all_of_them():
+def test_hosts_read_disjoint_rows_that_cover_the_batch():
   for sizes in (ALL, {'data': 8}, {'fsdp': 4, 'tensor': 2}, {'data': 2, 'tensor': 4}):
     sharding = mesh.batch_sharding(mesh.make_mesh(sizes), mesh.RULES)
     places = sharding.devices_indices_map((16,))

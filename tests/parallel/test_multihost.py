@@ -1,4 +1,4 @@
-"""Several processes train as one; they start, stop and fall together, each with one plain line."""
+"""Runs of several processes: start-up, equal results, preemption, and the loss of a process."""
 
 import importlib.util
 import json
@@ -10,15 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from lm.errors import UserError
-from lm.parallel import distributed, mesh, multihost
-from lm.parallel.distributed import Settings
+from lm.parallel import mesh, multihost
+from lm.parallel.multihost import Settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / 'tpu_scripts/local_multiprocess.py'
@@ -32,19 +32,19 @@ from lm.task import Task
 from lm.config.tasks import translation
 
 def hashed():
-  # Tells of every step a number that depends on each token of the global batch and its place.
+  # Adds a hash of every batch that depends on each token of the global batch and its position.
   plain = cross_entropy()
 
-  def sums(apply, params, batch, key):
+  def loss_sums(apply, params, batch, key):
     x = batch['inputs']
     place = jnp.arange(x.size).reshape(x.shape) % 8191 + 1
     number = (x * place % 8191).sum() % 8191
     return plain.loss_sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
 
-  def weights(batch):
+  def normalizers(batch):
     return plain.normalizers(batch) | {{'hash': jnp.ones(())}}
 
-  return dataclasses.replace(plain, loss_sums=sums, normalizers=weights)
+  return dataclasses.replace(plain, loss_sums=loss_sums, normalizers=normalizers)
 
 def sums(split):
   start = 0 if split == 'train' else 40
@@ -106,8 +106,8 @@ def command(folder, name, *more, arg=''):
   return [*train, f'--config.data.cache={folder / "cache"}', *more]
 
 
-def together(folder, name, number, *more, arg=''):
-  """Runs a training in some processes to its end."""
+def train_to_end(folder, name, number, *more, arg=''):
+  """Trains in some processes to the end."""
   launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
   run = subprocess.run(
     [*launch, *command(folder, name, *more, arg=arg)],
@@ -125,13 +125,13 @@ def free_port():
     return server.getsockname()[1]
 
 
-def apart(folder, name, number, *more, arg='long'):
-  """Starts some processes that train together, without a launcher."""
+def start(folder, name, number, *more, arg='long'):
+  """Starts the processes of a training run without a launcher."""
   port = free_port()
-  told = (f'--coordinator=127.0.0.1:{port}', f'--processes={number}')
+  given = (f'--coordinator=127.0.0.1:{port}', f'--processes={number}')
   return [
     subprocess.Popen(
-      command(folder, name, *told, f'--process={i}', *more, arg=arg),
+      command(folder, name, *given, f'--process={i}', *more, arg=arg),
       stderr=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
       text=True,
@@ -142,7 +142,7 @@ def apart(folder, name, number, *more, arg='long'):
 
 
 def rows(workdir, name):
-  """Returns a metric by step, as the record has it."""
+  """Returns a metric by step, from metrics.jsonl."""
   file = workdir / 'metrics.jsonl'
   lines = file.read_text().splitlines() if file.exists() else []
   found = (json.loads(line) for line in lines)
@@ -159,7 +159,7 @@ def wait_for_steps(workdir, number, running, seconds=180):
 
 
 def ends(running, seconds=90):
-  """Returns the codes of processes and what they have said."""
+  """Returns the exit codes and the stderr of processes."""
   try:
     said = [process.communicate(timeout=seconds)[1] for process in running]
   finally:
@@ -184,48 +184,126 @@ def evaluated(workdir, number):
 # The start.
 
 
+def parsed(*arguments):
+  values = flags.FlagValues()
+  multihost.define_flags(values)
+  values(['lm.train', *arguments])
+  return multihost.settings(values)
+
+
 @pytest.mark.parametrize(
-  ('flags', 'told'),
+  ('arguments', 'message'),
   [
-    ({'coordinator': 'host:1', 'process': 0}, '--processes'),
-    ({'coordinator': 'host:1', 'processes': 2}, '--process'),
-    ({'coordinator': 'host', 'processes': 2, 'process': 0}, 'HOST:PORT'),
-    ({'coordinator': 'host:99999', 'processes': 2, 'process': 0}, 'HOST:PORT'),
-    ({'coordinator': 'host:1', 'processes': 2, 'process': 2}, '--process=2 is none of'),
-    ({'coordinator': 'host:1', 'processes': 0, 'process': 0}, '--processes=0'),
-    ({'process': 1}, '--coordinator'),
-    ({'heartbeat': 0}, '--heartbeat=0'),
-    ({'peer_timeout': 0}, '--peer_timeout=0'),
+    ('--coordinator=host:1 --process=0', 'coordinator=host:1 .*--processes'),
+    ('--coordinator=host:1 --processes=2', 'coordinator=host:1 .*--process=I'),
+    ('--coordinator=host --processes=2 --process=0', 'coordinator=host .*HOST:PORT'),
+    ('--coordinator=host:99999 --processes=2 --process=0', 'coordinator=host:99999 .*HOST:PORT'),
+    ('--coordinator=host:1 --processes=2 --process=2', '--process=2 .*--processes=2'),
+    ('--process=1', '--process=1 .*--coordinator'),
+    ('--coordinator=host:1 --processes=0 --process=0', '--processes=0'),
+    ('--coordinator=host:1 --processes=2 --process=-1', '--process=-1'),
+    ('--heartbeat=0', '--heartbeat=0'),
+    ('--peer_timeout=0', '--peer_timeout=0'),
   ],
 )
-def test_flags_that_do_not_fit_together(flags, told):
-  empty = {'coordinator': None, 'processes': None, 'process': None}
-  with pytest.raises(UserError, match=told):
-    distributed.check(Settings(**empty | flags))
+def test_inconsistent_flags_are_refused(arguments, message):
+  with pytest.raises((UserError, flags.Error), match=message):
+    parsed(*arguments.split())
 
 
-def test_variables_stand_in_for_flags(monkeypatch):
+def test_variables_replace_missing_flags(monkeypatch):
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', '10.0.0.1:1234')
   monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
   monkeypatch.setenv('JAX_PROCESS_ID', '3')
-  nothing = Settings(None, None, None)
-  assert distributed.completed(nothing) == Settings('10.0.0.1:1234', 4, 3)
-  given = Settings('host:1', 2, 1, 5, 7)
-  assert distributed.completed(given) == given
+  assert parsed() == Settings('10.0.0.1:1234', 4, 3)
+  given = parsed('--coordinator=host:1', '--processes=2', '--process=1', '--heartbeat=7')
+  assert given == Settings('host:1', 2, 1, heartbeat=7)
   monkeypatch.setenv('JAX_PROCESS_ID', 'three')
-  with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'"):
-    distributed.completed(nothing)
+  with pytest.raises(UserError, match=r"JAX_PROCESS_ID='three'.*--process"):
+    parsed()
+  monkeypatch.setenv('JAX_NUM_PROCESSES', '0')
+  with pytest.raises(UserError, match=r"JAX_NUM_PROCESSES='0'.*--processes"):
+    parsed()
 
 
-def test_one_process_where_several_were_expected():
-  with pytest.raises(UserError, match=r'^1 process where --processes=4 were expected'):
-    distributed.start(Settings(None, 4, None))
-  assert distributed.start(Settings(None, 1, None)) is False
-  assert distributed.start(Settings('127.0.0.1:1', 1, 0)) is False
+def test_one_process_instead_of_several_is_refused():
+  with pytest.raises(UserError, match=r'^1 of 4 processes found: .*--coordinator'):
+    multihost.start(Settings(None, 4, None))
+  assert multihost.start(Settings(None, 1, None)) is False
+  assert multihost.start(Settings('127.0.0.1:1', 1, 0)) is False
 
 
-def test_alone_there_is_nobody_to_wait_for():
-  multihost.barrier('alone', 1, 'to see')
+@pytest.mark.parametrize(
+  ('variables', 'count'),
+  [
+    ({'SLURM_STEP_NODELIST': 'node[1-4]', 'SLURM_NTASKS': '4'}, 4),
+    ({'OMPI_MCA_orte_hnp_uri': '1.0;tcp://10.0.0.1:2', 'OMPI_COMM_WORLD_SIZE': '2'}, 2),
+    ({'SLURM_NTASKS': '4'}, None),  # a batch script outside srun
+  ],
+)
+def test_the_launcher_gives_the_number_of_processes(monkeypatch, variables, count):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert multihost._launched() == count
+
+
+# One process in a cluster, as on one TPU host; a process of its own, since it initializes JAX.
+def test_one_process_of_a_cluster_keeps_its_handler_of_sigterm():
+  program = f"""
+import os, signal, jax
+from lm.parallel import multihost
+signal.signal(signal.SIGTERM, lambda *_: print('stopped'))
+real = jax.distributed.initialize
+def initialize(address, *more, **options):  # as JAX detects it
+  options['cluster_detection_method'] = 'deactivate'
+  real('127.0.0.1:{free_port()}', 1, 0, **options)
+jax.distributed.initialize = initialize
+print(multihost.start(multihost.Settings()), jax.distributed.is_initialized())
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+  run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=60)
+  assert run.stdout.splitlines() == ['False False', 'stopped'], run.stderr
+
+
+# Two real processes: they initialize JAX.
+def test_values_of_several_processes(tmp_path):
+  program = """
+import sys, time
+from lm import cli, errors
+from lm.parallel import multihost
+def main(argv):
+  assert multihost.start(multihost.Settings('127.0.0.1:' + argv[1], 2, int(argv[2]), 30))
+  index, count = multihost.process_index_and_count()
+  large = 'x' * 10**6
+  assert multihost.gather({'a': index, 'large': large}) == [
+    {'a': 0, 'large': large}, {'a': 1, 'large': large}]
+  assert multihost.broadcast_from_primary([index, None]) == [0, None]
+  assert (multihost.is_primary(), count) == (index == 0, 2)
+  multihost.barrier(30, 'to test')
+  if index == 1:
+    try:
+      multihost.barrier(0.1, 'for an absent process')
+    except errors.PeerLost as e:
+      print(e, file=sys.stderr)
+  else:
+    time.sleep(1)
+    multihost.barrier(10, 'to end')
+cli.run(main, '')
+"""
+  port = str(free_port())
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-c', program, port, str(i)], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    for i in range(2)
+  ]
+  codes, said = ends(running, seconds=50)
+  assert codes == [0, 0], said
+  assert 'nothing from process 0 within 0.1 seconds for an absent process' in said[1]
+
+
+def test_one_process_waits_for_no_other():
+  multihost.barrier(1, 'to see')
   assert multihost.gather({'a': 1}) == [{'a': 1}]
   assert multihost.broadcast_from_primary([1, 2]) == [1, 2]
   assert (
@@ -236,12 +314,12 @@ def test_alone_there_is_nobody_to_wait_for():
 
 
 # More than 5 seconds: real processes wait until their time is out.
-def test_a_peer_that_never_comes_is_told_in_one_line(folder):
-  told = ('--peer_timeout=4', '--processes=2')
+def test_an_absent_process_is_reported_in_one_line(folder):
+  given = ('--peer_timeout=4', '--processes=2')
   running = [
     subprocess.Popen(
       command(
-        folder, 'none', *told, f'--coordinator=127.0.0.1:{free_port()}', f'--process={alone}'
+        folder, 'none', *given, f'--coordinator=127.0.0.1:{free_port()}', f'--process={alone}'
       ),
       stderr=subprocess.PIPE,
       text=True,
@@ -252,7 +330,7 @@ def test_a_peer_that_never_comes_is_told_in_one_line(folder):
   codes, (first, second) = ends(running)
   assert codes == [134, 134]
   assert re.fullmatch(
-    r'processes: not all of 2 processes came to --coordinator=\S+ within --peer_timeout=4 seconds',
+    r'processes: not all 2 processes came to --coordinator=\S+ within --peer_timeout=4 seconds',
     first.splitlines()[-1],
   )
   assert 'process 1 found no process 0 at --coordinator=' in second.splitlines()[-1]
@@ -264,9 +342,9 @@ def test_a_peer_that_never_comes_is_told_in_one_line(folder):
 
 @pytest.mark.slow
 def test_two_and_four_processes_give_the_losses_of_one(folder):
-  one = together(folder, 'one', 1)
+  one = train_to_end(folder, 'one', 1)
   for number in (2, 4):
-    several = together(folder, f'of {number}', number)
+    several = train_to_end(folder, f'of {number}', number)
     assert rows(several, 'train/hash') == rows(one, 'train/hash')
     for name in ('train/loss', 'train/gradient_norm', 'eval/validation/loss'):
       assert rows(several, name) == pytest.approx(rows(one, name), rel=1e-5)
@@ -282,9 +360,9 @@ def test_two_and_four_processes_give_the_losses_of_one(folder):
 
 
 @pytest.mark.slow
-def test_processes_write_together_what_one_writes(folder):
+def test_several_processes_generate_the_texts_of_one(folder):
   def written(number, *more):
-    workdir = together(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
+    workdir = train_to_end(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
     lines = (workdir / 'predictions/validation-9.jsonl').read_text().splitlines()
     return [json.loads(line)['output'] for line in lines]
 
@@ -294,22 +372,22 @@ def test_processes_write_together_what_one_writes(folder):
 
 
 @pytest.mark.slow
-def test_the_job_goes_on_with_another_number_of_processes(folder):
-  one = together(folder, 'one', 1)
-  moved = together(folder, 'moved', 4, '--stop_at=3', '--config.mesh.fsdp=2')
-  together(folder, 'moved', 1, '--stop_at=5')
-  together(folder, 'moved', 2)
+def test_a_run_resumes_with_another_number_of_processes(folder):
+  one = train_to_end(folder, 'one', 1)
+  moved = train_to_end(folder, 'moved', 4, '--stop_at=3', '--config.mesh.fsdp=2')
+  train_to_end(folder, 'moved', 1, '--stop_at=5')
+  train_to_end(folder, 'moved', 2)
   assert rows(moved, 'train/hash') == rows(one, 'train/hash')
   assert len(rows(moved, 'train/hash')) == 9
   assert rows(moved, 'train/loss') == pytest.approx(rows(one, 'train/loss'), rel=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('told', [0, 1])
-def test_sigterm_to_one_saves_the_same_step_on_all(folder, told):
-  running = apart(folder, 'stopped', 2)
+@pytest.mark.parametrize('given', [0, 1])
+def test_sigterm_to_one_process_saves_the_same_step_on_all(folder, given):
+  running = start(folder, 'stopped', 2)
   wait_for_steps(folder / 'stopped', 3, running)
-  running[told].send_signal(signal.SIGTERM)
+  running[given].send_signal(signal.SIGTERM)
   codes, said = ends(running)
   assert codes == [75, 75], said
   saved = [re.search(r'SIGTERM: saved step (\d+)', text)[1] for text in said]
@@ -321,8 +399,8 @@ def test_sigterm_to_one_saves_the_same_step_on_all(folder, told):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('killed', [0, 1])
-def test_a_kill_of_one_stops_the_others(folder, killed):
-  running = apart(folder, 'killed', 3, '--config.batch_size=12', '--config.eval.batch_size=12')
+def test_a_killed_process_ends_the_others(folder, killed):
+  running = start(folder, 'killed', 3, '--config.batch_size=12', '--config.eval.batch_size=12')
   wait_for_steps(folder / 'killed', 3, running)
   running[killed].kill()
   began = time.monotonic()
@@ -338,7 +416,7 @@ def test_a_kill_of_one_stops_the_others(folder, killed):
 
 
 @pytest.mark.slow
-def test_an_error_of_one_ends_all_and_is_its_own(folder):
+def test_an_error_of_one_process_ends_all(folder):
   source = (folder / 'several.py').read_text()
   spoilt = '\n'.join(
     [
@@ -364,7 +442,7 @@ def test_an_error_of_one_ends_all_and_is_its_own(folder):
 
 
 @pytest.mark.slow
-def test_slurm_is_found_by_itself(folder):
+def test_slurm_is_detected(folder):
   port_of = 65535 - 2**12 + 1
   job = next(j for j in range(os.getpid(), 10**6) if _free(port_of + j % 2**12))
   slurm = {'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}
@@ -386,7 +464,7 @@ def test_slurm_is_found_by_itself(folder):
 
 
 @pytest.mark.slow
-def test_another_number_than_slurm_has_is_told(folder):
+def test_a_number_other_than_that_of_slurm_is_refused(folder):
   slurm = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '1'}
   run = subprocess.run(
     command(folder, 'wrong', '--processes=4'),
@@ -396,7 +474,7 @@ def test_another_number_than_slurm_has_is_told(folder):
     cwd=ROOT,
   )
   assert run.returncode == 2
-  assert run.stderr.startswith('lm.train: 1 process where --processes=4 were expected')
+  assert run.stderr.startswith('lm.train: 1 of 4 processes found')
 
 
 def _free(port):
@@ -423,7 +501,7 @@ def launcher():
   [
     ([0, 0], 0),
     ([75, 75], 75),
-    ([134, 1, -6], 1),  # the first that tells of itself
+    ([134, 1, -6], 1),  # the first that reports an error of its own
     ([2, 1], 2),
     ([-9, 134, 134], 137),
     ([0, 134], 134),
@@ -438,7 +516,7 @@ def launch(number, program, *flags):
   return [sys.executable, str(LAUNCHER), *flags, str(number), '--', sys.executable, '-c', program]
 
 
-def test_the_launcher_tells_each_process_which_it_is():
+def test_the_launcher_sets_the_index_of_each_process():
   program = (
     'import os; e = os.environ; '
     'print(e["JAX_PROCESS_ID"], e["JAX_NUM_PROCESSES"], e["JAX_COORDINATOR_ADDRESS"])'
@@ -450,7 +528,7 @@ def test_the_launcher_tells_each_process_which_it_is():
   assert len({line.split()[3] for line in lines}) == 1
 
 
-def test_the_launcher_ends_what_does_not_end_by_itself(launcher):
+def test_the_launcher_kills_processes_that_do_not_end(launcher):
   program = (
     'import os, sys, time\n'
     'print(os.getpid(), flush=True)\n'
@@ -465,7 +543,7 @@ def test_the_launcher_ends_what_does_not_end_by_itself(launcher):
     os.kill(int(pid), 0)
 
 
-def test_the_launcher_tries_again_where_the_port_was_taken():
+def test_the_launcher_tries_again_where_the_port_was_taken(tmp_path):
   program = (
     'import pathlib, sys\n'
     'tried = pathlib.Path(sys.argv[1])\n'
@@ -473,19 +551,19 @@ def test_the_launcher_tries_again_where_the_port_was_taken():
     'tried.touch()\n'
     'sys.exit("bind: Address already in use")'
   )
-  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']) / f'tried {os.getpid()}'
-  run = subprocess.run([*launch(1, program), str(folder)], capture_output=True, text=True)
+  run = subprocess.run(
+    [*launch(1, program), str(tmp_path / 'tried')], capture_output=True, text=True
+  )
   assert run.returncode == 0, run.stderr
 
 
-def test_local_copies_are_whole():
+def test_arrays_are_gathered_to_a_local_device():
   x = jax.device_put(np.arange(4.0))
 
   assert mesh.gather_to_local_device({'x': x})['x'].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(('process', 'first'), [(0, True), (1, False)])
-def test_process_0_alone_is_the_first(monkeypatch, process, first):
-  known = types.SimpleNamespace(client=object(), process_id=process, num_processes=2)
-  monkeypatch.setattr(multihost, 'state', lambda: known)
+def test_process_0_is_primary(monkeypatch, process, first):
+  monkeypatch.setattr(multihost, '_group', multihost._Group(process, 2, {}))
   assert (multihost.is_primary(), multihost.process_index_and_count()) == (first, (process, 2))

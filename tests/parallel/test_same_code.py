@@ -37,7 +37,7 @@ def hosts(tmp_path):
 def check(first, other, monkeypatch):
   for own in (first, other):  # each process finds the same
     monkeypatch.setattr(multihost, 'gather', lambda value, own=own: [first, other])
-    multihost.check_same_code(own)
+    multihost.check_same(own)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def check(first, other, monkeypatch):
   ],
 )
 def test_a_file_that_differs_between_processes_is_named(edits, names, hosts, monkeypatch):
-  message = rf'code of process 1 differs from that of process 0 in {names};'
+  message = rf'process 1 differs from process 0 in {names};'
   with pytest.raises(UserError, match=message):
     check(*hosts(**edits), monkeypatch)
 
@@ -65,5 +65,5 @@ def test_libraries_and_missing_files_are_named_too(change, hosts, monkeypatch):
   first, other = hosts()
   (name,) = change
   for pair in ((first, other | change), (first | change, other)):
-    with pytest.raises(UserError, match=f'in {name}; all must run the same'):
+    with pytest.raises(UserError, match=f'in {name}; all processes must have the same code'):
       check(*pair, monkeypatch)

@@ -1,4 +1,4 @@
-"""Flags that the installed compiler does not know are named and left out."""
+"""Flags that the installed compiler does not know are reported and ignored."""
 
 import os
 import pathlib
@@ -18,14 +18,14 @@ def before_jax(monkeypatch):
   monkeypatch.delitem(sys.modules, 'jaxlib')
 
 
-def test_flags_are_known_as_a_whole():
+def test_flags_are_matched_as_full_names():
   known = ['xla_dump_to', 'xla_force_host_platform_device_count']
   # The beginning of a flag, and its end, are none.
   others = ['xla_gpu_enable_latency_hiding_schedule', 'la_dump_to_which', 'xla_cpu_no_such']
   assert host.unknown([*known, *others], LIBRARY) == others
 
 
-def test_an_unknown_flag_is_taken_out_and_the_others_stay(before_jax):
+def test_an_unknown_flag_is_removed_and_others_are_kept(before_jax):
   environ = {
     'XLA_FLAGS': ' --xla_dump_to="a b"  --xla_no_such=\'x y\' --xla_cpu_enable_fast_math=false'
   }
@@ -35,7 +35,7 @@ def test_an_unknown_flag_is_taken_out_and_the_others_stay(before_jax):
   assert environ['XLA_FLAGS'] == '--xla_dump_to="a b" --xla_cpu_enable_fast_math=false'
 
 
-def test_a_file_of_flags_and_a_compiler_that_is_not_there_are_left_alone(before_jax, monkeypatch):
+def test_a_file_of_flags_and_a_missing_compiler_are_ignored(before_jax, monkeypatch):
   monkeypatch.setattr(host, 'COMPILERS', {'XLA_FLAGS': 'jaxlib', 'OTHER': 'no_such_compiler'})
   environ = {'XLA_FLAGS': 'flags.txt', 'OTHER': '--xla_no_such'}
   assert host.drop_unknown(environ) == []
@@ -51,7 +51,7 @@ def test_the_flags_of_the_project_are_known():
     assert names and (library is None or host.unknown(names, library) == [])
 
 
-def test_a_program_goes_on_without_a_flag_that_would_abort_it(tmp_path):
+def test_a_program_runs_without_a_flag_that_would_abort_it(tmp_path):
   """The abort is in C++ at the first use of jax, hence a process."""
   code = (
     'from lm import cli\n'

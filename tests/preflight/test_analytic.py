@@ -180,7 +180,7 @@ def test_nodes_divide_the_data_axis():
     ),
     (lambda c: c.mesh.update({'fsdp': 1, 'tensor': 8}), 'mesh.tensor=8'),
     (lambda c: c.mesh.update({'fsdp': 3}), 'does not divide over 8 gpu device'),
-    (lambda c: c.update({'batch_size': 12}), 'batch_size of size 12 does not divide'),
+    (lambda c: c.update({'batch_size': 12}), 'batch_size of size 12 is not divisible'),
   ],
 )
 def test_configs_that_do_not_run_on_these_gpus_raise(change, message):

@@ -25,7 +25,7 @@ def functions(optimizer, objective, step=sparse_step.train_step):
   model = Embeddings(V, D, T)
   one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   return Components(
-    model, apply_of(model), init_of(model, T), objective, optimizer, one, mesh.RULES, step
+    model, apply_of(model), one, mesh.RULES, init_of(model, T), objective, optimizer, step
   )
 
 

@@ -72,8 +72,12 @@ def test_keys_of_another_function_are_reported_together(section, fn, words):
 @pytest.mark.parametrize(
   ('section', 'value', 'kind'),
   [
-    ('objective', {'fn': 'lm.metrics.tokens:targets'}, 'makes Metric; .* lm.types.Objective'),
-    ('optim', {'fn': 'test_startup:plain', 'steps': 3}, 'makes GradientTransformation.*Optimizer'),
+    ('objective', {'fn': 'lm.metrics.tokens:targets'}, 'returns Metric; .* lm.types.Objective'),
+    (
+      'optim',
+      {'fn': 'test_startup:plain', 'steps': 3},
+      'returns GradientTransformation.*Optimizer',
+    ),
     ('optim', {'fn': 'optax:adam', 'learning_rate': 0.1, 'steps': 3}, 'takes no steps.*Optimizer'),
   ],
 )
@@ -154,7 +158,7 @@ def test_metrics_of_a_set_are_known_by_name_before_a_step():
     'eval/validation/reward': None,
     'eval/validation/regret': None,
   }
-  with pytest.raises(UserError, match=r"eval\.sets\.validation: two metrics .* called 'loss'"):
+  with pytest.raises(UserError, match=r"eval\.sets\.validation: two metrics .* value 'loss'"):
     paths = ('lm.metrics.tokens:targets', 'test_startup:twice')
     directions_of(tiny(**{'eval.sets.validation.metrics': paths}))
 

@@ -31,7 +31,7 @@ def _functions(sums, draw=lambda batch, key: batch, optimizer=None):
   def init(key):
     return {'used': jnp.ones(3), 'unused': jnp.ones(2)}
 
-  return Components(None, None, init, objective, optimizer, devices, mesh.RULES, train_step)
+  return Components(None, None, devices, mesh.RULES, init, objective, optimizer, train_step)
 
 
 def _step(functions, microbatches=1):

@@ -26,11 +26,11 @@ def functions(decoder):
   return Components(
     model,
     apply,
+    devices,
+    mesh.RULES,
     init_of(model, 16),
     cross_entropy(1e-3),
     optimizer,
-    devices,
-    mesh.RULES,
     default.train_step,
   )
 

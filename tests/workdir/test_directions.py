@@ -7,7 +7,7 @@ import pytest
 from lm.config import resolve
 from lm.config.base import base
 from lm.errors import UserError
-from lm.evaluation import evaluate
+from lm.evaluation import evaluators
 from lm.metrics import word_vectors
 from lm.training import early_stopping
 from lm.workdir import run_data
@@ -149,9 +149,9 @@ def test_a_metric_without_a_direction_cannot_be_monitored():
 
 
 def test_two_metrics_of_one_name_are_refused():
-  evaluate.check_apart(['loss'], ['accuracy'])
-  with pytest.raises(UserError, match="two metrics of the set are called 'loss'"):
-    evaluate.check_apart({'loss': 1.0}, {'accuracy': 1, 'loss': 1})
+  evaluators.check_disjoint(['loss'], ['accuracy'])
+  with pytest.raises(UserError, match="two metrics of the set have a value 'loss'"):
+    evaluators.check_disjoint({'loss': 1.0}, {'accuracy': 1, 'loss': 1})
 
 
 def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):

@@ -99,7 +99,11 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
     ),
     ('none.py', 'def get_config(arg=""):\n  pass', r'get_config returns NoneType, not'),
     ('fixed.py:x', 'def get_config():\n  pass', r'fixed\.py:x: fixed:get_config: too many'),
-    ('my_experiment.py:twise', None, r"no argument 'twise' \(did you mean 'twice'\?\); there is :"),
+    (
+      'my_experiment.py:twise',
+      None,
+      r"no argument 'twise' \(did you mean 'twice'\?\); available: :",
+    ),
     ('json.py', 'def get_config(arg=""):\n  pass', r"a module named 'json' is loaded; rename"),
     ('text.txt', 'def get_config(arg=""):\n  pass', r'text\.txt: not a Python file'),
   ],

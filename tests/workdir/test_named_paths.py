@@ -9,7 +9,7 @@ from in_process import mistake
 
 from lm import cli
 from lm.errors import UserError
-from lm.evaluation import ensembles, tagger
+from lm.evaluation import ensembles, predict
 from lm.workdir import files, sources
 
 FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
@@ -58,7 +58,7 @@ def test_the_home_of_files_is_expanded(home):
   assert f'--workdir={home}/x: no run there' in mistake('evaluate', '--workdir=~/x')
   # The run that a tagger reads is looked for there too.
   with pytest.raises(UserError, match=re.escape(f'{home}/pos: no run there')):
-    tagger.tag(['a'], workdir='~/pos')
+    predict.tag(['a'], workdir='~/pos')
 
 
 @pytest.mark.parametrize('name', ['lr[3e-4]', 'a*b', 'what?', 'back\\slash', 'x]'])
