@@ -126,7 +126,7 @@ def closure(module: str) -> set[str]:
   return reached
 
 
-@pytest.mark.parametrize(('module', 'most'), [('lm.train', 90), ('lm.nn.layers', 43)])
+@pytest.mark.parametrize(('module', 'most'), [('lm.train', 80), ('lm.nn.layers', 42)])
 def test_few_modules_are_reached_by_imports(module, most):
   reached = closure(module)
   assert len(reached) <= most, sorted(reached)
