@@ -122,11 +122,12 @@ def closure(module: str) -> set[str]:
       reached.add(name)
       parents = name.split('.')[:-1]
       waiting += ['.'.join(parents[: n + 1]) for n in range(len(parents))]
-      waiting += _imports(MODULES[name].read_text())
+      if name != 'lm':  # its `load` is for notebooks, and imports when it is called
+        waiting += _imports(MODULES[name].read_text())
   return reached
 
 
-@pytest.mark.parametrize(('module', 'most'), [('lm.train', 80), ('lm.nn.layers', 42)])
+@pytest.mark.parametrize(('module', 'most'), [('lm.train', 80), ('lm.nn.layers', 12)])
 def test_few_modules_are_reached_by_imports(module, most):
   reached = closure(module)
   assert len(reached) <= most, sorted(reached)
