@@ -29,6 +29,8 @@ from lm.parallel.mesh import platform, with_logical_constraint
 from lm.types import Array, Batch, Mask
 
 AXES = ('cache_batch', 'kv_heads', 'length', 'head_dim')  # of keys and values
+# Rows of a device that are updated one by one on TPUs; more take minutes to compile.
+MAX_UNROLLED_ROWS = 256
 
 
 class CrossAttentionKV(NamedTuple):
@@ -94,12 +96,17 @@ def _append(buffer: Array, new: Array, lengths_B: Array, axes: tuple[str, ...]) 
   if platform() == 'tpu':
     by_row = functools.partial(_append_by_row, axis=axis)
     return shard_map_logical(by_row, (axes, axes, axes[:1]), axes)(buffer, new, lengths_B)
-  # It lowers to one scatter.
+  return _append_scatter(buffer, new, lengths_B, axis)
+
+
+def _append_scatter(buffer: Array, new: Array, lengths_B: Array, axis: int) -> Array:
   update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
   return jax.vmap(update)(buffer, new, lengths_B)
 
 
 def _append_by_row(buffer: Array, new: Array, lengths_B: Array, axis: int) -> Array:
+  if len(buffer) > MAX_UNROLLED_ROWS:
+    return _append_scatter(buffer, new, lengths_B, axis)
   # XLA:TPU lowers the scatter to a loop of some 10,000 cycles a row by its own cycle counts, which
   # for 64 rows of 1,024 tokens is almost the time of attention. These updates it fuses into one op.
   for row in range(len(buffer)):

@@ -104,7 +104,9 @@ def test_the_transforms_of_each_set_are_listed(config):
   assert 'eval.sets.validation.transforms=()' in said
   said = line(**{'eval.sets.validation.transforms': ('hides:hidden',)})
   assert "eval.sets.validation.transforms=('hides:hidden',)" in said
-  with pytest.raises(UserError, match=r"eval\.sets\.validation\.transforms='hides:blind' must be a"):
+  with pytest.raises(
+    UserError, match=r"eval\.sets\.validation\.transforms='hides:blind' must be a"
+  ):
     wrong = config()
     with wrong.ignore_type():
       wrong.eval.sets.validation.transforms = 'hides:blind'
