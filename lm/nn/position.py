@@ -130,9 +130,3 @@ def _alibi_slopes(heads: int) -> list[float]:
   slopes = [2 ** (-8 * (i + 1) / lower) for i in range(lower)]
   between = [2 ** (-8 * (i + 1) / (2 * lower)) for i in range(0, 2 * lower, 2)]
   return slopes + between[: heads - lower]
-
-
-def check_rotary(head_dim: int) -> None:
-  """Raises ValueError for an odd head size, which has no pairs to rotate."""
-  if head_dim % 2:
-    raise ValueError(f'rotary positions need an even head size, not {head_dim}')
