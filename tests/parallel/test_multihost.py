@@ -537,7 +537,7 @@ def test_the_launcher_kills_processes_that_do_not_end(launcher):
   )
   run = subprocess.run(launch(2, program, '--grace=1'), capture_output=True, text=True, timeout=60)
   assert run.returncode == 3
-  assert 'process 1 ended with code 3' in run.stderr and 'process 0 is ended' in run.stderr
+  assert 'process 1 ended with code 3' in run.stderr and 'process 0 is killed' in run.stderr
   (pid,) = re.findall(r'^\[0\] (\d+)$', run.stderr, re.MULTILINE)
   with pytest.raises(ProcessLookupError):
     os.kill(int(pid), 0)
