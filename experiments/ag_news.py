@@ -25,8 +25,8 @@ def get_config(arg=''):
     "columns={'text': ('title', 'description'), 'label': 'label'})"
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:words', 'min_count': 2})
-  config.data.context = 256
-  config.data.specials = ('<|mask|>',)
+  config.data.seq_len = 256
+  config.data.special_tokens = ('<|mask|>',)
   config.data.transforms = ('lm.data.transforms:word_dropout(stream="inputs", rate=0.4)',)
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3

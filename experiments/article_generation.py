@@ -81,11 +81,11 @@ def _second(first):
   config.data.too_long = 'truncate'
   config.eval.sets.validation.limit = 200
   config.eval.every = 500
-  config.init.workdir = first
-  config.init.rules = ('embedding$ -> embedding[words]', '. ->')
+  config.warm_start.workdir = first
+  config.warm_start.rules = ('embedding$ -> embedding[words]', '. ->')
   config.optim.learning_rate = 1e-3
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.final = 0.0
+  config.optim.final_lr_fraction = 0.0
   config.optim.weight_decay = 0.0
   return config
 
@@ -102,7 +102,7 @@ def _without_stop_words(config):
 
 
 def _random(config):
-  config.init.workdir, config.init.rules = '', ()
+  config.warm_start.workdir, config.warm_start.rules = '', ()
   return config
 
 
@@ -110,18 +110,18 @@ def _first(config):
   config = base()
   config.steps = 30_000
   config.batch_size = 8
-  config.dispatch = 200
+  config.steps_per_call = 200
   config.data.source = f"lm.data.sources:text(files={_FILES!r}, documents='line')"
   config.data.prepare = (segmented('text'),)
   words(config, _SIZE, min_count=3)
   word2vec(config, 'skip_gram', rate=0.025)
-  config.eval.vectors = (
+  config.eval.vector_metrics = (
     "lm.metrics.word_vectors:questions(file='$LM_DATA/word_eval/CA8_semantic.txt')",
   )
   config.eval.every = config.checkpoint.every = 15_000
-  config.checkpoint.best = 'eval/vectors/CA8_semantic/add_accuracy'
+  config.checkpoint.monitor = 'eval/vectors/CA8_semantic/add_accuracy'
   config.log.every = 500
-  config.log.prompts = ('中国', '公司', '科学', '人')
+  config.log.sample_prompts = ('中国', '公司', '科学', '人')
   return config
 
 

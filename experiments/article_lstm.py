@@ -71,7 +71,7 @@ def get_config(arg=''):
   config.batch_size = 64
   config.data.source = 'article_lstm:lines'
   config.data.prepare = ('lm.data.preprocess:split_sentences',)
-  config.data.context = 40
+  config.data.seq_len = 40
   config.data.tokenizer = ConfigDict(
     {'fn': 'lm.text.tokenizers:words', 'min_count': 1, 'vocab_size': 10_000}
   )
@@ -81,24 +81,24 @@ def get_config(arg=''):
   config.objective = ConfigDict({'fn': 'article_lstm:copying'})
   config.optim.learning_rate = 1e-3
   config.optim.schedule = 'lm.optim.optimizers:constant'
-  config.optim.warmup = 0
+  config.optim.warmup_steps = 0
   config.optim.b2 = 0.999
   config.optim.eps = 1e-7
   config.optim.weight_decay = 0.0
-  config.optim.clip = float('inf')
+  config.optim.clip_norm = float('inf')
   config.eval.every = 625
   config.eval.sets.validation.metrics = (
     'article_lstm:copy',
     'lm.metrics.tokens:language_model',
   )
-  config.checkpoint.best = 'eval/validation/copy_loss'
-  config.log.prompts = ('The ',)
+  config.checkpoint.monitor = 'eval/validation/copy_loss'
+  config.log.sample_prompts = ('The ',)
   return select_variant(config, arg, next_token=_next_token, embedded=_embedded, smoke=_smoke)
 
 
 def _next_token(config):
   config.objective = base().objective
-  config.checkpoint.best = 'eval/validation/loss'
+  config.checkpoint.monitor = 'eval/validation/loss'
   return config
 
 

@@ -26,7 +26,7 @@ def get_config(arg=''):
     "columns={'text': 'text', 'label': 'label'})"
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
-  config.data.context = 256
+  config.data.seq_len = 256
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.5

@@ -20,12 +20,12 @@ def get_config(arg=''):
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/cmrc2018/{split}.json')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
-  config.data.context = 512
+  config.data.seq_len = 512
   config.model = encoder(depth=2, d_model=128, heads=4, context=512)
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.3
   extraction(config, 'dev', 'lm.metrics.answers:cmrc')
-  config.data.convert = 'lm.tasks.extractive_qa:converter(stride=256, longest=60, threshold=None)'
+  config.data.converter = 'lm.tasks.extractive_qa:converter(stride=256, longest=60, threshold=None)'
   config.optim.learning_rate = 5e-4
   return select_variant(config, arg, smoke=_smoke)
 

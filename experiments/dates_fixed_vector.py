@@ -57,8 +57,8 @@ def get_config(arg=''):
 
 def _longer(config, count, least=0):
   config.data.source = f'dates_fixed_vector:several(count={count}, least={least})'
-  config.data.context = config.model.context = max(44, 14 * count)
-  config.data.source_context = config.model.context = max(140, 45 * count)
+  config.data.seq_len = config.model.context = max(44, 14 * count)
+  config.data.source_len = config.model.context = max(140, 45 * count)
   config.data.too_long = 'skip'
   config.decode.max_tokens = 14 * count
   return config

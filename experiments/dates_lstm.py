@@ -36,16 +36,16 @@ def dates(score):
   translation(config, 'en', 'validation')
   config.data.source = 'lm.data.sources:dates'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters'})
-  config.data.context = 44  # four targets of eleven characters
-  config.data.source_context = 140
+  config.data.seq_len = 44  # four targets of eleven characters
+  config.data.source_len = 140
   config.optim.learning_rate = 4e-3
   config.optim.b2 = 0.98
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.final = 0.0
+  config.optim.final_lr_fraction = 0.0
   config.optim.weight_decay = 0.0
   config.eval.every = 200
   config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
-  config.checkpoint.best = 'eval/validation/exact_match'
+  config.checkpoint.monitor = 'eval/validation/exact_match'
   config.decode.max_tokens = 16
   config.decode.batch_size = 256
   return config

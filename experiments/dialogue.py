@@ -22,9 +22,9 @@ def get_config(arg=''):
   config.data.source = _source('turns_en')
   config.data.prepare = ('lm.tasks.dialogue:expand_turns',)
   config.data.task = 'lm.tasks.dialogue:replies'
-  config.data.convert = 'lm.tasks.dialogue:decoder(longest=192)'
+  config.data.converter = 'lm.tasks.dialogue:decoder(longest=192)'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
-  config.data.context = 256
+  config.data.seq_len = 256
   config.data.too_long = 'truncate'  # a single turn may be longer than a row
   config.model = llama(depth=4, d_model=192, heads=4, kv_heads=4, d_mlp=512, context=256)
   config.model.tie_embeddings = True
@@ -38,7 +38,7 @@ def get_config(arg=''):
   config.eval.sets.validation.limit = 200
   config.eval.every = 500
   config.decode.max_tokens = 64
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return select_variant(config, arg, smoke=_smoke, zh=_zh)
 
 
@@ -57,5 +57,5 @@ def _zh(config):
 
 def _smoke(config):
   config.data.prepare = ('lm.tasks.dialogue:expand_turns(every=2)',)  # who asks is not imitated
-  config.data.convert = 'lm.tasks.dialogue:decoder(longest=96)'
+  config.data.converter = 'lm.tasks.dialogue:decoder(longest=96)'
   return small(config, 'lm.data.sources:python_dialogues', context=128)

@@ -7,7 +7,7 @@
   done
   python -m lm.evaluate --workdir=runs/ensemble/0
   python -m lm.evaluate --workdir=runs/ensemble/0,runs/ensemble/1,runs/ensemble/2
-  python -m lm.evaluate --workdir=runs/ensemble/0 --average=4
+  python -m lm.evaluate --workdir=runs/ensemble/0 --average_checkpoints=4
 
 The recipe of multi30k_de_en at half its depth of width 128 and a third of its steps. At every step
 of decoding the ensemble takes the mean of the members' probabilities; the last command averages the
@@ -32,10 +32,10 @@ def recipe():
   config.model.dropout = 0.1
   config.model.init_std = 0.05
   config.optim.learning_rate = 2e-3
-  config.optim.warmup = 300
+  config.optim.warmup_steps = 300
   config.eval.every = 1000
   config.checkpoint.every = 100
-  config.checkpoint.keep = 4
+  config.checkpoint.keep_last = 4
   return test_set(config, 'test2016')
 
 

@@ -27,7 +27,7 @@ def get_config(arg=''):
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.5
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.final = 0.0
+  config.optim.final_lr_fraction = 0.0
   config.eval.every = 100
   return select_variant(config, arg, smoke=_smoke)
 

@@ -19,13 +19,13 @@ def get_config(arg=''):
   config.data.source = "lm.data.sources:text(files='$LM_DATA/english_text/text8like.txt.gz')"
   words(config, d_model=100, min_count=5)
   glove(config, rate=0.05, window=10, x_max=10.0)
-  config.eval.vectors = (
+  config.eval.vector_metrics = (
     f"lm.metrics.word_vectors:pairs(file='{_EVAL}/wordsim353.tsv')",
     f"lm.metrics.word_vectors:pairs(file='{_EVAL}/simlex999.txt')",
     f"lm.metrics.word_vectors:questions(file='{_EVAL}/questions-words.txt')",
   )
   config.eval.every = config.checkpoint.every = 24_000
-  config.checkpoint.best = 'eval/vectors/wordsim353/spearman'
+  config.checkpoint.monitor = 'eval/vectors/wordsim353/spearman'
   config.log.every = 500
-  config.log.prompts = ('river', 'president', 'green', 'said')
+  config.log.sample_prompts = ('river', 'president', 'green', 'said')
   return select_variant(config, arg, smoke=small_words)

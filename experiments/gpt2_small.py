@@ -21,12 +21,12 @@ def get_config(arg=''):
   config.microbatches = 16
   config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 50_257})
-  config.data.context = 1024
+  config.data.seq_len = 1024
   config.model = gpt2(depth=12, d_model=768, heads=12, context=1024)
   config.model.vocab_multiple = 128
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 6e-4
-  config.optim.warmup = 700
+  config.optim.warmup_steps = 700
   config.eval.every = 1000
   config.eval.batch_size = 32
   config.checkpoint.every = 1000

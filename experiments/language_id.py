@@ -23,7 +23,7 @@ def get_config(arg=''):
   classification(config, LANGUAGES, 'validation')
   config.data.source = f'lm.data.sources:languages(languages={LANGUAGES})'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.data.context = config.data.source_context = 512
+  config.data.seq_len = config.data.source_len = 512
   config.optim.learning_rate = 1e-3
   config.eval.every = 250
   config.decode.max_tokens = 4
@@ -32,14 +32,14 @@ def get_config(arg=''):
 
 def _write(config):
   config.model = encoder_decoder(depth=2, d_model=128, heads=4, context=512)
-  config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
-  config.data.context = 128  # few tokens are written for many that are read
+  config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
+  config.data.seq_len = 128  # few tokens are written for many that are read
   return config
 
 
 def _prefix(config):
   config.model = gpt2(depth=2, d_model=128, heads=4, context=512)
-  config.data.convert = 'lm.tasks.seq2seq:decoder'
+  config.data.converter = 'lm.tasks.seq2seq:decoder'
   return config
 
 

@@ -17,13 +17,13 @@ def get_config(arg=''):
   config.microbatches = 16
   config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 32_000})
-  config.data.context = 2048
+  config.data.seq_len = 2048
   config.model = llama(depth=12, d_model=768, heads=12, kv_heads=4, d_mlp=3072, context=2048)
   config.model.dtype = 'bfloat16'
   config.objective.z_loss = 1e-4
   config.optim.learning_rate = 6e-4
   config.optim.schedule = 'lm.optim.optimizers:warmup_stable_decay'
-  config.optim.warmup = 1000
+  config.optim.warmup_steps = 1000
   config.eval.every = 1000
   config.eval.batch_size = 16
   config.checkpoint.every = 1000

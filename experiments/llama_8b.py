@@ -26,12 +26,12 @@ def recipe(model, rows, chips):
   config.batch_size = config.eval.batch_size = rows
   config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 128_256})
-  config.data.context = 4096
+  config.data.seq_len = 4096
   config.model = model
   config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 3e-4
-  config.optim.warmup = 2000
+  config.optim.warmup_steps = 2000
   config.mesh.update({'data': -1, 'fsdp': chips})
   config.eval.every = 1000
   config.checkpoint.every = 500

@@ -19,13 +19,13 @@ def get_config(arg=''):
     "lm.data.sources:tfds(name='lm1b', splits={'train': 'train', 'validation': 'test'})"
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 30_000})
-  config.data.context = 256
+  config.data.seq_len = 256
   config.data.pack = 'lm.data.packing:best_fit'
   config.model = gpt2(depth=6, d_model=512, heads=8, context=256)
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 1.6e-3
   config.optim.schedule = 'lm.optim.optimizers:inverse_sqrt'
-  config.optim.warmup = 1000
+  config.optim.warmup_steps = 1000
   config.eval.every = 5000
   config.checkpoint.every = 5000
   return select_variant(config, arg, smoke=smoke)

@@ -25,7 +25,7 @@ def get_config(arg=''):
   test_set(config, 'test')
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/msra_ner/{split}.tsv', separator='')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
-  config.data.context = 256
+  config.data.seq_len = 256
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.eval.every = 500

@@ -27,14 +27,14 @@ def get_config(arg=''):
     "lm.data.sources:parallel(source='$LM_DATA/multi30k/{split}.de', "
     "target='$LM_DATA/multi30k/{split}.en')"
   )
-  config.data.context = config.data.source_context = 64
+  config.data.seq_len = config.data.source_len = 64
   config.data.too_long = 'skip'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.999
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.warmup = 200
-  config.optim.final = 0.0
+  config.optim.warmup_steps = 200
+  config.optim.final_lr_fraction = 0.0
   config.optim.weight_decay = 0.0
   config.eval.every = 1500
   config.decode.length_penalty = 1.0

@@ -1,7 +1,7 @@
 """German, English and French captions in all six directions, in one model (Johnson et al. 2017).
 
   LM_DATA=DIR python -m lm.train --config=experiments/multi30k_multilingual.py --workdir=runs/multi
-  python -m lm.translate --workdir=runs/multi --to=fr < $LM_DATA/multi30k/test2016.de > test2016.fr
+  python -m lm.translate --workdir=runs/multi --target_lang=fr < $LM_DATA/multi30k/test2016.de
 
 A token before the source names the language to write. Reads $LM_DATA/multi30k. chrF 42 over all
 directions at step 3,000. Two CPU cores, an hour and a half; minutes on a GPU.
@@ -31,13 +31,13 @@ def get_config(arg=''):
   one = config.eval.sets.validation
   one.scores = ('lm.metrics.translation:chrf',)  # of many languages at once: no words are needed
   one.limit = 300
-  config.checkpoint.best = 'eval/validation/chrf'
+  config.checkpoint.monitor = 'eval/validation/chrf'
   config.objective.label_smoothing = 0.1
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.final = 0.0
-  config.optim.warmup = 1000
+  config.optim.final_lr_fraction = 0.0
+  config.optim.warmup_steps = 1000
   config.optim.weight_decay = 0.0
   config.eval.every = 3000
   return select_variant(config, arg, smoke=_smoke)

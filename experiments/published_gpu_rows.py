@@ -95,7 +95,7 @@ def _config(name):
   config.batch_size = row.rows * row.parts * gpus
   config.microbatches = row.parts
   config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
-  config.data.context = row.context
+  config.data.seq_len = row.context
   if row.model in GPT:
     config.model, vocabulary = gpt2(*GPT[row.model], row.context), 50_368
   else:

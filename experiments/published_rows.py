@@ -110,7 +110,7 @@ def _config(name):
   config.batch_size = row.rows * row.chips
   config.data.source = "lm.data.sources:tfds(name='wiki40b/en')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': row.vocab_size})
-  config.data.context = row.context
+  config.data.seq_len = row.context
   config.model = llama(row.depth, row.d_model, row.heads, row.kv_heads, row.d_mlp, row.context)
   config.model.head_dim = row.head_dim
   config.model.dtype = 'bfloat16'

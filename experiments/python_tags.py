@@ -26,11 +26,11 @@ def get_config(arg=''):
   tagging(config, TAGS, 'validation', 'lm.metrics.labels:tags')
   config.data.source = 'lm.data.sources:python_tags'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2000})
-  config.data.context = 256
+  config.data.seq_len = 256
   config.data.too_long = 'skip'
   config.optim.learning_rate = 1e-3
   config.eval.every = 250
-  config.checkpoint.best = 'eval/validation/accuracy'
+  config.checkpoint.monitor = 'eval/validation/accuracy'
   return select_variant(config, arg, smoke=_smoke)
 
 

@@ -21,14 +21,14 @@ def get_config(arg=''):
     "lm.data.sources:text(files='$LM_DATA/tinyshakespeare/input.txt', validation=0.1)"
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters'})
-  config.data.context = 64
+  config.data.seq_len = 64
   config.model = gpt2(depth=4, d_model=128, heads=4, context=64)
   config.model.bias = False
   config.optim.learning_rate = 3e-3
-  config.optim.warmup = 100
+  config.optim.warmup_steps = 100
   config.optim.b2 = 0.99
   config.eval.batch_size = 64
-  config.log.prompts = ('ROMEO:\n',)
+  config.log.sample_prompts = ('ROMEO:\n',)
   return select_variant(config, arg, smoke=smoke, tfds=tfds, best=best)
 
 
@@ -43,7 +43,7 @@ def tfds(config):
 def best(config):
   config.steps = 1000
   config.batch_size = 8
-  config.data.context = 128
+  config.data.seq_len = 128
   config.model = llama(depth=3, d_model=128, heads=4, kv_heads=4, d_mlp=384, context=128)
   config.model.tie_embeddings = True
   with config.unlocked():
@@ -51,8 +51,8 @@ def best(config):
   config.optim.fn = 'lm.optim.optimizers:muon'
   config.optim.learning_rate = 8e-3
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.final = 0.0
-  config.optim.warmup = 50
+  config.optim.final_lr_fraction = 0.0
+  config.optim.warmup_steps = 50
   config.eval.every = 1000
   config.checkpoint.every = 1000
   return config

@@ -23,12 +23,12 @@ def get_config(arg=''):
   config.batch_size = 8
   config.data.source = "lm.data.sources:squad(files='$LM_DATA/squad/{split}.jsonl')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:wordpiece', 'vocab_size': 8000})
-  config.data.context = 384
+  config.data.seq_len = 384
   config.model = encoder(depth=2, d_model=128, heads=4, context=384)
   config.model.position = 'lm.nn.position:rope'
   config.model.dropout = 0.2
   extraction(config, 'dev', 'lm.metrics.answers:squad')
-  config.data.convert = (
+  config.data.converter = (
     'lm.tasks.extractive_qa:converter(threshold=None)'  # each question has an answer
   )
   config.optim.learning_rate = 5e-4
@@ -40,8 +40,8 @@ def get_config(arg=''):
 def _write(config):
   config.model = encoder_decoder(depth=3, d_model=192, heads=4, context=384)
   config.model.dropout = 0.2
-  config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
-  config.data.context, config.data.source_context = 64, 384
+  config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
+  config.data.seq_len, config.data.source_len = 64, 384
   config.data.too_long = 'truncate'
   config.objective = base().objective
   config.eval.sets.validation.metrics = ('lm.metrics.tokens:targets',)

@@ -47,21 +47,21 @@ def _second(first):
   config.data.too_long = 'skip'
   config.eval.sets.validation.limit = 200
   config.eval.every = 250
-  config.eval.vectors = (f"lm.evaluation.vectors:drift(workdir='{first}')",)
-  config.init.workdir = first
-  config.init.rules = (r'(source_)?embedding$ -> embedding[words]', '. ->')
+  config.eval.vector_metrics = (f"lm.evaluation.vectors:drift(workdir='{first}')",)
+  config.warm_start.workdir = first
+  config.warm_start.rules = (r'(source_)?embedding$ -> embedding[words]', '. ->')
   config.optim.learning_rate = 1e-3
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.warmup = 200
-  config.optim.final = 0.0
+  config.optim.warmup_steps = 200
+  config.optim.final_lr_fraction = 0.0
   config.optim.freeze = 'embedding$'
   config.optim.freeze_until = 250
   return config
 
 
 def _random(config):
-  config.init.workdir, config.init.rules = '', ()
-  config.eval.vectors = ()
+  config.warm_start.workdir, config.warm_start.rules = '', ()
+  config.eval.vector_metrics = ()
   config.optim.freeze = config.optim.freeze_until = None
   return config
 
@@ -70,7 +70,7 @@ def _first(config):
   config = base()
   config.steps = 20_000
   config.batch_size = 8
-  config.dispatch = 200
+  config.steps_per_call = 200
   config.data.source = (
     "lm.data.sources:text(files=('$LM_DATA/multi30k/train.de', '$LM_DATA/multi30k/train.en'), "
     "documents='line')"
@@ -81,7 +81,7 @@ def _first(config):
   config.eval.every = config.checkpoint.every = 10_000
   config.checkpoint.keep_best = 0  # nothing says which vectors are the best
   config.log.every = 500
-  config.log.prompts = ('hund', 'dog', 'rot', 'green')
+  config.log.sample_prompts = ('hund', 'dog', 'rot', 'green')
   return config
 
 

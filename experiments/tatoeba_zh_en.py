@@ -28,8 +28,8 @@ def get_config(arg=''):
   config.optim.learning_rate = 1e-3
   config.optim.b2 = 0.98
   config.optim.schedule = 'lm.optim.optimizers:linear'
-  config.optim.final = 0.0
-  config.optim.warmup = 600
+  config.optim.final_lr_fraction = 0.0
+  config.optim.warmup_steps = 600
   config.optim.weight_decay = 0.0
   config.eval.every = 1000
   return select_variant(config, arg, smoke=_smoke, en_zh=_en_zh)

@@ -30,11 +30,11 @@ def get_config(arg='en'):
   config.batch_size = 64
   config.data.source = f"lm.data.sources:tfds(name='wiki40b/{language}')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 32_000})
-  config.data.context = 1024
+  config.data.seq_len = 1024
   config.model = llama(depth=12, d_model=512, heads=8, kv_heads=4, d_mlp=1536, context=1024)
   config.model.dtype = 'bfloat16'
   config.optim.learning_rate = 1e-3
-  config.optim.warmup = 1000
+  config.optim.warmup_steps = 1000
   config.eval.every = 2000
   config.checkpoint.every = 2000
   return smoke(config) if arg == 'smoke' else config

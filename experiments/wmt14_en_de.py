@@ -29,13 +29,13 @@ def get_config(arg=''):
     "columns={'source': 'en', 'target': 'de'})"
   )
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 32_000})
-  config.data.context = config.data.source_context = 256
+  config.data.seq_len = config.data.source_len = 256
   config.data.too_long = 'skip'
   config.objective.label_smoothing = 0.1
   config.optim.learning_rate = 7e-4
   config.optim.b2 = 0.98
   config.optim.schedule = 'lm.optim.optimizers:inverse_sqrt'
-  config.optim.warmup = 4000
+  config.optim.warmup_steps = 4000
   config.optim.weight_decay = 0.0
   config.eval.every = 5000
   config.checkpoint.every = 1000

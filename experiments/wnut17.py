@@ -25,7 +25,7 @@ def get_config(arg=''):
   tagging(config, TAGS, 'dev', 'lm.metrics.spans:entities')
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/wnut17_ner/{split}.tsv')"
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
-  config.data.context = 256
+  config.data.seq_len = 256
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
   config.eval.every = 100

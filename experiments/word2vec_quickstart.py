@@ -14,13 +14,13 @@ def get_config(arg=''):
   config = base()
   config.steps = 20_000
   config.batch_size = 8
-  config.dispatch = 500
+  config.steps_per_call = 500
   config.data.prepare = ("lm.data.preprocess:segment_words(case='lower')",)
   words(config, d_model=64, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)
-  config.eval.vectors = (PYTHON_WORDS,)
+  config.eval.vector_metrics = (PYTHON_WORDS,)
   config.eval.every = config.checkpoint.every = 5000
-  config.checkpoint.best = 'eval/vectors/groups/accuracy'
+  config.checkpoint.monitor = 'eval/vectors/groups/accuracy'
   config.log.every = 500
-  config.log.prompts = ('tuple', 'exception', 'server', 'three')
+  config.log.sample_prompts = ('tuple', 'exception', 'server', 'three')
   return select_variant(config, arg, smoke=small_words)

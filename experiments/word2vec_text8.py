@@ -20,19 +20,19 @@ def get_config(arg=''):
   config = base()
   config.steps = 45_000  # five epochs
   config.batch_size = 8
-  config.dispatch = 500
+  config.steps_per_call = 500
   config.data.source = "lm.data.sources:text(files='$LM_DATA/english_text/text8like.txt.gz')"
   words(config, d_model=100, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)
-  config.eval.vectors = (
+  config.eval.vector_metrics = (
     f"lm.metrics.word_vectors:pairs(file='{_EVAL}/wordsim353.tsv')",
     f"lm.metrics.word_vectors:pairs(file='{_EVAL}/simlex999.txt')",
     f"lm.metrics.word_vectors:questions(file='{_EVAL}/questions-words.txt')",
   )
   config.eval.every = config.checkpoint.every = 15_000
-  config.checkpoint.best = 'eval/vectors/wordsim353/spearman'
+  config.checkpoint.monitor = 'eval/vectors/wordsim353/spearman'
   config.log.every = 500
-  config.log.prompts = ('river', 'president', 'green', 'said')
+  config.log.sample_prompts = ('river', 'president', 'green', 'said')
   return select_variant(
     config,
     arg,
@@ -47,10 +47,10 @@ def get_config(arg=''):
 def _cbow(config):
   config.batch_size = 32  # it bears larger batches, which are faster
   config.steps = 11_250
-  config.dispatch = 125
+  config.steps_per_call = 125
   config.eval.every = config.checkpoint.every = 3750
   word2vec(config, 'cbow', rate=0.05)
-  config.objective.output.drawn = 1
+  config.objective.output.num_sampled = 1
   return config
 
 

@@ -17,18 +17,18 @@ def get_config(arg=''):
   config = base()
   config.steps = 60_000
   config.batch_size = 8
-  config.dispatch = 500
+  config.steps_per_call = 500
   config.data.source = "lm.data.sources:text(files='$LM_DATA/zh_text/*.txt', documents='line')"
   config.data.prepare = ('lm.data.preprocess:segment_words',)
   words(config, d_model=100, min_count=5)
   word2vec(config, 'skip_gram', rate=0.025)
-  config.eval.vectors = (
+  config.eval.vector_metrics = (
     f"lm.metrics.word_vectors:questions(file='{_EVAL}/CA8_semantic.txt')",
     f"lm.metrics.word_vectors:questions(file='{_EVAL}/CA8_morphological.txt')",
     f"lm.metrics.word_vectors:questions(file='{_EVAL}/ca_translated.txt')",
   )
   config.eval.every = config.checkpoint.every = 15_000
-  config.checkpoint.best = 'eval/vectors/CA8_semantic/add_accuracy'
+  config.checkpoint.monitor = 'eval/vectors/CA8_semantic/add_accuracy'
   config.log.every = 500
-  config.log.prompts = ('中国', '宝玉', '公司', '说')
+  config.log.sample_prompts = ('中国', '宝玉', '公司', '说')
   return select_variant(config, arg, smoke=small_words)

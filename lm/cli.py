@@ -92,12 +92,14 @@ def _check_utf8(argv: Sequence[str]) -> None:
 
 
 def define_run_flags() -> None:
-  """Defines --workdir, --step and --average, for programs that open runs or ensembles."""
+  """Defines --workdir, --step and --average_checkpoints, of programs that open runs."""
   flags.DEFINE_string('workdir', None, 'directory of the run; several form an ensemble')
   flags.DEFINE_string(
     'step', None, 'checkpoint to use, or several; by default the best, or else the newest'
   )
-  flags.DEFINE_integer('average', 1, 'average the parameters of the newest N checkpoints')
+  flags.DEFINE_integer(
+    'average_checkpoints', 1, 'average the parameters of the newest N checkpoints'
+  )
 
 
 def define_beam_flags() -> None:

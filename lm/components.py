@@ -82,7 +82,7 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
   meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
   apply = meshes.with_mesh(apply_of(model_fn), mesh, rules)
-  init = init_of(model_fn, config.data.context)
+  init = init_of(model_fn, config.data.seq_len)
   return Components(model_fn, apply, mesh, rules, init, objective, optimizer, train_step)
 
 
@@ -150,8 +150,8 @@ def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -
   unknown = [name for name in section if name != 'fn' and name not in parameters and not takes_any]
   expected = f'a function that returns {kind.__module__}.{kind.__name__}'
   if kind is Optimizer:
-    expected += '(transformation, schedule) and takes learning_rate, schedule, steps, ...'
-  if len(unknown) > 1 or (kind is Optimizer and unknown == ['steps']):
+    expected += '(transformation, schedule) and takes learning_rate, schedule, decay_steps'
+  if len(unknown) > 1 or (kind is Optimizer and unknown == ['decay_steps']):
     raise UserError(
       f'{key}.fn={section.fn!r} takes no {", ".join(unknown)}; it takes {", ".join(parameters)}. '
       'Keys of the previous function stay unless the section is replaced, '
@@ -187,7 +187,7 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
     raise UserError(
       f'model.num_classes={section["num_classes"]}, but data.labels names {labels}; leave it empty'
     )
-  for key in ('context', 'source_context') if 'encoder_depth' in section else ('context',):
+  for key in ('seq_len', 'source_len') if 'encoder_depth' in section else ('seq_len',):
     if config.data[key] > section['context']:
       raise UserError(
         f'data.{key}={config.data[key]} is longer than model.context={section["context"]}'

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
   from lm.text.tokenizers import vocabulary_size
   from lm.workdir import eval_artifacts
 
-  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average, jax.devices())
+  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average_checkpoints, jax.devices())
   if flags.FLAGS.beam_size is not None:  # before the data is read
     check_beam_size(flags.FLAGS.beam_size, vocabulary_size(loaded.tokenizer))
   config = loaded.config

@@ -19,12 +19,12 @@ def main(argv: list[str]) -> None:
   validate.validate_config(config)
   tokenizer = pipeline.tokenizer(config.data, show_documents)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
-  sets = {'train': (config.data.train, '', config.seed, True)}
+  sets = {'train': (config.data.train_split, '', config.seed, True)}
   sets |= {
     f'eval.sets.{name}': (s.split, s.source, None, bool(s.get('transforms')))
     for name, s in config.eval.sets.items()
   }
-  unit = 'tokens' if config.data.count is None else 'pairs'
+  unit = 'tokens' if config.data.pair_counter is None else 'pairs'
   for name, (split, source, seed, transformed) in sets.items():
     rows = pipeline.packed_rows(
       config.data, split, tokenizer, seed, show_documents, source or None, transformed

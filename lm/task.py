@@ -112,13 +112,13 @@ def cast_feature(name: str, values: Any) -> np.ndarray:
   """
   array = np.asarray(values)
   if array.dtype.kind not in 'fiub' and (array.size or name == 'weights'):
-    raise UserError(f'data.convert: feature {name!r} has dtype {array.dtype}, not a numeric one')
+    raise UserError(f'data.converter: feature {name!r} has dtype {array.dtype}, not a numeric one')
   if name == 'weights' or array.dtype.kind == 'f':
     return array.astype(np.float32)
   limits = np.iinfo(np.int32)
   if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
     raise UserError(
-      f'data.convert: feature {name!r} ranges from {array.min()} to {array.max()}, outside int32 '
+      f'data.converter: feature {name!r} ranges from {array.min()} to {array.max()}, outside int32 '
       f'({limits.min} to {limits.max}); use floats'
     )
   return array.astype(np.int32)

@@ -23,7 +23,7 @@ from lm.parallel import host, multihost, preemption
 from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, 'directory of the run')
-flags.DEFINE_integer('stop_at', None, 'end at this step; schedules stay the same', lower_bound=1)
+flags.DEFINE_integer('until_step', None, 'end at this step; schedules stay the same', lower_bound=1)
 flags.DEFINE_bool('new_data', False, 'resume on other training data, with the tokenizer of the run')
 flags.DEFINE_integer('profile', 0, 'steps to trace into WORKDIR/profile', lower_bound=0)
 multihost.define_flags()
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
   from lm.training.trainer import train
 
   args = flags.FLAGS
-  train(config, path, workdir, stop, args.stop_at, args.profile, args.new_data)
+  train(config, path, workdir, stop, args.until_step, args.profile, args.new_data)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
 """Generate a target for every line of stdin, on stdout, with a model trained on a task of texts.
 
-  python -m lm.translate --workdir=DIR [--beam_size=5] [--to=LANGUAGE] < in > out
+  python -m lm.translate --workdir=DIR [--beam_size=5] [--target_lang=LANGUAGE] < in > out
 
 Each input line has one output line, in order; an empty line stays empty. The default checkpoint is
-the best by the config's checkpoint.best, or else the newest. With --n_best=N each line has up to N
-lines 'NUMBER ||| TEXT ||| SCORE'. Several directories (--workdir=A,B), or steps of one, form an
-ensemble. --mbr=N chooses the candidate most similar to the others by chrF: among N samples, or,
+the best by the config's checkpoint.monitor, or else the newest. With --n_best=N each line has up
+to N lines 'NUMBER ||| TEXT ||| SCORE'. Several directories (--workdir=A,B), or steps of one, form
+an ensemble. --mbr=N chooses the candidate most similar to the others by chrF: among N samples, or,
 with --beam_size, among the N best hypotheses of the beam.
 """
 
@@ -19,7 +19,7 @@ from lm.errors import UserError
 cli.define_run_flags()
 cli.define_beam_flags()
 flags.DEFINE_integer(
-  'max_tokens', 0, 'maximum length of a text in tokens; 0 for data.context', lower_bound=0
+  'max_tokens', 0, 'maximum length of a text in tokens; 0 for data.seq_len', lower_bound=0
 )
 flags.DEFINE_float(
   'max_length_ratio',
@@ -37,7 +37,7 @@ flags.DEFINE_integer('min_tokens', 0, 'minimum length of a text in tokens', lowe
 flags.DEFINE_integer('mbr', 0, 'candidates of minimum Bayes risk decoding; 0 for none')
 cli.define_sampling_flags(temperature=1.0)
 flags.DEFINE_string('prefix', '', 'beginning of every text')
-flags.DEFINE_string('to', None, 'target language, for a multilingual model')
+flags.DEFINE_string('target_lang', None, 'target language, for a multilingual model')
 flags.DEFINE_enum(
   'too_long',
   'error',
@@ -71,10 +71,10 @@ def main(argv: list[str]) -> None:
   if args.repetition_penalty != 1:
     processors.append(logits_processors.repetition_penalty(args.repetition_penalty))
   draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if samples else greedy
-  loaded = open_runs(workdir, args.step, args.average)
-  context = loaded.config.data.context
+  loaded = open_runs(workdir, args.step, args.average_checkpoints)
+  context = loaded.config.data.seq_len
   if args.min_tokens:
-    _check_min_tokens(args.max_tokens or context, f'data.context={context} of the run')
+    _check_min_tokens(args.max_tokens or context, f'data.seq_len={context} of the run')
     processors.append(logits_processors.minimum_length(args.min_tokens, end_id(loaded.tokenizer)))
     # The minimum length holds for short sources too.
     loaded.config.decode.max_length_ratio = 0.0
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
   mbr = None
   if args.mbr:
     mbr = MBRConfig(sentence_chrf(), args.mbr if samples else 1, args.seed, args.n_best)
-  translator = Translator(loaded, decode, args.to, args.too_long, args.prefix, mbr)
+  translator = Translator(loaded, decode, args.target_lang, args.too_long, args.prefix, mbr)
   cli.print_notes(notes)
   index = 0
   for lines in windows(sys.stdin.buffer, args.window):

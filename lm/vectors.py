@@ -11,8 +11,8 @@
 with their scores; fields are separated by tabs. `similarity` prints one JSON object: Spearman's
 correlation for pairs (null if undefined, as for one pair), the accuracies of 3CosAdd and 3CosMul
 for questions, and the coverage of both. `import` makes a workdir from a file, which lm.load and
-init.workdir can read. `map` writes a page of the given words, or of the first N of the vocabulary.
-After --, a word may begin with a dash.
+warm_start.workdir can read. `map` writes a page of the given words, or of the first N of the
+vocabulary. After --, a word may begin with a dash.
 """
 
 import contextlib

@@ -44,7 +44,7 @@ def rows_of(name):
     section.source = f'first_examples:{first.__name__}(source={section.source!r}, count=400)'
   tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, vocabulary_size(tokenizer))
-  rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed)
+  rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed)
   functions = components.pass_word_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   return config, functions, batches.batch_at(rows, transforms, 1, config.seed, 0)
@@ -54,7 +54,7 @@ def train_step(config, functions, row):
   """Returns the text of the lowered train step."""
   abstract, _ = abstract_state(functions)
   step = make_train_steps(functions, config.seed, config.microbatches, abstract)
-  shape = (min(config.dispatch, config.steps), config.batch_size)
+  shape = (min(config.steps_per_call, config.steps), config.batch_size)
   batch = {k: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for k, x in row.items()}
   return step.lower(abstract, batch).as_text()
 
@@ -63,9 +63,9 @@ def full_size(name, smoke, row):
   """Returns the full config, its functions, and a row as long as its context."""
   config = experiment.load(str(FOLDER / f'{name}.py'))
   config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
-  config.dispatch = min(config.dispatch, 2)
+  config.steps_per_call = min(config.steps_per_call, 2)
   functions = components.build_components(config, config.data.tokenizer.get('vocab_size', 2000))
-  longer = {smoke.data[key]: config.data[key] for key in ('context', 'source_context')}
+  longer = {smoke.data[key]: config.data[key] for key in ('seq_len', 'source_len')}
   sized = {
     k: jax.ShapeDtypeStruct((1, *(longer.get(n, n) for n in x.shape[1:])), x.dtype)
     for k, x in row.items()

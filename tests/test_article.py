@@ -74,7 +74,7 @@ def test_the_derivation_of_word2vec_changes_its_loss_twice_and_loses_the_labels(
   ],
 )
 def test_negative_sampling_has_the_slope_of_its_loss(loss, slope):
-  output = negative_sampling(np.ones(V), negatives=2, drawn=2, loss=loss)
+  output = negative_sampling(np.ones(V), negatives=2, num_sampled=2, loss=loss)
   batch = {'centers': jnp.asarray([[1]]), 'negatives': jnp.asarray([[3, 4]])}
   table, vector = X, THETA
 

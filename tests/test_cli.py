@@ -30,7 +30,7 @@ QUICKSTART = '--config=experiments/quickstart.py'
     ([f'{QUICKSTART}:smok'], "no argument 'smok' (did you mean 'smoke'?)"),
     (
       [QUICKSTART, '--config.stpes=3'],
-      "unknown config key 'stpes' (did you mean 'steps' or 'stop'?)",
+      "unknown config key 'stpes' (did you mean 'steps'?)",
     ),
     ([QUICKSTART, '--config.model.dpeth=3'], "unknown config key 'dpeth' (did you mean 'depth'"),
     ([QUICKSTART, '--config.seed.x=3'], "unknown config key 'x'; config.seed has no keys"),
@@ -39,8 +39,8 @@ QUICKSTART = '--config=experiments/quickstart.py'
     ([QUICKSTART, '--config.model=3'], '--config.model=3'),
     ([QUICKSTART, '--config.steps', '3'], '--config.steps needs a value'),
     ([QUICKSTART, '--wrkdir=x'], "unknown flag --wrkdir (did you mean 'workdir'?)"),
-    ([QUICKSTART, '--workdir=x', '--stop_at=soon'], '--stop_at=soon'),
-    ([QUICKSTART, '--workdir=x', '--stop_at=0'], '--stop_at=0 must be a positive integer'),
+    ([QUICKSTART, '--workdir=x', '--until_step=soon'], '--until_step=soon'),
+    ([QUICKSTART, '--workdir=x', '--until_step=0'], '--until_step=0 must be a positive integer'),
     ([QUICKSTART, 'stray'], "unexpected argument 'stray'"),
   ],
 )
@@ -73,7 +73,7 @@ def test_missing_flags_are_one_line(program, arguments, message):
 @pytest.mark.parametrize(
   ('program', 'flags'),
   [
-    ('train', {'workdir', 'stop_at', 'profile'}),
+    ('train', {'workdir', 'until_step', 'profile'}),
     ('evaluate', {'workdir', 'step'}),
     (
       'generate',
@@ -92,14 +92,18 @@ def test_help_shows_the_command_and_its_flags(program, flags):
 
 def test_overrides_reach_the_config_and_its_references():
   argv = ['lm.train', '--config.model.depth=7', QUICKSTART, '--config.steps=12', '--workdir=w']
-  argv += ['--config.log.prompts=("a", "b")', '--config.model.logit_soft_cap=30', '--stop_at=3']
+  argv += [
+    '--config.log.sample_prompts=("a", "b")',
+    '--config.model.logit_soft_cap=30',
+    '--until_step=3',
+  ]
   config, path = cli.config(argv)
   assert path == 'experiments/quickstart.py'
-  assert (config.model.depth, config.steps, config.optim.steps) == (7, 12, 12)
-  assert config.log.prompts == ('a', 'b')
+  assert (config.model.depth, config.steps, config.optim.decay_steps) == (7, 12, 12)
+  assert config.log.sample_prompts == ('a', 'b')
   assert config.model.logit_soft_cap == 30.0
   # What is left is for the program's own flags.
-  assert argv == ['lm.train', '--workdir=w', '--stop_at=3']
+  assert argv == ['lm.train', '--workdir=w', '--until_step=3']
 
 
 def test_an_argument_of_the_config_follows_a_colon(monkeypatch):
@@ -167,14 +171,25 @@ def override(config, *given):
 @pytest.mark.parametrize('nothing', ['None', ''])
 def test_keys_that_accept_none_are_set_to_none(nothing):
   config = base()
-  config.data.task, config.data.count = 'lm.tasks.text:classification', 'lm.data.cooccurrence:count'
+  config.data.task, config.data.pair_counter = (
+    'lm.tasks.text:classification',
+    'lm.data.cooccurrence:count',
+  )
   config.optim.freeze_until, config.model.logit_soft_cap = 5, 30.0
-  config.init.step = 7
-  keys = ('data.task', 'data.count', 'optim.freeze_until', 'model.logit_soft_cap', 'init.step')
+  config.warm_start.step = 7
+  keys = (
+    'data.task',
+    'data.pair_counter',
+    'optim.freeze_until',
+    'model.logit_soft_cap',
+    'warm_start.step',
+  )
   override(config, *(f'{key}={nothing}' for key in keys), 'steps=9')
-  assert config.data.task is None and config.data.count is None and config.init.step is None
+  assert (
+    config.data.task is None and config.data.pair_counter is None and config.warm_start.step is None
+  )
   assert config.optim.freeze_until is None and config.model.logit_soft_cap is None
-  assert config.steps == config.optim.steps == 9
+  assert config.steps == config.optim.decay_steps == 9
   override(config, 'data.task=lm.tasks.text:tagging', 'model.logit_soft_cap=2')
   assert (config.data.task, config.model.logit_soft_cap) == ('lm.tasks.text:tagging', 2.0)
 
@@ -199,7 +214,7 @@ def test_arguments_with_default_none_are_set_to_none():
   [
     ('steps=None', r'--config.steps=None: the key needs a value; it is 1000'),
     ('model.bias=None', r'--config.model.bias=None: the key needs a value; it is True'),
-    ('log.prompts=None', r"--config.log.prompts=None: .* it is \('The ',\)"),
+    ('log.sample_prompts=None', r"--config.log.sample_prompts=None: .* it is \('The ',\)"),
     ('optim=None', r'--config.optim=None: the key is a section'),
     ('steps=', r'--config.steps= must be an integer'),
   ],
@@ -211,5 +226,5 @@ def test_keys_that_need_a_value_keep_it(given, message):
 
 
 def test_strings_may_be_empty_or_none_as_text():
-  config = override(base(), 'data.cache=', 'init.workdir=None')
-  assert (config.data.cache, config.init.workdir) == ('', 'None')
+  config = override(base(), 'data.cache=', 'warm_start.workdir=None')
+  assert (config.data.cache, config.warm_start.workdir) == ('', 'None')

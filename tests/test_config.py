@@ -106,8 +106,8 @@ def test_default_references_are_one_way():
   config.batch_size = 12
   config.steps = 77
   assert config.eval.batch_size == 12
-  assert config.optim.steps == 77
+  assert config.optim.decay_steps == 77
   config.eval.batch_size = 64
-  config.optim.steps = 99
+  config.optim.decay_steps = 99
   assert config.batch_size == 12, 'a larger evaluation batch changed what is trained'
   assert config.steps == 77

@@ -24,5 +24,5 @@ def test_walk_trains(code, name, tmp_path, small_library):
   file = tmp_path / f'{name}.py'
   file.write_text(code)
   config = experiment.load(f'{file}:smoke')
-  trainer.train(config, f'{file}:smoke', tmp_path / 'run', Never(), stop_at=2)
+  trainer.train(config, f'{file}:smoke', tmp_path / 'run', Never(), until_step=2)
   assert (tmp_path / 'run/checkpoints/2').is_dir()

@@ -54,9 +54,9 @@ def tiny():
   config = base()
   config.batch_size = config.eval.batch_size = 4
   config.model = gpt2(depth=1, d_model=8, heads=2, context=8)
-  config.data.update({'context': 8, 'source': 'test_defaults_of_programs:lines'})
+  config.data.update({'seq_len': 8, 'source': 'test_defaults_of_programs:lines'})
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 
 

@@ -42,7 +42,7 @@ def test_experiment_builds_at_full_size(name):
   functions = components.build_components(config, vocab_size(config))
   abstract, _ = abstract_state(functions)
   assert components.parameter_count(abstract.params) > 1e5
-  named = (config.data.source, config.data.pack, config.data.count)
+  named = (config.data.source, config.data.pack, config.data.pair_counter)
   for path in config.data.transforms + config.data.prepare + tuple(filter(None, named)):
     from lm.config import resolve
 
@@ -64,7 +64,7 @@ def test_smoke_trains_two_steps(name, tmp_path, small_library):
   assert config.steps >= 100
   few(config)
   config.log.every = 1
-  trainer.train(config, path, tmp_path / 'run', Never(), stop_at=2)
+  trainer.train(config, path, tmp_path / 'run', Never(), until_step=2)
   assert (tmp_path / 'run/checkpoints/2').is_dir()
   assert (tmp_path / 'run/source' / f'{name}.py').is_file()
 
@@ -88,7 +88,7 @@ def test_config_of_a_workdir_runs_again(tmp_path):
   config = experiment.load(path)
   (tmp_path / 'config.json').write_text(experiment.to_json(config))
   again, _ = cli.config(['lm', f'--config={tmp_path / "config.json"}', '--config.steps=3'])
-  assert (again.steps, again.optim.steps) == (3, 3), 'the schedule ends with the run'
+  assert (again.steps, again.optim.decay_steps) == (3, 3), 'the schedule ends with the run'
   experiment.check_same(config, again, tmp_path)
 
 

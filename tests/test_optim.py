@@ -17,7 +17,9 @@ SCHEDULES = ('constant', 'cosine', 'linear', 'inverse_sqrt', 'warmup_stable_deca
 
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_warmup_rises_from_above_0_to_the_peak(name):
-  rate = getattr(optimizers, name)(peak=2.0, steps=100, warmup=10, final=0.1)
+  rate = getattr(optimizers, name)(
+    peak=2.0, decay_steps=100, warmup_steps=10, final_lr_fraction=0.1
+  )
   np.testing.assert_allclose([rate(0), rate(4), rate(9)], [0.2, 1.0, 2.0], rtol=1e-6)
   assert rate(10) == pytest.approx(2.0)
 
@@ -42,7 +44,9 @@ def test_warmup_rises_from_above_0_to_the_peak(name):
   ],
 )
 def test_schedules_by_hand(name, step, expected):
-  rate = getattr(optimizers, name)(peak=2.0, steps=100, warmup=20, final=0.1)
+  rate = getattr(optimizers, name)(
+    peak=2.0, decay_steps=100, warmup_steps=20, final_lr_fraction=0.1
+  )
   assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
   assert float(jax.jit(rate)(jnp.int32(step))) == pytest.approx(expected, rel=1e-5)
 
@@ -50,7 +54,7 @@ def test_schedules_by_hand(name, step, expected):
 def test_schedules_work_without_a_warmup():
   for name in ('constant', 'cosine', 'linear', 'warmup_stable_decay'):
     assert getattr(optimizers, name)(2.0, 100, 0, 0.1)(0) == pytest.approx(2.0)
-  with pytest.raises(UserError, match=r'optim\.warmup=0: the inverse square root needs'):
+  with pytest.raises(UserError, match=r'optim\.warmup_steps=0: the inverse square root needs'):
     optimizers.inverse_sqrt(2.0, 100, 0, 0.1)
 
 
@@ -94,13 +98,13 @@ def test_matrices_are_decayed_and_vectors_are_not(variant, decoder, params_of):
 @pytest.mark.parametrize(
   ('pattern', 'message'),
   [
-    ('(kernel', "optim.decay='(kernel' is no regular expression: missing )"),
-    ('kernl$', "optim.decay='kernl$' is found in no parameter path"),
+    ('(kernel', "optim.weight_decay_mask='(kernel' is no regular expression: missing )"),
+    ('kernl$', "optim.weight_decay_mask='kernl$' is found in no parameter path"),
   ],
 )
 def test_wrong_patterns_are_told(pattern, message):
   with pytest.raises(UserError) as error:
-    _adamw(decay=pattern).transformation.init(PARAMS)
+    _adamw(weight_decay_mask=pattern).transformation.init(PARAMS)
   assert message in str(error.value)
 
 
@@ -132,19 +136,24 @@ def _steps(*args, **given):
 
 
 def _adamw(**changes):
-  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'clip': math.inf}
+  fields = {
+    'learning_rate': 0.1,
+    'schedule': optimizers.constant,
+    'decay_steps': 10,
+    'clip_norm': math.inf,
+  }
   return optimizers.adamw(**(fields | changes))
 
 
 def test_two_steps_of_adamw_by_hand():
   optimizer = _adamw(
     schedule=optimizers.linear,
-    final=0.0,
+    final_lr_fraction=0.0,
     b1=0.8,
     b2=0.9,
     eps=1e-3,
     weight_decay=0.3,
-    decay='kernel$',
+    weight_decay_mask='kernel$',
   )
   gradients = (GRADIENT, jax.tree.map(lambda g: -2 * g + 0.1, GRADIENT))
   found = _steps(optimizer, gradients=gradients)
@@ -161,7 +170,9 @@ def test_two_steps_of_adamw_by_hand():
 
 
 def test_the_rate_follows_the_schedule_the_optimizer_reports():
-  assert _adamw(schedule=optimizers.linear, final=0.0).schedule(5) == pytest.approx(0.05)
+  assert _adamw(schedule=optimizers.linear, final_lr_fraction=0.0).schedule(5) == pytest.approx(
+    0.05
+  )
 
 
 def test_gradients_are_clipped_by_their_global_norm():
@@ -169,9 +180,9 @@ def test_gradients_are_clipped_by_their_global_norm():
   fields = {'eps': 1e6, 'learning_rate': 1e6, 'weight_decay': 0.0, 'b1': 0.0, 'b2': 0.0}
   shrunk = jax.tree.map(lambda g: g * 0.2 / math.sqrt(1.5), GRADIENT)
   plain = _adamw(**fields)
-  clipped = _steps(_adamw(clip=0.2, **fields))
+  clipped = _steps(_adamw(clip_norm=0.2, **fields))
   expected = _steps(plain, gradients=(shrunk,))
-  loose = _steps(_adamw(clip=1e3, **fields))
+  loose = _steps(_adamw(clip_norm=1e3, **fields))
   free = _steps(plain)
   for a, b, c, d in zip(*map(jax.tree.leaves, (clipped, expected, loose, free)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -180,11 +191,11 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_frozen_parameters_stay_and_the_others_move_as_if_alone():
-  found = _steps(_adamw(freeze='embedding|norm', clip=0.1), gradients=(GRADIENT,) * 3)
+  found = _steps(_adamw(freeze='embedding|norm', clip_norm=0.1), gradients=(GRADIENT,) * 3)
   np.testing.assert_array_equal(found['embedding'], PARAMS['embedding'])
   layer, start = found['layers']['layer_0'], PARAMS['layers']['layer_0']
   np.testing.assert_array_equal(layer['mlp_norm']['scale'], start['mlp_norm']['scale'])
-  alone = _steps(_adamw(clip=0.1), {'mlp': start['mlp']}, ({'mlp': _of(GRADIENT)},) * 3)
+  alone = _steps(_adamw(clip_norm=0.1), {'mlp': start['mlp']}, ({'mlp': _of(GRADIENT)},) * 3)
   for name, x in layer['mlp']['up'].items():
     assert (np.asarray(x) != np.asarray(start['mlp']['up'][name])).all()
     np.testing.assert_allclose(x, alone['mlp']['up'][name], rtol=1e-6)
@@ -234,7 +245,12 @@ def test_clip_is_that_of_optax(largest, given):
 def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(decoder, params_of):
   params = params_of(decoder('llama'))
   gradients = jax.device_get(params_of(decoder('llama'), seed=1))
-  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'weight_decay': 0.0}
+  fields = {
+    'learning_rate': 0.1,
+    'schedule': optimizers.constant,
+    'decay_steps': 10,
+    'weight_decay': 0.0,
+  }
   moved = _steps(optimizers.muon(**fields), params, (gradients,))
   adam = _steps(optimizers.adamw(**fields), params, (gradients,))
   seen = set()
@@ -286,7 +302,7 @@ def _by_hand(name, x, table=HALVED):
 
 def test_each_layer_moves_at_a_rate_of_its_own(periods):
   gradients = jax.tree.map(lambda p: np.cos(31 * p), periods)
-  optimizer = _adamw(layer_decay=0.5, weight_decay=0.3, decay='kernel$', eps=0.0)
+  optimizer = _adamw(layer_decay=0.5, weight_decay=0.3, weight_decay_mask='kernel$', eps=0.0)
   found = _named(_steps(optimizer, periods, (gradients,)))
   assert {start for start in HALVED if any(n.startswith(start) for n in found)} == set(HALVED)
   gradients = _named(gradients)
@@ -310,7 +326,12 @@ def test_muon_has_rates_by_layer_too(periods):
   }
   periods = {**periods, 'decoder': {**periods['decoder'], 'layers': layers}}
   gradients = jax.tree.map(lambda p: np.cos(31 * p), periods)
-  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'weight_decay': 0.3}
+  fields = {
+    'learning_rate': 0.1,
+    'schedule': optimizers.constant,
+    'decay_steps': 10,
+    'weight_decay': 0.3,
+  }
   plain, found = (
     _named(_steps(optimizers.muon(layer_decay=by, **fields), periods, (gradients,)))
     for by in (1.0, 0.5)
@@ -353,7 +374,7 @@ def test_rates_by_path_come_on_top_of_the_layers(periods):
       factor = factors[name.rpartition('/')[2]]
     x = _named(periods)[name]
     np.testing.assert_allclose(value, factor * _by_hand(name, x), rtol=1e-6, err_msg=name)
-  found = _named(_steps(_adamw(rates=('scale -> 0', 'up -> 2')), gradients=(GRADIENT,)))
+  found = _named(_steps(_adamw(lr_multipliers=('scale -> 0', 'up -> 2')), gradients=(GRADIENT,)))
   plain = _named(_steps(_adamw(), gradients=(GRADIENT,)))
   for name, start in _named(PARAMS).items():
     factor = 0 if 'scale' in name else 2 if '/up/' in name else 1
@@ -363,7 +384,7 @@ def test_rates_by_path_come_on_top_of_the_layers(periods):
 def test_rates_go_with_what_is_frozen(periods):
   gradients = jax.tree.map(lambda p: np.cos(31 * p), periods)
   # All of layer_0 is frozen; a period still has two layers.
-  fields = {'freeze': 'layer_0|embedding', 'clip': 0.1}
+  fields = {'freeze': 'layer_0|embedding', 'clip_norm': 0.1}
   plain, found = (
     _named(_steps(_adamw(layer_decay=by, **fields), periods, (gradients,))) for by in (1.0, 0.5)
   )
@@ -388,7 +409,7 @@ def test_what_is_frozen_for_a_while_moves_after_it_at_the_full_rate():
 
 
 def test_until_the_thaw_a_run_is_as_if_the_parameters_were_frozen_for_good():
-  fields = {'freeze': 'embedding|norm', 'clip': 0.1, 'eps': 1.0}
+  fields = {'freeze': 'embedding|norm', 'clip_norm': 0.1, 'eps': 1.0}
   # The third step is beyond the thaw.
   gradients = (GRADIENT, jax.tree.map(lambda g: 3 * g, GRADIENT), GRADIENT)
   frozen = _course(_adamw(**fields), gradients=gradients)
@@ -406,12 +427,21 @@ def test_until_the_thaw_a_run_is_as_if_the_parameters_were_frozen_for_good():
     ({'layer_decay': 0.0}, 'optim.layer_decay=0.0 is not above 0 and at most 1'),
     ({'layer_decay': 1.1}, 'optim.layer_decay=1.1 is not above 0'),
     ({'layer_decay': math.nan}, 'optim.layer_decay=nan is not above 0'),
-    ({'rates': ('norm -> 2', 'hed -> 1')}, "optim.rates[1]='hed -> 1' is found in no parameter"),
-    ({'rates': ('norm = 2',)}, "optim.rates[0]='norm = 2' is not written 'PATTERN -> VALUE'"),
-    ({'rates': ('(norm -> 2',)}, "optim.rates[0]='(norm' is no regular expression: missing )"),
-    ({'rates': ('norm -> fast',)}, "optim.rates: 'fast' is no multiplier"),
-    ({'rates': ('norm -> -1',)}, "optim.rates: '-1' is no multiplier"),
-    ({'rates': ('norm -> inf',)}, "optim.rates: 'inf' is no multiplier"),
+    (
+      {'lr_multipliers': ('norm -> 2', 'hed -> 1')},
+      "optim.lr_multipliers[1]='hed -> 1' is found in no parameter",
+    ),
+    (
+      {'lr_multipliers': ('norm = 2',)},
+      "optim.lr_multipliers[0]='norm = 2' is not written 'PATTERN -> VALUE'",
+    ),
+    (
+      {'lr_multipliers': ('(norm -> 2',)},
+      "optim.lr_multipliers[0]='(norm' is no regular expression: missing )",
+    ),
+    ({'lr_multipliers': ('norm -> fast',)}, "optim.lr_multipliers: 'fast' is no multiplier"),
+    ({'lr_multipliers': ('norm -> -1',)}, "optim.lr_multipliers: '-1' is no multiplier"),
+    ({'lr_multipliers': ('norm -> inf',)}, "optim.lr_multipliers: 'inf' is no multiplier"),
     ({'freeze_until': 5}, 'optim.freeze_until=5: optim.freeze says what, and it is empty'),
     ({'freeze': 'norm', 'freeze_until': 0}, 'optim.freeze_until=0 is not a positive number'),
     ({'freeze': 'norn', 'freeze_until': 5}, "optim.freeze='norn' is found in no parameter path"),
@@ -425,7 +455,9 @@ def test_wrong_rates_are_told(fields, message):
 
 def test_a_model_without_layers_has_none_to_decay():
   with pytest.raises(UserError, match=r'layer_decay=0\.9: the model has no stacked layers'):
-    _adamw(layer_decay=0.9, decay='.').transformation.init({'embedding': jnp.ones((2, 2))})
+    _adamw(layer_decay=0.9, weight_decay_mask='.').transformation.init(
+      {'embedding': jnp.ones((2, 2))}
+    )
 
 
 def _experts(seed=0, name='experts'):
@@ -439,9 +471,14 @@ def _experts(seed=0, name='experts'):
 
 
 def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
-  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10, 'weight_decay': 0.0}
+  fields = {
+    'learning_rate': 0.1,
+    'schedule': optimizers.constant,
+    'decay_steps': 10,
+    'weight_decay': 0.0,
+  }
   params, gradients = _experts(), _experts(seed=1)
-  moved = _named(_steps(optimizers.muon(**fields, clip=math.inf), params, (gradients,)))
+  moved = _named(_steps(optimizers.muon(**fields, clip_norm=math.inf), params, (gradients,)))
   name = 'decoder/layers/layer_0/mlp/experts/up/kernel'
   step = (np.asarray(_named(params)[name]) - moved[name]) / 0.1
   for n, e in np.ndindex(2, 3):
@@ -452,14 +489,14 @@ def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
 
 
 def test_muon_refuses_axes_that_it_was_not_told_of():
-  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'steps': 10}
+  fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'decay_steps': 10}
   params = _experts(name='mixture')
   with pytest.raises(UserError, match=r'mixture/up/kernel .*\(2, 3, 4, 5\).*optim.experts'):
     optimizers.muon(**fields).transformation.init(params)
   optimizers.muon(**fields, experts='/mixture/').transformation.init(params)
   recurrent = {'layers': {'layer_0': {'input': jnp.ones((5, 4, 3)), 'bias': jnp.ones((4, 3))}}}
   with pytest.raises(UserError, match=r'layers/layer_0/input.*no axis of layers'):
-    optimizers.muon(**fields, matrices='input', decay='input').transformation.init(
+    optimizers.muon(**fields, matrices='input', weight_decay_mask='input').transformation.init(
       {'net': recurrent}
     )
 

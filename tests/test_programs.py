@@ -128,7 +128,7 @@ def text(file):
       "takes no argument 'thet' (did you mean 'theta'?)",
     ),
     (['--config.model.vocab_size=9999'], 'model.vocab_size=9999, but the tokenizer has 512'),
-    (['--config.data.context=64'], 'data.context=64 is longer than model.context=32'),
+    (['--config.data.seq_len=64'], 'data.seq_len=64 is longer than model.context=32'),
   ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_run(arguments, message, tmp_path, small_library):

@@ -13,7 +13,7 @@ from lm.errors import UserError
     ({'seed': -1}, r'seed=-1 is out of range: it must be at least 0 and at most 4\.29497e\+09'),
     ({'eval.every': 0}, r'eval\.every=0'),
     ({'checkpoint.every': 0}, r'checkpoint\.every=0'),
-    ({'checkpoint.keep': 0, 'checkpoint.keep_best': 0}, r'keep no checkpoint at all'),
+    ({'checkpoint.keep_last': 0, 'checkpoint.keep_best': 0}, r'keep no checkpoint at all'),
     ({'log.every': 0}, r'log\.every=0'),
     ({'microbatches': 0}, r'microbatches=0'),
     ({'model.depth': 0}, r'model\.depth=0'),
@@ -21,7 +21,7 @@ from lm.errors import UserError
     ({'model.dtype': 'float16'}, r"model\.dtype='float16' must be .* no loss scaling"),
     ({'model.dtype': 'float33'}, r"model\.dtype='float33' must be one of float32, bfloat16"),
     ({'model.logit_soft_cap': 0.0}, r'model\.logit_soft_cap=0\.0 must be above 0'),
-    ({'optim.clip': 0.0}, r'optim\.clip=0\.0 must .*inf clips nothing'),
+    ({'optim.clip_norm': 0.0}, r'optim\.clip_norm=0\.0 must .*inf clips nothing'),
     ({'optim.learning_rate': -1e-3}, r'optim\.learning_rate=-0\.001'),
     ({'optim.b1': 2.0}, r'optim\.b1=2\.0'),
     (
@@ -34,7 +34,7 @@ from lm.errors import UserError
       {'decode.length_penalty': float('nan')},
       r'decode\.length_penalty=nan must be a finite',
     ),
-    ({'objective.chunk': -1}, r'objective\.chunk=-1'),
+    ({'objective.logits_chunk': -1}, r'objective\.logits_chunk=-1'),
   ],
 )
 def test_values_out_of_range_raise_with_their_key(changes, message):

@@ -104,10 +104,10 @@ def config_of(shape: Shape) -> ConfigDict:
     else:
       config.model = configs.gpt2(shape.depth, shape.d_model, shape.heads, shape.context)
   config.model.dtype = shape.dtype
-  config.data.context = shape.context
+  config.data.seq_len = shape.context
   config.batch_size = shape.batch_size
   config.optim.update(
-    {'schedule': 'lm.optim.optimizers:constant', 'learning_rate': 1e-4, 'warmup': 0}
+    {'schedule': 'lm.optim.optimizers:constant', 'learning_rate': 1e-4, 'warmup_steps': 0}
   )
   return config
 

@@ -172,8 +172,8 @@ def ours(settings: Settings) -> Result:
     config.steps = max(1, epochs * len(rows) // config.batch_size)
     config.eval.every = config.checkpoint.every = config.steps
     # At least four calls, since the first one compiles and does not count.
-    config.dispatch = min(config.dispatch, max(1, config.steps // 4))
-    config.log.every = config.dispatch
+    config.steps_per_call = min(config.steps_per_call, max(1, config.steps // 4))
+    config.log.every = config.steps_per_call
     trainer.train(config, '', root / 'run', Never())
     write_word2vec_text(settings.out, of_run(root / 'run'))
     lines = (root / 'run' / 'metrics.jsonl').read_text().splitlines()
@@ -205,9 +205,9 @@ def config_of(settings: Settings, cache: str) -> ConfigDict:
     glove(config, rate=0.05, window=settings.glove_window, x_max=settings.x_max)
   else:
     skip_gram = settings.model == 'skip_gram'
-    config.batch_size, config.dispatch = (8, 500) if skip_gram else (32, 125)
+    config.batch_size, config.steps_per_call = (8, 500) if skip_gram else (32, 125)
     word2vec(config, settings.model, LEARNING_RATES[settings.model])
-    config.objective.output.drawn = 4 if skip_gram else 1
+    config.objective.output.num_sampled = 4 if skip_gram else 1
     config.objective.window = settings.window
     config.objective.output.negatives = settings.negatives
   return config

@@ -19,29 +19,29 @@ def base() -> ConfigDict:
       'steps': 1000,
       'batch_size': 16,  # rows of the global batch
       'microbatches': 1,  # gradient accumulation over this many parts of a batch
-      'dispatch': 1,  # steps per call of the jitted train step
-      'nonfinite_limit': 10,  # the run stops after this many skipped steps in a row
+      'steps_per_call': 1,  # steps per call of the jitted train step
+      'max_consecutive_nonfinite': 10,  # the run stops after this many skipped steps in a row
       # The run stops if the loss, or the gradient of a parameter in step 1, is exactly 0, unless
       # this regular expression matches 'loss', or the path of the parameter.
       'allow_zero': '',
       'data': {
         'source': 'lm.data.sources:python_docs',
-        'train': 'train',  # the training split
+        'train_split': 'train',  # the training split
         'prepare': (),  # import paths of cached steps: examples -> examples
         'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
-        'specials': (),  # special tokens besides those of the task, such as '<|mask|>'
+        'special_tokens': (),  # special tokens besides those of the task, such as '<|mask|>'
         'task': placeholder(str),  # import path; None for language modeling
-        'convert': placeholder(str),  # import path of the task's converter for the architecture
+        'converter': placeholder(str),  # import path of the task's converter for the architecture
         'labels': (),  # the classes or tags of the task, in order
-        'count': placeholder(str),  # import path of a counter of word pairs; None for tokens
-        'context': 128,  # tokens in a row, or word pairs
-        'source_context': 128,  # tokens in a row of the encoder of an encoder-decoder
+        'pair_counter': placeholder(str),  # import path of a counter of word pairs; None for tokens
+        'seq_len': 128,  # tokens in a row, or word pairs
+        'source_len': 128,  # tokens in a row of the encoder of an encoder-decoder
         'too_long': 'error',  # policy for examples longer than a row: error, truncate, skip
         'pack': 'lm.data.packing:concatenate',  # of training rows; evaluation packs in file order
         # Import paths of read-time transforms of training rows: (row, rng) -> row, or builders of
         # these. Evaluation sets have their own in eval.sets.NAME.transforms.
         'transforms': (),
-        'reserve': 1.0,  # packing reserves this many times an example's size, for transforms
+        'packing_slack': 1.0,  # packing reserves this many times an example's size, for transforms
         'cache': '',  # directory; '' for $LM_CACHE or ~/.cache/lm
         'workers': 0,  # processes that prepare data; 0 for one per core
       },
@@ -50,60 +50,60 @@ def base() -> ConfigDict:
         'fn': 'lm.objectives.supervised:cross_entropy',
         'z_loss': 0.0,
         'label_smoothing': 0.0,
-        'chunk': 0,
+        'logits_chunk': 0,
       },
       'optim': {
         'fn': 'lm.optim.optimizers:adamw',
         'learning_rate': 1e-3,
         'schedule': 'lm.optim.optimizers:cosine',
-        'steps': 0,  # follows `steps`
-        'warmup': 100,
-        'final': 0.1,
+        'decay_steps': 0,  # follows `steps`
+        'warmup_steps': 100,
+        'final_lr_fraction': 0.1,
         'b1': 0.9,
         'b2': 0.95,
         'eps': 1e-8,
         'weight_decay': 0.1,
-        'decay': '(kernel|embedding)$',  # weight decay mask: a regular expression on paths
+        'weight_decay_mask': '(kernel|embedding)$',  # a regular expression on parameter paths
         'freeze': placeholder(str),  # a regular expression on the paths of frozen parameters
         'freeze_until': placeholder(int),  # the step at which they start to train
         'layer_decay': 1.0,  # the rate of a layer divided by that of the layer above
-        'rates': (),  # 'PATTERN -> MULTIPLIER' of the rate; the first match of a path counts
-        'clip': 1.0,
+        'lr_multipliers': (),  # 'PATTERN -> MULTIPLIER'; the first match of a path counts
+        'clip_norm': 1.0,
       },
-      'init': {
+      'warm_start': {
         'workdir': '',  # of the run whose parameters initialize this one; '' for none
         'step': placeholder(int),  # of its checkpoint; None for the best, or else the newest
         'rules': (),  # 'PATTERN -> REPLACEMENT' of parameter paths (lm.training.warm_start)
       },
-      'stop': {
-        'metric': '',  # 'eval/SET/METRIC'; '' for that of checkpoint.best
+      'early_stopping': {
+        'metric': '',  # 'eval/SET/METRIC'; '' for that of checkpoint.monitor
         'patience': 0,  # evaluations without improvement that end the run; 0 to disable
-        'least': 0.0,  # minimum improvement
+        'min_delta': 0.0,  # minimum improvement
       },
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1, 'rules': {}},
       'eval': {
         'every': 250,  # steps; the last step is always evaluated
         'batch_size': 0,  # follows `batch_size`
         'sets': {'validation': evaluation('validation')},
-        'vectors': (),  # import paths of metrics of word vectors (lm.metrics.word_vectors)
+        'vector_metrics': (),  # import paths of metrics of word vectors (lm.metrics.word_vectors)
       },
       'decode': {
         'beam_size': 1,  # 1 for greedy decoding
         'length_penalty': 0.6,  # alpha of Wu et al. 2016
-        'max_tokens': 0,  # per text; 0 for data.context
+        'max_tokens': 0,  # per text; 0 for data.seq_len
         'max_length_ratio': 0.0,  # maximum per token of a source, plus 10; 0 for no limit
         'batch_size': 64,  # prompts per batch
       },
       'checkpoint': {
         'every': 250,  # steps; evaluated steps and the last one are saved too
-        'keep': 2,  # checkpoints to keep, the newest
+        'keep_last': 2,  # checkpoints to keep, the newest
         'keep_best': 1,  # checkpoints to keep in addition, the best
-        'best': 'eval/validation/loss',  # the metric that defines the best
+        'monitor': 'eval/validation/loss',  # the metric that defines the best
       },
       'log': {
         'every': 10,  # steps between lines of metrics.jsonl
         # Continued at every evaluation; for word vectors, words whose neighbors are shown.
-        'prompts': ('The ',),
+        'sample_prompts': ('The ',),
         'sample_tokens': 100,
         'temperature': 0.8,
         'top_k': 50,
@@ -114,13 +114,16 @@ def base() -> ConfigDict:
 
 
 def link_defaults(config: ConfigDict) -> ConfigDict:
-  """Makes `steps` the default of `optim.steps`, and `batch_size` that of `eval.batch_size`.
+  """Makes `steps` the default of `optim.decay_steps`, and `batch_size` that of `eval.batch_size`.
 
   The references are one-way, and a leaf with a value of its own keeps it.
   """
-  for section, key in (('optim', 'steps'), ('eval', 'batch_size')):
-    if config[section][key] in (0, config[key]):
-      config[section][key] = config.get_oneway_ref(key)
+  for section, key, source in (
+    ('optim', 'decay_steps', 'steps'),
+    ('eval', 'batch_size', 'batch_size'),
+  ):
+    if config[section][key] in (0, config[source]):
+      config[section][key] = config.get_oneway_ref(source)
   return config
 
 
@@ -231,11 +234,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
   config.steps = 100
   config.batch_size = 8
   config.data.source = 'lm.data.sources:python_docs'
-  config.data.context = 32
+  config.data.seq_len = 32
   if 'vocab_size' in config.data.tokenizer:
     config.data.tokenizer.vocab_size = 512
   _shrink(config.model)
-  config.optim.warmup = 10
+  config.optim.warmup_steps = 10
   config.eval.every = 50
   config.checkpoint.every = 50
   config.log.sample_tokens = 20

@@ -20,31 +20,31 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
     split: the split to evaluate during training.
   """
   config.data.task = 'lm.tasks.text:text_to_text'
-  config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
+  config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
   bleu, ter = (f'lm.metrics.translation:{name}(language="{language}")' for name in ('bleu', 'ter'))
   scores = (bleu, 'lm.metrics.translation:chrf', ter)
   config.eval.sets.validation = _evaluation(split, scores)
   config.decode.max_length_ratio = 2.0
-  config.checkpoint.best = 'eval/validation/bleu'
-  config.log.prompts = ()
+  config.checkpoint.monitor = 'eval/validation/bleu'
+  config.log.sample_prompts = ()
   return config
 
 
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
   """An encoder with pooling predicts the `label` of a `text`; accuracy selects the best."""
   config.data.task = 'lm.tasks.text:classification'
-  config.data.convert = 'lm.tasks.classification:classifier'
+  config.data.converter = 'lm.tasks.classification:classifier'
   config.data.labels = tuple(labels)
   config.eval.sets.validation = _predicted(split, 'lm.metrics.labels:classification')
-  config.checkpoint.best = 'eval/validation/accuracy'
-  config.log.prompts = ()
+  config.checkpoint.monitor = 'eval/validation/accuracy'
+  config.log.sample_prompts = ()
   return config
 
 
 def regression(config: ConfigDict, split: str) -> ConfigDict:
   """An encoder with pooling predicts the `value` of a `text`; the error selects the best."""
   config.data.task = 'lm.tasks.text:regression'
-  config.data.convert = 'lm.tasks.classification:regressor'
+  config.data.converter = 'lm.tasks.classification:regressor'
   config.model.num_classes = 1
   config.objective = ConfigDict({'fn': 'lm.objectives.supervised:squared_error'})
   config.eval.sets.validation = evaluation(
@@ -52,8 +52,8 @@ def regression(config: ConfigDict, split: str) -> ConfigDict:
     metrics=('lm.metrics.tokens:squared_error',),
     scores=('lm.metrics.labels:regression',),
   )
-  config.checkpoint.best = 'eval/validation/mse'
-  config.log.prompts = ()
+  config.checkpoint.monitor = 'eval/validation/mse'
+  config.log.sample_prompts = ()
   return config
 
 
@@ -67,12 +67,12 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
     score: 'lm.metrics.spans:entities' for entity tags, or another corpus metric with 'f1'.
   """
   config.data.task = 'lm.tasks.text:tagging'
-  config.data.convert = 'lm.tasks.classification:tagger'
+  config.data.converter = 'lm.tasks.classification:tagger'
   config.data.labels = tuple(labels)
   config.model.pooling = placeholder(str)  # a head on each token
   config.eval.sets.validation = _predicted(split, score)
-  config.checkpoint.best = 'eval/validation/f1'
-  config.log.prompts = ()
+  config.checkpoint.monitor = 'eval/validation/f1'
+  config.log.sample_prompts = ()
   return config
 
 
@@ -85,15 +85,15 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
     score: 'lm.metrics.answers:squad', or the metric of another language.
   """
   config.data.task = 'lm.tasks.extractive_qa:extraction'
-  config.data.convert = 'lm.tasks.extractive_qa:converter'
+  config.data.converter = 'lm.tasks.extractive_qa:converter'
   config.model.pooling = placeholder(str)  # a head on each token
   config.model.num_classes = 2  # the first and the last token
   config.objective = ConfigDict({'fn': 'lm.tasks.extractive_qa:objective'})
   config.eval.sets.validation = evaluation(
     split, metrics=('lm.tasks.extractive_qa:metric',), scores=(score,)
   )
-  config.checkpoint.best = 'eval/validation/f1'
-  config.log.prompts = ()
+  config.checkpoint.monitor = 'eval/validation/f1'
+  config.log.sample_prompts = ()
   return config
 
 
@@ -108,8 +108,8 @@ def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
   """Returns a task's config reduced as by `lm.config.base.smoke`, on an embedded source."""
   smoke(config)
   config.data.source = source
-  config.data.train = 'train'
-  config.data.context = config.data.source_context = config.model.context = context
+  config.data.train_split = 'train'
+  config.data.seq_len = config.data.source_len = config.model.context = context
   config.data.too_long = 'skip'
   config.decode.max_tokens = 16
   for section in config.eval.sets.values():

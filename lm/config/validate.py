@@ -15,10 +15,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'steps': (1, math.inf),
   'batch_size': (1, math.inf),
   'microbatches': (1, math.inf),
-  'dispatch': (1, math.inf),
-  'nonfinite_limit': (1, math.inf),
-  'data.context': (1, math.inf),
-  'data.source_context': (1, math.inf),
+  'steps_per_call': (1, math.inf),
+  'max_consecutive_nonfinite': (1, math.inf),
+  'data.seq_len': (1, math.inf),
+  'data.source_len': (1, math.inf),
   'data.workers': (0, math.inf),
   'data.tokenizer.min_count': (0, 2**32 - 1),
   'data.tokenizer.vocab_size': (1, 2**32 - 1),
@@ -36,16 +36,16 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'model.dropout': (0, 0.999),
   'objective.z_loss': (0, math.inf),
   'objective.label_smoothing': (0, 0.999),
-  'objective.chunk': (0, math.inf),
+  'objective.logits_chunk': (0, math.inf),
   'optim.learning_rate': (0, math.inf),
-  'optim.warmup': (0, math.inf),
+  'optim.warmup_steps': (0, math.inf),
   'optim.b1': (0, 0.999999),
   'optim.b2': (0, 0.999999),
   'optim.weight_decay': (0, math.inf),
   'eval.every': (1, math.inf),
   'eval.batch_size': (1, math.inf),
   'checkpoint.every': (1, math.inf),
-  'checkpoint.keep': (0, math.inf),
+  'checkpoint.keep_last': (0, math.inf),
   'checkpoint.keep_best': (0, math.inf),
   'log.every': (1, math.inf),
   'log.sample_tokens': (0, math.inf),
@@ -57,7 +57,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 # Key -> condition, what the value must be. Keys that a config lacks are skipped.
 _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-  'optim.clip': (lambda norm: norm > 0, 'above 0; inf clips nothing'),
+  'optim.clip_norm': (lambda norm: norm > 0, 'above 0; inf clips nothing'),
   'model.logit_soft_cap': (lambda cap: cap > 0, 'above 0; None for no cap'),
   'decode.length_penalty': (math.isfinite, 'a finite number; 0 for no penalty'),
   **dict.fromkeys(
@@ -75,7 +75,7 @@ _REPLACEABLE: dict[str, tuple[str, ...]] = {
   'mesh.rules': (),
   'model': ('fn', 'vocab_size', 'context'),
   'objective': ('fn',),
-  'optim': ('fn', 'steps'),
+  'optim': ('fn', 'decay_steps'),
 }
 
 
@@ -138,11 +138,11 @@ def validate_config(config: ConfigDict) -> None:
   for key, value in paths.items():
     if not isinstance(value, tuple | list):
       raise UserError(f"{key}={value!r} must be a list of import paths, such as ('{value}',)")
-  if config.checkpoint.keep + config.checkpoint.keep_best < 1:
-    raise UserError('checkpoint.keep=0 and checkpoint.keep_best=0 keep no checkpoint at all')
-  if not (config.checkpoint.keep or config.eval.sets or config.eval.vectors):
+  if config.checkpoint.keep_last + config.checkpoint.keep_best < 1:
+    raise UserError('checkpoint.keep_last=0 and checkpoint.keep_best=0 keep no checkpoint at all')
+  if not (config.checkpoint.keep_last or config.eval.sets or config.eval.vector_metrics):
     raise UserError(
-      'checkpoint.keep=0: with eval.sets and eval.vectors empty no checkpoint is best'
+      'checkpoint.keep_last=0: with eval.sets and eval.vector_metrics empty no checkpoint is best'
     )
 
 

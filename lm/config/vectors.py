@@ -9,8 +9,8 @@ SPARSE_STEP = 'lm.training.sparse_step:train_step'
 _NEGATIVE_SAMPLING = {
   'fn': 'lm.objectives.word2vec:negative_sampling',
   'negatives': 5,
-  'drawn': 4,  # samples per row
-  'shared': 16,  # minimum count of rows that share the samples
+  'num_sampled': 4,  # samples per row
+  'rows_per_sample': 16,  # minimum count of rows that share the samples
   'power': 0.75,
   'loss': 'lm.nn.losses:sigmoid_cross_entropy',
 }
@@ -23,7 +23,7 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
   """
   fn = 'lm.text.tokenizers:words'
   config.data.tokenizer = ConfigDict({'fn': fn, 'min_count': min_count, 'pattern': r'\S+'})
-  config.data.context = 32
+  config.data.seq_len = 32
   config.model = ConfigDict(
     {
       'fn': 'lm.models.embeddings:Embeddings',
@@ -37,7 +37,7 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
     }
   )
   config.eval.sets = ConfigDict()
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 
 
@@ -45,7 +45,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
   """Word2vec with negative sampling, after `words`.
 
   Args:
-    config: has `batch_size` and `data.context`.
+    config: has `batch_size` and `data.seq_len`.
     objective: skip_gram or cbow, of lm.objectives.word2vec.
     rate: per word, as in other implementations.
   """
@@ -64,11 +64,11 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
     {
       'fn': 'lm.optim.optimizers:sgd',
       # Our loss is a mean over the tokens of a batch, that of word2vec a sum.
-      'learning_rate': rate * config.batch_size * config.data.context,
+      'learning_rate': rate * config.batch_size * config.data.seq_len,
       'schedule': 'lm.optim.optimizers:linear',
-      'steps': 0,
-      'warmup': 0,
-      'final': 1e-4,
+      'decay_steps': 0,
+      'warmup_steps': 0,
+      'final_lr_fraction': 1e-4,
     }
   )
   return link_defaults(config)
@@ -88,12 +88,12 @@ def small_words(config: ConfigDict) -> ConfigDict:
   config.data.tokenizer.min_count = 20
   config.model.d_model = 16
   config.steps = 200
-  config.dispatch = 50
+  config.steps_per_call = 50
   config.eval.every = config.checkpoint.every = 100
-  config.eval.vectors = (PYTHON_WORDS,)
-  config.checkpoint.best = 'eval/vectors/groups/accuracy'
+  config.eval.vector_metrics = (PYTHON_WORDS,)
+  config.checkpoint.monitor = 'eval/vectors/groups/accuracy'
   config.log.every = 10
-  config.log.prompts = ('class',)
+  config.log.sample_prompts = ('class',)
   return config
 
 
@@ -116,9 +116,9 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
     window: words on either side that are counted.
     x_max: pairs with at least this count have weight 1.
   """
-  config.data.count = f'lm.data.cooccurrence:count_cooccurrences(window={window})'
-  config.data.context = config.model.context = 2048  # pairs in a row
-  config.batch_size, config.dispatch = 1, 100
+  config.data.pair_counter = f'lm.data.cooccurrence:count_cooccurrences(window={window})'
+  config.data.seq_len = config.model.context = 2048  # pairs in a row
+  config.batch_size, config.steps_per_call = 1, 100
   config.model.biases = True
   config.model.output_init = 'lm.models.embeddings:small_uniform'
   config.allow_zero = ''
@@ -130,7 +130,7 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
       'power': 0.75,
     }
   )
-  pairs = config.batch_size * config.data.context
+  pairs = config.batch_size * config.data.seq_len
   config.optim = ConfigDict(
     {
       'fn': 'lm.optim.optimizers:adagrad',
@@ -138,11 +138,11 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
       # equals a rate of 1 with an accumulator that starts at 1 / r^2. Its gradients are of one
       # pair, ours of a mean.
       'learning_rate': 1.0,
-      'begin': (rate * pairs) ** -2,
+      'initial_accumulator_value': (rate * pairs) ** -2,
       'schedule': 'lm.optim.optimizers:constant',
-      'steps': 0,
-      'warmup': 0,
-      'final': 1.0,
+      'decay_steps': 0,
+      'warmup_steps': 0,
+      'final_lr_fraction': 1.0,
     }
   )
   return link_defaults(config)

@@ -1,6 +1,6 @@
 """Co-occurrence counts of words (Pennington et al. 2014, "GloVe"), and rows of counted pairs.
 
-A counter is `fn(stream) -> iterator of Pairs`; a config names one in `data.count`. An argument
+A counter is `fn(stream) -> iterator of Pairs`; `data.pair_counter` names one. An argument
 `progress` receives the number of documents done. Pairs may recur: `write` sums their counts. It
 distributes pairs to files by a hash, so that only one file at a time is summed in memory.
 """
@@ -80,15 +80,15 @@ def count_cooccurrences(
     UserError: `window` or `memory` is too small, or `window` too large for so many words.
   """
   if not isinstance(window, int) or window < 1:
-    raise UserError(f'data.count: window={window!r} is not an integer of at least 1')
+    raise UserError(f'data.pair_counter: window={window!r} is not an integer of at least 1')
   if not isinstance(memory, int) or memory < _MIN_MEMORY:
     raise UserError(
-      f'data.count: memory={memory!r} is not an integer of at least {_MIN_MEMORY} bytes'
+      f'data.pair_counter: memory={memory!r} is not an integer of at least {_MIN_MEMORY} bytes'
     )
   by_rank = _by_frequency(stream)
   size = len(by_rank)
   if size**2 * window >= 2**63:
-    raise UserError(f'data.count: window={window} is too large for {size} words')
+    raise UserError(f'data.pair_counter: window={window} is too large for {size} words')
   frequent = min(size, math.isqrt(memory // 4 // 8))
   table = np.zeros(frequent**2)
 
@@ -196,32 +196,32 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
 
 
 class PairRows(Rows):
-  """Rows of pairs, `context` of them to a row.
+  """Rows of pairs, `seq_len` of them to a row.
 
   A row has (T,) arrays: `inputs` and `neighbours`, int32 tokens; `counts`, float32; `weights`,
   float32, and `segments`, int32, which are 1, and 0 on padding at the end of the last row. Pairs
   are shuffled, so a row is a random sample of them.
   """
 
-  def __init__(self, place: pathlib.Path, context: int, meta: Mapping[str, Any]):
+  def __init__(self, place: pathlib.Path, seq_len: int, meta: Mapping[str, Any]):
     """Maps prepared files.
 
     Args:
       place: directory filled by `write`.
-      context: T, pairs in a row.
+      seq_len: T, pairs in a row.
       meta: counts and a digest of the tokens, and the number of their pairs.
     """
-    super().__init__(f'{place.name}-{context}', context, {**meta, 'tokens': meta['pairs']})
+    super().__init__(f'{place.name}-{seq_len}', seq_len, {**meta, 'tokens': meta['pairs']})
     self._flat = {
       name: np.asarray(np.memmap(place / f'{name}.bin', dtype, 'r'))
       for name, dtype in _FIELDS.items()
     }
 
   def __len__(self) -> int:
-    return -(-self.tokens // self.context)
+    return -(-self.tokens // self.seq_len)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    places = indices[:, None] * self.context + np.arange(self.context)
+    places = indices[:, None] * self.seq_len + np.arange(self.seq_len)
     real = places < self.tokens
     places = np.minimum(places, self.tokens - 1)
     batch = {
@@ -243,7 +243,7 @@ def pair_rows(
   meta: Mapping[str, Any],
   progress: Report,
 ) -> PairRows:
-  """Returns the pairs that `data.count` finds in the tokens of a split, cached.
+  """Returns the pairs that `data.pair_counter` finds in the tokens of a split, cached.
 
   Args:
     data: the config's data section.
@@ -255,12 +255,12 @@ def pair_rows(
     progress: passed to counters that take an argument `progress`.
 
   Raises:
-    UserError: `data.count` is wrong, or there is nothing to count.
+    UserError: `data.pair_counter` is wrong, or there is nothing to count.
   """
-  count = resolve.resolve(data['count'], 'data.count')
-  code = fingerprints.of_values(data['count'])
+  count = resolve.resolve(data['pair_counter'], 'data.pair_counter')
+  code = fingerprints.of_values(data['pair_counter'])
   shaped_by = {'format': fingerprints.FORMAT, 'tokens': tokens.name, 'seed': seed}
-  shaped_by |= {'count': data['count'], 'code': code}
+  shaped_by |= {'pair_counter': data['pair_counter'], 'code': code}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     is_word = np.zeros(vocabulary_size(tokenizer), bool)
@@ -274,15 +274,15 @@ def pair_rows(
     stream = TokenStream(mapped, np.asarray(np.load(tokens / 'ends.npy', mmap_mode='r')), is_word)
     takes_progress = 'progress' in inspect.signature(count).parameters
     reported = {'progress': progress} if takes_progress else {}
-    pairs = write(place, resolve.call(count, 'data.count', stream, **reported), seed)
+    pairs = write(place, resolve.call(count, 'data.pair_counter', stream, **reported), seed)
     if not pairs:
       raise UserError(
-        f'data.count={data["count"]!r}: in split {split!r} no two words of the vocabulary occur '
-        'near each other in a document'
+        f'data.pair_counter={data["pair_counter"]!r}: in split {split!r} no two words of the '
+        'vocabulary occur near each other in a document'
       )
     return {'pairs': pairs, 'shaped_by': shaped_by}
 
   place, counted = cache.get_or_build(
     cache.directory(data['cache']), f'pairs-{cache.digest(shaped_by)}', build
   )
-  return PairRows(place, data['context'], {**meta, 'pairs': counted['pairs']})
+  return PairRows(place, data['seq_len'], {**meta, 'pairs': counted['pairs']})

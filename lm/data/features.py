@@ -20,7 +20,7 @@ from lm.text.files import lone_surrogate
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of a chunk of examples: 'tokens/NAME', 'source/NAME' and 'values/NAME' hold features;
 # 'tokens' and 'source' their lengths; 'example' the index of their example in the chunk; 'count'
-# the number of examples; 'long' how many exceed data.context, data.source_context, and either.
+# the number of examples; 'long' how many exceed data.seq_len, data.source_len, and either.
 Arrays = dict[str, np.ndarray]
 STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
 VALUES, EXAMPLE, COUNT, LONG = 'values', 'example', 'count', 'long'
@@ -34,9 +34,9 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   Raises:
     UserError: the section names no such functions; later, from the task, a text is damaged.
   """
-  if data['convert'] is None:
+  if data['converter'] is None:
     raise UserError(
-      f'data.task={data["task"]!r} needs data.convert, such as lm.tasks.seq2seq:encoder_decoder'
+      f'data.task={data["task"]!r} needs data.converter, such as lm.tasks.seq2seq:encoder_decoder'
     )
   task = resolve.call(resolve.resolve(data['task'], 'data.task'), 'data.task')
 
@@ -50,8 +50,8 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
     inputs=lambda example, inputs=task.inputs: [checked(part) for part in inputs(example)],
     target=lambda example, target=task.target: checked(target(example)),
   )
-  builder = resolve.resolve(data['convert'], 'data.convert')
-  return task, resolve.call(builder, 'data.convert', task)
+  builder = resolve.resolve(data['converter'], 'data.converter')
+  return task, resolve.call(builder, 'data.converter', task)
 
 
 def encoder(
@@ -60,7 +60,7 @@ def encoder(
   """Returns the function from examples, and the index of the first, to arrays of features.
 
   Args:
-    data: the config's data section; keys task, convert, labels, context, source_context, too_long.
+    data: the config's data section; keys task, converter, labels, seq_len, source_len, too_long.
     tokenizer: of the task.
     where: names the example of an index, for errors.
 
@@ -72,7 +72,7 @@ def encoder(
       f'data.too_long={data["too_long"]!r} must be one of {", ".join(map(repr, POLICIES))}'
     )
   _, converter = build_task(data)
-  convert = converter.features(tokenizer, tuple(data['labels']), data['context'])
+  convert = converter.features(tokenizer, tuple(data['labels']), data['seq_len'])
   limits = length_limits(data)
 
   def arrays(examples: Iterable[Example], start: int) -> Arrays:
@@ -101,7 +101,7 @@ def encoder(
 
 def length_limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
   """Returns the key of a data section that limits 'tokens' and 'source', and its value."""
-  keys = {TOKENS: 'context', SOURCE: 'source_context'}
+  keys = {TOKENS: 'seq_len', SOURCE: 'source_len'}
   return {stream: (key, data[key]) for stream, key in keys.items()}
 
 
@@ -184,7 +184,7 @@ def length_note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
   if not long['either'] or data['too_long'] == 'error':
     return ''
   done = {'skip': 'skipped', 'truncate': 'truncated'}[data['too_long']]
-  keys = (f'data.{key}={data[key]}' for key in ('context', 'source_context') if long[key])
+  keys = (f'data.{key}={data[key]}' for key in ('seq_len', 'source_len') if long[key])
   return (
     f'{long["either"]:,} of {meta["documents"]:,} examples {done}: they are longer than '
     f'{" or ".join(keys)}'
@@ -218,7 +218,7 @@ def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, A
           files[name] = stack.enter_context((place / f'{stream}.{field}.bin').open('wb'))
         if len(values) and values.dtype.name != dtypes.setdefault(name, values.dtype.name):
           raise UserError(
-            f'data.convert: {field!r} of features is {dtypes[name]} in some examples and '
+            f'data.converter: {field!r} of features is {dtypes[name]} in some examples and '
             f'{values.dtype.name} in others; use one type'
           )
         files[name].write(values.data)
@@ -231,7 +231,7 @@ def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, A
     cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
   return {
     'documents': examples,
-    'too_long': dict(zip(('context', 'source_context', 'either'), long.tolist(), strict=True)),
+    'too_long': dict(zip(('seq_len', 'source_len', 'either'), long.tolist(), strict=True)),
     'features': sum(map(len, arrays[EXAMPLE])),
     'tokens': sum(int(np.sum(part)) for stream in STREAMS for part in arrays[stream]),
     'fields': sorted([*files, *(name for name in arrays if name.startswith(f'{VALUES}/'))]),

@@ -22,7 +22,7 @@ class Rows(abc.ABC):
     documents: number of documents or examples.
     fingerprint: names content and order; differs between machines.
     content: digest of the tokens, equal on every machine.
-    context: T.
+    seq_len: T.
     size: capacity of a row in tokens or pairs.
   """
 
@@ -30,12 +30,12 @@ class Rows(abc.ABC):
   documents: int
   fingerprint: str
   content: str
-  context: int
+  seq_len: int
   size: int
 
-  def __init__(self, fingerprint: str, context: int, meta: Mapping[str, Any]):
+  def __init__(self, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
     self.tokens, self.documents, self.content = meta['tokens'], meta['documents'], meta['content']
-    self.fingerprint, self.context, self.size = fingerprint, context, context
+    self.fingerprint, self.seq_len, self.size = fingerprint, seq_len, seq_len
 
   @abc.abstractmethod
   def __len__(self) -> int: ...
@@ -67,17 +67,17 @@ class PackedRows(Rows):
   """
 
   def __init__(
-    self, tokens: pathlib.Path, plan: pathlib.Path, context: int, meta: Mapping[str, Any]
+    self, tokens: pathlib.Path, plan: pathlib.Path, seq_len: int, meta: Mapping[str, Any]
   ):
     """Maps prepared files.
 
     Args:
       tokens: directory of tokens.bin, ends.npy and doc_bytes.npy.
       plan: directory of the arrays of a PackingPlan.
-      context: T, tokens in a row.
+      seq_len: T, tokens in a row.
       meta: counts of the tokens, and their type.
     """
-    super().__init__(plan.name, context, meta)
+    super().__init__(plan.name, seq_len, meta)
     self.bytes: int = meta['bytes']
     # Plain arrays over the maps: indexing an np.memmap costs several times as much.
     self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
@@ -89,11 +89,11 @@ class PackedRows(Rows):
     return len(self._plan.row_ends)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    plan, shape = self._plan, (len(indices), self.context)
+    plan, shape = self._plan, (len(indices), self.seq_len)
     parts, count, nth = _parts_of_rows(plan.row_ends, indices)
     starts, documents = plan.starts[parts], plan.documents[parts]
     lengths = plan.lengths[parts].astype(np.int64)
-    position, place = _places(count, lengths, self.context)
+    position, place = _places(count, lengths, self.seq_len)
     source = np.repeat(starts, lengths) + position
     part_ends = np.cumsum(lengths) - 1
     complete = starts + lengths == self._ends[documents]

@@ -28,36 +28,36 @@ class PackingPlan(NamedTuple):
   documents: np.ndarray
 
 
-def concatenate(ends: np.ndarray, context: int, seed: int | None) -> PackingPlan:
-  """Returns all documents in one stream, in a random order, cut every `context` tokens.
+def concatenate(ends: np.ndarray, seq_len: int, seed: int | None) -> PackingPlan:
+  """Returns all documents in one stream, in a random order, cut every `seq_len` tokens.
 
   Only the last row has padding. Documents are cut at the ends of rows.
 
   Args:
     ends: (documents,) int64, cumulative number of tokens.
-    context: T, tokens in a row.
+    seq_len: T, tokens in a row.
     seed: of the order; None keeps the order of the source.
   """
   order = _order(len(ends), seed)
   begins = np.concatenate([[0], ends[:-1]])
   stream_ends = np.cumsum((ends - begins)[order])
   total = int(stream_ends[-1])
-  cuts = np.union1d(stream_ends, np.arange(context, total, context))
+  cuts = np.union1d(stream_ends, np.arange(seq_len, total, seq_len))
   part_begins = np.concatenate([[0], cuts[:-1]])
   nth = np.searchsorted(stream_ends, part_begins, side='right')
   documents = order[nth]
   # From an index in the stream to the index in the tokens.
   shift = ends[documents] - stream_ends[nth]
-  rows = -(-total // context)
+  rows = -(-total // seq_len)
   return PackingPlan(
-    row_ends=np.searchsorted(part_begins, np.arange(1, rows + 1) * context),
+    row_ends=np.searchsorted(part_begins, np.arange(1, rows + 1) * seq_len),
     starts=part_begins + shift,
     lengths=(cuts - part_begins).astype(np.int32),
     documents=documents,
   )
 
 
-def best_fit(ends: np.ndarray, context: int, seed: int) -> PackingPlan:
+def best_fit(ends: np.ndarray, seq_len: int, seed: int) -> PackingPlan:
   """Returns rows filled by best fit decreasing (Ding et al. 2024, "Fewer Truncations ...").
 
   Only documents longer than a row are cut, into full rows and a remainder. Remainders and shorter
@@ -65,20 +65,20 @@ def best_fit(ends: np.ndarray, context: int, seed: int) -> PackingPlan:
 
   Args:
     ends: (documents,) int64, cumulative number of tokens.
-    context: T, tokens in a row.
+    seq_len: T, tokens in a row.
     seed: of the order of documents of equal length.
   """
   order = np.random.default_rng(seed).permutation(len(ends))
   begins = np.concatenate([[0], ends[:-1]])[order]
   sizes = ends[order] - begins
-  full = sizes // context
+  full = sizes // seq_len
   # Parts that fill a row: the k-th one of a document starts k rows after its beginning.
   cut = np.repeat(np.arange(len(order)), full)
   kth = np.arange(len(cut)) - np.repeat(np.cumsum(full) - full, full)
-  rest = np.flatnonzero(sizes % context)
-  rows = _best_fit_decreasing((sizes % context)[rest], context)
-  starts = np.concatenate([begins[cut] + kth * context, (begins + full * context)[rest]])
-  lengths = np.concatenate([np.full(len(cut), context), (sizes % context)[rest]])
+  rest = np.flatnonzero(sizes % seq_len)
+  rows = _best_fit_decreasing((sizes % seq_len)[rest], seq_len)
+  starts = np.concatenate([begins[cut] + kth * seq_len, (begins + full * seq_len)[rest]])
+  lengths = np.concatenate([np.full(len(cut), seq_len), (sizes % seq_len)[rest]])
   documents = order[np.concatenate([cut, rest])]
   row_of_part = np.concatenate([np.arange(len(cut)), len(cut) + rows])
   by_row = np.argsort(row_of_part, kind='stable')

@@ -50,7 +50,7 @@ from lm.text.tokenizers import (
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
 # Keys of a data section that determine the features of a task.
-_TASK = ('task', 'convert', 'labels', 'context', 'source_context', 'too_long')
+_TASK = ('task', 'converter', 'labels', 'seq_len', 'source_len', 'too_long')
 _PIECE = 2**20  # characters; longer documents are tokenized in pieces
 _LONGEST = 2**31 - 1  # bytes of a document, as batches hold int32
 _BATCH = 2**22  # characters per call of the tokenizer, which bounds its memory
@@ -69,29 +69,29 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     UserError: the section or the corpus is wrong.
   """
   train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
-  source = open_source(data['source'], data['train'])
+  source = open_source(data['source'], data['train_split'])
   leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
-  shaped_by = fingerprints.of_split(data, data['source'], data['train'], source)
+  shaped_by = fingerprints.of_split(data, data['source'], data['train_split'], source)
   shaped_by |= {'tokenizer': leaves, 'tokenizer code': fingerprints.of_values(leaves)}
-  specials: tuple[str, ...] = tuple(data['specials'])
+  special_tokens: tuple[str, ...] = tuple(data['special_tokens'])
   texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
   if data['task'] is not None:
     task, converter = features.build_task(data)
-    specials = (SEPARATOR, *task.special_tokens, *specials)
+    special_tokens = (SEPARATOR, *task.special_tokens, *special_tokens)
     texts_of = converter.tokenizer_texts
-    shaped_by |= _task_fingerprint(data, ('task', 'convert'))
-  shaped_by |= {'specials': specials}
+    shaped_by |= _task_fingerprint(data, ('task', 'converter'))
+  shaped_by |= {'special_tokens': special_tokens}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     with ticking(report) as shown:
       texts = _TrainingTexts(source, tuple(data['prepare']), texts_of, shown)
       if not any(texts):
-        raise UserError(_no_text(data, data['source'], data['train'], len(source)))
-      trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), specials)
+        raise UserError(_no_text(data, data['source'], data['train_split'], len(source)))
+      trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), special_tokens)
     if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: no word of split '
-        f'{data["train"]!r} is that frequent; lower it, or take more text'
+        f'{data["train_split"]!r} is that frequent; lower it, or take more text'
       )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
     return {'vocab_size': vocabulary_size(trained), 'shaped_by': shaped_by}
@@ -119,7 +119,7 @@ def packed_rows(
   """Returns a split as rows of tokens or of pairs, prepared or cached.
 
   Evaluation rows have no seed and are packed in the order of the source, whatever `data.pack` is:
-  text is cut every `context` tokens. Results of runs with different seeds, batches and packing are
+  text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing are
   thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
 
   Args:
@@ -129,43 +129,43 @@ def packed_rows(
     seed: orders the documents before packing, or the pairs; None for evaluation.
     report: receives the number of documents done.
     source: import path of a source other than the config's, as for an evaluation set.
-    transformed: whether rows reserve space for transforms, by `data.reserve`.
+    transformed: whether rows packing_slack space for transforms, by `data.packing_slack`.
 
   Raises:
     UserError: the section or the corpus is wrong.
   """
-  for key in ('context', 'source_context'):
+  for key in ('seq_len', 'source_len'):
     if data[key] < 1:
       raise UserError(f'data.{key}={data[key]}: a row has at least one token')
-  if data['task'] is not None and data['count'] is not None:
+  if data['task'] is not None and data['pair_counter'] is not None:
     raise UserError(
-      f'data.task={data["task"]!r} and data.count={data["count"]!r}: only plain text is counted; '
-      'leave one of them empty'
+      f'data.task={data["task"]!r} and data.pair_counter={data["pair_counter"]!r}: only plain '
+      'text is counted; leave one of them empty'
     )
-  reserve = _reserve(data) if transformed else 1.0
+  packing_slack = _packing_slack(data) if transformed else 1.0
   place, meta = _tokens(data, source or data['source'], split, tokenizer, report)
-  if data['count'] is not None:
+  if data['pair_counter'] is not None:
     from lm.data import cooccurrence  # most runs do not need it
 
     return cooccurrence.pair_rows(data, split, tokenizer, seed or 0, place, meta, report)
   shaped_by = {'format': fingerprints.FORMAT, 'tokens': place.name, 'seed': seed}
-  shaped_by |= {key: data[key] for key in ('context', 'source_context')}
+  shaped_by |= {key: data[key] for key in ('seq_len', 'source_len')}
   if data['task'] is None:
     path = _IN_ORDER if seed is None else data['pack']
     pack = resolve.resolve(path, 'data.pack')
     shaped_by |= {'pack': path, 'code': fingerprints.of_values(path)}
   else:
-    shaped_by |= {'reserve': reserve}
+    shaped_by |= {'packing_slack': packing_slack}
 
   def build(plan_place: pathlib.Path) -> dict[str, Any]:
     if data['task'] is None:
       ends = np.load(place / 'ends.npy', mmap_mode='r')
-      plan = resolve.call(pack, 'data.pack', ends, data['context'], seed)._asdict()
+      plan = resolve.call(pack, 'data.pack', ends, data['seq_len'], seed)._asdict()
     else:
       sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
-      capacity = np.array([data['context'], data['source_context']])
+      capacity = np.array([data['seq_len'], data['source_len']])
       # As a decimal fraction: 10 x 1.1 is 11, but 12 in binary floating point rounded up.
-      times = fractions.Fraction(str(reserve))
+      times = fractions.Fraction(str(packing_slack))
       sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
       row_ends, order = packing.pack_examples(sizes, capacity, seed)
       plan = {'row_ends': row_ends, 'order': order}
@@ -175,8 +175,8 @@ def packed_rows(
 
   plan_place, _ = _cached(data, 'plan', shaped_by, build)
   if data['task'] is None:
-    return PackedRows(place, plan_place, data['context'], meta)
-  return FeatureRows(place, plan_place, (data['context'], data['source_context']), meta)
+    return PackedRows(place, plan_place, data['seq_len'], meta)
+  return FeatureRows(place, plan_place, (data['seq_len'], data['source_len']), meta)
 
 
 def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
@@ -260,15 +260,16 @@ def _cached(
   return cache.get_or_build(cache.directory(data['cache']), name, build)
 
 
-def _reserve(data: Mapping[str, Any]) -> float:
+def _packing_slack(data: Mapping[str, Any]) -> float:
   """Returns the space of an example in a training row, as a multiple of its size."""
-  if data['reserve'] < 1:
-    raise UserError(f'data.reserve={data["reserve"]}: must be at least 1.0')
-  if data['reserve'] > 1 and data['task'] is None:
+  if data['packing_slack'] < 1:
+    raise UserError(f'data.packing_slack={data["packing_slack"]}: must be at least 1.0')
+  if data['packing_slack'] > 1 and data['task'] is None:
     raise UserError(
-      f'data.reserve={data["reserve"]}: text without a task is packed without gaps; it must be 1.0'
+      f'data.packing_slack={data["packing_slack"]}: text without a task is packed without gaps; it '
+      'must be 1.0'
     )
-  return data['reserve']
+  return data['packing_slack']
 
 
 def _tokens(
@@ -323,7 +324,7 @@ def _reported(arrays: Iterable['Arrays'], total: int, split: str, report: Report
 
 def _task_fingerprint(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
   """Returns everything that determines a task's artifacts."""
-  code = fingerprints.of_values([data['task'], data['convert']])
+  code = fingerprints.of_values([data['task'], data['converter']])
   return {'task': {key: _plain(data[key]) for key in keys}, 'task code': code}
 
 

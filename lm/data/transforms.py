@@ -8,8 +8,8 @@ without spaces. Special tokens, padding and all lengths stay.
 
 Segmentations apply to 'source', to 'inputs' of an encoder with a classification or regression head,
 or to 'targets' of an encoder-decoder, whose inputs follow. Longer segmentations need space:
-data.reserve=1.3 packs rows as if examples had 30 % more tokens. If they still do not fit, randomly
-chosen words keep the tokenizer's own segmentation, as many as necessary.
+data.packing_slack=1.3 packs rows as if examples had 30 % more tokens. If they still do not fit,
+randomly chosen words keep the tokenizer's own segmentation, as many as necessary.
 """
 
 import itertools
@@ -259,7 +259,7 @@ def _token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
     known = [tokenizer.id_to_token(i) for i in sorted(special_ids(tokenizer))]
     raise UserError(
       f'data.transforms: data.tokenizer has no token {token!r}; add it by '
-      f'data.specials=({token!r},), or use one of {", ".join(map(repr, known))}'
+      f'data.special_tokens=({token!r},), or use one of {", ".join(map(repr, known))}'
     )
   return found
 

@@ -123,7 +123,7 @@ def _examples(
       Features({'inputs': row['inputs'][row['segments'] == 1][:_TEXT]}, {}, {}) for row in first
     ]
   _, converter = features.build_task(data)
-  convert = converter.features(tokenizer, tuple(data.labels), data.context)
+  convert = converter.features(tokenizer, tuple(data.labels), data.seq_len)
   examples = itertools.islice(
     pipeline.examples(data, section.split, section.source or None), _SEARCHED
   )

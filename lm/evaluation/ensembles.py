@@ -55,7 +55,7 @@ def parse_members(workdirs: str, steps: str | None) -> list[Member]:
 def open_runs(
   workdirs: str, steps: str | None = None, average: int = 1, devices: Any = None
 ) -> Loaded:
-  """Opens the runs of --workdir, --step and --average; several form one ensemble.
+  """Opens the runs of --workdir, --step and --average_checkpoints; several form one ensemble.
 
   An ensemble has the config of its first member, with the shortest context of all members. It has
   no word vectors, because those of different runs share no space; a note says so.
@@ -72,10 +72,11 @@ def open_runs(
     UserError: a run or step does not exist, or two runs cannot form an ensemble.
   """
   if average < 1:
-    raise UserError(f'--average={average} is not a positive number of checkpoints')
+    raise UserError(f'--average_checkpoints={average} is not a positive number of checkpoints')
   if average > 1 and steps is not None:
     raise UserError(
-      f'--average={average} takes the newest checkpoints, and --step={steps} names some; give one'
+      f'--average_checkpoints={average} takes the newest checkpoints, and --step={steps} names '
+      'some; give one'
     )
   members = parse_members(workdirs, steps)
   runs = [open_run(folder) for folder, _ in members]
@@ -91,12 +92,12 @@ def open_runs(
 
 def _as_ensemble(loaded: Sequence[Loaded]) -> Loaded:
   first, config = loaded[0], loaded[0].config
-  for key in ('context', 'source_context'):
+  for key in ('seq_len', 'source_len'):
     config.data[key] = min(each.config.data[key] for each in loaded)
-  if config.eval.vectors:
-    ignored = f'note: eval.vectors={tuple(config.eval.vectors)!r} is ignored'
+  if config.eval.vector_metrics:
+    ignored = f'note: eval.vector_metrics={tuple(config.eval.vector_metrics)!r} is ignored'
     print(f'{ignored}: an ensemble has no word vectors of its own', file=sys.stderr)
-    config.eval.vectors = ()
+    config.eval.vector_metrics = ()
   mean = ensemble.probabilities
   if config.data.task is not None:
     with first.modules():
@@ -119,7 +120,7 @@ def _check_compatible(first: Run, other: Run) -> None:
   for run in (first, other):
     if isinstance(run.model, Embeddings):
       raise UserError(f'{both}: {run.workdir} has word vectors, which share no space with others')
-  for key in ('task', 'convert', 'labels'):
+  for key in ('task', 'converter', 'labels'):
     expected, found = first.config.data[key], other.config.data[key]
     if expected != found:
       raise UserError(f'{both}: data.{key} differs: {expected!r} and {found!r}')

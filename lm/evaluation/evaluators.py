@@ -137,7 +137,7 @@ class Evaluators:
     notes: how many examples data.too_long skipped or truncated, by set, if any.
 
   Raises:
-    UserError: a set or a metric is wrong, or the model cannot continue `log.prompts`.
+    UserError: a set or a metric is wrong, or the model cannot continue `log.sample_prompts`.
   """
 
   def __init__(self, config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer):
@@ -309,7 +309,7 @@ class Evaluators:
     self, step: int, found: Evaluation, maps: dict[str, Any] | None, workdir: pathlib.Path
   ) -> None:
     if found.examples:
-      losses = losses_by_step(workdir, self._config.checkpoint.best)
+      losses = losses_by_step(workdir, self._config.checkpoint.monitor)
       known = [(loss, at) for at, loss in losses.items() if at <= step]
       best = min(known)[1] if known else None
       eval_artifacts.write_predictions(workdir, step, found.examples, found.notes, best)
@@ -330,7 +330,7 @@ def _check_weights(rows: Rows, transforms: Sequence[batches.Transform], name: st
   if weighted:
     raise UserError(
       f'eval.sets.{name}: the weights of all its targets are 0, so that its metrics would not be '
-      'numbers; see the weights that data.convert gives, its transforms and data.too_long, or '
+      'numbers; see the weights that data.converter gives, its transforms and data.too_long, or '
       f'leave eval.sets.{name}.metrics empty'
     )
 
@@ -352,14 +352,14 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
   """Returns the sampling functions of a config.
 
   A decoder continues each prompt. If the word vectors of another model are evaluated
-  (`eval.vectors`), a prompt is a word, and its text the nearest words with their cosines.
+  (`eval.vector_metrics`), a prompt is a word, and its text the nearest words with their cosines.
 
   Raises:
     UserError: the model can neither continue the prompts nor has word vectors.
   """
   if functions.model.continues_prompts:
     return _continuations(config, functions, tokenizer)
-  prompts = tuple(config.log.prompts)
+  prompts = tuple(config.log.sample_prompts)
   if word_vectors.are_evaluated(config, functions.model):
     _check_words(prompts, tokenizer)
     return Samples(
@@ -367,8 +367,8 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
     )
   if prompts:
     raise UserError(
-      f'log.prompts={prompts!r}: model.fn={config.model.fn!r} is no decoder, which continues '
-      'prompts; set log.prompts=()'
+      f'log.sample_prompts={prompts!r}: model.fn={config.model.fn!r} is no decoder, which '
+      'continues prompts; set log.sample_prompts=()'
     )
   return Samples(lambda step, params, vectors: [])
 
@@ -383,10 +383,10 @@ def _continuations(
     sample_fn=sampler(log.temperature, log.top_k, key='log.'),
     logits_processors=ban_unknown_token(tokenizer),
   )
-  prompts = list(log.prompts)
+  prompts = list(log.sample_prompts)
   encode = prompt_encoder(tokenizer)
   for prompt in prompts:
-    check_prompt_length(model, len(encode(prompt)), f'log.prompts: {prompt[:40]!r}')
+    check_prompt_length(model, len(encode(prompt)), f'log.sample_prompts: {prompt[:40]!r}')
   apply = apply_of(model)
   mesh, rules = functions.mesh, functions.rules
 
@@ -424,7 +424,7 @@ def _check_words(prompts: tuple[str, ...], tokenizer: tokenizers.Tokenizer) -> N
     try:
       row_of(vocabulary, prompt)
     except UserError as e:
-      raise UserError(f'log.prompts={prompts!r:.200}: {e}') from e
+      raise UserError(f'log.sample_prompts={prompts!r:.200}: {e}') from e
 
 
 def _neighbors(vectors: Vectors | None, word: str) -> str:

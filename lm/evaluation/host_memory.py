@@ -263,7 +263,7 @@ def _fits_surely(config: ConfigDict, functions: Components, state: TrainState, f
   A token has fewer activations than the model has parameters, besides the attention weights of its
   row.
   """
-  context = config.data.context + config.data.source_context
+  context = config.data.seq_len + config.data.source_len
   activations = 4 * config.batch_size * context * (parameter_count(state.params) + 64 * context)
   return activations + 3 * bytes_held(state) * len(functions.mesh.local_devices) < free / 2
 
@@ -288,7 +288,7 @@ def _held_rows(config: ConfigDict, functions: Components) -> int:
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
   ours = sharding.addressable_devices_indices_map((config.batch_size,)).values()
   share = len({str(index) for index in ours}) / _shards(functions)
-  ahead = min(batches.AHEAD * config.dispatch, config.steps)
+  ahead = min(batches.AHEAD * config.steps_per_call, config.steps)
   return math.ceil(config.batch_size * max(1.0, share * ahead))
 
 

@@ -85,7 +85,7 @@ class Predictor:
     self._config, self._name, self._functions = config, name, functions
     self._apply, self._tokenizer, self._rows = apply, tokenizer, rows
     self._transforms = transforms  # of rows; prompts are made of the examples as they are
-    self._decode = decode_config(config.decode, tokenizer, config.data.context)
+    self._decode = decode_config(config.decode, tokenizer, config.data.seq_len)
     self._task, self._converter = features.build_task(config.data)
     self.generates = self._converter.predict is None
     examples = pipeline.examples(config.data, section.split, section.source or None)
@@ -108,7 +108,7 @@ class Predictor:
     if not used:
       raise UserError(
         f'eval.sets.{name}.limit={section.limit}: data.too_long={config.data.too_long!r} leaves '
-        f'none of the first {len(self._examples)} examples; raise the limit or data.context'
+        f'none of the first {len(self._examples)} examples; raise the limit or data.seq_len'
       )
     references = [self._task.reference(self._examples[i]) for i in used]
     for path, metric in zip(section.scores, self.metrics, strict=True):
@@ -181,7 +181,7 @@ class Predictor:
     """Returns the prompts that fit by data.too_long, each by the index of its example."""
     if self._converter.encode_prompt is None:
       raise UserError(
-        f'data.convert={self._config.data.convert!r} has neither a prediction nor a prompt, so '
+        f'data.converter={self._config.data.converter!r} has neither a prediction nor a prompt, so '
         f'that eval.sets.{self._name}.scores have nothing to compare'
       )
     prompt, data = self._converter.encode_prompt(self._tokenizer), self._config.data
@@ -274,9 +274,9 @@ def _tagger(workdir: str, separator: str, step: int | None) -> Callable[[Sequenc
     raise UserError(f'--workdir={workdir}: data.task is empty, so that the run does not tag words')
   with loaded.modules():
     _, converter = features.build_task(data)
-  predict, postprocess, context = converter.predict, converter.postprocess, data.context
+  predict, postprocess, context = converter.predict, converter.postprocess, data.seq_len
   if not converter.tags_words or predict is None or postprocess is None:
-    raise UserError(f'--workdir={workdir}: data.convert={data.convert!r} does not tag words')
+    raise UserError(f'--workdir={workdir}: data.converter={data.converter!r} does not tag words')
   convert = converter.features(loaded.tokenizer, labels, context)
   predict_batch = jax.jit(lambda params, batch: predict(loaded.apply(params, batch), batch))
 

@@ -86,7 +86,7 @@ class Translator:
     task, converter = features.build_task(data)
     if converter.encode_prompt is None:
       raise UserError(
-        f'data.convert={data.convert!r} makes no prompt to generate from '
+        f'data.converter={data.converter!r} makes no prompt to generate from '
         '(Converter.encode_prompt is None)'
         + ('; lm.evaluate shows its predictions' if converter.predict else '')
       )
@@ -149,7 +149,7 @@ class Translator:
       return []
     prompt = self._prompt({'source': line, **self._language})
     data = self._loaded.config.data
-    limit = data.source_context if prompt.source else data.context
+    limit = data.source_len if prompt.source else data.seq_len
     size = len(next(iter((prompt.source or prompt.tokens).values())))
     if size <= limit or (self._too_long == 'error' and self._loaded.model.reads_on):
       return [prompt]
@@ -177,7 +177,7 @@ def _check_language(task: Task, language: str | None) -> None:
     default = task.inputs({'source': ''})
   except UserError as e:
     if language is None:
-      raise UserError(f'--to is not given, and the task needs it: {e}') from e
+      raise UserError(f'--target_lang is not given, and the task needs it: {e}') from e
     return
   if given == default:
-    raise UserError(f'--to={language}: the task of this run has no target language')
+    raise UserError(f'--target_lang={language}: the task of this run has no target language')

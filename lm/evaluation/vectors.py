@@ -29,7 +29,7 @@ from lm.workdir.load import Loaded, load
 from lm.workdir.metrics_writer import EventLog
 
 WORDS_ON_MAP = 500  # of the map that evaluations and imports write to a workdir
-_KEY = 'eval.vectors'
+_KEY = 'eval.vector_metrics'
 
 
 def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
@@ -78,8 +78,9 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
   """Writes a workdir whose model is these vectors, at step 0; on an error, writes nothing.
 
   Its vocabulary begins with <|end|> and <unk>, whose rows are zeros unless `vectors` has them. All
-  output vectors are zeros, as before training. A run starts from the vectors by `init.workdir`, if
-  its data.tokenizer is 'lm.text.tokenizers:existing' with the tokenizer.json of the workdir.
+  output vectors are zeros, as before training. A run starts from the vectors by
+  `warm_start.workdir`, if its data.tokenizer is 'lm.text.tokenizers:existing' with this workdir's
+  tokenizer.json.
 
   Raises:
     UserError: the directory is not empty, or cannot be written.
@@ -107,10 +108,10 @@ def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
       'fn': 'lm.models.embeddings:Embeddings',
       'vocab_size': placeholder(int),
       'd_model': size,
-      'context': config.data.context,
+      'context': config.data.seq_len,
     }
     config.eval.sets = {}
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   experiment.write_run_config(config, '', known_words(words), folder, content='')
   table = np.zeros((len(words), size), np.float32)
   for i, word in enumerate(words):
@@ -132,17 +133,17 @@ def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
 
 def are_evaluated(config: ConfigDict, model: nn.Module) -> bool:
   """Returns whether evaluations include the word vectors of a model."""
-  return bool(config.eval.vectors) or isinstance(model, Embeddings)
+  return bool(config.eval.vector_metrics) or isinstance(model, Embeddings)
 
 
 def of_config(config: ConfigDict) -> list[VectorMetric]:
-  """Returns the metrics of `eval.vectors`.
+  """Returns the metrics of `eval.vector_metrics`.
 
   Raises:
     UserError: one is wrong, or two have the same name.
   """
   metrics = []
-  for path in config.eval.vectors:
+  for path in config.eval.vector_metrics:
     fn = resolve.resolve(path, _KEY)
     try:
       metric = resolve.call(fn, path)
@@ -156,7 +157,7 @@ def of_config(config: ConfigDict) -> list[VectorMetric]:
         'names each value and its direction (None: a value without one)'
       )
     metrics.append(metric)
-  check_names(metrics, f'{_KEY}={tuple(config.eval.vectors)!r}: name one of them with name=')
+  check_names(metrics, f'{_KEY}={tuple(config.eval.vector_metrics)!r}: name one of them with name=')
   return metrics
 
 

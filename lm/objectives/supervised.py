@@ -10,7 +10,9 @@ from lm.nn import losses
 from lm.types import Apply, Array, Batch, Objective, Params
 
 
-def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int = 0) -> Objective:
+def cross_entropy(
+  z_loss: float = 0.0, label_smoothing: float = 0.0, logits_chunk: int = 0
+) -> Objective:
   """Returns cross-entropy in nats per target, with its penalties as separate terms.
 
   The gradient is that of the sum of all terms (`losses.as_terms`).
@@ -19,7 +21,7 @@ def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int 
     z_loss: coefficient of the penalty on log(Z)^2; PaLM uses 1e-4.
     label_smoothing: share of a target's probability that is spread over all classes. The term
       `smoothing` is the difference it makes, so that `loss` stays the negative log-likelihood.
-    chunk: positions whose logits are in memory together; 0 for a fixed memory budget.
+    logits_chunk: positions whose logits are in memory together; 0 for a fixed memory budget.
   """
   present = {'nats': True, 'z_loss': z_loss > 0, 'smoothing': label_smoothing > 0}
   names = {part: 'loss' if part == 'nats' else part for part, there in present.items() if there}
@@ -33,7 +35,7 @@ def cross_entropy(z_loss: float = 0.0, label_smoothing: float = 0.0, chunk: int 
       batch['weights'],
       z_loss,
       label_smoothing,
-      chunk,
+      logits_chunk,
     )
     parts = {name: getattr(found, part) for part, name in names.items()}
     return losses.as_terms(found.total, parts)

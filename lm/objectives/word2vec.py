@@ -1,6 +1,6 @@
-"""What it is to find a word: to tell it from drawn ones, or its path down a tree.
+"""Word2vec: skip-gram and CBOW, with negative sampling or hierarchical softmax.
 
-Both do without the softmax over all words, whose cost goes with their number.
+Both output losses avoid the full softmax, whose cost grows with the vocabulary.
 """
 
 import heapq
@@ -19,13 +19,13 @@ from lm.types import Apply, Array, Batch, Objective, Params
 
 
 class OutputLoss(NamedTuple):
-  """A way to find words.
+  """The loss of predicting words from vectors.
 
   Attributes:
-    sample: `(batch, key) -> arrays` that the batch needs beside `centers` (B, T).
-    ids: names of the arrays of a batch that hold rows of the output table.
-    all_pairs: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all ways
-      to find word t from vector s.
+    sample: `(batch, key) -> arrays` that the batch needs in addition to `centers` (B, T).
+    ids: names of the arrays of a batch that hold row ids of the output table.
+    all_pairs: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all
+      predictions of word t from vector s.
     paired: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, of word t from vector t.
   """
 
@@ -38,30 +38,35 @@ class OutputLoss(NamedTuple):
 def negative_sampling(
   counts: np.ndarray,
   negatives: int = 5,
-  drawn: int = 4,
-  shared: int = 16,
+  num_sampled: int = 4,
+  rows_per_sample: int = 16,
   power: float = 0.75,
   loss: Callable[[Array, Array], Array] = sigmoid_cross_entropy,
 ) -> OutputLoss:
-  """Returns the telling of a word from others (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
+  """Returns negative sampling (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
 
-  Some rows share their drawn words, so that the scores are products of matrices; each counts for as
-  much as to make `negatives` of them to a word. A word may be drawn where it is the right one; the
-  programs leave it out there.
+  Several rows share their negative samples, so that the scores are a matmul. The samples are
+  weighted to count as `negatives` of them per word. Unlike in the authors' programs, a sample that
+  equals the word itself is not left out.
 
   Args:
     counts: (V,) how often each token occurs.
-    negatives: how many drawn words weigh as much as one word that is there.
-    drawn: words drawn for each row. With fewer than one for 32 tokens, descent that adds up
-      gradients, as word2vec's does, begins to swing.
-    shared: at least so many rows share their drawn words, or all where the batch has fewer.
-    power: they are drawn by their counts to this power.
-    loss: `(scores, labels) -> losses`, of lm.nn.losses: `logistic`, or `squared_sigmoid`.
+    negatives: total weight of the negative samples of a word.
+    num_sampled: samples per row. With fewer than one per 32 tokens, gradients that are summed over
+      the batch, as in word2vec, start to oscillate.
+    rows_per_sample: at least this many rows share their samples, or all rows of a smaller batch.
+    power: words are sampled in proportion to their counts to this power.
+    loss: `(scores, labels) -> losses`, of lm.nn.losses: `sigmoid_cross_entropy` or
+      `squared_sigmoid`.
 
   Raises:
     UserError: an argument is out of its range.
   """
-  for key, value in (('negatives', negatives), ('drawn', drawn), ('shared', shared)):
+  for key, value in (
+    ('negatives', negatives),
+    ('num_sampled', num_sampled),
+    ('rows_per_sample', rows_per_sample),
+  ):
     if value < 1:
       raise UserError(f'objective.output: {key}={value} is not a positive number of words')
   mass_V = np.where(counts > 0, counts.astype(np.float64) ** power, 0)
@@ -71,8 +76,8 @@ def negative_sampling(
 
   def sample(batch: Batch, key: Array) -> dict[str, Array]:
     rows = batch['centers'].shape[0]
-    groups = max(n for n in range(1, max(1, rows // shared) + 1) if rows % n == 0)
-    bits_GN = jax.random.bits(key, (groups, drawn * rows // groups))
+    groups = max(n for n in range(1, max(1, rows // rows_per_sample) + 1) if rows % n == 0)
+    bits_GN = jax.random.bits(key, (groups, num_sampled * rows // groups))
     places = jnp.searchsorted(cumulative_V, bits_GN, side='right')
     return {'negatives': jnp.minimum(places, len(cumulative_V) - 1).astype(jnp.int32)}
 
@@ -111,11 +116,10 @@ def negative_sampling(
 def hierarchical_softmax(
   counts: np.ndarray, loss: Callable[[Array, Array], Array] = sigmoid_cross_entropy
 ) -> OutputLoss:
-  """Returns the finding of a word's path down the Huffman tree (Morin and Bengio 2005; the same).
+  """Returns the loss of a word's path down the Huffman tree (Morin and Bengio 2005).
 
-  With the logistic loss a word's probability is the product of those of its turns, and over all
-  words they sum to 1. The output table has the vectors of inner nodes, of which a tree of V words
-  has V - 1.
+  With the sigmoid loss a word's probability is the product of those of its branches, and over all
+  words they sum to 1. The output table has the vectors of the V - 1 inner nodes.
 
   Args:
     counts: (V,) how often each token occurs.

@@ -1,8 +1,8 @@
 """Optimizers: a learning-rate schedule and an Optax chain.
 
-A schedule is `(peak, steps, warmup, final) -> (step -> rate)`. An optimizer of your own is an Optax
-transformation in the public wrappers of `lm/optim/wrappers.py`: weight decay, freezing, and
-learning-rate multipliers by parameter path.
+A schedule is `(peak, decay_steps, warmup_steps, final_lr_fraction) -> (step -> rate)`. An
+optimizer of your own is an Optax transformation in the public wrappers of `lm/optim/wrappers.py`:
+weight decay, freezing, and learning-rate multipliers by parameter path.
 """
 
 import math
@@ -17,10 +17,10 @@ from lm.errors import UserError
 from lm.optim.wrappers import freeze as frozen
 from lm.optim.wrappers import (
   is_stacked,
-  lr_multipliers,
   path_mask,
   path_name,
   require_found,
+  scale_lr,
   stacks,
   standard_chain,
 )
@@ -36,61 +36,71 @@ class Optimizer(NamedTuple):
   schedule: Schedule
 
 
-def constant(peak: float, steps: int, warmup: int, final: float) -> Schedule:
+def constant(
+  peak: float, decay_steps: int, warmup_steps: int, final_lr_fraction: float
+) -> Schedule:
   """Linear warmup, then `peak` for good."""
-  del steps, final
-  return _after_warmup(peak, warmup, lambda step: jnp.full_like(step, peak))
+  del decay_steps, final_lr_fraction
+  return _after_warmup(peak, warmup_steps, lambda step: jnp.full_like(step, peak))
 
 
-def cosine(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup, then half a cosine from `peak` to `final * peak` at `steps`."""
-
-  def decay(step):
-    done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-    return peak * (final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
-
-  return _after_warmup(peak, warmup, decay)
-
-
-def linear(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup, then a line from `peak` to `final * peak` at `steps`."""
+def cosine(peak: float, decay_steps: int, warmup_steps: int, final_lr_fraction: float) -> Schedule:
+  """Linear warmup, then half a cosine down to `final_lr_fraction * peak` at `decay_steps`."""
 
   def decay(step):
-    done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
-    return peak * (1 - (1 - final) * done)
+    done = jnp.clip((step - warmup_steps) / max(1, decay_steps - warmup_steps), 0, 1)
+    return peak * (final_lr_fraction + (1 - final_lr_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
 
-  return _after_warmup(peak, warmup, decay)
+  return _after_warmup(peak, warmup_steps, decay)
 
 
-def inverse_sqrt(peak: float, steps: int, warmup: int, final: float) -> Schedule:
-  """Linear warmup to `peak`, then peak * sqrt(warmup / step) (Vaswani et al. 2017, eq. 3)."""
-  del steps, final
-  if warmup < 1:
-    raise UserError(f'optim.warmup={warmup}: the inverse square root needs at least 1')
-  return _after_warmup(peak, warmup, lambda step: peak * jnp.sqrt(warmup / jnp.maximum(step, 1)))
+def linear(peak: float, decay_steps: int, warmup_steps: int, final_lr_fraction: float) -> Schedule:
+  """Linear warmup, then a line down to `final_lr_fraction * peak` at `decay_steps`."""
+
+  def decay(step):
+    done = jnp.clip((step - warmup_steps) / max(1, decay_steps - warmup_steps), 0, 1)
+    return peak * (1 - (1 - final_lr_fraction) * done)
+
+  return _after_warmup(peak, warmup_steps, decay)
+
+
+def inverse_sqrt(
+  peak: float, decay_steps: int, warmup_steps: int, final_lr_fraction: float
+) -> Schedule:
+  """Linear warmup to `peak`, then peak * sqrt(warmup_steps / step) (Vaswani et al. 2017, eq. 3)."""
+  del decay_steps, final_lr_fraction
+  if warmup_steps < 1:
+    raise UserError(f'optim.warmup_steps={warmup_steps}: the inverse square root needs at least 1')
+  return _after_warmup(
+    peak, warmup_steps, lambda step: peak * jnp.sqrt(warmup_steps / jnp.maximum(step, 1))
+  )
 
 
 def warmup_stable_decay(
-  peak: float, steps: int, warmup: int, final: float, decay: float = 0.2
+  peak: float,
+  decay_steps: int,
+  warmup_steps: int,
+  final_lr_fraction: float,
+  decay_fraction: float = 0.2,
 ) -> Schedule:
-  """Linear warmup, `peak`, and over the last `decay` of the steps a line to `final * peak`.
+  """Linear warmup, `peak`, then a line down to `final_lr_fraction * peak`.
 
-  Hu et al. 2024 (MiniCPM), section 4.
+  The line takes the last `decay_fraction` of the steps (Hu et al. 2024, section 4).
   """
-  start = steps * (1 - decay)
+  start = decay_steps * (1 - decay_fraction)
 
   def stable(step):
-    done = jnp.clip((step - start) / max(1.0, steps - start), 0, 1)
-    return peak * (1 - (1 - final) * done)
+    done = jnp.clip((step - start) / max(1.0, decay_steps - start), 0, 1)
+    return peak * (1 - (1 - final_lr_fraction) * done)
 
-  return _after_warmup(peak, warmup, stable)
+  return _after_warmup(peak, warmup_steps, stable)
 
 
-def _after_warmup(peak: float, warmup: int, then: Schedule) -> Schedule:
+def _after_warmup(peak: float, warmup_steps: int, then: Schedule) -> Schedule:
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
-    rising = peak * (step + 1) / max(1, warmup)
-    return jnp.where(step < warmup, rising, then(step))
+    rising = peak * (step + 1) / max(1, warmup_steps)
+    return jnp.where(step < warmup_steps, rising, then(step))
 
   return schedule
 
@@ -98,61 +108,66 @@ def _after_warmup(peak: float, warmup: int, then: Schedule) -> Schedule:
 def adamw(
   learning_rate: float,
   schedule: Callable[..., Schedule],
-  steps: int,
-  warmup: int = 0,
-  final: float = 0.1,
+  decay_steps: int,
+  warmup_steps: int = 0,
+  final_lr_fraction: float = 0.1,
   b1: float = 0.9,
   b2: float = 0.95,
   eps: float = 1e-8,
   weight_decay: float = 0.1,
-  decay: str = r'(kernel|embedding)$',
-  clip: float = 1.0,
+  weight_decay_mask: str = r'(kernel|embedding)$',
+  clip_norm: float = 1.0,
   freeze: str | None = None,
   freeze_until: int | None = None,
   layer_decay: float = 1.0,
-  rates: tuple[str, ...] = (),
+  lr_multipliers: tuple[str, ...] = (),
 ) -> Optimizer:
   """AdamW with decoupled decay (Loshchilov and Hutter 2019).
 
   Args:
     learning_rate: the peak of the schedule.
-    schedule: `(peak, steps, warmup, final) -> (step -> rate)`.
-    steps: length of the schedule.
-    warmup: steps of linear rise from 0.
-    final: the last rate as a fraction of the peak, for the schedules that decay.
+    schedule: `(peak, decay_steps, warmup_steps, final_lr_fraction) -> (step -> rate)`.
+    decay_steps: length of the schedule.
+    warmup_steps: steps of linear rise from 0.
+    final_lr_fraction: the last rate as a fraction of the peak, for the schedules that decay.
     b1, b2, eps: Adam's.
     weight_decay: coefficient of the decay, scaled by the rate.
-    decay: regular expression on parameter paths; those it finds are decayed.
-    clip: largest global norm of the gradient; inf clips nothing.
+    weight_decay_mask: regular expression on parameter paths; those it finds are decayed.
+    clip_norm: largest global norm of the gradient; inf clips nothing.
     freeze: regular expression on parameter paths; those it finds stay as they are.
     freeze_until: the number of steps they stay for; None for good. Until then they have moments,
       but neither move nor count in the norm that is clipped.
     layer_decay: the rate falls by this factor from each layer to the one below, see `multipliers`.
-    rates: 'PATTERN -> MULTIPLIER' of the rate, see `multipliers`.
+    lr_multipliers: 'PATTERN -> MULTIPLIER' of the rate, see `multipliers`.
   """
-  rate = schedule(learning_rate, steps, warmup, final)
+  rate = schedule(learning_rate, decay_steps, warmup_steps, final_lr_fraction)
   direction = optax.scale_by_adam(b1, b2, eps)
-  chain = standard_chain(direction, rate, weight_decay, decay, clip)
+  chain = standard_chain(direction, rate, weight_decay, weight_decay_mask, clip_norm)
   chain = frozen(chain, freeze, freeze_until)
-  return Optimizer(require_found(lr_multipliers(chain, layer_decay, rates), decay=decay), rate)
+  return Optimizer(
+    require_found(
+      scale_lr(chain, layer_decay, lr_multipliers), weight_decay_mask=weight_decay_mask
+    ),
+    rate,
+  )
 
 
 def muon(
   learning_rate: float,
   schedule: Callable[..., Schedule],
-  steps: int,
-  warmup: int = 0,
-  final: float = 0.1,
+  decay_steps: int,
+  warmup_steps: int = 0,
+  final_lr_fraction: float = 0.1,
   b1: float = 0.9,
   b2: float = 0.95,
   eps: float = 1e-8,
   weight_decay: float = 0.1,
-  decay: str = r'(kernel|embedding)$',
-  clip: float = 1.0,
+  weight_decay_mask: str = r'(kernel|embedding)$',
+  clip_norm: float = 1.0,
   freeze: str | None = None,
   freeze_until: int | None = None,
   layer_decay: float = 1.0,
-  rates: tuple[str, ...] = (),
+  lr_multipliers: tuple[str, ...] = (),
   momentum: float = 0.95,
   newton_schulz: int = 5,
   matrices: str = r'/layers/.*kernel$',
@@ -166,8 +181,7 @@ def muon(
   Adam's (Liu et al. 2025, section 2.2): one learning rate and one decay serve both.
 
   Args:
-    learning_rate, schedule, steps, warmup, final, b1, b2, eps: as in `adamw`.
-    weight_decay, decay, clip, freeze, freeze_until, layer_decay, rates: as in `adamw`.
+    learning_rate ... lr_multipliers: as in `adamw`.
     momentum: of the matrices, Nesterov's.
     newton_schulz: iterations that make it orthogonal.
     matrices: regular expression on parameter paths; those it finds are stacked on axis 0.
@@ -178,7 +192,7 @@ def muon(
   Raises:
     UserError: later, when the state is made: a matrix has axes that no pattern explains.
   """
-  rate = schedule(learning_rate, steps, warmup, final)
+  rate = schedule(learning_rate, decay_steps, warmup_steps, final_lr_fraction)
 
   def labels(params: Params) -> Params:
     found = path_mask(params, matrices, 'matrices')
@@ -230,9 +244,9 @@ def muon(
   direction = optax.partition(
     {'muon': orthogonal, 'adam': optax.scale_by_adam(b1, b2, eps)}, labels
   )
-  chain = standard_chain(direction, rate, weight_decay, decay, clip)
-  chain = lr_multipliers(frozen(chain, freeze, freeze_until), layer_decay, rates)
-  chain = require_found(chain, decay=decay)
+  chain = standard_chain(direction, rate, weight_decay, weight_decay_mask, clip_norm)
+  chain = scale_lr(frozen(chain, freeze, freeze_until), layer_decay, lr_multipliers)
+  chain = require_found(chain, weight_decay_mask=weight_decay_mask)
 
   def init(params: Params):
     check(params)
@@ -244,37 +258,39 @@ def muon(
 def sgd(
   learning_rate: float,
   schedule: Callable[..., Schedule],
-  steps: int,
-  warmup: int = 0,
-  final: float = 1e-4,
+  decay_steps: int,
+  warmup_steps: int = 0,
+  final_lr_fraction: float = 1e-4,
 ) -> Optimizer:
   """Stochastic gradient descent.
 
   Args:
     learning_rate: the peak of the schedule.
-    schedule: `(peak, steps, warmup, final) -> (step -> rate)`.
-    steps: length of the schedule.
-    warmup: steps of linear rise from 0.
-    final: the last rate as a fraction of the peak, for the schedules that decay.
+    schedule: `(peak, decay_steps, warmup_steps, final_lr_fraction) -> (step -> rate)`.
+    decay_steps: length of the schedule.
+    warmup_steps: steps of linear rise from 0.
+    final_lr_fraction: the last rate as a fraction of the peak, for the schedules that decay.
   """
-  rate = schedule(learning_rate, steps, warmup, final)
+  rate = schedule(learning_rate, decay_steps, warmup_steps, final_lr_fraction)
   return Optimizer(optax.scale_by_learning_rate(rate), rate)
 
 
 def adagrad(
   learning_rate: float,
   schedule: Callable[..., Schedule],
-  steps: int,
-  warmup: int = 0,
-  final: float = 1.0,
-  begin: float = 1.0,
+  decay_steps: int,
+  warmup_steps: int = 0,
+  final_lr_fraction: float = 1.0,
+  initial_accumulator_value: float = 1.0,
 ) -> Optimizer:
   """AdaGrad: the rate of each element falls with its squared gradients (Duchi et al. 2011).
 
   Args:
-    learning_rate, schedule, steps, warmup, final: as in `sgd`.
-    begin: what the sum of squares begins with; GloVe takes 1.
+    learning_rate, schedule, decay_steps, warmup_steps, final_lr_fraction: as in `sgd`.
+    initial_accumulator_value: what the sum of squares begins with; GloVe takes 1.
   """
-  rate = schedule(learning_rate, steps, warmup, final)
-  chain = optax.chain(optax.scale_by_rss(begin, eps=0.0), optax.scale_by_learning_rate(rate))
+  rate = schedule(learning_rate, decay_steps, warmup_steps, final_lr_fraction)
+  chain = optax.chain(
+    optax.scale_by_rss(initial_accumulator_value, eps=0.0), optax.scale_by_learning_rate(rate)
+  )
   return Optimizer(chain, rate)

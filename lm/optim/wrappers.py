@@ -18,8 +18,8 @@ def standard_chain(
   direction: optax.GradientTransformation,
   rate: Callable[[Array], Array],
   weight_decay: float,
-  decay: str,
-  clip: float,
+  weight_decay_mask: str,
+  clip_norm: float,
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the chain of every optimizer: clipping, direction, weight decay, learning rate.
 
@@ -27,13 +27,15 @@ def standard_chain(
     direction: the update before the learning rate, such as `optax.scale_by_adam()`.
     rate: step -> learning rate.
     weight_decay: coefficient of the decoupled decay, scaled by the rate.
-    decay: regular expression on parameter paths; the parameters it finds are decayed.
-    clip: largest global norm of the gradient; inf clips nothing.
+    weight_decay_mask: regular expression on parameter paths; the parameters it finds are decayed.
+    clip_norm: largest global norm of the gradient; inf clips nothing.
   """
   chain = optax.chain(
-    clip_by_norm(clip),
+    clip_by_norm(clip_norm),
     direction,
-    optax.add_decayed_weights(weight_decay, mask=lambda params: path_mask(params, decay, 'decay')),
+    optax.add_decayed_weights(
+      weight_decay, mask=lambda params: path_mask(params, weight_decay_mask, 'weight_decay_mask')
+    ),
     optax.scale_by_learning_rate(rate),
   )
   return optax.with_extra_args_support(chain)
@@ -128,7 +130,7 @@ def _frozen_until(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def lr_multipliers(
+def scale_lr(
   chain: optax.GradientTransformationExtraArgs,
   layer_decay: float,
   rates: Iterable[str],
@@ -279,7 +281,7 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
     UserError: a rule is malformed or found in no path, or no layers are there to decay.
   """
   named = [(path_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)]
-  rules = parse_rules(rates, 'optim.rates', [name for name, _ in named])
+  rules = parse_rules(rates, 'optim.lr_multipliers', [name for name, _ in named])
   factors = [(pattern, _multiplier(text)) for pattern, text in rules]
   known = stacks(params)
   depths = {
@@ -310,5 +312,7 @@ def _multiplier(text: str) -> float:
   except ValueError:
     value = math.nan
   if not 0 <= value < math.inf:
-    raise UserError(f"optim.rates: {text!r} is no multiplier; a rule is such as 'head/ -> 10'")
+    raise UserError(
+      f"optim.lr_multipliers: {text!r} is no multiplier; a rule is such as 'head/ -> 10'"
+    )
   return value

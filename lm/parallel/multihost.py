@@ -78,7 +78,7 @@ class Settings(NamedTuple):
   coordinator: str | None = None
   processes: int | None = None
   process: int | None = None
-  peer_timeout: float = 300
+  init_timeout: float = 300
   heartbeat: int = 30
 
 
@@ -93,7 +93,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_integer('processes', None, 'number of processes', 1, flag_values=values)
   flags.DEFINE_integer('process', None, 'index of this process, from 0', 0, flag_values=values)
   flags.DEFINE_float(
-    'peer_timeout', 300, 'seconds to wait for the other processes to start', 1, flag_values=values
+    'init_timeout', 300, 'seconds to wait for the other processes to start', 1, flag_values=values
   )
   flags.DEFINE_integer(
     'heartbeat', 30, 'seconds of silence after which a process is lost', 1, flag_values=values
@@ -186,9 +186,9 @@ def _initialize(settings: Settings) -> bool:
       settings.processes if explicit else None,
       settings.process,
       cluster_detection_method='deactivate' if explicit else None,
-      initialization_timeout=int(settings.peer_timeout) + 60,  # later than `_deadline`
+      initialization_timeout=int(settings.init_timeout) + 60,  # later than `_deadline`
       heartbeat_timeout_seconds=settings.heartbeat,
-      shutdown_timeout_seconds=int(settings.peer_timeout),
+      shutdown_timeout_seconds=int(settings.init_timeout),
     )
   except (RuntimeError, ValueError) as e:
     alone = _NO_CLUSTER in str(e) or (_TOO_LATE in str(e) and jax.process_count() == 1)
@@ -200,7 +200,7 @@ def _initialize(settings: Settings) -> bool:
 
 @contextlib.contextmanager
 def _deadline(settings: Settings, expected: int | None) -> Iterator[None]:
-  """Ends the process with one line when the block takes longer than `peer_timeout`.
+  """Ends the process with one line when the block takes longer than `init_timeout`.
 
   JAX waits in C++ and then aborts the process with pages of text, which no `except` sees.
   """
@@ -212,9 +212,9 @@ def _deadline(settings: Settings, expected: int | None) -> Iterator[None]:
         _open(*settings.coordinator.rsplit(':', 1)).close()
       except OSError:
         problem = f'process {settings.process} found no process 0 at {_where(settings)}'
-    _abort(f'processes: {problem} within --peer_timeout={settings.peer_timeout:g} seconds')
+    _abort(f'processes: {problem} within --init_timeout={settings.init_timeout:g} seconds')
 
-  timer = threading.Timer(settings.peer_timeout, give_up)
+  timer = threading.Timer(settings.init_timeout, give_up)
   timer.daemon = True
   timer.start()
   try:

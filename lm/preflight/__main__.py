@@ -9,7 +9,7 @@ replicated arrays, and an estimated step time. For nodes of GPUs and for cpu:1, 
 nothing is compiled: memory is estimated, and the time is a roofline bound below any real step.
 --price=USD (of a chip per hour) adds the cost of a billion tokens. --search ranks other meshes,
 batch sizes and remat policies. --decode also compiles a decoding step for `decode.batch_size` rows
-on the same mesh, with a KV cache for `decode.max_tokens` (or data.context) tokens.
+on the same mesh, with a KV cache for `decode.max_tokens` (or data.seq_len) tokens.
 Exit codes: 0 the job fits, 1 failed, 2 it does not fit, or wrong usage.
 """
 

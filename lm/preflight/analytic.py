@@ -105,7 +105,7 @@ def temporaries(config: ConfigDict, step: train_step.Step, part: Batch) -> int:
     output: Output = jax.eval_shape(functions.apply, params, part)
     table, hidden = output.head.kernel_VD, output.hidden
     V = output.head.padded_vocab_size
-    chunk = config.objective.chunk if 'chunk' in config.objective else 0
+    chunk = config.objective.logits_chunk if 'logits_chunk' in config.objective else 0
     B, T = hidden.shape[:2]
     positions = B * chunk_size(B, T, V, chunk) / meshes.num_shards('batch')
     shards = meshes.num_shards('vocab')

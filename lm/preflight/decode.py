@@ -76,9 +76,9 @@ def check(
   model, apply = functions.model, apply_of(functions.model)
   with meshes.set_mesh(functions.mesh, functions.rules):
     rows = rows_per_batch(config.decode.batch_size, config.decode.batch_size)
-  steps = config.decode.max_tokens or config.data.context
+  steps = config.decode.max_tokens or config.data.seq_len
   steps = steps if model.reads_on else min(steps, model.context)
-  source = config.data.source_context if train_step.has_source(config) else 0
+  source = config.data.source_len if train_step.has_source(config) else 0
   loop, carry, cache = decoding_loop(config, model, apply, params, rows, steps, source)
   # Parameters that the loop does not use occupy memory all the same.
   jitted = jax.jit(

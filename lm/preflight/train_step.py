@@ -152,10 +152,10 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
   """
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
-  source = config.data.source_context if has_source(config) else 0
-  tokens = config.batch_size * (config.data.context + source)
+  source = config.data.source_len if has_source(config) else 0
+  tokens = config.batch_size * (config.data.seq_len + source)
   flops = getattr(functions.model, 'flops_per_token', None)
-  model_flops = tokens * flops(state.params, config.data.context) if flops else 0.0
+  model_flops = tokens * flops(state.params, config.data.seq_len) if flops else 0.0
   return Step(functions, state, _batch(config, functions), tokens, model_flops)
 
 
@@ -189,7 +189,7 @@ def has_source(config: ConfigDict) -> bool:
 
 def _batch(config: ConfigDict, functions: Components) -> dict[str, Any]:
   """Returns the shapes of a batch of full rows, each with one text, pair or labeled text."""
-  B, T, S = config.batch_size, config.data.context, config.data.source_context
+  B, T, S = config.batch_size, config.data.seq_len, config.data.source_len
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
 
   def array(width: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -299,7 +299,7 @@ def comm_lower_bound(
   if sizes['tensor'] > 1:
     passes = 2 if config.model.remat_policy is None else 3
     # The embeddings and the gradient of the last hidden states are all-reduced, too.
-    positions = passes * _sublayer_positions(config) + 2 * config.data.context
+    positions = passes * _sublayer_positions(config) + 2 * config.data.seq_len
     elements = positions * config.batch_size / replicas * model.d_model
     sums['tensor'] += elements * itemsize * _ring(sizes['tensor'], 2)
   return dict(sums)
@@ -319,12 +319,12 @@ def _axes(leaf: Any) -> set[str]:
 def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
   """Returns the elements of all vectors looked up in a table; infinite for a matmul's operand."""
   if name == 'source_embedding':
-    tokens = config.data.source_context
+    tokens = config.data.source_len
   elif name == 'embedding' and (
     not model.tie_embeddings or getattr(model, 'num_classes', None) is not None
   ):
     both = 'encoder_depth' in config.model and model.share_embeddings
-    tokens = config.data.context + (config.data.source_context if both else 0)
+    tokens = config.data.seq_len + (config.data.source_len if both else 0)
   else:
     return math.inf
   return config.batch_size * tokens * model.d_model
@@ -339,6 +339,6 @@ def _sublayer_positions(config: ConfigDict) -> int:
   """Returns the positions of a row, summed over all sublayers."""
   model, data = config.model, config.data
   if 'encoder_depth' not in model:
-    return 2 * model.depth * data.context
+    return 2 * model.depth * data.seq_len
   encoder = model.depth if model.encoder_depth is None else model.encoder_depth
-  return 3 * model.depth * data.context + 2 * encoder * data.source_context
+  return 3 * model.depth * data.seq_len + 2 * encoder * data.source_len

@@ -29,7 +29,7 @@ def outputs(run: RunData) -> str:
   order.
   """
   parts = []
-  best = run.setting('checkpoint.best') or 'checkpoint.best'
+  best = run.setting('checkpoint.monitor') or 'checkpoint.monitor'
   for name, by_step in run.predictions.items():
     tables = []
     for i, (step, examples) in enumerate(sorted(by_step.items(), reverse=True)):

@@ -148,7 +148,7 @@ def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:
 def _head_target(task: Task) -> Callable[[Example], Any]:
   if task.head_target is None:
     raise UserError(
-      'data.convert: the task has no target for a head; use a converter of lm.tasks.seq2seq, such '
-      'as lm.tasks.seq2seq:encoder_decoder'
+      'data.converter: the task has no target for a head; use a converter of lm.tasks.seq2seq, '
+      'such as lm.tasks.seq2seq:encoder_decoder'
     )
   return task.head_target

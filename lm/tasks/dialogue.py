@@ -202,4 +202,4 @@ def _separator_id(tokenizer: Tokenizer) -> int:
 
 def _check(longest: int) -> None:
   if longest < 2:
-    raise UserError(f'data.convert: longest={longest}: a history has at least 2 tokens')
+    raise UserError(f'data.converter: longest={longest}: a history has at least 2 tokens')

@@ -71,11 +71,11 @@ def converter(
   """
   for name, value in (('stride', stride), ('longest', longest)):
     if value < 1:
-      raise UserError(f'data.convert: {name}={value} must be at least 1 token')
+      raise UserError(f'data.converter: {name}={value} must be at least 1 token')
   spans_of = task.head_target
   if spans_of is None:
     raise UserError(
-      'data.convert: the task has no answer spans; use lm.tasks.extractive_qa:extraction'
+      'data.converter: the task has no answer spans; use lm.tasks.extractive_qa:extraction'
     )
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
@@ -86,7 +86,7 @@ def converter(
       prefix = [end, *encode(before)]
       if len(prefix) >= seq_len:
         raise UserError(
-          f'data.context={seq_len}: {" ".join(before)!r:.60} takes {len(prefix)} tokens of a row '
+          f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {len(prefix)} tokens of a row '
           'and leaves none for the passage; raise it'
         )
       encoding = reader.encode(passage, add_special_tokens=False)

@@ -289,18 +289,20 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def with_special_tokens(
-  tokenizer: tokenizers.Tokenizer, specials: Iterable[str]
+  tokenizer: tokenizers.Tokenizer, special_tokens: Iterable[str]
 ) -> tokenizers.Tokenizer:
   """Returns the tokenizer with additional special tokens, after its other tokens.
 
   Raises:
     UserError: one of them is a character that occurs in texts.
   """
-  names = list(specials)
+  names = list(special_tokens)
   known = special_ids(tokenizer)
   for name in names:
     if len(name) == 1 and tokenizer.token_to_id(name) not in known | {None}:
-      raise UserError(f"data.specials: {name!r} is a token of texts; use a name such as '<|name|>'")
+      raise UserError(
+        f"data.special_tokens: {name!r} is a token of texts; use a name such as '<|name|>'"
+      )
   found = _find_end(tokenizer)
   end = None if found is None else tokenizer.id_to_token(found)
   made = _add_special_tokens(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *names)

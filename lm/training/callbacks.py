@@ -99,7 +99,7 @@ class MetricLogger:
     self._every = config.log.every
     # What is in the rows, not their size: padding is no work done.
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
-    self._flops_per_token = flops and flops(state.params, config.data.context)
+    self._flops_per_token = flops and flops(state.params, config.data.seq_len)
     self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None

@@ -82,7 +82,7 @@ def check_targets(rows: Rows, transforms: Sequence[batches.Transform], config: C
   if weights is not None and not np.any(weights) and not _allowed(config, _LOSS):
     raise UserError(
       'data: the weights of all targets in the first batch are 0, so that there is nothing to '
-      'train on; see the weights that data.convert gives, data.transforms and data.too_long, or '
+      'train on; see the weights that data.converter gives, data.transforms and data.too_long, or '
       f'{_how(_LOSS)}'
     )
 
@@ -141,7 +141,7 @@ def _moves(params: Params, optim: ConfigDict) -> Params:
   """Returns a tree of booleans: whether the optimizer changes each parameter."""
   freeze = optim.get('freeze')
   frozen = path_mask(params, freeze, 'freeze') if freeze else jax.tree.map(lambda _: False, params)
-  rates = multipliers(params, 1.0, tuple(optim.get('rates') or ()))
+  rates = multipliers(params, 1.0, tuple(optim.get('lr_multipliers') or ()))
   return jax.tree.map(lambda f, rate: bool(np.any(rate)) and not f, frozen, rates)
 
 

@@ -26,17 +26,19 @@ class Stopping(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-  """Raises UserError when the section `stop` of a config is wrong."""
-  stop, metric = config.stop, _metric(config)
-  if stop.patience < 0:
-    raise UserError(f'stop.patience={stop.patience} is no number of evaluations; 0 is for never')
-  if not 0 <= stop.least < math.inf:
-    raise UserError(f'stop.least={stop.least} is not 0 or more')
+  """Raises UserError when the section `early_stopping` of a config is wrong."""
+  section, metric = config.early_stopping, _metric(config)
+  if section.patience < 0:
+    raise UserError(
+      f'early_stopping.patience={section.patience} is no number of evaluations; 0 is for never'
+    )
+  if not 0 <= section.min_delta < math.inf:
+    raise UserError(f'early_stopping.min_delta={section.min_delta} is not 0 or more')
   known = [f'eval/{name}/' for name in config.eval.sets]
-  known += ['eval/vectors/'] if config.eval.vectors else []
-  if stop.patience and not metric.startswith(tuple(known)):
+  known += ['eval/vectors/'] if config.eval.vector_metrics else []
+  if section.patience and not metric.startswith(tuple(known)):
     there = ', '.join(f'{name}...' for name in known)
-    there = there or 'none, for eval.sets and eval.vectors are empty'
+    there = there or 'none, for eval.sets and eval.vector_metrics are empty'
     raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {there}')
 
 
@@ -48,12 +50,12 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
     directions: of all metrics of the evaluations, by name.
   """
   monitored = {}
-  best = config.checkpoint.best
+  best = config.checkpoint.monitor
   # A run without sets may have no metric with a direction: then no checkpoint is kept as the best.
   directed = any(direction is not None for direction in directions.values())
   if config.checkpoint.keep_best and (best in directions or config.eval.sets or directed):
-    monitored['checkpoint.best'] = best
-  if config.stop.patience:
+    monitored['checkpoint.monitor'] = best
+  if config.early_stopping.patience:
     monitored[_key(config)] = _metric(config)
   for key, metric in monitored.items():
     if directions.get(metric) is not None:
@@ -64,7 +66,7 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
         f'metric says it, Metric(..., higher_is_better={{{metric.rpartition("/")[2]!r}: True}})'
       )
     known = ', '.join(name for name, direction in directions.items() if direction is not None)
-    remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.best' else ''
+    remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.monitor' else ''
     raise UserError(
       f'{key}={metric!r} is no metric of this run{did_you_mean(metric, directions)}; there are '
       f'{known or "none"}{remedy}'
@@ -76,7 +78,7 @@ def restore(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | N
 
   What a checkpoint saved of another metric does not count.
   """
-  if not config.stop.patience:
+  if not config.early_stopping.patience:
     return None
   metric = _metric(config)
   return Stopping(**saved) if saved and saved['metric'] == metric else Stopping(metric)
@@ -108,7 +110,9 @@ def update(
       f'the evaluation has {known}'
     )
   value = float(values[seen.metric])
-  if math.isfinite(value) and _gain(seen, value, higher_is_better) > config.stop.least:
+  if (
+    math.isfinite(value) and _gain(seen, value, higher_is_better) > config.early_stopping.min_delta
+  ):
     return Stopping(seen.metric, value, step)
   return seen._replace(since=seen.since + 1)
 
@@ -121,7 +125,7 @@ def _gain(seen: Stopping, value: float, higher_is_better: bool) -> float:
 
 def should_stop(seen: Stopping | None, config: ConfigDict) -> bool:
   """Returns whether the patience has run out."""
-  return seen is not None and seen.since >= config.stop.patience
+  return seen is not None and seen.since >= config.early_stopping.patience
 
 
 def line(seen: Stopping, step: int) -> str:
@@ -134,8 +138,12 @@ def line(seen: Stopping, step: int) -> str:
 
 
 def _metric(config: ConfigDict) -> str:
-  return config.stop.metric or config.checkpoint.best
+  return config.early_stopping.metric or config.checkpoint.monitor
 
 
 def _key(config: ConfigDict) -> str:
-  return 'stop.metric' if config.stop.metric else 'checkpoint.best, which stop.metric follows,'
+  return (
+    'early_stopping.metric'
+    if config.early_stopping.metric
+    else 'checkpoint.monitor, which early_stopping.metric follows,'
+  )

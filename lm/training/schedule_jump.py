@@ -12,10 +12,10 @@ from lm.workdir import experiment
 
 
 def length_of(workdir: pathlib.Path) -> int | None:
-  """Returns the `optim.steps` that the config in a workdir has; None where there is none yet."""
+  """Returns `optim.decay_steps` of the config in a workdir; None where there is none yet."""
   file = workdir / 'config.json'
   try:
-    return int(experiment.from_json(file.read_text()).optim.steps)
+    return int(experiment.from_json(file.read_text()).optim.decay_steps)
   except (OSError, ValueError, AttributeError, TypeError):
     return None  # of a new run, or damaged, which is reported where the config is compared
 
@@ -28,12 +28,12 @@ def jump(
   Args:
     config: of the run.
     optimizer: made of it.
-    older: the `optim.steps` that the run was trained by so far.
+    older: the `optim.decay_steps` that the run was trained by so far.
     updates: how many updates were made; skipped steps are none.
   """
-  if not updates or older is None or older == config.optim.get('steps'):
+  if not updates or older is None or older == config.optim.get('decay_steps'):
     return None
-  section = resolve.build_section(ConfigDict({**config.optim, 'steps': older}), 'optim')
+  section = resolve.build_section(ConfigDict({**config.optim, 'decay_steps': older}), 'optim')
   count = jnp.int32(updates)
   before = float(resolve.call(section, 'optim').schedule(count))
   after = float(optimizer.schedule(count))
@@ -43,6 +43,6 @@ def jump(
 def line(rates: dict[str, float], older: int | None, newer: int) -> str:
   """Returns the jump as one line."""
   return (
-    f'optim.steps={newer} and no longer {older}: the next update has a learning rate of '
+    f'optim.decay_steps={newer} and no longer {older}: the next update has a learning rate of '
     f'{rates["after"]:.3g}, and by the older schedule it would be {rates["before"]:.3g}'
   )

@@ -49,7 +49,7 @@ def train(
   path_and_arg: str,
   workdir: pathlib.Path,
   stop: Stop,
-  stop_at: int | None = None,
+  until_step: int | None = None,
   profile_steps: int = 0,
   new_data: bool = False,
 ) -> None:
@@ -62,7 +62,7 @@ def train(
     path_and_arg: FILE.py[:ARG] of the config; the file and its modules are copied to the workdir.
     workdir: directory of the run.
     stop: is asked after every dispatch of steps.
-    stop_at: ends the run at this step, without an effect on schedules.
+    until_step: ends the run at this step, without an effect on schedules.
     profile_steps: how many steps to trace into workdir/profile, from the third one on.
     new_data: whether a resumed run may have other training data, with the tokenizer of the run.
 
@@ -75,7 +75,7 @@ def train(
   early_stopping.check(config)
   validate.validate_config(config)
   diagnostics.check_pattern(config)
-  warm_start.check(config.init)
+  warm_start.check(config.warm_start)
   host.enable_compilation_cache(cache.directory(config.data.cache))
   show = show_documents if multihost.is_primary() else silent
   if new_data and (workdir / 'tokenizer.json').is_file():
@@ -83,7 +83,7 @@ def train(
   else:
     tokenizer = pipeline.tokenizer(config.data, show)
   built = components.build_components(config, vocabulary_size(tokenizer))
-  rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed, show)
+  rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed, show)
   built = components.pass_word_counts(built, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   host_memory.check_batches(config, built, rows, transforms)
@@ -129,7 +129,7 @@ def train(
         'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
       )
       if started_from is not None:
-        events.write('init', **started_from.fields())
+        events.write('warm_start', **started_from.fields())
       if multihost.is_primary():
         experiment.write_environment(workdir, pathlib.Path(path_and_arg.partition(':')[0]))
         run_data.write_directions(workdir, directions)
@@ -137,7 +137,7 @@ def train(
       state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
       assert state is not None
       logger = MetricLogger(config, workdir, state, built.model, rows)
-    notes = {'data.train': getattr(rows, 'note', '')} | evaluators.notes
+    notes = {'data.train_split': getattr(rows, 'note', '')} | evaluators.notes
     for which, note in notes.items():
       if note:
         events.write('too_long', set=which, note=note)
@@ -146,7 +146,7 @@ def train(
     rates = schedule_jump.jump(config, built.optimizer, old_length, updates)
     if rates is not None:
       events.write('schedule', step=int(state.step), **rates)
-      warnings.append(schedule_jump.line(rates, old_length, config.optim.steps))
+      warnings.append(schedule_jump.line(rates, old_length, config.optim.decay_steps))
     lines = [f'model: {sizes(config.model)}', evaluators.transforms_line()]
     lines += [f'warning: {warning}' for warning in warnings]
     lines += [] if started_from is None else [started_from.line()]
@@ -167,7 +167,7 @@ def train(
       bool(stopping is not None and directions[stopping.metric]),
     )
     try:
-      trainer.fit(state, rows, stop, min(stop_at or config.steps, config.steps), profile_steps)
+      trainer.fit(state, rows, stop, min(until_step or config.steps, config.steps), profile_steps)
     except Exception as e:
       if not isinstance(e, Preempted):
         events.write('error', error=f'{type(e).__name__}: {e}'[:500])
@@ -278,7 +278,7 @@ class Trainer:
     """Yields the steps of each dispatch, which ends where an evaluation or a checkpoint is due."""
     while start < last:
       rests = (n - start % n for n in (self.config.eval.every, self.config.checkpoint.every))
-      stop = start + min(self.config.dispatch, last - start, *rests)
+      stop = start + min(self.config.steps_per_call, last - start, *rests)
       yield range(start, stop)
       start = stop
 
@@ -345,8 +345,8 @@ class Trainer:
   def _prune(self, unscored: int | None = None) -> None:
     """Deletes old checkpoints; `unscored` is a step whose evaluation is still to come."""
     config = self.config.checkpoint
-    scores = losses_by_step(self.workdir, config.best)
-    kept = kept_steps(self.checkpoints.steps(), scores, config.keep, config.keep_best)
+    scores = losses_by_step(self.workdir, config.monitor)
+    kept = kept_steps(self.checkpoints.steps(), scores, config.keep_last, config.keep_best)
     self.checkpoints.prune(kept if unscored is None else kept | {unscored})
 
   def _check(self, finished: Finished | None, state: TrainState, batches: Any) -> None:
@@ -364,7 +364,7 @@ class Trainer:
       batch = functools.partial(jax.tree.map, lambda x, i=i: x[i], batches)
       if not values.get('loss'):
         diagnostics.check_loss(step, values, self.components.objective, batch, self.config)
-      if values['streak'] >= self.config.nonfinite_limit:
+      if values['streak'] >= self.config.max_consecutive_nonfinite:
         self._stop_not_finite(step, values, state, batch())
 
   def _stop_not_finite(
@@ -419,7 +419,7 @@ def _first_batch(
   config: ConfigDict, row: Mapping[str, np.ndarray], batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of the batches of one dispatch, of rows like this one."""
-  shape = (min(config.dispatch, config.steps), batch_size)
+  shape = (min(config.steps_per_call, config.steps), batch_size)
   return {k: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for k, x in row.items()}
 
 

@@ -76,7 +76,7 @@ class Taken(NamedTuple):
   fresh: tuple[str, ...]  # paths of the parameters that keep their initial values
   unread: tuple[str, ...]  # paths of the source's that nothing takes
   words: Alignment | None = None  # of vocabularies, where rows went by their words
-  why: str = ''  # this step, where `init.step` names none
+  why: str = ''  # this step, where `warm_start.step` names none
 
   def line(self) -> str:
     """Returns all of it as one line."""
@@ -118,7 +118,7 @@ def initial_state(
   """Returns the state that a run begins with, writing nothing.
 
   Args:
-    config: of the run; where `init.workdir` names another run, parameters are taken
+    config: of the run; where `warm_start.workdir` names another run, parameters are taken
       from it.
     functions: those of the config.
     tokenizer: that of the run.
@@ -131,10 +131,10 @@ def initial_state(
     UserError: the other run is not there, or its parameters or tokens are not those of this one.
   """
   key = jax.random.key(config.seed)
-  if not config.init.workdir:
+  if not config.warm_start.workdir:
     return init_train_state(functions, key)[0], None
   draw = functools.partial(init_some, functions, key, abstract.params)
-  params, taken = take(config.init, draw, abstract.params, tokenizer)
+  params, taken = take(config.warm_start, draw, abstract.params, tokenizer)
   return start_train_state(functions, params, abstract), taken
 
 
@@ -144,7 +144,7 @@ def check(section: ConfigDict) -> None:
     for key in ('step', 'rules'):
       if section[key]:
         raise UserError(
-          f'init.{key}={section[key]!r}: init.workdir, the run to take from, is empty'
+          f'init.{key}={section[key]!r}: warm_start.workdir, the run to take from, is empty'
         )
 
 
@@ -168,9 +168,13 @@ def take(
   Raises:
     UserError: as `initial_state`.
   """
-  root = files.workdir(section.workdir, 'init.workdir', multihost.process_index_and_count()[0])
+  root = files.workdir(
+    section.workdir, 'warm_start.workdir', multihost.process_index_and_count()[0]
+  )
   if not (root / 'config.json').is_file():
-    raise UserError(f'init.workdir={section.workdir!r}: no run there (config.json is missing)')
+    raise UserError(
+      f'warm_start.workdir={section.workdir!r}: no run there (config.json is missing)'
+    )
   wanted = flatten_dict(abstract, sep='/')
   checkpoints = Checkpoints(root)
   try:
@@ -182,7 +186,9 @@ def take(
     by_words = any(origin.rows == _WORDS for origin in origins.values())
     words = align(experiment.read_tokenizer(root), tokenizer) if by_words else None
     if words is not None and not len(words.new):
-      raise UserError(f'init.workdir={section.workdir!r}: the vocabularies have no word in common')
+      raise UserError(
+        f'warm_start.workdir={section.workdir!r}: the vocabularies have no word in common'
+      )
     with _undamaged(section, step):
       restored = checkpoints.restore_subset(step, _targets(origins, wanted, shapes))
   finally:
@@ -211,22 +217,22 @@ def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
     yield
   except Exception as e:  # whatever Orbax and its storage make of damaged files
     raise UserError(
-      f'init.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
-      'init.step names another one'
+      f'warm_start.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
+      'warm_start.step names another one'
     ) from e
 
 
 def _step(checkpoints: Checkpoints, section: ConfigDict, root: pathlib.Path) -> tuple[int, str]:
-  """Returns the step to take, and why where `init.step` names none: the rule of all programs."""
+  """Returns the step to restore, and the reason if `warm_start.step` names none."""
   steps = checkpoints.steps()
   if not steps:
-    raise UserError(f'init.workdir={section.workdir!r}: no checkpoint there')
+    raise UserError(f'warm_start.workdir={section.workdir!r}: no checkpoint there')
   if section.step is None:
     best, why = best_step(root, steps, _monitored(root, section))
     return (steps[-1] if best is None else best), why
   if section.step not in steps:
     known = ', '.join(map(str, steps))
-    raise UserError(f'init.step={section.step}: {section.workdir} has checkpoints at {known}')
+    raise UserError(f'warm_start.step={section.step}: {section.workdir} has checkpoints at {known}')
   return section.step, ''
 
 
@@ -234,11 +240,11 @@ def _monitored(root: pathlib.Path, section: ConfigDict) -> str:
   """Returns the metric of the best checkpoint; configs of other versions of lm have it too."""
   try:
     config = experiment.from_json((root / 'config.json').read_text('utf-8'))
-    return config.checkpoint.best
+    return config.checkpoint.monitor
   except (OSError, ValueError, AttributeError) as e:
     raise UserError(
-      f'init.workdir={section.workdir!r}: its config.json says no checkpoint.best '
-      f'({first_line(e)}); init.step names a checkpoint'
+      f'warm_start.workdir={section.workdir!r}: its config.json says no checkpoint.monitor '
+      f'({first_line(e)}); warm_start.step names a checkpoint'
     ) from e
 
 
@@ -263,17 +269,17 @@ def _origins(
   difference = tree_difference(shapes, needed, report_extra=not section.rules)
   if difference:
     raise UserError(
-      f'init.workdir={section.workdir!r}: step {step} does not fit the model: {difference}; '
-      'init.rules say what differs'
+      f'warm_start.workdir={section.workdir!r}: step {step} does not fit the model: {difference}; '
+      'warm_start.rules say what differs'
     )
   if not origins:
-    raise UserError(f'init.rules={tuple(section.rules)!r} leave nothing to take')
+    raise UserError(f'warm_start.rules={tuple(section.rules)!r} leave nothing to take')
   return origins
 
 
 def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Origin | None]:
   """Returns path -> source of the parameter, None where it keeps its initial value."""
-  parsed = parse_rules(rules, 'init.rules', paths)
+  parsed = parse_rules(rules, 'warm_start.rules', paths)
 
   def rename(path: str) -> _Origin | None:
     for pattern, replacement in parsed:
@@ -283,7 +289,7 @@ def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Or
         try:
           middle = found.expand(replacement)
         except (re.error, IndexError) as e:
-          raise UserError(f'init.rules: {replacement!r} replaces nothing: {e}') from e
+          raise UserError(f'warm_start.rules: {replacement!r} replaces nothing: {e}') from e
         there = path[: found.start()] + middle + path[found.end() :]
         rows = next((mark for mark in (_ROWS, _WORDS) if there.endswith(mark)), '')
         return _Origin(there.removesuffix(rows), rows)
@@ -330,7 +336,7 @@ def _check_tokens(
     old, new = there.id_to_token(i), tokenizer.id_to_token(i)
     if old != new:
       raise UserError(
-        f'init.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; take '
+        f'warm_start.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; take '
         f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or keep "
         f"{tables[0]} as it is initialized with the rule '{tables[0]} ->'"
       )

@@ -2,8 +2,8 @@
 
 predictions/SET-STEP.jsonl holds the outputs for a set, one JSON object for each example: `inputs`,
 the parts of the source; `output`; `reference`; `scores`, of this example alone. The files of the
-newest step and of the best one by `checkpoint.best` are kept. predictions/notes.json holds notes on
-corpus metrics by name, such as the signatures of sacrebleu.
+newest step and of the best one by `checkpoint.monitor` are kept. predictions/notes.json holds notes
+on corpus metrics by name, such as the signatures of sacrebleu.
 
 attention/SET-STEP.json holds the result of lm.evaluation.attention_maps at the newest step, and
 word_map/embedding-STEP.json that of lm.evaluation.vectors.word_map.

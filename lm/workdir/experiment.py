@@ -29,24 +29,24 @@ from lm.errors import UserError, did_you_mean, first_line
 from lm.workdir import files, sources
 
 # Keys that may differ between a workdir and the command that resumes it. None changes a training
-# step; `steps` and `stop` change the length of the run.
+# step; `steps` and `early_stopping` change the length of the run.
 MAY_DIFFER = (
   'mesh',
   'log',
   'checkpoint',
   'eval',
   'decode',
-  'stop',
+  'early_stopping',
   'steps',
-  'optim.steps',
+  'optim.decay_steps',
   'data.cache',
   'data.workers',
-  'dispatch',
-  'nonfinite_limit',
+  'steps_per_call',
+  'max_consecutive_nonfinite',
   'allow_zero',
 )
 # Keys that may differ too if the run resumes with --new_data.
-NEW_DATA = ('data.source', 'data.train', 'data.prepare')
+NEW_DATA = ('data.source', 'data.train_split', 'data.prepare')
 # The files of source/ on the checkout of lm itself, with the git command that prints them.
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
@@ -222,7 +222,7 @@ def _write_data(
   workdir: pathlib.Path, config: ConfigDict, content: str, before: list[dict[str, Any]]
 ) -> None:
   """Writes data.json: the training data, and the data before."""
-  data = {'train': content, 'source': config.data.source, 'split': config.data.train}
+  data = {'train': content, 'source': config.data.source, 'split': config.data.train_split}
   text = json.dumps(data | ({'before': before} if before else {})) + '\n'
   files.replace(workdir / 'data.json', text.encode())
 

@@ -73,8 +73,8 @@ def load(
 
   Args:
     workdir: the run's directory.
-    step: of the checkpoint. None for the best by `checkpoint.best`, or for the newest intact one if
-      no intact checkpoint has a score.
+    step: of the checkpoint. None for the best by `checkpoint.monitor`, or for the newest intact one
+      if no intact checkpoint has a score.
     mesh: the mesh to shard the parameters over by the config's `mesh.rules`; see
       `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
     average: above 1, the parameters are the mean of this number of the newest checkpoints (Vaswani
@@ -100,7 +100,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   tokenizer = experiment.read_tokenizer(workdir)
   with sources.import_source(workdir / 'source') as clashes:
     model = components.model(config, vocabulary_size(tokenizer))
-    init = components.init_of(model, config.data.context)
+    init = components.init_of(model, config.data.seq_len)
     boxed = jax.eval_shape(init, jax.random.key(0))
   if clashes:
     print(
@@ -130,7 +130,7 @@ def restore(
       params, at = restore_params(checkpoints, abstract, workdir, [step])
       steps, why = (at,), ''
     else:
-      best, why = best_step(workdir, checkpoints.steps(), run.config.checkpoint.best)
+      best, why = best_step(workdir, checkpoints.steps(), run.config.checkpoint.monitor)
       order = [] if best is None else [best]
       order += [s for s in reversed(checkpoints.steps()) if s != best]
       params, at = restore_params(checkpoints, abstract, workdir, order)
@@ -182,8 +182,8 @@ def _averaged(
   if count > len(steps):
     kept = ', '.join(map(str, steps)) if steps else 'none'
     raise UserError(
-      f'--average={count}: {workdir} has {len(steps)} checkpoints ({kept}); checkpoint.keep says '
-      'how many a run keeps'
+      f'--average_checkpoints={count}: {workdir} has {len(steps)} checkpoints ({kept}); '
+      'checkpoint.keep_last says how many a run keeps'
     )
   # The sum is float32, because parameters may have fewer bits, and is sharded as they are.
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -198,7 +198,7 @@ def _averaged(
     try:
       params, _ = restore_params(checkpoints, abstract, workdir, [step])
     except UserError as e:
-      raise UserError(f'--average={count}: {e}') from e
+      raise UserError(f'--average_checkpoints={count}: {e}') from e
     total = add(total, params) if total is not None else widen(params)
   return mean(total), steps[-count:]
 

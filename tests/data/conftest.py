@@ -1,5 +1,7 @@
 import pytest
 
+from lm.config.base import base as base_config
+
 
 @pytest.fixture
 def section(tmp_path):
@@ -8,20 +10,21 @@ def section(tmp_path):
   def make(source, **changes):
     base = {
       'source': source,
-      'train': 'train',
+      'train_split': 'train',
       'prepare': (),
       'tokenizer': {'fn': 'lm.text.tokenizers:bytes'},
-      'specials': (),
+      'special_tokens': (),
       'task': None,
-      'count': None,
-      'context': 16,
-      'source_context': 16,
+      'pair_counter': None,
+      'seq_len': 16,
+      'source_len': 16,
       'pack': 'lm.data.packing:concatenate',
       'transforms': (),
-      'reserve': 1.0,
+      'packing_slack': 1.0,
       'cache': str(tmp_path / 'cache'),
       'workers': 1,
     }
+    assert not changes.keys() - base_config().data.keys()
     return base | changes
 
   return make

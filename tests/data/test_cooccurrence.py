@@ -116,10 +116,10 @@ def test_where_nothing_is_near_nothing_is_found(documents):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'window': 0}, r'data\.count: window=0 .*at least 1'),
-    ({'window': 2.5}, r'data\.count: window=2\.5 is not'),
-    ({'window': 2**62}, r'data\.count: window=4611686018427387904 is too large for 2 words'),
-    ({'memory': 1000}, r'data\.count: memory=1000 .*16777216'),
+    ({'window': 0}, r'data\.pair_counter: window=0 .*at least 1'),
+    ({'window': 2.5}, r'data\.pair_counter: window=2\.5 is not'),
+    ({'window': 2**62}, r'data\.pair_counter: window=4611686018427387904 is too large for 2 words'),
+    ({'memory': 1000}, r'data\.pair_counter: memory=1000 .*16777216'),
   ],
 )
 def test_user_errors_are_reported(arguments, message):

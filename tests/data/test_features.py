@@ -71,11 +71,11 @@ def translating(section):
   def make(count=700, **changes):
     base = {
       'task': 'lm.tasks.text:text_to_text',
-      'convert': 'lm.tasks.seq2seq:encoder_decoder',
+      'converter': 'lm.tasks.seq2seq:encoder_decoder',
       'labels': (),
       'too_long': 'error',
-      'context': 12,
-      'source_context': 12,
+      'seq_len': 12,
+      'source_len': 12,
     }
     return section(f'some_tasks:pairs(count={count})', **base | changes)
 
@@ -134,7 +134,7 @@ def test_an_example_may_have_several_features_or_none(section):
   data = section(
     'some_tasks:texts',
     task='some_tasks:reading',
-    convert='some_tasks:by_word',
+    converter='some_tasks:by_word',
     labels=(),
     too_long='error',
   )
@@ -157,25 +157,25 @@ def test_processes_make_the_features_that_one_makes(translating, tmp_path, monke
 
 def test_too_long_examples_are_reported(translating):
   with pytest.raises(UserError) as error:
-    prepared(translating(source_context=6))
+    prepared(translating(source_len=6))
   message = str(error.value)
   # n10 xx is the first of seven tokens.
-  told = "data.source_context=6: example 11 of split 'train' has 7 tokens; raise it, or set"
+  told = "data.source_len=6: example 11 of split 'train' has 7 tokens; raise it, or set"
   assert message.startswith(told)
   assert "data.too_long='truncate' or 'skip'" in message
-  with pytest.raises(UserError, match=r"data\.context=4: example 32 of split 'train' has 5"):
-    prepared(translating(context=4))
+  with pytest.raises(UserError, match=r"data\.seq_len=4: example 32 of split 'train' has 5"):
+    prepared(translating(seq_len=4))
 
 
 def test_too_long_examples_are_truncated_at_the_end(translating):
-  found, example, _ = prepared(translating(context=4, source_context=6, too_long='truncate'))
+  found, example, _ = prepared(translating(seq_len=4, source_len=6, too_long='truncate'))
   assert example.tolist() == list(range(700))
   assert lists(found['tokens/targets']) == [ids(str(i * i))[:4] for i in range(700)]
   assert lists(found['source/source']) == [ids(f'n{i} ' + 'x' * (i % 3))[:6] for i in range(700)]
 
 
 def test_too_long_examples_are_skipped(translating):
-  found, example, meta = prepared(translating(context=5, too_long='skip'))
+  found, example, meta = prepared(translating(seq_len=5, too_long='skip'))
   # Squares of up to four digits; the examples of the last two chunks are all longer.
   assert example.tolist() == list(range(100))
   assert lists(found['tokens/targets']) == [ids(str(i * i)) for i in range(100)]
@@ -184,11 +184,11 @@ def test_too_long_examples_are_skipped(translating):
 
 def test_a_split_without_features_is_reported(translating):
   message = (
-    "split 'train' is empty: 700 of 700 examples skipped: they are longer than data.context=1 or "
-    'data.source_context=6; raise it'
+    "split 'train' is empty: 700 of 700 examples skipped: they are longer than data.seq_len=1 or "
+    'data.source_len=6; raise it'
   )
   with pytest.raises(UserError) as error:
-    prepared(translating(context=1, source_context=6, too_long='skip'))
+    prepared(translating(seq_len=1, source_len=6, too_long='skip'))
   assert str(error.value) == message
 
 
@@ -197,9 +197,9 @@ def test_examples_skipped_and_truncated_are_counted(translating):
     return pipeline.packed_rows(translating(**changes), 'train', BYTES, 0).note
 
   assert note() == note(too_long='skip') == ''
-  left_out = '600 of 700 examples skipped: they are longer than data.context=5'
-  assert note(context=5, too_long='skip') == note(context=5, too_long='skip') == left_out
-  assert note(context=5, too_long='truncate') == left_out.replace('skipped', 'truncated')
+  left_out = '600 of 700 examples skipped: they are longer than data.seq_len=5'
+  assert note(seq_len=5, too_long='skip') == note(seq_len=5, too_long='skip') == left_out
+  assert note(seq_len=5, too_long='truncate') == left_out.replace('skipped', 'truncated')
 
 
 def test_a_label_that_is_not_there_is_reported_with_its_place(section, tmp_path):
@@ -208,7 +208,7 @@ def test_a_label_that_is_not_there_is_reported_with_its_place(section, tmp_path)
   data = section(
     f"lm.data.sources:table(files='{tmp_path}/a.tsv', columns={columns})",
     task='lm.tasks.text:classification',
-    convert='lm.tasks.classification:classifier',
+    converter='lm.tasks.classification:classifier',
     labels=('ham',),
     too_long='error',
   )
@@ -223,7 +223,7 @@ def test_dialogues_without_a_reply_are_reported(section, tmp_path):
     f"lm.data.sources:table(files='{tmp_path}/a.jsonl', columns={{'turns': 'turns'}})",
     prepare=('lm.tasks.dialogue:expand_turns',),
     task='lm.tasks.dialogue:replies',
-    convert='lm.tasks.dialogue:encoder_decoder',
+    converter='lm.tasks.dialogue:encoder_decoder',
     labels=(),
     too_long='error',
   )
@@ -242,9 +242,9 @@ def test_a_vocabulary_without_words_is_reported(translating):
   ('changes', 'message'),
   [
     ({'too_long': 'cut'}, "data.too_long='cut' must be one of 'error', 'truncate', 'skip'"),
-    ({'convert': None}, "data.task='lm.tasks.text:text_to_text' needs data.convert, such as"),
+    ({'converter': None}, "data.task='lm.tasks.text:text_to_text' needs data.converter, such as"),
     ({'task': 'lm.tasks.text:text_to'}, "lm.tasks.text has no function 'text_to' (did you mean"),
-    ({'convert': 'lm.tasks.seq2seq:encoder'}, "lm.tasks.seq2seq has no function 'encoder'"),
+    ({'converter': 'lm.tasks.seq2seq:encoder'}, "lm.tasks.seq2seq has no function 'encoder'"),
   ],
 )
 def test_user_errors_in_the_section_are_reported(changes, message, translating):
@@ -269,9 +269,9 @@ def test_whatever_shapes_features_names_them(translating):
     return pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)[0].name
 
   others = [
-    {'convert': 'lm.tasks.seq2seq:decoder'},
-    {'context': 13},
-    {'source_context': 13},
+    {'converter': 'lm.tasks.seq2seq:decoder'},
+    {'seq_len': 13},
+    {'source_len': 13},
     {'too_long': 'skip'},
     {'labels': ('a',)},
   ]
@@ -282,12 +282,12 @@ def test_whatever_shapes_features_names_them(translating):
 def test_arrays_of_a_converter_that_differ_in_length_are_a_fault():
   uneven = Features({'inputs': np.zeros(3), 'targets': np.zeros(2)}, {}, {})
   with pytest.raises(ValueError, match=r"differ in length: {'inputs': 3, 'targets': 2}"):
-    features.apply_length_policy(uneven, {'tokens': ('context', 9)}, 'skip')
+    features.apply_length_policy(uneven, {'tokens': ('seq_len', 9)}, 'skip')
 
 
 def test_a_prompt_is_cut_behind_its_first_token_and_keeps_its_end_and_a_quarter_of_the_row():
   prompt = Features({'inputs': np.arange(20), 'prefix': np.ones(20, int)}, {}, {})
-  limits = {'tokens': ('context', 16), 'source': ('source_context', 16)}
+  limits = {'tokens': ('seq_len', 16), 'source': ('source_len', 16)}
   cut = features.apply_prompt_length_policy(prompt, limits, 'truncate')
   np.testing.assert_array_equal(cut.tokens['inputs'], [0, *range(9, 20)])
   assert len(cut.tokens['prefix']) == 12

@@ -10,9 +10,9 @@ TEXT = 'one two\n\nthree\n\nfür 学习 🎉 end\n\n' + '\n\n'.join('word ' * n 
 END = 0
 
 
-def rows_of(section, corpus, pack='concatenate', context=16, text=TEXT):
+def rows_of(section, corpus, pack='concatenate', seq_len=16, text=TEXT):
   source = corpus(text, documents='paragraph')
-  data = section(source, pack=f'lm.data.packing:{pack}', context=context)
+  data = section(source, pack=f'lm.data.packing:{pack}', seq_len=seq_len)
   return pipeline.packed_rows(data, 'train', tokenizers.bytes([]), seed=0)
 
 
@@ -26,7 +26,7 @@ def pieces(rows):
 
 @pytest.mark.parametrize('pack', ['concatenate', 'best_fit'])
 def test_pieces_joined_give_the_documents(section, corpus, pack):
-  rows = rows_of(section, corpus, pack, context=5000)
+  rows = rows_of(section, corpus, pack, seq_len=5000)
   found = sorted(bytes(piece['targets'][:-1].tolist()) for piece in pieces(rows))
   expected = [bytes(b + 1 for b in d.strip('\n').encode()) for d in TEXT.split('\n\n')]
   assert found == sorted(expected)
@@ -38,7 +38,7 @@ def test_pieces_joined_give_the_documents(section, corpus, pack):
 @pytest.mark.parametrize('pack', ['concatenate', 'best_fit'])
 def test_a_piece_from_the_middle_is_given_the_token_before_it(section, corpus, pack):
   text = ''.join(chr(33 + i) for i in range(90))
-  rows = rows_of(section, corpus, pack, context=16, text=text)
+  rows = rows_of(section, corpus, pack, seq_len=16, text=text)
   tokens = [b + 1 for b in text.encode()] + [END]
   follows = dict(zip(tokens, [END, *tokens[:-1]], strict=True))
   for piece in pieces(rows):
@@ -58,9 +58,9 @@ def test_positions_restart_and_padding_is_zero(section, corpus, pack):
 
 
 @pytest.mark.parametrize('pack', ['concatenate', 'best_fit'])
-@pytest.mark.parametrize('context', [3, 16, 1000])
-def test_bytes_sum_to_the_size_of_the_text(section, corpus, pack, context):
-  rows = rows_of(section, corpus, pack, context)
+@pytest.mark.parametrize('seq_len', [3, 16, 1000])
+def test_bytes_sum_to_the_size_of_the_text(section, corpus, pack, seq_len):
+  rows = rows_of(section, corpus, pack, seq_len)
   size = sum(len(d.strip('\n').encode()) for d in TEXT.split('\n\n'))
   batch = rows.batch(np.arange(len(rows)))
   assert batch['bytes'].sum() == rows.bytes == size
@@ -89,6 +89,6 @@ def test_rows_outside_are_an_index_error(section, corpus):
 @pytest.mark.parametrize('shape', [(12, 64), (8, 1024)])
 def test_a_batch_is_assembled_in_a_millisecond(section, corpus, shape):
   text = '\n\n'.join('some words of text ' * (n % 40 + 1) for n in range(2000))
-  rows = rows_of(section, corpus, 'best_fit', context=shape[1], text=text)
+  rows = rows_of(section, corpus, 'best_fit', seq_len=shape[1], text=text)
   indices = np.random.default_rng(0).integers(0, len(rows), shape[0])
   assert min(timeit.repeat(lambda: rows.batch(indices), number=10, repeat=20)) / 10 < 1e-3

@@ -8,18 +8,18 @@ from lm.data.packing import best_fit, concatenate, pack_examples
 PACKERS = [concatenate, best_fit]
 
 
-def lengths_of(seed, context, documents=200):
+def lengths_of(seed, seq_len, documents=200):
   rng = np.random.default_rng(seed)
-  return rng.integers(1, 3 * context, documents)
+  return rng.integers(1, 3 * seq_len, documents)
 
 
 @pytest.mark.parametrize('pack', PACKERS)
-@pytest.mark.parametrize('context', [1, 2, 7, 64])
+@pytest.mark.parametrize('seq_len', [1, 2, 7, 64])
 @pytest.mark.parametrize('seed', range(3))
-def test_every_target_of_every_document_appears_once(pack, context, seed):
-  lengths = lengths_of(seed, context)
+def test_every_target_of_every_document_appears_once(pack, seq_len, seed):
+  lengths = lengths_of(seed, seq_len)
   ends = np.cumsum(lengths)
-  plan = pack(ends, context, seed)
+  plan = pack(ends, seq_len, seed)
   seen = np.zeros(ends[-1], int)
   for start, length, document in zip(plan.starts, plan.lengths, plan.documents, strict=True):
     assert ends[document] - lengths[document] <= start

@@ -26,11 +26,11 @@ def numbered(count):
 def written(tmp_path):
   """Returns a function that writes blocks of pairs to the disk and opens them as rows."""
 
-  def open_rows(*blocks, seed=0, context=T):
+  def open_rows(*blocks, seed=0, seq_len=T):
     place = tmp_path / f'pairs-{len(list(tmp_path.iterdir()))}'
     place.mkdir()
     pairs = cooccurrence.write(place, blocks, seed)
-    return PairRows(place, context, {'pairs': pairs, 'documents': 3, 'content': 'some'})
+    return PairRows(place, seq_len, {'pairs': pairs, 'documents': 3, 'content': 'some'})
 
   return open_rows
 
@@ -68,7 +68,7 @@ def test_the_order_is_random_and_the_seed_decides(written):
 
 def test_only_the_end_of_the_last_row_is_padding(written):
   rows = written(numbered(20))
-  assert (len(rows), rows.tokens, rows.context, rows.size) == (3, 20, T, T)
+  assert (len(rows), rows.tokens, rows.seq_len, rows.size) == (3, 20, T, T)
   assert (rows[0]['weights'] == 1).all() and (rows[1]['segments'] == 1).all()
   last = rows[2]
   assert last['weights'].tolist() == last['segments'].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
@@ -105,7 +105,7 @@ def test_training_and_evaluation_see_each_pair_once(written):
 
 def test_a_config_names_what_counts(section, corpus):
   source = corpus('a b c\nb a a d\nx', documents='line')
-  data = section(source, tokenizer=WORDS, count=COUNT, context=4)
+  data = section(source, tokenizer=WORDS, pair_counter=COUNT, seq_len=4)
   tokenizer = pipeline.tokenizer(data)
   rows = pipeline.packed_rows(data, 'train', tokenizer, 0)
   found = flat(rows)
@@ -120,25 +120,28 @@ def test_a_config_names_what_counts(section, corpus):
 
 
 def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
-  data = section(corpus('a b c a b d'), tokenizer=WORDS, count=COUNT)
+  data = section(corpus('a b c a b d'), tokenizer=WORDS, pair_counter=COUNT)
   tokenizer = pipeline.tokenizer(data)
 
   def fingerprint(seed=0, **changes):
     return pipeline.packed_rows(data | changes, 'train', tokenizer, seed).fingerprint
 
   first = fingerprint()
-  others = [fingerprint(1), fingerprint(count='lm.data.cooccurrence:count_cooccurrences(window=3)')]
+  others = [
+    fingerprint(1),
+    fingerprint(pair_counter='lm.data.cooccurrence:count_cooccurrences(window=3)'),
+  ]
   broken = (lambda stream, window: 1 / 0).__code__
   monkeypatch.setattr(cooccurrence.count_cooccurrences, '__code__', broken)
   assert fingerprint() == first
-  others.append(fingerprint(context=3))
+  others.append(fingerprint(seq_len=3))
   assert len({first, *others}) == 4
   with pytest.raises(ZeroDivisionError):
     fingerprint(2)
 
 
 def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
-  data = section(corpus('a b c a b d'), tokenizer=WORDS, count=COUNT)
+  data = section(corpus('a b c a b d'), tokenizer=WORDS, pair_counter=COUNT)
   tokenizer = pipeline.tokenizer(data)
 
   def broken(stream, window):
@@ -158,7 +161,7 @@ def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
 
 @pytest.mark.parametrize('told', [True, False])
 def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
-  data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, count=COUNT)
+  data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, pair_counter=COUNT)
   data['cache'] += f'-{told}'
   count = cooccurrence.count_cooccurrences
   monkeypatch.setattr(cooccurrence, '_BLOCK', 3)
@@ -182,7 +185,7 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
     (
       'a',
       {},
-      r"data\.count=.*in split 'train' no two words of the vocabulary occur near each other",
+      r"data\.pair_counter=.*in split 'train' no two words of the vocabulary occur near each other",
     ),
     ('a\nb\nc', {}, r'no two words'),
     (
@@ -192,25 +195,29 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
     ),
     (
       'a b',
-      {'count': COUNT.replace('2', '0')},
-      r'data\.count: window=0',
+      {'pair_counter': COUNT.replace('2', '0')},
+      r'data\.pair_counter: window=0',
     ),
     (
       'a b',
-      {'count': 'lm.data.cooccurrence:count_cooccurrence'},
-      r"data\.count=.*did you mean 'count_cooccurrences'",
+      {'pair_counter': 'lm.data.cooccurrence:count_cooccurrence'},
+      r"data\.pair_counter=.*did you mean 'count_cooccurrences'",
     ),
     (
       'a b',
-      {'count': COUNT.replace('window', 'size')},
+      {'pair_counter': COUNT.replace('window', 'size')},
       r"takes no argument 'size'",
     ),
-    ('a b', {'task': 'lm.tasks.text:classification'}, r'data\.task=.* and data\.count=.*: only'),
-    ('a b', {'context': 0}, r'data\.context=0'),
+    (
+      'a b',
+      {'task': 'lm.tasks.text:classification'},
+      r'data\.task=.* and data\.pair_counter=.*: only',
+    ),
+    ('a b', {'seq_len': 0}, r'data\.seq_len=0'),
   ],
 )
 def test_user_errors_are_reported_in_one_line(section, corpus, text, changes, message):
-  data = section(corpus(text, documents='line'), tokenizer=WORDS, count=COUNT) | changes
+  data = section(corpus(text, documents='line'), tokenizer=WORDS, pair_counter=COUNT) | changes
   tokenizer = tokenizers.words([text], data['tokenizer']['min_count'])
   with pytest.raises(UserError, match=message) as e:
     pipeline.packed_rows(data, 'train', tokenizer, 0)

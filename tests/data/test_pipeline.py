@@ -176,7 +176,7 @@ def test_what_shapes_rows_names_them(section, module):
     fingerprint(tokenizer=tokenizers.characters(['a'])),
     fingerprint(split='test'),
     fingerprint(prepare=('some_corpus:odd',)),
-    fingerprint(context=17),
+    fingerprint(seq_len=17),
     fingerprint(pack='lm.data.packing:best_fit'),
   ]
   module.write_text(module.read_text() + '\nCHANGED = True\n')
@@ -285,7 +285,7 @@ def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
     ),
     ({'source': 'some_corpus:nothing'}, "split 'train' has no text"),
     ({'prepare': ('some_corpus:even',)}, r'data\.prepare\[0\]'),
-    ({'context': 0}, r'data\.context=0'),
+    ({'seq_len': 0}, r'data\.seq_len=0'),
     ({'pack': 'lm.data.packing:worst_fit'}, r'data\.pack=.*did you mean .*best_fit'),
   ],
 )

@@ -33,12 +33,12 @@ def pairs(section, tmp_path):
     data = section(
       source,
       task='lm.tasks.text:text_to_text',
-      convert='lm.tasks.seq2seq:encoder_decoder',
+      converter='lm.tasks.seq2seq:encoder_decoder',
       tokenizer={'fn': f'lm.text.tokenizers:{kind}', 'vocab_size': 290},
       labels=(),
       too_long='error',
     )
-    data |= {'context': 64, 'source_context': 64, 'reserve': 1.5} | changes
+    data |= {'seq_len': 64, 'source_len': 64, 'packing_slack': 1.5} | changes
     tokenizer = pipeline.tokenizer(data)
     return pipeline.packed_rows(data, 'train', tokenizer, 0), tokenizer, data
 
@@ -74,7 +74,7 @@ def assert_well_laid(row):
 @pytest.mark.parametrize('reserve', [1.1, 1.5])
 @pytest.mark.parametrize(('kind', 'strength'), [('bpe', 0.3), ('bpe', 1.0), ('unigram', 0.1)])
 def test_texts_and_layout_stay_and_pieces_do_not(pairs, kind, strength, reserve):
-  rows, tokenizer, _ = pairs(kind, reserve=reserve)
+  rows, tokenizer, _ = pairs(kind, packing_slack=reserve)
   paths = [PATHS[kind].format(stream, strength) for stream in ('source', 'targets')]
   transforms = batches.open_transforms(paths, tokenizer, rows)
   changed = 0
@@ -102,7 +102,7 @@ def test_no_dropout_leaves_rows_as_they_are(pairs):
 
 
 def test_a_crowded_row_is_filled_and_all_its_words_take_turns(pairs):
-  rows, tokenizer, _ = pairs(reserve=1.1)
+  rows, tokenizer, _ = pairs(packing_slack=1.1)
   row = rows[0]
   spare = (row['source_segments'] == 0).sum()
   transform = transforms.bpe_dropout(tokenizer, 'source', rate=1.0)
@@ -131,12 +131,12 @@ def test_batches_are_resegmented_in_each_epoch(pairs):
 
 
 def test_space_is_reserved_in_training_rows_alone(pairs):
-  rows, tokenizer, data = pairs(reserve=1.4)
+  rows, tokenizer, data = pairs(packing_slack=1.4)
   for i in range(len(rows)):
     for segments in (rows[i]['segments'], rows[i]['source_segments']):
       sizes = np.bincount(segments)[1:]
       assert np.ceil(sizes * 1.4).sum() <= 64
-  dense = pairs(reserve=1.0)[0]
+  dense = pairs(packing_slack=1.0)[0]
   assert len(dense) < len(rows) and dense.tokens == rows.tokens
   evaluated = pipeline.packed_rows(data, 'train', tokenizer, None, transformed=False)
   assert len(evaluated) == len(dense)
@@ -144,14 +144,14 @@ def test_space_is_reserved_in_training_rows_alone(pairs):
 
 
 def test_an_example_as_long_as_a_row_still_has_a_place(pairs):
-  rows, _, _ = pairs(too_long='truncate', context=8, source_context=8, reserve=3.0)
+  rows, _, _ = pairs(too_long='truncate', seq_len=8, source_len=8, packing_slack=3.0)
   assert sum(row['segments'].max() for row in map(rows.__getitem__, range(len(rows)))) == 150
   assert max((row['segments'] == 1).sum() for row in map(rows.__getitem__, range(len(rows)))) == 8
 
 
 @pytest.mark.parametrize(('stream', 'prefix'), [('source', 'source_'), ('targets', '')])
 def test_what_is_cut_off_inside_a_character_stays(pairs, stream, prefix):
-  rows, tokenizer, _ = pairs(too_long='truncate', source_context=9, context=9, reserve=1.0)
+  rows, tokenizer, _ = pairs(too_long='truncate', source_len=9, seq_len=9, packing_slack=1.0)
   transform = transforms.bpe_dropout(tokenizer, stream, rate=0.5)
   cut = 0
   for i in range(len(rows)):
@@ -170,13 +170,15 @@ def test_what_is_cut_off_inside_a_character_stays(pairs, stream, prefix):
 
 @pytest.mark.parametrize('value', [0.9, 0])
 def test_a_reserve_below_one_is_refused(pairs, value):
-  with pytest.raises(UserError, match=rf'data\.reserve={value}: must be at least 1'):
-    pairs(reserve=value)
+  with pytest.raises(UserError, match=rf'data\.packing_slack={value}: must be at least 1'):
+    pairs(packing_slack=value)
 
 
 def test_a_reserve_without_a_task_is_refused(section, corpus):
-  data = section(corpus('some text'), reserve=1.2)
-  with pytest.raises(UserError, match=r'data\.reserve=1\.2: text without a task is packed without'):
+  data = section(corpus('some text'), packing_slack=1.2)
+  with pytest.raises(
+    UserError, match=r'data\.packing_slack=1\.2: text without a task is packed without'
+  ):
     pipeline.packed_rows(data, 'train', tokenizers.bytes([]), 0)
 
 
@@ -185,12 +187,12 @@ def classes_of(section, corpus_tokens, **changes):
   data = section(
     f'{__name__}:labelled',
     task='lm.tasks.text:classification',
-    convert='lm.tasks.classification:classifier',
+    converter='lm.tasks.classification:classifier',
     tokenizer={'fn': 'lm.text.tokenizers:bpe', 'vocab_size': corpus_tokens},
     labels=('long', 'short'),
     too_long='error',
   )
-  data |= {'context': 64, 'reserve': 1.5} | changes
+  data |= {'seq_len': 64, 'packing_slack': 1.5} | changes
   tokenizer = pipeline.tokenizer(data)
   return pipeline.packed_rows(data, 'train', tokenizer, 0), tokenizer
 
@@ -230,7 +232,7 @@ def test_an_encoder_keeps_its_classes(section):
   ],
 )
 def test_streams_that_do_not_suit_are_refused(pairs, stream, converter, message):
-  rows, tokenizer, _ = pairs(convert=converter, context=128)
+  rows, tokenizer, _ = pairs(converter=converter, seq_len=128)
   with pytest.raises(UserError, match=message):
     batches.open_transforms([PATHS['bpe'].format(stream, 0.1)], tokenizer, rows)
 

@@ -241,7 +241,7 @@ def test_what_goes_by_places_is_not_torn_apart(letters):
     ),
     (
       lambda t: transforms.word_dropout(t, 'inputs', token='<|masks|>'),
-      r"no token '<\|masks\|>'; add it by data\.specials=\('<\|masks\|>',\), or use one of '",
+      r"no token '<\|masks\|>'; add it by data\.special_tokens=\('<\|masks\|>',\), or use one of '",
     ),
     (
       lambda t: transforms.span_masking(t, 'inputs', 0.8, 3.0),
@@ -270,7 +270,7 @@ LINES = '\n'.join(f'line {n} of the text' for n in range(60))
 
 
 def opened(section, corpus, *paths, **changes):
-  data = section(corpus(LINES, documents='line'), specials=(MASK,), **changes)
+  data = section(corpus(LINES, documents='line'), special_tokens=(MASK,), **changes)
   tokenizer = pipeline.tokenizer(data)
   rows = pipeline.packed_rows(data, 'train', tokenizer, seed=0)
   return rows, batches.open_transforms(paths, tokenizer, rows), tokenizer

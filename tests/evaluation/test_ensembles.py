@@ -44,11 +44,11 @@ SOURCE = f"""
   def get_config(arg=''):
     config = configs.base()
     config.steps, config.batch_size = 31, 2  # the last one would be evaluated: runs stop at 30
-    config.checkpoint.every, config.checkpoint.keep = 10, 3
+    config.checkpoint.every, config.checkpoint.keep_last = 10, 3
     config.data.source = 'ensemble_tiny:upper' if arg == 'upper' else 'ensemble_tiny:pairs'
     config.data.task = 'lm.tasks.text:text_to_text'
-    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
-    config.data.context = config.data.source_context = 24
+    config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
+    config.data.seq_len = config.data.source_len = 24
     with config.unlocked():
       config.data.tokenizer = {{'fn': 'lm.text.tokenizers:characters'}}
       config.model = configs.encoder_decoder(depth=1, d_model=32, heads=2, context=24)
@@ -61,14 +61,14 @@ SOURCE = f"""
       config.eval.sets = {{'validation': configs.evaluation('train', metrics=metrics)}}
     config.eval.every = 100
     config.model.init_std = 0.1
-    config.optim.update({{'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0}})
-    config.log.prompts = ()
+    config.optim.update({{'learning_rate': 1e-2, 'warmup_steps': 5, 'weight_decay': 0.0}})
+    config.log.sample_prompts = ()
     if arg == 'decoder':
-      config.data.convert = 'lm.tasks.seq2seq:decoder'
+      config.data.converter = 'lm.tasks.seq2seq:decoder'
     if arg == 'number':
       config.model.num_classes = 1
       config.data.task = 'lm.tasks.text:regression'
-      config.data.convert = 'lm.tasks.classification:regressor'
+      config.data.converter = 'lm.tasks.classification:regressor'
       config.eval.sets.validation.metrics = ('lm.metrics.tokens:squared_error',)
     return config
 """
@@ -87,8 +87,8 @@ def runs(tmp_path_factory):
       config = experiment.load(path)
       config.seed = seed
       # Of two runs only the names and the tokenizer are looked at.
-      stop_at = 10 if arg in ('upper', 'decoder') else 30
-      trainer.train(config, path, workdir, Never(), stop_at)
+      until_step = 10 if arg in ('upper', 'decoder') else 30
+      trainer.train(config, path, workdir, Never(), until_step)
     return workdir
 
   return of
@@ -159,7 +159,7 @@ def my_classifier(task):
 def test_a_converter_decides_the_mean_of_an_ensemble(convert, mean, encoder):
   config = base()
   config.data.task = 'lm.tasks.text:regression'
-  config.data.convert = f'test_ensembles:{convert}'
+  config.data.converter = f'test_ensembles:{convert}'
   loaded = Loaded(config, {'kernel': np.ones(2)}, None, None, 1, encoder())
   together = ensembles._as_ensemble([loaded, dataclasses.replace(loaded, step=2)])
   assert together.model.mean is mean
@@ -172,7 +172,7 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout)
   assert found['steps'] == [20, 30] and found['eval/validation/loss'] > 0
-  result = in_process.run('evaluate', f'--workdir={one}', '--average=2')
+  result = in_process.run('evaluate', f'--workdir={one}', '--average_checkpoints=2')
   assert json.loads(result.stdout)['steps'] == [20, 30]
   for given in ([f'--workdir={one},{other}'], [f'--workdir={one}', '--step=20,30']):
     result = in_process.run('translate', *given, text='eins\n\nzwei\n')
@@ -188,7 +188,7 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     (['--workdir={pairs},{upper}'], 'form no ensemble: their tokenizers differ (of '),
     (
       ['--workdir={pairs},{decoder}'],
-      "data.convert differs: 'lm.tasks.seq2seq:encoder_decoder' and 'lm.tasks.seq2seq:decoder'",
+      "data.converter differs: 'lm.tasks.seq2seq:encoder_decoder' and 'lm.tasks.seq2seq:decoder'",
     ),
     (['--workdir={pairs},nowhere'], '--workdir=nowhere: no run there'),
     (['--workdir={pairs},'], 'nothing before or after one of the commas'),
@@ -196,9 +196,15 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     (['--workdir={pairs}', '--step=20,x'], '--step=20,x must be a step, or several'),
     (['--workdir={pairs}', '--step=20,25'], '--step=25: '),
     (['--workdir={pairs},{upper}', '--step=10,20,30'], 'names 3 steps for the 2 directories'),
-    (['--workdir={pairs}', '--average=9'], '--average=9: '),
-    (['--workdir={pairs}', '--average=0'], '--average=0 is not a positive number'),
-    (['--workdir={pairs}', '--average=2', '--step=20'], 'takes the newest checkpoints, and --step'),
+    (['--workdir={pairs}', '--average_checkpoints=9'], '--average_checkpoints=9: '),
+    (
+      ['--workdir={pairs}', '--average_checkpoints=0'],
+      '--average_checkpoints=0 is not a positive number',
+    ),
+    (
+      ['--workdir={pairs}', '--average_checkpoints=2', '--step=20'],
+      'takes the newest checkpoints, and --step',
+    ),
     (['--workdir={pairs}', '--mbr=1'], '--mbr=1 must be 0, or 2 candidates'),
     (['--workdir={pairs}', '--mbr=6', '--beam_size=5'], '--mbr=6 is more than --beam_size=5'),
     (

@@ -36,7 +36,7 @@ def config_of(kind, **leaves):
   config = base()
   config.steps, config.batch_size, config.eval.batch_size = 2, 8, 8
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   sizes = {'depth': 1, 'd_model': 8, 'heads': 2, 'context': 16}
   if kind == 'text':
     config.model = gpt2(**sizes)
@@ -44,20 +44,20 @@ def config_of(kind, **leaves):
   with config.unlocked():
     if kind == 'writes':
       config.model = encoder_decoder(**sizes)
-      config.data.update({'source': 'test_evaluation_memory:pairs', 'source_context': 16})
+      config.data.update({'source': 'test_evaluation_memory:pairs', 'source_len': 16})
       config.data.task = 'lm.tasks.text:text_to_text'
-      config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
+      config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
       metrics, scores = ('lm.metrics.tokens:targets',), ('lm.metrics.translation:chrf',)
     if kind == 'finds':
       config.model = encoder(**sizes)
       config.data.update({'source': 'test_evaluation_memory:labeled', 'labels': ('even', 'odd')})
       config.data.task = 'lm.tasks.text:classification'
-      config.data.convert = 'lm.tasks.classification:classifier'
+      config.data.converter = 'lm.tasks.classification:classifier'
       metrics, scores = (), ('lm.metrics.labels:classification',)
-      config.checkpoint.best = 'eval/validation/f1'
+      config.checkpoint.monitor = 'eval/validation/f1'
     if kind != 'text':
       config.eval.sets = {'validation': evaluation('validation', metrics=metrics, scores=scores)}
-  config.data.context = 16
+  config.data.seq_len = 16
   config.update_from_flattened_dict(leaves)
   return config
 
@@ -72,7 +72,7 @@ def programs():
     model = components.model(config, vocabulary_size(tokenizer))
     functions = components.build_components(config, vocabulary_size(tokenizer))
     evaluators = Evaluators(config, functions, tokenizer)
-    init = components.init_of(model, config.data.context)
+    init = components.init_of(model, config.data.seq_len)
     params = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), params)

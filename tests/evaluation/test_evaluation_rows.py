@@ -34,10 +34,10 @@ def config(tmp_path, monkeypatch):
   def make(**changes):
     config = configs.base()
     source = f'lm.data.sources:text(files={str(tmp_path / "a.txt")!r}, documents="line")'
-    config.data.update({'source': source, 'context': 32, 'workers': 1})
+    config.data.update({'source': source, 'seq_len': 32, 'workers': 1})
     config.model = configs.gpt2(depth=1, d_model=16, heads=2, context=32)
     config.eval.sets.validation.split = 'train'
-    config.batch_size, config.log.prompts = 8, ()
+    config.batch_size, config.log.sample_prompts = 8, ()
     config.update_from_flattened_dict(changes)
     return configs.link_defaults(config)
 

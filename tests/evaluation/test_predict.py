@@ -80,10 +80,10 @@ def config_of(convert, source='words', task='lm.tasks.text:classification', **ch
     {
       'source': f'some_words:{source}',
       'task': task,
-      'convert': convert,
+      'converter': convert,
       'labels': LABELS,
-      'context': 24,
-      'source_context': 24,
+      'seq_len': 24,
+      'source_len': 24,
     }
   )
   with config.data.unlocked():
@@ -94,14 +94,14 @@ def config_of(convert, source='words', task='lm.tasks.text:classification', **ch
   config.model.init_std = 0.1  # small models learn soon from large parameters
   if build_model is configs.encoder and task.endswith('tagging'):
     config.model.pooling = None
-  config.optim.update({'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0})
+  config.optim.update({'learning_rate': 1e-2, 'warmup_steps': 5, 'weight_decay': 0.0})
   scores = ('lm.metrics.labels:classification',)
   with config.eval.unlocked():
     config.eval.sets = {
       'all': configs.evaluation('train', metrics=('lm.metrics.tokens:targets',), scores=scores)
     }
   config.decode.batch_size = 8
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   config.update_from_flattened_dict(changes)
   return config
 
@@ -143,7 +143,7 @@ def test_one_task_is_learned_by_each_architecture(convert):
   ('too_long', 'left_out'), [('skip', {'nicht', 'schön'}), ('truncate', set())]
 )
 def test_long_examples_are_skipped_or_truncated(convert, context, too_long, left_out, params_of):
-  config = config_of(convert, **{'data.too_long': too_long, 'data.context': context})
+  config = config_of(convert, **{'data.too_long': too_long, 'data.seq_len': context})
   _, functions, _, predictor = opened(config)
   found = predictor.predictions(params_of(functions.model, seed=1))
   pairs = [(word, label) for label, words in WORDS.items() for word in words]
@@ -179,7 +179,7 @@ def _alone(functions, params, texts):
 def test_tags_do_not_depend_on_packing(params_of):
   config = config_of('lm.tasks.classification:tagger', 'sentences', 'lm.tasks.text:tagging')
   config.eval.sets['all'].scores = ('lm.metrics.labels:tags',)
-  config.data.context = config.model.context = 64
+  config.data.seq_len = config.model.context = 64
   tokenizer, functions, rows, predictor = opened(config)
   params = params_of(functions.model, seed=1)
   found = predictor.predictions(params)
@@ -215,11 +215,11 @@ def test_all_features_of_an_example_are_read_in_order(params_of):
 
 def test_prompts_for_a_model_without_decoder_raise():
   config = config_of('lm.tasks.seq2seq:encoder_decoder')
-  config.log.prompts = ('The ',)
+  config.log.sample_prompts = ('The ',)
   tokenizer, functions, *_ = opened(config)
   with pytest.raises(UserError) as error:
     Evaluators(config, functions, tokenizer)
-  assert "log.prompts=('The ',): model.fn=" in str(error.value)
+  assert "log.sample_prompts=('The ',): model.fn=" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_an_empty_set_raises_at_start_up():
   # The first two words, 'und' and 'nicht', are longer than a row.
   changes = {'eval.sets.all.limit': 2, 'data.too_long': 'skip'}
   config = config_of('lm.tasks.classification:classifier', **changes)
-  config.data.context = config.model.context = 3
+  config.data.seq_len = config.model.context = 3
   with pytest.raises(UserError, match=r"sets\.all\.limit=2: data\.too_long='skip' leaves none"):
     opened(config)
 

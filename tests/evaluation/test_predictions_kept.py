@@ -53,10 +53,10 @@ def get_config(arg='pairs'):
   config.batch_size = 2
   config.eval.every = 2
   config.checkpoint.every = 2
-  config.optim.warmup = 1
-  config.log.prompts = ()
+  config.optim.warmup_steps = 1
+  config.log.sample_prompts = ()
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.data.context = config.data.source_context = 32
+  config.data.seq_len = config.data.source_len = 32
   config.decode.max_tokens = 12
   sizes = {'depth': 2, 'd_model': 16, 'heads': 2, 'context': 32}
   metrics = ('lm.metrics.tokens:cross_entropy',)
@@ -64,21 +64,21 @@ def get_config(arg='pairs'):
   config.data.source = 'kept_runs:pairs'
   config.data.task = 'lm.tasks.text:text_to_text'
   if arg == 'pairs':
-    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
+    config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
     config.model = encoder_decoder(**sizes)
   elif arg == 'decoder':
-    config.data.convert = 'lm.tasks.seq2seq:decoder'
+    config.data.converter = 'lm.tasks.seq2seq:decoder'
     config.model = gpt2(**sizes)
   else:
     config.data.source = 'kept_runs:classes'
     config.data.task = 'lm.tasks.text:classification'
-    config.data.convert = 'lm.tasks.classification:classifier'
+    config.data.converter = 'lm.tasks.classification:classifier'
     config.data.labels = ('low', 'high')
     config.model = encoder(**sizes)
     scores = ('lm.metrics.labels:classification',)
   config.model.init_std = 0.3
   config.eval.sets = {'dev': evaluation('dev', metrics=metrics, scores=scores)}
-  config.checkpoint.best = 'eval/dev/f1'
+  config.checkpoint.monitor = 'eval/dev/f1'
   return config
 """
 

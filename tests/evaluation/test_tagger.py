@@ -69,12 +69,12 @@ def test_a_converter_says_whether_it_tags_words(run, monkeypatch):
   loaded = load(run)
   config = loaded.config.copy_and_resolve_references()
   monkeypatch.setattr(predict, 'load', lambda *args: dataclasses.replace(loaded, config=config))
-  config.data.convert = 'test_tagger:my_tagger'
+  config.data.converter = 'test_tagger:my_tagger'
   words = ['x', '=', '1']
   expected = tag(words, workdir=str(run), separator=' ')
   assert predict._tagger.__wrapped__(str(run), ' ', None)(words) == expected
-  config.data.convert = 'lm.tasks.classification:classifier'
-  with pytest.raises(UserError, match=r"data.convert='.*:classifier' does not tag words"):
+  config.data.converter = 'lm.tasks.classification:classifier'
+  with pytest.raises(UserError, match=r"data.converter='.*:classifier' does not tag words"):
     predict._tagger.__wrapped__(str(run), ' ', None)
 
 

@@ -43,8 +43,8 @@ SOURCE = f"""
     config.eval.every = 1000
     config.data.source = 'pairs_tiny:pairs'
     config.data.task = 'lm.tasks.text:text_to_text'
-    config.data.convert = 'lm.tasks.seq2seq:encoder_decoder'
-    config.data.context = config.data.source_context = 24
+    config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
+    config.data.seq_len = config.data.source_len = 24
     with config.unlocked():
       config.data.tokenizer = {{'fn': 'lm.text.tokenizers:characters'}}
       config.model = configs.encoder_decoder(depth=1, d_model=32, heads=2, context=24)
@@ -53,14 +53,14 @@ SOURCE = f"""
       if arg == 'classes':
         config.model = configs.encoder(depth=1, d_model=32, heads=2, context=24)
     config.model.init_std = 0.1
-    config.optim.update({{'learning_rate': 1e-2, 'warmup': 5, 'weight_decay': 0.0}})
-    config.log.prompts = ()
+    config.optim.update({{'learning_rate': 1e-2, 'warmup_steps': 5, 'weight_decay': 0.0}})
+    config.log.sample_prompts = ()
     if arg == 'languages':
       config.data.source = 'pairs_tiny:directed'
       config.data.task = "lm.tasks.text:translation(languages=('en', 'fr'))"
     if arg == 'classes':
       config.data.task = 'lm.tasks.text:classification'
-      config.data.convert = 'lm.tasks.classification:classifier'
+      config.data.converter = 'lm.tasks.classification:classifier'
       config.data.labels = tuple(PAIRS.values())
     return config
 """
@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
 def workdir(folder):
   """A run that has learned all pairs."""
   path = str(folder / FILE)
-  trainer.train(experiment.load(path), path, folder / 'run', Never(), stop_at=120)
+  trainer.train(experiment.load(path), path, folder / 'run', Never(), until_step=120)
   return folder / 'run'
 
 
@@ -235,7 +235,7 @@ def test_windows_before_a_mistake_are_translated(workdir):
       ['--min_tokens=50', '--max_tokens=5'],
       '--min_tokens=50 is more than --max_tokens=5',
     ),
-    (['--min_tokens=999'], '--min_tokens=999 is more than data.context='),
+    (['--min_tokens=999'], '--min_tokens=999 is more than data.seq_len='),
     (['--beam_size=2', '--n_best=3'], '--n_best=3 is more than --beam_size=2'),
     (['--max_tokens=-1'], '--max_tokens=-1 must be a non-negative integer'),
     (['--too_long=cut'], '--too_long=cut must be one of error, truncate, split'),
@@ -249,13 +249,13 @@ def test_mistakes_are_one_line(arguments, message, workdir):
 @pytest.mark.parametrize(
   ('arg', 'language', 'message'),
   [
-    ('', 'en', '--to=en: the task of this run has no target language'),
-    ('languages', None, '--to is not given, and the task needs it: data.task: target_la'),
+    ('', 'en', '--target_lang=en: the task of this run has no target language'),
+    ('languages', None, '--target_lang is not given, and the task needs it: data.task: target_la'),
     ('languages', 'de', "data.task: target_language='de'"),
     (
       'classes',
       None,
-      "data.convert='lm.tasks.classification:classifier' makes no prompt",
+      "data.converter='lm.tasks.classification:classifier' makes no prompt",
     ),
   ],
 )

@@ -32,7 +32,7 @@ def get_config(arg=''):
   config.batch_size = 4
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:words'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   with config.unlocked():
     config.model = ConfigDict({{
       'fn': 'lm.models.embeddings:Embeddings',
@@ -43,13 +43,13 @@ def get_config(arg=''):
     }})
     config.eval.sets = ConfigDict()
   config.eval.every = 2
-  config.eval.vectors = ({groups!r},)
-  config.checkpoint.best = 'eval/vectors/kinds/accuracy'
-  config.checkpoint.keep = 1
+  config.eval.vector_metrics = ({groups!r},)
+  config.checkpoint.monitor = 'eval/vectors/kinds/accuracy'
+  config.checkpoint.keep_last = 1
   config.allow_zero = '^embedding$'  # output vectors begin at 0
   config.optim.learning_rate = 0.1
-  config.optim.warmup = 1
-  config.log.prompts = ('one', 'red')
+  config.optim.warmup_steps = 1
+  config.log.sample_prompts = ('one', 'red')
   return config
 """
 
@@ -131,7 +131,7 @@ def test_a_finished_run_has_nothing_to_do(workdir):
 
 def test_vectors_alone_are_measured_without_metrics(folder):
   config = load(folder)
-  config.eval.vectors = ()
+  config.eval.vector_metrics = ()
   config.checkpoint.keep_best = 0
   workdir = train(folder, 'bare', config)
   assert [set(row) for row in evaluations(workdir).values()] == [
@@ -165,8 +165,8 @@ def no_metric():
 
 def test_a_decoder_has_word_vectors_too(folder, params_of):
   config = load(folder)
-  config.eval.vectors = ('test_vector_metrics:letters',)
-  config.log.prompts = ()
+  config.eval.vector_metrics = ('test_vector_metrics:letters',)
+  config.log.sample_prompts = ()
   config.model = gpt2(depth=1, d_model=8, heads=2, context=16)
   evaluators, model = open_evaluators(config)
   params = params_of(model)
@@ -183,16 +183,34 @@ def test_a_decoder_has_word_vectors_too(folder, params_of):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'log.prompts': ('tow',)}, "log.prompts=('tow',): 'tow' is not among the 3 words (did you"),
-    ({'eval.vectors': ('lm.metrics.word_vectors:pair',)}, "has no function 'pair' (did you mean"),
-    ({'eval.vectors': ('lm.metrics.word_vectors:pairs',)}, "missing a required argument: 'file'"),
     (
-      {'eval.vectors': ('lm.metrics.word_vectors:pairs(file="none.tsv")',)},
+      {'log.sample_prompts': ('tow',)},
+      "log.sample_prompts=('tow',): 'tow' is not among the 3 words (did you",
+    ),
+    (
+      {'eval.vector_metrics': ('lm.metrics.word_vectors:pair',)},
+      "has no function 'pair' (did you mean",
+    ),
+    (
+      {'eval.vector_metrics': ('lm.metrics.word_vectors:pairs',)},
+      "missing a required argument: 'file'",
+    ),
+    (
+      {'eval.vector_metrics': ('lm.metrics.word_vectors:pairs(file="none.tsv")',)},
       'none.tsv cannot be read: No such file or directory',
     ),
-    ({'eval.vectors': ('test_vector_metrics:no_metric',)}, 'returns dict, not a VectorMetric'),
-    ({'eval.vectors': (GROUPS, GROUPS)}, "name one of them with name=; two are called 'kinds'"),
-    ({'eval.vectors': (), 'checkpoint.keep': 0}, 'with eval.sets and eval.vectors empty no'),
+    (
+      {'eval.vector_metrics': ('test_vector_metrics:no_metric',)},
+      'returns dict, not a VectorMetric',
+    ),
+    (
+      {'eval.vector_metrics': (GROUPS, GROUPS)},
+      "name one of them with name=; two are called 'kinds'",
+    ),
+    (
+      {'eval.vector_metrics': (), 'checkpoint.keep_last': 0},
+      'with eval.sets and eval.vector_metrics empty no',
+    ),
   ],
 )
 def test_a_mistake_raises_before_training(folder, changes, message):
@@ -224,10 +242,10 @@ def test_vectors_that_could_not_be_scored_are_not_trained(folder, metric, messag
   else:
     path = f'lm.metrics.word_vectors:{metric.replace("{folder}", str(folder))}'
   config = load(folder)
-  config.eval.vectors = (path,)
+  config.eval.vector_metrics = (path,)
   with pytest.raises(UserError) as error:
     train(folder, 'never', config)
-  line = f'eval.vectors: {message.replace("{folder}", str(folder))}'
+  line = f'eval.vector_metrics: {message.replace("{folder}", str(folder))}'
   assert str(error.value).startswith(line) and '\n' not in str(error.value)
   assert str(error.value).endswith('the vocabulary of data.tokenizer has 9 words')
   assert not (folder / 'never').exists()
@@ -241,13 +259,13 @@ def test_a_metric_that_covers_nothing_is_named(folder):
 
 def test_early_stopping_monitors_vectors(folder):
   config = load(folder)
-  config.stop.patience = 1
+  config.early_stopping.patience = 1
   early_stopping.check(config)
-  config.stop.metric = 'eval/validation/loss'
+  config.early_stopping.metric = 'eval/validation/loss'
   with pytest.raises(
     UserError, match=r'no metric of the evaluations; there are eval/vectors/\.\.\.'
   ):
     early_stopping.check(config)
-  config.eval.vectors = ()
+  config.eval.vector_metrics = ()
   with pytest.raises(UserError, match='there are none, for eval'):
     early_stopping.check(config)

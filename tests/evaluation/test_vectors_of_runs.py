@@ -72,7 +72,7 @@ def test_a_run_starts_from_a_workdir_of_vectors(tmp_path):
   write_run(vectors, tmp_path / 'given')
   config = base()
   config.model = lm.workdir.experiment.read_config(tmp_path / 'given').model
-  config.init.workdir = str(tmp_path / 'given')
+  config.warm_start.workdir = str(tmp_path / 'given')
   file = tmp_path / 'given/tokenizer.json'
   tokenizer = ours.existing([], file=str(file))
   assert tokenizer.to_str() == tokenizers.Tokenizer.from_file(str(file)).to_str()

@@ -34,7 +34,7 @@ def pairs(split):
 def language_model(d_model=64):
   config = base()
   config.model = gpt2(depth=2, d_model=d_model, heads=2, context=16)
-  config.data.update({'source': 'loading:lines', 'context': 16})
+  config.data.update({'source': 'loading:lines', 'seq_len': 16})
   return config
 
 
@@ -42,8 +42,8 @@ def translator():
   config = base()
   config.model = encoder_decoder(depth=1, d_model=32, heads=2, context=16)
   config.data.update({'source': 'loading:pairs', 'task': 'lm.tasks.text:text_to_text'})
-  config.data.update({'convert': 'lm.tasks.seq2seq:encoder_decoder'})
-  config.data.update({'context': 16, 'source_context': 16})
+  config.data.update({'converter': 'lm.tasks.seq2seq:encoder_decoder'})
+  config.data.update({'seq_len': 16, 'source_len': 16})
   metrics, scores = ('lm.metrics.tokens:targets',), ('lm.metrics.translation:chrf',)
   with config.unlocked():
     config.eval.sets = {'validation': evaluation('validation', metrics=metrics, scores=scores)}
@@ -55,7 +55,7 @@ def saved(config, workdir, mesh_sizes, seed=0):
   """Makes a workdir with two checkpoints of a sharded model."""
   config.batch_size, config.eval.batch_size = 8, 3
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   config.model.vocab_multiple = 2
   config.mesh.update(mesh_sizes)
   tokenizer = pipeline.tokenizer(config.data)
@@ -110,7 +110,7 @@ def values(monkeypatch, count, *flags):
   'flags',
   [
     ['--workdir={one}'],
-    ['--workdir={one}', '--average=2'],
+    ['--workdir={one}', '--average_checkpoints=2'],
     ['--workdir={one},{other}', '--step=4'],
     ['--workdir={writer}'],
   ],

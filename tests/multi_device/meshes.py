@@ -176,7 +176,7 @@ def test_sharded_word_vectors_are_those_of_one_device(make, sizes):
   def train(sizes, devices=None):
     model = Embeddings(V, D, T)
     over = mesh.make_mesh(sizes, devices)
-    output = functools.partial(negative_sampling, shared=4)
+    output = functools.partial(negative_sampling, rows_per_sample=4)
     objective = make(2, 1e-2, output, counts)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
     made = Components(
@@ -692,7 +692,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
   words = [END, UNKNOWN, *(f'w{i}' for i in range(35))]
   tokenizer = known_words(words)
   config = base()
-  config.log.update({'prompts': ('w1 w2', 'w3', 'w4 w5 w6'), 'sample_tokens': 6})
+  config.log.update({'sample_prompts': ('w1 w2', 'w3', 'w4 w5 w6'), 'sample_tokens': 6})
   read = [Features({'inputs': np.arange(2, 2 + n)}, {}, {}) for n in (5, 3, 7)]
   monkeypatch.setattr(attention_maps, '_examples', lambda *args: read)
   largest = []  # at each look, arrays that one device holds as large as an unsharded leaf

@@ -44,7 +44,7 @@ def test_the_loss_is_cross_entropy_in_nats(model):
 
 
 def test_z_loss_is_a_term_of_its_own(model):
-  objective = cross_entropy(z_loss=0.01, chunk=1)
+  objective = cross_entropy(z_loss=0.01, logits_chunk=1)
   sums = _sums(objective, model)
   expected = _by_hand(lambda logits, _: 0.01 * np.log(np.exp(logits).sum()) ** 2)
   assert float(sums['z_loss']) == pytest.approx(expected, rel=1e-5)

@@ -100,7 +100,7 @@ def test_words_that_are_kept_move_together():
 
 
 def test_cbow_has_the_neighbours_of_skip_gram(batch):
-  output = functools.partial(negative_sampling, negatives=3, drawn=2)
+  output = functools.partial(negative_sampling, negatives=3, num_sampled=2)
   pairs = []
   batch['targets'] *= batch['segments'] > 0  # as rows have it
   for make in (word2vec.skip_gram, word2vec.cbow):
@@ -111,7 +111,7 @@ def test_cbow_has_the_neighbours_of_skip_gram(batch):
 
 
 def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
-  output = functools.partial(negative_sampling, negatives=3, drawn=2)
+  output = functools.partial(negative_sampling, negatives=3, num_sampled=2)
   objective = word2vec.skip_gram(2, 0, output, COUNTS)
   drawn = _draw(objective, batch, 0)
   words, table = drawn['centers'], params['unembedding']
@@ -130,7 +130,7 @@ def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
 def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbour_the_whole_gradient(
   apply, params, batch
 ):
-  output = functools.partial(negative_sampling, negatives=3, drawn=2)
+  output = functools.partial(negative_sampling, negatives=3, num_sampled=2)
   objective = word2vec.cbow(2, 0, output, COUNTS)
   drawn = _draw(objective, batch, 0)
   words, table = drawn['centers'], params['unembedding']
@@ -174,7 +174,7 @@ def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params,
 
 
 def test_negatives_are_drawn_by_their_counts_to_the_power():
-  output = negative_sampling(COUNTS, drawn=400, shared=10, power=0.75)
+  output = negative_sampling(COUNTS, num_sampled=400, rows_per_sample=10, power=0.75)
   batch = {'centers': np.zeros((100, 1), np.int32)}
   drawn = _draw(output, batch, 0)['negatives'].ravel()
   shares = COUNTS**0.75 / (COUNTS**0.75).sum()
@@ -186,7 +186,7 @@ def test_negatives_are_drawn_by_their_counts_to_the_power():
 def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, params, batch):
   given = {name: np.concatenate([x, x]) for name, x in batch.items()}
   for make in (word2vec.skip_gram, word2vec.cbow):
-    output = functools.partial(negative_sampling, negatives=3, drawn=2, shared=2)
+    output = functools.partial(negative_sampling, negatives=3, num_sampled=2, rows_per_sample=2)
     objective = make(2, 0, output, COUNTS)
     drawn = _draw(objective, given, 0)
     assert drawn['negatives'].shape == (3, 4)  # three times two rows, and two words for each
@@ -206,7 +206,7 @@ def test_rows_that_share_drawn_words_are_told_apart_from_them_alone(apply, param
   ('rows', 'shared', 'groups'), [(32, 8, 4), (3, 8, 1), (12, 5, 2), (7, 3, 1)]
 )
 def test_at_least_so_many_rows_share_drawn_words(rows, shared, groups):
-  output = negative_sampling(COUNTS, drawn=3, shared=shared)
+  output = negative_sampling(COUNTS, num_sampled=3, rows_per_sample=shared)
   centers = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
   drawn = jax.eval_shape(output.sample, {'centers': centers}, jax.random.key(0))
   assert drawn['negatives'].shape == (groups, 3 * rows // groups)
@@ -290,8 +290,8 @@ def test_losses_of_scores_and_their_gradients():
     (lambda: word2vec.skip_gram(window=0), 'objective.window=0 is not'),
     (lambda: word2vec.cbow(subsample=1.5), 'objective.subsample=1.5 is no share'),
     (lambda: negative_sampling(COUNTS, negatives=0), 'negatives=0 is not'),
-    (lambda: negative_sampling(COUNTS, drawn=0), 'drawn=0 is not'),
-    (lambda: negative_sampling(COUNTS, shared=0), 'shared=0 is not'),
+    (lambda: negative_sampling(COUNTS, num_sampled=0), 'num_sampled=0 is not'),
+    (lambda: negative_sampling(COUNTS, rows_per_sample=0), 'rows_per_sample=0 is not'),
   ],
 )
 def test_arguments_out_of_range_are_told(make, told):

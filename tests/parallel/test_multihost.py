@@ -60,34 +60,34 @@ def get_config(arg=''):
   config.batch_size = 8
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
                        'head_dim': 8, 'd_mlp': 32, 'vocab_multiple': 8}})
   with config.unlocked():
     config.objective = ConfigDict({{'fn': 'several:hashed'}})
-  config.optim.warmup = 2
+  config.optim.warmup_steps = 2
   config.optim.learning_rate = 0.01
   config.eval.batch_size = 8
   config.eval.every = 3
   config.checkpoint.every = 3
   config.log.every = 1
-  config.log.prompts = ('12 times',)
+  config.log.sample_prompts = ('12 times',)
   config.log.sample_tokens = 4
   if arg == 'writing':
     config.model = encoder_decoder(depth=1, d_model=16, heads=2, context=16)
     config.model.init_std = 0.3
     translation(config, 'en', 'validation')
     config.data.source, config.data.task = 'several:sums', 'several:addition'
-    config.data.source_context = 16
+    config.data.source_len = 16
     config.eval.sets.validation.limit = 10
     config.eval.sets.validation.scores = ('lm.metrics.labels:exact_match',)
-    config.checkpoint.best = 'eval/validation/exact_match'
+    config.checkpoint.monitor = 'eval/validation/exact_match'
     config.decode.update({{'batch_size': 3, 'max_tokens': 6}})
     config.decode.update({{'beam_size': 2, 'length_penalty': 5.0}})
   if arg == 'long':
     config.steps = 10**6
     config.eval.every = config.checkpoint.every = 10**6
-    config.log.prompts = ()
+    config.log.sample_prompts = ()
   return config
 """
 
@@ -203,7 +203,7 @@ def parsed(*arguments):
     ('--coordinator=host:1 --processes=0 --process=0', '--processes=0'),
     ('--coordinator=host:1 --processes=2 --process=-1', '--process=-1'),
     ('--heartbeat=0', '--heartbeat=0'),
-    ('--peer_timeout=0', '--peer_timeout=0'),
+    ('--init_timeout=0', '--init_timeout=0'),
   ],
 )
 def test_inconsistent_flags_are_refused(arguments, message):
@@ -315,7 +315,7 @@ def test_one_process_waits_for_no_other():
 
 # More than 5 seconds: real processes wait until their time is out.
 def test_an_absent_process_is_reported_in_one_line(folder):
-  given = ('--peer_timeout=4', '--processes=2')
+  given = ('--init_timeout=4', '--processes=2')
   running = [
     subprocess.Popen(
       command(
@@ -330,7 +330,7 @@ def test_an_absent_process_is_reported_in_one_line(folder):
   codes, (first, second) = ends(running)
   assert codes == [134, 134]
   assert re.fullmatch(
-    r'processes: not all 2 processes came to --coordinator=\S+ within --peer_timeout=4 seconds',
+    r'processes: not all 2 processes came to --coordinator=\S+ within --init_timeout=4 seconds',
     first.splitlines()[-1],
   )
   assert 'process 1 found no process 0 at --coordinator=' in second.splitlines()[-1]
@@ -374,8 +374,8 @@ def test_several_processes_generate_the_texts_of_one(folder):
 @pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_processes(folder):
   one = train_to_end(folder, 'one', 1)
-  moved = train_to_end(folder, 'moved', 4, '--stop_at=3', '--config.mesh.fsdp=2')
-  train_to_end(folder, 'moved', 1, '--stop_at=5')
+  moved = train_to_end(folder, 'moved', 4, '--until_step=3', '--config.mesh.fsdp=2')
+  train_to_end(folder, 'moved', 1, '--until_step=5')
   train_to_end(folder, 'moved', 2)
   assert rows(moved, 'train/hash') == rows(one, 'train/hash')
   assert len(rows(moved, 'train/hash')) == 9

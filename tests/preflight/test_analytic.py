@@ -35,7 +35,7 @@ def tiny(**mesh):
   config.model.dtype = 'bfloat16'
   config.data.tokenizer.vocab_size = V
   config.batch_size = config.eval.batch_size = B
-  config.data.context = T
+  config.data.seq_len = T
   config.mesh.update(mesh)
   return config
 

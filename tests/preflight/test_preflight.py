@@ -57,7 +57,7 @@ def test_layers_send_little_more_than_the_lower_bound(topology, chips):
     f'--config.mesh.fsdp={chips}',
     '--config.model.depth=4',
     '--config.model.d_mlp=4096',
-    '--config.data.context=512',
+    '--config.data.seq_len=512',
     '--config.batch_size=64',
     '--config.data.tokenizer.vocab_size=2048',
     '--json',
@@ -119,7 +119,7 @@ def config_of(model):
   config = base()
   config.model = model
   config.batch_size = config.eval.batch_size = 8
-  config.data.context = config.data.source_context = 16
+  config.data.seq_len = config.data.source_len = 16
   return config
 
 

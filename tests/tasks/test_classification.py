@@ -43,7 +43,7 @@ def test_label_errors_name_value_and_alternatives():
     convert(BYTES, (), 16)
   with pytest.raises(UserError, match=r"data\.labels has 'ham' twice"):
     convert(BYTES, ('ham', 'spams', 'ham'), 16)
-  with pytest.raises(UserError, match=r'data\.convert: .*lm\.tasks\.seq2seq:encoder_decoder'):
+  with pytest.raises(UserError, match=r'data\.converter: .*lm\.tasks\.seq2seq:encoder_decoder'):
     classifier(text_to_text()).features(BYTES, ('a',), 16)
 
 

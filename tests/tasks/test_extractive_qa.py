@@ -195,9 +195,9 @@ def test_cmrc_answers_survive_the_windows():
 def test_errors_name_key_and_value(characters):
   with pytest.raises(UserError, match='stride=0'):
     converter(extraction(), stride=0)
-  with pytest.raises(UserError, match=r'data\.convert: .*extractive_qa:extraction'):
+  with pytest.raises(UserError, match=r'data\.converter: .*extractive_qa:extraction'):
     converter(Task(lambda e: ['x'], lambda e: 'x', lambda e: 'x'))
-  with pytest.raises(UserError, match=r"data.context=6: 'qqqq <.sep.>' takes 6 tokens"):
+  with pytest.raises(UserError, match=r"data.seq_len=6: 'qqqq <.sep.>' takes 6 tokens"):
     features(characters, question('abc', question='qqqq'), context=6)
   words = tokenizers.with_special_tokens(tokenizers.words(['a b'] * 9), [SEPARATOR])
   with pytest.raises(UserError, match=r"no token for the answer ' ' at character 1 of 'a b'"):
@@ -214,19 +214,19 @@ def get_config(arg=''):
   config.steps = 150
   config.data.source = "lm.data.sources:squad(files={file!r})"
   config.data.task = 'lm.tasks.extractive_qa:extraction'
-  config.data.convert = 'lm.tasks.extractive_qa:converter(stride=4)'
+  config.data.converter = 'lm.tasks.extractive_qa:converter(stride=4)'
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:words', 'min_count': 1}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model = encoder(depth=1, d_model=32, heads=4, context=16)
   config.model.update({{'init_std': 0.1, 'num_classes': 2, 'pooling': placeholder(str)}})
   config.model.position = 'lm.nn.position:rope'
   config.objective = ConfigDict({{'fn': 'lm.tasks.extractive_qa:objective'}})
   config.optim.learning_rate = 1e-2
-  config.optim.warmup = 5
+  config.optim.warmup_steps = 5
   config.eval.sets.validation = evaluation(
     'train', metrics=('lm.tasks.extractive_qa:metric',), scores=('lm.metrics.answers:squad',)
   )
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 """
 

@@ -91,7 +91,7 @@ def test_special_part_is_one_token():
 
 
 def test_special_token_of_one_letter_is_refused():
-  with pytest.raises(UserError, match=r"data\.specials: 'a' is a token of texts"):
+  with pytest.raises(UserError, match=r"data\.special_tokens: 'a' is a token of texts"):
     tokenizers.with_special_tokens(tokenizers.bytes([]), ['a'])
 
 

@@ -38,7 +38,7 @@ def _course(config, seen, monkeypatch):
 )
 def test_a_streak_is_seen_wherever_in_a_dispatch_it_ends(streaks, stops_at, monkeypatch):
   config, seen = base(), {}
-  config.nonfinite_limit = 3
+  config.max_consecutive_nonfinite = 3
   finished = Finished(range(10, 14), [_values(11 + i, s) for i, s in enumerate(streaks)])
   batches = {'x': jnp.arange(11, 15)[:, None]}
   check = _course(config, seen, monkeypatch)._check

@@ -25,17 +25,17 @@ def get_config(arg=''):
   config.batch_size = 4
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
                        'head_dim': 8, 'd_mlp': 32}})
   config.optim.learning_rate = 0.3
-  config.optim.warmup = 2
+  config.optim.warmup_steps = 2
   config.eval.every = 2
   config.checkpoint.every = 3
-  config.checkpoint.keep = 100
+  config.checkpoint.keep_last = 100
   config.log.every = 1
-  config.log.prompts = ()
-  config.stop.patience = 2
+  config.log.sample_prompts = ()
+  config.early_stopping.patience = 2
   return config
 """
 LOSS = 'eval/validation/loss'
@@ -50,7 +50,7 @@ class Never:
 
 def section(metric=LOSS, **leaves):
   config = base()
-  config.stop.update({'metric': metric, 'patience': 2} | leaves)
+  config.early_stopping.update({'metric': metric, 'patience': 2} | leaves)
   return config
 
 
@@ -75,8 +75,8 @@ def over_at(metric, values, **leaves):
     ('eval/validation/bleu', [3, 2, 2.5], {}, 3, (3, 1)),
     ('eval/validation/bleu', [3, 2, 4, 3.5, 5], {}, None, (5, 5)),
     # What is gained little by little counts once it is enough.
-    (LOSS, [3, 2.8, 2.4, 2.2, 2.0], {'least': 0.5}, 5, (2.4, 3)),
-    (LOSS, [3, 2.5], {'least': 0.5, 'patience': 1}, 2, (3, 1)),
+    (LOSS, [3, 2.8, 2.4, 2.2, 2.0], {'min_delta': 0.5}, 5, (2.4, 3)),
+    (LOSS, [3, 2.5], {'min_delta': 0.5, 'patience': 1}, 2, (3, 1)),
     (LOSS, [math.nan, 3, math.nan, -math.inf], {}, 4, (3, 2)),
     (LOSS, [math.nan, math.inf], {}, 2, (None, None)),
   ],
@@ -97,10 +97,13 @@ def test_what_was_seen_of_another_metric_does_not_count():
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
-    (section(patience=-1), 'stop.patience=-1 is no number of evaluations'),
-    (section(least=-0.1), 'stop.least=-0.1 is not 0 or more'),
-    (section(least=math.nan), 'stop.least=nan is not 0 or more'),
-    (section('eval/valid/loss'), "stop.metric='eval/valid/loss' is no metric of the evaluations; "),
+    (section(patience=-1), 'early_stopping.patience=-1 is no number of evaluations'),
+    (section(min_delta=-0.1), 'early_stopping.min_delta=-0.1 is not 0 or more'),
+    (section(min_delta=math.nan), 'early_stopping.min_delta=nan is not 0 or more'),
+    (
+      section('eval/valid/loss'),
+      "early_stopping.metric='eval/valid/loss' is no metric of the evaluations; ",
+    ),
     (section('train/loss'), 'there are eval/validation/...'),
   ],
 )
@@ -112,8 +115,8 @@ def test_a_wrong_section_is_told(config, message):
 
 def test_an_empty_metric_is_that_of_the_best_checkpoint():
   config = section('')
-  config.checkpoint.best = 'eval/nowhere/bleu'
-  with pytest.raises(UserError, match=r"^checkpoint\.best, .*='eval/nowhere/bleu' is no metric"):
+  config.checkpoint.monitor = 'eval/nowhere/bleu'
+  with pytest.raises(UserError, match=r"^checkpoint\.monitor, .*='eval/nowhere/bleu' is no metric"):
     early_stopping.check(config)
   assert early_stopping.restore(config, None) == Stopping('eval/nowhere/bleu')
 
@@ -129,11 +132,11 @@ def folder(tmp_path_factory):
   return folder
 
 
-def run(folder, name, stop_at=None, **changes):
+def run(folder, name, until_step=None, **changes):
   path = str(folder / 'tiny_stop.py')
   config = experiment.load(path)
   config.update_from_flattened_dict(changes)
-  trainer.train(config, path, folder / name, Never(), stop_at)
+  trainer.train(config, path, folder / name, Never(), until_step)
   return folder / name
 
 
@@ -208,9 +211,9 @@ def test_the_same_command_again_does_not_go_on_and_more_patience_does(folder):
   run(folder, 'again')
   assert numbers(workdir) == before
   assert [e['event'] for e in lines(workdir / 'events.jsonl')][-2:] == ['stopped_early', 'done']
-  run(folder, 'again', **{'stop.patience': 3})
+  run(folder, 'again', **{'early_stopping.patience': 3})
   assert last_step(workdir) > last_step(folder / 'whole')
-  assert_same(workdir, run(folder, 'patient', **{'stop.patience': 3}))
+  assert_same(workdir, run(folder, 'patient', **{'early_stopping.patience': 3}))
 
 
 @pytest.mark.slow
@@ -218,7 +221,7 @@ def test_a_run_in_parts_stops_where_the_whole_one_does(folder):
   last = last_step(folder / 'whole')
   # One that is evaluated, one that is saved only, one that is neither, and the last but one.
   for step in (2, 3, 5, last - 1):
-    run(folder, 'parts', stop_at=step)
+    run(folder, 'parts', until_step=step)
   assert_same(run(folder, 'parts'), folder / 'whole')
 
 
@@ -244,8 +247,10 @@ def test_a_run_killed_between_save_and_evaluation_stops_where_the_whole_one_does
 
 
 def test_a_metric_that_is_not_there_is_told_and_costs_nothing(folder):
-  with pytest.raises(UserError, match=r"stop\.metric='eval/validation/los' is no metric .*\(did"):
-    run(folder, 'named', **{'stop.metric': 'eval/validation/los'})
+  with pytest.raises(
+    UserError, match=r"early_stopping\.metric='eval/validation/los' is no metric .*\(did"
+  ):
+    run(folder, 'named', **{'early_stopping.metric': 'eval/validation/los'})
   assert not (folder / 'named').exists()
 
 
@@ -257,7 +262,7 @@ def test_the_last_step_is_no_early_stop(folder):
 
 
 def test_without_patience_nothing_is_kept(folder):
-  workdir = run(folder, 'endless', stop_at=3, **{'stop.patience': 0})
+  workdir = run(folder, 'endless', until_step=3, **{'early_stopping.patience': 0})
   assert all(
     'stopping' not in items or items['stopping'] is None for items in saved(workdir).values()
   )

@@ -26,9 +26,9 @@ def get_config(arg=''):
   config.batch_size = 8
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2}})
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 """
 
@@ -50,7 +50,7 @@ def parts(file):
     config, _ = cli.config(argv)
     tokenizer = pipeline.tokenizer(config.data)
     functions = components.build_components(config, tokenizer.get_vocab_size())
-    rows = pipeline.packed_rows(config.data, config.data.train, tokenizer, config.seed)
+    rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed)
     return config, functions, rows
 
   return make

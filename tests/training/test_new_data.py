@@ -77,7 +77,7 @@ def test_the_record_is_of_the_new_data_and_keeps_the_old_ones(workdir):
   assert [data['source'] for data in before] == ['lm.data.sources:python_docs', 'my:source']
 
 
-@pytest.mark.parametrize('changes', [{'seed': 1}, {'data.context': 64}, {'model.depth': 2}])
+@pytest.mark.parametrize('changes', [{'seed': 1}, {'data.seq_len': 64}, {'model.depth': 2}])
 def test_nothing_else_may_differ(workdir, changes):
   with pytest.raises(UserError, match=f'made with {next(iter(changes))}=') as e:
     record(workdir, config_of(**changes), 'abd', new_data=True)

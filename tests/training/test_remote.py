@@ -134,7 +134,7 @@ def test_an_artefact_is_built_once_for_all_machines(bucket, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_on_another_machine(bucket, folder, tmp_path, monkeypatch):
   whole = run(folder, 'whole')
-  run(folder, away(), stop_at=5)
+  run(folder, away(), until_step=5)
   assert {'config.json', 'metrics.jsonl', 'report.html'} <= set(os.listdir(bucket / 'b/run'))
   assert not (away() / 'checkpoints').exists()
   forget()

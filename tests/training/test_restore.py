@@ -26,10 +26,10 @@ def tiny():
   config = base()
   config.steps, config.batch_size, config.eval.batch_size = 10, 4, 4
   config.model = gpt2(depth=1, d_model=8, heads=2, context=8)
-  config.data.context = 8
+  config.data.seq_len = 8
   config.data.source = 'test_restore:lines'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 
 
@@ -77,7 +77,7 @@ def test_a_resume_restores_into_nothing(saved, monkeypatch):
 
 def test_parameters_taken_from_another_run_are_held_once(saved, monkeypatch):
   config = tiny()
-  config.init.workdir = str(saved)
+  config.warm_start.workdir = str(saved)
   tokenizer = tokenizers.Tokenizer.from_file(str(saved / 'tokenizer.json'))
   functions = components.build_components(config, tokenizer.get_vocab_size())
   abstract, _ = train_step.abstract_state(functions)
@@ -181,7 +181,7 @@ class _Saved:
 
 def test_a_step_stays_until_it_has_a_score(tmp_path):
   config = tiny()
-  config.checkpoint.update({'keep': 0, 'keep_best': 1})
+  config.checkpoint.update({'keep_last': 0, 'keep_best': 1})
   config.steps, config.eval.every, config.checkpoint.every = 6, 2, 1
   losses = {2: 2.0, 4: 1.0, 6: 3.0}
   checkpoints = _Saved()

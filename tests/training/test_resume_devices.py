@@ -17,13 +17,13 @@ def get_config(arg=''):
   config.batch_size = 8
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
                        'head_dim': 8, 'd_mlp': 32, 'vocab_multiple': 8}})
-  config.optim.warmup = 2
+  config.optim.warmup_steps = 2
   config.optim.learning_rate = 0.01
   config.log.every = 1
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 """
 
@@ -51,8 +51,8 @@ def test_eight_then_four_then_one_device_train_like_one(tmp_path):
 
   train(tmp_path / 'one', 1)
   moved = tmp_path / 'moved'
-  train(moved, 8, '--stop_at=3', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
-  train(moved, 4, '--stop_at=6', '--config.mesh.fsdp=4')
+  train(moved, 8, '--until_step=3', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
+  train(moved, 4, '--until_step=6', '--config.mesh.fsdp=4')
   train(moved, 1)
   assert losses(moved) == pytest.approx(losses(tmp_path / 'one'), rel=1e-5)
   assert len(losses(moved)) == 9

@@ -10,7 +10,9 @@ from lm.workdir import experiment
 
 def _config(steps, fn='lm.optim.optimizers:linear'):
   config = base()
-  config.optim.update({'schedule': fn, 'steps': steps, 'warmup': 0, 'final': 0.1})
+  config.optim.update(
+    {'schedule': fn, 'decay_steps': steps, 'warmup_steps': 0, 'final_lr_fraction': 0.1}
+  )
   config.optim.learning_rate = 1.0
   return config
 
@@ -25,7 +27,7 @@ def test_a_finished_decay_that_goes_on_is_lifted_and_said_so():
   # A line from 1 to 0.1: at its end, and in the middle of one twice as long.
   assert rates == pytest.approx({'before': 0.1, 'after': 0.55})
   line = schedule_jump.line(rates, 100, 200)
-  assert '0.55' in line and '0.1' in line and 'optim.steps=200' in line
+  assert '0.55' in line and '0.1' in line and 'optim.decay_steps=200' in line
 
 
 def test_skipped_steps_are_no_updates():

@@ -28,10 +28,10 @@ def tiny(**leaves):
   config = base()
   config.batch_size = config.eval.batch_size = 4
   config.model = gpt2(depth=1, d_model=8, heads=2, context=8)
-  config.data.context = 8
+  config.data.seq_len = 8
   config.data.source = 'test_startup:lines'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   config.update_from_flattened_dict(leaves)
   return config
 
@@ -58,7 +58,11 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
 @pytest.mark.parametrize(
   ('section', 'fn', 'words'),
   [
-    ('objective', 'lm.metrics.tokens:targets', ('takes no', 'z_loss', 'label_smoothing', 'chunk')),
+    (
+      'objective',
+      'lm.metrics.tokens:targets',
+      ('takes no', 'z_loss', 'label_smoothing', 'logits_chunk'),
+    ),
     ('objective', 'test_startup:lines', ('takes no',)),
     ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.optimizers.Optimizer')),
   ],
@@ -78,7 +82,11 @@ def test_keys_of_another_function_are_reported_together(section, fn, words):
       {'fn': 'test_startup:plain', 'steps': 3},
       'returns GradientTransformation.*Optimizer',
     ),
-    ('optim', {'fn': 'optax:adam', 'learning_rate': 0.1, 'steps': 3}, 'takes no steps.*Optimizer'),
+    (
+      'optim',
+      {'fn': 'optax:adam', 'learning_rate': 0.1, 'decay_steps': 3},
+      'takes no decay_steps.*Optimizer',
+    ),
   ],
 )
 def test_what_makes_something_else_is_reported(section, value, kind):

@@ -26,7 +26,7 @@ from lm.types import Objective
 def _functions(sums, draw=lambda batch, key: batch, optimizer=None):
   objective = Objective(sums, lambda batch: {'loss': jnp.ones(())}, draw)
   devices = mesh.make_mesh({'data': 1}, jax.devices()[:1])
-  optimizer = optimizer or sgd(0.5, optimizers.linear, steps=10, final=0.0)
+  optimizer = optimizer or sgd(0.5, optimizers.linear, decay_steps=10, final_lr_fraction=0.0)
 
   def init(key):
     return {'used': jnp.ones(3), 'unused': jnp.ones(2)}

@@ -21,7 +21,7 @@ SEED = 3
 def functions(decoder):
   model = decoder('gpt2', dropout=0.3)
   devices = mesh.make_mesh({'data': 1}, jax.devices()[:1])
-  optimizer = optimizers.adamw(1e-2, optimizers.linear, steps=10, final=0.0)
+  optimizer = optimizers.adamw(1e-2, optimizers.linear, decay_steps=10, final_lr_fraction=0.0)
   apply = with_mesh(apply_of(model), devices, mesh.RULES)
   return Components(
     model,

@@ -29,13 +29,13 @@ def get_config(arg=''):
   config.batch_size = 4
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
                        'head_dim': 8, 'd_mlp': 32, 'dropout': 0.1}})
-  config.optim.warmup = 2
+  config.optim.warmup_steps = 2
   config.eval.every = 4
   config.checkpoint.every = 3
-  config.checkpoint.keep = 10
+  config.checkpoint.keep_last = 10
   config.log.every = 1
   config.log.sample_tokens = 4
   return config
@@ -43,7 +43,7 @@ def get_config(arg=''):
 def mask(row, rng):
   return row | {{'weights': 0 * row['weights']}}
 
-def aside(z_loss, label_smoothing, chunk):
+def aside(z_loss, label_smoothing, logits_chunk):
   from lm.types import Objective
   sums = lambda apply, params, batch, key: {{'loss': (params['embedding'] ** 2).sum()}}
   return Objective(sums, lambda batch: {{'loss': batch['weights'].sum()}})
@@ -97,7 +97,7 @@ def whole(home):
 @pytest.fixture(scope='module')
 def five(home):
   """The run, stopped after five of its eight steps; checkpoints are at 3, 4 and 5."""
-  return run(home, 'five', stop_at=5)
+  return run(home, 'five', until_step=5)
 
 
 @pytest.fixture
@@ -106,13 +106,13 @@ def parts(home, five, request):
   return shutil.copytree(five, home / request.node.name)
 
 
-def run(folder, name, stop=None, stop_at=None, **changes):
+def run(folder, name, stop=None, until_step=None, **changes):
   path = str(folder / FILE)
   config = experiment.load(path)
   if name != 'whole':  # samples of one run are enough
-    config.log.prompts = ()
+    config.log.sample_prompts = ()
   config.update_from_flattened_dict(changes)
-  trainer.train(config, path, folder / name, stop or Never(), stop_at)
+  trainer.train(config, path, folder / name, stop or Never(), until_step)
   return folder / name
 
 
@@ -203,9 +203,9 @@ def test_frozen_parameters_survive_a_resume(folder):
   frozen = 'embedding|attention'
   source = (folder / FILE).read_text()
   (folder / FILE).write_text(
-    source.replace('config.optim.warmup = 2', f'config.optim.freeze = {frozen!r}')
+    source.replace('config.optim.warmup_steps = 2', f'config.optim.freeze = {frozen!r}')
   )
-  run(folder, 'parts', stop_at=3)
+  run(folder, 'parts', until_step=3)
   run(folder, 'parts')
   before, after = state_of(folder / 'parts', 3), state_of(folder / 'parts', 8)
   params = [name for name in before if name.startswith("['params']")]
@@ -234,7 +234,7 @@ def test_finished_run_has_nothing_to_do(home, whole):
 @pytest.mark.slow
 def test_damaged_checkpoint_is_set_aside_and_the_one_before_taken(home, whole, capsys):
   folder = home
-  run(folder, 'parts', stop_at=7)
+  run(folder, 'parts', until_step=7)
   for file in (folder / 'parts/checkpoints/7').rglob('*'):
     if file.is_file() and 'params' in file.parts and file.stat().st_size > 500:
       file.write_bytes(file.read_bytes()[:100])
@@ -276,7 +276,7 @@ def test_checkpoint_of_another_shape_is_explained(parts):
 
 @pytest.mark.slow
 def test_another_config_or_tokenizer_in_the_workdir(folder):
-  run(folder, 'whole', stop_at=3)
+  run(folder, 'whole', until_step=3)
   with pytest.raises(UserError, match=r'model\.d_mlp=32, not 64'):
     run(folder, 'whole', **{'model.d_mlp': 64})
   with pytest.raises(UserError, match=r'data\.tokenizer\.fn='):
@@ -289,7 +289,12 @@ def test_best_and_newest_checkpoints_are_kept(folder):
   workdir = run(
     folder,
     'whole',
-    **{'checkpoint.keep': 1, 'checkpoint.every': 1, 'eval.every': 2, 'optim.learning_rate': 0.3},
+    **{
+      'checkpoint.keep_last': 1,
+      'checkpoint.every': 1,
+      'eval.every': 2,
+      'optim.learning_rate': 0.3,
+    },
   )
   scores = {
     r['step']: r['eval/validation/loss']
@@ -302,7 +307,7 @@ def test_best_and_newest_checkpoints_are_kept(folder):
 
 def test_steps_that_are_not_finite_stop_the_run_with_evidence(folder):
   with pytest.raises(FloatingPointError, match='3 steps in a row'):
-    run(folder, 'whole', **{'data.transforms': ('tiny:poison',), 'nonfinite_limit': 3})
+    run(folder, 'whole', **{'data.transforms': ('tiny:poison',), 'max_consecutive_nonfinite': 3})
   evidence = json.loads((folder / 'whole/nonfinite/3.json').read_text())
   assert evidence['parameters'] == {} and 'embedding' in evidence['gradients']
   assert np.isnan(np.load(folder / 'whole/nonfinite/3.npz')['weights']).all()
@@ -325,11 +330,15 @@ def test_a_parameter_without_a_gradient_stops_the_run_at_step_1(folder):
 
 @pytest.mark.slow
 def test_a_finished_run_that_goes_on_says_how_its_rate_jumps(folder, capsys):
-  linear = {'optim.schedule': 'lm.optim.optimizers:linear', 'optim.warmup': 0, 'eval.every': 100}
+  linear = {
+    'optim.schedule': 'lm.optim.optimizers:linear',
+    'optim.warmup_steps': 0,
+    'eval.every': 100,
+  }
   run(folder, 'longer', **linear, steps=2)
   capsys.readouterr()
   workdir = run(folder, 'longer', **linear, steps=4)
-  assert 'optim.steps=4 and no longer 2' in capsys.readouterr().err
+  assert 'optim.decay_steps=4 and no longer 2' in capsys.readouterr().err
   lines = (workdir / 'events.jsonl').read_text().splitlines()
   (event,) = [e for e in map(json.loads, lines) if e['event'] == 'schedule']
   # A line from 1e-3 to 1e-4: at its end, and in the middle of one twice as long.

@@ -38,7 +38,7 @@ def test_a_gradient_of_0_stops_the_run():
   [
     {'allow_zero': '^net/kernel$'},
     {'optim.freeze': '^net/'},
-    {'optim.rates': ('kernel -> 0',)},
+    {'optim.lr_multipliers': ('kernel -> 0',)},
   ],
 )
 def test_what_is_allowed_or_not_trained_may_have_none(changes):

@@ -45,7 +45,7 @@ def tokenizer_of(*tokens):
 def source(tmp_path_factory):
   """A workdir with PARAMS at step 7 and ten times as much at step 3."""
   workdir = tmp_path_factory.mktemp('source')
-  (workdir / 'config.json').write_text(f'{{"checkpoint": {{"best": "{BEST}"}}}}')
+  (workdir / 'config.json').write_text(f'{{"checkpoint": {{"monitor": "{BEST}"}}}}')
   tokenizer_of(*TOKENS).save(str(workdir / 'tokenizer.json'))
   checkpoints = Checkpoints(workdir)
   for step, factor in ((3, 10), (7, 1)):
@@ -88,12 +88,15 @@ def test_equal_trees_are_taken_whole_from_the_newest_step_or_the_one_named(sourc
 @pytest.mark.parametrize(
   ('shapes', 'message'),
   [
-    (SAME | {'head/kernel': (3, 2)}, 'missing head/kernel; init.rules'),
+    (SAME | {'head/kernel': (3, 2)}, 'missing head/kernel; warm_start.rules'),
     (
       {k: v for k, v in SAME.items() if 'pos' not in k},
-      'extra decoder/position; init.rules',
+      'extra decoder/position; warm_start.rules',
     ),
-    (SAME | {'embedding': (5, 2)}, r'embedding is \(4, 2\) and should be \(5, 2\); init.rules'),
+    (
+      SAME | {'embedding': (5, 2)},
+      r'embedding is \(4, 2\) and should be \(5, 2\); warm_start.rules',
+    ),
     (
       {k.replace('position', 'positions'): v for k, v in SAME.items()},
       r"missing decoder/positions \(did you mean 'decoder/position'\?\); extra decoder/position;",
@@ -170,12 +173,12 @@ def test_rows_of_other_tokens_are_not_taken(source):
 @pytest.mark.parametrize(
   ('rules', 'message'),
   [
-    (('head/',), "init.rules[0]='head/' is not written 'PATTERN -> VALUE'"),
-    ((' -> head/',), "init.rules[0]=' -> head/' is not written"),
-    (('embed ->', '(pos -> x'), "init.rules[1]='(pos' is no regular expression: missing )"),
-    (('heads/ ->',), "init.rules[0]='heads/ ->' is found in no parameter path"),
-    ((r'embed -> \2',), r"init.rules: '\\2' replaces nothing: invalid group reference 2"),
-    (('. ->',), "init.rules=('. ->',) leave nothing to take"),
+    (('head/',), "warm_start.rules[0]='head/' is not written 'PATTERN -> VALUE'"),
+    ((' -> head/',), "warm_start.rules[0]=' -> head/' is not written"),
+    (('embed ->', '(pos -> x'), "warm_start.rules[1]='(pos' is no regular expression: missing )"),
+    (('heads/ ->',), "warm_start.rules[0]='heads/ ->' is found in no parameter path"),
+    ((r'embed -> \2',), r"warm_start.rules: '\\2' replaces nothing: invalid group reference 2"),
+    (('. ->',), "warm_start.rules=('. ->',) leave nothing to take"),
   ],
 )
 def test_wrong_rules_are_told(source, rules, message):
@@ -185,16 +188,18 @@ def test_wrong_rules_are_told(source, rules, message):
 
 
 def test_a_source_that_cannot_be_read_is_told(source, tmp_path):
-  with pytest.raises(UserError, match=r'init.workdir=.*nowhere.*no run there'):
+  with pytest.raises(UserError, match=r'warm_start.workdir=.*nowhere.*no run there'):
     take(tmp_path / 'nowhere', SAME)
   assert not (tmp_path / 'nowhere').exists()
-  with pytest.raises(UserError, match=r'init.step=5: .* has checkpoints at 3, 7'):
+  with pytest.raises(UserError, match=r'warm_start.step=5: .* has checkpoints at 3, 7'):
     take(source, SAME, step=5)
   copy = shutil.copytree(source, tmp_path / 'copy')
   for file in (copy / 'checkpoints/7/params').rglob('*'):
     if file.is_file():
       file.write_bytes(file.read_bytes()[:50])
-  with pytest.raises(UserError, match=r'checkpoint 7 is damaged .*; init.step names another one'):
+  with pytest.raises(
+    UserError, match=r'checkpoint 7 is damaged .*; warm_start.step names another one'
+  ):
     take(copy, SAME)
   assert take(copy, SAME, step=3)[1].step == 3
   shutil.rmtree(copy / 'checkpoints')
@@ -212,13 +217,13 @@ def get_config(arg=''):
   config.batch_size = 4
   config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
   config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
-  config.data.context = 16
+  config.data.seq_len = 16
   config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
                        'head_dim': 8, 'd_mlp': 32}})
-  config.optim.warmup = 2
+  config.optim.warmup_steps = 2
   config.checkpoint.every = 2
   config.log.every = 1
-  config.log.prompts = ()
+  config.log.sample_prompts = ()
   return config
 """
 
@@ -241,11 +246,11 @@ def folder(tmp_path_factory):
   return folder
 
 
-def run(folder, name, stop_at=None, **changes):
+def run(folder, name, until_step=None, **changes):
   path = str(folder / 'tiny_init.py')
   config = experiment.load(path)
   config.update_from_flattened_dict(changes)
-  trainer.train(config, path, folder / name, Never(), stop_at)
+  trainer.train(config, path, folder / name, Never(), until_step)
   return folder / name
 
 
@@ -260,11 +265,15 @@ def losses(workdir):
 
 # More than 5 seconds: it trains twice.
 def test_a_run_begins_where_another_ended_and_says_so(folder):
-  changes = {'init.workdir': str(folder / 'pretrained'), 'optim.learning_rate': 0.0, 'seed': 1}
+  changes = {
+    'warm_start.workdir': str(folder / 'pretrained'),
+    'optim.learning_rate': 0.0,
+    'seed': 1,
+  }
   workdir = run(folder, 'still', **changes)
   pretrained, still = (load.load(folder / name).params for name in ('pretrained', 'still'))
   jax.tree.map(np.testing.assert_array_equal, still, pretrained)
-  (event,) = [e for e in lines(workdir / 'events.jsonl') if e['event'] == 'init']
+  (event,) = [e for e in lines(workdir / 'events.jsonl') if e['event'] == 'warm_start']
   leaves = len(jax.tree.leaves(pretrained))
   assert event['source'] == str(folder / 'pretrained') and event['source_step'] == 4
   assert (event['taken'], event['fresh'], event['unread']) == (leaves, 0, 0)
@@ -272,7 +281,7 @@ def test_a_run_begins_where_another_ended_and_says_so(folder):
 
 def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
   config = experiment.load(str(folder / 'tiny_init.py'))
-  config.init.workdir = str(folder / 'pretrained')
+  config.warm_start.workdir = str(folder / 'pretrained')
   tokenizer = experiment.read_tokenizer(folder / 'pretrained')
   functions = components.build_components(config, tokenizer.get_vocab_size())
   abstract, _ = abstract_state(functions)
@@ -288,15 +297,15 @@ def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
 @pytest.mark.slow
 def test_a_resumed_run_takes_nothing_again(folder):
   shutil.copytree(folder / 'pretrained', folder / 'gone')
-  changes = {'init.workdir': str(folder / 'gone'), 'init.step': 2}
+  changes = {'warm_start.workdir': str(folder / 'gone'), 'warm_start.step': 2}
   whole = run(folder, 'whole', **changes)
-  run(folder, 'parts', stop_at=2, **changes)
+  run(folder, 'parts', until_step=2, **changes)
   shutil.rmtree(folder / 'gone')
   parts = run(folder, 'parts', **changes)
   assert losses(parts) == losses(whole) and len(losses(whole)) == 4
-  assert len([e for e in lines(parts / 'events.jsonl') if e['event'] == 'init']) == 1
-  with pytest.raises(UserError, match=r'was made with init\.step=2, not 4'):
-    run(folder, 'parts', **changes | {'init.step': 4})
+  assert len([e for e in lines(parts / 'events.jsonl') if e['event'] == 'warm_start']) == 1
+  with pytest.raises(UserError, match=r'was made with warm_start\.step=2, not 4'):
+    run(folder, 'parts', **changes | {'warm_start.step': 4})
 
 
 def train(folder, name, *flags, devices=1):
@@ -314,14 +323,17 @@ def train(folder, name, *flags, devices=1):
   ('flags', 'message'),
   [
     (
-      ['--config.init.workdir={pretrained}', '--config.model.norm=lm.nn.layers:RMSNorm'],
+      ['--config.warm_start.workdir={pretrained}', '--config.model.norm=lm.nn.layers:RMSNorm'],
       'step 4 does not fit the model: extra decoder/final_norm/bias; extra decoder/layers/layer_0/',
     ),
     (
-      ['--config.init.workdir={pretrained}', "--config.init.rules=('hed/ ->',)"],
-      "init.rules[0]='hed/ ->' is found in no parameter path",
+      ['--config.warm_start.workdir={pretrained}', "--config.warm_start.rules=('hed/ ->',)"],
+      "warm_start.rules[0]='hed/ ->' is found in no parameter path",
     ),
-    (["--config.init.rules=('head/ ->',)"], 'init.workdir, the run to take from, is empty'),
+    (
+      ["--config.warm_start.rules=('head/ ->',)"],
+      'warm_start.workdir, the run to take from, is empty',
+    ),
   ],
 )
 def test_a_source_that_does_not_fit_is_one_line_and_leaves_no_run(folder, flags, message):
@@ -334,9 +346,9 @@ def test_a_source_that_does_not_fit_is_one_line_and_leaves_no_run(folder, flags,
 @pytest.mark.slow
 def test_a_grown_table_is_taken_onto_another_mesh(folder):
   flags = [
-    f'--config.init.workdir={folder / "pretrained"}',
+    f'--config.warm_start.workdir={folder / "pretrained"}',
     '--config.model.vocab_multiple=8',  # 264 rows and not 257, which four devices cannot share
-    "--config.init.rules=('embedding -> embedding[rows]',)",
+    "--config.warm_start.rules=('embedding -> embedding[rows]',)",
   ]
   mesh = ['--config.mesh.fsdp=2', '--config.mesh.tensor=2']
   for name, more, devices in (('one', [], 1), ('four', mesh, 4)):

@@ -116,7 +116,7 @@ def test_the_best_is_the_highest_or_the_lowest_as_declared(tmp_path):
 
 def test_a_run_stops_in_the_declared_direction():
   config = base()
-  config.stop.update({'metric': 'eval/a/reward', 'patience': 1})
+  config.early_stopping.update({'metric': 'eval/a/reward', 'patience': 1})
   seen = early_stopping.restore(config, None)
   for step, value in enumerate([1.0, 2.0, 3.0], 1):
     seen = early_stopping.update(
@@ -133,18 +133,22 @@ def _monitors(**leaves):
 
 def test_a_metric_without_a_direction_cannot_be_monitored():
   directions = {'eval/a/reward': None, 'eval/a/loss': False}
-  early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/loss'}), directions)
+  early_stopping.check_monitored(_monitors(**{'checkpoint.monitor': 'eval/a/loss'}), directions)
   with pytest.raises(UserError) as error:
-    early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/reward'}), directions)
-  assert "checkpoint.best='eval/a/reward'" in str(error.value)
+    early_stopping.check_monitored(_monitors(**{'checkpoint.monitor': 'eval/a/reward'}), directions)
+  assert "checkpoint.monitor='eval/a/reward'" in str(error.value)
   assert "higher_is_better={'reward': True}" in str(error.value)
-  wrong = {'checkpoint.best': 'eval/a/loss', 'stop.patience': 1, 'stop.metric': 'eval/a/reward'}
-  with pytest.raises(UserError, match=r"stop\.metric='eval/a/reward'"):
+  wrong = {
+    'checkpoint.monitor': 'eval/a/loss',
+    'early_stopping.patience': 1,
+    'early_stopping.metric': 'eval/a/reward',
+  }
+  with pytest.raises(UserError, match=r"early_stopping\.metric='eval/a/reward'"):
     early_stopping.check_monitored(_monitors(**wrong), directions)
-  with pytest.raises(UserError, match=r"best='eval/a/los' is no metric .*mean 'eval/a/loss'"):
-    early_stopping.check_monitored(_monitors(**{'checkpoint.best': 'eval/a/los'}), directions)
+  with pytest.raises(UserError, match=r"monitor='eval/a/los' is no metric .*mean 'eval/a/loss'"):
+    early_stopping.check_monitored(_monitors(**{'checkpoint.monitor': 'eval/a/los'}), directions)
   # A run that keeps no best one asks for none.
-  nothing = {'checkpoint.best': 'eval/a/los', 'checkpoint.keep_best': 0}
+  nothing = {'checkpoint.monitor': 'eval/a/los', 'checkpoint.keep_best': 0}
   early_stopping.check_monitored(_monitors(**nothing), directions)
 
 

@@ -59,7 +59,7 @@ def test_every_leaf_survives_the_round_trip():
   assert experiment.to_json(back) == text and 'ü' in text
   # Tuples stay tuples, references have their values, and what was empty can be filled.
   assert back.extra.list == (1, (2.5, 'x'))
-  assert back.optim.steps == back.steps == 1000
+  assert back.optim.decay_steps == back.steps == 1000
   assert back.model.vocab_size is None
   back.model.vocab_size = 7
   with pytest.raises(AttributeError):
@@ -132,9 +132,9 @@ def _changed(**leaves):
   [
     {'steps': 7},
     {'mesh__data': 4, 'mesh__tensor': 2},
-    {'log__every': 1, 'log__prompts': ('x', 'y')},
-    {'checkpoint__keep': 9, 'eval__every': 5},
-    {'data__workers': 3, 'data__cache': 'elsewhere', 'nonfinite_limit': 2},
+    {'log__every': 1, 'log__sample_prompts': ('x', 'y')},
+    {'checkpoint__keep_last': 9, 'eval__every': 5},
+    {'data__workers': 3, 'data__cache': 'elsewhere', 'max_consecutive_nonfinite': 2},
   ],
 )
 def test_keys_that_do_not_change_the_step_may_differ(leaves, tmp_path):
@@ -151,7 +151,7 @@ def test_keys_that_do_not_change_the_step_may_differ(leaves, tmp_path):
     ({'model__logit_soft_cap': 5.0}, 'made with model.logit_soft_cap=None, not 5.0'),
     ({'data__tokenizer__vocab_size': 64}, 'made with data.tokenizer.vocab_size=2048, not 64'),
     ({'optim__learning_rate': 1.0}, 'made with optim.learning_rate=0.001, not 1.0'),
-    ({'data__context': 64}, 'made with data.context=128, not 64'),
+    ({'data__seq_len': 64}, 'made with data.seq_len=128, not 64'),
   ],
 )
 def test_keys_that_change_the_step_are_refused_by_name(leaves, message, tmp_path):
@@ -253,7 +253,10 @@ def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
   [
     (lambda c: [c], 'config.json is damaged|not a section'),
     (lambda c: c | {'data': 3}, 'data is 3, not a section with keys'),
-    (lambda c: {k: v for k, v in c.items() if k != 'stop'}, "has no key 'stop'"),
+    (
+      lambda c: {k: v for k, v in c.items() if k != 'early_stopping'},
+      "has no key 'early_stopping'",
+    ),
     (lambda c: c | {'steps': 'many'}, "steps='many' is not of type int"),
     (lambda c: c | {'model': {'fn': 'x:y'}}, "no key 'model.vocab_size'"),
     (lambda c: c | {'eval': c['eval'] | {'sets': {'a': {}}}}, "no key 'eval.sets.a"),

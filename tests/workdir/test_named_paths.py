@@ -62,7 +62,7 @@ def test_the_home_of_files_is_expanded(home):
 
 
 @pytest.mark.parametrize('name', ['lr[3e-4]', 'a*b', 'what?', 'back\\slash', 'x]'])
-@pytest.mark.parametrize('key', ['--workdir', 'init.workdir'])
+@pytest.mark.parametrize('key', ['--workdir', 'warm_start.workdir'])
 def test_paths_without_readable_checkpoints_are_refused(tmp_path, name, key):
   for path in (tmp_path / name, tmp_path / name / 'run'):
     with pytest.raises(UserError, match=re.escape(f'{key}={path}')) as e:

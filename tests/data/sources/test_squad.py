@@ -153,10 +153,10 @@ def test_what_is_skipped_is_in_the_note_of_the_rows(write, section):
   data = section(
     f'lm.data.sources:squad(files={file!r}, misplaced="skip")',
     task='lm.tasks.extractive_qa:extraction',
-    convert='lm.tasks.extractive_qa:converter',
+    converter='lm.tasks.extractive_qa:converter',
     labels=(),
     too_long='truncate',
-    context=32,
+    seq_len=32,
   )
   rows = pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0)
   assert rows.note.startswith('1 misplaced answers are skipped') and rows.documents == 1

@@ -69,7 +69,7 @@ def path(data_dir, **arguments):
 
 
 def read(section, data_dir, split, **arguments):
-  data = section(path(data_dir, **arguments), pack='lm.data.packing:concatenate', context=1000)
+  data = section(path(data_dir, **arguments), pack='lm.data.packing:concatenate', seq_len=1000)
   return pipeline.packed_rows(data, split, tokenizers.bytes([]), 0)
 
 
