@@ -10,8 +10,8 @@
 The first half of Multi30k are pairs, of the other half only the English side is taken, so that the
 gain can be measured: `:reverse` learns English to German from the pairs and writes German for the
 rest, the default learns from both, and `:half` from the pairs alone, in as many steps. `:tagged`
-has a tag at the head of the German that was written by a model (Caswell et al. 2019). Two CPU
-cores.
+has a tag at the head of the German that was written by a model (Caswell et al. 2019). One CPU core,
+16 minutes in all. It gains nothing here: BLEU on test2016 is 28.99, and 28.75 with `:half`.
 """
 
 import ensemble_multi30k

@@ -3,8 +3,8 @@
   LM_DATA=DIR python -m lm.train --config=experiments/cmrc2018.py --workdir=runs/cmrc2018
 
 Reads $LM_DATA/cmrc2018/train.json and dev.json, 2,515 and 704 questions. Tokens are characters, so
-an answer begins and ends with one. From scratch F1 is 10, where a window of shared characters
-has 22: pretrain for more. Two CPU cores, 4 minutes.
+an answer begins and ends with one. From scratch F1 is 9.7, where a window of shared
+characters has 22.47: pretrain for more. Two CPU cores, 4 minutes.
 """
 
 from ml_collections import ConfigDict

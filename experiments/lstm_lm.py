@@ -4,8 +4,8 @@
   python -m lm.generate --workdir=runs/lstm_lm --prompt='The '
 
 It reads rows of the same length in training and goes on for as long as one likes afterwards.
-`:gru` takes that cell. Two CPU cores, 7 minutes on one of them. Figures, beside the quickstart's
-Transformer: experiments/LOG.md.
+`:gru` takes that cell. One CPU core, 7 minutes; 2.161 bits per byte. Figures, beside the
+quickstart's Transformer: experiments/LOG.md.
 """
 
 from lm.config.base import base, select_variant, smoke

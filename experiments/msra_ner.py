@@ -3,7 +3,7 @@
   LM_DATA=DIR python -m lm.train --config=experiments/msra_ner.py --workdir=runs/msra_ner
 
 Reads $LM_DATA/msra_ner: 8,000 sentences, 1,000 to validate, 1,000 to test. Two CPU cores, 4
-minutes; F1 0.61 on the test.
+minutes; F1 0.614 on the test.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@
 Reads $LM_DATA/multi30k: 29,000 pairs. One layer of width 256 reads both ways, one of 256 writes,
 with additive attention and input feeding (Bahdanau et al. 2015, Luong et al. 2015), on the work of
 multi30k_de_en.py: the same vocabulary, the same tasks, decoders and caches. Two CPU cores, 8
-minutes. Figures, beside JoeyNMT and beside the Transformer: experiments/LOG.md.
+minutes; BLEU on test2016 31.0 (beam 5). Figures, beside JoeyNMT and beside the Transformer:
+experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
   LM_DATA=DIR python -m lm.train --config=experiments/multi30k_multilingual.py --workdir=runs/multi
   python -m lm.translate --workdir=runs/multi --target_lang=fr < $LM_DATA/multi30k/test2016.de
 
-A token before the source names the language to write. Reads $LM_DATA/multi30k. chrF 42 over all
-directions at step 3,000. Two CPU cores, an hour and a half; minutes on a GPU.
+A token before the source names the language to write. Reads $LM_DATA/multi30k. chrF 56.10 over all
+directions. One CPU core, 1.7 hours.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
   LM_DATA=DIR python -m lm.train --config=experiments/wnut17.py --workdir=runs/wnut17
 
 Reads $LM_DATA/wnut17_ner: 3,394 posts and 1,009 to validate, whose entities are mostly not those of
-training. Two CPU cores, a minute; F1 0.14.
+training. Two CPU cores, a minute; F1 0.144 on dev, at the best step.
 """
 
 from ml_collections import ConfigDict

@@ -32,3 +32,12 @@ def test_both_halves_have_the_same_figures():
     return collections.Counter(re.findall(r'\d+\.\d+', half[half.index('## 2. ') :]))
 
   assert figures(ENGLISH) == figures(CHINESE)
+
+
+def test_every_figure_is_one_of_the_log_or_of_the_tests_of_the_pair():
+  log = (TESTS.parent / 'experiments/LOG.md').read_text('utf-8')
+  pair = (TESTS / 'test_article_pair.py').read_text('utf-8')
+  known = set(re.findall(r'\d+\.\d+', log + pair))
+  sections = r'^## [\d. and]+|\bsections? [\d.]+|\b[3-9]\.\d to [3-9]\.\d|^- 9\.\d|\([3-9]\.\d\)'
+  text = re.sub(sections, '', ENGLISH, flags=re.MULTILINE)
+  assert set(re.findall(r'\d+\.\d+', text)) <= known

@@ -98,6 +98,18 @@ def test_every_folder_of_data_is_explained():
   assert {'sst2', 'multi30k', 'word_eval'} <= read <= set(re.findall(r'^\| (\w+) ', section, re.M))
 
 
+def test_log_has_one_row_of_best_figures_or_a_reason_for_every_experiment():
+  log = (FOLDER / 'LOG.md').read_text('utf-8')
+  best, _, entries = log.partition('\n## Best figures\n')[2].partition('\n## ')
+  table, _, not_run = best.partition('**Not run here**')
+  rows = re.findall(r'^\| (\w*) ?\|(.*)\|$', table, re.MULTILINE)[1:]  # without the head
+  named = [name for name, _ in rows if name] + re.findall(r'`(\w+)`', not_run)
+  assert sorted(named) == NAMES
+  dates = {date for _, cells in rows for date in re.findall(r'\d{4}-\d\d-\d\d', cells)}
+  assert dates
+  assert dates <= set(re.findall(r'^(?:## )?(\d{4}-\d\d-\d\d), ', entries, re.MULTILINE))
+
+
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA is not set')
 def test_shakespeare_reads_the_text(tmp_path):
   path = str(FOLDER / 'shakespeare_char.py')
