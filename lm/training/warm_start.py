@@ -24,7 +24,7 @@ from lm.training.train_step import init_some, init_train_state, start_train_stat
 from lm.types import Array, Params, TrainState
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints, tree_difference
-from lm.workdir.load import best_step
+from lm.workdir.run_data import best_step
 
 
 class Alignment(NamedTuple):
