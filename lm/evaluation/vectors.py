@@ -1,12 +1,9 @@
 """Word vectors of a model: read from parameters or a workdir, evaluated, written to a workdir."""
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from jax.experimental import multihost_utils
@@ -29,11 +26,10 @@ from lm.text.vectors import (
   row_of,
   unit_rows,
 )
-from lm.types import Params, TrainState
-from lm.workdir import eval_artifacts, experiment, files
-from lm.workdir.checkpoints import Checkpoints
+from lm.types import Params
+from lm.workdir import eval_artifacts
 from lm.workdir.load import Loaded, load
-from lm.workdir.metrics_writer import EventLog
+from lm.workdir.write import write_workdir
 
 _MAP = 'word_map/embedding'
 WORDS_ON_MAP = 500  # of the map that evaluations and imports write to a workdir
@@ -94,25 +90,10 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
   Raises:
     UserError: the directory is not empty, or cannot be written.
   """
-  workdir = Path(workdir)
-  files.check_new(workdir)
-  folder = workdir.absolute().with_name(f'{workdir.absolute().name}.{os.getpid()}.tmp')
-  try:
-    folder.mkdir(parents=True)
-    _write_run(vectors, folder, workdir.absolute() / 'tokenizer.json')
-    os.replace(folder, workdir)  # over an empty directory at most
-  except OSError as e:
-    raise UserError(f'--workdir={workdir} cannot be written: {e.strerror or e}') from e
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
   words = [END, UNKNOWN, *(word for word in vectors.words if word not in (END, UNKNOWN))]
   size = vectors.matrix.shape[1]
   config = base()
   with config.unlocked():
-    config.data.tokenizer = {'fn': 'lm.text.tokenizers:existing', 'file': str(tokenizer_file)}
     config.model = {
       'fn': 'lm.models.embeddings:Embeddings',
       'vocab_size': placeholder(int),
@@ -122,24 +103,19 @@ def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
     config.eval.sets = {}
     config.eval.evaluators = (WORD_VECTORS,)
   config.log.sample_prompts = ()
-  experiment.write_run_config(config, '', known_words(words), folder, content='')
   table = np.zeros((len(words), size), np.float32)
   for i, word in enumerate(words):
     if word in vectors.index:
       table[i] = vectors.matrix[vectors.index[word]]
   params = {'embedding': table, 'unembedding': np.zeros_like(table)}
-  zero = jnp.zeros((), jnp.int32)
-  checkpoints = Checkpoints(folder)
-  try:
-    checkpoints.save(0, TrainState(zero, zero, zero, params, opt_state={}))
-    checkpoints.wait()
-  finally:
-    checkpoints.close()
-  events = EventLog(folder)
-  events.write('imported', step=0)
-  events.close()
   shown = word_map(vectors, vectors.words[:WORDS_ON_MAP])
-  eval_artifacts.write_newest(folder, _MAP, 0, shown)
+  write_workdir(
+    workdir,
+    config,
+    known_words(words),
+    params,
+    lambda folder: eval_artifacts.write_newest(folder, _MAP, 0, shown),
+  )
 
 
 def word_vectors(

@@ -161,6 +161,11 @@ class Checkpoints:
       raise FileNotFoundError(f'checkpoint {step} of {self.folder} has no {item}')
     return _shapes(tree)
 
+  def leaves(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Returns shape and stored dtype of the arrays of an item by path, without reading them."""
+    found, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
+    return {_key(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in found}
+
   def close(self) -> None:
     """Waits for the last save, unless the checkpoints are `abandoned`."""
     if not self.abandoned:

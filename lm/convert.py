@@ -1,0 +1,37 @@
+"""Convert between Hugging Face's checkpoints and workdirs.
+
+  python -m lm.convert from_hf DIR --workdir=OUT
+  python -m lm.convert to_hf --workdir=DIR --out=OUT [--step=N]
+
+`from_hf` reads a folder that save_pretrained wrote (config.json, safetensors, tokenizer.json). The
+result is an ordinary workdir: all programs work on it, and `warm_start.workdir` fine-tunes it.
+`to_hf` writes a folder that from_pretrained loads. Neither torch nor transformers is needed.
+"""
+
+import argparse
+import pathlib
+
+from lm import cli
+
+
+def main(argv: list[str]) -> None:
+  parser = argparse.ArgumentParser(prog='lm.convert', description=__doc__.split('\n')[0])
+  commands = parser.add_subparsers(dest='command', required=True)
+  importing = commands.add_parser('from_hf', help='a checkpoint becomes a workdir')
+  importing.add_argument('folder', type=pathlib.Path)
+  importing.add_argument('--workdir', type=pathlib.Path, required=True)
+  exporting = commands.add_parser('to_hf', help='a workdir becomes a checkpoint')
+  exporting.add_argument('--workdir', type=pathlib.Path, required=True)
+  exporting.add_argument('--out', type=pathlib.Path, required=True)
+  exporting.add_argument('--step', type=int)
+  args = parser.parse_args(argv[1:])
+  from lm.pretrained import checkpoint
+
+  if args.command == 'from_hf':
+    print(checkpoint.import_folder(args.folder, args.workdir))
+  else:
+    print(checkpoint.export_run(args.workdir, args.out, args.step))
+
+
+if __name__ == '__main__':
+  cli.run(main, __doc__)

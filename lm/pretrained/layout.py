@@ -1,0 +1,196 @@
+"""Layouts: how the parameters of a model here and the tensors of a checkpoint elsewhere correspond.
+
+A layout is a list of entries, used in both directions, so that import and export cannot drift. All
+transforms are permutations of elements: a round trip keeps every byte.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.errors import UserError, did_you_mean
+
+
+class Transform(NamedTuple):
+  """A bijection between some tensors of a layer elsewhere and one parameter of a layer here.
+
+  Attributes:
+    join: `(tensors) -> parameter`.
+    split: `(parameter) -> tensors`, its inverse.
+    shapes: of the tensors.
+  """
+
+  join: Callable[[Sequence[np.ndarray]], np.ndarray]
+  split: Callable[[np.ndarray], Sequence[np.ndarray]]
+  shapes: tuple[tuple[int, ...], ...]
+
+
+class Entry(NamedTuple):
+  """A parameter and its tensors.
+
+  Attributes:
+    path: of the parameter, 'decoder/layers/layer_0/mlp/up/kernel'.
+    names: of the tensors; '{}' stands for the index of the layer, and the parameter then has the
+      layers `layers` on axis 0.
+    transform: of one layer.
+    layers: indices of the layers on axis 0; empty if the parameter has no such axis.
+  """
+
+  path: str
+  names: tuple[str, ...]
+  transform: Transform
+  layers: tuple[int, ...] = ()
+
+  def tensor_names(self) -> list[list[str]]:
+    """Returns the names of the tensors of each layer."""
+    return [[name.format(i) for name in self.names] for i in self.layers or (0,)]
+
+
+def same(*shape: int) -> Transform:
+  """Returns the transform of a tensor that is the same in both."""
+  return Transform(lambda xs: xs[0], lambda x: (x,), (shape,))
+
+
+def linear(inputs: int, *outputs: int) -> Transform:
+  """Returns the transform of a kernel that is stored as (outputs, inputs), as torch's Linear is."""
+  rows = int(np.prod(outputs))
+  return Transform(
+    lambda xs: xs[0].T.reshape(inputs, *outputs),
+    lambda x: (x.reshape(inputs, rows).T,),
+    ((rows, inputs),),
+  )
+
+
+def reshaped(stored: tuple[int, ...], shape: tuple[int, ...]) -> Transform:
+  """Returns the transform of a tensor that has the same elements in another shape."""
+  return Transform(lambda xs: xs[0].reshape(shape), lambda x: (x.reshape(stored),), (stored,))
+
+
+def out_kernel(heads: int, head_dim: int, width: int) -> Transform:
+  """Returns the transform of an attention output kernel (H, K, D), stored as (D, H K)."""
+  return Transform(
+    lambda xs: xs[0].T.reshape(heads, head_dim, width),
+    lambda x: (x.reshape(heads * head_dim, width).T,),
+    ((width, heads * head_dim),),
+  )
+
+
+def _grouped(heads: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, int, int], ...]:
+  groups = (heads // kv_heads, 1, 1)
+  return tuple((kv_heads, per_group, head_dim) for per_group in groups)
+
+
+def qkv_kernel(width: int, heads: int, kv_heads: int, head_dim: int) -> Transform:
+  """Returns the transform of q, k and v, each (H K, D), to (D, G, H/G + 2, K)."""
+  parts = _grouped(heads, kv_heads, head_dim)
+  shapes = tuple((int(np.prod(part)), width) for part in parts)
+
+  def join(xs: Sequence[np.ndarray]) -> np.ndarray:
+    each = (x.T.reshape(width, *part) for x, part in zip(xs, parts, strict=True))
+    return np.concatenate(list(each), axis=2)
+
+  def split(x: np.ndarray) -> Sequence[np.ndarray]:
+    each = np.split(x, (parts[0][1], parts[0][1] + 1), axis=2)
+    return [y.reshape(width, -1).T for y in each]
+
+  return Transform(join, split, shapes)
+
+
+def qkv_bias(heads: int, kv_heads: int, head_dim: int) -> Transform:
+  """Returns the transform of the biases of q, k and v to (G, H/G + 2, K)."""
+  parts = _grouped(heads, kv_heads, head_dim)
+
+  def join(xs: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.reshape(p) for x, p in zip(xs, parts, strict=True)], axis=1)
+
+  def split(x: np.ndarray) -> Sequence[np.ndarray]:
+    return [y.reshape(-1) for y in np.split(x, (parts[0][1], parts[0][1] + 1), axis=1)]
+
+  return Transform(join, split, tuple((int(np.prod(part)),) for part in parts))
+
+
+def of_one(transform: Transform, axis: int) -> Transform:
+  """Returns the transform of tensors that are stored in one, concatenated along an axis."""
+  ends = np.cumsum([shape[axis] for shape in transform.shapes])
+  whole = list(transform.shapes[0])
+  whole[axis] = int(ends[-1])
+  return Transform(
+    lambda xs: transform.join(np.split(xs[0], ends[:-1], axis)),
+    lambda x: (np.concatenate(list(transform.split(x)), axis),),
+    (tuple(whole),),
+  )
+
+
+def transposed(transform: Transform) -> Transform:
+  """Returns the transform of matrices that are stored transposed, as GPT-2's Conv1D are."""
+  return Transform(
+    lambda xs: transform.join([x.T for x in xs]),
+    lambda x: [y.T for y in transform.split(x)],
+    tuple(shape[::-1] for shape in transform.shapes),
+  )
+
+
+def import_parameters(
+  entries: Sequence[Entry], read: Callable[[str], np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the parameters by path; `read` returns the tensor of a name."""
+  found = {}
+  for entry in entries:
+    layers = [entry.transform.join([read(n) for n in names]) for names in entry.tensor_names()]
+    found[entry.path] = np.stack(layers) if entry.layers else np.ascontiguousarray(layers[0])
+  return found
+
+
+def export_tensors(
+  entries: Sequence[Entry], params: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the tensors by name, in the order of the entries."""
+  found = {}
+  for entry in entries:
+    x = params[entry.path]
+    for names, layer in zip(entry.tensor_names(), x if entry.layers else [x], strict=True):
+      tensors = (np.ascontiguousarray(y) for y in entry.transform.split(layer))
+      found.update(zip(names, tensors, strict=True))
+  return found
+
+
+def check_tensors(
+  entries: Sequence[Entry], shapes: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+  """Raises UserError with one table of the missing, unexpected and misshapen tensors.
+
+  Args:
+    entries: of the model.
+    shapes: of the tensors of a checkpoint, without those that are known to carry nothing.
+    source: names the checkpoint in the error.
+  """
+  wanted = {
+    name: shape
+    for entry in entries
+    for names in entry.tensor_names()
+    for name, shape in zip(names, entry.transform.shapes, strict=True)
+  }
+  lines = [
+    f'missing {name} {wanted[name]}{did_you_mean(name, shapes.keys() - wanted.keys())}'
+    for name in sorted(wanted.keys() - shapes.keys())
+  ]
+  lines += [
+    f'unexpected {name} {shapes[name]}{did_you_mean(name, wanted.keys() - shapes.keys())}'
+    for name in sorted(shapes.keys() - wanted.keys())
+  ]
+  lines += [
+    f'{name} is {shapes[name]} and should be {shape}'
+    for name, shape in sorted(wanted.items())
+    if name in shapes and tuple(shapes[name]) != shape
+  ]
+  if lines:
+    more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
+    raise UserError(f'{source} does not fit its config: {"; ".join(lines[:8])}{more}')
+
+
+def flat(params: Any) -> dict[str, Any]:
+  """Returns nested parameters by path."""
+  from flax.traverse_util import flatten_dict
+
+  return flatten_dict(params, sep='/')
