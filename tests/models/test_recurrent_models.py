@@ -221,7 +221,10 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
       {'attention_score': recurrent.gru},
       'model.attention_score: the function makes a Cell and not a AttentionScore',
     ),
-    ({'cell': recurrent.advance}, 'model.cell: lm.nn.recurrent:advance: missing a required argu'),
+    (
+      {'cell': recurrent.step_cell},
+      'model.cell: lm.nn.recurrent:step_cell: missing a required argu',
+    ),
   ],
 )
 def test_functions_of_another_kind_are_named(changes, message, params_of):
