@@ -214,6 +214,19 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
 
 
 @pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    ({'width': 4}, 'model.encoder.width=4 is even'),
+    ({'d_hidden': 5}, 'model.encoder.d_hidden=5 is odd'),
+  ],
+)
+def test_sizes_of_convolutions_that_do_not_fit_raise(sizes, message, params_of):
+  encoder = functools.partial(Convolutional, **({'d_hidden': 6, 'depth': 1} | sizes))
+  with pytest.raises(UserError, match=message):
+    params_of(translator(encoder=encoder))
+
+
+@pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'cell': additive}, 'model.cell: the function makes a AttentionScore and not a Cell'),
