@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, evaluation
+from lm.config.base import WORD_VECTORS, base, evaluation
 from lm.errors import UserError, did_you_mean
 
 # Key -> minimum, and maximum. Keys that a config lacks (of another model or optimizer) are skipped.
@@ -143,9 +143,10 @@ def validate_config(config: ConfigDict) -> None:
       raise UserError(f"{key}={value!r} must be a list of import paths, such as ('{value}',)")
   if config.checkpoint.keep_last + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep_last=0 and checkpoint.keep_best=0 keep no checkpoint at all')
-  if not (config.checkpoint.keep_last or config.eval.sets or config.eval.vector_metrics):
+  if config.eval.vector_metrics and WORD_VECTORS not in config.eval.evaluators:
     raise UserError(
-      'checkpoint.keep_last=0: with eval.sets and eval.vector_metrics empty no checkpoint is best'
+      f'eval.vector_metrics={tuple(config.eval.vector_metrics)!r}: nothing computes them; add '
+      f'{WORD_VECTORS!r} to eval.evaluators'
     )
 
 

@@ -1,6 +1,7 @@
-"""What is kept when a run stops because its steps are not finite."""
+"""Diagnostics of a run: non-finite steps, losses and gradients of 0, jumps of the learning rate."""
 
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +13,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm.components import Components
+from lm.config import resolve
 from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
+from lm.optim.optimizers import Optimizer
 from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.parallel import mesh, multihost
 from lm.parallel.mesh import with_mesh
 from lm.training.train_step import OF_THE_STEP, draw_key, gradients
 from lm.types import Array, Batch, Objective, Params, TrainState
+from lm.workdir import experiment
 
 
-def write(
+def write_nonfinite(
   workdir: pathlib.Path,
   step: int,
   values: Mapping[str, float],
@@ -161,3 +165,40 @@ def check_pattern(config: ConfigDict) -> None:
     re.compile(pattern)
   except re.error as e:
     raise UserError(f'allow_zero={pattern!r} is no regular expression: {e}') from e
+
+
+def schedule_length(workdir: pathlib.Path) -> int | None:
+  """Returns `optim.decay_steps` of the config in a workdir; None where there is none yet."""
+  file = workdir / 'config.json'
+  try:
+    return int(experiment.from_json(file.read_text()).optim.decay_steps)
+  except (OSError, ValueError, AttributeError, TypeError):
+    return None  # of a new run, or damaged, which is reported where the config is compared
+
+
+def schedule_jump(
+  config: ConfigDict, optimizer: Optimizer, older: int | None, updates: int
+) -> dict[str, float] | None:
+  """Returns the rates of the next update by the older schedule and by the new; None if they agree.
+
+  Args:
+    config: of the run.
+    optimizer: made of it.
+    older: the `optim.decay_steps` that the run was trained by so far.
+    updates: how many updates were made; skipped steps are none.
+  """
+  if not updates or older is None or older == config.optim.get('decay_steps'):
+    return None
+  section = resolve.build_section(ConfigDict({**config.optim, 'decay_steps': older}), 'optim')
+  count = jnp.int32(updates)
+  before = float(resolve.call(section, 'optim').schedule(count))
+  after = float(optimizer.schedule(count))
+  return None if math.isclose(before, after, rel_tol=1e-4) else {'before': before, 'after': after}
+
+
+def schedule_jump_line(rates: dict[str, float], older: int | None, newer: int) -> str:
+  """Returns the jump as one line."""
+  return (
+    f'optim.decay_steps={newer} and no longer {older}: the next update has a learning rate of '
+    f'{rates["after"]:.3g}, and by the older schedule it would be {rates["before"]:.3g}'
+  )

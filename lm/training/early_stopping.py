@@ -55,6 +55,10 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
   directed = any(direction is not None for direction in directions.values())
   if config.checkpoint.keep_best and (best in directions or config.eval.sets or directed):
     monitored['checkpoint.monitor'] = best
+  elif not config.checkpoint.keep_last:
+    raise UserError(
+      'checkpoint.keep_last=0: no value of an evaluation says which checkpoint is best'
+    )
   if config.early_stopping.patience:
     monitored[_key(config)] = _metric(config)
   for key, metric in monitored.items():

@@ -1,4 +1,4 @@
-"""Tables whose rows are words, from one vocabulary to another."""
+"""Warm start: a run starts from parameters of another run, selected and renamed by rules."""
 
 import collections
 import contextlib
@@ -24,7 +24,7 @@ from lm.training.train_step import init_some, init_train_state, start_train_stat
 from lm.types import Array, Params, TrainState
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints, tree_difference
-from lm.workdir.load import best_step
+from lm.workdir.run_data import best_step
 
 
 class Alignment(NamedTuple):
@@ -139,12 +139,12 @@ def initial_state(
 
 
 def check(section: ConfigDict) -> None:
-  """Raises UserError where `init` of a config says how to take parameters, and from no run."""
+  """Raises UserError if `warm_start` has a step or rules and no workdir."""
   if not section.workdir:
     for key in ('step', 'rules'):
       if section[key]:
         raise UserError(
-          f'init.{key}={section[key]!r}: warm_start.workdir, the run to take from, is empty'
+          f'warm_start.{key}={section[key]!r}: warm_start.workdir, the run to take from, is empty'
         )
 
 
@@ -160,7 +160,7 @@ def take(
   copies of all parameters.
 
   Args:
-    section: `init` of a config, which names the run.
+    section: `warm_start` of a config, which names the run.
     draw: initializes the parameters of some paths from the seed.
     abstract: the shapes, types and shardings of all parameters.
     tokenizer: that of the run that begins.
