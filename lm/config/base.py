@@ -264,8 +264,9 @@ def _shrink(model: ConfigDict) -> None:
     'd_hidden': 32,
     'heads': 4,
     'depth': 2 * layer_pattern_length(model),
+    'kv_heads': 2 if groups else 4,
+    'head_dim': 8,
   }
-  small |= {'kv_heads': 2 if groups else 4, 'head_dim': 8}
   for key, size in small.items():
     if key in model and model[key] != size:  # an equal value may be a reference, which stays
       model[key] = size
@@ -277,17 +278,14 @@ def _shrink(model: ConfigDict) -> None:
 
 
 def layer_pattern_length(model: ConfigDict) -> int:
-  """Returns the count of layers of the repeating pattern."""
+  """Returns the number of layers of the repeating pattern."""
   return len(model.attention_layer) if isinstance(model.get('attention_layer'), tuple) else 1
 
 
 def sizes(model: ConfigDict) -> str:
   """Returns the sizes of a model and its subsections in one line, defaults included."""
-  shown = []
-  for key in ('depth', *_SIZES, 'encoder_depth'):
-    if model.get(key) is not None:
-      shown.append(f'{key}={model[key]}')
-  line = ' '.join(shown)
+  keys = ('depth', *_SIZES, 'encoder_depth')
+  line = ' '.join(f'{key}={model[key]}' for key in keys if model.get(key) is not None)
   if 'kv_heads' in model and model.kv_heads != model.heads:
     line += f' (query heads share {model.kv_heads} key/value heads)'
   for name, section in model.items():

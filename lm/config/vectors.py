@@ -48,7 +48,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
   Args:
     config: has `batch_size` and `data.seq_len`.
     objective: skip_gram or cbow, of lm.objectives.word2vec.
-    rate: per word, as in other implementations.
+    rate: the learning rate of a word, as in other implementations.
   """
   config.objective = ConfigDict(
     {
@@ -113,8 +113,8 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
 
   Args:
     config: as returned by `words`.
-    rate: per pair, as in the authors' program.
-    window: words on either side that are counted.
+    rate: the learning rate of a pair, as in the authors' program.
+    window: the number of words on either side that are counted.
     x_max: pairs with at least this count have weight 1.
   """
   config.data.pair_counter = f'lm.data.cooccurrence:count_cooccurrences(window={window})'
