@@ -83,11 +83,11 @@ _REPLACEABLE: dict[str, tuple[str, ...]] = {
 
 
 def check_structure(config: Any, name: str) -> None:
-  """Raises UserError if a config lacks a key that every run reads, or has another type there.
+  """Raises UserError if a config lacks a key that every run reads, or has a value of another type.
 
   Args:
     config: as an experiment file returns it.
-    name: of the file, for errors.
+    name: name of the file, for errors.
   """
   _check_structure(config, base(), '', name)
   for key, section in config.eval.sets.items():
