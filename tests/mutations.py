@@ -37,8 +37,9 @@ MUTATIONS = [
    '(log_z_Bt - unembed.mean(', 'nn/test_losses.py'),
   ('softplus-gradient', 'lm/nn/losses.py', 't * jax.nn.sigmoid(x)',
    't * jax.nn.sigmoid(-x)', 'objectives/test_word2vec.py'),
-  ('window-sum-gradient', 'lm/nn/windows.py', '((left_BS, reach + d), (right_BS, reach - d))',
-   '((left_BS, reach - d), (right_BS, reach + d))', 'nn/test_windows.py'),
+  ('window-sum-gradient', 'lm/objectives/word2vec.py',
+   '((left_BS, reach + d), (right_BS, reach - d))',
+   '((left_BS, reach - d), (right_BS, reach + d))', 'objectives/test_windows.py'),
   ('recurrent-gradient', 'lm/nn/recurrent.py', 'inputs[name], errors[name])',
    'inputs[name][1:], errors[name][:-1])', 'nn/test_recurrent.py'),
   # Attention, masks and positions.
