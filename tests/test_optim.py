@@ -433,7 +433,7 @@ def test_until_the_thaw_a_run_is_as_if_the_parameters_were_frozen_for_good():
     ),
     (
       {'lr_multipliers': ('norm = 2',)},
-      "optim.lr_multipliers[0]='norm = 2' is not written 'PATTERN -> VALUE'",
+      "optim.lr_multipliers[0]='norm = 2' is not of the form 'PATTERN -> VALUE'",
     ),
     (
       {'lr_multipliers': ('(norm -> 2',)},

@@ -24,9 +24,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'data.tokenizer.min_count': (0, 2**32 - 1),
   'data.tokenizer.vocab_size': (1, 2**32 - 1),
   'model.depth': (1, math.inf),
+  'model.encoder_depth': (1, math.inf),
   'model.d_model': (1, math.inf),
   'model.heads': (1, math.inf),
   'model.kv_heads': (1, math.inf),
+  'model.head_dim': (1, math.inf),
+  'model.d_mlp': (1, math.inf),
   'model.vocab_multiple': (1, math.inf),
   'model.scan_unroll': (1, math.inf),
   'model.d_hidden': (1, math.inf),
@@ -83,11 +86,11 @@ _REPLACEABLE: dict[str, tuple[str, ...]] = {
 
 
 def check_structure(config: Any, name: str) -> None:
-  """Raises UserError if a config lacks a key that every run reads, or has another type there.
+  """Raises UserError if a config lacks a key that every run reads, or has a value of another type.
 
   Args:
     config: as an experiment file returns it.
-    name: of the file, for errors.
+    name: name of the file, for errors.
   """
   _check_structure(config, base(), '', name)
   for key, section in config.eval.sets.items():

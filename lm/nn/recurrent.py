@@ -68,25 +68,25 @@ def align(
   return mixed_BTM, weights_BTS
 
 
-# What a cell remembers of each row, (B, D) each; the first is what others see of it.
+# The state of a cell, arrays (B, D); the first one is the output of the cell.
 Carry = tuple[Array, ...]
 
 
 class Cell(NamedTuple):
-  """One step of a recurrence: `step(sums_BGD, carry) -> carry`, or of a cell with `apart`:
+  """One step of a recurrence: `step(sums_BGD, carry) -> carry`.
 
-  `step(sums_BGD, from_state_BGD, carry) -> carry`, where the first is of the input alone, and what
-  comes from the state has a bias of its own.
+  With `apart` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the matmuls of the
+  input and of the state are not added up, and the second one has a bias of its own.
   """
 
   gates: int
-  states: int  # how many arrays a carry holds
+  states: int  # the number of arrays in a carry
   step: Callable[..., Carry]
   apart: bool = False
 
 
 def elman(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
-  """h' = activation(W x + U h + b) (Elman 1990); `jax.nn:sigmoid` is how textbooks write it."""
+  """h' = activation(W x + U h + b) (Elman 1990); textbooks often take `jax.nn:sigmoid`."""
 
   def step(sums_BGD: Array, carry: Carry) -> Carry:
     return (activation(sums_BGD)[:, 0],)
@@ -104,9 +104,8 @@ def lstm(forget_bias: float = 1.0) -> Cell:
   """
 
   def step(sums_BGD: Array, carry: Carry) -> Carry:
-    _, c_BD = carry
     i, f, g, o = (sums_BGD[:, k] for k in range(4))
-    c_BD = jax.nn.sigmoid(f + forget_bias) * c_BD + jax.nn.sigmoid(i) * jnp.tanh(g)
+    c_BD = jax.nn.sigmoid(f + forget_bias) * carry[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c_BD), c_BD
 
   return Cell(gates=4, states=2, step=step)
@@ -129,7 +128,7 @@ def gru() -> Cell:
 
 
 class Weights(NamedTuple):
-  """What a layer learns."""
+  """The parameters of a layer."""
 
   input_IGD: Array
   bias_GD: Array
@@ -137,7 +136,7 @@ class Weights(NamedTuple):
   state_bias_GD: Array | None = None  # for cells with `apart`
 
   def from_input(self, x: Array, rows: slice = slice(None)) -> Array:
-    """Returns what comes from (..., I) inputs, those of some rows of the kernel: (..., K)."""
+    """Returns W x + b of inputs (..., I) as (..., K), with some rows of the kernel W."""
     y = x.reshape(-1, x.shape[-1]) @ self.matrix(rows).astype(x.dtype)
     y += self.bias_GD.astype(x.dtype).reshape(1, -1)
     return y.reshape(*x.shape[:-1], -1)
@@ -152,44 +151,49 @@ class Weights(NamedTuple):
     return self.state_DGD.reshape(self.state_DGD.shape[0], -1).astype(dtype)
 
 
-class Flow(NamedTuple):
-  """Where the state of a row is reset, and where it is held because the token is padding.
+class ResetMask(NamedTuple):
+  """The steps at which a state is reset, and the padding, which leaves the state as it is.
 
   Segments of a row are thus independent, and the last state is that of the last token.
   """
 
-  starts: Array  # (B, T) bool
-  held: Array  # (B, T) bool
+  reset: Array  # (B, T) bool
+  padding: Array  # (B, T) bool
 
 
-def forward(segments_BT: Array, positions_BT: Array) -> Flow:
+def forward_resets(segments_BT: Array, positions_BT: Array) -> ResetMask:
   """Returns the resets of reading from left to right, at position 0."""
-  return Flow((positions_BT == 0) & (segments_BT > 0), segments_BT == 0)
+  return ResetMask((positions_BT == 0) & (segments_BT > 0), segments_BT == 0)
 
 
-def backward(segments_BT: Array) -> Flow:
+def backward_resets(segments_BT: Array) -> ResetMask:
   """Returns the resets of reading from right to left, at the last token of each segment."""
   after_BT = jnp.pad(segments_BT, ((0, 0), (0, 1)))[:, 1:]
-  return Flow(segments_BT != after_BT, segments_BT == 0)
+  return ResetMask(segments_BT != after_BT, segments_BT == 0)
 
 
-def begin(carry: Carry, start_B: Array, restart: Carry | None) -> Carry:
-  """Returns a carry that is reset where `start_B`: to `restart`, or to zeros."""
-  restart = tuple(jnp.zeros_like(s) for s in carry) if restart is None else restart
-  return tuple(jnp.where(start_B[:, None], r, s) for r, s in zip(restart, carry, strict=True))
+def reset_carry(carry: Carry, reset_B: Array, initial: Carry | None) -> Carry:
+  """Returns a carry that is `initial`, or zeros, in the rows of `reset_B`."""
+  initial = tuple(map(jnp.zeros_like, carry)) if initial is None else initial
+  return freeze_carry(carry, reset_B, initial)
 
 
-def hold(carry: Carry, held_B: Array, before: Carry) -> Carry:
-  """Returns the carry, or what it was `before` where `held_B`."""
-  return tuple(jnp.where(held_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
+def freeze_carry(carry: Carry, padding_B: Array, before: Carry) -> Carry:
+  """Returns the carry, or the one `before` in the rows of `padding_B`."""
+  return tuple(jnp.where(padding_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
 
 
-def advance(
+def step_cell(
   cell: Cell, x_BK: Array | None, z_BK: Array, bias_GD: Array | None, carry: Carry
 ) -> Carry:
-  """Returns the carry after a step, from what comes from the input and from the state.
+  """Returns the carry after a step.
 
-  `x_BK` is None where `z_BK` is the sum of both.
+  Args:
+    cell: of the layer.
+    x_BK: the matmul of the input; None where `z_BK` includes it.
+    z_BK: the matmul of the state.
+    bias_GD: added to `z_BK`, for cells with `apart`.
+    carry: before the step.
   """
 
   def gates(y_BK: Array) -> Array:
@@ -201,25 +205,25 @@ def advance(
   return cell.step(gates(x_BK), gates(z_BK) + bias_GD.astype(z_BK.dtype)[None], carry)
 
 
-def read(
+def run_layer(
   cell: Cell,
-  x_TBK: Array,
+  x_TBI: Array,
   weights: Weights,
-  flow: Flow,
+  resets: ResetMask,
   carry: Carry,
-  restart: Carry | None = None,
+  initial: Carry | None = None,
   reverse: bool = False,
   unroll: int = 1,
 ) -> tuple[Array, Carry]:
-  """Reads rows step by step.
+  """Runs a layer over rows step by step.
 
   Args:
-    cell: the network's.
-    x_TBK: what comes from the inputs, for all steps.
-    weights: of the layer; used in the dtype of x.
-    flow: where states begin and stay.
-    carry: what is remembered of the rows before the first step.
-    restart: (T, B, D) each, what states are where they begin; zeros unless given.
+    cell: of the layer.
+    x_TBI: the inputs of all steps.
+    weights: of the layer; cast to the dtype of x.
+    resets: the steps at which states are reset, and padding.
+    carry: before the first step.
+    initial: (T, B, D) each, the states that a reset at each step sets; None for zeros.
     reverse: whether to read from the last step to the first.
     unroll: steps per iteration of the loop; changes no result.
 
@@ -228,15 +232,16 @@ def read(
   """
 
   def step(matmul, bias_GD, carry, xs):
-    x_BK, start_B, held_B, restart = xs
-    before = begin(carry, start_B, restart)
-    after = advance(cell, x_BK, matmul('state', before[0]), bias_GD, before)
-    after = hold(after, held_B, before)
+    x_BK, reset_B, padding_B, initial = xs
+    before = reset_carry(carry, reset_B, initial)
+    after = step_cell(cell, x_BK, matmul('state', before[0]), bias_GD, before)
+    after = freeze_carry(after, padding_B, before)
     return after, after[0]
 
+  x_TBK = weights.from_input(x_TBI)
   matrices = {'state': weights.state(x_TBK.dtype)}
   addends = {} if cell.apart else {'state': x_TBK}
-  xs = (x_TBK if cell.apart else None, flow.starts.T, flow.held.T, restart)
+  xs = (x_TBK if cell.apart else None, resets.reset.T, resets.padding.T, initial)
   carry, y_TBD = scan(step, matrices, addends, weights.state_bias_GD, carry, xs, reverse, unroll)
   return y_TBD, carry
 
@@ -274,53 +279,59 @@ def scan(
     unroll: steps per iteration of the loop.
 
   Raises:
-    ValueError: a step uses one matrix twice, where a gradient is asked for.
+    ValueError: a step uses one matrix twice.
   """
+  after, _ = _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record=False)
+  return after
+
+
+def _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record: bool):
+  """Returns the results of `scan`, and, with `record`, the inputs (steps, B, I) of each matmul."""
 
   def body(carry, x_and_addends):
     x, added = x_and_addends
+    inputs = {}
 
     def matmul(name: str, x_BI: Array) -> Array:
+      if name in inputs:
+        raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
+      inputs[name] = x_BI
       y_BO = x_BI @ weights[name]
       return y_BO + added[name] if name in added else y_BO
 
-    return step(matmul, constants, carry, x)
+    carry, y = step(matmul, constants, carry, x)
+    return carry, (y, inputs if record else None)
 
-  return jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
+  carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
+  return (carry, ys), inputs
 
 
 def _scan_fwd(step, weights, addends, constants, carry, xs, reverse, unroll):
   def run(addends, constants, carry, xs):
-    def body(carry, x_and_addends):
-      x, added = x_and_addends
-      inputs = {}
+    return _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record=True)
 
-      def matmul(name: str, x_BI: Array) -> Array:
-        if name in inputs:
-          raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
-        inputs[name] = x_BI
-        return x_BI @ weights[name] + added[name]
+  shapes = {}
 
-      carry, y = step(matmul, constants, carry, x)
-      return carry, (y, inputs)
+  def matmul(name: str, x_BI: Array) -> Array:
+    y_BO = x_BI @ weights[name]
+    shapes[name] = (len(jax.tree.leaves(xs)[0]), *y_BO.shape)
+    return y_BO
 
-    carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
-    return (carry, ys), inputs
-
-  # The gradient of an addend is that of its matmul; zeros are added where there is none.
-  steps = jax.tree.leaves(xs)[0].shape[0]
-  everywhere = addends | {
-    name: jnp.zeros((steps, *shape), weights[name].dtype)
-    for name, shape in _shapes(step, weights, constants, carry, xs).items()
+  # The gradient of an addend is that of its matmul; zeros are added to the other matmuls.
+  first = jax.tree.map(lambda x: x[0], xs)
+  jax.eval_shape(functools.partial(step, matmul), constants, carry, first)
+  zeros = {
+    name: jnp.zeros(shape, weights[name].dtype)
+    for name, shape in shapes.items()
     if name not in addends
   }
-  out, backwards, inputs = jax.vjp(run, everywhere, constants, carry, xs, has_aux=True)
-  return out, (backwards, inputs, weights, {name: None for name in addends})
+  out, backward, inputs = jax.vjp(run, addends | zeros, constants, carry, xs, has_aux=True)
+  return out, (backward, inputs, weights, {name: None for name in addends})
 
 
 def _scan_bwd(step, reverse, unroll, residuals, cotangents):
-  backwards, inputs, weights, addends = residuals
-  errors, constants, carry, xs = backwards(cotangents)
+  backward, inputs, weights, addends = residuals
+  errors, constants, carry, xs = backward(cotangents)
   kernels = {
     name: jnp.einsum('tbi,tbo->io', inputs[name], errors[name]).astype(weight.dtype)
     for name, weight in weights.items()
@@ -329,17 +340,3 @@ def _scan_bwd(step, reverse, unroll, residuals, cotangents):
 
 
 scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-def _shapes(step, weights, constants, carry, xs) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of the matmuls of a step by name."""
-  shapes = {}
-
-  def matmul(name: str, x_BI: Array) -> Array:
-    y_BO = x_BI @ weights[name]
-    shapes[name] = y_BO.shape
-    return y_BO
-
-  first = jax.tree.map(lambda x: x[0], xs)
-  jax.eval_shape(functools.partial(step, matmul), constants, carry, first)
-  return shapes

@@ -214,6 +214,19 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
 
 
 @pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    ({'width': 4}, 'model.encoder.width=4 is even'),
+    ({'d_hidden': 5}, 'model.encoder.d_hidden=5 is odd'),
+  ],
+)
+def test_sizes_of_convolutions_that_do_not_fit_raise(sizes, message, params_of):
+  encoder = functools.partial(Convolutional, **({'d_hidden': 6, 'depth': 1} | sizes))
+  with pytest.raises(UserError, match=message):
+    params_of(translator(encoder=encoder))
+
+
+@pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({'cell': additive}, 'model.cell: the function makes a AttentionScore and not a Cell'),
@@ -221,7 +234,10 @@ def test_a_width_that_does_not_divide_over_the_mesh_is_named():
       {'attention_score': recurrent.gru},
       'model.attention_score: the function makes a Cell and not a AttentionScore',
     ),
-    ({'cell': recurrent.advance}, 'model.cell: lm.nn.recurrent:advance: missing a required argu'),
+    (
+      {'cell': recurrent.step_cell},
+      'model.cell: lm.nn.recurrent:step_cell: missing a required argu',
+    ),
   ],
 )
 def test_functions_of_another_kind_are_named(changes, message, params_of):

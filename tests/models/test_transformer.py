@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import components
 from lm.components import init_of, parameter_count
 from lm.config import resolve
+from lm.config.base import base
 from lm.errors import UserError
 from lm.models.transformer import Decoder, EncoderDecoder
 from lm.nn.attention import dot_product
 from lm.nn.hooks import with_hooks
 from lm.nn.layers import Attention, GatedMlp, RMSNorm, parallel_block, post_norm, sandwich_norm
+from lm.nn.position import rope, sinusoidal
 from lm.objectives.supervised import cross_entropy
 from lm.training.train_step import gradients
 from lm.types import apply_of
@@ -289,12 +292,26 @@ def test_layers_of_a_period_have_their_own_windows(decoder, batch_of):
     ({'depth': 3, 'attention_layer': (Attention, Attention)}, 'depth=3 is not a multiple of'),
     ({'heads': 4, 'kv_heads': 3}, 'heads=4 is not a multiple of kv_heads=3'),
     ({'depth': 6, 'scan_unroll': 4}, 'scan_unroll=4 does not divide 6 groups'),
+    ({'head_dim': 5, 'position': rope}, 'model.head_dim=5 is odd: rope needs an even size'),
+    (
+      {'head_dim': 5, 'position': functools.partial(rope, theta=1e6)},
+      'model.head_dim=5 is odd: rope needs an even size',
+    ),
+    ({'d_model': 15, 'position': sinusoidal}, 'model.d_model=15 is odd: sinusoidal needs an even'),
   ],
 )
-def test_sizes_that_do_not_fit_are_told(fields, message, decoder, batch_of):
+def test_sizes_that_do_not_fit_raise_at_construction(fields, message, decoder):
   with pytest.raises(UserError) as error:
-    jax.eval_shape(decoder(**fields).init, jax.random.key(0), batch_of())
+    decoder(**fields)
   assert message in str(error.value)
+
+
+def test_an_odd_head_size_under_rope_raises_when_the_config_is_built():
+  config = base()
+  config.model.update({'position': 'lm.nn.position:rope', 'head_dim': 31})
+  with pytest.raises(UserError) as error:
+    components.model(config, vocab_size=50)
+  assert str(error.value) == 'model.head_dim=31 is odd: rope needs an even size'
 
 
 def test_training_flops_counted_by_hand(decoder):

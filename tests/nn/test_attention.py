@@ -192,7 +192,7 @@ def test_cudnn_refuses_what_it_cannot_do():
   with pytest.raises(ValueError, match=r"bfloat16 or float16, not float32.*model.dtype='bfloat16'"):
     cudnn(q, k, v, _mask())
   half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-  with pytest.raises(ValueError, match=r'cannot honour Mask\.bias'):
+  with pytest.raises(ValueError, match=r'cannot honor Mask\.bias'):
     cudnn(*half, _mask(bias=alibi().bias(None, 4, True)))
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn import embedding, layers, losses, recurrent, windows
+from lm.nn import embedding, layers, losses, recurrent
+from lm.objectives import word2vec
 from lm.types import EmbeddingTable, OutputHead
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -19,7 +20,7 @@ RULES = {
   'lm/nn/losses.py:as_terms': 'test_terms_with_different_cotangents_have_no_gradient',
   'lm/nn/losses.py:_take_target_logit': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/losses.py:_softplus': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/windows.py:window_sum': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/objectives/word2vec.py:window_sum': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/layers.py:_materialize': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/embedding.py:_lookup': 'test_a_rule_is_the_gradient_of_the_plain_formula',
   'lm/nn/recurrent.py:scan': 'test_a_rule_is_the_gradient_of_the_plain_formula',
@@ -124,7 +125,7 @@ def _around():
     after = (apart_TT[None] < 0) & (-apart_TT[None] <= right_BT[:, :, None])
     return jnp.einsum('bts,bsd->btd', (before | after).astype(jnp.float32), x_BTD)
 
-  return lambda x: windows.window_sum(x, left_BT, right_BT, reach), plain, (_random(B, T, D),)
+  return lambda x: word2vec.window_sum(x, left_BT, right_BT, reach), plain, (_random(B, T, D),)
 
 
 def _scan(reverse):

@@ -60,7 +60,7 @@ def nothing(cell):
 
 
 def flow(segments, positions):
-  return recurrent.forward(jnp.asarray(segments), jnp.asarray(positions))
+  return recurrent.forward_resets(jnp.asarray(segments), jnp.asarray(positions))
 
 
 WHOLE = flow(np.ones((B, T), int), np.tile(np.arange(T), (B, 1)))
@@ -73,8 +73,7 @@ def reader(name, reverse=False):
 
   @jax.jit
   def read(weights, x_TBI, flow):
-    x = weights.from_input(x_TBI)
-    return recurrent.read(cell, x, weights, flow, nothing(cell), reverse=reverse)
+    return recurrent.run_layer(cell, x_TBI, weights, flow, nothing(cell), reverse=reverse)
 
   return read
 
@@ -106,9 +105,9 @@ def plain(name):
   def loss(weights, x_TBI, restarts, flow, probe_TBD):
     carry, found = nothing(cell), []
     for t in range(T):
-      start, held = flow.starts[:, t, None], flow.held[:, t, None]
+      start, held = flow.reset[:, t, None], flow.padding[:, t, None]
       before = [jnp.where(start, r[t], s) for r, s in zip(restarts, carry, strict=True)]
-      after = recurrent.advance(
+      after = recurrent.step_cell(
         cell,
         weights.from_input(x_TBI[t]),
         before[0] @ weights.state(jnp.float32),
@@ -128,13 +127,13 @@ def plain(name):
 def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
   cell, x_TBI = CELLS[name], random(T, B, I).astype(np.float32)
   restarts = tuple(random(T, B, D, seed=9 + i).astype(np.float32) for i in range(cell.states))
-  flow = recurrent.Flow(*random(2, B, T, seed=4) > 0.5)
+  flow = recurrent.ResetMask(*random(2, B, T, seed=4) > 0.5)
   probe_TBD = random(T, B, D, seed=8).astype(np.float32)
 
   def ours(weights, x_TBI, restarts):
-    found, carry = recurrent.read(
+    found, carry = recurrent.run_layer(
       cell,
-      weights.from_input(x_TBI),
+      x_TBI,
       weights,
       jax.tree.map(jnp.asarray, flow),
       nothing(cell),
@@ -146,7 +145,7 @@ def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
 
   # From right to left is from left to right in a mirror.
   way = slice(None, None, -1 if reverse else 1)
-  seen = recurrent.Flow(*(x[:, way] for x in flow))
+  seen = recurrent.ResetMask(*(x[:, way] for x in flow))
   mirrored = x_TBI[way], tuple(r[way] for r in restarts)
   value, (of_weights, of_x, of_restarts) = plain(name)(
     weights_of(cell), *mirrored, seen, probe_TBD[way]
@@ -189,7 +188,7 @@ def test_segments_of_a_row_equal_rows_of_their_own(name, reverse):
   weights = weights_of(cell)
   rows = [segments_of(3, 2, 2), segments_of(4, 1), segments_of(7)]
   segments, positions = (np.stack(x) for x in zip(*rows, strict=True))
-  way = recurrent.backward(jnp.asarray(segments)) if reverse else flow(segments, positions)
+  way = recurrent.backward_resets(jnp.asarray(segments)) if reverse else flow(segments, positions)
   packed, _ = read(name, weights, x_TBI, way, reverse)
   for b in range(B):
     for segment in range(1, int(segments[b].max()) + 1):
@@ -208,7 +207,7 @@ def test_what_is_remembered_does_not_go_through_padding():
   weights, x_TBI = weights_of(CELLS['lstm']), random(T, B, I)
   segments, positions = (np.tile(x, (B, 1)) for x in segments_of(5))
   _, padded = read('lstm', weights, x_TBI, flow(segments, positions))
-  short = recurrent.Flow(*(x[:, :5] for x in WHOLE))
+  short = recurrent.ResetMask(*(x[:, :5] for x in WHOLE))
   _, exact = read('lstm', weights, x_TBI[:5], short)
   jax.tree.map(np.testing.assert_array_equal, padded, exact)
 

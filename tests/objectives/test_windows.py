@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.windows import window_extents, window_sum
+from lm.objectives.word2vec import window_extents, window_sum
 
 
 def _laid(seed, reach):
