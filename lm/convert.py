@@ -1,6 +1,6 @@
 """Convert between Hugging Face's checkpoints and workdirs.
 
-  python -m lm.convert from_hf DIR --workdir=OUT
+  python -m lm.convert from_hf DIR|FILE.gguf --workdir=OUT
   python -m lm.convert to_hf --workdir=DIR --out=OUT [--step=N]
 
 `from_hf` reads a folder that save_pretrained wrote (config.json, safetensors, tokenizer.json). The
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
   parser = argparse.ArgumentParser(prog='lm.convert', description=__doc__.split('\n')[0])
   commands = parser.add_subparsers(dest='command', required=True)
   importing = commands.add_parser('from_hf', help='a checkpoint becomes a workdir')
-  importing.add_argument('folder', type=pathlib.Path)
+  importing.add_argument('source', type=pathlib.Path)
   importing.add_argument('--workdir', type=pathlib.Path, required=True)
   exporting = commands.add_parser('to_hf', help='a workdir becomes a checkpoint')
   exporting.add_argument('--workdir', type=pathlib.Path, required=True)
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
   from lm.pretrained import checkpoint
 
   if args.command == 'from_hf':
-    print(checkpoint.import_folder(args.folder, args.workdir))
+    print(checkpoint.import_checkpoint(args.source, args.workdir))
   else:
     print(checkpoint.export_run(args.workdir, args.out, args.step))
 

@@ -1,25 +1,25 @@
 """Checkpoints of Hugging Face's layout: a folder becomes a workdir, and a workdir such a folder.
 
-A workdir that was imported keeps the files of its source in `pretrained/`, with the names and dtypes
+An imported workdir keeps the files of its source in `pretrained/`, with the names and dtypes
 of its tensors: an export writes exactly the set of tensors that came in.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from tokenizers import Tokenizer
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import families, layout, safetensors
+from lm.pretrained import families, gguf, layout, safetensors
 from lm.pretrained.families import Family
-from lm.pretrained.safetensors import Tensor
 from lm.text import tokenizers
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints
@@ -60,35 +60,83 @@ def read_config(folder: Path) -> dict[str, Any]:
   return found
 
 
-def read_parameters(family: Family, tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+class Source(NamedTuple):
+  """A checkpoint, opened: a folder of Hugging Face's, or a GGUF file.
+
+  Attributes:
+    name: for errors.
+    config: the content of config.json.
+    shapes: of the tensors by name.
+    read: `name -> tensor`.
+    tokenizer: its tokenizer.
+    names: dtype of each tensor by name, in order; None if an export writes the canonical set.
+    files: name -> content of the files that an export copies.
+  """
+
+  name: str
+  config: dict[str, Any]
+  shapes: Mapping[str, tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+  tokenizer: Tokenizer
+  names: dict[str, str] | None
+  files: dict[str, bytes]
+
+
+def open_source(path: Path) -> Source:
+  """Opens a folder that `save_pretrained` wrote, or a GGUF file; reads no tensor.
+
+  Raises:
+    UserError: it is missing, malformed or of a kind that is not supported.
+  """
+  if path.suffix == '.gguf':
+    found = gguf.open_file(path)
+    kept = {'config.json': gguf.as_json(found.config), 'tokenizer.json': found.tokenizer.to_str()}
+    contents = {name: text.encode() for name, text in kept.items()}
+    return Source(
+      str(path), found.config, found.shapes, found.read, found.tokenizer, None, contents
+    )
+  config = read_config(path)
+  tokenizer_file = path / 'tokenizer.json'
+  if not tokenizer_file.is_file():
+    raise UserError(
+      f'{path}: tokenizer.json is missing; AutoTokenizer.from_pretrained(...).save_pretrained '
+      'writes it'
+    )
+  tensors = safetensors.read_folder(path)
+  return Source(
+    str(path),
+    config,
+    {name: tensor.shape for name, tensor in tensors.items()},
+    lambda name: tensors[name].read(),
+    tokenizers.existing([], str(tokenizer_file)),
+    {name: safetensors.name_of(tensor.dtype) for name, tensor in tensors.items()},
+    {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()},
+  )
+
+
+def read_parameters(family: Family, source: Source) -> dict[str, np.ndarray]:
   """Returns the parameters of a checkpoint by path, in the dtype that it stores.
 
   Raises:
     UserError: tensors are missing, unexpected or misshapen; or a buffer, or a tied output head, is
       not what the config says.
   """
-  prefix = family.prefix
-  if not any(name.startswith(prefix) for name in tensors):
-    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+  prefix, own = family.prefix, {name: name for name in source.shapes}
+  if not any(name.startswith(prefix) for name in own):
+    own = {prefix + name: name for name in own}
   names = {n for entry in family.entries for names in entry.tensor_names() for n in names}
-  for name in [n for n in tensors if n not in names]:
-    expected = family.buffers(name)
-    if name == family.tied:
-      expected = tensors[family.entries[0].names[0]].read()
+  for name in own.keys() - names:
+    tied = name == family.tied and family.entries[0].names[0] in own
+    expected = source.read(own[family.entries[0].names[0]]) if tied else family.buffers(name)
     if expected is None:
       continue
-    found = tensors[name].read()
-    if found.shape != np.shape(expected) or not np.array_equal(
-      found.astype(expected.dtype), expected
-    ):
-      what = (
-        'is not the embedding' if name == family.tied else 'has other values than its config says'
-      )
-      raise UserError(f'{source}: {name} {what}')
-    tensors = {n: tensor for n, tensor in tensors.items() if n != name}
-  shapes = {name: tensor.shape for name, tensor in tensors.items()}
-  layout.check_tensors(family.entries, shapes, source)
-  return layout.import_parameters(family.entries, lambda name: tensors[name].read())
+    found = source.read(own.pop(name))
+    if found.shape != expected.shape or not np.array_equal(found.astype(expected.dtype), expected):
+      what = 'is not the embedding, to which it is tied' if tied else 'differs from the config'
+      raise UserError(f'{source.name}: {name} {what}')
+  shapes = {name: source.shapes[stored] for name, stored in own.items()}
+  layout.check_tensors(family.entries, shapes, source.name)
+  return layout.import_parameters(family.entries, lambda name: source.read(own[name]))
 
 
 def export_tensors(
@@ -119,30 +167,22 @@ def export_tensors(
   return tensors
 
 
-def import_folder(folder: Path, workdir: Path) -> str:
-  """Writes the workdir of a folder that `save_pretrained` wrote; returns a line that sums it up.
+def import_checkpoint(path: Path, workdir: Path) -> str:
+  """Writes the workdir of a checkpoint; returns a line that sums it up.
 
   Raises:
-    UserError: the folder or the workdir is wrong; nothing is written then.
+    UserError: the checkpoint or the workdir is wrong; nothing is written then.
   """
   files.check_new(workdir)
-  values = read_config(folder)
-  family = families.family_of(values)
-  tokenizer_file = folder / 'tokenizer.json'
-  if not tokenizer_file.is_file():
-    raise UserError(
-      f'{folder}: tokenizer.json is missing; AutoTokenizer.from_pretrained(...).save_pretrained '
-      'writes it'
-    )
-  tokenizer = tokenizers.existing([], str(tokenizer_file))
-  rows, size = tokenizers.vocabulary_size(tokenizer), family.model.vocab_size
+  source = open_source(path)
+  family = families.family_of(source.config)
+  rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
   if rows > size:
     raise UserError(
-      f'{folder}: tokenizer.json has {rows} tokens, and the embedding has {size} rows '
+      f'{path}: its tokenizer has {rows} tokens, and the embedding has {size} rows '
       '(config.json: vocab_size)'
     )
-  tensors = safetensors.read_folder(folder)
-  params = read_parameters(family, tensors, str(folder))
+  params = read_parameters(family, source)
   config = base()
   with config.unlocked():
     config.model = family.model
@@ -150,18 +190,16 @@ def import_folder(folder: Path, workdir: Path) -> str:
   config.data.seq_len = family.model.context
   config.log.sample_prompts = ()
 
-  def keep_source(target: Path) -> None:
-    kept = target / _KEPT
-    kept.mkdir()
-    for name in _FILES:
-      if (folder / name).is_file():
-        shutil.copyfile(folder / name, kept / name)
-    names = {name: safetensors.name_of(tensor.dtype) for name, tensor in tensors.items()}
-    (kept / _TENSORS).write_text(json.dumps(names, indent=1) + '\n')
+  def keep_source(folder: Path) -> None:
+    (folder / _KEPT).mkdir()
+    for name, content in source.files.items():
+      (folder / _KEPT / name).write_bytes(content)
+    (folder / _KEPT / _TENSORS).write_text(json.dumps(source.names, indent=1) + '\n')
 
-  write_workdir(workdir, config, tokenizer, unflatten_dict(params, sep='/'), keep_source)
+  tree = unflatten_dict(params, sep='/')
+  write_workdir(workdir, config, source.tokenizer, tree, keep_source)
   count = sum(x.size for x in params.values())
-  return f'{workdir}: {values["model_type"]}, {count:,} parameters in {len(tensors)} tensors'
+  return f'{workdir}: {source.config["model_type"]}, {count:,} parameters'
 
 
 def export_run(workdir: Path, out: Path, step: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Families of models: what a config.json says, as a model of this project and the layout of its tensors.
+"""Families: the model and the layout of tensors that a config.json describes.
 
 One function per `model_type`. A key that changes the model and is not understood is refused: a
 model that is nearly right is worse than none.

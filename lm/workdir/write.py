@@ -1,4 +1,4 @@
-"""Writes a workdir for parameters that no run here has trained: imported, averaged or edited ones."""
+"""Writes a workdir for parameters that no run has trained: imported, averaged or edited ones."""
 
 import os
 import shutil

@@ -150,7 +150,7 @@ def test_pickles_are_refused_with_the_reason(tmp_path):
   with pytest.raises(UserError, match=r'pytorch_model\.bin, a pickle, which can run any code'):
     safetensors.read_folder(tmp_path)
   (tmp_path / 'pytorch_model.bin').unlink()
-  with pytest.raises(UserError, match='has neither model.safetensors nor'):
+  with pytest.raises(UserError, match=r'has neither model\.safetensors nor'):
     safetensors.read_folder(tmp_path)
 
 

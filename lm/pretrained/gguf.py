@@ -1,0 +1,152 @@
+"""GGUF files of llama.cpp: config, tokenizer and dequantized tensors under Hugging Face's names.
+
+The package `gguf` (extra `gguf`) reads the file and dequantizes its tensors.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+
+from lm.errors import UserError, first_line
+
+# Names of llama.cpp (gguf.constants) -> names of Llama.
+_NAMES = {
+  'token_embd.weight': 'model.embed_tokens.weight',
+  'output_norm.weight': 'model.norm.weight',
+  'output.weight': 'lm_head.weight',
+}
+_LAYER_NAMES = {
+  'attn_norm': 'input_layernorm',
+  'attn_q': 'self_attn.q_proj',
+  'attn_k': 'self_attn.k_proj',
+  'attn_v': 'self_attn.v_proj',
+  'attn_output': 'self_attn.o_proj',
+  'ffn_norm': 'post_attention_layernorm',
+  'ffn_gate': 'mlp.gate_proj',
+  'ffn_up': 'mlp.up_proj',
+  'ffn_down': 'mlp.down_proj',
+}
+# The pre-tokenizers of llama.cpp (tokenizer.ggml.pre) as regular expressions of pieces.
+_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+_CASELESS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"""
+_REST = r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_PIECES = {
+  'gpt-2': _WORDS,
+  'smollm': _WORDS,
+  'llama-bpe': _CASELESS + r'\p{N}{1,3}' + _REST,
+  'qwen2': _CASELESS + r'\p{N}' + _REST,
+}
+_CONTROL = 3  # of tokenizer.ggml.token_type
+
+
+class Source(NamedTuple):
+  """A GGUF file, opened.
+
+  Attributes:
+    config: as config.json has it.
+    shapes: of the tensors by Hugging Face's name.
+    read: `name -> tensor`, dequantized to float32 unless it is stored in float16 or float32.
+    tokenizer: the file's own.
+  """
+
+  config: dict[str, Any]
+  shapes: dict[str, tuple[int, ...]]
+  read: Callable[[str], np.ndarray]
+  tokenizer: tokenizers.Tokenizer
+
+
+def open_file(file: Path) -> Source:
+  """Opens a GGUF file of a Llama.
+
+  Raises:
+    UserError: the package `gguf` is missing, the file is malformed, or its kind is not supported.
+  """
+  try:
+    import gguf
+  except ImportError as e:
+    raise UserError(f"{file}: GGUF files need the package gguf: pip install 'lm[gguf]'") from e
+  try:
+    reader = gguf.GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+  except Exception as e:  # the package raises many types for malformed files
+    raise UserError(f'{file} is no GGUF file, or damaged: {first_line(e)}') from e
+  kind = fields.get('general.architecture')
+  if kind != 'llama':
+    raise UserError(f'{file}: general.architecture={kind!r} is not supported; it must be llama')
+
+  def field(name: str) -> Any:
+    if name not in fields:
+      raise UserError(f'{file} lacks the field {name}')
+    return fields[name]
+
+  heads = field('llama.attention.head_count')
+  groups = fields.get('llama.attention.head_count_kv', heads)
+  names = {}
+  for name in tensors:
+    block, _, rest = name.removeprefix('blk.').partition('.')
+    known = _LAYER_NAMES.get(rest.removesuffix('.weight')) if block.isdecimal() else None
+    names[f'model.layers.{block}.{known}.weight' if known else _NAMES.get(name, name)] = name
+
+  def read(name: str) -> np.ndarray:
+    tensor = tensors[names[name]]
+    x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    x = np.asarray(x).reshape(shapes[name])
+    rows = {'self_attn.q_proj.weight': heads, 'self_attn.k_proj.weight': groups}
+    for suffix, count in rows.items():
+      if name.endswith(suffix):  # llama.cpp rotates neighbors, and Hugging Face halves
+        return x.reshape(count, -1, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
+    return x
+
+  shapes = {name: tuple(map(int, tensors[n].shape[::-1])) for name, n in names.items()}
+  config = {
+    'model_type': 'llama',
+    'architectures': ['LlamaForCausalLM'],
+    'hidden_size': field('llama.embedding_length'),
+    'num_hidden_layers': field('llama.block_count'),
+    'num_attention_heads': heads,
+    'num_key_value_heads': groups,
+    'intermediate_size': field('llama.feed_forward_length'),
+    'max_position_embeddings': field('llama.context_length'),
+    'vocab_size': shapes.get('model.embed_tokens.weight', (0,))[0],
+    'rms_norm_eps': field('llama.attention.layer_norm_rms_epsilon'),
+    'rope_theta': fields.get('llama.rope.freq_base', 10000.0),
+    'tie_word_embeddings': 'lm_head.weight' not in shapes,
+    'bos_token_id': fields.get('tokenizer.ggml.bos_token_id'),
+    'eos_token_id': fields.get('tokenizer.ggml.eos_token_id'),
+    'hidden_act': 'silu',
+  }
+  return Source(config, shapes, read, _tokenizer(file, field))
+
+
+def _tokenizer(file: Path, field: Callable[[str], Any]) -> tokenizers.Tokenizer:
+  kind, pre = field('tokenizer.ggml.model'), field('tokenizer.ggml.pre')
+  if kind != 'gpt2' or pre not in _PIECES:
+    raise UserError(
+      f'{file}: tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={pre!r} is not supported; '
+      f'it must be gpt2 with one of {", ".join(_PIECES)}'
+    )
+  tokens, kinds = field('tokenizer.ggml.tokens'), field('tokenizer.ggml.token_type')
+  merges = [tuple(merge.split(' ')) for merge in field('tokenizer.ggml.merges')]
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == 'smollm' else []
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+    *digits,
+    pre_tokenizers.Split(Regex(_PIECES[pre]), 'isolated'),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+  ])  # fmt: skip
+  tokenizer.decoder = decoders.ByteLevel()
+  pairs = zip(tokens, kinds, strict=True)
+  tokenizer.add_special_tokens([token for token, kind in pairs if kind == _CONTROL])
+  return tokenizer
+
+
+def as_json(config: dict[str, Any]) -> str:
+  """Returns the text of config.json."""
+  return json.dumps({k: v for k, v in config.items() if v is not None}, indent=2) + '\n'
