@@ -47,9 +47,7 @@ def test_the_reference_library_reads_what_is_written(tmp_path):
 def test_a_view_is_written_in_order(tmp_path):
   x = np.arange(12, dtype=np.float32).reshape(3, 4).T
   safetensors.write_file(tmp_path / 'a.safetensors', {'x': x})
-  np.testing.assert_array_equal(
-    safetensors.read_file(tmp_path / 'a.safetensors')['x'].read(), x
-  )
+  np.testing.assert_array_equal(safetensors.read_file(tmp_path / 'a.safetensors')['x'].read(), x)
 
 
 def raw(header, data=b'', length=None):

@@ -1,0 +1,79 @@
+"""Writes tests/pretrained/checkpoints/: tiny random models of transformers, with golden outputs.
+
+  python tests/pretrained/make_checkpoints.py [NAME ...]
+
+It needs torch and transformers (extra `baselines`); the tests need neither. golden.npz has tokens
+(B, T), lengths (B,), hidden states after the embeddings and each layer (N + 1, B, T, D), and the
+log-probability (B, T - 1) of each next token.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, pre_tokenizers
+
+FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
+VOCAB, T, LENGTHS = 60, 12, (12, 7)
+
+LLAMA = {
+  'hidden_size': 16, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2,
+  'intermediate_size': 24, 'vocab_size': VOCAB, 'max_position_embeddings': 24,
+}  # fmt: skip
+MODELS = {
+  'gpt2': (
+    transformers.GPT2LMHeadModel,
+    transformers.GPT2Config(n_embd=16, n_layer=3, n_head=4, n_positions=24, vocab_size=VOCAB),
+  ),
+  'llama': (
+    transformers.LlamaForCausalLM,
+    transformers.LlamaConfig(**LLAMA, rms_norm_eps=1e-5),
+  ),
+  'llama_tied': (
+    transformers.LlamaForCausalLM,
+    transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True, head_dim=8, rope_theta=500000.0),
+  ),
+}
+
+
+def tokenizer() -> tokenizers.Tokenizer:
+  """Returns a tokenizer of single bytes, for the vocabulary of the models."""
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCAB - 1]
+  vocabulary = {token: i for i, token in enumerate(['<|endoftext|>', *letters])}
+  found = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+  found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  found.decoder = decoders.ByteLevel()
+  found.add_special_tokens(['<|endoftext|>'])
+  return found
+
+
+def write(name: str) -> None:
+  build, config = MODELS[name]
+  torch.manual_seed(0)
+  model = build(config).eval()
+  for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
+  folder = FOLDER / name
+  model.save_pretrained(folder)
+  tokenizer().save(str(folder / 'tokenizer.json'))
+  ids = torch.randint(0, VOCAB, (len(LENGTHS), T))
+  mask = (torch.arange(T)[None] < torch.tensor(LENGTHS)[:, None]).long()
+  with torch.no_grad():
+    output = model(ids, attention_mask=mask, output_hidden_states=True)
+  log_p = output.logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+  hidden = torch.stack(output.hidden_states)
+  np.savez(
+    folder / 'golden.npz',
+    tokens=ids.numpy().astype(np.int32),
+    lengths=np.array(LENGTHS, np.int32),
+    hidden=hidden.numpy(),
+    log_p=log_p.numpy(),
+  )
+
+
+if __name__ == '__main__':
+  for each in sys.argv[1:] or MODELS:
+    write(each)
