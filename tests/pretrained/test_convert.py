@@ -1,0 +1,130 @@
+import json
+import pathlib
+import shutil
+
+import in_process
+import numpy as np
+import pytest
+
+from lm.pretrained import checkpoint, safetensors
+
+LLAMA = pathlib.Path(__file__).parent / 'checkpoints' / 'llama'
+GPT2 = LLAMA.parent / 'gpt2'
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A copy of a tiny Llama, to be damaged."""
+  return pathlib.Path(shutil.copytree(LLAMA, tmp_path / 'llama'))
+
+
+def configured(folder, **changes):
+  file = folder / 'config.json'
+  config = json.loads(file.read_text()) | changes
+  file.write_text(json.dumps({k: v for k, v in config.items() if v != 'absent'}))
+
+
+def stored(folder, change):
+  """Replaces the tensors of a folder by `change` of them."""
+  tensors = {k: t.read() for k, t in safetensors.read_folder(folder).items()}
+  safetensors.write_file(folder / 'model.safetensors', change(tensors) or tensors)
+
+
+def refused(source, workdir, *flags):
+  result = in_process.run('convert', 'from_hf', str(source), f'--workdir={workdir}', *flags)
+  assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+  assert not workdir.exists() and not list(workdir.parent.glob('*.tmp'))
+  return result.stderr
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model_type': 'lama'}, "model_type='lama' is not supported (did you mean 'llama'?)"),
+    ({'model_type': 'absent'}, 'model_type=None is not supported'),
+    ({'hidden_size': 'absent'}, 'hidden_size=None must be a positive integer'),
+    ({'num_hidden_layers': 0}, 'num_hidden_layers=0 must be a positive integer'),
+    ({'num_hidden_layers': 2**40}, 'must be a positive integer'),
+    ({'hidden_size': True}, 'hidden_size=True must be a positive integer'),
+    ({'hidden_act': 'geglu'}, "hidden_act='geglu' is not supported"),
+    ({'attention_bias': True}, 'attention_bias=True is not supported; it must be False'),
+    ({'rope_parameters': {'rope_type': 'yarn'}}, "rope_scaling of type 'yarn' is not supported"),
+    ({'vocab_size': 20}, 'its tokenizer has 60 tokens, and the embedding has 20 rows'),
+    ({'intermediate_size': 32}, 'mlp.gate_proj.weight is (24, 16) and should be (32, 16)'),
+    ({'num_hidden_layers': 4}, 'missing model.layers.3.'),
+    ({'num_hidden_layers': 2}, 'unexpected model.layers.2.'),
+    ({'tie_word_embeddings': True}, 'lm_head.weight is not the embedding, to which it is tied'),
+  ],
+)
+def test_configs_that_do_not_fit_are_refused(changes, message, folder, tmp_path):
+  configured(folder, **changes)
+  assert message in refused(folder, tmp_path / 'run')
+
+
+def renamed(tensors):
+  tensors['model.layers.0.mlp.gate_prj.weight'] = tensors.pop('model.layers.0.mlp.gate_proj.weight')
+
+
+def test_wrong_names_are_listed_with_the_nearest(folder, tmp_path):
+  stored(folder, renamed)
+  line = refused(folder, tmp_path / 'run')
+  name = 'model.layers.0.mlp.gate_{}.weight'
+  assert f"missing {name.format('proj')} (24, 16) (did you mean '{name.format('prj')}'?)" in line
+  assert f"unexpected {name.format('prj')} (24, 16) (did you mean '{name.format('proj')}'?)" in line
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', 'model.safetensors'])
+def test_missing_and_damaged_files_are_named(name, folder, tmp_path):
+  content = (folder / name).read_bytes()
+  (folder / name).write_bytes(content[: len(content) // 2])
+  assert name in refused(folder, tmp_path / 'run')
+  (folder / name).unlink()
+  assert name in refused(folder, tmp_path / 'run')
+
+
+def test_a_buffer_of_another_value_is_refused(tmp_path):
+  """The causal mask that old GPT-2 files hold is checked and comes back."""
+  folder = pathlib.Path(shutil.copytree(GPT2, tmp_path / 'gpt2'))
+  mask = np.tril(np.ones((24, 24), np.uint8))[None, None]
+
+  def with_mask(value):
+    return lambda tensors: {f'h.{i}.attn.bias': value for i in range(3)} | {
+      k.removeprefix('transformer.'): x for k, x in tensors.items()
+    }
+
+  plain = {k: t.read() for k, t in safetensors.read_folder(folder).items()}
+  safetensors.write_file(folder / 'model.safetensors', with_mask(mask)(plain))
+  checkpoint.import_checkpoint(folder, tmp_path / 'run')
+  checkpoint.export_run(tmp_path / 'run', tmp_path / 'out')
+  before, after = (safetensors.read_folder(each) for each in (folder, tmp_path / 'out'))
+  assert list(before) == list(after)
+  assert all(t.read().tobytes() == after[k].read().tobytes() for k, t in before.items())
+  safetensors.write_file(folder / 'model.safetensors', with_mask(1 - mask)(plain))
+  assert 'attn.bias differs from the config' in refused(folder, tmp_path / 'other')
+
+
+def test_a_full_workdir_and_a_full_output_are_refused(folder, tmp_path):
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full' / 'note').touch()
+  result = in_process.run('convert', 'from_hf', str(folder), f'--workdir={tmp_path / "full"}')
+  assert result.returncode == 2 and 'is not empty' in result.stderr
+  checkpoint.import_checkpoint(folder, tmp_path / 'run')
+  flags = [f'--workdir={tmp_path / "run"}', f'--out={tmp_path / "full"}']
+  result = in_process.run('convert', 'to_hf', *flags)
+  assert result.returncode == 2 and 'is not empty' in result.stderr
+  result = in_process.run('convert', 'to_hf', flags[0], f'--out={tmp_path / "out"}', '--step=7')
+  assert result.returncode == 2 and 'has checkpoints at 0' in result.stderr
+  assert [p.name for p in (tmp_path / 'full').iterdir()] == ['note']
+
+
+def test_a_trained_run_of_no_import_is_refused(tmp_path):
+  result = in_process.run('convert', 'to_hf', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}')
+  assert result.returncode == 2 and 'config.json is missing' in result.stderr
+
+
+def test_all_programs_work_on_an_imported_run(folder, tmp_path):
+  workdir = f'--workdir={tmp_path / "run"}'
+  result = in_process.run('convert', 'from_hf', str(folder), workdir)
+  assert result.returncode == 0 and 'llama, 7,' in result.stdout, result.stderr
+  result = in_process.run('generate', workdir, '--prompt=!"#', '--max_tokens=4')
+  assert result.returncode == 0 and result.stdout.startswith('!"#')
