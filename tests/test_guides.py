@@ -24,6 +24,7 @@ GUIDES = [
   'lm/data/README.md',
   'lm/decode/README.md',
   'lm/evaluation/README.md',
+  'lm/pretrained/README.md',
 ]
 TEXTS = {name: (ROOT / name).read_text() for name in GUIDES}
 LINKED = [*GUIDES, 'CONTRIBUTING.md', 'tpu_scripts/README.md', 'lm/preflight/README.md']
@@ -97,6 +98,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp('guides')
   for name in ('experiments', 'tpu_scripts'):
     shutil.copytree(ROOT / name, folder / name)
+  shutil.copytree(ROOT / 'tests/pretrained/checkpoints/llama', folder / 'DIR')
   shutil.copy(ROOT / 'README.md', folder)
   (folder / 'wordsim353.tsv').write_text('the\tof\t5.0\nthe\tto\t6.0\n')
   (folder / 'questions-words.txt').write_text(': few\nthe of to a\n')
