@@ -1,13 +1,13 @@
-"""Fingerprints for the preparation cache: digests of data, of code, and of files that code names.
+"""Fingerprints for the preparation cache: digests of data, of code, and of files named in code.
 
-A function depends on its module and on all modules of the project that this one imports, directly
+A function depends on its module and on all modules of the project that its module imports, directly
 or indirectly. The project is everything outside the standard library and the installed packages:
 the experiment's folder, and this package. Comments, formatting, docstrings and `get_config` do not
-count: they do not change what is prepared.
+count, as they do not change prepared data.
 
-A function also depends on files: those named by its arguments, and those named by string literals
-in modules of the project outside this package. A file name composed at run time is not detected:
-pass it as an argument.
+A function also depends on the files named by its arguments, or by string literals in modules of the
+project outside this package. A file name composed at run time is not detected: pass it as an
+argument.
 """
 
 import ast
@@ -79,11 +79,11 @@ def of_paths(paths: Iterable[str]) -> dict[str, str]:
     # Packages of this package only collect names; they import modules that prepare nothing here.
     if file is None or (ours and file.name == '__init__.py'):
       continue
-    digests[name], imported, strings = _parse(file, file.stat().st_mtime_ns)
+    digests[name], imported, literals = _parse(file, file.stat().st_mtime_ns)
     package = name if file.name == '__init__.py' else name.rpartition('.')[0]
     waiting += _absolute(imported, package)
     if not ours:
-      digests |= _files(strings, (pathlib.Path(), file.parent))
+      digests |= _files(literals, (pathlib.Path(), file.parent))
   return dict(sorted(digests.items()))
 
 
@@ -96,7 +96,7 @@ def of_values(value: Any) -> dict[str, str]:
     value: a string, or a list, tuple or dict of values.
   """
   digests: dict[str, str] = {}
-  for string in _strings(value):
+  for string in strings(value):
     digests |= _files([string], (pathlib.Path(),))
     if _IMPORT_PATH.fullmatch(string) and _is_project(string.partition(':')[0]):
       try:
@@ -108,21 +108,31 @@ def of_values(value: Any) -> dict[str, str]:
   return dict(sorted(digests.items()))
 
 
+def strings(value: Any) -> Iterator[str]:
+  """Yields the strings in a value of dicts, lists and tuples, except for keys."""
+  left = [value]
+  while left:
+    value = left.pop()
+    if isinstance(value, str):
+      yield value
+    elif isinstance(value, list | tuple | dict):
+      left += value.values() if isinstance(value, dict) else value
+
+
 def files_beside(module: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the files in a module's folder that its string literals name, by relative path.
 
   Large files are omitted.
   """
-  _, _, strings = _parse(module, module.stat().st_mtime_ns)
-  found = {}
-  for name in strings:
-    relative = pathlib.PurePath(name)
-    if not name.isprintable() or len(name) > _LONGEST or {'..', '/'} & set(relative.parts):
-      continue
-    file = module.parent / relative
-    if os.path.isfile(file) and file.stat().st_size <= _LARGE:
-      found[name] = file
-  return found
+  _, _, literals = _parse(module, module.stat().st_mtime_ns)
+  usable = (name for name in literals if _may_be_file(name))
+  inside = (name for name in usable if not {'..', '/'} & set(pathlib.PurePath(name).parts))
+  files = {name: module.parent / name for name in inside}
+  return {
+    name: file
+    for name, file in files.items()
+    if os.path.isfile(file) and file.stat().st_size <= _LARGE
+  }
 
 
 def _versions() -> dict[str, str]:
@@ -140,14 +150,6 @@ def _digest_of_examples(source: Sequence[dict]) -> str:
       data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
       digest.update(f'{i} {key} {len(data)} '.encode() + data)
   return digest.hexdigest()
-
-
-def _strings(value: Any) -> Iterator[str]:
-  if isinstance(value, str):
-    yield value
-  elif isinstance(value, dict | list | tuple):
-    for element in value.values() if isinstance(value, dict) else value:
-      yield from _strings(element)
 
 
 def _modules(path: str) -> set[str]:
@@ -176,18 +178,16 @@ def _parse(file: pathlib.Path, modified: int) -> tuple[str, tuple[tuple[str, int
   except SyntaxError:  # no function was imported from such a module
     return hashlib.sha256(source).hexdigest(), (), []
   _Strip().visit(tree)
-  imported: list[tuple[str, int]] = []
-  strings: list[str] = []
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Import):
-      imported += [(alias.name, 0) for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
+  nodes = list(ast.walk(tree))
+  imported = [(alias.name, 0) for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+  for node in nodes:
+    if isinstance(node, ast.ImportFrom):
       # A name imported from a package may be a module of it.
       names = ['', *(f'.{alias.name}' for alias in node.names if alias.name != '*')]
       imported += [(f'{node.module or ""}{name}'.lstrip('.'), node.level) for name in names]
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-      strings.append(node.value)
-  return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported), strings
+  constants = (n.value for n in nodes if isinstance(n, ast.Constant))
+  literals = [value for value in constants if isinstance(value, str)]
+  return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported), literals
 
 
 class _Strip(ast.NodeTransformer):
@@ -227,11 +227,9 @@ def _absolute(imported: Iterable[tuple[str, int]], package: str) -> set[str]:
 
 def _is_project(name: str) -> bool:
   top = name.partition('.')[0]
-  if top == _PACKAGE:
-    return True
   file = None if top in sys.stdlib_module_names else _module_file(top)
-  if file is None:
-    return False
+  if top == _PACKAGE or file is None:
+    return top == _PACKAGE
   library = pathlib.Path(sysconfig.get_path('stdlib')).resolve()
   return not (_INSTALLED & set(file.resolve().parts) or file.resolve().is_relative_to(library))
 
@@ -249,20 +247,20 @@ def _module_file(name: str) -> pathlib.Path | None:
   return path if path.suffix == '.py' and path.is_file() else None
 
 
-def _files(names: Iterable[str], folders: Iterable[pathlib.Path]) -> dict[str, str]:
-  """Returns digests of the names that are files, by name; `folders` hold relative ones."""
+def _may_be_file(name: str) -> bool:
+  return 0 < len(name) <= _LONGEST and name.isprintable()
+
+
+def _files(names: Iterable[str], folders: Sequence[pathlib.Path]) -> dict[str, str]:
+  """Returns digests of the files among `names`; relative names are looked up in `folders`."""
   digests = {}
-  for name in names:
-    if not 0 < len(name) <= _LONGEST or not name.isprintable():
-      continue
+  for name in filter(_may_be_file, names):
     path = pathlib.Path(os.path.expandvars(name)).expanduser()
-    file = next((folder / path for folder in folders if os.path.isfile(folder / path)), None)
-    if file is not None:
+    for file in [folder / path for folder in folders if os.path.isfile(folder / path)][:1]:
       stat = file.stat()
-      large = stat.st_size > _LARGE
       digests[f'file {name}'] = (
         f'{stat.st_size} {stat.st_mtime_ns}'
-        if large
+        if stat.st_size > _LARGE
         else hashlib.sha256(file.read_bytes()).hexdigest()
       )
   return digests

@@ -143,7 +143,7 @@ def test_modules_are_those_of_the_project(project):
     'mc_pack.sub',
   }
   # A source of this package counts with the module that defines it, not with all other sources.
-  assert {'lm.data.sources.text', 'lm.data.sources.byte_spans', 'lm.text.files'} <= found.keys()
+  assert {'lm.data.sources.text', 'lm.data.sources.base', 'lm.text.files'} <= found.keys()
   assert not {'lm.data.sources', 'lm.data.sources.squad', 'json', 'numpy', 'pathlib'} & found.keys()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lm.data.sources.base import (
+  ByteSpans,
   Example,
   LazySequence,
   available,
@@ -14,7 +15,6 @@ from lm.data.sources.base import (
   split_bounds,
   split_files,
 )
-from lm.data.sources.byte_spans import ByteSpans
 from lm.data.sources.tables import EMPTY
 from lm.errors import UserError
 

@@ -5,8 +5,18 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.data.sources.base import Example, LazySequence, check_choice, split_bounds, split_files
-from lm.data.sources.byte_spans import ByteSpans, fingerprint, read_json, strings, suffix
+from lm.data.fingerprints import strings
+from lm.data.sources.base import (
+  ByteSpans,
+  Example,
+  LazySequence,
+  check_choice,
+  fingerprint,
+  read_json,
+  split_bounds,
+  split_files,
+  suffix,
+)
 from lm.errors import UserError
 from lm.text.files import lone_surrogate
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from lm.data.sources.base import (
+  ByteSpans,
   Example,
   LazySequence,
   available,
   check_choice,
   split_bounds,
   split_files,
+  suffix,
 )
-from lm.data.sources.byte_spans import ByteSpans, suffix
 from lm.errors import UserError
 
 _UNITS = {'.tsv': 'row', '.csv': 'record', '.jsonl': 'line'}

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lm.data.sources.base import (
+  ByteSpans,
   Example,
   LazySequence,
   available,
   check_choice,
+  fingerprint,
   split_bounds,
   split_files,
+  suffix,
 )
-from lm.data.sources.byte_spans import ByteSpans, fingerprint, suffix
 from lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def text(
 
   Args:
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
-    files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. Lines of .jsonl files
-      are objects with a string 'text', one document each; other files are plain text; both may be
-      gzipped (.gz).
+    files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. A line of a .jsonl file
+      is an object with a string 'text', which is one document. Other files are plain text. Both may
+      be gzipped (.gz).
     validation: the fraction set aside: the last documents or, if the corpus is one document in one
       file, its last characters.
     documents: the unit of plain text: a 'file', a 'line', or a 'paragraph' (lines between empty

@@ -42,7 +42,7 @@ def test_without_files_of_their_own_splits_are_fractions():
 @pytest.mark.parametrize('validation', ['a', True, None, 1.5, float('nan')])
 def test_a_fraction_out_of_range_is_reported(validation):
   for find in (
-    lambda v: base.share_bounds('train', 9, v, 'rows'),
+    lambda v: base.split_bounds('train', 'all.txt', 9, v, 'rows'),
     lambda v: base.hash_split('train', v),
   ):
     with pytest.raises(UserError, match=f'validation={validation!r} must satisfy'):
@@ -65,13 +65,14 @@ def test_a_fraction_is_decimal():
     for percent in range(1, 100):
       aside = -(-percent * count // 100)  # in integers, rounded up
       if aside < count:
-        assert base.share_bounds('validation', count, percent / 100, 'rows') == (
+        assert base.split_bounds('validation', 'all.txt', count, percent / 100, 'rows') == (
           count - aside,
           count,
         )
-        assert base.share_bounds('train', count, percent / 100, 'rows') == (0, count - aside)
-  assert base.share_bounds('validation', 8, 0.125, 'rows') == (7, 8)
-  assert base.share_bounds('validation', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
+        bounds = base.split_bounds('train', 'all.txt', count, percent / 100, 'rows')
+        assert bounds == (0, count - aside)
+  assert base.split_bounds('validation', 'all.txt', 8, 0.125, 'rows') == (7, 8)
+  assert base.split_bounds('validation', 'all.txt', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lm.data.sources import parallel, table
-from lm.data.sources.byte_spans import ByteSpans
+from lm.data.sources.base import ByteSpans
 from lm.errors import UserError
 
 COLUMNS = {'text': 'text', 'label': 'label'}

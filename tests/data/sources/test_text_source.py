@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lm.data.sources import byte_spans, columns, python_docs, text
+from lm.data.sources import base, columns, python_docs, text
 from lm.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_one_document_is_cut_by_characters_wherever_it_is_looked_at(tmp_path, mo
   whole = ' \n' + 'a中🎉bé' * 25
   file = write(tmp_path, 'a.txt', whole)
   for block in (1, 2, 3, 7, 1000):
-    monkeypatch.setattr(byte_spans, '_BLOCK', block)
+    monkeypatch.setattr(base, '_BLOCK', block)
     for share in (0.01, 0.3, 0.99):
       cut = int(len(whole) * (1 - share))
       assert texts(text('train', file, validation=share)) == [whole[:cut]]
