@@ -1,8 +1,8 @@
 """The data pipeline: from a config's data section to a tokenizer and to packed rows of tokens.
 
 Three kinds of artifacts are cached, each under a digest of its inputs: the tokenizer, the tokens of
-a split, and the packing plan of those tokens. For a task the tokens are the features of its
-examples (lm.data.features). Where co-occurrences are counted, their pairs replace the plan
+a split, and the packing plan of those tokens. A task has the features of its examples in place of
+tokens (lm.data.features). Where co-occurrences are counted, their pairs replace the plan
 (lm.data.cooccurrence).
 
 Examples are processed in chunks of fixed size. A preparation step sees the examples of one chunk,
@@ -47,6 +47,8 @@ from lm.text.tokenizers import (
   word_ids,
 )
 
+Arrays = dict[str, np.ndarray]
+
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
 # Keys of a data section that determine the features of a task.
@@ -70,9 +72,9 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
   """
   train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
   source = open_source(data['source'], data['train_split'])
-  leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
+  settings = dict(data['tokenizer'])
   shaped_by = fingerprints.of_split(data, data['source'], data['train_split'], source)
-  shaped_by |= {'tokenizer': leaves, 'tokenizer code': fingerprints.of_values(leaves)}
+  shaped_by |= {'tokenizer': settings, 'tokenizer code': fingerprints.of_values(settings)}
   special_tokens: tuple[str, ...] = tuple(data['special_tokens'])
   texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
   if data['task'] is not None:
@@ -118,18 +120,18 @@ def packed_rows(
 ) -> Rows:
   """Returns a split as rows of tokens or of pairs, prepared or cached.
 
-  Evaluation rows have no seed and are packed in the order of the source, whatever `data.pack` is:
-  text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing are
-  thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
+  Evaluation rows have no seed and do not depend on `data.pack`: they keep the order of the source,
+  and text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing
+  are thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
 
   Args:
     data: the config's data section.
-    split: which split of the source.
+    split: name of a split of the source.
     tokenizer: encodes its text.
-    seed: orders the documents before packing, or the pairs; None for evaluation.
-    report: receives the number of documents done.
-    source: import path of a source other than the config's, as for an evaluation set.
-    transformed: whether rows packing_slack space for transforms, by `data.packing_slack`.
+    seed: determines the order of documents before packing, or of pairs; None for evaluation.
+    report: receives the number of processed documents.
+    source: import path of another source, such as one of an evaluation set; None for the config's.
+    transformed: whether rows leave space for transforms, by `data.packing_slack`.
 
   Raises:
     UserError: the section or the corpus is wrong.
@@ -167,8 +169,8 @@ def packed_rows(
       # As a decimal fraction: 10 x 1.1 is 11, but 12 in binary floating point rounded up.
       times = fractions.Fraction(str(packing_slack))
       sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
-      row_ends, order = packing.pack_examples(sizes, capacity, seed)
-      plan = {'row_ends': row_ends, 'order': order}
+      rows = packing.pack_examples(sizes, capacity, seed)
+      plan = dict(zip(('row_ends', 'order'), rows, strict=True))
     for field, values in plan.items():
       cache.save_array(plan_place / f'{field}.npy', values)
     return {'rows': len(plan['row_ends']), 'shaped_by': shaped_by}
@@ -183,7 +185,7 @@ def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
   """Returns a split of the source with an import path.
 
   Raises:
-    UserError: there is no such source, or it returns no sequence.
+    UserError: the source does not exist, or returns no sequence.
   """
   opened = resolve.call(resolve.resolve(path, 'data.source'), 'data.source', split)
   by_position = hasattr(opened, '__len__') and hasattr(opened, '__getitem__')
@@ -209,24 +211,24 @@ def prepared_examples(
   Raises:
     UserError: an example is no dict, or a step does not return examples.
   """
-  found: Iterator[Example] = (as_example(source[i], 'data.source') for i in range(start, stop))
+  prepared: Iterator[Example] = (as_example(source[i], 'data.source') for i in range(start, stop))
   for i, path in enumerate(steps):
     key = f'data.prepare[{i}]'
-    made = resolve.call(resolve.resolve(path, key), key, found)
-    if not isinstance(made, Iterable) or isinstance(made, str | Mapping):
+    output = resolve.call(resolve.resolve(path, key), key, prepared)
+    if not isinstance(output, Iterable) or isinstance(output, str | Mapping):
       raise UserError(
-        f'{key}={path!r} returns a {type(made).__name__}; a step takes an iterator of examples and '
-        'returns another, as with yield'
+        f'{key}={path!r} returns a {type(output).__name__}; a step takes an iterator of examples '
+        'and returns another, as with yield'
       )
-    found = map(functools.partial(as_example, key=key), made)
-  return found
+    prepared = map(functools.partial(as_example, key=key), output)
+  return prepared
 
 
 def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> str:
   """Returns the text of an example under a field; `key` names its origin in errors.
 
   Raises:
-    UserError: there is none, or it has a lone surrogate.
+    UserError: the field has no text, or the text has a lone surrogate.
   """
   text = example.get(field)
   if not isinstance(text, str):
@@ -238,7 +240,7 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingTexts:
-  """The texts that a tokenizer is trained on; every iteration starts at the first."""
+  """The training texts of a tokenizer; every iteration starts at the first."""
 
   source: Sequence[dict]
   steps: tuple[str, ...]
@@ -281,7 +283,7 @@ def _tokens(
 ) -> tuple[pathlib.Path, dict[str, Any]]:
   """Returns the directory of the tokens or features of a split, and its meta.json."""
   source = open_source(source_path, split)
-  task = None if data['task'] is None else {key: _plain(data[key]) for key in _TASK}
+  task = None if data['task'] is None else {key: data[key] for key in _TASK}
   job = Job(source_path, split, tuple(data['prepare']), tokenizer.to_str(), task)
   shaped_by = fingerprints.of_split(data, source_path, split, source)
   shaped_by['tokenizer'] = hashlib.sha256(job.tokenizer.encode()).hexdigest()
@@ -298,8 +300,9 @@ def _tokens(
         note = features.length_note(task, meta)
         meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
     if not meta['bytes' if task is None else 'features']:
-      empty = f'split {split!r} is empty: {note}; raise it'
-      raise UserError(empty if note else _no_text(data, source_path, split, len(source)))
+      if note:
+        raise UserError(f'split {split!r} is empty: {note}; raise it')
+      raise UserError(_no_text(data, source_path, split, len(source)))
     return meta | {'shaped_by': shaped_by}
 
   return _cached(data, 'tokens' if task is None else 'features', shaped_by, build)
@@ -316,39 +319,19 @@ def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> st
   )
 
 
-def _reported(arrays: Iterable['Arrays'], total: int, split: str, report: Report) -> Iterator:
+def _reported(arrays: Iterable[Arrays], total: int, split: str, report: Report) -> Iterator:
   for done, chunk in enumerate(arrays, 1):
     yield chunk
     report(min(done * CHUNK, total), total, f'preparing {split!r}')
 
 
 def _task_fingerprint(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-  """Returns everything that determines a task's artifacts."""
+  """Returns the part of a digest that describes a task, its converter and their code."""
   code = fingerprints.of_values([data['task'], data['converter']])
-  return {'task': {key: _plain(data[key]) for key in keys}, 'task code': code}
-
-
-def _plain(value: Any) -> Any:
-  return list(value) if isinstance(value, tuple) else value
+  return {'task': {key: data[key] for key in keys}, 'task code': code}
 
 
 # Tokens.
-
-Arrays = dict[str, np.ndarray]
-
-
-class EncodedTexts(NamedTuple):
-  """Documents as tokens.
-
-  Attributes:
-    tokens: the documents one after another, each followed by END.
-    counts: int64, the tokens of each document, END included.
-    sizes: int64, the UTF-8 bytes of the text of each document.
-  """
-
-  tokens: np.ndarray
-  counts: np.ndarray
-  sizes: np.ndarray
 
 
 def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
@@ -356,29 +339,29 @@ def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
   return np.uint16 if vocabulary_size(tokenizer) < 2**16 else np.uint32
 
 
-def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], EncodedTexts]:
-  """Returns the function from texts to tokens.
+def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Arrays]:
+  """Returns the function from texts to the arrays of their tokens.
 
-  Text that looks like a special token is encoded as text. `sizes` counts the bytes of the text
-  after the preparation steps, before the tokenizer normalizes it.
+  Text that looks like a special token is encoded as text. The arrays are:
+    tokens: the documents one after another, each followed by END.
+    counts: int64, the number of tokens of each document, including END.
+    sizes: int64, the UTF-8 bytes of each document, before the tokenizer normalizes it.
   """
   reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
 
-  def encode_texts(texts: Iterable[str]) -> EncodedTexts:
+  def encode_texts(texts: Iterable[str]) -> Arrays:
     tokens, counts, sizes = [np.empty(0, dtype)], [0], [0]
     for batch in _batches(texts):
-      found = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
-      for (piece, is_last), encoding in zip(batch, found, strict=True):
-        ids = np.array([*encoding.ids, end] if is_last else encoding.ids, dtype)
-        tokens.append(ids)
-        counts[-1] += len(ids)
+      encodings = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+      for (piece, is_last), encoding in zip(batch, encodings, strict=True):
+        tokens.append(np.array(encoding.ids + [end] * is_last, dtype))
+        counts[-1] += len(tokens[-1])
         sizes[-1] += len(piece.encode())
         if is_last:
           counts.append(0)
           sizes.append(0)
-    return EncodedTexts(
-      np.concatenate(tokens), np.array(counts[:-1], np.int64), np.array(sizes[:-1], np.int64)
-    )
+    arrays = {'counts': np.array(counts[:-1], np.int64), 'sizes': np.array(sizes[:-1], np.int64)}
+    return {'tokens': np.concatenate(tokens)} | arrays
 
   return encode_texts
 
@@ -400,7 +383,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
   """Yields pieces of a text, cut at line ends or else before spaces, and whether each is the last.
 
-  A text at most `_PIECE` long is one piece. A tokenizer needs a hundred times the size of its text.
+  A piece has at most `_PIECE` characters, as a tokenizer needs memory of a hundred times its text.
   """
   start = 0
   while len(text) - start > _PIECE:
@@ -418,8 +401,7 @@ def write_tokens(place: pathlib.Path, chunks: Iterable[Arrays], dtype: Any) -> d
   Raises:
     UserError: the bytes of a document exceed int32.
   """
-  counts: list[np.ndarray] = [np.zeros(0, np.int64)]
-  sizes: list[np.ndarray] = [np.zeros(0, np.int64)]
+  counts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
   content = hashlib.sha256()
   with (place / 'tokens.bin').open('wb') as f:
     for chunk in chunks:
@@ -449,7 +431,7 @@ def write_tokens(place: pathlib.Path, chunks: Iterable[Arrays], dtype: Any) -> d
 
 
 class Job(NamedTuple):
-  """A split of a source to be tokenized, after preparation steps."""
+  """A split of a source to be prepared and encoded."""
 
   source: str
   split: str
@@ -459,12 +441,12 @@ class Job(NamedTuple):
 
 
 def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, None, None]:
-  """Yields the fields of EncodedTexts, or for a task the arrays of features, chunk by chunk.
+  """Yields the arrays of `text_encoder`, or for a task those of features, chunk by chunk.
 
   This process works alone until much work is known to remain; then `workers` processes take over.
 
   Args:
-    job: what to do.
+    job: the split, and how to encode it.
     source: the source of the job, opened in this process.
     workers: number of processes; 1 for this process alone, 0 for one per core.
 
@@ -490,8 +472,8 @@ def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arr
   chunk = functools.partial(prepared_examples, source, job.steps)
   if job.task is None:
     encode_texts = text_encoder(tokenizer)
-    return lambda start, stop: encode_texts(map(text_of, chunk(start, stop)))._asdict()
-  # Steps may remove or multiply examples; then their indices say nothing about the source.
+    return lambda start, stop: encode_texts(map(text_of, chunk(start, stop)))
+  # Steps may remove or multiply examples; their indices then differ from those of the source.
   place = None if job.steps else getattr(source, 'place', None)
 
   def where(index: int) -> str:
@@ -505,8 +487,8 @@ def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arr
 def _encode_in_processes(
   workers: int, job: Job, bounds: Sequence[tuple[int, int]]
 ) -> Generator[Arrays, None, None]:
-  context = multiprocessing.get_context('spawn')
-  pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (job,))
+  spawn = multiprocessing.get_context('spawn')
+  pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (job,))
   try:
     with _without_main():
       results = map_ahead(pool, _encode_chunk, bounds, _AHEAD * workers)
@@ -536,7 +518,7 @@ def _start_worker(job: Job) -> None:
   global _worker
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the processes are the parallelism
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  # Opened by the first chunk, whose errors reach the parent.
+  # Opened by the first chunk, as errors of a chunk reach the parent process.
   _worker = functools.cache(lambda: _chunk_encoder(job, open_source(job.source, job.split)))
 
 

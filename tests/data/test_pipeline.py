@@ -257,10 +257,10 @@ def test_pieces_of_texts_long_and_short_are_put_together_again(monkeypatch):
   monkeypatch.setattr(pipeline, '_BATCH', 25)
   texts = ['ab', '', 'é' * 40, 'one two three four', '']
   found = pipeline.text_encoder(BYTES)(iter(texts))
-  assert found.sizes.tolist() == [len(t.encode()) for t in texts]
-  assert found.counts.tolist() == [len(t.encode()) + 1 for t in texts]
+  assert found['sizes'].tolist() == [len(t.encode()) for t in texts]
+  assert found['counts'].tolist() == [len(t.encode()) + 1 for t in texts]
   expected = [b for t in texts for b in [*(x + 1 for x in t.encode()), 0]]
-  assert found.tokens.tolist() == expected
+  assert found['tokens'].tolist() == expected
 
 
 def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
@@ -399,7 +399,7 @@ def test_a_full_disk_leaves_no_half_tokens(section, monkeypatch):
   data = section('some_corpus:lines')
 
   def fill(job, source, count):
-    yield pipeline.text_encoder(BYTES)(['some text'])._asdict()
+    yield pipeline.text_encoder(BYTES)(['some text'])
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
@@ -424,6 +424,6 @@ def test_text_that_looks_like_a_special_token_is_text():
   found = pipeline.text_encoder(tokenizers.bytes([]))(texts)
   # By hand: byte b is token b + 1, and the one END of a document, token 0, stands behind it.
   expected = [[b + 1 for b in text.encode()] + [0] for text in texts]
-  assert found.tokens.tolist() == [token for ids in expected for token in ids]
-  assert found.counts.tolist() == [11, 1, 8]
-  assert found.sizes.tolist() == [10, 0, 7]
+  assert found['tokens'].tolist() == [token for ids in expected for token in ids]
+  assert found['counts'].tolist() == [11, 1, 8]
+  assert found['sizes'].tolist() == [10, 0, 7]
