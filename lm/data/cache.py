@@ -1,9 +1,9 @@
 """The preparation cache: artifacts that are stored completely or not at all.
 
 An artifact is a directory named by the digest of its inputs. It is written under a name ending in
-'.partial', its meta.json last, and then renamed. A lock makes a second process wait for the first
-and use its result, for at most half a day. The next holder of the lock removes the leftovers of a
-killed process.
+'.partial', its meta.json last, and then renamed. A lock makes a second process wait, for at most
+half a day, until it can use the result of the first. The next holder of the lock removes the files
+of a killed process.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def locked(file: pathlib.Path) -> Iterator[None]:
   """Holds a lock between processes; the system releases it when its holder dies.
 
   Raises:
-    UserError: another process has held it for longer than any preparation takes.
+    UserError: another process has held the lock for longer than any preparation takes.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   what = file.name[1:-5]
@@ -111,16 +111,13 @@ def locked(file: pathlib.Path) -> Iterator[None]:
           waiting_since = time.monotonic()
           print(f'waiting for another process to prepare {what}', file=sys.stderr)
       if time.monotonic() - waiting_since > _MAX_SECONDS:
-        f.seek(0)
         raise UserError(
           f'{file} has been locked for {_MAX_SECONDS / 3600:g} hours by '
-          f'{f.read().strip() or "a process"}, which is still preparing {what}; end it, or set '
-          'another data.cache'
+          f'{file.read_text().strip() or "a process"}, which is still preparing {what}; end it, or '
+          'set another data.cache'
         )
       time.sleep(_POLL_SECONDS)
-    f.truncate(0)
-    f.write(f'process {os.getpid()} of {os.uname().nodename}')
-    f.flush()
+    file.write_text(f'process {os.getpid()} of {os.uname().nodename}')
     yield
 
 
