@@ -355,10 +355,10 @@ def read_json(text: str) -> Any:
     return json.loads(text)
   except json.JSONDecodeError:
     raise
-  except (RecursionError, ValueError) as e:
-    deep = isinstance(e, RecursionError)
-    wrong = 'is nested too deeply' if deep else 'has an integer of more than 4,300 digits'
-    raise ValueError(f'it {wrong}') from e
+  except RecursionError as e:
+    raise ValueError('it is nested too deeply') from e
+  except ValueError as e:
+    raise ValueError('it has an integer of more than 4,300 digits') from e
 
 
 def fingerprint(files: Sequence[pathlib.Path]) -> str:

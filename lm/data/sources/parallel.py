@@ -9,6 +9,7 @@ from lm.data.sources.base import (
   ByteSpans,
   Example,
   LazySequence,
+  as_tuple,
   available,
   check_choice,
   has_split_files,
@@ -30,15 +31,15 @@ def parallel(
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     source: names or glob patterns of files; ~, $VARIABLES and '{split}' are replaced. They may be
       gzipped.
-    target: the files of the other side, as many and in the same order.
+    target: the files of the other side, in the same number and order.
     validation: the fraction set aside, the last lines.
     empty: policy for pairs with a blank side: 'error' or 'skip'.
 
   Raises:
     UserError: files that are missing, damaged, empty or not aligned; an unknown split.
   """
-  sides = {'source': source, 'target': target}
-  return _pairs(split, sides, [('source', 'target')], validation, empty, with_languages=False)
+  files = {'source': source, 'target': target}
+  return _pairs(split, files, [('source', 'target')], validation, empty, with_languages=False)
 
 
 def directions(
@@ -51,7 +52,7 @@ def directions(
   """Returns examples of several directions of translation between aligned texts.
 
   They are {'source', 'target', 'source_language', 'target_language'}, one direction after another.
-  The same lines of every language are set aside, so that no sentence of 'validation' is in 'train'
+  The same lines of every language are set aside, so that 'train' has no sentence of 'validation'
   in another direction.
 
   Args:
@@ -82,7 +83,7 @@ def _pairs(
   empty: str,
   with_languages: bool,
 ) -> LazySequence:
-  """Returns the examples of all pairs of sides."""
+  """Returns the examples of all pairs of sides, one pair after another."""
   check_choice('empty', empty, EMPTY)
   sides, lines = _aligned(split, files, validation)
   chosen = [lines] * len(pairs)
@@ -115,14 +116,10 @@ def _aligned(
   split: str, files: Mapping[str, _Files], validation: float
 ) -> tuple[dict[str, ByteSpans], np.ndarray]:
   """Returns all lines of each side, and the indices of those in the split."""
-  names = [
-    name for given in files.values() for name in ((given,) if isinstance(given, str) else given)
-  ]
+  names = [name for given in files.values() for name in as_tuple(given)]
   has_split_files(names)
-  sides = {}
-  for side, given in files.items():
-    found = split_files(split, given, f'data.source: {side}')
-    sides[side] = ByteSpans(found, ['every line'] * len(found))
+  found = {side: split_files(split, given, f'data.source: {side}') for side, given in files.items()}
+  sides = {side: ByteSpans(paths, ['every line'] * len(paths)) for side, paths in found.items()}
   first, *others = sides.values()
   for other in others:
     _check_aligned(first, other)
@@ -130,16 +127,15 @@ def _aligned(
 
 
 def _check_aligned(one: ByteSpans, other: ByteSpans) -> None:
-  """Raises UserError if two sides differ in the number of lines of a file."""
+  """Raises UserError if two sides differ in their number of files, or of lines in a file."""
   if len(one.files) != len(other.files):
     raise UserError(
       f'data.source: {one.files[0]} is one of {len(one.files)} files, but {other.files[0]} is one '
       f'of {len(other.files)}; both sides need the same number'
     )
-  for i, counts in enumerate(zip(one.counts(), other.counts(), strict=True)):
-    if counts[0] != counts[1]:
-      files = (one.files[i], other.files[i])
-      (fewer, shorter), (more, longer) = sorted(zip(counts, files, strict=True))
+  for *files, a, b in zip(one.files, other.files, one.counts(), other.counts(), strict=True):
+    if a != b:
+      (fewer, shorter), (more, longer) = sorted(zip((a, b), files, strict=True))
       raise UserError(
         f'data.source: {longer}, line {fewer + 1} has no counterpart: {shorter} has {fewer} lines, '
         f'but this file has {more}'

@@ -28,18 +28,18 @@ def squad(
 ) -> Sequence[Example]:
   """Returns {'id', 'context', 'question', 'answers'} for each question.
 
-  An answer is {'text', 'start'}, in characters from the beginning of the context; an unanswerable
-  question has none (SQuAD v2.0). Files are .json as published (articles, paragraphs, questions), or
-  .jsonl with one question per line; 'answer_start' is the position of an answer. Answers may also
-  be one object of two lists, as in Hugging Face data sets. Rajpurkar et al. 2016, arXiv:1606.05250,
-  and 2018, arXiv:1806.03822.
+  An answer is {'text', 'start'}, in characters from the beginning of the context. An unanswerable
+  question has no answers (SQuAD v2.0). Files are .json as published (articles, paragraphs,
+  questions), or .jsonl with one question per line; 'answer_start' is the position of an answer.
+  Answers may also be one object of two lists, as in Hugging Face data sets. Rajpurkar et al. 2016,
+  arXiv:1606.05250, and 2018, arXiv:1806.03822.
 
   Args:
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     validation: the fraction of the contexts set aside, the last ones, with all their questions.
-    misplaced: policy for answers that are not at 'answer_start': 'error', or 'skip', which also
-      skips a question without any remaining answer. Their number is reported.
+    misplaced: policy for answers that are not at 'answer_start': 'error' or 'skip'. 'skip' also
+      skips questions without remaining answers, and the number of skipped answers is reported.
 
   Raises:
     UserError: files that are missing or in another format; an unknown split; an invalid question,
@@ -63,12 +63,9 @@ def squad(
 
 
 def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
-  """Yields the questions of a file; appends misplaced answers to `skipped`, or raises if None."""
+  """Yields the questions of a file; misplaced answers are added to `skipped`, or raise if None."""
   try:
-    for record in _records(file):
-      question = _question(record, file, skipped)
-      if question is not None:
-        yield question
+    yield from filter(None, (_question(record, file, skipped) for record in _records(file)))
   except (AttributeError, KeyError, TypeError) as e:
     raise UserError(
       f'{file} has not the layout of SQuAD: data, paragraphs, context, qas in .json; {_KEYS} in '
@@ -80,17 +77,14 @@ def _records(file: pathlib.Path) -> Iterator[Mapping[str, Any]]:
   """Yields each question as stored, with its context."""
   if suffix(file) == '.jsonl':
     lines = ByteSpans([file], ['line'])
-    for i in range(len(lines)):
-      yield lines.json_object(i, _KEYS)
+    yield from (lines.json_object(i, _KEYS) for i in range(len(lines)))
   elif suffix(file) == '.json':
     try:
-      found = read_json(ByteSpans([file], ['file'])[0])
+      articles = read_json(ByteSpans([file], ['file'])[0])['data']
     except ValueError as e:
       raise UserError(f'{file}: not JSON: {e}') from e
-    for article in found['data']:
-      for paragraph in article['paragraphs']:
-        for record in paragraph['qas']:
-          yield record | {'context': paragraph['context']}
+    paragraphs = itertools.chain.from_iterable(article['paragraphs'] for article in articles)
+    yield from (q | {'context': p['context']} for p in paragraphs for q in p['qas'])
   else:
     raise UserError(f'data.source: {file}: its name must end in .json or .jsonl (or with .gz)')
 
@@ -121,8 +115,8 @@ def _question(
     skipped.append(wrong)
   if given and not answers:
     return None
-  question = {'id': str(record['id']), 'context': context, 'question': record['question']}
-  return question | {'answers': answers}
+  example = {'id': str(record['id']), 'context': context, 'question': record['question']}
+  return example | {'answers': answers}
 
 
 def _answers(found: Any, place: str) -> list[tuple[str, int]]:

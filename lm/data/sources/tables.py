@@ -38,14 +38,14 @@ def table(
   character; .csv is quoted according to RFC 4180. Lines of .jsonl are objects. Blank lines are
   skipped.
 
-  A field is a string; JSON numbers and booleans become strings as JSON writes them. A field called
-  'value', for regression, becomes a float, and a JSON list of strings stays a list.
+  A field is a string; JSON numbers and booleans become strings of JSON. The field 'value', for
+  regression, becomes a float, and a JSON list of strings stays a list.
 
   Args:
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced.
-    columns: the column of each field, as {'text': 'sentence', 'label': 'polarity'}, or several
-      columns whose strings are joined, as {'text': ('title', 'description')}.
+    columns: the column of each field, as in {'text': 'sentence', 'label': 'polarity'}, or several
+      columns whose strings are joined, as in {'text': ('title', 'description')}.
     validation: the fraction set aside, the last rows.
     join: separator of joined strings.
     empty: policy for rows with an empty field: 'error' or 'skip'.
@@ -63,8 +63,9 @@ def table(
   found = split_files(split, files)
   for file in found:
     if suffix(file) not in _UNITS:
-      known = ', '.join(_UNITS)
-      raise UserError(f'data.source: {file}: its name must end in one of {known}, or that with .gz')
+      raise UserError(
+        f'data.source: {file}: its name must end in one of {", ".join(_UNITS)}, or that with .gz'
+      )
   spans = ByteSpans(found, [_UNITS[suffix(file)] for file in found])
   fields = {f: (c,) if isinstance(c, str) else tuple(c) for f, c in columns.items()}
   names = {name for several in fields.values() for name in several}
@@ -96,18 +97,18 @@ def table(
   def place(index: int) -> str:
     return spans.place(rows[index])
 
-  note, count = '', len(rows)
+  count = len(rows)
   if empty == 'skip':
     rows = np.array([row for row in rows.tolist() if all(read(row).values())], np.int64)
     if not len(rows):
       raise UserError(f'data.source: {found[0]}: every row has an empty field')
-    skipped = count - len(rows)
-    note = f'{skipped} rows with an empty field are skipped' if skipped else ''
+  skipped = count - len(rows)
+  note = f'{skipped} rows with an empty field are skipped' if skipped else ''
   return LazySequence(len(rows), make, spans.fingerprint, place, note)
 
 
 def _header(spans: ByteSpans, index: int, names: Iterable[str]) -> list[str]:
-  """Returns the names of the columns, after checking that each of `names` is there once."""
+  """Returns the names of the columns, after checking that each of `names` occurs once."""
   header = _cells(spans, index)
   for name in names:
     if header.count(name) != 1:
@@ -129,7 +130,7 @@ def _record(
 
 
 def _joined(values: list[Any], join: str, place: Callable[[int], str], row: int) -> str | list[str]:
-  """Returns values as one string, or a list of strings as it is; blank values are empty."""
+  """Returns the non-blank values joined to one string, or a list of strings unchanged."""
   first = values[0]
   if len(values) == 1 and isinstance(first, list) and all(isinstance(v, str) for v in first):
     return first

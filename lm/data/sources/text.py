@@ -163,5 +163,6 @@ def _read(file: pathlib.Path, group: int, column: str) -> 'pyarrow.ChunkedArray'
     with pyarrow.parquet.ParquetFile(file) as table:
       return table.read_row_group(group, columns=[column]).column(0)
   except (pyarrow.ArrowException, OSError) as e:
-    reason = ' '.join(str(e).split())
-    raise UserError(f'data.source: {file}: row group {group} (from 0) is damaged: {reason}') from e
+    raise UserError(
+      f'data.source: {file}: row group {group} (from 0) is damaged: {" ".join(str(e).split())}'
+    ) from e
