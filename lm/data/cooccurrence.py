@@ -94,8 +94,9 @@ def count_cooccurrences(
   table = np.zeros(frequent**2)
 
   def pairs_of(keys: np.ndarray, counts: np.ndarray) -> Pairs:
-    words = by_rank[np.stack(np.divmod(keys, size))]
-    return Pairs(*np.concatenate([words, words[::-1]], axis=1), np.concatenate([counts, counts]))
+    one, other = by_rank[keys // size], by_rank[keys % size]
+    inputs, neighbours = np.concatenate([one, other]), np.concatenate([other, one])
+    return Pairs(inputs, neighbours, np.concatenate([counts, counts]))
 
   def block_of(keys: list[np.ndarray]) -> Pairs:
     pairs, distances = np.divmod(np.sort(np.concatenate(keys)), window)

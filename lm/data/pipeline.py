@@ -47,8 +47,6 @@ from lm.text.tokenizers import (
   word_ids,
 )
 
-Arrays = dict[str, np.ndarray]
-
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
 # Keys of a data section that determine the features of a task.
@@ -319,7 +317,9 @@ def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> st
   )
 
 
-def _reported(arrays: Iterable[Arrays], total: int, split: str, report: Report) -> Iterator:
+def _reported(
+  arrays: Iterable[features.Arrays], total: int, split: str, report: Report
+) -> Iterator:
   for done, chunk in enumerate(arrays, 1):
     yield chunk
     report(min(done * CHUNK, total), total, f'preparing {split!r}')
@@ -339,7 +339,7 @@ def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
   return np.uint16 if vocabulary_size(tokenizer) < 2**16 else np.uint32
 
 
-def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], Arrays]:
+def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], features.Arrays]:
   """Returns the function from texts to the arrays of their tokens.
 
   Text that looks like a special token is encoded as text. The arrays are:
@@ -349,7 +349,7 @@ def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], A
   """
   reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
 
-  def encode_texts(texts: Iterable[str]) -> Arrays:
+  def encode_texts(texts: Iterable[str]) -> features.Arrays:
     tokens, counts, sizes = [np.empty(0, dtype)], [0], [0]
     for batch in _batches(texts):
       encodings = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
@@ -395,7 +395,9 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
   yield text[start:], True
 
 
-def write_tokens(place: pathlib.Path, chunks: Iterable[Arrays], dtype: Any) -> dict[str, Any]:
+def write_tokens(
+  place: pathlib.Path, chunks: Iterable[features.Arrays], dtype: Any
+) -> dict[str, Any]:
   """Writes the tokens of documents into a directory; returns entries of meta.json.
 
   Raises:
@@ -440,7 +442,9 @@ class Job(NamedTuple):
   task: dict[str, Any] | None = None  # keys of a data section that lm.data.features reads
 
 
-def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, None, None]:
+def encode(
+  job: Job, source: Sequence[dict], workers: int
+) -> Generator[features.Arrays, None, None]:
   """Yields the arrays of `text_encoder`, or for a task those of features, chunk by chunk.
 
   This process works alone until much work is known to remain; then `workers` processes take over.
@@ -466,7 +470,7 @@ def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, 
       return
 
 
-def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arrays]:
+def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], features.Arrays]:
   """Returns the function that tokenizes a chunk in this process."""
   tokenizer = tokenizers.Tokenizer.from_str(job.tokenizer)
   chunk = functools.partial(prepared_examples, source, job.steps)
@@ -486,7 +490,7 @@ def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arr
 
 def _encode_in_processes(
   workers: int, job: Job, bounds: Sequence[tuple[int, int]]
-) -> Generator[Arrays, None, None]:
+) -> Generator[features.Arrays, None, None]:
   spawn = multiprocessing.get_context('spawn')
   pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (job,))
   try:
@@ -511,7 +515,7 @@ def _without_main() -> Iterator[None]:
     sys.modules['__main__'] = main
 
 
-_worker: Callable[[], Callable[[int, int], Arrays]]  # of a worker process
+_worker: Callable[[], Callable[[int, int], features.Arrays]]  # of a worker process
 
 
 def _start_worker(job: Job) -> None:
@@ -529,7 +533,7 @@ def _end_with_parent() -> None:
   os._exit(1)
 
 
-def _encode_chunk(chunk: tuple[int, int]) -> Arrays:
+def _encode_chunk(chunk: tuple[int, int]) -> features.Arrays:
   try:
     return _worker()(*chunk)
   except UserError:

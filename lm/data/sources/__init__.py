@@ -28,9 +28,8 @@ from lm.data.sources.embedded.python_library import (
   python_questions,
   python_tags,
 )
-from lm.data.sources.parallel import directions, parallel
 from lm.data.sources.squad import squad
-from lm.data.sources.tables import table
+from lm.data.sources.tables import directions, parallel, table
 from lm.data.sources.text import columns, text
 from lm.data.sources.tfds import tfds
 

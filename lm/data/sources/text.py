@@ -5,7 +5,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lm.data.sources.base import (
   ByteSpans,
@@ -19,9 +19,6 @@ from lm.data.sources.base import (
   suffix,
 )
 from lm.errors import UserError
-
-if TYPE_CHECKING:
-  import pyarrow
 
 _UNITS = ('file', 'line', 'paragraph')
 
@@ -156,7 +153,8 @@ def _row_groups(file: pathlib.Path, column: str) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(file: pathlib.Path, group: int, column: str) -> 'pyarrow.ChunkedArray':
+def _read(file: pathlib.Path, group: int, column: str) -> Any:
+  """Returns the column of a row group, as a pyarrow.ChunkedArray."""
   import pyarrow.parquet
 
   try:
