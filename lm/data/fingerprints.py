@@ -215,14 +215,14 @@ class _Strip(ast.NodeTransformer):
 
 def _absolute(imported: Iterable[tuple[str, int]], package: str) -> set[str]:
   """Returns the absolute names of imported modules and of their parent packages."""
-  found = set()
+  names = set()
   for name, level in imported:
     if level:
       base = package.rsplit('.', level - 1)[0] if level > 1 else package
       name = f'{base}.{name}'.strip('.')
     parts = name.split('.')
-    found |= {'.'.join(parts[: n + 1]) for n in range(len(parts))}
-  return found - {''}
+    names |= {'.'.join(parts[: n + 1]) for n in range(len(parts))}
+  return names - {''}
 
 
 def _is_project(name: str) -> bool:
@@ -239,10 +239,10 @@ def _module_file(name: str) -> pathlib.Path | None:
   file = getattr(sys.modules.get(name), '__file__', None)
   if not file:
     try:
-      found = importlib.util.find_spec(name)
+      spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):  # no such module
       return None
-    file = found.origin if found else None
+    file = spec.origin if spec else None
   path = pathlib.Path(file or '')
   return path if path.suffix == '.py' and path.is_file() else None
 

@@ -153,11 +153,11 @@ def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
       each = free // size
       needed = -(-len(items) // each)
       if free in open_bins:
-        there = np.concatenate(open_bins.pop(free))
+        candidates = np.concatenate(open_bins.pop(free))
       else:
-        there = np.arange(count, count + needed)
+        candidates = np.arange(count, count + needed)
         count += needed
-      used, unused = there[:needed], there[needed:]
+      used, unused = candidates[:needed], candidates[needed:]
       placed = min(len(items), each * len(used))
       bins[items[:placed]] = np.repeat(used, each)[:placed]
       items = items[placed:]

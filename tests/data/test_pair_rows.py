@@ -1,4 +1,4 @@
-"""Rows of pairs: what lies where, and how a config asks for them."""
+"""Rows of pairs: their contents and order, and the keys of a config."""
 
 import collections
 import pathlib
@@ -17,7 +17,7 @@ WORDS = {'fn': 'lm.text.tokenizers:words', 'min_count': 1}
 
 
 def numbered(count):
-  """Returns pairs each of whose numbers says which it is."""
+  """Returns pairs; every element identifies its pair."""
   n = np.arange(count)
   return Pairs(n.astype(np.int32), (n + 1000).astype(np.int32), n + 0.5)
 
@@ -41,27 +41,29 @@ def flat(rows):
   return {name: values[batch['segments'] > 0] for name, values in batch.items()}
 
 
-def test_every_pair_is_there_once_with_its_count(written):
+def test_every_pair_occurs_once_with_its_count(written):
   pairs = numbered(100)
-  found = flat(written(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
-  assert sorted(found['inputs'].tolist()) == list(range(100))
-  assert (found['neighbours'] == found['inputs'] + 1000).all()
-  assert (found['counts'] == found['inputs'] + 0.5).all()
+  arrays = flat(written(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
+  assert sorted(arrays['inputs'].tolist()) == list(range(100))
+  assert (arrays['neighbours'] == arrays['inputs'] + 1000).all()
+  assert (arrays['counts'] == arrays['inputs'] + 0.5).all()
 
 
-def test_pairs_that_recur_are_summed_whatever_the_blocks(written):
+def test_recurring_pairs_are_summed_across_blocks(written):
   pairs, twice = numbered(100), numbered(40)
   blocks = Pairs(*(a[:70] for a in pairs)), twice, Pairs(*(a[70:] for a in pairs))
   together = Pairs(*(np.concatenate(arrays) for arrays in zip(pairs, twice, strict=True)))
-  found, one = flat(written(*blocks)), flat(written(together))
-  assert all((found[name] == one[name]).all() for name in found)
-  assert (found['counts'] == (found['inputs'] + 0.5) * np.where(found['inputs'] < 40, 2, 1)).all()
+  arrays, one = flat(written(*blocks)), flat(written(together))
+  assert all((arrays[name] == one[name]).all() for name in arrays)
+  assert (
+    arrays['counts'] == (arrays['inputs'] + 0.5) * np.where(arrays['inputs'] < 40, 2, 1)
+  ).all()
 
 
-def test_the_order_is_random_and_the_seed_decides(written):
+def test_the_seed_determines_a_random_order(written):
   orders = [flat(written(numbered(5000), seed=seed))['inputs'] for seed in (0, 0, 1)]
   assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()
-  # Where a pair comes to lie says nothing of where it came from.
+  # The place of a pair in the rows is unrelated to its place in the input.
   assert abs(np.corrcoef(orders[0], np.arange(5000))[0, 1]) < 0.05
   assert 0.45 < (np.diff(orders[0]) > 0).mean() < 0.55
 
@@ -95,7 +97,7 @@ def test_a_batch_stacks_rows(written):
     rows[3]
 
 
-def test_training_and_evaluation_see_each_pair_once(written):
+def test_training_and_evaluation_read_each_pair_once(written):
   rows = written(numbered(60))
   steps = batches.train_batches(rows, (), 4, 1, [range(0, 2)])
   for seen in ([batch for _, batch in steps], list(batches.eval_batches(rows, 5))):
@@ -103,23 +105,23 @@ def test_training_and_evaluation_see_each_pair_once(written):
     assert sorted(inputs.tolist()) == list(range(60))
 
 
-def test_a_config_names_what_counts(section, corpus):
+def test_a_config_names_the_counter(section, corpus):
   source = corpus('a b c\nb a a d\nx', documents='line')
   data = section(source, tokenizer=WORDS, pair_counter=COUNT, seq_len=4)
   tokenizer = pipeline.tokenizer(data)
   rows = pipeline.packed_rows(data, 'train', tokenizer, 0)
-  found = flat(rows)
-  names = [[tokenizer.id_to_token(int(i)) for i in found[k]] for k in ('inputs', 'neighbours')]
+  arrays = flat(rows)
+  names = [[tokenizer.id_to_token(int(i)) for i in arrays[k]] for k in ('inputs', 'neighbours')]
   expected = collections.Counter()
   ordered = {'ab': 2.5, 'bc': 1, 'ac': 0.5, 'ad': 1.5}  # b a a: 1 + 1/2; a b c: 1
   for (i, j), count in ordered.items():
     expected[i, j] = expected[j, i] = count
   expected['a', 'a'] = 2
-  assert dict(zip(zip(*names, strict=True), found['counts'].tolist(), strict=True)) == expected
+  assert dict(zip(zip(*names, strict=True), arrays['counts'].tolist(), strict=True)) == expected
   assert isinstance(rows, PairRows) and (rows.documents, rows.tokens) == (3, len(expected))
 
 
-def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
+def test_counted_pairs_are_cached(section, corpus, monkeypatch):
   data = section(corpus('a b c a b d'), tokenizer=WORDS, pair_counter=COUNT)
   tokenizer = pipeline.tokenizer(data)
 
@@ -140,7 +142,7 @@ def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
     fingerprint(2)
 
 
-def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
+def test_an_interrupted_count_leaves_no_files(section, corpus, monkeypatch):
   data = section(corpus('a b c a b d'), tokenizer=WORDS, pair_counter=COUNT)
   tokenizer = pipeline.tokenizer(data)
 
@@ -160,12 +162,12 @@ def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
 
 
 @pytest.mark.parametrize('told', [True, False])
-def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
+def test_counting_reports_progress(takes_progress, section, corpus, monkeypatch):
   data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, pair_counter=COUNT)
-  data['cache'] += f'-{told}'
+  data['cache'] += f'-{takes_progress}'
   count = cooccurrence.count_cooccurrences
   monkeypatch.setattr(cooccurrence, '_BLOCK', 3)
-  if not told:  # a counter that takes no such argument is none the worse
+  if not takes_progress:  # a counter without this argument works too
 
     def silent(stream, window):
       return count(stream, window)
@@ -175,7 +177,7 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
   pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0, lambda *line: lines.append(line))
   counting = [(done, total) for done, total, what in lines if what == 'counting co-occurrences']
   # Of nine tokens, with END, the documents have four, three and two.
-  assert counting == ([(0, 3), (1, 3), (3, 3)] if told else [])
+  assert counting == ([(0, 3), (1, 3), (3, 3)] if takes_progress else [])
 
 
 @pytest.mark.parametrize(

@@ -115,18 +115,18 @@ def split_files(
   Raises:
     UserError: a name matches no file.
   """
-  found = []
+  paths = []
   for name in as_tuple(names):
     expand_path(name, key)  # errors show the name as in the config
     try:
-      found += find_files(name.replace(_SPLIT, split), key)
+      paths += find_files(name.replace(_SPLIT, split), key)
     except UserError as e:
       if _SPLIT not in name:
         raise
       others = sorted(path.name for path in glob_files(expand_path(name.replace(_SPLIT, '*'), key)))
       wanted = pathlib.PurePath(name.replace(_SPLIT, split)).name
       raise UserError(f'{e}{available(wanted, others) if others else ""}') from e
-  return found
+  return paths
 
 
 def has_split_files(names: str | Sequence[str]) -> bool:
@@ -289,17 +289,17 @@ class ByteSpans(Sequence):
       UserError: the span is no JSON object, lacks a key, or has a lone surrogate under a key.
     """
     try:
-      found = read_json(self[index])
+      record = read_json(self[index])
     except ValueError as e:
       raise UserError(f'{self.place(index)}: not a line of JSON: {e}') from e
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
       raise UserError(f'{self.place(index)}: not a JSON object, {{...}}')
     for key in keys:
-      if key not in found:
-        raise UserError(f'{self.place(index)}: no key {key!r}{available(key, found)}')
-      for half in filter(None, map(lone_surrogate, strings(found[key]))):
+      if key not in record:
+        raise UserError(f'{self.place(index)}: no key {key!r}{available(key, record)}')
+      for half in filter(None, map(lone_surrogate, strings(record[key]))):
         raise UserError(f'{self.place(index)}: {key!r} {half}')
-    return found
+    return record
 
   def is_blank(self, index: int) -> bool:
     """Returns whether a span has only white space."""

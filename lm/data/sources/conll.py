@@ -94,8 +94,8 @@ def _sentences(
   separator: str,
 ) -> Sequence[Example]:
   """Returns sentences; `read` returns the words of a line with their tags."""
-  found = split_files(split, files)
-  spans = ByteSpans(found, ['paragraph'] * len(found))
+  paths = split_files(split, files)
+  spans = ByteSpans(paths, ['paragraph'] * len(paths))
   spans = spans.select(slice(*split_bounds(split, files, len(spans), validation, 'sentences')))
 
   def make(index: int) -> Example:

@@ -46,10 +46,10 @@ def squad(
       context or answer; a misplaced answer.
   """
   check_choice('misplaced', misplaced, ('error', 'skip'))
-  found = split_files(split, files)
+  paths = split_files(split, files)
   skipped: list[str] = []
   everything = itertools.chain.from_iterable(
-    _questions(file, skipped if misplaced == 'skip' else None) for file in found
+    _questions(file, skipped if misplaced == 'skip' else None) for file in paths
   )
   contexts = [list(group) for _, group in itertools.groupby(everything, lambda q: q['context'])]
   start, stop = split_bounds(split, files, len(contexts), validation, 'contexts')
@@ -59,7 +59,7 @@ def squad(
   def place(index: int) -> str:
     return f'question {questions[index]["id"]!r:.60}'
 
-  return LazySequence(len(questions), questions.__getitem__, fingerprint(found), place, note)
+  return LazySequence(len(questions), questions.__getitem__, fingerprint(paths), place, note)
 
 
 def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
@@ -119,20 +119,20 @@ def _question(
   return example | {'answers': answers}
 
 
-def _answers(found: Any, place: str) -> list[tuple[str, int]]:
+def _answers(answers: Any, place: str) -> list[tuple[str, int]]:
   """Returns text and start of each answer, after checking their types."""
   pairs: list[tuple[Any, Any]] | None = None
-  if isinstance(found, dict):
-    texts, starts = found.get('text'), found.get('answer_start')
+  if isinstance(answers, dict):
+    texts, starts = answers.get('text'), answers.get('answer_start')
     if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
       pairs = list(zip(texts, starts, strict=True))
-  elif isinstance(found, list) and all(
-    isinstance(answer, dict) and {'text', 'answer_start'} <= answer.keys() for answer in found
+  elif isinstance(answers, list) and all(
+    isinstance(answer, dict) and {'text', 'answer_start'} <= answer.keys() for answer in answers
   ):
-    pairs = [(answer['text'], answer['answer_start']) for answer in found]
+    pairs = [(answer['text'], answer['answer_start']) for answer in answers]
   if pairs is None:
     raise UserError(
-      f"{place}: 'answers' is {found!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
+      f"{place}: 'answers' is {answers!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
       'object of two lists of equal length under those names'
     )
   for text, start in pairs:

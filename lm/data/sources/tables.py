@@ -67,13 +67,13 @@ def table(
       f"data.source: columns={columns!r} must name the column of each field, as {{'text': "
       "'sentence'}"
     )
-  found = split_files(split, files)
-  for file in found:
+  paths = split_files(split, files)
+  for file in paths:
     if suffix(file) not in _UNITS:
       raise UserError(
         f'data.source: {file}: its name must end in one of {", ".join(_UNITS)}, or that with .gz'
       )
-  spans = ByteSpans(found, [_UNITS[suffix(file)] for file in found])
+  spans = ByteSpans(paths, [_UNITS[suffix(file)] for file in paths])
   fields = {f: (c,) if isinstance(c, str) else tuple(c) for f, c in columns.items()}
   names = {name for several in fields.values() for name in several}
   counts = spans.counts()
@@ -108,7 +108,7 @@ def table(
   if empty == 'skip':
     rows = np.array([row for row in rows.tolist() if all(read(row).values())], np.int64)
     if not len(rows):
-      raise UserError(f'data.source: {found[0]}: every row has an empty field')
+      raise UserError(f'data.source: {paths[0]}: every row has an empty field')
   skipped = count - len(rows)
   note = f'{skipped} rows with an empty field are skipped' if skipped else ''
   return LazySequence(len(rows), make, spans.fingerprint, place, note)
@@ -260,8 +260,10 @@ def _aligned(
   """Returns all lines of each side, and the indices of those in the split."""
   names = [name for given in files.values() for name in as_tuple(given)]
   has_split_files(names)
-  found = {side: split_files(split, given, f'data.source: {side}') for side, given in files.items()}
-  sides = {side: ByteSpans(paths, ['every line'] * len(paths)) for side, paths in found.items()}
+  paths_of = {
+    side: split_files(split, given, f'data.source: {side}') for side, given in files.items()
+  }
+  sides = {side: ByteSpans(paths, ['every line'] * len(paths)) for side, paths in paths_of.items()}
   first, *others = sides.values()
   for other in others:
     _check_aligned(first, other)

@@ -42,9 +42,9 @@ def text(
     UserError: files that are missing, empty, binary or not UTF-8; an unknown split.
   """
   check_choice('documents', documents, _UNITS)
-  found = split_files(split, files)
-  spans = ByteSpans(found, ['line' if _is_jsonl(file) else documents for file in found])
-  if documents == 'file' and len(spans) == 1 and not _is_jsonl(found[0]):
+  paths = split_files(split, files)
+  spans = ByteSpans(paths, ['line' if _is_jsonl(file) else documents for file in paths])
+  if documents == 'file' and len(spans) == 1 and not _is_jsonl(paths[0]):
     size = spans.characters(0) if validation else 1
     bounds = split_bounds(split, files, size, validation, 'characters')
     return _documents(spans.cut(0, *bounds) if validation else spans, 'text')
@@ -67,17 +67,17 @@ def columns(
   Raises:
     UserError: files that are missing, damaged or empty; no such column; an unknown split.
   """
-  found = split_files(split, files)
-  if all(map(_is_jsonl, found)):
-    spans = ByteSpans(found, ['line'] * len(found))
+  paths = split_files(split, files)
+  if all(map(_is_jsonl, paths)):
+    spans = ByteSpans(paths, ['line'] * len(paths))
     bounds = split_bounds(split, files, len(spans), validation, 'rows')
     return _documents(spans.select(slice(*bounds)), text)
-  for file in found:
+  for file in paths:
     if file.suffix != '.parquet':
       raise UserError(f'data.source: {file}: files must be all .parquet or all .jsonl')
-  counts = [_row_groups(file, text) for file in found]
+  counts = [_row_groups(file, text) for file in paths]
   bounds = split_bounds(split, files, sum(map(sum, counts)), validation, 'rows')
-  return _parquet(found, text, counts, range(*bounds))
+  return _parquet(paths, text, counts, range(*bounds))
 
 
 def _documents(spans: ByteSpans, column: str) -> LazySequence:

@@ -1,4 +1,4 @@
-"""What gzipped files hold is never in memory together, however well it was packed."""
+"""The contents of gzipped files are not held in memory, even if they are highly compressed."""
 
 import gzip
 import random
@@ -30,12 +30,12 @@ def test_a_gzip_bomb_is_opened_in_little_memory(tmp_path, name, line, unit):
   base._load.cache_clear()
   tracemalloc.start()
   try:
-    found = base.ByteSpans([file], [unit])
-    place = found.place(len(found) - 1)
+    spans = base.ByteSpans([file], [unit])
+    place = spans.place(len(spans) - 1)
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert len(found) == 1 and place == f'{file}, line 1'
+  assert len(spans) == 1 and place == f'{file}, line 1'
   assert peak < SIZE / 2
 
 
@@ -74,8 +74,8 @@ def test_a_gzip_file_that_does_not_fit_on_the_disk_is_reported(tmp_path, monkeyp
     text('train', str(file))
 
 
-def test_units_are_cut_as_by_the_plain_expressions():
-  """Possessive repeats find what backtracking ones find."""
+def test_possessive_quantifiers_match_like_backtracking_ones():
+  """Possessive quantifiers match the same spans as backtracking ones."""
   plain = {
     'paragraph': rb'[^\r\n]+(?:\r?\n[^\r\n]+)*',
     'record': rb'(?:[^"\r\n]+|"[^"]*(?:"|\Z))+',
@@ -84,5 +84,5 @@ def test_units_are_cut_as_by_the_plain_expressions():
   for _ in range(2000):
     data = bytes(rng.choice(b'ab",\r\n\n') for _ in range(rng.randrange(30)))
     for unit, pattern in plain.items():
-      found = [match.span() for match in base.UNITS[unit].finditer(data)]
-      assert found == [match.span() for match in re.finditer(pattern, data)], (unit, data)
+      spans = [match.span() for match in base.UNITS[unit].finditer(data)]
+      assert spans == [match.span() for match in re.finditer(pattern, data)], (unit, data)

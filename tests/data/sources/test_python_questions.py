@@ -39,10 +39,10 @@ def library(monkeypatch):
 
 
 def test_questions_about_a_list_of_functions(library):
-  found = list(python_library.python_questions('train', functions=2, validation=0.001))
-  assert len({e['id'] for e in found}) == len(found) == 9
-  assert [e['context'] for e in found[:5]] == [CONTEXT] * 5
-  asked = [(e['question'], [a['text'] for a in e['answers']]) for e in found]
+  examples = list(python_library.python_questions('train', functions=2, validation=0.001))
+  assert len({e['id'] for e in examples}) == len(examples) == 9
+  assert [e['context'] for e in examples[:5]] == [CONTEXT] * 5
+  asked = [(e['question'], [a['text'] for a in e['answers']]) for e in examples]
   assert asked[:7] == [
     ('What does first.join do?', ['Join some paths']),
     ('What are the arguments of first.join?', ['path, *paths']),
@@ -68,7 +68,7 @@ def test_dialogues_about_a_list_of_functions(library):
 
 
 @pytest.mark.slow
-def test_the_library_itself():
+def test_questions_of_the_real_library():
   train, aside = (list(python_library.python_questions(split)) for split in ('train', 'validation'))
   assert len(train) > 5000 and len(aside) > 200
   assert not {e['context'] for e in train} & {e['context'] for e in aside}

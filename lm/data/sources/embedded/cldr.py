@@ -138,9 +138,9 @@ def names(
   for code in sorted(sources.keys() & targets.keys()):
     translations[sources[code]].add(targets[code])
   pairs = [
-    {'source': source, 'target': min(found)}
-    for source, found in translations.items()
-    if len(found) == 1 and in_split(source)
+    {'source': source, 'target': min(translated)}
+    for source, translated in translations.items()
+    if len(translated) == 1 and in_split(source)
   ]
   return LazySequence(len(pairs), pairs.__getitem__, _fingerprint())
 

@@ -146,19 +146,19 @@ def entries(node: ast.Module | ast.ClassDef | _Function, name: str) -> Iterator[
 @functools.cache
 def _documents() -> dict[str, str]:
   """Returns the text of each document by its name."""
-  found: dict[str, str] = {}
+  documents: dict[str, str] = {}
   seen: set[str] = set()
   for place, name, tree in modules():
     if place == _TOPICS:
       for topic, text in sorted(_topics(tree).items()):
         if text not in seen:  # several keywords may share a page
           seen.add(text)
-          found[f'topic {topic}'] = text
+          documents[f'topic {topic}'] = text
     new = [entry for entry in entries(tree, name) if entry.doc not in seen]
     seen.update(entry.doc for entry in new)
     if new:
-      found[name] = '\n\n'.join(f'{_heading(entry)}\n\n{entry.doc}' for entry in new) + '\n'
-  return found
+      documents[name] = '\n\n'.join(f'{_heading(entry)}\n\n{entry.doc}' for entry in new) + '\n'
+  return documents
 
 
 def _topics(tree: ast.Module) -> dict[str, str]:
@@ -174,15 +174,15 @@ def _heading(entry: Entry) -> str:
 @functools.cache
 def _measured() -> dict[str, tuple[str, float]]:
   """Returns module and value of each text, of both splits: no text is in both."""
-  found: dict[str, tuple[str, float]] = {}
+  measured: dict[str, tuple[str, float]] = {}
   for _, name, tree in modules():
     for node in ast.walk(tree):
       # A docstring alone is an interface, whose code is elsewhere.
       if isinstance(node, _Function) and len(node.body) > 1 and (doc := ast.get_docstring(node)):
         text = f'{node.name}({ast.unparse(node.args)})\n\n{doc}'
         lines = (node.body[-1].end_lineno or 0) - node.body[1].lineno + 1
-        found.setdefault(text, (name, math.log2(lines)))
-  return found
+        measured.setdefault(text, (name, math.log2(lines)))
+  return measured
 
 
 def python_questions(split: str, functions: int = 5, validation: float = 0.1) -> LazyLoad:
@@ -260,7 +260,7 @@ def _functions() -> dict[str, list[Entry]]:
   The `doc` of an entry is the first paragraph of the docstring on one line, unique among functions.
   It begins with a sentence of at least three words.
   """
-  found: dict[str, list[Entry]] = {}
+  functions: dict[str, list[Entry]] = {}
   seen: set[str] = set()
   for _, module, tree in modules():
     for entry in entries(tree, module):
@@ -268,8 +268,8 @@ def _functions() -> dict[str, list[Entry]]:
       usable = entry.arguments is not None and len(doc) <= _LONGEST and not _SIGNATURE.match(doc)
       if usable and _purpose(doc).count(' ') >= 2 and not {entry.name, doc} & seen:
         seen |= {entry.name, doc}
-        found.setdefault(module, []).append(entry._replace(doc=doc))
-  return found
+        functions.setdefault(module, []).append(entry._replace(doc=doc))
+  return functions
 
 
 def _purpose(doc: str) -> str:
