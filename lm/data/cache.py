@@ -1,6 +1,6 @@
 """The preparation cache: artifacts that are stored completely or not at all.
 
-An artifact is a directory named by the digest of its inputs. It is written under a name ending in
+An artifact is a directory named by the digest of its inputs. It is created under a name ending in
 '.partial', its meta.json last, and then renamed. A lock makes a second process wait, for at most
 half a day, until it can use the result of the first. The next holder of the lock removes the files
 of a killed process.

@@ -63,12 +63,12 @@ def test_selected_rows_equal_rows_of_the_global_batch(rows, transforms):
 
 def test_transforms_are_random_for_each_epoch_and_row(rows):
   def draw(row, rng):
-    return {'drawn': rng.integers(0, 2**31, 1)}
+    return {'random': rng.integers(0, 2**31, 1)}
 
   n = len(rows)
-  sampled = [batches.batch_at(rows, (draw,), n, SEED, step)['drawn'] for step in range(2)]
+  sampled = [batches.batch_at(rows, (draw,), n, SEED, step)['random'] for step in range(2)]
   assert len(np.unique(sampled)) == 2 * n
-  again = batches.batch_at(rows, (draw,), n, SEED, 1)['drawn']
+  again = batches.batch_at(rows, (draw,), n, SEED, 1)['random']
   assert (again == sampled[1]).all()
 
 

@@ -15,34 +15,34 @@ T, S = 12, 20
 def random_features(count, seed=0, source=True, weights=False, values=True):
   """Returns random features; every element identifies its feature."""
   rng = np.random.default_rng(seed)
-  written = []
+  stored = []
   for n in range(count):
     t, s = rng.integers(1, T), rng.integers(1, S)
     tokens = {'inputs': 100 * n + np.arange(t), 'targets': 100 * n + 1 + np.arange(t)}
     tokens |= {'weights': np.arange(t) % 2} if weights else {}
-    written.append(
+    stored.append(
       Features(
         tokens,
         {'source': 1000 * n + np.arange(s)} if source else {},
         {'targets': n, 'weights': 1} if values else {},
       )
     )
-  return written
+  return stored
 
 
 @pytest.fixture
 def rows_of(tmp_path):
   """Returns a function that writes features to the disk and opens them as rows."""
 
-  def open_rows(written, seed=0):
+  def open_rows(stored, seed=0):
     place, plan = tmp_path / 'features', tmp_path / 'plan'
     for folder in (place, plan):
       folder.mkdir()
-    half = len(written) // 2
+    half = len(stored) // 2
     chunks = [
       features._stacked(list(enumerate(part)))
       | {features.COUNT: np.array([len(part)]), features.LONG: np.zeros(3, int)}
-      for part in (written[:half], written[half:])
+      for part in (stored[:half], stored[half:])
     ]
     meta = features.write_features(place, chunks)
     sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
@@ -65,17 +65,17 @@ def pieces(rows):
 
 
 def test_every_feature_is_one_segment_of_one_row(rows_of):
-  written = random_features(50, values=False)
-  rows = rows_of(written)
+  stored = random_features(50, values=False)
+  rows = rows_of(stored)
   assert len(rows) < 50
   seen = []
   for feature, slot, row in pieces(rows):
     seen.append(feature)
     inside, in_source = row['segments'] == slot + 1, row['source_segments'] == slot + 1
-    for name, expected in written[feature].tokens.items():
+    for name, expected in stored[feature].tokens.items():
       assert row[name][inside].tolist() == expected.tolist()
     assert row['positions'][inside].tolist() == list(range(inside.sum()))
-    assert row['source'][in_source].tolist() == written[feature].source['source'].tolist()
+    assert row['source'][in_source].tolist() == stored[feature].source['source'].tolist()
     assert row['source_positions'][in_source].tolist() == list(range(in_source.sum()))
   assert sorted(seen) == list(range(50))
 
@@ -97,20 +97,20 @@ def test_weights_are_1_if_a_converter_returns_none(rows_of):
 
 
 def test_weights_of_a_converter_follow_the_row(rows_of):
-  written = random_features(20, source=False, weights=True, values=False)
-  rows = rows_of(written)
+  stored = random_features(20, source=False, weights=True, values=False)
+  rows = rows_of(stored)
   for feature, slot, row in pieces(rows):
     inside = row['segments'] == slot + 1
-    assert row['weights'][inside].tolist() == written[feature].tokens['weights'].tolist()
+    assert row['weights'][inside].tolist() == stored[feature].tokens['weights'].tolist()
     assert row['weights'].dtype == np.float32
   assert 'source' not in rows[0] and rows.size == T
 
 
 def test_values_of_examples_are_in_the_order_of_the_segments(rows_of):
-  written = [
+  stored = [
     f._replace(tokens={'inputs': f.tokens['inputs']}) for f in random_features(30, source=False)
   ]
-  rows = rows_of(written)
+  rows = rows_of(stored)
   most = max(rows[i]['segments'].max() for i in range(len(rows)))
   for feature, slot, row in pieces(rows):
     assert (row['targets'][slot], row['weights'][slot]) == (feature, 1)
@@ -120,11 +120,11 @@ def test_values_of_examples_are_in_the_order_of_the_segments(rows_of):
 
 
 def test_numbers_that_are_no_classes_are_floats(rows_of):
-  written = [
+  stored = [
     Features({'inputs': np.arange(3)}, {}, {'targets': target, 'weights': 1})
     for target in (1.0, 2.0, 0.5)
   ]
-  rows = rows_of(written)
+  rows = rows_of(stored)
   (row,) = (rows[i] for i in range(len(rows)))
   assert row['targets'].dtype == np.float32
   assert sorted(row['targets'].tolist()) == [0.5, 1.0, 2.0]
@@ -141,9 +141,9 @@ def test_a_batch_stacks_rows(rows_of):
 
 
 def test_counts_and_indices(rows_of):
-  written = random_features(20, values=False)
-  rows = rows_of(written)
-  sizes = [len(f.tokens['inputs']) + len(f.source['source']) for f in written]
+  stored = random_features(20, values=False)
+  rows = rows_of(stored)
+  sizes = [len(f.tokens['inputs']) + len(f.source['source']) for f in stored]
   assert (rows.tokens, rows.documents, rows.size) == (sum(sizes), 20, T + S)
   assert rows.example.tolist() == list(range(20))
   assert all((rows[-1][name] == rows[len(rows) - 1][name]).all() for name in rows[0])
@@ -163,7 +163,7 @@ def test_evaluation_reads_each_example_once_and_padded_rows_have_no_weight(rows_
 
 def test_floats_stay_floats_in_every_stream(rows_of):
   weights = [np.array([0.25, 0.5, 0.0]), np.array([1, 0, 1]), np.array([0.75])]
-  written = [
+  stored = [
     Features(
       {'inputs': np.arange(len(w)), 'weights': w, 'score': np.arange(len(w)) / 8},
       {'source': np.arange(2), 'reliability': np.array([0.5, 0.125])},
@@ -171,7 +171,7 @@ def test_floats_stay_floats_in_every_stream(rows_of):
     )
     for i, w in enumerate(weights)
   ]
-  batch = rows_of(written).batch(np.arange(1))
+  batch = rows_of(stored).batch(np.arange(1))
   types = {name: x.dtype.name for name, x in batch.items()}
   floats = {name for name, x in types.items() if x == 'float32'}
   assert floats == {'weights', 'score', 'reliability', 'targets'}

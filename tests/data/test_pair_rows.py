@@ -23,7 +23,7 @@ def numbered(count):
 
 
 @pytest.fixture
-def written(tmp_path):
+def rows_of(tmp_path):
   """Returns a function that writes blocks of pairs to the disk and opens them as rows."""
 
   def open_rows(*blocks, seed=0, seq_len=T):
@@ -41,35 +41,35 @@ def flat(rows):
   return {name: values[batch['segments'] > 0] for name, values in batch.items()}
 
 
-def test_every_pair_occurs_once_with_its_count(written):
+def test_every_pair_occurs_once_with_its_count(rows_of):
   pairs = numbered(100)
-  arrays = flat(written(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
+  arrays = flat(rows_of(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
   assert sorted(arrays['inputs'].tolist()) == list(range(100))
   assert (arrays['neighbours'] == arrays['inputs'] + 1000).all()
   assert (arrays['counts'] == arrays['inputs'] + 0.5).all()
 
 
-def test_recurring_pairs_are_summed_across_blocks(written):
+def test_recurring_pairs_are_summed_across_blocks(rows_of):
   pairs, twice = numbered(100), numbered(40)
   blocks = Pairs(*(a[:70] for a in pairs)), twice, Pairs(*(a[70:] for a in pairs))
   together = Pairs(*(np.concatenate(arrays) for arrays in zip(pairs, twice, strict=True)))
-  arrays, one = flat(written(*blocks)), flat(written(together))
+  arrays, one = flat(rows_of(*blocks)), flat(rows_of(together))
   assert all((arrays[name] == one[name]).all() for name in arrays)
   assert (
     arrays['counts'] == (arrays['inputs'] + 0.5) * np.where(arrays['inputs'] < 40, 2, 1)
   ).all()
 
 
-def test_the_seed_determines_a_random_order(written):
-  orders = [flat(written(numbered(5000), seed=seed))['inputs'] for seed in (0, 0, 1)]
+def test_the_seed_determines_a_random_order(rows_of):
+  orders = [flat(rows_of(numbered(5000), seed=seed))['inputs'] for seed in (0, 0, 1)]
   assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()
   # The place of a pair in the rows is unrelated to its place in the input.
   assert abs(np.corrcoef(orders[0], np.arange(5000))[0, 1]) < 0.05
   assert 0.45 < (np.diff(orders[0]) > 0).mean() < 0.55
 
 
-def test_only_the_end_of_the_last_row_is_padding(written):
-  rows = written(numbered(20))
+def test_only_the_end_of_the_last_row_is_padding(rows_of):
+  rows = rows_of(numbered(20))
   assert (len(rows), rows.tokens, rows.seq_len, rows.size) == (3, 20, T, T)
   assert (rows[0]['weights'] == 1).all() and (rows[1]['segments'] == 1).all()
   last = rows[2]
@@ -77,8 +77,8 @@ def test_only_the_end_of_the_last_row_is_padding(written):
   assert all((values[4:] == 0).all() for values in last.values())
 
 
-def test_a_batch_stacks_rows(written):
-  rows = written(numbered(20))
+def test_a_batch_stacks_rows(rows_of):
+  rows = rows_of(numbered(20))
   indices = np.array([2, 0, 0])
   batch = rows.batch(indices)
   types = {name: values.dtype.type for name, values in batch.items()}
@@ -97,8 +97,8 @@ def test_a_batch_stacks_rows(written):
     rows[3]
 
 
-def test_training_and_evaluation_read_each_pair_once(written):
-  rows = written(numbered(60))
+def test_training_and_evaluation_read_each_pair_once(rows_of):
+  rows = rows_of(numbered(60))
   steps = batches.train_batches(rows, (), 4, 1, [range(0, 2)])
   for seen in ([batch for _, batch in steps], list(batches.eval_batches(rows, 5))):
     inputs = np.concatenate([batch['inputs'][batch['segments'] > 0] for batch in seen])
@@ -161,7 +161,7 @@ def test_an_interrupted_count_leaves_no_files(section, corpus, monkeypatch):
   assert (flat(rows)['counts'] > 0).all()
 
 
-@pytest.mark.parametrize('told', [True, False])
+@pytest.mark.parametrize('takes_progress', [True, False])
 def test_counting_reports_progress(takes_progress, section, corpus, monkeypatch):
   data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, pair_counter=COUNT)
   data['cache'] += f'-{takes_progress}'

@@ -50,12 +50,12 @@ def test_a_fraction_out_of_range_is_reported(validation):
 
 
 def test_a_hash_of_the_name_determines_the_split():
-  things = [f'thing {n}' for n in range(4000)]
+  items = [f'item {n}' for n in range(4000)]
   small, large = (base.hash_split('validation', share) for share in (0.05, 0.2))
   train = base.hash_split('train', 0.05)
-  assert all(small(t) != train(t) for t in things)
-  assert all(large(t) for t in things if small(t))
-  assert 0.04 < sum(map(small, things)) / len(things) < 0.06
+  assert all(small(t) != train(t) for t in items)
+  assert all(large(t) for t in items if small(t))
+  assert 0.04 < sum(map(small, items)) / len(items) < 0.06
   with pytest.raises(UserError, match='validation=0 must satisfy 0 < validation < 1'):
     base.hash_split('train', 0)
 

@@ -158,7 +158,7 @@ def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
   parts = path(tmp_path, name='tiny_shakespeare', text='text')
   run = python(
     'import sys\n'
-    'from lm.config.base import resolve\n'
+    'from lm.config import resolve\n'
     'from lm.errors import UserError\n'
     'try:\n'
     "  print(len(resolve.resolve(sys.argv[1], 'source')('train')[0]['text']))\n"
