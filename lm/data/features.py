@@ -51,8 +51,8 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
     inputs=lambda example, inputs=task.inputs: [checked(part) for part in inputs(example)],
     target=lambda example, target=task.target: checked(target(example)),
   )
-  builder = resolve.resolve(data['converter'], 'data.converter')
-  return task, resolve.call(builder, 'data.converter', task)
+  converter = resolve.resolve(data['converter'], 'data.converter')
+  return task, resolve.call(converter, 'data.converter', task)
 
 
 def encoder(
@@ -98,8 +98,7 @@ def encoder(
 
 def length_limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
   """Returns the key of a data section that limits 'tokens' and 'source', and its value."""
-  keys = {TOKENS: 'seq_len', SOURCE: 'source_len'}
-  return {stream: (key, data[key]) for stream, key in keys.items()}
+  return {TOKENS: ('seq_len', data['seq_len']), SOURCE: ('source_len', data['source_len'])}
 
 
 def apply_length_policy(
@@ -121,11 +120,9 @@ def apply_length_policy(
   """
   for stream, (key, limit) in limits.items():
     length = _length(getattr(features, stream))
-    if length <= limit:
-      continue
-    if policy == 'skip':
+    if length > limit and policy == 'skip':
       return None
-    if policy == 'error':
+    if length > limit and policy == 'error':
       raise UserError(
         f'data.{key}={limit}: {name()} has {length} tokens; raise it, or set '
         "data.too_long='truncate' or 'skip'"

@@ -11,6 +11,7 @@ argument.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -36,6 +37,7 @@ _IMPORT_PATH = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(.*\))?', re.DOTALL
 _INSTALLED = {'site-packages', 'dist-packages'}
 _LARGE = 2**26  # bytes; larger files are identified by size and time, as hashing takes seconds
 _LONGEST = 1000  # characters of a file name
+_LIBRARIES = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')  # of preparation
 
 
 def of_split(
@@ -52,10 +54,11 @@ def of_split(
   steps = list(data['prepare'])
   for i, step in enumerate(steps):
     resolve.resolve(step, f'data.prepare[{i}]')
+  libraries = _LIBRARIES if steps else ()
   return {
     'format': FORMAT,
     'tokenizers': tokenizers.__version__,
-    'libraries': _versions() if steps else {},
+    'libraries': {n: d.version for n in libraries for d in metadata.distributions(name=n)},
     'source': source_path,
     'split': split,
     'fingerprint': getattr(source, 'fingerprint', None) or _digest_of_examples(source),
@@ -124,21 +127,10 @@ def files_beside(module: pathlib.Path) -> dict[str, pathlib.Path]:
 
   Large files are omitted.
   """
-  _, _, literals = _parse(module, module.stat().st_mtime_ns)
-  usable = (name for name in literals if _may_be_file(name))
-  inside = (name for name in usable if not {'..', '/'} & set(pathlib.PurePath(name).parts))
-  files = {name: module.parent / name for name in inside}
-  return {
-    name: file
-    for name, file in files.items()
-    if os.path.isfile(file) and file.stat().st_size <= _LARGE
-  }
-
-
-def _versions() -> dict[str, str]:
-  """Returns the versions of the libraries used by lm.data.preprocess, where installed."""
-  names = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')
-  return {name: d.version for name in names for d in metadata.distributions(name=name)}
+  names = filter(_may_be_file, _parse(module, module.stat().st_mtime_ns)[2])
+  inside = (name for name in names if not {'..', '/'} & set(pathlib.PurePath(name).parts))
+  files = ((name, module.parent / name) for name in inside)
+  return {n: file for n, file in files if os.path.isfile(file) and file.stat().st_size <= _LARGE}
 
 
 def _digest_of_examples(source: Sequence[dict]) -> str:
@@ -218,8 +210,7 @@ def _absolute(imported: Iterable[tuple[str, int]], package: str) -> set[str]:
   names = set()
   for name, level in imported:
     if level:
-      base = package.rsplit('.', level - 1)[0] if level > 1 else package
-      name = f'{base}.{name}'.strip('.')
+      name = f'{package.rsplit(".", level - 1)[0]}.{name}'.strip('.')
     parts = name.split('.')
     names |= {'.'.join(parts[: n + 1]) for n in range(len(parts))}
   return names - {''}
@@ -238,11 +229,8 @@ def _module_file(name: str) -> pathlib.Path | None:
   """Returns the source file of a module, imported or not; None if it has none."""
   file = getattr(sys.modules.get(name), '__file__', None)
   if not file:
-    try:
-      spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):  # no such module
-      return None
-    file = spec.origin if spec else None
+    with contextlib.suppress(ImportError, ValueError, AttributeError):  # no such module
+      file = getattr(importlib.util.find_spec(name), 'origin', None)
   path = pathlib.Path(file or '')
   return path if path.suffix == '.py' and path.is_file() else None
 

@@ -388,8 +388,8 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
   start = 0
   while len(text) - start > _PIECE:
     stop = start + _PIECE
-    cut = text.rfind('\n', start, stop) + 1 or max(start, text.rfind(' ', start, stop))
-    cut = cut if cut > start else stop
+    cuts = (text.rfind('\n', start, stop) + 1, text.rfind(' ', start, stop), stop)
+    cut = next(cut for cut in cuts if cut > start)
     yield text[start:cut], False
     start = cut
   yield text[start:], True
@@ -521,14 +521,13 @@ _worker: Callable[[], Callable[[int, int], features.Arrays]]  # of a worker proc
 def _start_worker(job: Job) -> None:
   global _worker
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the processes are the parallelism
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
   # Opened by the first chunk, as errors of a chunk reach the parent process.
   _worker = functools.cache(lambda: _chunk_encoder(job, open_source(job.source, job.split)))
 
 
-def _end_with_parent() -> None:
-  parent = multiprocessing.parent_process()
-  assert parent is not None
+def _end_with(parent: Any) -> None:
   parent.join()
   os._exit(1)
 

@@ -21,6 +21,7 @@ from lm.errors import UserError
 from lm.text.files import lone_surrogate
 
 _KEYS = ('id', 'context', 'question', 'answers')
+_ANSWER = ('text', 'answer_start')
 
 
 def squad(
@@ -121,20 +122,18 @@ def _question(
 
 def _answers(answers: Any, place: str) -> list[tuple[str, int]]:
   """Returns text and start of each answer, after checking their types."""
-  pairs: list[tuple[Any, Any]] | None = None
-  if isinstance(answers, dict):
-    texts, starts = answers.get('text'), answers.get('answer_start')
-    if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
-      pairs = list(zip(texts, starts, strict=True))
-  elif isinstance(answers, list) and all(
-    isinstance(answer, dict) and {'text', 'answer_start'} <= answer.keys() for answer in answers
+  columns = [answers.get(key) for key in _ANSWER] if isinstance(answers, dict) else []
+  listed: Any = answers
+  if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+    listed = [dict(zip(_ANSWER, pair, strict=True)) for pair in zip(*columns, strict=True)]
+  if not isinstance(listed, list) or not all(
+    isinstance(answer, dict) and set(_ANSWER) <= answer.keys() for answer in listed
   ):
-    pairs = [(answer['text'], answer['answer_start']) for answer in answers]
-  if pairs is None:
     raise UserError(
       f"{place}: 'answers' is {answers!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
       'object of two lists of equal length under those names'
     )
+  pairs = [(answer['text'], answer['answer_start']) for answer in listed]
   for text, start in pairs:
     if not isinstance(text, str):
       raise UserError(f"{place}: the 'text' of an answer is {text!r:.60}, not a string")

@@ -65,7 +65,7 @@ def _examples(builder: Any, split: str, fields: Mapping[str, str]) -> LazySequen
   """Returns some features of the examples of one split of a prepared builder.
 
   Raises:
-    UserError: there is no such split, or the format has no random access.
+    UserError: the split is unknown, or the format has no random access.
   """
   info = builder.info
   try:
