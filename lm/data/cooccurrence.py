@@ -209,14 +209,12 @@ class PairRows(Rows):
       seq_len: T, pairs in a row.
       meta: number of documents, digest of the tokens, and number of pairs.
     """
-    super().__init__(f'{place.name}-{seq_len}', seq_len, {**meta, 'tokens': meta['pairs']})
+    count = -(-meta['pairs'] // seq_len)
+    super().__init__(count, f'{place.name}-{seq_len}', seq_len, {**meta, 'tokens': meta['pairs']})
     self._flat = {
       name: np.asarray(np.memmap(place / f'{name}.bin', dtype, 'r'))
       for name, dtype in _FIELDS.items()
     }
-
-  def __len__(self) -> int:
-    return -(-self.tokens // self.seq_len)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     places = indices[:, None] * self.seq_len + np.arange(self.seq_len)

@@ -31,7 +31,7 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.task import as_example
 
-FORMAT = 10  # increased whenever the same inputs would be prepared differently
+FORMAT = 10  # increased whenever a change of the code prepares the same inputs differently
 _PACKAGE = 'lm'
 _IMPORT_PATH = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(.*\))?', re.DOTALL)
 _INSTALLED = {'site-packages', 'dist-packages'}
@@ -43,7 +43,7 @@ _LIBRARIES = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso') 
 def of_split(
   data: Mapping[str, Any], source_path: str, split: str, source: Sequence[dict]
 ) -> dict[str, Any]:
-  """Returns everything that determines the text of a split, as JSON values.
+  """Returns all inputs that determine the text of a split, as JSON values.
 
   Args:
     data: the config's data section.
@@ -68,10 +68,10 @@ def of_split(
 
 
 def of_paths(paths: Iterable[str]) -> dict[str, str]:
-  """Returns digests of the modules that import paths lead to, and of the files named there.
+  """Returns digests of the modules that import paths reach, and of the files named in them.
 
   Args:
-    paths: of functions that have been resolved; their arguments are ignored.
+    paths: import paths of functions that have been resolved; their arguments are ignored.
   """
   digests: dict[str, str] = {}
   waiting = [name for path in paths for name in _modules(path)]
@@ -79,7 +79,7 @@ def of_paths(paths: Iterable[str]) -> dict[str, str]:
     name = waiting.pop()
     file = _module_file(name) if name not in digests and _is_project(name) else None
     ours = name.partition('.')[0] == _PACKAGE
-    # Packages of this package only collect names; they import modules that prepare nothing here.
+    # The packages inside lm only collect names, also from modules that prepare nothing here.
     if file is None or (ours and file.name == '__init__.py'):
       continue
     digests[name], imported, literals = _parse(file, file.stat().st_mtime_ns)
@@ -105,7 +105,7 @@ def of_values(value: Any) -> dict[str, str]:
       try:
         resolve.resolve(string, 'data')
         arguments = resolve.parse(string, 'data')[2]
-      except UserError:  # another string of that form
+      except UserError:  # a string that only looks like an import path
         continue
       digests |= of_paths([string]) | of_values(arguments)
   return dict(sorted(digests.items()))
@@ -145,9 +145,9 @@ def _digest_of_examples(source: Sequence[dict]) -> str:
 
 
 def _modules(path: str) -> set[str]:
-  """Returns the modules of an import path: the one named, and the one that defines the function.
+  """Returns the module named by an import path, and the module that defines the function.
 
-  Of this package, whose modules may collect functions of others, only the latter.
+  For paths in this package it is only the latter, as a module may collect functions of others.
   """
   named = resolve.parse(path, 'data')[0]
   fn: Any = resolve.resolve(path, 'data')

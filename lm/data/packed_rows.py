@@ -26,14 +26,15 @@ class Rows(abc.ABC):
     size: capacity of a row in tokens or pairs.
   """
 
-  def __init__(self, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
+  def __init__(self, count: int, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
     self.tokens: int = meta['tokens']
     self.documents: int = meta['documents']
     self.content: str = meta['content']
     self.fingerprint, self.seq_len, self.size = fingerprint, seq_len, seq_len
+    self._count = count
 
-  @abc.abstractmethod
-  def __len__(self) -> int: ...
+  def __len__(self) -> int:
+    return self._count
 
   @abc.abstractmethod
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -72,16 +73,13 @@ class PackedRows(Rows):
       seq_len: T, tokens in a row.
       meta: counts of the tokens, and their type.
     """
-    super().__init__(plan.name, seq_len, meta)
+    self._plan = PackingPlan(*(_load(plan / f'{field}.npy') for field in PackingPlan._fields))
+    super().__init__(len(self._plan.row_ends), plan.name, seq_len, meta)
     self.bytes: int = meta['bytes']
     # Views as plain arrays, as indexing an np.memmap takes several times as long.
     self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     self._ends = _load(tokens / 'ends.npy')
     self._doc_bytes = _load(tokens / 'doc_bytes.npy')
-    self._plan = PackingPlan(*(_load(plan / f'{field}.npy') for field in PackingPlan._fields))
-
-  def __len__(self) -> int:
-    return len(self._plan.row_ends)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     plan, shape = self._plan, (len(indices), self.seq_len)
@@ -139,10 +137,10 @@ class FeatureRows(Rows):
       contexts: T and S, tokens in a row, and in a row of the encoder of an encoder-decoder.
       meta: counts, and the names of the fields.
     """
-    super().__init__(plan.name, contexts[0], meta)
+    self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
+    super().__init__(len(self._row_ends), plan.name, contexts[0], meta)
     self.example = _load(place / 'example.npy')
     self.note: str = meta.get('note', '')
-    self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
     self._most = int(np.diff(self._row_ends, prepend=0).max())
     fields = [name.split('/', 1) for name in meta['fields']]
     self._values = {f: _load(place / f'values.{f}.npy') for kind, f in fields if kind == 'values'}
@@ -157,9 +155,6 @@ class FeatureRows(Rows):
         lengths = _load(place / f'{stream}.npy')
         self._streams.append((prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
     self.size = sum(size for *_, size in self._streams)
-
-  def __len__(self) -> int:
-    return len(self._row_ends)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     parts, count, nth = _parts_of_rows(self._row_ends, indices)

@@ -95,8 +95,8 @@ def pack_examples(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns rows of uncut examples that have a size along each of several axes.
 
-  Examples are packed in a random order, so that the examples of a row are unrelated. Each example is
-  added to the fullest open row with enough space. Without such a row, the fullest row is closed and
+  Examples are packed in a random order, so that the examples of a row are unrelated. Each example
+  joins the fullest open row with enough space. Without such a row, the fullest row is closed and
   another row opened.
 
   Args:

@@ -13,8 +13,8 @@ import itertools
 import keyword
 import math
 import pathlib
+import platform
 import re
-import sys
 import sysconfig
 import tokenize
 import warnings
@@ -112,10 +112,8 @@ def files() -> dict[pathlib.PurePath, bytes]:
 
 def fingerprint() -> str:
   """Returns the version of Python and a digest of its library."""
-  digest = hashlib.sha256()
-  for place, data in files().items():
-    digest.update(f'{place} {len(data)}\n'.encode() + data)
-  return f'{".".join(map(str, sys.version_info[:3]))} {digest.hexdigest()}'
+  contents = b''.join(f'{place} {len(data)}\n'.encode() + data for place, data in files().items())
+  return f'{platform.python_version()} {hashlib.sha256(contents).hexdigest()}'
 
 
 def module_name(place: pathlib.PurePath) -> str:
@@ -127,7 +125,7 @@ def modules() -> Iterator[tuple[pathlib.PurePath, str, ast.Module]]:
   """Yields path, name and syntax tree of each module; skips templates, which are not Python."""
   for place, data in files().items():
     try:
-      with warnings.catch_warnings(action='ignore'):  # as errors they would lose the file
+      with warnings.catch_warnings(action='ignore'):  # a warning as error would skip the file
         tree = ast.parse(data)
     except SyntaxError:
       continue
@@ -189,8 +187,8 @@ def python_questions(split: str, functions: int = 5, validation: float = 0.1) ->
   """Returns {'id', 'context', 'question', 'answers'} about functions of the standard library.
 
   A context lists some functions of one module, each with its arguments and the first paragraph of
-  its docstring. Questions ask what a function does, answered by the first sentence, and what its
-  arguments are, if any. One more question is about a function of another context and is
+  its docstring. Questions ask for the purpose of a function, which is the first sentence, and for
+  its arguments, if any. Another question is about a function of another context and is
   unanswerable. A hash of the module's name determines the split.
 
   Args:
@@ -203,18 +201,17 @@ def python_questions(split: str, functions: int = 5, validation: float = 0.1) ->
   """
   in_split = hash_split(split, validation)
 
-  def make() -> list[Example]:
+  def make() -> Iterator[Example]:
     groups = list(_groups(in_split, functions))
-    examples: list[Example] = []
+    number = itertools.count()
     for nth, group in enumerate(groups):
       context = '\n'.join(map(_listed, group))
       questions = list(_answered(group))
       if len(groups) > 1:
         questions.append((_question(groups[(nth + 1) % len(groups)][0]), []))
       for question, answers in questions:
-        name = f'{group[0].name} {len(examples)}'
-        examples.append({'id': name, 'context': context, 'question': question, 'answers': answers})
-    return examples
+        name = f'{group[0].name} {next(number)}'
+        yield {'id': name, 'context': context, 'question': question, 'answers': answers}
 
   return LazyLoad(make, fingerprint())
 
@@ -302,13 +299,14 @@ def python_tags(
 ) -> LazyLoad:
   """Returns {'words', 'tags', 'separator'} for logical lines of the standard library.
 
-  The words are those of `tokenize`, without line ends and indentation. Tags follow from the line
-  alone: KEYWORD; FUNCTION or CLASS for the name in a definition; CALL for the name of a call;
-  ATTRIBUTE after a dot; BUILTIN for names of `builtins`, called or not; NAME for others; NUMBER,
-  STRING, COMMENT and OPERATOR. Lines are unique within a split. Lines with a word of several lines,
-  such as a docstring, are skipped.
+  The words are those of `tokenize`, without line ends and indentation. Tags depend only on the
+  line. Names have the tags KEYWORD; FUNCTION or CLASS in a definition; CALL; ATTRIBUTE after a dot;
+  BUILTIN, called or not; or NAME. Other words are NUMBER, STRING, COMMENT or OPERATOR.
 
-  A hash of the module's name determines the split. Lines common to two modules may be in both.
+  Lines are unique within a split. Lines with a word of several lines, such as a docstring, are
+  skipped.
+
+  A hash of the module's name determines the split. A line of two modules may be in both splits.
 
   Args:
     split: 'train' or 'validation'.
@@ -321,13 +319,12 @@ def python_tags(
     UserError: an unknown split; a Python without the sources of its library.
   """
   in_split = hash_split(split, validation)
-  fraction = validation if split == 'validation' else 1 - validation
-  wanted = max(1, round(modules * fraction))
+  count = max(1, round(modules * (validation if split == 'validation' else 1 - validation)))
 
   def make() -> list[Example]:
     places = [p for p in files() if in_split(module_name(p))]
     lines: dict[tuple[str, ...], list[str]] = {}
-    for place in sorted(places, key=_order)[:wanted]:
+    for place in sorted(places, key=_order)[:count]:
       for words, tags in _lines(files()[place]):
         if shortest <= len(words) <= longest:
           lines.setdefault(tuple(words), tags)
