@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,24 @@ def directory(cache: str) -> pathlib.Path:
 def digest(value: Any) -> str:
   """Returns a digest of a value made of dicts, lists, strings and numbers."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def artifact(
+  cache: str,
+  kind: str,
+  inputs: Mapping[str, Any],
+  build: Callable[[pathlib.Path], dict[str, Any]],
+) -> tuple[pathlib.Path, dict[str, Any]]:
+  """Returns the directory of the artifact made from `inputs`, and its meta.json; see get_or_build.
+
+  Args:
+    cache: `data.cache` of the config.
+    kind: the beginning of the directory's name.
+    inputs: JSON values that determine the artifact; meta.json has them under 'shaped_by'.
+    build: writes files into an empty directory and returns further entries of meta.json.
+  """
+  name = f'{kind}-{digest(inputs)}'
+  return get_or_build(directory(cache), name, lambda place: build(place) | {'shaped_by': inputs})
 
 
 def get_or_build(

@@ -276,9 +276,7 @@ def pair_rows(
         f'data.pair_counter={path!r}: in split {split!r} no two words of the '
         'vocabulary occur near each other in a document'
       )
-    return {'pairs': pairs, 'shaped_by': shaped_by}
+    return {'pairs': pairs}
 
-  place, counted = cache.get_or_build(
-    cache.directory(data['cache']), f'pairs-{cache.digest(shaped_by)}', build
-  )
+  place, counted = cache.artifact(data['cache'], 'pairs', shaped_by, build)
   return PairRows(place, data['seq_len'], {**meta, 'pairs': counted['pairs']})

@@ -80,7 +80,6 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     special_tokens = (SEPARATOR, *task.special_tokens, *special_tokens)
     texts_of = converter.tokenizer_texts
     shaped_by |= _task_fingerprint(data, ('task', 'converter'))
-  shaped_by |= {'special_tokens': special_tokens}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     with ticking(report) as shown:
@@ -94,9 +93,10 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
         f'{data["train_split"]!r} is that frequent; lower it, or take more text'
       )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
-    return {'vocab_size': vocabulary_size(trained), 'shaped_by': shaped_by}
+    return {'vocab_size': vocabulary_size(trained)}
 
-  place, _ = _cached(data, 'tokenizer', shaped_by, build)
+  shaped_by |= {'special_tokens': special_tokens}
+  place, _ = cache.artifact(data['cache'], 'tokenizer', shaped_by, build)
   return tokenizers.Tokenizer.from_file(str(place / 'tokenizer.json'))
 
 
@@ -134,15 +134,8 @@ def packed_rows(
   Raises:
     UserError: the section or the corpus is wrong.
   """
-  for key in ('seq_len', 'source_len'):
-    if data[key] < 1:
-      raise UserError(f'data.{key}={data[key]}: a row has at least one token')
-  if data['task'] is not None and data['pair_counter'] is not None:
-    raise UserError(
-      f'data.task={data["task"]!r} and data.pair_counter={data["pair_counter"]!r}: only plain '
-      'text is counted; leave one of them empty'
-    )
-  packing_slack = _packing_slack(data) if transformed else 1.0
+  packing_slack = data['packing_slack'] if transformed else 1.0
+  _check_section(data, packing_slack)
   place, meta = _tokens(data, source or data['source'], split, tokenizer, report)
   if data['pair_counter'] is not None:
     from lm.data import cooccurrence  # most runs do not need it
@@ -171,9 +164,9 @@ def packed_rows(
       plan = dict(zip(('row_ends', 'order'), rows, strict=True))
     for field, values in plan.items():
       cache.save_array(plan_place / f'{field}.npy', values)
-    return {'rows': len(plan['row_ends']), 'shaped_by': shaped_by}
+    return {'rows': len(plan['row_ends'])}
 
-  plan_place, _ = _cached(data, 'plan', shaped_by, build)
+  plan_place, _ = cache.artifact(data['cache'], 'plan', shaped_by, build)
   if data['task'] is None:
     return PackedRows(place, plan_place, data['seq_len'], meta)
   return FeatureRows(place, plan_place, (data['seq_len'], data['source_len']), meta)
@@ -253,23 +246,27 @@ class _TrainingTexts:
       self.report(stop, len(self.source), 'training the tokenizer')
 
 
-def _cached(
-  data: Mapping[str, Any], kind: str, shaped_by: Any, build: Callable[[pathlib.Path], Any]
-) -> tuple[pathlib.Path, dict[str, Any]]:
-  name = f'{kind}-{cache.digest(shaped_by)}'
-  return cache.get_or_build(cache.directory(data['cache']), name, build)
-
-
-def _packing_slack(data: Mapping[str, Any]) -> float:
-  """Returns the space of an example in a training row, as a multiple of its size."""
-  if data['packing_slack'] < 1:
-    raise UserError(f'data.packing_slack={data["packing_slack"]}: must be at least 1.0')
-  if data['packing_slack'] > 1 and data['task'] is None:
-    raise UserError(
-      f'data.packing_slack={data["packing_slack"]}: text without a task is packed without gaps; it '
-      'must be 1.0'
-    )
-  return data['packing_slack']
+def _check_section(data: Mapping[str, Any], packing_slack: float) -> None:
+  """Raises UserError if keys of the data section that determine rows have invalid values."""
+  task, counter = data['task'], data['pair_counter']
+  counted_task = f'task={task!r} and data.pair_counter={counter!r}'
+  for wrong, value, rule in (
+    (data['seq_len'] < 1, f'seq_len={data["seq_len"]}', 'a row has at least one token'),
+    (data['source_len'] < 1, f'source_len={data["source_len"]}', 'a row has at least one token'),
+    (
+      None not in (task, counter),
+      counted_task,
+      'only plain text is counted; leave one of them empty',
+    ),
+    (packing_slack < 1, f'packing_slack={packing_slack}', 'must be at least 1.0'),
+    (
+      packing_slack > 1 and task is None,
+      f'packing_slack={packing_slack}',
+      'text without a task is packed without gaps; it must be 1.0',
+    ),
+  ):
+    if wrong:
+      raise UserError(f'data.{value}: {rule}')
 
 
 def _tokens(
@@ -301,9 +298,9 @@ def _tokens(
       if note:
         raise UserError(f'split {split!r} is empty: {note}; raise it')
       raise UserError(_no_text(data, source_path, split, len(source)))
-    return meta | {'shaped_by': shaped_by}
+    return meta
 
-  return _cached(data, 'tokens' if task is None else 'features', shaped_by, build)
+  return cache.artifact(data['cache'], 'tokens' if task is None else 'features', shaped_by, build)
 
 
 def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> str:

@@ -122,7 +122,7 @@ def _question(
 
 def _answers(answers: Any, place: str) -> list[tuple[str, int]]:
   """Returns text and start of each answer, after checking their types."""
-  columns = [answers.get(key) for key in _ANSWER] if isinstance(answers, dict) else []
+  columns: list[Any] = [answers.get(key) for key in _ANSWER] if isinstance(answers, dict) else []
   listed: Any = answers
   if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
     listed = [dict(zip(_ANSWER, pair, strict=True)) for pair in zip(*columns, strict=True)]
