@@ -169,6 +169,7 @@ def _parse(file: pathlib.Path, modified: int) -> tuple[str, tuple[tuple[str, int
     tree = ast.parse(source)
   except SyntaxError:  # no function was imported from such a module
     return hashlib.sha256(source).hexdigest(), (), []
+  tree.body = [n for n in tree.body if getattr(n, 'name', None) != 'get_config']
   _Strip().visit(tree)
   nodes = list(ast.walk(tree))
   imported = [(alias.name, 0) for n in nodes if isinstance(n, ast.Import) for alias in n.names]
@@ -183,13 +184,7 @@ def _parse(file: pathlib.Path, modified: int) -> tuple[str, tuple[tuple[str, int
 
 
 class _Strip(ast.NodeTransformer):
-  """Removes docstrings, `get_config` and imports for type checking from a module."""
-
-  def visit_Module(self, node: ast.Module) -> ast.AST:
-    node.body = [
-      n for n in node.body if not (isinstance(n, ast.FunctionDef) and n.name == 'get_config')
-    ]
-    return self._without_docstring(node)
+  """Removes docstrings and imports for type checking from a module."""
 
   def visit_If(self, node: ast.If) -> Any:
     if 'TYPE_CHECKING' in ast.unparse(node.test):
@@ -197,12 +192,11 @@ class _Strip(ast.NodeTransformer):
     return self.generic_visit(node)
 
   def _without_docstring(self, node: Any) -> ast.AST:
-    first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+    if ast.get_docstring(node, clean=False) is not None:
       node.body = node.body[1:]
     return self.generic_visit(node)
 
-  visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _without_docstring
+  visit_Module = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _without_docstring
 
 
 def _absolute(imported: Iterable[tuple[str, int]], package: str) -> set[str]:
