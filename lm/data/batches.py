@@ -28,7 +28,7 @@ B = TypeVar('B')
 Select = slice | np.ndarray
 _ALL = slice(None)
 
-_DOMAIN = (1,)  # separates the random numbers of transforms from those of shuffles
+_DOMAIN = (1,)  # separates the random streams of transforms from those of shuffles
 _THREADS = 2
 AHEAD = 8  # batches made in advance
 # Up to this size NumPy's permutation of an epoch is cheap. Grain's permutation needs no memory, but

@@ -49,7 +49,7 @@ def directory(cache: str) -> pathlib.Path:
 
 
 def digest(value: Any) -> str:
-  """Returns a digest of a value made of dicts, lists, strings and numbers."""
+  """Returns a digest of a value made of dicts, lists, strings, integers and floats."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -26,7 +26,7 @@ from lm.text.tokenizers import vocabulary_size, word_ids
 _BLOCK = 2**18  # tokens processed per NumPy call
 _MIN_MEMORY = 2**24  # bytes
 _BYTES = 160  # of memory for each pair of a block
-_DOMAIN = (2,)  # of random numbers; without it the seed orders the rows of epoch 0
+_DOMAIN = (2,)  # separates the random stream from that of the rows of epoch 0
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype([('key', np.int64), ('count', np.float64)])
 _FILES = 2**7  # temporary files of pairs

@@ -172,7 +172,7 @@ def _stacked(indexed: Sequence[tuple[int, Features]]) -> Arrays:
 
 
 def length_note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-  """Returns the number of skipped or truncated examples and the keys responsible; '' for none."""
+  """Returns the count of skipped or truncated examples and the keys responsible; '' for none."""
   long = meta['too_long']
   if not long['either'] or data['too_long'] == 'error':
     return ''

@@ -161,7 +161,7 @@ def _modules(path: str) -> set[str]:
 def _parse(file: pathlib.Path, modified: int) -> tuple[str, tuple[tuple[str, int], ...], list[str]]:
   """Returns a digest of the code of a file, the modules it imports, and its string literals.
 
-  An import is a name and its number of leading dots.
+  An import is a name and the count of its leading dots.
   """
   del modified  # part of the cache key
   source = file.read_bytes()

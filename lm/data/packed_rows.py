@@ -18,8 +18,8 @@ class Rows(abc.ABC):
   A row is a dict of arrays, as lm.types describes a batch without its first axis.
 
   Attributes:
-    tokens: number of targets, of tokens of features, or of pairs in all rows.
-    documents: number of documents or examples.
+    tokens: count of targets, of tokens of features, or of pairs in all rows.
+    documents: count of documents or examples.
     fingerprint: identifies the contents and the order of the rows on one machine.
     content: digest of the tokens, equal on every machine.
     seq_len: T.
@@ -132,7 +132,7 @@ class FeatureRows(Rows):
     """Maps prepared files.
 
     Args:
-      place: directory written by lm.data.features.
+      place: directory of the files of lm.data.features.write_features.
       plan: directory of row_ends.npy and order.npy.
       contexts: T and S, tokens in a row, and in a row of the encoder of an encoder-decoder.
       meta: counts, and the names of the fields.
@@ -180,7 +180,7 @@ class FeatureRows(Rows):
 def _parts_of_rows(
   row_ends: np.ndarray, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the parts of some rows, the number in each row, and the index of each in its row."""
+  """Returns the parts of some rows, their count in each row, and the index of each in its row."""
   first = np.where(indices > 0, row_ends[indices - 1], 0)
   count = row_ends[indices] - first
   nth = _within(count)

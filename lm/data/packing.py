@@ -16,9 +16,9 @@ class PackingPlan(NamedTuple):
   """Rows as parts of documents, in order.
 
   Attributes:
-    row_ends: (R,) int64, cumulative number of parts at the end of each row.
+    row_ends: (R,) int64, cumulative count of parts at the end of each row.
     starts: (P,) int64, index of the first target of a part in the tokens.
-    lengths: (P,) int32, number of targets.
+    lengths: (P,) int32, in targets.
     documents: (P,) int64, the document of a part.
   """
 

@@ -78,7 +78,7 @@ def span_masking(
     tokenizer: the tokenizer of the rows.
     stream: field of the tokens: 'inputs' or 'source'.
     rate: expected fraction of masked units.
-    mean_length: mean number of units in a span, before the end of a text cuts it.
+    mean_length: mean length of a span in units, before the end of a text cuts it.
     unit: 'word' or 'token'.
     token: replaces each masked token.
 

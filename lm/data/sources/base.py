@@ -44,7 +44,7 @@ class LazySequence(Sequence):
   Attributes:
     fingerprint: changes whenever the examples do.
     place: names the origin of the example at an index, for errors; None for sources without files.
-    note: the number and kind of skipped records, '' for none.
+    note: count and kind of skipped records, '' for none.
   """
 
   def __init__(
@@ -151,7 +151,7 @@ def split_bounds(
   Args:
     split: name of the split.
     names: names of the files, all with '{split}' or none.
-    count: number of items in the files.
+    count: items in the files.
     validation: the fraction set aside, rounded up to entire items; 0 where names have '{split}'.
     unit: name of the items, for errors.
 
@@ -270,7 +270,7 @@ class ByteSpans(Sequence):
     try:
       return decode(data, file, start)
     except UserError:
-      # Raises the same error with the number of the line, for which all lines before are counted.
+      # Raises the same error with the line, for which all lines before are counted.
       return decode(data, file, start, 1 + _line_ends(_contents(file), start))
 
   def file_of(self, index: int) -> pathlib.Path:

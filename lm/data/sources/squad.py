@@ -40,7 +40,7 @@ def squad(
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     validation: the fraction of the contexts set aside, the last ones, with all their questions.
     misplaced: policy for answers that are not at 'answer_start': 'error' or 'skip'. 'skip' also
-      skips questions without remaining answers, and the number of skipped answers is reported.
+      skips questions without remaining answers, and the skipped answers are counted in `note`.
 
   Raises:
     UserError: files that are missing or in another format; an unknown split; an invalid question,

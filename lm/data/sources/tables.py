@@ -178,7 +178,7 @@ def parallel(
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     source: names or glob patterns of files; ~, $VARIABLES and '{split}' are replaced. They may be
       gzipped.
-    target: the files of the other side, in the same number and order.
+    target: the files of the other side, in the same order.
     validation: the fraction set aside, the last lines.
     empty: policy for pairs with a blank side: 'error' or 'skip'.
 

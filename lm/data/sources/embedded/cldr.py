@@ -162,8 +162,8 @@ def languages(
     split: 'train' or 'validation'; no name occurs in both.
     languages: CLDR locales, used as labels.
     size: examples of 'train'; 'validation' has the fraction `validation` of them.
-    fewest: minimum number of names in a text.
-    most: maximum number of names in a text.
+    fewest: minimum of names in a text.
+    most: maximum of names in a text.
     validation: the fraction of the names set aside.
 
   Raises:

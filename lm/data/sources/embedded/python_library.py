@@ -203,14 +203,14 @@ def python_questions(split: str, functions: int = 5, validation: float = 0.1) ->
 
   def make() -> Iterator[Example]:
     groups = list(_groups(in_split, functions))
-    number = itertools.count()
+    ids = itertools.count()
     for nth, group in enumerate(groups):
       context = '\n'.join(map(_listed, group))
       questions = list(_answered(group))
       if len(groups) > 1:
         questions.append((_question(groups[(nth + 1) % len(groups)][0]), []))
       for question, answers in questions:
-        name = f'{group[0].name} {next(number)}'
+        name = f'{group[0].name} {next(ids)}'
         yield {'id': name, 'context': context, 'question': question, 'answers': answers}
 
   return LazyLoad(make, fingerprint())
@@ -310,10 +310,10 @@ def python_tags(
 
   Args:
     split: 'train' or 'validation'.
-    modules: maximum number of modules in both splits.
+    modules: maximum of modules in both splits.
     validation: the fraction set aside.
-    shortest: minimum number of words in a line.
-    longest: maximum number of words in a line.
+    shortest: minimum length of a line in words.
+    longest: maximum length of a line in words.
 
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
