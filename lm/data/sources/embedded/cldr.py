@@ -134,15 +134,15 @@ def names(
   """
   in_split = hash_split(split, validation)
   sources, targets = _names(_locale(source_language)), _names(_locale(target_language))
-  translations = collections.defaultdict(set)
-  for code in sorted(sources.keys() & targets.keys()):
-    translations[sources[code]].add(targets[code])
-  pairs = [
-    {'source': source, 'target': min(translated)}
-    for source, translated in translations.items()
-    if len(translated) == 1 and in_split(source)
+  codes = sorted(sources.keys() & targets.keys())
+  pairs = dict.fromkeys((sources[code], targets[code]) for code in codes)
+  translations = collections.Counter(source for source, _ in pairs)
+  examples = [
+    {'source': source, 'target': target}
+    for source, target in pairs
+    if translations[source] == 1 and in_split(source)
   ]
-  return LazySequence(len(pairs), pairs.__getitem__, _fingerprint())
+  return LazySequence(len(examples), examples.__getitem__, _fingerprint())
 
 
 def languages(

@@ -18,7 +18,7 @@ import re
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lm.data.sources.base import Example, LazyLoad, hash_split
@@ -29,6 +29,7 @@ _SKIPPED = {'__pycache__', 'dist-packages', 'encodings', 'idlelib', 'lib2to3', '
 _SKIPPED |= {'_bundled', 'test', 'tests', 'turtledemo'}
 _TOPICS = pathlib.PurePath('pydoc_data', 'topics.py')
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+_InSplit = Callable[[str], bool]  # whether a name belongs to the split
 _LONGEST = 600  # characters of a description
 _SENTENCE = re.compile(r'.+?(?=[.!?](?:\s|$))|.+')  # without the final period
 _SIGNATURE = re.compile(r'[\w.]+\(')  # at the beginning of some docstrings
@@ -65,12 +66,11 @@ def python_docs(split: str, validation: float = 0.05) -> LazyLoad:
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
   """
-  in_split = hash_split(split, validation)
 
-  def make() -> list[Example]:
+  def make(in_split: _InSplit) -> list[Example]:
     return [{'text': text} for name, text in _documents().items() if in_split(name)]
 
-  return LazyLoad(make, fingerprint())
+  return _lazy_load(split, validation, make)
 
 
 def python_functions(split: str, validation: float = 0.1) -> LazyLoad:
@@ -87,12 +87,18 @@ def python_functions(split: str, validation: float = 0.1) -> LazyLoad:
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
   """
-  in_split = hash_split(split, validation)
 
-  def make() -> list[Example]:
+  def make(in_split: _InSplit) -> list[Example]:
     return [{'text': text, 'value': v} for text, (name, v) in _measured().items() if in_split(name)]
 
-  return LazyLoad(make, fingerprint())
+  return _lazy_load(split, validation, make)
+
+
+def _lazy_load(
+  split: str, validation: float, make: Callable[[_InSplit], Iterable[Example]]
+) -> LazyLoad:
+  """Returns the examples that `make` returns for the names of a split."""
+  return LazyLoad(functools.partial(make, hash_split(split, validation)), fingerprint())
 
 
 @functools.cache
@@ -199,9 +205,8 @@ def python_questions(split: str, functions: int = 5, validation: float = 0.1) ->
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
   """
-  in_split = hash_split(split, validation)
 
-  def make() -> Iterator[Example]:
+  def make(in_split: _InSplit) -> Iterator[Example]:
     groups = list(_groups(in_split, functions))
     ids = itertools.count()
     for nth, group in enumerate(groups):
@@ -213,7 +218,7 @@ def python_questions(split: str, functions: int = 5, validation: float = 0.1) ->
         name = f'{group[0].name} {next(ids)}'
         yield {'id': name, 'context': context, 'question': question, 'answers': answers}
 
-  return LazyLoad(make, fingerprint())
+  return _lazy_load(split, validation, make)
 
 
 def python_dialogues(split: str, functions: int = 4, validation: float = 0.1) -> LazyLoad:
@@ -230,19 +235,18 @@ def python_dialogues(split: str, functions: int = 4, validation: float = 0.1) ->
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
   """
-  in_split = hash_split(split, validation)
 
-  def make() -> Iterator[Example]:
+  def make(in_split: _InSplit) -> Iterator[Example]:
     for group in _groups(in_split, functions):
       questions = [_question(group[0]), *(f'And {function.name}?' for function in group[1:])]
       answers = [f'{_purpose(function.doc)}.' for function in group]
       turns = itertools.chain.from_iterable(zip(questions, answers, strict=True))
       yield {'turns': list(turns)}
 
-  return LazyLoad(make, fingerprint())
+  return _lazy_load(split, validation, make)
 
 
-def _groups(in_split: Callable[[str], bool], size: int) -> Iterator[Sequence[Entry]]:
+def _groups(in_split: _InSplit, size: int) -> Iterator[Sequence[Entry]]:
   """Yields groups of at most `size` functions of one module, for each module of the split."""
   for module, functions in _functions().items():
     if in_split(module):
@@ -318,10 +322,9 @@ def python_tags(
   Raises:
     UserError: an unknown split; a Python without the sources of its library.
   """
-  in_split = hash_split(split, validation)
   count = max(1, round(modules * (validation if split == 'validation' else 1 - validation)))
 
-  def make() -> list[Example]:
+  def make(in_split: _InSplit) -> list[Example]:
     places = [p for p in files() if in_split(module_name(p))]
     lines: dict[tuple[str, ...], list[str]] = {}
     for place in sorted(places, key=_order)[:count]:
@@ -330,7 +333,7 @@ def python_tags(
           lines.setdefault(tuple(words), tags)
     return [{'words': list(w), 'tags': tags, 'separator': ' '} for w, tags in lines.items()]
 
-  return LazyLoad(make, fingerprint())
+  return _lazy_load(split, validation, make)
 
 
 def _lines(source: bytes) -> Iterator[tuple[list[str], list[str]]]:
