@@ -55,9 +55,8 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/multi30k')
   samples = bool(args.mbr) and not args['beam_size'].present
   _check_flags(samples)
-  from lm.decode import logits_processors
+  from lm.decode import sampling
   from lm.decode.beam import check_beam_size
-  from lm.decode.sampling import greedy, sampler
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.predict import decode_config
   from lm.evaluation.translate import MBRConfig, Translator, windows
@@ -67,15 +66,15 @@ def main(argv: list[str]) -> None:
   # Built before the model is loaded, so that their errors show without delay.
   processors = []
   if args.no_repeat_ngram:
-    processors.append(logits_processors.no_repeat_ngram(args.no_repeat_ngram))
+    processors.append(sampling.no_repeat_ngram(args.no_repeat_ngram))
   if args.repetition_penalty != 1:
-    processors.append(logits_processors.repetition_penalty(args.repetition_penalty))
-  draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if samples else greedy
+    processors.append(sampling.repetition_penalty(args.repetition_penalty))
+  sampler = sampling.sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average_checkpoints)
   context = loaded.config.data.seq_len
   if args.min_tokens:
     _check_min_tokens(args.max_tokens or context, f'data.seq_len={context} of the run')
-    processors.append(logits_processors.minimum_length(args.min_tokens, end_id(loaded.tokenizer)))
+    processors.append(sampling.minimum_length(args.min_tokens, end_id(loaded.tokenizer)))
     # The minimum length holds for short sources too.
     loaded.config.decode.max_length_ratio = 0.0
   for key in ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size'):
@@ -96,7 +95,8 @@ def main(argv: list[str]) -> None:
     if args.beam_size is None:
       notes.append(f'decode.beam_size={decode.beam_size} of the run')
   decode = decode._replace(
-    sample_fn=draw, logits_processors=(*processors, *decode.logits_processors)
+    sample_fn=sampler if samples else sampling.greedy,
+    logits_processors=(*processors, *decode.logits_processors),
   )
   mbr = None
   if args.mbr:

@@ -156,7 +156,7 @@ MUTATIONS = [
   ('beam-stop', 'lm/decode/beam.py', 'finished.scores[:, config.n_best - 1]',
    'finished.scores[:, 0]',
    'decode/test_beam.py'),
-  ('repeated-ngram', 'lm/decode/logits_processors.py', '(jnp.arange(L) >= n - 1)',
+  ('repeated-ngram', 'lm/decode/sampling.py', '(jnp.arange(L) >= n - 1)',
    '(jnp.arange(L) >= n)', 'decode/test_logits_processors.py'),
   # Metrics.
   ('accuracy-of-padding', 'lm/metrics/tokens.py', 'jnp.sum(weights * correct)',

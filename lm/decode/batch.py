@@ -240,10 +240,8 @@ def advance(
 
 
 def _prefix(prefixes: Sequence[Sequence[int]]) -> np.ndarray:
-  tokens = np.full((len(prefixes), bucket(max(map(len, prefixes)) + 1)), -1, np.int32)
-  for row, ids in enumerate(prefixes):
-    tokens[row, : len(ids)] = ids
-  return tokens
+  width = bucket(max(map(len, prefixes)) + 1)
+  return np.array([[*ids, *[-1] * (width - len(ids))] for ids in prefixes], np.int32)
 
 
 def _generations(of_row: Hypotheses, end: int) -> list[Generation]:

@@ -83,36 +83,14 @@ def stream_text(
   if longest + config.max_tokens > model.context + 1 and not model.reads_on:
     config = config._replace(max_tokens=model.context - longest + 1)
     report(f'the model reads {model.context} tokens: {config.max_tokens} are added to the prompt')
-  rows = [_Row(tokenizer, prompt, ids[1:]) for prompt, ids in zip(prompts, encoded, strict=True)]
+  pairs = zip(prompts, encoded, strict=True)
+  rows = [TextStream(tokenizer, ids[1:], prompt[-1:].isspace()) for prompt, ids in pairs]
   for tokens in stream_tokens(model, apply, params, encoded, config, key_indices, seed):
-    yield [row.step(int(token), config.end) for row, token in zip(rows, tokens, strict=True)]
+    yield [
+      row.finish() if token in (config.end, -1) else row.step(token)
+      for row, token in zip(rows, tokens.tolist(), strict=True)
+    ]
   yield [row.finish() for row in rows]
-
-
-class _Row:
-  """The text of a row."""
-
-  def __init__(self, tokenizer: tokenizers.Tokenizer, prompt: str, ids: list[int]):
-    self._stream = TextStream(tokenizer, ids)
-    self._after_space = prompt[-1:].isspace() and not tokenizer.decode(ids)[-1:].isspace()
-    self._ended = False
-
-  def step(self, token: int, end: int) -> str:
-    if token in (end, -1):
-      return self.finish()
-    return self._shown(self._stream.step(token))
-
-  def finish(self) -> str:
-    if self._ended:
-      return ''
-    self._ended = True
-    return self._shown(self._stream.finish())
-
-  def _shown(self, text: str) -> str:
-    if self._after_space and text:
-      self._after_space = False
-      return text.lstrip()
-    return text
 
 
 def stream_tokens(

@@ -15,9 +15,8 @@ from lm import components
 from lm.components import Inference
 from lm.data import batches, pipeline
 from lm.data.packed_rows import FeatureRows, Rows
-from lm.decode.logits_processors import ban_unknown_token
 from lm.decode.loop import DecodeConfig, check_decoding, check_prompt_length
-from lm.decode.sampling import sampler
+from lm.decode.sampling import ban_unknown_token, sampler
 from lm.decode.stream import prompt_encoder, stream_text
 from lm.errors import UserError
 from lm.evaluation import vectors as word_vectors

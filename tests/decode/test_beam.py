@@ -16,8 +16,8 @@ from lm.decode.beam import (
   check_beam_size,
   init_beam,
 )
-from lm.decode.logits_processors import minimum_length, no_repeat_ngram
 from lm.decode.loop import DecodeConfig, decode_loop, decode_step, init_state
+from lm.decode.sampling import minimum_length, no_repeat_ngram
 from lm.errors import UserError
 
 END = 1

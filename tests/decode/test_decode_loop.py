@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decode.logits_processors import allowed_tokens, forbidden_tokens, no_repeat_ngram
 from lm.decode.loop import DecodeConfig, decode_loop, decode_step, init_state
-from lm.decode.sampling import greedy, sampler
+from lm.decode.sampling import allowed_tokens, forbidden_tokens, greedy, no_repeat_ngram, sampler
 
 END, V, MOST = 1, 6, 12
 TABLE = np.random.default_rng(0).normal(0, 1.0, (V, V)).astype(np.float32)

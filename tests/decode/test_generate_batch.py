@@ -9,9 +9,8 @@ import pytest
 from lm.decode import batch as module
 from lm.decode.batch import generate_batch
 from lm.decode.beam import Hypotheses
-from lm.decode.logits_processors import forbidden_tokens
 from lm.decode.loop import DecodeConfig
-from lm.decode.sampling import sampler
+from lm.decode.sampling import forbidden_tokens, sampler
 from lm.errors import UserError
 from lm.models.recurrent import Bidirectional, EncoderDecoder
 from lm.nn.recurrent import additive, lstm

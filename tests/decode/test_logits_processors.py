@@ -3,15 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.logits_processors import (
+from lm.decode.sampling import (
   allowed_tokens,
   ban_unknown_token,
   forbidden_tokens,
   minimum_length,
   no_repeat_ngram,
+  process_logits,
   repetition_penalty,
 )
-from lm.decode.sampling import process_logits
 from lm.errors import UserError
 from lm.text import tokenizers
 
