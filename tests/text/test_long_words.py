@@ -59,7 +59,7 @@ def test_trainers_get_pieces_of_bounded_length(kind, longest, total, monkeypatch
 def test_training_keeps_ordinary_words(kind, monkeypatch):
   known = BUILDERS[kind](PLAIN).to_str()
   nothing = pre_tokenizers.Sequence([])
-  monkeypatch.setattr(tokenizers, '_pieces', lambda *args, **kwargs: nothing)
+  monkeypatch.setattr(tokenizers, '_split_long', lambda *args, **kwargs: nothing)
   assert BUILDERS[kind](PLAIN).to_str() == known
 
 
