@@ -159,8 +159,8 @@ MUTATIONS = [
   ('repeated-ngram', 'lm/decode/sampling.py', '(jnp.arange(L) >= n - 1)',
    '(jnp.arange(L) >= n)', 'decode/test_logits_processors.py'),
   # Metrics.
-  ('accuracy-of-padding', 'lm/metrics/tokens.py', 'jnp.sum(weights * correct)',
-   'jnp.sum(correct)', 'metrics/test_tokens.py'),
+  ('accuracy-of-padding', 'lm/metrics/tokens.py', 'jnp.sum(weights * value), ',
+   'jnp.sum(value), ', 'metrics/test_tokens.py'),
   ('bits-per-byte', 'lm/metrics/tokens.py', "found['loss'][0] / math.log(2)", "found['loss'][0]",
    'metrics/test_tokens.py'),
   ('f1-denominator', 'lm/metrics/labels.py', '2 * correct[k] / (predicted[k] + actual[k])',

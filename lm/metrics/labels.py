@@ -26,9 +26,8 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
     UserError: `average` is unknown; or, from the metric, `positive` does not occur.
   """
   if average not in AVERAGES:
-    choices = ', '.join(AVERAGES)
     raise UserError(
-      f'average={average!r}{did_you_mean(average, AVERAGES)} must be one of {choices}'
+      f'average={average!r}{did_you_mean(average, AVERAGES)} must be one of {", ".join(AVERAGES)}'
     )
 
   def score(predictions: Sequence[str], references: Sequence[str]) -> Scores:
@@ -51,10 +50,9 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   def check(labels: Sequence[str]) -> None:
     if positive is not None and positive not in labels:
       known = sorted(set(labels))
-      available = ', '.join(map(repr, known))
       raise UserError(
         f'positive={positive!r} is no label of the set{did_you_mean(positive, known)}; available: '
-        f'{available}'
+        f'{", ".join(map(repr, known))}'
       )
 
   names = ('accuracy', 'f1') if positive is None else ('accuracy', 'f1', 'f1_positive')

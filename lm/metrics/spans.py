@@ -1,8 +1,7 @@
 """Precision, recall and F1 of spans: tagged entities, and words found in running text."""
 
-import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lm.errors import UserError
 from lm.metrics.scores import TAGS, CorpusMetric, Scores, higher, validated
@@ -26,18 +25,14 @@ def entities() -> CorpusMetric:
 
   def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
     check(references)
-    count: collections.Counter[str] = collections.Counter()
+    is_correct: list[bool] = []
     for predicted, actual in zip(predictions, references, strict=True):
       if len(predicted) != len(actual):
         raise ValueError(f'entities: {len(predicted)} predictions for {len(actual)} tags')
-      found, gold = entity_spans(predicted), entity_spans(actual)
-      count['tags'] += len(actual)
-      count['correct_tags'] += sum(p == r for p, r in zip(predicted, actual, strict=True))
-      count['predicted'] += len(found)
-      count['actual'] += len(gold)
-      count['correct'] += len(found & gold)
-    values = _precision_recall_f1(count['correct'], count['predicted'], count['actual'])
-    return Scores(values | {'accuracy': count['correct_tags'] / count['tags']})
+      is_correct += [tag == gold for tag, gold in zip(predicted, actual, strict=True)]
+    found, gold = ([entity_spans(tags) for tags in side] for side in (predictions, references))
+    values = _precision_recall_f1(found, gold)
+    return Scores(values | {'accuracy': sum(is_correct) / len(is_correct)})
 
   def check(references: Sequence[Sequence[str]]) -> None:
     if not any(references):
@@ -95,10 +90,7 @@ def segmentation() -> CorpusMetric:
     check(references)
     for words in (*predictions, *references):
       _check_order(words)
-    pairs = zip(predictions, references, strict=True)
-    correct = sum(len(set(found) & set(gold)) for found, gold in pairs)
-    predicted, actual = sum(map(len, predictions)), sum(map(len, references))
-    return Scores(_precision_recall_f1(correct, predicted, actual))
+    return Scores(_precision_recall_f1(predictions, references))
 
   def check(references: Sequence[Sequence[Span]]) -> None:
     if not any(references):
@@ -128,7 +120,13 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
   return found
 
 
-def _precision_recall_f1(correct: int, predicted: int, actual: int) -> dict[str, float]:
+def _precision_recall_f1(
+  predictions: Sequence[Collection], references: Sequence[Collection]
+) -> dict[str, float]:
+  """Returns the scores of the items of all examples together; a ratio without items is 0."""
+  pairs = zip(predictions, references, strict=True)
+  correct = sum(len(set(found) & set(gold)) for found, gold in pairs)
+  predicted, actual = sum(map(len, predictions)), sum(map(len, references))
   return {
     'precision': correct / predicted if predicted else 0.0,
     'recall': correct / actual if actual else 0.0,

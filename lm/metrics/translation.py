@@ -193,9 +193,10 @@ def _tokenizer(language: str, tokenize: str | None) -> str:
   own = TOKENIZERS.get(code, '13a')
   chosen = own if tokenize is None else tokenize
   if chosen not in BLEU.TOKENIZERS:
-    known = ', '.join(sorted(BLEU.TOKENIZERS))
-    hint = did_you_mean(chosen, BLEU.TOKENIZERS)
-    raise UserError(f'tokenize={chosen!r} is no tokenizer of sacrebleu{hint}; available: {known}')
+    raise UserError(
+      f'tokenize={chosen!r} is no tokenizer of sacrebleu{did_you_mean(chosen, BLEU.TOKENIZERS)}; '
+      f'available: {", ".join(sorted(BLEU.TOKENIZERS))}'
+    )
   if chosen in SPACE_TOKENIZERS and (code in TOKENIZERS or code in UNSEGMENTED):
     better = f"{own!r}, 'flores200' or 'char'" if code in TOKENIZERS else "'flores200' or 'char'"
     raise UserError(

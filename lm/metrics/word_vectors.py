@@ -92,12 +92,14 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
   read = read_questions(path)
 
   def score(vectors: Vectors) -> Scores:
-    values: dict[str, float] = {}
-    for short, function in SCORES.items():
-      for key, value in accuracy(vectors, read, function).values.items():
-        if sections or '/' not in key:
-          values[re.sub('accuracy$', f'{short}_accuracy', key)] = value
-    return Scores(values)
+    return Scores(
+      {
+        re.sub('accuracy$', f'{short}_accuracy', key): value
+        for short, function in SCORES.items()
+        for key, value in accuracy(vectors, read, function).values.items()
+        if sections or '/' not in key
+      }
+    )
 
   values = [*(f'{short}_accuracy' for short in SCORES), 'coverage']
   names = values + [f'{section}/{value}' for section in read if sections for value in values]
@@ -132,15 +134,16 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
 
   def covered(index: Mapping[str, int]) -> tuple[list[int], np.ndarray]:
     """Returns the rows of the covered words, and the groups that they are in."""
-    rows, found = _covered(index, [(word,) for word in words])
-    inside = np.bincount(of[found], minlength=len(groups))
-    known = np.flatnonzero(inside[of[found]] > 1)
-    if len(set(of[found][known])) < 2:
-      raise UserError(
-        f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
-        'among the vectors'
-      )
-    return [rows[i][0] for i in known], of[found][known]
+    empty = (
+      f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
+      'among the vectors'
+    )
+    rows, found = _covered(index, [(word,) for word in words], empty)
+    kinds = of[found]
+    known = np.flatnonzero(np.bincount(kinds)[kinds] > 1)
+    if len(set(kinds[known])) < 2:
+      raise UserError(empty)
+    return [rows[i][0] for i in known], kinds[known]
 
   def score(vectors: Vectors) -> Scores:
     rows, kinds = covered(vectors.index)
@@ -162,9 +165,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
     UserError: the file cannot be read, a line is wrong, or there is no pair.
   """
   pairs = []
-  for place, line in _lines(path):
-    if line.startswith('#'):
-      continue
+  lines = (numbered for numbered in _lines(path) if not numbered[1].startswith('#'))
+  for place, line in lines:
     one, other, score = _fields(line, '\t', 3, place)
     try:
       value = float(score)
@@ -249,29 +251,29 @@ def accuracy(
 
 
 def _covered_pairs(index: Mapping[str, int], pairs: Sequence[Pair]) -> _Covered:
-  rows, found = _covered(index, [pair[:2] for pair in pairs])
-  if not rows:
-    raise UserError(f'similarity: metric on an empty set; no pair of {len(pairs)} has both words')
-  return rows, found
+  empty = f'similarity: metric on an empty set; no pair of {len(pairs)} has both words'
+  return _covered(index, [pair[:2] for pair in pairs], empty)
 
 
 def _covered_questions(
   index: Mapping[str, int], sections: Mapping[str, Sequence[Question]]
 ) -> _Covered:
   questions = list(itertools.chain.from_iterable(sections.values()))
-  rows, found = _covered(index, questions)
-  if not rows:
-    raise UserError(
-      f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
-    )
-  return rows, found
+  empty = f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
+  return _covered(index, questions, empty)
 
 
-def _covered(index: Mapping[str, int], groups: Sequence[tuple]) -> _Covered:
-  """Returns the rows of the words of each group with known words only, and the group indices."""
-  rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in g) for g in groups]
-  found = [i for i, group in enumerate(rows) if min(group) >= 0]
-  return [rows[i] for i in found], found
+def _covered(index: Mapping[str, int], items: Sequence[tuple], empty: str) -> _Covered:
+  """Returns the rows of the words of each item with known words only, and the item indices.
+
+  Raises:
+    UserError: there is no such item; its message is `empty`.
+  """
+  rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in item) for item in items]
+  covered = [i for i, item in enumerate(rows) if min(item) >= 0]
+  if not covered:
+    raise UserError(empty)
+  return [rows[i] for i in covered], covered
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:

@@ -136,9 +136,9 @@ def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:
 
   def label_id(name: str) -> int:
     if name not in ids:
-      available = ', '.join(map(repr, list(ids)[:20]))
       raise UserError(
-        f'data.labels: no label {name!r}{did_you_mean(name, ids)}; available: {available}'
+        f'data.labels: no label {name!r}{did_you_mean(name, ids)}; available: '
+        f'{", ".join(map(repr, list(ids)[:20]))}'
       )
     return ids[name]
 

@@ -52,8 +52,9 @@ def check_options(form: str, case: str) -> None:
   for key, value, kind in (('form', form, Form), ('case', case, Case)):
     known = get_args(kind)
     if value not in known:
-      choices = ', '.join(map(repr, known))
-      raise UserError(f'{key}={value!r}{did_you_mean(value, known)} must be one of {choices}')
+      raise UserError(
+        f'{key}={value!r}{did_you_mean(value, known)} must be one of {", ".join(map(repr, known))}'
+      )
 
 
 def simplify_chinese(string: str) -> str:
@@ -89,9 +90,10 @@ def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
   known = sorted(stopwordsiso.langs())
   for language in chosen:
     if language not in known:
-      choices = ', '.join(known)
-      hint = did_you_mean(language, known)
-      raise UserError(f'no stop words of {language!r}{hint}; available: {choices}')
+      raise UserError(
+        f'no stop words of {language!r}{did_you_mean(language, known)}; available: '
+        f'{", ".join(known)}'
+      )
   return frozenset(map(stop_word_key, stopwordsiso.stopwords(chosen)))
 
 
