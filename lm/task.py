@@ -38,6 +38,30 @@ def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source'
   return UserError(f'{key}: an example has no {wanted} under {field!r}; it has {available}')
 
 
+def string_field(example: Example, field: str, key: str = 'data.source') -> str:
+  """Returns a string of an example that `key` produced.
+
+  Raises:
+    UserError: the field is missing or has another type.
+  """
+  text = example.get(field)
+  if not isinstance(text, str):
+    raise mismatch(example, field, 'string', key)
+  return text
+
+
+def strings_field(example: Example, field: str) -> list[str]:
+  """Returns a list of strings of an example.
+
+  Raises:
+    UserError: the field is missing or has another type.
+  """
+  texts = example.get(field)
+  if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+    raise mismatch(example, field, 'list of strings')
+  return list(texts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What to do with an example, independent of the architecture.

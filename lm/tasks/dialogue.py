@@ -11,9 +11,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lm.errors import UserError
-from lm.task import Convert, Converter, Example, Features, Task, mismatch
+from lm.task import Convert, Converter, Example, Features, Task, strings_field
 from lm.tasks import seq2seq
-from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts
+from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, separated, text_parts
 
 
 def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) -> Iterator[Example]:
@@ -34,23 +34,18 @@ def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) ->
   if first < 1 or every < 1:
     raise UserError(f'data.prepare: first={first}, every={every}: both must be at least 1')
   for example in examples:
-    turns = example.get('turns')
-    if not isinstance(turns, list | tuple) or not all(isinstance(turn, str) for turn in turns):
-      raise mismatch(example, 'turns', 'list of strings')
+    turns = strings_field(example, 'turns')
     replies = list(range(first, len(turns), every))
     for n, reply in enumerate(replies, 1):
       last = n == len(replies)
-      yield {'turns': list(turns[: reply + 1]), 'replies': replies[:n], 'last': last}
+      yield {'turns': turns[: reply + 1], 'replies': replies[:n], 'last': last}
 
 
 def replies() -> Task:
   """Generates the last turn from those before it; examples are those of `expand_turns`."""
 
   def history(example: Example) -> list[str]:
-    parts: list[str] = []
-    for turn in _expanded(example)['turns'][:-1]:
-      parts += [SEPARATOR, turn] if parts else [turn]
-    return parts
+    return separated(_expanded(example)['turns'][:-1])
 
   def reply(example: Example) -> str:
     return _expanded(example)['turns'][-1]
@@ -71,22 +66,17 @@ def encoder_decoder(task: Task, longest: int = 128) -> Converter:
   assert base.encode_prompt is not None
   base_prompt = base.encode_prompt
 
-  def truncate(tokenizer: Tokenizer) -> Callable[[Features], Features]:
-    separator = _separator_id(tokenizer)
-
-    def truncated(features: Features) -> Features:
-      source = _recent_turns(features.source['source'], separator, longest)
-      return features._replace(source={'source': source})
-
-    return truncated
+  def truncated(features: Features, separator: int) -> Features:
+    source = _recent_turns(features.source['source'], separator, longest)
+    return features._replace(source={'source': source})
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
-    convert, truncated = base.features(tokenizer, labels, seq_len), truncate(tokenizer)
-    return lambda example: [truncated(found) for found in convert(example)]
+    convert, separator = base.features(tokenizer, labels, seq_len), _separator_id(tokenizer)
+    return lambda example: [truncated(each, separator) for each in convert(example)]
 
   def encode_prompt(tokenizer: Tokenizer) -> Callable[[Example], Features]:
-    convert, truncated = base_prompt(tokenizer), truncate(tokenizer)
-    return lambda example: truncated(convert(example))
+    convert, separator = base_prompt(tokenizer), _separator_id(tokenizer)
+    return lambda example: truncated(convert(example), separator)
 
   return Converter(_tokenizer_texts(task), features, encode_prompt)
 
@@ -165,12 +155,12 @@ def split_turns(sizes: Sequence[int], longest: int, seq_len: int) -> Iterator[tu
 def _sequence(
   turns: Sequence[list[int]], learned: Sequence[bool], end: int, separator: int
 ) -> Features:
-  tokens: dict[str, list[int]] = {'inputs': [], 'targets': [], 'weights': []}
-  for turn, weight in zip(turns, learned, strict=True):
-    tokens['inputs'] += [separator if tokens['inputs'] else end, *turn]
-    tokens['targets'] += [*turn, end]
-    tokens['weights'] += [int(weight)] * (len(turn) + 1)
-  return Features({name: np.array(values) for name, values in tokens.items()}, {}, {})
+  """Returns the features of turns; `learned` says for each whether it is in the loss."""
+  inputs = [i for turn in turns for i in (separator, *turn)]
+  targets = [i for turn in turns for i in (*turn, end)]
+  weights = np.repeat(np.array(learned, int), [len(turn) + 1 for turn in turns])
+  tokens = {'inputs': np.array([end, *inputs[1:]]), 'targets': np.array(targets)}
+  return Features({**tokens, 'weights': weights}, {}, {})
 
 
 def _recent_turns(ids: np.ndarray, separator: int, longest: int) -> np.ndarray:

@@ -6,14 +6,14 @@ data preparation imports this module in worker processes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from lm.errors import UserError
-from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch
-from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, text_reader
+from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch, string_field
+from lm.text.tokenizers import end_id, parts_encoder, separated, text_parts, text_reader
 
 if TYPE_CHECKING:
   from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, WeightedSums
@@ -28,12 +28,10 @@ def extraction() -> Task:
   """
 
   def inputs(example: Example) -> list[str]:
-    for field in ('question', 'context'):
-      if not isinstance(example.get(field), str):
-        raise mismatch(example, field, 'string')
+    parts = separated(string_field(example, field) for field in ('question', 'context'))
     if not isinstance(example.get('answers'), list | tuple):
       raise mismatch(example, 'answers', 'list')
-    return [example['question'], SEPARATOR, example['context']]
+    return parts
 
   def texts(example: Example) -> list[str]:
     return [answer['text'] for answer in example['answers']]
@@ -197,17 +195,12 @@ def _window_features(
   return Features(tokens, {}, {'start': answer_start, 'stop': answer_stop, 'weights': 1})
 
 
-class SpanStatistics(NamedTuple):
-  """Statistics of the target span of each example, both float32 (B, P)."""
+def span_statistics(output: 'Output', batch: 'Batch') -> tuple['Array', 'Array']:
+  """Returns statistics of the target span of each example, both float32 (B, P).
 
-  nats: 'Array'  # -log p(start) - log p(stop)
-  correct: 'Array'  # 1 where both tokens have the highest logit
-
-
-def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
-  """Returns the negative log-likelihood of each target span, and whether it is the likeliest.
-
-  The softmax of each end is over the passage tokens of the example and its position 0 (no answer).
+  The first is -log p(start) - log p(stop), in nats. The second is 1 where both tokens have the
+  highest logit, else 0. The softmax of each end is over the passage tokens of the example and its
+  position 0 (no answer).
 
   Args:
     output: of an encoder, with two logits per token.
@@ -243,8 +236,7 @@ def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
 
   start_nats, start_correct = score('start', logits_BTC[..., 0])
   stop_nats, stop_correct = score('stop', logits_BTC[..., 1])
-  correct = (start_correct & stop_correct).astype(jnp.float32)
-  return SpanStatistics(start_nats + stop_nats, correct)
+  return start_nats + stop_nats, (start_correct & stop_correct).astype(jnp.float32)
 
 
 def objective() -> 'Objective':
@@ -257,8 +249,8 @@ def objective() -> 'Objective':
   def loss_sums(
     apply: 'Apply', params: 'Params', batch: 'Batch', key: 'Array | None'
   ) -> dict[str, 'Array']:
-    output = apply(params, batch, key=key)
-    return {'loss': (batch['weights'] * span_statistics(output, batch).nats).sum()}
+    nats, _ = span_statistics(apply(params, batch, key=key), batch)
+    return {'loss': (batch['weights'] * nats).sum()}
 
   return Objective(loss_sums, normalizers=lambda batch: {'loss': batch['weights'].sum()})
 

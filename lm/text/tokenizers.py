@@ -374,6 +374,11 @@ def word_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
   return {word: i for word, i in known if i not in others}
 
 
+def separated(texts: Iterable[str]) -> list[str]:
+  """Returns the texts with SEPARATOR between them, the inputs of a task."""
+  return [part for text in texts for part in (SEPARATOR, text)][1:]
+
+
 def text_parts(parts: Iterable[str]) -> list[str]:
   """Returns the parts of a text that are not special tokens."""
   return [part for part in parts if not isinstance(part, Special)]
