@@ -195,14 +195,15 @@ def _compiled(
     limits_B: Array,
     prefix_BP: Array | None,
   ) -> tuple[Hypotheses, Array]:
-    keys_B = row_keys(*seeds)
-    state = begin(model, apply, config, buffer_len, params, batch, keys_B, limits_B, prefix_BP)
+    rows = batch, row_keys(*seeds), limits_B, prefix_BP
     step = functools.partial(advance, model, apply, config, params)
+    state = begin(model, apply, config, buffer_len, params, *rows)
     state = decode_loop(step, state, buffer_len, max_unfinished)
-    if isinstance(state, BeamState):
-      found = best_hypotheses(config, state)
-    else:
-      found = Hypotheses(state.tokens[:, None], state.lengths[:, None], state.log_p[:, None])
+    found = (
+      best_hypotheses(config, state)
+      if isinstance(state, BeamState)
+      else Hypotheses(state.tokens[:, None], state.lengths[:, None], state.log_p[:, None])
+    )
     # Replicated, so that each process can read them.
     return jax.tree.map(meshes.with_logical_constraint, (found, state.done))
 
@@ -222,8 +223,7 @@ def begin(
 ) -> DecodeState | BeamState:
   """Reads the prompts of a batch; returns the state with the first token of each row."""
   B, P = batch['inputs'].shape
-  cache = model.init_cache(B, P + buffer_len * config.beam_size)
-  read = prefill(apply, params, batch, cache)
+  read = prefill(apply, params, batch, model.init_cache(B, P + buffer_len * config.beam_size))
   if config.beam_size > 1:
     return init_beam(config, model.reorder_cache, *read, limits_B, buffer_len, prefix_BP)
   return init_state(config, *read, keys_B, limits_B, buffer_len, prefix_BP)

@@ -130,14 +130,13 @@ def compare(
   named: list[tuple[str, Sequence[str]]] = [('baseline', baseline), ('system', system)]
   for _, predictions in named:
     bleu(language, tokenize)(predictions, references)  # checks the arguments
-  streams = _streams('bleu', references)
   scorer = {'bleu': _bleu(language, tokenize)}
+  streams = _streams('bleu', references)
   signatures, found = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
   ((name, signature),) = signatures.items()
   one, other = (result for result in found[name] if isinstance(result, Result))
-  values = {'baseline': one.score, 'system': other.score, 'p': other.p_value}
-  if list(baseline) == list(system):
-    values['p'] = 1.0
+  p = 1.0 if list(baseline) == list(system) else other.p_value
+  values = {'baseline': one.score, 'system': other.score, 'p': p}
   known = {name: float(value) for name, value in values.items() if value is not None}
   return Scores(known, {'p': signature.format()})
 

@@ -2,7 +2,6 @@
 
 import codecs
 import glob
-import itertools
 import os
 import pathlib
 import re
@@ -91,15 +90,12 @@ def read_lines(
   Raises:
     UserError: a line is longer.
   """
-  for number in itertools.count(first):
-    line = file.readline(longest + 1)
+  for number, line in enumerate(iter(lambda: file.readline(longest + 1), b''), first):
     if len(line) > longest:
       raise UserError(
         f'{name}, line {number}: more than {longest:,} bytes without a line end; its line ends are '
         'lost, or it has another format'
       )
-    if not line:
-      return
     yield line
 
 

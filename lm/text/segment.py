@@ -76,14 +76,13 @@ def normalize_tokens(
 ) -> Text:
   """Returns the text with each token in its normal form (`normalize`) and its old offsets."""
   check_options(form, case)
-  tokens = (t._replace(text=normalize(t.text, form, case, simplify)) for t in text.tokens)
-  return Text(text.raw, tuple(tokens))
+  options = (form, case, simplify)
+  return Text(text.raw, tuple(t._replace(text=normalize(t.text, *options)) for t in text.tokens))
 
 
 def remove_stop_words(text: Text, words: Set[str]) -> Text:
   """Returns the text without its stop words, given as from `normalize.stop_words`."""
-  tokens = (token for token in text.tokens if stop_word_key(token.text) not in words)
-  return Text(text.raw, tuple(tokens))
+  return Text(text.raw, tuple(t for t in text.tokens if stop_word_key(t.text) not in words))
 
 
 def tag_words(text: Text, tagger: Tagger) -> Text:
@@ -100,8 +99,8 @@ def tag_words(text: Text, tagger: Tagger) -> Text:
   tags = tagger([token.text for token in text.tokens])
   if len(tags) != len(text.tokens):
     raise ValueError(f'tagger: {len(tags)} tags for {len(text.tokens)} words')
-  tokens = (token._replace(tag=tag) for token, tag in zip(text.tokens, tags, strict=True))
-  return Text(text.raw, tuple(tokens))
+  pairs = zip(text.tokens, tags, strict=True)
+  return Text(text.raw, tuple(token._replace(tag=tag) for token, tag in pairs))
 
 
 def parts_of_speech(words: Sequence[str]) -> list[str]:

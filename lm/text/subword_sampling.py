@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -22,6 +22,9 @@ from lm.text.tokenizers import special_ids
 
 Pieces = tuple[int, ...]  # ids of tokens
 Sample = Callable[[Sequence[str], np.random.Generator], list[Pieces]]
+# The possible last pieces of a prefix of a word: the start of each, its token, and cumulative
+# probabilities, the last of them 1.
+_Ways = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 _CACHE_SIZE = 2**14  # words
 _LONGEST_CACHED = 32  # bytes; longer words rarely repeat, and would take much memory
@@ -44,9 +47,8 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
   """
   model = _byte_level(tokenizer, 'BPE', 'bpe')
   vocab = model['vocab']
-  merges = [(vocab[a], vocab[b], vocab[a + b]) for a, b in model['merges']]
-  ranks = {(a, b): rank for rank, (a, b, _) in enumerate(merges)}
-  merged = [both for _, _, both in merges]
+  ranks = {(vocab[a], vocab[b]): rank for rank, (a, b) in enumerate(model['merges'])}
+  merged = [vocab[a + b] for a, b in model['merges']]
   usual = default_pieces(tokenizer)
 
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
@@ -90,7 +92,8 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
   longest = max(map(len, scores))
 
   def lattice(word: str) -> list[_Ways]:
-    forward, ways = [0.0], [_Ways((), (), ())]
+    forward: list[float] = [0.0]
+    ways: list[_Ways] = [((), (), ())]
     for end in range(1, len(word) + 1):
       starts = range(max(0, end - longest), end)
       last = [(s, *scores[word[s:end]]) for s in starts if word[s:end] in scores]
@@ -99,12 +102,12 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
       sums = [*itertools.accumulate(math.exp(log - largest) for log in logs)]
       forward.append(largest + math.log(sums[-1]))
       cumulative = (*(value / sums[-1] for value in sums[:-1]), 1.0)
-      ways.append(_Ways(tuple(t[0] for t in last), tuple(t[1] for t in last), cumulative))
+      ways.append((tuple(t[0] for t in last), tuple(t[1] for t in last), cumulative))
     return ways
 
   cached = functools.lru_cache(_CACHE_SIZE)(lattice)
 
-  def draw(ways: list[_Ways], uniform: Iterator[float]) -> Pieces:
+  def sample_word(ways: list[_Ways], uniform: Iterator[float]) -> Pieces:
     pieces = []
     end = len(ways) - 1
     while end:
@@ -117,7 +120,7 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
     uniform = _endless(rng.random)
     found = (cached(word) if len(word) <= _LONGEST_CACHED else lattice(word) for word in words)
-    return [draw(ways, uniform) for ways in found]
+    return [sample_word(ways, uniform) for ways in found]
 
   return sample
 
@@ -190,20 +193,6 @@ def _merge(
     for place in range(max(at - 1, 0), min(at + 1, len(order))):
       order[place] = ranks.get((pieces[place], pieces[place + 1]), _NEVER)
   return tuple(pieces), gap
-
-
-class _Ways(NamedTuple):
-  """The possible last pieces of a prefix of a word.
-
-  Attributes:
-    starts: the start of each.
-    ids: its token.
-    cumulative: cumulative probabilities, the last of them 1.
-  """
-
-  starts: tuple[int, ...]
-  ids: tuple[int, ...]
-  cumulative: tuple[float, ...]
 
 
 def _byte_level(tokenizer: tokenizers.Tokenizer, kind: str, builder: str) -> dict[str, Any]:

@@ -259,10 +259,9 @@ def _collect(
   repeated: list[str] = []
   truncated: list[str] = []
   not_utf8, is_utf8, seen = None, False, 0
-  for place, raw, vector in records:
-    if seen == count:
+  for seen, (place, raw, vector) in enumerate(records, 1):
+    if seen > count:
       raise UserError(f'{place}: more lines than the {count} words of the header')
-    seen += 1
     valid = raw
     try:
       word = raw.decode()

@@ -104,9 +104,9 @@ def unit_rows(matrix: np.ndarray) -> np.ndarray:
 
 def cosines(vectors: Vectors, pairs: ArrayLike) -> np.ndarray:
   """Returns the cosine of each pair of words (N,), given as rows (N, 2)."""
-  left, right = np.asarray(pairs, np.int64).reshape(-1, 2).T
-  matrix = vectors.matrix
-  return np.clip(np.einsum('nd,nd->n', unit_rows(matrix[left]), unit_rows(matrix[right])), -1, 1)
+  sides = np.asarray(pairs, np.int64).reshape(-1, 2).T
+  units = (unit_rows(vectors.matrix[rows]) for rows in sides)
+  return np.clip(np.einsum('nd,nd->n', *units), -1, 1)
 
 
 def cosine(vectors: Vectors, one: str, other: str) -> float:
