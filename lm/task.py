@@ -34,8 +34,9 @@ def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source'
   """Returns the error for an example whose field is missing or not of the wanted type."""
   if field in example:
     return UserError(f'{key}: {field!r} of an example is {example[field]!r:.60} and no {wanted}')
-  available = ', '.join(map(repr, example))
-  return UserError(f'{key}: an example has no {wanted} under {field!r}; it has {available}')
+  return UserError(
+    f'{key}: an example has no {wanted} under {field!r}; it has {", ".join(map(repr, example))}'
+  )
 
 
 def string_field(example: Example, field: str, key: str = 'data.source') -> str:

@@ -162,8 +162,7 @@ def _plan(
     decode = _compiled(model, apply, config, buffer_len, size // UNFINISHED_SHARE)
     prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows])
     seeds = np.uint32(seed), keys[rows].astype(np.uint32)
-    batch = pad_prompts([prompts[i] for i in rows], bucket)
-    return decode, (batch, seeds, limits[rows], prefix)
+    return decode, (pad_prompts([prompts[i] for i in rows], bucket), seeds, limits[rows], prefix)
 
   return sorted(range(len(prompts)), key=sizes.__getitem__, reverse=True), make_call
 

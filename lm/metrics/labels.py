@@ -58,8 +58,7 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   names = ('accuracy', 'f1') if positive is None else ('accuracy', 'f1', 'f1_positive')
   each = ('accuracy', lambda prediction, reference: float(prediction == reference))
   kind = (str, 'labels, one per example')
-  metric = CorpusMetric(score, higher(*names), check, each)
-  return validated('classification', metric, kind, kind)
+  return validated('classification', CorpusMetric(score, higher(*names), check, each), kind, kind)
 
 
 def tags(average: str = 'macro') -> CorpusMetric:

@@ -96,8 +96,7 @@ def segmentation() -> CorpusMetric:
     if not any(references):
       raise UserError('segmentation: metric on an empty set; the references have no words')
 
-  directions = higher('precision', 'recall', 'f1')
-  return validated('segmentation', CorpusMetric(score, directions, check))
+  return validated('segmentation', CorpusMetric(score, higher('precision', 'recall', 'f1'), check))
 
 
 def word_spans(words: Sequence[str], text: str) -> list[Span]:

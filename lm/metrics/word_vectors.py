@@ -251,16 +251,22 @@ def accuracy(
 
 
 def _covered_pairs(index: Mapping[str, int], pairs: Sequence[Pair]) -> _Covered:
-  empty = f'similarity: metric on an empty set; no pair of {len(pairs)} has both words'
-  return _covered(index, [pair[:2] for pair in pairs], empty)
+  return _covered(
+    index,
+    [pair[:2] for pair in pairs],
+    f'similarity: metric on an empty set; no pair of {len(pairs)} has both words',
+  )
 
 
 def _covered_questions(
   index: Mapping[str, int], sections: Mapping[str, Sequence[Question]]
 ) -> _Covered:
   questions = list(itertools.chain.from_iterable(sections.values()))
-  empty = f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
-  return _covered(index, questions, empty)
+  return _covered(
+    index,
+    questions,
+    f'accuracy: metric on an empty set; no question of {len(questions)} has all four words',
+  )
 
 
 def _covered(index: Mapping[str, int], items: Sequence[tuple], empty: str) -> _Covered:

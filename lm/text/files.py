@@ -54,9 +54,8 @@ def glob_files(path: pathlib.Path) -> list[pathlib.Path]:
   if path.exists():
     return [path]
   literal = next((folder for folder in path.parents if folder.is_dir()), pathlib.Path())
-  pattern = path.relative_to(literal)
-  found = glob.glob(str(pathlib.Path(glob.escape(str(literal)), pattern)), recursive=True)
-  return list(map(pathlib.Path, found))
+  pattern = pathlib.Path(glob.escape(str(literal)), path.relative_to(literal))
+  return list(map(pathlib.Path, glob.glob(str(pattern), recursive=True)))
 
 
 def write_atomic(path: pathlib.Path, chunks: Iterable[bytes]) -> None:

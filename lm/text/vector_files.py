@@ -65,8 +65,7 @@ def read_word2vec_text(path: str | Path, warn: _Warn = _warn) -> Vectors:
   with _open(path, binary=False) as file:
     _skip_byte_order_mark(file, path)
     count, size = _read_header(file, path, bytes_per_number=2)
-    records = _text_records(file, path, size, 2, in_glove=False)
-    return _collect(path, records, count, size, warn)
+    return _collect(path, _text_records(file, path, size, 2, in_glove=False), count, size, warn)
 
 
 def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:

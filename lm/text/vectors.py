@@ -211,8 +211,7 @@ def principal_components(matrix: np.ndarray, count: int = 2) -> tuple[np.ndarray
   directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
   missing = count - len(sizes)
   points = np.pad(centered @ directions.T, ((0, 0), (0, missing)))
-  variance = np.sum(centered**2)
-  return points, np.pad(sizes**2, (0, missing)) / (variance or 1.0)
+  return points, np.pad(sizes**2, (0, missing)) / (np.sum(centered**2) or 1.0)
 
 
 def _cosines(units: np.ndarray, matrix: np.ndarray) -> np.ndarray:
