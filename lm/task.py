@@ -72,7 +72,8 @@ class Task:
     target: the answer as text, for models that generate.
     reference: what predictions are scored against, in the form that the task's scores take.
     head_target: the answer for the head of an encoder: a class name, a number, or a list of
-      (start, stop, tag) or (start, stop) in characters of the last part; None where there is none.
+      (start, stop, tag) or (start, stop) in characters of the last part. None: there is no such
+      answer.
     special_tokens: all special tokens that the inputs may contain.
   """
 

@@ -161,7 +161,7 @@ MUTATIONS = [
   # Metrics.
   ('accuracy-of-padding', 'lm/metrics/tokens.py', 'jnp.sum(weights * value), ',
    'jnp.sum(value), ', 'metrics/test_tokens.py'),
-  ('bits-per-byte', 'lm/metrics/tokens.py', "found['loss'][0] / math.log(2)", "found['loss'][0]",
+  ('bits-per-byte', 'lm/metrics/tokens.py', "sums['loss'][0] / math.log(2)", "sums['loss'][0]",
    'metrics/test_tokens.py'),
   ('f1-denominator', 'lm/metrics/labels.py', '2 * correct[k] / (predicted[k] + actual[k])',
    'correct[k] / max(1, actual[k])', 'metrics/test_labels.py'),

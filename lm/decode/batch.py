@@ -35,7 +35,7 @@ from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
-# A batch stops when only 1 row in this many is unfinished; these rows are retried.
+# A batch stops once at most one row in UNFINISHED_SHARE is unfinished; such rows are retried.
 UNFINISHED_SHARE = 32
 # Tokens of a text beyond `max_length_ratio` times its source.
 MIN_EXTRA_TOKENS = 10
@@ -64,7 +64,7 @@ def generate_batch(
   similar lengths share a batch for speed. A text that reaches the model's context is cut off there.
   A prompt without any possible text has one empty text, of score -inf. Inside
   lm.parallel.mesh.set_mesh all devices of the mesh decode each batch together, with sharded
-  parameters; an `apply` is for one mesh.
+  parameters; each mesh needs its own `apply`.
 
   Args:
     model: has `init_cache`, `reorder_cache` and `context`.
@@ -81,7 +81,7 @@ def generate_batch(
     UserError: the config does not fit the model, or a prompt is longer than the model reads.
   """
   order, make_call = _plan(model, apply, prompts, config, key_indices, prefixes, seed)
-  found: dict[int, list[Generation]] = {}
+  generations: dict[int, list[Generation]] = {}
   pending, retries = order, 0
   while pending:
     size = rows_per_batch(config.batch_size, len(pending))
@@ -91,10 +91,10 @@ def generate_batch(
       texts, done = jax.device_get(decode(params, *args))
       for row, index in enumerate(indices):
         if done[row]:
-          found[index] = _generations(Hypotheses(*(x[row] for x in texts)), config.end)
-    pending = [index for index in pending if index not in found]
+          generations[index] = _generations(Hypotheses(*(x[row] for x in texts)), config.end)
+    pending = [index for index in pending if index not in generations]
     retries += 1
-  return [found[i] for i in range(len(prompts))]
+  return [generations[i] for i in range(len(prompts))]
 
 
 def trace_generation(
@@ -122,10 +122,10 @@ def _plan(
   prefixes: Sequence[Sequence[int]] | None = None,
   seed: int = 0,
 ) -> tuple[list[int], Callable[[Sequence[int], int, int], tuple[Any, tuple[Any, ...]]]]:
-  """Returns the indices of the prompts, the longest first, and how to call the compiled program.
+  """Returns the indices of the prompts, the longest first, and `make_call`.
 
-  That is `make_call(indices, size, retries) -> (decode, arguments after params)`, for a batch of
-  `size` rows.
+  `make_call(indices, size, retries)` returns the compiled program that decodes a batch of `size`
+  rows, and its arguments after `params`.
   """
   check_beam_size(config.beam_size, model.vocab_size)
   if not 1 <= config.n_best <= config.beam_size:
@@ -154,7 +154,7 @@ def _plan(
   def make_call(indices: Sequence[int], size: int, retries: int) -> tuple[Any, tuple[Any, ...]]:
     # The last prompt fills up the last batch, so that all batches share a compiled program.
     rows = [indices[min(i, len(indices) - 1)] for i in range(size)]
-    # Every step reads and writes the buffers, so that they are short at first. Texts that exceed
+    # Every step reads and writes the buffers, so they are short at first. Texts that exceed
     # them, and the last few of a batch, are retried with buffers twice as long.
     source = sizes[indices[0]][0]
     first = 2 * bucket(source) if source else 32
@@ -168,9 +168,10 @@ def _plan(
 
 
 def rows_per_batch(batch_size: int, prompts: int) -> int:
-  """Returns how many rows to decode together: one of a few sizes, each about half of the next.
+  """Returns the rows of a batch: `batch_size`, halved as long as all prompts fit.
 
-  Inside lm.parallel.mesh.set_mesh they divide over the devices that shard the rows.
+  All calls thus compile for a few sizes. Inside lm.parallel.mesh.set_mesh the rows divide over the
+  devices that shard them.
   """
   while batch_size // 2 >= prompts:
     batch_size //= 2
@@ -198,13 +199,13 @@ def _compiled(
     step = functools.partial(advance, model, apply, config, params)
     state = begin(model, apply, config, buffer_len, params, *rows)
     state = decode_loop(step, state, buffer_len, max_unfinished)
-    found = (
+    hypotheses = (
       best_hypotheses(config, state)
       if isinstance(state, BeamState)
       else Hypotheses(state.tokens[:, None], state.lengths[:, None], state.log_p[:, None])
     )
     # Replicated, so that each process can read them.
-    return jax.tree.map(meshes.with_logical_constraint, (found, state.done))
+    return jax.tree.map(meshes.with_logical_constraint, (hypotheses, state.done))
 
   return decode
 
@@ -244,9 +245,9 @@ def _prefix(prefixes: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _generations(of_row: Hypotheses, end: int) -> list[Generation]:
-  found: list[Generation] = []
+  generations: list[Generation] = []
   for tokens, length, score in zip(of_row.tokens.tolist(), *of_row[1:], strict=True):
     ids = tokens[:length]
-    if ids or not found:
-      found.append(Generation(ids[:-1] if ids[-1:] == [end] else ids, float(score)))
-  return found
+    if ids or not generations:
+      generations.append(Generation(ids[:-1] if ids[-1:] == [end] else ids, float(score)))
+  return generations

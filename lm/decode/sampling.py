@@ -47,13 +47,13 @@ def process_logits(
 ) -> Array:
   """Returns the logits (B, V) after the processors, for the token after `lengths_B` tokens.
 
-  Where a text must begin with a prefix, the next token of it alone is allowed. It keeps its own
-  logit, whatever the processors would do to it.
+  Within the prefix of a text, only its next token is allowed. That token keeps its logit,
+  unprocessed.
 
   Args:
     logits_BV: float32.
     tokens_BL: int32, the tokens generated so far, then zeros.
-    lengths_B: int32, how many.
+    lengths_B: int32, the count of tokens generated so far.
     processors: applied in order.
     prefix_BP: int32, what each text must begin with, then at least one -1.
   """
@@ -90,7 +90,7 @@ def sampler(
     top_k: keeps the k highest logits (Fan et al. 2018); 0 for all.
     top_p: keeps the fewest tokens whose probability sums to p (Holtzman et al. 2020); 1 for all.
     min_p: keeps tokens with this share of the highest probability (Nguyen et al. 2024); 0 for all.
-    key: precedes the names of these arguments in errors, as the flag or config section did.
+    key: precedes the names of these arguments in errors: the dashes of a flag, or a config section.
 
   Raises:
     UserError: a value is out of its range.
@@ -216,7 +216,7 @@ def forbidden_tokens(ids: tuple[int, ...]) -> LogitsProcessor:
 
 
 def ban_unknown_token(tokenizer: tokenizers.Tokenizer) -> tuple[LogitsProcessor, ...]:
-  """Returns what forbids the unknown token, which has no text; () for a tokenizer without one."""
+  """Returns the processors that forbid the unknown token, which has no text: one, or none."""
   unknown = unknown_id(tokenizer)
   return () if unknown is None else (forbidden_tokens((unknown,)),)
 

@@ -55,8 +55,8 @@ def stream_text(
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
 
-  The texts of a row join to what `tokenizer.decode` adds to the decoded prompt. After a prompt with
-  trailing white space that the tokenizer drops, they begin without any.
+  The texts of a row join to the suffix that its new tokens add to the decoded prompt. If the
+  tokenizer drops white space at the end of a prompt, the text begins without white space.
 
   Rows end at the end token, at `config.max_tokens`, or at the end of the model's context, which is
   reported first.

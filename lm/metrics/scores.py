@@ -1,7 +1,7 @@
 """Corpus metrics: scores of all predictions of a set against its references, on the host.
 
-`lm.types.Metric` sums terms over examples on the device. BLEU and entity F1 are no such means; they
-need the decoded predictions of a whole set,
+`lm.types.Metric` sums terms over examples on the device. BLEU and entity F1 are not means over
+examples: they need all decoded predictions of a set,
 
     metric(predictions, references) -> Scores
 
@@ -60,9 +60,9 @@ class CorpusMetric:
     if self.example_score is not None:
       name, function = self.example_score
       return name, [function(*pair) for pair in pairs]
-    found = [self.score([prediction], [reference]).values for prediction, reference in pairs]
-    name = 'f1' if 'f1' in found[0] else next(iter(found[0]))
-    return name, [values[name] for values in found]
+    scores = [self.score([prediction], [reference]).values for prediction, reference in pairs]
+    name = 'f1' if 'f1' in scores[0] else next(iter(scores[0]))
+    return name, [values[name] for values in scores]
 
 
 def validated(
@@ -76,14 +76,14 @@ def validated(
   `score` raises UserError for an empty set or a wrong type, and ValueError for unequal lengths.
   """
 
-  def score(found: Sequence[Any], actual: Sequence[Any]) -> Scores:
-    if len(found) != len(actual):
-      raise ValueError(f'{name}: {len(found)} predictions for {len(actual)} references')
-    if not len(actual):
+  def score(outputs: Sequence[Any], targets: Sequence[Any]) -> Scores:
+    if len(outputs) != len(targets):
+      raise ValueError(f'{name}: {len(outputs)} predictions for {len(targets)} references')
+    if not len(targets):
       raise UserError(f'{name}: metric on an empty set; it needs at least one example')
-    _check_kind(name, found, predictions)
-    _check_kind(name, actual, references)
-    return metric.score(found, actual)
+    _check_kind(name, outputs, predictions)
+    _check_kind(name, targets, references)
+    return metric.score(outputs, targets)
 
   def check(actual: Sequence[Any]) -> None:
     _check_kind(name, actual, references)

@@ -30,8 +30,8 @@ def entities() -> CorpusMetric:
       if len(predicted) != len(actual):
         raise ValueError(f'entities: {len(predicted)} predictions for {len(actual)} tags')
       is_correct += [tag == gold for tag, gold in zip(predicted, actual, strict=True)]
-    found, gold = ([entity_spans(tags) for tags in side] for side in (predictions, references))
-    values = _precision_recall_f1(found, gold)
+    spans = ([entity_spans(tags) for tags in side] for side in (predictions, references))
+    values = _precision_recall_f1(*spans)
     return Scores(values | {'accuracy': sum(is_correct) / len(is_correct)})
 
   def check(references: Sequence[Sequence[str]]) -> None:
@@ -59,7 +59,7 @@ def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   Raises:
     UserError: a tag is neither BIO nor IOBES.
   """
-  found = set()
+  spans = set()
   start, last_prefix, last_kind = 0, 'O', ''
   for i, tag in enumerate((*tags, 'O')):
     match = _TAG.fullmatch(tag)
@@ -69,10 +69,10 @@ def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     continues = prefix in 'IE' and last_prefix in 'BI' and kind == last_kind
     if not continues:
       if last_prefix != 'O':
-        found.add((last_kind, start, i))
+        spans.add((last_kind, start, i))
       start = i
     last_prefix, last_kind = prefix, kind
-  return found
+  return spans
 
 
 def segmentation() -> CorpusMetric:
@@ -105,7 +105,7 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
   Raises:
     UserError: the words are not those of the text.
   """
-  found, end = [], 0
+  spans, end = [], 0
   for word in words:
     start = end
     while text[start : start + 1].isspace() and not text.startswith(word, start):
@@ -113,10 +113,10 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
     if not text.startswith(word, start):
       raise UserError(f'the words do not spell the text: {word!r} is not at character {end}')
     end = start + len(word)
-    found.append((start, end))
+    spans.append((start, end))
   if text[end:].strip():
     raise UserError(f'the words do not spell the text: none is at character {end}')
-  return found
+  return spans
 
 
 def _precision_recall_f1(
@@ -124,7 +124,7 @@ def _precision_recall_f1(
 ) -> dict[str, float]:
   """Returns the scores of the items of all examples together; a ratio without items is 0."""
   pairs = zip(predictions, references, strict=True)
-  correct = sum(len(set(found) & set(gold)) for found, gold in pairs)
+  correct = sum(len(set(predicted) & set(actual)) for predicted, actual in pairs)
   predicted, actual = sum(map(len, predictions)), sum(map(len, references))
   return {
     'precision': correct / predicted if predicted else 0.0,

@@ -39,9 +39,9 @@ def language_model() -> Metric:
   of_targets = targets()
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
-    found = of_targets.terms(output, batch)
+    sums = of_targets.terms(output, batch)
     size = jnp.sum(batch['bytes'].astype(jnp.float32))
-    return found | {'bits_per_byte': (found['loss'][0] / math.log(2), size)}
+    return sums | {'bits_per_byte': (sums['loss'][0] / math.log(2), size)}
 
   directions = {**of_targets.higher_is_better, 'bits_per_byte': False}
   return Metric(terms, of_targets.derive, directions)

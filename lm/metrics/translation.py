@@ -1,8 +1,8 @@
 """BLEU, chrF and TER of a corpus, equal to the scores of the sacrebleu command.
 
 Predictions are detokenized strings; the references of one are a string or a list of strings. Values
-are in percent, as sacrebleu prints them (TER may exceed 100; lower is better there). The note of a
-value is its signature: only scores with equal signatures are comparable (Post 2018, A Call for
+are in percent, as sacrebleu prints them (TER may exceed 100, and a lower TER is better). The note
+of a value is its signature: only scores with equal signatures are comparable (Post 2018, A Call for
 Clarity in Reporting BLEU Scores).
 """
 
@@ -132,9 +132,9 @@ def compare(
     bleu(language, tokenize)(predictions, references)  # checks the arguments
   scorer = {'bleu': _bleu(language, tokenize)}
   streams = _streams('bleu', references)
-  signatures, found = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
+  signatures, results = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
   ((name, signature),) = signatures.items()
-  one, other = (result for result in found[name] if isinstance(result, Result))
+  one, other = (result for result in results[name] if isinstance(result, Result))
   p = 1.0 if list(baseline) == list(system) else other.p_value
   values = {'baseline': one.score, 'system': other.score, 'p': p}
   known = {name: float(value) for name, value in values.items() if value is not None}

@@ -44,8 +44,8 @@ class VectorMetric(NamedTuple):
   Attributes:
     name: the prefix of the values.
     score: from vectors to the values.
-    check: takes words with their rows, before there are vectors, and raises the UserError that
-      `score` would raise for lack of words.
+    check: takes the row of each word, before training, and raises the UserError that `score` would
+      raise for lack of words.
     higher_is_better: the direction of each value; None for a value without one.
   """
 
@@ -130,7 +130,7 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
   if len(groups) < 2 or any(len(members) < 2 for members in groups.values()):
     raise UserError(f'groups={dict(groups)!r:.80}: at least two groups of two words are needed')
   if twice := [word for word, count in collections.Counter(words).items() if count > 1]:
-    raise UserError(f'groups: {twice[0]!r:.40} is there twice')
+    raise UserError(f'groups: {twice[0]!r:.40} is repeated')
 
   def covered(index: Mapping[str, int]) -> tuple[list[int], np.ndarray]:
     """Returns the rows of the covered words, and the groups that they are in."""
@@ -138,8 +138,8 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
       f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
       'among the vectors'
     )
-    rows, found = _covered(index, [(word,) for word in words], empty)
-    kinds = of[found]
+    rows, indices = _covered(index, [(word,) for word in words], empty)
+    kinds = of[indices]
     known = np.flatnonzero(np.bincount(kinds)[kinds] > 1)
     if len(set(kinds[known])) < 2:
       raise UserError(empty)
@@ -216,10 +216,10 @@ def similarity(vectors: Vectors, pairs: Sequence[Pair]) -> Scores:
   Raises:
     UserError: no pair is covered.
   """
-  rows, found = _covered_pairs(vectors.index, pairs)
-  scores = [pairs[i][2] for i in found]
+  rows, covered = _covered_pairs(vectors.index, pairs)
+  scores = [pairs[i][2] for i in covered]
   spearman = regression()(cosines(vectors, rows).tolist(), scores).values['spearman']
-  return Scores({'spearman': spearman, 'coverage': len(found) / len(pairs)})
+  return Scores({'spearman': spearman, 'coverage': len(covered) / len(pairs)})
 
 
 def accuracy(
@@ -236,11 +236,11 @@ def accuracy(
     UserError: no question is covered.
   """
   names = [name for name, members in sections.items() for _ in members]
-  rows, found = _covered_questions(vectors.index, sections)
-  covered = np.array(rows)
-  correct = analogies(vectors, covered[:, :3], score) == covered[:, 3]
-  section = np.array([names[i] for i in found])
-  values = {'accuracy': float(correct.mean()), 'coverage': len(found) / len(names)}
+  rows, covered = _covered_questions(vectors.index, sections)
+  rows_N4 = np.array(rows)
+  correct = analogies(vectors, rows_N4[:, :3], score) == rows_N4[:, 3]
+  section = np.array([names[i] for i in covered])
+  values = {'accuracy': float(correct.mean()), 'coverage': len(covered) / len(names)}
   for name, members in sections.items():
     inside = section == name
     if inside.any():

@@ -107,9 +107,9 @@ def first_tokens(
   for start, stop in words:
     while at < len(offsets) and offsets[at][1] <= start:
       at += 1
-    found = at < len(offsets) and offsets[at][0] < stop
-    firsts.append(at if found else None)
-    at += found
+    is_inside = at < len(offsets) and offsets[at][0] < stop
+    firsts.append(at if is_inside else None)
+    at += is_inside
   return firsts
 
 

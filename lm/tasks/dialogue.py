@@ -19,9 +19,9 @@ from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, separated, text
 def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) -> Iterator[Example]:
   """Yields one example per reply of the dialogues; use it in data.prepare.
 
-  Dialogues have turns, a list of texts. The examples have `turns`, up to and including the reply,
-  `replies`, the indices of all replies among them, and `last`, whether the reply is the last one of
-  its dialogue. A dialogue without a reply yields nothing.
+  Dialogues have turns, a list of texts. The examples have three fields: `turns`, up to and
+  including the reply; `replies`, the indices of all replies among them; and `last`, whether the
+  dialogue has no later reply. A dialogue without a reply yields nothing.
 
   Args:
     examples: the dialogues.
@@ -108,12 +108,12 @@ def decoder(task: Task, longest: int = 128) -> Converter:
         return [_sequence([[]], [False], end, separator)]
       texts = [*text_parts(task.inputs(example)), task.target(example)]
       turns = [encode([text]) for text in texts]
-      found = []
+      sequences = []
       for start, new, stop in split_turns([len(turn) + 1 for turn in turns], longest, seq_len):
         learned = [i in example['replies'] and i >= new for i in range(start, stop)]
         if any(learned):
-          found.append(_sequence(turns[start:stop], learned, end, separator))
-      return found
+          sequences.append(_sequence(turns[start:stop], learned, end, separator))
+      return sequences
 
     return convert
 

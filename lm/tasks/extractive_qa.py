@@ -54,8 +54,8 @@ def converter(
   The prediction is the span with the best log odds among all windows: its start and stop logits
   minus those of END in its window.
 
-  Features have `char_start` and `char_stop` for each token, its characters in the passage (0 and 0
-  outside it), and the values `start` and `stop`, the token positions of the answer, and `weights`.
+  Features have `char_start` and `char_stop` for each token: its characters in the passage, or 0
+  outside it. Their values are `weights` and the token positions of the answer, `start` and `stop`.
 
   Args:
     task: its head target is a list of (start, stop) in characters of the passage.

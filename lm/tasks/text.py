@@ -54,10 +54,10 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
   """Predicts the number in field `value` from the text in `field`."""
 
   def number(example: Example) -> float:
-    found = example.get(value)
-    if not isinstance(found, int | float) or isinstance(found, bool):
+    given = example.get(value)
+    if not isinstance(given, int | float) or isinstance(given, bool):
       raise mismatch(example, value, 'number')
-    return float(found)
+    return float(given)
 
   return Task(
     inputs=lambda example: [string_field(example, field)],

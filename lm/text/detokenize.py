@@ -19,11 +19,11 @@ _SPACELESS = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0010ff
 class TextStream:
   """Decodes tokens one by one.
 
-  The pieces of text add up to the suffix that they give `tokenizer.decode` after the tokens before
-  them. The first word thus keeps its leading space, which decoders strip at the start of a text. A
-  piece is held back as long as later tokens can change it: the bytes of an incomplete character
-  and, with byte fallback, any run of single bytes. A byte-fallback decoder replaces a run with one
-  invalid byte by U+FFFD throughout.
+  The pieces of text join to the suffix that the tokens add to the decoded text before them. The
+  first word thus keeps its leading space, which decoders strip at the start of a text. A piece is
+  held back as long as later tokens can change it: the bytes of an incomplete character and, with
+  byte fallback, any run of single bytes. If one byte of a run is invalid, a byte-fallback decoder
+  replaces each byte of the run by U+FFFD.
 
   Bytes may invalidate characters whose text was already returned. The text of the new tokens is
   then decoded without the earlier ones.

@@ -34,15 +34,15 @@ def find_files(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
   Raises:
     UserError: a name or pattern matches no file.
   """
-  found: list[pathlib.Path] = []
+  matches: list[pathlib.Path] = []
   for name in [names] if isinstance(names, str) else names:
     path = expand_path(name, key)
     files = sorted(p for p in glob_files(path) if p.is_file())
     if not files:
       hint = '; it is a folder, name its files as in FOLDER/*.txt' if path.is_dir() else ''
       raise UserError(f'{key}={name!r}: no such file{hint}')
-    found += files
-  return found
+    matches += files
+  return matches
 
 
 def glob_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -141,11 +141,11 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> s
 
 def lone_surrogate(text: str) -> str:
   """Returns the description of the first lone surrogate in a text, or ''."""
-  found = None if text.isascii() else _SURROGATE.search(text)
-  if found is None:
+  match = None if text.isascii() else _SURROGATE.search(text)
+  if match is None:
     return ''
-  before = text[max(found.start() - 20, 0) : found.start()]
+  before = text[max(match.start() - 20, 0) : match.start()]
   return (
-    f'has the lone surrogate {found[0]!a} at character {found.start()}, after {before!a}: half a '
+    f'has the lone surrogate {match[0]!a} at character {match.start()}, after {before!a}: half a '
     'character, which UTF-8 cannot encode; correct the source'
   )

@@ -115,8 +115,8 @@ def parts_of_speech(words: Sequence[str]) -> list[str]:
   jieba = _jieba()
 
   def look_up(word: str) -> str:
-    found = jieba.tag(word.encode(errors='replace').decode())  # it rejects lone surrogates
-    return found[0][1] if len(found) == 1 else 'x'
+    tagged = jieba.tag(word.encode(errors='replace').decode())  # it rejects lone surrogates
+    return tagged[0][1] if len(tagged) == 1 else 'x'
 
   return [look_up(word) for word in words]
 

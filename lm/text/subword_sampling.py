@@ -57,7 +57,7 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
       _endless(lambda count: rng.geometric(rate, count) - 1) if rate else itertools.repeat(_NEVER)
     )
     gap = next(gaps)
-    found = []
+    sampled = []
     for word in words:
       pieces = usual(word)
       merge_count = len(word) - len(pieces)  # merges from bytes to the usual pieces
@@ -65,8 +65,8 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
         gap -= merge_count
       else:
         pieces, gap = _merge([vocab[c] for c in word], ranks, merged, gap, gaps)
-      found.append(pieces)
-    return found
+      sampled.append(pieces)
+    return sampled
 
   return sample
 
@@ -119,8 +119,8 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
 
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
     uniform = _endless(rng.random)
-    found = (cached(word) if len(word) <= _LONGEST_CACHED else lattice(word) for word in words)
-    return [sample_word(ways, uniform) for ways in found]
+    lattices = (cached(word) if len(word) <= _LONGEST_CACHED else lattice(word) for word in words)
+    return [sample_word(ways, uniform) for ways in lattices]
 
   return sample
 
@@ -146,15 +146,15 @@ def word_splitter(tokenizer: tokenizers.Tokenizer) -> Callable[[Sequence[int]], 
   decoder, pre_tokenizer = decoders.ByteLevel(), tokenizer.pre_tokenizer
 
   def split(ids: Sequence[int]) -> list[str | Pieces]:
-    found: list[str | Pieces] = []
+    words: list[str | Pieces] = []
     for is_special, group in itertools.groupby(ids, special.__contains__):
       run = tuple(group)
       tokens = [names[i] for i in run]
-      words: list[str] = []
+      pre_tokens: list[str] = []
       if not is_special:
-        words = [w for w, _ in pre_tokenizer.pre_tokenize_str(decoder.decode(tokens))]
-      found += words if ''.join(words) == ''.join(tokens) else [run]
-    return found
+        pre_tokens = [w for w, _ in pre_tokenizer.pre_tokenize_str(decoder.decode(tokens))]
+      words += pre_tokens if ''.join(pre_tokens) == ''.join(tokens) else [run]
+    return words
 
   return split
 
@@ -213,6 +213,7 @@ def _byte_level(tokenizer: tokenizers.Tokenizer, kind: str, builder: str) -> dic
   return model
 
 
-def _endless(draw: Callable[[int], np.ndarray]) -> Iterator[Any]:
+def _endless(sample: Callable[[int], np.ndarray]) -> Iterator[Any]:
+  """Yields random values for ever, sampled 256 at a time."""
   while True:
-    yield from draw(256).tolist()
+    yield from sample(256).tolist()

@@ -112,7 +112,7 @@ def words(
     Regex(pattern)
   except Exception as e:  # the library has no narrower type
     raise UserError(f'data.tokenizer.pattern={pattern!r} is no regular expression: {e}') from e
-  if pattern != _WORD:  # whose time is linear
+  if pattern != _WORD:  # the default takes linear time
     with tempfile.NamedTemporaryFile() as file:
       known_words([END, UNKNOWN], pattern).save(file.name)
       probe.check(pathlib.Path(file.name), texts, f'data.tokenizer.pattern={pattern!r}')
@@ -272,12 +272,12 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
     UserError: the tokenizer has none.
   """
   end = _end_token(tokenizer)
-  found = None if end is None else tokenizer.token_to_id(end)
-  if found is None:
+  token = None if end is None else tokenizer.token_to_id(end)
+  if token is None:
     raise UserError(
       f'data.tokenizer: no end-of-text token; its special tokens need one of {", ".join(_ENDS)}'
     )
-  return found
+  return token
 
 
 def with_special_tokens(
@@ -389,7 +389,7 @@ def _end_token(tokenizer: tokenizers.Tokenizer) -> str | None:
   appended = _appended_token(tokenizer.post_processor)
   if appended is not None and tokenizer.token_to_id(appended) is not None:
     return appended
-  if tokenizer.id_to_token(0) == END:  # trained here
+  if tokenizer.id_to_token(0) == END:  # as in tokenizers trained here
     return END
   special = {tokenizer.id_to_token(i) for i in special_ids(tokenizer)}
   return next((name for name in _ENDS if name in special), None)

@@ -29,7 +29,7 @@ from lm.text.vectors import Vectors
 LONGEST = 10_000  # bytes of a word or a header
 _LINE = 1 << 22  # bytes of a line of text
 _CHUNK = 1 << 22  # bytes read at a time
-_MAX_SIZE = 1 << 20  # numbers of a vector
+_MAX_SIZE = 1 << 20  # elements of a vector
 _HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
 _NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
 _NOT_ASCII_TEXT = re.compile(rb'[^\x20-\x7e\r\n]')
@@ -134,7 +134,7 @@ def write_word2vec_binary(path: str | Path, vectors: Vectors) -> None:
 
 @contextlib.contextmanager
 def _open(path: str | Path, binary: bool) -> Iterator[BinaryIO]:
-  """Opens a file, once its first bytes show that it has the format."""
+  """Opens a file after checking by its first bytes that it has the format."""
   try:
     with open(path, 'rb') as file:
       header, sample = file.readline(LONGEST), file.read(LONGEST)
@@ -162,15 +162,15 @@ def _check_form(path: str | Path, sample: bytes, size: int, binary: bool) -> Non
 
 
 def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
-  """Seeks to the start of the text, after a byte order mark, and returns it."""
+  """Seeks to the start of the text, after a byte order mark, and returns its offset."""
   file.seek(0)
   first = file.read(4)
-  # A word may consist of the character that the mark is.
+  # A word may consist of U+FEFF, the character of the mark.
   return file.seek(0 if first[3:] == b' ' else text_offset(first, Path(path)))
 
 
 def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tuple[int, int]:
-  """Returns V and D of the first line, once the file is long enough for them."""
+  """Returns V and D of the first line, after checking that the file is long enough for them."""
   line = file.readline(LONGEST)
   header = _HEADER.fullmatch(line)
   count, size = (int(header[1]), int(header[2])) if header else (0, 0)
@@ -200,14 +200,14 @@ def _text_records(
     if not line.endswith(b'\n'):
       raise UserError(f'{place}: no line end: the file is truncated, or its last line lacks one')
     word, _, numbers = line.rstrip().partition(b' ')
-    found = numbers.count(b' ') + 1 if numbers else 0
-    if in_glove and found > size:
+    columns = numbers.count(b' ') + 1 if numbers else 0
+    if in_glove and columns > size:
       longer, *last = line.rstrip().rsplit(b' ', size)
       # A number at the end of the word means too many numbers.
       if not _NUMBER.fullmatch(longer.rpartition(b' ')[2]):
-        word, numbers, found = longer, b' '.join(last), size
-    if found != size:
-      raise UserError(f'{place}: {found} numbers after {_shown(word)}, not {size}')
+        word, numbers, columns = longer, b' '.join(last), size
+    if columns != size:
+      raise UserError(f'{place}: {columns} numbers after {_shown(word)}, not {size}')
     try:
       vector = np.loadtxt([numbers], np.float32, comments=None, delimiter=' ', ndmin=1)
     except ValueError as e:
@@ -300,8 +300,8 @@ def _mistake(word: str, illegal: re.Pattern) -> str:
   """Returns what is wrong with a word, or ''."""
   if not word:
     return 'the word is empty'
-  found = illegal.search(word)
-  return f'the word {word!r:.80} contains {found[0]!r}, which is illegal there' if found else ''
+  match = illegal.search(word)
+  return f'the word {word!r:.80} contains {match[0]!r}, which is illegal there' if match else ''
 
 
 def _shown(text: bytes) -> str:
@@ -319,7 +319,7 @@ def _lines(vectors: Vectors) -> Iterator[bytes]:
 
 
 def _write(path: str | Path, vectors: Vectors, chunks: Iterable[bytes]) -> None:
-  """Writes the file atomically, once all words are known to fit the format."""
+  """Checks that the format can hold all words, then writes the file atomically."""
   for word in vectors.words:
     if mistake := _mistake(word, _ILLEGAL):
       raise UserError(f'{path}: {mistake}')

@@ -1,4 +1,4 @@
-"""Word vectors and what they say: cosines, nearest words, analogies, principal components.
+"""Word vectors: cosines, nearest words, analogies, principal components.
 
 lm.text.vector_files reads and writes them. The cosine of a zero vector with any other counts as 0.
 """
@@ -15,7 +15,7 @@ from lm.text.tokenizers import END, UNKNOWN
 # Scores candidates d of "a is to b as c to d" from their cosines with a, b and c, in one shape.
 Analogy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
-_COMPARED = 100_000  # words that an unknown one is compared with: half a second
+_COMPARED = 100_000  # words that are compared with an unknown word, in half a second
 _BLOCK = 4096  # rows checked at a time
 _COSINES = 1 << 22  # of a block: 16 MiB
 _QUESTIONS = 64  # scored at a time
@@ -41,14 +41,14 @@ def make_vectors(words: Iterable[str], matrix: ArrayLike) -> Vectors:
 
   Args:
     words: V distinct strings.
-    matrix: (V, D) numbers; float32 is not copied.
+    matrix: (V, D); float32 is not copied.
 
   Raises:
     UserError: there are no words, or not as many as rows; a word is empty or repeated; a number is
       not finite in float32.
   """
   words = tuple(words)
-  with np.errstate(over='ignore'):  # found below, with its word
+  with np.errstate(over='ignore'):  # the check below names the word
     rows = np.asarray(matrix).astype(np.float32, copy=False)
   if not words or rows.ndim != 2 or len(words) != len(rows) or not rows.shape[1]:
     raise UserError(
@@ -125,7 +125,7 @@ def nearest_words(
 
   Args:
     vectors: the vectors to search.
-    query: a word, which is not among the results, or (D,) numbers.
+    query: a word, which is not among the results, or a vector (D,).
     k: at least 1.
     exclude: words to leave out, known or not.
 

@@ -203,7 +203,7 @@ def test_groups_by_hand():
   [
     ({'days': ['monday', 'friday']}, 'at least two groups of two words'),
     ({'days': ['monday', 'friday'], 'months': ['may']}, 'at least two groups of two words'),
-    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is there twice"),
+    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is repeated"),
   ],
 )
 def test_wrong_groups_are_refused(given, message):
