@@ -244,10 +244,13 @@ def _warn_of_length(context: int) -> None:
   )
 
 
-def bucket(length: int, minimum: int = 16) -> int:
-  """Returns a row length: a power of two or halfway between two, so that few shapes compile."""
+def bucket(length: int) -> int:
+  """Returns a row length: a power of two or halfway between two, so that few shapes compile.
+
+  It is at least 16, except for the end token alone, from which a decoder begins.
+  """
   if length == 1:
-    return 1  # the end token alone, from which a decoder begins
-  power = max(minimum, 1 << max(0, length - 1).bit_length())
+    return 1
+  power = max(16, 1 << max(0, length - 1).bit_length())
   halfway = 3 * power // 4
-  return halfway if minimum <= length <= halfway else power
+  return halfway if 16 <= length <= halfway else power

@@ -50,7 +50,6 @@ def stream_text(
   key_indices: Sequence[int],
   seed: int = 0,
   encode: Callable[[str], list[int]] | None = None,
-  key: str = '--prompt',
   report: Callable[[str], None] = lambda note: None,
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
@@ -71,7 +70,6 @@ def stream_text(
     key_indices: one a row.
     seed: of the keys of all rows.
     encode: `prompt_encoder(tokenizer)`, made here by default.
-    key: names the prompt in errors.
     report: is called with a note for the user.
 
   Raises:
@@ -79,7 +77,7 @@ def stream_text(
   """
   encoded = list(map(encode or prompt_encoder(tokenizer), prompts))
   longest = max(map(len, encoded))
-  check_prompt_length(model, longest, key)
+  check_prompt_length(model, longest, '--prompt')
   if longest + config.max_tokens > model.context + 1 and not model.reads_on:
     config = config._replace(max_tokens=model.context - longest + 1)
     report(f'the model reads {model.context} tokens: {config.max_tokens} are added to the prompt')

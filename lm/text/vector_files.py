@@ -6,7 +6,7 @@ float32 and an optional line end. GloVe: word2vec text without the first line; w
 spaces. Words are UTF-8, without control characters and other ASCII white space.
 
 Published files repeat a few words, and truncate some within a character. Of a repeated word the
-first vector counts; U+FFFD replaces a truncated character. Readers `warn` of the count of each.
+first vector counts; U+FFFD replaces a truncated character. Readers warn of both on stderr.
 https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 """
 
@@ -16,7 +16,7 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,15 +47,10 @@ _OTHER_FORMATS = {
   },
 }
 
-_Warn = Callable[[str], None]
 _Records = Iterable[tuple[str, bytes, np.ndarray]]  # place in the file, word, vector
 
 
-def _warn(note: str) -> None:
-  print(f'warning: {note}', file=sys.stderr)
-
-
-def read_word2vec_text(path: str | Path, warn: _Warn = _warn) -> Vectors:
+def read_word2vec_text(path: str | Path) -> Vectors:
   """Reads the text format of word2vec.
 
   Raises:
@@ -65,10 +60,10 @@ def read_word2vec_text(path: str | Path, warn: _Warn = _warn) -> Vectors:
   with _open(path, binary=False) as file:
     _skip_byte_order_mark(file, path)
     count, size = _read_header(file, path, bytes_per_number=2)
-    return _collect(path, _text_records(file, path, size, 2, in_glove=False), count, size, warn)
+    return _collect(path, _text_records(file, path, size, 2, in_glove=False), count, size)
 
 
-def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:
+def read_glove(path: str | Path) -> Vectors:
   """Reads the text format of GloVe; the first line determines the size of the vectors.
 
   Raises:
@@ -86,10 +81,10 @@ def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
     file.seek(start)
     records = _text_records(file, path, size, 1, in_glove=True)
-    return _collect(path, records, count, size, warn, _ILLEGAL_IN_GLOVE)
+    return _collect(path, records, count, size, _ILLEGAL_IN_GLOVE)
 
 
-def read_word2vec_binary(path: str | Path, warn: _Warn = _warn) -> Vectors:
+def read_word2vec_binary(path: str | Path) -> Vectors:
   """Reads the binary format of word2vec.
 
   Raises:
@@ -99,7 +94,7 @@ def read_word2vec_binary(path: str | Path, warn: _Warn = _warn) -> Vectors:
   with _open(path, binary=True) as file:
     count, size = _read_header(file, path, bytes_per_number=4)
     records = _binary_records(file, path, count, size)
-    return _collect(path, records, count, size, warn, remedy=_REWRITE)
+    return _collect(path, records, count, size, remedy=_REWRITE)
 
 
 def write_word2vec_text(path: str | Path, vectors: Vectors) -> None:
@@ -240,7 +235,6 @@ def _collect(
   records: _Records,
   count: int,
   size: int,
-  warn: _Warn,
   illegal: re.Pattern = _ILLEGAL,
   remedy: str = CONVERT,
 ) -> Vectors:
@@ -277,9 +271,8 @@ def _collect(
     if word in index:
       repeated.append(f'{place}: {word!r:.80}')
       continue
-    finite = np.isfinite(vector)
-    if not finite.all():
-      i = int(finite.argmin())
+    if not np.isfinite(vector).all():
+      i = int(np.isfinite(vector).argmin())
       raise UserError(f'{place}: number {i + 1} of {word!r:.80} is {vector[i]}')
     matrix[len(index)] = vector
     index[word] = len(index)
@@ -292,7 +285,8 @@ def _collect(
     (truncated, 'truncated within a character; U+FFFD replaces it'),
   ):
     if places:
-      warn(f'words {what}: {len(places):,}, the first at {places[0]}')
+      line = f'warning: words {what}: {len(places):,}, the first at {places[0]}'
+      print(line, file=sys.stderr)
   return Vectors(tuple(index), matrix[: len(index)], index)
 
 
