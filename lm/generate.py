@@ -64,11 +64,10 @@ def main(argv: list[str]) -> None:
     first = next(pieces, ('',))  # raises an error of the prompt before any output
     if not sample:
       cli.print_notes(loaded.notes)
-    sys.stdout.write(args.prompt + first[0])
+    print(args.prompt + first[0], end='')
     for (piece,) in pieces:
-      sys.stdout.write(piece)
-      sys.stdout.flush()
-    sys.stdout.write('\n')
+      print(piece, end='', flush=True)
+    print()
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from lm.errors import UserError
 from lm.task import Convert, Converter, Example, Features, Task, strings_field
 from lm.tasks import seq2seq
-from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, separated, text_parts
+from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, separated
 
 
 def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) -> Iterator[Example]:
@@ -101,13 +101,13 @@ def decoder(task: Task, longest: int = 128) -> Converter:
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
     encode, end, separator = parts_encoder(tokenizer), end_id(tokenizer), _separator_id(tokenizer)
+    texts = seq2seq.tokenizer_texts(task)
 
     def convert(example: Example) -> list[Features]:
       if not _expanded(example)['last']:
         # The last reply's example has these turns; an example without features counts as skipped.
         return [_sequence([[]], [False], end, separator)]
-      texts = [*text_parts(task.inputs(example)), task.target(example)]
-      turns = [encode([text]) for text in texts]
+      turns = [encode([text]) for text in texts(example)]
       sequences = []
       for start, new, stop in split_turns([len(turn) + 1 for turn in turns], longest, seq_len):
         learned = [i in example['replies'] and i >= new for i in range(start, stop)]
@@ -172,12 +172,8 @@ def _recent_turns(ids: np.ndarray, separator: int, longest: int) -> np.ndarray:
 
 def _tokenizer_texts(task: Task) -> Callable[[Example], list[str]]:
   """Returns the function from an example to its texts: each dialogue once, at its last reply."""
-
-  def texts(example: Example) -> list[str]:
-    last = _expanded(example)['last']
-    return [*text_parts(task.inputs(example)), task.target(example)] if last else []
-
-  return texts
+  texts = seq2seq.tokenizer_texts(task)
+  return lambda example: texts(example) if _expanded(example)['last'] else []
 
 
 def _expanded(example: Example) -> Example:

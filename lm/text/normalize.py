@@ -38,10 +38,8 @@ def normalize(string: str, form: Form = 'NFKC', case: Case = 'fold', simplify: b
     UserError: `simplify` needs OpenCC, which is not installed.
   """
   string = _unicode_form(string, form)
-  if case == 'fold':
-    string = _unicode_form(string.casefold(), form)
-  elif case == 'lower':
-    string = _unicode_form(string.lower(), form)
+  if case != 'keep':
+    string = _unicode_form(string.casefold() if case == 'fold' else string.lower(), form)
   if simplify:
     string = simplify_chinese(string)
   return _SPACE.sub(' ', string).strip(' ')

@@ -257,9 +257,8 @@ def _ends(raw: str, first: int, end: regex.Match) -> bool:
   if not after['space']:
     before = raw[max(end.start() - 1, 0) : end.start()]
     return bool(_UNCASED.match(follows) and (not is_stop or _UNCASED.match(before)))
-  if follows.islower():
-    return False
-  return not is_stop or len(mark) > 1 or not _is_abbreviated(raw, first, end.start(), follows)
+  is_abbreviated = is_stop and len(mark) == 1 and _is_abbreviated(raw, first, end.start(), follows)
+  return not (follows.islower() or is_abbreviated)
 
 
 def _is_abbreviated(raw: str, first: int, stop: int, follows: str) -> bool:
@@ -267,9 +266,8 @@ def _is_abbreviated(raw: str, first: int, stop: int, follows: str) -> bool:
   word = _WORD_BEFORE.search(raw[max(first, stop - _LOOKBEHIND) : stop])[0]
   if word.isdecimal():
     return raw[first:stop].strip() == word
-  if _INITIALS.fullmatch(word) or _TITLES.fullmatch(word):
-    return True
-  return bool(_NUMBERED.fullmatch(word) and follows.isdecimal())
+  is_numbered = _NUMBERED.fullmatch(word) and follows.isdecimal()
+  return bool(_INITIALS.fullmatch(word) or _TITLES.fullmatch(word) or is_numbered)
 
 
 def _stripped(raw: str, start: int, end: int) -> Iterator[tuple[int, int]]:
