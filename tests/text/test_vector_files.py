@@ -92,18 +92,18 @@ def test_files_of_other_programs(file):
 
 def test_endless_line_is_refused_before_it_is_in_memory(file, monkeypatch):
   monkeypatch.setattr(vector_files, '_LINE', 50)
-  told = 'v.txt, line {}: more than 50 bytes without a line end'
+  message = 'v.txt, line {}: more than 50 bytes without a line end'
   for first in (b'a 1 2\n', b''):
     line = 3 - (not first)
     for endless in (b'b' * 100, b'b' + b' 1' * 50, b' ' * 100):
       content = first + endless
-      with pytest.raises(UserError, match=told.format(line)):
+      with pytest.raises(UserError, match=message.format(line)):
         read_word2vec_text(file(b'2 2\n' + content))
-      with pytest.raises(UserError, match=told.format(line - 1)):
+      with pytest.raises(UserError, match=message.format(line - 1)):
         read_glove(file(content))
   longest = b'a' * 46 + b' 1 2'
   assert read_word2vec_text(file(b'1 2\n' + longest[1:] + b'\n')).words == ('a' * 45,)
-  with pytest.raises(UserError, match=told.format(2)):
+  with pytest.raises(UserError, match=message.format(2)):
     read_word2vec_text(file(b'1 2\n' + longest + b'\n'))
 
 
@@ -137,16 +137,16 @@ def test_truncated_file_is_refused(file, name):
   vectors = _drawn(3)
   path = file(b'')
   write(path, vectors)
-  whole = path.read_bytes()
-  assert len(whole) > 1000
-  for size in [*range(60), *range(60, len(whole) - 1, 61), len(whole) - 1]:
-    if name == 'GloVe' and size and whole[size - 1] == ord('\n'):
+  content = path.read_bytes()
+  assert len(content) > 1000
+  for size in [*range(60), *range(60, len(content) - 1, 61), len(content) - 1]:
+    if name == 'GloVe' and size and content[size - 1] == ord('\n'):
       continue  # a file of fewer words
-    if name == 'word2vec binary' and size == len(whole) - 1:
+    if name == 'word2vec binary' and size == len(content) - 1:
       continue  # only the last line end is missing, which Gensim never writes
-    with pytest.raises(UserError) as told:
-      read(file(whole[:size]))
-    assert '\n' not in str(told.value) and len(str(told.value)) < 300
+    with pytest.raises(UserError) as error:
+      read(file(content[:size]))
+    assert '\n' not in str(error.value) and len(str(error.value)) < 300
 
 
 def test_out_of_memory_is_reported(file, monkeypatch):
@@ -195,9 +195,9 @@ TOLD_OF_TEXT = [
 
 @pytest.mark.parametrize(('content', 'message'), TOLD_OF_TEXT)
 def test_broken_text_is_refused(file, content, message):
-  with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
+  with pytest.raises(UserError, match=f'v.txt.*{message}') as error:
     read_word2vec_text(file(content))
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_broken_text_is_refused(file, content, message):
   ],
 )
 def test_broken_glove_is_refused(file, content, message):
-  with pytest.raises(UserError, match=f'v.txt, {message}') as told:
+  with pytest.raises(UserError, match=f'v.txt, {message}') as error:
     read_glove(file(content))
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(error.value)
 
 
 ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobytes()
@@ -245,9 +245,9 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
   ],
 )
 def test_broken_binary_is_refused(file, content, message):
-  with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
+  with pytest.raises(UserError, match=f'v.txt.*{message}') as error:
     read_word2vec_binary(file(content))
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', FORMATS)
@@ -305,13 +305,13 @@ def test_round_trip_with_gensim(tmp_path, name, options):
   models = pytest.importorskip('gensim.models')
   read, write = FORMATS[name]
   vectors = _drawn(5)
-  write(tmp_path / 'ours', vectors)
-  theirs = models.KeyedVectors.load_word2vec_format(str(tmp_path / 'ours'), **options)
-  assert tuple(theirs.index_to_key) == vectors.words
-  np.testing.assert_array_equal(theirs.vectors, vectors.matrix)
+  write(tmp_path / 'written', vectors)
+  published = models.KeyedVectors.load_word2vec_format(str(tmp_path / 'written'), **options)
+  assert tuple(published.index_to_key) == vectors.words
+  np.testing.assert_array_equal(published.vectors, vectors.matrix)
   write_header = not options.pop('no_header', False)
-  theirs.save_word2vec_format(str(tmp_path / 'theirs'), write_header=write_header, **options)
-  found = read(tmp_path / 'theirs')
+  published.save_word2vec_format(str(tmp_path / 'gensim'), write_header=write_header, **options)
+  found = read(tmp_path / 'gensim')
   assert found.words == vectors.words
   np.testing.assert_array_equal(found.matrix, vectors.matrix)
 
