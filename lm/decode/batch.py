@@ -67,10 +67,10 @@ def generate_batch(
   parameters; each mesh needs its own `apply`.
 
   Args:
-    model: has `init_cache`, `reorder_cache` and `context`.
+    model: has `init_cache`, `reorder_cache`, `context`, `reads_on` and `vocab_size`.
     apply: its pure function.
     params: its parameters.
-    prompts: from the `prompt` function of a converter.
+    prompts: from `encode_prompt` of a converter.
     config: how to decode.
     key_indices: for sampling, the index of each prompt's key among those of the seed
       (`lm.decode.sampling.row_keys`); the index of the prompt by default.

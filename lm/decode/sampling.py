@@ -187,10 +187,7 @@ def minimum_length(n: int, end: int) -> LogitsProcessor:
   Raises:
     UserError: `end` is not in the vocabulary.
   """
-  mask_of = _mask_of('minimum_length', (end,))
-  return lambda logits_V, tokens_L, length: jnp.where(
-    mask_of(logits_V) & (length < n), -jnp.inf, logits_V
-  )
+  return _masked('minimum_length', (end,), lambda is_end_V, length: is_end_V & (length < n))
 
 
 @functools.cache
@@ -200,8 +197,7 @@ def allowed_tokens(ids: tuple[int, ...]) -> LogitsProcessor:
   Raises:
     UserError: there are no ids, or one is not in the vocabulary (known at the first call).
   """
-  mask_of = _mask_of('allowed_tokens', ids)
-  return lambda logits_V, *_: jnp.where(mask_of(logits_V), logits_V, -jnp.inf)
+  return _masked('allowed_tokens', ids, lambda is_allowed_V, length: ~is_allowed_V)
 
 
 @functools.cache
@@ -211,8 +207,7 @@ def forbidden_tokens(ids: tuple[int, ...]) -> LogitsProcessor:
   Raises:
     UserError: there are no ids, or one is not in the vocabulary (known at the first call).
   """
-  mask_of = _mask_of('forbidden_tokens', ids)
-  return lambda logits_V, *_: jnp.where(mask_of(logits_V), -jnp.inf, logits_V)
+  return _masked('forbidden_tokens', ids, lambda is_forbidden_V, length: is_forbidden_V)
 
 
 def ban_unknown_token(tokenizer: tokenizers.Tokenizer) -> tuple[LogitsProcessor, ...]:
@@ -221,15 +216,24 @@ def ban_unknown_token(tokenizer: tokenizers.Tokenizer) -> tuple[LogitsProcessor,
   return () if unknown is None else (forbidden_tokens((unknown,)),)
 
 
-def _mask_of(name: str, ids: tuple[int, ...]) -> Callable[[Array], np.ndarray]:
-  """Returns the function from logits (V,) to whether each token is one of the ids."""
+def _masked(
+  name: str, ids: tuple[int, ...], forbidden: Callable[[np.ndarray, Array], Array | np.ndarray]
+) -> LogitsProcessor:
+  """Returns the processor that forbids tokens.
+
+  Args:
+    name: of the processor, in errors.
+    ids: token ids.
+    forbidden: from whether each token is one of the ids (V,), and the length of the text, to
+      whether each token is forbidden (V,).
+  """
   if not ids or min(ids) < 0:
     raise UserError(f'{name}: ids={ids} are not one or more token ids from 0')
 
-  def mask_of(logits_V: Array) -> np.ndarray:
+  def process(logits_V: Array, tokens_L: Array, length: Array) -> Array:
     (V,) = logits_V.shape
     if max(ids) >= V:
       raise UserError(f'{name}: id {max(ids)} is not below {V}, the size of the vocabulary')
-    return np.isin(np.arange(V), ids)
+    return jnp.where(forbidden(np.isin(np.arange(V), ids), length), -jnp.inf, logits_V)
 
-  return mask_of
+  return process

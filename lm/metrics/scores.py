@@ -17,10 +17,11 @@ from typing import Any
 
 from lm.errors import UserError
 
-Kind = tuple[type, str]  # the type of predictions or references, and its name in errors
+# The types of predictions or references, and their name in errors.
+Kind = tuple[type | tuple[type, ...], str]
 TEXTS: Kind = (str, 'texts')
-TAGS: Kind = (list, 'lists of tags')
-NUMBERS: Kind = (float, 'numbers')
+TAGS: Kind = ((list, tuple), 'lists of tags')
+NUMBERS: Kind = (numbers.Real, 'numbers')
 ANY: Kind = (object, 'anything')
 
 
@@ -104,9 +105,7 @@ def higher(*names: str) -> dict[str, bool | None]:
 
 def _check_kind(name: str, values: Sequence[Any], kind: Kind) -> None:
   for value in values:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    listed = isinstance(value, list | tuple)
-    if not {float: number, list: listed}.get(kind[0], isinstance(value, kind[0])):
+    if not isinstance(value, kind[0]) or (kind is NUMBERS and isinstance(value, bool)):
       raise UserError(
         f'{name}: it scores {kind[1]}, not {value!r:.60} as in this task; use another metric in '
         'eval.sets.NAME.scores'
