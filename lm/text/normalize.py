@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import regex
 
+from lm.config.resolve import import_extra
 from lm.errors import UserError, did_you_mean
 
 Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
@@ -80,10 +81,7 @@ def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
   Raises:
     UserError: a language has no list, or the lists are not installed.
   """
-  try:
-    import stopwordsiso
-  except ModuleNotFoundError as e:
-    raise UserError('stop words need Stopwords ISO: pip install -e ".[zh]"') from e
+  stopwordsiso = import_extra('stopwordsiso', 'zh', 'stop words need Stopwords ISO')
   chosen = [languages] if isinstance(languages, str) else list(languages)
   known = sorted(stopwordsiso.langs())
   for language in chosen:
@@ -110,8 +108,4 @@ def _unicode_form(string: str, form: Form) -> str:
 
 @functools.cache
 def _opencc() -> Any:
-  try:
-    import opencc
-  except ModuleNotFoundError as e:
-    raise UserError('simplified Chinese needs OpenCC: pip install -e ".[zh]"') from e
-  return opencc.OpenCC('t2s')
+  return import_extra('opencc', 'zh', 'simplified Chinese needs OpenCC').OpenCC('t2s')

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import regex
 
+from lm.config.resolve import import_extra
 from lm.errors import UserError
 from lm.text.normalize import Case, Form, check_options, normalize, simplify_chinese, stop_word_key
 
@@ -179,11 +180,7 @@ def _chinese_words(run: str, first: int, simplify: bool) -> Iterator[tuple[int, 
 
 
 def _jieba() -> Any:
-  try:
-    import rjieba
-  except ModuleNotFoundError as e:
-    raise UserError('words of Chinese need rjieba: pip install -e ".[zh]"') from e
-  return rjieba
+  return import_extra('rjieba', 'zh', 'words of Chinese need rjieba')
 
 
 # Sentences.

@@ -64,10 +64,8 @@ _MAX_ID = 2**31 - 1  # batches hold int32
 def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
   """Returns the 256 bytes of UTF-8 (byte b is token b + 1) and END, without training."""
   vocab = {END: 0} | {character: b + 1 for b, character in enumerate(_byte_characters())}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges=[]))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  return _add_special_tokens(tokenizer, END)
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  return _assemble(models.BPE(vocab, merges=[]), byte_level, decoders.ByteLevel())
 
 
 def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
@@ -80,9 +78,7 @@ def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer
   known = sorted(c for c, count in counts.items() if count >= min_count)
   vocab = {token: i for i, token in enumerate([END, UNKNOWN, *known])}
   # A BPE without merges splits text into characters, quickly and without a pre-tokenizer.
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges=[], unk_token=UNKNOWN))
-  tokenizer.decoder = decoders.Fuse()
-  return _add_special_tokens(tokenizer, END, UNKNOWN)
+  return _assemble(models.BPE(vocab, merges=[], unk_token=UNKNOWN), None, decoders.Fuse())
 
 
 def words(
@@ -130,9 +126,7 @@ def words(
 def known_words(words: Sequence[str], pattern: str = _WORD) -> tokenizers.Tokenizer:
   """Returns a vocabulary of distinct words in this order, <|end|> and <unk> included."""
   model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
-  tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.pre_tokenizer = _split(pattern)
-  return _add_special_tokens(tokenizer, END, UNKNOWN)
+  return _assemble(model, _split(pattern))
 
 
 def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -177,10 +171,8 @@ def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   beginning, pieces = _split_long(_UNIGRAM_BYTES, first=True), _split_long(_PIECE['unigram'])
   trained = _train(models.Unigram(), trainer, texts, byte_level, beginning, pieces)
   vocab = json.loads(trained.to_str())['model']['vocab']
-  tokenizer = tokenizers.Tokenizer(models.Unigram(_in_stable_order(vocab)))
-  tokenizer.pre_tokenizer = byte_level
-  tokenizer.decoder = decoders.ByteLevel()
-  return _check_filled(_add_special_tokens(tokenizer, END), vocab_size)
+  model = models.Unigram(_in_stable_order(vocab))
+  return _check_filled(_assemble(model, byte_level, decoders.ByteLevel()), vocab_size)
 
 
 def wordpiece(
@@ -215,11 +207,8 @@ def wordpiece(
   model = models.WordPiece(
     trained.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=_PIECE['wordpiece']
   )
-  tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.normalizer = normalizer
-  tokenizer.pre_tokenizer = pre_tokenizer
-  tokenizer.decoder = decoders.WordPiece(prefix='##')
-  return _check_filled(_add_special_tokens(tokenizer, END, UNKNOWN), vocab_size)
+  decoder = decoders.WordPiece(prefix='##')
+  return _check_filled(_assemble(model, pre_tokenizer, decoder, normalizer), vocab_size)
 
 
 def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokenizers.Tokenizer:
@@ -442,6 +431,21 @@ def _train(
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(splits))
   tokenizer.train_from_iterator(texts, trainer)
   return tokenizer
+
+
+def _assemble(
+  model: models.Model,
+  pre_tokenizer: pre_tokenizers.PreTokenizer | None,
+  decoder: decoders.Decoder | None = None,
+  normalizer: normalizers.Normalizer | None = None,
+) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of these parts, with END and the unknown token of the model, if any."""
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.normalizer = normalizer
+  tokenizer.pre_tokenizer = pre_tokenizer
+  tokenizer.decoder = decoder
+  unknown = getattr(model, 'unk_token', None)
+  return _add_special_tokens(tokenizer, END, *([unknown] if unknown else []))
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
