@@ -1,8 +1,6 @@
 """Metrics of one prediction per example: a label, a string, a number. 1 is perfect."""
 
 import collections
-import itertools
-import math
 import statistics
 from collections.abc import Sequence
 
@@ -66,8 +64,8 @@ def tags(average: str = 'macro') -> CorpusMetric:
   of_words = classification(average)
 
   def score(predictions: Sequence[list[str]], references: Sequence[list[str]]) -> Scores:
-    flat = itertools.chain.from_iterable
-    return of_words(list(flat(predictions)), list(flat(references)))
+    predicted, actual = ([tag for s in side for tag in s] for side in (predictions, references))
+    return of_words(predicted, actual)
 
   return validated('tags', CorpusMetric(score, of_words.higher_is_better), TAGS, TAGS)
 
@@ -97,8 +95,8 @@ def regression() -> CorpusMetric:
   def score(predictions: Sequence[float], references: Sequence[float]) -> Scores:
     x, y = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
     mse = float(np.mean((x - y) ** 2))
-    r2 = 1 - mse / float(np.var(y)) if np.ptp(y) > 0 else math.nan
-    values = {'mse': mse, 'r2': r2, 'pearson': math.nan, 'spearman': math.nan}
+    r2 = 1 - mse / float(np.var(y)) if np.ptp(y) > 0 else np.nan
+    values = {'mse': mse, 'r2': r2, 'pearson': np.nan, 'spearman': np.nan}
     if np.isfinite(x).all() and np.isfinite(y).all():
       values |= {'pearson': _correlation(x, y), 'spearman': _correlation(_ranks(x), _ranks(y))}
     return Scores(values)
@@ -110,7 +108,7 @@ def regression() -> CorpusMetric:
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
   # Constants are detected before subtracting the mean, which may be inexact.
   if np.ptp(x) == 0 or np.ptp(y) == 0:
-    return math.nan
+    return np.nan
   x, y = x - x.mean(), y - y.mean()
   return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 

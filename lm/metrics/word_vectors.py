@@ -8,12 +8,9 @@ A config names the builder of a `VectorMetric` by import path, with literal argu
 """
 
 import collections
-import itertools
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +49,7 @@ class VectorMetric(NamedTuple):
   name: str
   score: Callable[[Vectors], Scores]
   check: Callable[[Mapping[str, int]], object] = lambda index: None
-  higher_is_better: Mapping[str, bool | None] = MappingProxyType({})
+  higher_is_better: Mapping[str, bool | None] = {}
 
 
 def pairs(file: str, name: str = '') -> VectorMetric:
@@ -171,8 +168,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
     try:
       value = float(score)
     except ValueError:
-      value = math.nan
-    if not math.isfinite(value):
+      value = np.nan
+    if not np.isfinite(value):
       raise UserError(f'{place}: {score!r:.40} is not a score; a finite number is needed')
     pairs.append((one, other, value))
   if not pairs:
@@ -261,7 +258,7 @@ def _covered_pairs(index: Mapping[str, int], pairs: Sequence[Pair]) -> _Covered:
 def _covered_questions(
   index: Mapping[str, int], sections: Mapping[str, Sequence[Question]]
 ) -> _Covered:
-  questions = list(itertools.chain.from_iterable(sections.values()))
+  questions = [question for members in sections.values() for question in members]
   return _covered(
     index,
     questions,

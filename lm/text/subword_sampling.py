@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ _Ways = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 _CACHE_SIZE = 2**14  # words
 _LONGEST_CACHED = 32  # bytes; longer words rarely repeat, and would take much memory
-_NEVER = sys.maxsize  # the rank of a pair that does not merge; an infinite gap
+_NEVER = 2**63 - 1  # the rank of a pair that does not merge; an infinite gap
 
 
 def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:

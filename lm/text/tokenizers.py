@@ -13,7 +13,6 @@ their docstrings).
 import collections
 import itertools
 import json
-import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
@@ -111,7 +110,7 @@ def words(
   if pattern != _WORD:  # the default takes linear time
     with tempfile.NamedTemporaryFile() as file:
       known_words([END, UNKNOWN], pattern).save(file.name)
-      probe.check(pathlib.Path(file.name), texts, f'data.tokenizer.pattern={pattern!r}')
+      probe.check(file.name, texts, f'data.tokenizer.pattern={pattern!r}')
   if vocab_size is not None:
     _check_size(vocab_size, 3, 'END, <unk> and a word')
   trainer = trainers.WordLevelTrainer(
@@ -230,7 +229,7 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
   path = expand_path(file, 'data.tokenizer.file')
   if not path.is_file():
     raise UserError(f'data.tokenizer.file={file!r}: no such file')
-  probe.check(path, texts, f'data.tokenizer.file={file!r}')
+  probe.check(str(path), texts, f'data.tokenizer.file={file!r}')
   tokenizer = tokenizers.Tokenizer.from_file(str(path))
   if (rows := vocabulary_size(tokenizer)) > _MAX_ID:
     raise UserError(

@@ -38,7 +38,7 @@ def test_slow_tokenizer_is_killed(tmp_path, monkeypatch):
   file = split_by(r'a+a+a+(?:b|\d)', tmp_path)  # the cube of a run
   monkeypatch.setattr(probe, 'RUNS', ('a' * 200,) * 100)
   with pytest.raises(UserError, match=r'f: .* takes more than 1\.5 s'):
-    probe.check(file, [], 'f', seconds=1.5)
+    probe.check(str(file), [], 'f', seconds=1.5)
 
 
 def test_common_expressions_pass(tmp_path):
