@@ -35,14 +35,15 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusMetric:
-  """A function `(predictions, references) -> Scores`, and what is known about it in advance.
+  """A function `(predictions, references) -> Scores` and its properties.
 
   Attributes:
     score: the function.
-    higher_is_better: the direction of each value; None for a value without one.
-    check: raises the UserError that `score` would raise because of the references of a set.
+    higher_is_better: the direction of each value; None for a value without a direction.
+    check: takes the references of a set; raises the UserError that `score` would raise for them.
     example_score: the name and the function `(prediction, reference) -> float` of the score of one
-      example, by which examples are sorted; None for the F1 of `score`, or else its first value.
+      example, by which examples are sorted. The default is the F1 of `score`, or its first value if
+      it has no F1.
   """
 
   score: Callable[[Sequence[Any], Sequence[Any]], Scores]

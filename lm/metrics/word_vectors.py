@@ -43,7 +43,7 @@ class VectorMetric(NamedTuple):
     score: from vectors to the values.
     check: takes the row of each word, before training, and raises the UserError that `score` would
       raise for lack of words.
-    higher_is_better: the direction of each value; None for a value without one.
+    higher_is_better: the direction of each value; None for a value without a direction.
   """
 
   name: str

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from lm.errors import UserError
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
-CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (of Latin letters often latin1)'
+CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (European text is often latin1)'
 
 
 def expand_path(name: str, key: str) -> pathlib.Path:

@@ -70,7 +70,7 @@ def simplify_chinese(string: str) -> str:
 
 
 def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
-  """Returns the stop words of one or more languages, as keys.
+  """Returns the stop words of one or more languages, as keys (`stop_word_key`).
 
   They come from Stopwords ISO. A few of its lists contain punctuation marks and digits.
   https://github.com/stopwords-iso/stopwords-iso

@@ -41,7 +41,9 @@ _OTHER_FORMATS = {
   b'\x1f\x8b': 'is a gzip file: unpack it first, as with gunzip',
   b'PK\x03\x04': 'is a zip file: unpack it first, as with unzip',
   **{
-    bytes([0x80, protocol]): "is a pickle, as Gensim's save makes (.kv); convert it there with "
+    bytes(
+      [0x80, protocol]
+    ): "is a pickle, as written by Gensim's save (.kv); convert it there with "
     'save_word2vec_format, and give --format=word2vec or word2vec_binary'
     for protocol in range(2, 6)
   },
@@ -171,8 +173,8 @@ def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tup
   count, size = (int(header[1]), int(header[2])) if header else (0, 0)
   if not count or not size:
     raise UserError(
-      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
-      'for each; files of GloVe have none, --format=glove'
+      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', the count of words and of "
+      'numbers for each; files of GloVe have no header: --format=glove'
     )
   if size > _MAX_SIZE:
     raise UserError(f'{path}: its header has {size:,} numbers per word, above {_MAX_SIZE:,}')
@@ -198,7 +200,7 @@ def _text_records(
     columns = numbers.count(b' ') + 1 if numbers else 0
     if in_glove and columns > size:
       longer, *last = line.rstrip().rsplit(b' ', size)
-      # A number at the end of the word means too many numbers.
+      # If the word ends with a number, the line has too many numbers.
       if not _NUMBER.fullmatch(longer.rpartition(b' ')[2]):
         word, numbers, columns = longer, b' '.join(last), size
     if columns != size:
