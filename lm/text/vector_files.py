@@ -173,8 +173,8 @@ def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tup
   count, size = (int(header[1]), int(header[2])) if header else (0, 0)
   if not count or not size:
     raise UserError(
-      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', the count of words and of "
-      'numbers for each; files of GloVe have no header: --format=glove'
+      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', the counts of words "
+      'and of numbers per word; files of GloVe have no header: --format=glove'
     )
   if size > _MAX_SIZE:
     raise UserError(f'{path}: its header has {size:,} numbers per word, above {_MAX_SIZE:,}')
