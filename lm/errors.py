@@ -16,6 +16,13 @@ class PeerLost(Exception):
   """Another process of the run died, or did not start. Programs exit with code 134."""
 
 
+def check_range(name: str, value: float, low: float, high: float = float('inf')) -> None:
+  """Raises UserError unless `value` is from `low` to `high`; `name` is its key or flag."""
+  if not low <= value <= high:
+    limits = f'{low} or more' if high == float('inf') else f'between {low} and {high}'
+    raise UserError(f'{name}={value} is not {limits}')
+
+
 def first_line(error: Exception) -> str:
   """Returns an error as one short line."""
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]

@@ -30,7 +30,7 @@ from lm.decode.loop import (
   prefill,
 )
 from lm.decode.sampling import row_keys
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.types import Apply, Array, Params
@@ -130,8 +130,7 @@ def _plan(
   check_beam_size(config.beam_size, model.vocab_size)
   if not 1 <= config.n_best <= config.beam_size:
     raise UserError(f'--n_best={config.n_best} is not between 1 and --beam_size={config.beam_size}')
-  if config.max_tokens < 1:
-    raise UserError(f'--max_tokens={config.max_tokens} is not 1 or more')
+  check_range('--max_tokens', config.max_tokens, 1)
   keys = np.arange(len(prompts)) if key_indices is None else np.asarray(key_indices)
   starts = [()] * len(prompts) if prefixes is None else prefixes
   sizes, limits = [], np.full(len(prompts), config.max_tokens, np.int32)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.text.tokenizers import unknown_id
 from lm.types import Array
 
@@ -95,14 +95,10 @@ def sampler(
   Raises:
     UserError: a value is out of its range.
   """
-  for name, value, low, high in (
-    ('temperature', temperature, 0, float('inf')),
-    ('top_k', top_k, 0, float('inf')),
-    ('top_p', top_p, 0, 1),
-    ('min_p', min_p, 0, 1),
-  ):
-    if not low <= value <= high:
-      raise UserError(f'{key}{name}={value} is not between {low} and {high}')
+  check_range(f'{key}temperature', temperature, 0)
+  check_range(f'{key}top_k', top_k, 0)
+  check_range(f'{key}top_p', top_p, 0, 1)
+  check_range(f'{key}min_p', min_p, 0, 1)
   if temperature == 0:
     return greedy
 
@@ -145,8 +141,7 @@ def no_repeat_ngram(n: int) -> LogitsProcessor:
   Raises:
     UserError: `n` is below 1.
   """
-  if n < 1:
-    raise UserError(f'no_repeat_ngram: n={n} is not 1 or more')
+  check_range('no_repeat_ngram: n', n, 1)
 
   def process(logits_V: Array, tokens_L: Array, length: Array) -> Array:
     (L,), (V,) = tokens_L.shape, logits_V.shape
@@ -168,8 +163,7 @@ def repetition_penalty(x: float) -> LogitsProcessor:
   Raises:
     UserError: `x` is below 1 and would raise logits.
   """
-  if not x >= 1:
-    raise UserError(f'repetition_penalty: x={x} is not 1 or more')
+  check_range('repetition_penalty: x', x, 1)
 
   def process(logits_V: Array, tokens_L: Array, length: Array) -> Array:
     earlier_L = logits_V[tokens_L]

@@ -14,7 +14,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_range, did_you_mean
 from lm.metrics.scores import TEXTS, CorpusMetric, Scores, alternatives, validated
 
 # By ISO 639 code. The default tokenizer, '13a', splits at spaces and ASCII punctuation, which these
@@ -125,8 +125,7 @@ def compare(
   Raises:
     UserError: as for `bleu`, or `samples` is below 1.
   """
-  if samples < 1:
-    raise UserError(f'samples={samples} must be at least 1')
+  check_range('samples', samples, 1)
   named: list[tuple[str, Sequence[str]]] = [('baseline', baseline), ('system', system)]
   for _, predictions in named:
     bleu(language, tokenize)(predictions, references)  # checks the arguments

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.task import Convert, Converter, Example, Features, Task, strings_field
 from lm.tasks import seq2seq
 from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, separated
@@ -31,8 +31,8 @@ def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) ->
   Raises:
     UserError: first or every is below 1; an example is not a dialogue.
   """
-  if first < 1 or every < 1:
-    raise UserError(f'data.prepare: first={first}, every={every}: both must be at least 1')
+  check_range('data.prepare: first', first, 1)
+  check_range('data.prepare: every', every, 1)
   for example in examples:
     turns = strings_field(example, 'turns')
     replies = list(range(first, len(turns), every))
@@ -61,7 +61,7 @@ def encoder_decoder(task: Task, longest: int = 128) -> Converter:
     longest: maximum tokens of the history, END included. The oldest turns are dropped until the
       rest fits; a single turn that does not fit is truncated from the left.
   """
-  _check(longest)
+  check_range('data.converter: longest', longest, 2)  # END and a token
   base = seq2seq.encoder_decoder(task)
   assert base.encode_prompt is not None
   base_prompt = base.encode_prompt
@@ -95,7 +95,7 @@ def decoder(task: Task, longest: int = 128) -> Converter:
     longest: maximum tokens of history in a prompt, or of context in a further part; the oldest
       turns are dropped as in `encoder_decoder`. A row needs space for a reply as well.
   """
-  _check(longest)
+  check_range('data.converter: longest', longest, 2)  # END and a token
   base_prompt = seq2seq.decoder(task, prefix_lm=False).encode_prompt
   assert base_prompt is not None
 
@@ -184,8 +184,3 @@ def _expanded(example: Example) -> Example:
 
 def _separator_id(tokenizer: Tokenizer) -> int:
   return parts_encoder(tokenizer)([SEPARATOR])[0]
-
-
-def _check(longest: int) -> None:
-  if longest < 2:
-    raise UserError(f'data.converter: longest={longest}: a history has at least 2 tokens')

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch, string_field
 from lm.text.tokenizers import end_id, parts_encoder, separated, text_parts, text_reader
 
@@ -67,9 +67,8 @@ def converter(
     UserError: stride or longest is below 1; the task has no spans; later, the inputs before the
       passage fill a row, or an answer has no token.
   """
-  for name, value in (('stride', stride), ('longest', longest)):
-    if value < 1:
-      raise UserError(f'data.converter: {name}={value} must be at least 1 token')
+  check_range('data.converter: stride', stride, 1)
+  check_range('data.converter: longest', longest, 1)
   spans_of = task.head_target
   if spans_of is None:
     raise UserError(

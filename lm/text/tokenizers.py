@@ -27,7 +27,7 @@ from tokenizers import (
   trainers,
 )
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.text import probe
 from lm.text.files import expand_path
 
@@ -72,7 +72,7 @@ def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer
 
   Any other character becomes <unk>, which models never generate. Tokens are in code point order.
   """
-  _check_count(min_count)
+  check_range('data.tokenizer.min_count', min_count, 0, 2**32 - 1)
   counts = collections.Counter(itertools.chain.from_iterable(texts))
   known = sorted(c for c, count in counts.items() if count >= min_count)
   vocab = {token: i for i, token in enumerate([END, UNKNOWN, *known])}
@@ -102,7 +102,7 @@ def words(
     UserError: fewer than `vocab_size` words occur often enough; it is below 3; `pattern` is not a
       regular expression, or fails or hangs on a text.
   """
-  _check_count(min_count)
+  check_range('data.tokenizer.min_count', min_count, 0, 2**32 - 1)
   try:
     Regex(pattern)
   except Exception as e:  # the library has no narrower type
@@ -490,11 +490,6 @@ def _wordpiece_alphabet(words: Iterable[str]) -> list[str]:
   first = {word[0] for word in words if word}
   inside = set(itertools.chain.from_iterable(word[1:] for word in words))
   return [*sorted(first), *('##' + c for c in sorted(inside))]
-
-
-def _check_count(min_count: int) -> None:
-  if not 0 <= min_count < 2**32:
-    raise UserError(f'data.tokenizer.min_count={min_count} must be from 0 to 2**32 - 1')
 
 
 def _check_size(vocab_size: int, minimum: int, what: str) -> None:

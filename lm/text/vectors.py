@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_range, did_you_mean
 from lm.text.tokenizers import END, UNKNOWN
 
 # Scores candidates d of "a is to b as c to d" from their cosines with a, b and c, in one shape.
@@ -230,8 +230,7 @@ def _cosines_with_all(vectors: Vectors, queries: np.ndarray) -> np.ndarray:
 def _best(
   vectors: Vectors, scores: np.ndarray, k: int, exclude: Iterable[int]
 ) -> list[tuple[str, float]]:
-  if k < 1:
-    raise UserError(f'k={k} must be at least 1')
+  check_range('k', k, 1)
   out = set(exclude)
   order = np.argsort(-scores, kind='stable')[: k + len(out)]
   return [(vectors.words[i], float(scores[i])) for i in order.tolist() if i not in out][:k]

@@ -79,9 +79,9 @@ def test_temperature_0_is_greedy():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'temperature': -1}, '--temperature=-1 is not between 0 and inf'),
+    ({'temperature': -1}, '--temperature=-1 is not 0 or more'),
     ({'temperature': float('nan')}, '--temperature=nan'),
-    ({'top_k': -2}, '--top_k=-2 is not between 0 and inf'),
+    ({'top_k': -2}, '--top_k=-2 is not 0 or more'),
     ({'top_p': 1.5}, '--top_p=1.5 is not between 0 and 1'),
     ({'min_p': -0.1}, '--min_p=-0.1 is not between 0 and 1'),
   ],

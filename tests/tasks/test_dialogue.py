@@ -171,7 +171,7 @@ def test_every_reply_has_loss_once_and_every_example_has_features(tokenizer):
       "no list of strings under 'turns'; it has 'text'",
     ),
     (lambda: list(expand_turns([{'turns': 'abc'}])), "'turns' of an example is 'abc' and no list"),
-    (lambda: list(expand_turns([], first=0)), 'first=0, every=1'),
+    (lambda: list(expand_turns([], first=0)), 'first=0 is not 1 or more'),
     (lambda: replies().inputs({'turns': TURNS}), 'expand_turns'),
     (
       lambda: decoder(replies()).tokenizer_texts({'turns': TURNS}),
