@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_choice, did_you_mean
 from lm.metrics.scores import NUMBERS, TAGS, CorpusMetric, Scores, alternatives, higher, validated
 
 AVERAGES = ('macro', 'micro', 'weighted')
@@ -23,10 +23,7 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   Raises:
     UserError: `average` is unknown; or, from the metric, `positive` does not occur.
   """
-  if average not in AVERAGES:
-    raise UserError(
-      f'average={average!r}{did_you_mean(average, AVERAGES)} must be one of {", ".join(AVERAGES)}'
-    )
+  check_choice('average', average, AVERAGES)
 
   def score(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     predicted, actual = collections.Counter(predictions), collections.Counter(references)

@@ -14,7 +14,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
-from lm.errors import UserError, check_range, did_you_mean
+from lm.errors import UserError, check_choice, check_range
 from lm.metrics.scores import TEXTS, CorpusMetric, Scores, alternatives, validated
 
 # By ISO 639 code. The default tokenizer, '13a', splits at spaces and ASCII punctuation, which these
@@ -190,11 +190,7 @@ def _tokenizer(language: str, tokenize: str | None) -> str:
   code = _code(language)
   own = TOKENIZERS.get(code, '13a')
   chosen = own if tokenize is None else tokenize
-  if chosen not in BLEU.TOKENIZERS:
-    raise UserError(
-      f'tokenize={chosen!r} is no tokenizer of sacrebleu{did_you_mean(chosen, BLEU.TOKENIZERS)}; '
-      f'available: {", ".join(sorted(BLEU.TOKENIZERS))}'
-    )
+  check_choice('tokenize', chosen, sorted(BLEU.TOKENIZERS))
   if chosen in SPACE_TOKENIZERS and (code in TOKENIZERS or code in UNSEGMENTED):
     better = f"{own!r}, 'flores200' or 'char'" if code in TOKENIZERS else "'flores200' or 'char'"
     raise UserError(

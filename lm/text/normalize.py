@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import regex
 
 from lm.config.resolve import import_extra
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_choice, did_you_mean
 
 Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
 Case = Literal['keep', 'lower', 'fold']
@@ -48,12 +48,8 @@ def normalize(string: str, form: Form = 'NFKC', case: Case = 'fold', simplify: b
 
 def check_options(form: str, case: str) -> None:
   """Raises UserError for an unknown normal form or case."""
-  for key, value, kind in (('form', form, Form), ('case', case, Case)):
-    known = get_args(kind)
-    if value not in known:
-      raise UserError(
-        f'{key}={value!r}{did_you_mean(value, known)} must be one of {", ".join(map(repr, known))}'
-      )
+  check_choice('form', form, get_args(Form))
+  check_choice('case', case, get_args(Case))
 
 
 def simplify_chinese(string: str) -> str:
