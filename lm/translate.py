@@ -77,9 +77,9 @@ def main(argv: list[str]) -> None:
     processors.append(sampling.minimum_length(args.min_tokens, end_id(loaded.tokenizer)))
     # The minimum length holds for short sources too.
     loaded.config.decode.max_length_ratio = 0.0
-  for key in ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size'):
-    if args[key].value is not None:
-      loaded.config.decode[key] = args[key].value
+  keys = ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size')
+  given = {key: args[key].value for key in keys if args[key].value is not None}
+  loaded.config.decode.update(given)
   decode = decode_config(loaded.config.decode, loaded.tokenizer, context)
   if not args.mbr and args.n_best > decode.beam_size:
     raise UserError(
@@ -98,9 +98,8 @@ def main(argv: list[str]) -> None:
     sample_fn=sampler if samples else sampling.greedy,
     logits_processors=(*processors, *decode.logits_processors),
   )
-  mbr = None
-  if args.mbr:
-    mbr = MBRConfig(sentence_chrf(), args.mbr if samples else 1, args.seed, args.n_best)
+  count = args.mbr if samples else 1
+  mbr = MBRConfig(sentence_chrf(), count, args.seed, args.n_best) if args.mbr else None
   translator = Translator(loaded, decode, args.target_lang, args.too_long, args.prefix, mbr)
   cli.print_notes(notes)
   index = 0
