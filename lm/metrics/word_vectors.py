@@ -285,9 +285,9 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     text = decode(Path(path).read_bytes(), Path(path))
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
-  for number, line in enumerate(text.split('\n'), 1):
+  for n, line in enumerate(text.split('\n'), 1):
     if line.strip():
-      yield f'{path}, line {number}', line.removesuffix('\r')
+      yield f'{path}, line {n}', line.removesuffix('\r')
 
 
 def _fields(line: str, delimiter: str, count: int, place: str) -> list[str]:

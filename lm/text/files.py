@@ -89,10 +89,10 @@ def read_lines(
   Raises:
     UserError: a line is longer.
   """
-  for number, line in enumerate(iter(lambda: file.readline(longest + 1), b''), first):
+  for n, line in enumerate(iter(lambda: file.readline(longest + 1), b''), first):
     if len(line) > longest:
       raise UserError(
-        f'{name}, line {number}: more than {longest:,} bytes without a line end; its line ends are '
+        f'{name}, line {n}: more than {longest:,} bytes without a line end; its line ends are '
         'lost, or it has another format'
       )
     yield line

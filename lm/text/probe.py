@@ -71,8 +71,8 @@ def main(argv: list[str]) -> int:
   """Encodes the texts of stdin with the tokenizer.json in `argv`; returns 1 after an error."""
   try:
     tokenizer = tokenizers.Tokenizer.from_file(argv[1])
-    for number, text in enumerate(json.load(sys.stdin)):
-      print(number, flush=True)
+    for index, text in enumerate(json.load(sys.stdin)):
+      print(index, flush=True)
       tokenizer.encode(text, add_special_tokens=False)
   except BaseException as e:  # the library panics if its engine gives up
     print(json.dumps(' '.join(str(e).split())[:200]), flush=True)

@@ -1,6 +1,6 @@
 """Files of word vectors: the text and binary formats of word2vec, and the text format of GloVe.
 
-word2vec text: a line 'V D', then for each word a line with the word and D numbers, separated by
+word2vec text: a line 'V D', then for each word a line with the word and D values, separated by
 single spaces. Binary: the same first line, then for each word the word, a space, D little-endian
 float32 and an optional line end. GloVe: word2vec text without the first line; words may contain
 spaces. Words are UTF-8, without control characters and other ASCII white space.
@@ -56,12 +56,12 @@ def read_word2vec_text(path: str | Path) -> Vectors:
   """Reads the text format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, a line, a number or a word is wrong; names
+    UserError: the file cannot be read, or its header, a line, a value or a word is wrong; names
       the line.
   """
   with _open(path, binary=False) as file:
     _skip_byte_order_mark(file, path)
-    count, size = _read_header(file, path, bytes_per_number=2)
+    count, size = _read_header(file, path, bytes_per_value=2)
     return _collect(path, _text_records(file, path, size, 2, in_glove=False), count, size)
 
 
@@ -78,7 +78,7 @@ def read_glove(path: str | Path) -> Vectors:
     first, second = (next(first_lines, b'').split() for _ in range(2))
     size = sum(1 for _ in itertools.takewhile(_NUMBER.fullmatch, reversed(first[1:])))
     if size < 1:
-      raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
+      raise UserError(f'{path}, line 1: not a word and its values, separated by single spaces')
     if first == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
     file.seek(start)
@@ -90,11 +90,11 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
   """Reads the binary format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, its length, a number or a word is wrong;
+    UserError: the file cannot be read, or its header, its length, a value or a word is wrong;
       names the word by its index and its byte offset.
   """
   with _open(path, binary=True) as file:
-    count, size = _read_header(file, path, bytes_per_number=4)
+    count, size = _read_header(file, path, bytes_per_value=4)
     records = _binary_records(file, path, count, size)
     return _collect(path, records, count, size, remedy=_REWRITE)
 
@@ -150,12 +150,12 @@ def _check_form(path: str | Path, sample: bytes, size: int, binary: bool) -> Non
   """Raises UserError if the first vector after a header has the other form, text or binary."""
   fields = sample.partition(b'\n')[0].split()[1:]
   if binary and fields and len(fields) == size and all(map(_NUMBER.fullmatch, fields)):
-    raise UserError(f'{path}: its numbers are text, not binary; --format=word2vec')
+    raise UserError(f'{path}: its values are text, not binary; --format=word2vec')
   vector = sample.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
   if not (binary or _NUMBER.fullmatch(vector.partition(b' ')[0])) and _NOT_ASCII_TEXT.search(
     vector
   ):
-    raise UserError(f'{path}: its numbers are binary, not text; --format=word2vec_binary')
+    raise UserError(f'{path}: its values are binary, not text; --format=word2vec_binary')
 
 
 def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
@@ -166,7 +166,7 @@ def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
   return file.seek(0 if first[3:] == b' ' else text_offset(first, Path(path)))
 
 
-def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tuple[int, int]:
+def _read_header(file: BinaryIO, path: str | Path, bytes_per_value: int) -> tuple[int, int]:
   """Returns V and D of the first line, after checking that the file is long enough for them."""
   line = file.readline(LONGEST)
   header = _HEADER.fullmatch(line)
@@ -174,15 +174,15 @@ def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tup
   if not count or not size:
     raise UserError(
       f"{path}, line 1: {_shown(line)} is no header such as '400000 300', the counts of words "
-      'and of numbers per word; files of GloVe have no header: --format=glove'
+      'and of values per word; files of GloVe have no header: --format=glove'
     )
   if size > _MAX_SIZE:
-    raise UserError(f'{path}: its header has {size:,} numbers per word, above {_MAX_SIZE:,}')
-  needed = len(line) + count * (bytes_per_number * size + 2)  # a letter, and a space or a line end
+    raise UserError(f'{path}: its header has {size:,} values per word, above {_MAX_SIZE:,}')
+  needed = len(line) + count * (bytes_per_value * size + 2)  # a letter, and a space or a line end
   length = os.fstat(file.fileno()).st_size
   if length < needed:
     raise UserError(
-      f'{path}: its header has {count:,} words of {size:,} numbers, at least {needed:,} bytes, but '
+      f'{path}: its header has {count:,} words of {size:,} values, at least {needed:,} bytes, but '
       f'the file has {length:,}: it is truncated, or the header is wrong'
     )
   return count, size
@@ -191,24 +191,24 @@ def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tup
 def _text_records(
   file: BinaryIO, path: str | Path, size: int, first: int, in_glove: bool
 ) -> _Records:
-  """Yields the records of lines; `first` is the number of the next line."""
-  for number, line in enumerate(read_lines(file, path, _LINE, first), first):
-    place = f'{path}, line {number}'
+  """Yields the records of lines; `first` numbers the next line."""
+  for n, line in enumerate(read_lines(file, path, _LINE, first), first):
+    place = f'{path}, line {n}'
     if not line.endswith(b'\n'):
       raise UserError(f'{place}: no line end: the file is truncated, or its last line lacks one')
-    word, _, numbers = line.rstrip().partition(b' ')
-    columns = numbers.count(b' ') + 1 if numbers else 0
+    word, _, values = line.rstrip().partition(b' ')
+    columns = values.count(b' ') + 1 if values else 0
     if in_glove and columns > size:
       longer, *last = line.rstrip().rsplit(b' ', size)
-      # If the word ends with a number, the line has too many numbers.
+      # If the word ends with a number, the line has too many values.
       if not _NUMBER.fullmatch(longer.rpartition(b' ')[2]):
-        word, numbers, columns = longer, b' '.join(last), size
+        word, values, columns = longer, b' '.join(last), size
     if columns != size:
-      raise UserError(f'{place}: {columns} numbers after {_shown(word)}, not {size}')
+      raise UserError(f'{place}: {columns} values after {_shown(word)}, not {size}')
     try:
-      vector = np.loadtxt([numbers], np.float32, comments=None, delimiter=' ', ndmin=1)
+      vector = np.loadtxt([values], np.float32, comments=None, delimiter=' ', ndmin=1)
     except ValueError as e:
-      wrong = next(field for field in numbers.split(b' ') if not _NUMBER.fullmatch(field))
+      wrong = next(field for field in values.split(b' ') if not _NUMBER.fullmatch(field))
       raise UserError(f'{place}: {_shown(wrong)} is not a number') from e
     yield place, word, vector
 
@@ -249,7 +249,7 @@ def _collect(
   try:
     matrix = np.empty((count, size), np.float32)
   except (MemoryError, ValueError) as e:
-    raise UserError(f'{path}: {count:,} words of {size:,} numbers exceed the memory') from e
+    raise UserError(f'{path}: {count:,} words of {size:,} values exceed the memory') from e
   index: dict[str, int] = {}
   repeated: list[str] = []
   truncated: list[str] = []
@@ -275,7 +275,7 @@ def _collect(
       continue
     if not np.isfinite(vector).all():
       i = int(np.isfinite(vector).argmin())
-      raise UserError(f'{place}: number {i + 1} of {word!r:.80} is {vector[i]}')
+      raise UserError(f'{place}: value {i + 1} of {word!r:.80} is {vector[i]}')
     matrix[len(index)] = vector
     index[word] = len(index)
   if seen < count:
@@ -309,9 +309,9 @@ def _header(vectors: Vectors) -> bytes:
 
 
 def _lines(vectors: Vectors) -> Iterator[bytes]:
-  numbers = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits distinguish all float32
+  values = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits distinguish all float32
   for word, row in zip(vectors.words, vectors.matrix, strict=True):
-    yield f'{word} {numbers % tuple(row.tolist())}\n'.encode()
+    yield f'{word} {values % tuple(row.tolist())}\n'.encode()
 
 
 def _write(path: str | Path, vectors: Vectors, chunks: Iterable[bytes]) -> None:

@@ -110,7 +110,7 @@ def test_endless_line_is_refused_before_it_is_in_memory(file, monkeypatch):
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
 def test_header_with_huge_vectors_is_refused(file, monkeypatch, read):
   monkeypatch.setattr(vector_files, '_MAX_SIZE', 9)
-  with pytest.raises(UserError, match='10 numbers per word, above 9'):
+  with pytest.raises(UserError, match='10 values per word, above 9'):
     read(file(b'1 10\na ' + b'0 ' * 20))
 
 
@@ -154,7 +154,7 @@ def test_out_of_memory_is_reported(file, monkeypatch):
     raise MemoryError
 
   monkeypatch.setattr(np, 'empty', full)
-  with pytest.raises(UserError, match='2 words of 1 numbers exceed the memory'):
+  with pytest.raises(UserError, match='2 words of 1 values exceed the memory'):
     read_glove(file(b'a 1\nb 2\n'))
 
 
@@ -171,10 +171,10 @@ def test_wrong_headers_are_refused(file, read, header):
 
 LARGE = b'999999999999 300\na 1\n'
 TOLD_OF_TEXT = [
-  (LARGE, '999,999,999,999 words of 300 numbers, .* has 21: it is truncated'),
-  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 numbers after 'bee', not 2"),
-  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 numbers after 'a', not 2"),
-  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 numbers after '', not 2"),
+  (LARGE, '999,999,999,999 words of 300 values, .* has 21: it is truncated'),
+  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 values after 'bee', not 2"),
+  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 values after 'a', not 2"),
+  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 values after '', not 2"),
   (b'2 2\n 1 2\nb 1 25\n', 'line 2: the word is empty'),
   (b'2 2\na 1 2\nb 1 2.5', 'line 3: no line end: the file is truncated, or'),
   (b'2 2\naaaaaaaa 1 2\n', 'ends after 1 of the 2 words'),
@@ -182,10 +182,10 @@ TOLD_OF_TEXT = [
   (b'2 2\na 1 2\nb 1 0,5\n', r"line 3: '0,5' is not a number"),
   (b'2 2\na 1 2\nb 1 1_0\n', r"line 3: '1_0' is not a number"),
   (b'2 2\na 1 2\nb 1\r2 3\n', r"line 3: '1\\r2' is not a number"),
-  ('2 2\n北京 1 2 3\nb 1 2\n'.encode(), "line 2: 3 numbers after '北京', not 2"),
+  ('2 2\n北京 1 2 3\nb 1 2\n'.encode(), "line 2: 3 values after '北京', not 2"),
   (b'2 2\na 1 2\nb  1.5\n', r"line 3: '' is not a number"),
-  (b'2 2\na 1 2\nb 1 nan\n', "line 3: number 2 of 'b' is nan"),
-  (b'2 2\na 1e39 2\nb 1 2\n', "line 2: number 1 of 'a' is inf"),
+  (b'2 2\na 1 2\nb 1 nan\n', "line 3: value 2 of 'b' is nan"),
+  (b'2 2\na 1e39 2\nb 1 2\n', "line 2: value 1 of 'a' is inf"),
   (b'2 2\na 1 2\nb\xe9 1 2\n', r"line 3: b'b\\xe9' is not UTF-8 at its byte 1; convert"),
   (b'2 2\na 1 2\n\xed\xa0\x80 1 2\n', 'line 3: .* is not UTF-8 at its byte 0'),  # a surrogate
   (b'2 2\na\x1b[2J 1 2\nb 1 2\n', r"line 2: the word 'a\\x1b\[2J' contains '\\x1b'"),
@@ -203,15 +203,15 @@ def test_broken_text_is_refused(file, content, message):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (b'', 'line 1: not a word and its numbers'),
-    (b'the\n', 'line 1: not a word and its numbers'),
+    (b'', 'line 1: not a word and its values'),
+    (b'the\n', 'line 1: not a word and its values'),
     (b'2 2\na 1 2\nb 1 2\n', 'line 1: a header, which files of GloVe lack'),
-    (b'a 1 2\nb 1\n', r"line 2: 1 numbers after 'b', not 2"),
-    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 2"),
-    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 1"),
+    (b'a 1 2\nb 1\n', r"line 2: 1 values after 'b', not 2"),
+    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 values after 'b', not 2"),
+    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 values after 'b', not 1"),
     (b'a 1 2\n b c 1 2\n', r"line 2: the word ' b c' contains ' '"),
     (b'a 1 2\nb 1 x\n', r"line 2: 'x' is not a number"),
-    (b'a 1 2\nb 1 inf\n', "line 2: number 2 of 'b' is inf"),
+    (b'a 1 2\nb 1 inf\n', "line 2: value 2 of 'b' is inf"),
     (b'a 1 2\nb\0 1 2\n', r"line 2: the word 'b\\x00' contains '\\x00'"),
     (b'a 1 2\nb 1 2', 'line 2: no line end'),
     (b'\n', 'line 1: not a word'),
@@ -229,18 +229,18 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (LARGE, '999,999,999,999 words of 300 numbers'),
+    (LARGE, '999,999,999,999 words of 300 values'),
     (b'2 2\na ' + ONE + b'bbbb ' + ONE[:6], 'word 2 of 2 at byte 14: the file ends within it'),
     (b'2 2\na ' + ONE + b'b' * 20, 'word 2 of 2 at byte 14: the file ends within it'),
     (b'2 2\na ' + ONE + b'b' * 20_000, 'word 2 of 2 at byte 14: no space after it'),
     (b'1 2\na ' + ONE + b'b ' + ONE, 'data after the 1 words of its header, from byte 14 on'),
-    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2 at byte 14: number 2 of 'b' is nan"),
+    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2 at byte 14: value 2 of 'b' is nan"),
     (b'2 2\na ' + ONE + b'\n ' + ONE, 'word 2 of 2 at byte 15: the word is empty'),
     (b'2 2\na ' + ONE + b'\xff ' + ONE, r"word 2 of 2 at byte 14: b'\\xff' is not UTF-8 at its"),
     (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' contains '\\n'"),
     (
       b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n',
-      'its numbers are text, not binary; --format=word2vec',
+      'its values are text, not binary; --format=word2vec',
     ),
   ],
 )
@@ -379,7 +379,7 @@ def test_truncated_character_is_replaced(form, tmp_path, capsys):
 def test_another_encoding_is_refused(form, word, tmp_path):
   with pytest.raises(UserError, match='is not UTF-8 at its byte') as error:
     READERS[form](written(tmp_path, form, [('the', 1), (word, 3)]))
-  assert ('iconv' in str(error.value)) == (form != 'binary')  # iconv would destroy the numbers
+  assert ('iconv' in str(error.value)) == (form != 'binary')  # iconv would destroy the values
 
 
 @pytest.mark.parametrize('form', READERS)
@@ -390,7 +390,7 @@ def test_places_count_repeated_words(form, tmp_path):
   nine = struct.pack('<f', 9) if form == 'binary' else b'9'
   file.write_bytes(data.replace(nine, nan))
   where = {'word2vec': 'line 6', 'glove': 'line 5', 'binary': 'word 5 of 5'}[form]
-  with pytest.raises(UserError, match=rf"{where}.*: number 1 of 'c' is nan"):
+  with pytest.raises(UserError, match=rf"{where}.*: value 1 of 'c' is nan"):
     READERS[form](file)
 
 
