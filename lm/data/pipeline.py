@@ -36,7 +36,7 @@ from lm.data.batches import map_ahead
 from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
 from lm.progress import Report, silent, ticking
-from lm.task import Example, as_example, mismatch
+from lm.task import Example, as_example, string_field
 from lm.text.files import lone_surrogate
 from lm.text.tokenizers import (
   SEPARATOR,
@@ -221,9 +221,7 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   Raises:
     UserError: the field has no text, or the text has a lone surrogate.
   """
-  text = example.get(field)
-  if not isinstance(text, str):
-    raise mismatch(example, field, 'string', key)
+  text = string_field(example, field, key)
   if half := lone_surrogate(text):
     raise UserError(f'{key}: {field!r} of an example {half}')
   return text
