@@ -343,7 +343,7 @@ const dom = {
       for (const label of [...labels.rows, ...labels.columns]) label.classList.remove('near');
       marked.style.display = 'none';
       read.textContent = `rows: ${shares(of[0], queries.length)} words; columns: ` +
-        `${shares(of[1], keys.length)}; the strongest cell is ${strongest.toFixed(2)}`;
+        `${shares(of[1], keys.length)} words; the strongest cell is ${strongest.toFixed(2)}`;
     };
     chart.onpointerleave = leave;
     chart.onpointermove = (event) => {

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -317,7 +316,7 @@ def _import(file: pathlib.Path) -> ModuleType:
     raise UserError(f'--config={file}: not a Python file')
   module = importlib.util.module_from_spec(found)
   known = sys.modules.get(file.stem)
-  if known is not None and not sources.is_in(known, file.parent.resolve()):
+  if known is not None and not sources.path_in(file.parent.resolve(), known):
     raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
   # Under its own name, so that 'file:function' in the config is this very module.
   sys.modules[file.stem] = module
@@ -372,7 +371,7 @@ def environment(experiment: pathlib.Path) -> dict[str, Any]:
     'lm': checkout(pathlib.Path(__file__).parent),
     'experiment': checkout(experiment.resolve().parent),
     'python': platform.python_version(),
-    'packages': {name: _version(name) for name in sources.PACKAGES},
+    'packages': sources.versions(),
     'devices': {
       'platform': devices[0].platform,
       'kind': devices[0].device_kind,
@@ -402,13 +401,6 @@ def command_line(arguments: Sequence[str]) -> str:
   home = os.path.expanduser('~').rstrip('/')
   text = shlex.join([os.path.basename(arguments[0]), *arguments[1:]])
   return text.replace(home + '/', '~/') if home else text
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def _git(directory: pathlib.Path, *arguments: str) -> bytes:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import sys
@@ -35,9 +36,7 @@ def add_to_sys_path(folder: pathlib.Path) -> None:
     return
   for other in list(_folders):
     _drop(other)
-  _folders[folder] = str(folder)
-  sys.path.append(_folders[folder])
-  importlib.invalidate_caches()
+  _put(folder, len(sys.path))
 
 
 @contextlib.contextmanager
@@ -52,20 +51,18 @@ def workdir_modules(folder: pathlib.Path) -> Iterator[None]:
   hidden = {
     name: module
     for name, module in sys.modules.items()
-    if name.partition('.')[0] in own or any(is_in(module, f) for f in others)
+    if name.partition('.')[0] in own or any(path_in(f, module) for f in others)
   }
   path, folders = list(sys.path), dict(_folders)
   for name in hidden:
     del sys.modules[name]
   for other in folders:
     _drop(other)
-  _put_first(folder)
-  importlib.invalidate_caches()
+  _put(folder, 0)
   try:
     yield
   finally:
-    for name in [name for name, module in sys.modules.items() if is_in(module, folder)]:
-      del sys.modules[name]
+    _forget_modules(folder)
     sys.modules.update(hidden)
     sys.path[:] = path
     _folders.clear()
@@ -85,12 +82,11 @@ def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
   if clashes:
     with workdir_modules(folder):
       yield clashes
-    return
-  if folder in _folders:
-    _drop(folder)  # its files may have changed since
-  _put_first(folder)
-  importlib.invalidate_caches()
-  yield []
+  else:
+    if folder in _folders:
+      _drop(folder)  # its files may have changed since
+    _put(folder, 0)
+    yield []
 
 
 def modules_folder(config_file: pathlib.Path) -> pathlib.Path:
@@ -103,14 +99,9 @@ def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
   if config_file.suffix not in ('.py', '.json'):
     return {}
   folder = modules_folder(config_file).resolve()
-  found = {}
-  if config_file.suffix == '.py':
-    found[config_file.name] = config_file.read_bytes()
-  for module in list(sys.modules.values()):
-    if is_in(module, folder):
-      file = pathlib.Path(str(module.__file__))
-      found[file.relative_to(folder).as_posix()] = file.read_bytes()
-  return dict(sorted(found.items()))
+  names = {path_in(folder, module) for module in list(sys.modules.values())} - {''}
+  names |= {config_file.name} if config_file.suffix == '.py' else set()
+  return {name: (folder / name).read_bytes() for name in sorted(names)}
 
 
 def digests(config_file: pathlib.Path) -> dict[str, str]:
@@ -120,10 +111,15 @@ def digests(config_file: pathlib.Path) -> dict[str, str]:
   for file in sorted(root.rglob('*.py')):
     package.update(f'{file.relative_to(root).as_posix()} {file.stat().st_size} '.encode())
     package.update(file.read_bytes())
-  found = {'lm': package.hexdigest(), 'Python': platform.python_version()}
-  found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-  own = neighbors(config_file).items()
-  return found | {name: hashlib.sha256(content).hexdigest() for name, content in own}
+  own = {
+    name: hashlib.sha256(content).hexdigest() for name, content in neighbors(config_file).items()
+  }
+  return {'lm': package.hexdigest(), 'Python': platform.python_version()} | versions() | own
+
+
+def versions() -> dict[str, str]:
+  """Returns the version of each of `PACKAGES`."""
+  return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _clashes(folder: pathlib.Path) -> list[str]:
@@ -133,7 +129,7 @@ def _clashes(folder: pathlib.Path) -> list[str]:
     name = file.relative_to(folder).as_posix()
     rivals = [other / name for other in _folders if other != folder and (other / name).is_file()]
     module = sys.modules.get(name.removesuffix('.py').removesuffix('/__init__').replace('/', '.'))
-    if module is not None and not is_in(module, folder):
+    if module is not None and not path_in(folder, module):
       rivals.append(pathlib.Path(getattr(module, '__file__', None) or ''))
     content = file.read_bytes()
     if any(not rival.is_file() or rival.read_bytes() != content for rival in rivals):
@@ -141,32 +137,44 @@ def _clashes(folder: pathlib.Path) -> list[str]:
   return found
 
 
+def _put(folder: pathlib.Path, index: int) -> None:
+  _folders[folder] = str(folder)
+  sys.path.insert(index, _folders[folder])
+  importlib.invalidate_caches()
+
+
 def _drop(folder: pathlib.Path) -> None:
-  for name in [name for name, module in sys.modules.items() if is_in(module, folder)]:
-    del sys.modules[name]
+  _forget_modules(folder)
   entry = _folders.pop(folder)
   sys.path[:] = [path for path in sys.path if path is not entry]
 
 
-def _put_first(folder: pathlib.Path) -> None:
-  _folders[folder] = str(folder)
-  sys.path.insert(0, _folders[folder])
+def _forget_modules(folder: pathlib.Path) -> None:
+  for name in [name for name, module in sys.modules.items() if path_in(folder, module)]:
+    del sys.modules[name]
 
 
-def is_in(module: ModuleType | None, folder: pathlib.Path) -> bool:
-  """Returns whether a module is the file of its name in a folder, and not part of lm."""
+def path_in(folder: pathlib.Path, module: ModuleType | None) -> str:
+  """Returns the path of a module's file relative to a folder; '' if it was imported from elsewhere.
+
+  Modules of lm have the path '' too. Symbolic links to the folder, and links in it, are followed.
+
+  Args:
+    folder: without symbolic links in its path.
+    module: an entry of `sys.modules`.
+  """
   # The __file__ of some modules is not a path, such as '_ops.py' of torch.ops.
   file, name = getattr(module, '__file__', None), getattr(module, '__name__', None)
   if not isinstance(file, str) or not isinstance(name, str) or name.partition('.')[0] == 'lm':
-    return False
-  place = folder.joinpath(*name.split('.'))
-  path = pathlib.Path(file)
-  if not path.is_absolute() or path.name not in (f'{place.name}.py', '__init__.py'):
-    return False
-  parent = pathlib.Path(_resolved(path.parent))
-  return parent / path.name in (place.with_suffix('.py'), place / '__init__.py')
+    return ''
+  stem = name.replace('.', '/')
+  for relative in (f'{stem}.py', f'{stem}/__init__.py'):
+    root = file.removesuffix(f'/{relative}')
+    if root != file and os.path.isabs(root) and _resolved(root) == folder:
+      return relative
+  return ''
 
 
-@functools.cache  # `is_in` runs for all modules of the process, several times
-def _resolved(folder: pathlib.Path) -> str:
-  return str(folder.resolve())
+@functools.cache  # `path_in` runs for all modules of the process, several times
+def _resolved(folder: str) -> pathlib.Path:
+  return pathlib.Path(folder).resolve()
