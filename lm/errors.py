@@ -1,4 +1,6 @@
-"""Exceptions that end a run without a fault of the code."""
+"""Exceptions that end a program with one line and an exit code, and helpers for messages."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -21,8 +23,8 @@ def first_line(error: Exception) -> str:
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 
-def did_you_mean(name: str, known) -> str:
-  """Returns ' (did you mean ...?)' for the closest of `known`, or an empty string."""
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+  """Returns ' (did you mean ...?)' with the names in `known` that are closest; '' without one."""
   import difflib
 
   close = difflib.get_close_matches(str(name), [str(k) for k in known], n=2, cutoff=0.5)

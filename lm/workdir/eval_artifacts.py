@@ -1,11 +1,11 @@
-"""Files that evaluations leave in a workdir in addition to metrics.
+"""Files that evaluations write into a workdir in addition to metrics.
 
-predictions/SET-STEP.jsonl holds the outputs for a set, one JSON object for each example: `inputs`,
-the parts of the source; `output`; `reference`; `scores`, of this example alone. The files of the
-newest step and of the best one by `checkpoint.monitor` are kept. predictions/notes.json holds notes
-on corpus metrics by name, such as the signatures of sacrebleu.
+predictions/SET-STEP.jsonl has a JSON object for each example of a set: `inputs`, the parts of the
+source; `output`; `reference`; `scores`, of this example alone. The files of the newest step and of
+the best step by `checkpoint.monitor` are kept. predictions/notes.json has notes on corpus metrics
+by name, such as the signatures of sacrebleu.
 
-attention/SET-STEP.json holds the result of lm.evaluation.attention_maps at the newest step, and
+attention/SET-STEP.json is the result of lm.evaluation.attention_maps at the newest step, and
 word_map/embedding-STEP.json that of lm.evaluation.vectors.word_map.
 """
 
@@ -31,7 +31,7 @@ class EvalExample(NamedTuple):
 
 
 def lines(examples: Iterable[EvalExample], **fields: Any) -> bytes:
-  """Returns examples as JSON lines, each with `fields` before its own."""
+  """Returns examples as JSON lines; each begins with `fields`."""
   return b''.join(json_line(fields | example._asdict()) for example in examples)
 
 
@@ -42,16 +42,14 @@ def write_predictions(
   notes: Mapping[str, str],
   best: int | None,
 ) -> None:
-  """Writes the outputs of a step and removes those of all other steps but the best.
-
-  Files of later steps, which remain when a run resumes before them, are removed too.
+  """Writes the outputs of a step, and removes those of all steps but this and the best.
 
   Args:
     workdir: the run's directory.
     step: the evaluated step.
-    sets: the examples of each set by its name.
-    notes: by metric name.
-    best: the best step up to this one, if it is known.
+    sets: the examples by set.
+    notes: the notes by metric.
+    best: the best step so far; None without a score.
 
   Raises:
     OSError: the disk is full or broken.
@@ -67,13 +65,13 @@ def write_predictions(
 
 
 def write_newest(workdir: Path, name: str, step: int, content: Mapping[str, Any]) -> None:
-  """Writes JSON as the file 'FOLDER/NAME-STEP.json', and removes all others of the folder.
+  """Writes FOLDER/NAME-STEP.json and removes the files of other names and steps in the folder.
 
   Args:
     workdir: the run's directory.
     name: 'FOLDER/NAME'.
     step: the evaluated step.
-    content: JSON values; `step` is added.
+    content: JSON values; the file also has `step`.
 
   Raises:
     OSError: the disk is full or broken.
@@ -87,7 +85,7 @@ def write_newest(workdir: Path, name: str, step: int, content: Mapping[str, Any]
 
 
 def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
-  """Returns the stored examples by set and ascending step; damaged lines are left out."""
+  """Returns the examples by set and ascending step, without damaged lines."""
   found: dict[str, dict[int, list[EvalExample]]] = {}
   fields = set(EvalExample._fields)
   for (name, step), path in sorted(_files(workdir / _PREDICTIONS, '.jsonl').items()):
@@ -99,21 +97,21 @@ def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
 def _is_valid(row: EvalExample) -> bool:
   if not isinstance(row.inputs, list) or not isinstance(row.scores, dict) or not row.scores:
     return False
-  texts = all(isinstance(part, str) for part in row.inputs)
-  return texts and all(to_float(score) is not None for score in row.scores.values())
+  scores = [to_float(score) for score in row.scores.values()]
+  return all(isinstance(part, str) for part in row.inputs) and None not in scores
 
 
 def newest_file(folder: Path) -> Path | None:
-  """Returns the file of the latest step in `attention` or `word_map`, if there is one."""
+  """Returns the file of the latest step in a folder; None for an empty folder."""
   found = _files(folder, '.json')
   return found[max(found, key=lambda key: key[1])] if found else None
 
 
 def _files(folder: Path, suffix: str) -> dict[tuple[str, int], Path]:
   """Returns the files NAME-STEP of a folder by name and step."""
-  found = {}
-  for path in folder.glob(f'*-*{suffix}'):
-    name, _, step = path.name.removesuffix(suffix).rpartition('-')
-    if step.isdecimal() and path.is_file():
-      found[name, int(step)] = path
-  return found
+  parts = {p: p.name.removesuffix(suffix).rpartition('-') for p in folder.glob(f'*-*{suffix}')}
+  return {
+    (name, int(step)): path
+    for path, (name, _, step) in parts.items()
+    if step.isdecimal() and path.is_file()
+  }

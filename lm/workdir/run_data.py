@@ -1,4 +1,4 @@
-"""A run's directory read back: metrics, events, samples, goodput and results of evaluations."""
+"""Readers of a workdir: metrics, events, samples, goodput and results of evaluations."""
 
 import datetime
 import itertools
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.workdir import eval_artifacts, files, metrics_writer
+from lm.workdir import eval_artifacts, experiment, files, metrics_writer
 
 _DIRECTIONS = 'metrics.json'
 _Event = Mapping[str, Any]
 
 
 class Series(NamedTuple):
-  """A metric over the run: ascending int64 steps (N,) and float64 values (N,), NaN included."""
+  """A metric over the run: ascending int64 steps (N,) and float64 values (N,), also NaN."""
 
   steps: np.ndarray
   values: np.ndarray
@@ -32,22 +32,22 @@ class Series(NamedTuple):
     finite = np.isfinite(self.values)
     if higher_is_better is None or not finite.any():
       return None
-    losses = np.where(finite, -self.values if higher_is_better else self.values, np.inf)
-    index = int(np.argmin(losses))
+    losses = -self.values if higher_is_better else self.values
+    index = int(np.argmin(np.where(finite, losses, np.inf)))
     return int(self.steps[index]), float(self.values[index])
 
 
 class RunData(NamedTuple):
-  """The content of a workdir without checkpoints. Fields of absent files are empty."""
+  """The content of a workdir except its checkpoints; fields of missing files are empty."""
 
-  name: str  # of the experiment, or else of the directory
+  name: str  # of the experiment; of the directory if events.jsonl names none
   config: dict[str, Any]
   series: dict[str, Series]  # by metric name
   events: list[dict[str, Any]]
   samples: list[tuple[int, list[tuple[str, str, str]]]]  # by step: (name, prompt, text) triples
   environment: dict[str, Any]
   source: dict[str, str]  # Python text by file name
-  written: datetime.datetime | None  # when the run last wrote metrics or events
+  written: datetime.datetime | None  # the time of the newest metric or event
   # By set and ascending step.
   predictions: dict[str, dict[int, list[eval_artifacts.EvalExample]]]
   notes: dict[str, str]  # on corpus metrics, by metric name
@@ -57,20 +57,18 @@ class RunData(NamedTuple):
 
   @property
   def steps(self) -> int | None:
-    """The last step by the config; None if the config has none."""
+    """The config's number of steps; None if the config has none."""
     steps = self.config.get('steps')
     return steps if metrics_writer.is_step(steps) else None
 
   def setting(self, key: str) -> str:
-    """Returns a string of the config by its dotted key, '' where there is none."""
-    value: Any = self.config
-    for part in key.split('.'):
-      value = value.get(part) if isinstance(value, dict) else None
+    """Returns a string of the config by its dotted key; '' if the key has no string."""
+    value = experiment.flatten(self.config).get(key)
     return value if isinstance(value, str) else ''
 
 
 def read_run(workdir: str | Path) -> RunData:
-  """Reads a workdir; a run may be writing to it.
+  """Returns the content of a workdir, also during training.
 
   Raises:
     UserError: the directory is missing or holds no run, or one of its JSON files is damaged.
@@ -91,7 +89,10 @@ def read_run(workdir: str | Path) -> RunData:
     config=_json(root / 'config.json'),
     series=read_series(root),
     events=events,
-    samples=_samples(root / 'samples'),
+    samples=[
+      (step, metrics_writer.read_samples(path))
+      for step, path in sorted(metrics_writer.sample_files(root / 'samples').items())
+    ],
     environment=_json(root / 'environment.json'),
     source=_source(root / 'source'),
     written=None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC),
@@ -104,7 +105,7 @@ def read_run(workdir: str | Path) -> RunData:
 
 
 def read_series(workdir: Path) -> dict[str, Series]:
-  """Returns every metric of metrics.jsonl by name; of two lines with one step the later counts."""
+  """Returns every metric of metrics.jsonl by name; the last value of a step counts."""
   points: dict[str, dict[int, float]] = {}
   for line in metrics_writer.read_lines(workdir / 'metrics.jsonl'):
     step = line.pop('step', None)
@@ -125,9 +126,9 @@ def metrics_at(workdir: Path, step: int) -> dict[str, float]:
 
 
 def losses_by_step(workdir: Path, metric: str) -> dict[int, float]:
-  """Returns a metric by step, without NaN; negated if a higher value is better.
+  """Returns a metric by step without NaN, negated if a higher value is better.
 
-  A metric without a direction in metrics.json ranks no step; the result is then empty.
+  The result is empty for a metric without a direction in metrics.json.
   """
   higher, series = read_directions(workdir).get(metric), read_series(workdir).get(metric)
   if higher is None or series is None:
@@ -137,9 +138,10 @@ def losses_by_step(workdir: Path, metric: str) -> dict[int, float]:
 
 
 def best_step(workdir: Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
-  """Returns the best of some steps by a metric, None if none has a score; and the reason in words.
+  """Returns the best step by a metric, and the reason for a message.
 
-  This is the step of every program that receives none; if it is None, they use the newest.
+  The best step is the default of all programs. It is None if no step has a score; the default is
+  then the newest step.
   """
   losses = losses_by_step(workdir, metric)
   scored = [step for step in steps if step in losses]
@@ -149,12 +151,12 @@ def best_step(workdir: Path, steps: Iterable[int], metric: str) -> tuple[int | N
 
 
 def write_directions(workdir: Path, directions: Mapping[str, bool | None]) -> None:
-  """Writes metrics.json: `higher_is_better` of each metric of the evaluations."""
+  """Writes metrics.json: `higher_is_better` by name of an evaluation metric."""
   files.replace(workdir / _DIRECTIONS, (json.dumps(dict(directions), indent=2) + '\n').encode())
 
 
 def read_directions(workdir: Path) -> dict[str, bool | None]:
-  """Returns the content of metrics.json; empty if the file is absent.
+  """Returns the content of metrics.json; {} for a missing file.
 
   Raises:
     UserError: the file is damaged.
@@ -167,13 +169,13 @@ def read_directions(workdir: Path) -> dict[str, bool | None]:
 
 
 def status(run: RunData) -> str:
-  """Returns done, stopped (as asked), stopped early, preempted, failed, imported or running."""
+  """Returns the status: done, stopped, stopped early, preempted, failed, imported or running."""
   last = run.events[-1]['event'] if run.events else ''
   complete = step(run) >= (run.steps or float('inf'))
   if last == 'done':
     early = len(run.events) > 1 and run.events[-2]['event'] == 'stopped_early'
     return 'stopped early' if early else 'done' if complete else 'stopped'
-  if last in ('start', 'restore') and complete:  # started again with no step left
+  if last in ('start', 'restore') and complete:  # resumed with no step left
     return 'done'
   if last in ('imported', 'preempted'):
     return last
@@ -181,41 +183,35 @@ def status(run: RunData) -> str:
 
 
 def step(run: RunData) -> int:
-  """Returns the last step in metrics and events; 0 before the first."""
-  known = [int(series.steps[-1]) for series in run.series.values()]
-  since_start: list[int] = []
-  for event in run.events:
-    since_start = [] if event['event'] == 'restore' else since_start
-    since_start += [event['step']] if isinstance(event.get('step'), int) else []
-  return max(known + since_start, default=0)
+  """Returns the last step in the metrics and in the events after the last restore, or else 0."""
+  restores = [i for i, event in enumerate(run.events) if event['event'] == 'restore']
+  steps = [e['step'] for e in run.events[max(restores, default=0) :] if 'step' in e]
+  return max(steps + [int(series.steps[-1]) for series in run.series.values()], default=0)
 
 
 def goodput(events: Sequence[_Event]) -> dict[str, float]:
-  """Returns the time of a run by use, over all its starts.
+  """Returns the useful and the lost time of a run, over all its starts.
 
-  Useful time runs from the first step after a start to the last event with a step. Excluded are the
-  `seconds` that training waited for saves and evaluations, and the share of steps that the next
-  start had to repeat. The time after the last event of a killed process is unknown and not useful.
-  The pause after a start that ended in `done` counts nowhere. Every other pause between two starts
-  is lost time.
+  The useful time of a start is the time from its first step to its last event with a step, without
+
+  - the `seconds` that training waited for saves and evaluations,
+  - the steps that the next start repeated.
+
+  The time after the last event of a killed process is unknown and counts as lost. The pause between
+  two starts is lost too, except after `done`.
 
   Args:
     events: the lines of events.jsonl, in order.
 
   Returns:
-    `starts`; `wall_seconds`; `useful_seconds`; `goodput`, their ratio (0 without events); and the
-    losses `startup_seconds` (restore, compile), `save_seconds`, `eval_seconds`, `redone_seconds`
-    and `down_seconds` (between starts).
+    `starts`; `wall_seconds`; `useful_seconds`; `goodput`, the ratio of these two (0 without
+    events); and the lost `startup_seconds` (restore, compile), `save_seconds`, `eval_seconds`,
+    `redone_seconds` and `down_seconds` (between starts).
   """
   times = dict.fromkeys(('wall', 'useful', 'startup', 'save', 'eval', 'redone', 'down'), 0.0)
-  starts: list[list[_Event]] = []
-  none: list[_Event] = []
-  for event in events:
-    if event['event'] == 'start':
-      starts.append([])
-    if starts:
-      starts[-1].append(event)
-  for start, following in itertools.zip_longest(starts, starts[1:], fillvalue=none):
+  bounds = [i for i, event in enumerate(events) if event['event'] == 'start'] + [len(events)]
+  starts = [events[begin:end] for begin, end in itertools.pairwise(bounds)]
+  for start, following in zip(starts, [*starts, []][1:], strict=True):
     begin, end = _seconds(start[0]), _seconds(start[-1])
     pause = _seconds(following[0]) - end if following and start[-1]['event'] != 'done' else 0.0
     times['down'] += pause
@@ -230,7 +226,13 @@ def goodput(events: Sequence[_Event]) -> dict[str, float]:
 
 
 def _add_training(times: dict[str, float], events: Sequence[_Event], restored: float) -> None:
-  """Adds the time of a start from its first step; the next start repeats from step `restored`."""
+  """Adds the times of a start, from its first step on.
+
+  Args:
+    times: seconds by kind, changed in place.
+    events: those of the start, from its first step on.
+    restored: the step that the next start resumed from.
+  """
   steps = [e for e in events if 'step' in e]
   if not steps:
     return
@@ -247,7 +249,7 @@ def _add_training(times: dict[str, float], events: Sequence[_Event], restored: f
 
 
 def _restored_step(events: Sequence[_Event]) -> float:
-  """Returns the step a start resumed from; 0 if it restored none, infinity without a start."""
+  """Returns the step that a start resumed from: 0 without a checkpoint, infinity without events."""
   if not events:
     return float('inf')
   return max((e['step'] for e in events if e['event'] == 'restore' and 'step' in e), default=0)
@@ -258,7 +260,7 @@ def _seconds(event: _Event) -> float:
 
 
 def _is_event(entry: _Event) -> bool:
-  """Returns whether a line of events.jsonl has the form that `EventLog` writes."""
+  """Returns whether a line of events.jsonl is intact."""
   try:
     datetime.datetime.fromisoformat(entry['time'])
   except (KeyError, TypeError, ValueError):
@@ -271,11 +273,6 @@ def _source(folder: Path) -> dict[str, str]:
   """Returns the Python text of a folder, by relative path."""
   paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob('*.py') if p.is_file()}
   return {name: paths[name].read_text('utf-8', 'replace') for name in sorted(paths)}
-
-
-def _samples(directory: Path) -> list[tuple[int, list[tuple[str, str, str]]]]:
-  paths = {int(p.stem): p for p in directory.glob('*.txt') if p.stem.isdecimal() and p.is_file()}
-  return [(step, metrics_writer.read_samples(paths[step])) for step in sorted(paths)]
 
 
 def _json(path: Path | None) -> dict[str, Any]:

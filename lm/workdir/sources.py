@@ -1,8 +1,7 @@
 """The modules of an experiment on Python's import path, and their copies in a workdir.
 
-A config names functions of its own file and of the modules in the same folder, its neighbors. A
-workdir has copies of them in source/. Programs that read the workdir import those copies, from any
-current directory.
+A config names functions of its own file and of its neighbors, the modules in the same folder. A
+workdir has copies of both in source/. Programs that read the workdir import these copies.
 """
 
 import contextlib
@@ -17,19 +16,19 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
-# Packages whose versions are recorded, and compared between the processes of a run.
+# Packages whose versions a run records and compares between its processes.
 PACKAGES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint', 'tokenizers')
 
-# The folders that this module put on the path, with their entries of sys.path. Entries are compared
-# by identity, because the current directory may be an equal one.
+# Folders that this module added to sys.path, with their entries there. Entries are compared by
+# identity, because the entry of the current directory may be equal.
 _folders: dict[pathlib.Path, str] = {}
 
 
 def add_to_sys_path(folder: pathlib.Path) -> None:
-  """Makes the modules of a folder importable, after all installed ones.
+  """Makes the modules of a folder importable; installed modules have priority.
 
-  Folders that were added before are removed with their modules, so that a name in a config never
-  finds the file of another run.
+  Folders added earlier are removed with their modules, so that a name in a config never means the
+  file of another run.
   """
   folder = folder.resolve()
   if list(_folders) == [folder]:
@@ -41,9 +40,9 @@ def add_to_sys_path(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def workdir_modules(folder: pathlib.Path) -> Iterator[None]:
-  """Makes the modules of a workdir's source/ importable within a block, before all others.
+  """Makes the modules of a workdir's source/ importable within a block, with the highest priority.
 
-  The block restores sys.path and sys.modules at its end.
+  The end of the block restores sys.path and sys.modules.
   """
   folder = folder.resolve()
   others = [other for other in _folders if other != folder]
@@ -75,7 +74,7 @@ def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
   """Makes the modules of a workdir's source/ importable in a block and, if possible, after it.
 
   Yields:
-    The files whose names mean other code after the block, which was importable before.
+    The files whose module names already mean other code; they mean it again after the block.
   """
   folder = folder.resolve()
   clashes = _clashes(folder)
@@ -84,7 +83,7 @@ def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
       yield clashes
   else:
     if folder in _folders:
-      _drop(folder)  # its files may have changed since
+      _drop(folder)  # its files may have changed
     _put(folder, 0)
     yield []
 
@@ -95,7 +94,7 @@ def modules_folder(config_file: pathlib.Path) -> pathlib.Path:
 
 
 def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
-  """Returns the experiment's file and its imported neighbors, by relative path."""
+  """Returns the content of the experiment's file and its imported neighbors, by relative path."""
   if config_file.suffix not in ('.py', '.json'):
     return {}
   folder = modules_folder(config_file).resolve()
@@ -105,7 +104,7 @@ def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
 
 
 def digests(config_file: pathlib.Path) -> dict[str, str]:
-  """Returns the digest or version of all code that a run executes, by file or package."""
+  """Returns digests of the code of a run by file, and versions by package."""
   package = hashlib.sha256()
   root = pathlib.Path(__file__).parents[1]
   for file in sorted(root.rglob('*.py')):
@@ -123,7 +122,7 @@ def versions() -> dict[str, str]:
 
 
 def _clashes(folder: pathlib.Path) -> list[str]:
-  """Returns the files of a folder whose names import, or have imported, other code."""
+  """Returns the files of a folder whose module names mean other code in this process."""
   found = []
   for file in sorted(folder.rglob('*.py')):
     name = file.relative_to(folder).as_posix()
@@ -144,6 +143,7 @@ def _put(folder: pathlib.Path, index: int) -> None:
 
 
 def _drop(folder: pathlib.Path) -> None:
+  """Removes a folder from the import path, with its modules."""
   _forget_modules(folder)
   entry = _folders.pop(folder)
   sys.path[:] = [path for path in sys.path if path is not entry]
