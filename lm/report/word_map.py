@@ -1,4 +1,4 @@
-"""A map of word vectors for a report: a dot for each word, labeled where the label fits.
+"""A map of word vectors for a report: a dot for each word, with a label if there is space for it.
 
 The other labels appear under the pointer. The map is HTML and CSS and needs no script.
 """
@@ -35,9 +35,10 @@ _STYLE = """
 
 
 def show(found: Mapping[str, Any]) -> str:
-  """Returns the HTML section of a `lm.evaluation.vectors.word_map`; '' if it is empty.
+  """Returns the section of a map by `lm.evaluation.vectors.word_map`; '' for an empty map.
 
-  `found` may also hold its `step`.
+  Args:
+    found: the map, with or without its `step`.
   """
   if not found:
     return ''
@@ -61,7 +62,7 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-  """Returns x (N,) and y (N,) in pixels and the height of the map; both axes have one scale."""
+  """Returns x (N,) and y (N,) and the height of the map, in pixels; both axes have one scale."""
   low, spread = points.min(axis=0), np.ptp(points, axis=0)
   inner = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
   scale = np.min(inner / np.maximum(spread, 1e-9))
@@ -73,12 +74,12 @@ def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _sides(names: Sequence[str], x: np.ndarray, y: np.ndarray) -> list[tuple[bool, bool]]:
-  """Returns (left of its dot, shown) for each label.
+  """Returns for each label whether it is on the left of its dot, and whether it is visible.
 
-  Earlier labels have priority. A shown label covers neither another one nor a dot.
+  Earlier labels have priority. A visible label covers no other label and no dot.
   """
   dots = np.stack([x - _DOT, y - _DOT, x + _DOT, y + _DOT], axis=1)
-  taken = dots  # grows by the shown labels
+  taken = dots  # later also the boxes of visible labels
   sides = []
   for name, at, height in zip(names, x.tolist(), y.tolist(), strict=True):
     width = sum(13 if unicodedata.east_asian_width(c) in 'WF' else 7 for c in name)
