@@ -309,14 +309,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _help(doc: str) -> str:
-  lines = [doc.strip(), '', 'Flags:']
-  if '--config=' in doc:
-    lines += [
-      '  --config: experiment file, FILE.py or FILE.py:ARG',
-      '  --config.KEY=VALUE: overrides a leaf of the config; None where the key accepts it; '
-      'repeatable',
-    ]
-  for flag in flags.FLAGS.get_key_flags_for_module(sys.modules['__main__']):
-    default = '' if flag.default in (None, '') else f' (default {flag.default})'
-    lines.append(f'  --{flag.name}: {flag.help}{default}')
-  return '\n'.join(lines)
+  overrides = (
+    '  --config: experiment file, FILE.py or FILE.py:ARG',
+    '  --config.KEY=VALUE: overrides a leaf of the config; None if the key accepts it; repeatable',
+  )
+  own = flags.FLAGS.get_key_flags_for_module(sys.modules['__main__'])
+  defaults = ['' if flag.default in (None, '') else f' (default {flag.default})' for flag in own]
+  lines = [f'  --{flag.name}: {flag.help}{d}' for flag, d in zip(own, defaults, strict=True)]
+  shown = [*overrides, *lines] if '--config=' in doc else lines
+  return '\n'.join([doc.strip(), '', 'Flags:', *shown])

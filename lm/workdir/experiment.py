@@ -166,7 +166,7 @@ def write_run_config(
   kept = _read_source(workdir / 'source')
   changed = sorted(name for name in kept.keys() | code.keys() if kept.get(name) != code.get(name))
   if changed or saved.read_bytes() != to_json(config).encode():
-    _archive(workdir)
+    _archive(workdir, kept)
     _write_source(workdir / 'source', code)
     files.replace(saved, to_json(config).encode())
   warnings = []
@@ -194,16 +194,14 @@ def _code(config_file: pathlib.Path) -> dict[str, bytes]:
   return named | code | {name: content for name, content in commit.items() if content}
 
 
-def _archive(workdir: pathlib.Path) -> None:
-  """Copies the config and the sources of the last start to earlier/N."""
+def _archive(workdir: pathlib.Path, code: Mapping[str, bytes]) -> None:
+  """Writes the config and the code of the last start to earlier/N."""
   count = sum(1 for _ in workdir.glob('earlier/*/config.json'))
   target = workdir / 'earlier' / str(count + 1)
   shutil.rmtree(target, ignore_errors=True)  # an incomplete copy by a killed process
   target.mkdir(parents=True)
-  if (workdir / 'source').is_dir():
-    ignored = shutil.ignore_patterns('__pycache__')
-    shutil.copytree(workdir / 'source', target / 'source', ignore=ignored)
-  shutil.copy(workdir / 'config.json', target / 'config.json')
+  _write_source(target / 'source', code)
+  shutil.copy(workdir / 'config.json', target)
 
 
 def _read_source(folder: pathlib.Path) -> dict[str, bytes]:

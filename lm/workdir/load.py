@@ -27,27 +27,6 @@ from lm.workdir.run_data import best_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A trained model with its config and tokenizer."""
-
-  config: ConfigDict
-  params: Params
-  apply: Apply
-  tokenizer: tokenizers.Tokenizer
-  step: int
-  model: nn.Module
-  steps: tuple[int, ...] = ()  # of all checkpoints in an average or an ensemble
-  workdir: pathlib.Path = pathlib.Path()
-  # The workdir, step and reason of each checkpoint that was chosen by default.
-  notes: tuple[str, ...] = ()
-  mesh: Mesh | None = None  # of the parameters; None for one device
-
-  def modules(self) -> contextlib.AbstractContextManager[None]:
-    """Returns a context manager; within it, names in the config mean the code in source/."""
-    return sources.workdir_modules(self.workdir / 'source')
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
   """A trained model before its parameters are read."""
 
@@ -56,6 +35,23 @@ class Run:
   tokenizer: tokenizers.Tokenizer
   model: nn.Module
   boxed: Params  # abstract, in the boxes of `nn.with_partitioning`
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded(Run):
+  """A trained model with its parameters, config and tokenizer."""
+
+  params: Params
+  apply: Apply
+  step: int
+  steps: tuple[int, ...] = ()  # of all checkpoints in an average or an ensemble
+  # The workdir, step and reason of each checkpoint that was chosen by default.
+  notes: tuple[str, ...] = ()
+  mesh: Mesh | None = None  # of the parameters; None for one device
+
+  def modules(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context manager; within it, names in the config mean the code in source/."""
+    return sources.workdir_modules(self.workdir / 'source')
 
 
 def load(
@@ -132,10 +128,15 @@ def restore(
       order = sorted(checkpoints.steps(), key=lambda s: (s == best, s), reverse=True)
       params, at = restore_params(checkpoints, abstract, workdir, order)
       steps, why = (at,), why if at == order[0] else 'the newest intact one'
-  apply = apply_of(run.model)
   notes = (f'{workdir} at step {", ".join(map(str, steps))}, {why}',) if why else ()
   return Loaded(
-    run.config, params, apply, run.tokenizer, steps[-1], run.model, steps, workdir, notes, mesh
+    **vars(run),
+    params=params,
+    apply=apply_of(run.model),
+    step=steps[-1],
+    steps=steps,
+    notes=notes,
+    mesh=mesh,
   )
 
 
