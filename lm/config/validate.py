@@ -1,6 +1,7 @@
 """Validates the structure and the values of a config before anything is built."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'optim.weight_decay': (0, math.inf),
   'eval.every': (1, math.inf),
   'eval.batch_size': (1, math.inf),
+  'early_stopping.patience': (0, math.inf),
+  'early_stopping.min_delta': (0, sys.float_info.max),
   'checkpoint.every': (1, math.inf),
   'checkpoint.keep_last': (0, math.inf),
   'checkpoint.keep_best': (0, math.inf),

@@ -71,7 +71,6 @@ def train(
     FloatingPointError: too many steps in a row were not finite.
     RuntimeError: the last checkpoint could not be saved.
   """
-  early_stopping.check(config)
   validate.validate_config(config)
   diagnostics.check_pattern(config)
   if config.report:

@@ -84,7 +84,14 @@ def functions(decoder, encoder_decoder):
     optimizer = optimizers.adamw(1e-2, optimizers.constant, decay_steps=STEPS)
     init = init_of(model, 16)
     return Components(
-      model, apply, over, mesh.RULES, init, cross_entropy(1e-3, chunk=3), optimizer, train_step
+      model,
+      apply,
+      over,
+      mesh.RULES,
+      init,
+      cross_entropy(1e-3, logits_chunk=3),
+      optimizer,
+      train_step,
     )
 
   return make
