@@ -216,10 +216,13 @@ def goodput(events: Sequence[_Event]) -> dict[str, float]:
     pause = _seconds(following[0]) - end if following and start[-1]['event'] != 'done' else 0.0
     times['down'] += pause
     times['wall'] += end - begin + pause
+    # The next start repeats all later steps.
+    restores = (e['step'] for e in following if e['event'] == 'restore' and 'step' in e)
+    restored = max(restores, default=0 if following else math.inf)
     first = next((i for i, e in enumerate(start) if e['event'] == 'first_step'), None)
     times['startup'] += (end if first is None else _seconds(start[first])) - begin
     if first is not None:
-      _add_training(times, start[first:], _restored_step(following))
+      _add_training(times, start[first:], restored)
   counts = {f'{name}_seconds': seconds for name, seconds in times.items()}
   ratio = times['useful'] / times['wall'] if times['wall'] > 0 else 0.0
   return {'starts': len(starts), 'goodput': ratio} | counts
@@ -246,13 +249,6 @@ def _add_training(times: dict[str, float], events: Sequence[_Event], restored: f
   redone = training * min(max(last - restored, 0) / done, 1.0) if done > 0 else 0.0
   times['redone'] += redone
   times['useful'] += training - redone
-
-
-def _restored_step(events: Sequence[_Event]) -> float:
-  """Returns the step that a start resumed from: 0 without a checkpoint, infinity without events."""
-  if not events:
-    return float('inf')
-  return max((e['step'] for e in events if e['event'] == 'restore' and 'step' in e), default=0)
 
 
 def _seconds(event: _Event) -> float:
