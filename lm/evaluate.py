@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   from lm.parallel import mesh as meshes
   from lm.progress import show_documents
   from lm.text.tokenizers import vocabulary_size
-  from lm.workdir import eval_artifacts
+  from lm.workdir import run_data
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average_checkpoints, jax.devices())
   if flags.FLAGS.beam_size is not None:  # checked before the data is read
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     return
   if out is not None:
     sets = found.examples.items()
-    content = b''.join(eval_artifacts.lines(examples, set=name) for name, examples in sets)
+    content = b''.join(run_data.example_lines(examples, set=name) for name, examples in sets)
     cli.write_output('predictions', out, content)
   notes = {'notes': found.notes} if found.notes else {}
   which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from lm.report.html import details, embedded, escaped, number, plain, readable, section
-from lm.workdir.eval_artifacts import EvalExample
-from lm.workdir.run_data import RunData
+from lm.workdir.run_data import EvalExample, RunData
 
 _Directions = Mapping[str, bool | None]
 _SHOWN = 50  # visible rows of a table

@@ -1,4 +1,15 @@
-"""Readers of a workdir: metrics, events, samples, goodput and results of evaluations."""
+"""The data of a run in its workdir: metrics, events, samples, goodput and results of evaluations.
+
+Evaluations write these files in addition to metrics:
+
+- metrics.json: the directions of all metrics.
+- predictions/SET-STEP.jsonl: a JSON object for each example of a set, with `inputs`, the parts of
+  the source; `output`; `reference`; `scores`, of this example alone. The files of the newest step
+  and of the best step by `checkpoint.monitor` are kept.
+- predictions/notes.json: notes on corpus metrics by name, such as the signatures of sacrebleu.
+- attention/SET-STEP.json: the result of lm.evaluation.attention_maps at the newest step.
+- word_map/embedding-STEP.json: that of lm.evaluation.vectors.word_map.
+"""
 
 import datetime
 import itertools
@@ -11,10 +22,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.workdir import eval_artifacts, experiment, files, metrics_writer
+from lm.workdir import experiment, files
+from lm.workdir.metrics_writer import (
+  is_step,
+  json_line,
+  read_bytes,
+  read_lines,
+  read_samples,
+  sample_files,
+  to_float,
+)
 
 _DIRECTIONS = 'metrics.json'
+_NOTES = 'predictions/notes.json'
+_ATTENTION, _WORD_MAP, _PREDICTIONS = 'attention', 'word_map', 'predictions'
 _Event = Mapping[str, Any]
+
+
+class EvalExample(NamedTuple):
+  """An example with the output of a model."""
+
+  inputs: list[str]
+  output: Any
+  reference: Any
+  scores: dict[str, float]
 
 
 class Series(NamedTuple):
@@ -49,7 +80,7 @@ class RunData(NamedTuple):
   source: dict[str, str]  # Python text by file name
   written: datetime.datetime | None  # the time of the newest metric or event
   # By set and ascending step.
-  predictions: dict[str, dict[int, list[eval_artifacts.EvalExample]]]
+  predictions: dict[str, dict[int, list[EvalExample]]]
   notes: dict[str, str]  # on corpus metrics, by metric name
   attention: dict[str, Any]  # the result of lm.evaluation.attention_maps
   word_map: dict[str, Any]  # the result of lm.evaluation.vectors.word_map
@@ -59,7 +90,7 @@ class RunData(NamedTuple):
   def steps(self) -> int | None:
     """The config's number of steps; None if the config has none."""
     steps = self.config.get('steps')
-    return steps if metrics_writer.is_step(steps) else None
+    return steps if is_step(steps) else None
 
   def setting(self, key: str) -> str:
     """Returns a string of the config by its dotted key; '' if the key has no string."""
@@ -81,7 +112,7 @@ def read_run(workdir: str | Path) -> RunData:
     raise UserError(
       f'--workdir={root}: holds no run (no config.json, metrics.jsonl or events.jsonl)'
     )
-  events = [e for e in metrics_writer.read_lines(root / 'events.jsonl') if _is_event(e)]
+  events = [e for e in read_lines(root / 'events.jsonl') if _is_event(e)]
   named = [str(e['experiment']) for e in events if 'experiment' in e]
   last = max((path.stat().st_mtime for path in logs), default=None)
   return RunData(
@@ -90,16 +121,15 @@ def read_run(workdir: str | Path) -> RunData:
     series=read_series(root),
     events=events,
     samples=[
-      (step, metrics_writer.read_samples(path))
-      for step, path in sorted(metrics_writer.sample_files(root / 'samples').items())
+      (step, read_samples(path)) for step, path in sorted(sample_files(root / 'samples').items())
     ],
     environment=_json(root / 'environment.json'),
     source=_source(root / 'source'),
     written=None if last is None else datetime.datetime.fromtimestamp(last, datetime.UTC),
-    predictions=eval_artifacts.read_predictions(root),
-    notes=_json(root / eval_artifacts.NOTES),
-    attention=_json(eval_artifacts.newest_file(root / eval_artifacts.ATTENTION)),
-    word_map=_json(eval_artifacts.newest_file(root / eval_artifacts.WORD_MAP)),
+    predictions=read_predictions(root),
+    notes=_json(root / _NOTES),
+    attention=_json(_newest_file(root / _ATTENTION)),
+    word_map=_json(_newest_file(root / _WORD_MAP)),
     directions=read_directions(root),
   )
 
@@ -107,10 +137,10 @@ def read_run(workdir: str | Path) -> RunData:
 def read_series(workdir: Path) -> dict[str, Series]:
   """Returns every metric of metrics.jsonl by name; the last value of a step counts."""
   points: dict[str, dict[int, float]] = {}
-  for line in metrics_writer.read_lines(workdir / 'metrics.jsonl'):
+  for line in read_lines(workdir / 'metrics.jsonl'):
     step = line.pop('step', None)
-    for name, value in line.items() if metrics_writer.is_step(step) else ():
-      if (scalar := metrics_writer.to_float(value)) is not None:
+    for name, value in line.items() if is_step(step) else ():
+      if (scalar := to_float(value)) is not None:
         points.setdefault(name, {})[step] = scalar
   series = {name: sorted(values.items()) for name, values in points.items()}
   return {
@@ -261,8 +291,8 @@ def _is_event(entry: _Event) -> bool:
     datetime.datetime.fromisoformat(entry['time'])
   except (KeyError, TypeError, ValueError):
     return False
-  valid = isinstance(entry.get('event'), str) and metrics_writer.is_step(entry.get('step', 0))
-  return valid and metrics_writer.to_float(entry.get('seconds', 0)) is not None
+  valid = isinstance(entry.get('event'), str) and is_step(entry.get('step', 0))
+  return valid and to_float(entry.get('seconds', 0)) is not None
 
 
 def _source(folder: Path) -> dict[str, str]:
@@ -275,9 +305,96 @@ def _json(path: Path | None) -> dict[str, Any]:
   if path is None or not path.exists():
     return {}
   try:
-    content = json.loads(metrics_writer.read_bytes(path))
+    content = json.loads(read_bytes(path))
   except (ValueError, RecursionError) as e:
     raise UserError(f'{path}: not a JSON file: {e}') from e
   if not isinstance(content, dict):
     raise UserError(f'{path}: holds {type(content).__name__}, not a JSON object')
   return content
+
+
+def example_lines(examples: Iterable[EvalExample], **fields: Any) -> bytes:
+  """Returns examples as JSON lines; each begins with `fields`."""
+  return b''.join(json_line(fields | example._asdict()) for example in examples)
+
+
+def write_predictions(
+  workdir: Path,
+  step: int,
+  sets: Mapping[str, Iterable[EvalExample]],
+  notes: Mapping[str, str],
+  best: int | None,
+) -> None:
+  """Writes the outputs of a step, and removes those of all steps but this and the best.
+
+  Args:
+    workdir: the run's directory.
+    step: the evaluated step.
+    sets: the examples by set.
+    notes: the notes by metric.
+    best: the best step so far; None without a score.
+
+  Raises:
+    OSError: the disk is full or broken.
+  """
+  folder = workdir / _PREDICTIONS
+  folder.mkdir(exist_ok=True)
+  files.replace(workdir / _NOTES, json.dumps(dict(notes), indent=2).encode())
+  for name, examples in sets.items():
+    files.replace(folder / f'{name}-{step}.jsonl', example_lines(examples))
+  for (_, other), path in _files(folder, '.jsonl').items():
+    if other not in (step, best):
+      path.unlink()
+
+
+def write_newest(workdir: Path, name: str, step: int, content: Mapping[str, Any]) -> None:
+  """Writes FOLDER/NAME-STEP.json and removes the files of other names and steps in the folder.
+
+  Args:
+    workdir: the run's directory.
+    name: 'FOLDER/NAME'.
+    step: the evaluated step.
+    content: JSON values; the file also has `step`.
+
+  Raises:
+    OSError: the disk is full or broken.
+  """
+  path = workdir / f'{name}-{step}.json'
+  path.parent.mkdir(exist_ok=True)
+  text = json.dumps({'step': step} | dict(content), ensure_ascii=False)
+  files.replace(path, text.encode('utf-8', errors='backslashreplace'))
+  for other in set(_files(path.parent, '.json').values()) - {path}:
+    other.unlink()
+
+
+def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
+  """Returns the examples by set and ascending step, without damaged lines."""
+  found: dict[str, dict[int, list[EvalExample]]] = {}
+  fields = set(EvalExample._fields)
+  for (name, step), path in sorted(_files(workdir / _PREDICTIONS, '.jsonl').items()):
+    rows = [EvalExample(**row) for row in read_lines(path) if row.keys() == fields]
+    found.setdefault(name, {})[step] = [row for row in rows if _is_valid(row)]
+  return found
+
+
+def _is_valid(row: EvalExample) -> bool:
+  if not isinstance(row.inputs, list) or not isinstance(row.scores, dict) or not row.scores:
+    return False
+  scores = [to_float(score) for score in row.scores.values()]
+  return all(isinstance(part, str) for part in row.inputs) and None not in scores
+
+
+def _newest_file(folder: Path) -> Path | None:
+  """Returns the file of the latest step in a folder; None for an empty folder."""
+  found = _files(folder, '.json')
+  return found[max(found, key=lambda key: key[1])] if found else None
+
+
+def _files(folder: Path, suffix: str) -> dict[tuple[str, int], Path]:
+  """Returns the files NAME-STEP of a folder by name and step."""
+  parts = {p: p.name.removesuffix(suffix).rpartition('-') for p in folder.glob(f'*-*{suffix}')}
+  return {
+    (name, int(step)): path
+    for path, (name, _, step) in parts.items()
+    if step.isdecimal() and path.is_file()
+  }

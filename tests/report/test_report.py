@@ -14,10 +14,9 @@ import pytest
 from lm.errors import UserError
 from lm.report import page
 from lm.report.page import SECTIONS, render, write_report
-from lm.workdir import eval_artifacts, run_data
-from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir import run_data
 from lm.workdir.metrics_writer import EventLog, Metrics
-from lm.workdir.run_data import Series
+from lm.workdir.run_data import EvalExample, Series
 
 _EMPTY = {'meta', 'link', 'img', 'br', 'input', 'hr'}
 
@@ -227,9 +226,7 @@ def test_a_function_adds_a_section(tmp_path):
 
 def _outputs(workdir, examples, notes=None):
   """Returns the page of a run with outputs, and (index, rank, hidden, cells) of its rows."""
-  eval_artifacts.write_predictions(
-    _run(workdir), 10, {'validation': examples}, notes or {}, best=None
-  )
+  run_data.write_predictions(_run(workdir), 10, {'validation': examples}, notes or {}, best=None)
   page = _Page(write_report(workdir))
   rows = re.findall(r'<tr data-index="(\d+)" data-rank="(\d+)"( hidden)?>(.*?)</tr>', page.source)
   cells = [re.findall(r'<td[^>]*>(.*?)</td>', row) for *_, row in rows]
@@ -310,8 +307,8 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   example = {'queries': [hostile, '学习'], 'keys': ['the', 'dog'], 'of': [2, 2], 'weights': weights}
   maps = {'kind': 'cross_attention', 'layers': 1, 'heads': 1, 'examples': [example]}
   maps['set'] = 'validation'
-  eval_artifacts.write_newest(_run(tmp_path), 'attention/validation', 5, maps)
-  eval_artifacts.write_newest(tmp_path, 'attention/validation', 10, maps)
+  run_data.write_newest(_run(tmp_path), 'attention/validation', 5, maps)
+  run_data.write_newest(tmp_path, 'attention/validation', 10, maps)
   page = _Page(write_report(tmp_path))
   assert 'validation, step 10.' in page.text and 'the decoder' in page.text
   assert len(page.scripts) == 3

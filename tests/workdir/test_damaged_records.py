@@ -7,7 +7,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.report import page
-from lm.workdir import eval_artifacts, metrics_writer, run_data
+from lm.workdir import metrics_writer, run_data
 from lm.workdir.run_data import goodput
 
 DEEP = '[' * 100_000
@@ -121,8 +121,8 @@ def test_damaged_samples_are_shown_as_text(tmp_path):
 )
 def test_only_the_damaged_line_of_outputs_is_lost(row, tmp_path):
   workdir = write(tmp_path)
-  good = eval_artifacts.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
-  eval_artifacts.write_predictions(workdir, 2, {'a': [good]}, {}, None)
+  good = run_data.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
+  run_data.write_predictions(workdir, 2, {'a': [good]}, {}, None)
   with open(workdir / 'predictions/a-2.jsonl', 'a') as file:
     file.write(json.dumps(row) + '\n')
   (workdir / 'predictions/a-1.jsonl').mkdir()
