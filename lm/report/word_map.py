@@ -11,8 +11,8 @@ import numpy as np
 
 from lm.report.html import escaped, section
 
-_WIDTH = 984  # pixels, of the widest page; labels are placed for it
-_LEAST, _MOST = 320, 760  # pixels, of height
+_WIDTH = 984  # pixels, of the widest page; the positions of labels fit this width
+_MIN_HEIGHT, _MAX_HEIGHT = 320, 760  # pixels
 _MARGIN = 24  # pixels, around the points
 _LINE = 13  # pixels, the height of a label
 _DOT = 2  # pixels around a point that no label covers
@@ -64,9 +64,9 @@ def show(found: Mapping[str, Any]) -> str:
 def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns x (N,) and y (N,) and the height of the map, in pixels; both axes have one scale."""
   low, spread = points.min(axis=0), np.ptp(points, axis=0)
-  inner = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
+  inner = np.array([_WIDTH, _MAX_HEIGHT]) - 2 * _MARGIN
   scale = np.min(inner / np.maximum(spread, 1e-9))
-  height = max(_LEAST, scale * spread[1] + 2 * _MARGIN)
+  height = max(_MIN_HEIGHT, scale * spread[1] + 2 * _MARGIN)
   middle = low + spread / 2
   x = _WIDTH / 2 + (points[:, 0] - middle[0]) * scale
   y = height / 2 - (points[:, 1] - middle[1]) * scale
