@@ -36,7 +36,6 @@ class _Manager(ocp.CheckpointManager):
   """
 
   def reached_preemption(self, step: int) -> bool:
-    del step
     return False
 
 

@@ -58,7 +58,8 @@ def load(path_and_arg: str) -> ConfigDict:
   """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
 
   The folder of the file is put on the import path, so that the config may name functions of the
-  file itself ('my_file:my_function') and of its neighbors.
+  file itself ('my_file:my_function') and of its neighbors. A symbolic link to a file is followed, as
+  Python does for scripts: the name and the folder are those of the target.
 
   Raises:
     UserError: the file is missing, does not load, or does not accept the argument.
@@ -72,6 +73,7 @@ def load(path_and_arg: str) -> ConfigDict:
       more = f' and {len(known) - 20} more' if len(known) > 20 else ''
       hint += f'; available: {", ".join(known[:20])}{more}'
     raise UserError(f'--config={path}: no such file{hint}')
+  file = file.resolve() if file.is_symlink() else file
   sources.add_to_sys_path(sources.modules_folder(file))
   if file.suffix == '.json':
     return link_defaults(_read_config(file, f'--config={path}'))

@@ -89,17 +89,18 @@ def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
 
 
 def modules_folder(config_file: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of the modules of a config file or of a workdir's config.json."""
-  return config_file.parent / 'source' if config_file.suffix == '.json' else config_file.parent
+  """Returns the folder of the modules of a config file, or of a config.json; links are followed."""
+  folder = config_file.resolve().parent
+  return folder / 'source' if config_file.suffix == '.json' else folder
 
 
 def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
   """Returns the content of the experiment's file and its imported neighbors, by relative path."""
   if config_file.suffix not in ('.py', '.json'):
     return {}
-  folder = modules_folder(config_file).resolve()
+  folder = modules_folder(config_file)
   names = {path_in(folder, module) for module in list(sys.modules.values())} - {''}
-  names |= {config_file.name} if config_file.suffix == '.py' else set()
+  names |= {config_file.resolve().name} if config_file.suffix == '.py' else set()
   return {name: (folder / name).read_bytes() for name in sorted(names)}
 
 
@@ -108,8 +109,8 @@ def digests(config_file: pathlib.Path) -> dict[str, str]:
   package = hashlib.sha256()
   root = pathlib.Path(__file__).parents[1]
   for file in sorted(root.rglob('*.py')):
-    package.update(f'{file.relative_to(root).as_posix()} {file.stat().st_size} '.encode())
-    package.update(file.read_bytes())
+    header = f'{file.relative_to(root).as_posix()} {file.stat().st_size} '
+    package.update(header.encode() + file.read_bytes())
   own = {
     name: hashlib.sha256(content).hexdigest() for name, content in neighbors(config_file).items()
   }

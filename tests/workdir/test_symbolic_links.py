@@ -1,4 +1,4 @@
-"""An experiment reached through symbolic links trains, resumes and is read back."""
+"""An experiment behind symbolic links trains, resumes and is read back."""
 
 import shutil
 import sys
@@ -54,21 +54,22 @@ def folder(tmp_path):
 
 
 def link(folder, kind):
-  """Returns the path of the experiment with a link to its folder, its files or its package."""
+  """Returns the path of the experiment after a link to its folder, its file or its package."""
   linked = folder.parent / kind
   if kind == 'folder':
     linked.symlink_to(folder, target_is_directory=True)
-  else:
-    linked.mkdir()
-    for path in folder.iterdir():
-      if kind == 'files' or path.is_dir():
-        (linked / path.name).symlink_to(path)
-      else:
-        shutil.copy(path, linked)
+    return linked / 'linked_experiment.py'
+  linked.mkdir()
+  if kind == 'file':
+    (linked / 'alias.py').symlink_to(folder / 'linked_experiment.py')
+    return linked / 'alias.py'
+  for file in folder.glob('*.py'):
+    shutil.copy(file, linked)
+  (linked / 'package_of_links').symlink_to(folder / 'package_of_links')
   return linked / 'linked_experiment.py'
 
 
-@pytest.mark.parametrize('kind', ['folder', 'files', 'package'])
+@pytest.mark.parametrize('kind', ['folder', 'file', 'package'])
 def test_an_experiment_behind_links_keeps_its_neighbors(folder, kind):
   path = link(folder, kind)
   experiment.load(str(path))
@@ -79,7 +80,7 @@ def test_an_experiment_behind_links_keeps_its_neighbors(folder, kind):
 def test_an_experiment_behind_links_trains_resumes_and_is_read_back(folder, monkeypatch):
   monkeypatch.setenv('LM_CACHE', str(folder.parent / 'cache'))
   workdir = folder.parent / 'run'
-  for until, kind in ((1, 'folder'), (2, 'files')):
+  for until, kind in ((1, 'folder'), (2, 'file')):
     path = str(link(folder, kind))
     trainer.train(experiment.load(path), path, workdir, preemption.Signals(), until)
   assert not (workdir / 'earlier').exists()  # both starts ran the same code
