@@ -58,8 +58,8 @@ def load(path_and_arg: str) -> ConfigDict:
   """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
 
   The folder of the file is put on the import path, so that the config may name functions of the
-  file itself ('my_file:my_function') and of its neighbors. A symbolic link to a file is followed, as
-  Python does for scripts: the name and the folder are those of the target.
+  file itself ('my_file:my_function') and of its neighbors. A symbolic link to a file is followed,
+  as Python does for scripts: the name and the folder are those of the target.
 
   Raises:
     UserError: the file is missing, does not load, or does not accept the argument.

@@ -91,7 +91,7 @@ def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
 def modules_folder(config_file: pathlib.Path) -> pathlib.Path:
   """Returns the folder of the modules of a config file, or of a config.json; links are followed."""
   folder = config_file.resolve().parent
-  return folder / 'source' if config_file.suffix == '.json' else folder
+  return (folder / 'source').resolve() if config_file.suffix == '.json' else folder
 
 
 def neighbors(config_file: pathlib.Path) -> dict[str, bytes]:
@@ -138,6 +138,7 @@ def _clashes(folder: pathlib.Path) -> list[str]:
 
 
 def _put(folder: pathlib.Path, index: int) -> None:
+  """Inserts a folder into the import path."""
   _folders[folder] = str(folder)
   sys.path.insert(index, _folders[folder])
   importlib.invalidate_caches()
@@ -151,6 +152,7 @@ def _drop(folder: pathlib.Path) -> None:
 
 
 def _forget_modules(folder: pathlib.Path) -> None:
+  """Removes the modules of a folder from `sys.modules`."""
   for name in [name for name, module in sys.modules.items() if path_in(folder, module)]:
     del sys.modules[name]
 
