@@ -143,8 +143,8 @@ def test_a_bug_prints_a_stack_trace(capsys):
 
 
 def test_the_first_signal_stops_and_the_second_interrupts():
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = [signal.getsignal(number) for number in numbers]
+  signals = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.getsignal(each) for each in signals]
   try:
     early = preemption.Signals()
     with pytest.raises(Preempted, match='SIGTERM: stopped before the first step'):
@@ -158,8 +158,8 @@ def test_the_first_signal_stops_and_the_second_interrupts():
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
   finally:
-    for number, handler in zip(numbers, before, strict=True):
-      signal.signal(number, handler)
+    for each, handler in zip(signals, before, strict=True):
+      signal.signal(each, handler)
 
 
 def override(config, *given):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.report.html import details, embedded, escaped, number, plain, readable, section
+from lm.report.html import details, embedded, escaped, format_float, plain, readable, section
 from lm.workdir.run_data import EvalExample, RunData
 
 _Directions = Mapping[str, bool | None]
@@ -113,7 +113,7 @@ def _score(example: EvalExample, name: str) -> str:
   value = float(example.scores[name])
   if name == 'accuracy' and not isinstance(example.output, list):
     return '<span class="right">right</span>' if value else '<span class="wrong">wrong</span>'
-  return number(value)
+  return format_float(value)
 
 
 def _cell(value: Any) -> str:

@@ -54,7 +54,7 @@ def plain(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def number(value: float) -> str:
+def format_float(value: float) -> str:
   """Returns a float with four significant digits."""
   if not math.isfinite(value):
     return 'not finite'

@@ -17,7 +17,7 @@ import numpy as np
 
 from lm.progress import duration, si
 from lm.report import example_tables, word_map
-from lm.report.html import details, embedded, escaped, number, plain, readable, section, table
+from lm.report.html import details, embedded, escaped, format_float, plain, readable, section, table
 from lm.workdir import experiment, files, run_data
 from lm.workdir.run_data import RunData, Series
 
@@ -79,7 +79,7 @@ def figures(run: RunData) -> str:
   """Returns the main figures: loss, throughput, time and goodput."""
   shown = []
   if 'train/loss' in run.series:
-    shown.append((number(run.series['train/loss'].last()[1]), 'training loss, last'))
+    shown.append((format_float(run.series['train/loss'].last()[1]), 'training loss, last'))
   if (rate := _median(run, 'train/tokens_per_second')) is not None:
     shown.append((si(rate), 'tokens per second, median'))
   if (share := _median(run, 'train/mfu')) is not None:
@@ -100,9 +100,9 @@ def results(run: RunData) -> str:
     if name.startswith('eval/'):
       last_step, last = series.last()
       best = series.best(run.directions.get(name))
-      at = ('', '') if best is None else (number(best[1]), f'{best[0]:,}')
+      at = ('', '') if best is None else (format_float(best[1]), f'{best[0]:,}')
       dataset, _, metric = name.removeprefix('eval/').rpartition('/')
-      rows.append((dataset, metric.replace('_', ' '), number(last), f'{last_step:,}', *at))
+      rows.append((dataset, metric.replace('_', ' '), format_float(last), f'{last_step:,}', *at))
   if not rows:
     return ''
   titles = ('set', 'metric', 'last', 'at step', 'best', 'at step')

@@ -72,8 +72,8 @@ def load(
       checkpoint if none has a score.
     mesh: the mesh to shard the parameters over by the config's `mesh.rules`; see
       `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
-    average: a number N above 1 gives the mean of the newest N checkpoints (Vaswani et al. 2017,
-      6.1), whatever `step` is.
+    average: N > 1 gives the mean of the newest N checkpoints (Vaswani et al. 2017, 6.1), whatever
+      `step` is.
 
   Raises:
     UserError: the run or the checkpoint is missing or damaged, there are fewer checkpoints than
