@@ -1,6 +1,6 @@
-"""Exceptions that end a run without a fault of the code, and checks that raise them."""
+"""Exceptions that end a program with one line and an exit code, and checks that raise them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -37,8 +37,8 @@ def first_line(error: Exception) -> str:
   return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 
-def did_you_mean(name: str, known) -> str:
-  """Returns ' (did you mean ...?)' for the closest of `known`, or an empty string."""
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+  """Returns ' (did you mean ...?)' with the names in `known` that are closest; '' without one."""
   import difflib
 
   close = difflib.get_close_matches(str(name), [str(k) for k in known], n=2, cutoff=0.5)

@@ -2,18 +2,18 @@
 
   python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
 
---config.data.transforms applies to training rows only; an evaluation set has transforms of its own
-in --config.eval.sets.NAME.transforms, by default none.
+--config.data.transforms applies to training rows only; --config.eval.sets.NAME.transforms applies
+to an evaluation set and is empty by default.
 
-The same command again resumes from the newest checkpoint. Other training data than before raises an
-error, unless --new_data permits it. Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75
-stopped by SIGTERM with the state saved, 134 another process died.
+The same command resumes from the newest checkpoint. If the training data has changed, this is an
+error without --new_data. Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 stopped by
+SIGTERM with the state saved, 134 another process died.
 
-Several processes train as one: the same command on every host of a TPU slice, under srun, or with
---coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one process
-saves and stops all.
+Several processes train as one: run the same command on every host of a TPU slice, under srun, or
+with --coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one
+process saves and stops all.
 
-On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set the variable.
+On Linux the program sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself if the variable is unset.
 """
 
 from absl import flags

@@ -32,8 +32,8 @@ from lm.task import Features, cast_feature
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Params
 from lm.workdir import files
-from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.load import load
+from lm.workdir.run_data import EvalExample
 
 
 class Predictions(NamedTuple):

@@ -30,7 +30,7 @@ from lm.text.vectors import (
   unit_rows,
 )
 from lm.types import Params, TrainState
-from lm.workdir import eval_artifacts, experiment, files
+from lm.workdir import experiment, files, run_data
 from lm.workdir.checkpoints import Checkpoints
 from lm.workdir.load import Loaded, load
 from lm.workdir.metrics_writer import EventLog
@@ -139,7 +139,7 @@ def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
   events.write('imported', step=0)
   events.close()
   shown = word_map(vectors, vectors.words[:WORDS_ON_MAP])
-  eval_artifacts.write_newest(folder, _MAP, 0, shown)
+  run_data.write_newest(folder, _MAP, 0, shown)
 
 
 def word_vectors(
