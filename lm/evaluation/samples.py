@@ -25,7 +25,7 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
   """
   log, model = config.log, functions.model
   prompts = list(log.sample_prompts)
-  if not prompts:
+  if not prompts or not log.sample_tokens:
     return Evaluator(lambda step, params: Evaluation())
   if not model.continues_prompts:
     raise UserError(
