@@ -1,11 +1,12 @@
-"""Our word vectors and those of a baseline on one text: speed, ratio, and quality.
+"""Word vectors of one text, ours and those of a baseline: speed and quality.
 
   python -m lm.bench vectors --text=FILE [--model=skip_gram|cbow|glove] [--baseline=gensim|stanford]
       [--pairs=FILE ...] [--seeds=N] [--glove=DIR] [--threads=N] [--json]
 
-Size 100, minimum count 5. Word2Vec has window 5, 5 negatives, 5 epochs; GloVe has window 10, x_max
-10, 15 epochs. Each training has a process of its own, in alternating order. Seconds are those of
-training; those of the entire command, with reading, compiling and writing, follow in parentheses.
+Vectors have 100 dimensions, and the minimum count is 5. Word2Vec has window 5, 5 negatives and 5
+epochs; GloVe has window 10, x_max 10 and 15 epochs. Each training runs in its own process, in
+alternating order. The first figure in seconds is the time of training alone. The time of the entire
+command follows in parentheses, with reading, compiling and writing.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm.bench import interleaved
-from lm.bench.worker import Worker
+from lm.bench.interleaved import OURS, add_common_flags, positive_int, thread_count
+from lm.bench.worker import start_worker
 from lm.errors import UserError
 from lm.metrics.word_vectors import pairs
 from lm.text.files import expand_path
@@ -77,9 +78,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add('--baseline', choices=baselines, metavar='NAME', help='gensim for word2vec, stanford')
   add('--pairs', action='append', default=[], metavar='FILE', help='similarities of word pairs')
   seeds = 'trainings of each implementation (default 1)'
-  add('--seeds', type=interleaved.positive_int, default=1, metavar='N', help=seeds)
+  add('--seeds', type=positive_int, default=1, metavar='N', help=seeds)
   add('--glove', default='', metavar='DIR', help="directory of Stanford's programs")
-  interleaved.add_common_flags(parser)
+  add_common_flags(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -88,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
   Raises:
     UserError: an argument is wrong, or the baseline is not installed.
   """
-  threads = interleaved.thread_count(arguments)
+  threads = thread_count(arguments)
   text = expand_path(arguments.text, '--text')
   if not text.is_file():
     raise UserError(f'--text={text}: there is no such file')
@@ -97,7 +98,7 @@ def main(arguments: argparse.Namespace) -> None:
       f'--baseline={arguments.baseline} has no {arguments.model}; take {BASELINES[arguments.model]}'
     )
   metrics = [pairs(file) for file in arguments.pairs]
-  names = [name for name in (interleaved.OURS, arguments.baseline) if name]
+  names = [name for name in (OURS, arguments.baseline) if name]
   runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
   with tempfile.TemporaryDirectory() as folder:
     out = str(pathlib.Path(folder) / 'vectors')
@@ -105,9 +106,9 @@ def main(arguments: argparse.Namespace) -> None:
       settings = Settings(str(text), arguments.model, seed, threads, out, arguments.glove)
       # The baseline first in the first round, so that a missing one is reported before ours starts.
       for name in names if seed % 2 else reversed(names):
-        with Worker(name, threads) as worker:
+        with start_worker(name, threads) as ask:
           request = {'name': name, **settings._asdict()}
-          result = worker(call='lm.bench.vectors:train', arguments=request)
+          result = ask(call='lm.bench.vectors:train', arguments=request)
         vectors = read_word2vec_text(out)
         for metric, score, *_ in metrics:
           scores = score(vectors).values

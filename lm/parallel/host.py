@@ -100,7 +100,24 @@ def enable_compilation_cache(folder: pathlib.Path) -> None:
 
 def _host() -> str:
   # Compiled programs depend on the instruction set; home directories may be shared by machines.
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]
-  flags = next((x for x in lines if x.startswith(('flags', 'Features'))), lines[0])
+  flags = _cpu_info('flags', 'Features') or platform.processor()
   return hashlib.sha256(f'{os.uname().machine} {flags}'.encode()).hexdigest()[:12]
+
+
+def cpu_name() -> str:
+  """Returns the name of the processor, as the system reports it."""
+  return _cpu_info('model name').partition(':')[2].strip() or platform.processor()
+
+
+def _cpu_info(*fields: str) -> str:
+  """Returns the first line of /proc/cpuinfo with one of these fields; '' without any."""
+  file = pathlib.Path('/proc/cpuinfo')
+  lines = file.read_text().splitlines() if file.is_file() else []
+  return next((line for line in lines if line.startswith(fields)), '')
+
+
+def available_cores() -> int:
+  """Returns the number of CPU cores that this process may run on."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
