@@ -36,9 +36,9 @@ _FLAG = re.compile(r"""--(?P<name>[^\s='"]+)(?:=(?:"[^"]*"|'[^']*'|\S*))?""")
 
 
 def drop_unknown(environ: MutableMapping[str, str]) -> list[str]:
-  """Removes the flags that the installed compiler does not know from the variables.
+  """Removes the flags that the installed compilers do not know from their environment variables.
 
-  The import of jax reads the variables once; after it this does nothing.
+  Afterwards the import of jax reads the variables, once. After that import this does nothing.
 
   Returns:
     A warning for each removed flag.
@@ -86,14 +86,13 @@ def _library(package: str) -> pathlib.Path | None:
 def enable_compilation_cache(folder: pathlib.Path) -> None:
   """Sets the directory of JAX's persistent compilation cache, unless one is set already.
 
-  Resumed runs, evaluation and generation then start without compilation.
+  Resumed runs, evaluations and generation then start without compilation.
   """
   import jax
 
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  place = folder / f'xla-{_host()}'
-  jax.config.update('jax_compilation_cache_dir', str(place))
+  jax.config.update('jax_compilation_cache_dir', str(folder / f'xla-{_host()}'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 

@@ -1,10 +1,10 @@
 """One decoding step of a config, compiled for a slice of TPUs.
 
 Evaluations decode on the mesh of training, with its sharding of parameters (lm.evaluation.predict).
-The KV cache is sharded by rows and heads, and activations move to the weights
+The KV cache is sharded by rows and heads, and weights stay in their shards
 (lm.parallel.mesh.weight_stationary). The compiled program is the loop of greedy decoding or beam
-search. It generates texts of the greatest length for `decode.batch_size` rows, after prompts and
-sources were read. Work outside the loop, such as casting the weights to bfloat16, is a small part.
+search. It generates texts of the maximum length for `decode.batch_size` rows, after the prefill.
+Work outside the loop, such as casting the weights to bfloat16, is a small part.
 """
 
 import functools
@@ -50,7 +50,7 @@ class Decoding(NamedTuple):
 
 
 def check_config(config: ConfigDict) -> None:
-  """Raises UserError unless the model of a config generates text, and with such a beam."""
+  """Raises UserError unless the model of a config generates text with the config's beam size."""
   model = components.model(config, train_step.vocabulary(config))
   generates = (
     model.continues_prompts
@@ -71,6 +71,9 @@ def check(
     config: of a model that generates text.
     slice_: the chips.
     step: the train step, with the sharding of the parameters.
+
+  Returns:
+    The findings; DoesNotFit if the compiler finds no program that fits.
   """
   functions, params = step.functions, step.state.params
   model, apply = functions.model, apply_of(functions.model)
@@ -80,7 +83,7 @@ def check(
   steps = steps if model.reads_on else min(steps, model.context)
   source = config.data.source_len if train_step.has_source(config) else 0
   loop, carry, cache = decoding_loop(config, model, apply, params, rows, steps, source)
-  # Parameters that the loop does not use occupy memory all the same.
+  # Parameters that the loop does not use occupy memory, too.
   jitted = jax.jit(
     meshes.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
@@ -179,8 +182,8 @@ def cost_of_step(
 ) -> tuple[float, float]:
   """Returns the FLOPs of one step, and the bytes of the parameters that a device reads for it.
 
-  A step does not read the encoder, nor tables of which it looks up a few rows. It reads the others
-  in the compute dtype, to which the compiler casts them before the loop.
+  A step does not read the encoder, and of embedding tables it looks up a few rows only. It reads
+  all other parameters in the compute dtype, to which the compiler casts them before the loop.
 
   Args:
     apply: the pure function of a model.

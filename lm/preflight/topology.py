@@ -1,13 +1,13 @@
 """Slices of TPUs and nodes of GPUs, described without access to any.
 
-JAX lays a mesh over these descriptions, and libtpu compiles for those of TPUs.
+JAX makes meshes of these descriptions, and libtpu compiles for descriptions of TPUs.
 """
 
 import dataclasses
 import importlib.util
 import math
 import os
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -145,10 +145,6 @@ def _local_machine(topology: str, slices: int) -> Slice:
 
 
 def _seconds(function: Callable[..., Any], *arguments: jax.Array) -> float:
-  """Returns the shortest time of a function in ten calls after the first."""
-  times = []
-  for _ in range(11):
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    times.append(time.perf_counter() - start)
-  return min(times[1:])
+  """Returns the shortest time of a function in ten calls after the first, which compiles."""
+  seconds = timeit.repeat(lambda: jax.block_until_ready(function(*arguments)), number=1, repeat=11)
+  return min(seconds[1:])

@@ -1,8 +1,8 @@
 """The train step of a config on a slice of TPUs, compiled by libtpu without a TPU.
 
-Shapes and shardings give the activations and a lower bound of the communication; these functions
-also serve `lm.preflight.analytic`, which does not compile. The compiler gives the memory of the
-program, and its HLO the collectives and an estimated time (lm.preflight.hlo).
+The compiler gives the memory of the program. The HLO gives the collectives and an estimated time
+(lm.preflight.hlo). Activations and a lower bound of the communication follow from shapes and
+shardings. `lm.preflight.analytic`, which does not compile, uses these functions too.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from lm.preflight import hlo, topology
 from lm.training.train_step import abstract_state, make_train_step
 from lm.types import Batch, Params, TrainState
 
-# Bytes from which on a fully replicated array appears in the report.
+# A fully replicated array of at least this many bytes appears in the report.
 LARGE = 1 << 20
 
 Memory = Mapping[str, float]  # bytes of one device, by category
@@ -74,8 +74,7 @@ class DoesNotFit(Exception):
 
   def __init__(self, needed: float, capacity: float):
     super().__init__(f'{needed / GIB:.1f} GiB do not fit into {capacity / GIB:.1f} GiB')
-    self.needed = needed  # bytes
-    self.capacity = capacity
+    self.needed, self.capacity = needed, capacity  # bytes
 
 
 def check(config: ConfigDict, slice_: topology.Slice) -> Result:
@@ -94,8 +93,7 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
     lowered = function.lower(step.state, step.batch)
   compiled = compile_lowered(lowered)
   seconds = time.perf_counter() - start
-  text = compiled.as_text()
-  program = hlo.parse(text)
+  program = hlo.parse(compiled.as_text())
   optimizer = bytes_per_device(step.state.opt_state)
   held = {'parameters': bytes_per_device(params), 'optimizer': optimizer}
   memory = memory_of(compiled, held)
@@ -113,7 +111,7 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
       program, collectives, functions.mesh.devices.flat, slice_, step.model_flops, step.tokens
     ),
     collectives,
-    text,
+    compiled.as_text(),
     seconds,
   )
 
@@ -312,12 +310,11 @@ def gathered_size(leaf: Any, mesh: Mesh) -> float:
 
 def _axes(leaf: Any) -> set[str]:
   """Returns the mesh axes over which an abstract array is sharded."""
-  entries = ((entry,) if isinstance(entry, str) else entry or () for entry in leaf.sharding.spec)
-  return {axis for entry in entries for axis in entry}
+  return {axis for entry in leaf.sharding.spec for axis in meshes.axes_of(entry)}
 
 
 def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
-  """Returns the elements of all vectors looked up in a table; infinite for a matmul's operand."""
+  """Returns the elements of all vectors looked up in a table; infinite if a matmul reads it."""
   if name == 'source_embedding':
     tokens = config.data.source_len
   elif name == 'embedding' and (
