@@ -54,7 +54,7 @@ def gpt2_decoding(shape: Shape, platform: str) -> Candidate:
     UserError: as `_device`.
   """
   device = _device(platform)
-  model = _gpt2(shape, device).eval()
+  model = _gpt2(shape, device).train(False)
   # Without an end-of-text token every row gets all its new tokens.
   model.generation_config.eos_token_id = None
   model.generation_config.pad_token_id = 0
