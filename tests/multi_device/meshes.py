@@ -81,7 +81,7 @@ def functions(decoder, encoder_decoder):
       )
     over = mesh.make_mesh(sizes, devices)
     apply = with_mesh(apply_of(model), over, mesh.RULES)
-    optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
+    optimizer = optimizers.adamw(1e-2, optimizers.constant, decay_steps=STEPS)
     init = init_of(model, 16)
     return Components(
       model, apply, over, mesh.RULES, init, cross_entropy(1e-3, chunk=3), optimizer, train_step
@@ -741,7 +741,7 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   """The memory of the compiled program stays far below that of all parameters."""
   depth, over = 24, mesh.make_mesh({'fsdp': 8})
   model = decoder('llama', depth=depth, d_model=64, d_mlp=256, head_dim=16)
-  optimizer = optimizers.adamw(1e-2, optimizers.constant, steps=STEPS)
+  optimizer = optimizers.adamw(1e-2, optimizers.constant, decay_steps=STEPS)
   apply = with_mesh(apply_of(model), over, mesh.RULES)
   made = Components(
     model, apply, over, mesh.RULES, init_of(model, 16), cross_entropy(), optimizer, train_step
