@@ -13,16 +13,12 @@ in lm.train; process 0 prints.
 """
 
 import sys
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from lm import cli
 from lm.errors import UserError
 from lm.parallel import multihost
-
-if TYPE_CHECKING:
-  from lm.evaluation.evaluators import Evaluators
 
 cli.define_run_flags()
 cli.define_beam_flags()
@@ -43,7 +39,7 @@ def main(argv: list[str]) -> None:
   import jax
 
   from lm import components
-  from lm.data import pipeline
+  from lm.data import features, pipeline
   from lm.decode.beam import check_beam_size
   from lm.evaluation import host_memory
   from lm.evaluation.ensembles import open_runs
@@ -73,17 +69,15 @@ def main(argv: list[str]) -> None:
         '(the corpus or its version differs)'
       )
   evaluators = Evaluators(config, functions, loaded.tokenizer)
-  _check_flags(evaluators)
+  with_outputs = any(section.scores for section in config.eval.sets.values())
+  _check_flags(with_outputs, with_outputs and features.build_task(config.data)[1].predict is None)
   cli.print_notes(loaded.notes)
   if multihost.is_primary():
-    if line := evaluators.transforms_line():
-      print(line, file=sys.stderr)
     for name, note in evaluators.notes.items():
       print(f'{name}: {note}', file=sys.stderr)
-  evaluators.directions(loaded.params)  # checks the names of metrics before they are computed
   programs = evaluators.programs(loaded.params)
   host_memory.check_evaluations(programs, functions, loaded.params)
-  found = evaluators.evaluate(loaded.params)
+  found = evaluators.evaluate(loaded.step, loaded.params)
   if not multihost.is_primary():
     return
   if out is not None:
@@ -95,17 +89,16 @@ def main(argv: list[str]) -> None:
   print(cli.json_line(which | found.values | notes))
 
 
-def _check_flags(evaluators: 'Evaluators') -> None:
+def _check_flags(with_outputs: bool, generated: bool) -> None:
   """Raises UserError for a flag without an effect on this run."""
-  predictors = evaluators.predictors.values()
-  if flags.FLAGS.predictions is not None and not predictors:
+  if flags.FLAGS.predictions is not None and not with_outputs:
     raise UserError(
       f'--predictions={flags.FLAGS.predictions}: no set has outputs, which need corpus metrics '
       '(eval.sets.NAME.scores)'
     )
   for key in _DECODE:
     value = flags.FLAGS[key].value
-    if value is not None and not any(predictor.generates for predictor in predictors):
+    if value is not None and not generated:
       raise UserError(f'--{key}={value}: no set of this run has generated outputs')
 
 

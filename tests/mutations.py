@@ -99,7 +99,8 @@ MUTATIONS = [
   # Optimizers and steps.
   ('clip-left-out', 'lm/optim/wrappers.py', '    clip_by_norm(clip_norm),\n', '', 'test_optim.py'),
   ('decay-of-biases', 'lm/optim/wrappers.py',
-   "mask=lambda params: path_mask(params, decay, 'decay')", 'mask=None', 'test_optim.py'),
+   "mask=lambda params: path_mask(params, weight_decay_mask, 'weight_decay_mask')", 'mask=None',
+   'test_optim.py'),
   ('warmup', 'lm/optim/optimizers.py', 'peak * (step + 1) / max', 'peak * step / max',
    'test_optim.py'),
   ('layer-decay', 'lm/optim/wrappers.py', 'below = (below - layer_N)',

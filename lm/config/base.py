@@ -10,6 +10,9 @@ from ml_collections.config_dict import placeholder
 
 from lm.errors import UserError, did_you_mean
 
+# The evaluator of `eval.vector_metrics`.
+WORD_VECTORS = 'lm.evaluation.vectors:word_vectors'
+
 
 def base() -> ConfigDict:
   """Returns the configuration of a small GPT-2 on the embedded English text."""
@@ -24,6 +27,7 @@ def base() -> ConfigDict:
       # The run stops if the loss, or the gradient of a parameter in step 1, is exactly 0, unless
       # this regular expression matches 'loss', or the path of the parameter.
       'allow_zero': '',
+      'report': 'lm.report.page:write_report',  # writes the workdir's report.html; '' for none
       'data': {
         'source': 'lm.data.sources:python_docs',
         'train_split': 'train',  # the training split
@@ -84,6 +88,12 @@ def base() -> ConfigDict:
       'eval': {
         'every': 250,  # steps; the last step is always evaluated
         'batch_size': 0,  # follows `batch_size`
+        # Import paths of evaluators (lm.evaluation.evaluators).
+        'evaluators': (
+          'lm.evaluation.sets:sets',
+          'lm.evaluation.samples:samples',
+          'lm.evaluation.attention_maps:attention_maps',
+        ),
         'sets': {'validation': evaluation('validation')},
         'vector_metrics': (),  # import paths of metrics of word vectors (lm.metrics.word_vectors)
       },

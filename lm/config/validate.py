@@ -1,12 +1,13 @@
 """Validates the structure and the values of a config before anything is built."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, evaluation
+from lm.config.base import WORD_VECTORS, base, evaluation
 from lm.errors import UserError, did_you_mean
 
 # Key -> minimum, and maximum. Keys that a config lacks (of another model or optimizer) are skipped.
@@ -44,6 +45,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'optim.weight_decay': (0, math.inf),
   'eval.every': (1, math.inf),
   'eval.batch_size': (1, math.inf),
+  'early_stopping.patience': (0, math.inf),
+  'early_stopping.min_delta': (0, sys.float_info.max),
   'checkpoint.every': (1, math.inf),
   'checkpoint.keep_last': (0, math.inf),
   'checkpoint.keep_best': (0, math.inf),
@@ -140,9 +143,10 @@ def validate_config(config: ConfigDict) -> None:
       raise UserError(f"{key}={value!r} must be a list of import paths, such as ('{value}',)")
   if config.checkpoint.keep_last + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep_last=0 and checkpoint.keep_best=0 keep no checkpoint at all')
-  if not (config.checkpoint.keep_last or config.eval.sets or config.eval.vector_metrics):
+  if config.eval.vector_metrics and WORD_VECTORS not in config.eval.evaluators:
     raise UserError(
-      'checkpoint.keep_last=0: with eval.sets and eval.vector_metrics empty no checkpoint is best'
+      f'eval.vector_metrics={tuple(config.eval.vector_metrics)!r}: nothing computes them; add '
+      f'{WORD_VECTORS!r} to eval.evaluators'
     )
 
 

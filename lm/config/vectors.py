@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from lm.config.base import link_defaults
+from lm.config.base import WORD_VECTORS, link_defaults
 
 # Updates only the embedding rows that a batch uses.
 SPARSE_STEP = 'lm.training.sparse_step:train_step'
@@ -37,6 +37,7 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
     }
   )
   config.eval.sets = ConfigDict()
+  config.eval.evaluators = (WORD_VECTORS,)
   config.log.sample_prompts = ()
   return config
 

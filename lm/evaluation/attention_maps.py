@@ -8,6 +8,7 @@ Attention from a word is the mean over its tokens, attention to a word their sum
 """
 
 import base64
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ from ml_collections import ConfigDict
 
 from lm.components import Inference
 from lm.data import features, pipeline
-from lm.data.packed_rows import PackedRows, Rows
 from lm.decode.loop import bucket, pad_prompts
+from lm.evaluation.evaluators import Evaluation, Evaluator
 from lm.nn.hooks import with_hooks
 from lm.parallel import mesh as meshes
 from lm.task import Features
@@ -36,6 +37,25 @@ _WORDS = 40  # on each axis of a map
 _CELLS = 100_000  # of one example; above it, heads are averaged
 
 
+def attention_maps(
+  config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer
+) -> Evaluator:
+  """Returns the evaluator of the attention maps of the first set; it has files and no values."""
+  name = next(iter(config.eval.sets), None)
+
+  @functools.cache  # made at the first evaluation, not at start-up
+  def maps() -> AttentionMaps:
+    assert name is not None
+    return AttentionMaps(config, name, functions, tokenizer)
+
+  def run(step: int, params: Params) -> Evaluation:
+    del step
+    found = None if name is None else maps()(params)
+    return Evaluation(files={} if found is None else {f'attention/{name}': {'set': name} | found})
+
+  return Evaluator(run)
+
+
 class AttentionMaps:
   """The maps of the first short examples of an evaluation set.
 
@@ -44,7 +64,6 @@ class AttentionMaps:
     name: of the set.
     functions: their model records the hooks of lm.nn.layers.Attention, or else has no maps.
     tokenizer: of the run.
-    rows: of the set.
   """
 
   def __init__(
@@ -53,10 +72,9 @@ class AttentionMaps:
     name: str,
     functions: Inference,
     tokenizer: tokenizers.Tokenizer,
-    rows: Rows,
   ):
     self._tokenizer = tokenizer
-    self._examples = _examples(config, name, tokenizer, rows)
+    self._examples = _examples(config, name, tokenizer)
     crossing = bool(self._examples and self._examples[0].source)
     self._kind = 'cross_attention' if crossing else 'attention'
     reads = tuple(f'*/{self._kind}/{site}' for site in ('weights', 'values', 'heads'))
@@ -112,12 +130,11 @@ class AttentionMaps:
     }
 
 
-def _examples(
-  config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer, rows: Rows
-) -> list[Features]:
+def _examples(config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer) -> list[Features]:
   """Returns the first short examples of a set, or the beginnings of its first texts."""
   data, section = config.data, config.eval.sets[name]
-  if isinstance(rows, PackedRows):
+  if data.task is None:
+    rows = pipeline.packed_rows(data, section.split, tokenizer, None, source=section.source or None)
     first = (rows[i] for i in range(min(_EXAMPLES, len(rows))))
     return [
       Features({'inputs': row['inputs'][row['segments'] == 1][:_TEXT]}, {}, {}) for row in first

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lm.config.base import WORD_VECTORS
 from lm.data import features
 from lm.errors import UserError
 from lm.models import ensemble
@@ -98,6 +99,9 @@ def _as_ensemble(loaded: Sequence[Loaded]) -> Loaded:
     ignored = f'note: eval.vector_metrics={tuple(config.eval.vector_metrics)!r} is ignored'
     print(f'{ignored}: an ensemble has no word vectors of its own', file=sys.stderr)
     config.eval.vector_metrics = ()
+  config.eval.evaluators = tuple(
+    path for path in config.eval.evaluators if not path.startswith(WORD_VECTORS)
+  )
   mean = ensemble.probabilities
   if config.data.task is not None:
     with first.modules():

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
@@ -14,22 +13,32 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from lm.components import Inference
 from lm.config import resolve
-from lm.config.base import base
+from lm.config.base import WORD_VECTORS, base
 from lm.errors import UserError
+from lm.evaluation.evaluators import Evaluation, Evaluator
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
-from lm.models.embeddings import Embeddings
 from lm.text.tokenizers import END, UNKNOWN, known_words, word_ids
-from lm.text.vectors import Vectors, make_vectors, principal_components, row_of, unit_rows
+from lm.text.vectors import (
+  Vectors,
+  make_vectors,
+  nearest_words,
+  principal_components,
+  row_of,
+  unit_rows,
+)
 from lm.types import Params, TrainState
 from lm.workdir import eval_artifacts, experiment, files
 from lm.workdir.checkpoints import Checkpoints
 from lm.workdir.load import Loaded, load
 from lm.workdir.metrics_writer import EventLog
 
+_MAP = 'word_map/embedding'
 WORDS_ON_MAP = 500  # of the map that evaluations and imports write to a workdir
 _KEY = 'eval.vector_metrics'
+_NEAREST = 8  # neighbors of a word in samples
 
 
 def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
@@ -111,6 +120,7 @@ def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
       'context': config.data.seq_len,
     }
     config.eval.sets = {}
+    config.eval.evaluators = (WORD_VECTORS,)
   config.log.sample_prompts = ()
   experiment.write_run_config(config, '', known_words(words), folder, content='')
   table = np.zeros((len(words), size), np.float32)
@@ -128,12 +138,59 @@ def _write_run(vectors: Vectors, folder: Path, tokenizer_file: Path) -> None:
   events = EventLog(folder)
   events.write('imported', step=0)
   events.close()
-  eval_artifacts.write_word_map(folder, 0, word_map(vectors, vectors.words[:WORDS_ON_MAP]))
+  shown = word_map(vectors, vectors.words[:WORDS_ON_MAP])
+  eval_artifacts.write_newest(folder, _MAP, 0, shown)
 
 
-def are_evaluated(config: ConfigDict, model: nn.Module) -> bool:
-  """Returns whether evaluations include the word vectors of a model."""
-  return bool(config.eval.vector_metrics) or isinstance(model, Embeddings)
+def word_vectors(
+  config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer
+) -> Evaluator:
+  """Returns the evaluator of word vectors: the metrics of `eval.vector_metrics` and a map.
+
+  If the model is no decoder, `log.sample_prompts` are words, and their texts are the nearest words
+  with their cosines.
+
+  Raises:
+    UserError: a metric is wrong or has no value for the vocabulary, or a prompt is no word of it.
+  """
+  words = () if functions.model.continues_prompts else tuple(config.log.sample_prompts)
+  if words:
+    vocabulary = word_ids(tokenizer)
+    try:
+      for word in words:
+        row_of(make_vectors(vocabulary, np.zeros((len(vocabulary), 1))), word)
+    except UserError as e:
+      raise UserError(f'log.sample_prompts={words!r:.200}: {e}') from e
+  metrics = of_config(config)
+  check_coverage(metrics, word_ids(tokenizer))
+
+  def run(step: int, params: Params) -> Evaluation:
+    del step
+    vectors = of_params(params, tokenizer)
+    found = scores(metrics, vectors)
+    # The mean length shows how vectors grow, also without other metrics.
+    values = {'mean_length': float(np.linalg.norm(vectors.matrix, axis=1).mean())} | found.values
+    return Evaluation(
+      {f'eval/vectors/{name}': value for name, value in values.items()},
+      {f'eval/vectors/{name}': note for name, note in found.notes.items()},
+      files={_MAP: word_map(vectors, vectors.words[:WORDS_ON_MAP])},
+      texts=[(word, _neighbors(vectors, word)) for word in words],
+    )
+
+  def directions(params: Params) -> dict[str, bool | None]:
+    del params
+    found: dict[str, bool | None] = {'eval/vectors/mean_length': None}
+    for metric in metrics:
+      for value, direction in metric.higher_is_better.items():
+        found[f'eval/vectors/{metric.name}/{value}'] = direction
+    return found
+
+  return Evaluator(run, directions)
+
+
+def _neighbors(vectors: Vectors, word: str) -> str:
+  found = nearest_words(vectors, word, _NEAREST)
+  return ': ' + ', '.join(f'{other} {cosine:.2f}' for other, cosine in found)
 
 
 def of_config(config: ConfigDict) -> list[VectorMetric]:

@@ -34,7 +34,7 @@ class Profile:
     return self._first <= self._last and not self._done
 
   def before(self, steps: range) -> None:
-    """Begins where one of the steps from `steps.start` to `steps.stop` is the first one."""
+    """Starts the trace if the first traced step is among these steps."""
     if steps.start < self._first <= min(steps.stop, self._last):
       jax.profiler.start_trace(self._folder)
       self._running = True
@@ -45,7 +45,7 @@ class Profile:
       self._stop()
 
   def close(self) -> str:
-    """Ends a running trace; returns a warning where none of the requested steps was traced."""
+    """Ends a running trace; returns a warning if no requested step was traced."""
     if self._running:
       self._stop()
     if self._first <= self._last and not self._done:
@@ -58,14 +58,14 @@ class Profile:
 
 
 class _Nowhere(io.StringIO):
-  """A stream that keeps nothing."""
+  """A stream that discards its text."""
 
   def write(self, text: str) -> int:
     return len(text)
 
 
 class Finished(NamedTuple):
-  """Steps of one dispatch that are done."""
+  """The finished steps of one dispatch."""
 
   steps: range  # from the step before the first to the last
   metrics: list[dict[str, float]]  # of each
@@ -77,8 +77,8 @@ class MetricLogger:
   Args:
     config: of the run.
     workdir: the run's directory.
-    state: where the run takes up.
-    model: may say `flops_per_token(params, context)`, from which the utilisation is found.
+    state: the state that the run starts from.
+    model: its `flops_per_token(params, context)`, if it has one, gives the utilization.
     rows: the training data.
   """
 
@@ -94,28 +94,27 @@ class MetricLogger:
     self.workdir = workdir
     flops = getattr(model, 'flops_per_token', None)
     self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
-    # One process speaks for all.
     self.progress = Progress(config.steps, start, None if jax.process_index() == 0 else _Nowhere())
     self._every = config.log.every
-    # What is in the rows, not their size: padding is no work done.
+    # Tokens without padding.
     self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
     self._flops_per_token = flops and flops(state.params, config.data.seq_len)
     self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
     self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
-    # Step and time of the last line; none until the first steps, which hold the compilation, end.
+    # Step and time of the last line; None until the first steps, which compile, have ended.
     self._since: tuple[int, float] | None = None
-    self._excluded = 0.0  # seconds since then that were not training
+    self._excluded = 0.0  # seconds since then outside training
     self.data_seconds = 0.0  # seconds since then that the loop waited for a batch
 
   def steps(self, steps: range, metrics: Mapping[str, Array]) -> Finished | None:
-    """Takes the metrics of steps that were just started; reports those before as `flush`."""
+    """Stores the metrics of steps that were just started; flushes the steps before them."""
     finished = self.flush()
     self._pending = (steps, metrics)
     return finished
 
   def flush(self) -> Finished | None:
-    """Waits for the steps that are under way, reports them and returns their metrics."""
+    """Waits for the pending steps, logs them and returns their metrics."""
     if self._pending is None:
       return None
     steps, metrics = self._pending
@@ -124,7 +123,7 @@ class MetricLogger:
     at = [{name: float(x[i]) for name, x in stacked.items()} for i in range(len(steps))]
     logged = [step for step in range(steps.start + 1, steps.stop + 1) if step % self._every == 0]
     for step in logged:
-      # Of the steps of one dispatch, no one knows how long each took.
+      # The time is known for all steps of a dispatch together.
       self._write(step, at[step - steps.start - 1], steps.stop if step == logged[-1] else None)
     if not logged:
       self.progress.update(steps.stop, {})
@@ -132,7 +131,7 @@ class MetricLogger:
 
   @contextlib.contextmanager
   def excluded(self) -> Iterator[None]:
-    """Leaves what happens inside out of the throughput, and of the time that is left."""
+    """Excludes the time of the block from throughput and remaining time."""
     start = time.perf_counter()
     try:
       yield
@@ -142,7 +141,7 @@ class MetricLogger:
       self.progress.exclude(seconds)
 
   def restart_clock(self, step: int) -> None:
-    """Measures throughput from the end of this step on: the first one holds the compilation."""
+    """Measures throughput from the end of this step: the first step includes compilation."""
     self._since = (step, time.perf_counter())
     self._excluded = self.data_seconds = 0.0
 
@@ -160,15 +159,15 @@ class MetricLogger:
       shown['tokens/s'] = row['train/tokens_per_second'] = steps * self._tokens_per_step / seconds
       row['train/step_seconds'] = seconds / steps
       row['train/data_seconds'] = self.data_seconds / steps
-      utilisation = self._utilisation(row['train/tokens_per_second'])
-      if utilisation is not None:
-        shown['MFU'] = row['train/mfu'] = utilisation
+      utilization = self._utilization(row['train/tokens_per_second'])
+      if utilization is not None:
+        shown['MFU'] = row['train/mfu'] = utilization
       self._since = (reached, now)
       self._excluded = self.data_seconds = 0.0
     self.metrics.write(step, row)
     self.progress.update(step, shown)
 
-  def _utilisation(self, tokens_per_second: float) -> float | None:
+  def _utilization(self, tokens_per_second: float) -> float | None:
     if self._flops_per_token is None or self._peak_flops is None:
       return None
     return self._flops_per_token * tokens_per_second / jax.device_count() / self._peak_flops

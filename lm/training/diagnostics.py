@@ -1,6 +1,7 @@
-"""What is kept when a run stops because its steps are not finite."""
+"""Diagnostics of a run: non-finite steps, losses and gradients of 0, jumps of the learning rate."""
 
 import json
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +13,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm.components import Components
+from lm.config import resolve
 from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
+from lm.optim.optimizers import Optimizer
 from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.parallel import mesh, multihost
 from lm.parallel.mesh import with_mesh
 from lm.training.train_step import OF_THE_STEP, draw_key, gradients
 from lm.types import Array, Batch, Objective, Params, TrainState
+from lm.workdir import experiment
 
 
-def write(
+def write_nonfinite(
   workdir: pathlib.Path,
   step: int,
   values: Mapping[str, float],
@@ -33,12 +37,17 @@ def write(
 ) -> pathlib.Path:
   """Writes workdir/nonfinite/STEP.json and the batch as STEP.npz; returns the first.
 
-  The file names the metrics, and the parameters and gradients that hold values which are not
-  finite, found by taking the gradient of the batch once more.
+  The file has the metrics, and the number of non-finite elements of each parameter and gradient.
+  The gradient of the batch is computed again for it.
 
   Args:
-    step: the step that ended the streak; `values` are its metrics and `batch` its batch.
-    state: after it or a few steps later (`parameters_after_step`): older states are given away.
+    workdir: the run's directory.
+    step: the step that ended the streak.
+    values: its metrics.
+    functions: of the run.
+    seed: of the run.
+    state: after the step or a few steps later (`parameters_after_step`): older ones are donated.
+    batch: of the step.
   """
   folder = workdir / 'nonfinite'
   arrays: dict[str, Any] = {k: np.asarray(x) for k, x in mesh.gather_to_local_device(batch).items()}
@@ -76,7 +85,7 @@ _LOSS = 'loss'  # the name of the loss to `allow_zero`
 
 
 def check_targets(rows: Rows, transforms: Sequence[batches.Transform], config: ConfigDict) -> None:
-  """Raises UserError where no target of the first batch counts."""
+  """Raises UserError if all targets of the first batch have weight 0."""
   first = batches.batch_at(rows, transforms, config.batch_size, config.seed, 0)
   weights = first.get('weights')
   if weights is not None and not np.any(weights) and not _allowed(config, _LOSS):
@@ -94,32 +103,32 @@ def check_loss(
   batch: Callable[[], Batch],
   config: ConfigDict,
 ) -> None:
-  """Raises UserError where the loss of a step is exactly 0.
+  """Raises UserError if the loss of a step is exactly 0.
 
   Args:
     step: counted from 1.
-    values: its metrics, of which those that are not of every step are the terms of its loss.
-    objective: the run's.
-    batch: returns its batch, to find the cause.
+    values: the metrics of the step; those outside OF_THE_STEP are terms of its loss.
+    objective: of the run.
+    batch: returns the batch of the step, to find the cause.
     config: of the run.
   """
   terms = [value for name, value in values.items() if name not in OF_THE_STEP]
   if any(terms) or _allowed(config, _LOSS):
     return
   weights = mesh.gather_to_local_device(dict(objective.normalizers(batch())))
-  cause = 'though there are targets that count'
+  cause = 'though targets have weights above 0'
   if not any(float(weight) for weight in weights.values()):
-    cause = 'for no target of its batch has a weight above 0'
+    cause = 'because no target of its batch has a weight above 0'
   raise UserError(f'objective: the loss of step {step} is exactly 0, {cause}; {_how(_LOSS)}')
 
 
 def check_gradients(params: Params, zeros: Array, config: ConfigDict) -> None:
-  """Raises UserError where the gradient of a parameter that is trained is 0 in the first step.
+  """Raises UserError if the gradient of a trained parameter is 0 in the first step.
 
   Args:
     params: of any step.
-    zeros: (L,), which of their leaves had a gradient of 0.
-    config: of the run, of which optim says what is not trained.
+    zeros: (L,) 1 for each leaf with a gradient of 0.
+    config: of the run; its `optim` section says which parameters are frozen.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   moves = jax.tree.leaves(_moves(params, config.optim))
@@ -155,9 +164,46 @@ def _how(name: str) -> str:
 
 
 def check_pattern(config: ConfigDict) -> None:
-  """Raises UserError where `allow_zero` is no regular expression."""
+  """Raises UserError if `allow_zero` is no regular expression."""
   pattern: Any = config.get('allow_zero') or ''
   try:
     re.compile(pattern)
   except re.error as e:
     raise UserError(f'allow_zero={pattern!r} is no regular expression: {e}') from e
+
+
+def schedule_length(workdir: pathlib.Path) -> int | None:
+  """Returns `optim.decay_steps` of the config in a workdir; None where there is none yet."""
+  file = workdir / 'config.json'
+  try:
+    return int(experiment.from_json(file.read_text()).optim.decay_steps)
+  except (OSError, ValueError, AttributeError, TypeError):
+    return None  # of a new run, or damaged, which is reported where the config is compared
+
+
+def schedule_jump(
+  config: ConfigDict, optimizer: Optimizer, older: int | None, updates: int
+) -> dict[str, float] | None:
+  """Returns the learning rate of the next update by the old and new schedule; None if equal.
+
+  Args:
+    config: of the run.
+    optimizer: of the config.
+    older: `optim.decay_steps` of the run before it was resumed.
+    updates: number of updates so far, without skipped steps.
+  """
+  if not updates or older is None or older == config.optim.get('decay_steps'):
+    return None
+  section = resolve.build_section(ConfigDict({**config.optim, 'decay_steps': older}), 'optim')
+  count = jnp.int32(updates)
+  before = float(resolve.call(section, 'optim').schedule(count))
+  after = float(optimizer.schedule(count))
+  return None if math.isclose(before, after, rel_tol=1e-4) else {'before': before, 'after': after}
+
+
+def schedule_jump_line(rates: dict[str, float], older: int | None, newer: int) -> str:
+  """Returns the jump as one line."""
+  return (
+    f'optim.decay_steps={newer} and no longer {older}: the next update has a learning rate of '
+    f'{rates["after"]:.3g}, and by the older schedule it would be {rates["before"]:.3g}'
+  )

@@ -2,9 +2,9 @@
 
 Goodfellow et al. 2016 (Deep Learning), algorithm 7.1.
 
-What was seen travels with the checkpoints, so that a run which is resumed stops where one that was
-never interrupted does. A step is saved before it is evaluated; its checkpoint holds what was seen
-up to the evaluation before, and a resumed run takes in the one of the step itself again.
+The state is saved with the checkpoints, so that a resumed run stops at the same step as an
+uninterrupted one. A step is saved before it is evaluated: its checkpoint has the state before that
+evaluation, and a resumed run applies the evaluation again.
 """
 
 import math
@@ -17,7 +17,7 @@ from lm.errors import UserError, did_you_mean
 
 
 class Stopping(NamedTuple):
-  """What has been seen of a metric."""
+  """The best value of a metric so far, and the evaluations since."""
 
   metric: str
   best: float | None = None  # the last value that was an improvement; None before the first one
@@ -25,25 +25,8 @@ class Stopping(NamedTuple):
   since: int = 0  # evaluations after it
 
 
-def check(config: ConfigDict) -> None:
-  """Raises UserError when the section `early_stopping` of a config is wrong."""
-  section, metric = config.early_stopping, _metric(config)
-  if section.patience < 0:
-    raise UserError(
-      f'early_stopping.patience={section.patience} is no number of evaluations; 0 is for never'
-    )
-  if not 0 <= section.min_delta < math.inf:
-    raise UserError(f'early_stopping.min_delta={section.min_delta} is not 0 or more')
-  known = [f'eval/{name}/' for name in config.eval.sets]
-  known += ['eval/vectors/'] if config.eval.vector_metrics else []
-  if section.patience and not metric.startswith(tuple(known)):
-    there = ', '.join(f'{name}...' for name in known)
-    there = there or 'none, for eval.sets and eval.vector_metrics are empty'
-    raise UserError(f'{_key(config)}={metric!r} is no metric of the evaluations; there are {there}')
-
-
 def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -> None:
-  """Raises UserError where the run goes by a metric that is not there or has no direction.
+  """Raises UserError if a monitored metric does not exist or has no direction.
 
   Args:
     config: of the run.
@@ -55,6 +38,10 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
   directed = any(direction is not None for direction in directions.values())
   if config.checkpoint.keep_best and (best in directions or config.eval.sets or directed):
     monitored['checkpoint.monitor'] = best
+  elif not config.checkpoint.keep_last:
+    raise UserError(
+      'checkpoint.keep_last=0: no value of an evaluation says which checkpoint is best'
+    )
   if config.early_stopping.patience:
     monitored[_key(config)] = _metric(config)
   for key, metric in monitored.items():
@@ -74,9 +61,9 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
 
 
 def restore(config: ConfigDict, saved: Mapping[str, Any] | None) -> Stopping | None:
-  """Returns what was seen before, or where to begin; None for a run that does not stop early.
+  """Returns the saved state or an initial one; None without early stopping.
 
-  What a checkpoint saved of another metric does not count.
+  A state that was saved for another metric is ignored.
   """
   if not config.early_stopping.patience:
     return None
@@ -94,8 +81,8 @@ def update(
   """Returns the state after an evaluation; a value that is not finite is never an improvement.
 
   Args:
-    seen: before it.
-    step: that was evaluated.
+    seen: the state before the evaluation.
+    step: the evaluated step.
     values: by name.
     config: of the run.
     higher_is_better: the direction of the metric.
@@ -124,12 +111,12 @@ def _gain(seen: Stopping, value: float, higher_is_better: bool) -> float:
 
 
 def should_stop(seen: Stopping | None, config: ConfigDict) -> bool:
-  """Returns whether the patience has run out."""
+  """Returns whether the patience is exhausted."""
   return seen is not None and seen.since >= config.early_stopping.patience
 
 
 def line(seen: Stopping, step: int) -> str:
-  """Returns why a run has stopped, as one line."""
+  """Returns the reason of the stop as one line."""
   best = 'it was never finite'
   if seen.best is not None:
     best = f'its best was {seen.best:.4g} at step {seen.best_step}'

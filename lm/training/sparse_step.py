@@ -1,9 +1,8 @@
 """A train step that updates only the table rows of its batch, for word vectors.
 
-A step of word vectors changes a few hundred rows of tables that have millions. Other rows are
-neither differentiated nor updated: the step runs on tables that consist of the batch's rows, and
-scatters them back. For an optimizer with a memory, such as Adam's moments, a row outside the batch
-has no step: its moments do not decay ("lazy" updates).
+A step of word vectors changes a few hundred rows of tables that have millions. The step gathers
+the rows of its batch, differentiates and updates these, and scatters them back. Adam's moments of
+other rows do not decay ("lazy" updates).
 """
 
 from collections.abc import Callable, Mapping
@@ -48,13 +47,12 @@ def train_step(components: Components, seed: int, microbatches: int) -> StepFunc
 
 
 def gather_rows(state: State, rows: Mapping[str, Array]) -> State:
-  """Returns parameters and optimizer state that have only these rows of some tables.
+  """Returns parameters and optimizer state with only the given rows of some tables.
 
   Args:
-    state: parameters and optimizer state; parts of the latter that mirror the parameters are
-      treated like them.
-    rows: by parameter name, the rows (N,); a row out of range gives any row, which `scatter_rows`
-      drops.
+    state: parameters and optimizer state; its parts of the parameters' tree structure are gathered
+      too.
+    rows: (N,) row ids by parameter name; `scatter_rows` drops rows out of range.
   """
 
   def node(part: Any) -> Any:

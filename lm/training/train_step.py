@@ -1,4 +1,4 @@
-"""The one train step, for every objective, compiled once for any mesh."""
+"""The train step of every objective: compiled once, on any mesh."""
 
 import functools
 import operator
@@ -32,11 +32,11 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def check_step(
   train_steps: StepFunction, components: Components, state: TrainState, batch: Mapping[str, Any]
 ) -> Any:
-  """Traces a step without computing anything, so that what is wrong with it shows at start-up.
+  """Traces a step without computing anything, so that its errors show at start-up.
 
   Args:
-    train_steps: from `make_train_steps`; the first step takes this trace and makes none.
-    components: those that it is made of.
+    train_steps: from `make_train_steps`; the first step uses this trace.
+    components: of the run.
     state: abstract.
     batch: arrays, or their shapes, of the steps of one dispatch on a first axis.
 
@@ -46,19 +46,19 @@ def check_step(
   Raises:
     UserError: from the components of the config.
   """
-  if jax.config.jax_disable_jit:  # to look at real values; here there are none
+  if jax.config.jax_disable_jit:
     return None
-  # With the sharding that real batches have: else JAX takes them for other arguments.
+  # Real batches have this sharding; with another one, JAX would trace again.
   rows = meshes.batch_sharding(components.mesh, components.rules, stacked=True)
   shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in batch.items()}
   return train_steps.trace(state, shapes)  # type: ignore[attr-defined]
 
 
 def init_train_state(components: Components, key: Array) -> tuple[TrainState, TrainState]:
-  """Initialises the state in place on the mesh.
+  """Initializes the state in place on the mesh.
 
   Returns:
-    The state, and the abstract state that says the shape, type and sharding of its leaves.
+    The state, and the abstract state: shape, dtype and sharding of each leaf.
   """
   abstract, shardings = abstract_state(components)
   make = jax.jit(
@@ -70,7 +70,7 @@ def init_train_state(components: Components, key: Array) -> tuple[TrainState, Tr
 def init_some(
   components: Components, key: Array, abstract: Params, paths: Collection[str]
 ) -> dict[str, Array]:
-  """Returns some parameters by path as `init_state` initializes them; no others are held."""
+  """Returns some parameters by path, as `init_train_state` initializes them, without the others."""
   shardings = flatten_dict(jax.tree.map(lambda x: x.sharding, abstract), sep='/')
 
   def some(key: Array) -> dict[str, Array]:
@@ -81,7 +81,7 @@ def init_some(
 
 
 def start_train_state(components: Components, params: Params, abstract: TrainState) -> TrainState:
-  """Returns the state of a run that begins with these parameters, which are given away."""
+  """Returns the first state of a run from its parameters, which are donated."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   make = jax.jit(
     functools.partial(_train_state, components), out_shardings=shardings, donate_argnums=0
@@ -100,7 +100,7 @@ def abstract_state(components: Components) -> tuple[TrainState, TrainState]:
 
 
 def _train_state(components: Components, params: Params) -> TrainState:
-  # One buffer each: the state is donated, and a buffer can be given away only once.
+  # One buffer each: the state is donated, and a buffer can be donated only once.
   counters = {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'streak')}
   return TrainState(
     **counters, params=params, opt_state=components.optimizer.transformation.init(params)
@@ -133,9 +133,9 @@ def make_train_steps(
 ) -> StepFunction:
   """Returns `make_train_step` for several steps in one dispatch, one after another.
 
-  Batches are stacked on a first axis, and so are the metrics. A small step takes less time than
-  its dispatch from the host, which is paid once here. What is random in the batches is sampled for
-  all of them together, before the first step.
+  Batches and metrics are stacked on a first axis. One dispatch from the host serves all steps,
+  because it would take longer than a small step. The random parts of all batches are sampled
+  together, before the first step.
   """
   one = components.train_step(components, seed, microbatches)
 
@@ -191,7 +191,7 @@ def train_step(components: Components, seed: int, microbatches: int) -> StepFunc
     def keep(params: Params, opt_state: Any) -> tuple[Params, Any]:
       return params, opt_state
 
-    # A branch and not a choice leaf by leaf, which would hold old and new state together.
+    # A branch: `jnp.where` on each leaf would keep the old and the new state in memory.
     params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
     new = TrainState(
       step=state.step + 1,
@@ -213,12 +213,12 @@ def train_step(components: Components, seed: int, microbatches: int) -> StepFunc
 
 
 def draw_key(key: Array) -> Array:
-  """Returns the key of what is random in the batch of a step, whose key is given."""
+  """Returns the key that samples the batch of a step, from the key of the step."""
   return jax.random.fold_in(key, _DRAW)
 
 
 def part_key(key: Array, index: Array | int) -> Array:
-  """Returns the key of a microbatch of a step, whose key is given."""
+  """Returns the key of a microbatch, from the key of its step."""
   return jax.random.fold_in(jax.random.fold_in(key, _PARTS), index)
 
 

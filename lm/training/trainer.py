@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.components import Components
-from lm.config import validate
+from lm.config import resolve, validate
 from lm.config.base import sizes
 from lm.data import batches, cache, pipeline, remote
 from lm.errors import Preempted, UserError
@@ -25,9 +25,8 @@ from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.parallel.preemption import Stop
 from lm.progress import show_documents, silent
-from lm.report import page
 from lm.text.tokenizers import vocabulary_size
-from lm.training import diagnostics, early_stopping, schedule_jump, warm_start
+from lm.training import diagnostics, early_stopping, warm_start
 from lm.training.callbacks import Finished, MetricLogger, Profile
 from lm.training.early_stopping import Stopping
 from lm.training.train_step import (
@@ -72,9 +71,10 @@ def train(
     FloatingPointError: too many steps in a row were not finite.
     RuntimeError: the last checkpoint could not be saved.
   """
-  early_stopping.check(config)
   validate.validate_config(config)
   diagnostics.check_pattern(config)
+  if config.report:
+    resolve.resolve(config.report, 'report')
   warm_start.check(config.warm_start)
   host.enable_compilation_cache(cache.directory(config.data.cache))
   show = show_documents if multihost.is_primary() else silent
@@ -114,7 +114,7 @@ def train(
   # A resumed run has no other state before that of the checkpoint: two need twice the memory.
   if not multihost.broadcast_from_primary(has_checkpoints(workdir)):
     state, started_from = warm_start.initial_state(config, built, tokenizer, abstract)
-  old_length = schedule_jump.length_of(workdir)  # before this config replaces the older one
+  old_length = diagnostics.schedule_length(workdir)  # before this config replaces the older one
   lock = files.lock_workdir(workdir) if multihost.is_primary() else contextlib.nullcontext()
   with lock:
     with files.one_line_errors(workdir):
@@ -138,19 +138,18 @@ def train(
       assert state is not None
       logger = MetricLogger(config, workdir, state, built.model, rows)
     notes = {'data.train_split': getattr(rows, 'note', '')} | evaluators.notes
-    for which, note in notes.items():
+    for subject, note in notes.items():
       if note:
-        events.write('too_long', set=which, note=note)
-        logger.progress.message(f'{which}: {note}')
+        events.write('note', subject=subject, note=note)
+        logger.progress.message(f'{subject}: {note}')
     updates = int(state.step) - int(state.skipped)
-    rates = schedule_jump.jump(config, built.optimizer, old_length, updates)
+    rates = diagnostics.schedule_jump(config, built.optimizer, old_length, updates)
     if rates is not None:
       events.write('schedule', step=int(state.step), **rates)
-      warnings.append(schedule_jump.line(rates, old_length, config.optim.decay_steps))
-    lines = [f'model: {sizes(config.model)}', evaluators.transforms_line()]
-    lines += [f'warning: {warning}' for warning in warnings]
+      warnings.append(diagnostics.schedule_jump_line(rates, old_length, config.optim.decay_steps))
+    lines = [f'model: {sizes(config.model)}', *(f'warning: {warning}' for warning in warnings)]
     lines += [] if started_from is None else [started_from.line()]
-    for line in filter(None, lines):
+    for line in lines:
       logger.progress.message(line)
     stopping = early_stopping.restore(config, saved)
     trainer = Trainer(
@@ -178,7 +177,7 @@ def train(
       logger.close()
       events.close()
       checkpoints.close()
-      write_report(workdir)
+      write_report(config, workdir)
       push_workdir(workdir)
 
 
@@ -311,7 +310,7 @@ class Trainer:
     logger.metrics.flush()
     self.events.write('eval', step=step, seconds=time.perf_counter() - start)
     self._update_stopping(step, values)
-    write_report(self.workdir)
+    write_report(self.config, self.workdir)
     push_workdir(self.workdir)
 
   def _update_stopping(self, step: int, values: Mapping[str, float]) -> None:
@@ -371,7 +370,7 @@ class Trainer:
     self, step: int, values: Mapping[str, float], state: TrainState, batch: Any
   ) -> None:
     self.events.write('nonfinite', step=step)
-    file = diagnostics.write(
+    file = diagnostics.write_nonfinite(
       self.workdir, step, values, self.components, self.config.seed, state, batch
     )
     raise FloatingPointError(
@@ -392,11 +391,11 @@ class Trainer:
     self.events.write('done', step=step)
 
 
-def write_report(workdir: pathlib.Path) -> None:
+def write_report(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Writes report.html; a full disk or a damaged workdir costs the report and not the run."""
-  if jax.process_index() == 0:
+  if config.report and multihost.is_primary():
     try:
-      page.write_report(workdir)
+      resolve.resolve(config.report, 'report')(workdir)
     except (OSError, UserError) as e:
       print(f'warning: report.html was not written: {e}', file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Tables whose rows are words, from one vocabulary to another."""
+"""Warm start: a run starts from parameters of another run, selected and renamed by rules."""
 
 import collections
 import contextlib
@@ -24,15 +24,15 @@ from lm.training.train_step import init_some, init_train_state, start_train_stat
 from lm.types import Array, Params, TrainState
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints, tree_difference
-from lm.workdir.load import best_step
+from lm.workdir.run_data import best_step
 
 
 class Alignment(NamedTuple):
-  """Which rows of a new table have a row in an old one, by the words of both vocabularies.
+  """The common words of two vocabularies.
 
   Attributes:
-    new: (N,) rows of the new table.
-    old: (N,) rows of the old one, of the same words.
+    new: (N,) row ids of the common words in the new table.
+    old: (N,) row ids of the same words in the old table.
     missing: words of the new vocabulary that the old one lacks, in order.
   """
 
@@ -41,22 +41,22 @@ class Alignment(NamedTuple):
   missing: tuple[str, ...]
 
 
-def align(there: tokenizers.Tokenizer, here: tokenizers.Tokenizer) -> Alignment:
-  """Returns where the words of a vocabulary are in another one."""
-  old, words = there.get_vocab(), word_ids(here)
+def align(old_tokenizer: tokenizers.Tokenizer, new_tokenizer: tokenizers.Tokenizer) -> Alignment:
+  """Returns the common words of an old vocabulary and a new one."""
+  old, words = old_tokenizer.get_vocab(), word_ids(new_tokenizer)
   pairs = [(i, old[word]) for word, i in words.items() if word in old]
   new_N, old_N = np.array(pairs, np.int32).reshape(-1, 2).T
   return Alignment(new_N, old_N, tuple(word for word in words if word not in old))
 
 
-def remap_rows(read_VD: Array, drawn_VD: Array, rows: Alignment) -> np.ndarray:
+def remap_rows(restored_VD: Array, initial_VD: Array, rows: Alignment) -> np.ndarray:
   """Returns an initialized table with the restored rows at the ids of their words.
 
-  They are scaled together to the root mean square of the rows that they replace: the model was made
-  for vectors of that length, and directions are what was learned.
+  The restored rows are scaled together to the root mean square of the rows that they replace: the
+  initialization fits vectors of that length, and the knowledge lies in the directions.
   """
-  taken_ND = np.asarray(read_VD, np.float32)[rows.old]
-  table_VD = np.array(drawn_VD)
+  taken_ND = np.asarray(restored_VD, np.float32)[rows.old]
+  table_VD = np.array(initial_VD)
   length = np.sqrt(np.mean(np.square(taken_ND, dtype=np.float64))) or 1.0
   wanted = np.sqrt(np.mean(np.square(table_VD[rows.new], dtype=np.float64)))
   table_VD[rows.new] = taken_ND * np.float32(wanted / length)
@@ -68,20 +68,20 @@ _TABLE = re.compile(r'embedding$')  # paths of tables whose rows are the vocabul
 
 
 class Taken(NamedTuple):
-  """What a run has taken from another one."""
+  """The parameters that a run has restored from another run."""
 
-  source: str  # its workdir
+  source: str  # workdir of the other run
   step: int  # of its checkpoint
-  taken: int  # parameters, entire or their first rows
+  taken: int  # count of restored parameters, also of those restored in part
   fresh: tuple[str, ...]  # paths of the parameters that keep their initial values
-  unread: tuple[str, ...]  # paths of the source's that nothing takes
-  words: Alignment | None = None  # of vocabularies, where rows went by their words
-  why: str = ''  # this step, where `warm_start.step` names none
+  unread: tuple[str, ...]  # paths of the other run's parameters that are not used
+  words: Alignment | None = None  # if rows are restored by their words
+  why: str = ''  # the reason for the step, if `warm_start.step` names none
 
   def line(self) -> str:
-    """Returns all of it as one line."""
+    """Returns a summary of one line."""
     kept = f', {len(self.fresh)} freshly initialized ({_some(self.fresh)})' if self.fresh else ''
-    left = f'; {len(self.unread)} there are not taken ({_some(self.unread)})' if self.unread else ''
+    left = f'; {len(self.unread)} others are not used ({_some(self.unread)})' if self.unread else ''
     words = ''
     if self.words is not None:
       there, lacking = len(self.words.new), self.words.missing
@@ -93,7 +93,7 @@ class Taken(NamedTuple):
     return f'{self.taken} parameters from {which}{kept}{left}{words}'
 
   def fields(self) -> dict[str, Any]:
-    """Returns what the event of it says."""
+    """Returns the fields of the event `warm_start`."""
     # Not 'step', which would be one of this run.
     where = {'source': self.source, 'source_step': self.step}
     counts = {'taken': self.taken, 'fresh': len(self.fresh), 'unread': len(self.unread)}
@@ -103,10 +103,10 @@ class Taken(NamedTuple):
 
 
 class _Origin(NamedTuple):
-  """Where a parameter comes from."""
+  """The source of a parameter."""
 
-  path: str  # in the source
-  rows: str = ''  # '[rows]' for the first rows alone, '[words]' for those of the same words
+  path: str  # in the other run
+  rows: str = ''  # '[rows]' for the first rows only, '[words]' for the rows of common words
 
 
 def initial_state(
@@ -115,20 +115,16 @@ def initial_state(
   tokenizer: tokenizers.Tokenizer,
   abstract: TrainState,
 ) -> tuple[TrainState, Taken | None]:
-  """Returns the state that a run begins with, writing nothing.
+  """Returns the first state of a run, and the parameters restored from another run; writes nothing.
 
   Args:
-    config: of the run; where `warm_start.workdir` names another run, parameters are taken
-      from it.
-    functions: those of the config.
-    tokenizer: that of the run.
-    abstract: the shapes, types and shardings of the state.
-
-  Returns:
-    The state, and what was taken from another run.
+    config: of the run; `warm_start.workdir` names the other run, if there is one.
+    functions: of the config.
+    tokenizer: of the run.
+    abstract: shapes, dtypes and shardings of the state.
 
   Raises:
-    UserError: the other run is not there, or its parameters or tokens are not those of this one.
+    UserError: the other run is missing, or its parameters or tokens do not fit this run.
   """
   key = jax.random.key(config.seed)
   if not config.warm_start.workdir:
@@ -139,12 +135,12 @@ def initial_state(
 
 
 def check(section: ConfigDict) -> None:
-  """Raises UserError where `init` of a config says how to take parameters, and from no run."""
+  """Raises UserError if `warm_start` has a step or rules and no workdir."""
   if not section.workdir:
     for key in ('step', 'rules'):
       if section[key]:
         raise UserError(
-          f'init.{key}={section[key]!r}: warm_start.workdir, the run to take from, is empty'
+          f'warm_start.{key}={section[key]!r}: warm_start.workdir, the run to take from, is empty'
         )
 
 
@@ -154,16 +150,16 @@ def take(
   abstract: Params,
   tokenizer: tokenizers.Tokenizer,
 ) -> tuple[Params, Taken]:
-  """Returns the parameters of another run in their places, and new ones where it has none.
+  """Returns parameters restored from another run, and initialized ones where it has none.
 
-  Only what stays as it was initialized, in part at least, is initialized: at no time are there two
-  copies of all parameters.
+  Parameters that are restored entirely are not initialized first: memory never holds two copies of
+  all parameters.
 
   Args:
-    section: `init` of a config, which names the run.
+    section: `warm_start` of a config, which names the other run.
     draw: initializes the parameters of some paths from the seed.
-    abstract: the shapes, types and shardings of all parameters.
-    tokenizer: that of the run that begins.
+    abstract: shapes, dtypes and shardings of all parameters.
+    tokenizer: of the new run.
 
   Raises:
     UserError: as `initial_state`.
@@ -201,7 +197,7 @@ def take(
     uses[origin.path] -= 1
     if not origin.rows and not uses[origin.path]:
       params[path] = jax.device_put(restored.pop(origin.path), wanted[path].sharding)
-    elif not origin.rows:  # a parameter of its own: each is given away
+    elif not origin.rows:  # a copy, because each parameter is donated
       params[path] = jax.device_put(read, wanted[path].sharding, may_alias=False)
     else:
       params[path] = _placed(read, params[path], origin.rows, words)
@@ -215,7 +211,7 @@ def take(
 def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
   try:
     yield
-  except Exception as e:  # whatever Orbax and its storage make of damaged files
+  except Exception as e:  # Orbax and its storage raise many types for damaged files
     raise UserError(
       f'warm_start.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
       'warm_start.step names another one'
@@ -237,7 +233,7 @@ def _step(checkpoints: Checkpoints, section: ConfigDict, root: pathlib.Path) -> 
 
 
 def _monitored(root: pathlib.Path, section: ConfigDict) -> str:
-  """Returns the metric of the best checkpoint; configs of other versions of lm have it too."""
+  """Returns the metric that selects the best checkpoint of the other run."""
   try:
     config = experiment.from_json((root / 'config.json').read_text('utf-8'))
     return config.checkpoint.monitor
@@ -303,20 +299,20 @@ def _targets(
   wanted: Mapping[str, jax.ShapeDtypeStruct],
   shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns what to read of the source, and where to put it."""
+  """Returns the parameters to restore, by their path in the other run."""
   targets = {}
   for path, (there, rows) in origins.items():
     leaf = wanted[path]
     sharding = leaf.sharding
     if rows and isinstance(sharding, NamedSharding):
-      # The number of rows there need not divide over the mesh.
+      # The number of restored rows may not divide over the mesh.
       sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
     targets[there] = jax.ShapeDtypeStruct(shapes[there], leaf.dtype, sharding=sharding)
   return targets
 
 
 def _placed(read: Array, initial: Array, rows: str, words: Alignment | None) -> Array:
-  """Returns what was initialized, with some of its rows replaced by those that were read."""
+  """Returns an initialized table with some of its rows replaced by restored ones."""
   if rows == _WORDS and words is not None:
     return jax.device_put(remap_rows(read, initial, words), initial.sharding)
   count = min(len(read), len(initial))
@@ -327,7 +323,7 @@ def _placed(read: Array, initial: Array, rows: str, words: Alignment | None) -> 
 def _check_tokens(
   origins: Mapping[str, _Origin], root: pathlib.Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
-  """Raises UserError when rows of a vocabulary's table would go to other tokens."""
+  """Raises UserError if rows of a vocabulary's table would belong to other tokens."""
   tables = [path for path, o in origins.items() if _TABLE.search(path) and o.rows != _WORDS]
   if not tables:
     return

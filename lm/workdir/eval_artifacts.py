@@ -66,22 +66,24 @@ def write_predictions(
       path.unlink()
 
 
-def write_attention(workdir: Path, name: str, step: int, maps: Mapping[str, Any]) -> None:
-  """Writes the attention maps of a step in place of older ones.
+def write_newest(workdir: Path, name: str, step: int, content: Mapping[str, Any]) -> None:
+  """Writes JSON as the file 'FOLDER/NAME-STEP.json', and removes all others of the folder.
+
+  Args:
+    workdir: the run's directory.
+    name: 'FOLDER/NAME'.
+    step: the evaluated step.
+    content: JSON values; `step` is added.
 
   Raises:
     OSError: the disk is full or broken.
   """
-  _write_newest(workdir / ATTENTION, name, step, {'set': name, 'step': step} | dict(maps))
-
-
-def write_word_map(workdir: Path, step: int, found: Mapping[str, Any]) -> None:
-  """Writes the word map of a step in place of older ones.
-
-  Raises:
-    OSError: the disk is full or broken.
-  """
-  _write_newest(workdir / WORD_MAP, 'embedding', step, {'step': step} | dict(found))
+  path = workdir / f'{name}-{step}.json'
+  path.parent.mkdir(exist_ok=True)
+  text = json.dumps({'step': step} | dict(content), ensure_ascii=False)
+  files.replace(path, text.encode('utf-8', errors='backslashreplace'))
+  for other in set(_files(path.parent, '.json').values()) - {path}:
+    other.unlink()
 
 
 def read_predictions(workdir: Path) -> dict[str, dict[int, list[EvalExample]]]:
@@ -99,16 +101,6 @@ def _is_valid(row: EvalExample) -> bool:
     return False
   texts = all(isinstance(part, str) for part in row.inputs)
   return texts and all(to_float(score) is not None for score in row.scores.values())
-
-
-def _write_newest(folder: Path, name: str, step: int, content: Mapping[str, Any]) -> None:
-  """Writes JSON as the file NAME-STEP of a folder, and removes all others there."""
-  folder.mkdir(exist_ok=True)
-  path = folder / f'{name}-{step}.json'
-  text = json.dumps(content, ensure_ascii=False)
-  files.replace(path, text.encode('utf-8', errors='backslashreplace'))
-  for other in set(_files(folder, '.json').values()) - {path}:
-    other.unlink()
 
 
 def newest_file(folder: Path) -> Path | None:

@@ -45,6 +45,7 @@ MAY_DIFFER = (
   'steps_per_call',
   'max_consecutive_nonfinite',
   'allow_zero',
+  'report',
 )
 # Keys that may differ too if the run resumes with --new_data.
 NEW_DATA = ('data.source', 'data.train_split', 'data.prepare')

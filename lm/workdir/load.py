@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -22,8 +22,8 @@ from lm.parallel import mesh as meshes
 from lm.text.tokenizers import vocabulary_size
 from lm.types import Apply, Params, apply_of
 from lm.workdir import experiment, files, sources
-from lm.workdir.checkpoints import Checkpoints, attempt, kept_steps
-from lm.workdir.run_data import losses_by_step
+from lm.workdir.checkpoints import Checkpoints, attempt
+from lm.workdir.run_data import best_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,19 +155,6 @@ def _placed(boxed: Params, mesh: Mesh | None, rules: Mapping[str, tuple[str, ...
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
-
-
-def best_step(workdir: pathlib.Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
-  """Returns the best of some steps by a metric, None if none has a score; and the reason in words.
-
-  This is the step of every program that receives none; if it is None, they use the newest.
-  """
-  losses = losses_by_step(workdir, metric)
-  scored = [step for step in steps if step in losses]
-  if not scored:
-    return None, f'the newest, for none has a score by {metric}'
-  (best,) = kept_steps(scored, losses, last=0, best=1)
-  return best, f'the best by {metric}'
 
 
 def _averaged(

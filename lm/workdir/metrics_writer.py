@@ -94,10 +94,10 @@ class Metrics:
 class EventLog:
   """The events of a run, in events.jsonl; no start removes those of an earlier one.
 
-  Each line holds `time` (ISO 8601, UTC), `event` and further fields. The events are start, init,
-  too_long, restore, first_step, save, eval, preempted, nonfinite, done, error. Fields are the
-  `step`, where there is one, and the `seconds` that training waited. `lm.workdir.run_data.goodput`
-  sums them.
+  Each line holds `time` (ISO 8601, UTC), `event` and further fields. The events are start,
+  warm_start, note, restore, first_step, save, eval, preempted, nonfinite, done, error. Fields are
+  the `step`, where there is one, and the `seconds` that training waited, which
+  `lm.workdir.run_data.goodput` sums.
   """
 
   def __init__(self, workdir: str | Path, primary: bool = True):

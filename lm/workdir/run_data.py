@@ -4,7 +4,7 @@ import datetime
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +134,18 @@ def losses_by_step(workdir: Path, metric: str) -> dict[int, float]:
     return {}
   losses = zip(series.steps.tolist(), series.values.tolist(), strict=True)
   return {step: -loss if higher else loss for step, loss in losses if not math.isnan(loss)}
+
+
+def best_step(workdir: Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
+  """Returns the best of some steps by a metric, None if none has a score; and the reason in words.
+
+  This is the step of every program that receives none; if it is None, they use the newest.
+  """
+  losses = losses_by_step(workdir, metric)
+  scored = [step for step in steps if step in losses]
+  if not scored:
+    return None, f'the newest, for none has a score by {metric}'
+  return min(scored, key=lambda step: (losses[step], step)), f'the best by {metric}'
 
 
 def write_directions(workdir: Path, directions: Mapping[str, bool | None]) -> None:

@@ -10,7 +10,7 @@ from lm.config import base as configs
 from lm.config import validate
 from lm.data import batches, pipeline
 from lm.errors import UserError
-from lm.evaluation import evaluators
+from lm.evaluation import sets
 from lm.evaluation.evaluators import Evaluators
 from lm.text import tokenizers
 
@@ -51,7 +51,7 @@ def values(config, params=None):
   if params is None:
     params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
     params = jax.tree.map(lambda x: 4 * x, params)
-  return Evaluators(config, functions, tokenizer).evaluate(params).values, params
+  return Evaluators(config, functions, tokenizer).evaluate(0, params).values, params
 
 
 def test_figures_do_not_depend_on_seed_packing_or_batch(config):
@@ -96,7 +96,7 @@ def test_the_transforms_of_each_set_are_listed(config):
     made = config(**changes)
     tokenizer = tokenizers.bytes([])
     functions = components.build_components(made, tokenizer.get_vocab_size())
-    return Evaluators(made, functions, tokenizer).transforms_line()
+    return Evaluators(made, functions, tokenizer).notes.get('transforms', '')
 
   assert line() == ''
   said = line(**{'data.transforms': ('hides:blind',)})
@@ -152,4 +152,4 @@ def test_one_target_at_the_end_of_a_set_is_enough(config):
     return row | {'weights': row['weights'] * (only_last.seen == len(rows))}
 
   only_last.seen = 0
-  evaluators._check_weights(rows, (only_last,), 'a')
+  sets._check_weights(rows, (only_last,), 'a')

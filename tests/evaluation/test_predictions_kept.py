@@ -256,9 +256,8 @@ def maps_of(folder, variant, **changes):
     config.model.update(changes)
   tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, tokenizer.get_vocab_size())
-  rows = pipeline.packed_rows(config.data, 'dev', tokenizer, seed=0)
   params = nn.unbox(jax.jit(functions.init)(jax.random.key(0)))
-  return AttentionMaps(config, 'dev', functions, tokenizer, rows)(params)
+  return AttentionMaps(config, 'dev', functions, tokenizer)(params)
 
 
 def test_cross_attention_is_kept_word_by_word(pairs):

@@ -10,8 +10,8 @@ from lm.data import pipeline
 from lm.data.preprocess import tag_words
 from lm.errors import UserError
 from lm.evaluation import predict
-from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.predict import tag
+from lm.evaluation.sets import Sets
 from lm.parallel.preemption import Never
 from lm.tasks.classification import tagger
 from lm.text import segment
@@ -38,7 +38,7 @@ def test_tags_are_those_of_the_evaluation(run):
   loaded = load(run)
   config = loaded.config
   functions = components.build_components(config, loaded.tokenizer.get_vocab_size())
-  predictor = Evaluators(config, functions, loaded.tokenizer).predictors['validation']
+  predictor = Sets(config, functions, loaded.tokenizer).predictors['validation']
   expected = predictor.predictions(loaded.params).outputs
   examples = pipeline.examples(config.data, 'validation')
   examples = list(itertools.islice(examples, len(expected)))

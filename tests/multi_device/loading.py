@@ -93,9 +93,9 @@ def values(monkeypatch, count, *flags):
   devices, used = jax.devices()[:count], []
   plain = Evaluators.evaluate
 
-  def evaluate(self, params):
+  def evaluate(self, step, params):
     used.extend(len(x.sharding.device_set) for x in jax.tree.leaves(params))
-    return plain(self, params)
+    return plain(self, step, params)
 
   with monkeypatch.context() as patch:
     patch.setattr(jax, 'devices', lambda: devices)

@@ -21,8 +21,8 @@ from lm.decode.batch import generate_batch, rows_per_batch
 from lm.decode.loop import DecodeConfig, decode_loop
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
-from lm.evaluation import attention_maps, evaluators
-from lm.evaluation.evaluators import evaluate, make_eval_step, samples
+from lm.evaluation import attention_maps, samples
+from lm.evaluation.sets import evaluate, make_eval_step
 from lm.metrics.tokens import language_model
 from lm.models import recurrent
 from lm.models.embeddings import Embeddings
@@ -84,7 +84,14 @@ def functions(decoder, encoder_decoder):
     optimizer = optimizers.adamw(1e-2, optimizers.constant, decay_steps=STEPS)
     init = init_of(model, 16)
     return Components(
-      model, apply, over, mesh.RULES, init, cross_entropy(1e-3, chunk=3), optimizer, train_step
+      model,
+      apply,
+      over,
+      mesh.RULES,
+      init,
+      cross_entropy(1e-3, logits_chunk=3),
+      optimizer,
+      train_step,
     )
 
   return make
@@ -713,7 +720,7 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
     host = jax.device_get(params_of(made.model, seed=3))
     params = jax.device_put(host, jax.tree.map(lambda x: x.sharding, places))
     known = {id(x) for x in jax.live_arrays()}
-    real = evaluators.stream_text
+    real = samples.stream_text
 
     def watched(*args, **kwargs):
       for piece in real(*args, **kwargs):
@@ -721,9 +728,9 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
         yield piece
 
     with monkeypatch.context() as patch:
-      patch.setattr(evaluators, 'stream_text', watched)
-      texts = samples(config, made, tokenizer).write(3, params, None)
-    maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer, None)(params)
+      patch.setattr(samples, 'stream_text', watched)
+      texts = samples.samples(config, made, tokenizer).run(3, params).texts
+    maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer)(params)
     look(places, known)
     cells = [np.frombuffer(base64.b64decode(x['weights']), np.uint8) for x in maps['examples']]
     return texts, np.concatenate(cells).astype(int)
@@ -749,7 +756,7 @@ def test_attention_maps_gather_one_layer_at_a_time(decoder, monkeypatch):
   params = abstract_state(made)[0].params
   read = [Features({'inputs': np.arange(2, 10)}, {}, {})]
   monkeypatch.setattr(attention_maps, '_examples', lambda *args: read)
-  maps = attention_maps.AttentionMaps(base(), 'validation', made, known_words([END]), None)
+  maps = attention_maps.AttentionMaps(base(), 'validation', made, known_words([END]))
   batch = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((8, 16), jnp.int32))
   memory = maps._read.lower(params, batch).compile().memory_analysis()
   total = sum(4 * x.size for x in jax.tree.leaves(params))

@@ -309,12 +309,13 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   weights = base64.b64encode(bytes([255, 0, 51, 204])).decode()
   example = {'queries': [hostile, '学习'], 'keys': ['the', 'dog'], 'of': [2, 2], 'weights': weights}
   maps = {'kind': 'cross_attention', 'layers': 1, 'heads': 1, 'examples': [example]}
-  eval_artifacts.write_attention(_run(tmp_path), 'validation', 5, maps)
-  eval_artifacts.write_attention(tmp_path, 'validation', 10, maps)
+  maps['set'] = 'validation'
+  eval_artifacts.write_newest(_run(tmp_path), 'attention/validation', 5, maps)
+  eval_artifacts.write_newest(tmp_path, 'attention/validation', 10, maps)
   page = _Page(write_report(tmp_path))
   assert 'validation, step 10.' in page.text and 'the decoder' in page.text
   assert len(page.scripts) == 3
-  assert json.loads(page.scripts[1]) == {'set': 'validation', 'step': 10} | maps
+  assert json.loads(page.scripts[1]) == {'step': 10} | maps
   assert [p.name for p in (tmp_path / 'attention').iterdir()] == ['validation-10.json']
 
 

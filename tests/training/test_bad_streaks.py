@@ -21,7 +21,7 @@ def _course(config, seen, monkeypatch):
     seen.update(step=step, values=values, batch=batch)
     return 'FILE'
 
-  monkeypatch.setattr(trainer.diagnostics, 'write', write)
+  monkeypatch.setattr(trainer.diagnostics, 'write_nonfinite', write)
   functions = types.SimpleNamespace(objective=Objective(None, lambda batch: {}))
   events = types.SimpleNamespace(write=lambda *args, **fields: None)
   return trainer.Trainer(config, None, functions, None, (), None, None, events, None, None)

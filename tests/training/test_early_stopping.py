@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm.config.base import base
+from lm.config import validate
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.training import early_stopping, trainer
@@ -94,30 +95,25 @@ def test_what_was_seen_of_another_metric_does_not_count():
   assert early_stopping.restore(section(patience=0), saved._asdict()) is None
 
 
-@pytest.mark.parametrize(
-  ('config', 'message'),
-  [
-    (section(patience=-1), 'early_stopping.patience=-1 is no number of evaluations'),
-    (section(min_delta=-0.1), 'early_stopping.min_delta=-0.1 is not 0 or more'),
-    (section(min_delta=math.nan), 'early_stopping.min_delta=nan is not 0 or more'),
-    (
-      section('eval/valid/loss'),
-      "early_stopping.metric='eval/valid/loss' is no metric of the evaluations; ",
-    ),
-    (section('train/loss'), 'there are eval/validation/...'),
-  ],
-)
-def test_a_wrong_section_is_told(config, message):
-  with pytest.raises(UserError) as error:
-    early_stopping.check(config)
-  assert message in str(error.value)
+@pytest.mark.parametrize('leaf', [{'patience': -1}, {'min_delta': -0.1}, {'min_delta': math.nan}])
+def test_values_out_of_range_are_refused(leaf):
+  ((key, value),) = leaf.items()
+  with pytest.raises(UserError, match=rf'^early_stopping\.{key}={value} is out of range'):
+    validate.validate_config(section(**leaf))
+
+
+@pytest.mark.parametrize('metric', ['eval/valid/loss', 'train/loss'])
+def test_a_metric_of_no_evaluation_is_refused(metric):
+  with pytest.raises(UserError, match=rf"^early_stopping\.metric='{metric}' is no metric"):
+    early_stopping.check_monitored(section(metric), {LOSS: False})
 
 
 def test_an_empty_metric_is_that_of_the_best_checkpoint():
   config = section('')
   config.checkpoint.monitor = 'eval/nowhere/bleu'
+  config.checkpoint.keep_best = 0
   with pytest.raises(UserError, match=r"^checkpoint\.monitor, .*='eval/nowhere/bleu' is no metric"):
-    early_stopping.check(config)
+    early_stopping.check_monitored(config, {LOSS: False})
   assert early_stopping.restore(config, None) == Stopping('eval/nowhere/bleu')
 
 

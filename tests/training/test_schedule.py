@@ -4,7 +4,7 @@ import pytest
 
 from lm.config import resolve
 from lm.config.base import base
-from lm.training import schedule_jump
+from lm.training import diagnostics
 from lm.workdir import experiment
 
 
@@ -19,14 +19,14 @@ def _config(steps, fn='lm.optim.optimizers:linear'):
 
 def _jump(config, older, updates):
   optimizer = resolve.call(resolve.build_section(config.optim, 'optim'), 'optim')
-  return schedule_jump.jump(config, optimizer, older, updates)
+  return diagnostics.schedule_jump(config, optimizer, older, updates)
 
 
 def test_a_finished_decay_that_goes_on_is_lifted_and_said_so():
   rates = _jump(_config(200), 100, 100)
   # A line from 1 to 0.1: at its end, and in the middle of one twice as long.
   assert rates == pytest.approx({'before': 0.1, 'after': 0.55})
-  line = schedule_jump.line(rates, 100, 200)
+  line = diagnostics.schedule_jump_line(rates, 100, 200)
   assert '0.55' in line and '0.1' in line and 'optim.decay_steps=200' in line
 
 
@@ -53,8 +53,8 @@ def test_where_the_rate_is_the_same_nothing_is_said(config, older, updates):
 
 
 def test_the_length_is_that_of_the_workdir(tmp_path):
-  assert schedule_jump.length_of(tmp_path) is None
+  assert diagnostics.schedule_length(tmp_path) is None
   (tmp_path / 'config.json').write_text(experiment.to_json(_config(120)))
-  assert schedule_jump.length_of(tmp_path) == 120
+  assert diagnostics.schedule_length(tmp_path) == 120
   (tmp_path / 'config.json').write_text('{')
-  assert schedule_jump.length_of(tmp_path) is None
+  assert diagnostics.schedule_length(tmp_path) is None

@@ -17,6 +17,8 @@ import pytest
 from lm.errors import Preempted, UserError
 from lm.training import trainer
 from lm.workdir import checkpoints, experiment, load
+from lm.workdir.metrics_writer import read_lines
+from lm.workdir.run_data import read_run
 
 FILE = 'tiny.py'
 SOURCE = """
@@ -47,6 +49,17 @@ def aside(z_loss, label_smoothing, logits_chunk):
   from lm.types import Objective
   sums = lambda apply, params, batch, key: {{'loss': (params['embedding'] ** 2).sum()}}
   return Objective(sums, lambda batch: {{'loss': batch['weights'].sum()}})
+
+def lengths(config, functions, tokenizer):
+  from lm.evaluation.evaluators import Evaluation, Evaluator
+  def run(step, params):
+    return Evaluation({{'eval/words': step / 2}}, texts=[('of', ' lengths')],
+                      files={{'lengths/words': {{'longest': 7}}}})
+  return Evaluator(run, lambda params: {{'eval/words': True}}, notes={{'lengths': 'two words'}})
+
+def losses_again(config, functions, tokenizer):
+  from lm.evaluation.evaluators import Evaluation, Evaluator
+  return Evaluator(lambda step, params: Evaluation(), lambda params: {{'eval/words': None}})
 
 def poison(row, rng):
   return row | {{'weights': row['weights'] * float('nan')}}
@@ -401,3 +414,36 @@ def test_full_disk_while_saving_costs_neither_run_nor_older_checkpoint(folder):
   process.communicate()
   assert failures == 2
   assert load.load(workdir).step >= 20
+
+
+def test_an_evaluator_of_the_experiment_is_monitored(folder):
+  """A function of the experiment file gives values, files and samples; no report is written."""
+  changes = {'eval.evaluators': ('tiny:lengths',), 'report': ''}
+  changes |= {'checkpoint.monitor': 'eval/words', 'checkpoint.keep_last': 0}
+  workdir = run(folder, 'lengths', **changes, steps=8)
+  found = read_run(workdir)
+  assert found.series['eval/words'].values.tolist() == [2.0, 4.0]
+  assert json.loads((workdir / 'lengths/words-8.json').read_text()) == {'step': 8, 'longest': 7}
+  assert not (workdir / 'lengths/words-4.json').exists()
+  assert found.samples[0][1] == [('sample 1', 'of', ' lengths')]
+  assert [x['note'] for x in read_lines(workdir / 'events.jsonl') if x['event'] == 'note'] == [
+    'two words'
+  ]
+  assert [p.name for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal()] == ['8']
+  assert not (workdir / 'report.html').exists()
+
+
+@pytest.mark.parametrize(
+  ('evaluators', 'message'),
+  [
+    (('tiny:lengths', 'tiny:losses_again'), "two evaluators have a value 'eval/words'"),
+    (('tiny:mask',), 'eval.evaluators: '),
+    (('tiny:no',), "has no function 'no'"),
+    (('lm.metrics.tokens:targets',), 'eval.evaluators'),
+  ],
+)
+def test_wrong_evaluators_are_refused_in_one_line(folder, evaluators, message):
+  with pytest.raises(UserError) as error:
+    run(folder, 'wrong', **{'eval.evaluators': evaluators})
+  assert message in str(error.value) and '\n' not in str(error.value)
+  assert not (folder / 'wrong').exists()

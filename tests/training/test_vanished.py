@@ -49,7 +49,8 @@ def test_what_is_allowed_or_not_trained_may_have_none(changes):
 
 
 @pytest.mark.parametrize(
-  ('weights', 'cause'), [([0.0, 0.0], 'no target of its batch'), ([1.0, 0.0], 'targets that count')]
+  ('weights', 'cause'),
+  [([0.0, 0.0], 'no target of its batch'), ([1.0, 0.0], 'targets have weights above 0')],
 )
 def test_a_loss_of_0_stops_the_run_and_names_the_cause(weights, cause):
   def batch():

@@ -118,7 +118,7 @@ def test_rules_rename_and_keep_what_was_drawn_and_tell_what_is_left(source):
   assert (taken.taken, taken.fresh, taken.unread) == (2, ('head/kernel',), ('decoder/position',))
   assert taken.line() == (
     f'2 parameters from step 7 of {source} ({UNSCORED}), 1 freshly initialized (head/kernel); '
-    '1 there are not taken (decoder/position)'
+    '1 others are not used (decoder/position)'
   )
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from lm.config import resolve
 from lm.config.base import base
@@ -12,8 +13,7 @@ from lm.metrics import word_vectors
 from lm.training import early_stopping
 from lm.workdir import run_data
 from lm.workdir.checkpoints import kept_steps
-from lm.workdir.load import best_step
-from lm.workdir.run_data import losses_by_step
+from lm.workdir.run_data import best_step, losses_by_step
 
 # By hand. What is an error or a surprise is the better the lower it is.
 DIRECTIONS = {
@@ -153,9 +153,9 @@ def test_a_metric_without_a_direction_cannot_be_monitored():
 
 
 def test_two_metrics_of_one_name_are_refused():
-  evaluators.check_disjoint(['loss'], ['accuracy'])
+  evaluators.check_disjoint(['loss'], ['accuracy'], 'metrics of the set')
   with pytest.raises(UserError, match="two metrics of the set have a value 'loss'"):
-    evaluators.check_disjoint({'loss': 1.0}, {'accuracy': 1, 'loss': 1})
+    evaluators.check_disjoint({'loss': 1.0}, {'accuracy': 1, 'loss': 1}, 'metrics of the set')
 
 
 def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):
@@ -167,3 +167,11 @@ def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):
   # An older workdir, whose metrics declare nothing.
   (tmp_path / 'metrics.json').unlink()
   assert losses_by_step(workdir, 'eval/a/loss') == {}
+
+
+def test_a_run_without_a_best_or_a_newest_checkpoint_is_refused():
+  config = _monitors(**{'checkpoint.keep_last': 0})
+  config.eval.sets = ConfigDict()
+  with pytest.raises(UserError, match=r'checkpoint\.keep_last=0: no value'):
+    early_stopping.check_monitored(config, {'eval/vectors/mean_length': None})
+  early_stopping.check_monitored(config, {'eval/validation/loss': False})

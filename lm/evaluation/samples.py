@@ -1,0 +1,66 @@
+"""Samples of a run: a decoder continues each prompt of `log.sample_prompts`."""
+
+import numpy as np
+import tokenizers
+from ml_collections import ConfigDict
+
+from lm.components import Inference
+from lm.decode.logits_processors import ban_unknown_token
+from lm.decode.loop import DecodeConfig, check_decoding, check_prompt_length
+from lm.decode.sampling import sampler
+from lm.decode.stream import prompt_encoder, stream_text
+from lm.errors import UserError
+from lm.evaluation.evaluators import Evaluation, Evaluator
+from lm.parallel import mesh as meshes
+from lm.text.tokenizers import end_id
+from lm.types import Params, apply_of
+
+_SAMPLES = (3,)  # spawn key of their seeds
+
+
+def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer) -> Evaluator:
+  """Returns the evaluator that continues each prompt; it has texts and no values.
+
+  Raises:
+    UserError: the model cannot continue the prompts.
+  """
+  log, model = config.log, functions.model
+  prompts = list(log.sample_prompts)
+  if not prompts:
+    return Evaluator(lambda step, params: Evaluation())
+  if not model.continues_prompts:
+    raise UserError(
+      f'log.sample_prompts={tuple(prompts)!r}: model.fn={config.model.fn!r} is no decoder, which '
+      'continues prompts; set log.sample_prompts=()'
+    )
+  how = DecodeConfig(
+    end_id(tokenizer),
+    log.sample_tokens,
+    sample_fn=sampler(log.temperature, log.top_k, key='log.'),
+    logits_processors=ban_unknown_token(tokenizer),
+  )
+  encode = prompt_encoder(tokenizer)
+  for prompt in prompts:
+    check_prompt_length(model, len(encode(prompt)), f'log.sample_prompts: {prompt[:40]!r}')
+  apply = apply_of(model)
+
+  def run(step: int, params: Params) -> Evaluation:
+    # Each step has a seed of its own, which training does not use, and each prompt a key of it.
+    stream = np.random.SeedSequence((config.seed, step), spawn_key=_SAMPLES)
+    (seed,) = stream.generate_state(1).tolist()
+    indices = range(len(prompts))
+    # All devices and processes decode together, so that parameters stay sharded.
+    with meshes.set_mesh(functions.mesh, functions.rules):
+      pieces = list(
+        stream_text(model, apply, params, tokenizer, prompts, how, indices, seed, encode)
+      )
+    texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
+    return Evaluation(texts=list(zip(prompts, texts, strict=True)))
+
+  def check(params: Params) -> dict[str, bool | None]:
+    tokens = np.zeros((len(prompts), 1), np.int32)
+    batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
+    check_decoding(model, apply, params, batch)  # traces one decoding step
+    return {}
+
+  return Evaluator(run, check)

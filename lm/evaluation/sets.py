@@ -1,0 +1,232 @@
+"""The sets of `eval.sets`: exact means over each set, and corpus metrics of predictions."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from ml_collections import ConfigDict
+
+from lm import components
+from lm.components import Inference
+from lm.data import batches, pipeline
+from lm.data.packed_rows import FeatureRows, Rows
+from lm.errors import UserError
+from lm.evaluation.evaluators import Evaluation, Evaluator, check_disjoint
+from lm.evaluation.host_memory import Program, trace_batch
+from lm.evaluation.predict import Predictor
+from lm.parallel import mesh as meshes
+from lm.parallel import multihost
+from lm.progress import show_documents, silent
+from lm.types import Batch, Metric, Params, WeightedSums, apply_of
+
+EvalStep = Callable[[Params, Batch], WeightedSums]
+_METRICS = 'metrics of the set'
+
+
+def make_eval_step(functions: Inference, metrics: Iterable[Metric]) -> EvalStep:
+  """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
+  metrics = list(metrics)
+
+  def step(params: Params, batch: Batch) -> WeightedSums:
+    output = functions.apply(params, batch)
+    terms: WeightedSums = {}
+    for metric in metrics:
+      new = metric.terms(output, batch)
+      check_disjoint(terms, new, _METRICS)
+      terms |= new
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), terms)
+
+  return jax.jit(meshes.with_mesh(step, functions.mesh, functions.rules))
+
+
+def value_directions(terms: Iterable[str], metrics: Sequence[Metric]) -> dict[str, bool | None]:
+  """Returns the name of each value of some metrics, and its direction.
+
+  Args:
+    terms: the names of the terms that their step returns.
+    metrics: in the order of the step.
+
+  Raises:
+    UserError: two values have the same name.
+  """
+  means = dict.fromkeys(terms, 1.0)
+  for metric in metrics:
+    derived = metric.derive(means)
+    check_disjoint(means, derived, _METRICS)
+    means |= derived
+  directions = {name: d for metric in metrics for name, d in metric.higher_is_better.items()}
+  return {name: directions.get(name) for name in means}
+
+
+def evaluate(
+  step: EvalStep,
+  metrics: Iterable[Metric],
+  params: Params,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  functions: Inference,
+) -> dict[str, float]:
+  """Returns the metrics over all batches; the sums of batches accumulate in float64."""
+  sharding = meshes.batch_sharding(functions.mesh, functions.rules)
+  totals: dict[str, np.ndarray] = {}
+  for batch in batches:
+    terms = jax.device_get(step(params, meshes.make_global_batch(batch, sharding)))
+    for name, pair in terms.items():
+      totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+  means = {name: float(s / w) if w else float('nan') for name, (s, w) in totals.items()}
+  for metric in metrics:
+    means |= metric.derive(means)
+  return means
+
+
+class _Set(NamedTuple):
+  rows: Rows
+  transforms: tuple[batches.Transform, ...]
+  metrics: list[Metric]
+  step: EvalStep
+
+  def first_row(self) -> Mapping[str, np.ndarray]:
+    """Returns a batch of one row."""
+    return next(iter(batches.eval_batches(self.rows, 1, transforms=self.transforms)))
+
+
+def sets(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer) -> Evaluator:
+  """Returns the evaluator of all sets of `config.eval.sets`.
+
+  Raises:
+    UserError: a set or a metric is wrong.
+  """
+  found = Sets(config, functions, tokenizer)
+  return Evaluator(found.run, found.directions, found.programs, found.notes)
+
+
+class Sets:
+  """The sets of `config.eval.sets`, each with its rows, metrics and compiled step.
+
+  Attributes:
+    predictors: of the sets that have corpus metrics.
+    notes: how many examples data.too_long skipped or truncated, by set, and which transforms apply.
+
+  Raises:
+    UserError: a set or a metric is wrong.
+  """
+
+  def __init__(self, config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer):
+    self._config, self._functions = config, functions
+    sharding = meshes.batch_sharding(functions.mesh, functions.rules)
+    self._select = meshes.local_rows(config.eval.batch_size, sharding)
+    self._sets: dict[str, _Set] = {}
+    self.notes: dict[str, str] = {}
+    self.predictors: dict[str, Predictor] = {}
+    for name, section in config.eval.sets.items():
+      # Configs of older runs have no such key.
+      paths, key = section.get('transforms', ()), f'eval.sets.{name}.transforms'
+      rows = pipeline.packed_rows(
+        config.data,
+        section.split,
+        tokenizer,
+        None,
+        show_documents if multihost.is_primary() else silent,
+        source=section.source or None,
+        transformed=bool(paths),
+      )
+      transforms = batches.open_transforms(paths, tokenizer, rows, key)
+      metrics = components.metrics(config, name)
+      if metrics:
+        _check_weights(rows, transforms, name)
+      self._sets[name] = _Set(rows, transforms, metrics, make_eval_step(functions, metrics))
+      if isinstance(rows, FeatureRows):
+        if rows.note:
+          self.notes[f'eval.sets.{name}'] = rows.note
+        if section.scores:
+          apply = apply_of(functions.model)
+          self.predictors[name] = Predictor(
+            config, name, functions, tokenizer, rows, apply, transforms
+          )
+    if note := self._transforms_note():
+      self.notes['transforms'] = note
+
+  def _transforms_note(self) -> str:
+    """Returns which transforms apply to training rows and to each set; '' if there are none."""
+    config = self._config
+    of_sets = {name: section.get('transforms', ()) for name, section in config.eval.sets.items()}
+    if not config.data.transforms and not any(of_sets.values()):
+      return ''
+    line = f'data.transforms={tuple(config.data.transforms)!r} of training rows alone'
+    for name, paths in of_sets.items():
+      line += f'; eval.sets.{name}.transforms={tuple(paths)!r}'
+      if paths and name in self.predictors and self.predictors[name].generates:
+        line += ' of rows, and not of the texts that scores compare'
+    return line
+
+  def directions(self, params: Params) -> dict[str, bool | None]:
+    """Returns the direction of each value by name; traces all functions and computes none.
+
+    Raises:
+      UserError: two values of a set have the same name, or from the functions of the config.
+    """
+    found: dict[str, bool | None] = {}
+    for name, each in self._sets.items():
+      predictor = self.predictors.get(name)
+      try:
+        size, row = self._config.eval.batch_size, each.first_row()
+        terms = trace_batch(each.step, params, row, size, self._functions).out_info
+        values = value_directions(terms, each.metrics)
+        if predictor is not None:
+          predictor.check_decoding(params)
+          for metric in predictor.metrics:
+            check_disjoint(values, metric.higher_is_better, _METRICS)
+            values |= metric.higher_is_better
+      except UserError as e:
+        raise UserError(f'eval.sets.{name}: {e}') from e
+      found |= {f'eval/{name}/{metric}': value for metric, value in values.items()}
+    return found
+
+  def programs(self, params: Params) -> Iterator[Program]:
+    """Yields the programs that evaluate each set, not yet traced; `params` may be shapes."""
+    for name, each in self._sets.items():
+      row, size = each.first_row(), self._config.eval.batch_size
+      trace = functools.partial(trace_batch, each.step, params, row, functions=self._functions)
+      if each.metrics:
+        yield Program('eval.batch_size', f'an evaluation of eval.sets.{name}', size, trace)
+      if name in self.predictors:
+        yield self.predictors[name].program(params, row)
+
+  def run(self, step: int, params: Params) -> Evaluation:
+    """Returns the metrics of all sets, and the outputs for corpus metrics.
+
+    Raises:
+      UserError: a metric is undefined, such as that of an empty set.
+    """
+    del step
+    found = Evaluation()
+    for name, (rows, transforms, metrics, eval_step) in self._sets.items():
+      size = self._config.eval.batch_size
+      source = batches.eval_batches(rows, size, self._select, transforms)
+      values = evaluate(eval_step, metrics, params, source, self._functions)
+      found.values.update({f'eval/{name}/{metric}': v for metric, v in values.items()})
+    for name, predictor in self.predictors.items():
+      predictions = predictor.predictions(params)
+      values, notes = predictor.scores(predictions)
+      found.values.update({f'eval/{name}/{metric}': v for metric, v in values.items()})
+      found.notes.update({f'eval/{name}/{metric}': note for metric, note in notes.items()})
+      found.examples[name] = predictor.scored_examples(predictions)
+    return found
+
+
+def _check_weights(rows: Rows, transforms: Sequence[batches.Transform], name: str) -> None:
+  """Raises UserError if all targets of a set have weight 0, so that its means are undefined."""
+  weighted = False
+  for batch in batches.eval_batches(rows, 64, transforms=transforms):
+    if 'weights' not in batch or np.any(batch['weights']):
+      return
+    weighted = True
+  if weighted:
+    raise UserError(
+      f'eval.sets.{name}: the weights of all its targets are 0, so that its metrics would not be '
+      'numbers; see the weights that data.converter gives, its transforms and data.too_long, or '
+      f'leave eval.sets.{name}.metrics empty'
+    )
