@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 
 from tpu_scripts.errors import CLOUD, LOST, USAGE, Stop
 
-# The kind of an error, the words in stderr that identify it, and the remedy. The first match counts:
-# the message of a wrong zone has 'permission denied' too, and that of a wrong project
-# 'not found'.
+# The kind of an error, the words in stderr that identify it, and the remedy. The first match
+# counts: a wrong zone also writes 'permission denied', and a wrong project 'not found'.
 KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     'credentials',
