@@ -127,7 +127,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_flags(benchmark: Benchmark, parser: argparse.ArgumentParser) -> None:
   """Adds the flags of a benchmark."""
-  names = [name for name in benchmark.builds if name != OURS]
+  names = [*benchmark.builds][1:]
   shapes = f"one of {', '.join(benchmark.shapes)}; may be repeated (default: the platform's)"
   turns = f'turns of each implementation (default {benchmark.rounds})'
   add = parser.add_argument

@@ -34,12 +34,12 @@ from lm.text.vectors import make_vectors
 BASELINES = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # by model
 LEARNING_RATES = {'skip_gram': 0.025, 'cbow': 0.05}
 STANFORD_PROGRAMS = ('vocab_count', 'cooccur', 'shuffle', 'glove')
-_SENTENCE = 10_000  # words, the most that Gensim reads as one sentence
+_SENTENCE = 10_000  # words, the maximum of a sentence for Gensim
 _RECORD = 16  # bytes of a pair in Stanford's file of co-occurrences
 
 
 class Settings(NamedTuple):
-  """The same training for every implementation."""
+  """Hyperparameters of a training, the same for every implementation."""
 
   text: str  # file of words between white space, maybe gzipped
   model: str  # skip_gram, cbow or glove
@@ -62,23 +62,21 @@ class Result(NamedTuple):
 
   seconds: float  # training alone
   counting: float  # counting co-occurrences, for GloVe
-  command: float  # from the start to the written vectors, with compilation
+  command: float  # from the start until the vectors are on disk, with compilation
   unit: str  # of the amount: words of the text, or pairs
   amount: int  # over all epochs
-  version: str  # of the library, or the directory of programs without one
+  version: str  # of the library; the directory of programs that have no version
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of this subcommand."""
   baselines = sorted(set(BASELINES.values()))
-  models = ', '.join(BASELINES)
   add = parser.add_argument
   add('--text', required=True, metavar='FILE', help='words between spaces; or .gz')
-  add('--model', choices=BASELINES, default='skip_gram', metavar='NAME', help=models)
+  add('--model', choices=BASELINES, default='skip_gram', metavar='NAME', help=', '.join(BASELINES))
   add('--baseline', choices=baselines, metavar='NAME', help='gensim for word2vec, stanford')
   add('--pairs', action='append', default=[], metavar='FILE', help='similarities of word pairs')
-  seeds = 'trainings of each implementation (default 1)'
-  add('--seeds', type=positive_int, default=1, metavar='N', help=seeds)
+  add('--seeds', type=positive_int, default=1, metavar='N', help='trainings of each (default 1)')
   add('--glove', default='', metavar='DIR', help="directory of Stanford's programs")
   add_common_flags(parser)
 
@@ -178,7 +176,7 @@ def ours(settings: Settings) -> Result:
     trainer.train(config, '', root / 'run', Never())
     write_word2vec_text(settings.out, of_run(root / 'run'))
     lines = (root / 'run' / 'metrics.jsonl').read_text().splitlines()
-  # All calls but the first, which compiles. Evaluations and checkpoints do not count.
+  # The first call compiles and has no row. Evaluations and checkpoints do not count.
   step_seconds = [
     m['train/step_seconds'] for m in map(json.loads, lines) if 'train/step_seconds' in m
   ]
@@ -215,7 +213,7 @@ def config_of(settings: Settings, cache: str) -> ConfigDict:
 
 
 def gensim(settings: Settings) -> Result:
-  """Trains Word2Vec of Gensim (Rehurek and Sojka 2010), with the words in memory, its fastest."""
+  """Trains Word2Vec of Gensim (Rehurek and Sojka 2010) on words in memory, its fastest input."""
   from gensim.models import Word2Vec
 
   started = time.perf_counter()
@@ -242,9 +240,9 @@ def gensim(settings: Settings) -> Result:
 
 
 def stanford(settings: Settings) -> Result:
-  """Trains with Stanford's GloVe (Pennington et al. 2014): four programs, built beforehand.
+  """Trains with the four programs of Stanford's GloVe (Pennington et al. 2014).
 
-  Options that are not given have the defaults of the programs, those of the paper.
+  Other options have the defaults of the programs, which are those of the paper.
 
   Raises:
     UserError: a program is missing.

@@ -201,8 +201,7 @@ def with_logical_constraint(x: Array, *axes: str | None) -> Array:
   if current is None:
     return x
   mesh, axis_rules = current
-  spec = logical_to_spec(axes, axis_rules)
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, logical_to_spec(axes, axis_rules)))
 
 
 def platform() -> str:
@@ -310,6 +309,13 @@ def make_global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) 
   if jax.process_count() == 1:
     return jax.device_put(dict(batch), sharding)
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes of abstract arrays on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
 
 
 def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:

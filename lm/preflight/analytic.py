@@ -41,8 +41,8 @@ from lm.nn.attention import blockwise, check_cudnn, cudnn_mask, cudnn_supported
 from lm.nn.losses import chunk_size
 from lm.parallel import mesh as meshes
 from lm.parallel.chips import Chip
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology, train_step
-from lm.preflight.train_step import bytes_per_device
 from lm.types import Array, Batch, Mask, Output, apply_of
 
 # Attention functions that need a GPU, and their stubs.

@@ -7,7 +7,6 @@ search. It generates texts of the maximum length for `decode.batch_size` rows, a
 Work outside the loop, such as casting the weights to bfloat16, is a small part.
 """
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,8 +24,8 @@ from lm.decode.loop import DecodeConfig, make_decode_step
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology, train_step
-from lm.preflight.train_step import bytes_per_device
 from lm.types import Apply, Params, apply_of
 
 
@@ -162,19 +161,17 @@ def decoding_loop(
     keys_B, limits_B = row_keys(jnp.uint32(0), jnp.arange(rows)), jnp.full(rows, steps)
     return begin(model, apply, decode, steps, params, batch, keys_B, limits_B)
 
+  def loop(params: Params, carry: Any, cache: Any) -> tuple[Any, Any]:
+    # lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs
+    state, _ = jax.lax.scan(
+      lambda state, _: (advance(model, apply, decode, params, state), None),
+      carry._replace(cache=cache),
+      length=steps,
+    )
+    return state._replace(cache=None), state.cache
+
   state = _without_sharding(jax.eval_shape(read_prompts, _without_sharding(params)))
-  loop = functools.partial(_loop, functools.partial(advance, model, apply, decode), steps)
   return loop, state._replace(cache=None), state.cache
-
-
-def _loop(
-  advance: Callable[[Params, Any], Any], steps: int, params: Params, carry: Any, cache: Any
-) -> tuple[Any, Any]:
-  """Runs lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs."""
-  state, _ = jax.lax.scan(
-    lambda state, _: (advance(params, state), None), carry._replace(cache=cache), length=steps
-  )
-  return state._replace(cache=None), state.cache
 
 
 def cost_of_step(

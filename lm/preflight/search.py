@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import analytic, topology, train_step
 
 REMATS = (
@@ -147,7 +148,7 @@ def closest_fitting(config: ConfigDict, slice_: topology.Slice) -> str:
     if changes and _would_fit(config, changes, slice_, described):
       return f'this fits by estimate: {flags_of(changes)}'
   state = train_step.describe(train_step.changed(config, sharded), described).state
-  held = train_step.bytes_per_device((state.params, state.opt_state)) * size
+  held = bytes_per_device((state.params, state.opt_state)) * size
   if chip.platform == 'cpu':
     return f'its parameters and optimizer state alone are {held / 2**30:.1f} GiB'
   chips = math.ceil(held / (0.5 * chip.memory / chip.devices)) // chip.devices
@@ -210,7 +211,7 @@ def _least_seconds(
   except UserError:  # an axis that does not divide
     return None
   functions, params = step.functions, step.state.params
-  held = train_step.bytes_per_device((params, step.state.opt_state))
+  held = bytes_per_device((params, step.state.opt_state))
   activations = train_step.activations(functions, params, step.batch) / other.microbatches
   if held + activations > share * chip.usable_memory:
     return None

@@ -59,18 +59,22 @@ def parse(topology: str, slices: int = 1) -> Slice:
     )
   chip = BY_NAME[name]
   sizes = [int(size) if size.isdecimal() else 0 for size in shape.split('x')]
-  if len(sizes) != chip.dimensions or min(sizes) < 1:
-    example = 'x'.join(['4'] * chip.dimensions)
-    raise UserError(
-      f'--topology={topology}: {name} needs {chip.dimensions} size(s), as in {name}:{example}'
-    )
-  if chip.platform == 'gpu' and sizes[0] > chip.node:
-    raise UserError(
-      f'--topology={topology}: a node of {name} has at most {chip.node} GPUs; --slices=N is the '
-      'number of nodes'
-    )
-  if slices < 1:
-    raise UserError(f'--slices={slices} is not a positive number')
+  example = 'x'.join(['4'] * chip.dimensions)
+  checks = (
+    (
+      len(sizes) != chip.dimensions or min(sizes) < 1,
+      f'--topology={topology}: {name} needs {chip.dimensions} size(s), as in {name}:{example}',
+    ),
+    (
+      chip.platform == 'gpu' and sizes[0] > chip.node,
+      f'--topology={topology}: a node of {name} has at most {chip.node} GPUs; --slices=N sets the '
+      'nodes',
+    ),
+    (slices < 1, f'--slices={slices} is not positive'),
+  )
+  for wrong, message in checks:
+    if wrong:
+      raise UserError(message)
   return Slice(chip, tuple(sizes), slices)
 
 

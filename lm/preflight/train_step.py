@@ -26,6 +26,7 @@ from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.parallel import mesh as meshes
 from lm.parallel.chips import GIB
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology
 from lm.training.train_step import abstract_state, make_train_step
 from lm.types import Batch, Params, TrainState
@@ -218,13 +219,6 @@ def loss_of(functions: Components) -> Callable[[Params, Batch], Any]:
   """Returns `(params, batch) -> sum of the loss terms`."""
   return lambda params, batch: sum(
     functions.objective.loss_sums(functions.apply, params, batch, None).values()
-  )
-
-
-def bytes_per_device(tree: Any) -> int:
-  """Returns the bytes of abstract arrays on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 

@@ -12,6 +12,7 @@ from lm.config.base import encoder_decoder, llama
 from lm.config.recurrent import recurrent, recurrent_encoder_decoder
 from lm.config.tasks import translation
 from lm.errors import UserError
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import decode, hlo, report, train_step
 from lm.preflight.hlo import Collective, Timing
 from lm.preflight.topology import parse
@@ -93,11 +94,9 @@ def test_cost_of_a_step_equals_figures_by_hand():
 def test_step_reads_neither_encoder_nor_cross_attention_keys_and_values():
   apply, params, (_, _, cache) = loop_of('pairs')
   _, used = decode.cost_of_step(apply, params, B, cache, 4)
-  read = train_step.bytes_per_device(params['decoder']) + train_step.bytes_per_device(
-    params['embedding']
-  )
+  read = bytes_per_device((params['decoder'], params['embedding']))
   unused = params['decoder']['layers']['layer_0']['cross_attention']['kv']
-  assert used == read - train_step.bytes_per_device(unused)
+  assert used == read - bytes_per_device(unused)
 
 
 def test_hypotheses_count_as_rows_of_a_step():

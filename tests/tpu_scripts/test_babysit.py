@@ -1,4 +1,4 @@
-"""Every row of the policy's table, driven through the whole program by a scripted cloud."""
+"""Each row of the policy's table, as scenes of a scripted cloud that the entire program runs through."""
 
 import re
 
