@@ -1,4 +1,4 @@
-"""Each row of the policy's table, as scenes of a scripted cloud that the entire program runs through."""
+"""Each row of the policy, in scenes of a scripted cloud that the entire program runs through."""
 
 import re
 
