@@ -67,8 +67,8 @@ def parse(topology: str, slices: int = 1) -> Slice:
     ),
     (
       chip.platform == 'gpu' and sizes[0] > chip.node,
-      f'--topology={topology}: a node of {name} has at most {chip.node} GPUs; --slices=N sets the '
-      'nodes',
+      f'--topology={topology}: a node of {name} has at most {chip.node} GPUs; --slices=N is the '
+      'number of nodes',
     ),
     (slices < 1, f'--slices={slices} is not positive'),
   )
