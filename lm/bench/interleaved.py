@@ -111,7 +111,7 @@ BENCHMARKS = {'train': TRAIN, 'decode': DECODE}  # by subcommand
 
 
 def positive_int(text: str) -> int:
-  """Returns the value of a flag; argparse reports a ValueError with the name of this function."""
+  """Returns the value of a flag. After a ValueError argparse prints the name of this function."""
   value = int(text)
   if value < 1:
     raise argparse.ArgumentTypeError(f'{value} is not a positive integer')
@@ -190,10 +190,10 @@ def run(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
 def measure(
   builds: Mapping[str, str], shape: Shape, platform: str, rounds: int, threads: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns the worker's description of each implementation and lists with one value per round.
+  """Returns the description of each implementation, and lists with a value for each round.
 
-  The lists are `run` and `limit`, in seconds, and `disturbance`: the share of the machine's CPU
-  time that other programs used meanwhile. It stays empty where the system does not report that.
+  The lists are `run` and `limit`, in seconds, and `disturbance`. The last is the share of the
+  machine's CPU time that other programs used meanwhile, and empty if the system does not report it.
 
   Raises:
     UserError: an implementation is not installed or cannot run the shape.
@@ -242,9 +242,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def figures(shape: Shape, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """Returns the figures of one shape.
 
-  The limit of the device is the best median of all implementations, so their shares compare. The
-  amount of work is that of the model, for all implementations alike. FLOPs count full attention
-  and no recomputation; bytes count each parameter once per token.
+  The limit of the device is the best median of all implementations, so that their shares compare.
+  The amount of work is that of the model, the same for all implementations. FLOPs count full
+  attention and no recomputation; bytes count each parameter once per token.
 
   Args:
     shape: sizes.

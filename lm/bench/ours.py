@@ -84,7 +84,7 @@ def decoding(shape: Shape, platform: str) -> Candidate:
 
 
 def decoding_bytes(shape: Shape, parameter_bytes: int) -> float:
-  """Returns the bytes that decoding has to read: for each new token, parameters and KV cache."""
+  """Returns the bytes that decoding must read: for each new token, parameters and KV cache."""
   cached = sum(shape.prompt + i for i in range(shape.max_tokens))  # tokens, over all steps
   token_bytes = 2 * shape.depth * shape.d_model * np.dtype(shape.dtype).itemsize
   return float(shape.max_tokens * parameter_bytes + shape.batch_size * cached * token_bytes)

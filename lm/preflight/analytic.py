@@ -239,7 +239,7 @@ def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple
 
 
 def _nodes(mesh: Mesh, axis: str) -> int:
-  """Returns how many nodes the devices along an axis span."""
+  """Returns the number of nodes that the devices along a mesh axis span."""
   first = tuple(slice(None) if name == axis else 0 for name in mesh.axis_names)
   return len({device.slice_index for device in mesh.devices[first]})
 
@@ -302,7 +302,7 @@ def _inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """Chooses between cuDNN and blocked attention as `lm.nn.attention:fused` does on a GPU."""
+  """Computes cuDNN or blockwise attention, by the rule of `lm.nn.attention:fused` on a GPU."""
   attend = cudnn if cudnn_supported(q_BTHK, k_BSGK, mask) else blockwise
   return attend(q_BTHK, k_BSGK, v_BSGK, mask)
 
@@ -364,7 +364,7 @@ def _expanded(x_BSGK: Array, q_BTHK: Array, visible: int) -> Array:
 
 
 def _collapsed(d_BsHK: Array, x_BSGK: Array) -> Array:
-  """Returns the gradient of x from that of `_expanded`."""
+  """Returns the gradient of x, from the gradient of `_expanded(x)`."""
   B, S, G, K = x_BSGK.shape
   d_BsGK = d_BsHK.reshape(B, -1, G, d_BsHK.shape[2] // G, K).sum(3)
   return jnp.pad(d_BsGK, ((0, 0), (0, S - d_BsGK.shape[1]), (0, 0), (0, 0)))

@@ -41,7 +41,7 @@ class Array(NamedTuple):
 
   @property
   def bytes(self) -> float:
-    """Returns its size."""
+    """Returns the size of the array."""
     return math.prod(self.shape) * size_of(self.dtype)
 
 
@@ -78,7 +78,7 @@ Program = dict[str, list[Instruction]]  # instructions by computation; execution
 
 
 def size_of(dtype: str) -> float:
-  """Returns the bytes of an element, such as 2 for 'bf16'."""
+  """Returns the bytes of an element: 2 for 'bf16'."""
   bits = re.search(r'\d+', dtype)
   return int(bits.group()) / 8 if bits else float(dtype == 'pred')
 
@@ -140,7 +140,7 @@ def walk(
 
 
 def called(program: Program, instruction: Instruction) -> list[str]:
-  """Returns the computations that an instruction calls, except those of scalars."""
+  """Returns the names of the computations that an instruction calls, except those of scalars."""
   if instruction.opcode in _REDUCTIONS:
     return []
   attributes = instruction.attributes
@@ -214,7 +214,7 @@ def _within_slice(
 
 
 def _between_slices(instruction: Instruction, mesh: Mesh) -> tuple[str, float, list[int]]:
-  """Returns the same for a collective over the network, which HLO expresses as a host transfer.
+  """Returns kind, bytes and participants of a collective over the network: a host transfer in HLO.
 
   Its participants are the devices at one position of all slices. Each sends its own shard of the
   array of a slice.

@@ -80,9 +80,9 @@ def parse(topology: str, slices: int = 1) -> Slice:
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A device as a mesh needs it, for platforms without a compiler here.
+  """The attributes of a device that a mesh needs, for platforms without a compiler.
 
-  NumPy would read a NamedTuple as a row of an array of devices.
+  This is no NamedTuple, which NumPy would read as a row of an array of devices.
   """
 
   id: int
@@ -127,7 +127,7 @@ def devices(slice_: Slice) -> Sequence[Any]:
 
 
 def _local_machine(topology: str, slices: int) -> Slice:
-  """Returns this machine as a slice of one CPU, after some seconds of measuring its rates.
+  """Returns this machine as a slice of one CPU, with its rates, which are measured in some seconds.
 
   Raises:
     UserError: the topology is not one device.

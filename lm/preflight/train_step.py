@@ -205,7 +205,7 @@ def _batch(config: ConfigDict, functions: Components) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tracing(config: ConfigDict) -> Iterator[None]:
-  """Raises UserError if the objective traced inside reads a key that the batch does not have."""
+  """Raises UserError if an objective that is traced in the block reads a key that no batch has."""
   try:
     yield
   except KeyError as e:
@@ -223,10 +223,10 @@ def loss_of(functions: Components) -> Callable[[Params, Batch], Any]:
 
 
 def activations(functions: Components, params: Params, batch: Batch) -> int:
-  """Returns approximately the bytes of a device that the forward pass saves for the backward pass.
+  """Returns about how many bytes of a device the forward pass saves for the backward pass.
 
-  Residuals with the shape of a parameter are parameters. The others are sharded as the batch is,
-  and residuals with the shape of stacked tables also over the axes of `vocab`.
+  Residuals with the shape of a parameter are parameters and do not count. The others are sharded
+  like the batch. Residuals with the shape of stacked tables are also sharded over `vocab`.
   """
 
   def backward(params: Params, batch: Batch) -> Any:
@@ -261,14 +261,14 @@ def comm_lower_bound(
 
   The bound holds for the given sharding. FSDP all-gathers kernels for the forward pass and again
   for the backward pass, and reduce-scatters their gradients (Rajbhandari et al. 2020, ZeRO, section
-  7). An output table is all-gathered once, since its gradient arises alongside the logits. For an
-  embedding table, the sum counts the looked up vectors and their gradients, or the table once,
-  whichever is smaller. Over `tensor` each sublayer all-reduces its output, and the gradient of its
-  input (Shoeybi et al. 2019, Megatron-LM, section 3).
+  7). An output table is all-gathered once, since its gradient is computed together with the logits.
+  For an embedding table, the sum counts the looked up vectors and their gradients, or the table
+  once, whichever is smaller. Over `tensor` each sublayer all-reduces its output and the gradient of
+  its input (Shoeybi et al. 2019, Megatron-LM, section 3).
 
   Args:
     config: of the model.
-    model: returns None unless it is a Transformer; the mesh rules are taken to be the default.
+    model: the result is None unless this is a Transformer; its mesh rules must be the default.
     mesh: of the step.
     params: abstract, with shardings.
   """
