@@ -172,17 +172,16 @@ def run(benchmark: Benchmark, arguments: argparse.Namespace) -> None:
   if platform == 'cpu':
     device['name'] = host.cpu_name() or device['name']  # JAX calls every CPU 'cpu'
   builds = {name: benchmark.builds[name] for name in (OURS, arguments.baseline) if name}
-  shapes = []
-  for name in arguments.shape or benchmark.defaults[platform]:
-    shape = benchmark.shapes[name]
-    results = measure(builds, shape, platform, arguments.rounds, threads)
-    shapes.append({'shape': name, **figures(shape, results)})
+  names = arguments.shape or benchmark.defaults[platform]
   report = {
     'benchmark': arguments.command,
     'device': device,
     'threads': threads,
     'limit': benchmark.limit,
-    'shapes': shapes,
+    'shapes': [
+      {'shape': name} | figures(shape, measure(builds, shape, platform, arguments.rounds, threads))
+      for name, shape in ((name, benchmark.shapes[name]) for name in names)
+    ],
   }
   print(json.dumps(report) if arguments.json else table(report))
 
@@ -218,8 +217,7 @@ def measure(
           busy, total = _cpu_seconds() - before
           results[name][kind].append(answer['seconds'])
         if total:
-          others = max(0.0, busy - answer['cpu_seconds']) / total
-          results[name]['disturbance'].append(others)
+          results[name]['disturbance'].append(max(0.0, busy - answer['cpu_seconds']) / total)
   return results
 
 

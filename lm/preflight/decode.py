@@ -7,7 +7,6 @@ search. It generates texts of the maximum length for `decode.batch_size` rows, a
 Work outside the loop, such as casting the weights to bfloat16, is a small part.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -86,13 +85,10 @@ def check(
   jitted = jax.jit(
     meshes.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
-  start = time.perf_counter()
-  lowered = jitted.lower(params, carry, cache)
   try:
-    program = train_step.compile_lowered(lowered)
+    lowered, program, seconds = train_step.compile_program(jitted, params, carry, cache)
   except train_step.DoesNotFit as e:
     return e
-  seconds = time.perf_counter() - start
   sharded = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     lowered.out_info[1],

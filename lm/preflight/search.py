@@ -67,8 +67,10 @@ def search(
       refused = str(e)
       continue
     found.append(((not candidate.fits, -candidate.tokens, serial), candidate))
-    fits = 'fits' if candidate.fits else 'does not fit'
-    log(f'{candidate.tokens:12,.0f} tokens/s, {fits}: {candidate.flags}')
+    log(
+      f'{candidate.tokens:12,.0f} tokens/s, {"fits" if candidate.fits else "does not fit"}: '
+      f'{candidate.flags}'
+    )
   if not found:
     raise UserError(f'--topology={slice_.topology}: no mesh works ({refused})')
   log(f'{len(found)} candidates, {sum(one.fits for _, one in found)} fit')
@@ -216,8 +218,7 @@ def _least_seconds(
   if held + activations > share * chip.usable_memory:
     return None
   recomputed = 4 / 3 if changes.get('model.remat_policy') == REMATS[-1] else 1.0
-  bound = train_step.comm_lower_bound(other, functions.model, functions.mesh, params)
-  sent = dict(bound or {})
+  sent = train_step.comm_lower_bound(other, functions.model, functions.mesh, params) or {}
   between = sent.pop('data', 0.0) if slice_.slices > 1 else 0.0
   computing = step.model_flops * recomputed / chip.flops / slice_.chips
   sending = sum(sent.values()) / (2 * chip.link) + between / chip.network

@@ -89,14 +89,13 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
   step = describe(config, topology.devices(slice_))
   functions, params = step.functions, step.state.params
   function = make_train_step(functions, config.seed, config.microbatches, step.state)
-  start = time.perf_counter()
   with tracing(config):
-    lowered = function.lower(step.state, step.batch)
-  compiled = compile_lowered(lowered)
-  seconds = time.perf_counter() - start
+    _, compiled, seconds = compile_program(function, step.state, step.batch)
   program = hlo.parse(compiled.as_text())
-  optimizer = bytes_per_device(step.state.opt_state)
-  held = {'parameters': bytes_per_device(params), 'optimizer': optimizer}
+  held = {
+    'parameters': bytes_per_device(params),
+    'optimizer': bytes_per_device(step.state.opt_state),
+  }
   memory = memory_of(compiled, held)
   # Activations are a part of the temporaries.
   saved = min(activations(functions, params, step.batch), memory['temporaries'])
@@ -117,14 +116,20 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
   )
 
 
-def compile_lowered(lowered: Any) -> Any:
-  """Returns the `jax.stages.Compiled` of a lowered program.
+def compile_program(function: Any, *args: Any) -> tuple[Any, Any, float]:
+  """Returns the `jax.stages.Lowered`, the `jax.stages.Compiled`, and the seconds for both.
+
+  Args:
+    function: jitted.
+    args: abstract, with shardings.
 
   Raises:
-    DoesNotFit: it needs more memory than a device has.
+    DoesNotFit: the program needs more memory than a device has.
   """
+  start = time.perf_counter()
+  lowered = function.lower(*args)
   try:
-    return lowered.compile()
+    return lowered, lowered.compile(), time.perf_counter() - start
   except jax.errors.JaxRuntimeError as e:
     if found := re.search(r'\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)', str(e)):
       raise DoesNotFit(*(float(size) * GIB for size in found.groups())) from e
