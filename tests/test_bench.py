@@ -27,7 +27,7 @@ def small_limits(monkeypatch):
   monkeypatch.setattr(ours, 'BUFFER_SIZE', 1 << 10)
 
 
-def test_spread_is_that_of_four_values_by_hand():
+def test_spread_has_the_quartiles_of_four_values():
   assert interleaved.spread([4.0, 1.0, 3.0, 2.0]) == {
     'min': 1.0,
     'low': 1.75,
@@ -66,7 +66,7 @@ def figures(shape=TINY['train']):
   return {'shape': 'tiny', **interleaved.figures(shape, measured)}
 
 
-def test_figures_of_train_steps_by_hand():
+def test_figures_of_train_steps_equal_values_by_hand():
   found = figures()
   # The baseline has the faster matmul: 1e9 FLOPs in a median of 0.01 s.
   assert found['limit_per_second'] == pytest.approx(1e11)
@@ -80,7 +80,7 @@ def test_figures_of_train_steps_by_hand():
   assert (ratio['min'], ratio['median'], ratio['max']) == pytest.approx((1.5, 2.0, 3.0))
 
 
-def test_figures_of_decoding_are_those_of_a_new_token_in_each_row():
+def test_figures_of_decoding_count_a_new_token_in_each_row():
   shape = TINY['decode']
   mine = figures(shape)['implementations']['ours']
   assert (shape.batch_size, shape.max_tokens) == (2, 8)
@@ -229,7 +229,7 @@ def worker_in_process(name, threads):
 
 @pytest.mark.usefixtures('small_limits')
 @pytest.mark.parametrize('benchmark', ['train', 'decode'])
-def test_json_is_one_object_with_all_figures(benchmark, capsys, monkeypatch):
+def test_json_report_is_one_object_with_all_figures(benchmark, capsys, monkeypatch):
   monkeypatch.setattr(interleaved, 'TURN_SECONDS', 0.01)
   monkeypatch.setattr(interleaved, 'start_worker', worker_in_process)
   main(['bench', benchmark, '--shape=tiny', '--rounds=2', '--threads=1', '--json'])

@@ -70,10 +70,9 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
   types = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   long = [size for size in shape if size > 1]
-  within = shape[AXES.index('tensor')] <= len(devices) // slices
   if (
     devices[0].platform == 'tpu'
-    and within
+    and shape[AXES.index('tensor')] <= len(devices) // slices
     and long in ([len(devices)], [slices, len(devices) // slices])
   ):
     # Torus order, which lm.parallel.collectives needs; jax.make_mesh may choose a ring.
