@@ -36,9 +36,9 @@ _FLAG = re.compile(r"""--(?P<name>[^\s='"]+)(?:=(?:"[^"]*"|'[^']*'|\S*))?""")
 
 
 def drop_unknown(environ: MutableMapping[str, str]) -> list[str]:
-  """Removes the flags that the installed compiler does not know from the variables.
+  """Removes the flags that the installed compilers do not know from their environment variables.
 
-  The import of jax reads the variables once; after it this does nothing.
+  Afterwards the import of jax reads the variables, once. After that import this does nothing.
 
   Returns:
     A warning for each removed flag.
@@ -86,21 +86,37 @@ def _library(package: str) -> pathlib.Path | None:
 def enable_compilation_cache(folder: pathlib.Path) -> None:
   """Sets the directory of JAX's persistent compilation cache, unless one is set already.
 
-  Resumed runs, evaluation and generation then start without compilation.
+  Resumed runs, evaluations and generation then start without compilation.
   """
   import jax
 
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  place = folder / f'xla-{_host()}'
-  jax.config.update('jax_compilation_cache_dir', str(place))
+  jax.config.update('jax_compilation_cache_dir', str(folder / f'xla-{_host()}'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def _host() -> str:
   # Compiled programs depend on the instruction set; home directories may be shared by machines.
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]
-  flags = next((x for x in lines if x.startswith(('flags', 'Features'))), lines[0])
+  flags = _cpu_info('flags', 'Features') or platform.processor()
   return hashlib.sha256(f'{os.uname().machine} {flags}'.encode()).hexdigest()[:12]
+
+
+def cpu_name() -> str:
+  """Returns the name of the processor, as the system reports it."""
+  return _cpu_info('model name').partition(':')[2].strip() or platform.processor()
+
+
+def _cpu_info(*fields: str) -> str:
+  """Returns the first line of /proc/cpuinfo with one of these fields; '' without any."""
+  file = pathlib.Path('/proc/cpuinfo')
+  lines = file.read_text().splitlines() if file.is_file() else []
+  return next((line for line in lines if line.startswith(fields)), '')
+
+
+def available_cores() -> int:
+  """Returns the number of CPU cores that this process may run on."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -14,7 +14,7 @@ class Stop(Protocol):
     """The signal that asks for the stop, such as 'SIGTERM'; None without a request."""
 
   def begin(self) -> None:
-    """Marks the first step: from here on the trainer saves the state before it stops."""
+    """Marks the first step; after it the trainer saves the state before it stops."""
 
 
 class Never:
@@ -35,14 +35,14 @@ class Signals:
   def __init__(self) -> None:
     self.signal: str | None = None
     self._begun = False
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._handle)
+    for each in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(each, self._handle)
 
-  def _handle(self, number: int, frame) -> None:
+  def _handle(self, signum: int, frame) -> None:
     del frame
     if self.signal is not None:  # a second signal does not wait for the state to be saved
       raise KeyboardInterrupt
-    self.signal = signal.Signals(number).name
+    self.signal = signal.Signals(signum).name
     if not self._begun:
       raise Preempted(f'{self.signal}: stopped before the first step, with no state to save')
 
@@ -67,7 +67,7 @@ class PreemptionService:
   def signal(self) -> str | None:
     from jax.experimental import multihost_utils
 
-    # Dispatches rather than steps: the service stops at the largest reported count plus 1.
+    # The service stops at the largest reported count plus 1, hence dispatches and not steps.
     self._dispatches += 1
     reached = multihost_utils.reached_preemption_sync_point(self._dispatches)
     return 'SIGTERM' if reached else None

@@ -28,6 +28,7 @@ from lm.config import resolve, validate
 from lm.config.base import link_defaults
 from lm.data import fingerprints
 from lm.errors import UserError, did_you_mean, first_line
+from lm.parallel import host
 from lm.workdir import files, sources
 
 # Keys that may differ between a workdir and the command that resumes it. None of them changes a
@@ -369,11 +370,6 @@ def environment(experiment: pathlib.Path) -> dict[str, Any]:
   import jax  # only here, because programs check their flags before this slow import
 
   devices = jax.devices()
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.exists() else []
-  cpus = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  # macOS has no sched_getaffinity.
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': command_line(sys.orig_argv),
@@ -390,8 +386,8 @@ def environment(experiment: pathlib.Path) -> dict[str, Any]:
     },
     'host': {
       'system': f'{platform.system()} {platform.machine()}',
-      'cpu': cpus[0] if cpus else platform.processor(),
-      'cores': cores,
+      'cpu': host.cpu_name(),
+      'cores': host.available_cores(),
       'memory_bytes': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
     },
   }
