@@ -12,8 +12,8 @@ from lm.config import base as configs
 from lm.data import batches, pipeline
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
-from lm.evaluation.samples import samples
 from lm.evaluation.predict import Predictor
+from lm.evaluation.samples import samples
 from lm.training.train_step import init_train_state, make_train_step
 from lm.types import apply_of
 
