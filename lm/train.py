@@ -19,7 +19,7 @@ On Linux the program sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself if th
 from absl import flags
 
 from lm import cli
-from lm.parallel import host, multihost, preemption
+from lm.parallel import host, multihost
 from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, 'directory of the run')
@@ -31,12 +31,12 @@ flags.adopt_module_key_flags(multihost)
 
 
 def main(argv: list[str]) -> None:
-  stop: preemption.Stop = preemption.Signals()
+  stop: host.Stop = host.Signals()
   config, path = cli.config(argv)
   cli.parse(argv)
   name = cli.required('workdir', 'runs/quickstart')
   if multihost.start(multihost.settings()):
-    stop = preemption.PreemptionService()
+    stop = host.PreemptionService()
   workdir = files.workdir(name, process=multihost.process_index_and_count()[0])
   # Imported after the flags are checked, because jax takes seconds to import.
   from lm.training.trainer import train

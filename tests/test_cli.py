@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from lm import cli
 from lm.config.base import base, encoder_decoder
 from lm.errors import Preempted, UserError
-from lm.parallel import preemption
+from lm.parallel import host
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = '--config=experiments/quickstart.py'
@@ -146,11 +146,11 @@ def test_the_first_signal_stops_and_the_second_interrupts():
   signals = (signal.SIGTERM, signal.SIGINT)
   before = [signal.getsignal(each) for each in signals]
   try:
-    early = preemption.Signals()
+    early = host.Signals()
     with pytest.raises(Preempted, match='SIGTERM: stopped before the first step'):
       signal.raise_signal(signal.SIGTERM)
     assert early.signal == 'SIGTERM'
-    stop = preemption.Signals()
+    stop = host.Signals()
     stop.begin()
     assert stop.signal is None
     signal.raise_signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ import pytest
 from in_process import mistake, run
 
 import lm
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.training import trainer
 from lm.workdir import experiment
 
@@ -91,7 +91,7 @@ def test_prepare_prints_documents_tokens_and_rows(tmp_path, monkeypatch):
   config.write_text(f"""
 from ml_collections import ConfigDict
 from lm.config.base import base, smoke
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 
 def get_config(arg=''):
   config = smoke(base())

@@ -155,7 +155,7 @@ def ours(settings: Settings) -> Result:
   """Trains with the loop of `lm.train`, in an empty directory with an empty cache."""
   from lm.data import pipeline
   from lm.evaluation.vectors import of_run
-  from lm.parallel.preemption import Never
+  from lm.parallel.host import Never
   from lm.training import trainer
 
   started = time.perf_counter()

@@ -140,7 +140,7 @@ def start(settings: Settings) -> bool:
   """Connects the processes of the run; returns whether there are several.
 
   Call it before JAX initializes its devices. Afterwards the loss of a process ends this one, SIGINT
-  ends this process, and JAX's preemption service handles SIGTERM (`preemption.PreemptionService`).
+  ends this process, and JAX's preemption service handles SIGTERM (`host.PreemptionService`).
 
   Raises:
     UserError: the number of processes differs from the expected one.

@@ -21,7 +21,7 @@ from lm.evaluation.ensembles import open_runs, parse_members
 from lm.evaluation.translate import MBRConfig, Translator
 from lm.metrics.translation import sentence_chrf
 from lm.models import ensemble
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.task import Features
 from lm.tasks.classification import classifier, regressor
 from lm.text.tokenizers import end_id

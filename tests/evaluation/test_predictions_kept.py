@@ -16,7 +16,7 @@ from lm import components
 from lm.config import resolve
 from lm.data import pipeline
 from lm.evaluation.attention_maps import AttentionMaps
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.training import trainer
 from lm.workdir import experiment, run_data
 from lm.workdir.run_data import EvalExample
@@ -26,7 +26,7 @@ import itertools
 from ml_collections import ConfigDict
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 
 TEXTS = [f'ab{i % 7} cd{i % 5}' for i in range(40)]
 

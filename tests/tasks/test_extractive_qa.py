@@ -9,7 +9,7 @@ import pytest
 
 from lm.data.sources import squad
 from lm.errors import UserError
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.task import Task
 from lm.tasks.extractive_qa import (
   best_span,

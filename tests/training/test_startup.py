@@ -15,7 +15,7 @@ from lm.evaluation.evaluators import Evaluators
 from lm.metrics.labels import classification
 from lm.metrics.translation import chrf
 from lm.nn.layers import Attention
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.text import tokenizers
 from lm.training import trainer
 from lm.training.train_step import abstract_state, gradients

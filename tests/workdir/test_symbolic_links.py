@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lm.config import resolve
-from lm.parallel import preemption
+from lm.parallel import host
 from lm.training import trainer
 from lm.workdir import experiment, load, sources
 
@@ -82,7 +82,7 @@ def test_an_experiment_behind_links_trains_resumes_and_is_read_back(folder, monk
   workdir = folder.parent / 'run'
   for until, kind in ((1, 'folder'), (2, 'file')):
     path = str(link(folder, kind))
-    trainer.train(experiment.load(path), path, workdir, preemption.Signals(), until)
+    trainer.train(experiment.load(path), path, workdir, host.Signals(), until)
   assert not (workdir / 'earlier').exists()  # both starts ran the same code
   copies = sorted(workdir.rglob('source/**/*.py'))
   assert [p.relative_to(workdir / 'source').as_posix() for p in copies] == NEIGHBORS
