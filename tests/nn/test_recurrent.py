@@ -31,7 +31,7 @@ def sigmoid(x):
 def weights_of(cell, seed=0):
   G = cell.gates
   arrays = [random(I, G, D, seed=seed), random(G, D, seed=seed + 1), random(D, G, D, seed=seed + 2)]
-  if cell.apart:
+  if cell.separate:
     arrays.append(random(G, D, seed=seed + 3))
   return recurrent.Weights(*(jnp.asarray(x, jnp.float32) for x in arrays))
 
@@ -217,8 +217,8 @@ def test_scores_are_their_formulas():
   expected = np.zeros((2, 3, 5))
   for b, t, s in np.ndindex(2, 3, 5):
     expected[b, t, s] = v @ np.tanh(q[b, t] + k[b, s])
-  np.testing.assert_allclose(jax.jit(additive().of)(q, k, v), expected, atol=1e-5)
-  products = jax.jit(multiplicative().of)(q, k, None)
+  np.testing.assert_allclose(jax.jit(additive().fn)(q, k, v), expected, atol=1e-5)
+  products = jax.jit(multiplicative().fn)(q, k, None)
   np.testing.assert_allclose(products, np.einsum('bta,bsa->bts', q, k), atol=1e-5)
 
 

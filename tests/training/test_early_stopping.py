@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm.config.base import base
 from lm.config import validate
+from lm.config.base import base
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.training import early_stopping, trainer
