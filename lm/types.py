@@ -119,7 +119,7 @@ class OutputHead(flax.struct.PyTreeNode):
 
   @property
   def kernel_VD(self) -> Array:
-    """The output vectors (V, D), whose products with hidden states are the logits."""
+    """The output vectors (V, D), whose matmul with hidden states gives the logits."""
     return self.table.vectors_VD
 
   @property

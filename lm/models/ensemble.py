@@ -52,7 +52,7 @@ class Members(flax.struct.PyTreeNode):
 
   @property
   def padded_vocab_size(self) -> int:
-    """The number of logits per position over all members."""
+    """The logits per position, summed over the members."""
     return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:

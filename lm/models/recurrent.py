@@ -233,7 +233,7 @@ class AttentionDecoder(Stack):
     return with_logical_constraint(attended.y, 'batch', 'length', 'activation_embed'), carry
 
   def _without_feeding(self, score, x_BTI, resets, source, visible_BTS, matrices, initial, carry):
-    """Computes all states first, and then the attention of all steps at once."""
+    """Computes the states of all steps, and then their attention together."""
     h_BTD, carries = self.like(Layers, 'layers')(x_BTI, resets, initial, carry[0])
     B, T, _ = h_BTD.shape
 

@@ -125,8 +125,8 @@ def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: in
     stop = min(start + block, T)
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     q, k = slice(start, stop), slice(first, stop)
-    block_mask = mask.block(q, k)
-    outputs.append(_attend(q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k], block_mask))
+    blocks = q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k]
+    outputs.append(_attend(*blocks, mask.block(q, k)))
   return _token_major(jnp.concatenate(outputs, axis=3))
 
 

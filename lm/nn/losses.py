@@ -15,9 +15,9 @@ from lm.parallel.collectives import apply_with_gathered, is_gathered_for, shard_
 from lm.parallel.mesh import current_mesh, num_shards, platform
 from lm.types import Array, EmbeddingTable, OutputHead
 
-# The default number of logits per chunk and device. Large chunks, 512 MiB of float32, because each
-# chunk reads and updates the gradient of the output head. On CPUs the size of their caches, because
-# logits are read several times.
+# Logits per chunk and device by default. Chunks are large, 512 MiB of float32, because each reads
+# and updates the gradient of the output head. On CPUs they fit the caches, because logits are read
+# several times.
 LOGITS_BUDGET = 1 << 27
 CPU_LOGITS_BUDGET = 1 << 22
 

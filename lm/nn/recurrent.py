@@ -74,8 +74,8 @@ Carry = tuple[Array, ...]
 class Cell(NamedTuple):
   """One step of a recurrence: `step(sums_BGD, carry) -> carry`.
 
-  With `separate` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the matmuls of the
-  input and of the state are not added up, and the second one has a bias of its own.
+  With `separate` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the step receives
+  the matmuls of the input and of the state separately, and the second one has its own bias.
   """
 
   gates: int
