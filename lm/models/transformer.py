@@ -363,8 +363,8 @@ class Decoder(Transformer):
     batch, mask, cached = _decoder_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
-    x = x.reshape(*rows, -1)
-    return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
+    new_cache = cache and {**cached, 'layers': caches}
+    return Output(x.reshape(*rows, -1), self.output_head(table), {}, new_cache)
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -491,8 +491,7 @@ def _decoder_mask(batch: Batch, cache: Any) -> tuple[Batch, Mask, dict[str, Arra
 
 def bidirectional_mask(positions: Array, segments: Array, packed: bool) -> Mask:
   """Returns the mask of tokens that attend to all tokens of their segment."""
-  mask = Mask(positions, positions, segments, segments, causal=False, ordered=True)
-  return mask.replace(packed=packed)
+  return Mask(positions, positions, segments, segments, causal=False, ordered=True, packed=packed)
 
 
 def _name(fn: Callable) -> str:

@@ -184,10 +184,8 @@ def _rows(unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gr
     added = jax.tree.map(jnp.add, (sums, d_unembed), (more, d_u))
     return added, (d_hidden, d_weights)
 
-  zero = (jnp.zeros(()),) * 3
-  d_unembed = None
-  if gradient:
-    d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), unembed)
+  zero, head = (jnp.zeros(()),) * 3, unembed if gradient else None
+  d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head)
   if size == T:
     (sums, d_unembed), d_rows = body((zero, d_unembed), rows)
   else:
@@ -208,8 +206,7 @@ def _total_fwd(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
 
 def _total_bwd(penalties, chunk, gradients, cotangents):
   scale, _ = cotangents  # the parts' gradients are stopped
-  scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
-  d_hidden, d_unembed, d_weights = scaled
+  d_hidden, d_unembed, d_weights = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
   return d_hidden, d_unembed, None, d_weights
 
 
