@@ -1,4 +1,6 @@
-"""Exceptions that end a run without a fault of the code."""
+"""Exceptions that end a run without a fault of the code, and checks that raise them."""
+
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -14,6 +16,20 @@ class Preempted(Exception):
 
 class PeerLost(Exception):
   """Another process of the run died, or did not start. Programs exit with code 134."""
+
+
+def check_range(name: str, value: float, low: float, high: float = float('inf')) -> None:
+  """Raises UserError unless `value` is from `low` to `high`; `name` is its key or flag."""
+  if not low <= value <= high:
+    limits = f'{low} or more' if high == float('inf') else f'between {low} and {high}'
+    raise UserError(f'{name}={value} is not {limits}')
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+  """Raises UserError unless `value` is one of `known`; `name` is its key or argument."""
+  if value not in known:
+    choices = ', '.join(map(repr, known))
+    raise UserError(f'{name}={value!r}{did_you_mean(value, known)} must be one of {choices}')
 
 
 def first_line(error: Exception) -> str:

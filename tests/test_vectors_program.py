@@ -198,7 +198,7 @@ def test_unknown_words_are_one_line(workdir, arguments, message, tmp_path):
   ('content', 'form', 'message'),
   [
     (b'2 2\na 1 2\nb 1', 'word2vec', 'truncated'),
-    (b'2 2\na 1 2\nb 1 nan\n', 'word2vec', "line 3: number 2 of 'b' is nan"),
+    (b'2 2\na 1 2\nb 1 nan\n', 'word2vec', "line 3: value 2 of 'b' is nan"),
     (b'a 1 2\nb 1 2\n', 'word2vec', "line 1: 'a 1 2\\n' is no header"),
     (b'2 2\na 1 2\nb 1 2\n', 'glove', 'line 1: a header, which files of GloVe lack'),
     (b'a 1 2\n\xff 1 2\n', 'glove', 'line 2: '),

@@ -18,6 +18,18 @@ from ml_collections import ConfigDict
 from lm.errors import UserError, did_you_mean
 
 
+def import_extra(module: str, extra: str, need: str) -> Any:
+  """Returns the module of an optional dependency.
+
+  Raises:
+    UserError: it is not installed; the message begins with `need`, its use.
+  """
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as e:
+    raise UserError(f'{need}: pip install -e ".[{extra}]"') from e
+
+
 def resolve(path: str, key: str) -> Callable:
   """Returns the function or class of an import path, with its literal arguments bound.
 
