@@ -27,9 +27,9 @@ def elman_step(params, h_H, x_X):
   weight_HI, bias_H = params
   of_state, of_input = (part.T[:, None] for part in jnp.split(weight_HI, [H], axis=1))
   weights = recurrent.Weights(of_input, bias_H[None], of_state)
-  going_on = recurrent.Flow(*jnp.zeros((2, 1, 1), bool))
-  cell, x_TBK = recurrent.elman(jax.nn.sigmoid), weights.from_input(x_X[None, None])
-  _, (after_BH,) = recurrent.read(cell, x_TBK, weights, going_on, (h_H[None],))
+  no_resets = recurrent.ResetMask(*jnp.zeros((2, 1, 1), bool))
+  cell, x_TBX = recurrent.elman(jax.nn.sigmoid), x_X[None, None]
+  _, (after_BH,) = recurrent.run_layer(cell, x_TBX, weights, no_resets, (h_H[None],))
   return after_BH[0]
 
 

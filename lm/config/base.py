@@ -199,22 +199,30 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
 def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   """Returns the model section of the encoder-decoder of Vaswani et al. 2017, with pre-norm."""
   model = gpt2(depth, d_model, heads, context)
-  model.fn = 'lm.models.transformer:EncoderDecoder'
-  model.position = 'lm.nn.position:sinusoidal'
+  model.update(
+    {
+      'fn': 'lm.models.transformer:EncoderDecoder',
+      'position': 'lm.nn.position:sinusoidal',
+      'encoder_depth': placeholder(int),  # None for that of the decoder
+      'cross_attention': 'lm.nn.layers:Attention',
+      'share_embeddings': True,  # one embedding table of source and target
+    }
+  )
   # Without this scale, the sinusoids would be much larger than the embeddings.
   model.embed_scale = model.get_oneway_ref('d_model').to_float() ** 0.5
-  model.encoder_depth = placeholder(int)  # None for that of the decoder
-  model.cross_attention = 'lm.nn.layers:Attention'
-  model.share_embeddings = True  # one embedding table of source and target
   return model
 
 
 def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   """Returns the model section of an encoder with a classification head on the pooled states."""
   model = gpt2(depth, d_model, heads, context)
-  model.fn = 'lm.models.transformer:Encoder'
-  model.num_classes = placeholder(int)  # None for that of data.labels
-  model.pooling = 'lm.nn.pooling:mean'
+  model.update(
+    {
+      'fn': 'lm.models.transformer:Encoder',
+      'num_classes': placeholder(int),  # None for that of data.labels
+      'pooling': 'lm.nn.pooling:mean',
+    }
+  )
   return model
 
 
@@ -226,13 +234,17 @@ def llama(
   An override of `heads` or `d_model` does not change `kv_heads` and `d_mlp`.
   """
   model = gpt2(depth, d_model, heads, context)
-  model.kv_heads = kv_heads
-  model.d_mlp = d_mlp
-  model.position = 'lm.nn.position:rope'
-  model.norm = 'lm.nn.layers:RMSNorm'
-  model.mlp = 'lm.nn.layers:GatedMlp'
-  model.bias = False
-  model.tie_embeddings = False
+  model.update(
+    {
+      'kv_heads': kv_heads,
+      'd_mlp': d_mlp,
+      'position': 'lm.nn.position:rope',
+      'norm': 'lm.nn.layers:RMSNorm',
+      'mlp': 'lm.nn.layers:GatedMlp',
+      'bias': False,
+      'tie_embeddings': False,
+    }
+  )
   return model
 
 
@@ -241,31 +253,36 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
   Its functions stay the same; sizes, steps and the source change.
   """
-  config.steps = 100
-  config.batch_size = 8
-  config.data.source = 'lm.data.sources:python_docs'
-  config.data.seq_len = 32
+  config.update(
+    {
+      'steps': 100,
+      'batch_size': 8,
+      'data': {'source': 'lm.data.sources:python_docs', 'seq_len': 32},
+      'optim': {'warmup_steps': 10},
+      'eval': {'every': 50},
+      'checkpoint': {'every': 50},
+      'log': {'sample_tokens': 20},
+    }
+  )
   if 'vocab_size' in config.data.tokenizer:
     config.data.tokenizer.vocab_size = 512
   _shrink(config.model)
-  config.optim.warmup_steps = 10
-  config.eval.every = 50
-  config.checkpoint.every = 50
-  config.log.sample_tokens = 20
   return config
 
 
 def _shrink(model: ConfigDict) -> None:
   """Sets small sizes in a model section and its subsections, for the keys that they have."""
   groups = 'kv_heads' in model and model.kv_heads != model.heads
+  layers = model.get('attention_layer')
   small = {
     'context': 32,
     'd_model': 32,
     'd_hidden': 32,
     'heads': 4,
-    'depth': 2 * layer_pattern_length(model),
+    'depth': 2 * len(layers) if isinstance(layers, tuple) else 2,
+    'kv_heads': 2 if groups else 4,
+    'head_dim': 8,
   }
-  small |= {'kv_heads': 2 if groups else 4, 'head_dim': 8}
   for key, size in small.items():
     if key in model and model[key] != size:  # an equal value may be a reference, which stays
       model[key] = size
@@ -276,18 +293,10 @@ def _shrink(model: ConfigDict) -> None:
       _shrink(section)
 
 
-def layer_pattern_length(model: ConfigDict) -> int:
-  """Returns the count of layers of the repeating pattern."""
-  return len(model.attention_layer) if isinstance(model.get('attention_layer'), tuple) else 1
-
-
 def sizes(model: ConfigDict) -> str:
   """Returns the sizes of a model and its subsections in one line, defaults included."""
-  shown = []
-  for key in ('depth', *_SIZES, 'encoder_depth'):
-    if model.get(key) is not None:
-      shown.append(f'{key}={model[key]}')
-  line = ' '.join(shown)
+  keys = ('depth', *_SIZES, 'encoder_depth')
+  line = ' '.join(f'{key}={model[key]}' for key in keys if model.get(key) is not None)
   if 'kv_heads' in model and model.kv_heads != model.heads:
     line += f' (query heads share {model.kv_heads} key/value heads)'
   for name, section in model.items():

@@ -39,45 +39,29 @@ def recurrent_encoder_decoder(
       whose initial state is the encoder's last one.
   """
   model = recurrent(d_model, d_hidden, depth, context)
-  model.fn = 'lm.models.recurrent:EncoderDecoder'
-  model.encoder = _bidirectional(d_hidden, depth)
-  # Their defaults are the decoder's.
-  model.encoder.d_hidden = model.get_oneway_ref('d_hidden')
-  model.encoder.depth = model.get_oneway_ref('depth')
-  model.attention_score = placeholder(str)
+  model.update(
+    {
+      'fn': 'lm.models.recurrent:EncoderDecoder',
+      'encoder': {
+        'fn': 'lm.models.recurrent:Bidirectional',
+        'cell': 'lm.nn.recurrent:lstm',
+        # The sizes of the decoder, unless they are set.
+        'd_hidden': model.get_oneway_ref('d_hidden'),
+        'depth': model.get_oneway_ref('depth'),
+        'scan_unroll': 1,
+      },
+      'attention_score': placeholder(str),
+      'input_feeding': True,
+      'summary': 'lm.nn.pooling:bidirectional_final_states',  # gives the decoder's initial state
+      'share_embeddings': True,  # one embedding table of source and target
+    }
+  )
   if score is not None:
     model.attention_score = f'lm.nn.recurrent:{score}'
-  model.input_feeding = True
-  model.summary = 'lm.nn.pooling:bidirectional_final_states'  # gives the decoder's initial state
-  model.share_embeddings = True  # one embedding table of source and target
-  return model
-
-
-def recurrent_encoder(d_model: int, d_hidden: int, depth: int, context: int) -> ConfigDict:
-  """Returns the model section of a bidirectional LSTM with a classification head."""
-  model = recurrent(d_model, d_hidden, depth, context)
-  for key in ('cell', 'd_hidden', 'depth', 'scan_unroll'):
-    del model[key]
-  model.fn = 'lm.models.recurrent:Encoder'
-  model.encoder = _bidirectional(d_hidden, depth)
-  model.num_classes = placeholder(int)  # None for that of data.labels
-  model.pooling = 'lm.nn.pooling:bidirectional_final_states'
   return model
 
 
 def convolutional(d_hidden: int, depth: int, width: int) -> ConfigDict:
-  """Returns the section of a convolutional encoder, for `encoder` of the models above."""
+  """Returns the section of a convolutional encoder, for `model.encoder`."""
   fn = 'lm.models.convolutional:Convolutional'
   return ConfigDict({'fn': fn, 'd_hidden': d_hidden, 'depth': depth, 'width': width})
-
-
-def _bidirectional(d_hidden: int, depth: int) -> ConfigDict:
-  return ConfigDict(
-    {
-      'fn': 'lm.models.recurrent:Bidirectional',
-      'cell': 'lm.nn.recurrent:lstm',
-      'd_hidden': d_hidden,
-      'depth': depth,
-      'scan_unroll': 1,
-    }
-  )

@@ -19,42 +19,31 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
     language: of the targets; it selects the tokenizer of BLEU.
     split: the split to evaluate during training.
   """
-  config.data.task = 'lm.tasks.text:text_to_text'
-  config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
   bleu, ter = (f'lm.metrics.translation:{name}(language="{language}")' for name in ('bleu', 'ter'))
   scores = (bleu, 'lm.metrics.translation:chrf', ter)
-  config.eval.sets.validation = _evaluation(split, scores)
+  validation = evaluation(split, metrics=('lm.metrics.tokens:targets',), scores=scores)
   config.decode.max_length_ratio = 2.0
-  config.checkpoint.monitor = 'eval/validation/bleu'
-  config.log.sample_prompts = ()
-  return config
+  return _with_task(config, 'text:text_to_text', 'seq2seq:encoder_decoder', validation, 'bleu')
 
 
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
   """An encoder with pooling predicts the `label` of a `text`; accuracy selects the best."""
-  config.data.task = 'lm.tasks.text:classification'
-  config.data.converter = 'lm.tasks.classification:classifier'
   config.data.labels = tuple(labels)
-  config.eval.sets.validation = _predicted(split, 'lm.metrics.labels:classification')
-  config.checkpoint.monitor = 'eval/validation/accuracy'
-  config.log.sample_prompts = ()
-  return config
+  validation = _predicted(split, 'lm.metrics.labels:classification')
+  converter = 'classification:classifier'
+  return _with_task(config, 'text:classification', converter, validation, 'accuracy')
 
 
 def regression(config: ConfigDict, split: str) -> ConfigDict:
   """An encoder with pooling predicts the `value` of a `text`; the error selects the best."""
-  config.data.task = 'lm.tasks.text:regression'
-  config.data.converter = 'lm.tasks.classification:regressor'
   config.model.num_classes = 1
   config.objective = ConfigDict({'fn': 'lm.objectives.supervised:squared_error'})
-  config.eval.sets.validation = evaluation(
+  validation = evaluation(
     split,
     metrics=('lm.metrics.tokens:squared_error',),
     scores=('lm.metrics.labels:regression',),
   )
-  config.checkpoint.monitor = 'eval/validation/mse'
-  config.log.sample_prompts = ()
-  return config
+  return _with_task(config, 'text:regression', 'classification:regressor', validation, 'mse')
 
 
 def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -> ConfigDict:
@@ -66,14 +55,10 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
     split: the split to evaluate during training.
     score: 'lm.metrics.spans:entities' for entity tags, or another corpus metric with 'f1'.
   """
-  config.data.task = 'lm.tasks.text:tagging'
-  config.data.converter = 'lm.tasks.classification:tagger'
   config.data.labels = tuple(labels)
   config.model.pooling = placeholder(str)  # a head on each token
-  config.eval.sets.validation = _predicted(split, score)
-  config.checkpoint.monitor = 'eval/validation/f1'
-  config.log.sample_prompts = ()
-  return config
+  validation = _predicted(split, score)
+  return _with_task(config, 'text:tagging', 'classification:tagger', validation, 'f1')
 
 
 def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
@@ -84,21 +69,29 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
     split: the split to evaluate during training.
     score: 'lm.metrics.answers:squad', or the metric of another language.
   """
-  config.data.task = 'lm.tasks.extractive_qa:extraction'
-  config.data.converter = 'lm.tasks.extractive_qa:converter'
   config.model.pooling = placeholder(str)  # a head on each token
   config.model.num_classes = 2  # the first and the last token
   config.objective = ConfigDict({'fn': 'lm.tasks.extractive_qa:objective'})
-  config.eval.sets.validation = evaluation(
-    split, metrics=('lm.tasks.extractive_qa:metric',), scores=(score,)
-  )
-  config.checkpoint.monitor = 'eval/validation/f1'
+  metrics = ('lm.tasks.extractive_qa:metric',)
+  validation = evaluation(split, metrics=metrics, scores=(score,))
+  task, converter = 'extractive_qa:extraction', 'extractive_qa:converter'
+  return _with_task(config, task, converter, validation, 'f1')
+
+
+def _with_task(
+  config: ConfigDict, task: str, converter: str, validation: ConfigDict, monitor: str
+) -> ConfigDict:
+  """Returns the config with a task and a converter of lm.tasks, and the metric of checkpoints."""
+  config.data.task = f'lm.tasks.{task}'
+  config.data.converter = f'lm.tasks.{converter}'
+  config.eval.sets.validation = validation
+  config.checkpoint.monitor = f'eval/validation/{monitor}'
   config.log.sample_prompts = ()
   return config
 
 
 def test_set(config: ConfigDict, split: str) -> ConfigDict:
-  """Adds a set 'test' with the metrics of the set 'validation', which selects nothing."""
+  """Adds a set 'test' with the metrics of the set 'validation', which selects no checkpoint."""
   of_test = config.eval.sets.validation.to_dict() | {'split': split}
   config.eval.sets = ConfigDict({**config.eval.sets, 'test': of_test})
   return config
@@ -115,10 +108,6 @@ def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
   for section in config.eval.sets.values():
     section.split, section.limit = 'validation', 8
   return config
-
-
-def _evaluation(split: str, scores: tuple[str, ...]) -> ConfigDict:
-  return evaluation(split, metrics=('lm.metrics.tokens:targets',), scores=scores)
 
 
 def _predicted(split: str, score: str) -> ConfigDict:

@@ -1,5 +1,6 @@
 """Validates the structure and the values of a config before anything is built."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -24,9 +25,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'data.tokenizer.min_count': (0, 2**32 - 1),
   'data.tokenizer.vocab_size': (1, 2**32 - 1),
   'model.depth': (1, math.inf),
+  'model.encoder_depth': (1, math.inf),
   'model.d_model': (1, math.inf),
   'model.heads': (1, math.inf),
   'model.kv_heads': (1, math.inf),
+  'model.head_dim': (1, math.inf),
+  'model.d_mlp': (1, math.inf),
   'model.vocab_multiple': (1, math.inf),
   'model.scan_unroll': (1, math.inf),
   'model.d_hidden': (1, math.inf),
@@ -83,11 +87,11 @@ _REPLACEABLE: dict[str, tuple[str, ...]] = {
 
 
 def check_structure(config: Any, name: str) -> None:
-  """Raises UserError if a config lacks a key that every run reads, or has another type there.
+  """Raises UserError if a config lacks a key that every run reads, or has a value of another type.
 
   Args:
     config: as an experiment file returns it.
-    name: of the file, for errors.
+    name: name of the file, for errors.
   """
   _check_structure(config, base(), '', name)
   for key, section in config.eval.sets.items():
@@ -151,9 +155,9 @@ def validate_config(config: ConfigDict) -> None:
 
 
 def _get(config: ConfigDict, key: str) -> Any:
-  node: Any = config
-  for part in key.split('.'):
-    if not isinstance(node, ConfigDict) or part not in node:
-      return None
-    node = node[part]
-  return node
+  """Returns the value of a dotted key, or None where a section lacks it."""
+
+  def child(node: Any, part: str) -> Any:
+    return node.get(part) if isinstance(node, ConfigDict) else None
+
+  return functools.reduce(child, key.split('.'), config)

@@ -48,7 +48,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
   Args:
     config: has `batch_size` and `data.seq_len`.
     objective: skip_gram or cbow, of lm.objectives.word2vec.
-    rate: per word, as in other implementations.
+    rate: the learning rate of a word, as in other implementations.
   """
   config.objective = ConfigDict(
     {
@@ -84,17 +84,21 @@ def hierarchical(config: ConfigDict) -> ConfigDict:
 
 def small_words(config: ConfigDict) -> ConfigDict:
   """Returns a config of word vectors reduced to run in seconds on the embedded text."""
-  config.data.source = 'lm.data.sources:python_docs'
-  config.data.prepare = ("lm.data.preprocess:segment_words(case='lower')",)
-  config.data.tokenizer.min_count = 20
-  config.model.d_model = 16
-  config.steps = 200
-  config.steps_per_call = 50
-  config.eval.every = config.checkpoint.every = 100
-  config.eval.vector_metrics = (PYTHON_WORDS,)
-  config.checkpoint.monitor = 'eval/vectors/groups/accuracy'
-  config.log.every = 10
-  config.log.sample_prompts = ('class',)
+  config.update(
+    {
+      'data': {
+        'source': 'lm.data.sources:python_docs',
+        'prepare': ("lm.data.preprocess:segment_words(case='lower')",),
+        'tokenizer': {'min_count': 20},
+      },
+      'model': {'d_model': 16},
+      'steps': 200,
+      'steps_per_call': 50,
+      'eval': {'every': 100, 'vector_metrics': (PYTHON_WORDS,)},
+      'checkpoint': {'every': 100, 'monitor': 'eval/vectors/groups/accuracy'},
+      'log': {'every': 10, 'sample_prompts': ('class',)},
+    }
+  )
   return config
 
 
@@ -113,8 +117,8 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
 
   Args:
     config: as returned by `words`.
-    rate: per pair, as in the authors' program.
-    window: words on either side that are counted.
+    rate: the learning rate of a pair, as in the authors' program.
+    window: the number of words on either side that are counted.
     x_max: pairs with at least this count have weight 1.
   """
   config.data.pair_counter = f'lm.data.cooccurrence:count_cooccurrences(window={window})'

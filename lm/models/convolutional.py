@@ -1,4 +1,4 @@
-"""An encoder of convolutions, which reads all tokens in parallel (Gehring et al. 2017)."""
+"""A convolutional encoder, which reads all tokens in parallel (Gehring et al. 2017)."""
 
 import math
 
@@ -16,8 +16,8 @@ from lm.types import Array
 class Convolutional(nn.Module):
   """Gated convolutions with residuals: `(x_BSI, segments, positions) -> (B, S, d_hidden)`.
 
-  Each layer is (x + (A * sigmoid(G))) sqrt(1/2), A and G linear maps of a token's `width` neighbors
-  within its segment; positions are sinusoidal.
+  A layer is (x + (A * sigmoid(G))) sqrt(1/2). A and G are linear maps of the `width` tokens around
+  a token, without those of other segments. Positions are sinusoidal.
   """
 
   d_hidden: int
@@ -29,14 +29,16 @@ class Convolutional(nn.Module):
   @nn.compact
   def __call__(self, x_BSI: Array, segments_BS: Array, positions_BS: Array) -> Array:
     if self.width % 2 == 0:
-      raise UserError(f'model.encoder.width={self.width}: an odd number of tokens has a middle')
+      raise UserError(f'model.encoder.width={self.width} is even: a window needs a middle token')
+    if self.d_hidden % 2:
+      raise UserError(f'model.encoder.d_hidden={self.d_hidden} is odd: sinusoids need an even size')
     D, near = self.d_hidden, self.width // 2
     x = self._linear('in', x_BSI.shape[-1], D)(x_BSI)
     x += sines(positions_BS, D).astype(x.dtype)
     for i in range(self.depth):
       h = dropout(self, x, self.dropout)
-      neighbours = [_shifted(h, segments_BS, offset) for offset in range(-near, near + 1)]
-      both = self._linear(f'layer_{i}', self.width * D, 2 * D)(jnp.concatenate(neighbours, -1))
+      neighbors = [_shifted(h, segments_BS, offset) for offset in range(-near, near + 1)]
+      both = self._linear(f'layer_{i}', self.width * D, 2 * D)(jnp.concatenate(neighbors, -1))
       a, gate = jnp.split(both, 2, axis=-1)
       x = hook_point(self, f'states_{i}', (x + a * jax.nn.sigmoid(gate)) * math.sqrt(0.5))
     return with_logical_constraint(x, 'batch', 'length', 'activation_embed')
@@ -53,10 +55,9 @@ class Convolutional(nn.Module):
 
 
 def _shifted(x_BSD: Array, segments_BS: Array, offset: int) -> Array:
-  """Returns for each token the one `offset` further on, zeros where that is of another segment."""
-  moved = jnp.roll(segments_BS, -offset, axis=1)
-  S = segments_BS.shape[1]
-  place = jnp.arange(S) + offset
-  inside = (place >= 0) & (place < S)
-  same_BS = (moved == segments_BS) & inside[None]
+  """Returns x shifted by `offset` tokens, with zeros across the ends of segments and of the row."""
+  shifted_BS, S = jnp.roll(segments_BS, -offset, axis=1), segments_BS.shape[1]
+  index_S = jnp.arange(S) + offset
+  inside_S = (index_S >= 0) & (index_S < S)
+  same_BS = (shifted_BS == segments_BS) & inside_S[None]
   return jnp.where(same_BS[:, :, None], jnp.roll(x_BSD, -offset, axis=1), 0)

@@ -1,4 +1,4 @@
-"""The Transformer: one stack of blocks, and the decoder, encoder and encoder-decoder made of it.
+"""The Transformer: a stack of blocks, and the decoder, encoder and encoder-decoder built from it.
 
 GPT-2 is a `Decoder` with `learned` positions, `LayerNorm`, `Mlp`, tied embeddings and biases. Llama
 has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, and neither tied embeddings nor biases.
@@ -7,7 +7,7 @@ BERT is an `Encoder` with `post_norm`. The first Transformer (Vaswani et al. 201
 
 Layers repeat in groups: `attention_layer` is one layer function or a tuple of them, and `depth` is
 a multiple of its length (Gemma 3: five layers with a window and one without). Parameters of the
-groups are stacked on axis 0 and scanned. With a KV cache the groups are unrolled instead, since a
+groups are stacked on axis 0 and scanned. With a KV cache the groups are unrolled instead, because a
 loop would copy the cache of every group in and out at every token.
 """
 
@@ -62,7 +62,7 @@ class Block(nn.Module):
     caches: dict[str, Any] = {}
 
     def cache_of(name: str) -> Any:
-      # Cross-attention has no cache before an encoder output was read.
+      # Cross-attention has no cache before the source was encoded.
       return None if cache is None else cache.get(name, ())
 
     def attend(h: Array) -> Array:
@@ -73,8 +73,8 @@ class Block(nn.Module):
     def attend_across(h: Array) -> Array:
       assert self.cross_attention is not None
       layer, given = self.cross_attention(name='cross_attention'), cache_of('cross_attention')
-      found = layer(h, given if encoder_output is None else encoder_output, encoder_mask, given)
-      y, caches['cross_attention'] = _checked(found, given, 'cross_attention')
+      result = layer(h, given if encoder_output is None else encoder_output, encoder_mask, given)
+      y, caches['cross_attention'] = _checked(result, given, 'cross_attention')
       return dropout(self, y, self.dropout)
 
     def feed_forward(h: Array) -> Array:
@@ -87,24 +87,24 @@ class Block(nn.Module):
     return hook_point(self, 'residual', x), (None if cache is None else caches)
 
 
-def _checked(found: Any, given: Any, field: str) -> tuple[Array, Any]:
+def _checked(result: Any, given: Any, field: str) -> tuple[Array, Any]:
   """Returns the result of an attention layer.
 
   Raises:
-    UserError: it is not a pair, or lacks the cache that the layer was given.
+    UserError: the result is not a pair, or lacks a cache although the layer was given one.
   """
-  if not isinstance(found, tuple) or len(found) != 2:
-    raise UserError(f'{field}: the layer returns {type(found).__name__}, not a pair (y, cache)')
-  if given is not None and found[1] is None:
+  if not isinstance(result, tuple) or len(result) != 2:
+    raise UserError(f'{field}: the layer returns {type(result).__name__}, not a pair (y, cache)')
+  if given is not None and result[1] is None:
     raise UserError(
       f'{field}: the layer was given a cache and returns None in its place; it returns (y, cache) '
       'with the cache from Attention.attend'
     )
-  return found
+  return result
 
 
 class LayerGroup(nn.Module):
-  """The layers that repeat, each with its own attention; `caches` has one per layer, or is None."""
+  """The layers that repeat, each with its own attention; `caches` has one per layer or is None."""
 
   blocks: tuple[Callable[..., nn.Module], ...]
 
@@ -121,7 +121,7 @@ class LayerGroup(nn.Module):
 
 
 class Scope(nn.Module):
-  """A subtree of parameters, in which a function of the enclosing model runs."""
+  """A subtree of parameters, in which a method of the enclosing model runs."""
 
   run: Callable[..., Any]
 
@@ -162,6 +162,28 @@ class Transformer(nn.Module):
   continues_prompts = True  # whether the model can continue a text without a source
   reads_on = False  # whether the model can read rows longer than `context`
 
+  def __post_init__(self) -> None:
+    """Checks the sizes.
+
+    Raises:
+      UserError: two sizes do not fit together, or a size that must be even is odd.
+    """
+    super().__post_init__()
+    group, position = len(self._attention_layers()), self.position()
+    if self.heads % self.kv_heads:
+      raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
+    for name in ('depth', 'encoder_depth'):
+      depth = getattr(self, name, None)
+      if depth and depth % group:
+        raise UserError(f'model.{name}={depth} is not a multiple of the {group} layers that repeat')
+      if depth and depth // group % self.scan_unroll:
+        raise UserError(
+          f'model.scan_unroll={self.scan_unroll} does not divide {depth // group} groups'
+        )
+    if position.even and getattr(self, position.even) % 2:
+      size, name = getattr(self, position.even), _name(self.position)
+      raise UserError(f'model.{position.even}={size} is odd: {name} needs an even size')
+
   @nn.nowrap
   def stack(
     self, name: str, depth: int, cross_attention: Callable[..., nn.Module] | None = None
@@ -169,45 +191,42 @@ class Transformer(nn.Module):
     """Returns `(x, mask, encoder_output, encoder_mask, caches) -> (hidden states, caches)`.
 
     Args:
-      name: of the subtree of parameters.
+      name: name of the subtree of parameters.
       depth: number of layers.
-      cross_attention: layer that attends to the encoder output (B, S, D), if there is one.
+      cross_attention: layer that attends to the encoder output (B, S, D), or None.
     """
-    return Scope(functools.partial(self._stack, depth, cross_attention), name=name)
-
-  @nn.nowrap
-  def _stack(
-    self,
-    depth: int,
-    cross_attention: Callable[..., nn.Module] | None,
-    scope: nn.Module,
-    x: Array,
-    mask: Mask,
-    encoder_output: Array | None = None,
-    encoder_mask: Mask | None = None,
-    caches: Any = None,
-  ) -> tuple[Array, Any]:
-    self._check(depth)
     position = self.position()
-    if position.embed is not None:
-      x += position.embed(scope, mask.q_positions, self.d_model, self.context)
-    if position.bias is not None:
-      mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
-    x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
-    x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
     blocks = self._blocks(position, depth, cross_attention)
-    args = (mask, encoder_output, encoder_mask)
-    if caches is None:
-      x, _ = self._scanned(blocks, depth)(x, *args, None)
-    else:
-      group, new_caches = LayerGroup(blocks, parent=None), []
-      for params, cache in zip(_unstack(scope.variables['params']['layers']), caches, strict=True):
-        x, cache = group.apply({'params': params}, x, *args, cache)
-        new_caches.append(cache)
-      caches = tuple(new_caches)
-    if self.final_norm:
-      x = self.norm(bias=self.bias, name='final_norm')(x)
-    return hook_point(scope, 'hidden', x), caches
+
+    def run(
+      scope: nn.Module,
+      x: Array,
+      mask: Mask,
+      encoder_output: Array | None = None,
+      encoder_mask: Mask | None = None,
+      caches: Any = None,
+    ) -> tuple[Array, Any]:
+      if position.embed is not None:
+        x += position.embed(scope, mask.q_positions, self.d_model, self.context)
+      if position.bias is not None:
+        mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
+      x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
+      x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
+      args = (mask, encoder_output, encoder_mask)
+      if caches is None:
+        x, _ = self._scanned(blocks, depth)(x, *args, None)
+      else:
+        group, new_caches = LayerGroup(blocks, parent=None), []
+        groups = _unstack(scope.variables['params']['layers'])
+        for params, cache in zip(groups, caches, strict=True):
+          x, cache = group.apply({'params': params}, x, *args, cache)
+          new_caches.append(cache)
+        caches = tuple(new_caches)
+      if self.final_norm:
+        x = self.norm(bias=self.bias, name='final_norm')(x)
+      return hook_point(scope, 'hidden', x), caches
+
+    return Scope(run, name=name)
 
   @nn.nowrap
   def _scanned(self, blocks: tuple[Callable[..., nn.Module], ...], depth: int) -> nn.Module:
@@ -235,17 +254,22 @@ class Transformer(nn.Module):
     self, position: Position, depth: int, cross_attention: Callable[..., nn.Module] | None
   ) -> tuple[Callable[..., nn.Module], ...]:
     """Returns the blocks of a layer group, each without its name."""
-    sublayers = 2 if cross_attention is None else 3
+    sublayers = depth * (2 if cross_attention is None else 3)
     common = {
       'bias': self.bias,
       'dtype': jnp.dtype(self.dtype),
       'kernel_init': nn.initializers.normal(self.init_std),
       # Each sublayer adds to the residual stream (Radford et al. 2019, 2.3).
-      'out_init': nn.initializers.normal(self.init_std / math.sqrt(sublayers * depth)),
+      'out_init': nn.initializers.normal(self.init_std / math.sqrt(sublayers)),
     }
-    sizes = {'heads': self.heads, 'kv_heads': self.kv_heads, 'head_dim': self.head_dim}
-    attending = {**sizes, 'attention_fn': self.attention_fn, **common}
-    # Positions of the encoder and of x are not on one line: cross-attention rotates nothing.
+    attending = {
+      'heads': self.heads,
+      'kv_heads': self.kv_heads,
+      'head_dim': self.head_dim,
+      'attention_fn': self.attention_fn,
+      **common,
+    }
+    # Positions of the source and of x are not comparable: cross-attention rotates nothing.
     across = cross_attention and _partial('cross_attention', cross_attention, attending)
     mlp = _partial('mlp', self.mlp, {'d_mlp': self.d_mlp, **common})
     norm = _partial('norm', self.norm, {'bias': self.bias})
@@ -267,22 +291,12 @@ class Transformer(nn.Module):
     layers = self.attention_layer
     return layers if isinstance(layers, tuple) else (layers,)
 
-  @nn.nowrap
-  def _check(self, depth: int) -> None:
-    group = len(self._attention_layers())
-    if depth % group:
-      raise UserError(f'depth={depth} is not a multiple of the {group} layers that repeat')
-    if self.heads % self.kv_heads:
-      raise UserError(f'heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
-    if depth // group % self.scan_unroll:
-      raise UserError(f'scan_unroll={self.scan_unroll} does not divide {depth // group} groups')
-
   def table(self, name: str, batch: Array | None = None) -> EmbeddingTable:
     """Returns an embedding table of the vocabulary, whose vectors (V, D) are a parameter.
 
     Args:
-      name: of the parameter.
-      batch: tokens (B, T) whose hidden states become logits by the table, where it is tied.
+      name: name of the parameter.
+      batch: tokens (B, T), whose hidden states become logits by the table if it is tied.
     """
     size = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
     init = nn.initializers.normal(self.init_std)
@@ -302,6 +316,16 @@ class Transformer(nn.Module):
     """Returns the map from hidden states to logits over the vocabulary."""
     table = table if self.tie_embeddings else self.table('unembedding')
     return OutputHead(table, vocab_size=self.vocab_size, soft_cap=self.logit_soft_cap)
+
+  @nn.nowrap
+  def _flops(self, params: Params, context: int, stacks: tuple[str, ...], layers: int) -> int:
+    """Returns 6 N + 12 `layers` H K T for the parameters of some stacks and the embeddings."""
+    looked_up = [params[name].get('position') for name in stacks]
+    looked_up += [params.get('source_embedding')]
+    looked_up += [] if self.tie_embeddings else [params['embedding']]
+    multiplied = sum(x.size for x in jax.tree.leaves(params))
+    multiplied -= sum(x.size for x in looked_up if x is not None)
+    return 6 * multiplied + 12 * layers * self.heads * self.head_dim * context
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns an empty KV cache of `batch_size` rows, with buffers of `length` tokens a row."""
@@ -339,24 +363,21 @@ class Decoder(Transformer):
     batch, mask, cached = _decoder_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
-    x = x.reshape(*rows, -1)
-    return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
+    new_cache = cache and {**cached, 'layers': caches}
+    return Output(x.reshape(*rows, -1), self.output_head(table), {}, new_cache)
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B. N counts parameters that are multiplied, so
-    tables that are only looked up are left out. Attention counts in full, whether or not the kernel
-    skips the upper triangle.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. N counts the parameters of matmuls, without
+    tables that serve for lookup alone. Attention counts in full, whether or not the kernel skips
+    the upper triangle.
     """
-    looked_up = [params['decoder'].get('position')]
-    looked_up += [] if self.tie_embeddings else [params['embedding']]
-    layers = self.depth
-    return 6 * _multiplied(params, looked_up) + 12 * layers * self.heads * self.head_dim * context
+    return self._flops(params, context, ('decoder',), self.depth)
 
 
 class Encoder(Transformer):
-  """A bidirectional encoder with a head: `(batch) -> Output`.
+  """A bidirectional encoder with a head: `(batch) -> Output`. It has no use for a cache.
 
   The logits of the output are one row per token, (B, T, C), or, with `pooling`, one row for each of
   the P examples that a row of the batch holds, (B, P, C).
@@ -369,7 +390,6 @@ class Encoder(Transformer):
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    del cache  # an encoder never continues
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
     mask = bidirectional_mask(batch['positions'], batch['segments'], is_packed(batch))
     x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), mask)
@@ -378,9 +398,8 @@ class Encoder(Transformer):
     x = dropout(self, x, self.dropout)
     if self.num_classes is None:
       return Output(x, self.output_head(table), {})
-    return Output(
-      x, ClassifierHead(self.num_classes, self.d_model, self.init_std, name='head')(), {}
-    )
+    head = ClassifierHead(self.num_classes, self.d_model, self.init_std, name='head')()
+    return Output(x, head, {})
 
 
 class EncoderDecoder(Transformer):
@@ -407,7 +426,8 @@ class EncoderDecoder(Transformer):
       cached['source_segments'] = segments = batch['source_segments']
       source_mask = bidirectional_mask(batch['source_positions'], segments, is_packed(batch))
       source = self.embed(source_table, batch['source'])
-      encoder_output, _ = self.stack('encoder', self._encoder_depth())(source, source_mask)
+      encoder = self.stack('encoder', self.encoder_depth or self.depth)
+      encoder_output, _ = encoder(source, source_mask)
     elif cache is not None:
       cached['source_segments'] = cache['source_segments']
     encoder_mask = Mask(
@@ -427,18 +447,11 @@ class EncoderDecoder(Transformer):
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of full rows, of the source or the target.
 
-    It is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as in Decoder: a source and a
-    target token go through the parameters once, and a decoder layer attends to both texts.
+    This is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as in Decoder: a source token
+    and a target token pass the parameters once, and a decoder layer attends to both texts.
     """
-    looked_up = [params[name].get('position') for name in ('encoder', 'decoder')]
-    looked_up += [] if self.share_embeddings else [params['source_embedding']]
-    looked_up += [] if self.tie_embeddings else [params['embedding']]
-    layers = self._encoder_depth() + 2 * self.depth
-    attention = 12 * layers * self.heads * self.head_dim * context
-    return (6 * _multiplied(params, looked_up) + attention) / 2
-
-  def _encoder_depth(self) -> int:
-    return self.depth if self.encoder_depth is None else self.encoder_depth
+    layers = (self.encoder_depth or self.depth) + 2 * self.depth
+    return self._flops(params, context, ('encoder', 'decoder'), layers) / 2
 
 
 class ClassifierHead(nn.Module):
@@ -463,7 +476,7 @@ def is_packed(batch: Batch) -> bool:
 
 
 def _decoder_mask(batch: Batch, cache: Any) -> tuple[Batch, Mask, dict[str, Array]]:
-  """Returns the batch as the stack takes it, its causal mask, and the updated part of the cache.
+  """Returns the batch with beams unflattened, its causal mask, and the new part of the cache.
 
   Without a cache, tokens attend to the earlier ones of their segment.
   """
@@ -478,14 +491,11 @@ def _decoder_mask(batch: Batch, cache: Any) -> tuple[Batch, Mask, dict[str, Arra
 
 def bidirectional_mask(positions: Array, segments: Array, packed: bool) -> Mask:
   """Returns the mask of tokens that attend to all tokens of their segment."""
-  mask = Mask(positions, positions, segments, segments, causal=False, ordered=True)
-  return mask.replace(packed=packed)
+  return Mask(positions, positions, segments, segments, causal=False, ordered=True, packed=packed)
 
 
-def _multiplied(params: Params, looked_up: list[Any]) -> int:
-  """Returns the number of parameters outside of tables that are only looked up."""
-  tables = sum(x.size for x in looked_up if x is not None)
-  return sum(x.size for x in jax.tree.leaves(params)) - tables
+def _name(fn: Callable) -> str:
+  return getattr(getattr(fn, 'func', fn), '__qualname__', str(fn))
 
 
 def _partial(field: str, fn: Callable[..., nn.Module], kwargs: Mapping[str, Any]) -> Callable:
@@ -497,8 +507,7 @@ def _partial(field: str, fn: Callable[..., nn.Module], kwargs: Mapping[str, Any]
   try:
     inspect.signature(fn).bind_partial(**kwargs)
   except TypeError as e:
-    name = getattr(getattr(fn, 'func', fn), '__qualname__', fn)
-    raise UserError(f'{field}: {name} {e}; it takes {", ".join(kwargs)}') from e
+    raise UserError(f'{field}: {_name(fn)} {e}; it takes {", ".join(kwargs)}') from e
   return functools.partial(fn, **kwargs)
 
 

@@ -1,4 +1,8 @@
-"""Attention on TPUs by the kernel that comes with JAX (splash attention), split over a mesh."""
+"""Attention functions `(q_BTHK, k_BSGK, v_BSGK, mask) -> o_BTHK`, and the kernels that they call.
+
+`fused` chooses among them by platform: cuDNN's kernel on NVIDIA GPUs, the splash attention of JAX
+on TPUs, and blocks of matmuls elsewhere.
+"""
 
 import functools
 import math
@@ -11,12 +15,12 @@ from lm.parallel.collectives import shard_map_logical
 from lm.parallel.mesh import platform
 from lm.types import Array, Mask
 
-LANES = 128  # what a row's length must be a multiple of
+LANES = 128  # the length of a row must be a multiple of this
 BLOCK = 512  # queries, and keys, of a block in VMEM
 
 
 def splash_supported(T: int, mask: Mask) -> bool:
-  """Returns whether the kernel does rows of T tokens that attend to themselves by such a mask."""
+  """Returns whether the kernel supports self-attention over rows of T tokens under a mask."""
   plain = mask.bias is None and mask.k_prefix is None and mask.allowed is None
   return mask.ordered and plain and T % LANES == 0
 
@@ -24,18 +28,18 @@ def splash_supported(T: int, mask: Mask) -> bool:
 def splash(
   q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, interpret: bool = False
 ) -> Array:
-  """Attends within fast memory, and never holds scores of more than a block.
+  """Splash attention, the TPU kernel of JAX, which keeps the scores of one block in VMEM.
 
-  A device does the rows and heads that it has. `interpret` runs the kernel's text on a CPU.
+  Each device computes its own rows and heads. `interpret` emulates the kernel on a CPU.
 
   Raises:
-    ValueError: the kernel cannot honour the mask, or the length of rows.
+    ValueError: the kernel does not support the mask, or the length of rows.
   """
   _, T, _, K = q_BTHK.shape
   if not splash_supported(T, mask):
     raise ValueError(
-      f'lm.nn.attention:splash takes rows of a multiple of {LANES} tokens, self-attention '
-      f'by causality, windows and segments alone; these have {T}; use lm.nn.attention:blockwise'
+      f'lm.nn.attention:splash needs self-attention by causality, windows and segments alone, over '
+      f'rows of a multiple of {LANES} tokens; these have {T}; use lm.nn.attention:blockwise'
     )
   segments_BT = mask.q_segments
   part = functools.partial(_part, window=mask.window, causal=mask.causal, interpret=interpret)
@@ -60,8 +64,8 @@ def _part(
   causal: bool,
   interpret: bool,
 ) -> Array:
-  """Attends for the rows and heads of one device."""
-  # Here, since it takes a while and most programs run on other devices.
+  """Returns the attention of the rows and heads of one device."""
+  # Imported here, because the import is slow and most programs run on other devices.
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as kernels,
   )
@@ -97,20 +101,19 @@ def _mask(masks: Any, T: int, window: int | None, causal: bool) -> Any:
 
 
 MASKED = -1e30
-_HALF = (jnp.bfloat16, jnp.float16)  # what cuDNN's attention takes
+_HALF = (jnp.bfloat16, jnp.float16)  # the types that cuDNN's attention supports
 
 
 def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """Plain attention: it holds all scores and supports every field of the mask."""
-  o_BGRTK = _attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask)
-  return _token_major(o_BGRTK)
+  """Plain attention, which stores all scores and supports every field of the mask."""
+  return _token_major(_attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask))
 
 
 def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
-  """Blocks of queries against the keys they can see: half the work of the plain form when causal.
+  """Attention by blocks of queries, with half the FLOPs of `dot_product` under a causal mask.
 
-  Keys after the block, and before its window, are not touched at all. Masks that are not causal
-  or not `ordered` (decoding from a cache) have nothing to skip and take the plain form.
+  It skips keys after the block and keys before its window. Masks that are not causal or not
+  `ordered` (decoding with a cache) have nothing to skip: these take `dot_product`.
   """
   T = q_BTHK.shape[1]
   if not (mask.causal and mask.ordered) or block >= T:
@@ -121,41 +124,37 @@ def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: in
     stop = min(start + block, T)
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     q, k = slice(start, stop), slice(first, stop)
-    of_block = _attend(q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k], mask.block(q, k))
-    outputs.append(of_block)
+    blocks = q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k]
+    outputs.append(_attend(*blocks, mask.block(q, k)))
   return _token_major(jnp.concatenate(outputs, axis=3))
 
 
 def weights(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> Array:
-  """Returns the weights (B, H, T, S) float32 by which the attention functions here mix values.
+  """Returns the weights (B, H, T, S) float32 of softmax attention.
 
   They are not negative and sum to 1 over the keys.
   """
   B, T, H, _ = q_BTHK.shape
-  q_BGRTK, k_BGSK = _queries(q_BTHK, k_BSGK.shape[2]), _groups(k_BSGK)
+  q_BGRTK, k_BGSK = _queries(q_BTHK, k_BSGK.shape[2]), k_BSGK.swapaxes(1, 2)
   return _weights(q_BGRTK, k_BGSK, mask).reshape(B, H, T, k_BSGK.shape[1])
 
 
 def weighted_values(weights_BHTS: Array, v_BSGK: Array) -> Array:
-  """Returns the values mixed by weights (B, T, H, K): `dot_product`, given its weights."""
+  """Returns the weighted values (B, T, H, K): the result of `dot_product`, given its weights."""
   B, H, T, S = weights_BHTS.shape
   G = v_BSGK.shape[2]
-  return _token_major(_mixed(weights_BHTS.reshape(B, G, H // G, T, S), _groups(v_BSGK)))
+  return _token_major(_mixed(weights_BHTS.reshape(B, G, H // G, T, S), v_BSGK.swapaxes(1, 2)))
 
 
 def _head_major(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> tuple[Array, Array, Array]:
   # Transposed once, so that every matmul is a batch of plain matrices.
-  return _queries(q_BTHK, k_BSGK.shape[2]), _groups(k_BSGK), _groups(v_BSGK)
+  return _queries(q_BTHK, k_BSGK.shape[2]), k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)
 
 
 def _queries(q_BTHK: Array, G: int) -> Array:
   B, T, H, K = q_BTHK.shape
   q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
   return q_BGRTK * jnp.asarray(1 / math.sqrt(K), q_BTHK.dtype)
-
-
-def _groups(k_BSGK: Array) -> Array:
-  return k_BSGK.transpose(0, 2, 1, 3)
 
 
 def _token_major(o_BGRTK: Array) -> Array:
@@ -170,7 +169,7 @@ def _attend(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, mask: Mask) -> Array:
 def _weights(q_BGRTK: Array, k_BGSK: Array, mask: Mask) -> Array:
   B, G, R, T, K = q_BGRTK.shape
   S = k_BGSK.shape[2]
-  # The heads of a group are rows of one matrix: they read the same keys.
+  # The heads of a group are rows of one matrix, because they share their keys.
   scores_BGMS = jnp.einsum(
     'bgmk,bgsk->bgms',
     q_BGRTK.reshape(B, G, R * T, K),
@@ -198,48 +197,49 @@ class CudnnMask(NamedTuple):
   """A mask as arguments of `jax.nn.dot_product_attention` with cuDNN's kernel."""
 
   mask: Array | None = None  # (B, 1, T, S) bool
-  is_causal: bool = False  # by index; blocks of keys that are hidden by it are skipped
+  is_causal: bool = False  # by index; the kernel skips blocks of keys that it hides
   key_value_seq_lengths: Array | None = None  # (B,) int32
   local_window_size: tuple[int, int] | None = None  # to the left and to the right
 
 
 def cudnn_mask(mask: Mask) -> CudnnMask:
-  """Returns the kernel's arguments for a mask: by structure where that suffices, else an array.
+  """Returns the kernel's arguments for a mask: an array only where no other argument expresses it.
 
-  A row of one segment needs no array: causality hides the padding, which comes last, from all
-  others, and else the length of the row does. An array for several segments of a row comes with
-  causality by index, so that half of the work is skipped for it too. The kernel has offsets of
-  segments as well, for which JAX has no public function.
+  A row of one segment needs no array. Its padding comes last: causality hides it from the other
+  tokens, and without causality the length of the row does. The array for rows of several segments
+  comes with causality by index, so that the kernel skips half of the blocks. JAX has no public
+  function for the segment offsets of the kernel.
   """
   plain = mask.k_prefix is None and mask.allowed is None
   by_index = plain and mask.causal and mask.ordered
-  all_seen = plain and not mask.causal and mask.window is None  # windows of the kernel look back
-  if not (by_index or all_seen) or (mask.packed and mask.k_segments is not None):
+  bidirectional = plain and not mask.causal and mask.window is None  # kernel windows look back
+  if not (by_index or bidirectional) or (mask.packed and mask.k_segments is not None):
     return CudnnMask(mask.dense(), by_index)
   if by_index:
     return CudnnMask(None, True, None, None if mask.window is None else (mask.window - 1, 0))
   if mask.k_segments is None:
     return CudnnMask()
-  # At least 1, for rows of padding alone: a softmax over no keys is not finite.
+  # At least 1, for rows of nothing but padding: a softmax over no keys is not finite.
   lengths_B = jnp.sum(mask.k_segments > 0, axis=1, dtype=jnp.int32)
   return CudnnMask(None, False, jnp.maximum(lengths_B, 1))
 
 
 def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """cuDNN's fused attention on NVIDIA GPUs, in float16 or bfloat16, by `cudnn_mask`.
+  """cuDNN's fused attention on NVIDIA GPUs, in float16 or bfloat16; see `cudnn_mask`.
 
   Raises:
     ValueError: the inputs are float32, or the mask has a bias.
   """
   check_cudnn(q_BTHK.dtype, mask)
-  given = cudnn_mask(mask)._asdict()
-  return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, **given, implementation='cudnn')
+  return jax.nn.dot_product_attention(
+    q_BTHK, k_BSGK, v_BSGK, **cudnn_mask(mask)._asdict(), implementation='cudnn'
+  )
 
 
 def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
   """Raises ValueError where cuDNN's attention does not support the dtype or the mask."""
   if mask.bias is not None:
-    raise ValueError('lm.nn.attention:cudnn cannot honour Mask.bias; use lm.nn.attention:blockwise')
+    raise ValueError('lm.nn.attention:cudnn cannot honor Mask.bias; use lm.nn.attention:blockwise')
   if dtype not in _HALF:
     raise ValueError(
       f'lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
@@ -248,9 +248,9 @@ def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
 
 
 def cudnn_supported(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
-  """Returns whether `cudnn` takes these arrays on any GPU, for training too, and honours the mask.
+  """Returns whether `cudnn` supports these arrays and the mask on any GPU, also in training.
 
-  A single query, as in writing, is never trained on. Some GPUs would take heads of up to 256.
+  A single query occurs in decoding alone, not in training. Some GPUs support heads of up to 256.
   """
   _, T, _, K = q_BTHK.shape
   if mask.bias is not None or q_BTHK.dtype not in _HALF or K > 128 or K % 8:
@@ -259,12 +259,12 @@ def cudnn_supported(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """`cudnn` where the program runs on an NVIDIA GPU, `splash` on a TPU, `blocked` elsewhere.
+  """`cudnn` on NVIDIA GPUs, `splash` on TPUs, `blockwise` elsewhere.
 
-  Unsupported inputs take another form. On a GPU it is `blockwise` (see `cudnn_supported`: float32,
-  a bias, heads of more than 128 elements or of no multiple of 8, rows of odd length). On a TPU it
-  is `dot_product` (see `splash_supported`: cross-attention, a KV cache, a bias, or rows of no
-  multiple of 128 tokens).
+  If the kernel does not support the inputs, GPUs run `blockwise` (see `cudnn_supported`: float32, a
+  bias, rows of odd length, a head size above 128 or not a multiple of 8). TPUs run `dot_product`
+  (see `splash_supported`: cross-attention, a KV cache, a bias, or rows that are not a multiple of
+  128 tokens).
   """
   if platform() == 'gpu' and cudnn_supported(q_BTHK, k_BSGK, mask):
     return cudnn(q_BTHK, k_BSGK, v_BSGK, mask)

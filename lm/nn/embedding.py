@@ -17,13 +17,13 @@ AXES = ('vocab', 'embed')
 def gather_for_tied(vectors_VD: Array, batch: Array, dtype: Any) -> EmbeddingTable:
   """Returns a table whose all-gathered copies serve both the lookup and the logits.
 
-  Without them its gradient would be reduced twice, once in float32. On CPUs the copies keep the
-  type of the parameter, since their compiler aborts on all-reduces of bfloat16.
+  With a gather for each, the gradient would be reduced twice, once in float32. On CPUs the copies
+  keep the type of the parameter, because XLA:CPU aborts on all-reduces of bfloat16.
 
   Args:
     vectors_VD: the parameter.
     batch: an array with the batch on axis 0.
-    dtype: of the matmul that makes logits.
+    dtype: the type of the matmul that computes logits.
   """
   if current_mesh() is None:
     return EmbeddingTable(vectors_VD)
@@ -37,8 +37,8 @@ def embedding_lookup(table: EmbeddingTable, ids_BT: Array) -> Array:
   if gathered is None or not is_gathered_for(gathered, ids_BT):
     return jnp.take(vectors_VD, ids_BT, axis=0)
   copy = gathered.arrays.dtype, gathered.arrays.shape[1:]
-  found_BTD = apply_with_gathered(lambda ids, table: _lookup(table, ids, *copy), ids_BT, gathered)
-  return found_BTD.astype(vectors_VD.dtype)
+  x_BTD = apply_with_gathered(lambda ids, table: _lookup(table, ids, *copy), ids_BT, gathered)
+  return x_BTD.astype(vectors_VD.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -69,7 +69,7 @@ def unique_ids(ids_N: Array, size: int) -> tuple[Array, Array]:
     (N,) ids, padded with `size`; and (N,) indices with `ids[indices] == ids_N`.
   """
   order_N = jnp.arange(len(ids_N), dtype=jnp.int32)
-  # The last of equal ids, and not an arbitrary one: the same on every device.
+  # The last of equal ids, not an arbitrary one, so that all devices agree.
   indices_N = jnp.zeros(size, jnp.int32).at[ids_N].max(order_N)[ids_N]
   return jnp.where(indices_N == order_N, ids_N, size), indices_N
 

@@ -1,8 +1,8 @@
-"""Hooks: read and edit activations of a model, as arguments of a pure function.
+"""Hooks, which read and edit activations of a model as arguments of a pure function.
 
-A module marks a hook point with `x = hook_point(self, 'name', x)` (lm/nn/layers.py). Without hooks
-that records nothing and traces nothing. `with_hooks(model)` returns a function that records the
-hook points it is asked for and applies edits to them, under jit, scan and sharding alike.
+A module marks a hook point with `x = hook_point(self, 'name', x)` (lm/nn/layers.py), which traces
+no operation without hooks. `with_hooks(model)` returns a function that records and edits the hook
+points of some paths, also under jit, scan and sharding.
 """
 
 import contextvars
@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
-import jax.numpy as jnp
+import flax.traverse_util
 
 from lm.types import HOOKS_COLLECTION, Array, Batch, Output, Params
 
@@ -25,8 +25,8 @@ def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]
   """Returns `apply(params, batch, reads=('*',), edits={}, key=None) -> (Output, {path: array})`.
 
   A path is 'decoder/layers/layer_0/attention/output' or the like; `reads` and the keys of `edits`
-  are glob patterns of paths. Hook points inside the stack of layers have the layers on axis 0 when
-  they are read. An edit sees one layer at a time and is applied in every layer.
+  are glob patterns of paths. Arrays read inside the stack of layers have the layers on axis 0. An
+  edit receives one layer at a time and applies to every layer.
 
   Raises:
     ValueError: when traced, an edit changes a shape.
@@ -58,18 +58,11 @@ def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]
       )
     finally:
       HOOKS.reset(token)
-    found = _flatten(variables.get(HOOKS_COLLECTION, {}))
-    wanted = {s: x for s, x in found.items() if any(fnmatch.fnmatchcase(s, r) for r in reads)}
-    return output, wanted
+    recorded = flax.traverse_util.flatten_dict(variables.get(HOOKS_COLLECTION, {}), sep='/')
+    return output, {
+      path: x
+      for path, x in recorded.items()
+      if any(fnmatch.fnmatchcase(path, pattern) for pattern in reads)
+    }
 
   return apply
-
-
-def _flatten(tree: Mapping, prefix: str = '') -> dict[str, Array]:
-  flat: dict[str, Array] = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f'{prefix}{name}/'))
-    else:
-      flat[prefix + name] = jnp.asarray(value)
-  return flat

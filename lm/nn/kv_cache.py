@@ -4,7 +4,7 @@ The cache of a Transformer is a dict:
   layers: for each layer group, and each layer of it, the KVCache of its attention, and the
     CrossAttentionKV of its cross-attention once the source was encoded
   positions, segments: (B, S) int32, of the cached tokens; segment 0 marks an empty entry
-  lengths: (B,) int32, the number of cached tokens of each row, after which the next one goes
+  lengths: (B,) int32, the number of cached tokens of each row, which is also the next free index
   source_segments: (B, S') int32, of the encoded source
   allowed: (B, M, S) bool, in beam search, which entries each of M beams attends to
 
@@ -12,9 +12,9 @@ The M beams of a row share the cache of that row, and each attends to its own to
 beams moves M * S booleans and no keys, and a prompt or source is stored once. (Trees of
 continuations under one mask: Miao et al. 2024, SpecInfer.)
 
-Keys and values are stored head-major, the layout of the matmuls: the attention functions transpose
-theirs to it, and the compiler cancels that against the transpositions here. Stored token-major,
-every step would copy the entire cache. On a mesh each device stores its own rows and heads.
+Keys and values are stored head-major, the layout of the matmuls. The attention functions transpose
+to this layout, and the compiler cancels their transpositions with those here. With a token-major
+layout every step would copy the entire cache. On a mesh each device stores its own rows and heads.
 """
 
 import functools
@@ -29,7 +29,8 @@ from lm.parallel.mesh import platform, with_logical_constraint
 from lm.types import Array, Batch, Mask
 
 AXES = ('cache_batch', 'kv_heads', 'length', 'head_dim')  # of keys and values
-# Rows of a device that are updated one by one on TPUs; more take minutes to compile.
+# The largest number of rows of a device that are updated one by one on TPUs; more take minutes to
+# compile.
 MAX_UNROLLED_ROWS = 256
 
 
@@ -41,11 +42,11 @@ class CrossAttentionKV(NamedTuple):
 
   @classmethod
   def of(cls, k_BSGK: Array, v_BSGK: Array) -> 'CrossAttentionKV':
-    return cls(_constrained(_swap(k_BSGK)), _constrained(_swap(v_BSGK)))
+    return cls(_constrained(k_BSGK.swapaxes(1, 2)), _constrained(v_BSGK.swapaxes(1, 2)))
 
   def read(self) -> tuple[Array, Array]:
     """Returns keys and values (B, S, G, K)."""
-    return _swap(_constrained(self.k)), _swap(_constrained(self.v))
+    return _constrained(self.k).swapaxes(1, 2), _constrained(self.v).swapaxes(1, 2)
 
 
 class KVCache(NamedTuple):
@@ -60,31 +61,30 @@ class KVCache(NamedTuple):
   ) -> tuple[Array, Array, 'KVCache']:
     """Returns the keys and values (B, S, G, K) of all entries with T new ones; the new cache.
 
-    The buffers must have T entries after the cached tokens of each row. Padding (segment 0), which
-    comes last, does not count: the next tokens overwrite it. Without segments there is none.
+    The buffers must have T free entries after the cached tokens of each row. Padding (segment 0)
+    comes last and does not count: the next tokens overwrite it. Without segments there is none.
     """
     if segments_BT is None:
       segments_BT = jnp.ones(k_BTGK.shape[:2], jnp.int32)
     k, v = (
-      _constrained(_append(buffer, _swap(new), self.lengths, AXES))
+      _constrained(_append(buffer, new.swapaxes(1, 2), self.lengths, AXES))
       for buffer, new in ((self.k, k_BTGK), (self.v, v_BTGK))
     )
-    return _swap(k), _swap(v), KVCache(k, v, _new_lengths(self.lengths, segments_BT))
+    return (
+      k.swapaxes(1, 2),
+      v.swapaxes(1, 2),
+      KVCache(k, v, _new_lengths(self.lengths, segments_BT)),
+    )
 
 
 def _constrained(x_BGSK: Array) -> Array:
   return with_logical_constraint(x_BGSK, *AXES)
 
 
-def _swap(x: Array) -> Array:
-  """Returns keys or values head-major where they are token-major, and the reverse."""
-  return x.swapaxes(1, 2)
-
-
 def _append(buffer: Array, new: Array, lengths_B: Array, axes: tuple[str, ...]) -> Array:
   """Returns the buffer with `new` after the cached tokens of each row.
 
-  XLA does it in place in a loop or for a donated buffer, and without communication on a mesh.
+  XLA updates the buffer in place in a loop or if it is donated, without communication on a mesh.
 
   Args:
     buffer: with the logical axes `axes`.
@@ -107,8 +107,8 @@ def _append_scatter(buffer: Array, new: Array, lengths_B: Array, axis: int) -> A
 def _append_by_row(buffer: Array, new: Array, lengths_B: Array, axis: int) -> Array:
   if len(buffer) > MAX_UNROLLED_ROWS:
     return _append_scatter(buffer, new, lengths_B, axis)
-  # XLA:TPU lowers the scatter to a loop of some 10,000 cycles a row by its own cycle counts, which
-  # for 64 rows of 1,024 tokens is almost the time of attention. These updates it fuses into one op.
+  # XLA:TPU lowers the scatter to a loop of some 10,000 cycles a row by its own cycle counts. For 64
+  # rows of 1,024 tokens this is almost the time of attention. It fuses the updates below into one.
   for row in range(len(buffer)):
     start = [jnp.int32(0)] * buffer.ndim
     start[0], start[axis] = jnp.int32(row), lengths_B[row]
@@ -142,7 +142,7 @@ def cached_mask(batch: Batch, cache: Mapping[str, Any]) -> tuple[Mask, dict[str,
     'segments': _append(cache['segments'], segments, lengths, axes),
     'lengths': _new_lengths(lengths, segments),
   }
-  if prefix is not None:  # all of it comes in one call; to later tokens it is like any other
+  if prefix is not None:  # one call has all of it; later tokens treat it like other tokens
     prefix = _append(jnp.zeros_like(new['segments']), prefix, lengths, axes)
   mask = Mask(positions, new['positions'], segments, new['segments'], prefix)
   if 'allowed' in cache:
@@ -158,7 +158,7 @@ def reorder_cache(cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]
 
   Args:
     cache: from a call of the model.
-    parents_BM: int32, among the beams that row b had; one before the first call.
+    parents_BM: int32, indices of the beams that row b had; a single one before the first call.
   """
   allowed_BMS = cache.get('allowed', (cache['segments'] > 0)[:, None])
   allowed_BMS = jnp.take_along_axis(allowed_BMS, parents_BM[:, :, None], axis=1)

@@ -25,8 +25,8 @@ from lm.parallel.mesh import (
 )
 from lm.types import Array, Mask
 
-# Matmuls that contract at least so many elements are kept out of XLA:TPU's fusions (_materialize).
-# A narrower matmul takes less time than writing and reading its result once more.
+# Matmuls that contract at least this many elements are kept out of XLA:TPU's fusions
+# (_materialize). A narrower matmul takes less time than another write and read of its result.
 MIN_BARRIER_DIM = 2048
 
 Sublayers = Sequence[tuple[str, Callable[[Array], Array]]]
@@ -39,7 +39,8 @@ def hook_point(module: nn.Module, name: str, x: Array) -> Array:
   return x if hook is None else hook(module, name, x)
 
 
-# The backward pass of a norm keeps only its input: recomputing costs less than storing the rest.
+# The backward pass keeps only the inputs of such a function: recomputing the intermediate values
+# costs less than storing them.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -83,25 +84,24 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    D = x.shape[-1]
-    ones, zeros = nn.initializers.ones, nn.initializers.zeros
-    scale = self.param('scale', with_logical_partitioning(ones, 'activation_embed'), (D,))
-    bias = None
-    if self.bias:
-      bias = self.param('bias', with_logical_partitioning(zeros, 'activation_embed'), (D,))
+    scale = _norm_param(self, 'scale', nn.initializers.ones, x)
+    bias = _norm_param(self, 'bias', nn.initializers.zeros, x) if self.bias else None
     return layer_norm(x, scale, bias, self.epsilon)
 
 
 class RMSNorm(nn.Module):
-  """`rms_norm` with a learned scale. `bias` has no effect; all norms take it."""
+  """`rms_norm` with a learned scale. `bias` has no effect; all norms have this field."""
 
   bias: bool = False
   epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    init = with_logical_partitioning(nn.initializers.ones, 'activation_embed')
-    return rms_norm(x, self.param('scale', init, (x.shape[-1],)), self.epsilon)
+    return rms_norm(x, _norm_param(self, 'scale', nn.initializers.ones, x), self.epsilon)
+
+
+def _norm_param(norm: nn.Module, name: str, init: Initializer, x: Array) -> Array:
+  return norm.param(name, with_logical_partitioning(init, 'activation_embed'), x.shape[-1:])
 
 
 def pre_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
@@ -140,7 +140,7 @@ class Linear(nn.Module):
 
   shape: tuple[int, ...]  # inputs then outputs
   axes: tuple[str | None, ...]  # logical names of `shape`
-  inputs: int = 1  # how many leading axes of `shape` are contracted
+  inputs: int = 1  # the number of leading axes of `shape` that are contracted
   bias: bool = False
   dtype: Any = jnp.float32
   kernel_init: Initializer = nn.initializers.normal(0.02)
@@ -152,8 +152,7 @@ class Linear(nn.Module):
     )
     shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
 
-    # The backward pass keeps the kernel sharded and all-gathers it again.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    @_recomputed  # the backward pass keeps the kernel sharded and all-gathers it again
     def matmul(x: Array, kernel: Array) -> Array:
       part = functools.partial(_matmul, inputs=self.inputs)
       kernel = kernel.astype(self.dtype)
@@ -177,8 +176,8 @@ def _matmul(x: Array, kernel: Array, inputs: int) -> Array:
     # by the compiler's own cycle counts.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     return jax.lax.dot_general(x, kernel, (over, ((), ())))
-  # As one matmul of matrices: with more axes, the kernel's gradient on CPUs first copies and
-  # transposes the gradient of y.
+  # One matmul of matrices: with more axes, XLA:CPU copies and transposes the gradient of y for the
+  # gradient of the kernel.
   width = math.prod(kernel.shape[:inputs])
   y = x.reshape(-1, width) @ kernel.reshape(width, -1)
   return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
@@ -186,10 +185,10 @@ def _matmul(x: Array, kernel: Array, inputs: int) -> Array:
 
 @jax.custom_vjp
 def _materialize(y: Array) -> Array:
-  """Returns y; in training on TPUs, y and its gradient are arrays that no fusion absorbs.
+  """Returns y; on TPUs, XLA does not fuse other operations into the matmuls of y and its gradient.
 
-  Elementwise operations that are fused into a matmul compete with it for VMEM. By the compiler's
-  own cycle counts the gradients of `gate` and `qkv` took two and three times as long.
+  Elementwise operations in the same fusion compete with a matmul for VMEM. With them, the gradients
+  of `gate` and `qkv` took two and three times as long by the compiler's own cycle counts.
   """
   return y
 
@@ -246,12 +245,11 @@ class Attention(nn.Module):
   ) -> tuple[Array, Array, Array]:
     """Returns queries (B, T, H, K), and keys and values (B, S, G, K) of x or the encoder output."""
     B, T, D = x_BTD.shape
-    G, K = self.kv_heads, self.head_dim
-    R = self.heads // G
+    G, K, R = self.kv_heads, self.head_dim, self.heads // self.kv_heads
 
     def linear(name: str, per_group: int) -> Linear:
-      # One kernel for everything that reads one input. It is sharded over the key/value heads, so
-      # that each device keeps whole groups.
+      # One kernel for all projections of one input. It is sharded over the key/value heads, so that
+      # a device has all heads of its groups.
       return Linear(
         shape=(D, G, per_group, K),
         axes=('embed', 'kv_heads', None, 'head_dim'),
@@ -262,7 +260,7 @@ class Attention(nn.Module):
       )
 
     if encoder_output is None:
-      # Split and not indexed: the gradient of a split is one concatenation.
+      # A split, not indexing, because the gradient of a split is one concatenation.
       q, k, v = jnp.split(linear('qkv', R + 2)(x_BTD), (R, R + 1), axis=3)
       k, v = k.squeeze(3), v.squeeze(3)
     else:
@@ -283,7 +281,7 @@ class Attention(nn.Module):
       k_BSGK = self.rotate(k_BSGK, mask.q_positions)
     if isinstance(cache, KVCache):
       k_BSGK, v_BSGK, cache = cache.update(k_BSGK, v_BSGK, mask.q_segments)
-    elif cache is not None:  # of an encoder output, which does not grow
+    elif cache is not None:  # of cross-attention, which does not grow
       cache = CrossAttentionKV.of(k_BSGK, v_BSGK)
     if self.window is not None:
       mask = mask.replace(window=self.window)
@@ -293,8 +291,8 @@ class Attention(nn.Module):
 
   def _attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     if HOOKS.get() is not None:
-      # `attention_fn` never shows its weights. Hooks read weights that are computed alongside;
-      # only edited weights replace its result.
+      # `attention_fn` returns no weights. Hooks read weights that are computed alongside; only
+      # edited weights replace its result.
       weights_BHTS = attention.weights(q_BTHK, k_BSGK, mask)
       edited_BHTS = hook_point(self, 'weights', weights_BHTS)
       if edited_BHTS is not weights_BHTS:
@@ -315,12 +313,9 @@ class Attention(nn.Module):
     return hook_point(self, 'output', linear(o_BTHK))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
+@_recomputed
 def gelu(x: Array) -> Array:
-  """The tanh form of GELU (Hendrycks and Gimpel 2016), as in GPT-2.
-
-  The backward pass keeps only x: recomputing the intermediate values costs less than storing them.
-  """
+  """The tanh form of GELU (Hendrycks and Gimpel 2016), as in GPT-2."""
   return jax.nn.gelu(x, approximate=True)
 
 
@@ -353,13 +348,13 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(Mlp):
-  """SwiGLU and its relatives: (activation(x W) * x U) V (Shazeer 2020)."""
+  """A gated feed-forward layer such as SwiGLU: (activation(x W) * x U) V (Shazeer 2020)."""
 
   activation: Callable[[Array], Array] = jax.nn.silu
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
-    # Two kernels: in one kernel, the axis to split would not be the leading one of the result, and
-    # devices that share it would have to all-gather it.
+    # Two kernels: to split the result of one kernel, devices that shard its axis would have to
+    # all-gather it.
     gate_BTF = self.activation(self.up('gate', x_BTD))
     return self.down(gate_BTF * self.up('up', x_BTD), x_BTD.shape[-1])

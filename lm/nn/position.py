@@ -1,4 +1,4 @@
-"""Positions, each as the places where it acts: on embeddings, on queries and keys, on scores."""
+"""Position schemes, which act on embeddings, on queries and keys, or on attention scores."""
 
 import math
 from collections.abc import Callable
@@ -13,19 +13,20 @@ from lm.types import Array
 
 
 class Position(NamedTuple):
-  """Where a position scheme acts; what it leaves alone is None."""
+  """A position scheme as three functions; None where it does not act."""
 
   # (module, positions_BT, d_model, context) -> (B, T, D) to add to the embeddings; may hold params
   embed: Callable[[nn.Module, Array, int, int], Array] | None = None
   # (x_BTHK, positions_BT) -> x_BTHK, applied to queries and keys alike
   rotate: Callable[[Array, Array], Array] | None = None
-  # (module, heads, causal) -> bias(q_positions_BT, k_positions_BS) -> (B, H, T, S) float32; may
-  # hold params, and so is a pytree
+  # (module, heads, causal) -> bias(q_positions_BT, k_positions_BS) -> (B, H, T, S) float32; a
+  # pytree, because it may hold params
   bias: Callable[[nn.Module, int, bool], Partial] | None = None
+  even: str | None = None  # the size of a model, such as 'head_dim', that must be even
 
 
 def none() -> Position:
-  """No positions: order is known through the causal mask alone."""
+  """No positions: the causal mask alone gives the order."""
   return Position()
 
 
@@ -44,10 +45,9 @@ def sinusoidal() -> Position:
   """Fixed sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, 3.5)."""
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
-    del module, context
     return sines(positions_BT, d_model)
 
-  return Position(embed=embed)
+  return Position(embed=embed, even='d_model')
 
 
 def sines(positions_BT: Array, d_model: int) -> Array:
@@ -59,8 +59,8 @@ def sines(positions_BT: Array, d_model: int) -> Array:
 def rope(theta: float = 10000.0) -> Position:
   """Rotary positions: pairs (k, k + K/2) of a head turn by position / theta^(2k/K).
 
-  Su et al. 2021 (RoFormer), section 3.2.
-  The pairing of halves is that of GPT-NeoX and Llama as published on Hugging Face.
+  Source: Su et al. 2021 (RoFormer), section 3.2. GPT-NeoX and Llama on Hugging Face pair the halves
+  of a head in this way too.
   """
 
   def rotate(x_BTHK: Array, positions_BT: Array) -> Array:
@@ -70,18 +70,17 @@ def rope(theta: float = 10000.0) -> Position:
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHK.dtype)
 
-  return Position(rotate=rotate)
+  return Position(rotate=rotate, even='head_dim')
 
 
 def alibi() -> Position:
   """A penalty on scores that grows with distance, by head: slope 2^(-8h/H) (Press et al. 2022).
 
-  For a number of heads that is no power of two the slopes of the next lower power are
-  completed by every other slope of the next higher one, as in the paper's code.
+  If H is not a power of two, the slopes are those of the next lower power, followed by every other
+  slope of the next higher one, as in the paper's code.
   """
 
   def bias(module: nn.Module, heads: int, causal: bool) -> Partial:
-    del module, causal
     return Partial(of_distance, jnp.asarray(_alibi_slopes(heads)))
 
   def of_distance(slopes_H: Array, q_BT: Array, k_BS: Array) -> Array:
@@ -94,8 +93,9 @@ def alibi() -> Position:
 def relative(buckets: int = 32, max_distance: int = 128, std: float = 0.02) -> Position:
   """A learned bias on scores by distance, one set for all layers (Raffel et al. 2020, 2.1).
 
-  Half of the buckets are single distances, the other half grow geometrically up to `max_distance`
-  and beyond. Where tokens see both ways, one half of all is for keys that follow the query.
+  The first half of the buckets are single distances. The second half grow geometrically up to
+  `max_distance`; the last one has all larger distances. Without causality, half of all buckets are
+  for keys after the query.
   """
 
   def bias(module: nn.Module, heads: int, causal: bool) -> Partial:

@@ -1,6 +1,6 @@
-"""Attention of recurrent networks: which tokens of a source a state is aligned with.
+"""Recurrent cells, the loop that runs them, and the attention of recurrent decoders.
 
-A score is a pure function of queries and keys that were projected to one width A.
+An attention score is a pure function of queries and keys that are projected to one width A.
 """
 
 import functools
@@ -15,39 +15,38 @@ from lm.types import Array
 
 
 class AttentionScore(NamedTuple):
-  """How well queries (B, T, A) and keys (B, S, A) go together: `of(q, k, vector_A) -> (B, T, S)`.
+  """A score of queries (B, T, A) and keys (B, S, A): `fn(q, k, vector_A) -> (B, T, S)`.
 
-  `vector` says whether the score learns the vector that it is given.
+  With `vector`, the score has a parameter `vector_A`; otherwise that argument is None.
   """
 
-  of: Callable[[Array, Array, Array | None], Array]
+  fn: Callable[[Array, Array, Array | None], Array]
   vector: bool
 
 
 def additive() -> AttentionScore:
-  """v tanh(W q + U k) (Bahdanau et al. 2015, appendix A.1.2); q and k are projected already."""
+  """v tanh(W q + U k) (Bahdanau et al. 2015, appendix A.1.2), given W q and U k."""
 
-  def of(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
+  def score(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
     assert vector_A is not None
 
-    # The sums of all queries with all keys are too many to hold, and to keep for the gradient.
+    # One query at a time, because the sums (B, T, S, A) would take too much memory.
     @jax.checkpoint
-    def of_one(q_BA: Array) -> Array:
+    def score_one(q_BA: Array) -> Array:
       return jnp.tanh(q_BA[:, None] + k_BSA) @ vector_A
 
-    return jax.lax.map(of_one, q_BTA.swapaxes(0, 1)).swapaxes(0, 1)
+    return jax.lax.map(score_one, q_BTA.swapaxes(0, 1)).swapaxes(0, 1)
 
-  return AttentionScore(of, vector=True)
+  return AttentionScore(score, vector=True)
 
 
 def multiplicative() -> AttentionScore:
-  """q k, which is Luong et al. 2015's `general` score where both are projected."""
+  """q k, the `general` score of Luong et al. 2015 if queries and keys are projected."""
 
-  def of(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
-    del vector_A
+  def score(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
     return jnp.einsum('bta,bsa->bts', q_BTA, k_BSA)
 
-  return AttentionScore(of, vector=False)
+  return AttentionScore(score, vector=False)
 
 
 def align(
@@ -58,35 +57,35 @@ def align(
   values_BSM: Array,
   visible_BTS: Array,
 ) -> tuple[Array, Array]:
-  """Returns the values mixed for each query (B, T, M), and the weights (B, T, S) float32.
+  """Returns the weighted values for each query (B, T, M), and the weights (B, T, S) float32.
 
-  A query without any key (padding) gets finite values that have no effect.
+  The result of a query without any visible key (padding) is finite.
   """
-  scores_BTS = score.of(q_BTA, k_BSA, vector_A).astype(jnp.float32)
+  scores_BTS = score.fn(q_BTA, k_BSA, vector_A).astype(jnp.float32)
   weights_BTS = jax.nn.softmax(jnp.where(visible_BTS, scores_BTS, MASKED), axis=-1)
   mixed_BTM = jnp.einsum('bts,bsm->btm', weights_BTS.astype(values_BSM.dtype), values_BSM)
   return mixed_BTM, weights_BTS
 
 
-# What a cell remembers of each row, (B, D) each; the first is what others see of it.
+# The state of a cell, arrays (B, D); the first one is the output of the cell.
 Carry = tuple[Array, ...]
 
 
 class Cell(NamedTuple):
-  """One step of a recurrence: `step(sums_BGD, carry) -> carry`, or of a cell with `apart`:
+  """One step of a recurrence: `step(sums_BGD, carry) -> carry`.
 
-  `step(sums_BGD, from_state_BGD, carry) -> carry`, where the first is of the input alone, and what
-  comes from the state has a bias of its own.
+  With `separate` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the step receives
+  the matmuls of the input and of the state separately, and the second one has its own bias.
   """
 
   gates: int
-  states: int  # how many arrays a carry holds
+  states: int  # the number of arrays in a carry
   step: Callable[..., Carry]
-  apart: bool = False
+  separate: bool = False
 
 
 def elman(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
-  """h' = activation(W x + U h + b) (Elman 1990); `jax.nn:sigmoid` is how textbooks write it."""
+  """h' = activation(W x + U h + b) (Elman 1990); textbooks often take `jax.nn:sigmoid`."""
 
   def step(sums_BGD: Array, carry: Carry) -> Carry:
     return (activation(sums_BGD)[:, 0],)
@@ -104,9 +103,8 @@ def lstm(forget_bias: float = 1.0) -> Cell:
   """
 
   def step(sums_BGD: Array, carry: Carry) -> Carry:
-    _, c_BD = carry
     i, f, g, o = (sums_BGD[:, k] for k in range(4))
-    c_BD = jax.nn.sigmoid(f + forget_bias) * c_BD + jax.nn.sigmoid(i) * jnp.tanh(g)
+    c_BD = jax.nn.sigmoid(f + forget_bias) * carry[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c_BD), c_BD
 
   return Cell(gates=4, states=2, step=step)
@@ -125,19 +123,19 @@ def gru() -> Cell:
     candidate = jnp.tanh(x_BGD[:, 2] + reset * z_BGD[:, 2])
     return ((1 - update) * candidate + update * h_BD,)
 
-  return Cell(gates=3, states=1, step=step, apart=True)
+  return Cell(gates=3, states=1, step=step, separate=True)
 
 
 class Weights(NamedTuple):
-  """What a layer learns."""
+  """The parameters of a layer."""
 
   input_IGD: Array
   bias_GD: Array
   state_DGD: Array
-  state_bias_GD: Array | None = None  # for cells with `apart`
+  state_bias_GD: Array | None = None  # for cells with `separate`
 
   def from_input(self, x: Array, rows: slice = slice(None)) -> Array:
-    """Returns what comes from (..., I) inputs, those of some rows of the kernel: (..., K)."""
+    """Returns W x + b of inputs (..., I) as (..., K), with some rows of the kernel W."""
     y = x.reshape(-1, x.shape[-1]) @ self.matrix(rows).astype(x.dtype)
     y += self.bias_GD.astype(x.dtype).reshape(1, -1)
     return y.reshape(*x.shape[:-1], -1)
@@ -152,74 +150,79 @@ class Weights(NamedTuple):
     return self.state_DGD.reshape(self.state_DGD.shape[0], -1).astype(dtype)
 
 
-class Flow(NamedTuple):
-  """Where the state of a row is reset, and where it is held because the token is padding.
+class ResetMask(NamedTuple):
+  """The steps at which a state is reset, and the padding, which leaves the state as it is.
 
   Segments of a row are thus independent, and the last state is that of the last token.
   """
 
-  starts: Array  # (B, T) bool
-  held: Array  # (B, T) bool
+  reset: Array  # (B, T) bool
+  padding: Array  # (B, T) bool
 
 
-def forward(segments_BT: Array, positions_BT: Array) -> Flow:
+def forward_resets(segments_BT: Array, positions_BT: Array) -> ResetMask:
   """Returns the resets of reading from left to right, at position 0."""
-  return Flow((positions_BT == 0) & (segments_BT > 0), segments_BT == 0)
+  return ResetMask((positions_BT == 0) & (segments_BT > 0), segments_BT == 0)
 
 
-def backward(segments_BT: Array) -> Flow:
+def backward_resets(segments_BT: Array) -> ResetMask:
   """Returns the resets of reading from right to left, at the last token of each segment."""
   after_BT = jnp.pad(segments_BT, ((0, 0), (0, 1)))[:, 1:]
-  return Flow(segments_BT != after_BT, segments_BT == 0)
+  return ResetMask(segments_BT != after_BT, segments_BT == 0)
 
 
-def begin(carry: Carry, start_B: Array, restart: Carry | None) -> Carry:
-  """Returns a carry that is reset where `start_B`: to `restart`, or to zeros."""
-  restart = tuple(jnp.zeros_like(s) for s in carry) if restart is None else restart
-  return tuple(jnp.where(start_B[:, None], r, s) for r, s in zip(restart, carry, strict=True))
+def reset_carry(carry: Carry, reset_B: Array, initial: Carry | None) -> Carry:
+  """Returns a carry that is `initial`, or zeros, in the rows of `reset_B`."""
+  initial = tuple(map(jnp.zeros_like, carry)) if initial is None else initial
+  return freeze_carry(carry, reset_B, initial)
 
 
-def hold(carry: Carry, held_B: Array, before: Carry) -> Carry:
-  """Returns the carry, or what it was `before` where `held_B`."""
-  return tuple(jnp.where(held_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
+def freeze_carry(carry: Carry, padding_B: Array, before: Carry) -> Carry:
+  """Returns the carry, or the one `before` in the rows of `padding_B`."""
+  return tuple(jnp.where(padding_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
 
 
-def advance(
+def step_cell(
   cell: Cell, x_BK: Array | None, z_BK: Array, bias_GD: Array | None, carry: Carry
 ) -> Carry:
-  """Returns the carry after a step, from what comes from the input and from the state.
+  """Returns the carry after a step.
 
-  `x_BK` is None where `z_BK` is the sum of both.
+  Args:
+    cell: of the layer.
+    x_BK: the matmul of the input; None where `z_BK` includes it.
+    z_BK: the matmul of the state.
+    bias_GD: added to `z_BK`, for cells with `separate`.
+    carry: before the step.
   """
 
   def gates(y_BK: Array) -> Array:
     return y_BK.reshape(len(y_BK), cell.gates, -1)
 
-  if not cell.apart:
+  if not cell.separate:
     return cell.step(gates(z_BK if x_BK is None else x_BK + z_BK), carry)
   assert x_BK is not None and bias_GD is not None
   return cell.step(gates(x_BK), gates(z_BK) + bias_GD.astype(z_BK.dtype)[None], carry)
 
 
-def read(
+def run_layer(
   cell: Cell,
-  x_TBK: Array,
+  x_TBI: Array,
   weights: Weights,
-  flow: Flow,
+  resets: ResetMask,
   carry: Carry,
-  restart: Carry | None = None,
+  initial: Carry | None = None,
   reverse: bool = False,
   unroll: int = 1,
 ) -> tuple[Array, Carry]:
-  """Reads rows step by step.
+  """Runs a layer over rows step by step.
 
   Args:
-    cell: the network's.
-    x_TBK: what comes from the inputs, for all steps.
-    weights: of the layer; used in the dtype of x.
-    flow: where states begin and stay.
-    carry: what is remembered of the rows before the first step.
-    restart: (T, B, D) each, what states are where they begin; zeros unless given.
+    cell: of the layer.
+    x_TBI: the inputs of all steps.
+    weights: of the layer; cast to the dtype of x.
+    resets: the steps at which states are reset, and padding.
+    carry: before the first step.
+    initial: (T, B, D) each, the states that a reset at each step sets; None for zeros.
     reverse: whether to read from the last step to the first.
     unroll: steps per iteration of the loop; changes no result.
 
@@ -228,15 +231,16 @@ def read(
   """
 
   def step(matmul, bias_GD, carry, xs):
-    x_BK, start_B, held_B, restart = xs
-    before = begin(carry, start_B, restart)
-    after = advance(cell, x_BK, matmul('state', before[0]), bias_GD, before)
-    after = hold(after, held_B, before)
+    x_BK, reset_B, padding_B, initial = xs
+    before = reset_carry(carry, reset_B, initial)
+    after = step_cell(cell, x_BK, matmul('state', before[0]), bias_GD, before)
+    after = freeze_carry(after, padding_B, before)
     return after, after[0]
 
+  x_TBK = weights.from_input(x_TBI)
   matrices = {'state': weights.state(x_TBK.dtype)}
-  addends = {} if cell.apart else {'state': x_TBK}
-  xs = (x_TBK if cell.apart else None, flow.starts.T, flow.held.T, restart)
+  addends = {} if cell.separate else {'state': x_TBK}
+  xs = (x_TBK if cell.separate else None, resets.reset.T, resets.padding.T, initial)
   carry, y_TBD = scan(step, matrices, addends, weights.state_bias_GD, carry, xs, reverse, unroll)
   return y_TBD, carry
 
@@ -274,53 +278,59 @@ def scan(
     unroll: steps per iteration of the loop.
 
   Raises:
-    ValueError: a step uses one matrix twice, where a gradient is asked for.
+    ValueError: a step uses one matrix twice.
   """
+  after, _ = _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record=False)
+  return after
+
+
+def _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record: bool):
+  """Returns the results of `scan`, and, with `record`, the inputs (steps, B, I) of each matmul."""
 
   def body(carry, x_and_addends):
     x, added = x_and_addends
+    inputs = {}
 
     def matmul(name: str, x_BI: Array) -> Array:
+      if name in inputs:
+        raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
+      inputs[name] = x_BI
       y_BO = x_BI @ weights[name]
       return y_BO + added[name] if name in added else y_BO
 
-    return step(matmul, constants, carry, x)
+    carry, y = step(matmul, constants, carry, x)
+    return carry, (y, inputs if record else None)
 
-  return jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
+  carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
+  return (carry, ys), inputs
 
 
 def _scan_fwd(step, weights, addends, constants, carry, xs, reverse, unroll):
   def run(addends, constants, carry, xs):
-    def body(carry, x_and_addends):
-      x, added = x_and_addends
-      inputs = {}
+    return _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record=True)
 
-      def matmul(name: str, x_BI: Array) -> Array:
-        if name in inputs:
-          raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
-        inputs[name] = x_BI
-        return x_BI @ weights[name] + added[name]
+  shapes = {}
 
-      carry, y = step(matmul, constants, carry, x)
-      return carry, (y, inputs)
+  def matmul(name: str, x_BI: Array) -> Array:
+    y_BO = x_BI @ weights[name]
+    shapes[name] = (len(jax.tree.leaves(xs)[0]), *y_BO.shape)
+    return y_BO
 
-    carry, (ys, inputs) = jax.lax.scan(body, carry, (xs, addends), reverse=reverse, unroll=unroll)
-    return (carry, ys), inputs
-
-  # The gradient of an addend is that of its matmul; zeros are added where there is none.
-  steps = jax.tree.leaves(xs)[0].shape[0]
-  everywhere = addends | {
-    name: jnp.zeros((steps, *shape), weights[name].dtype)
-    for name, shape in _shapes(step, weights, constants, carry, xs).items()
+  # The gradient of an addend is that of its matmul; zeros are added to the other matmuls.
+  first = jax.tree.map(lambda x: x[0], xs)
+  jax.eval_shape(functools.partial(step, matmul), constants, carry, first)
+  zeros = {
+    name: jnp.zeros(shape, weights[name].dtype)
+    for name, shape in shapes.items()
     if name not in addends
   }
-  out, backwards, inputs = jax.vjp(run, everywhere, constants, carry, xs, has_aux=True)
-  return out, (backwards, inputs, weights, {name: None for name in addends})
+  out, backward, inputs = jax.vjp(run, addends | zeros, constants, carry, xs, has_aux=True)
+  return out, (backward, inputs, weights, {name: None for name in addends})
 
 
 def _scan_bwd(step, reverse, unroll, residuals, cotangents):
-  backwards, inputs, weights, addends = residuals
-  errors, constants, carry, xs = backwards(cotangents)
+  backward, inputs, weights, addends = residuals
+  errors, constants, carry, xs = backward(cotangents)
   kernels = {
     name: jnp.einsum('tbi,tbo->io', inputs[name], errors[name]).astype(weight.dtype)
     for name, weight in weights.items()
@@ -329,17 +339,3 @@ def _scan_bwd(step, reverse, unroll, residuals, cotangents):
 
 
 scan.defvjp(_scan_fwd, _scan_bwd)
-
-
-def _shapes(step, weights, constants, carry, xs) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of the matmuls of a step by name."""
-  shapes = {}
-
-  def matmul(name: str, x_BI: Array) -> Array:
-    y_BO = x_BI @ weights[name]
-    shapes[name] = y_BO.shape
-    return y_BO
-
-  first = jax.tree.map(lambda x: x[0], xs)
-  jax.eval_shape(functools.partial(step, matmul), constants, carry, first)
-  return shapes

@@ -173,8 +173,8 @@ def test_rows_of_other_tokens_are_not_taken(source):
 @pytest.mark.parametrize(
   ('rules', 'message'),
   [
-    (('head/',), "warm_start.rules[0]='head/' is not written 'PATTERN -> VALUE'"),
-    ((' -> head/',), "warm_start.rules[0]=' -> head/' is not written"),
+    (('head/',), "warm_start.rules[0]='head/' is not of the form 'PATTERN -> VALUE'"),
+    ((' -> head/',), "warm_start.rules[0]=' -> head/' is not of the form"),
     (('embed ->', '(pos -> x'), "warm_start.rules[1]='(pos' is no regular expression: missing )"),
     (('heads/ ->',), "warm_start.rules[0]='heads/ ->' is found in no parameter path"),
     ((r'embed -> \2',), r"warm_start.rules: '\\2' replaces nothing: invalid group reference 2"),
