@@ -17,7 +17,6 @@ from lm.config import resolve, validate
 from lm.data.batches import Rows
 from lm.data.packed_rows import FeatureRows
 from lm.errors import UserError
-from lm.optim.optimizers import Optimizer
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import end_id, vocabulary_size, word_ids
 from lm.types import (
@@ -26,6 +25,7 @@ from lm.types import (
   Array,
   Metric,
   Objective,
+  Optimizer,
   Params,
   apply_of,
   refuse_state,

@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from lm.errors import UserError
 
@@ -220,6 +221,16 @@ def refuse_state(output: Output, state: Params) -> None:
       f'model.fn: a layer sows or keeps variables of collection {listed}, which would be dropped: '
       'there are no layer losses yet; a layer has parameters alone'
     )
+
+
+Schedule = Callable[[Array], Array]
+
+
+class Optimizer(NamedTuple):
+  """An Optax transformation and the learning rate it follows, `step -> rate`."""
+
+  transformation: optax.GradientTransformation
+  schedule: Schedule
 
 
 @dataclasses.dataclass(frozen=True)

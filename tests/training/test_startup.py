@@ -64,7 +64,7 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
       ('takes no', 'z_loss', 'label_smoothing', 'logits_chunk'),
     ),
     ('objective', 'test_startup:lines', ('takes no',)),
-    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.optimizers.Optimizer')),
+    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.types.Optimizer')),
   ],
 )
 def test_keys_of_another_function_are_reported_together(section, fn, words):
