@@ -1,12 +1,14 @@
 """Shared parts of the programs: flags, --config with overrides, exit codes, notes.
 
-Exit codes: 0 done, 1 failed, 2 usage or config, 75 preempted and saved, 134 another process of the
-run is lost.
+Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 preempted with the state saved, 134
+another process of the run died.
 """
 
+import functools
 import inspect
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -26,7 +28,7 @@ from lm.parallel import host, multihost
 from lm.text.files import expand_path, lone_surrogate
 from lm.workdir import experiment, files
 
-flags.disclaim_key_flags()  # flags that are defined here belong to the program that asks for them
+flags.disclaim_key_flags()  # flags defined here belong to the program that calls `define_...`
 
 OK, FAILED, USAGE, PREEMPTED, PEER_LOST = 0, 1, 2, 75, multihost.LOST
 # absl's explanation of a wrong value, and what the value must be.
@@ -72,18 +74,18 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
     print(f'{program}: interrupted', file=sys.stderr)
     return FAILED
   except BrokenPipeError:
-    # The reader closed our output; without this the interpreter would flush into the closed pipe.
+    # The reader closed the pipe; without this the interpreter would flush into it.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
   except Exception:
     if multihost.is_multiprocess():
-      time.sleep(_DEATH_NOTICE)  # the failure detector ends this process with one line instead
+      time.sleep(_DEATH_NOTICE)  # the failure detector may end this process with one line
     traceback.print_exc()
     return FAILED
 
 
 def _check_utf8(argv: Sequence[str]) -> None:
-  """Raises UserError for an argument that is not UTF-8; Python decodes its bytes to surrogates."""
+  """Raises UserError for an argument that is not UTF-8, which Python decodes to surrogates."""
   for argument in argv[1:]:
     if lone_surrogate(argument):
       name, equals, _ = argument.partition('=')
@@ -128,10 +130,13 @@ def define_sampling_flags(temperature: float) -> None:
 
 
 def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
-  """Parses absl flags; their errors become a UserError of one line.
+  """Parses the command line by absl.
 
   Returns:
-    The arguments that are no flags, which `positional` permits.
+    The positional arguments.
+
+  Raises:
+    UserError: a flag is unknown or wrong, or a positional argument is not allowed.
   """
   try:
     rest = flags.FLAGS(list(argv))[1:]
@@ -146,31 +151,32 @@ def parse(argv: Sequence[str], positional: bool = False) -> list[str]:
 
 
 def refuse_positional(arguments: Sequence[str]) -> None:
-  """Raises UserError if there are arguments that are no flags."""
+  """Raises UserError if there are positional arguments."""
   if arguments:
     raise UserError(f'unexpected argument {arguments[0]!r}; flags have the form --name=value')
 
 
-def required(name: str, example: str) -> Any:
+def required(name: str, example: str, values: flags.FlagValues = flags.FLAGS) -> Any:
   """Returns the value of a flag that has no default.
 
   Raises:
-    UserError: it was not given.
+    UserError: the command line does not give it.
   """
-  return _required(flags.FLAGS[name].value, name, example)
-
-
-def _required(value: Any, name: str, example: str) -> Any:
+  value = values[name].value
   if value in (None, ''):
     raise UserError(f'--{name} is required, for example --{name}={example}')
   return value
 
 
 def output_file(name: str, value: str) -> pathlib.Path:
-  """Returns the path of the file that --NAME=VALUE names, before anything is written to it.
+  """Returns the path of an output file, checked before the work begins.
+
+  Args:
+    name: of the flag.
+    value: of the flag.
 
   Raises:
-    UserError: it is a directory, or its directory does not exist.
+    UserError: the path is a directory, or its directory does not exist.
   """
   path = expand_path(value, f'--{name}')
   if path.is_dir():
@@ -181,10 +187,10 @@ def output_file(name: str, value: str) -> pathlib.Path:
 
 
 def write_output(name: str, path: pathlib.Path, content: bytes) -> None:
-  """Writes the file that --NAME names, or leaves it as it was.
+  """Writes the file of the flag --NAME atomically.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: the file cannot be written.
   """
   try:
     files.replace(path, content)
@@ -193,7 +199,7 @@ def write_output(name: str, path: pathlib.Path, content: bytes) -> None:
 
 
 def config(argv: list[str]) -> tuple[ConfigDict, str]:
-  """Takes --config=FILE.py[:ARG] and every --config.key=value out of the command line.
+  """Removes --config=FILE.py[:ARG] and every --config.key=value from `argv` and loads the config.
 
   Returns:
     The config with its overrides, and FILE.py[:ARG].
@@ -207,8 +213,7 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
     argv[:] = values(argv, known_only=True)
   except flags.Error as e:
     raise UserError(_one_line(e)) from e
-  given = _required(values.config, 'config', 'experiments/quickstart.py')
-  file, colon, arg = given.partition(':')
+  file, colon, arg = required('config', 'experiments/quickstart.py', values).partition(':')
   path = f'{expand_path(file, "--config")}{colon}{arg}'
   loaded = experiment.load(path)
   _override(loaded, argv)
@@ -216,7 +221,7 @@ def config(argv: list[str]) -> tuple[ConfigDict, str]:
 
 
 def print_notes(notes: Sequence[str]) -> None:
-  """Prints defaults that were chosen, such as a checkpoint, on stderr of the primary process."""
+  """Prints notes, such as the default checkpoint, on stderr of the primary process."""
   for note in notes if multihost.is_primary() else ():
     print(f'note: {note}', file=sys.stderr)
 
@@ -228,7 +233,7 @@ def json_line(values: Mapping[str, Any]) -> str:
 
 
 def _override(loaded: ConfigDict, argv: list[str]) -> None:
-  """Applies every --config.key=value to a config, and takes it out of the command line."""
+  """Applies every --config.key=value to a config, and removes it from `argv`."""
   given = [a for a in argv if a.startswith(('--config.', '-config.'))]
   argv[:] = [a for a in argv if a not in given]
   for argument in given:
@@ -257,18 +262,19 @@ def _check_key(loaded: ConfigDict, argument: str) -> None:
 
 
 def _set_to_none(loaded: ConfigDict, argument: str) -> bool:
-  """Applies --config.key=None, or an empty value, if the key accepts None; returns whether it did.
+  """Applies --config.key=None, or an empty value, if the key accepts None.
+
+  Returns:
+    Whether the key was set. A key of type string that does not accept None keeps the text 'None'.
 
   Raises:
-    UserError: the key does not, and holds no string, which could be 'None' itself.
+    UserError: the key has another type and does not accept None.
   """
   key, _, value = argument.lstrip('-').partition('=')
   if value not in ('', 'None'):
     return False
   *sections, name = key.split('.')[1:]
-  section = loaded
-  for part in sections:
-    section = section[part]
+  section = functools.reduce(operator.getitem, sections, loaded)
   if _accepts_none(section, sections, name):
     section[name] = None
     return True
@@ -280,10 +286,8 @@ def _set_to_none(loaded: ConfigDict, argument: str) -> bool:
 
 
 def _accepts_none(section: ConfigDict, sections: Sequence[str], name: str) -> bool:
-  """Returns whether a leaf may be None: in the base config, or for the section's function."""
-  default: Any = base()
-  for part in (*sections, name):
-    default = default.get(part, '') if isinstance(default, ConfigDict) else ''
+  """Returns whether a leaf may be None, by the base config or the function of its section."""
+  default = experiment.flatten(base().to_dict()).get('.'.join((*sections, name)), '')
   if default is None or section[name] is None:
     return True
   if 'fn' not in section or name == 'fn':
@@ -294,7 +298,7 @@ def _accepts_none(section: ConfigDict, sections: Sequence[str], name: str) -> bo
 
 
 def _one_line(error: Exception) -> str:
-  """Returns absl's error as one line that says what the value of the flag must be."""
+  """Returns an error of absl as one line with the values that the flag accepts."""
   message = ' '.join(str(error).split())
   for why, expected in _EXPECTED:
     if found := re.fullmatch(rf'flag (--[^=]+=(.*)): ({why})', message):
@@ -305,14 +309,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _help(doc: str) -> str:
-  lines = [doc.strip(), '', 'Flags:']
-  if '--config=' in doc:
-    lines += [
-      '  --config: experiment file, FILE.py or FILE.py:ARG',
-      '  --config.KEY=VALUE: overrides a leaf of the config; None where the key accepts it; '
-      'repeatable',
-    ]
-  for flag in flags.FLAGS.get_key_flags_for_module(sys.modules['__main__']):
-    default = '' if flag.default in (None, '') else f' (default {flag.default})'
-    lines.append(f'  --{flag.name}: {flag.help}{default}')
-  return '\n'.join(lines)
+  overrides = (
+    '  --config: experiment file, FILE.py or FILE.py:ARG',
+    '  --config.KEY=VALUE: overrides a leaf of the config; None if the key accepts it; repeatable',
+  )
+  own = flags.FLAGS.get_key_flags_for_module(sys.modules['__main__'])
+  defaults = ['' if flag.default in (None, '') else f' (default {flag.default})' for flag in own]
+  lines = [f'  --{flag.name}: {flag.help}{d}' for flag, d in zip(own, defaults, strict=True)]
+  shown = [*overrides, *lines] if '--config=' in doc else lines
+  return '\n'.join([doc.strip(), '', 'Flags:', *shown])

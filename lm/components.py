@@ -17,7 +17,6 @@ from lm.config import resolve, validate
 from lm.data.batches import Rows
 from lm.data.packed_rows import FeatureRows
 from lm.errors import UserError
-from lm.optim.optimizers import Optimizer
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import end_id, vocabulary_size, word_ids
 from lm.types import (
@@ -26,6 +25,7 @@ from lm.types import (
   Array,
   Metric,
   Objective,
+  Optimizer,
   Params,
   apply_of,
   refuse_state,
@@ -62,8 +62,7 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
     UserError: a value of the config is wrong, or two do not fit together.
   """
   validate.validate_config(config)
-  mesh_config = {k: v for k, v in config.mesh.items() if k != 'rules'}
-  mesh = meshes.make_mesh(mesh_config, devices)
+  mesh = meshes.make_mesh({k: v for k, v in config.mesh.items() if k != 'rules'}, devices)
   rules = meshes.logical_axis_rules(config.mesh.rules)
   model_fn = model(config, vocab_size)
   objective = _built(_without_step(config.objective), 'objective', Objective)
@@ -87,7 +86,7 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
 
 
 def _without_step(objective: ConfigDict) -> ConfigDict:
-  """Returns the section `objective` without the key that is no argument of its function."""
+  """Returns the section `objective` without `train_step`, which is no argument of its function."""
   return ConfigDict({key: value for key, value in objective.items() if key != 'train_step'})
 
 
@@ -97,10 +96,10 @@ def pass_word_counts(
   rows: Rows,
   tokenizer: tokenizers.Tokenizer,
 ) -> Components:
-  """Returns functions whose objective has the frequencies of words, if it takes `counts`.
+  """Returns the functions, with the counts of words passed to an objective that takes `counts`.
 
   Raises:
-    UserError: it does, and the rows are no text, or have fewer than two words.
+    UserError: the objective takes `counts`, and the rows are not text or have fewer than two words.
   """
   section = _without_step(config.objective)
   builder = resolve.build_section(section, 'objective')
@@ -142,7 +141,7 @@ def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -
   """Returns the result of a section's function, which must be of a type.
 
   Raises:
-    UserError: the section has keys that the function does not take, or the type differs.
+    UserError: the section has keys that are not arguments of the function, or the type differs.
   """
   fn = resolve.resolve(section.get('fn'), f'{key}.fn')
   parameters = inspect.signature(fn).parameters
@@ -170,7 +169,7 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
 
   Raises:
     UserError: its vocabulary size is not the tokenizer's, its number of classes is not that of
-      data.labels, or rows are longer than its context.
+      data.labels, rows are longer than its context, or its sizes do not fit together.
   """
   section = dict(config.model)
   if section['vocab_size'] is None:
@@ -206,30 +205,29 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
   Raises:
     UserError: a path returns no Metric.
   """
-  key, found = f'eval.sets.{name}.metrics', []
-  for path in config.eval.sets[name].metrics:
-    metric = resolve.call(resolve.resolve(path, key), key)
+  key, paths = f'eval.sets.{name}.metrics', config.eval.sets[name].metrics
+  values = [resolve.call(resolve.resolve(path, key), key) for path in paths]
+  for path, metric in zip(paths, values, strict=True):
     if not isinstance(metric, Metric):
       raise UserError(
         f'{key}={path!r} returns no lm.types.Metric; a function that compares outputs with '
         f'references belongs in eval.sets.{name}.scores'
       )
-    found.append(metric)
-  return found
+  return values
 
 
 def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   """Returns `key -> parameters`, boxed with their partitioning metadata.
 
   Raises:
-    UserError: later, while tracing: the model has state, or its layers sow losses.
+    UserError: when traced, the model has variables besides parameters, or losses of its layers.
   """
 
   def init(key: Array) -> Params:
     row = jnp.zeros((1, context), jnp.int32)
-    along = ('inputs', 'targets', 'segments', 'positions')
+    target = ('inputs', 'targets', 'segments', 'positions')
     source = ('source', 'source_segments', 'source_positions')
-    batch = dict.fromkeys((*along, *source), row) | {'examples': row[:, :1]}
+    batch = dict.fromkeys((*target, *source), row) | {'examples': row[:, :1]}
     mutable = nn.DenyList((HOOKS_COLLECTION,))
     output, variables = model.init_with_output({'params': key}, batch, mutable=mutable)
     refuse_state(output, {name: x for name, x in variables.items() if name != 'params' and x})
@@ -239,5 +237,5 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
 
 
 def parameter_count(params: Params) -> int:
-  """Returns the size of all parameters in elements."""
+  """Returns the number of parameters."""
   return sum(x.size for x in jax.tree.leaves(params))

@@ -2,14 +2,13 @@
 
   python -m lm.evaluate --workdir=DIR [--step=N] [--beam_size=5] [--predictions=FILE]
 
-Several directories (--workdir=A,B), or steps of one, are evaluated as an ensemble, on the sets of
-the first. The object also has `step`, or `steps` of an ensemble, and `notes` of metrics by name,
-such as sacrebleu's signatures. A metric that is not finite is null. FILE gets a JSON line for each
-example of each set with corpus metrics: set, inputs, output, reference, scores.
+Several directories (--workdir=A,B), or several steps of one directory, form an ensemble, which is
+evaluated on the sets of the first. The object also has `step` (`steps` for an ensemble) and `notes`
+by metric, such as sacrebleu's signatures. A metric that is not finite is null. FILE gets a JSON
+line for each example of each set with corpus metrics: set, inputs, output, reference, scores.
 
-Parameters and batches are sharded over all devices, so that a model that could be trained on them
-also fits. Metrics do not depend on the number of devices. Several processes evaluate together, as
-in lm.train; process 0 prints.
+Parameters and batches are sharded over all devices. Metrics do not depend on the number of devices.
+Several processes can evaluate as one, as in lm.train; process 0 prints.
 """
 
 import sys
@@ -47,10 +46,10 @@ def main(argv: list[str]) -> None:
   from lm.parallel import mesh as meshes
   from lm.progress import show_documents
   from lm.text.tokenizers import vocabulary_size
-  from lm.workdir import eval_artifacts
+  from lm.workdir import run_data
 
   loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average_checkpoints, jax.devices())
-  if flags.FLAGS.beam_size is not None:  # before the data is read
+  if flags.FLAGS.beam_size is not None:  # checked before the data is read
     check_beam_size(flags.FLAGS.beam_size, vocabulary_size(loaded.tokenizer))
   config = loaded.config
   for key in _DECODE:
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> None:
     return
   if out is not None:
     sets = found.examples.items()
-    content = b''.join(eval_artifacts.lines(examples, set=name) for name, examples in sets)
+    content = b''.join(run_data.example_lines(examples, set=name) for name, examples in sets)
     cli.write_output('predictions', out, content)
   notes = {'notes': found.notes} if found.notes else {}
   which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}
@@ -90,7 +89,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags(with_outputs: bool, generated: bool) -> None:
-  """Raises UserError for a flag without an effect on this run."""
+  """Raises UserError for a flag that has no effect on this run."""
   if flags.FLAGS.predictions is not None and not with_outputs:
     raise UserError(
       f'--predictions={flags.FLAGS.predictions}: no set has outputs, which need corpus metrics '

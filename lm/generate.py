@@ -26,9 +26,8 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/quickstart')
   if args.prompt is None:
     raise UserError("--prompt is required, for example --prompt='The '")
-  from lm.decode.logits_processors import ban_unknown_token
   from lm.decode.loop import DecodeConfig
-  from lm.decode.sampling import sampler
+  from lm.decode.sampling import ban_unknown_token, sampler
   from lm.decode.stream import prompt_encoder, stream_text
   from lm.evaluation.ensembles import open_runs
   from lm.models.embeddings import Embeddings
@@ -65,11 +64,10 @@ def main(argv: list[str]) -> None:
     first = next(pieces, ('',))  # raises an error of the prompt before any output
     if not sample:
       cli.print_notes(loaded.notes)
-    sys.stdout.write(args.prompt + first[0])
+    print(args.prompt + first[0], end='')
     for (piece,) in pieces:
-      sys.stdout.write(piece)
-      sys.stdout.flush()
-    sys.stdout.write('\n')
+      print(piece, end='', flush=True)
+    print()
 
 
 if __name__ == '__main__':

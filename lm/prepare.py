@@ -2,7 +2,7 @@
 
   python -m lm.prepare --config=experiments/NAME.py[:ARG] [--config.key=value ...]
 
-Training does the same if they are not in the cache.
+Training does the same if the cache does not have them.
 """
 
 from lm import cli
@@ -11,6 +11,7 @@ from lm import cli
 def main(argv: list[str]) -> None:
   config, _ = cli.config(argv)
   cli.parse(argv)
+  # Imported after the flags are checked, because these modules take seconds to import.
   from lm.config import validate
   from lm.data import pipeline
   from lm.data.packed_rows import FeatureRows

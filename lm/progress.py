@@ -1,4 +1,4 @@
-"""The progress of a program on stderr: one live line on a terminal, plain lines elsewhere."""
+"""The progress of a program on stderr: a live line on a terminal, and else plain lines."""
 
 import contextlib
 import os
@@ -19,12 +19,12 @@ _PLAIN_SECONDS = 5.0  # between plain lines of a preparation
 
 
 class StatusLine:
-  """One line, redrawn at most five times a second on a terminal and printed plainly elsewhere.
+  """A line that is redrawn on a terminal, at most five times a second; elsewhere, plain lines.
 
-  With NO_COLOR or TERM=dumb a terminal gets plain lines without control characters too.
+  A terminal with NO_COLOR or TERM=dumb gets plain lines too, without control characters.
 
   Args:
-    stream: where to write; stderr if None.
+    stream: the output; stderr if None.
   """
 
   def __init__(self, stream: TextIO | None = None):
@@ -39,15 +39,15 @@ class StatusLine:
     Args:
       now: seconds, monotonic.
       text: one line.
-      plain: whether a plain line is due.
-      last: whether the line ends with this text.
+      plain: whether to print the text as a plain line, if the output is no terminal.
+      last: whether the line is complete; the next call begins a new one.
     """
     if self._terminal and (last or now - self._drawn >= _REDRAW_SECONDS):
       if self.live is None:
         console = Console(file=self._stream, force_terminal=True, highlight=False)
         self.live = Live(console=console, auto_refresh=False, redirect_stdout=False)
         self.live.start()
-        console.show_cursor(True)  # also where an error ends the program
+        console.show_cursor(True)  # an error could end the program with a hidden cursor
       self._drawn = now
       line = Text(text, no_wrap=True, overflow='ellipsis')
       line.highlight_regex('^[0-9,]+', 'bold')
@@ -71,8 +71,8 @@ class Progress:
 
   Args:
     total_steps: the last step of the run.
-    start_step: its first step.
-    stream: where to write; stderr if None.
+    start_step: the first step of the run.
+    stream: the output; stderr if None.
     clock: seconds, monotonic.
   """
 
@@ -85,7 +85,7 @@ class Progress:
   ):
     self._total = total_steps
     self._clock = clock
-    # The first step includes compilation, so the rate is measured from its end.
+    # The first step and the time of its end; the rate excludes it, because it includes compilation.
     self._first: tuple[int, float] | None = None
     self._step = start_step
     self._values: dict[str, float] = {}
@@ -93,25 +93,26 @@ class Progress:
     self.message = self._line.message
 
   def update(self, step: int, values: Mapping[str, float]) -> None:
-    """Reports that `step` is done; `values` (may be empty) replace those of the same names.
+    """Shows that `step` is done.
 
-    'tokens/s' and 'MFU' (a fraction of 1) have formats of their own; others show four digits. Only
-    updates with values print a plain line.
+    Args:
+      step: the step.
+      values: new values by name, such as 'tokens/s' and 'MFU' (a fraction of 1). A call without
+        values prints no plain line.
     """
     now = self._clock()
-    if self._first is None:
-      self._first = (step, now)
+    self._first = self._first or (step, now)
     self._step = step
     self._values.update(values)
     self._line.draw(now, self._text(now), plain=bool(values))
 
   def exclude(self, seconds: float) -> None:
-    """Excludes seconds without a running step from the estimate of the remaining time."""
+    """Excludes time without training, in seconds, from the estimate of the remaining time."""
     if self._first is not None:
       self._first = (self._first[0], self._first[1] + seconds)
 
   def close(self) -> None:
-    """Ends the live line and leaves its last state visible."""
+    """Ends the live line with its current text."""
     if self._line.live is not None:
       now = self._clock()
       self._line.draw(now, self._text(now), last=True)
@@ -126,7 +127,7 @@ class Progress:
 
 
 class _Documents:
-  """Shows how many documents have been processed."""
+  """Shows the count of processed documents and the time of the activity."""
 
   _activity = ''
 
@@ -154,9 +155,10 @@ def silent(done: int, total: int, activity: str) -> None:
 
 @contextlib.contextmanager
 def ticking(report: Report, seconds: float = 1.0) -> Iterator[Report]:
-  """Yields a report that is repeated regularly, for work that continues after the last document.
+  """Yields a report whose last call is repeated regularly by a thread within the block.
 
-  The last document counts as done at the end of the block.
+  This shows the time of work that continues after the last document. The last document counts as
+  done at the end of the block.
   """
   last: tuple[int, int, str] | None = None
   lock, finished = threading.Lock(), threading.Event()
@@ -213,8 +215,5 @@ def si(value: float) -> str:
 
 
 def _value(name: str, value: float) -> str:
-  if name == 'tokens/s':
-    return f'{si(value)} tokens/s'
-  if name == 'MFU':
-    return f'MFU {value:.1%}'
-  return f'{name} {value:.4g}'
+  formats = {'tokens/s': f'{si(value)} tokens/s', 'MFU': f'MFU {value:.1%}'}
+  return formats.get(name, f'{name} {value:.4g}')

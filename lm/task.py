@@ -34,8 +34,33 @@ def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source'
   """Returns the error for an example whose field is missing or not of the wanted type."""
   if field in example:
     return UserError(f'{key}: {field!r} of an example is {example[field]!r:.60} and no {wanted}')
-  available = ', '.join(map(repr, example))
-  return UserError(f'{key}: an example has no {wanted} under {field!r}; it has {available}')
+  return UserError(
+    f'{key}: an example has no {wanted} under {field!r}; it has {", ".join(map(repr, example))}'
+  )
+
+
+def string_field(example: Example, field: str, key: str = 'data.source') -> str:
+  """Returns a string of an example that `key` produced.
+
+  Raises:
+    UserError: the field is missing or has another type.
+  """
+  text = example.get(field)
+  if not isinstance(text, str):
+    raise mismatch(example, field, 'string', key)
+  return text
+
+
+def strings_field(example: Example, field: str) -> list[str]:
+  """Returns a list of strings of an example.
+
+  Raises:
+    UserError: the field is missing or has another type.
+  """
+  texts = example.get(field)
+  if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+    raise mismatch(example, field, 'list of strings')
+  return list(texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +72,8 @@ class Task:
     target: the answer as text, for models that generate.
     reference: what predictions are scored against, in the form that the task's scores take.
     head_target: the answer for the head of an encoder: a class name, a number, or a list of
-      (start, stop, tag) or (start, stop) in characters of the last part; None where there is none.
+      (start, stop, tag) or (start, stop) in characters of the last part. None: there is no such
+      answer.
     special_tokens: all special tokens that the inputs may contain.
   """
 

@@ -2,24 +2,24 @@
 
   python -m lm.train --config=experiments/NAME.py[:ARG] --workdir=DIR [--config.key=value ...]
 
---config.data.transforms applies to training rows only; an evaluation set has transforms of its own
-in --config.eval.sets.NAME.transforms, by default none.
+--config.data.transforms applies to training rows only; --config.eval.sets.NAME.transforms applies
+to an evaluation set and is empty by default.
 
-The same command again resumes from the newest checkpoint. Other training data than before raises an
-error, unless --new_data permits it. Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75
-stopped by SIGTERM with the state saved, 134 another process died.
+The same command resumes from the newest checkpoint. If the training data has changed, this is an
+error without --new_data. Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 stopped by
+SIGTERM with the state saved, 134 another process died.
 
-Several processes train as one: the same command on every host of a TPU slice, under srun, or with
---coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one process
-saves and stops all.
+Several processes train as one: run the same command on every host of a TPU slice, under srun, or
+with --coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one
+process saves and stops all.
 
-On Linux it sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself, unless you have set the variable.
+On Linux the program sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself if the variable is unset.
 """
 
 from absl import flags
 
 from lm import cli
-from lm.parallel import host, multihost, preemption
+from lm.parallel import host, multihost
 from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, 'directory of the run')
@@ -31,12 +31,12 @@ flags.adopt_module_key_flags(multihost)
 
 
 def main(argv: list[str]) -> None:
-  stop: preemption.Stop = preemption.Signals()
+  stop: host.Stop = host.Signals()
   config, path = cli.config(argv)
   cli.parse(argv)
   name = cli.required('workdir', 'runs/quickstart')
   if multihost.start(multihost.settings()):
-    stop = preemption.PreemptionService()
+    stop = host.PreemptionService()
   workdir = files.workdir(name, process=multihost.process_index_and_count()[0])
   # Imported after the flags are checked, because jax takes seconds to import.
   from lm.training.trainer import train

@@ -55,9 +55,8 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/multi30k')
   samples = bool(args.mbr) and not args['beam_size'].present
   _check_flags(samples)
-  from lm.decode import logits_processors
+  from lm.decode import sampling
   from lm.decode.beam import check_beam_size
-  from lm.decode.sampling import greedy, sampler
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.predict import decode_config
   from lm.evaluation.translate import MBRConfig, Translator, windows
@@ -67,20 +66,20 @@ def main(argv: list[str]) -> None:
   # Built before the model is loaded, so that their errors show without delay.
   processors = []
   if args.no_repeat_ngram:
-    processors.append(logits_processors.no_repeat_ngram(args.no_repeat_ngram))
+    processors.append(sampling.no_repeat_ngram(args.no_repeat_ngram))
   if args.repetition_penalty != 1:
-    processors.append(logits_processors.repetition_penalty(args.repetition_penalty))
-  draw = sampler(args.temperature, args.top_k, args.top_p, args.min_p) if samples else greedy
+    processors.append(sampling.repetition_penalty(args.repetition_penalty))
+  sampler = sampling.sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average_checkpoints)
   context = loaded.config.data.seq_len
   if args.min_tokens:
     _check_min_tokens(args.max_tokens or context, f'data.seq_len={context} of the run')
-    processors.append(logits_processors.minimum_length(args.min_tokens, end_id(loaded.tokenizer)))
+    processors.append(sampling.minimum_length(args.min_tokens, end_id(loaded.tokenizer)))
     # The minimum length holds for short sources too.
     loaded.config.decode.max_length_ratio = 0.0
-  for key in ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size'):
-    if args[key].value is not None:
-      loaded.config.decode[key] = args[key].value
+  keys = ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size')
+  given = {key: args[key].value for key in keys if args[key].value is not None}
+  loaded.config.decode.update(given)
   decode = decode_config(loaded.config.decode, loaded.tokenizer, context)
   if not args.mbr and args.n_best > decode.beam_size:
     raise UserError(
@@ -96,11 +95,11 @@ def main(argv: list[str]) -> None:
     if args.beam_size is None:
       notes.append(f'decode.beam_size={decode.beam_size} of the run')
   decode = decode._replace(
-    sample_fn=draw, logits_processors=(*processors, *decode.logits_processors)
+    sample_fn=sampler if samples else sampling.greedy,
+    logits_processors=(*processors, *decode.logits_processors),
   )
-  mbr = None
-  if args.mbr:
-    mbr = MBRConfig(sentence_chrf(), args.mbr if samples else 1, args.seed, args.n_best)
+  count = args.mbr if samples else 1
+  mbr = MBRConfig(sentence_chrf(), count, args.seed, args.n_best) if args.mbr else None
   translator = Translator(loaded, decode, args.target_lang, args.too_long, args.prefix, mbr)
   cli.print_notes(notes)
   index = 0

@@ -1,4 +1,4 @@
-"""The values that packages exchange, and the glossary of axis letters.
+"""The types that packages share, and the glossary of axis letters.
 
 Axis letters, used as suffixes in tensor code and in einsum strings:
   B batch row     T query or target position   S key or source position   D model width
@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from lm.errors import UserError
 
@@ -26,11 +27,11 @@ Params = Any
 #   positions: int32, index within the segment
 #   bytes: int32, bytes of raw text accounted to the target (they sum to the size of the text)
 # A batch of a task has in addition, or instead:
-#   source, source_segments, source_positions: (B, S), what an encoder reads for a decoder
-#   prefix: (B, T) int32, 1 where an input belongs to a prefix that is read both ways
-#   examples: (B, P) int32, which features are in the row, in the order of their segments, each by
-#     its index + 1; 0 fills up
-#   targets, weights: (B, P) where an example as a whole has one target
+#   source, source_segments, source_positions: (B, S), the inputs of the encoder
+#   prefix: (B, T) int32, 1 for inputs of a prefix with bidirectional attention
+#   examples: (B, P) int32, the index + 1 of each example of the row, in the order of the segments;
+#     0 is padding
+#   targets, weights: (B, P) for one target per example
 Batch = Mapping[str, Array]
 # Named (sum, weight) pairs, scalars. A mean is sum / weight, over microbatches and hosts alike.
 WeightedSums = dict[str, tuple[Array, Array]]
@@ -39,13 +40,13 @@ Directions = Mapping[str, bool | None]
 
 
 class Mask(flax.struct.PyTreeNode):
-  """Which queries attend to which keys, as a description that kernels interpret.
+  """A description of the keys that each query attends to, which kernels interpret.
 
   A query attends to a key when all conditions that are set hold: equal segments; for causal masks
   `k_position <= q_position` or a key of the prefix; for windows `q_position - k_position < window`;
-  and `allowed`. `ordered` says that queries and keys are the same tokens of the same rows and that
-  each segment is contiguous with rising positions; causal kernels may then skip keys by index.
-  `packed` says that a row may hold several segments; a row of one segment has padding at its end.
+  and `allowed`. With `ordered`, queries and keys are the same tokens of the same rows, and each
+  segment is contiguous with rising positions; causal kernels may then skip keys by index. With
+  `packed`, a row may hold several segments; otherwise it has one segment and padding at its end.
   """
 
   q_positions: Array  # (B, T) int32
@@ -94,9 +95,7 @@ class Mask(flax.struct.PyTreeNode):
 
   def dense_bias(self) -> Array | None:
     """Returns the (B, H, T, S) float32 additive bias, or None."""
-    if self.bias is None:
-      return None
-    return self.bias(self.q_positions, self.k_positions)
+    return None if self.bias is None else self.bias(self.q_positions, self.k_positions)
 
 
 class EmbeddingTable(NamedTuple):
@@ -121,7 +120,7 @@ class OutputHead(flax.struct.PyTreeNode):
 
   @property
   def kernel_VD(self) -> Array:
-    """The vectors that hidden states are compared with."""
+    """The output vectors (V, D), whose matmul with hidden states gives the logits."""
     return self.table.vectors_VD
 
   @property
@@ -168,7 +167,7 @@ class Output(NamedTuple):
 
   hidden: Array
   head: OutputHead
-  aux: WeightedSums  # losses of layers: {}, for no objective adds them yet; apply_of refuses others
+  aux: WeightedSums  # losses of layers; must be {}, because no objective adds them yet
   cache: Any = None
 
 
@@ -195,8 +194,8 @@ def apply_of(model: nn.Module) -> Apply:
 
   def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
     rngs = {} if key is None else {'dropout': key}
-    found = model.apply({'params': params}, batch, cache, rngs=rngs, mutable=_STATE)
-    output, state = cast(tuple[Output, Params], found)
+    result = model.apply({'params': params}, batch, cache, rngs=rngs, mutable=_STATE)
+    output, state = cast(tuple[Output, Params], result)
     if output.aux or state:
       refuse_state(output, state)
     return output
@@ -205,7 +204,7 @@ def apply_of(model: nn.Module) -> Apply:
 
 
 def refuse_state(output: Output, state: Params) -> None:
-  """Raises UserError where a step would drop losses of layers, or variables."""
+  """Raises UserError if a model returns layer losses or variables, which a step would drop."""
   if output.aux:
     raise UserError(
       f'model.fn: Output.aux={sorted(output.aux)} would be dropped: there are no layer losses yet; '
@@ -217,11 +216,21 @@ def refuse_state(output: Output, state: Params) -> None:
       for name, tree in state.items()
       for path, _ in jax.tree_util.tree_leaves_with_path(tree)[:1]
     }
-    there = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
+    listed = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
     raise UserError(
-      f'model.fn: a layer sows or keeps variables of collection {there}, which would be dropped: '
+      f'model.fn: a layer sows or keeps variables of collection {listed}, which would be dropped: '
       'there are no layer losses yet; a layer has parameters alone'
     )
+
+
+Schedule = Callable[[Array], Array]
+
+
+class Optimizer(NamedTuple):
+  """An Optax transformation and the learning rate it follows, `step -> rate`."""
+
+  transformation: optax.GradientTransformation
+  schedule: Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,14 +239,14 @@ class Objective:
 
   `loss_sums(apply, params, batch, key)` returns the named losses, each summed over the batch and
   scaled by its coefficient. `normalizers(batch)` returns the weight of each under the same names,
-  from the batch alone. The weights of the whole batch are thus known before the gradient, so that
+  from the batch alone. The weights of the full batch are thus known before the gradient, so that
   `sum over names of loss_sums / normalizers` is exact under gradient accumulation and over hosts.
 
-  `sample(batch, key)` adds what is random in a batch, before both. `microbatched` is False where
-  rows of a batch share samples, so that microbatches cannot be taken. `sparse_rows(batch)` is for
-  sparse updates alone: it returns, by the name of a table parameter, the unique rows (N,) that the
-  batch uses, in any order and padded with any number that is no row, and the batch with rows
-  renumbered by their index in N.
+  `sample(batch, key)` runs before both and adds random arrays to the batch. `microbatched` is False
+  if rows of a batch share samples, which excludes microbatches. `sparse_rows(batch)` serves sparse
+  updates alone. By the name of a table parameter, it returns the unique rows (N,) that the batch
+  uses, in any order, padded with values that are not rows. It also returns the batch with the ids
+  of rows replaced by their index in N.
   """
 
   loss_sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
@@ -248,11 +257,11 @@ class Objective:
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that changes in training. The step is also the position in the data."""
+  """The state of training. The step is also the position in the data."""
 
   step: Array  # () int32, steps taken
   skipped: Array  # () int32, steps whose gradient was not finite
-  streak: Array  # () int32, how many of the latest steps in a row were skipped
+  streak: Array  # () int32, the number of consecutive skipped steps up to the latest one
   params: Params
   opt_state: Any
 
@@ -262,7 +271,7 @@ class Metric:
   """An evaluation metric as two pure functions.
 
   `terms(output, batch)` returns named (sum, weight) pairs, which are summed over a set of examples.
-  `derive(means)` returns further values that follow from their means, such as perplexity.
+  `derive(means)` returns values computed from the means, such as perplexity.
   `higher_is_better` gives the direction of each value. A value without one cannot be monitored.
   """
 

@@ -7,11 +7,11 @@
   python -m lm.vectors import --workdir=NEW --file=FILE [--format=word2vec|word2vec_binary|glove]
   python -m lm.vectors map --workdir=DIR --out=FILE.html [--words=N | WORD...]
 
-`nearest` prints lines of word, neighbor and cosine, `analogy` words that are to C as B is to A,
-with their scores; fields are separated by tabs. `similarity` prints one JSON object: Spearman's
-correlation for pairs (null if undefined, as for one pair), the accuracies of 3CosAdd and 3CosMul
-for questions, and the coverage of both. `import` makes a workdir from a file, which lm.load and
-warm_start.workdir can read. `map` writes a page of the given words, or of the first N of the
+`nearest` prints lines of word, neighbor and cosine, and `analogy` prints words that are to C as B
+is to A, with their scores; tabs separate the fields. `similarity` prints one JSON object. It has
+Spearman's correlation for pairs (null if undefined, as for one pair), the accuracies of 3CosAdd and
+3CosMul for questions, and the coverage of both. `import` makes a workdir from a file, for lm.load
+and warm_start.workdir. `map` writes a page of the given words, or of the first N words of the
 vocabulary. After --, a word may begin with a dash.
 """
 
@@ -58,7 +58,9 @@ def main(argv: list[str]) -> None:
     raise UserError(
       f'no subcommand {name!r}{did_you_mean(name, _COMMANDS)}; available: {available}'
     )
-  run, allowed = _COMMANDS[name]
+  run, takes_words, allowed = _COMMANDS[name]
+  if not takes_words:
+    cli.refuse_positional(words)
   for flag in flags.FLAGS.get_flags_for_module(__name__):
     if flag.present and flag.name not in ('workdir', *allowed):
       takes = ', '.join(f'--{other}' for other in ('workdir', *allowed))
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 
 def _vectors_of(workdir: pathlib.Path) -> tuple[Vectors, Sequence[str]]:
-  """Returns the vectors of a run, and a note on the step if it is the default."""
+  """Returns the vectors of a run, and a note on the step if that is the default."""
   from lm.evaluation.vectors import of_loaded
   from lm.workdir.load import load
 
@@ -80,7 +82,7 @@ def _nearest(workdir: pathlib.Path, words: list[str]) -> None:
     raise UserError('nearest needs a word, as in: nearest --workdir=DIR king')
   vectors, notes = _vectors_of(workdir)
   for word in words:
-    row_of(vectors, word)  # raises for an unknown word before anything is printed
+    row_of(vectors, word)  # raises UserError for an unknown word, before the first line
   if len(vectors.words) < 2:
     raise UserError(f'--workdir={workdir}: {words[0]!r:.80} is its only word, without neighbors')
   cli.print_notes(notes)
@@ -106,7 +108,6 @@ def _analogy(workdir: pathlib.Path, words: list[str]) -> None:
 
 
 def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
-  cli.refuse_positional(words)
   if not flags.FLAGS.pairs and not flags.FLAGS.questions:
     raise UserError('similarity needs --pairs=FILE or --questions=FILE')
   with _named('pairs'):
@@ -123,7 +124,6 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
 
 
 def _export(workdir: pathlib.Path, words: list[str]) -> None:
-  cli.refuse_positional(words)
   out = cli.output_file('out', cli.required('out', 'vectors.txt'))
   vectors, notes = _vectors_of(workdir)
   _FORMATS[flags.FLAGS.format][1](out, vectors)
@@ -132,7 +132,6 @@ def _export(workdir: pathlib.Path, words: list[str]) -> None:
 
 
 def _import(workdir: pathlib.Path, words: list[str]) -> None:
-  cli.refuse_positional(words)
   file = expand_path(cli.required('file', 'vectors.txt'), '--file')
   files.check_new(workdir)  # before a large file is read
   with _named('file'):
@@ -162,27 +161,28 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
   print(f'{out}: {_count(len(found["words"]), "word")}')
 
 
-# Each with the flags that it takes besides --workdir.
-_COMMANDS: dict[str, tuple[Callable[[pathlib.Path, list[str]], None], tuple[str, ...]]] = {
-  'nearest': (_nearest, ('step', 'k')),
-  'analogy': (_analogy, ('step', 'k', 'score')),
-  'similarity': (_similarity, ('step', 'pairs', 'questions')),
-  'export': (_export, ('step', 'out', 'format')),
-  'import': (_import, ('file', 'format')),
-  'map': (_map, ('step', 'out', 'words')),
+# By name: the function, whether it takes words, and its flags in addition to --workdir.
+_Command = tuple[Callable[[pathlib.Path, list[str]], None], bool, tuple[str, ...]]
+_COMMANDS: dict[str, _Command] = {
+  'nearest': (_nearest, True, ('step', 'k')),
+  'analogy': (_analogy, True, ('step', 'k', 'score')),
+  'similarity': (_similarity, False, ('step', 'pairs', 'questions')),
+  'export': (_export, False, ('step', 'out', 'format')),
+  'import': (_import, False, ('file', 'format')),
+  'map': (_map, True, ('step', 'out', 'words')),
 }
 
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-  """Adds the name of the flag to errors of the files that it names."""
+  """Adds the name of a flag to errors within a block, which reads the flag's files."""
   try:
     yield
   except UserError as e:
     raise UserError(f'--{name}: {e}') from e
 
 
-def _size(vectors) -> str:
+def _size(vectors: Vectors) -> str:
   words, dimensions = vectors.matrix.shape
   return f'{_count(words, "word")} of {_count(dimensions, "dimension")}'
 
@@ -192,7 +192,7 @@ def _count(count: int, of: str) -> str:
 
 
 def _shown(word: str) -> str:
-  """Returns a word, escaped if it would break a line or control a terminal."""
+  """Returns a word, with escapes if it has line breaks or control characters."""
   breaks = any(unicodedata.category(c) in ('Cc', 'Zl', 'Zp', 'Cs') for c in word)
   return repr(word) if breaks else word
 

@@ -37,7 +37,7 @@ import numpy as np
 import pytest
 
 from lm.components import init_of
-from lm.data.sources.embedded import python_library, python_questions
+from lm.data.sources.embedded import python_library
 from lm.models.transformer import Decoder, Encoder, EncoderDecoder
 from lm.nn.layers import Attention, GatedMlp, RMSNorm, post_norm
 from lm.nn.position import alibi, relative, rope, sinusoidal
@@ -85,7 +85,7 @@ def fields(variant, changes):
 @contextlib.contextmanager
 def few_files():
   """Has the embedded sources read one file in twelve of Python's library: 100 kB of prose."""
-  cached = (python_library._documents, python_library._measured, python_questions._functions)
+  cached = (python_library._documents, python_library._measured, python_library._functions)
   places = [place for place in python_library.files() if place.name != 'topics.py'][::12]
   found = {place: python_library.files()[place] for place in places}
   with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,6 @@
 """Benchmarks: figures by hand, our work end to end, baselines, and messages."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,14 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from lm.bench import decode, interleaved, ours, train, worker
-from lm.bench.__main__ import COMMANDS, main
-from lm.bench.worker import Shape, Worker
+from lm.bench import interleaved, ours, worker
+from lm.bench.__main__ import main
+from lm.bench.interleaved import BENCHMARKS
+from lm.bench.worker import Shape, start_worker
 from lm.errors import UserError
 
-TINY = {
-  name: module.BENCHMARK.shapes['tiny'] for name, module in COMMANDS.items() if name != 'vectors'
-}
+TINY = {name: benchmark.shapes['tiny'] for name, benchmark in BENCHMARKS.items()}
 IMPORTED = 'import sys, lm.bench.__main__; print(*sys.modules.keys() & {"jax", "torch"})'
 
 
@@ -27,7 +27,7 @@ def small_limits(monkeypatch):
   monkeypatch.setattr(ours, 'BUFFER_SIZE', 1 << 10)
 
 
-def test_spread_is_that_of_four_values_by_hand():
+def test_spread_has_the_quartiles_of_four_values():
   assert interleaved.spread([4.0, 1.0, 3.0, 2.0]) == {
     'min': 1.0,
     'low': 1.75,
@@ -36,6 +36,12 @@ def test_spread_is_that_of_four_values_by_hand():
     'max': 4.0,
   }
   assert set(interleaved.spread([7.0]).values()) == {7.0}
+
+
+def test_decoding_that_stops_early_is_not_timed(monkeypatch):
+  monkeypatch.setattr(ours, 'stream_tokens', lambda *arguments: iter([0] * 7))
+  with pytest.raises(AssertionError):
+    ours.decoding(TINY['decode'], 'cpu').run(1)  # 8 new tokens
 
 
 def results(run, limit, amount=None):
@@ -60,7 +66,7 @@ def figures(shape=TINY['train']):
   return {'shape': 'tiny', **interleaved.figures(shape, measured)}
 
 
-def test_figures_of_train_steps_by_hand():
+def test_figures_of_train_steps_equal_values_by_hand():
   found = figures()
   # The baseline has the faster matmul: 1e9 FLOPs in a median of 0.01 s.
   assert found['limit_per_second'] == pytest.approx(1e11)
@@ -74,7 +80,7 @@ def test_figures_of_train_steps_by_hand():
   assert (ratio['min'], ratio['median'], ratio['max']) == pytest.approx((1.5, 2.0, 3.0))
 
 
-def test_figures_of_decoding_are_those_of_a_new_token_in_each_row():
+def test_figures_of_decoding_count_a_new_token_in_each_row():
   shape = TINY['decode']
   mine = figures(shape)['implementations']['ours']
   assert (shape.batch_size, shape.max_tokens) == (2, 8)
@@ -92,12 +98,13 @@ def test_table_has_the_ratio_and_warns_of_a_busy_machine():
     assert text in shown
   assert 'not reliable' not in shown
   quiet['implementations']['transformers']['disturbance'] = interleaved.spread([0.4, 0.5])
-  assert 'other programs used 45%' in interleaved.table(report | {'shapes': [quiet]})
+  *_, ratio = interleaved.table(report | {'shapes': [quiet]}).splitlines()
+  assert '2.00 times' in ratio and 'not reliable: other programs used 45%' in ratio
 
 
 @pytest.mark.usefixtures('small_limits')
 def test_flops_of_a_train_step_are_those_of_gpt2():
-  candidate = ours.train_step(train.SHAPES['tiny'], 'cpu')
+  candidate = ours.train_step(TINY['train'], 'cpu')
   # 12 matrices of 32 x 32 and 13 vectors of 32 a layer, the embeddings and the last norm: each
   # parameter takes 6 FLOPs per token; attention takes 12 T D per layer.
   parameters = 2 * (12 * 32**2 + 13 * 32) + 65 * 32 + 2 * 32
@@ -110,18 +117,18 @@ def test_flops_of_a_train_step_are_those_of_gpt2():
 
 
 def test_flops_of_a_train_step_are_those_of_lstm_layers():
-  candidate = ours.train_step(train.SHAPES['tiny_lstm'], 'cpu')
+  candidate = ours.train_step(BENCHMARKS['train'].shapes['tiny_lstm'], 'cpu')
   # Four gates of 16 read 16 inputs, 16 states and a bias; the output layer has 65 x 16 and a bias.
   multiplied = 4 * 16 * (16 + 16 + 1) + 65 * 16
   assert candidate.amount == 16 * 6 * multiplied
 
 
 def test_timed_train_step_learns_its_batch():
-  config = ours.config_of(train.SHAPES['tiny'])
+  config = ours.config_of(TINY['train'])
   functions = ours.builder.build_components(config, 65, jax.devices()[:1])
   state, _ = ours.init_train_state(functions, jax.random.key(0))
   step = ours.make_train_step(functions, 0, 1, state)
-  batch = ours.batch_of(train.SHAPES['tiny'])
+  batch = ours.batch_of(TINY['train'])
   losses = []
   for _ in range(20):
     state, metrics = step(state, batch)
@@ -185,7 +192,7 @@ def torch_baselines(monkeypatch):
   ],
 )
 def test_baselines_run(benchmark, baseline, shape, torch_baselines):
-  benchmark = COMMANDS[benchmark].BENCHMARK
+  benchmark = BENCHMARKS[benchmark]
   build = getattr(torch_baselines, benchmark.builds[baseline].partition(':')[2])
   candidate = build(benchmark.shapes[shape], 'cpu')
   candidate.run(1)
@@ -207,29 +214,24 @@ def test_baseline_on_a_gpu_that_torch_lacks_is_a_user_error(torch_baselines):
     torch_baselines.gpt2_train_step(TINY['train'], 'gpu')
 
 
-class WorkerInProcess:
+@contextlib.contextmanager
+def worker_in_process(name, threads):
   """A worker without a process of its own."""
+  requests = []
+  answers = worker.serve(iter(requests.pop, None))
 
-  def __init__(self, name, threads):
-    self._requests = []
-    self._answers = worker.serve(iter(self._requests.pop, None))
+  def ask(**request):
+    requests.append(json.dumps(request))
+    return json.loads(next(answers))
 
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    pass
-
-  def __call__(self, **request):
-    self._requests.append(json.dumps(request))
-    return json.loads(next(self._answers))
+  yield ask
 
 
 @pytest.mark.usefixtures('small_limits')
 @pytest.mark.parametrize('benchmark', ['train', 'decode'])
-def test_json_is_one_object_with_all_figures(benchmark, capsys, monkeypatch):
+def test_json_report_is_one_object_with_all_figures(benchmark, capsys, monkeypatch):
   monkeypatch.setattr(interleaved, 'TURN_SECONDS', 0.01)
-  monkeypatch.setattr(interleaved, 'Worker', WorkerInProcess)
+  monkeypatch.setattr(interleaved, 'start_worker', worker_in_process)
   main(['bench', benchmark, '--shape=tiny', '--rounds=2', '--threads=1', '--json'])
   report = json.loads(capsys.readouterr().out)
   assert report['benchmark'] == benchmark and report['threads'] == 1
@@ -252,21 +254,21 @@ def test_worker_answers_every_request_and_continues_after_a_failure():
 
 
 def test_worker_process_answers_and_reports_failures():
-  with Worker('ours', 1) as process:
-    assert process(call='builtins:dict', arguments={'tokens': 1}) == {'tokens': 1}
+  with start_worker('ours', 1) as ask:
+    assert ask(call='builtins:dict', arguments={'tokens': 1}) == {'tokens': 1}
     with pytest.raises(UserError, match='nowhere'):
-      process(call='lm.nowhere:train', arguments={})
+      ask(call='lm.nowhere:train', arguments={})
     with pytest.raises(RuntimeError, match=r'(?s)Traceback.*KeyError'):
-      process(kind='run', times=1)  # before a build
-    assert process(call='builtins:dict', arguments={}) == {}
+      ask(kind='run', times=1)  # before a build
+    assert ask(call='builtins:dict', arguments={}) == {}
 
 
 def test_worker_that_dies_is_an_error_with_its_last_output():
   with (
     pytest.raises(RuntimeError, match=r'(?s)ours has ended:.*OSError'),
-    Worker('ours', 0) as process,  # no core to run on
+    start_worker('ours', 0) as ask,  # no core to run on
   ):
-    process(call='lm.bench.ours:device', arguments={})
+    ask(call='lm.bench.ours:device', arguments={})
 
 
 @pytest.mark.parametrize(
@@ -330,8 +332,7 @@ def test_bench_loads_neither_jax_nor_torch_before_its_arguments_are_right():
   assert run.stdout.strip() == ''
 
 
-def test_every_platform_has_shapes():
-  for benchmark in (train.BENCHMARK, decode.BENCHMARK):
-    assert {name for names in benchmark.defaults.values() for name in names} <= set(
-      benchmark.shapes
-    )
+def test_default_shapes_exist():
+  for benchmark in BENCHMARKS.values():
+    defaults = {name for names in benchmark.defaults.values() for name in names}
+    assert defaults and defaults <= benchmark.shapes.keys()

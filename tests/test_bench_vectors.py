@@ -14,7 +14,7 @@ from lm.text.vector_files import read_word2vec_text
 
 @pytest.fixture
 def text(tmp_path):
-  """A text of two groups of words, each in its own stretches."""
+  """A text in which words of two groups alternate in stretches of 100."""
   rng = np.random.default_rng(0)
   words = [f'{kind}{rng.integers(20)}' for kind in 'ab' * 40 for _ in range(100)]
   file = tmp_path / 'text.gz'
@@ -47,7 +47,7 @@ def test_table_has_medians_means_and_ratios_within_a_run():
 
 
 @pytest.mark.parametrize('model', ['skip_gram', 'glove'])
-def test_our_vectors_are_those_of_the_settings(model, text, tmp_path):
+def test_our_training_follows_the_settings(model, text, tmp_path):
   out = tmp_path / 'vectors'
   settings = Settings(str(text), model, 0, 1, str(out), size=8, epochs=2, glove_epochs=8)
   found = vectors.ours(settings)

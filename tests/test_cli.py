@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from lm import cli
 from lm.config.base import base, encoder_decoder
 from lm.errors import Preempted, UserError
-from lm.parallel import preemption
+from lm.parallel import host
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICKSTART = '--config=experiments/quickstart.py'
@@ -44,7 +44,7 @@ QUICKSTART = '--config=experiments/quickstart.py'
     ([QUICKSTART, 'stray'], "unexpected argument 'stray'"),
   ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
+def test_wrong_usage_is_an_error_of_one_line_with_exit_code_2(arguments, message):
   line = mistake('train', *arguments)
   assert line.startswith('lm.train: ') and message in line
 
@@ -65,7 +65,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
     ('report', [], '--workdir is required'),
   ],
 )
-def test_missing_flags_are_one_line(program, arguments, message):
+def test_missing_flags_are_an_error_of_one_line(program, arguments, message):
   line = mistake(program, *arguments)
   assert line.startswith(f'lm.{program}: ') and message in line
 
@@ -102,7 +102,7 @@ def test_overrides_reach_the_config_and_its_references():
   assert (config.model.depth, config.steps, config.optim.decay_steps) == (7, 12, 12)
   assert config.log.sample_prompts == ('a', 'b')
   assert config.model.logit_soft_cap == 30.0
-  # What is left is for the program's own flags.
+  # The flags of the program remain.
   assert argv == ['lm.train', '--workdir=w', '--until_step=3']
 
 
@@ -137,20 +137,20 @@ def test_exit_codes(outcome, code, stderr, capsys):
   assert capsys.readouterr() == ('', stderr)
 
 
-def test_a_fault_of_the_code_keeps_its_trace(capsys):
+def test_a_bug_prints_a_stack_trace(capsys):
   assert cli._exit_code(lambda argv: 1 / 0, 'Doc.', ['train.py']) == 1
   assert 'Traceback' in (trace := capsys.readouterr().err) and 'ZeroDivisionError' in trace
 
 
 def test_the_first_signal_stops_and_the_second_interrupts():
-  numbers = (signal.SIGTERM, signal.SIGINT)
-  before = [signal.getsignal(number) for number in numbers]
+  signals = (signal.SIGTERM, signal.SIGINT)
+  before = [signal.getsignal(each) for each in signals]
   try:
-    early = preemption.Signals()
+    early = host.Signals()
     with pytest.raises(Preempted, match='SIGTERM: stopped before the first step'):
       signal.raise_signal(signal.SIGTERM)
     assert early.signal == 'SIGTERM'
-    stop = preemption.Signals()
+    stop = host.Signals()
     stop.begin()
     assert stop.signal is None
     signal.raise_signal(signal.SIGTERM)
@@ -158,8 +158,8 @@ def test_the_first_signal_stops_and_the_second_interrupts():
     with pytest.raises(KeyboardInterrupt):
       signal.raise_signal(signal.SIGINT)
   finally:
-    for number, handler in zip(numbers, before, strict=True):
-      signal.signal(number, handler)
+    for each, handler in zip(signals, before, strict=True):
+      signal.signal(each, handler)
 
 
 def override(config, *given):
@@ -225,6 +225,6 @@ def test_keys_that_need_a_value_keep_it(given, message):
   assert '\n' not in str(e.value)
 
 
-def test_strings_may_be_empty_or_none_as_text():
+def test_string_keys_accept_an_empty_text_and_the_text_none():
   config = override(base(), 'data.cache=', 'warm_start.workdir=None')
   assert (config.data.cache, config.warm_start.workdir) == ('', 'None')

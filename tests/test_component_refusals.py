@@ -51,20 +51,20 @@ BATCH = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((1, 4), jnp.
 
 @pytest.mark.parametrize('mlp', [Sowing, Recording, Counting])
 @pytest.mark.parametrize('remat', [None, jax.checkpoint_policies.nothing_saveable])
-def test_variables_of_a_layer_are_refused_before_the_first_step(mlp, remat):
+def test_variables_of_a_layer_raise_before_the_first_step(mlp, remat):
   name = {'Sowing': 'losses', 'Recording': 'intermediates', 'Counting': 'batch_stats'}[mlp.__name__]
   with pytest.raises(UserError, match=f'{name}.*decoder/layers/layer_0/mlp'):
     jax.eval_shape(init_of(_decoder(mlp=mlp, remat_policy=remat), 4), jax.random.key(0))
 
 
 @pytest.mark.parametrize('mlp', [Sowing, Recording])
-def test_a_layer_that_sows_is_refused_where_its_model_is_applied(mlp):
+def test_a_layer_that_sows_raises_where_its_model_is_applied(mlp):
   params = jax.eval_shape(init_of(_decoder(), 4), jax.random.key(0))
   with pytest.raises(UserError, match='sows'):
     jax.eval_shape(apply_of(_decoder(mlp=mlp)), nn.unbox(params), BATCH)
 
 
-def test_losses_of_a_model_are_refused():
+def test_losses_of_a_model_raise():
   model = _decoder(WithLoss)
   with pytest.raises(UserError, match=r"Output\.aux=\['balance'\]"):
     jax.eval_shape(init_of(model, 4), jax.random.key(0))
@@ -73,7 +73,7 @@ def test_losses_of_a_model_are_refused():
     jax.eval_shape(apply_of(model), nn.unbox(params), BATCH)
 
 
-def test_a_model_without_either_is_as_it_was():
+def test_a_model_without_state_is_unchanged():
   model = _decoder()
   params = nn.unbox(init_of(model, 4)(jax.random.key(0)))
   plain = nn.unbox(model.init(jax.random.key(0), BATCH)['params'])

@@ -53,10 +53,13 @@ def kernels(config):
 )
 def test_default_sizes_follow_overrides(model_of, overrides, shape, mlp):
   attention, up = kernels(model_of('', *overrides))
-  assert (attention['qkv'], up) == (shape, mlp)  # one kernel of equally many q, k and v heads
+  assert (attention['qkv'], up) == (
+    shape,
+    mlp,
+  )  # one kernel with the same number of q, k and v heads
 
 
-def test_the_sizes_of_a_smoke_follow_too(model_of):
+def test_sizes_of_a_smoke_config_follow_overrides(model_of):
   assert kernels(model_of(':smoke'))[0]['qkv'] == (32, 4, 3, 8)
   attention, up = kernels(model_of(':smoke', 'heads=8', 'd_model=64'))
   assert (attention['qkv'], up) == ((64, 8, 3, 8), (64, 128))

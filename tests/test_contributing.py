@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.training import trainer
 from lm.workdir import experiment
 

@@ -11,7 +11,7 @@ from lm.config.base import base, gpt2
 from lm.errors import UserError
 from lm.evaluation import ensembles, translate
 from lm.parallel import mesh
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.text import tokenizers
 from lm.training import trainer
 from lm.types import apply_of

@@ -9,7 +9,7 @@ import pytest
 
 from lm import cli, components
 from lm.errors import UserError
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.training import trainer
 from lm.training.train_step import abstract_state
 from lm.workdir import experiment

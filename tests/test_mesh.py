@@ -1,4 +1,4 @@
-"""The mesh on one device, and the rules on meshes that need no devices at all."""
+"""Meshes of one or of fake devices, and the sharding rules on abstract meshes."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ def _boxed(*axes, shape):
   return nn.Partitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names=axes)
 
 
-def test_minus_one_takes_the_devices_that_are_left():
+def test_size_minus_one_takes_the_remaining_devices():
   made = mesh.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
   assert dict(made.shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
   assert dict(mesh.make_mesh({'tensor': -1}, jax.devices()[:1]).shape)['tensor'] == 1
@@ -61,7 +61,7 @@ class Chip:
     ({'data': 1, 'fsdp': 8}, 'fsdp'),
   ],
 )
-def test_slices_lie_along_the_axis_that_is_asked_least(sizes, along, monkeypatch):
+def test_slices_extend_along_data_or_else_fsdp(sizes, along, monkeypatch):
   monkeypatch.setattr(mesh, 'Mesh', lambda devices, axes, axis_types: devices)
   chips = [Chip(i, i // 4) for i in range(8)]
   found = mesh.make_mesh(sizes, chips)
@@ -78,44 +78,46 @@ class Tpu(Chip):
   core_on_chip: int = 0
 
 
-def _torus(slices, *sides):
-  places = [(s, *c) for s in range(slices) for c in np.ndindex(sides)]
-  # As libtpu lists them: the first side is the fastest.
-  places.sort(key=lambda place: (place[0], *reversed(place[1:])))
-  return [Tpu(i, s, 'tpu', 0, 'TPU v5 lite', tuple(c)) for i, (s, *c) in enumerate(places)]
+def _torus(slices, *dims):
+  coords = [(s, *c) for s in range(slices) for c in np.ndindex(dims)]
+  # libtpu lists devices with the first dimension as the fastest.
+  coords.sort(key=lambda x: (x[0], *reversed(x[1:])))
+  return [Tpu(i, s, 'tpu', 0, 'TPU v5 lite', tuple(c)) for i, (s, *c) in enumerate(coords)]
 
 
 @pytest.mark.parametrize(
-  ('slices', 'torus', 'sizes', 'axis', 'sides'),
+  ('slices', 'torus', 'sizes', 'axis', 'dims'),
   [
     (1, (4, 4, 1), {'fsdp': 16}, 'fsdp', (4, 4)),
     (1, (4, 4, 4), {'fsdp': 64}, 'fsdp', (4, 4, 4)),
     (1, (2, 4, 1), {'data': 8}, 'data', (2, 4)),
     (2, (4, 4, 1), {'data': 2, 'fsdp': 16}, 'fsdp', (4, 4)),
-    # Over the network a device would send what all of its slice have brought together.
+    # Several slices count as one dimension.
     (2, (4, 4, 1), {'fsdp': 32}, 'fsdp', (32,)),
   ],
 )
-def test_an_axis_lies_along_the_sides_of_a_torus(slices, torus, sizes, axis, sides, monkeypatch):
-  laid = {}
+def test_mesh_axis_extends_over_dimensions_of_the_torus(
+  slices, torus, sizes, axis, dims, monkeypatch
+):
+  made = {}
   monkeypatch.setattr(
-    mesh, 'Mesh', lambda devices, axes, axis_types: laid.setdefault('devices', devices)
+    mesh, 'Mesh', lambda devices, axes, axis_types: made.setdefault('devices', devices)
   )
   chips = _torus(slices, *torus)
   mesh.make_mesh({'data': 1, 'fsdp': 1, **sizes}, chips)
-  shape = dict(zip(mesh.AXES, laid['devices'].shape, strict=True))
-  found = SimpleNamespace(devices=laid['devices'], axis_names=mesh.AXES, shape=shape)
-  assert torus_dims(found, axis) == sides
+  shape = dict(zip(mesh.AXES, made['devices'].shape, strict=True))
+  found = SimpleNamespace(devices=made['devices'], axis_names=mesh.AXES, shape=shape)
+  assert torus_dims(found, axis) == dims
 
 
-def test_devices_that_lie_in_another_order_are_one_side():
+def test_devices_in_another_order_are_one_dimension():
   ring = [(0, 0), (0, 1), (1, 1), (1, 0)]
   devices = np.array([Tpu(i, 0, coords=(*c, 0)) for i, c in enumerate(ring)]).reshape(1, 4, 1)
   found = SimpleNamespace(devices=devices, axis_names=mesh.AXES, shape={'fsdp': 4})
   assert torus_dims(found, 'fsdp') == (4,)
 
 
-def test_slices_that_do_not_divide_are_refused():
+def test_axes_that_do_not_divide_over_slices_are_refused():
   with pytest.raises(
     UserError, match=r'does not divide over 2 slices: mesh\.data must be a multiple'
   ):
@@ -151,7 +153,7 @@ def test_logical_axes_follow_the_rules():
   )
 
 
-def test_a_mesh_axis_shards_one_axis_of_an_array():
+def test_mesh_axis_shards_one_axis_of_an_array():
   assert mesh.logical_to_spec(('mlp', 'heads'), mesh.RULES) == PartitionSpec('tensor', None)
   assert mesh.logical_to_spec(('batch', 'embed'), mesh.RULES) == PartitionSpec(
     ('data', 'fsdp'), None
@@ -159,14 +161,14 @@ def test_a_mesh_axis_shards_one_axis_of_an_array():
   assert mesh.logical_to_spec(('embed', 'batch'), mesh.RULES) == PartitionSpec('fsdp', 'data')
 
 
-def test_boxed_leaves_follow_the_rules_and_plain_ones_are_replicated():
+def test_boxed_leaves_follow_the_rules_and_plain_leaves_are_replicated():
   tree = {'table': _boxed('vocab', 'embed', shape=(6, 4)), 'count': jnp.zeros(())}
   found = mesh.shardings(tree, EIGHT, mesh.RULES)
   assert found['table'].spec == PartitionSpec('tensor', 'fsdp')
   assert found['count'].spec == PartitionSpec()
 
 
-def test_an_axis_that_does_not_divide_is_named_with_its_size_and_mesh_axes():
+def test_error_names_an_axis_that_does_not_divide():
   tree = {'mlp': {'kernel': _boxed('embed', 'mlp', shape=(4, 7))}}
   with pytest.raises(UserError) as error:
     mesh.shardings(tree, EIGHT, mesh.RULES)
@@ -174,7 +176,7 @@ def test_an_axis_that_does_not_divide_is_named_with_its_size_and_mesh_axes():
     assert part in str(error.value)
 
 
-def test_a_batch_that_does_not_divide_is_named_by_its_key():
+def test_error_names_the_key_of_a_batch_that_does_not_divide():
   mesh.check_batch(8, EIGHT, mesh.RULES)
   with pytest.raises(UserError) as error:
     mesh.check_batch(6, EIGHT, mesh.RULES, 'eval.batch_size')
@@ -182,7 +184,7 @@ def test_a_batch_that_does_not_divide_is_named_by_its_key():
     assert part in str(error.value)
 
 
-def test_constraints_are_free_on_one_device_and_outside_a_mesh():
+def test_constraints_vanish_on_one_device_and_outside_a_mesh():
   x = jnp.ones((2, 3))
   one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
 
@@ -196,7 +198,7 @@ def test_constraints_are_free_on_one_device_and_outside_a_mesh():
     assert 'sharding_constraint' not in traced()
 
 
-def test_one_process_holds_every_row_and_puts_it_in_place():
+def test_one_process_holds_all_rows_of_the_batch():
   one = mesh.make_mesh({'data': 1}, jax.devices()[:1])
   sharding = mesh.batch_sharding(one, mesh.RULES)
   np.testing.assert_array_equal(mesh.local_rows(6, sharding), np.arange(6))

@@ -28,7 +28,7 @@ def test_warmup_rises_from_above_0_to_the_peak(name):
   ('name', 'step', 'expected'),
   [
     ('constant', 1000, 2.0),
-    # Half of the 80 steps after the warmup, and then a quarter.
+    # Half of the 80 steps after the warmup, then a quarter of them.
     ('cosine', 60, 2 * (0.1 + 0.9 * 0.5)),
     ('cosine', 40, 2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))),
     ('cosine', 100, 0.2),
@@ -76,7 +76,7 @@ def _selected(params, pattern):
   return {wrappers.path_name(path) for path, chosen in leaves if chosen}
 
 
-def test_patterns_are_searched_in_readable_paths():
+def test_patterns_match_parts_of_parameter_paths():
   up = 'layers/layer_0/mlp/up'
   assert _selected(PARAMS, r'(kernel|embedding)$') == {'embedding', f'{up}/kernel'}
   assert _selected(PARAMS, r'^layers/layer_0/mlp/') == {f'{up}/kernel', f'{up}/bias'}
@@ -90,7 +90,7 @@ def test_matrices_are_decayed_and_vectors_are_not(variant, decoder, params_of):
   leaves = jax.tree_util.tree_leaves_with_path(params)
   for path, leaf in leaves:
     name = wrappers.path_name(path)
-    # Stacked layers have one axis more; the learned positions are a table that is not decayed.
+    # Stacked layers have one more axis; the table of learned positions is not decayed.
     matrix = leaf.ndim - ('/layers/' in name) >= 2 and 'bias' not in name
     assert (name in decayed) == (matrix and name != 'decoder/position'), name
 
@@ -102,7 +102,7 @@ def test_matrices_are_decayed_and_vectors_are_not(variant, decoder, params_of):
     ('kernl$', "optim.weight_decay_mask='kernl$' is found in no parameter path"),
   ],
 )
-def test_wrong_patterns_are_told(pattern, message):
+def test_wrong_patterns_raise(pattern, message):
   with pytest.raises(UserError) as error:
     _adamw(weight_decay_mask=pattern).transformation.init(PARAMS)
   assert message in str(error.value)
@@ -215,7 +215,7 @@ def _state_size(optimizer):
   return sum(x.size for x in jax.tree.leaves(state))
 
 
-def test_all_that_is_decayed_may_be_frozen():
+def test_all_decayed_parameters_may_be_frozen():
   found = _steps(_adamw(freeze='(kernel|embedding)$'), gradients=(GRADIENT,) * 2)
   for path, leaf in jax.tree_util.tree_leaves_with_path(found):
     start = functools.reduce(lambda node, k: node[k.key], path, PARAMS)
@@ -225,7 +225,7 @@ def test_all_that_is_decayed_may_be_frozen():
 
 @pytest.mark.parametrize('largest', [0.1, 1e6])
 @pytest.mark.parametrize('given', [False, True])
-def test_clip_is_that_of_optax(largest, given):
+def test_clipping_equals_that_of_optax(largest, given):
   rng = np.random.default_rng(0)
   grads = {name: rng.normal(size=(5, 3)).astype(np.float32) for name in 'ab'}
   clip, reference = wrappers.clip_by_norm(largest), optax.clip_by_global_norm(largest)
@@ -234,12 +234,12 @@ def test_clip_is_that_of_optax(largest, given):
   def both(grads):
     known = {'gradient_norm': optax.tree.norm(grads)} if given else {}
     ours, _ = clip.update(grads, clip.init(grads), **known)
-    theirs, _ = reference.update(grads, reference.init(grads))
-    return ours, theirs
+    expected, _ = reference.update(grads, reference.init(grads))
+    return ours, expected
 
-  ours, theirs = both(grads)
+  ours, expected = both(grads)
   for name in grads:
-    np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+    np.testing.assert_allclose(ours[name], expected[name], rtol=1e-6)
 
 
 def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(decoder, params_of):
@@ -256,19 +256,19 @@ def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(de
   seen = set()
   for path, start in jax.tree_util.tree_leaves_with_path(params):
     name = wrappers.path_name(path)
-    ours, theirs, gradient = (
+    ours, adam_only, gradient = (
       np.asarray(functools.reduce(lambda node, k: node[k.key], path, tree))
       for tree in (moved, adam, gradients)
     )
     if not ('/layers/' in name and name.endswith('kernel')):
-      np.testing.assert_allclose(ours, theirs, rtol=1e-6, err_msg=name)
+      np.testing.assert_allclose(ours, adam_only, rtol=1e-6, err_msg=name)
       continue
     seen.add(name.rsplit('/', 2)[1])
     for n in range(len(start)):
       inputs = math.prod(start.shape[1:3]) if '/out/' in name else start.shape[1]
       step = (np.asarray(start[n]) - ours[n]).reshape(inputs, -1) / 0.1
       u, _, v = np.linalg.svd(gradient[n].reshape(inputs, -1), full_matrices=False)
-      # The quintic iteration ends near 1, not at it; its axes are those of the gradient.
+      # The quintic iteration converges near 1, not to 1; its axes are those of the gradient.
       along = np.diag(u.T @ step @ v.T) / (0.2 * math.sqrt(max(step.shape)))
       assert (along > 0.5).all() and (along < 1.3).all(), name
       across = np.linalg.norm(u.T @ step @ v.T - np.diag(np.diag(u.T @ step @ v.T)))
@@ -276,8 +276,8 @@ def test_muon_moves_matrices_along_orthogonal_directions_and_the_rest_as_adam(de
   assert seen >= {'out', 'gate', 'up', 'down'}
 
 
-# What the rate of each parameter of a decoder is multiplied by when each layer has half the rate of
-# the one above: four layers in two periods of two, so that layer_0 is the first and the third.
+# The multiplier of the rate of each parameter of a decoder whose layers have half the rate of
+# the layer above: four layers in two groups of two, so that layer_0 is the first and the third.
 HALVED = {
   'embedding': 1 / 32,
   'decoder/position': 1 / 32,
@@ -300,7 +300,7 @@ def _by_hand(name, x, table=HALVED):
   return np.reshape(value, (-1, *[1] * (x.ndim - 1))) if isinstance(value, tuple) else value
 
 
-def test_each_layer_moves_at_a_rate_of_its_own(periods):
+def test_each_layer_has_its_own_rate(periods):
   gradients = jax.tree.map(lambda p: np.cos(31 * p), periods)
   optimizer = _adamw(layer_decay=0.5, weight_decay=0.3, weight_decay_mask='kernel$', eps=0.0)
   found = _named(_steps(optimizer, periods, (gradients,)))
@@ -318,8 +318,8 @@ def _named(tree):
   return {wrappers.path_name(path): np.asarray(x) for path, x in leaves}
 
 
-def test_muon_has_rates_by_layer_too(periods):
-  # One matrix of each layer is enough, for each is compiled by itself.
+def test_muon_supports_layer_decay(periods):
+  # One matrix per layer, because each takes time to compile.
   layers = {
     name: {'mlp': {'up': layer['mlp']['up']}}
     for name, layer in periods['decoder']['layers'].items()
@@ -365,7 +365,7 @@ def test_each_stack_has_its_own_depth(params_of):
     np.testing.assert_array_equal(found[name], expected, err_msg=name)
 
 
-def test_rates_by_path_come_on_top_of_the_layers(periods):
+def test_multipliers_by_path_multiply_those_of_the_layers(periods):
   rates = ('norm/ -> 0', 'layer_0/.*kernel$ -> 3', 'layer_0 -> 5', 'unembedding -> 7')
   factors = {'bias': 5, 'kernel': 3}
   for name, value in _named(wrappers.multipliers(periods, 0.5, rates)).items():
@@ -381,9 +381,9 @@ def test_rates_by_path_come_on_top_of_the_layers(periods):
     np.testing.assert_allclose(found[name] - start, factor * (plain[name] - start), rtol=1e-5)
 
 
-def test_rates_go_with_what_is_frozen(periods):
+def test_layer_decay_works_with_frozen_parameters(periods):
   gradients = jax.tree.map(lambda p: np.cos(31 * p), periods)
-  # All of layer_0 is frozen; a period still has two layers.
+  # All of layer_0 is frozen; a group still has two layers.
   fields = {'freeze': 'layer_0|embedding', 'clip_norm': 0.1}
   plain, found = (
     _named(_steps(_adamw(layer_decay=by, **fields), periods, (gradients,))) for by in (1.0, 0.5)
@@ -395,7 +395,7 @@ def test_rates_go_with_what_is_frozen(periods):
       np.testing.assert_array_equal(found[name], start)
 
 
-def test_what_is_frozen_for_a_while_moves_after_it_at_the_full_rate():
+def test_unfrozen_parameters_move_at_the_full_rate():
   fields = {'weight_decay': 0.0, 'eps': 0.0, 'b2': 0.999}
   optimizer = _adamw(freeze='embedding|norm', freeze_until=3, **fields)
   for steps, params in enumerate(_course(optimizer, gradients=(GRADIENT,) * 5), 1):
@@ -408,15 +408,15 @@ def test_what_is_frozen_for_a_while_moves_after_it_at_the_full_rate():
       np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_until_the_thaw_a_run_is_as_if_the_parameters_were_frozen_for_good():
+def test_freeze_until_equals_freeze_before_that_step():
   fields = {'freeze': 'embedding|norm', 'clip_norm': 0.1, 'eps': 1.0}
-  # The third step is beyond the thaw.
+  # The parameters unfreeze before the third step.
   gradients = (GRADIENT, jax.tree.map(lambda g: 3 * g, GRADIENT), GRADIENT)
   frozen = _course(_adamw(**fields), gradients=gradients)
   thawing = _course(_adamw(freeze_until=2, **fields), gradients=gradients)
   for name, x in _named(frozen[1]).items():
     np.testing.assert_allclose(_named(thawing[1])[name], x, rtol=1e-6, err_msg=name)
-  # From there on the norm that is clipped is that of all.
+  # From then on the clipped norm is that of all parameters.
   bias = _of(frozen[2])['up']['bias'] - _of(thawing[2])['up']['bias']
   assert abs(float(bias[0])) > 1e-5
 
@@ -447,13 +447,13 @@ def test_until_the_thaw_a_run_is_as_if_the_parameters_were_frozen_for_good():
     ({'freeze': 'norn', 'freeze_until': 5}, "optim.freeze='norn' is found in no parameter path"),
   ],
 )
-def test_wrong_rates_are_told(fields, message):
+def test_wrong_rates_raise(fields, message):
   with pytest.raises(UserError) as error:
     _adamw(**fields).transformation.init(PARAMS)
   assert message in str(error.value)
 
 
-def test_a_model_without_layers_has_none_to_decay():
+def test_layer_decay_of_a_model_without_layers_raises():
   with pytest.raises(UserError, match=r'layer_decay=0\.9: the model has no stacked layers'):
     _adamw(layer_decay=0.9, weight_decay_mask='.').transformation.init(
       {'embedding': jnp.ones((2, 2))}
@@ -470,7 +470,7 @@ def _experts(seed=0, name='experts'):
   return {'decoder': {'layers': {'layer_0': {'mlp': arrays}}}}
 
 
-def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
+def test_muon_orthogonalizes_each_expert_of_each_layer():
   fields = {
     'learning_rate': 0.1,
     'schedule': optimizers.constant,
@@ -488,7 +488,7 @@ def test_muon_makes_each_expert_of_each_layer_orthogonal_by_itself():
     assert np.abs(along - np.diag(np.diag(along))).max() < 1e-2
 
 
-def test_muon_refuses_axes_that_it_was_not_told_of():
+def test_muon_raises_for_unexplained_axes():
   fields = {'learning_rate': 0.1, 'schedule': optimizers.constant, 'decay_steps': 10}
   params = _experts(name='mixture')
   with pytest.raises(UserError, match=r'mixture/up/kernel .*\(2, 3, 4, 5\).*optim.experts'):

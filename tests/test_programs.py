@@ -1,4 +1,4 @@
-"""The programs as a user meets them: processes, their output, and one line for every mistake."""
+"""The output of the programs, and an error of one line for every mistake."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from in_process import mistake, run
 
 import lm
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.training import trainer
 from lm.workdir import experiment
 
@@ -20,7 +20,7 @@ FOUR_DEVICES = '--xla_force_host_platform_device_count=4'
 
 
 def process(*command, **environment):
-  """Returns the outcome of a Python process of its own."""
+  """Returns the result of a separate Python process."""
   return subprocess.run(
     [sys.executable, *map(str, command)],
     capture_output=True,
@@ -32,7 +32,7 @@ def process(*command, **environment):
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, small_library):
-  """A run of the quickstart's smoke, two steps long."""
+  """A run of two steps of the quickstart's smoke test."""
   folder = tmp_path_factory.mktemp('programs') / 'run'
   path = f'{QUICKSTART}:smoke'
   config = experiment.load(path)
@@ -42,7 +42,7 @@ def workdir(tmp_path_factory, small_library):
 
 
 # More than 5 seconds: the first test of the file trains and evaluates the smoke.
-def test_evaluate_prints_what_training_found(workdir):
+def test_evaluate_prints_the_metrics_of_training(workdir):
   result = run('evaluate', f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout)
@@ -51,8 +51,8 @@ def test_evaluate_prints_what_training_found(workdir):
   assert found == pytest.approx(logged, rel=1e-6)
 
 
-# More than 5 seconds: one of three programs is a process of its own.
-def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
+# More than 5 seconds: one of three programs is a separate process.
+def test_generate_prints_only_the_prompt_and_the_samples(workdir):
   arguments = [f'--workdir={workdir}', '--prompt=The é', '--max_tokens=5', '--num_samples=2']
   first = process('-m', 'lm.generate', *arguments, '--seed=3')
   assert first.returncode == 0, first.stderr
@@ -63,8 +63,8 @@ def test_generate_streams_the_prompt_and_the_samples_and_nothing_else(workdir):
   assert not {*first.stdout.split('The é')[1:]} & {*other.split('The é')[1:]}
 
 
-def test_a_prompt_holds_no_special_tokens(workdir):
-  # Read as the end of text, '<|end|>' would leave the model alone with what comes after it.
+def test_the_text_of_a_special_token_in_a_prompt_is_plain_text(workdir):
+  # As a special token, '<|end|>' would be one token and hide the text before it.
   tokenizer = lm.load(workdir).tokenizer
   limit = experiment.read_config(workdir).model.context
   tokenizer.encode_special_tokens = True
@@ -85,13 +85,13 @@ def test_prepare_prints_documents_tokens_and_rows(tmp_path, monkeypatch):
     f"--config.data.source=lm.data.sources:text(files='{corpus}', validation=0.1)",
     '--config.data.tokenizer.fn=lm.text.tokenizers:bytes',
   )
-  # The base tokenizer's leaf `vocab_size` is none that `bytes` takes.
+  # `bytes` takes no argument `vocab_size`, which the base config gives.
   assert 'takes no argument' in line
   config = tmp_path / 'mine.py'
   config.write_text(f"""
 from ml_collections import ConfigDict
 from lm.config.base import base, smoke
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 
 def get_config(arg=''):
   config = smoke(base())
@@ -131,7 +131,9 @@ def text(file):
     (['--config.data.seq_len=64'], 'data.seq_len=64 is longer than model.context=32'),
   ],
 )
-def test_a_mistake_is_one_line_and_leaves_no_run(arguments, message, tmp_path, small_library):
+def test_a_mistake_is_an_error_of_one_line_and_leaves_no_run(
+  arguments, message, tmp_path, small_library
+):
   (tmp_path / 'empty.txt').write_text('')
   (tmp_path / 'binary.txt').write_bytes(b'text\0' * 100)
   (tmp_path / 'latin.txt').write_bytes('caf\xe9 '.encode('latin-1') * 100)
@@ -142,14 +144,14 @@ def test_a_mistake_is_one_line_and_leaves_no_run(arguments, message, tmp_path, s
   assert not (workdir / 'config.json').exists() and not (workdir / 'checkpoints').exists()
 
 
-def test_a_mesh_that_does_not_fit_is_one_line_and_leaves_no_run(tmp_path):
-  # A process of its own has four devices, all that a mesh can be wrong about.
+def test_a_mesh_that_does_not_fit_is_an_error_of_one_line_and_leaves_no_run(tmp_path):
+  # A separate process has four devices, so that a mesh can fail to divide over them.
   flags = f'{os.environ.get("XLA_FLAGS", "")} {FOUR_DEVICES}'
   source = text(ROOT / 'README.md')
   command = ['train', f'--config={QUICKSTART}:smoke', f'--workdir={tmp_path / "run"}', source]
   found = process('-m', f'lm.{command[0]}', *command[1:], '--config.mesh.data=3', XLA_FLAGS=flags)
   assert (found.returncode, found.stdout) == (2, '')
-  *_, line = found.stderr.splitlines()  # after those of the preparation
+  *_, line = found.stderr.splitlines()  # after the lines of the preparation
   assert 'does not divide over 4 cpu device(s)' in line
   more = (
     ['--config.mesh.data=4', '--config.batch_size=6'],
@@ -167,7 +169,7 @@ def test_a_mesh_that_does_not_fit_is_one_line_and_leaves_no_run(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_mistakes_about_a_workdir(workdir, tmp_path):
+def test_a_wrong_workdir_is_an_error_of_one_line(workdir, tmp_path):
   assert 'no run there' in mistake('evaluate', f'--workdir={tmp_path}')
   assert '--step=7' in mistake('evaluate', f'--workdir={workdir}', '--step=7')
   other = ('train', f'--config={QUICKSTART}:smoke', f'--workdir={workdir}')

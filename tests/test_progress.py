@@ -59,7 +59,7 @@ def test_the_live_line_is_redrawn_in_place_and_messages_stay(terminal):
   assert '\x1b[2K' in output
   assert output.count('[saved] step 10\n') == 1
   assert output.rindex('loss 2.25') > output.index('[saved]')
-  assert output.endswith('\x1b[?25h')  # the cursor is back
+  assert output.endswith('\x1b[?25h')  # the cursor is visible
 
 
 def test_drawing_is_throttled(terminal):
@@ -129,5 +129,5 @@ def test_excluded_seconds_do_not_change_the_remaining_time():
   progress.update(5, {'loss': 1})
   progress.exclude(16)
   progress.update(6, {'loss': 1})
-  # 5 steps took 8 of the 24 seconds, and 4 are left.
+  # 5 steps took 24 - 16 seconds, and 4 steps are left.
   assert '6 s left' in stream.getvalue().splitlines()[-1]

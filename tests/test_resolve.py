@@ -62,7 +62,7 @@ def test_literal_arguments_are_bound():
 
 def test_arguments_declared_callable_are_paths_themselves():
   nested = f'{HERE}:chain(first="{HERE}:scale(factor=3)", label="{HERE}:scale")'
-  # `label` is declared a string and stays one, whatever it looks like.
+  # `label` is annotated as a string, and thus no import path.
   assert resolve.resolve(nested, 'k')(2) == (6, f'{HERE}:scale')
 
 
@@ -84,7 +84,7 @@ def test_a_section_names_its_function_in_fn():
   )
 
 
-def test_annotations_are_found_through_partials():
+def test_annotations_of_partials_are_those_of_the_function():
   half = functools.partial(chain, label='x')
   assert resolve.partial_with(half, {'first': f'{HERE}:scale(factor=9)'}, 'k')(1) == (9, 'x')
 
@@ -118,7 +118,7 @@ def test_functions_that_take_any_keyword_take_any_keyword():
     (f'{HERE}:scale(factor=1)(x=2)', ['must be an import path']),
   ],
 )
-def test_a_wrong_path_is_one_line(path, parts):
+def test_a_wrong_path_raises_one_line(path, parts):
   text = _error(lambda: resolve.resolve(path, 'model.fn'))
   assert text.startswith('model.fn')
   for part in parts:
@@ -132,7 +132,7 @@ def test_the_key_of_a_nested_path_is_named():
   assert text.startswith("data.rest[0]='a:b': no module 'a'")
 
 
-def test_arguments_are_read_and_never_evaluated(tmp_path):
+def test_arguments_are_parsed_and_never_evaluated(tmp_path):
   marker = tmp_path / 'made'
   text = _error(lambda: resolve.resolve(f'{HERE}:scale(factor=open({str(marker)!r}, "w"))', 'k'))
   assert 'must be an import path' in text and not marker.exists()

@@ -1,4 +1,4 @@
-"""lm.vectors as a user meets it: processes, their output, and one line for every mistake."""
+"""The output of lm.vectors, and an error of one line for every mistake."""
 
 import json
 
@@ -11,7 +11,7 @@ from lm.metrics.word_vectors import accuracy, read_questions
 from lm.text import vector_files
 from lm.text.vectors import make_vectors, three_cos_mul
 
-# Male, female, royal, and something of their own.
+# The axes are male, female, royal, and another one.
 ROYALS = {
   'man': (1, 0, 0, 0.1),
   'woman': (0, 1, 0, 0.1),
@@ -28,7 +28,7 @@ def output(*arguments):
 
 
 def mistake(*arguments):
-  """Returns the one line of a wrong usage."""
+  """Returns the line of the error."""
   return in_process.mistake('vectors', *arguments)
 
 
@@ -39,14 +39,14 @@ def workdir(tmp_path_factory):
   return folder
 
 
-def test_nearest_writes_words_and_cosines(workdir):
+def test_nearest_prints_words_and_cosines(workdir):
   unit = {word: np.divide(row, np.linalg.norm(row)) for word, row in ROYALS.items()}
   lines = []
   for word in ('king', 'c\x9bsi'):
     cosines = {other: unit[word] @ unit[other] for other in ROYALS if other != word}
     best = sorted(cosines, key=cosines.__getitem__, reverse=True)[:2]
     lines += [f'{word}\t{other}\t{cosines[other]:.4f}\n' for other in best]
-  expected = ''.join(lines).replace('c\x9bsi', "'c\\x9bsi'")  # a control of terminals
+  expected = ''.join(lines).replace('c\x9bsi', "'c\\x9bsi'")  # has a control character
   assert output('nearest', f'--workdir={workdir}', 'king', '--k=2', '--', 'c\x9bsi') == expected
 
 
@@ -65,10 +65,10 @@ def test_similarity_of_files(workdir, tmp_path):
   (tmp_path / 'royal.txt').write_text(': crown\nman king woman queen\nking man queen boy\n')
   files = (f'--pairs={tmp_path}/likeness.tsv', f'--questions={tmp_path}/royal.txt')
   found = json.loads(output('similarity', f'--workdir={workdir}', *files))
-  asked = read_questions(tmp_path / 'royal.txt')
-  add = accuracy(of_run(workdir), asked).values
-  mul = accuracy(of_run(workdir), asked, three_cos_mul).values
-  # The cosines rank 3 2 1, people 3 1 2: 1 - 6 * 2 / (3 * 8).
+  questions = read_questions(tmp_path / 'royal.txt')
+  add = accuracy(of_run(workdir), questions).values
+  mul = accuracy(of_run(workdir), questions, three_cos_mul).values
+  # The ranks are 3 2 1 by cosine and 3 1 2 by people: 1 - 6 * 2 / (3 * 8).
   assert found == {
     'likeness/spearman': pytest.approx(0.5),
     'likeness/coverage': 0.75,
@@ -104,14 +104,14 @@ def assert_royal(found):
     (['--format=glove'], vector_files.read_glove),
   ],
 )
-def test_export(workdir, form, read, tmp_path):
+def test_export_writes_a_file_in_each_format(workdir, form, read, tmp_path):
   out = tmp_path / 'out'
   said = output('export', f'--workdir={workdir}', f'--out={out}', *form)
   assert said == f'{out}: 5 words of 4 dimensions\n'
   assert_royal(read(out))
 
 
-def test_import(tmp_path):
+def test_import_makes_a_workdir(tmp_path):
   file, new = tmp_path / 'file', tmp_path / 'new'
   vector_files.write_word2vec_binary(file, make_vectors(ROYALS, list(ROYALS.values())))
   said = output('import', f'--workdir={new}', f'--file={file}', '--format=word2vec_binary')
@@ -119,7 +119,7 @@ def test_import(tmp_path):
   assert_royal(of_run(new))
 
 
-def test_a_workdir_that_was_moved_is_evaluated(tmp_path):
+def test_a_moved_workdir_can_be_evaluated(tmp_path):
   write_run(make_vectors(ROYALS, list(ROYALS.values())), tmp_path / 'here')
   (tmp_path / 'here').rename(tmp_path / 'there')
   result = in_process.run('evaluate', f'--workdir={tmp_path}/there')
@@ -131,7 +131,7 @@ def test_a_workdir_that_was_moved_is_evaluated(tmp_path):
   }
 
 
-def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):
+def test_a_map_has_the_first_words_or_the_given_words(workdir, tmp_path):
   out = tmp_path / 'map.html'
   assert output('map', f'--workdir={workdir}', f'--out={out}', '--words=3') == f'{out}: 3 words\n'
   page = out.read_text()
@@ -170,7 +170,7 @@ def test_a_map_of_the_first_words_or_of_those_given(workdir, tmp_path):
     (['import', '--workdir={tmp}/new'], '--file is required'),
   ],
 )
-def test_wrong_usage_is_one_line(workdir, arguments, message, tmp_path):
+def test_wrong_usage_is_an_error_of_one_line(workdir, arguments, message, tmp_path):
   (tmp_path / 'bad').write_text('a\tb\t1\na b\n')
   (tmp_path / 'good').write_text('a\tb\t1\n')
   before = sorted(tmp_path.iterdir())
@@ -187,7 +187,7 @@ def test_wrong_usage_is_one_line(workdir, arguments, message, tmp_path):
     (['similarity', '--pairs={tmp}/absent'], 'absent: similarity: metric on an empty set'),
   ],
 )
-def test_unknown_words_are_one_line(workdir, arguments, message, tmp_path):
+def test_unknown_words_are_an_error_of_one_line(workdir, arguments, message, tmp_path):
   (tmp_path / 'absent').write_text('a\tb\t1\n')
   given = [a.format(tmp=tmp_path) for a in arguments]
   assert message in mistake(*given, f'--workdir={workdir}')
@@ -198,7 +198,7 @@ def test_unknown_words_are_one_line(workdir, arguments, message, tmp_path):
   ('content', 'form', 'message'),
   [
     (b'2 2\na 1 2\nb 1', 'word2vec', 'truncated'),
-    (b'2 2\na 1 2\nb 1 nan\n', 'word2vec', "line 3: number 2 of 'b' is nan"),
+    (b'2 2\na 1 2\nb 1 nan\n', 'word2vec', "line 3: value 2 of 'b' is nan"),
     (b'a 1 2\nb 1 2\n', 'word2vec', "line 1: 'a 1 2\\n' is no header"),
     (b'2 2\na 1 2\nb 1 2\n', 'glove', 'line 1: a header, which files of GloVe lack'),
     (b'a 1 2\n\xff 1 2\n', 'glove', 'line 2: '),
@@ -214,7 +214,7 @@ def test_a_wrong_file_makes_no_workdir(content, form, message, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-def test_a_workdir_that_is_not_empty_raises(workdir, tmp_path):
+def test_import_refuses_a_workdir_that_is_not_empty(workdir, tmp_path):
   (tmp_path / 'file').write_text('a 1 2\n')
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
   line = mistake('import', f'--workdir={workdir}', f'--file={tmp_path}/file', '--format=glove')
@@ -222,5 +222,5 @@ def test_a_workdir_that_is_not_empty_raises(workdir, tmp_path):
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 
-def test_a_workdir_without_a_run_is_one_line(tmp_path):
+def test_a_workdir_without_a_run_is_an_error_of_one_line(tmp_path):
   assert 'no run there' in mistake('nearest', f'--workdir={tmp_path}', 'king')

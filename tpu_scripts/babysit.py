@@ -1,4 +1,4 @@
-"""Restarts a job until it is done: observes, decides (policy.py), acts, sleeps."""
+"""Restarts a job until it is done, in a loop: observe, decide (policy.py), act, sleep."""
 
 import dataclasses
 import sys
@@ -39,13 +39,13 @@ def babysit(
 ) -> int:
   """Supervises a job until it is done or cannot continue.
 
-  Machines stay up at the end unless `delete_on_exit`; after an error of gcloud even then.
+  Machines stay up at the end unless `delete_on_exit`, and after an error of gcloud in any case.
 
   Returns:
     0 done, 3 gcloud fails, 4 no capacity, 5 gave up.
 
   Raises:
-    Stop: the machines were made from other settings, or another run holds them; nothing was
+    Stop: the machines were created from other settings, or another run holds them. Nothing was
       deleted.
   """
   limits, history, said = limits_of(settings), History(time.monotonic()), ''
@@ -75,18 +75,18 @@ def observe(settings: Settings, gcloud: Gcloud, run: str) -> Observation:
   """Returns the state of the machines, of their workers, and of the checkpoints.
 
   Raises:
-    Stop: the machines of that name were made from other settings.
+    Stop: the machines of that name were created from other settings.
   """
   now = time.monotonic()
   try:
-    there = machines.queued(settings, gcloud)
-    machines.refuse_others(settings, there)
-    nodes = machines.nodes(settings, gcloud) if there.state == 'ACTIVE' else ()
+    resource = machines.queued(settings, gcloud)
+    machines.refuse_others(settings, resource)
+    nodes = machines.nodes(settings, gcloud) if resource.state == 'ACTIVE' else ()
     ready = bool(nodes) and all(node.state == 'READY' for node in nodes)
     workers = jobs.status(settings, gcloud, run) if ready else ()
     well = all(w.code in ('0', '-') and w.state != 'LOST' for w in workers)
     step = None if well else jobs.newest_step(settings, gcloud, run)
-    return Observation(now, there.state, nodes, workers, step, why=there.why)
+    return Observation(now, resource.state, nodes, workers, step, why=resource.why)
   except GcloudError as e:
     return Observation(now, error=e.kind, why=str(e))
 
@@ -107,7 +107,7 @@ def act(settings: Settings, gcloud: Gcloud, job: Job, seen: Observation, action:
 
 
 def end(settings: Settings, gcloud: Gcloud, action: Action, delete_on_exit: bool) -> int:
-  """Deletes the machines or warns that they are up. Returns the exit code."""
+  """Deletes the machines, or warns that they are up; returns the exit code."""
   if delete_on_exit and action.code not in (CLOUD, USAGE):
     machines.delete(settings, gcloud)
     print(f'{settings["NAME"]} is deleted', file=sys.stderr)

@@ -160,12 +160,12 @@ def _say(line: str, gcloud: Gcloud) -> None:
 
 def _status(run: str | None, settings: Settings, gcloud: Gcloud) -> int:
   """Prints the states. Returns 0 healthy, 4 no machines, 5 the job failed, 75 start it again."""
-  there = machines.queued(settings, gcloud)
-  _say(f'{settings["NAME"]} {there.state} {there.why}'.rstrip(), gcloud)
-  nodes = machines.nodes(settings, gcloud) if there.state == 'ACTIVE' else ()
+  resource = machines.queued(settings, gcloud)
+  _say(f'{settings["NAME"]} {resource.state} {resource.why}'.rstrip(), gcloud)
+  nodes = machines.nodes(settings, gcloud) if resource.state == 'ACTIVE' else ()
   for node in nodes:
     _say(f'{node.name} {node.state}, {node.workers} workers', gcloud)
-  if there.state in (NOT_FOUND, 'FAILED', 'SUSPENDED') or {n.state for n in nodes} & set(GONE):
+  if resource.state in (NOT_FOUND, 'FAILED', 'SUSPENDED') or {n.state for n in nodes} & set(GONE):
     return LOST
   if run is None or not nodes:
     return 0
@@ -179,10 +179,10 @@ def _status(run: str | None, settings: Settings, gcloud: Gcloud) -> int:
 
 
 def _delete(settings: Settings, gcloud: Gcloud, agreed: bool) -> None:
-  there = machines.queued(settings, gcloud)
-  if there.state == NOT_FOUND:
+  resource = machines.queued(settings, gcloud)
+  if resource.state == NOT_FOUND:
     print(f'{settings["NAME"]} does not exist: nothing to delete')
     return
-  machines.refuse_others(settings, there)
-  machines.confirm(settings, agreed or gcloud.dry, f'to delete it ({there.state})')
+  machines.refuse_others(settings, resource)
+  machines.confirm(settings, agreed or gcloud.dry, f'to delete it ({resource.state})')
   machines.delete(settings, gcloud)

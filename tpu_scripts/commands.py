@@ -1,8 +1,8 @@
 """The argv of every call of gcloud: pure functions of the settings.
 
-Flags are those of Google Cloud SDK 528; the tests hold them against its help. Machines are always
-a queued resource named NAME; its nodes are NAME-0, NAME-1, ... Remote commands go to all workers:
-`--worker=2,3` returns 0 in SDK 528 although every worker failed, and `--output-directory` breaks.
+Flags are those of Google Cloud SDK 528; the tests compare them with its help. Machines are always
+a queued resource named NAME with the nodes NAME-0, NAME-1, ... Remote commands go to all workers:
+in SDK 528 `--worker=2,3` returns 0 even if every worker failed, and `--output-directory` breaks.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def create(settings: Settings) -> list[str]:
     f'--labels={LABEL}={settings.label}',
   ]
   if settings['TOPOLOGY']:
-    # gcloud takes a topology with a generation, and of those v4 alone.
+    # gcloud accepts a topology only together with a generation, and only for v4.
     argv.remove(f'--accelerator-type={settings["ACCELERATOR_TYPE"]}')
     argv += [f'--type={settings.slice.generation}', f'--topology={settings["TOPOLOGY"]}']
   argv += {'on-demand': [], 'spot': ['--spot'], 'reserved': ['--reserved']}[settings['CAPACITY']]
@@ -67,12 +67,12 @@ def ssh(settings: Settings, command: str) -> list[str]:
 
 
 def scp(settings: Settings, files: Sequence[str]) -> list[str]:
-  """Copies files into the home folder of every worker."""
+  """Copies files into the home directory of every worker."""
   return [*(QUEUED + ['scp']), *files, f'{settings["NAME"]}:', *_everywhere(settings)]
 
 
 def checkpoints(settings: Settings, run: str) -> list[str]:
-  """Lists the checkpoints of a run, one folder a step."""
+  """Lists the checkpoints of a run, one directory for each step."""
   return ['gcloud', 'storage', 'ls', f'{settings["GCS_ROOT"]}/{run}/checkpoints/'] + [
     f'--project={settings["PROJECT"]}'
   ]

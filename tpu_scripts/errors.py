@@ -1,4 +1,4 @@
-"""How a verb ends other than well: one line for stderr and an exit code."""
+"""The error with which a verb ends: one line for stderr and an exit code."""
 
 USAGE, CLOUD, LOST, GAVE_UP, AGAIN = 2, 3, 4, 5, 75
 
@@ -7,8 +7,8 @@ class Stop(Exception):
   """Ends the program with one line on stderr and an exit code.
 
   The codes: 2 wrong usage, 3 gcloud, permission or network, 4 machines lost or no capacity, 5 gave
-  up, 75 not finished and may be started again. It is never 255: gcloud starts a command again for
-  which ssh returns that.
+  up, 75 not finished and may be started again. No code is 255, the code of a failed ssh, after
+  which gcloud would start the command again.
   """
 
   def __init__(self, line: str, code: int = USAGE):

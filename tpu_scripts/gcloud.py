@@ -1,4 +1,4 @@
-"""Runs gcloud: every call has a timeout, reads are tried again, errors become one clear line."""
+"""Runs gcloud: every call has a timeout, reads are repeated, and an error is one clear line."""
 
 import contextlib
 import dataclasses
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from tpu_scripts.errors import CLOUD, LOST, USAGE, Stop
 
-# What stderr holds -> the kind of error, and what to do. The first that fits counts: a wrong zone
-# says 'permission denied' too, and a wrong project 'not found'.
+# The kind of an error, the words in stderr that identify it, and the remedy. The first match
+# counts: a wrong zone also writes 'permission denied', and a wrong project 'not found'.
 KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     'credentials',
@@ -31,7 +31,7 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
   (
     'key',
     ('ssh-add', 'not present in the ssh agent'),
-    'the ssh key is in no agent: run `eval $(ssh-agent) && ssh-add ~/.ssh/google_compute_engine`',
+    'no ssh agent has the key: run `eval $(ssh-agent) && ssh-add ~/.ssh/google_compute_engine`',
   ),
   (
     'project',
@@ -57,13 +57,13 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
       'unknown location',
       'is not found or access is unauthorized',
     ),
-    'ZONE is unknown or not open to the project: `gcloud compute tpus locations list`',
+    'ZONE is unknown, or the project has no access to it: `gcloud compute tpus locations list`',
   ),
   ('quota', ('quota',), 'out of quota: ask for more in the console, or take fewer chips'),
   (
     'capacity',
     ('no more capacity', 'stockout', 'insufficient capacity', 'resource_exhausted'),
-    'no capacity there now: another zone, another CAPACITY, or later',
+    'no capacity in this zone now: choose another zone or CAPACITY, or try later',
   ),
   ('exists', ('already_exists', 'already exists'), 'the name is taken: choose another NAME'),
   (
@@ -88,13 +88,13 @@ KINDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     'the network or the service fails; try again',
   ),
-  ('not found', ('not_found', 'was not found'), 'there is none of that name'),
+  ('not found', ('not_found', 'was not found'), 'nothing has that name'),
 )
 EXIT = {'capacity': LOST, 'zone': USAGE, 'project': USAGE, 'exists': USAGE}
 
 
 class GcloudError(Stop):
-  """A call that failed: its `kind` as in KINDS, or 'other', and what gcloud wrote."""
+  """A failed call: its `kind` as in KINDS, or 'other', and the stderr of gcloud."""
 
   def __init__(self, line: str, kind: str, stderr: str = ''):
     super().__init__(line, EXIT.get(kind, CLOUD))
@@ -103,7 +103,7 @@ class GcloudError(Stop):
 
 
 def classify(stderr: str) -> tuple[str, str]:
-  """Returns the kind of an error and what to do, found from what gcloud wrote."""
+  """Returns the kind of an error and its remedy, by the stderr of gcloud."""
   text = stderr.lower()
   for kind, signs, remedy in KINDS:
     if any(sign in text for sign in signs):
@@ -113,17 +113,17 @@ def classify(stderr: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Gcloud:
-  """How calls are made: with `dry` they are printed only, `pause` seconds between two tries."""
+  """Makes calls of gcloud, or with `dry` only prints them; `pause` is in seconds, between tries."""
 
   dry: bool = False
   pause: float = 3.0
   sleep: Callable[[float], None] = time.sleep
 
   def read(self, argv: Sequence[str], timeout: float = 90) -> str:
-    """Returns stdout of a call that changes nothing; network errors are tried three times.
+    """Returns the stdout of a call that changes nothing, with three tries if the network fails.
 
     Raises:
-      GcloudError: it failed.
+      GcloudError: the call failed.
     """
     for attempt in (1, 2, 3):
       try:
@@ -135,10 +135,10 @@ class Gcloud:
     raise AssertionError('unreachable')
 
   def call(self, argv: Sequence[str], timeout: float, check: bool = True) -> str:
-    """Returns stdout of one call; without `check` also of one that failed.
+    """Returns the stdout of a call; without `check` also that of a failed call.
 
     Raises:
-      GcloudError: it failed, or took longer than `timeout` seconds.
+      GcloudError: the call failed, or took longer than `timeout` seconds.
     """
     if self.dry:
       print(shlex.join(argv))
@@ -148,12 +148,12 @@ class Gcloud:
       raise GcloudError(f'{_name(argv)} took longer than {timeout:g} s', 'network')
     if code and check:
       kind, remedy = classify(err)
-      raise GcloudError(f'{_name(argv)}: {remedy} [{kind}]: {_told(err)}', kind, err)
+      raise GcloudError(f'{_name(argv)}: {remedy} [{kind}]: {_main_line(err)}', kind, err)
     return out
 
 
 def _run(argv: Sequence[str], timeout: float) -> tuple[int | None, str, str]:
-  """Returns code, stdout and stderr; the code is None where the time was up."""
+  """Returns the exit code, stdout and stderr; the code is None after a timeout."""
   try:
     process = subprocess.Popen(
       argv,
@@ -162,7 +162,7 @@ def _run(argv: Sequence[str], timeout: float) -> tuple[int | None, str, str]:
       stderr=subprocess.PIPE,
       text=True,
       errors='replace',
-      start_new_session=True,  # its ssh children hold the pipes, so that they end with it
+      start_new_session=True,  # a timeout also kills its ssh children, which keep the pipes open
     )
   except FileNotFoundError as e:
     raise Stop(
@@ -189,8 +189,8 @@ def _name(argv: Sequence[str]) -> str:
   return ' '.join(words[:5])
 
 
-def _told(stderr: str) -> str:
-  """Returns the line of stderr that says most, at most 300 characters."""
+def _main_line(stderr: str) -> str:
+  """Returns up to 300 characters of the most informative line of stderr."""
   lines = [line.strip() for line in stderr.splitlines() if line.strip()]
   errors = [line for line in lines if 'ERROR' in line or line.lower().startswith('error')]
   return (errors or lines or ['no message'])[0 if errors else -1][:300]

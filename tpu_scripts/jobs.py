@@ -32,7 +32,7 @@ def run_name(name: str) -> str:
 
 
 def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
-  """Sends code to every worker and installs its environment. A repetition has no effect.
+  """Sends code to every worker and installs its environment; repeating it has no effect.
 
   Raises:
     Stop: a worker does not confirm its setup.
@@ -62,24 +62,23 @@ def setup(settings: Settings, gcloud: Gcloud, source: sources.Source) -> None:
 def start_command(
   settings: Settings, run: str, job: Sequence[str], environ: Sequence[str], token: str
 ) -> str:
-  """Returns the command that starts a job on a worker, in its code and its environment.
+  """Returns the command that starts a job on a worker, in the code and environment of its setup.
 
   A worker starts a job once per `token`, even if gcloud sends the command several times.
   """
   logs = f'{settings["GCS_ROOT"]}/{run}/logs'
-  there = f'$HOME/runs/{run}'
   prefix = ['env', 'PYTHONUNBUFFERED=1', *environ]
   return (
     'cd -P "$HOME/lm/current" && PATH="$PWD/.venv/bin:$PATH" PYTHONPATH="$PWD" '
-    f'bash tpu_scripts/remote_run.sh start "{there}" --token={token} --logs={shlex.quote(logs)} -- '
-    + shlex.join([*prefix, *job])
+    f'bash tpu_scripts/remote_run.sh start "$HOME/runs/{run}" --token={token} '
+    f'--logs={shlex.quote(logs)} -- {shlex.join([*prefix, *job])}'
   )
 
 
 def job_of(settings: Settings, run: str, command: Sequence[str]) -> list[str]:
-  """Returns the command of a job, whose workdir is the directory of the run in the bucket.
+  """Returns the command of a job with its workdir, the directory of the run in the bucket.
 
-  The workdir replaces `{workdir}`; a command with `lm.train` gets it as a flag.
+  The workdir replaces `{workdir}` in the command. `lm.train` gets it as a flag.
 
   Raises:
     Stop: the command is empty, or names another workdir.
@@ -140,11 +139,11 @@ def status(settings: Settings, gcloud: Gcloud, run: str) -> tuple[Worker, ...]:
 def launch(
   settings: Settings, gcloud: Gcloud, run: str, job: Sequence[str], environ: Sequence[str] = ()
 ) -> tuple[Worker, ...]:
-  """Starts a job on every worker, and checks that it runs on every one. A repetition has no effect.
+  """Starts a job on every worker, and checks that all run it; repeating it has no effect.
 
   Raises:
     Stop: another run holds a worker, a worker has no setup, the job does not run on all workers,
-      or it failed immediately (code 5). No worker runs it afterwards.
+      or it failed immediately (code 5). Afterwards no worker runs the job.
   """
   before = status(settings, gcloud, run)
   if not gcloud.dry:
@@ -173,7 +172,7 @@ def launch(
 
 
 def stop(settings: Settings, gcloud: Gcloud, run: str, grace: int = 120) -> tuple[Worker, ...]:
-  """Sends SIGTERM to the job on every worker, on which lm.train saves; SIGKILL after `grace` s.
+  """Sends SIGTERM to the job on every worker, so that lm.train saves; after `grace` s, SIGKILL.
 
   Raises:
     Stop: a worker still runs it.
@@ -188,7 +187,7 @@ def stop(settings: Settings, gcloud: Gcloud, run: str, grace: int = 120) -> tupl
 
 
 def logs(settings: Settings, gcloud: Gcloud, run: str, lines: int, follow: bool) -> None:
-  """Prints the end of every worker's log, with the worker before each line."""
+  """Prints the end of every worker's log, with the name of the worker before each line."""
   tail = f'tail -n {lines}{" -F" if follow else ""} "$HOME/runs/{run}/log"'
   argv = commands.ssh(settings, f'{tail} | sed -u "s/^/[$(hostname)] /"')
   if follow and not gcloud.dry:
@@ -211,7 +210,7 @@ def newest_step(settings: Settings, gcloud: Gcloud, run: str) -> int | None:
 
 
 def _lines(out: str, run: str) -> tuple[Worker, ...]:
-  # A command that gcloud sent twice has two answers: the last one counts.
+  # If gcloud sends a command twice, a worker answers twice, and the last answer counts.
   found = {
     host: Worker(host, state, code) for host, of, state, code in LINE.findall(out) if of == run
   }

@@ -5,8 +5,8 @@
 Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Its output appears
 line by line with the prefix '[0] '. When one fails, the others have --grace seconds to end, and are
 then killed. The exit code is that of the first failure. Code 134 means that another process was
-lost, and counts only if there is no other code. SIGTERM goes to process 0, which passes it on to
-all; SIGINT goes to all.
+lost, and counts only without any other failure. SIGTERM goes to process 0, which passes it on to
+all processes; SIGINT goes to all.
 
 --devices sets the CPU devices of each process. The script needs only Python's standard library.
 """
@@ -20,10 +20,10 @@ import sys
 import threading
 import time
 
-LOST = (134, -signal.SIGABRT)  # another process was lost: reported by the process itself, or by JAX
+LOST = (134, -signal.SIGABRT)  # after the loss of another process: the code of lm, and that of JAX
 ORDERLY = (0, 75)
 PORT_TAKEN = ('Address already in use', 'Failed to add port')
-RACE = 15.0  # seconds within which a taken port ends a process
+RACE = 15.0  # a process whose port is taken ends within these seconds
 TRIES = 3
 
 
@@ -66,7 +66,7 @@ class Job:
     address = f'127.0.0.1:{free_port()}'
     self._processes: list[subprocess.Popen] = []
     self._readers: list[threading.Thread] = []
-    # Before the first process starts, so that none is left behind.
+    # Before the first process starts, so that no signal leaves one behind.
     for signum in (signal.SIGTERM, signal.SIGINT):
       signal.signal(signum, self._forward)
     for i in range(count):
@@ -162,7 +162,7 @@ def cause(codes: list[int]) -> int:
 
 
 def named(code: int) -> str:
-  """Returns an exit code in words."""
+  """Returns the name of the signal, or 'code N'."""
   return signal.Signals(-code).name if code < 0 else f'code {code}'
 
 

@@ -67,23 +67,23 @@ def create(
 
   Args:
     agreed: The costs were agreed to on the command line; otherwise there is a prompt.
-    again: Delete machines that ended first.
+    again: First delete machines that have ended.
     poll: Seconds between two status checks; None does not wait.
 
   Raises:
     Stop: the name is taken, the costs were not agreed to, or no machines became ready.
   """
-  there = queued(settings, gcloud)
-  if there.state in ENDED and not again:
+  resource = queued(settings, gcloud)
+  if resource.state in ENDED and not again:
     raise Stop(
-      f'{settings["NAME"]} is {there.state} {there.why}: it never recovers; give --recreate to '
-      'delete it and create it again',
+      f'{settings["NAME"]} is {resource.state} {resource.why}: it never recovers; give '
+      '--recreate to delete it and create it again',
       LOST,
     )
-  refuse_others(settings, there)
-  if gcloud.dry or there.state == NOT_FOUND or there.state in ENDED:
+  refuse_others(settings, resource)
+  if gcloud.dry or resource.state == NOT_FOUND or resource.state in ENDED:
     agree(settings, agreed or gcloud.dry)
-    if there.state in ENDED:
+    if resource.state in ENDED:
       delete(settings, gcloud)
     request(settings, gcloud)
   if poll is not None:
@@ -100,13 +100,14 @@ def delete(settings: Settings, gcloud: Gcloud) -> None:
   gcloud.call(commands.delete(settings), timeout=1200)
 
 
-def refuse_others(settings: Settings, there: Queued) -> None:
+def refuse_others(settings: Settings, resource: Queued) -> None:
   """Raises Stop if machines of other settings have this name."""
-  if there.state != NOT_FOUND and there.label != settings.label:
-    label = f'has the label {there.label}' if there.label else 'has no label of ours'
+  if resource.state != NOT_FOUND and resource.label != settings.label:
+    label = f'has the label {resource.label}' if resource.label else 'has no label of ours'
     raise Stop(
-      f'NAME={settings["NAME"]} is taken: the {there.state} queued resource of that name {label} '
-      f'and these settings are {settings.label}; choose another NAME, or the settings of that one'
+      f'NAME={settings["NAME"]} is taken: the {resource.state} queued resource of that name '
+      f'{label} and these settings are {settings.label}; choose another NAME, or the settings of '
+      'that one'
     )
 
 
@@ -135,26 +136,26 @@ def confirm(settings: Settings, agreed: bool, what: str) -> None:
 def wait(settings: Settings, gcloud: Gcloud, poll: float) -> None:
   """Waits until the queued resource is ACTIVE and its nodes are READY.
 
-  A request for capacity waits until VALID_UNTIL and is FAILED afterwards. The creation of machines
-  has WAIT_MINUTES.
+  A request for capacity waits until VALID_UNTIL and is FAILED afterwards. The timeout for the
+  creation of machines is WAIT_MINUTES.
 
   Raises:
-    Stop: the resource ended, does not exist, or is late.
+    Stop: the resource ended, does not exist, or is not ready in time.
   """
   since, printed = None, ''
   while True:
-    there = queued(settings, gcloud)
-    states = [node.state for node in nodes(settings, gcloud)] if there.state == 'ACTIVE' else []
+    resource = queued(settings, gcloud)
+    states = [node.state for node in nodes(settings, gcloud)] if resource.state == 'ACTIVE' else []
     if gcloud.dry or (states and set(states) == {'READY'}):
       return
-    if there.state == NOT_FOUND or there.state in ENDED or set(GONE) & set(states):
-      seen = ', '.join([there.state, *states])
-      raise Stop(f'{settings["NAME"]} is {seen} {there.why}: there are no machines', LOST)
-    if there.state not in QUEUEING:
+    if resource.state == NOT_FOUND or resource.state in ENDED or set(GONE) & set(states):
+      seen = ', '.join([resource.state, *states])
+      raise Stop(f'{settings["NAME"]} is {seen} {resource.why}: there are no machines', LOST)
+    if resource.state not in QUEUEING:
       since = since or time.monotonic()
       if time.monotonic() - since > 60 * float(settings['WAIT_MINUTES']):
         raise Stop(f'{settings["NAME"]} is not ready after WAIT_MINUTES; it stays as it is', LOST)
-    seen = ' '.join([there.state, *states])
+    seen = ' '.join([resource.state, *states])
     if seen != printed:
       print(f'{settings["NAME"]}: {seen}', file=sys.stderr)
       printed = seen

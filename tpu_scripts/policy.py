@@ -45,9 +45,9 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """The state at `now` (seconds). With an `error` (its kind) the other fields mean nothing.
+  """The state at time `now`, in seconds. After an `error`, given by its kind, it is not known.
 
-  `step` is that of the newest checkpoint, None if there is none or it was not requested.
+  `step` is the step of the newest checkpoint; None without a checkpoint, or if nobody asked for it.
   """
 
   now: float
@@ -61,7 +61,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-  """The past: times of first occurrence (seconds) or None, and counts."""
+  """Past events: their counts, and the times of their first occurrence in seconds, or None."""
 
   began: float
   active: bool = False
@@ -75,9 +75,9 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-  """The next action: sleep, start, recreate, done or give_up, and the row that decides it.
+  """The next action: sleep, start, recreate, done or give_up; and the row of the table.
 
-  `polls` is the length of the sleep afterwards, `code` the exit code of the program.
+  `polls` is the length of the sleep that follows, and `code` the exit code of the program.
   """
 
   kind: str
@@ -107,7 +107,7 @@ def decide(seen: Observation, history: History, limits: Limits) -> Action:
 
 
 def _back_off(row: str, kind: str, reason: str, history: History, limits: Limits) -> Action:
-  # A running job does not need our network, so nothing is touched.
+  # A running job does not need our network, so that machines and job are left alone.
   if history.errors + 1 >= limits.errors:
     code = LOST if kind == 'capacity' else CLOUD
     return Action('give_up', 'errors', f'{limits.errors} times in a row: {reason}', code)
@@ -117,14 +117,14 @@ def _back_off(row: str, kind: str, reason: str, history: History, limits: Limits
 def _machines(seen: Observation, history: History, limits: Limits) -> Action:
   states = ', '.join([seen.queue, *(f'{node.name} {node.state}' for node in seen.nodes)])
   if seen.queue == 'FAILED' and not history.active:
-    return Action('give_up', 'expired', f'no capacity came: {states} {seen.why}', LOST)
+    return Action('give_up', 'expired', f'no capacity in time: {states} {seen.why}', LOST)
   gone = seen.queue == 'ACTIVE' and any(node.state in GONE for node in seen.nodes)
   if gone or seen.queue in (*ENDED, NOT_FOUND):
     if history.recreations >= limits.recreations:
       reason = f'{states}, and MAX_RECREATIONS={limits.recreations} are used up'
       return Action('give_up', 'recreations', reason, GAVE_UP)
     return Action('recreate', 'lost', states, polls=0)
-  # Capacity may take hours, and VALID_UNTIL ends that wait.
+  # The wait for capacity may take hours, and VALID_UNTIL ends it.
   began = _since(history.waiting, seen.now)
   if seen.queue not in QUEUEING and seen.now - began > limits.wait:
     return Action('give_up', 'stuck', f'{states} for WAIT_MINUTES', LOST)
@@ -141,7 +141,7 @@ def _workers(seen: Observation, history: History, limits: Limits) -> Action:
     return Action('start', 'saved', words)
   bad = [code for code in codes if code != '0'] + ['LOST'] * ('LOST' in states)
   if bad:
-    # 134 means that another process died: another code is the cause.
+    # Code 134 means that another process died; the cause has another code.
     cause = next((code for code in bad if code != '134'), '134')
     return _counted('failed', f'{words}; the cause exited {cause}', seen, history, limits)
   if states == {'RUNNING'}:

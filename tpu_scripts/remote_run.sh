@@ -7,13 +7,13 @@
 #
 # Each prints one line 'LMRUN HOST RUN STATE CODE' with STATE one of
 #   ABSENT   this worker never ran it       RUNNING  it runs
-#   EXITED   it ended, with CODE            LOST     it ended without a code: killed, or a reboot
+#   EXITED   it ended with code CODE        LOST     it ended without a code: killed, or a reboot
 #   HELD     another run, named by CODE, holds this worker
 #
-# A worker has one lock for all its runs, and descriptor 9 holds it: supervisor and job inherit
-# it, so it is free only after both have ended. There are no pid files that could be wrong. gcloud
-# may send a command twice, since it restarts ssh when the link drops. A second start of a running
-# run thus has no effect, nor has one with a token that was used before.
+# A worker has one lock for all its runs, and descriptor 9 holds it. Supervisor and job inherit the
+# descriptor, so that the lock is free only after both have ended. Pid files could be wrong, and are
+# not used. gcloud may send a command twice, since it restarts ssh when the link drops. So a second
+# start of a running run has no effect, and neither has a start with a token that was used before.
 set -u
 
 run_dir=${2:?usage: remote_run.sh start|status|stop RUN_DIR}
@@ -32,8 +32,8 @@ holders() {
 
 supervisor() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -q 'remote_run.sh supervise '; }
 
-# Of the processes given, those that are the job itself: no supervisor, nor children of another
-# of them. A trainer saves on SIGTERM, and its own workers must live until it has.
+# Prints those of the given processes that are the job itself, without supervisors and without
+# children of the others. A trainer saves on SIGTERM, and needs its own workers until it has saved.
 jobs_of() {
   local pid parent list=" $* "
   for pid in "$@"; do
@@ -43,7 +43,7 @@ jobs_of() {
   done
 }
 
-# Descriptor 8 is for attempts on the lock, so that an attempt never looks like its owner.
+# Attempts to take the lock use descriptor 8, so that they never look like its owner.
 alone() { flock --wait 60 8 || { echo "remote_run.sh: $runs/.start is held" >&2 && exit 1; }; }
 locked() { ! flock --nonblock "$lock" true; }
 
@@ -74,7 +74,7 @@ start() {
   alone
   exec 9>>"$lock"
   if [ -n "$token" ] && [ "$(cat "$run_dir/token" 2>/dev/null)" = "$token" ]; then
-    : # sent twice
+    : # the same command was sent twice
   elif flock --nonblock 9; then
     echo "$token" >"$run_dir/token"
     rm -f "$run_dir/code"
@@ -96,10 +96,10 @@ supervise() {
   cat .source 2>/dev/null
   "$@" &
   job=$!
-  # At a shutdown the job gets SIGTERM too, and needs somebody who writes down how it ended.
+  # At a shutdown the job receives SIGTERM too, and the supervisor must live to record its code.
   trap 'interrupted=1' TERM
   if [ -n "$logs" ]; then
-    # The disk of a preempted machine is gone, so the log goes to the bucket too.
+    # The disk of a preempted machine is lost, so that the log is also copied to the bucket.
     (trap - TERM && while sleep 60; do copy "$logs"; done) 9>&- &
     copier=$!
   fi
@@ -134,7 +134,7 @@ stop() {
       done
       if ((waited >= grace * 10)); then
         for pid in "${pids[@]}"; do
-          # The supervisor gets ten seconds to write the code down.
+          # The supervisor has ten seconds to record the code.
           if ((waited >= grace * 10 + 100)) || ! supervisor "$pid"; then
             kill -KILL "$pid" 2>/dev/null
           fi

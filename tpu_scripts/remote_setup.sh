@@ -14,10 +14,10 @@ archive=${1:?usage: remote_setup.sh ARCHIVE HASH PYTHON EXTRA} hash=${2:?} pytho
 home=$HOME/lm
 code=$home/$hash
 mkdir -p "$home"
-exec 9>>"$home/.setup" # gcloud may send this twice
+exec 9>>"$home/.setup" # gcloud may send this command twice
 flock --wait 1500 9 || { echo 'another setup of this worker does not end' >&2 && exit 1; }
 
-# Networks of new machines fail: three attempts, then the error.
+# Runs a command up to three times, since the network of a new machine may fail.
 persist() {
   local try
   for try in 1 2; do
@@ -27,7 +27,7 @@ persist() {
   "$@"
 }
 
-# Prints a Python of the version asked for. Ubuntu 22.04 has 3.10, so uv fetches another.
+# Prints the path of a Python of the given version. Ubuntu 22.04 has 3.10, so that uv fetches others.
 find_python() {
   if command -v "python$python"; then return; fi
   {
@@ -50,7 +50,7 @@ if [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$key" ]; then
   rm -rf "$venv"
   found=$(find_python)
   "$found" -m venv "$venv"
-  # The package itself is taken out again: jobs import it from their own ~/lm/HASH.
+  # Uninstalls the package itself: jobs import it from their own ~/lm/HASH.
   persist "$venv/bin/python" -m pip install --quiet -c "$code/constraints.txt" "${code}[$extra]"
   "$venv/bin/python" -m pip uninstall --quiet --yes lm
   echo "$key" >"$venv/.stamp"

@@ -26,13 +26,13 @@ KEYS = {
     'a price above 0, from https://cloud.google.com/tpu/pricing',
   ),
   'MAX_HOURS': (DECIMAL, None, 'the hours after which babysit gives up'),
-  'MAX_RECREATIONS': (r'[0-9]+', None, 'how often babysit may create machines again'),
+  'MAX_RECREATIONS': (r'[0-9]+', None, 'how many times babysit may recreate machines'),
   'MAX_FAILURES': (r'[1-9][0-9]*', '3', 'failures without a newer checkpoint step'),
   'MAX_ERRORS': (r'[1-9][0-9]*', '20', 'failures of gcloud in a row'),
   'NUM_SLICES': (r'[1-9][0-9]*', '1', 'an integer from 1'),
   'TOPOLOGY': (r'([0-9]+(x[0-9]+)+)?', '', 'a topology of v4, as in 2x2x4'),
   'RUNTIME_VERSION': (WORD, '', 'a version that `gcloud compute tpus tpu-vm versions list` lists'),
-  'VALID_UNTIL': (r'[0-9]+[smhd]', '6h', 'how long to wait for capacity, as in 6h'),
+  'VALID_UNTIL': (r'[0-9]+[smhd]', '6h', 'the maximum wait for capacity, as in 6h'),
   'INTERNAL_IP': (r'yes|no', 'no', 'yes or no'),
   'TUNNEL': (r'yes|no', 'no', 'yes or no: ssh through the Identity-Aware Proxy'),
   'NETWORK': (WORD, '', 'a network'),
@@ -59,7 +59,7 @@ SHAPING = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """The settings of a slice, or of several of one kind; `values` has every key of KEYS."""
+  """The settings of one or several slices of the same type; `values` has every key of KEYS."""
 
   values: dict[str, str]
   slice: Slice

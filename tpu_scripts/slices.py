@@ -1,7 +1,7 @@
 """Accelerator types: generation, chips, topology, runtime version.
 
 The size in a type counts chips for v5e and v6e, and TensorCores, two per chip, for v4 and v5p.
-Runtime versions are those of Google's page on TPU runtimes as of 2025; RUNTIME_VERSION overrides.
+Runtime versions are those of Google's page on TPU runtimes in 2025; RUNTIME_VERSION overrides them.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ GENERATIONS = {
   'v5p': ('v5p', 2, 3, 'v2-alpha-tpuv5'),
   'v6e': ('v6e', 1, 2, 'v2-alpha-tpuv6e'),
 }
-# The default topology by chips; TOPOLOGY in the settings names another.
+# The default topology by number of chips; TOPOLOGY in the settings overrides it.
 FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 SOLID = {
   4: '2x2x1',

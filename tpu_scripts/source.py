@@ -18,7 +18,7 @@ SETUP = ROOT / 'tpu_scripts' / 'remote_setup.sh'
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Code to send: the commit, the hash of the difference to it (or ''), and the tree of git."""
+  """Code to send: a commit, the hash of the diff to it (or ''), and the tree object of git."""
 
   commit: str
   diff: str
@@ -26,7 +26,7 @@ class Source:
 
   @property
   def name(self) -> str:
-    """The commit, and the hash of the difference."""
+    """The beginning of the commit's hash, and the hash of the diff."""
     return self.commit[:12] + (f'-{self.diff}' if self.diff else '')
 
 
@@ -34,7 +34,7 @@ def find(include_dirty: bool, root: pathlib.Path = ROOT) -> Source:
   """Returns the code of the clone.
 
   Args:
-    include_dirty: Take the working tree, without ignored files, and not the commit.
+    include_dirty: Send the working tree without ignored files, instead of the commit.
 
   Raises:
     Stop: the directory is not a clone.
@@ -62,7 +62,7 @@ def archive_name(source: Source) -> str:
 
 
 def archive(source: Source, folder: str, root: pathlib.Path = ROOT) -> str:
-  """Writes the archive into a directory, with a file .source that names commit and diff."""
+  """Writes the archive into a directory, with a file .source that has commit and diff."""
   path = os.path.join(folder, archive_name(source))
   plain = os.path.join(folder, 'tree.tar')
   _git(root, 'archive', '--format=tar', f'--output={plain}', source.tree)

@@ -12,7 +12,7 @@ GONE = ('PREEMPTED', 'TERMINATED', NOT_FOUND)
 
 @dataclasses.dataclass(frozen=True)
 class Queued:
-  """A queued resource: its state or NOT_FOUND, our label or '', and why it failed or ''."""
+  """A queued resource: its state or NOT_FOUND, our label or '', and its failure or ''."""
 
   state: str
   label: str = ''
@@ -21,7 +21,7 @@ class Queued:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-  """A node, which is one slice: its state or NOT_FOUND, and the number of its workers."""
+  """A node, which is one slice: its state or NOT_FOUND, and how many workers it has."""
 
   name: str
   state: str
@@ -44,6 +44,6 @@ class Worker:
 
 
 def summary(workers: tuple[Worker, ...]) -> str:
-  """Returns the number of workers in each state, as a phrase for messages."""
+  """Returns a phrase such as '3 RUNNING, 1 EXITED 75' for messages."""
   kinds = [w.state if w.code == '-' else f'{w.state} {w.code}' for w in workers]
   return ', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)) or 'no answer'

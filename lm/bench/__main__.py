@@ -8,22 +8,27 @@ Baselines need the extra `baselines`. Exit codes: 0 done, 1 failed, 2 wrong usag
 """
 
 import argparse
+import functools
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lm import cli
-from lm.bench import decode, train, vectors
+from lm.bench import interleaved, vectors
 from lm.errors import UserError
 
-COMMANDS = {'train': train, 'decode': decode, 'vectors': vectors}
+# Subcommand -> its description, the function that adds its flags, and the function that runs it.
+COMMANDS = {
+  name: (
+    benchmark.description,
+    functools.partial(interleaved.add_flags, benchmark),
+    functools.partial(interleaved.run, benchmark),
+  )
+  for name, benchmark in interleaved.BENCHMARKS.items()
+} | {'vectors': (str(vectors.__doc__), vectors.add_flags, vectors.main)}
 
 
 class Parser(argparse.ArgumentParser):
   """An argument parser that raises UserError, one line, where argparse would print its usage."""
-
-  def __init__(self, **options) -> None:
-    formatter = argparse.RawDescriptionHelpFormatter
-    super().__init__(formatter_class=formatter, allow_abbrev=False, **options)
 
   def error(self, message: str) -> NoReturn:
     raise UserError(message)
@@ -31,13 +36,19 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str]) -> None:
   """Runs the subcommand `argv[1]` with the arguments that follow it."""
-  parser = Parser(prog='python -m lm.bench', description=__doc__)
+  options: dict[str, Any] = {
+    'formatter_class': argparse.RawDescriptionHelpFormatter,
+    'allow_abbrev': False,
+  }
+  parser = Parser(prog='python -m lm.bench', description=__doc__, **options)
   commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-  for name, module in COMMANDS.items():
-    summary = str(module.__doc__).partition('\n')[0]
-    module.add_flags(commands.add_parser(name, help=summary, description=module.__doc__))
+  for name, (description, add_flags, run) in COMMANDS.items():
+    summary = description.partition('\n')[0]
+    command = commands.add_parser(name, help=summary, description=description, **options)
+    add_flags(command)
+    command.set_defaults(run=run)
   arguments = parser.parse_args(argv[1:])
-  COMMANDS[arguments.command].main(arguments)
+  arguments.run(arguments)
 
 
 if __name__ == '__main__':

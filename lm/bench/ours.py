@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +15,6 @@ from lm.config import base as configs
 from lm.config.recurrent import recurrent
 from lm.decode.loop import DecodeConfig
 from lm.decode.stream import stream_tokens
-from lm.parallel import mesh
 from lm.parallel import mesh as meshes
 from lm.training.train_step import init_train_state, make_train_step
 from lm.types import apply_of
@@ -34,7 +32,7 @@ def train_step(shape: Shape, platform: str) -> Candidate:
   state, _ = init_train_state(functions, jax.random.key(0))
   step = make_train_step(functions, 0, 1, state)
   rows = meshes.batch_sharding(functions.mesh, functions.rules)
-  batch = mesh.make_global_batch(batch_of(shape), rows)
+  batch = meshes.make_global_batch(batch_of(shape), rows)
   flops = shape.tokens * functions.model.flops_per_token(state.params, shape.context)
 
   def run(times: int) -> None:
@@ -44,9 +42,8 @@ def train_step(shape: Shape, platform: str) -> Candidate:
     jax.block_until_ready(state)
 
   def matmul() -> Limit:
-    size = MATMUL_SIZE[platform]
+    size, multiply = MATMUL_SIZE[platform], jax.jit(jnp.matmul)
     square = jnp.ones((size, size), shape.dtype)
-    multiply = jax.jit(jnp.matmul)
     return Limit(
       lambda times: jax.block_until_ready([multiply(square, square) for _ in range(times)]),
       2.0 * size**3,
@@ -58,18 +55,17 @@ def train_step(shape: Shape, platform: str) -> Candidate:
 def decoding(shape: Shape, platform: str) -> Candidate:
   """Returns our greedy decoding on the default device, whose tokens reach the host in chunks."""
   del platform
-  config = config_of(shape)
-  model = builder.model(config, shape.vocab_size)
+  model = builder.model(config_of(shape), shape.vocab_size)
   apply = apply_of(model)
   params = nn.unbox(jax.jit(builder.init_of(model, shape.context))(jax.random.key(0)))
   prompts = batch_of(shape)['inputs'][:, : shape.prompt].tolist()
   # No token ends a text, so that all texts have the same length.
-  how = DecodeConfig(end=-1, max_tokens=shape.max_tokens)
+  config = DecodeConfig(end=-1, max_tokens=shape.max_tokens)
 
   def run(times: int) -> None:
     for _ in range(times):
-      for _ in stream_tokens(model, apply, params, prompts, how, range(shape.batch_size)):
-        pass
+      tokens = list(stream_tokens(model, apply, params, prompts, config, range(len(prompts))))
+      assert len(tokens) == shape.max_tokens
 
   def memory() -> Limit:
     buffer = jnp.ones(BUFFER_SIZE)
@@ -88,7 +84,7 @@ def decoding(shape: Shape, platform: str) -> Candidate:
 
 
 def decoding_bytes(shape: Shape, parameter_bytes: int) -> float:
-  """Returns the bytes that decoding has to read: for each new token, parameters and KV cache."""
+  """Returns the bytes that decoding must read: for each new token, parameters and KV cache."""
   cached = sum(shape.prompt + i for i in range(shape.max_tokens))  # tokens, over all steps
   token_bytes = 2 * shape.depth * shape.d_model * np.dtype(shape.dtype).itemsize
   return float(shape.max_tokens * parameter_bytes + shape.batch_size * cached * token_bytes)
@@ -129,7 +125,7 @@ def batch_of(shape: Shape) -> dict[str, np.ndarray]:
 
 def _candidate(run: Callable[[int], None], limit: Callable[[], Limit], amount: float) -> Candidate:
   versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}
-  options: dict[str, Any] = {}
-  if jax.devices()[0].memory_stats() is not None:  # CPUs have none: the process's peak then
-    options['peak_bytes'] = lambda: jax.devices()[0].memory_stats()['peak_bytes_in_use']
-  return Candidate(run, limit, versions, amount, **options)
+  candidate, device = Candidate(run, limit, versions, amount), jax.devices()[0]
+  if device.memory_stats() is None:  # on a CPU, where the peak is that of the process
+    return candidate
+  return candidate._replace(peak_bytes=lambda: device.memory_stats()['peak_bytes_in_use'])

@@ -1,11 +1,10 @@
 """Baselines on torch: GPT-2 of Hugging Face transformers, and LSTM layers of torch itself.
 
-Attention is torch's fused one (sdpa, which is flash attention on a GPU).
+Attention is the fused kernel of torch (sdpa, which is flash attention on a GPU).
 """
 
 import importlib.metadata
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,14 @@ import torch
 
 from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape
 from lm.errors import UserError
+from lm.parallel.host import available_cores
 
 
 def gpt2_train_step(shape: Shape, platform: str) -> Candidate:
   """Returns a train step as users of transformers write it.
 
-  AdamW is torch's fused one, after clipping to norm 1. On a GPU the model is compiled. In bfloat16
-  it runs under autocast.
+  The optimizer is the fused AdamW of torch, after clipping to norm 1. On a GPU the model is
+  compiled. In bfloat16 it runs under autocast.
 
   Raises:
     UserError: as `_device`.
@@ -46,13 +46,15 @@ def gpt2_train_step(shape: Shape, platform: str) -> Candidate:
 
 
 def gpt2_decoding(shape: Shape, platform: str) -> Candidate:
-  """Returns `generate` of transformers: greedy, with its default KV cache.
+  """Returns greedy decoding by `generate` of transformers, with its default KV cache.
+
+  The model has no dropout, and parameters, activations and cache are float32.
 
   Raises:
     UserError: as `_device`.
   """
   device = _device(platform)
-  model = _gpt2(shape, device)
+  model = _gpt2(shape, device).train(False)
   # Without an end-of-text token every row gets all its new tokens.
   model.generation_config.eos_token_id = None
   model.generation_config.pad_token_id = 0
@@ -99,7 +101,7 @@ def _device(platform: str) -> torch.device:
   """
   if platform == 'gpu' and not torch.cuda.is_available():
     raise UserError(f'--baseline: torch {torch.__version__} has no GPU; install its CUDA build')
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_num_threads(available_cores())
   torch.manual_seed(0)
   return torch.device('cuda' if platform == 'gpu' else 'cpu')
 

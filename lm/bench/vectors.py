@@ -1,11 +1,12 @@
-"""Our word vectors and those of a baseline on one text: speed, ratio, and quality.
+"""Word vectors of one text, ours and those of a baseline: speed and quality.
 
   python -m lm.bench vectors --text=FILE [--model=skip_gram|cbow|glove] [--baseline=gensim|stanford]
       [--pairs=FILE ...] [--seeds=N] [--glove=DIR] [--threads=N] [--json]
 
-Size 100, minimum count 5. Word2Vec has window 5, 5 negatives, 5 epochs; GloVe has window 10, x_max
-10, 15 epochs. Each training has a process of its own, in alternating order. Seconds are those of
-training; those of the entire command, with reading, compiling and writing, follow in parentheses.
+Vectors have 100 dimensions, and the minimum count is 5. Word2Vec has window 5, 5 negatives and 5
+epochs; GloVe has window 10, x_max 10 and 15 epochs. Each training runs in its own process, in
+alternating order. The first figure in seconds is the time of training alone. The time of the entire
+command follows in parentheses, with reading, compiling and writing.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ml_collections import ConfigDict
 
-from lm.bench import interleaved
-from lm.bench.worker import Worker
+from lm.bench.interleaved import OURS, add_common_flags, positive_int, thread_count
+from lm.bench.worker import start_worker
 from lm.errors import UserError
 from lm.metrics.word_vectors import pairs
 from lm.text.files import expand_path
@@ -33,12 +34,12 @@ from lm.text.vectors import make_vectors
 BASELINES = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # by model
 LEARNING_RATES = {'skip_gram': 0.025, 'cbow': 0.05}
 STANFORD_PROGRAMS = ('vocab_count', 'cooccur', 'shuffle', 'glove')
-_SENTENCE = 10_000  # words, the most that Gensim reads as one sentence
+_SENTENCE = 10_000  # words, the maximum of a sentence for Gensim
 _RECORD = 16  # bytes of a pair in Stanford's file of co-occurrences
 
 
 class Settings(NamedTuple):
-  """The same training for every implementation."""
+  """Hyperparameters of a training, the same for every implementation."""
 
   text: str  # file of words between white space, maybe gzipped
   model: str  # skip_gram, cbow or glove
@@ -61,25 +62,23 @@ class Result(NamedTuple):
 
   seconds: float  # training alone
   counting: float  # counting co-occurrences, for GloVe
-  command: float  # from the start to the written vectors, with compilation
+  command: float  # from the start until the vectors are on disk, with compilation
   unit: str  # of the amount: words of the text, or pairs
   amount: int  # over all epochs
-  version: str  # of the library, or the directory of programs without one
+  version: str  # of the library; the directory of programs that have no version
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of this subcommand."""
   baselines = sorted(set(BASELINES.values()))
-  models = ', '.join(BASELINES)
   add = parser.add_argument
   add('--text', required=True, metavar='FILE', help='words between spaces; or .gz')
-  add('--model', choices=BASELINES, default='skip_gram', metavar='NAME', help=models)
+  add('--model', choices=BASELINES, default='skip_gram', metavar='NAME', help=', '.join(BASELINES))
   add('--baseline', choices=baselines, metavar='NAME', help='gensim for word2vec, stanford')
   add('--pairs', action='append', default=[], metavar='FILE', help='similarities of word pairs')
-  seeds = 'trainings of each implementation (default 1)'
-  add('--seeds', type=interleaved.positive_int, default=1, metavar='N', help=seeds)
+  add('--seeds', type=positive_int, default=1, metavar='N', help='trainings of each (default 1)')
   add('--glove', default='', metavar='DIR', help="directory of Stanford's programs")
-  interleaved.add_common_flags(parser)
+  add_common_flags(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -88,7 +87,7 @@ def main(arguments: argparse.Namespace) -> None:
   Raises:
     UserError: an argument is wrong, or the baseline is not installed.
   """
-  threads = interleaved.thread_count(arguments)
+  threads = thread_count(arguments)
   text = expand_path(arguments.text, '--text')
   if not text.is_file():
     raise UserError(f'--text={text}: there is no such file')
@@ -97,7 +96,7 @@ def main(arguments: argparse.Namespace) -> None:
       f'--baseline={arguments.baseline} has no {arguments.model}; take {BASELINES[arguments.model]}'
     )
   metrics = [pairs(file) for file in arguments.pairs]
-  names = [name for name in (interleaved.OURS, arguments.baseline) if name]
+  names = [name for name in (OURS, arguments.baseline) if name]
   runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
   with tempfile.TemporaryDirectory() as folder:
     out = str(pathlib.Path(folder) / 'vectors')
@@ -105,9 +104,9 @@ def main(arguments: argparse.Namespace) -> None:
       settings = Settings(str(text), arguments.model, seed, threads, out, arguments.glove)
       # The baseline first in the first round, so that a missing one is reported before ours starts.
       for name in names if seed % 2 else reversed(names):
-        with Worker(name, threads) as worker:
+        with start_worker(name, threads) as ask:
           request = {'name': name, **settings._asdict()}
-          result = worker(call='lm.bench.vectors:train', arguments=request)
+          result = ask(call='lm.bench.vectors:train', arguments=request)
         vectors = read_word2vec_text(out)
         for metric, score, *_ in metrics:
           scores = score(vectors).values
@@ -156,7 +155,7 @@ def ours(settings: Settings) -> Result:
   """Trains with the loop of `lm.train`, in an empty directory with an empty cache."""
   from lm.data import pipeline
   from lm.evaluation.vectors import of_run
-  from lm.parallel.preemption import Never
+  from lm.parallel.host import Never
   from lm.training import trainer
 
   started = time.perf_counter()
@@ -177,7 +176,7 @@ def ours(settings: Settings) -> Result:
     trainer.train(config, '', root / 'run', Never())
     write_word2vec_text(settings.out, of_run(root / 'run'))
     lines = (root / 'run' / 'metrics.jsonl').read_text().splitlines()
-  # All calls but the first, which compiles. Evaluations and checkpoints do not count.
+  # The first call compiles and has no row. Evaluations and checkpoints do not count.
   step_seconds = [
     m['train/step_seconds'] for m in map(json.loads, lines) if 'train/step_seconds' in m
   ]
@@ -214,7 +213,7 @@ def config_of(settings: Settings, cache: str) -> ConfigDict:
 
 
 def gensim(settings: Settings) -> Result:
-  """Trains Word2Vec of Gensim (Rehurek and Sojka 2010), with the words in memory, its fastest."""
+  """Trains Word2Vec of Gensim (Rehurek and Sojka 2010) on words in memory, its fastest input."""
   from gensim.models import Word2Vec
 
   started = time.perf_counter()
@@ -241,9 +240,9 @@ def gensim(settings: Settings) -> Result:
 
 
 def stanford(settings: Settings) -> Result:
-  """Trains with Stanford's GloVe (Pennington et al. 2014): four programs, built beforehand.
+  """Trains with the four programs of Stanford's GloVe (Pennington et al. 2014).
 
-  Options that are not given have the defaults of the programs, those of the paper.
+  Other options have the defaults of the programs, which are those of the paper.
 
   Raises:
     UserError: a program is missing.

@@ -1,6 +1,6 @@
 """A worker: the process of one implementation, which runs it on request and is idle otherwise.
 
-Each implementation has a worker of its own. Peak memory is then its own, and the thread pool of an
+With a process for each implementation, peak memory is measured separately. The thread pool of an
 implementation that waits for its turn sleeps. Requests and answers are lines of JSON.
 """
 
@@ -67,7 +67,7 @@ class Shape:
 class Limit(NamedTuple):
   """An operation that runs at the limit of the device: a large matmul, or a pass over memory."""
 
-  run: Callable[[int], None]  # runs it that many times and returns when all are done
+  run: Callable[[int], None]  # runs it N times and returns when all are done
   amount: float  # FLOPs or bytes of one run
 
 
@@ -78,74 +78,63 @@ def _process_peak() -> int:
 class Candidate(NamedTuple):
   """An implementation of a shape's work, ready to run on one device."""
 
-  run: Callable[[int], None]  # makes that many calls and returns when all are done
-  limit: Callable[[], Limit]  # allocates the arrays of the limit, so they are not in `peak_bytes`
+  run: Callable[[int], None]  # makes N calls and returns when all are done
+  limit: Callable[[], Limit]  # allocates its arrays when called, after `peak_bytes` is read
   versions: dict[str, str]
   amount: float | None = None  # FLOPs or bytes that a call needs; ours gives it
   peak_bytes: Callable[[], int] = _process_peak  # of the device; of the process on a CPU
 
 
-class Worker:
-  """The parent's side of a worker process; a context manager that ends the process."""
+@contextlib.contextmanager
+def start_worker(name: str, threads: int) -> Iterator[Callable[..., dict[str, Any]]]:
+  """Starts a worker process, and yields the function that sends it a request of `serve`.
 
-  def __init__(self, name: str, threads: int) -> None:
-    """Starts the process.
+  The function returns the answer. It raises UserError where the user can fix the cause, such as a
+  missing package, and RuntimeError with the stack trace after any other failure.
 
-    Args:
-      name: of the implementation, for messages.
-      threads: cores that the process may run on.
-    """
-    self.name = name
-    self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed by __exit__)
-    # JAX would take most of a GPU's memory at start-up. All use the large pages of our training.
-    environment = LARGE_PAGES | os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
-    self._process = subprocess.Popen(
+  Args:
+    name: of the implementation, for messages.
+    threads: cores that the process may run on.
+  """
+  # JAX would take most of a GPU's memory at start-up. All use the large pages of our training.
+  environment = LARGE_PAGES | os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  with (
+    tempfile.TemporaryFile('w+') as errors,
+    subprocess.Popen(
       [sys.executable, '-m', 'lm.bench.worker', str(threads)],
+      bufsize=0,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=self._errors,
+      stderr=errors,
       env=environment,
-      text=True,
-    )
+    ) as process,
+  ):
 
-  def __enter__(self) -> 'Worker':
-    return self
+    def ask(**request: Any) -> dict[str, Any]:
+      assert process.stdin is not None and process.stdout is not None
+      with contextlib.suppress(BrokenPipeError):  # a dead process gives no answer either
+        process.stdin.write(json.dumps(request).encode() + b'\n')
+      line = process.stdout.readline()
+      if not line:
+        errors.seek(0)
+        raise RuntimeError(f'{name} has ended:\n{errors.read()[-4000:]}')
+      answer = json.loads(line)
+      if 'error' not in answer:
+        return answer
+      raise UserError(answer['error']) if answer['user'] else RuntimeError(answer['error'])
 
-  def __exit__(self, *exception: object) -> None:
-    with contextlib.suppress(BrokenPipeError):
-      self._process.communicate()
-    self._errors.close()
-
-  def __call__(self, **request: Any) -> dict[str, Any]:
-    """Sends a request of `serve` and returns its answer.
-
-    Raises:
-      UserError: the user can fix the cause, such as a missing package.
-      RuntimeError: the request failed; the message has the stack trace.
-    """
-    assert self._process.stdin is not None and self._process.stdout is not None
-    with contextlib.suppress(BrokenPipeError):  # a dead process gives no answer either
-      self._process.stdin.write(json.dumps(request) + '\n')
-      self._process.stdin.flush()
-    line = self._process.stdout.readline()
-    if not line:
-      self._errors.seek(0)
-      raise RuntimeError(f'{self.name} has ended:\n{self._errors.read()[-4000:]}')
-    answer = json.loads(line)
-    if 'error' not in answer:
-      return answer
-    raise UserError(answer['error']) if answer['user'] else RuntimeError(answer['error'])
+    yield ask
 
 
 def serve(requests: Iterable[str]) -> Iterator[str]:
   """Yields the answer to each request.
 
-  - `{"call": PATH, "arguments": {...}}`: what the function of this import path returns.
-  - `{"build": PATH, "shape": {...}, "platform": NAME}`: makes the Candidate that the function of
-    this path returns; the answer describes it.
+  - `{"call": PATH, "arguments": {...}}`: the result of the function of this import path.
+  - `{"build": PATH, "shape": {...}, "platform": NAME}`: builds a Candidate by the function of this
+    import path; the answer describes it.
   - `{"kind": "run" or "limit", "times": N}`: seconds of one of N runs in a row.
 
-  An answer has `error` after a failure, and in `user` whether the user can fix it.
+  After a failure an answer has `error`; its `user` says whether the user can fix the cause.
   """
   runs: dict[str, Callable[[int], None]] = {}
   for line in requests:
@@ -168,7 +157,7 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
 
 
 def _prepare(candidate: Candidate) -> tuple[dict[str, Callable[[int], None]], dict[str, Any]]:
-  """Compiles; returns what can be run, and a description."""
+  """Compiles; returns the functions of the kinds of runs, and a description."""
   started = time.perf_counter()
   candidate.run(1)  # compiles
   first_seconds = time.perf_counter() - started
@@ -188,8 +177,8 @@ def _prepare(candidate: Candidate) -> tuple[dict[str, Callable[[int], None]], di
 def _time(run: Callable[[int], None], times: int) -> dict[str, float]:
   """Returns seconds of one run, and CPU seconds of all.
 
-  One more run comes first and is not timed. While a process waits for its turn the system takes
-  its free memory away, and the first run pays for getting it back. A training does not wait.
+  One more run comes first and is not timed. While a process waits for its turn, the system takes
+  back its free memory, and the first run afterwards is slower. A training does not wait.
   """
   used = time.process_time()
   run(1)

@@ -216,9 +216,13 @@ def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> Confi
 def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   """Returns the model section of an encoder with a classification head on the pooled states."""
   model = gpt2(depth, d_model, heads, context)
-  model.fn = 'lm.models.transformer:Encoder'
-  model.num_classes = placeholder(int)  # None for that of data.labels
-  model.pooling = 'lm.nn.pooling:mean'
+  model.update(
+    {
+      'fn': 'lm.models.transformer:Encoder',
+      'num_classes': placeholder(int),  # None for that of data.labels
+      'pooling': 'lm.nn.pooling:mean',
+    }
+  )
   return model
 
 

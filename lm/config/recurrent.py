@@ -39,21 +39,25 @@ def recurrent_encoder_decoder(
       whose initial state is the encoder's last one.
   """
   model = recurrent(d_model, d_hidden, depth, context)
-  model.fn = 'lm.models.recurrent:EncoderDecoder'
-  model.encoder = {
-    'fn': 'lm.models.recurrent:Bidirectional',
-    'cell': 'lm.nn.recurrent:lstm',
-    # The sizes of the decoder, unless they are set.
-    'd_hidden': model.get_oneway_ref('d_hidden'),
-    'depth': model.get_oneway_ref('depth'),
-    'scan_unroll': 1,
-  }
-  model.attention_score = placeholder(str)
+  model.update(
+    {
+      'fn': 'lm.models.recurrent:EncoderDecoder',
+      'encoder': {
+        'fn': 'lm.models.recurrent:Bidirectional',
+        'cell': 'lm.nn.recurrent:lstm',
+        # The sizes of the decoder, unless they are set.
+        'd_hidden': model.get_oneway_ref('d_hidden'),
+        'depth': model.get_oneway_ref('depth'),
+        'scan_unroll': 1,
+      },
+      'attention_score': placeholder(str),
+      'input_feeding': True,
+      'summary': 'lm.nn.pooling:bidirectional_final_states',  # gives the decoder's initial state
+      'share_embeddings': True,  # one embedding table of source and target
+    }
+  )
   if score is not None:
     model.attention_score = f'lm.nn.recurrent:{score}'
-  model.input_feeding = True
-  model.summary = 'lm.nn.pooling:bidirectional_final_states'  # gives the decoder's initial state
-  model.share_embeddings = True  # one embedding table of source and target
   return model
 
 

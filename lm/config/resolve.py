@@ -18,8 +18,20 @@ from ml_collections import ConfigDict
 from lm.errors import UserError, did_you_mean
 
 
+def import_extra(module: str, extra: str, need: str) -> Any:
+  """Returns the module of an optional dependency.
+
+  Raises:
+    UserError: it is not installed; the message begins with `need`, its use.
+  """
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as e:
+    raise UserError(f'{need}: pip install -e ".[{extra}]"') from e
+
+
 def resolve(path: str, key: str) -> Callable:
-  """Returns the function or class that `path` names, with its literal arguments bound.
+  """Returns the function or class of an import path, with its literal arguments bound.
 
   Args:
     path: 'module:name' or 'module:name(key=literal, ...)'; the name may be dotted, for a member of
@@ -59,21 +71,20 @@ def partial_with(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
   """
   parameters = inspect.signature(fn).parameters
   takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-  hints = _hints(fn)
-  bound = {}
-  for name, value in kwargs.items():
+  for name in kwargs:
     if name not in parameters and not takes_any:
       known = ', '.join(n for n in parameters if n not in ('self', 'parent', 'name'))
       raise UserError(
         f'{key}: {_name(fn)} takes no argument {name!r}{did_you_mean(name, parameters)}; '
         f'it takes {known}'
       )
-    bound[name] = _argument(value, hints.get(name), f'{key}.{name}')
+  hints = _hints(fn)
+  bound = {k: _argument(v, hints.get(k), f'{key}.{k}') for k, v in kwargs.items()}
   return functools.partial(fn, **bound)
 
 
 def build_section(config: Mapping[str, Any], key: str) -> Callable:
-  """Returns the function a section names in `fn`, with the section's other leaves bound."""
+  """Returns the function that a section names in `fn`, with the other leaves bound."""
   if 'fn' not in config:
     raise UserError(f"{key}: the section needs 'fn', the import path of a function")
   return partial_with(
@@ -103,10 +114,8 @@ def _argument(value: Any, hint: Any, key: str) -> Any:
 
 
 def _holds_callable(hint: Any) -> bool:
-  origin = typing.get_origin(hint)
-  if hint is Callable or origin is Callable:
-    return True
-  return any(_holds_callable(h) for h in typing.get_args(hint))
+  is_callable = Callable in (hint, typing.get_origin(hint))
+  return is_callable or any(_holds_callable(h) for h in typing.get_args(hint))
 
 
 def _hints(fn: Callable) -> dict[str, Any]:
@@ -133,11 +142,9 @@ def parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
       return module_name, _dotted(tree), {}
     if tree.args:
       raise ValueError('arguments need names')
-    kwargs = {}
-    for keyword in tree.keywords:
-      if keyword.arg is None:
-        raise ValueError('no ** here')
-      kwargs[keyword.arg] = ast.literal_eval(keyword.value)
+    if any(keyword.arg is None for keyword in tree.keywords):
+      raise ValueError('no ** here')
+    kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
     return module_name, _dotted(tree.func), kwargs
   except (SyntaxError, ValueError) as e:
     raise UserError(f'{key}={path!r} must be {expected}: {e}') from e

@@ -1,5 +1,6 @@
 """Validates the structure and the values of a config before anything is built."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -154,9 +155,9 @@ def validate_config(config: ConfigDict) -> None:
 
 
 def _get(config: ConfigDict, key: str) -> Any:
-  node: Any = config
-  for part in key.split('.'):
-    if not isinstance(node, ConfigDict) or part not in node:
-      return None
-    node = node[part]
-  return node
+  """Returns the value of a dotted key, or None where a section lacks it."""
+
+  def child(node: Any, part: str) -> Any:
+    return node.get(part) if isinstance(node, ConfigDict) else None
+
+  return functools.reduce(child, key.split('.'), config)

@@ -1,9 +1,9 @@
 """Batches as a pure function of (seed, step).
 
-There is no iterator state: position p of the endless sequence of rows belongs to epoch p // n, and
+There is no iterator state. Position p of the endless sequence of rows belongs to epoch p // n, and
 is the (p mod n)-th row of that epoch's permutation. A process computes only the rows that it needs,
-and all processes agree. A mixture of several row sets would be one more step of index arithmetic
-here: from a position to (set, position within the set).
+and all processes agree. A mixture of several row sets would add one step of index arithmetic: from
+a position to (set, position within the set).
 """
 
 import collections
@@ -28,11 +28,11 @@ B = TypeVar('B')
 Select = slice | np.ndarray
 _ALL = slice(None)
 
-_DOMAIN = (1,)  # of random numbers for transforms
+_DOMAIN = (1,)  # separates the random streams of transforms from those of shuffles
 _THREADS = 2
 AHEAD = 8  # batches made in advance
-# Up to this size NumPy's permutation of an epoch is cheap. Grain's, which needs no memory, is slow
-# below it, as it walks through 2**16 indices to stay in range.
+# Up to this size NumPy's permutation of an epoch is cheap. Grain's permutation needs no memory, but
+# is slow below this size, as it walks through 2**16 indices to stay in range.
 _SMALL = 2**16
 
 
@@ -63,7 +63,7 @@ def open_transforms(
 
 
 def _check_row(changed: Any, row: Mapping[str, np.ndarray], key: str) -> None:
-  """Raises UserError if a transform returns no row, or one that a train step cannot take."""
+  """Raises UserError if a transform returns no row, or a row of other fields, shapes or dtypes."""
   if not isinstance(changed, Mapping):
     raise UserError(f'{key} returns a {type(changed).__name__}, not the changed row')
   lost = [name for name in row if name not in changed]
@@ -94,11 +94,11 @@ def batch_at(
 
   Args:
     rows: the training rows.
-    transforms: one-to-one changes of a row; each has a random generator of (seed, epoch, row).
+    transforms: functions from a row to a row; each has a random generator of (seed, epoch, row).
     batch_size: rows of the global batch; rows repeat if it exceeds len(rows).
-    seed: of the shuffling and the transforms.
-    step: from 0.
-    select: which rows of the global batch to return.
+    seed: seed of the shuffling and the transforms.
+    step: index of the step, from 0.
+    select: the rows of the global batch to return.
   """
   batch = batches_at(rows, transforms, batch_size, seed, range(step, step + 1), select)
   return {name: values[0] for name, values in batch.items()}
@@ -127,14 +127,14 @@ def batches_at(
 def _transformed(
   batch: NumpyBatch, transforms: Sequence[Transform], keys: Iterable[tuple[int, ...]]
 ) -> NumpyBatch:
-  """Returns a batch after transforming each row with a random generator of its key."""
+  """Returns a batch after transforming each row; the key of a row seeds its random generators."""
   if not transforms:
     return batch
   rows = []
   for b, key in enumerate(keys):
     row = {name: values[b] for name, values in batch.items()}
     for i, transform in enumerate(transforms):
-      # NumPy pads keys with zeros: without a domain row 0 would have the stream of the shuffles.
+      # NumPy pads keys with zeros: without a domain, row 0 would have the stream of the shuffles.
       stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
       row = transform(row, np.random.default_rng(stream))
     rows.append(row)
@@ -149,7 +149,7 @@ def train_batches(
   spans: Iterable[range],
   select: Select = _ALL,
 ) -> Iterator[tuple[range, NumpyBatch]]:
-  """Yields (steps, their batches stacked on a first axis) for each span, made ahead by threads.
+  """Yields each span of steps with its batches, stacked on a first axis; threads make them ahead.
 
   Errors in a thread are raised here. Closing the iterator ends the threads.
   """
@@ -167,7 +167,7 @@ def train_batches(
 def map_ahead(
   executor: concurrent.futures.Executor, fn: Callable[[A], B], items: Iterable[A], ahead: int
 ) -> Iterator[B]:
-  """Starts to compute `fn` of the first items; returns the iterator over all results in order.
+  """Returns an iterator over `fn` of the items in order, and starts to compute the first results.
 
   At most `ahead` results are computed in advance.
   """
@@ -189,7 +189,7 @@ def eval_batches(
 ) -> Iterator[NumpyBatch]:
   """Yields every row once, in order; the last batch is padded with rows of zeros.
 
-  Random generators depend on the row alone, so every evaluation transforms it in the same way.
+  Random generators depend only on the index of a row, so all evaluations transform it equally.
   """
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
@@ -210,7 +210,7 @@ def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarra
   """Returns the rows at some places of an epoch's permutation."""
   if size <= _SMALL:
     return _permutation(size, seed, epoch)[places]
-  # Imported here, as it takes a second and few corpora are that large.
+  # Imported here, as the import takes a second and few corpora are that large.
   from grain.experimental import index_shuffle
 
   key = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])

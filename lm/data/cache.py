@@ -1,9 +1,9 @@
 """The preparation cache: artifacts that are stored completely or not at all.
 
-An artifact is a directory named by the digest of its inputs. It is written under a name ending in
-'.partial', its meta.json last, and then renamed. A lock makes a second process wait for the first
-and use its result, for at most half a day. The next holder of the lock removes the leftovers of a
-killed process.
+An artifact is a directory named by the digest of its inputs. It is created under a name ending in
+'.partial', its meta.json last, and then renamed. A lock makes a second process wait, for at most
+half a day, until it can use the result of the first. The next holder of the lock removes the files
+of a killed process.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,26 @@ def directory(cache: str) -> pathlib.Path:
 
 
 def digest(value: Any) -> str:
-  """Returns a digest of a value made of dicts, lists, strings and numbers."""
+  """Returns a digest of a value made of dicts, lists, strings, integers and floats."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def artifact(
+  cache: str,
+  kind: str,
+  inputs: Mapping[str, Any],
+  build: Callable[[pathlib.Path], dict[str, Any]],
+) -> tuple[pathlib.Path, dict[str, Any]]:
+  """Returns the directory of the artifact made from `inputs`, and its meta.json; see get_or_build.
+
+  Args:
+    cache: `data.cache` of the config.
+    kind: the beginning of the directory's name.
+    inputs: JSON values that determine the artifact; meta.json has them under 'shaped_by'.
+    build: writes files into an empty directory and returns further entries of meta.json.
+  """
+  name = f'{kind}-{digest(inputs)}'
+  return get_or_build(directory(cache), name, lambda place: build(place) | {'shaped_by': inputs})
 
 
 def get_or_build(
@@ -96,7 +114,7 @@ def locked(file: pathlib.Path) -> Iterator[None]:
   """Holds a lock between processes; the system releases it when its holder dies.
 
   Raises:
-    UserError: another process has held it for longer than any preparation takes.
+    UserError: another process has held the lock for longer than any preparation takes.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
   what = file.name[1:-5]
@@ -111,16 +129,13 @@ def locked(file: pathlib.Path) -> Iterator[None]:
           waiting_since = time.monotonic()
           print(f'waiting for another process to prepare {what}', file=sys.stderr)
       if time.monotonic() - waiting_since > _MAX_SECONDS:
-        f.seek(0)
         raise UserError(
           f'{file} has been locked for {_MAX_SECONDS / 3600:g} hours by '
-          f'{f.read().strip() or "a process"}, which is still preparing {what}; end it, or set '
-          'another data.cache'
+          f'{file.read_text().strip() or "a process"}, which is still preparing {what}; end it, or '
+          'set another data.cache'
         )
       time.sleep(_POLL_SECONDS)
-    f.truncate(0)
-    f.write(f'process {os.getpid()} of {os.uname().nodename}')
-    f.flush()
+    file.write_text(f'process {os.getpid()} of {os.uname().nodename}')
     yield
 
 

@@ -1,11 +1,12 @@
 """Co-occurrence counts of words (Pennington et al. 2014, "GloVe"), and rows of counted pairs.
 
-A counter is `fn(stream) -> iterator of Pairs`; `data.pair_counter` names one. An argument
-`progress` receives the number of documents done. Pairs may recur: `write` sums their counts. It
+`data.pair_counter` names a counter, `fn(stream) -> iterator of Pairs`. Its argument `progress`, if
+any, receives the number of counted documents. Pairs may recur: `write` sums their counts. It
 distributes pairs to files by a hash, so that only one file at a time is summed in memory.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import pathlib
@@ -25,10 +26,10 @@ from lm.text.tokenizers import vocabulary_size, word_ids
 _BLOCK = 2**18  # tokens processed per NumPy call
 _MIN_MEMORY = 2**24  # bytes
 _BYTES = 160  # of memory for each pair of a block
-_DOMAIN = (2,)  # of random numbers; the seed alone orders the rows of epoch 0
+_DOMAIN = (2,)  # separates the random stream from that of the rows of epoch 0
 _FIELDS = {'inputs': np.int32, 'neighbours': np.int32, 'counts': np.float32}
 _RECORD = np.dtype([('key', np.int64), ('count', np.float64)])
-_FILES = 2**7  # that pairs are distributed to
+_FILES = 2**7  # temporary files of pairs
 
 
 class TokenStream(NamedTuple):
@@ -64,20 +65,20 @@ def count_cooccurrences(
 ) -> Iterator[Pairs]:
   """Yields pairs of words that occur near each other in a document, in blocks.
 
-  Two words at a distance d of at most `window` add 1 / d to the pair (i, j) and to (j, i). Two
+  Words i and j at a distance d of at most `window` add 1 / d to the pairs (i, j) and (j, i). Two
   equal words thus add 2 / d. Tokens that are no words are removed before distances are measured,
-  and no window crosses a document. GloVe's `cooccur -symmetric 1` does the same with words outside
-  its vocabulary, and with lines.
+  and no window crosses the end of a document. GloVe's `cooccur -symmetric 1` equally removes words
+  outside its vocabulary, and treats lines as documents.
 
   Args:
     stream: the corpus.
     window: the largest distance.
-    memory: bytes for the table of frequent pairs and for the block of others. It changes counts by
-      rounding only.
-    progress: receives the number of documents done.
+    memory: bytes for the table of frequent pairs and for the block of other pairs. It affects only
+      the rounding of counts.
+    progress: receives the number of counted documents.
 
   Raises:
-    UserError: `window` or `memory` is too small, or `window` too large for so many words.
+    UserError: `window` or `memory` is too small, or `window` too large for the vocabulary.
   """
   if not isinstance(window, int) or window < 1:
     raise UserError(f'data.pair_counter: window={window!r} is not an integer of at least 1')
@@ -93,13 +94,12 @@ def count_cooccurrences(
   table = np.zeros(frequent**2)
 
   def pairs_of(keys: np.ndarray, counts: np.ndarray) -> Pairs:
-    word, neighbor = by_rank[keys // size], by_rank[keys % size]
-    both = np.concatenate([word, neighbor]), np.concatenate([neighbor, word])
-    return Pairs(*both, np.concatenate([counts, counts]))
+    one, other = by_rank[keys // size], by_rank[keys % size]
+    inputs, neighbours = np.concatenate([one, other]), np.concatenate([other, one])
+    return Pairs(inputs, neighbours, np.concatenate([counts, counts]))
 
-  def block_of(keys: np.ndarray) -> Pairs:
-    keys.sort()
-    pairs, distances = np.divmod(keys, window)
+  def block_of(keys: list[np.ndarray]) -> Pairs:
+    pairs, distances = np.divmod(np.sort(np.concatenate(keys)), window)
     return pairs_of(*_sums(pairs, 1 / (distances + 1)))
 
   keys: list[np.ndarray] = []
@@ -108,14 +108,13 @@ def count_cooccurrences(
     np.add.at(table, low[in_table] * frequent + high[in_table], 1 / d)
     keys.append(((low * size + high) * window + d - 1)[~in_table])
     if sum(map(len, keys)) * _BYTES >= memory // 2:
-      yield block_of(np.concatenate(keys))
+      yield block_of(keys)
       keys = []
   if keys:
-    yield block_of(np.concatenate(keys))
-  (cells,) = np.nonzero(table)
-  for start in range(0, len(cells), _BLOCK):
-    some = cells[start : start + _BLOCK]
-    yield pairs_of(some // frequent * size + some % frequent, table[some])
+    yield block_of(keys)
+  in_use = np.flatnonzero(table)
+  for cells in np.split(in_use, range(_BLOCK, len(in_use), _BLOCK)):
+    yield pairs_of(cells // frequent * size + cells % frequent, table[cells])
 
 
 def _by_frequency(stream: TokenStream) -> np.ndarray:
@@ -130,31 +129,30 @@ def _by_frequency(stream: TokenStream) -> np.ndarray:
 def _pairs(
   stream: TokenStream, by_rank: np.ndarray, window: int, progress: Report
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Yields the lower and the higher ranks, int64, of pairs of words at a distance, and that."""
+  """Yields the lower and the higher ranks, int64, of the pairs of words at a distance, and it."""
   rank_of = np.full(len(stream.is_word), -1, np.int64)
   rank_of[by_rank] = np.arange(len(by_rank))
   ranks = documents = np.zeros(0, np.int64)
   for start in range(0, len(stream.tokens), _BLOCK):
     new = rank_of[stream.tokens[start : start + _BLOCK]]
-    (places,) = np.nonzero(new >= 0)
-    # The last words of the previous block are neighbors of the first words of this one.
+    places = np.flatnonzero(new >= 0)
+    new_documents = np.searchsorted(stream.ends, places + start, side='right')
+    # The last words of the previous block are neighbors of the first words of this block.
     seen = min(len(ranks), window)
     ranks = np.concatenate([ranks[len(ranks) - seen :], new[places]])
-    of_new = np.searchsorted(stream.ends, places + start, side='right')
-    documents = np.concatenate([documents[len(documents) - seen :], of_new])
+    documents = np.concatenate([documents[len(documents) - seen :], new_documents])
     for d in range(1, min(window, len(ranks) - 1) + 1):
-      first = max(seen, d)  # of the words whose left neighbor is considered
+      first = max(seen, d)  # index of the first word with a new pair at this distance
       left, right = slice(first - d, len(ranks) - d), slice(first, None)
-      same = documents[left] == documents[right]
-      one, other = ranks[left][same], ranks[right][same]
-      yield np.minimum(one, other), np.maximum(one, other), d
+      pairs = np.stack([ranks[left], ranks[right]])[:, documents[left] == documents[right]]
+      yield pairs.min(axis=0), pairs.max(axis=0), d
     done = np.searchsorted(stream.ends, start + len(new), side='right')
     progress(int(done), len(stream.ends), 'counting co-occurrences')
 
 
 def _sums(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the distinct values of sorted keys, and the sum of the counts of each."""
-  (first,) = np.nonzero(np.diff(keys, prepend=-1))
+  first = np.flatnonzero(np.diff(keys, prepend=-1))
   return keys[first], np.add.reduceat(counts, first)
 
 
@@ -162,11 +160,11 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
   """Writes distinct pairs into a directory in a random order, and returns their number.
 
   A hash of the pair and the seed selects one of many files; the pairs of each file are shuffled.
-  Their order is thus random, and the same for every division into blocks.
+  The order is thus random, and does not depend on the division into blocks.
   """
   rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=_DOMAIN))
   multiplier = np.uint64(2 * int(rng.integers(2**63)) + 1)
-  files = [place / f'part-{number}.bin' for number in range(_FILES)]
+  files = [place / f'part-{i}.bin' for i in range(_FILES)]
   total = 0
   with contextlib.ExitStack() as stack:
     parts = [stack.enter_context(file.open('wb')) for file in files]
@@ -174,7 +172,7 @@ def write(place: pathlib.Path, blocks: Iterable[Pairs], seed: int) -> int:
       records = np.empty(len(pairs.counts), _RECORD)
       records['key'] = pairs.inputs.astype(np.int64) << 32 | pairs.neighbours
       records['count'] = pairs.counts
-      # Multiplicative hashing (Dietzfelbinger et al. 1997): the upper bits of a product.
+      # Multiplicative hashing: the upper bits of a product (Dietzfelbinger et al. 1997).
       nth = (records['key'].astype(np.uint64) * multiplier >> np.uint64(57)).astype(np.uint8)
       records = records[np.argsort(nth, kind='stable')]
       ends = np.cumsum(np.bincount(nth, minlength=_FILES))
@@ -207,18 +205,16 @@ class PairRows(Rows):
     """Maps prepared files.
 
     Args:
-      place: directory filled by `write`.
+      place: directory of the files of `write`.
       seq_len: T, pairs in a row.
-      meta: counts and a digest of the tokens, and the number of their pairs.
+      meta: number of documents, digest of the tokens, and number of pairs.
     """
-    super().__init__(f'{place.name}-{seq_len}', seq_len, {**meta, 'tokens': meta['pairs']})
+    count = -(-meta['pairs'] // seq_len)
+    super().__init__(count, f'{place.name}-{seq_len}', seq_len, {**meta, 'tokens': meta['pairs']})
     self._flat = {
       name: np.asarray(np.memmap(place / f'{name}.bin', dtype, 'r'))
       for name, dtype in _FIELDS.items()
     }
-
-  def __len__(self) -> int:
-    return -(-self.tokens // self.seq_len)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     places = indices[:, None] * self.seq_len + np.arange(self.seq_len)
@@ -243,24 +239,26 @@ def pair_rows(
   meta: Mapping[str, Any],
   progress: Report,
 ) -> PairRows:
-  """Returns the pairs that `data.pair_counter` finds in the tokens of a split, cached.
+  """Returns the pairs that `data.pair_counter` counts in the tokens of a split, cached.
 
   Args:
     data: the config's data section.
-    split: its name, for errors.
+    split: name of the split, for errors.
     tokenizer: determines which tokens are words.
-    seed: orders the pairs.
+    seed: determines the order of the pairs.
     tokens: directory of tokens.bin and ends.npy.
     meta: the contents of its meta.json.
-    progress: passed to counters that take an argument `progress`.
+    progress: passed to a counter with an argument `progress`.
 
   Raises:
-    UserError: `data.pair_counter` is wrong, or there is nothing to count.
+    UserError: `data.pair_counter` is wrong, or the split has no pairs.
   """
-  count = resolve.resolve(data['pair_counter'], 'data.pair_counter')
-  code = fingerprints.of_values(data['pair_counter'])
+  path = data['pair_counter']
+  count = resolve.resolve(path, 'data.pair_counter')
+  if 'progress' in inspect.signature(count).parameters:
+    count = functools.partial(count, progress=progress)
   shaped_by = {'format': fingerprints.FORMAT, 'tokens': tokens.name, 'seed': seed}
-  shaped_by |= {'pair_counter': data['pair_counter'], 'code': code}
+  shaped_by |= {'pair_counter': path, 'code': fingerprints.of_values(path)}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     is_word = np.zeros(vocabulary_size(tokenizer), bool)
@@ -272,17 +270,13 @@ def pair_rows(
       )
     mapped = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     stream = TokenStream(mapped, np.asarray(np.load(tokens / 'ends.npy', mmap_mode='r')), is_word)
-    takes_progress = 'progress' in inspect.signature(count).parameters
-    reported = {'progress': progress} if takes_progress else {}
-    pairs = write(place, resolve.call(count, 'data.pair_counter', stream, **reported), seed)
+    pairs = write(place, resolve.call(count, 'data.pair_counter', stream), seed)
     if not pairs:
       raise UserError(
-        f'data.pair_counter={data["pair_counter"]!r}: in split {split!r} no two words of the '
+        f'data.pair_counter={path!r}: in split {split!r} no two words of the '
         'vocabulary occur near each other in a document'
       )
-    return {'pairs': pairs, 'shaped_by': shaped_by}
+    return {'pairs': pairs}
 
-  place, counted = cache.get_or_build(
-    cache.directory(data['cache']), f'pairs-{cache.digest(shaped_by)}', build
-  )
+  place, counted = cache.artifact(data['cache'], 'pairs', shaped_by, build)
   return PairRows(place, data['seq_len'], {**meta, 'pairs': counted['pairs']})

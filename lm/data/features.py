@@ -18,9 +18,10 @@ from lm.task import Converter, Example, Features, Task, cast_feature, concatenat
 from lm.text.files import lone_surrogate
 
 POLICIES = ('error', 'truncate', 'skip')
-# Arrays of a chunk of examples: 'tokens/NAME', 'source/NAME' and 'values/NAME' hold features;
-# 'tokens' and 'source' their lengths; 'example' the index of their example in the chunk; 'count'
-# the number of examples; 'long' how many exceed data.seq_len, data.source_len, and either.
+# Arrays of a chunk of examples: 'tokens/NAME', 'source/NAME' and 'values/NAME' hold the features,
+# 'tokens' and 'source' their lengths, and 'example' the index of their example in the chunk.
+# 'count' is the number of examples. 'long' has the numbers of examples that exceed data.seq_len,
+# data.source_len, and either of them.
 Arrays = dict[str, np.ndarray]
 STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
 VALUES, EXAMPLE, COUNT, LONG = 'values', 'example', 'count', 'long'
@@ -32,7 +33,7 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   The task rejects texts with a lone surrogate, which a tokenizer cannot read.
 
   Raises:
-    UserError: the section names no such functions; later, from the task, a text is damaged.
+    UserError: the section names an unknown function; when the task is used: a text is damaged.
   """
   if data['converter'] is None:
     raise UserError(
@@ -50,8 +51,8 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
     inputs=lambda example, inputs=task.inputs: [checked(part) for part in inputs(example)],
     target=lambda example, target=task.target: checked(target(example)),
   )
-  builder = resolve.resolve(data['converter'], 'data.converter')
-  return task, resolve.call(builder, 'data.converter', task)
+  converter = resolve.resolve(data['converter'], 'data.converter')
+  return task, resolve.call(converter, 'data.converter', task)
 
 
 def encoder(
@@ -60,12 +61,12 @@ def encoder(
   """Returns the function from examples, and the index of the first, to arrays of features.
 
   Args:
-    data: the config's data section; keys task, converter, labels, seq_len, source_len, too_long.
-    tokenizer: of the task.
-    where: names the example of an index, for errors.
+    data: keys task, converter, labels, seq_len, source_len, too_long of the data section.
+    tokenizer: the tokenizer of the task.
+    where: returns the name of the example at an index, for errors.
 
   Raises:
-    UserError: the section is wrong; later, an example is too long or not of the task.
+    UserError: the section is wrong; when applied: an example is too long or unsuitable.
   """
   if data['too_long'] not in POLICIES:
     raise UserError(
@@ -76,33 +77,28 @@ def encoder(
   limits = length_limits(data)
 
   def arrays(examples: Iterable[Example], start: int) -> Arrays:
-    found: list[tuple[int, Features]] = []
+    features: list[tuple[int, Features]] = []
     count, long = 0, np.zeros(3, np.int64)
-    for example in examples:
-      name = functools.partial(where, start + count)
+    for count, example in enumerate(examples, 1):
+      name = functools.partial(where, start + count - 1)
       try:
-        made = convert(example)
+        windows = convert(example)
       except UserError as e:
         raise UserError(f'{name()}: {e}') from e
-      for features in made:
-        fitted = apply_length_policy(features, limits, data['too_long'], name)
-        if fitted is not None:
-          found.append((count, fitted))
-      if made:
-        beyond = np.array(
-          [[_length(getattr(f, stream)) > n for stream, (_, n) in limits.items()] for f in made]
-        )
-        long += np.append(beyond.any(axis=0), beyond.any())
-      count += 1
-    return _stacked(found) | {COUNT: np.array([count]), LONG: long}
+      fitted = [apply_length_policy(f, limits, data['too_long'], name) for f in windows]
+      features += [(count - 1, f) for f in fitted if f is not None]
+      too_long = np.array(
+        [[_length(getattr(f, stream)) > n for stream, (_, n) in limits.items()] for f in windows]
+      ).reshape(-1, len(limits))
+      long += np.append(too_long.any(axis=0), too_long.any())
+    return _stacked(features) | {COUNT: np.array([count]), LONG: long}
 
   return arrays
 
 
 def length_limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
   """Returns the key of a data section that limits 'tokens' and 'source', and its value."""
-  keys = {TOKENS: 'seq_len', SOURCE: 'source_len'}
-  return {stream: (key, data[key]) for stream, key in keys.items()}
+  return {TOKENS: ('seq_len', data['seq_len']), SOURCE: ('source_len', data['source_len'])}
 
 
 def apply_length_policy(
@@ -117,18 +113,16 @@ def apply_length_policy(
     features: tokens and source of any length.
     limits: result of `length_limits`.
     policy: 'error', 'truncate' (from the right) or 'skip'.
-    name: of the example, for the error.
+    name: returns the name of the example, for the error.
 
   Raises:
-    UserError: they are longer, and the policy is 'error'.
+    UserError: the features are longer than a row, and the policy is 'error'.
   """
   for stream, (key, limit) in limits.items():
     length = _length(getattr(features, stream))
-    if length <= limit:
-      continue
-    if policy == 'skip':
+    if length > limit and policy == 'skip':
       return None
-    if policy == 'error':
+    if length > limit and policy == 'error':
       raise UserError(
         f'data.{key}={limit}: {name()} has {length} tokens; raise it, or set '
         "data.too_long='truncate' or 'skip'"
@@ -146,8 +140,8 @@ def apply_prompt_length_policy(
 ) -> Features | None:
   """Applies `apply_length_policy` to a prompt.
 
-  Prompts of decoders are truncated from the left, keeping the first token and leaving a quarter of
-  the context for generation.
+  The prompt of a decoder is truncated from the left after its first token, to three quarters of the
+  row. The last quarter is for generation.
   """
   if not prompt.source and policy == 'truncate':
     limit = limits[TOKENS][1] - limits[TOKENS][1] // 4
@@ -164,22 +158,21 @@ def _length(arrays: Mapping[str, np.ndarray]) -> int:
   return next(iter(lengths.values()), 0)
 
 
-def _stacked(found: Sequence[tuple[int, Features]]) -> Arrays:
-  arrays: Arrays = {EXAMPLE: np.array([index for index, _ in found], np.int64)}
+def _stacked(indexed: Sequence[tuple[int, Features]]) -> Arrays:
+  """Returns the arrays of a chunk, given its features with the index of their example."""
+  arrays: Arrays = {EXAMPLE: np.array([index for index, _ in indexed], np.int64)}
   for stream in STREAMS:
-    parts = [getattr(features, stream) for _, features in found]
+    parts = [getattr(features, stream) for _, features in indexed]
     arrays[stream] = np.array([_length(part) for part in parts], np.int64)
     for name in parts[0] if parts else ():
       arrays[f'{stream}/{name}'] = concatenate_feature(name, [part[name] for part in parts])
-  for name in found[0][1].values if found else ():
-    arrays[f'{VALUES}/{name}'] = cast_feature(
-      name, [features.values[name] for _, features in found]
-    )
+  for name in indexed[0][1].values if indexed else ():
+    arrays[f'{VALUES}/{name}'] = cast_feature(name, [f.values[name] for _, f in indexed])
   return arrays
 
 
 def length_note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-  """Returns how many examples were skipped or truncated, and by which keys; '' for none."""
+  """Returns the count of skipped or truncated examples and the keys responsible; '' for none."""
   long = meta['too_long']
   if not long['either'] or data['too_long'] == 'error':
     return ''
@@ -202,9 +195,9 @@ def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, A
   """
   arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
   examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()
+  files: dict[str, Any] = {}
+  dtypes: dict[str, str] = {}
   with contextlib.ExitStack() as stack:
-    files: dict[str, Any] = {}
-    dtypes: dict[str, str] = {}
     for chunk in chunks:
       chunk[EXAMPLE] = chunk[EXAMPLE] + examples
       examples += int(chunk.pop(COUNT)[0])

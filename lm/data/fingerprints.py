@@ -1,16 +1,17 @@
-"""Fingerprints for the preparation cache: digests of data, of code, and of files that code names.
+"""Fingerprints for the preparation cache: digests of data, of code, and of files named in code.
 
-A function depends on its module and on all modules of the project that this one imports, directly
+A function depends on its module and on all modules of the project that its module imports, directly
 or indirectly. The project is everything outside the standard library and the installed packages:
 the experiment's folder, and this package. Comments, formatting, docstrings and `get_config` do not
-count: they do not change what is prepared.
+count, as they do not change prepared data.
 
-A function also depends on files: those named by its arguments, and those named by string literals
-in modules of the project outside this package. A file name composed at run time is not detected:
-pass it as an argument.
+A function also depends on the files named by its arguments, or by string literals in modules of the
+project outside this package. A file name composed at run time is not detected: pass it as an
+argument.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -30,18 +31,19 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.task import as_example
 
-FORMAT = 10  # increased whenever the same inputs would be prepared differently
+FORMAT = 10  # increased whenever a change of the code prepares the same inputs differently
 _PACKAGE = 'lm'
 _IMPORT_PATH = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(.*\))?', re.DOTALL)
 _INSTALLED = {'site-packages', 'dist-packages'}
 _LARGE = 2**26  # bytes; larger files are identified by size and time, as hashing takes seconds
 _LONGEST = 1000  # characters of a file name
+_LIBRARIES = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')  # of preparation
 
 
 def of_split(
   data: Mapping[str, Any], source_path: str, split: str, source: Sequence[dict]
 ) -> dict[str, Any]:
-  """Returns everything that determines the text of a split, as JSON values.
+  """Returns all inputs that determine the text of a split, as JSON values.
 
   Args:
     data: the config's data section.
@@ -52,10 +54,11 @@ def of_split(
   steps = list(data['prepare'])
   for i, step in enumerate(steps):
     resolve.resolve(step, f'data.prepare[{i}]')
+  libraries = _LIBRARIES if steps else ()
   return {
     'format': FORMAT,
     'tokenizers': tokenizers.__version__,
-    'libraries': _versions() if steps else {},
+    'libraries': {n: d.version for n in libraries for d in metadata.distributions(name=n)},
     'source': source_path,
     'split': split,
     'fingerprint': getattr(source, 'fingerprint', None) or _digest_of_examples(source),
@@ -65,10 +68,10 @@ def of_split(
 
 
 def of_paths(paths: Iterable[str]) -> dict[str, str]:
-  """Returns digests of the modules that import paths lead to, and of the files named there.
+  """Returns digests of the modules that import paths reach, and of the files named in them.
 
   Args:
-    paths: of functions that have been resolved; their arguments are ignored.
+    paths: import paths of functions that have been resolved; their arguments are ignored.
   """
   digests: dict[str, str] = {}
   waiting = [name for path in paths for name in _modules(path)]
@@ -76,14 +79,14 @@ def of_paths(paths: Iterable[str]) -> dict[str, str]:
     name = waiting.pop()
     file = _module_file(name) if name not in digests and _is_project(name) else None
     ours = name.partition('.')[0] == _PACKAGE
-    # Packages of this package only collect names; they import modules that prepare nothing here.
+    # The packages inside lm only collect names, also from modules that prepare nothing here.
     if file is None or (ours and file.name == '__init__.py'):
       continue
-    digests[name], imported, strings = _parse(file, file.stat().st_mtime_ns)
+    digests[name], imported, literals = _parse(file, file.stat().st_mtime_ns)
     package = name if file.name == '__init__.py' else name.rpartition('.')[0]
     waiting += _absolute(imported, package)
     if not ours:
-      digests |= _files(strings, (pathlib.Path(), file.parent))
+      digests |= _files(literals, (pathlib.Path(), file.parent))
   return dict(sorted(digests.items()))
 
 
@@ -96,16 +99,27 @@ def of_values(value: Any) -> dict[str, str]:
     value: a string, or a list, tuple or dict of values.
   """
   digests: dict[str, str] = {}
-  for string in _strings(value):
+  for string in strings(value):
     digests |= _files([string], (pathlib.Path(),))
     if _IMPORT_PATH.fullmatch(string) and _is_project(string.partition(':')[0]):
       try:
         resolve.resolve(string, 'data')
         arguments = resolve.parse(string, 'data')[2]
-      except UserError:  # another string of that form
+      except UserError:  # a string that only looks like an import path
         continue
       digests |= of_paths([string]) | of_values(arguments)
   return dict(sorted(digests.items()))
+
+
+def strings(value: Any) -> Iterator[str]:
+  """Yields the strings in a value of dicts, lists and tuples, except for keys."""
+  left = [value]
+  while left:
+    value = left.pop()
+    if isinstance(value, str):
+      yield value
+    elif isinstance(value, list | tuple | dict):
+      left += value.values() if isinstance(value, dict) else value
 
 
 def files_beside(module: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -113,22 +127,10 @@ def files_beside(module: pathlib.Path) -> dict[str, pathlib.Path]:
 
   Large files are omitted.
   """
-  _, _, strings = _parse(module, module.stat().st_mtime_ns)
-  found = {}
-  for name in strings:
-    relative = pathlib.PurePath(name)
-    if not name.isprintable() or len(name) > _LONGEST or {'..', '/'} & set(relative.parts):
-      continue
-    file = module.parent / relative
-    if os.path.isfile(file) and file.stat().st_size <= _LARGE:
-      found[name] = file
-  return found
-
-
-def _versions() -> dict[str, str]:
-  """Returns the versions of the libraries used by lm.data.preprocess, where installed."""
-  names = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')
-  return {name: d.version for name in names for d in metadata.distributions(name=name)}
+  names = filter(_may_be_file, _parse(module, module.stat().st_mtime_ns)[2])
+  inside = (name for name in names if not {'..', '/'} & set(pathlib.PurePath(name).parts))
+  files = ((name, module.parent / name) for name in inside)
+  return {n: file for n, file in files if os.path.isfile(file) and file.stat().st_size <= _LARGE}
 
 
 def _digest_of_examples(source: Sequence[dict]) -> str:
@@ -142,18 +144,10 @@ def _digest_of_examples(source: Sequence[dict]) -> str:
   return digest.hexdigest()
 
 
-def _strings(value: Any) -> Iterator[str]:
-  if isinstance(value, str):
-    yield value
-  elif isinstance(value, dict | list | tuple):
-    for element in value.values() if isinstance(value, dict) else value:
-      yield from _strings(element)
-
-
 def _modules(path: str) -> set[str]:
-  """Returns the modules of an import path: the one named, and the one that defines the function.
+  """Returns the module named by an import path, and the module that defines the function.
 
-  Of this package, whose modules may collect functions of others, only the latter.
+  For paths in this package it is only the latter, as a module may collect functions of others.
   """
   named = resolve.parse(path, 'data')[0]
   fn: Any = resolve.resolve(path, 'data')
@@ -167,7 +161,7 @@ def _modules(path: str) -> set[str]:
 def _parse(file: pathlib.Path, modified: int) -> tuple[str, tuple[tuple[str, int], ...], list[str]]:
   """Returns a digest of the code of a file, the modules it imports, and its string literals.
 
-  An import is a name and its number of leading dots.
+  An import is a name and the count of its leading dots.
   """
   del modified  # part of the cache key
   source = file.read_bytes()
@@ -175,29 +169,22 @@ def _parse(file: pathlib.Path, modified: int) -> tuple[str, tuple[tuple[str, int
     tree = ast.parse(source)
   except SyntaxError:  # no function was imported from such a module
     return hashlib.sha256(source).hexdigest(), (), []
+  tree.body = [n for n in tree.body if getattr(n, 'name', None) != 'get_config']
   _Strip().visit(tree)
-  imported: list[tuple[str, int]] = []
-  strings: list[str] = []
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Import):
-      imported += [(alias.name, 0) for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
+  nodes = list(ast.walk(tree))
+  imported = [(alias.name, 0) for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+  for node in nodes:
+    if isinstance(node, ast.ImportFrom):
       # A name imported from a package may be a module of it.
       names = ['', *(f'.{alias.name}' for alias in node.names if alias.name != '*')]
       imported += [(f'{node.module or ""}{name}'.lstrip('.'), node.level) for name in names]
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-      strings.append(node.value)
-  return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported), strings
+  constants = (n.value for n in nodes if isinstance(n, ast.Constant))
+  literals = [value for value in constants if isinstance(value, str)]
+  return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported), literals
 
 
 class _Strip(ast.NodeTransformer):
-  """Removes docstrings, `get_config` and imports for type checking from a module."""
-
-  def visit_Module(self, node: ast.Module) -> ast.AST:
-    node.body = [
-      n for n in node.body if not (isinstance(n, ast.FunctionDef) and n.name == 'get_config')
-    ]
-    return self._without_docstring(node)
+  """Removes docstrings and imports for type checking from a module."""
 
   def visit_If(self, node: ast.If) -> Any:
     if 'TYPE_CHECKING' in ast.unparse(node.test):
@@ -205,33 +192,29 @@ class _Strip(ast.NodeTransformer):
     return self.generic_visit(node)
 
   def _without_docstring(self, node: Any) -> ast.AST:
-    first = node.body[0] if node.body else None
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+    if ast.get_docstring(node, clean=False) is not None:
       node.body = node.body[1:]
     return self.generic_visit(node)
 
-  visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _without_docstring
+  visit_Module = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _without_docstring
 
 
 def _absolute(imported: Iterable[tuple[str, int]], package: str) -> set[str]:
   """Returns the absolute names of imported modules and of their parent packages."""
-  found = set()
+  names = set()
   for name, level in imported:
     if level:
-      base = package.rsplit('.', level - 1)[0] if level > 1 else package
-      name = f'{base}.{name}'.strip('.')
+      name = f'{package.rsplit(".", level - 1)[0]}.{name}'.strip('.')
     parts = name.split('.')
-    found |= {'.'.join(parts[: n + 1]) for n in range(len(parts))}
-  return found - {''}
+    names |= {'.'.join(parts[: n + 1]) for n in range(len(parts))}
+  return names - {''}
 
 
 def _is_project(name: str) -> bool:
   top = name.partition('.')[0]
-  if top == _PACKAGE:
-    return True
   file = None if top in sys.stdlib_module_names else _module_file(top)
-  if file is None:
-    return False
+  if top == _PACKAGE or file is None:
+    return top == _PACKAGE
   library = pathlib.Path(sysconfig.get_path('stdlib')).resolve()
   return not (_INSTALLED & set(file.resolve().parts) or file.resolve().is_relative_to(library))
 
@@ -240,29 +223,26 @@ def _module_file(name: str) -> pathlib.Path | None:
   """Returns the source file of a module, imported or not; None if it has none."""
   file = getattr(sys.modules.get(name), '__file__', None)
   if not file:
-    try:
-      found = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):  # no such module
-      return None
-    file = found.origin if found else None
+    with contextlib.suppress(ImportError, ValueError, AttributeError):  # no such module
+      file = getattr(importlib.util.find_spec(name), 'origin', None)
   path = pathlib.Path(file or '')
   return path if path.suffix == '.py' and path.is_file() else None
 
 
-def _files(names: Iterable[str], folders: Iterable[pathlib.Path]) -> dict[str, str]:
-  """Returns digests of the names that are files, by name; `folders` hold relative ones."""
+def _may_be_file(name: str) -> bool:
+  return 0 < len(name) <= _LONGEST and name.isprintable()
+
+
+def _files(names: Iterable[str], folders: Sequence[pathlib.Path]) -> dict[str, str]:
+  """Returns digests of the files among `names`; relative names are looked up in `folders`."""
   digests = {}
-  for name in names:
-    if not 0 < len(name) <= _LONGEST or not name.isprintable():
-      continue
+  for name in filter(_may_be_file, names):
     path = pathlib.Path(os.path.expandvars(name)).expanduser()
-    file = next((folder / path for folder in folders if os.path.isfile(folder / path)), None)
-    if file is not None:
+    for file in [folder / path for folder in folders if os.path.isfile(folder / path)][:1]:
       stat = file.stat()
-      large = stat.st_size > _LARGE
       digests[f'file {name}'] = (
         f'{stat.st_size} {stat.st_mtime_ns}'
-        if large
+        if stat.st_size > _LARGE
         else hashlib.sha256(file.read_bytes()).hexdigest()
       )
   return digests

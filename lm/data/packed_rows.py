@@ -1,4 +1,4 @@
-"""Rows by index: arrays of equal length, assembled from a packing plan and memory-mapped tokens."""
+"""Rows by index, assembled from a packing plan and memory-mapped tokens."""
 
 import abc
 import pathlib
@@ -18,27 +18,23 @@ class Rows(abc.ABC):
   A row is a dict of arrays, as lm.types describes a batch without its first axis.
 
   Attributes:
-    tokens: number of targets, of tokens of features, or of pairs in all rows.
-    documents: number of documents or examples.
-    fingerprint: names content and order; differs between machines.
+    tokens: count of targets, of tokens of features, or of pairs in all rows.
+    documents: count of documents or examples.
+    fingerprint: identifies the contents and the order of the rows on one machine.
     content: digest of the tokens, equal on every machine.
     seq_len: T.
     size: capacity of a row in tokens or pairs.
   """
 
-  tokens: int
-  documents: int
-  fingerprint: str
-  content: str
-  seq_len: int
-  size: int
-
-  def __init__(self, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
-    self.tokens, self.documents, self.content = meta['tokens'], meta['documents'], meta['content']
+  def __init__(self, count: int, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
+    self.tokens: int = meta['tokens']
+    self.documents: int = meta['documents']
+    self.content: str = meta['content']
     self.fingerprint, self.seq_len, self.size = fingerprint, seq_len, seq_len
+    self._count = count
 
-  @abc.abstractmethod
-  def __len__(self) -> int: ...
+  def __len__(self) -> int:
+    return self._count
 
   @abc.abstractmethod
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -58,9 +54,9 @@ class PackedRows(Rows):
   """Rows of running text: parts of documents packed into T tokens.
 
   A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. A part from the
-  middle of a document has the preceding token as its first input, at position 0; its segment sees
-  nothing else of the document. The bytes of a document's text are stored at its END, so that they
-  sum over all rows to the size of the text.
+  middle of a document has the preceding token as its first input, at position 0. Its segment
+  contains no other token of the parts before. The bytes of a document are stored at its END, so
+  that their sum over all rows is the size of the text.
 
   Attributes:
     bytes: UTF-8 bytes of all documents.
@@ -77,16 +73,13 @@ class PackedRows(Rows):
       seq_len: T, tokens in a row.
       meta: counts of the tokens, and their type.
     """
-    super().__init__(plan.name, seq_len, meta)
+    self._plan = PackingPlan(*(_load(plan / f'{field}.npy') for field in PackingPlan._fields))
+    super().__init__(len(self._plan.row_ends), plan.name, seq_len, meta)
     self.bytes: int = meta['bytes']
-    # Plain arrays over the maps: indexing an np.memmap costs several times as much.
+    # Views as plain arrays, as indexing an np.memmap takes several times as long.
     self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     self._ends = _load(tokens / 'ends.npy')
     self._doc_bytes = _load(tokens / 'doc_bytes.npy')
-    self._plan = PackingPlan(*(_load(plan / f'{field}.npy') for field in PackingPlan._fields))
-
-  def __len__(self) -> int:
-    return len(self._plan.row_ends)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     plan, shape = self._plan, (len(indices), self.seq_len)
@@ -117,15 +110,15 @@ class PackedRows(Rows):
 
 
 class FeatureRows(Rows):
-  """Rows of a task: entire features, several to a row.
+  """Rows of a task; a row holds the uncut features of several examples.
 
-  A row has the features along it by their names. For an encoder-decoder it also has the features
-  along the encoder's row, with `source_segments` and `source_positions`. Values per example are
-  (P,) arrays in the order of their segments. Weights are 1 where a converter gives none.
+  A row has the arrays of `Features.tokens` by their names. For an encoder-decoder it also has those
+  of `Features.source`, with `source_segments` and `source_positions`. Values per example are (P,)
+  arrays in the order of their segments. Weights are 1 if a converter returns none.
 
   Attributes:
-    example: (features,) int64, the index of the example of each.
-    note: how many examples data.too_long skipped or truncated; '' for none.
+    example: (features,) int64, the index of the example of each Features.
+    note: number of examples that data.too_long skipped or truncated; '' for none.
     size: T plus, for an encoder-decoder, S.
   """
 
@@ -139,36 +132,29 @@ class FeatureRows(Rows):
     """Maps prepared files.
 
     Args:
-      place: directory written by lm.data.features.
+      place: directory of the files of lm.data.features.write_features.
       plan: directory of row_ends.npy and order.npy.
       contexts: T and S, tokens in a row, and in a row of the encoder of an encoder-decoder.
       meta: counts, and the names of the fields.
     """
-    super().__init__(plan.name, contexts[0], meta)
+    self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
+    super().__init__(len(self._row_ends), plan.name, contexts[0], meta)
     self.example = _load(place / 'example.npy')
     self.note: str = meta.get('note', '')
-    self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
     self._most = int(np.diff(self._row_ends, prepend=0).max())
-    fields: dict[str, list[str]] = {'tokens': [], 'source': [], 'values': []}
-    for name in meta['fields']:
-      kind, _, field = name.partition('/')
-      fields[kind].append(field)
-    self._values = {field: _load(place / f'values.{field}.npy') for field in fields['values']}
+    fields = [name.split('/', 1) for name in meta['fields']]
+    self._values = {f: _load(place / f'values.{f}.npy') for kind, f in fields if kind == 'values'}
     self._streams = []
     for stream, prefix, size in zip(('tokens', 'source'), ('', 'source_'), contexts, strict=True):
       arrays = {
-        field: np.asarray(
-          np.memmap(place / f'{stream}.{field}.bin', meta['dtypes'][f'{stream}/{field}'], 'r')
-        )
-        for field in fields[stream]
+        f: np.asarray(np.memmap(place / f'{stream}.{f}.bin', meta['dtypes'][f'{stream}/{f}'], 'r'))
+        for kind, f in fields
+        if kind == stream
       }
       if arrays:
         lengths = _load(place / f'{stream}.npy')
         self._streams.append((prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
     self.size = sum(size for *_, size in self._streams)
-
-  def __len__(self) -> int:
-    return len(self._row_ends)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     parts, count, nth = _parts_of_rows(self._row_ends, indices)
@@ -194,7 +180,7 @@ class FeatureRows(Rows):
 def _parts_of_rows(
   row_ends: np.ndarray, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the parts of some rows, how many each row has, and the index of each in its row."""
+  """Returns the parts of some rows, their count in each row, and the index of each in its row."""
   first = np.where(indices > 0, row_ends[indices - 1], 0)
   count = row_ends[indices] - first
   nth = _within(count)

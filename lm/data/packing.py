@@ -1,8 +1,8 @@
 """Packing documents into rows of equal length.
 
 The targets of a document are its tokens and END; its inputs are the targets shifted right, with END
-in front. A plan lists which part of which document belongs to which row; it moves no token. Every
-plan has each target of each document exactly once. Segments separate the documents of a row.
+in front. A plan assigns parts of documents to rows, without moving tokens. Every plan has each
+target of each document exactly once. Segments separate the documents of a row.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ class PackingPlan(NamedTuple):
   """Rows as parts of documents, in order.
 
   Attributes:
-    row_ends: (R,) int64, cumulative number of parts at the end of each row.
+    row_ends: (R,) int64, cumulative count of parts at the end of each row.
     starts: (P,) int64, index of the first target of a part in the tokens.
-    lengths: (P,) int32, number of targets.
+    lengths: (P,) int32, in targets.
     documents: (P,) int64, the document of a part.
   """
 
@@ -31,12 +31,12 @@ class PackingPlan(NamedTuple):
 def concatenate(ends: np.ndarray, seq_len: int, seed: int | None) -> PackingPlan:
   """Returns all documents in one stream, in a random order, cut every `seq_len` tokens.
 
-  Only the last row has padding. Documents are cut at the ends of rows.
+  Documents are cut at the ends of rows. Only the last row has padding.
 
   Args:
     ends: (documents,) int64, cumulative number of tokens.
     seq_len: T, tokens in a row.
-    seed: of the order; None keeps the order of the source.
+    seed: determines the order; None keeps the order of the source.
   """
   order = _order(len(ends), seed)
   begins = np.concatenate([[0], ends[:-1]])
@@ -66,13 +66,13 @@ def best_fit(ends: np.ndarray, seq_len: int, seed: int) -> PackingPlan:
   Args:
     ends: (documents,) int64, cumulative number of tokens.
     seq_len: T, tokens in a row.
-    seed: of the order of documents of equal length.
+    seed: determines the order of documents of equal length.
   """
   order = np.random.default_rng(seed).permutation(len(ends))
   begins = np.concatenate([[0], ends[:-1]])[order]
   sizes = ends[order] - begins
   full = sizes // seq_len
-  # Parts that fill a row: the k-th one of a document starts k rows after its beginning.
+  # Parts that fill a row: the k-th part of a document starts k rows after its beginning.
   cut = np.repeat(np.arange(len(order)), full)
   kth = np.arange(len(cut)) - np.repeat(np.cumsum(full) - full, full)
   rest = np.flatnonzero(sizes % seq_len)
@@ -95,13 +95,14 @@ def pack_examples(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns rows of uncut examples that have a size along each of several axes.
 
-  Examples are packed in a random order, so that the examples of a row are unrelated. Each goes into
-  the fullest open row with enough space; else the fullest row is closed and another one opened.
+  Examples are packed in a random order, so that the examples of a row are unrelated. Each example
+  joins the fullest open row with enough space. Without such a row, the fullest row is closed and
+  another row opened.
 
   Args:
     sizes: (examples, axes), each within the capacity.
     capacity: (axes,).
-    seed: of the order; None keeps the order of the source.
+    seed: determines the order; None keeps the order of the source.
 
   Returns:
     (R,) int64, cumulative number of examples at the end of each row; and the examples in order.
@@ -131,19 +132,15 @@ def _order(count: int, seed: int | None) -> np.ndarray:
 def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
   """Returns the bin of each item, numbered from 0.
 
-  Items of equal size are placed together: best fit fills a bin with as many of them as possible,
-  then moves to the next fullest bin with enough space. The time grows with the number of sizes.
+  Items of equal size are packed together: best fit fills a bin with as many of them as possible,
+  then continues with the next fullest bin with enough space. The time grows with the number of
+  sizes.
   """
   bins = np.empty(len(sizes), np.int64)
   by_size = np.argsort(sizes, kind='stable')
   bounds = np.searchsorted(sizes[by_size], np.arange(capacity + 2))
   open_bins: dict[int, list[np.ndarray]] = {}  # free space -> bins
   count = 0
-
-  def reopen(free: int, some: np.ndarray) -> None:
-    if free and len(some):
-      open_bins.setdefault(free, []).append(some)
-
   for size in range(capacity, 0, -1):
     items = by_size[bounds[size] : bounds[size + 1]]
     spaces = sorted(free for free in open_bins if free >= size) if len(items) else []
@@ -153,16 +150,16 @@ def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
       each = free // size
       needed = -(-len(items) // each)
       if free in open_bins:
-        there = np.concatenate(open_bins.pop(free))
+        candidates = np.concatenate(open_bins.pop(free))
       else:
-        there = np.arange(count, count + needed)
+        candidates = np.arange(count, count + needed)
         count += needed
-      used, unused = there[:needed], there[needed:]
+      used, unused = candidates[:needed], candidates[needed:]
       placed = min(len(items), each * len(used))
       bins[items[:placed]] = np.repeat(used, each)[:placed]
       items = items[placed:]
-      last = placed - each * (len(used) - 1)  # the last bin may hold fewer
-      reopen(free - each * size, used[:-1])
-      reopen(free - last * size, used[-1:])
-      reopen(free, unused)
+      last = placed - each * (len(used) - 1)  # the last bin may receive fewer items
+      for taken, changed in ((each, used[:-1]), (last, used[-1:]), (0, unused)):
+        if free > taken * size and len(changed):
+          open_bins.setdefault(free - taken * size, []).append(changed)
   return bins

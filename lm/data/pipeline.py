@@ -1,8 +1,8 @@
 """The data pipeline: from a config's data section to a tokenizer and to packed rows of tokens.
 
 Three kinds of artifacts are cached, each under a digest of its inputs: the tokenizer, the tokens of
-a split, and the packing plan of those tokens. For a task the tokens are the features of its
-examples (lm.data.features). Where co-occurrences are counted, their pairs replace the plan
+a split, and the packing plan of those tokens. A task has the features of its examples in place of
+tokens (lm.data.features). Where co-occurrences are counted, their pairs replace the plan
 (lm.data.cooccurrence).
 
 Examples are processed in chunks of fixed size. A preparation step sees the examples of one chunk,
@@ -36,7 +36,7 @@ from lm.data.batches import map_ahead
 from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
 from lm.progress import Report, silent, ticking
-from lm.task import Example, as_example, mismatch
+from lm.task import Example, as_example, string_field
 from lm.text.files import lone_surrogate
 from lm.text.tokenizers import (
   SEPARATOR,
@@ -70,9 +70,9 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
   """
   train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
   source = open_source(data['source'], data['train_split'])
-  leaves = {key: _plain(value) for key, value in data['tokenizer'].items()}
+  settings = dict(data['tokenizer'])
   shaped_by = fingerprints.of_split(data, data['source'], data['train_split'], source)
-  shaped_by |= {'tokenizer': leaves, 'tokenizer code': fingerprints.of_values(leaves)}
+  shaped_by |= {'tokenizer': settings, 'tokenizer code': fingerprints.of_values(settings)}
   special_tokens: tuple[str, ...] = tuple(data['special_tokens'])
   texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
   if data['task'] is not None:
@@ -80,7 +80,6 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     special_tokens = (SEPARATOR, *task.special_tokens, *special_tokens)
     texts_of = converter.tokenizer_texts
     shaped_by |= _task_fingerprint(data, ('task', 'converter'))
-  shaped_by |= {'special_tokens': special_tokens}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     with ticking(report) as shown:
@@ -94,9 +93,10 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
         f'{data["train_split"]!r} is that frequent; lower it, or take more text'
       )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
-    return {'vocab_size': vocabulary_size(trained), 'shaped_by': shaped_by}
+    return {'vocab_size': vocabulary_size(trained)}
 
-  place, _ = _cached(data, 'tokenizer', shaped_by, build)
+  shaped_by |= {'special_tokens': special_tokens}
+  place, _ = cache.artifact(data['cache'], 'tokenizer', shaped_by, build)
   return tokenizers.Tokenizer.from_file(str(place / 'tokenizer.json'))
 
 
@@ -118,31 +118,24 @@ def packed_rows(
 ) -> Rows:
   """Returns a split as rows of tokens or of pairs, prepared or cached.
 
-  Evaluation rows have no seed and are packed in the order of the source, whatever `data.pack` is:
-  text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing are
-  thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
+  Evaluation rows have no seed and do not depend on `data.pack`: they keep the order of the source,
+  and text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing
+  are thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
 
   Args:
     data: the config's data section.
-    split: which split of the source.
+    split: name of a split of the source.
     tokenizer: encodes its text.
-    seed: orders the documents before packing, or the pairs; None for evaluation.
-    report: receives the number of documents done.
-    source: import path of a source other than the config's, as for an evaluation set.
-    transformed: whether rows packing_slack space for transforms, by `data.packing_slack`.
+    seed: determines the order of documents before packing, or of pairs; None for evaluation.
+    report: receives the number of processed documents.
+    source: import path of another source, such as one of an evaluation set; None for the config's.
+    transformed: whether rows leave space for transforms, by `data.packing_slack`.
 
   Raises:
     UserError: the section or the corpus is wrong.
   """
-  for key in ('seq_len', 'source_len'):
-    if data[key] < 1:
-      raise UserError(f'data.{key}={data[key]}: a row has at least one token')
-  if data['task'] is not None and data['pair_counter'] is not None:
-    raise UserError(
-      f'data.task={data["task"]!r} and data.pair_counter={data["pair_counter"]!r}: only plain '
-      'text is counted; leave one of them empty'
-    )
-  packing_slack = _packing_slack(data) if transformed else 1.0
+  packing_slack = data['packing_slack'] if transformed else 1.0
+  _check_section(data, packing_slack)
   place, meta = _tokens(data, source or data['source'], split, tokenizer, report)
   if data['pair_counter'] is not None:
     from lm.data import cooccurrence  # most runs do not need it
@@ -167,13 +160,13 @@ def packed_rows(
       # As a decimal fraction: 10 x 1.1 is 11, but 12 in binary floating point rounded up.
       times = fractions.Fraction(str(packing_slack))
       sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
-      row_ends, order = packing.pack_examples(sizes, capacity, seed)
-      plan = {'row_ends': row_ends, 'order': order}
+      rows = packing.pack_examples(sizes, capacity, seed)
+      plan = dict(zip(('row_ends', 'order'), rows, strict=True))
     for field, values in plan.items():
       cache.save_array(plan_place / f'{field}.npy', values)
-    return {'rows': len(plan['row_ends']), 'shaped_by': shaped_by}
+    return {'rows': len(plan['row_ends'])}
 
-  plan_place, _ = _cached(data, 'plan', shaped_by, build)
+  plan_place, _ = cache.artifact(data['cache'], 'plan', shaped_by, build)
   if data['task'] is None:
     return PackedRows(place, plan_place, data['seq_len'], meta)
   return FeatureRows(place, plan_place, (data['seq_len'], data['source_len']), meta)
@@ -183,7 +176,7 @@ def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
   """Returns a split of the source with an import path.
 
   Raises:
-    UserError: there is no such source, or it returns no sequence.
+    UserError: the source does not exist, or returns no sequence.
   """
   opened = resolve.call(resolve.resolve(path, 'data.source'), 'data.source', split)
   by_position = hasattr(opened, '__len__') and hasattr(opened, '__getitem__')
@@ -209,28 +202,26 @@ def prepared_examples(
   Raises:
     UserError: an example is no dict, or a step does not return examples.
   """
-  found: Iterator[Example] = (as_example(source[i], 'data.source') for i in range(start, stop))
+  prepared: Iterator[Example] = (as_example(source[i], 'data.source') for i in range(start, stop))
   for i, path in enumerate(steps):
     key = f'data.prepare[{i}]'
-    made = resolve.call(resolve.resolve(path, key), key, found)
-    if not isinstance(made, Iterable) or isinstance(made, str | Mapping):
+    output = resolve.call(resolve.resolve(path, key), key, prepared)
+    if not isinstance(output, Iterable) or isinstance(output, str | Mapping):
       raise UserError(
-        f'{key}={path!r} returns a {type(made).__name__}; a step takes an iterator of examples and '
-        'returns another, as with yield'
+        f'{key}={path!r} returns a {type(output).__name__}; a step takes an iterator of examples '
+        'and returns another, as with yield'
       )
-    found = map(functools.partial(as_example, key=key), made)
-  return found
+    prepared = map(functools.partial(as_example, key=key), output)
+  return prepared
 
 
 def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> str:
   """Returns the text of an example under a field; `key` names its origin in errors.
 
   Raises:
-    UserError: there is none, or it has a lone surrogate.
+    UserError: the field has no text, or the text has a lone surrogate.
   """
-  text = example.get(field)
-  if not isinstance(text, str):
-    raise mismatch(example, field, 'string', key)
+  text = string_field(example, field, key)
   if half := lone_surrogate(text):
     raise UserError(f'{key}: {field!r} of an example {half}')
   return text
@@ -238,7 +229,7 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingTexts:
-  """The texts that a tokenizer is trained on; every iteration starts at the first."""
+  """The training texts of a tokenizer; every iteration starts at the first."""
 
   source: Sequence[dict]
   steps: tuple[str, ...]
@@ -253,23 +244,27 @@ class _TrainingTexts:
       self.report(stop, len(self.source), 'training the tokenizer')
 
 
-def _cached(
-  data: Mapping[str, Any], kind: str, shaped_by: Any, build: Callable[[pathlib.Path], Any]
-) -> tuple[pathlib.Path, dict[str, Any]]:
-  name = f'{kind}-{cache.digest(shaped_by)}'
-  return cache.get_or_build(cache.directory(data['cache']), name, build)
-
-
-def _packing_slack(data: Mapping[str, Any]) -> float:
-  """Returns the space of an example in a training row, as a multiple of its size."""
-  if data['packing_slack'] < 1:
-    raise UserError(f'data.packing_slack={data["packing_slack"]}: must be at least 1.0')
-  if data['packing_slack'] > 1 and data['task'] is None:
-    raise UserError(
-      f'data.packing_slack={data["packing_slack"]}: text without a task is packed without gaps; it '
-      'must be 1.0'
-    )
-  return data['packing_slack']
+def _check_section(data: Mapping[str, Any], packing_slack: float) -> None:
+  """Raises UserError if keys of the data section that determine rows have invalid values."""
+  task, counter = data['task'], data['pair_counter']
+  counted_task = f'task={task!r} and data.pair_counter={counter!r}'
+  for wrong, value, rule in (
+    (data['seq_len'] < 1, f'seq_len={data["seq_len"]}', 'a row has at least one token'),
+    (data['source_len'] < 1, f'source_len={data["source_len"]}', 'a row has at least one token'),
+    (
+      None not in (task, counter),
+      counted_task,
+      'only plain text is counted; leave one of them empty',
+    ),
+    (packing_slack < 1, f'packing_slack={packing_slack}', 'must be at least 1.0'),
+    (
+      packing_slack > 1 and task is None,
+      f'packing_slack={packing_slack}',
+      'text without a task is packed without gaps; it must be 1.0',
+    ),
+  ):
+    if wrong:
+      raise UserError(f'data.{value}: {rule}')
 
 
 def _tokens(
@@ -281,7 +276,7 @@ def _tokens(
 ) -> tuple[pathlib.Path, dict[str, Any]]:
   """Returns the directory of the tokens or features of a split, and its meta.json."""
   source = open_source(source_path, split)
-  task = None if data['task'] is None else {key: _plain(data[key]) for key in _TASK}
+  task = None if data['task'] is None else {key: data[key] for key in _TASK}
   job = Job(source_path, split, tuple(data['prepare']), tokenizer.to_str(), task)
   shaped_by = fingerprints.of_split(data, source_path, split, source)
   shaped_by['tokenizer'] = hashlib.sha256(job.tokenizer.encode()).hexdigest()
@@ -298,11 +293,12 @@ def _tokens(
         note = features.length_note(task, meta)
         meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
     if not meta['bytes' if task is None else 'features']:
-      empty = f'split {split!r} is empty: {note}; raise it'
-      raise UserError(empty if note else _no_text(data, source_path, split, len(source)))
-    return meta | {'shaped_by': shaped_by}
+      if note:
+        raise UserError(f'split {split!r} is empty: {note}; raise it')
+      raise UserError(_no_text(data, source_path, split, len(source)))
+    return meta
 
-  return _cached(data, 'tokens' if task is None else 'features', shaped_by, build)
+  return cache.artifact(data['cache'], 'tokens' if task is None else 'features', shaped_by, build)
 
 
 def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> str:
@@ -316,39 +312,21 @@ def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> st
   )
 
 
-def _reported(arrays: Iterable['Arrays'], total: int, split: str, report: Report) -> Iterator:
+def _reported(
+  arrays: Iterable[features.Arrays], total: int, split: str, report: Report
+) -> Iterator:
   for done, chunk in enumerate(arrays, 1):
     yield chunk
     report(min(done * CHUNK, total), total, f'preparing {split!r}')
 
 
 def _task_fingerprint(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-  """Returns everything that determines a task's artifacts."""
+  """Returns the part of a digest that describes a task, its converter and their code."""
   code = fingerprints.of_values([data['task'], data['converter']])
-  return {'task': {key: _plain(data[key]) for key in keys}, 'task code': code}
-
-
-def _plain(value: Any) -> Any:
-  return list(value) if isinstance(value, tuple) else value
+  return {'task': {key: data[key] for key in keys}, 'task code': code}
 
 
 # Tokens.
-
-Arrays = dict[str, np.ndarray]
-
-
-class EncodedTexts(NamedTuple):
-  """Documents as tokens.
-
-  Attributes:
-    tokens: the documents one after another, each followed by END.
-    counts: int64, the tokens of each document, END included.
-    sizes: int64, the UTF-8 bytes of the text of each document.
-  """
-
-  tokens: np.ndarray
-  counts: np.ndarray
-  sizes: np.ndarray
 
 
 def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
@@ -356,29 +334,29 @@ def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
   return np.uint16 if vocabulary_size(tokenizer) < 2**16 else np.uint32
 
 
-def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], EncodedTexts]:
-  """Returns the function from texts to tokens.
+def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], features.Arrays]:
+  """Returns the function from texts to the arrays of their tokens.
 
-  Text that looks like a special token is encoded as text. `sizes` counts the bytes of the text
-  after the preparation steps, before the tokenizer normalizes it.
+  Text that looks like a special token is encoded as text. The arrays are:
+    tokens: the documents one after another, each followed by END.
+    counts: int64, the number of tokens of each document, including END.
+    sizes: int64, the UTF-8 bytes of each document, before the tokenizer normalizes it.
   """
   reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
 
-  def encode_texts(texts: Iterable[str]) -> EncodedTexts:
+  def encode_texts(texts: Iterable[str]) -> features.Arrays:
     tokens, counts, sizes = [np.empty(0, dtype)], [0], [0]
     for batch in _batches(texts):
-      found = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
-      for (piece, is_last), encoding in zip(batch, found, strict=True):
-        ids = np.array([*encoding.ids, end] if is_last else encoding.ids, dtype)
-        tokens.append(ids)
-        counts[-1] += len(ids)
+      encodings = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+      for (piece, is_last), encoding in zip(batch, encodings, strict=True):
+        tokens.append(np.array(encoding.ids + [end] * is_last, dtype))
+        counts[-1] += len(tokens[-1])
         sizes[-1] += len(piece.encode())
         if is_last:
           counts.append(0)
           sizes.append(0)
-    return EncodedTexts(
-      np.concatenate(tokens), np.array(counts[:-1], np.int64), np.array(sizes[:-1], np.int64)
-    )
+    arrays = {'counts': np.array(counts[:-1], np.int64), 'sizes': np.array(sizes[:-1], np.int64)}
+    return {'tokens': np.concatenate(tokens)} | arrays
 
   return encode_texts
 
@@ -400,26 +378,27 @@ def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
 def _pieces(text: str) -> Iterator[tuple[str, bool]]:
   """Yields pieces of a text, cut at line ends or else before spaces, and whether each is the last.
 
-  A text at most `_PIECE` long is one piece. A tokenizer needs a hundred times the size of its text.
+  A piece has at most `_PIECE` characters, as a tokenizer needs memory of a hundred times its text.
   """
   start = 0
   while len(text) - start > _PIECE:
     stop = start + _PIECE
-    cut = text.rfind('\n', start, stop) + 1 or max(start, text.rfind(' ', start, stop))
-    cut = cut if cut > start else stop
+    cuts = (text.rfind('\n', start, stop) + 1, text.rfind(' ', start, stop), stop)
+    cut = next(cut for cut in cuts if cut > start)
     yield text[start:cut], False
     start = cut
   yield text[start:], True
 
 
-def write_tokens(place: pathlib.Path, chunks: Iterable[Arrays], dtype: Any) -> dict[str, Any]:
+def write_tokens(
+  place: pathlib.Path, chunks: Iterable[features.Arrays], dtype: Any
+) -> dict[str, Any]:
   """Writes the tokens of documents into a directory; returns entries of meta.json.
 
   Raises:
     UserError: the bytes of a document exceed int32.
   """
-  counts: list[np.ndarray] = [np.zeros(0, np.int64)]
-  sizes: list[np.ndarray] = [np.zeros(0, np.int64)]
+  counts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
   content = hashlib.sha256()
   with (place / 'tokens.bin').open('wb') as f:
     for chunk in chunks:
@@ -449,7 +428,7 @@ def write_tokens(place: pathlib.Path, chunks: Iterable[Arrays], dtype: Any) -> d
 
 
 class Job(NamedTuple):
-  """A split of a source to be tokenized, after preparation steps."""
+  """A split of a source to be prepared and encoded."""
 
   source: str
   split: str
@@ -458,13 +437,15 @@ class Job(NamedTuple):
   task: dict[str, Any] | None = None  # keys of a data section that lm.data.features reads
 
 
-def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, None, None]:
-  """Yields the fields of EncodedTexts, or for a task the arrays of features, chunk by chunk.
+def encode(
+  job: Job, source: Sequence[dict], workers: int
+) -> Generator[features.Arrays, None, None]:
+  """Yields the arrays of `text_encoder`, or for a task those of features, chunk by chunk.
 
   This process works alone until much work is known to remain; then `workers` processes take over.
 
   Args:
-    job: what to do.
+    job: the split, and how to encode it.
     source: the source of the job, opened in this process.
     workers: number of processes; 1 for this process alone, 0 for one per core.
 
@@ -484,14 +465,14 @@ def encode(job: Job, source: Sequence[dict], workers: int) -> Generator[Arrays, 
       return
 
 
-def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arrays]:
+def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], features.Arrays]:
   """Returns the function that tokenizes a chunk in this process."""
   tokenizer = tokenizers.Tokenizer.from_str(job.tokenizer)
   chunk = functools.partial(prepared_examples, source, job.steps)
   if job.task is None:
     encode_texts = text_encoder(tokenizer)
-    return lambda start, stop: encode_texts(map(text_of, chunk(start, stop)))._asdict()
-  # Steps may remove or multiply examples; then their indices say nothing about the source.
+    return lambda start, stop: encode_texts(map(text_of, chunk(start, stop)))
+  # Steps may remove or multiply examples; their indices then differ from those of the source.
   place = None if job.steps else getattr(source, 'place', None)
 
   def where(index: int) -> str:
@@ -504,9 +485,9 @@ def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], Arr
 
 def _encode_in_processes(
   workers: int, job: Job, bounds: Sequence[tuple[int, int]]
-) -> Generator[Arrays, None, None]:
-  context = multiprocessing.get_context('spawn')
-  pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (job,))
+) -> Generator[features.Arrays, None, None]:
+  spawn = multiprocessing.get_context('spawn')
+  pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (job,))
   try:
     with _without_main():
       results = map_ahead(pool, _encode_chunk, bounds, _AHEAD * workers)
@@ -529,25 +510,24 @@ def _without_main() -> Iterator[None]:
     sys.modules['__main__'] = main
 
 
-_worker: Callable[[], Callable[[int, int], Arrays]]  # of a worker process
+_worker: Callable[[], Callable[[int, int], features.Arrays]]  # of a worker process
 
 
 def _start_worker(job: Job) -> None:
   global _worker
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the processes are the parallelism
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-  # Opened by the first chunk, whose errors reach the parent.
+  parent = multiprocessing.parent_process()
+  threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+  # Opened by the first chunk, as errors of a chunk reach the parent process.
   _worker = functools.cache(lambda: _chunk_encoder(job, open_source(job.source, job.split)))
 
 
-def _end_with_parent() -> None:
-  parent = multiprocessing.parent_process()
-  assert parent is not None
+def _end_with(parent: Any) -> None:
   parent.join()
   os._exit(1)
 
 
-def _encode_chunk(chunk: tuple[int, int]) -> Arrays:
+def _encode_chunk(chunk: tuple[int, int]) -> features.Arrays:
   try:
     return _worker()(*chunk)
   except UserError:

@@ -5,8 +5,8 @@
     'lm.data.preprocess:segment_words(stop=("en", "zh"))',
   )
 
-Each step sets the fields that it names and keeps the others. Steps apply to any field and in any
-order: the output of one is the raw text of the next.
+Each step replaces the fields that it names and keeps the others. Steps apply to any field and in
+any order: the output of one step is the raw text of the next.
 """
 
 import io
@@ -36,24 +36,23 @@ def normalize(
     simplify: whether to convert traditional to simplified Chinese characters.
 
   Raises:
-    UserError: there is no such form or case; an example has no text or a damaged one; OpenCC is not
-      installed.
+    UserError: the form or case is unknown; a text is missing or damaged; OpenCC is not installed.
   """
   text_normalize.check_options(form, case)
   for example in examples:
-    lines = _text(example, field).split('\n')
-    lines = [text_normalize.normalize(line, form, case, simplify) for line in lines]
-    yield {**example, field: '\n'.join(lines)}
+    lines = text_of(example, field, 'data.prepare').split('\n')
+    normal = (text_normalize.normalize(line, form, case, simplify) for line in lines)
+    yield {**example, field: '\n'.join(normal)}
 
 
 def split_sentences(examples: Iterable[Example], field: str = 'text') -> Iterator[Example]:
   """Yields an example for each sentence of a text; see lm.text.segment.sentence_spans.
 
   Raises:
-    UserError: an example has no text or a damaged one.
+    UserError: a text is missing or damaged.
   """
   for example in examples:
-    raw = _text(example, field)
+    raw = text_of(example, field, 'data.prepare')
     for start, end in sentence_spans(raw):
       yield {**example, field: raw[start:end]}
 
@@ -79,14 +78,14 @@ def segment_words(
     stop: ISO 639-1 codes of languages whose stop words are removed.
 
   Raises:
-    UserError: there is no such form, case or language; an example has no text or a damaged one; a
-      required library is not installed.
+    UserError: the form, case or language is unknown; a text is missing or damaged; a required
+      library is not installed.
   """
   text_normalize.check_options(form, case)
   removed = text_normalize.stop_words(stop) if stop else frozenset()
   for example in examples:
-    raw = _text(example, field)
-    joined = io.StringIO()  # a list of the words of a long text would need much memory
+    raw = text_of(example, field, 'data.prepare')
+    joined = io.StringIO()  # needs less memory than a list of words
     for start, end in segment.word_spans(raw, simplify):
       word = text_normalize.normalize(raw[start:end], form, case, simplify)
       if not removed or text_normalize.stop_word_key(word) not in removed:
@@ -111,22 +110,16 @@ def tag_words(
     field: name of the text.
     tagger: from words to their tags; import path of a function.
     separator: between words: '' as for Chinese, or ' '.
-    simplify: whether to segment Chinese as if written in simplified characters.
+    simplify: whether to segment Chinese text by its simplified characters.
 
   Raises:
-    UserError: an example has no text or a damaged one; a required library is not installed.
+    UserError: a text is missing or damaged; a required library is not installed.
   """
   for example in examples:
-    text = segment.tag_words(
-      segment.split_words(as_single_token(_text(example, field)), simplify), tagger
-    )
-    others = {name: value for name, value in example.items() if name != field}
-    yield others | {
+    raw = as_single_token(text_of(example, field, 'data.prepare'))
+    text = segment.tag_words(segment.split_words(raw, simplify), tagger)
+    yield {name: value for name, value in example.items() if name != field} | {
       'words': [token.text for token in text.tokens],
       'tags': [token.tag for token in text.tokens],
       'separator': separator,
     }
-
-
-def _text(example: Example, field: str) -> str:
-  return text_of(example, field, 'data.prepare')

@@ -1,9 +1,9 @@
 """Local mirrors of folders in a bucket (gs://...).
 
-A bucket can neither append to a file nor lock it, and arrays are memory-mapped from files. So
-gs://... is a folder of the local cache; its file `.remote` holds the URL. `fetch` downloads what
-changed and `push` uploads it. Only checkpoints are never mirrored: Orbax writes them to the bucket,
-from all processes together.
+A bucket can neither append to a file nor lock it, and arrays are memory-mapped from files. A folder
+gs://... therefore has a mirror in the local cache, whose file `.remote` contains the URL. `fetch`
+downloads changed files and `push` uploads them. Checkpoints are not mirrored, as Orbax writes them
+to the bucket from all processes.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def is_remote(name: str | os.PathLike) -> bool:
 
 
 def local_mirror(name: str, mirrors: pathlib.Path, process: int = 0) -> pathlib.Path:
-  """Returns the local folder for gs://BUCKET/FOLDER, created if missing; fetches nothing.
+  """Returns the local folder for gs://BUCKET/FOLDER, created if missing, without fetching files.
 
   Args:
     name: URL of the folder.
@@ -61,19 +61,19 @@ def fetch(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
     return
   with _reported(key, url):
     filesystem, root = _filesystem(url)
-    found = filesystem.find(f'{root}/{under}'.rstrip('/'), detail=True).items()
-    for there, info in sorted(found, key=lambda item: _comes_last(item[0])):
-      name = there[len(root) :].lstrip('/')
-      here = local / name
-      if not name or name.split('/')[0] in _ORBAX:
+    sizes = filesystem.find(f'{root}/{under}'.rstrip('/'), detail=True)
+    for path in sorted(sizes, key=_comes_last):
+      name = path[len(root) :].lstrip('/')
+      file = local / name
+      state = _state(file)
+      known = state and _known.get(file) == state and state[1] == sizes[path]['size']
+      if known or not name or name.split('/')[0] in _ORBAX:
         continue
-      if here in _known and _known[here] == _state(here) and here.stat().st_size == info['size']:
-        continue
-      here.parent.mkdir(parents=True, exist_ok=True)
-      partial = here.with_name(f'{here.name}.fetched')
-      filesystem.get_file(there, str(partial))
-      partial.replace(here)
-      _known[here] = _state(here)
+      file.parent.mkdir(parents=True, exist_ok=True)
+      partial = file.with_name(f'{file.name}.fetched')
+      filesystem.get_file(path, str(partial))
+      partial.replace(file)
+      _known[file] = _state(file)
 
 
 def push(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
@@ -88,22 +88,22 @@ def push(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
   with _reported(key, url):
     filesystem, root = _filesystem(url)
     present = [path for path in sorted((local / under).rglob('*')) if path.is_file()]
-    for here in sorted(present, key=lambda path: _comes_last(path.name)):
-      name, state = here.relative_to(local).as_posix(), _state(here)
-      if here.name.startswith('.') or name.split('/')[0] in _ORBAX or _known.get(here) == state:
+    for file in sorted(present, key=lambda path: _comes_last(path.name)):
+      name, state = file.relative_to(local).as_posix(), _state(file)
+      if file.name.startswith('.') or name.split('/')[0] in _ORBAX or _known.get(file) == state:
         continue
       filesystem.makedirs(os.path.dirname(f'{root}/{name}'), exist_ok=True)
-      filesystem.put_file(str(here), f'{root}/{name}')
-      _known[here] = state
+      filesystem.put_file(str(file), f'{root}/{name}')
+      _known[file] = state
     removed = [path for path in _known if path.is_relative_to(local / under) and not path.exists()]
-    for here in removed:
-      filesystem.rm_file(f'{root}/{here.relative_to(local).as_posix()}')
-      del _known[here]
+    for file in removed:
+      filesystem.rm_file(f'{root}/{file.relative_to(local).as_posix()}')
+      del _known[file]
 
 
 @contextlib.contextmanager
 def _reported(key: str, url: str) -> Iterator[None]:
-  """Turns errors of the bucket's client into one line."""
+  """Raises errors of the bucket's client as UserError, in one line."""
   try:
     yield
   except ImportError as e:
@@ -127,8 +127,6 @@ def _comes_last(name: str) -> bool:
 
 
 def _state(file: pathlib.Path) -> tuple[int, int] | None:
-  try:
-    found = file.stat()
-  except FileNotFoundError:
-    return None
-  return found.st_mtime_ns, found.st_size
+  with contextlib.suppress(FileNotFoundError):
+    return file.stat().st_mtime_ns, file.stat().st_size
+  return None

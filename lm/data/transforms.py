@@ -4,12 +4,12 @@ The functions build transforms (lm.data.batches). `stream` names the tokens that
 the input of an encoder-decoder's encoder, or 'inputs', the input of other models.
 
 Noise changes units: a 'word', from one space to the next, or a 'token', for languages written
-without spaces. Special tokens, padding and all lengths stay.
+without spaces. Special tokens, padding and all lengths stay unchanged.
 
 Segmentations apply to 'source', to 'inputs' of an encoder with a classification or regression head,
-or to 'targets' of an encoder-decoder, whose inputs follow. Longer segmentations need space:
-data.packing_slack=1.3 packs rows as if examples had 30 % more tokens. If they still do not fit,
-randomly chosen words keep the tokenizer's own segmentation, as many as necessary.
+or to 'targets' of an encoder-decoder, whose inputs change accordingly. Longer segmentations need
+space: data.packing_slack=1.3 packs rows as if examples had 30 % more tokens. If the tokens still do
+not fit, random words keep the tokenizer's own segmentation until they do.
 """
 
 import itertools
@@ -26,9 +26,10 @@ from lm.text.subword_sampling import Pieces, Sample
 from lm.text.tokenizers import special_ids, vocabulary_size
 
 MASK = '<|mask|>'
-SEGMENTS = {'inputs': 'segments', 'source': 'source_segments'}
+STREAMS = ('inputs', 'source')
+SEGMENTS = {'inputs': 'segments', 'source': 'source_segments', 'targets': 'segments'}
 UNITS = ('word', 'token')
-# Fields of a task's row; none of them refers to positions of tokens.
+# Fields of a task's row that do not refer to positions of tokens.
 _DECODER = {'inputs', 'targets', 'weights', 'segments', 'positions', 'examples'}
 _ENCODER = {'source', 'source_segments', 'source_positions'}
 
@@ -43,10 +44,10 @@ def word_dropout(
   """Masks units independently (Iyyer et al. 2015; Bowman et al. 2016 in a decoder).
 
   Args:
-    tokenizer: of the rows.
-    stream: which tokens.
+    tokenizer: the tokenizer of the rows.
+    stream: field of the tokens: 'inputs' or 'source'.
     rate: probability of masking a unit.
-    unit: masked together.
+    unit: 'word' or 'token'.
     token: replaces each masked token.
   """
   _check_fraction('word_dropout', 'rate', rate)
@@ -71,18 +72,18 @@ def span_masking(
   """Masks spans of units with geometric lengths (Joshi et al. 2020, SpanBERT).
 
   Spans alternate with gaps, also geometric, so that each unit is masked with probability `rate`. A
-  span ends with its text, at a special token.
+  span ends at a special token, where its text ends.
 
   Args:
-    tokenizer: of the rows.
-    stream: which tokens.
+    tokenizer: the tokenizer of the rows.
+    stream: field of the tokens: 'inputs' or 'source'.
     rate: expected fraction of masked units.
-    mean_length: of a span, in units, before the end of its text cuts it.
-    unit: masked together.
+    mean_length: mean length of a span in units, before the end of a text cuts it.
+    unit: 'word' or 'token'.
     token: replaces each masked token.
 
   Raises:
-    UserError: gaps of at least one unit make such a rate impossible.
+    UserError: the rate is impossible, as a gap has at least one unit.
   """
   _check_fraction('span_masking', 'rate', rate)
   if mean_length < 1 or rate * (mean_length + 1) > mean_length:
@@ -112,18 +113,18 @@ def swaps(
   """Permutes units of a text locally (Lample et al. 2018, section 2.3).
 
   Unit i is sorted by i + u, with u uniform between 0 and `distance` + 1. No unit thus moves more
-  than `distance` positions. A word moves with its leading space; the first word of a text has none
-  and stays.
+  than `distance` positions. A word moves with its leading space. The first word of a text has no
+  leading space and stays.
 
   Args:
-    tokenizer: of the rows.
-    stream: which tokens; no other field may refer to their positions.
-    rate: fraction of units with a random u; others have 0, and move when overtaken.
-    distance: in units.
-    unit: moved together.
+    tokenizer: the tokenizer of the rows.
+    stream: field of the tokens; no other field may refer to their positions.
+    rate: fraction of units with a random u; the others have u = 0, but units move past them.
+    distance: maximum shift of a unit.
+    unit: 'word' or 'token'.
 
   Raises:
-    UserError: later, the row has tags or spans, or targets along it.
+    UserError: when applied: the row has tags, spans, or targets along it.
   """
   _check_fraction('swaps', 'rate', rate)
   if distance < 1:
@@ -149,12 +150,12 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, stream: str, rate: float = 0.1)
   German and English captions in a vocabulary of 8,000 grow 1.27 times at a rate of 0.1.
 
   Args:
-    tokenizer: byte-level BPE, of the rows.
-    stream: which tokens.
+    tokenizer: the byte-level BPE tokenizer of the rows.
+    stream: field of the tokens: 'inputs', 'source' or 'targets'.
     rate: probability of skipping a merge.
 
   Raises:
-    UserError: the tokenizer is of another kind; later, the row is.
+    UserError: the tokenizer is of another kind; when applied: the row is unsuitable.
   """
   _check_fraction('bpe_dropout', 'rate', rate)
   sample = subword_sampling.bpe_dropout(tokenizer, rate)
@@ -170,12 +171,12 @@ def subword_regularization(
   at 0.2 and 1.75 times at 0.1.
 
   Args:
-    tokenizer: byte-level unigram model, of the rows.
-    stream: which tokens.
+    tokenizer: the byte-level unigram tokenizer of the rows.
+    stream: field of the tokens: 'inputs', 'source' or 'targets'.
     alpha: exponent of the probabilities; smaller values give more varied and longer segmentations.
 
   Raises:
-    UserError: the tokenizer is of another kind; later, the row is.
+    UserError: the tokenizer is of another kind; when applied: the row is unsuitable.
   """
   if alpha < 0:
     raise UserError(f'data.transforms: subword_regularization(alpha={alpha!r}) is below 0')
@@ -184,13 +185,13 @@ def subword_regularization(
 
 
 class WordGroups(NamedTuple):
-  """The units of a row, T tokens in U units.
+  """The U units of a row of T tokens.
 
   Attributes:
-    group_ids: (T,) the unit of each token, from 0, in order.
+    group_ids: (T,) the index of each token's unit, increasing from 0.
     maskable: (U,) False for special tokens and padding.
-    word_initial: (U,) whether it begins like a word within a text, with its space.
-    segment: (U,) index of its stretch of text between special tokens.
+    word_initial: (U,) whether the unit begins as a word inside a text does, with its space.
+    segment: (U,) index of the run of text between special tokens that has the unit.
   """
 
   group_ids: np.ndarray
@@ -205,9 +206,9 @@ def word_groups(
   """Returns the function from a row to the units of one of its streams.
 
   Raises:
-    UserError: there is no such stream or unit; later, the row has no such stream.
+    UserError: the stream or unit is unknown; when applied: the row lacks the stream.
   """
-  _check_known('stream', stream, tuple(SEGMENTS))
+  _check_known('stream', stream, STREAMS)
   _check_known('unit', unit, UNITS)
   special_V = np.zeros(vocabulary_size(tokenizer), bool)
   special_V[list(special_ids(tokenizer))] = True
@@ -231,7 +232,7 @@ def word_groups(
 
 
 def _word_initial(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """Returns for each token, (V,), whether a word within a text can begin with it."""
+  """Returns for each token, (V,), whether a word inside a text can begin with it."""
   initial_V = np.ones(vocabulary_size(tokenizer), bool)
   model = type(tokenizer.model).__name__
   for token, i in tokenizer.get_vocab().items():
@@ -254,45 +255,39 @@ def _spans(count: int, rate: float, mean_length: float, rng: np.random.Generator
 
 
 def _token_id(tokenizer: tokenizers.Tokenizer, token: str) -> int:
-  found = tokenizer.token_to_id(token)
-  if found is None:
+  token_id = tokenizer.token_to_id(token)
+  if token_id is None:
     known = [tokenizer.id_to_token(i) for i in sorted(special_ids(tokenizer))]
     raise UserError(
       f'data.transforms: data.tokenizer has no token {token!r}; add it by '
       f'data.special_tokens=({token!r},), or use one of {", ".join(map(repr, known))}'
     )
-  return found
+  return token_id
 
 
 def _resample_segmentation(
   tokenizer: tokenizers.Tokenizer, stream: str, sample: Sample, name: str
 ) -> Transform:
   """Returns the transform that samples a segmentation for each word of a stream."""
-  _check_known('stream', stream, (*SEGMENTS, 'targets'))
-  split, usual = (
-    subword_sampling.word_splitter(tokenizer),
-    subword_sampling.default_pieces(tokenizer),
-  )
-  segments_name = SEGMENTS.get(stream, 'segments')
+  _check_known('stream', stream, tuple(SEGMENTS))
+  split = subword_sampling.word_splitter(tokenizer)
+  default = subword_sampling.default_pieces(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
     if stream == 'targets':
       _check_generated(row, name)
     else:
       _check_movable(row, stream, name)
-    ids, segments = row[stream], row[segments_name]
-    words: list[str | Pieces] = []
-    owners: list[int] = []
-    for segment in range(1, segments.max() + 1):
-      found = split(ids[segments == segment].tolist())
-      words += found
-      owners += [segment] * len(found)
+    ids, segments = row[stream], row[SEGMENTS[stream]]
+    texts = [split(ids[segments == s].tolist()) for s in range(1, segments.max() + 1)]
+    words = [*itertools.chain.from_iterable(texts)]
     sampled = iter(sample([word for word in words if isinstance(word, str)], rng))
     pieces = [next(sampled) if isinstance(word, str) else word for word in words]
-    # Words joined from several parts of a task may be longer than those prepared.
-    if not _fit(pieces, words, usual, len(ids), rng):
+    # Words that span several parts of a task may need more tokens than the prepared parts.
+    if not _fit(pieces, words, default, len(ids), rng):
       return row
-    return row | _laid_out(row, stream, pieces, owners)
+    segment_of_word = [segment for segment, text in enumerate(texts, 1) for _ in text]
+    return row | _fields_of(row, stream, pieces, segment_of_word)
 
   return transform
 
@@ -300,34 +295,33 @@ def _resample_segmentation(
 def _fit(
   pieces: list[Pieces],
   words: Sequence[str | Pieces],
-  usual: Callable[[str], Pieces],
+  default: Callable[[str], Pieces],
   size: int,
   rng: np.random.Generator,
 ) -> bool:
-  """Resets random words to their usual pieces until all fit; returns whether they do."""
+  """Resets random words to their default pieces until all fit; returns whether they do."""
   total = sum(map(len, pieces))
   for i in rng.permutation(len(words)) if total > size else ():
     word = words[i]
-    if isinstance(word, str) and len(usual(word)) < len(pieces[i]):
-      total += len(usual(word)) - len(pieces[i])
-      pieces[i] = usual(word)
+    if isinstance(word, str) and len(default(word)) < len(pieces[i]):
+      total += len(default(word)) - len(pieces[i])
+      pieces[i] = default(word)
     if total <= size:
       break
   return total <= size
 
 
-def _laid_out(
-  row: NumpyBatch, stream: str, pieces: Sequence[Pieces], owners: Sequence[int]
+def _fields_of(
+  row: NumpyBatch, stream: str, pieces: Sequence[Pieces], segment_of_word: Sequence[int]
 ) -> NumpyBatch:
   """Returns the fields of a row that depend on the pieces of its words."""
   lengths = np.array([len(word) for word in pieces])
   used = int(lengths.sum())
-  segments_name = SEGMENTS.get(stream, 'segments')
-  names = (stream, segments_name, segments_name.replace('segments', 'positions'))
+  names = (stream, SEGMENTS[stream], SEGMENTS[stream].replace('segments', 'positions'))
   arrays = {name: np.zeros_like(row[name]) for name in names}
   ids, segments, positions = arrays.values()
   ids[:used] = np.fromiter(itertools.chain.from_iterable(pieces), np.int32, used)
-  segments[:used] = np.repeat(owners, lengths)
+  segments[:used] = np.repeat(segment_of_word, lengths)
   starts = np.flatnonzero(np.diff(segments[:used], prepend=0))
   positions[:used] = np.arange(used) - np.repeat(starts, np.diff(starts, append=used))
   if stream == 'targets':
@@ -362,8 +356,8 @@ def _check_fraction(name: str, key: str, value: float) -> None:
 
 def _check_stream(row: NumpyBatch, stream: str) -> None:
   if stream not in row:
-    there = ' and '.join(repr(name) for name in SEGMENTS if name in row)
-    raise UserError(f'data.transforms: stream={stream!r}: the rows have {there} only')
+    present = ' and '.join(repr(name) for name in STREAMS if name in row)
+    raise UserError(f'data.transforms: stream={stream!r}: the rows have {present} only')
 
 
 def _check_movable(row: NumpyBatch, stream: str, name: str) -> None:
@@ -382,9 +376,9 @@ def _check_movable(row: NumpyBatch, stream: str, name: str) -> None:
 
 def _check_generated(row: NumpyBatch, name: str) -> None:
   """Raises UserError if targets are not the generated text of an encoder-decoder."""
-  generated = 'source' in row and not _other_fields(row)
   if not (
-    generated
+    'source' in row
+    and not _other_fields(row)
     and (row['weights'] == (row['segments'] > 0)).all()
     and (row['inputs'] == _shifted(row['targets'], row['segments'], row)).all()
   ):

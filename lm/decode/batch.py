@@ -30,12 +30,12 @@ from lm.decode.loop import (
   prefill,
 )
 from lm.decode.sampling import row_keys
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.types import Apply, Array, Params
 
-# A batch stops when only 1 row in this many is unfinished; these rows are retried.
+# A batch stops once at most one row in UNFINISHED_SHARE is unfinished; such rows are retried.
 UNFINISHED_SHARE = 32
 # Tokens of a text beyond `max_length_ratio` times its source.
 MIN_EXTRA_TOKENS = 10
@@ -64,13 +64,13 @@ def generate_batch(
   similar lengths share a batch for speed. A text that reaches the model's context is cut off there.
   A prompt without any possible text has one empty text, of score -inf. Inside
   lm.parallel.mesh.set_mesh all devices of the mesh decode each batch together, with sharded
-  parameters; an `apply` is for one mesh.
+  parameters; each mesh needs its own `apply`.
 
   Args:
-    model: has `init_cache`, `reorder_cache` and `context`.
+    model: has `init_cache`, `reorder_cache`, `context`, `reads_on` and `vocab_size`.
     apply: its pure function.
     params: its parameters.
-    prompts: from the `prompt` function of a converter.
+    prompts: from `encode_prompt` of a converter.
     config: how to decode.
     key_indices: for sampling, the index of each prompt's key among those of the seed
       (`lm.decode.sampling.row_keys`); the index of the prompt by default.
@@ -81,7 +81,7 @@ def generate_batch(
     UserError: the config does not fit the model, or a prompt is longer than the model reads.
   """
   order, make_call = _plan(model, apply, prompts, config, key_indices, prefixes, seed)
-  found: dict[int, list[Generation]] = {}
+  generations: dict[int, list[Generation]] = {}
   pending, retries = order, 0
   while pending:
     size = rows_per_batch(config.batch_size, len(pending))
@@ -91,10 +91,10 @@ def generate_batch(
       texts, done = jax.device_get(decode(params, *args))
       for row, index in enumerate(indices):
         if done[row]:
-          found[index] = _generations(Hypotheses(*(x[row] for x in texts)), config.end)
-    pending = [index for index in pending if index not in found]
+          generations[index] = _generations(Hypotheses(*(x[row] for x in texts)), config.end)
+    pending = [index for index in pending if index not in generations]
     retries += 1
-  return [found[i] for i in range(len(prompts))]
+  return [generations[i] for i in range(len(prompts))]
 
 
 def trace_generation(
@@ -122,16 +122,15 @@ def _plan(
   prefixes: Sequence[Sequence[int]] | None = None,
   seed: int = 0,
 ) -> tuple[list[int], Callable[[Sequence[int], int, int], tuple[Any, tuple[Any, ...]]]]:
-  """Returns the indices of the prompts, the longest first, and how to call the compiled program.
+  """Returns the indices of the prompts, the longest first, and `make_call`.
 
-  That is `make_call(indices, size, retries) -> (decode, arguments after params)`, for a batch of
-  `size` rows.
+  `make_call(indices, size, retries)` returns the compiled program that decodes a batch of `size`
+  rows, and its arguments after `params`.
   """
   check_beam_size(config.beam_size, model.vocab_size)
   if not 1 <= config.n_best <= config.beam_size:
     raise UserError(f'--n_best={config.n_best} is not between 1 and --beam_size={config.beam_size}')
-  if config.max_tokens < 1:
-    raise UserError(f'--max_tokens={config.max_tokens} is not 1 or more')
+  check_range('--max_tokens', config.max_tokens, 1)
   keys = np.arange(len(prompts)) if key_indices is None else np.asarray(key_indices)
   starts = [()] * len(prompts) if prefixes is None else prefixes
   sizes, limits = [], np.full(len(prompts), config.max_tokens, np.int32)
@@ -154,7 +153,7 @@ def _plan(
   def make_call(indices: Sequence[int], size: int, retries: int) -> tuple[Any, tuple[Any, ...]]:
     # The last prompt fills up the last batch, so that all batches share a compiled program.
     rows = [indices[min(i, len(indices) - 1)] for i in range(size)]
-    # Every step reads and writes the buffers, so that they are short at first. Texts that exceed
+    # Every step reads and writes the buffers, so they are short at first. Texts that exceed
     # them, and the last few of a batch, are retried with buffers twice as long.
     source = sizes[indices[0]][0]
     first = 2 * bucket(source) if source else 32
@@ -162,16 +161,16 @@ def _plan(
     decode = _compiled(model, apply, config, buffer_len, size // UNFINISHED_SHARE)
     prefix = None if prefixes is None else _prefix([prefixes[i] for i in rows])
     seeds = np.uint32(seed), keys[rows].astype(np.uint32)
-    batch = pad_prompts([prompts[i] for i in rows], bucket)
-    return decode, (batch, seeds, limits[rows], prefix)
+    return decode, (pad_prompts([prompts[i] for i in rows], bucket), seeds, limits[rows], prefix)
 
   return sorted(range(len(prompts)), key=sizes.__getitem__, reverse=True), make_call
 
 
 def rows_per_batch(batch_size: int, prompts: int) -> int:
-  """Returns how many rows to decode together: one of a few sizes, each about half of the next.
+  """Returns the rows of a batch: `batch_size`, halved as long as all prompts fit.
 
-  Inside lm.parallel.mesh.set_mesh they divide over the devices that shard the rows.
+  All calls thus compile for a few sizes. Inside lm.parallel.mesh.set_mesh the rows divide over the
+  devices that shard them.
   """
   while batch_size // 2 >= prompts:
     batch_size //= 2
@@ -195,16 +194,17 @@ def _compiled(
     limits_B: Array,
     prefix_BP: Array | None,
   ) -> tuple[Hypotheses, Array]:
-    keys_B = row_keys(*seeds)
-    state = begin(model, apply, config, buffer_len, params, batch, keys_B, limits_B, prefix_BP)
+    rows = batch, row_keys(*seeds), limits_B, prefix_BP
     step = functools.partial(advance, model, apply, config, params)
+    state = begin(model, apply, config, buffer_len, params, *rows)
     state = decode_loop(step, state, buffer_len, max_unfinished)
-    if isinstance(state, BeamState):
-      found = best_hypotheses(config, state)
-    else:
-      found = Hypotheses(state.tokens[:, None], state.lengths[:, None], state.log_p[:, None])
+    hypotheses = (
+      best_hypotheses(config, state)
+      if isinstance(state, BeamState)
+      else Hypotheses(state.tokens[:, None], state.lengths[:, None], state.log_p[:, None])
+    )
     # Replicated, so that each process can read them.
-    return jax.tree.map(meshes.with_logical_constraint, (found, state.done))
+    return jax.tree.map(meshes.with_logical_constraint, (hypotheses, state.done))
 
   return decode
 
@@ -222,8 +222,7 @@ def begin(
 ) -> DecodeState | BeamState:
   """Reads the prompts of a batch; returns the state with the first token of each row."""
   B, P = batch['inputs'].shape
-  cache = model.init_cache(B, P + buffer_len * config.beam_size)
-  read = prefill(apply, params, batch, cache)
+  read = prefill(apply, params, batch, model.init_cache(B, P + buffer_len * config.beam_size))
   if config.beam_size > 1:
     return init_beam(config, model.reorder_cache, *read, limits_B, buffer_len, prefix_BP)
   return init_state(config, *read, keys_B, limits_B, buffer_len, prefix_BP)
@@ -240,16 +239,14 @@ def advance(
 
 
 def _prefix(prefixes: Sequence[Sequence[int]]) -> np.ndarray:
-  tokens = np.full((len(prefixes), bucket(max(map(len, prefixes)) + 1)), -1, np.int32)
-  for row, ids in enumerate(prefixes):
-    tokens[row, : len(ids)] = ids
-  return tokens
+  width = bucket(max(map(len, prefixes)) + 1)
+  return np.array([[*ids, *[-1] * (width - len(ids))] for ids in prefixes], np.int32)
 
 
 def _generations(of_row: Hypotheses, end: int) -> list[Generation]:
-  found: list[Generation] = []
+  generations: list[Generation] = []
   for tokens, length, score in zip(of_row.tokens.tolist(), *of_row[1:], strict=True):
     ids = tokens[:length]
-    if ids or not found:
-      found.append(Generation(ids[:-1] if ids[-1:] == [end] else ids, float(score)))
-  return found
+    if ids or not generations:
+      generations.append(Generation(ids[:-1] if ids[-1:] == [end] else ids, float(score)))
+  return generations

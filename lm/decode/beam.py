@@ -6,13 +6,12 @@ end, and are among the first `beam_size`, move to the finished hypotheses, of wh
 its own logits and cache alone.
 
 A hypothesis of n tokens, the end token and any prefix included, scores log p / ((5 + n) / 6)^alpha
-(Wu et al. 2016). Its log p is the model's own, less what logits processors removed. A row is done
-when no running hypothesis can exceed the score of its n_best-th finished one. This changes no
-result: log p only falls, and the penalty divides it by no more than at one end of the remaining
-lengths. Hypotheses that are cut off at the limit are scored as they are, and fill the places after
-the finished ones: they have not paid for an end token, and would displace those that have. Of equal
-scores the one found first comes first; of equal continuations the one of the better hypothesis,
-then the lower token.
+(Wu et al. 2016). Its log p is the model's, lowered by the logits processors. A row is done when no
+running hypothesis can exceed the score of its n_best-th finished one. This changes no result: log p
+only falls, and the penalty is largest at one end of the remaining lengths. Hypotheses that are cut
+off at the limit come after all finished ones: without the cost of an end token, they would displace
+them. Among equal scores the earlier hypothesis comes first. Among equal continuations the one of
+the better hypothesis does, then the lower token.
 
 With one beam and no length penalty this is greedy decoding. With as many beams as hypotheses exist
 the search is exhaustive.
@@ -29,8 +28,8 @@ from lm.decode.sampling import IMPOSSIBLE, process_logits
 from lm.errors import UserError
 from lm.types import Array
 
-# reorder(cache, parents_BM) -> cache of M beams a row, where beam m of row b, row b * M + m of a
-# step, continues beam parents_BM[b, m]. Before the first call there is one beam.
+# reorder(cache, parents_BM) -> cache of M beams a row: beam m of row b, which is row b * M + m of a
+# step, continues beam parents_BM[b, m]. Before the first call each row has one beam.
 Reorder = Callable[[Any, Array], Any]
 
 # _top_k and _log_sum_exp reduce the logits of a row in windows of this size.
@@ -38,9 +37,9 @@ WINDOW = 32
 
 
 class Hypotheses(NamedTuple):
-  """Texts of each row: finished ones before cut off ones, each by falling score.
+  """The N best texts of each row: finished texts, then those cut off, each by descending score.
 
-  A row with fewer than N has length 0 and score -inf in the other places.
+  A missing text has length 0 and score -inf.
   """
 
   tokens: Array  # (B, N, L) int32, then zeros; without an end token for a text that is cut off
@@ -53,7 +52,7 @@ class BeamState(NamedTuple):
 
   lengths: Array  # () int32, of all running hypotheses
   tokens: Array  # (B, M, L) int32; M is 1 before the first token, then the beam size
-  log_p: Array  # (B, M) float32, falling; -inf where there is no hypothesis
+  log_p: Array  # (B, M) float32, descending; -inf for a missing hypothesis
   finished: Hypotheses  # `beam_size` a row
   done: Array  # (B,) bool
   positions: Array  # (B,) int32
@@ -120,9 +119,9 @@ def _update(
   lengths = state.lengths + 1
 
   ends_BC = tokens_BC == config.end
-  # An end token below the first `beam` is dropped. Otherwise one beam would not be greedy, and an
-  # improbable end token of the first step would stay for lack of others. A row that is done stays
-  # as it is, however long the others take.
+  # Only the first `beam` continuations can end. Otherwise one beam would not be greedy, and an
+  # improbable end token of the first step would fill a free place. A row that is done does not
+  # change while other rows continue.
   counts_BC = ends_BC & (jnp.arange(2 * beam) < beam)[None] & ~state.done[:, None]
   scores_BC = jnp.where(counts_BC, log_p_BC / _penalty(config, lengths), -jnp.inf)
   new = Hypotheses(texts_BCL, jnp.full((B, 2 * beam), lengths), scores_BC)
@@ -201,14 +200,14 @@ def _penalty(config: DecodeConfig, length: Array) -> Array:
 def _top_k(x_RV: Array, k: int) -> tuple[Array, Array]:
   """Returns `jax.lax.top_k`, in a fifth to a third of its time on CPUs.
 
-  The k highest values are in the k windows of highest maximum: before any other window come k that
-  each hold a higher value, or an equal one further left.
+  The k windows of highest maximum hold the k highest values. For a value outside of them, each has
+  a higher value, or an equal one further left.
   """
   V = x_RV.shape[1]
   if k * WINDOW >= V:
     return jax.lax.top_k(x_RV, k)
   windows_RK = jax.lax.top_k(_reduce_windows(x_RV, -jnp.inf, jax.lax.max), k)[1]
-  # From left to right, so that the leftmost of equal values is found.
+  # From left to right, so that the leftmost of equal values wins.
   starts_RK = jnp.sort(windows_RK, axis=1) * WINDOW
   index_RC = (starts_RK[:, :, None] + jnp.arange(WINDOW)[None, None]).reshape(-1, k * WINDOW)
   values_RC = jnp.take_along_axis(x_RV, jnp.minimum(index_RC, V - 1), axis=1)

@@ -1,4 +1,4 @@
-"""The decoding loop: a model reads prompts into its cache, then every row gains a token a step.
+"""The decoding loop: a model reads prompts into its cache, then each step adds a token to each row.
 
 Streaming (lm/decode/stream.py), batches and beam search (lm/decode/batch.py, lm/decode/beam.py),
 and preflight run this loop. The tokens of a row depend on its prompt, its key and the parameters,
@@ -154,7 +154,7 @@ def decode_loop(
     advance: `decode_step` or `lm.decode.beam.beam_step`, with all arguments but the last bound.
     state: has `lengths` and `done`.
     stop: traced or not: a while-loop runs as many steps as the rows need.
-    max_unfinished: returns also when no more rows than this have to be advanced.
+    max_unfinished: the loop also stops when at most this many rows are unfinished.
   """
 
   def is_unfinished(state: State) -> Array:
@@ -177,7 +177,7 @@ def check_decoding(
   Raises:
     UserError: from the model.
   """
-  if jax.config.jax_disable_jit:  # for debugging with concrete values; there are none here
+  if jax.config.jax_disable_jit:  # a mode for debugging concrete values, which a trace lacks
     return
   rows, length = batch['segments'].shape
 
@@ -220,10 +220,9 @@ def _padded(
 
 
 def check_prompt_length(model: nn.Module, size: int, name: str) -> None:
-  """Checks that a model can read `size` tokens; `name` is what has them, for messages.
+  """Checks that a model can read a prompt of `size` tokens; errors call the prompt `name`.
 
-  A model that reads rows longer than those it was trained on does so after one warning on stderr
-  for each process.
+  If a model reads rows longer than those of its training, each process prints one warning.
 
   Raises:
     UserError: there are no tokens, or more than the model reads.
@@ -239,16 +238,19 @@ def check_prompt_length(model: nn.Module, size: int, name: str) -> None:
 @functools.cache
 def _warn_of_length(context: int) -> None:
   print(
-    f'warning: the model was trained on texts of at most {context} tokens; longer ones are read, '
-    'with less accuracy perhaps',
+    f'warning: the model was trained on texts of at most {context} tokens; it may be less accurate '
+    'on longer ones',
     file=sys.stderr,
   )
 
 
-def bucket(length: int, minimum: int = 16) -> int:
-  """Returns a row length: a power of two or halfway between two, so that few shapes compile."""
+def bucket(length: int) -> int:
+  """Returns a row length: a power of two or halfway between two, so that few shapes compile.
+
+  It is at least 16, except for the end token alone, from which a decoder begins.
+  """
   if length == 1:
-    return 1  # the end token alone, from which a decoder begins
-  power = max(minimum, 1 << max(0, length - 1).bit_length())
+    return 1
+  power = max(16, 1 << max(0, length - 1).bit_length())
   halfway = 3 * power // 4
-  return halfway if minimum <= length <= halfway else power
+  return halfway if 16 <= length <= halfway else power

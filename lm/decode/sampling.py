@@ -1,8 +1,14 @@
-"""Choosing the next token of a row from its logits.
+"""The next token of a row from its logits: logits processors, then a sampling function.
 
-A sampling function is pure, `sample_fn(logits_V, key) -> token`. Equal arguments return the same
-function, since `jax.jit` compiles again for a new one. Before it, `process_logits` applies logits
-processors and forced prefixes.
+Both are pure. A sampling function is `sample_fn(logits_V, key) -> token`; a logits processor is
+`processor(logits_V, tokens_L, length) -> logits_V`, where `tokens_L` holds the tokens generated so
+far, then zeros, and `length` counts them. Greedy decoding, sampling and beam search apply the same
+processors, in order. Equal arguments return the same function, since `jax.jit` compiles again for a
+new one.
+
+A processor lowers logits, to -inf for a forbidden token, and never raises one. The other tokens do
+not gain the probability that it removes: a hypothesis keeps the cost of the token it would have
+preferred. The best hypothesis under a constraint is thus the most probable one that meets it.
 """
 
 import functools
@@ -10,12 +16,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import tokenizers
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
+from lm.text.tokenizers import unknown_id
 from lm.types import Array
 
 SampleFn = Callable[[Array, Array], Array]
-# processor(logits_V, tokens_L, length) -> logits_V; see lm/decode/logits_processors.py
 LogitsProcessor = Callable[[Array, Array, Array], Array]
 
 # No real token has such a low log probability; vocabulary padding has (lm.types.OutputHead).
@@ -39,13 +47,13 @@ def process_logits(
 ) -> Array:
   """Returns the logits (B, V) after the processors, for the token after `lengths_B` tokens.
 
-  Where a text must begin with a prefix, the next token of it alone is allowed. It keeps its own
-  logit, whatever the processors would do to it.
+  Within the prefix of a text, only its next token is allowed. That token keeps its logit,
+  unprocessed.
 
   Args:
     logits_BV: float32.
     tokens_BL: int32, the tokens generated so far, then zeros.
-    lengths_B: int32, how many.
+    lengths_B: int32, the count of tokens generated so far.
     processors: applied in order.
     prefix_BP: int32, what each text must begin with, then at least one -1.
   """
@@ -82,19 +90,15 @@ def sampler(
     top_k: keeps the k highest logits (Fan et al. 2018); 0 for all.
     top_p: keeps the fewest tokens whose probability sums to p (Holtzman et al. 2020); 1 for all.
     min_p: keeps tokens with this share of the highest probability (Nguyen et al. 2024); 0 for all.
-    key: precedes the names of these arguments in errors, as the flag or config section did.
+    key: precedes the names of these arguments in errors: the dashes of a flag, or a config section.
 
   Raises:
     UserError: a value is out of its range.
   """
-  for name, value, low, high in (
-    ('temperature', temperature, 0, float('inf')),
-    ('top_k', top_k, 0, float('inf')),
-    ('top_p', top_p, 0, 1),
-    ('min_p', min_p, 0, 1),
-  ):
-    if not low <= value <= high:
-      raise UserError(f'{key}{name}={value} is not between {low} and {high}')
+  check_range(f'{key}temperature', temperature, 0)
+  check_range(f'{key}top_k', top_k, 0)
+  check_range(f'{key}top_p', top_p, 0, 1)
+  check_range(f'{key}min_p', min_p, 0, 1)
   if temperature == 0:
     return greedy
 
@@ -128,3 +132,102 @@ def keep_top_p(logits_V: Array, p: float) -> Array:
 def keep_min_p(logits_V: Array, p: float) -> Array:
   """Sets to -inf the tokens less probable than p times the most probable one."""
   return jnp.where(logits_V < logits_V.max() + jnp.log(p), -jnp.inf, logits_V)
+
+
+@functools.cache
+def no_repeat_ngram(n: int) -> LogitsProcessor:
+  """Forbids to repeat any n tokens in the same order (Paulus et al. 2018).
+
+  Raises:
+    UserError: `n` is below 1.
+  """
+  check_range('no_repeat_ngram: n', n, 1)
+
+  def process(logits_V: Array, tokens_L: Array, length: Array) -> Array:
+    (L,), (V,) = tokens_L.shape, logits_V.shape
+    # ends_L[i]: the n - 1 tokens before position i equal the last n - 1 tokens.
+    ends_L = (jnp.arange(L) >= n - 1) & (jnp.arange(L) < length)
+    for back in range(1, n):
+      ends_L &= jnp.roll(tokens_L, back) == tokens_L[length - back]
+    return logits_V.at[jnp.where(ends_L, tokens_L, V)].set(-jnp.inf, mode='drop')
+
+  return process
+
+
+@functools.cache
+def repetition_penalty(x: float) -> LogitsProcessor:
+  """Divides the positive and multiplies the negative logits of earlier tokens by x.
+
+  Keskar et al. 2019; they use 1.2.
+
+  Raises:
+    UserError: `x` is below 1 and would raise logits.
+  """
+  check_range('repetition_penalty: x', x, 1)
+
+  def process(logits_V: Array, tokens_L: Array, length: Array) -> Array:
+    earlier_L = logits_V[tokens_L]
+    lowered_L = jnp.where(earlier_L > 0, earlier_L / x, earlier_L * x)
+    index_L = jnp.where(jnp.arange(tokens_L.shape[0]) < length, tokens_L, logits_V.shape[0])
+    return logits_V.at[index_L].set(lowered_L, mode='drop')
+
+  return process
+
+
+@functools.cache
+def minimum_length(n: int, end: int) -> LogitsProcessor:
+  """Forbids the token `end` before n other tokens.
+
+  Raises:
+    UserError: `end` is not in the vocabulary.
+  """
+  return _masked('minimum_length', (end,), lambda is_end_V, length: is_end_V & (length < n))
+
+
+@functools.cache
+def allowed_tokens(ids: tuple[int, ...]) -> LogitsProcessor:
+  """Forbids all tokens except these; the end token must be among them for a row to end.
+
+  Raises:
+    UserError: there are no ids, or one is not in the vocabulary (known at the first call).
+  """
+  return _masked('allowed_tokens', ids, lambda is_allowed_V, length: ~is_allowed_V)
+
+
+@functools.cache
+def forbidden_tokens(ids: tuple[int, ...]) -> LogitsProcessor:
+  """Forbids these tokens.
+
+  Raises:
+    UserError: there are no ids, or one is not in the vocabulary (known at the first call).
+  """
+  return _masked('forbidden_tokens', ids, lambda is_forbidden_V, length: is_forbidden_V)
+
+
+def ban_unknown_token(tokenizer: tokenizers.Tokenizer) -> tuple[LogitsProcessor, ...]:
+  """Returns the processors that forbid the unknown token, which has no text: one, or none."""
+  unknown = unknown_id(tokenizer)
+  return () if unknown is None else (forbidden_tokens((unknown,)),)
+
+
+def _masked(
+  name: str, ids: tuple[int, ...], forbidden: Callable[[np.ndarray, Array], Array | np.ndarray]
+) -> LogitsProcessor:
+  """Returns the processor that forbids tokens.
+
+  Args:
+    name: of the processor, in errors.
+    ids: token ids.
+    forbidden: from whether each token is one of the ids (V,), and the length of the text, to
+      whether each token is forbidden (V,).
+  """
+  if not ids or min(ids) < 0:
+    raise UserError(f'{name}: ids={ids} are not one or more token ids from 0')
+
+  def process(logits_V: Array, tokens_L: Array, length: Array) -> Array:
+    (V,) = logits_V.shape
+    if max(ids) >= V:
+      raise UserError(f'{name}: id {max(ids)} is not below {V}, the size of the vocabulary')
+    return jnp.where(forbidden(np.isin(np.arange(V), ids), length), -jnp.inf, logits_V)
+
+  return process

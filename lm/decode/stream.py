@@ -50,13 +50,12 @@ def stream_text(
   key_indices: Sequence[int],
   seed: int = 0,
   encode: Callable[[str], list[int]] | None = None,
-  key: str = '--prompt',
   report: Callable[[str], None] = lambda note: None,
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
 
-  The texts of a row join to what `tokenizer.decode` adds to the decoded prompt. After a prompt with
-  trailing white space that the tokenizer drops, they begin without any.
+  The texts of a row join to the suffix that its new tokens add to the decoded prompt. If the
+  tokenizer drops white space at the end of a prompt, the text begins without white space.
 
   Rows end at the end token, at `config.max_tokens`, or at the end of the model's context, which is
   reported first.
@@ -71,7 +70,6 @@ def stream_text(
     key_indices: one a row.
     seed: of the keys of all rows.
     encode: `prompt_encoder(tokenizer)`, made here by default.
-    key: names the prompt in errors.
     report: is called with a note for the user.
 
   Raises:
@@ -79,40 +77,18 @@ def stream_text(
   """
   encoded = list(map(encode or prompt_encoder(tokenizer), prompts))
   longest = max(map(len, encoded))
-  check_prompt_length(model, longest, key)
+  check_prompt_length(model, longest, '--prompt')
   if longest + config.max_tokens > model.context + 1 and not model.reads_on:
     config = config._replace(max_tokens=model.context - longest + 1)
     report(f'the model reads {model.context} tokens: {config.max_tokens} are added to the prompt')
-  rows = [_Row(tokenizer, prompt, ids[1:]) for prompt, ids in zip(prompts, encoded, strict=True)]
+  pairs = zip(prompts, encoded, strict=True)
+  rows = [TextStream(tokenizer, ids[1:], prompt[-1:].isspace()) for prompt, ids in pairs]
   for tokens in stream_tokens(model, apply, params, encoded, config, key_indices, seed):
-    yield [row.step(int(token), config.end) for row, token in zip(rows, tokens, strict=True)]
+    yield [
+      row.finish() if token in (config.end, -1) else row.step(token)
+      for row, token in zip(rows, tokens.tolist(), strict=True)
+    ]
   yield [row.finish() for row in rows]
-
-
-class _Row:
-  """The text of a row."""
-
-  def __init__(self, tokenizer: tokenizers.Tokenizer, prompt: str, ids: list[int]):
-    self._stream = TextStream(tokenizer, ids)
-    self._after_space = prompt[-1:].isspace() and not tokenizer.decode(ids)[-1:].isspace()
-    self._ended = False
-
-  def step(self, token: int, end: int) -> str:
-    if token in (end, -1):
-      return self.finish()
-    return self._shown(self._stream.step(token))
-
-  def finish(self) -> str:
-    if self._ended:
-      return ''
-    self._ended = True
-    return self._shown(self._stream.finish())
-
-  def _shown(self, text: str) -> str:
-    if self._after_space and text:
-      self._after_space = False
-      return text.lstrip()
-    return text
 
 
 def stream_tokens(

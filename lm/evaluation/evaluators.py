@@ -19,10 +19,9 @@ from lm.evaluation.host_memory import Program
 from lm.parallel import multihost
 from lm.progress import Progress
 from lm.types import Params
-from lm.workdir import eval_artifacts
-from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir import run_data
 from lm.workdir.metrics_writer import Metrics
-from lm.workdir.run_data import losses_by_step
+from lm.workdir.run_data import EvalExample, losses_by_step
 
 _KEY = 'eval.evaluators'
 
@@ -177,6 +176,6 @@ class Evaluators:
       losses = losses_by_step(workdir, self._monitor)
       known = [(loss, at) for at, loss in losses.items() if at <= step]
       best = min(known)[1] if known else None
-      eval_artifacts.write_predictions(workdir, step, found.examples, found.notes, best)
+      run_data.write_predictions(workdir, step, found.examples, found.notes, best)
     for name, content in found.files.items():
-      eval_artifacts.write_newest(workdir, name, step, content)
+      run_data.write_newest(workdir, name, step, content)

@@ -19,6 +19,7 @@ from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
+from lm.parallel.mesh import bytes_per_device
 from lm.types import Batch, Params, TrainState
 
 _GIB = 2**30
@@ -165,7 +166,7 @@ def check_program(
     return 0 if program is None else program * len(devices) + held * size * row
 
   # Gradients are as large as parameters, for any batch.
-  fixed = (bytes_held(state) + bytes_held(state.params)) * len(devices)
+  fixed = (bytes_per_device(state) + bytes_per_device(state.params)) * len(devices)
   parts = _shards(functions) * config.microbatches
   program = Program('batch_size', 'a step', config.batch_size, trace)
   _check_fits(program, needed, free, fixed, parts, ', or more microbatches')
@@ -192,8 +193,8 @@ def check_evaluations(
   if free is None:
     return
   # The memory of a program includes its arguments, the parameters.
-  other = (0 if state is None else bytes_held(state)) - bytes_held(params)
-  fixed = len(devices) * (other + bytes_held(params))
+  other = (0 if state is None else bytes_per_device(state)) - bytes_per_device(params)
+  fixed = len(devices) * (other + bytes_per_device(params))
   for program in programs:
     values = _values(program.trace(program.size).jaxpr.jaxpr)
     if len(devices) * (2 * values + max(other, 0)) < free / 2:
@@ -265,14 +266,7 @@ def _fits_surely(config: ConfigDict, functions: Components, state: TrainState, f
   """
   context = config.data.seq_len + config.data.source_len
   activations = 4 * config.batch_size * context * (parameter_count(state.params) + 64 * context)
-  return activations + 3 * bytes_held(state) * len(functions.mesh.local_devices) < free / 2
-
-
-def bytes_held(tree: Any) -> int:
-  """Returns the bytes of abstract arrays on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
+  return activations + 3 * bytes_per_device(state) * len(functions.mesh.local_devices) < free / 2
 
 
 def _row_bytes(config: ConfigDict, rows: Rows, transforms: Sequence[batches.Transform]) -> int:

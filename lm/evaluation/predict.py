@@ -22,8 +22,8 @@ from lm.config import resolve
 from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows
 from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
-from lm.decode.logits_processors import ban_unknown_token
 from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
+from lm.decode.sampling import ban_unknown_token
 from lm.errors import UserError
 from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
@@ -32,8 +32,8 @@ from lm.task import Features, cast_feature
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Params
 from lm.workdir import files
-from lm.workdir.eval_artifacts import EvalExample
 from lm.workdir.load import load
+from lm.workdir.run_data import EvalExample
 
 
 class Predictions(NamedTuple):

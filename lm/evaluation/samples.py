@@ -5,9 +5,8 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.components import Inference
-from lm.decode.logits_processors import ban_unknown_token
 from lm.decode.loop import DecodeConfig, check_decoding, check_prompt_length
-from lm.decode.sampling import sampler
+from lm.decode.sampling import ban_unknown_token, sampler
 from lm.decode.stream import prompt_encoder, stream_text
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluation, Evaluator
@@ -26,7 +25,7 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
   """
   log, model = config.log, functions.model
   prompts = list(log.sample_prompts)
-  if not prompts:
+  if not prompts or not log.sample_tokens:
     return Evaluator(lambda step, params: Evaluation())
   if not model.continues_prompts:
     raise UserError(

@@ -27,7 +27,7 @@ from lm.text.vectors import (
   unit_rows,
 )
 from lm.types import Params
-from lm.workdir import eval_artifacts
+from lm.workdir import run_data
 from lm.workdir.load import Loaded, load
 from lm.workdir.write import write_workdir
 
@@ -114,7 +114,7 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
     config,
     known_words(words),
     params,
-    lambda folder: eval_artifacts.write_newest(folder, _MAP, 0, shown),
+    lambda folder: run_data.write_newest(folder, _MAP, 0, shown),
   )
 
 

@@ -96,8 +96,7 @@ def _cmrc_text(answer: str) -> str:
 
 
 def _cmrc_pieces(answer: str) -> list[str]:
-  runs = _HAN_OR_OTHER.findall(_cmrc_text(answer))
-  return [piece for run in runs for piece in _WORD.findall(run)]
+  return [p for run in _HAN_OR_OTHER.findall(_cmrc_text(answer)) for p in _WORD.findall(run)]
 
 
 def _bag_f1(prediction: list[str], gold: list[str]) -> float:

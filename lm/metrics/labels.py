@@ -1,14 +1,12 @@
 """Metrics of one prediction per example: a label, a string, a number. 1 is perfect."""
 
 import collections
-import itertools
-import math
 import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_choice, did_you_mean
 from lm.metrics.scores import NUMBERS, TAGS, CorpusMetric, Scores, alternatives, higher, validated
 
 AVERAGES = ('macro', 'micro', 'weighted')
@@ -25,11 +23,7 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   Raises:
     UserError: `average` is unknown; or, from the metric, `positive` does not occur.
   """
-  if average not in AVERAGES:
-    choices = ', '.join(AVERAGES)
-    raise UserError(
-      f'average={average!r}{did_you_mean(average, AVERAGES)} must be one of {choices}'
-    )
+  check_choice('average', average, AVERAGES)
 
   def score(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     predicted, actual = collections.Counter(predictions), collections.Counter(references)
@@ -51,17 +45,15 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   def check(labels: Sequence[str]) -> None:
     if positive is not None and positive not in labels:
       known = sorted(set(labels))
-      available = ', '.join(map(repr, known))
       raise UserError(
         f'positive={positive!r} is no label of the set{did_you_mean(positive, known)}; available: '
-        f'{available}'
+        f'{", ".join(map(repr, known))}'
       )
 
   names = ('accuracy', 'f1') if positive is None else ('accuracy', 'f1', 'f1_positive')
   each = ('accuracy', lambda prediction, reference: float(prediction == reference))
   kind = (str, 'labels, one per example')
-  metric = CorpusMetric(score, higher(*names), check, each)
-  return validated('classification', metric, kind, kind)
+  return validated('classification', CorpusMetric(score, higher(*names), check, each), kind, kind)
 
 
 def tags(average: str = 'macro') -> CorpusMetric:
@@ -69,8 +61,8 @@ def tags(average: str = 'macro') -> CorpusMetric:
   of_words = classification(average)
 
   def score(predictions: Sequence[list[str]], references: Sequence[list[str]]) -> Scores:
-    flat = itertools.chain.from_iterable
-    return of_words(list(flat(predictions)), list(flat(references)))
+    predicted, actual = ([tag for s in side for tag in s] for side in (predictions, references))
+    return of_words(predicted, actual)
 
   return validated('tags', CorpusMetric(score, of_words.higher_is_better), TAGS, TAGS)
 
@@ -100,8 +92,8 @@ def regression() -> CorpusMetric:
   def score(predictions: Sequence[float], references: Sequence[float]) -> Scores:
     x, y = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
     mse = float(np.mean((x - y) ** 2))
-    r2 = 1 - mse / float(np.var(y)) if np.ptp(y) > 0 else math.nan
-    values = {'mse': mse, 'r2': r2, 'pearson': math.nan, 'spearman': math.nan}
+    r2 = 1 - mse / float(np.var(y)) if np.ptp(y) > 0 else np.nan
+    values = {'mse': mse, 'r2': r2, 'pearson': np.nan, 'spearman': np.nan}
     if np.isfinite(x).all() and np.isfinite(y).all():
       values |= {'pearson': _correlation(x, y), 'spearman': _correlation(_ranks(x), _ranks(y))}
     return Scores(values)
@@ -113,7 +105,7 @@ def regression() -> CorpusMetric:
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
   # Constants are detected before subtracting the mean, which may be inexact.
   if np.ptp(x) == 0 or np.ptp(y) == 0:
-    return math.nan
+    return np.nan
   x, y = x - x.mean(), y - y.mean()
   return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 

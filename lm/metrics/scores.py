@@ -1,7 +1,7 @@
 """Corpus metrics: scores of all predictions of a set against its references, on the host.
 
-`lm.types.Metric` sums terms over examples on the device. BLEU and entity F1 are no such means; they
-need the decoded predictions of a whole set,
+`lm.types.Metric` sums terms over examples on the device. BLEU and entity F1 are not means over
+examples: they need all decoded predictions of a set,
 
     metric(predictions, references) -> Scores
 
@@ -17,10 +17,11 @@ from typing import Any
 
 from lm.errors import UserError
 
-Kind = tuple[type, str]  # the type of predictions or references, and its name in errors
+# The types of predictions or references, and their name in errors.
+Kind = tuple[type | tuple[type, ...], str]
 TEXTS: Kind = (str, 'texts')
-TAGS: Kind = (list, 'lists of tags')
-NUMBERS: Kind = (float, 'numbers')
+TAGS: Kind = ((list, tuple), 'lists of tags')
+NUMBERS: Kind = (numbers.Real, 'numbers')
 ANY: Kind = (object, 'anything')
 
 
@@ -34,14 +35,15 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusMetric:
-  """A function `(predictions, references) -> Scores`, and what is known about it in advance.
+  """A function `(predictions, references) -> Scores` and its properties.
 
   Attributes:
     score: the function.
-    higher_is_better: the direction of each value; None for a value without one.
-    check: raises the UserError that `score` would raise because of the references of a set.
+    higher_is_better: the direction of each value; None for a value without a direction.
+    check: takes the references of a set; raises the UserError that `score` would raise for them.
     example_score: the name and the function `(prediction, reference) -> float` of the score of one
-      example, by which examples are sorted; None for the F1 of `score`, or else its first value.
+      example, by which examples are sorted. The default is the F1 of `score`, or its first value if
+      it has no F1.
   """
 
   score: Callable[[Sequence[Any], Sequence[Any]], Scores]
@@ -60,9 +62,9 @@ class CorpusMetric:
     if self.example_score is not None:
       name, function = self.example_score
       return name, [function(*pair) for pair in pairs]
-    found = [self.score([prediction], [reference]).values for prediction, reference in pairs]
-    name = 'f1' if 'f1' in found[0] else next(iter(found[0]))
-    return name, [values[name] for values in found]
+    scores = [self.score([prediction], [reference]).values for prediction, reference in pairs]
+    name = 'f1' if 'f1' in scores[0] else next(iter(scores[0]))
+    return name, [values[name] for values in scores]
 
 
 def validated(
@@ -76,14 +78,14 @@ def validated(
   `score` raises UserError for an empty set or a wrong type, and ValueError for unequal lengths.
   """
 
-  def score(found: Sequence[Any], actual: Sequence[Any]) -> Scores:
-    if len(found) != len(actual):
-      raise ValueError(f'{name}: {len(found)} predictions for {len(actual)} references')
-    if not len(actual):
+  def score(outputs: Sequence[Any], targets: Sequence[Any]) -> Scores:
+    if len(outputs) != len(targets):
+      raise ValueError(f'{name}: {len(outputs)} predictions for {len(targets)} references')
+    if not len(targets):
       raise UserError(f'{name}: metric on an empty set; it needs at least one example')
-    _check_kind(name, found, predictions)
-    _check_kind(name, actual, references)
-    return metric.score(found, actual)
+    _check_kind(name, outputs, predictions)
+    _check_kind(name, targets, references)
+    return metric.score(outputs, targets)
 
   def check(actual: Sequence[Any]) -> None:
     _check_kind(name, actual, references)
@@ -104,9 +106,7 @@ def higher(*names: str) -> dict[str, bool | None]:
 
 def _check_kind(name: str, values: Sequence[Any], kind: Kind) -> None:
   for value in values:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    listed = isinstance(value, list | tuple)
-    if not {float: number, list: listed}.get(kind[0], isinstance(value, kind[0])):
+    if not isinstance(value, kind[0]) or (kind is NUMBERS and isinstance(value, bool)):
       raise UserError(
         f'{name}: it scores {kind[1]}, not {value!r:.60} as in this task; use another metric in '
         'eval.sets.NAME.scores'

@@ -1,8 +1,7 @@
 """Precision, recall and F1 of spans: tagged entities, and words found in running text."""
 
-import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lm.errors import UserError
 from lm.metrics.scores import TAGS, CorpusMetric, Scores, higher, validated
@@ -26,18 +25,14 @@ def entities() -> CorpusMetric:
 
   def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
     check(references)
-    count: collections.Counter[str] = collections.Counter()
+    is_correct: list[bool] = []
     for predicted, actual in zip(predictions, references, strict=True):
       if len(predicted) != len(actual):
         raise ValueError(f'entities: {len(predicted)} predictions for {len(actual)} tags')
-      found, gold = entity_spans(predicted), entity_spans(actual)
-      count['tags'] += len(actual)
-      count['correct_tags'] += sum(p == r for p, r in zip(predicted, actual, strict=True))
-      count['predicted'] += len(found)
-      count['actual'] += len(gold)
-      count['correct'] += len(found & gold)
-    values = _precision_recall_f1(count['correct'], count['predicted'], count['actual'])
-    return Scores(values | {'accuracy': count['correct_tags'] / count['tags']})
+      is_correct += [tag == gold for tag, gold in zip(predicted, actual, strict=True)]
+    spans = ([entity_spans(tags) for tags in side] for side in (predictions, references))
+    values = _precision_recall_f1(*spans)
+    return Scores(values | {'accuracy': sum(is_correct) / len(is_correct)})
 
   def check(references: Sequence[Sequence[str]]) -> None:
     if not any(references):
@@ -64,7 +59,7 @@ def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   Raises:
     UserError: a tag is neither BIO nor IOBES.
   """
-  found = set()
+  spans = set()
   start, last_prefix, last_kind = 0, 'O', ''
   for i, tag in enumerate((*tags, 'O')):
     match = _TAG.fullmatch(tag)
@@ -74,10 +69,10 @@ def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     continues = prefix in 'IE' and last_prefix in 'BI' and kind == last_kind
     if not continues:
       if last_prefix != 'O':
-        found.add((last_kind, start, i))
+        spans.add((last_kind, start, i))
       start = i
     last_prefix, last_kind = prefix, kind
-  return found
+  return spans
 
 
 def segmentation() -> CorpusMetric:
@@ -95,17 +90,13 @@ def segmentation() -> CorpusMetric:
     check(references)
     for words in (*predictions, *references):
       _check_order(words)
-    pairs = zip(predictions, references, strict=True)
-    correct = sum(len(set(found) & set(gold)) for found, gold in pairs)
-    predicted, actual = sum(map(len, predictions)), sum(map(len, references))
-    return Scores(_precision_recall_f1(correct, predicted, actual))
+    return Scores(_precision_recall_f1(predictions, references))
 
   def check(references: Sequence[Sequence[Span]]) -> None:
     if not any(references):
       raise UserError('segmentation: metric on an empty set; the references have no words')
 
-  directions = higher('precision', 'recall', 'f1')
-  return validated('segmentation', CorpusMetric(score, directions, check))
+  return validated('segmentation', CorpusMetric(score, higher('precision', 'recall', 'f1'), check))
 
 
 def word_spans(words: Sequence[str], text: str) -> list[Span]:
@@ -114,7 +105,7 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
   Raises:
     UserError: the words are not those of the text.
   """
-  found, end = [], 0
+  spans, end = [], 0
   for word in words:
     start = end
     while text[start : start + 1].isspace() and not text.startswith(word, start):
@@ -122,13 +113,19 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
     if not text.startswith(word, start):
       raise UserError(f'the words do not spell the text: {word!r} is not at character {end}')
     end = start + len(word)
-    found.append((start, end))
+    spans.append((start, end))
   if text[end:].strip():
     raise UserError(f'the words do not spell the text: none is at character {end}')
-  return found
+  return spans
 
 
-def _precision_recall_f1(correct: int, predicted: int, actual: int) -> dict[str, float]:
+def _precision_recall_f1(
+  predictions: Sequence[Collection], references: Sequence[Collection]
+) -> dict[str, float]:
+  """Returns the scores of the items of all examples together; a ratio without items is 0."""
+  pairs = zip(predictions, references, strict=True)
+  correct = sum(len(set(predicted) & set(actual)) for predicted, actual in pairs)
+  predicted, actual = sum(map(len, predictions)), sum(map(len, references))
   return {
     'precision': correct / predicted if predicted else 0.0,
     'recall': correct / actual if actual else 0.0,

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 
 from lm.nn.losses import token_statistics
-from lm.types import Batch, Metric, Output, WeightedSums
+from lm.types import Array, Batch, Metric, Output, WeightedSums
 
 
 def cross_entropy() -> Metric:
@@ -13,8 +13,7 @@ def cross_entropy() -> Metric:
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
     nats, _ = token_statistics(output.hidden, output.head, batch['targets'])
-    weights = batch['weights']
-    return {'loss': (jnp.sum(weights * nats), jnp.sum(weights))}
+    return _weighted_sums(batch, loss=nats)
 
   return Metric(terms, _perplexity, {'loss': False, 'perplexity': False})
 
@@ -27,12 +26,7 @@ def targets() -> Metric:
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
     nats, correct = token_statistics(output.hidden, output.head, batch['targets'])
-    weights = batch['weights']
-    count = jnp.sum(weights)
-    return {
-      'loss': (jnp.sum(weights * nats), count),
-      'accuracy': (jnp.sum(weights * correct), count),
-    }
+    return _weighted_sums(batch, loss=nats, accuracy=correct)
 
   return Metric(terms, _perplexity, {'loss': False, 'accuracy': True, 'perplexity': False})
 
@@ -45,9 +39,9 @@ def language_model() -> Metric:
   of_targets = targets()
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
-    found = of_targets.terms(output, batch)
+    sums = of_targets.terms(output, batch)
     size = jnp.sum(batch['bytes'].astype(jnp.float32))
-    return found | {'bits_per_byte': (found['loss'][0] / math.log(2), size)}
+    return sums | {'bits_per_byte': (sums['loss'][0] / math.log(2), size)}
 
   directions = {**of_targets.higher_is_better, 'bits_per_byte': False}
   return Metric(terms, of_targets.derive, directions)
@@ -58,14 +52,15 @@ def squared_error() -> Metric:
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
     error = output.head(output.hidden)[..., 0] - batch['targets']
-    weights = batch['weights']
-    count = jnp.sum(weights)
-    return {
-      'loss': (jnp.sum(weights * jnp.square(error)), count),
-      'absolute_error': (jnp.sum(weights * jnp.abs(error)), count),
-    }
+    return _weighted_sums(batch, loss=jnp.square(error), absolute_error=jnp.abs(error))
 
   return Metric(terms, higher_is_better={'loss': False, 'absolute_error': False})
+
+
+def _weighted_sums(batch: Batch, **values: Array) -> WeightedSums:
+  """Returns for each value its sum over targets, weighted, and the sum of the weights."""
+  weights = batch['weights']
+  return {name: (jnp.sum(weights * value), jnp.sum(weights)) for name, value in values.items()}
 
 
 def _perplexity(means: dict[str, float]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """BLEU, chrF and TER of a corpus, equal to the scores of the sacrebleu command.
 
 Predictions are detokenized strings; the references of one are a string or a list of strings. Values
-are in percent, as sacrebleu prints them (TER may exceed 100; lower is better there). The note of a
-value is its signature: only scores with equal signatures are comparable (Post 2018, A Call for
+are in percent, as sacrebleu prints them (TER may exceed 100, and a lower TER is better). The note
+of a value is its signature: only scores with equal signatures are comparable (Post 2018, A Call for
 Clarity in Reporting BLEU Scores).
 """
 
@@ -14,7 +14,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_choice, check_range
 from lm.metrics.scores import TEXTS, CorpusMetric, Scores, alternatives, validated
 
 # By ISO 639 code. The default tokenizer, '13a', splits at spaces and ASCII punctuation, which these
@@ -125,19 +125,17 @@ def compare(
   Raises:
     UserError: as for `bleu`, or `samples` is below 1.
   """
-  if samples < 1:
-    raise UserError(f'samples={samples} must be at least 1')
+  check_range('samples', samples, 1)
   named: list[tuple[str, Sequence[str]]] = [('baseline', baseline), ('system', system)]
   for _, predictions in named:
     bleu(language, tokenize)(predictions, references)  # checks the arguments
-  streams = _streams('bleu', references)
   scorer = {'bleu': _bleu(language, tokenize)}
-  signatures, found = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
+  streams = _streams('bleu', references)
+  signatures, results = PairedTest(named, scorer, streams, test_type='bs', n_samples=samples)()
   ((name, signature),) = signatures.items()
-  one, other = (result for result in found[name] if isinstance(result, Result))
-  values = {'baseline': one.score, 'system': other.score, 'p': other.p_value}
-  if list(baseline) == list(system):
-    values['p'] = 1.0
+  one, other = (result for result in results[name] if isinstance(result, Result))
+  p = 1.0 if list(baseline) == list(system) else other.p_value
+  values = {'baseline': one.score, 'system': other.score, 'p': p}
   known = {name: float(value) for name, value in values.items() if value is not None}
   return Scores(known, {'p': signature.format()})
 
@@ -192,10 +190,7 @@ def _tokenizer(language: str, tokenize: str | None) -> str:
   code = _code(language)
   own = TOKENIZERS.get(code, '13a')
   chosen = own if tokenize is None else tokenize
-  if chosen not in BLEU.TOKENIZERS:
-    known = ', '.join(sorted(BLEU.TOKENIZERS))
-    hint = did_you_mean(chosen, BLEU.TOKENIZERS)
-    raise UserError(f'tokenize={chosen!r} is no tokenizer of sacrebleu{hint}; available: {known}')
+  check_choice('tokenize', chosen, sorted(BLEU.TOKENIZERS))
   if chosen in SPACE_TOKENIZERS and (code in TOKENIZERS or code in UNSEGMENTED):
     better = f"{own!r}, 'flores200' or 'char'" if code in TOKENIZERS else "'flores200' or 'char'"
     raise UserError(

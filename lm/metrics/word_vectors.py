@@ -8,12 +8,9 @@ A config names the builder of a `VectorMetric` by import path, with literal argu
 """
 
 import collections
-import itertools
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -44,15 +41,15 @@ class VectorMetric(NamedTuple):
   Attributes:
     name: the prefix of the values.
     score: from vectors to the values.
-    check: takes words with their rows, before there are vectors, and raises the UserError that
-      `score` would raise for lack of words.
-    higher_is_better: the direction of each value; None for a value without one.
+    check: takes the row of each word, before training, and raises the UserError that `score` would
+      raise for lack of words.
+    higher_is_better: the direction of each value; None for a value without a direction.
   """
 
   name: str
   score: Callable[[Vectors], Scores]
   check: Callable[[Mapping[str, int]], object] = lambda index: None
-  higher_is_better: Mapping[str, bool | None] = MappingProxyType({})
+  higher_is_better: Mapping[str, bool | None] = {}
 
 
 def pairs(file: str, name: str = '') -> VectorMetric:
@@ -92,12 +89,14 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
   read = read_questions(path)
 
   def score(vectors: Vectors) -> Scores:
-    values: dict[str, float] = {}
-    for short, function in SCORES.items():
-      for key, value in accuracy(vectors, read, function).values.items():
-        if sections or '/' not in key:
-          values[re.sub('accuracy$', f'{short}_accuracy', key)] = value
-    return Scores(values)
+    return Scores(
+      {
+        re.sub('accuracy$', f'{short}_accuracy', key): value
+        for short, function in SCORES.items()
+        for key, value in accuracy(vectors, read, function).values.items()
+        if sections or '/' not in key
+      }
+    )
 
   values = [*(f'{short}_accuracy' for short in SCORES), 'coverage']
   names = values + [f'{section}/{value}' for section in read if sections for value in values]
@@ -128,19 +127,20 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
   if len(groups) < 2 or any(len(members) < 2 for members in groups.values()):
     raise UserError(f'groups={dict(groups)!r:.80}: at least two groups of two words are needed')
   if twice := [word for word, count in collections.Counter(words).items() if count > 1]:
-    raise UserError(f'groups: {twice[0]!r:.40} is there twice')
+    raise UserError(f'groups: {twice[0]!r:.40} is repeated')
 
   def covered(index: Mapping[str, int]) -> tuple[list[int], np.ndarray]:
     """Returns the rows of the covered words, and the groups that they are in."""
-    rows, found = _covered(index, [(word,) for word in words])
-    inside = np.bincount(of[found], minlength=len(groups))
-    known = np.flatnonzero(inside[of[found]] > 1)
-    if len(set(of[found][known])) < 2:
-      raise UserError(
-        f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
-        'among the vectors'
-      )
-    return [rows[i][0] for i in known], of[found][known]
+    empty = (
+      f'groups: metric on an empty set; of {len(groups)} groups fewer than two have two words '
+      'among the vectors'
+    )
+    rows, indices = _covered(index, [(word,) for word in words], empty)
+    kinds = of[indices]
+    known = np.flatnonzero(np.bincount(kinds)[kinds] > 1)
+    if len(set(kinds[known])) < 2:
+      raise UserError(empty)
+    return [rows[i][0] for i in known], kinds[known]
 
   def score(vectors: Vectors) -> Scores:
     rows, kinds = covered(vectors.index)
@@ -162,15 +162,14 @@ def read_pairs(path: str | Path) -> list[Pair]:
     UserError: the file cannot be read, a line is wrong, or there is no pair.
   """
   pairs = []
-  for place, line in _lines(path):
-    if line.startswith('#'):
-      continue
+  lines = (numbered for numbered in _lines(path) if not numbered[1].startswith('#'))
+  for place, line in lines:
     one, other, score = _fields(line, '\t', 3, place)
     try:
       value = float(score)
     except ValueError:
-      value = math.nan
-    if not math.isfinite(value):
+      value = np.nan
+    if not np.isfinite(value):
       raise UserError(f'{place}: {score!r:.40} is not a score; a finite number is needed')
     pairs.append((one, other, value))
   if not pairs:
@@ -214,10 +213,10 @@ def similarity(vectors: Vectors, pairs: Sequence[Pair]) -> Scores:
   Raises:
     UserError: no pair is covered.
   """
-  rows, found = _covered_pairs(vectors.index, pairs)
-  scores = [pairs[i][2] for i in found]
+  rows, covered = _covered_pairs(vectors.index, pairs)
+  scores = [pairs[i][2] for i in covered]
   spearman = regression()(cosines(vectors, rows).tolist(), scores).values['spearman']
-  return Scores({'spearman': spearman, 'coverage': len(found) / len(pairs)})
+  return Scores({'spearman': spearman, 'coverage': len(covered) / len(pairs)})
 
 
 def accuracy(
@@ -234,11 +233,11 @@ def accuracy(
     UserError: no question is covered.
   """
   names = [name for name, members in sections.items() for _ in members]
-  rows, found = _covered_questions(vectors.index, sections)
-  covered = np.array(rows)
-  correct = analogies(vectors, covered[:, :3], score) == covered[:, 3]
-  section = np.array([names[i] for i in found])
-  values = {'accuracy': float(correct.mean()), 'coverage': len(found) / len(names)}
+  rows, covered = _covered_questions(vectors.index, sections)
+  rows_N4 = np.array(rows)
+  correct = analogies(vectors, rows_N4[:, :3], score) == rows_N4[:, 3]
+  section = np.array([names[i] for i in covered])
+  values = {'accuracy': float(correct.mean()), 'coverage': len(covered) / len(names)}
   for name, members in sections.items():
     inside = section == name
     if inside.any():
@@ -249,29 +248,35 @@ def accuracy(
 
 
 def _covered_pairs(index: Mapping[str, int], pairs: Sequence[Pair]) -> _Covered:
-  rows, found = _covered(index, [pair[:2] for pair in pairs])
-  if not rows:
-    raise UserError(f'similarity: metric on an empty set; no pair of {len(pairs)} has both words')
-  return rows, found
+  return _covered(
+    index,
+    [pair[:2] for pair in pairs],
+    f'similarity: metric on an empty set; no pair of {len(pairs)} has both words',
+  )
 
 
 def _covered_questions(
   index: Mapping[str, int], sections: Mapping[str, Sequence[Question]]
 ) -> _Covered:
-  questions = list(itertools.chain.from_iterable(sections.values()))
-  rows, found = _covered(index, questions)
-  if not rows:
-    raise UserError(
-      f'accuracy: metric on an empty set; no question of {len(questions)} has all four words'
-    )
-  return rows, found
+  questions = [question for members in sections.values() for question in members]
+  return _covered(
+    index,
+    questions,
+    f'accuracy: metric on an empty set; no question of {len(questions)} has all four words',
+  )
 
 
-def _covered(index: Mapping[str, int], groups: Sequence[tuple]) -> _Covered:
-  """Returns the rows of the words of each group with known words only, and the group indices."""
-  rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in g) for g in groups]
-  found = [i for i, group in enumerate(rows) if min(group) >= 0]
-  return [rows[i] for i in found], found
+def _covered(index: Mapping[str, int], items: Sequence[tuple], empty: str) -> _Covered:
+  """Returns the rows of the words of each item with known words only, and the item indices.
+
+  Raises:
+    UserError: there is no such item; its message is `empty`.
+  """
+  rows = [tuple(index.get(word, index.get(word.lower(), -1)) for word in item) for item in items]
+  covered = [i for i, item in enumerate(rows) if min(item) >= 0]
+  if not covered:
+    raise UserError(empty)
+  return [rows[i] for i in covered], covered
 
 
 def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
@@ -280,9 +285,9 @@ def _lines(path: str | Path) -> Iterator[tuple[str, str]]:
     text = decode(Path(path).read_bytes(), Path(path))
   except OSError as e:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
-  for number, line in enumerate(text.split('\n'), 1):
+  for n, line in enumerate(text.split('\n'), 1):
     if line.strip():
-      yield f'{path}, line {number}', line.removesuffix('\r')
+      yield f'{path}, line {n}', line.removesuffix('\r')
 
 
 def _fields(line: str, delimiter: str, count: int, place: str) -> list[str]:

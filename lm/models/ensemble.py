@@ -1,8 +1,8 @@
 """Ensembles of models as one model (Hansen and Salamon 1990).
 
-The members share a vocabulary; their architectures and sizes may differ. An ensemble serves
-wherever a model does: its hidden states are the concatenated ones of its members, and its output
-head splits them again.
+The members share a vocabulary; their architectures and sizes may differ. An ensemble can replace a
+model everywhere: its hidden states are those of its members, concatenated, and its output head
+splits them again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm.types import Array, Batch, EmbeddingTable, Output, OutputHead, Params
 
@@ -22,7 +23,7 @@ Mean = Callable[[Array], Array]
 def probabilities(logits_MBTV: Array) -> Array:
   """Returns the log of the mean of the members' probabilities, a mixture.
 
-  A token that is impossible for one member stays possible, which suits members with different
+  A token with probability 0 for one member can still be likely, which suits members with different
   strengths.
   """
   log_p_MBTV = jax.nn.log_softmax(logits_MBTV, axis=-1)
@@ -33,7 +34,7 @@ def logits(logits_MBTV: Array) -> Array:
   """Returns the mean of the members' logits.
 
   Its softmax is the normalized geometric mean of the members' probabilities (product of experts):
-  each member can veto a token. It also suits outputs that are no distribution over V, such as
+  each member can veto a token. It also suits outputs that are not a distribution over V, such as
   regression values and scores along T.
   """
   return logits_MBTV.mean(0)
@@ -51,19 +52,17 @@ class Members(flax.struct.PyTreeNode):
 
   @property
   def padded_vocab_size(self) -> int:
-    """The number of logits per position over all members."""
+    """The logits per position, summed over the members."""
     return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:
-    """Returns the (B, T, V) float32 logits of the ensemble, or of a single member its own."""
-    logits, start = [], 0
-    for member, width, dtype in zip(self.members, self.widths, self.dtypes, strict=True):
-      own_BTD = hidden_BTD[..., start : start + width].astype(dtype)
-      logits.append(member(own_BTD))
-      start += width
+    """Returns the (B, T, V) float32 logits; those of a single member are its own."""
+    parts = jnp.split(hidden_BTD, np.cumsum(self.widths)[:-1], axis=-1)
+    inputs = [part.astype(dtype) for part, dtype in zip(parts, self.dtypes, strict=True)]
+    logits = [member(own_BTD) for member, own_BTD in zip(self.members, inputs, strict=True)]
     if len(logits) == 1:
       return logits[0]
-    # Tables may be padded to different sizes.
+    # The tables of members may be padded to different sizes.
     real = [x[..., : m.vocab_size or None] for x, m in zip(logits, self.members, strict=True)]
     return self.mean_of(jnp.stack(real))
 
@@ -73,9 +72,9 @@ class Members(flax.struct.PyTreeNode):
 
 
 class Ensemble(nn.Module):
-  """Models of one vocabulary as one model: `(batch, cache) -> Output`; make it with `together`.
+  """Models of one vocabulary as one model: `(batch, cache) -> Output`, built by `make_ensemble`.
 
-  Parameters are {'members_0': those of the first, ...}; a cache is the tuple of the members' own.
+  Parameters are {'members_0': those of the first, ...}. A cache is a tuple of the members' caches.
   """
 
   members: tuple[nn.Module, ...]
@@ -101,15 +100,14 @@ class Ensemble(nn.Module):
     caches = [None] * len(self.members) if cache is None else cache
     outputs = [member(batch, own) for member, own in zip(self.members, caches, strict=True)]
     hidden = [output.hidden for output in outputs]
-    unembed = Members(
+    head = Members(
       tuple(output.head for output in outputs),
       widths=tuple(x.shape[-1] for x in hidden),
       dtypes=tuple(x.dtype for x in hidden),
       mean_of=self.mean,
     )
     after = None if cache is None else tuple(output.cache for output in outputs)
-    # What the layers' own losses are is of no use where nothing is learned.
-    return Output(jnp.concatenate(hidden, axis=-1), cast(OutputHead, unembed), {}, after)
+    return Output(jnp.concatenate(hidden, axis=-1), cast(OutputHead, head), {}, after)
 
   def init_cache(self, batch_size: int, length: int) -> tuple[Any, ...]:
     """Returns the members' empty caches, with buffers of `length` tokens a row."""
@@ -125,8 +123,8 @@ def make_ensemble(models: Sequence[nn.Module], mean: Mean = probabilities) -> En
   """Returns the ensemble of some models.
 
   Args:
-    models: any with one `vocab_size`; those that decode have `init_cache` and `reorder_cache`.
-    mean: how their logits become those of all: `probabilities`, `logits`, or another function.
+    models: models of one `vocab_size`; to decode, they need `init_cache` and `reorder_cache`.
+    mean: the function that combines their logits: `probabilities`, `logits`, or another one.
 
   Raises:
     ValueError: there is no model, or they have different vocabularies.
@@ -134,7 +132,7 @@ def make_ensemble(models: Sequence[nn.Module], mean: Mean = probabilities) -> En
   sizes = sorted({model.vocab_size for model in models})
   if len(sizes) != 1:
     raise ValueError(f'an ensemble needs models of one vocabulary, and these have {sizes}')
-  # Copies, for one model that is given twice would have one place for its parameters.
+  # Copies, because a model that is given twice would have only one set of parameters.
   return Ensemble(tuple(model.clone() for model in models), mean)
 
 

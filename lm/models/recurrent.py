@@ -56,7 +56,7 @@ class Layer(nn.Module):
       self.param('input', with_logical_partitioning(glorot, *axes), (width, G, D)),
       self.param('bias', zeros, (G, D)),
       self.param('state', with_logical_partitioning(by_gate, *axes), (D, G, D)),
-      self.param('state_bias', zeros, (G, D)) if self.cell.apart else None,
+      self.param('state_bias', zeros, (G, D)) if self.cell.separate else None,
     )
 
 
@@ -233,7 +233,7 @@ class AttentionDecoder(Stack):
     return with_logical_constraint(attended.y, 'batch', 'length', 'activation_embed'), carry
 
   def _without_feeding(self, score, x_BTI, resets, source, visible_BTS, matrices, initial, carry):
-    """Computes all states first, and then the attention of all steps at once."""
+    """Computes the states of all steps, and then their attention together."""
     h_BTD, carries = self.like(Layers, 'layers')(x_BTI, resets, initial, carry[0])
     B, T, _ = h_BTD.shape
 
@@ -395,7 +395,6 @@ class _AutoregressiveRecurrent(Recurrent, Stack):
 
   def init_cache(self, batch_size: int, length: int) -> dict[str, Any]:
     """Returns the carries of empty rows; `length` has no effect."""
-    del length
     return {'layers': (self.empty_state(batch_size),) * self.depth}
 
   def reorder_cache(self, cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]:
@@ -430,13 +429,12 @@ class Decoder(_AutoregressiveRecurrent):
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token: 6 for each parameter of a matmul."""
-    del context
     multiplied = sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
     return 6 * (multiplied if self.tie_embeddings else multiplied - params['embedding'].size)
 
 
 class Encoder(Recurrent):
-  """An encoder with a head: `(batch) -> Output`, like lm.models.transformer.Encoder.
+  """An encoder with a head: `(batch) -> Output`, as lm.models.transformer.Encoder.
 
   The logits are one row per token, (B, T, C), or, with `pooling`, one row for each of the P
   examples that a row of the batch holds, (B, P, C).
@@ -448,7 +446,6 @@ class Encoder(Recurrent):
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    del cache  # an encoder never continues
     table_VD = self.table('embedding', self.d_model)
     x_BTD = self.embed(table_VD, batch['inputs'])
     x = self.encode(self.encoder, x_BTD, batch['segments'], batch['positions'])

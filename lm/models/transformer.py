@@ -195,40 +195,38 @@ class Transformer(nn.Module):
       depth: number of layers.
       cross_attention: layer that attends to the encoder output (B, S, D), or None.
     """
-    return Scope(functools.partial(self._stack, depth, cross_attention), name=name)
-
-  @nn.nowrap
-  def _stack(
-    self,
-    depth: int,
-    cross_attention: Callable[..., nn.Module] | None,
-    scope: nn.Module,
-    x: Array,
-    mask: Mask,
-    encoder_output: Array | None = None,
-    encoder_mask: Mask | None = None,
-    caches: Any = None,
-  ) -> tuple[Array, Any]:
     position = self.position()
-    if position.embed is not None:
-      x += position.embed(scope, mask.q_positions, self.d_model, self.context)
-    if position.bias is not None:
-      mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
-    x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
-    x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
     blocks = self._blocks(position, depth, cross_attention)
-    args = (mask, encoder_output, encoder_mask)
-    if caches is None:
-      x, _ = self._scanned(blocks, depth)(x, *args, None)
-    else:
-      group, new_caches = LayerGroup(blocks, parent=None), []
-      for params, cache in zip(_unstack(scope.variables['params']['layers']), caches, strict=True):
-        x, cache = group.apply({'params': params}, x, *args, cache)
-        new_caches.append(cache)
-      caches = tuple(new_caches)
-    if self.final_norm:
-      x = self.norm(bias=self.bias, name='final_norm')(x)
-    return hook_point(scope, 'hidden', x), caches
+
+    def run(
+      scope: nn.Module,
+      x: Array,
+      mask: Mask,
+      encoder_output: Array | None = None,
+      encoder_mask: Mask | None = None,
+      caches: Any = None,
+    ) -> tuple[Array, Any]:
+      if position.embed is not None:
+        x += position.embed(scope, mask.q_positions, self.d_model, self.context)
+      if position.bias is not None:
+        mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
+      x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
+      x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
+      args = (mask, encoder_output, encoder_mask)
+      if caches is None:
+        x, _ = self._scanned(blocks, depth)(x, *args, None)
+      else:
+        group, new_caches = LayerGroup(blocks, parent=None), []
+        groups = _unstack(scope.variables['params']['layers'])
+        for params, cache in zip(groups, caches, strict=True):
+          x, cache = group.apply({'params': params}, x, *args, cache)
+          new_caches.append(cache)
+        caches = tuple(new_caches)
+      if self.final_norm:
+        x = self.norm(bias=self.bias, name='final_norm')(x)
+      return hook_point(scope, 'hidden', x), caches
+
+    return Scope(run, name=name)
 
   @nn.nowrap
   def _scanned(self, blocks: tuple[Callable[..., nn.Module], ...], depth: int) -> nn.Module:
@@ -256,16 +254,21 @@ class Transformer(nn.Module):
     self, position: Position, depth: int, cross_attention: Callable[..., nn.Module] | None
   ) -> tuple[Callable[..., nn.Module], ...]:
     """Returns the blocks of a layer group, each without its name."""
-    sublayers = 2 if cross_attention is None else 3
+    sublayers = depth * (2 if cross_attention is None else 3)
     common = {
       'bias': self.bias,
       'dtype': jnp.dtype(self.dtype),
       'kernel_init': nn.initializers.normal(self.init_std),
       # Each sublayer adds to the residual stream (Radford et al. 2019, 2.3).
-      'out_init': nn.initializers.normal(self.init_std / math.sqrt(sublayers * depth)),
+      'out_init': nn.initializers.normal(self.init_std / math.sqrt(sublayers)),
     }
-    sizes = {'heads': self.heads, 'kv_heads': self.kv_heads, 'head_dim': self.head_dim}
-    attending = {**sizes, 'attention_fn': self.attention_fn, **common}
+    attending = {
+      'heads': self.heads,
+      'kv_heads': self.kv_heads,
+      'head_dim': self.head_dim,
+      'attention_fn': self.attention_fn,
+      **common,
+    }
     # Positions of the source and of x are not comparable: cross-attention rotates nothing.
     across = cross_attention and _partial('cross_attention', cross_attention, attending)
     mlp = _partial('mlp', self.mlp, {'d_mlp': self.d_mlp, **common})
@@ -360,8 +363,8 @@ class Decoder(Transformer):
     batch, mask, cached = _decoder_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
     x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
-    x = x.reshape(*rows, -1)
-    return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
+    new_cache = cache and {**cached, 'layers': caches}
+    return Output(x.reshape(*rows, -1), self.output_head(table), {}, new_cache)
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -374,7 +377,7 @@ class Decoder(Transformer):
 
 
 class Encoder(Transformer):
-  """A bidirectional encoder with a head: `(batch) -> Output`.
+  """A bidirectional encoder with a head: `(batch) -> Output`. It has no use for a cache.
 
   The logits of the output are one row per token, (B, T, C), or, with `pooling`, one row for each of
   the P examples that a row of the batch holds, (B, P, C).
@@ -387,7 +390,6 @@ class Encoder(Transformer):
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
-    del cache  # an encoder never continues
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
     mask = bidirectional_mask(batch['positions'], batch['segments'], is_packed(batch))
     x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), mask)
@@ -489,8 +491,7 @@ def _decoder_mask(batch: Batch, cache: Any) -> tuple[Batch, Mask, dict[str, Arra
 
 def bidirectional_mask(positions: Array, segments: Array, packed: bool) -> Mask:
   """Returns the mask of tokens that attend to all tokens of their segment."""
-  mask = Mask(positions, positions, segments, segments, causal=False, ordered=True)
-  return mask.replace(packed=packed)
+  return Mask(positions, positions, segments, segments, causal=False, ordered=True, packed=packed)
 
 
 def _name(fn: Callable) -> str:

@@ -106,8 +106,7 @@ _HALF = (jnp.bfloat16, jnp.float16)  # the types that cuDNN's attention supports
 
 def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """Plain attention, which stores all scores and supports every field of the mask."""
-  o_BGRTK = _attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask)
-  return _token_major(o_BGRTK)
+  return _token_major(_attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask))
 
 
 def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
@@ -125,8 +124,8 @@ def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: in
     stop = min(start + block, T)
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     q, k = slice(start, stop), slice(first, stop)
-    block_mask = mask.block(q, k)
-    outputs.append(_attend(q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k], block_mask))
+    blocks = q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k]
+    outputs.append(_attend(*blocks, mask.block(q, k)))
   return _token_major(jnp.concatenate(outputs, axis=3))
 
 
@@ -232,8 +231,9 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     ValueError: the inputs are float32, or the mask has a bias.
   """
   check_cudnn(q_BTHK.dtype, mask)
-  given = cudnn_mask(mask)._asdict()
-  return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, **given, implementation='cudnn')
+  return jax.nn.dot_product_attention(
+    q_BTHK, k_BSGK, v_BSGK, **cudnn_mask(mask)._asdict(), implementation='cudnn'
+  )
 
 
 def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:

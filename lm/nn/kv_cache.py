@@ -42,11 +42,11 @@ class CrossAttentionKV(NamedTuple):
 
   @classmethod
   def of(cls, k_BSGK: Array, v_BSGK: Array) -> 'CrossAttentionKV':
-    return cls(_constrained(_swap(k_BSGK)), _constrained(_swap(v_BSGK)))
+    return cls(_constrained(k_BSGK.swapaxes(1, 2)), _constrained(v_BSGK.swapaxes(1, 2)))
 
   def read(self) -> tuple[Array, Array]:
     """Returns keys and values (B, S, G, K)."""
-    return _swap(_constrained(self.k)), _swap(_constrained(self.v))
+    return _constrained(self.k).swapaxes(1, 2), _constrained(self.v).swapaxes(1, 2)
 
 
 class KVCache(NamedTuple):
@@ -67,19 +67,18 @@ class KVCache(NamedTuple):
     if segments_BT is None:
       segments_BT = jnp.ones(k_BTGK.shape[:2], jnp.int32)
     k, v = (
-      _constrained(_append(buffer, _swap(new), self.lengths, AXES))
+      _constrained(_append(buffer, new.swapaxes(1, 2), self.lengths, AXES))
       for buffer, new in ((self.k, k_BTGK), (self.v, v_BTGK))
     )
-    return _swap(k), _swap(v), KVCache(k, v, _new_lengths(self.lengths, segments_BT))
+    return (
+      k.swapaxes(1, 2),
+      v.swapaxes(1, 2),
+      KVCache(k, v, _new_lengths(self.lengths, segments_BT)),
+    )
 
 
 def _constrained(x_BGSK: Array) -> Array:
   return with_logical_constraint(x_BGSK, *AXES)
-
-
-def _swap(x: Array) -> Array:
-  """Returns keys or values with the axes of tokens and heads swapped."""
-  return x.swapaxes(1, 2)
 
 
 def _append(buffer: Array, new: Array, lengths_B: Array, axes: tuple[str, ...]) -> Array:

@@ -1,8 +1,7 @@
 """Losses and statistics over a large vocabulary, chunk by chunk.
 
-The logits of all B x T positions are never in memory together: a scan takes chunks of T. The
-vocabulary may be sharded. A masked sum picks the target's logit, so that devices all-reduce sums
-alone.
+A scan over chunks of T avoids storing the logits of all B x T positions. The vocabulary may be
+sharded. A masked sum selects the target's logit, so that devices all-reduce sums alone.
 """
 
 import functools
@@ -16,15 +15,15 @@ from lm.parallel.collectives import apply_with_gathered, is_gathered_for, shard_
 from lm.parallel.mesh import current_mesh, num_shards, platform
 from lm.types import Array, EmbeddingTable, OutputHead
 
-# Logits per chunk and device unless a chunk size is given: 512 MiB of float32, since each chunk
-# reads and updates the gradient of the output head; on a CPU the size of its caches, since logits
-# are read several times.
+# Logits per chunk and device by default. Chunks are large, 512 MiB of float32, because each reads
+# and updates the gradient of the output head. On CPUs they fit the caches, because logits are read
+# several times.
 LOGITS_BUDGET = 1 << 27
 CPU_LOGITS_BUDGET = 1 << 22
 
 
 class TokenStatistics(NamedTuple):
-  """What a model says of each target: both (B, T)."""
+  """The likelihood of each target and whether it is the argmax, both (B, T)."""
 
   nats: Array  # float32, -log p(target)
   correct: Array  # float32, 1 where the target has the highest logit
@@ -44,14 +43,18 @@ def token_statistics(hidden_BTD: Array, unembed: OutputHead, targets_BT: Array) 
   """Returns each target's negative log-likelihood in nats and whether it is the argmax."""
 
   def part(rows: tuple[Array, Array], unembed: OutputHead) -> TokenStatistics:
-    def one(hidden_BtD: Array, targets_Bt: Array) -> TokenStatistics:
+    def one(chunk: tuple[Array, Array]) -> TokenStatistics:
+      hidden_BtD, targets_Bt = chunk
       logits_BtV = unembed(hidden_BtD)
       log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
       picked_Bt = _take_target_logit(logits_BtV, targets_Bt)
       correct_Bt = (logits_BtV.argmax(-1) == targets_Bt).astype(jnp.float32)
       return TokenStatistics(log_z_Bt - picked_Bt, correct_Bt)
 
-    return _over_chunks(one, size, *rows)
+    if size == T:
+      return one(rows)
+    chunks = jax.lax.map(one, jax.tree.map(lambda x: _chunked(x, size), rows))
+    return jax.tree.map(lambda y: _unchunked(y, T), chunks)
 
   B, T = targets_BT.shape
   size = chunk_size(B, T, unembed.padded_vocab_size)
@@ -66,13 +69,13 @@ def token_statistics(hidden_BTD: Array, unembed: OutputHead, targets_BT: Array) 
 class CrossEntropy(flax.struct.PyTreeNode):
   """The weighted cross-entropy of a batch and its parts, all float32 scalars.
 
-  Only `total` has a gradient. The parts are its addends with stopped gradients, for the record.
+  Only `total` has a gradient. The parts are its addends with stopped gradients, for logging.
   """
 
   total: Array  # nats + z_loss + smoothing
   nats: Array  # the weighted sum of -log p(target)
   z_loss: Array  # the penalty on log(Z)
-  smoothing: Array  # what smoothing the label adds
+  smoothing: Array  # the difference that label smoothing makes
 
 
 def cross_entropy(
@@ -86,17 +89,17 @@ def cross_entropy(
 ) -> CrossEntropy:
   """Returns the weighted sum of -log p(target) and of two penalties.
 
-  The penalties are z_loss * log(Z)^2 (Chowdhery et al. 2022, PaLM, section 5), and what smoothing
-  the label adds (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
-  Gradients with respect to `hidden_BTD`, `weights_BT` and the arrays of `unembed` are found chunk
-  by chunk in the forward pass, while the logits are at hand, so that nothing is computed twice.
-  Where the table is all-gathered for this batch, the gradient is that of the gathered copies.
+  The penalties are z_loss * log(Z)^2 (Chowdhery et al. 2022, PaLM, section 5), and label smoothing
+  (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)). The forward pass
+  computes the gradients with respect to `hidden_BTD`, `weights_BT` and the arrays of `unembed`
+  chunk by chunk from the same logits, so that logits are not recomputed. If the table is
+  all-gathered for this batch, the gradient is that of the gathered copies.
 
   Args:
     hidden_BTD: hidden states.
-    unembed: from hidden states to logits.
+    unembed: the map from hidden states to logits.
     targets_BT: int32 token ids.
-    weights_BT: weight of each target; 0 leaves it out.
+    weights_BT: weight of each target; 0 for padding.
     z_loss: coefficient of the penalty on log(Z).
     smoothing: share of the target's probability that is spread over the vocabulary.
     chunk: positions per chunk, 0 for the budget of a device.
@@ -116,10 +119,10 @@ def _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
 
 
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
-  """Returns the parts, and where `gradient` those of hidden states, unembedding and weights."""
+  """Returns the parts, and, with `gradient`, those of hidden states, unembedding and weights."""
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.padded_vocab_size, chunk)
-  # Devices have the kernel already, or all-gather it once, in the type of the matmul.
+  # The kernel is gathered already, or is all-gathered once here, in the type of the matmul.
   table = unembed.table
   shared = table.gathered is not None and is_gathered_for(table.gathered, hidden_BTD)
   kernel = table.gathered if shared else table.vectors_VD.astype(hidden_BTD.dtype)
@@ -147,10 +150,10 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
 
 
 def _rows(unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
-  """Returns (parts, gradient of the unembedding, those of hidden states and weights) of some rows.
+  """Returns the parts, and the gradients of the unembedding, and of hidden states and weights.
 
-  Chunks are summed in float32. Devices are reduced in the type of the head, as in other layers, but
-  on CPUs in float32: their compiler aborts on all-reduces of bfloat16.
+  The sum over chunks is in float32. The all-reduce is in the type of the head, as in other layers,
+  but on CPUs in float32: XLA:CPU aborts on all-reduces of bfloat16.
   """
   z_loss, smoothing = penalties
   T = rows[0].shape[1]
@@ -181,10 +184,8 @@ def _rows(unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gr
     added = jax.tree.map(jnp.add, (sums, d_unembed), (more, d_u))
     return added, (d_hidden, d_weights)
 
-  zero = (jnp.zeros(()),) * 3
-  d_unembed = None
-  if gradient:
-    d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), unembed)
+  zero, head = (jnp.zeros(()),) * 3, unembed if gradient else None
+  d_unembed = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head)
   if size == T:
     (sums, d_unembed), d_rows = body((zero, d_unembed), rows)
   else:
@@ -205,8 +206,7 @@ def _total_fwd(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
 
 def _total_bwd(penalties, chunk, gradients, cotangents):
   scale, _ = cotangents  # the parts' gradients are stopped
-  scaled = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
-  d_hidden, d_unembed, d_weights = scaled
+  d_hidden, d_unembed, d_weights = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
   return d_hidden, d_unembed, None, d_weights
 
 
@@ -217,8 +217,8 @@ _total.defvjp(_total_fwd, _total_bwd)
 def as_terms(total: Array, parts: dict[str, Array]) -> dict[str, Array]:
   """Returns the parts of a total as terms whose sum has the gradient of the total.
 
-  The gradient of a single part is unknown, so all terms need one weight. Where their cotangents
-  differ, for instance where only one is differentiated, the gradient is NaN.
+  The gradient of a single part is unknown, so all terms need the same weight. If their cotangents
+  differ, for instance because only one term is differentiated, the gradient is NaN.
 
   Args:
     total: a differentiable scalar.
@@ -229,10 +229,10 @@ def as_terms(total: Array, parts: dict[str, Array]) -> dict[str, Array]:
 
 def _as_terms_bwd(_, cotangents):
   first, *others = cotangents.values()
-  agree = [jnp.abs(c - first) <= 1e-5 * jnp.abs(first) for c in others]
-  together = functools.reduce(jnp.logical_and, agree, jnp.bool_(True))
+  close = [jnp.abs(c - first) <= 1e-5 * jnp.abs(first) for c in others]
+  agree = functools.reduce(jnp.logical_and, close, jnp.bool_(True))
   zeros = jax.tree.map(jnp.zeros_like, cotangents)
-  return jnp.where(together, first, jnp.nan), zeros
+  return jnp.where(agree, first, jnp.nan), zeros
 
 
 as_terms.defvjp(lambda total, parts: (parts, None), _as_terms_bwd)
@@ -257,16 +257,8 @@ def _masked_sum(logits_BtV: Array, targets_Bt: Array) -> Array:
   return jnp.sum(jnp.where(columns == targets_Bt[..., None], logits_BtV, 0), axis=-1)
 
 
-def _over_chunks(fn, size: int, hidden_BTD: Array, *others: Array):
-  T = hidden_BTD.shape[1]
-  if size == T:
-    return fn(hidden_BTD, *others)
-  inputs = tuple(_chunked(x, size) for x in (hidden_BTD, *others))
-  return jax.tree.map(lambda y: _unchunked(y, T), jax.lax.map(lambda xs: fn(*xs), inputs))
-
-
 def _chunked(x: Array, size: int) -> Array:
-  """Returns chunks of positions; zeros, of weight 0 therefore, fill up the last."""
+  """Returns chunks of positions; the last one is padded by zeros, which also have weight 0."""
   B, T = x.shape[:2]
   if T % size:
     x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
@@ -285,11 +277,11 @@ def sigmoid_cross_entropy(scores: Array, labels: Array) -> Array:
 
 @jax.custom_jvp
 def _softplus(x: Array) -> Array:
-  # jax.nn.softplus takes a third longer for the sake of infinities.
+  # jax.nn.softplus takes a third longer, because it supports infinities.
   return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-# Its own derivative: at 0, where training begins, that of the formula is wrong.
+# At 0, where training begins, the derivative of the formula is wrong.
 _softplus.defjvps(lambda t, y, x: t * jax.nn.sigmoid(x))
 
 

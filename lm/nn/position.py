@@ -45,7 +45,6 @@ def sinusoidal() -> Position:
   """Fixed sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, 3.5)."""
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
-    del module, context
     return sines(positions_BT, d_model)
 
   return Position(embed=embed, even='d_model')
@@ -82,7 +81,6 @@ def alibi() -> Position:
   """
 
   def bias(module: nn.Module, heads: int, causal: bool) -> Partial:
-    del module, causal
     return Partial(of_distance, jnp.asarray(_alibi_slopes(heads)))
 
   def of_distance(slopes_H: Array, q_BT: Array, k_BS: Array) -> Array:

@@ -1,6 +1,6 @@
-"""Attention of recurrent networks: which tokens of a source a state is aligned with.
+"""Recurrent cells, the loop that runs them, and the attention of recurrent decoders.
 
-A score is a pure function of queries and keys that were projected to one width A.
+An attention score is a pure function of queries and keys that are projected to one width A.
 """
 
 import functools
@@ -15,39 +15,38 @@ from lm.types import Array
 
 
 class AttentionScore(NamedTuple):
-  """How well queries (B, T, A) and keys (B, S, A) go together: `of(q, k, vector_A) -> (B, T, S)`.
+  """A score of queries (B, T, A) and keys (B, S, A): `fn(q, k, vector_A) -> (B, T, S)`.
 
-  `vector` says whether the score learns the vector that it is given.
+  With `vector`, the score has a parameter `vector_A`; otherwise that argument is None.
   """
 
-  of: Callable[[Array, Array, Array | None], Array]
+  fn: Callable[[Array, Array, Array | None], Array]
   vector: bool
 
 
 def additive() -> AttentionScore:
-  """v tanh(W q + U k) (Bahdanau et al. 2015, appendix A.1.2); q and k are projected already."""
+  """v tanh(W q + U k) (Bahdanau et al. 2015, appendix A.1.2), given W q and U k."""
 
-  def of(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
+  def score(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
     assert vector_A is not None
 
-    # The sums of all queries with all keys are too many to hold, and to keep for the gradient.
+    # One query at a time, because the sums (B, T, S, A) would take too much memory.
     @jax.checkpoint
-    def of_one(q_BA: Array) -> Array:
+    def score_one(q_BA: Array) -> Array:
       return jnp.tanh(q_BA[:, None] + k_BSA) @ vector_A
 
-    return jax.lax.map(of_one, q_BTA.swapaxes(0, 1)).swapaxes(0, 1)
+    return jax.lax.map(score_one, q_BTA.swapaxes(0, 1)).swapaxes(0, 1)
 
-  return AttentionScore(of, vector=True)
+  return AttentionScore(score, vector=True)
 
 
 def multiplicative() -> AttentionScore:
-  """q k, which is Luong et al. 2015's `general` score where both are projected."""
+  """q k, the `general` score of Luong et al. 2015 if queries and keys are projected."""
 
-  def of(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
-    del vector_A
+  def score(q_BTA: Array, k_BSA: Array, vector_A: Array | None) -> Array:
     return jnp.einsum('bta,bsa->bts', q_BTA, k_BSA)
 
-  return AttentionScore(of, vector=False)
+  return AttentionScore(score, vector=False)
 
 
 def align(
@@ -58,11 +57,11 @@ def align(
   values_BSM: Array,
   visible_BTS: Array,
 ) -> tuple[Array, Array]:
-  """Returns the values mixed for each query (B, T, M), and the weights (B, T, S) float32.
+  """Returns the weighted values for each query (B, T, M), and the weights (B, T, S) float32.
 
-  A query without any key (padding) gets finite values that have no effect.
+  The result of a query without any visible key (padding) is finite.
   """
-  scores_BTS = score.of(q_BTA, k_BSA, vector_A).astype(jnp.float32)
+  scores_BTS = score.fn(q_BTA, k_BSA, vector_A).astype(jnp.float32)
   weights_BTS = jax.nn.softmax(jnp.where(visible_BTS, scores_BTS, MASKED), axis=-1)
   mixed_BTM = jnp.einsum('bts,bsm->btm', weights_BTS.astype(values_BSM.dtype), values_BSM)
   return mixed_BTM, weights_BTS
@@ -75,14 +74,14 @@ Carry = tuple[Array, ...]
 class Cell(NamedTuple):
   """One step of a recurrence: `step(sums_BGD, carry) -> carry`.
 
-  With `apart` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the matmuls of the
-  input and of the state are not added up, and the second one has a bias of its own.
+  With `separate` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the step receives
+  the matmuls of the input and of the state separately, and the second one has its own bias.
   """
 
   gates: int
   states: int  # the number of arrays in a carry
   step: Callable[..., Carry]
-  apart: bool = False
+  separate: bool = False
 
 
 def elman(activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
@@ -124,7 +123,7 @@ def gru() -> Cell:
     candidate = jnp.tanh(x_BGD[:, 2] + reset * z_BGD[:, 2])
     return ((1 - update) * candidate + update * h_BD,)
 
-  return Cell(gates=3, states=1, step=step, apart=True)
+  return Cell(gates=3, states=1, step=step, separate=True)
 
 
 class Weights(NamedTuple):
@@ -133,7 +132,7 @@ class Weights(NamedTuple):
   input_IGD: Array
   bias_GD: Array
   state_DGD: Array
-  state_bias_GD: Array | None = None  # for cells with `apart`
+  state_bias_GD: Array | None = None  # for cells with `separate`
 
   def from_input(self, x: Array, rows: slice = slice(None)) -> Array:
     """Returns W x + b of inputs (..., I) as (..., K), with some rows of the kernel W."""
@@ -192,14 +191,14 @@ def step_cell(
     cell: of the layer.
     x_BK: the matmul of the input; None where `z_BK` includes it.
     z_BK: the matmul of the state.
-    bias_GD: added to `z_BK`, for cells with `apart`.
+    bias_GD: added to `z_BK`, for cells with `separate`.
     carry: before the step.
   """
 
   def gates(y_BK: Array) -> Array:
     return y_BK.reshape(len(y_BK), cell.gates, -1)
 
-  if not cell.apart:
+  if not cell.separate:
     return cell.step(gates(z_BK if x_BK is None else x_BK + z_BK), carry)
   assert x_BK is not None and bias_GD is not None
   return cell.step(gates(x_BK), gates(z_BK) + bias_GD.astype(z_BK.dtype)[None], carry)
@@ -240,8 +239,8 @@ def run_layer(
 
   x_TBK = weights.from_input(x_TBI)
   matrices = {'state': weights.state(x_TBK.dtype)}
-  addends = {} if cell.apart else {'state': x_TBK}
-  xs = (x_TBK if cell.apart else None, resets.reset.T, resets.padding.T, initial)
+  addends = {} if cell.separate else {'state': x_TBK}
+  xs = (x_TBK if cell.separate else None, resets.reset.T, resets.padding.T, initial)
   carry, y_TBD = scan(step, matrices, addends, weights.state_bias_GD, carry, xs, reverse, unroll)
   return y_TBD, carry
 

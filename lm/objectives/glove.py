@@ -1,4 +1,4 @@
-"""GloVe (Pennington et al. 2014): logarithms of co-occurrence counts from pairs of vectors."""
+"""GloVe (Pennington et al. 2014), which fits logarithms of co-occurrence counts."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +11,15 @@ from lm.types import Apply, Array, Batch, Objective, Params
 def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None = None) -> Objective:
   """Returns weighted least squares, the paper's eq. 8: f(x) (w_i c_j + b_i + b_j - log x)^2 / 2.
 
-  f(x) = min(1, x / x_max)^power (eq. 9) keeps rare pairs, which are noise, from counting for as
-  much as others. The sum is over the pairs that occur; others have no logarithm. It has no matrix
-  form such as |W C' - log X|^2 over all pairs, which some texts give it.
+  The weight f(x) = min(1, x / x_max)^power (eq. 9) is lower for rare pairs, which are noisy. The
+  sum is over the pairs that occur, because log 0 does not exist. It thus has no matrix form such as
+  |W C' - log X|^2 over all pairs, although some texts give one.
 
-  A batch has `inputs` i, `neighbours` j and `counts` x, each (B, T). The half is that of the
-  authors' program, and the loss a mean over pairs.
+  A batch has `inputs` i, `neighbours` j and `counts` x, each (B, T). The factor 1/2 is that of the
+  authors' program. The loss is a mean over pairs.
 
   Args:
-    x_max: the count from which on pairs weigh 1.
+    x_max: pairs with at least this count have weight 1.
     power: the paper's alpha.
     counts: (V,) how often each token occurs.
 
@@ -39,13 +39,13 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
     return tables, batch
 
   def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
-    found = apply(params, batch, key=key)
-    kernel_BTD = jnp.take(found.head.kernel_VD, batch['neighbours'], axis=0, mode='clip')
-    assert found.head.bias_V is not None, 'model.biases=True'
-    bias_BT = jnp.take(found.head.bias_V, batch['neighbours'], mode='clip')
-    count_BT = jnp.maximum(batch['counts'], 1e-30)  # of padding, which weighs nothing
-    product_BTD = found.hidden * kernel_BTD
-    # A matmul with ones: XLA's sum over short rows takes ten times as long on CPUs.
+    hidden_BTD, head, *_ = apply(params, batch, key=key)
+    kernel_BTD = jnp.take(head.kernel_VD, batch['neighbours'], axis=0, mode='clip')
+    assert head.bias_V is not None, 'model.biases=True'
+    bias_BT = jnp.take(head.bias_V, batch['neighbours'], mode='clip')
+    count_BT = jnp.maximum(batch['counts'], 1e-30)  # padding has count 0, and weight 0
+    product_BTD = hidden_BTD * kernel_BTD
+    # A matmul with ones: on CPUs, XLA's sum over short rows takes ten times as long.
     sum_BT = jnp.matmul(product_BTD, jnp.ones(product_BTD.shape[-1]))
     error_BT = sum_BT + bias_BT - jnp.log(count_BT)
     weight_BT = batch['weights'] * jnp.minimum(1, count_BT / x_max) ** power

@@ -1,7 +1,7 @@
 """Supervised objectives: cross-entropy and squared error.
 
-The batch determines what is predicted: the next token, a target sequence, a tag per token, or a
-class or number per example. `targets` and `weights` have the shape of the model's hidden states.
+The batch determines the prediction: the next token, a target sequence, a tag per token, or a class
+or number per example. `targets` and `weights` have the shape of the hidden states without D.
 """
 
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ def cross_entropy(
       `smoothing` is the difference it makes, so that `loss` stays the negative log-likelihood.
     logits_chunk: positions whose logits are in memory together; 0 for a fixed memory budget.
   """
-  present = {'nats': True, 'z_loss': z_loss > 0, 'smoothing': label_smoothing > 0}
-  names = {part: 'loss' if part == 'nats' else part for part, there in present.items() if there}
+  factors = {'nats': 1.0, 'z_loss': z_loss, 'smoothing': label_smoothing}
+  names = {part: 'loss' if part == 'nats' else part for part, x in factors.items() if x > 0}
 
   def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
-    found = losses.cross_entropy(
+    sums = losses.cross_entropy(
       output.hidden,
       output.head,
       batch['targets'],
@@ -37,12 +37,11 @@ def cross_entropy(
       label_smoothing,
       logits_chunk,
     )
-    parts = {name: getattr(found, part) for part, name in names.items()}
-    return losses.as_terms(found.total, parts)
+    parts = {name: getattr(sums, part) for part, name in names.items()}
+    return losses.as_terms(sums.total, parts)
 
   def normalizers(batch: Batch) -> dict[str, Array]:
-    count = jnp.sum(batch['weights'])
-    return dict.fromkeys(names.values(), count)
+    return dict.fromkeys(names.values(), jnp.sum(batch['weights']))
 
   return Objective(loss_sums, normalizers)
 

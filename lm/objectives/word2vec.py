@@ -267,9 +267,8 @@ def _objective(
     words_BT = batch['targets']
     uniform_BT, window_BT = _sample_windows(jax.random.bits(rows_key, words_BT.shape), window)
     kept_BT = uniform_BT < jnp.take(keep_V, words_BT, mode='clip')
-    made = make_batch(words_BT, kept_BT, window_BT, batch['segments'])
-    made = {**made, 'weights': batch['weights']}
-    return made | output_loss.sample(made, output_key)
+    made = {**make_batch(words_BT, kept_BT, window_BT, batch['segments'])}
+    return made | {'weights': batch['weights']} | output_loss.sample(made, output_key)
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
     inputs, batch = compact_ids(batch, ('inputs',), len(keep_V))

@@ -7,7 +7,6 @@ clipping, weight decay, freezing, and learning-rate multipliers by parameter pat
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +20,7 @@ from lm.optim.wrappers import (
   stacks,
   wrap_direction,
 )
-from lm.types import Params
-
-Schedule = Callable[[jax.Array], jax.Array]
-
-
-class Optimizer(NamedTuple):
-  """An Optax transformation and the learning rate it follows."""
-
-  transformation: optax.GradientTransformation
-  schedule: Schedule
+from lm.types import Optimizer, Params, Schedule
 
 
 def constant(

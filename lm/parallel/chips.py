@@ -1,15 +1,15 @@
 """Chips: peak matmul rates, memory, and the bandwidths of memory, links and network.
 
-Training computes its MFU from these figures, and `lm.preflight` its estimates. Rates are those of
-one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
+The MFU of training and the estimates of `lm.preflight` follow from these figures. Rates are those
+of one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
 
 - peaks of TPUs: cloud.google.com/tpu/docs, "peak compute per chip (bf16)" of v4, v5e, v5p, v6e and
   tpu7x.
 - peaks of GPUs, without sparsity: the data sheets of A10, A100, L4, L40S, H100 and H200; the
   Blackwell architecture technical brief (2024) for HGX B200 and GB200; the white papers GA102,
   AD102 and GB202 for GeForce cards ("peak BF16 tensor TFLOPS with FP32 accumulate").
-- memory and links of TPUs: the same pages. They print the bidirectional bandwidth of all ports. The
-  table has that of one port in one direction; a ring uses two ports.
+- memory and links of TPUs: the same pages. They give the bidirectional bandwidth of all ports, and
+  the table that of one port in one direction. A ring uses two ports.
 - network between TPU slices: the network cards of a host, divided by its chips. They are 2 x 100
   Gbit/s for v5e ("Per-host NIC configuration") and 4 x 200 Gbit/s for v6e. For v4 and v5p they are
   200 Gbit/s (Austin et al. 2025, How to Scale Your Model, chapter 2).
@@ -29,10 +29,10 @@ one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
 from typing import Any, NamedTuple
 
 GB, GIB, MIB = 1e9, 2**30, 2**20
-# Share of the memory that a program cannot use. On a TPU the runtime has it; on a GPU it is an
+# Share of the memory that a program cannot use. On a TPU the runtime occupies it. On a GPU it is an
 # assumption about CUDA's context and NCCL's buffers.
 RESERVED = {'tpu': 0.016, 'gpu': 0.03, 'cpu': 0.0}
-# A device kind with one of these words is another chip (a 3090 Ti, an MIG slice).
+# A device kind with one of these words is a different chip (a 3090 Ti, an MIG slice).
 OTHER_PRODUCTS = {'Ti', 'D', 'Laptop', 'SUPER', 'MIG', 'lite'}
 
 

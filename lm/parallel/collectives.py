@@ -1,8 +1,8 @@
 """FSDP collectives: all-gather parameters for the forward pass, reduce-scatter their gradients.
 
 On a TPU torus of two or three dimensions XLA lowers a reduce-scatter of gradients to an all-reduce,
-and an all-gather to an all-reduce of twice the traffic. Both stay as they are when each collective
-runs over groups along the dimensions of the torus (`axis_index_groups`).
+and an all-gather to an all-reduce of twice the traffic. It does neither when each collective runs
+over groups along one dimension of the torus (`axis_index_groups`).
 """
 
 import functools
@@ -55,7 +55,7 @@ def reduce_scatter_along(x: Array, axis: int, name: str, dims: Sequence[int]) ->
 
 
 def group_torus_dims(dims: Sequence[int]) -> tuple[int, ...]:
-  """Returns the dimensions with each two merged into one; a last odd one stays."""
+  """Returns the dimensions in merged pairs; the last of an odd number stays alone."""
   return tuple(math.prod(dims[i : i + 2]) for i in range(0, len(dims), 2))
 
 
@@ -96,7 +96,7 @@ class _ParamLayout(NamedTuple):
 
 
 class GatheredParam(flax.struct.PyTreeNode):
-  """A parameter all-gathered over the mesh axes of the batch; over `tensor` it stays sharded.
+  """A parameter all-gathered over the mesh axes of the batch; over `tensor` it remains sharded.
 
   Several uses of one GatheredParam share one all-gather, and their gradients one reduce-scatter.
   """
@@ -118,15 +118,14 @@ def all_gather_param(x: Array, axes: Sequence[str | None], batch: Any) -> Gather
 
 
 def is_gathered_for(gathered: GatheredParam | None, batch: Any) -> bool:
-  """Returns whether a gathered parameter is usable for a batch, sharded alike on the current mesh.
+  """Returns whether a parameter was gathered for batches that are sharded as this one is.
 
   If not, the stored parameter is used: another batch may have too few rows to be sharded.
   """
   found = _batch_sharding_axes(batch)
   if gathered is None or found is None:
     return False
-  mesh, _, names = found
-  return (mesh, names) == (gathered.layout.mesh, gathered.layout.batch)
+  return found[:2] == (gathered.layout.mesh, gathered.layout.batch)
 
 
 def shard_map_over_batch(
@@ -146,7 +145,7 @@ def shard_map_over_batch(
   found = _batch_sharding_axes(batch)
   if found is None:
     return fn(params, batch)
-  mesh, _, names = found
+  mesh, names, _ = found
 
   def gather(x: Array | GatheredParam, axes: Sequence[str | None]) -> Any:
     return x if isinstance(x, GatheredParam) else all_gather_param(x, axes, batch)
@@ -211,7 +210,8 @@ def _batch_shard_map(
 ) -> Callable[[Any, Any], Any]:
   """Returns the `shard_map` of `fn` over the mesh axes `names` along axis 0 of its arguments.
 
-  Other mesh axes stay automatic if they have several devices; with none of these it runs eagerly.
+  Other mesh axes stay automatic if they have several devices. Without automatic axes the result can
+  also run eagerly.
   """
   return jax.shard_map(
     fn,
@@ -227,8 +227,11 @@ def _is_gathered(x: Any) -> bool:
   return isinstance(x, GatheredParam)
 
 
-def _batch_sharding_axes(batch: Any) -> tuple[Mesh, Any, tuple[str, ...]] | None:
-  """Returns the current mesh, its rules and the mesh axes that shard a batch; None for none."""
+def _batch_sharding_axes(batch: Any) -> tuple[Mesh, tuple[str, ...], Any] | None:
+  """Returns the current mesh, the mesh axes that shard a batch, and the rules.
+
+  Returns None if the batch is not sharded.
+  """
   current = current_mesh()
   if current is None:
     return None
@@ -238,7 +241,7 @@ def _batch_sharding_axes(batch: Any) -> tuple[Mesh, Any, tuple[str, ...]] | None
   rows = jax.tree.leaves(batch)[0].shape[0]
   if not names or rows % math.prod(mesh.shape[name] for name in names):
     return None
-  return mesh, axis_rules, names
+  return mesh, names, axis_rules
 
 
 def _param_layout(x: Array, axes: Sequence[str | None], batch: Any) -> _ParamLayout | None:
@@ -249,7 +252,7 @@ def _param_layout(x: Array, axes: Sequence[str | None], batch: Any) -> _ParamLay
   found = _batch_sharding_axes(batch)
   if found is None:
     return None
-  mesh, axis_rules, names = found
+  mesh, names, axis_rules = found
   spec: list[Any] = []
   gathered: list[Any] = [names]
   split: list[tuple[str, ...]] = []

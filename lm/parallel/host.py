@@ -1,4 +1,4 @@
-"""Set-up of the process: huge pages, XLA flags, and the persistent compilation cache.
+"""The process: huge pages, XLA flags, the compilation cache, and signals that stop it.
 
 jax is imported inside functions: programs load it only after their flags are checked.
 """
@@ -11,8 +11,12 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 from collections.abc import MutableMapping
+from typing import Protocol
+
+from lm.errors import Preempted
 
 # XLA allocates its CPU temporaries by malloc in every step. With huge pages of 2 MB there are fewer
 # page faults, and a step takes up to a fifth less time (experiments/LOG.md).
@@ -36,9 +40,9 @@ _FLAG = re.compile(r"""--(?P<name>[^\s='"]+)(?:=(?:"[^"]*"|'[^']*'|\S*))?""")
 
 
 def drop_unknown(environ: MutableMapping[str, str]) -> list[str]:
-  """Removes the flags that the installed compiler does not know from the variables.
+  """Removes the flags that the installed compilers do not know from their environment variables.
 
-  The import of jax reads the variables once; after it this does nothing.
+  Afterwards the import of jax reads the variables, once. After that import this does nothing.
 
   Returns:
     A warning for each removed flag.
@@ -86,21 +90,104 @@ def _library(package: str) -> pathlib.Path | None:
 def enable_compilation_cache(folder: pathlib.Path) -> None:
   """Sets the directory of JAX's persistent compilation cache, unless one is set already.
 
-  Resumed runs, evaluation and generation then start without compilation.
+  Resumed runs, evaluations and generation then start without compilation.
   """
   import jax
 
   if jax.config.jax_compilation_cache_dir is not None:
     return
-  place = folder / f'xla-{_host()}'
-  jax.config.update('jax_compilation_cache_dir', str(place))
+  jax.config.update('jax_compilation_cache_dir', str(folder / f'xla-{_host()}'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def _host() -> str:
   # Compiled programs depend on the instruction set; home directories may be shared by machines.
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]
-  flags = next((x for x in lines if x.startswith(('flags', 'Features'))), lines[0])
+  flags = _cpu_info('flags', 'Features') or platform.processor()
   return hashlib.sha256(f'{os.uname().machine} {flags}'.encode()).hexdigest()[:12]
+
+
+def cpu_name() -> str:
+  """Returns the name of the processor, as the system reports it."""
+  return _cpu_info('model name').partition(':')[2].strip() or platform.processor()
+
+
+def _cpu_info(*fields: str) -> str:
+  """Returns the first line of /proc/cpuinfo with one of these fields; '' without any."""
+  file = pathlib.Path('/proc/cpuinfo')
+  lines = file.read_text().splitlines() if file.is_file() else []
+  return next((line for line in lines if line.startswith(fields)), '')
+
+
+def available_cores() -> int:
+  """Returns the number of CPU cores that this process may run on."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+class Stop(Protocol):
+  """A source of stop requests. The trainer reads `signal` after every dispatch of steps."""
+
+  @property
+  def signal(self) -> str | None:
+    """The signal that asks for the stop, such as 'SIGTERM'; None without a request."""
+
+  def begin(self) -> None:
+    """Marks the first step; after it the trainer saves the state before it stops."""
+
+
+class Never:
+  """No stop requests, as in a notebook or a test."""
+
+  signal = None
+
+  def begin(self) -> None:
+    pass
+
+
+class Signals:
+  """Stop requests by SIGTERM or SIGINT to this process.
+
+  Before `begin` there is no state to save, and a signal raises Preempted immediately.
+  """
+
+  def __init__(self) -> None:
+    self.signal: str | None = None
+    self._begun = False
+    for each in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(each, self._handle)
+
+  def _handle(self, signum: int, frame) -> None:
+    del frame
+    if self.signal is not None:  # a second signal does not wait for the state to be saved
+      raise KeyboardInterrupt
+    self.signal = signal.Signals(signum).name
+    if not self._begun:
+      raise Preempted(f'{self.signal}: stopped before the first step, with no state to save')
+
+  def begin(self) -> None:
+    """Lets the trainer stop where it can save the state."""
+    self._begun = True
+
+
+class PreemptionService:
+  """Stop requests by SIGTERM to any process of the run, from JAX's preemption service.
+
+  All processes read `signal` after each dispatch of steps, and get the same value.
+  """
+
+  def __init__(self) -> None:
+    self._dispatches = 0
+
+  def begin(self) -> None:
+    pass
+
+  @property
+  def signal(self) -> str | None:
+    from jax.experimental import multihost_utils
+
+    # The service stops at the largest reported count plus 1, hence dispatches and not steps.
+    self._dispatches += 1
+    reached = multihost_utils.reached_preemption_sync_point(self._dispatches)
+    return 'SIGTERM' if reached else None

@@ -6,7 +6,6 @@ each to mesh axes, so that one jitted program runs on one device or on a thousan
 
 import contextlib
 import contextvars
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -71,10 +70,9 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
   types = (AxisType.Auto,) * len(AXES)
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   long = [size for size in shape if size > 1]
-  within = shape[AXES.index('tensor')] <= len(devices) // slices
   if (
     devices[0].platform == 'tpu'
-    and within
+    and shape[AXES.index('tensor')] <= len(devices) // slices
     and long in ([len(devices)], [slices, len(devices) // slices])
   ):
     # Torus order, which lm.parallel.collectives needs; jax.make_mesh may choose a ring.
@@ -170,13 +168,7 @@ def set_mesh(mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]]) -> Iterator[
 
 def with_mesh(fn: Fn, mesh: Mesh, rules: dict[str, tuple[str, ...]]) -> Fn:
   """Returns `fn` under `set_mesh`: its logical constraints use this mesh and these rules."""
-
-  @functools.wraps(fn)
-  def under_mesh(*args: Any, **kwargs: Any) -> Any:
-    with set_mesh(mesh, rules):
-      return fn(*args, **kwargs)
-
-  return cast(Fn, under_mesh)
+  return set_mesh(mesh, rules)(fn)
 
 
 def current_mesh() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
@@ -185,24 +177,21 @@ def current_mesh() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
   return None if current is None or current[0].size == 1 else current
 
 
-@contextlib.contextmanager
-def weight_stationary() -> Iterator[None]:
-  """Uses the 2D weight-stationary layout in what is traced inside, for one token of each row.
+def weight_stationary() -> contextlib.AbstractContextManager[None]:
+  """Returns a context in which one token of each row is traced in the weight-stationary layout.
 
-  To all-gather weights that are sharded over the mesh axes of `embed` would cost more than the few
-  activations. Activations are sharded along the model width instead, not along the batch, and
-  all-reduced (Pope et al. 2022, Efficiently Scaling Transformer Inference, 3.2). The KV cache keeps
-  its sharding by rows.
+  An all-gather of weights that are sharded over the mesh axes of `embed` would send more bytes than
+  the few activations have. In the 2D weight-stationary layout (Pope et al. 2022, Efficiently
+  Scaling Transformer Inference, 3.2) activations are sharded along the model width instead of the
+  batch, and all-reduced. The KV cache keeps its sharding by rows.
   """
   current = _current.get()
   if current is None:
-    yield
-    return
+    return contextlib.nullcontext()
   mesh, axis_rules = current
   embed = axis_rules['embed']
   batch = tuple(axis for axis in axis_rules['batch'] if axis not in embed)
-  with set_mesh(mesh, {**axis_rules, 'batch': batch, 'activation_embed': embed}):
-    yield
+  return set_mesh(mesh, {**axis_rules, 'batch': batch, 'activation_embed': embed})
 
 
 def with_logical_constraint(x: Array, *axes: str | None) -> Array:
@@ -211,8 +200,7 @@ def with_logical_constraint(x: Array, *axes: str | None) -> Array:
   if current is None:
     return x
   mesh, axis_rules = current
-  spec = logical_to_spec(axes, axis_rules)
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, logical_to_spec(axes, axis_rules)))
 
 
 def platform() -> str:
@@ -233,7 +221,7 @@ def num_shards(*axes: str | None) -> int:
 
 
 def padded_rows(count: int) -> int:
-  """Returns `count` rounded up to rows that divide over the current mesh."""
+  """Returns `count` rounded up to a multiple that divides over the current mesh."""
   return count + -count % math.lcm(num_shards('cache_batch'), num_shards('batch'))
 
 
@@ -243,7 +231,10 @@ def with_logical_partitioning(init: Initializer, *axes: str | None) -> Initializ
 
 
 def logical_to_spec(axes, axis_rules: Mapping[str, tuple[str, ...]]) -> PartitionSpec:
-  """Returns the PartitionSpec of logical axes; the first of them takes a mesh axis of several."""
+  """Returns the PartitionSpec of logical axes.
+
+  A mesh axis shards one axis of an array: the first logical axis whose rule names it.
+  """
   used: set[str] = set()
   spec = []
   for axis in axes:
@@ -280,7 +271,7 @@ def shardings(boxed: Params, mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...
 def batch_sharding(
   mesh: Mesh, axis_rules: Mapping[str, tuple[str, ...]], stacked: bool = False
 ) -> NamedSharding:
-  """Returns the sharding of a batch, whose rows are sharded over the mesh axes of 'batch'.
+  """Returns the sharding of a batch: by rows, over the mesh axes of 'batch'.
 
   Rows are axis 0, or axis 1 of several `stacked` batches.
   """
@@ -289,7 +280,7 @@ def batch_sharding(
 
 
 def check_batch(batch_size: int, mesh: Mesh, axis_rules, key: str = 'batch_size') -> None:
-  """Raises UserError when rows do not divide over the mesh axes that shard the batch."""
+  """Raises UserError if the rows do not divide over the mesh axes that shard the batch."""
   (names,) = logical_to_spec(('batch',), axis_rules)
   _check_divides(batch_size, names, mesh, key)
 
@@ -317,6 +308,13 @@ def make_global_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) 
   if jax.process_count() == 1:
     return jax.device_put(dict(batch), sharding)
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes of abstract arrays on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
 
 
 def local_rows(batch_size: int, sharding: NamedSharding) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""Several processes of one run: their connections, host values, and common end.
+"""Several processes of one run: start-up, exchange of host values, and the loss of a process.
 
 `start` calls `jax.distributed.initialize`. Every process then opens a connection to process 0, over
 which `gather`, `broadcast_from_primary` and `barrier` send JSON. All processes call these three in
-the same order. They occupy no device, and each has a timeout, which may be hours.
+the same order. The calls occupy no device, and each has a timeout, which may be hours.
 
-The same connections detect failures. The operating system closes them when a process dies, and
-process 0 informs the others; each ends with one line and exit code 134. JAX alone would wait for
-its heartbeat and then abort with pages of text. A host that falls silent with open connections is
-left to that heartbeat.
+The same connections detect failures. When a process dies, the operating system closes its
+connections, and process 0 informs the others. Each ends with one line and exit code 134. JAX alone
+would wait for its heartbeat and then abort with pages of text. The heartbeat still detects a host
+that falls silent with open connections.
 
 jax is imported inside functions: programs load it only after their flags are checked.
 """
@@ -29,11 +29,11 @@ from absl import flags
 
 from lm.errors import PeerLost, UserError, first_line
 
-# The code by which a shell reports an abort, which is how JAX ends a process after another is lost.
-# A launcher that looks for the cause reads the first other code.
+# The exit code of an abort, with which JAX ends a process after the loss of another one. A launcher
+# finds the cause by the first exit code that differs.
 LOST = 134
-_ORDERLY = (0, 75)  # exit codes of processes that all end on their own
-_GRACE = 5.0  # seconds for a process to report its own error, caused by the failure of another
+_ORDERLY = (0, 75)  # exit codes after which the other processes end on their own
+_GRACE = 5.0  # seconds for a process to report its own error after the failure of another one
 _FLUSH = 0.2  # seconds for messages to arrive before the connections close
 _CONNECT = 10.0  # seconds for one attempt to connect
 _RENDEZVOUS = 2048  # bytes of the addresses, port and token of process 0
@@ -42,12 +42,12 @@ _VARIABLES = {
   'processes': 'JAX_NUM_PROCESSES',
   'process': 'JAX_PROCESS_ID',
 }
-# Launchers that JAX detects: a variable that only they set, and that of the number of processes.
+# Launchers that JAX detects: a variable that only the launcher sets, and its number of processes.
 _LAUNCHERS = (
   ('SLURM_STEP_NODELIST', 'SLURM_NTASKS'),
   ('OMPI_MCA_orte_hnp_uri', 'OMPI_COMM_WORLD_SIZE'),
 )
-# Errors of `jax.distributed.initialize` where no cluster is detected, and where devices are in use.
+# Errors of `jax.distributed.initialize`: JAX detects no cluster, and devices are in use already.
 _NO_CLUSTER = 'coordinator_address should be defined'
 _TOO_LATE = 'must be called before any JAX calls'
 
@@ -61,7 +61,7 @@ class _Link(NamedTuple):
 
 
 class _Group(NamedTuple):
-  """This process among all; process 0 has links to all others, each of which has one to it."""
+  """This process among all. Process 0 has links to all others, and each of them has one to it."""
 
   process: int
   processes: int
@@ -73,7 +73,7 @@ _leaving = threading.Event()
 
 
 class Settings(NamedTuple):
-  """The flags of `define_flags`. None is for what JAX detects."""
+  """The flags of `define_flags`. JAX detects the values that are None."""
 
   coordinator: str | None = None
   processes: int | None = None
@@ -86,7 +86,7 @@ class Settings(NamedTuple):
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """Defines the flags of a program that may run as several processes; this module's key flags."""
+  """Defines the flags of a program that may run as several processes, as flags of this module."""
   flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT of process 0, where JAX does not detect it', flag_values=values
   )
@@ -101,7 +101,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def settings(values: flags.FlagValues = flags.FLAGS) -> Settings:
-  """Returns the flags, completed from JAX_COORDINATOR_ADDRESS and its like.
+  """Returns the flags; environment variables such as JAX_PROCESS_ID give the missing ones.
 
   Raises:
     UserError: they are incomplete or inconsistent.
@@ -116,24 +116,31 @@ def settings(values: flags.FlagValues = flags.FLAGS) -> Settings:
   found = Settings(**given)
   coordinator, processes, process = found[:3]
   host, _, port = (coordinator or 'host:1').rpartition(':')
-  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-    raise UserError(f'--coordinator={coordinator} is not HOST:PORT, as in 10.0.0.1:1234')
-  if coordinator and (processes is None or process is None):
-    missing = '--processes=N' if processes is None else '--process=I'
-    raise UserError(f'--coordinator={coordinator} also needs {missing}')
-  if process is not None and not coordinator:
-    raise UserError(f'--process={process} also needs --coordinator=HOST:PORT of process 0')
-  if process is not None and processes is not None and process >= processes:
-    raise UserError(f'--process={process} must be less than --processes={processes}')
+  valid = host and port.isdecimal() and 0 < int(port) < 2**16
+  checks = (
+    (not valid, f'--coordinator={coordinator} is not HOST:PORT, as in 10.0.0.1:1234'),
+    (coordinator and processes is None, f'--coordinator={coordinator} also needs --processes=N'),
+    (coordinator and process is None, f'--coordinator={coordinator} also needs --process=I'),
+    (
+      process is not None and not coordinator,
+      f'--process={process} also needs --coordinator=HOST:PORT of process 0',
+    ),
+    (
+      process is not None and processes is not None and process >= processes,
+      f'--process={process} must be less than --processes={processes}',
+    ),
+  )
+  for wrong, message in checks:
+    if wrong:
+      raise UserError(message)
   return found
 
 
 def start(settings: Settings) -> bool:
   """Connects the processes of the run; returns whether there are several.
 
-  It must run before JAX initializes its devices. Afterwards the loss of a process ends this one,
-  SIGTERM belongs to JAX's preemption service (`preemption.PreemptionService`), and SIGINT ends this
-  process.
+  Call it before JAX initializes its devices. Afterwards the loss of a process ends this one, SIGINT
+  ends this process, and JAX's preemption service handles SIGTERM (`host.PreemptionService`).
 
   Raises:
     UserError: the number of processes differs from the expected one.
@@ -168,7 +175,7 @@ def start(settings: Settings) -> bool:
 
 
 def _launched() -> int | None:
-  """Returns how many processes SLURM or Open MPI has started; None without them."""
+  """Returns the number of processes that SLURM or Open MPI has started; None without these."""
   for name, variable in _LAUNCHERS:
     if {name, variable} <= os.environ.keys():
       return int(os.environ[variable])
@@ -176,7 +183,7 @@ def _launched() -> int | None:
 
 
 def _initialize(settings: Settings) -> bool:
-  """Returns whether `jax.distributed` is initialized: always, unless JAX detects no cluster."""
+  """Initializes `jax.distributed`; returns False if JAX detects no cluster."""
   import jax
 
   explicit = settings.coordinator is not None
@@ -202,7 +209,7 @@ def _initialize(settings: Settings) -> bool:
 def _deadline(settings: Settings, expected: int | None) -> Iterator[None]:
   """Ends the process with one line when the block takes longer than `init_timeout`.
 
-  JAX waits in C++ and then aborts the process with pages of text, which no `except` sees.
+  JAX waits in C++ and then aborts the process with pages of text, which Python cannot catch.
   """
 
   def give_up() -> None:
@@ -232,7 +239,7 @@ def _where(settings: Settings) -> str:
 
 
 def _connect(coordinator: str | None = None) -> None:
-  """Opens the connections between process 0 and all others, and follows them."""
+  """Opens the connections between process 0 and all others, with a thread that reads each."""
   global _group
   import jax
   import numpy as np
@@ -241,10 +248,10 @@ def _connect(coordinator: str | None = None) -> None:
   index, count = jax.process_index(), jax.process_count()
   dual = socket.has_dualstack_ipv6()
   family = socket.AF_INET6 if dual else socket.AF_INET
-  # All processes listen; the place of process 0 is broadcast.
+  # All processes listen; the addresses of process 0 are broadcast.
   listener = socket.create_server(('', 0), family=family, dualstack_ipv6=dual)
-  place = [_addresses(coordinator), listener.getsockname()[1], secrets.token_hex(16)]
-  content = np.frombuffer(json.dumps(place).encode().ljust(_RENDEZVOUS), np.uint8)
+  rendezvous = [_addresses(coordinator), listener.getsockname()[1], secrets.token_hex(16)]
+  content = np.frombuffer(json.dumps(rendezvous).encode().ljust(_RENDEZVOUS), np.uint8)
   hosts, port, token = json.loads(multihost_utils.broadcast_one_to_all(content).tobytes())
   with listener:
     links = {0: _call(hosts, port, token, index)} if index else _accept(listener, token, count)
@@ -254,10 +261,10 @@ def _connect(coordinator: str | None = None) -> None:
 
 
 def _addresses(coordinator: str | None) -> list[str]:
-  """Returns names and addresses of this host; other hosts may reach some of them only."""
+  """Returns names and addresses of this host, of which other hosts may reach only some."""
   found = [coordinator.rpartition(':')[0]] if coordinator else []
   for family, outside in ((socket.AF_INET, '192.0.2.1'), (socket.AF_INET6, '2001:db8::1')):
-    # The address of the default route; a datagram socket sends nothing when it connects.
+    # The local address of the default route. A datagram socket sends nothing when it connects.
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
       probe.connect((outside, 9))
       found.append(probe.getsockname()[0])
@@ -286,7 +293,7 @@ def _accept(listener: socket.socket, token: str, count: int) -> dict[int, _Link]
   while len(links) < count - 1:
     connection, _ = listener.accept()
     link = _link(connection)
-    connection.settimeout(_CONNECT)  # a stranger may send nothing
+    connection.settimeout(_CONNECT)  # a foreign program may send nothing
     given, index = b'', b''
     with contextlib.suppress(OSError):
       given, _, index = link.reader.readline(_RENDEZVOUS).partition(b' ')
@@ -307,13 +314,13 @@ def _send(links: Iterable[_Link], *message: Any) -> bytes:
   """Sends a message, one line of JSON; returns the line."""
   line = json.dumps(message).encode() + b'\n'
   for link in links:
-    with contextlib.suppress(OSError):  # the reader of the link notices its end
+    with contextlib.suppress(OSError):  # the thread that reads the link detects its end
       link.connection.sendall(line)
   return line
 
 
 def _follow(group: _Group, other: int) -> None:
-  """Receives the messages of another process until it ends."""
+  """Receives the messages of another process until its connection closes."""
   ended = False
   with contextlib.suppress(OSError, ValueError):  # a reset connection, half a line
     for line in group.links[other].reader:
@@ -330,7 +337,7 @@ def _follow(group: _Group, other: int) -> None:
 
 
 def _on_exit(group: _Group, other: int, code: int | None) -> None:
-  """Ends this process after another one that failed; a `code` of None means without a message."""
+  """Ends this process if another one has failed; its exit `code` is None if it sent none."""
   if code in _ORDERLY or _leaving.is_set():
     return
   if group.process == 0:
@@ -345,7 +352,7 @@ def _on_exit(group: _Group, other: int, code: int | None) -> None:
 
 
 def _abort(line: str) -> None:
-  """Ends this process wherever it hangs, with a line on stderr and the code of a lost process."""
+  """Ends this process immediately, with a line on stderr and exit code LOST."""
   os.write(2, f'{line}\n'.encode())
   os._exit(LOST)
 
@@ -393,7 +400,7 @@ def gather(value: Any, seconds: float = 600, purpose: str = 'to gather values') 
 
   Args:
     value: of this process.
-    seconds: how long to wait for the others.
+    seconds: timeout of the wait for the others.
     purpose: of the wait, for the error.
 
   Raises:
@@ -420,7 +427,7 @@ def gather(value: Any, seconds: float = 600, purpose: str = 'to gather values') 
 
 
 def broadcast_from_primary(value: Any, seconds: float = 600) -> Any:
-  """Returns the JSON value of process 0; those of the others are ignored.
+  """Returns the JSON value of process 0; the values of all others are ignored.
 
   Raises:
     PeerLost: a process sends nothing in time.
@@ -429,16 +436,20 @@ def broadcast_from_primary(value: Any, seconds: float = 600) -> Any:
 
 
 def barrier(seconds: float, purpose: str) -> None:
-  """Waits until all processes are here, for instance 'to prepare the data'.
+  """Waits until all processes have called it.
+
+  Args:
+    seconds: timeout.
+    purpose: of the wait, for the error, such as 'to prepare the data'.
 
   Raises:
-    PeerLost: one has not come in time.
+    PeerLost: a process has not called it in time.
   """
   gather(None, seconds, purpose)
 
 
 def check_same(digests: Mapping[str, str]) -> None:
-  """Raises UserError where a process has other digests than process 0; they are by name."""
+  """Raises UserError if a process has other digests, by name, than process 0."""
   first, *others = gather(dict(digests))
   for i, other in enumerate(others, 1):
     differing = sorted(name for name in {**first, **other} if first.get(name) != other.get(name))

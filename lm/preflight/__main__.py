@@ -1,12 +1,12 @@
-"""Report what a job needs on TPUs or GPUs before one is paid for: memory, communication, time.
+"""Estimate the memory, communication and time of a job on TPUs or GPUs, without any of them.
 
   python -m lm.preflight --config=experiments/NAME.py --topology=v5e:4x4 [--slices=N] [--json]
   python -m lm.preflight --config=experiments/NAME.py --topology=h100:8 [--slices=N] [--json]
 
-For TPUs the train step is compiled by the TPU compiler, on any machine (extra `tpu`; a minute or
-more on two cores). The report has the memory of a chip by category, the collectives, fully
-replicated arrays, and an estimated step time. For nodes of GPUs and for cpu:1, this machine,
-nothing is compiled: memory is estimated, and the time is a roofline bound below any real step.
+For TPUs the TPU compiler compiles the train step, on any machine (extra `tpu`; a minute or more on
+two cores). The report has the memory of a chip by category, the collectives, fully replicated
+arrays, and an estimated step time. For nodes of GPUs and for cpu:1, this machine, nothing is
+compiled: memory is estimated, and the time is a roofline bound, which no real step can beat.
 --price=USD (of a chip per hour) adds the cost of a billion tokens. --search ranks other meshes,
 batch sizes and remat policies. --decode also compiles a decoding step for `decode.batch_size` rows
 on the same mesh, with a KV cache for `decode.max_tokens` (or data.seq_len) tokens.
@@ -28,12 +28,12 @@ if __name__ == '__main__':
 flags.DEFINE_string(
   'topology', None, 'a slice of TPUs, such as v5e:4x4, or a node of GPUs, such as h100:8'
 )
-flags.DEFINE_integer('slices', 1, 'number of slices or nodes, joined by the network')
+flags.DEFINE_integer('slices', 1, 'slices or nodes, which a network joins')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip per hour', lower_bound=0)
 flags.DEFINE_bool('search', False, 'rank meshes, batch sizes and remat policies that fit')
 flags.DEFINE_bool('decode', False, 'also compile a decoding step')
 flags.DEFINE_integer(
-  'most', 8, 'how many candidates of --search to compile, or to print for GPUs', lower_bound=1
+  'most', 8, 'candidates of --search to compile, or to print for GPUs', lower_bound=1
 )
 flags.DEFINE_string('hlo', None, 'file for the HLO of a program compiled for TPUs')
 flags.DEFINE_bool('json', False, 'print one JSON object and nothing else')
@@ -69,16 +69,17 @@ def main(argv: list[str]) -> int | None:
   try:
     result = (train_step if compiles else analytic).check(config, slice_)
   except train_step.DoesNotFit as e:
-    closest = search.closest_fitting(config, slice_)
-    raise UserError(f'--topology={name}: {e}; {closest}') from e
+    raise UserError(f'--topology={name}: {e}; {search.closest_fitting(config, slice_)}') from e
   decoding = decode.check(config, slice_, result.step) if args.decode else None
   if file is not None:
     file.write_text(result.program)
   values = report.summary(result, slice_, path, args.price, decoding)
   print(json.dumps(values) if args.json else '\n'.join(report.lines(values)))
   if not result.fits:
-    closest = search.closest_fitting(config, slice_)
-    raise UserError(f'--topology={name}: {result.needed / GIB:.1f} GiB do not fit; {closest}')
+    raise UserError(
+      f'--topology={name}: {result.needed / GIB:.1f} GiB do not fit; '
+      f'{search.closest_fitting(config, slice_)}'
+    )
   if decoding is not None and decoding.needed > result.capacity:
     raise UserError(
       f'--topology={name}: --decode needs {decoding.needed / GIB:.1f} GiB '

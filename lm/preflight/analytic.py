@@ -1,7 +1,7 @@
-"""A train step on chips without a compiler here: memory from shapes, and a roofline bound of time.
+"""A train step without a compiler: memory from shapes, and a roofline bound of the time.
 
 Parameters, optimizer state and activations follow from shapes and shardings, as for TPUs. The
-temporaries are estimated from the known structure of a step:
+temporaries are estimated from the structure of a step:
 
 - After the forward pass there are the logits of one chunk and their gradient (lm.nn.losses). Each
   device also has the entire output table in the compute dtype, and its gradient in float32.
@@ -11,12 +11,13 @@ temporaries are estimated from the known structure of a step:
 
 The time is a roofline bound (Williams et al. 2009). In the forward and backward passes matmuls,
 memory, links and network overlap perfectly, each at its peak, and the slowest counts. The optimizer
-starts after the last gradient, since their norm decides the clipping. No step is faster; real steps
-reach no peak and wait. The memory's share is too high for models whose activations fit into caches.
+starts after the last gradient, since clipping needs the norm of all gradients. Real steps are
+slower: they reach no peak, and they wait. For models whose activations fit into caches the part of
+the memory is too large.
 
 The FLOPs of matmuls are counted by tracing. cuDNN attention cannot be traced without a GPU, so that
-a stand-in takes its place. It has the shapes, matmuls and residuals of the kernel (inputs, output
-and one value per query and head); its result is not attention.
+a stub replaces it. The stub has the shapes, matmuls and residuals of the kernel (inputs, output and
+one value per query and head), but its result is not attention.
 """
 
 import dataclasses
@@ -40,11 +41,11 @@ from lm.nn.attention import blockwise, check_cudnn, cudnn_mask, cudnn_supported
 from lm.nn.losses import chunk_size
 from lm.parallel import mesh as meshes
 from lm.parallel.chips import Chip
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology, train_step
-from lm.preflight.train_step import bytes_per_device
 from lm.types import Array, Batch, Mask, Output, apply_of
 
-# Attention functions that need a GPU, and their stand-ins.
+# Attention functions that need a GPU, and their stubs.
 STUBS = {
   'lm.nn.attention:fused': 'lm.preflight.analytic:fused',
   'lm.nn.attention:cudnn': 'lm.preflight.analytic:cudnn',
@@ -54,7 +55,7 @@ Flops = dict[int, float]  # by the element size of the wider operand, in bytes
 
 
 def check(config: ConfigDict, slice_: topology.Slice) -> train_step.Result:
-  """Returns the findings about a config's train step, without a compiler.
+  """Returns the findings about the train step of a config, without a compiler.
 
   Raises:
     UserError: the config is wrong, does not divide over the devices, or its objective reads keys
@@ -63,7 +64,7 @@ def check(config: ConfigDict, slice_: topology.Slice) -> train_step.Result:
   config = traceable(config) if slice_.chip.platform == 'gpu' else config
   step = train_step.describe(config, topology.devices(slice_))
   functions, params = step.functions, step.state.params
-  with train_step.tracing(config):
+  with train_step.tracing(config), meshes.set_mesh(functions.mesh, functions.rules):
     part = _microbatch(step, config.microbatches)
     activations = train_step.activations(functions, params, part)
     memory = {
@@ -95,22 +96,17 @@ def temporaries(config: ConfigDict, step: train_step.Step, part: Batch) -> int:
 
   Args:
     config: of the step.
-    step: with its functions and abstract state.
+    step: with its functions and abstract state; its mesh is the current one.
     part: abstract, one microbatch.
   """
-  functions, params = step.functions, step.state.params
-  gradients = bytes_per_device(params)
+  gradients = bytes_per_device(step.state.params)
   accumulated = gradients if config.microbatches > 1 else 0
-  with meshes.set_mesh(functions.mesh, functions.rules):
-    output: Output = jax.eval_shape(functions.apply, params, part)
-    table, hidden = output.head.kernel_VD, output.hidden
-    V = output.head.padded_vocab_size
-    chunk = config.objective.logits_chunk if 'logits_chunk' in config.objective else 0
-    B, T = hidden.shape[:2]
-    positions = B * chunk_size(B, T, V, chunk) / meshes.num_shards('batch')
-    shards = meshes.num_shards('vocab')
-  logits = 2 * positions * V * 4 / shards
-  tables = table.size * (hidden.dtype.itemsize + 4) / shards
+  output: Output = jax.eval_shape(step.functions.apply, step.state.params, part)
+  B, T = output.hidden.shape[:2]
+  V, shards = output.head.padded_vocab_size, meshes.num_shards('vocab')
+  chunk = chunk_size(B, T, V, config.objective.get('logits_chunk', 0))
+  logits = 2 * B * chunk / meshes.num_shards('batch') * V * 4 / shards
+  tables = output.head.kernel_VD.size * (output.hidden.dtype.itemsize + 4) / shards
   recomputed = _layer_activations(config, step, part)
   return int(accumulated + max(gradients + recomputed, logits + tables))
 
@@ -120,11 +116,8 @@ def _layer_activations(config: ConfigDict, step: train_step.Step, part: Batch) -
   if 'remat_policy' not in config.model or config.model.remat_policy is None:
     return 0.0
   other = train_step.changed(config, {'model.remat_policy': None})
-  functions = step.functions
   apply = apply_of(components.model(other, train_step.vocabulary(other)))
-  without = dataclasses.replace(
-    functions, apply=meshes.with_mesh(apply, functions.mesh, functions.rules)
-  )
+  without = dataclasses.replace(step.functions, apply=apply)
   return train_step.activations(without, step.state.params, part) / config.model.depth
 
 
@@ -146,18 +139,15 @@ def _bound(
   activations: int,
   sent: Mapping[str, float] | None,
 ) -> hlo.Timing:
-  """Returns the bound of the time of a step that sends such bytes."""
+  """Returns the lower bound of the time of a step that sends `sent` bytes, by mesh axis."""
   functions, params, opt_state = step.functions, step.state.params, step.state.opt_state
-
-  def with_mesh(function: Any) -> Any:
-    return meshes.with_mesh(function, functions.mesh, functions.rules)
 
   def update(gradients: Any, opt_state: Any, params: Any) -> Any:
     transformation = optax.with_extra_args_support(functions.optimizer.transformation)
     norm = optax.tree.norm(gradients)
     return transformation.update(gradients, opt_state, params, gradient_norm=norm)
 
-  passes = matmul_flops(with_mesh(jax.grad(train_step.loss_of(functions))), params, part)
+  passes = matmul_flops(jax.grad(train_step.loss_of(functions)), params, part)
   parameters, optimizer = bytes_per_device(params), bytes_per_device(opt_state)
   weights = _gathered_weights(step)
   return roofline_bound(
@@ -167,7 +157,7 @@ def _bound(
     matmuls={size: config.microbatches * flops for size, flops in passes.items()},
     # Both passes read the weights, one stores and one loads activations, and gradients are stored.
     memory=config.microbatches * 2 * (weights + activations) + parameters,
-    update_matmuls=matmul_flops(with_mesh(update), params, opt_state, params),  # Muon has some
+    update_matmuls=matmul_flops(update, params, opt_state, params),  # Muon has some
     # Gradients are loaded for their norm and for the update, which loads and stores the state.
     update_memory=2 * parameters + 2 * (parameters + optimizer),
     sent=sent or {},
@@ -177,7 +167,7 @@ def _bound(
 def _gathered_weights(step: train_step.Step) -> float:
   """Returns the bytes of the weights that a device computes with, in the model's dtype.
 
-  They are all-gathered over the axes of the batch. Embedding tables are left out, for a step may
+  They are all-gathered over the axes of the batch. Embedding tables do not count, since a step may
   read few of their rows.
   """
   mesh, dtype = step.functions.mesh, jnp.dtype(getattr(step.functions.model, 'dtype', 'float32'))
@@ -229,8 +219,8 @@ def roofline_bound(
 def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple[float, float]:
   """Returns the seconds of transfers through links within nodes, and through the network.
 
-  In a ring of g devices over k nodes, each device receives all but a g-th of the array, and each
-  node all but a k-th. The g / k devices of a node share that traffic through the network.
+  In a ring of g devices over k nodes, each device receives (g - 1) / g of the array, and each node
+  (k - 1) / k. The g / k devices of a node share that traffic through the network.
 
   Args:
     sent: bytes that a device sends in such a ring, by mesh axis.
@@ -240,8 +230,6 @@ def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple
   links, network = 0.0, 0.0
   for axis, size in sent.items():
     group, nodes = mesh.shape[axis], _nodes(mesh, axis)
-    if group == 1:
-      continue
     if group > nodes:
       links += size / chip.link
     if nodes > 1:
@@ -251,16 +239,15 @@ def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple
 
 
 def _nodes(mesh: Mesh, axis: str) -> int:
-  """Returns how many nodes the devices along an axis span."""
-  place = mesh.axis_names.index(axis)
-  first = tuple(slice(None) if i == place else 0 for i in range(mesh.devices.ndim))
+  """Returns the number of nodes that the devices along a mesh axis span."""
+  first = tuple(slice(None) if name == axis else 0 for name in mesh.axis_names)
   return len({device.slice_index for device in mesh.devices[first]})
 
 
 def matmul_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
   """Returns the FLOPs of the matmuls and convolutions of a function, on all devices together.
 
-  A scan counts with its length. A while loop counts once, for its trip count is unknown. A
+  A scan counts with its length. A while loop counts once, since its trip count is unknown. A
   conditional counts with its most expensive branch.
 
   Args:
@@ -285,7 +272,7 @@ def _count(jaxpr: Jaxpr) -> Flops:
 
 
 def _times(equation: JaxprEqn) -> int:
-  """Returns how often the inner jaxprs of an equation run, on all devices together."""
+  """Returns the number of times that the inner jaxprs of an equation run, on all devices."""
   if equation.primitive.name == 'scan':
     return equation.params['length']
   if equation.primitive.name == 'shard_map':  # its jaxpr is that of one device
@@ -315,13 +302,13 @@ def _inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """Chooses between cuDNN and blocked attention as `lm.nn.attention:fused` does on a GPU."""
+  """Computes cuDNN or blockwise attention, by the rule of `lm.nn.attention:fused` on a GPU."""
   attend = cudnn if cudnn_supported(q_BTHK, k_BSGK, mask) else blockwise
   return attend(q_BTHK, k_BSGK, v_BSGK, mask)
 
 
 def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """Has the shapes, matmuls and residuals of `lm.nn.attention:cudnn`.
+  """Replaces `lm.nn.attention:cudnn` by a stub with its shapes, matmuls and residuals.
 
   Raises:
     UserError: cuDNN attention does not support the dtype or the mask.
@@ -377,7 +364,7 @@ def _expanded(x_BSGK: Array, q_BTHK: Array, visible: int) -> Array:
 
 
 def _collapsed(d_BsHK: Array, x_BSGK: Array) -> Array:
-  """Returns the gradient of x from that of `_expanded`."""
+  """Returns the gradient of x, from the gradient of `_expanded(x)`."""
   B, S, G, K = x_BSGK.shape
   d_BsGK = d_BsHK.reshape(B, -1, G, d_BsHK.shape[2] // G, K).sum(3)
   return jnp.pad(d_BsGK, ((0, 0), (0, S - d_BsGK.shape[1]), (0, 0), (0, 0)))

@@ -1,14 +1,12 @@
 """One decoding step of a config, compiled for a slice of TPUs.
 
 Evaluations decode on the mesh of training, with its sharding of parameters (lm.evaluation.predict).
-The KV cache is sharded by rows and heads, and activations move to the weights
+The KV cache is sharded by rows and heads, and weights stay in their shards
 (lm.parallel.mesh.weight_stationary). The compiled program is the loop of greedy decoding or beam
-search. It generates texts of the greatest length for `decode.batch_size` rows, after prompts and
-sources were read. Work outside the loop, such as casting the weights to bfloat16, is a small part.
+search. It generates texts of the maximum length for `decode.batch_size` rows, after the prefill.
+Work outside the loop, such as casting the weights to bfloat16, is a small part.
 """
 
-import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +23,8 @@ from lm.decode.loop import DecodeConfig, make_decode_step
 from lm.decode.sampling import row_keys
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology, train_step
-from lm.preflight.train_step import bytes_per_device
 from lm.types import Apply, Params, apply_of
 
 
@@ -50,7 +48,7 @@ class Decoding(NamedTuple):
 
 
 def check_config(config: ConfigDict) -> None:
-  """Raises UserError unless the model of a config generates text, and with such a beam."""
+  """Raises UserError unless the model of a config generates text with the config's beam size."""
   model = components.model(config, train_step.vocabulary(config))
   generates = (
     model.continues_prompts
@@ -71,6 +69,9 @@ def check(
     config: of a model that generates text.
     slice_: the chips.
     step: the train step, with the sharding of the parameters.
+
+  Returns:
+    The findings; DoesNotFit if the compiler finds no program that fits.
   """
   functions, params = step.functions, step.state.params
   model, apply = functions.model, apply_of(functions.model)
@@ -80,17 +81,14 @@ def check(
   steps = steps if model.reads_on else min(steps, model.context)
   source = config.data.source_len if train_step.has_source(config) else 0
   loop, carry, cache = decoding_loop(config, model, apply, params, rows, steps, source)
-  # Parameters that the loop does not use occupy memory all the same.
+  # Parameters that the loop does not use occupy memory, too.
   jitted = jax.jit(
     meshes.with_mesh(loop, functions.mesh, functions.rules), donate_argnums=(1, 2), keep_unused=True
   )
-  start = time.perf_counter()
-  lowered = jitted.lower(params, carry, cache)
   try:
-    program = train_step.compile_lowered(lowered)
+    lowered, program, seconds = train_step.compile_program(jitted, params, carry, cache)
   except train_step.DoesNotFit as e:
     return e
-  seconds = time.perf_counter() - start
   sharded = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     lowered.out_info[1],
@@ -159,19 +157,17 @@ def decoding_loop(
     keys_B, limits_B = row_keys(jnp.uint32(0), jnp.arange(rows)), jnp.full(rows, steps)
     return begin(model, apply, decode, steps, params, batch, keys_B, limits_B)
 
+  def loop(params: Params, carry: Any, cache: Any) -> tuple[Any, Any]:
+    # lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs
+    state, _ = jax.lax.scan(
+      lambda state, _: (advance(model, apply, decode, params, state), None),
+      carry._replace(cache=cache),
+      length=steps,
+    )
+    return state._replace(cache=None), state.cache
+
   state = _without_sharding(jax.eval_shape(read_prompts, _without_sharding(params)))
-  loop = functools.partial(_loop, functools.partial(advance, model, apply, decode), steps)
   return loop, state._replace(cache=None), state.cache
-
-
-def _loop(
-  advance: Callable[[Params, Any], Any], steps: int, params: Params, carry: Any, cache: Any
-) -> tuple[Any, Any]:
-  """Runs lm.decode.loop.decode_loop with a fixed number of steps, which the cost analysis needs."""
-  state, _ = jax.lax.scan(
-    lambda state, _: (advance(params, state), None), carry._replace(cache=cache), length=steps
-  )
-  return state._replace(cache=None), state.cache
 
 
 def cost_of_step(
@@ -179,8 +175,8 @@ def cost_of_step(
 ) -> tuple[float, float]:
   """Returns the FLOPs of one step, and the bytes of the parameters that a device reads for it.
 
-  A step does not read the encoder, nor tables of which it looks up a few rows. It reads the others
-  in the compute dtype, to which the compiler casts them before the loop.
+  A step does not read the encoder, and of embedding tables it looks up a few rows only. It reads
+  all other parameters in the compute dtype, to which the compiler casts them before the loop.
 
   Args:
     apply: the pure function of a model.

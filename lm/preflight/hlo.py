@@ -1,12 +1,12 @@
 """Reads the HLO of a program compiled for TPUs: its collectives, and an estimate of its time.
 
-A program for several devices is that of one of them (SPMD), so that all sizes are of one device.
-Instructions of a loop body count as often as the loop runs.
+All devices run one program (SPMD), so that all sizes are those of one device. Instructions of a
+loop body count with its trip count.
 
-The time is an estimate. The compiler's cost model gives the cycles of each kernel, memory traffic
-included. It gives none for splash attention, which is taken to reach half of the peak. To these
-come the collectives. Overlapped ones count where they take longer than all kernels, exposed ones
-always.
+The time is an estimate. The cost model of the compiler gives the cycles of each kernel, memory
+traffic included. It gives none for splash attention, which we assume to reach half of the peak. The
+time of collectives is added. Overlapped collectives count only where they take longer than all
+kernels, exposed ones always.
 """
 
 import math
@@ -22,12 +22,14 @@ from lm.parallel.chips import Chip
 from lm.preflight.topology import Slice
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-# Their computations are of scalars.
+# The computations that these call work on scalars.
 _REDUCTIONS = ('reduce', 'all-reduce', 'all-reduce-start', 'reduce-scatter', 'sort')
+# The line break before an instruction's attributes that continue on the next line.
+_CONTINUATION = r'\n(?!  |%|ENTRY|\}?[ \t]*(?:\n|$))'
 _TRANSFER = r'_xla_megascale_transfer_type="(\w+)"'
-# Share of the peak that the kernels of splash attention are taken to reach: an assumption.
+# Assumed share of the peak that the kernels of splash attention reach.
 ATTENTION = 0.5
-# Matmuls of a kernel, each as large as that of queries and keys.
+# Matmuls of a kernel, each with the FLOPs of the matmul of queries and keys.
 _MATMULS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 
 
@@ -39,7 +41,7 @@ class Array(NamedTuple):
 
   @property
   def bytes(self) -> float:
-    """Returns its size."""
+    """Returns the size of the array."""
     return math.prod(self.shape) * size_of(self.dtype)
 
 
@@ -55,7 +57,7 @@ class Instruction(NamedTuple):
 class Timing(NamedTuple):
   """Time of a step, and the rates that follow."""
 
-  parts: Mapping[str, float]  # seconds; some overlap, 0 does not apply
+  parts: Mapping[str, float]  # seconds by name; some overlap; 0 where a part does not apply
   step: float  # seconds
   mfu: float  # model FLOPs over the peak of all chips
   tokens: float  # per second, of all chips
@@ -76,7 +78,7 @@ Program = dict[str, list[Instruction]]  # instructions by computation; execution
 
 
 def size_of(dtype: str) -> float:
-  """Returns the bytes of an element, such as 2 for 'bf16'."""
+  """Returns the bytes of an element: 2 for 'bf16'."""
   bits = re.search(r'\d+', dtype)
   return int(bits.group()) / 8 if bits else float(dtype == 'pred')
 
@@ -85,7 +87,7 @@ def parse(text: str) -> Program:
   """Returns the computations of `Compiled.as_text()`."""
   program: Program = {}
   computation = None
-  for line in _logical_lines(text):
+  for line in re.sub(_CONTINUATION, '', text).splitlines():
     if computation is None:
       if head := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$', line):
         computation = 'ENTRY' if head.group(1) else head.group(2)
@@ -95,17 +97,6 @@ def parse(text: str) -> Program:
     elif found := re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*)$', line):
       program[computation].append(_instruction(*found.groups()))
   return program
-
-
-def _logical_lines(text: str) -> Iterator[str]:
-  """Yields the lines, with continuation lines of an instruction's attributes joined to it."""
-  joined = ''
-  for line in text.splitlines():
-    if joined and (line.startswith(('  ', '%', 'ENTRY')) or line.rstrip() in ('}', '')):
-      yield joined
-      joined = ''
-    joined += line
-  yield joined
 
 
 def _instruction(name: str, rest: str) -> Instruction:
@@ -138,30 +129,29 @@ def _split_parenthesis(text: str) -> tuple[str, str]:
 def walk(
   program: Program, computation: str = 'ENTRY', times: float = 1.0
 ) -> Iterator[tuple[float, str, Instruction]]:
-  """Yields (how often it runs, its computation, the instruction).
+  """Yields (number of executions, name of the computation, instruction).
 
-  All branches of a conditional count, each once.
+  Each branch of a conditional counts once.
   """
   for instruction in program[computation]:
     yield times, computation, instruction
-    trips = trip_count(program, instruction)
     for inner in called(program, instruction):
-      yield from walk(program, inner, times * trips)
+      yield from walk(program, inner, times * trip_count(program, instruction))
 
 
 def called(program: Program, instruction: Instruction) -> list[str]:
-  """Returns the computations that an instruction calls, except those of scalars."""
+  """Returns the names of the computations that an instruction calls, except those of scalars."""
   if instruction.opcode in _REDUCTIONS:
     return []
   attributes = instruction.attributes
   names = re.findall(r'\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)', attributes)
   for branches in re.findall(r'\bbranch_computations=\{([^}]*)\}', attributes):
-    names += [name.strip().lstrip('%') for name in branches.split(',')]
+    names += re.findall(r'[\w.\-]+', branches)
   return [name for name in names if name in program]
 
 
 def trip_count(program: Program, instruction: Instruction) -> int:
-  """Returns how often an instruction runs its computations: a loop's trip count, else 1."""
+  """Returns the number of times that an instruction runs its computations: 1 outside loops."""
   if instruction.opcode != 'while':
     return 1
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
@@ -224,9 +214,10 @@ def _within_slice(
 
 
 def _between_slices(instruction: Instruction, mesh: Mesh) -> tuple[str, float, list[int]]:
-  """Returns the same for a collective over the network, in HLO a transfer to the host.
+  """Returns kind, bytes and participants of a collective over the network: a host transfer in HLO.
 
-  The devices at one position of all slices take part; each sends its own shard of a slice's array.
+  Its participants are the devices at one position of all slices. Each sends its own shard of the
+  array of a slice.
   """
   kind = re.findall(_TRANSFER, instruction.attributes)[0].lower().replace('_', '-')
   devices = list(mesh.devices.flat)
@@ -282,7 +273,7 @@ def axes_of(group: Iterable[int], mesh: Mesh) -> tuple[str, ...]:
 
 
 def by_kind(collectives: Iterable[Collective]) -> dict[tuple[str, tuple[str, ...]], float]:
-  """Returns the bytes that a device sends in a step, by kind and axes, in falling order."""
+  """Returns the bytes that a device sends in a step, by kind and axes, the largest first."""
   sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
   for one in collectives:
     sums[one.kind, one.axes] += one.bytes * one.times
@@ -308,7 +299,7 @@ def estimate(
     slice_: of the devices.
     model_flops: the FLOPs that the model needs for the batch.
     tokens: of the batch.
-    steps: how many steps the program does.
+    steps: number of steps in the program.
     memory_bound: seconds for the memory traffic of a step, if kernels do not include it.
   """
   chip, devices = slice_.chip, list(devices)
@@ -337,9 +328,9 @@ def cycles(program: Program, computation: str = 'ENTRY') -> float:
   for instruction in program[computation]:
     if found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes):
       total += int(found.group(1))
-      continue
-    times = trip_count(program, instruction)
-    total += sum(times * cycles(program, one) for one in called(program, instruction))
+    else:
+      inner = sum(cycles(program, one) for one in called(program, instruction))
+      total += trip_count(program, instruction) * inner
   return total
 
 
@@ -365,8 +356,8 @@ def attention_flops(program: Program) -> float:
 def bandwidth(group: Sequence[int], devices: Sequence[Any], chip: Chip) -> float:
   """Returns the bytes/s that each device of a group sends in a ring through all of them.
 
-  A device has links to both neighbors along each torus dimension that the group spans. A line, too
-  short for a ring, has half of that. Between slices there is the network.
+  A device has links to both neighbors along each torus dimension that the group spans. A dimension
+  that is too short for a ring has half of that. Slices are connected by the network.
   """
   members = [devices[i] for i in group]
   if len({getattr(device, 'slice_index', 0) for device in members}) > 1:

@@ -1,5 +1,6 @@
 """The report of `lm.preflight` as JSON and as text. lm/preflight/README.md explains its lines."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,14 +48,9 @@ def summary(
     'decode': None,
   }
   if isinstance(decoding, decode.Decoding):
-    report['decode'] = {
-      'rows': decoding.rows,
-      'beam': decoding.beam,
-      'cache_tokens': decoding.cache_tokens,
-      'source_tokens': decoding.source_tokens,
-      'flops': decoding.flops,
-      **_program(decoding, result.capacity, slice_, price),
-    }
+    fields = ('rows', 'beam', 'cache_tokens', 'source_tokens', 'flops')
+    sizes = {name: getattr(decoding, name) for name in fields}
+    report['decode'] = sizes | _program(decoding, result.capacity, slice_, price)
   elif decoding is not None:
     memory = {'total': decoding.needed, 'capacity': decoding.capacity}
     report['decode'] = {'fits': False, 'memory': memory}
@@ -77,58 +73,70 @@ def _program(
   }
 
 
-def lines(report: Mapping[str, Any]) -> Iterator[str]:
-  """Yields the lines of a report for people."""
+def lines(report: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of a report for people."""
   slices = f'{report["slices"]} x ' if report['slices'] > 1 else ''
   accelerator = f'{report["accelerator"]}, ' if report['accelerator'] else ''
   chips = f'{accelerator}{report["chips"]} chip{"s" * (report["chips"] > 1)}'
   mesh = ', '.join(f'{name} {size}' for name, size in report['mesh'].items())
-  yield f'{report["config"]} on {slices}{report["topology"]} ({chips}): mesh {mesh}'
-  yield f'{report["parameters"]:,} parameters, {report["tokens_per_step"]:,} tokens per step'
-  yield from _program_lines(report)
-  for name, shape in report['replicated'].items():
-    yield f'fully replicated: {name}{list(shape)}'
-  memory, step = report['memory'], report['decode']
-  preallocated = PREALLOCATED / (1 - RESERVED['gpu']) * memory['capacity']
-  if report['platform'] == 'gpu' and report['fits'] and memory['total'] > preallocated:
-    yield 'more than JAX allocates by default: set XLA_CLIENT_MEM_FRACTION=0.97'
+  memory = report['memory']
+  default = PREALLOCATED / (1 - RESERVED['gpu']) * memory['capacity']
+  large = report['platform'] == 'gpu' and report['fits'] and memory['total'] > default
+  return [
+    f'{report["config"]} on {slices}{report["topology"]} ({chips}): mesh {mesh}',
+    f'{report["parameters"]:,} parameters, {report["tokens_per_step"]:,} tokens per step',
+    *_program_lines(report),
+    *(f'fully replicated: {name}{list(shape)}' for name, shape in report['replicated'].items()),
+    *['more than JAX allocates by default: set XLA_CLIENT_MEM_FRACTION=0.97'] * large,
+    *_decoding_lines(report['decode']),
+  ]
+
+
+def _decoding_lines(step: Mapping[str, Any] | None) -> list[str]:
   if step is None:
-    return
-  yield ''
-  if 'timing' in step:
-    beams = f' of {step["beam"]} hypotheses' if step['beam'] > 1 else ''
-    source = f', sources of {step["source_tokens"]:,}' if step['source_tokens'] else ''
-    yield f'decoding step: {step["rows"]} rows{beams}, {step["flops"] / 1e9:,.1f} GFLOPs'
-    yield f'KV cache of {step["cache_tokens"]:,} tokens per row{source}'
-    yield from _program_lines(step)
-  else:
+    return []
+  if 'timing' not in step:
     needed, capacity = step['memory']['total'] / GIB, step['memory']['capacity'] / GIB
-    yield f'decoding step: {needed:.1f} GiB do not fit into {capacity:.1f} GiB'
+    return ['', f'decoding step: {needed:.1f} GiB do not fit into {capacity:.1f} GiB']
+  beams = f' of {step["beam"]} hypotheses' if step['beam'] > 1 else ''
+  source = f', sources of {step["source_tokens"]:,}' if step['source_tokens'] else ''
+  return [
+    '',
+    f'decoding step: {step["rows"]} rows{beams}, {step["flops"] / 1e9:,.1f} GFLOPs',
+    f'KV cache of {step["cache_tokens"]:,} tokens per row{source}',
+    *_program_lines(step),
+  ]
 
 
-def _program_lines(program: Mapping[str, Any]) -> Iterator[str]:
+def _program_lines(program: Mapping[str, Any]) -> list[str]:
   memory, timing = dict(program['memory']), program['timing']
   total, capacity = memory.pop('total'), memory.pop('capacity')
-  compiled = program['compile_seconds'] is not None
-  yield ''
-  yield f'{f"memory of a device, of {capacity / GIB:.1f} GiB":<38}{"GiB":>8}'
-  memory[f'total{"" if program["fits"] else ": DOES NOT FIT"}'] = total
-  for name, size in memory.items():
-    yield f'  {name:<36}{size / GIB:8.2f}'
-  yield ''
-  yield from _communication(program['collectives'], program.get('comm_lower_bound', {}))
-  yield ''
-  seconds = f'compiled in {program["compile_seconds"] or 0:.0f} s'
-  yield f'estimated time, {seconds}' if compiled else 'lower bound of the time, not compiled'
-  at_most = '' if compiled else 'at most '
-  for name, value in (timing['parts'] | {'step': timing['step']}).items():
-    if value:
-      yield f'  {name.replace("_", " "):<36}{value * 1e3:8.2f} ms'
-  yield f'  {at_most + "tokens/s":<36}{timing["tokens"]:8,.0f}'
-  if timing['mfu']:
-    yield f'  {at_most + "MFU":<36}{timing["mfu"]:8.1%}'
+  memory |= {'total' if program['fits'] else 'total: DOES NOT FIT': total}
+  if program['compile_seconds'] is None:
+    title, at_most = 'lower bound of the time, not compiled', 'at most '
+  else:
+    title, at_most = f'estimated time, compiled in {program["compile_seconds"]:.0f} s', ''
+  rates = {
+    f'{at_most}tokens/s': f'{timing["tokens"]:,.0f}',
+    f'{at_most}MFU': f'{timing["mfu"]:.1%}' if timing['mfu'] else '',
+  }
   if timing['usd_per_billion_tokens']:
-    yield f'  {"USD per billion tokens":<36}{timing["usd_per_billion_tokens"]:8,.2f}'
+    rates['USD per billion tokens'] = f'{timing["usd_per_billion_tokens"]:,.2f}'
+  return [
+    '',
+    f'{f"memory of a device, of {capacity / GIB:.1f} GiB":<38}{"GiB":>8}',
+    *(f'  {name:<36}{size / GIB:8.2f}' for name, size in memory.items()),
+    '',
+    *_communication(program['collectives'], program.get('comm_lower_bound', {})),
+    '',
+    title,
+    *(
+      f'  {name.replace("_", " "):<36}{seconds * 1e3:8.2f} ms'
+      for name, seconds in (timing['parts'] | {'step': timing['step']}).items()
+      if seconds
+    ),
+    *(f'  {name:<36}{rate:>8}' for name, rate in rates.items() if rate),
+  ]
 
 
 def _communication(
@@ -137,25 +145,27 @@ def _communication(
   """Yields the megabytes that a device sends: by kind, if compiled, and by mesh axis."""
   bounds = {axis: size for axis, size in (lower_bound or {}).items() if size}
   yield f'{"sent by a device per step":<38}{"MB":>10}{"at least" if bounds else "":>10}'.rstrip()
-  by_axis: dict[str, float] = {}
+  by_axis: dict[str, float] = defaultdict(float)
   for one in collectives or ():
     axes = '+'.join(one['axes'])
-    by_axis[axes] = by_axis.get(axes, 0.0) + one['bytes']
+    by_axis[axes] += one['bytes']
     yield f'  {one["kind"] + " over " + axes:<36}{one["bytes"] / 1e6:10,.1f}'
   for axes in {**by_axis, **bounds}:
-    size, bound = by_axis.get(axes), bounds.get(axes)
-    sent = f'{size / 1e6:10,.1f}' if size else f'{"":>10}'
-    least = f'{bound / 1e6:10,.1f}' if bound else ''
-    ratio = f'  x {size / bound:.2f}' if size and bound else ''
-    yield f'  {"all over " + axes:<36}{sent}{least}{ratio}'
+    sent, bound = (f'{x[axes] / 1e6:10,.1f}' if x.get(axes) else '' for x in (by_axis, bounds))
+    ratio = f'  x {by_axis[axes] / bounds[axes]:.2f}' if sent and bound else ''
+    yield f'  {"all over " + axes:<36}{sent:>10}{bound}{ratio}'
   if not (by_axis or bounds):
     yield '  unknown for this model' if collectives is lower_bound is None else '  nothing'
 
 
-def ranking(found: Sequence[search.Candidate], slice_: topology.Slice) -> Iterator[str]:
-  """Yields a line for each candidate of a search."""
+def ranking(candidates: Sequence[search.Candidate], slice_: topology.Slice) -> list[str]:
+  """Returns a title, and a line for each candidate of a search."""
   how = '' if slice_.chip.platform == 'tpu' else ', at most: not compiled'
-  yield f'{"tokens/s":>12}{"GiB":>8}{"MFU":>8}  on {slice_.slices} x {slice_.topology}{how}'
-  for one in found:
-    rate = f'{one.tokens:,.0f}' if one.fits else 'does not fit'
-    yield f'{rate:>12}{one.memory / GIB:8.2f}{one.mfu:8.1%}  {one.flags}'
+  return [
+    f'{"tokens/s":>12}{"GiB":>8}{"MFU":>8}  on {slice_.slices} x {slice_.topology}{how}',
+    *(
+      f'{f"{one.tokens:,.0f}" if one.fits else "does not fit":>12}'
+      f'{one.memory / GIB:8.2f}{one.mfu:8.1%}  {one.flags}'
+      for one in candidates
+    ),
+  ]

@@ -1,9 +1,9 @@
 """Search over meshes, batch sizes and remat policies.
 
-Compiling takes a minute or more. For TPUs shapes therefore exclude the candidates that cannot fit
-and rank the others by their FLOPs and communication; only the first few are compiled. For GPUs the
-roofline bound ranks all candidates. Each one is tried without gradient accumulation first, and, if
-that does not fit, with that of the config.
+Compiling takes a minute or more. For TPUs, shapes therefore exclude the candidates that cannot fit
+and rank the others by their FLOPs and communication. Only the first few are compiled. For GPUs the
+roofline bound ranks all candidates. Each candidate is tried without gradient accumulation first. If
+it does not fit, it is tried with the gradient accumulation of the config.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import analytic, topology, train_step
 
 REMATS = (
@@ -22,7 +23,7 @@ REMATS = (
   'jax:checkpoint_policies.nothing_saveable',
 )
 BATCHES = (1, 2)  # times the config's
-TENSOR = 16  # devices that share a layer at most; with more, communication dominates
+TENSOR = 16  # maximum of mesh.tensor; with more devices, communication dominates
 
 Changes = dict[str, Any]  # values by config key
 
@@ -48,17 +49,15 @@ def search(
   Args:
     config: of a model that divides over some mesh.
     slice_: the chips.
-    most: how many candidates to compile, or to return for GPUs.
-    log: receives a line for each.
+    most: number of candidates to compile, or to return for GPUs.
+    log: receives a line for each candidate.
 
   Raises:
     UserError: no mesh divides, or the parameters fit on none.
   """
-  choices: Iterable[Changes]
+  choices: Iterable[Changes] = candidates(config, slice_.chips, slice_.slices, across=True)
   if slice_.chip.platform == 'tpu':
     choices = _most_promising(config, slice_, most, log)
-  else:
-    choices = candidates(config, slice_.chips, slice_.slices, across=True)
   found: list[tuple[tuple[bool, float, float], Candidate]] = []
   refused = ''
   for changes in choices:
@@ -68,8 +67,10 @@ def search(
       refused = str(e)
       continue
     found.append(((not candidate.fits, -candidate.tokens, serial), candidate))
-    fits = 'fits' if candidate.fits else 'does not fit'
-    log(f'{candidate.tokens:12,.0f} tokens/s, {fits}: {candidate.flags}')
+    log(
+      f'{candidate.tokens:12,.0f} tokens/s, {"fits" if candidate.fits else "does not fit"}: '
+      f'{candidate.flags}'
+    )
   if not found:
     raise UserError(f'--topology={slice_.topology}: no mesh works ({refused})')
   log(f'{len(found)} candidates, {sum(one.fits for _, one in found)} fit')
@@ -103,7 +104,7 @@ def _most_promising(
 
 
 def _try(config: ConfigDict, changes: Changes, slice_: topology.Slice) -> tuple[Candidate, float]:
-  """Returns the first variant that fits, or else the last, and its seconds without any overlap."""
+  """Returns the first variant that fits, or else the last, and its seconds without overlap."""
   check = train_step.check if slice_.chip.platform == 'tpu' else analytic.check
   for variant in _variants(changes):
     flags, serial = flags_of(variant), math.inf
@@ -132,10 +133,10 @@ def flags_of(changes: Changes) -> str:
 
 
 def closest_fitting(config: ConfigDict, slice_: topology.Slice) -> str:
-  """Returns the smallest change with which a config fits, by shapes alone.
+  """Returns a sentence on the smallest change with which a config fits, by shapes alone.
 
-  On TPUs parameters, optimizer state and activations have to fit into nine tenths of the memory,
-  for only the compiler knows the rest.
+  On TPUs parameters, optimizer state and activations must fit into nine tenths of the memory, since
+  only the compiler knows the rest.
   """
   chip, described = slice_.chip, topology.devices(slice_)
   size, gpu = len(described), chip.platform != 'tpu'
@@ -143,17 +144,13 @@ def closest_fitting(config: ConfigDict, slice_: topology.Slice) -> str:
   sharded = {'mesh.data': data, 'mesh.fsdp': size // data, 'mesh.tensor': 1}
   remat = 'remat_policy' in config.model and config.model.remat_policy != REMATS[-1]
   last: Changes = {'model.remat_policy': REMATS[-1]} if remat else {}
-  steps = [last, last | sharded]
-  steps += [
-    changes | {'microbatches': times * config.microbatches}
-    for times in (2, 4, 8, 16, 32)
-    for changes in steps[:2]
-  ]
-  for changes in steps:
+  for times, mesh in itertools.product((1, 2, 4, 8, 16, 32), ({}, sharded)):
+    microbatches = {'microbatches': times * config.microbatches} if times > 1 else {}
+    changes = last | mesh | microbatches
     if changes and _would_fit(config, changes, slice_, described):
       return f'this fits by estimate: {flags_of(changes)}'
   state = train_step.describe(train_step.changed(config, sharded), described).state
-  held = train_step.bytes_per_device((state.params, state.opt_state)) * size
+  held = bytes_per_device((state.params, state.opt_state)) * size
   if chip.platform == 'cpu':
     return f'its parameters and optimizer state alone are {held / 2**30:.1f} GiB'
   chips = math.ceil(held / (0.5 * chip.memory / chip.devices)) // chip.devices
@@ -175,10 +172,10 @@ def _would_fit(
 def candidates(
   config: ConfigDict, devices: int, slices: int, across: bool = False
 ) -> Iterator[Changes]:
-  """Yields changes of a config: a mesh, a batch size, a remat policy.
+  """Yields changes of a config: a mesh, a batch size and a remat policy.
 
-  Slices divide `data`, and with `across` also `fsdp`. Gradient accumulation is off, since each
-  microbatch all-gathers the kernels and reduce-scatters the gradients.
+  The number of slices divides `data`, or with `across` alternatively `fsdp`. Gradient accumulation
+  is off, since each microbatch all-gathers the kernels and reduce-scatters the gradients.
   """
   remats = REMATS if 'remat_policy' in config.model else (None,)
   meshes = [
@@ -216,13 +213,12 @@ def _least_seconds(
   except UserError:  # an axis that does not divide
     return None
   functions, params = step.functions, step.state.params
-  held = train_step.bytes_per_device((params, step.state.opt_state))
+  held = bytes_per_device((params, step.state.opt_state))
   activations = train_step.activations(functions, params, step.batch) / other.microbatches
   if held + activations > share * chip.usable_memory:
     return None
   recomputed = 4 / 3 if changes.get('model.remat_policy') == REMATS[-1] else 1.0
-  bound = train_step.comm_lower_bound(other, functions.model, functions.mesh, params)
-  sent = dict(bound or {})
+  sent = train_step.comm_lower_bound(other, functions.model, functions.mesh, params) or {}
   between = sent.pop('data', 0.0) if slice_.slices > 1 else 0.0
   computing = step.model_flops * recomputed / chip.flops / slice_.chips
   sending = sum(sent.values()) / (2 * chip.link) + between / chip.network

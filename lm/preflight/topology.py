@@ -1,13 +1,13 @@
 """Slices of TPUs and nodes of GPUs, described without access to any.
 
-JAX lays a mesh over these descriptions, and libtpu compiles for those of TPUs.
+JAX makes meshes of these descriptions, and libtpu compiles for descriptions of TPUs.
 """
 
 import dataclasses
 import importlib.util
 import math
 import os
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -59,26 +59,30 @@ def parse(topology: str, slices: int = 1) -> Slice:
     )
   chip = BY_NAME[name]
   sizes = [int(size) if size.isdecimal() else 0 for size in shape.split('x')]
-  if len(sizes) != chip.dimensions or min(sizes) < 1:
-    example = 'x'.join(['4'] * chip.dimensions)
-    raise UserError(
-      f'--topology={topology}: {name} needs {chip.dimensions} size(s), as in {name}:{example}'
-    )
-  if chip.platform == 'gpu' and sizes[0] > chip.node:
-    raise UserError(
+  example = 'x'.join(['4'] * chip.dimensions)
+  checks = (
+    (
+      len(sizes) != chip.dimensions or min(sizes) < 1,
+      f'--topology={topology}: {name} needs {chip.dimensions} size(s), as in {name}:{example}',
+    ),
+    (
+      chip.platform == 'gpu' and sizes[0] > chip.node,
       f'--topology={topology}: a node of {name} has at most {chip.node} GPUs; --slices=N is the '
-      'number of nodes'
-    )
-  if slices < 1:
-    raise UserError(f'--slices={slices} is not a positive number')
+      'number of nodes',
+    ),
+    (slices < 1, f'--slices={slices} is not positive'),
+  )
+  for wrong, message in checks:
+    if wrong:
+      raise UserError(message)
   return Slice(chip, tuple(sizes), slices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """A device as a mesh needs it, for platforms without a compiler here.
+  """The attributes of a device that a mesh needs, for platforms without a compiler.
 
-  NumPy would read a NamedTuple as a row of an array of devices.
+  This is no NamedTuple, which NumPy would read as a row of an array of devices.
   """
 
   id: int
@@ -123,7 +127,7 @@ def devices(slice_: Slice) -> Sequence[Any]:
 
 
 def _local_machine(topology: str, slices: int) -> Slice:
-  """Returns this machine as a slice of one CPU, after some seconds of measuring its rates.
+  """Returns this machine as a slice of one CPU, with its rates, which are measured in some seconds.
 
   Raises:
     UserError: the topology is not one device.
@@ -145,10 +149,6 @@ def _local_machine(topology: str, slices: int) -> Slice:
 
 
 def _seconds(function: Callable[..., Any], *arguments: jax.Array) -> float:
-  """Returns the shortest time of a function in ten calls after the first."""
-  times = []
-  for _ in range(11):
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    times.append(time.perf_counter() - start)
-  return min(times[1:])
+  """Returns the shortest time of a function in ten calls after the first, which compiles."""
+  seconds = timeit.repeat(lambda: jax.block_until_ready(function(*arguments)), number=1, repeat=11)
+  return min(seconds[1:])

@@ -1,8 +1,8 @@
 """The train step of a config on a slice of TPUs, compiled by libtpu without a TPU.
 
-Shapes and shardings give the activations and a lower bound of the communication; these functions
-also serve `lm.preflight.analytic`, which does not compile. The compiler gives the memory of the
-program, and its HLO the collectives and an estimated time (lm.preflight.hlo).
+The compiler gives the memory of the program. The HLO gives the collectives and an estimated time
+(lm.preflight.hlo). Activations and a lower bound of the communication follow from shapes and
+shardings. `lm.preflight.analytic`, which does not compile, uses these functions too.
 """
 
 import contextlib
@@ -26,11 +26,12 @@ from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.parallel import mesh as meshes
 from lm.parallel.chips import GIB
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology
 from lm.training.train_step import abstract_state, make_train_step
 from lm.types import Batch, Params, TrainState
 
-# Bytes from which on a fully replicated array appears in the report.
+# A fully replicated array of at least this many bytes appears in the report.
 LARGE = 1 << 20
 
 Memory = Mapping[str, float]  # bytes of one device, by category
@@ -74,8 +75,7 @@ class DoesNotFit(Exception):
 
   def __init__(self, needed: float, capacity: float):
     super().__init__(f'{needed / GIB:.1f} GiB do not fit into {capacity / GIB:.1f} GiB')
-    self.needed = needed  # bytes
-    self.capacity = capacity
+    self.needed, self.capacity = needed, capacity  # bytes
 
 
 def check(config: ConfigDict, slice_: topology.Slice) -> Result:
@@ -89,15 +89,13 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
   step = describe(config, topology.devices(slice_))
   functions, params = step.functions, step.state.params
   function = make_train_step(functions, config.seed, config.microbatches, step.state)
-  start = time.perf_counter()
   with tracing(config):
-    lowered = function.lower(step.state, step.batch)
-  compiled = compile_lowered(lowered)
-  seconds = time.perf_counter() - start
-  text = compiled.as_text()
-  program = hlo.parse(text)
-  optimizer = bytes_per_device(step.state.opt_state)
-  held = {'parameters': bytes_per_device(params), 'optimizer': optimizer}
+    _, compiled, seconds = compile_program(function, step.state, step.batch)
+  program = hlo.parse(compiled.as_text())
+  held = {
+    'parameters': bytes_per_device(params),
+    'optimizer': bytes_per_device(step.state.opt_state),
+  }
   memory = memory_of(compiled, held)
   # Activations are a part of the temporaries.
   saved = min(activations(functions, params, step.batch), memory['temporaries'])
@@ -113,19 +111,25 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
       program, collectives, functions.mesh.devices.flat, slice_, step.model_flops, step.tokens
     ),
     collectives,
-    text,
+    compiled.as_text(),
     seconds,
   )
 
 
-def compile_lowered(lowered: Any) -> Any:
-  """Returns the `jax.stages.Compiled` of a lowered program.
+def compile_program(function: Any, *args: Any) -> tuple[Any, Any, float]:
+  """Returns the `jax.stages.Lowered`, the `jax.stages.Compiled`, and the seconds for both.
+
+  Args:
+    function: jitted.
+    args: abstract, with shardings.
 
   Raises:
-    DoesNotFit: it needs more memory than a device has.
+    DoesNotFit: the program needs more memory than a device has.
   """
+  start = time.perf_counter()
+  lowered = function.lower(*args)
   try:
-    return lowered.compile()
+    return lowered, lowered.compile(), time.perf_counter() - start
   except jax.errors.JaxRuntimeError as e:
     if found := re.search(r'\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)', str(e)):
       raise DoesNotFit(*(float(size) * GIB for size in found.groups())) from e
@@ -206,7 +210,7 @@ def _batch(config: ConfigDict, functions: Components) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tracing(config: ConfigDict) -> Iterator[None]:
-  """Raises UserError if the objective traced inside reads a key that the batch does not have."""
+  """Raises UserError if an objective that is traced in the block reads a key that no batch has."""
   try:
     yield
   except KeyError as e:
@@ -223,18 +227,11 @@ def loss_of(functions: Components) -> Callable[[Params, Batch], Any]:
   )
 
 
-def bytes_per_device(tree: Any) -> int:
-  """Returns the bytes of abstract arrays on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-
-
 def activations(functions: Components, params: Params, batch: Batch) -> int:
-  """Returns approximately the bytes of a device that the forward pass saves for the backward pass.
+  """Returns about how many bytes of a device the forward pass saves for the backward pass.
 
-  Residuals with the shape of a parameter are parameters. The others are sharded as the batch is,
-  and residuals with the shape of stacked tables also over the axes of `vocab`.
+  Residuals with the shape of a parameter are parameters and do not count. The others are sharded
+  like the batch. Residuals with the shape of stacked tables are also sharded over `vocab`.
   """
 
   def backward(params: Params, batch: Batch) -> Any:
@@ -269,14 +266,14 @@ def comm_lower_bound(
 
   The bound holds for the given sharding. FSDP all-gathers kernels for the forward pass and again
   for the backward pass, and reduce-scatters their gradients (Rajbhandari et al. 2020, ZeRO, section
-  7). An output table is all-gathered once, since its gradient arises alongside the logits. For an
-  embedding table, the sum counts the looked up vectors and their gradients, or the table once,
-  whichever is smaller. Over `tensor` each sublayer all-reduces its output, and the gradient of its
-  input (Shoeybi et al. 2019, Megatron-LM, section 3).
+  7). An output table is all-gathered once, since its gradient is computed together with the logits.
+  For an embedding table, the sum counts the looked up vectors and their gradients, or the table
+  once, whichever is smaller. Over `tensor` each sublayer all-reduces its output and the gradient of
+  its input (Shoeybi et al. 2019, Megatron-LM, section 3).
 
   Args:
     config: of the model.
-    model: returns None unless it is a Transformer; the mesh rules are taken to be the default.
+    model: the result is None unless this is a Transformer; its mesh rules must be the default.
     mesh: of the step.
     params: abstract, with shardings.
   """
@@ -312,12 +309,11 @@ def gathered_size(leaf: Any, mesh: Mesh) -> float:
 
 def _axes(leaf: Any) -> set[str]:
   """Returns the mesh axes over which an abstract array is sharded."""
-  entries = ((entry,) if isinstance(entry, str) else entry or () for entry in leaf.sharding.spec)
-  return {axis for entry in entries for axis in entry}
+  return {axis for entry in leaf.sharding.spec for axis in meshes.axes_of(entry)}
 
 
 def _looked_up(config: ConfigDict, model: Transformer, name: str) -> float:
-  """Returns the elements of all vectors looked up in a table; infinite for a matmul's operand."""
+  """Returns the elements of all vectors looked up in a table; infinite if a matmul reads it."""
   if name == 'source_embedding':
     tokens = config.data.source_len
   elif name == 'embedding' and (

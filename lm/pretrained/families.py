@@ -71,9 +71,9 @@ class _Reader:
     value = self.get(key, default)
     if value not in choices:
       known = ', '.join(map(repr, choices))
+      near = did_you_mean(str(value), choices)
       raise UserError(
-        f'config.json: {key}={value!r} is not supported{did_you_mean(str(value), map(str, choices))}; '
-        f'it must be one of {known}'
+        f'config.json: {key}={value!r} is not supported{near}; it must be one of {known}'
       )
     return choices[value]
 

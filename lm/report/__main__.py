@@ -1,6 +1,6 @@
-"""Writes report.html of a run: curves, results, samples, configuration, environment, events.
+"""Write report.html of a run: curves, results, samples, configuration, environment, events.
 
-python -m lm.report --workdir=DIR
+  python -m lm.report --workdir=DIR
 
 Training writes the report at every evaluation and at its end. This program writes it at any time,
 also during training, and prints its path.

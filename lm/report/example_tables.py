@@ -1,15 +1,13 @@
-"""The sections of a report on single examples: outputs with references, and attention maps."""
+"""The sections of a report that show single examples: outputs with references, attention maps."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lm.report.html import details, embedded, escaped, number, plain, readable, section
-from lm.workdir.eval_artifacts import EvalExample
-from lm.workdir.run_data import RunData
+from lm.report.html import details, embedded, escaped, format_float, plain, readable, section
+from lm.workdir.run_data import EvalExample, RunData
 
 _Directions = Mapping[str, bool | None]
 _SHOWN = 50  # visible rows of a table
@@ -23,25 +21,30 @@ _ORDER = (
 
 
 def outputs(run: RunData) -> str:
-  """The outputs of each set with their references, sorted by score.
+  """Returns the section of the outputs and references of each set, sorted by score.
 
-  The page holds the worst, the best and the first 50 of each set; its script shows 50 in the chosen
-  order.
+  The page contains the worst, the best and the first 50 examples of each set. Its script shows 50
+  of them in the order that the reader selects.
   """
   parts = []
-  best = run.setting('checkpoint.monitor') or 'checkpoint.monitor'
+  best = f', the best by {run.setting("checkpoint.monitor") or "checkpoint.monitor"}'
   for name, by_step in run.predictions.items():
-    tables = []
-    for i, (step, examples) in enumerate(sorted(by_step.items(), reverse=True)):
-      summary = f'step {step:,}' if i == 0 else f'step {step:,}, the best by {best}'
-      directions = {key.removeprefix(f'eval/{name}/'): d for key, d in run.directions.items()}
-      tables.append(details(summary, _examples(examples, directions), opened=i == 0))
-    parts.append(f'<div class="outputs"><h3>{escaped(name)}</h3>{_ORDER}{"".join(tables)}</div>')
+    directions = {key.removeprefix(f'eval/{name}/'): d for key, d in run.directions.items()}
+    newest = max(by_step)
+    tables = ''.join(
+      details(
+        f'step {step:,}{best if step != newest else ""}',
+        _examples(examples, directions),
+        opened=step == newest,
+      )
+      for step, examples in sorted(by_step.items(), reverse=True)
+    )
+    parts.append(f'<div class="outputs"><h3>{escaped(name)}</h3>{_ORDER}{tables}</div>')
   return section('Outputs', ''.join(parts)) if parts else ''
 
 
 def attention(run: RunData) -> str:
-  """The attention maps; the page's script draws them from the data embedded here."""
+  """Returns the section of the attention maps, as data that the page's script draws."""
   return readable('Attention', _maps, run.attention) if run.attention else ''
 
 
@@ -70,12 +73,13 @@ def _examples(examples: Sequence[EvalExample], directions: _Directions) -> str:
     return '<p class="none">No examples.</p>'
   ranks = _ranks(examples, directions)
   count = len(examples)
-  included = [i for i, rank in enumerate(ranks) if min(i, rank, count - 1 - rank) < _SHOWN]
-  included.sort(key=lambda i: ranks[i])
+  ends = [i for i, rank in enumerate(ranks) if min(i, rank, count - 1 - rank) < _SHOWN]
   kinds = _kinds(examples)
-  head = ''.join(f'<th>{title}</th>' for title in ('', 'source', 'output', 'reference'))
+  head = '<th></th><th>source</th><th>output</th><th>reference</th>'
   scores = ''.join(f'<th class="number">{escaped(name)}</th>' for name in examples[0].scores)
-  body = ''.join(_row(i, ranks[i], examples[i], kinds) for i in included)
+  body = ''.join(
+    _row(i, ranks[i], examples[i], kinds) for i in sorted(ends, key=lambda i: ranks[i])
+  )
   shown = f', {_SHOWN} shown' if count > _SHOWN else ''
   return (
     f'<p class="none">{count:,} examples{shown}</p><div class="table"><table>'
@@ -84,13 +88,11 @@ def _examples(examples: Sequence[EvalExample], directions: _Directions) -> str:
 
 
 def _ranks(examples: Sequence[EvalExample], directions: _Directions) -> list[int]:
-  """Returns the rank of each example from the worst, by its first score; NaN is the worst."""
-  goodness = []
-  for example in examples:
-    name, score = next(iter(example.scores.items()))
-    value = -float(score) if directions.get(name) is False else float(score)
-    goodness.append(-math.inf if math.isnan(value) else value)
-  return np.argsort(np.argsort(goodness, kind='stable')).tolist()
+  """Returns the rank of each example by its first score; 0 is the worst. NaN ranks lowest."""
+  first = [next(iter(example.scores.items())) for example in examples]
+  signed = np.array([-float(x) if directions.get(name) is False else float(x) for name, x in first])
+  order = np.argsort(np.where(np.isnan(signed), -np.inf, signed), kind='stable')
+  return np.argsort(order).tolist()
 
 
 def _row(index: int, rank: int, example: EvalExample, kinds: dict[str, int]) -> str:
@@ -111,31 +113,29 @@ def _score(example: EvalExample, name: str) -> str:
   value = float(example.scores[name])
   if name == 'accuracy' and not isinstance(example.output, list):
     return '<span class="right">right</span>' if value else '<span class="wrong">wrong</span>'
-  return number(value)
+  return format_float(value)
 
 
 def _cell(value: Any) -> str:
   if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-    value = ' / '.join(value)  # alternatives
+    value = ' / '.join(value)  # several references
   text = plain(value)
   return escaped(text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…')
 
 
 def _tagged_words(example: EvalExample) -> list[str] | None:
-  """Returns the words (or characters) of an example's tags; None if the output is not tags."""
-  tags, inputs = example.output, example.inputs
-  if not isinstance(tags, list) or len(inputs) != 1 or not isinstance(example.reference, list):
+  """Returns the words (or characters) that the output tags; None if the output has no tags."""
+  tags, reference, inputs = example.output, example.reference, example.inputs
+  if not isinstance(tags, list) or not isinstance(reference, list) or len(inputs) != 1:
     return None
-  if not all(isinstance(tag, str) for tag in (*tags, *example.reference)):
+  if not all(isinstance(tag, str) for tag in (*tags, *reference)):
     return None
-  for words in (inputs[0].split(' '), list(inputs[0])):
-    if len(words) == len(tags) == len(example.reference):
-      return words
-  return None
+  splits = (inputs[0].split(' '), list(inputs[0]))
+  return next((words for words in splits if len(words) == len(tags) == len(reference)), None)
 
 
 def _kinds(examples: Sequence[EvalExample]) -> dict[str, int]:
-  """Returns the index of the color of each tag type, such as PER of B-PER and I-PER."""
+  """Returns the color's index of each tag type, such as PER of the tags B-PER and I-PER."""
   references = (e.reference for e in examples if isinstance(e.reference, list))
   kinds = {_kind(tag) for tags in references for tag in tags if isinstance(tag, str)} - {''}
   return {kind: i % _COLORS for i, kind in enumerate(sorted(kinds))}
@@ -148,7 +148,7 @@ def _kind(tag: str) -> str:
 def _tags(
   words: Sequence[str], tags: Sequence[str], reference: Sequence[str], kinds: dict[str, int]
 ) -> str:
-  """Returns words with their tags in color, one box for each span; wrong words are marked."""
+  """Returns the words as HTML, with a colored box for each span and a mark on wrong words."""
   between = ' ' if any(len(word) > 1 for word in words) else ''
   begins = itertools.accumulate(tag[:2] in ('B-', 'S-') for tag in tags)
   keyed = zip(words, tags, reference, begins, strict=True)

@@ -13,16 +13,16 @@ def section(title: str, content: str) -> str:
 
 
 def readable(title: str, show: Callable[[Any], str], found: Any) -> str:
-  """Returns the section `show(found)`, or a section that says that the file is damaged."""
+  """Returns the section `show(found)`; if this fails, a section that reports a damaged file."""
   try:
     return show(found)
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
     reason = f'{type(e).__name__}: {e}'
-    return section(title, f'<p class="none">The file of it is damaged ({escaped(reason)}).</p>')
+    return section(title, f'<p class="none">The file is damaged ({escaped(reason)}).</p>')
 
 
 def details(summary: str, content: str, opened: bool = False) -> str:
-  """Returns a block that a click on `summary` opens; `content` is HTML."""
+  """Returns a block that opens by a click on its summary; `content` is HTML."""
   state = ' open' if opened else ''
   return f'<details{state}><summary>{escaped(summary)}</summary>{content}</details>'
 
@@ -44,7 +44,7 @@ def table(
 
 
 def embedded(name: str, data: Any) -> str:
-  """Returns a JSON block that the page's script finds by its id."""
+  """Returns a JSON block, which the page's script reads by its id."""
   text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', '\\u003c')
   return f'<script type="application/json" id="{name}">{text}</script>'
 
@@ -54,7 +54,7 @@ def plain(value: Any) -> str:
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def number(value: float) -> str:
+def format_float(value: float) -> str:
   """Returns a float with four significant digits."""
   if not math.isfinite(value):
     return 'not finite'
@@ -62,6 +62,6 @@ def number(value: float) -> str:
 
 
 def escaped(value: str) -> str:
-  """Escapes text for HTML; control characters, which HTML forbids, become visible."""
+  """Returns text as HTML, with visible symbols for control characters, which HTML forbids."""
   shown = ''.join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in '\n\t' else c for c in value)
   return html.escape(shown)

@@ -1,13 +1,12 @@
-"""report.html: a run on one page that needs nothing but a browser.
+"""report.html: a run on one page, without other files.
 
-The page is a tuple of sections. A section is a pure function from `RunData` to HTML, or to '' where
-there is nothing to show.
+The page is a tuple of sections. A section is a pure function from `RunData` to HTML, or to '' for a
+run without such data.
 """
 
 import ast
 import base64
 import hashlib
-import html
 import importlib.resources
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 
 from lm.progress import duration, si
 from lm.report import example_tables, word_map
-from lm.report.html import details, embedded, escaped, number, plain, readable, section, table
+from lm.report.html import details, embedded, escaped, format_float, plain, readable, section, table
 from lm.workdir import experiment, files, run_data
 from lm.workdir.run_data import RunData, Series
 
@@ -30,12 +29,10 @@ _MAX_EVENTS = 300
 
 
 def write_report(workdir: str | Path) -> Path:
-  """Writes workdir/report.html from the current files of the workdir, and returns its path.
-
-  Safe during training: files may grow during the read, and the page is replaced atomically.
+  """Writes workdir/report.html, also during training, and returns its path.
 
   Raises:
-    UserError: the workdir is missing or holds no run.
+    UserError: the workdir is missing, has no run, or has a damaged file.
   """
   path = Path(workdir) / 'report.html'
   content = render(run_data.read_run(workdir))
@@ -44,7 +41,7 @@ def write_report(workdir: str | Path) -> Path:
 
 
 def render(run: RunData, sections: Sequence[Section] | None = None) -> str:
-  """Returns the page as HTML; its content security policy allows the page's own script alone.
+  """Returns the page as HTML; its content security policy allows its own script only.
 
   Args:
     run: the run.
@@ -61,13 +58,13 @@ def render(run: RunData, sections: Sequence[Section] | None = None) -> str:
     f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     '<meta name="color-scheme" content="light dark">\n'
-    f'<title>{html.escape(run.name)}</title>\n<style>{style}</style></head>\n'
+    f'<title>{escaped(run.name)}</title>\n<style>{style}</style></head>\n'
     f'<body><main>\n{body}\n</main><script>{script}</script></body></html>\n'
   )
 
 
 def heading(run: RunData) -> str:
-  """The experiment, the first paragraph of its docstring, and the status of the run."""
+  """Returns the experiment, the first paragraph of its docstring, and the status of the run."""
   status, step = run_data.status(run), run_data.step(run)
   of = '' if run.steps is None else f' of {run.steps:,}'
   where = '' if status == 'imported' else f' · step {step:,}{of}'
@@ -79,10 +76,10 @@ def heading(run: RunData) -> str:
 
 
 def figures(run: RunData) -> str:
-  """The main figures: loss, throughput, time and goodput."""
+  """Returns the main figures: loss, throughput, time and goodput."""
   shown = []
   if 'train/loss' in run.series:
-    shown.append((number(run.series['train/loss'].last()[1]), 'training loss, last'))
+    shown.append((format_float(run.series['train/loss'].last()[1]), 'training loss, last'))
   if (rate := _median(run, 'train/tokens_per_second')) is not None:
     shown.append((si(rate), 'tokens per second, median'))
   if (share := _median(run, 'train/mfu')) is not None:
@@ -97,15 +94,15 @@ def figures(run: RunData) -> str:
 
 
 def results(run: RunData) -> str:
-  """The last and the best value of every evaluation metric."""
+  """Returns a table of the last and the best value of every evaluation metric."""
   rows = []
   for name, series in run.series.items():
     if name.startswith('eval/'):
       last_step, last = series.last()
       best = series.best(run.directions.get(name))
-      at = ('', '') if best is None else (number(best[1]), f'{best[0]:,}')
+      at = ('', '') if best is None else (format_float(best[1]), f'{best[0]:,}')
       dataset, _, metric = name.removeprefix('eval/').rpartition('/')
-      rows.append((dataset, metric.replace('_', ' '), number(last), f'{last_step:,}', *at))
+      rows.append((dataset, metric.replace('_', ' '), format_float(last), f'{last_step:,}', *at))
   if not rows:
     return ''
   titles = ('set', 'metric', 'last', 'at step', 'best', 'at step')
@@ -115,7 +112,7 @@ def results(run: RunData) -> str:
 
 
 def curves(run: RunData) -> str:
-  """The curves; the page's script draws them from the data embedded here."""
+  """Returns the section of the curves, as data that the page's script draws."""
   groups = panels(run.series)
   if not groups:
     return section('Curves', '<p class="none">No metrics have been written yet.</p>')
@@ -131,12 +128,12 @@ def curves(run: RunData) -> str:
 
 
 def words(run: RunData) -> str:
-  """The map of word vectors."""
+  """Returns the map of word vectors."""
   return readable('Words', word_map.show, run.word_map)
 
 
 def samples(run: RunData) -> str:
-  """Generated samples, latest first, with their prompts marked."""
+  """Returns the generated samples, latest first, with marked prompts."""
   latest = run.samples[::-1]
   parts = []
   for index, (step, texts) in enumerate(latest[:_MAX_SAMPLES]):
@@ -147,32 +144,37 @@ def samples(run: RunData) -> str:
     )
     parts.append(details(f'step {step:,}', content, opened=index == 0))
   if len(latest) > _MAX_SAMPLES:
-    parts.append(f'<p class="none">{len(latest) - _MAX_SAMPLES} earlier ones in samples/.</p>')
+    parts.append(
+      f'<p class="none">{len(latest) - _MAX_SAMPLES} earlier samples are in samples/.</p>'
+    )
   return section('Samples', ''.join(parts)) if parts else ''
 
 
 def configuration(run: RunData) -> str:
-  """The config by section, under the names that the command line takes, and the source."""
+  """Returns the config by section, with the keys of the command line, and the source."""
   top_level = {k: v for k, v in run.config.items() if not isinstance(v, dict)}
   parts = [table(top_level.items(), code=True)] if top_level else []
-  for key, value in run.config.items():
-    if isinstance(value, dict):
-      leaves = experiment.flatten(value, f'{key}.')
-      parts.append(details(key, table(leaves.items(), code=True)))
-  for name, text in run.source.items():
-    parts.append(details(f'source/{name}', f'<pre class="code">{escaped(text)}</pre>'))
+  parts += [
+    details(key, table(experiment.flatten(value, f'{key}.').items(), code=True))
+    for key, value in run.config.items()
+    if isinstance(value, dict)
+  ]
+  parts += [
+    details(f'source/{name}', f'<pre class="code">{escaped(text)}</pre>')
+    for name, text in run.source.items()
+  ]
   return section('Configuration', ''.join(parts)) if parts else ''
 
 
 def environment(run: RunData) -> str:
-  """Versions, devices, host, commits and command."""
+  """Returns a table of versions, devices, host, commits and command."""
   leaves = experiment.flatten(run.environment)
   rows = [(key, value) for key, value in leaves.items() if value is not None]
   return section('Environment', table(rows, code=True)) if rows else ''
 
 
 def events(run: RunData) -> str:
-  """Starts, restores, saves and stops."""
+  """Returns a table of the events, such as starts, saves and stops."""
   rows = []
   for event in run.events[-_MAX_EVENTS:]:
     rest = {k: v for k, v in event.items() if k not in ('time', 'event', 'step')}
@@ -205,13 +207,13 @@ SECTIONS: tuple[Section, ...] = (
 def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
   """Returns groups of panels of lines, as JSON values.
 
-  The losses of training and of every evaluation set share the first panel, in the unit of the
-  objective. The evaluation follows, with a panel for each metric and a line for each set. Then come
-  training and the other prefixes.
+  The losses of training and of all evaluation sets share the first panel. The second group is the
+  evaluation, with a panel for each metric and a line for each set. Training and other prefixes
+  follow.
 
   Returns:
-    [{'title', 'panels': [{'title', 'lines': [{'name', 'noisy', 'x', 'y', 'bad'}]}]}], where y is
-    null at the steps in `bad`, whose values are not finite.
+    [{'title', 'panels': [{'title', 'lines': [{'name', 'noisy', 'x', 'y', 'bad'}]}]}], where `bad`
+    lists the steps of values that are not finite; y is null there.
   """
   titles = {'eval': 'Evaluation', 'train': 'Training', '': 'other'}
   groups: dict[str, dict[str, list[dict[str, Any]]]]
@@ -235,24 +237,23 @@ def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
 
 
 def thin(points: Series, limit: int = _MAX_POINTS) -> Series:
-  """Returns at most `limit` points: the ends, and the extremes of equal intervals of points.
+  """Returns at most `limit` points, without a loss of spikes and gaps.
 
-  An interval also keeps one of its points that are not finite, so that no spike and no gap is lost.
+  These are the ends and, for each of some equal intervals, the extremes and one point that is not
+  finite.
   """
   count = len(points.steps)
   if count <= limit:
     return points
-  keep = {0, count - 1}
-  for interval in np.array_split(np.arange(count), (limit - 2) // 3):
-    values = points.values[interval]
-    finite = np.isfinite(values)
-    if finite.any():
-      keep.add(int(interval[np.where(finite, values, np.inf).argmin()]))
-      keep.add(int(interval[np.where(finite, values, -np.inf).argmax()]))
-    if not finite.all():
-      keep.add(int(interval[finite.argmin()]))
-  index = np.array(sorted(keep))
-  return Series(points.steps[index], points.values[index])
+  finite = np.isfinite(points.values)
+  lowest = np.where(finite, points.values, np.inf)
+  highest = np.where(finite, points.values, -np.inf)
+  index = {0, count - 1}
+  for part in np.array_split(np.arange(count), (limit - 2) // 3):
+    index |= {part[lowest[part].argmin()], part[highest[part].argmax()]}
+    index |= set(part[~finite[part]][:1])
+  kept = np.array(sorted(index))
+  return Series(points.steps[kept], points.values[kept])
 
 
 def _line(name: str, points: Series, noisy: bool) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def _line(name: str, points: Series, noisy: bool) -> dict[str, Any]:
 
 
 def _smoke(run: RunData) -> str:
-  """Says that the run is a smoke test, before the abstract, which describes the experiment."""
+  """Returns a paragraph that marks a smoke test, because the abstract describes the experiment."""
   name, _, arg = run.name.partition(':')
   if not arg.endswith('smoke'):
     return ''
@@ -278,7 +279,7 @@ def _smoke(run: RunData) -> str:
 
 
 def _abstract(run: RunData) -> str:
-  """The first paragraph of the docstring of the experiment's file."""
+  """Returns the first paragraph of the docstring of the experiment's file."""
   source = run.source.get(run.name.partition(':')[0] + '.py', '')
   try:
     paragraph = (ast.get_docstring(ast.parse(source)) or '').partition('\n\n')[0]

@@ -55,7 +55,7 @@ const dom = {
       found.push(+(i * width).toPrecision(12));
     return found;
   };
-  // Powers of ten, with their doubles and fivefolds where the powers alone are few.
+  // Powers of ten, and also 2 and 5 times these if there are at most two powers.
   const decades = (low, high) => {
     const within = (factors) => {
       const found = [];
@@ -67,7 +67,7 @@ const dom = {
     return powers.length > 2 ? powers : within([1, 2, 5]);
   };
 
-  // Exponential moving average, unbiased at its start; not finite values leave a gap.
+  // Exponential moving average with bias correction; values that are not finite leave a gap.
   const smooth = (values, rate) => {
     let sum = 0, weight = 0;
     return values.map((y) => {
@@ -168,7 +168,7 @@ const dom = {
     });
   };
 
-  // The legend doubles as the readout: the last values, or those at the cursor.
+  // The legend also shows values: the last ones, or those at the cursor.
   const readout = (box, {title, lines}) => {
     const head = html('div', box, 'title', title);
     const where = html('span', head);
@@ -233,7 +233,7 @@ const dom = {
   window.addEventListener('resize', draw);
   draw();
 })();
-// The order of a set's outputs. The page holds more rows than it shows, and shows a fixed count.
+// The order of a set's outputs. The page has more rows than the fixed number that it shows.
 (() => {
   const keys = {
     worst: (row) => +row.dataset.rank,
@@ -255,7 +255,7 @@ const dom = {
     sort();  // a browser may restore another choice after a reload
   }
 })();
-// Attention maps: words on both axes; a cell is darker for a larger weight of its column.
+// Attention maps with words on both axes; a cell is darker for a larger weight.
 (() => {
   const maps = dom.data('attention-data');
   if (!maps) return;
@@ -263,7 +263,7 @@ const dom = {
   const root = document.getElementById('attention');
   const form = root.previousElementSibling;
   const {example: examples, layer: layers, head: heads} = form.elements;
-  const GAP = 8, LEAST = 11, MOST = 30;  // pixels: beside labels, and the side of a cell
+  const GAP = 8, MIN_SIDE = 11, MAX_SIDE = 30;  // pixels: around labels, and of a cell
 
   const choose = (select, first, count, name) => {
     if (first && count > 1) html('option', select, '', first).value = -1;
@@ -281,7 +281,7 @@ const dom = {
   const bytes = maps.examples.map(({weights}) =>
     Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)));
 
-  // The weights of the chosen layer and head, or the mean over all of them, as rows of columns.
+  // The weights of the selected layer and head, or the mean over all, as an array of rows.
   const chosen = () => {
     const {queries, keys} = maps.examples[+examples.value], all = bytes[+examples.value];
     const among = (value, count) => value < 0 ? [...Array(count).keys()] : [value];
@@ -315,8 +315,8 @@ const dom = {
     const font = '12px ' + getComputedStyle(document.body).fontFamily;
     const left = Math.ceil(Math.max(...widths(queries, font))) + GAP;
     const room = (root.clientWidth - left - 40) / keys.length;
-    const side = Math.max(LEAST, Math.min(MOST, Math.floor(room)));
-    // Labels wider than their columns are turned; a few of them leave the others upright.
+    const side = Math.max(MIN_SIDE, Math.min(MAX_SIDE, Math.floor(room)));
+    // Labels wider than their columns are rotated; if these are many, all labels are.
     const wide = widths(keys, font), over = wide.map((w) => w > side - 2);
     const crowded = over.filter(Boolean).length > keys.length / 4;
     const turned = over.map((is) => crowded || is);
@@ -343,7 +343,7 @@ const dom = {
       for (const label of [...labels.rows, ...labels.columns]) label.classList.remove('near');
       marked.style.display = 'none';
       read.textContent = `rows: ${shares(of[0], queries.length)} words; columns: ` +
-        `${shares(of[1], keys.length)}; the strongest cell is ${strongest.toFixed(2)}`;
+        `${shares(of[1], keys.length)} words; the strongest cell is ${strongest.toFixed(2)}`;
     };
     chart.onpointerleave = leave;
     chart.onpointermove = (event) => {
@@ -359,7 +359,7 @@ const dom = {
       marked.setAttribute('y', top + side * t - 0.5);
       read.replaceChildren();
       html('b', read, '', queries[t]);
-      read.append(' looks at ');
+      read.append(' attends to ');
       html('b', read, '', keys[s]);
       read.append(': ' + rows[t][s].toFixed(3));
     };

@@ -1,4 +1,4 @@
-"""A map of word vectors for a report: a dot for each word, labeled where the label fits.
+"""A map of word vectors for a report: a dot for each word, with a label if there is space for it.
 
 The other labels appear under the pointer. The map is HTML and CSS and needs no script.
 """
@@ -11,8 +11,8 @@ import numpy as np
 
 from lm.report.html import escaped, section
 
-_WIDTH = 984  # pixels, of the widest page; labels are placed for it
-_LEAST, _MOST = 320, 760  # pixels, of height
+_WIDTH = 984  # pixels, of the widest page; the positions of labels fit this width
+_MIN_HEIGHT, _MAX_HEIGHT = 320, 760  # pixels
 _MARGIN = 24  # pixels, around the points
 _LINE = 13  # pixels, the height of a label
 _DOT = 2  # pixels around a point that no label covers
@@ -35,9 +35,10 @@ _STYLE = """
 
 
 def show(found: Mapping[str, Any]) -> str:
-  """Returns the HTML section of a `lm.evaluation.vectors.word_map`; '' if it is empty.
+  """Returns the section of a map by `lm.evaluation.vectors.word_map`; '' for an empty map.
 
-  `found` may also hold its `step`.
+  Args:
+    found: the map, with or without its `step`.
   """
   if not found:
     return ''
@@ -61,11 +62,11 @@ def show(found: Mapping[str, Any]) -> str:
 
 
 def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-  """Returns x (N,) and y (N,) in pixels and the height of the map; both axes have one scale."""
+  """Returns x (N,) and y (N,) and the height of the map, in pixels; both axes have one scale."""
   low, spread = points.min(axis=0), np.ptp(points, axis=0)
-  inner = np.array([_WIDTH, _MOST]) - 2 * _MARGIN
+  inner = np.array([_WIDTH, _MAX_HEIGHT]) - 2 * _MARGIN
   scale = np.min(inner / np.maximum(spread, 1e-9))
-  height = max(_LEAST, scale * spread[1] + 2 * _MARGIN)
+  height = max(_MIN_HEIGHT, scale * spread[1] + 2 * _MARGIN)
   middle = low + spread / 2
   x = _WIDTH / 2 + (points[:, 0] - middle[0]) * scale
   y = height / 2 - (points[:, 1] - middle[1]) * scale
@@ -73,12 +74,12 @@ def _places(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _sides(names: Sequence[str], x: np.ndarray, y: np.ndarray) -> list[tuple[bool, bool]]:
-  """Returns (left of its dot, shown) for each label.
+  """Returns for each label whether it is on the left of its dot, and whether it is visible.
 
-  Earlier labels have priority. A shown label covers neither another one nor a dot.
+  Earlier labels have priority. A visible label covers no other label and no dot.
   """
   dots = np.stack([x - _DOT, y - _DOT, x + _DOT, y + _DOT], axis=1)
-  taken = dots  # grows by the shown labels
+  taken = dots  # later also the boxes of visible labels
   sides = []
   for name, at, height in zip(names, x.tolist(), y.tolist(), strict=True):
     width = sum(13 if unicodedata.east_asian_width(c) in 'WF' else 7 for c in name)

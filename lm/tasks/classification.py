@@ -107,9 +107,9 @@ def first_tokens(
   for start, stop in words:
     while at < len(offsets) and offsets[at][1] <= start:
       at += 1
-    found = at < len(offsets) and offsets[at][0] < stop
-    firsts.append(at if found else None)
-    at += found
+    is_inside = at < len(offsets) and offsets[at][0] < stop
+    firsts.append(at if is_inside else None)
+    at += is_inside
   return firsts
 
 
@@ -136,9 +136,9 @@ def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:
 
   def label_id(name: str) -> int:
     if name not in ids:
-      available = ', '.join(map(repr, list(ids)[:20]))
       raise UserError(
-        f'data.labels: no label {name!r}{did_you_mean(name, ids)}; available: {available}'
+        f'data.labels: no label {name!r}{did_you_mean(name, ids)}; available: '
+        f'{", ".join(map(repr, list(ids)[:20]))}'
       )
     return ids[name]
 

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from lm.errors import UserError
-from lm.task import Convert, Converter, Example, Features, Task, mismatch
+from lm.errors import UserError, check_range
+from lm.task import Convert, Converter, Example, Features, Task, strings_field
 from lm.tasks import seq2seq
-from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts
+from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, separated
 
 
 def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) -> Iterator[Example]:
   """Yields one example per reply of the dialogues; use it in data.prepare.
 
-  Dialogues have turns, a list of texts. The examples have `turns`, up to and including the reply,
-  `replies`, the indices of all replies among them, and `last`, whether the reply is the last one of
-  its dialogue. A dialogue without a reply yields nothing.
+  Dialogues have turns, a list of texts. The examples have three fields: `turns`, up to and
+  including the reply; `replies`, the indices of all replies among them; and `last`, whether the
+  dialogue has no later reply. A dialogue without a reply yields nothing.
 
   Args:
     examples: the dialogues.
@@ -31,26 +31,21 @@ def expand_turns(examples: Iterable[Example], first: int = 1, every: int = 1) ->
   Raises:
     UserError: first or every is below 1; an example is not a dialogue.
   """
-  if first < 1 or every < 1:
-    raise UserError(f'data.prepare: first={first}, every={every}: both must be at least 1')
+  check_range('data.prepare: first', first, 1)
+  check_range('data.prepare: every', every, 1)
   for example in examples:
-    turns = example.get('turns')
-    if not isinstance(turns, list | tuple) or not all(isinstance(turn, str) for turn in turns):
-      raise mismatch(example, 'turns', 'list of strings')
+    turns = strings_field(example, 'turns')
     replies = list(range(first, len(turns), every))
     for n, reply in enumerate(replies, 1):
       last = n == len(replies)
-      yield {'turns': list(turns[: reply + 1]), 'replies': replies[:n], 'last': last}
+      yield {'turns': turns[: reply + 1], 'replies': replies[:n], 'last': last}
 
 
 def replies() -> Task:
   """Generates the last turn from those before it; examples are those of `expand_turns`."""
 
   def history(example: Example) -> list[str]:
-    parts: list[str] = []
-    for turn in _expanded(example)['turns'][:-1]:
-      parts += [SEPARATOR, turn] if parts else [turn]
-    return parts
+    return separated(_expanded(example)['turns'][:-1])
 
   def reply(example: Example) -> str:
     return _expanded(example)['turns'][-1]
@@ -66,27 +61,22 @@ def encoder_decoder(task: Task, longest: int = 128) -> Converter:
     longest: maximum tokens of the history, END included. The oldest turns are dropped until the
       rest fits; a single turn that does not fit is truncated from the left.
   """
-  _check(longest)
+  check_range('data.converter: longest', longest, 2)  # END and a token
   base = seq2seq.encoder_decoder(task)
   assert base.encode_prompt is not None
   base_prompt = base.encode_prompt
 
-  def truncate(tokenizer: Tokenizer) -> Callable[[Features], Features]:
-    separator = _separator_id(tokenizer)
-
-    def truncated(features: Features) -> Features:
-      source = _recent_turns(features.source['source'], separator, longest)
-      return features._replace(source={'source': source})
-
-    return truncated
+  def truncated(features: Features, separator: int) -> Features:
+    source = _recent_turns(features.source['source'], separator, longest)
+    return features._replace(source={'source': source})
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
-    convert, truncated = base.features(tokenizer, labels, seq_len), truncate(tokenizer)
-    return lambda example: [truncated(found) for found in convert(example)]
+    convert, separator = base.features(tokenizer, labels, seq_len), _separator_id(tokenizer)
+    return lambda example: [truncated(each, separator) for each in convert(example)]
 
   def encode_prompt(tokenizer: Tokenizer) -> Callable[[Example], Features]:
-    convert, truncated = base_prompt(tokenizer), truncate(tokenizer)
-    return lambda example: truncated(convert(example))
+    convert, separator = base_prompt(tokenizer), _separator_id(tokenizer)
+    return lambda example: truncated(convert(example), separator)
 
   return Converter(_tokenizer_texts(task), features, encode_prompt)
 
@@ -105,25 +95,25 @@ def decoder(task: Task, longest: int = 128) -> Converter:
     longest: maximum tokens of history in a prompt, or of context in a further part; the oldest
       turns are dropped as in `encoder_decoder`. A row needs space for a reply as well.
   """
-  _check(longest)
+  check_range('data.converter: longest', longest, 2)  # END and a token
   base_prompt = seq2seq.decoder(task, prefix_lm=False).encode_prompt
   assert base_prompt is not None
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
     encode, end, separator = parts_encoder(tokenizer), end_id(tokenizer), _separator_id(tokenizer)
+    texts = seq2seq.tokenizer_texts(task)
 
     def convert(example: Example) -> list[Features]:
       if not _expanded(example)['last']:
         # The last reply's example has these turns; an example without features counts as skipped.
         return [_sequence([[]], [False], end, separator)]
-      texts = [*text_parts(task.inputs(example)), task.target(example)]
-      turns = [encode([text]) for text in texts]
-      found = []
+      turns = [encode([text]) for text in texts(example)]
+      sequences = []
       for start, new, stop in split_turns([len(turn) + 1 for turn in turns], longest, seq_len):
         learned = [i in example['replies'] and i >= new for i in range(start, stop)]
         if any(learned):
-          found.append(_sequence(turns[start:stop], learned, end, separator))
-      return found
+          sequences.append(_sequence(turns[start:stop], learned, end, separator))
+      return sequences
 
     return convert
 
@@ -165,12 +155,12 @@ def split_turns(sizes: Sequence[int], longest: int, seq_len: int) -> Iterator[tu
 def _sequence(
   turns: Sequence[list[int]], learned: Sequence[bool], end: int, separator: int
 ) -> Features:
-  tokens: dict[str, list[int]] = {'inputs': [], 'targets': [], 'weights': []}
-  for turn, weight in zip(turns, learned, strict=True):
-    tokens['inputs'] += [separator if tokens['inputs'] else end, *turn]
-    tokens['targets'] += [*turn, end]
-    tokens['weights'] += [int(weight)] * (len(turn) + 1)
-  return Features({name: np.array(values) for name, values in tokens.items()}, {}, {})
+  """Returns the features of turns; `learned` says for each whether it is in the loss."""
+  inputs = [i for turn in turns for i in (separator, *turn)]
+  targets = [i for turn in turns for i in (*turn, end)]
+  weights = np.repeat(np.array(learned, int), [len(turn) + 1 for turn in turns])
+  tokens = {'inputs': np.array([end, *inputs[1:]]), 'targets': np.array(targets)}
+  return Features({**tokens, 'weights': weights}, {}, {})
 
 
 def _recent_turns(ids: np.ndarray, separator: int, longest: int) -> np.ndarray:
@@ -182,12 +172,8 @@ def _recent_turns(ids: np.ndarray, separator: int, longest: int) -> np.ndarray:
 
 def _tokenizer_texts(task: Task) -> Callable[[Example], list[str]]:
   """Returns the function from an example to its texts: each dialogue once, at its last reply."""
-
-  def texts(example: Example) -> list[str]:
-    last = _expanded(example)['last']
-    return [*text_parts(task.inputs(example)), task.target(example)] if last else []
-
-  return texts
+  texts = seq2seq.tokenizer_texts(task)
+  return lambda example: texts(example) if _expanded(example)['last'] else []
 
 
 def _expanded(example: Example) -> Example:
@@ -198,8 +184,3 @@ def _expanded(example: Example) -> Example:
 
 def _separator_id(tokenizer: Tokenizer) -> int:
   return parts_encoder(tokenizer)([SEPARATOR])[0]
-
-
-def _check(longest: int) -> None:
-  if longest < 2:
-    raise UserError(f'data.converter: longest={longest}: a history has at least 2 tokens')

@@ -6,14 +6,14 @@ data preparation imports this module in worker processes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from lm.errors import UserError
-from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch
-from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, text_reader
+from lm.errors import UserError, check_range
+from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch, string_field
+from lm.text.tokenizers import end_id, parts_encoder, separated, text_parts, text_reader
 
 if TYPE_CHECKING:
   from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, WeightedSums
@@ -28,12 +28,10 @@ def extraction() -> Task:
   """
 
   def inputs(example: Example) -> list[str]:
-    for field in ('question', 'context'):
-      if not isinstance(example.get(field), str):
-        raise mismatch(example, field, 'string')
+    parts = separated(string_field(example, field) for field in ('question', 'context'))
     if not isinstance(example.get('answers'), list | tuple):
       raise mismatch(example, 'answers', 'list')
-    return [example['question'], SEPARATOR, example['context']]
+    return parts
 
   def texts(example: Example) -> list[str]:
     return [answer['text'] for answer in example['answers']]
@@ -56,8 +54,8 @@ def converter(
   The prediction is the span with the best log odds among all windows: its start and stop logits
   minus those of END in its window.
 
-  Features have `char_start` and `char_stop` for each token, its characters in the passage (0 and 0
-  outside it), and the values `start` and `stop`, the token positions of the answer, and `weights`.
+  Features have `char_start` and `char_stop` for each token: its characters in the passage, or 0
+  outside it. Their values are `weights` and the token positions of the answer, `start` and `stop`.
 
   Args:
     task: its head target is a list of (start, stop) in characters of the passage.
@@ -69,9 +67,8 @@ def converter(
     UserError: stride or longest is below 1; the task has no spans; later, the inputs before the
       passage fill a row, or an answer has no token.
   """
-  for name, value in (('stride', stride), ('longest', longest)):
-    if value < 1:
-      raise UserError(f'data.converter: {name}={value} must be at least 1 token')
+  check_range('data.converter: stride', stride, 1)
+  check_range('data.converter: longest', longest, 1)
   spans_of = task.head_target
   if spans_of is None:
     raise UserError(
@@ -197,17 +194,12 @@ def _window_features(
   return Features(tokens, {}, {'start': answer_start, 'stop': answer_stop, 'weights': 1})
 
 
-class SpanStatistics(NamedTuple):
-  """Statistics of the target span of each example, both float32 (B, P)."""
+def span_statistics(output: 'Output', batch: 'Batch') -> tuple['Array', 'Array']:
+  """Returns statistics of the target span of each example, both float32 (B, P).
 
-  nats: 'Array'  # -log p(start) - log p(stop)
-  correct: 'Array'  # 1 where both tokens have the highest logit
-
-
-def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
-  """Returns the negative log-likelihood of each target span, and whether it is the likeliest.
-
-  The softmax of each end is over the passage tokens of the example and its position 0 (no answer).
+  The first is -log p(start) - log p(stop), in nats. The second is 1 where both tokens have the
+  highest logit, else 0. The softmax of each end is over the passage tokens of the example and its
+  position 0 (no answer).
 
   Args:
     output: of an encoder, with two logits per token.
@@ -243,8 +235,7 @@ def span_statistics(output: 'Output', batch: 'Batch') -> SpanStatistics:
 
   start_nats, start_correct = score('start', logits_BTC[..., 0])
   stop_nats, stop_correct = score('stop', logits_BTC[..., 1])
-  correct = (start_correct & stop_correct).astype(jnp.float32)
-  return SpanStatistics(start_nats + stop_nats, correct)
+  return start_nats + stop_nats, (start_correct & stop_correct).astype(jnp.float32)
 
 
 def objective() -> 'Objective':
@@ -257,8 +248,8 @@ def objective() -> 'Objective':
   def loss_sums(
     apply: 'Apply', params: 'Params', batch: 'Batch', key: 'Array | None'
   ) -> dict[str, 'Array']:
-    output = apply(params, batch, key=key)
-    return {'loss': (batch['weights'] * span_statistics(output, batch).nats).sum()}
+    nats, _ = span_statistics(apply(params, batch, key=key), batch)
+    return {'loss': (batch['weights'] * nats).sum()}
 
   return Objective(loss_sums, normalizers=lambda batch: {'loss': batch['weights'].sum()})
 

@@ -34,7 +34,7 @@ def encoder_decoder(task: Task) -> Converter:
 
     return convert
 
-  return Converter(_tokenizer_texts(task), features, encode_prompt)
+  return Converter(tokenizer_texts(task), features, encode_prompt)
 
 
 def decoder(task: Task, prefix_lm: bool = True) -> Converter:
@@ -73,8 +73,9 @@ def decoder(task: Task, prefix_lm: bool = True) -> Converter:
 
     return convert
 
-  return Converter(_tokenizer_texts(task), features, encode_prompt)
+  return Converter(tokenizer_texts(task), features, encode_prompt)
 
 
-def _tokenizer_texts(task: Task) -> Callable[[Example], list[str]]:
+def tokenizer_texts(task: Task) -> Callable[[Example], list[str]]:
+  """Returns the function from an example to its inputs and its target."""
   return lambda example: [*text_parts(task.inputs(example)), task.target(example)]

@@ -1,13 +1,15 @@
 """Tasks from text to text, to a class, to a number, or to a tag per word."""
 
+import itertools
+
 from lm.errors import UserError
-from lm.task import Example, Task, mismatch
-from lm.text.tokenizers import SEPARATOR, Special
+from lm.task import Example, Task, mismatch, string_field, strings_field
+from lm.text.tokenizers import Special, separated
 
 
 def text_to_text() -> Task:
   """Generates `target` from `source`: translation in one direction, or data to text."""
-  return Task(lambda example: [_text(example, 'source')], _target, _target)
+  return Task(lambda example: [string_field(example, 'source')], _target, _target)
 
 
 def translation(languages: tuple[str, ...]) -> Task:
@@ -26,7 +28,7 @@ def translation(languages: tuple[str, ...]) -> Task:
       raise UserError(
         f'data.task: target_language={language!r} must be one of languages={tuple(languages)}'
       )
-    return [tags[language], _text(example, 'source')]
+    return [tags[language], string_field(example, 'source')]
 
   return Task(inputs, _target, _target, special_tokens=tuple(tags.values()))
 
@@ -40,13 +42,10 @@ def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') ->
   """
 
   def inputs(example: Example) -> list[str]:
-    parts: list[str] = []
-    for field in fields:
-      parts += [SEPARATOR, _text(example, field)] if parts else [_text(example, field)]
-    return parts
+    return separated(string_field(example, field) for field in fields)
 
   def name(example: Example) -> str:
-    return _text(example, label)
+    return string_field(example, label)
 
   return Task(inputs, name, name, name)
 
@@ -55,13 +54,13 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
   """Predicts the number in field `value` from the text in `field`."""
 
   def number(example: Example) -> float:
-    found = example.get(value)
-    if not isinstance(found, int | float) or isinstance(found, bool):
+    given = example.get(value)
+    if not isinstance(given, int | float) or isinstance(given, bool):
       raise mismatch(example, value, 'number')
-    return float(found)
+    return float(given)
 
   return Task(
-    inputs=lambda example: [_text(example, field)],
+    inputs=lambda example: [string_field(example, field)],
     target=lambda example: f'{number(example):g}',
     reference=number,
     head_target=number,
@@ -72,37 +71,23 @@ def tagging() -> Task:
   """Tags each word; examples have words, tags, and the separator that joins the words."""
 
   def words(example: Example) -> list[tuple[int, int, str]]:
-    spans, start = [], 0
-    words, tags = _texts(example, 'words'), _texts(example, 'tags')
+    words, tags = strings_field(example, 'words'), strings_field(example, 'tags')
     if len(words) != len(tags):
       raise UserError(f'data.source: an example has {len(words)} words and {len(tags)} tags')
-    separator = _text(example, 'separator')
-    for word, tag in zip(words, tags, strict=True):
-      spans.append((start, start + len(word), tag))
-      start += len(word) + len(separator)
-    return spans
+    gap = len(string_field(example, 'separator'))
+    starts = itertools.accumulate((len(word) + gap for word in words), initial=0)
+    triples = zip(starts, words, tags, strict=False)
+    return [(start, start + len(word), tag) for start, word, tag in triples]
 
   return Task(
-    inputs=lambda example: [_text(example, 'separator').join(_texts(example, 'words'))],
-    target=lambda example: ' '.join(_texts(example, 'tags')),
-    reference=lambda example: _texts(example, 'tags'),
+    inputs=lambda example: [
+      string_field(example, 'separator').join(strings_field(example, 'words'))
+    ],
+    target=lambda example: ' '.join(strings_field(example, 'tags')),
+    reference=lambda example: strings_field(example, 'tags'),
     head_target=words,
   )
 
 
-def _text(example: Example, field: str) -> str:
-  text = example.get(field)
-  if not isinstance(text, str):
-    raise mismatch(example, field, 'string')
-  return text
-
-
 def _target(example: Example) -> str:
-  return _text(example, 'target')
-
-
-def _texts(example: Example, field: str) -> list[str]:
-  texts = example.get(field)
-  if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-    raise mismatch(example, field, 'list of strings')
-  return list(texts)
+  return string_field(example, 'target')

@@ -19,17 +19,23 @@ _SPACELESS = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0010ff
 class TextStream:
   """Decodes tokens one by one.
 
-  The pieces of text add up to the suffix that they give `tokenizer.decode` after the tokens before
-  them. The first word thus keeps its leading space, which decoders strip at the start of a text. A
-  piece is held back as long as later tokens can change it: the bytes of an incomplete character
-  and, with byte fallback, any run of single bytes. A byte-fallback decoder replaces a run with one
-  invalid byte by U+FFFD throughout.
+  The pieces of text join to the suffix that the tokens add to the decoded text before them. The
+  first word thus keeps its leading space, which decoders strip at the start of a text. A piece is
+  held back as long as later tokens can change it: the bytes of an incomplete character and, with
+  byte fallback, any run of single bytes. If one byte of a run is invalid, a byte-fallback decoder
+  replaces each byte of the run by U+FFFD.
 
   Bytes may invalidate characters whose text was already returned. The text of the new tokens is
   then decoded without the earlier ones.
+
+  Args:
+    tokenizer: that of the tokens.
+    before: the tokens before the first one, such as a prompt.
+    after_space: whether the text before ends with white space. If its tokens have lost the space,
+      the new text begins without one.
   """
 
-  def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
+  def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), after_space: bool = False):
     decoder = tokenizer.decoder
     self._tokenizer = tokenizer
     self._byte_fallback = decoder is not None and b'"ByteFallback"' in decoder.__getstate__()
@@ -37,6 +43,8 @@ class TextStream:
     self._ids = list(before)
     self._returned = tokenizer.decode(self._ids)  # the text of the first `_done` ids
     self._done = len(self._ids)
+    self._strip = after_space and not self._returned[-1:].isspace()
+    self._ended = False
 
   def step(self, token: int) -> str:
     """Returns the text that one more token completes, often ''."""
@@ -50,14 +58,18 @@ class TextStream:
     return self._new(text)
 
   def finish(self) -> str:
-    """Returns the text that was held back, after the last token."""
-    return self._new(self._tokenizer.decode(self._ids))
+    """Returns the text that was held back, after the last token; '' when called again."""
+    text = '' if self._ended else self._new(self._tokenizer.decode(self._ids))
+    self._ended = True
+    return text
 
   def _new(self, text: str) -> str:
     if not text.startswith(self._returned):
       self._ids, self._returned = self._ids[self._done :], ''
       text = self._tokenizer.decode(self._ids)
     new, self._returned = text[len(self._returned) :], text
+    if self._strip and new:
+      new, self._strip = new.lstrip(), False
     if len(self._ids) > _WINDOW:
       recent = self._tokenizer.decode(self._ids[-_WINDOW // 2 :])
       if recent.strip():  # else a decoder would strip the space of the next word

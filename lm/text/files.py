@@ -2,7 +2,6 @@
 
 import codecs
 import glob
-import itertools
 import os
 import pathlib
 import re
@@ -12,7 +11,7 @@ from typing import BinaryIO
 from lm.errors import UserError
 
 _SURROGATE = re.compile('[\ud800-\udfff]')
-CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (of Latin letters often latin1)'
+CONVERT = 'convert it, as with iconv -f ENCODING -t utf-8 (European text is often latin1)'
 
 
 def expand_path(name: str, key: str) -> pathlib.Path:
@@ -35,15 +34,15 @@ def find_files(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
   Raises:
     UserError: a name or pattern matches no file.
   """
-  found: list[pathlib.Path] = []
+  matches: list[pathlib.Path] = []
   for name in [names] if isinstance(names, str) else names:
     path = expand_path(name, key)
     files = sorted(p for p in glob_files(path) if p.is_file())
     if not files:
       hint = '; it is a folder, name its files as in FOLDER/*.txt' if path.is_dir() else ''
       raise UserError(f'{key}={name!r}: no such file{hint}')
-    found += files
-  return found
+    matches += files
+  return matches
 
 
 def glob_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -55,9 +54,8 @@ def glob_files(path: pathlib.Path) -> list[pathlib.Path]:
   if path.exists():
     return [path]
   literal = next((folder for folder in path.parents if folder.is_dir()), pathlib.Path())
-  pattern = path.relative_to(literal)
-  found = glob.glob(str(pathlib.Path(glob.escape(str(literal)), pattern)), recursive=True)
-  return list(map(pathlib.Path, found))
+  pattern = pathlib.Path(glob.escape(str(literal)), path.relative_to(literal))
+  return list(map(pathlib.Path, glob.glob(str(pattern), recursive=True)))
 
 
 def write_atomic(path: pathlib.Path, chunks: Iterable[bytes]) -> None:
@@ -91,15 +89,12 @@ def read_lines(
   Raises:
     UserError: a line is longer.
   """
-  for number in itertools.count(first):
-    line = file.readline(longest + 1)
+  for n, line in enumerate(iter(lambda: file.readline(longest + 1), b''), first):
     if len(line) > longest:
       raise UserError(
-        f'{name}, line {number}: more than {longest:,} bytes without a line end; its line ends are '
+        f'{name}, line {n}: more than {longest:,} bytes without a line end; its line ends are '
         'lost, or it has another format'
       )
-    if not line:
-      return
     yield line
 
 
@@ -146,11 +141,11 @@ def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> s
 
 def lone_surrogate(text: str) -> str:
   """Returns the description of the first lone surrogate in a text, or ''."""
-  found = None if text.isascii() else _SURROGATE.search(text)
-  if found is None:
+  match = None if text.isascii() else _SURROGATE.search(text)
+  if match is None:
     return ''
-  before = text[max(found.start() - 20, 0) : found.start()]
+  before = text[max(match.start() - 20, 0) : match.start()]
   return (
-    f'has the lone surrogate {found[0]!a} at character {found.start()}, after {before!a}: half a '
+    f'has the lone surrogate {match[0]!a} at character {match.start()}, after {before!a}: half a '
     'character, which UTF-8 cannot encode; correct the source'
   )

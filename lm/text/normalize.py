@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 import regex
 
-from lm.errors import UserError, did_you_mean
+from lm.config.resolve import import_extra
+from lm.errors import UserError, check_choice, did_you_mean
 
 Form = Literal['NFC', 'NFD', 'NFKC', 'NFKD']
 Case = Literal['keep', 'lower', 'fold']
@@ -38,10 +39,8 @@ def normalize(string: str, form: Form = 'NFKC', case: Case = 'fold', simplify: b
     UserError: `simplify` needs OpenCC, which is not installed.
   """
   string = _unicode_form(string, form)
-  if case == 'fold':
-    string = _unicode_form(string.casefold(), form)
-  elif case == 'lower':
-    string = _unicode_form(string.lower(), form)
+  if case != 'keep':
+    string = _unicode_form(string.casefold() if case == 'fold' else string.lower(), form)
   if simplify:
     string = simplify_chinese(string)
   return _SPACE.sub(' ', string).strip(' ')
@@ -49,11 +48,8 @@ def normalize(string: str, form: Form = 'NFKC', case: Case = 'fold', simplify: b
 
 def check_options(form: str, case: str) -> None:
   """Raises UserError for an unknown normal form or case."""
-  for key, value, kind in (('form', form, Form), ('case', case, Case)):
-    known = get_args(kind)
-    if value not in known:
-      choices = ', '.join(map(repr, known))
-      raise UserError(f'{key}={value!r}{did_you_mean(value, known)} must be one of {choices}')
+  check_choice('form', form, get_args(Form))
+  check_choice('case', case, get_args(Case))
 
 
 def simplify_chinese(string: str) -> str:
@@ -70,7 +66,7 @@ def simplify_chinese(string: str) -> str:
 
 
 def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
-  """Returns the stop words of one or more languages, as keys.
+  """Returns the stop words of one or more languages, as keys (`stop_word_key`).
 
   They come from Stopwords ISO. A few of its lists contain punctuation marks and digits.
   https://github.com/stopwords-iso/stopwords-iso
@@ -81,17 +77,15 @@ def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
   Raises:
     UserError: a language has no list, or the lists are not installed.
   """
-  try:
-    import stopwordsiso
-  except ModuleNotFoundError as e:
-    raise UserError('stop words need Stopwords ISO: pip install -e ".[zh]"') from e
+  stopwordsiso = import_extra('stopwordsiso', 'zh', 'stop words need Stopwords ISO')
   chosen = [languages] if isinstance(languages, str) else list(languages)
   known = sorted(stopwordsiso.langs())
   for language in chosen:
     if language not in known:
-      choices = ', '.join(known)
-      hint = did_you_mean(language, known)
-      raise UserError(f'no stop words of {language!r}{hint}; available: {choices}')
+      raise UserError(
+        f'no stop words of {language!r}{did_you_mean(language, known)}; available: '
+        f'{", ".join(known)}'
+      )
   return frozenset(map(stop_word_key, stopwordsiso.stopwords(chosen)))
 
 
@@ -110,8 +104,4 @@ def _unicode_form(string: str, form: Form) -> str:
 
 @functools.cache
 def _opencc() -> Any:
-  try:
-    import opencc
-  except ModuleNotFoundError as e:
-    raise UserError('simplified Chinese needs OpenCC: pip install -e ".[zh]"') from e
-  return opencc.OpenCC('t2s')
+  return import_extra('opencc', 'zh', 'simplified Chinese needs OpenCC').OpenCC('t2s')

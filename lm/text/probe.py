@@ -10,7 +10,6 @@ before each text, and another after an error.
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -27,11 +26,11 @@ _KINDS = ('a', 'A', '0', ' ', '\n', '-', "'", '\u4e2d', 'a ')
 RUNS = tuple(kind * _RUN + last for kind in _KINDS for last in '!x')
 
 
-def check(file: pathlib.Path, texts: Iterable[str], name: str, seconds: float = SECONDS) -> None:
+def check(file: str, texts: Iterable[str], name: str, seconds: float = SECONDS) -> None:
   """Tests a tokenizer.json on long runs of one kind of character and on the first texts.
 
   Args:
-    file: the tokenizer.json.
+    file: the path of the tokenizer.json.
     texts: the corpus.
     name: of the file, in errors.
     seconds: the time limit.
@@ -47,7 +46,7 @@ def check(file: pathlib.Path, texts: Iterable[str], name: str, seconds: float = 
       break
   try:
     done = subprocess.run(
-      [sys.executable, '-m', 'lm.text.probe', str(file)],
+      [sys.executable, '-m', 'lm.text.probe', file],
       env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
       input=json.dumps(tried).encode(),
       capture_output=True,
@@ -72,8 +71,8 @@ def main(argv: list[str]) -> int:
   """Encodes the texts of stdin with the tokenizer.json in `argv`; returns 1 after an error."""
   try:
     tokenizer = tokenizers.Tokenizer.from_file(argv[1])
-    for number, text in enumerate(json.load(sys.stdin)):
-      print(number, flush=True)
+    for index, text in enumerate(json.load(sys.stdin)):
+      print(index, flush=True)
       tokenizer.encode(text, add_special_tokens=False)
   except BaseException as e:  # the library panics if its engine gives up
     print(json.dumps(' '.join(str(e).split())[:200]), flush=True)

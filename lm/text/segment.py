@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import regex
 
+from lm.config.resolve import import_extra
 from lm.errors import UserError
 from lm.text.normalize import Case, Form, check_options, normalize, simplify_chinese, stop_word_key
 
@@ -76,14 +77,13 @@ def normalize_tokens(
 ) -> Text:
   """Returns the text with each token in its normal form (`normalize`) and its old offsets."""
   check_options(form, case)
-  tokens = (t._replace(text=normalize(t.text, form, case, simplify)) for t in text.tokens)
-  return Text(text.raw, tuple(tokens))
+  options = (form, case, simplify)
+  return Text(text.raw, tuple(t._replace(text=normalize(t.text, *options)) for t in text.tokens))
 
 
 def remove_stop_words(text: Text, words: Set[str]) -> Text:
   """Returns the text without its stop words, given as from `normalize.stop_words`."""
-  tokens = (token for token in text.tokens if stop_word_key(token.text) not in words)
-  return Text(text.raw, tuple(tokens))
+  return Text(text.raw, tuple(t for t in text.tokens if stop_word_key(t.text) not in words))
 
 
 def tag_words(text: Text, tagger: Tagger) -> Text:
@@ -100,8 +100,8 @@ def tag_words(text: Text, tagger: Tagger) -> Text:
   tags = tagger([token.text for token in text.tokens])
   if len(tags) != len(text.tokens):
     raise ValueError(f'tagger: {len(tags)} tags for {len(text.tokens)} words')
-  tokens = (token._replace(tag=tag) for token, tag in zip(text.tokens, tags, strict=True))
-  return Text(text.raw, tuple(tokens))
+  pairs = zip(text.tokens, tags, strict=True)
+  return Text(text.raw, tuple(token._replace(tag=tag) for token, tag in pairs))
 
 
 def parts_of_speech(words: Sequence[str]) -> list[str]:
@@ -116,8 +116,8 @@ def parts_of_speech(words: Sequence[str]) -> list[str]:
   jieba = _jieba()
 
   def look_up(word: str) -> str:
-    found = jieba.tag(word.encode(errors='replace').decode())  # it rejects lone surrogates
-    return found[0][1] if len(found) == 1 else 'x'
+    tagged = jieba.tag(word.encode(errors='replace').decode())  # it rejects lone surrogates
+    return tagged[0][1] if len(tagged) == 1 else 'x'
 
   return [look_up(word) for word in words]
 
@@ -180,11 +180,7 @@ def _chinese_words(run: str, first: int, simplify: bool) -> Iterator[tuple[int, 
 
 
 def _jieba() -> Any:
-  try:
-    import rjieba
-  except ModuleNotFoundError as e:
-    raise UserError('words of Chinese need rjieba: pip install -e ".[zh]"') from e
-  return rjieba
+  return import_extra('rjieba', 'zh', 'words of Chinese need rjieba')
 
 
 # Sentences.
@@ -258,9 +254,8 @@ def _ends(raw: str, first: int, end: regex.Match) -> bool:
   if not after['space']:
     before = raw[max(end.start() - 1, 0) : end.start()]
     return bool(_UNCASED.match(follows) and (not is_stop or _UNCASED.match(before)))
-  if follows.islower():
-    return False
-  return not is_stop or len(mark) > 1 or not _is_abbreviated(raw, first, end.start(), follows)
+  is_abbreviated = is_stop and len(mark) == 1 and _is_abbreviated(raw, first, end.start(), follows)
+  return not (follows.islower() or is_abbreviated)
 
 
 def _is_abbreviated(raw: str, first: int, stop: int, follows: str) -> bool:
@@ -268,9 +263,8 @@ def _is_abbreviated(raw: str, first: int, stop: int, follows: str) -> bool:
   word = _WORD_BEFORE.search(raw[max(first, stop - _LOOKBEHIND) : stop])[0]
   if word.isdecimal():
     return raw[first:stop].strip() == word
-  if _INITIALS.fullmatch(word) or _TITLES.fullmatch(word):
-    return True
-  return bool(_NUMBERED.fullmatch(word) and follows.isdecimal())
+  is_numbered = _NUMBERED.fullmatch(word) and follows.isdecimal()
+  return bool(_INITIALS.fullmatch(word) or _TITLES.fullmatch(word) or is_numbered)
 
 
 def _stripped(raw: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -9,9 +9,8 @@ import functools
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -22,10 +21,13 @@ from lm.text.tokenizers import special_ids
 
 Pieces = tuple[int, ...]  # ids of tokens
 Sample = Callable[[Sequence[str], np.random.Generator], list[Pieces]]
+# The possible last pieces of a prefix of a word: the start of each, its token, and cumulative
+# probabilities, the last of them 1.
+_Ways = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 _CACHE_SIZE = 2**14  # words
 _LONGEST_CACHED = 32  # bytes; longer words rarely repeat, and would take much memory
-_NEVER = sys.maxsize  # the rank of a pair that does not merge; an infinite gap
+_NEVER = 2**63 - 1  # the rank of a pair that does not merge; an infinite gap
 
 
 def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
@@ -44,9 +46,8 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
   """
   model = _byte_level(tokenizer, 'BPE', 'bpe')
   vocab = model['vocab']
-  merges = [(vocab[a], vocab[b], vocab[a + b]) for a, b in model['merges']]
-  ranks = {(a, b): rank for rank, (a, b, _) in enumerate(merges)}
-  merged = [both for _, _, both in merges]
+  ranks = {(vocab[a], vocab[b]): rank for rank, (a, b) in enumerate(model['merges'])}
+  merged = [vocab[a + b] for a, b in model['merges']]
   usual = default_pieces(tokenizer)
 
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
@@ -55,7 +56,7 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
       _endless(lambda count: rng.geometric(rate, count) - 1) if rate else itertools.repeat(_NEVER)
     )
     gap = next(gaps)
-    found = []
+    sampled = []
     for word in words:
       pieces = usual(word)
       merge_count = len(word) - len(pieces)  # merges from bytes to the usual pieces
@@ -63,8 +64,8 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
         gap -= merge_count
       else:
         pieces, gap = _merge([vocab[c] for c in word], ranks, merged, gap, gaps)
-      found.append(pieces)
-    return found
+      sampled.append(pieces)
+    return sampled
 
   return sample
 
@@ -90,7 +91,8 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
   longest = max(map(len, scores))
 
   def lattice(word: str) -> list[_Ways]:
-    forward, ways = [0.0], [_Ways((), (), ())]
+    forward: list[float] = [0.0]
+    ways: list[_Ways] = [((), (), ())]
     for end in range(1, len(word) + 1):
       starts = range(max(0, end - longest), end)
       last = [(s, *scores[word[s:end]]) for s in starts if word[s:end] in scores]
@@ -99,12 +101,12 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
       sums = [*itertools.accumulate(math.exp(log - largest) for log in logs)]
       forward.append(largest + math.log(sums[-1]))
       cumulative = (*(value / sums[-1] for value in sums[:-1]), 1.0)
-      ways.append(_Ways(tuple(t[0] for t in last), tuple(t[1] for t in last), cumulative))
+      ways.append((tuple(t[0] for t in last), tuple(t[1] for t in last), cumulative))
     return ways
 
   cached = functools.lru_cache(_CACHE_SIZE)(lattice)
 
-  def draw(ways: list[_Ways], uniform: Iterator[float]) -> Pieces:
+  def sample_word(ways: list[_Ways], uniform: Iterator[float]) -> Pieces:
     pieces = []
     end = len(ways) - 1
     while end:
@@ -116,8 +118,8 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
 
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
     uniform = _endless(rng.random)
-    found = (cached(word) if len(word) <= _LONGEST_CACHED else lattice(word) for word in words)
-    return [draw(ways, uniform) for ways in found]
+    lattices = (cached(word) if len(word) <= _LONGEST_CACHED else lattice(word) for word in words)
+    return [sample_word(ways, uniform) for ways in lattices]
 
   return sample
 
@@ -143,15 +145,15 @@ def word_splitter(tokenizer: tokenizers.Tokenizer) -> Callable[[Sequence[int]], 
   decoder, pre_tokenizer = decoders.ByteLevel(), tokenizer.pre_tokenizer
 
   def split(ids: Sequence[int]) -> list[str | Pieces]:
-    found: list[str | Pieces] = []
+    words: list[str | Pieces] = []
     for is_special, group in itertools.groupby(ids, special.__contains__):
       run = tuple(group)
       tokens = [names[i] for i in run]
-      words: list[str] = []
+      pre_tokens: list[str] = []
       if not is_special:
-        words = [w for w, _ in pre_tokenizer.pre_tokenize_str(decoder.decode(tokens))]
-      found += words if ''.join(words) == ''.join(tokens) else [run]
-    return found
+        pre_tokens = [w for w, _ in pre_tokenizer.pre_tokenize_str(decoder.decode(tokens))]
+      words += pre_tokens if ''.join(pre_tokens) == ''.join(tokens) else [run]
+    return words
 
   return split
 
@@ -192,20 +194,6 @@ def _merge(
   return tuple(pieces), gap
 
 
-class _Ways(NamedTuple):
-  """The possible last pieces of a prefix of a word.
-
-  Attributes:
-    starts: the start of each.
-    ids: its token.
-    cumulative: cumulative probabilities, the last of them 1.
-  """
-
-  starts: tuple[int, ...]
-  ids: tuple[int, ...]
-  cumulative: tuple[float, ...]
-
-
 def _byte_level(tokenizer: tokenizers.Tokenizer, kind: str, builder: str) -> dict[str, Any]:
   """Returns the model of a byte-level tokenizer, as in tokenizer.json."""
   file = json.loads(tokenizer.to_str())
@@ -224,6 +212,7 @@ def _byte_level(tokenizer: tokenizers.Tokenizer, kind: str, builder: str) -> dic
   return model
 
 
-def _endless(draw: Callable[[int], np.ndarray]) -> Iterator[Any]:
+def _endless(sample: Callable[[int], np.ndarray]) -> Iterator[Any]:
+  """Yields random values for ever, sampled 256 at a time."""
   while True:
-    yield from draw(256).tolist()
+    yield from sample(256).tolist()

@@ -10,9 +10,9 @@ characters. With words and wordpiece it is exact only for words separated by sin
 their docstrings).
 """
 
+import collections
 import itertools
 import json
-import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,7 +27,7 @@ from tokenizers import (
   trainers,
 )
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.text import probe
 from lm.text.files import expand_path
 
@@ -63,10 +63,8 @@ _MAX_ID = 2**31 - 1  # batches hold int32
 def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
   """Returns the 256 bytes of UTF-8 (byte b is token b + 1) and END, without training."""
   vocab = {END: 0} | {character: b + 1 for b, character in enumerate(_byte_characters())}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges=[]))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  return _add_special_tokens(tokenizer, END)
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  return _assemble(models.BPE(vocab, merges=[]), byte_level, decoders.ByteLevel())
 
 
 def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
@@ -74,17 +72,12 @@ def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer
 
   Any other character becomes <unk>, which models never generate. Tokens are in code point order.
   """
-  _check_count(min_count)
-  counts: dict[str, int] = {}
-  for text in texts:
-    for character in set(text):
-      counts[character] = counts.get(character, 0) + text.count(character)
+  check_range('data.tokenizer.min_count', min_count, 0, 2**32 - 1)
+  counts = collections.Counter(itertools.chain.from_iterable(texts))
   known = sorted(c for c, count in counts.items() if count >= min_count)
   vocab = {token: i for i, token in enumerate([END, UNKNOWN, *known])}
   # A BPE without merges splits text into characters, quickly and without a pre-tokenizer.
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges=[], unk_token=UNKNOWN))
-  tokenizer.decoder = decoders.Fuse()
-  return _add_special_tokens(tokenizer, END, UNKNOWN)
+  return _assemble(models.BPE(vocab, merges=[], unk_token=UNKNOWN), None, decoders.Fuse())
 
 
 def words(
@@ -109,25 +102,21 @@ def words(
     UserError: fewer than `vocab_size` words occur often enough; it is below 3; `pattern` is not a
       regular expression, or fails or hangs on a text.
   """
-  _check_count(min_count)
+  check_range('data.tokenizer.min_count', min_count, 0, 2**32 - 1)
   try:
     Regex(pattern)
   except Exception as e:  # the library has no narrower type
     raise UserError(f'data.tokenizer.pattern={pattern!r} is no regular expression: {e}') from e
-  if pattern != _WORD:  # whose time is linear
-    with tempfile.TemporaryDirectory() as folder:
-      file = pathlib.Path(folder) / 'tokenizer.json'
-      known_words([END, UNKNOWN], pattern).save(str(file))
-      probe.check(file, texts, f'data.tokenizer.pattern={pattern!r}')
+  if pattern != _WORD:  # the default takes linear time
+    with tempfile.NamedTemporaryFile() as file:
+      known_words([END, UNKNOWN], pattern).save(file.name)
+      probe.check(file.name, texts, f'data.tokenizer.pattern={pattern!r}')
   if vocab_size is not None:
     _check_size(vocab_size, 3, 'END, <unk> and a word')
-  scratch = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-  scratch.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
   trainer = trainers.WordLevelTrainer(
     vocab_size=vocab_size or 2**32, min_frequency=min_count, show_progress=False
   )
-  scratch.train_from_iterator(texts, trainer)
-  counted = scratch.get_vocab()
+  counted = _train(models.WordLevel(unk_token=UNKNOWN), trainer, texts, _split(pattern)).get_vocab()
   # A corpus may contain the word <unk>, which must not be numbered twice.
   frequent = sorted(counted.keys() - {END, UNKNOWN}, key=counted.__getitem__)
   return _check_filled(known_words([END, UNKNOWN, *frequent][:vocab_size], pattern), vocab_size)
@@ -136,9 +125,7 @@ def words(
 def known_words(words: Sequence[str], pattern: str = _WORD) -> tokenizers.Tokenizer:
   """Returns a vocabulary of distinct words in this order, <|end|> and <unk> included."""
   model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
-  tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
-  return _add_special_tokens(tokenizer, END, UNKNOWN)
+  return _assemble(model, _split(pattern))
 
 
 def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -150,18 +137,16 @@ def bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     UserError: `vocab_size` is too small for the bytes, or the corpus yields fewer tokens.
   """
   _check_size(vocab_size, 1 + 256, 'END and the 256 bytes')
-  tokenizer = tokenizers.Tokenizer(models.BPE())
-  pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, _pieces(_PIECE['bpe'])])
-  tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
     special_tokens=[END],
     initial_alphabet=_byte_characters(),
     show_progress=False,
   )
-  tokenizer.train_from_iterator(texts, trainer)
-  tokenizer.pre_tokenizer = pre_tokenizer
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer = _train(models.BPE(), trainer, texts, byte_level, _split_long(_PIECE['bpe']))
+  tokenizer.pre_tokenizer = byte_level
+  tokenizer.decoder = decoders.ByteLevel()
   return _check_filled(tokenizer, vocab_size)
 
 
@@ -175,24 +160,18 @@ def unigram(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     UserError: `vocab_size` is too small for the bytes, or the corpus yields fewer pieces.
   """
   _check_size(vocab_size, 1 + 256, 'END and the 256 bytes')
-  scratch = tokenizers.Tokenizer(models.Unigram())
-  pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  beginning = _pieces(_UNIGRAM_BYTES, first=True)
-  scratch.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizer, beginning, _pieces(_PIECE['unigram'])]
-  )
   trainer = trainers.UnigramTrainer(
     vocab_size=vocab_size,
     special_tokens=[END],
     initial_alphabet=_byte_characters(),
     show_progress=False,
   )
-  scratch.train_from_iterator(texts, trainer)
-  pieces = json.loads(scratch.to_str())['model']['vocab']
-  tokenizer = tokenizers.Tokenizer(models.Unigram(_in_stable_order(pieces)))
-  tokenizer.pre_tokenizer = pre_tokenizer
-  tokenizer.decoder = decoders.ByteLevel()
-  return _check_filled(_add_special_tokens(tokenizer, END), vocab_size)
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  beginning, pieces = _split_long(_UNIGRAM_BYTES, first=True), _split_long(_PIECE['unigram'])
+  trained = _train(models.Unigram(), trainer, texts, byte_level, beginning, pieces)
+  vocab = json.loads(trained.to_str())['model']['vocab']
+  model = models.Unigram(_in_stable_order(vocab))
+  return _check_filled(_assemble(model, byte_level, decoders.ByteLevel()), vocab_size)
 
 
 def wordpiece(
@@ -210,23 +189,25 @@ def wordpiece(
   """
   normalizer = normalizers.BertNormalizer(lowercase=lowercase)
   pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  cut = pre_tokenizers.Sequence([pre_tokenizer, _pieces(_PIECE['wordpiece'])])
-  alphabet = _wordpiece_alphabet(texts, normalizer, cut)
+  splits = pre_tokenizer, _split_long(_PIECE['wordpiece'])
+  counter = trainers.WordLevelTrainer(vocab_size=2**32, min_frequency=0, show_progress=False)
+  counted = _train(
+    models.WordLevel(unk_token=UNKNOWN), counter, texts, *splits, normalizer=normalizer
+  )
+  alphabet = _wordpiece_alphabet(counted.get_vocab())
   _check_size(vocab_size, 2 + len(alphabet), 'END, <unk> and the characters of the corpus')
-  scratch = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-  scratch.normalizer, scratch.pre_tokenizer = normalizer, cut
   # The alphabet gets its ids before training, because ids break ties between pairs.
   trainer = trainers.WordPieceTrainer(
     vocab_size=vocab_size, special_tokens=[END, UNKNOWN, *alphabet], show_progress=False
   )
-  scratch.train_from_iterator(texts, trainer)
-  model = models.WordPiece(
-    scratch.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=_PIECE['wordpiece']
+  trained = _train(
+    models.WordPiece(unk_token=UNKNOWN), trainer, texts, *splits, normalizer=normalizer
   )
-  tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
-  tokenizer.decoder = decoders.WordPiece(prefix='##')
-  return _check_filled(_add_special_tokens(tokenizer, END, UNKNOWN), vocab_size)
+  model = models.WordPiece(
+    trained.get_vocab(), unk_token=UNKNOWN, max_input_chars_per_word=_PIECE['wordpiece']
+  )
+  decoder = decoders.WordPiece(prefix='##')
+  return _check_filled(_assemble(model, pre_tokenizer, decoder, normalizer), vocab_size)
 
 
 def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokenizers.Tokenizer:
@@ -248,7 +229,7 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
   path = expand_path(file, 'data.tokenizer.file')
   if not path.is_file():
     raise UserError(f'data.tokenizer.file={file!r}: no such file')
-  probe.check(path, texts, f'data.tokenizer.file={file!r}')
+  probe.check(str(path), texts, f'data.tokenizer.file={file!r}')
   tokenizer = tokenizers.Tokenizer.from_file(str(path))
   if (rows := vocabulary_size(tokenizer)) > _MAX_ID:
     raise UserError(
@@ -258,10 +239,8 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
   tokenizer.no_padding()
   if end is not None and tokenizer.token_to_id(end) is None:
     raise UserError(f'data.tokenizer.end={end!r}: {file!r} has no such token')
-  found = _find_end(tokenizer) if end is None else tokenizer.token_to_id(end)
-  name = END if found is None else tokenizer.id_to_token(found)
-  assert name is not None
-  if found not in special_ids(tokenizer):
+  name = end if end is not None else _end_token(tokenizer) or END
+  if tokenizer.token_to_id(name) not in special_ids(tokenizer):
     tokenizer = _add_special_tokens(tokenizer, name)
   return _with_end(tokenizer, name)
 
@@ -280,32 +259,31 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   Raises:
     UserError: the tokenizer has none.
   """
-  found = _find_end(tokenizer)
-  if found is None:
+  end = _end_token(tokenizer)
+  token = None if end is None else tokenizer.token_to_id(end)
+  if token is None:
     raise UserError(
       f'data.tokenizer: no end-of-text token; its special tokens need one of {", ".join(_ENDS)}'
     )
-  return found
+  return token
 
 
 def with_special_tokens(
-  tokenizer: tokenizers.Tokenizer, special_tokens: Iterable[str]
+  tokenizer: tokenizers.Tokenizer, special_tokens: Sequence[str]
 ) -> tokenizers.Tokenizer:
   """Returns the tokenizer with additional special tokens, after its other tokens.
 
   Raises:
     UserError: one of them is a character that occurs in texts.
   """
-  names = list(special_tokens)
-  known = special_ids(tokenizer)
-  for name in names:
-    if len(name) == 1 and tokenizer.token_to_id(name) not in known | {None}:
+  known = special_ids(tokenizer) | {None}
+  for name in special_tokens:
+    if len(name) == 1 and tokenizer.token_to_id(name) not in known:
       raise UserError(
         f"data.special_tokens: {name!r} is a token of texts; use a name such as '<|name|>'"
       )
-  found = _find_end(tokenizer)
-  end = None if found is None else tokenizer.id_to_token(found)
-  made = _add_special_tokens(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *names)
+  end = _end_token(tokenizer)
+  made = _add_special_tokens(tokenizers.Tokenizer.from_str(tokenizer.to_str()), *special_tokens)
   return made if end is None else _with_end(made, end)
 
 
@@ -321,8 +299,7 @@ def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   unigram = model['type'] == 'Unigram'
   entries = {piece for piece, _ in model['vocab']} if unigram else model['vocab'].keys()
   special = {token['content'] for token in file['added_tokens'] if token['special']}
-  if (end := _find_end(tokenizer)) is not None:
-    special.add(tokenizer.id_to_token(end))
+  special.add(_end_token(tokenizer))
   # U+10FFFF is a noncharacter, which text does not contain.
   hidden = {name: f'\U0010ffff{name}\U0010ffff' for name in special & entries}
   if hidden:
@@ -354,11 +331,10 @@ def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], 
     for part in parts:
       if not isinstance(part, Special):
         ids += reader.encode(part, add_special_tokens=False).ids
-        continue
-      token = ids_of.get(part)
-      if token is None:
+      elif part in ids_of:
+        ids.append(ids_of[part])
+      else:
         raise UserError(f'data.tokenizer lacks the special token {part!r}, which the task needs')
-      ids.append(token)
     return ids
 
   return encode
@@ -381,10 +357,14 @@ def word_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
 
   The spelling is that of the vocabulary: a subword may start with the mark of a space.
   """
-  added, end = tokenizer.get_added_tokens_decoder(), end_id(tokenizer)
-  unknown = unknown_id(tokenizer)
+  others = {*tokenizer.get_added_tokens_decoder(), end_id(tokenizer), unknown_id(tokenizer)}
   known = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-  return {word: i for word, i in known if i not in added and i not in (end, unknown)}
+  return {word: i for word, i in known if i not in others}
+
+
+def separated(texts: Iterable[str]) -> list[str]:
+  """Returns the texts with SEPARATOR between them, the inputs of a task."""
+  return [part for text in texts for part in (SEPARATOR, text)][1:]
 
 
 def text_parts(parts: Iterable[str]) -> list[str]:
@@ -392,19 +372,20 @@ def text_parts(parts: Iterable[str]) -> list[str]:
   return [part for part in parts if not isinstance(part, Special)]
 
 
-def _find_end(tokenizer: tokenizers.Tokenizer) -> int | None:
-  stated = _appended_token(tokenizer.post_processor)
-  if stated is not None and tokenizer.token_to_id(stated) is not None:
-    return tokenizer.token_to_id(stated)
-  if tokenizer.id_to_token(0) == END:  # as all that are trained here
-    return 0
-  ids = {tokenizer.id_to_token(i): i for i in special_ids(tokenizer)}
-  return next((ids[name] for name in _ENDS if name in ids), None)
+def _end_token(tokenizer: tokenizers.Tokenizer) -> str | None:
+  """Returns the name of the token that ends texts; None for a tokenizer without one."""
+  appended = _appended_token(tokenizer.post_processor)
+  if appended is not None and tokenizer.token_to_id(appended) is not None:
+    return appended
+  if tokenizer.id_to_token(0) == END:  # as in tokenizers trained here
+    return END
+  special = {tokenizer.id_to_token(i) for i in special_ids(tokenizer)}
+  return next((name for name in _ENDS if name in special), None)
 
 
 def _with_end(tokenizer: tokenizers.Tokenizer, end: str) -> tokenizers.Tokenizer:
   """Returns the tokenizer with `end` recorded in its file as the token that ends texts."""
-  if _find_end(tokenizer) != tokenizer.token_to_id(end):
+  if _end_token(tokenizer) != end:
     # Files record it in the post-processor, which this code base never applies.
     tokenizer.post_processor = processors.TemplateProcessing(
       single=['$A', end], special_tokens=[(end, tokenizer.token_to_id(end))]
@@ -436,11 +417,45 @@ def _add_special_tokens(tokenizer: tokenizers.Tokenizer, *tokens: str) -> tokeni
   return tokenizer
 
 
-def _pieces(length: int, first: bool = False) -> pre_tokenizers.PreTokenizer:
+def _train(
+  model: models.Model,
+  trainer: trainers.Trainer,
+  texts: Iterable[str],
+  *splits: pre_tokenizers.PreTokenizer,
+  normalizer: normalizers.Normalizer | None = None,
+) -> tokenizers.Tokenizer:
+  """Returns a tokenizer trained on texts that the pre-tokenizers split in turn."""
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.normalizer = normalizer
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(splits))
+  tokenizer.train_from_iterator(texts, trainer)
+  return tokenizer
+
+
+def _assemble(
+  model: models.Model,
+  pre_tokenizer: pre_tokenizers.PreTokenizer | None,
+  decoder: decoders.Decoder | None = None,
+  normalizer: normalizers.Normalizer | None = None,
+) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of these parts, with END and the unknown token of the model, if any."""
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.normalizer = normalizer
+  tokenizer.pre_tokenizer = pre_tokenizer
+  tokenizer.decoder = decoder
+  unknown = getattr(model, 'unk_token', None)
+  return _add_special_tokens(tokenizer, END, *([unknown] if unknown else []))
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+  """Returns the pre-tokenizer that keeps the matches of a regular expression."""
+  return pre_tokenizers.Split(Regex(pattern), 'removed', invert=True)
+
+
+def _split_long(length: int, first: bool = False) -> pre_tokenizers.PreTokenizer:
   """Returns the pre-tokenizer that splits words into pieces, or keeps the `first` piece alone."""
   start = r'\A' if first else ''
-  pattern = Regex(f'(?m){start}.{{1,{length}}}')  # Oniguruma's m: the dot matches a line end
-  return pre_tokenizers.Split(pattern, 'removed', invert=True)
+  return _split(f'(?m){start}.{{1,{length}}}')  # Oniguruma's m: the dot matches a line end
 
 
 def _byte_characters() -> list[str]:
@@ -470,25 +485,11 @@ def _in_stable_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]
   return [(END, 0.0), *sorted(scores.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _wordpiece_alphabet(
-  texts: Iterable[str],
-  normalizer: normalizers.Normalizer,
-  pre_tokenizer: pre_tokenizers.PreTokenizer,
-) -> list[str]:
+def _wordpiece_alphabet(words: Iterable[str]) -> list[str]:
   """Returns the first characters of words and, with '##', the inner ones, in code point order."""
-  counter = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-  counter.normalizer, counter.pre_tokenizer = normalizer, pre_tokenizer
-  trainer = trainers.WordLevelTrainer(vocab_size=2**32, min_frequency=0, show_progress=False)
-  counter.train_from_iterator(texts, trainer)
-  found = counter.get_vocab()
-  first = {word[0] for word in found if word}
-  inside = set(itertools.chain.from_iterable(word[1:] for word in found))
+  first = {word[0] for word in words if word}
+  inside = set(itertools.chain.from_iterable(word[1:] for word in words))
   return [*sorted(first), *('##' + c for c in sorted(inside))]
-
-
-def _check_count(min_count: int) -> None:
-  if not 0 <= min_count < 2**32:
-    raise UserError(f'data.tokenizer.min_count={min_count} must be from 0 to 2**32 - 1')
 
 
 def _check_size(vocab_size: int, minimum: int, what: str) -> None:

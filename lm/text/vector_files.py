@@ -1,12 +1,12 @@
 """Files of word vectors: the text and binary formats of word2vec, and the text format of GloVe.
 
-word2vec text: a line 'V D', then for each word a line with the word and D numbers, separated by
+word2vec text: a line 'V D', then for each word a line with the word and D values, separated by
 single spaces. Binary: the same first line, then for each word the word, a space, D little-endian
 float32 and an optional line end. GloVe: word2vec text without the first line; words may contain
 spaces. Words are UTF-8, without control characters and other ASCII white space.
 
 Published files repeat a few words, and truncate some within a character. Of a repeated word the
-first vector counts; U+FFFD replaces a truncated character. Readers `warn` of the count of each.
+first vector counts; U+FFFD replaces a truncated character. Readers warn of both on stderr.
 https://github.com/tmikolov/word2vec, https://github.com/stanfordnlp/GloVe
 """
 
@@ -16,7 +16,7 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +29,7 @@ from lm.text.vectors import Vectors
 LONGEST = 10_000  # bytes of a word or a header
 _LINE = 1 << 22  # bytes of a line of text
 _CHUNK = 1 << 22  # bytes read at a time
-_MAX_SIZE = 1 << 20  # numbers of a vector
+_MAX_SIZE = 1 << 20  # elements of a vector
 _HEADER = re.compile(rb'(\d{1,12}) (\d{1,9}) ?\r?\n')
 _NUMBER = re.compile(rb'[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)', re.IGNORECASE)
 _NOT_ASCII_TEXT = re.compile(rb'[^\x20-\x7e\r\n]')
@@ -41,35 +41,31 @@ _OTHER_FORMATS = {
   b'\x1f\x8b': 'is a gzip file: unpack it first, as with gunzip',
   b'PK\x03\x04': 'is a zip file: unpack it first, as with unzip',
   **{
-    bytes([0x80, protocol]): "is a pickle, as Gensim's save makes (.kv); convert it there with "
+    bytes(
+      [0x80, protocol]
+    ): "is a pickle, as written by Gensim's save (.kv); convert it there with "
     'save_word2vec_format, and give --format=word2vec or word2vec_binary'
     for protocol in range(2, 6)
   },
 }
 
-_Warn = Callable[[str], None]
 _Records = Iterable[tuple[str, bytes, np.ndarray]]  # place in the file, word, vector
 
 
-def _warn(note: str) -> None:
-  print(f'warning: {note}', file=sys.stderr)
-
-
-def read_word2vec_text(path: str | Path, warn: _Warn = _warn) -> Vectors:
+def read_word2vec_text(path: str | Path) -> Vectors:
   """Reads the text format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, a line, a number or a word is wrong; names
+    UserError: the file cannot be read, or its header, a line, a value or a word is wrong; names
       the line.
   """
   with _open(path, binary=False) as file:
     _skip_byte_order_mark(file, path)
-    count, size = _read_header(file, path, bytes_per_number=2)
-    records = _text_records(file, path, size, 2, in_glove=False)
-    return _collect(path, records, count, size, warn)
+    count, size = _read_header(file, path, bytes_per_value=2)
+    return _collect(path, _text_records(file, path, size, 2, in_glove=False), count, size)
 
 
-def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:
+def read_glove(path: str | Path) -> Vectors:
   """Reads the text format of GloVe; the first line determines the size of the vectors.
 
   Raises:
@@ -82,25 +78,25 @@ def read_glove(path: str | Path, warn: _Warn = _warn) -> Vectors:
     first, second = (next(first_lines, b'').split() for _ in range(2))
     size = sum(1 for _ in itertools.takewhile(_NUMBER.fullmatch, reversed(first[1:])))
     if size < 1:
-      raise UserError(f'{path}, line 1: not a word and its numbers, separated by single spaces')
+      raise UserError(f'{path}, line 1: not a word and its values, separated by single spaces')
     if first == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
       raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
     file.seek(start)
     records = _text_records(file, path, size, 1, in_glove=True)
-    return _collect(path, records, count, size, warn, _ILLEGAL_IN_GLOVE)
+    return _collect(path, records, count, size, _ILLEGAL_IN_GLOVE)
 
 
-def read_word2vec_binary(path: str | Path, warn: _Warn = _warn) -> Vectors:
+def read_word2vec_binary(path: str | Path) -> Vectors:
   """Reads the binary format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, its length, a number or a word is wrong;
+    UserError: the file cannot be read, or its header, its length, a value or a word is wrong;
       names the word by its index and its byte offset.
   """
   with _open(path, binary=True) as file:
-    count, size = _read_header(file, path, bytes_per_number=4)
+    count, size = _read_header(file, path, bytes_per_value=4)
     records = _binary_records(file, path, count, size)
-    return _collect(path, records, count, size, warn, remedy=_REWRITE)
+    return _collect(path, records, count, size, remedy=_REWRITE)
 
 
 def write_word2vec_text(path: str | Path, vectors: Vectors) -> None:
@@ -135,7 +131,7 @@ def write_word2vec_binary(path: str | Path, vectors: Vectors) -> None:
 
 @contextlib.contextmanager
 def _open(path: str | Path, binary: bool) -> Iterator[BinaryIO]:
-  """Opens a file, once its first bytes show that it has the format."""
+  """Opens a file after checking by its first bytes that it has the format."""
   try:
     with open(path, 'rb') as file:
       header, sample = file.readline(LONGEST), file.read(LONGEST)
@@ -154,39 +150,39 @@ def _check_form(path: str | Path, sample: bytes, size: int, binary: bool) -> Non
   """Raises UserError if the first vector after a header has the other form, text or binary."""
   fields = sample.partition(b'\n')[0].split()[1:]
   if binary and fields and len(fields) == size and all(map(_NUMBER.fullmatch, fields)):
-    raise UserError(f'{path}: its numbers are text, not binary; --format=word2vec')
+    raise UserError(f'{path}: its values are text, not binary; --format=word2vec')
   vector = sample.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
   if not (binary or _NUMBER.fullmatch(vector.partition(b' ')[0])) and _NOT_ASCII_TEXT.search(
     vector
   ):
-    raise UserError(f'{path}: its numbers are binary, not text; --format=word2vec_binary')
+    raise UserError(f'{path}: its values are binary, not text; --format=word2vec_binary')
 
 
 def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
-  """Seeks to the start of the text, after a byte order mark, and returns it."""
+  """Seeks to the start of the text, after a byte order mark, and returns its offset."""
   file.seek(0)
   first = file.read(4)
-  # A word may consist of the character that the mark is.
+  # A word may consist of U+FEFF, the character of the mark.
   return file.seek(0 if first[3:] == b' ' else text_offset(first, Path(path)))
 
 
-def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tuple[int, int]:
-  """Returns V and D of the first line, once the file is long enough for them."""
+def _read_header(file: BinaryIO, path: str | Path, bytes_per_value: int) -> tuple[int, int]:
+  """Returns V and D of the first line, after checking that the file is long enough for them."""
   line = file.readline(LONGEST)
   header = _HEADER.fullmatch(line)
   count, size = (int(header[1]), int(header[2])) if header else (0, 0)
   if not count or not size:
     raise UserError(
-      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', of words and of numbers "
-      'for each; files of GloVe have none, --format=glove'
+      f"{path}, line 1: {_shown(line)} is no header such as '400000 300', the counts of words "
+      'and of values per word; files of GloVe have no header: --format=glove'
     )
   if size > _MAX_SIZE:
-    raise UserError(f'{path}: its header has {size:,} numbers per word, above {_MAX_SIZE:,}')
-  needed = len(line) + count * (bytes_per_number * size + 2)  # a letter, and a space or a line end
+    raise UserError(f'{path}: its header has {size:,} values per word, above {_MAX_SIZE:,}')
+  needed = len(line) + count * (bytes_per_value * size + 2)  # a letter, and a space or a line end
   length = os.fstat(file.fileno()).st_size
   if length < needed:
     raise UserError(
-      f'{path}: its header has {count:,} words of {size:,} numbers, at least {needed:,} bytes, but '
+      f'{path}: its header has {count:,} words of {size:,} values, at least {needed:,} bytes, but '
       f'the file has {length:,}: it is truncated, or the header is wrong'
     )
   return count, size
@@ -195,24 +191,24 @@ def _read_header(file: BinaryIO, path: str | Path, bytes_per_number: int) -> tup
 def _text_records(
   file: BinaryIO, path: str | Path, size: int, first: int, in_glove: bool
 ) -> _Records:
-  """Yields the records of lines; `first` is the number of the next line."""
-  for number, line in enumerate(read_lines(file, path, _LINE, first), first):
-    place = f'{path}, line {number}'
+  """Yields the records of lines; `first` numbers the next line."""
+  for n, line in enumerate(read_lines(file, path, _LINE, first), first):
+    place = f'{path}, line {n}'
     if not line.endswith(b'\n'):
       raise UserError(f'{place}: no line end: the file is truncated, or its last line lacks one')
-    word, _, numbers = line.rstrip().partition(b' ')
-    found = numbers.count(b' ') + 1 if numbers else 0
-    if in_glove and found > size:
+    word, _, values = line.rstrip().partition(b' ')
+    columns = values.count(b' ') + 1 if values else 0
+    if in_glove and columns > size:
       longer, *last = line.rstrip().rsplit(b' ', size)
-      # A number at the end of the word means too many numbers.
+      # If the word ends with a number, the line has too many values.
       if not _NUMBER.fullmatch(longer.rpartition(b' ')[2]):
-        word, numbers, found = longer, b' '.join(last), size
-    if found != size:
-      raise UserError(f'{place}: {found} numbers after {_shown(word)}, not {size}')
+        word, values, columns = longer, b' '.join(last), size
+    if columns != size:
+      raise UserError(f'{place}: {columns} values after {_shown(word)}, not {size}')
     try:
-      vector = np.loadtxt([numbers], np.float32, comments=None, delimiter=' ', ndmin=1)
+      vector = np.loadtxt([values], np.float32, comments=None, delimiter=' ', ndmin=1)
     except ValueError as e:
-      wrong = next(field for field in numbers.split(b' ') if not _NUMBER.fullmatch(field))
+      wrong = next(field for field in values.split(b' ') if not _NUMBER.fullmatch(field))
       raise UserError(f'{place}: {_shown(wrong)} is not a number') from e
     yield place, word, vector
 
@@ -241,7 +237,6 @@ def _collect(
   records: _Records,
   count: int,
   size: int,
-  warn: _Warn,
   illegal: re.Pattern = _ILLEGAL,
   remedy: str = CONVERT,
 ) -> Vectors:
@@ -254,15 +249,14 @@ def _collect(
   try:
     matrix = np.empty((count, size), np.float32)
   except (MemoryError, ValueError) as e:
-    raise UserError(f'{path}: {count:,} words of {size:,} numbers exceed the memory') from e
+    raise UserError(f'{path}: {count:,} words of {size:,} values exceed the memory') from e
   index: dict[str, int] = {}
   repeated: list[str] = []
   truncated: list[str] = []
   not_utf8, is_utf8, seen = None, False, 0
-  for place, raw, vector in records:
-    if seen == count:
+  for seen, (place, raw, vector) in enumerate(records, 1):
+    if seen > count:
       raise UserError(f'{place}: more lines than the {count} words of the header')
-    seen += 1
     valid = raw
     try:
       word = raw.decode()
@@ -279,10 +273,9 @@ def _collect(
     if word in index:
       repeated.append(f'{place}: {word!r:.80}')
       continue
-    finite = np.isfinite(vector)
-    if not finite.all():
-      i = int(finite.argmin())
-      raise UserError(f'{place}: number {i + 1} of {word!r:.80} is {vector[i]}')
+    if not np.isfinite(vector).all():
+      i = int(np.isfinite(vector).argmin())
+      raise UserError(f'{place}: value {i + 1} of {word!r:.80} is {vector[i]}')
     matrix[len(index)] = vector
     index[word] = len(index)
   if seen < count:
@@ -294,7 +287,8 @@ def _collect(
     (truncated, 'truncated within a character; U+FFFD replaces it'),
   ):
     if places:
-      warn(f'words {what}: {len(places):,}, the first at {places[0]}')
+      line = f'warning: words {what}: {len(places):,}, the first at {places[0]}'
+      print(line, file=sys.stderr)
   return Vectors(tuple(index), matrix[: len(index)], index)
 
 
@@ -302,8 +296,8 @@ def _mistake(word: str, illegal: re.Pattern) -> str:
   """Returns what is wrong with a word, or ''."""
   if not word:
     return 'the word is empty'
-  found = illegal.search(word)
-  return f'the word {word!r:.80} contains {found[0]!r}, which is illegal there' if found else ''
+  match = illegal.search(word)
+  return f'the word {word!r:.80} contains {match[0]!r}, which is illegal there' if match else ''
 
 
 def _shown(text: bytes) -> str:
@@ -315,13 +309,13 @@ def _header(vectors: Vectors) -> bytes:
 
 
 def _lines(vectors: Vectors) -> Iterator[bytes]:
-  numbers = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits distinguish all float32
+  values = ' '.join(['%.9g'] * vectors.matrix.shape[1])  # nine digits distinguish all float32
   for word, row in zip(vectors.words, vectors.matrix, strict=True):
-    yield f'{word} {numbers % tuple(row.tolist())}\n'.encode()
+    yield f'{word} {values % tuple(row.tolist())}\n'.encode()
 
 
 def _write(path: str | Path, vectors: Vectors, chunks: Iterable[bytes]) -> None:
-  """Writes the file atomically, once all words are known to fit the format."""
+  """Checks that the format can hold all words, then writes the file atomically."""
   for word in vectors.words:
     if mistake := _mistake(word, _ILLEGAL):
       raise UserError(f'{path}: {mistake}')

@@ -1,4 +1,4 @@
-"""Word vectors and what they say: cosines, nearest words, analogies, principal components.
+"""Word vectors: cosines, nearest words, analogies, principal components.
 
 lm.text.vector_files reads and writes them. The cosine of a zero vector with any other counts as 0.
 """
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_range, did_you_mean
 from lm.text.tokenizers import END, UNKNOWN
 
 # Scores candidates d of "a is to b as c to d" from their cosines with a, b and c, in one shape.
 Analogy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
-_COMPARED = 100_000  # words that an unknown one is compared with: half a second
+_COMPARED = 100_000  # words that are compared with an unknown word, in half a second
 _BLOCK = 4096  # rows checked at a time
 _COSINES = 1 << 22  # of a block: 16 MiB
 _QUESTIONS = 64  # scored at a time
@@ -41,14 +41,14 @@ def make_vectors(words: Iterable[str], matrix: ArrayLike) -> Vectors:
 
   Args:
     words: V distinct strings.
-    matrix: (V, D) numbers; float32 is not copied.
+    matrix: (V, D); float32 is not copied.
 
   Raises:
     UserError: there are no words, or not as many as rows; a word is empty or repeated; a number is
       not finite in float32.
   """
   words = tuple(words)
-  with np.errstate(over='ignore'):  # found below, with its word
+  with np.errstate(over='ignore'):  # the check below names the word
     rows = np.asarray(matrix).astype(np.float32, copy=False)
   if not words or rows.ndim != 2 or len(words) != len(rows) or not rows.shape[1]:
     raise UserError(
@@ -104,9 +104,9 @@ def unit_rows(matrix: np.ndarray) -> np.ndarray:
 
 def cosines(vectors: Vectors, pairs: ArrayLike) -> np.ndarray:
   """Returns the cosine of each pair of words (N,), given as rows (N, 2)."""
-  left, right = np.asarray(pairs, np.int64).reshape(-1, 2).T
-  matrix = vectors.matrix
-  return np.clip(np.einsum('nd,nd->n', unit_rows(matrix[left]), unit_rows(matrix[right])), -1, 1)
+  sides = np.asarray(pairs, np.int64).reshape(-1, 2).T
+  units = (unit_rows(vectors.matrix[rows]) for rows in sides)
+  return np.clip(np.einsum('nd,nd->n', *units), -1, 1)
 
 
 def cosine(vectors: Vectors, one: str, other: str) -> float:
@@ -125,7 +125,7 @@ def nearest_words(
 
   Args:
     vectors: the vectors to search.
-    query: a word, which is not among the results, or (D,) numbers.
+    query: a word, which is not among the results, or a vector (D,).
     k: at least 1.
     exclude: words to leave out, known or not.
 
@@ -211,8 +211,7 @@ def principal_components(matrix: np.ndarray, count: int = 2) -> tuple[np.ndarray
   directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
   missing = count - len(sizes)
   points = np.pad(centered @ directions.T, ((0, 0), (0, missing)))
-  variance = np.sum(centered**2)
-  return points, np.pad(sizes**2, (0, missing)) / (variance or 1.0)
+  return points, np.pad(sizes**2, (0, missing)) / (np.sum(centered**2) or 1.0)
 
 
 def _cosines(units: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -231,8 +230,7 @@ def _cosines_with_all(vectors: Vectors, queries: np.ndarray) -> np.ndarray:
 def _best(
   vectors: Vectors, scores: np.ndarray, k: int, exclude: Iterable[int]
 ) -> list[tuple[str, float]]:
-  if k < 1:
-    raise UserError(f'k={k} must be at least 1')
+  check_range('k', k, 1)
   out = set(exclude)
   order = np.argsort(-scores, kind='stable')[: k + len(out)]
   return [(vectors.words[i], float(scores[i])) for i in order.tolist() if i not in out][:k]

@@ -17,12 +17,11 @@ from lm.config import resolve
 from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
-from lm.optim.optimizers import Optimizer
 from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.parallel import mesh, multihost
 from lm.parallel.mesh import with_mesh
 from lm.training.train_step import OF_THE_STEP, draw_key, gradients
-from lm.types import Array, Batch, Objective, Params, TrainState
+from lm.types import Array, Batch, Objective, Optimizer, Params, TrainState
 from lm.workdir import experiment
 
 

@@ -23,7 +23,7 @@ from lm.evaluation import host_memory
 from lm.evaluation.evaluators import Evaluators
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
-from lm.parallel.preemption import Stop
+from lm.parallel.host import Stop
 from lm.progress import show_documents, silent
 from lm.text.tokenizers import vocabulary_size
 from lm.training import diagnostics, early_stopping, warm_start

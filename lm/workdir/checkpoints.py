@@ -1,10 +1,11 @@
-"""Checkpoints: saved and restored by Orbax, compared strictly before any restore, and pruned.
+"""Checkpoints: saves and restores by Orbax, checks of shapes before a restore, and pruning.
 
 A checkpoint of a step has two items: `params`, for evaluation and generation, and `training`, the
-rest of the state. With early stopping it has a third, `stopping`: the state of early stopping
-before the evaluation of that step, which comes after the save.
+rest of the train state. With early stopping it has a third, `stopping`: the state of early stopping
+before the evaluation of that step, because evaluations follow saves.
 """
 
+import contextlib
 import math
 import pathlib
 import sys
@@ -28,29 +29,28 @@ _Restored = TypeVar('_Restored')
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager without its preemption check, which the training loop makes itself.
+  """Orbax's manager without its check for preemption, which the training loop does.
 
-  JAX counts the checks of each process and stops all processes at one count. Checks by a second
-  caller would make the counts differ.
+  JAX counts the checks of each process, and stops all processes at the same count. Checks by a
+  second caller would make the counts differ.
   """
 
   def reached_preemption(self, step: int) -> bool:
-    del step
     return False
 
 
 class Checkpoints:
   """The checkpoints of a workdir. Saves are asynchronous; the next call raises their errors.
 
-  With several processes, all of them must call the methods in the same order.
+  All processes must call the methods in the same order.
 
   Attributes:
     abandoned: whether to close without waiting for other processes.
   """
 
   def __init__(self, workdir: pathlib.Path):
-    # `kept_steps` and not Orbax decides what is pruned, because a step is saved before it is
-    # evaluated: a failing evaluation must not cost the steps that led to it.
+    # Orbax prunes nothing. The caller prunes by `kept_steps`, which needs the metrics of a step.
+    # They follow the save, so that a failing evaluation does not cost the steps before it.
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=1, max_to_keep=None, create=False, enable_async_checkpointing=True
     )
@@ -58,7 +58,7 @@ class Checkpoints:
     self.abandoned = False
     self.folder = checkpoints_folder(workdir)
     self.folder.mkdir(parents=True, exist_ok=True)
-    # With named handlers the shapes of a checkpoint can be read before any restore.
+    # Orbax can read the shapes of a checkpoint before a restore only with named handlers.
     handlers: dict[str, ocp.CheckpointHandler] = {
       'params': ocp.StandardCheckpointHandler(),
       'training': ocp.StandardCheckpointHandler(),
@@ -67,11 +67,11 @@ class Checkpoints:
     self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
-    """Returns the saved steps in ascending order, without incomplete saves."""
+    """Returns the steps of complete saves in ascending order."""
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: TrainState, stopping: Mapping[str, Any] | None = None) -> None:
-    """Starts a save; raises the error of the save before, such as an OSError."""
+    """Starts a save; raises the error of the previous save, such as an OSError."""
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     if stopping is not None:
       items['stopping'] = ocp.args.JsonSave(dict(stopping))
@@ -96,10 +96,10 @@ class Checkpoints:
     self._manager.reload()
 
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:
-    """Returns the state of a step, sharded as `abstract`, and the `stopping` saved with it.
+    """Returns the state of a step with the shardings of `abstract`, and its item `stopping`.
 
     Raises:
-      UserError: the tree of the checkpoint is not that of `abstract`.
+      UserError: the tree of the checkpoint differs from that of `abstract`.
       Exception: any error of Orbax on damaged files.
     """
     for item, tree in _items(abstract).items():
@@ -119,7 +119,7 @@ class Checkpoints:
   def restore_subset(
     self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
   ) -> dict[str, Array]:
-    """Returns some parameters by path; they must exist with the shapes of `abstract`."""
+    """Returns the parameters in `abstract` by path; the checkpoint must have them in its shapes."""
     tree = unflatten_dict(dict(abstract), sep='/')
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
@@ -134,7 +134,7 @@ class Checkpoints:
     make_handler: Callable[..., ocp.CheckpointHandler] = ocp.StandardCheckpointHandler,
     args: ocp.args.CheckpointArgs | None = None,
   ) -> Any:
-    """Returns an item of a step, read in parts no larger than its largest shard on this host."""
+    """Returns an item of a step; the reads in flight need no more memory than its largest shard."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
     stored = {_key(path): leaf for path, leaf in leaves}
     wanted, _ = jax.tree_util.tree_flatten_with_path(abstract)
@@ -144,10 +144,11 @@ class Checkpoints:
       restore_concurrent_gb=max(sizes, default=0) // 10**9 + 1, multiprocessing_options=processes
     )
     with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
-      args = args or ocp.args.StandardRestore(abstract)
-      return reader.restore(self.folder / str(step) / item, args=args)
+      folder = self.folder / str(step) / item
+      return reader.restore(folder, args=args or ocp.args.StandardRestore(abstract))
 
   def _check(self, step: int, item: str, abstract: Any) -> None:
+    """Raises UserError if an item has other paths or shapes than `abstract`."""
     difference = tree_difference(self.shapes(step, item), _shapes(abstract))
     if difference:
       raise UserError(
@@ -155,7 +156,7 @@ class Checkpoints:
       )
 
   def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the arrays of an item by path, without reading them."""
+    """Returns the shapes of an item's arrays by path, from the metadata of the checkpoint."""
     tree = self._manager.item_metadata(step)[item]
     if tree is None:
       raise FileNotFoundError(f'checkpoint {step} of {self.folder} has no {item}')
@@ -175,7 +176,7 @@ class Checkpoints:
 def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
   """Returns the bytes that this host reads for the largest shard of an array.
 
-  A read takes entire chunks: each shard reads all of an array that was saved by one device.
+  Reads are of entire chunks. An array saved by one device is one chunk, which each shard reads.
 
   Args:
     stored: Orbax's metadata of the saved array: `shape`, `dtype`, `storage.chunk_shape`.
@@ -184,26 +185,27 @@ def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
   storage = getattr(stored, 'storage', None)
   chunks = (storage and storage.chunk_shape) or wanted.shape
   item = np.dtype(stored.dtype or wanted.dtype).itemsize
-  largest = 0
-  for index in wanted.sharding.addressable_devices_indices_map(wanted.shape).values():
+
+  def count(index: tuple[slice, ...] | None) -> int:
     bounds = [part.indices(size) for part, size in zip(index or (), wanted.shape, strict=True)]
-    sides = [
+    return math.prod(
       -(-stop // chunk) * chunk - start // chunk * chunk
       for (start, stop, _), chunk in zip(bounds, chunks, strict=True)
-    ]
-    largest = max(largest, item * math.prod(sides))
-  return largest
+    )
+
+  shards = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
+  return item * max(map(count, shards), default=0)
 
 
 def restore_newest(
   checkpoints: Checkpoints, abstract: TrainState, events: EventLog
 ) -> tuple[TrainState, Mapping[str, Any] | None] | None:
-  """Returns the result of `restore` for the newest intact step; None if nothing was saved yet.
+  """Returns the result of `restore` for the newest intact step; None without a checkpoint.
 
-  A damaged checkpoint is reported and moved to `damaged/`, and the one before is tried.
+  Damaged checkpoints are reported and moved to `damaged/`.
 
   Raises:
-    UserError: there are checkpoints and none is intact, or one has other shapes.
+    UserError: all checkpoints are damaged, or one has other shapes.
   """
   for step in reversed(checkpoints.steps()):
     restored, reason = attempt(checkpoints.restore, step, abstract)
@@ -241,9 +243,9 @@ def attempt(restore: Callable[..., _Restored], *args: Any) -> tuple[_Restored | 
 
 
 def _all_processes() -> ocp.options.MultiprocessingOptions:
-  """Returns options that name every process, if there are several.
+  """Returns options that name every process of a multi-process run.
 
-  Named processes wait for each other through the coordination service, which has a timeout.
+  Named processes synchronize through the coordination service, which has a timeout.
   """
   several = multihost.is_multiprocess()
   active = set(range(multihost.process_index_and_count()[1])) if several else None
@@ -251,19 +253,16 @@ def _all_processes() -> ocp.options.MultiprocessingOptions:
 
 
 def checkpoints_folder(workdir: pathlib.Path) -> epath.Path:
-  """Returns the folder of the checkpoints: in the bucket for a local copy of a bucket."""
+  """Returns the folder of the checkpoints; for a local copy of a bucket it is in the bucket."""
   return epath.Path(remote.remote_url(workdir) or workdir.absolute()) / 'checkpoints'
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-  """Returns whether the workdir has a checkpoint to resume from; creates nothing in it."""
+  """Returns whether the workdir has a checkpoint; does not create the folder."""
   if not checkpoints_folder(workdir).is_dir():
     return False
-  checkpoints = Checkpoints(workdir)
-  try:
+  with contextlib.closing(Checkpoints(workdir)) as checkpoints:
     return bool(checkpoints.steps())
-  finally:
-    checkpoints.close()
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -286,26 +285,31 @@ def tree_difference(
   limit: int = 4,
   report_extra: bool = True,
 ) -> str:
-  """Returns one line on how two trees of shapes differ, '' when they do not.
+  """Returns the differences of two trees of shapes in one line; '' for equal trees.
 
-  The config wants a missing array, and the checkpoint lacks it; of an extra one the reverse holds.
+  Args:
+    saved: the shapes of a checkpoint by path.
+    wanted: the shapes by the config.
+    limit: how many differences to name.
+    report_extra: whether arrays in `saved` alone are differences.
   """
-  rows = []
-  for name in sorted(wanted.keys() - saved.keys()):
-    rows.append(f'missing {name}{did_you_mean(name, saved.keys() - wanted.keys())}')
-  if report_extra:
-    rows += [f'extra {name}' for name in sorted(saved.keys() - wanted.keys())]
-  for name in sorted(wanted.keys() & saved.keys()):
-    if saved[name] != wanted[name]:
-      rows.append(f'{name} is {saved[name]} and should be {wanted[name]}')
+  extra = saved.keys() - wanted.keys()
+  missing = sorted(wanted.keys() - saved.keys())
+  rows = [f'missing {name}{did_you_mean(name, extra)}' for name in missing]
+  rows += [f'extra {name}' for name in sorted(extra) if report_extra]
+  rows += [
+    f'{name} is {saved[name]} and should be {wanted[name]}'
+    for name in sorted(wanted.keys() & saved.keys())
+    if saved[name] != wanted[name]
+  ]
   more = f'; and {len(rows) - limit} more' if len(rows) > limit else ''
   return '; '.join(rows[:limit]) + more
 
 
 def kept_steps(steps: Iterable[int], scores: Mapping[int, float], last: int, best: int) -> set[int]:
-  """Returns the `last` newest steps and the `best` ones of lowest score (the older wins a tie).
+  """Returns the `last` newest steps and the `best` steps of lowest score; ties favor older steps.
 
-  If these are none, because no step has a score yet, it returns the newest.
+  The result is never empty: if `last` is 0 and no step has a score, the newest step is kept.
   """
   steps = sorted(steps)
   newest = set(steps[-last:]) if last else set()

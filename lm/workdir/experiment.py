@@ -1,9 +1,11 @@
-"""An experiment: its config file, and its config, code, data and environment in a workdir."""
+"""The config file of an experiment, and the record of a run in its workdir.
+
+The record is config.json, source/ (the code), tokenizer.json, data.json and environment.json.
+"""
 
 import contextlib
 import datetime
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,10 +28,11 @@ from lm.config import resolve, validate
 from lm.config.base import link_defaults
 from lm.data import fingerprints
 from lm.errors import UserError, did_you_mean, first_line
+from lm.parallel import host
 from lm.workdir import files, sources
 
-# Keys that may differ between a workdir and the command that resumes it. None changes a training
-# step; `steps` and `early_stopping` change the length of the run.
+# Keys that may differ between a workdir and the command that resumes it. None of them changes a
+# training step; `steps` and `early_stopping` change the length of the run.
 MAY_DIFFER = (
   'mesh',
   'log',
@@ -46,9 +49,9 @@ MAY_DIFFER = (
   'allow_zero',
   'report',
 )
-# Keys that may differ too if the run resumes with --new_data.
+# Further keys that may differ if the run resumes with --new_data.
 NEW_DATA = ('data.source', 'data.train_split', 'data.prepare')
-# The files of source/ on the checkout of lm itself, with the git command that prints them.
+# Files of source/ about the git checkout of lm, with the arguments of git that print them.
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
 
@@ -56,7 +59,8 @@ def load(path_and_arg: str) -> ConfigDict:
   """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
 
   The folder of the file is put on the import path, so that the config may name functions of the
-  file itself ('my_file:my_function') and of its neighbors.
+  file itself ('my_file:my_function') and of its neighbors. A symbolic link to a file is followed,
+  as Python does for scripts: the name and the folder are those of the target.
 
   Raises:
     UserError: the file is missing, does not load, or does not accept the argument.
@@ -64,12 +68,13 @@ def load(path_and_arg: str) -> ConfigDict:
   path, _, arg = path_and_arg.partition(':')
   file = pathlib.Path(path)
   if not file.is_file():
-    known = sorted(map(str, file.parent.glob('*.py'))) if file.parent.is_dir() else []
-    near = '' if file.is_dir() else did_you_mean(str(file), known)
-    more = f' and {len(known) - 20} more' if len(known) > 20 else ''
-    listed = f'; available: {", ".join(known[:20])}{more}' if known else ''
-    a_folder = ' (it is a folder)' if file.is_dir() else ''
-    raise UserError(f'--config={path}: no such file{a_folder}{near or listed}')
+    known = sorted(map(str, file.parent.glob('*.py')))
+    hint = ' (it is a folder)' if file.is_dir() else did_you_mean(str(file), known)
+    if known and (file.is_dir() or not hint):
+      more = f' and {len(known) - 20} more' if len(known) > 20 else ''
+      hint += f'; available: {", ".join(known[:20])}{more}'
+    raise UserError(f'--config={path}: no such file{hint}')
+  file = file.resolve() if file.is_symlink() else file
   sources.add_to_sys_path(sources.modules_folder(file))
   if file.suffix == '.json':
     return link_defaults(_read_config(file, f'--config={path}'))
@@ -91,7 +96,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-  """Returns the config of `to_json`; empty leaves take a value of any type.
+  """Returns the locked config of a text by `to_json`; leaves that are null accept any type.
 
   Raises:
     ValueError: the text is not a JSON object.
@@ -118,25 +123,25 @@ def write_run_config(
   content: str,
   new_data: bool = False,
 ) -> list[str]:
-  """Writes config.json, source/, tokenizer.json and data.json, or checks existing ones.
+  """Writes config.json, source/, tokenizer.json and data.json, or compares them with this start.
 
-  A resume replaces a config or sources that differ, so that the files describe the newest start.
-  The older versions move to earlier/1, earlier/2 and so on.
+  If the config or the code differs in an allowed way, the old version moves to earlier/N and the
+  new one replaces it. The files thus describe the newest start.
 
   Args:
     config: the full config.
-    path_and_arg: the file of the config.
+    path_and_arg: the file of the config, 'FILE.py[:ARG]'.
     tokenizer: the tokenizer of the data.
     workdir: the run's directory.
     content: a digest of the training data.
-    new_data: whether the training data may differ from that of the workdir; data.json then lists
-      the older data too.
+    new_data: whether the training data may differ from that of the workdir. data.json then also
+      lists the previous data.
 
   Returns:
     Warnings about code and training data that have changed since the last start.
 
   Raises:
-    UserError: the workdir has another config, tokenizer or training data.
+    UserError: the config, the tokenizer or the training data differs from that of the workdir.
   """
   saved = workdir / 'config.json'
   code = _code(pathlib.Path(path_and_arg.partition(':')[0]))
@@ -144,7 +149,7 @@ def write_run_config(
     _write_source(workdir / 'source', code)
     tokenizer.save(str(workdir / 'tokenizer.json'))
     _write_data(workdir, config, content, [])
-    # The config is written last and atomically: a workdir with a config.json is complete.
+    # config.json is written last and atomically, so that its presence means a complete record.
     files.replace(saved, to_json(config).encode())
     return []
   check_same(read_config(workdir), config, workdir, new_data)
@@ -164,13 +169,13 @@ def write_run_config(
   kept = _read_source(workdir / 'source')
   changed = sorted(name for name in kept.keys() | code.keys() if kept.get(name) != code.get(name))
   if changed or saved.read_bytes() != to_json(config).encode():
-    _archive(workdir)
+    _archive(workdir, kept)
     _write_source(workdir / 'source', code)
     files.replace(saved, to_json(config).encode())
   warnings = []
   if other_data:
     _write_data(workdir, config, content, [*known.pop('before', []), known])
-    warnings = [f'the training data is other than before (data.source={config.data.source!r})']
+    warnings = [f'the training data has changed (data.source={config.data.source!r})']
   names = ['the checkout of lm' if name in _COMMIT else name for name in changed]
   return warnings + [
     f'{name} has changed since the last start of {workdir}; the run continues with the new code'
@@ -179,28 +184,27 @@ def write_run_config(
 
 
 def _code(config_file: pathlib.Path) -> dict[str, bytes]:
-  """Returns the files of source/: the experiment, its neighbors, files they name, the commit."""
+  """Returns the content of source/: the code, the files that it names, and the git commit."""
   code = sources.neighbors(config_file)
   folder = sources.modules_folder(config_file)
-  named = {}
-  # The steps that prepare the data may read these files.
-  for name in code:
-    for relative, file in fingerprints.files_beside(folder / name).items():
-      named[(pathlib.PurePath(name).parent / relative).as_posix()] = file.read_bytes()
+  # Steps that prepare the data may read the named files.
+  named = {
+    (pathlib.PurePath(name).parent / relative).as_posix(): file.read_bytes()
+    for name in code
+    for relative, file in fingerprints.files_beside(folder / name).items()
+  }
   commit = {name: _git(pathlib.Path(__file__).parent, *args) for name, args in _COMMIT.items()}
   return named | code | {name: content for name, content in commit.items() if content}
 
 
-def _archive(workdir: pathlib.Path) -> None:
-  """Copies the config and the sources of the last start to earlier/N."""
+def _archive(workdir: pathlib.Path, code: Mapping[str, bytes]) -> None:
+  """Writes the config and the code of the last start to earlier/N."""
   count = sum(1 for _ in workdir.glob('earlier/*/config.json'))
   target = workdir / 'earlier' / str(count + 1)
-  shutil.rmtree(target, ignore_errors=True)  # of a process that was killed here
+  shutil.rmtree(target, ignore_errors=True)  # an incomplete copy by a killed process
   target.mkdir(parents=True)
-  if (workdir / 'source').is_dir():
-    ignored = shutil.ignore_patterns('__pycache__')
-    shutil.copytree(workdir / 'source', target / 'source', ignore=ignored)
-  shutil.copy(workdir / 'config.json', target / 'config.json')
+  _write_source(target / 'source', code)
+  shutil.copy(workdir / 'config.json', target)
 
 
 def _read_source(folder: pathlib.Path) -> dict[str, bytes]:
@@ -222,7 +226,7 @@ def _write_source(folder: pathlib.Path, code: Mapping[str, bytes]) -> None:
 def _write_data(
   workdir: pathlib.Path, config: ConfigDict, content: str, before: list[dict[str, Any]]
 ) -> None:
-  """Writes data.json: the training data, and the data before."""
+  """Writes data.json: the training data, and the previous data in `before`."""
   data = {'train': content, 'source': config.data.source, 'split': config.data.train_split}
   text = json.dumps(data | ({'before': before} if before else {})) + '\n'
   files.replace(workdir / 'data.json', text.encode())
@@ -232,13 +236,13 @@ def run_digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str
   """Returns a digest that must be equal in all processes of a run.
 
   Args:
-    config: the full config; `data.cache` and `data.workers` may differ.
+    config: the full config; `data.cache` and `data.workers` do not enter the digest.
     tokenizer: the tokenizer of the run.
     content: the digest of the training data.
   """
-  leaves = flatten(json.loads(to_json(config)))
+  leaves = flatten(json.loads(to_json(config))).items()
   own = ('data.cache', 'data.workers')
-  common = sorted((key, repr(value)) for key, value in leaves.items() if key not in own)
+  common = sorted((key, repr(value)) for key, value in leaves if key not in own)
   text = json.dumps([common, tokenizer.to_str(), content])
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -246,13 +250,13 @@ def run_digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str
 def check_same(
   saved: ConfigDict, config: ConfigDict, workdir: pathlib.Path, new_data: bool = False
 ) -> None:
-  """Raises UserError if a config does not continue the run of the workdir.
+  """Raises UserError if a config cannot resume the run of a workdir.
 
   Args:
     saved: the config of the workdir.
-    config: the config of the run.
-    workdir: for the message.
-    new_data: whether the run resumes with other training data.
+    config: the config that resumes.
+    workdir: the run's directory, for the message.
+    new_data: whether the training data may differ.
   """
   old, new = (flatten(json.loads(to_json(c))) for c in (saved, config))
   for key in sorted(old.keys() | new.keys()):
@@ -268,10 +272,12 @@ def check_same(
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-  """Returns the config of a workdir; `lm.workdir.sources` makes the code that it names importable.
+  """Returns the config of a workdir.
+
+  Functions that the config names need `lm.workdir.sources.import_source`.
 
   Raises:
-    UserError: there is no run, or its config is damaged or has another form.
+    UserError: config.json is missing, damaged, or has another structure.
   """
   saved = workdir / 'config.json'
   if not saved.is_file():
@@ -280,7 +286,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def _read_config(file: pathlib.Path, name: str) -> ConfigDict:
-  """Returns the config of a file; errors name it `name`."""
+  """Returns the config of a JSON file; `name` is the file's name in errors."""
   try:
     config = from_json(file.read_text('utf-8'))
   except (OSError, ValueError, RecursionError) as e:
@@ -303,23 +309,27 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of a workdir."""
-  file = workdir / 'tokenizer.json'
+  """Returns the tokenizer of a workdir.
+
+  Raises:
+    UserError: tokenizer.json is missing or damaged.
+  """
   try:
-    return tokenizers.Tokenizer.from_file(str(file))
+    return tokenizers.Tokenizer.from_file(str(workdir / 'tokenizer.json'))
   except Exception as e:  # the library raises nothing more precise
     raise UserError(f'--workdir={workdir}: tokenizer.json is missing or damaged: {e}') from e
 
 
 def _import(file: pathlib.Path) -> ModuleType:
+  """Executes a Python file as the module of its name."""
   found = importlib.util.spec_from_file_location(file.stem, file)
   if found is None or found.loader is None:
     raise UserError(f'--config={file}: not a Python file')
   module = importlib.util.module_from_spec(found)
   known = sys.modules.get(file.stem)
-  if known is not None and not sources.is_in(known, file.parent.resolve()):
+  if known is not None and not sources.path_in(file.parent.resolve(), known):
     raise UserError(f'--config={file}: a module named {file.stem!r} is loaded; rename the file')
-  # Under its own name, so that 'file:function' in the config is this very module.
+  # 'FILE:FUNCTION' in the config then means this module, and not a second copy of it.
   sys.modules[file.stem] = module
   with _one_line_error(f'--config={file}', file):
     found.loader.exec_module(module)
@@ -328,7 +338,7 @@ def _import(file: pathlib.Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _one_line_error(key: str, file: pathlib.Path) -> Iterator[None]:
-  """Turns an error in a config file into a UserError of one line, with the line number."""
+  """Converts an error in a config file to a UserError with the number of the failing line."""
   try:
     yield
   except UserError:
@@ -337,9 +347,8 @@ def _one_line_error(key: str, file: pathlib.Path) -> Iterator[None]:
     frames = traceback.extract_tb(e.__traceback__)
     lines = [f.lineno for f in frames if pathlib.Path(f.filename).resolve() == file.resolve()]
     where = f' at line {lines[-1]}' if lines else ''
-    raise UserError(
-      f'{key}: the file fails{where}: {" ".join(f"{type(e).__name__}: {e}".split())}'
-    ) from e
+    message = ' '.join(f'{type(e).__name__}: {e}'.split())
+    raise UserError(f'{key}: the file fails{where}: {message}') from e
 
 
 def write_environment(workdir: pathlib.Path, experiment: pathlib.Path) -> None:
@@ -358,21 +367,16 @@ def environment(experiment: pathlib.Path) -> dict[str, Any]:
     JSON values by name: `date`, `command`, `lm` and `experiment` (see `checkout`), `python`,
     `packages`, `devices`, `host`.
   """
-  import jax  # programs load it after their flags are right
+  import jax  # only here, because programs check their flags before this slow import
 
   devices = jax.devices()
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text().splitlines() if info.exists() else []
-  cpus = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  # macOS has no sched_getaffinity.
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': command_line(sys.orig_argv),
     'lm': checkout(pathlib.Path(__file__).parent),
     'experiment': checkout(experiment.resolve().parent),
     'python': platform.python_version(),
-    'packages': {name: _version(name) for name in sources.PACKAGES},
+    'packages': sources.versions(),
     'devices': {
       'platform': devices[0].platform,
       'kind': devices[0].device_kind,
@@ -382,33 +386,25 @@ def environment(experiment: pathlib.Path) -> dict[str, Any]:
     },
     'host': {
       'system': f'{platform.system()} {platform.machine()}',
-      'cpu': cpus[0] if cpus else platform.processor(),
-      'cores': cores,
+      'cpu': host.cpu_name(),
+      'cores': host.available_cores(),
       'memory_bytes': os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'),
     },
   }
 
 
 def checkout(directory: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the git commit of `directory` and whether tracked files differ; None without git."""
+  """Returns the git commit of a directory and whether tracked files differ; None outside git."""
   commit = _git(directory, 'rev-parse', 'HEAD').decode().strip()
-  if not commit:
-    return None
-  return {'commit': commit, 'dirty': bool(_git(directory, 'status', '--porcelain', '-uno'))}
+  dirty = bool(_git(directory, 'status', '--porcelain', '-uno'))
+  return {'commit': commit, 'dirty': dirty} if commit else None
 
 
 def command_line(arguments: Sequence[str]) -> str:
-  """Returns a command to paste, with ~ for the home directory, which contains a user's name."""
+  """Returns a shell command with ~ for the home directory, whose name identifies the user."""
   home = os.path.expanduser('~').rstrip('/')
   text = shlex.join([os.path.basename(arguments[0]), *arguments[1:]])
   return text.replace(home + '/', '~/') if home else text
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
 
 
 def _git(directory: pathlib.Path, *arguments: str) -> bytes:

@@ -16,46 +16,47 @@ _NO_CHECKPOINTS = re.compile(r'[\[\]*?\\]')
 
 
 def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -> Path:
-  """Returns the directory of a run: a local path, or the local copy of gs://..., fetched again.
+  """Returns the local directory of a run; a directory gs://... is fetched to a local copy.
 
   ~ and $VARIABLES in a local path are expanded.
 
   Args:
-    name: the name from the user.
-    key: names the argument in errors.
-    process: the index of the process; each process of one machine has its own copy of a bucket.
+    name: the path from the user.
+    key: the argument's name in errors.
+    process: the index of the process; each process of a machine has its own copy of a bucket.
 
   Raises:
-    UserError: the bucket cannot be read; or its checkpoints could not, because Orbax reads the path
-      as a glob pattern, or TensorStore reads a backslash as a slash.
+    UserError: the bucket cannot be read, or the path has a character that prevents a restore. Orbax
+      reads the path as a glob pattern, and TensorStore reads a backslash as a slash.
   """
-  found = str(name) if remote.is_remote(name) else str(files.expand_path(str(name), key).absolute())
-  if wrong := _NO_CHECKPOINTS.search(found):
+  is_remote = remote.is_remote(name)
+  path = Path() if is_remote else files.expand_path(str(name), key)
+  full = str(name) if is_remote else str(path.absolute())
+  if wrong := _NO_CHECKPOINTS.search(full):
     raise UserError(
       f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; the '
-      f'path must not contain [ ] * ? or \\ ({found})'
+      f'path must not contain [ ] * ? or \\ ({full})'
     )
-  if not remote.is_remote(name):
-    return files.expand_path(str(name), key)
-  local = remote.local_mirror(str(name), cache.directory(''), process)
-  remote.fetch(local, key)
-  return local
+  if is_remote:
+    path = remote.local_mirror(str(name), cache.directory(''), process)
+    remote.fetch(path, key)
+  return path
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-  """Locks a workdir against other runs, and creates it if missing; a kill releases the lock.
+  """Locks a workdir against other runs within a block; creates it if it is missing.
+
+  The lock ends with the process, however that ends.
 
   Raises:
-    UserError: another run has the lock, or the workdir cannot be written.
+    UserError: another run has the lock, or the workdir is not writable.
   """
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir={workdir} is a file; give the name of a directory')
-  try:
+  with one_line_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('w')
-  except OSError as e:
-    raise UserError(f'--workdir={workdir} cannot be written: {e.strerror}') from e
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +71,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors(workdir: Path) -> Iterator[None]:
-  """Turns an OSError into a UserError of one line that names the file."""
+  """Converts an OSError within a block to a UserError that names the file."""
   try:
     yield
   except OSError as e:

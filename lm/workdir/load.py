@@ -1,4 +1,4 @@
-"""Opens a workdir, in a notebook and in programs that read a trained model."""
+"""Opens a workdir, for notebooks and for programs that read a trained model."""
 
 import contextlib
 import dataclasses
@@ -27,27 +27,6 @@ from lm.workdir.run_data import best_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A trained model with its config and tokenizer."""
-
-  config: ConfigDict
-  params: Params
-  apply: Apply
-  tokenizer: tokenizers.Tokenizer
-  step: int
-  model: nn.Module
-  steps: tuple[int, ...] = ()  # of all checkpoints of an average or an ensemble
-  workdir: pathlib.Path = pathlib.Path()
-  # Of each checkpoint that the user did not choose: the workdir, the step, and the reason.
-  notes: tuple[str, ...] = ()
-  mesh: Mesh | None = None  # that the parameters are sharded over; None for one device
-
-  def modules(self) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which names in the config mean the code in the workdir's source/."""
-    return sources.workdir_modules(self.workdir / 'source')
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
   """A trained model before its parameters are read."""
 
@@ -58,31 +37,47 @@ class Run:
   boxed: Params  # abstract, in the boxes of `nn.with_partitioning`
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded(Run):
+  """A trained model with its parameters, config and tokenizer."""
+
+  params: Params
+  apply: Apply
+  step: int
+  steps: tuple[int, ...] = ()  # of all checkpoints in an average or an ensemble
+  # The workdir, step and reason of each checkpoint that was chosen by default.
+  notes: tuple[str, ...] = ()
+  mesh: Mesh | None = None  # of the parameters; None for one device
+
+  def modules(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context manager; within it, names in the config mean the code in source/."""
+    return sources.workdir_modules(self.workdir / 'source')
+
+
 def load(
   workdir: str | pathlib.Path,
   step: int | None = None,
   mesh: Mesh | None = None,
   average: int = 1,
 ) -> Loaded:
-  """Opens a workdir at a step, by default the best one or else the newest.
+  """Opens a workdir at a step, by default the best step.
 
-  The parameters are placed on the first device or sharded over a mesh, wherever they were trained.
-  Names in the config mean the code in the workdir's source/, also after the call. If other code has
-  the same names, such as that of a run opened before, a warning says so. Then the names mean the
-  workdir's code only within `with loaded.modules():`.
+  Names in the config mean the code in the workdir's source/, also after the call. A warning is
+  printed if another module of the same name was imported earlier, for example that of another run.
+  The names then mean the workdir's code only within `with loaded.modules():`.
 
   Args:
     workdir: the run's directory.
-    step: of the checkpoint. None for the best by `checkpoint.monitor`, or for the newest intact one
-      if no intact checkpoint has a score.
+    step: of the checkpoint. None for the best by `checkpoint.monitor`, or for the newest intact
+      checkpoint if none has a score.
     mesh: the mesh to shard the parameters over by the config's `mesh.rules`; see
       `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
-    average: above 1, the parameters are the mean of this number of the newest checkpoints (Vaswani
-      et al. 2017, 6.1), and `step` is ignored.
+    average: N > 1 gives the mean of the newest N checkpoints (Vaswani et al. 2017, 6.1), whatever
+      `step` is.
 
   Raises:
-    UserError: the run, an intact checkpoint, the step or enough checkpoints are missing; or the
-      parameters do not divide over the mesh.
+    UserError: the run or the checkpoint is missing or damaged, there are fewer checkpoints than
+      `average`, or the parameters do not divide over the mesh.
   """
   run = open_run(workdir)
   return restore(run, step, mesh, meshes.logical_axis_rules(run.config.mesh.rules), average)
@@ -120,9 +115,8 @@ def restore(
 ) -> Loaded:
   """Returns a run with the parameters of a step; each device reads its shards; see `load`."""
   workdir = run.workdir
-  abstract = _placed(run.boxed, mesh, rules)
-  checkpoints = Checkpoints(workdir)
-  try:
+  abstract = _abstract_params(run.boxed, mesh, rules)
+  with contextlib.closing(Checkpoints(workdir)) as checkpoints:
     if average > 1:
       params, steps = _averaged(checkpoints, abstract, workdir, average)
       why = f'the mean of the newest {average}'
@@ -131,21 +125,25 @@ def restore(
       steps, why = (at,), ''
     else:
       best, why = best_step(workdir, checkpoints.steps(), run.config.checkpoint.monitor)
-      order = [] if best is None else [best]
-      order += [s for s in reversed(checkpoints.steps()) if s != best]
+      order = sorted(checkpoints.steps(), key=lambda s: (s == best, s), reverse=True)
       params, at = restore_params(checkpoints, abstract, workdir, order)
       steps, why = (at,), why if at == order[0] else 'the newest intact one'
-  finally:
-    checkpoints.close()
-  apply = apply_of(run.model)
   notes = (f'{workdir} at step {", ".join(map(str, steps))}, {why}',) if why else ()
   return Loaded(
-    run.config, params, apply, run.tokenizer, steps[-1], run.model, steps, workdir, notes, mesh
+    **vars(run),
+    params=params,
+    apply=apply_of(run.model),
+    step=steps[-1],
+    steps=steps,
+    notes=notes,
+    mesh=mesh,
   )
 
 
-def _placed(boxed: Params, mesh: Mesh | None, rules: Mapping[str, tuple[str, ...]]) -> Params:
-  """Returns the abstract parameters with the shardings to restore them to."""
+def _abstract_params(
+  boxed: Params, mesh: Mesh | None, rules: Mapping[str, tuple[str, ...]]
+) -> Params:
+  """Returns the abstract parameters with their shardings on this machine."""
   shapes = nn.unbox(boxed)
   if mesh is None:
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -172,7 +170,7 @@ def _averaged(
       f'--average_checkpoints={count}: {workdir} has {len(steps)} checkpoints ({kept}); '
       'checkpoint.keep_last says how many a run keeps'
     )
-  # The sum is float32, because parameters may have fewer bits, and is sharded as they are.
+  # The sum is float32, because parameters may have fewer bits, and has their shardings.
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   on_mesh = functools.partial(jax.jit, out_shardings=shardings)
   widen = on_mesh(lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params))
@@ -181,22 +179,22 @@ def _averaged(
     lambda total: jax.tree.map(lambda x, y: (x / count).astype(y.dtype), total, abstract)
   )
   total = None
-  for step in steps[-count:]:
-    try:
+  try:
+    for step in steps[-count:]:
       params, _ = restore_params(checkpoints, abstract, workdir, [step])
-    except UserError as e:
-      raise UserError(f'--average_checkpoints={count}: {e}') from e
-    total = add(total, params) if total is not None else widen(params)
+      total = add(total, params) if total is not None else widen(params)
+  except UserError as e:
+    raise UserError(f'--average_checkpoints={count}: {e}') from e
   return mean(total), steps[-count:]
 
 
 def restore_params(
   checkpoints: Checkpoints, abstract: Params, workdir: pathlib.Path, order: Sequence[int]
 ) -> tuple[Params, int]:
-  """Returns the parameters of the first intact step in `order`, and the step.
+  """Returns the parameters of the first intact step in `order`, and that step.
 
   Raises:
-    UserError: a step is missing or has other shapes, or none is intact.
+    UserError: a step is missing or has other shapes, or all steps are damaged.
   """
   steps = checkpoints.steps()
   if not steps:

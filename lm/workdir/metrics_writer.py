@@ -1,6 +1,7 @@
-"""Metrics, samples and events of a run: written without a thread or a queue, and read back.
+"""Writers and readers of a run's metrics, samples and events.
 
-A disk that is full or broken costs lines of these files and not the run.
+The writers use no thread and no queue. If the disk is full or broken, lines are lost and the run
+continues.
 """
 
 import datetime
@@ -29,15 +30,15 @@ _SAMPLE = re.compile(
 
 
 class Metrics:
-  """Metrics and samples by step, as JSON lines, text files and TensorBoard events.
+  """A writer of metrics and samples by step: JSON lines, text files and TensorBoard events.
 
-  Opening removes the records of later steps than `resume_step`. A resumed run then leaves the same
+  The constructor removes all records after `resume_step`, so that a resumed run leaves the same
   files as an uninterrupted one.
 
   Args:
     workdir: the run's directory, on a local or mounted file system.
-    resume_step: the restored step; None starts new files.
-    primary: whether this process writes; on the others every method does nothing.
+    resume_step: the restored step; None for a new run.
+    primary: whether this process writes; otherwise the methods do nothing.
   """
 
   def __init__(self, workdir: str | Path, resume_step: int | None, primary: bool = True):
@@ -49,14 +50,14 @@ class Metrics:
     self._samples = Path(workdir) / 'samples'
     self._samples.mkdir(parents=True, exist_ok=True)
     _cut(path, last)
-    for sample in self._samples.glob('*.txt'):
-      if sample.stem.isdecimal() and int(sample.stem) > last and sample.is_file():
+    for step, sample in sample_files(self._samples).items():
+      if step > last:
         sample.unlink()
     self._lines = AppendOnlyFile(path)
     self._tensorboard = _EventFile(Path(workdir) / 'tensorboard', last + 1)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends the values of a step; `float()` must accept each of them."""
+    """Appends the values of a step, which `float()` must accept."""
     if self._primary:
       scalars = {name: float(value) for name, value in values.items()}
       _forgive(self._lines.append, json_line({'step': step} | scalars))
@@ -69,7 +70,7 @@ class Metrics:
       _forgive(self._text, step, name, _printable(prompt), _printable(text))
 
   def flush(self) -> None:
-    """Writes everything through to the disk (fsync)."""
+    """Flushes the files to the disk (fsync)."""
     if self._primary:
       self._lines.flush()
       self._tensorboard.flush()
@@ -92,12 +93,12 @@ class Metrics:
 
 
 class EventLog:
-  """The events of a run, in events.jsonl; no start removes those of an earlier one.
+  """A writer of events.jsonl, which contains the events of all starts of a run.
 
-  Each line holds `time` (ISO 8601, UTC), `event` and further fields. The events are start,
-  warm_start, note, restore, first_step, save, eval, preempted, nonfinite, done, error. Fields are
-  the `step`, where there is one, and the `seconds` that training waited, which
-  `lm.workdir.run_data.goodput` sums.
+  Each line has `time` (ISO 8601, UTC), `event` and optional fields. The events are start,
+  warm_start, note, restore, first_step, save, eval, preempted, nonfinite, done, error. The field
+  `step` is the training step. The field `seconds` is the time that training waited for the event;
+  `lm.workdir.run_data.goodput` sums it.
   """
 
   def __init__(self, workdir: str | Path, primary: bool = True):
@@ -107,7 +108,7 @@ class EventLog:
       self._lines = AppendOnlyFile(Path(workdir) / 'events.jsonl')
 
   def write(self, event: str, **fields: Any) -> None:
-    """Appends one line, through to the disk; `fields` are JSON values."""
+    """Appends one line and flushes it to the disk; `fields` are JSON values."""
     if self._lines is not None:
       now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
       _forgive(self._lines.append, json_line({'time': now, 'event': event} | fields))
@@ -120,7 +121,7 @@ class EventLog:
 
 
 class AppendOnlyFile:
-  """A file that grows by complete records; a line torn by a killed process is terminated."""
+  """A file of complete records; opening it ends a line that a killed process left incomplete."""
 
   def __init__(self, path: Path):
     self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -141,7 +142,7 @@ class AppendOnlyFile:
       raise OSError(f'the disk is full: {count} of {len(content)} bytes were stored')
 
   def flush(self) -> None:
-    """Writes the content through to the disk."""
+    """Flushes the file to the disk (fsync)."""
     _forgive(os.fsync, self._file)
 
   def close(self) -> None:
@@ -159,7 +160,7 @@ class _EventFile(AppendOnlyFile):
 
   def __init__(self, directory: Path, start_step: int):
     directory.mkdir(parents=True, exist_ok=True)
-    # TensorBoard reads every file with 'tfevents' in its name, in the order of the names.
+    # TensorBoard reads all files with 'tfevents' in their names, sorted by name.
     super().__init__(directory / f'events.out.tfevents.{time.time_ns():020d}')
     self.write(Event(file_version='brain.Event:2'))
     self.write(Event(step=start_step, session_log=SessionLog(status=SessionLog.START)))
@@ -168,33 +169,32 @@ class _EventFile(AppendOnlyFile):
     """Appends an event as a TFRecord: length, its checksum, content, its checksum."""
     event.wall_time = time.time()
     content = event.SerializeToString()
-    length = struct.pack('<Q', len(content))
-    checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, content)]
-    self.append(length + checks[0] + content + checks[1])
+    parts = struct.pack('<Q', len(content)), content
+    self.append(b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in parts))
 
 
 def json_line(entry: Mapping[str, Any]) -> bytes:
-  """Returns an object as a line of JSON; 'NaN', 'Infinity' and '-Infinity' are strings."""
+  """Returns an object as a line of JSON, with the strings 'NaN', 'Infinity' and '-Infinity'."""
   line = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False, default=str) + '\n'
-  # The replacement of a lone surrogate is the JSON escape of it.
+  # Python's replacement of a lone surrogate is also its JSON escape.
   return line.encode('utf-8', errors='backslashreplace')
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Returns the objects of a JSON-lines file without damaged lines; [] if it is absent.
+  """Returns the objects of a JSON-lines file without damaged lines; [] for a missing file.
 
   Raises:
-    UserError: the path is a folder, or cannot be read.
+    UserError: the path is a folder, or is not readable.
   """
   objects = (_parse(line) for line in read_bytes(path).split(b'\n'))
   return [entry for entry in objects if entry is not None]
 
 
 def read_bytes(path: Path) -> bytes:
-  """Returns the content of a file, b'' if it is absent.
+  """Returns the content of a file; b'' for a missing file.
 
   Raises:
-    UserError: the path is a folder, or cannot be read.
+    UserError: the path is a folder, or is not readable.
   """
   try:
     return path.read_bytes() if path.exists() else b''
@@ -202,8 +202,13 @@ def read_bytes(path: Path) -> bytes:
     raise UserError(f'{path} cannot be read: {e.strerror}') from e
 
 
+def sample_files(folder: Path) -> dict[int, Path]:
+  """Returns the files STEP.txt of a folder by step."""
+  return {int(p.stem): p for p in folder.glob('*.txt') if p.stem.isdecimal() and p.is_file()}
+
+
 def read_samples(path: Path) -> list[tuple[str, str, str]]:
-  """Returns the (name, prompt, text) triples of samples/STEP.txt, the last one of each name."""
+  """Returns (name, prompt, text) of the last sample of each name in samples/STEP.txt."""
   content = read_bytes(path).decode('utf-8', errors='replace')
   found: dict[str, tuple[str, str, str]] = {}
   position = 0
@@ -216,15 +221,14 @@ def read_samples(path: Path) -> list[tuple[str, str, str]]:
 
 
 def is_step(value: Any) -> TypeGuard[int]:
-  """Returns whether a value that was read is a step."""
+  """Returns whether a JSON value is a valid step."""
   return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def to_float(value: Any) -> float | None:
-  """Returns the float that a value of metrics.jsonl represents; None if it represents none."""
-  if isinstance(value, bool) or not isinstance(value, int | float | str):
-    return None
-  if isinstance(value, str) and value not in ('NaN', 'Infinity', '-Infinity'):
+  """Returns the float of a JSON value by `json_line`; None if the value is no float."""
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not is_number and value not in ('NaN', 'Infinity', '-Infinity'):
     return None
   try:
     return float(value)
@@ -233,7 +237,7 @@ def to_float(value: Any) -> float | None:
 
 
 def _cut(path: Path, last: int) -> None:
-  """Keeps the intact lines up to step `last`."""
+  """Removes the damaged lines and those after step `last`."""
   if path.exists():
     lines = ((line, (_parse(line) or {}).get('step')) for line in read_bytes(path).split(b'\n'))
     kept = [line + b'\n' for line, step in lines if is_step(step) and step <= last]
@@ -260,12 +264,12 @@ def _finite(value: Any) -> Any:
 
 
 def _printable(text: str) -> str:
-  """Returns a text with lone surrogates escaped, which UTF-8 cannot encode."""
+  """Returns a text with escapes for lone surrogates, which UTF-8 cannot encode."""
   return text.encode('utf-8', errors='backslashreplace').decode()
 
 
 def _forgive(write: Callable[..., None], *args: Any) -> None:
-  """Calls `write`; an error of the disk is logged and the run continues."""
+  """Calls `write` and logs an error of the disk instead of raising it."""
   try:
     write(*args)
   except OSError as e:

@@ -5,7 +5,7 @@ from lm.config.base import base as base_config
 
 @pytest.fixture
 def section(tmp_path):
-  """Returns a function that makes a data section with a cache of its own."""
+  """Returns a function that makes a data section with its own cache."""
 
   def make(source, **changes):
     base = {

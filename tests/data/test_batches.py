@@ -29,7 +29,7 @@ def keys(batch):
   return [row.tobytes() for row in batch['targets']]
 
 
-def test_an_epoch_has_every_row_once_in_an_order_of_its_own(rows):
+def test_an_epoch_has_every_row_once_in_its_own_order(rows):
   n = len(rows)
   epochs = [keys(batches.batch_at(rows, (), n, SEED, step)) for step in range(3)]
   everything = sorted(keys(rows.batch(np.arange(n))))
@@ -38,7 +38,7 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own(rows):
   assert epochs[0] != keys(batches.batch_at(rows, (), n, SEED + 1, 0))
 
 
-def test_batches_run_on_over_the_end_of_an_epoch(rows):
+def test_a_batch_may_cross_the_end_of_an_epoch(rows):
   n = len(rows)
   small = [batches.batch_at(rows, (), 7, SEED, step) for step in range(2 * n // 7)]
   stream = [key for batch in small for key in keys(batch)]
@@ -48,31 +48,31 @@ def test_batches_run_on_over_the_end_of_an_epoch(rows):
 
 def test_rows_repeat_in_a_batch_larger_than_the_set(rows):
   batch = batches.batch_at(rows, (), 3 * len(rows), SEED, 0)
-  found, counts = np.unique(keys(batch), return_counts=True)
+  unique, counts = np.unique(keys(batch), return_counts=True)
   assert counts.sum() == 3 * len(rows) and (counts % 3 == 0).all()
-  assert len(found) == len(np.unique(keys(rows.batch(np.arange(len(rows))))))
+  assert len(unique) == len(np.unique(keys(rows.batch(np.arange(len(rows))))))
 
 
 @pytest.mark.parametrize('transforms', [(), (noise,)])
-def test_parts_of_a_batch_do_not_depend_on_the_split(rows, transforms):
-  whole = batches.batch_at(rows, transforms, 8, SEED, 31)
+def test_selected_rows_equal_rows_of_the_global_batch(rows, transforms):
+  entire = batches.batch_at(rows, transforms, 8, SEED, 31)
   for select in (slice(0, 4), slice(6, 8), np.array([5, 1])):
     part = batches.batch_at(rows, transforms, 8, SEED, 31, select)
-    assert same(part, {name: values[select] for name, values in whole.items()})
+    assert same(part, {name: values[select] for name, values in entire.items()})
 
 
 def test_transforms_are_random_for_each_epoch_and_row(rows):
   def draw(row, rng):
-    return {'drawn': rng.integers(0, 2**31, 1)}
+    return {'random': rng.integers(0, 2**31, 1)}
 
   n = len(rows)
-  drawn = [batches.batch_at(rows, (draw,), n, SEED, step)['drawn'] for step in range(2)]
-  assert len(np.unique(drawn)) == 2 * n
-  again = batches.batch_at(rows, (draw,), n, SEED, 1)['drawn']
-  assert (again == drawn[1]).all()
+  sampled = [batches.batch_at(rows, (draw,), n, SEED, step)['random'] for step in range(2)]
+  assert len(np.unique(sampled)) == 2 * n
+  again = batches.batch_at(rows, (draw,), n, SEED, 1)['random']
+  assert (again == sampled[1]).all()
 
 
-def test_each_transform_has_randomness_of_its_own(rows):
+def test_each_transform_has_its_own_random_numbers(rows):
   def wasteful(row, rng):
     rng.random(100)
     return row
@@ -91,15 +91,15 @@ def one_by_one():
 @pytest.mark.parametrize('transforms', [(), (noise,)])
 def test_prefetched_batches_are_the_batches_of_the_steps(rows, transforms):
   spans = [range(3, 4), range(4, 9), range(9, 40)]
-  found = list(batches.train_batches(rows, transforms, 4, SEED, spans, slice(1, 3)))
-  assert [steps for steps, _ in found] == spans
-  for steps, stacked in found:
+  stacked_batches = list(batches.train_batches(rows, transforms, 4, SEED, spans, slice(1, 3)))
+  assert [steps for steps, _ in stacked_batches] == spans
+  for steps, stacked in stacked_batches:
     for i, step in enumerate(steps):
       batch = {name: x[i] for name, x in stacked.items()}
       assert same(batch, batches.batch_at(rows, transforms, 4, SEED, step, slice(1, 3)))
 
 
-def test_a_failing_transform_fails_the_consumer(rows):
+def test_an_error_of_a_transform_reaches_the_consumer(rows):
   def broken(row, rng):
     raise ZeroDivisionError('broken')
 
@@ -116,7 +116,7 @@ def test_closing_ends_the_threads(rows):
   assert set(threading.enumerate()) == before
 
 
-def test_a_batch_made_ahead_is_taken_quickly(rows):
+def test_a_batch_made_ahead_is_returned_quickly(rows):
   source = batches.train_batches(rows, (), 12, SEED, one_by_one())
   seconds = []
   for _ in range(30):
@@ -132,24 +132,24 @@ def test_a_batch_made_ahead_is_taken_quickly(rows):
 def test_evaluation_sees_every_row_once_in_order(rows):
   size = 7
   assert len(rows) % size
-  found = list(batches.eval_batches(rows, size))
-  whole = rows.batch(np.arange(len(rows)))
-  for name in whole:
-    joined = np.concatenate([batch[name] for batch in found])
-    assert (joined[: len(rows)] == whole[name]).all()
+  evaluated = list(batches.eval_batches(rows, size))
+  entire = rows.batch(np.arange(len(rows)))
+  for name in entire:
+    joined = np.concatenate([batch[name] for batch in evaluated])
+    assert (joined[: len(rows)] == entire[name]).all()
     assert (joined[len(rows) :] == 0).all() and len(joined) % size == 0
   parts = [list(batches.eval_batches(rows, size, s)) for s in (slice(0, 3), slice(3, 7))]
-  for batch, a, b in zip(found, *parts, strict=True):
+  for batch, a, b in zip(evaluated, *parts, strict=True):
     assert same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
 
 
 @pytest.mark.parametrize('size', [1, 2, 999, 2**16 + 3])
 def test_shuffling_is_a_permutation(size):
   places = np.arange(size)
-  found = batches._shuffled(places, size, SEED, epoch=2)
-  assert (np.sort(found) == places).all()
-  assert size < 3 or (found != places).any()
-  assert (batches._shuffled(places[::-1][:50], size, SEED, epoch=2) == found[::-1][:50]).all()
+  shuffled = batches._shuffled(places, size, SEED, epoch=2)
+  assert (np.sort(shuffled) == places).all()
+  assert size < 3 or (shuffled != places).any()
+  assert (batches._shuffled(places[::-1][:50], size, SEED, epoch=2) == shuffled[::-1][:50]).all()
 
 
 def test_large_sets_are_shuffled_in_each_epoch():

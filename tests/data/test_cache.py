@@ -16,25 +16,25 @@ from lm.errors import UserError
 
 
 def write(place):
-  (place / 'data').write_bytes(b'whole')
+  (place / 'data').write_bytes(b'complete')
   return {'answer': 42}
 
 
 def never(place):
-  raise AssertionError('built although it was there')
+  raise AssertionError('built although it exists')
 
 
 def test_an_artifact_is_built_once(tmp_path):
-  place, meta = cache.get_or_build(tmp_path, 'thing', write)
-  assert place == tmp_path / 'thing' and (place / 'data').read_bytes() == b'whole'
+  place, meta = cache.get_or_build(tmp_path, 'artifact', write)
+  assert place == tmp_path / 'artifact' and (place / 'data').read_bytes() == b'complete'
   assert meta['answer'] == 42
-  assert cache.get_or_build(tmp_path, 'thing', never) == (place, meta)
+  assert cache.get_or_build(tmp_path, 'artifact', never) == (place, meta)
   assert json.loads((place / 'meta.json').read_text()) == meta
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'no meta', 'torn meta'])
-def test_a_damaged_artifact_is_rebuilt_loudly(tmp_path, capsys, damage):
-  place, _ = cache.get_or_build(tmp_path, 'thing', write)
+def test_a_damaged_artifact_is_rebuilt_with_a_warning(tmp_path, capsys, damage):
+  place, _ = cache.get_or_build(tmp_path, 'artifact', write)
   if damage == 'cut':
     (place / 'data').write_bytes(b'who')
   elif damage == 'gone':
@@ -43,19 +43,19 @@ def test_a_damaged_artifact_is_rebuilt_loudly(tmp_path, capsys, damage):
     (place / 'meta.json').unlink()
   else:
     (place / 'meta.json').write_text('{"files": {')
-  cache.get_or_build(tmp_path, 'thing', write)
-  assert (place / 'data').read_bytes() == b'whole'
+  cache.get_or_build(tmp_path, 'artifact', write)
+  assert (place / 'data').read_bytes() == b'complete'
   assert f'{place} is damaged' in capsys.readouterr().err
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path):
+def test_a_failed_build_leaves_no_files(tmp_path):
   def fail(place):
     write(place)
     raise ZeroDivisionError
 
   with pytest.raises(ZeroDivisionError):
-    cache.get_or_build(tmp_path, 'thing', fail)
-  assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
+    cache.get_or_build(tmp_path, 'artifact', fail)
+  assert [p.name for p in tmp_path.iterdir()] == ['.artifact.lock']
 
 
 def test_a_full_disk_is_reported_in_one_line(tmp_path):
@@ -64,13 +64,13 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with pytest.raises(UserError, match=r'data\.cache=.*: the disk is full'):
-    cache.get_or_build(tmp_path, 'thing', fill)
-  assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
-  cache.get_or_build(tmp_path, 'thing', write)
+    cache.get_or_build(tmp_path, 'artifact', fill)
+  assert [p.name for p in tmp_path.iterdir()] == ['.artifact.lock']
+  cache.get_or_build(tmp_path, 'artifact', write)
 
 
-def test_arrays_tell_a_full_disk_apart(tmp_path):
-  # A limit on the size of files stands for the end of the disk: both cut a write short.
+def test_saving_an_array_keeps_the_errno_of_a_full_disk(tmp_path):
+  # A limit on the size of files acts like a full disk: both cut a write short.
   program = (
     'import pathlib, resource, signal, sys, numpy as np\n'
     'from lm.data import cache\n'
@@ -79,25 +79,25 @@ def test_arrays_tell_a_full_disk_apart(tmp_path):
     'def build(place):\n'
     "  cache.save_array(place / 'a.npy', np.arange(100_000))\n"
     '  return {}\n'
-    "cache.get_or_build(pathlib.Path(sys.argv[1]), 'thing', build)\n"
+    "cache.get_or_build(pathlib.Path(sys.argv[1]), 'artifact', build)\n"
   )
   assert hasattr(resource, 'RLIMIT_FSIZE')
   run = subprocess.run([sys.executable, '-c', program, tmp_path], capture_output=True, text=True)
   assert 'UserError: data.cache=' in run.stderr and 'the disk is full' in run.stderr
-  assert [p.name for p in tmp_path.iterdir()] == ['.thing.lock']
+  assert [p.name for p in tmp_path.iterdir()] == ['.artifact.lock']
 
 
-def test_a_cache_that_cannot_be_made_is_named(tmp_path):
+def test_a_cache_that_cannot_be_created_is_reported(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'data\.cache=.*file'):
-    cache.get_or_build(tmp_path / 'file', 'thing', write)
+    cache.get_or_build(tmp_path / 'file', 'artifact', write)
 
 
 def build_slowly(place):
   with (place.parent / 'builders').open('a') as f:
     f.write(f'{os.getpid()}\n')
   (place / 'data').write_bytes(b'half')
-  # Until the other process asks for the same.
+  # Until the other process requests the same artifact.
   while len((place.parent / 'arrived').read_text().split()) < 2:
     time.sleep(0.01)
   return write(place)
@@ -106,7 +106,7 @@ def build_slowly(place):
 def in_process(tmp_path):
   with (pathlib.Path(tmp_path) / 'arrived').open('a') as f:
     f.write(f'{os.getpid()}\n')
-  cache.get_or_build(pathlib.Path(tmp_path), 'thing', build_slowly)
+  cache.get_or_build(pathlib.Path(tmp_path), 'artifact', build_slowly)
 
 
 def test_two_processes_at_once_build_one_artifact(tmp_path):
@@ -118,20 +118,20 @@ def test_two_processes_at_once_build_one_artifact(tmp_path):
     process.join(60)
     assert process.exitcode == 0
   assert len((tmp_path / 'builders').read_text().split()) == 1
-  assert (tmp_path / 'thing' / 'data').read_bytes() == b'whole'
+  assert (tmp_path / 'artifact' / 'data').read_bytes() == b'complete'
 
 
-def test_a_killed_process_is_no_obstacle(tmp_path):
+def test_files_of_a_killed_process_are_replaced(tmp_path):
   process = multiprocessing.get_context('spawn').Process(target=in_process, args=(str(tmp_path),))
   process.start()
-  while not (tmp_path / 'thing.partial' / 'data').exists():
+  while not (tmp_path / 'artifact.partial' / 'data').exists():
     time.sleep(0.01)
   os.kill(process.pid, signal.SIGKILL)
   process.join(60)
-  assert (tmp_path / 'thing.partial').exists() and not (tmp_path / 'thing').exists()
-  cache.get_or_build(tmp_path, 'thing', write)
-  assert (tmp_path / 'thing' / 'data').read_bytes() == b'whole'
-  assert not (tmp_path / 'thing.partial').exists()
+  assert (tmp_path / 'artifact.partial').exists() and not (tmp_path / 'artifact').exists()
+  cache.get_or_build(tmp_path, 'artifact', write)
+  assert (tmp_path / 'artifact' / 'data').read_bytes() == b'complete'
+  assert not (tmp_path / 'artifact.partial').exists()
 
 
 def test_the_directory_follows_the_environment(monkeypatch):
@@ -142,17 +142,17 @@ def test_the_directory_follows_the_environment(monkeypatch):
   assert cache.directory('') == pathlib.Path.home() / '.cache' / 'lm'
 
 
-def test_a_process_that_never_ends_preparing_is_named(tmp_path, monkeypatch, capsys):
+def test_a_process_that_holds_the_lock_too_long_is_reported(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(cache, '_MAX_SECONDS', 0.2)
   file = tmp_path / '.tokens-1.lock'
   with (
     cache.locked(file),
     pytest.raises(UserError, match=rf'by process {os.getpid()} of .* preparing tokens-1'),
-    cache.locked(file),  # a second opening of the file is as good as a second process
+    cache.locked(file),  # opening the file again locks like a second process
   ):
     raise AssertionError('two hold it')
   assert 'waiting for another process to prepare tokens-1' in capsys.readouterr().err
-  with cache.locked(file):  # free again
+  with cache.locked(file):  # the lock is free again
     pass
 
 
@@ -160,10 +160,10 @@ def test_the_files_of_an_artifact_are_on_disk_before_it_is_renamed(tmp_path, mon
   synced = {}
 
   def fsync(descriptor):
-    synced[os.fstat(descriptor).st_ino] = (tmp_path / 'thing').exists()
+    synced[os.fstat(descriptor).st_ino] = (tmp_path / 'artifact').exists()
 
   monkeypatch.setattr(os, 'fsync', fsync)
-  place, _ = cache.get_or_build(tmp_path, 'thing', write)
+  place, _ = cache.get_or_build(tmp_path, 'artifact', write)
   before = {path.stat().st_ino: False for path in (place, place / 'data', place / 'meta.json')}
-  # The name itself is brought to the disk last.
+  # The directory entry is synchronized last.
   assert synced == before | {tmp_path.stat().st_ino: True}

@@ -1,4 +1,4 @@
-"""Rows of whole features: what lies where, against the features one by one."""
+"""Rows of uncut features, compared with the features themselves."""
 
 import numpy as np
 import pytest
@@ -12,37 +12,37 @@ from lm.task import Features
 T, S = 12, 20
 
 
-def made(count, seed=0, source=True, weights=False, values=True):
-  """Returns random features, each of whose numbers says whose it is."""
+def random_features(count, seed=0, source=True, weights=False, values=True):
+  """Returns random features; every element identifies its feature."""
   rng = np.random.default_rng(seed)
-  found = []
+  stored = []
   for n in range(count):
     t, s = rng.integers(1, T), rng.integers(1, S)
     tokens = {'inputs': 100 * n + np.arange(t), 'targets': 100 * n + 1 + np.arange(t)}
     tokens |= {'weights': np.arange(t) % 2} if weights else {}
-    found.append(
+    stored.append(
       Features(
         tokens,
         {'source': 1000 * n + np.arange(s)} if source else {},
         {'targets': n, 'weights': 1} if values else {},
       )
     )
-  return found
+  return stored
 
 
 @pytest.fixture
 def rows_of(tmp_path):
   """Returns a function that writes features to the disk and opens them as rows."""
 
-  def open_rows(found, seed=0):
+  def open_rows(stored, seed=0):
     place, plan = tmp_path / 'features', tmp_path / 'plan'
     for folder in (place, plan):
       folder.mkdir()
-    half = len(found) // 2
+    half = len(stored) // 2
     chunks = [
       features._stacked(list(enumerate(part)))
       | {features.COUNT: np.array([len(part)]), features.LONG: np.zeros(3, int)}
-      for part in (found[:half], found[half:])
+      for part in (stored[:half], stored[half:])
     ]
     meta = features.write_features(place, chunks)
     sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
@@ -58,30 +58,30 @@ def pieces(rows):
   """Yields the index of each feature, its slot in its row, and the row."""
   for i in range(len(rows)):
     row = rows[i]
-    there = row['examples'] > 0
-    assert (np.diff(there.astype(int)) <= 0).all()  # what fills up comes last
-    for slot in np.flatnonzero(there):
+    filled = row['examples'] > 0
+    assert (np.diff(filled.astype(int)) <= 0).all()  # padding comes last
+    for slot in np.flatnonzero(filled):
       yield int(row['examples'][slot]) - 1, slot, row
 
 
-def test_every_feature_is_in_one_row_as_a_segment_of_its_own(rows_of):
-  found = made(50, values=False)
-  rows = rows_of(found)
+def test_every_feature_is_one_segment_of_one_row(rows_of):
+  stored = random_features(50, values=False)
+  rows = rows_of(stored)
   assert len(rows) < 50
   seen = []
   for feature, slot, row in pieces(rows):
     seen.append(feature)
-    inside, beside = row['segments'] == slot + 1, row['source_segments'] == slot + 1
-    for name, expected in found[feature].tokens.items():
+    inside, in_source = row['segments'] == slot + 1, row['source_segments'] == slot + 1
+    for name, expected in stored[feature].tokens.items():
       assert row[name][inside].tolist() == expected.tolist()
     assert row['positions'][inside].tolist() == list(range(inside.sum()))
-    assert row['source'][beside].tolist() == found[feature].source['source'].tolist()
-    assert row['source_positions'][beside].tolist() == list(range(beside.sum()))
+    assert row['source'][in_source].tolist() == stored[feature].source['source'].tolist()
+    assert row['source_positions'][in_source].tolist() == list(range(in_source.sum()))
   assert sorted(seen) == list(range(50))
 
 
 def test_padding_is_zero_and_comes_last(rows_of):
-  rows = rows_of(made(50, values=False))
+  rows = rows_of(random_features(50, values=False))
   for i in range(len(rows)):
     for prefix in ('', 'source_'):
       padding = rows[i][f'{prefix}segments'] == 0
@@ -90,25 +90,27 @@ def test_padding_is_zero_and_comes_last(rows_of):
       assert all((x[padding] == 0).all() for x in along if x.shape == padding.shape)
 
 
-def test_weights_are_1_where_a_converter_gives_none(rows_of):
-  rows = rows_of(made(10, values=False))
+def test_weights_are_1_if_a_converter_returns_none(rows_of):
+  rows = rows_of(random_features(10, values=False))
   assert all((row['weights'] == (row['segments'] > 0)).all() for row in (rows[0], rows[1]))
   assert rows[0]['weights'].dtype == np.float32
 
 
-def test_weights_of_a_converter_are_along_the_row(rows_of):
-  found = made(20, source=False, weights=True, values=False)
-  rows = rows_of(found)
+def test_weights_of_a_converter_follow_the_row(rows_of):
+  stored = random_features(20, source=False, weights=True, values=False)
+  rows = rows_of(stored)
   for feature, slot, row in pieces(rows):
     inside = row['segments'] == slot + 1
-    assert row['weights'][inside].tolist() == found[feature].tokens['weights'].tolist()
+    assert row['weights'][inside].tolist() == stored[feature].tokens['weights'].tolist()
     assert row['weights'].dtype == np.float32
   assert 'source' not in rows[0] and rows.size == T
 
 
 def test_values_of_examples_are_in_the_order_of_the_segments(rows_of):
-  found = [f._replace(tokens={'inputs': f.tokens['inputs']}) for f in made(30, source=False)]
-  rows = rows_of(found)
+  stored = [
+    f._replace(tokens={'inputs': f.tokens['inputs']}) for f in random_features(30, source=False)
+  ]
+  rows = rows_of(stored)
   most = max(rows[i]['segments'].max() for i in range(len(rows)))
   for feature, slot, row in pieces(rows):
     assert (row['targets'][slot], row['weights'][slot]) == (feature, 1)
@@ -118,18 +120,18 @@ def test_values_of_examples_are_in_the_order_of_the_segments(rows_of):
 
 
 def test_numbers_that_are_no_classes_are_floats(rows_of):
-  found = [
+  stored = [
     Features({'inputs': np.arange(3)}, {}, {'targets': target, 'weights': 1})
     for target in (1.0, 2.0, 0.5)
   ]
-  rows = rows_of(found)
+  rows = rows_of(stored)
   (row,) = (rows[i] for i in range(len(rows)))
   assert row['targets'].dtype == np.float32
   assert sorted(row['targets'].tolist()) == [0.5, 1.0, 2.0]
 
 
 def test_a_batch_stacks_rows(rows_of):
-  rows = rows_of(made(50, values=False))
+  rows = rows_of(random_features(50, values=False))
   indices = np.array([len(rows) - 1, 0, 3, 3, 1])
   batch = rows.batch(indices)
   for name, values in batch.items():
@@ -139,9 +141,9 @@ def test_a_batch_stacks_rows(rows_of):
 
 
 def test_counts_and_indices(rows_of):
-  found = made(20, values=False)
-  rows = rows_of(found)
-  sizes = [len(f.tokens['inputs']) + len(f.source['source']) for f in found]
+  stored = random_features(20, values=False)
+  rows = rows_of(stored)
+  sizes = [len(f.tokens['inputs']) + len(f.source['source']) for f in stored]
   assert (rows.tokens, rows.documents, rows.size) == (sum(sizes), 20, T + S)
   assert rows.example.tolist() == list(range(20))
   assert all((rows[-1][name] == rows[len(rows) - 1][name]).all() for name in rows[0])
@@ -149,8 +151,8 @@ def test_counts_and_indices(rows_of):
     rows[len(rows)]
 
 
-def test_evaluation_sees_each_example_once_and_rows_that_fill_up_count_nothing(rows_of):
-  rows = rows_of(made(50, values=False))
+def test_evaluation_reads_each_example_once_and_padded_rows_have_no_weight(rows_of):
+  rows = rows_of(random_features(50, values=False))
   size = len(rows) - 1  # the second batch has one row
   seen = list(batches.eval_batches(rows, size))
   assert [batch['inputs'].shape[0] for batch in seen] == [size, size]
@@ -161,7 +163,7 @@ def test_evaluation_sees_each_example_once_and_rows_that_fill_up_count_nothing(r
 
 def test_floats_stay_floats_in_every_stream(rows_of):
   weights = [np.array([0.25, 0.5, 0.0]), np.array([1, 0, 1]), np.array([0.75])]
-  found = [
+  stored = [
     Features(
       {'inputs': np.arange(len(w)), 'weights': w, 'score': np.arange(len(w)) / 8},
       {'source': np.arange(2), 'reliability': np.array([0.5, 0.125])},
@@ -169,13 +171,13 @@ def test_floats_stay_floats_in_every_stream(rows_of):
     )
     for i, w in enumerate(weights)
   ]
-  batch = rows_of(found).batch(np.arange(1))
+  batch = rows_of(stored).batch(np.arange(1))
   types = {name: x.dtype.name for name, x in batch.items()}
   floats = {name for name, x in types.items() if x == 'float32'}
   assert floats == {'weights', 'score', 'reliability', 'targets'}
   assert set(types.values()) == {'int32', 'float32'}
   row = batch['segments'][0] > 0
-  # Weights along the row come after those of whole examples and take their place.
+  # Weights along the row follow weights per example and replace them.
   in_order = sorted(batch['weights'][0, row].tolist())
   assert in_order == sorted(np.concatenate(weights).tolist())
   assert set(batch['reliability'][0][batch['source_segments'][0] > 0]) == {0.5, 0.125}
@@ -197,7 +199,7 @@ def test_examples_without_tokens_do_not_make_others_floats(rows_of):
     ([np.array(['a']), np.array(['b'])], 'not a numeric one'),
   ],
 )
-def test_values_that_a_batch_cannot_hold_are_refused(values, message, rows_of):
+def test_values_outside_int32_are_rejected(values, message, rows_of):
   with pytest.raises(UserError, match=message):
     rows_of([Features({'inputs': np.arange(len(v)), 'mine': v}, {}, {}) for v in values])
 

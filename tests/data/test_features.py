@@ -1,4 +1,4 @@
-"""Features of a task's examples, as they are prepared and lie in the cache."""
+"""Features of a task's examples, as prepared and stored in the cache."""
 
 import sys
 import textwrap
@@ -13,7 +13,7 @@ from lm.text import tokenizers
 
 BYTES = tokenizers.with_special_tokens(tokenizers.bytes([]), [tokenizers.SEPARATOR])
 # A module of the user, importable here and in workers: pairs of texts, and a task whose converter
-# gives the words of a text as features of their own.
+# makes a Features of each word of a text.
 TASKS = """
   import numpy as np
   from lm.task import Converter, Features, Task
@@ -56,7 +56,7 @@ TASKS = """
 
 @pytest.fixture(autouse=True)
 def module(tmp_path, monkeypatch):
-  """Puts the user's module on the import path, afresh for each test."""
+  """Puts the user's module on the import path, and imports it again in each test."""
   (tmp_path / 'some_tasks.py').write_text(textwrap.dedent(TASKS))
   monkeypatch.syspath_prepend(str(tmp_path))
   monkeypatch.delitem(sys.modules, 'some_tasks', raising=False)
@@ -88,46 +88,46 @@ def ids(text):
 
 
 def prepared(data):
-  """Returns the features of a split in the order of the examples, without looking at rows."""
+  """Returns the stored features of a split in the order of the examples."""
   place, meta = pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
   lengths = {stream: np.load(place / f'{stream}.npy') for stream in features.STREAMS}
-  found = {}
+  arrays = {}
   for name in meta['fields']:
     stream, _, field = name.partition('/')
     if stream == features.VALUES:
-      found[name] = np.load(place / f'values.{field}.npy')
+      arrays[name] = np.load(place / f'values.{field}.npy')
     else:
       flat = np.fromfile(place / f'{stream}.{field}.bin', np.int32)
-      found[name] = np.split(flat, np.cumsum(lengths[stream])[:-1])
-  return found, np.load(place / 'example.npy'), meta
+      arrays[name] = np.split(flat, np.cumsum(lengths[stream])[:-1])
+  return arrays, np.load(place / 'example.npy'), meta
 
 
 def lists(parts):
   return [part.tolist() for part in parts]
 
 
-def test_features_of_all_chunks_follow_one_another(translating):
-  found, example, meta = prepared(translating())
+def test_features_of_chunks_are_concatenated(translating):
+  arrays, example, meta = prepared(translating())
   assert meta['fields'] == ['source/source', 'tokens/inputs', 'tokens/targets']
   assert (meta['documents'], meta['features']) == (700, 700)
   assert len(pipeline.chunks(700)) == 3
   assert example.tolist() == list(range(700))
-  assert lists(found['tokens/targets']) == [ids(str(i * i)) for i in range(700)]
+  assert lists(arrays['tokens/targets']) == [ids(str(i * i)) for i in range(700)]
   sources = [ids(f'n{i} ' + 'x' * (i % 3)) for i in range(700)]
-  assert lists(found['source/source']) == sources
+  assert lists(arrays['source/source']) == sources
   targets = sum(len(str(i * i)) + 1 for i in range(700))
   assert meta['tokens'] == targets + sum(map(len, sources))
 
 
-def test_examples_are_counted_after_the_steps_that_drop_some(translating):
+def test_errors_count_examples_after_the_preparation_steps(translating):
   data = translating(prepare=('some_tasks:odd',))
-  found, example, meta = prepared(data)
-  # Which is how predictions find the example that a feature was made of.
+  arrays, example, meta = prepared(data)
+  # Predictions find the example of a feature by this index.
   kept = list(pipeline.examples(data, 'train'))
   assert meta['documents'] == len(kept) == 350
   assert example.tolist() == list(range(350))
   targets = [ids(kept[i]['target']) for i in example]
-  assert lists(found['tokens/targets']) == targets == [ids(str(i * i)) for i in range(1, 700, 2)]
+  assert lists(arrays['tokens/targets']) == targets == [ids(str(i * i)) for i in range(1, 700, 2)]
 
 
 def test_an_example_may_have_several_features_or_none(section):
@@ -138,14 +138,14 @@ def test_an_example_may_have_several_features_or_none(section):
     labels=(),
     too_long='error',
   )
-  found, example, meta = prepared(data)
-  assert lists(found['tokens/inputs']) == [ids(word)[:-1] for word in ('ab', 'c', 'def', 'g')]
+  arrays, example, meta = prepared(data)
+  assert lists(arrays['tokens/inputs']) == [ids(word)[:-1] for word in ('ab', 'c', 'def', 'g')]
   assert example.tolist() == [0, 0, 0, 2]
-  assert found['values/nth'].tolist() == [0, 1, 2, 0] and found['values/nth'].dtype == np.int32
+  assert arrays['values/nth'].tolist() == [0, 1, 2, 0] and arrays['values/nth'].dtype == np.int32
   assert (meta['documents'], meta['features']) == (3, 4)
 
 
-def test_processes_make_the_features_that_one_makes(translating, tmp_path, monkeypatch):
+def test_several_processes_and_one_make_the_same_features(translating, tmp_path, monkeypatch):
   places = []
   for count, patience in ((1, 1e9), (2, 0.0)):
     monkeypatch.setattr(pipeline, '_PATIENCE', patience)
@@ -160,25 +160,25 @@ def test_too_long_examples_are_reported(translating):
     prepared(translating(source_len=6))
   message = str(error.value)
   # n10 xx is the first of seven tokens.
-  told = "data.source_len=6: example 11 of split 'train' has 7 tokens; raise it, or set"
-  assert message.startswith(told)
+  expected = "data.source_len=6: example 11 of split 'train' has 7 tokens; raise it, or set"
+  assert message.startswith(expected)
   assert "data.too_long='truncate' or 'skip'" in message
   with pytest.raises(UserError, match=r"data\.seq_len=4: example 32 of split 'train' has 5"):
     prepared(translating(seq_len=4))
 
 
 def test_too_long_examples_are_truncated_at_the_end(translating):
-  found, example, _ = prepared(translating(seq_len=4, source_len=6, too_long='truncate'))
+  arrays, example, _ = prepared(translating(seq_len=4, source_len=6, too_long='truncate'))
   assert example.tolist() == list(range(700))
-  assert lists(found['tokens/targets']) == [ids(str(i * i))[:4] for i in range(700)]
-  assert lists(found['source/source']) == [ids(f'n{i} ' + 'x' * (i % 3))[:6] for i in range(700)]
+  assert lists(arrays['tokens/targets']) == [ids(str(i * i))[:4] for i in range(700)]
+  assert lists(arrays['source/source']) == [ids(f'n{i} ' + 'x' * (i % 3))[:6] for i in range(700)]
 
 
 def test_too_long_examples_are_skipped(translating):
-  found, example, meta = prepared(translating(seq_len=5, too_long='skip'))
+  arrays, example, meta = prepared(translating(seq_len=5, too_long='skip'))
   # Squares of up to four digits; the examples of the last two chunks are all longer.
   assert example.tolist() == list(range(100))
-  assert lists(found['tokens/targets']) == [ids(str(i * i)) for i in range(100)]
+  assert lists(arrays['tokens/targets']) == [ids(str(i * i)) for i in range(100)]
   assert (meta['documents'], meta['features']) == (700, 100)
 
 
@@ -202,7 +202,7 @@ def test_examples_skipped_and_truncated_are_counted(translating):
   assert note(seq_len=5, too_long='truncate') == left_out.replace('skipped', 'truncated')
 
 
-def test_a_label_that_is_not_there_is_reported_with_its_place(section, tmp_path):
+def test_an_unknown_label_is_reported_with_its_place(section, tmp_path):
   (tmp_path / 'a.tsv').write_text('text\tlabel\na\tham\nb\tspam\n')
   columns = "{'text': 'text', 'label': 'label'}"
   data = section(
@@ -263,7 +263,7 @@ def test_a_lone_surrogate_of_a_source_without_files_is_reported(translating):
     pipeline.packed_rows(data, 'train', BYTES, 0)
 
 
-def test_whatever_shapes_features_names_them(translating):
+def test_every_input_of_features_changes_their_name(translating):
   def name(**changes):
     data = translating(count=3, **changes)
     return pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)[0].name
@@ -279,19 +279,19 @@ def test_whatever_shapes_features_names_them(translating):
   assert len(set(names)) == 6 and name() == names[0]
 
 
-def test_arrays_of_a_converter_that_differ_in_length_are_a_fault():
+def test_converter_arrays_of_different_lengths_raise():
   uneven = Features({'inputs': np.zeros(3), 'targets': np.zeros(2)}, {}, {})
   with pytest.raises(ValueError, match=r"differ in length: {'inputs': 3, 'targets': 2}"):
     features.apply_length_policy(uneven, {'tokens': ('seq_len', 9)}, 'skip')
 
 
-def test_a_prompt_is_cut_behind_its_first_token_and_keeps_its_end_and_a_quarter_of_the_row():
+def test_a_long_prompt_keeps_its_first_token_and_its_end():
   prompt = Features({'inputs': np.arange(20), 'prefix': np.ones(20, int)}, {}, {})
   limits = {'tokens': ('seq_len', 16), 'source': ('source_len', 16)}
   cut = features.apply_prompt_length_policy(prompt, limits, 'truncate')
   np.testing.assert_array_equal(cut.tokens['inputs'], [0, *range(9, 20)])
   assert len(cut.tokens['prefix']) == 12
   assert features.apply_prompt_length_policy(prompt, limits, 'skip') is None
-  beside = Features({'inputs': np.zeros(1, int)}, {'source': np.arange(20)}, {})
-  cut = features.apply_prompt_length_policy(beside, limits, 'truncate')
+  prompt = Features({'inputs': np.zeros(1, int)}, {'source': np.arange(20)}, {})
+  cut = features.apply_prompt_length_policy(prompt, limits, 'truncate')
   np.testing.assert_array_equal(cut.source['source'], np.arange(16))

@@ -1,4 +1,4 @@
-"""Sources, steps and transforms of users that are none: one line, before anything is written."""
+"""Invalid sources, steps and transforms are reported in one line, before any file is written."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def fine(row, rng): return row | {'inputs': row['inputs'] * 2, 'more': np.zeros(
 
 @pytest.fixture
 def named(tmp_path, monkeypatch):
-  """The name of a module of such functions."""
+  """Returns the name of a module of such functions."""
   (tmp_path / 'functions_of_users.py').write_text(SOURCES)
   monkeypatch.syspath_prepend(tmp_path)
   return 'functions_of_users'
@@ -58,7 +58,7 @@ def named(tmp_path, monkeypatch):
     ('good', 'texts', r"data\.prepare\[0\]: an example is 'line 0', not a dict"),
   ],
 )
-def test_what_is_no_source_or_step_is_reported(section, named, tmp_path, source, step, message):
+def test_invalid_sources_and_steps_are_reported(section, named, tmp_path, source, step, message):
   data = section(f'{named}:{source}', prepare=(f'{named}:{step}',))
   with pytest.raises(UserError, match=message) as e:
     pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0)
@@ -82,14 +82,14 @@ def test_what_is_no_source_or_step_is_reported(section, named, tmp_path, source,
     ('lists', r"data\.transforms\[0\]='.*:lists' makes 'inputs' a list"),
   ],
 )
-def test_what_is_no_transform_is_reported(section, named, transform, message):
+def test_invalid_transforms_are_reported(section, named, transform, message):
   rows = pipeline.packed_rows(section(f'{named}:good'), 'train', tokenizers.bytes([]), 0)
   with pytest.raises(UserError, match=message) as e:
     batches.open_transforms([f'{named}:{transform}'], tokenizers.bytes([]), rows)
   assert '\n' not in str(e.value)
 
 
-def test_right_ones_are_taken(section, named):
+def test_valid_functions_are_accepted(section, named):
   rows = pipeline.packed_rows(section(f'{named}:good'), 'train', tokenizers.bytes([]), 0)
   transforms = batches.open_transforms([f'{named}:fine'], tokenizers.bytes([]), rows)
   batch = batches.batch_at(rows, transforms, 2, 0, 0)

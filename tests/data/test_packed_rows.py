@@ -25,18 +25,18 @@ def pieces(rows):
 
 
 @pytest.mark.parametrize('pack', ['concatenate', 'best_fit'])
-def test_pieces_joined_give_the_documents(section, corpus, pack):
+def test_joined_pieces_equal_the_documents(section, corpus, pack):
   rows = rows_of(section, corpus, pack, seq_len=5000)
-  found = sorted(bytes(piece['targets'][:-1].tolist()) for piece in pieces(rows))
+  joined = sorted(bytes(piece['targets'][:-1].tolist()) for piece in pieces(rows))
   expected = [bytes(b + 1 for b in d.strip('\n').encode()) for d in TEXT.split('\n\n')]
-  assert found == sorted(expected)
+  assert joined == sorted(expected)
   for piece in pieces(rows):
     assert piece['targets'][-1] == END == piece['inputs'][0]
     assert (piece['inputs'][1:] == piece['targets'][:-1]).all()
 
 
 @pytest.mark.parametrize('pack', ['concatenate', 'best_fit'])
-def test_a_piece_from_the_middle_is_given_the_token_before_it(section, corpus, pack):
+def test_a_piece_from_the_middle_has_the_preceding_token_as_input(section, corpus, pack):
   text = ''.join(chr(33 + i) for i in range(90))
   rows = rows_of(section, corpus, pack, seq_len=16, text=text)
   tokens = [b + 1 for b in text.encode()] + [END]
@@ -79,7 +79,7 @@ def test_a_batch_stacks_rows(section, corpus, pack):
     assert (values == np.stack([rows[int(i)][name] for i in indices])).all()
 
 
-def test_rows_outside_are_an_index_error(section, corpus):
+def test_an_index_outside_the_rows_raises_index_error(section, corpus):
   rows = rows_of(section, corpus)
   assert all((rows[-1][name] == rows[len(rows) - 1][name]).all() for name in rows[0])
   with pytest.raises(IndexError):

@@ -29,7 +29,7 @@ def test_every_target_of_every_document_appears_once(pack, seq_len, seed):
 
 
 @pytest.mark.parametrize('pack', PACKERS)
-def test_rows_hold_at_most_a_context_and_all_pieces(pack):
+def test_rows_have_at_most_seq_len_tokens(pack):
   plan = pack(np.cumsum(lengths_of(0, 32)), 32, 0)
   rows = np.split(plan.lengths, plan.row_ends)
   assert len(rows.pop()) == 0
@@ -67,19 +67,19 @@ def test_best_fit_cuts_only_documents_longer_than_a_row():
 
 
 def reference_best_fit_decreasing(sizes, capacity):
-  """One item at a time, the longest first, into the bin with the least room that suffices."""
-  rooms = []
+  """Packs one item at a time, the longest first, into the fullest bin with enough space."""
+  spaces = []
   for size in sorted(sizes, reverse=True):
-    suiting = [i for i, room in enumerate(rooms) if room >= size]
-    if suiting:
-      rooms[min(suiting, key=lambda i: rooms[i])] -= size
+    fitting = [i for i, space in enumerate(spaces) if space >= size]
+    if fitting:
+      spaces[min(fitting, key=lambda i: spaces[i])] -= size
     else:
-      rooms.append(capacity - size)
-  return sorted(capacity - room for room in rooms)
+      spaces.append(capacity - size)
+  return sorted(capacity - space for space in spaces)
 
 
 @pytest.mark.parametrize('seed', range(20))
-def test_best_fit_decreasing_agrees_with_one_item_at_a_time(seed):
+def test_best_fit_decreasing_equals_a_loop_over_items(seed):
   rng = np.random.default_rng(seed)
   capacity = int(rng.integers(3, 40))
   lengths = rng.integers(1, capacity, int(rng.integers(1, 300)))
@@ -89,7 +89,7 @@ def test_best_fit_decreasing_agrees_with_one_item_at_a_time(seed):
 
 
 @pytest.mark.parametrize('pack', PACKERS)
-def test_the_order_depends_on_the_seed_alone(pack):
+def test_the_order_depends_only_on_the_seed(pack):
   ends = np.cumsum(lengths_of(0, 8))
   first, again, other = pack(ends, 8, 1), pack(ends, 8, 1), pack(ends, 8, 2)
   assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -106,7 +106,7 @@ def test_a_million_documents_pack_quickly(pack):
 
 
 def sizes_of(seed, examples=2000):
-  """Returns lengths of sentences and of their translations: skewed, and alike."""
+  """Returns lengths of sentences and of their translations: skewed and correlated."""
   rng = np.random.default_rng(seed)
   source = np.clip(rng.lognormal(2.7, 0.5, examples), 2, 128)
   target = np.clip(source * rng.lognormal(0.05, 0.2, examples), 2, 128)
@@ -121,7 +121,7 @@ def rows_of(plan):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_examples_are_each_in_one_row_with_space_for_it(seed):
+def test_each_example_is_in_one_row_with_enough_space(seed):
   sizes, capacity = sizes_of(seed), np.array([128, 128])
   ends, order = plan = pack_examples(sizes, capacity, seed)
   assert ends.dtype == order.dtype == np.int64
@@ -136,11 +136,11 @@ def test_rows_of_examples_are_more_than_nine_tenths_full():
   assert sizes.sum() / (len(rows) * capacity.sum()) > 0.9
 
 
-def test_an_axis_without_sizes_bounds_nothing():
+def test_an_axis_of_zero_sizes_changes_no_row():
   sizes = sizes_of(0) * [1, 0]
   ends, order = pack_examples(sizes, np.array([128, 128]), 0)
   assert sizes.sum() / (len(ends) * 128) > 0.9
-  # Nor does the capacity along it change a row.
+  # The capacity along this axis changes no row either.
   other_ends, other = pack_examples(sizes, np.array([128, 5]), 0)
   np.testing.assert_array_equal(ends, other_ends)
   np.testing.assert_array_equal(order, other)
@@ -153,7 +153,7 @@ def test_examples_as_large_as_a_row_and_empty_ones_are_packed():
   assert all((sizes[row].sum(0) <= 8).all() for row in rows)
 
 
-def test_the_rows_of_examples_depend_on_the_seed_alone():
+def test_rows_of_examples_depend_only_on_the_seed():
   sizes, capacity = sizes_of(0), np.array([128, 128])
   first, again, other = (pack_examples(sizes, capacity, seed) for seed in (1, 1, 2))
   assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -161,7 +161,7 @@ def test_the_rows_of_examples_depend_on_the_seed_alone():
 
 
 def test_examples_of_a_row_are_not_neighbors_in_the_corpus():
-  # Sorted by length, as some corpora are, rows still hold long and short ones.
+  # Rows have long and short examples even if the corpus is sorted by length.
   sizes = np.sort(sizes_of(0), axis=0)
   rows = rows_of(pack_examples(sizes, np.array([128, 128]), 0))
   spans = [np.ptp(row) for row in rows if len(row) > 3]

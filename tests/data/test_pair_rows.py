@@ -1,4 +1,4 @@
-"""Rows of pairs: what lies where, and how a config asks for them."""
+"""Rows of pairs: their contents and order, and the keys of a config."""
 
 import collections
 import pathlib
@@ -17,13 +17,13 @@ WORDS = {'fn': 'lm.text.tokenizers:words', 'min_count': 1}
 
 
 def numbered(count):
-  """Returns pairs each of whose numbers says which it is."""
+  """Returns pairs; every element identifies its pair."""
   n = np.arange(count)
   return Pairs(n.astype(np.int32), (n + 1000).astype(np.int32), n + 0.5)
 
 
 @pytest.fixture
-def written(tmp_path):
+def rows_of(tmp_path):
   """Returns a function that writes blocks of pairs to the disk and opens them as rows."""
 
   def open_rows(*blocks, seed=0, seq_len=T):
@@ -41,33 +41,35 @@ def flat(rows):
   return {name: values[batch['segments'] > 0] for name, values in batch.items()}
 
 
-def test_every_pair_is_there_once_with_its_count(written):
+def test_every_pair_occurs_once_with_its_count(rows_of):
   pairs = numbered(100)
-  found = flat(written(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
-  assert sorted(found['inputs'].tolist()) == list(range(100))
-  assert (found['neighbours'] == found['inputs'] + 1000).all()
-  assert (found['counts'] == found['inputs'] + 0.5).all()
+  arrays = flat(rows_of(Pairs(*(a[:30] for a in pairs)), Pairs(*(a[30:] for a in pairs))))
+  assert sorted(arrays['inputs'].tolist()) == list(range(100))
+  assert (arrays['neighbours'] == arrays['inputs'] + 1000).all()
+  assert (arrays['counts'] == arrays['inputs'] + 0.5).all()
 
 
-def test_pairs_that_recur_are_summed_whatever_the_blocks(written):
+def test_recurring_pairs_are_summed_across_blocks(rows_of):
   pairs, twice = numbered(100), numbered(40)
   blocks = Pairs(*(a[:70] for a in pairs)), twice, Pairs(*(a[70:] for a in pairs))
   together = Pairs(*(np.concatenate(arrays) for arrays in zip(pairs, twice, strict=True)))
-  found, one = flat(written(*blocks)), flat(written(together))
-  assert all((found[name] == one[name]).all() for name in found)
-  assert (found['counts'] == (found['inputs'] + 0.5) * np.where(found['inputs'] < 40, 2, 1)).all()
+  arrays, one = flat(rows_of(*blocks)), flat(rows_of(together))
+  assert all((arrays[name] == one[name]).all() for name in arrays)
+  assert (
+    arrays['counts'] == (arrays['inputs'] + 0.5) * np.where(arrays['inputs'] < 40, 2, 1)
+  ).all()
 
 
-def test_the_order_is_random_and_the_seed_decides(written):
-  orders = [flat(written(numbered(5000), seed=seed))['inputs'] for seed in (0, 0, 1)]
+def test_the_seed_determines_a_random_order(rows_of):
+  orders = [flat(rows_of(numbered(5000), seed=seed))['inputs'] for seed in (0, 0, 1)]
   assert (orders[0] == orders[1]).all() and (orders[0] != orders[2]).any()
-  # Where a pair comes to lie says nothing of where it came from.
+  # The place of a pair in the rows is unrelated to its place in the input.
   assert abs(np.corrcoef(orders[0], np.arange(5000))[0, 1]) < 0.05
   assert 0.45 < (np.diff(orders[0]) > 0).mean() < 0.55
 
 
-def test_only_the_end_of_the_last_row_is_padding(written):
-  rows = written(numbered(20))
+def test_only_the_end_of_the_last_row_is_padding(rows_of):
+  rows = rows_of(numbered(20))
   assert (len(rows), rows.tokens, rows.seq_len, rows.size) == (3, 20, T, T)
   assert (rows[0]['weights'] == 1).all() and (rows[1]['segments'] == 1).all()
   last = rows[2]
@@ -75,8 +77,8 @@ def test_only_the_end_of_the_last_row_is_padding(written):
   assert all((values[4:] == 0).all() for values in last.values())
 
 
-def test_a_batch_stacks_rows(written):
-  rows = written(numbered(20))
+def test_a_batch_stacks_rows(rows_of):
+  rows = rows_of(numbered(20))
   indices = np.array([2, 0, 0])
   batch = rows.batch(indices)
   types = {name: values.dtype.type for name, values in batch.items()}
@@ -95,31 +97,31 @@ def test_a_batch_stacks_rows(written):
     rows[3]
 
 
-def test_training_and_evaluation_see_each_pair_once(written):
-  rows = written(numbered(60))
+def test_training_and_evaluation_read_each_pair_once(rows_of):
+  rows = rows_of(numbered(60))
   steps = batches.train_batches(rows, (), 4, 1, [range(0, 2)])
   for seen in ([batch for _, batch in steps], list(batches.eval_batches(rows, 5))):
     inputs = np.concatenate([batch['inputs'][batch['segments'] > 0] for batch in seen])
     assert sorted(inputs.tolist()) == list(range(60))
 
 
-def test_a_config_names_what_counts(section, corpus):
+def test_a_config_names_the_counter(section, corpus):
   source = corpus('a b c\nb a a d\nx', documents='line')
   data = section(source, tokenizer=WORDS, pair_counter=COUNT, seq_len=4)
   tokenizer = pipeline.tokenizer(data)
   rows = pipeline.packed_rows(data, 'train', tokenizer, 0)
-  found = flat(rows)
-  names = [[tokenizer.id_to_token(int(i)) for i in found[k]] for k in ('inputs', 'neighbours')]
+  arrays = flat(rows)
+  names = [[tokenizer.id_to_token(int(i)) for i in arrays[k]] for k in ('inputs', 'neighbours')]
   expected = collections.Counter()
   ordered = {'ab': 2.5, 'bc': 1, 'ac': 0.5, 'ad': 1.5}  # b a a: 1 + 1/2; a b c: 1
   for (i, j), count in ordered.items():
     expected[i, j] = expected[j, i] = count
   expected['a', 'a'] = 2
-  assert dict(zip(zip(*names, strict=True), found['counts'].tolist(), strict=True)) == expected
+  assert dict(zip(zip(*names, strict=True), arrays['counts'].tolist(), strict=True)) == expected
   assert isinstance(rows, PairRows) and (rows.documents, rows.tokens) == (3, len(expected))
 
 
-def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
+def test_counted_pairs_are_cached(section, corpus, monkeypatch):
   data = section(corpus('a b c a b d'), tokenizer=WORDS, pair_counter=COUNT)
   tokenizer = pipeline.tokenizer(data)
 
@@ -140,7 +142,7 @@ def test_what_was_counted_is_not_counted_again(section, corpus, monkeypatch):
     fingerprint(2)
 
 
-def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
+def test_an_interrupted_count_leaves_no_files(section, corpus, monkeypatch):
   data = section(corpus('a b c a b d'), tokenizer=WORDS, pair_counter=COUNT)
   tokenizer = pipeline.tokenizer(data)
 
@@ -159,13 +161,13 @@ def test_a_count_that_breaks_off_leaves_nothing(section, corpus, monkeypatch):
   assert (flat(rows)['counts'] > 0).all()
 
 
-@pytest.mark.parametrize('told', [True, False])
-def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
+@pytest.mark.parametrize('takes_progress', [True, False])
+def test_counting_reports_progress(takes_progress, section, corpus, monkeypatch):
   data = section(corpus('a b c\nb c\na', documents='line'), tokenizer=WORDS, pair_counter=COUNT)
-  data['cache'] += f'-{told}'
+  data['cache'] += f'-{takes_progress}'
   count = cooccurrence.count_cooccurrences
   monkeypatch.setattr(cooccurrence, '_BLOCK', 3)
-  if not told:  # a counter that takes no such argument is none the worse
+  if not takes_progress:  # a counter without this argument works too
 
     def silent(stream, window):
       return count(stream, window)
@@ -175,7 +177,7 @@ def test_counting_tells_how_far_it_is(told, section, corpus, monkeypatch):
   pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), 0, lambda *line: lines.append(line))
   counting = [(done, total) for done, total, what in lines if what == 'counting co-occurrences']
   # Of nine tokens, with END, the documents have four, three and two.
-  assert counting == ([(0, 3), (1, 3), (3, 3)] if told else [])
+  assert counting == ([(0, 3), (1, 3), (3, 3)] if takes_progress else [])
 
 
 @pytest.mark.parametrize(

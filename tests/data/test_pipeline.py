@@ -83,7 +83,7 @@ CORPUS = """
 
 @pytest.fixture(autouse=True)
 def module(tmp_path, monkeypatch):
-  """Puts the user's module on the import path, afresh for each test."""
+  """Puts the user's module on the import path, and imports it again in each test."""
   file = tmp_path / 'some_corpus.py'
   file.write_text(textwrap.dedent(CORPUS))
   monkeypatch.syspath_prepend(str(tmp_path))
@@ -118,7 +118,7 @@ def test_steps_filter_and_split(section):
   assert documents(rows) == [half for both in halves for half in both]
 
 
-def test_processes_prepare_what_one_prepares(section, tmp_path, monkeypatch):
+def test_several_processes_and_one_prepare_the_same(section, tmp_path, monkeypatch):
   alone = pipeline.packed_rows(section('some_corpus:lines(count=3000)'), 'train', BYTES, 0)
   monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
   data = section('some_corpus:lines(count=3000)', workers=3, cache=str(tmp_path / 'other'))
@@ -128,7 +128,7 @@ def test_processes_prepare_what_one_prepares(section, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('count', [1, 2])
-def test_user_errors_and_faults_of_a_step_surface(section, monkeypatch, count):
+def test_errors_of_a_step_reach_the_user(section, monkeypatch, count):
   monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
 
   def run(step):
@@ -141,7 +141,7 @@ def test_user_errors_and_faults_of_a_step_surface(section, monkeypatch, count):
     run('broken')
 
 
-def test_faults_in_workers_surface(section, monkeypatch):
+def test_errors_in_workers_reach_the_parent(section, monkeypatch):
   source = pipeline.open_source('some_corpus:lines', 'train')
   chunks = pipeline.chunks(len(source))
 
@@ -165,7 +165,7 @@ def test_a_prepared_split_is_not_prepared_again(section, monkeypatch):
   assert again.fingerprint == first.fingerprint
 
 
-def test_what_shapes_rows_names_them(section, module):
+def test_every_input_of_rows_changes_their_name(section, module):
   def fingerprint(source='some_corpus:lines', seed=0, tokenizer=BYTES, split='train', **changes):
     return pipeline.packed_rows(section(source, **changes), split, tokenizer, seed).fingerprint
 
@@ -191,12 +191,12 @@ def test_content_without_a_fingerprint_is_hashed(section, module):
   module.write_text(
     "from os import environ\ndef no_fingerprint(split): return [{'text': environ['CONTENT']}]\n"
   )
-  found = []
+  prepared = []
   for content in ('one', 'two', 'one'):
     os.environ['CONTENT'] = content
-    found.append(documents(pipeline.packed_rows(data, 'train', BYTES, 0)))
+    prepared.append(documents(pipeline.packed_rows(data, 'train', BYTES, 0)))
   del os.environ['CONTENT']
-  assert found == [['one'], ['two'], ['one']]
+  assert prepared == [['one'], ['two'], ['one']]
 
 
 def test_the_tokenizer_is_trained_once_on_the_training_split(section, corpus, monkeypatch):
@@ -213,13 +213,13 @@ def test_the_tokenizer_is_trained_once_on_the_training_split(section, corpus, mo
 def test_an_existing_tokenizer_follows_its_file(section, tmp_path):
   file = tmp_path / 'tokenizer.json'
   leaves = {'fn': 'lm.text.tokenizers:existing', 'file': str(file)}
-  for made in (tokenizers.bytes([]), tokenizers.characters(['abc'])):
-    made.save(str(file))
+  for trained in (tokenizers.bytes([]), tokenizers.characters(['abc'])):
+    trained.save(str(file))
     data = section('some_corpus:lines', tokenizer=leaves)
-    assert pipeline.tokenizer(data).get_vocab_size() == made.get_vocab_size()
+    assert pipeline.tokenizer(data).get_vocab_size() == trained.get_vocab_size()
 
 
-def test_an_evaluation_set_may_have_a_source_of_its_own(section, corpus):
+def test_an_evaluation_set_may_have_its_own_source(section, corpus):
   other = corpus('some other text')
   rows = pipeline.packed_rows(section('some_corpus:lines'), 'train', BYTES, 0, source=other)
   assert documents(rows) == ['some other text']
@@ -236,7 +236,7 @@ def test_progress_is_reported(section):
   assert {(total, what) for _, total, what in seen} == {(1000, "preparing 'train'")}
 
 
-def test_long_documents_are_tokenized_in_pieces_that_lose_nothing(section, corpus, monkeypatch):
+def test_long_documents_are_tokenized_in_pieces_without_loss(section, corpus, monkeypatch):
   text = '\n'.join(f'line {n}, and more of it' for n in range(500))
   monkeypatch.setattr(pipeline, '_PIECE', 100)
   monkeypatch.setattr(pipeline, '_BATCH', 250)
@@ -244,7 +244,7 @@ def test_long_documents_are_tokenized_in_pieces_that_lose_nothing(section, corpu
   assert documents(rows) == [text]
 
 
-def test_a_document_of_more_bytes_than_a_batch_can_tell_of_is_refused(tmp_path):
+def test_a_document_with_more_bytes_than_int32_is_rejected(tmp_path):
   chunk = {'tokens': np.zeros(2, np.uint16), 'counts': np.array([2]), 'sizes': np.array([2**31])}
   with pytest.raises(UserError, match=r'document 1 has 2,147,483,648 bytes; .*2,147,483,647'):
     pipeline.write_tokens(tmp_path, [chunk], np.uint16)
@@ -252,15 +252,15 @@ def test_a_document_of_more_bytes_than_a_batch_can_tell_of_is_refused(tmp_path):
   assert pipeline.write_tokens(tmp_path, [chunk], np.uint16)['bytes'] == 2**31 - 1
 
 
-def test_pieces_of_texts_long_and_short_are_put_together_again(monkeypatch):
+def test_pieces_of_long_and_short_texts_are_joined(monkeypatch):
   monkeypatch.setattr(pipeline, '_PIECE', 10)
   monkeypatch.setattr(pipeline, '_BATCH', 25)
   texts = ['ab', '', 'é' * 40, 'one two three four', '']
-  found = pipeline.text_encoder(BYTES)(iter(texts))
-  assert found.sizes.tolist() == [len(t.encode()) for t in texts]
-  assert found.counts.tolist() == [len(t.encode()) + 1 for t in texts]
+  encoded = pipeline.text_encoder(BYTES)(iter(texts))
+  assert encoded['sizes'].tolist() == [len(t.encode()) for t in texts]
+  assert encoded['counts'].tolist() == [len(t.encode()) + 1 for t in texts]
   expected = [b for t in texts for b in [*(x + 1 for x in t.encode()), 0]]
-  assert found.tokens.tolist() == expected
+  assert encoded['tokens'].tolist() == expected
 
 
 def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
@@ -356,7 +356,7 @@ def test_two_runs_at_once_prepare_the_same(section, tmp_path):
   assert lines[0] == lines[1]
 
 
-def test_a_run_killed_while_preparing_leaves_what_the_next_can_use(section, tmp_path):
+def test_a_run_killed_while_preparing_does_not_harm_the_next(section, tmp_path):
   data = section('some_corpus:lines', prepare=('some_corpus:held',))
   killed = start(data, tmp_path)
   wait_for_tokens(data['cache'], killed)
@@ -395,11 +395,11 @@ def alive(pid):
     return False
 
 
-def test_a_full_disk_leaves_no_half_tokens(section, monkeypatch):
+def test_a_full_disk_leaves_no_partial_tokens(section, monkeypatch):
   data = section('some_corpus:lines')
 
   def fill(job, source, count):
-    yield pipeline.text_encoder(BYTES)(['some text'])._asdict()
+    yield pipeline.text_encoder(BYTES)(['some text'])
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
@@ -410,7 +410,7 @@ def test_a_full_disk_leaves_no_half_tokens(section, monkeypatch):
   assert pipeline.packed_rows(data, 'train', BYTES, 0).documents == 1000
 
 
-def test_damaged_tokens_are_prepared_again_loudly(section, capsys):
+def test_damaged_tokens_are_prepared_again_with_a_warning(section, capsys):
   data = section('some_corpus:lines')
   pipeline.packed_rows(data, 'train', BYTES, 0)
   (file,) = pathlib.Path(data['cache']).glob('tokens-*/tokens.bin')
@@ -421,9 +421,9 @@ def test_damaged_tokens_are_prepared_again_loudly(section, capsys):
 
 def test_text_that_looks_like_a_special_token_is_text():
   texts = ['a<|end|>é', '', '<|end|>']
-  found = pipeline.text_encoder(tokenizers.bytes([]))(texts)
-  # By hand: byte b is token b + 1, and the one END of a document, token 0, stands behind it.
+  encoded = pipeline.text_encoder(tokenizers.bytes([]))(texts)
+  # By hand: byte b is token b + 1, and each document ends with one END, token 0.
   expected = [[b + 1 for b in text.encode()] + [0] for text in texts]
-  assert found.tokens.tolist() == [token for ids in expected for token in ids]
-  assert found.counts.tolist() == [11, 1, 8]
-  assert found.sizes.tolist() == [10, 0, 7]
+  assert encoded['tokens'].tolist() == [token for ids in expected for token in ids]
+  assert encoded['counts'].tolist() == [11, 1, 8]
+  assert encoded['sizes'].tolist() == [10, 0, 7]

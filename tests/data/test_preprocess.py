@@ -18,7 +18,7 @@ def texts_of(step, *texts, **arguments):
   return [example['text'] for example in run(step, *texts, **arguments)]
 
 
-def test_other_fields_stay():
+def test_other_fields_stay_unchanged():
   assert run(preprocess.split_sentences, 'Go on. He did.', '') == [
     {'text': 'Go on.', 'label': 'x'},
     {'text': 'He did.', 'label': 'x'},
@@ -30,7 +30,7 @@ def test_other_fields_stay():
     ]
 
 
-def test_lines_are_normalised_one_by_one():
+def test_lines_are_normalized_separately():
   assert texts_of(preprocess.normalize, 'Ａ  b\n\n ﬁ\r\n') == ['A b\n\nfi\n']
 
 
@@ -45,15 +45,15 @@ def test_words_are_joined_by_spaces():
   ]
 
 
-def test_chinese_is_segmented_simplified_and_rid_of_stop_words():
+def test_chinese_is_segmented_and_simplified_and_loses_stop_words():
   pytest.importorskip('opencc')
   wanted = {
     (): '我 来到 了 北京 的 清华大学 。',
     ('zh',): '来到 北京 清华大学',
   }
   for stop, words in wanted.items():
-    found = texts_of(preprocess.segment_words, '我來到了北京的清華大學。', simplify=True, stop=stop)
-    assert found == [words]
+    texts = texts_of(preprocess.segment_words, '我來到了北京的清華大學。', simplify=True, stop=stop)
+    assert texts == [words]
 
 
 def test_words_are_tagged_for_a_tagging_task():
@@ -83,13 +83,13 @@ STEPS = (
 
 
 def documents(rows):
-  found = []
+  ids = []
   for i in range(len(rows)):
-    found += rows[i]['inputs'].tolist()
-  return bytes(token - 1 for token in found if token).decode()
+    ids += rows[i]['inputs'].tolist()
+  return bytes(token - 1 for token in ids if token).decode()
 
 
-def test_steps_prepare_alike_in_every_process(section, corpus, monkeypatch):
+def test_steps_return_the_same_in_every_process(section, corpus, monkeypatch):
   lines = ''.join(f'The {n} Ｄogs of {n}. It barked!\n' for n in range(1000))
   data = section(corpus(lines, documents='line'), prepare=STEPS)
   byte_tokens = tokenizers.bytes([])
@@ -120,7 +120,7 @@ def test_user_errors_are_reported_in_one_line(section, corpus, step, message):
 
 
 @pytest.mark.parametrize('step', ['normalize', 'split_sentences', 'segment_words'])
-def test_a_lone_surrogate_is_reported_in_one_line_and_leaves_nothing(section, tmp_path, step):
+def test_a_lone_surrogate_is_reported_in_one_line_and_leaves_no_files(section, tmp_path, step):
   file = tmp_path / 'some.jsonl'
   file.write_text('{"text": "fine"}\n{"text": "ab \\ud83d cd"}\n')
   data = section(
@@ -135,5 +135,5 @@ def test_a_lone_surrogate_is_reported_in_one_line_and_leaves_nothing(section, tm
 
 def test_control_characters_and_odd_scripts_pass(section, corpus):
   text = 'a\x00b\x1b[0m \x07 e\u0301\u0323 👩‍👩‍👧 مرحبا'
-  found = texts_of(preprocess.segment_words, text, form='NFC', case='keep')
-  assert found == ['a b [ 0m ẹ\u0301 👩‍👩‍👧 مرحبا']
+  texts = texts_of(preprocess.segment_words, text, form='NFC', case='keep')
+  assert texts == ['a b [ 0m ẹ\u0301 👩‍👩‍👧 مرحبا']

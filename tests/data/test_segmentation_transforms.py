@@ -46,11 +46,11 @@ def pairs(section, tmp_path):
 
 
 def texts(tokenizer, row, stream):
-  """What each segment of a row says; its tokens end with END."""
+  """Returns the text of each segment of a row, after checking that it ends with END."""
   segments = row[{'source': 'source_segments'}.get(stream, 'segments')]
-  found = [row[stream][segments == i + 1].tolist() for i in range(segments.max())]
-  assert all(ids[-1] == END for ids in found)
-  return [tokenizer.decode(ids, skip_special_tokens=False) for ids in found]
+  texts_of_ids = [row[stream][segments == i + 1].tolist() for i in range(segments.max())]
+  assert all(ids[-1] == END for ids in texts_of_ids)
+  return [tokenizer.decode(ids, skip_special_tokens=False) for ids in texts_of_ids]
 
 
 def assert_well_laid(row):
@@ -73,7 +73,7 @@ def assert_well_laid(row):
 
 @pytest.mark.parametrize('reserve', [1.1, 1.5])
 @pytest.mark.parametrize(('kind', 'strength'), [('bpe', 0.3), ('bpe', 1.0), ('unigram', 0.1)])
-def test_texts_and_layout_stay_and_pieces_do_not(pairs, kind, strength, reserve):
+def test_texts_and_segments_stay_and_pieces_change(pairs, kind, strength, reserve):
   rows, tokenizer, _ = pairs(kind, packing_slack=reserve)
   paths = [PATHS[kind].format(stream, strength) for stream in ('source', 'targets')]
   transforms = batches.open_transforms(paths, tokenizer, rows)
@@ -92,7 +92,7 @@ def test_texts_and_layout_stay_and_pieces_do_not(pairs, kind, strength, reserve)
   assert changed > len(rows)
 
 
-def test_no_dropout_leaves_rows_as_they_are(pairs):
+def test_a_dropout_rate_of_zero_changes_no_row(pairs):
   rows, tokenizer, _ = pairs()
   for stream in ('source', 'targets'):
     transform = transforms.bpe_dropout(tokenizer, stream, rate=0.0)
@@ -101,7 +101,7 @@ def test_no_dropout_leaves_rows_as_they_are(pairs):
       assert all((row[name] == values).all() for name, values in rows[i].items())
 
 
-def test_a_crowded_row_is_filled_and_all_its_words_take_turns(pairs):
+def test_all_words_of_a_crowded_row_are_resampled_in_turn(pairs):
   rows, tokenizer, _ = pairs(packing_slack=1.1)
   row = rows[0]
   spare = (row['source_segments'] == 0).sum()
@@ -130,7 +130,7 @@ def test_batches_are_resegmented_in_each_epoch(pairs):
   assert np.mean([(by_row[0][key] != by_row[1][key]).any() for key in by_row[0]]) > 0.9
 
 
-def test_space_is_reserved_in_training_rows_alone(pairs):
+def test_only_training_rows_have_packing_slack(pairs):
   rows, tokenizer, data = pairs(packing_slack=1.4)
   for i in range(len(rows)):
     for segments in (rows[i]['segments'], rows[i]['source_segments']):
@@ -143,14 +143,14 @@ def test_space_is_reserved_in_training_rows_alone(pairs):
   assert len(pipeline.packed_rows(data, 'train', tokenizer, None)) > len(evaluated)
 
 
-def test_an_example_as_long_as_a_row_still_has_a_place(pairs):
+def test_an_example_as_long_as_a_row_is_packed(pairs):
   rows, _, _ = pairs(too_long='truncate', seq_len=8, source_len=8, packing_slack=3.0)
   assert sum(row['segments'].max() for row in map(rows.__getitem__, range(len(rows)))) == 150
   assert max((row['segments'] == 1).sum() for row in map(rows.__getitem__, range(len(rows)))) == 8
 
 
 @pytest.mark.parametrize(('stream', 'prefix'), [('source', 'source_'), ('targets', '')])
-def test_what_is_cut_off_inside_a_character_stays(pairs, stream, prefix):
+def test_bytes_of_a_cut_character_stay(pairs, stream, prefix):
   rows, tokenizer, _ = pairs(too_long='truncate', source_len=9, seq_len=9, packing_slack=1.0)
   transform = transforms.bpe_dropout(tokenizer, stream, rate=0.5)
   cut = 0
@@ -169,12 +169,12 @@ def test_what_is_cut_off_inside_a_character_stays(pairs, stream, prefix):
 
 
 @pytest.mark.parametrize('value', [0.9, 0])
-def test_a_reserve_below_one_is_refused(pairs, value):
+def test_packing_slack_below_one_is_rejected(pairs, value):
   with pytest.raises(UserError, match=rf'data\.packing_slack={value}: must be at least 1'):
     pairs(packing_slack=value)
 
 
-def test_a_reserve_without_a_task_is_refused(section, corpus):
+def test_packing_slack_without_a_task_is_rejected(section, corpus):
   data = section(corpus('some text'), packing_slack=1.2)
   with pytest.raises(
     UserError, match=r'data\.packing_slack=1\.2: text without a task is packed without'
@@ -183,7 +183,7 @@ def test_a_reserve_without_a_task_is_refused(section, corpus):
 
 
 def classes_of(section, corpus_tokens, **changes):
-  """Rows of an encoder that finds a class; the examples are in this file."""
+  """Returns rows of a classifier; the examples are in this file."""
   data = section(
     f'{__name__}:labelled',
     task='lm.tasks.text:classification',
@@ -231,29 +231,29 @@ def test_an_encoder_keeps_its_classes(section):
     ),
   ],
 )
-def test_streams_that_do_not_suit_are_refused(pairs, stream, converter, message):
+def test_unsuitable_streams_are_rejected(pairs, stream, converter, message):
   rows, tokenizer, _ = pairs(converter=converter, seq_len=128)
   with pytest.raises(UserError, match=message):
     batches.open_transforms([PATHS['bpe'].format(stream, 0.1)], tokenizer, rows)
 
 
-def test_targets_are_segmented_before_inputs_are_hidden(pairs):
+def test_segmentation_of_targets_must_precede_masking_of_inputs(pairs):
   rows, tokenizer, _ = pairs()
   hide = transforms.word_dropout(tokenizer, 'inputs', rate=0.9, token='<|sep|>')
-  anew = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
+  resample = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
   rng = np.random.default_rng(0)
-  both = hide(anew(rows[0], rng), rng)
+  both = hide(resample(rows[0], rng), rng)
   assert texts(tokenizer, both, 'targets') == texts(tokenizer, rows[0], 'targets')
   with pytest.raises(UserError, match='precedes transforms that change their inputs'):
-    anew(hide(rows[0], rng), rng)
+    resample(hide(rows[0], rng), rng)
 
 
-def test_targets_that_do_not_all_count_are_refused(pairs):
+def test_targets_with_zero_weights_are_rejected(pairs):
   rows, tokenizer, _ = pairs()
-  anew = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
+  resample = transforms.bpe_dropout(tokenizer, 'targets', rate=0.5)
   weights = rows[0]['weights'] * (np.arange(64) > 2)
   with pytest.raises(UserError, match=r'suits rows of lm\.tasks\.seq2seq:encoder_decoder'):
-    anew(rows[0] | {'weights': weights}, np.random.default_rng(0))
+    resample(rows[0] | {'weights': weights}, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

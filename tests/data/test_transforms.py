@@ -13,13 +13,13 @@ MASK = '<|mask|>'
 
 @pytest.fixture(scope='module')
 def letters():
-  """Words a to j, each one token."""
-  made = tokenizers.words(['a b c d e f g h i j'], min_count=1)
-  return tokenizers.with_special_tokens(made, ('<|sep|>', MASK))
+  """Returns the tokenizer of the words a to j, each of them one token."""
+  trained = tokenizers.words(['a b c d e f g h i j'], min_count=1)
+  return tokenizers.with_special_tokens(trained, ('<|sep|>', MASK))
 
 
 def row_of(tokenizer, *texts, T=40, examples=4, stream='inputs'):
-  """Texts of tokens by name, one a segment, as an encoder with a class for each has them."""
+  """Returns a row of a classifier with one segment for each text."""
   parts = [[tokenizer.token_to_id(name) for name in text.split()] for text in texts]
   filled = np.zeros((3, T), np.int32)
   at = 0
@@ -66,7 +66,7 @@ TEXTS = ('<|end|> a b c d e <|sep|> f g h', '<|end|> i j a b', '<|end|> c')
     lambda t, stream: transforms.swaps(t, stream, distance=9),
   ],
 )
-def test_noise_stays_in_its_stream_and_off_special_tokens_and_padding(letters, build, stream):
+def test_noise_changes_only_text_of_its_stream(letters, build, stream):
   row = row_of(letters, *TEXTS, stream=stream)
   before = {name: values.copy() for name, values in row.items()}
   changed = draws(build(letters, stream), row, 200)
@@ -79,7 +79,7 @@ def test_noise_stays_in_its_stream_and_off_special_tokens_and_padding(letters, b
   assert all((row[name] == before[name]).all() for name in row)
 
 
-def test_word_dropout_hides_each_word_with_its_probability(letters):
+def test_word_dropout_masks_each_word_with_its_probability(letters):
   row = row_of(letters, *TEXTS)
   hidden = np.stack(
     [
@@ -110,8 +110,8 @@ def test_words_of_several_tokens_are_masked_together():
 
   def hidden(unit):
     transform = transforms.word_dropout(tokenizer, 'inputs', rate=0.5, unit=unit, token='[M]')
-    found = draws(transform, row, 400)
-    return {tokenizer.decode(one['inputs'][1:17].tolist(), False) for one in found}
+    sampled = draws(transform, row, 400)
+    return {tokenizer.decode(one['inputs'][1:17].tolist(), False) for one in sampled}
 
   m = '[M]'
   words = ('the', ' old', ' dog', '\nruns')
@@ -122,9 +122,9 @@ def test_words_of_several_tokens_are_masked_together():
   assert len(hidden('token')) > 300
 
 
-def test_pieces_of_wordpiece_belong_to_the_word_before():
-  made = tokenizers.wordpiece(['dogs dog cats cat'] * 5, 15)
-  tokenizer = tokenizers.with_special_tokens(made, (MASK,))
+def test_wordpiece_continuations_belong_to_the_word_before():
+  trained = tokenizers.wordpiece(['dogs dog cats cat'] * 5, 15)
+  tokenizer = tokenizers.with_special_tokens(trained, (MASK,))
   pieces = tokenizer.encode('dogs cats').tokens
   inside = [piece.startswith('##') for piece in pieces]
   second = inside.index(False, 1)
@@ -140,8 +140,8 @@ def test_spans_have_geometric_lengths_and_mask_their_fraction(letters):
   text = ' '.join(['a'] * 5000)
   row = row_of(letters, text, T=5000)
   rate, mean = 0.2, 3.0
-  found = draws(transforms.span_masking(letters, 'inputs', rate, mean), row, 40)
-  hidden = np.stack([one['inputs'] == letters.token_to_id(MASK) for one in found])
+  sampled = draws(transforms.span_masking(letters, 'inputs', rate, mean), row, 40)
+  hidden = np.stack([one['inputs'] == letters.token_to_id(MASK) for one in sampled])
   assert abs(hidden.mean() - rate) < 0.01
   lengths = collections.Counter()
   for line in hidden:
@@ -153,10 +153,10 @@ def test_spans_have_geometric_lengths_and_mask_their_fraction(letters):
     assert abs(lengths[length] / total - p) < 5 * math.sqrt(p * (1 - p) / total)
 
 
-def test_the_first_word_of_a_row_is_in_a_span_as_often_as_any(letters):
+def test_the_first_word_of_a_row_is_masked_as_often_as_others(letters):
   row = row_of(letters, '<|end|> a b c d')
-  found = draws(transforms.span_masking(letters, 'inputs', 0.3, 4.0), row, 4000)
-  hidden = np.stack([one['inputs'][1:5] == letters.token_to_id(MASK) for one in found])
+  sampled = draws(transforms.span_masking(letters, 'inputs', 0.3, 4.0), row, 4000)
+  hidden = np.stack([one['inputs'][1:5] == letters.token_to_id(MASK) for one in sampled])
   assert abs(hidden.mean(0) - 0.3).max() < 5 * math.sqrt(0.21 / 4000)
 
 
@@ -174,18 +174,18 @@ def test_swapped_words_stay_near_and_in_their_text(letters):
     assert far == distance
 
 
-def test_texts_side_by_side_do_not_mix(letters):
+def test_adjacent_texts_do_not_mix(letters):
   row = row_of(letters, 'a b c', 'd e f')
   for one in draws(transforms.swaps(letters, 'inputs'), row, 200):
     assert sorted(names_of(letters, one)[:3]) == ['a', 'b', 'c']
 
 
 @pytest.mark.parametrize(('rate', 'swapped'), [(1.0, 1 / 8), (0.5, 1 / 8 * 1 / 4 + 1 / 2 * 1 / 4)])
-def test_neighbors_swap_with_the_probability_of_the_noise(letters, rate, swapped):
-  # For k = 1, a and b swap when u_a > 1 + u_b with both in [0, 2): an eighth of the square. When
-  # only a is drawn, u_b = 0 and half of [0, 2) will do; when only b is, or none, never.
-  found = draws(transforms.swaps(letters, 'inputs', rate, 1), row_of(letters, 'a b'), 8000)
-  share = np.mean([names_of(letters, one)[0] == 'b' for one in found])
+def test_neighbors_swap_with_the_exact_probability(letters, rate, swapped):
+  # For k = 1, a and b swap when u_a > 1 + u_b with both in [0, 2): an eighth of the square. If
+  # only u_a is random, u_b = 0 and half of [0, 2) swaps; otherwise they never swap.
+  sampled = draws(transforms.swaps(letters, 'inputs', rate, 1), row_of(letters, 'a b'), 8000)
+  share = np.mean([names_of(letters, one)[0] == 'b' for one in sampled])
   assert abs(share - swapped) < 5 * math.sqrt(swapped * (1 - swapped) / 8000)
 
 
@@ -194,8 +194,8 @@ def test_words_of_several_tokens_move_together_and_the_first_stays():
   ids = [0, *tokenizer.encode('one two three four').ids, 0]
   row = row_of(tokenizer, T=20) | {'inputs': np.array(ids, np.int32)}
   row['segments'] = np.ones(20, np.int32)
-  found = draws(transforms.swaps(tokenizer, 'inputs', distance=3), row, 300)
-  texts = {tokenizer.decode(one['inputs'][1:-1].tolist()) for one in found}
+  sampled = draws(transforms.swaps(tokenizer, 'inputs', distance=3), row, 300)
+  texts = {tokenizer.decode(one['inputs'][1:-1].tolist()) for one in sampled}
   orders = (
     'two three four',
     'three two four',
@@ -206,7 +206,7 @@ def test_words_of_several_tokens_move_together_and_the_first_stays():
   assert texts == {f'one {order}' for order in (*orders, 'four three two')}
 
 
-def test_what_goes_by_places_is_not_torn_apart(letters):
+def test_rows_with_positional_fields_are_rejected(letters):
   swaps = transforms.swaps(letters, 'inputs')
   row, rng = row_of(letters, *TEXTS), np.random.default_rng(0)
   along = {'targets': row['inputs'], 'weights': np.ones(40, np.float32)}
@@ -215,7 +215,7 @@ def test_what_goes_by_places_is_not_torn_apart(letters):
   for name in ('words', 'bytes', 'prefix'):
     with pytest.raises(UserError, match=f"'{name}' of the row"):
       swaps(row | {name: row['inputs']}, rng)
-  # Hiding moves nothing.
+  # Masking moves no token.
   hide = transforms.word_dropout(letters, 'inputs', 0.5)
   hide(row | along | {'words': row['inputs'], 'bytes': row['inputs']}, rng)
 
@@ -259,10 +259,10 @@ def test_user_errors_are_reported_in_one_line(letters, build, message):
   assert '\n' not in str(e.value) and str(e.value).startswith('data.transforms: ')
 
 
-def test_the_largest_rate_of_spans_is_allowed(letters):
+def test_the_maximum_rate_of_spans_is_allowed(letters):
   row = row_of(letters, ' '.join(['a'] * 40))
-  found = draws(transforms.span_masking(letters, 'inputs', 0.75, 3.0), row, 200)
-  shown = np.stack([one['inputs'] != letters.token_to_id(MASK) for one in found])
+  sampled = draws(transforms.span_masking(letters, 'inputs', 0.75, 3.0), row, 200)
+  shown = np.stack([one['inputs'] != letters.token_to_id(MASK) for one in sampled])
   assert abs(shown.mean() - 0.25) < 0.02 and not (shown[:, 1:] & shown[:, :-1]).any()
 
 
@@ -280,7 +280,7 @@ def plain(row, rng, amount=3):
   return row | {'inputs': row['inputs'] + rng.integers(0, amount, row['inputs'].shape)}
 
 
-def test_builders_are_given_the_tokenizer_and_random_in_each_epoch(section, corpus):
+def test_builders_receive_the_tokenizer_and_differ_in_each_epoch(section, corpus):
   rows, transforms, tokenizer = opened(
     section,
     corpus,
@@ -321,6 +321,6 @@ def test_builders_are_given_the_tokenizer_and_random_in_each_epoch(section, corp
     ),
   ],
 )
-def test_a_transform_that_does_not_suit_is_reported_before_training(section, corpus, path, message):
+def test_an_unsuitable_transform_is_reported_before_training(section, corpus, path, message):
   with pytest.raises(UserError, match=message):
     opened(section, corpus, path)

@@ -16,8 +16,8 @@ from lm.decode.beam import (
   check_beam_size,
   init_beam,
 )
-from lm.decode.logits_processors import minimum_length, no_repeat_ngram
 from lm.decode.loop import DecodeConfig, decode_loop, decode_step, init_state
+from lm.decode.sampling import minimum_length, no_repeat_ngram
 from lm.errors import UserError
 
 END = 1
@@ -52,7 +52,7 @@ def _reorder(cache, parents_BM):
 
 
 def _first(model):
-  """Returns what `prefill` returns after the first two tokens."""
+  """Returns the values of `prefill` after the first two tokens."""
   table, last = model
   logits = table[np.arange(len(last)), last[:, 0], last[:, 1]]
   return logits, np.zeros(len(last), np.int32), (table, last)
@@ -90,9 +90,9 @@ def _search(model, *args, **options):
   return _search_and_done(model, *args, **options)[0]
 
 
-def _log_p(model, row, said, token):
-  last = [*model[1][row], *said][-2:]
-  logits = model[0][row][tuple(last)].astype(np.float64) * _sharpness(len(said))
+def _log_p(model, row, tokens, token):
+  last = [*model[1][row], *tokens][-2:]
+  logits = model[0][row][tuple(last)].astype(np.float64) * _sharpness(len(tokens))
   return logits[token] - np.log(np.exp(logits).sum())
 
 
@@ -123,8 +123,8 @@ def _reference(model, row, beam, max_tokens, alpha, n_best):
   running, pool = [(0.0, ())], []
   for n in range(1, max_tokens + 1):
     candidates = [
-      (log_p + _log_p(model, row, said, token), (*said, token))
-      for log_p, said in running
+      (log_p + _log_p(model, row, tokens, token), (*tokens, token))
+      for log_p, tokens in running
       for token in range(V)
     ]
     candidates.sort(reverse=True)
@@ -150,7 +150,7 @@ def test_a_wide_beam_finds_the_best_of_all_hypotheses(alpha):
     _assert_found(found, row, _everything(model, row, 4, alpha)[:12])
 
 
-def test_hypotheses_that_do_not_exist_have_length_0_and_score_minus_infinity():
+def test_missing_hypotheses_have_length_0_and_score_minus_infinity():
   model = _model(seed=2, V=3)
   found = _search(model, beam_size=12, max_tokens=2, n_best=12)
   everything = _everything(model, 0, 2, 0.6)
@@ -172,7 +172,7 @@ def test_narrow_beams_equal_a_plain_search_without_early_stop(seed, beam, alpha,
 
 
 def test_narrow_beams_do_miss_hypotheses():
-  """Otherwise the test above would not tell a beam from a complete search."""
+  """Otherwise the test above could not distinguish a beam from a complete search."""
   model = _model(seed=1, V=5, scale=1.0)
   found = _search(model, 1.0, beam_size=2, max_tokens=6, n_best=1)
   assert found.scores[2, 0] < _everything(model, 2, 6, 1.0)[0][0] - 1
@@ -199,11 +199,11 @@ def test_the_search_stops_when_nothing_can_improve():
   options = {'beam_size': 3, 'max_tokens': 50, 'length_penalty': 0.0}
   assert _steps_taken((table, last), **options) == 0
   assert 0 < _steps_taken((table, last), **options, n_best=2) < 10
-  table[1, :, :, END] -= 50  # one row goes on, and so do all
+  table[1, :, :, END] -= 50  # one row continues, and so do all
   assert _steps_taken((table, last), **options) == 49
 
 
-def test_a_long_hypothesis_that_may_still_win_is_waited_for():
+def test_the_search_continues_while_a_long_hypothesis_may_win():
   # Says END with 0.6, or else 2, and then 3, 2 and END surely.
   table = np.full((1, 4, 4, 4), -30.0, np.float32)
   table[0, 0, 0, [END, 2]] = np.log([0.6, 0.4])
@@ -241,13 +241,13 @@ def _six():
   return model
 
 
-def test_a_row_depends_on_no_other():
+def test_a_row_is_independent_of_other_rows():
   model = _six()
-  together = _search(model, **OF_SIX)
-  assert len(set(together.lengths[:, 0])) > 1  # they end at different steps
+  batched = _search(model, **OF_SIX)
+  assert len(set(batched.lengths[:, 0])) > 1  # they end at different steps
   for row in range(6):
     alone = _search(tuple(x[row : row + 1] for x in model), **OF_SIX)
-    jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[0], y[row]), alone, together)
+    jax.tree.map(lambda x, y, row=row: np.testing.assert_array_equal(x[0], y[row]), alone, batched)
 
 
 def test_equal_scores_go_to_the_lower_token():
@@ -258,7 +258,7 @@ def test_equal_scores_go_to_the_lower_token():
   assert found.lengths[0].tolist() == [1, 2, 2]
 
 
-def test_padding_of_the_vocabulary_is_never_said():
+def test_padding_of_the_vocabulary_is_never_generated():
   table, last = _model(seed=6, V=6)
   table[..., 3:] = -1e9
   last %= 3
@@ -313,16 +313,16 @@ def test_all_hypotheses_of_a_row_begin_with_its_prefix():
 @pytest.mark.parametrize('V', [7, 64, 1000, 1025])
 def test_top_k_of_wide_rows_equals_that_of_jax(V):
   rng = np.random.default_rng(V)
-  whole = rng.integers(0, V // 3, (30, V)).astype(np.float32)  # some are equal
-  whole[rng.random((30, V)) < 0.2] = -np.inf
-  whole[0] = -np.inf
-  whole[1, -1] = V
+  full = rng.integers(0, V // 3, (30, V)).astype(np.float32)  # some are equal
+  full[rng.random((30, V)) < 0.2] = -np.inf
+  full[0] = -np.inf
+  full[1, -1] = V
   k = min(6, V)
   both = jax.jit(lambda x: (_top_k(x, k), jax.lax.top_k(x, k), _log_sum_exp(x)))
-  for x in (whole, rng.normal(size=(30, V)).astype(np.float32)):
+  for x in (full, rng.normal(size=(30, V)).astype(np.float32)):
     found, expected, sums = both(x)
-    for ours, theirs in zip(found, expected, strict=True):
-      np.testing.assert_array_equal(ours, theirs)
+    for part, expected_part in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(part, expected_part)
   np.testing.assert_allclose(sums, np.log(np.exp(x).sum(1)), rtol=1e-5)
 
 
@@ -336,24 +336,24 @@ def test_a_beam_size_that_cannot_be_filled_raises(beam, vocab_size):
 
 
 def test_rows_that_fit_a_short_buffer_are_those_of_the_full_one():
-  whole, complete = _search_and_done(_six(), **OF_SIX)
+  full, complete = _search_and_done(_six(), **OF_SIX)
   assert complete.all()
   counts = []
   for length in (6, 8):
     less, done = _search_and_done(_six(), **OF_SIX, buffer_len=length)
     counts.append(done.sum())
-    np.testing.assert_array_equal(less.tokens[done], whole.tokens[done][:, :, :length])
-    np.testing.assert_array_equal(less.lengths[done], whole.lengths[done])
-    np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
+    np.testing.assert_array_equal(less.tokens[done], full.tokens[done][:, :, :length])
+    np.testing.assert_array_equal(less.lengths[done], full.lengths[done])
+    np.testing.assert_allclose(less.scores[done], full.scores[done], rtol=1e-6)
   assert 0 < counts[0] < counts[1] < 6
 
 
-def test_rows_that_may_stay_unfinished_are_not_waited_for():
-  whole = _search(_six(), **OF_SIX)
+def test_the_search_stops_at_max_unfinished_rows():
+  full = _search(_six(), **OF_SIX)
   less, done = _search_and_done(_six(), **OF_SIX, max_unfinished=2)
   assert 4 <= done.sum() < 6
-  np.testing.assert_array_equal(less.tokens[done], whole.tokens[done])
-  np.testing.assert_allclose(less.scores[done], whole.scores[done], rtol=1e-6)
+  np.testing.assert_array_equal(less.tokens[done], full.tokens[done])
+  np.testing.assert_allclose(less.scores[done], full.scores[done], rtol=1e-6)
 
 
 @pytest.mark.parametrize('alpha', [0.0, 1.0, -0.5])

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decode.logits_processors import allowed_tokens, forbidden_tokens, no_repeat_ngram
 from lm.decode.loop import DecodeConfig, decode_loop, decode_step, init_state
-from lm.decode.sampling import greedy, sampler
+from lm.decode.sampling import allowed_tokens, forbidden_tokens, greedy, no_repeat_ngram, sampler
 
 END, V, MOST = 1, 6, 12
 TABLE = np.random.default_rng(0).normal(0, 1.0, (V, V)).astype(np.float32)
@@ -71,10 +70,10 @@ def test_samples_have_the_probabilities_of_the_model():
   pairs = np.zeros((V, V))
   for text in texts:
     np.add.at(pairs, ([3, *text[:-1]], text), 1)
-  said = pairs.sum(1)
-  assert said[[0, 2, 3, 4, 5]].min() > 500  # standard errors below 0.023
+  counts = pairs.sum(1)
+  assert counts[[0, 2, 3, 4, 5]].min() > 500  # standard errors below 0.023
   for token in (0, 2, 3, 4, 5):
-    np.testing.assert_allclose(pairs[token] / said[token], np.exp(LOG_P[token]), atol=0.09)
+    np.testing.assert_allclose(pairs[token] / counts[token], np.exp(LOG_P[token]), atol=0.09)
 
 
 def test_a_row_depends_on_its_key_alone():
@@ -87,7 +86,7 @@ def test_a_row_depends_on_its_key_alone():
   assert (_generate(sample_fn=SAMPLE, seeds=FIRST + 10)[0] != tokens).any()
 
 
-def test_no_ngram_comes_twice():
+def test_no_ngram_is_repeated():
   for sample_fn in (greedy, SAMPLE):
     tokens, lengths, _ = _generate(sample_fn=sample_fn, processors=(no_repeat_ngram(2), NO_END))
     assert (lengths == MOST).all()
@@ -98,7 +97,7 @@ def test_no_ngram_comes_twice():
   assert len({*itertools.pairwise(row)}) < MOST - 1
 
 
-def test_rows_begin_with_their_prefix_and_go_on_freely():
+def test_rows_begin_with_their_prefix_and_continue_freely():
   prefix = np.array([[4, 5, 2, -1], [-1, -1, -1, -1], [3, END, -1, -1]])
   first = [0, 2, 3]
   tokens, lengths, log_p = _generate(first, prefix=prefix)
@@ -109,7 +108,7 @@ def test_rows_begin_with_their_prefix_and_go_on_freely():
     np.testing.assert_allclose(log_p[row], _log_p(first[row], text), rtol=1e-5)
 
 
-def test_a_row_that_may_say_nothing_stops():
+def test_a_row_without_allowed_tokens_stops():
   processors = (no_repeat_ngram(1), allowed_tokens((2, 3)))
   tokens, lengths, log_p = _generate(processors=processors)
   assert (lengths == 2).all() and (log_p == -np.inf).all()
@@ -134,7 +133,7 @@ def test_the_loop_stops_when_all_rows_have_ended():
   assert len(steps) == len(text) - 1
 
 
-def test_rows_that_may_stay_unfinished_are_not_waited_for():
+def test_the_loop_stops_at_max_unfinished_rows():
   tokens = _generate()[0]
   state = _decode(TABLE, DecodeConfig(END, MOST), max_unfinished=len(FIRST) - 1)
   done = np.asarray(state.done)
@@ -155,7 +154,7 @@ def test_each_row_may_have_a_limit_of_its_own():
 
 def test_a_chunk_continues_as_the_uninterrupted_loop():
   config = DecodeConfig(END, MOST, sample_fn=SAMPLE, logits_processors=(NO_END,))
-  whole = _decode(TABLE, config)
+  full = _decode(TABLE, config)
   positions, limits = jnp.zeros(V, jnp.int32), jnp.full(V, MOST)
   keys = jax.vmap(jax.random.key)(jnp.arange(V))
   state = init_state(config, jnp.asarray(TABLE), positions, jnp.int32(0), keys, limits, MOST)
@@ -165,5 +164,5 @@ def test_a_chunk_continues_as_the_uninterrupted_loop():
   for stop in (4, 5, MOST):
     state = chunk(state, stop)
     assert state.lengths.tolist() == [stop] * V
-  np.testing.assert_array_equal(state.tokens, whole.tokens)
-  np.testing.assert_array_equal(state.log_p, whole.log_p)
+  np.testing.assert_array_equal(state.tokens, full.tokens)
+  np.testing.assert_array_equal(state.log_p, full.log_p)

@@ -9,9 +9,8 @@ import pytest
 from lm.decode import batch as module
 from lm.decode.batch import generate_batch
 from lm.decode.beam import Hypotheses
-from lm.decode.logits_processors import forbidden_tokens
 from lm.decode.loop import DecodeConfig
-from lm.decode.sampling import sampler
+from lm.decode.sampling import forbidden_tokens, sampler
 from lm.errors import UserError
 from lm.models.recurrent import Bidirectional, EncoderDecoder
 from lm.nn.recurrent import additive, lstm
@@ -55,11 +54,13 @@ def log_p(writer):
     (_, apply, params), _ = writer(architecture)
     if architecture not in compiled:
       compiled[architecture] = jax.jit(lambda p, b: apply(p, b).hidden)
-    whole = np.concatenate([prompt.tokens['inputs'], tokens]).astype(int)
+    sequence = np.concatenate([prompt.tokens['inputs'], tokens]).astype(int)
     length = len(prompt.tokens['inputs'])
-    batch = _row({'inputs': whole, 'segments': np.ones_like(whole), 'positions': range(len(whole))})
+    batch = _row(
+      {'inputs': sequence, 'segments': np.ones_like(sequence), 'positions': range(len(sequence))}
+    )
     if 'prefix' in prompt.tokens:
-      batch |= _row({'prefix': np.arange(len(whole)) < length})
+      batch |= _row({'prefix': np.arange(len(sequence)) < length})
     if prompt.source:
       source = prompt.source['source']
       there = {'source_segments': np.ones_like(source), 'source_positions': range(len(source))}
@@ -125,10 +126,10 @@ def test_beam_search_returns_the_best_first_with_their_scores(writer, generated,
     assert len({tuple(text.tokens) for text in texts}) == 2
     complete = []
     for tokens, score in texts:
-      said = tokens if len(tokens) == MOST else [*tokens, END]
-      each = log_p('encoder_decoder', prompt, said)[np.arange(len(said)), said]
-      assert score == pytest.approx(each.sum() / ((5 + len(said)) / 6) ** 0.6, abs=1e-4)
-      complete.append((said[-1] == END, score))
+      ended = tokens if len(tokens) == MOST else [*tokens, END]
+      each = log_p('encoder_decoder', prompt, ended)[np.arange(len(ended)), ended]
+      assert score == pytest.approx(each.sum() / ((5 + len(ended)) / 6) ** 0.6, abs=1e-4)
+      complete.append((ended[-1] == END, score))
     assert complete == sorted(complete, reverse=True)
 
 
@@ -137,12 +138,12 @@ def test_beam_search_returns_the_best_first_with_their_scores(writer, generated,
 )
 def test_a_text_depends_on_its_prompt_alone(architecture, config, writer, generated):
   functions, prompts = writer(architecture)
-  together = generated(architecture, config)
+  batched = generated(architecture, config)
 
   def same(found, indices):
     for texts, i in zip(found, indices, strict=True):
-      assert [text.tokens for text in texts] == [text.tokens for text in together[i]]
-      scores, expected = ([text.score for text in ts] for ts in (texts, together[i]))
+      assert [text.tokens for text in texts] == [text.tokens for text in batched[i]]
+      scores, expected = ([text.score for text in ts] for ts in (texts, batched[i]))
       assert scores == pytest.approx(expected, abs=1e-4)
 
   # In another order, with other neighbors, in smaller batches, and with other padding: the last
@@ -211,7 +212,7 @@ def test_texts_that_exceed_their_buffer_are_retried(writer, log_p):
 
 
 def _without_end(log_p):
-  """Returns the most probable tokens but END, of what follows a text and its beginnings."""
+  """Returns the most probable token but END after each prefix of a text."""
   allowed = np.where(np.arange(log_p.shape[1]) == END, -np.inf, log_p)
   return allowed[:-1].argmax(-1).tolist()
 

@@ -22,7 +22,7 @@ def model(decoder, params_of):
   return model, apply_of(model), params_of(model)
 
 
-def test_no_two_draws_of_any_seeds_have_one_key():
+def test_samples_of_all_seeds_have_distinct_keys():
   found = [jax.random.key_data(row_keys(seed, np.arange(100))) for seed in range(20)]
   assert len(np.unique(np.concatenate(found), axis=0)) == 2000
 

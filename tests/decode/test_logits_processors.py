@@ -3,15 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decode.logits_processors import (
+from lm.decode.sampling import (
   allowed_tokens,
   ban_unknown_token,
   forbidden_tokens,
   minimum_length,
   no_repeat_ngram,
+  process_logits,
   repetition_penalty,
 )
-from lm.decode.sampling import process_logits
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -19,21 +19,21 @@ LOGITS = np.array([1.0, -2.0, 3.0, 0.5, -0.5, 2.0], np.float32)
 L, V = 8, len(LOGITS)
 
 
-def _processed(processor, said, logits=LOGITS):
+def _processed(processor, tokens, logits=LOGITS):
   tokens_L = np.zeros(L, np.int32)
-  tokens_L[: len(said)] = said
-  return np.asarray(processor(jnp.asarray(logits), jnp.asarray(tokens_L), jnp.int32(len(said))))
+  tokens_L[: len(tokens)] = tokens
+  return np.asarray(processor(jnp.asarray(logits), jnp.asarray(tokens_L), jnp.int32(len(tokens))))
 
 
-def _forbidden(processor, said):
-  found = _processed(processor, said)
+def _forbidden(processor, tokens):
+  found = _processed(processor, tokens)
   left = np.isfinite(found)
   np.testing.assert_array_equal(found[left], LOGITS[left])
   return set(np.flatnonzero(~left))
 
 
 @pytest.mark.parametrize(
-  ('n', 'said', 'forbidden'),
+  ('n', 'tokens', 'forbidden'),
   [
     (1, [], set()),
     (1, [3, 5, 3], {3, 5}),
@@ -48,8 +48,8 @@ def _forbidden(processor, said):
     (2, [1, 2, 1, 3, 1, 4, 1], {2, 3, 4}),
   ],
 )
-def test_ngrams_by_hand(n, said, forbidden):
-  assert _forbidden(no_repeat_ngram(n), said) == forbidden
+def test_ngrams_by_hand(n, tokens, forbidden):
+  assert _forbidden(no_repeat_ngram(n), tokens) == forbidden
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 4])
@@ -57,14 +57,14 @@ def test_ngrams_by_brute_force(n):
   rng = np.random.default_rng(n)
   processor = jax.jit(no_repeat_ngram(n))
   for length in [*range(L)] * 6:
-    said = rng.integers(0, 3, length).tolist()
-    before = {tuple(said[i : i + n]) for i in range(length - n + 1)}
-    tail = said[length - n + 1 :] if n > 1 else []
+    tokens = rng.integers(0, 3, length).tolist()
+    before = {tuple(tokens[i : i + n]) for i in range(length - n + 1)}
+    tail = tokens[length - n + 1 :] if n > 1 else []
     repeats = {t for t in range(V) if (*tail, t) in before}
-    assert _forbidden(processor, said) == repeats
+    assert _forbidden(processor, tokens) == repeats
 
 
-def test_repetition_lowers_what_was_said_once():
+def test_repetition_penalty_lowers_earlier_tokens():
   found = _processed(repetition_penalty(2.0), [2, 1, 2, 4])
   np.testing.assert_array_equal(found, [1.0, -4.0, 1.5, 0.5, -1.0, 2.0])
   np.testing.assert_array_equal(_processed(repetition_penalty(2.0), []), LOGITS)
@@ -72,10 +72,10 @@ def test_repetition_lowers_what_was_said_once():
   assert _processed(repetition_penalty(2.0), [2], forbidden)[2] == -np.inf
 
 
-def test_the_end_is_forbidden_until_enough_is_said():
+def test_the_end_is_forbidden_below_the_minimum_length():
   processor = minimum_length(2, end=5)
-  for said, forbidden in (([], {5}), ([1], {5}), ([1, 2], set()), ([1, 2, 3], set())):
-    assert _forbidden(processor, said) == forbidden
+  for tokens, forbidden in (([], {5}), ([1], {5}), ([1, 2], set()), ([1, 2, 3], set())):
+    assert _forbidden(processor, tokens) == forbidden
 
 
 def test_tokens_allowed_and_forbidden():
@@ -83,7 +83,7 @@ def test_tokens_allowed_and_forbidden():
   assert _forbidden(forbidden_tokens((4, 0)), [1]) == {4, 0}
 
 
-def test_the_unknown_word_is_forbidden_where_there_is_one():
+def test_the_unknown_token_is_forbidden_if_it_exists():
   (processor,) = ban_unknown_token(tokenizers.words(['b b a'], min_count=1))  # <|end|> <unk> b a
   assert _forbidden(processor, []) == {1}
   (processor,) = ban_unknown_token(tokenizers.characters(['ab']))  # <|end|> a b <unk>
@@ -105,7 +105,7 @@ def test_constraints_apply_in_order_to_each_row_by_itself():
   # Row 0 must begin with 4, 5; row 1 is free; row 2 must begin with 0.
   [(0, [{4}, {1, 2}, {0}]), (1, [{5}, {1, 2}, {1, 2}]), (2, [{1, 2}] * 3), (3, [{1, 2}] * 3)],
 )
-def test_a_prefix_goes_before_constraints(length, left):
+def test_a_prefix_overrides_constraints(length, left):
   prefix = jnp.asarray([[4, 5, -1], [-1, -1, -1], [0, -1, -1]])
   logits = jnp.asarray(np.stack([LOGITS] * 3))
   tokens = jnp.zeros((3, L), jnp.int32)

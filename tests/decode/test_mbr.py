@@ -26,7 +26,7 @@ def test_candidates_are_ranked_by_their_mean_utility_against_the_others(seed):
   np.testing.assert_allclose([u for _, u in found], [u for _, u in expected])
 
 
-def test_a_text_that_is_drawn_often_speaks_for_itself():
+def test_a_repeated_sample_is_its_own_reference():
   def same(text, reference):
     return float(text == reference)
 
@@ -34,7 +34,7 @@ def test_a_text_that_is_drawn_often_speaks_for_itself():
   assert mbr_rank(['x', 'x'], same) == mbr_rank(['x'], same) == [('x', 1.0)]
 
 
-def test_a_text_in_the_middle_of_the_others_has_less_risk_than_the_first():
+def test_a_central_text_has_less_risk_than_the_first():
   candidates = ['a man on a horse', 'a man rides a horse', 'a man rides a brown horse', 'no']
   assert mbr_rank(candidates, sentence_chrf())[0][0] == 'a man rides a horse'
   assert sentence_chrf()('', '') == sentence_chrf()('a', 'a') == 100

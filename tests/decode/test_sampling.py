@@ -35,7 +35,7 @@ def test_top_p_keeps_the_fewest_that_reach_the_probability(p, kept):
 @pytest.mark.parametrize(
   ('p', 'kept'), [(1.0, {1}), (0.63, {1}), (0.6, {1, 4}), (0.3, {1, 4, 2}), (0.1, set(range(5)))]
 )
-def test_min_p_keeps_those_with_a_share_of_the_highest(p, kept):
+def test_min_p_keeps_tokens_with_a_share_of_the_highest_probability(p, kept):
   assert _kept(keep_min_p(LOGITS, p)) == kept
 
 
@@ -45,18 +45,18 @@ def test_equal_logits_stay_together():
     assert set(np.flatnonzero(np.isfinite(filtered))) == {1, 2}
 
 
-def _frequencies(choose, logits=LOGITS, draws=20_000):
-  keys = jax.random.split(jax.random.key(0), draws)
+def _frequencies(choose, logits=LOGITS, samples=20_000):
+  keys = jax.random.split(jax.random.key(0), samples)
   tokens = jax.jit(jax.vmap(choose, in_axes=(None, 0)))(logits, keys)
-  return np.bincount(tokens, minlength=len(P)) / draws
+  return np.bincount(tokens, minlength=len(P)) / samples
 
 
-def test_tokens_are_drawn_with_their_probabilities():
-  # Standard errors of 20,000 draws are below 0.0036.
+def test_tokens_are_sampled_with_their_probabilities():
+  # Standard errors of 20,000 samples are below 0.0036.
   np.testing.assert_allclose(_frequencies(sampler()), P, atol=0.015)
 
 
-def test_temperature_sharpens_before_the_filters_cut():
+def test_temperature_sharpens_before_the_filters():
   # At temperature 1/2 probabilities are squared: the first two have 0.16 and 0.0625 of 0.275.
   squared = P**2 / (P**2).sum()
   assert squared[1] + squared[4] > 0.75 > 0.65 == P[1] + P[4]
@@ -65,7 +65,7 @@ def test_temperature_sharpens_before_the_filters_cut():
   np.testing.assert_allclose(found, expected / expected.sum(), atol=0.015)
 
 
-def test_filters_cut_one_after_another():
+def test_filters_apply_in_order():
   # Of the three highest, with shares 8/17, 5/17 and 4/17, two reach 0.7 and one has 0.6 of the top.
   assert set(np.flatnonzero(_frequencies(sampler(top_k=3, top_p=0.7)))) == {1, 4}
   assert set(np.flatnonzero(_frequencies(sampler(top_k=3, top_p=0.7, min_p=0.7)))) == {1}
@@ -79,9 +79,9 @@ def test_temperature_0_is_greedy():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'temperature': -1}, '--temperature=-1 is not between 0 and inf'),
+    ({'temperature': -1}, '--temperature=-1 is not 0 or more'),
     ({'temperature': float('nan')}, '--temperature=nan'),
-    ({'top_k': -2}, '--top_k=-2 is not between 0 and inf'),
+    ({'top_k': -2}, '--top_k=-2 is not 0 or more'),
     ({'top_p': 1.5}, '--top_p=1.5 is not between 0 and 1'),
     ({'min_p': -0.1}, '--min_p=-0.1 is not between 0 and 1'),
   ],

@@ -10,12 +10,12 @@ def test_buckets_hold_lengths_and_are_few():
   assert all(1 <= length <= slots for length, slots in enumerate(found, 1))
   powers = [base << n for base in (16, 24) for n in range(7)]
   assert sorted(set(found)) == sorted([1, 2048, *powers])
-  # At most a half more than is needed, but for the shortest.
+  # At most half too long, except for the shortest.
   assert all(slots <= 1.5 * length for length, slots in enumerate(found, 1) if length > 16)
 
 
 @pytest.mark.parametrize('with_source', [True, False])
-def test_prompts_lie_in_rows_of_their_own_with_padding_behind(with_source):
+def test_each_prompt_is_a_row_with_padding_at_its_end(with_source):
   prompts = [
     Features(
       {'inputs': np.arange(1, n + 1), 'prefix': np.ones(n, int)},

@@ -44,32 +44,32 @@ def test_greedy_tokens_are_the_argmax_of_full_passes(model, continued):
   assert found.shape == (3, COUNT) and found.dtype == np.int32
   longest = max(map(len, PROMPTS)) + COUNT
   rows = [[*prompt, *tokens] for prompt, tokens in zip(PROMPTS, found, strict=True)]
-  whole = np.array([row + [0] * (longest - len(row)) for row in rows])
-  following = np.asarray(predicted(params, whole))
+  padded = np.array([row + [0] * (longest - len(row)) for row in rows])
+  following = np.asarray(predicted(params, padded))
   for prompt, tokens, row in zip(PROMPTS, found, following, strict=True):
     np.testing.assert_array_equal(tokens, row[len(prompt) - 1 :][:COUNT])
   assert len(np.unique(found)) > 3  # and not one token for ever
 
 
-def test_a_row_depends_on_no_other(continued):
-  together = continued(PROMPTS, SAMPLE, [1, 2, 3])
-  for prompt, seed, row in zip(PROMPTS, [1, 2, 3], together, strict=True):
+def test_a_row_is_independent_of_other_rows(continued):
+  batched = continued(PROMPTS, SAMPLE, [1, 2, 3])
+  for prompt, seed, row in zip(PROMPTS, [1, 2, 3], batched, strict=True):
     np.testing.assert_array_equal(continued([prompt], SAMPLE, [seed])[0], row)
   # Nor on how long the other's prompt is, which changes the padding of all.
-  beside = continued([LONG, PROMPTS[1]], SAMPLE, [9, 2])
-  np.testing.assert_array_equal(beside[1], together[1])
+  other_batch = continued([LONG, PROMPTS[1]], SAMPLE, [9, 2])
+  np.testing.assert_array_equal(other_batch[1], batched[1])
 
 
-def test_seeds_are_the_only_chance(continued):
+def test_samples_depend_on_the_seed_alone(continued):
   first, again, other = (continued([PROMPTS[0]], SAMPLE, [seed])[0] for seed in (5, 5, 6))
   np.testing.assert_array_equal(first, again)
   assert (first != other).any()
-  # Each step draws anew: the same prompt does not give one token for ever.
+  # Each step has its own key: tokens differ.
   assert len(np.unique(first)) > 2
 
 
 @pytest.mark.parametrize('max_tokens', [1, TOKENS_PER_DISPATCH - 1, TOKENS_PER_DISPATCH])
-def test_as_many_tokens_as_asked_for_and_the_same_ones(max_tokens, continued):
+def test_max_tokens_truncates_a_row(max_tokens, continued):
   found = continued([PROMPTS[0]], SAMPLE, [5], max_tokens)
   assert found.shape == (1, max_tokens)
   np.testing.assert_array_equal(found[0], continued([PROMPTS[0]], SAMPLE, [5])[0, :max_tokens])

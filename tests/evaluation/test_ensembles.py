@@ -21,7 +21,7 @@ from lm.evaluation.ensembles import open_runs, parse_members
 from lm.evaluation.translate import MBRConfig, Translator
 from lm.metrics.translation import sentence_chrf
 from lm.models import ensemble
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.task import Features
 from lm.tasks.classification import classifier, regressor
 from lm.text.tokenizers import end_id
@@ -160,7 +160,7 @@ def test_a_converter_decides_the_mean_of_an_ensemble(convert, mean, encoder):
   config = base()
   config.data.task = 'lm.tasks.text:regression'
   config.data.converter = f'test_ensembles:{convert}'
-  loaded = Loaded(config, {'kernel': np.ones(2)}, None, None, 1, encoder())
+  loaded = Loaded(pathlib.Path(), config, None, encoder(), {}, {'kernel': np.ones(2)}, None, 1)
   together = ensembles._as_ensemble([loaded, dataclasses.replace(loaded, step=2)])
   assert together.model.mean is mean
 

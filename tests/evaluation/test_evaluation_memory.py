@@ -16,6 +16,7 @@ from lm.errors import UserError
 from lm.evaluation import host_memory
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.host_memory import Program, check_evaluations, program_bytes
+from lm.parallel.mesh import bytes_per_device
 from lm.text.tokenizers import vocabulary_size
 from lm.training.train_step import abstract_state
 
@@ -105,7 +106,7 @@ def test_an_evaluation_that_does_not_fit_says_what_would(kind, place, programs, 
   functions, params, found = programs(kind)
   program = found[place]
   needed = program_bytes(program.trace(program.size).lower().compile())
-  held = host_memory.bytes_held(params)
+  held = bytes_per_device(params)
 
   def check(left, state=None):
     monkeypatch.setattr(host_memory, 'available', lambda: left)
@@ -122,7 +123,7 @@ def test_an_evaluation_that_does_not_fit_says_what_would(kind, place, programs, 
     check(100)
   # A run that trains holds its parameters and its optimizer too.
   abstract, _ = abstract_state(functions)
-  counted = needed + host_memory.bytes_held(abstract) - held
+  counted = needed + bytes_per_device(abstract) - held
   check(counted, abstract)
   with pytest.raises(UserError, match='takes'):
     check(counted - 1, abstract)

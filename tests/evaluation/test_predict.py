@@ -13,6 +13,7 @@ from lm.data import batches, pipeline
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.predict import Predictor
+from lm.evaluation.samples import samples
 from lm.training.train_step import init_train_state, make_train_step
 from lm.types import apply_of
 
@@ -253,3 +254,11 @@ def test_references_that_a_metric_cannot_score_raise_at_start_up():
   config.eval.sets['all'].scores = ("lm.metrics.labels:classification(positive='nowhere')",)
   with pytest.raises(UserError, match=r"eval\.sets\.all\.scores=.*positive='nowhere' is no label"):
     opened(config)
+
+
+def test_no_sample_tokens_are_no_samples():
+  """A model that continues no prompt needs no other setting then."""
+  config = config_of('lm.tasks.seq2seq:encoder_decoder', **{'log.sample_tokens': 0})
+  config.log.sample_prompts = ('The ',)
+  tokenizer, functions, *_ = opened(config)
+  assert samples(config, functions, tokenizer).run(3, {}).texts == ()

@@ -16,17 +16,17 @@ from lm import components
 from lm.config import resolve
 from lm.data import pipeline
 from lm.evaluation.attention_maps import AttentionMaps
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.training import trainer
-from lm.workdir import eval_artifacts, experiment
-from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir import experiment, run_data
+from lm.workdir.run_data import EvalExample
 
 SOURCE = """
 import itertools
 from ml_collections import ConfigDict
 from lm.config.base import base, encoder, encoder_decoder, evaluation, gpt2
 from lm.metrics.scores import CorpusMetric, Scores
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 
 TEXTS = [f'ab{i % 7} cd{i % 5}' for i in range(40)]
 
@@ -112,7 +112,7 @@ def classes(folder):
 
   said = io.StringIO()
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
-    patch.setattr(eval_artifacts, 'write_predictions', full)
+    patch.setattr(run_data, 'write_predictions', full)
     trainer.train(config, path, folder / 'classes', Never())
   return folder / 'classes', said.getvalue()
 
@@ -141,10 +141,8 @@ def test_only_the_step_and_the_best_one_stay(tmp_path):
   example = EvalExample(['a'], 'b', 'c', {'f1': 0.5})
 
   def kept_after(step, best):
-    eval_artifacts.write_predictions(tmp_path, step, {'x-1': [example], 'y': [example]}, {}, best)
-    return {
-      name: list(by_step) for name, by_step in eval_artifacts.read_predictions(tmp_path).items()
-    }
+    run_data.write_predictions(tmp_path, step, {'x-1': [example], 'y': [example]}, {}, best)
+    return {name: list(by_step) for name, by_step in run_data.read_predictions(tmp_path).items()}
 
   assert kept_after(100, None) == {'x-1': [100], 'y': [100]}
   assert kept_after(200, 100) == {'x-1': [100, 200], 'y': [100, 200]}
@@ -152,12 +150,12 @@ def test_only_the_step_and_the_best_one_stay(tmp_path):
   assert kept_after(400, 400) == {'x-1': [400], 'y': [400]}
   # Taken up from before step 400, the run is at 350 now.
   assert kept_after(350, 350) == {'x-1': [350], 'y': [350]}
-  assert eval_artifacts.read_predictions(tmp_path)['y'][350] == [example]
+  assert run_data.read_predictions(tmp_path)['y'][350] == [example]
   assert not list(tmp_path.rglob('*.tmp'))
 
 
 def test_texts_no_file_could_hold_are_kept():
-  text = eval_artifacts.lines(
+  text = run_data.example_lines(
     [EvalExample(['\ud800'], float('nan'), 1.0, {'mse': float('inf')})], set='x'
   )
   (line,) = text.decode('utf-8').splitlines()

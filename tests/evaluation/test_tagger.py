@@ -12,7 +12,7 @@ from lm.errors import UserError
 from lm.evaluation import predict
 from lm.evaluation.predict import tag
 from lm.evaluation.sets import Sets
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.tasks.classification import tagger
 from lm.text import segment
 from lm.text.segment import as_single_token

@@ -261,7 +261,7 @@ def test_mistakes_are_one_line(arguments, message, workdir):
 )
 def test_runs_that_cannot_translate_raise(arg, language, message, folder):
   config = experiment.load(f'{folder / FILE}:{arg}' if arg else str(folder / FILE))
-  loaded = load.Loaded(config, None, None, pipeline.tokenizer(config.data), 1, None)
+  loaded = load.Loaded(folder, config, pipeline.tokenizer(config.data), None, {}, None, None, 1)
   with pytest.raises(UserError) as error:
     opened(loaded, language=language)
   assert message in str(error.value)
@@ -270,6 +270,6 @@ def test_runs_that_cannot_translate_raise(arg, language, message, folder):
 def test_a_language_that_the_task_knows_is_taken(folder):
   config = experiment.load(f'{folder / FILE}:languages')
   tokenizer = pipeline.tokenizer(config.data)
-  made = opened(load.Loaded(config, None, None, tokenizer, 1, None), language='fr')
+  made = opened(load.Loaded(folder, config, tokenizer, None, {}, None, None, 1), language='fr')
   (prompt,) = made._parts('eins', 1)
   assert prompt.source['source'][0] == tokenizer.token_to_id('<|to fr|>')

@@ -13,7 +13,7 @@ from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.vectors import of_run, write_run
 from lm.metrics.scores import Scores
 from lm.metrics.word_vectors import VectorMetric
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.text import tokenizers
 from lm.text.vectors import make_vectors, nearest_words
 from lm.training import early_stopping, trainer

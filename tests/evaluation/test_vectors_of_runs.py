@@ -100,7 +100,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
   def fail(*arguments):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr('lm.workdir.eval_artifacts.write_newest', fail)
+  monkeypatch.setattr('lm.workdir.run_data.write_newest', fail)
   with pytest.raises(UserError, match='run cannot be written: No space left on device'):
     write_run(drawn(), tmp_path / 'run')
   assert list(tmp_path.iterdir()) == []

@@ -53,7 +53,7 @@ def test_scores_are_those_of_seqeval(prefixes):
     assert list(entities()(predictions, references).values.values()) == pytest.approx(wanted)
 
 
-def test_without_entities_shares_are_zero():
+def test_scores_without_entities_are_zero():
   found = entities()([['O', 'O']], [['O', 'O']]).values
   assert found == {'precision': 0, 'recall': 0, 'f1': 0, 'accuracy': 1}
 
@@ -64,7 +64,7 @@ def test_a_tag_of_another_scheme_is_refused(tag):
     entities()([['O']], [[tag]])
 
 
-def test_nothing_to_score_and_sentences_of_unequal_lengths_are_errors():
+def test_empty_sentences_and_unequal_lengths_are_errors():
   with pytest.raises(UserError, match='metric on an empty set'):
     entities()([], [])
   with pytest.raises(UserError, match='metric on an empty set'):

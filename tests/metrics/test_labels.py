@@ -81,13 +81,13 @@ def test_correlations_are_those_of_scipy():
 
 
 @pytest.mark.parametrize('predictions', [[0.1, 0.1, 0.1], [1, math.nan, 2]])
-def test_constant_or_broken_predictions_correlate_with_nothing(predictions):
+def test_correlation_of_constant_or_infinite_predictions_is_nan(predictions):
   found = regression()(predictions, [1, 2, 3]).values
   assert math.isnan(found['pearson']) and math.isnan(found['spearman'])
   assert math.isnan(found['mse']) == math.isnan(sum(predictions))
 
 
-def test_the_mean_of_the_references_explains_nothing():
+def test_predicting_the_mean_has_r2_0():
   assert regression()([2, 2, 2], [1, 2, 3]).values['r2'] == 0
   assert regression()([1, 2, 3], [1, 2, 3]).values['r2'] == 1
   assert math.isnan(regression()([1, 2, 3], [2, 2, 2]).values['r2'])

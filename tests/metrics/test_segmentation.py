@@ -16,11 +16,11 @@ def test_both_ends_of_a_word_count():
   assert segmentation()([[(0, 2), (2, 5)]], [[(0, 2), (3, 5)]]).values['precision'] == 0.5
 
 
-def test_nothing_found_scores_zero():
+def test_a_text_without_correct_words_scores_zero():
   assert segmentation()([[]], [[(0, 1)]]).values == {'precision': 0, 'recall': 0, 'f1': 0}
 
 
-def test_nothing_to_find_and_words_out_of_order_are_errors():
+def test_references_without_words_and_overlapping_words_are_errors():
   for empty in ([], [[]]):
     with pytest.raises(UserError, match='metric on an empty set'):
       segmentation()(empty, empty)

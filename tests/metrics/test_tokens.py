@@ -38,7 +38,7 @@ def test_uniform_predictions_cost_the_logarithm_of_the_vocabulary():
   assert language_model().derive(means) == {'perplexity': pytest.approx(8, rel=1e-5)}
 
 
-def test_sums_are_weighted_and_padding_counts_nothing():
+def test_sums_are_weighted_and_exclude_padding():
   logits = np.log([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.2, 0.2, 0.6]]])
   terms = _terms(logits, [[0, 1, 2]], [[1, 1, 0]], [[3, 4, 0]])
   found = {name: (float(a), float(b)) for name, (a, b) in terms.items()}
@@ -52,13 +52,13 @@ def test_sums_of_parts_equal_the_total():
   rng = np.random.default_rng(0)
   logits, targets = rng.normal(0, 2, (4, 3, 5)), rng.integers(0, 5, (4, 3))
   weights, sizes = rng.integers(0, 2, (4, 3)), rng.integers(0, 9, (4, 3))
-  whole = _terms(logits, targets, weights, sizes)
+  total = _terms(logits, targets, weights, sizes)
   parts = [_terms(logits[i], targets[i], weights[i], sizes[i]) for i in (slice(3), slice(3, 4))]
   added = jax.tree.map(np.add, *parts)
-  for x, y in zip(jax.tree.leaves(added), jax.tree.leaves(whole), strict=True):
+  for x, y in zip(jax.tree.leaves(added), jax.tree.leaves(total), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
-def test_perplexity_of_a_diverged_model_is_no_number_and_no_error():
+def test_perplexity_of_a_diverged_model_is_infinite_or_nan():
   assert language_model().derive({'loss': 1e4}) == {'perplexity': math.inf}
   assert math.isnan(language_model().derive({'loss': math.nan})['perplexity'])

@@ -46,7 +46,7 @@ def test_rank_correlation_is_that_of_scipy():
   assert found == pytest.approx(expected, abs=1e-9)
 
 
-def test_words_are_looked_up_as_they_stand_or_in_lower_case():
+def test_words_are_looked_up_as_spelled_or_in_lower_case():
   vectors = _fan('one', 'Two', 'two', 'three')
   pairs = [('ONE', 'Two', 9.0), ('one', 'three', 1.0), ('one', 'four', 5.0), ('one', 'oNe', 10.0)]
   # 'Two' is nearer to 'one' than 'two' is; the pair with 'four' is left out.
@@ -88,7 +88,7 @@ def test_an_answer_among_the_words_of_its_question_is_never_right(royals):
   assert accuracy(royals, {'x': [('man', 'man', 'king', 'king')]}).values['accuracy'] == 0
 
 
-def test_nothing_covered_is_an_error(royals):
+def test_a_metric_without_covered_items_is_an_error(royals):
   with pytest.raises(UserError, match='similarity: metric on an empty set; no pair of 1 has both'):
     similarity(royals, [('man', 'boy', 1.0)])
   with pytest.raises(UserError, match='accuracy: metric on an empty set; no question of 1 has'):
@@ -203,7 +203,7 @@ def test_groups_by_hand():
   [
     ({'days': ['monday', 'friday']}, 'at least two groups of two words'),
     ({'days': ['monday', 'friday'], 'months': ['may']}, 'at least two groups of two words'),
-    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is there twice"),
+    ({'days': ['monday', 'may'], 'months': ['may', 'june']}, "groups: 'may' is repeated"),
   ],
 )
 def test_wrong_groups_are_refused(given, message):
@@ -256,7 +256,7 @@ def test_vectors_made_of_the_relations_answer_all_questions_of_a_section():
 @pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )  # it leaves files open
-def test_gensim_scores_the_same():
+def test_scores_equal_those_of_gensim():
   models = pytest.importorskip('gensim.models')
   folder = pathlib.Path(os.environ['LM_DATA'], 'word_eval')
   pairs, file = read_pairs(folder / 'wordsim353.tsv'), folder / 'questions-words.txt'
@@ -265,23 +265,23 @@ def test_gensim_scores_the_same():
     'currency': read_questions(file)['currency'],
   }
   rng = np.random.default_rng(0)
-  drawn = {w.lower(): rng.normal(size=10) for pair in pairs for w in pair[:2]}
+  sampled = {w.lower(): rng.normal(size=10) for pair in pairs for w in pair[:2]}
   for a, b, c, d in itertools.chain.from_iterable(sections.values()):
     for one, other in ((a.lower(), b.lower()), (c.lower(), d.lower())):
-      drawn.setdefault(one, rng.normal(size=10))
+      sampled.setdefault(one, rng.normal(size=10))
       # A relation with noise, so that some answers are right and some wrong.
-      drawn.setdefault(other, drawn[one] + 1 + rng.normal(0, 0.7, 10))
-  words = [word for word in drawn if rng.random() < 0.9]
-  vectors = make_vectors(words, [drawn[word] for word in words])
-  theirs = models.KeyedVectors(10)
-  theirs.add_vectors(words, vectors.matrix)
-  _, spearman, unknown = theirs.evaluate_word_pairs(str(folder / 'wordsim353.tsv'))
+      sampled.setdefault(other, sampled[one] + 1 + rng.normal(0, 0.7, 10))
+  words = [word for word in sampled if rng.random() < 0.9]
+  vectors = make_vectors(words, [sampled[word] for word in words])
+  gensim_vectors = models.KeyedVectors(10)
+  gensim_vectors.add_vectors(words, vectors.matrix)
+  _, spearman, unknown = gensim_vectors.evaluate_word_pairs(str(folder / 'wordsim353.tsv'))
   assert similarity(vectors, pairs).values == {
     'spearman': pytest.approx(spearman.statistic, abs=1e-4),
     'coverage': pytest.approx(1 - unknown / 100),
   }
   assert 0.7 < 1 - unknown / 100 < 0.95
-  _, found = theirs.evaluate_word_analogies(str(file))
+  _, found = gensim_vectors.evaluate_word_analogies(str(file))
   ours = accuracy(vectors, sections).values
   theirs_by_section = {s['section']: (len(s['correct']), len(s['incorrect'])) for s in found}
   for name in sections:

@@ -1,4 +1,4 @@
-"""What the tests of models share: who moves whom, and what packed documents are alone."""
+"""Fixtures of the tests of models: the influence of inputs on outputs, and unpacked documents."""
 
 import functools
 
@@ -11,13 +11,13 @@ from lm.nn.hooks import with_hooks
 
 @pytest.fixture(scope='session')
 def params_of(params_of):
-  """Draws parameters as everywhere, once for a model and a seed."""
+  """Initializes parameters, once per model and seed."""
   return functools.cache(params_of)
 
 
 @pytest.fixture(scope='session')
 def movable(params_of):
-  """Returns the jitted (batch, moves) -> hidden of a model, `moves` added at a site."""
+  """Returns the jitted (batch, moves) -> hidden, with `moves` added at a hook point."""
 
   @functools.cache
   def of(model, site):
@@ -34,13 +34,13 @@ def movable(params_of):
 
 @pytest.fixture(scope='session')
 def influence(movable):
-  """Returns which outputs of the one row of a batch move with which embeddings at a site."""
+  """Returns which outputs of a batch of one row depend on which inputs of a hook point."""
 
   def of(model, batch, site):
-    """Returns (T, S) booleans: whether output t moves with the embedding of token s."""
+    """Returns (T, S) booleans: whether output t depends on the embedding of token s."""
     hidden = movable(model, site)
     S = batch['source' if 'source' in batch and site.startswith('encoder') else 'inputs'].shape[1]
-    # The row S times, and in the s-th of them token s moves.
+    # S copies of the row; copy s has a change at token s.
     rows = {name: np.repeat(np.asarray(x), S, axis=0) for name, x in batch.items()}
     step_D = np.random.default_rng(5).normal(0, 1, model.d_model)
     moves_SSD = np.asarray(np.eye(S)[:, :, None] * step_D, np.float32)
@@ -52,10 +52,10 @@ def influence(movable):
 
 @pytest.fixture(scope='session')
 def alone():
-  """Returns a batch whose rows hold one document each of those that a batch packs."""
+  """Returns a function that unpacks one document of each row of a batch."""
 
   def of(batch, document):
-    """Returns them moved to the front and padded; they are segment 1."""
+    """Returns that document of each row as segment 1, from position 0, and padding."""
     segments = {'': np.asarray(batch['segments'])}
     if 'source' in batch:
       segments['source'] = np.asarray(batch['source_segments'])

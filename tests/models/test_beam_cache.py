@@ -1,4 +1,4 @@
-"""Beams that share a cache have the logits of rows of their own."""
+"""Beams that share a cache have the logits of separate rows."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def functions(request, decoder, encoder_decoder, params_of):
 
 
 def _prompts(batch_of, model):
-  # The second prompt is a token shorter, and the slot behind it is padding.
+  # The second prompt is a token shorter, and the entry after it is padding.
   segments = np.array([[1, 1, 1], [1, 1, 0]])
   source = {'source': np.ones((2, 5), int)} if hasattr(model, 'cross_attention') else {}
   return batch_of(T=PROMPT, **source) | {'segments': segments}
@@ -39,7 +39,7 @@ def test_beams_equal_rows_of_their_own(functions, batch_of):
     cache = model.reorder_cache(cache, jnp.asarray(parents))
     logits, cache = step(jnp.asarray(tokens.reshape(-1)), jnp.repeat(positions + n, M), cache)
     texts = [[texts[b][parents[b, m]] + [int(tokens[b, m])] for m in range(M)] for b in range(2)]
-  # All of them in rows of one length, so that one program reads them.
+  # Rows of one length, so that one compiled program suffices.
   written = [text for row in texts for text in row]
   lengths = np.array([len(text) for text in written])
   slots = np.arange(PROMPT + STEPS)[None]

@@ -1,4 +1,4 @@
-"""Decoding from a cache gives what the full forward pass gives."""
+"""Decoding with a cache equals the full forward pass."""
 
 import functools
 import re
@@ -40,29 +40,29 @@ def _part(batch, start, stop):
 def test_pieces_and_single_steps_equal_the_full_pass(variant, functions_of, batch_of):
   model, run = functions_of(variant)
   batch = batch_of(T=T)
-  whole, none = run(batch)
+  full, none = run(batch)
   assert none is None
   cache, found = model.init_cache(2, SLOTS), []
   # A prompt in two pieces, then token by token.
   for start, stop in ((0, 4), (4, 8), (8, 9), (9, 10)):
     piece, cache = run(_part(batch, start, stop), cache)
     found.append(piece)
-  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), full, atol=1e-5)
   assert cache['lengths'].tolist() == [T] * 2
 
 
-# Rows of one cache may be at different positions, as prompts of different lengths leave them.
+# Rows of one cache may be at different positions, after prompts of different lengths.
 LENGTHS = (7, 3, 5)
 
 
 @pytest.mark.parametrize('variant', ['gpt2', 'llama', 'windows', 'alibi'])
-def test_rows_of_different_lengths_equal_rows_alone(variant, functions_of, batch_of):
+def test_rows_of_different_lengths_equal_separate_rows(variant, functions_of, batch_of):
   model, run = functions_of(variant)
   batch, steps = batch_of(B=3, T=T), T - max(LENGTHS)
   prompt = _part(batch, 0, max(LENGTHS))
   inside = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
   prompt = {name: np.where(inside, x, 0) for name, x in prompt.items()}
-  _, cache = run(prompt, model.init_cache(3, T))  # T entries hold no padding beside the tokens
+  _, cache = run(prompt, model.init_cache(3, T))  # T entries have no space for padding
   assert cache['lengths'].tolist() == [*LENGTHS]
   found = []
   for n in range(steps):
@@ -78,7 +78,7 @@ def test_rows_of_different_lengths_equal_rows_alone(variant, functions_of, batch
     )
 
 
-def test_a_step_writes_its_tokens_into_the_cache_in_place(decoder, params_of, batch_of):
+def test_a_step_updates_the_cache_in_place(decoder, params_of, batch_of):
   model = decoder('llama')
   apply, batch = apply_of(model), _part(batch_of(B=3, T=T), 0, 1)
   run = jax.jit(lambda *args: apply(*args[:2], cache=args[2]).cache, donate_argnums=2)
@@ -90,11 +90,11 @@ def test_a_step_writes_its_tokens_into_the_cache_in_place(decoder, params_of, ba
   assert not re.findall(rf'f32\[{shape}\]\S* copy\(', compiled.as_text())
 
 
-def test_padding_of_a_prompt_is_never_seen(functions_of, batch_of):
+def test_padding_of_a_prompt_is_never_attended_to(functions_of, batch_of):
   model, run = functions_of('llama')
   batch = batch_of(T=T)
 
-  # Three tokens of the prompt are real; the fourth slot is padding, with any token.
+  # Three tokens of the prompt are real; the fourth is padding, with an arbitrary token.
   def fourth(padding):
     prompt = _part(batch, 0, 4)
     prompt['segments'] = np.tile([1, 1, 1, 0], (2, 1))

@@ -1,4 +1,4 @@
-"""The encoder: tokens see each other both ways, within their own example alone."""
+"""The encoder: bidirectional attention within each example."""
 
 import functools
 
@@ -20,7 +20,7 @@ PACKED = np.array([[1] * 4 + [2] * 6, [1] * 7 + [2] * 3])
 
 
 def _of_examples(batch, P=2, seed=0):
-  """Returns a batch of tokens as one of whole examples, P a row, each with a class."""
+  """Returns a batch of tokens with P examples per row and one class for each."""
   rng = np.random.default_rng(seed)
   B = batch['segments'].shape[0]
   there = np.asarray(batch['segments']).max(1)[:, None] > np.arange(P)[None]
@@ -29,13 +29,13 @@ def _of_examples(batch, P=2, seed=0):
   return batch | whole | {'weights': jnp.asarray(there, jnp.float32)}
 
 
-def test_tokens_see_all_of_their_segment_both_ways_and_nothing_else(encoder, influence, batch_of):
+def test_tokens_depend_on_all_tokens_of_their_segment_and_no_others(encoder, influence, batch_of):
   model = encoder('t5', attention_fn=functools.partial(blockwise, block=6))
   found = influence(model, batch_of(B=1, T=T, segments=SEGMENTS[None]), SITE)
   np.testing.assert_array_equal(found, np.equal.outer(SEGMENTS, SEGMENTS))
 
 
-def test_windows_reach_both_ways(encoder, influence, batch_of):
+def test_windows_of_an_encoder_are_symmetric(encoder, influence, batch_of):
   model = encoder(attention_layer=functools.partial(Attention, window=3), depth=1)
   distance = np.abs(np.subtract.outer(np.arange(T), np.arange(T)))
   found = influence(model, batch_of(B=1, T=T), SITE)
@@ -45,7 +45,7 @@ def test_windows_reach_both_ways(encoder, influence, batch_of):
 def test_a_pooled_example_depends_on_all_its_tokens_and_no_other(encoder, influence, batch_of):
   batch = _of_examples(batch_of(B=1, T=T, segments=SEGMENTS[None]), P=4)
   found = influence(encoder(pooling=first, num_classes=3), batch, SITE)
-  # The fourth example is not there.
+  # The fourth example does not exist.
   np.testing.assert_array_equal(found, np.equal.outer([1, 2, 3, 4], SEGMENTS))
 
 
@@ -68,11 +68,11 @@ def test_packed_examples_equal_separate_ones(encoder, params_of, batch_of, alone
     found_BPC, grads = jax.device_get(run(params, alone(tokens, document) | whole))
     np.testing.assert_allclose(logits_BPC[:, nth], found_BPC[:, :1], atol=2e-5)
     total = jax.tree.map(np.add, total, grads)
-  # The loss is a mean: over four examples at once, and over two at a time.
+  # The loss is a mean: over four examples, and twice over two.
   for x, y in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(total), strict=True):
     np.testing.assert_allclose(x, y / 2, rtol=1e-4, atol=2e-6)
 
-  # A poison token in the other document: not a bit of this one changes.
+  # A poison token in the other document changes no bit of this one.
   poisoned = batch | {'inputs': np.where(PACKED == 1, batch['inputs'], 7)}
   found_BPC, _ = jax.device_get(run(params, poisoned))
   np.testing.assert_array_equal(found_BPC[:, 0], logits_BPC[:, 0])
@@ -91,7 +91,7 @@ def test_the_head_has_a_vector_and_a_bias_for_each_class(encoder, params_of, bat
   assert logits.shape == (2, 12, 5)
 
 
-def test_without_classes_the_head_is_the_vocabulary(encoder, params_of, batch_of):
+def test_without_classes_the_head_is_over_the_vocabulary(encoder, params_of, batch_of):
   model, batch = encoder(), batch_of()
   params = params_of(model)
   output = jax.jit(apply_of(model))(params, batch)

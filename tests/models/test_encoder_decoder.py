@@ -1,4 +1,4 @@
-"""The encoder-decoder: a decoder that sees all of its own source, and of its target the past."""
+"""The encoder-decoder: targets attend to all of their source, and to earlier targets."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ T, S = 8, 10
 # Two pairs in each row, and padding.
 PACKED = np.array([[1] * 3 + [2] * 4 + [0], [1] * 5 + [2] * 3])
 SOURCE = np.array([[1] * 6 + [2] * 3 + [0], [1] * 2 + [2] * 5 + [0] * 3])
-ALONE = np.array([[1] * 7 + [0] * 3, [1] * 10])  # one source a row, of two lengths
+ALONE = np.array([[1] * 7 + [0] * 3, [1] * 10])  # one source per row, of two lengths
 
 
 def _softmax(x):
@@ -26,10 +26,10 @@ def _softmax(x):
 
 
 def _vaswani(params, batch, norm_after, depths):
-  """The Transformer written down from Vaswani et al. 2017, in double precision.
+  """The Transformer by the formulas of Vaswani et al. 2017, in double precision.
 
-  Its sines stand before its cosines, and not in turn: the same up to the order of the dimensions.
-  `norm_after` is the order of the paper, a norm after each sublayer; else it stands before.
+  Sines come before cosines instead of alternating: equal up to the order of the dimensions.
+  `norm_after` is the layout of the paper, a norm after each sublayer; otherwise it comes before.
   """
   width = params['embedding'].shape[1]
 
@@ -78,7 +78,7 @@ def _vaswani(params, batch, norm_after, depths):
 
   there_BS = batch['source_segments'] > 0
   B, T = batch['inputs'].shape
-  # What padding sees does not matter, but it must see something.
+  # Padding may attend to anything, but not to nothing.
   seen_BSS = there_BS[:, None, :] | np.eye(there_BS.shape[1], dtype=bool)
   memory = stack(params['encoder'], embedded(batch['source']), depths[0], seen_BSS)
   earlier_BTT = np.broadcast_to(np.tri(T, dtype=bool), (B, T, T))
@@ -89,7 +89,9 @@ def _vaswani(params, batch, norm_after, depths):
 
 
 @pytest.mark.parametrize('order', [post_norm, pre_norm])
-def test_it_is_the_transformer_of_the_paper(order, encoder_decoder, params_of, batch_of):
+def test_the_encoder_decoder_equals_the_transformer_of_the_paper(
+  order, encoder_decoder, params_of, batch_of
+):
   relu = functools.partial(Mlp, activation=jax.nn.relu)
   model = encoder_decoder(mlp=relu, block_layout=order, final_norm=order is pre_norm)
   params, batch = params_of(model), batch_of(T=T, source=ALONE)
@@ -101,11 +103,11 @@ def test_it_is_the_transformer_of_the_paper(order, encoder_decoder, params_of, b
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_table_for_the_source_where_it_is_not_shared(encoder_decoder, params_of, batch_of):
+def test_source_embeddings_may_have_their_own_table(encoder_decoder, params_of, batch_of):
   model, batch = encoder_decoder(share_embeddings=False), batch_of(T=T, source=ALONE)
   params = params_of(model)
   assert params.keys() == params_of(encoder_decoder()).keys() | {'source_embedding'}
-  # The first rows of the table swapped are these tokens swapped in the source alone.
+  # Swapping the first rows of the table equals swapping these tokens in the source.
   swapped = np.array([1, 0, *range(2, 37)], np.int32)
   other = params | {'source_embedding': np.asarray(params['source_embedding'])[swapped]}
   hidden = jax.jit(lambda *xs: apply_of(model)(*xs).hidden)
@@ -115,7 +117,9 @@ def test_a_table_for_the_source_where_it_is_not_shared(encoder_decoder, params_o
 
 
 @pytest.mark.slow
-def test_targets_see_their_past_and_all_of_their_own_source(encoder_decoder, influence, batch_of):
+def test_targets_depend_on_earlier_targets_and_on_their_own_source(
+  encoder_decoder, influence, batch_of
+):
   model = encoder_decoder()
   batch = batch_of(B=1, T=T, segments=PACKED[:1], source=SOURCE[:1])
   own = np.equal.outer(PACKED[0], PACKED[0])
@@ -134,7 +138,7 @@ def test_packed_pairs_equal_separate_ones(encoder_decoder, params_of, batch_of, 
   def run(params, batch):
     output = apply_of(model)(params, batch)
     grads, _ = gradients(cross_entropy(), apply_of(model), params, batch, None)
-    # The gradient of the sum, and not of the mean, adds up over documents.
+    # The gradient of the sum, not of the mean, is additive over documents.
     grads = jax.tree.map(lambda g: g * batch['weights'].sum(), grads)
     return output.head(output.hidden), grads
 
@@ -149,7 +153,7 @@ def test_packed_pairs_equal_separate_ones(encoder_decoder, params_of, batch_of, 
   for x, y in zip(jax.tree.leaves(packed_grads), jax.tree.leaves(total), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=5e-5)
 
-  # Poison in the second pair, source and target: not a bit of the first one changes.
+  # A poison token in the second pair, source and target, changes no bit of the first one.
   poisoned = batch | {
     'inputs': jnp.where(PACKED == 2, 7, batch['inputs']),
     'source': jnp.where(SOURCE == 2, 7, batch['source']),
@@ -182,13 +186,13 @@ def _stepwise(model):
 def test_decoding_from_a_cache_equals_the_full_pass(encoder_decoder, params_of, batch_of):
   model = encoder_decoder()
   params, batch, logits = params_of(model), batch_of(T=T, source=ALONE), _stepwise(model)
-  whole, none = logits(params, batch)
+  full, none = logits(params, batch)
   assert none is None
-  # The source is read with the first four tokens, and never again.
+  # The source is encoded with the first four tokens, and not again.
   piece, cache = logits(params, _part(batch, 0, 4) | _source(batch), model.init_cache(2, T))
   found = [piece]
   for t in range(4, T):
     piece, cache = logits(params, _part(batch, t, t + 1), cache)
     found.append(piece)
-  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), full, atol=1e-5, rtol=1e-5)
   assert cache['lengths'].tolist() == [T] * 2

@@ -1,4 +1,4 @@
-"""An ensemble says what its members say together, and is a model as any other."""
+"""An ensemble averages its members, and can replace a model."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def _softmax(x):
 
 @pytest.fixture(scope='module')
 def pair(decoder, params_of):
-  """Two decoders of different widths, norms and paddings of the table, with their parameters."""
+  """Two decoders of different widths, norms and table padding, with their parameters."""
   models = [
     decoder('gpt2', context=32),
     decoder('alibi', context=24, d_model=24, depth=1, norm=RMSNorm),
@@ -54,14 +54,14 @@ def pair(decoder, params_of):
 
 @pytest.fixture(scope='module')
 def of_pair(pair):
-  """Their ensemble: the model, its jitted function, and parameters."""
+  """The ensemble of both: the model, its jitted function, and parameters."""
   model, apply, params = _ensemble(*pair)
   return model, _jitted(apply), params
 
 
 @pytest.fixture(scope='module')
 def llamas(decoder, params_of):
-  """Jitted functions of a model and of three such together, and parameters for each of them."""
+  """Jitted functions of a model and of an ensemble of three, and parameters for each."""
   model = decoder('llama')
   _, apply, _ = _ensemble([model] * 3, [])
   params = [params_of(model, seed=i) for i in range(3)]
@@ -93,7 +93,9 @@ def test_probabilities_are_the_mean_of_those_of_the_members(pair, of_pair, batch
     ('encoder_decoder', DecodeConfig(END, 6, beam_size=3, n_best=2, batch_size=4)),
   ],
 )
-def test_one_member_writes_the_same_bit_for_bit(architecture, strategy, request, params_of):
+def test_an_ensemble_of_one_member_equals_it_bit_for_bit(
+  architecture, strategy, request, params_of
+):
   build = request.getfixturevalue(architecture)
   model = build({'decoder': 'alibi', 'encoder_decoder': 't5'}[architecture], context=32, depth=1)
   params = params_of(model, seed=3)
@@ -105,14 +107,14 @@ def test_one_member_writes_the_same_bit_for_bit(architecture, strategy, request,
 
 def _prompts(architecture):
   rng = np.random.default_rng(1)
-  # Of lengths that are padded to the same number of slots.
+  # Lengths that are padded to the same buffer length.
   read = [rng.integers(0, 37, length) for length in (3, 9, 2, 12, 7)]
   if architecture == 'decoder':
     return [Features({'inputs': x}, {}, {}) for x in read]
   return [Features({'inputs': np.array([0])}, {'source': x}, {}) for x in read]
 
 
-def test_equal_members_say_what_one_says(llamas, batch_of):
+def test_an_ensemble_of_equal_members_equals_one_of_them(llamas, batch_of):
   one, three, params = llamas
   batch = batch_of()
   expected = _softmax(_logits(one, params[0], batch))
@@ -120,7 +122,7 @@ def test_equal_members_say_what_one_says(llamas, batch_of):
   np.testing.assert_allclose(np.exp(found), expected, atol=1e-6)
 
 
-def test_members_of_one_form_have_parameters_of_their_own(llamas, batch_of):
+def test_members_of_one_architecture_have_separate_parameters(llamas, batch_of):
   one, three, params = llamas
   batch = batch_of()
   each = [_softmax(_logits(one, p, batch)) for p in params]
@@ -129,20 +131,20 @@ def test_members_of_one_form_have_parameters_of_their_own(llamas, batch_of):
   assert np.abs(each[0] - each[1]).max() > 0.1
 
 
-def test_from_a_cache_it_says_what_the_full_pass_says(of_pair, batch_of):
+def test_cached_decoding_of_an_ensemble_equals_the_full_pass(of_pair, batch_of):
   model, run, params = of_pair
   batch = {name: np.asarray(x) for name, x in batch_of(T=12).items()}
-  whole = _logits(run, params, batch)
+  full = _logits(run, params, batch)
   cache, found = model.init_cache(2, 12), []
   for start, stop in ((0, 5), (5, 10), (10, 11), (11, 12)):
     part = {k: batch[k][:, start:stop] for k in ('inputs', 'segments', 'positions')}
     piece, cache = run(params, part, cache)
     found.append(piece)
-  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), full, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_beams_of_an_ensemble_score_by_its_own_probabilities(of_pair):
+def test_beam_scores_are_the_probabilities_of_the_ensemble(of_pair):
   model, run, params = of_pair
   assert (model.context, model.vocab_size, model.continues_prompts) == (24, 37, True)
   prompts = _prompts('decoder')[:2]
@@ -151,19 +153,19 @@ def test_beams_of_an_ensemble_score_by_its_own_probabilities(of_pair):
   for prompt, texts in zip(prompts, found, strict=True):
     tokens, score = texts[0]
     said = tokens if len(tokens) == 6 else [*tokens, END]
-    whole = np.concatenate([prompt.tokens['inputs'], said])[:-1]
-    # In rows of one length, so that one program reads them.
-    inside = np.arange(16)[None] < len(whole)
+    full = np.concatenate([prompt.tokens['inputs'], said])[:-1]
+    # Rows of one length, so that one compiled program suffices.
+    inside = np.arange(16)[None] < len(full)
     batch = {
-      'inputs': np.pad(whole, (0, 16 - len(whole)))[None],
+      'inputs': np.pad(full, (0, 16 - len(full)))[None],
       'segments': inside.astype(int),
       'positions': np.where(inside, np.arange(16)[None], 0),
     }
-    log_p = _logits(run, params, batch)[0, len(whole) - len(said) : len(whole)]
+    log_p = _logits(run, params, batch)[0, len(full) - len(said) : len(full)]
     assert score == pytest.approx(log_p[np.arange(len(said)), said].sum(), abs=1e-4)
 
 
-def test_metrics_take_an_ensemble_in_chunks(of_pair, batch_of, monkeypatch):
+def test_metrics_compute_an_ensemble_in_chunks(of_pair, batch_of, monkeypatch):
   model, run, params = of_pair
   apply, batch = apply_of(model), batch_of()
   nats = -np.log(_softmax(_logits(run, params, batch)))
@@ -182,12 +184,12 @@ def test_metrics_take_an_ensemble_in_chunks(of_pair, batch_of, monkeypatch):
   np.testing.assert_allclose(total / weight, picked.mean(), rtol=1e-5)
 
 
-def test_a_token_that_one_member_rules_out():
+def test_a_token_that_is_impossible_for_one_member():
   ruled_out = jnp.asarray([[[[0.0, -1e9]]], [[[0.0, 0.0]]]])
   np.testing.assert_allclose(np.exp(probabilities(ruled_out))[0, 0], [0.75, 0.25], rtol=1e-6)
   np.testing.assert_allclose(jax.nn.softmax(logits(ruled_out))[0, 0], [1, 0])
 
 
-def test_models_of_different_vocabularies_are_told(decoder):
+def test_models_of_different_vocabularies_raise(decoder):
   with pytest.raises(ValueError, match=r'of one vocabulary, and these have \[37, 38\]'):
     make_ensemble([decoder(), decoder(vocab_size=38)])

@@ -20,7 +20,7 @@ def _hidden(model, params, batch, edits):
   return jax.jit(lambda p, b: with_hooks(model)(p, b, edits=edits)[0].hidden)(params, batch)
 
 
-def test_every_site_can_be_read(llama):
+def test_every_hook_point_can_be_read(llama):
   output, sites = jax.jit(lambda p, b: with_hooks(llama[0])(p, b))(*llama[1:])
   assert {name: x.shape for name, x in sites.items()} == {
     'decoder/embeddings': (2, 6, 16),
@@ -34,14 +34,14 @@ def test_every_site_can_be_read(llama):
     'decoder/hidden': (2, 6, 16),
   }
   np.testing.assert_array_equal(sites['decoder/hidden'], output.hidden)
-  # The residual stream is the embeddings plus all that the sublayers have added.
+  # The residual stream is the sum of the embeddings and the outputs of the sublayers.
   added = sites[f'{LAYER}/attention/output'] + sites[f'{LAYER}/mlp/output']
   np.testing.assert_allclose(
     sites[f'{LAYER}/residual'][1], sites['decoder/embeddings'] + added.sum(0), rtol=1e-4, atol=1e-4
   )
 
 
-def test_sites_are_chosen_by_patterns(llama):
+def test_patterns_select_hook_points(llama):
   _, sites = jax.eval_shape(
     lambda *xs: with_hooks(llama[0])(*xs, reads=('*/output', '*/emb*')), *llama[1:]
   )
@@ -53,10 +53,10 @@ def test_an_edit_that_changes_nothing_changes_no_bit(llama):
   np.testing.assert_array_equal(_hidden(*llama, {'*': lambda x: x}), expected)
 
 
-def test_an_edit_acts_on_the_sites_it_names(llama):
+def test_an_edit_applies_to_the_hook_points_it_names(llama):
   model, params, batch = llama
   zeroed = _hidden(*llama, {'*/attention/output': jnp.zeros_like})
-  # Zero attention is what attention with a zero output kernel gives.
+  # Attention with a zero output kernel returns zeros.
   layer = params['decoder']['layers']['layer_0']
   out = {'kernel': jnp.zeros_like(layer['attention']['out']['kernel'])}
   silent = layer | {'attention': layer['attention'] | {'out': out}}
@@ -66,7 +66,7 @@ def test_an_edit_acts_on_the_sites_it_names(llama):
   assert np.abs(zeroed - _hidden(*llama, {})).max() > 0.1
 
 
-def test_unused_taps_leave_no_trace_in_the_program(llama, monkeypatch):
+def test_unused_hook_points_do_not_change_the_program(llama, monkeypatch):
   model, params, batch = llama
 
   def program():
@@ -78,7 +78,7 @@ def test_unused_taps_leave_no_trace_in_the_program(llama, monkeypatch):
   assert program() == program_with_points
 
 
-def test_edits_are_over_when_the_call_is(llama):
+def test_edits_end_with_the_call(llama):
   with pytest.raises(ZeroDivisionError):
     edits = {'decoder/hidden': lambda x: 1 / 0}
     jax.eval_shape(lambda *xs: with_hooks(llama[0])(*xs, edits=edits), *llama[1:])

@@ -1,4 +1,4 @@
-"""Prefix language models: a prefix is read both ways, and what follows sees the past alone."""
+"""Prefix language models: bidirectional in the prefix, causal after it."""
 
 import functools
 
@@ -19,8 +19,8 @@ def _with(batch, prefix):
   return batch | {'prefix': jnp.asarray(prefix, jnp.int32)}
 
 
-def test_a_prefix_sees_itself_both_ways_and_the_rest_its_past(decoder, influence, batch_of):
-  # An implementation that may skip keys by index must not skip those of a prefix.
+def test_a_prefix_is_bidirectional_and_the_rest_is_causal(decoder, influence, batch_of):
+  # An implementation that skips keys by index must not skip those of a prefix.
   model = decoder('t5', attention_fn=functools.partial(blockwise, block=2))
   batch = _with(batch_of(B=1, T=T, segments=SEGMENTS[None]), PREFIX[None])
   found = influence(model, batch, 'decoder/embeddings')
@@ -54,8 +54,8 @@ def test_decoding_from_a_cache_equals_the_full_pass(decoder, params_of, batch_of
     output = apply_of(model)(params, batch, cache=cache)
     return output.head(output.hidden), output.cache
 
-  whole, _ = logits(params, batch)
-  # The prefix is read at once, with padding behind; later calls do not speak of it.
+  full, _ = logits(params, batch)
+  # The first call has all of the prefix, with padding after it; later calls have no prefix.
   prompt = {name: np.pad(batch[name][:, :4], ((0, 0), (0, 2))) for name in batch}
   piece, cache = logits(params, prompt, model.init_cache(2, T + 2))
   found = [piece[:, :4]]
@@ -63,4 +63,4 @@ def test_decoding_from_a_cache_equals_the_full_pass(decoder, params_of, batch_of
     names = ('inputs', 'segments', 'positions')
     piece, cache = logits(params, {name: batch[name][:, t : t + 1] for name in names}, cache)
     found.append(piece)
-  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), full, atol=1e-5, rtol=1e-5)

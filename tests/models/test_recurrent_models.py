@@ -1,4 +1,4 @@
-"""Recurrent models: caches, beams, packed rows, and who moves whom."""
+"""Recurrent models: caches, beams, packed rows, and dependence on inputs."""
 
 import functools
 
@@ -48,10 +48,10 @@ MODELS = {
   'pooled': translator(attention_score=None, summary=pooling.mean),
   'convolutional': translator(encoder=SHALLOW['convolutional'], summary=pooling.maximum),
 }
-# Rows that pack two or three documents, with padding behind.
+# Rows that pack two or three documents, then padding.
 SEGMENTS = [[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 2, 2, 2, 3, 3, 0, 0]]
 SOURCES = [[1, 1, 1, 2, 2, 2, 2], [1, 1, 2, 3, 3, 3, 0]]
-# A source a row, of two lengths; all rows of a test are as wide as these, so a model compiles once.
+# One source per row, of two lengths. All tests have this width, so that a model compiles once.
 ALONE = [[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]]
 T, PROMPT = 10, 3
 
@@ -96,26 +96,26 @@ def logits_of(output):
 def test_packed_documents_equal_rows_of_their_own(functions, batch_of, alone):
   model, apply, params = functions
   packed = batch_for(model, batch_of, SEGMENTS, SOURCES)
-  whole = logits_of(apply(params, packed))
+  full = logits_of(apply(params, packed))
   for document in (1, 2, 3):
     rows = alone({k: v for k, v in packed.items() if k != 'examples'}, document)
     rows |= {k: packed[k] for k in packed if k == 'examples'}
     single = logits_of(apply(params, rows))
     for row in range(2):
       places = np.flatnonzero(packed['segments'][row] == document)
-      np.testing.assert_allclose(whole[row, places], single[row, : len(places)], atol=1e-5)
+      np.testing.assert_allclose(full[row, places], single[row, : len(places)], atol=1e-5)
 
 
 def test_pieces_and_single_steps_equal_the_full_pass(functions, batch_of):
   model, apply, params = functions
   batch = batch_for(model, batch_of, np.ones((2, T), int), ALONE)
-  whole, cache, found = logits_of(apply(params, batch)), model.init_cache(2, T), []
+  full, cache, found = logits_of(apply(params, batch)), model.init_cache(2, T), []
   for start, stop in ((0, PROMPT), (PROMPT, 6), (6, 7), (7, 8), (8, 9), (9, 10)):
     piece = part(batch, start, stop) | (source_of(batch) if start == 0 else {})
     output = apply(params, piece, cache=cache)
     cache = output.cache
     found.append(logits_of(output))
-  np.testing.assert_allclose(np.concatenate(found, axis=1), whole, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(found, axis=1), full, atol=1e-5)
 
 
 def test_beams_equal_rows_of_their_own(functions, batch_of):
@@ -142,7 +142,7 @@ def test_beams_equal_rows_of_their_own(functions, batch_of):
       np.testing.assert_allclose(logits[b * M + m], expected[b, n - 1], atol=1e-5)
 
 
-def test_what_is_written_depends_on_nothing_later(functions, batch_of):
+def test_outputs_do_not_depend_on_later_tokens(functions, batch_of):
   model, apply, params = functions
   batch = batch_for(model, batch_of, np.ones((2, T), int), ALONE)
   before = logits_of(apply(params, batch))
@@ -153,7 +153,7 @@ def test_what_is_written_depends_on_nothing_later(functions, batch_of):
     np.testing.assert_array_equal(moved, np.tile(np.arange(T) >= t, (2, 1)))
 
 
-def test_gradients_reach_what_was_read_and_nothing_later(params_of, batch_of):
+def test_gradients_reach_the_source_and_earlier_tokens_alone(params_of, batch_of):
   model = translator(depth=1)
   params = params_of(model)
   batch = batch_for(model, batch_of, np.ones((1, 6), int), [[1, 1, 1]])
@@ -169,7 +169,7 @@ def test_gradients_reach_what_was_read_and_nothing_later(params_of, batch_of):
   assert all(moved[token] == 0 for token in {4, 5, 6} - source)
 
 
-def test_without_attention_the_source_is_known_by_its_summary_alone(functions_of, batch_of):
+def test_without_attention_the_cache_has_the_summary_of_the_source_alone(functions_of, batch_of):
   model, apply, params = functions_of('fixed_vector')
   for source in ([[1, 1, 1]], [[1] * 7]):
     batch = batch_for(model, batch_of, np.ones((1, 5), int), source)
@@ -177,12 +177,12 @@ def test_without_attention_the_source_is_known_by_its_summary_alone(functions_of
       functools.partial(prefill, apply), params, batch, model.init_cache(1, 5)
     )
     assert set(cache) == {'layers'}
-    # As many numbers, whatever the length of the source.
+    # The size of the cache does not depend on the length of the source.
     assert sum(x.size for x in jax.tree.leaves(cache)) == 2 * 2 * 6
 
 
 @pytest.mark.parametrize('name', ENCODERS)
-def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alone):
+def test_an_encoder_classifies_packed_texts(name, params_of, batch_of, alone):
   model = Encoder(
     **SIZES, encoder=ENCODERS[name], num_classes=3, pooling=pooling.bidirectional_final_states
   )
@@ -195,14 +195,14 @@ def test_an_encoder_finds_classes_of_packed_texts(name, params_of, batch_of, alo
     np.testing.assert_allclose(found[:, document - 1], single[:, 0], atol=1e-5)
 
 
-def test_the_ends_are_what_each_direction_has_read_whole():
+def test_final_states_are_those_of_the_last_and_first_tokens():
   hidden = jnp.arange(24.0).reshape(1, 6, 4)
   found = pooling.bidirectional_final_states(hidden, jnp.asarray([[1, 1, 1, 2, 2, 0]]), 2)
   np.testing.assert_array_equal(found[0, 0], [8, 9, 2, 3])
   np.testing.assert_array_equal(found[0, 1], [16, 17, 14, 15])
 
 
-def test_a_width_that_does_not_divide_over_the_mesh_is_named():
+def test_a_width_that_does_not_divide_over_the_mesh_raises():
   config = base()
   with config.unlocked():
     config.model = configs.recurrent(8, 6, depth=1, context=128)
@@ -240,7 +240,7 @@ def test_sizes_of_convolutions_that_do_not_fit_raise(sizes, message, params_of):
     ),
   ],
 )
-def test_functions_of_another_kind_are_named(changes, message, params_of):
+def test_functions_of_another_kind_raise(changes, message, params_of):
   with pytest.raises(UserError) as raised:
     params_of(translator(**changes))
   assert message in str(raised.value)

@@ -51,7 +51,7 @@ def _attention(q_BTHK, k_BTHK, v_BTHK):
 
 
 def _gpt2(params, tokens_BT):
-  """GPT-2 written down from the paper, in double precision."""
+  """GPT-2 by the formulas of the paper, in double precision."""
 
   def norm(p, x):
     centred = x - x.mean(-1, keepdims=True)
@@ -76,7 +76,7 @@ def _gpt2(params, tokens_BT):
 
 
 def _llama(params, tokens_BT):
-  """Llama written down from the paper, in double precision: 4 heads on 2 key/value heads."""
+  """Llama by the formulas of the paper, in double precision: 4 heads on 2 key/value heads."""
 
   def norm(p, x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p['scale']
@@ -105,7 +105,7 @@ def _llama(params, tokens_BT):
 
 
 @pytest.mark.parametrize(('variant', 'reference'), [('gpt2', _gpt2), ('llama', _llama)])
-def test_the_stack_is_the_architecture_of_the_paper(
+def test_the_stack_equals_the_architecture_of_the_paper(
   variant, reference, decoder, params_of, batch_of
 ):
   model = decoder(variant)
@@ -185,7 +185,7 @@ def test_parameters_have_readable_paths_and_periods_on_axis_0(decoder):
     (parallel_block, {'norm'}),
   ],
 )
-def test_the_order_of_a_block_is_a_function(order, norms, decoder):
+def test_the_block_layout_is_a_function(order, norms, decoder):
   params = _shapes(decoder(block_layout=order, final_norm=order is not post_norm), 16)
   assert set(params['decoder']['layers']['layer_0']) == norms | {'attention', 'mlp'}
   assert ('final_norm' in params['decoder']) == (order is not post_norm)
@@ -196,11 +196,11 @@ def test_output_projections_start_smaller_with_depth(decoder):
   mlp = params['decoder']['layers']['layer_0']['mlp']
   assert float(mlp['up']['kernel'].std()) == pytest.approx(0.02, rel=0.05)
   assert float(mlp['down']['kernel'].std()) == pytest.approx(0.02 / math.sqrt(16), rel=0.05)
-  # The layers are drawn one by one, not copied.
+  # The layers have different initial values.
   assert (mlp['up']['kernel'][0] != mlp['up']['kernel'][1]).any()
 
 
-def test_the_table_is_padded_to_a_multiple_that_never_wins(decoder, params_of, batch_of):
+def test_padding_rows_of_the_table_never_have_the_highest_logit(decoder, params_of, batch_of):
   model = decoder(vocab_multiple=8)
   params = params_of(model)
   assert params['embedding'].shape == (40, 16)
@@ -216,7 +216,7 @@ def test_the_soft_cap_bounds_the_logits(decoder, params_of, batch_of):
 
 @pytest.fixture(scope='module')
 def taught(decoder, params_of, batch_of):
-  """The gradient, terms and tree of one program: the same for every way to run the layers."""
+  """The gradient, terms and tree of one program, equal for every way to run the layers."""
 
   def run(**execution):
     model = decoder(dropout=0.2, **execution)
@@ -240,8 +240,8 @@ def scanned(taught):
     {'remat_policy': 'jax:checkpoint_policies.nothing_saveable'},
   ],
 )
-def test_unrolling_and_rematerialising_change_nothing(execution, taught, scanned):
-  # Under test as an experiment gives them: policies by their import paths.
+def test_unrolling_and_rematerialization_change_nothing(execution, taught, scanned):
+  # Policies by their import paths, as in experiments.
   execution = dict(execution)
   if 'remat_policy' in execution:
     execution['remat_policy'] = resolve.resolve(execution['remat_policy'], 'model.remat_policy')
@@ -257,31 +257,31 @@ def test_layers_drop_different_units(decoder, params_of, batch_of):
   _, sites = apply(params_of(model), batch_of(), jax.random.key(0))
   first, rest = sites['decoder/embeddings'], sites['decoder/layers/layer_0/residual']
   stream = np.concatenate([first[None], rest])
-  # A unit that both sublayers of a layer have dropped goes through unchanged: one in four.
+  # A unit that both sublayers of a layer drop is unchanged: one in four.
   unchanged = stream[1:] == stream[:-1]
   assert abs(unchanged.mean() - 0.25) < 0.08
   assert (unchanged[0] == unchanged[1]).mean() < 0.75
 
 
-def test_rematerialising_computes_layers_twice(decoder, params_of, batch_of):
-  def products(remat):
+def test_rematerialization_computes_layers_twice(decoder, params_of, batch_of):
+  def matmuls(remat):
     model = decoder(remat_policy=remat)
     compute = functools.partial(gradients, cross_entropy(), apply_of(model))
     program = str(jax.make_jaxpr(compute)(params_of(model), batch_of(), None))
     return program.count('dot_general')
 
-  assert products(jax.checkpoint_policies.nothing_saveable) > products(None)
+  assert matmuls(jax.checkpoint_policies.nothing_saveable) > matmuls(None)
 
 
-def test_layers_of_a_period_have_their_own_windows(decoder, batch_of):
+def test_layers_of_a_group_have_their_own_windows(decoder, batch_of):
   windows = []
 
   def spy(q, k, v, mask):
     windows.append(mask.window)
     return dot_product(q, k, v, mask)
 
-  local, whole = functools.partial(Attention, window=2), Attention
-  model = decoder(attention_layer=(local, local, whole), depth=6, attention_fn=spy)
+  local, full = functools.partial(Attention, window=2), Attention
+  model = decoder(attention_layer=(local, local, full), depth=6, attention_fn=spy)
   jax.eval_shape(model.init, jax.random.key(0), batch_of())
   assert windows[:3] == [2, 2, None] and len(windows) % 3 == 0
 
@@ -315,7 +315,7 @@ def test_an_odd_head_size_under_rope_raises_when_the_config_is_built():
 
 
 def test_training_flops_counted_by_hand(decoder):
-  # A multiplied parameter costs 6 FLOPs a token; a layer's scores and mixing 12 H K T.
+  # A parameter of a matmul costs 6 FLOPs per token; scores and weighted values of a layer 12 H K T.
   mixing = 12 * 2 * 4 * 4 * 10
   tied = decoder(bias=False)
   norms = 5 * 16
@@ -333,7 +333,7 @@ def test_training_flops_of_a_pair_of_texts_counted_by_hand():
   batch = {f'{side}{name}': row for side in ('', 'source_') for name in names}
   batch['source'] = batch.pop('source_inputs')
   params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch))['params']
-  # An encoder's layer projects q, k, v and out, and a decoder's those twice; norms beside.
+  # An encoder layer projects q, k, v and out, and a decoder layer does so twice; plus norms.
   attention, mlp = 4 * 16 * 16, 2 * 16 * 24
   layers = 3 * (attention + mlp + 2 * 16) + 2 * (2 * attention + mlp + 3 * 16) + 2 * 16
   mixing = 12 * (3 + 2 * 2) * 16 * 10
@@ -353,7 +353,7 @@ def test_training_flops_of_a_pair_of_texts_counted_by_hand():
     ({'norm': dot_product}, "norm: dot_product got an unexpected keyword argument 'bias'"),
   ],
 )
-def test_a_layer_of_another_kind_is_told_in_one_line(decoder, params_of, changes, message):
+def test_a_layer_of_another_kind_raises_one_line(decoder, params_of, changes, message):
   with pytest.raises(UserError) as error:
     params_of(decoder(**changes))
   assert str(error.value).startswith(message) and '\n' not in str(error.value)

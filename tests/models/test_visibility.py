@@ -1,4 +1,4 @@
-"""Who sees whom, through the whole model: not the future, and no other document."""
+"""Outputs of a full model depend on no later token and on no other document."""
 
 import functools
 
@@ -24,8 +24,8 @@ def test_outputs_depend_on_all_earlier_tokens_and_no_later_one(
   np.testing.assert_array_equal(found, np.tri(T, dtype=bool))
 
 
-def test_windows_reach_as_far_as_their_layers_carry(decoder, influence, batch_of):
-  # Each of the two layers reads two tokens back.
+def test_windows_reach_further_with_each_layer(decoder, influence, batch_of):
+  # Each of the two layers attends to the two previous tokens.
   model = decoder(
     attention_layer=functools.partial(Attention, window=3), attention_fn=ATTENDS['blocked']
   )
@@ -54,7 +54,7 @@ def test_packed_documents_equal_separate_ones(variant, attend, decoder, movable,
   run = movable(model, SITE)
 
   def hidden(rows):
-    # As many rows as `influence` has, whose program it is where nothing moves.
+    # The number of rows of `influence`, so that its compiled program serves here too.
     rows = {name: np.resize(x, (T, T)) for name, x in rows.items()}
     return run(rows, np.zeros((T, T, model.d_model), np.float32))[:2]
 
@@ -66,7 +66,7 @@ def test_packed_documents_equal_separate_ones(variant, attend, decoder, movable,
       length = own[row].sum()
       np.testing.assert_allclose(packed[row, own[row]], separate[row, :length], atol=2e-5)
 
-    # A poison token in the other document: not a bit of this one changes.
+    # A poison token in the other document changes no bit of this one.
     poisoned = batch | {'inputs': np.where(own, batch['inputs'], 7)}
     assert (poisoned['inputs'] != batch['inputs']).any()
     found = hidden(poisoned)

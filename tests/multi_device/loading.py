@@ -1,4 +1,4 @@
-"""Evaluation over eight fake devices; run in a process of its own by test_multi_device.py."""
+"""Evaluation on eight fake devices, in a subprocess of test_multi_device.py."""
 
 import json
 
@@ -52,7 +52,7 @@ def translator():
 
 
 def saved(config, workdir, mesh_sizes, seed=0):
-  """Makes a workdir with two checkpoints of a sharded model."""
+  """Creates a workdir with two checkpoints of a sharded model."""
   config.batch_size, config.eval.batch_size = 8, 3
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bytes'})
   config.log.sample_prompts = ()
@@ -63,12 +63,12 @@ def saved(config, workdir, mesh_sizes, seed=0):
   boxed = jax.eval_shape(components.init_of(model, 16), jax.random.key(0))
   shardings = mesh.shardings(boxed, mesh.make_mesh(mesh_sizes), mesh.logical_axis_rules({}))
   rng = np.random.default_rng(seed)
-  drawn = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.1, x.shape)), nn.unbox(boxed))
+  values = jax.tree.map(lambda x: np.float32(rng.normal(0, 0.1, x.shape)), nn.unbox(boxed))
   zeros = {name: jnp.int32(0) for name in ('step', 'skipped', 'streak')}
   experiment.write_run_config(config, 'x.txt', tokenizer, workdir, '')
   checkpoints = Checkpoints(workdir)
   for at in (2, 4):
-    params = jax.tree.map(lambda x, s, at=at: jax.device_put(x * at, s), drawn, shardings)
+    params = jax.tree.map(lambda x, s, at=at: jax.device_put(x * at, s), values, shardings)
     checkpoints.save(at, TrainState(**zeros, params=params, opt_state=()))
     checkpoints.wait()
   checkpoints.close()
@@ -115,7 +115,7 @@ def values(monkeypatch, count, *flags):
     ['--workdir={writer}'],
   ],
 )
-def test_eight_devices_give_the_figures_of_one(flags, runs, monkeypatch):
+def test_evaluation_on_eight_devices_gives_the_values_of_one(flags, runs, monkeypatch):
   given = [flag.format(**runs) for flag in flags]
   one, eight = (values(monkeypatch, count, *given) for count in (1, 8))
   assert one.pop('notes', None) == eight.pop('notes', None)
@@ -148,7 +148,7 @@ def test_each_device_reads_only_its_shards(average, runs, monkeypatch):
     assert sum(held) < sum(sizes) / 6
 
 
-def test_a_notebook_gives_a_mesh_or_uses_one_device(runs):
+def test_load_uses_the_given_mesh_or_one_device(runs):
   alone = load.load(runs['one'])
   on_mesh = load.load(runs['one'], mesh=mesh.make_mesh({'fsdp': 4}, jax.devices()[:4]))
 

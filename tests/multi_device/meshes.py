@@ -1,4 +1,4 @@
-"""Training on eight fake devices; run in a process of its own by test_multi_device.py."""
+"""Training on eight fake devices, in a subprocess of test_multi_device.py."""
 
 import base64
 import functools
@@ -101,7 +101,7 @@ def functions(decoder, encoder_decoder):
 def losses(functions, batch_of):
   def train(sizes, devices=None, microbatches=1, architecture='decoder'):
     made = functions(sizes, devices, architecture=architecture)
-    # An encoder beside reads a pair of documents a row, and so does the decoder.
+    # With an encoder, each row of source and target has two documents.
     pairs = np.repeat([[1, 1, 1, 2, 2, 0]], 16, axis=0)
     packed = {} if architecture == 'decoder' else {'segments': pairs, 'source': pairs[:, ::-1]}
     state, _ = init_train_state(made, jax.random.key(0))
@@ -128,13 +128,13 @@ def one_device(losses):
   ('sizes', 'microbatches'),
   [({'data': 8}, 1), ({'fsdp': 8}, 1), ({'data': 2, 'tensor': 4}, 1), (ALL, 2)],
 )
-def test_eight_devices_give_the_losses_of_one(sizes, microbatches, losses, one_device):
+def test_decoder_on_eight_devices_has_the_losses_of_one(sizes, microbatches, losses, one_device):
   found, state = losses(sizes, microbatches=microbatches)
   np.testing.assert_allclose(found, one_device, rtol=1e-5)
   _check_placement(state, sizes)
 
 
-def test_eight_devices_give_the_losses_of_one_to_an_encoder_decoder(losses):
+def test_encoder_decoder_on_eight_devices_has_the_losses_of_one(losses):
   run = functools.partial(losses, architecture='encoder_decoder')
   found, state = run(ALL)
   one_device, _ = run({'data': 1}, jax.devices()[:1])
@@ -146,7 +146,7 @@ def test_eight_devices_give_the_losses_of_one_to_an_encoder_decoder(losses):
   assert table.addressable_shards[0].data.shape == (8, 4 // 2)
 
 
-def test_eight_devices_give_the_losses_of_one_to_a_recurrent_network(losses):
+def test_recurrent_network_on_eight_devices_has_the_losses_of_one(losses):
   run = functools.partial(losses, architecture='recurrent')
   found, state = run(ALL)
   one_device, _ = run({'data': 1}, jax.devices()[:1])
@@ -155,7 +155,7 @@ def test_eight_devices_give_the_losses_of_one_to_a_recurrent_network(losses):
   assert kernel.addressable_shards[0].data.shape == (16 // 2, 4, 16 // 2)
 
 
-def test_eight_devices_have_the_dropout_of_one(functions, params_of, batch_of):
+def test_dropout_on_eight_devices_is_that_of_one(functions, params_of, batch_of):
   def hidden(sizes, devices=None):
     made = functions(sizes, devices, dropout=0.3)
     run = jax.jit(lambda p, b: made.apply(p, b, key=jax.random.key(7)).hidden)
@@ -173,7 +173,7 @@ def test_eight_devices_have_the_dropout_of_one(functions, params_of, batch_of):
     (word2vec.cbow, {'data': 8}),
   ],
 )
-def test_sharded_word_vectors_are_those_of_one_device(make, sizes):
+def test_word_vectors_on_eight_devices_are_those_of_one(make, sizes):
   V, D, B, T, steps = 40, 8, 8, 6, 4
   counts = np.concatenate([[0], np.arange(V - 1, 0, -1)])
   rows = np.ones((steps, B, T), np.int32)
@@ -228,7 +228,7 @@ def _check_placement(state, sizes):
   assert len(moments) == 2 and all(m.sharding == down.sharding for m in moments)
 
 
-def test_an_axis_that_does_not_divide_is_named(functions, decoder):
+def test_error_names_an_axis_that_does_not_divide_over_the_mesh(functions, decoder):
   made = functions({'tensor': 8})  # four heads
   with pytest.raises(UserError) as error:
     init_train_state(made, jax.random.key(0))
@@ -236,7 +236,7 @@ def test_an_axis_that_does_not_divide_is_named(functions, decoder):
     assert part in str(error.value)
 
 
-def test_a_process_reads_the_rows_of_its_devices():
+def test_process_reads_the_rows_of_its_devices():
   over = mesh.make_mesh(ALL)
   sharding = mesh.batch_sharding(over, mesh.RULES)
   np.testing.assert_array_equal(mesh.local_rows(8, sharding), np.arange(8))
@@ -245,13 +245,13 @@ def test_a_process_reads_the_rows_of_its_devices():
   np.testing.assert_array_equal(batch, np.arange(16).reshape(8, 2))
 
 
-def test_a_rule_override_changes_a_sharding(decoder):
+def test_rule_override_changes_a_sharding(decoder):
   boxed = jax.eval_shape(init_of(decoder('llama'), 16), jax.random.key(0))
   over = mesh.make_mesh({'fsdp': 8})
-  whole = mesh.shardings(boxed, over, mesh.logical_axis_rules({'embed': '', 'mlp': 'fsdp'}))
-  down = whole['decoder']['layers']['layer_0']['mlp']['down']['kernel']
+  found = mesh.shardings(boxed, over, mesh.logical_axis_rules({'embed': '', 'mlp': 'fsdp'}))
+  down = found['decoder']['layers']['layer_0']['mlp']['down']['kernel']
   assert down.spec == PartitionSpec(None, 'fsdp', None)
-  assert whole['embedding'].is_fully_replicated
+  assert found['embedding'].is_fully_replicated
 
 
 def _sent(program):
@@ -267,7 +267,7 @@ def _sent(program):
 
 
 @pytest.mark.parametrize('layer', [Mlp(d_mlp=64), GatedMlp(d_mlp=64), Attention(8, 8, 4)])
-def test_a_tensor_parallel_layer_has_one_all_reduce(layer):
+def test_tensor_parallel_layer_has_one_all_reduce(layer):
   over, x_BTD = mesh.make_mesh({'tensor': 8}), jnp.zeros((2, 6, 32))
   positions = jnp.zeros((2, 6), jnp.int32)
   attention = isinstance(layer, Attention)
@@ -286,7 +286,7 @@ def test_a_tensor_parallel_layer_has_one_all_reduce(layer):
   assert _sent(program) == [('all-reduce', x_BTD.size)]
 
 
-def test_the_loss_keeps_the_vocabulary_sharded():
+def test_loss_keeps_the_vocabulary_sharded():
   """Devices that shard V all-reduce sums: there is no all-gather, and no collective of logits."""
   B, T, D, V = 4, 8, 6, 640
   over = mesh.make_mesh({'data': 2, 'tensor': 4})
@@ -300,19 +300,19 @@ def test_the_loss_keeps_the_vocabulary_sharded():
       unembed = OutputHead(EmbeddingTable(kernel))
       return nn_losses.cross_entropy(hidden, unembed, targets, weights, 1e-4, 0.1, 2).total
 
-  described = (
+  arguments = (
     jax.ShapeDtypeStruct((B, T, D), jnp.float32),
     jax.ShapeDtypeStruct((V, D), jnp.float32),
     jax.ShapeDtypeStruct((B, T), jnp.int32),
     jax.ShapeDtypeStruct((B, T), jnp.float32),
   )
-  sent = _sent(gradient.lower(*described).compile())
+  sent = _sent(gradient.lower(*arguments).compile())
   assert {kind for kind, _ in sent} == {'all-reduce'}
   # The largest all-reduce of two devices is the gradient of a shard of the table.
   assert max(size for _, size in sent) <= V // 4 * D
 
 
-def test_the_loss_gathers_the_table_once_and_not_for_each_chunk():
+def test_loss_gathers_the_table_once_for_all_chunks():
   B, T, D, V = 8, 12, 16, 64
   over = mesh.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
   rows = mesh.batch_sharding(over, mesh.RULES)
@@ -331,8 +331,8 @@ def test_the_loss_gathers_the_table_once_and_not_for_each_chunk():
     ((B, T), jnp.int32),
     ((B, T), 'float32'),
   )
-  described = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-  program = hlo.parse(gradient.lower(*described).compile().as_text())
+  arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+  program = hlo.parse(gradient.lower(*arguments).compile().as_text())
   sent = hlo.collectives(program, over)
   # Over the batch axes the table is all-gathered and its gradient reduced, outside of loops.
   assert {one.times for one in sent if {'data', 'fsdp'} & {*one.axes}} == {1.0}
@@ -379,7 +379,7 @@ def test_attention_of_sharded_rows_and_heads_is_local():
 
 
 @pytest.mark.parametrize(
-  ('sizes', 'sides'),
+  ('sizes', 'dims'),
   [
     ({'fsdp': 8}, (8,)),
     ({'fsdp': 8}, (2, 4)),  # as on a torus
@@ -388,13 +388,13 @@ def test_attention_of_sharded_rows_and_heads_is_local():
     ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2,)),
   ],
 )
-def test_a_kernel_is_gathered_for_each_pass_and_its_gradient_reduce_scattered(
-  sizes, sides, monkeypatch
+def test_kernel_is_gathered_in_each_pass_and_its_gradient_reduce_scattered(
+  sizes, dims, monkeypatch
 ):
   over = mesh.make_mesh(sizes)
   real = collectives.torus_dims
   monkeypatch.setattr(
-    collectives, 'torus_dims', lambda mesh, name: sides if name == 'fsdp' else real(mesh, name)
+    collectives, 'torus_dims', lambda mesh, name: dims if name == 'fsdp' else real(mesh, name)
   )
   layer = GatedMlp(64, dtype=jnp.bfloat16)
   x_BTD = jax.random.normal(jax.random.key(1), (8, 16, 32))
@@ -403,7 +403,7 @@ def test_a_kernel_is_gathered_for_each_pass_and_its_gradient_reduce_scattered(
   rows = mesh.batch_sharding(over, mesh.RULES)
 
   def loss(variables, x_BTD):
-    # Computed again in the pass backward, as layers of large models are.
+    # The backward pass recomputes the layer, as in large models.
     again = jax.checkpoint(layer.apply, policy=jax.checkpoint_policies.nothing_saveable)
     return jnp.square(again(variables, x_BTD)).sum()
 
@@ -424,17 +424,17 @@ def test_a_kernel_is_gathered_for_each_pass_and_its_gradient_reduce_scattered(
   # Three kernels, each gathered in the forward and the backward pass. XLA may combine all-gathers,
   # and share those of recomputed activations and of gradient matmuls. A reduce-scattered gradient
   # has the bytes of one all-gather of its kernel; no full gradient is all-reduced.
-  whole = 4 * sum(x.size for x in jax.tree.leaves(variables['params'])) / over.shape['tensor']
+  kernels = 4 * sum(x.size for x in jax.tree.leaves(variables['params'])) / over.shape['tensor']
   share = (over.shape['fsdp'] - 1) / over.shape['fsdp']
   by = Counter()
   for one in sent:
     by[one.kind, one.axes] += one.bytes
-  assert by['all-gather', ('fsdp',)] <= 2 * whole * share
-  assert by['reduce-scatter', ('fsdp',)] == pytest.approx(whole * share)
+  assert by['all-gather', ('fsdp',)] <= 2 * kernels * share
+  assert by['reduce-scatter', ('fsdp',)] == pytest.approx(kernels * share)
   assert not by['all-reduce', ('fsdp',)] and not by['all-gather', ('tensor',)]
   for kind, along in (
-    ('reduce-scatter', sides),
-    ('all-gather', collectives.group_torus_dims(sides)),
+    ('reduce-scatter', dims),
+    ('all-gather', collectives.group_torus_dims(dims)),
   ):
     assert {len(one.group) for one in sent if one.kind == kind} == set(along)
 
@@ -483,7 +483,7 @@ def test_gradients_under_any_rules_are_those_of_one_device(sizes, overrides):
   ('sizes', 'kinds'),
   [({'data': 8}, {'all-reduce': 2}), ({'fsdp': 8}, {'all-gather': 1, 'reduce-scatter': 1})],
 )
-def test_a_tied_table_is_gathered_once_for_all_its_uses(sizes, kinds):
+def test_tied_table_is_gathered_once_for_all_its_uses(sizes, kinds):
   over = mesh.make_mesh(sizes)
   params = {'table': jax.random.normal(jax.random.key(3), (48, 64))}
   places = mesh.shardings(
@@ -513,29 +513,27 @@ def test_a_tied_table_is_gathered_once_for_all_its_uses(sizes, kinds):
   by = Counter()
   for one in hlo.collectives(hlo.parse(split.lower(*given).compile().as_text()), over):
     by[one.kind] += one.bytes
-  whole = 4 * 48 * 64 * 7 / 8
-  assert by == {kind: pytest.approx(times * whole, rel=0.01) for kind, times in kinds.items()}
+  once = 4 * 48 * 64 * 7 / 8
+  assert by == {kind: pytest.approx(times * once, rel=0.01) for kind, times in kinds.items()}
 
 
 @pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
-def test_a_tied_decoder_uses_the_gathered_table_and_has_the_gradient_of_one_device(
-  decoder, params_of, batch_of, sizes
-):
+def test_tied_decoder_has_the_gradient_of_one_device(decoder, params_of, batch_of, sizes):
   model = decoder('alibi', depth=1, vocab_multiple=8)
   params, batch, over = params_of(model), batch_of(8), mesh.make_mesh(sizes)
   apply = apply_of(model)
 
   def loss(apply, params, batch):
     output = apply(params, batch)
-    # All rows, and those of one device, of which there are no copies.
-    whole, part = (
+    # All rows, and one row, for which the gathered table is not used.
+    full, part = (
       nn_losses.cross_entropy(
         output.hidden[:n], output.head, batch['targets'][:n], batch['weights'][:n]
       ).total
       for n in (8, 1)
     )
-    said = nn_losses.token_statistics(output.hidden, output.head, batch['targets'])
-    return whole + part, (output.head.table.gathered is not None, said.nats)
+    statistics = nn_losses.token_statistics(output.hidden, output.head, batch['targets'])
+    return full + part, (output.head.table.gathered is not None, statistics.nats)
 
   boxed = jax.eval_shape(init_of(model, 16), jax.random.key(0))
   places = mesh.shardings(boxed, over, mesh.RULES)
@@ -551,9 +549,9 @@ def test_a_tied_decoder_uses_the_gathered_table_and_has_the_gradient_of_one_devi
     np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize('sides', [(8,), (2, 4), (2, 2, 2)])
+@pytest.mark.parametrize('dims', [(8,), (2, 4), (2, 2, 2)])
 @pytest.mark.parametrize('axis', [0, 2, 3])
-def test_scattered_and_gathered_shards_are_in_order_along_any_axis(sides, axis):
+def test_scattered_and_gathered_shards_keep_their_order_along_any_axis(dims, axis):
   over = mesh.make_mesh({'fsdp': 8})
   shape = [3, 2, 4, 5]
   shape[axis] = 16
@@ -561,14 +559,14 @@ def test_scattered_and_gathered_shards_are_in_order_along_any_axis(sides, axis):
   spec = PartitionSpec(*[None] * axis, 'fsdp')
   each = functools.partial(jax.shard_map, mesh=over, check_vma=False)
   scatter = each(
-    lambda x: collectives.reduce_scatter_along(x[0], axis, 'fsdp', sides),
+    lambda x: collectives.reduce_scatter_along(x[0], axis, 'fsdp', dims),
     in_specs=PartitionSpec('fsdp'),
     out_specs=spec,
   )
   found = jax.jit(scatter)(x)
   np.testing.assert_allclose(found, x.sum(0), rtol=1e-5, atol=1e-5)
   gather = each(
-    lambda x: collectives.all_gather_along(x, axis, 'fsdp', collectives.group_torus_dims(sides))[
+    lambda x: collectives.all_gather_along(x, axis, 'fsdp', collectives.group_torus_dims(dims))[
       None
     ],
     in_specs=spec,
@@ -603,7 +601,9 @@ def test_without_sharded_rows_a_function_is_applied_directly():
     ('recurrent', ALL, 1),
   ],
 )
-def test_eight_devices_generate_the_texts_of_one(architecture, sizes, beam, functions, params_of):
+def test_texts_generated_on_eight_devices_are_those_of_one(
+  architecture, sizes, beam, functions, params_of
+):
   rng = np.random.default_rng(2)
   read = [rng.integers(0, 37, length) for length in (3, 7, 1, 5, 6)]
   if architecture == 'decoder':
@@ -612,7 +612,7 @@ def test_eight_devices_generate_the_texts_of_one(architecture, sizes, beam, func
     prompts = [Features({'inputs': np.array([0])}, {'source': x}, {}) for x in read]
   strategy = DecodeConfig(end=5, max_tokens=6, beam_size=beam, n_best=beam, batch_size=3)
 
-  def written(sizes, devices=None):
+  def generated(sizes, devices=None):
     made = functions(sizes, devices, architecture=architecture)
     places = jax.tree.map(lambda x: x.sharding, abstract_state(made)[0].params)
     params = jax.device_put(params_of(made.model, seed=3), places)
@@ -621,8 +621,8 @@ def test_eight_devices_generate_the_texts_of_one(architecture, sizes, beam, func
     texts = [[one.tokens for one in several] for several in found]
     return texts, np.array([one.score for several in found for one in several])
 
-  texts, scores = written(sizes)
-  expected, scores_there = written({'data': 1}, jax.devices()[:1])
+  texts, scores = generated(sizes)
+  expected, scores_there = generated({'data': 1}, jax.devices()[:1])
   assert texts == expected and len({tuple(several[0]) for several in texts}) > 2
   np.testing.assert_allclose(scores, scores_there, atol=1e-4)
 
@@ -661,7 +661,7 @@ def test_rows_of_a_decoding_batch_divide_over_the_devices():
 
 
 @pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 8}, ALL])
-def test_the_gradient_of_a_gathered_parameter_is_the_sum_of_all(sizes):
+def test_gradient_of_a_gathered_parameter_is_the_sum_over_devices(sizes):
   """The reference is autodiff of a broadcast."""
   over, axes = mesh.make_mesh(sizes), ('vocab', 'embed')
   x = jax.random.normal(jax.random.key(0), (16, 8))
@@ -679,7 +679,7 @@ def test_the_gradient_of_a_gathered_parameter_is_the_sum_of_all(sizes):
   np.testing.assert_allclose(back(given)[0], plain_back(cotangent)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_figures_of_eight_devices_are_those_of_one(functions, params_of, batch_of):
+def test_metrics_of_eight_devices_are_those_of_one(functions, params_of, batch_of):
   made = functions({'data': 1}, jax.devices()[:1])
   params = params_of(made.model)
   rows = {name: np.asarray(x) for name, x in batch_of(B=24, T=12, seed=3).items()}
@@ -702,9 +702,9 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
   config.log.update({'sample_prompts': ('w1 w2', 'w3', 'w4 w5 w6'), 'sample_tokens': 6})
   read = [Features({'inputs': np.arange(2, 2 + n)}, {}, {}) for n in (5, 3, 7)]
   monkeypatch.setattr(attention_maps, '_examples', lambda *args: read)
-  largest = []  # at each look, arrays that one device holds as large as an unsharded leaf
+  largest = []  # of each check: arrays on one device that are as large as an unsharded leaf
 
-  def look(places, known):
+  def check_arrays(places, known):
     split = {x.shape for x in jax.tree.leaves(places) if x.sharding.shard_shape(x.shape) != x.shape}
     largest.append(
       [
@@ -724,14 +724,14 @@ def test_samples_and_attention_maps_leave_the_parameters_sharded(functions, para
 
     def watched(*args, **kwargs):
       for piece in real(*args, **kwargs):
-        look(places, known)
+        check_arrays(places, known)
         yield piece
 
     with monkeypatch.context() as patch:
       patch.setattr(samples, 'stream_text', watched)
       texts = samples.samples(config, made, tokenizer).run(3, params).texts
     maps = attention_maps.AttentionMaps(config, 'validation', made, tokenizer)(params)
-    look(places, known)
+    check_arrays(places, known)
     cells = [np.frombuffer(base64.b64decode(x['weights']), np.uint8) for x in maps['examples']]
     return texts, np.concatenate(cells).astype(int)
 
@@ -792,6 +792,6 @@ def test_hosts_read_disjoint_rows_that_cover_the_batch():
         here = {device: places[device] for device in own}
         host = types.SimpleNamespace(addressable_devices_indices_map=lambda shape, here=here: here)
         read.append(mesh.local_rows(16, host))
-        # In the order of the global batch, whatever the order of the devices.
+        # In the order of the global batch, for any order of the devices.
         assert sorted(read[-1].tolist()) == read[-1].tolist()
       assert set(np.concatenate(read).tolist()) == set(range(16))

@@ -1,4 +1,4 @@
-"""Runs meshes.py and loading.py on eight fake CPU devices, which jax is asked for at its start."""
+"""Runs meshes.py and loading.py in a process with eight fake CPU devices."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_eight_fake_devices():
+def test_meshes_and_loading_pass_on_eight_fake_devices():
   flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   run = subprocess.run(
     [

@@ -28,7 +28,7 @@ def _inputs(B=2, T=T, H=4, G=2, K=6, seed=0):
 
 @jax.jit
 def _whole(q, k, v, mask):
-  """Returns the plain form, its weights, the values mixed by them, and what is visible."""
+  """Returns dot_product, its weights, the weighted values, and the visible keys."""
   found = weights(q, k, mask)
   return dot_product(q, k, v, mask), found, weighted_values(found, v), mask.dense()
 
@@ -38,7 +38,7 @@ def _plain(q, k, v, mask):
 
 
 def _mask(B=2, T=T, segments=None, **fields):
-  """Returns the mask of whole rows, or of packed ones whose positions restart."""
+  """Returns the mask of rows of one segment, or of packed rows whose positions restart."""
   if segments is None:
     positions = np.broadcast_to(np.arange(T), (B, T))
     return Mask(positions, positions, ordered=True, **fields)
@@ -88,14 +88,14 @@ MASKS = {
   ('fields', 'groups'),
   [*((name, 2) for name in MASKS), ('bias and segments', 1), ('bias and segments', 4)],
 )
-def test_the_plain_form_is_the_formula(fields, groups):
+def test_dot_product_equals_the_formula(fields, groups):
   q, k, v = _inputs(G=groups)
   mask = _mask(**MASKS[fields])
   found, expected = _plain(q, k, v, mask), _reference(q, k, v, mask)
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_keys_of_another_length_than_the_queries():
+def test_keys_may_have_another_length_than_queries():
   q, _, _ = _inputs(T=3)
   _, k, v = _inputs(T=7, seed=1)
   mask = Mask(np.array([[4, 5, 6], [0, 3, 1]]), np.broadcast_to(np.arange(7), (2, 7)))
@@ -103,7 +103,7 @@ def test_keys_of_another_length_than_the_queries():
 
 
 @pytest.mark.parametrize('attend', [dot_product, blockwise])
-def test_queries_that_see_nothing_are_finite(attend):
+def test_queries_without_visible_keys_are_finite(attend):
   q, k, v = _inputs()
   mask = _mask().replace(
     q_segments=np.zeros((2, T), np.int32), k_segments=np.ones((2, T), np.int32)
@@ -141,7 +141,7 @@ def _scored(attend):
     ('bias and segments', 64),
   ],
 )
-def test_blocks_give_the_plain_form_and_its_gradients(fields, block):
+def test_blockwise_equals_dot_product_with_gradients(fields, block):
   q, k, v = _inputs()
   mask = _mask(**MASKS[fields])
   real_BT = np.ones((2, T)) if mask.q_segments is None else mask.q_segments > 0
@@ -159,7 +159,7 @@ def test_blocks_give_the_plain_form_and_its_gradients(fields, block):
     (3, slice(None, 2), slice(4, None)),
   ],
 )
-def test_blocks_never_touch_what_they_cannot_see(window, unseen, clean):
+def test_blockwise_does_not_read_invisible_keys(window, unseen, clean):
   q, k, v = _inputs()
   mask = _mask(window=window)
   spoilt = v.copy()
@@ -169,9 +169,9 @@ def test_blocks_never_touch_what_they_cannot_see(window, unseen, clean):
 
 
 @pytest.mark.parametrize('fields', [{'causal': False}, {'ordered': False}])
-def test_blocks_skip_nothing_when_order_says_nothing(fields):
+def test_blockwise_skips_nothing_without_ordered_keys(fields):
   q, k, v = _inputs()
-  # Positions run backwards, so that the last key is the one that all queries see.
+  # Positions decrease, so that the last key is visible to all queries.
   backwards = np.broadcast_to(np.arange(T)[::-1], (2, T))
   mask = Mask(backwards, backwards, ordered=True).replace(**fields)
   found = BLOCKS_OF_4(q, k, v, mask)
@@ -179,7 +179,7 @@ def test_blocks_skip_nothing_when_order_says_nothing(fields):
 
 
 @pytest.mark.parametrize('attend', [dot_product, blockwise])
-def test_bfloat16_stays_close_and_keeps_its_type(attend):
+def test_bfloat16_is_close_to_float32_and_stays_bfloat16(attend):
   q, k, v = _inputs(T=70)
   mask = _mask(T=70)
   found = jax.jit(attend)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), mask)
@@ -187,7 +187,7 @@ def test_bfloat16_stays_close_and_keeps_its_type(attend):
   np.testing.assert_allclose(np.asarray(found, np.float32), _plain(q, k, v, mask), atol=0.05)
 
 
-def test_cudnn_refuses_what_it_cannot_do():
+def test_cudnn_raises_for_unsupported_inputs():
   q, k, v = _inputs()
   with pytest.raises(ValueError, match=r"bfloat16 or float16, not float32.*model.dtype='bfloat16'"):
     cudnn(q, k, v, _mask())
@@ -197,7 +197,7 @@ def test_cudnn_refuses_what_it_cannot_do():
 
 
 @pytest.mark.skipif(jax.default_backend() == 'gpu', reason='takes cuDNN on a GPU')
-def test_fused_is_blocked_off_the_gpu():
+def test_fused_is_blockwise_on_cpus():
   q, k, v = _inputs(T=70)
   mask = _mask(T=70, window=9)
   np.testing.assert_array_equal(jax.jit(fused)(q, k, v, mask), jax.jit(blockwise)(q, k, v, mask))
@@ -219,7 +219,9 @@ def test_fused_is_blocked_off_the_gpu():
     ({'bias': alibi().bias(None, 4, True)}, jnp.bfloat16, 64, 8, False),
   ],
 )
-def test_on_a_gpu_what_cudnn_cannot_do_is_done_in_blocks(fields, dtype, K, T, does, monkeypatch):
+def test_fused_is_blockwise_on_gpus_where_cudnn_does_not_support_the_inputs(
+  fields, dtype, K, T, does, monkeypatch
+):
   # As jax.nn.dot_product_attention(implementation='cudnn') refuses it in training, jax 0.10, on
   # the GPUs that take least.
   monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
@@ -234,7 +236,7 @@ WITH_PREFIX = MASKS | {'prefix': {'k_prefix': np.broadcast_to(np.arange(T) < 3, 
 
 
 @pytest.mark.parametrize('fields', WITH_PREFIX)
-def test_weights_sum_to_1_over_the_visible_keys_and_mix_the_values(fields):
+def test_weights_sum_to_1_over_visible_keys_and_give_the_output(fields):
   q, k, v = _inputs()
   mask = _mask(**WITH_PREFIX[fields])
   plain, found, mixture, visible = jax.device_get(_whole(q, k, v, mask))
@@ -242,7 +244,7 @@ def test_weights_sum_to_1_over_the_visible_keys_and_mix_the_values(fields):
   np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
   if visible is not None:
     assert (found[~np.broadcast_to(visible, found.shape)] == 0).all()
-  # Query head h reads the values of head h // R.
+  # Query head h attends to the values of head h // R.
   per_head = np.repeat(np.asarray(v, np.float64), 2, axis=2)
   expected = np.einsum('bhts,bshk->bthk', found, per_head)
   np.testing.assert_allclose(mixture, expected, atol=2e-6)
@@ -251,7 +253,7 @@ def test_weights_sum_to_1_over_the_visible_keys_and_mix_the_values(fields):
 
 @pytest.mark.parametrize('attend', [dot_product, BLOCKS_OF_4])
 @pytest.mark.parametrize('memory', [None, 7])
-def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memory):
+def test_hook_points_of_a_layer_have_the_weights_and_values_of_its_heads(attend, memory):
   rng = np.random.default_rng(0)
   x, y = (rng.normal(0, 1, (2, t, 16)).astype(np.float32) for t in (T, memory or T))
   rotate = rope().rotate if memory is None else None
@@ -262,7 +264,7 @@ def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memo
     mask = Mask(mask.q_positions, 0 * k_segments, mask.q_segments, k_segments, causal=False)
   args = (x, None if memory is None else y, mask, None)
   shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(1), *args))['params']
-  drawn = jax.tree.map(lambda p: rng.normal(0, 5, p.shape).astype(np.float32), shapes)
+  sampled = jax.tree.map(lambda p: rng.normal(0, 5, p.shape).astype(np.float32), shapes)
 
   @jax.jit
   def run(params, x, memory, mask):
@@ -272,11 +274,11 @@ def test_the_sites_of_a_layer_are_the_weights_that_its_heads_mix_by(attend, memo
     _, sites = with_hooks(types.SimpleNamespace(apply=apply))(params, None)
     return sites, weighted_values(sites['weights'], sites['values'])
 
-  sites, expected = jax.device_get(run(drawn, *args[:3]))
+  sites, expected = jax.device_get(run(sampled, *args[:3]))
   assert sites['weights'].shape == (2, 4, T, memory or T)
   real = mask.q_segments > 0 if memory is None else mask.q_segments == 1
   np.testing.assert_allclose(sites['heads'][real], expected[real], rtol=1e-5, atol=1e-5)
-  # Far from uniform: rotation, window and segments have to be in it.
+  # Large weights, so that rotation, window and segments matter.
   assert sites['weights'][0, :, 3].max() > 0.5
 
 
@@ -289,7 +291,7 @@ class _Alone(nn.Module):
     return layer(batch['x'], None, _mask(), None)[0]
 
 
-def test_edited_weights_are_those_that_act():
+def test_edited_weights_determine_the_output():
   batch = {'x': _inputs()[0].reshape(2, T, -1)}
   shapes = nn.unbox(jax.eval_shape(_Alone().init, jax.random.key(1), batch))['params']
   rng = np.random.default_rng(2)
@@ -302,6 +304,6 @@ def test_edited_weights_are_those_that_act():
     return run(params, batch)[1], run(params, batch, edits={'*/weights': lambda _: identity})[1]
 
   plain, edited = jax.device_get(both(params, batch))
-  # Each token reads itself alone.
+  # Each token attends to itself alone.
   np.testing.assert_allclose(edited['layer/heads'], edited['layer/values'], atol=1e-6)
   assert np.abs(plain['layer/heads'] - edited['layer/heads']).max() > 1e-3

@@ -1,4 +1,4 @@
-"""How cuDNN's kernel is told of a mask; XLA's form of the JAX function stands for the kernel."""
+"""The arguments of cuDNN's kernel for a mask, with XLA's implementation instead of the kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lm.nn.attention import cudnn, cudnn_mask, dot_product
 from lm.types import Mask
 
 T = 8
-ONE = np.array([[1] * 8, [1] * 5 + [0] * 3])  # a segment a row, and padding
+ONE = np.array([[1] * 8, [1] * 5 + [0] * 3])  # one segment per row, and padding
 MANY = np.array([[1] * 3 + [2] * 5, [1] * 2 + [2] * 4 + [0] * 2])
 
 
@@ -30,7 +30,7 @@ PREFIX = {
   'k_prefix': jnp.broadcast_to(jnp.arange(T) < 2, (2, T)).astype(jnp.int32),
   'ordered': False,
 }
-# Mask, and what the kernel gets: an array, causality by index, lengths, a window.
+# Mask, and the arguments of the kernel: an array, causality by index, lengths, a window.
 CASES = {
   'one segment': (_mask(ONE, packed=False), (False, True, False, None)),
   'one segment, window': (_mask(ONE, packed=False, window=3), (False, True, False, (2, 0))),
@@ -59,7 +59,7 @@ CASES = {
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-  """The function `cudnn`, with XLA in the kernel's place, in float32."""
+  """The function `cudnn`, with XLA instead of the kernel, in float32."""
   plain = jax.nn.dot_product_attention
 
   def attend(*args, implementation, **given):
@@ -72,18 +72,18 @@ def on_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(('mask', 'given'), CASES.values(), ids=CASES)
-def test_the_kernel_is_told_by_structure_where_that_says_all(mask, given):
+def test_the_kernel_gets_an_array_only_where_no_argument_expresses_the_mask(mask, given):
   found = cudnn_mask(mask)
   there = (found.mask is not None, found.is_causal, found.key_value_seq_lengths is not None)
   assert (*there, found.local_window_size) == given
 
 
 @pytest.mark.parametrize(('mask', 'given'), CASES.values(), ids=CASES)
-def test_values_and_gradients_are_those_of_the_plain_form(mask, given, on_cpu):
+def test_cudnn_arguments_give_the_values_and_gradients_of_dot_product(mask, given, on_cpu):
   rng = np.random.default_rng(0)
   shapes = ((2, T, 4, 6), (2, T, 2, 6), (2, T, 2, 6))
   qkv = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-  # Queries of padding are read by nobody.
+  # The outputs of padding have no effect.
   real_BT11 = (np.asarray(mask.q_segments) > 0)[:, :, None, None]
   cotangent = jnp.asarray(rng.normal(size=shapes[0]) * real_BT11, jnp.float32)
 
@@ -97,14 +97,14 @@ def test_values_and_gradients_are_those_of_the_plain_form(mask, given, on_cpu):
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_of_padding_alone_stay_finite(on_cpu):
+def test_rows_of_nothing_but_padding_are_finite(on_cpu):
   qkv = [jnp.ones((2, T, 2, 4))] * 3
   for fields in ({}, BOTH):
     mask = _mask(np.zeros((2, T), int), packed=False, **fields)
     assert jnp.isfinite(on_cpu(*qkv, mask)).all()
 
 
-def test_unpacked_rows_have_no_array_of_all_pairs():
+def test_unpacked_rows_have_no_mask_array():
   for fields in ({}, {'window': 3}, BOTH):
     program = str(jax.make_jaxpr(lambda m: cudnn_mask(m)[0::2])(_mask(ONE, packed=False, **fields)))
     assert f'{T},{T}' not in program
@@ -112,8 +112,8 @@ def test_unpacked_rows_have_no_array_of_all_pairs():
 
 @pytest.mark.parametrize(('examples', 'packed'), [(None, True), (2, True), (1, False)])
 @pytest.mark.parametrize('kind', [Decoder, Encoder, EncoderDecoder])
-def test_models_say_whether_their_rows_are_packed(kind, examples, packed):
-  """Rows of tasks have the examples in them (B, P); those of running text are always packed."""
+def test_models_set_whether_rows_are_packed(kind, examples, packed):
+  """Rows of tasks have `examples` (B, P); rows of running text are always packed."""
   seen = set()
 
   def attend(q_BTHK, k_BSGK, v_BSGK, mask):

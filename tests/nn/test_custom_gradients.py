@@ -1,4 +1,4 @@
-"""Every gradient rule that the project writes itself, against autodiff of the plain formula."""
+"""Every custom gradient of the project, against autodiff of the plain formula."""
 
 import ast
 import functools
@@ -14,25 +14,25 @@ from lm.objectives import word2vec
 from lm.types import EmbeddingTable, OutputHead
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What has a rule, and the test of its gradient; a rule that is not here has no test.
+# Each function with a custom gradient, and the test of that gradient.
 RULES = {
   'lm/nn/losses.py:_total': 'test_each_part_of_the_cross_entropy_has_its_gradient_in_the_total',
-  'lm/nn/losses.py:as_terms': 'test_terms_with_different_cotangents_have_no_gradient',
-  'lm/nn/losses.py:_take_target_logit': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/losses.py:_softplus': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/objectives/word2vec.py:window_sum': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/layers.py:_materialize': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/embedding.py:_lookup': 'test_a_rule_is_the_gradient_of_the_plain_formula',
-  'lm/nn/recurrent.py:scan': 'test_a_rule_is_the_gradient_of_the_plain_formula',
+  'lm/nn/losses.py:as_terms': 'test_only_terms_with_equal_cotangents_have_a_gradient',
+  'lm/nn/losses.py:_take_target_logit': 'test_a_custom_gradient_equals_that_of_the_formula',
+  'lm/nn/losses.py:_softplus': 'test_a_custom_gradient_equals_that_of_the_formula',
+  'lm/objectives/word2vec.py:window_sum': 'test_a_custom_gradient_equals_that_of_the_formula',
+  'lm/nn/layers.py:_materialize': 'test_a_custom_gradient_equals_that_of_the_formula',
+  'lm/nn/embedding.py:_lookup': 'test_a_custom_gradient_equals_that_of_the_formula',
+  'lm/nn/recurrent.py:scan': 'test_a_custom_gradient_equals_that_of_the_formula',
   'lm/parallel/collectives.py:_all_gather': (
     'tests/multi_device/meshes.py:test_copies_give_back_the_sum_of_all'
   ),
-  # Stands for the shapes and matmuls of cuDNN's kernel; its values are no attention (see there).
+  # It has the shapes and matmuls of cuDNN's kernel, but not its values.
   'lm/preflight/analytic.py:_attention_stub': '',
 }
 
 
-def test_every_rule_of_the_project_is_checked_here():
+def test_every_custom_gradient_of_the_project_has_a_test():
   found = set()
   for file in [*ROOT.glob('lm/**/*.py'), *ROOT.glob('experiments/*.py')]:
     for node in ast.walk(ast.parse(file.read_text())):
@@ -48,7 +48,7 @@ def _random(*shape, seed=0):
 
 
 def _plain_parts(hidden_BTD, kernel_VD, bias_V, weights_BT, targets_BT, z_loss, smoothing, cap):
-  """Returns the three weighted sums, from all logits at once."""
+  """Returns the three weighted sums, from unchunked logits."""
   logits_BTV = jnp.einsum('btd,vd->btv', hidden_BTD, kernel_VD) + bias_V[None, None]
   logits_BTV = cap * jnp.tanh(logits_BTV / cap)
   log_p_BTV = jax.nn.log_softmax(logits_BTV)
@@ -87,14 +87,14 @@ def test_each_part_of_the_cross_entropy_has_its_gradient_in_the_total(z_loss, sm
   (expected, plain_parts), plain_back = jax.vjp(plain, *arrays)
   _assert_close((total, parts), (expected, plain_parts))
   zeros = jax.tree.map(jnp.zeros_like, parts)
-  # The cotangent of the total is any number, and those of the parts reach nothing.
+  # The cotangent of the total is arbitrary; those of the parts have no effect.
   _assert_close(
     back((jnp.float32(-7.5), jax.tree.map(lambda x: x + 100.0, parts))),
     plain_back((jnp.float32(-7.5), zeros)),
   )
 
 
-def test_terms_with_one_cotangent_have_the_gradient_of_the_total_and_others_none():
+def test_only_terms_with_equal_cotangents_have_a_gradient():
   arrays, targets_BT = _cross_entropy_arguments()
 
   def ours(hidden, kernel, bias, weights):
@@ -113,7 +113,7 @@ def test_terms_with_one_cotangent_have_the_gradient_of_the_total_and_others_none
     assert all(jnp.isnan(x).all() for x in found)
 
 
-def _around():
+def _window_sum():
   """The sum of neighbors as a matmul with a (T, T) matrix of zeros and ones."""
   B, T, D, reach = 2, 7, 3, 3
   rng = np.random.default_rng(0)
@@ -129,15 +129,15 @@ def _around():
 
 
 def _scan(reverse):
-  """A recurrence of two matmuls, one with an addend of its own, as jax.lax.scan differentiates."""
+  """A recurrence of two matmuls, one with an addend, against the gradient of jax.lax.scan."""
   steps, B, D = 5, 2, 3
   weights = {'a': _random(D, D), 'b': _random(D, D, seed=1)}
   addends = {'a': _random(steps, B, D)}
   constants, carry, xs = _random(D), _random(B, D), _random(steps, B, D, seed=2)
 
-  def step(product, constant, carry, x):
-    h = jnp.tanh(product('a', carry) + constant[None] * x)
-    return h + 0.3 * x, jnp.sin(product('b', h * x))
+  def step(matmul, constant, carry, x):
+    h = jnp.tanh(matmul('a', carry) + constant[None] * x)
+    return h + 0.3 * x, jnp.sin(matmul('b', h * x))
 
   def ours(weights, addends, constants, carry, xs):
     return recurrent.scan(step, weights, addends, constants, carry, xs, reverse)
@@ -162,7 +162,7 @@ def _pick():
   )
 
 
-def _taken():
+def _lookup():
   ids_BT = jnp.asarray([[2, 0, 2], [1, 1, 2]])
   return (
     lambda table: embedding._lookup(table, ids_BT, jnp.dtype('float32'), (4, 3)),
@@ -175,16 +175,16 @@ FORMULAS = {
   'pick': _pick(),
   'softplus': (losses._softplus, jax.nn.softplus, (3 * _random(20),)),
   'softplus at 0': (losses._softplus, lambda x: jnp.log(1 + jnp.exp(x)), (jnp.zeros(3),)),
-  'around': _around(),
-  'apart': (layers._materialize, lambda y: y, (_random(4, 3),)),
-  'taken': _taken(),
+  'window sum': _window_sum(),
+  'barrier': (layers._materialize, lambda y: y, (_random(4, 3),)),
+  'lookup': _lookup(),
   'scan': _scan(False),
   'scan in reverse': _scan(True),
 }
 
 
 @pytest.mark.parametrize(('ours', 'plain', 'arguments'), FORMULAS.values(), ids=FORMULAS)
-def test_a_rule_is_the_gradient_of_the_plain_formula(ours, plain, arguments):
+def test_a_custom_gradient_equals_that_of_the_formula(ours, plain, arguments):
   values, back = jax.vjp(ours, *arguments)
   expected, plain_back = jax.vjp(plain, *arguments)
   leaves, structure = jax.tree.flatten(values)
@@ -192,11 +192,11 @@ def test_a_rule_is_the_gradient_of_the_plain_formula(ours, plain, arguments):
   _assert_close((values, back(cotangents)), (expected, plain_back(cotangents)))
 
 
-def test_a_matmul_that_a_step_uses_twice_is_refused():
+def test_a_matrix_that_a_step_uses_twice_raises():
   weights, x = {'a': jnp.ones((2, 2))}, jnp.ones((3, 1, 2))
 
-  def twice(product, constants, carry, x):
-    return product('a', product('a', carry)), x
+  def twice(matmul, constants, carry, x):
+    return matmul('a', matmul('a', carry)), x
 
   def loss(weights):
     carry, _ = recurrent.scan(twice, weights, {}, None, jnp.ones((1, 2)), x)

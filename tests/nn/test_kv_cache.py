@@ -9,7 +9,7 @@ from lm.nn import kv_cache
 
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize('T', [1, 3])
-def test_new_tokens_follow_those_of_each_row(platform, T, monkeypatch):
+def test_new_tokens_are_appended_after_the_cached_ones_of_each_row(platform, T, monkeypatch):
   monkeypatch.setattr(kv_cache, 'platform', lambda: platform)
   rng = np.random.default_rng(0)
   for axes, shape in ((kv_cache.AXES, (4, 2, 9, 3)), (('cache_batch', 'length'), (4, 9))):

@@ -36,7 +36,7 @@ def test_a_linear_layer_contracts_its_leading_axes():
   np.testing.assert_allclose(_apply(layer, params, x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_compute_runs_in_the_given_type_and_parameters_stay_float32():
+def test_layers_compute_in_dtype_and_parameters_stay_float32():
   x = _random(2, 3, 4)
   layer = Linear(shape=(4, 5), axes=(None, None), bias=True, dtype=jnp.bfloat16)
   params = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
@@ -47,7 +47,7 @@ def test_compute_runs_in_the_given_type_and_parameters_stay_float32():
 @pytest.mark.parametrize(
   ('platform', 'wide', 'held'), [('tpu', 4, 2), ('tpu', 5, 0), ('cpu', 4, 0)]
 )
-def test_wide_products_are_held_apart_where_a_tpu_trains(platform, wide, held, monkeypatch):
+def test_wide_matmuls_have_barriers_on_tpus(platform, wide, held, monkeypatch):
   monkeypatch.setattr(layers, 'MIN_BARRIER_DIM', wide)
   x = _random(2, 3, 4)
   layer = Linear(shape=(4, 5), axes=(None, None))
@@ -98,7 +98,7 @@ def test_dropout_is_a_function_of_its_key():
   assert (draw[0] != draw[2]).any()
 
 
-def test_feed_forward_layers_are_their_formulas():
+def test_feed_forward_layers_equal_their_formulas():
   x = _random(2, 3, 4)
   mlp = Mlp(d_mlp=6, bias=True)
   params = _drawn(mlp, x)
@@ -143,7 +143,7 @@ def test_attention_projects_attends_and_projects_back():
   assert cache is None
 
 
-def test_attention_to_a_memory_reads_keys_and_values_from_it():
+def test_cross_attention_takes_keys_and_values_from_the_encoder_output():
   x, memory = _random(1, 2, 4), _random(1, 3, 4, seed=1)
   positions = np.zeros((1, 2), np.int32), np.zeros((1, 3), np.int32)
   mask = Mask(*positions, causal=False)
@@ -161,7 +161,7 @@ def test_attention_to_a_memory_reads_keys_and_values_from_it():
 
 
 @pytest.mark.parametrize(('shape', 'inputs'), [((6, 2, 3), 1), ((2, 3, 5), 2)])
-def test_products_on_tpus_are_those_of_other_machines(monkeypatch, shape, inputs):
+def test_matmuls_on_tpus_equal_those_of_other_platforms(monkeypatch, shape, inputs):
   x, kernel = _random(4, 7, *shape[:inputs]), _random(*shape, seed=1)
 
   def both(x, kernel):
@@ -171,7 +171,7 @@ def test_products_on_tpus_are_those_of_other_machines(monkeypatch, shape, inputs
 
     return jax.grad(total, (0, 1), has_aux=True)(x, kernel)
 
-  def run():  # a function of its own each time, or the first trace would serve both platforms
+  def run():  # a new function each time, because JAX caches the trace of the first platform
     return jax.tree.leaves(jax.jit(lambda *args: both(*args))(x, kernel))
 
   expected = run()

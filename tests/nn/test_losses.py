@@ -33,9 +33,9 @@ def _inputs(vocab_size=0, bias=False, soft_cap=None, dtype=jnp.float32):
 
 
 def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0, smoothing=0.0):
-  """The sums from all the logits at once, in double precision, and their gradients by formula.
+  """The sums from unchunked logits in double precision, and their gradients by formula.
 
-  Returns ((nats, penalty, added by smoothing), nats of each target, gradients of the sum of all).
+  Returns ((nats, z_loss, smoothing), nats of each target, gradients of the total).
   """
   h, kernel_VD = (np.asarray(x, np.float64) for x in (hidden_BTD, unembed.kernel_VD))
   logits_BTV = h @ kernel_VD.T
@@ -50,7 +50,7 @@ def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0, smoothin
   z_BT1 = exp_BTV.sum(-1, keepdims=True)
   log_z_BT1, w_BT1 = np.log(z_BT1), np.asarray(weights_BT, np.float64)[..., None]
   one_hot_BTV = np.eye(len(kernel_VD))[targets_BT]
-  # Smoothed labels are targets of their own; without smoothing the loss is that of one-hot ones.
+  # Smoothed labels are a distribution over targets; without smoothing it is one-hot.
   smooth_BTV = (1 - smoothing) * one_hot_BTV + smoothing * real / real.sum()
   nats_BT1, smoothed_BT1 = (
     log_z_BT1 - np.sum(logits_BTV * x, axis=-1, keepdims=True) for x in (one_hot_BTV, smooth_BTV)
@@ -67,7 +67,7 @@ def _reference(hidden_BTD, unembed, targets_BT, weights_BT, z_loss=0.0, smoothin
 
 
 def _terms(*args):
-  """Returns the three sums, which added up have the gradient of the total."""
+  """Returns the three sums, whose sum has the gradient of the total."""
   found = cross_entropy(*args)
   parts = {'nats': found.nats, 'z_loss': found.z_loss, 'smoothing': found.smoothing}
   terms = as_terms(found.total, parts)
@@ -75,7 +75,7 @@ def _terms(*args):
 
 
 def _with_gradients(sums):
-  """Returns a third of the sums added up, the sums, and gradients of hidden and unembed."""
+  """Returns a third of the total, the sums, and gradients of hidden and unembed."""
 
   @jax.jit
   @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
@@ -99,9 +99,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(('fields', 'z_loss', 'smoothing', 'chunk'), CASES.values(), ids=CASES)
-def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(
-  fields, z_loss, smoothing, chunk
-):
+def test_the_chunked_loss_and_its_gradients_equal_the_formula(fields, z_loss, smoothing, chunk):
   hidden, unembed, targets, weights = _inputs(**fields)
   found = _with_gradients(
     lambda h, u: _terms(h, u, targets, weights, z_loss, smoothing, chunk),
@@ -113,14 +111,14 @@ def test_the_chunked_loss_is_the_plain_one_and_so_are_its_gradients(
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_the_table_that_pad_it_get_no_gradient():
+def test_padding_rows_of_the_table_have_no_gradient():
   hidden, unembed, targets, weights = _inputs(vocab_size=17)
   _, (_, d_unembed) = _with_gradients(lambda h, u: _terms(h, u, targets, weights))(hidden, unembed)
   gradient = np.asarray(d_unembed.kernel_VD)
   assert (gradient[17:] == 0).all() and (gradient[:17] != 0).all()
 
 
-def test_targets_of_weight_0_are_left_out():
+def test_targets_of_weight_0_do_not_count():
   hidden, unembed, targets, weights = _inputs()
   sums = jax.jit(_terms, static_argnums=(4, 5, 6))
   found = sums(hidden, unembed, targets, weights, 0.1, 0.1, 2)
@@ -147,7 +145,7 @@ def _largest(program) -> int:
 
 
 @pytest.mark.parametrize(('chunk', 'positions'), [(0, 8), (2, 2)])
-def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
+def test_logits_of_all_positions_are_never_in_memory_together(chunk, positions):
   hidden = jnp.zeros((3, 8, 4))
   unembed = OutputHead(EmbeddingTable(jnp.zeros((1000, 4))))
   targets, weights = jnp.zeros((3, 8), jnp.int32), jnp.ones((3, 8))
@@ -161,21 +159,21 @@ def test_logits_of_all_positions_are_never_held_at_once(chunk, positions):
   assert _largest(compiled.as_text()) == max(3 * positions, 4) * 1000
 
 
-def test_statistics_are_chunked_within_the_budget(monkeypatch):
+def test_token_statistics_are_chunked_within_the_budget(monkeypatch):
   hidden, unembed, targets, _ = _inputs(vocab_size=17, bias=True, soft_cap=3.0)
-  whole = jax.jit(token_statistics)(hidden, unembed, targets)
+  full = jax.jit(token_statistics)(hidden, unembed, targets)
   expected = _reference(hidden, unembed, targets, np.ones((B, T)))[1]
-  np.testing.assert_allclose(whole.nats, expected, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(full.nats, expected, rtol=1e-5, atol=1e-5)
   monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 2 * B * V)
   jaxpr = jax.make_jaxpr(lambda h: token_statistics(h, unembed, targets))(hidden)
   assert _largest(jaxpr) == 2 * B * V
   chunked = jax.jit(lambda h: token_statistics(h, unembed, targets))(hidden)
-  np.testing.assert_allclose(chunked.nats, whole.nats, rtol=1e-6)
-  np.testing.assert_array_equal(chunked.correct, whole.correct)
+  np.testing.assert_allclose(chunked.nats, full.nats, rtol=1e-6)
+  np.testing.assert_array_equal(chunked.correct, full.correct)
 
 
 def test_a_target_is_correct_when_its_logit_is_the_highest():
-  # The hidden state picks a row of the table; row 3 pads it and must not win.
+  # The hidden state selects a row of the table; row 3 is padding and must not win.
   table = np.eye(4, dtype=np.float32)
   unembed = OutputHead(EmbeddingTable(table), vocab_size=3)
   hidden, targets = 5 * table[None], np.array([[0, 2, 2, 1]])
@@ -200,12 +198,12 @@ def test_a_target_is_correct_when_its_logit_is_the_highest():
     ((8, 64, 1000), 0, 1),
   ],
 )
-def test_chunks_are_of_nearly_one_size(shape, chunk, size, monkeypatch):
+def test_chunks_have_nearly_equal_sizes(shape, chunk, size, monkeypatch):
   monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 1000)
   assert chunk_size(*shape, chunk) == size
 
 
-def test_the_budget_is_of_a_device_and_larger_where_it_is_no_cpu(monkeypatch):
+def test_the_budget_is_per_device_and_larger_on_accelerators(monkeypatch):
   monkeypatch.setattr(losses, 'CPU_LOGITS_BUDGET', 1000)
   monkeypatch.setattr(losses, 'LOGITS_BUDGET', 2000)
   assert chunk_size(8, 64, 25) == 5

@@ -24,13 +24,13 @@ def test_layer_norm_by_hand():
 
 
 def test_rms_norm_by_hand():
-  # Mean square 12.5, and 3.5 more make 16: divided by 4.
+  # The mean square 12.5 plus 3.5 is 16: divided by 4.
   found = RMS(np.float32([[3.0, 4.0]]), np.float32([4.0, 2.0]), epsilon=3.5)
   np.testing.assert_allclose(found, [[3.0, 2.0]], rtol=1e-6)
 
 
-def test_norms_of_bfloat16_are_taken_in_float32():
-  # The mean is much larger than the deviations, which bfloat16 arithmetic would lose.
+def test_norms_of_bfloat16_are_computed_in_float32():
+  # bfloat16 arithmetic would lose the deviations, which are much smaller than the mean.
   x = np.array([[256.0, 258.0, 260.0, 262.0]], jnp.bfloat16)
   ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
   found = LAYER(x, ones, zeros)
@@ -40,7 +40,7 @@ def test_norms_of_bfloat16_are_taken_in_float32():
   assert jax.eval_shape(rms_norm, x, ones).dtype == jnp.bfloat16
 
 
-def test_modules_hold_the_parameters_of_the_functions():
+def test_norm_modules_have_the_parameters_of_the_functions():
   x = np.random.default_rng(0).normal(2, 3, (2, 3, 4)).astype(np.float32)
 
   def params(module):
@@ -52,7 +52,7 @@ def test_modules_hold_the_parameters_of_the_functions():
   found = _apply(LayerNorm(epsilon=0.1), {'scale': scale, 'bias': bias}, x)
   np.testing.assert_array_equal(found, LAYER(x, scale, bias, epsilon=0.1))
   assert set(params(LayerNorm(bias=False))) == {'scale'}
-  # One interface: a block asks for `bias`, and root-mean-square norms have none.
+  # All norms have the field `bias`, although RMSNorm has no such parameter.
   made = params(RMSNorm(bias=True))
   assert jax.tree.map(jnp.shape, made) == {'scale': (4,)}
   found = _apply(RMSNorm(epsilon=0.1), {'scale': scale}, x)

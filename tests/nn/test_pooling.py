@@ -5,7 +5,7 @@ import pytest
 
 from lm.nn.pooling import first, last, maximum, mean
 
-# Of the four examples, the second row lacks the third, and both lack the fourth.
+# The second row lacks the third example, and both rows lack the fourth.
 SEGMENTS = np.array([[1, 1, 2, 3, 3, 3, 0], [1, 2, 2, 2, 0, 0, 0]])
 HIDDEN = np.random.default_rng(0).normal(-2, 1, (2, 7, 5)).astype(np.float32)
 OF_ONE = {
@@ -17,7 +17,7 @@ OF_ONE = {
 
 
 @pytest.mark.parametrize('pool', OF_ONE)
-def test_each_example_has_a_state_of_its_own_tokens(pool):
+def test_the_state_of_an_example_depends_on_its_own_tokens(pool):
   found = jax.jit(pool, static_argnums=2)(HIDDEN, SEGMENTS, 4)
   assert found.shape == (2, 4, 5)
   for row, example in np.ndindex(2, 4):
@@ -27,7 +27,7 @@ def test_each_example_has_a_state_of_its_own_tokens(pool):
 
 
 @pytest.mark.parametrize('pool', OF_ONE)
-def test_gradients_are_finite_and_reach_the_examples_alone(pool):
+def test_gradients_are_finite_and_zero_outside_the_examples(pool):
   def total(hidden):
     return jnp.sum(jnp.square(pool(hidden, jnp.asarray(SEGMENTS), 4)))
 
@@ -39,7 +39,7 @@ def test_gradients_are_finite_and_reach_the_examples_alone(pool):
 
 
 @pytest.mark.parametrize('pool', OF_ONE)
-def test_the_type_is_that_of_the_hidden_states(pool):
+def test_pooling_keeps_the_dtype_of_the_hidden_states(pool):
   hidden = jax.ShapeDtypeStruct((2, 7, 5), jnp.bfloat16)
   segments = jax.ShapeDtypeStruct((2, 7), jnp.int32)
   found = jax.eval_shape(lambda h, s: pool(h, s, 4), hidden, segments)

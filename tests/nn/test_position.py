@@ -18,7 +18,7 @@ def _rotated(x_BTHK, positions_BT, **options):
   return np.asarray(jax.jit(rope(**options).rotate)(x_BTHK, np.asarray(positions_BT)))
 
 
-def test_rope_turns_a_pair_by_its_position():
+def test_rope_rotates_a_pair_by_its_position():
   x_BTHK = np.float32([[[[1, 0]], [[1, 0]], [[0, 2]]]])  # one pair, frequency 1
   turned = _rotated(x_BTHK, [[0, 2, 5]])
   expected = [[1, 0], [math.cos(2), math.sin(2)], [-2 * math.sin(5), 2 * math.cos(5)]]
@@ -43,7 +43,7 @@ def test_rope_scores_depend_on_the_distance_alone():
   assert np.abs(near - other).max() > 1e-2
 
 
-def test_rope_keeps_lengths_and_types():
+def test_rope_preserves_norms_and_dtypes():
   x = _random(2, 5, 3, 8)
   positions = np.broadcast_to(np.arange(5), (2, 5))
   turned = _rotated(x, positions)
@@ -71,7 +71,7 @@ def test_alibi_slopes_are_those_of_the_paper(heads):
   np.testing.assert_allclose(-bias_BHTS[0, :, 0, 2], 5 * np.array(SLOPES[heads]), rtol=1e-6)
 
 
-def test_sinusoids_are_the_formula():
+def test_sinusoids_equal_the_formula():
   positions, width = np.array([[0, 1, 9], [4, 0, 200]]), 6
   embed = jax.jit(lambda positions: sinusoidal().embed(None, positions, width, 256))
   found = np.asarray(embed(positions))
@@ -81,7 +81,7 @@ def test_sinusoids_are_the_formula():
     np.testing.assert_allclose(found[b, t, width // 2 + i], math.cos(angle), atol=2e-5)
 
 
-def test_no_positions_act_nowhere():
+def test_none_has_no_function():
   assert not any(none())
 
 
@@ -102,7 +102,7 @@ def _bucket(back, buckets, max_distance, causal):
   """The bucket of a key `back` tokens before the query, in exact arithmetic.
 
   Raffel et al. 2020, section 2.1: of the buckets for one direction, half are for single distances;
-  the others have bounds in geometric progression up to `max_distance`, and the last has no bound.
+  the others have bounds in geometric progression up to `max_distance`; the last has no bound.
   """
   of_direction = buckets if causal else buckets // 2
   distance = max(back, 0) if causal else abs(back)
@@ -111,14 +111,14 @@ def _bucket(back, buckets, max_distance, causal):
   if distance < single:
     return behind + distance
   steps = of_direction - single
-  # How many bounds single * (max_distance / single)^(j / steps) do not exceed the distance.
+  # The number of bounds single * (max_distance / single)^(j / steps) up to the distance.
   grown, ratio = Fraction(distance, single) ** steps, Fraction(max_distance, single)
   return behind + single + sum(ratio**j <= grown for j in range(1, steps))
 
 
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize(('buckets', 'max_distance'), [(32, 128), (8, 20)])
-def test_relative_positions_are_the_buckets_of_t5(buckets, max_distance, causal):
+def test_relative_positions_use_the_buckets_of_t5(buckets, max_distance, causal):
   distances = np.arange(-300, 301)
   table = np.outer(np.arange(buckets), [1, -1]).astype(np.float32)
   bias = jax.jit(_Relative(buckets, max_distance, causal).apply)
@@ -131,7 +131,7 @@ def test_relative_positions_are_the_buckets_of_t5(buckets, max_distance, causal)
   np.testing.assert_array_equal(found[0, 1, 0], -found[0, 0, 0])
 
 
-def test_relative_positions_have_one_learned_number_a_bucket_and_head():
+def test_relative_positions_learn_one_bias_per_bucket_and_head():
   module, positions = _Relative(8, 20, True), np.arange(4)[None]
   params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), positions, positions))['params']
   assert jax.tree.map(jnp.shape, params) == {'relative': (8, 2)}

@@ -1,4 +1,4 @@
-"""Cells against their equations in numpy, the loop against a plain one, rows of many segments."""
+"""Cells against their equations in NumPy, the scan against a plain loop, and packed rows."""
 
 import functools
 
@@ -31,13 +31,13 @@ def sigmoid(x):
 def weights_of(cell, seed=0):
   G = cell.gates
   arrays = [random(I, G, D, seed=seed), random(G, D, seed=seed + 1), random(D, G, D, seed=seed + 2)]
-  if cell.apart:
+  if cell.separate:
     arrays.append(random(G, D, seed=seed + 3))
   return recurrent.Weights(*(jnp.asarray(x, jnp.float32) for x in arrays))
 
 
 def by_hand(name, weights, x_I, states):
-  """One step of one row in float64, gate by gate, as the papers write it."""
+  """One step of one row in float64, gate by gate, in the notation of the papers."""
   w, b, u, *c = (np.asarray(x, np.float64) for x in weights if x is not None)
   h = states[0]
   read = [x_I @ w[:, g] + b[g] for g in range(w.shape[1])]
@@ -63,7 +63,7 @@ def flow(segments, positions):
   return recurrent.forward_resets(jnp.asarray(segments), jnp.asarray(positions))
 
 
-WHOLE = flow(np.ones((B, T), int), np.tile(np.arange(T), (B, 1)))
+ONE_SEGMENT = flow(np.ones((B, T), int), np.tile(np.arange(T), (B, 1)))
 
 
 @functools.cache
@@ -78,13 +78,13 @@ def reader(name, reverse=False):
   return read
 
 
-def read(name, weights, x_TBI, flow=WHOLE, reverse=False):
+def read(name, weights, x_TBI, flow=ONE_SEGMENT, reverse=False):
   found = reader(name, reverse)(weights, np.asarray(x_TBI, np.float32), flow)
   return jax.tree.map(np.asarray, found)
 
 
 @pytest.mark.parametrize('name', CELLS)
-def test_a_cell_is_its_equations(name):
+def test_cells_equal_their_equations(name):
   cell, x_TBI = CELLS[name], random(T, B, I)
   weights = weights_of(cell)
   found, carry = read(name, weights, x_TBI)
@@ -99,7 +99,7 @@ def test_a_cell_is_its_equations(name):
 
 @functools.cache
 def plain(name):
-  """Returns the jitted gradient of reading with a plain loop, from left to right."""
+  """Returns the jitted gradient of a plain loop, from left to right."""
   cell = CELLS[name]
 
   def loss(weights, x_TBI, restarts, flow, probe_TBD):
@@ -124,7 +124,7 @@ def plain(name):
 @pytest.mark.parametrize('unroll', [1, 3])
 @pytest.mark.parametrize('reverse', [False, True])
 @pytest.mark.parametrize('name', CELLS)
-def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
+def test_layer_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
   cell, x_TBI = CELLS[name], random(T, B, I).astype(np.float32)
   restarts = tuple(random(T, B, D, seed=9 + i).astype(np.float32) for i in range(cell.states))
   flow = recurrent.ResetMask(*random(2, B, T, seed=4) > 0.5)
@@ -143,7 +143,7 @@ def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
     )
     return jnp.sum(found * probe_TBD) + jnp.sum(carry[-1])
 
-  # From right to left is from left to right in a mirror.
+  # Right to left equals left to right on reversed rows.
   way = slice(None, None, -1 if reverse else 1)
   seen = recurrent.ResetMask(*(x[:, way] for x in flow))
   mirrored = x_TBI[way], tuple(r[way] for r in restarts)
@@ -156,22 +156,22 @@ def test_gradients_equal_those_of_a_plain_loop(name, reverse, unroll):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5, rtol=1e-4), found, expected)
 
 
-def products_in_loops(jaxpr, inside=False):
-  """Yields the shapes of all products of matrices inside of loops."""
+def matmuls_in_loops(jaxpr, inside=False):
+  """Yields the shapes of all matmuls inside of loops."""
   for equation in jaxpr.eqns:
     if inside and equation.primitive.name == 'dot_general':
       yield equation.outvars[0].aval.shape
     for inner in jaxprs_in_params(equation.params):
-      yield from products_in_loops(inner, inside or equation.primitive.name == 'scan')
+      yield from matmuls_in_loops(inner, inside or equation.primitive.name == 'scan')
 
 
-def test_no_gradient_of_a_kernel_is_added_up_in_a_loop():
+def test_no_kernel_gradient_is_summed_inside_a_loop():
   def loss(weights, x_TBI):
-    return reader('lstm')(weights, x_TBI, WHOLE)[0].sum()
+    return reader('lstm')(weights, x_TBI, ONE_SEGMENT)[0].sum()
 
   program = jax.make_jaxpr(jax.grad(loss))(weights_of(recurrent.lstm()), random(T, B, I))
-  shapes = set(products_in_loops(program.jaxpr))
-  assert shapes == {(B, 4 * D), (B, D)}  # those of the state, and of its gradient
+  shapes = set(matmuls_in_loops(program.jaxpr))
+  assert shapes == {(B, 4 * D), (B, D)}  # the matmul of the state, and of its gradient
 
 
 def segments_of(*lengths):
@@ -203,26 +203,26 @@ def test_segments_of_a_row_equal_rows_of_their_own(name, reverse):
       np.testing.assert_allclose(packed[places, b], alone[::-1] if reverse else alone, atol=1e-6)
 
 
-def test_what_is_remembered_does_not_go_through_padding():
+def test_padding_does_not_change_the_carry():
   weights, x_TBI = weights_of(CELLS['lstm']), random(T, B, I)
   segments, positions = (np.tile(x, (B, 1)) for x in segments_of(5))
   _, padded = read('lstm', weights, x_TBI, flow(segments, positions))
-  short = recurrent.ResetMask(*(x[:, :5] for x in WHOLE))
+  short = recurrent.ResetMask(*(x[:, :5] for x in ONE_SEGMENT))
   _, exact = read('lstm', weights, x_TBI[:5], short)
   jax.tree.map(np.testing.assert_array_equal, padded, exact)
 
 
-def test_scores_are_their_formulas():
+def test_attention_scores_equal_their_formulas():
   q, k, v = (random(*s, seed=i) for i, s in enumerate([(2, 3, 4), (2, 5, 4), (4,)]))
   expected = np.zeros((2, 3, 5))
   for b, t, s in np.ndindex(2, 3, 5):
     expected[b, t, s] = v @ np.tanh(q[b, t] + k[b, s])
-  np.testing.assert_allclose(jax.jit(additive().of)(q, k, v), expected, atol=1e-5)
-  products = jax.jit(multiplicative().of)(q, k, None)
-  np.testing.assert_allclose(products, np.einsum('bta,bsa->bts', q, k), atol=1e-5)
+  np.testing.assert_allclose(jax.jit(additive().fn)(q, k, v), expected, atol=1e-5)
+  scores = jax.jit(multiplicative().fn)(q, k, None)
+  np.testing.assert_allclose(scores, np.einsum('bta,bsa->bts', q, k), atol=1e-5)
 
 
-def test_what_is_not_visible_is_not_mixed():
+def test_invisible_keys_have_weight_0():
   shapes = [(1, 2, 4), (1, 3, 4), (1, 3, 2)]
   q, k, values = (random(*s, seed=i) for i, s in enumerate(shapes))
   visible = np.array([[[True, True, False], [False, True, False]]])

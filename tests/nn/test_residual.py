@@ -1,4 +1,4 @@
-"""Block orders with whole numbers: f adds to its input, and each norm multiplies by its own."""
+"""Block layouts on integers: f adds a constant, and each norm multiplies by its own constant."""
 
 import pytest
 
@@ -27,7 +27,7 @@ FACTORS = {
     (parallel_block, 16),
   ],
 )
-def test_orders_by_hand(order, expected):
+def test_block_layouts_by_hand(order, expected):
   asked = []
 
   def norm(name):
@@ -35,5 +35,5 @@ def test_orders_by_hand(order, expected):
     return lambda x: FACTORS[name] * x
 
   assert order(1, SUBLAYERS, norm) == expected
-  # Each norm has parameters of its own, so none is asked for twice.
+  # Each norm has its own parameters, so that no name occurs twice.
   assert len(asked) == len(set(asked))

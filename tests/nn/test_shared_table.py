@@ -1,4 +1,4 @@
-"""Looking up in copies of a table, on one device; over several see tests/multi_device."""
+"""Lookup in gathered tables on one device; tests/multi_device has several devices."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from lm.parallel import mesh
 from lm.types import EmbeddingTable
 
 
-def test_gradients_of_one_token_add_up_in_float32():
+def test_gradients_of_one_token_are_summed_in_float32():
   table_VD = np.ones((3, 2), jnp.bfloat16)
   ids_BT = np.array([[1] * 1000 + [2]])
 
@@ -23,7 +23,7 @@ def test_gradients_of_one_token_add_up_in_float32():
   np.testing.assert_array_equal(np.asarray(found, np.float32), [[0, 0], [1000, 1000], [1, 1]])
 
 
-def test_on_one_device_a_table_is_looked_up_in_as_it_is():
+def test_on_one_device_the_table_is_not_gathered():
   vectors_VD = jnp.arange(6.0).reshape(3, 2)
   ids_BT = jnp.asarray([[2, 0]])
   with mesh.set_mesh(mesh.make_mesh({'fsdp': 1}, jax.devices()[:1]), mesh.RULES):

@@ -32,7 +32,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize('mask', MASKS.values(), ids=MASKS)
-def test_the_kernel_gives_the_plain_form_and_its_gradients(mask):
+def test_splash_equals_dot_product_with_gradients(mask):
   *qkv, probe = inputs()
 
   @jax.jit
@@ -47,7 +47,7 @@ def test_the_kernel_gives_the_plain_form_and_its_gradients(mask):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, expected)
 
 
-def test_what_it_cannot_do_is_told_and_fused_does_it_otherwise(monkeypatch):
+def test_splash_raises_for_unsupported_inputs_and_fused_falls_back(monkeypatch):
   q, k, v, _ = inputs()
   short = jax.tree.map(lambda x: x[:, :100], mask_of())
   with pytest.raises(ValueError, match=r'a multiple of 128 tokens.* these have 100'):
@@ -57,5 +57,5 @@ def test_what_it_cannot_do_is_told_and_fused_does_it_otherwise(monkeypatch):
   monkeypatch.setattr(attention, 'platform', lambda: 'tpu')
   both = jax.jit(lambda *args: (attention.fused(*args), dot_product(*args)))
   np.testing.assert_allclose(*both(q, k, v, loose), atol=1e-6)
-  with pytest.raises(ValueError, match='interpret'):  # of a CPU, by what it would do on a TPU
+  with pytest.raises(ValueError, match='interpret'):  # on a CPU, with the choice of a TPU
     attention.fused(q, k, v, mask_of())

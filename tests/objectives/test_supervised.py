@@ -10,7 +10,7 @@ from lm.types import EmbeddingTable, Output, OutputHead
 
 @pytest.fixture
 def model():
-  """A model of one parameter: the table; hidden states are one-hot vectors of the inputs."""
+  """A model whose parameter is the table; hidden states are one-hot vectors of the inputs."""
 
   def apply(params, batch, key=None, cache=None):
     return Output(jax.nn.one_hot(batch['inputs'], 3), OutputHead(EmbeddingTable(params)), {})
@@ -43,7 +43,7 @@ def test_the_loss_is_cross_entropy_in_nats(model):
   assert {name: float(x) for name, x in sums.items()} == {'loss': pytest.approx(expected, rel=1e-5)}
 
 
-def test_z_loss_is_a_term_of_its_own(model):
+def test_z_loss_is_a_separate_term(model):
   objective = cross_entropy(z_loss=0.01, logits_chunk=1)
   sums = _sums(objective, model)
   expected = _by_hand(lambda logits, _: 0.01 * np.log(np.exp(logits).sum()) ** 2)
@@ -53,7 +53,7 @@ def test_z_loss_is_a_term_of_its_own(model):
 
 
 @pytest.mark.parametrize('z_loss', [0.0, 0.01])
-def test_every_term_has_its_weight_from_the_batch_alone(z_loss, model):
+def test_normalizers_depend_on_the_batch_alone(z_loss, model):
   objective = cross_entropy(z_loss)
   weights = objective.normalizers(BATCH)
   assert set(weights) == set(jax.eval_shape(lambda: objective.loss_sums(model, TABLE, BATCH, None)))
@@ -72,7 +72,7 @@ def test_the_dropout_key_reaches_the_model(model):
   assert keys == [key]
 
 
-# Two rows of three places for examples, the hidden state of each a number; logits are 2 h + 1.
+# Two rows of three examples, whose hidden states have one element h; logits are 2 h + 1.
 HIDDEN = np.array([[0.5, -1.0, 3.0], [2.0, 0.0, 0.0]])
 NUMBERS = {
   'targets': jnp.asarray([[1.0, -2.0, 100.0], [5.5, 0.0, 0.0]]),

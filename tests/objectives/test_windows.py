@@ -8,8 +8,8 @@ import pytest
 from lm.objectives.word2vec import window_extents, window_sum
 
 
-def _laid(seed, reach):
-  """Returns windows and segments of rows, the last segment of some padding, and their sides."""
+def _extents(seed, reach):
+  """Returns windows and segments of rows, some with padding, and the extents of windows."""
   rng = np.random.default_rng(seed)
   segments = np.sort(rng.integers(1, 4, (4, 9)), axis=1)
   segments[1, 6:] = 0
@@ -19,7 +19,7 @@ def _laid(seed, reach):
 
 
 def _matrix(left, right):
-  """Returns (B, T, T): whether the second place is a neighbour of the first."""
+  """Returns (B, T, T): whether the second token is a neighbor of the first."""
   B, T = left.shape
   found = np.zeros((B, T, T), np.float32)
   for b in range(B):
@@ -30,8 +30,8 @@ def _matrix(left, right):
 
 
 @pytest.mark.parametrize('reach', [1, 3, 12])
-def test_neighbours_are_in_the_window_and_the_segment(reach):
-  window, segments, (left, right) = _laid(0, reach)
+def test_neighbors_are_in_the_window_and_the_segment(reach):
+  window, segments, (left, right) = _extents(0, reach)
   expected = np.zeros((*segments.shape, segments.shape[1]))
   for b, t, s in np.ndindex(*expected.shape):
     near = 0 < abs(s - t) <= window[b, t]
@@ -40,8 +40,8 @@ def test_neighbours_are_in_the_window_and_the_segment(reach):
 
 
 @pytest.mark.parametrize('reach', [1, 3, 12])
-def test_sums_and_their_gradients_are_those_of_a_product_with_a_matrix(reach):
-  *_, (left, right) = _laid(1, reach)
+def test_window_sums_and_gradients_equal_a_matmul(reach):
+  *_, (left, right) = _extents(1, reach)
   rng = np.random.default_rng(2)
   x, weights = (rng.normal(size=(4, 9, 5)).astype(np.float32) for _ in range(2))
   matrix = _matrix(left, right)

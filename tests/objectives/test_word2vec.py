@@ -13,7 +13,7 @@ from lm.objectives import word2vec
 from lm.objectives.word2vec import hierarchical_softmax, huffman, negative_sampling
 from lm.types import apply_of
 
-COUNTS = np.array([0, 0, 40, 25, 12, 9, 6, 4, 3, 1])  # END and <unk> are no words
+COUNTS = np.array([0, 0, 40, 25, 12, 9, 6, 4, 3, 1])  # END and <unk> are not words
 V, D, B, T = len(COUNTS), 5, 3, 12
 
 
@@ -35,7 +35,7 @@ def batch():
   segments = np.repeat([[1] * 5 + [2] * 7], B, axis=0)
   segments[-1, 10:] = 0
   return {
-    'inputs': np.zeros((B, T), np.int32),  # not read: the words are the targets
+    'inputs': np.zeros((B, T), np.int32),  # unused: the words are the targets
     'targets': rng.integers(0, V, (B, T)).astype(np.int32),
     'segments': segments.astype(np.int32),
     'weights': (segments > 0).astype(np.float32),
@@ -43,7 +43,7 @@ def batch():
 
 
 def _sample(objective, batch, key):
-  """Draws in one compiled program, and returns NumPy arrays."""
+  """Returns the sampled batch of a compiled program as NumPy arrays."""
   return jax.device_get(jax.jit(objective.sample)(batch, jax.random.key(key)))
 
 
@@ -52,7 +52,7 @@ def _softplus(x):
 
 
 def _pairs(batch):
-  """The pairs (row, word, neighbor) of a sampled batch."""
+  """Returns the pairs (row, word, neighbor) of a sampled batch."""
   if 'neighbors' in batch:
     return np.argwhere(np.asarray(batch['neighbors'])).tolist()
   left, right = np.asarray(batch['left']), np.asarray(batch['right'])
@@ -64,7 +64,7 @@ def _pairs(batch):
   ]
 
 
-def test_neighbors_are_those_that_a_walk_over_the_kept_words_finds():
+def test_neighbors_equal_those_of_a_loop_over_the_kept_words():
   rng = np.random.default_rng(2)
   kept = rng.random((8, 20)) < 0.6
   window = rng.integers(1, 4, (8, 20))
@@ -80,7 +80,7 @@ def test_neighbors_are_those_that_a_walk_over_the_kept_words_finds():
   np.testing.assert_array_equal(found, expected)
 
 
-def test_words_are_kept_as_the_program_word2vec_keeps_them():
+def test_keep_probabilities_are_those_of_the_program_word2vec():
   counts = np.array([0, 1, 99, 900])
   # f = 0.001, 0.099, 0.9 and t = 0.01: sqrt(t / f) + t / f.
   expected = [0, 1, np.sqrt(0.01 / 0.099) + 0.01 / 0.099, np.sqrt(0.01 / 0.9) + 0.01 / 0.9]
@@ -88,7 +88,7 @@ def test_words_are_kept_as_the_program_word2vec_keeps_them():
   np.testing.assert_array_equal(word2vec.keep_probability(counts, 0), [0, 1, 1, 1])
 
 
-def test_words_that_are_kept_move_together():
+def test_kept_words_move_to_the_front():
   rng = np.random.default_rng(3)
   kept, one, other = rng.random((6, 9)) < 0.5, *rng.integers(1, 99, (2, 6, 9))
   kept[0] = True
@@ -102,7 +102,7 @@ def test_words_that_are_kept_move_together():
 def test_cbow_has_the_neighbors_of_skip_gram(batch):
   output = functools.partial(negative_sampling, negatives=3, num_sampled=2)
   pairs = []
-  batch['targets'] *= batch['segments'] > 0  # as rows have it
+  batch['targets'] *= batch['segments'] > 0  # as in packed rows
   for make in (word2vec.skip_gram, word2vec.cbow):
     sampled = _sample(make(3, 1e-1, output, COUNTS), batch, 5)
     words = sampled['centers']
@@ -127,7 +127,7 @@ def test_skip_gram_is_the_sum_over_all_pairs(apply, params, batch):
   assert objective.normalizers(sampled)['loss'] == batch['weights'].sum()
 
 
-def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbor_the_whole_gradient(
+def test_cbow_predicts_from_the_mean_and_gives_each_neighbor_the_full_gradient(
   apply, params, batch
 ):
   output = functools.partial(negative_sampling, negatives=3, num_sampled=2)
@@ -153,7 +153,7 @@ def test_cbow_finds_a_word_from_the_mean_and_gives_each_neighbor_the_whole_gradi
 
 @pytest.mark.parametrize('make', [word2vec.skip_gram, word2vec.cbow])
 @pytest.mark.parametrize('output', [negative_sampling, hierarchical_softmax])
-def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params, batch):
+def test_sparse_rows_give_the_loss_and_gradients_of_full_tables(make, output, apply, params, batch):
   objective = make(2, 1e-1, output, COUNTS)
   sums = jax.value_and_grad(lambda p, b: objective.loss_sums(apply, p, b, None)['loss'])
 
@@ -168,12 +168,12 @@ def test_rows_of_tables_give_what_whole_tables_give(make, output, apply, params,
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   for name, r in rows.items():
     back = np.zeros((V, D), np.float32)
-    back[r[r < V]] = part[name][r < V]  # what fills up names no row
+    back[r[r < V]] = part[name][r < V]  # padding is not a row
     np.testing.assert_allclose(back, whole[name], rtol=1e-4, atol=1e-5)
     assert not whole[name][np.setdiff1d(np.arange(V), r)].any()
 
 
-def test_negatives_are_sampled_by_their_counts_to_the_power():
+def test_negatives_are_sampled_in_proportion_to_powers_of_counts():
   output = negative_sampling(COUNTS, num_sampled=400, rows_per_sample=10, power=0.75)
   batch = {'centers': np.zeros((100, 1), np.int32)}
   sampled = _sample(output, batch, 0)['negatives'].ravel()
@@ -183,13 +183,16 @@ def test_negatives_are_sampled_by_their_counts_to_the_power():
   np.testing.assert_allclose(found, shares, atol=4 * np.sqrt(0.25 / len(sampled)))
 
 
-def test_rows_that_share_sampled_words_are_told_apart_from_them_alone(apply, params, batch):
+def test_rows_of_a_group_use_the_negatives_of_their_group_alone(apply, params, batch):
   given = {name: np.concatenate([x, x]) for name, x in batch.items()}
   for make in (word2vec.skip_gram, word2vec.cbow):
     output = functools.partial(negative_sampling, negatives=3, num_sampled=2, rows_per_sample=2)
     objective = make(2, 0, output, COUNTS)
     sampled = _sample(objective, given, 0)
-    assert sampled['negatives'].shape == (3, 4)  # three times two rows, and two words for each
+    assert sampled['negatives'].shape == (
+      3,
+      4,
+    )  # three groups of two rows, with two negatives per row
     sums = jax.jit(
       lambda b, objective=objective: objective.loss_sums(apply, params, b, None)['loss']
     )
@@ -205,14 +208,14 @@ def test_rows_that_share_sampled_words_are_told_apart_from_them_alone(apply, par
 @pytest.mark.parametrize(
   ('rows', 'shared', 'groups'), [(32, 8, 4), (3, 8, 1), (12, 5, 2), (7, 3, 1)]
 )
-def test_at_least_so_many_rows_share_sampled_words(rows, shared, groups):
+def test_at_least_rows_per_sample_rows_share_negatives(rows, shared, groups):
   output = negative_sampling(COUNTS, num_sampled=3, rows_per_sample=shared)
   centers = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
   sampled = jax.eval_shape(output.sample, {'centers': centers}, jax.random.key(0))
   assert sampled['negatives'].shape == (groups, 3 * rows // groups)
 
 
-def test_what_is_sampled_goes_by_the_key_and_the_row(batch):
+def test_samples_depend_on_the_key_and_the_row(batch):
   objective = word2vec.skip_gram(3, 1e-1, negative_sampling, COUNTS)
   draw = jax.jit(objective.sample)
   one, same, other = (jax.device_get(draw(batch, jax.random.key(k))) for k in (0, 0, 1))
@@ -232,7 +235,7 @@ def test_no_pair_has_a_token_that_is_no_word(batch):
   assert all(words[b, t] > 1 and words[b, s] > 1 for b, t, s in _pairs(sampled))
 
 
-def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
+def test_probabilities_of_hierarchical_softmax_sum_to_1():
   output = hierarchical_softmax(COUNTS)
   words = np.arange(2, V)[:, None]
   extra = output.sample({'centers': words}, jax.random.key(0))
@@ -252,7 +255,7 @@ def test_the_probabilities_of_all_words_down_the_tree_sum_to_1():
   np.testing.assert_allclose(np.exp(-paired).sum(), 1, rtol=1e-5)
 
 
-def test_paths_are_those_of_a_huffman_tree():
+def test_huffman_paths_have_the_minimal_cost():
   nodes, turns, lengths = huffman(COUNTS)
   present = np.flatnonzero(COUNTS)
   # Kraft's equality: a full binary tree. Its cost by hand: the sum of all merged weights of
@@ -262,7 +265,7 @@ def test_paths_are_those_of_a_huffman_tree():
   codes = {tuple(turns[w, : lengths[w]]) for w in present}
   assert len(codes) == len(present)
   assert (lengths[COUNTS == 0] == 0).all()
-  # One root for all, and as many inner nodes as words less one.
+  # One root, and one inner node fewer than words.
   assert len({nodes[w, 0] for w in present}) == 1
   assert {n for w in present for n in nodes[w, : lengths[w]]} == set(range(len(present) - 1))
 
@@ -294,6 +297,6 @@ def test_losses_of_scores_and_their_gradients():
     (lambda: negative_sampling(COUNTS, rows_per_sample=0), 'rows_per_sample=0 is not'),
   ],
 )
-def test_arguments_out_of_range_are_told(make, told):
+def test_arguments_out_of_range_raise(make, told):
   with pytest.raises(UserError, match=told):
     make()

@@ -16,7 +16,7 @@ print('done')
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='a setting of glibc')
 @pytest.mark.parametrize('given', [None, 'glibc.malloc.check=0'])
-def test_a_process_starts_again_once_as_itself(given, tmp_path):
+def test_program_restarts_once_with_the_same_process_and_arguments(given, tmp_path):
   program = tmp_path / 'program.py'
   program.write_text(PROGRAM)
   environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}

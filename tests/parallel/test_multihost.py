@@ -37,9 +37,9 @@ def hashed():
 
   def loss_sums(apply, params, batch, key):
     x = batch['inputs']
-    place = jnp.arange(x.size).reshape(x.shape) % 8191 + 1
-    number = (x * place % 8191).sum() % 8191
-    return plain.loss_sums(apply, params, batch, key) | {{'hash': number.astype(jnp.float32)}}
+    position = jnp.arange(x.size).reshape(x.shape) % 8191 + 1
+    total = (x * position % 8191).sum() % 8191
+    return plain.loss_sums(apply, params, batch, key) | {{'hash': total.astype(jnp.float32)}}
 
   def normalizers(batch):
     return plain.normalizers(batch) | {{'hash': jnp.ones(())}}
@@ -106,9 +106,9 @@ def command(folder, name, *more, arg=''):
   return [*train, f'--config.data.cache={folder / "cache"}', *more]
 
 
-def train_to_end(folder, name, number, *more, arg=''):
-  """Trains in some processes to the end."""
-  launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
+def train_to_end(folder, name, processes, *more, arg=''):
+  """Trains to the end in a number of processes; returns the workdir."""
+  launch = [sys.executable, str(LAUNCHER), str(processes), '--'] if processes > 1 else []
   run = subprocess.run(
     [*launch, *command(folder, name, *more, arg=arg)],
     capture_output=True,
@@ -125,10 +125,10 @@ def free_port():
     return server.getsockname()[1]
 
 
-def start(folder, name, number, *more, arg='long'):
+def start(folder, name, processes, *more, arg='long'):
   """Starts the processes of a training run without a launcher."""
   port = free_port()
-  given = (f'--coordinator=127.0.0.1:{port}', f'--processes={number}')
+  given = (f'--coordinator=127.0.0.1:{port}', f'--processes={processes}')
   return [
     subprocess.Popen(
       command(folder, name, *given, f'--process={i}', *more, arg=arg),
@@ -137,7 +137,7 @@ def start(folder, name, number, *more, arg='long'):
       text=True,
       cwd=ROOT,
     )
-    for i in range(number)
+    for i in range(processes)
   ]
 
 
@@ -149,9 +149,9 @@ def rows(workdir, name):
   return {row['step']: row[name] for row in found if name in row}
 
 
-def wait_for_steps(workdir, number, running, seconds=180):
+def wait_for_steps(workdir, steps, running, seconds=180):
   end = time.monotonic() + seconds
-  while len(rows(workdir, 'train/loss')) < number:
+  while len(rows(workdir, 'train/loss')) < steps:
     for process in running:
       assert process.poll() is None, process.communicate()[1]
     assert time.monotonic() < end, 'nothing happened'
@@ -159,17 +159,17 @@ def wait_for_steps(workdir, number, running, seconds=180):
 
 
 def ends(running, seconds=90):
-  """Returns the exit codes and the stderr of processes."""
+  """Returns the exit codes and the stderr of all processes."""
   try:
-    said = [process.communicate(timeout=seconds)[1] for process in running]
+    stderr = [process.communicate(timeout=seconds)[1] for process in running]
   finally:
     for process in running:
       process.kill()
-  return [process.returncode for process in running], said
+  return [process.returncode for process in running], stderr
 
 
-def evaluated(workdir, number):
-  launch = [sys.executable, str(LAUNCHER), str(number), '--'] if number > 1 else []
+def evaluated(workdir, processes):
+  launch = [sys.executable, str(LAUNCHER), str(processes), '--'] if processes > 1 else []
   run = subprocess.run(
     [*launch, sys.executable, '-m', 'lm.evaluate', f'--workdir={workdir}'],
     capture_output=True,
@@ -226,7 +226,7 @@ def test_variables_replace_missing_flags(monkeypatch):
     parsed()
 
 
-def test_one_process_instead_of_several_is_refused():
+def test_single_process_of_several_is_refused():
   with pytest.raises(UserError, match=r'^1 of 4 processes found: .*--coordinator'):
     multihost.start(Settings(None, 4, None))
   assert multihost.start(Settings(None, 1, None)) is False
@@ -247,14 +247,14 @@ def test_the_launcher_gives_the_number_of_processes(monkeypatch, variables, coun
   assert multihost._launched() == count
 
 
-# One process in a cluster, as on one TPU host; a process of its own, since it initializes JAX.
-def test_one_process_of_a_cluster_keeps_its_handler_of_sigterm():
+# A cluster of one process, such as one TPU host. A subprocess, since the test initializes JAX.
+def test_single_process_of_a_cluster_keeps_its_sigterm_handler():
   program = f"""
 import os, signal, jax
 from lm.parallel import multihost
 signal.signal(signal.SIGTERM, lambda *_: print('stopped'))
 real = jax.distributed.initialize
-def initialize(address, *more, **options):  # as JAX detects it
+def initialize(address, *more, **options):  # replaces the detection by JAX
   options['cluster_detection_method'] = 'deactivate'
   real('127.0.0.1:{free_port()}', 1, 0, **options)
 jax.distributed.initialize = initialize
@@ -265,8 +265,8 @@ os.kill(os.getpid(), signal.SIGTERM)
   assert run.stdout.splitlines() == ['False False', 'stopped'], run.stderr
 
 
-# Two real processes: they initialize JAX.
-def test_values_of_several_processes(tmp_path):
+# Two real processes, since they initialize JAX.
+def test_values_are_exchanged_by_two_processes(tmp_path):
   program = """
 import sys, time
 from lm import cli, errors
@@ -297,12 +297,12 @@ cli.run(main, '')
     )
     for i in range(2)
   ]
-  codes, said = ends(running, seconds=50)
-  assert codes == [0, 0], said
-  assert 'nothing from process 0 within 0.1 seconds for an absent process' in said[1]
+  codes, stderr = ends(running, seconds=50)
+  assert codes == [0, 0], stderr
+  assert 'nothing from process 0 within 0.1 seconds for an absent process' in stderr[1]
 
 
-def test_one_process_waits_for_no_other():
+def test_one_process_does_not_wait():
   multihost.barrier(1, 'to see')
   assert multihost.gather({'a': 1}) == [{'a': 1}]
   assert multihost.broadcast_from_primary([1, 2]) == [1, 2]
@@ -313,8 +313,8 @@ def test_one_process_waits_for_no_other():
   )
 
 
-# More than 5 seconds: real processes wait until their time is out.
-def test_an_absent_process_is_reported_in_one_line(folder):
+# More than 5 seconds: real processes wait until their timeout.
+def test_missing_process_is_reported_in_one_line(folder):
   given = ('--init_timeout=4', '--processes=2')
   running = [
     subprocess.Popen(
@@ -343,8 +343,8 @@ def test_an_absent_process_is_reported_in_one_line(folder):
 @pytest.mark.slow
 def test_two_and_four_processes_give_the_losses_of_one(folder):
   one = train_to_end(folder, 'one', 1)
-  for number in (2, 4):
-    several = train_to_end(folder, f'of {number}', number)
+  for processes in (2, 4):
+    several = train_to_end(folder, f'of {processes}', processes)
     assert rows(several, 'train/hash') == rows(one, 'train/hash')
     for name in ('train/loss', 'train/gradient_norm', 'eval/validation/loss'):
       assert rows(several, name) == pytest.approx(rows(one, name), rel=1e-5)
@@ -353,22 +353,23 @@ def test_two_and_four_processes_give_the_losses_of_one(folder):
       assert (several / sample).read_text() == (one / sample).read_text()
     events = [json.loads(line) for line in (several / 'events.jsonl').read_text().splitlines()]
     assert [e['event'] for e in events].count('start') == 1  # one process writes
-    if number == 2:
+    if processes == 2:
       assert evaluated(several, 2) == pytest.approx(evaluated(several, 1), rel=1e-5)
     environment = json.loads((several / 'environment.json').read_text())
-    assert environment['devices']['processes'] == number
+    assert environment['devices']['processes'] == processes
 
 
 @pytest.mark.slow
 def test_several_processes_generate_the_texts_of_one(folder):
-  def written(number, *more):
-    workdir = train_to_end(folder, f'{number}{"".join(more)[-1:]}', number, *more, arg='writing')
+  def texts(processes, *more):
+    name = f'{processes}{"".join(more)[-1:]}'
+    workdir = train_to_end(folder, name, processes, *more, arg='writing')
     lines = (workdir / 'predictions/validation-9.jsonl').read_text().splitlines()
     return [json.loads(line)['output'] for line in lines]
 
-  alone = written(1)
+  alone = texts(1)
   assert len(alone) == 10 and all(alone)
-  assert written(2) == written(2, '--config.mesh.fsdp=2') == alone
+  assert texts(2) == texts(2, '--config.mesh.fsdp=2') == alone
 
 
 @pytest.mark.slow
@@ -388,9 +389,9 @@ def test_sigterm_to_one_process_saves_the_same_step_on_all(folder, given):
   running = start(folder, 'stopped', 2)
   wait_for_steps(folder / 'stopped', 3, running)
   running[given].send_signal(signal.SIGTERM)
-  codes, said = ends(running)
-  assert codes == [75, 75], said
-  saved = [re.search(r'SIGTERM: saved step (\d+)', text)[1] for text in said]
+  codes, stderr = ends(running)
+  assert codes == [75, 75], stderr
+  saved = [re.search(r'SIGTERM: saved step (\d+)', text)[1] for text in stderr]
   assert saved[0] == saved[1]
   steps = [p.name for p in (folder / 'stopped/checkpoints').iterdir() if p.name.isdigit()]
   assert steps == [saved[0]]
@@ -404,40 +405,40 @@ def test_a_killed_process_ends_the_others(folder, killed):
   wait_for_steps(folder / 'killed', 3, running)
   running[killed].kill()
   began = time.monotonic()
-  codes, said = ends(running, seconds=60)
-  assert time.monotonic() - began < 30  # the heartbeat; the connections are far quicker
+  codes, stderr = ends(running, seconds=60)
+  assert time.monotonic() - began < 30  # the heartbeat; the connections are faster
   assert codes.pop(killed) == -signal.SIGKILL
-  # With process 0 goes the service in it, and JAX may be first to end the others.
-  assert set(codes) <= ({134, -signal.SIGABRT} if killed == 0 else {134}), said
-  del said[killed]
+  # The coordination service ends with process 0, so that JAX may end the others first.
+  assert set(codes) <= ({134, -signal.SIGABRT} if killed == 0 else {134}), stderr
+  del stderr[killed]
   if killed:
-    for text in said:
+    for text in stderr:
       assert f'process {killed} has died or lost its host' in text.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(folder):
   source = (folder / 'several.py').read_text()
-  spoilt = '\n'.join(
+  broken = '\n'.join(
     [
-      'def spoil(row, rng):',
+      'def fail(row, rng):',
       '  import os',
       "  if os.environ.get('JAX_PROCESS_ID') == '1':",
-      "    raise KeyError('spoilt')",
+      "    raise KeyError('broken')",
       '  return row',
     ]
   )
-  (folder / 'several.py').write_text(f'{source}\n{spoilt}\n')
+  (folder / 'several.py').write_text(f'{source}\n{broken}\n')
   run = subprocess.run(
     [sys.executable, str(LAUNCHER), '2', '--']
-    + command(folder, 'failed', "--config.data.transforms=('several:spoil',)"),
+    + command(folder, 'failed', "--config.data.transforms=('several:fail',)"),
     capture_output=True,
     text=True,
     cwd=ROOT,
     timeout=120,
   )
   assert run.returncode in (1, 2), run.stderr
-  assert 'spoilt' in run.stderr
+  assert 'broken' in run.stderr
   assert re.search(r'\[0\] process 0 of 2 ends: process 1 has ended with code [12]', run.stderr)
 
 
@@ -457,14 +458,14 @@ def test_slurm_is_detected(folder):
     )
     for i in range(2)
   ]
-  codes, said = ends(running)
-  assert codes == [0, 0], said
-  assert '2 processes with 2 devices' in said[0]
+  codes, stderr = ends(running)
+  assert codes == [0, 0], stderr
+  assert '2 processes with 2 devices' in stderr[0]
   assert len(rows(folder / 'slurm', 'train/loss')) == 9
 
 
 @pytest.mark.slow
-def test_a_number_other_than_that_of_slurm_is_refused(folder):
+def test_processes_other_than_those_of_slurm_are_refused(folder):
   slurm = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '1'}
   run = subprocess.run(
     command(folder, 'wrong', '--processes=4'),
@@ -501,22 +502,31 @@ def launcher():
   [
     ([0, 0], 0),
     ([75, 75], 75),
-    ([134, 1, -6], 1),  # the first that reports an error of its own
+    ([134, 1, -6], 1),  # the first error that no other process caused
     ([2, 1], 2),
     ([-9, 134, 134], 137),
     ([0, 134], 134),
     ([-6, -6], 134),
   ],
 )
-def test_the_code_of_the_first_cause(launcher, codes, code):
+def test_exit_code_is_that_of_the_first_cause(launcher, codes, code):
   assert launcher.cause(codes) == code
 
 
-def launch(number, program, *flags):
-  return [sys.executable, str(LAUNCHER), *flags, str(number), '--', sys.executable, '-c', program]
+def launch(processes, program, *flags):
+  return [
+    sys.executable,
+    str(LAUNCHER),
+    *flags,
+    str(processes),
+    '--',
+    sys.executable,
+    '-c',
+    program,
+  ]
 
 
-def test_the_launcher_sets_the_index_of_each_process():
+def test_launcher_sets_the_index_of_each_process():
   program = (
     'import os; e = os.environ; '
     'print(e["JAX_PROCESS_ID"], e["JAX_NUM_PROCESSES"], e["JAX_COORDINATOR_ADDRESS"])'
@@ -528,7 +538,7 @@ def test_the_launcher_sets_the_index_of_each_process():
   assert len({line.split()[3] for line in lines}) == 1
 
 
-def test_the_launcher_kills_processes_that_do_not_end(launcher):
+def test_launcher_kills_processes_that_do_not_end(launcher):
   program = (
     'import os, sys, time\n'
     'print(os.getpid(), flush=True)\n'
@@ -543,7 +553,7 @@ def test_the_launcher_kills_processes_that_do_not_end(launcher):
     os.kill(int(pid), 0)
 
 
-def test_the_launcher_tries_again_where_the_port_was_taken(tmp_path):
+def test_launcher_tries_again_if_the_port_is_taken(tmp_path):
   program = (
     'import pathlib, sys\n'
     'tried = pathlib.Path(sys.argv[1])\n'

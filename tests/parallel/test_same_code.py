@@ -1,4 +1,4 @@
-"""Processes that train as one must run the same code: what differs is named."""
+"""Processes of one run must have the same code: an error names the files that differ."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def get_config(arg=''):
 
 @pytest.fixture
 def hosts(tmp_path):
-  """Returns the digests of an experiment on two hosts; `edits` are made on the second one."""
+  """Returns a function: the digests of an experiment on two hosts, with edits on the second."""
 
   def make(**edits):
     found = []
@@ -35,7 +35,7 @@ def hosts(tmp_path):
 
 
 def check(first, other, monkeypatch):
-  for own in (first, other):  # each process finds the same
+  for own in (first, other):  # both processes raise the same error
     monkeypatch.setattr(multihost, 'gather', lambda value, own=own: [first, other])
     multihost.check_same(own)
 
@@ -50,18 +50,18 @@ def check(first, other, monkeypatch):
     ),
   ],
 )
-def test_a_file_that_differs_between_processes_is_named(edits, names, hosts, monkeypatch):
+def test_error_names_files_that_differ_between_processes(edits, names, hosts, monkeypatch):
   message = rf'process 1 differs from process 0 in {names};'
   with pytest.raises(UserError, match=message):
     check(*hosts(**edits), monkeypatch)
 
 
-def test_equal_code_in_different_folders_is_the_same(hosts, monkeypatch):
+def test_equal_code_in_different_directories_is_accepted(hosts, monkeypatch):
   check(*hosts(), monkeypatch)
 
 
 @pytest.mark.parametrize('change', [{'jax': '0.1'}, {'lm': 'f00d'}, {'more.py': 'f00d'}])
-def test_libraries_and_missing_files_are_named_too(change, hosts, monkeypatch):
+def test_error_names_libraries_and_missing_files(change, hosts, monkeypatch):
   first, other = hosts()
   (name,) = change
   for pair in ((first, other | change), (first | change, other)):

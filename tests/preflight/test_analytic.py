@@ -1,4 +1,4 @@
-"""Figures of a tiny Transformer, all computed by hand, on GPUs that are not there."""
+"""Preflight without a compiler: figures of a tiny Transformer on GPUs, computed by hand."""
 
 import pathlib
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def tiny(**mesh):
   return config
 
 
-def test_memory_by_hand():
+def test_memory_equals_figures_by_hand():
   found = analytic.check(tiny(data=1, fsdp=8), parse('h100:8'))
   memory = found.memory
   # Matrices and both tables are sharded over all GPUs, scales are replicated; all are float32.
@@ -76,7 +76,7 @@ def test_remat_holds_the_activations_of_one_layer():
   assert remat['temporaries'] == remat['parameters'] + saved['activations'] // N
 
 
-def test_time_by_hand():
+def test_time_equals_figures_by_hand():
   found = analytic.check(tiny(data=1, fsdp=8), parse('h100:8'))
   memory, parts = found.memory, found.timing.parts
   matrices = 6 * B * T * (MATRICES + V * D)
@@ -122,7 +122,7 @@ class FakeMesh:
     ((1, 1, 1), {'fsdp': 0.0}, 0.0, 0.0),
   ],
 )
-def test_transfers_by_hand(shape, sent, links, network):
+def test_transfers_equal_figures_by_hand(shape, sent, links, network):
   found = analytic.transfer_seconds(sent, FakeMesh(*shape), H100)
   assert found == pytest.approx((links, network))
 
@@ -132,7 +132,7 @@ class FakeStep(NamedTuple):
   tokens: int
 
 
-def test_bound_is_the_slowest_part_of_the_passes_and_then_the_optimizer():
+def test_bound_is_the_slowest_part_of_the_passes_plus_the_optimizer():
   peak = 16 * H100.flops
   work = {
     # A second of bfloat16 matmuls, and a second of float32 ones, which take twice as long.
@@ -153,7 +153,7 @@ def test_bound_is_the_slowest_part_of_the_passes_and_then_the_optimizer():
   assert bound(memory=4 * 3.35e12, update_matmuls={4: peak / 2}).step == pytest.approx(5.0)
 
 
-def test_attention_that_needs_a_gpu_is_replaced():
+def test_attention_that_needs_a_gpu_is_replaced_by_a_stub():
   config = tiny(data=1, fsdp=8)
   functions = analytic.check(config, parse('h100:8')).step.functions
   with meshes.set_mesh(functions.mesh, functions.rules):
@@ -206,7 +206,7 @@ def test_search_ranks_without_compiling():
   assert len(again) == 6 and all('microbatches=1' in one.flags for one in again)
 
 
-def test_candidates_across_nodes():
+def test_fsdp_axis_of_candidates_may_span_nodes():
   def of(across):
     found = search.candidates(base(), 4, 2, across)
     return {(x['mesh.data'], x['mesh.fsdp'], x['mesh.tensor']) for x in found}
@@ -215,7 +215,7 @@ def test_candidates_across_nodes():
   assert of(True) == of(False) | {(1, 4, 1), (1, 2, 2)}
 
 
-def test_report_says_that_the_time_is_a_bound():
+def test_report_without_compiler_calls_the_time_a_lower_bound():
   slice_ = parse('h100:8')
   found = analytic.check(tiny(data=1, fsdp=8), slice_)
   values = report.summary(found, slice_, 'tiny.py', 2.0)
@@ -227,7 +227,7 @@ def test_report_says_that_the_time_is_a_bound():
   assert values['timing']['usd_per_billion_tokens'] == pytest.approx(paid)
 
 
-def test_a_config_that_does_not_fit_exits_with_2_and_a_config_that_fits():
+def test_config_that_does_not_fit_exits_with_2_and_a_config_that_fits():
   # The state of 2.4 billion parameters needs two devices.
   config = (f'--config={ROOT}/experiments/quickstart.py', '--config.model.depth=3')
   sizes = ('--config.model.d_model=8192', '--config.mesh.data=2')
@@ -237,7 +237,7 @@ def test_a_config_that_does_not_fit_exits_with_2_and_a_config_that_fits():
   assert 'GiB do not fit; this fits by estimate: --config.' in done.stderr
 
 
-def test_hlo_needs_a_tpu():
+def test_flag_hlo_needs_a_tpu():
   config = f'--config={ROOT}/experiments/quickstart.py'
   line = in_process.mistake('preflight', config, '--topology=h100:1', '--hlo=program.txt')
   assert line.startswith('lm.preflight: --hlo') and 'h100' in line
@@ -247,7 +247,7 @@ def array(*shape, dtype=jnp.float32):
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def test_a_matmul_and_its_gradients_are_three():
+def test_matmul_and_its_gradients_count_as_three_matmuls():
   def loss(w, x):
     return jnp.sum(jnp.sin(x @ w))
 
@@ -256,7 +256,7 @@ def test_a_matmul_and_its_gradients_are_three():
   assert matmul_flops(jax.grad(loss, argnums=(0, 1)), w, x) == {4: 3 * 2 * 3 * 5 * 7}
 
 
-def test_flops_by_the_size_of_the_operands():
+def test_flops_are_summed_by_the_size_of_the_wider_operand():
   def two(a, b):
     mixed = jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())))
     return a @ a, mixed
@@ -279,7 +279,7 @@ def test_recomputed_matmuls_count_again():
   assert matmul_flops(jax.grad(lambda x: loss(x, True)), x) == {4: 12 * one}
 
 
-def test_a_conditional_counts_with_its_most_expensive_branch():
+def test_conditional_counts_with_its_most_expensive_branch():
   def either(x):
     return jax.lax.cond(x[0, 0] > 0, lambda x: x, lambda x: x @ x @ x, x)
 
@@ -295,7 +295,7 @@ def test_shard_map_counts_for_all_devices():
   assert matmul_flops(local, array(4, 8), array(8, 2)) == {4: 2 * 4 * 8 * 2}
 
 
-def test_convolutions_count():
+def test_convolution_counts_its_kernel_for_each_output():
   def conv(x, k):
     return jax.lax.conv_general_dilated(x, k, (1,), 'SAME', dimension_numbers=('NWC', 'WIO', 'NWC'))
 

@@ -12,6 +12,7 @@ from lm.config.base import encoder_decoder, llama
 from lm.config.recurrent import recurrent, recurrent_encoder_decoder
 from lm.config.tasks import translation
 from lm.errors import UserError
+from lm.parallel.mesh import bytes_per_device
 from lm.preflight import decode, hlo, report, train_step
 from lm.preflight.hlo import Collective, Timing
 from lm.preflight.topology import parse
@@ -79,7 +80,7 @@ def test_cache_holds_the_tokens_of_all_hypotheses():
       assert carry.tokens.shape == (B, beam, S)
 
 
-def test_cost_of_a_step_by_hand():
+def test_cost_of_a_step_equals_figures_by_hand():
   apply, params, (_, _, cache) = loop_of('text')
   flops, used = decode.cost_of_step(apply, params, B, cache, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
@@ -90,17 +91,15 @@ def test_cost_of_a_step_by_hand():
   assert decode.cost_of_step(apply, params, B, cache, 2)[1] == used / 2
 
 
-def test_a_step_reads_neither_encoder_nor_its_key_and_value_projections():
+def test_step_reads_neither_encoder_nor_cross_attention_keys_and_values():
   apply, params, (_, _, cache) = loop_of('pairs')
   _, used = decode.cost_of_step(apply, params, B, cache, 4)
-  read = train_step.bytes_per_device(params['decoder']) + train_step.bytes_per_device(
-    params['embedding']
-  )
+  read = bytes_per_device((params['decoder'], params['embedding']))
   unused = params['decoder']['layers']['layer_0']['cross_attention']['kv']
-  assert used == read - train_step.bytes_per_device(unused)
+  assert used == read - bytes_per_device(unused)
 
 
-def test_each_hypothesis_is_a_row_of_a_step():
+def test_hypotheses_count_as_rows_of_a_step():
   apply, params, (_, _, cache) = loop_of('text by beams')
   flops, _ = decode.cost_of_step(apply, params, 3 * B, cache, 4)
   layer = D * (H + 2 * G) * K + H * K * D + 3 * D * F
@@ -118,7 +117,7 @@ def test_beam_wider_than_the_vocabulary_raises():
     decode.check_config(config)
 
 
-def test_a_model_that_does_not_generate_text_raises():
+def test_model_that_does_not_generate_text_is_refused():
   config = '--config=experiments/function_length.py'
   done = preflight(config, '--topology=v5e:2x2', '--decode')
   assert (done.returncode, done.stdout) == (2, '')

@@ -64,7 +64,7 @@ def test_parse_joins_continuation_lines():
   assert hlo.called(program, program['body.2'][1]) == ['fused']
 
 
-def test_walk_multiplies_by_trip_counts():
+def test_walk_multiplies_trip_counts():
   times = {i.name: times for times, _, i in hlo.walk(hlo.parse(TEXT))}
   assert times['copy'] == times['fusion.3'] == 12
   assert times['out'] == 1
@@ -80,7 +80,7 @@ def test_element_sizes(dtype, size):
   assert hlo.size_of(dtype) == size
 
 
-def test_trip_count_may_be_in_a_computation_that_the_condition_calls():
+def test_trip_count_is_found_in_a_computation_that_the_condition_calls():
   text = TEXT.replace('  %n = s32[] constant(12)\n', '').replace(
     'ROOT %less = pred[] compare(%t.1, %n), direction=LT',
     'ROOT %less = pred[] fusion(%t.1), kind=kLoop, calls=%compared',
@@ -135,7 +135,7 @@ MESH = FakeMesh(np.arange(16).reshape(2, 4, 2))
     ('dimensions={0}', None),
   ],
 )
-def test_all_syntaxes_of_replica_groups(text, groups):
+def test_replica_groups_are_parsed_in_all_syntaxes(text, groups):
   assert hlo.groups_of(text) == groups
 
 
@@ -149,7 +149,7 @@ def test_all_syntaxes_of_replica_groups(text, groups):
     (range(16), ('data', 'fsdp', 'tensor')),
   ],
 )
-def test_mesh_axes_of_a_group(group, axes):
+def test_axes_of_a_group_are_those_along_which_its_devices_differ(group, axes):
   assert hlo.axes_of(group, MESH) == axes
 
 
@@ -254,7 +254,7 @@ PLANE = [Device((x, y, 0)) for x in range(16) for y in range(16)]
   [
     (range(16), 2 * 50),  # a side of 16 is a ring: two links of 50 GB/s
     (range(256), 4 * 50),  # both sides
-    (range(4), 50),  # through the end of a line all goes over one
+    (range(4), 50),  # too short for a ring: half of the bandwidth
     ([0, 0], 2 * 50),  # devices of one chip
   ],
 )
@@ -304,7 +304,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   assert (found.mfu, found.tokens) == pytest.approx((0.5, 1e6))
 
 
-def test_attention_flops_by_hand():
+def test_attention_flops_equal_figures_by_hand():
   text = """
 ENTRY %main (q: bf16[2,4,256,64]) -> bf16[2,4,256,64] {
   %splash_mha_fwd_residuals.1 = bf16[2,4,256,64]{3,2,1,0} custom-call(%q), \

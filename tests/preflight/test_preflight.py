@@ -28,7 +28,7 @@ def preflight(*arguments):
 
 
 @pytest.mark.slow
-def test_a_small_config_is_compiled_for_a_slice():
+def test_small_config_is_compiled_for_a_slice():
   pytest.importorskip('libtpu')
   small = ('--config=experiments/llama_160m.py:smoke', '--config.data.tokenizer.vocab_size=2048')
   done = preflight(*small, '--topology=v5e:2x2', '--config.mesh.fsdp=4', '--json', '--price=2')
@@ -49,7 +49,7 @@ def test_a_small_config_is_compiled_for_a_slice():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('topology', 'chips'), [('v5e:4x4', 16), ('v5p:2x2x2', 8)])
-def test_layers_send_little_more_than_the_lower_bound(topology, chips):
+def test_compiled_layers_send_at_most_one_percent_more_than_the_lower_bound(topology, chips):
   pytest.importorskip('libtpu')
   done = preflight(
     '--config=experiments/llama_1b.py',
@@ -84,7 +84,7 @@ def test_search_compiles_and_ranks():
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit_exits_with_2_and_the_chips_that_it_needs():
+def test_model_that_does_not_fit_exits_with_2_and_the_chips_that_it_needs():
   pytest.importorskip('libtpu')
   done = preflight(
     '--config=experiments/llama_70b.py', '--topology=v5e:2x2', '--config.mesh.fsdp=4'
@@ -124,7 +124,7 @@ def config_of(model):
 
 
 class Shape(dict):
-  """The sizes of a mesh of more devices than there are here."""
+  """The sizes of a mesh of more devices than this machine has."""
 
   @property
   def shape(self):
@@ -138,7 +138,7 @@ class Leaf:
     self.sharding = NamedSharding(one, PartitionSpec(*spec))
 
 
-def test_comm_lower_bound_by_hand():
+def test_comm_lower_bound_equals_figures_by_hand():
   model = llama(depth=2, d_model=8, heads=2, kv_heads=2, d_mlp=16, context=16)
   model.dtype = 'bfloat16'
   config = config_of(model)
@@ -194,13 +194,13 @@ def test_candidates_use_all_devices():
   assert {x['batch_size'] for x in found} == {64, 128}
   other = train_step.changed(config, found[0])
   assert (other.mesh.data, config.mesh.data) == (found[0]['mesh.data'], -1)
-  assert not any('microbatches' in x for x in found), 'there is no accumulation to leave out'
+  assert not any('microbatches' in x for x in found), 'the config has no gradient accumulation'
   config.microbatches = 16
   assert all(x['microbatches'] == 1 for x in search.candidates(config, 8, 2))
 
 
 @pytest.mark.slow
-def test_search_tries_no_gradient_accumulation_before_that_of_the_config(monkeypatch):
+def test_search_first_tries_candidates_without_gradient_accumulation(monkeypatch):
   pytest.importorskip('libtpu')
   config, slice_ = base(), parse('v5e:2x2')
   config.microbatches, config.mesh.fsdp = 16, 4

@@ -88,9 +88,10 @@ def test_a_buffer_of_another_value_is_refused(tmp_path):
   mask = np.tril(np.ones((24, 24), np.uint8))[None, None]
 
   def with_mask(value):
-    return lambda tensors: {f'h.{i}.attn.bias': value for i in range(3)} | {
-      k.removeprefix('transformer.'): x for k, x in tensors.items()
-    }
+    return lambda tensors: (
+      {f'h.{i}.attn.bias': value for i in range(3)}
+      | {k.removeprefix('transformer.'): x for k, x in tensors.items()}
+    )
 
   plain = {k: t.read() for k, t in safetensors.read_folder(folder).items()}
   safetensors.write_file(folder / 'model.safetensors', with_mask(mask)(plain))

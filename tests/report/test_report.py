@@ -14,16 +14,15 @@ import pytest
 from lm.errors import UserError
 from lm.report import page
 from lm.report.page import SECTIONS, render, write_report
-from lm.workdir import eval_artifacts, run_data
-from lm.workdir.eval_artifacts import EvalExample
+from lm.workdir import run_data
 from lm.workdir.metrics_writer import EventLog, Metrics
-from lm.workdir.run_data import Series
+from lm.workdir.run_data import EvalExample, Series
 
 _EMPTY = {'meta', 'link', 'img', 'br', 'input', 'hr'}
 
 
 class _Page(html.parser.HTMLParser):
-  """Checks that tags nest, and keeps the text and the scripts."""
+  """A parser that checks the nesting of tags, with the text and the scripts of the page."""
 
   def __init__(self, source):
     super().__init__()
@@ -47,7 +46,7 @@ class _Page(html.parser.HTMLParser):
       self.text += data
 
   def lines(self):
-    """The embedded lines by group, panel and name."""
+    """Returns the lines of the curves by group, panel and name."""
     groups = json.loads(self.scripts[0])
     return {
       (group['title'], panel['title'], line['name']): line
@@ -131,7 +130,7 @@ def test_a_run_without_metrics_has_a_page(tmp_path):
   assert 'running' in page.text
 
 
-def test_one_point_and_points_that_are_not_finite_are_kept(tmp_path):
+def test_a_single_point_and_points_that_are_not_finite_are_shown(tmp_path):
   metrics = Metrics(tmp_path, None)
   metrics.write(1, {'train/loss': float('nan'), 'alone': float('inf')})
   metrics.write(2, {'train/loss': 1.5})
@@ -196,7 +195,7 @@ def test_thinning_keeps_order_and_bound(count):
 @pytest.mark.parametrize(
   ('names', 'word'),
   [
-    (('start',), 'done'),  # at its last step already
+    (('start',), 'done'),  # resumed at its last step
     (('start', 'eval'), 'running'),
     (('start', 'first_step', 'done'), 'done'),
     (('start', 'preempted'), 'preempted'),
@@ -209,14 +208,14 @@ def test_the_status_follows_the_last_event(tmp_path, names, word):
   assert run_data.status(run_data.read_run(tmp_path)) == word
 
 
-def test_a_run_that_stopped_early_says_so(tmp_path):
+def test_a_run_that_ends_before_its_last_step_is_stopped(tmp_path):
   _events(_run(tmp_path), 'start', 'first_step', 'done')
   (tmp_path / 'config.json').write_text('{"steps": 20}')
   run = run_data.read_run(tmp_path)
   assert (run_data.status(run), run_data.step(run)) == ('stopped', 10)
 
 
-def test_a_feature_adds_a_section_by_a_function(tmp_path):
+def test_a_function_adds_a_section(tmp_path):
   def attention(run):
     return f'<section><h2>Attention of {run.name}</h2></section>'
 
@@ -226,10 +225,8 @@ def test_a_feature_adds_a_section_by_a_function(tmp_path):
 
 
 def _outputs(workdir, examples, notes=None):
-  """Returns the page of a run with outputs, and the (index, cells) of its rows in order."""
-  eval_artifacts.write_predictions(
-    _run(workdir), 10, {'validation': examples}, notes or {}, best=None
-  )
+  """Returns the page of a run with outputs, and (index, rank, hidden, cells) of its rows."""
+  run_data.write_predictions(_run(workdir), 10, {'validation': examples}, notes or {}, best=None)
   page = _Page(write_report(workdir))
   rows = re.findall(r'<tr data-index="(\d+)" data-rank="(\d+)"( hidden)?>(.*?)</tr>', page.source)
   cells = [re.findall(r'<td[^>]*>(.*?)</td>', row) for *_, row in rows]
@@ -239,7 +236,7 @@ def _outputs(workdir, examples, notes=None):
 
 
 def test_outputs_are_sorted_from_the_worst(tmp_path):
-  # Scores 0, 1, ..., 199 in an order of their own; one is not a number.
+  # Scores 0, 1, ..., 199 in another order; one is NaN.
   scores = [float(i * 7 % 200) for i in range(200)]
   scores[20] = float('nan')
   examples = [
@@ -251,7 +248,7 @@ def test_outputs_are_sorted_from_the_worst(tmp_path):
   assert [c[4] for *_, c in rows[1:4]] == ['0', '1', '2']
   assert [rank for _, rank, *_ in rows] == sorted(rank for _, rank, *_ in rows)
   assert [hidden for *_, hidden, _ in rows] == [False] * 50 + [True] * (len(rows) - 50)
-  # All that is the worst, the best or the first is there for the other orders.
+  # The page has the worst, the best and the first 50 examples for the other orders.
   assert {rank for _, rank, *_ in rows} >= {*range(50), *range(150, 200)}
   assert {i for i, *_ in rows} >= set(range(50))
 
@@ -275,13 +272,13 @@ def test_classes_are_right_or_wrong_and_answers_have_alternatives(tmp_path):
   assert rows[2][3][3] == 'me / myself'
 
 
-def test_tags_are_shown_on_their_words(tmp_path):
+def test_tags_color_their_words(tmp_path):
   examples = [
     EvalExample(
       ['我在北京'], ['O', 'O', 'B-LOC', 'O'], ['O', 'O', 'B-LOC', 'I-LOC'], {'accuracy': 0.75}
     ),
     EvalExample(['Ann met Bo'], ['B-P', 'O', 'B-P'], ['B-P', 'O', 'B-P'], {'accuracy': 1.0}),
-    # Words that the text does not give: the tags alone.
+    # If the text does not split into one word for each tag, the page shows only the tags.
     EvalExample(['a-b'], ['X', 'Y'], ['X', 'Y'], {'accuracy': 1.0}),
   ]
   _, rows = _outputs(tmp_path, examples)
@@ -310,8 +307,8 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   example = {'queries': [hostile, '学习'], 'keys': ['the', 'dog'], 'of': [2, 2], 'weights': weights}
   maps = {'kind': 'cross_attention', 'layers': 1, 'heads': 1, 'examples': [example]}
   maps['set'] = 'validation'
-  eval_artifacts.write_newest(_run(tmp_path), 'attention/validation', 5, maps)
-  eval_artifacts.write_newest(tmp_path, 'attention/validation', 10, maps)
+  run_data.write_newest(_run(tmp_path), 'attention/validation', 5, maps)
+  run_data.write_newest(tmp_path, 'attention/validation', 10, maps)
   page = _Page(write_report(tmp_path))
   assert 'validation, step 10.' in page.text and 'the decoder' in page.text
   assert len(page.scripts) == 3
@@ -319,7 +316,7 @@ def test_attention_maps_are_embedded_for_the_script(tmp_path):
   assert [p.name for p in (tmp_path / 'attention').iterdir()] == ['validation-10.json']
 
 
-def test_the_report_can_be_written_while_training_appends(tmp_path):
+def test_the_report_can_be_written_during_training(tmp_path):
   _run(tmp_path)
   stop = threading.Event()
 
@@ -347,13 +344,13 @@ def test_the_title_and_abstract_come_from_the_experiment(tmp_path):
   events.write('start', experiment='tiny:smoke')
   events.close()
   (tmp_path / 'source').mkdir()
-  (tmp_path / 'source/tiny.py').write_text('"""Tiny, but whole.\n\nMore."""\n')
+  (tmp_path / 'source/tiny.py').write_text('"""A tiny model.\n\nMore."""\n')
   page = _Page(write_report(tmp_path))
-  assert 'tiny:smoke' in page.text and 'Tiny, but whole.' in page.text
+  assert 'tiny:smoke' in page.text and 'A tiny model.' in page.text
 
 
-@pytest.mark.parametrize(('arg', 'told'), [('', False), (':best', False), (':write_smoke', True)])
-def test_a_smoke_says_that_it_is_one(tmp_path, arg, told):
+@pytest.mark.parametrize(('arg', 'marked'), [('', False), (':best', False), (':write_smoke', True)])
+def test_the_page_of_a_smoke_test_is_marked(tmp_path, arg, marked):
   events = EventLog(_run(tmp_path))
   events.write('start', experiment=f'tiny{arg}')
   events.close()
@@ -362,10 +359,10 @@ def test_a_smoke_says_that_it_is_one(tmp_path, arg, told):
   smoke = (
     'A smoke test of tiny: few steps of a small model on embedded data, data.source=mine:embedded.'
   )
-  assert (smoke in page.text) is told
+  assert (smoke in page.text) is marked
 
 
-def test_a_directory_without_a_run_is_one_clear_line(tmp_path):
+def test_a_directory_without_a_run_is_an_error_of_one_line(tmp_path):
   with pytest.raises(UserError, match='no such directory'):
     write_report(tmp_path / 'absent')
   with pytest.raises(UserError, match='holds no run'):

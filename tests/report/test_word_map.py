@@ -21,7 +21,7 @@ def _marks(page):
 
 
 def test_words_are_placed_by_principal_components():
-  # Two directions at right angles, the longer one of the third axis.
+  # Two orthogonal directions; the variance along the third axis is larger.
   vectors = make_vectors('abcd', [[0, 0, 4], [0, 0, -4], [0, 2, 0], [0, -2, 0]])
   found = find_word_map(vectors, ['d', 'a', 'b', 'c', 'a'])
   assert found['words'] == ['d', 'a', 'b', 'c']
@@ -34,13 +34,13 @@ def test_words_are_placed_by_principal_components():
   width, height = int(ratio[1]), int(ratio[2])
   across = abs(marks['a'][0] - marks['b'][0]) * width
   down = abs(marks['c'][1] - marks['d'][1]) * height
-  assert across == pytest.approx(2 * down, rel=1e-3)  # one scale for both
+  assert across == pytest.approx(2 * down, rel=1e-3)  # both axes have one scale
   assert marks['a'][1] == marks['b'][1] == 50
   assert all(0 < place < 100 for point in marks.values() for place in point)
 
 
-def test_labels_are_shown_where_they_fit_in_order():
-  # Three dots above each other, less than a line apart, between two that have all the room.
+def test_labels_are_visible_where_they_fit_and_earlier_ones_have_priority():
+  # Three dots above each other, less than a line apart, between two dots far from all others.
   points = [[0, 0], [0, 0.01], [0, 0.02], [-1, 0.5], [1, 0.5]]
   words = [f'word{i}' for i in range(5)]
   marks = _marks(word_map.show({'words': words, 'points': points, 'shares': [1, 0]}))
@@ -80,7 +80,7 @@ def test_words_are_escaped_in_a_report(tmp_path):
   assert not re.search(r'url\(|@import|\bsrc=|\bhref=', page)
 
 
-def test_the_smallest_maps():
+def test_maps_of_no_one_and_two_words():
   assert word_map.show({}) == ''
   one = word_map.show(find_word_map(make_vectors('ab', [[1], [2]]), ['b']))
   assert [mark[1:] for mark in _marks(one)] == [(50, 50, 'b')]

@@ -51,7 +51,7 @@ def tagged(tokenizer, words, separator, found=None, limit=None):
   """Returns the text of the token that each word is labelled on, the tags read back, and the tags.
 
   The tags of the example are TAGS in turn. A model that errs says `found` everywhere; `limit` is
-  how many tokens there are room for.
+  how many tokens fit.
   """
   names = [TAGS[i % 3] for i in range(len(words))]
   example = {'words': words, 'tags': names, 'separator': separator}
@@ -72,11 +72,11 @@ def tagged(tokenizer, words, separator, found=None, limit=None):
 def test_words_are_labeled_on_their_first_subword():
   text = 'Ada saw Peking twice. ' * 20
   tokenizer = bpe([text], 270)
-  whole = ['Ada', 'saw', 'Peking', 'zebras']
-  places, read, names = tagged(tokenizer, whole, ' ')
+  words = ['Ada', 'saw', 'Peking', 'zebras']
+  places, read, names = tagged(tokenizer, words, ' ')
   # A token may begin with the space before the word, and words it has never seen are in pieces.
-  pieces = tokenizer.encode(' '.join(whole)).offsets
-  assert len(pieces) > len(whole)
+  pieces = tokenizer.encode(' '.join(words)).offsets
+  assert len(pieces) > len(words)
   assert [place.strip()[0] for place in places] == ['A', 's', 'P', 'z']
   assert any(place.startswith(' ') for place in places)
   assert read == names
@@ -116,7 +116,7 @@ def test_special_token_lookalike_is_text():
   [
     ([(0, 3), (3, 7)], [(0, 3), (4, 7)], [0, 1]),
     ([(0, 2)], [(0, 1), (1, 2)], [0, None]),  # both words in one token: it goes to the first
-    ([(0, 3), (3, 5)], [(0, 2), (2, 5)], [0, 1]),  # and the second takes what it can
+    ([(0, 3), (3, 5)], [(0, 2), (2, 5)], [0, 1]),  # and the second takes the next token
     ([(2, 3)], [(0, 1), (2, 3)], [None, 0]),
     ([], [(0, 1)], [None]),
     ([(0, 1), (0, 1), (1, 2)], [(0, 1), (1, 2)], [0, 2]),  # bytes of one character

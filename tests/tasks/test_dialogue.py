@@ -141,15 +141,15 @@ def test_every_turn_is_new_in_exactly_one_part():
   rng = np.random.default_rng(0)
   for _ in range(200):
     sizes = rng.integers(1, 9, rng.integers(1, 12)).tolist()
-    longest, room = rng.integers(0, 12), rng.integers(9, 20)
-    found = list(split_turns(sizes, longest, room))
+    longest, seq_len = rng.integers(0, 12), rng.integers(9, 20)
+    found = list(split_turns(sizes, longest, seq_len))
     assert [i for _, new, stop in found for i in range(new, stop)] == list(range(len(sizes)))
     for start, new, stop in found:
-      assert sum(sizes[start:stop]) <= room
+      assert sum(sizes[start:stop]) <= seq_len
       assert sum(sizes[start:new]) <= longest
       before = sum(sizes[start - 1 : new])  # with one turn more
-      assert start == 0 or before > longest or before + sizes[new] > room
-      assert stop == len(sizes) or sum(sizes[start : stop + 1]) > room
+      assert start == 0 or before > longest or before + sizes[new] > seq_len
+      assert stop == len(sizes) or sum(sizes[start : stop + 1]) > seq_len
 
 
 def test_every_reply_has_loss_once_and_every_example_has_features(tokenizer):
@@ -171,7 +171,7 @@ def test_every_reply_has_loss_once_and_every_example_has_features(tokenizer):
       "no list of strings under 'turns'; it has 'text'",
     ),
     (lambda: list(expand_turns([{'turns': 'abc'}])), "'turns' of an example is 'abc' and no list"),
-    (lambda: list(expand_turns([], first=0)), 'first=0, every=1'),
+    (lambda: list(expand_turns([], first=0)), 'first=0 is not 1 or more'),
     (lambda: replies().inputs({'turns': TURNS}), 'expand_turns'),
     (
       lambda: decoder(replies()).tokenizer_texts({'turns': TURNS}),

@@ -9,7 +9,7 @@ import pytest
 
 from lm.data.sources import squad
 from lm.errors import UserError
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.task import Task
 from lm.tasks.extractive_qa import (
   best_span,
@@ -52,7 +52,7 @@ def logits(piece, start, stop, height=5.0):
 
 
 @pytest.mark.parametrize(
-  ('length', 'room', 'stride', 'expected'),
+  ('length', 'size', 'stride', 'expected'),
   [
     (10, 4, 3, [(0, 4), (3, 7), (6, 10)]),
     (11, 4, 3, [(0, 4), (3, 7), (6, 10), (9, 11)]),
@@ -61,8 +61,8 @@ def logits(piece, start, stop, height=5.0):
     (0, 4, 3, [(0, 0)]),
   ],
 )
-def test_windows_overlap_and_cover_everything(length, room, stride, expected):
-  assert [w.indices(length)[:2] for w in windows(length, room, stride)] == expected
+def test_windows_overlap_and_cover_everything(length, size, stride, expected):
+  assert [w.indices(length)[:2] for w in windows(length, size, stride)] == expected
 
 
 def test_window_is_end_question_separator_and_passage(characters):
@@ -166,7 +166,7 @@ ANSWERS = ['Émile', '3.5', 'très bons', '2 May', '下雨', '🎉', 'Ψ rain', 
 def test_perfect_logits_give_the_exact_answer_text(make, arguments, context):
   trained = getattr(tokenizers, make)([TEXT] * 9, **arguments)
   tokenizer = tokenizers.with_special_tokens(trained, [SEPARATOR])
-  # Of a word that is one token there is no part.
+  # A word of one token has no parts.
   for answer in ANSWERS if make != 'words' else [*ANSWERS[:4], *ANSWERS[5:]]:
     example = question(TEXT, answer, question='What?')
     found = features(tokenizer, example, context=context, stride=10)

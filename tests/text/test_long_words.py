@@ -59,7 +59,7 @@ def test_trainers_get_pieces_of_bounded_length(kind, longest, total, monkeypatch
 def test_training_keeps_ordinary_words(kind, monkeypatch):
   known = BUILDERS[kind](PLAIN).to_str()
   nothing = pre_tokenizers.Sequence([])
-  monkeypatch.setattr(tokenizers, '_pieces', lambda *args, **kwargs: nothing)
+  monkeypatch.setattr(tokenizers, '_split_long', lambda *args, **kwargs: nothing)
   assert BUILDERS[kind](PLAIN).to_str() == known
 
 
@@ -71,16 +71,16 @@ def test_decoding_of_a_long_word_is_exact(kind):
   assert isinstance(tokenizer.model, models.BPE if kind == 'bpe' else models.Unigram)
 
 
-def test_training_shows_that_it_goes_on():
+def test_progress_ticks_after_the_last_document():
   shown = []
-  with progress.ticking(lambda *told: shown.append(told), seconds=0.001) as report:
+  with progress.ticking(lambda *line: shown.append(line), seconds=0.001) as report:
     report(256, 256, 'training')
     while len(shown) < 4:  # what a trainer does after the last document
       pass
   assert set(shown[:-1]) == {(255, 256, 'training')} and shown[-1] == (256, 256, 'training')
 
 
-def test_nothing_is_done_where_training_fails():
+def test_failed_training_is_never_shown_as_done():
   shown = []
   with (
     pytest.raises(ValueError, match='no'),

@@ -63,7 +63,7 @@ def test_end_lookalike_is_text_everywhere(layout):
   end, text = end_id(tokenizer), 'a </s> b'
   assert end == 2
   encoded = pipeline.text_encoder(tokenizer)([text, 'a </s>'])
-  assert (np.flatnonzero(encoded.tokens == end) == np.cumsum(encoded.counts) - 1).all()
+  assert (np.flatnonzero(encoded['tokens'] == end) == np.cumsum(encoded['counts']) - 1).all()
   assert end not in tokenizers.parts_encoder(tokenizer)([text])
   task = Task(lambda e: [e['text']], lambda e: '', lambda e: '', lambda e: [(0, 1, 'x')])
   (tagged,) = classification.tagger(task).features(tokenizer, ['x'], 99)({'text': text})
@@ -106,7 +106,7 @@ def test_vocabulary_size_is_the_highest_id_plus_one():
   assert vocabulary_size(with_holes()) == 41 and with_holes().get_vocab_size() == 29
   assert vocabulary_size(tokenizers.bytes([])) == 257
   # One more id than uint16 holds.
-  assert pipeline.text_encoder(with_holes(70_000))(['a b']).tokens.tolist() == [2, 70_000, 3, 0]
+  assert pipeline.text_encoder(with_holes(70_000))(['a b'])['tokens'].tolist() == [2, 70_000, 3, 0]
 
 
 def test_special_tokens_get_free_ids():

@@ -36,7 +36,7 @@ def spelled(tokenizer, pieces):
   return tuple(tokenizer.id_to_token(i) for i in pieces)
 
 
-def assert_drawn_from(counts, probabilities):
+def assert_sampled_from(counts, probabilities):
   """Every outcome is as frequent as expected, within 4.5 standard deviations, and none is new."""
   assert counts.keys() <= probabilities.keys()
   assert sum(probabilities.values()) == pytest.approx(1)
@@ -79,31 +79,31 @@ def test_bpe_dropout_of_0_and_1(bpe, text):
 
 @pytest.mark.parametrize('rate', [0.1, 0.5])
 def test_bpe_dropout_probabilities(bpe, rate):
-  # Drawn together: what is left over from one word must not show in the next.
+  # Sampled in one call: the rest of one word must not affect the next.
   words = ['Ġlowest', 'ee', 'Ġwide']
-  draws = subword_sampling.bpe_dropout(bpe, rate)(words * 20000, np.random.default_rng(1))
-  pieces = [spelled(bpe, p) for p in draws]
+  samples = subword_sampling.bpe_dropout(bpe, rate)(words * 20000, np.random.default_rng(1))
+  pieces = [spelled(bpe, p) for p in samples]
   ranks = ranks_of(bpe)
   exact = [dropout_probabilities(tuple(word), ranks, rate) for word in words]
   assert len(exact[0]) > 8
   for i in range(3):
-    assert_drawn_from(collections.Counter(pieces[i::3]), exact[i])
+    assert_sampled_from(collections.Counter(pieces[i::3]), exact[i])
   pairs = {
     (a, b): p * q for (a, p), (b, q) in itertools.product(exact[0].items(), exact[2].items())
   }
-  assert_drawn_from(collections.Counter(zip(pieces[::3], pieces[2::3], strict=True)), pairs)
+  assert_sampled_from(collections.Counter(zip(pieces[::3], pieces[2::3], strict=True)), pairs)
 
 
 def test_equal_merges_are_dropped_independently(bpe):
   model = library.models.BPE(bpe.get_vocab() | {'ee': 300}, merges=[('e', 'e')])
   twins = library.Tokenizer(model)
   twins.pre_tokenizer = bpe.pre_tokenizer
-  draws = subword_sampling.bpe_dropout(twins, 0.5)(
+  samples = subword_sampling.bpe_dropout(twins, 0.5)(
     ['eexee', 'eee'] * 20000, np.random.default_rng(2)
   )
   for i, word in enumerate(('eexee', 'eee')):
-    counts = collections.Counter(spelled(twins, p) for p in draws[i::2])
-    assert_drawn_from(counts, dropout_probabilities(tuple(word), {('e', 'e'): 0}, 0.5))
+    counts = collections.Counter(spelled(twins, p) for p in samples[i::2])
+    assert_sampled_from(counts, dropout_probabilities(tuple(word), {('e', 'e'): 0}, 0.5))
 
 
 def unigram_probabilities(word, scores, alpha):
@@ -137,23 +137,23 @@ def test_unigram_sampling_probabilities(alpha):
   scores = {'lo': -4.0, 'low': -5.0, 'w': -5.5, 'owe': -6.0, 'es': -4.5, 'est': -7.0, 't': -4.0}
   tokenizer = unigram_of(scores)
   words = ['lowest', 'lolo']
-  draws = subword_sampling.unigram_sampling(tokenizer, alpha)(
+  samples = subword_sampling.unigram_sampling(tokenizer, alpha)(
     words * 20000, np.random.default_rng(3)
   )
   for i, word in enumerate(words):
     exact = unigram_probabilities(word, scores_of(tokenizer), alpha)
     assert len(exact) >= 4
-    assert_drawn_from(collections.Counter(spelled(tokenizer, p) for p in draws[i::2]), exact)
+    assert_sampled_from(collections.Counter(spelled(tokenizer, p) for p in samples[i::2]), exact)
 
 
 @pytest.mark.parametrize('text', [*CORPUS[:3], UNSEEN])
 def test_unigram_sampling_with_large_alpha_is_the_tokenizer(unigram, text):
   words, scores = words_of(unigram, text), scores_of(unigram)
-  drawn = subword_sampling.unigram_sampling(unigram, 1e6)(words, np.random.default_rng(0))
+  sampled = subword_sampling.unigram_sampling(unigram, 1e6)(words, np.random.default_rng(0))
   ids = unigram.encode(text, add_special_tokens=False).ids
   # Of two that are equally likely the library may take the other.
   score = lambda pieces: sum(scores[unigram.id_to_token(i)] for i in pieces)  # noqa: E731
-  assert score(itertools.chain(*drawn)) == pytest.approx(score(ids))
+  assert score(itertools.chain(*sampled)) == pytest.approx(score(ids))
 
 
 def test_long_words_do_not_underflow(unigram):
@@ -164,8 +164,8 @@ def test_long_words_do_not_underflow(unigram):
 
 def test_end_inside_a_word_is_text():
   sample = subword_sampling.unigram_sampling(unigram_of({}), 1.0)
-  (drawn,) = sample(['<|end|>'], np.random.default_rng(0))
-  assert len(drawn) == 7 and 0 not in drawn
+  (sampled,) = sample(['<|end|>'], np.random.default_rng(0))
+  assert len(sampled) == 7 and 0 not in sampled
 
 
 def test_samples_depend_on_the_generator_alone(bpe, unigram):

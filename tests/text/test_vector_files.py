@@ -92,25 +92,25 @@ def test_files_of_other_programs(file):
 
 def test_endless_line_is_refused_before_it_is_in_memory(file, monkeypatch):
   monkeypatch.setattr(vector_files, '_LINE', 50)
-  told = 'v.txt, line {}: more than 50 bytes without a line end'
+  message = 'v.txt, line {}: more than 50 bytes without a line end'
   for first in (b'a 1 2\n', b''):
     line = 3 - (not first)
     for endless in (b'b' * 100, b'b' + b' 1' * 50, b' ' * 100):
       content = first + endless
-      with pytest.raises(UserError, match=told.format(line)):
+      with pytest.raises(UserError, match=message.format(line)):
         read_word2vec_text(file(b'2 2\n' + content))
-      with pytest.raises(UserError, match=told.format(line - 1)):
+      with pytest.raises(UserError, match=message.format(line - 1)):
         read_glove(file(content))
   longest = b'a' * 46 + b' 1 2'
   assert read_word2vec_text(file(b'1 2\n' + longest[1:] + b'\n')).words == ('a' * 45,)
-  with pytest.raises(UserError, match=told.format(2)):
+  with pytest.raises(UserError, match=message.format(2)):
     read_word2vec_text(file(b'1 2\n' + longest + b'\n'))
 
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_word2vec_binary])
 def test_header_with_huge_vectors_is_refused(file, monkeypatch, read):
   monkeypatch.setattr(vector_files, '_MAX_SIZE', 9)
-  with pytest.raises(UserError, match='10 numbers per word, above 9'):
+  with pytest.raises(UserError, match='10 values per word, above 9'):
     read(file(b'1 10\na ' + b'0 ' * 20))
 
 
@@ -137,16 +137,16 @@ def test_truncated_file_is_refused(file, name):
   vectors = _drawn(3)
   path = file(b'')
   write(path, vectors)
-  whole = path.read_bytes()
-  assert len(whole) > 1000
-  for size in [*range(60), *range(60, len(whole) - 1, 61), len(whole) - 1]:
-    if name == 'GloVe' and size and whole[size - 1] == ord('\n'):
+  content = path.read_bytes()
+  assert len(content) > 1000
+  for size in [*range(60), *range(60, len(content) - 1, 61), len(content) - 1]:
+    if name == 'GloVe' and size and content[size - 1] == ord('\n'):
       continue  # a file of fewer words
-    if name == 'word2vec binary' and size == len(whole) - 1:
+    if name == 'word2vec binary' and size == len(content) - 1:
       continue  # only the last line end is missing, which Gensim never writes
-    with pytest.raises(UserError) as told:
-      read(file(whole[:size]))
-    assert '\n' not in str(told.value) and len(str(told.value)) < 300
+    with pytest.raises(UserError) as error:
+      read(file(content[:size]))
+    assert '\n' not in str(error.value) and len(str(error.value)) < 300
 
 
 def test_out_of_memory_is_reported(file, monkeypatch):
@@ -154,7 +154,7 @@ def test_out_of_memory_is_reported(file, monkeypatch):
     raise MemoryError
 
   monkeypatch.setattr(np, 'empty', full)
-  with pytest.raises(UserError, match='2 words of 1 numbers exceed the memory'):
+  with pytest.raises(UserError, match='2 words of 1 values exceed the memory'):
     read_glove(file(b'a 1\nb 2\n'))
 
 
@@ -171,10 +171,10 @@ def test_wrong_headers_are_refused(file, read, header):
 
 LARGE = b'999999999999 300\na 1\n'
 TOLD_OF_TEXT = [
-  (LARGE, '999,999,999,999 words of 300 numbers, .* has 21: it is truncated'),
-  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 numbers after 'bee', not 2"),
-  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 numbers after 'a', not 2"),
-  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 numbers after '', not 2"),
+  (LARGE, '999,999,999,999 words of 300 values, .* has 21: it is truncated'),
+  (b'2 2\na 1 2\nbee 1\n', r"line 3: 1 values after 'bee', not 2"),
+  (b'2 2\na 1 2 3\nb 1 2\n', r"line 2: 3 values after 'a', not 2"),
+  (b'2 2\naaaaaaaa 1 2\n\n', r"line 3: 0 values after '', not 2"),
   (b'2 2\n 1 2\nb 1 25\n', 'line 2: the word is empty'),
   (b'2 2\na 1 2\nb 1 2.5', 'line 3: no line end: the file is truncated, or'),
   (b'2 2\naaaaaaaa 1 2\n', 'ends after 1 of the 2 words'),
@@ -182,10 +182,10 @@ TOLD_OF_TEXT = [
   (b'2 2\na 1 2\nb 1 0,5\n', r"line 3: '0,5' is not a number"),
   (b'2 2\na 1 2\nb 1 1_0\n', r"line 3: '1_0' is not a number"),
   (b'2 2\na 1 2\nb 1\r2 3\n', r"line 3: '1\\r2' is not a number"),
-  ('2 2\n北京 1 2 3\nb 1 2\n'.encode(), "line 2: 3 numbers after '北京', not 2"),
+  ('2 2\n北京 1 2 3\nb 1 2\n'.encode(), "line 2: 3 values after '北京', not 2"),
   (b'2 2\na 1 2\nb  1.5\n', r"line 3: '' is not a number"),
-  (b'2 2\na 1 2\nb 1 nan\n', "line 3: number 2 of 'b' is nan"),
-  (b'2 2\na 1e39 2\nb 1 2\n', "line 2: number 1 of 'a' is inf"),
+  (b'2 2\na 1 2\nb 1 nan\n', "line 3: value 2 of 'b' is nan"),
+  (b'2 2\na 1e39 2\nb 1 2\n', "line 2: value 1 of 'a' is inf"),
   (b'2 2\na 1 2\nb\xe9 1 2\n', r"line 3: b'b\\xe9' is not UTF-8 at its byte 1; convert"),
   (b'2 2\na 1 2\n\xed\xa0\x80 1 2\n', 'line 3: .* is not UTF-8 at its byte 0'),  # a surrogate
   (b'2 2\na\x1b[2J 1 2\nb 1 2\n', r"line 2: the word 'a\\x1b\[2J' contains '\\x1b'"),
@@ -195,32 +195,32 @@ TOLD_OF_TEXT = [
 
 @pytest.mark.parametrize(('content', 'message'), TOLD_OF_TEXT)
 def test_broken_text_is_refused(file, content, message):
-  with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
+  with pytest.raises(UserError, match=f'v.txt.*{message}') as error:
     read_word2vec_text(file(content))
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (b'', 'line 1: not a word and its numbers'),
-    (b'the\n', 'line 1: not a word and its numbers'),
+    (b'', 'line 1: not a word and its values'),
+    (b'the\n', 'line 1: not a word and its values'),
     (b'2 2\na 1 2\nb 1 2\n', 'line 1: a header, which files of GloVe lack'),
-    (b'a 1 2\nb 1\n', r"line 2: 1 numbers after 'b', not 2"),
-    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 2"),
-    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 numbers after 'b', not 1"),
+    (b'a 1 2\nb 1\n', r"line 2: 1 values after 'b', not 2"),
+    (b'a 1 2\nb 1 2 3\n', r"line 2: 3 values after 'b', not 2"),
+    (b'a 1 0,5 2\nb 1 2 3\n', r"line 2: 3 values after 'b', not 1"),
     (b'a 1 2\n b c 1 2\n', r"line 2: the word ' b c' contains ' '"),
     (b'a 1 2\nb 1 x\n', r"line 2: 'x' is not a number"),
-    (b'a 1 2\nb 1 inf\n', "line 2: number 2 of 'b' is inf"),
+    (b'a 1 2\nb 1 inf\n', "line 2: value 2 of 'b' is inf"),
     (b'a 1 2\nb\0 1 2\n', r"line 2: the word 'b\\x00' contains '\\x00'"),
     (b'a 1 2\nb 1 2', 'line 2: no line end'),
     (b'\n', 'line 1: not a word'),
   ],
 )
 def test_broken_glove_is_refused(file, content, message):
-  with pytest.raises(UserError, match=f'v.txt, {message}') as told:
+  with pytest.raises(UserError, match=f'v.txt, {message}') as error:
     read_glove(file(content))
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(error.value)
 
 
 ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobytes()
@@ -229,25 +229,25 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (LARGE, '999,999,999,999 words of 300 numbers'),
+    (LARGE, '999,999,999,999 words of 300 values'),
     (b'2 2\na ' + ONE + b'bbbb ' + ONE[:6], 'word 2 of 2 at byte 14: the file ends within it'),
     (b'2 2\na ' + ONE + b'b' * 20, 'word 2 of 2 at byte 14: the file ends within it'),
     (b'2 2\na ' + ONE + b'b' * 20_000, 'word 2 of 2 at byte 14: no space after it'),
     (b'1 2\na ' + ONE + b'b ' + ONE, 'data after the 1 words of its header, from byte 14 on'),
-    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2 at byte 14: number 2 of 'b' is nan"),
+    (b'2 2\na ' + ONE + b'b ' + NAN, "word 2 of 2 at byte 14: value 2 of 'b' is nan"),
     (b'2 2\na ' + ONE + b'\n ' + ONE, 'word 2 of 2 at byte 15: the word is empty'),
     (b'2 2\na ' + ONE + b'\xff ' + ONE, r"word 2 of 2 at byte 14: b'\\xff' is not UTF-8 at its"),
     (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' contains '\\n'"),
     (
       b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n',
-      'its numbers are text, not binary; --format=word2vec',
+      'its values are text, not binary; --format=word2vec',
     ),
   ],
 )
 def test_broken_binary_is_refused(file, content, message):
-  with pytest.raises(UserError, match=f'v.txt.*{message}') as told:
+  with pytest.raises(UserError, match=f'v.txt.*{message}') as error:
     read_word2vec_binary(file(content))
-  assert '\n' not in str(told.value)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', FORMATS)
@@ -305,13 +305,13 @@ def test_round_trip_with_gensim(tmp_path, name, options):
   models = pytest.importorskip('gensim.models')
   read, write = FORMATS[name]
   vectors = _drawn(5)
-  write(tmp_path / 'ours', vectors)
-  theirs = models.KeyedVectors.load_word2vec_format(str(tmp_path / 'ours'), **options)
-  assert tuple(theirs.index_to_key) == vectors.words
-  np.testing.assert_array_equal(theirs.vectors, vectors.matrix)
+  write(tmp_path / 'written', vectors)
+  published = models.KeyedVectors.load_word2vec_format(str(tmp_path / 'written'), **options)
+  assert tuple(published.index_to_key) == vectors.words
+  np.testing.assert_array_equal(published.vectors, vectors.matrix)
   write_header = not options.pop('no_header', False)
-  theirs.save_word2vec_format(str(tmp_path / 'theirs'), write_header=write_header, **options)
-  found = read(tmp_path / 'theirs')
+  published.save_word2vec_format(str(tmp_path / 'gensim'), write_header=write_header, **options)
+  found = read(tmp_path / 'gensim')
   assert found.words == vectors.words
   np.testing.assert_array_equal(found.matrix, vectors.matrix)
 
@@ -354,23 +354,21 @@ READERS = {'word2vec': read_word2vec_text, 'glove': read_glove, 'binary': read_w
 
 
 @pytest.mark.parametrize('form', READERS)
-def test_first_of_repeated_words_counts(form, tmp_path):
-  told = []
-  vectors = READERS[form](written(tmp_path, form, ROWS), told.append)
+def test_first_of_repeated_words_counts(form, tmp_path, capsys):
+  vectors = READERS[form](written(tmp_path, form, ROWS))
   assert vectors.words == ('the', '\ufffd\ufffd', 'cat', 'dog')
   np.testing.assert_array_equal(vectors.matrix, [[1, 2], [3, 4], [5, 6], [11, 12]])
-  (note,) = told
+  (note,) = capsys.readouterr().err.splitlines()
   assert 'repeated' in note and ': 2, ' in note and '\ufffd\ufffd' in note
 
 
 @pytest.mark.parametrize('form', READERS)
-def test_truncated_character_is_replaced(form, tmp_path):
-  told = []
+def test_truncated_character_is_replaced(form, tmp_path, capsys):
   rows = [('中文'.encode()[:5], 1), ('cat', 3), ('д'.encode()[:1], 5), (b'caf\xc3', 7)]
-  vectors = READERS[form](written(tmp_path, form, rows), told.append)
+  vectors = READERS[form](written(tmp_path, form, rows))
   assert vectors.words == ('中\ufffd', 'cat', '\ufffd', 'caf\ufffd')
   np.testing.assert_array_equal(vectors.matrix[:, 0], [1, 3, 5, 7])
-  (note,) = told
+  (note,) = capsys.readouterr().err.splitlines()
   assert 'within a character' in note and ': 3, ' in note
   write_glove(tmp_path / 'again', vectors)
   assert read_glove(tmp_path / 'again').words == vectors.words
@@ -379,9 +377,9 @@ def test_truncated_character_is_replaced(form, tmp_path):
 @pytest.mark.parametrize('form', READERS)
 @pytest.mark.parametrize('word', [b'caf\xe9', b'\xe9t\xe9'])
 def test_another_encoding_is_refused(form, word, tmp_path):
-  with pytest.raises(UserError, match='is not UTF-8 at its byte') as told:
+  with pytest.raises(UserError, match='is not UTF-8 at its byte') as error:
     READERS[form](written(tmp_path, form, [('the', 1), (word, 3)]))
-  assert ('iconv' in str(told.value)) == (form != 'binary')  # which it would destroy
+  assert ('iconv' in str(error.value)) == (form != 'binary')  # iconv would destroy the values
 
 
 @pytest.mark.parametrize('form', READERS)
@@ -392,7 +390,7 @@ def test_places_count_repeated_words(form, tmp_path):
   nine = struct.pack('<f', 9) if form == 'binary' else b'9'
   file.write_bytes(data.replace(nine, nan))
   where = {'word2vec': 'line 6', 'glove': 'line 5', 'binary': 'word 5 of 5'}[form]
-  with pytest.raises(UserError, match=rf"{where}.*: number 1 of 'c' is nan"):
+  with pytest.raises(UserError, match=rf"{where}.*: value 1 of 'c' is nan"):
     READERS[form](file)
 
 

@@ -79,7 +79,7 @@ def test_cosines_are_those_of_the_angles(plane):
   np.testing.assert_allclose(cosines(plane, pairs), [0, -1, 1], atol=1e-6)
 
 
-def test_the_nearest_come_first(plane):
+def test_nearest_words_come_first(plane):
   found = nearest_words(plane, 'east', 3)
   assert [word for word, _ in found] == ['nearly', 'northeast', 'north']
   assert [score for _, score in found] == pytest.approx([3**0.5 / 2, 0.5**0.5, 0], abs=1e-6)
@@ -95,7 +95,7 @@ def test_ties_keep_their_order():
   assert found == [*words[:4:2], *words[6::2], *words[1::2]]
 
 
-def test_zeros_are_near_nothing():
+def test_cosine_with_a_zero_vector_is_0():
   vectors = make_vectors('abc', [[0, 0], [1, 0], [-1, 0]])
   assert nearest_words(vectors, 'a') == [('b', 0), ('c', 0)]
   assert nearest_words(vectors, 'b') == [('a', 0), ('c', -1)]
@@ -168,21 +168,21 @@ def test_one_word_has_no_directions():
 
 
 @pytest.mark.filterwarnings('ignore:Call to deprecated .init_sims')  # by Gensim itself
-def test_gensim_finds_the_same():
+def test_results_equal_those_of_gensim():
   models = pytest.importorskip('gensim.models')
   rng = np.random.default_rng(0)
   words = [f'w{i}' for i in range(300)]
   vectors = make_vectors(words, rng.normal(size=(300, 10)))
-  theirs = models.KeyedVectors(10)
-  theirs.add_vectors(words, vectors.matrix)
+  gensim_vectors = models.KeyedVectors(10)
+  gensim_vectors.add_vectors(words, vectors.matrix)
   for word in words[:5]:
-    ours, expected = nearest_words(vectors, word), theirs.most_similar(word)
+    ours, expected = nearest_words(vectors, word), gensim_vectors.most_similar(word)
     assert [w for w, _ in ours] == [w for w, _ in expected]
     assert [s for _, s in ours] == pytest.approx([s for _, s in expected], abs=1e-6)
   for a, b, c in (('w1', 'w2', 'w3'), ('w7', 'w250', 'w9')):
     ours = analogy(vectors, a, b, c)
-    expected = theirs.most_similar(positive=[b, c], negative=[a])
+    expected = gensim_vectors.most_similar(positive=[b, c], negative=[a])
     assert [w for w, _ in ours] == [w for w, _ in expected]
     # Its constant in the denominator is a millionth, ours the thousandth of the paper.
     ((best, _),) = analogy(vectors, a, b, c, 1, three_cos_mul)
-    assert best == theirs.most_similar_cosmul(positive=[b, c], negative=[a])[0][0]
+    assert best == gensim_vectors.most_similar_cosmul(positive=[b, c], negative=[a])[0][0]

@@ -1,4 +1,4 @@
-"""A cloud that is a program in a folder, and settings for it."""
+"""A fake cloud, which is a program in a directory, and settings for it."""
 
 import json
 import os
@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))  # as tpu.py does: the package is not installed
 
 from tpu_scripts import cli, settings  # noqa: E402
 
-# Changes nothing, and so answers at once.
+# Seconds between status checks: the fake cloud changes its state with each call.
 POLL = '--poll=0.001'
 BASIC = {
   'PROJECT': 'my-project',
@@ -28,7 +28,7 @@ BASIC = {
 
 
 class Cloud:
-  """A fake gcloud on PATH, its plan (see fake_gcloud.py) and what was asked of it."""
+  """A fake gcloud on PATH, with its plan (see fake_gcloud.py) and the calls that it received."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -36,7 +36,7 @@ class Cloud:
     self.write({})
 
   def write(self, changes: dict[str, str]) -> None:
-    """Writes the settings file: the basic ones and what differs."""
+    """Writes the settings file: the basic settings with changes."""
     lines = [f'{key}={value}' for key, value in (BASIC | changes).items()]
     self.env.write_text('\n'.join(lines) + '\n')
 
@@ -58,7 +58,7 @@ class Cloud:
     return [json.loads(line) for line in (self.folder / 'calls.jsonl').read_text().splitlines()]
 
   def verbs(self) -> list[str]:
-    """Returns the verb of each call, for ssh with that of remote_run.sh."""
+    """Returns the verb of each call; after ssh also the verb of remote_run.sh."""
     verbs = []
     for call in self.calls():
       command = call[-1].partition('--command=')[2]

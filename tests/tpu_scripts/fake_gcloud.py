@@ -1,13 +1,13 @@
-"""Stands in for gcloud: answers from the lists in $FAKE/plan.json, and writes calls.jsonl.
+"""A fake gcloud: it answers from the lists in $FAKE/plan.json, and writes calls.jsonl.
 
-A list gives one answer a call, its last one again and again. An answer {'error': TEXT} fails.
+Each call takes the next answer of a list; the last answer repeats. {'error': TEXT} is a failure.
 
   queue    states of the queued resource        nodes    states of all nodes
-  workers  what the workers say, one list each time; 'local' has the commands run here, for each
-           worker with a HOME of its own, `times` times at once
-  created  what `queue` becomes when machines are created (created_nodes, created_workers: others)
-  started  what `workers` becomes when a job is started, one list for each start
-  create   what creating answers                steps    checkpoint steps in the bucket
+  workers  states of the workers, a list for each call; with 'local' the commands really run,
+           `times` times in parallel for each worker, which has a HOME of its own
+  created  new value of `queue` after a creation (also created_nodes, created_workers)
+  started  new value of `workers` after the start of a job, a list for each start
+  create   answers to a creation                steps    checkpoint steps in the bucket
 """
 
 import fcntl
@@ -49,7 +49,7 @@ def describe_node(plan):
 
 
 def ssh(plan):
-  """Returns what the workers print."""
+  """Returns the output of the workers, and an error."""
   command = next(word for word in ARGV if word.startswith('--command=')).removeprefix('--command=')
   if plan['workers'] == 'local':
     return None, command
@@ -67,13 +67,13 @@ def ssh(plan):
 
 
 def locally(command, plan):
-  """Runs a command for every worker, each with a HOME; several times at once if asked to."""
+  """Runs a command for every worker, `times` times in parallel, with the HOME of the worker."""
   started = []
   for i in range(plan['count']):
     home = FAKE / f'w{i}'
     environ = os.environ | {'HOME': str(home), 'PATH': f'{home}/bin:{os.environ["PATH"]}'}
     for _ in range(plan.get('times', 1)):
-      # A file, and not a pipe: what the job inherits must not keep this call waiting.
+      # No pipe: a job would inherit it, and this call would wait for the job.
       started.append(subprocess.Popen(['bash', '-c', command], env=environ, cwd=home))
   return max(process.wait() for process in started)
 
@@ -86,7 +86,7 @@ def copy(plan):
 
 
 def answer(plan):
-  """Returns what is printed and what has failed."""
+  """Returns stdout, and an error."""
   verb = ' '.join(ARGV[2:4])
   if verb == 'queued-resources describe':
     found, error = describe_queue(plan)

@@ -1,4 +1,4 @@
-"""Every row of the policy's table, driven through the whole program by a scripted cloud."""
+"""Each row of the policy, in scenes of a scripted cloud that the entire program runs through."""
 
 import re
 
@@ -14,8 +14,8 @@ NEVER_FOUND = {'error': 'ERROR: HTTPError 404: the proxy was not found'}
 RUN, DONE, FAIL = ['RUNNING'] * 2, ['EXITED 0'] * 2, ['EXITED 1', 'EXITED 134']
 SAVED, IDLE, BARE = ['EXITED 75'] * 2, ['ABSENT'] * 2, ['BARE'] * 2
 
-# (row, what the cloud plays, what the settings change, rows told in order, exit code, verbs that
-# must be among the calls, verbs that must not).
+# (row, plan of the cloud, changes of the settings, printed rows in order, exit code, verbs that are
+# called, verbs that are not called).
 SCENES = [
   ('running', {'workers': [RUN, RUN, DONE]}, {}, 'running done', 0, '', 'delete create ssh stop'),
   ('done', {'workers': [DONE]}, {}, 'done', 0, '', 'delete create'),
@@ -76,7 +76,7 @@ SCENES = [
   ),
   (
     'failures',
-    {'workers': [IDLE], 'started': [[FAIL]]},  # it fails before launch has looked
+    {'workers': [IDLE], 'started': [[FAIL]]},  # it fails before `launch` looks at it
     {'MAX_FAILURES': '2'},
     'idle failed failures',
     5,
@@ -189,22 +189,22 @@ SCENES = [
 
 
 def _rows() -> set[str]:
-  """Returns the rows of the table in the policy's own words."""
+  """Returns the rows of the table in the docstring of the policy."""
   return set(re.findall(r'^\| `(\w+)`', str(policy.__doc__), re.MULTILINE))
 
 
-def _told(err: str) -> list[str]:
-  """Returns the rows that were told, each once for as long as it is the same."""
+def _printed(err: str) -> list[str]:
+  """Returns the printed rows without repetitions, except those of `pending`."""
   rows = re.findall(r'^\d\d:\d\d:\d\d \w+ \[(\w+)\]', err, re.MULTILINE)
   return [row for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] or row == 'pending']
 
 
-# By default the first scene of each row; the others take the same ways through other states.
+# By default the first scene of each row runs; the others reach the same rows by other states.
 FIRST = {scene[0]: i for i, scene in reversed(list(enumerate(SCENES)))}
 
 
 @pytest.mark.parametrize(
-  ('row', 'plan', 'changes', 'told', 'code', 'among', 'never'),
+  ('row', 'plan', 'changes', 'printed', 'code', 'among', 'never'),
   [
     pytest.param(
       *scene,
@@ -214,16 +214,18 @@ FIRST = {scene[0]: i for i, scene in reversed(list(enumerate(SCENES)))}
     for i, scene in enumerate(SCENES)
   ],
 )
-def test_a_row_of_the_table(cloud, capsys, row, plan, changes, told, code, among, never):
+def test_babysit_acts_by_the_row_of_the_table(
+  cloud, capsys, row, plan, changes, printed, code, among, never
+):
   cloud.write(changes)
   cloud.plan(**plan)
   assert cloud.run('babysit', 'first', '--yes', '--no-preflight', '--', 'true') == code
   err = capsys.readouterr().err
-  rows, verbs = _told(err), cloud.verbs()
+  rows, verbs = _printed(err), cloud.verbs()
   if 'errors' in rows:
     assert err.count('[error]') + err.count('[errors]') >= 1
     rows = list(dict.fromkeys(rows))
-  assert row in rows and rows == told.split()
+  assert row in rows and rows == printed.split()
   calls = iter(verbs)
   assert all(verb in calls for verb in among.split(',') if verb), verbs  # in this order
   for verb in re.findall(r'ssh \w+|\w+', never):
@@ -249,7 +251,7 @@ def test_every_row_of_the_table_has_a_scene():
     for error in errors
   ],
 )
-def test_an_error_never_deletes_not_even_at_the_end(cloud, error, where):
+def test_gcloud_errors_never_delete_machines(cloud, error, where):
   cloud.write({'MAX_ERRORS': '3'})
   cloud.plan(**{where: [error]})
   arguments = ['first', '--yes', '--no-preflight', '--delete-on-exit', '--', 'true']
@@ -258,7 +260,7 @@ def test_an_error_never_deletes_not_even_at_the_end(cloud, error, where):
 
 
 @pytest.mark.parametrize(('workers', 'code'), [(DONE, 0), (FAIL, 5)])
-def test_machines_are_deleted_at_the_end_if_asked_for(cloud, workers, code):
+def test_delete_on_exit_deletes_machines(cloud, workers, code):
   cloud.write({'MAX_FAILURES': '1'})
   cloud.plan(workers=[workers])
   arguments = ['first', '--yes', '--no-preflight', '--delete-on-exit', '--', 'true']
@@ -266,14 +268,14 @@ def test_machines_are_deleted_at_the_end_if_asked_for(cloud, workers, code):
   assert cloud.verbs()[-1] == 'delete'
 
 
-def test_failures_with_newer_checkpoints_go_on(cloud):
+def test_failures_with_newer_checkpoints_do_not_count(cloud):
   cloud.write({'MAX_FAILURES': '2'})
   cloud.plan(workers=[FAIL], started=[[RUN, FAIL]], steps=[10, 20, 30, 30])
   assert cloud.run('babysit', 'first', '--yes', '--no-preflight', '--', 'true') == 5
   assert cloud.verbs().count('ssh start') == 3  # after steps 10, 20 and 30, and not after 30 again
 
 
-def test_babysit_touches_no_machines_that_are_not_its_own(cloud, capsys):
+def test_babysit_refuses_machines_with_another_label(cloud, capsys):
   cloud.plan(label='another', nodes=['PREEMPTED'])
   assert cloud.run('babysit', 'first', '--yes', '--no-preflight', '--', 'true') == 2
   assert 'is taken' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Calls of gcloud: their errors in words, their timeouts, their number of tries."""
+"""Calls of gcloud: classified errors, timeouts and repeated reads."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 from tpu_scripts.errors import Stop
 from tpu_scripts.gcloud import Gcloud, GcloudError
 
-# Texts as gcloud and its API write them.
+# Messages of gcloud and of its API.
 ERRORS = [
   ('credentials', 3, 'ERROR: (gcloud) You do not currently have an active account selected.'),
   ('credentials', 3, 'ERROR: There was a problem refreshing your current auth tokens: x'),
@@ -32,16 +32,16 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(('kind', 'code', 'text'), ERRORS)
-def test_errors_are_classified_in_one_line(cloud, capsys, kind, code, text):
+def test_errors_are_one_line_with_their_kind(cloud, capsys, kind, code, text):
   cloud.plan(queue=['NOT_FOUND'], create=[{'error': f'WARNING: be careful\n{text}\nand a trace'}])
   assert cloud.run('create', '--yes') == code
   cost, line = capsys.readouterr().err.splitlines()
   assert 'billed until deleted' in cost
   assert f'[{kind}]' in line and text[:40] in line
-  assert cloud.verbs() == ['describe', 'create']  # nothing is tried again, nothing is deleted
+  assert cloud.verbs() == ['describe', 'create']  # no second try, and no deletion
 
 
-def test_reads_are_tried_three_times_when_the_network_fails(cloud):
+def test_reads_have_three_tries_when_the_network_fails(cloud):
   error = {'error': 'ERROR: Connection reset by peer'}
   cloud.plan(queue=[error, error, 'ACTIVE'])
   assert cloud.run('wait') == 0
@@ -50,7 +50,7 @@ def test_reads_are_tried_three_times_when_the_network_fails(cloud):
   assert cloud.verbs() == ['describe'] * 3
 
 
-def test_a_call_that_hangs_is_ended_with_its_children(tmp_path):
+def test_timeout_kills_a_call_and_its_children(tmp_path):
   pid = tmp_path / 'pid'
   child = f'import subprocess as s; p = s.Popen(["sleep", "100"]); open({str(pid)!r}, "w").write'
   began = time.monotonic()
@@ -67,7 +67,7 @@ def test_a_call_that_hangs_is_ended_with_its_children(tmp_path):
   assert state.stdout.strip() in ('', 'Z'), signal.SIGKILL
 
 
-def test_no_gcloud_is_told(cloud, monkeypatch, capsys):
+def test_missing_gcloud_is_reported(cloud, monkeypatch, capsys):
   monkeypatch.setenv('PATH', '/nonexistent')
   assert cloud.run('list') == 3
   assert 'gcloud is not installed' in capsys.readouterr().err
@@ -75,5 +75,5 @@ def test_no_gcloud_is_told(cloud, monkeypatch, capsys):
     Gcloud().read(['/nonexistent/gcloud'])
 
 
-def test_codes_are_never_255():
+def test_exit_codes_of_errors_are_not_255():
   assert all(GcloudError('', kind).code in (2, 3, 4) for kind, _, _ in ERRORS)

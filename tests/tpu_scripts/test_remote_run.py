@@ -1,4 +1,4 @@
-"""remote_run.sh by itself: one job a worker, whoever dies."""
+"""remote_run.sh alone: a worker runs one job at a time, even after the death of a process."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ import pytest
 from tpu_scripts import source
 
 SCRIPT = source.ROOT / 'tpu_scripts' / 'remote_run.sh'
-# A trainer: saves and exits 75 on SIGTERM, writes a line as it begins.
+# A trainer, which writes a line at its start, and exits with 75 after SIGTERM.
 TRAINER = ['bash', '-c', 'trap "exit 75" TERM; echo $$ >> began; while sleep 0.05; do :; done']
 
 
 class Machine:
-  """A worker: a folder in which the script is run."""
+  """A worker: a directory in which the script runs."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -27,7 +27,7 @@ class Machine:
     return subprocess.Popen(argv, cwd=self.folder, stdout=subprocess.PIPE, text=True, **options)
 
   def run(self, *words: str) -> str:
-    """Returns state and code."""
+    """Returns the state and the code that the script prints."""
     out, _ = self.popen(*words).communicate(timeout=30)
     return out.split(maxsplit=3)[3].strip()
 
@@ -66,7 +66,7 @@ def machine(tmp_path):
     made.stop(run.name, '0')
 
 
-def test_ten_starts_at_once_make_one_job(machine):
+def test_ten_simultaneous_starts_run_one_job(machine):
   starts = [machine.popen('start', 'runs/a', '--', *TRAINER) for _ in range(10)]
   answers = [process.communicate(timeout=60)[0].split()[3] for process in starts]
   assert answers == ['RUNNING'] * 10
@@ -79,7 +79,7 @@ def test_ten_starts_at_once_make_one_job(machine):
   assert machine.status('b') == 'ABSENT -'
 
 
-def test_the_job_outlives_the_session_that_started_it(machine):
+def test_job_survives_the_session_that_started_it(machine):
   session = machine.popen('start', 'runs/a', '--', *TRAINER, start_new_session=True)
   assert 'RUNNING' in session.stdout.readline()
   with contextlib.suppress(ProcessLookupError):
@@ -90,7 +90,7 @@ def test_the_job_outlives_the_session_that_started_it(machine):
   assert machine.stop('a') == 'EXITED 75'
 
 
-def test_a_session_killed_while_it_starts_leaves_one_job_or_none(machine):
+def test_job_starts_once_after_killed_sessions(machine):
   for _ in range(5):
     session = machine.popen('start', 'runs/a', '--', *TRAINER, start_new_session=True)
     time.sleep(0.01)
@@ -100,7 +100,7 @@ def test_a_session_killed_while_it_starts_leaves_one_job_or_none(machine):
   assert machine.stop('a') == 'EXITED 75'
 
 
-def test_a_finished_run_starts_again(machine):
+def test_finished_run_can_start_again(machine):
   machine.start('a', 'bash', '-c', 'exit 7')
   assert machine.until('a', ('EXITED 7',))
   assert machine.start('a', *TRAINER) == 'RUNNING -'
@@ -111,7 +111,7 @@ def test_a_finished_run_starts_again(machine):
   assert machine.until('b', ('EXITED 0',))
 
 
-def test_a_token_starts_a_run_once(machine):
+def test_token_starts_a_run_once(machine):
   start = ['start', 'runs/a', '--token=1', '--', 'bash', '-c', 'echo 1 >> began; exit 3']
   machine.run(*start)
   assert machine.until('a', ('EXITED 3',))
@@ -122,7 +122,7 @@ def test_a_token_starts_a_run_once(machine):
   assert machine.until('a', ('EXITED 3',)) and machine.began() == [1, 1]
 
 
-def test_without_its_supervisor_a_job_still_counts(machine):
+def test_job_without_supervisor_holds_the_lock(machine):
   machine.start('a', *TRAINER)
   job = machine.began()[0]
   status = pathlib.Path(f'/proc/{job}/status').read_text()
@@ -130,27 +130,27 @@ def test_without_its_supervisor_a_job_still_counts(machine):
   os.kill(supervisor, signal.SIGKILL)
   assert machine.status('a') == 'RUNNING -'
   assert machine.start('a', *TRAINER) == 'RUNNING -' and len(machine.began()) == 1
-  assert machine.stop('a') == 'LOST -'  # nobody was there to take its code
+  assert machine.stop('a') == 'LOST -'  # no supervisor recorded its code
   assert machine.start('a', 'true')
   assert machine.until('a', ('EXITED 0',))
 
 
-def test_all_killed_is_lost(machine):
+def test_killed_job_and_supervisor_are_lost(machine):
   machine.start('a', *TRAINER)
   job = machine.began()[0]
   os.killpg(os.getpgid(job), signal.SIGKILL)
   assert machine.until('a', ('LOST -',))
 
 
-def test_a_job_that_does_not_end_is_killed(machine):
+def test_job_that_ignores_sigterm_is_killed(machine):
   machine.start('a', 'bash', '-c', 'trap "" TERM; echo 1 > began; while sleep 0.05; do :; done')
   machine.began()
   assert machine.stop('a', '1') == 'EXITED 137'
 
 
-def test_sigterm_reaches_the_trainer_and_not_its_workers(machine):
+def test_sigterm_reaches_the_trainer_but_not_its_workers(machine):
   script = (
-    '(trap "echo told > worker" TERM; echo 1 > up; while sleep 0.05; do :; done) & child=$!; '
+    '(trap "echo stopped > worker" TERM; echo 1 > up; while sleep 0.05; do :; done) & child=$!; '
     'trap "sleep 0.3; kill -KILL $child; exit 75" TERM; echo 1 > began; '
     'while sleep 0.05; do :; done'
   )
@@ -161,7 +161,7 @@ def test_sigterm_reaches_the_trainer_and_not_its_workers(machine):
   assert not (machine.folder / 'worker').exists()
 
 
-def test_the_log_is_copied_at_the_end(machine, monkeypatch):
+def test_log_is_copied_at_the_end(machine, monkeypatch):
   binary = machine.folder / 'bin' / 'gcloud'
   binary.parent.mkdir()
   binary.write_text(f'#!/bin/bash\necho "$@" > {machine.folder}/copied\n')
@@ -173,7 +173,7 @@ def test_the_log_is_copied_at_the_end(machine, monkeypatch):
 
 
 @pytest.mark.parametrize('words', [['start', 'runs/a', 'true'], ['jump', 'runs/a']])
-def test_wrong_usage_is_2(machine, words):
+def test_wrong_usage_exits_with_2(machine, words):
   process = machine.popen(*words, stderr=subprocess.DEVNULL)
   process.communicate(timeout=30)
   assert process.returncode == 2

@@ -1,4 +1,4 @@
-"""Settings: what is refused, and in which words."""
+"""Settings: wrong files are refused with a message that names line, key and value."""
 
 import pathlib
 import re
@@ -34,7 +34,7 @@ EXAMPLE = pathlib.Path(settings.__file__).parent / 'env.example'
     ({'TUNNEL': 'yes', 'INTERNAL_IP': 'yes'}, 'takes one of them'),
   ],
 )
-def test_what_is_wrong_is_told_in_one_line_and_runs_nothing(cloud, capsys, changes, words):
+def test_wrong_settings_are_one_line_and_make_no_call(cloud, capsys, changes, words):
   cloud.write(changes)
   assert cloud.run('create', '--yes') == 2
   err = capsys.readouterr().err
@@ -44,13 +44,13 @@ def test_what_is_wrong_is_told_in_one_line_and_runs_nothing(cloud, capsys, chang
 
 
 @pytest.mark.parametrize('line', ['export NAME=x', 'source other', 'NAME', '. /etc/passwd'])
-def test_a_line_that_is_no_pair_is_refused(cloud, line):
+def test_line_without_key_and_value_is_refused(cloud, line):
   cloud.env.write_text(cloud.env.read_text() + line + '\n')
   with pytest.raises(Stop, match=r'tpu\.env:10: .*KEY=VALUE'):
     settings.read(str(cloud.env))
 
 
-def test_missing_and_doubled_keys_are_told(cloud):
+def test_missing_and_repeated_keys_are_refused(cloud):
   text = cloud.env.read_text()
   cloud.env.write_text(text.replace('ZONE=us-central1-a\n', ''))
   with pytest.raises(Stop, match=r'missing ZONE \(a zone, as in'):
@@ -62,9 +62,9 @@ def test_missing_and_doubled_keys_are_told(cloud):
     settings.read('nowhere.env')
 
 
-def test_the_example_is_right_but_for_the_price_and_names_every_key(tmp_path):
+def test_example_has_every_key_and_needs_only_a_price(tmp_path):
   text = EXAMPLE.read_text()
-  # Nobody pays before having looked the price up.
+  # The user has to look up the price first.
   with pytest.raises(Stop, match=r'PRICE_PER_CHIP_HOUR=.0. is wrong; it is a price above 0'):
     settings.read(str(EXAMPLE))
   mine = tmp_path / 'tpu.env'
@@ -80,7 +80,7 @@ def test_cost_is_chips_times_price_times_hours(cloud):
   assert '16 chips x 2 = 32.00 an hour, 96.00 in MAX_HOURS=3' in settings.read(cloud.env).cost()
 
 
-def test_the_label_changes_with_what_shapes_machines_alone(cloud):
+def test_label_depends_only_on_settings_of_the_machines(cloud):
   label = settings.read(cloud.env).label
   cloud.write({'MAX_HOURS': '99', 'GCS_ROOT': 'gs://other/runs'})
   assert settings.read(cloud.env).label == label
@@ -97,12 +97,12 @@ def test_the_label_changes_with_what_shapes_machines_alone(cloud):
     ('v6e-8', 'v6e', 8, '2x4'),
   ],
 )
-def test_slices(accelerator, generation, chips, topology):
+def test_accelerator_types_have_chips_and_a_topology(accelerator, generation, chips, topology):
   found = slice_of(accelerator)
   assert (found.generation, found.chips, found.topology) == (generation, chips, topology)
 
 
-# Zones of TPUs and GPUs that Google documents, those for AI alone among them; and none.
+# Zones that Google documents, AI zones included, and texts that are no zones.
 @pytest.mark.parametrize(
   ('zone', 'is_one'),
   [
@@ -116,7 +116,7 @@ def test_slices(accelerator, generation, chips, topology):
     ('us-central1-1a', False),
   ],
 )
-def test_zones(cloud, zone, is_one):
+def test_zones_are_validated(cloud, zone, is_one):
   cloud.write({'ZONE': zone})
   if is_one:
     assert settings.read(str(cloud.env))['ZONE'] == zone
@@ -125,7 +125,7 @@ def test_zones(cloud, zone, is_one):
       settings.read(str(cloud.env))
 
 
-def test_files_of_settings_begin_at_the_home(cloud, monkeypatch, capsys):
+def test_paths_of_settings_files_expand_the_home(cloud, monkeypatch, capsys):
   monkeypatch.setenv('HOME', str(cloud.folder))
   assert settings.read(f'~/{cloud.env.name}')['NAME'] == 'my-slice'
   (cloud.folder / 'set.env').write_text('COLOR=blue\n')

@@ -1,4 +1,4 @@
-"""What is sent to the workers."""
+"""The code that is sent to the workers."""
 
 import subprocess
 import tarfile
@@ -11,7 +11,7 @@ from tpu_scripts.errors import Stop
 
 @pytest.fixture
 def clone(tmp_path):
-  """A clone with one commit; `.git` apart, its files are a, and b that git ignores."""
+  """A clone with one commit of file a; git ignores file b."""
   for name, text in (('a', 'one\n'), ('b', 'ignored\n'), ('.gitignore', 'b\n')):
     (tmp_path / name).write_text(text)
   who = ['-c', 'user.name=x', '-c', 'user.email=x@x']
@@ -26,7 +26,7 @@ def _files(path: str) -> dict[str, str]:
     return {member.name: packed.extractfile(member).read().decode() for member in files}
 
 
-def test_a_commit_is_sent_without_what_differs_from_it(clone, tmp_path_factory, capsys):
+def test_commit_is_sent_without_uncommitted_changes(clone, tmp_path_factory, capsys):
   (clone / 'a').write_text('two\n')
   found = source.find(False, clone)
   assert 'uncommitted changes are not sent' in capsys.readouterr().err
@@ -36,7 +36,7 @@ def test_a_commit_is_sent_without_what_differs_from_it(clone, tmp_path_factory, 
   assert found.name == found.commit[:12]
 
 
-def test_the_working_tree_is_sent_if_asked_for(clone, tmp_path_factory):
+def test_include_dirty_sends_the_working_tree(clone, tmp_path_factory):
   clean = source.find(True, clone)
   (clone / 'a').write_text('two\n')
   (clone / 'new').write_text('new\n')
@@ -49,10 +49,10 @@ def test_the_working_tree_is_sent_if_asked_for(clone, tmp_path_factory):
   (clone / 'a').write_text('three\n')
   assert source.find(True, clone).name != found.name
   now = subprocess.run(['git', '-C', str(clone), 'diff', '--cached'], capture_output=True).stdout
-  assert now == staged  # what the user has staged is left alone
+  assert now == staged  # the index of the user does not change
 
 
-def test_no_clone_is_told(tmp_path, monkeypatch):
+def test_directory_that_is_no_clone_is_refused(tmp_path, monkeypatch):
   monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
   with pytest.raises(Stop, match='git rev-parse HEAD: fatal: not a git repository'):
     source.find(False, tmp_path)

@@ -1,4 +1,4 @@
-"""The verbs: their exact calls, held against flags of the real gcloud; idempotence; refusals."""
+"""The verbs: their calls, compared with the flags of the real gcloud; idempotence; refusals."""
 
 import json
 import pathlib
@@ -43,13 +43,13 @@ SETTINGS = {
 
 
 def _dry(cloud, capsys, verb) -> list[str]:
-  """Returns what a dry run prints, without what differs from clone to clone."""
+  """Returns the lines that a dry run prints."""
   capsys.readouterr()
   assert cloud.run(verb, '--dry-run', *VERBS[verb]) == 0
   return capsys.readouterr().out.splitlines()
 
 
-def _same_everywhere(line: str) -> str:
+def _without_paths(line: str) -> str:
   clean = source.find(False)
   for text, name in (
     (clean.commit, 'COMMIT'),
@@ -63,18 +63,18 @@ def _same_everywhere(line: str) -> str:
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_dry_runs_print_the_golden_calls_and_run_nothing(cloud, capsys, name):
+def test_dry_runs_print_the_golden_calls(cloud, capsys, name):
   cloud.write(SETTINGS[name])
   printed = []
   for verb in VERBS:
-    printed += [f'# {verb}', *map(_same_everywhere, _dry(cloud, capsys, verb))]
+    printed += [f'# {verb}', *map(_without_paths, _dry(cloud, capsys, verb))]
   golden = HERE / 'golden' / f'{name}.txt'
   assert printed == golden.read_text().splitlines()
   assert cloud.calls() == []
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_every_flag_is_in_the_help_of_the_real_gcloud(name):
+def test_flags_are_in_the_help_of_the_real_gcloud(name):
   checked = 0
   for line in (HERE / 'golden' / f'{name}.txt').read_text().splitlines():
     words = shlex.split(line, comments=True)
@@ -88,7 +88,7 @@ def test_every_flag_is_in_the_help_of_the_real_gcloud(name):
 
 
 @pytest.mark.parametrize('verb', ['create', 'wait', 'setup', 'status', 'stop', 'delete', 'launch'])
-def test_what_is_run_is_what_a_dry_run_prints(cloud, capsys, verb):
+def test_verbs_make_the_calls_of_their_dry_run(cloud, capsys, verb):
   cloud.plan(workers=[['ABSENT'] * 2, ['RUNNING'] * 2])
   if verb == 'create':
     cloud.plan(queue=['NOT_FOUND'])
@@ -117,7 +117,7 @@ def test_what_is_run_is_what_a_dry_run_prints(cloud, capsys, verb):
       0,
       'describe delete create describe describe',
     ),
-    ({'queue': ['NOT_FOUND']}, [], 2, 'describe'),  # nobody agrees to the costs
+    ({'queue': ['NOT_FOUND']}, [], 2, 'describe'),  # without agreement to the costs
     ({'queue': ['NOT_FOUND'], 'created': ['ACCEPTED', 'FAILED']}, ['--yes'], 4, None),
     ({'queue': ['NOT_FOUND'], 'created_nodes': ['PREEMPTED']}, ['--yes'], 4, None),
     ({'label': 'other'}, ['--yes'], 2, 'describe'),
@@ -125,13 +125,13 @@ def test_what_is_run_is_what_a_dry_run_prints(cloud, capsys, verb):
     ({'queue': ['NOT_FOUND']}, ['--yes', '--no-wait'], 0, 'describe create'),
   ],
 )
-def test_create_makes_machines_once(cloud, plan, arguments, code, calls):
+def test_create_requests_machines_once(cloud, plan, arguments, code, calls):
   cloud.plan(**plan)
   assert cloud.run('create', *arguments) == code
   assert calls is None or cloud.verbs() == calls.split()
 
 
-def test_delete_asks_and_deletes_its_own_alone(cloud, capsys):
+def test_delete_needs_agreement_and_our_label(cloud, capsys):
   assert cloud.run('delete') == 2
   cloud.plan(queue=['NOT_FOUND'])
   assert cloud.run('delete', '--yes') == 0
@@ -151,13 +151,13 @@ def test_delete_asks_and_deletes_its_own_alone(cloud, capsys):
     (['LOST', 'RUNNING'], 5),
   ],
 )
-def test_status_tells_by_its_code(cloud, workers, code):
+def test_exit_code_of_status_follows_the_workers(cloud, workers, code):
   cloud.plan(workers=[workers])
   assert cloud.run('status', 'first') == code
 
 
 @pytest.mark.parametrize('plan', [{'queue': ['SUSPENDED']}, {'nodes': ['PREEMPTED']}])
-def test_status_tells_that_machines_are_gone(cloud, plan):
+def test_exit_code_of_status_is_4_without_machines(cloud, plan):
   cloud.plan(**plan)
   assert cloud.run('status', 'first') == 4
 
@@ -174,7 +174,7 @@ def test_status_tells_that_machines_are_gone(cloud, plan):
     (['first', '--wrong', '--', 'true'], 'unrecognized arguments: --wrong'),
   ],
 )
-def test_wrong_launches_run_nothing(cloud, capsys, arguments, words):
+def test_wrong_launches_make_no_call(cloud, capsys, arguments, words):
   assert cloud.run('launch', *arguments) == 2
   err = capsys.readouterr().err
   assert words in err and err.count('\n') == 1
@@ -190,7 +190,7 @@ def test_wrong_launches_run_nothing(cloud, capsys, arguments, words):
     (['RUNNING', 'HELD other'], 2, 'w1 runs other: stop that (stop other)'),
   ],
 )
-def test_a_job_that_does_not_run_everywhere_is_stopped(cloud, capsys, states, code, words):
+def test_job_that_some_workers_do_not_run_is_stopped(cloud, capsys, states, code, words):
   stopped = ['EXITED 143'] * 2
   cloud.plan(workers=[['ABSENT'] * 2], started=[[states, stopped]])
   assert cloud.run('launch', 'first', '--no-preflight', '--', 'true') == code
@@ -199,22 +199,22 @@ def test_a_job_that_does_not_run_everywhere_is_stopped(cloud, capsys, states, co
 
 
 @pytest.mark.parametrize(('exits', 'code', 'words'), [(0, 0, ''), (2, 2, 'refuses'), (1, 2, 'run')])
-def test_the_preflight_comes_first(cloud, monkeypatch, capsys, tmp_path, exits, code, words):
+def test_launch_runs_the_preflight_first(cloud, monkeypatch, capsys, tmp_path, exits, code, words):
   script = tmp_path / 'python'
-  script.write_text(f'#!/bin/bash\necho "$@" >> "{tmp_path}/asked"\nexit {exits}\n')
+  script.write_text(f'#!/bin/bash\necho "$@" >> "{tmp_path}/arguments"\nexit {exits}\n')
   script.chmod(0o755)
   monkeypatch.setattr(sys, 'executable', str(script))
   cloud.write({'NUM_SLICES': '2'})
   cloud.plan(workers=[['ABSENT'] * 4, ['RUNNING'] * 4])
   assert cloud.run('launch', *LAUNCH, '--config.steps=7') == code
-  asked = (tmp_path / 'asked').read_text()
+  arguments = (tmp_path / 'arguments').read_text()
   config = '--config=experiments/quickstart.py --config.steps=7'
-  assert asked == f'-m lm.preflight {config} --topology=v5e:4x4 --slices=2\n'
+  assert arguments == f'-m lm.preflight {config} --topology=v5e:4x4 --slices=2\n'
   assert words in capsys.readouterr().err
   assert ('ssh start' in cloud.verbs()) == (exits == 0)
 
 
-def test_the_program_needs_nothing_but_python(cloud):
+def test_program_needs_only_python(cloud):
   script = source.ROOT / 'tpu_scripts' / 'tpu.py'
   argv = [sys.executable, '-IS', str(script), 'create', f'--env={cloud.env}', '--dry-run']
   done = subprocess.run(argv, capture_output=True, text=True)
@@ -224,7 +224,7 @@ def test_the_program_needs_nothing_but_python(cloud):
   assert done.returncode == 2 and done.stderr.count('\n') == 1
 
 
-def test_calls_are_logged_as_they_are(cloud):
+def test_fake_gcloud_logs_its_arguments(cloud):
   cloud.run('list')
   assert json.dumps(cloud.calls()[0]).startswith('["gcloud", "compute", "tpus"')
 
@@ -238,21 +238,21 @@ def test_calls_are_logged_as_they_are(cloud):
     (('llama_160m.py:smoke', '--config.mesh.fsdp=3'), 2),
   ],
 )
-def test_a_job_begins_where_the_real_preflight_lets_it(cloud, capfd, words, code):
+def test_job_starts_only_if_the_real_preflight_succeeds(cloud, capfd, words, code):
   pytest.importorskip('libtpu')
   cloud.plan(workers=[['ABSENT'] * 2, ['RUNNING'] * 2])
   config, *others = words
   train = ['python', '-m', 'lm.train', f'--config=experiments/{config}', *others]
   size = '--config.data.tokenizer.vocab_size=2048'
   assert cloud.run('launch', 'first', '--', *train, size, '--config.eval.batch_size=16') == code
-  told = capfd.readouterr().err
-  assert ('tokens/s' in told) == (code == 0), told
-  assert ('the preflight refuses the job' in told) == (code == 2), told
+  stderr = capfd.readouterr().err
+  assert ('tokens/s' in stderr) == (code == 0), stderr
+  assert ('the preflight refuses the job' in stderr) == (code == 2), stderr
   assert ('ssh start' in cloud.verbs()) == (code == 0)
 
 
 @pytest.mark.parametrize('value', ['"--a=1 --b=2"', "'x'", '"open', "shut'"])
-def test_quotation_marks_around_the_value_of_a_variable_are_refused(cloud, capsys, tmp_path, value):
+def test_quotation_marks_around_a_value_are_refused(cloud, capsys, tmp_path, value):
   (tmp_path / 'set.env').write_text(f'LIBTPU_INIT_ARGS={value}\n')
   for given in (f'--set-file={tmp_path / "set.env"}', f'--set=LIBTPU_INIT_ARGS={value}'):
     assert cloud.run('launch', 'first', '--no-preflight', given, '--', 'true') == 2
@@ -261,7 +261,7 @@ def test_quotation_marks_around_the_value_of_a_variable_are_refused(cloud, capsy
   assert cloud.calls() == []
 
 
-def test_quotation_marks_inside_the_value_of_a_variable_stay(cloud, capsys):
+def test_quotation_marks_inside_a_value_are_kept(cloud, capsys):
   given = '--set=OPTIONS={"a": "b"}'
   arguments = ['first', '--no-preflight', '--dry-run', given, '--', 'true']
   assert cloud.run('launch', *arguments) == 0

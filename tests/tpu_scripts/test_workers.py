@@ -1,6 +1,7 @@
-"""Setup, launch and stop on workers that are folders here: what is sent is really run.
+"""Setup, launch and stop on workers that are local directories, where the commands really run.
 
-gcloud sends a command again when the link drops, so each is also run twice at once by each worker.
+gcloud sends a command again when the link drops. Each worker therefore also runs it twice in
+parallel.
 """
 
 import concurrent.futures
@@ -19,7 +20,7 @@ from tpu_scripts import source
 
 TPU = [sys.executable, '-IS', str(source.ROOT / 'tpu_scripts' / 'tpu.py')]
 TRAINER = ['bash', '-c', 'trap "exit 75" TERM; echo $$ >> began; while sleep 0.05; do :; done']
-# Stands in for python3.11 and for the Python of an environment: pip installs nothing.
+# Replaces python3.11 and the Python of an environment; its pip installs nothing.
 PYTHON = """#!/bin/bash
 case "$1 $2" in
 '-m venv') mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
@@ -31,7 +32,7 @@ esac
 
 @pytest.fixture
 def workers(cloud, request, monkeypatch):
-  """A cloud of three workers that run what they are sent, twice unless a test says how often."""
+  """A cloud of three workers that run each command twice, or as many times as the test says."""
   for i in range(3):
     home = cloud.folder / f'w{i}'
     (home / 'bin').mkdir(parents=True)
@@ -65,7 +66,7 @@ def _launch(cloud, run='first', command=TRAINER) -> int:
 @pytest.mark.parametrize(
   'workers', [1, pytest.param(2, marks=pytest.mark.slow)], ids=['once', 'twice'], indirect=True
 )
-def test_from_bare_workers_to_a_job_that_is_stopped(workers, capfd):
+def test_bare_workers_are_set_up_and_run_a_job_until_stop(workers, capfd):
   assert _launch(workers) == 2
   assert 'run setup first' in capfd.readouterr().err
   assert workers.run('setup') == 0
@@ -73,7 +74,7 @@ def test_from_bare_workers_to_a_job_that_is_stopped(workers, capfd):
   assert '3 RUNNING' in capfd.readouterr().out
   jobs = [_began(home) for home in workers.homes]
   assert [len(pids) for pids in jobs] == [1, 1, 1]
-  assert _launch(workers) == 0  # again: it goes on
+  assert _launch(workers) == 0  # the running job continues
   assert _launch(workers, 'second') == 2
   assert 't1v-n-x-w-0 runs first: stop that' in capfd.readouterr().err
   assert [_began(home) for home in workers.homes] == jobs
@@ -88,7 +89,7 @@ def test_from_bare_workers_to_a_job_that_is_stopped(workers, capfd):
   assert _launch(workers, 'second', ['true']) == 0
 
 
-def test_a_half_made_setup_is_made_again(workers, capfd):
+def test_incomplete_setup_can_be_repeated(workers, capfd):
   broken = workers.homes[1] / 'broken'
   broken.touch()
   assert workers.run('setup') == 3
@@ -103,11 +104,13 @@ def test_a_half_made_setup_is_made_again(workers, capfd):
     assert (code / 'lm' / 'train.py').exists() and (code / '.venv' / 'bin' / 'python').exists()
     assert (home / 'lm' / 'current').resolve() == code
   installs = (workers.homes[0] / 'pip.log').read_text().splitlines()
-  assert len(installs) == 2  # pip installs and takes lm out once: the environment has its stamp
+  assert (
+    len(installs) == 2
+  )  # pip installs, and uninstalls lm, once: then the environment has its stamp
   assert 'constraints.txt' in installs[0] and installs[0].endswith(f'/lm/{name}[tpu]')
 
 
-def test_two_launches_at_once_leave_no_mixture(workers):
+def test_simultaneous_launches_start_one_run_on_all_workers(workers):
   assert workers.run('setup') == 0
   common = [f'--env={workers.env}', '--poll=0.01', '--no-preflight', '--', *TRAINER]
 
@@ -128,7 +131,7 @@ def test_two_launches_at_once_leave_no_mixture(workers):
     assert list(pool.map(launch, [winner, winner])) == [0, 0]
 
 
-def test_the_job_outlives_the_program_that_launched_it(workers):
+def test_job_survives_the_program_that_launched_it(workers):
   assert workers.run('setup') == 0
   argv = [*TPU, 'launch', 'first', f'--env={workers.env}', '--no-preflight', '--', *TRAINER]
   launcher = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -141,7 +144,7 @@ def test_the_job_outlives_the_program_that_launched_it(workers):
     os.kill(job, 0)
 
 
-def test_babysit_recovers_from_a_preemption_on_real_workers(workers, capfd):
+def test_babysit_restarts_a_saved_job_on_real_workers(workers, capfd):
   script = 'echo $$ >> began; [ $(wc -l < began) = 2 ] || exit 75'  # saved once, then done
   arguments = ['first', '--yes', '--no-preflight', '--', 'bash', '-c', script]
   assert workers.run('babysit', *arguments) == 0

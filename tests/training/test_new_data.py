@@ -59,7 +59,7 @@ def test_other_data_is_refused_and_how_to_ask_is_said(workdir, config, content, 
     record(workdir, config, content)
   assert files(workdir) == before
   (warning,) = record(workdir, config, content, new_data=True)
-  assert 'the training data is other than before' in warning
+  assert 'the training data has changed' in warning
 
 
 def test_the_record_is_of_the_new_data_and_keeps_the_old_ones(workdir):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.config.base import base, gpt2
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.text import tokenizers as ours
 from lm.training import train_step, trainer
 from lm.workdir import checkpoints, experiment, load, run_data

@@ -11,11 +11,11 @@ from lm.models.embeddings import Embeddings
 from lm.nn.embedding import unique_ids
 from lm.objectives import word2vec
 from lm.objectives.word2vec import negative_sampling
-from lm.optim.optimizers import Optimizer, adagrad, constant, sgd
+from lm.optim.optimizers import adagrad, constant, sgd
 from lm.parallel import mesh
 from lm.training import sparse_step
 from lm.training.train_step import init_train_state, make_train_step, make_train_steps, train_step
-from lm.types import apply_of
+from lm.types import Optimizer, apply_of
 
 V, D, B, T = 60, 4, 4, 8
 COUNTS = np.concatenate([[0], np.arange(V - 1, 0, -1)])

@@ -15,7 +15,7 @@ from lm.evaluation.evaluators import Evaluators
 from lm.metrics.labels import classification
 from lm.metrics.translation import chrf
 from lm.nn.layers import Attention
-from lm.parallel.preemption import Never
+from lm.parallel.host import Never
 from lm.text import tokenizers
 from lm.training import trainer
 from lm.training.train_step import abstract_state, gradients
@@ -64,7 +64,7 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
       ('takes no', 'z_loss', 'label_smoothing', 'logits_chunk'),
     ),
     ('objective', 'test_startup:lines', ('takes no',)),
-    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.optim.optimizers.Optimizer')),
+    ('optim', 'optax:adam', ('optim.fn', 'takes no', 'schedule', 'lm.types.Optimizer')),
   ],
 )
 def test_keys_of_another_function_are_reported_together(section, fn, words):

@@ -69,7 +69,7 @@ TIMES = ('train/tokens_per_second', 'train/step_seconds', 'train/data_seconds', 
 
 @dataclasses.dataclass
 class Never:
-  """Stands for `preemption.Signals`; says stop after some questions."""
+  """Stands for `host.Signals`; says stop after some questions."""
 
   after: int = 10**9
 

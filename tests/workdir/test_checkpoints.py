@@ -1,4 +1,4 @@
-"""What a checkpoint brings back, and which checkpoints stay."""
+"""A restored state equals the saved one; the newest and the best checkpoints are kept."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from lm.workdir.run_data import losses_by_step, write_directions
 
 @pytest.fixture(scope='module')
 def state():
-  """A state in which no number is that of a fresh one."""
+  """A train state whose elements all differ from those of an initial state."""
   params = {'kernel': jnp.arange(1.0, 7.0).reshape(2, 3), 'bias': jnp.array([7.0, 8.0])}
   moments = [jax.tree.map(lambda x, by=by: by * x, params) for by in (0.5, 0.25)]
   return TrainState(
@@ -49,7 +49,7 @@ def test_every_element_of_a_state_is_restored(tmp_path, state, stopping):
   [
     (2, 0, {50, 60}),
     (1, 1, {60, 30}),
-    (1, 3, {60, 30, 40, 20}),  # of 30 and 40 with one score, the older goes first
+    (1, 3, {60, 30, 40, 20}),  # 30 and 40 have the same score; the older one has priority
     (0, 1, {30}),
     (9, 9, {10, 20, 30, 40, 50, 60}),
   ],
@@ -60,7 +60,7 @@ def test_the_newest_steps_and_the_lowest_scores_are_kept(last, best, kept):
 
 
 @pytest.mark.parametrize(('metric', 'sign'), [('eval/a/loss', 1), ('eval/a/accuracy', -1)])
-def test_the_best_is_the_lowest_loss_or_the_highest_accuracy(tmp_path, metric, sign):
+def test_losses_are_negated_if_a_higher_value_is_better(tmp_path, metric, sign):
   lines = [{'step': 1, 'train/loss': 3.0}, {'step': 2, metric: 0.25}, {'step': 4, metric: 0.5}]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   write_directions(tmp_path, {metric: sign < 0})

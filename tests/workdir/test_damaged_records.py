@@ -1,4 +1,4 @@
-"""A record with garbage in it costs the bad line, or is one clear message."""
+"""Damaged files of a workdir: readers skip a damaged line, or report a damaged file in one line."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.report import page
-from lm.workdir import eval_artifacts, metrics_writer, run_data
+from lm.workdir import metrics_writer, run_data
 from lm.workdir.run_data import goodput
 
 DEEP = '[' * 100_000
@@ -61,7 +61,7 @@ def write(workdir, metrics=METRICS, events=EVENTS):
   return workdir
 
 
-def same(one, other):
+def assert_same_run(one, other):
   assert one.series.keys() == other.series.keys()
   for name, series in one.series.items():
     np.testing.assert_array_equal(series, other.series[name])
@@ -73,11 +73,11 @@ def same(one, other):
 def test_only_the_damaged_line_of_metrics_is_lost(line, tmp_path):
   good = run_data.read_run(write(tmp_path / 'good'))
   bad = write(tmp_path / 'bad', (METRICS[0], BAD_METRICS[line], METRICS[1]))
-  same(run_data.read_run(bad), good)
+  assert_same_run(run_data.read_run(bad), good)
   assert run_data.metrics_at(bad, 2)['eval/a/loss'] == 1.5
-  # A run that takes it up keeps the good ones.
+  # A resume keeps the intact lines.
   metrics_writer.Metrics(bad, 2).close()
-  same(run_data.read_run(bad), good)
+  assert_same_run(run_data.read_run(bad), good)
 
 
 @pytest.mark.parametrize('line', range(len(BAD_EVENTS)))
@@ -86,7 +86,7 @@ def test_only_the_damaged_line_of_events_is_lost(line, tmp_path):
   bad = run_data.read_run(
     write(tmp_path / 'bad', events=(*EVENTS[:2], BAD_EVENTS[line], EVENTS[2]))
   )
-  same(bad, good)
+  assert_same_run(bad, good)
   page.render(bad)
 
 
@@ -104,7 +104,7 @@ def test_damaged_samples_are_shown_as_text(tmp_path):
   found = dict(run_data.read_run(workdir).samples)
   assert found[2] == [('sample 1', 'prompt', ' text')] and sorted(found) == [2, 4, 5]
   page.render(run_data.read_run(workdir))
-  metrics_writer.Metrics(workdir, 2).close()  # takes away what lies after step 2, but no folder
+  metrics_writer.Metrics(workdir, 2).close()  # removes files of later steps, but no folder
   assert sorted(p.name for p in (workdir / 'samples').iterdir()) == ['2.txt', '3.txt', 'x.txt']
 
 
@@ -121,8 +121,8 @@ def test_damaged_samples_are_shown_as_text(tmp_path):
 )
 def test_only_the_damaged_line_of_outputs_is_lost(row, tmp_path):
   workdir = write(tmp_path)
-  good = eval_artifacts.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
-  eval_artifacts.write_predictions(workdir, 2, {'a': [good]}, {}, None)
+  good = run_data.EvalExample(['a b'], ['X', 'Y'], ['X', 3], {'f1': 0.5})
+  run_data.write_predictions(workdir, 2, {'a': [good]}, {}, None)
   with open(workdir / 'predictions/a-2.jsonl', 'a') as file:
     file.write(json.dumps(row) + '\n')
   (workdir / 'predictions/a-1.jsonl').mkdir()
@@ -154,7 +154,7 @@ def test_a_damaged_file_of_maps_is_reported_on_the_page(folder, name, content, t
 @pytest.mark.parametrize(
   'content', [{'steps': 'many'}, {'steps': -1}, {'data': 3}, {'data': {'source': 3}, 'model': 'x'}]
 )
-def test_a_config_of_another_form_still_has_a_page(content, tmp_path):
+def test_a_config_of_another_structure_has_a_page(content, tmp_path):
   workdir = write(tmp_path)
   (workdir / 'config.json').write_text(json.dumps(content))
   run = run_data.read_run(workdir)._replace(name='x:smoke')

@@ -1,4 +1,4 @@
-"""The direction of a metric is what the metric declares, wherever a best value is asked for."""
+"""The best step, early stopping and the report use the direction that a metric declares."""
 
 import json
 
@@ -15,7 +15,7 @@ from lm.workdir import run_data
 from lm.workdir.checkpoints import kept_steps
 from lm.workdir.run_data import best_step, losses_by_step
 
-# By hand. What is an error or a surprise is the better the lower it is.
+# Written by hand: a lower loss or error is better.
 DIRECTIONS = {
   'lm.metrics.tokens:cross_entropy': {'loss': False, 'perplexity': False},
   'lm.metrics.tokens:targets': {'loss': False, 'perplexity': False, 'accuracy': True},
@@ -77,8 +77,8 @@ def test_a_corpus_metric_returns_its_declared_names(path, outputs, references):
   assert metric(outputs, references).values.keys() == metric.higher_is_better.keys()
 
 
-def test_word_vectors_declare_the_values_of_sections_too(tmp_path):
-  file = tmp_path / 'asked.txt'
+def test_analogies_declare_the_directions_of_their_sections(tmp_path):
+  file = tmp_path / 'questions.txt'
   file.write_text(': kin\nking queen man woman\n')
   metric = word_vectors.questions(str(file), sections=True)
   own = {'add_accuracy', 'mul_accuracy', 'coverage'}
@@ -96,8 +96,8 @@ def _workdir(tmp_path, directions, **values):
   return tmp_path
 
 
-def test_the_best_is_the_highest_or_the_lowest_as_declared(tmp_path):
-  # Names that say the opposite of what holds, or nothing at all.
+def test_the_best_value_follows_the_declared_direction(tmp_path):
+  # Names that suggest the opposite direction, or none.
   directions = {'eval/a/inaccuracy': False, 'eval/a/chrf_plus_plus': True, 'eval/a/size': None}
   workdir = _workdir(tmp_path, directions, **{name: [2.0, 1.0, 3.0] for name in directions})
   bests = {name: best_step(workdir, [1, 2, 3], name) for name in directions}
@@ -147,7 +147,7 @@ def test_a_metric_without_a_direction_cannot_be_monitored():
     early_stopping.check_monitored(_monitors(**wrong), directions)
   with pytest.raises(UserError, match=r"monitor='eval/a/los' is no metric .*mean 'eval/a/loss'"):
     early_stopping.check_monitored(_monitors(**{'checkpoint.monitor': 'eval/a/los'}), directions)
-  # A run that keeps no best one asks for none.
+  # Without best checkpoints the name of the metric does not matter.
   nothing = {'checkpoint.monitor': 'eval/a/los', 'checkpoint.keep_best': 0}
   early_stopping.check_monitored(_monitors(**nothing), directions)
 
@@ -164,7 +164,7 @@ def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):
   assert kept_steps([1, 2], losses_by_step(workdir, 'eval/a/loss'), last=0, best=1) == {2}
   assert best_step(workdir, [1, 2], 'eval/a/loss')[0] is None
   assert losses_by_step(workdir, 'eval/a/loss') == {}
-  # An older workdir, whose metrics declare nothing.
+  # A workdir without metrics.json.
   (tmp_path / 'metrics.json').unlink()
   assert losses_by_step(workdir, 'eval/a/loss') == {}
 

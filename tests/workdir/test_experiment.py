@@ -57,7 +57,7 @@ def test_every_leaf_survives_the_round_trip():
   back = experiment.from_json(text)
   assert _leaves(back) == _leaves(config)
   assert experiment.to_json(back) == text and 'ü' in text
-  # Tuples stay tuples, references have their values, and what was empty can be filled.
+  # Tuples stay tuples, references have values, and empty leaves accept values.
   assert back.extra.list == (1, (2.5, 'x'))
   assert back.optim.decay_steps == back.steps == 1000
   assert back.model.vocab_size is None
@@ -69,13 +69,13 @@ def test_every_leaf_survives_the_round_trip():
 def test_an_experiment_is_loaded_with_its_neighbors(folder):
   config = experiment.load(f'{folder}/my_experiment.py:twice')
   assert config.batch_size == 12 and config.is_locked
-  # Its own functions can be named in the config, and are those of the very file.
+  # The config can name functions of its own file.
   from lm.config import resolve
 
   assert resolve.resolve('my_experiment:source', 'data.source')('train') == ['train']
 
 
-def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
+def test_the_modules_of_another_experiment_replace_earlier_ones(folder, tmp_path_factory):
   experiment.load(f'{folder}/my_experiment.py')
   other = tmp_path_factory.mktemp('other')
   (other / 'my_neighbor.py').write_text('FACTOR = 5\n')
@@ -108,7 +108,7 @@ def test_a_folder_is_forgotten_when_another_is_used(folder, tmp_path_factory):
     ('text.txt', 'def get_config(arg=""):\n  pass', r'text\.txt: not a Python file'),
   ],
 )
-def test_a_file_that_is_no_experiment_is_one_line(name, text, message, folder):
+def test_a_config_file_with_a_fault_is_an_error_of_one_line(name, text, message, folder):
   if text is not None:
     (folder / name.partition(':')[0]).write_text(text)
   with pytest.raises(UserError, match=message) as error:
@@ -160,9 +160,9 @@ def test_keys_that_change_the_step_are_refused_by_name(leaves, message, tmp_path
   assert message in str(error.value) and f'--workdir={tmp_path}' in str(error.value)
 
 
-# 'logit' is not a part of 'log', which may differ.
+# The key 'logit' does not belong to the section 'log', which may differ.
 @pytest.mark.parametrize('extra', [{'objective': {'gamma': 2.0}}, {'logit': 3}])
-def test_a_leaf_that_only_one_of_them_has_is_a_difference(extra, tmp_path):
+def test_a_leaf_of_only_one_config_is_a_difference(extra, tmp_path):
   more = ConfigDict(configs.base().to_dict())
   more.update(extra)
   for pair in ((configs.base(), more), (more, configs.base())):
@@ -178,7 +178,7 @@ def test_a_workdir_keeps_the_config_the_sources_and_the_tokenizer(folder):
   assert experiment.read_tokenizer(workdir).to_str() == tokenizer.to_str()
   for name in ('my_experiment.py', 'my_neighbor.py'):
     assert (workdir / 'source' / name).read_text() == (folder / name).read_text()
-  # Any folder of the same name can be opened by the same config once more.
+  # config.json of the workdir is a config file too.
   assert experiment.load(str(workdir / 'config.json')).batch_size == 12
 
 
@@ -194,7 +194,7 @@ def test_a_resume_warns_of_changed_sources(folder):
     experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc'
   )
   assert 'my_neighbor.py has changed' in warning
-  # The record is that of the newest start; what it was before is kept.
+  # source/ describes the newest start; earlier/ keeps the previous version.
   assert (workdir / 'source/my_neighbor.py').read_text() == 'FACTOR = 2 * 2\n'
   assert (workdir / 'earlier/1/source/my_neighbor.py').read_text() == 'FACTOR = 4\n'
 
@@ -212,7 +212,7 @@ def test_a_workdir_of_another_run_is_refused(folder):
     experiment.write_run_config(config, path, _tokenizer('a', 'b'), workdir, 'abc')
 
 
-def test_a_folder_without_a_run_is_one_line(tmp_path):
+def test_a_folder_without_a_run_is_an_error_of_one_line(tmp_path):
   with pytest.raises(UserError, match=r'no run there \(config\.json is missing\)'):
     experiment.read_config(tmp_path)
 
@@ -227,7 +227,7 @@ def test_a_resume_archives_the_config_of_the_last_start(folder):
   assert (now.steps, now.eval.sets.validation.split) == (2000, 'train')
   before = json.loads((workdir / 'earlier/1/config.json').read_text())
   assert (before['steps'], before['eval']['sets']['validation']['split']) == (1000, 'validation')
-  # A start that changes nothing adds nothing.
+  # A start without a change adds no earlier version.
   experiment.write_run_config(config, path, tokenizer, workdir, 'abc')
   assert [p.name for p in (workdir / 'earlier').iterdir()] == ['1']
   config.steps = 3000
@@ -235,7 +235,7 @@ def test_a_resume_archives_the_config_of_the_last_start(folder):
   assert json.loads((workdir / 'earlier/2/config.json').read_text())['steps'] == 2000
 
 
-def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
+def test_a_module_that_is_no_longer_imported_is_removed_from_source(folder):
   path, workdir = f'{folder}/my_experiment.py', folder / 'run'
   experiment.write_run_config(experiment.load(path), path, _tokenizer('a', 'b'), workdir, 'abc')
   text = SOURCE.format(neighbor='my_neighbor').replace('from my_neighbor import FACTOR', '')
@@ -262,23 +262,23 @@ def test_a_module_that_is_no_longer_imported_leaves_the_sources(folder):
     (lambda c: c | {'eval': c['eval'] | {'sets': {'a': {}}}}, "no key 'eval.sets.a"),
   ],
 )
-def test_a_config_of_another_form_is_one_line(change, message, tmp_path):
-  whole = json.loads(experiment.to_json(configs.base()))
-  (tmp_path / 'config.json').write_text(json.dumps(change(whole)))
+def test_a_config_of_another_structure_is_an_error_of_one_line(change, message, tmp_path):
+  saved = json.loads(experiment.to_json(configs.base()))
+  (tmp_path / 'config.json').write_text(json.dumps(change(saved)))
   with pytest.raises(UserError, match=message) as error:
     experiment.read_config(tmp_path)
   assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'{"a": ', b'[' * 100_000, b'null', b'7'])
-def test_a_damaged_config_is_one_line(content, tmp_path):
+def test_a_damaged_config_is_an_error_of_one_line(content, tmp_path):
   (tmp_path / 'config.json').write_bytes(content)
   with pytest.raises(UserError, match=r'config\.json') as error:
     experiment.read_config(tmp_path)
   assert '\n' not in str(error.value)
 
 
-def test_the_environment_is_json_and_names_neither_user_nor_host(monkeypatch, tmp_path):
+def test_the_environment_is_json_without_the_names_of_user_and_host(monkeypatch, tmp_path):
   monkeypatch.setattr(sys, 'orig_argv', ['/opt/python', '-m', 'lm.train', f'--workdir={tmp_path}'])
   found = experiment.environment(pathlib.Path(__file__))
   text = json.dumps(found)

@@ -6,11 +6,11 @@ import pytest
 from lm.errors import UserError
 from lm.workdir import files
 
-HOLD = """
+LOCK = """
 import pathlib, sys
 from lm.workdir import files
 with files.lock_workdir(pathlib.Path(sys.argv[1])):
-  print('held', flush=True)
+  print('locked', flush=True)
   sys.stdin.read()
 """
 
@@ -18,10 +18,10 @@ with files.lock_workdir(pathlib.Path(sys.argv[1])):
 def test_a_workdir_is_locked_until_its_run_ends(tmp_path):
   workdir = tmp_path / 'run'
   other = subprocess.Popen(
-    [sys.executable, '-c', HOLD, str(workdir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    [sys.executable, '-c', LOCK, str(workdir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
   )
   try:
-    assert other.stdout.readline() == b'held\n'
+    assert other.stdout.readline() == b'locked\n'
     with (
       pytest.raises(UserError, match='another run is training there'),
       files.lock_workdir(workdir),
@@ -34,8 +34,8 @@ def test_a_workdir_is_locked_until_its_run_ends(tmp_path):
     assert workdir.is_dir()
 
 
-def test_a_workdir_that_is_a_file_is_one_line(tmp_path):
+def test_a_workdir_that_is_a_file_is_an_error_of_one_line(tmp_path):
   (tmp_path / 'file').write_text('')
-  held = files.lock_workdir(tmp_path / 'file')
-  with pytest.raises(UserError, match='is a file; give the name of a directory'), held:
+  lock = files.lock_workdir(tmp_path / 'file')
+  with pytest.raises(UserError, match='is a file; give the name of a directory'), lock:
     pass

@@ -20,7 +20,7 @@ def _lines(workdir, name='metrics.jsonl'):
 
 
 def _crc32c(content):
-  """The Castagnoli checksum by its definition, bit by bit."""
+  """Returns the Castagnoli checksum by its definition, bit by bit."""
   rest = 0xFFFFFFFF
   for byte in content:
     rest ^= byte
@@ -35,7 +35,7 @@ def _masked(content):
 
 
 def _board(workdir):
-  """Reads the event files record by record, checking every checksum."""
+  """Returns the records of the event files; checks every checksum."""
   events = []
   for path in sorted((workdir / 'tensorboard').iterdir()):
     rest = path.read_bytes()
@@ -61,7 +61,7 @@ def test_metrics_round_trip_exactly(tmp_path):
   ]
 
 
-def test_values_that_are_not_finite_stay_valid_json(tmp_path):
+def test_values_that_are_not_finite_are_written_as_valid_json(tmp_path):
   metrics = Metrics(tmp_path, None)
   metrics.write(1, {'a': float('nan'), 'b': float('inf'), 'c': -float('inf')})
   metrics.close()
@@ -74,7 +74,7 @@ def test_values_that_are_not_finite_stay_valid_json(tmp_path):
   assert (float(entry['b']), float(entry['c'])) == (math.inf, -math.inf)
 
 
-def test_resuming_cuts_later_lines_and_a_torn_one(tmp_path):
+def test_a_resume_removes_later_lines_and_an_incomplete_line(tmp_path):
   metrics = Metrics(tmp_path, None)
   for step in range(1, 6):
     metrics.write(step, {'train/loss': float(step)})
@@ -90,14 +90,14 @@ def test_resuming_cuts_later_lines_and_a_torn_one(tmp_path):
   assert _lines(tmp_path)[-1] == {'step': 4, 'train/loss': 40.0}
 
 
-def test_a_run_that_restored_nothing_starts_new_files(tmp_path):
+def test_a_new_run_replaces_old_metrics(tmp_path):
   Metrics(tmp_path, None).write(1, {'train/loss': 1.0})
   Metrics(tmp_path, None).close()
   assert _lines(tmp_path) == []
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='needs SIGKILL')
-def test_a_killed_writer_leaves_lines_that_resume(tmp_path):
+def test_a_run_resumes_after_its_writer_was_killed(tmp_path):
   code = (
     'import itertools, sys; from lm.workdir.metrics_writer import Metrics\n'
     'm = Metrics(sys.argv[1], None)\n'
@@ -115,7 +115,7 @@ def test_a_killed_writer_leaves_lines_that_resume(tmp_path):
   assert _lines(tmp_path) == [{'step': s, 'train/loss': 1 / s} for s in range(1, 101)]
 
 
-def test_tensorboard_files_hold_the_scalars_and_purge_what_was_cut(tmp_path):
+def test_tensorboard_files_have_the_scalars_and_purge_removed_steps(tmp_path):
   assert _crc32c(b'123456789') == 0xE3069283  # the published check value
   metrics = Metrics(tmp_path, None)
   metrics.write(1, {'train/loss': 0.5, 'train/norm': 2.0})
@@ -133,7 +133,7 @@ def test_tensorboard_files_hold_the_scalars_and_purge_what_was_cut(tmp_path):
   assert (resumed.step, resumed.session_log.status) == (2, SessionLog.START)
 
 
-def test_samples_read_back_whatever_the_model_wrote(tmp_path):
+def test_samples_of_any_text_round_trip(tmp_path):
   forged = 'x\n── b · 3 characters, 1 of them the prompt ──\nabc\r\n\n\n床前\x00'
   metrics = Metrics(tmp_path, None)
   metrics.text(3, 'a', forged, prompt='床前明月光\n')
@@ -158,7 +158,7 @@ def test_only_the_primary_process_writes(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_events_are_appended_over_restarts_and_after_a_torn_line(tmp_path):
+def test_events_are_appended_after_restarts_and_after_an_incomplete_line(tmp_path):
   events = EventLog(tmp_path)
   events.write('start', experiment='床前', bad=float('nan'), text='\udc80')
   events.close()
@@ -173,20 +173,20 @@ def test_events_are_appended_over_restarts_and_after_a_torn_line(tmp_path):
   assert (done['event'], done['step']) == ('done', 3)
 
 
-def test_a_line_that_does_not_fit_is_truncated(tmp_path, monkeypatch):
+def test_a_line_that_does_not_fit_on_the_disk_is_removed(tmp_path, monkeypatch):
   file = metrics_writer.AppendOnlyFile(tmp_path / 'lines')
-  file.append(b'whole\n')
+  file.append(b'first\n')
   write = os.write
   with monkeypatch.context() as patch:
     patch.setattr(os, 'write', lambda file, content: write(file, content[:3]))
     with pytest.raises(OSError, match='full'):
-      file.append(b'torn\n')
+      file.append(b'partial\n')
   file.append(b'next\n')
   file.close()
-  assert (tmp_path / 'lines').read_bytes() == b'whole\nnext\n'
+  assert (tmp_path / 'lines').read_bytes() == b'first\nnext\n'
 
 
-def test_a_full_disk_costs_lines_and_not_the_run(tmp_path, monkeypatch):
+def test_a_full_disk_loses_lines_but_raises_nothing(tmp_path, monkeypatch):
   metrics = Metrics(tmp_path, None)
 
   def full(*_):

@@ -1,4 +1,4 @@
-"""Paths that users name: ~ is the home; no run begins where no checkpoint can lie."""
+"""Paths from users: ~ is expanded, and a workdir whose checkpoints could not be read is refused."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return bas
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-  """A home of the user and, as the current folder, another one."""
+  """The home directory of the user; the current directory is another one."""
   for name in ('home', 'here'):
     (tmp_path / name).mkdir()
   monkeypatch.setenv('HOME', str(tmp_path / 'home'))
@@ -56,7 +56,7 @@ def test_the_home_of_files_is_expanded(home):
     line = mistake(program, *arguments)
     assert 'folder is a directory; give the name of a file' in line
   assert f'--workdir={home}/x: no run there' in mistake('evaluate', '--workdir=~/x')
-  # The run that a tagger reads is looked for there too.
+  # The workdir of a tagger is expanded too.
   with pytest.raises(UserError, match=re.escape(f'{home}/pos: no run there')):
     predict.tag(['a'], workdir='~/pos')
 
@@ -80,7 +80,7 @@ def test_characters_of_a_parent_folder_are_refused_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['a b', 'é中', "it's", 'a=b,c', '{x}', 'a#b%20', '~x', 'a:b'])
-def test_other_characters_are_fine(tmp_path, name):
+def test_other_characters_are_accepted(tmp_path, name):
   assert files.workdir(tmp_path / name) == tmp_path / name
 
 

@@ -1,4 +1,4 @@
-"""Programs that write into a folder that cannot be written end with one line."""
+"""Programs report a workdir that is not writable in one line."""
 
 import builtins
 import errno
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def read_only(tmp_path, monkeypatch):
-  """A workdir that cannot be written; permissions do not bind root, for whom opening fails."""
+  """A workdir that is not writable. Root ignores permissions, so `open` fails for root instead."""
   workdir = tmp_path / 'run'
   workdir.mkdir()
   (workdir / 'config.json').write_text(json.dumps({'steps': 3, 'model': {'depth': 2}}))
@@ -30,7 +30,7 @@ def read_only(tmp_path, monkeypatch):
   workdir.chmod(0o755)
 
 
-def test_a_report_of_a_folder_that_cannot_be_written_is_one_line(read_only):
+def test_a_report_for_a_folder_that_is_not_writable_is_an_error_of_one_line(read_only):
   line = in_process.mistake('report', f'--workdir={read_only}')
   assert f'--workdir={read_only} cannot be written: ' in line
   assert sorted(path.name for path in read_only.iterdir()) == ['config.json', 'metrics.jsonl']

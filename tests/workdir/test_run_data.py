@@ -30,7 +30,7 @@ def test_start_up_saves_and_evaluations_are_not_useful():
   assert shares['goodput'] == pytest.approx(0.7)
 
 
-def test_steps_done_twice_count_once():
+def test_repeated_steps_count_once():
   shares = goodput([
     _event(0, 'start'),
     _event(10, 'first_step', step=0),
@@ -64,7 +64,7 @@ def test_a_start_that_restores_nothing_repeats_all_steps():
   assert shares['useful_seconds'] == 20
 
 
-def test_the_pause_after_a_done_run_is_not_lost():
+def test_the_pause_after_a_complete_run_is_not_lost_time():
   stop = [_event(0, 'start'), _event(10, 'first_step', step=1), _event(60, 'done', step=50)]
   again = [
     _event(3000, 'start'),

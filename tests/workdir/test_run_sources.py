@@ -1,4 +1,4 @@
-"""Which code the names in a config mean: that of the workdir, of the experiment, and no other."""
+"""Names in a config mean the code of the workdir or of the experiment, and no other code."""
 
 import sys
 import types
@@ -13,13 +13,13 @@ CONFIG = 'from lm.config.base import base\n\ndef get_config(arg=""):\n  return b
 
 
 def value():
-  """Returns what the name `mine_of_sources:value` means now."""
+  """Returns the result of the function that `mine_of_sources:value` names now."""
   return resolve.resolve('mine_of_sources:value', 'key')()
 
 
 @pytest.fixture
 def folder_of(tmp_path):
-  """Makes a folder whose module returns a value, and forgets all of them afterwards."""
+  """Makes folders with a module whose function returns a value; removes the modules afterwards."""
 
   def make(name, number, module='mine_of_sources'):
     folder = tmp_path / name
@@ -39,15 +39,15 @@ def folder_of(tmp_path):
   sys.path[:] = path
 
 
-def test_the_sources_of_a_workdir_precede_the_current_folder(folder_of, monkeypatch):
-  # As `python -m` does it, the current folder is first; its module was changed since.
+def test_the_code_of_a_workdir_has_priority_over_the_current_folder(folder_of, monkeypatch):
+  # `python -m` puts the current folder first; its module has changed since the run.
   monkeypatch.syspath_prepend(str(folder_of('here', 2)))
   with sources.import_source(folder_of('source', 1)) as clashes:
     assert value() == 1 and clashes == []
   assert value() == 1
 
 
-def test_opening_a_workdir_leaves_the_experiment_as_it_is(folder_of):
+def test_opening_a_workdir_does_not_change_an_imported_experiment(folder_of):
   sources.add_to_sys_path(folder_of('experiment', 1))
   assert value() == 1
   module = sys.modules['mine_of_sources']
@@ -69,7 +69,7 @@ def test_a_second_workdir_does_not_break_the_first(folder_of):
   assert value() == 1
 
 
-def test_workdirs_of_the_same_code_share_it(folder_of):
+def test_a_workdir_with_the_same_code_shares_the_imported_modules(folder_of):
   for name in ('experiment', 'source'):
     folder_of(name, 1)
   folder_of('source', 5, 'mine_of_neighbor')
@@ -78,22 +78,22 @@ def test_workdirs_of_the_same_code_share_it(folder_of):
   module = sys.modules['mine_of_sources']
   with sources.import_source(folder_of('source', 1)) as clashes:
     assert clashes == []
-  assert resolve.resolve('mine_of_neighbor:value', 'key')() == 5  # still there after the block
+  assert resolve.resolve('mine_of_neighbor:value', 'key')() == 5  # importable also after the block
   assert sys.modules['mine_of_sources'] is module
 
 
-def test_a_workdir_that_was_written_again_is_read_again(folder_of):
+def test_a_changed_workdir_is_imported_again(folder_of):
   with sources.import_source(folder_of('source', 1)):
     assert value() == 1
   with sources.import_source(folder_of('source', 20)):
     assert value() == 20
 
 
-def test_a_module_of_a_neighbors_name_is_no_neighbor(folder_of, monkeypatch):
+def test_modules_of_other_folders_are_no_neighbors(folder_of, monkeypatch):
   folder = folder_of('experiment', 1)
   (folder / 'config_of_sources.py').write_text(CONFIG)
   monkeypatch.chdir(folder)
-  # As torch.ops: its file is '_ops.py', which is no path; and another one with a file elsewhere.
+  # Like torch.ops, whose file '_ops.py' is no path; and a module with a file of another name.
   odd = types.ModuleType('odd_of_sources.ops')
   odd.__file__ = '_ops.py'
   monkeypatch.setitem(sys.modules, 'odd_of_sources.ops', odd)
@@ -125,7 +125,7 @@ def test_imported_neighbors_are_copied(folder_of):
   ]
 
 
-def test_digests_differ_where_a_file_does(folder_of):
+def test_the_digest_of_a_changed_file_differs(folder_of):
   folder = folder_of('experiment', 1)
   config = folder / 'config_of_digests.py'
   config.write_text('import mine_of_sources\n' + CONFIG)
@@ -138,7 +138,7 @@ def test_digests_differ_where_a_file_does(folder_of):
   assert before.keys() == after.keys() and differing == {'mine_of_sources.py'}
 
 
-def test_a_cache_entry_is_named_before_its_module_was_imported(folder_of):
+def test_fingerprints_need_no_imported_module(folder_of):
   folder_of('source', 1)
   with sources.import_source(folder_of('source', 1)):
     found = fingerprints.of_paths(['mine_of_sources:value'])

@@ -21,12 +21,15 @@ An example is a dict; its fields determine its uses:
 
 from lm.data.sources.conll import conll, conllu
 from lm.data.sources.embedded.cldr import dates, languages, names, numbers
-from lm.data.sources.embedded.python_library import python_docs, python_functions
-from lm.data.sources.embedded.python_questions import python_dialogues, python_questions
-from lm.data.sources.embedded.python_tags import python_tags
-from lm.data.sources.parallel import directions, parallel
+from lm.data.sources.embedded.python_library import (
+  python_dialogues,
+  python_docs,
+  python_functions,
+  python_questions,
+  python_tags,
+)
 from lm.data.sources.squad import squad
-from lm.data.sources.tables import table
+from lm.data.sources.tables import directions, parallel, table
 from lm.data.sources.text import columns, text
 from lm.data.sources.tfds import tfds
 

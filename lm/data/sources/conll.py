@@ -3,8 +3,14 @@
 import string
 from collections.abc import Callable, Sequence
 
-from lm.data.sources.base import Example, LazySequence, check_choice, split_bounds, split_files
-from lm.data.sources.byte_spans import ByteSpans
+from lm.data.sources.base import (
+  ByteSpans,
+  Example,
+  LazySequence,
+  check_choice,
+  split_bounds,
+  split_files,
+)
 from lm.errors import UserError
 
 _CONLLU = ('id', 'form', 'lemma', 'upos', 'xpos', 'feats', 'head', 'deprel', 'deps', 'misc')
@@ -20,7 +26,7 @@ def conll(
 ) -> Sequence[Example]:
   """Returns {'words', 'tags', 'separator'} for each sentence.
 
-  Every line has a word; a line that begins with '#' is no comment.
+  Every line has a word: a line that begins with '#' is no comment.
 
   Args:
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
@@ -39,9 +45,9 @@ def conll(
     raise UserError(f"data.source: columns={columns!r} must have 'words' and 'tags' once each")
   word, tag = columns.index('words'), columns.index('tags')
 
-  def read(line: str) -> tuple[str, str]:
+  def read(line: str) -> list[tuple[str, str]]:
     cells = _cells(line, delimiter, len(columns))
-    return cells[word], cells[tag]
+    return [(cells[word], cells[tag])]
 
   return _sentences(split, files, validation, read, separator)
 
@@ -71,11 +77,11 @@ def conllu(
   check_choice('tags', tags, _CONLLU)
   tag = _CONLLU.index(tags)
 
-  def read(line: str) -> tuple[str, str] | None:
+  def read(line: str) -> list[tuple[str, str]]:
     if line.startswith('#'):
-      return None
+      return []
     cells = _cells(line, '\t', len(_CONLLU))
-    return (cells[1], cells[tag]) if cells[0].isdecimal() else None
+    return [(cells[1], cells[tag])] if cells[0].isdecimal() else []
 
   return _sentences(split, files, validation, read, separator)
 
@@ -84,33 +90,28 @@ def _sentences(
   split: str,
   files: str | Sequence[str],
   validation: float,
-  read: Callable[[str], tuple[str, str] | None],
+  read: Callable[[str], list[tuple[str, str]]],
   separator: str,
 ) -> Sequence[Example]:
-  """Returns sentences; `read` returns the word and the tag of a line, or None to skip it."""
-  found = split_files(split, files)
-  spans = ByteSpans(found, ['paragraph'] * len(found))
-  start, stop = split_bounds(split, files, len(spans), validation, 'sentences')
+  """Returns sentences; `read` returns the words of a line with their tags."""
+  paths = split_files(split, files)
+  spans = ByteSpans(paths, ['paragraph'] * len(paths))
+  spans = spans.select(slice(*split_bounds(split, files, len(spans), validation, 'sentences')))
 
   def make(index: int) -> Example:
-    words, tags = [], []
+    tagged: list[tuple[str, str]] = []
     # Not splitlines, which splits at Unicode line ends too; some corpora have them as words.
-    for nth, line in enumerate(spans[start + index].split('\n')):
+    for nth, line in enumerate(spans[index].split('\n')):
       try:
-        word = read(line.removesuffix('\r'))
+        tagged += read(line.removesuffix('\r'))
       except ValueError as e:
-        raise UserError(f'{spans.place(start + index, nth)}: {e}') from e
-      if word:
-        words.append(word[0])
-        tags.append(word[1])
-    if not words:
-      raise UserError(f'{spans.place(start + index)}: a sentence without words')
+        raise UserError(f'{spans.place(index, nth)}: {e}') from e
+    if not tagged:
+      raise UserError(f'{spans.place(index)}: a sentence without words')
+    words, tags = map(list, zip(*tagged, strict=True))
     return {'words': words, 'tags': tags, 'separator': separator}
 
-  def place(index: int) -> str:
-    return spans.place(start + index)
-
-  return LazySequence(stop - start, make, spans.fingerprint, place)
+  return LazySequence(len(spans), make, spans.fingerprint, spans.place)
 
 
 def _cells(line: str, delimiter: str, count: int) -> list[str]:

@@ -5,12 +5,23 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.data.sources.base import Example, LazySequence, check_choice, split_bounds, split_files
-from lm.data.sources.byte_spans import ByteSpans, fingerprint, read_json, strings, suffix
+from lm.data.fingerprints import strings
+from lm.data.sources.base import (
+  ByteSpans,
+  Example,
+  LazySequence,
+  check_choice,
+  fingerprint,
+  read_json,
+  split_bounds,
+  split_files,
+  suffix,
+)
 from lm.errors import UserError
 from lm.text.files import lone_surrogate
 
 _KEYS = ('id', 'context', 'question', 'answers')
+_ANSWER = ('text', 'answer_start')
 
 
 def squad(
@@ -18,28 +29,28 @@ def squad(
 ) -> Sequence[Example]:
   """Returns {'id', 'context', 'question', 'answers'} for each question.
 
-  An answer is {'text', 'start'}, in characters from the beginning of the context; an unanswerable
-  question has none (SQuAD v2.0). Files are .json as published (articles, paragraphs, questions), or
-  .jsonl with one question per line; 'answer_start' is the position of an answer. Answers may also
-  be one object of two lists, as in Hugging Face data sets. Rajpurkar et al. 2016, arXiv:1606.05250,
-  and 2018, arXiv:1806.03822.
+  An answer is {'text', 'start'}, in characters from the beginning of the context. An unanswerable
+  question has no answers (SQuAD v2.0). Files are .json as published (articles, paragraphs,
+  questions), or .jsonl with one question per line; 'answer_start' is the position of an answer.
+  Answers may also be one object of two lists, as in Hugging Face data sets. Rajpurkar et al. 2016,
+  arXiv:1606.05250, and 2018, arXiv:1806.03822.
 
   Args:
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     validation: the fraction of the contexts set aside, the last ones, with all their questions.
-    misplaced: policy for answers that are not at 'answer_start': 'error', or 'skip', which also
-      skips a question without any remaining answer. Their number is reported.
+    misplaced: policy for answers that are not at 'answer_start': 'error' or 'skip'. 'skip' also
+      skips questions without remaining answers, and the skipped answers are counted in `note`.
 
   Raises:
     UserError: files that are missing or in another format; an unknown split; an invalid question,
       context or answer; a misplaced answer.
   """
   check_choice('misplaced', misplaced, ('error', 'skip'))
-  found = split_files(split, files)
+  paths = split_files(split, files)
   skipped: list[str] = []
   everything = itertools.chain.from_iterable(
-    _questions(file, skipped if misplaced == 'skip' else None) for file in found
+    _questions(file, skipped if misplaced == 'skip' else None) for file in paths
   )
   contexts = [list(group) for _, group in itertools.groupby(everything, lambda q: q['context'])]
   start, stop = split_bounds(split, files, len(contexts), validation, 'contexts')
@@ -49,16 +60,13 @@ def squad(
   def place(index: int) -> str:
     return f'question {questions[index]["id"]!r:.60}'
 
-  return LazySequence(len(questions), questions.__getitem__, fingerprint(found), place, note)
+  return LazySequence(len(questions), questions.__getitem__, fingerprint(paths), place, note)
 
 
 def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
-  """Yields the questions of a file; appends misplaced answers to `skipped`, or raises if None."""
+  """Yields the questions of a file; misplaced answers are added to `skipped`, or raise if None."""
   try:
-    for record in _records(file):
-      question = _question(record, file, skipped)
-      if question is not None:
-        yield question
+    yield from filter(None, (_question(record, file, skipped) for record in _records(file)))
   except (AttributeError, KeyError, TypeError) as e:
     raise UserError(
       f'{file} has not the layout of SQuAD: data, paragraphs, context, qas in .json; {_KEYS} in '
@@ -70,17 +78,14 @@ def _records(file: pathlib.Path) -> Iterator[Mapping[str, Any]]:
   """Yields each question as stored, with its context."""
   if suffix(file) == '.jsonl':
     lines = ByteSpans([file], ['line'])
-    for i in range(len(lines)):
-      yield lines.json_object(i, _KEYS)
+    yield from (lines.json_object(i, _KEYS) for i in range(len(lines)))
   elif suffix(file) == '.json':
     try:
-      found = read_json(ByteSpans([file], ['file'])[0])
+      articles = read_json(ByteSpans([file], ['file'])[0])['data']
     except ValueError as e:
       raise UserError(f'{file}: not JSON: {e}') from e
-    for article in found['data']:
-      for paragraph in article['paragraphs']:
-        for record in paragraph['qas']:
-          yield record | {'context': paragraph['context']}
+    paragraphs = itertools.chain.from_iterable(article['paragraphs'] for article in articles)
+    yield from (q | {'context': p['context']} for p in paragraphs for q in p['qas'])
   else:
     raise UserError(f'data.source: {file}: its name must end in .json or .jsonl (or with .gz)')
 
@@ -111,26 +116,24 @@ def _question(
     skipped.append(wrong)
   if given and not answers:
     return None
-  question = {'id': str(record['id']), 'context': context, 'question': record['question']}
-  return question | {'answers': answers}
+  example = {'id': str(record['id']), 'context': context, 'question': record['question']}
+  return example | {'answers': answers}
 
 
-def _answers(found: Any, place: str) -> list[tuple[str, int]]:
+def _answers(answers: Any, place: str) -> list[tuple[str, int]]:
   """Returns text and start of each answer, after checking their types."""
-  pairs: list[tuple[Any, Any]] | None = None
-  if isinstance(found, dict):
-    texts, starts = found.get('text'), found.get('answer_start')
-    if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
-      pairs = list(zip(texts, starts, strict=True))
-  elif isinstance(found, list) and all(
-    isinstance(answer, dict) and {'text', 'answer_start'} <= answer.keys() for answer in found
+  columns: list[Any] = [answers.get(key) for key in _ANSWER] if isinstance(answers, dict) else []
+  listed: Any = answers
+  if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+    listed = [dict(zip(_ANSWER, pair, strict=True)) for pair in zip(*columns, strict=True)]
+  if not isinstance(listed, list) or not all(
+    isinstance(answer, dict) and set(_ANSWER) <= answer.keys() for answer in listed
   ):
-    pairs = [(answer['text'], answer['answer_start']) for answer in found]
-  if pairs is None:
     raise UserError(
-      f"{place}: 'answers' is {found!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
+      f"{place}: 'answers' is {answers!r:.60}, neither a list of {{'text', 'answer_start'}} nor an "
       'object of two lists of equal length under those names'
     )
+  pairs = [(answer['text'], answer['answer_start']) for answer in listed]
   for text, start in pairs:
     if not isinstance(text, str):
       raise UserError(f"{place}: the 'text' of an answer is {text!r:.60}, not a string")

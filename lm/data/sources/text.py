@@ -5,21 +5,20 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lm.data.sources.base import (
+  ByteSpans,
   Example,
   LazySequence,
   available,
   check_choice,
+  fingerprint,
   split_bounds,
   split_files,
+  suffix,
 )
-from lm.data.sources.byte_spans import ByteSpans, fingerprint, suffix
 from lm.errors import UserError
-
-if TYPE_CHECKING:
-  import pyarrow
 
 _UNITS = ('file', 'line', 'paragraph')
 
@@ -31,9 +30,9 @@ def text(
 
   Args:
     split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
-    files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. Lines of .jsonl files
-      are objects with a string 'text', one document each; other files are plain text; both may be
-      gzipped (.gz).
+    files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. A line of a .jsonl file
+      is an object with a string 'text', which is one document. Other files are plain text. Both may
+      be gzipped (.gz).
     validation: the fraction set aside: the last documents or, if the corpus is one document in one
       file, its last characters.
     documents: the unit of plain text: a 'file', a 'line', or a 'paragraph' (lines between empty
@@ -43,9 +42,9 @@ def text(
     UserError: files that are missing, empty, binary or not UTF-8; an unknown split.
   """
   check_choice('documents', documents, _UNITS)
-  found = split_files(split, files)
-  spans = ByteSpans(found, ['line' if _is_jsonl(file) else documents for file in found])
-  if documents == 'file' and len(spans) == 1 and not _is_jsonl(found[0]):
+  paths = split_files(split, files)
+  spans = ByteSpans(paths, ['line' if _is_jsonl(file) else documents for file in paths])
+  if documents == 'file' and len(spans) == 1 and not _is_jsonl(paths[0]):
     size = spans.characters(0) if validation else 1
     bounds = split_bounds(split, files, size, validation, 'characters')
     return _documents(spans.cut(0, *bounds) if validation else spans, 'text')
@@ -68,17 +67,17 @@ def columns(
   Raises:
     UserError: files that are missing, damaged or empty; no such column; an unknown split.
   """
-  found = split_files(split, files)
-  if all(map(_is_jsonl, found)):
-    spans = ByteSpans(found, ['line'] * len(found))
+  paths = split_files(split, files)
+  if all(map(_is_jsonl, paths)):
+    spans = ByteSpans(paths, ['line'] * len(paths))
     bounds = split_bounds(split, files, len(spans), validation, 'rows')
     return _documents(spans.select(slice(*bounds)), text)
-  for file in found:
+  for file in paths:
     if file.suffix != '.parquet':
       raise UserError(f'data.source: {file}: files must be all .parquet or all .jsonl')
-  counts = [_row_groups(file, text) for file in found]
+  counts = [_row_groups(file, text) for file in paths]
   bounds = split_bounds(split, files, sum(map(sum, counts)), validation, 'rows')
-  return _parquet(found, text, counts, range(*bounds))
+  return _parquet(paths, text, counts, range(*bounds))
 
 
 def _documents(spans: ByteSpans, column: str) -> LazySequence:
@@ -154,12 +153,14 @@ def _row_groups(file: pathlib.Path, column: str) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read(file: pathlib.Path, group: int, column: str) -> 'pyarrow.ChunkedArray':
+def _read(file: pathlib.Path, group: int, column: str) -> Any:
+  """Returns the column of a row group, as a pyarrow.ChunkedArray."""
   import pyarrow.parquet
 
   try:
     with pyarrow.parquet.ParquetFile(file) as table:
       return table.read_row_group(group, columns=[column]).column(0)
   except (pyarrow.ArrowException, OSError) as e:
-    reason = ' '.join(str(e).split())
-    raise UserError(f'data.source: {file}: row group {group} (from 0) is damaged: {reason}') from e
+    raise UserError(
+      f'data.source: {file}: row group {group} (from 0) is damaged: {" ".join(str(e).split())}'
+    ) from e

@@ -34,16 +34,17 @@ def tfds(
     name: 'builder', 'builder/config' or 'builder/config:version'.
     text: the feature with the text.
     data_dir: directory of data sets; empty for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    splits: our names in the notation of TensorFlow Datasets, for example
+    splits: names of splits and their definitions in TensorFlow Datasets, for example
       {'train': 'train[:99%]', 'validation': 'train[99%:]'}; None for the builder's own names.
-    columns: the feature of each field, for tasks, as {'source': 'en', 'target': 'de'}; classes
+    columns: the feature of each field, for tasks, as in {'source': 'en', 'target': 'de'}; classes
       become their names. None for {'text': text}.
 
   Raises:
-    UserError: there is no such builder, split or feature; it cannot be prepared here.
+    UserError: the builder, split or feature does not exist; the builder cannot be prepared here.
   """
-  default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  directory = expand_path(data_dir or default, 'data.source: data_dir')
+  directory = expand_path(
+    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'), 'data.source: data_dir'
+  )
   builder = _builder(name, directory)
   if not builder.is_prepared():
     with locked(directory / f'.{name.replace("/", "-")}.lock'):
@@ -64,7 +65,7 @@ def _examples(builder: Any, split: str, fields: Mapping[str, str]) -> LazySequen
   """Returns some features of the examples of one split of a prepared builder.
 
   Raises:
-    UserError: there is no such split, or the format has no random access.
+    UserError: the split is unknown, or the format has no random access.
   """
   info = builder.info
   try:
@@ -142,10 +143,11 @@ def _prepare(builder: Any, name: str, directory: pathlib.Path) -> None:
   )
   if missing and _offline(missing):  # TensorFlow Datasets would retry for minutes
     raise needs_download
-  config = download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
   try:
     with contextlib.redirect_stdout(sys.stderr):  # it prints to stdout
-      builder.download_and_prepare(download_config=config)
+      builder.download_and_prepare(
+        download_config=download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+      )
   except ImportError as e:
     if 'tensorflow' in str(e).lower():
       raise UserError(

@@ -1,4 +1,4 @@
-"""What gzipped files hold is never in memory together, however well it was packed."""
+"""The contents of gzipped files are not held in memory, even if they are highly compressed."""
 
 import gzip
 import random
@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from lm.data.sources import byte_spans, columns, squad, table, text
+from lm.data.sources import base, columns, squad, table, text
 from lm.errors import UserError
 
 SIZE = 2**25  # bytes unpacked
@@ -22,20 +22,20 @@ SIZE = 2**25  # bytes unpacked
     ('a.csv.gz', b'"a",' * 2**18, 'record'),
   ],
 )
-def test_a_bomb_is_opened_in_little_memory(tmp_path, name, line, unit):
+def test_a_gzip_bomb_is_opened_in_little_memory(tmp_path, name, line, unit):
   file = tmp_path / name
   with gzip.open(file, 'wb', compresslevel=1) as f:
     for _ in range(SIZE // len(line)):
       f.write(line)
-  byte_spans._load.cache_clear()
+  base._load.cache_clear()
   tracemalloc.start()
   try:
-    found = byte_spans.ByteSpans([file], [unit])
-    place = found.place(len(found) - 1)
+    spans = base.ByteSpans([file], [unit])
+    place = spans.place(len(spans) - 1)
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert len(found) == 1 and place == f'{file}, line 1'
+  assert len(spans) == 1 and place == f'{file}, line 1'
   assert peak < SIZE / 2
 
 
@@ -50,7 +50,7 @@ def test_a_bomb_is_opened_in_little_memory(tmp_path, name, line, unit):
   ],
 )
 def test_a_line_that_is_too_long_is_reported_before_it_is_read(tmp_path, monkeypatch, name, read):
-  monkeypatch.setattr(byte_spans, 'LONGEST', 100)
+  monkeypatch.setattr(base, 'LONGEST', 100)
   content = b'text\n' + b'x' * 101
   file = tmp_path / name
   file.write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
@@ -61,7 +61,7 @@ def test_a_line_that_is_too_long_is_reported_before_it_is_read(tmp_path, monkeyp
     list(read(str(file)))
 
 
-def test_what_does_not_fit_on_the_disk_is_reported(tmp_path, monkeypatch):
+def test_a_gzip_file_that_does_not_fit_on_the_disk_is_reported(tmp_path, monkeypatch):
   file = tmp_path / 'a.txt.gz'
   file.write_bytes(gzip.compress(b'a' * 1000))
 
@@ -69,13 +69,13 @@ def test_what_does_not_fit_on_the_disk_is_reported(tmp_path, monkeypatch):
     target.write(source.read(500))
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(byte_spans.shutil, 'copyfileobj', full)
+  monkeypatch.setattr(base.shutil, 'copyfileobj', full)
   with pytest.raises(UserError, match=r'does not fit into .* \(No space left .* after 500 bytes\)'):
     text('train', str(file))
 
 
-def test_units_are_cut_as_by_the_plain_expressions():
-  """Possessive repeats find what backtracking ones find."""
+def test_possessive_quantifiers_match_like_backtracking_ones():
+  """Possessive quantifiers match the same spans as backtracking ones."""
   plain = {
     'paragraph': rb'[^\r\n]+(?:\r?\n[^\r\n]+)*',
     'record': rb'(?:[^"\r\n]+|"[^"]*(?:"|\Z))+',
@@ -84,5 +84,5 @@ def test_units_are_cut_as_by_the_plain_expressions():
   for _ in range(2000):
     data = bytes(rng.choice(b'ab",\r\n\n') for _ in range(rng.randrange(30)))
     for unit, pattern in plain.items():
-      found = [match.span() for match in byte_spans.UNITS[unit].finditer(data)]
-      assert found == [match.span() for match in re.finditer(pattern, data)], (unit, data)
+      spans = [match.span() for match in base.UNITS[unit].finditer(data)]
+      assert spans == [match.span() for match in re.finditer(pattern, data)], (unit, data)

@@ -26,21 +26,21 @@ MONTHS = {
 
 
 def month_of(source):
-  """Reads a month without CLDR: by the beginning of its name, unless the order is that of ISO."""
+  """Reads a month without CLDR: by the beginning of its name, or as ISO 8601."""
   if re.match(r'\d{4}\D', source):
     return int(re.split(r'\D+', source)[1])
-  found = {
+  months = {
     number
     for names in MONTHS.values()
     for number, name in enumerate(names.split(), 1)
     for word in re.findall(r'[^\W\d]+', source.lower())
-    # 'jui' begins two months; weekdays such as 'mardi' and 'Mittwoch' begin like others.
+    # 'jui' begins two months; weekdays such as 'mardi' and 'Mittwoch' begin like months.
     if len(word) > 2 and name.lower().startswith(word)
   }
-  return found.pop() if len(found) == 1 else found
+  return months.pop() if len(months) == 1 else months
 
 
-def test_dates_follow_from_their_text_alone():
+def test_a_date_is_determined_by_its_text():
   for example in dates('train', size=1000):
     year, month, day = map(int, example['target'].split('-'))
     numbers_in = [int(n) for n in re.findall(r'\d+', example['source'])]
@@ -49,7 +49,7 @@ def test_dates_follow_from_their_text_alone():
     datetime.date(year, month, day)
 
 
-def test_formats_that_leave_a_date_open_are_skipped():
+def test_ambiguous_date_formats_are_skipped():
   german = [e['source'] for e in dates('train', ('de',), size=500)]
   assert any(re.match(r'\d+\. \w', source) for source in german)  # 4. März 2021
   assert not any(re.match(r'\d+\.\d', source) for source in german)  # 04.03.2021
@@ -75,7 +75,7 @@ def test_numbers_are_the_same_in_both_languages():
   assert not any('length-' in e['target'] for e in numbers('train', 'en', 'zh', size=500))
 
 
-def test_names_are_translated_one_way():
+def test_a_name_has_one_translation():
   train, aside = (list(names(split)) for split in ('train', 'validation'))
   pairs = {e['source']: e['target'] for e in train + aside}
   assert len(pairs) == len(train) + len(aside) > 1000
@@ -84,7 +84,7 @@ def test_names_are_translated_one_way():
   assert 0.05 < len(aside) / len(pairs) < 0.15
 
 
-def test_texts_tell_their_language():
+def test_a_text_has_names_of_one_language():
   train, aside = languages('train', size=2000), languages('validation', size=2000)
   assert (len(train), len(aside)) == (2000, 200)
   spoken = {}

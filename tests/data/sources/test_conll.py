@@ -19,8 +19,8 @@ def write(tmp_path):
   return write
 
 
-def test_sentences_stand_between_blank_lines(write):
-  # A line separator of Unicode is a word like any other, and so is what begins with '#'.
+def test_blank_lines_separate_sentences(write):
+  # A line separator of Unicode is an ordinary word, and so is a word that begins with '#'.
   file = write('\n#Jim\tB-PER\r\nlives\tO\r\n\r\n\n\u2028\tO\n')
   assert list(conll('train', file)) == [
     {'words': ['#Jim', 'lives'], 'tags': ['B-PER', 'O'], 'separator': ' '},
@@ -31,8 +31,8 @@ def test_sentences_stand_between_blank_lines(write):
 
 def test_columns_are_chosen_by_position(write):
   file = write('EU NNP B-NP B-ORG\nrejects VBZ B-VP O\n')
-  found = conll('train', file, columns=('words', None, None, 'tags'), delimiter=' ')
-  assert list(found) == [
+  sentences = conll('train', file, columns=('words', None, None, 'tags'), delimiter=' ')
+  assert list(sentences) == [
     {'words': ['EU', 'rejects'], 'tags': ['B-ORG', 'O'], 'separator': ' '},
   ]
   with pytest.raises(UserError, match="'words' and 'tags' once each"):
@@ -48,7 +48,7 @@ TREE = """# text = vámonos al mar
 """
 
 
-def test_conllu_gives_the_syntactic_words(write):
+def test_conllu_returns_syntactic_words(write):
   words = ['vamos', 'nos', 'mar']
   assert list(conllu('train', write(TREE))) == [
     {'words': words, 'tags': ['VERB', 'PRON', 'NOUN'], 'separator': ' '}

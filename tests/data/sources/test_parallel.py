@@ -30,7 +30,7 @@ def test_lines_are_paired_by_number(write):
 
 def test_a_byte_order_mark_is_skipped_and_another_encoding_reported(write):
   source, target = write('a.de', '\ufeffeins\nzwei\n'), write('a.en', 'one\n\ufefftwo\n')
-  # Elsewhere than at the beginning it is a character.
+  # After the beginning of a file it is an ordinary character.
   assert [list(e.values()) for e in parallel('train', source, target)] == [
     ['eins', 'one'],
     ['zwei', '\ufefftwo'],
@@ -40,7 +40,7 @@ def test_a_byte_order_mark_is_skipped_and_another_encoding_reported(write):
     parallel('train', source, target)
 
 
-def test_files_of_a_split_and_of_a_fraction(write, tmp_path):
+def test_splits_are_files_or_fractions(write, tmp_path):
   for name in ('train', 'val'):
     for language in ('de', 'en'):
       write(f'{name}.{language}', ''.join(f'{name} {language} {n}\n' for n in range(4)))
@@ -52,7 +52,7 @@ def test_files_of_a_split_and_of_a_fraction(write, tmp_path):
   assert [pair['source'] for pair in aside] == ['val de 2', 'val de 3']
 
 
-def test_gzip_and_the_fingerprint(write):
+def test_gzipped_files_are_read_and_determine_the_fingerprint(write):
   source, target = write('a.de.gz', gzip.compress(b'eins\nzwei\n')), write('a.en', 'one\ntwo\n')
   pairs = parallel('train', source, target)
   assert pairs[1] == {'source': 'zwei', 'target': 'two'}
@@ -71,12 +71,12 @@ def test_a_blank_line_is_reported_or_skipped(write):
     parallel('train', source, target, empty='skipped')
 
 
-def test_sides_of_other_lengths_are_reported(write, tmp_path):
+def test_sides_of_different_lengths_are_reported(write, tmp_path):
   source, target = write('a.de', 'eins\nzwei\ndrei\n'), write('a.en', 'one\ntwo')
   for sides in ((source, target), (target, source)):
     with pytest.raises(UserError, match=r'a\.de, line 3 has no counterpart: .*a\.en has 2 lines'):
       parallel('train', *sides)
-  # Together these are as long as one another, but not file by file.
+  # Both sides have the same number of lines in all, but not in each file.
   write('b.de', 'vier\n')
   write('b.en', 'three\nfour\n')
   with pytest.raises(UserError, match=r'a\.de, line 3 has no counterpart'):
@@ -99,16 +99,16 @@ def three(write, lines=4, **changed):
   }
 
 
-def test_many_directions(write):
-  found = list(directions('train', three(write), (('de', 'en'), ('en', 'fr'), ('en', 'de'))))
-  assert len(found) == 12
-  assert found[5] == {
+def test_directions_follow_one_another(write):
+  examples = list(directions('train', three(write), (('de', 'en'), ('en', 'fr'), ('en', 'de'))))
+  assert len(examples) == 12
+  assert examples[5] == {
     'source': 'en 1',
     'target': 'fr 1',
     'source_language': 'en',
     'target_language': 'fr',
   }
-  assert [(e['source'], e['target']) for e in found[8:]] == [
+  assert [(e['source'], e['target']) for e in examples[8:]] == [
     (f'en {n}', f'de {n}') for n in range(4)
   ]
 

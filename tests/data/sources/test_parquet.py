@@ -1,4 +1,4 @@
-"""Parquet files as they are found: what is wrong with one costs one line."""
+"""Errors in Parquet files are reported in one line."""
 
 import pyarrow
 import pyarrow.parquet
@@ -9,11 +9,11 @@ from lm.errors import UserError
 
 
 def read(files):
-  found = columns('train', files)
-  return [found[i]['text'] for i in range(len(found))]
+  rows = columns('train', files)
+  return [rows[i]['text'] for i in range(len(rows))]
 
 
-def test_two_columns_of_one_name(tmp_path):
+def test_two_columns_of_one_name_are_reported(tmp_path):
   file = str(tmp_path / 'a.parquet')
   arrays = [pyarrow.array(['x']), pyarrow.array(['y'])]
   pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=['text', 'text']), file)
@@ -21,7 +21,7 @@ def test_two_columns_of_one_name(tmp_path):
     read(file)
 
 
-def test_a_string_that_is_not_utf8(tmp_path):
+def test_a_string_that_is_not_utf8_is_reported(tmp_path):
   file = str(tmp_path / 'a.parquet')
   strings = pyarrow.array([b'ok', b'caf\xe9']).view(pyarrow.string())
   pyarrow.parquet.write_table(pyarrow.table({'text': strings}), file)
@@ -29,7 +29,7 @@ def test_a_string_that_is_not_utf8(tmp_path):
     read(file)
 
 
-def test_a_row_is_counted_within_its_file(tmp_path):
+def test_errors_count_rows_within_a_file(tmp_path):
   files = (str(tmp_path / 'a.parquet'), str(tmp_path / 'b.parquet'))
   for file, rows in zip(files, (['a', 'b'], ['c', 'd', 'e', None]), strict=True):
     pyarrow.parquet.write_table(pyarrow.table({'text': rows}), file, row_group_size=2)
@@ -37,7 +37,7 @@ def test_a_row_is_counted_within_its_file(tmp_path):
     read(files)
 
 
-def test_damaged_rows_behind_an_intact_footer(tmp_path):
+def test_damaged_rows_after_an_intact_footer_are_reported(tmp_path):
   file = tmp_path / 'a.parquet'
   rows = [f'row {n}' for n in range(1000)]
   pyarrow.parquet.write_table(pyarrow.table({'text': rows}), file, compression='none')

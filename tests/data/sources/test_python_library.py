@@ -46,7 +46,7 @@ EXPECTED = {
 
 @pytest.fixture
 def library(monkeypatch):
-  """Returns a function that replaces the standard library by sources under made-up names."""
+  """Returns a function that replaces the standard library by the given sources."""
 
   def replace(*sources):
     files = {pathlib.PurePath(f'm{n}.py'): s.encode() for n, s in enumerate(sources)}
@@ -59,8 +59,8 @@ def library(monkeypatch):
 
 def test_values_are_logarithms_of_lines_counted_by_hand(library):
   library(SOURCE, 'no Python $', SOURCE.replace('return a + b', 'return (a +\nb)'))
-  found = {e['text']: 2 ** e['value'] for e in python_functions('train', validation=0.001)}
-  assert found == pytest.approx(EXPECTED)
+  lines = {e['text']: 2 ** e['value'] for e in python_functions('train', validation=0.001)}
+  assert lines == pytest.approx(EXPECTED)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_no_text_is_in_both_splits(library, least, request):
   assert all(math.isfinite(e['value']) and e['value'] >= 0 for e in train + aside)
 
 
-def test_the_library_is_the_content_and_splits_are_known():
+def test_the_fingerprint_follows_the_library_and_unknown_splits_are_reported():
   assert python_functions('train').fingerprint == python_library.fingerprint()
   with pytest.raises(UserError, match=r"no split 'test'"):
     python_functions('test')

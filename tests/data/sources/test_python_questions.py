@@ -3,7 +3,7 @@ import pathlib
 import pytest
 
 from lm.data.sources import python_dialogues
-from lm.data.sources.embedded import python_library, python_questions
+from lm.data.sources.embedded import python_library
 from lm.errors import UserError
 
 FIRST = '''
@@ -33,16 +33,16 @@ def library(monkeypatch):
   other = 'def quit():\n  """Leave at once, please."""\n'
   files = {pathlib.PurePath('first.py'): FIRST.encode(), pathlib.PurePath('z.py'): other.encode()}
   monkeypatch.setattr(python_library, 'files', lambda: files)
-  python_questions._functions.cache_clear()
+  python_library._functions.cache_clear()
   yield
-  python_questions._functions.cache_clear()
+  python_library._functions.cache_clear()
 
 
 def test_questions_about_a_list_of_functions(library):
-  found = list(python_questions.python_questions('train', functions=2, validation=0.001))
-  assert len({e['id'] for e in found}) == len(found) == 9
-  assert [e['context'] for e in found[:5]] == [CONTEXT] * 5
-  asked = [(e['question'], [a['text'] for a in e['answers']]) for e in found]
+  examples = list(python_library.python_questions('train', functions=2, validation=0.001))
+  assert len({e['id'] for e in examples}) == len(examples) == 9
+  assert [e['context'] for e in examples[:5]] == [CONTEXT] * 5
+  asked = [(e['question'], [a['text'] for a in e['answers']]) for e in examples]
   assert asked[:7] == [
     ('What does first.join do?', ['Join some paths']),
     ('What are the arguments of first.join?', ['path, *paths']),
@@ -68,10 +68,8 @@ def test_dialogues_about_a_list_of_functions(library):
 
 
 @pytest.mark.slow
-def test_the_library_itself():
-  train, aside = (
-    list(python_questions.python_questions(split)) for split in ('train', 'validation')
-  )
+def test_questions_of_the_real_library():
+  train, aside = (list(python_library.python_questions(split)) for split in ('train', 'validation'))
   assert len(train) > 5000 and len(aside) > 200
   assert not {e['context'] for e in train} & {e['context'] for e in aside}
   for example in train + aside:

@@ -22,7 +22,7 @@ lines"""
 x = 1
 '''
 
-# Every line as its words and, below, the first letters of their tags.
+# The words of each line and, below, the first letters of their tags.
 EXPECTED = [
   ['@', 'cached', '(', 'size', '=', '1', ')'],
   'O CALL O NAME O NUM O',
@@ -39,7 +39,7 @@ EXPECTED = [
 
 @pytest.fixture
 def library(monkeypatch):
-  """Returns a function that replaces the standard library by sources under made-up names."""
+  """Returns a function that replaces the standard library by the given sources."""
 
   def replace(*sources):
     files = {pathlib.PurePath(f'm{n}.py'): s.encode() for n, s in enumerate(sources)}
@@ -48,23 +48,23 @@ def library(monkeypatch):
   return replace
 
 
-def test_words_and_what_they_are(library):
+def test_words_have_tags_of_their_kinds(library):
   library(SOURCE, SOURCE, 'not python')
-  found = list(python_tags('train', validation=0.001))
-  assert [example['words'] for example in found] == EXPECTED[::2]
-  for example, letters in zip(found, EXPECTED[1::2], strict=True):
+  examples = list(python_tags('train', validation=0.001))
+  assert [example['words'] for example in examples] == EXPECTED[::2]
+  for example, letters in zip(examples, EXPECTED[1::2], strict=True):
     assert example['separator'] == ' '
     for tag, start in zip(example['tags'], letters.split(), strict=True):
       assert tag.startswith(start)
 
 
-def test_lines_of_the_wanted_length(library):
+def test_lines_have_the_requested_length(library):
   library(SOURCE)
-  found = list(python_tags('train', validation=0.001, shortest=3, longest=5))
-  assert [example['words'][0] for example in found] == ['text', 'x']
+  examples = list(python_tags('train', validation=0.001, shortest=3, longest=5))
+  assert [example['words'][0] for example in examples] == ['text', 'x']
 
 
-def test_the_library_itself():
+def test_tags_of_the_real_library():
   train, aside = (list(python_tags(split, modules=40)) for split in ('train', 'validation'))
   assert len(train) > 5 * len(aside) > 100
   for example in train:

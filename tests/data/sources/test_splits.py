@@ -4,11 +4,11 @@ from lm.data.sources import base
 from lm.errors import UserError
 
 
-def names(found):
-  return [file.name for file in found]
+def names(files):
+  return [file.name for file in files]
 
 
-def test_the_name_of_the_split_finds_its_files(tmp_path):
+def test_the_name_of_the_split_selects_its_files(tmp_path):
   for name in ('train-1.txt', 'train-2.txt', 'val.txt', 'train.md'):
     (tmp_path / name).write_text('text')
   pattern = f'{tmp_path}/{{split}}*.txt'
@@ -18,7 +18,7 @@ def test_the_name_of_the_split_finds_its_files(tmp_path):
   assert base.split_bounds('val', pattern, 7, 0.0, 'rows') == (0, 7)
 
 
-def test_a_split_without_files_is_reported_with_those_that_have_some(tmp_path):
+def test_a_split_without_files_is_reported_with_the_available_splits(tmp_path):
   for name in ('train.de', 'val.de'):
     (tmp_path / name).write_text('text')
   with pytest.raises(UserError) as e:
@@ -30,7 +30,7 @@ def test_a_split_without_files_is_reported_with_those_that_have_some(tmp_path):
     base.split_files('train', f'{tmp_path}/none.de', 'files')
 
 
-def test_without_files_of_their_own_splits_are_fractions():
+def test_splits_without_files_are_fractions():
   assert base.split_bounds('train', 'all.txt', 10, 0.2, 'rows') == (0, 8)
   assert base.split_bounds('validation', 'all.txt', 10, 0.2, 'rows') == (8, 10)
   with pytest.raises(UserError, match=r"validation=0\.2 sets a part aside, but '{split}'"):
@@ -42,20 +42,20 @@ def test_without_files_of_their_own_splits_are_fractions():
 @pytest.mark.parametrize('validation', ['a', True, None, 1.5, float('nan')])
 def test_a_fraction_out_of_range_is_reported(validation):
   for find in (
-    lambda v: base.share_bounds('train', 9, v, 'rows'),
+    lambda v: base.split_bounds('train', 'all.txt', 9, v, 'rows'),
     lambda v: base.hash_split('train', v),
   ):
     with pytest.raises(UserError, match=f'validation={validation!r} must satisfy'):
       find(validation)
 
 
-def test_a_hash_of_the_name_decides():
-  things = [f'thing {n}' for n in range(4000)]
+def test_a_hash_of_the_name_determines_the_split():
+  items = [f'item {n}' for n in range(4000)]
   small, large = (base.hash_split('validation', share) for share in (0.05, 0.2))
   train = base.hash_split('train', 0.05)
-  assert all(small(t) != train(t) for t in things)
-  assert all(large(t) for t in things if small(t))
-  assert 0.04 < sum(map(small, things)) / len(things) < 0.06
+  assert all(small(t) != train(t) for t in items)
+  assert all(large(t) for t in items if small(t))
+  assert 0.04 < sum(map(small, items)) / len(items) < 0.06
   with pytest.raises(UserError, match='validation=0 must satisfy 0 < validation < 1'):
     base.hash_split('train', 0)
 
@@ -65,19 +65,20 @@ def test_a_fraction_is_decimal():
     for percent in range(1, 100):
       aside = -(-percent * count // 100)  # in integers, rounded up
       if aside < count:
-        assert base.share_bounds('validation', count, percent / 100, 'rows') == (
+        assert base.split_bounds('validation', 'all.txt', count, percent / 100, 'rows') == (
           count - aside,
           count,
         )
-        assert base.share_bounds('train', count, percent / 100, 'rows') == (0, count - aside)
-  assert base.share_bounds('validation', 8, 0.125, 'rows') == (7, 8)
-  assert base.share_bounds('validation', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
+        bounds = base.split_bounds('train', 'all.txt', count, percent / 100, 'rows')
+        assert bounds == (0, count - aside)
+  assert base.split_bounds('validation', 'all.txt', 8, 0.125, 'rows') == (7, 8)
+  assert base.split_bounds('validation', 'all.txt', 10**7, 1e-7, 'rows') == (10**7 - 1, 10**7)
 
 
 @pytest.mark.parametrize(
   'names', ['run[1]', 'run[1]/[ab]', 'a?b', 'x*', '**', 'back\\slash', '[!a]']
 )
-def test_a_folder_that_is_there_is_no_pattern(tmp_path, names):
+def test_an_existing_folder_is_no_pattern(tmp_path, names):
   wanted = tmp_path / names
   wanted.mkdir(parents=True)
   for other in ('run1/a', 'run1', 'axb', 'xy', 'x/y', 'backslash', 'b'):
@@ -85,15 +86,15 @@ def test_a_folder_that_is_there_is_no_pattern(tmp_path, names):
     (tmp_path / other / 'train.txt').write_text('another')
   (wanted / 'train.txt').write_text('wanted')
   for pattern in ('*.txt', 't[r]ain.txt', '{split}.txt', '{split}*', 'tr?in.txt'):
-    (found,) = base.split_files('train', f'{wanted}/{pattern}', 'files')
-    assert found.samefile(wanted / 'train.txt'), pattern
+    (path,) = base.split_files('train', f'{wanted}/{pattern}', 'files')
+    assert path.samefile(wanted / 'train.txt'), pattern
   with pytest.raises(UserError, match=r"did you mean 'train\.txt'\?\); available: 'train\.txt'$"):
     base.split_files('trein', f'{wanted}/{{split}}.txt', 'files')
 
 
-def test_a_folder_that_is_not_there_may_be_a_pattern(tmp_path):
+def test_a_missing_folder_may_be_a_pattern(tmp_path):
   for name in ('a1', 'a2', 'b1'):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'x.txt').write_text(name)
-  found = base.split_files('train', f'{tmp_path}/a[12]/*.txt', 'files')
-  assert [file.parent.name for file in found] == ['a1', 'a2']
+  files = base.split_files('train', f'{tmp_path}/a[12]/*.txt', 'files')
+  assert [file.parent.name for file in files] == ['a1', 'a2']

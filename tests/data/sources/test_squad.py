@@ -9,8 +9,8 @@ from lm.errors import UserError
 
 
 def question(name, *answers):
-  found = [{'text': text, 'answer_start': start} for text, start in answers]
-  return {'id': name, 'question': f'{name}?', 'answers': found}
+  marked = [{'text': text, 'answer_start': start} for text, start in answers]
+  return {'id': name, 'question': f'{name}?', 'answers': marked}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def write(tmp_path):
   return write
 
 
-def test_both_layouts_give_the_same_questions(write):
+def test_both_layouts_have_the_same_questions(write):
   context = '𝄞 is a clef.'
   files = write((context, question('what', ('clef', 7), ('a clef', 5)), question('who')))
   expected = [
@@ -52,7 +52,7 @@ def test_a_context_is_not_divided_between_splits(write):
 
 
 @pytest.mark.parametrize('answer', [('clef', 6), ('clef', -5), ('', 0), ('clef', 99)])
-def test_an_answer_elsewhere_is_reported(write, answer):
+def test_a_misplaced_answer_is_reported(write, answer):
   for file in write(('x is a clef.', question('q7', answer))):
     with pytest.raises(UserError, match=rf"question 'q7': the answer '{answer[0]}' is not at"):
       squad('train', file)
@@ -101,12 +101,12 @@ def test_fields_of_other_types_are_reported(changes, message, tmp_path):
   assert '\n' not in str(error.value)
 
 
-def test_answers_may_be_two_lists_side_by_side(tmp_path):
+def test_answers_may_be_an_object_of_two_lists(tmp_path):
   answers = {'text': ['clef', 'a clef'], 'answer_start': [7, 5]}
   asked = {'id': 'q7', 'context': 'x is a clef.', 'question': 'what?', 'answers': answers}
   (tmp_path / 'a.jsonl').write_text(json.dumps(asked))
-  (found,) = squad('train', str(tmp_path / 'a.jsonl'))
-  assert found['answers'] == [{'text': 'clef', 'start': 7}, {'text': 'a clef', 'start': 5}]
+  (question,) = squad('train', str(tmp_path / 'a.jsonl'))
+  assert question['answers'] == [{'text': 'clef', 'start': 7}, {'text': 'a clef', 'start': 5}]
 
 
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='needs the folder LM_DATA')
@@ -120,9 +120,9 @@ def test_answers_may_be_two_lists_side_by_side(tmp_path):
   ],
 )
 def test_real_questions(file, split, questions, unanswerable):
-  found = squad(split, f'$LM_DATA/{file}')
-  assert len(found) == questions
-  assert sum(not q['answers'] for q in found) == unanswerable
+  examples = squad(split, f'$LM_DATA/{file}')
+  assert len(examples) == questions
+  assert sum(not q['answers'] for q in examples) == unanswerable
 
 
 def test_misplaced_answers_may_be_skipped_and_are_counted(write):
@@ -134,12 +134,14 @@ def test_misplaced_answers_may_be_skipped_and_are_counted(write):
     question('without'),
   )
   for file in write(paragraph):
-    found = squad('train', file, misplaced='skip')
-    answers = {q['id']: [(a['text'], a['start']) for a in q['answers']] for q in found}
-    # A question of which no answer is left does not become one that has none.
+    examples = squad('train', file, misplaced='skip')
+    answers = {q['id']: [(a['text'], a['start']) for a in q['answers']] for q in examples}
+    # A question that loses all its answers does not become an unanswerable question.
     assert answers == {'right': [('clef', 7)], 'one of two': [('a', 5)], 'without': []}
-    assert found.note.startswith('2 misplaced answers are skipped, the first: ')
-    assert f"{file}: question 'one of two': the answer 'clef' is not at character 3" in found.note
+    assert examples.note.startswith('2 misplaced answers are skipped, the first: ')
+    assert (
+      f"{file}: question 'one of two': the answer 'clef' is not at character 3" in examples.note
+    )
     with pytest.raises(UserError, match="misplaced='skip'"):
       squad('train', file)
   with pytest.raises(UserError, match=r"misplaced='skp' .did you mean 'skip'"):
@@ -148,7 +150,7 @@ def test_misplaced_answers_may_be_skipped_and_are_counted(write):
     assert squad('train', file, misplaced='skip').note == ''
 
 
-def test_what_is_skipped_is_in_the_note_of_the_rows(write, section):
+def test_the_note_of_rows_counts_skipped_answers(write, section):
   file, _ = write(('x is a clef.', question('a', ('clef', 7)), question('b', ('clef', 99))))
   data = section(
     f'lm.data.sources:squad(files={file!r}, misplaced="skip")',

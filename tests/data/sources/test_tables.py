@@ -6,7 +6,7 @@ import os
 import pytest
 
 from lm.data.sources import parallel, table
-from lm.data.sources.byte_spans import ByteSpans
+from lm.data.sources.base import ByteSpans
 from lm.errors import UserError
 
 COLUMNS = {'text': 'text', 'label': 'label'}
@@ -31,23 +31,23 @@ def test_tsv_is_not_quoted(write):
   ]
 
 
-def test_csv_is_read_as_the_standard_library_reads_it(write, tmp_path):
+def test_csv_is_read_as_by_the_standard_library(write, tmp_path):
   rows = [['a, b', 'x'], ['two\nlines', 'y'], ['"quoted"', 'z'], [' plain ', '""'], ['\n', 'v']]
   with (tmp_path / 'a.csv').open('w', newline='') as f:
     csv.writer(f).writerows([['text', 'label'], *rows])
-  found = list(ByteSpans([tmp_path / 'a.csv'], ['record']))[1:]
-  assert [next(csv.reader([record])) for record in found] == rows
+  records = list(ByteSpans([tmp_path / 'a.csv'], ['record']))[1:]
+  assert [next(csv.reader([record])) for record in records] == rows
   kept = table('train', str(tmp_path / 'a.csv'), COLUMNS, empty='skip')
   assert [[e['text'], e['label']] for e in kept] == rows[:4]
 
 
-def test_json_lines(write):
+def test_json_lines_are_read(write):
   records = [{'text': 'a', 'label': 3, 'ok': True}, {'text': 'b', 'label': 'x', 'ok': False}]
   packed = gzip.compress('\n'.join(map(json.dumps, records)).encode())
   file = write(packed, 'a.jsonl.gz')
-  found = list(table('train', file, COLUMNS | {'fine': 'ok'}))
-  assert found[0] == {'text': 'a', 'label': '3', 'fine': 'true'}
-  assert found[1] == {'text': 'b', 'label': 'x', 'fine': 'false'}
+  examples = list(table('train', file, COLUMNS | {'fine': 'ok'}))
+  assert examples[0] == {'text': 'a', 'label': '3', 'fine': 'true'}
+  assert examples[1] == {'text': 'b', 'label': 'x', 'fine': 'false'}
 
 
 def test_a_byte_order_mark_is_skipped(write):
@@ -63,7 +63,7 @@ def test_columns_that_name_no_field_are_reported(write, columns):
     table('train', write('text\na\n'), columns)
 
 
-def test_columns_are_joined_and_lists_and_numbers_kept(write):
+def test_columns_are_joined_and_lists_and_numbers_stay(write):
   file = write('label\ttitle\tbody\tscore\n1\tTitle\tBody\t2.5\n2\t\tAlone\t-1\n')
   columns = {'text': ('title', 'body'), 'value': 'score'}
   assert list(table('train', file, columns, join=': ')) == [
@@ -74,7 +74,7 @@ def test_columns_are_joined_and_lists_and_numbers_kept(write):
   assert table('train', file, {'turns': 'said'})[0] == {'turns': ['Hi.', 'Hello.']}
 
 
-def test_splits_of_tables_with_a_header_each(write, tmp_path):
+def test_each_file_of_a_split_has_a_header(write, tmp_path):
   write('text\tlabel\na\t0\nb\t0\n', 'train.tsv')
   write('label\ttext\n1\tc\n1\td\n', 'val.tsv')
 
@@ -143,21 +143,21 @@ def test_user_errors_are_reported_with_file_and_line(write, kind):
   ],
 )
 def test_real_tables(files, split, columns, count, labels):
-  found = list(table(split, f'$LM_DATA/{files}', columns))
-  assert len(found) == count and all(example.keys() == columns.keys() for example in found)
+  examples = list(table(split, f'$LM_DATA/{files}', columns))
+  assert len(examples) == count and all(example.keys() == columns.keys() for example in examples)
   if labels is not None:
-    seen = {example['label'] for example in found}
+    seen = {example['label'] for example in examples}
     assert labels in (seen, len(seen))
 
 
-def test_a_row_of_empty_cells_is_a_row_and_a_blank_line_is_none(write):
+def test_a_row_of_empty_cells_counts_and_a_blank_line_does_not(write):
   content = 'text\tlabel\na\t1\n\t\n\n  \nb\t0\n'
   assert len(table('train', write(content), COLUMNS)) == 3
   kept = table('train', write(content), COLUMNS, empty='skip')
   assert [e['text'] for e in kept] == ['a', 'b']
 
 
-def test_rows_that_are_skipped_are_counted(write):
+def test_skipped_rows_are_counted(write):
   content = 'text\tlabel\na\t1\n\t2\nb\t0\n'
   note = '1 rows with an empty field are skipped'
   assert table('train', write(content), COLUMNS, empty='skip').note == note

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lm.data.sources import byte_spans, columns, python_docs, text
+from lm.data.sources import base, columns, python_docs, text
 from lm.errors import UserError
 
 
@@ -23,25 +23,25 @@ def write(folder, name, content):
 
 
 def test_one_document_is_cut_by_characters(tmp_path):
-  whole = 'a中🎉b' * 25
-  file = write(tmp_path, 'a.txt', whole)
-  assert texts(text('train', file, validation=0.1)) == [whole[:90]]
-  assert texts(text('validation', file, validation=0.1)) == [whole[90:]]
-  assert texts(text('train', file)) == [whole]
+  content = 'a中🎉b' * 25
+  file = write(tmp_path, 'a.txt', content)
+  assert texts(text('train', file, validation=0.1)) == [content[:90]]
+  assert texts(text('validation', file, validation=0.1)) == [content[90:]]
+  assert texts(text('train', file)) == [content]
 
 
-def test_one_document_is_cut_by_characters_wherever_it_is_looked_at(tmp_path, monkeypatch):
-  whole = ' \n' + 'a中🎉bé' * 25
-  file = write(tmp_path, 'a.txt', whole)
+def test_one_document_is_cut_by_characters_for_every_block_size(tmp_path, monkeypatch):
+  content = ' \n' + 'a中🎉bé' * 25
+  file = write(tmp_path, 'a.txt', content)
   for block in (1, 2, 3, 7, 1000):
-    monkeypatch.setattr(byte_spans, '_BLOCK', block)
+    monkeypatch.setattr(base, '_BLOCK', block)
     for share in (0.01, 0.3, 0.99):
-      cut = int(len(whole) * (1 - share))
-      assert texts(text('train', file, validation=share)) == [whole[:cut]]
-      assert texts(text('validation', file, validation=share)) == [whole[cut:]]
+      cut = int(len(content) * (1 - share))
+      assert texts(text('train', file, validation=share)) == [content[:cut]]
+      assert texts(text('validation', file, validation=share)) == [content[cut:]]
 
 
-def test_several_documents_are_cut_by_documents(tmp_path):
+def test_several_documents_are_divided_by_documents(tmp_path):
   for n in range(10):
     write(tmp_path, f'{n}.txt', f'text {n}')
   names = str(tmp_path / '*.txt')
@@ -49,22 +49,22 @@ def test_several_documents_are_cut_by_documents(tmp_path):
   assert texts(text('validation', names, validation=0.2)) == ['text 8', 'text 9']
 
 
-def test_lines_and_paragraphs(tmp_path):
+def test_documents_may_be_lines_or_paragraphs(tmp_path):
   file = write(tmp_path, 'a.txt', 'one\n  \ntwo\r\nthree\r\n\r\n\n\nfour\nfive')
   assert texts(text('train', file, documents='line')) == ['one', 'two', 'three', 'four', 'five']
   paragraphs = texts(text('train', file, documents='paragraph'))
   assert paragraphs == ['one\n  \ntwo\r\nthree', 'four\nfive']
 
 
-def test_json_lines_and_gzip_and_variables(tmp_path, monkeypatch):
+def test_json_lines_gzip_and_variables_are_read(tmp_path, monkeypatch):
   records = [{'text': f'line {n}\nmore', 'label': n} for n in range(4)]
   lines = '\n'.join(map(json.dumps, records)) + '\n\n'
   write(tmp_path, 'b.jsonl', lines)
   write(tmp_path, 'c.jsonl.gz', gzip.compress(lines.encode()))
   write(tmp_path, 'd.txt.gz', gzip.compress(b'unpacked'))
   monkeypatch.setenv('CORPUS', str(tmp_path))
-  found = texts(text('train', ('$CORPUS/b.jsonl', '${CORPUS}/c.*', '$CORPUS/d.txt.gz')))
-  assert found == 2 * [r['text'] for r in records] + ['unpacked']
+  documents = texts(text('train', ('$CORPUS/b.jsonl', '${CORPUS}/c.*', '$CORPUS/d.txt.gz')))
+  assert documents == 2 * [r['text'] for r in records] + ['unpacked']
 
 
 def test_the_fingerprint_follows_the_files(tmp_path):
@@ -144,7 +144,7 @@ def test_a_damaged_gzip_file_is_reported(tmp_path):
       text('train', write(tmp_path, 'a.txt.gz', content))
 
 
-def test_parquet_columns(tmp_path):
+def test_parquet_columns_are_read(tmp_path):
   for name, start in (('a', 0), ('b', 10)):
     rows = [f'row {start + n}' for n in range(10)]
     table = pyarrow.table({'id': list(range(10)), 'body': rows})
@@ -160,7 +160,7 @@ def test_parquet_columns(tmp_path):
     columns('train', names, text='id')
 
 
-def test_json_lines_columns(tmp_path):
+def test_keys_of_json_lines_are_read(tmp_path):
   file = write(tmp_path, 'a.jsonl', '{"body": "one"}\n{"body": "two"}\n')
   assert texts(columns('train', file, text='body', validation=0.5)) == ['one']
   with pytest.raises(UserError, match="no key 'text'; available: 'body'"):
@@ -189,7 +189,7 @@ def test_python_docs_are_english_prose_of_two_megabytes():
   assert sum(character.isascii() for character in everything) / size > 0.99
 
 
-def test_python_docs_keep_their_side_and_order():
+def test_python_docs_keep_their_split_and_order():
   small, large = (texts(python_docs('validation', validation=v)) for v in (0.05, 0.2))
   assert set(small) < set(large)
   assert python_docs('train').fingerprint == python_docs('validation').fingerprint
@@ -197,7 +197,7 @@ def test_python_docs_keep_their_side_and_order():
     python_docs('test')
 
 
-def test_python_docs_import_nothing_they_read():
+def test_python_docs_do_not_import_the_modules_they_read():
   program = (
     'import sys\n'
     'from lm.data.sources.embedded.python_library import python_docs\n'

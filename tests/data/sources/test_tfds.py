@@ -13,7 +13,7 @@ from lm.data.sources.tfds import _builder, _missing_downloads, _offline
 from lm.errors import UserError
 from lm.text import tokenizers
 
-# In a process of its own: the builder is registered by being defined, and what is imported counts.
+# In its own process, as the definition registers the builder, and the test checks the imports.
 BUILDER = """
   import sys
   import tensorflow_datasets as tfds
@@ -55,11 +55,11 @@ def python(program, *arguments):
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  """A directory with a builder of our own, prepared by its source without TensorFlow."""
+  """Returns a directory with a builder that is prepared from its source without TensorFlow."""
   folder = tmp_path_factory.mktemp('tfds')
   run = python(textwrap.dedent(BUILDER) + textwrap.dedent(READ), folder)
   assert run.returncode == 0, run.stderr
-  assert run.stdout == 'False False\n'  # nothing else on stdout, and nothing heavy imported
+  assert run.stdout == 'False False\n'  # no other output on stdout, and no slow imports
   return folder
 
 
@@ -85,11 +85,11 @@ def test_splits_are_renamed_and_cut(section, data_dir):
   train = read(section, data_dir, 'train', splits=splits)
   validation = read(section, data_dir, 'validation', splits=splits)
   assert (train.documents, validation.documents) == (15, 5)
-  whole = read(section, data_dir, 'train')
-  assert train.bytes + validation.bytes == whole.bytes
+  entire = read(section, data_dir, 'train')
+  assert train.bytes + validation.bytes == entire.bytes
 
 
-def test_features_are_fields_and_classes_go_by_their_names(data_dir):
+def test_features_become_fields_and_classes_become_names(data_dir):
   columns = {'text': 'body', 'label': 'mood'}
   examples = tfds('train', name='tiny_lines', data_dir=str(data_dir), columns=columns)
   odd = {f'línea {n}': 'low' if n % 2 == 0 else 'high' for n in range(20)}
@@ -114,7 +114,7 @@ def test_user_errors_are_reported_in_one_line(section, data_dir, split, argument
   assert '\n' not in str(e.value)
 
 
-def test_a_download_without_network_says_where_the_file_goes(section, tmp_path, monkeypatch):
+def test_without_network_the_error_names_the_place_of_the_file(section, tmp_path, monkeypatch):
   monkeypatch.setattr(sys.modules['lm.data.sources.tfds'], '_offline', lambda urls: True)
   where = rf'put https://.*/input\.txt at {tmp_path}/downloads/manual/input\.txt.*:text'
   with pytest.raises(UserError, match=where):
@@ -127,7 +127,7 @@ def test_a_host_that_does_not_resolve_is_offline():
 
 
 def manual_file(folder):
-  """Returns the path at which the one file of tiny_shakespeare is found without a download."""
+  """Returns the path where tiny_shakespeare looks for its file before a download."""
   file = folder / 'downloads' / 'manual' / 'input.txt'
   file.parent.mkdir(parents=True)
   return file
@@ -145,7 +145,7 @@ def test_only_missing_files_are_downloaded(tmp_path):
   assert _missing_downloads(builder, tmp_path) == {}
 
 
-def test_another_file_put_in_the_place_of_a_download_is_refused(section, tmp_path):
+def test_a_wrong_file_in_place_of_a_download_is_rejected(section, tmp_path):
   manual_file(tmp_path).write_text('something else')
   with pytest.raises(UserError, match=r'https://.* has wrong checksum: .*86c4e6aa9db7c04.*f41f3fa'):
     read(section, tmp_path, 'train', name='tiny_shakespeare', text='text')
@@ -158,7 +158,7 @@ def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
   parts = path(tmp_path, name='tiny_shakespeare', text='text')
   run = python(
     'import sys\n'
-    'from lm.config.base import resolve\n'
+    'from lm.config import resolve\n'
     'from lm.errors import UserError\n'
     'try:\n'
     "  print(len(resolve.resolve(sys.argv[1], 'source')('train')[0]['text']))\n"
@@ -184,7 +184,7 @@ def test_tiny_shakespeare_is_prepared_from_a_placed_file(section, tmp_path):
     ({'text': 'body'}, r"'unlabeled', example 1 \(from 0\): 'body' is not UTF-8 at byte 8"),
   ],
 )
-def test_a_label_that_is_withheld_is_no_class_and_bytes_are_no_text(data_dir, columns, message):
+def test_unpublished_labels_and_bytes_that_are_no_text_are_reported(data_dir, columns, message):
   examples = tfds('unlabeled', name='tiny_lines', data_dir=str(data_dir), columns=columns)
   with pytest.raises(UserError, match=message):
     examples[1]

@@ -1,13 +1,14 @@
 """Embedded examples in many languages, from the Unicode CLDR in Babel (extra `cldr`).
 
-An example is a function of the split and its index. A hash of a date, a number or a name determines
-its split.
+An example is a function of its split and its index. The split of a date, a number or a name is
+determined by a hash.
 """
 
 import collections
 import datetime
 import decimal
 import functools
+import itertools
 import platform
 import random
 import re
@@ -40,13 +41,13 @@ def dates(
   years: tuple[int, int] = (1900, 2100),
   validation: float = 0.05,
 ) -> LazySequence:
-  """Returns {'source', 'target'}: a date as written in a language, and as YYYY-MM-DD.
+  """Returns {'source', 'target'}: a date in a format of a language, and as YYYY-MM-DD.
 
-  The formats are CLDR's full, long, medium and short, without ambiguous ones: 03/04/2021 leaves the
-  month open, and 4.3.21 the century. A format thus has the full year, and either the month in
+  The formats are CLDR's full, long, medium and short, without ambiguous formats: 03/04/2021 leaves
+  the month open, and 4.3.21 the century. A format thus has the full year, and either the month in
   letters or the order year, month, day.
 
-  No date is in both splits, whatever its format and language.
+  No date is in both splits, in any format or language.
 
   Args:
     split: 'train' or 'validation'.
@@ -56,7 +57,7 @@ def dates(
     validation: the fraction of the dates set aside.
 
   Raises:
-    UserError: an unknown split or locale; no such years; Babel is not installed.
+    UserError: an unknown split or locale; invalid years; Babel is not installed.
   """
   in_split = hash_split(split, validation)
   babel = _babel()
@@ -82,15 +83,15 @@ def numbers(
   size: int = 40_000,
   validation: float = 0.05,
 ) -> LazySequence:
-  """Returns {'source', 'target'}: a number as written in two languages.
+  """Returns {'source', 'target'}: a number in the formats of two languages.
 
-  It is a plain number, a percentage, an amount of money or a measure with its unit:
+  Formats are plain numbers, percentages, amounts of money and measures with a unit, such as
   '1,234.5 kilometers' and '1.234,5 Kilometer'. Spaces follow CLDR; some are no-break spaces.
 
   Args:
     split: 'train' or 'validation'; no number occurs in both.
-    source_language: a CLDR locale.
-    target_language: another.
+    source_language: CLDR locale of the source.
+    target_language: CLDR locale of the target.
     size: examples of 'train'; 'validation' has the fraction `validation` of them.
     validation: the fraction of the numbers set aside.
 
@@ -105,8 +106,8 @@ def numbers(
     rng = random.Random(f'{split} {index}')
 
     def candidate() -> decimal.Decimal:
-      digits = rng.randrange(1, 10 ** rng.randint(1, 8))
-      return decimal.Decimal(digits) / 10 ** rng.choice((0, 0, 1, 2))
+      digits = decimal.Decimal(rng.randrange(1, 10 ** rng.randint(1, 8)))
+      return digits / 10 ** rng.choice((0, 0, 1, 2))
 
     number = _sample(candidate, in_split)
     write = rng.choice(rng.choice(kinds))
@@ -120,12 +121,12 @@ def names(
 ) -> LazySequence:
   """Returns {'source', 'target'}: names of territories, languages and currencies in two languages.
 
-  Ambiguous names with several translations are skipped.
+  Names with several translations are skipped.
 
   Args:
     split: 'train' or 'validation', by a hash of the source.
-    source_language: a CLDR locale.
-    target_language: another.
+    source_language: CLDR locale of the source.
+    target_language: CLDR locale of the target.
     validation: the fraction of the names set aside.
 
   Raises:
@@ -133,15 +134,15 @@ def names(
   """
   in_split = hash_split(split, validation)
   sources, targets = _names(_locale(source_language)), _names(_locale(target_language))
-  translations = collections.defaultdict(set)
-  for code in sorted(sources.keys() & targets.keys()):
-    translations[sources[code]].add(targets[code])
-  pairs = [
-    {'source': source, 'target': min(found)}
-    for source, found in translations.items()
-    if len(found) == 1 and in_split(source)
+  codes = sorted(sources.keys() & targets.keys())
+  pairs = dict.fromkeys((sources[code], targets[code]) for code in codes)
+  translations = collections.Counter(source for source, _ in pairs)
+  examples = [
+    {'source': source, 'target': target}
+    for source, target in pairs
+    if translations[source] == 1 and in_split(source)
   ]
-  return LazySequence(len(pairs), pairs.__getitem__, _fingerprint())
+  return LazySequence(len(examples), examples.__getitem__, _fingerprint())
 
 
 def languages(
@@ -154,47 +155,47 @@ def languages(
 ) -> LazySequence:
   """Returns {'text', 'label'}: names of territories, languages and currencies, and their language.
 
-  A text has several names, as a single one may fit several languages. Names shared by two of the
-  languages are skipped.
+  A text has several names, as a single name may suit several languages. Names that occur in two of
+  the languages are skipped.
 
   Args:
     split: 'train' or 'validation'; no name occurs in both.
     languages: CLDR locales, used as labels.
     size: examples of 'train'; 'validation' has the fraction `validation` of them.
-    fewest: minimum number of names in a text.
-    most: maximum number of names in a text.
+    fewest: minimum of names in a text.
+    most: maximum of names in a text.
     validation: the fraction of the names set aside.
 
   Raises:
     UserError: an unknown split or locale; a language with too few names; Babel is not installed.
   """
   in_split = hash_split(split, validation)
-  found = {language: set(_names(_locale(language)).values()) for language in languages}
-  spread = collections.Counter(name for of_one in found.values() for name in of_one)
-  own = {
-    language: sorted(name for name in of_one if spread[name] == 1 and in_split(name))
-    for language, of_one in found.items()
+  in_language = {language: set(_names(_locale(language)).values()) for language in languages}
+  occurrences = collections.Counter(itertools.chain.from_iterable(in_language.values()))
+  unique = {
+    language: sorted(name for name in names if occurrences[name] == 1 and in_split(name))
+    for language, names in in_language.items()
   }
-  for language, of_one in own.items():
-    if not 1 <= fewest <= most <= len(of_one):
+  for language, names in unique.items():
+    if not 1 <= fewest <= most <= len(names):
       raise UserError(
-        f'data.source: fewest={fewest}, most={most}: {language!r} has {len(of_one)} names in '
-        f'{split!r}; required: 1 <= fewest <= most <= {len(of_one)}'
+        f'data.source: fewest={fewest}, most={most}: {language!r} has {len(names)} names in '
+        f'{split!r}; required: 1 <= fewest <= most <= {len(names)}'
       )
 
   def make(index: int) -> Example:
     rng = random.Random(f'{split} {index}')
-    label = rng.choice(list(own))
-    return {'text': ', '.join(rng.sample(own[label], rng.randint(fewest, most))), 'label': label}
+    label = rng.choice(list(unique))
+    return {'text': ', '.join(rng.sample(unique[label], rng.randint(fewest, most))), 'label': label}
 
   return LazySequence(_size(split, size, validation), make, _fingerprint())
 
 
 def _babel() -> Any:
-  """Returns Babel.
+  """Returns the package Babel.
 
   Raises:
-    UserError: it is not installed.
+    UserError: Babel is not installed.
   """
   try:
     import babel
@@ -221,19 +222,18 @@ def _unambiguous(locale: Any) -> list[str]:
   kept: dict[str, str] = {}
   for style in ('full', 'long', 'medium', 'short'):
     pattern = re.sub("'[^']*'", '', locale.date_formats[style].pattern)
-    has_full_year = not re.search('(?<!y)yy(?!y)', pattern)
-    in_letters = re.search('MMM|LLL', pattern)
-    in_order = re.fullmatch('[^yMLd]*y+[^yMLd]*[ML]+[^yMLd]*d+[^yMLd]*', pattern)
-    if has_full_year and (in_letters or in_order):
-      kept.setdefault(pattern, style)  # some lengths are the same
+    month_in_letters = re.search('MMM|LLL', pattern)
+    year_month_day = re.fullmatch('[^yMLd]*y+[^yMLd]*[ML]+[^yMLd]*d+[^yMLd]*', pattern)
+    if (month_in_letters or year_month_day) and not re.search('(?<!y)yy(?!y)', pattern):
+      kept.setdefault(pattern, style)  # some lengths have the same format
   return list(kept.values())
 
 
 def _number_formats(locales: Sequence[Any]) -> list[list[Callable[..., str]]]:
-  """Returns functions `(number, locale=) -> str` by kind: numbers, percentages, money, measures."""
+  """Returns functions `(number, locale=) -> str` for numbers, percentages, money, and measures."""
   write = _babel().numbers
   measure = functools.partial(functools.partial, _babel().units.format_unit)
-  # Babel lacks the long names of some units and writes their identifiers.
+  # For some units Babel has no long name and returns their identifier.
   measures = [
     measure(measurement_unit=unit)
     for unit in _MEASURES
