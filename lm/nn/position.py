@@ -62,10 +62,77 @@ def rope(theta: float = 10000.0) -> Position:
   Source: Su et al. 2021 (RoFormer), section 3.2. GPT-NeoX and Llama on Hugging Face pair the halves
   of a head in this way too.
   """
+  return _rotary(lambda K: _frequencies(K, theta))
+
+
+def rope_linear(theta: float, factor: float) -> Position:
+  """`rope` of positions that are divided by `factor` (Chen et al. 2023, position interpolation)."""
+  return _rotary(lambda K: _frequencies(K, theta) / factor)
+
+
+def rope_llama3(
+  theta: float, factor: float, low: float, high: float, original_context: int
+) -> Position:
+  """`rope` of Llama 3.1: long wavelengths are divided by `factor`, short ones stay.
+
+  Args:
+    theta: as in `rope`.
+    factor: of the longer context.
+    low: wavelengths above original_context / low are divided by `factor`.
+    high: wavelengths below original_context / high stay; between the two it is interpolated.
+    original_context: tokens of a row in pretraining.
+  """
+
+  def frequencies(K: int) -> Array:
+    f_K = _frequencies(K, theta)
+    turns_K = original_context * f_K / (2 * math.pi)
+    kept_K = jnp.clip((turns_K - low) / (high - low), 0, 1)
+    return kept_K * f_K + (1 - kept_K) * f_K / factor
+
+  return _rotary(frequencies)
+
+
+def rope_yarn(
+  theta: float,
+  factor: float,
+  original_context: int,
+  fast: float = 32.0,
+  slow: float = 1.0,
+  scale: float | None = None,
+) -> Position:
+  """`rope` with YaRN (Peng et al. 2023, sections 3.2 to 3.4).
+
+  Args:
+    theta: as in `rope`.
+    factor: of the longer context.
+    original_context: tokens of a row in pretraining.
+    fast: dimensions that turn more often over `original_context` stay.
+    slow: dimensions that turn less often are divided by `factor`; between the two it is
+      interpolated.
+    scale: multiplies queries and keys; None for 0.1 log(factor) + 1.
+  """
+
+  def frequencies(K: int) -> Array:
+    def dimension(turns: float) -> float:
+      return K * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = max(math.floor(dimension(fast)), 0), min(math.ceil(dimension(slow)), K - 1)
+    places_K = jnp.arange(K // 2, dtype=jnp.float32)
+    divided_K = jnp.clip((places_K - first) / max(last - first, 0.001), 0, 1)
+    f_K = _frequencies(K, theta)
+    return divided_K * f_K / factor + (1 - divided_K) * f_K
+
+  return _rotary(frequencies, 0.1 * math.log(factor) + 1 if scale is None else scale)
+
+
+def _rotary(frequencies: Callable[[int], Array], scale: float = 1.0) -> Position:
+  """Returns the scheme that turns pairs of a head of size K by these (K/2,) frequencies."""
 
   def rotate(x_BTHK: Array, positions_BT: Array) -> Array:
-    angles = positions_BT[..., None] * _frequencies(x_BTHK.shape[-1], theta)[None, None]
+    angles = positions_BT[..., None] * frequencies(x_BTHK.shape[-1])[None, None]
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    if scale != 1:
+      cos, sin = cos * scale, sin * scale
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHK.dtype)

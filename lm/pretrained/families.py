@@ -48,7 +48,7 @@ class _Reader:
   """Reads the keys of a config.json, and refuses those with a value that is not understood."""
 
   def __init__(self, values: Mapping[str, Any]):
-    self._values, self._used = values, set()
+    self._values = values
 
   def get(self, key: str, default: Any = None) -> Any:
     """Returns the value of a key, or the default where it is absent or null."""
@@ -116,7 +116,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def _path(function: str, **arguments: Any) -> str:
-  given = ', '.join(f'{key}={json.dumps(value)}' for key, value in arguments.items())
+  given = ', '.join(
+    f'{key}={json.dumps(value)}' for key, value in arguments.items() if value is not None
+  )
   return f'{function}({given})' if given else function
 
 
@@ -202,7 +204,7 @@ def llama(hf: _Reader) -> Family:
     model.update({
       'vocab_size': V,
       'head_dim': K,
-      'position': _rope(hf, K),
+      'position': _rope(hf),
       'norm': _path('lm.nn.layers:RMSNorm', epsilon=hf.get('rms_norm_eps', 1e-6)),
       'mlp': _path('lm.nn.layers:GatedMlp', activation=activation),
       'tie_embeddings': tied,
@@ -236,14 +238,39 @@ def llama(hf: _Reader) -> Family:
   return Family(model, tuple(entries), 'model.', _no_buffers, 'lm_head.weight' if tied else None)
 
 
-def _rope(hf: _Reader, head_dim: int) -> str:
+def _rope(hf: _Reader) -> str:
   """Returns the position scheme of rotary embeddings; keys differ by version of transformers."""
-  parameters = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
-  theta = float(parameters.get('rope_theta', hf.get('rope_theta', 10000.0)))
-  kind = parameters.get('rope_type', parameters.get('type', 'default'))
-  if kind != 'default':
-    raise UserError(f'config.json: rope_scaling of type {kind!r} is not supported')
-  return _path('lm.nn.position:rope', theta=theta)
+  values = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
+  theta = float(values.get('rope_theta', hf.get('rope_theta', 10000.0)))
+  kind = values.get('rope_type', values.get('type', 'default'))
+  factor = values.get('factor', 1.0)
+  original = values.get('original_max_position_embeddings', hf.get('max_position_embeddings'))
+  if kind == 'default':
+    return _path('lm.nn.position:rope', theta=theta)
+  if kind == 'linear':
+    return _path('lm.nn.position:rope_linear', theta=theta, factor=factor)
+  if kind == 'llama3' and {'low_freq_factor', 'high_freq_factor'} <= values.keys():
+    low, high = values['low_freq_factor'], values['high_freq_factor']
+    return _path(
+      'lm.nn.position:rope_llama3',
+      theta=theta,
+      factor=factor,
+      low=low,
+      high=high,
+      original_context=original,
+    )
+  refused = ('mscale', 'mscale_all_dim', 'truncate') if kind == 'yarn' else (kind,)
+  if kind == 'yarn' and not any(values.get(key) for key in refused):
+    return _path(
+      'lm.nn.position:rope_yarn',
+      theta=theta,
+      factor=factor,
+      original_context=original,
+      fast=values.get('beta_fast') or 32,
+      slow=values.get('beta_slow') or 1,
+      scale=values.get('attention_factor'),
+    )
+  raise UserError(f'config.json: rope_scaling={values!r} is not supported')
 
 
 FAMILIES: dict[str, Callable[[_Reader], Family]] = {'gpt2': gpt2, 'llama': llama}

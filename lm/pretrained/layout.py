@@ -5,7 +5,7 @@ transforms are permutations of elements: a round trip keeps every byte.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -146,7 +146,7 @@ def export_tensors(
   entries: Sequence[Entry], params: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """Returns the tensors by name, in the order of the entries."""
-  found = {}
+  found: dict[str, np.ndarray] = {}
   for entry in entries:
     x = params[entry.path]
     for names, layer in zip(entry.tensor_names(), x if entry.layers else [x], strict=True):
@@ -187,10 +187,3 @@ def check_tensors(
   if lines:
     more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
     raise UserError(f'{source} does not fit its config: {"; ".join(lines[:8])}{more}')
-
-
-def flat(params: Any) -> dict[str, Any]:
-  """Returns nested parameters by path."""
-  from flax.traverse_util import flatten_dict
-
-  return flatten_dict(params, sep='/')

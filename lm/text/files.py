@@ -58,7 +58,7 @@ def glob_files(path: pathlib.Path) -> list[pathlib.Path]:
   return list(map(pathlib.Path, glob.glob(str(pattern), recursive=True)))
 
 
-def write_atomic(path: pathlib.Path, chunks: Iterable[bytes]) -> None:
+def write_atomic(path: pathlib.Path, chunks: Iterable[bytes | memoryview]) -> None:
   """Writes a file atomically: to a temporary name, flushed to the disk, then renamed to `path`.
 
   Raises:

@@ -23,6 +23,14 @@ LLAMA = {
   'hidden_size': 16, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2,
   'intermediate_size': 24, 'vocab_size': VOCAB, 'max_position_embeddings': 24,
 }  # fmt: skip
+
+
+def scaled(**rope):
+  """Returns a Llama with scaled rotary positions."""
+  config = transformers.LlamaConfig(**LLAMA, rope_parameters={'rope_theta': 100.0} | rope)
+  return transformers.LlamaForCausalLM, config
+
+
 MODELS = {
   'gpt2': (
     transformers.GPT2LMHeadModel,
@@ -36,7 +44,13 @@ MODELS = {
     transformers.LlamaForCausalLM,
     transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True, head_dim=8, rope_theta=500000.0),
   ),
-}
+  'llama_linear': scaled(rope_type='linear', factor=2.0),
+  'llama_31': scaled(
+    rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=24,
+  ),
+  'llama_yarn': scaled(rope_type='yarn', factor=2.0, original_max_position_embeddings=12),
+}  # fmt: skip
 
 
 def tokenizer() -> tokenizers.Tokenizer:
