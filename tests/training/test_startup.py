@@ -173,7 +173,7 @@ def test_metrics_of_a_set_are_known_by_name_before_a_step():
 
 def test_references_are_checked_before_there_are_outputs():
   classification(positive='b').check(['a', 'b'])
-  with pytest.raises(UserError, match="positive='c' is no label of the set"):
+  with pytest.raises(UserError, match="positive='c' does not occur among the labels"):
     classification(positive='c').check(['a', 'b'])
   with pytest.raises(UserError, match='it scores labels'):
     classification().check([['a'], ['b']])
