@@ -30,7 +30,7 @@ _ALL = slice(None)
 
 _DOMAIN = (1,)  # separates the random streams of transforms from those of shuffles
 _THREADS = 2
-AHEAD = 8  # batches made in advance
+AHEAD = 8  # spans of steps whose batches are made in advance
 # Up to this size NumPy's permutation of an epoch is cheap. Grain's permutation needs no memory, but
 # is slow below this size, as it walks through 2**16 indices to stay in range.
 _SMALL = 2**16
@@ -117,8 +117,8 @@ def batches_at(
   epochs, places = np.divmod(positions.ravel(), len(rows))
   indices = np.empty_like(places)
   for epoch in np.unique(epochs):
-    now = epochs == epoch
-    indices[now] = _shuffled(places[now], len(rows), seed, int(epoch))
+    in_epoch = epochs == epoch
+    indices[in_epoch] = _shuffled(places[in_epoch], len(rows), seed, int(epoch))
   keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
   flat = _transformed(rows.batch(indices), transforms, keys)
   return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
@@ -134,7 +134,8 @@ def _transformed(
   for b, key in enumerate(keys):
     row = {name: values[b] for name, values in batch.items()}
     for i, transform in enumerate(transforms):
-      # NumPy pads keys with zeros: without a domain, row 0 would have the stream of the shuffles.
+      # NumPy pads keys with zeros: without the spawn key, the first transform of row 0 would have
+      # the random stream of the epoch's shuffle, which is seeded by (seed, epoch).
       stream = np.random.SeedSequence((*key, i), spawn_key=_DOMAIN)
       row = transform(row, np.random.default_rng(stream))
     rows.append(row)
@@ -149,9 +150,10 @@ def train_batches(
   spans: Iterable[range],
   select: Select = _ALL,
 ) -> Iterator[tuple[range, NumpyBatch]]:
-  """Yields each span of steps with its batches, stacked on a first axis; threads make them ahead.
+  """Yields each span of steps with its batches, stacked on a first axis.
 
-  Errors in a thread are raised here. Closing the iterator ends the threads.
+  Threads prepare the batches in advance. Errors in a thread are raised here. Closing the iterator
+  ends the threads.
   """
 
   def make(span: range) -> tuple[range, NumpyBatch]:
@@ -167,9 +169,9 @@ def train_batches(
 def map_ahead(
   executor: concurrent.futures.Executor, fn: Callable[[A], B], items: Iterable[A], ahead: int
 ) -> Iterator[B]:
-  """Returns an iterator over `fn` of the items in order, and starts to compute the first results.
+  """Returns an iterator over the results of `fn` for each item, in order.
 
-  At most `ahead` results are computed in advance.
+  At most `ahead` results are computed in advance; the first ones start with the call itself.
   """
   waiting = iter(items)
   pending = collections.deque(

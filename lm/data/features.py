@@ -20,7 +20,7 @@ from lm.text.files import lone_surrogate
 POLICIES = ('error', 'truncate', 'skip')
 # Arrays of a chunk of examples: 'tokens/NAME', 'source/NAME' and 'values/NAME' hold the features,
 # 'tokens' and 'source' their lengths, and 'example' the index of their example in the chunk.
-# 'count' is the number of examples. 'long' has the numbers of examples that exceed data.seq_len,
+# 'count' is the number of examples. 'long' has three counts: the examples that exceed data.seq_len,
 # data.source_len, and either of them.
 Arrays = dict[str, np.ndarray]
 STREAMS = (TOKENS, SOURCE) = ('tokens', 'source')
@@ -33,7 +33,7 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   The task rejects texts with a lone surrogate, which a tokenizer cannot read.
 
   Raises:
-    UserError: the section names an unknown function; when the task is used: a text is damaged.
+    UserError: the section names an unknown function. The task itself raises it for such a text.
   """
   if data['converter'] is None:
     raise UserError(
@@ -42,8 +42,8 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   task = resolve.call(resolve.resolve(data['task'], 'data.task'), 'data.task')
 
   def checked(text: str) -> str:
-    if half := lone_surrogate(text):
-      raise UserError(f'data.source: a text of an example {half}')
+    if defect := lone_surrogate(text):
+      raise UserError(f'data.source: a text of an example {defect}')
     return text
 
   task = dataclasses.replace(
@@ -58,7 +58,9 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
 def encoder(
   data: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, where: Callable[[int], str]
 ) -> Callable[[Iterable[Example], int], Arrays]:
-  """Returns the function from examples, and the index of the first, to arrays of features.
+  """Returns the function `encode(examples, start)` that makes arrays of features.
+
+  `start` is the index of the first example.
 
   Args:
     data: keys task, converter, labels, seq_len, source_len, too_long of the data section.
@@ -66,7 +68,8 @@ def encoder(
     where: returns the name of the example at an index, for errors.
 
   Raises:
-    UserError: the section is wrong; when applied: an example is too long or unsuitable.
+    UserError: the section is wrong. `encode` raises it for an example that is too long or
+      unsuitable.
   """
   if data['too_long'] not in POLICIES:
     raise UserError(
@@ -97,7 +100,7 @@ def encoder(
 
 
 def length_limits(data: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-  """Returns the key of a data section that limits 'tokens' and 'source', and its value."""
+  """Returns {stream: (key, value)} of the keys of `data` that limit the lengths of the streams."""
   return {TOKENS: ('seq_len', data['seq_len']), SOURCE: ('source_len', data['source_len'])}
 
 
@@ -140,8 +143,8 @@ def apply_prompt_length_policy(
 ) -> Features | None:
   """Applies `apply_length_policy` to a prompt.
 
-  The prompt of a decoder is truncated from the left after its first token, to three quarters of the
-  row. The last quarter is for generation.
+  With the policy 'truncate', the prompt of a decoder keeps its first token and its last ones, three
+  quarters of a row in all. The last quarter of the row is for generation.
   """
   if not prompt.source and policy == 'truncate':
     limit = limits[TOKENS][1] - limits[TOKENS][1] // 4
@@ -187,11 +190,11 @@ def length_note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
 def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   """Writes arrays of features into a directory; returns entries of meta.json.
 
-  Arrays along rows are concatenated in 'STREAM.NAME.bin'; the others become .npy files. `fields`
-  holds their names, and `dtypes` the type of each array along rows.
+  Arrays with a value per token are concatenated in 'STREAM.NAME.bin'; the others become .npy files.
+  Of meta.json, `fields` has the names of all features, and `dtypes` the types of those per token.
 
   Raises:
-    UserError: a field along rows holds integers in some examples and floats in others.
+    UserError: a feature per token has integers in some examples and floats in others.
   """
   arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
   examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()

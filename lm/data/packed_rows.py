@@ -18,7 +18,7 @@ class Rows(abc.ABC):
   A row is a dict of arrays, as lm.types describes a batch without its first axis.
 
   Attributes:
-    tokens: count of targets, of tokens of features, or of pairs in all rows.
+    tokens: count over all rows: targets of text, tokens of features, or co-occurring pairs.
     documents: count of documents or examples.
     fingerprint: identifies the contents and the order of the rows on one machine.
     content: digest of the tokens, equal on every machine.
@@ -53,10 +53,10 @@ class Rows(abc.ABC):
 class PackedRows(Rows):
   """Rows of running text: parts of documents packed into T tokens.
 
-  A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. A part from the
-  middle of a document has the preceding token as its first input, at position 0. Its segment
-  contains no other token of the parts before. The bytes of a document are stored at its END, so
-  that their sum over all rows is the size of the text.
+  A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. If a part starts
+  inside a document, its first input is the preceding token of the document, at position 0. The part
+  is a segment of its own and sees nothing else of the document before it. The bytes of a document
+  are stored at its END, so that their sum over all rows is the size of the text.
 
   Attributes:
     bytes: UTF-8 bytes of all documents.
@@ -87,15 +87,15 @@ class PackedRows(Rows):
     starts, documents = plan.starts[parts], plan.documents[parts]
     lengths = plan.lengths[parts].astype(np.int64)
     position, place = _places(count, lengths, self.seq_len)
-    source = np.repeat(starts, lengths) + position
+    token_index = np.repeat(starts, lengths) + position
     part_ends = np.cumsum(lengths) - 1
     complete = starts + lengths == self._ends[documents]
     at_end = part_ends[complete] if place is None else place[part_ends[complete]]
     return {
       # The token before the first one of a document is the END of another document. Before the
       # very first one, index -1 wraps around to the END of the last document.
-      'inputs': _put(self._tokens[source - 1], place, shape, np.int32),
-      'targets': _put(self._tokens[source], place, shape, np.int32),
+      'inputs': _put(self._tokens[token_index - 1], place, shape, np.int32),
+      'targets': _put(self._tokens[token_index], place, shape, np.int32),
       'weights': _put(1, place, shape, np.float32),
       'segments': _put(np.repeat(nth + 1, lengths), place, shape, np.int32),
       'positions': _put(position, place, shape, np.int32),
@@ -117,7 +117,7 @@ class FeatureRows(Rows):
   arrays in the order of their segments. Weights are 1 if a converter returns none.
 
   Attributes:
-    example: (features,) int64, the index of the example of each Features.
+    example: (N,) int64, the index of the example that each of the N prepared Features comes from.
     note: number of examples that data.too_long skipped or truncated; '' for none.
     size: T plus, for an encoder-decoder, S.
   """
@@ -134,14 +134,14 @@ class FeatureRows(Rows):
     Args:
       place: directory of the files of lm.data.features.write_features.
       plan: directory of row_ends.npy and order.npy.
-      contexts: T and S, tokens in a row, and in a row of the encoder of an encoder-decoder.
+      contexts: T, the tokens in a row, and S, the tokens in a row of an encoder-decoder's encoder.
       meta: counts, and the names of the fields.
     """
     self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
     super().__init__(len(self._row_ends), plan.name, contexts[0], meta)
     self.example = _load(place / 'example.npy')
     self.note: str = meta.get('note', '')
-    self._most = int(np.diff(self._row_ends, prepend=0).max())
+    self._max_examples = int(np.diff(self._row_ends, prepend=0).max())
     fields = [name.split('/', 1) for name in meta['fields']]
     self._values = {f: _load(place / f'values.{f}.npy') for kind, f in fields if kind == 'values'}
     self._streams = []
@@ -159,19 +159,19 @@ class FeatureRows(Rows):
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     parts, count, nth = _parts_of_rows(self._row_ends, indices)
     features = self._order[parts]
-    per_example = (len(indices), self._most)
-    slot = np.repeat(np.arange(len(indices)) * self._most, count) + nth
+    per_example = (len(indices), self._max_examples)
+    slot = np.repeat(np.arange(len(indices)) * self._max_examples, count) + nth
     batch = {'examples': _put(features + 1, slot, per_example, np.int32)}
     for field, values in self._values.items():
       batch[field] = _put(values[features], slot, per_example, values.dtype)
     for prefix, arrays, all_lengths, starts, size in self._streams:
       lengths, shape = all_lengths[features], (len(indices), size)
       position, place = _places(count, lengths, size)
-      source = np.repeat(starts[features], lengths) + position
+      token_index = np.repeat(starts[features], lengths) + position
       batch[f'{prefix}segments'] = _put(np.repeat(nth + 1, lengths), place, shape, np.int32)
       batch[f'{prefix}positions'] = _put(position, place, shape, np.int32)
       for name, flat in arrays.items():
-        batch[name] = _put(flat[source], place, shape, flat.dtype)
+        batch[name] = _put(flat[token_index], place, shape, flat.dtype)
     if 'weights' not in batch and 'targets' in batch:
       batch['weights'] = (batch['segments'] > 0).astype(np.float32)
     return batch
@@ -195,7 +195,7 @@ def _places(
   Args:
     count: (B,) parts of each row.
     lengths: tokens of each part.
-    size: capacity of a row; None is returned for indices where all rows are full.
+    size: capacity of a row. If all rows are full, None is returned instead of the indices.
   """
   position = _within(lengths)
   used = np.add.reduceat(lengths, np.cumsum(count) - count)

@@ -93,11 +93,11 @@ def best_fit(ends: np.ndarray, seq_len: int, seed: int) -> PackingPlan:
 def pack_examples(
   sizes: np.ndarray, capacity: np.ndarray, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns rows of uncut examples that have a size along each of several axes.
+  """Returns rows of whole examples, whose sizes along each of several axes fit the capacity.
 
-  Examples are packed in a random order, so that the examples of a row are unrelated. Each example
-  joins the fullest open row with enough space. Without such a row, the fullest row is closed and
-  another row opened.
+  An axis is a stream of tokens, such as the encoder's. Examples are packed in a random order, so
+  that the examples of a row are unrelated. Each example joins the fullest open row with enough
+  space. Without such a row, the fullest row is closed and another row is opened.
 
   Args:
     sizes: (examples, axes), each within the capacity.
@@ -134,7 +134,7 @@ def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
 
   Items of equal size are packed together: best fit fills a bin with as many of them as possible,
   then continues with the next fullest bin with enough space. The time grows with the number of
-  sizes.
+  distinct sizes.
   """
   bins = np.empty(len(sizes), np.int64)
   by_size = np.argsort(sizes, kind='stable')

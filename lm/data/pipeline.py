@@ -1,9 +1,9 @@
 """The data pipeline: from a config's data section to a tokenizer and to packed rows of tokens.
 
 Three kinds of artifacts are cached, each under a digest of its inputs: the tokenizer, the tokens of
-a split, and the packing plan of those tokens. A task has the features of its examples in place of
-tokens (lm.data.features). Where co-occurrences are counted, their pairs replace the plan
-(lm.data.cooccurrence).
+a split, and the packing plan of those tokens. With `data.task`, features of examples are cached
+instead of tokens (lm.data.features). With `data.pair_counter`, pairs of words are cached instead of
+the plan (lm.data.cooccurrence).
 
 Examples are processed in chunks of fixed size. A preparation step sees the examples of one chunk,
 so its results do not depend on the number of processes.
@@ -116,11 +116,11 @@ def packed_rows(
   source: str | None = None,
   transformed: bool = True,
 ) -> Rows:
-  """Returns a split as rows of tokens or of pairs, prepared or cached.
+  """Returns the rows of a split, of tokens or of co-occurring pairs, from the cache if possible.
 
   Evaluation rows have no seed and do not depend on `data.pack`: they keep the order of the source,
   and text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing
-  are thus comparable. Pairs are always shuffled, for evaluation by the seed 0.
+  are thus comparable. Rows of pairs are always shuffled; evaluation uses seed 0 for them.
 
   Args:
     data: the config's data section.
@@ -129,7 +129,7 @@ def packed_rows(
     seed: determines the order of documents before packing, or of pairs; None for evaluation.
     report: receives the number of processed documents.
     source: import path of another source, such as one of an evaluation set; None for the config's.
-    transformed: whether rows leave space for transforms, by `data.packing_slack`.
+    transformed: whether packing leaves the space of `data.packing_slack` for transforms.
 
   Raises:
     UserError: the section or the corpus is wrong.
@@ -157,9 +157,9 @@ def packed_rows(
     else:
       sizes = np.stack([np.load(place / f'{stream}.npy') for stream in features.STREAMS], axis=1)
       capacity = np.array([data['seq_len'], data['source_len']])
-      # As a decimal fraction: 10 x 1.1 is 11, but 12 in binary floating point rounded up.
-      times = fractions.Fraction(str(packing_slack))
-      sizes = np.minimum(-(-sizes * times.numerator // times.denominator), capacity)
+      # Exact decimal arithmetic: in floating point, ceil(10 * 1.1) would be 12 instead of 11.
+      slack = fractions.Fraction(str(packing_slack))
+      sizes = np.minimum(-(-sizes * slack.numerator // slack.denominator), capacity)
       rows = packing.pack_examples(sizes, capacity, seed)
       plan = dict(zip(('row_ends', 'order'), rows, strict=True))
     for field, values in plan.items():
@@ -173,7 +173,7 @@ def packed_rows(
 
 
 def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
-  """Returns a split of the source with an import path.
+  """Returns a split of the source that the import path `path` names.
 
   Raises:
     UserError: the source does not exist, or returns no sequence.
@@ -190,7 +190,7 @@ def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
 
 
 def chunks(count: int) -> list[tuple[int, int]]:
-  """Returns the first and last index, exclusive, of the chunks of `count` examples."""
+  """Returns the bounds (start, stop) of each chunk of `count` examples."""
   return [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
@@ -222,8 +222,8 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
     UserError: the field has no text, or the text has a lone surrogate.
   """
   text = string_field(example, field, key)
-  if half := lone_surrogate(text):
-    raise UserError(f'{key}: {field!r} of an example {half}')
+  if defect := lone_surrogate(text):
+    raise UserError(f'{key}: {field!r} of an example {defect}')
   return text
 
 
@@ -254,7 +254,7 @@ def _check_section(data: Mapping[str, Any], packing_slack: float) -> None:
     (
       None not in (task, counter),
       counted_task,
-      'only plain text is counted; leave one of them empty',
+      'pairs are counted in text without a task; set one of them to None',
     ),
     (packing_slack < 1, f'packing_slack={packing_slack}', 'must be at least 1.0'),
     (
@@ -294,7 +294,7 @@ def _tokens(
         meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
     if not meta['bytes' if task is None else 'features']:
       if note:
-        raise UserError(f'split {split!r} is empty: {note}; raise it')
+        raise UserError(f'split {split!r} is empty: {note}; raise the limit')
       raise UserError(_no_text(data, source_path, split, len(source)))
     return meta
 
@@ -440,9 +440,10 @@ class Job(NamedTuple):
 def encode(
   job: Job, source: Sequence[dict], workers: int
 ) -> Generator[features.Arrays, None, None]:
-  """Yields the arrays of `text_encoder`, or for a task those of features, chunk by chunk.
+  """Yields the arrays of each chunk: those of `text_encoder`, or for a task of `features.encoder`.
 
-  This process works alone until much work is known to remain; then `workers` processes take over.
+  This process encodes the first chunks alone. If it would need more than `_PATIENCE` seconds for
+  the others, `workers` processes take over.
 
   Args:
     job: the split, and how to encode it.
@@ -494,7 +495,7 @@ def _encode_in_processes(
     yield from results
   except concurrent.futures.BrokenExecutor as e:
     raise RuntimeError(
-      'a preparation worker died; often memory is exhausted: lower data.workers'
+      'a preparation worker died, often because memory is exhausted; lower data.workers'
     ) from e
   finally:
     pool.shutdown(cancel_futures=True)
@@ -502,7 +503,10 @@ def _encode_in_processes(
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-  """Keeps processes started inside from importing the main module, which may have no guard."""
+  """Keeps processes started inside from importing the main module.
+
+  A script without `if __name__ == '__main__'` would run again in each of them.
+  """
   main, sys.modules['__main__'] = sys.modules['__main__'], types.ModuleType('__main__')
   try:
     yield
@@ -518,7 +522,7 @@ def _start_worker(job: Job) -> None:
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the processes are the parallelism
   parent = multiprocessing.parent_process()
   threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-  # Opened by the first chunk, as errors of a chunk reach the parent process.
+  # The first chunk opens the source: its errors reach the parent process, those raised here do not.
   _worker = functools.cache(lambda: _chunk_encoder(job, open_source(job.source, job.split)))
 
 

@@ -124,7 +124,7 @@ def swaps(
     unit: 'word' or 'token'.
 
   Raises:
-    UserError: when applied: the row has tags, spans, or targets along it.
+    UserError: the transform raises it for a row with tags, spans, or a target per token.
   """
   _check_fraction('swaps', 'rate', rate)
   if distance < 1:
@@ -147,7 +147,8 @@ def swaps(
 def bpe_dropout(tokenizer: tokenizers.Tokenizer, stream: str, rate: float = 0.1) -> Transform:
   """Skips merges of byte pair encoding at random (Provilkov et al. 2020).
 
-  German and English captions in a vocabulary of 8,000 grow 1.27 times at a rate of 0.1.
+  At a rate of 0.1, German and English captions in a vocabulary of 8,000 have 1.27 times as many
+  tokens.
 
   Args:
     tokenizer: the byte-level BPE tokenizer of the rows.
@@ -155,7 +156,7 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, stream: str, rate: float = 0.1)
     rate: probability of skipping a merge.
 
   Raises:
-    UserError: the tokenizer is of another kind; when applied: the row is unsuitable.
+    UserError: the tokenizer is of another kind. The transform raises it for an unsuitable row.
   """
   _check_fraction('bpe_dropout', 'rate', rate)
   sample = subword_sampling.bpe_dropout(tokenizer, rate)
@@ -167,8 +168,8 @@ def subword_regularization(
 ) -> Transform:
   """Samples the segmentation of each word from a unigram model (Kudo 2018).
 
-  German and English captions in a vocabulary of 8,000 grow 1.04 times at an alpha of 0.5, 1.3 times
-  at 0.2 and 1.75 times at 0.1.
+  German and English captions in a vocabulary of 8,000 have 1.04 times as many tokens at an alpha of
+  0.5, 1.3 times as many at 0.2, and 1.75 times at 0.1.
 
   Args:
     tokenizer: the byte-level unigram tokenizer of the rows.
@@ -176,7 +177,7 @@ def subword_regularization(
     alpha: exponent of the probabilities; smaller values give more varied and longer segmentations.
 
   Raises:
-    UserError: the tokenizer is of another kind; when applied: the row is unsuitable.
+    UserError: the tokenizer is of another kind. The transform raises it for an unsuitable row.
   """
   if alpha < 0:
     raise UserError(f'data.transforms: subword_regularization(alpha={alpha!r}) is below 0')
@@ -190,8 +191,9 @@ class WordGroups(NamedTuple):
   Attributes:
     group_ids: (T,) the index of each token's unit, increasing from 0.
     maskable: (U,) False for special tokens and padding.
-    word_initial: (U,) whether the unit begins as a word inside a text does, with its space.
-    segment: (U,) index of the run of text between special tokens that has the unit.
+    word_initial: (U,) whether the unit can begin a word inside a text. Where spaces are part of
+      tokens, the first word of a text lacks its space and cannot.
+    segment: (U,) index of the text that contains the unit; special tokens separate texts.
   """
 
   group_ids: np.ndarray
@@ -206,7 +208,7 @@ def word_groups(
   """Returns the function from a row to the units of one of its streams.
 
   Raises:
-    UserError: the stream or unit is unknown; when applied: the row lacks the stream.
+    UserError: the stream or unit is unknown. The function raises it if the row lacks the stream.
   """
   _check_known('stream', stream, STREAMS)
   _check_known('unit', unit, UNITS)
@@ -283,7 +285,8 @@ def _resample_segmentation(
     words = [*itertools.chain.from_iterable(texts)]
     sampled = iter(sample([word for word in words if isinstance(word, str)], rng))
     pieces = [next(sampled) if isinstance(word, str) else word for word in words]
-    # Words that span several parts of a task may need more tokens than the prepared parts.
+    # Parts of a task are encoded separately in preparation. A word that spans two of them is one
+    # word here, and its default pieces may be more tokens than those of the parts.
     if not _fit(pieces, words, default, len(ids), rng):
       return row
     segment_of_word = [segment for segment, text in enumerate(texts, 1) for _ in text]
@@ -331,7 +334,10 @@ def _fields_of(
 
 
 def _shifted(targets: np.ndarray, segments: np.ndarray, row: NumpyBatch) -> np.ndarray:
-  """Returns the inputs of a decoder: the previous target, or the row's first input per segment."""
+  """Returns the inputs of a decoder: at each position the previous target of the segment.
+
+  The first position of each segment keeps the row's input, such as END.
+  """
   inputs = np.where(segments > 0, np.roll(targets, 1), 0).astype(row['inputs'].dtype)
   inputs[_firsts(segments)] = row['inputs'][_firsts(row['segments'])]
   return inputs
@@ -384,7 +390,7 @@ def _check_generated(row: NumpyBatch, name: str) -> None:
   ):
     raise UserError(
       f"data.transforms: {name}(stream='targets') suits rows of lm.tasks.seq2seq:encoder_decoder, "
-      'and precedes transforms that change their inputs'
+      'and must come before transforms that change their inputs'
     )
 
 

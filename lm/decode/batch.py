@@ -37,7 +37,7 @@ from lm.types import Apply, Array, Params
 
 # A batch stops once at most one row in UNFINISHED_SHARE is unfinished; such rows are retried.
 UNFINISHED_SHARE = 32
-# Tokens of a text beyond `max_length_ratio` times its source.
+# Tokens that a text may have in addition to `max_length_ratio` times the length of its source.
 MIN_EXTRA_TOKENS = 10
 
 
@@ -100,9 +100,10 @@ def generate_batch(
 def trace_generation(
   model: nn.Module, apply: Apply, params: Params, prompts: Sequence[Features], config: DecodeConfig
 ) -> Any:
-  """Returns the traced program of the first batch of `generate_batch`, of the longest prompts.
+  """Returns the traced program of the first batch of `generate_batch`.
 
-  Nothing is computed; `params` may be shapes. Retried batches have fewer rows.
+  That batch has the longest prompts. Nothing is computed; `params` may be shapes. Retried batches
+  have fewer rows.
 
   Raises:
     UserError: as `generate_batch`.
@@ -132,21 +133,22 @@ def _plan(
     raise UserError(f'--n_best={config.n_best} is not between 1 and --beam_size={config.beam_size}')
   check_range('--max_tokens', config.max_tokens, 1)
   keys = np.arange(len(prompts)) if key_indices is None else np.asarray(key_indices)
-  starts = [()] * len(prompts) if prefixes is None else prefixes
+  forced = [()] * len(prompts) if prefixes is None else prefixes
   sizes, limits = [], np.full(len(prompts), config.max_tokens, np.int32)
   for i, prompt in enumerate(prompts):
     tokens = len(next(iter(prompt.tokens.values())))
     source = len(next(iter(prompt.source.values()), ()))
     for size in (tokens, source) if prompt.source else (tokens,):
       check_prompt_length(model, size, f'prompt {i + 1}')
-    if len(starts[i]) >= config.max_tokens:
+    if len(forced[i]) >= config.max_tokens:
       raise UserError(
-        f'a prefix has {len(starts[i])} tokens, and --max_tokens={config.max_tokens} in all'
+        f'a prefix has {len(forced[i])} tokens; --max_tokens={config.max_tokens} includes them and '
+        'must be larger'
       )
     if not model.reads_on:
       limits[i] = min(limits[i], model.context - tokens + 1)  # the last token is not read
     if source and config.max_length_ratio:
-      most = math.ceil(config.max_length_ratio * source) + MIN_EXTRA_TOKENS + len(starts[i])
+      most = math.ceil(config.max_length_ratio * source) + MIN_EXTRA_TOKENS + len(forced[i])
       limits[i] = min(limits[i], most)
     sizes.append((source, tokens))
 
@@ -167,7 +169,7 @@ def _plan(
 
 
 def rows_per_batch(batch_size: int, prompts: int) -> int:
-  """Returns the rows of a batch: `batch_size`, halved as long as all prompts fit.
+  """Returns the number of rows of a batch: `batch_size`, halved as long as all prompts fit.
 
   All calls thus compile for a few sizes. Inside lm.parallel.mesh.set_mesh the rows divide over the
   devices that shard them.

@@ -7,11 +7,13 @@ its own logits and cache alone.
 
 A hypothesis of n tokens, the end token and any prefix included, scores log p / ((5 + n) / 6)^alpha
 (Wu et al. 2016). Its log p is the model's, lowered by the logits processors. A row is done when no
-running hypothesis can exceed the score of its n_best-th finished one. This changes no result: log p
-only falls, and the penalty is largest at one end of the remaining lengths. Hypotheses that are cut
-off at the limit come after all finished ones: without the cost of an end token, they would displace
-them. Among equal scores the earlier hypothesis comes first. Among equal continuations the one of
-the better hypothesis does, then the lower token.
+running hypothesis can exceed the score of its n_best-th finished one. Stopping then changes no
+result: log p only falls, and the bound uses the largest penalty of all remaining lengths.
+
+Hypotheses that are cut off at the limit come after all finished ones. They would otherwise displace
+finished hypotheses, as their log p does not include an end token. Among equal scores, the earlier
+hypothesis comes first. Equal continuations are ordered by the rank of their hypothesis, then by
+token id.
 
 With one beam and no length penalty this is greedy decoding. With as many beams as hypotheses exist
 the search is exhaustive.
@@ -28,8 +30,8 @@ from lm.decode.sampling import IMPOSSIBLE, process_logits
 from lm.errors import UserError
 from lm.types import Array
 
-# reorder(cache, parents_BM) -> cache of M beams a row: beam m of row b, which is row b * M + m of a
-# step, continues beam parents_BM[b, m]. Before the first call each row has one beam.
+# reorder(cache, parents_BM) -> cache with M beams per row. Beam m of row b is row b * M + m of a
+# step; it continues beam parents_BM[b, m]. Before the first call each row has one beam.
 Reorder = Callable[[Any, Array], Any]
 
 # _top_k and _log_sum_exp reduce the logits of a row in windows of this size.
@@ -53,7 +55,7 @@ class BeamState(NamedTuple):
   lengths: Array  # () int32, of all running hypotheses
   tokens: Array  # (B, M, L) int32; M is 1 before the first token, then the beam size
   log_p: Array  # (B, M) float32, descending; -inf for a missing hypothesis
-  finished: Hypotheses  # `beam_size` a row
+  finished: Hypotheses  # `beam_size` per row
   done: Array  # (B,) bool
   positions: Array  # (B,) int32
   limits: Array  # (B,) int32
@@ -119,9 +121,9 @@ def _update(
   lengths = state.lengths + 1
 
   ends_BC = tokens_BC == config.end
-  # Only the first `beam` continuations can end. Otherwise one beam would not be greedy, and an
-  # improbable end token of the first step would fill a free place. A row that is done does not
-  # change while other rows continue.
+  # Only the first `beam` continuations can become finished hypotheses. Otherwise one beam would not
+  # be greedy, and at the first step an improbable end token would become one, while few others
+  # exist. A row that is done does not change while other rows continue.
   counts_BC = ends_BC & (jnp.arange(2 * beam) < beam)[None] & ~state.done[:, None]
   scores_BC = jnp.where(counts_BC, log_p_BC / _penalty(config, lengths), -jnp.inf)
   new = Hypotheses(texts_BCL, jnp.full((B, 2 * beam), lengths), scores_BC)
@@ -200,8 +202,8 @@ def _penalty(config: DecodeConfig, length: Array) -> Array:
 def _top_k(x_RV: Array, k: int) -> tuple[Array, Array]:
   """Returns `jax.lax.top_k`, in a fifth to a third of its time on CPUs.
 
-  The k windows of highest maximum hold the k highest values. For a value outside of them, each has
-  a higher value, or an equal one further left.
+  The k windows with the highest maxima contain the k highest values: for a value of another window,
+  each of the k windows has a higher value, or an equal one further left.
   """
   V = x_RV.shape[1]
   if k * WINDOW >= V:
@@ -216,7 +218,8 @@ def _top_k(x_RV: Array, k: int) -> tuple[Array, Array]:
 
 
 def _log_sum_exp(x_RV: Array) -> Array:
-  # On CPUs half the time of jax.nn.logsumexp at V = 50,000, and half a millisecond more at 8,000.
+  # On CPUs this takes half the time of jax.nn.logsumexp at V = 50,000, but half a millisecond more
+  # than it at V = 8,000.
   highest_R = x_RV.max(1)
   exp_RV = jnp.exp(x_RV - highest_R[:, None])
   return highest_R + jnp.log(_reduce_windows(exp_RV, 0.0, jax.lax.add).sum(1))

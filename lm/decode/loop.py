@@ -3,8 +3,8 @@
 Streaming (lm/decode/stream.py), batches and beam search (lm/decode/batch.py, lm/decode/beam.py),
 and preflight run this loop. The tokens of a row depend on its prompt, its key and the parameters,
 not on other rows, their number, or padding. The token at position p of a row, prompt included, is
-sampled with `fold_in(row key, p)`. A prompt that is extended by the first tokens of its text thus
-leads to the same text.
+sampled with `fold_in(row key, p)`. If a prompt is extended by the first tokens generated from it,
+the rest of the text is thus the same.
 """
 
 import functools
@@ -34,7 +34,8 @@ class DecodeConfig(NamedTuple):
 
   end: int  # the token that ends a text
   max_tokens: int  # of a text, `end` included
-  # Of a text per token of its source, plus lm.decode.batch.MIN_EXTRA_TOKENS; 0 for no limit.
+  # Limits a text to this many tokens per token of its source, plus
+  # lm.decode.batch.MIN_EXTRA_TOKENS; 0 for no such limit.
   max_length_ratio: float = 0.0
   beam_size: int = 1
   length_penalty: float = 0.6
@@ -148,12 +149,12 @@ def _sample(config: DecodeConfig, state: DecodeState, logits_BV: Array) -> Decod
 def decode_loop(
   advance: Callable[[State], State], state: State, stop: int | Array, max_unfinished: int = 0
 ) -> State:
-  """Advances a state until its rows are done or have `stop` tokens, at most the buffer length.
+  """Returns a state advanced until each row is done or has `stop` new tokens.
 
   Args:
     advance: `decode_step` or `lm.decode.beam.beam_step`, with all arguments but the last bound.
     state: has `lengths` and `done`.
-    stop: traced or not: a while-loop runs as many steps as the rows need.
+    stop: at most the buffer length; may be traced, so that one compiled program serves all values.
     max_unfinished: the loop also stops when at most this many rows are unfinished.
   """
 
@@ -190,11 +191,11 @@ def check_decoding(
 
 
 def pad_prompts(prompts: Sequence[Features], length: Callable[[int], int]) -> dict[str, np.ndarray]:
-  """Returns prompts as a batch, one a row, padded at the end.
+  """Returns prompts as a batch, one per row, padded at the end.
 
   Args:
     prompts: tokens, and those of the encoder input for a model with one.
-    length: maps the length of the longest prompt, or encoder input, to the length of the rows.
+    length: maps the length of the longest prompt, or encoder input, to the row length.
   """
   batch = _padded([prompt.tokens for prompt in prompts], '', length)
   if prompts[0].source:
@@ -245,9 +246,10 @@ def _warn_of_length(context: int) -> None:
 
 
 def bucket(length: int) -> int:
-  """Returns a row length: a power of two or halfway between two, so that few shapes compile.
+  """Returns the smallest allowed row length from `length` on, so that few shapes compile.
 
-  It is at least 16, except for the end token alone, from which a decoder begins.
+  Allowed lengths are powers of two, and the numbers halfway between two of them, from 16 on. A
+  single token, such as the END from which a decoder begins, keeps the length 1.
   """
   if length == 1:
     return 1

@@ -54,22 +54,22 @@ def stream_text(
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
 
-  The texts of a row join to the suffix that its new tokens add to the decoded prompt. If the
-  tokenizer drops white space at the end of a prompt, the text begins without white space.
+  Joined, the texts of a row are what its new tokens add to the decoded prompt. If the tokenizer
+  drops white space at the end of a prompt, the text begins without white space.
 
-  Rows end at the end token, at `config.max_tokens`, or at the end of the model's context, which is
-  reported first.
+  Rows end at the end token, at `config.max_tokens`, or at the end of the model's context. If the
+  context leaves fewer than `config.max_tokens`, `report` receives a note before the first text.
 
   Args:
     model: continues prompts.
-    apply: see `stream_tokens`, as for the arguments not listed here.
+    apply: the model's pure function; one function for each mesh.
     params: its parameters.
     tokenizer: that of the model.
-    prompts: one a row.
+    prompts: the prompt of each row.
     config: as for `stream_tokens`; `end` is the tokenizer's.
-    key_indices: one a row.
+    key_indices: of each row, the index of its key among those of the seed (`row_keys`).
     seed: of the keys of all rows.
-    encode: `prompt_encoder(tokenizer)`, made here by default.
+    encode: maps a prompt to its tokens; `prompt_encoder(tokenizer)` by default.
     report: is called with a note for the user.
 
   Raises:
@@ -109,7 +109,7 @@ def stream_tokens(
     model: has `init_cache(batch_size, length)`.
     apply: the model's pure function; one function for each mesh.
     params: its parameters.
-    prompts: token ids, at least one a row; a row usually begins with the end token.
+    prompts: token ids, at least one per row; a row usually begins with the end token.
     config: `end`, `max_tokens`, `sample_fn` and `logits_processors` are used.
     key_indices: of each row, the index of its key among those of the seed (`row_keys`).
     seed: of the keys of all rows.

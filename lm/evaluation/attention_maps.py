@@ -1,10 +1,11 @@
 """Attention maps of a few examples, word by word, for all layers and heads of a model.
 
-An encoder-decoder shows cross-attention with the reference as the decoder's input: the row of a
-word is the attention that predicts it. Other models show self-attention.
+For an encoder-decoder, the maps are those of cross-attention, and the decoder reads the reference.
+The row of a word is the attention at the positions that predict this word. For other models, the
+maps are those of self-attention.
 
-Attention from a word is the mean over its tokens, attention to a word their sum (Clark et al. 2019,
-"What Does BERT Look At?", section 4.1). Rows sum to 1 unless words are cut off.
+Attention from a word is the mean over its tokens. Attention to a word is the sum over its tokens
+(Clark et al. 2019, "What Does BERT Look At?", section 4.1). Rows sum to 1 unless words are cut off.
 """
 
 import base64
@@ -31,7 +32,7 @@ from lm.types import Array, Batch, Params
 
 _EXAMPLES = 4
 _SEARCHED = 100  # examples that are searched for short ones
-_LONGEST = 256  # tokens of an example; attention weights take the square of it
+_LONGEST = 256  # tokens of an example; the memory of attention weights grows with its square
 _TEXT = 64  # tokens of a text without a task
 _WORDS = 40  # on each axis of a map
 _CELLS = 100_000  # of one example; above it, heads are averaged
@@ -62,7 +63,7 @@ class AttentionMaps:
   Args:
     config: the entire configuration.
     name: of the set.
-    functions: their model records the hooks of lm.nn.layers.Attention, or else has no maps.
+    functions: of the config; a model without the hook points of lm.nn.layers.Attention has no maps.
     tokenizer: of the run.
   """
 
@@ -95,9 +96,10 @@ class AttentionMaps:
     """Returns the maps, or None if the model has none.
 
     Returns:
-      {'kind', 'layers', 'heads', 'examples': [{'queries', 'keys', 'of', 'weights'}]}: `queries` and
-      `keys` are words, `of` the counts of words before the cut, and `weights` the base64 of bytes
-      (layers, heads, queries, keys), 255 for 1. `heads` is 0 if the map has their means only.
+      {'kind', 'layers', 'heads', 'examples': [{'queries', 'keys', 'of', 'weights'}]}. `queries` and
+      `keys` are words, and `of` gives their counts before words are cut off. `weights` is a uint8
+      array (layers, heads, queries, keys) in base64, where 255 is a weight of 1. `heads` is 0 if
+      the weights are means over heads.
     """
     if not self._examples:
       return None
@@ -157,14 +159,14 @@ class _Weights(NamedTuple):
 
   weights: Array  # (N, B, H, T, S), or their means over heads, (N, B, 1, T, S)
   means: Array  # (), whether they are the means
-  explained: Array  # (), whether the weights give the outputs of the layers
+  explained: Array  # (), whether weights times values are the outputs of the heads
 
 
 def _weights(sites: Mapping[str, Array], segments_BT: Array, examples: int) -> _Weights | None:
   """Returns the weights of the first examples of a batch, None if the model records none.
 
-  An attention function other than softmax attention has outputs that the recorded weights do not
-  give; then `explained` is False.
+  The recorded weights are those of softmax attention. Another attention function has other outputs
+  than these weights times the values; `explained` is then False.
   """
   stacked = {}
   for site in ('weights', 'values', 'heads'):

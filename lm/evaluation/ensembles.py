@@ -1,4 +1,4 @@
-"""Opens the model of a program: a run, the mean of its last checkpoints, or an ensemble."""
+"""Opens the model that a program names by flags: a checkpoint, a mean of some, or an ensemble."""
 
 import dataclasses
 import itertools
@@ -41,7 +41,7 @@ def parse_members(workdirs: str, steps: str | None) -> list[Member]:
   if len(folders) not in (1, count) or len(parts) not in (1, count):
     raise UserError(
       f'--step={steps} names {len(parts)} steps for the {len(folders)} directories of '
-      f'--workdir={workdirs}; give one step, or as many'
+      f'--workdir={workdirs}; give one step, or one for each directory'
     )
   members: list[Member] = []
   for _, folder, part in zip(range(count), itertools.cycle(folders), itertools.cycle(parts)):
@@ -63,8 +63,8 @@ def open_runs(
 
   Args:
     workdirs: directories separated by commas.
-    steps: steps separated by commas; None for the default of `lm.workdir.load.load`, which `notes`
-      then name.
+    steps: steps separated by commas; None for the default of `lm.workdir.load.load`. The `notes` of
+      the result then say which step it is.
     average: how many of the newest checkpoints of each run are averaged; 1 for none.
     devices: the parameters are sharded over these, on one mesh (`lm.parallel.mesh.spread`); None
       for the first device alone.
@@ -77,7 +77,7 @@ def open_runs(
   if average > 1 and steps is not None:
     raise UserError(
       f'--average_checkpoints={average} takes the newest checkpoints, and --step={steps} names '
-      'some; give one'
+      'others; give only one of the two flags'
     )
   members = parse_members(workdirs, steps)
   runs = [open_run(folder) for folder, _ in members]

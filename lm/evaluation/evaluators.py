@@ -1,7 +1,7 @@
-"""The evaluations of a run: what the import paths of `eval.evaluators` compute every `eval.every`.
+"""The evaluations of a run, by the functions of `eval.evaluators`, every `eval.every` steps.
 
-A path names `(config, functions, tokenizer) -> Evaluator`, such as `lm.evaluation.sets:sets` or a
-function of an experiment file.
+Each import path of `eval.evaluators` names `(config, functions, tokenizer) -> Evaluator`, such as
+`lm.evaluation.sets:sets` or a function of an experiment file.
 """
 
 import pathlib
@@ -34,8 +34,8 @@ class Evaluation:
     values: by name, 'eval/SET/METRIC'.
     notes: remarks on values, by the same names.
     examples: inputs, outputs and scores, by set.
-    files: JSON content by 'FOLDER/NAME', such as 'attention/validation'; that of the newest step is
-      in the workdir.
+    files: JSON content by 'FOLDER/NAME', such as 'attention/validation'. The workdir keeps the
+      content of the newest step.
     texts: (prompt, text) of each sample.
   """
 
@@ -63,8 +63,8 @@ class Evaluator:
   Attributes:
     run: `(step, params) -> Evaluation`.
     directions: `params -> {name: whether the highest value is the best}` of every value of `run`;
-      None is for a value without a direction. `params` may be shapes: errors of the model show
-      here, at start-up, and nothing is computed.
+      None is for a value without a direction. `params` may be shapes, and nothing is computed. It
+      is called at start-up, where errors of the model show.
     programs: `params -> programs` whose memory is checked at start-up.
     notes: remarks for the user by subject, such as how many examples were skipped.
   """
@@ -76,7 +76,7 @@ class Evaluator:
 
 
 def check_disjoint(names: Collection[str], others: Iterable[str], where: str) -> None:
-  """Raises UserError if two values have the same name."""
+  """Raises UserError if two values have the same name; `where` says what the values are of."""
   for name in others:
     if name in names:
       raise UserError(f'two {where} have a value {name!r}; leave one of them out')
@@ -89,7 +89,7 @@ class Evaluators:
     notes: of all evaluators.
 
   Raises:
-    UserError: a path names no evaluator, or from an evaluator.
+    UserError: a path does not name an evaluator, or an evaluator raises it.
   """
 
   def __init__(self, config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer):
@@ -110,7 +110,7 @@ class Evaluators:
     """Returns whether the highest value is the best, by the name of each value; computes none.
 
     Raises:
-      UserError: two values have the same name, or from the functions of the config.
+      UserError: two values have the same name, or a function of the config raises it.
     """
     found: dict[str, bool | None] = {}
     for evaluator in self._evaluators:

@@ -1,6 +1,6 @@
 """Checks at start-up that the batches and programs of a run fit the memory of the host.
 
-Without them the kernel would kill the process in the middle of a step, without a message.
+Without these checks, the operating system would kill the process during a step, without a message.
 """
 
 import functools
@@ -26,13 +26,13 @@ _GIB = 2**30
 
 
 class Program(NamedTuple):
-  """A program of a run whose size depends on a key of the config.
+  """A program, not yet traced, whose batch size is the value of a key of the config.
 
   Attributes:
-    key: the key.
+    key: the key, such as 'eval.batch_size'.
     what: the purpose of the program, for errors.
     size: the value of the key, or less where the data has fewer rows.
-    trace: returns the traced program of a size.
+    trace: returns the traced program for a batch size.
   """
 
   key: str
@@ -48,14 +48,14 @@ def trace_batch(
   batch_size: int,
   functions: Inference,
 ) -> Any:
-  """Returns the traced program of a jitted step, as its first call uses it; computes nothing.
+  """Returns the trace of a jitted step, which its first call reuses; computes nothing.
 
   Args:
     step: maps parameters and a batch to anything.
     params: parameters, or their shapes.
     row: a batch of one row.
     batch_size: of the program.
-    functions: those that the step is made of.
+    functions: the model functions that the step calls, with their mesh.
   """
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
   shapes = {
@@ -127,7 +127,7 @@ def check_batches(
       most = size * free // need // parts * parts
       raise UserError(
         f'{key}={size}: the batches in the memory of this host take {_gib(need)}, and '
-        f'{_gib(free)} are available; {key} is at most {most}, not counting the step itself'
+        f'{_gib(free)} are available; {key}={most} would fit, not counting the step itself'
       )
 
 
@@ -139,13 +139,13 @@ def check_program(
   rows: Rows,
   transforms: Sequence[batches.Transform],
 ) -> None:
-  """Raises UserError if the program of a train step does not fit the memory of a host of CPUs.
+  """Raises UserError if a train step does not fit the memory of a host with CPU devices.
 
   The program is compiled here, and the first step uses it. A program that fits by a wide margin is
   not compiled.
 
   Args:
-    trace: returns what lm.training.train_step.check_step does for a batch size.
+    trace: maps a batch size to the traced step, by lm.training.train_step.check_step.
     config: the entire configuration.
     functions: of the config.
     state: abstract.
@@ -178,7 +178,7 @@ def check_evaluations(
   params: Any,
   state: TrainState | None = None,
 ) -> None:
-  """Raises UserError if an evaluation does not fit the memory of a host of CPU devices.
+  """Raises UserError if an evaluation does not fit the memory of a host with CPU devices.
 
   As in `check_program`, a program that fits by a wide margin is not compiled.
 
@@ -196,8 +196,8 @@ def check_evaluations(
   other = (0 if state is None else bytes_per_device(state)) - bytes_per_device(params)
   fixed = len(devices) * (other + bytes_per_device(params))
   for program in programs:
-    values = _values(program.trace(program.size).jaxpr.jaxpr)
-    if len(devices) * (2 * values + max(other, 0)) < free / 2:
+    value_bytes = _value_bytes(program.trace(program.size).jaxpr.jaxpr)
+    if len(devices) * (2 * value_bytes + max(other, 0)) < free / 2:
       continue
 
     @functools.cache
@@ -219,12 +219,12 @@ def _check_fits(
   """Raises UserError if a program does not fit, with the size that would fit.
 
   Args:
-    program: of the size that the config asks for.
-    needed: returns the bytes of a size, which grow about in proportion to it.
+    program: with the batch size of the config.
+    needed: maps a batch size to bytes, which grow roughly linearly with it.
     free: the bytes that are available.
-    fixed: the bytes that any size takes.
-    parts: a smaller size is a multiple of this.
-    otherwise: another remedy.
+    fixed: the bytes that any batch size takes.
+    parts: a smaller batch size must be a multiple of this.
+    otherwise: text that names another remedy.
   """
   key, what, size, _ = program
   fits = size
@@ -232,25 +232,25 @@ def _check_fits(
     per_row = max(need - fixed, 1) / fits
     fits = min(fits - 1, max(0, math.floor((free - fixed) / per_row))) // parts * parts
   if fits != size:
-    none = f'no {key} fits, for {_gib(fixed)} do not depend on it: make the model smaller'
+    none = f'no {key} fits, as the state alone takes {_gib(fixed)}; make the model smaller'
     raise UserError(
       f'{key}={size}: {what} takes {_gib(needed(size))} of the memory of this host, and '
       f'{_gib(free)} are available; {f"{key}={fits} would fit{otherwise}" if fits else none}'
     )
 
 
-def _values(jaxpr: Any) -> int:
-  """Returns the bytes of all values of a program, an upper bound of what it holds at any time."""
+def _value_bytes(jaxpr: Any) -> int:
+  """Returns the bytes of all values of a program, an upper bound on its peak memory."""
   produced = [v for equation in jaxpr.eqns for v in equation.outvars]
   avals = [v.aval for v in (*jaxpr.invars, *jaxpr.constvars, *produced)]
   total = sum(math.prod(x.shape) * x.dtype.itemsize for x in avals if hasattr(x, 'shape'))
   for equation in jaxpr.eqns:
-    total += sum(_values(inner) for inner in jaxprs_in_params(equation.params))
+    total += sum(_value_bytes(inner) for inner in jaxprs_in_params(equation.params))
   return total
 
 
 def program_bytes(compiled: Any) -> int | None:
-  """Returns the bytes of a compiled program by device: arguments, results and temporaries."""
+  """Returns the bytes of a compiled program per device: arguments, results and temporaries."""
   found = compiled.memory_analysis()
   if found is None:
     return None
@@ -261,8 +261,8 @@ def program_bytes(compiled: Any) -> int | None:
 def _fits_surely(config: ConfigDict, functions: Components, state: TrainState, free: int) -> bool:
   """Returns whether a step fits by a bound far above the memory that it uses.
 
-  A token has fewer activations than the model has parameters, besides the attention weights of its
-  row.
+  The bound assumes that each token has at most as many activations as the model has parameters.
+  Attention weights are counted separately.
   """
   context = config.data.seq_len + config.data.source_len
   activations = 4 * config.batch_size * context * (parameter_count(state.params) + 64 * context)
@@ -275,9 +275,9 @@ def _row_bytes(config: ConfigDict, rows: Rows, transforms: Sequence[batches.Tran
 
 
 def _held_rows(config: ConfigDict, functions: Components) -> int:
-  """Returns how many rows of training a host holds, in batches that are made ahead.
+  """Returns how many training rows a host holds, in the batches that are made ahead.
 
-  The first batch is the global one, which every process reads.
+  It is at least one global batch, because every process reads the first one entirely at start-up.
   """
   sharding = meshes.batch_sharding(functions.mesh, functions.rules)
   ours = sharding.addressable_devices_indices_map((config.batch_size,)).values()

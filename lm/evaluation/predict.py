@@ -1,4 +1,4 @@
-"""Predictions for the examples of a task: of an evaluation set, scored, and of a trained tagger.
+"""Predictions for the examples of a task: `Predictor` scores an evaluation set, `tag` tags words.
 
 A trained tagger serves lm.text.segment and `data.prepare`:
 
@@ -84,7 +84,7 @@ class Predictor:
     section, key = config.eval.sets[name], f'eval.sets.{name}.scores'
     self._config, self._name, self._functions = config, name, functions
     self._apply, self._tokenizer, self._rows = apply, tokenizer, rows
-    self._transforms = transforms  # of rows; prompts are made of the examples as they are
+    self._transforms = transforms  # of rows; prompts come from the untransformed examples
     self._decode = decode_config(config.decode, tokenizer, config.data.seq_len)
     self._task, self._converter = features.build_task(config.data)
     self.generates = self._converter.predict is None
@@ -157,7 +157,7 @@ class Predictor:
       row: a batch of one row.
 
     Raises:
-      UserError: later, where it is traced: from the model.
+      UserError: from the model, when the program is traced.
     """
     if not self.generates:
       what, size = f'a prediction of eval.sets.{self._name}', self._config.eval.batch_size
@@ -178,7 +178,7 @@ class Predictor:
     return meshes.with_mesh(fn, self._functions.mesh, self._functions.rules)
 
   def _fitting_prompts(self) -> dict[int, Features]:
-    """Returns the prompts that fit by data.too_long, each by the index of its example."""
+    """Returns the prompts that `data.too_long` keeps, each by the index of its example."""
     if self._converter.encode_prompt is None:
       raise UserError(
         f'data.converter={self._config.data.converter!r} has neither a prediction nor a prompt, so '
@@ -220,7 +220,7 @@ class Predictor:
     }
 
   def _pieces(self, params: Params) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields the index of each feature, and its part of the batch and of the predictions."""
+    """Yields the index of each feature, with its slices of the batch and of the predictions."""
     sharding = meshes.batch_sharding(self._functions.mesh, self._functions.rules)
     size = self._config.eval.batch_size
     here = meshes.local_rows(size, sharding)  # the rows that this process puts on the mesh
@@ -251,8 +251,8 @@ def tag(
 ) -> list[str]:
   """Returns the tags that a trained model predicts for words.
 
-  The run is opened once in a process. The cache of prepared data does not depend on the checkpoint:
-  name the step where the run may train further.
+  A process opens the run once. The cache of prepared data is not invalidated by a newer checkpoint:
+  give `step` if the run may still be trained.
 
   Args:
     words: the words of one sentence, in order.
@@ -288,7 +288,7 @@ def _tagger(workdir: str, separator: str, step: int | None) -> Callable[[Sequenc
     size = len(feature.tokens['inputs'])
     if size > context:
       raise UserError(
-        f'{workdir} reads {context} tokens, and a text of {len(words)} words has {size}; tag '
+        f'{workdir}: the model reads {context} tokens, and {len(words)} words have {size}; tag '
         'sentence by sentence (lm.data.preprocess:split_sentences)'
       )
     # All rows have one length, so that the model is compiled once.

@@ -47,7 +47,7 @@ def value_directions(terms: Iterable[str], metrics: Sequence[Metric]) -> dict[st
   """Returns the name of each value of some metrics, and its direction.
 
   Args:
-    terms: the names of the terms that their step returns.
+    terms: the names of the terms that the evaluation step returns.
     metrics: in the order of the step.
 
   Raises:
@@ -155,18 +155,18 @@ class Sets:
     of_sets = {name: section.get('transforms', ()) for name, section in config.eval.sets.items()}
     if not config.data.transforms and not any(of_sets.values()):
       return ''
-    line = f'data.transforms={tuple(config.data.transforms)!r} of training rows alone'
+    line = f'data.transforms={tuple(config.data.transforms)!r} apply to training rows alone'
     for name, paths in of_sets.items():
       line += f'; eval.sets.{name}.transforms={tuple(paths)!r}'
       if paths and name in self.predictors and self.predictors[name].generates:
-        line += ' of rows, and not of the texts that scores compare'
+        line += ' apply to rows, and not to the texts that scores compare'
     return line
 
   def directions(self, params: Params) -> dict[str, bool | None]:
     """Returns the direction of each value by name; traces all functions and computes none.
 
     Raises:
-      UserError: two values of a set have the same name, or from the functions of the config.
+      UserError: two values of a set have the same name, or a function of the config raises it.
     """
     found: dict[str, bool | None] = {}
     for name, each in self._sets.items():
@@ -226,7 +226,7 @@ def _check_weights(rows: Rows, transforms: Sequence[batches.Transform], name: st
     weighted = True
   if weighted:
     raise UserError(
-      f'eval.sets.{name}: the weights of all its targets are 0, so that its metrics would not be '
-      'numbers; see the weights that data.converter gives, its transforms and data.too_long, or '
-      f'leave eval.sets.{name}.metrics empty'
+      f'eval.sets.{name}: all targets have weight 0, so that its metrics would be NaN; check the '
+      f'weights of data.converter, eval.sets.{name}.transforms and data.too_long, or leave '
+      f'eval.sets.{name}.metrics empty'
     )

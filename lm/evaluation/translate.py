@@ -18,7 +18,7 @@ Texts = list[tuple[str, float]]  # generated texts with their scores, best first
 
 
 def windows(lines: Iterable[bytes], size: int) -> Iterator[list[str]]:
-  """Yields the lines of a UTF-8 stream without line ends, `size` at a time.
+  """Yields lists of `size` lines of a UTF-8 stream, decoded and without their line ends.
 
   Raises:
     UserError: a line is not UTF-8.
@@ -58,8 +58,8 @@ class Translator:
     loaded: a model trained on a task whose examples have a 'source'.
     decode: the decoding strategy.
     language: the `target_language` of the examples, for a multilingual model.
-    too_long: 'error', 'truncate' or 'split': halves a line at a space until all parts fit, and
-      joins their targets by spaces.
+    too_long: 'error', 'truncate' or 'split'. 'split' halves a line at a space until all parts fit,
+      and joins the targets of the parts by spaces.
     prefix: the beginning of every text.
     mbr: chooses among the texts that `decode` finds. The samples of all lines have the same keys,
       so that equal lines have equal outputs.

@@ -41,8 +41,8 @@ def of_params(params: Params, tokenizer: tokenizers.Tokenizer) -> Vectors:
   """Returns the words of a vocabulary with their rows of the parameter `embedding`.
 
   For GloVe, whose tables have biases, a vector is the sum of the input and the output vector
-  (Pennington et al. 2014, section 4.2). Words are those of lm.text.tokenizers. With several
-  processes, all of them must call this function.
+  (Pennington et al. 2014, section 4.2). Words are the entries that `lm.text.tokenizers.word_ids`
+  returns. With several processes, all of them must call this function.
 
   Raises:
     UserError: there is no such parameter, no word, or an element that is not finite.
@@ -83,9 +83,9 @@ def write_run(vectors: Vectors, workdir: str | Path) -> None:
   """Writes a workdir whose model is these vectors, at step 0; on an error, writes nothing.
 
   Its vocabulary begins with <|end|> and <unk>, whose rows are zeros unless `vectors` has them. All
-  output vectors are zeros, as before training. A run starts from the vectors by
-  `warm_start.workdir`, if its data.tokenizer is 'lm.text.tokenizers:existing' with this workdir's
-  tokenizer.json.
+  output vectors are zeros, as before training. To train another run from the vectors, set its
+  `warm_start.workdir` to this workdir. Its data.tokenizer must be 'lm.text.tokenizers:existing'
+  with the tokenizer.json of this workdir.
 
   Raises:
     UserError: the directory is not empty, or cannot be written.
@@ -123,8 +123,8 @@ def word_vectors(
 ) -> Evaluator:
   """Returns the evaluator of word vectors: the metrics of `eval.vector_metrics` and a map.
 
-  If the model is no decoder, `log.sample_prompts` are words, and their texts are the nearest words
-  with their cosines.
+  If the model is not a decoder, `log.sample_prompts` are words. The sample of a word is the list of
+  its nearest words with their cosines.
 
   Raises:
     UserError: a metric is wrong or has no value for the vocabulary, or a prompt is no word of it.
@@ -223,7 +223,7 @@ def drift(workdir: str, name: str = 'drift') -> VectorMetric:
 
 
 def check_names(metrics: Iterable[VectorMetric], remedy: str) -> None:
-  """Raises UserError if two metrics have the same name, or one has none."""
+  """Raises UserError if two metrics share a name or one has none; `remedy` begins the message."""
   seen: set[str] = set()
   for name, *_ in metrics:
     if not name or name in seen:
@@ -261,11 +261,11 @@ def scores(metrics: Sequence[VectorMetric], vectors: Vectors) -> Scores:
 
 
 def word_map(vectors: Vectors, words: Sequence[str]) -> dict[str, Any]:
-  """Returns words at their two principal components, as JSON that `lm.report.word_map` shows.
+  """Returns words with two PCA coordinates each, as JSON that `lm.report.word_map` shows.
 
   Args:
     vectors: of at least these words.
-    words: by priority of their labels, such as the most frequent first.
+    words: in order of priority, such as by frequency: the map may omit labels of later words.
 
   Raises:
     UserError: there are no words, or one is not among the vectors.

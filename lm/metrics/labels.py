@@ -1,4 +1,7 @@
-"""Metrics of one prediction per example: a label, a string, a number. 1 is perfect."""
+"""Metrics of one prediction per example: a label, a string, a number.
+
+A perfect score is 1; a perfect 'mse' is 0.
+"""
 
 import collections
 import statistics
@@ -16,19 +19,21 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   """Returns 'accuracy' and 'f1' of labels, from 0 to 1.
 
   Args:
-    average: of the F1 over classes. 'macro' is the mean over all labels that occur, 'weighted'
-      weights each by its references, 'micro' pools all classes and equals accuracy.
+    average: how F1 is averaged over classes. 'macro' is the mean over all labels that occur.
+      'weighted' weights each label by its number of references. 'micro' pools all classes and
+      equals accuracy.
     positive: a label whose F1 is added as 'f1_positive' (the F1 of MRPC and QQP in GLUE).
 
   Raises:
-    UserError: `average` is unknown; or, from the metric, `positive` does not occur.
+    UserError: `average` is unknown; or, when the metric is checked or computed, `positive`
+      does not occur.
   """
   check_choice('average', average, AVERAGES)
 
   def score(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     predicted, actual = collections.Counter(predictions), collections.Counter(references)
     correct = collections.Counter(r for p, r in zip(predictions, references, strict=True) if p == r)
-    # 2PR / (P + R) = 2 correct / (predicted + actual), above 0 for each label that occurs.
+    # 2PR / (P + R) = 2 correct / (predicted + actual). The denominator is at least 1.
     f1 = {k: 2 * correct[k] / (predicted[k] + actual[k]) for k in actual | predicted}
     accuracy = correct.total() / len(references)
     mean = {
@@ -46,8 +51,8 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
     if positive is not None and positive not in labels:
       known = sorted(set(labels))
       raise UserError(
-        f'positive={positive!r} is no label of the set{did_you_mean(positive, known)}; available: '
-        f'{", ".join(map(repr, known))}'
+        f'positive={positive!r} does not occur among the labels{did_you_mean(positive, known)}; '
+        f'available: {", ".join(map(repr, known))}'
       )
 
   names = ('accuracy', 'f1') if positive is None else ('accuracy', 'f1', 'f1_positive')

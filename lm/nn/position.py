@@ -22,7 +22,7 @@ class Position(NamedTuple):
   # (module, heads, causal) -> bias(q_positions_BT, k_positions_BS) -> (B, H, T, S) float32; a
   # pytree, because it may hold params
   bias: Callable[[nn.Module, int, bool], Partial] | None = None
-  even: str | None = None  # the size of a model, such as 'head_dim', that must be even
+  even: str | None = None  # the name of a model size that must be even, such as 'head_dim'
 
 
 def none() -> Position:
@@ -141,7 +141,7 @@ def _rotary(frequencies: Callable[[int], Array], scale: float = 1.0) -> Position
 
 
 def alibi() -> Position:
-  """A penalty on scores that grows with distance, by head: slope 2^(-8h/H) (Press et al. 2022).
+  """A penalty on scores: distance times 2^(-8h/H), the slope of head h of H (Press et al. 2022).
 
   If H is not a power of two, the slopes are those of the next lower power, followed by every other
   slope of the next higher one, as in the paper's code.

@@ -1,8 +1,9 @@
 """Optimizers: a learning-rate schedule and an Optax chain.
 
-A schedule is `(peak, decay_steps, warmup_steps, final_lr_fraction) -> (step -> rate)`. An
-optimizer of your own is an Optax transformation in `lm.optim.wrappers.wrap_direction`, which adds
-clipping, weight decay, freezing, and learning-rate multipliers by parameter path.
+`(peak, decay_steps, warmup_steps, final_lr_fraction)` are the arguments of each function that
+returns a schedule, `step -> rate`. To add an optimizer, pass an Optax transformation to
+`lm.optim.wrappers.wrap_direction`. It adds clipping, weight decay, freezing, and learning-rate
+multipliers by parameter path.
 """
 
 import math
@@ -41,7 +42,7 @@ def cosine(peak: float, decay_steps: int, warmup_steps: int, final_lr_fraction: 
 
 
 def linear(peak: float, decay_steps: int, warmup_steps: int, final_lr_fraction: float) -> Schedule:
-  """Linear warmup, then a line down to `final_lr_fraction * peak` at `decay_steps`."""
+  """Linear warmup, then linear decay to `final_lr_fraction * peak` at `decay_steps`."""
 
   def decay(step):
     return peak * (1 - (1 - final_lr_fraction) * _fraction(step, warmup_steps, decay_steps))
@@ -67,9 +68,9 @@ def warmup_stable_decay(
   final_lr_fraction: float,
   decay_fraction: float = 0.2,
 ) -> Schedule:
-  """Linear warmup, `peak`, then a line down to `final_lr_fraction * peak`.
+  """Linear warmup, then `peak`, then linear decay to `final_lr_fraction * peak`.
 
-  The line takes the last `decay_fraction` of the steps (Hu et al. 2024, section 4).
+  The decay takes the last `decay_fraction` of `decay_steps` (Hu et al. 2024, section 4).
   """
 
   def decay(step):
@@ -161,17 +162,17 @@ def muon(
 ) -> Optimizer:
   """Muon for the matrices of the layers, AdamW for everything else (Jordan et al. 2024).
 
-  A matrix moves along its orthogonalized momentum, scaled so that its entries have the size of
-  Adam's (Liu et al. 2025, section 2.2). One learning rate and one decay thus serve both.
+  The update of a matrix is its orthogonalized momentum, scaled to the root mean square of Adam's
+  updates (Liu et al. 2025, section 2.2). One learning rate and one weight decay thus serve both.
 
   Args:
     learning_rate ... lr_multipliers: as in `adamw`.
     momentum: Nesterov momentum of the matrices.
     newton_schulz: iterations of the orthogonalization.
-    matrices: regular expression on the paths of the matrices, which are stacked on axis 0.
-    two_inputs: likewise, of matrices with two input axes (heads, head size) and not one.
-    several_outputs: likewise, of matrices with several output axes (heads, head size).
-    experts: likewise, of matrices whose axis 1 is that of experts, each a matrix of its own.
+    matrices: regular expression on the paths of the matrices; axis 0 stacks layers.
+    two_inputs: likewise, of those with two input axes (heads, head size) instead of one.
+    several_outputs: likewise, of those with several output axes (heads, head size).
+    experts: likewise, of those whose axis 1 stacks experts, which are separate matrices.
 
   Raises:
     UserError: a pattern is no regular expression; or, at `init`, a matrix has axes that no pattern
@@ -196,7 +197,7 @@ def muon(
 
   def dimensions(path, x: jax.Array) -> optax.contrib.MuonDimensionNumbers:
     inputs = 2 if matches('two_inputs', path) else 1
-    # Axis 0 is that of the stacked layers; axes in neither tuple are of separate matrices.
+    # Axes in neither tuple index separate matrices: axis 0 the layers, and maybe axis 1 experts.
     axes = tuple(range(2 if matches('experts', path) else 1, x.ndim))
     return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
@@ -210,9 +211,9 @@ def muon(
         raise UserError(f'optim.matrices={matrices!r} finds {name}, which has no axis of layers')
       if outputs < 1 or (outputs > 1 and not matches('several_outputs', path)):
         raise UserError(
-          f'optim: {name} of shape {x.shape} is no stack of matrices; say by optim.experts that '
-          'axis 1 is of experts, by optim.two_inputs or optim.several_outputs that a side has '
-          'several axes, or leave it out of optim.matrices'
+          f'optim: {name} of shape {x.shape} is no stack of matrices; match it by optim.experts '
+          'if axis 1 stacks experts, by optim.two_inputs or optim.several_outputs if inputs or '
+          'outputs have several axes, or exclude it from optim.matrices'
         )
 
   def scale(path, x: jax.Array) -> jax.Array:

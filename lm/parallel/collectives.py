@@ -1,8 +1,8 @@
 """FSDP collectives: all-gather parameters for the forward pass, reduce-scatter their gradients.
 
 On a TPU torus of two or three dimensions XLA lowers a reduce-scatter of gradients to an all-reduce,
-and an all-gather to an all-reduce of twice the traffic. It does neither when each collective runs
-over groups along one dimension of the torus (`axis_index_groups`).
+and an all-gather to an all-reduce of twice the traffic. It does neither when `axis_index_groups`
+restrict each reduce-scatter to one dimension of the torus, and each all-gather to at most two.
 """
 
 import functools
@@ -23,8 +23,8 @@ from lm.types import Array
 def all_gather_along(x: Array, axis: int, name: str, dims: Sequence[int]) -> Array:
   """Returns x all-gathered along `axis`, one dimension of the torus at a time, the last one first.
 
-  The shards are stacked along a new axis in between. Without it the gradients of kernels
-  with short contiguous shards become all-reduces on TPU.
+  Each all-gather stacks the shards along a new axis, which is then merged. Without the new axis the
+  gradients of kernels with short contiguous shards become all-reduces on TPU.
 
   Args:
     x: the shard of this device.
@@ -55,7 +55,7 @@ def reduce_scatter_along(x: Array, axis: int, name: str, dims: Sequence[int]) ->
 
 
 def group_torus_dims(dims: Sequence[int]) -> tuple[int, ...]:
-  """Returns the dimensions in merged pairs; the last of an odd number stays alone."""
+  """Returns the products of consecutive pairs of dimensions; an odd last one stays alone."""
   return tuple(math.prod(dims[i : i + 2]) for i in range(0, len(dims), 2))
 
 
@@ -120,7 +120,8 @@ def all_gather_param(x: Array, axes: Sequence[str | None], batch: Any) -> Gather
 def is_gathered_for(gathered: GatheredParam | None, batch: Any) -> bool:
   """Returns whether a parameter was gathered for batches that are sharded as this one is.
 
-  If not, the stored parameter is used: another batch may have too few rows to be sharded.
+  If not, the caller uses the stored parameter. A batch with too few rows, for example, is not
+  sharded.
   """
   found = _batch_sharding_axes(batch)
   if gathered is None or found is None:
@@ -138,7 +139,7 @@ def shard_map_over_batch(
   Args:
     fn: returns three trees: sums over rows; sums over rows with the shapes of `params`, or None;
       values for each row.
-    params: arrays, or a GatheredParam for this batch, whose sums remain those of each device.
+    params: arrays, or a GatheredParam for this batch, whose sums are not reduced over devices.
     axes: logical axes of `params`.
     batch: arrays with rows along axis 0.
   """
@@ -180,7 +181,7 @@ def apply_with_gathered_kernel(
 
   Args:
     fn: maps rows and a full kernel to rows.
-    batch: rows along axis 0. Where they do not divide over the mesh, XLA decides.
+    batch: rows along axis 0. If they do not divide over the mesh, XLA chooses the collectives.
     kernel: already cast to the type of the matmul.
     axes: its logical axes.
   """

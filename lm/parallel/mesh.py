@@ -75,7 +75,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     and shape[AXES.index('tensor')] <= len(devices) // slices
     and long in ([len(devices)], [slices, len(devices) // slices])
   ):
-    # Torus order, which lm.parallel.collectives needs; jax.make_mesh may choose a ring.
+    # lm.parallel.collectives needs devices in order of coordinates; jax.make_mesh may form a ring.
     return Mesh(np.array(sorted(devices, key=device_coords)).reshape(shape), AXES, axis_types=types)
   try:
     if slices > 1:
@@ -91,8 +91,9 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
 def spread(boxed: Params, axis_rules: Mapping[str, tuple[str, ...]], devices) -> Mesh:
   """Returns the mesh over all devices that shards parameters the most, for inference.
 
-  `fsdp` is the largest size by which the parameters divide. `data` takes the remaining devices, and
-  `tensor` is 1, since inference leaves enough memory for unsharded activations.
+  `fsdp` is the largest size that divides both the number of devices and the sharded axes of the
+  parameters. `data` takes the remaining devices. `tensor` is 1, since inference leaves enough
+  memory for unsharded activations.
 
   Args:
     boxed: abstract parameters of one or several models, boxed by `nn.with_partitioning`.
@@ -100,7 +101,7 @@ def spread(boxed: Params, axis_rules: Mapping[str, tuple[str, ...]], devices) ->
     devices: of all processes.
 
   Raises:
-    UserError: from `shardings`, where the rules fit no such mesh.
+    UserError: the rules shard an axis that does not divide, whatever the size of `fsdp`.
   """
   count = len(devices)
   for fsdp in range(count, 0, -1):
@@ -178,7 +179,7 @@ def current_mesh() -> tuple[Mesh, Mapping[str, tuple[str, ...]]] | None:
 
 
 def weight_stationary() -> contextlib.AbstractContextManager[None]:
-  """Returns a context in which one token of each row is traced in the weight-stationary layout.
+  """Returns a context to trace a decoding step, one token per row, in the weight-stationary layout.
 
   An all-gather of weights that are sharded over the mesh axes of `embed` would send more bytes than
   the few activations have. In the 2D weight-stationary layout (Pope et al. 2022, Efficiently
@@ -221,7 +222,7 @@ def num_shards(*axes: str | None) -> int:
 
 
 def padded_rows(count: int) -> int:
-  """Returns `count` rounded up to a multiple that divides over the current mesh."""
+  """Returns `count` rounded up to a number of rows that divides over the current mesh."""
   return count + -count % math.lcm(num_shards('cache_batch'), num_shards('batch'))
 
 

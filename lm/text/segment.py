@@ -54,7 +54,7 @@ def split(text: Text, spans: Callable[[str], Iterable[tuple[int, int]]]) -> Text
   """Returns the text with each token replaced by its parts.
 
   Args:
-    text: its tokens are as in the raw text.
+    text: a text whose tokens no step has rewritten.
     spans: from a string to the (start, end) of its parts, in order.
 
   Raises:
@@ -82,7 +82,7 @@ def normalize_tokens(
 
 
 def remove_stop_words(text: Text, words: Set[str]) -> Text:
-  """Returns the text without its stop words, given as from `normalize.stop_words`."""
+  """Returns the text without its stop words; `words` are those of `normalize.stop_words`."""
   return Text(text.raw, tuple(t for t in text.tokens if stop_word_key(t.text) not in words))
 
 
@@ -91,8 +91,8 @@ def tag_words(text: Text, tagger: Tagger) -> Text:
 
   Args:
     text: its tokens are words.
-    tagger: from words in order to a tag for each: `parts_of_speech`, or a trained model. It may use
-      all words of the text as context, so pass it a sentence.
+    tagger: maps a list of words to a tag for each, such as `parts_of_speech` or a trained model. A
+      model may use all words as context, so pass a single sentence.
 
   Raises:
     ValueError: the tagger returns more or fewer tags than words.
@@ -126,8 +126,8 @@ def parts_of_speech(words: Sequence[str]) -> list[str]:
 
 _ATTACHED = r'[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]'
 # Runs of ideographs are limited to a thousand, which bounds jieba's memory. \b is the boundary of
-# UAX #29. Between flags it counts from the start of their run, which is quadratic, so that flags
-# inside a run are matched in pairs instead.
+# UAX #29. A flag is two regional indicators (RI), which \b counts from the start of their run. That
+# would take quadratic time in a long run of flags, so the third line matches its flags instead.
 _WORD = regex.compile(
   rf"""(?wsx)
     (?P<gap> [\s\p{{Cc}}\p{{Cf}}]++ )
@@ -157,8 +157,8 @@ def word_spans(raw: str, simplify: bool = False) -> Iterator[tuple[int, int]]:
 
   Args:
     raw: any string. A lone surrogate is a word.
-    simplify: whether to segment Chinese in its simplified form, as in jieba's dictionary; for
-      traditional text.
+    simplify: whether jieba, whose dictionary is simplified Chinese, receives the text converted to
+      simplified characters; for traditional text.
 
   Raises:
     UserError: a required library is not installed.
@@ -222,11 +222,12 @@ def split_sentences(text: Text) -> Text:
 def sentence_spans(raw: str) -> Iterator[tuple[int, int]]:
   """Yields the (start, end) of each sentence, without surrounding white space.
 
-  A sentence ends at a blank line, after 。！？ and the like in any script, and after .!?… before
-  white space and no lower-case letter. As in typed Chinese, .!?… also end it between characters
-  without case. Closing quotation marks and brackets belong to it; a comma or dash after them
-  continues it. A full stop does not end it after an initial, a title (Dr.), an abbreviation before
-  its number (No. 5), or the number of an item at the start of a sentence.
+  A sentence ends at a blank line, and after 。！？ and similar marks of any script. After .!?… it
+  ends before white space, unless a lower-case letter follows. Between characters without case, .!?…
+  end it without white space too, as in typed Chinese. Closing quotation marks and brackets belong
+  to the sentence; a comma or dash after them continues it. A full stop does not end it after an
+  initial, a title (Dr.), an abbreviation before its number (No. 5), or the number of an item at the
+  start of a sentence.
 
   Limits: an abbreviation such as U.S. never ends a sentence; etc. before a capital letter always
   does. Names such as Yahoo! are unknown, and a straight quotation mark always closes. Single line

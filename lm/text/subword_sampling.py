@@ -21,13 +21,13 @@ from lm.text.tokenizers import special_ids
 
 Pieces = tuple[int, ...]  # ids of tokens
 Sample = Callable[[Sequence[str], np.random.Generator], list[Pieces]]
-# The possible last pieces of a prefix of a word: the start of each, its token, and cumulative
-# probabilities, the last of them 1.
-_Ways = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
+# The pieces that can end a prefix of a word, as three tuples: the start of each piece, its token,
+# and the cumulative probabilities of the pieces, which end with 1.
+_LastPieces = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 _CACHE_SIZE = 2**14  # words
 _LONGEST_CACHED = 32  # bytes; longer words rarely repeat, and would take much memory
-_NEVER = 2**63 - 1  # the rank of a pair that does not merge; an infinite gap
+_NEVER = 2**63 - 1  # the rank of a pair that never merges, and the gap before a merge never dropped
 
 
 def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
@@ -51,7 +51,7 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
   usual = default_pieces(tokenizer)
 
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
-    # The number of merges to apply before the next dropped one.
+    # Each gap is the number of merges to apply before the next dropped one.
     gaps = (
       _endless(lambda count: rng.geometric(rate, count) - 1) if rate else itertools.repeat(_NEVER)
     )
@@ -90,9 +90,9 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
   }
   longest = max(map(len, scores))
 
-  def lattice(word: str) -> list[_Ways]:
+  def lattice(word: str) -> list[_LastPieces]:
     forward: list[float] = [0.0]
-    ways: list[_Ways] = [((), (), ())]
+    ways: list[_LastPieces] = [((), (), ())]
     for end in range(1, len(word) + 1):
       starts = range(max(0, end - longest), end)
       last = [(s, *scores[word[s:end]]) for s in starts if word[s:end] in scores]
@@ -106,7 +106,7 @@ def unigram_sampling(tokenizer: tokenizers.Tokenizer, alpha: float) -> Sample:
 
   cached = functools.lru_cache(_CACHE_SIZE)(lattice)
 
-  def sample_word(ways: list[_Ways], uniform: Iterator[float]) -> Pieces:
+  def sample_word(ways: list[_LastPieces], uniform: Iterator[float]) -> Pieces:
     pieces = []
     end = len(ways) - 1
     while end:
@@ -206,13 +206,13 @@ def _byte_level(tokenizer: tokenizers.Tokenizer, kind: str, builder: str) -> dic
   if not (by_bytes and complete and choices) or affixes:
     raise UserError(
       f'data.transforms: this sampling needs a byte-level {kind} tokenizer such as '
-      f'lm.text.tokenizers:{builder}, with merges or pieces and without add_prefix_space; '
+      f'lm.text.tokenizers:{builder}, without add_prefix_space; a BPE model must have merges. '
       f'data.tokenizer is {model["type"]}'
     )
   return model
 
 
 def _endless(sample: Callable[[int], np.ndarray]) -> Iterator[Any]:
-  """Yields random values for ever, sampled 256 at a time."""
+  """Yields random values forever, sampled 256 at a time."""
   while True:
     yield from sample(256).tolist()

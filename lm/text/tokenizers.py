@@ -5,9 +5,9 @@ The trainers of the `tokenizers` library number some tokens in the order of a ha
 and wordpiece vocabularies get a fixed order. `texts` is iterated more than once: pass a list, or an
 object with its own `__iter__`.
 
-Decoding is exact for any text with bytes, bpe and unigram, and for known characters with
-characters. With words and wordpiece it is exact only for words separated by single spaces (see
-their docstrings).
+Tokenizers of `bytes`, `bpe` and `unigram` decode any text exactly, and those of `characters` any
+text of known characters. Those of `words` and `wordpiece` do so only for words separated by single
+spaces (see their docstrings).
 """
 
 import collections
@@ -55,20 +55,21 @@ _ENDS = (
 # The time of trainers is quadratic in the longest word, such as a line of DNA or of base64. Longer
 # words are split: into pieces of this many bytes, or of WordPiece's limit in characters.
 _PIECE = {'bpe': 1024, 'unigram': 256, 'wordpiece': 100}
-# Unigram training is slow for each byte of text without repetitions.
-_UNIGRAM_BYTES = 2**14  # the prefix of a word that is used
+# Unigram training needs much time per byte of a long word without repetitions, so it uses a prefix
+# of each word.
+_UNIGRAM_BYTES = 2**14
 _MAX_ID = 2**31 - 1  # batches hold int32
 
 
 def bytes(texts: Iterable[str]) -> tokenizers.Tokenizer:
-  """Returns the 256 bytes of UTF-8 (byte b is token b + 1) and END, without training."""
+  """Returns a tokenizer of END and the 256 bytes, without training; byte b is token b + 1."""
   vocab = {END: 0} | {character: b + 1 for b, character in enumerate(_byte_characters())}
   byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   return _assemble(models.BPE(vocab, merges=[]), byte_level, decoders.ByteLevel())
 
 
 def characters(texts: Iterable[str], min_count: int = 1) -> tokenizers.Tokenizer:
-  """Returns one token for each Unicode character that occurs at least `min_count` times.
+  """Returns a tokenizer of Unicode characters that occur at least `min_count` times.
 
   Any other character becomes <unk>, which models never generate. Tokens are in code point order.
   """
@@ -99,8 +100,8 @@ def words(
       single other marks; r'\S+' suits segmented text.
 
   Raises:
-    UserError: fewer than `vocab_size` words occur often enough; it is below 3; `pattern` is not a
-      regular expression, or fails or hangs on a text.
+    UserError: `vocab_size` is below 3 or too large for the words that occur often enough; `pattern`
+      is not a regular expression, or fails or hangs on a text.
   """
   check_range('data.tokenizer.min_count', min_count, 0, 2**32 - 1)
   try:
@@ -179,10 +180,10 @@ def wordpiece(
 ) -> tokenizers.Tokenizer:
   """Returns BERT's subwords (Devlin et al. 2019); '##' marks a piece inside a word.
 
-  Spaces, punctuation and Chinese characters separate words. A word with an unknown character, or
-  with more than 100, becomes <unk>; training splits a long word after every 100. Decoding joins
-  words with single spaces, except before common punctuation. With `lowercase`, case and accents
-  are lost.
+  Spaces, punctuation and Chinese characters separate words. A word becomes <unk> if it has an
+  unknown character or more than 100 characters. Training splits longer words after every 100
+  characters. Decoding joins words with single spaces, except before common punctuation. With
+  `lowercase`, case and accents are lost.
 
   Raises:
     UserError: `vocab_size` is too small for the alphabet, or the corpus yields fewer pieces.
@@ -246,7 +247,7 @@ def existing(texts: Iterable[str], file: str, end: str | None = None) -> tokeniz
 
 
 def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
-  """Returns the rows of an embedding table for all tokens: the highest id plus one.
+  """Returns the number of rows of an embedding table for all tokens: the highest id plus one.
 
   The number of tokens may be smaller, as some existing tokenizers skip ids.
   """
@@ -290,9 +291,9 @@ def with_special_tokens(
 def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   """Returns the tokenizer for encoding texts: same ids, but no text becomes a special token.
 
-  `encode_special_tokens` alone stops the library from matching special tokens. The model still
-  finds those in its own vocabulary: a word '<|end|>', or a piece '</s>' of a Unigram model. They
-  are renamed here to names that no text contains. The unknown word stays.
+  With `encode_special_tokens` the library no longer matches special tokens. The model itself still
+  finds those in its vocabulary, such as a word '<|end|>' or a piece '</s>' of a Unigram model. Such
+  entries are renamed here to names that no text contains. Unknown words keep their id.
   """
   file = json.loads(tokenizer.to_str())
   model = file['model']
@@ -322,7 +323,7 @@ def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], list[int]]:
   """Returns the function from parts of a text to ids; a Special part is one special token.
 
-  The look-alike of a special token inside another part is text.
+  Text inside another part that looks like a special token is encoded as text.
   """
   reader, ids_of = text_reader(tokenizer), tokenizer.get_vocab()
 
@@ -469,10 +470,11 @@ def _byte_characters() -> list[str]:
 
 
 def _in_stable_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-  """Returns END, then pieces by descending score, without noise of the trainer's summation order.
+  """Returns END, then the pieces by descending score.
 
-  The trainer appends unused single bytes in hash order, with scores in steps of 1e-4 from the
-  minimum. Here they all get one score, below all others.
+  Scores are rounded, as their last digits depend on the trainer's order of summation. The trainer
+  appends unused single bytes in hash order, with scores in steps of 1e-4 from the minimum. Here
+  these bytes all get one score, below all others.
   """
   scores = {piece: score for piece, score in pieces if piece != END}
   minimum = min(scores.values(), default=0.0)

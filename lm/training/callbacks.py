@@ -21,7 +21,7 @@ from lm.workdir.metrics_writer import Metrics
 
 
 class Profile:
-  """Traces `count` steps from step `first` on into a folder that TensorBoard and Perfetto open."""
+  """Traces `count` steps, starting with step `first`, for TensorBoard and Perfetto."""
 
   def __init__(self, folder: pathlib.Path, first: int, count: int):
     self._folder = folder
@@ -67,8 +67,8 @@ class _Nowhere(io.StringIO):
 class Finished(NamedTuple):
   """The finished steps of one dispatch."""
 
-  steps: range  # from the step before the first to the last
-  metrics: list[dict[str, float]]  # of each
+  steps: range  # range(a, b) stands for the steps a + 1 to b, counted from 1
+  metrics: list[dict[str, float]]  # of each step
 
 
 class MetricLogger:

@@ -41,11 +41,12 @@ def write_nonfinite(
 
   Args:
     workdir: the run's directory.
-    step: the step that ended the streak.
+    step: the last of the non-finite steps in a row.
     values: its metrics.
     functions: of the run.
     seed: of the run.
-    state: after the step or a few steps later (`parameters_after_step`): older ones are donated.
+    state: after the step, or a few steps later, since earlier states were donated. The file has the
+      number of its steps as `parameters_after_step`.
     batch: of the step.
   """
   folder = workdir / 'nonfinite'
@@ -80,7 +81,7 @@ def _not_finite(tree) -> dict[str, int]:
   return {name: count for name, count in counts.items() if count}
 
 
-_LOSS = 'loss'  # the name of the loss to `allow_zero`
+_LOSS = 'loss'  # the name by which the pattern `allow_zero` allows a loss of 0
 
 
 def check_targets(rows: Rows, transforms: Sequence[batches.Transform], config: ConfigDict) -> None:
@@ -89,9 +90,9 @@ def check_targets(rows: Rows, transforms: Sequence[batches.Transform], config: C
   weights = first.get('weights')
   if weights is not None and not np.any(weights) and not _allowed(config, _LOSS):
     raise UserError(
-      'data: the weights of all targets in the first batch are 0, so that there is nothing to '
-      'train on; see the weights that data.converter gives, data.transforms and data.too_long, or '
-      f'{_how(_LOSS)}'
+      'data: all targets in the first batch have weight 0, so there is nothing to train on; '
+      'check the weights from data.converter, then data.transforms and data.too_long, or '
+      f'{_how_to_allow(_LOSS)}'
     )
 
 
@@ -118,7 +119,9 @@ def check_loss(
   cause = 'though targets have weights above 0'
   if not any(float(weight) for weight in weights.values()):
     cause = 'because no target of its batch has a weight above 0'
-  raise UserError(f'objective: the loss of step {step} is exactly 0, {cause}; {_how(_LOSS)}')
+  raise UserError(
+    f'objective: the loss of step {step} is exactly 0, {cause}; {_how_to_allow(_LOSS)}'
+  )
 
 
 def check_gradients(params: Params, zeros: Array, config: ConfigDict) -> None:
@@ -130,22 +133,22 @@ def check_gradients(params: Params, zeros: Array, config: ConfigDict) -> None:
     config: of the run; its `optim` section says which parameters are frozen.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  moves = jax.tree.leaves(_moves(params, config.optim))
+  trained = jax.tree.leaves(_trained(params, config.optim))
   vanished = [
     name
-    for name, zero, moved in zip(names, np.asarray(zeros), moves, strict=True)
-    if zero and moved and not _allowed(config, name)
+    for name, zero, is_trained in zip(names, np.asarray(zeros), trained, strict=True)
+    if zero and is_trained and not _allowed(config, name)
   ]
   if vanished:
     more = f' and of {len(vanished) - 1} more' if len(vanished) > 1 else ''
     raise UserError(
       f'model: the gradient of {vanished[0]}{more} is exactly 0 in step 1: the loss does not '
       'depend on it; see how the objective and the model use it, freeze it by optim.freeze, or '
-      f'{_how(vanished[0])}'
+      f'{_how_to_allow(vanished[0])}'
     )
 
 
-def _moves(params: Params, optim: ConfigDict) -> Params:
+def _trained(params: Params, optim: ConfigDict) -> Params:
   """Returns a tree of booleans: whether the optimizer changes each parameter."""
   freeze = optim.get('freeze')
   frozen = path_mask(params, freeze, 'freeze') if freeze else jax.tree.map(lambda _: False, params)
@@ -158,7 +161,7 @@ def _allowed(config: ConfigDict, name: str) -> bool:
   return bool(pattern) and re.search(pattern, name) is not None
 
 
-def _how(name: str) -> str:
+def _how_to_allow(name: str) -> str:
   return f"allow it by --config.allow_zero='{name}'"
 
 
@@ -177,7 +180,7 @@ def schedule_length(workdir: pathlib.Path) -> int | None:
   try:
     return int(experiment.from_json(file.read_text()).optim.decay_steps)
   except (OSError, ValueError, AttributeError, TypeError):
-    return None  # of a new run, or damaged, which is reported where the config is compared
+    return None  # a new run has no file; a damaged one is reported when configs are compared
 
 
 def schedule_jump(

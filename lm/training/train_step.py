@@ -17,12 +17,12 @@ from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.types import Apply, Array, Batch, Objective, Params, TrainState
 
-# Of the metrics of a step, (L,): 1 for each leaf of the parameters whose gradient is 0, else 0.
+# The name of a metric of shape (L,): for each leaf of the parameters, 1 if its gradient is 0.
 ZERO_GRADIENTS = 'zero_gradients'
-# The other metrics of a step that are no terms of its loss.
+# The names of the scalar metrics that are not terms of the loss.
 OF_THE_STEP = ('gradient_norm', 'learning_rate', 'skipped', 'streak')
-# Constants of fold_in for keys derived from the key of a step. Without microbatches, dropout uses
-# the key itself, from which Flax derives others by a hash of each module's path.
+# The constants that fold_in takes to derive keys from the key of a step. Without microbatches,
+# dropout gets the key of the step itself, and Flax folds in a hash of each module's path.
 _DRAW, _PARTS = 1, 2
 
 Metrics = dict[str, Array]
@@ -38,7 +38,7 @@ def check_step(
     train_steps: from `make_train_steps`; the first step uses this trace.
     components: of the run.
     state: abstract.
-    batch: arrays, or their shapes, of the steps of one dispatch on a first axis.
+    batch: the batches of one dispatch, stacked on a first axis; arrays or their shapes.
 
   Returns:
     The `jax.stages.Traced`, None without jit.
@@ -55,7 +55,7 @@ def check_step(
 
 
 def init_train_state(components: Components, key: Array) -> tuple[TrainState, TrainState]:
-  """Initializes the state in place on the mesh.
+  """Initializes the state on the mesh, sharded from the start.
 
   Returns:
     The state, and the abstract state: shape, dtype and sharding of each leaf.
@@ -70,7 +70,10 @@ def init_train_state(components: Components, key: Array) -> tuple[TrainState, Tr
 def init_some(
   components: Components, key: Array, abstract: Params, paths: Collection[str]
 ) -> dict[str, Array]:
-  """Returns some parameters by path, as `init_train_state` initializes them, without the others."""
+  """Returns the parameters at `paths`, with the values of `init_train_state`.
+
+  The other parameters are not materialized.
+  """
   shardings = flatten_dict(jax.tree.map(lambda x: x.sharding, abstract), sep='/')
 
   def some(key: Array) -> dict[str, Array]:
@@ -131,11 +134,11 @@ def make_train_step(
 def make_train_steps(
   components: Components, seed: int, microbatches: int, state: TrainState
 ) -> StepFunction:
-  """Returns `make_train_step` for several steps in one dispatch, one after another.
+  """Returns a jitted function like that of `make_train_step`, for several consecutive steps.
 
-  Batches and metrics are stacked on a first axis. One dispatch from the host serves all steps,
-  because it would take longer than a small step. The random parts of all batches are sampled
-  together, before the first step.
+  Batches and metrics are stacked on a first axis. The host dispatches all steps at once, because
+  a dispatch takes longer than a small step. `objective.sample` runs for all batches together,
+  before the first step.
   """
   one = components.train_step(components, seed, microbatches)
 
@@ -149,7 +152,7 @@ def make_train_steps(
 
 
 def _sample(components: Components, seed: int, step: Array, batch: Batch) -> Batch:
-  """Returns the batch of a step, counted from 0, with its random parts."""
+  """Returns a batch with the arrays that `objective.sample` adds; steps count from 0."""
   key = jax.random.fold_in(jax.random.key(seed), step)
   sample = components.objective.sample
   return batch if sample is None else sample(batch, draw_key(key))
@@ -232,16 +235,16 @@ def gradients(
 ) -> tuple[Params, dict[str, Array]]:
   """Returns the gradient of the sum of the terms' means, and the means.
 
-  The weights of the full batch are known before the gradient, so the sum over microbatches is
-  the gradient of the large batch.
+  Each microbatch divides its sums by the weights of the full batch. The sum of the gradients of all
+  microbatches is therefore the gradient of the full batch.
   """
   weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}
 
   def check_names(sums: dict[str, Array]) -> None:
     if sums.keys() != weights.keys():
       raise UserError(
-        f'objective.fn: its sums are called {", ".join(sorted(sums)) or "nothing"} and its weights '
-        f'{", ".join(sorted(weights)) or "nothing"}; each sum needs the weight of its name'
+        f'objective.fn: loss_sums returns {", ".join(sorted(sums)) or "nothing"} and normalizers '
+        f'{", ".join(sorted(weights)) or "nothing"}; both must return the same names'
       )
 
   def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:

@@ -52,7 +52,7 @@ def train(
   profile_steps: int = 0,
   new_data: bool = False,
 ) -> None:
-  """Trains until `config.steps`, or resumes from the newest checkpoint of the workdir.
+  """Trains until `config.steps`, from the newest checkpoint of the workdir if there is one.
 
   Everything that can be wrong is checked before anything is written.
 
@@ -60,10 +60,10 @@ def train(
     config: of the experiment.
     path_and_arg: FILE.py[:ARG] of the config; the file and its modules are copied to the workdir.
     workdir: directory of the run.
-    stop: is asked after every dispatch of steps.
+    stop: reports a stop signal, such as SIGTERM; it is checked after every dispatch of steps.
     until_step: ends the run at this step, without an effect on schedules.
     profile_steps: how many steps to trace into workdir/profile, from the third one on.
-    new_data: whether a resumed run may have other training data, with the tokenizer of the run.
+    new_data: whether a resumed run may change its training data; it keeps its tokenizer.
 
   Raises:
     UserError: something in the config, the data or the workdir is wrong.
@@ -90,7 +90,7 @@ def train(
   diagnostics.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, built, tokenizer)
   if multihost.is_multiprocess():
-    # Hosts with separate caches prepare the data each, which may take hours.
+    # Each host with a cache of its own prepares the data, which may take hours.
     multihost.barrier(12 * 3600, 'to prepare the data')
     digests = sources.digests(pathlib.Path(path_and_arg.partition(':')[0]))
     digests['the config, tokenizer or data'] = experiment.run_digest(
@@ -111,7 +111,7 @@ def train(
   programs = evaluators.programs(abstract.params)
   host_memory.check_evaluations(programs, built, abstract.params, abstract)
   state, started_from = None, None
-  # A resumed run has no other state before that of the checkpoint: two need twice the memory.
+  # A resumed run initializes no state: with that of the checkpoint, memory would hold two.
   if not multihost.broadcast_from_primary(has_checkpoints(workdir)):
     state, started_from = warm_start.initial_state(config, built, tokenizer, abstract)
   old_length = diagnostics.schedule_length(workdir)  # before this config replaces the older one
@@ -170,7 +170,7 @@ def train(
     except Exception as e:
       if not isinstance(e, Preempted):
         events.write('error', error=f'{type(e).__name__}: {e}'[:500])
-        # Other processes may be anywhere: closing would wait for them forever.
+        # Closing waits for the other processes, which may never reach it.
         checkpoints.abandoned = multihost.is_multiprocess()
       raise
     finally:
@@ -183,7 +183,7 @@ def train(
 
 @dataclasses.dataclass
 class Trainer:
-  """The training loop over the parts that it needs: steps, and what is due between them."""
+  """The training loop: runs the steps, and saves and evaluates between them."""
 
   config: ConfigDict
   workdir: pathlib.Path
@@ -220,9 +220,10 @@ class Trainer:
       self._read_evaluation(start, state)
     if start >= last or self._should_stop():
       self.logger.progress.message(f'{self.workdir} is at step {start} already; nothing to train')
-      self._end(start)
+      self._log_end(start)
       return
-    # Metrics of a dispatch are read while the next one runs; its batches are kept until then.
+    # The metrics of a dispatch are read while the next one runs. `batch` holds the batches of the
+    # earlier dispatch until then.
     batch = None
     for steps, next_batch in self._batches(rows, start, last):
       first, step = steps.start == start, steps.stop
@@ -276,8 +277,8 @@ class Trainer:
   def _dispatches(self, start: int, last: int) -> Iterator[range]:
     """Yields the steps of each dispatch, which ends where an evaluation or a checkpoint is due."""
     while start < last:
-      rests = (n - start % n for n in (self.config.eval.every, self.config.checkpoint.every))
-      stop = start + min(self.config.steps_per_call, last - start, *rests)
+      remaining = (n - start % n for n in (self.config.eval.every, self.config.checkpoint.every))
+      stop = start + min(self.config.steps_per_call, last - start, *remaining)
       yield range(start, stop)
       start = stop
 
@@ -320,7 +321,7 @@ class Trainer:
       )
 
   def _read_evaluation(self, step: int, state: TrainState) -> None:
-    """Reads the evaluation of a restored step from the workdir, or evaluates it where it is due."""
+    """Updates early stopping from the restored step's logged evaluation, or runs a missing one."""
     values = multihost.broadcast_from_primary(_evaluation(self.workdir, step))
     if not values and self._evaluation_due(step):  # killed between checkpoint and evaluation
       self._evaluate(step, state)
@@ -349,7 +350,9 @@ class Trainer:
     self.checkpoints.prune(kept if unscored is None else kept | {unscored})
 
   def _check(self, finished: Finished | None, state: TrainState, batches: Any) -> None:
-    """Stops the run at the first step that ends a streak of non-finite steps, or whose loss is 0.
+    """Raises an error at the first step whose loss is 0 or whose streak reaches the limit.
+
+    A streak is the number of consecutive non-finite steps; `max_consecutive_nonfinite` limits it.
 
     Args:
       finished: the steps of one dispatch.
@@ -382,9 +385,9 @@ class Trainer:
     self._prune()
     if self.unsaved is not None:
       raise RuntimeError(f'the checkpoint of step {self.unsaved} could not be saved')
-    self._end(last)
+    self._log_end(last)
 
-  def _end(self, step: int) -> None:
+  def _log_end(self, step: int) -> None:
     if self.stopping is not None and step < self.config.steps and self._should_stop():
       self.logger.progress.message(early_stopping.line(self.stopping, step))
       self.events.write('stopped_early', step=step, **self.stopping._asdict())
@@ -406,7 +409,10 @@ def push_workdir(workdir: pathlib.Path) -> None:
     try:
       remote.push(workdir)
     except UserError as e:
-      print(f'warning: the workdir is only in {workdir} for now: {e}', file=sys.stderr)
+      print(
+        f'warning: the upload failed, and the workdir is only in {workdir} for now: {e}',
+        file=sys.stderr,
+      )
 
 
 def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
@@ -417,7 +423,7 @@ def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
 def _first_batch(
   config: ConfigDict, row: Mapping[str, np.ndarray], batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes of the batches of one dispatch, of rows like this one."""
+  """Returns the shapes and dtypes of the batches of one dispatch, from a batch of one row."""
   shape = (min(config.steps_per_call, config.steps), batch_size)
   return {k: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for k, x in row.items()}
 

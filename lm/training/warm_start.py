@@ -52,8 +52,8 @@ def align(old_tokenizer: tokenizers.Tokenizer, new_tokenizer: tokenizers.Tokeniz
 def remap_rows(restored_VD: Array, initial_VD: Array, rows: Alignment) -> np.ndarray:
   """Returns an initialized table with the restored rows at the ids of their words.
 
-  The restored rows are scaled together to the root mean square of the rows that they replace: the
-  initialization fits vectors of that length, and the knowledge lies in the directions.
+  One factor scales all restored rows to the root mean square of the rows that they replace. The
+  other parameters are initialized for vectors of that length; what was learned is the directions.
   """
   taken_ND = np.asarray(restored_VD, np.float32)[rows.old]
   table_VD = np.array(initial_VD)
@@ -72,7 +72,7 @@ class Taken(NamedTuple):
 
   source: str  # workdir of the other run
   step: int  # of its checkpoint
-  taken: int  # count of restored parameters, also of those restored in part
+  taken: int  # count of restored parameters, including those restored in part
   fresh: tuple[str, ...]  # paths of the parameters that keep their initial values
   unread: tuple[str, ...]  # paths of the other run's parameters that are not used
   words: Alignment | None = None  # if rows are restored by their words
@@ -94,7 +94,7 @@ class Taken(NamedTuple):
 
   def fields(self) -> dict[str, Any]:
     """Returns the fields of the event `warm_start`."""
-    # Not 'step', which would be one of this run.
+    # The name is not 'step', because in events 'step' is a step of this run.
     where = {'source': self.source, 'source_step': self.step}
     counts = {'taken': self.taken, 'fresh': len(self.fresh), 'unread': len(self.unread)}
     if self.words is not None:
@@ -214,7 +214,7 @@ def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
   except Exception as e:  # Orbax and its storage raise many types for damaged files
     raise UserError(
       f'warm_start.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
-      'warm_start.step names another one'
+      'choose another one by warm_start.step'
     ) from e
 
 
@@ -239,8 +239,8 @@ def _monitored(root: pathlib.Path, section: ConfigDict) -> str:
     return config.checkpoint.monitor
   except (OSError, ValueError, AttributeError) as e:
     raise UserError(
-      f'warm_start.workdir={section.workdir!r}: its config.json says no checkpoint.monitor '
-      f'({first_line(e)}); warm_start.step names a checkpoint'
+      f'warm_start.workdir={section.workdir!r}: its config.json has no checkpoint.monitor '
+      f'({first_line(e)}); choose a checkpoint by warm_start.step'
     ) from e
 
 
@@ -260,16 +260,17 @@ def _origins(
     there = shapes.get(origin.path)
     if origin.rows and there is not None:
       shape = there[:1] + shape[1:]
-    if needed.get(origin.path) in (None, there):  # of two that disagree, the one that is wrong
+    # Two parameters may need different shapes of one source: the error shows one that does not fit.
+    if needed.get(origin.path) in (None, there):
       needed[origin.path] = shape
   difference = tree_difference(shapes, needed, report_extra=not section.rules)
   if difference:
     raise UserError(
       f'warm_start.workdir={section.workdir!r}: step {step} does not fit the model: {difference}; '
-      'warm_start.rules say what differs'
+      'rename or leave out parameters by warm_start.rules'
     )
   if not origins:
-    raise UserError(f'warm_start.rules={tuple(section.rules)!r} leave nothing to take')
+    raise UserError(f'warm_start.rules={tuple(section.rules)!r} leave no parameter to restore')
   return origins
 
 
@@ -285,7 +286,9 @@ def _renaming(rules: Iterable[str], paths: Iterable[str]) -> Callable[[str], _Or
         try:
           middle = found.expand(replacement)
         except (re.error, IndexError) as e:
-          raise UserError(f'warm_start.rules: {replacement!r} replaces nothing: {e}') from e
+          raise UserError(
+            f'warm_start.rules: {replacement!r} is not a valid replacement: {e}'
+          ) from e
         there = path[: found.start()] + middle + path[found.end() :]
         rows = next((mark for mark in (_ROWS, _WORDS) if there.endswith(mark)), '')
         return _Origin(there.removesuffix(rows), rows)
@@ -323,7 +326,7 @@ def _placed(read: Array, initial: Array, rows: str, words: Alignment | None) -> 
 def _check_tokens(
   origins: Mapping[str, _Origin], root: pathlib.Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
-  """Raises UserError if rows of a vocabulary's table would belong to other tokens."""
+  """Raises UserError if a restored embedding row would belong to another token in this run."""
   tables = [path for path, o in origins.items() if _TABLE.search(path) and o.rows != _WORDS]
   if not tables:
     return
@@ -332,9 +335,9 @@ def _check_tokens(
     old, new = there.id_to_token(i), tokenizer.id_to_token(i)
     if old != new:
       raise UserError(
-        f'warm_start.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; take '
-        f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or keep "
-        f"{tables[0]} as it is initialized with the rule '{tables[0]} ->'"
+        f'warm_start.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; set '
+        f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or do not "
+        f"restore {tables[0]}: add the rule '{tables[0]} ->'"
       )
 
 

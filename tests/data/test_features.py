@@ -185,7 +185,7 @@ def test_too_long_examples_are_skipped(translating):
 def test_a_split_without_features_is_reported(translating):
   message = (
     "split 'train' is empty: 700 of 700 examples skipped: they are longer than data.seq_len=1 or "
-    'data.source_len=6; raise it'
+    'data.source_len=6; raise the limit'
   )
   with pytest.raises(UserError) as error:
     prepared(translating(seq_len=1, source_len=6, too_long='skip'))

@@ -244,7 +244,7 @@ def test_segmentation_of_targets_must_precede_masking_of_inputs(pairs):
   rng = np.random.default_rng(0)
   both = hide(resample(rows[0], rng), rng)
   assert texts(tokenizer, both, 'targets') == texts(tokenizer, rows[0], 'targets')
-  with pytest.raises(UserError, match='precedes transforms that change their inputs'):
+  with pytest.raises(UserError, match='must come before transforms that change their inputs'):
     resample(hide(rows[0], rng), rng)
 
 

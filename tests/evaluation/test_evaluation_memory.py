@@ -139,7 +139,7 @@ def test_the_values_of_a_program_bound_its_memory():
     return jax.lax.scan(body, x, jnp.sort(x[:, None] * x[None], axis=0))[1].max()
 
   traced = jax.jit(outer).trace(jax.ShapeDtypeStruct((N,), jnp.float32))
-  found = host_memory._values(traced.jaxpr.jaxpr)
+  found = host_memory._value_bytes(traced.jaxpr.jaxpr)
   assert program_bytes(traced.lower().compile()) < 2 * found < 40 * 4 * N * N
 
 

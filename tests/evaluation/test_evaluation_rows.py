@@ -100,7 +100,7 @@ def test_the_transforms_of_each_set_are_listed(config):
 
   assert line() == ''
   said = line(**{'data.transforms': ('hides:blind',)})
-  assert "data.transforms=('hides:blind',) of training rows alone" in said
+  assert "data.transforms=('hides:blind',) apply to training rows alone" in said
   assert 'eval.sets.validation.transforms=()' in said
   said = line(**{'eval.sets.validation.transforms': ('hides:hidden',)})
   assert "eval.sets.validation.transforms=('hides:hidden',)" in said
@@ -135,9 +135,7 @@ def test_a_model_has_as_many_classes_as_there_are_labels(classes):
 
 def test_a_set_without_weighted_targets_raises(config):
   silent = {'eval.sets.validation.transforms': ('hides:silent',)}
-  with pytest.raises(
-    UserError, match=r'eval\.sets\.validation: the weights of all its targets are 0'
-  ):
+  with pytest.raises(UserError, match=r'eval\.sets\.validation: all targets have weight 0'):
     values(config(**silent))
   found, _ = values(config(**silent, **{'eval.sets.validation.metrics': ()}))
   assert not found

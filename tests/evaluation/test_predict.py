@@ -252,7 +252,9 @@ def test_an_empty_set_raises_at_start_up():
 def test_references_that_a_metric_cannot_score_raise_at_start_up():
   config = config_of('lm.tasks.classification:classifier')
   config.eval.sets['all'].scores = ("lm.metrics.labels:classification(positive='nowhere')",)
-  with pytest.raises(UserError, match=r"eval\.sets\.all\.scores=.*positive='nowhere' is no label"):
+  with pytest.raises(
+    UserError, match=r"eval\.sets\.all\.scores=.*positive='nowhere' does not occur"
+  ):
     opened(config)
 
 

@@ -40,7 +40,7 @@ def test_f1_is_that_of_scikit_learn(average, labels):
 def test_wrong_average_or_positive_label_is_refused():
   with pytest.raises(UserError, match=r"average='marco'.*did you mean 'macro'"):
     classification('marco')
-  with pytest.raises(UserError, match=r"positive='Yes' is no label.*available: 'no', 'yes'"):
+  with pytest.raises(UserError, match=r"positive='Yes' does not occur.*available: 'no', 'yes'"):
     classification(positive='Yes')(['yes', 'no'], ['no', 'no'])
 
 

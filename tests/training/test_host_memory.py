@@ -75,7 +75,7 @@ def test_a_batch_that_no_host_holds_is_one_line(file, tmp_path):
   line = result.stderr.splitlines()[-1]
   assert (result.returncode, result.stdout) == (2, '') and 'Traceback' not in result.stderr
   assert 'batch_size=10000000000' in line and 'GiB' in line and not workdir.exists()
-  fits = int(re.search(r'at most (\d+)', line)[1])
+  fits = int(re.search(r'batch_size=(\d+) would fit', line)[1])
   # A row of 16 tokens has at least four fields of int32, and the host less than 1 TiB.
   assert 0 < fits < 2**40 / (16 * 4 * 4)
 
@@ -86,7 +86,7 @@ def test_batches_are_counted_with_those_made_ahead(parts, monkeypatch):
   monkeypatch.setattr(host_memory, 'available', lambda: 3 * 8 * row)
   host_memory.check_batches(config, functions, rows, ())
   monkeypatch.setattr(host_memory, 'available', lambda: 3 * 8 * row - 1)
-  with pytest.raises(UserError, match=r'^batch_size=8: .* at most 7,'):
+  with pytest.raises(UserError, match=r'^batch_size=8: .*; batch_size=7 would fit,'):
     host_memory.check_batches(config, functions, rows, ())
   config, functions, rows = parts(steps=1, **{'eval.batch_size': 64})
   with pytest.raises(UserError, match=r'^eval\.batch_size=64: '):

@@ -152,4 +152,4 @@ def test_a_broken_network_costs_the_copy_and_not_the_run(bucket, folder, monkeyp
   here = away()
   monkeypatch.setattr(remote, '_filesystem', lambda *_: (_ for _ in ()).throw(OSError('no route')))
   trainer.push_workdir(here)
-  assert f'warning: the workdir is only in {here} for now' in capsys.readouterr().err
+  assert f'the workdir is only in {here} for now' in capsys.readouterr().err

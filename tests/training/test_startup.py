@@ -49,9 +49,9 @@ def test_a_sum_without_a_weight_is_reported_by_its_name():
     lambda apply, params, batch, key: {'a': params['w'] ** 2, 'b': params['w']},
     normalizers=lambda batch: {'a': jnp.ones(())},
   )
-  with pytest.raises(UserError, match=r'objective\.fn: its sums are called a, b .* weights a;'):
+  with pytest.raises(UserError, match=r'objective\.fn: loss_sums returns a, b .* normalizers a;'):
     gradients(objective, None, {'w': jnp.ones(())}, {'x': jnp.ones(2)}, None)
-  with pytest.raises(UserError, match=r'its sums are called a, b .* weights a;'):
+  with pytest.raises(UserError, match=r'loss_sums returns a, b .* normalizers a;'):
     gradients(objective, None, {'w': jnp.ones(())}, {'x': jnp.ones(2)}, None, microbatches=2)
 
 
@@ -173,7 +173,7 @@ def test_metrics_of_a_set_are_known_by_name_before_a_step():
 
 def test_references_are_checked_before_there_are_outputs():
   classification(positive='b').check(['a', 'b'])
-  with pytest.raises(UserError, match="positive='c' is no label of the set"):
+  with pytest.raises(UserError, match="positive='c' does not occur among the labels"):
     classification(positive='c').check(['a', 'b'])
   with pytest.raises(UserError, match='it scores labels'):
     classification().check([['a'], ['b']])
@@ -185,6 +185,6 @@ def test_nothing_is_written_where_a_function_is_wrong(tmp_path):
   config = tiny()
   with config.unlocked():
     config.objective = ConfigDict({'fn': 'test_startup:unnamed'})
-  with pytest.raises(UserError, match='its sums are called a, b'):
+  with pytest.raises(UserError, match='loss_sums returns a, b'):
     trainer.train(config, 'x.txt', tmp_path / 'run', Never())
   assert not (tmp_path / 'run').exists()

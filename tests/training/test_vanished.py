@@ -88,7 +88,7 @@ def _masked(row, rng):
 def test_data_without_targets_are_refused_before_anything_is_written():
   diagnostics.check_targets(Rows(0.5), (), _config())
   for rows, transforms in ((Rows(0.0), ()), (Rows(1.0), (_masked,))):
-    with pytest.raises(UserError, match='all targets in the first batch are 0'):
+    with pytest.raises(UserError, match='all targets in the first batch have weight 0'):
       diagnostics.check_targets(rows, transforms, _config())
     diagnostics.check_targets(rows, transforms, _config(allow_zero='loss'))
 

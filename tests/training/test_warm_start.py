@@ -88,14 +88,14 @@ def test_equal_trees_are_taken_whole_from_the_newest_step_or_the_one_named(sourc
 @pytest.mark.parametrize(
   ('shapes', 'message'),
   [
-    (SAME | {'head/kernel': (3, 2)}, 'missing head/kernel; warm_start.rules'),
+    (SAME | {'head/kernel': (3, 2)}, 'missing head/kernel; .*warm_start.rules'),
     (
       {k: v for k, v in SAME.items() if 'pos' not in k},
-      'extra decoder/position; warm_start.rules',
+      'extra decoder/position; .*warm_start.rules',
     ),
     (
       SAME | {'embedding': (5, 2)},
-      r'embedding is \(4, 2\) and should be \(5, 2\); warm_start.rules',
+      r'embedding is \(4, 2\) and should be \(5, 2\); .*warm_start.rules',
     ),
     (
       {k.replace('position', 'positions'): v for k, v in SAME.items()},
@@ -177,8 +177,11 @@ def test_rows_of_other_tokens_are_not_taken(source):
     ((' -> head/',), "warm_start.rules[0]=' -> head/' is not of the form"),
     (('embed ->', '(pos -> x'), "warm_start.rules[1]='(pos' is no regular expression: missing )"),
     (('heads/ ->',), "warm_start.rules[0]='heads/ ->' is found in no parameter path"),
-    ((r'embed -> \2',), r"warm_start.rules: '\\2' replaces nothing: invalid group reference 2"),
-    (('. ->',), "warm_start.rules=('. ->',) leave nothing to take"),
+    (
+      (r'embed -> \2',),
+      r"warm_start.rules: '\\2' is not a valid replacement: invalid group reference 2",
+    ),
+    (('. ->',), "warm_start.rules=('. ->',) leave no parameter to restore"),
   ],
 )
 def test_wrong_rules_are_told(source, rules, message):
@@ -198,7 +201,7 @@ def test_a_source_that_cannot_be_read_is_told(source, tmp_path):
     if file.is_file():
       file.write_bytes(file.read_bytes()[:50])
   with pytest.raises(
-    UserError, match=r'checkpoint 7 is damaged .*; warm_start.step names another one'
+    UserError, match=r'checkpoint 7 is damaged .*; choose another one by warm_start.step'
   ):
     take(copy, SAME)
   assert take(copy, SAME, step=3)[1].step == 3

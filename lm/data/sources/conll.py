@@ -26,20 +26,21 @@ def conll(
 ) -> Sequence[Example]:
   """Returns {'words', 'tags', 'separator'} for each sentence.
 
-  Every line has a word: a line that begins with '#' is no comment.
+  Every line of a sentence has a word, even if it begins with '#'; there are no comments.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     columns: the contents of each column: 'words' and 'tags' once each, None for others. CoNLL-2003
       has ('words', None, None, 'tags').
     delimiter: between columns.
     separator: between words in running text: ' ', or '' as for Chinese characters.
-    validation: the fraction set aside, the last sentences.
+    validation: the fraction of the sentences set aside, taken from the end.
 
   Raises:
-    UserError: files that are missing, damaged or empty; an unknown split. A line with other columns
-      raises when it is read.
+    UserError: files that are missing, damaged or empty; an unknown split. A line with another
+      number of columns, or an empty one, raises when it is read.
   """
   if sorted(filter(None, columns)) != ['tags', 'words']:
     raise UserError(f"data.source: columns={columns!r} must have 'words' and 'tags' once each")
@@ -65,11 +66,12 @@ def conllu(
   https://universaldependencies.org/format.html
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     tags: the column of the tags, such as 'upos' or 'xpos'.
     separator: between words in running text: ' ', or '' as for Chinese.
-    validation: the fraction set aside, the last sentences.
+    validation: the fraction of the sentences set aside, taken from the end.
 
   Raises:
     UserError: as `conll`; no such column.
@@ -115,7 +117,7 @@ def _sentences(
 
 
 def _cells(line: str, delimiter: str, count: int) -> list[str]:
-  """Returns the columns of a line, or raises ValueError if they are wrong."""
+  """Returns the columns of a line; raises ValueError if there are not `count` or one is blank."""
   cells = line.split(delimiter)
   if len(cells) != count:
     raise ValueError(f'{len(cells)} columns, not {count}: {line!r:.80}')

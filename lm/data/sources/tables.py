@@ -1,6 +1,6 @@
 """Tables of task examples, and parallel text, which is aligned line by line. Files may be gzipped.
 
-Rows and lines are read by position and not held in memory.
+Only the byte positions of rows and lines are held in memory; each is read when it is needed.
 """
 
 import csv
@@ -45,15 +45,16 @@ def table(
   character; .csv is quoted according to RFC 4180. Lines of .jsonl are objects. Blank lines are
   skipped.
 
-  A field is a string; JSON numbers and booleans become strings of JSON. The field 'value', for
-  regression, becomes a float, and a JSON list of strings stays a list.
+  A field is a string; JSON numbers and booleans become their JSON text, such as 'true'. The field
+  'value', for regression, becomes a float, and a JSON list of strings stays a list.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced.
     columns: the column of each field, as in {'text': 'sentence', 'label': 'polarity'}, or several
       columns whose strings are joined, as in {'text': ('title', 'description')}.
-    validation: the fraction set aside, the last rows.
+    validation: the fraction of the rows set aside, taken from the end.
     join: separator of joined strings.
     empty: policy for rows with an empty field: 'error' or 'skip'.
 
@@ -78,9 +79,9 @@ def table(
   names = {name for several in fields.values() for name in several}
   counts = spans.counts()
   firsts = (np.cumsum(counts) - counts)[counts > 0]
-  headed = [i for i in firsts if suffix(spans.file_of(i)) != '.jsonl']
-  headers = {spans.file_of(i): _header(spans, i, names) for i in headed}
-  rows = np.delete(np.arange(len(spans)), headed)
+  header_rows = [i for i in firsts if suffix(spans.file_of(i)) != '.jsonl']
+  headers = {spans.file_of(i): _header(spans, i, names) for i in header_rows}
+  rows = np.delete(np.arange(len(spans)), header_rows)
   if not len(rows):
     raise UserError(f'data.source: {spans.place(0)}: no row follows the header')
   rows = rows[slice(*split_bounds(split, files, len(rows), validation, 'rows'))]
@@ -98,7 +99,7 @@ def table(
       if not value:
         raise UserError(f"{place(index)}: {field!r} is empty; empty='skip' skips such rows")
     if 'value' in example:
-      example['value'] = _finite(example['value'], place(index))
+      example['value'] = _to_finite_float(example['value'], place(index))
     return example
 
   def place(index: int) -> str:
@@ -148,7 +149,7 @@ def _joined(values: list[Any], join: str, place: Callable[[int], str], row: int)
   return join.join(string for string in strings if string.strip())
 
 
-def _finite(value: str | list[str], place: str) -> float:
+def _to_finite_float(value: str | list[str], place: str) -> float:
   try:
     # Python accepts '1_000' as a number; other programs do not.
     number = float(value) if isinstance(value, str) and '_' not in value else math.nan
@@ -175,11 +176,12 @@ def parallel(
   """Returns {'source', 'target'} for each line of two aligned texts.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     source: names or glob patterns of files; ~, $VARIABLES and '{split}' are replaced. They may be
       gzipped.
     target: the files of the other side, in the same order.
-    validation: the fraction set aside, the last lines.
+    validation: the fraction of the lines set aside, taken from the end.
     empty: policy for pairs with a blank side: 'error' or 'skip'.
 
   Raises:
@@ -199,14 +201,16 @@ def directions(
   """Returns examples of several directions of translation between aligned texts.
 
   They are {'source', 'target', 'source_language', 'target_language'}, one direction after another.
-  The same lines of every language are set aside, so that 'train' has no sentence of 'validation'
-  in another direction.
+  The same lines of every language are set aside. No sentence of 'validation' is thus in 'train' in
+  another direction.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
-    files: by language, names or glob patterns; ~, $VARIABLES and '{split}' are replaced.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
+    files: names or glob patterns of the files of each language; ~, $VARIABLES and '{split}' are
+      replaced.
     pairs: source and target language of each direction.
-    validation: the fraction set aside, the last lines.
+    validation: the fraction of the lines set aside, taken from the end.
     empty: policy for pairs with a blank side: 'error' or 'skip'.
 
   Raises:

@@ -97,7 +97,7 @@ def python_functions(split: str, validation: float = 0.1) -> LazyLoad:
 def _lazy_load(
   split: str, validation: float, make: Callable[[_InSplit], Iterable[Example]]
 ) -> LazyLoad:
-  """Returns the examples that `make` returns for the names of a split."""
+  """Returns the examples of `make`, which is given a predicate: whether a name is in the split."""
   return LazyLoad(functools.partial(make, hash_split(split, validation)), fingerprint())
 
 
@@ -139,7 +139,7 @@ def modules() -> Iterator[tuple[pathlib.PurePath, str, ast.Module]]:
 
 
 def entries(node: ast.Module | ast.ClassDef | _Function, name: str) -> Iterator[Entry]:
-  """Yields the documentation of a definition and of those directly inside it."""
+  """Yields the documentation of a definition and, recursively, of the definitions in its body."""
   if doc := ast.get_docstring(node):
     yield Entry(name, ast.unparse(node.args) if isinstance(node, _Function) else None, doc)
   for inner in node.body:
@@ -177,11 +177,14 @@ def _heading(entry: Entry) -> str:
 
 @functools.cache
 def _measured() -> dict[str, tuple[str, float]]:
-  """Returns module and value of each text, of both splits: no text is in both."""
+  """Returns the module and the value of each text of both splits.
+
+  A text of several modules belongs to the first, so that it is in one split only.
+  """
   measured: dict[str, tuple[str, float]] = {}
   for _, name, tree in modules():
     for node in ast.walk(tree):
-      # A docstring alone is an interface, whose code is elsewhere.
+      # A function with a docstring and no code is an interface, implemented elsewhere.
       if isinstance(node, _Function) and len(node.body) > 1 and (doc := ast.get_docstring(node)):
         text = f'{node.name}({ast.unparse(node.args)})\n\n{doc}'
         lines = (node.body[-1].end_lineno or 0) - node.body[1].lineno + 1
@@ -287,7 +290,7 @@ def _listed(function: Entry) -> str:
 
 
 def _answered(group: Sequence[Entry]) -> Iterator[tuple[str, list[Example]]]:
-  """Yields questions about the functions of a context, each with a list of its answer."""
+  """Yields questions about the functions of a context, each with its one answer in a list."""
   start = 0
   for function in group:
     end = start + len(_listed(function))
@@ -314,7 +317,7 @@ def python_tags(
 
   Args:
     split: 'train' or 'validation'.
-    modules: maximum of modules in both splits.
+    modules: maximum number of modules, summed over both splits.
     validation: the fraction set aside.
     shortest: minimum length of a line in words.
     longest: maximum length of a line in words.
@@ -337,7 +340,7 @@ def python_tags(
 
 
 def _lines(source: bytes) -> Iterator[tuple[list[str], list[str]]]:
-  """Yields words and tags of the logical lines of a module without multi-line words."""
+  """Yields words and tags of each logical line of a module; skips lines with multi-line words."""
   line: list[tokenize.TokenInfo] = []
   try:
     for token in _joined_strings(tokenize.tokenize(io.BytesIO(source).readline)):
