@@ -221,10 +221,13 @@ def test_a_mistake_raises_before_training(folder, changes, message):
   ('metric', 'message'),
   [
     ('groups(groups={"a": ["one", "red"], "b": ["no", "none"]})', 'groups: groups: metric on an'),
-    ('pairs(file="{folder}/pairs.tsv")', 'pairs: similarity: metric on an empty set; no pair of 1'),
+    (
+      'pairs(file="{folder}/pairs.tsv")',
+      'pairs: similarity: metric on an empty set; none of the 1 pairs',
+    ),
     (
       'questions(file="{folder}/asked.txt")',
-      'asked: accuracy: metric on an empty set; no question',
+      'asked: accuracy: metric on an empty set; none of the',
     ),
     ('drift', 'drift: {folder}/other has none of the words'),
   ],
