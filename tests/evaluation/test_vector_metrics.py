@@ -262,7 +262,7 @@ def test_early_stopping_monitors_vectors(folder):
   directions = {'eval/vectors/kinds/accuracy': True, 'eval/vectors/mean_length': None}
   early_stopping.check_monitored(config, directions)
   config.early_stopping.metric = 'eval/validation/loss'
-  with pytest.raises(UserError, match='no metric of this run.*; there are eval/vectors/kinds/acc'):
+  with pytest.raises(UserError, match=r'no metric of this run.*; there are eval/vectors/kinds/acc'):
     early_stopping.check_monitored(config, directions)
   config.checkpoint.keep_best = 0
   with pytest.raises(UserError, match=r"early_stopping\.metric='eval/validation/loss'.*are none"):
