@@ -74,7 +74,8 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
     print(f'{program}: interrupted', file=sys.stderr)
     return FAILED
   except BrokenPipeError:
-    # The reader closed the pipe; without this the interpreter would flush into it.
+    # The reader closed the pipe. Without this redirection to /dev/null, the interpreter would flush
+    # stdout into the closed pipe at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
   except Exception:
@@ -95,9 +96,9 @@ def _check_utf8(argv: Sequence[str]) -> None:
 
 def define_run_flags() -> None:
   """Defines --workdir, --step and --average_checkpoints, of programs that open runs."""
-  flags.DEFINE_string('workdir', None, 'directory of the run; several form an ensemble')
+  flags.DEFINE_string('workdir', None, 'directory of the run; several, as A,B, form an ensemble')
   flags.DEFINE_string(
-    'step', None, 'checkpoint to use, or several; by default the best, or else the newest'
+    'step', None, 'checkpoint to use, or several, as M,N; by default the best, or else the newest'
   )
   flags.DEFINE_integer(
     'average_checkpoints', 1, 'average the parameters of the newest N checkpoints'
@@ -124,8 +125,10 @@ def define_sampling_flags(temperature: float) -> None:
   """Defines the flags of `lm.decode.sampling.sampler`, and --seed."""
   flags.DEFINE_float('temperature', temperature, 'divides the logits; 0 for greedy decoding')
   flags.DEFINE_integer('top_k', 0, 'sample from the k most probable tokens; 0 for all')
-  flags.DEFINE_float('top_p', 1.0, 'sample from the fewest tokens with this probability in sum')
-  flags.DEFINE_float('min_p', 0.0, 'sample from tokens with this share of the highest probability')
+  flags.DEFINE_float('top_p', 1.0, 'sample from the fewest tokens whose probabilities sum to this')
+  flags.DEFINE_float(
+    'min_p', 0.0, 'sample from tokens with at least this share of the highest probability'
+  )
   flags.DEFINE_integer('seed', 0, 'seed of the samples', lower_bound=0, upper_bound=2**32 - 1)
 
 
@@ -265,7 +268,8 @@ def _set_to_none(loaded: ConfigDict, argument: str) -> bool:
   """Applies --config.key=None, or an empty value, if the key accepts None.
 
   Returns:
-    Whether the key was set. A key of type string that does not accept None keeps the text 'None'.
+    Whether the key was set. If a string key does not accept None, the result is False, and
+    config_flags then sets the text 'None'.
 
   Raises:
     UserError: the key has another type and does not accept None.
@@ -311,7 +315,7 @@ def _one_line(error: Exception) -> str:
 def _help(doc: str) -> str:
   overrides = (
     '  --config: experiment file, FILE.py or FILE.py:ARG',
-    '  --config.KEY=VALUE: overrides a leaf of the config; None if the key accepts it; repeatable',
+    '  --config.KEY=VALUE: overrides a config leaf (by None if the key accepts it); repeatable',
   )
   own = flags.FLAGS.get_key_flags_for_module(sys.modules['__main__'])
   defaults = ['' if flag.default in (None, '') else f' (default {flag.default})' for flag in own]

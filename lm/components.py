@@ -64,8 +64,8 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
   validate.validate_config(config)
   mesh = meshes.make_mesh({k: v for k, v in config.mesh.items() if k != 'rules'}, devices)
   rules = meshes.logical_axis_rules(config.mesh.rules)
-  model_fn = model(config, vocab_size)
-  objective = _built(_without_step(config.objective), 'objective', Objective)
+  module = model(config, vocab_size)
+  objective = _built(_without_train_step(config.objective), 'objective', Objective)
   path = config.objective.get('train_step', TRAIN_STEP)
   train_step = resolve.resolve(path, 'objective.train_step')
   optimizer = _built(config.optim, 'optim', Optimizer)
@@ -80,12 +80,12 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
     )
   meshes.check_batch(config.batch_size // config.microbatches, mesh, rules, 'batch_size')
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
-  apply = meshes.with_mesh(apply_of(model_fn), mesh, rules)
-  init = init_of(model_fn, config.data.seq_len)
-  return Components(model_fn, apply, mesh, rules, init, objective, optimizer, train_step)
+  apply = meshes.with_mesh(apply_of(module), mesh, rules)
+  init = init_of(module, config.data.seq_len)
+  return Components(module, apply, mesh, rules, init, objective, optimizer, train_step)
 
 
-def _without_step(objective: ConfigDict) -> ConfigDict:
+def _without_train_step(objective: ConfigDict) -> ConfigDict:
   """Returns the section `objective` without `train_step`, which is no argument of its function."""
   return ConfigDict({key: value for key, value in objective.items() if key != 'train_step'})
 
@@ -101,7 +101,7 @@ def pass_word_counts(
   Raises:
     UserError: the objective takes `counts`, and the rows are not text or have fewer than two words.
   """
-  section = _without_step(config.objective)
+  section = _without_train_step(config.objective)
   builder = resolve.build_section(section, 'objective')
   if 'counts' not in inspect.signature(builder).parameters:
     return functions
@@ -138,7 +138,7 @@ def inference(config: ConfigDict, model: nn.Module, apply: Apply, mesh: Mesh) ->
 
 
 def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -> Built:
-  """Returns the result of a section's function, which must be of a type.
+  """Returns the result of a section's function, which must be an instance of `kind`.
 
   Raises:
     UserError: the section has keys that are not arguments of the function, or the type differs.
@@ -153,7 +153,7 @@ def _built(section: ConfigDict, key: str, kind: type[Built], **arguments: Any) -
   if len(unknown) > 1 or (kind is Optimizer and unknown == ['decay_steps']):
     raise UserError(
       f'{key}.fn={section.fn!r} takes no {", ".join(unknown)}; it takes {", ".join(parameters)}. '
-      'Keys of the previous function stay unless the section is replaced, '
+      'A section keeps the keys of its previous function unless it is replaced, as by '
       f"config.{key} = ConfigDict({{'fn': ..., ...}}); fn must name {expected}"
     )
   result = resolve.call(resolve.build_section(section, key), key, **arguments)
@@ -220,7 +220,7 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   """Returns `key -> parameters`, boxed with their partitioning metadata.
 
   Raises:
-    UserError: when traced, the model has variables besides parameters, or losses of its layers.
+    UserError: when traced, the model has variables besides parameters, or its layers return losses.
   """
 
   def init(key: Array) -> Params:

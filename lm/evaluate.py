@@ -92,13 +92,13 @@ def _check_flags(with_outputs: bool, generated: bool) -> None:
   """Raises UserError for a flag that has no effect on this run."""
   if flags.FLAGS.predictions is not None and not with_outputs:
     raise UserError(
-      f'--predictions={flags.FLAGS.predictions}: no set has outputs, which need corpus metrics '
-      '(eval.sets.NAME.scores)'
+      f'--predictions={flags.FLAGS.predictions}: no evaluation set has corpus metrics '
+      '(eval.sets.NAME.scores), and only those need outputs'
     )
   for key in _DECODE:
     value = flags.FLAGS[key].value
     if value is not None and not generated:
-      raise UserError(f'--{key}={value}: no set of this run has generated outputs')
+      raise UserError(f'--{key}={value}: no evaluation set of this run generates text')
 
 
 if __name__ == '__main__':

@@ -2,8 +2,8 @@
 
   python -m lm.generate --workdir=DIR --prompt=TEXT [--max_tokens=N] [--temperature=X] ...
 
-With --num_samples the samples follow each other, each after the prompt. Several directories
-(--workdir=A,B), or steps of one, form an ensemble.
+With --num_samples=N, N samples are printed one after another, each preceded by the prompt. Several
+directories (--workdir=A,B), or steps of one, form an ensemble.
 """
 
 import sys

@@ -85,7 +85,7 @@ class Progress:
   ):
     self._total = total_steps
     self._clock = clock
-    # The first step and the time of its end; the rate excludes it, because it includes compilation.
+    # The first step and its end time. The rate excludes this step, whose time includes compilation.
     self._first: tuple[int, float] | None = None
     self._step = start_step
     self._values: dict[str, float] = {}
@@ -155,10 +155,10 @@ def silent(done: int, total: int, activity: str) -> None:
 
 @contextlib.contextmanager
 def ticking(report: Report, seconds: float = 1.0) -> Iterator[Report]:
-  """Yields a report whose last call is repeated regularly by a thread within the block.
+  """Yields a `Report`; within the block, a thread repeats its last call every `seconds`.
 
-  This shows the time of work that continues after the last document. The last document counts as
-  done at the end of the block.
+  The repeated calls show the time of work that continues after the last document. The last document
+  counts as done at the end of the block.
   """
   last: tuple[int, int, str] | None = None
   lock, finished = threading.Lock(), threading.Event()

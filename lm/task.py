@@ -71,9 +71,9 @@ class Task:
     inputs: the texts to read. Each part is tokenized separately; a part may be a special token.
     target: the answer as text, for models that generate.
     reference: what predictions are scored against, in the form that the task's scores take.
-    head_target: the answer for the head of an encoder: a class name, a number, or a list of
-      (start, stop, tag) or (start, stop) in characters of the last part. None: there is no such
-      answer.
+    head_target: the answer for the head of an encoder: a class name, a number, or a list of spans,
+      (start, stop, tag) or (start, stop), in characters of the last part of `inputs`. None if the
+      task has no such answer.
     special_tokens: all special tokens that the inputs may contain.
   """
 
@@ -85,7 +85,9 @@ class Task:
 
 
 class Features(NamedTuple):
-  """Model inputs of an example, or of a window of one; several share a row of a packed batch.
+  """Model inputs of an example or of a window of its text.
+
+  A row of a packed batch contains several `Features`.
 
   Attributes:
     tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like.
@@ -110,12 +112,15 @@ class Converter:
 
   Attributes:
     tokenizer_texts: the texts of an example that a tokenizer is trained on.
-    features: `(tokenizer, labels, seq_len)` to the function from an example to its features.
-    encode_prompt: `tokenizer` to the function from an example to the features before its target.
-    predict: `(output, batch)` to arrays named as in lm.data.features: 'tokens/NAME' (B, T, ...) or
-      'values/NAME' (B, P, ...).
-    postprocess: `(labels, example, pieces)` to the prediction of an example. A piece holds the
-      arrays of the batch and of `predict` at one Features of the example.
+    features: called with `(tokenizer, labels, seq_len)`; returns the function from an example to
+      its features.
+    encode_prompt: called with `tokenizer`; returns the function from an example to the features
+      before its target.
+    predict: called with `(output, batch)`; returns arrays named as in lm.data.features:
+      'tokens/NAME' (B, T, ...) or 'values/NAME' (B, P, ...), where P is the maximum number of
+      `Features` in a row.
+    postprocess: called with `(labels, example, pieces)`; returns the prediction of an example. Each
+      piece belongs to one `Features` of the example: its part of the batch and of `predict`.
     tags_words: whether a prediction is a list of one tag for each word.
     mean_of_logits: whether an ensemble averages logits instead of probabilities, because the head
       gives no distribution over the outputs.
@@ -151,6 +156,9 @@ def cast_feature(name: str, values: Any) -> np.ndarray:
 
 
 def concatenate_feature(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns the concatenated arrays of a feature in its batch dtype; empty ones have no dtype."""
+  """Returns the concatenated arrays of a feature in its batch dtype.
+
+  The dtypes of empty arrays do not count.
+  """
   parts = [np.asarray(array) for array in arrays if len(array)]
   return cast_feature(name, np.concatenate(parts) if parts else np.zeros(0, int))

@@ -1,4 +1,4 @@
-"""Generate a target for every line of stdin, on stdout, with a model trained on a task of texts.
+"""Generate a target for every line of stdin, on stdout, with a model of a text-to-text task.
 
   python -m lm.translate --workdir=DIR [--beam_size=5] [--target_lang=LANGUAGE] < in > out
 
@@ -130,7 +130,8 @@ def _check_flags(samples: bool) -> None:
     )
   if samples and args['length_penalty'].present:
     raise UserError(
-      f'--length_penalty={args.length_penalty} is for beams, and --mbr samples; give --beam_size'
+      f'--length_penalty={args.length_penalty} has no effect, because --mbr draws '
+      'samples; give --beam_size'
     )
   if not samples:
     remedy = 'omit --beam_size' if args.mbr else 'give --mbr=N'

@@ -25,17 +25,18 @@ Params = Any
 #   weights: float32, 1 where the target counts, 0 on padding
 #   segments: int32, which document of the row a token belongs to, from 1; 0 is padding
 #   positions: int32, index within the segment
-#   bytes: int32, bytes of raw text accounted to the target (they sum to the size of the text)
+#   bytes: int32, bytes of raw text that the target stands for; they sum to the size of the text
 # A batch of a task has in addition, or instead:
 #   source, source_segments, source_positions: (B, S), the inputs of the encoder
 #   prefix: (B, T) int32, 1 for inputs of a prefix with bidirectional attention
-#   examples: (B, P) int32, the index + 1 of each example of the row, in the order of the segments;
-#     0 is padding
+#   examples: (B, P) int32, for each segment of the row, 1 + the index of its example in the data
+#     set; 0 is padding
 #   targets, weights: (B, P) for one target per example
 Batch = Mapping[str, Array]
-# Named (sum, weight) pairs, scalars. A mean is sum / weight, over microbatches and hosts alike.
+# Pairs of scalars (sum, weight), by name. Sums and weights are added over microbatches and hosts
+# before the division, so that sum / weight is the mean over the full batch.
 WeightedSums = dict[str, tuple[Array, Array]]
-# By the name of a metric, whether its highest value is the best. None: no value is better.
+# Maps the name of a metric to whether higher values are better; None if neither direction is.
 Directions = Mapping[str, bool | None]
 
 
@@ -53,8 +54,8 @@ class Mask(flax.struct.PyTreeNode):
   k_positions: Array  # (B, S) int32
   q_segments: Array | None = None  # (B, T) int32; 0 marks padding
   k_segments: Array | None = None  # (B, S) int32
-  k_prefix: Array | None = None  # (B, S) int32; 1 where a causal mask allows the key for all
-  allowed: Array | None = None  # (B, T, S) bool, for queries that continue different keys
+  k_prefix: Array | None = None  # (B, S) int32; 1 for keys of the prefix, visible to all queries
+  allowed: Array | None = None  # (B, T, S) bool, the keys that each query may see, in beam search
   # A pytree, since it may hold parameters: (q_positions_BT, k_positions_BS) -> (B, H, T, S)
   bias: jax.tree_util.Partial | None = None
   window: int | None = flax.struct.field(pytree_node=False, default=None)
@@ -137,7 +138,8 @@ class OutputHead(flax.struct.PyTreeNode):
   def __call__(self, hidden_BTD: Array) -> Array:
     """Returns the (B, T, V) float32 logits."""
     B, T, D = hidden_BTD.shape
-    # One matmul of matrices, for its gradient on CPUs (see lm.nn.layers.Linear).
+    # Axes B and T are flattened, because XLA:CPU transposes the gradients of a matmul with more
+    # axes (see lm.nn.layers._matmul).
     logits_BTV = jax.lax.dot_general(
       hidden_BTD.reshape(B * T, D),
       self.kernel_VD.astype(hidden_BTD.dtype),
@@ -189,7 +191,8 @@ def apply_of(model: nn.Module) -> Apply:
   """Returns the pure function of a Linen model.
 
   Raises:
-    UserError: when traced, the model has variables besides parameters, or losses of its layers.
+    UserError: by the returned function when it is traced, if the model has variables besides
+      parameters, or losses of its layers.
   """
 
   def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
@@ -219,7 +222,7 @@ def refuse_state(output: Output, state: Params) -> None:
     listed = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
     raise UserError(
       f'model.fn: a layer sows or keeps variables of collection {listed}, which would be dropped: '
-      'there are no layer losses yet; a layer has parameters alone'
+      'there are no layer losses yet; a layer may have parameters only'
     )
 
 
@@ -243,10 +246,12 @@ class Objective:
   `sum over names of loss_sums / normalizers` is exact under gradient accumulation and over hosts.
 
   `sample(batch, key)` runs before both and adds random arrays to the batch. `microbatched` is False
-  if rows of a batch share samples, which excludes microbatches. `sparse_rows(batch)` serves sparse
-  updates alone. By the name of a table parameter, it returns the unique rows (N,) that the batch
-  uses, in any order, padded with values that are not rows. It also returns the batch with the ids
-  of rows replaced by their index in N.
+  if rows of a batch share samples, which excludes microbatches.
+
+  `sparse_rows(batch)` is needed for sparse updates only. It returns a dict from the name of each
+  table parameter to the unique row ids (N,) that the batch uses. They are in any order, padded with
+  values that are not row ids. It also returns the batch with each row id replaced by its index
+  among the N.
   """
 
   loss_sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]

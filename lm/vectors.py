@@ -116,7 +116,7 @@ def _similarity(workdir: pathlib.Path, words: list[str]) -> None:
     metrics += [word_vectors.questions(file, sections=True) for file in flags.FLAGS.questions]
   from lm.evaluation.vectors import check_names, scores
 
-  check_names(metrics, '--pairs and --questions: files need names of their own')
+  check_names(metrics, '--pairs and --questions: files need distinct names')
   vectors, notes = _vectors_of(workdir)
   found = scores(metrics, vectors)
   cli.print_notes(notes)

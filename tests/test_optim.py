@@ -424,9 +424,9 @@ def test_freeze_until_equals_freeze_before_that_step():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'layer_decay': 0.0}, 'optim.layer_decay=0.0 is not above 0 and at most 1'),
-    ({'layer_decay': 1.1}, 'optim.layer_decay=1.1 is not above 0'),
-    ({'layer_decay': math.nan}, 'optim.layer_decay=nan is not above 0'),
+    ({'layer_decay': 0.0}, 'optim.layer_decay=0.0 is outside (0, 1]'),
+    ({'layer_decay': 1.1}, 'optim.layer_decay=1.1 is outside (0, 1]'),
+    ({'layer_decay': math.nan}, 'optim.layer_decay=nan is outside (0, 1]'),
     (
       {'lr_multipliers': ('norm -> 2', 'hed -> 1')},
       "optim.lr_multipliers[1]='hed -> 1' is found in no parameter",
@@ -442,7 +442,7 @@ def test_freeze_until_equals_freeze_before_that_step():
     ({'lr_multipliers': ('norm -> fast',)}, "optim.lr_multipliers: 'fast' is no multiplier"),
     ({'lr_multipliers': ('norm -> -1',)}, "optim.lr_multipliers: '-1' is no multiplier"),
     ({'lr_multipliers': ('norm -> inf',)}, "optim.lr_multipliers: 'inf' is no multiplier"),
-    ({'freeze_until': 5}, 'optim.freeze_until=5: optim.freeze says what, and it is empty'),
+    ({'freeze_until': 5}, 'optim.freeze_until=5 needs a pattern in optim.freeze, which is empty'),
     ({'freeze': 'norm', 'freeze_until': 0}, 'optim.freeze_until=0 is not a positive number'),
     ({'freeze': 'norn', 'freeze_until': 5}, "optim.freeze='norn' is found in no parameter path"),
   ],
@@ -454,7 +454,7 @@ def test_wrong_rates_raise(fields, message):
 
 
 def test_layer_decay_of_a_model_without_layers_raises():
-  with pytest.raises(UserError, match=r'layer_decay=0\.9: the model has no stacked layers'):
+  with pytest.raises(UserError, match=r'layer_decay=0\.9: the model has no layers to decay'):
     _adamw(layer_decay=0.9, weight_decay_mask='.').transformation.init(
       {'embedding': jnp.ones((2, 2))}
     )

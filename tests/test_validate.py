@@ -28,7 +28,7 @@ from lm.errors import UserError
       {'eval.sets.validation.scores': ('lm.metrics.translation:chrf',)},
       'compare outputs with references, which running text lacks: give data.task',
     ),
-    ({'eval.sets.validation.limit': -1}, r'eval\.sets\.validation\.limit=-1 must be 0, for all'),
+    ({'eval.sets.validation.limit': -1}, r'eval\.sets\.validation\.limit=-1 must be 0 '),
     ({'data.tokenizer.vocab_size': -3}, r'data\.tokenizer\.vocab_size=-3 is out of range'),
     (
       {'decode.length_penalty': float('nan')},

@@ -158,7 +158,7 @@ def test_a_map_has_the_first_words_or_the_given_words(workdir, tmp_path):
     (['similarity', '--workdir={run}', '--pairs={tmp}/bad'], "bad, line 2: 'a b' is not 3 fields"),
     (
       ['similarity', '--workdir={run}', '--pairs={tmp}/good', '--pairs={tmp}/good'],
-      "files need names of their own; two are called 'good'",
+      "files need distinct names; two are called 'good'",
     ),
     (['export', '--workdir={run}'], '--out is required'),
     (['export', '--workdir={run}', '--out={tmp}'], 'is a directory; give the name of a file'),

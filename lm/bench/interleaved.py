@@ -128,8 +128,10 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 def add_flags(benchmark: Benchmark, parser: argparse.ArgumentParser) -> None:
   """Adds the flags of a benchmark."""
   names = [*benchmark.builds][1:]
-  shapes = f"one of {', '.join(benchmark.shapes)}; may be repeated (default: the platform's)"
-  turns = f'turns of each implementation (default {benchmark.rounds})'
+  shapes = (
+    f'one of {", ".join(benchmark.shapes)}; may be repeated (default: depends on the platform)'
+  )
+  turns = f'rounds, one turn of each implementation in every round (default {benchmark.rounds})'
   add = parser.add_argument
   add('--baseline', choices=names, metavar='NAME', help=', '.join(names))
   add('--shape', action='append', choices=benchmark.shapes, metavar='NAME', help=shapes)
@@ -141,7 +143,7 @@ def thread_count(arguments: argparse.Namespace) -> int:
   """Returns --threads, or the number of cores.
 
   Raises:
-    UserError: there are fewer cores.
+    UserError: this process may run on fewer cores than --threads.
   """
   cores = host.available_cores()
   if arguments.threads is not None and arguments.threads > cores:
@@ -240,9 +242,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def figures(shape: Shape, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """Returns the figures of one shape.
 
-  The limit of the device is the best median of all implementations, so that their shares compare.
-  The amount of work is that of the model, the same for all implementations. FLOPs count full
-  attention and no recomputation; bytes count each parameter once per token.
+  The limit of the device is the best median of all implementations, so that their shares are
+  comparable. The amount of work is that of the model, the same for all implementations. FLOPs count
+  full attention and no recomputation; bytes count each parameter once per step.
 
   Args:
     shape: sizes.

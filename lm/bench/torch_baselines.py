@@ -22,7 +22,7 @@ def gpt2_train_step(shape: Shape, platform: str) -> Candidate:
   compiled. In bfloat16 it runs under autocast.
 
   Raises:
-    UserError: as `_device`.
+    UserError: torch cannot use the platform (`_device`).
   """
   device = _device(platform)
   inputs, targets = _batch(shape, device)
@@ -51,7 +51,7 @@ def gpt2_decoding(shape: Shape, platform: str) -> Candidate:
   The model has no dropout, and parameters, activations and cache are float32.
 
   Raises:
-    UserError: as `_device`.
+    UserError: torch cannot use the platform (`_device`).
   """
   device = _device(platform)
   model = _gpt2(shape, device).train(False)
@@ -74,7 +74,7 @@ def lstm_train_step(shape: Shape, platform: str) -> Candidate:
   """Returns a train step of embeddings, LSTM layers and an output layer, with Adam.
 
   Raises:
-    UserError: as `_device`.
+    UserError: torch cannot use the platform (`_device`).
   """
   device = _device(platform)
   inputs, targets = _batch(shape, device)

@@ -34,14 +34,14 @@ from lm.text.vectors import make_vectors
 BASELINES = {'skip_gram': 'gensim', 'cbow': 'gensim', 'glove': 'stanford'}  # by model
 LEARNING_RATES = {'skip_gram': 0.025, 'cbow': 0.05}
 STANFORD_PROGRAMS = ('vocab_count', 'cooccur', 'shuffle', 'glove')
-_SENTENCE = 10_000  # words, the maximum of a sentence for Gensim
+_SENTENCE = 10_000  # words; Gensim ignores the rest of a longer sentence
 _RECORD = 16  # bytes of a pair in Stanford's file of co-occurrences
 
 
 class Settings(NamedTuple):
   """Hyperparameters of a training, the same for every implementation."""
 
-  text: str  # file of words between white space, maybe gzipped
+  text: str  # path of a file of words separated by white space; gzipped if it ends in .gz
   model: str  # skip_gram, cbow or glove
   seed: int
   threads: int
@@ -65,18 +65,29 @@ class Result(NamedTuple):
   command: float  # from the start until the vectors are on disk, with compilation
   unit: str  # of the amount: words of the text, or pairs
   amount: int  # over all epochs
-  version: str  # of the library; the directory of programs that have no version
+  version: str  # of the library; for programs without a version, their directory
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of this subcommand."""
   baselines = sorted(set(BASELINES.values()))
   add = parser.add_argument
-  add('--text', required=True, metavar='FILE', help='words between spaces; or .gz')
+  add('--text', required=True, metavar='FILE', help='words separated by spaces; may be .gz')
   add('--model', choices=BASELINES, default='skip_gram', metavar='NAME', help=', '.join(BASELINES))
-  add('--baseline', choices=baselines, metavar='NAME', help='gensim for word2vec, stanford')
+  add(
+    '--baseline',
+    choices=baselines,
+    metavar='NAME',
+    help='gensim for skip_gram and cbow, stanford for glove',
+  )
   add('--pairs', action='append', default=[], metavar='FILE', help='similarities of word pairs')
-  add('--seeds', type=positive_int, default=1, metavar='N', help='trainings of each (default 1)')
+  add(
+    '--seeds',
+    type=positive_int,
+    default=1,
+    metavar='N',
+    help='trainings of each implementation, each with its own seed (default 1)',
+  )
   add('--glove', default='', metavar='DIR', help="directory of Stanford's programs")
   add_common_flags(parser)
 
@@ -252,7 +263,7 @@ def stanford(settings: Settings) -> Result:
     if not settings.programs or not (programs / name).is_file():
       raise UserError(
         f'--glove={settings.programs!r}: there is no program {name!r}; '
-        "build Stanford's GloVe and name its directory build"
+        "compile Stanford's GloVe, and give --glove the path of its directory `build`"
       )
   started = time.perf_counter()
   with tempfile.TemporaryDirectory() as folder:

@@ -81,7 +81,7 @@ class Candidate(NamedTuple):
   run: Callable[[int], None]  # makes N calls and returns when all are done
   limit: Callable[[], Limit]  # allocates its arrays when called, after `peak_bytes` is read
   versions: dict[str, str]
-  amount: float | None = None  # FLOPs or bytes that a call needs; ours gives it
+  amount: float | None = None  # FLOPs or bytes that a call needs; only ours sets it
   peak_bytes: Callable[[], int] = _process_peak  # of the device; of the process on a CPU
 
 
@@ -96,7 +96,7 @@ def start_worker(name: str, threads: int) -> Iterator[Callable[..., dict[str, An
     name: of the implementation, for messages.
     threads: cores that the process may run on.
   """
-  # JAX would take most of a GPU's memory at start-up. All use the large pages of our training.
+  # JAX would take most of a GPU's memory at start-up. All use huge pages, as our training does.
   environment = LARGE_PAGES | os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   with (
     tempfile.TemporaryFile('w+') as errors,
@@ -132,7 +132,8 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
   - `{"call": PATH, "arguments": {...}}`: the result of the function of this import path.
   - `{"build": PATH, "shape": {...}, "platform": NAME}`: builds a Candidate by the function of this
     import path; the answer describes it.
-  - `{"kind": "run" or "limit", "times": N}`: seconds of one of N runs in a row.
+  - `{"kind": "run" or "limit", "times": N}`: the mean seconds of N consecutive runs, and the CPU
+    seconds of all.
 
   After a failure an answer has `error`; its `user` says whether the user can fix the cause.
   """
@@ -157,7 +158,7 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
 
 
 def _prepare(candidate: Candidate) -> tuple[dict[str, Callable[[int], None]], dict[str, Any]]:
-  """Compiles; returns the functions of the kinds of runs, and a description."""
+  """Compiles; returns the functions to time, by kind, and a description of the candidate."""
   started = time.perf_counter()
   candidate.run(1)  # compiles
   first_seconds = time.perf_counter() - started
@@ -175,10 +176,10 @@ def _prepare(candidate: Candidate) -> tuple[dict[str, Callable[[int], None]], di
 
 
 def _time(run: Callable[[int], None], times: int) -> dict[str, float]:
-  """Returns seconds of one run, and CPU seconds of all.
+  """Returns the mean seconds of a run, and the CPU seconds of all runs together.
 
   One more run comes first and is not timed. While a process waits for its turn, the system takes
-  back its free memory, and the first run afterwards is slower. A training does not wait.
+  back its free memory, and the first run afterwards is slower. Real training does not wait.
   """
   used = time.process_time()
   run(1)

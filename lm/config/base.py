@@ -31,7 +31,7 @@ def base() -> ConfigDict:
       'data': {
         'source': 'lm.data.sources:python_docs',
         'train_split': 'train',  # the training split
-        'prepare': (),  # import paths of cached steps: examples -> examples
+        'prepare': (),  # import paths of functions: examples -> examples; results are cached
         'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
         'special_tokens': (),  # special tokens besides those of the task, such as '<|mask|>'
         'task': placeholder(str),  # import path; None for language modeling
@@ -101,7 +101,7 @@ def base() -> ConfigDict:
         'beam_size': 1,  # 1 for greedy decoding
         'length_penalty': 0.6,  # alpha of Wu et al. 2016
         'max_tokens': 0,  # per text; 0 for data.seq_len
-        'max_length_ratio': 0.0,  # maximum per token of a source, plus 10; 0 for no limit
+        'max_length_ratio': 0.0,  # maximum output tokens per source token, plus 10; 0: none
         'batch_size': 64,  # prompts per batch
       },
       'checkpoint': {
@@ -112,7 +112,7 @@ def base() -> ConfigDict:
       },
       'log': {
         'every': 10,  # steps between lines of metrics.jsonl
-        # Continued at every evaluation; for word vectors, words whose neighbors are shown.
+        # Prompts to continue at every evaluation; for word vectors, words whose neighbors to show.
         'sample_prompts': ('The ',),
         'sample_tokens': 100,
         'temperature': 0.8,
@@ -284,7 +284,7 @@ def _shrink(model: ConfigDict) -> None:
     'head_dim': 8,
   }
   for key, size in small.items():
-    if key in model and model[key] != size:  # an equal value may be a reference, which stays
+    if key in model and model[key] != size:  # keeps a reference of equal value
       model[key] = size
   if 'd_mlp' in model:
     model.d_mlp = 2 * model.get_oneway_ref('d_model')

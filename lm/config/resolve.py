@@ -22,7 +22,7 @@ def import_extra(module: str, extra: str, need: str) -> Any:
   """Returns the module of an optional dependency.
 
   Raises:
-    UserError: it is not installed; the message begins with `need`, its use.
+    UserError: it is not installed. The message begins with `need`, which says what needs it.
   """
   try:
     return importlib.import_module(module)

@@ -27,15 +27,15 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
 
 
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
-  """An encoder with pooling predicts the `label` of a `text`; accuracy selects the best."""
+  """An encoder with pooling predicts the `label` of a `text`; accuracy selects checkpoints."""
   config.data.labels = tuple(labels)
-  validation = _predicted(split, 'lm.metrics.labels:classification')
+  validation = _loss_and_score(split, 'lm.metrics.labels:classification')
   converter = 'classification:classifier'
   return _with_task(config, 'text:classification', converter, validation, 'accuracy')
 
 
 def regression(config: ConfigDict, split: str) -> ConfigDict:
-  """An encoder with pooling predicts the `value` of a `text`; the error selects the best."""
+  """An encoder with pooling predicts the `value` of a `text`; MSE selects the best checkpoint."""
   config.model.num_classes = 1
   config.objective = ConfigDict({'fn': 'lm.objectives.supervised:squared_error'})
   validation = evaluation(
@@ -57,7 +57,7 @@ def tagging(config: ConfigDict, labels: Sequence[str], split: str, score: str) -
   """
   config.data.labels = tuple(labels)
   config.model.pooling = placeholder(str)  # a head on each token
-  validation = _predicted(split, score)
+  validation = _loss_and_score(split, score)
   return _with_task(config, 'text:tagging', 'classification:tagger', validation, 'f1')
 
 
@@ -81,7 +81,7 @@ def extraction(config: ConfigDict, split: str, score: str) -> ConfigDict:
 def _with_task(
   config: ConfigDict, task: str, converter: str, validation: ConfigDict, monitor: str
 ) -> ConfigDict:
-  """Returns the config with a task and a converter of lm.tasks, and the metric of checkpoints."""
+  """Returns the config with a task and a converter of lm.tasks; `monitor` selects checkpoints."""
   config.data.task = f'lm.tasks.{task}'
   config.data.converter = f'lm.tasks.{converter}'
   config.eval.sets.validation = validation
@@ -91,7 +91,10 @@ def _with_task(
 
 
 def test_set(config: ConfigDict, split: str) -> ConfigDict:
-  """Adds a set 'test' with the metrics of the set 'validation', which selects no checkpoint."""
+  """Adds a set 'test' with the metrics of the set 'validation'.
+
+  The set 'test' selects no checkpoint.
+  """
   of_test = config.eval.sets.validation.to_dict() | {'split': split}
   config.eval.sets = ConfigDict({**config.eval.sets, 'test': of_test})
   return config
@@ -110,6 +113,6 @@ def small(config: ConfigDict, source: str, context: int = 64) -> ConfigDict:
   return config
 
 
-def _predicted(split: str, score: str) -> ConfigDict:
+def _loss_and_score(split: str, score: str) -> ConfigDict:
   """Returns an evaluation set with the loss and one corpus metric."""
   return evaluation(split, metrics=('lm.metrics.tokens:cross_entropy',), scores=(score,))

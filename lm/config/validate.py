@@ -71,7 +71,7 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ('model.dtype', 'model.encoder.dtype'),
     (
       lambda dtype: dtype in ('float32', 'bfloat16'),
-      'one of float32, bfloat16; float16 has no loss scaling, so that small gradients become 0',
+      'one of float32, bfloat16; there is no loss scaling, so small float16 gradients become 0',
     ),
   ),
 }
@@ -136,7 +136,7 @@ def validate_config(config: ConfigDict) -> None:
   for name, section in config.eval.sets.items():
     paths[f'eval.sets.{name}.transforms'] = section.get('transforms') or ()
     if (section.get('limit') or 0) < 0:
-      raise UserError(f'eval.sets.{name}.limit={section.limit} must be 0, for all, or more')
+      raise UserError(f'eval.sets.{name}.limit={section.limit} must be 0 (all examples) or more')
     if section.get('scores') and config.data.task is None:
       raise UserError(
         f'eval.sets.{name}.scores={section.scores!r} compare outputs with references, which '

@@ -43,12 +43,12 @@ def words(config: ConfigDict, d_model: int, min_count: int) -> ConfigDict:
 
 
 def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
-  """Word2vec with negative sampling, after `words`.
+  """Changes a config of `words` to word2vec with negative sampling.
 
   Args:
-    config: has `batch_size` and `data.seq_len`.
+    config: as returned by `words`; has its final `batch_size` and `data.seq_len`.
     objective: skip_gram or cbow, of lm.objectives.word2vec.
-    rate: the learning rate of a word, as in other implementations.
+    rate: the learning rate for the loss of one word, as in the program word2vec.
   """
   config.objective = ConfigDict(
     {
@@ -64,7 +64,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
   config.optim = ConfigDict(
     {
       'fn': 'lm.optim.optimizers:sgd',
-      # Our loss is a mean over the tokens of a batch, that of word2vec a sum.
+      # The loss here is a mean over the tokens of a batch; that of the program word2vec is a sum.
       'learning_rate': rate * config.batch_size * config.data.seq_len,
       'schedule': 'lm.optim.optimizers:linear',
       'decay_steps': 0,
@@ -76,7 +76,7 @@ def word2vec(config: ConfigDict, objective: str, rate: float) -> ConfigDict:
 
 
 def hierarchical(config: ConfigDict) -> ConfigDict:
-  """Hierarchical softmax instead of negative sampling."""
+  """Replaces negative sampling by hierarchical softmax in a config of `word2vec`."""
   fn, loss = 'lm.objectives.word2vec:hierarchical_softmax', _NEGATIVE_SAMPLING['loss']
   config.objective.output = ConfigDict({'fn': fn, 'loss': loss})
   return config
@@ -113,11 +113,11 @@ PYTHON_WORDS = (
 
 
 def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigDict:
-  """GloVe on the co-occurrence counts of the corpus, after `words`.
+  """Changes a config of `words` to GloVe on the co-occurrence counts of the corpus.
 
   Args:
     config: as returned by `words`.
-    rate: the learning rate of a pair, as in the authors' program.
+    rate: the learning rate for the loss of one pair, as in the authors' program.
     window: the number of words on either side that are counted.
     x_max: pairs with at least this count have weight 1.
   """
@@ -139,9 +139,9 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
   config.optim = ConfigDict(
     {
       'fn': 'lm.optim.optimizers:adagrad',
-      # The authors' program accumulates squared gradients times its rate r, starting at 1. That
-      # equals a rate of 1 with an accumulator that starts at 1 / r^2. Its gradients are of one
-      # pair, ours of a mean.
+      # The authors' program multiplies gradients by its rate r and accumulates the squares of the
+      # products from 1. That equals a rate of 1 with an accumulator that starts at 1 / r^2. Its
+      # gradients are those of one pair; here they are of a mean over `pairs` pairs.
       'learning_rate': 1.0,
       'initial_accumulator_value': (rate * pairs) ** -2,
       'schedule': 'lm.optim.optimizers:constant',

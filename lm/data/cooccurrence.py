@@ -129,7 +129,7 @@ def _by_frequency(stream: TokenStream) -> np.ndarray:
 def _pairs(
   stream: TokenStream, by_rank: np.ndarray, window: int, progress: Report
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Yields the lower and the higher ranks, int64, of the pairs of words at a distance, and it."""
+  """Yields (low, high, d): lower and higher ranks, int64, of the pairs of words at distance d."""
   rank_of = np.full(len(stream.is_word), -1, np.int64)
   rank_of[by_rank] = np.arange(len(by_rank))
   ranks = documents = np.zeros(0, np.int64)
@@ -197,7 +197,7 @@ class PairRows(Rows):
   """Rows of pairs, `seq_len` of them to a row.
 
   A row has (T,) arrays: `inputs` and `neighbours`, int32 tokens; `counts`, float32; `weights`,
-  float32, and `segments`, int32, which are 1, and 0 on padding at the end of the last row. Pairs
+  float32, and `segments`, int32. The last two are 1, and 0 on the padding of the last row. Pairs
   are shuffled, so a row is a random sample of them.
   """
 
@@ -226,7 +226,7 @@ class PairRows(Rows):
     return batch | {'weights': real.astype(np.float32), 'segments': real.astype(np.int32)}
 
   def counts(self, vocab_size: int) -> np.ndarray:
-    """Returns the number of pairs of each first word, (V,) int64."""
+    """Returns the number of pairs with each word as their input, (V,) int64."""
     return np.bincount(self._flat['inputs'], minlength=vocab_size)
 
 
@@ -247,7 +247,7 @@ def pair_rows(
     tokenizer: determines which tokens are words.
     seed: determines the order of the pairs.
     tokens: directory of tokens.bin and ends.npy.
-    meta: the contents of its meta.json.
+    meta: the contents of meta.json in the directory `tokens`.
     progress: passed to a counter with an argument `progress`.
 
   Raises:

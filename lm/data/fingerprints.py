@@ -37,7 +37,8 @@ _IMPORT_PATH = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(.*\))?', re.DOTALL
 _INSTALLED = {'site-packages', 'dist-packages'}
 _LARGE = 2**26  # bytes; larger files are identified by size and time, as hashing takes seconds
 _LONGEST = 1000  # characters of a file name
-_LIBRARIES = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')  # of preparation
+# Libraries whose versions may change what the steps of data.prepare return.
+_LIBRARIES = ('opencc-python-reimplemented', 'regex', 'rjieba', 'stopwordsiso')
 
 
 def of_split(
@@ -79,7 +80,8 @@ def of_paths(paths: Iterable[str]) -> dict[str, str]:
     name = waiting.pop()
     file = _module_file(name) if name not in digests and _is_project(name) else None
     ours = name.partition('.')[0] == _PACKAGE
-    # The packages inside lm only collect names, also from modules that prepare nothing here.
+    # An __init__.py of lm only re-exports names, some from modules that this preparation does not
+    # use.
     if file is None or (ours and file.name == '__init__.py'):
       continue
     digests[name], imported, literals = _parse(file, file.stat().st_mtime_ns)
@@ -147,7 +149,8 @@ def _digest_of_examples(source: Sequence[dict]) -> str:
 def _modules(path: str) -> set[str]:
   """Returns the module named by an import path, and the module that defines the function.
 
-  For paths in this package it is only the latter, as a module may collect functions of others.
+  For paths in this package only the latter is returned, as a module of lm may re-export functions
+  of other modules.
   """
   named = resolve.parse(path, 'data')[0]
   fn: Any = resolve.resolve(path, 'data')

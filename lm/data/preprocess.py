@@ -102,14 +102,14 @@ def tag_words(
 ) -> Iterator[Example]:
   """Yields examples with 'words', 'tags' and 'separator' in place of a text.
 
-  These are the fields of tagging tasks (lm.data.sources). White space between words is lost, except
-  for the separator.
+  These are the fields of tagging tasks (lm.data.sources). `separator` replaces the white space
+  between words.
 
   Args:
     examples: with a text, preferably a sentence.
     field: name of the text.
-    tagger: from words to their tags; import path of a function.
-    separator: between words: '' as for Chinese, or ' '.
+    tagger: the function from words to their tags; a config gives its import path.
+    separator: the string between words, '' as in Chinese, or ' '.
     simplify: whether to segment Chinese text by its simplified characters.
 
   Raises:

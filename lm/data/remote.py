@@ -51,7 +51,9 @@ def remote_url(local: pathlib.Path) -> str | None:
 
 
 def fetch(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
-  """Downloads new and changed files into a mirror, or a folder in it; ignores other folders.
+  """Downloads new and changed files into a mirror, or into its subfolder `under`.
+
+  Does nothing if `local` is not a mirror.
 
   Raises:
     UserError: the bucket cannot be read.
@@ -77,7 +79,9 @@ def fetch(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
 
 
 def push(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
-  """Uploads new and changed files of a mirror, or a folder in it; ignores other folders.
+  """Uploads new and changed files of a mirror, or of its subfolder `under`.
+
+  Does nothing if `local` is not a mirror.
 
   Raises:
     UserError: the bucket cannot be written.

@@ -14,8 +14,8 @@ Utility = Callable[[str, str], float]
 def mbr_rank(candidates: Sequence[str], utility: Utility) -> list[tuple[str, float]]:
   """Returns the distinct candidates, each with its mean utility against all others, best first.
 
-  A repeated text counts among its own others. Ties keep the order of the candidates; a single
-  candidate is compared with itself.
+  A text that occurs n times is also compared with itself, as n - 1 of the others. Ties keep
+  the order of the candidates; a single candidate is compared with itself.
 
   Args:
     candidates: of one input, at least one.

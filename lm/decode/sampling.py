@@ -3,12 +3,13 @@
 Both are pure. A sampling function is `sample_fn(logits_V, key) -> token`; a logits processor is
 `processor(logits_V, tokens_L, length) -> logits_V`, where `tokens_L` holds the tokens generated so
 far, then zeros, and `length` counts them. Greedy decoding, sampling and beam search apply the same
-processors, in order. Equal arguments return the same function, since `jax.jit` compiles again for a
-new one.
+processors, in order. The builders below return the same function for equal arguments, since
+`jax.jit` compiles again for a new one.
 
-A processor lowers logits, to -inf for a forbidden token, and never raises one. The other tokens do
-not gain the probability that it removes: a hypothesis keeps the cost of the token it would have
-preferred. The best hypothesis under a constraint is thus the most probable one that meets it.
+A processor lowers logits, to -inf for a forbidden token, and never raises one. The score of a
+token is its processed logit minus the log-sum-exp of the logits before processing: the other tokens
+do not gain the probability that a processor removes. The best hypothesis under a constraint is thus
+the most probable one that meets it.
 """
 
 import functools
@@ -83,13 +84,14 @@ def sampler(
   min_p: float = 0.0,
   key: str = '--',
 ) -> SampleFn:
-  """Returns a function that samples from the softmax of the logits, truncated in this order.
+  """Returns a function that samples from the softmax of the logits; arguments apply in this order.
 
   Args:
     temperature: divides the logits; 0 is `greedy`.
     top_k: keeps the k highest logits (Fan et al. 2018); 0 for all.
     top_p: keeps the fewest tokens whose probability sums to p (Holtzman et al. 2020); 1 for all.
-    min_p: keeps tokens with this share of the highest probability (Nguyen et al. 2024); 0 for all.
+    min_p: keeps tokens with at least this share of the highest probability (Nguyen et al. 2024);
+      0 for all.
     key: precedes the names of these arguments in errors: the dashes of a flag, or a config section.
 
   Raises:
@@ -218,8 +220,8 @@ def _masked(
   Args:
     name: of the processor, in errors.
     ids: token ids.
-    forbidden: from whether each token is one of the ids (V,), and the length of the text, to
-      whether each token is forbidden (V,).
+    forbidden: a function of a mask (V,) of the tokens in `ids`, and of the number of tokens so
+      far. It returns the mask (V,) of forbidden tokens.
   """
   if not ids or min(ids) < 0:
     raise UserError(f'{name}: ids={ids} are not one or more token ids from 0')

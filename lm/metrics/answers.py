@@ -1,7 +1,7 @@
 """Exact match and F1 of extracted answers in percent, equal to the scorers of SQuAD and CMRC.
 
 Predictions are strings, '' for no answer. The references of a question are a list of correct
-answers (a string is a list of one), the best of which counts.
+answers, or a string for a single one. The reference with the best score counts.
 """
 
 # ruff: noqa: RUF001
@@ -18,12 +18,13 @@ from lm.metrics.scores import TEXTS, CorpusMetric, Scores, alternatives, higher,
 _ARTICLE = re.compile(r'\b(?:a|an|the)\b')
 _ASCII_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
-# The marks that CMRC 2018 removes. Its list has '……' as one entry of six dots. As the scorer
-# compares single characters, dots stay, and so do ASCII commas and full stops.
+# The marks that CMRC 2018's scorer removes. Its list also has '……', an entry of two characters. The
+# scorer compares each character with the entries, so '…' stays. ASCII commas and full stops are not
+# in the list.
 _CMRC_PUNCTUATION = str.maketrans('', '', '-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
 _HAN_OR_OTHER = re.compile('[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+')
-# English words as NLTK's word_tokenize splits them, which CMRC's scorer uses between Chinese
-# characters: marks are tokens, except commas before digits and full stops inside words.
+# The tokens of English text between Chinese characters, as from NLTK's word_tokenize, which CMRC's
+# scorer calls. Marks are tokens, except commas before digits and full stops inside words.
 _MARKS = r'\[\](){}<>;@#$%&?!"«»“‘„‒–—―'
 _LAST = r'(?=[\])}>"\'»”’\s]*$)'
 _CLITIC = r"'(?:s|m|d|ll|re|ve)?(?!\S)"
@@ -38,8 +39,8 @@ def squad() -> CorpusMetric:
 
   Answers are compared in lower case without punctuation, articles and extra spaces; F1 is over
   their words. A question without references has no answer, as in SQuAD 2.0 (Rajpurkar et al. 2018):
-  only the empty prediction is correct. SQuAD 1.1's scorer differs only for references of articles
-  and punctuation alone, which 2.0 removes.
+  only the empty prediction is correct. The scorer of SQuAD 1.1 differs only where a reference
+  consists of articles and punctuation alone: that of 2.0 removes such references.
   """
 
   def score(prediction: str, answers: list[str]) -> tuple[float, float]:
@@ -58,7 +59,8 @@ def cmrc() -> CorpusMetric:
   bag or a subsequence.
 
   Raises:
-    UserError: from the metric; a question has no reference, which CMRC does not have.
+    UserError: when the metric is called; a question has no reference. CMRC has no unanswerable
+      questions.
   """
 
   def score(prediction: str, answers: list[str]) -> tuple[float, float]:

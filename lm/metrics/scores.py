@@ -1,13 +1,13 @@
 """Corpus metrics: scores of all predictions of a set against its references, on the host.
 
 `lm.types.Metric` sums terms over examples on the device. BLEU and entity F1 are not means over
-examples: they need all decoded predictions of a set,
+examples. They need all decoded predictions of a set, with one reference for each prediction:
 
     metric(predictions, references) -> Scores
 
-with one reference for each prediction. A config names the builder of a metric by import path, with
-literal arguments, as in 'lm.metrics.translation:bleu(language="de")'. The docstring of each metric
-says whether 1 or 100 is perfect.
+A config names the builder of a metric by import path, with literal arguments, as in
+'lm.metrics.translation:bleu(language="de")'. The docstring of each metric says whether 1
+or 100 is perfect.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ class CorpusMetric:
     score: the function.
     higher_is_better: the direction of each value; None for a value without a direction.
     check: takes the references of a set; raises the UserError that `score` would raise for them.
-    example_score: the name and the function `(prediction, reference) -> float` of the score of one
-      example, by which examples are sorted. The default is the F1 of `score`, or its first value if
-      it has no F1.
+    example_score: a score of one example, by which examples are sorted: its name, and a function
+      `(prediction, reference) -> float`. The default is the F1 of `score`, or its first value if it
+      has no F1.
   """
 
   score: Callable[[Sequence[Any], Sequence[Any]], Scores]

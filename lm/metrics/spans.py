@@ -16,11 +16,12 @@ def entities() -> CorpusMetric:
 
   Predictions and references are sentences, each a list of BIO or IOBES tags ('B-PER', 'I-PER',
   'O'). An entity is correct if its type, start and end are; all types are pooled (seqeval's default
-  mode and micro average; CoNLL's conlleval). A ratio without entities is 0.
+  mode and micro average; CoNLL's conlleval). A score with denominator 0 is 0.
 
   Raises:
-    UserError: from the metric; there are no tags, or a tag is neither BIO nor IOBES.
-    ValueError: from the metric; a sentence has more or fewer predictions than references.
+    UserError: when the metric is called; there are no tags, or a tag is neither BIO nor IOBES.
+    ValueError: when the metric is called; a sentence has more or fewer predicted tags than
+      reference tags.
   """
 
   def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
@@ -82,8 +83,8 @@ def segmentation() -> CorpusMetric:
   is correct if both are, as in the SIGHAN bakeoffs (Sproat and Emerson 2003).
 
   Raises:
-    UserError: from the metric; there are no texts, or no words in the references.
-    ValueError: from the metric; words of a text overlap or are out of order.
+    UserError: when the metric is called; there are no texts, or no words in the references.
+    ValueError: when the metric is called; words of a text overlap or are out of order.
   """
 
   def score(predictions: Sequence[Sequence[Span]], references: Sequence[Sequence[Span]]) -> Scores:
@@ -115,14 +116,14 @@ def word_spans(words: Sequence[str], text: str) -> list[Span]:
     end = start + len(word)
     spans.append((start, end))
   if text[end:].strip():
-    raise UserError(f'the words do not spell the text: none is at character {end}')
+    raise UserError(f'the words do not spell the text: no word is at character {end}')
   return spans
 
 
 def _precision_recall_f1(
   predictions: Sequence[Collection], references: Sequence[Collection]
 ) -> dict[str, float]:
-  """Returns the scores of the items of all examples together; a ratio without items is 0."""
+  """Returns the scores of the items of all examples, pooled; a score with denominator 0 is 0."""
   pairs = zip(predictions, references, strict=True)
   correct = sum(len(set(predicted) & set(actual)) for predicted, actual in pairs)
   predicted, actual = sum(map(len, predictions)), sum(map(len, references))

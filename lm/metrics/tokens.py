@@ -9,7 +9,10 @@ from lm.types import Array, Batch, Metric, Output, WeightedSums
 
 
 def cross_entropy() -> Metric:
-  """Returns loss (nats per target) and perplexity, for a set whose scores have the accuracy."""
+  """Returns loss (nats per target) and perplexity.
+
+  Accuracy is omitted, for evaluation sets whose `scores` contain one.
+  """
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
     nats, _ = token_statistics(output.hidden, output.head, batch['targets'])

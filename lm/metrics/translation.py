@@ -1,7 +1,7 @@
 """BLEU, chrF and TER of a corpus, equal to the scores of the sacrebleu command.
 
-Predictions are detokenized strings; the references of one are a string or a list of strings. Values
-are in percent, as sacrebleu prints them (TER may exceed 100, and a lower TER is better). The note
+Predictions are detokenized strings; each has a reference string, or a list of them. Values are in
+percent, as sacrebleu prints them (TER may exceed 100, and a lower TER is better). The note
 of a value is its signature: only scores with equal signatures are comparable (Post 2018, A Call for
 Clarity in Reporting BLEU Scores).
 """

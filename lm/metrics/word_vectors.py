@@ -31,7 +31,8 @@ from lm.text.vectors import (
 
 Pair = tuple[str, str, float]  # two words and their similarity
 Question = tuple[str, str, str, str]  # a is to b as c to d
-_Covered = tuple[list[tuple[int, ...]], list[int]]  # rows of the words, and indices, of items
+# The covered items: the rows of their words, and their indices.
+_Covered = tuple[list[tuple[int, ...]], list[int]]
 SCORES: Mapping[str, Analogy] = {'add': three_cos_add, 'mul': three_cos_mul}
 
 
@@ -40,7 +41,7 @@ class VectorMetric(NamedTuple):
 
   Attributes:
     name: the prefix of the values.
-    score: from vectors to the values.
+    score: the function from vectors to the values.
     check: takes the row of each word, before training, and raises the UserError that `score` would
       raise for lack of words.
     higher_is_better: the direction of each value; None for a value without a direction.
@@ -53,14 +54,14 @@ class VectorMetric(NamedTuple):
 
 
 def pairs(file: str, name: str = '') -> VectorMetric:
-  """Returns the metric 'spearman' and 'coverage' of a file of pairs; see `similarity`.
+  """Returns the metric of a file of word pairs, 'spearman' and 'coverage'; see `similarity`.
 
   Args:
     file: as for `read_pairs`; ~ and $VARIABLES are expanded.
     name: of the metric; by default the name of the file without suffix.
 
   Raises:
-    UserError: the file is missing or wrong; or, from the metric, no pair is covered.
+    UserError: the file is missing or wrong; in `score` and `check`: no pair is covered.
   """
   path = expand_path(file, 'file')
   read = read_pairs(path)
@@ -73,7 +74,7 @@ def pairs(file: str, name: str = '') -> VectorMetric:
 
 
 def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric:
-  """Returns the metric 'add_accuracy', 'mul_accuracy' and 'coverage' of a file of analogies.
+  """Returns the metric of a file of analogies: 'add_accuracy', 'mul_accuracy' and 'coverage'.
 
   The accuracies use 3CosAdd and 3CosMul; see `accuracy`.
 
@@ -83,7 +84,7 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
     sections: whether to add the values of each section, as 'SECTION/add_accuracy'.
 
   Raises:
-    UserError: the file is missing or wrong; or, from the metric, no question is covered.
+    UserError: the file is missing or wrong; in `score` and `check`: no question is covered.
   """
   path = expand_path(file, 'file')
   read = read_questions(path)
@@ -109,7 +110,7 @@ def questions(file: str, name: str = '', sections: bool = False) -> VectorMetric
 
 
 def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorMetric:
-  """Returns the metric 'accuracy' and 'coverage' of groups of words.
+  """Returns the metric of groups of words: 'accuracy' and 'coverage'.
 
   A word is covered if it and another word of its group are known. The accuracy is the share of
   covered words whose nearest covered word is in the same group.
@@ -120,10 +121,10 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
 
   Raises:
     UserError: there are fewer than two groups, one has fewer than two words, or a word is repeated;
-      or, from the metric, fewer than two groups are covered.
+      in `score` and `check`: fewer than two groups are covered.
   """
   words = [word for members in groups.values() for word in members]
-  of = np.array([i for i, members in enumerate(groups.values()) for _ in members])
+  group_of = np.array([i for i, members in enumerate(groups.values()) for _ in members])
   if len(groups) < 2 or any(len(members) < 2 for members in groups.values()):
     raise UserError(f'groups={dict(groups)!r:.80}: at least two groups of two words are needed')
   if twice := [word for word, count in collections.Counter(words).items() if count > 1]:
@@ -136,7 +137,7 @@ def groups(groups: Mapping[str, Sequence[str]], name: str = 'groups') -> VectorM
       'among the vectors'
     )
     rows, indices = _covered(index, [(word,) for word in words], empty)
-    kinds = of[indices]
+    kinds = group_of[indices]
     known = np.flatnonzero(np.bincount(kinds)[kinds] > 1)
     if len(set(kinds[known])) < 2:
       raise UserError(empty)
@@ -251,7 +252,7 @@ def _covered_pairs(index: Mapping[str, int], pairs: Sequence[Pair]) -> _Covered:
   return _covered(
     index,
     [pair[:2] for pair in pairs],
-    f'similarity: metric on an empty set; no pair of {len(pairs)} has both words',
+    f'similarity: metric on an empty set; none of the {len(pairs)} pairs has both words',
   )
 
 
@@ -262,12 +263,12 @@ def _covered_questions(
   return _covered(
     index,
     questions,
-    f'accuracy: metric on an empty set; no question of {len(questions)} has all four words',
+    f'accuracy: metric on an empty set; none of the {len(questions)} questions has all four words',
   )
 
 
 def _covered(index: Mapping[str, int], items: Sequence[tuple], empty: str) -> _Covered:
-  """Returns the rows of the words of each item with known words only, and the item indices.
+  """Returns the items whose words are all known: the rows of their words, and their indices.
 
   Raises:
     UserError: there is no such item; its message is `empty`.

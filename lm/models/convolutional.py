@@ -55,7 +55,7 @@ class Convolutional(nn.Module):
 
 
 def _shifted(x_BSD: Array, segments_BS: Array, offset: int) -> Array:
-  """Returns x shifted by `offset` tokens, with zeros across the ends of segments and of the row."""
+  """Returns x[s + offset] at each token s, or zeros where that is outside the segment of s."""
   shifted_BS, S = jnp.roll(segments_BS, -offset, axis=1), segments_BS.shape[1]
   index_S = jnp.arange(S) + offset
   inside_S = (index_S >= 0) & (index_S < S)

@@ -30,7 +30,7 @@ class Embeddings(nn.Module):
   context: int  # longest row; has no effect
   output_init: Callable[..., Array] = nn.initializers.zeros
   biases: bool = False
-  vocab_multiple: int = 1  # rows of the tables are rounded up to this
+  vocab_multiple: int = 1  # the tables have a multiple of this number of rows
   dtype: str = 'float32'
 
   continues_prompts = False
@@ -52,7 +52,7 @@ class Embeddings(nn.Module):
 
   def _param(self, name: str, init: Callable[..., Array], width: int, axis: str | None) -> Array:
     if self.has_variable('params', name):
-      # Not by `param`, which checks the shape: the table may have only the rows of a batch.
+      # `param` would check the shape, but in sparse updates the table has only rows of the batch.
       return self.get_variable('params', name)
     rows = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
     init = with_logical_partitioning(init, 'vocab', axis)

@@ -56,7 +56,7 @@ class Members(flax.struct.PyTreeNode):
     return sum(member.padded_vocab_size for member in self.members)
 
   def __call__(self, hidden_BTD: Array) -> Array:
-    """Returns the (B, T, V) float32 logits; those of a single member are its own."""
+    """Returns the (B, T, V) float32 logits; a single member's logits are returned unchanged."""
     parts = jnp.split(hidden_BTD, np.cumsum(self.widths)[:-1], axis=-1)
     inputs = [part.astype(dtype) for part, dtype in zip(parts, self.dtypes, strict=True)]
     logits = [member(own_BTD) for member, own_BTD in zip(self.members, inputs, strict=True)]

@@ -21,10 +21,10 @@ Kind = TypeVar('Kind')
 
 
 def build(fn: Callable[[], Any], kind: type[Kind], key: str) -> Kind:
-  """Returns the value of a function without arguments, which must be of a type.
+  """Returns `fn()`, which must be an instance of `kind`.
 
   Raises:
-    UserError: the function needs arguments, or returns another type; `key` names it.
+    UserError: the function needs arguments, or returns another type. The message names `key`.
   """
   value = resolve.call(fn, key)
   if not isinstance(value, kind):
@@ -74,7 +74,7 @@ class Stack(nn.Module, kw_only=True):
   dtype: str = 'float32'
 
   def build_cell(self) -> Cell:
-    """Returns the cell; raises UserError where `cell` is not a function of cells."""
+    """Returns the cell; raises UserError if `cell` is not a function that returns one."""
     return build(self.cell, Cell, 'model.cell')
 
   def empty_state(self, batch_size: int) -> Carry:
@@ -91,8 +91,8 @@ class Stack(nn.Module, kw_only=True):
 class Layers(Stack):
   """Layers that read left to right: `(x_BTI, resets, initial, carries) -> (y_BTD, carries)`.
 
-  `initial` has, for each layer, the states (T, B, D) that a reset at each step sets, or is None for
-  zeros. `carries` has the carry of each layer before the first step, or is None for zeros.
+  `initial` has arrays (T, B, D) for each layer: a reset at step t sets the carry to their values at
+  t. `carries` has the carry of each layer before the first step. None stands for zeros in both.
   """
 
   @nn.compact
@@ -129,7 +129,8 @@ class Bidirectional(Stack):
   """An encoder whose layers read both ways: `(x_BSI, segments, positions) -> (B, S, 2 D)`.
 
   The states of reading left to right come before those of reading right to left (Schuster and
-  Paliwal 1997); each layer reads both of the layer before. `d_hidden` is that of each direction.
+  Paliwal 1997). The input of a layer is both states of the layer below, concatenated. `d_hidden` is
+  the width of the states of one direction.
   """
 
   @nn.compact
@@ -188,8 +189,8 @@ class AttentionDecoder(Stack):
   y_BTO = tanh(W [h; c]), where h is the state of the top layer and c the mean of the source under
   its attention weights (Luong et al. 2015, eq. 5). With `input_feeding` the input of the first
   layer includes the y of the previous step (section 3.3 there), and attention is part of the loop.
-  The carry is that of each layer, and the last y. In a beam search the one-token rows of x are
-  several per row of the source, in succession.
+  The carry is a pair: the carries of the layers, and the last y. In beam search x has a one-token
+  row per beam, and the beams of a source row are consecutive rows.
   """
 
   attention_score: Callable[[], AttentionScore]
@@ -248,7 +249,8 @@ class AttentionDecoder(Stack):
     """Runs a loop over steps, each of which attends."""
     B, T, I = x_BTI.shape
     cell, x_TBI = self.build_cell(), x_BTI.swapaxes(0, 1).astype(self.dtype)
-    # The first layer's kernel multiplies x, which is known for all steps, and the y that is fed.
+    # The first layer's kernel has two parts. Rows [0, I) multiply x, which is known for all steps.
+    # The other rows multiply the y of the previous step.
     layers = [
       Layer(cell, self.d_hidden, name=f'layer_{i}')(self.d_hidden if i else I + self.d_model)
       for i in range(self.depth)
@@ -319,8 +321,9 @@ def _attend(
   visible_BTS: Array,
   mask: Array | None,
 ) -> Attended:
-  """Returns the attention of states; all rows that share a source row are its queries together.
+  """Returns the attention of the states to the source.
 
+  A source row may serve several rows of states, such as beams: their queries attend to it together.
   `mask` has the factors of dropout, or is None.
   """
   (B, T, _), (rows, S) = h_BTD.shape, source.segments.shape
@@ -348,7 +351,7 @@ class Recurrent(nn.Module, kw_only=True):
   tie_embeddings: bool = True  # the output head is the embedding
   dropout: float = 0.0
   init_std: float = 0.1
-  vocab_multiple: int = 1  # the rows of the embedding table are rounded up to this
+  vocab_multiple: int = 1  # the embedding table has a multiple of this number of rows
   dtype: str = 'float32'
 
   continues_prompts = False
@@ -436,8 +439,8 @@ class Decoder(_AutoregressiveRecurrent):
 class Encoder(Recurrent):
   """An encoder with a head: `(batch) -> Output`, as lm.models.transformer.Encoder.
 
-  The logits are one row per token, (B, T, C), or, with `pooling`, one row for each of the P
-  examples that a row of the batch holds, (B, P, C).
+  The logits are (B, T, C), C numbers per token. With `pooling` they are (B, P, C), C numbers for
+  each of the P examples of a batch row.
   """
 
   encoder: Callable[..., nn.Module] | None = None  # (x_BSD, segments, positions) -> (B, S, M)
@@ -488,7 +491,7 @@ class EncoderDecoder(_AutoregressiveRecurrent):
       return self.output(table_VD, y, cache and {'layers': carries})
     fields = ('attention_score', 'd_model', 'input_feeding')
     decoder = self.like(AttentionDecoder, 'decoder', **{x: getattr(self, x) for x in fields})
-    assert source is not None, 'no source was read'
+    assert source is not None, 'neither the batch nor the cache has a source'
     carry = cache and (cache['layers'], cache['fed'])
     y, (carries, fed) = decoder(x_BTD, batch['segments'], resets, source, initial, carry)
     return self.output(table_VD, y, cache and {'layers': carries, 'fed': fed, 'source': source})
@@ -500,7 +503,7 @@ class EncoderDecoder(_AutoregressiveRecurrent):
     return cache
 
   def _encode(self, table_VD: Array, batch: Batch) -> tuple[EncodedSource | None, list[Carry]]:
-    """Returns the source that the decoder attends to, and its initial states at each step."""
+    """Returns the source that the decoder attends to, and `initial` (see `Layers`)."""
     segments_BS = batch['source_segments']
     x_BSD = self.embed(table_VD, batch['source'])
     states_BSM = self.encode(self.encoder, x_BSD, segments_BS, batch['source_positions'])

@@ -3,7 +3,7 @@
 GPT-2 is a `Decoder` with `learned` positions, `LayerNorm`, `Mlp`, tied embeddings and biases. Llama
 has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, and neither tied embeddings nor biases.
 BERT is an `Encoder` with `post_norm`. The first Transformer (Vaswani et al. 2017) is an
-`EncoderDecoder` with `sinusoidal` and `post_norm`, T5 one with `relative`.
+`EncoderDecoder` with `sinusoidal` and `post_norm`, and T5 is one with `relative`.
 
 Layers repeat in groups: `attention_layer` is one layer function or a tuple of them, and `depth` is
 a multiple of its length (Gemma 3: five layers with a window and one without). Parameters of the
@@ -62,7 +62,8 @@ class Block(nn.Module):
     caches: dict[str, Any] = {}
 
     def cache_of(name: str) -> Any:
-      # Cross-attention has no cache before the source was encoded.
+      # An empty tuple tells cross-attention to return a cache, although it has none before the
+      # source is encoded.
       return None if cache is None else cache.get(name, ())
 
     def attend(h: Array) -> Array:
@@ -97,14 +98,14 @@ def _checked(result: Any, given: Any, field: str) -> tuple[Array, Any]:
     raise UserError(f'{field}: the layer returns {type(result).__name__}, not a pair (y, cache)')
   if given is not None and result[1] is None:
     raise UserError(
-      f'{field}: the layer was given a cache and returns None in its place; it returns (y, cache) '
-      'with the cache from Attention.attend'
+      f'{field}: the layer was given a cache and returns None in its place; it must return '
+      '(y, cache) with the cache from Attention.attend'
     )
   return result
 
 
 class LayerGroup(nn.Module):
-  """The layers that repeat, each with its own attention; `caches` has one per layer or is None."""
+  """The layers that repeat, each with its own attention; `caches` are one per layer, or None."""
 
   blocks: tuple[Callable[..., nn.Module], ...]
 
@@ -121,7 +122,7 @@ class LayerGroup(nn.Module):
 
 
 class Scope(nn.Module):
-  """A subtree of parameters, in which a method of the enclosing model runs."""
+  """A module that runs a function of the enclosing model in its own subtree of parameters."""
 
   run: Callable[..., Any]
 
@@ -154,7 +155,7 @@ class Transformer(nn.Module):
   init_std: float = 0.02
   embed_scale: float = 1.0  # multiplies embeddings; sqrt(d_model) in Vaswani et al. 2017, 3.4
   logit_soft_cap: float | None = None
-  vocab_multiple: int = 1  # the rows of the embedding table are rounded up to this
+  vocab_multiple: int = 1  # the embedding table has a multiple of this number of rows
   scan_unroll: int = 1  # groups per iteration of the scan; parameters do not depend on it
   remat_policy: Callable | None = None  # of jax.checkpoint_policies; None keeps all activations
   dtype: str = 'float32'
@@ -235,7 +236,7 @@ class Transformer(nn.Module):
       group = nn.remat(LayerGroup, policy=self.remat_policy, prevent_cse=False)
     scanned = nn.scan(
       group,
-      # All collections, so that variables of a layer come out and are refused (lm.apply_of).
+      # All collections are scanned, so that lm.types.apply_of sees and refuses a layer's variables.
       variable_axes={
         'params': 0,
         HOOKS_COLLECTION: 0,
@@ -259,7 +260,7 @@ class Transformer(nn.Module):
       'bias': self.bias,
       'dtype': jnp.dtype(self.dtype),
       'kernel_init': nn.initializers.normal(self.init_std),
-      # Each sublayer adds to the residual stream (Radford et al. 2019, 2.3).
+      # Scaled down, because each sublayer adds to the residual stream (Radford et al. 2019, 2.3).
       'out_init': nn.initializers.normal(self.init_std / math.sqrt(sublayers)),
     }
     attending = {
@@ -296,7 +297,8 @@ class Transformer(nn.Module):
 
     Args:
       name: name of the parameter.
-      batch: tokens (B, T), whose hidden states become logits by the table if it is tied.
+      batch: tokens (B, T) of a training step. A tied table is then all-gathered once on a mesh, for
+        the lookup and the logits of the batch; None gathers nothing.
     """
     size = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
     init = nn.initializers.normal(self.init_std)
@@ -319,7 +321,11 @@ class Transformer(nn.Module):
 
   @nn.nowrap
   def _flops(self, params: Params, context: int, stacks: tuple[str, ...], layers: int) -> int:
-    """Returns 6 N + 12 `layers` H K T for the parameters of some stacks and the embeddings."""
+    """Returns 6 N + 12 `layers` H K T, where N counts the parameters of matmuls and T is `context`.
+
+    N excludes tables for lookup alone: learned positions of `stacks`, the source embedding, and the
+    embedding unless it is tied.
+    """
     looked_up = [params[name].get('position') for name in stacks]
     looked_up += [params.get('source_embedding')]
     looked_up += [] if self.tie_embeddings else [params['embedding']]
@@ -352,8 +358,8 @@ class Transformer(nn.Module):
 class Decoder(Transformer):
   """A decoder-only language model: `(batch, cache) -> Output`.
 
-  Tokens attend to earlier ones. Where the batch has `prefix`, (B, T) and 1 on the tokens of a
-  prefix, these attend to each other both ways (prefix language model, Raffel et al. 2020, 3.2.1).
+  Tokens attend to earlier ones. If the batch has `prefix` (B, T), tokens where it is 1 attend to
+  each other in both directions (prefix language model, Raffel et al. 2020, 3.2.1).
   """
 
   @nn.compact
@@ -377,10 +383,10 @@ class Decoder(Transformer):
 
 
 class Encoder(Transformer):
-  """A bidirectional encoder with a head: `(batch) -> Output`. It has no use for a cache.
+  """A bidirectional encoder with a head: `(batch) -> Output`. It ignores `cache`.
 
-  The logits of the output are one row per token, (B, T, C), or, with `pooling`, one row for each of
-  the P examples that a row of the batch holds, (B, P, C).
+  The logits are (B, T, C), C numbers per token. With `pooling` they are (B, P, C), C numbers for
+  each of the P examples of a batch row.
   """
 
   num_classes: int | None = None  # outputs of the head; None for the vocabulary
@@ -445,10 +451,11 @@ class EncoderDecoder(Transformer):
     return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
-    """Returns the FLOPs of training on a token of full rows, of the source or the target.
+    """Returns the training FLOPs per token, a mean over source and target tokens of full rows.
 
-    This is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as in Decoder: a source token
-    and a target token pass the parameters once, and a decoder layer attends to both texts.
+    This is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as in Decoder. A pair of a
+    source token and a target token uses each parameter once, and a decoder layer attends to both
+    texts.
     """
     layers = (self.encoder_depth or self.depth) + 2 * self.depth
     return self._flops(params, context, ('encoder', 'decoder'), layers) / 2
@@ -471,7 +478,7 @@ class ClassifierHead(nn.Module):
 
 
 def is_packed(batch: Batch) -> bool:
-  """Returns whether rows may hold several segments; tasks give the examples of a row, (B, P)."""
+  """Returns whether rows may hold several segments: not if `examples` (B, P) has P = 1."""
   return 'examples' not in batch or batch['examples'].shape[1] > 1
 
 
@@ -507,15 +514,15 @@ def _partial(field: str, fn: Callable[..., nn.Module], kwargs: Mapping[str, Any]
   try:
     inspect.signature(fn).bind_partial(**kwargs)
   except TypeError as e:
-    raise UserError(f'{field}: {_name(fn)} {e}; it takes {", ".join(kwargs)}') from e
+    raise UserError(f'{field}: {_name(fn)} {e}; it must accept {", ".join(kwargs)}') from e
   return functools.partial(fn, **kwargs)
 
 
 def _unstack(stacked: Any) -> list[Any]:
   """Returns the parameters of each layer group."""
   groups = len(jax.tree.leaves(stacked)[0])
-  # XLA's CPU compiler copies a slice with a constant index before it is read: at the size of GPT-2
-  # a third of a decode step. A slice with an unknown index is read in place.
+  # XLA:CPU copies a slice with a constant index before reading it. For GPT-2, these copies take a
+  # third of a decode step. A slice with an unknown index is read in place.
   indices = jax.lax.optimization_barrier(jnp.arange(groups))
   take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
   return [jax.tree.map(lambda x, i=i: take(x, indices[i]), stacked) for i in range(groups)]

@@ -16,7 +16,7 @@ from lm.parallel.mesh import platform
 from lm.types import Array, Mask
 
 LANES = 128  # the length of a row must be a multiple of this
-BLOCK = 512  # queries, and keys, of a block in VMEM
+BLOCK = 512  # the number of queries, and of keys, in one block in VMEM
 
 
 def splash_supported(T: int, mask: Mask) -> bool:
@@ -38,11 +38,14 @@ def splash(
   _, T, _, K = q_BTHK.shape
   if not splash_supported(T, mask):
     raise ValueError(
-      f'lm.nn.attention:splash needs self-attention by causality, windows and segments alone, over '
-      f'rows of a multiple of {LANES} tokens; these have {T}; use lm.nn.attention:blockwise'
+      'lm.nn.attention:splash supports self-attention only, with a mask of causality, windows and '
+      f'segments, and rows of a multiple of {LANES} tokens; these have {T}; '
+      'use lm.nn.attention:blockwise'
     )
   segments_BT = mask.q_segments
-  part = functools.partial(_part, window=mask.window, causal=mask.causal, interpret=interpret)
+  part = functools.partial(
+    _splash_on_device, window=mask.window, causal=mask.causal, interpret=interpret
+  )
   heads, groups = ('batch', 'heads', None, None), ('batch', 'kv_heads', None, None)
   o_BHTK = shard_map_logical(
     part, (heads, groups, groups, None if segments_BT is None else ('batch', None)), heads
@@ -55,7 +58,7 @@ def splash(
   return o_BHTK.swapaxes(1, 2)
 
 
-def _part(
+def _splash_on_device(
   q_BHTK: Array,
   k_BGTK: Array,
   v_BGTK: Array,
@@ -113,7 +116,7 @@ def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: in
   """Attention by blocks of queries, with half the FLOPs of `dot_product` under a causal mask.
 
   It skips keys after the block and keys before its window. Masks that are not causal or not
-  `ordered` (decoding with a cache) have nothing to skip: these take `dot_product`.
+  `ordered` (decoding with a cache) have nothing to skip: these run `dot_product`.
   """
   T = q_BTHK.shape[1]
   if not (mask.causal and mask.ordered) or block >= T:
@@ -197,7 +200,7 @@ class CudnnMask(NamedTuple):
   """A mask as arguments of `jax.nn.dot_product_attention` with cuDNN's kernel."""
 
   mask: Array | None = None  # (B, 1, T, S) bool
-  is_causal: bool = False  # by index; the kernel skips blocks of keys that it hides
+  is_causal: bool = False  # compares indices, not positions; the kernel skips hidden blocks of keys
   key_value_seq_lengths: Array | None = None  # (B,) int32
   local_window_size: tuple[int, int] | None = None  # to the left and to the right
 
@@ -205,10 +208,10 @@ class CudnnMask(NamedTuple):
 def cudnn_mask(mask: Mask) -> CudnnMask:
   """Returns the kernel's arguments for a mask: an array only where no other argument expresses it.
 
-  A row of one segment needs no array. Its padding comes last: causality hides it from the other
-  tokens, and without causality the length of the row does. The array for rows of several segments
-  comes with causality by index, so that the kernel skips half of the blocks. JAX has no public
-  function for the segment offsets of the kernel.
+  A row of one segment needs no array. Its padding comes last: a causal mask hides the padding from
+  the other tokens, and without causality `key_value_seq_lengths` hides it. Rows of several segments
+  need an array, because the public API of JAX does not expose the kernel's segment offsets. With
+  causality, `is_causal` is also set, so that the kernel skips half of the blocks.
   """
   plain = mask.k_prefix is None and mask.allowed is None
   by_index = plain and mask.causal and mask.ordered
@@ -250,7 +253,8 @@ def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
 def cudnn_supported(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> bool:
   """Returns whether `cudnn` supports these arrays and the mask on any GPU, also in training.
 
-  A single query occurs in decoding alone, not in training. Some GPUs support heads of up to 256.
+  T and S must be even. A single query is an exception, because it occurs only in decoding and needs
+  no gradient. The head size must be a multiple of 8, and at most 128: only some GPUs support 256.
   """
   _, T, _, K = q_BTHK.shape
   if mask.bias is not None or q_BTHK.dtype not in _HALF or K > 128 or K % 8:

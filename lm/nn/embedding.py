@@ -43,7 +43,7 @@ def embedding_lookup(table: EmbeddingTable, ids_BT: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _lookup(table_VD: Array, ids_BT: Array, dtype: Any, shape: tuple[int, ...]) -> Array:
-  """Returns embeddings from a table of this type and shape; its gradient is summed in float32."""
+  """Returns embeddings from a table of `dtype` and `shape`; gradients are summed in float32."""
   return jnp.take(table_VD, ids_BT, axis=0).astype(jnp.float32)
 
 
@@ -57,25 +57,28 @@ _lookup.defvjp(lambda table, ids, *like: (_lookup(table, ids, *like), ids), _loo
 
 
 def unique_ids(ids_N: Array, size: int) -> tuple[Array, Array]:
-  """Returns the unique ids among N rows of a table, and the index of each of the N among them.
+  """Returns the unique values of N row ids, and for each of the N ids its index among them.
 
-  The cost is linear in N, plus one int32 per row of the table: less than sorting a few hundred.
+  The cost is linear in N, plus one int32 per row of the table. This takes less time than sorting,
+  already for a few hundred ids.
 
   Args:
-    ids_N: rows of the table, with repetitions.
+    ids_N: ids of rows of the table, with repetitions.
     size: number of rows of the table.
 
   Returns:
-    (N,) ids, padded with `size`; and (N,) indices with `ids[indices] == ids_N`.
+    (N,) unique ids, with `size` in the other places; (N,) indices with `ids[indices] == ids_N`.
   """
   order_N = jnp.arange(len(ids_N), dtype=jnp.int32)
-  # The last of equal ids, not an arbitrary one, so that all devices agree.
+  # Equal ids get the index of their last occurrence, so that all devices agree.
   indices_N = jnp.zeros(size, jnp.int32).at[ids_N].max(order_N)[ids_N]
   return jnp.where(indices_N == order_N, ids_N, size), indices_N
 
 
 def compact_ids(batch: Batch, names: tuple[str, ...], size: int) -> tuple[Array, Batch]:
-  """Returns the unique ids of some arrays of a batch, and the batch with indices among them.
+  """Returns the unique row ids of some arrays of a batch, and the batch with indices instead.
+
+  The indices point into the array of unique ids (see `unique_ids`).
 
   Args:
     batch: arrays by name.

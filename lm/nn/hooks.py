@@ -1,4 +1,4 @@
-"""Hooks, which read and edit activations of a model as arguments of a pure function.
+"""Hooks that read and edit activations of a model; they are arguments of a pure function.
 
 A module marks a hook point with `x = hook_point(self, 'name', x)` (lm/nn/layers.py), which traces
 no operation without hooks. `with_hooks(model)` returns a function that records and edits the hook
@@ -29,7 +29,7 @@ def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]
   edit receives one layer at a time and applies to every layer.
 
   Raises:
-    ValueError: when traced, an edit changes a shape.
+    ValueError: by the returned function when it is traced, if an edit changes a shape.
   """
 
   def apply(

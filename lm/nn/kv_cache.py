@@ -1,8 +1,8 @@
 """The KV cache: keys and values of earlier tokens, which later calls of a model attend to.
 
 The cache of a Transformer is a dict:
-  layers: for each layer group, and each layer of it, the KVCache of its attention, and the
-    CrossAttentionKV of its cross-attention once the source was encoded
+  layers: a tuple with one dict per layer group; its 'layer_i' has the KVCache of `attention`, and,
+    once the source was encoded, the CrossAttentionKV of `cross_attention`
   positions, segments: (B, S) int32, of the cached tokens; segment 0 marks an empty entry
   lengths: (B,) int32, the number of cached tokens of each row, which is also the next free index
   source_segments: (B, S') int32, of the encoded source
@@ -29,8 +29,8 @@ from lm.parallel.mesh import platform, with_logical_constraint
 from lm.types import Array, Batch, Mask
 
 AXES = ('cache_batch', 'kv_heads', 'length', 'head_dim')  # of keys and values
-# The largest number of rows of a device that are updated one by one on TPUs; more take minutes to
-# compile.
+# The largest number of rows per device that are updated by one operation each on TPUs. Operations
+# for more rows take minutes to compile.
 MAX_UNROLLED_ROWS = 256
 
 
@@ -59,10 +59,11 @@ class KVCache(NamedTuple):
   def update(
     self, k_BTGK: Array, v_BTGK: Array, segments_BT: Array | None
   ) -> tuple[Array, Array, 'KVCache']:
-    """Returns the keys and values (B, S, G, K) of all entries with T new ones; the new cache.
+    """Returns all keys and all values (B, S, G, K), the T new ones included, and the new cache.
 
     The buffers must have T free entries after the cached tokens of each row. Padding (segment 0)
-    comes last and does not count: the next tokens overwrite it. Without segments there is none.
+    comes last and does not count: the next tokens overwrite it. If `segments_BT` is None, no token
+    is padding.
     """
     if segments_BT is None:
       segments_BT = jnp.ones(k_BTGK.shape[:2], jnp.int32)
@@ -84,13 +85,14 @@ def _constrained(x_BGSK: Array) -> Array:
 def _append(buffer: Array, new: Array, lengths_B: Array, axes: tuple[str, ...]) -> Array:
   """Returns the buffer with `new` after the cached tokens of each row.
 
-  XLA updates the buffer in place in a loop or if it is donated, without communication on a mesh.
+  XLA updates the buffer in place if it is the carry of a loop or is donated. On a mesh, the update
+  needs no communication.
 
   Args:
-    buffer: with the logical axes `axes`.
-    new: likewise, with fewer tokens.
-    lengths_B: int32.
-    axes: 'cache_batch' first, and 'length', among others.
+    buffer: an array with the logical axes `axes`.
+    new: an array with the same axes and fewer tokens.
+    lengths_B: int32, the number of cached tokens of each row.
+    axes: logical axes; 'cache_batch' is the first, and 'length' is one of the others.
   """
   axis = axes.index('length')
   if platform() == 'tpu':
@@ -107,8 +109,8 @@ def _append_scatter(buffer: Array, new: Array, lengths_B: Array, axis: int) -> A
 def _append_by_row(buffer: Array, new: Array, lengths_B: Array, axis: int) -> Array:
   if len(buffer) > MAX_UNROLLED_ROWS:
     return _append_scatter(buffer, new, lengths_B, axis)
-  # XLA:TPU lowers the scatter to a loop of some 10,000 cycles a row by its own cycle counts. For 64
-  # rows of 1,024 tokens this is almost the time of attention. It fuses the updates below into one.
+  # XLA:TPU lowers a scatter to a loop of some 10,000 cycles a row by its own cycle counts. For 64
+  # rows of 1,024 tokens this is almost the time of attention. The updates below are fused into one.
   for row in range(len(buffer)):
     start = [jnp.int32(0)] * buffer.ndim
     start[0], start[axis] = jnp.int32(row), lengths_B[row]
@@ -121,7 +123,7 @@ def _new_lengths(lengths_B: Array, segments_BT: Array) -> Array:
 
 
 def unflatten_beams(batch: Batch, cache: Mapping[str, Any]) -> Batch:
-  """Returns a batch of B * M one-token rows, in beam search, as (B, M) tokens."""
+  """Returns the B * M one-token rows of beam search as (B, M) tokens; other batches unchanged."""
   if 'allowed' not in cache:
     return batch
   shape = cache['allowed'].shape[:2]
@@ -142,7 +144,8 @@ def cached_mask(batch: Batch, cache: Mapping[str, Any]) -> tuple[Mask, dict[str,
     'segments': _append(cache['segments'], segments, lengths, axes),
     'lengths': _new_lengths(lengths, segments),
   }
-  if prefix is not None:  # one call has all of it; later tokens treat it like other tokens
+  # One call has the whole prefix. Later calls need none, because their tokens follow all of it.
+  if prefix is not None:
     prefix = _append(jnp.zeros_like(new['segments']), prefix, lengths, axes)
   mask = Mask(positions, new['positions'], segments, new['segments'], prefix)
   if 'allowed' in cache:
@@ -158,7 +161,7 @@ def reorder_cache(cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]
 
   Args:
     cache: from a call of the model.
-    parents_BM: int32, indices of the beams that row b had; a single one before the first call.
+    parents_BM: int32, indices of the beams that row b had; it has one beam before the first call.
   """
   allowed_BMS = cache.get('allowed', (cache['segments'] > 0)[:, None])
   allowed_BMS = jnp.take_along_axis(allowed_BMS, parents_BM[:, :, None], axis=1)

@@ -39,8 +39,8 @@ def hook_point(module: nn.Module, name: str, x: Array) -> Array:
   return x if hook is None else hook(module, name, x)
 
 
-# The backward pass keeps only the inputs of such a function: recomputing the intermediate values
-# costs less than storing them.
+# A decorator of functions whose intermediate values are recomputed in the backward pass: this costs
+# less than storing them.
 _recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -77,7 +77,7 @@ def _row(vector: Array, x: Array) -> Array:
 
 
 class LayerNorm(nn.Module):
-  """`layer_norm` with a learned scale and, where `bias`, a learned shift."""
+  """`layer_norm` with a learned scale and, if `bias` is set, a learned shift."""
 
   bias: bool = True
   epsilon: float = 1e-5
@@ -172,12 +172,12 @@ class Linear(nn.Module):
 def _matmul(x: Array, kernel: Array, inputs: int) -> Array:
   """Contracts the last `inputs` axes of x with the first ones of the kernel."""
   if platform() == 'tpu':
-    # With flattened axes XLA:TPU copies the result into its layout: a tenth of a step of Llama 8B
-    # by the compiler's own cycle counts.
+    # With flattened axes, XLA:TPU copies the result into another layout. The copies take a tenth of
+    # a training step of Llama 8B by the compiler's own cycle counts.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     return jax.lax.dot_general(x, kernel, (over, ((), ())))
-  # One matmul of matrices: with more axes, XLA:CPU copies and transposes the gradient of y for the
-  # gradient of the kernel.
+  # Both arguments are flattened to matrices. With more axes, XLA:CPU copies and transposes the
+  # gradient of y to compute the gradient of the kernel.
   width = math.prod(kernel.shape[:inputs])
   y = x.reshape(-1, width) @ kernel.reshape(width, -1)
   return y.reshape(*x.shape[: x.ndim - inputs], *kernel.shape[inputs:])
@@ -211,14 +211,15 @@ def dropout(module: nn.Module, x: Array, rate: float) -> Array:
 class Attention(nn.Module):
   """Self-attention or cross-attention with H query heads on G key/value heads.
 
-  The call is `(x_BTD, encoder_output, mask, cache) -> (y_BTD, cache)`. `encoder_output` is None for
-  self-attention, (B, S, D), or its projection from an earlier call (CrossAttentionKV). `cache` is
-  None, or a KVCache that takes the T new keys and values; the mask then describes its entries.
+  The call is `(x_BTD, encoder_output, mask, cache) -> (y_BTD, cache)`. For self-attention,
+  `encoder_output` is None. For cross-attention, it is an array (B, S, D), or the keys and values
+  that an earlier call projected from it (CrossAttentionKV). `cache` is None, or a KVCache, to which
+  the T new keys and values are appended; the mask then describes the entries of the cache.
   Cross-attention with a cache returns the projected keys and values as the cache.
 
-  Hook points: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K), the weighted
-  values, and `output` (B, T, D). `weights` are those of softmax attention under the mask, which an
-  `attention_fn` of another kind does not compute.
+  Hook points: `values` (B, S, G, K), `weights` (B, H, T, S), `heads` (B, T, H, K) and `output`
+  (B, T, D). `heads` are the weighted values. `weights` are always those of softmax attention under
+  the mask, even if `attention_fn` computes another kind of attention.
   """
 
   heads: int
@@ -291,8 +292,8 @@ class Attention(nn.Module):
 
   def _attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     if HOOKS.get() is not None:
-      # `attention_fn` returns no weights. Hooks read weights that are computed alongside; only
-      # edited weights replace its result.
+      # `attention_fn` returns no weights, so they are computed separately for hooks to read. The
+      # result of `attention_fn` is replaced only if a hook edits the weights.
       weights_BHTS = attention.weights(q_BTHK, k_BSGK, mask)
       edited_BHTS = hook_point(self, 'weights', weights_BHTS)
       if edited_BHTS is not weights_BHTS:
@@ -354,7 +355,7 @@ class GatedMlp(Mlp):
 
   @nn.compact
   def __call__(self, x_BTD: Array) -> Array:
-    # Two kernels: to split the result of one kernel, devices that shard its axis would have to
-    # all-gather it.
+    # Two kernels, because a single result would be sharded over the axis to split: devices would
+    # have to all-gather it.
     gate_BTF = self.activation(self.up('gate', x_BTD))
     return self.down(gate_BTF * self.up('up', x_BTD), x_BTD.shape[-1])

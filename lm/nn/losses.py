@@ -32,7 +32,7 @@ class TokenStatistics(NamedTuple):
 def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
   """Returns the number of positions per chunk: at most `chunk`, in chunks of nearly equal size.
 
-  `chunk` 0 means as many as keep a device's share of B * positions * V within its budget.
+  If `chunk` is 0, the limit is the number of positions whose logits fit a budget per device.
   """
   budget = CPU_LOGITS_BUDGET if platform() == 'cpu' else LOGITS_BUDGET
   limit = chunk or max(1, budget * num_shards('batch', 'length', 'vocab') // (B * V))
@@ -90,10 +90,12 @@ def cross_entropy(
   """Returns the weighted sum of -log p(target) and of two penalties.
 
   The penalties are z_loss * log(Z)^2 (Chowdhery et al. 2022, PaLM, section 5), and label smoothing
-  (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)). The forward pass
-  computes the gradients with respect to `hidden_BTD`, `weights_BT` and the arrays of `unembed`
-  chunk by chunk from the same logits, so that logits are not recomputed. If the table is
-  all-gathered for this batch, the gradient is that of the gathered copies.
+  (Szegedy et al. 2016, section 7): smoothing * (H(uniform, p) + log p(target)).
+
+  The forward pass also computes the gradients, chunk by chunk from the same logits, so that logits
+  are not recomputed. The gradients are those of `hidden_BTD`, `weights_BT` and the arrays of
+  `unembed`. If its table has copies all-gathered for this batch (`EmbeddingTable.gathered`), the
+  copies receive the gradient instead of the parameter.
 
   Args:
     hidden_BTD: hidden states.
@@ -102,7 +104,7 @@ def cross_entropy(
     weights_BT: weight of each target; 0 for padding.
     z_loss: coefficient of the penalty on log(Z).
     smoothing: share of the target's probability that is spread over the vocabulary.
-    chunk: positions per chunk, 0 for the budget of a device.
+    chunk: positions per chunk; 0 for as many as a budget per device allows (see `chunk_size`).
   """
   penalties = (z_loss, smoothing)
   weights_BT = weights_BT.astype(jnp.float32)
@@ -119,7 +121,7 @@ def _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk):
 
 
 def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, gradient: bool):
-  """Returns the parts, and, with `gradient`, those of hidden states, unembedding and weights."""
+  """Returns the parts of the total, and the gradients of (hidden, unembed, weights) or None."""
   B, T, _ = hidden_BTD.shape
   size = chunk_size(B, T, unembed.padded_vocab_size, chunk)
   # The kernel is gathered already, or is all-gathered once here, in the type of the matmul.
@@ -128,7 +130,7 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   kernel = table.gathered if shared else table.vectors_VD.astype(hidden_BTD.dtype)
 
   def part(unembed: OutputHead, rows: tuple[Array, ...]):
-    return _rows(unembed, rows, penalties, size, gradient)
+    return _sums_and_gradients(unembed, rows, penalties, size, gradient)
 
   inputs, rows = unembed.replace(table=EmbeddingTable(kernel)), (hidden_BTD, targets_BT, weights_BT)
   if current_mesh() is None:
@@ -142,18 +144,21 @@ def _forward(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk, grad
   d_unembed = d_unembed.replace(
     table=EmbeddingTable(None, d_kernel) if shared else EmbeddingTable(d_kernel)
   )
-  taken = EmbeddingTable(None, table.gathered) if shared else EmbeddingTable(table.vectors_VD)
-  taken = unembed.replace(table=taken)
-  d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, taken)
+  used = EmbeddingTable(None, table.gathered) if shared else EmbeddingTable(table.vectors_VD)
+  used = unembed.replace(table=used)
+  d_unembed = jax.tree.map(lambda d, x: d.astype(x.dtype), d_unembed, used)
   d_hidden, d_weights = d_rows
   return sums, (d_hidden, d_unembed, d_weights.astype(weights_BT.dtype))
 
 
-def _rows(unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gradient: bool):
-  """Returns the parts, and the gradients of the unembedding, and of hidden states and weights.
+def _sums_and_gradients(
+  unembed: OutputHead, rows: tuple[Array, ...], penalties, size: int, gradient: bool
+):
+  """Returns the parts of the total, and the gradients of `unembed` and of (hidden, weights).
 
-  The sum over chunks is in float32. The all-reduce is in the type of the head, as in other layers,
-  but on CPUs in float32: XLA:CPU aborts on all-reduces of bfloat16.
+  Gradients of `unembed` are summed over chunks in float32. They are all-reduced in the type of the
+  head, as in other layers. On CPUs they stay in float32, because XLA:CPU aborts on all-reduces of
+  bfloat16.
   """
   z_loss, smoothing = penalties
   T = rows[0].shape[1]
@@ -217,7 +222,7 @@ _total.defvjp(_total_fwd, _total_bwd)
 def as_terms(total: Array, parts: dict[str, Array]) -> dict[str, Array]:
   """Returns the parts of a total as terms whose sum has the gradient of the total.
 
-  The gradient of a single part is unknown, so all terms need the same weight. If their cotangents
+  The gradient of a single part is unknown, so all terms must have the same cotangent. If cotangents
   differ, for instance because only one term is differentiated, the gradient is NaN.
 
   Args:
@@ -258,7 +263,7 @@ def _masked_sum(logits_BtV: Array, targets_Bt: Array) -> Array:
 
 
 def _chunked(x: Array, size: int) -> Array:
-  """Returns chunks of positions; the last one is padded by zeros, which also have weight 0."""
+  """Returns chunks of positions; zeros pad the last chunk, so padding also gets weight 0."""
   B, T = x.shape[:2]
   if T % size:
     x = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
@@ -271,7 +276,7 @@ def _unchunked(x: Array, T: int) -> Array:
 
 
 def sigmoid_cross_entropy(scores: Array, labels: Array) -> Array:
-  """Returns -log of the probability sigmoid(score) of labels 1, or 1 - sigmoid(score) of 0."""
+  """Returns -log(sigmoid(score)) for labels of 1, and -log(1 - sigmoid(score)) for labels of 0."""
   return _softplus(jnp.where(labels > 0, -scores, scores))
 
 
@@ -281,7 +286,7 @@ def _softplus(x: Array) -> Array:
   return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-# At 0, where training begins, the derivative of the formula is wrong.
+# At 0, where training begins, JAX's derivative of the formula is 0 and not sigmoid(0) = 0.5.
 _softplus.defjvps(lambda t, y, x: t * jax.nn.sigmoid(x))
 
 

@@ -72,10 +72,11 @@ Carry = tuple[Array, ...]
 
 
 class Cell(NamedTuple):
-  """One step of a recurrence: `step(sums_BGD, carry) -> carry`.
+  """One step of a recurrence: `step(sums_BGD, carry) -> carry`, with an axis G of gates.
 
-  With `separate` it is `step(from_input_BGD, from_state_BGD, carry) -> carry`: the step receives
-  the matmuls of the input and of the state separately, and the second one has its own bias.
+  `sums_BGD` are W x + U h + b, the inputs of the nonlinearities. With `separate`, the step is
+  `step(from_input_BGD, from_state_BGD, carry) -> carry`. It receives W x + b and U h + c as two
+  arrays, where c is a second bias.
   """
 
   gates: int
@@ -127,7 +128,7 @@ def gru() -> Cell:
 
 
 class Weights(NamedTuple):
-  """The parameters of a layer."""
+  """The parameters of a layer with G gates and inputs of width I; K below is G * D."""
 
   input_IGD: Array
   bias_GD: Array
@@ -135,13 +136,13 @@ class Weights(NamedTuple):
   state_bias_GD: Array | None = None  # for cells with `separate`
 
   def from_input(self, x: Array, rows: slice = slice(None)) -> Array:
-    """Returns W x + b of inputs (..., I) as (..., K), with some rows of the kernel W."""
+    """Returns W x + b, (..., K), of inputs (..., I) that multiply `rows` of the kernel W."""
     y = x.reshape(-1, x.shape[-1]) @ self.matrix(rows).astype(x.dtype)
     y += self.bias_GD.astype(x.dtype).reshape(1, -1)
     return y.reshape(*x.shape[:-1], -1)
 
   def matrix(self, rows: slice = slice(None)) -> Array:
-    """Returns some rows of the kernel of inputs as a matrix (I, K)."""
+    """Returns `rows` of the input kernel as a matrix (I, K)."""
     kernel_IGD = self.input_IGD[rows]
     return kernel_IGD.reshape(len(kernel_IGD), -1)
 
@@ -172,13 +173,13 @@ def backward_resets(segments_BT: Array) -> ResetMask:
 
 
 def reset_carry(carry: Carry, reset_B: Array, initial: Carry | None) -> Carry:
-  """Returns a carry that is `initial`, or zeros, in the rows of `reset_B`."""
+  """Returns the carry, with the rows where `reset_B` is True set to `initial`, or to zeros."""
   initial = tuple(map(jnp.zeros_like, carry)) if initial is None else initial
   return freeze_carry(carry, reset_B, initial)
 
 
 def freeze_carry(carry: Carry, padding_B: Array, before: Carry) -> Carry:
-  """Returns the carry, or the one `before` in the rows of `padding_B`."""
+  """Returns the carry, with the rows where `padding_B` is True taken from `before`."""
   return tuple(jnp.where(padding_B[:, None], b, s) for b, s in zip(before, carry, strict=True))
 
 
@@ -222,7 +223,8 @@ def run_layer(
     weights: of the layer; cast to the dtype of x.
     resets: the steps at which states are reset, and padding.
     carry: before the first step.
-    initial: (T, B, D) each, the states that a reset at each step sets; None for zeros.
+    initial: arrays (T, B, D): a reset at step t sets the carry to their values at t; None resets
+      to zeros.
     reverse: whether to read from the last step to the first.
     unroll: steps per iteration of the loop; changes no result.
 
@@ -272,7 +274,7 @@ def scan(
     weights: matrices (I, O) by name.
     addends: by the same names, addends of some of the matmuls: (steps, B, O).
     constants: arrays that are the same in all steps.
-    carry: of the scan.
+    carry: the carry before the first step.
     xs: arrays with the steps along axis 0.
     reverse: whether to go from the last step to the first.
     unroll: steps per iteration of the loop.
@@ -293,7 +295,7 @@ def _scan(step, weights, addends, constants, carry, xs, reverse, unroll, record:
 
     def matmul(name: str, x_BI: Array) -> Array:
       if name in inputs:
-        raise ValueError(f'a step multiplies by {name!r} twice; its gradient needs two names')
+        raise ValueError(f'a step multiplies by {name!r} twice; give each matmul its own name')
       inputs[name] = x_BI
       y_BO = x_BI @ weights[name]
       return y_BO + added[name] if name in added else y_BO
@@ -316,7 +318,8 @@ def _scan_fwd(step, weights, addends, constants, carry, xs, reverse, unroll):
     shapes[name] = (len(jax.tree.leaves(xs)[0]), *y_BO.shape)
     return y_BO
 
-  # The gradient of an addend is that of its matmul; zeros are added to the other matmuls.
+  # The gradient of a matmul's result is the gradient of its addend. Matmuls without an addend get
+  # zeros as one.
   first = jax.tree.map(lambda x: x[0], xs)
   jax.eval_shape(functools.partial(step, matmul), constants, carry, first)
   zeros = {

@@ -32,7 +32,7 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
     raise UserError(f'objective.power={power} is below 0')
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
-    assert counts is not None, 'lm.components.pass_word_counts says how many words there are'
+    assert counts is not None, 'GloVe needs counts, which lm.components.pass_word_counts passes'
     words, batch = compact_ids(batch, ('inputs',), len(counts))
     others, batch = compact_ids(batch, ('neighbours',), len(counts))
     tables = {'embedding': words, 'bias': words, 'unembedding': others, 'unembedding_bias': others}
@@ -41,7 +41,7 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
   def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     hidden_BTD, head, *_ = apply(params, batch, key=key)
     kernel_BTD = jnp.take(head.kernel_VD, batch['neighbours'], axis=0, mode='clip')
-    assert head.bias_V is not None, 'model.biases=True'
+    assert head.bias_V is not None, 'GloVe needs model.biases=True'
     bias_BT = jnp.take(head.bias_V, batch['neighbours'], mode='clip')
     count_BT = jnp.maximum(batch['counts'], 1e-30)  # padding has count 0, and weight 0
     product_BTD = hidden_BTD * kernel_BTD

@@ -26,7 +26,8 @@ class OutputLoss(NamedTuple):
     ids: names of the arrays of a batch that hold ids of rows of the output table.
     all_pairs: `(hidden_BSD, table_VD, batch, weights_BTS) -> loss`, the weighted sum over all
       predictions of word t from vector s.
-    paired: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, of word t from vector t.
+    paired: `(hidden_BTD, table_VD, batch, weights_BT) -> loss`, the weighted sum over all
+      predictions of word t from vector t.
   """
 
   sample: Callable[[Batch, Array], dict[str, Array]]
@@ -45,9 +46,9 @@ def negative_sampling(
 ) -> OutputLoss:
   """Returns negative sampling (Mikolov et al. 2013, arXiv:1310.4546, eq. 4).
 
-  Several rows share their negative samples, so that the scores are a matmul. The samples are
-  weighted to count as `negatives` of them per word. Unlike in the authors' programs, a sample that
-  equals the word itself is not left out.
+  Several rows share their negative samples, so that the scores are a matmul. The losses of the
+  samples are scaled so that they count as `negatives` samples per word. Unlike in the authors'
+  programs, a sample that equals the word itself is not left out.
 
   Args:
     counts: (V,) how often each token occurs.
@@ -68,7 +69,7 @@ def negative_sampling(
     ('rows_per_sample', rows_per_sample),
   ):
     if value < 1:
-      raise UserError(f'objective.output: {key}={value} is not a positive number of words')
+      raise UserError(f'objective.output: {key}={value} is not a positive number')
   mass_V = np.where(counts > 0, counts.astype(np.float64) ** power, 0)
   # As 32-bit integers: in float32 the shares of rare words would be lost in a sum near 1.
   cumulative_V = np.minimum(np.cumsum(mass_V) / max(mass_V.sum(), 1e-300) * 2**32, 2**32 - 1)
@@ -157,7 +158,8 @@ def huffman(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   words = np.flatnonzero(counts).tolist()
   heap = [(int(counts[word]), i, word) for i, word in enumerate(words)]
   heapq.heapify(heap)
-  parents: dict[int, tuple[int, int]] = {}  # of a word, or of an inner node as ~node
+  # Maps a word, or an inner node as ~node, to (~parent, code).
+  parents: dict[int, tuple[int, int]] = {}
   for node in range(max(0, len(words) - 1)):
     (light, _, left), (heavy, _, right) = heapq.heappop(heap), heapq.heappop(heap)
     parents[left], parents[right] = (~node, 1), (~node, 0)
@@ -257,12 +259,12 @@ def _objective(
   if window < 1:
     raise UserError(f'objective.window={window} is not a positive number of words')
   if not 0 <= subsample < 1:
-    raise UserError(f'objective.subsample={subsample} is no share: it is at least 0 and below 1')
+    raise UserError(f'objective.subsample={subsample} is not a share in [0, 1)')
   known = np.zeros(1) if counts is None else counts
   keep_V, output_loss = keep_probability(known, subsample), output(known)
 
   def sample(batch: Batch, key: Array) -> Batch:
-    assert counts is not None, 'lm.components.pass_word_counts says how often words occur'
+    assert counts is not None, 'word2vec needs counts, which lm.components.pass_word_counts passes'
     rows_key, output_key = jax.random.split(key)
     words_BT = batch['targets']
     uniform_BT, window_BT = _sample_windows(jax.random.bits(rows_key, words_BT.shape), window)
@@ -318,7 +320,8 @@ def window_sum(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int) -> Arr
 
   Args:
     x_BTD: the addends.
-    left_BT, right_BT: int32, the number of neighbors before and after each token, all in the row.
+    left_BT, right_BT: int32, the number of neighbors before and after each token. All neighbors
+      must be inside the row.
     reach: the largest of these numbers, at least 1.
   """
   padded_BSD = _pad(x_BTD, reach)
@@ -335,7 +338,7 @@ def _window_sum_fwd(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int):
 
 
 def _window_sum_bwd(reach: int, extents: tuple[Array, Array], gradient_BTD: Array):
-  """Sums the gradients of the tokens that have a token as their neighbor.
+  """Returns, for each token, the sum of the gradients of the tokens whose neighbor it is.
 
   JAX's own transpose of shifted rows takes nine times as long.
   """
@@ -379,7 +382,7 @@ def window_extents(window_BT: Array, segments_BT: Array, reach: int) -> tuple[Ar
 
 
 def compact(kept_BT: Array, *arrays: Array) -> tuple[Array, ...]:
-  """Returns integers (B, T) with the kept ones of each row moved to its front, then zeros."""
+  """Returns the arrays (B, T) of integers, each row with its kept values first and then zeros."""
   B, T = kept_BT.shape
   index_BT = jnp.where(kept_BT, jnp.cumsum(kept_BT, axis=1, dtype=jnp.int32) - 1, T)
   stacked_BTx = jnp.stack(arrays, axis=2)

@@ -53,7 +53,7 @@ def wrap_direction(
   scaled = scale_lr(trained, layer_decay, lr_multipliers)
 
   def init(params: Params):
-    # Here, because the inner chain never sees frozen parameters.
+    # Checked here, because the inner chain never sees frozen parameters.
     path_mask(params, weight_decay_mask, 'weight_decay_mask', required=True)
     return scaled.init(params)
 
@@ -72,10 +72,11 @@ def freeze_params(
       does not move, and its gradient does not count in the norm that is clipped.
 
   Raises:
-    UserError: `until` is wrong; or, at `init`, the pattern matches no parameter path.
+    UserError: `until` is not positive, or has no pattern; or, at `init`, the pattern matches no
+      parameter path.
   """
   if pattern is None and until is not None:
-    raise UserError(f'optim.freeze_until={until}: optim.freeze says what, and it is empty')
+    raise UserError(f'optim.freeze_until={until} needs a pattern in optim.freeze, which is empty')
   if pattern is None:
     return chain
   return _frozen(chain, pattern) if until is None else _frozen_until(chain, pattern, until)
@@ -91,7 +92,8 @@ def _frozen(
   parts = optax.partition({'trained': chain, 'frozen': optax.set_to_zero()}, labels)
 
   def update(grads, state, params=None, **_):
-    # Without the norm of all gradients: frozen parameters must not clip the trained ones.
+    # `gradient_norm` is not passed on, because gradients of frozen parameters must not count in the
+    # norm that clips the others.
     return parts.update(grads, state, params)
 
   return optax.GradientTransformationExtraArgs(parts.init, update)
@@ -143,7 +145,7 @@ def scale_lr(
     UserError: `layer_decay` is out of range; or, at `init`, a rule is malformed or matches nothing.
   """
   if not 0 < layer_decay <= 1:
-    raise UserError(f'optim.layer_decay={layer_decay} is not above 0 and at most 1')
+    raise UserError(f'optim.layer_decay={layer_decay} is outside (0, 1]')
   rates = tuple(rates)
 
   def init(params: Params):
@@ -163,9 +165,10 @@ def scale_lr(
 def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
   """Returns optax.clip_by_global_norm as a multiplication by one scalar.
 
-  Optax chooses leaf by leaf, which keeps XLA from fusing the clipping with later operations: for
-  124M parameters on a CPU that costs as much as the rest of AdamW. `update` accepts the global norm
-  of the gradients as `gradient_norm`, if the caller has it.
+  Optax selects clipped or unchanged gradients leaf by leaf, which keeps XLA from fusing the
+  clipping with later operations. For 124M parameters on a CPU, the unfused clipping takes as much
+  time as the rest of AdamW. `update` accepts the global norm of the gradients as `gradient_norm`,
+  if the caller has it.
   """
 
   def update(grads, state, params=None, *, gradient_norm=None, **_):
@@ -243,8 +246,9 @@ _TABLE = re.compile(r'(^|/)((source_)?embedding|position)$')
 def stacks(params: Params) -> dict[str, dict[int, int]]:
   """Returns, for each stack, the number of times that each layer repeats along axis 0.
 
-  The key of a stack is the path before 'layers/layer_0/'. The number is 0 where the parameters of a
-  stack have no axis of layers: those of a recurrent network differ in their first axis.
+  The key of a stack is the path before 'layers/layer_0/'. The number is 0 where axis 0 is not an
+  axis of layers. This is so if parameters of a stack differ in the size of axis 0, as in a
+  recurrent network.
   """
   sizes: dict[str, dict[int, set[int]]] = {}
   for path, x in jax.tree_util.tree_leaves_with_path(params):
@@ -260,7 +264,12 @@ def stacks(params: Params) -> dict[str, dict[int, int]]:
 
 
 def is_stacked(name: str, repeats: dict[str, dict[int, int]]) -> bool:
-  """Returns whether axis 0 of the parameter of a path is that of layers, given `stacks`."""
+  """Returns whether axis 0 of a parameter is an axis of layers.
+
+  Args:
+    name: the path of the parameter.
+    repeats: the result of `stacks`.
+  """
   match = _LAYER.match(name)
   return match is not None and repeats[match[1]][int(match[2])] > 0
 
@@ -269,14 +278,14 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
   """Returns the factor of the learning rate, and of the weight decay, of each parameter.
 
   Layer l = 0 ... N - 1 of a stack has layer_decay^(N - l). Tables of embeddings and of learned
-  positions have layer_decay^(N + 1) of the deepest stack. All others (final norms, heads) have 1
-  (Clark et al. 2020, ELECTRA, appendix B). A tied embedding counts as an embedding.
+  positions have layer_decay^(N + 1), with the N of the deepest stack. All others (final norms,
+  heads) have 1 (Clark et al. 2020, ELECTRA, appendix B). A tied embedding counts as an embedding.
 
   Args:
     params: arrays or their shapes.
     layer_decay: 1 for the same rate everywhere.
     rates: 'PATTERN -> MULTIPLIER' rules. The first one whose regular expression matches a part of a
-      parameter's path counts, in addition to the factor of the layer.
+      parameter's path counts, and multiplies the factor of the layer.
 
   Returns:
     A tree of float32: scalars, and for stacked parameters (N, 1, ...), one for each layer. Layers
@@ -290,7 +299,7 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
   factors = [(pattern, _multiplier(text)) for pattern, text in rules]
   known = stacks(params)
   if layer_decay != 1 and not known:
-    raise UserError(f'optim.layer_decay={layer_decay}: the model has no stacked layers')
+    raise UserError(f'optim.layer_decay={layer_decay}: the model has no layers to decay')
   depths = {stack: sum(max(1, n) for n in repeats.values()) for stack, repeats in known.items()}
 
   def multiplier(path, x) -> np.ndarray:
@@ -316,6 +325,6 @@ def _multiplier(text: str) -> float:
     value = math.nan
   if not 0 <= value < math.inf:
     raise UserError(
-      f"optim.lr_multipliers: {text!r} is no multiplier; a rule is such as 'head/ -> 10'"
+      f"optim.lr_multipliers: {text!r} is no multiplier; an example of a rule is 'head/ -> 10'"
     )
   return value

@@ -8,8 +8,8 @@ of one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
 - peaks of GPUs, without sparsity: the data sheets of A10, A100, L4, L40S, H100 and H200; the
   Blackwell architecture technical brief (2024) for HGX B200 and GB200; the white papers GA102,
   AD102 and GB202 for GeForce cards ("peak BF16 tensor TFLOPS with FP32 accumulate").
-- memory and links of TPUs: the same pages. They give the bidirectional bandwidth of all ports, and
-  the table that of one port in one direction. A ring uses two ports.
+- memory and links of TPUs: the same pages. They give the bidirectional bandwidth of all ports;
+  CHIPS has that of one port in one direction. A ring uses two ports.
 - network between TPU slices: the network cards of a host, divided by its chips. They are 2 x 100
   Gbit/s for v5e ("Per-host NIC configuration") and 4 x 200 Gbit/s for v6e. For v4 and v5p they are
   200 Gbit/s (Austin et al. 2025, How to Scale Your Model, chapter 2).
@@ -23,7 +23,8 @@ of one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
 - network between GPU nodes: the cards of a node, divided by its GPUs. They are 200 Gbit/s for each
   GPU (DGX A100) or 400 (DGX H100, H200, B200; GB200 NVL72), 100 Gbit/s for 8 L4 (g2-standard-96,
   docs.cloud.google.com/compute/docs/gpus) and 400 for 8 L40S (g6e.48xlarge,
-  aws.amazon.com/ec2/instance-types/g6e). Clouds also sell the larger GPUs with less.
+  aws.amazon.com/ec2/instance-types/g6e). Some clouds connect the larger GPUs by
+  slower networks.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ class Chip(NamedTuple):
   # One direction, bytes/s: of a TPU's port to one neighbor, of a GPU to all others of its node.
   link: float = 0.0
   network: float = 0.0  # share in the network between slices or nodes, one direction, bytes/s
-  dimensions: int = 1  # of a topology: sizes of a TPU slice's torus, or 1 for a node of GPUs
+  dimensions: int = 1  # of a TPU slice's torus, or 1 for a node of GPUs
   node: int = 8  # GPUs of a node at most
   ring: int = 1  # sides of a TPU slice that are a multiple of this are rings, others are lines
   accelerator: str = ''  # prefix of a TPU slice's accelerator type

@@ -40,9 +40,9 @@ _FLAG = re.compile(r"""--(?P<name>[^\s='"]+)(?:=(?:"[^"]*"|'[^']*'|\S*))?""")
 
 
 def drop_unknown(environ: MutableMapping[str, str]) -> list[str]:
-  """Removes the flags that the installed compilers do not know from their environment variables.
+  """Removes from XLA_FLAGS and LIBTPU_INIT_ARGS the flags that the installed compilers do not know.
 
-  Afterwards the import of jax reads the variables, once. After that import this does nothing.
+  Call it before jax is imported, since the import reads the variables. Later calls do nothing.
 
   Returns:
     A warning for each removed flag.
@@ -113,7 +113,7 @@ def cpu_name() -> str:
 
 
 def _cpu_info(*fields: str) -> str:
-  """Returns the first line of /proc/cpuinfo with one of these fields; '' without any."""
+  """Returns the first line of /proc/cpuinfo with one of these fields; '' if there is none."""
   file = pathlib.Path('/proc/cpuinfo')
   lines = file.read_text().splitlines() if file.is_file() else []
   return next((line for line in lines if line.startswith(fields)), '')
@@ -167,7 +167,7 @@ class Signals:
       raise Preempted(f'{self.signal}: stopped before the first step, with no state to save')
 
   def begin(self) -> None:
-    """Lets the trainer stop where it can save the state."""
+    """Marks the first step: from now on a signal lets the trainer save the state and then stop."""
     self._begun = True
 
 
@@ -187,7 +187,8 @@ class PreemptionService:
   def signal(self) -> str | None:
     from jax.experimental import multihost_utils
 
-    # The service stops at the largest reported count plus 1, hence dispatches and not steps.
+    # The service stops all processes at the largest count that any has reported, plus 1. Counts of
+    # steps may skip that number, since a dispatch runs several; counts of dispatches cannot.
     self._dispatches += 1
     reached = multihost_utils.reached_preemption_sync_point(self._dispatches)
     return 'SIGTERM' if reached else None

@@ -29,8 +29,8 @@ from absl import flags
 
 from lm.errors import PeerLost, UserError, first_line
 
-# The exit code of an abort, with which JAX ends a process after the loss of another one. A launcher
-# finds the cause by the first exit code that differs.
+# The exit code of an abort, with which JAX ends a process after the loss of another one. Only the
+# process that caused the failure ends with a different code, by which a launcher finds it.
 LOST = 134
 _ORDERLY = (0, 75)  # exit codes after which the other processes end on their own
 _GRACE = 5.0  # seconds for a process to report its own error after the failure of another one
@@ -61,7 +61,7 @@ class _Link(NamedTuple):
 
 
 class _Group(NamedTuple):
-  """This process among all. Process 0 has links to all others, and each of them has one to it."""
+  """The index of this process and its links. Process 0 is linked to all others, they only to it."""
 
   process: int
   processes: int
@@ -156,14 +156,14 @@ def start(settings: Settings) -> bool:
       count = jax.process_count()  # waits until all processes have listed their devices
     if expected not in (None, count):
       raise UserError(
-        f'{count} of {expected} processes found: outside TPU slices, srun and mpirun they need '
-        f'--coordinator=HOST:PORT, --processes={expected} and --process=I'
+        f'{count} of {expected} processes found: unless a TPU slice, srun or mpirun connects '
+        f'them, each needs --coordinator=HOST:PORT, --processes={expected} and --process=I'
       )
     if count > 1:
       _connect(settings.coordinator)
   if count == 1:
     if jax.distributed.is_initialized():
-      # JAX's preemption service has replaced the handler of the only process.
+      # JAX's preemption service has replaced the handler of SIGTERM; this sets Python's again.
       jax.distributed.shutdown()
       signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return False
@@ -209,7 +209,7 @@ def _initialize(settings: Settings) -> bool:
 def _deadline(settings: Settings, expected: int | None) -> Iterator[None]:
   """Ends the process with one line when the block takes longer than `init_timeout`.
 
-  JAX waits in C++ and then aborts the process with pages of text, which Python cannot catch.
+  JAX waits in C++ and then aborts the process with pages of text. Python cannot catch the abort.
   """
 
   def give_up() -> None:
@@ -276,7 +276,7 @@ def _open(host: str, port: str | int) -> socket.socket:
 
 
 def _call(hosts: list[str], port: int, token: str, index: int) -> _Link:
-  """Returns the link of another process to process 0."""
+  """Returns the link to process 0, for a process with another `index`."""
   for host in hosts:
     with contextlib.suppress(OSError):
       link = _link(_open(host, port))
@@ -288,7 +288,7 @@ def _call(hosts: list[str], port: int, token: str, index: int) -> _Link:
 
 
 def _accept(listener: socket.socket, token: str, count: int) -> dict[int, _Link]:
-  """Returns the links of process 0 to all others; callers without the token are closed."""
+  """Returns the links of process 0 to all others; closes connections without the token."""
   links: dict[int, _Link] = {}
   while len(links) < count - 1:
     connection, _ = listener.accept()
@@ -419,7 +419,7 @@ def gather(value: Any, seconds: float = 600, purpose: str = 'to gather values') 
       values.append(links[other].values.get(timeout=max(end - time.monotonic(), 0)))
   except queue.Empty as e:
     raise PeerLost(
-      f'processes: nothing from process {other} within {seconds:g} seconds {purpose}'
+      f'processes: nothing from process {other} within the {seconds:g} seconds of waiting {purpose}'
     ) from e
   if not is_primary():
     return values[0]
@@ -449,7 +449,11 @@ def barrier(seconds: float, purpose: str) -> None:
 
 
 def check_same(digests: Mapping[str, str]) -> None:
-  """Raises UserError if a process has other digests, by name, than process 0."""
+  """Raises UserError if a digest of another process differs from that of process 0.
+
+  Args:
+    digests: of this process, by the name of what was hashed.
+  """
   first, *others = gather(dict(digests))
   for i, other in enumerate(others, 1):
     differing = sorted(name for name in {**first, **other} if first.get(name) != other.get(name))

@@ -5,11 +5,11 @@
 
 For TPUs the TPU compiler compiles the train step, on any machine (extra `tpu`; a minute or more on
 two cores). The report has the memory of a chip by category, the collectives, fully replicated
-arrays, and an estimated step time. For nodes of GPUs and for cpu:1, this machine, nothing is
-compiled: memory is estimated, and the time is a roofline bound, which no real step can beat.
+arrays, and an estimated step time. For nodes of GPUs, and for this machine as --topology=cpu:1,
+nothing is compiled. Memory is estimated, and the time is a roofline bound: no real step is faster.
 --price=USD (of a chip per hour) adds the cost of a billion tokens. --search ranks other meshes,
 batch sizes and remat policies. --decode also compiles a decoding step for `decode.batch_size` rows
-on the same mesh, with a KV cache for `decode.max_tokens` (or data.seq_len) tokens.
+on the same mesh. Its KV cache holds `decode.max_tokens` tokens, or `data.seq_len` if that is 0.
 Exit codes: 0 the job fits, 1 failed, 2 it does not fit, or wrong usage.
 """
 
@@ -28,12 +28,15 @@ if __name__ == '__main__':
 flags.DEFINE_string(
   'topology', None, 'a slice of TPUs, such as v5e:4x4, or a node of GPUs, such as h100:8'
 )
-flags.DEFINE_integer('slices', 1, 'slices or nodes, which a network joins')
+flags.DEFINE_integer('slices', 1, 'number of slices or nodes, connected by a network')
 flags.DEFINE_float('price', 0.0, 'US dollars of a chip per hour', lower_bound=0)
 flags.DEFINE_bool('search', False, 'rank meshes, batch sizes and remat policies that fit')
 flags.DEFINE_bool('decode', False, 'also compile a decoding step')
 flags.DEFINE_integer(
-  'most', 8, 'candidates of --search to compile, or to print for GPUs', lower_bound=1
+  'most',
+  8,
+  'number of --search candidates to compile for TPUs, or to print for GPUs',
+  lower_bound=1,
 )
 flags.DEFINE_string('hlo', None, 'file for the HLO of a program compiled for TPUs')
 flags.DEFINE_bool('json', False, 'print one JSON object and nothing else')
@@ -56,7 +59,7 @@ def main(argv: list[str]) -> int | None:
   compiles = slice_.chip.platform == 'tpu'
   for flag in ('hlo', 'decode'):
     if args[flag].value and not compiles:
-      raise UserError(f'--{flag}: nothing is compiled for {slice_.chip.name}; leave it out')
+      raise UserError(f'--{flag}: nothing is compiled for {slice_.chip.name}; leave the flag out')
   if args.search:
     found = search.search(
       config, slice_, args.most, lambda line: print(line, file=sys.stderr, flush=True)

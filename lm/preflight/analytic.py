@@ -12,11 +12,11 @@ temporaries are estimated from the structure of a step:
 The time is a roofline bound (Williams et al. 2009). In the forward and backward passes matmuls,
 memory, links and network overlap perfectly, each at its peak, and the slowest counts. The optimizer
 starts after the last gradient, since clipping needs the norm of all gradients. Real steps are
-slower: they reach no peak, and they wait. For models whose activations fit into caches the part of
-the memory is too large.
+slower: they reach no peak, and they wait. The time of memory traffic is overestimated for models
+whose activations fit into caches.
 
-The FLOPs of matmuls are counted by tracing. cuDNN attention cannot be traced without a GPU, so that
-a stub replaces it. The stub has the shapes, matmuls and residuals of the kernel (inputs, output and
+The FLOPs of matmuls are counted by tracing. cuDNN attention cannot be traced without a GPU, so a
+stub replaces it. The stub has the shapes, matmuls and residuals of the kernel (inputs, output and
 one value per query and head), but its result is not attention.
 """
 
@@ -51,15 +51,15 @@ STUBS = {
   'lm.nn.attention:cudnn': 'lm.preflight.analytic:cudnn',
 }
 
-Flops = dict[int, float]  # by the element size of the wider operand, in bytes
+Flops = dict[int, float]  # FLOPs by the element size, in bytes, of a matmul's wider operand
 
 
 def check(config: ConfigDict, slice_: topology.Slice) -> train_step.Result:
-  """Returns the findings about the train step of a config, without a compiler.
+  """Returns memory, communication and minimum time of a train step, without a compiler.
 
   Raises:
-    UserError: the config is wrong, does not divide over the devices, or its objective reads keys
-      that are unknown without the data.
+    UserError: the config is wrong, or its sizes are not divisible by the mesh or the devices; or
+      its objective reads keys of a batch that are unknown without the data.
   """
   config = traceable(config) if slice_.chip.platform == 'gpu' else config
   step = train_step.describe(config, topology.devices(slice_))
@@ -92,12 +92,12 @@ def traceable(config: ConfigDict) -> ConfigDict:
 
 
 def temporaries(config: ConfigDict, step: train_step.Step, part: Batch) -> int:
-  """Returns about how many bytes a device holds in addition to state and activations.
+  """Returns the approximate bytes of a device's temporaries: all but state and activations.
 
   Args:
     config: of the step.
-    step: with its functions and abstract state; its mesh is the current one.
-    part: abstract, one microbatch.
+    step: with functions and abstract state. The caller has set its mesh as the current mesh.
+    part: one microbatch, abstract.
   """
   gradients = bytes_per_device(step.state.params)
   accumulated = gradients if config.microbatches > 1 else 0
@@ -122,7 +122,7 @@ def _layer_activations(config: ConfigDict, step: train_step.Step, part: Batch) -
 
 
 def _microbatch(step: train_step.Step, microbatches: int) -> Any:
-  """Returns the shapes of one microbatch, with the objective's random arrays."""
+  """Returns the shapes of one microbatch, with the arrays that the objective samples for it."""
   part = {
     name: jax.ShapeDtypeStruct((x.shape[0] // microbatches, *x.shape[1:]), x.dtype)
     for name, x in step.batch.items()
@@ -167,8 +167,8 @@ def _bound(
 def _gathered_weights(step: train_step.Step) -> float:
   """Returns the bytes of the weights that a device computes with, in the model's dtype.
 
-  They are all-gathered over the axes of the batch. Embedding tables do not count, since a step may
-  read few of their rows.
+  They are all-gathered over the mesh axes that shard the batch. Embedding tables do not count,
+  since a step may read few of their rows.
   """
   mesh, dtype = step.functions.mesh, jnp.dtype(getattr(step.functions.model, 'dtype', 'float32'))
   return dtype.itemsize * sum(
@@ -193,7 +193,7 @@ def roofline_bound(
 
   Args:
     slice_: the chips.
-    mesh: its devices name their nodes by `slice_index`.
+    mesh: of devices whose `slice_index` is the index of their node.
     step: for its tokens and model FLOPs.
     matmuls: FLOPs of the forward and backward passes, of all devices.
     memory: bytes that a device loads and stores in these passes.
@@ -247,8 +247,8 @@ def _nodes(mesh: Mesh, axis: str) -> int:
 def matmul_flops(function: Callable[..., Any], *arguments: Any) -> Flops:
   """Returns the FLOPs of the matmuls and convolutions of a function, on all devices together.
 
-  A scan counts with its length. A while loop counts once, since its trip count is unknown. A
-  conditional counts with its most expensive branch.
+  The FLOPs of a scan's body are multiplied by its length. The body of a while loop counts once,
+  since its trip count is unknown. Of a conditional only the most expensive branch counts.
 
   Args:
     function: one that JAX can trace.
@@ -282,7 +282,7 @@ def _times(equation: JaxprEqn) -> int:
 
 
 def _own_flops(equation: JaxprEqn) -> float:
-  """Returns the FLOPs of a matmul or convolution, else 0; a multiply-add is two."""
+  """Returns the FLOPs of a matmul or convolution, else 0; a multiply-add counts as two."""
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
@@ -302,7 +302,7 @@ def _inner_jaxprs(equation: JaxprEqn) -> list[Jaxpr]:
 
 
 def fused(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """Computes cuDNN or blockwise attention, by the rule of `lm.nn.attention:fused` on a GPU."""
+  """Computes the cuDNN stub or blockwise attention, whichever `lm.nn.attention:fused` selects."""
   attend = cudnn if cudnn_supported(q_BTHK, k_BSGK, mask) else blockwise
   return attend(q_BTHK, k_BSGK, v_BSGK, mask)
 
@@ -319,7 +319,7 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     raise UserError(f'model.attention_fn, on a GPU: {e}') from e
   S = k_BSGK.shape[1]
   arguments = cudnn_mask(mask)
-  # The kernel skips most keys that the mask hides by their positions.
+  # The kernel skips most keys that causal masks and local windows hide.
   visible = (S + 1) // 2 if arguments.is_causal else S
   if arguments.local_window_size is not None:
     visible = min(visible, arguments.local_window_size[0] + 1)
@@ -337,7 +337,7 @@ def _stub_fwd(q_BTHK, k_BSGK, v_BSGK, bias, visible: int):
   k_BsHK, v_BsHK = (_expanded(x, q_BTHK, visible) for x in (k_BSGK, v_BSGK))
   scores_BHTs = jnp.einsum('bthk,bshk->bhts', q_BTHK, k_BsHK)
   o_BTHK = jnp.einsum('bhts,bshk->bthk', scores_BHTs, v_BsHK)
-  # Not a function of the scores, which a remat policy might then save.
+  # The statistic is not computed from the scores, since a remat policy might then save these.
   statistic_BTH = o_BTHK[..., 0].astype(jnp.float32)
   return o_BTHK, (q_BTHK, k_BSGK, v_BSGK, bias, o_BTHK, statistic_BTH)
 

@@ -4,7 +4,7 @@ Evaluations decode on the mesh of training, with its sharding of parameters (lm.
 The KV cache is sharded by rows and heads, and weights stay in their shards
 (lm.parallel.mesh.weight_stationary). The compiled program is the loop of greedy decoding or beam
 search. It generates texts of the maximum length for `decode.batch_size` rows, after the prefill.
-Work outside the loop, such as casting the weights to bfloat16, is a small part.
+The time includes work outside the loop, such as casting the weights to bfloat16, a small part.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from lm.types import Apply, Params, apply_of
 
 
 class Decoding(NamedTuple):
-  """The findings about a step that generates one token of each row."""
+  """Memory, communication and time of a step that generates one token per row."""
 
   rows: int
   beam: int  # hypotheses of a row
@@ -43,7 +43,7 @@ class Decoding(NamedTuple):
 
   @property
   def needed(self) -> float:
-    """Returns the bytes of a device that decoding needs."""
+    """Returns the bytes that decoding needs on each device."""
     return sum(self.memory.values())
 
 
@@ -71,7 +71,7 @@ def check(
     step: the train step, with the sharding of the parameters.
 
   Returns:
-    The findings; DoesNotFit if the compiler finds no program that fits.
+    A Decoding; if no program fits, a DoesNotFit, which is returned and not raised.
   """
   functions, params = step.functions, step.state.params
   model, apply = functions.model, apply_of(functions.model)
@@ -128,9 +128,10 @@ def decoding_loop(
   steps: int,
   source: int,
 ) -> tuple[Callable[[Params, Any, Any], tuple[Any, Any]], Any, Any]:
-  """Returns the decoding loop, and the shapes of its state without the KV cache and of the cache.
+  """Returns the decoding loop, and the shapes of its `carry` and `cache`.
 
-  The loop is `(params, carry, cache) -> (carry, cache)` and takes all steps.
+  The loop is `(params, carry, cache) -> (carry, cache)` and runs all steps. `cache` is the KV
+  cache, and `carry` is the rest of the state.
 
   Args:
     config: its `decode` section selects greedy decoding or beam search.
@@ -175,13 +176,13 @@ def cost_of_step(
 ) -> tuple[float, float]:
   """Returns the FLOPs of one step, and the bytes of the parameters that a device reads for it.
 
-  A step does not read the encoder, and of embedding tables it looks up a few rows only. It reads
+  A step does not read the encoder, and reads only a few rows of each embedding table. It reads
   all other parameters in the compute dtype, to which the compiler casts them before the loop.
 
   Args:
     apply: the pure function of a model.
     params: abstract, with shardings.
-    rows: all hypotheses of all rows.
+    rows: number of hypotheses, over all rows of the batch.
     cache: abstract.
     itemsize: bytes of the compute dtype.
   """

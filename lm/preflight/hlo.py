@@ -1,12 +1,12 @@
 """Reads the HLO of a program compiled for TPUs: its collectives, and an estimate of its time.
 
-All devices run one program (SPMD), so that all sizes are those of one device. Instructions of a
-loop body count with its trip count.
+All devices run one program (SPMD), so all sizes are those of one device. Instructions of a
+loop body count once per iteration.
 
 The time is an estimate. The cost model of the compiler gives the cycles of each kernel, memory
-traffic included. It gives none for splash attention, which we assume to reach half of the peak. The
-time of collectives is added. Overlapped collectives count only where they take longer than all
-kernels, exposed ones always.
+traffic included. It gives none for splash attention, which we assume to reach half of the peak. A
+step takes the longer of two times, that of all kernels and that of all overlapped collectives. The
+time of exposed collectives is added.
 """
 
 import math
@@ -22,14 +22,14 @@ from lm.parallel.chips import Chip
 from lm.preflight.topology import Slice
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-# The computations that these call work on scalars.
+# Opcodes whose called computations work on scalars.
 _REDUCTIONS = ('reduce', 'all-reduce', 'all-reduce-start', 'reduce-scatter', 'sort')
-# The line break before an instruction's attributes that continue on the next line.
+# A line break within the attributes of an instruction, which continue on the next line.
 _CONTINUATION = r'\n(?!  |%|ENTRY|\}?[ \t]*(?:\n|$))'
 _TRANSFER = r'_xla_megascale_transfer_type="(\w+)"'
 # Assumed share of the peak that the kernels of splash attention reach.
 ATTENTION = 0.5
-# Matmuls of a kernel, each with the FLOPs of the matmul of queries and keys.
+# Number of matmuls in each kernel of splash attention. Each has the FLOPs of q @ k.T.
 _MATMULS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 
 
@@ -117,7 +117,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def _split_parenthesis(text: str) -> tuple[str, str]:
-  """Returns the text up to the end of its first parenthesis, and the rest."""
+  """Returns the parenthesized group at the start of a text, and the rest."""
   depth = 0
   for i, letter in enumerate(text):
     depth += (letter == '(') - (letter == ')')
@@ -140,7 +140,7 @@ def walk(
 
 
 def called(program: Program, instruction: Instruction) -> list[str]:
-  """Returns the names of the computations that an instruction calls, except those of scalars."""
+  """Returns the names of the computations that an instruction calls, without scalar reductions."""
   if instruction.opcode in _REDUCTIONS:
     return []
   attributes = instruction.attributes
@@ -151,12 +151,12 @@ def called(program: Program, instruction: Instruction) -> list[str]:
 
 
 def trip_count(program: Program, instruction: Instruction) -> int:
-  """Returns the number of times that an instruction runs its computations: 1 outside loops."""
+  """Returns the number of times that an instruction runs its computations: 1 except for loops."""
   if instruction.opcode != 'while':
     return 1
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):
     return int(known.group(1))
-  # A condition compares a counter with a constant, itself or in a computation that it calls.
+  # The condition, or a computation that it calls, compares a counter with a constant.
   constants = [
     int(inner.attributes)
     for condition in re.findall(r'condition=%?([\w.\-]+)', instruction.attributes)
@@ -184,8 +184,8 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
     else:
       continue
     # An overlapped collective appears in each computation that it overlaps with, under one name and
-    # channel. A channel alone may be that of several collectives, and host transfers have channels
-    # of their own.
+    # channel. The channel alone is ambiguous: several collectives may share one, and host transfers
+    # are numbered separately.
     names = re.findall(r'(?:chain_id|async_collective_name)="[^"]*"', attributes)
     key = (sending, instruction.name)
     if sending or names:
@@ -216,8 +216,8 @@ def _within_slice(
 def _between_slices(instruction: Instruction, mesh: Mesh) -> tuple[str, float, list[int]]:
   """Returns kind, bytes and participants of a collective over the network: a host transfer in HLO.
 
-  Its participants are the devices at one position of all slices. Each sends its own shard of the
-  array of a slice.
+  The participants are the devices with the same coordinates in each slice. Each sends its own shard
+  of the array that its slice holds.
   """
   kind = re.findall(_TRANSFER, instruction.attributes)[0].lower().replace('_', '-')
   devices = list(mesh.devices.flat)
@@ -357,12 +357,12 @@ def bandwidth(group: Sequence[int], devices: Sequence[Any], chip: Chip) -> float
   """Returns the bytes/s that each device of a group sends in a ring through all of them.
 
   A device has links to both neighbors along each torus dimension that the group spans. A dimension
-  that is too short for a ring has half of that. Slices are connected by the network.
+  without wraparound links counts with one link. Slices are connected by the network.
   """
   members = [devices[i] for i in group]
   if len({getattr(device, 'slice_index', 0) for device in members}) > 1:
     return chip.network / chip.devices
   sides = [set(side) for side in zip(*(device.coords for device in members), strict=True)]
   links = sum(2 if len(side) % chip.ring == 0 else 1 for side in sides if len(side) > 1)
-  # Two devices of one chip are closer than neighbors.
+  # Two devices of one chip span no dimension; their bandwidth is assumed to be that of two links.
   return (links or 2) * chip.link / chip.devices

@@ -28,7 +28,7 @@ def summary(
     slice_: the chips.
     path: of the config.
     price: of a chip, in USD per hour; 0 leaves the cost out.
-    decoding: of a decoding step, where one was compiled.
+    decoding: the decoding step, if one was compiled.
   """
   step = result.step
   report = {
@@ -87,7 +87,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     f'{report["parameters"]:,} parameters, {report["tokens_per_step"]:,} tokens per step',
     *_program_lines(report),
     *(f'fully replicated: {name}{list(shape)}' for name, shape in report['replicated'].items()),
-    *['more than JAX allocates by default: set XLA_CLIENT_MEM_FRACTION=0.97'] * large,
+    *['the total exceeds what JAX allocates by default: set XLA_CLIENT_MEM_FRACTION=0.97'] * large,
     *_decoding_lines(report['decode']),
   ]
 
@@ -99,7 +99,7 @@ def _decoding_lines(step: Mapping[str, Any] | None) -> list[str]:
     needed, capacity = step['memory']['total'] / GIB, step['memory']['capacity'] / GIB
     return ['', f'decoding step: {needed:.1f} GiB do not fit into {capacity:.1f} GiB']
   beams = f' of {step["beam"]} hypotheses' if step['beam'] > 1 else ''
-  source = f', sources of {step["source_tokens"]:,}' if step['source_tokens'] else ''
+  source = f', sources of {step["source_tokens"]:,} tokens' if step['source_tokens'] else ''
   return [
     '',
     f'decoding step: {step["rows"]} rows{beams}, {step["flops"] / 1e9:,.1f} GFLOPs',
@@ -153,14 +153,14 @@ def _communication(
   for axes in {**by_axis, **bounds}:
     sent, bound = (f'{x[axes] / 1e6:10,.1f}' if x.get(axes) else '' for x in (by_axis, bounds))
     ratio = f'  x {by_axis[axes] / bounds[axes]:.2f}' if sent and bound else ''
-    yield f'  {"all over " + axes:<36}{sent:>10}{bound}{ratio}'
+    yield f'  {"total over " + axes:<36}{sent:>10}{bound}{ratio}'
   if not (by_axis or bounds):
     yield '  unknown for this model' if collectives is lower_bound is None else '  nothing'
 
 
 def ranking(candidates: Sequence[search.Candidate], slice_: topology.Slice) -> list[str]:
   """Returns a title, and a line for each candidate of a search."""
-  how = '' if slice_.chip.platform == 'tpu' else ', at most: not compiled'
+  how = '' if slice_.chip.platform == 'tpu' else ', upper bounds of the speed, not compiled'
   return [
     f'{"tokens/s":>12}{"GiB":>8}{"MFU":>8}  on {slice_.slices} x {slice_.topology}{how}',
     *(

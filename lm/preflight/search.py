@@ -1,9 +1,9 @@
 """Search over meshes, batch sizes and remat policies.
 
-Compiling takes a minute or more. For TPUs, shapes therefore exclude the candidates that cannot fit
-and rank the others by their FLOPs and communication. Only the first few are compiled. For GPUs the
-roofline bound ranks all candidates. Each candidate is tried without gradient accumulation first. If
-it does not fit, it is tried with the gradient accumulation of the config.
+Compiling takes a minute or more. For TPUs, estimates from shapes therefore exclude the candidates
+that cannot fit, and rank the others by their FLOPs and communication. Only the first few are
+compiled. For GPUs the roofline bound ranks all candidates. Each candidate is tried without gradient
+accumulation first. If it does not fit, it is tried with the gradient accumulation of the config.
 """
 
 import itertools
@@ -22,7 +22,7 @@ REMATS = (
   'jax:checkpoint_policies.dots_with_no_batch_dims_saveable',
   'jax:checkpoint_policies.nothing_saveable',
 )
-BATCHES = (1, 2)  # times the config's
+BATCHES = (1, 2)  # multiples of the config's batch_size
 TENSOR = 16  # maximum of mesh.tensor; with more devices, communication dominates
 
 Changes = dict[str, Any]  # values by config key
@@ -44,16 +44,16 @@ def search(
   most: int,
   log: Callable[[str], None] = lambda text: None,
 ) -> list[Candidate]:
-  """Returns candidates, the fastest that fits first.
+  """Returns candidates: those that fit come first, each group by decreasing speed.
 
   Args:
-    config: of a model that divides over some mesh.
+    config: of a model whose sizes are divisible by at least one mesh.
     slice_: the chips.
     most: number of candidates to compile, or to return for GPUs.
     log: receives a line for each candidate.
 
   Raises:
-    UserError: no mesh divides, or the parameters fit on none.
+    UserError: the sizes of the model are divisible by no mesh, or the parameters fit on none.
   """
   choices: Iterable[Changes] = candidates(config, slice_.chips, slice_.slices, across=True)
   if slice_.chip.platform == 'tpu':
@@ -63,7 +63,7 @@ def search(
   for changes in choices:
     try:
       candidate, serial = _try(config, changes, slice_)
-    except UserError as e:  # an axis that does not divide
+    except UserError as e:  # an array's axis is not divisible by the mesh
       refused = str(e)
       continue
     found.append(((not candidate.fits, -candidate.tokens, serial), candidate))
@@ -80,7 +80,7 @@ def search(
 def _most_promising(
   config: ConfigDict, slice_: topology.Slice, most: int, log: Callable[[str], None]
 ) -> list[Changes]:
-  """Returns the candidates for TPUs that are worth compiling, in the first variant that fits.
+  """Returns the candidates for TPUs that are worth compiling, each in its first fitting variant.
 
   Raises:
     UserError: none fits.
@@ -96,15 +96,19 @@ def _most_promising(
     choices += itertools.islice(fitting, 1)
   if not choices:
     raise UserError(
-      f'--topology={slice_.topology}: no mesh divides and fits parameters and optimizer state into '
-      f'{slice_.chip.memory / 2**30:.0f} GiB per chip; take a larger slice'
+      f'--topology={slice_.topology}: every mesh either does not divide the sizes of the model '
+      f'or needs more than {slice_.chip.memory / 2**30:.0f} GiB per chip; take a larger slice'
     )
   log(f'{len(choices)} candidates could fit; compiling {min(most, len(choices))} of them')
   return [changes for _, changes in sorted(choices, key=lambda choice: choice[0])[:most]]
 
 
 def _try(config: ConfigDict, changes: Changes, slice_: topology.Slice) -> tuple[Candidate, float]:
-  """Returns the first variant that fits, or else the last, and its seconds without overlap."""
+  """Returns the first variant that fits, or else the last, and its serial seconds per token.
+
+  These are the sum of all parts of the time, as if nothing overlapped. They rank candidates
+  of equal speed.
+  """
   check = train_step.check if slice_.chip.platform == 'tpu' else analytic.check
   for variant in _variants(changes):
     flags, serial = flags_of(variant), math.inf
@@ -165,7 +169,7 @@ def _would_fit(
     return _least_seconds(config, changes, slice_, described, share=0.9) is not None
   try:
     return analytic.check(train_step.changed(config, changes), slice_).fits
-  except UserError:  # an axis that does not divide
+  except UserError:  # an array's axis is not divisible by the mesh
     return False
 
 
@@ -174,8 +178,9 @@ def candidates(
 ) -> Iterator[Changes]:
   """Yields changes of a config: a mesh, a batch size and a remat policy.
 
-  The number of slices divides `data`, or with `across` alternatively `fsdp`. Gradient accumulation
-  is off, since each microbatch all-gathers the kernels and reduce-scatters the gradients.
+  The size of the axis `data` is a multiple of the number of slices. With `across`, `fsdp` may
+  be that multiple instead. Gradient accumulation is off, since each microbatch all-gathers the
+  kernels and reduce-scatters the gradients.
   """
   remats = REMATS if 'remat_policy' in config.model else (None,)
   meshes = [
@@ -210,7 +215,7 @@ def _least_seconds(
   other, chip = train_step.changed(config, changes), slice_.chip
   try:
     step = train_step.describe(other, described)
-  except UserError:  # an axis that does not divide
+  except UserError:  # an array's axis is not divisible by the mesh
     return None
   functions, params = step.functions, step.state.params
   held = bytes_per_device((params, step.state.opt_state))

@@ -127,14 +127,15 @@ def devices(slice_: Slice) -> Sequence[Any]:
 
 
 def _local_machine(topology: str, slices: int) -> Slice:
-  """Returns this machine as a slice of one CPU, with its rates, which are measured in some seconds.
+  """Returns this machine as a slice of one CPU, after measuring its rates for a few seconds.
 
   Raises:
     UserError: the topology is not one device.
   """
   if topology != 'cpu:1' or slices != 1:
     raise UserError(
-      f'--topology={topology} --slices={slices}: this machine is one device, cpu:1 and one slice'
+      f'--topology={topology} --slices={slices}: this machine is one device, cpu:1; '
+      'leave --slices out'
     )
   jax.config.update('jax_platforms', 'cpu')
   size, repeats = 2048, 10

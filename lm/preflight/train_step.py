@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Result(NamedTuple):
-  """The findings about a train step."""
+  """Memory, communication and time of a train step."""
 
   step: Step
   memory: Memory
@@ -61,7 +61,7 @@ class Result(NamedTuple):
 
   @property
   def needed(self) -> float:
-    """Returns the bytes of a device that the step needs."""
+    """Returns the bytes that the step needs on each device."""
     return sum(self.memory.values())
 
   @property
@@ -82,8 +82,8 @@ def check(config: ConfigDict, slice_: topology.Slice) -> Result:
   """Compiles the train step of a config for a slice of TPUs.
 
   Raises:
-    UserError: the config is wrong, does not divide over the slice, or its objective reads keys
-      that are unknown without the data.
+    UserError: the config is wrong, or its sizes are not divisible by the mesh or the devices; or
+      its objective reads keys of a batch that are unknown without the data.
     DoesNotFit: the compiler finds no program that fits.
   """
   step = describe(config, topology.devices(slice_))
@@ -152,7 +152,7 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
   """Returns the train step of a config on some devices.
 
   Raises:
-    UserError: the config is wrong, or does not divide over the devices.
+    UserError: the config is wrong, or its sizes are not divisible by the mesh or the devices.
   """
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
@@ -164,7 +164,7 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
 
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-  """Returns a config with other values of some leaves, by their keys."""
+  """Returns a copy of a config with new values for the dotted keys in `changes`."""
   other = copy.deepcopy(config)
   with other.unlocked():
     other.update_from_flattened_dict(changes)
@@ -181,7 +181,7 @@ def vocabulary(config: ConfigDict) -> int:
   if not size:
     raise UserError(
       'model.vocab_size is empty and data.tokenizer has no vocab_size: set '
-      '--config.model.vocab_size=N, the entries of the tokenizer'
+      '--config.model.vocab_size=N, the number of token ids of the tokenizer'
     )
   return size
 
@@ -228,10 +228,11 @@ def loss_of(functions: Components) -> Callable[[Params, Batch], Any]:
 
 
 def activations(functions: Components, params: Params, batch: Batch) -> int:
-  """Returns about how many bytes of a device the forward pass saves for the backward pass.
+  """Returns the approximate bytes that the forward pass saves on a device for the backward pass.
 
   Residuals with the shape of a parameter are parameters and do not count. The others are sharded
-  like the batch. Residuals with the shape of stacked tables are also sharded over `vocab`.
+  like the batch. Residuals that stack arrays with the shape of a parameter are
+  taken for stacked tables, which are also sharded over `vocab`.
   """
 
   def backward(params: Params, batch: Batch) -> Any:

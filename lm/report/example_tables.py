@@ -23,8 +23,8 @@ _ORDER = (
 def outputs(run: RunData) -> str:
   """Returns the section of the outputs and references of each set, sorted by score.
 
-  The page contains the worst, the best and the first 50 examples of each set. Its script shows 50
-  of them in the order that the reader selects.
+  The page contains the 50 worst, the 50 best and the first 50 examples of each set. Its script
+  shows 50 of them in the order that the reader selects.
   """
   parts = []
   best = f', the best by {run.setting("checkpoint.monitor") or "checkpoint.monitor"}'
@@ -135,7 +135,7 @@ def _tagged_words(example: EvalExample) -> list[str] | None:
 
 
 def _kinds(examples: Sequence[EvalExample]) -> dict[str, int]:
-  """Returns the color's index of each tag type, such as PER of the tags B-PER and I-PER."""
+  """Returns a color index for each tag type; the tags B-PER and I-PER have the type PER."""
   references = (e.reference for e in examples if isinstance(e.reference, list))
   kinds = {_kind(tag) for tags in references for tag in tags if isinstance(tag, str)} - {''}
   return {kind: i % _COLORS for i, kind in enumerate(sorted(kinds))}

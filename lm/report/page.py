@@ -151,7 +151,7 @@ def samples(run: RunData) -> str:
 
 
 def configuration(run: RunData) -> str:
-  """Returns the config by section, with the keys of the command line, and the source."""
+  """Returns a table for each section of the config, with dotted keys, and the files of source/."""
   top_level = {k: v for k, v in run.config.items() if not isinstance(v, dict)}
   parts = [table(top_level.items(), code=True)] if top_level else []
   parts += [
@@ -237,10 +237,10 @@ def panels(series: Mapping[str, Series]) -> list[dict[str, Any]]:
 
 
 def thin(points: Series, limit: int = _MAX_POINTS) -> Series:
-  """Returns at most `limit` points, without a loss of spikes and gaps.
+  """Returns at most `limit` points, which preserve spikes and gaps.
 
-  These are the ends and, for each of some equal intervals, the extremes and one point that is not
-  finite.
+  These are the first and the last point and, for each of several equal intervals, its minimum, its
+  maximum and one point that is not finite.
   """
   count = len(points.steps)
   if count <= limit:
@@ -266,7 +266,10 @@ def _line(name: str, points: Series, noisy: bool) -> dict[str, Any]:
 
 
 def _smoke(run: RunData) -> str:
-  """Returns a paragraph that marks a smoke test, because the abstract describes the experiment."""
+  """Returns a paragraph that marks the run as a smoke test; '' for other runs.
+
+  Without it, the abstract, which describes the full experiment, would mislead the reader.
+  """
   name, _, arg = run.name.partition(':')
   if not arg.endswith('smoke'):
     return ''

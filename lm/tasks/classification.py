@@ -15,7 +15,7 @@ def classifier(task: Task) -> Converter:
   """Predicts the class of an example, one of `data.labels`; for an encoder with pooling.
 
   Raises:
-    UserError: later, from the features; the class of an example is not a label.
+    UserError: when features are made; the class of an example is not one of `data.labels`.
   """
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
@@ -52,7 +52,7 @@ def tagger(task: Task) -> Converter:
   A word without a token of its own, or truncated with a long example, gets the first label.
 
   Raises:
-    UserError: later, from the features; the tag of a word is not a label.
+    UserError: when features are made; the tag of a word is not one of `data.labels`.
   """
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
@@ -116,7 +116,10 @@ def first_tokens(
 def _pooled_features(
   task: Task, tokenizer: Tokenizer, target: Callable[[Example], float]
 ) -> Convert:
-  """Returns the conversion to END and the inputs, with one target; poolers may take END's state."""
+  """Returns a function from an example to its features: END, the inputs, and one target.
+
+  Poolers may take the state of END.
+  """
   encode, end = parts_encoder(tokenizer), end_id(tokenizer)
 
   def convert(example: Example) -> list[Features]:

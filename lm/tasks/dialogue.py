@@ -86,9 +86,9 @@ def decoder(task: Task, longest: int = 128) -> Converter:
 
   The inputs are END, a turn, a separator, a turn, a separator and so on. The target after a reply
   is END, although the next input is the separator (DialoGPT, Zhang et al. 2020, uses one token for
-  both). The example of the last reply makes the sequence; the others have one token and no loss. A
-  dialogue longer than a row is split between turns. Each further part starts with earlier turns as
-  context, without loss.
+  both). Only the example of the last reply becomes this sequence. Those of the other replies become
+  one token without loss. A dialogue longer than a row is split between turns. Each further part
+  starts with earlier turns as context, without loss.
 
   Args:
     task: `replies`.
@@ -105,14 +105,15 @@ def decoder(task: Task, longest: int = 128) -> Converter:
 
     def convert(example: Example) -> list[Features]:
       if not _expanded(example)['last']:
-        # The last reply's example has these turns; an example without features counts as skipped.
+        # The example of the last reply has these turns. Without features, this one would count as
+        # skipped.
         return [_sequence([[]], [False], end, separator)]
       turns = [encode([text]) for text in texts(example)]
       sequences = []
       for start, new, stop in split_turns([len(turn) + 1 for turn in turns], longest, seq_len):
-        learned = [i in example['replies'] and i >= new for i in range(start, stop)]
-        if any(learned):
-          sequences.append(_sequence(turns[start:stop], learned, end, separator))
+        in_loss = [i in example['replies'] and i >= new for i in range(start, stop)]
+        if any(in_loss):
+          sequences.append(_sequence(turns[start:stop], in_loss, end, separator))
       return sequences
 
     return convert
@@ -131,8 +132,9 @@ def decoder(task: Task, longest: int = 128) -> Converter:
 
 
 def split_turns(sizes: Sequence[int], longest: int, seq_len: int) -> Iterator[tuple[int, int, int]]:
-  """Yields the parts of a dialogue that fit in a row: (first turn, first new turn, end).
+  """Yields the parts of a dialogue that fit in a row: (start, new, stop).
 
+  Turns `start` to `stop`, exclusive, are in the part; those before `new` are its context.
   Every turn is new in exactly one part. The context of a part is as many turns as fit in `longest`
   tokens and leave space for a new turn.
 
@@ -153,12 +155,12 @@ def split_turns(sizes: Sequence[int], longest: int, seq_len: int) -> Iterator[tu
 
 
 def _sequence(
-  turns: Sequence[list[int]], learned: Sequence[bool], end: int, separator: int
+  turns: Sequence[list[int]], in_loss: Sequence[bool], end: int, separator: int
 ) -> Features:
-  """Returns the features of turns; `learned` says for each whether it is in the loss."""
+  """Returns the features of turns; `in_loss` says for each whether it is in the loss."""
   inputs = [i for turn in turns for i in (separator, *turn)]
   targets = [i for turn in turns for i in (*turn, end)]
-  weights = np.repeat(np.array(learned, int), [len(turn) + 1 for turn in turns])
+  weights = np.repeat(np.array(in_loss, int), [len(turn) + 1 for turn in turns])
   tokens = {'inputs': np.array([end, *inputs[1:]]), 'targets': np.array(targets)}
   return Features({**tokens, 'weights': weights}, {}, {})
 
@@ -171,14 +173,17 @@ def _recent_turns(ids: np.ndarray, separator: int, longest: int) -> np.ndarray:
 
 
 def _tokenizer_texts(task: Task) -> Callable[[Example], list[str]]:
-  """Returns the function from an example to its texts: each dialogue once, at its last reply."""
+  """Returns a function from an example to its texts; only the example of the last reply has any."""
   texts = seq2seq.tokenizer_texts(task)
   return lambda example: texts(example) if _expanded(example)['last'] else []
 
 
 def _expanded(example: Example) -> Example:
   if 'last' not in example:
-    raise UserError('data.prepare: dialogues need lm.tasks.dialogue:expand_turns, for replies')
+    raise UserError(
+      'data.prepare: the task lm.tasks.dialogue:replies needs examples of '
+      'lm.tasks.dialogue:expand_turns; add it to data.prepare'
+    )
   return example
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def extraction() -> Task:
   """Answers a question by a span of its context, or by nothing.
 
-  Examples have `question`, `context` and `answers`, each with `text` and `start`. The target of a
-  generative model is the first answer, or '' for a question without one, as lm.metrics.answers
-  expects.
+  Examples have `question`, `context` and `answers`, a list whose items have `text` and `start`. The
+  target of a generative model is the first answer, or '' for a question without answers, as
+  lm.metrics.answers expects.
   """
 
   def inputs(example: Example) -> list[str]:
@@ -45,7 +45,7 @@ def extraction() -> Task:
 def converter(
   task: Task, stride: int = 128, longest: int = 30, threshold: float | None = 0.0
 ) -> Converter:
-  """Predicts a span of the passage, the last part of the inputs, or that there is no answer.
+  """Predicts a span of the passage, or no answer; the passage is the last part of the inputs.
 
   The model reads END, the other parts, and the passage, in overlapping windows if it is longer than
   a row. END represents "no answer in this window", and is the target of a window that does not
@@ -55,7 +55,8 @@ def converter(
   minus those of END in its window.
 
   Features have `char_start` and `char_stop` for each token: its characters in the passage, or 0
-  outside it. Their values are `weights` and the token positions of the answer, `start` and `stop`.
+  outside it. For each window they have `weights` and the token positions of the answer, `start` and
+  `stop`.
 
   Args:
     task: its head target is a list of (start, stop) in characters of the passage.
@@ -64,8 +65,8 @@ def converter(
     threshold: log odds above which an answer is predicted; None predicts one in any case.
 
   Raises:
-    UserError: stride or longest is below 1; the task has no spans; later, the inputs before the
-      passage fill a row, or an answer has no token.
+    UserError: stride or longest is below 1; the task has no spans. When features are made: the
+      inputs before the passage fill a row, or an answer has no token.
   """
   check_range('data.converter: stride', stride, 1)
   check_range('data.converter: longest', longest, 1)
@@ -84,7 +85,7 @@ def converter(
       if len(prefix) >= seq_len:
         raise UserError(
           f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {len(prefix)} tokens of a row '
-          'and leaves none for the passage; raise it'
+          'and leaves none for the passage; raise data.seq_len'
         )
       encoding = reader.encode(passage, add_special_tokens=False)
       ids, offsets = np.array(encoding.ids, int), np.array(encoding.offsets, int).reshape(-1, 2)
@@ -126,7 +127,7 @@ def windows(length: int, size: int, stride: int) -> Iterator[slice]:
 
 
 def token_span(offsets: np.ndarray, start: int, stop: int) -> tuple[int, int] | None:
-  """Returns the first and last token with characters of a span; None without one.
+  """Returns the indices of the first and last token that overlap a span; None if no token does.
 
   Args:
     offsets: (tokens, 2), the start and stop characters of each token, in order.
@@ -195,11 +196,11 @@ def _window_features(
 
 
 def span_statistics(output: 'Output', batch: 'Batch') -> tuple['Array', 'Array']:
-  """Returns statistics of the target span of each example, both float32 (B, P).
+  """Returns two statistics of the target span of each example, float32 (B, P).
 
-  The first is -log p(start) - log p(stop), in nats. The second is 1 where both tokens have the
-  highest logit, else 0. The softmax of each end is over the passage tokens of the example and its
-  position 0 (no answer).
+  P is the number of examples of a packed row. The first is -log p(start) - log p(stop), in nats.
+  The second is 1 where both tokens have the highest logit, else 0. Start and stop have one softmax
+  each, over the passage tokens of the example and its position 0 (no answer).
 
   Args:
     output: of an encoder, with two logits per token.

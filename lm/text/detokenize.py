@@ -19,20 +19,20 @@ _SPACELESS = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0010ff
 class TextStream:
   """Decodes tokens one by one.
 
-  The pieces of text join to the suffix that the tokens add to the decoded text before them. The
+  The concatenated pieces equal the text that the tokens append to the decoded text of `before`. The
   first word thus keeps its leading space, which decoders strip at the start of a text. A piece is
   held back as long as later tokens can change it: the bytes of an incomplete character and, with
   byte fallback, any run of single bytes. If one byte of a run is invalid, a byte-fallback decoder
   replaces each byte of the run by U+FFFD.
 
-  Bytes may invalidate characters whose text was already returned. The text of the new tokens is
-  then decoded without the earlier ones.
+  A byte may invalidate characters that were already returned. The tokens that follow the returned
+  text are then decoded without the tokens before them.
 
   Args:
     tokenizer: that of the tokens.
     before: the tokens before the first one, such as a prompt.
-    after_space: whether the text before ends with white space. If its tokens have lost the space,
-      the new text begins without one.
+    after_space: whether the text before the new tokens ends with white space. If the tokens in
+      `before` have lost that space, the new text loses its leading white space.
   """
 
   def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), after_space: bool = False):

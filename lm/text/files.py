@@ -29,7 +29,7 @@ def expand_path(name: str, key: str) -> pathlib.Path:
 
 
 def find_files(names: str | Iterable[str], key: str) -> list[pathlib.Path]:
-  """Returns the files of one or more names or glob patterns, each sorted.
+  """Returns the files that match one or more names or glob patterns, sorted for each pattern.
 
   Raises:
     UserError: a name or pattern matches no file.
@@ -117,9 +117,10 @@ def text_offset(data: bytes, file: pathlib.Path) -> int:
 
 
 def decode(data: bytes, file: pathlib.Path, offset: int = 0, line: int = 1) -> str:
-  """Returns the text of UTF-8 bytes at `offset` of a file, from line number `line` on.
+  """Returns the text of UTF-8 bytes of a file.
 
-  At offset 0 a byte order mark is skipped.
+  Errors name positions in the file: `data` begins at byte `offset`, in line number `line`. At
+  offset 0 a byte order mark is skipped.
 
   Raises:
     UserError: the bytes are not UTF-8, or contain a NUL and so are not text.

@@ -90,7 +90,7 @@ def stop_words(languages: str | Iterable[str]) -> frozenset[str]:
 
 
 def stop_word_key(word: str) -> str:
-  """Returns the same key for all spellings of a word: case, width, curly apostrophe."""
+  """Returns a key, the same for spellings that differ in case, width or curly apostrophes."""
   return normalize(word).replace('\u2019', "'")
 
 

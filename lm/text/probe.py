@@ -1,11 +1,12 @@
 """Tests in a separate process whether an existing tokenizer works.
 
-A regular expression that backtracks blocks the library for minutes or hours, and the call cannot be
-interrupted. If the expression exceeds the limit of its engine, the library prints a trace and
-raises a BaseException. A child process can be killed, and its output stays hidden.
+If the regular expression of a pre-tokenizer backtracks, the library `tokenizers` blocks for minutes
+or hours, and the call cannot be interrupted. If the expression exceeds the limit of its engine, the
+library prints a trace and raises a BaseException. A child process can be killed, and its output
+stays hidden.
 
-`python -m lm.text.probe FILE` encodes the texts of stdin, a JSON list. It prints a line of JSON
-before each text, and another after an error.
+`python -m lm.text.probe FILE` encodes the texts of stdin, a JSON list. It prints the index
+of each text before encoding it, and the message of an error as a JSON string.
 """
 
 import json
@@ -19,8 +20,9 @@ import tokenizers
 from lm.errors import UserError
 
 SECONDS = 60.0  # a tokenizer.json of 20 MB loads in two
-_CHARACTERS = 2**20  # of the corpus
-_RUN = 1000  # characters of one kind; its square is within the limit of the engine
+_CHARACTERS = 2**20  # characters of the corpus that are tested
+# Characters of one kind. Backtracking takes about _RUN**2 steps, within the limit of the engine.
+_RUN = 1000
 _KINDS = ('a', 'A', '0', ' ', '\n', '-', "'", '\u4e2d', 'a ')
 # Expressions backtrack in a long run of one kind of character before another one.
 RUNS = tuple(kind * _RUN + last for kind in _KINDS for last in '!x')

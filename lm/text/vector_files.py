@@ -43,7 +43,7 @@ _OTHER_FORMATS = {
   **{
     bytes(
       [0x80, protocol]
-    ): "is a pickle, as written by Gensim's save (.kv); convert it there with "
+    ): "is a pickle, as written by Gensim's save (.kv); convert it in Gensim with "
     'save_word2vec_format, and give --format=word2vec or word2vec_binary'
     for protocol in range(2, 6)
   },
@@ -80,7 +80,7 @@ def read_glove(path: str | Path) -> Vectors:
     if size < 1:
       raise UserError(f'{path}, line 1: not a word and its values, separated by single spaces')
     if first == [b'%d' % (count - 1), b'%d' % (len(second) - 1)]:
-      raise UserError(f'{path}, line 1: a header, which files of GloVe lack; --format=word2vec')
+      raise UserError(f'{path}, line 1: a header, which files of GloVe lack; use --format=word2vec')
     file.seek(start)
     records = _text_records(file, path, size, 1, in_glove=True)
     return _collect(path, records, count, size, _ILLEGAL_IN_GLOVE)
@@ -150,12 +150,12 @@ def _check_form(path: str | Path, sample: bytes, size: int, binary: bool) -> Non
   """Raises UserError if the first vector after a header has the other form, text or binary."""
   fields = sample.partition(b'\n')[0].split()[1:]
   if binary and fields and len(fields) == size and all(map(_NUMBER.fullmatch, fields)):
-    raise UserError(f'{path}: its values are text, not binary; --format=word2vec')
+    raise UserError(f'{path}: its values are text, not binary; use --format=word2vec')
   vector = sample.partition(b' ')[2].lstrip().partition(b'\n')[0][:64]
   if not (binary or _NUMBER.fullmatch(vector.partition(b' ')[0])) and _NOT_ASCII_TEXT.search(
     vector
   ):
-    raise UserError(f'{path}: its values are binary, not text; --format=word2vec_binary')
+    raise UserError(f'{path}: its values are binary, not text; use --format=word2vec_binary')
 
 
 def _skip_byte_order_mark(file: BinaryIO, path: str | Path) -> int:
@@ -174,11 +174,12 @@ def _read_header(file: BinaryIO, path: str | Path, bytes_per_value: int) -> tupl
   if not count or not size:
     raise UserError(
       f"{path}, line 1: {_shown(line)} is no header such as '400000 300', the counts of words "
-      'and of values per word; files of GloVe have no header: --format=glove'
+      'and of values per word; files of GloVe have no header: use --format=glove'
     )
   if size > _MAX_SIZE:
     raise UserError(f'{path}: its header has {size:,} values per word, above {_MAX_SIZE:,}')
-  needed = len(line) + count * (bytes_per_value * size + 2)  # a letter, and a space or a line end
+  # A word has at least one letter, and a space or a line end.
+  needed = len(line) + count * (bytes_per_value * size + 2)
   length = os.fstat(file.fileno()).st_size
   if length < needed:
     raise UserError(
@@ -240,11 +241,13 @@ def _collect(
   illegal: re.Pattern = _ILLEGAL,
   remedy: str = CONVERT,
 ) -> Vectors:
-  """Returns the vectors of `count` records, repeated words merged and truncated ones completed.
+  """Returns the vectors of `count` records.
+
+  Repeated words keep their first vector; truncated words end with U+FFFD.
 
   Raises:
     UserError: a record is wrong, there are more or fewer, or the matrix exceeds the memory; words
-      are truncated, and no character of any word shows that the file is UTF-8.
+      are truncated, and no valid non-ASCII character shows that the file is UTF-8.
   """
   try:
     matrix = np.empty((count, size), np.float32)

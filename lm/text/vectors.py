@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike
 from lm.errors import UserError, check_range, did_you_mean
 from lm.text.tokenizers import END, UNKNOWN
 
-# Scores candidates d of "a is to b as c to d" from their cosines with a, b and c, in one shape.
+# Scores candidates d of "a is to b as c to d". The arguments are the cosines of the candidates with
+# a, b and c, in arrays of equal shape.
 Analogy = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 _COMPARED = 100_000  # words that are compared with an unknown word, in half a second
 _BLOCK = 4096  # rows checked at a time
-_COSINES = 1 << 22  # of a block: 16 MiB
-_QUESTIONS = 64  # scored at a time
+_COSINES = 1 << 22  # cosines computed at a time, 16 MiB
+_QUESTIONS = 64  # questions scored at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,7 +176,8 @@ def analogies(vectors: Vectors, questions: ArrayLike, score: Analogy = three_cos
   of_asked_UD = unit_rows(vectors.matrix[rows_U])
   best_N = np.full(len(asked_N3), -np.inf, np.float32)
   answers_N = np.full(len(asked_N3), -1)
-  # Blocks of words for all questions: each word of a question is multiplied once.
+  # Each block of candidates is compared with all questions, so that the cosines of a word that
+  # occurs in several questions are computed once.
   width = max(1, min(4096, _COSINES // max(1, len(rows_U))))
   for start in range(0, len(vectors.words), width):
     cos_UW = _cosines(of_asked_UD, vectors.matrix[start : start + width])

@@ -50,7 +50,7 @@ class Checkpoints:
 
   def __init__(self, workdir: pathlib.Path):
     # Orbax prunes nothing. The caller prunes by `kept_steps`, which needs the metrics of a step.
-    # They follow the save, so that a failing evaluation does not cost the steps before it.
+    # Evaluation follows the save, so that a failing evaluation loses no training steps.
     options = ocp.CheckpointManagerOptions(
       save_interval_steps=1, max_to_keep=None, create=False, enable_async_checkpointing=True
     )
@@ -82,7 +82,7 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def prune(self, keep: Iterable[int]) -> None:
-    """Deletes the checkpoints of all other steps."""
+    """Deletes the checkpoints of all steps that are not in `keep`."""
     for step in multihost.broadcast_from_primary(sorted(set(self.steps()) - set(keep))):
       self._manager.delete(step)
 
@@ -119,7 +119,10 @@ class Checkpoints:
   def restore_subset(
     self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
   ) -> dict[str, Array]:
-    """Returns the parameters in `abstract` by path; the checkpoint must have them in its shapes."""
+    """Returns the parameters that `abstract` names, by path.
+
+    The checkpoint must contain each of them with the shape that `abstract` gives.
+    """
     tree = unflatten_dict(dict(abstract), sep='/')
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
@@ -134,7 +137,10 @@ class Checkpoints:
     make_handler: Callable[..., ocp.CheckpointHandler] = ocp.StandardCheckpointHandler,
     args: ocp.args.CheckpointArgs | None = None,
   ) -> Any:
-    """Returns an item of a step; the reads in flight need no more memory than its largest shard."""
+    """Returns an item of a step.
+
+    The limit on concurrent reads is what the largest shard of the item needs, rounded up to GB.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
     stored = {_key(path): leaf for path, leaf in leaves}
     wanted, _ = jax.tree_util.tree_flatten_with_path(abstract)
@@ -176,7 +182,8 @@ class Checkpoints:
 def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
   """Returns the bytes that this host reads for the largest shard of an array.
 
-  Reads are of entire chunks. An array saved by one device is one chunk, which each shard reads.
+  TensorStore reads entire chunks. An array that one device saved is a single chunk, so that every
+  shard reads the entire array.
 
   Args:
     stored: Orbax's metadata of the saved array: `shape`, `dtype`, `storage.chunk_shape`.
@@ -253,7 +260,10 @@ def _all_processes() -> ocp.options.MultiprocessingOptions:
 
 
 def checkpoints_folder(workdir: pathlib.Path) -> epath.Path:
-  """Returns the folder of the checkpoints; for a local copy of a bucket it is in the bucket."""
+  """Returns the folder of the checkpoints.
+
+  If the workdir is a local copy of a bucket, the folder is in the bucket itself.
+  """
   return epath.Path(remote.remote_url(workdir) or workdir.absolute()) / 'checkpoints'
 
 

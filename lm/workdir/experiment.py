@@ -123,10 +123,11 @@ def write_run_config(
   content: str,
   new_data: bool = False,
 ) -> list[str]:
-  """Writes config.json, source/, tokenizer.json and data.json, or compares them with this start.
+  """Writes config.json, source/, tokenizer.json and data.json, or compares existing ones.
 
-  If the config or the code differs in an allowed way, the old version moves to earlier/N and the
-  new one replaces it. The files thus describe the newest start.
+  A resumed run compares the files with its own config, code, tokenizer and data. If the config or
+  the code differs in an allowed way, the old version moves to earlier/N and the new one replaces
+  it. The files thus describe the newest start.
 
   Args:
     config: the full config.
@@ -156,14 +157,14 @@ def write_run_config(
   if read_tokenizer(workdir).to_str() != tokenizer.to_str():
     raise UserError(
       f'--workdir={workdir} was made with another tokenizer than data.tokenizer gives now '
-      '(another corpus or version of it); take another workdir'
+      '(the corpus or its version differs); take another workdir'
     )
   known = read_data(workdir)
   other_data = known['train'] != content
   if other_data and not new_data:
     raise UserError(
       f'--workdir={workdir} was made with other training data than data.source='
-      f'{config.data.source!r} gives now (another version of it); take another workdir, or '
+      f'{config.data.source!r} gives now (its content has changed); take another workdir, or '
       'resume with the new data by --new_data'
     )
   kept = _read_source(workdir / 'source')
@@ -184,10 +185,10 @@ def write_run_config(
 
 
 def _code(config_file: pathlib.Path) -> dict[str, bytes]:
-  """Returns the content of source/: the code, the files that it names, and the git commit."""
+  """Returns the content of source/: the code, files that the code names, and the git commit."""
   code = sources.neighbors(config_file)
   folder = sources.modules_folder(config_file)
-  # Steps that prepare the data may read the named files.
+  # Functions of `data.prepare` may read files that lie beside the code and that the code names.
   named = {
     (pathlib.PurePath(name).parent / relative).as_posix(): file.read_bytes()
     for name in code
@@ -216,7 +217,8 @@ def _write_source(folder: pathlib.Path, code: Mapping[str, bytes]) -> None:
   """Writes the files of source/ and removes all others."""
   for name in _read_source(folder).keys() - code.keys():
     (folder / name).unlink()
-  # Python compares only size and full seconds to decide whether a compiled file is current.
+  # Python takes a .pyc file as current if the source has the same size and modification time, in
+  # full seconds. A replaced source could have both.
   shutil.rmtree(folder / '__pycache__', ignore_errors=True)
   for name, content in code.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +276,7 @@ def check_same(
 def read_config(workdir: pathlib.Path) -> ConfigDict:
   """Returns the config of a workdir.
 
-  Functions that the config names need `lm.workdir.sources.import_source`.
+  To import the functions that the config names, call `lm.workdir.sources.import_source` first.
 
   Raises:
     UserError: config.json is missing, damaged, or has another structure.

@@ -12,7 +12,7 @@ from lm.data import cache, remote
 from lm.errors import UserError
 from lm.text import files
 
-_NO_CHECKPOINTS = re.compile(r'[\[\]*?\\]')
+_FORBIDDEN = re.compile(r'[\[\]*?\\]')
 
 
 def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -> Path:
@@ -32,10 +32,10 @@ def workdir(name: str | os.PathLike, key: str = '--workdir', process: int = 0) -
   is_remote = remote.is_remote(name)
   path = Path() if is_remote else files.expand_path(str(name), key)
   full = str(name) if is_remote else str(path.absolute())
-  if wrong := _NO_CHECKPOINTS.search(full):
+  if wrong := _FORBIDDEN.search(full):
     raise UserError(
-      f'{key}={name}: {wrong[0]!r} in its path: no checkpoint could be read back from there; the '
-      f'path must not contain [ ] * ? or \\ ({full})'
+      f'{key}={name}: {wrong[0]!r} in its path prevents the restore of a checkpoint; the path must '
+      f'not contain [ ] * ? or \\ ({full})'
     )
   if is_remote:
     path = remote.local_mirror(str(name), cache.directory(''), process)

@@ -50,7 +50,7 @@ class Loaded(Run):
   mesh: Mesh | None = None  # of the parameters; None for one device
 
   def modules(self) -> contextlib.AbstractContextManager[None]:
-    """Returns a context manager; within it, names in the config mean the code in source/."""
+    """Returns a context manager that resolves import paths of the config to code in source/."""
     return sources.workdir_modules(self.workdir / 'source')
 
 
@@ -62,9 +62,9 @@ def load(
 ) -> Loaded:
   """Opens a workdir at a step, by default the best step.
 
-  Names in the config mean the code in the workdir's source/, also after the call. A warning is
-  printed if another module of the same name was imported earlier, for example that of another run.
-  The names then mean the workdir's code only within `with loaded.modules():`.
+  Import paths in the config resolve to the code in the workdir's source/, also after the call. A
+  warning is printed if another module of the same name was imported earlier, for example by another
+  run. The paths then resolve to the workdir's code only within `with loaded.modules():`.
 
   Args:
     workdir: the run's directory.
@@ -99,8 +99,9 @@ def open_run(workdir: str | pathlib.Path) -> Run:
     boxed = jax.eval_shape(init, jax.random.key(0))
   if clashes:
     print(
-      f'warning: {workdir} has its own {", ".join(clashes)}: its model uses that code, but other '
-      'names in its config mean the code imported before, except in `with loaded.modules():`',
+      f'warning: {workdir} has its own {", ".join(clashes)}, but other modules of these names are '
+      'imported. The model uses the code of the workdir; other functions of its config come from '
+      'the imported modules, except within `with loaded.modules():`',
       file=sys.stderr,
     )
   return Run(workdir, config, tokenizer, model, boxed)
@@ -170,7 +171,7 @@ def _averaged(
       f'--average_checkpoints={count}: {workdir} has {len(steps)} checkpoints ({kept}); '
       'checkpoint.keep_last says how many a run keeps'
     )
-  # The sum is float32, because parameters may have fewer bits, and has their shardings.
+  # The sum has the shardings of the parameters. It is float32; parameters may have fewer bits.
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   on_mesh = functools.partial(jax.jit, out_shardings=shardings)
   widen = on_mesh(lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params))
@@ -214,6 +215,7 @@ def restore_params(
   if len(order) == 1 < len(steps):
     others = ', '.join(str(s) for s in steps if s not in order)
     raise UserError(
-      f'--step={order[0]}: the checkpoint is damaged; there are also {others}: {errors[0]}'
+      f'--step={order[0]}: damaged checkpoint: {errors[0]}; {workdir} also has checkpoints at '
+      f'{others}'
     )
   raise UserError(f'--workdir={workdir}: no intact checkpoint; damaged: {", ".join(errors)}')

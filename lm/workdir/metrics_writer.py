@@ -57,7 +57,7 @@ class Metrics:
     self._tensorboard = _EventFile(Path(workdir) / 'tensorboard', last + 1)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends the values of a step, which `float()` must accept."""
+    """Appends the values of a step by metric name; `float()` must accept each value."""
     if self._primary:
       scalars = {name: float(value) for name, value in values.items()}
       _forgive(self._lines.append, json_line({'step': step} | scalars))
@@ -96,8 +96,9 @@ class EventLog:
   """A writer of events.jsonl, which contains the events of all starts of a run.
 
   Each line has `time` (ISO 8601, UTC), `event` and optional fields. The events are start,
-  warm_start, note, restore, first_step, save, eval, preempted, nonfinite, done, error. The field
-  `step` is the training step. The field `seconds` is the time that training waited for the event;
+  warm_start, note, schedule, restore, first_step, save, eval, preempted, nonfinite, stopped_early,
+  done, error, and, for a workdir by `lm.vectors import`, imported. The field `step` is the training
+  step. The field `seconds` is the time that training waited for the event;
   `lm.workdir.run_data.goodput` sums it.
   """
 
@@ -121,7 +122,10 @@ class EventLog:
 
 
 class AppendOnlyFile:
-  """A file of complete records; opening it ends a line that a killed process left incomplete."""
+  """A file of complete records.
+
+  If a killed process left the last line incomplete, the constructor appends a newline to it.
+  """
 
   def __init__(self, path: Path):
     self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -155,7 +159,8 @@ class _EventFile(AppendOnlyFile):
 
   Args:
     directory: created if missing.
-    start_step: TensorBoard drops the events of this step and later ones from earlier files.
+    start_step: the first step of this file. TensorBoard drops the events that earlier files have
+      at this step and after it.
   """
 
   def __init__(self, directory: Path, start_step: int):
@@ -174,14 +179,14 @@ class _EventFile(AppendOnlyFile):
 
 
 def json_line(entry: Mapping[str, Any]) -> bytes:
-  """Returns an object as a line of JSON, with the strings 'NaN', 'Infinity' and '-Infinity'."""
+  """Returns an object as a line of JSON; NaN and infinite floats become strings, such as 'NaN'."""
   line = json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False, default=str) + '\n'
-  # Python's replacement of a lone surrogate is also its JSON escape.
+  # 'backslashreplace' encodes a lone surrogate as \udXXX, which is also its escape in JSON.
   return line.encode('utf-8', errors='backslashreplace')
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Returns the objects of a JSON-lines file without damaged lines; [] for a missing file.
+  """Returns the objects in the intact lines of a JSON-lines file; [] for a missing file.
 
   Raises:
     UserError: the path is a folder, or is not readable.
@@ -226,7 +231,7 @@ def is_step(value: Any) -> TypeGuard[int]:
 
 
 def to_float(value: Any) -> float | None:
-  """Returns the float of a JSON value by `json_line`; None if the value is no float."""
+  """Returns a JSON value as a float, also 'NaN' and 'Infinity'; None if it is not a number."""
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   if not is_number and value not in ('NaN', 'Infinity', '-Infinity'):
     return None

@@ -3,9 +3,9 @@
 Evaluations write these files in addition to metrics:
 
 - metrics.json: the directions of all metrics.
-- predictions/SET-STEP.jsonl: a JSON object for each example of a set, with `inputs`, the parts of
-  the source; `output`; `reference`; `scores`, of this example alone. The files of the newest step
-  and of the best step by `checkpoint.monitor` are kept.
+- predictions/SET-STEP.jsonl: a JSON object for each example of a set, with `inputs` (the parts of
+  the source), `output`, `reference`, and `scores` (the metrics of this example alone). The files of
+  the newest step and of the best step by `checkpoint.monitor` are kept.
 - predictions/notes.json: notes on corpus metrics by name, such as the signatures of sacrebleu.
 - attention/SET-STEP.json: the result of lm.evaluation.attention_maps at the newest step.
 - word_map/embedding-STEP.json: that of lm.evaluation.vectors.word_map.
@@ -49,7 +49,7 @@ class EvalExample(NamedTuple):
 
 
 class Series(NamedTuple):
-  """A metric over the run: ascending int64 steps (N,) and float64 values (N,), also NaN."""
+  """A metric over the run: ascending int64 steps (N,) and float64 values (N,), which may be NaN."""
 
   steps: np.ndarray
   values: np.ndarray
@@ -168,15 +168,15 @@ def losses_by_step(workdir: Path, metric: str) -> dict[int, float]:
 
 
 def best_step(workdir: Path, steps: Iterable[int], metric: str) -> tuple[int | None, str]:
-  """Returns the best step by a metric, and the reason for a message.
+  """Returns the best step by a metric, and a phrase for messages that explains the choice.
 
-  The best step is the default of all programs. It is None if no step has a score; the default is
-  then the newest step.
+  Programs use the best step by default. It is None if no step has a score; programs then use the
+  newest step, which the phrase says.
   """
   losses = losses_by_step(workdir, metric)
   scored = [step for step in steps if step in losses]
   if not scored:
-    return None, f'the newest, for none has a score by {metric}'
+    return None, f'the newest, because none has a score by {metric}'
   return min(scored, key=lambda step: (losses[step], step)), f'the best by {metric}'
 
 
@@ -246,7 +246,7 @@ def goodput(events: Sequence[_Event]) -> dict[str, float]:
     pause = _seconds(following[0]) - end if following and start[-1]['event'] != 'done' else 0.0
     times['down'] += pause
     times['wall'] += end - begin + pause
-    # The next start repeats all later steps.
+    # The next start repeats all steps after `restored`.
     restores = (e['step'] for e in following if e['event'] == 'restore' and 'step' in e)
     restored = max(restores, default=0 if following else math.inf)
     first = next((i for i, e in enumerate(start) if e['event'] == 'first_step'), None)

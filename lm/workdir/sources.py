@@ -19,16 +19,16 @@ from types import ModuleType
 # Packages whose versions a run records and compares between its processes.
 PACKAGES = ('flax', 'grain', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax-checkpoint', 'tokenizers')
 
-# Folders that this module added to sys.path, with their entries there. Entries are compared by
-# identity, because the entry of the current directory may be equal.
+# Folders that this module added to sys.path, each with its string in sys.path. `_drop` compares
+# strings by identity, because Python's own entry for the current directory may be an equal string.
 _folders: dict[pathlib.Path, str] = {}
 
 
 def add_to_sys_path(folder: pathlib.Path) -> None:
   """Makes the modules of a folder importable; installed modules have priority.
 
-  Folders added earlier are removed with their modules, so that a name in a config never means the
-  file of another run.
+  Folders added earlier are removed with their modules, so that an import path in a config never
+  resolves to the file of another run.
   """
   folder = folder.resolve()
   if list(_folders) == [folder]:
@@ -74,7 +74,8 @@ def import_source(folder: pathlib.Path) -> Iterator[list[str]]:
   """Makes the modules of a workdir's source/ importable in a block and, if possible, after it.
 
   Yields:
-    The files whose module names already mean other code; they mean it again after the block.
+    The files of source/ whose module names already refer to other code in this process. After the
+    block, these names refer to the other code again.
   """
   folder = folder.resolve()
   clashes = _clashes(folder)
@@ -123,7 +124,7 @@ def versions() -> dict[str, str]:
 
 
 def _clashes(folder: pathlib.Path) -> list[str]:
-  """Returns the files of a folder whose module names mean other code in this process."""
+  """Returns the files of a folder whose module names refer to other code in this process."""
   found = []
   for file in sorted(folder.rglob('*.py')):
     name = file.relative_to(folder).as_posix()

@@ -213,7 +213,10 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     ),
     (['--workdir={pairs}', '--mbr=3', '--n_best=4'], '--n_best=4 is more than --mbr=3'),
     (['--workdir={pairs}', '--mbr=3', '--top_p=2'], '--top_p=2.0 is not between 0 and 1'),
-    (['--workdir={pairs}', '--mbr=3', '--length_penalty=1'], 'is for beams, and --mbr samples'),
+    (
+      ['--workdir={pairs}', '--mbr=3', '--length_penalty=1'],
+      'no effect, because --mbr draws samples',
+    ),
   ],
 )
 def test_mistakes_are_one_line(arguments, message, runs):

@@ -221,7 +221,7 @@ def test_mistakes_about_outputs_are_one_line(pairs, classes, tmp_path):
   assert '--beam_size=400 is not between 1 and' in mistake(pairs, '--beam_size=400')
   workdir, _ = classes
   line = mistake(workdir, '--length_penalty=1')
-  assert '--length_penalty=1.0: no set of this run has generated outputs' in line
+  assert '--length_penalty=1.0: no evaluation set of this run generates text' in line
   folder = f'--predictions={tmp_path}'
   assert f'{folder} is a directory' in mistake(workdir, folder)
   nowhere = f'--predictions={tmp_path}/nowhere/file'

@@ -221,10 +221,13 @@ def test_a_mistake_raises_before_training(folder, changes, message):
   ('metric', 'message'),
   [
     ('groups(groups={"a": ["one", "red"], "b": ["no", "none"]})', 'groups: groups: metric on an'),
-    ('pairs(file="{folder}/pairs.tsv")', 'pairs: similarity: metric on an empty set; no pair of 1'),
+    (
+      'pairs(file="{folder}/pairs.tsv")',
+      'pairs: similarity: metric on an empty set; none of the 1 pairs',
+    ),
     (
       'questions(file="{folder}/asked.txt")',
-      'asked: accuracy: metric on an empty set; no question',
+      'asked: accuracy: metric on an empty set; none of the',
     ),
     ('drift', 'drift: {folder}/other has none of the words'),
   ],
@@ -256,12 +259,11 @@ def test_a_metric_that_covers_nothing_is_named(folder):
 def test_early_stopping_monitors_vectors(folder):
   config = load(folder)
   config.early_stopping.patience = 1
-  early_stopping.check(config)
+  directions = {'eval/vectors/kinds/accuracy': True, 'eval/vectors/mean_length': None}
+  early_stopping.check_monitored(config, directions)
   config.early_stopping.metric = 'eval/validation/loss'
-  with pytest.raises(
-    UserError, match=r'no metric of the evaluations; there are eval/vectors/\.\.\.'
-  ):
-    early_stopping.check(config)
-  config.eval.vector_metrics = ()
-  with pytest.raises(UserError, match='there are none, for eval'):
-    early_stopping.check(config)
+  with pytest.raises(UserError, match=r'no metric of this run.*; there are eval/vectors/kinds/acc'):
+    early_stopping.check_monitored(config, directions)
+  config.checkpoint.keep_best = 0
+  with pytest.raises(UserError, match=r"early_stopping\.metric='eval/validation/loss'.*are none"):
+    early_stopping.check_monitored(config, {})

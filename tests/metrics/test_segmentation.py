@@ -46,7 +46,7 @@ def test_words_are_found_in_running_text():
   ('words', 'message'),
   [
     (['a', 'c'], "'c' is not at character 1"),
-    (['a'], 'none is at character 1'),
+    (['a'], 'no word is at character 1'),
     (['a', 'b', 'c'], "'c' is not at character 2"),
   ],
 )

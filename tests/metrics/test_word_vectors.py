@@ -89,9 +89,13 @@ def test_an_answer_among_the_words_of_its_question_is_never_right(royals):
 
 
 def test_a_metric_without_covered_items_is_an_error(royals):
-  with pytest.raises(UserError, match='similarity: metric on an empty set; no pair of 1 has both'):
+  with pytest.raises(
+    UserError, match='similarity: metric on an empty set; none of the 1 pairs has both'
+  ):
     similarity(royals, [('man', 'boy', 1.0)])
-  with pytest.raises(UserError, match='accuracy: metric on an empty set; no question of 1 has'):
+  with pytest.raises(
+    UserError, match='accuracy: metric on an empty set; none of the 1 questions has'
+  ):
     accuracy(royals, {'x': [('man', 'king', 'woman', 'princess')]})
 
 

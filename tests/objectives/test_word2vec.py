@@ -291,7 +291,7 @@ def test_losses_of_scores_and_their_gradients():
   ('make', 'told'),
   [
     (lambda: word2vec.skip_gram(window=0), 'objective.window=0 is not'),
-    (lambda: word2vec.cbow(subsample=1.5), 'objective.subsample=1.5 is no share'),
+    (lambda: word2vec.cbow(subsample=1.5), 'objective.subsample=1.5 is not a share'),
     (lambda: negative_sampling(COUNTS, negatives=0), 'negatives=0 is not'),
     (lambda: negative_sampling(COUNTS, num_sampled=0), 'num_sampled=0 is not'),
     (lambda: negative_sampling(COUNTS, rows_per_sample=0), 'rows_per_sample=0 is not'),

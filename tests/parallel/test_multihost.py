@@ -299,7 +299,9 @@ cli.run(main, '')
   ]
   codes, stderr = ends(running, seconds=50)
   assert codes == [0, 0], stderr
-  assert 'nothing from process 0 within 0.1 seconds for an absent process' in stderr[1]
+  assert (
+    'nothing from process 0 within the 0.1 seconds of waiting for an absent process' in stderr[1]
+  )
 
 
 def test_one_process_does_not_wait():

@@ -248,7 +248,7 @@ def test_outputs_are_sorted_from_the_worst(tmp_path):
   assert [c[4] for *_, c in rows[1:4]] == ['0', '1', '2']
   assert [rank for _, rank, *_ in rows] == sorted(rank for _, rank, *_ in rows)
   assert [hidden for *_, hidden, _ in rows] == [False] * 50 + [True] * (len(rows) - 50)
-  # The page has the worst, the best and the first 50 examples for the other orders.
+  # The page has the 50 worst, the 50 best and the first 50 examples for the other orders.
   assert {rank for _, rank, *_ in rows} >= {*range(50), *range(150, 200)}
   assert {i for i, *_ in rows} >= set(range(50))
 

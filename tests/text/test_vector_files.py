@@ -240,7 +240,7 @@ ONE, NAN = np.array([1, 2], '<f4').tobytes(), np.array([1, np.nan], '<f4').tobyt
     (b'2 2\na ' + ONE + b'b\n ' + ONE, r"word 2 of 2 at byte 14: the word 'b\\n' contains '\\n'"),
     (
       b'3 2\na 1.125 2.25\nb 1.125 2.25\nc 1.125 2.25\n',
-      'its values are text, not binary; --format=word2vec',
+      'its values are text, not binary; use --format=word2vec',
     ),
   ],
 )
@@ -331,7 +331,7 @@ def test_other_formats_are_refused(file, read, content, message):
 
 @pytest.mark.parametrize('read', [read_word2vec_text, read_glove])
 def test_binary_file_is_refused_as_text(file, read):
-  with pytest.raises(UserError, match=r'binary, not text; --format=word2vec_binary$'):
+  with pytest.raises(UserError, match=r'binary, not text; use --format=word2vec_binary$'):
     read(file(b'2 2\na ' + ONE + b'b ' + ONE))
 
 

@@ -33,7 +33,7 @@ PARAMS = {
 UP = 'layers/layer_0/mlp/up/kernel'
 TOKENS = ('<|end|>', 'a', 'b', 'c')
 BEST = 'eval/validation/loss'
-UNSCORED = f'the newest, for none has a score by {BEST}'
+UNSCORED = f'the newest, because none has a score by {BEST}'
 
 
 def tokenizer_of(*tokens):

@@ -68,7 +68,7 @@ def test_paths_without_readable_checkpoints_are_refused(tmp_path, name, key):
     with pytest.raises(UserError, match=re.escape(f'{key}={path}')) as e:
       files.workdir(path, key)
     assert '\n' not in str(e.value)
-  with pytest.raises(UserError, match='no checkpoint could be read back'):
+  with pytest.raises(UserError, match='prevents the restore of a checkpoint'):
     files.workdir(f'gs://bucket/{name}')
 
 

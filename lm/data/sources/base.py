@@ -1,8 +1,8 @@
 """Building blocks of sources: the files of a split, byte spans of files, and lazy sequences.
 
 '{split}' in a file name is replaced by the name of the split. Without it the files hold one corpus,
-whose last part, the fraction `validation`, becomes the split of that name. Embedded sources have no
-files and are divided by a hash of names.
+whose last part becomes the split 'validation'; the argument `validation` is the fraction of that
+part. Embedded sources have no files: a hash of each item's name determines its split.
 
 Texts of files, such as lines, are byte spans; their contents are not held in memory. Gzipped files
 are unpacked into a temporary file and memory-mapped like others.
@@ -144,7 +144,7 @@ def has_split_files(names: str | Sequence[str]) -> bool:
 def split_bounds(
   split: str, names: str | Sequence[str], count: int, validation: float, unit: str
 ) -> tuple[int, int]:
-  """Returns the first and last index, exclusive, of a split among the items of its files.
+  """Returns (start, stop) of a split among the items of its files; `stop` is exclusive.
 
   If the names have no '{split}', 'train' is the first part of the items, and 'validation' the rest.
 
@@ -179,7 +179,7 @@ def split_bounds(
 
 
 def hash_split(split: str, validation: float) -> Callable[[str], bool]:
-  """Returns the predicate whether the item of a name belongs to a split.
+  """Returns a function from the name of an item to whether the item belongs to a split.
 
   The split depends only on a hash of the name. It stays when other items are added or removed, and
   a larger fraction includes all items of a smaller one.
@@ -206,7 +206,7 @@ def as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
   return (names,) if isinstance(names, str) else tuple(names)
 
 
-# Units of a file. Blank units are skipped, except for 'every line', which includes the line end.
+# Units of a file. Blank units are skipped, but not those of 'every line', which include line ends.
 # The quantifiers are possessive, as others need memory for each repetition.
 UNITS = {
   'file': re.compile(rb'(?s).+'),
@@ -270,7 +270,7 @@ class ByteSpans(Sequence):
     try:
       return decode(data, file, start)
     except UserError:
-      # Raises the same error with the line, for which all lines before are counted.
+      # Raises the same error with the line number, for which all line ends before it are counted.
       return decode(data, file, start, 1 + _line_ends(_contents(file), start))
 
   def file_of(self, index: int) -> pathlib.Path:
@@ -278,7 +278,7 @@ class ByteSpans(Sequence):
     return self.files[self._spans[index, 0]]
 
   def place(self, index: int, line: int = 0) -> str:
-    """Returns 'FILE, line N' for errors: the first line of a span, or its line of index `line`."""
+    """Returns 'FILE, line N' for errors: the line `line` of a span, counted from 0."""
     file, start, _ = self._span(index)
     return f'{file}, line {_line_ends(_contents(file), start) + 1 + line}'
 
@@ -317,14 +317,14 @@ class ByteSpans(Sequence):
     return sum(len(begins) for begins in self._begins(index))
 
   def cut(self, index: int, start: int, stop: int) -> 'ByteSpans':
-    """Returns the characters from `start` to `stop`, exclusive, of one span as the only span."""
+    """Returns one span alone, reduced to its characters from `start` to `stop`, exclusive."""
     part = copy.copy(self)
     file, _, end = self._spans[index].tolist()
     places, seen = [], 0
     for begins in self._begins(index):
       places += [int(begins[n - seen]) for n in (start, stop) if seen <= n < seen + len(begins)]
       seen += len(begins)
-    # No character begins at the end of the span.
+    # No character begins at the end of the span, so `end` represents a `stop` there.
     part._spans = np.array([[file, *places, end][:3]])
     return part
 
@@ -401,7 +401,7 @@ def _unpacked(file: pathlib.Path) -> bytes | mmap.mmap:
       if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise
       raise UserError(
-        f'{file}: unpacked it does not fit into {tempfile.gettempdir()} ({e.strerror} after '
+        f'{file}: unpacked, it does not fit into {tempfile.gettempdir()} ({e.strerror} after '
         f'{unpacked.tell():,} bytes); set TMPDIR to another folder'
       ) from e
     return _mapped(unpacked)

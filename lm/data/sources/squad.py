@@ -36,7 +36,8 @@ def squad(
   arXiv:1606.05250, and 2018, arXiv:1806.03822.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. They may be gzipped.
     validation: the fraction of the contexts set aside, the last ones, with all their questions.
     misplaced: policy for answers that are not at 'answer_start': 'error' or 'skip'. 'skip' also
@@ -64,13 +65,17 @@ def squad(
 
 
 def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
-  """Yields the questions of a file; misplaced answers are added to `skipped`, or raise if None."""
+  """Yields the questions of a file, without misplaced answers: adds them to `skipped`, if not None.
+
+  Raises:
+    UserError: an answer is misplaced and `skipped` is None; the file has another format.
+  """
   try:
     yield from filter(None, (_question(record, file, skipped) for record in _records(file)))
   except (AttributeError, KeyError, TypeError) as e:
     raise UserError(
-      f'{file} has not the layout of SQuAD: data, paragraphs, context, qas in .json; {_KEYS} in '
-      f"each line of .jsonl; answers as {{'text', 'answer_start'}}: {e!r}"
+      f'{file} does not have the layout of SQuAD: data, paragraphs, context, qas in .json; {_KEYS} '
+      f"in each line of .jsonl; answers as {{'text', 'answer_start'}}: {e!r}"
     ) from e
 
 

@@ -29,7 +29,8 @@ def text(
   """Returns the documents of local text files.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     files: names or glob patterns; ~, $VARIABLES and '{split}' are replaced. A line of a .jsonl file
       is an object with a string 'text', which is one document. Other files are plain text. Both may
       be gzipped (.gz).
@@ -58,7 +59,8 @@ def columns(
   """Returns a document for every row of a table.
 
   Args:
-    split: 'train'; 'validation' if a part is set aside; any name that replaces '{split}'.
+    split: 'train', or 'validation' if `validation` is above 0. Where file names contain '{split}',
+      any name that yields existing files.
     files: names or glob patterns of either .parquet, or .jsonl and .jsonl.gz files; ~, $VARIABLES
       and '{split}' are replaced.
     text: the column with the text.

@@ -1,7 +1,7 @@
 """TensorFlow Datasets, read by position from ArrayRecord files without TensorFlow.
 
-Reading a prepared data set never needs TensorFlow, nor does preparing a builder without `tf.io`.
-Other builders import it to prepare themselves: the extra `tfds` installs it.
+Reading a prepared data set never needs TensorFlow. Preparing a builder needs it only if the builder
+uses `tf.io`; the extra `tfds` installs it.
 """
 
 import contextlib
@@ -177,9 +177,9 @@ def _missing_downloads(builder: Any, directory: pathlib.Path) -> dict[str, str]:
     if not (downloads / 'manual' / (info.filename or '.')).is_file()
   }
   downloaded = len(list((downloads / builder.name).rglob('*.INFO')))
-  # Some files are always missing for builders of many configurations with files of their own.
-  several = len(builder.BUILDER_CONFIGS) > 1 and (downloaded or len(missing) < len(infos))
-  return {} if several or downloaded >= len(infos) else missing
+  # If each of a builder's configurations has its own files, the files of the others are missing.
+  may_be_complete = len(builder.BUILDER_CONFIGS) > 1 and (downloaded or len(missing) < len(infos))
+  return {} if may_be_complete or downloaded >= len(infos) else missing
 
 
 def _offline(urls: Iterable[str]) -> bool:

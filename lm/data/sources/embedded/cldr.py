@@ -53,7 +53,7 @@ def dates(
     split: 'train' or 'validation'.
     languages: CLDR locales, such as 'en' or 'pt_BR'.
     size: examples of 'train'; 'validation' has the fraction `validation` of them.
-    years: the first year, and the last, exclusive.
+    years: (start, stop); `stop` is exclusive.
     validation: the fraction of the dates set aside.
 
   Raises:
@@ -212,20 +212,21 @@ def _locale(name: str) -> Any:
   known = _babel().localedata.locale_identifiers()
   if name not in known:
     raise UserError(
-      f"data.source: CLDR has no locale {name!r}{did_you_mean(name, known)}; it has 'en' or 'pt_BR'"
+      f'data.source: CLDR has no locale {name!r}{did_you_mean(name, known)}; locales are, for '
+      "example, 'en' and 'pt_BR'"
     )
   return _babel().Locale.parse(name)
 
 
 def _unambiguous(locale: Any) -> list[str]:
-  """Returns the lengths of a locale's date formats that are unambiguous."""
+  """Returns the styles, such as 'short', of a locale's date formats that are unambiguous."""
   kept: dict[str, str] = {}
   for style in ('full', 'long', 'medium', 'short'):
     pattern = re.sub("'[^']*'", '', locale.date_formats[style].pattern)
     month_in_letters = re.search('MMM|LLL', pattern)
     year_month_day = re.fullmatch('[^yMLd]*y+[^yMLd]*[ML]+[^yMLd]*d+[^yMLd]*', pattern)
     if (month_in_letters or year_month_day) and not re.search('(?<!y)yy(?!y)', pattern):
-      kept.setdefault(pattern, style)  # some lengths have the same format
+      kept.setdefault(pattern, style)  # some styles have the same format
   return list(kept.values())
 
 
