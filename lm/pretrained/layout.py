@@ -113,12 +113,12 @@ def qkv_bias(heads: int, kv_heads: int, head_dim: int) -> Transform:
 def of_one(transform: Transform, axis: int) -> Transform:
   """Returns the transform of tensors that are stored in one, concatenated along an axis."""
   ends = np.cumsum([shape[axis] for shape in transform.shapes])
-  whole = list(transform.shapes[0])
-  whole[axis] = int(ends[-1])
+  shape = list(transform.shapes[0])
+  shape[axis] = int(ends[-1])
   return Transform(
     lambda xs: transform.join(np.split(xs[0], ends[:-1], axis)),
     lambda x: (np.concatenate(list(transform.split(x)), axis),),
-    (tuple(whole),),
+    (tuple(shape),),
   )
 
 
