@@ -228,6 +228,8 @@ class Attention(nn.Module):
   attention_fn: Callable[..., Array] = attention.dot_product
   rotate: Callable[[Array, Array], Array] | None = None
   window: int | None = None
+  qk_norm: Callable[..., nn.Module] | None = None  # of queries and keys (Dehghani et al. 2023)
+  qkv_bias: bool | None = None  # of queries, keys and values; None for `bias`
   bias: bool = False
   dtype: Any = jnp.float32
   kernel_init: Initializer = nn.initializers.normal(0.02)
@@ -254,7 +256,7 @@ class Attention(nn.Module):
       return Linear(
         shape=(D, G, per_group, K),
         axes=('embed', 'kv_heads', None, 'head_dim'),
-        bias=self.bias,
+        bias=self.bias if self.qkv_bias is None else self.qkv_bias,
         dtype=self.dtype,
         kernel_init=self.kernel_init,
         name=name,
@@ -271,6 +273,8 @@ class Attention(nn.Module):
       else:
         k, v = (y.squeeze(3) for y in jnp.split(linear('kv', 2)(encoder_output), 2, axis=3))
     q_BTHK = q.reshape(B, T, self.heads, K)
+    if self.qk_norm is not None:
+      q_BTHK, k = self.qk_norm(name='q_norm')(q_BTHK), self.qk_norm(name='k_norm')(k)
     return with_logical_constraint(q_BTHK, 'batch', 'length', 'heads', 'head_dim'), k, v
 
   def attend(

@@ -4,7 +4,6 @@ One function per `model_type`. A key that changes the model and is not understoo
 model that is nearly right is worse than none.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -116,9 +115,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def _path(function: str, **arguments: Any) -> str:
-  given = ', '.join(
-    f'{key}={json.dumps(value)}' for key, value in arguments.items() if value is not None
-  )
+  given = ', '.join(f'{key}={value!r}' for key, value in arguments.items() if value is not None)
   return f'{function}({given})' if given else function
 
 
@@ -185,8 +182,37 @@ def gpt2(hf: _Reader) -> Family:
 
 
 def llama(hf: _Reader) -> Family:
-  """Llama (Touvron et al. 2023)."""
+  """Llama 1 to 3 (Touvron et al. 2023)."""
   hf.only(attention_bias=False, mlp_bias=False, pretraining_tp=1)
+  return _llama(hf, {})
+
+
+def mistral(hf: _Reader) -> Family:
+  """Mistral (Jiang et al. 2023): Llama with a window."""
+  return _llama(hf, {'window': hf.get('sliding_window')})
+
+
+def qwen2(hf: _Reader) -> Family:
+  """Qwen 2 and 2.5: Llama with biases of queries, keys and values."""
+  hf.only(use_sliding_window=False)
+  return _llama(hf, {'qkv_bias': True})
+
+
+def qwen3(hf: _Reader) -> Family:
+  """Qwen 3: Llama with normalized queries and keys."""
+  hf.only(use_sliding_window=False, attention_bias=False)
+  norm = _path('lm.nn.layers:RMSNorm', epsilon=hf.get('rms_norm_eps', 1e-6))
+  return _llama(hf, {'qk_norm': norm}, 128)
+
+
+def _llama(hf: _Reader, attention: Mapping[str, Any], head_dim: int | None = None) -> Family:
+  """Returns a relative of Llama.
+
+  Args:
+    hf: the config.
+    attention: arguments of `lm.nn.layers:Attention`.
+    head_dim: the default of the key `head_dim`; None for hidden_size / num_attention_heads.
+  """
   D, N, H, F = (
     hf.size(key)
     for key in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')
@@ -196,7 +222,7 @@ def llama(hf: _Reader) -> Family:
     hf.size('vocab_size'),
     hf.size('max_position_embeddings'),
   )
-  K = hf.size('head_dim', D // H)
+  K = hf.size('head_dim', head_dim or D // H)
   tied = bool(hf.get('tie_word_embeddings', False))
   model = base.llama(depth=N, d_model=D, heads=H, kv_heads=G, d_mlp=F, context=T)
   activation = hf.one_of('hidden_act', _ACTIVATIONS, 'silu')
@@ -204,6 +230,7 @@ def llama(hf: _Reader) -> Family:
     model.update({
       'vocab_size': V,
       'head_dim': K,
+      'attention_layer': _path('lm.nn.layers:Attention', **attention),
       'position': _rope(hf),
       'norm': _path('lm.nn.layers:RMSNorm', epsilon=hf.get('rms_norm_eps', 1e-6)),
       'mlp': _path('lm.nn.layers:GatedMlp', activation=activation),
@@ -233,6 +260,13 @@ def llama(hf: _Reader) -> Family:
     of_layers('mlp/down/kernel', linear(F, D), 'mlp.down_proj'),
     Entry('decoder/final_norm/scale', ('model.norm.weight',), same(D)),
   ]
+  if attention.get('qkv_bias'):
+    names = tuple(f'{layer}self_attn.{part}_proj.bias' for part in 'qkv')
+    entries.append(Entry(ours + 'attention/qkv/bias', names, qkv_bias(H, G, K), all_layers))
+  if attention.get('qk_norm'):
+    for part in 'qk':
+      names = (f'{layer}self_attn.{part}_norm.weight',)
+      entries.append(Entry(f'{ours}attention/{part}_norm/scale', names, same(K), all_layers))
   if not tied:
     entries.append(Entry('unembedding', ('lm_head.weight',), same(V, D)))
   return Family(model, tuple(entries), 'model.', _no_buffers, 'lm_head.weight' if tied else None)
@@ -273,4 +307,10 @@ def _rope(hf: _Reader) -> str:
   raise UserError(f'config.json: rope_scaling={values!r} is not supported')
 
 
-FAMILIES: dict[str, Callable[[_Reader], Family]] = {'gpt2': gpt2, 'llama': llama}
+FAMILIES: dict[str, Callable[[_Reader], Family]] = {
+  'gpt2': gpt2,
+  'llama': llama,
+  'mistral': mistral,
+  'qwen2': qwen2,
+  'qwen3': qwen3,
+}

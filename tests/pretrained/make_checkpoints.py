@@ -44,6 +44,12 @@ MODELS = {
     transformers.LlamaForCausalLM,
     transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True, head_dim=8, rope_theta=500000.0),
   ),
+  'mistral': (
+    transformers.MistralForCausalLM,
+    transformers.MistralConfig(**LLAMA, sliding_window=4),
+  ),
+  'qwen2': (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**LLAMA)),
+  'qwen3': (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**LLAMA, head_dim=8)),
   'llama_linear': scaled(rope_type='linear', factor=2.0),
   'llama_31': scaled(
     rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
