@@ -304,7 +304,7 @@ class AttentionDecoder(Stack):
 
 
 class HookPoints(nn.Module):
-  """Hook points of lm.nn.hooks to read, not to edit, named as in lm.nn.layers.Attention."""
+  """Read-only hook points (see lm.nn.hooks), with the names of those in lm.nn.layers.Attention."""
 
   @nn.compact
   def __call__(self, attended: Attended, source: EncodedSource) -> None:

@@ -15,7 +15,7 @@ def classifier(task: Task) -> Converter:
   """Predicts the class of an example, one of `data.labels`; for an encoder with pooling.
 
   Raises:
-    UserError: when features are made; the class of an example is not one of `data.labels`.
+    UserError: when features are made, if the class of an example is not one of `data.labels`.
   """
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
@@ -49,10 +49,11 @@ def regressor(task: Task) -> Converter:
 def tagger(task: Task) -> Converter:
   """Predicts a tag for each word, one of `data.labels`, at the first token of the word.
 
-  A word without a token of its own, or truncated with a long example, gets the first label.
+  A word without a token of its own gets the first label, and so does a word that the truncation of
+  a long example removes.
 
   Raises:
-    UserError: when features are made; the tag of a word is not one of `data.labels`.
+    UserError: when features are made, if the tag of a word is not one of `data.labels`.
   """
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:

@@ -86,9 +86,10 @@ def decoder(task: Task, longest: int = 128) -> Converter:
 
   The inputs are END, a turn, a separator, a turn, a separator and so on. The target after a reply
   is END, although the next input is the separator (DialoGPT, Zhang et al. 2020, uses one token for
-  both). Only the example of the last reply becomes this sequence. Those of the other replies become
-  one token without loss. A dialogue longer than a row is split between turns. Each further part
-  starts with earlier turns as context, without loss.
+  both). Only the example of the last reply becomes this sequence. The example of any other reply
+  becomes a placeholder of one token without loss, and thus does not count as skipped. A dialogue
+  longer than a row is split between turns. Each further part starts with earlier turns as context,
+  without loss.
 
   Args:
     task: `replies`.

@@ -126,8 +126,9 @@ def parts_of_speech(words: Sequence[str]) -> list[str]:
 
 _ATTACHED = r'[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]'
 # Runs of ideographs are limited to a thousand, which bounds jieba's memory. \b is the boundary of
-# UAX #29. A flag is two regional indicators (RI), which \b counts from the start of their run. That
-# would take quadratic time in a long run of flags, so the third line matches its flags instead.
+# UAX #29. A flag is two regional indicators (RI). At each RI, \b counts those before it in the run,
+# which takes quadratic time in a long run. The third alternative avoids this: it matches each flag
+# that another RI follows.
 _WORD = regex.compile(
   rf"""(?wsx)
     (?P<gap> [\s\p{{Cc}}\p{{Cf}}]++ )
@@ -186,8 +187,8 @@ def _jieba() -> Any:
 # Sentences.
 
 _MARK = r'[\p{SB=STerm}\p{SB=ATerm}…]'
-# Closing quotation marks and brackets. The “ of „so“ closes if nothing follows it. A French » may
-# have a no-break space before it.
+# Closing quotation marks and brackets. The “ of „so“ closes if white space or the end of the text
+# follows it. A French » may have a no-break space before it.
 _CLOSES = r'(?: [\p{SB=Close}--\p{Ps}--\p{Pi}] | [\xa0\u202f]\p{Pf} | \p{Pi}(?=\s|\Z) )'
 _END = regex.compile(
   rf"""(?V1x)
@@ -199,11 +200,12 @@ _NEXT = regex.compile(r'(?s)(?P<space>\s*+)(?P<quote>\p{SB=Close}*+)(?P<first>.?
 _CONTINUES = regex.compile(rf'\p{{SB=SContinue}}|{_MARK}')
 _FULL_STOP = regex.compile(r'\p{SB=ATerm}')
 _UNCASED = regex.compile(r'\p{SB=OLetter}')
-_LOOKBEHIND = 24  # characters before a full stop searched for a word; abbreviations are shorter
+# The word before a full stop is read from this many characters; abbreviations are shorter.
+_LOOKBEHIND = 24
 _WORD_BEFORE = regex.compile(r"[\p{L}\p{M}\p{N}.'\u2019]*\Z")
 _INITIALS = regex.compile(r'(?:[\p{Lu}\p{Ll}]\p{M}*\.)*[\p{Lu}\p{Ll}]\p{M}*')
-# Abbreviations that never end a sentence, and those that do not before a number: English, and some
-# German.
+# Abbreviations, English and some German. _TITLES never end a sentence; _NUMBERED do not end one if
+# a number follows.
 _TITLES = regex.compile(
   'al|bzw|ca|capt|cf|col|dr|gen|gov|hon|lt|messrs|mr|mrs|ms|prof|rep|rev|sen|sgt|st|viz|vs',
   regex.IGNORECASE,
@@ -224,14 +226,14 @@ def sentence_spans(raw: str) -> Iterator[tuple[int, int]]:
 
   A sentence ends at a blank line, and after 。！？ and similar marks of any script. After .!?… it
   ends before white space, unless a lower-case letter follows. Between characters without case, .!?…
-  end it without white space too, as in typed Chinese. Closing quotation marks and brackets belong
-  to the sentence; a comma or dash after them continues it. A full stop does not end it after an
-  initial, a title (Dr.), an abbreviation before its number (No. 5), or the number of an item at the
-  start of a sentence.
+  end it without white space too, as in Chinese with ASCII punctuation. Closing quotation marks and
+  brackets belong to the sentence; a comma or dash after them continues it. A full stop does not end
+  it after an initial, a title (Dr.), an abbreviation before its number (No. 5), or the number of an
+  item at the start of a sentence.
 
-  Limits: an abbreviation such as U.S. never ends a sentence; etc. before a capital letter always
-  does. Names such as Yahoo! are unknown, and a straight quotation mark always closes. Single line
-  ends have no effect.
+  Limits: an abbreviation such as "U.S." never ends a sentence; the abbreviation "etc." always ends
+  one before a capital letter. Names such as Yahoo! are unknown, and a straight quotation mark
+  always closes. Single line ends have no effect.
   """
   first = 0
   for end in _END.finditer(raw):

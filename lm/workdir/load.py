@@ -62,15 +62,15 @@ def load(
 ) -> Loaded:
   """Opens a workdir at a step, by default the best step.
 
-  Import paths in the config resolve to the code in the workdir's source/, also after the call. A
-  warning is printed if another module of the same name was imported earlier, for example by another
-  run. The paths then resolve to the workdir's code only within `with loaded.modules():`.
+  Import paths in the config resolve to the code in the workdir's source/, also after the call. The
+  exception is a module of source/ whose name an earlier import, such as another run's, has taken. A
+  warning is then printed, and the paths resolve to source/ only within `with loaded.modules():`.
 
   Args:
     workdir: the run's directory.
     step: of the checkpoint. None for the best by `checkpoint.monitor`, or for the newest intact
       checkpoint if none has a score.
-    mesh: the mesh to shard the parameters over by the config's `mesh.rules`; see
+    mesh: the mesh over which the parameters are sharded, as the config's `mesh.rules` say; see
       `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
     average: N > 1 gives the mean of the newest N checkpoints (Vaswani et al. 2017, 6.1), whatever
       `step` is.
