@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-  """An argument parser that raises UserError, one line, where argparse would print its usage."""
+  """An argument parser that raises a one-line UserError where argparse would print its usage."""
 
   def error(self, message: str) -> NoReturn:
     raise UserError(message)

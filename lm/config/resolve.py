@@ -39,7 +39,7 @@ def resolve(path: str, key: str) -> Callable:
     key: the config key that holds the path; error messages start with it.
 
   Raises:
-    UserError: the path is malformed, nothing has this name, or the function lacks an argument.
+    UserError: the path is malformed, nothing has this name, or the function has no such argument.
   """
   module_name, name, kwargs = parse(path, key)
   try:
@@ -67,7 +67,7 @@ def partial_with(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
   `fn` and arguments.
 
   Raises:
-    UserError: `fn` lacks one of the arguments.
+    UserError: a name in `kwargs` is not an argument of `fn`.
   """
   parameters = inspect.signature(fn).parameters
   takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

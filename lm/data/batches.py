@@ -32,7 +32,8 @@ _DOMAIN = (1,)  # separates the random streams of transforms from those of shuff
 _THREADS = 2
 AHEAD = 8  # spans of steps whose batches are made in advance
 # Up to this size NumPy's permutation of an epoch is cheap. Grain's permutation needs no memory, but
-# is slow below this size, as it walks through 2**16 indices to stay in range.
+# is slow below this size. It permutes at least 2**16 indices, and a lookup applies it again until
+# the result is in range.
 _SMALL = 2**16
 
 

@@ -11,7 +11,7 @@ from lm.types import Array, Batch, Metric, Output, WeightedSums
 def cross_entropy() -> Metric:
   """Returns loss (nats per target) and perplexity.
 
-  Accuracy is omitted, for evaluation sets whose `scores` contain one.
+  Evaluation sets whose `scores` already give an accuracy use this metric, which has none.
   """
 
   def terms(output: Output, batch: Batch) -> WeightedSums:

@@ -1,9 +1,9 @@
 """BLEU, chrF and TER of a corpus, equal to the scores of the sacrebleu command.
 
 Predictions are detokenized strings; each has a reference string, or a list of them. Values are in
-percent, as sacrebleu prints them (TER may exceed 100, and a lower TER is better). The note
-of a value is its signature: only scores with equal signatures are comparable (Post 2018, A Call for
-Clarity in Reporting BLEU Scores).
+percent, as sacrebleu prints them (TER may exceed 100, and a lower TER is better). `Scores.notes`
+has the sacrebleu signature of each value. Only scores with equal signatures are comparable (Post
+2018, A Call for Clarity in Reporting BLEU Scores).
 """
 
 import dataclasses
@@ -120,7 +120,8 @@ def compare(
   Returns:
     'baseline' and 'system', the BLEU of each, and 'p', the probability of a difference at least as
     large between equally good systems; the note of 'p' is the signature. For equal predictions 'p'
-    is 1; the command counts strictly larger differences and prints 1 / (samples + 1).
+    is 1. There the command prints 1 / (samples + 1), because it counts only strictly larger
+    differences.
 
   Raises:
     UserError: as for `bleu`, or `samples` is below 1.

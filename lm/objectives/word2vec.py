@@ -366,7 +366,8 @@ def _shift(padded: Array, like: Array, start: int) -> Array:
 def window_extents(window_BT: Array, segments_BT: Array, reach: int) -> tuple[Array, Array]:
   """Returns the number of neighbors before and after each token, both (B, T) int32.
 
-  Neighbors are in the token's segment and at most `window_BT` <= `reach` apart. Segment 0 has none.
+  Neighbors of a token are in its segment, at a distance of at most `window_BT` and at most `reach`.
+  Segment 0 has none.
   """
   padded_BS = _pad(segments_BT, reach)
 

@@ -20,10 +20,10 @@ of one chip, in bytes/s and FLOP/s. Sources, read in November 2026:
 - memory of GPUs: the size that nvidia-smi prints, in MiB.
 - memory bandwidth and NVLink of GPUs: the data sheets, with half of NVLink for each direction. L4
   and L40S have PCIe 4.0 x16 instead, 64 GB/s for both directions.
-- network between GPU nodes: the cards of a node, divided by its GPUs. They are 200 Gbit/s for each
-  GPU (DGX A100) or 400 (DGX H100, H200, B200; GB200 NVL72), 100 Gbit/s for 8 L4 (g2-standard-96,
-  docs.cloud.google.com/compute/docs/gpus) and 400 for 8 L40S (g6e.48xlarge,
-  aws.amazon.com/ec2/instance-types/g6e). Some clouds connect the larger GPUs by
+- network between GPU nodes: the cards of a node, divided by its GPUs. Each GPU has 200 Gbit/s (DGX
+  A100) or 400 Gbit/s (DGX H100, H200, B200; GB200 NVL72). Eight L4 share 100 Gbit/s
+  (g2-standard-96, docs.cloud.google.com/compute/docs/gpus). Eight L40S share 400 Gbit/s
+  (g6e.48xlarge, aws.amazon.com/ec2/instance-types/g6e). Some clouds connect the larger GPUs by
   slower networks.
 """
 
