@@ -1,10 +1,9 @@
-"""The topic of a news item, one of four: AG News (Zhang et al. 2015), from scratch.
+"""Topic classification of news, four classes: AG News (Zhang et al. 2015), from scratch.
 
   LM_DATA=DIR python -m lm.train --config=experiments/ag_news.py --workdir=runs/ag_news
 
-Reads $LM_DATA/ag_news: 5,100 items to train on and 1,000 to test, both of them rows of the original
-test set. Words are hidden as they are read, which holds overfitting back. Two CPU cores, a minute;
-accuracy 88.7 %.
+Reads $LM_DATA/ag_news: 5,100 training and 1,000 test items, all from the original test set. Word
+dropout at read time reduces overfitting. Two CPU cores, a minute; accuracy 88.7 %.
 """
 
 from ml_collections import ConfigDict

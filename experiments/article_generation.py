@@ -1,17 +1,20 @@
-"""The worked example of the article as one chain: from an opening sentence to the rest of a text.
+"""The article's worked example in two stages: from an opening sentence to the next sentences.
 
   export LM_DATA=DIR
   python -m lm.train --config=experiments/article_generation.py:stage1 --workdir=runs/article_words
   python -m lm.train --config=experiments/article_generation.py --workdir=runs/article_generation
   python -m lm.translate --workdir=runs/article_generation < OPENINGS | tr -d ' '
 
-Paragraphs of a Chinese encyclopedia and of news are cut into words (extra `zh`); skip-gram learns a
-vector for each word (stage 1); an LSTM that reads both ways and one that attends begin with these
-and learn to write, from a sentence of a paragraph, the next ones (stage 2); what is written
-is joined to text again and scored by BLEU (tokenizer zh), chrF and the accuracy of the next word.
-`:transformer` has a Transformer in stage 2, `:without_stop_words` leaves stop words out before it,
-as the article proposes, and `:random` goes without stage 1. Two CPU cores, a minute and 10 minutes.
-Figures, and what the article's "90 %" and "0.8" are: experiments/ARTICLE.md and LOG.md.
+Paragraphs of a Chinese encyclopedia and of news are segmented into words (extra `zh`). Stage 1
+trains word vectors by skip-gram. Stage 2 trains a bidirectional LSTM encoder and an LSTM decoder
+with attention, initialized with these vectors. They generate the next sentences of a paragraph from
+one sentence. Outputs are joined to text without spaces. BLEU (tokenizer zh), chrF and the accuracy
+of the next word are reported.
+
+`:transformer` uses a Transformer in stage 2. `:without_stop_words` removes stop words before stage
+2, as the article proposes. `:random` skips stage 1. Two CPU cores: a minute for stage 1 and 10
+minutes for stage 2. Figures, and the meaning of the article's "90 %" and "0.8":
+experiments/ARTICLE.md and LOG.md.
 """
 
 from ml_collections import ConfigDict
@@ -30,9 +33,9 @@ _WORDS = ConfigDict({'fn': 'lm.text.tokenizers:words', 'min_count': 3, 'pattern'
 
 
 def paragraphs(split, files=_FILES, sentences=2, every=20):
-  """A source of {'source', 'target'}: a paragraph in pieces, the first sentence and the next ones.
+  """Returns {'source', 'target'}: a sentence of a paragraph, and the next `sentences` sentences.
 
-  One paragraph in `every` is for validation.
+  Each paragraph is cut into such pieces. One paragraph in `every` is for validation.
   """
   texts = sources.text('train', tuple(files), documents='line')
 

@@ -1,18 +1,22 @@
-"""The program of the article: words through two LSTMs, trained to say what they read.
+"""The article's program: two LSTMs over words, trained to reproduce their input.
 
   LM_DATA=DIR python -m lm.train --config=experiments/article_lstm.py --workdir=runs/article_lstm
   LM_DATA=DIR python -m lm.train --config=experiments/article_lstm.py:next_token --workdir=runs/next
 
-As it is written: a vocabulary of 10,000 words, vectors of 300, two LSTMs of 128, a softmax,
-categorical cross-entropy, Adam at 0.001, batches of 64, ten times through about 20,000 samples of
-40 tokens, validated on about 10,000, and the target is the input. The article prints a loss of
-1.3636, of 1.1126 in validation, and 2 ms a sample. Its "encoder" hands on all its states and its
-"decoder" reads them in step, so that word t is known where word t is to be said: a network that
-copies its input shows nothing about language. `:next_token` trains the same network to say the word
-that follows, which is a language model; the default is evaluated at that too.
+The settings are those of the article: a vocabulary of 10,000 words, vectors of 300, two LSTMs of
+128, and a softmax. The loss is categorical cross-entropy, with Adam at 0.001 and batches of 64. The
+article trains for ten epochs on about 20,000 samples of 40 tokens, with about 10,000 for
+validation. The target is the input.
 
-Reads $LM_DATA/english_text and tinyshakespeare; `:embedded` reads Python's documentation and needs
-no data. Two CPU cores, 27 minutes on one of them. Figures: experiments/LOG.md.
+The article reports a loss of 1.3636, a validation loss of 1.1126, and 2 ms per sample. Its
+"encoder" returns the state of every token. Its "decoder" reads the state of token t to predict
+token t. Copying the input therefore shows nothing about language.
+
+`:next_token` trains the same network as a language model, to predict the next word. The default is
+evaluated on the next word, too.
+
+Reads $LM_DATA/english_text and tinyshakespeare. `:embedded` reads Python's built-in documentation
+instead and needs no LM_DATA. One of two CPU cores, 27 minutes. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +37,7 @@ _FILES = (
 
 
 def copying() -> Objective:
-  """Categorical cross-entropy of the input itself, as the article trains."""
+  """Returns categorical cross-entropy with the input as the target, as in the article."""
   loss = cross_entropy()
 
   def loss_sums(apply, params, batch, key):
@@ -43,7 +47,7 @@ def copying() -> Objective:
 
 
 def copy() -> Metric:
-  """`targets` of the input itself, as copy_loss and copy_accuracy."""
+  """Returns copy_loss and copy_accuracy: `targets` with the input as the target."""
   of_targets = targets()
 
   def terms(output, batch):
@@ -57,7 +61,7 @@ def _copied(batch):
 
 
 def lines(split):
-  """A source of the lines of English text, every third of them for validation."""
+  """Returns the lines of English text; every third line is for validation."""
   everything = sources.text('train', _FILES, documents='line')
   places = [i for i in range(len(everything)) if (i % 3 == 2) == (split == 'validation')]
   return LazySequence(

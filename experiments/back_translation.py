@@ -1,4 +1,4 @@
-"""Back-translation (Sennrich et al. 2016): English without German, made into pairs by a model.
+"""Back-translation (Sennrich et al. 2016): a model generates the German side of English captions.
 
   export LM_DATA=DIR back=runs/back
   python -m lm.train --config=experiments/back_translation.py:reverse --workdir=$back/reverse
@@ -7,11 +7,14 @@
   python -m lm.train --config=experiments/back_translation.py --workdir=$back/both
   python -m lm.train --config=experiments/back_translation.py:half --workdir=$back/half
 
-The first half of Multi30k are pairs, of the other half only the English side is taken, so that the
-gain can be measured: `:reverse` learns English to German from the pairs and writes German for the
-rest, the default learns from both, and `:half` from the pairs alone, in as many steps. `:tagged`
-has a tag at the head of the German that was written by a model (Caswell et al. 2019). One CPU core,
-16 minutes in all. It gains nothing here: BLEU on test2016 is 28.99, and 28.75 with `:half`.
+The first half of Multi30k's training set has both languages; of the second half only the English
+side is used. The gain can thus be measured. `:reverse` learns English to German from the real pairs
+and generates German for the second half. The default trains on real and generated pairs, and
+`:half` on the real pairs only, for as many steps. `:tagged` puts a tag before each generated source
+(Caswell et al. 2019).
+
+One CPU core, 16 minutes in all. There is no gain here: BLEU on test2016 is 28.99, and 28.75 with
+`:half`.
 """
 
 import ensemble_multi30k
@@ -25,14 +28,14 @@ _MADE = 'runs/back/mono'
 
 
 def pairs(split, source='de', target='en', made='', tag=''):
-  """Returns the real pairs of a split, and for training also those of the files `made`.DE and .EN.
+  """Returns the real pairs of a split, and for training also the generated pairs of `made`.
 
   Args:
-    split: 'train', of which the first half is taken, or one that has files of its own.
+    split: 'train', of which the first half is used, or the name of another split's files.
     source: language of the sources.
     target: language of the targets.
-    made: path of two aligned files without their languages; '' for real pairs only.
-    tag: what the sources of `made` have before them.
+    made: path of two aligned files without the language suffixes; '' for real pairs only.
+    tag: prefix of the sources of `made`.
   """
   sides = [_FILE.format(split, language) for language in (source, target)]
   if split != 'train':
@@ -41,7 +44,7 @@ def pairs(split, source='de', target='en', made='', tag=''):
   real = parallel(split, *sides, validation=0.5)
   if not made:
     return real
-  # A model may have nothing to say for a line.
+  # A model may generate an empty line.
   more = parallel(split, f'{made}.{source}', f'{made}.{target}', empty='skip')
   return [*real, *(pair | {'source': f'{tag} {pair["source"]}'.strip()} for pair in more)]
 

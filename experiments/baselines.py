@@ -1,12 +1,14 @@
-"""What methods without a network reach on the data of the experiments, to stand beside theirs.
+"""Baselines without a neural network, on the data of the experiments.
 
   LM_DATA=DIR python experiments/baselines.py squad
 
-prints one JSON line. squad and cmrc2018 are answered by a sliding window of word overlap (after
-Richardson et al. 2013), sst2, chnsenticorp_hotel and ag_news by logistic regression on bags of
-words or characters (`pip install -e '.[eval]'`), python_functions by the mean of the training
-values and by ridge regression on bags of words, msra_ner and wnut17_ner by the most frequent tag of
-each word. Any CPU, at most a minute.
+Prints one JSON line. Any CPU, at most a minute. The methods:
+
+- squad and cmrc2018: a sliding window of word overlap (after Richardson et al. 2013).
+- sst2, chnsenticorp_hotel and ag_news: logistic regression on bags of words or characters
+  (`pip install -e '.[eval]'`).
+- python_functions: the mean of the training values, and ridge regression on bags of words.
+- msra_ner and wnut17_ner: the most frequent tag of each word.
 """
 
 import collections
@@ -21,16 +23,16 @@ from lm.data import sources
 from lm.metrics import answers, labels, spans
 from lm.metrics.scores import CorpusMetric
 
-# Chinese characters, and words of other scripts.
+# One Chinese character, or a word of another script.
 _WORD = re.compile(r'[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+')
-_MORE = 2  # words of a window beyond as many as the question has
+_MORE = 2  # a window has this many words more than the question
 
 
 def answer(question: str, context: str) -> str:
-  """Returns the longest run of words not in the question, in the window that shares most with it.
+  """Returns the longest run of words in the best window that are not in the question.
 
-  A shared word counts log(1 + 1 / n) where it occurs n times in the context, so that rare ones
-  count most; of equals the first is taken.
+  The best window is the one that shares most with the question. A shared word that occurs n times
+  in the context has the weight log(1 + 1 / n), so rare words weigh most. Ties go to the first.
   """
   words = list(_WORD.finditer(context))
   lowered = [word[0].lower() for word in words]
@@ -60,7 +62,7 @@ def extraction(files: str, metric: CorpusMetric) -> dict[str, float]:
 def classification(files: str, text: str | tuple[str, ...], characters: bool) -> dict[str, float]:
   """Returns the scores of logistic regression on the test texts.
 
-  What it sees are words (or characters) and pairs of neighbours, by tf-idf.
+  The features are tf-idf of single words (or characters) and of bigrams.
   """
   from sklearn.feature_extraction.text import TfidfVectorizer
   from sklearn.linear_model import LogisticRegression
@@ -94,12 +96,12 @@ def regression() -> dict[str, float]:
     f'{name}/{key}': value
     for name, values in scores.items()
     for key, value in values.items()
-    if math.isfinite(value)  # the mean correlates with nothing
+    if math.isfinite(value)  # a constant prediction has no correlation
   }
 
 
 def tagging(files: str) -> dict[str, float]:
-  """Returns the scores of each word's most frequent tag, 'O' for unknown words, on dev."""
+  """Returns the scores on dev of each word's most frequent tag; unknown words get 'O'."""
   train, dev = (sources.conll(split, files) for split in ('train', 'dev'))
   seen = collections.defaultdict(collections.Counter)
   for example in train:

@@ -1,10 +1,10 @@
-"""Is a Chinese hotel review good or bad: ChnSentiCorp, from scratch.
+"""Sentiment classification of Chinese hotel reviews: ChnSentiCorp, from scratch.
 
   LM_DATA=DIR python -m lm.train --config=experiments/chnsenticorp.py --workdir=runs/chnsenticorp
 
-Reads $LM_DATA/chnsenticorp_hotel: 6,365 reviews, 700 to validate, 700 to test; long ones are cut
-off. Tokens are pieces of a Unigram vocabulary, mostly words. Two CPU cores, 2 minutes;
-accuracy 89.1 % on the test.
+Reads $LM_DATA/chnsenticorp_hotel: 6,365 training, 700 validation and 700 test reviews; long reviews
+are truncated. Tokens come from a Unigram vocabulary and are mostly words. Two CPU cores, 2 minutes;
+test accuracy 89.1 %.
 """
 
 from ml_collections import ConfigDict

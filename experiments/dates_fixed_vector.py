@@ -1,12 +1,15 @@
-"""Dates by an LSTM that keeps of what it read one vector of fixed size (Sutskever et al. 2014).
+"""Dates by an LSTM that encodes the source as one fixed-size vector (Sutskever et al. 2014).
 
   python -m lm.train --config=experiments/dates_fixed_vector.py --workdir=runs/dates_fixed_vector
 
-The encoder-decoder of the article: no attention, the decoder begins with the encoder's last states
-and sees nothing else of the source. dates_lstm.py is the same with attention. One date fits into
-the vector; where a row to read holds several dates one after the other, `:two`, `:four` and
-`:eight`, or one to four of them, `:mixed`, and with attention `:four_attending` and so on, the
-vector breaks as they grow. Two CPU cores, 3 minutes for one date. Figures: experiments/LOG.md.
+The encoder-decoder of the article has no attention. The encoder's final states initialize the
+decoder, which receives nothing else from the source. dates_lstm.py is the same model with
+attention.
+
+The vector is sufficient for one date. `:two`, `:four` and `:eight` have that many dates in each
+example, and `:mixed` has one to four. `:four_attending` and the other `_attending` variants add
+attention. Without attention, exact match drops as examples get more dates. Two CPU cores, 3 minutes
+for one date. Figures: experiments/LOG.md.
 """
 
 import functools
@@ -20,9 +23,9 @@ from lm.data import sources
 
 
 def several(split, count=2, least=0, size=20_000):
-  """A source of `size` rows of `count` dates to read, and as many to write.
+  """Returns at most `size` examples with `count` dates in the source and in the target.
 
-  With `least` the rows hold that many dates at least, and all numbers up to `count` as often.
+  With `least`, each example has between `least` and `count` dates, sampled uniformly.
   """
   dates = sources.dates(split)
   rng = np.random.default_rng([count, len(dates)])

@@ -1,11 +1,11 @@
-"""Dates in the words of four languages to YYYY-MM-DD, by an LSTM that attends.
+"""Dates in text of four languages to YYYY-MM-DD, by an LSTM with attention.
 
   python -m lm.train --config=experiments/dates_lstm.py --workdir=runs/dates_lstm
   echo 'Donnerstag, 4. März 2021' | python -m lm.translate --workdir=runs/dates_lstm
 
-The work of dates.py (`pip install -e '.[cldr]'`, no network), with additive attention and input
-feeding. `:multiplicative` is Luong's attention, `:gru` and `:elman` are other cells, and
-`:convolutional` another encoder. Two CPU cores, a minute. Figures: experiments/LOG.md.
+The task of dates.py (`pip install -e '.[cldr]'`, no network), with additive attention and input
+feeding. `:multiplicative` uses Luong's attention, `:gru` and `:elman` use other cells, and
+`:convolutional` uses a convolutional encoder. Two CPU cores, a minute. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

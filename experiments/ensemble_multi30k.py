@@ -1,4 +1,4 @@
-"""Three small Transformers that translate captions together: an ensemble over seeds, Multi30k.
+"""An ensemble over seeds: three small Transformers translate captions together, Multi30k.
 
   export LM_DATA=DIR
   for seed in 0 1 2; do
@@ -9,11 +9,11 @@
   python -m lm.evaluate --workdir=runs/ensemble/0,runs/ensemble/1,runs/ensemble/2
   python -m lm.evaluate --workdir=runs/ensemble/0 --average_checkpoints=4
 
-The recipe of multi30k_de_en with 2+2 layers of width 128 and a third of its steps. At every step
-of decoding the ensemble takes the mean of the members' probabilities; the last command averages the
-parameters of one run's last checkpoints instead, which costs nothing when decoding. The set `test`
-is evaluated beside `validation`. One CPU core, 9 minutes for each seed; BLEU of the ensemble on
-test2016 33.65 (beam 5).
+The recipe is that of multi30k_de_en with 2+2 layers of width 128 and a third of the steps. The
+ensemble averages the members' probabilities at every decoding step. The last command averages the
+parameters of one run's last checkpoints instead, at no extra decoding cost. The set `test` is
+evaluated in addition to `validation`. One CPU core, 9 minutes for each seed. The ensemble has BLEU
+33.65 on test2016 (beam 5).
 """
 
 import multi30k_de_en

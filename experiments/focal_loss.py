@@ -2,9 +2,9 @@
 
   python -m lm.train --config=experiments/focal_loss.py --workdir=runs/focal_loss
 
-Tokens that are predicted well count less, by (1 - p)^gamma (Lin et al. 2017). Its `train/loss` is
-the focal one; `eval/validation/loss` stays cross-entropy and compares with the quickstart's. Two
-CPU cores, 3 minutes.
+The factor (1 - p)^gamma reduces the loss of well-predicted tokens (Lin et al. 2017). `train/loss`
+is the focal loss. `eval/validation/loss` remains cross-entropy and is comparable to the
+quickstart's. Two CPU cores, 3 minutes.
 """
 
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""A variant: attention whose heads are gated by the input, with parameters of their own.
+"""A variant: attention with a gate on each head, computed from the input with new parameters.
 
   python -m lm.train --config=experiments/gated_attention.py --workdir=runs/gated_attention
 
-The gate is a sigmoid of a linear map of the layer's input, one for each head (Qiu et al. 2025,
-"Gated Attention for Large Language Models"). The quickstart's text and size; two CPU cores, 3
+Each head's gate is a sigmoid of a linear map of the layer's input (Qiu et al. 2025, "Gated
+Attention for Large Language Models"). Text and sizes are those of the quickstart. Two CPU cores, 3
 minutes.
 """
 

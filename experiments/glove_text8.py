@@ -1,10 +1,10 @@
-"""GloVe (Pennington et al. 2014) on English text: pairs of words, counted once, then AdaGrad.
+"""GloVe (Pennington et al. 2014) on English text: co-occurrences counted once, then AdaGrad.
 
   LM_DATA=DIR python -m lm.train --config=experiments/glove_text8.py --workdir=runs/glove
   python -m lm.vectors nearest --workdir=runs/glove river
 
-Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and judges with $LM_DATA/word_eval.
-Two CPU cores, 80 seconds.
+Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and evaluates on $LM_DATA/word_eval. Two
+CPU cores, 80 seconds.
 """
 
 from lm.config.base import base, select_variant
@@ -15,7 +15,7 @@ _EVAL = '$LM_DATA/word_eval'
 
 def get_config(arg=''):
   config = base()
-  config.steps = 71_625  # 15 times through the pairs
+  config.steps = 71_625  # 15 epochs over the pairs
   config.data.source = "lm.data.sources:text(files='$LM_DATA/english_text/text8like.txt.gz')"
   words(config, d_model=100, min_count=5)
   glove(config, rate=0.05, window=10, x_max=10.0)

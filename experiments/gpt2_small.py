@@ -2,11 +2,13 @@
 
   python -m lm.train --config=experiments/gpt2_small.py --workdir=runs/gpt2_small
 
-For one GPU with 40 GB or more, or a TPU slice; batches of 0.5M tokens in 16 parts. On a slice give
-the mesh (--config.mesh.fsdp=8) and fewer parts, for devices add up gradients in each part. The data
-(TensorFlow Datasets, wiki40b/en) need the network once: `python -m lm.prepare` with the same
---config fetches and tokenizes them, where `pip install -e '.[tfds]' apache-beam` has brought what
-this builder prepares with.
+For one GPU with 40 GB or more, or a TPU slice. Batches have 0.5M tokens in 16 microbatches. On a
+slice, set the mesh (--config.mesh.fsdp=8) and fewer microbatches, because each microbatch reduces
+gradients across devices.
+
+The data (TensorFlow Datasets, wiki40b/en) need the network once: `python -m lm.prepare` with the
+same --config downloads and tokenizes them. Preparing this dataset needs
+`pip install -e '.[tfds]' apache-beam`.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Which language is it, from a few names of countries, languages and currencies in its own words.
+"""Language identification from names of countries, languages and currencies in that language.
 
   python -m lm.train --config=experiments/language_id.py --workdir=runs/language_id
 
-Names are those of the Unicode CLDR (`pip install -e '.[cldr]'`, no network); tokens are bytes.
-`:write` lets an encoder-decoder write the code of the language, `:prefix` a decoder-only model: one
-task, three architectures. Two CPU cores, 2 minutes.
+An example has a few names from the Unicode CLDR (`pip install -e '.[cldr]'`, no network). Tokens
+are bytes. In `:write` an encoder-decoder generates the language code, in `:prefix` a decoder-only
+prefix language model: one task, three architectures. Two CPU cores, 2 minutes.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def get_config(arg=''):
 def _write(config):
   config.model = encoder_decoder(depth=2, d_model=128, heads=4, context=512)
   config.data.converter = 'lm.tasks.seq2seq:encoder_decoder'
-  config.data.seq_len = 128  # few tokens are written for many that are read
+  config.data.seq_len = 128  # targets are much shorter than sources
   return config
 
 

@@ -1,8 +1,8 @@
-"""A Llama of 160M parameters: rotary positions, RMSNorm, SwiGLU, grouped key/value heads, untied.
+"""Llama with 160M parameters: RoPE, RMSNorm, SwiGLU, grouped-query attention, untied embeddings.
 
   python -m lm.train --config=experiments/llama_160m.py --workdir=runs/llama_160m
 
-For one GPU with 40 GB or more, or a TPU slice. Data as in gpt2_small.
+For one GPU with 40 GB or more, or a TPU slice. The data are those of gpt2_small.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""A model of the sizes of Llama 3.2 1B (Grattafiori et al. 2024), on Wikipedia.
+"""A model with the sizes of Llama 3.2 1B (Grattafiori et al. 2024), on Wikipedia.
 
   python -m lm.preflight --config=experiments/llama_1b.py --topology=v5e:4x4
   python -m lm.train --config=experiments/llama_1b.py --workdir=gs://BUCKET/llama_1b
 
-For a TPU slice: parameters, optimizer and batch are split over 16 chips (`mesh.fsdp`); all else is
-as in llama_8b. It was compiled for TPUs (experiments/LOG.md), and never trained.
+For a TPU slice: parameters, optimizer state and batch are sharded over 16 chips (`mesh.fsdp`).
+Everything else is as in llama_8b. It was compiled for TPUs (experiments/LOG.md), and never trained.
 """
 
 import llama_8b

@@ -1,11 +1,10 @@
-"""A model of the sizes of Llama 3.1 70B (Grattafiori et al. 2024), on Wikipedia.
+"""A model with the sizes of Llama 3.1 70B (Grattafiori et al. 2024), on Wikipedia.
 
   python -m lm.preflight --config=experiments/llama_70b.py --topology=v5p:4x4x8
   python -m lm.train --config=experiments/llama_70b.py --workdir=gs://BUCKET/llama_70b
 
-For a TPU slice: parameters, optimizer and batch are split over 128 chips (`mesh.fsdp`); all else is
-as in llama_8b. It was compiled for TPUs (experiments/LOG.md),
-and never trained.
+For a TPU slice: parameters, optimizer state and batch are sharded over 128 chips (`mesh.fsdp`).
+Everything else is as in llama_8b. It was compiled for TPUs (experiments/LOG.md), and never trained.
 """
 
 import llama_8b

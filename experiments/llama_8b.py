@@ -1,12 +1,12 @@
-"""A model of the sizes of Llama 3.1 8B (Grattafiori et al. 2024), on Wikipedia.
+"""A model with the sizes of Llama 3.1 8B (Grattafiori et al. 2024), on Wikipedia.
 
   python -m lm.preflight --config=experiments/llama_8b.py --topology=v5p:4x4x4
   python -m lm.train --config=experiments/llama_8b.py --workdir=gs://BUCKET/llama_8b
 
-For a TPU slice: parameters, optimizer and batch are split over 64 chips (`mesh.fsdp`), and a layer
-keeps nothing of the pass forward but its input. Data as in gpt2_small; the vocabulary is as large
-as Llama 3's, and made of the corpus. It was compiled for TPUs (experiments/LOG.md),
-and never trained.
+For a TPU slice: parameters, optimizer state and batch are sharded over 64 chips (`mesh.fsdp`).
+With full remat, the forward pass saves only the input of each layer. The data are those of
+gpt2_small. The vocabulary has the size of Llama 3's, and is trained on the corpus. The model was
+compiled for TPUs (experiments/LOG.md), and never trained.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(arg=''):
 
 
 def recipe(model, rows, chips):
-  """Returns the config of a model of 4,096 tokens, for batches of `rows` and slices of `chips`."""
+  """Returns a config with a context of 4,096 tokens, `rows` per batch and `chips` per slice."""
   config = base()
   config.steps = 20_000
   config.batch_size = config.eval.batch_size = rows

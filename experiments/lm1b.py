@@ -2,8 +2,9 @@
 
   python -m lm.train --config=experiments/lm1b.py --workdir=runs/lm1b
 
-Shuffled sentences, so rows are packed by best fit and no sentence sees another. The data need the
-network once (TensorFlow Datasets, lm1b, 1.7 GB). For one GPU or a TPU slice.
+The benchmark consists of shuffled sentences. They are packed by best fit, and no sentence attends
+to another. The data need the network once (TensorFlow Datasets, lm1b, 1.7 GB). For one GPU or a TPU
+slice.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""A recurrent language model: the quickstart's text and budget, by two layers of LSTM.
+"""A recurrent language model: two LSTM layers on the quickstart's text and with its budget.
 
   python -m lm.train --config=experiments/lstm_lm.py --workdir=runs/lstm_lm
   python -m lm.generate --workdir=runs/lstm_lm --prompt='The '
 
-It reads rows of the same length in training and goes on for as long as one likes afterwards.
-`:gru` takes that cell. One CPU core, 7 minutes; 2.161 bits per byte. Figures, beside the
-quickstart's Transformer: experiments/LOG.md.
+Training uses rows of a fixed length; the length of generated text has no limit. `:gru` uses GRU
+cells. One CPU core, 7 minutes; 2.161 bits per byte. Figures, also of the quickstart's Transformer:
+experiments/LOG.md.
 """
 
 from lm.config.base import base, select_variant, smoke

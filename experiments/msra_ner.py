@@ -1,9 +1,9 @@
-"""Persons, places and organisations in Chinese news: MSRA NER (Levow 2006), by characters.
+"""Persons, places and organizations in Chinese news: MSRA NER (Levow 2006), tagged by character.
 
   LM_DATA=DIR python -m lm.train --config=experiments/msra_ner.py --workdir=runs/msra_ner
 
-Reads $LM_DATA/msra_ner: 8,000 sentences, 1,000 to validate, 1,000 to test. Two CPU cores, 4
-minutes; F1 0.614 on the test.
+Reads $LM_DATA/msra_ner: 8,000 training, 1,000 validation and 1,000 test sentences. Two CPU cores, 4
+minutes; test F1 0.614.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""German captions to English ones with an LSTM that attends: Multi30k (Elliott et al. 2016).
+"""German to English captions with an LSTM and attention: Multi30k (Elliott et al. 2016).
 
   LM_DATA=DIR python -m lm.train --config=experiments/multi30k_lstm.py --workdir=runs/multi30k_lstm
   python -m lm.translate --workdir=runs/multi30k_lstm < $LM_DATA/multi30k/test2016.de > test2016.en
 
-Reads $LM_DATA/multi30k: 29,000 pairs. One layer of width 256 reads both ways, one of 256 writes,
-with additive attention and input feeding (Bahdanau et al. 2015, Luong et al. 2015), on the work of
-multi30k_de_en.py: the same vocabulary, the same tasks, decoders and caches. Two CPU cores, 8
-minutes; BLEU on test2016 31.0 (beam 5). Figures, beside JoeyNMT and beside the Transformer:
+Reads $LM_DATA/multi30k: 29,000 pairs. The bidirectional encoder and the decoder have one layer of
+width 256 each. The decoder has additive attention and input feeding (Bahdanau et al. 2015, Luong et
+al. 2015). Vocabulary, tasks, decoders and caches are those of multi30k_de_en.py. Two CPU cores, 8
+minutes; BLEU on test2016 31.0 (beam 5). Figures, also of JoeyNMT and the Transformer:
 experiments/LOG.md.
 """
 

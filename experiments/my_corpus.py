@@ -1,10 +1,10 @@
-"""A variant: a corpus of one's own, and a change made to its rows as they are read.
+"""A variant: a corpus of your own, and a transform of its rows at read time.
 
   python -m lm.train --config=experiments/my_corpus.py --workdir=runs/my_corpus
 
-The corpus is the source of two packages of the standard library; replace `source` by whatever
-returns texts. `word_dropout` hides a tenth of the inputs behind the end-of-text token, which has
-id 0. Two CPU cores, 3 minutes.
+The corpus is the source code of two packages of the standard library. Replace `source` by any
+function that returns texts. `word_dropout` replaces a tenth of the inputs by the end-of-text token,
+which has id 0. Two CPU cores, 3 minutes.
 """
 
 import email
@@ -15,7 +15,7 @@ from lm.config.base import base, select_variant, smoke
 
 
 def source(split):
-  """Returns the modules of two packages, every tenth of them held out."""
+  """Returns the modules of two packages; every tenth module is held out."""
   folders = [pathlib.Path(package.__file__).parent for package in (json, email)]
   files = sorted(file for folder in folders for file in folder.rglob('*.py'))
   chosen = files[::10] if split == 'validation' else [f for f in files if f not in files[::10]]
@@ -23,7 +23,7 @@ def source(split):
 
 
 def word_dropout(row, rng, rate=0.1):
-  """Returns the row with some of its inputs hidden; the targets stay."""
+  """Returns the row with some of its inputs replaced by token 0; the targets do not change."""
   hidden = rng.random(row['inputs'].shape) < rate
   return row | {'inputs': row['inputs'] * ~hidden}
 
@@ -38,5 +38,5 @@ def get_config(arg=''):
 
 def _smoke(config):
   smoke(config)
-  config.data.source = 'my_corpus:source'  # the variant is the point; it is small as it is
+  config.data.source = 'my_corpus:source'  # smoke() replaced it; this corpus is small enough
   return config

@@ -1,12 +1,12 @@
-"""Runs beside each other, as a picture.
+"""Plots several runs in one figure.
 
   python experiments/plots.py seconds eval/validation/bleu OUT.png WORKDIR...
   python experiments/plots.py lengths SET OUT.png WORKDIR...
 
-`seconds` draws a metric against the seconds of training that it took (evaluations not counted),
-`lengths` the share of outputs of a set that are exactly right against the characters that were
-read, of the newest predictions that a run has kept. A run goes by the name of its folder. Needs
-matplotlib (`pip install -e '.[eval]'`).
+`seconds` plots a metric against the seconds of training, without evaluations. `lengths` plots the
+fraction of exact matches in a set against the characters of the input, from the newest predictions
+in each workdir. The folder name of a run is its label. Needs matplotlib
+(`pip install -e '.[eval]'`).
 """
 
 import collections
@@ -31,7 +31,7 @@ def seconds(workdir, metric):
 
 
 def lengths(workdir, name):
-  """Returns [(characters, share that is right, how many)] of a set, by bins of BIN characters."""
+  """Returns [(characters, exact-match fraction, count)] of a set, by bins of BIN characters."""
   files = (pathlib.Path(workdir) / 'predictions').glob(f'{name}-*.jsonl')
   newest = max(files, key=lambda file: int(file.stem.rpartition('-')[2]))
   bins = collections.defaultdict(list)
@@ -43,8 +43,8 @@ def lengths(workdir, name):
 
 
 def draw(curves, x, y, file):
-  """Writes a picture of {name: points}, whose first two numbers are drawn."""
-  import matplotlib.figure  # here, for the figures alone need no picture
+  """Saves a plot of {name: points}; the first two values of a point are x and y."""
+  import matplotlib.figure  # imported here, as the other functions do not need it
 
   figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout='constrained')
   axes = figure.add_subplot()

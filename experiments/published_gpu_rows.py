@@ -1,21 +1,23 @@
-"""Models whose speed on GPUs was published, to hold the arithmetic of `lm.preflight` against.
+"""Models with published speed on GPUs, to validate the roofline bound of `lm.preflight`.
 
   python experiments/published_gpu_rows.py
   python -m lm.preflight --config=experiments/published_gpu_rows.py:h100_7b --topology=h100:8 --json
   python -m lm.train --config=experiments/published_gpu_rows.py:h100_7b --workdir=runs/h100_7b
 
-The first prints, for all rows of PUBLISHED, the time of a step at the least, the published one, and
-their ratio, without a GPU or a compiler. They are for nodes of 8 GPUs and were never trained here.
-Sources:
+The first command needs neither a GPU nor a compiler. For each row of PUBLISHED it prints the lower
+bound of the step time, the published step time, and their ratio. The rows are for nodes of 8 GPUs
+and were never trained here. Sources:
 
-- mpt: MosaicML's llm-foundry, scripts/train/benchmarking/README.md at 061f2c7: MPT models, which
-  have GPT-2's layers, sharded over all GPUs (FULL_SHARD), amp_bf16. "Activation Checkpointing"
-  keeps nothing of a layer. The A100s have 1,600 Gbit/s a node; of the H100s it is not said.
+- mpt: MosaicML's llm-foundry, scripts/train/benchmarking/README.md at 061f2c7. MPT models have
+  GPT-2's layers. They are sharded over all GPUs (FULL_SHARD), in amp_bf16. "Activation
+  Checkpointing" is full remat of each layer. The A100 nodes have 1,600 Gbit/s each; the source does
+  not give the bandwidth of the H100 nodes.
 - maxtext: NVIDIA's recipes "MaxText Llama2 70B" and "Llama3 70B" (catalog.ngc.nvidia.com, DGXC
-  Benchmarking 25.01.1 and 25.02), H100, BF16, seconds of the last step, parameters sharded over all
-  GPUs. MaxText's remat_policy is `full` there (configs/base.yml, configs/models/gpu).
-- torchtitan: docs/performance.md at 0413364, Llama 2 and 3 on 64 A100 with FSDP2, "full" activation
-  checkpointing or none; rows of 4,096 and 8,192 tokens.
+  Benchmarking 25.01.1 and 25.02), for H100 in BF16. The figures are seconds of the last step.
+  Parameters are sharded over all GPUs. MaxText's remat_policy is `full` there (configs/base.yml,
+  configs/models/gpu).
+- torchtitan: docs/performance.md at 0413364, Llama 2 and 3 on 64 A100 with FSDP2. Activation
+  checkpointing is "full" or absent. Rows have 4,096 and 8,192 tokens.
 """
 
 import sys
@@ -31,17 +33,17 @@ NOTHING = 'jax:checkpoint_policies.nothing_saveable'
 class Row(NamedTuple):
   """One published row."""
 
-  model: str  # of SIZES
+  model: str  # a key of GPT or LLAMA
   gpu: str
   nodes: int  # of 8 GPUs
   context: int
-  rows: int  # of a GPU and part
-  parts: int  # that a batch is taken in
+  rows: int  # per GPU and microbatch
+  parts: int  # microbatches per batch
   remat: str | None
-  tokens: float  # a second and GPU, as published
+  tokens: float  # per second and GPU, as published
 
 
-# Depth, width, heads: d_mlp is four times the width, and the vocabulary 50,368.
+# Depth, width, heads. d_mlp is four times the width; the vocabulary has 50,368 tokens.
 GPT = {
   '1b': (24, 2048, 16),
   '3b': (32, 2560, 32),
@@ -50,7 +52,7 @@ GPT = {
   '30b': (48, 7168, 56),
   '70b': (80, 8192, 64),
 }
-# Depth, width, heads, groups, d_mlp, vocabulary
+# Depth, width, heads, KV heads, d_mlp, vocabulary.
 LLAMA = {
   'llama2_13b': (40, 5120, 40, 40, 13_824, 32_000),
   'llama2_70b': (80, 8192, 64, 8, 28_672, 32_000),

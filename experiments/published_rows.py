@@ -1,16 +1,21 @@
-"""Models whose speed on TPUs was published, to hold `lm.preflight` against (experiments/LOG.md).
+"""Models with published speed on TPUs, to validate `lm.preflight` (experiments/LOG.md).
 
   python -m lm.preflight --config=experiments/published_rows.py:v5e_16b --topology=v5e:16x16 --json
   python -m lm.train --config=experiments/published_rows.py:v5e_16b --workdir=gs://BUCKET/RUN
 
-`:v5e_16b`, `:v5e_32b`, `:v5e_64b` are for slices of 256 chips, one or two, `:v5p_32b` and
-`:v5p_64b` for slices of 64 chips (v5p-128), `:v6e_8b_16` and its like for v6e slices of as many
-chips as the name ends in. Two slices take twice the batch (--config.batch_size). Sizes, batches and
-meshes are those of MaxText's configs/tpu/v5e and v5p, whose READMEs have the figures in PUBLISHED,
-and of AI-Hypercomputer/tpu-recipes, training/trillium, whose logs have those in SECONDS. Here
-nothing is kept of the pass forward but the inputs of layers; theirs on v5p keep products, which
-does not fit here, and those on v6e keep queries, keys, values and inputs of layers in the memory of
-the host. They are compiled for a TPU slice and not trained.
+`:v5e_16b`, `:v5e_32b` and `:v5e_64b` are for one or two slices of 256 chips. `:v5p_32b` and
+`:v5p_64b` are for slices of 64 chips (v5p-128). The v6e rows, such as `:v6e_8b_16`, are for v6e
+slices; the end of the name is the chip count. Two slices need twice the batch
+(--config.batch_size).
+
+Sizes, batches and meshes have two sources. MaxText's configs/tpu/v5e and v5p have the figures of
+PUBLISHED in their READMEs. AI-Hypercomputer/tpu-recipes, training/trillium, has those of SECONDS in
+its logs.
+
+These configs use full remat: the forward pass saves only the inputs of layers. The published v5p
+runs also save matmul outputs, which does not fit into memory here. The published v6e runs offload
+queries, keys, values and the inputs of layers to host memory. The configs are compiled for a TPU
+slice and not trained.
 """
 
 from typing import NamedTuple
@@ -23,13 +28,13 @@ NOTHING = 'jax:checkpoint_policies.nothing_saveable'
 
 
 class Row(NamedTuple):
-  """A model and what it is trained on; by default one of MaxText's `global_parameter_scale`."""
+  """A model, its batch and its slice; the defaults fit MaxText's `global_parameter_scale`."""
 
   depth: int
   d_model: int
   heads: int
   d_mlp: int
-  rows: int  # of a chip
+  rows: int  # per chip
   chips: int
   tensor: int = 1
   kv_heads: int = 64
@@ -57,7 +62,7 @@ ROWS = {
   'v6e_8b_256': _llama_8b(4, 256),
   'v6e_70b_256': Row(80, 8192, 64, 28_672, 3, 256, 1, 8, 128, 32_000, 4096),  # Llama 2
 }
-# TFLOP a second and chip, by row and number of slices. Their FLOPs are those of `flops`.
+# TFLOP/s per chip, by row and slice count. `flops` counts FLOPs in the same way.
 PUBLISHED = {
   ('v5e_16b', 1): 120,
   ('v5e_16b', 2): 117,
@@ -70,7 +75,7 @@ PUBLISHED = {
   ('v5p_64b', 1): 323,
   ('v5p_64b', 2): 309,
 }
-# Seconds of a step, by row: the last of each recipe's log.
+# Seconds per step, by row: the last step in each recipe's log.
 SECONDS = {
   'v6e_mistral_7b_8': 6.320,
   'v6e_8b_8': 3.443,
@@ -84,12 +89,12 @@ SECONDS = {
 
 
 def published(name: str, slices: int = 1) -> float:
-  """Returns the published seconds of a step."""
+  """Returns the published seconds per step."""
   return SECONDS.get(name) or flops(name) / 1e12 / PUBLISHED[name, slices]
 
 
 def flops(name: str) -> float:
-  """Returns the FLOPs of a chip in a step as MaxText counted them: attention without its mask."""
+  """Returns FLOPs per chip and step as MaxText counts them: masked attention counts in full."""
   row = ROWS[name]
   T, K, V = row.context, row.head_dim, row.vocab_size
   layer = 4 * row.d_model * row.heads * K + 3 * row.d_model * row.d_mlp

@@ -1,9 +1,10 @@
-"""What each word of a line of Python is, from the library's own source: the smallest tagging.
+"""Tags for each word of a line of Python, from the standard library: the smallest tagging task.
 
   python -m lm.train --config=experiments/python_tags.py --workdir=runs/python_tags
 
-Reads what every Python brings (no network). Eleven tags, such as KEYWORD, CALL and ATTRIBUTE; whole
-modules are held out. Two CPU cores, 2 minutes.
+Reads Python's standard library (no network). There are eleven tags, such as KEYWORD, CALL and
+ATTRIBUTE. The split is by module, so the modules of validation do not occur in training. Two CPU
+cores, 2 minutes.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,12 @@
-"""Characters of Shakespeare's plays, the work of nanoGPT's CPU recipe.
+"""Characters of Shakespeare's plays, the task of nanoGPT's CPU recipe.
 
   LM_DATA=DIR python -m lm.train --config=experiments/shakespeare_char.py --workdir=runs/shakespeare
 
-Reads $LM_DATA/tinyshakespeare/input.txt (1.1 MB); the first 90 % of its characters train, the rest
-validate. `:tfds` reads the same text through the TensorFlow Datasets builder `tiny_shakespeare`
-(preparing it needs `pip install -e '.[tfds]'`; without network it says where to put the file).
-`:best` is the best recipe we know for 80 seconds on two CPU cores. Figures: experiments/LOG.md.
+Reads $LM_DATA/tinyshakespeare/input.txt (1.1 MB). The first 90 % of its characters are for
+training, the rest for validation. `:tfds` reads the same text through the TensorFlow Datasets
+builder `tiny_shakespeare`. Preparing it needs `pip install -e '.[tfds]'`; without network, an error
+names the path for the file. `:best` is our best recipe for 80 seconds on two CPU cores. Figures:
+experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict

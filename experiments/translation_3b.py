@@ -1,11 +1,11 @@
-"""English to German by an encoder-decoder of T5's 3B sizes (Raffel et al. 2020), WMT 2014.
+"""English to German by an encoder-decoder with the sizes of T5 3B (Raffel et al. 2020), WMT 2014.
 
   python -m lm.preflight --config=experiments/translation_3b.py --topology=v5e:4x4
   python -m lm.train --config=experiments/translation_3b.py --workdir=gs://BUCKET/translation_3b
 
-For a TPU slice: parameters, optimizer and batch are split over 16 chips (`mesh.fsdp`), and a layer
-keeps nothing of the pass forward but its input. Data and task are those of wmt14_en_de. It was
-compiled for TPUs (experiments/LOG.md), and never trained.
+For a TPU slice: parameters, optimizer state and batch are sharded over 16 chips (`mesh.fsdp`). With
+full remat, the forward pass saves only the input of each layer. Data and task are those of
+wmt14_en_de. The model was compiled for TPUs (experiments/LOG.md), and never trained.
 """
 
 import wmt14_en_de

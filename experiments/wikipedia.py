@@ -3,7 +3,8 @@
   python -m lm.train --config=experiments/wikipedia.py:zh --workdir=runs/wikipedia_zh
 
 The argument is a language of TensorFlow Datasets' wiki40b: en, zh-cn (or zh), de, fr, ja, ... The
-data need the network once, and what gpt2_small's header names. For one GPU or a TPU slice.
+data need the network once, and the packages named in gpt2_small's header. For one GPU or a TPU
+slice.
 """
 
 from ml_collections import ConfigDict

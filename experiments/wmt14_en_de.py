@@ -1,10 +1,10 @@
-"""English to German, WMT 2014 (4.5 M pairs): the base model of Vaswani et al. 2017 in pre-norm.
+"""English to German, WMT 2014 (4.5 M pairs): the base model of Vaswani et al. 2017 with pre-norm.
 
   python -m lm.prepare --config=experiments/wmt14_en_de.py
   python -m lm.train --config=experiments/wmt14_en_de.py --workdir=runs/wmt14
 
-Reads TensorFlow Datasets' `wmt14_translate/de-en`, which it downloads at first (preparing it needs
-`pip install -e '.[tfds]'`). One GPU with 40 GB or more, or a TPU slice (v4-8 and larger).
+Reads TensorFlow Datasets' `wmt14_translate/de-en`, which is downloaded on first use. Preparing it
+needs `pip install -e '.[tfds]'`. For one GPU with 40 GB or more, or a TPU slice (v4-8 and larger).
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from lm.config.tasks import small, translation
 def get_config(arg=''):
   config = base()
   config.steps = 100_000
-  config.batch_size = 96  # rows of 256 + 256 tokens: about 25,000 of each
+  config.batch_size = 96  # rows of 256 source and 256 target tokens: about 25,000 of each
   config.model = encoder_decoder(depth=6, d_model=512, heads=8, context=256)
   config.model.dropout = 0.1
   config.model.init_std = 0.03

@@ -1,4 +1,4 @@
-"""Word vectors by skip-gram (Mikolov et al. 2013) from the documentation inside every Python.
+"""Word vectors by skip-gram (Mikolov et al. 2013), from the documentation that ships with Python.
 
   python -m lm.train --config=experiments/word2vec_quickstart.py --workdir=runs/words
   python -m lm.vectors nearest --workdir=runs/words tuple

@@ -3,11 +3,11 @@
   LM_DATA=DIR python -m lm.train --config=experiments/word2vec_text8.py --workdir=runs/skip_gram
   python -m lm.vectors nearest --workdir=runs/skip_gram river
 
-`:hierarchical` and `:cbow_hierarchical` find words down a Huffman tree instead; `:squared` has the
-squared error of a sigmoid for a loss, as some texts write it.
+`:hierarchical` and `:cbow_hierarchical` use hierarchical softmax over a Huffman tree instead. The
+loss of `:squared` is the squared error of a sigmoid, as in some texts.
 
-Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and judges with $LM_DATA/word_eval.
-Two CPU cores, half a minute; `:hierarchical` three minutes.
+Reads $LM_DATA/english_text/text8like.txt.gz, 2.3 M words, and evaluates on $LM_DATA/word_eval. Two
+CPU cores, half a minute; `:hierarchical` three minutes.
 """
 
 from lm.config.base import base, select_variant
@@ -45,7 +45,7 @@ def get_config(arg=''):
 
 
 def _cbow(config):
-  config.batch_size = 32  # it bears larger batches, which are faster
+  config.batch_size = 32  # CBOW tolerates larger batches, which are faster
   config.steps = 11_250
   config.steps_per_call = 125
   config.eval.every = config.checkpoint.every = 3750

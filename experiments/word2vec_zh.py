@@ -1,10 +1,10 @@
-"""Word vectors of Chinese by skip-gram, from news, encyclopedia and a classical novel.
+"""Chinese word vectors by skip-gram, from news, an encyclopedia and a classical novel.
 
   LM_DATA=DIR python -m lm.train --config=experiments/word2vec_zh.py --workdir=runs/words_zh
   python -m lm.vectors nearest --workdir=runs/words_zh 中国
 
-Words are those of jieba (extra `zh`). Reads $LM_DATA/zh_text, 5.5 M characters, and judges with the
-analogies of CA8 (Li et al. 2018) in $LM_DATA/word_eval. Two CPU cores, a minute.
+jieba segments the text into words (extra `zh`). Reads $LM_DATA/zh_text, 5.5 M characters, and
+evaluates on the analogies of CA8 (Li et al. 2018) in $LM_DATA/word_eval. Two CPU cores, a minute.
 """
 
 from lm.config.base import base, select_variant
