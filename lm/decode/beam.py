@@ -121,9 +121,10 @@ def _update(
   lengths = state.lengths + 1
 
   ends_BC = tokens_BC == config.end
-  # Only the first `beam` continuations can become finished hypotheses. Otherwise one beam would not
-  # be greedy, and at the first step an improbable end token would become one, while few others
-  # exist. A row that is done does not change while other rows continue.
+  # Only the first `beam` continuations can become finished hypotheses. Otherwise a search with one
+  # beam would not be greedy. At the first step, while few hypotheses exist, an improbable end token
+  # would also count as a finished text. A row that is done does not change while other rows
+  # continue.
   counts_BC = ends_BC & (jnp.arange(2 * beam) < beam)[None] & ~state.done[:, None]
   scores_BC = jnp.where(counts_BC, log_p_BC / _penalty(config, lengths), -jnp.inf)
   new = Hypotheses(texts_BCL, jnp.full((B, 2 * beam), lengths), scores_BC)

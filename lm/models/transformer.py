@@ -236,7 +236,8 @@ class Transformer(nn.Module):
       group = nn.remat(LayerGroup, policy=self.remat_policy, prevent_cse=False)
     scanned = nn.scan(
       group,
-      # All collections are scanned, so that lm.types.apply_of sees and refuses a layer's variables.
+      # All collections are scanned, so that lm.types.apply_of sees the variables that a layer has
+      # besides parameters, and refuses them.
       variable_axes={
         'params': 0,
         HOOKS_COLLECTION: 0,

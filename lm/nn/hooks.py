@@ -1,8 +1,8 @@
 """Hooks that read and edit activations of a model; they are arguments of a pure function.
 
-A module marks a hook point with `x = hook_point(self, 'name', x)` (lm/nn/layers.py), which traces
-no operation without hooks. `with_hooks(model)` returns a function that records and edits the hook
-points of some paths, also under jit, scan and sharding.
+A module marks a hook point with `x = hook_point(self, 'name', x)` (lm/nn/layers.py). Where no hooks
+are set, it adds no operation to the trace. `with_hooks(model)` returns a function that records and
+edits the hook points of some paths, also under jit, scan and sharding.
 """
 
 import contextvars

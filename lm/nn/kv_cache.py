@@ -29,7 +29,7 @@ from lm.parallel.mesh import platform, with_logical_constraint
 from lm.types import Array, Batch, Mask
 
 AXES = ('cache_batch', 'kv_heads', 'length', 'head_dim')  # of keys and values
-# The largest number of rows per device that are updated by one operation each on TPUs. Operations
+# On TPUs each row is updated by its own operation, up to this number of rows per device. Operations
 # for more rows take minutes to compile.
 MAX_UNROLLED_ROWS = 256
 
@@ -109,8 +109,9 @@ def _append_scatter(buffer: Array, new: Array, lengths_B: Array, axis: int) -> A
 def _append_by_row(buffer: Array, new: Array, lengths_B: Array, axis: int) -> Array:
   if len(buffer) > MAX_UNROLLED_ROWS:
     return _append_scatter(buffer, new, lengths_B, axis)
-  # XLA:TPU lowers a scatter to a loop of some 10,000 cycles a row by its own cycle counts. For 64
-  # rows of 1,024 tokens this is almost the time of attention. The updates below are fused into one.
+  # XLA:TPU lowers a scatter to a loop. A row takes some 10,000 cycles by the compiler's own counts,
+  # and 64 rows of 1,024 tokens take almost the time of attention. The updates below are fused into
+  # one.
   for row in range(len(buffer)):
     start = [jnp.int32(0)] * buffer.ndim
     start[0], start[axis] = jnp.int32(row), lengths_B[row]
@@ -161,7 +162,7 @@ def reorder_cache(cache: Mapping[str, Any], parents_BM: Array) -> dict[str, Any]
 
   Args:
     cache: from a call of the model.
-    parents_BM: int32, indices of the beams that row b had; it has one beam before the first call.
+    parents_BM: int32, indices of beams in `cache`. Before the first reordering a row has one beam.
   """
   allowed_BMS = cache.get('allowed', (cache['segments'] > 0)[:, None])
   allowed_BMS = jnp.take_along_axis(allowed_BMS, parents_BM[:, :, None], axis=1)

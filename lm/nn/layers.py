@@ -26,7 +26,8 @@ from lm.parallel.mesh import (
 from lm.types import Array, Mask
 
 # Matmuls that contract at least this many elements are kept out of XLA:TPU's fusions
-# (_materialize). A narrower matmul takes less time than another write and read of its result.
+# (_materialize). This costs another write and read of the result, which for a narrower matmul would
+# take longer than the matmul itself.
 MIN_BARRIER_DIM = 2048
 
 Sublayers = Sequence[tuple[str, Callable[[Array], Array]]]
@@ -152,7 +153,7 @@ class Linear(nn.Module):
     )
     shape, axes = self.shape[self.inputs :], self.axes[self.inputs :]
 
-    @_recomputed  # the backward pass keeps the kernel sharded and all-gathers it again
+    @_recomputed  # only the sharded kernel is stored; the backward pass all-gathers it again
     def matmul(x: Array, kernel: Array) -> Array:
       part = functools.partial(_matmul, inputs=self.inputs)
       kernel = kernel.astype(self.dtype)

@@ -73,13 +73,14 @@ def rope_linear(theta: float, factor: float) -> Position:
 def rope_llama3(
   theta: float, factor: float, low: float, high: float, original_context: int
 ) -> Position:
-  """`rope` of Llama 3.1: long wavelengths are divided by `factor`, short ones stay.
+  """`rope` of Llama 3.1: low frequencies are divided by `factor`, high ones stay.
 
   Args:
     theta: as in `rope`.
     factor: of the longer context.
-    low: wavelengths above original_context / low are divided by `factor`.
-    high: wavelengths below original_context / high stay; between the two it is interpolated.
+    low: frequencies of wavelengths above original_context / low are divided by `factor`.
+    high: frequencies of wavelengths below original_context / high stay; those between the two are
+      interpolated.
     original_context: tokens of a row in pretraining.
   """
 
@@ -106,9 +107,9 @@ def rope_yarn(
     theta: as in `rope`.
     factor: of the longer context.
     original_context: tokens of a row in pretraining.
-    fast: dimensions that turn more often over `original_context` stay.
-    slow: dimensions that turn less often are divided by `factor`; between the two it is
-      interpolated.
+    fast: frequencies with more than this number of turns over `original_context` stay.
+    slow: frequencies with fewer than this number of turns are divided by `factor`; those between
+      the two are interpolated.
     scale: multiplies queries and keys; None for 0.1 log(factor) + 1.
   """
 

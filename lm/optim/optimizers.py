@@ -197,7 +197,8 @@ def muon(
 
   def dimensions(path, x: jax.Array) -> optax.contrib.MuonDimensionNumbers:
     inputs = 2 if matches('two_inputs', path) else 1
-    # Axes in neither tuple index separate matrices: axis 0 the layers, and maybe axis 1 experts.
+    # An axis that is in neither tuple stacks separate matrices: axis 0 those of the layers, and
+    # maybe axis 1 those of experts.
     axes = tuple(range(2 if matches('experts', path) else 1, x.ndim))
     return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 

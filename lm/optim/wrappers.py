@@ -203,7 +203,7 @@ def path_mask(params: Params, pattern: str, key: str, required: bool = False) ->
 def parse_rules(
   rules: Iterable[str], key: str, names: Iterable[str]
 ) -> list[tuple[re.Pattern[str], str]]:
-  """Returns the (PATTERN, VALUE) pairs of rules on parameter paths of the form 'PATTERN -> VALUE'.
+  """Returns the (PATTERN, VALUE) pairs of 'PATTERN -> VALUE' rules on parameter paths.
 
   Args:
     rules: the texts; a value may be empty.
@@ -284,8 +284,8 @@ def multipliers(params: Params, layer_decay: float, rates: Iterable[str] = ()) -
   Args:
     params: arrays or their shapes.
     layer_decay: 1 for the same rate everywhere.
-    rates: 'PATTERN -> MULTIPLIER' rules. The first one whose regular expression matches a part of a
-      parameter's path counts, and multiplies the factor of the layer.
+    rates: 'PATTERN -> MULTIPLIER' rules. A parameter takes the first rule whose regular expression
+      matches a part of its path. MULTIPLIER multiplies the factor of the layer.
 
   Returns:
     A tree of float32: scalars, and for stacked parameters (N, 1, ...), one for each layer. Layers
