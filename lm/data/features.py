@@ -33,7 +33,8 @@ def build_task(data: Mapping[str, Any]) -> tuple[Task, Converter]:
   The task rejects texts with a lone surrogate, which a tokenizer cannot read.
 
   Raises:
-    UserError: the section names an unknown function. The task itself raises it for such a text.
+    UserError: the section names an unknown function, or lacks a converter. The task raises it for a
+      text with a lone surrogate.
   """
   if data['converter'] is None:
     raise UserError(
@@ -191,7 +192,8 @@ def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, A
   """Writes arrays of features into a directory; returns entries of meta.json.
 
   Arrays with a value per token are concatenated in 'STREAM.NAME.bin'; the others become .npy files.
-  Of meta.json, `fields` has the names of all features, and `dtypes` the types of those per token.
+  In meta.json, `fields` lists the names of all features, and `dtypes` has the types of features
+  with a value per token.
 
   Raises:
     UserError: a feature per token has integers in some examples and floats in others.

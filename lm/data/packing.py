@@ -93,7 +93,7 @@ def best_fit(ends: np.ndarray, seq_len: int, seed: int) -> PackingPlan:
 def pack_examples(
   sizes: np.ndarray, capacity: np.ndarray, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns rows of entire examples, whose sizes along each of several axes fit the capacity.
+  """Returns rows of entire examples. On each axis, their sizes add up to the capacity at most.
 
   An axis is a stream of tokens, such as the encoder's. Examples are packed in a random order, so
   that the examples of a row are unrelated. Each example joins the fullest open row with enough

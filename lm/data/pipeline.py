@@ -440,7 +440,7 @@ class Job(NamedTuple):
 def encode(
   job: Job, source: Sequence[dict], workers: int
 ) -> Generator[features.Arrays, None, None]:
-  """Yields the arrays of each chunk: those of `text_encoder`, or for a task of `features.encoder`.
+  """Yields the arrays of each chunk, from `text_encoder` or, with a task, from `features.encoder`.
 
   This process encodes the first chunks alone. If it would need more than `_PATIENCE` seconds for
   the others, `workers` processes take over.

@@ -191,8 +191,8 @@ class WordGroups(NamedTuple):
   Attributes:
     group_ids: (T,) the index of each token's unit, increasing from 0.
     maskable: (U,) False for special tokens and padding.
-    word_initial: (U,) whether the unit can begin a word inside a text. Where spaces are part of
-      tokens, the first word of a text lacks its space and cannot.
+    word_initial: (U,) whether the unit can begin a word inside a text. False for the first word
+      of a text where spaces are part of tokens, as that word lacks its space.
     segment: (U,) index of the text that contains the unit; special tokens separate texts.
   """
 
@@ -285,8 +285,8 @@ def _resample_segmentation(
     words = [*itertools.chain.from_iterable(texts)]
     sampled = iter(sample([word for word in words if isinstance(word, str)], rng))
     pieces = [next(sampled) if isinstance(word, str) else word for word in words]
-    # Parts of a task are encoded separately in preparation. A word that spans two of them is one
-    # word here, and its default pieces may be more tokens than those of the parts.
+    # Preparation encodes the parts of an example's text separately. A word that spans two parts is
+    # one word here, and its default pieces may be more than the tokens of the two parts.
     if not _fit(pieces, words, default, len(ids), rng):
       return row
     segment_of_word = [segment for segment, text in enumerate(texts, 1) for _ in text]

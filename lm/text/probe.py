@@ -19,12 +19,12 @@ import tokenizers
 
 from lm.errors import UserError
 
-SECONDS = 60.0  # a tokenizer.json of 20 MB loads in two
+SECONDS = 60.0  # a tokenizer.json of 20 MB loads in 2 s
 _CHARACTERS = 2**20  # characters of the corpus that are tested
 # Characters of one kind. Backtracking takes about _RUN**2 steps, within the limit of the engine.
 _RUN = 1000
 _KINDS = ('a', 'A', '0', ' ', '\n', '-', "'", '\u4e2d', 'a ')
-# Expressions backtrack in a long run of one kind of character before another one.
+# Expressions backtrack in a long run of one kind of character, if a different character follows.
 RUNS = tuple(kind * _RUN + last for kind in _KINDS for last in '!x')
 
 

@@ -27,7 +27,7 @@ _LastPieces = tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]
 
 _CACHE_SIZE = 2**14  # words
 _LONGEST_CACHED = 32  # bytes; longer words rarely repeat, and would take much memory
-_NEVER = 2**63 - 1  # the rank of a pair that never merges, and the gap before a merge never dropped
+_NEVER = 2**63 - 1  # the rank of a pair that never merges; the gap if no merge is ever dropped
 
 
 def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:

@@ -323,7 +323,7 @@ def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], list[int]]:
   """Returns the function from parts of a text to ids; a Special part is one special token.
 
-  Text inside another part that looks like a special token is encoded as text.
+  In other parts, text that looks like a special token is encoded as text.
   """
   reader, ids_of = text_reader(tokenizer), tokenizer.get_vocab()
 

@@ -56,8 +56,8 @@ def read_word2vec_text(path: str | Path) -> Vectors:
   """Reads the text format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, a line, a value or a word is wrong; names
-      the line.
+    UserError: the file cannot be read, or its header, a line, a value or a word is wrong; the
+      message names the line.
   """
   with _open(path, binary=False) as file:
     _skip_byte_order_mark(file, path)
@@ -90,8 +90,8 @@ def read_word2vec_binary(path: str | Path) -> Vectors:
   """Reads the binary format of word2vec.
 
   Raises:
-    UserError: the file cannot be read, or its header, its length, a value or a word is wrong;
-      names the word by its index and its byte offset.
+    UserError: the file cannot be read, or its header, its length, a value or a word is wrong; the
+      message names the word by its index and its byte offset.
   """
   with _open(path, binary=True) as file:
     count, size = _read_header(file, path, bytes_per_value=4)

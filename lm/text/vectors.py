@@ -74,7 +74,7 @@ def row_of(vectors: Vectors, word: str) -> int:
   """Returns the row of a word.
 
   Raises:
-    UserError: the word is unknown; names similar spellings among the first 100,000 words.
+    UserError: the word is unknown; the message has similar spellings among the first 100,000 words.
   """
   if word not in vectors.index:
     if word in (END, UNKNOWN):

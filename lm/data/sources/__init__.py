@@ -2,15 +2,15 @@
 
 A config names one as 'lm.data.sources:python_docs', or with arguments as
 "lm.data.sources:text(files='corpus/*.txt', validation=0.1)". A sequence may have three attributes:
-- `fingerprint`: a string that changes whenever its content does; else the content is hashed;
+- `fingerprint`: a string that changes whenever the examples do; without it they are hashed;
 - `place(index)`: the origin of an example, for errors;
 - `note`: what was left out of the files, reported where the data has a task.
 
 An example is a dict; its fields determine its uses:
 
   text       text: columns, python_docs, text, tfds
-  pair       source, target: dates, names, numbers, parallel, table; with source_language and
-             target_language for many directions: directions
+  pair       source, target: dates, names, numbers, parallel, table
+             source, target, source_language, target_language: directions
   class      text, label: languages, table
   score      text, value (a float): python_functions, table
   tags       words, tags, separator (the text is separator.join(words)): conll, conllu, python_tags

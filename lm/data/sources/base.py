@@ -278,7 +278,7 @@ class ByteSpans(Sequence):
     return self.files[self._spans[index, 0]]
 
   def place(self, index: int, line: int = 0) -> str:
-    """Returns 'FILE, line N' for errors: the line `line` of a span, counted from 0."""
+    """Returns 'FILE, line N' for errors, with N from 1; `line` 0 is the first line of the span."""
     file, start, _ = self._span(index)
     return f'{file}, line {_line_ends(_contents(file), start) + 1 + line}'
 

@@ -40,7 +40,7 @@ def conll(
 
   Raises:
     UserError: files that are missing, damaged or empty; an unknown split. A line with another
-      number of columns, or an empty one, raises when it is read.
+      number of columns, or with an empty column, raises when it is read.
   """
   if sorted(filter(None, columns)) != ['tags', 'words']:
     raise UserError(f"data.source: columns={columns!r} must have 'words' and 'tags' once each")

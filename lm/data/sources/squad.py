@@ -65,7 +65,9 @@ def squad(
 
 
 def _questions(file: pathlib.Path, skipped: list[str] | None) -> Iterator[Example]:
-  """Yields the questions of a file, without misplaced answers: adds them to `skipped`, if not None.
+  """Yields the questions of a file, without misplaced answers.
+
+  A description of each misplaced answer is appended to `skipped`, if that is not None.
 
   Raises:
     UserError: an answer is misplaced and `skipped` is None; the file has another format.

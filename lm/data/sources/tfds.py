@@ -177,7 +177,8 @@ def _missing_downloads(builder: Any, directory: pathlib.Path) -> dict[str, str]:
     if not (downloads / 'manual' / (info.filename or '.')).is_file()
   }
   downloaded = len(list((downloads / builder.name).rglob('*.INFO')))
-  # If each of a builder's configurations has its own files, the files of the others are missing.
+  # The URLs are those of all configurations. If each configuration has its own files, the missing
+  # ones may belong to configurations other than the builder's.
   may_be_complete = len(builder.BUILDER_CONFIGS) > 1 and (downloaded or len(missing) < len(infos))
   return {} if may_be_complete or downloaded >= len(infos) else missing
 
