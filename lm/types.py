@@ -29,8 +29,8 @@ Params = Any
 # A batch of a task has in addition, or instead:
 #   source, source_segments, source_positions: (B, S), the inputs of the encoder
 #   prefix: (B, T) int32, 1 for inputs of a prefix with bidirectional attention
-#   examples: (B, P) int32, for each segment of the row, 1 + the index of its example in the data
-#     set; 0 is padding
+#   examples: (B, P) int32, for each segment of the row, 1 + the index of its `Features` among all
+#     prepared ones (`FeatureRows.example` gives the example); 0 is padding
 #   targets, weights: (B, P) for one target per example
 Batch = Mapping[str, Array]
 # Pairs of scalars (sum, weight), by name. Sums and weights are added over microbatches and hosts

@@ -76,7 +76,7 @@ class Evaluator:
 
 
 def check_disjoint(names: Collection[str], others: Iterable[str], where: str) -> None:
-  """Raises UserError if two values have the same name; `where` says what the values are of."""
+  """Raises UserError if two values have the same name; `where` names their owners in the plural."""
   for name in others:
     if name in names:
       raise UserError(f'two {where} have a value {name!r}; leave one of them out')

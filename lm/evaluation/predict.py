@@ -3,7 +3,7 @@
 A trained tagger serves lm.text.segment and `data.prepare`:
 
 segment.tag_words(text, functools.partial(tag, workdir='runs/msra_ner'))
-tagger = 'lm.evaluation.predict:tag(workdir=\\"DIR\\")'
+tagger = "lm.evaluation.predict:tag(workdir='DIR')"
 config.data.prepare = (f'lm.data.preprocess:tag_words(tagger="{tagger}")',)
 """
 
@@ -251,8 +251,9 @@ def tag(
 ) -> list[str]:
   """Returns the tags that a trained model predicts for words.
 
-  A process opens the run once. The cache of prepared data is not invalidated by a newer checkpoint:
-  give `step` if the run may still be trained.
+  A process opens the run once. In a step of `data.prepare`, the tags are cached with the prepared
+  data, and a newer checkpoint does not invalidate this cache. Give `step` if the run may still be
+  trained.
 
   Args:
     words: the words of one sentence, in order.

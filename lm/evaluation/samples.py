@@ -29,8 +29,8 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
     return Evaluator(lambda step, params: Evaluation())
   if not model.continues_prompts:
     raise UserError(
-      f'log.sample_prompts={tuple(prompts)!r}: model.fn={config.model.fn!r} is no decoder, which '
-      'continues prompts; set log.sample_prompts=()'
+      f'log.sample_prompts={tuple(prompts)!r}: model.fn={config.model.fn!r} cannot continue '
+      'prompts; set log.sample_prompts=()'
     )
   how = DecodeConfig(
     end_id(tokenizer),
@@ -44,7 +44,8 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
   apply = apply_of(model)
 
   def run(step: int, params: Params) -> Evaluation:
-    # Each step has a seed of its own, which training does not use, and each prompt a key of it.
+    # Each step has its own seed, which training does not use. The index of a prompt selects its key
+    # among the keys of this seed.
     stream = np.random.SeedSequence((config.seed, step), spawn_key=_SAMPLES)
     (seed,) = stream.generate_state(1).tolist()
     indices = range(len(prompts))

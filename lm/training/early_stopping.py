@@ -40,7 +40,8 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
     monitored['checkpoint.monitor'] = best
   elif not config.checkpoint.keep_last:
     raise UserError(
-      'checkpoint.keep_last=0: no value of an evaluation says which checkpoint is best'
+      'checkpoint.keep_last=0 keeps no checkpoint, because no metric of this run says which one is '
+      'best; set it to 1 or more'
     )
   if config.early_stopping.patience:
     monitored[_key(config)] = _metric(config)
@@ -132,5 +133,5 @@ def _key(config: ConfigDict) -> str:
   return (
     'early_stopping.metric'
     if config.early_stopping.metric
-    else 'checkpoint.monitor, which early_stopping.metric follows,'
+    else 'checkpoint.monitor (the default of early_stopping.metric)'
   )

@@ -22,7 +22,7 @@ State = tuple[Params, Any]  # parameters and the state of their optimizer
 
 
 def train_step(components: Components, seed: int, microbatches: int) -> StepFunction:
-  """Returns the `(state, batch) -> (state, metrics)` of `objective.sparse_rows`.
+  """Returns `(state, batch) -> (state, metrics)`, updating the rows of `objective.sparse_rows`.
 
   Raises:
     UserError: the objective has no `sparse_rows`.
@@ -50,8 +50,8 @@ def gather_rows(state: State, rows: Mapping[str, Array]) -> State:
   """Returns parameters and optimizer state with only the given rows of some tables.
 
   Args:
-    state: parameters and optimizer state; its parts of the parameters' tree structure are gathered
-      too.
+    state: parameters and optimizer state. Parts of the optimizer state that have the tree structure
+      of the parameters, such as Adam's moments, are gathered too.
     rows: (N,) row ids by parameter name; `scatter_rows` drops rows out of range.
   """
 

@@ -111,7 +111,7 @@ def train(
   programs = evaluators.programs(abstract.params)
   host_memory.check_evaluations(programs, built, abstract.params, abstract)
   state, started_from = None, None
-  # A resumed run initializes no state: with that of the checkpoint, memory would hold two.
+  # A resumed run initializes no state: memory would hold it beside the restored one.
   if not multihost.broadcast_from_primary(has_checkpoints(workdir)):
     state, started_from = warm_start.initial_state(config, built, tokenizer, abstract)
   old_length = diagnostics.schedule_length(workdir)  # before this config replaces the older one

@@ -260,7 +260,8 @@ def _origins(
     there = shapes.get(origin.path)
     if origin.rows and there is not None:
       shape = there[:1] + shape[1:]
-    # Two parameters may need different shapes of one source: the error shows one that does not fit.
+    # Two parameters may take one source with different shapes. A shape that does not fit is then
+    # kept, and the error shows it.
     if needed.get(origin.path) in (None, there):
       needed[origin.path] = shape
   difference = tree_difference(shapes, needed, report_extra=not section.rules)

@@ -172,6 +172,6 @@ def test_without_a_score_the_newest_checkpoint_is_kept_and_loaded(tmp_path):
 def test_a_run_without_a_best_or_a_newest_checkpoint_is_refused():
   config = _monitors(**{'checkpoint.keep_last': 0})
   config.eval.sets = ConfigDict()
-  with pytest.raises(UserError, match=r'checkpoint\.keep_last=0: no value'):
+  with pytest.raises(UserError, match=r'checkpoint\.keep_last=0 keeps no'):
     early_stopping.check_monitored(config, {'eval/vectors/mean_length': None})
   early_stopping.check_monitored(config, {'eval/validation/loss': False})
