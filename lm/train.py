@@ -9,9 +9,9 @@ The same command resumes from the newest checkpoint. If the training data has ch
 error without --new_data. Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 stopped by
 SIGTERM with the state saved, 134 another process died.
 
-Several processes train as one: run the same command on every host of a TPU slice, under srun, or
-with --coordinator=HOST:PORT --processes=N --process=I. They share the workdir; SIGTERM to one
-process saves and stops all.
+Several processes train as one. Run the same command on every host of a TPU slice, or under srun or
+mpirun. Elsewhere, give each process --coordinator=HOST:PORT --processes=N --process=I. The
+processes share the workdir; SIGTERM to one process saves and stops all.
 
 On Linux the program sets GLIBC_TUNABLES=glibc.malloc.hugetlb=1 for itself if the variable is unset.
 """

@@ -42,8 +42,8 @@ flags.DEFINE_enum(
   'too_long',
   'error',
   ('error', 'truncate', 'split'),
-  'policy for lines above the context: error, truncate or split; with error, recurrent models read '
-  'lines of any length',
+  'policy for lines above the context: error, truncate or split; error does not apply to recurrent '
+  'models, which read lines of any length',
 )
 flags.DEFINE_integer('batch_size', 64, 'lines per batch', lower_bound=1)
 flags.DEFINE_integer('window', 1024, 'lines that are sorted by length together', lower_bound=1)

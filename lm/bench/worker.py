@@ -1,7 +1,7 @@
 """A worker: the process of one implementation, which runs it on request and is idle otherwise.
 
-With a process for each implementation, peak memory is measured separately. The thread pool of an
-implementation that waits for its turn sleeps. Requests and answers are lines of JSON.
+With a process for each implementation, peak memory is measured separately. While an implementation
+waits for its turn, its thread pool sleeps. Requests and answers are lines of JSON.
 """
 
 import contextlib

@@ -24,8 +24,8 @@ def base() -> ConfigDict:
       'microbatches': 1,  # gradient accumulation over this many parts of a batch
       'steps_per_call': 1,  # steps per call of the jitted train step
       'max_consecutive_nonfinite': 10,  # the run stops after this many skipped steps in a row
-      # The run stops if the loss, or the gradient of a parameter in step 1, is exactly 0, unless
-      # this regular expression matches 'loss', or the path of the parameter.
+      # A loss of exactly 0 stops the run, and so does a gradient of exactly 0 in step 1. This
+      # regular expression matches the exceptions: 'loss', or the paths of parameters.
       'allow_zero': '',
       'report': 'lm.report.page:write_report',  # writes the workdir's report.html; '' for none
       'data': {

@@ -8,9 +8,9 @@ from lm.config.base import WORD_VECTORS, link_defaults
 SPARSE_STEP = 'lm.training.sparse_step:train_step'
 _NEGATIVE_SAMPLING = {
   'fn': 'lm.objectives.word2vec:negative_sampling',
-  'negatives': 5,
-  'num_sampled': 4,  # samples per row
-  'rows_per_sample': 16,  # minimum count of rows that share the samples
+  'negatives': 5,  # total weight of the negative samples of a word
+  'num_sampled': 4,  # negative samples per row
+  'rows_per_sample': 16,  # at least this many rows of a batch share all their samples
   'power': 0.75,
   'loss': 'lm.nn.losses:sigmoid_cross_entropy',
 }

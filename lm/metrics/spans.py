@@ -42,7 +42,7 @@ def entities() -> CorpusMetric:
       entity_spans(sentence)
 
   def accuracy(tags: Sequence[str], reference: Sequence[str]) -> float:
-    """Returns the share of correct tags, as the F1 of a sentence without entities would be 0."""
+    """Returns the share of correct tags, because a sentence without entities would have F1 0."""
     correct = sum(tag == actual for tag, actual in zip(tags, reference, strict=True))
     return correct / len(reference) if reference else 1.0
 
@@ -80,7 +80,7 @@ def segmentation() -> CorpusMetric:
   """Returns 'precision', 'recall' and 'f1' of words in running text, from 0 to 1.
 
   Predictions and references are texts, each a list of words as (start, end) in characters. A word
-  is correct if both are, as in the SIGHAN bakeoffs (Sproat and Emerson 2003).
+  is correct if its start and its end are, as in the SIGHAN bakeoffs (Sproat and Emerson 2003).
 
   Raises:
     UserError: when the metric is called; there are no texts, or no words in the references.

@@ -4,7 +4,7 @@ Evaluations decode on the mesh of training, with its sharding of parameters (lm.
 The KV cache is sharded by rows and heads, and weights stay in their shards
 (lm.parallel.mesh.weight_stationary). The compiled program is the loop of greedy decoding or beam
 search. It generates texts of the maximum length for `decode.batch_size` rows, after the prefill.
-The time includes work outside the loop, such as casting the weights to bfloat16, a small part.
+The time includes a little work outside the loop, such as casting the weights to bfloat16.
 """
 
 from collections.abc import Callable, Sequence

@@ -231,8 +231,8 @@ def activations(functions: Components, params: Params, batch: Batch) -> int:
   """Returns the approximate bytes that the forward pass saves on a device for the backward pass.
 
   Residuals with the shape of a parameter are parameters and do not count. The others are sharded
-  like the batch. Residuals that stack arrays with the shape of a parameter are
-  taken for stacked tables, which are also sharded over `vocab`.
+  like the batch. A residual whose axes after the first have the shape of a parameter is taken for
+  stacked copies of a table. Such copies are sharded over `vocab`, too.
   """
 
   def backward(params: Params, batch: Batch) -> Any:
@@ -268,9 +268,10 @@ def comm_lower_bound(
   The bound holds for the given sharding. FSDP all-gathers kernels for the forward pass and again
   for the backward pass, and reduce-scatters their gradients (Rajbhandari et al. 2020, ZeRO, section
   7). An output table is all-gathered once, since its gradient is computed together with the logits.
-  For an embedding table, the sum counts the looked up vectors and their gradients, or the table
-  once, whichever is smaller. Over `tensor` each sublayer all-reduces its output and the gradient of
-  its input (Shoeybi et al. 2019, Megatron-LM, section 3).
+  An embedding table counts as the smaller transfer: the looked up vectors with their gradients, or
+  the all-gather of the table and the reduce-scatter of its gradient. Over `tensor` each sublayer
+  all-reduces its output and the gradient of its input (Shoeybi et al. 2019, Megatron-LM, section
+  3).
 
   Args:
     config: of the model.

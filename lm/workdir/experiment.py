@@ -188,7 +188,7 @@ def _code(config_file: pathlib.Path) -> dict[str, bytes]:
   """Returns the content of source/: the code, files that the code names, and the git commit."""
   code = sources.neighbors(config_file)
   folder = sources.modules_folder(config_file)
-  # Functions of `data.prepare` may read files in the folder of the code that the code names.
+  # The code may name files in its own folder, which functions of `data.prepare` read.
   named = {
     (pathlib.PurePath(name).parent / relative).as_posix(): file.read_bytes()
     for name in code

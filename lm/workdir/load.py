@@ -63,8 +63,9 @@ def load(
   """Opens a workdir at a step, by default the best step.
 
   Import paths in the config resolve to the code in the workdir's source/, also after the call. The
-  exception is a module of source/ whose name an earlier import, such as another run's, has taken. A
-  warning is then printed, and the paths resolve to source/ only within `with loaded.modules():`.
+  exception is a module of source/ whose name is already taken, for example by a module of another
+  run. A warning is then printed, and the paths resolve to source/ only within
+  `with loaded.modules():`.
 
   Args:
     workdir: the run's directory.
