@@ -213,7 +213,7 @@ def test_counting_reports_progress(takes_progress, section, corpus, monkeypatch)
     (
       'a b',
       {'task': 'lm.tasks.text:classification'},
-      r'data\.task=.* and data\.pair_counter=.*: only',
+      r'data\.task=.* and data\.pair_counter=.*: pairs are',
     ),
     ('a b', {'seq_len': 0}, r'data\.seq_len=0'),
   ],

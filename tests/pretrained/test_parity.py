@@ -67,7 +67,7 @@ def first_difference(run, golden):
   return 'no layer before the last one differs'
 
 
-@pytest.mark.parametrize('width', [12, 13, 20])
+@pytest.mark.parametrize('width', [12, 17])
 def test_log_probs_of_padded_rows(imported, width):
   _, run, golden = imported
   batch = padded(golden, width)

@@ -328,7 +328,7 @@ def test_steps_that_are_not_finite_stop_the_run_with_evidence(folder):
 
 
 def test_a_run_without_targets_does_not_begin(folder):
-  with pytest.raises(UserError, match='all targets in the first batch are 0'):
+  with pytest.raises(UserError, match='all targets in the first batch have weight 0'):
     run(folder, 'whole', **{'data.transforms': ('tiny:mask',)})
   assert not (folder / 'whole').exists()
 

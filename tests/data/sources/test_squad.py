@@ -61,7 +61,7 @@ def test_a_misplaced_answer_is_reported(write, answer):
 def test_other_layouts_are_reported(tmp_path):
   contents = {
     'a.json': ('[1]', 'does not have the layout of SQuAD'),
-    'b.json': ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "not the layout.*'qas'"),
+    'b.json': ('{"data": [{"paragraphs": [{"context": "a"}]}]}', "not have the layout.*'qas'"),
     'c.json': ('{', 'c.json: not JSON'),
     'd.jsonl': ('{"id": "a", "context": "b", "question": "c"}', "line 1: no key 'answers'"),
     'e.jsonl': (
