@@ -454,9 +454,9 @@ class EncoderDecoder(Transformer):
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the training FLOPs per token, a mean over source and target tokens of full rows.
 
-    This is half of 6 N + 12 (N_encoder + 2 N_decoder) H K T, counted as in Decoder. A pair of a
-    source token and a target token uses each parameter once, and a decoder layer attends to both
-    texts.
+    A source token and a target token together use each parameter once, and a decoder layer attends
+    to both texts. The pair costs 6 N + 12 (N_encoder_layers + 2 N_decoder_layers) H K T, counted as
+    in Decoder, and a token half of that.
     """
     layers = (self.encoder_depth or self.depth) + 2 * self.depth
     return self._flops(params, context, ('encoder', 'decoder'), layers) / 2

@@ -13,7 +13,7 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
 
   The weight f(x) = min(1, x / x_max)^power (eq. 9) is lower for rare pairs, which are noisy. The
   sum is over the pairs that occur, because log 0 does not exist. It thus has no matrix form such as
-  |W C' - log X|^2 over all pairs, although some texts give one.
+  |W C' - log X|^2 over all pairs, although some introductions to GloVe give one.
 
   A batch has `inputs` i, `neighbours` j and `counts` x, each (B, T). The factor 1/2 is that of the
   authors' program. The loss is a mean over pairs.

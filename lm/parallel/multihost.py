@@ -86,7 +86,10 @@ class Settings(NamedTuple):
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-  """Defines the flags of a program that may run as several processes, as flags of this module."""
+  """Defines the flags of a program that may run as several processes.
+
+  absl assigns the flags to this module, from which a program adopts them for its --help.
+  """
   flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT of process 0, where JAX does not detect it', flag_values=values
   )

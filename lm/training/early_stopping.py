@@ -51,7 +51,8 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
     if metric in directions:
       raise UserError(
         f'{key}={metric!r}: nothing says whether its highest value is the best; the builder of the '
-        f'metric says it, Metric(..., higher_is_better={{{metric.rpartition("/")[2]!r}: True}})'
+        'metric must declare it: '
+        f'Metric(..., higher_is_better={{{metric.rpartition("/")[2]!r}: True}})'
       )
     known = ', '.join(name for name, direction in directions.items() if direction is not None)
     remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.monitor' else ''
