@@ -157,8 +157,8 @@ def silent(done: int, total: int, activity: str) -> None:
 def ticking(report: Report, seconds: float = 1.0) -> Iterator[Report]:
   """Yields a `Report`; within the block, a thread repeats its last call every `seconds`.
 
-  Work may continue after the last document; the repeated calls update its elapsed time. The last
-  document counts as done only at the end of the block.
+  Work may continue after the last document; the repeated calls update the elapsed time of the
+  activity. The last document counts as done only at the end of the block.
   """
   last: tuple[int, int, str] | None = None
   lock, finished = threading.Lock(), threading.Event()

@@ -18,10 +18,14 @@ Pieces = Sequence[Mapping[str, np.ndarray]]  # arrays by name for each Features 
 
 
 def as_example(value: Any, key: str) -> Example:
-  """Returns an example that `key` produced, after checking its type.
+  """Returns `value`, after checking that it is an example.
+
+  Args:
+    value: from a source or a preparation step.
+    key: the config key of that source or step, such as 'data.source'.
 
   Raises:
-    UserError: it is no dict.
+    UserError: the value is no dict.
   """
   if not isinstance(value, Mapping):
     raise UserError(
@@ -40,7 +44,7 @@ def mismatch(example: Example, field: str, wanted: str, key: str = 'data.source'
 
 
 def string_field(example: Example, field: str, key: str = 'data.source') -> str:
-  """Returns a string of an example that `key` produced.
+  """Returns a string of an example; `key` is the config key of its origin, as in `as_example`.
 
   Raises:
     UserError: the field is missing or has another type.
@@ -120,7 +124,8 @@ class Converter:
       'tokens/NAME' (B, T, ...) or 'values/NAME' (B, P, ...), where P is the maximum number of
       `Features` in a row.
     postprocess: called with `(labels, example, pieces)`; returns the prediction of an example. Each
-      piece belongs to one `Features` of the example: its part of the batch and of `predict`.
+      piece has the slices of the batch and of the arrays of `predict` for one `Features` of the
+      example.
     tags_words: whether a prediction is a list of one tag for each word.
     mean_of_logits: whether an ensemble averages logits instead of probabilities, because the head
       gives no distribution over the outputs.

@@ -503,7 +503,7 @@ def _encode_in_processes(
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-  """Keeps processes started inside from importing the main module.
+  """Prevents the processes that start within the block from importing the main module.
 
   A script without `if __name__ == '__main__'` would run again in each of them.
   """
@@ -522,7 +522,8 @@ def _start_worker(job: Job) -> None:
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # the processes are the parallelism
   parent = multiprocessing.parent_process()
   threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-  # The first chunk opens the source: its errors reach the parent process, those raised here do not.
+  # The worker opens the source at its first chunk. Errors of a chunk reach the parent process;
+  # errors raised here do not.
   _worker = functools.cache(lambda: _chunk_encoder(job, open_source(job.source, job.split)))
 
 

@@ -29,7 +29,7 @@ MASK = '<|mask|>'
 STREAMS = ('inputs', 'source')
 SEGMENTS = {'inputs': 'segments', 'source': 'source_segments', 'targets': 'segments'}
 UNITS = ('word', 'token')
-# Fields of a task's row that do not refer to positions of tokens.
+# The standard fields of a task's row. Other fields, such as spans, may refer to token positions.
 _DECODER = {'inputs', 'targets', 'weights', 'segments', 'positions', 'examples'}
 _ENCODER = {'source', 'source_segments', 'source_positions'}
 
@@ -191,8 +191,8 @@ class WordGroups(NamedTuple):
   Attributes:
     group_ids: (T,) the index of each token's unit, increasing from 0.
     maskable: (U,) False for special tokens and padding.
-    word_initial: (U,) whether the unit can begin a word inside a text. False for the first word
-      of a text where spaces are part of tokens, as that word lacks its space.
+    word_initial: (U,) whether the first token of the unit can begin a word inside a text. If tokens
+      include the leading space, this is False for the first word of a text, which has no space.
     segment: (U,) index of the text that contains the unit; special tokens separate texts.
   """
 

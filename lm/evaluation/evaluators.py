@@ -63,8 +63,8 @@ class Evaluator:
   Attributes:
     run: `(step, params) -> Evaluation`.
     directions: `params -> {name: whether the highest value is the best}` of every value of `run`;
-      None is for a value without a direction. `params` may be shapes, and nothing is computed. It
-      is called at start-up, where errors of the model show.
+      None is for a value without a direction. `params` may be shapes, and nothing is computed. The
+      trainer calls `directions` before the first step, so that errors of the model surface early.
     programs: `params -> programs` whose memory is checked at start-up.
     notes: remarks for the user by subject, such as how many examples were skipped.
   """

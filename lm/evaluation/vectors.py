@@ -201,7 +201,7 @@ def drift(workdir: str, name: str = 'drift') -> VectorMetric:
   the share of common words.
 
   Raises:
-    UserError: there is no such run; or, from the metric, no word in common.
+    UserError: there is no such run. The metric raises it if the runs have no word in common.
   """
   before = of_run(workdir)
 

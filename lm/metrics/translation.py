@@ -149,7 +149,7 @@ def _metric(name: str, scorer: Metric) -> CorpusMetric:
   def check(references: Sequence[str | Sequence[str]]) -> None:
     _reference_lists(name, references)
 
-  # TER counts edits.
+  # A lower TER is better, as it counts edits.
   return validated(name, CorpusMetric(score, {name: name != 'ter'}, check), TEXTS)
 
 

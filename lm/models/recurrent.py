@@ -368,7 +368,7 @@ class Recurrent(nn.Module, kw_only=True):
     return dropout(self, jnp.take(table_VD, tokens_BT, axis=0), self.dropout).astype(self.dtype)
 
   def encode(self, encoder: Callable[..., nn.Module] | None, *inputs: Array) -> Array:
-    """Returns the states (B, S, M) of an encoder of embeddings, segments and positions."""
+    """Returns the states (B, S, M) of an encoder; `inputs` are embeddings, segments, positions."""
     assert encoder is not None
     return encoder(dropout=self.dropout, dtype=self.dtype, name='encoder')(*inputs)
 

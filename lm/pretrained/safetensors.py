@@ -1,8 +1,8 @@
 """Safetensors files: tensors by name, read as memory maps and written in the dtype they have.
 
 The format is a length (8 bytes, little-endian), a JSON header and the tensors. A header from
-elsewhere may say anything: every offset is checked before a byte of a tensor is read. NumPy's
-reader of the package `safetensors` lacks bfloat16, which is a dtype of `ml_dtypes` here.
+elsewhere may say anything: every offset is checked before a byte of a tensor is read. The module
+`safetensors.numpy` lacks bfloat16; here its dtype is that of `ml_dtypes`.
 """
 
 import json
@@ -98,7 +98,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
       raise UserError(f'{index} names {name!r}, which is missing')
     for key, tensor in read_file(file).items():
       if places.get(key) != name:
-        raise UserError(f'{file} has {key!r}, which {index.name} has in {places.get(key)!r}')
+        raise UserError(f'{file} has {key!r}, which {index.name} places in {places.get(key)!r}')
       tensors[key] = tensor
   if missing := sorted(places.keys() - tensors.keys()):
     raise UserError(f'{index} has {missing[0]!r} in {places[missing[0]]!r}, which lacks it')
@@ -168,7 +168,7 @@ def _check_layout(tensors: Mapping[str, Tensor], start: int, size: int) -> None:
 
 
 def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes tensors in C order, and their names in the order given; replaces the file atomically."""
+  """Writes tensors in the order given, each in C order; replaces the file atomically."""
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
   for name, x in tensors.items():
