@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or config, 75 preempted with the sta
 another process of the run died.
 """
 
+import argparse
 import functools
 import inspect
 import json
@@ -16,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -83,6 +84,13 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
       time.sleep(_DEATH_NOTICE)  # the failure detector may end this process with one line
     traceback.print_exc()
     return FAILED
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser that raises a one-line UserError where argparse would print its usage."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message)
 
 
 def _check_utf8(argv: Sequence[str]) -> None:

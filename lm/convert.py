@@ -8,15 +8,14 @@ result is an ordinary workdir: all programs work on it, and `warm_start.workdir`
 `to_hf` writes a folder that from_pretrained loads. Neither torch nor transformers is needed.
 """
 
-import argparse
 import pathlib
 
 from lm import cli
 
 
 def main(argv: list[str]) -> None:
-  parser = argparse.ArgumentParser(prog='lm.convert', description=__doc__.split('\n')[0])
-  commands = parser.add_subparsers(dest='command', required=True)
+  parser = cli.Parser(allow_abbrev=False)
+  commands = parser.add_subparsers(dest='command', metavar='from_hf|to_hf', required=True)
   importing = commands.add_parser('from_hf', help='a checkpoint becomes a workdir')
   importing.add_argument('source', type=pathlib.Path)
   importing.add_argument('--workdir', type=pathlib.Path, required=True)

@@ -10,11 +10,10 @@ Baselines need the extra `baselines`. Exit codes: 0 done, 1 failed, 2 wrong usag
 import argparse
 import functools
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from lm import cli
 from lm.bench import interleaved, vectors
-from lm.errors import UserError
 
 # Subcommand -> its description, the function that adds its flags, and the function that runs it.
 COMMANDS = {
@@ -27,20 +26,13 @@ COMMANDS = {
 } | {'vectors': (str(vectors.__doc__), vectors.add_flags, vectors.main)}
 
 
-class Parser(argparse.ArgumentParser):
-  """An argument parser that raises a one-line UserError where argparse would print its usage."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(message)
-
-
 def main(argv: list[str]) -> None:
   """Runs the subcommand `argv[1]` with the arguments that follow it."""
   options: dict[str, Any] = {
     'formatter_class': argparse.RawDescriptionHelpFormatter,
     'allow_abbrev': False,
   }
-  parser = Parser(prog='python -m lm.bench', description=__doc__, **options)
+  parser = cli.Parser(prog='python -m lm.bench', description=__doc__, **options)
   commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
   for name, (description, add_flags, run) in COMMANDS.items():
     summary = description.partition('\n')[0]

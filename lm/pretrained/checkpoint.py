@@ -50,7 +50,8 @@ def read_config(folder: Path) -> dict[str, Any]:
   """
   file = folder / 'config.json'
   if not file.is_file():
-    raise UserError(f'{folder}: config.json is missing; give a folder that save_pretrained wrote')
+    what = 'config.json is missing' if folder.is_dir() else 'no such folder'
+    raise UserError(f'{folder}: {what}; give a folder that save_pretrained wrote, or FILE.gguf')
   try:
     found = json.loads(file.read_text('utf-8'))
   except (OSError, ValueError, RecursionError) as e:

@@ -129,3 +129,19 @@ def test_all_programs_work_on_an_imported_run(folder, tmp_path):
   assert result.returncode == 0 and 'llama, 7,' in result.stdout, result.stderr
   result = in_process.run('generate', workdir, '--prompt=!"#', '--max_tokens=4')
   assert result.returncode == 0 and result.stdout.startswith('!"#')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((), 'required: from_hf|to_hf'),
+    (('frm_hf',), "invalid choice: 'frm_hf'"),
+    (('from_hf', 'nowhere'), 'required: --workdir'),
+    (('from_hf', 'nowhere', '--workdir=x'), 'nowhere: no such folder'),
+    (('to_hf', '--workdir=x', '--out=y', '--step=last'), "invalid int value: 'last'"),
+  ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
+  result = in_process.run('convert', *arguments)
+  assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+  assert message in result.stderr
