@@ -111,6 +111,7 @@ def open_file(file: Path) -> Source:
     'num_hidden_layers': field('llama.block_count'),
     'num_attention_heads': heads,
     'num_key_value_heads': groups,
+    'head_dim': fields.get('llama.attention.key_length'),
     'intermediate_size': field('llama.feed_forward_length'),
     'max_position_embeddings': field('llama.context_length'),
     'vocab_size': shapes.get('model.embed_tokens.weight', (0,))[0],
@@ -132,9 +133,12 @@ def _tokenizer(file: Path, field: Callable[[str], Any]) -> tokenizers.Tokenizer:
       f'it must be gpt2 with one of {", ".join(_PIECES)}'
     )
   tokens, kinds = field('tokenizer.ggml.tokens'), field('tokenizer.ggml.token_type')
-  merges = [tuple(merge.split(' ')) for merge in field('tokenizer.ggml.merges')]
   vocabulary = {token: i for i, token in enumerate(tokens)}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  try:
+    merges = [tuple(merge.split(' ')) for merge in field('tokenizer.ggml.merges')]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  except Exception as e:  # the library raises nothing more precise
+    raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
   digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == 'smollm' else []
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
     *digits,
