@@ -6,6 +6,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ from lm.errors import UserError
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import vocabulary_size
-from lm.types import Apply, Params, apply_of
+from lm.types import Apply, Array, Batch, Params, apply_of
 from lm.workdir import experiment, files, sources
 from lm.workdir.checkpoints import Checkpoints, attempt
 from lm.workdir.run_data import best_step
@@ -52,6 +53,37 @@ class Loaded(Run):
   def modules(self) -> contextlib.AbstractContextManager[None]:
     """Returns a context manager that resolves import paths of the config to code in source/."""
     return sources.workdir_modules(self.workdir / 'source')
+
+  def logits(self, ids: Any, mask: Any = None, decoder_ids: Any = None) -> Array:
+    """Returns the logits of a batch, jitted: (B, T, V), or those of the model's head.
+
+    Args:
+      ids: (B, T) token ids, or those of the encoder input of an encoder-decoder.
+      mask: (B, T), 0 on padding after a row; None without padding.
+      decoder_ids: (B, T) input ids of the decoder of an encoder-decoder.
+    """
+
+    def rows(prefix: str, ids: Any, mask: Any) -> Batch:
+      ids_BT = jnp.asarray(ids, jnp.int32)
+      segments_BT = jnp.ones_like(ids_BT) if mask is None else jnp.asarray(mask, jnp.int32)
+      positions_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1], dtype=jnp.int32), ids_BT.shape)
+      return {f'{prefix}segments': segments_BT, f'{prefix}positions': positions_BT}
+
+    if decoder_ids is None:
+      batch = {'inputs': ids, **rows('', ids, mask)}
+    else:
+      batch = {'source': ids, **rows('source_', ids, mask)}
+      batch |= {'inputs': decoder_ids, **rows('', decoder_ids, None)}
+    batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
+    return _logits(
+      self.apply, self.params, batch | {'examples': jnp.ones((len(ids), 1), jnp.int32)}
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(apply: Apply, params: Params, batch: Batch) -> Array:
+  output = apply(params, batch)
+  return output.head(output.hidden)
 
 
 def load(

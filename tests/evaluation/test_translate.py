@@ -5,6 +5,7 @@ import functools
 import textwrap
 
 import in_process
+import numpy as np
 import pytest
 
 from lm.data import pipeline
@@ -273,3 +274,23 @@ def test_a_language_that_the_task_knows_is_taken(folder):
   made = opened(load.Loaded(folder, config, tokenizer, None, {}, None, None, 1), language='fr')
   (prompt,) = made._parts('eins', 1)
   assert prompt.source['source'][0] == tokenizer.token_to_id('<|to fr|>')
+
+
+def test_logits_lead_to_the_greedy_translation(workdir, translator):
+  """The argmax of teacher-forced logits is the greedy text, in rows with and without padding."""
+  loaded = load.load(workdir)
+  lines = list(PAIRS)[:3]
+  end = end_id(loaded.tokenizer)
+  sources = [[*loaded.tokenizer.encode(line, add_special_tokens=False).ids, end] for line in lines]
+  texts = best(translator()(lines))
+  targets = [[end, *loaded.tokenizer.encode(t, add_special_tokens=False).ids] for t in texts]
+  (longest_source, longest_target) = (max(map(len, rows)) for rows in (sources, targets))
+  ids = np.array([row + [0] * (longest_source - len(row)) for row in sources])
+  mask = np.arange(longest_source)[None] < np.array([[len(row)] for row in sources])
+  inputs = np.array([row + [0] * (longest_target - len(row)) for row in targets])
+  found = np.asarray(loaded.logits(ids, mask, inputs)).argmax(-1)
+  for row, target in zip(found.tolist(), targets, strict=True):
+    assert row[: len(target)] == [*target[1:], end]
+  alone = loaded.logits([sources[0]], None, [targets[0]])
+  both = loaded.logits(ids, mask, inputs)[:1, : len(targets[0])]
+  np.testing.assert_allclose(alone, both, atol=1e-4)

@@ -37,9 +37,9 @@ def padded(golden, width):
   return batch_of(np.where(places < lengths, tokens, 0), places < lengths, places)
 
 
-def log_p(output, tokens):
+def log_p(logits_BTV, tokens):
   """Returns the log-probability of each next token."""
-  all_BTV = jax.nn.log_softmax(output.head(output.hidden).astype(jnp.float32))
+  all_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))
   return np.take_along_axis(np.asarray(all_BTV)[:, :-1], np.asarray(tokens)[:, 1:, None], -1)[
     ..., 0
   ]
@@ -71,7 +71,7 @@ def first_difference(run, golden):
 def test_log_probs_of_padded_rows(imported, width):
   _, run, golden = imported
   batch = padded(golden, width)
-  found = log_p(run.apply(run.params, batch), batch['inputs'])
+  found = log_p(run.logits(batch['inputs'], batch['segments']), batch['inputs'])
   for row, count, expected in rows(golden):
     close = np.allclose(found[row, :count], expected, atol=TOLERANCE)
     assert close, first_difference(run, golden)
@@ -84,7 +84,8 @@ def test_log_probs_of_packed_rows(imported):
   segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)[None]
   positions = np.concatenate([np.arange(n) for n in lengths])[None]
   batch = batch_of(tokens, segments, positions)
-  found = log_p(run.apply(run.params, batch), tokens)[0]
+  output = run.apply(run.params, batch)
+  found = log_p(output.head(output.hidden), tokens)[0]
   starts = np.cumsum([0, *lengths])
   for row, count, expected in rows(golden):
     part = found[starts[row] : starts[row] + count]
