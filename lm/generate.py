@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 
   sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
   loaded = open_runs(workdir, args.step, args.average_checkpoints)
-  if not loaded.model.continues_prompts:
+  if not getattr(loaded.model, 'continues_prompts', False):
     has_vectors = isinstance(loaded.model, Embeddings)
     program = 'lm.vectors shows its words' if has_vectors else 'lm.translate generates targets'
     raise UserError(

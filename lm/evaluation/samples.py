@@ -27,7 +27,7 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
   prompts = list(log.sample_prompts)
   if not prompts or not log.sample_tokens:
     return Evaluator(lambda step, params: Evaluation())
-  if not model.continues_prompts:
+  if not getattr(model, 'continues_prompts', False):
     raise UserError(
       f'log.sample_prompts={tuple(prompts)!r}: model.fn={config.model.fn!r} cannot continue '
       'prompts; set log.sample_prompts=()'

@@ -129,7 +129,8 @@ def word_vectors(
   Raises:
     UserError: a metric is wrong or has no value for the vocabulary, or a prompt is no word of it.
   """
-  words = () if functions.model.continues_prompts else tuple(config.log.sample_prompts)
+  continues = getattr(functions.model, 'continues_prompts', False)
+  words = () if continues else tuple(config.log.sample_prompts)
   if words:
     vocabulary = word_ids(tokenizer)
     try:

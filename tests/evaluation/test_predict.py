@@ -1,8 +1,10 @@
 """From a task and a model to predictions, for each of the three architectures."""
 
+import dataclasses
 import sys
 import textwrap
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -264,3 +266,13 @@ def test_no_sample_tokens_are_no_samples():
   config.log.sample_prompts = ('The ',)
   tokenizer, functions, *_ = opened(config)
   assert samples(config, functions, tokenizer).run(3, {}).texts == ()
+
+
+def test_a_model_that_says_nothing_of_prompts_continues_none():
+  """A user's own model may lack `continues_prompts`."""
+  config = config_of('lm.tasks.seq2seq:encoder_decoder')
+  config.log.sample_prompts = ('The ',)
+  tokenizer, functions, *_ = opened(config)
+  functions = dataclasses.replace(functions, model=nn.Dense(3))
+  with pytest.raises(UserError, match=r"^log\.sample_prompts=\('The ',\): model\.fn="):
+    samples(config, functions, tokenizer)
