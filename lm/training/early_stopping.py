@@ -55,7 +55,8 @@ def check_monitored(config: ConfigDict, directions: Mapping[str, bool | None]) -
         f'Metric(..., higher_is_better={{{metric.rpartition("/")[2]!r}: True}})'
       )
     known = ', '.join(name for name, direction in directions.items() if direction is not None)
-    remedy = '; checkpoint.keep_best=0 keeps no best one' if key == 'checkpoint.monitor' else ''
+    keeps_best = key == 'checkpoint.monitor' and config.checkpoint.keep_best
+    remedy = '; checkpoint.keep_best=0 keeps no best one' if keeps_best else ''
     raise UserError(
       f'{key}={metric!r} is no metric of this run{did_you_mean(metric, directions)}; there are '
       f'{known or "none"}{remedy}'
@@ -131,8 +132,4 @@ def _metric(config: ConfigDict) -> str:
 
 
 def _key(config: ConfigDict) -> str:
-  return (
-    'early_stopping.metric'
-    if config.early_stopping.metric
-    else 'checkpoint.monitor (the default of early_stopping.metric)'
-  )
+  return 'early_stopping.metric' if config.early_stopping.metric else 'checkpoint.monitor'
