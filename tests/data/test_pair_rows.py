@@ -133,8 +133,11 @@ def test_counted_pairs_are_cached(section, corpus, monkeypatch):
     fingerprint(1),
     fingerprint(pair_counter='lm.data.cooccurrence:count_cooccurrences(window=3)'),
   ]
-  broken = (lambda stream, window: 1 / 0).__code__
-  monkeypatch.setattr(cooccurrence.count_cooccurrences, '__code__', broken)
+
+  def broken(stream, window):
+    yield 1 / 0  # a generator, as the function is
+
+  monkeypatch.setattr(cooccurrence.count_cooccurrences, '__code__', broken.__code__)
   assert fingerprint() == first
   others.append(fingerprint(seq_len=3))
   assert len({first, *others}) == 4

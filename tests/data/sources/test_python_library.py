@@ -64,7 +64,7 @@ def test_values_are_logarithms_of_lines_counted_by_hand(library):
 
 
 @pytest.mark.parametrize(
-  ('library', 'least'), [('small_library', 200), pytest.param(None, 3000, marks=pytest.mark.slow)]
+  ('library', 'least'), [('small_library', 100), pytest.param(None, 3000, marks=pytest.mark.slow)]
 )
 def test_no_text_is_in_both_splits(library, least, request):
   if library:
