@@ -74,7 +74,7 @@ def test_no_text_is_in_both_splits(library, least, request):
   assert not texts[0] & texts[1]
   assert (len(texts[0]), len(texts[1])) == (len(train), len(aside))
   # The share of a few modules depends on the version of Python.
-  assert len(train) > least and (library or len(aside) / len(train) < 0.3)
+  assert len(train) > least and (library or 0.02 < len(aside) / len(train) < 0.3)
   assert all(math.isfinite(e['value']) and e['value'] >= 0 for e in train + aside)
 
 
