@@ -23,6 +23,7 @@ from lm.pretrained.families import Family
 from lm.text import tokenizers
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints
+from lm.workdir.run_data import best_step
 from lm.workdir.write import write_workdir
 
 _KEPT = 'pretrained'  # folder of a workdir
@@ -209,14 +210,14 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
   Args:
     workdir: of a run that was imported, or that started from one.
     out: a directory that is missing or empty.
-    step: of the checkpoint; None for the newest.
+    step: of the checkpoint; None for the best one, or else the newest, as in all programs.
 
   Raises:
     UserError: the run is of no family, or a directory is wrong; nothing is written then.
   """
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f'--out={out} is not empty; give the name of a new directory')
-  experiment.read_config(workdir)
+  config = experiment.read_config(workdir)
   kept = workdir / _KEPT
   if not kept.is_dir():
     raise UserError(f'--workdir={workdir}: {_KEPT}/ is missing: the run was not imported')
@@ -224,10 +225,14 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
   names = json.loads((kept / _TENSORS).read_text())
   checkpoints = Checkpoints(workdir)
   try:
-    steps = checkpoints.steps()
+    steps, why = checkpoints.steps(), ''
+    if not steps:
+      raise UserError(f'--workdir={workdir}: no checkpoint there')
     if step is not None and step not in steps:
       raise UserError(f'--step={step}: {workdir} has checkpoints at {", ".join(map(str, steps))}')
-    step = steps[-1] if step is None else step
+    if step is None:
+      best, why = best_step(workdir, steps, config.checkpoint.monitor)
+      step = steps[-1] if best is None else best
     params = _stored_parameters(checkpoints, step)
   finally:
     checkpoints.close()
@@ -244,7 +249,7 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
     raise UserError(f'--out={out} cannot be written: {e.strerror or e}') from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  return f'{out}: {len(tensors)} tensors of step {step}'
+  return f'{out}: {len(tensors)} tensors of step {step}' + (f', {why}' if why else '')
 
 
 def _stored_parameters(checkpoints: Checkpoints, step: int) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import in_process
 import numpy as np
 import pytest
 
+from lm.errors import UserError
 from lm.pretrained import checkpoint, safetensors
 
 LLAMA = pathlib.Path(__file__).parent / 'checkpoints' / 'llama'
@@ -145,3 +146,21 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message):
   result = in_process.run('convert', *arguments)
   assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
   assert message in result.stderr
+
+
+def test_the_best_checkpoint_is_exported_unless_a_step_is_named(folder, tmp_path, monkeypatch):
+  run = tmp_path / 'run'
+  checkpoint.import_checkpoint(folder, run)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'steps', lambda self: [3, 7])
+  read = []
+  monkeypatch.setattr(checkpoint, '_stored_parameters', lambda _, step: read.append(step) or {})
+  monkeypatch.setattr(checkpoint, 'export_tensors', lambda *_: {})
+  (run / 'metrics.json').write_text('{"eval/validation/loss": false}')
+  lines = [{'step': step, 'eval/validation/loss': loss} for step, loss in ((3, 1.0), (7, 2.0))]
+  (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert 'step 3, the best by' in checkpoint.export_run(run, tmp_path / 'best')
+  checkpoint.export_run(run, tmp_path / 'named', 7)
+  monkeypatch.setattr(checkpoint.Checkpoints, 'steps', lambda self: [])
+  with pytest.raises(UserError, match='no checkpoint there'):
+    checkpoint.export_run(run, tmp_path / 'none')
+  assert read == [3, 7]
