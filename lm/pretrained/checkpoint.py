@@ -5,29 +5,33 @@ of its tensors: an export writes exactly the set of tensors that came in.
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import families, gguf, layout, safetensors
+from lm.pretrained import card, configs, families, gguf, layout, safetensors
 from lm.pretrained.families import Family
+from lm.pretrained.layout import Entry
 from lm.text import tokenizers
-from lm.workdir import experiment, files
+from lm.workdir import experiment, files, sources
 from lm.workdir.checkpoints import Checkpoints
 from lm.workdir.run_data import best_step
-from lm.workdir.write import write_workdir
+from lm.workdir.write import LazyArray, write_workdir
 
 _KEPT = 'pretrained'  # folder of a workdir
 _TENSORS = 'tensors.json'  # names and dtypes, in order
+_TABLES = ('embedding', 'unembedding')  # parameters with a row for each token
 # Files that an export copies, if the source had them.
 _FILES = (
   'config.json',
@@ -116,8 +120,10 @@ def open_source(path: Path) -> Source:
   )
 
 
-def read_parameters(family: Family, source: Source) -> dict[str, np.ndarray]:
+def read_parameters(family: Family, source: Source) -> dict[str, LazyArray]:
   """Returns the parameters of a checkpoint by path, in the dtype that it stores.
+
+  They are read one by one, when a workdir is written.
 
   Raises:
     UserError: tensors are missing, unexpected or misshapen; or a buffer, or a tied output head, is
@@ -138,35 +144,51 @@ def read_parameters(family: Family, source: Source) -> dict[str, np.ndarray]:
       raise UserError(f'{source.name}: {name} {what}')
   shapes = {name: source.shapes[stored] for name, stored in own.items()}
   layout.check_tensors(family.entries, shapes, source.name)
-  return layout.import_parameters(family.entries, lambda name: source.read(own[name]))
+
+  def lazy(entry: Entry) -> LazyArray:
+    return LazyArray(lambda: layout.join(entry, lambda name: source.read(own[name])))
+
+  return {entry.path: lazy(entry) for entry in family.entries}
 
 
-def export_tensors(
-  family: Family, params: Mapping[str, np.ndarray], names: Mapping[str, str] | None
-) -> dict[str, np.ndarray]:
-  """Returns the tensors of parameters by name.
+def write_tensors(
+  file: Path,
+  family: Family,
+  read: Callable[[str], np.ndarray],
+  names: Mapping[str, np.dtype],
+) -> None:
+  """Writes parameters as safetensors; one of them is in memory at a time.
 
   Args:
+    file: the file.
     family: of the model.
-    params: by path.
-    names: dtype by the name of each tensor of the checkpoint that was imported, in its order; None
-      for the canonical set of the family.
+    read: `path -> parameter`.
+    names: dtype by the name of each tensor, in the order of the file. They are the names of the
+      checkpoint that was imported, or the canonical ones of the family.
   """
-  found = layout.export_tensors(family.entries, params)
-  if names is None:
-    return found
   bare = not any(name.startswith(family.prefix) for name in names)
-  tensors = {}
-  for name, dtype in names.items():
-    full = family.prefix + name if bare else name
-    if full in found:
-      x = found[full]
-    elif full == family.tied:
-      x = found[family.entries[0].names[0]]
-    else:
-      x = np.asarray(family.buffers(full))
-    tensors[name] = np.asarray(x).astype(safetensors.dtype_of(dtype))
-  return tensors
+  own = {family.prefix + name if bare else name: name for name in names}
+  shapes, embedding = layout.shapes_of(family.entries), family.entries[0].names[0]
+  buffers = {
+    full: np.asarray(family.buffers(full)) for full in own.keys() - shapes.keys() - {family.tied}
+  }
+
+  def tensors() -> Iterator[tuple[str, np.ndarray]]:
+    for entry in family.entries:
+      for full, x in layout.split(entry, read(entry.path)):
+        yield full, x
+        if full == embedding and family.tied in own:
+          yield family.tied, x
+    yield from buffers.items()
+
+  def shape(full: str) -> tuple[int, ...]:
+    return buffers[full].shape if full in buffers else shapes.get(full, shapes[embedding])
+
+  safetensors.write_stream(
+    file,
+    {name: (names[name], shape(full)) for full, name in own.items()},
+    ((own[full], x.astype(names[own[full]])) for full, x in tensors()),
+  )
 
 
 def import_checkpoint(path: Path, workdir: Path) -> str:
@@ -200,63 +222,119 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
 
   tree = unflatten_dict(params, sep='/')
   write_workdir(workdir, config, source.tokenizer, tree, keep_source)
-  count = sum(x.size for x in params.values())
+  count = sum(math.prod(shape) for shape in layout.shapes_of(family.entries).values())
   return f'{workdir}: {source.config["model_type"]}, {count:,} parameters'
 
 
 def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
   """Writes the folder that `from_pretrained` loads; returns a line that sums it up.
 
+  A run that was imported gives the set of tensors that came in. Any other gives the canonical set
+  of the family that has its model.
+
   Args:
-    workdir: of a run that was imported, or that started from one.
+    workdir: of a run.
     out: a directory that is missing or empty.
     step: of the checkpoint; None for the best one, or else the newest, as in all programs.
 
   Raises:
-    UserError: the run is of no family, or a directory is wrong; nothing is written then.
+    UserError: no family has the model of the run, or a directory is wrong; nothing is written then.
   """
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f'--out={out} is not empty; give the name of a new directory')
   config = experiment.read_config(workdir)
-  kept = workdir / _KEPT
-  if not kept.is_dir():
-    raise UserError(f'--workdir={workdir}: {_KEPT}/ is missing: the run was not imported')
-  family = families.family_of(read_config(kept))
-  names = json.loads((kept / _TENSORS).read_text())
+  imported = (workdir / _KEPT).is_dir()
   checkpoints = Checkpoints(workdir)
   try:
-    steps, why = checkpoints.steps(), ''
-    if not steps:
-      raise UserError(f'--workdir={workdir}: no checkpoint there')
-    if step is not None and step not in steps:
-      raise UserError(f'--step={step}: {workdir} has checkpoints at {", ".join(map(str, steps))}')
-    if step is None:
-      best, why = best_step(workdir, steps, config.checkpoint.monitor)
-      step = steps[-1] if best is None else best
-    params = _stored_parameters(checkpoints, step)
+    step, why = _chosen_step(workdir, checkpoints, step, config)
+    with sources.workdir_modules(workdir / 'source'):
+      described, contents = (_kept_files if imported else _described)(workdir, config, step)
+    family = families.family_of(described)
+    stored = checkpoints.leaves(step, 'params')
+
+    def read(path: str) -> np.ndarray:
+      x = _read_parameter(checkpoints, step, path, *stored[path])
+      return x[: family.model.vocab_size] if path in _TABLES else x  # without model.vocab_multiple
+
+    dtypes = {name: stored[entry.path][1] for entry in family.entries for name in entry.all_names()}
+    names = json.loads((workdir / _KEPT / _TENSORS).read_text()) if imported else None
+    if names is not None:
+      dtypes = {name: safetensors.dtype_of(dtype) for name, dtype in names.items()}
+    temporary = out.absolute().with_name(f'{out.absolute().name}.{os.getpid()}.tmp')
+    try:
+      temporary.mkdir(parents=True)
+      for name, content in contents.items():
+        (temporary / name).write_bytes(content)
+      write_tensors(temporary / 'model.safetensors', family, read, dtypes)
+      os.replace(temporary, out)
+    except OSError as e:
+      raise UserError(f'--out={out} cannot be written: {e.strerror or e}') from e
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
   finally:
     checkpoints.close()
-  tensors = export_tensors(family, params, names)
-  temporary = out.absolute().with_name(f'{out.absolute().name}.{os.getpid()}.tmp')
-  try:
-    temporary.mkdir(parents=True)
-    for file in sorted(kept.iterdir()):
-      if file.name in _FILES:
-        shutil.copyfile(file, temporary / file.name)
-    safetensors.write_file(temporary / 'model.safetensors', tensors)
-    os.replace(temporary, out)
-  except OSError as e:
-    raise UserError(f'--out={out} cannot be written: {e.strerror or e}') from e
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-  return f'{out}: {len(tensors)} tensors of step {step}' + (f', {why}' if why else '')
+  which = f'step {step}' + (f', {why}' if why else '')
+  return f'{out}: {described["model_type"]}, {len(dtypes)} tensors of {which}'
 
 
-def _stored_parameters(checkpoints: Checkpoints, step: int) -> dict[str, np.ndarray]:
-  """Returns the parameters of a step by path, in the dtype that they are stored in."""
+def _chosen_step(
+  workdir: Path, checkpoints: Checkpoints, step: int | None, config: ConfigDict
+) -> tuple[int, str]:
+  """Returns the step to export, and why it is the one."""
+  steps = checkpoints.steps()
+  if not steps:
+    raise UserError(f'--workdir={workdir}: no checkpoint there')
+  if step is None:
+    best, why = best_step(workdir, steps, config.checkpoint.monitor)
+    return (steps[-1] if best is None else best), why
+  if step not in steps:
+    raise UserError(f'--step={step}: {workdir} has checkpoints at {", ".join(map(str, steps))}')
+  return step, ''
+
+
+def _kept_files(
+  workdir: Path, config: ConfigDict, step: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """Returns the config.json of an imported run, and the contents of its files by name.
+
+  Raises:
+    UserError: the model section of the run has changed since.
+  """
+  kept = workdir / _KEPT
+  described = read_config(kept)
+  model = families.family_of(described).model
+  if different := configs.differences(config.model, model):
+    key = different[0]
+    raise UserError(
+      f'--workdir={workdir}: model.{key}={config.model.get(key)!r} is not that of '
+      f'{_KEPT}/config.json, which says {model.get(key)!r}'
+    )
+  return described, {p.name: p.read_bytes() for p in sorted(kept.iterdir()) if p.name in _FILES}
+
+
+def _described(
+  workdir: Path, config: ConfigDict, step: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """Returns the config.json of a run that was trained here, and the contents of its files by name.
+
+  Raises:
+    UserError: no family has its model, or its tokenizer has more tokens than the model.
+  """
+  tokenizer = experiment.read_tokenizer(workdir)
+  rows, size = tokenizers.vocabulary_size(tokenizer), config.model.get('vocab_size')
+  if size is not None and rows > size:
+    raise UserError(f'model.vocab_size={size}: the tokenizer of {workdir} has {rows} tokens')
+  model = config.model.copy_and_resolve_references()
+  with model.unlocked():
+    model.vocab_size = rows if size is None else size
+  described = configs.config_of(model, config.data.get('converter'))
+  return described, card.files(workdir, config, described, tokenizer, step)
+
+
+def _read_parameter(
+  checkpoints: Checkpoints, step: int, path: str, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+  """Returns a parameter of a step in the dtype that it is stored in."""
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  wanted = {
-    path: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-    for path, (shape, dtype) in checkpoints.leaves(step, 'params').items()
-  }
-  return {k: np.asarray(x) for k, x in checkpoints.restore_subset(step, wanted).items()}
+  wanted = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=device)}
+  return np.asarray(checkpoints.restore_subset(step, wanted)[path])

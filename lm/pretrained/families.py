@@ -88,7 +88,7 @@ class _Reader:
 _GELU_TANH, _GELU, _RELU, _SILU = (
   'lm.nn.layers:gelu', 'jax.nn:gelu(approximate=False)', 'jax.nn:relu', 'jax.nn:silu'
 )  # fmt: skip
-_ACTIVATIONS = {
+ACTIVATIONS = {
   'gelu_new': _GELU_TANH,
   'gelu_pytorch_tanh': _GELU_TANH,
   'gelu': _GELU,
@@ -133,7 +133,7 @@ def gpt2(hf: _Reader) -> Family:
     raise UserError(f'config.json: n_embd={D} is not a multiple of n_head={H}')
   F, V, K = hf.size('n_inner', 4 * D), hf.size('vocab_size'), D // H
   model = base.gpt2(depth=N, d_model=D, heads=H, context=T)
-  activation = hf.one_of('activation_function', _ACTIVATIONS, 'gelu_new')
+  activation = hf.one_of('activation_function', ACTIVATIONS, 'gelu_new')
   epsilon = hf.get('layer_norm_epsilon', 1e-5)
   with model.unlocked():
     model.update({
@@ -225,7 +225,7 @@ def _llama(hf: _Reader, attention: Mapping[str, Any], head_dim: int | None = Non
   K = hf.size('head_dim', head_dim or D // H)
   tied = bool(hf.get('tie_word_embeddings', False))
   model = base.llama(depth=N, d_model=D, heads=H, kv_heads=G, d_mlp=F, context=T)
-  activation = hf.one_of('hidden_act', _ACTIVATIONS, 'silu')
+  activation = hf.one_of('hidden_act', ACTIVATIONS, 'silu')
   with model.unlocked():
     model.update({
       'vocab_size': V,
