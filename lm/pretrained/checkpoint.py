@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import card, configs, families, gguf, layout, safetensors
+from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors
 from lm.pretrained.families import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
@@ -56,7 +56,9 @@ def read_config(folder: Path) -> dict[str, Any]:
   file = folder / 'config.json'
   if not file.is_file():
     what = 'config.json is missing' if folder.is_dir() else 'no such folder'
-    raise UserError(f'{folder}: {what}; give a folder that save_pretrained wrote, or FILE.gguf')
+    raise UserError(
+      f'{folder}: {what}; give a folder that save_pretrained wrote, OWNER/NAME or FILE.gguf'
+    )
   try:
     found = json.loads(file.read_text('utf-8'))
   except (OSError, ValueError, RecursionError) as e:
@@ -191,13 +193,24 @@ def write_tensors(
   )
 
 
-def import_checkpoint(path: Path, workdir: Path) -> str:
+def import_checkpoint(path: Path, workdir: Path, revision: str | None = None) -> str:
   """Writes the workdir of a checkpoint; returns a line that sums it up.
+
+  Args:
+    path: a folder that `save_pretrained` wrote, a GGUF file, or OWNER/NAME of a hub.
+    workdir: a directory that is missing or empty.
+    revision: a branch, tag or commit on the hub.
 
   Raises:
     UserError: the checkpoint or the workdir is wrong; nothing is written then.
   """
   files.check_new(workdir)
+  at = ''
+  if hub.is_name(path):
+    path, commit = hub.download(path.as_posix(), revision, _FILES)
+    at = f', of commit {commit}'
+  elif revision is not None:
+    raise UserError(f'--revision={revision}: {path} is no OWNER/NAME of a hub')
   source = open_source(path)
   family = families.family_of(source.config)
   rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
@@ -223,7 +236,7 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
   tree = unflatten_dict(params, sep='/')
   write_workdir(workdir, config, source.tokenizer, tree, keep_source)
   count = sum(math.prod(shape) for shape in layout.shapes_of(family.entries).values())
-  return f'{workdir}: {source.config["model_type"]}, {count:,} parameters'
+  return f'{workdir}: {source.config["model_type"]}, {count:,} parameters{at}'
 
 
 def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
