@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors
+from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors, spm
 from lm.pretrained.families import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
@@ -44,6 +45,7 @@ _FILES = (
   'vocab.txt',
   'merges.txt',
   'chat_template.jinja',
+  *spm.NAMES,
 )
 
 
@@ -104,22 +106,35 @@ def open_source(path: Path) -> Source:
       str(path), found.config, found.shapes, found.read, found.tokenizer, None, contents
     )
   config = read_config(path)
-  tokenizer_file = path / 'tokenizer.json'
-  if not tokenizer_file.is_file():
-    raise UserError(
-      f'{path}: tokenizer.json is missing; AutoTokenizer.from_pretrained(...).save_pretrained '
-      'writes it'
-    )
+  contents = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
+  tokenizer = _read_tokenizer(path)
+  contents.setdefault('tokenizer.json', tokenizer.to_str().encode())
   tensors = safetensors.read_folder(path)
   return Source(
     str(path),
     config,
     {name: tensor.shape for name, tensor in tensors.items()},
     lambda name: tensors[name].read(),
-    tokenizers.existing([], str(tokenizer_file)),
+    tokenizer,
     {name: safetensors.name_of(tensor.dtype) for name, tensor in tensors.items()},
-    {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()},
+    contents,
   )
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+  """Returns the tokenizer of a folder: that of tokenizer.json, or of a SentencePiece model."""
+  file = folder / 'tokenizer.json'
+  if file.is_file():
+    return tokenizers.existing([], str(file))
+  converted = spm.read_folder(folder)
+  if converted is None:
+    raise UserError(
+      f'{folder}: tokenizer.json is missing, and so is {" or ".join(spm.NAMES)}; '
+      'AutoTokenizer.from_pretrained(...).save_pretrained writes it'
+    )
+  with tempfile.NamedTemporaryFile(suffix='.json') as temporary:
+    converted.save(temporary.name)
+    return tokenizers.existing([], temporary.name)
 
 
 def read_parameters(family: Family, source: Source) -> dict[str, LazyArray]:

@@ -47,7 +47,7 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> tuple[Pat
         else f'no {_WEIGHTS[0]}'
       )
       raise UserError(f'{which} has {reason}; only safetensors are read')
-    wanted = [file for file in known if file in files or file in weights and '/' not in file]
+    wanted = [file for file in known if file in files or (file in weights and '/' not in file)]
     stored = [Path(api.hf_hub_download(name, file, revision=info.sha)) for file in wanted]
   except UserError:
     raise
