@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors, spm
+from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors, spm, vocabulary
 from lm.pretrained.families import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
@@ -208,13 +208,16 @@ def write_tensors(
   )
 
 
-def import_checkpoint(path: Path, workdir: Path, revision: str | None = None) -> str:
+def import_checkpoint(
+  path: Path, workdir: Path, revision: str | None = None, new_tokens: Sequence[str] = ()
+) -> str:
   """Writes the workdir of a checkpoint; returns a line that sums it up.
 
   Args:
     path: a folder that `save_pretrained` wrote, a GGUF file, or OWNER/NAME of a hub.
     workdir: a directory that is missing or empty.
     revision: a branch, tag or commit on the hub.
+    new_tokens: special tokens to add; see `lm.pretrained.vocabulary`.
 
   Raises:
     UserError: the checkpoint or the workdir is wrong; nothing is written then.
@@ -235,6 +238,19 @@ def import_checkpoint(path: Path, workdir: Path, revision: str | None = None) ->
       '(config.json: vocab_size)'
     )
   params = read_parameters(family, source)
+  if new_tokens:
+    larger = vocabulary.add_tokens(source.config, source.tokenizer, new_tokens)
+    params = {path: _with_rows(larger, path, x) for path, x in params.items()}
+    contents = {
+      'config.json': json.dumps(larger.config, indent=2) + '\n',
+      'tokenizer.json': larger.tokenizer.to_str(),
+    }
+    encoded = {name: text.encode() for name, text in contents.items()}
+    source = source._replace(
+      config=larger.config, tokenizer=larger.tokenizer, files=source.files | encoded
+    )
+    family = families.family_of(source.config)
+    at += f'; {larger.summary()}'
   config = base()
   with config.unlocked():
     config.model = family.model
@@ -252,6 +268,10 @@ def import_checkpoint(path: Path, workdir: Path, revision: str | None = None) ->
   write_workdir(workdir, config, source.tokenizer, tree, keep_source)
   count = sum(math.prod(shape) for shape in layout.shapes_of(family.entries).values())
   return f'{workdir}: {source.config["model_type"]}, {count:,} parameters{at}'
+
+
+def _with_rows(larger: vocabulary.Enlarged, path: str, x: LazyArray) -> LazyArray:
+  return LazyArray(lambda: larger.rows(path, x.read()))
 
 
 def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
