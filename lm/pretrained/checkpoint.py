@@ -7,9 +7,10 @@ of its tensors: an export writes exactly the set of tensors that came in.
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 from lm.config.base import base
 from lm.errors import UserError
 from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors, spm, vocabulary
-from lm.pretrained.families import Family
+from lm.pretrained.family import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
 from lm.workdir import experiment, files, sources
@@ -33,6 +34,7 @@ from lm.workdir.write import LazyArray, write_workdir
 _KEPT = 'pretrained'  # folder of a workdir
 _TENSORS = 'tensors.json'  # names and dtypes, in order
 _TABLES = ('embedding', 'unembedding')  # parameters with a row for each token
+_UNUSED = 'unused.safetensors'  # tensors that the model does not use
 # Files that an export copies, if the source had them.
 _FILES = (
   'config.json',
@@ -137,28 +139,49 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizers.existing([], temporary.name)
 
 
+def canonical_names(family: Family, names: Iterable[str]) -> dict[str, str]:
+  """Returns the stored name of each tensor by its name in the family's layout.
+
+  Checkpoints of a model without its head lack the prefix, and old ones have other names. A copy
+  stands for the tensor that it equals where that is missing.
+  """
+  names, prefix = list(names), family.prefix
+  bare = not any(name.startswith(prefix) for name in names)
+  found = {}
+  for name in names:
+    full = prefix + name if bare else name
+    for old, new in family.renamed.items():
+      full = full.replace(old, new)
+    found[full] = name
+  for copy, original in family.tied.items():
+    if copy in found and original not in found:
+      found[original] = found.pop(copy)
+  return found
+
+
 def read_parameters(family: Family, source: Source) -> dict[str, LazyArray]:
   """Returns the parameters of a checkpoint by path, in the dtype that it stores.
 
   They are read one by one, when a workdir is written.
 
   Raises:
-    UserError: tensors are missing, unexpected or misshapen; or a buffer, or a tied output head, is
+    UserError: tensors are missing, unexpected or misshapen; or a buffer, or a copy of a tensor, is
       not what the config says.
   """
-  prefix, own = family.prefix, {name: name for name in source.shapes}
-  if not any(name.startswith(prefix) for name in own):
-    own = {prefix + name: name for name in own}
+  own = canonical_names(family, source.shapes)
   names = {n for entry in family.entries for names in entry.tensor_names() for n in names}
   for name in own.keys() - names:
-    tied = name == family.tied and family.entries[0].names[0] in own
-    expected = source.read(own[family.entries[0].names[0]]) if tied else family.buffers(name)
-    if expected is None:
-      continue
-    found = source.read(own.pop(name))
-    if found.shape != expected.shape or not np.array_equal(found.astype(expected.dtype), expected):
-      what = 'is not the embedding, to which it is tied' if tied else 'differs from the config'
-      raise UserError(f'{source.name}: {name} {what}')
+    original = family.tied.get(name)
+    expected = family.buffers(name) if original is None else source.read(own[original])
+    if expected is not None:
+      found = source.read(own.pop(name))
+      if found.shape != expected.shape or not np.array_equal(
+        found.astype(expected.dtype), expected
+      ):
+        what = 'the config' if original is None else f'{original}, to which it is tied'
+        raise UserError(f'{source.name}: {name} differs from {what}')
+    elif re.match(family.unused, name):
+      del own[name]
   shapes = {name: source.shapes[stored] for name, stored in own.items()}
   layout.check_tensors(family.entries, shapes, source.name)
 
@@ -168,11 +191,23 @@ def read_parameters(family: Family, source: Source) -> dict[str, LazyArray]:
   return {entry.path: lazy(entry) for entry in family.entries}
 
 
+def unused_tensors(family: Family, source: Source) -> dict[str, np.ndarray]:
+  """Returns the tensors that the model does not use, by their stored names."""
+  names = {n for entry in family.entries for names in entry.tensor_names() for n in names}
+  own = canonical_names(family, source.shapes)
+  return {
+    stored: source.read(stored)
+    for name, stored in own.items()
+    if name not in names and re.match(family.unused, name)
+  }
+
+
 def write_tensors(
   file: Path,
   family: Family,
   read: Callable[[str], np.ndarray],
   names: Mapping[str, np.dtype],
+  unused: Mapping[str, np.ndarray],
 ) -> None:
   """Writes parameters as safetensors; one of them is in memory at a time.
 
@@ -182,30 +217,31 @@ def write_tensors(
     read: `path -> parameter`.
     names: dtype by the name of each tensor, in the order of the file. They are the names of the
       checkpoint that was imported, or the canonical ones of the family.
+    unused: tensors of that checkpoint that the model does not use, by name.
   """
-  bare = not any(name.startswith(family.prefix) for name in names)
-  own = {family.prefix + name if bare else name: name for name in names}
-  shapes, embedding = layout.shapes_of(family.entries), family.entries[0].names[0]
-  buffers = {
-    full: np.asarray(family.buffers(full)) for full in own.keys() - shapes.keys() - {family.tied}
+  own = canonical_names(family, names)
+  shapes = layout.shapes_of(family.entries)
+  copies = {name: original for name, original in family.tied.items() if name in own}
+  others = {
+    name: unused[stored] if stored in unused else np.asarray(family.buffers(name))
+    for name, stored in own.items()
+    if name not in shapes and name not in copies
   }
 
   def tensors() -> Iterator[tuple[str, np.ndarray]]:
     for entry in family.entries:
-      for full, x in layout.split(entry, read(entry.path)):
-        yield full, x
-        if full == embedding and family.tied in own:
-          yield family.tied, x
-    yield from buffers.items()
+      for name, x in layout.split(entry, read(entry.path)):
+        for each in (name, *(copy for copy, original in copies.items() if original == name)):
+          yield own[each], x.astype(names[own[each]], copy=False)
+    for name, x in others.items():
+      yield own[name], x.astype(names[own[name]])
 
-  def shape(full: str) -> tuple[int, ...]:
-    return buffers[full].shape if full in buffers else shapes.get(full, shapes[embedding])
+  def shape(name: str) -> tuple[int, ...]:
+    return others[name].shape if name in others else shapes[copies.get(name, name)]
 
-  safetensors.write_stream(
-    file,
-    {name: (names[name], shape(full)) for full, name in own.items()},
-    ((own[full], x.astype(names[own[full]])) for full, x in tensors()),
-  )
+  full = {stored: name for name, stored in own.items()}
+  described = {stored: (dtype, shape(full[stored])) for stored, dtype in names.items()}
+  safetensors.write_stream(file, described, tensors())
 
 
 def import_checkpoint(
@@ -230,7 +266,7 @@ def import_checkpoint(
   elif revision is not None:
     raise UserError(f'--revision={revision}: {path} is no OWNER/NAME of a hub')
   source = open_source(path)
-  family = families.family_of(source.config)
+  family = families.family_of(source.config, source.shapes)
   rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
   if rows > size:
     raise UserError(
@@ -239,7 +275,7 @@ def import_checkpoint(
     )
   params = read_parameters(family, source)
   if new_tokens:
-    larger = vocabulary.add_tokens(source.config, source.tokenizer, new_tokens)
+    larger = vocabulary.add_tokens(source.config, source.tokenizer, new_tokens, source.shapes)
     params = {path: _with_rows(larger, path, x) for path, x in params.items()}
     contents = {
       'config.json': json.dumps(larger.config, indent=2) + '\n',
@@ -249,7 +285,7 @@ def import_checkpoint(
     source = source._replace(
       config=larger.config, tokenizer=larger.tokenizer, files=source.files | encoded
     )
-    family = families.family_of(source.config)
+    family = families.family_of(source.config, source.shapes)
     at += f'; {larger.summary()}'
   config = base()
   with config.unlocked():
@@ -257,12 +293,16 @@ def import_checkpoint(
     config.eval.sets = {}
   config.data.seq_len = family.model.context
   config.log.sample_prompts = ()
+  config.data.update(family.data)
+  unused = unused_tensors(family, source)
 
   def keep_source(folder: Path) -> None:
     (folder / _KEPT).mkdir()
     for name, content in source.files.items():
       (folder / _KEPT / name).write_bytes(content)
     (folder / _KEPT / _TENSORS).write_text(json.dumps(source.names, indent=1) + '\n')
+    if unused:
+      safetensors.write_file(folder / _KEPT / _UNUSED, unused)
 
   tree = unflatten_dict(params, sep='/')
   write_workdir(workdir, config, source.tokenizer, tree, keep_source)
@@ -291,13 +331,17 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f'--out={out} is not empty; give the name of a new directory')
   config = experiment.read_config(workdir)
-  imported = (workdir / _KEPT).is_dir()
+  kept = workdir / _KEPT
+  names = json.loads((kept / _TENSORS).read_text()) if kept.is_dir() else None
+  unused = safetensors.read_file(kept / _UNUSED) if (kept / _UNUSED).is_file() else {}
   checkpoints = Checkpoints(workdir)
   try:
     step, why = _chosen_step(workdir, checkpoints, step, config)
     with sources.workdir_modules(workdir / 'source'):
-      described, contents = (_kept_files if imported else _described)(workdir, config, step)
-    family = families.family_of(described)
+      described, contents = (
+        _kept_files(workdir, config, names) if kept.is_dir() else _described(workdir, config, step)
+      )
+    family = families.family_of(described, names)
     stored = checkpoints.leaves(step, 'params')
 
     def read(path: str) -> np.ndarray:
@@ -305,7 +349,6 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
       return x[: family.model.vocab_size] if path in _TABLES else x  # without model.vocab_multiple
 
     dtypes = {name: stored[entry.path][1] for entry in family.entries for name in entry.all_names()}
-    names = json.loads((workdir / _KEPT / _TENSORS).read_text()) if imported else None
     if names is not None:
       dtypes = {name: safetensors.dtype_of(dtype) for name, dtype in names.items()}
     temporary = out.absolute().with_name(f'{out.absolute().name}.{os.getpid()}.tmp')
@@ -313,7 +356,8 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
       temporary.mkdir(parents=True)
       for name, content in contents.items():
         (temporary / name).write_bytes(content)
-      write_tensors(temporary / 'model.safetensors', family, read, dtypes)
+      others = {name: tensor.read() for name, tensor in unused.items()}
+      write_tensors(temporary / 'model.safetensors', family, read, dtypes, others)
       os.replace(temporary, out)
     except OSError as e:
       raise UserError(f'--out={out} cannot be written: {e.strerror or e}') from e
@@ -341,7 +385,7 @@ def _chosen_step(
 
 
 def _kept_files(
-  workdir: Path, config: ConfigDict, step: int
+  workdir: Path, config: ConfigDict, names: Mapping[str, str] | None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
   """Returns the config.json of an imported run, and the contents of its files by name.
 
@@ -350,7 +394,7 @@ def _kept_files(
   """
   kept = workdir / _KEPT
   described = read_config(kept)
-  model = families.family_of(described).model
+  model = families.family_of(described, names).model
   if different := configs.differences(config.model, model):
     key = different[0]
     raise UserError(

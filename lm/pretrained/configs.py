@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from lm.config import resolve
 from lm.errors import UserError
 from lm.pretrained import families
+from lm.pretrained.family import ACTIVATIONS
 
 # Keys that concern training and speed, but not what a trained model computes.
 _OF_TRAINING = {'dropout', 'dtype', 'init_std', 'remat_policy', 'scan_unroll', 'vocab_multiple'}
@@ -102,7 +103,7 @@ class _Section:
   def activation(self) -> str | None:
     """Returns the name of the activation of the MLP."""
     activation = self.argument('mlp', 'activation')
-    names = families.ACTIVATIONS.items()
+    names = ACTIVATIONS.items()
     return next((name for name, path in names if canonical(path) == activation), None)
 
 

@@ -1,6 +1,6 @@
 """Larger vocabularies: tokens added to a checkpoint, whose rows are the mean of the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,8 +46,16 @@ class Enlarged(NamedTuple):
     return f'{count} rows added: mean of {self.first:,} rows'
 
 
-def add_tokens(config: Mapping[str, Any], tokenizer: Tokenizer, tokens: Sequence[str]) -> Enlarged:
+def add_tokens(
+  config: Mapping[str, Any], tokenizer: Tokenizer, tokens: Sequence[str], names: Collection[str]
+) -> Enlarged:
   """Returns a checkpoint with special tokens after its own.
+
+  Args:
+    config: its config.json.
+    tokenizer: its tokenizer.
+    tokens: to add.
+    names: of its tensors.
 
   Raises:
     UserError: a token is empty, occurs twice or is known already.
@@ -59,10 +67,10 @@ def add_tokens(config: Mapping[str, Any], tokenizer: Tokenizer, tokens: Sequence
       raise UserError(f'--add_tokens={",".join(tokens)}: the token {token!r} {problem}')
   first = tokenizers.vocabulary_size(tokenizer)
   larger = tokenizers.with_special_tokens(tokenizer, tokens)
-  old = families.family_of(config)
+  old = families.family_of(config, names)
   size = max(old.model.vocab_size, first + len(tokens))
   # The parameters whose shape follows the size of the vocabulary.
-  other = families.family_of({**config, 'vocab_size': old.model.vocab_size + 1})
+  other = families.family_of({**config, 'vocab_size': old.model.vocab_size + 1}, names)
   paths = (
     entry.path
     for entry, more in zip(old.entries, other.entries, strict=True)
