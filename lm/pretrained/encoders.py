@@ -1,5 +1,6 @@
 """Encoder families: BERT and its relatives, with the heads of their tasks."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ def bert(hf: Reader) -> Family:
 
 def roberta(hf: Reader, prefix: str = 'Roberta') -> Family:
   """RoBERTa (Liu et al. 2019): BERT with positions from the row after that of the padding token."""
-  offset = 1 + hf.get('pad_token_id', 1)
+  offset = 1 + int(hf.number('pad_token_id', 1))
   model, entries = _bert_body(hf, 'roberta.', offset)
   kind, data = _task(hf, prefix, model)
   D, C = model.d_model, model.num_classes
@@ -187,7 +188,9 @@ def modernbert(hf: Reader) -> Family:
   model = _encoder(hf, keys, 'hidden_activation', hf.size('max_position_embeddings', 8192))
   D, N, H, F, V = model.d_model, model.depth, model.heads, model.d_mlp, model.vocab_size
   bias = bool(hf.get('norm_bias', False))
-  hf.only(attention_bias=bias, mlp_bias=bias, rope_scaling=None)
+  hf.only(rope_scaling=None)
+  if any(bool(hf.get(key, False)) != bias for key in ('attention_bias', 'mlp_bias')):
+    raise UserError('config.json: norm_bias, attention_bias and mlp_bias must be equal')
   norm = import_path('lm.nn.layers:LayerNorm', bias=bias, epsilon=hf.number('norm_eps', 1e-5))
   local = _local_layers(hf, N)
   window = import_path('lm.nn.layers:Attention', window=hf.size('local_attention', 128) // 2 + 1)
@@ -263,7 +266,8 @@ def _local_layers(hf: Reader, depth: int) -> tuple[bool, ...]:
   every = hf.size('global_attn_every_n_layers', 3)
   names = ['sliding_attention' if i % every else 'full_attention' for i in range(depth)]
   types = hf.get('layer_types', names)
-  if len(types) != depth or not {*types} <= {'sliding_attention', 'full_attention'}:
+  allowed = 'sliding_attention', 'full_attention'
+  if len(types) != depth or any(each not in allowed for each in types):
     raise UserError(
       f'config.json: layer_types={types!r} must have full_attention or sliding_attention for each '
       f'of the num_hidden_layers={depth}'
@@ -387,6 +391,10 @@ def _family(
 
   renamed = {'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'}
   every = (*entries, *entries_of(rows))
+  # An export writes the trained parameter for its copies, also for those of a head without use.
+  names = {name for entry in every for names in entry.tensor_names() for name in names}
+  copies = [re.escape(copy) for copy, original in tied.items() if original in names]
+  unused = f'(?!({"|".join(copies)})$)({unused})'
   return Family(model, every, prefix, buffers, tied, unused, renamed, data)
 
 
