@@ -1,6 +1,7 @@
 """Writes tests/pretrained/checkpoints/: tiny random models of transformers, with golden outputs.
 
   python tests/pretrained/make_checkpoints.py [NAME ...]
+  python tests/pretrained/make_checkpoints.py --bfloat16 NAME ...   # prints tolerances of tests
 
 It needs torch and transformers (extra `baselines`); the tests need neither. golden.npz has tokens
 (B, T), lengths (B,), and hidden states after the embeddings and each layer (N + 1, B, T, D). Those
@@ -174,6 +175,29 @@ def write(name: str) -> None:
   np.savez(folder / 'golden.npz', **{name: x.numpy() for name, x in found.items()})
 
 
+def bfloat16_difference(name: str) -> float:
+  """Returns by how much log-probabilities of a checkpoint in bfloat16 differ from the golden ones.
+
+  Those of all tokens count for a masked language model, and those of next tokens for a decoder.
+  """
+  build, _ = MODELS[name]
+  model = build.from_pretrained(FOLDER / name, dtype=torch.bfloat16).eval()
+  golden = {key: torch.tensor(x) for key, x in np.load(FOLDER / name / 'golden.npz').items()}
+  ids = golden['tokens'].long()
+  inside = torch.arange(T)[None] < golden['lengths'][:, None]
+  types = {'token_type_ids': golden['types'].long()} if 'types' in golden else {}
+  with torch.no_grad():
+    log_p = model(ids, attention_mask=inside.long(), **types).logits.float().log_softmax(-1)
+  if types:
+    return (log_p - golden['logits'].log_softmax(-1)).abs()[inside].max().item()
+  log_p = log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+  return (log_p - golden['log_p']).abs()[inside[:, 1:]].max().item()
+
+
 if __name__ == '__main__':
-  for each in sys.argv[1:] or MODELS:
-    write(each)
+  if sys.argv[1:2] == ['--bfloat16']:
+    for each in sys.argv[2:]:
+      print(each, bfloat16_difference(each))
+  else:
+    for each in sys.argv[1:] or MODELS:
+      write(each)
