@@ -9,11 +9,17 @@ from lm.pretrained.family import Family, Reader
 
 FAMILIES: dict[str, Callable[[Reader], Family]] = {
   'bert': encoders.bert,
+  'camembert': encoders.camembert,
+  'distilbert': encoders.distilbert,
+  'electra': encoders.electra,
   'gpt2': decoders.gpt2,
   'llama': decoders.llama,
   'mistral': decoders.mistral,
+  'modernbert': encoders.modernbert,
   'qwen2': decoders.qwen2,
   'qwen3': decoders.qwen3,
+  'roberta': encoders.roberta,
+  'xlm-roberta': encoders.xlm_roberta,
 }
 
 

@@ -1,5 +1,6 @@
 """What a family of pretrained models is, and the reader of its config.json."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -69,6 +70,13 @@ class Reader:
       raise UserError(f'config.json: {key}={value!r} must be a positive integer')
     return value
 
+  def number(self, key: str, default: float) -> float:
+    """Returns a number that is not negative, such as an epsilon or a rate."""
+    value = self.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+      raise UserError(f'config.json: {key}={value!r} must be a number that is not negative')
+    return float(value)
+
   def one_of(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
     """Returns the choice of a key.
 
@@ -76,7 +84,7 @@ class Reader:
       UserError: the value is none of the choices.
     """
     value = self.get(key, default)
-    if value not in choices:
+    if value not in tuple(choices):  # a value may be a list, which is not hashable
       known = ', '.join(map(repr, choices))
       near = did_you_mean(str(value), choices)
       raise UserError(
@@ -99,7 +107,10 @@ _GELU_TANH, _GELU, _RELU, _SILU = (
 ACTIVATIONS = {
   'gelu_new': _GELU_TANH,
   'gelu_pytorch_tanh': _GELU_TANH,
+  'gelu_fast': _GELU_TANH,
+  'gelu_accurate': _GELU_TANH,
   'gelu': _GELU,
+  'gelu_python': _GELU,
   'relu': _RELU,
   'silu': _SILU,
   'swish': _SILU,
