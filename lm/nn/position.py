@@ -142,14 +142,16 @@ def _rotary(
   """Returns the scheme that turns pairs of a head of size K by these (K/2,) frequencies."""
 
   def rotate(x_BTHK: Array, positions_BT: Array) -> Array:
-    f_K = frequencies(int(fraction * x_BTHK.shape[-1]))
-    if 2 * len(f_K) < x_BTHK.shape[-1]:
-      turning, still = jnp.split(x_BTHK, (2 * len(f_K),), axis=-1)
-      return jnp.concatenate([turned(turning, positions_BT, f_K), still], axis=-1)
-    return turned(x_BTHK, positions_BT, f_K)
+    K = x_BTHK.shape[-1]
+    width = int(fraction * K)
+    if width == K:
+      return turned(x_BTHK, positions_BT, width)
+    # An odd width has a last pair with one element beyond it.
+    turning, still = jnp.split(x_BTHK, (width + width % 2,), axis=-1)
+    return jnp.concatenate([turned(turning, positions_BT, width), still], axis=-1)
 
-  def turned(x_BTHK: Array, positions_BT: Array, f_K: Array) -> Array:
-    angles = positions_BT[..., None] * f_K[None, None]
+  def turned(x_BTHK: Array, positions_BT: Array, width: int) -> Array:
+    angles = positions_BT[..., None] * frequencies(width)[None, None]
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     if scale != 1:
       cos, sin = cos * scale, sin * scale
