@@ -97,11 +97,14 @@ class Features(NamedTuple):
     tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like.
     source: the same for the encoder row of an encoder-decoder.
     values: scalars of the example, such as its class.
+    shortened: called with a number of tokens; returns the features with as many, where the policy
+      for long examples truncates. None cuts them from the right.
   """
 
   tokens: dict[str, np.ndarray]
   source: dict[str, np.ndarray]
   values: dict[str, float]
+  shortened: 'Callable[[int], Features] | None' = None
 
 
 Convert = Callable[[Example], list[Features]]
@@ -129,6 +132,7 @@ class Converter:
     tags_words: whether a prediction is a list of one tag for each word.
     mean_of_logits: whether an ensemble averages logits instead of probabilities, because the head
       gives no distribution over the outputs.
+    needs_separator: whether the tokenizer needs the special token between the parts of the inputs.
   """
 
   tokenizer_texts: Callable[[Example], list[str]]
@@ -138,6 +142,7 @@ class Converter:
   postprocess: Callable[[Sequence[str], Example, Pieces], Any] | None = None
   tags_words: bool = False
   mean_of_logits: bool = False
+  needs_separator: bool = True
 
 
 def cast_feature(name: str, values: Any) -> np.ndarray:

@@ -1,6 +1,12 @@
-"""Converters for encoders with a head: classification, regression and tagging."""
+"""Converters for encoders with a head: classification, regression and tagging.
 
-from collections.abc import Callable, Sequence
+Their argument `special_tokens` says how texts are framed (lm.text.framing): 'end', 'none', or
+'template' for the special tokens of a pretrained encoder, such as [CLS] a [SEP] b [SEP]. With
+`data.too_long='truncate'`, 'end' and 'none' lose their last tokens. 'template' keeps its special
+tokens, and the longest text loses its last tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +14,14 @@ from tokenizers import Tokenizer
 
 from lm.errors import UserError, did_you_mean
 from lm.task import Convert, Converter, Example, Features, Pieces, Task
-from lm.text.tokenizers import end_id, parts_encoder, text_parts, text_reader
+from lm.text.framing import Frame, Framed, frame
+from lm.text.tokenizers import text_parts
 
 
-def classifier(task: Task) -> Converter:
+def classifier(task: Task, special_tokens: str = 'end') -> Converter:
   """Predicts the class of an example, one of `data.labels`; for an encoder with pooling.
+
+  Poolers may take the state of the first token, which is END or that of the template.
 
   Raises:
     UserError: when features are made, if the class of an example is not one of `data.labels`.
@@ -20,22 +29,25 @@ def classifier(task: Task) -> Converter:
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
     head_target, label_id = _head_target(task), _label_ids(labels)
-    return _pooled_features(task, tokenizer, lambda example: label_id(head_target(example)))
+    framed = frame(tokenizer, special_tokens)
+    return _pooled_features(task, framed, lambda example: label_id(head_target(example)))
 
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
     predict=lambda output, batch: {'values/class': output.head(output.hidden).argmax(-1)},
     postprocess=lambda labels, example, pieces: labels[int(pieces[0]['values/class'])],
+    needs_separator=special_tokens != 'template',
   )
 
 
-def regressor(task: Task) -> Converter:
+def regressor(task: Task, special_tokens: str = 'end') -> Converter:
   """Predicts a number for an example; for an encoder with pooling and one class."""
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
     head_target = _head_target(task)
-    return _pooled_features(task, tokenizer, lambda example: float(head_target(example)))
+    framed = frame(tokenizer, special_tokens)
+    return _pooled_features(task, framed, lambda example: float(head_target(example)))
 
   return Converter(
     lambda example: text_parts(task.inputs(example)),
@@ -43,10 +55,11 @@ def regressor(task: Task) -> Converter:
     predict=lambda output, batch: {'values/number': output.head(output.hidden)[..., 0]},
     postprocess=lambda labels, example, pieces: float(pieces[0]['values/number']),
     mean_of_logits=True,
+    needs_separator=special_tokens != 'template',
   )
 
 
-def tagger(task: Task) -> Converter:
+def tagger(task: Task, special_tokens: str = 'none') -> Converter:
   """Predicts a tag for each word, one of `data.labels`, at the first token of the word.
 
   A word without a token of its own gets the first label, and so does a word that the truncation of
@@ -57,20 +70,20 @@ def tagger(task: Task) -> Converter:
   """
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
-    reader = text_reader(tokenizer)
+    framed_of = frame(tokenizer, special_tokens)
     head_target, label_id = _head_target(task), _label_ids(labels)
 
     def convert(example: Example) -> list[Features]:
-      (text,) = task.inputs(example)
-      encoding = reader.encode(text, add_special_tokens=False)
+      framed = framed_of(task.inputs(example))
+      (of_text,) = (framed.text == 0).nonzero()
       words = head_target(example)
-      tokens = {name: np.zeros(len(encoding.ids), int) for name in ('targets', 'weights', 'words')}
-      firsts = first_tokens(encoding.offsets, [span[:2] for span in words])
+      tokens = {name: np.zeros(len(framed.ids), int) for name in ('targets', 'weights', 'words')}
+      firsts = first_tokens(framed.offsets[of_text], [span[:2] for span in words])
       for i, (first, (_, _, tag)) in enumerate(zip(firsts, words, strict=True)):
         if first is not None:
           for name, value in (('targets', label_id(tag)), ('weights', 1), ('words', i)):
-            tokens[name][first] = value
-      return [Features({'inputs': np.array(encoding.ids), **tokens}, {}, {})]
+            tokens[name][of_text[first]] = value
+      return [_features(framed, tokens, {})]
 
     return convert
 
@@ -89,6 +102,7 @@ def tagger(task: Task) -> Converter:
     predict=lambda output, batch: {'tokens/tag': output.head(output.hidden).argmax(-1)},
     postprocess=postprocess,
     tags_words=True,
+    needs_separator=special_tokens != 'template',
   )
 
 
@@ -114,20 +128,33 @@ def first_tokens(
   return firsts
 
 
-def _pooled_features(
-  task: Task, tokenizer: Tokenizer, target: Callable[[Example], float]
-) -> Convert:
-  """Returns a function from an example to its features: END, the inputs, and one target.
-
-  Poolers may take the state of END.
-  """
-  encode, end = parts_encoder(tokenizer), end_id(tokenizer)
+def _pooled_features(task: Task, framed: Frame, target: Callable[[Example], float]) -> Convert:
+  """Returns a function from an example to its features: the framed inputs, and one target."""
 
   def convert(example: Example) -> list[Features]:
-    inputs = np.array([end, *encode(task.inputs(example))])
-    return [Features({'inputs': inputs}, {}, {'targets': target(example), 'weights': 1})]
+    values = {'targets': target(example), 'weights': 1}
+    return [_features(framed(task.inputs(example)), {}, values)]
 
   return convert
+
+
+def _features(
+  framed: Framed, tokens: Mapping[str, np.ndarray], values: dict[str, float]
+) -> Features:
+  """Returns features whose truncation keeps the special tokens of a template.
+
+  Args:
+    framed: the inputs.
+    tokens: further arrays along the row, by name.
+    values: of the example.
+  """
+  arrays = framed.arrays() | dict(tokens)
+
+  def shortened(limit: int) -> Features:
+    kept = framed.shortened(limit)
+    return Features({name: array[kept] for name, array in arrays.items()}, {}, values)
+
+  return Features(arrays, {}, values, None if framed.types is None else shortened)
 
 
 def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:

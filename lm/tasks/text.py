@@ -50,8 +50,13 @@ def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') ->
   return Task(inputs, name, name, name)
 
 
-def regression(field: str = 'text', value: str = 'value') -> Task:
-  """Predicts the number in field `value` from the text in `field`."""
+def regression(fields: tuple[str, ...] = ('text',), value: str = 'value') -> Task:
+  """Predicts a number from a text, or from several with separators between them.
+
+  Args:
+    fields: the fields to read, in order.
+    value: the field with the number.
+  """
 
   def number(example: Example) -> float:
     given = example.get(value)
@@ -60,7 +65,7 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
     return float(given)
 
   return Task(
-    inputs=lambda example: [string_field(example, field)],
+    inputs=lambda example: separated(string_field(example, field) for field in fields),
     target=lambda example: f'{number(example):g}',
     reference=number,
     head_target=number,
