@@ -34,6 +34,16 @@ def classification(config: ConfigDict, labels: Sequence[str], split: str) -> Con
   return _with_task(config, 'text:classification', converter, validation, 'accuracy')
 
 
+def multilabel(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
+  """An encoder with pooling predicts all `labels` of a `text`; micro F1 selects checkpoints."""
+  config.data.labels = tuple(labels)
+  config.objective = ConfigDict({'fn': 'lm.objectives.supervised:binary_cross_entropy'})
+  metrics, scores = 'lm.metrics.tokens:binary_cross_entropy', 'lm.metrics.labels:multilabel'
+  validation = evaluation(split, metrics=(metrics,), scores=(scores,))
+  converter = 'classification:multilabel'
+  return _with_task(config, 'text:multilabel', converter, validation, 'micro_f1')
+
+
 def regression(config: ConfigDict, split: str) -> ConfigDict:
   """An encoder with pooling predicts the `value` of a `text`; MSE selects the best checkpoint."""
   config.model.num_classes = 1
