@@ -29,7 +29,8 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
   """An encoder with pooling predicts the `label` of a `text`; accuracy selects checkpoints."""
   config.data.labels = tuple(labels)
-  validation = _loss_and_score(split, 'lm.metrics.labels:classification')
+  scores = ('lm.metrics.labels:classification', 'lm.metrics.labels:calibration')
+  validation = evaluation(split, metrics=('lm.metrics.tokens:cross_entropy',), scores=scores)
   converter = 'classification:classifier'
   return _with_task(config, 'text:classification', converter, validation, 'accuracy')
 

@@ -309,6 +309,15 @@ class TrainedModel(Loaded):
       found = [resolve.resolve(path, 'data.prepare') for path in self.config.data.prepare]
     return [step for step in found if 'field' in inspect.signature(step).parameters]
 
+  @property
+  def prepare_notes(self) -> list[str]:
+    """What data.prepare does in training and not to rows."""
+    if self.config.data.task is None or not self.config.data.prepare:
+      return []
+    skipped = len(self.config.data.prepare) - len(self._steps)
+    count = f'{skipped} of {len(self.config.data.prepare)} steps of data.prepare'
+    return [f'{count} shape the corpus and do not apply to rows'] if skipped else []
+
   @functools.cached_property
   def _task(self) -> Task:
     """The task of the run; without one, rows have a text."""

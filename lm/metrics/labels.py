@@ -62,12 +62,12 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
 
 
 def calibration(bins: int = 15) -> CorpusMetric:
-  """Returns 'calibration_error', 'nll' and 'brier' of the probabilities of labels; 0 is perfect.
+  """Returns 'calibration_error' and 'brier' of the probabilities of labels; 0 is perfect.
 
   The expected calibration error (Naeini et al. 2015; Guo et al. 2017) is the mean distance between
   accuracy and confidence, the probability of the likeliest label, over bins of equal width,
-  weighted by their examples. 'nll' is the mean of -log p(label) in nats, 'brier' the mean squared
-  distance to the one-hot vector of the label.
+  weighted by their examples. 'brier' is the mean squared distance to the one-hot vector of the
+  label.
 
   Raises:
     UserError: there is no bin; or, when the metric is computed, a label has no probability.
@@ -91,12 +91,11 @@ def calibration(bins: int = 15) -> CorpusMetric:
     squares = [sum(p * p for p in found.values()) for found in predictions]
     values = {
       'calibration_error': np.abs(gaps).sum() / len(best),
-      'nll': -np.mean(np.log(np.maximum(p_label, np.finfo(float).tiny))),
       'brier': np.mean(squares - 2 * p_label + 1),
     }
     return Scores({name: float(value) for name, value in values.items()})
 
-  directions = dict.fromkeys(('calibration_error', 'nll', 'brier'), False)
+  directions = dict.fromkeys(('calibration_error', 'brier'), False)
   example = ('p_label', lambda prediction, reference: prediction[reference])
   metric = CorpusMetric(score, directions, example_score=example, of='probabilities')
   return validated('calibration', metric, (Mapping, 'probabilities by label'), (str, 'labels'))
@@ -113,14 +112,14 @@ def multilabel() -> CorpusMetric:
   def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
     sides = ([set(names) for names in side] for side in (predictions, references))
     pairs = list(zip(*sides, strict=True))
-    predicted, actual, correct = (
+    found, actual, both = (
       collections.Counter(name for names in sets for name in names)
       for sets in ((p for p, _ in pairs), (r for _, r in pairs), (p & r for p, r in pairs))
     )
-    f1 = {k: 2 * correct[k] / (predicted[k] + actual[k]) for k in actual | predicted}
-    count = predicted.total() + actual.total()
+    f1 = {k: 2 * both[k] / (found[k] + actual[k]) for k in actual | found}
+    count = found.total() + actual.total()
     values = {
-      'micro_f1': 2 * correct.total() / count if count else 0.0,
+      'micro_f1': 2 * both.total() / count if count else 0.0,
       'macro_f1': statistics.fmean(f1.values()) if f1 else 0.0,
       'exact_match': statistics.fmean(p == r for p, r in pairs),
     }

@@ -10,8 +10,8 @@ from lm.data import pipeline
 from lm.data.preprocess import tag_words
 from lm.errors import UserError
 from lm.evaluation import trained_model
-from lm.evaluation.trained_model import tag
 from lm.evaluation.sets import Sets
+from lm.evaluation.trained_model import tag
 from lm.parallel.host import Never
 from lm.tasks.classification import tagger
 from lm.text import segment

@@ -128,7 +128,10 @@ def test_prediction_is_the_best_span_of_all_windows(characters):
   first, second, third = features(characters, example, stride=2)
   postprocess = converter(extraction(), stride=2).postprocess
   pieces = [logits(first, 3, 4), logits(second, 5, 6, height=6), logits(third, 0, 0, height=9)]
-  read = lambda *args: postprocess(*args)['answer']
+
+  def read(*arguments):
+    return postprocess(*arguments)['answer']
+
   assert read((), example, pieces) == 'ef'
   assert read((), example, [logits(first, 3, 4), logits(third, 0, 0)]) == 'ab'
   assert read((), example, []) == ''

@@ -60,14 +60,14 @@ def read_rows(lines: Iterable[bytes], name: str, form: str, field: str) -> Itera
     raise UserError(f'{name}: no row in it')
 
 
-def format_of(path: pathlib.Path, key: str) -> str:
+def format_of(path: pathlib.Path, remedy: str) -> str:
   """Returns the format of a file by its suffix.
 
   Raises:
-    UserError: the suffix is another one; `key` names the remedy.
+    UserError: the suffix is another one; `remedy` says what to give.
   """
   if path.suffix not in FORMATS:
-    raise UserError(f'{path}: its name ends in none of {", ".join(FORMATS)}; give {key}')
+    raise UserError(f'{path}: its name ends in none of {", ".join(FORMATS)}; give {remedy}')
   return FORMATS[path.suffix]
 
 
