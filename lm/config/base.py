@@ -174,7 +174,8 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'heads': heads,
       'attention_layer': 'lm.nn.layers:Attention',  # a path, or a tuple as a repeating pattern
       'attention_fn': 'lm.nn.attention:fused',
-      'position': 'lm.nn.position:learned',
+      'input_layer': 'lm.nn.embedding:plain',
+      'position': 'lm.nn.position:learned',  # a path, or one for each layer of the pattern
       'norm': 'lm.nn.layers:LayerNorm',
       'mlp': 'lm.nn.layers:Mlp',
       'block_layout': 'lm.nn.layers:pre_norm',
@@ -185,6 +186,7 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'init_std': 0.02,
       'embed_scale': 1.0,
       'logit_soft_cap': placeholder(float),
+      'head': placeholder(str),  # None for the vocabulary, or for the classes of an encoder
       'scan_unroll': 1,
       'remat_policy': placeholder(str),  # such as 'jax:checkpoint_policies.nothing_saveable'
       'dtype': 'float32',

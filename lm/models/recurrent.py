@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from lm.config import resolve
 from lm.errors import UserError
-from lm.models.transformer import ClassifierHead
 from lm.nn import recurrent
-from lm.nn.layers import Linear, dropout, hook_point
+from lm.nn.layers import ClassifierHead, Linear, dropout, hook_point
 from lm.nn.pooling import bidirectional_final_states
 from lm.nn.recurrent import AttentionScore, Carry, Cell, Matmul, ResetMask, Weights, align
 from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from lm.errors import UserError
 from lm.nn import embedding
 from lm.nn.attention import dot_product
+from lm.nn.embedding import InputLayer
 from lm.nn.kv_cache import KVCache, cached_mask, reorder_cache, unflatten_beams
-from lm.nn.layers import Attention, LayerNorm, Mlp, dropout, hook_point, pre_norm
+from lm.nn.layers import Attention, ClassifierHead, LayerNorm, Mlp, dropout, hook_point, pre_norm
 from lm.nn.position import Position, learned
 from lm.parallel.mesh import with_logical_constraint, with_logical_partitioning
 from lm.types import (
@@ -144,7 +145,8 @@ class Transformer(nn.Module):
   d_mlp: int
   attention_layer: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...] = Attention
   attention_fn: Callable[..., Array] = dot_product
-  position: Callable[[], Position] = learned
+  input_layer: Callable[[], InputLayer] = embedding.plain
+  position: Callable[[], Position] | tuple[Callable[[], Position], ...] = learned
   norm: Callable[..., nn.Module] = LayerNorm
   mlp: Callable[..., nn.Module] = Mlp
   block_layout: Callable[..., Array] = pre_norm
@@ -155,6 +157,9 @@ class Transformer(nn.Module):
   init_std: float = 0.02
   embed_scale: float = 1.0  # multiplies embeddings; sqrt(d_model) in Vaswani et al. 2017, 3.4
   logit_soft_cap: float | None = None
+  # (model, hidden_BTD, table) -> (hidden, OutputHead); None for logits of the vocabulary, or for a
+  # linear layer if an encoder has classes (lm/nn/heads.py has others)
+  head: Callable[..., tuple[Array, OutputHead]] | None = None
   vocab_multiple: int = 1  # the embedding table has a multiple of this number of rows
   scan_unroll: int = 1  # groups per iteration of the scan; parameters do not depend on it
   remat_policy: Callable | None = None  # of jax.checkpoint_policies; None keeps all activations
@@ -170,7 +175,12 @@ class Transformer(nn.Module):
       UserError: two sizes do not fit together, or a size that must be even is odd.
     """
     super().__post_init__()
-    group, position = len(self._attention_layers()), self.position()
+    group, positions = len(self._attention_layers()), _as_tuple(self.position)
+    if len(positions) not in (1, group):
+      raise UserError(
+        f'model.position has {len(positions)} schemes, and model.attention_layer {group} layers; '
+        'give one scheme for all layers, or one for each'
+      )
     if self.heads % self.kv_heads:
       raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     for name in ('depth', 'encoder_depth'):
@@ -181,34 +191,44 @@ class Transformer(nn.Module):
         raise UserError(
           f'model.scan_unroll={self.scan_unroll} does not divide {depth // group} groups'
         )
-    if position.even and getattr(self, position.even) % 2:
-      size, name = getattr(self, position.even), _name(self.position)
-      raise UserError(f'model.{position.even}={size} is odd: {name} needs an even size')
+    for scheme in positions:
+      even = scheme().even
+      if even and getattr(self, even) % 2:
+        size, name = getattr(self, even), _name(scheme)
+        raise UserError(f'model.{even}={size} is odd: {name} needs an even size')
 
   @nn.nowrap
   def stack(
     self, name: str, depth: int, cross_attention: Callable[..., nn.Module] | None = None
   ) -> 'Scope':
-    """Returns `(x, mask, encoder_output, encoder_mask, caches) -> (hidden states, caches)`.
+    """Returns `(x, batch, mask, encoder_output, encoder_mask, caches) -> (hidden states, caches)`.
+
+    There, x has the vectors of the tokens, and `batch` is what the input layer may read.
 
     Args:
       name: name of the subtree of parameters.
       depth: number of layers.
       cross_attention: layer that attends to the encoder output (B, S, D), or None.
     """
-    position = self.position()
-    blocks = self._blocks(position, depth, cross_attention)
+    positions = tuple(scheme() for scheme in _as_tuple(self.position))
+    blocks, position = self._blocks(positions, depth, cross_attention), positions[0]
+    input_layer = self.input_layer()
 
     def run(
       scope: nn.Module,
       x: Array,
+      batch: Batch,
       mask: Mask,
       encoder_output: Array | None = None,
       encoder_mask: Mask | None = None,
       caches: Any = None,
     ) -> tuple[Array, Any]:
-      if position.embed is not None:
-        x += position.embed(scope, mask.q_positions, self.d_model, self.context)
+      def add_positions(x: Array) -> Array:
+        if position.embed is None:
+          return x
+        return x + position.embed(scope, mask.q_positions, x.shape[-1], self.context)
+
+      x = input_layer.apply(scope, x, batch, add_positions, self.d_model)
       if position.bias is not None:
         mask = mask.replace(bias=position.bias(scope, self.heads, mask.causal))
       x = hook_point(scope, 'embeddings', dropout(scope, x, self.dropout).astype(self.dtype))
@@ -253,7 +273,10 @@ class Transformer(nn.Module):
 
   @nn.nowrap
   def _blocks(
-    self, position: Position, depth: int, cross_attention: Callable[..., nn.Module] | None
+    self,
+    positions: tuple[Position, ...],
+    depth: int,
+    cross_attention: Callable[..., nn.Module] | None,
   ) -> tuple[Callable[..., nn.Module], ...]:
     """Returns the blocks of a layer group, each without its name."""
     sublayers = depth * (2 if cross_attention is None else 3)
@@ -275,23 +298,24 @@ class Transformer(nn.Module):
     across = cross_attention and _partial('cross_attention', cross_attention, attending)
     mlp = _partial('mlp', self.mlp, {'d_mlp': self.d_mlp, **common})
     norm = _partial('norm', self.norm, {'bias': self.bias})
+    layers = self._attention_layers()
+    rotations = [position.rotate for position in positions] * (len(layers) // len(positions))
     return tuple(
       functools.partial(
         Block,
-        _partial('attention_layer', layer, {'rotate': position.rotate, **attending}),
+        _partial('attention_layer', layer, {'rotate': rotate, **attending}),
         across,
         mlp,
         norm,
         self.block_layout,
         self.dropout,
       )
-      for layer in self._attention_layers()
+      for layer, rotate in zip(layers, rotations, strict=True)
     )
 
   @nn.nowrap
   def _attention_layers(self) -> tuple[Callable[..., nn.Module], ...]:
-    layers = self.attention_layer
-    return layers if isinstance(layers, tuple) else (layers,)
+    return _as_tuple(self.attention_layer)
 
   def table(self, name: str, batch: Array | None = None) -> EmbeddingTable:
     """Returns an embedding table of the vocabulary, whose vectors (V, D) are a parameter.
@@ -303,9 +327,8 @@ class Transformer(nn.Module):
     """
     size = -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
     init = nn.initializers.normal(self.init_std)
-    vectors_VD = self.param(
-      name, with_logical_partitioning(init, *embedding.AXES), (size, self.d_model)
-    )
+    width = self.input_layer().width or self.d_model
+    vectors_VD = self.param(name, with_logical_partitioning(init, *embedding.AXES), (size, width))
     if batch is None or not self.tie_embeddings:
       return EmbeddingTable(vectors_VD)
     return embedding.gather_for_tied(vectors_VD, batch, self.dtype)
@@ -314,6 +337,12 @@ class Transformer(nn.Module):
     """Returns the embeddings of tokens (B, T, D)."""
     x_BTD = embedding.embedding_lookup(table, tokens_BT)
     return x_BTD if self.embed_scale == 1 else x_BTD * self.embed_scale
+
+  def with_head(self, x: Array, table: EmbeddingTable) -> tuple[Array, OutputHead]:
+    """Returns the hidden states of the output, and the map from them to logits."""
+    if self.head is not None:
+      return self.head(self, x, table)
+    return x, self.output_head(table)
 
   def output_head(self, table: EmbeddingTable) -> OutputHead:
     """Returns the map from hidden states to logits over the vocabulary."""
@@ -327,7 +356,7 @@ class Transformer(nn.Module):
     N excludes tables for lookup alone: learned positions of `stacks`, the source embedding, and the
     embedding unless it is tied.
     """
-    looked_up = [params[name].get('position') for name in stacks]
+    looked_up = [params[name].get(table) for name in stacks for table in ('position', 'types')]
     looked_up += [params.get('source_embedding')]
     looked_up += [] if self.tie_embeddings else [params['embedding']]
     multiplied = sum(x.size for x in jax.tree.leaves(params))
@@ -369,9 +398,9 @@ class Decoder(Transformer):
     rows = batch['inputs'].shape
     batch, mask, cached = _decoder_mask(batch, cache)
     x = self.embed(table, batch['inputs'])
-    x, caches = self.stack('decoder', self.depth)(x, mask, caches=cache and cache['layers'])
+    x, caches = self.stack('decoder', self.depth)(x, batch, mask, caches=cache and cache['layers'])
     new_cache = cache and {**cached, 'layers': caches}
-    return Output(x.reshape(*rows, -1), self.output_head(table), {}, new_cache)
+    return Output(*self.with_head(x.reshape(*rows, -1), table), {}, new_cache)
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the FLOPs of training on a token of a full row: 6 N + 12 N_layers H K T.
@@ -399,12 +428,13 @@ class Encoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
     mask = bidirectional_mask(batch['positions'], batch['segments'], is_packed(batch))
-    x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), mask)
+    x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), batch, mask)
     if self.pooling is not None:
       x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
-    x = dropout(self, x, self.dropout)
-    if self.num_classes is None:
-      return Output(x, self.output_head(table), {})
+    if self.head is None:
+      x = dropout(self, x, self.dropout)
+    if self.head is not None or self.num_classes is None:
+      return Output(*self.with_head(x, table), {})
     head = ClassifierHead(self.num_classes, self.d_model, self.init_std, name='head')()
     return Output(x, head, {})
 
@@ -434,7 +464,8 @@ class EncoderDecoder(Transformer):
       source_mask = bidirectional_mask(batch['source_positions'], segments, is_packed(batch))
       source = self.embed(source_table, batch['source'])
       encoder = self.stack('encoder', self.encoder_depth or self.depth)
-      encoder_output, _ = encoder(source, source_mask)
+      given = {k.removeprefix('source_'): x for k, x in batch.items() if k.startswith('source_')}
+      encoder_output, _ = encoder(source, given, source_mask)
     elif cache is not None:
       cached['source_segments'] = cache['source_segments']
     encoder_mask = Mask(
@@ -447,9 +478,9 @@ class EncoderDecoder(Transformer):
     )
     x = self.embed(table, batch['inputs'])
     decoder = self.stack('decoder', self.depth, self.cross_attention)
-    x, caches = decoder(x, mask, encoder_output, encoder_mask, cache and cache['layers'])
-    x = x.reshape(*rows, -1)
-    return Output(x, self.output_head(table), {}, cache and {**cached, 'layers': caches})
+    x, caches = decoder(x, batch, mask, encoder_output, encoder_mask, cache and cache['layers'])
+    x, head = self.with_head(x.reshape(*rows, -1), table)
+    return Output(x, head, {}, cache and {**cached, 'layers': caches})
 
   def flops_per_token(self, params: Params, context: int) -> float:
     """Returns the training FLOPs per token, a mean over source and target tokens of full rows.
@@ -460,22 +491,6 @@ class EncoderDecoder(Transformer):
     """
     layers = (self.encoder_depth or self.depth) + 2 * self.depth
     return self._flops(params, context, ('encoder', 'decoder'), layers) / 2
-
-
-class ClassifierHead(nn.Module):
-  """A linear layer to C classes, as the output head of a model."""
-
-  num_classes: int
-  d_model: int
-  init_std: float
-
-  @nn.compact
-  def __call__(self) -> OutputHead:
-    init = with_logical_partitioning(nn.initializers.normal(self.init_std), None, 'embed')
-    kernel_CD = self.param('kernel', init, (self.num_classes, self.d_model))
-    zeros = with_logical_partitioning(nn.initializers.zeros, None)
-    bias_C = self.param('bias', zeros, (self.num_classes,))
-    return OutputHead(EmbeddingTable(kernel_CD), bias_C, self.num_classes, axes=(None, 'embed'))
 
 
 def is_packed(batch: Batch) -> bool:
@@ -500,6 +515,10 @@ def _decoder_mask(batch: Batch, cache: Any) -> tuple[Batch, Mask, dict[str, Arra
 def bidirectional_mask(positions: Array, segments: Array, packed: bool) -> Mask:
   """Returns the mask of tokens that attend to all tokens of their segment."""
   return Mask(positions, positions, segments, segments, causal=False, ordered=True, packed=packed)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+  return value if isinstance(value, tuple) else (value,)
 
 
 def _name(fn: Callable) -> str:

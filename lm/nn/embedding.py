@@ -1,17 +1,81 @@
-"""Embedding tables: lookup, tying with the output head, and the rows that a batch uses."""
+"""Embedding tables, input layers, and the rows of a table that a batch uses."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.parallel.collectives import all_gather_param, apply_with_gathered, is_gathered_for
-from lm.parallel.mesh import current_mesh, platform
+from lm.parallel.mesh import current_mesh, platform, with_logical_partitioning
 from lm.types import Array, Batch, EmbeddingTable
 
 AXES = ('vocab', 'embed')
+
+
+class InputLayer(NamedTuple):
+  """From the vectors of tokens to the input of the first block.
+
+  Attributes:
+    apply: `(module, x_BTE, batch, add_positions, d_model) -> x_BTD`. It may hold parameters in the
+      module, which is that of the stack; `batch` has the arrays of the row that is embedded, such
+      as types (B, T); `add_positions(x)` adds those of `model.position`.
+    width: E, of the embedding table; None for the width of the model.
+  """
+
+  apply: Callable[[nn.Module, Array, Batch, Callable[[Array], Array], int], Array]
+  width: int | None = None
+
+
+def plain() -> InputLayer:
+  """The vectors of tokens plus those of positions."""
+  return InputLayer(lambda module, x, batch, add_positions, d_model: add_positions(x))
+
+
+def normed(
+  norm: Callable[..., nn.Module], types: int = 0, width: int | None = None, std: float = 0.02
+) -> InputLayer:
+  """Normalizes the sum of the vectors of tokens, positions and types (Devlin et al. 2019).
+
+  Rows without `types` have type 0.
+
+  Args:
+    norm: of the sum; its parameters are `embedding_norm`.
+    types: number of types, the parameter `types`; 0 for none.
+    width: of the table; the sum is then projected to the width of the model by `projection`, as in
+      ELECTRA. None for the width of the model.
+    std: of the initial values.
+  """
+
+  def apply(
+    module: nn.Module,
+    x_BTE: Array,
+    batch: Batch,
+    add_positions: Callable[[Array], Array],
+    d_model: int,
+  ) -> Array:
+    init = nn.initializers.normal(std)
+    if types:
+      partitioned = with_logical_partitioning(init, None, 'embed')
+      table = module.param('types', partitioned, (types, x_BTE.shape[-1]))
+      ids_BT = batch.get('types')
+      x_BTE += table[0][None, None] if ids_BT is None else jnp.take(table, ids_BT, axis=0)
+    x_BTE = norm(name='embedding_norm')(add_positions(x_BTE))
+    if width is None:
+      return x_BTE
+    axes = None, 'embed'
+    kernel = module.param(
+      'projection', with_logical_partitioning(init, *axes), (x_BTE.shape[-1], d_model)
+    )
+    bias = module.param(
+      'projection_bias', with_logical_partitioning(nn.initializers.zeros, 'embed'), (d_model,)
+    )
+    return x_BTE @ kernel + bias[None, None]
+
+  return InputLayer(apply, width)
 
 
 def gather_for_tied(vectors_VD: Array, batch: Array, dtype: Any) -> EmbeddingTable:

@@ -1,4 +1,4 @@
-"""The layers of a block: norms, projections, attention, feed-forward, and the block layout.
+"""The layers of a model: norms, projections, attention, feed-forward, block layouts, a head.
 
 Parameters are float32; layers compute in `dtype` and cast parameters where they use them.
 """
@@ -23,7 +23,7 @@ from lm.parallel.mesh import (
   with_logical_constraint,
   with_logical_partitioning,
 )
-from lm.types import Array, Mask
+from lm.types import Array, EmbeddingTable, Mask, OutputHead
 
 # Matmuls that contract at least this many elements are kept out of XLA:TPU's fusions
 # (_materialize). This costs another write and read of the result, which for a narrower matmul would
@@ -229,6 +229,7 @@ class Attention(nn.Module):
   attention_fn: Callable[..., Array] = attention.dot_product
   rotate: Callable[[Array, Array], Array] | None = None
   window: int | None = None
+  scale: float | None = None  # of the scores; None for 1 / sqrt(head_dim)
   qk_norm: Callable[..., nn.Module] | None = None  # of queries and keys (Dehghani et al. 2023)
   qkv_bias: bool | None = None  # of queries, keys and values; None for `bias`
   bias: bool = False
@@ -282,6 +283,9 @@ class Attention(nn.Module):
     self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cache: Any
   ) -> tuple[Array, KVCache | CrossAttentionKV | None]:
     """Returns the outputs of the heads (B, T, H, K), and the cache with the new keys and values."""
+    if self.scale is not None:
+      # Attention functions divide by sqrt(head_dim).
+      q_BTHK = q_BTHK * jnp.asarray(self.scale * math.sqrt(self.head_dim), q_BTHK.dtype)
     if self.rotate is not None:
       q_BTHK = self.rotate(q_BTHK, mask.q_positions)
       k_BSGK = self.rotate(k_BSGK, mask.q_positions)
@@ -364,3 +368,19 @@ class GatedMlp(Mlp):
     # have to all-gather it.
     gate_BTF = self.activation(self.up('gate', x_BTD))
     return self.down(gate_BTF * self.up('up', x_BTD), x_BTD.shape[-1])
+
+
+class ClassifierHead(nn.Module):
+  """A linear layer to C classes, as the output head of a model."""
+
+  num_classes: int
+  d_model: int
+  init_std: float
+
+  @nn.compact
+  def __call__(self) -> OutputHead:
+    init = with_logical_partitioning(nn.initializers.normal(self.init_std), None, 'embed')
+    kernel_CD = self.param('kernel', init, (self.num_classes, self.d_model))
+    zeros = with_logical_partitioning(nn.initializers.zeros, None)
+    bias_C = self.param('bias', zeros, (self.num_classes,))
+    return OutputHead(EmbeddingTable(kernel_CD), bias_C, self.num_classes, axes=(None, 'embed'))

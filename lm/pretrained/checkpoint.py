@@ -6,9 +6,11 @@ of its tensors: an export writes exactly the set of tensors that came in.
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ from tokenizers import Tokenizer
 from lm.config.base import base
 from lm.errors import UserError
 from lm.pretrained import families, gguf, layout, safetensors
-from lm.pretrained.families import Family
+from lm.pretrained.family import Family
 from lm.text import tokenizers
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints
@@ -28,6 +30,7 @@ from lm.workdir.write import write_workdir
 
 _KEPT = 'pretrained'  # folder of a workdir
 _TENSORS = 'tensors.json'  # names and dtypes, in order
+_UNUSED = 'unused.safetensors'  # tensors that the model does not use
 # Files that an export copies, if the source had them.
 _FILES = (
   'config.json',
@@ -116,33 +119,68 @@ def open_source(path: Path) -> Source:
   )
 
 
+def canonical_names(family: Family, names: Iterable[str]) -> dict[str, str]:
+  """Returns the stored name of each tensor by its name in the family's layout.
+
+  Checkpoints of a model without its head lack the prefix, and old ones have other names. A copy
+  stands for the tensor that it equals where that is missing.
+  """
+  names, prefix = list(names), family.prefix
+  bare = not any(name.startswith(prefix) for name in names)
+  found = {}
+  for name in names:
+    full = prefix + name if bare else name
+    for old, new in family.renamed.items():
+      full = full.replace(old, new)
+    found[full] = name
+  for copy, original in family.tied.items():
+    if copy in found and original not in found:
+      found[original] = found.pop(copy)
+  return found
+
+
 def read_parameters(family: Family, source: Source) -> dict[str, np.ndarray]:
   """Returns the parameters of a checkpoint by path, in the dtype that it stores.
 
   Raises:
-    UserError: tensors are missing, unexpected or misshapen; or a buffer, or a tied output head, is
+    UserError: tensors are missing, unexpected or misshapen; or a buffer, or a copy of a tensor, is
       not what the config says.
   """
-  prefix, own = family.prefix, {name: name for name in source.shapes}
-  if not any(name.startswith(prefix) for name in own):
-    own = {prefix + name: name for name in own}
+  own = canonical_names(family, source.shapes)
   names = {n for entry in family.entries for names in entry.tensor_names() for n in names}
   for name in own.keys() - names:
-    tied = name == family.tied and family.entries[0].names[0] in own
-    expected = source.read(own[family.entries[0].names[0]]) if tied else family.buffers(name)
-    if expected is None:
-      continue
-    found = source.read(own.pop(name))
-    if found.shape != expected.shape or not np.array_equal(found.astype(expected.dtype), expected):
-      what = 'is not the embedding, to which it is tied' if tied else 'differs from the config'
-      raise UserError(f'{source.name}: {name} {what}')
+    original = family.tied.get(name)
+    expected = family.buffers(name) if original is None else source.read(own[original])
+    if expected is not None:
+      found = source.read(own.pop(name))
+      if found.shape != expected.shape or not np.array_equal(
+        found.astype(expected.dtype), expected
+      ):
+        what = 'the config' if original is None else f'{original}, to which it is tied'
+        raise UserError(f'{source.name}: {name} differs from {what}')
+    elif re.match(family.unused, name):
+      del own[name]
   shapes = {name: source.shapes[stored] for name, stored in own.items()}
   layout.check_tensors(family.entries, shapes, source.name)
   return layout.import_parameters(family.entries, lambda name: source.read(own[name]))
 
 
+def unused_tensors(family: Family, source: Source) -> dict[str, np.ndarray]:
+  """Returns the tensors that the model does not use, by their stored names."""
+  names = {n for entry in family.entries for names in entry.tensor_names() for n in names}
+  own = canonical_names(family, source.shapes)
+  return {
+    stored: source.read(stored)
+    for name, stored in own.items()
+    if name not in names and re.match(family.unused, name)
+  }
+
+
 def export_tensors(
-  family: Family, params: Mapping[str, np.ndarray], names: Mapping[str, str] | None
+  family: Family,
+  params: Mapping[str, np.ndarray],
+  names: Mapping[str, str] | None,
+  unused: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
   """Returns the tensors of parameters by name.
 
@@ -151,21 +189,18 @@ def export_tensors(
     params: by path.
     names: dtype by the name of each tensor of the checkpoint that was imported, in its order; None
       for the canonical set of the family.
+    unused: tensors of that checkpoint that the model does not use, by name.
   """
   found = layout.export_tensors(family.entries, params)
   if names is None:
     return found
-  bare = not any(name.startswith(family.prefix) for name in names)
+  full = {stored: name for name, stored in canonical_names(family, names).items()}
   tensors = {}
-  for name, dtype in names.items():
-    full = family.prefix + name if bare else name
-    if full in found:
-      x = found[full]
-    elif full == family.tied:
-      x = found[family.entries[0].names[0]]
-    else:
-      x = np.asarray(family.buffers(full))
-    tensors[name] = np.asarray(x).astype(safetensors.dtype_of(dtype))
+  for stored, dtype in names.items():
+    name = full[stored]
+    x = unused.get(stored, found.get(family.tied.get(name, name)))
+    x = np.asarray(family.buffers(name) if x is None else x)
+    tensors[stored] = x.astype(safetensors.dtype_of(dtype))
   return tensors
 
 
@@ -177,7 +212,7 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
   """
   files.check_new(workdir)
   source = open_source(path)
-  family = families.family_of(source.config)
+  family = families.family_of(source.config, source.shapes)
   rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
   if rows > size:
     raise UserError(
@@ -191,12 +226,16 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
     config.eval.sets = {}
   config.data.seq_len = family.model.context
   config.log.sample_prompts = ()
+  config.data.update(family.data)
+  unused = unused_tensors(family, source)
 
   def keep_source(folder: Path) -> None:
     (folder / _KEPT).mkdir()
     for name, content in source.files.items():
       (folder / _KEPT / name).write_bytes(content)
     (folder / _KEPT / _TENSORS).write_text(json.dumps(source.names, indent=1) + '\n')
+    if unused:
+      safetensors.write_file(folder / _KEPT / _UNUSED, unused)
 
   tree = unflatten_dict(params, sep='/')
   write_workdir(workdir, config, source.tokenizer, tree, keep_source)
@@ -221,8 +260,11 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
   kept = workdir / _KEPT
   if not kept.is_dir():
     raise UserError(f'--workdir={workdir}: {_KEPT}/ is missing: the run was not imported')
-  family = families.family_of(read_config(kept))
   names = json.loads((kept / _TENSORS).read_text())
+  family = families.family_of(read_config(kept), names)
+  unused = {}
+  if (kept / _UNUSED).is_file():
+    unused = {k: x.read() for k, x in safetensors.read_file(kept / _UNUSED).items()}
   checkpoints = Checkpoints(workdir)
   try:
     steps, why = checkpoints.steps(), ''
@@ -236,7 +278,7 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
     params = _stored_parameters(checkpoints, step)
   finally:
     checkpoints.close()
-  tensors = export_tensors(family, params, names)
+  tensors = export_tensors(family, params, names, unused)
   temporary = out.absolute().with_name(f'{out.absolute().name}.{os.getpid()}.tmp')
   try:
     temporary.mkdir(parents=True)

@@ -131,6 +131,80 @@ def transposed(transform: Transform) -> Transform:
   )
 
 
+Row = tuple[str, Transform, tuple[str, ...]]  # path of a parameter, transform, names of tensors
+
+
+def norm_rows(path: str, name: str, width: int) -> list[Row]:
+  """Returns the rows of a layer norm with a bias."""
+  return [
+    (f'{path}/scale', same(width), (f'{name}.weight',)),
+    (f'{path}/bias', same(width), (f'{name}.bias',)),
+  ]
+
+
+def linear_rows(path: str, name: str, inputs: int, outputs: int, bias: bool = True) -> list[Row]:
+  """Returns the rows of a linear layer."""
+  kernel: Row = (f'{path}/kernel', linear(inputs, outputs), (f'{name}.weight',))
+  return [kernel, (f'{path}/bias', same(outputs), (f'{name}.bias',))][: 1 + bias]
+
+
+def attention_rows(
+  path: str,
+  names: Sequence[str],
+  width: int,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  qkv_biases: bool,
+  out_bias: bool,
+) -> list[Row]:
+  """Returns the rows of self-attention; `names` are those of q, k, v and the output."""
+  *qkv, out = names
+  rows: list[Row] = [
+    (
+      f'{path}/qkv/kernel',
+      qkv_kernel(width, heads, kv_heads, head_dim),
+      tuple(f'{name}.weight' for name in qkv),
+    ),
+    (f'{path}/out/kernel', out_kernel(heads, head_dim, width), (f'{out}.weight',)),
+  ]
+  if qkv_biases:
+    biases = tuple(f'{name}.bias' for name in qkv)
+    rows.append((f'{path}/qkv/bias', qkv_bias(heads, kv_heads, head_dim), biases))
+  if out_bias:
+    rows.append((f'{path}/out/bias', same(width), (f'{out}.bias',)))
+  return rows
+
+
+def entries_of(rows: Sequence[Row], path: str = '', name: str = '') -> list[Entry]:
+  """Returns the entries of parameters outside of layers, with prefixes of paths and names."""
+  return [Entry(path + p, tuple(name + n for n in names), t) for p, t, names in rows]
+
+
+def layer_entries(
+  rows: Sequence[Row], stack: str, name: str, depth: int, group: int = 1
+) -> list[Entry]:
+  """Returns the entries of a stack of `depth` layers.
+
+  Args:
+    rows: of one layer.
+    stack: path of the stack, such as 'decoder'.
+    name: prefix of the names, with '{}' for the index of the layer.
+    depth: number of layers.
+    group: number of layers in the pattern that repeats.
+  """
+  return [
+    Entry(
+      f'{stack}/layers/layer_{i}/{path}',
+      tuple(name + n for n in names),
+      transform,
+      tuple(range(i, depth, group)),
+    )
+    for i in range(group)
+    for path, transform, names in rows
+  ]
+
+
 def import_parameters(
   entries: Sequence[Entry], read: Callable[[str], np.ndarray]
 ) -> dict[str, np.ndarray]:

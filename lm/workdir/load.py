@@ -54,13 +54,14 @@ class Loaded(Run):
     """Returns a context manager that resolves import paths of the config to code in source/."""
     return sources.workdir_modules(self.workdir / 'source')
 
-  def logits(self, ids: Any, mask: Any = None, decoder_ids: Any = None) -> Array:
+  def logits(self, ids: Any, mask: Any = None, decoder_ids: Any = None, types: Any = None) -> Array:
     """Returns the logits of a batch, jitted: (B, T, V), or those of the model's head.
 
     Args:
       ids: (B, T) token ids, or those of the encoder input of an encoder-decoder.
       mask: (B, T), 0 on padding after a row; None without padding.
       decoder_ids: (B, T) input ids of the decoder of an encoder-decoder.
+      types: (B, T) token types of BERT and its relatives; None for zeros.
     """
 
     def rows(prefix: str, ids: Any, mask: Any) -> Batch:
@@ -70,7 +71,7 @@ class Loaded(Run):
       return {f'{prefix}segments': segments_BT, f'{prefix}positions': positions_BT}
 
     if decoder_ids is None:
-      batch = {'inputs': ids, **rows('', ids, mask)}
+      batch = {'inputs': ids, **rows('', ids, mask)} | ({} if types is None else {'types': types})
     else:
       batch = {'source': ids, **rows('source_', ids, mask)}
       batch |= {'inputs': decoder_ids, **rows('', decoder_ids, None)}

@@ -3,8 +3,9 @@
   python tests/pretrained/make_checkpoints.py [NAME ...]
 
 It needs torch and transformers (extra `baselines`); the tests need neither. golden.npz has tokens
-(B, T), lengths (B,), hidden states after the embeddings and each layer (N + 1, B, T, D), and the
-log-probability (B, T - 1) of each next token.
+(B, T), lengths (B,), and hidden states after the embeddings and each layer (N + 1, B, T, D). Those
+of decoders have the log-probability (B, T - 1) of each next token; those of encoders have types
+(B, T), and logits (B, T, C) or (B, C) if the model has a head.
 """
 
 import pathlib
@@ -31,7 +32,33 @@ def scaled(**rope):
   return transformers.LlamaForCausalLM, config
 
 
+BERT = {
+  'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'intermediate_size': 24,
+  'vocab_size': VOCAB, 'max_position_embeddings': 24,
+}  # fmt: skip
+ENCODER_HEADS = {
+  '': 'Model',
+  '_masked': 'ForMaskedLM',
+  '_classes': 'ForSequenceClassification',
+  '_tags': 'ForTokenClassification',
+  '_answers': 'ForQuestionAnswering',
+}
+
+
+def with_heads(name, prefix, make_config):
+  """Returns an encoder with each of its heads."""
+  found = {}
+  for ending, head in ENCODER_HEADS.items():
+    labels = (
+      {'id2label': {0: 'red', 1: 'green', 2: 'blue'}} if ending in ('_classes', '_tags') else {}
+    )
+    if build := getattr(transformers, prefix + head, None):
+      found[name + ending] = (build, make_config(**labels))
+  return found
+
+
 MODELS = {
+  **with_heads('bert', 'Bert', lambda **kw: transformers.BertConfig(**BERT, **kw)),
   'gpt2': (
     transformers.GPT2LMHeadModel,
     transformers.GPT2Config(n_embd=16, n_layer=3, n_head=4, n_positions=24, vocab_size=VOCAB),
@@ -81,17 +108,26 @@ def write(name: str) -> None:
   tokenizer().save(str(folder / 'tokenizer.json'))
   ids = torch.randint(0, VOCAB, (len(LENGTHS), T))
   mask = (torch.arange(T)[None] < torch.tensor(LENGTHS)[:, None]).long()
+  types = torch.randint(0, getattr(config, 'type_vocab_size', 0) or 1, ids.shape)
+  encodes = not config.is_encoder_decoder and not hasattr(model, 'generate')
   with torch.no_grad():
-    output = model(ids, attention_mask=mask, output_hidden_states=True)
-  log_p = output.logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-  hidden = torch.stack(output.hidden_states)
-  np.savez(
-    folder / 'golden.npz',
-    tokens=ids.numpy().astype(np.int32),
-    lengths=np.array(LENGTHS, np.int32),
-    hidden=hidden.numpy(),
-    log_p=log_p.numpy(),
-  )
+    more = {'token_type_ids': types} if getattr(config, 'type_vocab_size', 0) else {}
+    output = model(ids, attention_mask=mask, output_hidden_states=True, **more)
+  found = {
+    'tokens': ids.int(),
+    'lengths': torch.tensor(LENGTHS, dtype=torch.int32),
+    'hidden': torch.stack(output.hidden_states),
+  }
+  if 'start_logits' in output:
+    found['logits'] = torch.stack([output.start_logits, output.end_logits], -1)
+  elif 'logits' in output and not encodes:
+    log_p = output.logits.log_softmax(-1)[:, :-1]
+    found['log_p'] = log_p.gather(-1, ids[:, 1:, None])[..., 0]
+  elif 'logits' in output:
+    found['logits'] = output.logits
+  if encodes:
+    found['types'] = types.int()
+  np.savez(folder / 'golden.npz', **{name: x.numpy() for name, x in found.items()})
 
 
 if __name__ == '__main__':

@@ -54,7 +54,10 @@ def refused(source, workdir, *flags):
     ({'intermediate_size': 32}, 'mlp.gate_proj.weight is (24, 16) and should be (32, 16)'),
     ({'num_hidden_layers': 4}, 'missing model.layers.3.'),
     ({'num_hidden_layers': 2}, 'unexpected model.layers.2.'),
-    ({'tie_word_embeddings': True}, 'lm_head.weight is not the embedding, to which it is tied'),
+    (
+      {'tie_word_embeddings': True},
+      'lm_head.weight differs from model.embed_tokens.weight, to which it is tied',
+    ),
   ],
 )
 def test_configs_that_do_not_fit_are_refused(changes, message, folder, tmp_path):

@@ -1,0 +1,112 @@
+"""What a family of pretrained models is, and the reader of its config.json."""
+
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm.errors import UserError, did_you_mean
+from lm.pretrained.layout import Entry
+
+
+def no_buffers(name: str) -> np.ndarray | None:
+  """Returns None: a family without buffers."""
+  del name
+  return None
+
+
+class Family(NamedTuple):
+  """A model of a family.
+
+  Attributes:
+    model: the model section of the config.
+    entries: of all parameters.
+    prefix: of most names; checkpoints of the model without its head lack it.
+    buffers: `name -> value` of tensors that are no parameters; None for a name that is none.
+    tied: names of tensors that are copies, each with the name of the tensor that it equals.
+    unused: a regular expression on names of tensors that the model does not use; a workdir keeps
+      them for an export.
+    renamed: old names of parts of tensor names, with the new ones.
+    data: values of the config's data section, such as the labels of a head.
+  """
+
+  model: ConfigDict
+  entries: tuple[Entry, ...]
+  prefix: str
+  buffers: Callable[[str], np.ndarray | None] = no_buffers
+  tied: Mapping[str, str] = MappingProxyType({})
+  unused: str = '$.'
+  renamed: Mapping[str, str] = MappingProxyType({})
+  data: Mapping[str, Any] = MappingProxyType({})
+
+
+class Reader:
+  """Reads the keys of a config.json, and refuses those with a value that is not understood.
+
+  Args:
+    values: the content of config.json.
+    names: of the tensors; None for those of a new checkpoint.
+  """
+
+  def __init__(self, values: Mapping[str, Any], names: Collection[str] | None = None):
+    self._values, self._names = values, names
+
+  def has_tensor(self, ending: str) -> bool:
+    """Returns whether the checkpoint has a tensor whose name ends in this."""
+    return self._names is None or any(name.endswith(ending) for name in self._names)
+
+  def get(self, key: str, default: Any = None) -> Any:
+    """Returns the value of a key, or the default where it is absent or null."""
+    value = self._values.get(key)
+    return default if value is None else value
+
+  def size(self, key: str, default: int | None = None) -> int:
+    """Returns a positive integer."""
+    value = self.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+      raise UserError(f'config.json: {key}={value!r} must be a positive integer')
+    return value
+
+  def one_of(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
+    """Returns the choice of a key.
+
+    Raises:
+      UserError: the value is none of the choices.
+    """
+    value = self.get(key, default)
+    if value not in choices:
+      known = ', '.join(map(repr, choices))
+      near = did_you_mean(str(value), choices)
+      raise UserError(
+        f'config.json: {key}={value!r} is not supported{near}; it must be one of {known}'
+      )
+    return choices[value]
+
+  def only(self, **values: Any) -> None:
+    """Raises UserError where a key has another value than the only one that is supported."""
+    for key, value in values.items():
+      if self.get(key, value) != value:
+        raise UserError(
+          f'config.json: {key}={self.get(key)!r} is not supported; it must be {value!r}'
+        )
+
+
+_GELU_TANH, _GELU, _RELU, _SILU = (
+  'lm.nn.layers:gelu', 'jax.nn:gelu(approximate=False)', 'jax.nn:relu', 'jax.nn:silu'
+)  # fmt: skip
+ACTIVATIONS = {
+  'gelu_new': _GELU_TANH,
+  'gelu_pytorch_tanh': _GELU_TANH,
+  'gelu': _GELU,
+  'relu': _RELU,
+  'silu': _SILU,
+  'swish': _SILU,
+}
+
+
+def import_path(function: str, **arguments: Any) -> str:
+  """Returns an import path with the arguments that are not None."""
+  given = ', '.join(f'{key}={value!r}' for key, value in arguments.items() if value is not None)
+  return f'{function}({given})' if given else function
