@@ -102,11 +102,14 @@ class Features(NamedTuple):
     tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like.
     source: the same for the encoder row of an encoder-decoder.
     values: of the example: a scalar, such as its class, or a vector of a fixed size.
+    shortened: called with a number of tokens; returns the indices of the tokens to keep, where the
+      policy for long examples truncates. None cuts them from the right.
   """
 
   tokens: dict[str, np.ndarray]
   source: dict[str, np.ndarray]
   values: dict[str, Any]
+  shortened: Callable[[int], np.ndarray] | None = None
 
 
 Convert = Callable[[Example], list[Features]]
@@ -137,6 +140,7 @@ class Converter:
       for one tag a word.
     mean_of_logits: whether an ensemble averages logits instead of probabilities, because the head
       gives no distribution over the outputs.
+    needs_separator: whether the tokenizer needs the special token between the parts of the inputs.
   """
 
   tokenizer_texts: Callable[[Example], list[str]]
@@ -147,6 +151,7 @@ class Converter:
   postprocess: Callable[[Sequence[str], Example, Pieces], dict[str, Any]] | None = None
   answer: str = 'text'
   mean_of_logits: bool = False
+  needs_separator: bool = True
 
 
 def cast_feature(name: str, values: Any) -> np.ndarray:

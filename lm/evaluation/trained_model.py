@@ -40,14 +40,15 @@ from lm.evaluation.predict import (
   predicted_pieces,
 )
 from lm.models.ensemble import Ensemble
-from lm.nn import pooling
+from lm.nn import heads, pooling
 from lm.nn.hooks import with_hooks
 from lm.task import Convert, Example, Features, Pieces, Task, cast_feature, string_field
 from lm.tasks import fill_mask
 from lm.tasks.extractive_qa import windows
 from lm.text.detokenize import TextStream
 from lm.text.files import lone_surrogate
-from lm.text.tokenizers import special_ids, template, text_parts, text_reader
+from lm.text.framing import frame, framing_of
+from lm.text.tokenizers import special_ids, text_parts
 from lm.types import Array, Batch, Params, apply_of
 from lm.workdir import files
 from lm.workdir import load as workdirs
@@ -361,17 +362,21 @@ class TrainedModel(Loaded):
       encode = prompt_encoder(tokenizer)
       prompt = lambda e: Features({'inputs': np.array(encode(e['text']))}, {}, {})  # noqa: E731
       return _Reading(self._task, 'text', prompt=prompt)
-    is_masked = getattr(self.model, 'num_classes', 0) is None
-    if not is_masked or getattr(self.model, 'pooling', None) is not None:
+    step, row = make_predict_step(fill_mask.predict, self.apply), np.zeros((1, 1), np.int32)
+    names = ('inputs', 'segments', 'positions', 'examples', 'mask')
+    is_encoder = getattr(self.model, 'num_classes', 0) is None and self.model.pooling is None
+    fillers = is_encoder and jax.eval_shape(step, self.params, dict.fromkeys(names, row))
+    if not fillers or not fillers['values/token'].size:
       raise UserError(
-        f'--workdir={self.workdir}: model.fn={self.config.model.fn!r} has no data.task, continues '
-        'no prompt and fills no masks; `embed` may embed texts'
+        f'--workdir={self.workdir}: the run has no data.task, and model.fn='
+        f'{self.config.model.fn!r} continues no prompt and fills no masks; --embed, or `embed`, '
+        'gives embeddings'
       )
     return _Reading(
       self._task,
       'masks',
       convert=fill_mask.inputs(tokenizer),
-      step=make_predict_step(fill_mask.predict, self.apply),
+      step=step,
       postprocess=lambda e, pieces, k: fill_mask.postprocess(tokenizer, k or 5)(e, pieces),
     )
 
@@ -385,11 +390,11 @@ class TrainedModel(Loaded):
       prompt = reading.prompt
       assert prompt is not None
       return lambda example: [prompt(example)]
-    (before, after), reader = template(self.tokenizer), text_reader(self.tokenizer)
+    framed = frame(self.tokenizer, framing_of(self.tokenizer))
 
     def convert(example: Example) -> list[Features]:
-      ids = reader.encode(_texts(example)[0], add_special_tokens=False).ids
-      return [Features({'inputs': np.array([*before, *ids, *after])}, {}, {})]
+      found = framed(_texts(example))
+      return [Features(found.arrays(), {}, {}, None if found.types is None else found.shortened)]
 
     return convert
 
@@ -398,8 +403,10 @@ class TrainedModel(Loaded):
     """The function from a pooling to the compiled step that embeds a batch."""
     if isinstance(self.model, Ensemble):
       raise UserError('embeddings of different runs share no space; give one --workdir')
-    pools = getattr(self.model, 'pooling', None) is not None
-    model = self.model.clone(pooling=None) if pools else self.model
+    # Without pooling and head, the hidden states of all tokens are the output.
+    fields = {'pooling': None, 'head': heads.none}
+    changed = {k: v for k, v in fields.items() if getattr(self.model, k, None) is not None}
+    model = self.model.clone(**changed)
     apply, apply_with_hooks, fn = apply_of(model), with_hooks(model), self.config.model.fn
 
     @functools.cache
@@ -449,6 +456,9 @@ class TrainedModel(Loaded):
       raise UserError(f'{size} tokens, and the model reads {limit}{remedy}')
     if policy == 'windows' and len(text_parts(self._task.inputs(example))) > 1:
       raise UserError(f"{size} tokens, and too_long='windows' does not divide several texts")
+    if policy == 'truncate' and one.shortened is not None:
+      kept = one.shortened(limit)
+      return [one._replace(tokens={name: x[kept] for name, x in arrays.items()})]
     is_text = ~np.isin(arrays['inputs' if stream == 'tokens' else stream], self._special)
     first = int(np.argmax(is_text)) if is_text.any() else 0
     after = int(np.argmax(is_text[::-1])) if is_text.any() else 0

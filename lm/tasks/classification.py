@@ -1,12 +1,17 @@
 """Converters for encoders with a head: one label, several labels, a number, a tag per word.
 
+Their argument `special_tokens` says how texts are framed (lm.text.framing): 'end', 'none', or
+'template' for the special tokens of a pretrained encoder, such as [CLS] a [SEP] b [SEP]. With
+`data.too_long='truncate'`, 'end' and 'none' lose their last tokens. 'template' keeps its special
+tokens, and the longest text loses its last tokens.
+
 The features of a long example may be several windows; their outputs are averaged, weighted by their
 tokens.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +20,18 @@ from tokenizers import Tokenizer
 from lm.errors import UserError, check_range, did_you_mean
 from lm.metrics.spans import entity_spans, is_entity_tag
 from lm.task import Convert, Converter, Example, Features, Pieces, Task
-from lm.text.tokenizers import end_id, parts_encoder, text_parts, text_reader
+from lm.text.framing import Framed, frame
+from lm.text.tokenizers import text_parts
 
 if TYPE_CHECKING:
   from lm.types import Array, Batch, Output
 
 
-def classifier(task: Task) -> Converter:
+def classifier(task: Task, special_tokens: str = 'end') -> Converter:
   """Predicts the class of an example, one of `data.labels`; for an encoder with pooling.
 
-  A prediction has the `label` and the `probabilities` of all labels, the highest first.
+  Poolers may take the state of the first token, which is END or that of the template. A prediction
+  has the `label` and the `probabilities` of all labels, the highest first.
 
   Raises:
     UserError: when features are made, if the class of an example is not one of `data.labels`.
@@ -34,7 +41,7 @@ def classifier(task: Task) -> Converter:
     head_target, label_id = _head_target(task), _label_ids(labels)
     return _with_targets(inputs(tokenizer, seq_len), lambda e: label_id(head_target(e)))
 
-  inputs = functools.partial(_pooled_inputs, task)
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
@@ -42,6 +49,7 @@ def classifier(task: Task) -> Converter:
     predict=_head_logits,
     postprocess=class_prediction,
     answer='label',
+    needs_separator=special_tokens != 'template',
   )
 
 
@@ -52,7 +60,7 @@ def class_prediction(labels: Sequence[str], example: Example, pieces: Pieces) ->
   return {'label': next(iter(probabilities)), 'probabilities': probabilities}
 
 
-def multilabel(task: Task, threshold: float = 0.5) -> Converter:
+def multilabel(task: Task, threshold: float = 0.5, special_tokens: str = 'end') -> Converter:
   """Predicts all labels of an example, each on its own; for an encoder with pooling.
 
   Its objective is lm.objectives.supervised:binary_cross_entropy. A prediction has the `labels` and
@@ -61,6 +69,7 @@ def multilabel(task: Task, threshold: float = 0.5) -> Converter:
   Args:
     task: its head target is a list of labels.
     threshold: the probability above which a label is predicted.
+    special_tokens: as in the other converters.
 
   Raises:
     UserError: threshold is not a probability. When features are made: a label of an example is not
@@ -83,7 +92,7 @@ def multilabel(task: Task, threshold: float = 0.5) -> Converter:
     found = [name for name in labels if probabilities[name] > threshold]
     return {'labels': found, 'probabilities': probabilities}
 
-  inputs = functools.partial(_pooled_inputs, task)
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
@@ -92,6 +101,7 @@ def multilabel(task: Task, threshold: float = 0.5) -> Converter:
     postprocess=postprocess,
     answer='labels',
     mean_of_logits=True,
+    needs_separator=special_tokens != 'template',
   )
 
 
@@ -105,7 +115,7 @@ def regressor(task: Task) -> Converter:
   def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
     return {'value': float(_mean_over_windows(np.asarray, pieces)[0])}
 
-  inputs = functools.partial(_pooled_inputs, task)
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
@@ -114,10 +124,11 @@ def regressor(task: Task) -> Converter:
     postprocess=postprocess,
     answer='value',
     mean_of_logits=True,
+    needs_separator=special_tokens != 'template',
   )
 
 
-def tagger(task: Task) -> Converter:
+def tagger(task: Task, special_tokens: str = 'none') -> Converter:
   """Predicts a tag for each word, one of `data.labels`, at the first token of the word.
 
   A word without a token of its own gets the first label, and so does a word that the truncation of
@@ -129,17 +140,17 @@ def tagger(task: Task) -> Converter:
   """
 
   def inputs(tokenizer: Tokenizer, seq_len: int) -> Convert:
-    reader, head_target = text_reader(tokenizer), _head_target(task)
+    framed_of, head_target = frame(tokenizer, special_tokens), _head_target(task)
 
     def convert(example: Example) -> list[Features]:
-      (text,) = task.inputs(example)
-      encoding = reader.encode(text, add_special_tokens=False)
-      tokens = {name: np.zeros(len(encoding.ids), int) for name in ('weights', 'words')}
-      firsts = first_tokens(encoding.offsets, [span[:2] for span in head_target(example)])
+      framed = framed_of(task.inputs(example))
+      (of_text,) = (framed.text == 0).nonzero()
+      tokens = {name: np.zeros(len(framed.ids), int) for name in ('weights', 'words')}
+      firsts = first_tokens(framed.offsets[of_text], [span[:2] for span in head_target(example)])
       for i, first in enumerate(firsts):
         if first is not None:
-          tokens['weights'][first], tokens['words'][first] = 1, i
-      return [Features({'inputs': np.array(encoding.ids), **tokens}, {}, {})]
+          tokens['weights'][of_text[first]], tokens['words'][of_text[first]] = 1, i
+      return [_features(framed, tokens)]
 
     return convert
 
@@ -192,6 +203,7 @@ def tagger(task: Task) -> Converter:
     predict=predict,
     postprocess=postprocess,
     answer='tags',
+    needs_separator=special_tokens != 'template',
   )
 
 
@@ -217,15 +229,10 @@ def first_tokens(
   return firsts
 
 
-def _pooled_inputs(task: Task, tokenizer: Tokenizer, seq_len: int) -> Convert:
-  """Returns a function from an example to END and its inputs.
-
-  Poolers may take the state of END.
-  """
-  encode, end = parts_encoder(tokenizer), end_id(tokenizer)
-  return lambda example: [
-    Features({'inputs': np.array([end, *encode(task.inputs(example))])}, {}, {})
-  ]
+def _pooled_inputs(task: Task, special_tokens: str, tokenizer: Tokenizer, seq_len: int) -> Convert:
+  """Returns a function from an example to the features of its framed inputs."""
+  framed = frame(tokenizer, special_tokens)
+  return lambda example: [_features(framed(task.inputs(example)), {})]
 
 
 def _with_targets(convert: Convert, target: Callable[[Example], Any]) -> Convert:
@@ -261,6 +268,17 @@ def _ranked(labels: Sequence[str], probabilities_C: np.ndarray) -> dict[str, flo
   """Returns the probability of each label, the highest first, equal ones in their order."""
   order = np.argsort(-probabilities_C, kind='stable')
   return {labels[c]: float(probabilities_C[c]) for c in order}
+
+
+def _features(framed: Framed, tokens: Mapping[str, np.ndarray]) -> Features:
+  """Returns features whose truncation keeps the special tokens of a template.
+
+  Args:
+    framed: the inputs.
+    tokens: further arrays along the row, by name.
+  """
+  shortened = None if framed.types is None else framed.shortened
+  return Features(framed.arrays() | dict(tokens), {}, {}, shortened)
 
 
 def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from lm.errors import UserError, check_range
 from lm.task import Convert, Converter, Example, Features, Pieces, Task, mismatch, string_field
-from lm.text.tokenizers import end_id, parts_encoder, separated, text_parts, text_reader
+from lm.text.framing import Framed, frame
+from lm.text.tokenizers import separated, text_parts
 
 if TYPE_CHECKING:
   from lm.types import Apply, Array, Batch, Metric, Objective, Output, Params, WeightedSums
@@ -49,16 +50,20 @@ def extraction() -> Task:
 
 
 def converter(
-  task: Task, stride: int = 128, longest: int = 30, threshold: float | None = 0.0
+  task: Task,
+  stride: int = 128,
+  longest: int = 30,
+  threshold: float | None = 0.0,
+  special_tokens: str = 'end',
 ) -> Converter:
   """Predicts a span of the passage, or no answer; the passage is the last part of the inputs.
 
   The model reads END, the other parts, and the passage, in overlapping windows if it is longer than
-  a row. END represents "no answer in this window", and is the target of a window that does not
-  contain a complete answer. The first answer that a window contains is its target.
+  a row. The first token, END, represents "no answer in this window". It is the target of a window
+  that does not contain a complete answer. The first answer that a window contains is its target.
 
   The answer is the span with the best log odds among all windows: its start and stop logits minus
-  those of END in its window. A prediction has the answer, its `start` and `stop` in characters of
+  those of the first token of its window. A prediction has the answer, its `start` and `stop` in characters of
   the passage, and the two sums of logits, `score` and `null_score`. No answer is '', without a
   start and a stop.
 
@@ -71,6 +76,8 @@ def converter(
     stride: tokens between the starts of consecutive windows, at most.
     longest: maximum tokens of a predicted answer.
     threshold: log odds above which an answer is predicted; None predicts one in any case.
+    special_tokens: 'end', or 'template' for those of a pretrained encoder: each window is then
+      [CLS] question [SEP] window [SEP], and [CLS] takes the place of END (lm.text.framing).
 
   Raises:
     UserError: stride or longest is below 1; the task has no spans. When features are made: the
@@ -89,24 +96,25 @@ def converter(
     seq_len: int,
     answers_of: Callable[[Example], Sequence[tuple[int, int]]] | None,
   ) -> Convert:
-    encode, end, reader = parts_encoder(tokenizer), end_id(tokenizer), text_reader(tokenizer)
+    framed_of = frame(tokenizer, special_tokens)
 
     def convert(example: Example) -> list[Features]:
       *before, passage = task.inputs(example)
-      prefix = [end, *encode(before)]
-      if len(prefix) >= seq_len:
+      framed = framed_of([*before, passage])
+      (places,) = (framed.text == len(text_parts(before))).nonzero()
+      room = seq_len - (len(framed.ids) - len(places))
+      if room < 1:
         raise UserError(
-          f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {len(prefix)} tokens of a row '
-          'and leaves none for the passage; raise data.seq_len'
+          f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {seq_len - room} tokens of a '
+          'row and leaves none for the passage; raise data.seq_len'
         )
-      encoding = reader.encode(passage, add_special_tokens=False)
-      ids, offsets = np.array(encoding.ids, int), np.array(encoding.offsets, int).reshape(-1, 2)
       answers = None
       if answers_of is not None:
+        offsets = framed.offsets[places]
         answers = [_answer_tokens(passage, offsets, *span) for span in answers_of(example)]
       return [
-        _window_features(prefix, ids[window], offsets[window], window.start, answers)
-        for window in windows(len(ids), seq_len - len(prefix), stride)
+        _window_features(framed, places, window.start, window.stop, answers)
+        for window in windows(len(places), room, stride)
       ]
 
     return convert
@@ -134,6 +142,7 @@ def converter(
     postprocess=postprocess,
     answer='answer',
     mean_of_logits=True,
+    needs_separator=special_tokens != 'template',
   )
 
 
@@ -205,33 +214,33 @@ def _answer_tokens(passage: str, offsets: np.ndarray, start: int, stop: int) -> 
 
 
 def _window_features(
-  prefix: list[int],
-  ids: np.ndarray,
-  offsets: np.ndarray,
+  framed: Framed,
+  places: np.ndarray,
   start: int,
+  stop: int,
   answers: Sequence[tuple[int, int]] | None,
 ) -> Features:
   """Returns the features of a window.
 
   Args:
-    prefix: the tokens before the passage.
-    ids: the tokens of the window.
-    offsets: (tokens, 2), their characters.
-    start: the index of its first token in the passage.
+    framed: the tokens of an example.
+    places: the indices of the tokens of its passage.
+    start: the index of the window's first token in the passage.
+    stop: the index after its last token, or a higher one.
     answers: the indices of the first and last token of each answer in the passage; None for
       features without targets.
   """
-  outside = np.zeros(len(prefix), int)
-  tokens = {
-    'inputs': np.concatenate([prefix, ids]),
-    'char_start': np.concatenate([outside, offsets[:, 0]]),
-    'char_stop': np.concatenate([outside, offsets[:, 1]]),
-  }
+  before = int(places[0]) if len(places) else len(framed.ids)
+  kept = np.delete(np.arange(len(framed.ids)), np.concatenate([places[:start], places[stop:]]))
+  offsets = np.zeros_like(framed.offsets)
+  offsets[places] = framed.offsets[places]
+  tokens = framed.arrays() | {'char_start': offsets[:, 0], 'char_stop': offsets[:, 1]}
+  tokens = {name: values[kept] for name, values in tokens.items()}
   if answers is None:
     return Features(tokens, {}, {})
-  shift, stop = len(prefix) - start, start + len(ids)
-  inside = [(a + shift, b + shift) for a, b in answers if start <= a and b < stop]
-  answer_start, answer_stop = inside[0] if inside else (0, 0)  # END is at position 0
+  inside = [(a, b) for a, b in answers if start <= a and b < stop]
+  # The first token of the row is the target of a window without an answer.
+  answer_start, answer_stop = (x - start + before for x in inside[0]) if inside else (0, 0)
   return Features(tokens, {}, {'start': answer_start, 'stop': answer_stop, 'weights': 1})
 
 

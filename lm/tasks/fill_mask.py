@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 
 from lm.errors import UserError
 from lm.task import Convert, Example, Features, Pieces, string_field
-from lm.text.tokenizers import template, text_reader
+from lm.text.framing import frame, framing_of
+from lm.text.tokenizers import text_reader
 
 if TYPE_CHECKING:
   from lm.types import Array, Batch, Output
@@ -30,15 +31,14 @@ def inputs(tokenizer: Tokenizer) -> Convert:
   if name is None:
     raise UserError(f'data.tokenizer has no mask to fill, which is one of {", ".join(MASKS)}')
   reader, mask = text_reader(tokenizer, visible=name), tokenizer.token_to_id(name)
-  before, after = template(tokenizer)
+  framed = frame(tokenizer, framing_of(tokenizer), reader)
 
   def convert(example: Example) -> list[Features]:
-    ids = reader.encode(string_field(example, 'text'), add_special_tokens=False).ids
-    row = np.array([*before, *ids, *after])
-    places = np.flatnonzero(row == mask)
+    arrays = framed([string_field(example, 'text')]).arrays()
+    places = np.flatnonzero(arrays['inputs'] == mask)
     if not len(places):
       raise UserError(f"'text' has no {name} to fill")
-    return [Features({'inputs': row}, {}, {'mask': place}) for place in places]
+    return [Features(arrays, {}, {'mask': place}) for place in places]
 
   return convert
 

@@ -324,18 +324,6 @@ def text_reader(tokenizer: tokenizers.Tokenizer, visible: str = '') -> tokenizer
   return reader
 
 
-def template(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-  """Returns the special tokens before and after a text, by the tokenizer's own template.
-
-  Without one, END comes before a text, as in the converters of lm.tasks.
-  """
-  encoding = tokenizer.encode('a')
-  text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-  if not text or len(text) == len(encoding.ids):
-    return [end_id(tokenizer)], []
-  return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
-
-
 def parts_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], list[int]]:
   """Returns the function from parts of a text to ids; a Special part is one special token.
 
