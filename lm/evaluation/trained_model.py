@@ -404,7 +404,7 @@ class TrainedModel(Loaded):
     if isinstance(self.model, Ensemble):
       raise UserError('embeddings of different runs share no space; give one --workdir')
     # Without pooling and head, the hidden states of all tokens are the output.
-    fields = {'pooling': None, 'head': heads.none}
+    fields: dict[str, Any] = {'pooling': None, 'head': heads.none}
     changed = {k: v for k, v in fields.items() if getattr(self.model, k, None) is not None}
     model = self.model.clone(**changed)
     apply, apply_with_hooks, fn = apply_of(model), with_hooks(model), self.config.model.fn
@@ -468,9 +468,8 @@ class TrainedModel(Loaded):
     def cut(x: np.ndarray, part: slice) -> np.ndarray:
       return np.concatenate([x[:first], x[first:last][part], x[last:]])
 
-    return [
-      one._replace(**{stream: {name: cut(x, part) for name, x in arrays.items()}}) for part in parts
-    ]
+    found: list[Any] = [{name: cut(x, part) for name, x in arrays.items()} for part in parts]
+    return [one._replace(**{stream: each}) for each in found]
 
   @functools.cached_property
   def _special(self) -> np.ndarray:

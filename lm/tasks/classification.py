@@ -105,7 +105,7 @@ def multilabel(task: Task, threshold: float = 0.5, special_tokens: str = 'end') 
   )
 
 
-def regressor(task: Task) -> Converter:
+def regressor(task: Task, special_tokens: str = 'end') -> Converter:
   """Predicts a number, the `value`, for an example; for an encoder with pooling and one class."""
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:

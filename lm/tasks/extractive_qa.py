@@ -63,9 +63,9 @@ def converter(
   that does not contain a complete answer. The first answer that a window contains is its target.
 
   The answer is the span with the best log odds among all windows: its start and stop logits minus
-  those of the first token of its window. A prediction has the answer, its `start` and `stop` in characters of
-  the passage, and the two sums of logits, `score` and `null_score`. No answer is '', without a
-  start and a stop.
+  those of the first token of its window. A prediction has the answer, its `start` and `stop` in
+  characters of the passage, and the two sums of logits, `score` and `null_score`. No answer is '',
+  without a start and a stop.
 
   Features have `char_start` and `char_stop` for each token: its characters in the passage, or 0
   outside it. For each window they have `weights` and the token positions of the answer, `start` and
