@@ -72,7 +72,6 @@ def main(argv: list[str]) -> None:
   model = as_trained_model(open_runs(workdir, args.step, args.average_checkpoints))
   answer = 'embedding' if args.embed else model.answer
   _check_flags(answer)
-  cli.print_notes([*model.notes, *model.prepare_notes])
   predict = _asker(model, answer)
   field = model.field if form == 'text' else ''
   if source is None:
@@ -80,6 +79,9 @@ def main(argv: list[str]) -> None:
   else:
     rows = file_rows(source, '--input', form, field)
   lines = _lines(rows, predict, args.window)
+  first = next(lines)  # raises an error of the first rows before any output
+  cli.print_notes([*model.notes, *model.prepare_notes])
+  lines = itertools.chain([first], lines)
   if out is not None:
     try:
       write_atomic(out, lines)
