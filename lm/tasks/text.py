@@ -89,7 +89,7 @@ def regression(fields: tuple[str, ...] = ('text',), value: str = 'value') -> Tas
     target=lambda example: f'{number(example):g}',
     reference=number,
     head_target=number,
-    fields=(field,),
+    fields=fields,
   )
 
 
