@@ -1,6 +1,7 @@
 """The files of an exported run besides its tensors: configs, tokenizer and model card."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,14 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, processors
 
 from lm.config.base import sizes
-from lm.text.tokenizers import end_id
+from lm.errors import UserError
+from lm.pretrained.section import canonical
+from lm.tasks.fill_mask import MASKS
+from lm.text.framing import framing_of
+from lm.text.tokenizers import SEPARATOR, end_id, special_ids, unknown_id
 from lm.workdir import run_data
+
+_PADS = ('[PAD]', '<pad>', '<|pad|>')  # names of padding in tokenizers
 
 
 def files(
@@ -21,31 +28,100 @@ def files(
     workdir: of the run.
     config: of the run.
     described: the content of config.json without the tokens.
-    tokenizer: of the run.
+    tokenizer: of the run; its post-processor becomes that of the rows of the run.
     step: of the checkpoint.
+
+  Raises:
+    UserError: padding has a token of texts.
   """
-  end = end_id(tokenizer)
-  name = tokenizer.id_to_token(end)
-  # Texts begin after the token that ends the one before, in training as in `lm.generate`.
-  tokenizer.post_processor = processors.TemplateProcessing(
-    single=[name, '$A'], special_tokens=[(name, end)]
-  )
-  ends = {'bos_token_id': end, 'eos_token_id': end}
+  is_encoder = config.model.fn == 'lm.models.transformer:Encoder'
+  tokens = (_encoder_tokens if is_encoder else _decoder_tokens)(config, described, tokenizer)
+  ids = {f'{key}_id': tokenizer.token_to_id(name) for key, name in tokens.items()}
+  of_model = ('bos_token', 'eos_token', 'cls_token', 'sep_token', 'pad_token')
+  ids = {key: ids[key] for key in (f'{name}_id' for name in of_model) if key in ids}
+  types = ['token_type_ids'] if described.get('type_vocab_size', 1) > 1 else []
   settings = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'bos_token': name,
-    'eos_token': name,
+    **tokens,
     'clean_up_tokenization_spaces': False,
     'model_max_length': config.model.context,
+    'model_input_names': ['input_ids', *types, 'attention_mask'],
   }
   texts = {
-    'config.json': _json(described | ends),
-    'generation_config.json': _json(ends),
+    'config.json': _json(described | ids),
+    **({} if is_encoder else {'generation_config.json': _json(ids)}),
     'tokenizer.json': tokenizer.to_str(pretty=True),
     'tokenizer_config.json': _json(settings),
     'README.md': _card(run_data.read_run(workdir), workdir, config, described, step),
   }
   return {name: text.encode() for name, text in texts.items()}
+
+
+def _decoder_tokens(
+  config: ConfigDict, described: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, str]:
+  """Returns the special tokens of a decoder by the keys of tokenizer_config.json.
+
+  Texts begin after the token that ends the one before, in training as in `lm.generate`.
+  """
+  _start_with_end(tokenizer)
+  end = tokenizer.id_to_token(end_id(tokenizer))
+  return {'bos_token': end, 'eos_token': end}
+
+
+def _encoder_tokens(
+  config: ConfigDict, described: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, str]:
+  """Returns the special tokens of an encoder by the keys of tokenizer_config.json.
+
+  Its rows begin and end as the converter of the run frames texts.
+  """
+  converter = config.data.get('converter')
+  arguments = {} if converter is None else canonical(converter)[1]
+  framing = arguments.get('special_tokens', framing_of(tokenizer))
+  if framing == 'end':
+    _start_with_end(tokenizer)
+  elif framing == 'none':
+    tokenizer.post_processor = processors.TemplateProcessing(single='$A', special_tokens=[])
+  frame, pad = tokenizer.encode('').tokens, described.get('pad_token_id')
+  specials = {tokenizer.id_to_token(i) for i in special_ids(tokenizer)}
+  if pad is not None and tokenizer.id_to_token(pad) not in specials:
+    # Code of RoBERTa counts no position for it.
+    raise UserError(
+      f'model.position={config.model.position!r}: token {pad} before its first row must be '
+      f'padding, and is {tokenizer.id_to_token(pad)!r}'
+    )
+  end = tokenizer.id_to_token(end_id(tokenizer))
+  names = {
+    'cls_token': frame[0] if frame else None,
+    'sep_token': frame[-1] if frame else None,
+    'bos_token': frame[0] if frame else end,
+    'eos_token': frame[-1] if frame else end,
+    'unk_token': None if (i := unknown_id(tokenizer)) is None else tokenizer.id_to_token(i),
+    'mask_token': next((name for name in MASKS if name in specials), None),
+    'pad_token': next((name for name in _PADS if name in specials), end)
+    if pad is None
+    else tokenizer.id_to_token(pad),
+  }
+  return {key: name for key, name in names.items() if name is not None}
+
+
+def _start_with_end(tokenizer: Tokenizer) -> None:
+  """Frames a text by END, and a pair by END and a separator, in rows of one type."""
+  end, separator = tokenizer.id_to_token(end_id(tokenizer)), str(SEPARATOR)
+  tokens = [name for name in (end, separator) if tokenizer.token_to_id(name) is not None]
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single=[end, '$A'],
+    pair=[*tokens[:1], '$A', *tokens[1:], '$B'],
+    special_tokens=[(name, tokenizer.token_to_id(name)) for name in tokens],
+  )
+
+
+def _loader(described: dict[str, Any]) -> str:
+  """Returns the name of the class of transformers that loads the model."""
+  (architecture,) = described['architectures']
+  head = re.search('For[A-Z].*$', architecture.replace('LMHeadModel', 'ForCausalLM'))
+  return f'AutoModel{head[0] if head else ""}'
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -57,6 +133,7 @@ def _card(
 ) -> str:
   """Returns the model card: what was trained, on what, and the metrics of the step."""
   metrics = run_data.metrics_at(workdir, step).items()
+  loader = _loader(described)
   evaluated = [f'| {name} | {value:.6g} |' for name, value in metrics if name.startswith('eval/')]
   table = ['| metric | value |', '|---|---|', *evaluated] if evaluated else ['Not evaluated.']
   lines = [
@@ -76,9 +153,9 @@ def _card(
     *table,
     '',
     '```python',
-    'from transformers import AutoModelForCausalLM, AutoTokenizer',
+    f'from transformers import {loader}, AutoTokenizer',
     '',
-    "model, tokenizer = (c.from_pretrained('.') for c in (AutoModelForCausalLM, AutoTokenizer))",
+    f"model, tokenizer = (c.from_pretrained('.') for c in ({loader}, AutoTokenizer))",
     '```',
     '',
   ]

@@ -22,7 +22,18 @@ from tokenizers import Tokenizer
 
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import card, configs, families, gguf, hub, layout, safetensors, spm, vocabulary
+from lm.pretrained import (
+  card,
+  configs,
+  families,
+  gguf,
+  hub,
+  layout,
+  safetensors,
+  section,
+  spm,
+  vocabulary,
+)
 from lm.pretrained.family import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
@@ -33,7 +44,7 @@ from lm.workdir.write import LazyArray, write_workdir
 
 _KEPT = 'pretrained'  # folder of a workdir
 _TENSORS = 'tensors.json'  # names and dtypes, in order
-_TABLES = ('embedding', 'unembedding')  # parameters with a row for each token
+_TABLES = ('embedding', 'unembedding', 'head_bias')  # parameters with a row for each token
 _UNUSED = 'unused.safetensors'  # tensors that the model does not use
 # Files that an export copies, if the source had them.
 _FILES = (
@@ -338,10 +349,9 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
   try:
     step, why = _chosen_step(workdir, checkpoints, step, config)
     with sources.workdir_modules(workdir / 'source'):
-      described, contents = (
+      described, family, contents = (
         _kept_files(workdir, config, names) if kept.is_dir() else _described(workdir, config, step)
       )
-    family = families.family_of(described, names)
     stored = checkpoints.leaves(step, 'params')
 
     def read(path: str) -> np.ndarray:
@@ -386,28 +396,30 @@ def _chosen_step(
 
 def _kept_files(
   workdir: Path, config: ConfigDict, names: Mapping[str, str] | None
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """Returns the config.json of an imported run, and the contents of its files by name.
+) -> tuple[dict[str, Any], Family, dict[str, bytes]]:
+  """Returns the config.json of an imported run, its family, and the contents of its files.
 
   Raises:
     UserError: the model section of the run has changed since.
   """
   kept = workdir / _KEPT
   described = read_config(kept)
-  model = families.family_of(described, names).model
-  if different := configs.differences(config.model, model):
+  family = families.family_of(described, names)
+  model = family.model
+  if different := section.differences(config.model, model):
     key = different[0]
     raise UserError(
       f'--workdir={workdir}: model.{key}={config.model.get(key)!r} is not that of '
       f'{_KEPT}/config.json, which says {model.get(key)!r}'
     )
-  return described, {p.name: p.read_bytes() for p in sorted(kept.iterdir()) if p.name in _FILES}
+  contents = {p.name: p.read_bytes() for p in sorted(kept.iterdir()) if p.name in _FILES}
+  return described, family, contents
 
 
 def _described(
   workdir: Path, config: ConfigDict, step: int
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """Returns the config.json of a run that was trained here, and the contents of its files by name.
+) -> tuple[dict[str, Any], Family, dict[str, bytes]]:
+  """Returns the config.json of a run that was trained here, its family, and its files by name.
 
   Raises:
     UserError: no family has its model, or its tokenizer has more tokens than the model.
@@ -419,8 +431,10 @@ def _described(
   model = config.model.copy_and_resolve_references()
   with model.unlocked():
     model.vocab_size = rows if size is None else size
-  described = configs.config_of(model, config.data.get('converter'))
-  return described, card.files(workdir, config, described, tokenizer, step)
+    if 'num_classes' in model and model.num_classes is None and config.data.labels:
+      model.num_classes = len(config.data.labels)
+  described, family = configs.config_of(model, config.data.get('converter'), config.data.labels)
+  return described, family, card.files(workdir, config, described, tokenizer, step)
 
 
 def _read_parameter(

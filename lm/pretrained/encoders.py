@@ -433,6 +433,11 @@ def _classes(name: str, classes: int | None, width: int) -> list[Row]:
   ]
 
 
+_PROBLEMS = {  # task and converter
+  'single_label_classification': ('classification', 'classifier'),
+  'multi_label_classification': ('multilabel', 'multilabel'),
+  'regression': ('regression', 'regressor'),
+}
 _KINDS = (
   'Model',
   'ForMaskedLM',
@@ -469,13 +474,15 @@ def _task(
     elif kind == 'ForSequenceClassification':
       model.pooling, labels = 'lm.nn.pooling:first', _labels(hf)
       model.num_classes = len(labels)
-      task = 'regression' if len(labels) == 1 else 'classification'
-      hf.only(problem_type='regression' if len(labels) == 1 else 'single_label_classification')
-      converter = 'regressor' if len(labels) == 1 else 'classifier'
+      one = 'regression' if len(labels) == 1 else 'single_label_classification'
+      problem = hf.get('problem_type', one)
+      if problem not in (one, 'multi_label_classification'):
+        hf.only(problem_type=one)
+      task, converter = _PROBLEMS[problem]
       data = {
         'task': f'lm.tasks.text:{task}',
         'converter': f'lm.tasks.classification:{converter}{_TEMPLATE}',
-        'labels': () if len(labels) == 1 else labels,
+        'labels': () if task == 'regression' else labels,
       }
     elif kind == 'ForTokenClassification':
       labels = _labels(hf)

@@ -15,7 +15,7 @@ from lm.config import recurrent
 from lm.config.base import base, gpt2, llama
 from lm.decode.stream import prompt_encoder
 from lm.errors import UserError
-from lm.pretrained import checkpoint, configs, families
+from lm.pretrained import checkpoint, configs, families, section
 from lm.text import tokenizers
 from lm.workdir import run_data
 from lm.workdir.write import write_workdir
@@ -85,10 +85,10 @@ def write_metrics(run, **metrics):
 @pytest.mark.parametrize('name', MODELS)
 def test_the_config_of_a_model_gives_the_model_back(name):
   model = config_of(name, vocab_size=300).model
-  found = configs.config_of(model, None)
+  found, family = configs.config_of(model)
   assert found['model_type'] == name.partition('_')[0] and found['vocab_size'] == 300
   again = families.family_of(found).model
-  assert configs.differences(model, again) == []
+  assert family.model == again and section.differences(model, again) == []
   assert again.position == config_of(name).model.position or 'rope' in again.position
 
 
@@ -146,7 +146,7 @@ def test_the_files_of_an_export_say_what_the_run_knows(exported):
 )
 def test_what_no_family_has_is_refused_by_key(changes, message):
   with pytest.raises(UserError) as error:
-    configs.config_of(config_of('gpt2', vocab_size=300, **changes).model, None)
+    configs.config_of(config_of('gpt2', vocab_size=300, **changes).model)
   assert message in str(error.value)
 
 
@@ -179,7 +179,7 @@ def refused(workdir):
 def test_a_model_without_relatives_is_refused():
   model = recurrent.recurrent(d_model=8, d_hidden=8, depth=1, context=8)
   with pytest.raises(UserError, match=r"model\.fn='lm\.models\.recurrent:.*': no family has it"):
-    configs.config_of(model, None)
+    configs.config_of(model)
 
 
 def test_bidirectional_attention_over_inputs_is_refused(run):
