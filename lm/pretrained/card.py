@@ -64,7 +64,7 @@ def _decoder_tokens(
 
   Texts begin after the token that ends the one before, in training as in `lm.generate`.
   """
-  _start_with_end(tokenizer)
+  _frame(tokenizer, starts_with_end=True)
   end = tokenizer.id_to_token(end_id(tokenizer))
   return {'bos_token': end, 'eos_token': end}
 
@@ -79,10 +79,8 @@ def _encoder_tokens(
   converter = config.data.get('converter')
   arguments = {} if converter is None else canonical(converter)[1]
   framing = arguments.get('special_tokens', framing_of(tokenizer))
-  if framing == 'end':
-    _start_with_end(tokenizer)
-  elif framing == 'none':
-    tokenizer.post_processor = processors.TemplateProcessing(single='$A', special_tokens=[])
+  if framing != 'template':
+    _frame(tokenizer, starts_with_end=framing == 'end')
   frame, pad = tokenizer.encode('').tokens, described.get('pad_token_id')
   specials = {tokenizer.id_to_token(i) for i in special_ids(tokenizer)}
   if pad is not None and tokenizer.id_to_token(pad) not in specials:
@@ -106,13 +104,14 @@ def _encoder_tokens(
   return {key: name for key, name in names.items() if name is not None}
 
 
-def _start_with_end(tokenizer: Tokenizer) -> None:
-  """Frames a text by END, and a pair by END and a separator, in rows of one type."""
-  end, separator = tokenizer.id_to_token(end_id(tokenizer)), str(SEPARATOR)
-  tokens = [name for name in (end, separator) if tokenizer.token_to_id(name) is not None]
+def _frame(tokenizer: Tokenizer, starts_with_end: bool) -> None:
+  """Sets the frame of texts: END if asked for, and a separator in a pair; all of one type."""
+  first = [tokenizer.id_to_token(end_id(tokenizer))] if starts_with_end else []
+  separator = [str(SEPARATOR)] if tokenizer.token_to_id(SEPARATOR) is not None else []
+  tokens = dict.fromkeys([*first, *separator])
   tokenizer.post_processor = processors.TemplateProcessing(
-    single=[end, '$A'],
-    pair=[*tokens[:1], '$A', *tokens[1:], '$B'],
+    single=[*first, '$A'],
+    pair=[*first, '$A', *separator, '$B'],
     special_tokens=[(name, tokenizer.token_to_id(name)) for name in tokens],
   )
 
@@ -133,6 +132,8 @@ def _card(
 ) -> str:
   """Returns the model card: what was trained, on what, and the metrics of the step."""
   metrics = run_data.metrics_at(workdir, step).items()
+  # For Qwen 2, AutoTokenizer takes a tokenizer of its own in place of that of the folder.
+  of_texts = 'PreTrainedTokenizerFast' if described['model_type'] == 'qwen2' else 'AutoTokenizer'
   loader = _loader(described)
   evaluated = [f'| {name} | {value:.6g} |' for name, value in metrics if name.startswith('eval/')]
   table = ['| metric | value |', '|---|---|', *evaluated] if evaluated else ['Not evaluated.']
@@ -153,9 +154,9 @@ def _card(
     *table,
     '',
     '```python',
-    f'from transformers import {loader}, AutoTokenizer',
+    f'from transformers import {loader}, {of_texts}',
     '',
-    f"model, tokenizer = (c.from_pretrained('.') for c in ({loader}, AutoTokenizer))",
+    f"model, tokenizer = (c.from_pretrained('.') for c in ({loader}, {of_texts}))",
     '```',
     '',
   ]

@@ -78,12 +78,37 @@ def gpt2(model: Section) -> dict[str, Any]:
     'attn_pdrop': 0.0,
     'embd_pdrop': model.get('dropout'),
     'resid_pdrop': model.get('dropout'),
-    'tie_word_embeddings': True,
+    'tie_word_embeddings': model.get('tie_embeddings'),
   }
 
 
-def _llama(model: Section) -> dict[str, Any]:
-  """Returns the keys that Llama and its relatives share."""
+def gpt_neox(model: Section) -> dict[str, Any]:
+  """GPT-NeoX."""
+  bias, rotary = _attention_bias(model), _rope(model)
+  return {
+    'architectures': ['GPTNeoXForCausalLM'],
+    'vocab_size': model.get('vocab_size'),
+    'max_position_embeddings': model.get('context'),
+    'hidden_size': model.get('d_model'),
+    'num_hidden_layers': model.get('depth'),
+    'num_attention_heads': model.get('heads'),
+    'intermediate_size': model.get('d_mlp'),
+    'hidden_act': model.activation(),
+    'layer_norm_eps': model.argument('norm', 'epsilon'),
+    'use_parallel_residual': model.name('block_layout') == 'parallel_norms',
+    'attention_bias': bias,
+    'attention_dropout': 0.0,
+    'hidden_dropout': model.get('dropout'),
+    'initializer_range': model.get('init_std'),
+    'rotary_pct': model.argument('position', 'fraction'),
+    'rotary_emb_base': rotary.pop('rope_theta'),
+    'tie_word_embeddings': model.get('tie_embeddings'),
+    **rotary,
+  }
+
+
+def _llama(model: Section, layer: int = 0) -> dict[str, Any]:
+  """Returns the keys that Llama and its relatives share; `layer` has the positions of most."""
   return {
     'vocab_size': model.get('vocab_size'),
     'max_position_embeddings': model.get('context'),
@@ -97,44 +122,55 @@ def _llama(model: Section) -> dict[str, Any]:
     'rms_norm_eps': model.argument('norm', 'epsilon'),
     'initializer_range': model.get('init_std'),
     'tie_word_embeddings': model.get('tie_embeddings'),
-    **_rope(model),
+    **_rope(model, layer),
   }
 
 
-def _rope(model: Section) -> dict[str, Any]:
+def _rope(model: Section, layer: int = 0) -> dict[str, Any]:
   """Returns the keys of rotary positions, as all versions of transformers read them."""
-
-  def of(name: str) -> Any:
-    return model.argument('position', name)
-
-  theta = {'rope_theta': of('theta')}
-  name = model.name('position')
-  scaling: dict[str, Any] = {'factor': of('factor')}
+  function, of = model.layers('position')[layer]
+  name = getattr(function, '__name__', '')
+  theta = {'rope_theta': of.get('theta')}
+  scaling: dict[str, Any] = {'factor': of.get('factor')}
   if name == 'rope_linear':
     scaling |= {'rope_type': 'linear'}
   elif name == 'rope_llama3':
     scaling |= {
       'rope_type': 'llama3',
-      'low_freq_factor': of('low'),
-      'high_freq_factor': of('high'),
-      'original_max_position_embeddings': of('original_context'),
+      'low_freq_factor': of['low'],
+      'high_freq_factor': of['high'],
+      'original_max_position_embeddings': of['original_context'],
     }
   elif name == 'rope_yarn':
     scaling |= {
       'rope_type': 'yarn',
-      'original_max_position_embeddings': of('original_context'),
-      'beta_fast': of('fast'),
-      'beta_slow': of('slow'),
-    } | ({} if of('scale') is None else {'attention_factor': of('scale')})
+      'original_max_position_embeddings': of['original_context'],
+      'beta_fast': of['fast'],
+      'beta_slow': of['slow'],
+    } | ({} if of['scale'] is None else {'attention_factor': of['scale']})
   else:
     return theta
   return theta | {'rope_scaling': scaling}
 
 
+def _attention_bias(model: Section) -> bool:
+  """Returns whether queries, keys and values have biases."""
+  own = model.argument('attention_layer', 'qkv_bias')
+  return model.get('bias') if own is None else own
+
+
+def _windows(model: Section) -> dict[str, Any]:
+  """Returns the keys of windows by layer."""
+  windows = [arguments.get('window') for _, arguments in model.layers('attention_layer')]
+  types = ['full_attention' if window is None else 'sliding_attention' for window in windows]
+  size = next((window for window in windows if window is not None), None)
+  return {'layer_types': types} | ({} if size is None else {'sliding_window': size})
+
+
 def llama(model: Section) -> dict[str, Any]:
   """Llama."""
-  own = {'architectures': ['LlamaForCausalLM'], 'attention_bias': False, 'mlp_bias': False}
-  return own | _llama(model)
+  biases = {'attention_bias': _attention_bias(model), 'mlp_bias': model.get('bias')}
+  return {'architectures': ['LlamaForCausalLM'], **biases, **_llama(model)}
 
 
 def mistral(model: Section) -> dict[str, Any]:
@@ -144,14 +180,68 @@ def mistral(model: Section) -> dict[str, Any]:
 
 
 def qwen2(model: Section) -> dict[str, Any]:
-  """Qwen 2."""
-  return {'architectures': ['Qwen2ForCausalLM'], 'use_sliding_window': False} | _llama(model)
+  """Qwen 2; only the last layers may have windows."""
+  windows = _windows(model)
+  near = [kind == 'sliding_attention' for kind in windows['layer_types']]
+  # Versions of transformers without layer_types read max_window_layers.
+  own = {'max_window_layers': near.index(True), **windows} if any(near) else {}
+  own |= {'use_sliding_window': any(near)}
+  return {'architectures': ['Qwen2ForCausalLM']} | own | _llama(model)
 
 
 def qwen3(model: Section) -> dict[str, Any]:
   """Qwen 3."""
-  own = {'use_sliding_window': False, 'attention_bias': False}
-  return {'architectures': ['Qwen3ForCausalLM']} | own | _llama(model)
+  own = {'architectures': ['Qwen3ForCausalLM'], 'attention_bias': _attention_bias(model)}
+  return qwen2(model) | own
+
+
+def gemma(model: Section) -> dict[str, Any]:
+  """Gemma 1."""
+  own = {'architectures': ['GemmaForCausalLM'], **_gemma_common(model)}
+  return _llama(model) | own
+
+
+def gemma2(model: Section) -> dict[str, Any]:
+  """Gemma 2."""
+  return {'architectures': ['Gemma2ForCausalLM']} | _llama(model) | _gemma(model)
+
+
+def gemma3_text(model: Section) -> dict[str, Any]:
+  """Gemma 3; layers with windows have another wavelength, and are not scaled."""
+  own = _gemma(model)
+  types = own['layer_types']
+  far, near = (types.index(x) if x in types else 0 for x in ('full_attention', 'sliding_attention'))
+  local = model.layers('position')[near][1].get('theta')
+  own |= {'architectures': ['Gemma3ForCausalLM'], 'rope_local_base_freq': local}
+  return _llama(model, far) | own
+
+
+def _gemma_common(model: Section) -> dict[str, Any]:
+  """Returns the keys that differ from those of Llama."""
+  name = model.activation()
+  name = 'gelu_pytorch_tanh' if name == 'gelu_new' else name  # the same function
+  bias = _attention_bias(model)
+  return {'attention_bias': bias, 'hidden_act': name, 'hidden_activation': name}
+
+
+def _gemma(model: Section) -> dict[str, Any]:
+  """Returns the keys of Gemma 2 and 3 that differ from those of Llama."""
+  return {
+    **_gemma_common(model),
+    'query_pre_attn_scalar': _divisor(model),
+    'attn_logit_softcapping': model.argument('attention_fn', 'cap'),
+    'final_logit_softcapping': model.get('logit_soft_cap'),
+    **_windows(model),
+  }
+
+
+def _divisor(model: Section) -> float | None:
+  """Returns the number whose square root divides attention scores."""
+  scale = model.argument('attention_layer', 'scale')
+  if not scale:
+    return model.get('head_dim')
+  divisor = round(scale**-2, 6)
+  return int(divisor) if divisor.is_integer() else divisor
 
 
 CONFIGS: Mapping[str, Callable[[Section], dict[str, Any]]] = {
@@ -160,6 +250,10 @@ CONFIGS: Mapping[str, Callable[[Section], dict[str, Any]]] = {
   'mistral': mistral,
   'qwen2': qwen2,
   'qwen3': qwen3,
+  'gemma': gemma,
+  'gemma2': gemma2,
+  'gemma3_text': gemma3_text,
+  'gpt_neox': gpt_neox,
   'bert': encoder_configs.bert,
   'roberta': encoder_configs.roberta,
   'distilbert': encoder_configs.distilbert,

@@ -4,8 +4,6 @@ from typing import Any
 
 from lm.pretrained.section import Section
 
-_PROBLEMS = {'regressor': 'regression', 'multilabel': 'multi_label_classification'}
-
 
 def bert(model: Section) -> dict[str, Any]:
   """BERT."""
@@ -64,7 +62,9 @@ def modernbert(model: Section) -> dict[str, Any]:
   near = [arguments.get('window') is not None for _, arguments in windows]
   types = ['sliding_attention' if x else 'full_attention' for x in near]
   window = next((arguments['window'] for _, arguments in windows if arguments.get('window')), None)
-  thetas = {kind: of.get('theta') for kind, (_, of) in zip(types, model.layers('position'), strict=True)}
+  thetas = {
+    kind: of.get('theta') for kind, (_, of) in zip(types, model.layers('position'), strict=True)
+  }
   full = [i for i, x in enumerate(near) if not x]
   bias, kind = model.argument('norm', 'bias'), _kind(model)
   of_head = model.name('head') in ('masked', 'transformed')
@@ -148,6 +148,7 @@ def _classes(model: Section) -> dict[str, Any]:
     'label2id': {name: i for i, name in enumerate(names)},
   }
   if kind == 'ForSequenceClassification':
-    default = 'regression' if count == 1 else 'single_label_classification'
-    found['problem_type'] = _PROBLEMS.get(model.converter, default)
+    single = 'regression' if count == 1 else 'single_label_classification'
+    several = model.converter == 'multilabel'
+    found['problem_type'] = 'multi_label_classification' if several else single
   return found

@@ -49,7 +49,7 @@ def parameters_of(folder):
 
 
 def equal(a, b):
-  return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+  return a.keys() == b.keys() and all(np.array_equal(a[path].read(), b[path].read()) for path in a)
 
 
 def test_old_names_buffers_copies_and_heads_without_use_come_back(tmp_path):

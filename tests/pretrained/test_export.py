@@ -30,7 +30,9 @@ MODELS = {
     gpt2(**SMALL),
     {'mlp': 'lm.nn.layers:Mlp(activation="jax.nn:relu")', 'vocab_size': 300},
   ),
+  'gpt2_untied': (gpt2(**SMALL), {'tie_embeddings': False}),
   'llama': (LLAMA, {}),
+  'llama_biases': (LLAMA, {'bias': True}),
   'llama_tied': (LLAMA, {'tie_embeddings': True, 'head_dim': 8, 'kv_heads': 1}),
   'llama_linear': (LLAMA, {'position': 'lm.nn.position:rope_linear(theta=500.0, factor=4.0)'}),
   'llama_31': (
@@ -134,7 +136,6 @@ def test_the_files_of_an_export_say_what_the_run_knows(exported):
     ({'embed_scale': 4.0}, 'model.embed_scale=4.0 (gpt2: 1.0): no family has it'),
     ({'logit_soft_cap': 5.0}, 'model.logit_soft_cap=5.0 (gpt2: None): no family has it'),
     ({'kv_heads': 2}, 'model.kv_heads=2 (gpt2: 4): no family has it'),
-    ({'tie_embeddings': False}, 'model.tie_embeddings=False (gpt2: True): no family has it'),
     ({'block_layout': 'lm.nn.layers:post_norm'}, "model.block_layout='lm.nn.layers:post_norm' ("),
     (
       {'attention_layer': 'lm.nn.layers:Attention(qk_norm="lm.nn.layers:RMSNorm(epsilon=1e-3)")'},
