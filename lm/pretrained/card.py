@@ -65,7 +65,7 @@ def _decoder_tokens(
   Texts begin after the token that ends the one before, in training as in `lm.generate`.
   """
   _frame(tokenizer, starts_with_end=True)
-  end = tokenizer.id_to_token(end_id(tokenizer))
+  end = _token(tokenizer, end_id(tokenizer))
   return {'bos_token': end, 'eos_token': end}
 
 
@@ -81,32 +81,36 @@ def _encoder_tokens(
   framing = arguments.get('special_tokens', framing_of(tokenizer))
   if framing != 'template':
     _frame(tokenizer, starts_with_end=framing == 'end')
-  frame, pad = tokenizer.encode('').tokens, described.get('pad_token_id')
-  specials = {tokenizer.id_to_token(i) for i in special_ids(tokenizer)}
-  if pad is not None and tokenizer.id_to_token(pad) not in specials:
+  frame = tokenizer.encode('').tokens
+  specials = {_token(tokenizer, i) for i in special_ids(tokenizer)}
+  end, unknown = _token(tokenizer, end_id(tokenizer)), unknown_id(tokenizer)
+  pad, masks = described.get('pad_token_id'), [name for name in MASKS if name in specials]
+  if pad is None:
+    padding = next((name for name in _PADS if name in specials), end)
+  elif (padding := _token(tokenizer, pad)) not in specials:
     # Code of RoBERTa counts no position for it.
     raise UserError(
       f'model.position={config.model.position!r}: token {pad} before its first row must be '
-      f'padding, and is {tokenizer.id_to_token(pad)!r}'
+      f'padding, and is {padding!r}'
     )
-  end = tokenizer.id_to_token(end_id(tokenizer))
-  names = {
-    'cls_token': frame[0] if frame else None,
-    'sep_token': frame[-1] if frame else None,
+  return {
+    **({'cls_token': frame[0], 'sep_token': frame[-1]} if frame else {}),
     'bos_token': frame[0] if frame else end,
     'eos_token': frame[-1] if frame else end,
-    'unk_token': None if (i := unknown_id(tokenizer)) is None else tokenizer.id_to_token(i),
-    'mask_token': next((name for name in MASKS if name in specials), None),
-    'pad_token': next((name for name in _PADS if name in specials), end)
-    if pad is None
-    else tokenizer.id_to_token(pad),
+    'pad_token': padding,
+    **({} if unknown is None else {'unk_token': _token(tokenizer, unknown)}),
+    **({'mask_token': masks[0]} if masks else {}),
   }
-  return {key: name for key, name in names.items() if name is not None}
+
+
+def _token(tokenizer: Tokenizer, i: int) -> str:
+  """Returns the name of a token; '' for an id that none has."""
+  return tokenizer.id_to_token(i) or ''
 
 
 def _frame(tokenizer: Tokenizer, starts_with_end: bool) -> None:
   """Sets the frame of texts: END if asked for, and a separator in a pair; all of one type."""
-  first = [tokenizer.id_to_token(end_id(tokenizer))] if starts_with_end else []
+  first = [_token(tokenizer, end_id(tokenizer))] if starts_with_end else []
   separator = [str(SEPARATOR)] if tokenizer.token_to_id(SEPARATOR) is not None else []
   tokens = dict.fromkeys([*first, *separator])
   tokenizer.post_processor = processors.TemplateProcessing(
