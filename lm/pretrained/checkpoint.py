@@ -108,6 +108,7 @@ def open_source(path: Path) -> Source:
       str(path), found.config, found.shapes, found.read, found.tokenizer, None, contents
     )
   config = read_config(path)
+  _check_links(path)
   contents = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
   tokenizer = _read_tokenizer(path)
   contents.setdefault('tokenizer.json', tokenizer.to_str().encode())
@@ -121,6 +122,19 @@ def open_source(path: Path) -> Source:
     {name: safetensors.name_of(tensor.dtype) for name, tensor in tensors.items()},
     contents,
   )
+
+
+def _check_links(folder: Path) -> None:
+  """Raises UserError if a file that is read is a link which leaves the folder.
+
+  The cache of `huggingface_hub` has links to its own blobs, which are followed.
+  """
+  root = folder.resolve()
+  inside = [root, *([root.parents[1] / 'blobs'] if root.parent.name == 'snapshots' else [])]
+  for file in sorted(folder.iterdir()):
+    read = file.name in _FILES or file.suffix == '.safetensors' or file.name == safetensors.INDEX
+    if read and not any(file.resolve().is_relative_to(each) for each in inside):
+      raise UserError(f'{file} is a link to {file.resolve()}, which is not in its folder; copy it')
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
