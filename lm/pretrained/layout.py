@@ -259,7 +259,8 @@ def check_tensors(
     for name in sorted(wanted.keys() - shapes.keys())
   ]
   lines += [
-    f'unexpected {_printable(name)} {shapes[name]}{did_you_mean(name, wanted.keys() - shapes.keys())}'
+    f'unexpected {_printable(name)} {shapes[name]}'
+    + did_you_mean(name, wanted.keys() - shapes.keys())
     for name in sorted(shapes.keys() - wanted.keys())
   ]
   lines += [
