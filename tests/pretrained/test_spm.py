@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.pretrained import checkpoint, safetensors, spm
+from lm.pretrained import checkpoint, pieces, safetensors, spm
 from lm.text.tokenizers import end_id, text_reader
 
 package = pytest.importorskip('sentencepiece')
@@ -180,7 +180,7 @@ def test_kinds_without_subwords_are_refused(lines, tmp_path):
 
 def test_a_conversion_that_disagrees_is_refused(models, tmp_path, monkeypatch):
   (tmp_path / 'spiece.model').write_bytes(models['bpe_llama'])
-  merges = spm.models.BPE
-  monkeypatch.setattr(spm.models, 'BPE', lambda v, m, **more: merges(v, m[::-1], **more))
+  merges = pieces.models.BPE
+  monkeypatch.setattr(pieces.models, 'BPE', lambda v, m, **more: merges(v, m[::-1], **more))
   with pytest.raises(UserError, match='SentencePiece gives other ids'):
     spm.convert(tmp_path / 'spiece.model', [])
