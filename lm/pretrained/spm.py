@@ -135,7 +135,7 @@ def convert(file: Path, added: Sequence[tuple[str, int, bool]]) -> tokenizers.To
   ])  # fmt: skip
   special = [p.piece for p in model.pieces if p.type in (CONTROL, UNKNOWN)]
   tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
-  user = [p.piece for p in model.pieces if p.type == USER_DEFINED]
+  user = [p.piece for p in model.pieces if p.type == USER_DEFINED and kind == _BPE]
   tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user])
   _check(file, model, processor, tokenizer)
   for token, i, is_special in added:
@@ -154,7 +154,14 @@ def _model(file: Path, model: Any) -> models.Model:
   unknown = kinds.index(UNKNOWN)
   if model.trainer_spec.model_type == _BPE:
     return bpe_model(names, scores, kinds, unknown)
-  vocabulary = list(zip(names, scores, strict=True))
+  best = max(
+    (score for score, kind in zip(scores, kinds, strict=True) if kind == NORMAL), default=0
+  )
+  # SentencePiece gives symbols of the user a score that no other segmentation reaches.
+  vocabulary = [
+    (name, len(name.encode()) * best - 0.1 if kind == USER_DEFINED else score)
+    for name, score, kind in zip(names, scores, kinds, strict=True)
+  ]
   return models.Unigram(vocabulary, unknown, model.trainer_spec.byte_fallback)
 
 

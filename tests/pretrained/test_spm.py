@@ -33,7 +33,13 @@ KINDS = {
     'normalization_rule_name': 'identity',
     'remove_extra_whitespaces': False,
   },
-  'bpe': {'model_type': 'bpe', 'user_defined_symbols': '<sep>'},
+  'bpe': {'model_type': 'bpe'},
+  'bpe_user': {
+    'model_type': 'bpe',
+    'user_defined_symbols': '<sep>',
+    'add_dummy_prefix': False,
+    'remove_extra_whitespaces': False,
+  },
   'bpe_llama': {
     'model_type': 'bpe',
     'byte_fallback': True,
@@ -75,7 +81,9 @@ def trained(lines, **options):
 
 def generated():
   rng = random.Random(0)
-  return [''.join(rng.choices(LETTERS, k=rng.randint(0, 50))) for _ in range(3000)]
+  return [
+    ''.join(rng.choices([*LETTERS, '<sep>', ' <sep> '], k=rng.randint(0, 50))) for _ in range(3000)
+  ]
 
 
 @pytest.mark.parametrize('name', KINDS)
@@ -175,6 +183,14 @@ def test_what_is_not_supported_is_refused(models, folder, tmp_path, monkeypatch)
 def test_kinds_without_subwords_are_refused(lines, tmp_path):
   (tmp_path / 'spiece.model').write_bytes(trained(lines, model_type='char'))
   with pytest.raises(UserError, match='its type is 4; it must be 1, unigram, or 2, BPE'):
+    spm.convert(tmp_path / 'spiece.model', [])
+
+
+def test_symbols_of_the_user_within_texts_that_change_around_them_are_refused(lines, tmp_path):
+  """A tokenizer.json changes the parts between such symbols alone: spaces would be lost."""
+  symbols = {'model_type': 'bpe', 'user_defined_symbols': '<sep>'}
+  (tmp_path / 'spiece.model').write_bytes(trained(lines, **symbols))
+  with pytest.raises(UserError, match='SentencePiece gives other ids'):
     spm.convert(tmp_path / 'spiece.model', [])
 
 
