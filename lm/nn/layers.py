@@ -101,6 +101,15 @@ class RMSNorm(nn.Module):
     return rms_norm(x, _norm_param(self, 'scale', nn.initializers.ones, x), self.epsilon)
 
 
+class ShiftedRMSNorm(RMSNorm):
+  """`rms_norm` scaled by 1 + w, as in Gemma; w starts at 0."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    w = _norm_param(self, 'scale', nn.initializers.zeros, x)
+    return rms_norm(x, 1 + w.astype(jnp.float32), self.epsilon)
+
+
 def _norm_param(norm: nn.Module, name: str, init: Initializer, x: Array) -> Array:
   return norm.param(name, with_logical_partitioning(init, 'activation_embed'), x.shape[-1:])
 
@@ -140,6 +149,13 @@ def parallel_block(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
   """x + sum of f(norm(x)) with one norm for all sublayers, the layout of GPT-J and PaLM."""
   normed = norm('norm')(x)
   return x + sum((f(normed) for _, f in sublayers[1:]), sublayers[0][1](normed))
+
+
+def parallel_norms(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """x + sum of f(norm(x)) with a norm for each sublayer, the layout of GPT-NeoX and Pythia."""
+  (first, f), *others = sublayers
+  y = f(norm(f'{first}_norm')(x))
+  return x + sum((g(norm(f'{name}_norm')(x)) for name, g in others), y)
 
 
 class Linear(nn.Module):
@@ -238,6 +254,7 @@ class Attention(nn.Module):
   scale: float | None = None  # of the scores; None for 1 / sqrt(head_dim)
   qk_norm: Callable[..., nn.Module] | None = None  # of queries and keys (Dehghani et al. 2023)
   qkv_bias: bool | None = None  # of queries, keys and values; None for `bias`
+  out_bias: bool | None = None  # of the output projection; None for `bias`
   bias: bool = False
   dtype: Any = jnp.float32
   kernel_init: Initializer = nn.initializers.normal(0.02)
@@ -321,7 +338,7 @@ class Attention(nn.Module):
       shape=(self.heads, self.head_dim, width),
       axes=('heads', 'head_dim', 'embed'),
       inputs=2,
-      bias=self.bias,
+      bias=self.bias if self.out_bias is None else self.out_bias,
       dtype=self.dtype,
       kernel_init=self.out_init,
       name='out',

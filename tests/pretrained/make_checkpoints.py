@@ -25,12 +25,20 @@ LLAMA = {
   'hidden_size': 16, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2,
   'intermediate_size': 24, 'vocab_size': VOCAB, 'max_position_embeddings': 24,
 }  # fmt: skip
+TWO = LLAMA | {'num_hidden_layers': 2}
 
 
 def scaled(**rope):
   """Returns a Llama with scaled rotary positions."""
   config = transformers.LlamaConfig(**LLAMA, rope_parameters={'rope_theta': 100.0} | rope)
   return transformers.LlamaForCausalLM, config
+
+
+def neox(**values):
+  """Returns a GPT-NeoX."""
+  sizes = {key: value for key, value in TWO.items() if key != 'num_key_value_heads'}
+  config = transformers.GPTNeoXConfig(**sizes, **values)
+  return transformers.GPTNeoXForCausalLM, config
 
 
 BERT = {
@@ -120,6 +128,38 @@ MODELS = {
   ),
   'qwen2': (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**LLAMA)),
   'qwen3': (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**LLAMA, head_dim=8)),
+  'llama_biases': (
+    transformers.LlamaForCausalLM,
+    transformers.LlamaConfig(**TWO, attention_bias=True),
+  ),
+  'qwen2_windows': (
+    transformers.Qwen2ForCausalLM,
+    transformers.Qwen2Config(
+      **TWO, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+  ),
+  'gemma': (transformers.GemmaForCausalLM, transformers.GemmaConfig(**TWO, head_dim=8)),
+  # Every other layer has a window. Caps are small, so that they matter.
+  'gemma2': (
+    transformers.Gemma2ForCausalLM,
+    transformers.Gemma2Config(
+      **LLAMA | {'num_hidden_layers': 4}, head_dim=8, query_pre_attn_scalar=12, sliding_window=4,
+      attn_logit_softcapping=1.5, final_logit_softcapping=3.0, attn_implementation='eager',
+    ),
+  ),
+  'gemma3_text': (
+    transformers.Gemma3ForCausalLM,
+    transformers.Gemma3TextConfig(
+      **TWO, head_dim=8, query_pre_attn_scalar=12, sliding_window=4,
+      layer_types=['sliding_attention', 'full_attention'],
+      rope_parameters={
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 100.0},
+        'full_attention': {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1000.0},
+      },
+    ),
+  ),
+  'gpt_neox': neox(rotary_pct=0.5),
+  'gpt_neox_sequential': neox(use_parallel_residual=False, rotary_emb_base=100.0),
   'llama_linear': scaled(rope_type='linear', factor=2.0),
   'llama_31': scaled(
     rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
