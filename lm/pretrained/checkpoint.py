@@ -212,7 +212,8 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
   """
   files.check_new(workdir)
   source = open_source(path)
-  family = families.family_of(source.config, source.shapes)
+  generation = json.loads(source.files.get('generation_config.json', b'{}'))
+  family = families.family_of(source.config, source.shapes, generation)
   rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
   if rows > size:
     raise UserError(
@@ -227,6 +228,7 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
   config.data.seq_len = family.model.context
   config.log.sample_prompts = ()
   config.data.update(family.data)
+  config.decode.update(family.decode)
   unused = unused_tensors(family, source)
 
   def keep_source(folder: Path) -> None:

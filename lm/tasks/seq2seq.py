@@ -1,6 +1,7 @@
 """Converters for models that generate the target: encoder-decoders and decoders.
 
-END is the first decoder input and the last target; it also ends the encoder input.
+END is the last target. Unless a pretrained model has other tokens there, it is the first decoder
+input too, and ends the encoder input.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,19 +9,33 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+from lm.errors import UserError
 from lm.task import Convert, Converter, Example, Features, Task
-from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts
+from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, vocabulary_size
 
 
-def encoder_decoder(task: Task) -> Converter:
-  """Converts for an encoder that reads the inputs and a decoder that generates the target."""
+def encoder_decoder(
+  task: Task, start: tuple[int, ...] | None = None, special_tokens: str = 'end'
+) -> Converter:
+  """Converts for an encoder that reads the inputs and a decoder that generates the target.
+
+  Args:
+    task: the task.
+    start: ids of the tokens that the decoder starts from, such as BART's </s> and <s>. The loss
+      covers those after the first one; None for END.
+    special_tokens: of the encoder input: 'end' for END after it, or 'template' for those that the
+      tokenizer.json adds to a text.
+  """
 
   def encode_prompt(tokenizer: Tokenizer) -> Callable[[Example], Features]:
-    encode, end = parts_encoder(tokenizer), end_id(tokenizer)
+    encode, frame = parts_encoder(tokenizer), _framing(tokenizer, special_tokens)
+    first = (end_id(tokenizer),) if start is None else start
+    if (size := vocabulary_size(tokenizer)) <= max(first):
+      raise UserError(f'data.converter: start={start} is not in the vocabulary of {size} tokens')
 
     def convert(example: Example) -> Features:
-      source = np.array([*encode(task.inputs(example)), end])
-      return Features({'inputs': np.array([end])}, {'source': source}, {})
+      source = np.array(frame(encode(task.inputs(example))))
+      return Features({'inputs': np.array(first)}, {'source': source}, {})
 
     return convert
 
@@ -28,13 +43,31 @@ def encoder_decoder(task: Task) -> Converter:
     encode, end, prompt_of = parts_encoder(tokenizer), end_id(tokenizer), encode_prompt(tokenizer)
 
     def convert(example: Example) -> list[Features]:
-      target = [*encode([task.target(example)]), end]
-      tokens = {'inputs': np.array([end, *target[:-1]]), 'targets': np.array(target)}
-      return [prompt_of(example)._replace(tokens=tokens)]
+      prompt = prompt_of(example)
+      sequence = np.array([*prompt.tokens['inputs'], *encode([task.target(example)]), end])
+      return [prompt._replace(tokens={'inputs': sequence[:-1], 'targets': sequence[1:]})]
 
     return convert
 
   return Converter(tokenizer_texts(task), features, encode_prompt)
+
+
+def _framing(tokenizer: Tokenizer, special_tokens: str) -> Callable[[list[int]], list[int]]:
+  """Returns the function from ids of an encoder input to those with its special tokens."""
+  if special_tokens not in ('end', 'template'):
+    raise UserError(
+      f"data.converter: special_tokens={special_tokens!r} must be 'end' or 'template'"
+    )
+  if special_tokens == 'end':
+    end = end_id(tokenizer)
+    return lambda ids: [*ids, end]
+  # The template of any text shows the tokens before and after it.
+  texts = (tokenizer.encode(word, add_special_tokens=False) for word in tokenizer.get_vocab())
+  text = next(encoding for encoding in texts if encoding.ids)
+  framed = tokenizer.post_process(text)
+  before = framed.special_tokens_mask.index(0)
+  prefix, suffix = framed.ids[:before], framed.ids[before + len(text.ids) :]
+  return lambda ids: [*prefix, *ids, *suffix]
 
 
 def decoder(task: Task, prefix_lm: bool = True) -> Converter:

@@ -5,7 +5,8 @@
 It needs torch and transformers (extra `baselines`); the tests need neither. golden.npz has tokens
 (B, T), lengths (B,), and hidden states after the embeddings and each layer (N + 1, B, T, D). Those
 of decoders have the log-probability (B, T - 1) of each next token; those of encoders have types
-(B, T), and logits (B, T, C) or (B, C) if the model has a head.
+(B, T), and logits (B, T, C) or (B, C) if the model has a head. Those of encoder-decoders have
+decoder_ids (B, T), decoder_log_p (B, T, V), and greedy (B, L), which generate() returns.
 """
 
 import pathlib
@@ -19,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 VOCAB, T, LENGTHS = 60, 12, (12, 7)
+NEW = 10  # tokens that are generated
 
 LLAMA = {
   'hidden_size': 16, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2,
@@ -57,6 +59,14 @@ def with_heads(name, prefix, make_config):
   return found
 
 
+T5 = {
+  'd_model': 16, 'd_kv': 6, 'num_heads': 3, 'd_ff': 24, 'vocab_size': VOCAB, 'num_layers': 2,
+  'num_decoder_layers': 3, 'relative_attention_num_buckets': 8,
+  'relative_attention_max_distance': 16, 'decoder_start_token_id': 1, 'pad_token_id': 1,
+  'eos_token_id': 0, 'n_positions': 32,
+}  # fmt: skip
+
+
 MODELS = {
   **with_heads('bert', 'Bert', lambda **kw: transformers.BertConfig(**BERT, **kw)),
   'gpt2': (
@@ -77,6 +87,12 @@ MODELS = {
   ),
   'qwen2': (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**LLAMA)),
   'qwen3': (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**LLAMA, head_dim=8)),
+  't5': (transformers.T5ForConditionalGeneration, transformers.T5Config(**T5)),
+  't5_gated': (
+    transformers.T5ForConditionalGeneration,
+    transformers.T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False),
+  ),
+  'mt5': (transformers.MT5ForConditionalGeneration, transformers.MT5Config(**T5)),
   'llama_linear': scaled(rope_type='linear', factor=2.0),
   'llama_31': scaled(
     rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -84,6 +100,10 @@ MODELS = {
   ),
   'llama_yarn': scaled(rope_type='yarn', factor=2.0, original_max_position_embeddings=12),
 }  # fmt: skip
+
+
+SEEDS = {'t5': 50, 't5_gated': 37}  # of a text that varies and ends
+UNTIED = ('t5_gated', 'mt5')  # as published; transformers makes them tied
 
 
 def tokenizer() -> tokenizers.Tokenizer:
@@ -99,13 +119,18 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 def write(name: str) -> None:
   build, config = MODELS[name]
-  torch.manual_seed(0)
+  torch.manual_seed(SEEDS.get(name, 0))
   model = build(config).eval()
+  if name in UNTIED:
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
   for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
   folder = FOLDER / name
   model.save_pretrained(folder)
   tokenizer().save(str(folder / 'tokenizer.json'))
+  if config.is_encoder_decoder:
+    np.savez(folder / 'golden.npz', **encoder_decoder_golden(model, config))
+    return
   ids = torch.randint(0, VOCAB, (len(LENGTHS), T))
   mask = (torch.arange(T)[None] < torch.tensor(LENGTHS)[:, None]).long()
   types = torch.randint(0, getattr(config, 'type_vocab_size', 0) or 1, ids.shape)
@@ -128,6 +153,33 @@ def write(name: str) -> None:
   if encodes:
     found['types'] = types.int()
   np.savez(folder / 'golden.npz', **{name: x.numpy() for name, x in found.items()})
+
+
+def encoder_decoder_golden(model, config):
+  """Returns the golden arrays of an encoder-decoder by name."""
+  ids, decoder_ids = torch.randint(2, VOCAB, (2, len(LENGTHS), T))
+  decoder_ids = decoder_ids[:, : T - 3]
+  decoder_ids[:, 0] = config.decoder_start_token_id
+  mask = (torch.arange(T)[None] < torch.tensor(LENGTHS)[:, None]).long()
+  ids = torch.where(mask > 0, ids, config.pad_token_id)
+  with torch.no_grad():
+    output = model(
+      ids, attention_mask=mask, decoder_input_ids=decoder_ids, output_hidden_states=True
+    )
+    greedy = model.generate(
+      ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=NEW,
+      forced_eos_token_id=None, use_cache=False,
+    )  # fmt: skip
+  found = {
+    'source': ids.int(),
+    'source_lengths': torch.tensor(LENGTHS, dtype=torch.int32),
+    'decoder_ids': decoder_ids.int(),
+    'encoder_hidden': torch.stack(output.encoder_hidden_states),
+    'decoder_hidden': torch.stack(output.decoder_hidden_states),
+    'decoder_log_p': output.logits.log_softmax(-1),
+    'greedy': greedy.int(),
+  }
+  return {name: x.numpy() for name, x in found.items()}
 
 
 if __name__ == '__main__':
