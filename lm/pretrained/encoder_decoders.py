@@ -1,8 +1,8 @@
 """Encoder-decoder families: T5, BART, Marian and mBART."""
 
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from lm.config import base
@@ -16,6 +16,8 @@ from lm.pretrained.layout import (
   entries_of,
   layer_entries,
   linear_rows,
+  norm_rows,
+  reshaped,
   same,
 )
 
@@ -121,6 +123,7 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
     tables.append(('unembedding', same(V, D), ('lm_head.weight',)))
   elif kind == 'ForConditionalGeneration':
     tied['lm_head.weight'] = 'shared.weight'
+  data, decode = _generation(hf, kind, model, hf.get('pad_token_id', 0))
   return Family(
     model,
     (*entries_of(tables), *entries),
@@ -128,7 +131,122 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
     tied=tied,
     # Files of the first releases have a bias of cross-attention, which no code reads.
     unused=r'decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.',
-    **_generation(hf, kind, model, hf.get('pad_token_id', 0)),
+    data=data,
+    decode=decode,
+  )
+
+
+def bart(hf: Reader) -> Family:
+  """BART (Lewis et al. 2020)."""
+  hf.only(normalize_before=False, normalize_embedding=True, add_final_layer_norm=False)
+  return _bart(hf, 'Bart', start=2)
+
+
+def mbart(hf: Reader) -> Family:
+  """mBART (Liu et al. 2020): BART with pre-norm and final norms, in many languages.
+
+  A token of the target language starts the decoder; many checkpoints name none.
+  """
+  hf.only(normalize_before=True, normalize_embedding=True, add_final_layer_norm=True)
+  return _bart(hf, 'MBart', pre_norm=True)
+
+
+def marian(hf: Reader) -> Family:
+  """Marian (Junczys-Dowmunt et al. 2018), as in the models of OPUS-MT."""
+  hf.only(normalize_before=False, normalize_embedding=False, add_final_layer_norm=False)
+  hf.only(static_position_embeddings=True, share_encoder_decoder_embeddings=True)
+  hf.only(decoder_vocab_size=hf.size('vocab_size'))
+  D, T = hf.size('d_model'), hf.size('max_position_embeddings', 1024)
+  angles = np.arange(T)[:, None] / np.power(10000, np.arange(0, D, 2) / D)[None]
+  sines = np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
+
+  def buffers(name: str) -> np.ndarray | None:
+    return sines if name.endswith('.embed_positions.weight') else None
+
+  found = _bart(hf, 'Marian', learned=False, start=hf.get('pad_token_id', 58100))
+  return found._replace(buffers=buffers)
+
+
+def _bart(
+  hf: Reader, prefix: str, pre_norm: bool = False, learned: bool = True, start: int | None = None
+) -> Family:
+  """Returns a relative of BART.
+
+  Args:
+    hf: the config.
+    prefix: of the names of its architectures.
+    pre_norm: whether norms are before sublayers and after each stack.
+    learned: whether positions are learned, with a norm after the embeddings.
+    start: the default of the key `decoder_start_token_id`.
+  """
+  hf.only(is_decoder=False, tie_word_embeddings=True)
+  heads = 'MTModel' if prefix == 'Marian' else 'ForConditionalGeneration'
+  kind = _kind(hf, prefix, (heads, 'Model')).replace('MTModel', 'ForConditionalGeneration')
+  D, V, T = hf.size('d_model'), hf.size('vocab_size'), hf.size('max_position_embeddings', 1024)
+  depths = hf.size('encoder_layers', 12), hf.size('decoder_layers', 12)
+  H, F = hf.size('encoder_attention_heads', 16), hf.size('encoder_ffn_dim', 4096)
+  for key, size in (('attention_heads', H), ('ffn_dim', F)):
+    if hf.size(f'decoder_{key}', size) != size:
+      raise UserError(
+        f'config.json: decoder_{key}={hf.get(f"decoder_{key}")} is not supported; '
+        f'it must be encoder_{key}={size}'
+      )
+  if D % H:
+    raise UserError(f'config.json: d_model={D} is not a multiple of encoder_attention_heads={H}')
+  K = D // H
+  activation = hf.one_of('activation_function', ACTIVATIONS, 'gelu')
+  model = base.encoder_decoder(depth=depths[1], d_model=D, heads=H, context=T)
+  with model.unlocked():
+    model.update({
+      'vocab_size': V,
+      'd_mlp': F,
+      'encoder_depth': depths[0],
+      'mlp': import_path('lm.nn.layers:Mlp', activation=activation),
+      'block_layout': f'lm.nn.layers:{"pre" if pre_norm else "post"}_norm',
+      'final_norm': pre_norm,
+      'dropout': float(hf.get('dropout', 0.1)),
+      'embed_scale': D**0.5 if hf.get('scale_embedding', False) else 1.0,
+    })  # fmt: skip
+    if learned:
+      model.position = import_path('lm.nn.position:learned', offset=2)
+      model.input_layer = import_path('lm.nn.embedding:normed', norm='lm.nn.layers:LayerNorm')
+  has_bias = kind == 'ForConditionalGeneration' and hf.has_tensor('final_logits_bias')
+  if has_bias or kind == 'Model':
+    model.head = 'lm.nn.heads:biased' if has_bias else 'lm.nn.heads:none'
+
+  def stack(name: str, depth: int) -> list[Entry]:
+    def names(attention: str) -> list[str]:
+      return [f'{attention}.{part}_proj' for part in ('q', 'k', 'v', 'out')]
+
+    rows = attention_rows('attention', names('self_attn'), D, H, H, K, True, True)
+    rows += norm_rows('attention_norm', 'self_attn_layer_norm', D)
+    if name == 'decoder':
+      rows += cross_attention_rows('cross_attention', names('encoder_attn'), D, H, K, True)
+      rows += norm_rows('cross_attention_norm', 'encoder_attn_layer_norm', D)
+    rows += linear_rows('mlp/up', 'fc1', D, F) + linear_rows('mlp/down', 'fc2', F, D)
+    rows += norm_rows('mlp_norm', 'final_layer_norm', D)
+    outside: list[Row] = []
+    if learned:
+      outside.append(('position', same(T + 2, D), ('embed_positions.weight',)))
+      outside += norm_rows('embedding_norm', 'layernorm_embedding', D)
+    if pre_norm:
+      outside += norm_rows('final_norm', 'layer_norm', D)
+    layers = layer_entries(rows, name, f'model.{name}.layers.{{}}.', depth)
+    return [*entries_of(outside, f'{name}/', f'model.{name}.'), *layers]
+
+  tables: list[Row] = [('embedding', same(V, D), ('model.shared.weight',))]
+  if has_bias:
+    tables.append(('head_bias', reshaped((1, V), (V,)), ('final_logits_bias',)))
+  copies = ('model.encoder.embed_tokens', 'model.decoder.embed_tokens', 'lm_head')
+  data, decode = _generation(hf, kind, model, start)
+  return Family(
+    model,
+    (*entries_of(tables), *stack('encoder', depths[0]), *stack('decoder', depths[1])),
+    'model.',
+    tied={f'{name}.weight': 'model.shared.weight' for name in copies},
+    unused=r'model\.(encoder|decoder)\.version$',
+    data=data,
+    decode=decode,
   )
 
 
@@ -146,8 +264,8 @@ def _kind(hf: Reader, prefix: str, kinds: tuple[str, ...]) -> str:
 
 def _generation(
   hf: Reader, kind: str, model: ConfigDict, start: int | None
-) -> dict[str, Mapping[str, Any]]:
-  """Returns the sections `data` and `decode` of a model that generates; {} for another kind.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns values of the sections `data` and `decode`: none, unless the model generates.
 
   Args:
     hf: the config.
@@ -157,7 +275,7 @@ def _generation(
   """
   start = hf.generation('decoder_start_token_id', start)
   if kind != 'ForConditionalGeneration' or start is None:
-    return {}
+    return {}, {}
   first = hf.generation('forced_bos_token_id')
   starts = (start,) if first is None else (start, first)
   banned = hf.generation('bad_words_ids') or ()
@@ -173,4 +291,4 @@ def _generation(
     'converter': f'lm.tasks.seq2seq:encoder_decoder({framing})',
     'source_len': model.context,
   }
-  return {'data': data, 'decode': {'forbidden': forbidden} if forbidden else {}}
+  return data, {'forbidden': forbidden}

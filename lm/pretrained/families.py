@@ -17,6 +17,9 @@ FAMILIES: dict[str, Callable[[Reader], Family]] = {
   'qwen3': decoders.qwen3,
   't5': encoder_decoders.t5,
   'mt5': encoder_decoders.mt5,
+  'bart': encoder_decoders.bart,
+  'marian': encoder_decoders.marian,
+  'mbart': encoder_decoders.mbart,
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 VOCAB, T, LENGTHS = 60, 12, (12, 7)
@@ -66,6 +66,13 @@ T5 = {
   'eos_token_id': 0, 'n_positions': 32,
 }  # fmt: skip
 
+BART = {
+  'd_model': 16, 'encoder_layers': 2, 'decoder_layers': 3, 'encoder_attention_heads': 4,
+  'decoder_attention_heads': 4, 'encoder_ffn_dim': 24, 'decoder_ffn_dim': 24, 'vocab_size': VOCAB,
+  'max_position_embeddings': 24, 'pad_token_id': 1, 'eos_token_id': 0, 'bos_token_id': 2,
+  'forced_eos_token_id': None,
+}  # fmt: skip
+
 
 MODELS = {
   **with_heads('bert', 'Bert', lambda **kw: transformers.BertConfig(**BERT, **kw)),
@@ -92,6 +99,20 @@ MODELS = {
     transformers.T5ForConditionalGeneration,
     transformers.T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False),
   ),
+  'bart': (
+    transformers.BartForConditionalGeneration,
+    transformers.BartConfig(**BART, decoder_start_token_id=0),
+  ),
+  'marian': (
+    transformers.MarianMTModel,
+    transformers.MarianConfig(
+      **BART, decoder_start_token_id=1, scale_embedding=True, activation_function='swish'
+    ),
+  ),
+  'mbart': (
+    transformers.MBartForConditionalGeneration,
+    transformers.MBartConfig(**BART, decoder_start_token_id=3, scale_embedding=True),
+  ),
   'mt5': (transformers.MT5ForConditionalGeneration, transformers.MT5Config(**T5)),
   'llama_linear': scaled(rope_type='linear', factor=2.0),
   'llama_31': scaled(
@@ -102,7 +123,12 @@ MODELS = {
 }  # fmt: skip
 
 
-SEEDS = {'t5': 50, 't5_gated': 37}  # of a text that varies and ends
+SEEDS = {'t5': 50, 't5_gated': 37, 'bart': 56, 'mbart': 20}  # of texts that vary
+GENERATION = {
+  'bart': {'forced_bos_token_id': 2},
+  'marian': {'bad_words_ids': [[1]]},
+  'mbart': {},
+}
 UNTIED = ('t5_gated', 'mt5')  # as published; transformers makes them tied
 
 
@@ -124,10 +150,21 @@ def write(name: str) -> None:
   if name in UNTIED:
     model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
   for parameter in model.parameters():
-    torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
+    if parameter.requires_grad:  # Marian's sinusoids do not
+      torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
+  if name in GENERATION:
+    vary(model)
+    model.generation_config.update(**GENERATION[name])
+    if name == 'marian':
+      model.final_logits_bias[0, config.pad_token_id] = 5  # likely, and forbidden
   folder = FOLDER / name
   model.save_pretrained(folder)
-  tokenizer().save(str(folder / 'tokenizer.json'))
+  words = tokenizer()
+  if config.is_encoder_decoder:
+    words.post_processor = processors.TemplateProcessing(
+      single='$A <|endoftext|>', special_tokens=[('<|endoftext|>', 0)]
+    )
+  words.save(str(folder / 'tokenizer.json'))
   if config.is_encoder_decoder:
     np.savez(folder / 'golden.npz', **encoder_decoder_golden(model, config))
     return
@@ -153,6 +190,17 @@ def write(name: str) -> None:
   if encodes:
     found['types'] = types.int()
   np.savez(folder / 'golden.npz', **{name: x.numpy() for name, x in found.items()})
+
+
+def vary(model):
+  """Makes the greedy texts of a relative of BART vary: its post-norms hide small differences."""
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if 'norm' in name and name.endswith('weight'):
+        parameter += 1
+      elif 'embed_positions' in name and parameter.requires_grad:
+        parameter *= 3
+  torch.nn.init.normal_(model.final_logits_bias, std=0.3)
 
 
 def encoder_decoder_golden(model, config):
