@@ -5,21 +5,32 @@ from types import MappingProxyType
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
-from lm.pretrained import decoders, encoder_decoders, encoders
+from lm.pretrained import decoders, encoder_decoders, encoders, llama
 from lm.pretrained.family import Family, Reader
 
 FAMILIES: dict[str, Callable[[Reader], Family]] = {
-  'bert': encoders.bert,
-  'gpt2': decoders.gpt2,
-  'llama': decoders.llama,
-  'mistral': decoders.mistral,
-  'qwen2': decoders.qwen2,
-  'qwen3': decoders.qwen3,
-  't5': encoder_decoders.t5,
-  'mt5': encoder_decoders.mt5,
   'bart': encoder_decoders.bart,
+  'bert': encoders.bert,
+  'camembert': encoders.camembert,
+  'distilbert': encoders.distilbert,
+  'electra': encoders.electra,
+  'gemma': llama.gemma,
+  'gemma2': llama.gemma2,
+  'gemma3': llama.gemma3,
+  'gemma3_text': llama.gemma3_text,
+  'gpt2': decoders.gpt2,
+  'gpt_neox': decoders.gpt_neox,
+  'llama': llama.llama,
   'marian': encoder_decoders.marian,
   'mbart': encoder_decoders.mbart,
+  'mistral': llama.mistral,
+  'modernbert': encoders.modernbert,
+  'mt5': encoder_decoders.mt5,
+  'qwen2': llama.qwen2,
+  'qwen3': llama.qwen3,
+  'roberta': encoders.roberta,
+  't5': encoder_decoders.t5,
+  'xlm-roberta': encoders.xlm_roberta,
 }
 
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from lm.errors import UserError
 from lm.task import Convert, Converter, Example, Features, Task
+from lm.text.framing import frame
 from lm.text.tokenizers import SEPARATOR, end_id, parts_encoder, text_parts, vocabulary_size
 
 
@@ -23,18 +24,18 @@ def encoder_decoder(
     task: the task.
     start: ids of the tokens that the decoder starts from, such as BART's </s> and <s>. The loss
       covers those after the first one; None for END.
-    special_tokens: of the encoder input: 'end' for END after it, or 'template' for those that the
-      tokenizer.json adds to a text.
+    special_tokens: of the encoder input: 'end' for END after it, or 'template' for those of the
+      tokenizer's own post-processor (lm.text.framing).
   """
 
   def encode_prompt(tokenizer: Tokenizer) -> Callable[[Example], Features]:
-    encode, frame = parts_encoder(tokenizer), _framing(tokenizer, special_tokens)
+    read = _source_reader(tokenizer, special_tokens)
     first = (end_id(tokenizer),) if start is None else start
     if (size := vocabulary_size(tokenizer)) <= max(first):
       raise UserError(f'data.converter: start={start} is not in the vocabulary of {size} tokens')
 
     def convert(example: Example) -> Features:
-      source = np.array(frame(encode(task.inputs(example))))
+      source = np.array(read(task.inputs(example)))
       return Features({'inputs': np.array(first)}, {'source': source}, {})
 
     return convert
@@ -52,22 +53,19 @@ def encoder_decoder(
   return Converter(tokenizer_texts(task), features, encode_prompt)
 
 
-def _framing(tokenizer: Tokenizer, special_tokens: str) -> Callable[[list[int]], list[int]]:
-  """Returns the function from ids of an encoder input to those with its special tokens."""
-  if special_tokens not in ('end', 'template'):
+def _source_reader(
+  tokenizer: Tokenizer, special_tokens: str
+) -> Callable[[Sequence[str]], Sequence[int]]:
+  """Returns the function from the inputs of a task to the ids of the encoder input."""
+  if special_tokens == 'template':
+    framed = frame(tokenizer, special_tokens)
+    return lambda inputs: framed(inputs).ids.tolist()
+  if special_tokens != 'end':
     raise UserError(
       f"data.converter: special_tokens={special_tokens!r} must be 'end' or 'template'"
     )
-  if special_tokens == 'end':
-    end = end_id(tokenizer)
-    return lambda ids: [*ids, end]
-  # The template of any text shows the tokens before and after it.
-  texts = (tokenizer.encode(word, add_special_tokens=False) for word in tokenizer.get_vocab())
-  text = next(encoding for encoding in texts if encoding.ids)
-  framed = tokenizer.post_process(text)
-  before = framed.special_tokens_mask.index(0)
-  prefix, suffix = framed.ids[:before], framed.ids[before + len(text.ids) :]
-  return lambda ids: [*prefix, *ids, *suffix]
+  encode, end = parts_encoder(tokenizer), end_id(tokenizer)
+  return lambda inputs: [*encode(inputs), end]
 
 
 def decoder(task: Task, prefix_lm: bool = True) -> Converter:
