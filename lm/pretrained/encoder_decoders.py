@@ -24,8 +24,8 @@ from lm.pretrained.layout import (
 
 def t5(hf: Reader) -> Family:
   """T5 1.0 and 1.1 (Raffel et al. 2020). Scores are not divided by the square root of head_dim."""
-  tied = bool(hf.get('tie_word_embeddings', True))
-  scaled = bool(hf.get('scale_decoder_outputs', tied))
+  tied = hf.flag('tie_word_embeddings', True)
+  scaled = hf.flag('scale_decoder_outputs', tied)  # written by transformers 5
   separate = not (tied and scaled) and hf.has_tensor('lm_head.weight')
   return _t5(hf, 'T5', 'relu', scaled, separate)
 
@@ -69,10 +69,10 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
         buckets=buckets,
         max_distance=hf.size('relative_attention_max_distance', 128),
       ),
-      'norm': import_path('lm.nn.layers:RMSNorm', epsilon=hf.get('layer_norm_epsilon', 1e-6)),
+      'norm': import_path('lm.nn.layers:RMSNorm', epsilon=hf.number('layer_norm_epsilon', 1e-6)),
       'mlp': import_path(mlp, activation=activation),
       'bias': False,
-      'dropout': float(hf.get('dropout_rate', 0.1)),
+      'dropout': hf.number('dropout_rate', 0.1),
       'embed_scale': 1.0,
     })  # fmt: skip
     if kind == 'EncoderModel':
@@ -204,8 +204,8 @@ def _bart(
       'mlp': import_path('lm.nn.layers:Mlp', activation=activation),
       'block_layout': f'lm.nn.layers:{"pre" if pre_norm else "post"}_norm',
       'final_norm': pre_norm,
-      'dropout': float(hf.get('dropout', 0.1)),
-      'embed_scale': D**0.5 if hf.get('scale_embedding', False) else 1.0,
+      'dropout': hf.number('dropout', 0.1),
+      'embed_scale': D**0.5 if hf.flag('scale_embedding') else 1.0,
     })  # fmt: skip
     if learned:
       model.position = import_path('lm.nn.position:learned', offset=2)
@@ -265,7 +265,7 @@ def _kind(hf: Reader, prefix: str, kinds: tuple[str, ...]) -> str:
 def _generation(
   hf: Reader, kind: str, model: ConfigDict, start: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns values of the sections `data` and `decode`: none, unless the model generates.
+  """Returns values of the sections `data` and `decode`; a task only for a model that generates.
 
   Args:
     hf: the config.
@@ -274,21 +274,23 @@ def _generation(
     start: the default of the key `decoder_start_token_id`.
   """
   start = hf.generation('decoder_start_token_id', start)
+  data: dict[str, Any] = {} if kind == 'EncoderModel' else {'source_len': model.context}
   if kind != 'ForConditionalGeneration' or start is None:
-    return {}, {}
-  first = hf.generation('forced_bos_token_id')
-  starts = (start,) if first is None else (start, first)
-  banned = hf.generation('bad_words_ids') or ()
-  if any(len(ids) > 1 for ids in banned):
-    raise UserError(f'bad_words_ids={banned!r}: words of several tokens are not supported')
-  forbidden = tuple(ids[0] for ids in banned)
-  for token in (*starts, *forbidden):
-    if not isinstance(token, int) or not 0 <= token < model.vocab_size:
-      raise UserError(f'config.json: token {token!r} is not in the vocabulary')
+    return data, {}
+
+  def token(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < model.vocab_size:
+      raise UserError(f'config.json: {key}={value!r} must be a token below {model.vocab_size}')
+    return value
+
+  first, words = hf.generation('forced_bos_token_id'), hf.generation('bad_words_ids', [])
+  starts: tuple[int, ...] = (token('decoder_start_token_id', start),)
+  if first is not None:
+    starts += (token('forced_bos_token_id', first),)
+  if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 for w in words):
+    raise UserError(f'config.json: bad_words_ids={words!r:.60} must be lists of one token each')
+  forbidden = tuple(token('bad_words_ids', word[0]) for word in words)
   framing = f"start={starts!r}, special_tokens='template'"
-  data = {
-    'task': 'lm.tasks.text:text_to_text',
-    'converter': f'lm.tasks.seq2seq:encoder_decoder({framing})',
-    'source_len': model.context,
-  }
+  data['task'] = 'lm.tasks.text:text_to_text'
+  data['converter'] = f'lm.tasks.seq2seq:encoder_decoder({framing})'
   return data, {'forbidden': forbidden}

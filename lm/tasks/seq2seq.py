@@ -31,8 +31,9 @@ def encoder_decoder(
   def encode_prompt(tokenizer: Tokenizer) -> Callable[[Example], Features]:
     read = _source_reader(tokenizer, special_tokens)
     first = (end_id(tokenizer),) if start is None else start
-    if (size := vocabulary_size(tokenizer)) <= max(first):
-      raise UserError(f'data.converter: start={start} is not in the vocabulary of {size} tokens')
+    size = vocabulary_size(tokenizer)
+    if not first or not all(isinstance(i, int) and 0 <= i < size for i in first):
+      raise UserError(f'data.converter: start={start!r} must be ids of tokens, below {size}')
 
     def convert(example: Example) -> Features:
       source = np.array(read(task.inputs(example)))
