@@ -155,7 +155,6 @@ def marian(hf: Reader) -> Family:
   """Marian (Junczys-Dowmunt et al. 2018), as in the models of OPUS-MT."""
   hf.only(normalize_before=False, normalize_embedding=False, add_final_layer_norm=False)
   hf.only(static_position_embeddings=True, share_encoder_decoder_embeddings=True)
-  hf.only(decoder_vocab_size=hf.size('vocab_size'))
   D, T = hf.size('d_model'), hf.size('max_position_embeddings', 1024)
   angles = np.arange(T)[:, None] / np.power(10000, np.arange(0, D, 2) / D)[None]
   sines = np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)

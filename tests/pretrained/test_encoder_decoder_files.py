@@ -155,7 +155,6 @@ REFUSED = [
   ('bart', {'forced_bos_token_id': [2, 3]}, 'forced_bos_token_id'),
   ('mbart', {'add_final_layer_norm': False}, 'add_final_layer_norm'),
   ('marian', {'share_encoder_decoder_embeddings': False}, 'share_encoder_decoder_embeddings'),
-  ('marian', {'decoder_vocab_size': 61}, 'decoder_vocab_size'),
   ('marian', {'bad_words_ids': [[1, 2]]}, 'bad_words_ids'),
   ('marian', {'bad_words_ids': [1]}, 'bad_words_ids'),
 ]
@@ -177,3 +176,15 @@ def test_generation_config_comes_before_config():
   assert 'start=(0, 5)' in family_of(config | {'forced_bos_token_id': 5}).data['converter']
   unnamed = {'model_type': 'mbart', 'architectures': None, 'decoder_start_token_id': None}
   assert 'task' not in family_of(config | unnamed).data
+
+
+def test_a_larger_vocabulary_has_rows_of_the_bias_too(tmp_path):
+  checkpoint.import_checkpoint(FOLDER / 'marian', tmp_path / 'run', new_tokens=['<new>'])
+  run, golden = lm.load(tmp_path / 'run'), np.load(FOLDER / 'marian' / 'golden.npz')
+  logits = run.logits(*batch_of(golden))
+  assert logits.shape[-1] == 61
+  log_p = jax.nn.log_softmax(logits[..., :60])
+  assert np.allclose(log_p, golden['decoder_log_p'], atol=1e-4)
+  bias = run.params['head_bias']
+  assert np.isclose(bias[60], bias[:60].mean(), atol=1e-6)
+  assert run.config.decode.forbidden == (1,)
