@@ -63,9 +63,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     raise UserError(
       f'{folder}: {what}; give a folder that save_pretrained wrote, OWNER/NAME or FILE.gguf'
     )
+  return _json_object(file, file.read_bytes())
+
+
+def _json_object(file: Path, content: bytes) -> dict[str, Any]:
+  """Returns the content of a JSON file."""
   try:
-    found = json.loads(file.read_text('utf-8'))
-  except (OSError, ValueError, RecursionError) as e:
+    found = json.loads(content.decode('utf-8'))
+  except (ValueError, RecursionError) as e:
     raise UserError(f'{file} is damaged: {e}') from e
   if not isinstance(found, dict):
     raise UserError(f'{file} is no JSON object')
@@ -280,7 +285,10 @@ def import_checkpoint(
   elif revision is not None:
     raise UserError(f'--revision={revision}: {path} is no OWNER/NAME of a hub')
   source = open_source(path)
-  family = families.family_of(source.config, source.shapes)
+  generation = _json_object(
+    path / 'generation_config.json', source.files.get('generation_config.json', b'{}')
+  )
+  family = families.family_of(source.config, source.shapes, generation)
   rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
   if rows > size:
     raise UserError(
@@ -299,7 +307,7 @@ def import_checkpoint(
     source = source._replace(
       config=larger.config, tokenizer=larger.tokenizer, files=source.files | encoded
     )
-    family = families.family_of(source.config, source.shapes)
+    family = families.family_of(source.config, source.shapes, generation)
     at += f'; {larger.summary()}'
   config = base()
   with config.unlocked():
@@ -308,6 +316,7 @@ def import_checkpoint(
   config.data.seq_len = family.model.context
   config.log.sample_prompts = ()
   config.data.update(family.data)
+  config.decode.update(family.decode)
   unused = unused_tensors(family, source)
 
   def keep_source(folder: Path) -> None:
