@@ -21,9 +21,9 @@ NAMES = [file.stem for file in FILES]
 ALIKE = {
   'ag_news', 'article_generation', 'back_translation', 'chnsenticorp', 'cmrc2018',
   'dates_fixed_vector', 'ensemble_multi30k', 'finetune', 'function_length', 'llama_160m',
-  'llama_1b', 'llama_8b', 'llama_70b', 'lm1b', 'multi30k_de_en', 'multi30k_lstm', 'multi30k_multilingual',
-  'published_gpu_rows', 'published_rows', 'stage1_to_stage2', 'tatoeba_zh_en', 'translation_3b',
-  'wikipedia', 'wmt14_en_de', 'wnut17',
+  'llama_1b', 'llama_8b', 'llama_70b', 'lm1b', 'multi30k_de_en', 'multi30k_lstm',
+  'multi30k_multilingual', 'published_gpu_rows', 'published_rows', 'stage1_to_stage2',
+  'tatoeba_zh_en', 'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
   'focal_loss', 'gated_attention', 'msra_ner', 'shakespeare_char', 'sst2', 'word2vec_text8',
   'word2vec_zh',
 }  # fmt: skip
