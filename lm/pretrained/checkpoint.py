@@ -238,7 +238,8 @@ def import_checkpoint(path: Path, workdir: Path) -> str:
       safetensors.write_file(folder / _KEPT / _UNUSED, unused)
 
   tree = unflatten_dict(params, sep='/')
-  write_workdir(workdir, config, source.tokenizer, tree, keep_source)
+  tokenizer = tokenizers.with_rows(source.tokenizer, size)
+  write_workdir(workdir, config, tokenizer, tree, keep_source)
   count = sum(x.size for x in params.values())
   return f'{workdir}: {source.config["model_type"]}, {count:,} parameters'
 

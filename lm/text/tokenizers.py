@@ -254,6 +254,17 @@ def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
   return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
+def with_rows(tokenizer: tokenizers.Tokenizer, rows: int) -> tokenizers.Tokenizer:
+  """Returns a tokenizer with a token for each row of a table that may have more rows than tokens.
+
+  Tables of pretrained models are padded to a multiple of 64 or so. The new tokens are special, so
+  that text does not contain them. Ids that the tokenizer skips may stay without a token.
+  """
+  copy = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  missing = range(vocabulary_size(tokenizer), rows)
+  return _add_special_tokens(copy, *(f'<|row {i}|>' for i in missing))
+
+
 def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   """Returns the id of the token that ends a document.
 

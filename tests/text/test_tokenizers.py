@@ -191,6 +191,16 @@ def test_wrong_pattern_is_refused():
     tokenizers.words(CORPUS, pattern='(')
 
 
+def test_rows_without_a_token_get_a_special_one_that_text_does_not_contain():
+  # Id 1 is skipped by the tokenizer, and 3 and 4 are beyond its tokens.
+  small = Tokenizer(models.WordLevel({'a': 0, 'b': 2}, unk_token='a'))
+  larger = tokenizers.with_rows(small, 5)
+  assert larger.get_vocab() == {'a': 0, 'b': 2, '<|row 3|>': 3, '<|row 4|>': 4}
+  assert tokenizers.special_ids(larger) == {3, 4}
+  assert small.get_vocab_size() == 2
+  assert tokenizers.with_rows(larger, 5).get_vocab() == larger.get_vocab()
+
+
 def test_word_ids_exclude_special_added_and_unknown():
   known = tokenizers.with_special_tokens(tokenizers.words(['b b a'], min_count=1), ['<|mask|>'])
   assert known.get_vocab() == {'<|end|>': 0, '<unk>': 1, 'b': 2, 'a': 3, '<|mask|>': 4}
