@@ -5,12 +5,15 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lm
 from lm.errors import UserError
+from lm.models.transformer import Decoder
 from lm.pretrained import checkpoint, safetensors
+from lm.types import EmbeddingTable
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 
@@ -40,6 +43,15 @@ def assert_imports_as(name, folder, tensors, tmp_path):
   assert found.keys() == tensors.keys()
   for name, x in tensors.items():
     assert found[name].dtype == x.dtype and found[name].read().tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize(('dtype', 'scale'), [('float32', 4.8989797), ('bfloat16', 4.90625)])
+def test_the_embedding_scale_is_rounded_to_the_type_of_the_model(dtype, scale):
+  sizes = {'d_model': 24, 'depth': 1, 'heads': 1, 'kv_heads': 1, 'head_dim': 24, 'd_mlp': 8}
+  model = Decoder(vocab_size=3, context=4, embed_scale=24**0.5, dtype=dtype, **sizes)
+  table = EmbeddingTable(jnp.ones((3, 24)))
+  found = model.embed(table, jnp.zeros((1, 1), int))
+  np.testing.assert_array_equal(found, np.full((1, 1, 24), scale, np.float32))
 
 
 def test_buffers_of_an_old_gpt_neox_are_kept(tmp_path):
