@@ -116,7 +116,7 @@ def apply_length_policy(
   Args:
     features: tokens and source of any length.
     limits: result of `length_limits`.
-    policy: 'error', 'truncate' (from the right) or 'skip'.
+    policy: 'error', 'truncate' (as `Features.shortened` does, or from the right) or 'skip'.
     name: returns the name of the example, for the error.
 
   Raises:
@@ -131,8 +131,11 @@ def apply_length_policy(
         f'data.{key}={limit}: {name()} has {length} tokens; raise it, or set '
         "data.too_long='truncate' or 'skip'"
       )
-    cut = {name: values[:limit] for name, values in getattr(features, stream).items()}
-    features = features._replace(**{stream: cut})
+    if length > limit:
+      by_framing = features.shortened if stream == TOKENS else None
+      kept = slice(limit) if by_framing is None else by_framing(limit)
+      cut: Any = {name: values[kept] for name, values in getattr(features, stream).items()}
+      features = features._replace(**{stream: cut})
   return features
 
 

@@ -77,7 +77,8 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
   texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
   if data['task'] is not None:
     task, converter = features.build_task(data)
-    special_tokens = (SEPARATOR, *task.special_tokens, *special_tokens)
+    separator = (SEPARATOR,) if converter.needs_separator else ()
+    special_tokens = (*separator, *task.special_tokens, *special_tokens)
     texts_of = converter.tokenizer_texts
     shaped_by |= _task_fingerprint(data, ('task', 'converter'))
 

@@ -125,6 +125,12 @@ def pre_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
   return x
 
 
+def mlp_pre_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """`pre_norm` without a norm before attention: layer 0 of ModernBERT, after a normed input."""
+  (_, attend), *others = sublayers
+  return pre_norm(x + attend(x), others, norm)
+
+
 def post_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
   """norm(x + f(x)), the layout of the first Transformer and BERT (Vaswani et al. 2017)."""
   for name, f in sublayers:
@@ -385,6 +391,18 @@ class GatedMlp(Mlp):
     # have to all-gather it.
     gate_BTF = self.activation(self.up('gate', x_BTD))
     return self.down(gate_BTF * self.up('up', x_BTD), x_BTD.shape[-1])
+
+
+class FusedGatedMlp(Mlp):
+  """`GatedMlp` with one kernel for `gate` and `up`, (D, 2, F), as ModernBERT stores them."""
+
+  activation: Callable[[Array], Array] = jax.nn.gelu
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    shape, axes = (x_BTD.shape[-1], 2, self.d_mlp), ('embed', None, 'mlp')
+    both = Linear(shape, axes, 1, self.bias, self.dtype, self.kernel_init, name='up')(x_BTD)
+    return self.down(self.activation(both[..., 0, :]) * both[..., 1, :], x_BTD.shape[-1])
 
 
 class ClassifierHead(nn.Module):

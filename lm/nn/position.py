@@ -30,13 +30,19 @@ def none() -> Position:
   return Position()
 
 
-def learned(std: float = 0.02) -> Position:
-  """A learned vector for each position up to the context length (Radford et al. 2019)."""
+def learned(std: float = 0.02, offset: int = 0) -> Position:
+  """A learned vector for each position up to the context length (Radford et al. 2019).
+
+  Args:
+    std: of the initial values.
+    offset: rows of the table before that of position 0, which nothing reads, as in RoBERTa.
+  """
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
     init = with_logical_partitioning(nn.initializers.normal(std), None, 'embed')
-    table = module.param('position', init, (context, d_model))
-    return jnp.take(table, positions_BT, axis=0)
+    table = module.param('position', init, (context + offset, d_model))
+    # Not `+ 0`: XLA:CPU would fuse, and round, otherwise.
+    return jnp.take(table, positions_BT + offset if offset else positions_BT, axis=0)
 
   return Position(embed=embed)
 

@@ -33,7 +33,7 @@ def gpt2(hf: Reader) -> Family:
   F, V, K = hf.size('n_inner', 4 * D), hf.size('vocab_size'), D // H
   model = base.gpt2(depth=N, d_model=D, heads=H, context=T)
   activation = hf.one_of('activation_function', ACTIVATIONS, 'gelu_new')
-  epsilon, tied = hf.number('layer_norm_epsilon', 1e-5), hf.flag('tie_word_embeddings', True)
+  epsilon, tied = hf.positive('layer_norm_epsilon', 1e-5), hf.flag('tie_word_embeddings', True)
   with model.unlocked():
     model.update({
       'vocab_size': V,
@@ -89,7 +89,7 @@ def gpt_neox(hf: Reader) -> Family:
     raise UserError(f'config.json: hidden_size={D} is not a multiple of num_attention_heads={H}')
   hf.only(is_decoder=False, layer_types=None)
   tied, parallel = hf.flag('tie_word_embeddings'), hf.flag('use_parallel_residual', True)
-  bias, epsilon = hf.flag('attention_bias', True), hf.number('layer_norm_eps', 1e-5)
+  bias, epsilon = hf.flag('attention_bias', True), hf.positive('layer_norm_eps', 1e-5)
   activation = hf.one_of('hidden_act', ACTIVATIONS, 'gelu')
   values = {'partial_rotary_factor': hf.get('rotary_pct', 0.25), **described(hf)}
   model = base.gpt2(depth=N, d_model=D, heads=H, context=T)

@@ -9,6 +9,9 @@ from lm.pretrained.family import Family, Reader
 
 FAMILIES: dict[str, Callable[[Reader], Family]] = {
   'bert': encoders.bert,
+  'camembert': encoders.camembert,
+  'distilbert': encoders.distilbert,
+  'electra': encoders.electra,
   'gemma': llama.gemma,
   'gemma2': llama.gemma2,
   'gemma3': llama.gemma3,
@@ -17,8 +20,11 @@ FAMILIES: dict[str, Callable[[Reader], Family]] = {
   'gpt_neox': decoders.gpt_neox,
   'llama': llama.llama,
   'mistral': llama.mistral,
+  'modernbert': encoders.modernbert,
   'qwen2': llama.qwen2,
   'qwen3': llama.qwen3,
+  'roberta': encoders.roberta,
+  'xlm-roberta': encoders.xlm_roberta,
 }
 
 

@@ -82,7 +82,7 @@ class Reader:
     """Returns the reader of a section, such as the text model of one for images and texts."""
     return Reader(self.mapping(key), self._names)
 
-  def number(self, key: str, default: float) -> float:
+  def positive(self, key: str, default: float) -> float:
     """Returns a positive number."""
     return positive(key, self.get(key, default))
 
@@ -99,6 +99,13 @@ class Reader:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
       raise UserError(f'config.json: {key}={value!r} must be a positive integer')
     return value
+
+  def number(self, key: str, default: float) -> float:
+    """Returns a number that is not negative, such as an epsilon or a rate."""
+    value = self.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+      raise UserError(f'config.json: {key}={value!r} must be a number that is not negative')
+    return float(value)
 
   def one_of(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
     """Returns the choice of a key.

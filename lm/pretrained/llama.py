@@ -63,7 +63,7 @@ def qwen2(hf: Reader) -> Family:
 
 def qwen3(hf: Reader) -> Family:
   """Qwen 3: Llama with normalized queries and keys."""
-  norm = import_path('lm.nn.layers:RMSNorm', epsilon=hf.number('rms_norm_eps', 1e-6))
+  norm = import_path('lm.nn.layers:RMSNorm', epsilon=hf.positive('rms_norm_eps', 1e-6))
   layers = [{**layer, 'qk_norm': norm} for layer in _qwen_layers(hf)]
   attention = hf.flag('attention_bias')
   return _llama(hf.with_defaults(head_dim=128), layers, biases=Biases(attention, attention))
@@ -134,7 +134,7 @@ def gemma3_text(hf: Reader) -> Family:
   each = hf.size('sliding_window_pattern', 6)
   N = hf.size('num_hidden_layers')
   windows = _windows(hf, [_SLIDING if (i + 1) % each else _FULL for i in range(N)])
-  norm = import_path('lm.nn.layers:ShiftedRMSNorm', epsilon=hf.number('rms_norm_eps', 1e-6))
+  norm = import_path('lm.nn.layers:ShiftedRMSNorm', epsilon=hf.positive('rms_norm_eps', 1e-6))
   nested = hf.mapping('rope_parameters')
   if unknown := nested.keys() - {_FULL, _SLIDING}:
     raise UserError(f'config.json: rope_parameters has {min(unknown)!r} beside the types of layers')
@@ -182,10 +182,10 @@ def _gemma(
   hf.only(use_bidirectional_attention=False)
   hf = hf.with_defaults(tie_word_embeddings=True, head_dim=256)
   K, D = hf.size('head_dim'), hf.size('hidden_size')
-  divisor = hf.number('query_pre_attn_scalar', 256 if norms is _SANDWICH_NORMS else K)
+  divisor = hf.positive('query_pre_attn_scalar', 256 if norms is _SANDWICH_NORMS else K)
   attention_fn, cap = 'lm.nn.attention:fused', hf.get('attn_logit_softcapping')
   if cap is not None:
-    cap = hf.number('attn_logit_softcapping', cap)
+    cap = hf.positive('attn_logit_softcapping', cap)
     attention_fn = import_path('lm.nn.attention:blockwise', cap=cap)
   biases = Biases(qkv=hf.flag('attention_bias'), out=hf.flag('attention_bias'))
   family = _llama(
@@ -202,7 +202,7 @@ def _gemma(
     family.model.update({
       'attention_fn': attention_fn,
       'embed_scale': D**0.5,
-      'logit_soft_cap': None if cap is None else float(hf.number('final_logit_softcapping', cap)),
+      'logit_soft_cap': None if cap is None else float(hf.positive('final_logit_softcapping', cap)),
     })  # fmt: skip
     if norms is _SANDWICH_NORMS:
       family.model.block_layout = 'lm.nn.layers:sandwich_norm'
@@ -239,7 +239,7 @@ def _llama(
     hf.size('max_position_embeddings'),
   )
   K = hf.size('head_dim', D // H)
-  tied, epsilon = hf.flag('tie_word_embeddings'), hf.number('rms_norm_eps', 1e-6)
+  tied, epsilon = hf.flag('tie_word_embeddings'), hf.positive('rms_norm_eps', 1e-6)
   activation = activation or hf.one_of('hidden_act', ACTIVATIONS, 'silu')
   # The field `bias` is that of the feed-forward layer; attention follows unless it is told.
   own = {'qkv_bias': biases.qkv, 'out_bias': biases.out}
