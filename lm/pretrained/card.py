@@ -1,7 +1,6 @@
 """The files of an exported run besides its tensors: configs, tokenizer and model card."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,28 @@ from lm.text.framing import framing_of
 from lm.text.tokenizers import SEPARATOR, end_id, special_ids, unknown_id
 from lm.workdir import run_data
 
+_OF_MODEL = ('bos_token', 'eos_token', 'cls_token', 'sep_token', 'pad_token')  # in config.json
 _PADS = ('[PAD]', '<pad>', '<|pad|>')  # names of padding in tokenizers
 
 
-def files(
-  workdir: Path, config: ConfigDict, described: dict[str, Any], tokenizer: Tokenizer, step: int
-) -> dict[str, bytes]:
-  """Returns the contents of the files by name.
+def tokenizer_files(
+  config: ConfigDict, described: dict[str, Any], tokenizer: Tokenizer
+) -> tuple[dict[str, int | None], dict[str, bytes]]:
+  """Returns the ids of special tokens by the keys of config.json, and files by name.
+
+  The files are those of the tokenizer, and of generation for a model that generates.
 
   Args:
-    workdir: of the run.
     config: of the run.
     described: the content of config.json without the tokens.
     tokenizer: of the run; its post-processor becomes that of the rows of the run.
-    step: of the checkpoint.
 
   Raises:
     UserError: padding has a token of texts.
   """
   is_encoder = config.model.fn == 'lm.models.transformer:Encoder'
   tokens = (_encoder_tokens if is_encoder else _decoder_tokens)(config, described, tokenizer)
-  ids = {f'{key}_id': tokenizer.token_to_id(name) for key, name in tokens.items()}
-  of_model = ('bos_token', 'eos_token', 'cls_token', 'sep_token', 'pad_token')
-  ids = {key: ids[key] for key in (f'{name}_id' for name in of_model) if key in ids}
+  ids = {f'{key}_id': tokenizer.token_to_id(tokens[key]) for key in _OF_MODEL if key in tokens}
   types = ['token_type_ids'] if described.get('type_vocab_size', 1) > 1 else []
   settings = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -48,13 +46,11 @@ def files(
     'model_input_names': ['input_ids', *types, 'attention_mask'],
   }
   texts = {
-    'config.json': _json(described | ids),
-    **({} if is_encoder else {'generation_config.json': _json(ids)}),
+    **({} if is_encoder else {'generation_config.json': as_json(ids)}),
     'tokenizer.json': tokenizer.to_str(pretty=True),
-    'tokenizer_config.json': _json(settings),
-    'README.md': _card(run_data.read_run(workdir), workdir, config, described, step),
+    'tokenizer_config.json': as_json(settings),
   }
-  return {name: text.encode() for name, text in texts.items()}
+  return ids, {name: text.encode() for name, text in texts.items()}
 
 
 def _decoder_tokens(
@@ -120,25 +116,25 @@ def _frame(tokenizer: Tokenizer, starts_with_end: bool) -> None:
   )
 
 
-def _loader(described: dict[str, Any]) -> str:
-  """Returns the name of the class of transformers that loads the model."""
-  (architecture,) = described['architectures']
-  head = re.search('For[A-Z].*$', architecture.replace('LMHeadModel', 'ForCausalLM'))
-  return f'AutoModel{head[0] if head else ""}'
-
-
-def _json(value: dict[str, Any]) -> str:
+def as_json(value: dict[str, Any]) -> str:
+  """Returns the text of a JSON file."""
   return json.dumps(value, indent=2, ensure_ascii=False) + '\n'
 
 
-def _card(
-  run: run_data.RunData, workdir: Path, config: ConfigDict, described: dict[str, Any], step: int
+def model_card(
+  workdir: Path, config: ConfigDict, described: dict[str, Any], step: int, reader: str
 ) -> str:
-  """Returns the model card: what was trained, on what, and the metrics of the step."""
+  """Returns the model card: what was trained, on what, and the metrics of the step.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    described: the content of config.json.
+    step: of the checkpoint.
+    reader: the class of transformers that reads the tokenizer.
+  """
+  run = run_data.read_run(workdir)
   metrics = run_data.metrics_at(workdir, step).items()
-  # For Qwen 2, AutoTokenizer takes a tokenizer of its own in place of that of the folder.
-  of_texts = 'PreTrainedTokenizerFast' if described['model_type'] == 'qwen2' else 'AutoTokenizer'
-  loader = _loader(described)
   evaluated = [f'| {name} | {value:.6g} |' for name, value in metrics if name.startswith('eval/')]
   table = ['| metric | value |', '|---|---|', *evaluated] if evaluated else ['Not evaluated.']
   lines = [
@@ -158,9 +154,10 @@ def _card(
     *table,
     '',
     '```python',
-    f'from transformers import {loader}, {of_texts}',
+    f'from transformers import {described["architectures"][0]}, {reader}',
     '',
-    f"model, tokenizer = (c.from_pretrained('.') for c in ({loader}, {of_texts}))",
+    f"model = {described['architectures'][0]}.from_pretrained('.')",
+    f"tokenizer = {reader}.from_pretrained('.')",
     '```',
     '',
   ]

@@ -4,6 +4,7 @@ A function per `model_type` maps the section to a config.json. Whether it says a
 checked by the family itself: `family_of(config).model` must equal the section.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,14 @@ from lm.errors import UserError
 from lm.pretrained import encoder_configs, families
 from lm.pretrained.family import Family
 from lm.pretrained.section import Section, canonical, differences
+
+_TASKS = ('task', 'converter')  # of the data section
+_HEADS = (
+  'ForMaskedLM',
+  'ForSequenceClassification',
+  'ForTokenClassification',
+  'ForQuestionAnswering',
+)
 
 
 def config_of(
@@ -60,6 +69,45 @@ def _check_converter(kind: str, converter: str | None, family: Family) -> None:
     return
   if canonical(converter)[0] is not canonical(of_family)[0]:
     raise UserError(f'data.converter={converter!r} ({kind}: {of_family!r}): no family has it')
+
+
+def config_like(
+  source: Mapping[str, Any], model: ConfigDict, data: ConfigDict
+) -> tuple[dict[str, Any], Family] | None:
+  """Returns the config.json of a run that was fine-tuned from a checkpoint, and its family.
+
+  It is that of the checkpoint, with the head and the labels of the run; None if it has no such
+  head, or frames texts by other special tokens.
+
+  Args:
+    source: the config.json of the checkpoint.
+    model: the model section of the run, with its vocabulary size.
+    data: its data section.
+  """
+  own = (source.get('architectures') or [''])[0]
+  prefix = re.sub(r'(Model|LMHeadModel|For[A-Z]\w*)$', '', own)
+  labels = {str(i): label for i, label in enumerate(data.labels)}
+  more: dict[str, Any] = {'vocab_size': model.vocab_size}
+  if labels:
+    more |= {'id2label': labels, 'label2id': {label: int(i) for i, label in labels.items()}}
+  for architecture in dict.fromkeys([own, *(prefix + kind for kind in _HEADS)]):
+    config = {**source, **more, 'architectures': [architecture]}
+    try:
+      family = families.family_of(config)
+    except UserError:
+      continue
+    head = all(_function(data.get(key)) == _function(family.data.get(key)) for key in _TASKS)
+    if head and not differences(model, family.model):
+      return config, family
+  return None
+
+
+def _function(path: str | None) -> Any:
+  """Returns the function of an import path, and its special tokens, without other arguments."""
+  if path is None:
+    return None
+  function, arguments = canonical(path)
+  return function, arguments.get('special_tokens')
 
 
 def gpt2(model: Section) -> dict[str, Any]:
