@@ -459,7 +459,11 @@ def _described(
     if config.data.labels and 'num_classes' in model and model.num_classes is None:
       model.num_classes = len(config.data.labels)
   origin = _imported_origin(config)
-  like = None if origin is None else configs.config_like(read_config(origin), model, config.data)
+  like = None
+  if origin is not None:
+    file = origin / 'generation_config.json'
+    generation = _json_object(file, file.read_bytes() if file.is_file() else b'{}')
+    like = configs.config_like(read_config(origin), generation, model, config.data)
   if like is None or origin is None:
     described, family = configs.config_of(model, config.data.get('converter'), config.data.labels)
     ids, contents = card.tokenizer_files(config, described, tokenizer)

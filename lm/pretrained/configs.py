@@ -72,15 +72,16 @@ def _check_converter(kind: str, converter: str | None, family: Family) -> None:
 
 
 def config_like(
-  source: Mapping[str, Any], model: ConfigDict, data: ConfigDict
+  source: Mapping[str, Any], generation: Mapping[str, Any], model: ConfigDict, data: ConfigDict
 ) -> tuple[dict[str, Any], Family] | None:
   """Returns the config.json of a run that was fine-tuned from a checkpoint, and its family.
 
   It is that of the checkpoint, with the head and the labels of the run; None if it has no such
-  head, or frames texts by other special tokens.
+  head, or if other special tokens frame texts or start the decoder.
 
   Args:
     source: the config.json of the checkpoint.
+    generation: its generation_config.json.
     model: the model section of the run, with its vocabulary size.
     data: its data section.
   """
@@ -93,7 +94,7 @@ def config_like(
   for architecture in dict.fromkeys([own, *(prefix + kind for kind in _HEADS)]):
     config = {**source, **more, 'architectures': [architecture]}
     try:
-      family = families.family_of(config)
+      family = families.family_of(config, generation=generation)
     except UserError:
       continue
     head = all(_function(data.get(key)) == _function(family.data.get(key)) for key in _TASKS)
@@ -107,7 +108,7 @@ def _function(path: str | None) -> Any:
   if path is None:
     return None
   function, arguments = canonical(path)
-  return function, arguments.get('special_tokens')
+  return function, arguments.get('special_tokens'), arguments.get('start')
 
 
 def gpt2(model: Section) -> dict[str, Any]:
