@@ -4,6 +4,7 @@ A function per `model_type` maps the section to a config.json. Whether it says a
 checked by the family itself: `family_of(config).model` must equal the section.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -91,10 +92,12 @@ def config_like(
   more: dict[str, Any] = {'vocab_size': model.vocab_size}
   if labels:
     more |= {'id2label': labels, 'label2id': {label: int(i) for i, label in labels.items()}}
-  for architecture in dict.fromkeys([own, *(prefix + kind for kind in _HEADS)]):
+  architectures = dict.fromkeys([own, *(prefix + kind for kind in _HEADS)])
+  # Without names of tensors, a model has all that are optional, such as a pooler.
+  for architecture, names in itertools.product(architectures, (None, ())):
     config = {**source, **more, 'architectures': [architecture]}
     try:
-      family = families.family_of(config, generation=generation)
+      family = families.family_of(config, names, generation)
     except UserError:
       continue
     head = all(_function(data.get(key)) == _function(family.data.get(key)) for key in _TASKS)

@@ -5,6 +5,7 @@ The models are those of the checkpoints of transformers in `checkpoints`, with o
 
 import json
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ import lm
 from lm import components
 from lm.config.base import base
 from lm.errors import UserError
-from lm.pretrained import checkpoint, configs, families, section
+from lm.pretrained import checkpoint, configs, families, safetensors, section
 from lm.text import tokenizers
 from lm.workdir.write import write_workdir
 
@@ -254,3 +255,25 @@ def test_transformers_gives_texts_the_probabilities_of_the_run(name, tmp_path):
     name.startswith('roberta')
   )
   assert ('token_type_ids' in tokenizer('ab', 'c')) == name.startswith('bert')
+
+
+@pytest.mark.parametrize('name', ['bart', 't5'])
+def test_a_fine_tuned_encoder_decoder_keeps_the_tokens_that_start_it(name, tmp_path):
+  checkpoint.import_checkpoint(FOLDER / name, tmp_path / 'source')
+  shutil.copytree(tmp_path / 'source', tmp_path / 'run', ignore=lambda *_: ['pretrained'])
+  file = tmp_path / 'run' / 'config.json'
+  config = read_json(file)
+  config['warm_start']['workdir'] = str(tmp_path / 'source')
+  file.write_text(json.dumps(config))
+  checkpoint.export_run(tmp_path / 'run', tmp_path / 'out')
+  before, after = (safetensors.read_folder(each) for each in (FOLDER / name, tmp_path / 'out'))
+  assert before.keys() == after.keys()
+  assert all(t.read().tobytes() == after[k].read().tobytes() for k, t in before.items())
+  kept = [
+    (each / 'generation_config.json').read_bytes() for each in (FOLDER / name, tmp_path / 'out')
+  ]
+  assert kept[0] == kept[1]
+  config['data']['converter'] = config['data']['converter'].replace('start=(', 'start=(5, ')
+  file.write_text(json.dumps(config))
+  with pytest.raises(UserError, match='no family has it'):
+    checkpoint.export_run(tmp_path / 'run', tmp_path / 'other')
