@@ -277,3 +277,17 @@ def test_a_fine_tuned_encoder_decoder_keeps_the_tokens_that_start_it(name, tmp_p
   file.write_text(json.dumps(config))
   with pytest.raises(UserError, match='no family has it'):
     checkpoint.export_run(tmp_path / 'run', tmp_path / 'other')
+
+
+def test_a_fine_tuned_run_with_another_frame_has_a_tokenizer_of_its_own(tmp_path):
+  checkpoint.import_checkpoint(FOLDER / 'bert_tags', tmp_path / 'source')
+  shutil.copytree(tmp_path / 'source', tmp_path / 'run', ignore=lambda *_: ['pretrained'])
+  file = tmp_path / 'run' / 'config.json'
+  config = read_json(file)
+  config['warm_start']['workdir'] = str(tmp_path / 'source')
+  config['data']['converter'] = 'lm.tasks.classification:tagger(special_tokens="end")'
+  file.write_text(json.dumps(config))
+  checkpoint.export_run(tmp_path / 'run', tmp_path / 'out')
+  made = reference.Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
+  assert made.encode('').tokens == ['<|endoftext|>'] == made.encode('XY').tokens[:1]
+  assert made.encode('XY').tokens[1:] == ['X', 'Y']
