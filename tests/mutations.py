@@ -210,6 +210,15 @@ MUTATIONS = [
    "'all-reduce': share", 'preflight/test_hlo.py'),
   ('retry-policy', 'tpu_scripts/policy.py', 'return 1 if newer else history.failures + 1',
    'return history.failures + 1', 'tpu_scripts/test_babysit.py'),
+  # Pretrained encoder-decoders.
+  ('t5-attention-scale', 'lm/pretrained/encoder_decoders.py', "Attention', scale=1.0)",
+   "Attention', scale=None)", 'pretrained/test_encoder_decoder_parity.py'),
+  ('cross-keys-as-values', 'lm/pretrained/layout.py', "(f'{k}.weight', f'{v}.weight')",
+   "(f'{v}.weight', f'{k}.weight')", 'pretrained/test_encoder_decoder_parity.py'),
+  ('forbidden-tokens', 'lm/evaluation/predict.py', '(*ban_unknown_token(tokenizer), *forbidden)',
+   'ban_unknown_token(tokenizer)', 'pretrained/test_encoder_decoder_parity.py'),
+  ('decoder-start', 'lm/tasks/seq2seq.py', 'if start is None else start',
+   'if True else start', 'tasks/test_seq2seq.py'),
 ]
 # fmt: on
 
