@@ -113,6 +113,7 @@ def open_source(path: Path) -> Source:
       str(path), found.config, found.shapes, found.read, found.tokenizer, None, contents
     )
   config = read_config(path)
+  _check_links(path)
   contents = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
   tokenizer = _read_tokenizer(path)
   contents.setdefault('tokenizer.json', tokenizer.to_str().encode())
@@ -126,6 +127,19 @@ def open_source(path: Path) -> Source:
     {name: safetensors.name_of(tensor.dtype) for name, tensor in tensors.items()},
     contents,
   )
+
+
+def _check_links(folder: Path) -> None:
+  """Raises UserError if a file that is read is a link which leaves the folder.
+
+  The cache of `huggingface_hub` has links to its own blobs, which are followed.
+  """
+  root = folder.resolve()
+  inside = [root, *([root.parents[1] / 'blobs'] if root.parent.name == 'snapshots' else [])]
+  for file in sorted(folder.iterdir()):
+    read = file.name in _FILES or file.suffix == '.safetensors' or file.name == safetensors.INDEX
+    if read and not any(file.resolve().is_relative_to(each) for each in inside):
+      raise UserError(f'{file} is a link to {file.resolve()}, which is not in its folder; copy it')
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
@@ -352,6 +366,8 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
       )
     family = families.family_of(described, names)
     stored = checkpoints.leaves(step, 'params')
+    if missing := sorted({entry.path for entry in family.entries} - stored.keys()):
+      raise UserError(f'--workdir={workdir}: checkpoint {step} lacks the parameter {missing[0]}')
 
     def read(path: str) -> np.ndarray:
       x = _read_parameter(checkpoints, step, path, *stored[path])
@@ -428,8 +444,39 @@ def _described(
   model = config.model.copy_and_resolve_references()
   with model.unlocked():
     model.vocab_size = rows if size is None else size
-  described = configs.config_of(model, config.data.get('converter'))
-  return described, card.files(workdir, config, described, tokenizer, step)
+    if config.data.labels and 'num_classes' in model and model.num_classes is None:
+      model.num_classes = len(config.data.labels)
+  origin = _imported_origin(config)
+  described = (
+    None if origin is None else configs.config_like(read_config(origin), model, config.data)
+  )
+  if described is None or origin is None:
+    described = configs.config_of(model, config.data.get('converter'))
+    end = tokenizers.end_id(tokenizer)
+    described |= {'bos_token_id': end, 'eos_token_id': end}
+    contents = card.tokenizer_files(tokenizer, config.model.context)
+  else:
+    contents = {p.name: p.read_bytes() for p in sorted(origin.iterdir()) if p.name in _FILES}
+    known = Tokenizer.from_str(contents['tokenizer.json'].decode())
+    if known.get_vocab() != tokenizer.get_vocab():  # such as special tokens of a task
+      contents['tokenizer.json'] = tokenizer.to_str(pretty=True).encode()
+  contents['config.json'] = card.as_json(described).encode()
+  contents['README.md'] = card.model_card(workdir, config, described, step).encode()
+  return described, contents
+
+
+def _imported_origin(config: ConfigDict) -> Path | None:
+  """Returns the files of the checkpoint from which a run was fine-tuned, at any distance."""
+  seen: set[Path] = set()
+  while config.warm_start.workdir:
+    workdir = Path(config.warm_start.workdir).absolute()
+    if workdir in seen or not (workdir / 'config.json').is_file():
+      return None
+    if (workdir / _KEPT).is_dir():
+      return workdir / _KEPT
+    seen.add(workdir)
+    config = experiment.read_config(workdir)
+  return None
 
 
 def _read_parameter(

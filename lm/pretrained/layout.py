@@ -285,7 +285,8 @@ def check_tensors(
     for name in sorted(wanted.keys() - shapes.keys())
   ]
   lines += [
-    f'unexpected {name} {shapes[name]}{did_you_mean(name, wanted.keys() - shapes.keys())}'
+    f'unexpected {_printable(name)} {shapes[name]}'
+    + did_you_mean(name, wanted.keys() - shapes.keys())
     for name in sorted(shapes.keys() - wanted.keys())
   ]
   lines += [
@@ -296,3 +297,8 @@ def check_tensors(
   if lines:
     more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
     raise UserError(f'{source} does not fit its config: {"; ".join(lines[:8])}{more}')
+
+
+def _printable(name: str) -> str:
+  """Returns a name from a file, quoted if a terminal would not show it."""
+  return name if name.isprintable() else repr(name)
