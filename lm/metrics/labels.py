@@ -4,6 +4,7 @@ A perfect score is 1; a perfect error, such as 'mse', is 0.
 """
 
 import collections
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -59,6 +60,25 @@ def classification(average: str = 'macro', positive: str | None = None) -> Corpu
   each = ('accuracy', lambda prediction, reference: float(prediction == reference))
   kind = (str, 'labels, one per example')
   return validated('classification', CorpusMetric(score, higher(*names), check, each), kind, kind)
+
+
+def matthews() -> CorpusMetric:
+  """Returns 'matthews', the correlation of predicted and true classes, from -1 to 1.
+
+  For two classes it is the correlation of their 0 and 1, the metric of CoLA (Matthews 1975); for
+  more it is Gorodkin's R_K (2004). It is 0 if either side has one class.
+  """
+
+  def score(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    predicted, actual = collections.Counter(predictions), collections.Counter(references)
+    n, correct = len(references), sum(p == r for p, r in zip(predictions, references, strict=True))
+    together = sum(count * actual[label] for label, count in predicted.items())
+    spread = [n**2 - sum(count**2 for count in side.values()) for side in (predicted, actual)]
+    norm = math.sqrt(spread[0] * spread[1])
+    return Scores({'matthews': (correct * n - together) / norm if norm else 0.0})
+
+  kind = (str, 'labels, one per example')
+  return validated('matthews', CorpusMetric(score, higher('matthews')), kind, kind)
 
 
 def calibration(bins: int = 15) -> CorpusMetric:

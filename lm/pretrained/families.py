@@ -4,16 +4,27 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from lm.errors import UserError, did_you_mean
-from lm.pretrained import decoders, encoders
+from lm.pretrained import decoders, encoders, llama
 from lm.pretrained.family import Family, Reader
 
 FAMILIES: dict[str, Callable[[Reader], Family]] = {
   'bert': encoders.bert,
+  'camembert': encoders.camembert,
+  'distilbert': encoders.distilbert,
+  'electra': encoders.electra,
+  'gemma': llama.gemma,
+  'gemma2': llama.gemma2,
+  'gemma3': llama.gemma3,
+  'gemma3_text': llama.gemma3_text,
   'gpt2': decoders.gpt2,
-  'llama': decoders.llama,
-  'mistral': decoders.mistral,
-  'qwen2': decoders.qwen2,
-  'qwen3': decoders.qwen3,
+  'gpt_neox': decoders.gpt_neox,
+  'llama': llama.llama,
+  'mistral': llama.mistral,
+  'modernbert': encoders.modernbert,
+  'qwen2': llama.qwen2,
+  'qwen3': llama.qwen3,
+  'roberta': encoders.roberta,
+  'xlm-roberta': encoders.xlm_roberta,
 }
 
 

@@ -4,7 +4,8 @@ A layout is a list of entries, used in both directions, so that import and expor
 transforms are permutations of elements: a round trip keeps every byte.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,10 @@ class Entry(NamedTuple):
   def tensor_names(self) -> list[list[str]]:
     """Returns the names of the tensors of each layer."""
     return [[name.format(i) for name in self.names] for i in self.layers or (0,)]
+
+  def all_names(self) -> Iterator[str]:
+    """Returns the names of all its tensors."""
+    return itertools.chain.from_iterable(self.tensor_names())
 
 
 def same(*shape: int) -> Transform:
@@ -205,28 +210,37 @@ def layer_entries(
   ]
 
 
-def import_parameters(
-  entries: Sequence[Entry], read: Callable[[str], np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Returns the parameters by path; `read` returns the tensor of a name."""
-  found = {}
-  for entry in entries:
-    layers = [entry.transform.join([read(n) for n in names]) for names in entry.tensor_names()]
-    found[entry.path] = np.stack(layers) if entry.layers else np.ascontiguousarray(layers[0])
-  return found
+def join(entry: Entry, read: Callable[[str], np.ndarray]) -> np.ndarray:
+  """Returns the parameter of an entry; `read` returns the tensor of a name.
+
+  One layer is in memory besides the result.
+  """
+  layers = (entry.transform.join([read(n) for n in names]) for names in entry.tensor_names())
+  first = next(layers)
+  if not entry.layers:
+    return np.ascontiguousarray(first)
+  joined = np.empty((len(entry.layers), *first.shape), first.dtype)
+  joined[0] = first
+  for i, layer in enumerate(layers, 1):
+    joined = joined.astype(np.result_type(joined, layer), copy=False)  # dtypes may differ by layer
+    joined[i] = layer
+  return joined
 
 
-def export_tensors(
-  entries: Sequence[Entry], params: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Returns the tensors by name, in the order of the entries."""
-  found: dict[str, np.ndarray] = {}
-  for entry in entries:
-    x = params[entry.path]
-    for names, layer in zip(entry.tensor_names(), x if entry.layers else [x], strict=True):
-      tensors = (np.ascontiguousarray(y) for y in entry.transform.split(layer))
-      found.update(zip(names, tensors, strict=True))
-  return found
+def split(entry: Entry, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the tensors of a parameter by name; they may be views."""
+  for names, layer in zip(entry.tensor_names(), x if entry.layers else [x], strict=True):
+    yield from zip(names, entry.transform.split(layer), strict=True)
+
+
+def shapes_of(entries: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the tensors by name, in the order of the entries."""
+  return {
+    name: shape
+    for entry in entries
+    for names in entry.tensor_names()
+    for name, shape in zip(names, entry.transform.shapes, strict=True)
+  }
 
 
 def check_tensors(
@@ -239,12 +253,7 @@ def check_tensors(
     shapes: of the tensors of a checkpoint, without those that are known to carry nothing.
     source: names the checkpoint in the error.
   """
-  wanted = {
-    name: shape
-    for entry in entries
-    for names in entry.tensor_names()
-    for name, shape in zip(names, entry.transform.shapes, strict=True)
-  }
+  wanted = shapes_of(entries)
   lines = [
     f'missing {name} {wanted[name]}{did_you_mean(name, shapes.keys() - wanted.keys())}'
     for name in sorted(wanted.keys() - shapes.keys())

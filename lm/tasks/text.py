@@ -70,8 +70,13 @@ def multilabel(fields: tuple[str, ...] = ('text',), labels: str = 'labels') -> T
   )
 
 
-def regression(field: str = 'text', value: str = 'value') -> Task:
-  """Predicts the number in field `value` from the text in `field`."""
+def regression(fields: tuple[str, ...] = ('text',), value: str = 'value') -> Task:
+  """Predicts a number from a text, or from several with separators between them.
+
+  Args:
+    fields: the fields to read, in order.
+    value: the field with the number.
+  """
 
   def number(example: Example) -> float:
     given = example.get(value)
@@ -80,11 +85,11 @@ def regression(field: str = 'text', value: str = 'value') -> Task:
     return float(given)
 
   return Task(
-    inputs=lambda example: [string_field(example, field)],
+    inputs=lambda example: separated(string_field(example, field) for field in fields),
     target=lambda example: f'{number(example):g}',
     reference=number,
     head_target=number,
-    fields=(field,),
+    fields=fields,
   )
 
 

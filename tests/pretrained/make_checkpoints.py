@@ -1,6 +1,7 @@
 """Writes tests/pretrained/checkpoints/: tiny random models of transformers, with golden outputs.
 
   python tests/pretrained/make_checkpoints.py [NAME ...]
+  python tests/pretrained/make_checkpoints.py --bfloat16 NAME ...   # prints tolerances of tests
 
 It needs torch and transformers (extra `baselines`); the tests need neither. golden.npz has tokens
 (B, T), lengths (B,), and hidden states after the embeddings and each layer (N + 1, B, T, D). Those
@@ -24,12 +25,20 @@ LLAMA = {
   'hidden_size': 16, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2,
   'intermediate_size': 24, 'vocab_size': VOCAB, 'max_position_embeddings': 24,
 }  # fmt: skip
+TWO = LLAMA | {'num_hidden_layers': 2}
 
 
 def scaled(**rope):
   """Returns a Llama with scaled rotary positions."""
   config = transformers.LlamaConfig(**LLAMA, rope_parameters={'rope_theta': 100.0} | rope)
   return transformers.LlamaForCausalLM, config
+
+
+def neox(**values):
+  """Returns a GPT-NeoX."""
+  sizes = {key: value for key, value in TWO.items() if key != 'num_key_value_heads'}
+  config = transformers.GPTNeoXConfig(**sizes, **values)
+  return transformers.GPTNeoXForCausalLM, config
 
 
 BERT = {
@@ -39,6 +48,7 @@ BERT = {
 ENCODER_HEADS = {
   '': 'Model',
   '_masked': 'ForMaskedLM',
+  '_replaced': 'ForPreTraining',
   '_classes': 'ForSequenceClassification',
   '_tags': 'ForTokenClassification',
   '_answers': 'ForQuestionAnswering',
@@ -52,13 +62,54 @@ def with_heads(name, prefix, make_config):
     labels = (
       {'id2label': {0: 'red', 1: 'green', 2: 'blue'}} if ending in ('_classes', '_tags') else {}
     )
-    if build := getattr(transformers, prefix + head, None):
+    if (
+      build := getattr(transformers, prefix + head, None)
+    ) and prefix + head != 'BertForPreTraining':
       found[name + ending] = (build, make_config(**labels))
   return found
 
 
+def modern(layers=2, **kw):
+  """Returns the config of a ModernBERT; one with labels has biases and pools by the mean."""
+  named = 'id2label' in kw
+  special = dict.fromkeys(('pad_token_id', 'eos_token_id', 'bos_token_id', 'cls_token_id'), 0)
+  biases = dict.fromkeys(('norm_bias', 'attention_bias', 'mlp_bias', 'classifier_bias'), named)
+  return transformers.ModernBertConfig(
+    **BERT | {'num_hidden_layers': layers},
+    **special,
+    sep_token_id=0,
+    local_attention=6,
+    **biases,
+    classifier_pooling='mean' if named else 'cls',
+    classifier_activation='relu' if named else 'gelu',
+    **kw,
+  )
+
+
 MODELS = {
   **with_heads('bert', 'Bert', lambda **kw: transformers.BertConfig(**BERT, **kw)),
+  **with_heads(
+    'roberta',
+    'Roberta',
+    lambda **kw: transformers.RobertaConfig(**BERT, type_vocab_size=1, layer_norm_eps=1e-5, **kw),
+  ),
+  **with_heads(
+    'distilbert',
+    'DistilBert',
+    lambda **kw: transformers.DistilBertConfig(
+      dim=16, n_layers=2, n_heads=4, hidden_dim=24, vocab_size=VOCAB, max_position_embeddings=24,
+      sinusoidal_pos_embds='id2label' in kw, **kw,
+    ),
+  ),
+  **with_heads(
+    'electra',
+    'Electra',
+    lambda **kw: transformers.ElectraConfig(
+      **BERT, embedding_size=16 if 'id2label' in kw else 8, **kw
+    ),
+  ),
+  **with_heads('modernbert', 'ModernBert', modern),
+  'modernbert': (transformers.ModernBertModel, modern(layers=4)),  # the fourth is global again
   'gpt2': (
     transformers.GPT2LMHeadModel,
     transformers.GPT2Config(n_embd=16, n_layer=3, n_head=4, n_positions=24, vocab_size=VOCAB),
@@ -77,6 +128,38 @@ MODELS = {
   ),
   'qwen2': (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**LLAMA)),
   'qwen3': (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**LLAMA, head_dim=8)),
+  'llama_biases': (
+    transformers.LlamaForCausalLM,
+    transformers.LlamaConfig(**TWO, attention_bias=True),
+  ),
+  'qwen2_windows': (
+    transformers.Qwen2ForCausalLM,
+    transformers.Qwen2Config(
+      **TWO, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+  ),
+  'gemma': (transformers.GemmaForCausalLM, transformers.GemmaConfig(**TWO, head_dim=8)),
+  # Every other layer has a window. Caps are small, so that they matter.
+  'gemma2': (
+    transformers.Gemma2ForCausalLM,
+    transformers.Gemma2Config(
+      **LLAMA | {'num_hidden_layers': 4}, head_dim=8, query_pre_attn_scalar=12, sliding_window=4,
+      attn_logit_softcapping=1.5, final_logit_softcapping=3.0, attn_implementation='eager',
+    ),
+  ),
+  'gemma3_text': (
+    transformers.Gemma3ForCausalLM,
+    transformers.Gemma3TextConfig(
+      **TWO, head_dim=8, query_pre_attn_scalar=12, sliding_window=4,
+      layer_types=['sliding_attention', 'full_attention'],
+      rope_parameters={
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 100.0},
+        'full_attention': {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1000.0},
+      },
+    ),
+  ),
+  'gpt_neox': neox(rotary_pct=0.5),
+  'gpt_neox_sequential': neox(use_parallel_residual=False, rotary_emb_base=100.0),
   'llama_linear': scaled(rope_type='linear', factor=2.0),
   'llama_31': scaled(
     rope_type='llama3', factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -107,6 +190,8 @@ def write(name: str) -> None:
   model.save_pretrained(folder)
   tokenizer().save(str(folder / 'tokenizer.json'))
   ids = torch.randint(0, VOCAB, (len(LENGTHS), T))
+  if 'roberta' in name:
+    ids[ids == config.pad_token_id] += 1  # the reference counts no position for padding
   mask = (torch.arange(T)[None] < torch.tensor(LENGTHS)[:, None]).long()
   types = torch.randint(0, getattr(config, 'type_vocab_size', 0) or 1, ids.shape)
   encodes = not config.is_encoder_decoder and not hasattr(model, 'generate')
@@ -124,12 +209,35 @@ def write(name: str) -> None:
     log_p = output.logits.log_softmax(-1)[:, :-1]
     found['log_p'] = log_p.gather(-1, ids[:, 1:, None])[..., 0]
   elif 'logits' in output:
-    found['logits'] = output.logits
+    found['logits'] = output.logits[..., None] if name.endswith('_replaced') else output.logits
   if encodes:
     found['types'] = types.int()
   np.savez(folder / 'golden.npz', **{name: x.numpy() for name, x in found.items()})
 
 
+def bfloat16_difference(name: str) -> float:
+  """Returns by how much log-probabilities of a checkpoint in bfloat16 differ from the golden ones.
+
+  Those of all tokens count for a masked language model, and those of next tokens for a decoder.
+  """
+  build, _ = MODELS[name]
+  model = build.from_pretrained(FOLDER / name, dtype=torch.bfloat16).eval()
+  golden = {key: torch.tensor(x) for key, x in np.load(FOLDER / name / 'golden.npz').items()}
+  ids = golden['tokens'].long()
+  inside = torch.arange(T)[None] < golden['lengths'][:, None]
+  types = {'token_type_ids': golden['types'].long()} if 'types' in golden else {}
+  with torch.no_grad():
+    log_p = model(ids, attention_mask=inside.long(), **types).logits.float().log_softmax(-1)
+  if types:
+    return (log_p - golden['logits'].log_softmax(-1)).abs()[inside].max().item()
+  log_p = log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+  return (log_p - golden['log_p']).abs()[inside[:, 1:]].max().item()
+
+
 if __name__ == '__main__':
-  for each in sys.argv[1:] or MODELS:
-    write(each)
+  if sys.argv[1:2] == ['--bfloat16']:
+    for each in sys.argv[2:]:
+      print(each, bfloat16_difference(each))
+  else:
+    for each in sys.argv[1:] or MODELS:
+      write(each)

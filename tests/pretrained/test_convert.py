@@ -155,9 +155,15 @@ def test_the_best_checkpoint_is_exported_unless_a_step_is_named(folder, tmp_path
   run = tmp_path / 'run'
   checkpoint.import_checkpoint(folder, run)
   monkeypatch.setattr(checkpoint.Checkpoints, 'steps', lambda self: [3, 7])
-  read = []
-  monkeypatch.setattr(checkpoint, '_stored_parameters', lambda _, step: read.append(step) or {})
-  monkeypatch.setattr(checkpoint, 'export_tensors', lambda *_: {})
+  read, leaves, tensor = [], checkpoint.Checkpoints.leaves, checkpoint.Checkpoints.restore_subset
+  monkeypatch.setattr(
+    checkpoint.Checkpoints,
+    'leaves',
+    lambda self, step, item: read.append(step) or leaves(self, 0, item),
+  )
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, 'restore_subset', lambda self, step, wanted: tensor(self, 0, wanted)
+  )
   (run / 'metrics.json').write_text('{"eval/validation/loss": false}')
   lines = [{'step': step, 'eval/validation/loss': loss} for step, loss in ((3, 1.0), (7, 2.0))]
   (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
