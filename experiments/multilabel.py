@@ -18,10 +18,10 @@ GOOD = 'good'
 
 def get_config(arg=''):
   config = base()
-  config.steps = 1200
+  config.steps = 1000
   config.batch_size = 16
-  config.model = encoder(depth=1, d_model=256, heads=4, context=128)
-  config.model.dropout = 0.3
+  config.model = encoder(depth=2, d_model=128, heads=4, context=128)
+  config.model.dropout = 0.1
   multilabel(config, (*CATEGORIES, GOOD), 'dev')
   test_set(config, 'test')
   config.data.source = (
@@ -29,11 +29,10 @@ def get_config(arg=''):
     "columns={'text': 'text', 'category': 'category', 'rating': 'label'}, empty='skip')"
   )
   config.data.prepare = ('multilabel:category_and_rating',)
-  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
   config.data.too_long = 'truncate'
   config.optim.learning_rate = 1e-3
-  config.optim.weight_decay = 0.5
-  config.eval.every = 300
+  config.eval.every = 500
   return select_variant(config, arg, smoke=_smoke)
 
 
