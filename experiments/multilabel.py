@@ -20,7 +20,7 @@ def get_config(arg=''):
   config = base()
   config.steps = 600
   config.batch_size = 16
-  config.model = encoder(depth=2, d_model=128, heads=4, context=128)
+  config.model = encoder(depth=1, d_model=128, heads=4, context=128)
   config.model.dropout = 0.1
   multilabel(config, (*CATEGORIES, GOOD), 'dev')
   test_set(config, 'test')
@@ -31,7 +31,7 @@ def get_config(arg=''):
   config.data.prepare = ('multilabel:category_and_rating',)
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 2})
   config.data.too_long = 'truncate'
-  config.optim.learning_rate = 2e-3
+  config.optim.learning_rate = 4e-3
   config.eval.every = 300
   return select_variant(config, arg, smoke=_smoke)
 

@@ -126,5 +126,7 @@ def test_mistakes_of_scored_files(workdirs, tmp_path):
   (tmp_path / 'dev.jsonl').write_text(jsonl([{'text': 'a', 'label': 'z'}]), 'utf-8')
   line = mistake('evaluate', flag, f'--data={tmp_path}/dev.jsonl')
   assert f"({tmp_path}/dev.jsonl, line 1): data.labels: no label 'z'" in line
+  (tmp_path / 'dev.txt').write_text('a\n')
+  assert 'lines of text have no targets' in mistake('evaluate', flag, f'--data={tmp_path}/dev.txt')
   assert '--data=nowhere.tsv: no such file' in mistake('evaluate', flag, '--data=nowhere.tsv')
   assert jax.device_count() == 1
