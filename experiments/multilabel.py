@@ -3,8 +3,9 @@
   LM_DATA=DIR python -m lm.train --config=experiments/multilabel.py --workdir=runs/multilabel
 
 Reads $LM_DATA/online_shopping: 53,724 training, 2,000 validation and 2,000 test reviews. Each has
-one of ten categories and, if its rating is good, the label 'good'. Long reviews are truncated. Two
-CPU cores, 4 minutes.
+one of ten categories and, if its rating is good, the label 'good'. Long reviews are truncated, and
+tokens are characters. Two CPU cores, a minute (4 on loaded ones); test micro F1 0.867, macro F1
+0.786. Logistic regression on characters and bigrams has 0.905 and 0.875 (baselines.py).
 """
 
 from ml_collections import ConfigDict
