@@ -41,7 +41,8 @@ def learned(std: float = 0.02, offset: int = 0) -> Position:
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
     init = with_logical_partitioning(nn.initializers.normal(std), None, 'embed')
     table = module.param('position', init, (context + offset, d_model))
-    return jnp.take(table, positions_BT + offset, axis=0)
+    # Not `+ 0`: XLA:CPU would fuse, and round, otherwise.
+    return jnp.take(table, positions_BT + offset if offset else positions_BT, axis=0)
 
   return Position(embed=embed)
 

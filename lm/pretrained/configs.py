@@ -35,7 +35,7 @@ def canonical(value: Any) -> Any:
     return value
   function, given = getattr(value, 'func', value), getattr(value, 'keywords', {})
   if function.__module__ == 'lm.nn.attention':  # its functions compute the same by other kernels
-    return 'lm.nn.attention', {}
+    return 'lm.nn.attention', {'cap': given.get('cap')}
   try:
     parameters = inspect.signature(function).parameters
   except ValueError:  # of a builtin

@@ -45,7 +45,8 @@ def round_trip(folder, tmp_path):
 def parameters_of(folder):
   source = checkpoint.open_source(folder)
   family = families.family_of(source.config, source.shapes)
-  return family, checkpoint.read_parameters(family, source)
+  params = checkpoint.read_parameters(family, source)
+  return family, {path: x.read() for path, x in params.items()}
 
 
 def equal(a, b):
