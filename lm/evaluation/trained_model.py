@@ -489,11 +489,7 @@ class TrainedModel(Loaded):
     base = decode_config(config.decode, self.tokenizer, config.data.seq_len)
     if not task:
       base = base._replace(max_tokens=MAX_TOKENS, beam_size=1, max_length_ratio=0.0)
-    return base._replace(logits_processors=self._processors, **changes)
-
-  @functools.cached_property
-  def _processors(self) -> tuple[sampling.LogitsProcessor, ...]:
-    return tuple(sampling.ban_unknown_token(self.tokenizer))
+    return base._replace(**changes)
 
   def _generations(
     self,
