@@ -16,8 +16,8 @@ Two CPU cores, MiniLM (22M), seed 0: see LOG.md.
 
 Recipes for published checkpoints, not run here, with the published figures:
 - `:glue_NAME` on GLUE's development sets, bert-base-cased, means of 5 seeds of Hugging Face's Flax
-  examples: sst2 92.23 +- 0.57, cola 59.04 (Matthews), mrpc 88.97 accuracy and 84.36 F1 as printed,
-  stsb 88.94, qqp 90.76, mnli 83.80, qnli 90.82, rte 64.76. They read TensorFlow Datasets.
+  examples: sst2 92.23 +- 0.57, cola 59.04 (Matthews), mrpc 88.97 F1 and 84.36 accuracy, stsb 88.94
+  (Pearson), qqp 90.76, mnli 83.80, qnli 90.82, rte 64.76. They read TensorFlow Datasets.
 - `:cmrc` on CMRC 2018's development set, exact match and F1 (Cui et al. 2021): BERT-base 65.5 and
   84.5, BERT-wwm 66.3 and 85.6. It reads $LM_DATA/cmrc2018, of which our sample is a part.
 `:smoke` fine-tunes a tiny random BERT, which it writes into the cache.

@@ -2,6 +2,7 @@
 
   python -m lm.bench train [--baseline=transformers|torch] [--json] ...
   python -m lm.bench decode [--baseline=transformers] [--json] ...
+  python -m lm.bench finetune --config=FILE:ARG [--baseline=transformers] [--json] ...
   python -m lm.bench vectors --text=FILE [--baseline=gensim|stanford] [--json] ...
 
 Baselines need the extra `baselines`. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -13,7 +14,7 @@ import sys
 from typing import Any
 
 from lm import cli
-from lm.bench import interleaved, vectors
+from lm.bench import finetune, interleaved, vectors
 
 # Subcommand -> its description, the function that adds its flags, and the function that runs it.
 COMMANDS = {
@@ -23,7 +24,10 @@ COMMANDS = {
     functools.partial(interleaved.run, benchmark),
   )
   for name, benchmark in interleaved.BENCHMARKS.items()
-} | {'vectors': (str(vectors.__doc__), vectors.add_flags, vectors.main)}
+} | {
+  module.__name__.rpartition('.')[2]: (str(module.__doc__), module.add_flags, module.main)
+  for module in (finetune, vectors)
+}
 
 
 def main(argv: list[str]) -> None:

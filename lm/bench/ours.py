@@ -1,6 +1,7 @@
 """Our candidates: the train step of `lm.train` and the decoding loop of `lm.generate`."""
 
 import importlib.metadata
+import itertools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,14 +11,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm import components as builder
-from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape
+from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape, Training
 from lm.config import base as configs
 from lm.config.recurrent import recurrent
+from lm.data import batches, pipeline
 from lm.decode.loop import DecodeConfig
 from lm.decode.stream import stream_tokens
+from lm.evaluation.sets import Sets
 from lm.parallel import mesh as meshes
-from lm.training.train_step import init_train_state, make_train_step
+from lm.text.tokenizers import vocabulary_size
+from lm.training import warm_start
+from lm.training.train_step import abstract_state, init_train_state, make_train_step
 from lm.types import apply_of
+from lm.workdir import experiment
 
 
 def device() -> dict[str, str]:
@@ -90,6 +96,43 @@ def decoding_bytes(shape: Shape, parameter_bytes: int) -> float:
   return float(shape.max_tokens * parameter_bytes + shape.batch_size * cached * token_bytes)
 
 
+def finetuning(config: str, seed: int, folder: str) -> Training:
+  """Returns the training of a config from its warm start, on one device.
+
+  Args:
+    config: FILE.py[:ARG].
+    seed: of the run.
+    folder: of the exported checkpoint, which ours does not need.
+  """
+  del folder
+  found = experiment.load(config)
+  found.seed = seed
+  tokenizer = pipeline.tokenizer(found.data)
+  functions = builder.build_components(found, vocabulary_size(tokenizer), jax.devices()[:1])
+  rows = pipeline.packed_rows(found.data, found.data.train_split, tokenizer, seed)
+  transforms = batches.open_transforms(found.data.transforms, tokenizer, rows)
+  abstract, _ = abstract_state(functions)
+  state, _ = warm_start.initial_state(found, functions, tokenizer, abstract)
+  step = make_train_step(functions, seed, found.microbatches, abstract)
+  on_mesh = meshes.batch_sharding(functions.mesh, functions.rules)
+  spans = (range(i, i + 1) for i in range(found.steps))
+  ahead = batches.train_batches(rows, transforms, found.batch_size, seed, spans)
+
+  def run(times: int) -> None:
+    nonlocal state
+    for _, stacked in itertools.islice(ahead, times):
+      batch = {name: values[0] for name, values in stacked.items()}
+      state, _ = step(state, meshes.make_global_batch(batch, on_mesh))
+    jax.block_until_ready(state)
+
+  def scores() -> dict[str, float]:
+    sets = Sets(found, functions, tokenizer)
+    return dict(sets.run(found.steps, state.params).values)
+
+  examples = found.batch_size * len(np.asarray(rows.example)) / len(rows)
+  return Training(run, found.steps, examples, scores, _versions())
+
+
 def config_of(shape: Shape) -> ConfigDict:
   """Returns the base config with the sizes of a shape and a constant learning rate."""
   config = configs.base()
@@ -124,8 +167,11 @@ def batch_of(shape: Shape) -> dict[str, np.ndarray]:
 
 
 def _candidate(run: Callable[[int], None], limit: Callable[[], Limit], amount: float) -> Candidate:
-  versions = {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}
-  candidate, device = Candidate(run, limit, versions, amount), jax.devices()[0]
+  candidate, device = Candidate(run, limit, _versions(), amount), jax.devices()[0]
   if device.memory_stats() is None:  # on a CPU, where the peak is that of the process
     return candidate
   return candidate._replace(peak_bytes=lambda: device.memory_stats()['peak_bytes_in_use'])
+
+
+def _versions() -> dict[str, str]:
+  return {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}

@@ -85,6 +85,16 @@ class Candidate(NamedTuple):
   peak_bytes: Callable[[], int] = _process_peak  # of the device; of the process on a CPU
 
 
+class Training(NamedTuple):
+  """A training from a fixed start to its last step."""
+
+  run: Callable[[int], None]  # makes the next N steps and returns when all are done
+  steps: int  # of the entire training
+  examples: float  # of a step, on average
+  scores: Callable[[], dict[str, float]]  # of the parameters as they are
+  versions: dict[str, str]
+
+
 @contextlib.contextmanager
 def start_worker(name: str, threads: int) -> Iterator[Callable[..., dict[str, Any]]]:
   """Starts a worker process, and yields the function that sends it a request of `serve`.
@@ -132,12 +142,15 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
   - `{"call": PATH, "arguments": {...}}`: the result of the function of this import path.
   - `{"build": PATH, "shape": {...}, "platform": NAME}`: builds a Candidate by the function of this
     import path; the answer describes it.
+  - `{"train": PATH, "arguments": {...}}`: builds a Training; the answer describes it.
+  - `{"scores": true}`: the scores of the Training.
   - `{"kind": "run" or "limit", "times": N}`: the mean seconds of N consecutive runs, and the CPU
     seconds of all.
 
   After a failure an answer has `error`; its `user` says whether the user can fix the cause.
   """
   runs: dict[str, Callable[[int], None]] = {}
+  training: Training | None = None
   for line in requests:
     try:
       request = json.loads(line)
@@ -146,6 +159,12 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
       elif 'build' in request:
         build = resolve.resolve(request['build'], '--baseline')
         runs, answer = _prepare(build(Shape(**request['shape']), request['platform']))
+      elif 'train' in request:
+        training = resolve.resolve(request['train'], '--baseline')(**request['arguments'])
+        runs = {'run': training.run}
+        answer = {k: getattr(training, k) for k in ('steps', 'examples', 'versions')}
+      elif 'scores' in request and training is not None:
+        answer = training.scores()
       else:
         answer = _time(runs[request['kind']], request['times'])
     except (UserError, ModuleNotFoundError) as e:

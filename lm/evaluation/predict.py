@@ -21,7 +21,7 @@ from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows
 from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
 from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
-from lm.decode.sampling import ban_unknown_token
+from lm.decode.sampling import ban_unknown_token, forbidden_tokens
 from lm.errors import UserError
 from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
@@ -49,9 +49,10 @@ def decode_config(
   decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
 ) -> DecodeConfig:
   """Returns the decoding that a config's decode section asks for, in `context` tokens at most."""
+  forbidden = (forbidden_tokens(tuple(decode.forbidden)),) if decode.forbidden else ()
   return DecodeConfig(
     end=end_id(tokenizer),
-    logits_processors=ban_unknown_token(tokenizer),
+    logits_processors=(*ban_unknown_token(tokenizer), *forbidden),
     max_tokens=decode.max_tokens or context,
     max_length_ratio=decode.max_length_ratio,
     beam_size=decode.beam_size,

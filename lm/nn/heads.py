@@ -65,8 +65,25 @@ def masked(
   width = table.vectors_VD.shape[1]
   x = norm(name='transform_norm')(activation(_dense(model, 'transform', width, hidden_BTD, bias)))
   head = model.output_head(table)
+  return x, head.replace(bias_V=_token_bias(model, head))
+
+
+def scaled(
+  model: Any, hidden_BTD: Array, table: EmbeddingTable, by: float
+) -> tuple[Array, OutputHead]:
+  """Logits of the vocabulary from hidden states times a number, 1 / sqrt(D) in T5 1.0."""
+  return hidden_BTD * by, model.output_head(table)
+
+
+def biased(model: Any, hidden_BTD: Array, table: EmbeddingTable) -> tuple[Array, OutputHead]:
+  """Logits of the vocabulary with a bias for each token, as in Marian (Junczys-Dowmunt 2018)."""
+  head = model.output_head(table)
+  return hidden_BTD, head.replace(bias_V=_token_bias(model, head))
+
+
+def _token_bias(model: Any, head: OutputHead) -> Array:
   zeros = with_logical_partitioning(nn.initializers.zeros, 'vocab')
-  return x, head.replace(bias_V=model.param('head_bias', zeros, (head.padded_vocab_size,)))
+  return model.param('head_bias', zeros, (head.padded_vocab_size,))
 
 
 def transformed(

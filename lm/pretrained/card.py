@@ -12,50 +12,37 @@ from lm.text.tokenizers import end_id
 from lm.workdir import run_data
 
 
-def files(
-  workdir: Path, config: ConfigDict, described: dict[str, Any], tokenizer: Tokenizer, step: int
-) -> dict[str, bytes]:
-  """Returns the contents of the files by name.
-
-  Args:
-    workdir: of the run.
-    config: of the run.
-    described: the content of config.json without the tokens.
-    tokenizer: of the run.
-    step: of the checkpoint.
-  """
+def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
+  """Returns the files of a tokenizer that was trained here, and of generation, by name."""
   end = end_id(tokenizer)
   name = tokenizer.id_to_token(end)
   # Texts begin after the token that ends the one before, in training as in `lm.generate`.
   tokenizer.post_processor = processors.TemplateProcessing(
     single=[name, '$A'], special_tokens=[(name, end)]
   )
-  ends = {'bos_token_id': end, 'eos_token_id': end}
   settings = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'bos_token': name,
     'eos_token': name,
     'clean_up_tokenization_spaces': False,
-    'model_max_length': config.model.context,
+    'model_max_length': context,
   }
   texts = {
-    'config.json': _json(described | ends),
-    'generation_config.json': _json(ends),
+    'generation_config.json': as_json({'bos_token_id': end, 'eos_token_id': end}),
     'tokenizer.json': tokenizer.to_str(pretty=True),
-    'tokenizer_config.json': _json(settings),
-    'README.md': _card(run_data.read_run(workdir), workdir, config, described, step),
+    'tokenizer_config.json': as_json(settings),
   }
   return {name: text.encode() for name, text in texts.items()}
 
 
-def _json(value: dict[str, Any]) -> str:
+def as_json(value: dict[str, Any]) -> str:
+  """Returns the text of a JSON file."""
   return json.dumps(value, indent=2, ensure_ascii=False) + '\n'
 
 
-def _card(
-  run: run_data.RunData, workdir: Path, config: ConfigDict, described: dict[str, Any], step: int
-) -> str:
+def model_card(workdir: Path, config: ConfigDict, described: dict[str, Any], step: int) -> str:
   """Returns the model card: what was trained, on what, and the metrics of the step."""
+  run = run_data.read_run(workdir)
   metrics = run_data.metrics_at(workdir, step).items()
   evaluated = [f'| {name} | {value:.6g} |' for name, value in metrics if name.startswith('eval/')]
   table = ['| metric | value |', '|---|---|', *evaluated] if evaluated else ['Not evaluated.']
@@ -76,9 +63,10 @@ def _card(
     *table,
     '',
     '```python',
-    'from transformers import AutoModelForCausalLM, AutoTokenizer',
+    f'from transformers import AutoTokenizer, {described["architectures"][0]}',
     '',
-    "model, tokenizer = (c.from_pretrained('.') for c in (AutoModelForCausalLM, AutoTokenizer))",
+    f"model = {described['architectures'][0]}.from_pretrained('.')",
+    "tokenizer = AutoTokenizer.from_pretrained('.')",
     '```',
     '',
   ]

@@ -63,9 +63,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     raise UserError(
       f'{folder}: {what}; give a folder that save_pretrained wrote, OWNER/NAME or FILE.gguf'
     )
+  return _json_object(file, file.read_bytes())
+
+
+def _json_object(file: Path, content: bytes) -> dict[str, Any]:
+  """Returns the content of a JSON file."""
   try:
-    found = json.loads(file.read_text('utf-8'))
-  except (OSError, ValueError, RecursionError) as e:
+    found = json.loads(content.decode('utf-8'))
+  except (ValueError, RecursionError) as e:
     raise UserError(f'{file} is damaged: {e}') from e
   if not isinstance(found, dict):
     raise UserError(f'{file} is no JSON object')
@@ -108,6 +113,7 @@ def open_source(path: Path) -> Source:
       str(path), found.config, found.shapes, found.read, found.tokenizer, None, contents
     )
   config = read_config(path)
+  _check_links(path)
   contents = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
   tokenizer = _read_tokenizer(path)
   contents.setdefault('tokenizer.json', tokenizer.to_str().encode())
@@ -121,6 +127,19 @@ def open_source(path: Path) -> Source:
     {name: safetensors.name_of(tensor.dtype) for name, tensor in tensors.items()},
     contents,
   )
+
+
+def _check_links(folder: Path) -> None:
+  """Raises UserError if a file that is read is a link which leaves the folder.
+
+  The cache of `huggingface_hub` has links to its own blobs, which are followed.
+  """
+  root = folder.resolve()
+  inside = [root, *([root.parents[1] / 'blobs'] if root.parent.name == 'snapshots' else [])]
+  for file in sorted(folder.iterdir()):
+    read = file.name in _FILES or file.suffix == '.safetensors' or file.name == safetensors.INDEX
+    if read and not any(file.resolve().is_relative_to(each) for each in inside):
+      raise UserError(f'{file} is a link to {file.resolve()}, which is not in its folder; copy it')
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
@@ -266,7 +285,10 @@ def import_checkpoint(
   elif revision is not None:
     raise UserError(f'--revision={revision}: {path} is no OWNER/NAME of a hub')
   source = open_source(path)
-  family = families.family_of(source.config, source.shapes)
+  generation = _json_object(
+    path / 'generation_config.json', source.files.get('generation_config.json', b'{}')
+  )
+  family = families.family_of(source.config, source.shapes, generation)
   rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
   if rows > size:
     raise UserError(
@@ -285,7 +307,7 @@ def import_checkpoint(
     source = source._replace(
       config=larger.config, tokenizer=larger.tokenizer, files=source.files | encoded
     )
-    family = families.family_of(source.config, source.shapes)
+    family = families.family_of(source.config, source.shapes, generation)
     at += f'; {larger.summary()}'
   config = base()
   with config.unlocked():
@@ -294,6 +316,7 @@ def import_checkpoint(
   config.data.seq_len = family.model.context
   config.log.sample_prompts = ()
   config.data.update(family.data)
+  config.decode.update(family.decode)
   unused = unused_tensors(family, source)
 
   def keep_source(folder: Path) -> None:
@@ -343,6 +366,8 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
       )
     family = families.family_of(described, names)
     stored = checkpoints.leaves(step, 'params')
+    if missing := sorted({entry.path for entry in family.entries} - stored.keys()):
+      raise UserError(f'--workdir={workdir}: checkpoint {step} lacks the parameter {missing[0]}')
 
     def read(path: str) -> np.ndarray:
       x = _read_parameter(checkpoints, step, path, *stored[path])
@@ -419,8 +444,39 @@ def _described(
   model = config.model.copy_and_resolve_references()
   with model.unlocked():
     model.vocab_size = rows if size is None else size
-  described = configs.config_of(model, config.data.get('converter'))
-  return described, card.files(workdir, config, described, tokenizer, step)
+    if config.data.labels and 'num_classes' in model and model.num_classes is None:
+      model.num_classes = len(config.data.labels)
+  origin = _imported_origin(config)
+  described = (
+    None if origin is None else configs.config_like(read_config(origin), model, config.data)
+  )
+  if described is None or origin is None:
+    described = configs.config_of(model, config.data.get('converter'))
+    end = tokenizers.end_id(tokenizer)
+    described |= {'bos_token_id': end, 'eos_token_id': end}
+    contents = card.tokenizer_files(tokenizer, config.model.context)
+  else:
+    contents = {p.name: p.read_bytes() for p in sorted(origin.iterdir()) if p.name in _FILES}
+    known = Tokenizer.from_str(contents['tokenizer.json'].decode())
+    if known.get_vocab() != tokenizer.get_vocab():  # such as special tokens of a task
+      contents['tokenizer.json'] = tokenizer.to_str(pretty=True).encode()
+  contents['config.json'] = card.as_json(described).encode()
+  contents['README.md'] = card.model_card(workdir, config, described, step).encode()
+  return described, contents
+
+
+def _imported_origin(config: ConfigDict) -> Path | None:
+  """Returns the files of the checkpoint from which a run was fine-tuned, at any distance."""
+  seen: set[Path] = set()
+  while config.warm_start.workdir:
+    workdir = Path(config.warm_start.workdir).absolute()
+    if workdir in seen or not (workdir / 'config.json').is_file():
+      return None
+    if (workdir / _KEPT).is_dir():
+      return workdir / _KEPT
+    seen.add(workdir)
+    config = experiment.read_config(workdir)
+  return None
 
 
 def _read_parameter(

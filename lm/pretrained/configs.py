@@ -5,6 +5,7 @@ checked by the family itself: `family_of(config).model` must equal the section.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,13 @@ from lm.pretrained import families
 from lm.pretrained.family import ACTIVATIONS
 
 # Keys that concern training and speed, but not what a trained model computes.
+_TASKS = ('task', 'converter')  # of the data section
+_HEADS = (
+  'ForMaskedLM',
+  'ForSequenceClassification',
+  'ForTokenClassification',
+  'ForQuestionAnswering',
+)
 _OF_TRAINING = {'dropout', 'dtype', 'init_std', 'remat_policy', 'scan_unroll', 'vocab_multiple'}
 
 
@@ -83,6 +91,41 @@ def config_of(model: ConfigDict, converter: str | None) -> dict[str, Any]:
   keys, kind, found = nearest
   parts = [f'model.{key}={model.get(key)!r} ({kind}: {found.get(key)!r})' for key in keys]
   raise UserError(f'{", ".join(parts)}: no family has it; known are {", ".join(CONFIGS)}')
+
+
+def config_like(
+  source: Mapping[str, Any], model: ConfigDict, data: ConfigDict
+) -> dict[str, Any] | None:
+  """Returns the config.json of a run that was fine-tuned from a checkpoint; None without one.
+
+  It is that of the checkpoint, with the head and the labels of the run.
+
+  Args:
+    source: the config.json of the checkpoint.
+    model: the model section of the run, with its vocabulary size.
+    data: its data section.
+  """
+  own = (source.get('architectures') or [''])[0]
+  prefix = re.sub(r'(Model|LMHeadModel|For[A-Z]\w*)$', '', own)
+  labels = {str(i): label for i, label in enumerate(data.labels)}
+  more: dict[str, Any] = {'vocab_size': model.vocab_size}
+  if labels:
+    more |= {'id2label': labels, 'label2id': {label: int(i) for i, label in labels.items()}}
+  for architecture in dict.fromkeys([own, *(prefix + kind for kind in _HEADS)]):
+    config = {**source, **more, 'architectures': [architecture]}
+    try:
+      family = families.family_of(config)
+    except UserError:
+      continue
+    head = all(_function(data.get(key)) == _function(family.data.get(key)) for key in _TASKS)
+    if head and not differences(model, family.model):
+      return config
+  return None
+
+
+def _function(path: str | None) -> Any:
+  """Returns the function of an import path without its arguments."""
+  return None if path is None else canonical(path)[0]
 
 
 class _Section:
@@ -179,8 +222,13 @@ def _rope(model: _Section) -> dict[str, Any]:
 
 def llama(model: _Section) -> dict[str, Any]:
   """Llama."""
-  own = {'architectures': ['LlamaForCausalLM'], 'attention_bias': False, 'mlp_bias': False}
-  return own | _llama(model)
+  biases = {'attention_bias': _attention_bias(model), 'mlp_bias': model.get('bias')}
+  return {'architectures': ['LlamaForCausalLM']} | biases | _llama(model)
+
+
+def _attention_bias(model: _Section) -> Any:
+  own = model.argument('attention_layer', 'out_bias')
+  return model.get('bias') if own is None else own
 
 
 def mistral(model: _Section) -> dict[str, Any]:
@@ -196,7 +244,7 @@ def qwen2(model: _Section) -> dict[str, Any]:
 
 def qwen3(model: _Section) -> dict[str, Any]:
   """Qwen 3."""
-  own = {'use_sliding_window': False, 'attention_bias': False}
+  own = {'use_sliding_window': False, 'attention_bias': _attention_bias(model)}
   return {'architectures': ['Qwen3ForCausalLM']} | own | _llama(model)
 
 

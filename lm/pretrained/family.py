@@ -31,6 +31,7 @@ class Family(NamedTuple):
       them for an export.
     renamed: old names of parts of tensor names, with the new ones.
     data: values of the config's data section, such as the labels of a head.
+    decode: values of the config's decode section.
   """
 
   model: ConfigDict
@@ -41,6 +42,7 @@ class Family(NamedTuple):
   unused: str = '$.'
   renamed: Mapping[str, str] = MappingProxyType({})
   data: Mapping[str, Any] = MappingProxyType({})
+  decode: Mapping[str, Any] = MappingProxyType({})
 
 
 class Reader:
@@ -49,10 +51,16 @@ class Reader:
   Args:
     values: the content of config.json.
     names: of the tensors; None for those of a new checkpoint.
+    generation: the content of generation_config.json.
   """
 
-  def __init__(self, values: Mapping[str, Any], names: Collection[str] | None = None):
-    self._values, self._names = values, names
+  def __init__(
+    self,
+    values: Mapping[str, Any],
+    names: Collection[str] | None = None,
+    generation: Mapping[str, Any] = MappingProxyType({}),
+  ):
+    self._values, self._names, self._generation = values, names, generation
 
   def has_tensor(self, ending: str) -> bool:
     """Returns whether the checkpoint has a tensor whose name ends in this."""
@@ -67,9 +75,14 @@ class Reader:
     value = self._values.get(key)
     return default if value is None else value
 
+  def generation(self, key: str, default: Any = None) -> Any:
+    """Returns a value of generation_config.json, which older checkpoints have in config.json."""
+    value = self._generation.get(key)
+    return self.get(key, default) if value is None else value
+
   def with_defaults(self, **values: Any) -> 'Reader':
     """Returns a reader with values for the keys that are absent; those that are null stay null."""
-    return Reader({**values, **self._values}, self._names)
+    return Reader({**values, **self._values}, self._names, self._generation)
 
   def mapping(self, key: str) -> Mapping[str, Any]:
     """Returns an object, empty where the key is absent or null."""

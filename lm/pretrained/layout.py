@@ -88,29 +88,36 @@ def _grouped(heads: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, int, 
 
 def qkv_kernel(width: int, heads: int, kv_heads: int, head_dim: int) -> Transform:
   """Returns the transform of q, k and v, each (H K, D), to (D, G, H/G + 2, K)."""
-  parts = _grouped(heads, kv_heads, head_dim)
+  return _joined_kernel(width, _grouped(heads, kv_heads, head_dim))
+
+
+def qkv_bias(heads: int, kv_heads: int, head_dim: int) -> Transform:
+  """Returns the transform of the biases of q, k and v to (G, H/G + 2, K)."""
+  return _joined_bias(_grouped(heads, kv_heads, head_dim))
+
+
+def _joined_kernel(width: int, parts: Sequence[tuple[int, int, int]]) -> Transform:
   shapes = tuple((int(np.prod(part)), width) for part in parts)
+  ends = np.cumsum([per_group for _, per_group, _ in parts])
 
   def join(xs: Sequence[np.ndarray]) -> np.ndarray:
     each = (x.T.reshape(width, *part) for x, part in zip(xs, parts, strict=True))
     return np.concatenate(list(each), axis=2)
 
   def split(x: np.ndarray) -> Sequence[np.ndarray]:
-    each = np.split(x, (parts[0][1], parts[0][1] + 1), axis=2)
-    return [y.reshape(width, -1).T for y in each]
+    return [y.reshape(width, -1).T for y in np.split(x, ends[:-1], axis=2)]
 
   return Transform(join, split, shapes)
 
 
-def qkv_bias(heads: int, kv_heads: int, head_dim: int) -> Transform:
-  """Returns the transform of the biases of q, k and v to (G, H/G + 2, K)."""
-  parts = _grouped(heads, kv_heads, head_dim)
+def _joined_bias(parts: Sequence[tuple[int, int, int]]) -> Transform:
+  ends = np.cumsum([per_group for _, per_group, _ in parts])
 
   def join(xs: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([x.reshape(p) for x, p in zip(xs, parts, strict=True)], axis=1)
 
   def split(x: np.ndarray) -> Sequence[np.ndarray]:
-    return [y.reshape(-1) for y in np.split(x, (parts[0][1], parts[0][1] + 1), axis=1)]
+    return [y.reshape(-1) for y in np.split(x, ends[:-1], axis=1)]
 
   return Transform(join, split, tuple((int(np.prod(part)),) for part in parts))
 
@@ -179,6 +186,25 @@ def attention_rows(
   if out_bias:
     rows.append((f'{path}/out/bias', same(width), (f'{out}.bias',)))
   return rows
+
+
+def cross_attention_rows(
+  path: str, names: Sequence[str], width: int, heads: int, head_dim: int, bias: bool
+) -> list[Row]:
+  """Returns the rows of cross-attention; `names` are those of q, k, v and the output."""
+  q, k, v, out = names
+  parts = _grouped(heads, heads, head_dim)[1:]
+  kernels: list[Row] = [
+    (f'{path}/q/kernel', linear(width, heads, 1, head_dim), (f'{q}.weight',)),
+    (f'{path}/kv/kernel', _joined_kernel(width, parts), (f'{k}.weight', f'{v}.weight')),
+    (f'{path}/out/kernel', out_kernel(heads, head_dim, width), (f'{out}.weight',)),
+  ]
+  biases: list[Row] = [
+    (f'{path}/q/bias', reshaped((heads * head_dim,), (heads, 1, head_dim)), (f'{q}.bias',)),
+    (f'{path}/kv/bias', _joined_bias(parts), (f'{k}.bias', f'{v}.bias')),
+    (f'{path}/out/bias', same(width), (f'{out}.bias',)),
+  ]
+  return kernels + (biases if bias else [])
 
 
 def entries_of(rows: Sequence[Row], path: str = '', name: str = '') -> list[Entry]:
@@ -259,7 +285,8 @@ def check_tensors(
     for name in sorted(wanted.keys() - shapes.keys())
   ]
   lines += [
-    f'unexpected {name} {shapes[name]}{did_you_mean(name, wanted.keys() - shapes.keys())}'
+    f'unexpected {_printable(name)} {shapes[name]}'
+    + did_you_mean(name, wanted.keys() - shapes.keys())
     for name in sorted(shapes.keys() - wanted.keys())
   ]
   lines += [
@@ -270,3 +297,8 @@ def check_tensors(
   if lines:
     more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
     raise UserError(f'{source} does not fit its config: {"; ".join(lines[:8])}{more}')
+
+
+def _printable(name: str) -> str:
+  """Returns a name from a file, quoted if a terminal would not show it."""
+  return name if name.isprintable() else repr(name)

@@ -34,19 +34,7 @@ def byte_pair_encoding(
   Raises:
     Exception: the pieces are malformed; the library has no narrower type.
   """
-  ids = {piece: i for i, piece in enumerate(pieces)}
-  normal = [i for i, kind in enumerate(kinds) if kind == NORMAL]
-  joined = {pieces[i] for i in normal}
-  merges = []
-  for i in sorted(normal, key=lambda i: -scores[i]):
-    piece = pieces[i]
-    splits = ((piece[:n], piece[n:]) for n in range(1, len(piece)))
-    found = [pair for pair in splits if pair[0] in joined and pair[1] in joined]
-    merges += sorted(found, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-  model = models.BPE(
-    ids, merges, unk_token=pieces[unknown], fuse_unk=True, byte_fallback='<0x00>' in ids
-  )
-  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer = tokenizers.Tokenizer(bpe_model(pieces, scores, kinds, unknown))
   prefix = [normalizers.Prepend(_SPACE)] if space_prefix else []
   tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(' ', _SPACE)])
   strip = [decoders.Strip(' ', 1, 0)] if space_prefix else []
@@ -68,3 +56,21 @@ def byte_pair_encoding(
       single=[start, '$A'], pair=[start, '$A', start, '$B'], special_tokens=[(start, first)]
     )
   return tokenizer
+
+
+def bpe_model(
+  pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], unknown: int
+) -> models.BPE:
+  """Returns the merges that the scores of pieces mean; see `byte_pair_encoding`."""
+  ids = {piece: i for i, piece in enumerate(pieces)}
+  normal = [i for i, kind in enumerate(kinds) if kind == NORMAL]
+  joined = {pieces[i] for i in normal}
+  merges = []
+  for i in sorted(normal, key=lambda i: -scores[i]):
+    piece = pieces[i]
+    splits = ((piece[:n], piece[n:]) for n in range(1, len(piece)))
+    found = [pair for pair in splits if pair[0] in joined and pair[1] in joined]
+    merges += sorted(found, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+  return models.BPE(
+    ids, merges, unk_token=pieces[unknown], fuse_unk=True, byte_fallback='<0x00>' in ids
+  )

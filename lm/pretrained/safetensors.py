@@ -19,7 +19,7 @@ import numpy as np
 from lm.errors import UserError, did_you_mean
 
 _MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
-_INDEX = 'model.safetensors.index.json'
+INDEX = 'model.safetensors.index.json'
 _DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
@@ -68,7 +68,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
   Raises:
     UserError: there is no such file, or a file or the index is damaged.
   """
-  index = folder / _INDEX
+  index = folder / INDEX
   if index.is_file():
     return _read_shards(folder, index)
   single = folder / 'model.safetensors'
@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
       f'{folder} has {pickled[0]}, a pickle, which can run any code when it is read; '
       'only safetensors are read: convert it where you trust it, with save_pretrained'
     )
-  raise UserError(f'{folder} has neither model.safetensors nor {_INDEX}')
+  raise UserError(f'{folder} has neither model.safetensors nor {INDEX}')
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
@@ -100,6 +100,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
       if places.get(key) != name:
         raise UserError(f'{file} has {key!r}, which {index.name} places in {places.get(key)!r}')
       tensors[key] = tensor
+  unnamed = {file.name for file in folder.glob('model-*-of-*.safetensors')} - set(places.values())
+  if unnamed:
+    raise UserError(f'{index} does not name {min(unnamed)!r}, a shard in its folder')
   if missing := sorted(places.keys() - tensors.keys()):
     raise UserError(f'{index} has {missing[0]!r} in {places[missing[0]]!r}, which lacks it')
   return tensors

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, process
 
 from lm.config.resolve import import_extra
 from lm.errors import UserError, first_line
+from lm.pretrained.pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, bpe_model
 from lm.text.tokenizers import text_reader
 
 NAMES = ('tokenizer.model', 'spiece.model')
@@ -24,7 +25,6 @@ NAMES = ('tokenizer.model', 'spiece.model')
 _CLASSES = ('T5Tokenizer', 'MT5Tokenizer', 'LlamaTokenizer', 'GemmaTokenizer')
 _SPACE = '\u2581'  # the mark of a space
 _UNIGRAM, _BPE = 1, 2  # trainer_spec.model_type
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)  # types of pieces
 _TEXTS = (
   '',
   ' ',
@@ -126,16 +126,16 @@ def convert(file: Path, added: Sequence[tuple[str, int, bool]]) -> tokenizers.To
     raise UserError(f'{file}: its type is {kind}; it must be {_UNIGRAM}, unigram, or {_BPE}, BPE')
   if not model.normalizer_spec.escape_whitespaces or model.trainer_spec.treat_whitespace_as_suffix:
     raise UserError(f'{file}: spaces must be marked, at the start of words')
-  tokenizer = tokenizers.Tokenizer(_unigram(model) if kind == _UNIGRAM else _bpe(model))
+  tokenizer = tokenizers.Tokenizer(_model(file, model))
   tokenizer.normalizer = _normalizer(model)
   fallback = [decoders.ByteFallback()] if model.trainer_spec.byte_fallback else []
   first = [decoders.Strip(' ', 1, 0)] if model.normalizer_spec.add_dummy_prefix else []
   tokenizer.decoder = decoders.Sequence([
     decoders.Replace(_SPACE, ' '), *fallback, decoders.Fuse(), *first
   ])  # fmt: skip
-  special = [p.piece for p in model.pieces if p.type in (_CONTROL, _UNKNOWN)]
+  special = [p.piece for p in model.pieces if p.type in (CONTROL, UNKNOWN)]
   tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
-  user = [p.piece for p in model.pieces if p.type == _USER]
+  user = [p.piece for p in model.pieces if p.type == USER_DEFINED and kind == _BPE]
   tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user])
   _check(file, model, processor, tokenizer)
   for token, i, is_special in added:
@@ -147,30 +147,22 @@ def convert(file: Path, added: Sequence[tuple[str, int, bool]]) -> tokenizers.To
   return tokenizer
 
 
-def _unigram(model: Any) -> models.Unigram:
-  pieces = [(p.piece, p.score) for p in model.pieces]
-  unknown = next((i for i, p in enumerate(model.pieces) if p.type == _UNKNOWN), None)
-  return models.Unigram(pieces, unknown, model.trainer_spec.byte_fallback)
-
-
-def _bpe(model: Any) -> models.BPE:
-  """Returns the merges that the scores of pieces mean: the best piece is joined first."""
-  vocabulary = {p.piece: i for i, p in enumerate(model.pieces)}
-  scores = {p.piece: p.score for p in model.pieces if p.type in (_NORMAL, _UNUSED)}
-  merges = [
-    (-score, vocabulary[piece[:i]], vocabulary[piece[i:]], piece[:i], piece[i:])
-    for piece, score in scores.items()
-    for i in range(1, len(piece))
-    if piece[:i] in scores and piece[i:] in scores
-  ]
-  unknown = next((p.piece for p in model.pieces if p.type == _UNKNOWN), None)
-  return models.BPE(
-    vocabulary,
-    [(left, right) for *_, left, right in sorted(merges)],
-    unk_token=unknown,
-    fuse_unk=True,
-    byte_fallback=model.trainer_spec.byte_fallback,
+def _model(file: Path, model: Any) -> models.Model:
+  names, scores, kinds = zip(*((p.piece, p.score, p.type) for p in model.pieces), strict=True)
+  if UNKNOWN not in kinds:
+    raise UserError(f'{file}: no piece stands for unknown characters')
+  unknown = kinds.index(UNKNOWN)
+  if model.trainer_spec.model_type == _BPE:
+    return bpe_model(names, scores, kinds, unknown)
+  best = max(
+    (score for score, kind in zip(scores, kinds, strict=True) if kind == NORMAL), default=0
   )
+  # SentencePiece gives symbols of the user a score that no other segmentation reaches.
+  vocabulary = [
+    (name, len(name.encode()) * best - 0.1 if kind == USER_DEFINED else score)
+    for name, score, kind in zip(names, scores, kinds, strict=True)
+  ]
+  return models.Unigram(vocabulary, unknown, model.trainer_spec.byte_fallback)
 
 
 def _normalizer(model: Any) -> normalizers.Normalizer:
@@ -187,8 +179,8 @@ def _normalizer(model: Any) -> normalizers.Normalizer:
 
 def _check(file: Path, model: Any, processor: Any, tokenizer: tokenizers.Tokenizer) -> None:
   """Raises UserError if a text gets other ids than those of the package."""
-  reader, rng = text_reader(tokenizer), random.Random(0)
-  pieces = [p.piece.replace(_SPACE, ' ') for p in model.pieces if p.type == _NORMAL]
+  reader, rng, sampled = text_reader(tokenizer), random.Random(0), (NORMAL, USER_DEFINED)
+  pieces = [p.piece.replace(_SPACE, ' ') for p in model.pieces if p.type in sampled]
   texts = [*_TEXTS, *(''.join(rng.choices(pieces, k=rng.randint(1, 40))) for _ in range(1000))]
   expected = processor.encode(texts)
   found = reader.encode_batch(texts, add_special_tokens=False)
@@ -205,7 +197,7 @@ def agree(model: Any, ids: Sequence[int], others: Sequence[int]) -> bool:
 
   def score(ids: Sequence[int]) -> tuple[int, float]:
     pieces = [model.pieces[i] for i in ids]
-    return sum(p.type == _UNKNOWN for p in pieces), sum(p.score for p in pieces)
+    return sum(p.type == UNKNOWN for p in pieces), sum(p.score for p in pieces)
 
   if ids == others or model.trainer_spec.model_type != _UNIGRAM:
     return ids == others

@@ -10,6 +10,7 @@ from lm.metrics.labels import (
   calibration,
   classification,
   exact_match,
+  matthews,
   multilabel,
   regression,
   tags,
@@ -42,6 +43,21 @@ def test_f1_is_that_of_scikit_learn(average, labels):
         sklearn.f1_score(references, predictions, average=average, zero_division=0)
       ),
     }
+
+
+@pytest.mark.parametrize('labels', ['01', 'abcde'])
+def test_matthews_is_the_correlation_of_classes(labels):
+  rng = np.random.default_rng(0)
+  for size in rng.integers(2, 40, 50):
+    predictions, references = rng.choice(list(labels), (2, size))
+    found = matthews()(predictions.tolist(), references.tolist()).values['matthews']
+    # The covariances of indicators, summed over the classes.
+    x, y = ((side[:, None] == list(labels)) - 0.0 for side in (predictions, references))
+    x, y = x - x.mean(0), y - y.mean(0)
+    norm = math.sqrt((x * x).sum() * (y * y).sum())
+    assert found == pytest.approx((x * y).sum() / norm if norm else 0.0)
+    if len(labels) == 2 and norm:
+      assert found == pytest.approx(np.corrcoef(x[:, 0], y[:, 0])[0, 1])
 
 
 def test_wrong_average_or_positive_label_is_refused():

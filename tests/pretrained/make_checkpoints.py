@@ -6,7 +6,8 @@
 It needs torch and transformers (extra `baselines`); the tests need neither. golden.npz has tokens
 (B, T), lengths (B,), and hidden states after the embeddings and each layer (N + 1, B, T, D). Those
 of decoders have the log-probability (B, T - 1) of each next token; those of encoders have types
-(B, T), and logits (B, T, C) or (B, C) if the model has a head.
+(B, T), and logits (B, T, C) or (B, C) if the model has a head. Those of encoder-decoders have
+decoder_ids (B, T), decoder_log_p (B, T, V), and greedy (B, L), which generate() returns.
 """
 
 import pathlib
@@ -16,10 +17,11 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 VOCAB, T, LENGTHS = 60, 12, (12, 7)
+NEW = 10  # tokens that are generated
 
 LLAMA = {
   'hidden_size': 16, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2,
@@ -67,6 +69,21 @@ def with_heads(name, prefix, make_config):
     ) and prefix + head != 'BertForPreTraining':
       found[name + ending] = (build, make_config(**labels))
   return found
+
+
+T5 = {
+  'd_model': 16, 'd_kv': 6, 'num_heads': 3, 'd_ff': 24, 'vocab_size': VOCAB, 'num_layers': 2,
+  'num_decoder_layers': 3, 'relative_attention_num_buckets': 8,
+  'relative_attention_max_distance': 16, 'decoder_start_token_id': 1, 'pad_token_id': 1,
+  'eos_token_id': 0, 'n_positions': 32,
+}  # fmt: skip
+
+BART = {
+  'd_model': 16, 'encoder_layers': 2, 'decoder_layers': 3, 'encoder_attention_heads': 4,
+  'decoder_attention_heads': 4, 'encoder_ffn_dim': 24, 'decoder_ffn_dim': 24, 'vocab_size': VOCAB,
+  'max_position_embeddings': 24, 'pad_token_id': 1, 'eos_token_id': 0, 'bos_token_id': 2,
+  'forced_eos_token_id': None,
+}  # fmt: skip
 
 
 def modern(layers=2, **kw):
@@ -128,6 +145,26 @@ MODELS = {
   ),
   'qwen2': (transformers.Qwen2ForCausalLM, transformers.Qwen2Config(**LLAMA)),
   'qwen3': (transformers.Qwen3ForCausalLM, transformers.Qwen3Config(**LLAMA, head_dim=8)),
+  't5': (transformers.T5ForConditionalGeneration, transformers.T5Config(**T5)),
+  't5_gated': (
+    transformers.T5ForConditionalGeneration,
+    transformers.T5Config(**T5, feed_forward_proj='gated-gelu', tie_word_embeddings=False),
+  ),
+  'bart': (
+    transformers.BartForConditionalGeneration,
+    transformers.BartConfig(**BART, decoder_start_token_id=0),
+  ),
+  'marian': (
+    transformers.MarianMTModel,
+    transformers.MarianConfig(
+      **BART, decoder_start_token_id=1, scale_embedding=True, activation_function='swish'
+    ),
+  ),
+  'mbart': (
+    transformers.MBartForConditionalGeneration,
+    transformers.MBartConfig(**BART, decoder_start_token_id=3, scale_embedding=True),
+  ),
+  'mt5': (transformers.MT5ForConditionalGeneration, transformers.MT5Config(**T5)),
   'llama_biases': (
     transformers.LlamaForCausalLM,
     transformers.LlamaConfig(**TWO, attention_bias=True),
@@ -169,6 +206,15 @@ MODELS = {
 }  # fmt: skip
 
 
+SEEDS = {'t5': 50, 't5_gated': 37, 'bart': 56, 'mbart': 20}  # of texts that vary
+GENERATION = {
+  'bart': {'forced_bos_token_id': 2},
+  'marian': {'bad_words_ids': [[1]]},
+  'mbart': {},
+}
+UNTIED = ('t5_gated', 'mt5')  # as published; transformers makes them tied
+
+
 def tokenizer() -> tokenizers.Tokenizer:
   """Returns a tokenizer of single bytes, for the vocabulary of the models."""
   letters = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCAB - 1]
@@ -182,13 +228,29 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 def write(name: str) -> None:
   build, config = MODELS[name]
-  torch.manual_seed(0)
+  torch.manual_seed(SEEDS.get(name, 0))
   model = build(config).eval()
+  if name in UNTIED:
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
   for parameter in model.parameters():
-    torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
+    if parameter.requires_grad:  # Marian's sinusoids do not
+      torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
+  if name in GENERATION:
+    vary(model)
+    model.generation_config.update(**GENERATION[name])
+    if name == 'marian':
+      model.final_logits_bias[0, config.pad_token_id] = 5  # likely, and forbidden
   folder = FOLDER / name
   model.save_pretrained(folder)
-  tokenizer().save(str(folder / 'tokenizer.json'))
+  words = tokenizer()
+  if config.is_encoder_decoder:
+    words.post_processor = processors.TemplateProcessing(
+      single='$A <|endoftext|>', special_tokens=[('<|endoftext|>', 0)]
+    )
+  words.save(str(folder / 'tokenizer.json'))
+  if config.is_encoder_decoder:
+    np.savez(folder / 'golden.npz', **encoder_decoder_golden(model, config))
+    return
   ids = torch.randint(0, VOCAB, (len(LENGTHS), T))
   if 'roberta' in name:
     ids[ids == config.pad_token_id] += 1  # the reference counts no position for padding
@@ -213,6 +275,44 @@ def write(name: str) -> None:
   if encodes:
     found['types'] = types.int()
   np.savez(folder / 'golden.npz', **{name: x.numpy() for name, x in found.items()})
+
+
+def vary(model):
+  """Makes the greedy texts of a relative of BART vary: its post-norms hide small differences."""
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if 'norm' in name and name.endswith('weight'):
+        parameter += 1
+      elif 'embed_positions' in name and parameter.requires_grad:
+        parameter *= 3
+  torch.nn.init.normal_(model.final_logits_bias, std=0.3)
+
+
+def encoder_decoder_golden(model, config):
+  """Returns the golden arrays of an encoder-decoder by name."""
+  ids, decoder_ids = torch.randint(2, VOCAB, (2, len(LENGTHS), T))
+  decoder_ids = decoder_ids[:, : T - 3]
+  decoder_ids[:, 0] = config.decoder_start_token_id
+  mask = (torch.arange(T)[None] < torch.tensor(LENGTHS)[:, None]).long()
+  ids = torch.where(mask > 0, ids, config.pad_token_id)
+  with torch.no_grad():
+    output = model(
+      ids, attention_mask=mask, decoder_input_ids=decoder_ids, output_hidden_states=True
+    )
+    greedy = model.generate(
+      ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=NEW,
+      forced_eos_token_id=None, use_cache=False,
+    )  # fmt: skip
+  found = {
+    'source': ids.int(),
+    'source_lengths': torch.tensor(LENGTHS, dtype=torch.int32),
+    'decoder_ids': decoder_ids.int(),
+    'encoder_hidden': torch.stack(output.encoder_hidden_states),
+    'decoder_hidden': torch.stack(output.decoder_hidden_states),
+    'decoder_log_p': output.logits.log_softmax(-1),
+    'greedy': greedy.int(),
+  }
+  return {name: x.numpy() for name, x in found.items()}
 
 
 def bfloat16_difference(name: str) -> float:

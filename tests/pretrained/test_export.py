@@ -1,6 +1,7 @@
 """Runs that were not imported come back with the same logits from what they export."""
 
 import json
+import pathlib
 
 import flax.linen as nn
 import in_process
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers as reference
+from ml_collections.config_dict import placeholder
 
 import lm
 from lm import components
@@ -17,9 +19,10 @@ from lm.decode.stream import prompt_encoder
 from lm.errors import UserError
 from lm.pretrained import checkpoint, configs, families
 from lm.text import tokenizers
-from lm.workdir import run_data
+from lm.workdir import experiment, run_data
 from lm.workdir.write import write_workdir
 
+BERT = pathlib.Path(__file__).parent / 'checkpoints' / 'bert'
 TOKENIZER = tokenizers.bytes([])
 SMALL = {'depth': 2, 'd_model': 16, 'heads': 4, 'context': 24}
 LLAMA = llama(**SMALL, kv_heads=2, d_mlp=24)
@@ -65,14 +68,14 @@ def config_of(name, **more):
   return config
 
 
-def write_run(workdir, config):
+def write_run(workdir, config, tokenizer=TOKENIZER):
   """Writes a run of random parameters, so large that each of them changes the output."""
-  model = components.model(config, tokenizers.vocabulary_size(TOKENIZER))
+  model = components.model(config, tokenizers.vocabulary_size(tokenizer))
   init = components.init_of(model, SMALL['context'])
   rng = np.random.default_rng(0)
   shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
   params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
-  write_workdir(workdir, config, TOKENIZER, params)
+  write_workdir(workdir, config, tokenizer, params)
 
 
 def write_metrics(run, **metrics):
@@ -201,6 +204,76 @@ def test_an_imported_run_whose_model_was_changed_is_refused(exported, tmp_path):
   checkpoint.export_run(tmp_path / 'run', tmp_path / 'same')
   change_model(tmp_path / 'run', {'embed_scale': 2.0})
   assert 'model.embed_scale=2.0 is not that of pretrained/config.json' in refused(tmp_path / 'run')
+
+
+HEADS = {
+  'BertForSequenceClassification': (
+    'lm.nn.heads:pooled',
+    'lm.nn.pooling:first',
+    'lm.tasks.text:classification(fields=("title",))',
+    'lm.tasks.classification:classifier(special_tokens="template")',
+  ),
+  'BertForTokenClassification': (
+    None,
+    None,
+    'lm.tasks.text:tagging',
+    'lm.tasks.classification:tagger(special_tokens="template")',
+  ),
+}
+
+
+def fine_tuned(folder, architecture, **data):
+  """Writes a run that was fine-tuned from a BERT without a head; returns its export."""
+  checkpoint.import_checkpoint(BERT, folder / 'bert')
+  config = base()
+  head, pooling, task, converter = HEADS[architecture]
+  with config.unlocked():
+    config.model = experiment.read_config(folder / 'bert').model
+    for key, value, kind in (('head', head, str), ('pooling', pooling, str)):
+      config.model[key] = placeholder(kind) if value is None else value
+    config.model.num_classes = placeholder(int)
+    config.data.update({'task': task, 'converter': converter, 'labels': ('x', 'y', 'z')} | data)
+  config.data.seq_len = config.model.context
+  config.warm_start.workdir = str(folder / 'bert')
+  tokenizer = experiment.read_tokenizer(folder / 'bert')
+  write_run(folder / 'run', config, tokenizer)
+  checkpoint.export_run(folder / 'run', folder / 'out')
+  return folder / 'out'
+
+
+@pytest.mark.parametrize('architecture', HEADS)
+def test_a_fine_tuned_run_is_exported_with_its_head_and_labels(architecture, tmp_path):
+  out = fine_tuned(tmp_path, architecture)
+  described = json.loads((out / 'config.json').read_text())
+  assert described['architectures'] == [architecture]
+  assert described['id2label'] == {'0': 'x', '1': 'y', '2': 'z'}
+  assert (out / 'tokenizer.json').read_bytes() == (BERT / 'tokenizer.json').read_bytes()
+  checkpoint.import_checkpoint(out, tmp_path / 'again')
+  run, again = lm.load(tmp_path / 'run'), lm.load(tmp_path / 'again')
+  jax.tree.map(np.testing.assert_array_equal, run.params, again.params)
+  assert again.config.data.labels == ('x', 'y', 'z')
+
+
+def test_a_head_that_the_family_lacks_is_refused(tmp_path):
+  with pytest.raises(UserError, match='no family has it'):
+    fine_tuned(
+      tmp_path,
+      'BertForSequenceClassification',
+      converter='lm.tasks.classification:tagger(special_tokens="template")',
+    )
+
+
+@pytest.mark.parametrize('architecture', HEADS)
+def test_transformers_loads_a_fine_tuned_run(architecture, tmp_path):
+  torch, transformers = map(pytest.importorskip, ('torch', 'transformers'))
+  out = fine_tuned(tmp_path, architecture)
+  model, report = getattr(transformers, architecture).from_pretrained(out, output_loading_info=True)
+  assert not any(report.values()), report
+  ids = np.random.default_rng(1).integers(0, 60, (2, 12))
+  with torch.no_grad():
+    expected = model.eval()(torch.tensor(ids)).logits.numpy()
+  found = np.asarray(lm.load(tmp_path / 'run').logits(ids))
+  np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('name', MODELS)

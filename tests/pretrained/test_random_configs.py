@@ -122,7 +122,8 @@ def gemma2(rng):
 
 
 def gemma3_text(rng):
-  values = {k: v for k, v in gemma2(rng).items() if not k.startswith(('rope', 'layer_types'))}
+  other = ('rope', 'layer_types', 'attn_logit')
+  values = {k: v for k, v in gemma2(rng).items() if not k.startswith(other)}
   theta, local = rng.choice([100.0, 1e4]), rng.choice([50.0, 1000.0])
   if rng.random() < 0.5:
     values |= maybe(
@@ -162,7 +163,48 @@ def gpt2(rng):
   }  # fmt: skip
 
 
+def t5(rng):
+  return {
+    'd_model': 16, 'd_kv': rng.choice([4, 6]), 'd_ff': 24, 'num_heads': rng.choice([2, 3]),
+    'num_layers': rng.choice([1, 2]), 'vocab_size': VOCAB, 'n_positions': CONTEXT,
+    'decoder_start_token_id': 0, 'is_encoder_decoder': True,
+    **maybe(
+      rng, num_decoder_layers=[1, 3, None], relative_attention_num_buckets=[8, 12],
+      relative_attention_max_distance=[10, 16], layer_norm_epsilon=[1e-6, 0.1],
+      feed_forward_proj=['relu', 'gated-gelu', 'gated-silu', 'gelu'],
+      tie_word_embeddings=[True, False],
+    ),
+  }  # fmt: skip
+
+
+mt5 = t5
+
+
+def bart(rng):
+  heads, width = rng.choice([2, 4]), rng.choice([20, 24])
+  sides = [
+    {
+      f'{side}_layers': rng.choice([1, 2, 3]),
+      f'{side}_attention_heads': heads,
+      f'{side}_ffn_dim': width,
+    }
+    for side in ('encoder', 'decoder')
+  ]
+  return {
+    'd_model': 16, **sides[0], **sides[1], 'vocab_size': VOCAB, 'is_encoder_decoder': True,
+    'max_position_embeddings': CONTEXT, 'decoder_start_token_id': 0, 'pad_token_id': 1,
+    'bos_token_id': 2, 'eos_token_id': 0, 'forced_eos_token_id': 0,
+    **maybe(
+      rng, scale_embedding=[True, False], activation_function=['gelu', 'relu', 'swish', 'gelu_new']
+    ),
+  }  # fmt: skip
+
+
+marian = mbart = bart
+
+
 DRAWS = [llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gpt_neox, gpt2]
+SEQ2SEQ = {'t5': t5, 'mt5': mt5, 'bart': bart, 'marian': marian, 'mbart': mbart}
 
 
 def write(folder, values):
@@ -171,9 +213,14 @@ def write(folder, values):
   (folder / 'config.json').write_text(json.dumps(values))
   config = transformers.AutoConfig.from_pretrained(folder)
   torch.manual_seed(0)
-  model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
+  generates = values['model_type'] in SEQ2SEQ
+  auto = transformers.AutoModelForSeq2SeqLM if generates else transformers.AutoModelForCausalLM
+  model = auto.from_config(config, attn_implementation='eager').eval()
+  if generates and values.get('tie_word_embeddings') is False:  # transformers ties all T5 now
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
   for parameter in model.parameters():
-    torch.nn.init.normal_(parameter, std=0.3)
+    if parameter.requires_grad:  # sinusoids do not
+      torch.nn.init.normal_(parameter, std=0.3)
   model.save_pretrained(folder)
   (folder / 'config.json').write_text(json.dumps(values))
   shutil.copy(TOKENIZER, folder)
@@ -191,4 +238,22 @@ def test_a_random_config_gives_the_log_probs_of_the_reference(draw, seed, tmp_pa
   with torch.no_grad():
     expected = model(torch.tensor(ids)).logits.log_softmax(-1).numpy()
   found = jax.nn.log_softmax(lm.load(tmp_path / 'run').logits(ids))
+  np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=json.dumps(values))
+
+
+@pytest.mark.filterwarnings('ignore')  # of transformers
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('kind', SEQ2SEQ)
+def test_a_random_encoder_decoder_gives_the_log_probs_of_the_reference(kind, seed, tmp_path):
+  values = {'model_type': kind, **SEQ2SEQ[kind](random.Random(f'{kind}{seed}'))}
+  model = write(tmp_path / 'source', values)
+  checkpoint.import_checkpoint(tmp_path / 'source', tmp_path / 'run')
+  rng = np.random.default_rng(seed)
+  ids, decoder_ids = rng.integers(3, VOCAB, (2, T)), rng.integers(3, VOCAB, (2, T - 4))
+  mask = np.arange(T)[None] < np.array([T, 7])[:, None]
+  arguments = {'attention_mask': mask.astype(int), 'decoder_input_ids': decoder_ids}
+  with torch.no_grad():
+    output = model(torch.tensor(ids), **{k: torch.tensor(x) for k, x in arguments.items()})
+  expected = output.logits.log_softmax(-1).numpy()
+  found = jax.nn.log_softmax(lm.load(tmp_path / 'run').logits(ids, mask, decoder_ids))
   np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=json.dumps(values))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lm.errors import UserError
-from lm.pretrained import checkpoint, safetensors, spm
+from lm.pretrained import checkpoint, pieces, safetensors, spm
 from lm.text.tokenizers import end_id, text_reader
 
 package = pytest.importorskip('sentencepiece')
@@ -33,7 +33,13 @@ KINDS = {
     'normalization_rule_name': 'identity',
     'remove_extra_whitespaces': False,
   },
-  'bpe': {'model_type': 'bpe', 'user_defined_symbols': '<sep>'},
+  'bpe': {'model_type': 'bpe'},
+  'bpe_user': {
+    'model_type': 'bpe',
+    'user_defined_symbols': '<sep>',
+    'add_dummy_prefix': False,
+    'remove_extra_whitespaces': False,
+  },
   'bpe_llama': {
     'model_type': 'bpe',
     'byte_fallback': True,
@@ -75,7 +81,9 @@ def trained(lines, **options):
 
 def generated():
   rng = random.Random(0)
-  return [''.join(rng.choices(LETTERS, k=rng.randint(0, 50))) for _ in range(3000)]
+  return [
+    ''.join(rng.choices([*LETTERS, '<sep>', ' <sep> '], k=rng.randint(0, 50))) for _ in range(3000)
+  ]
 
 
 @pytest.mark.parametrize('name', KINDS)
@@ -178,9 +186,17 @@ def test_kinds_without_subwords_are_refused(lines, tmp_path):
     spm.convert(tmp_path / 'spiece.model', [])
 
 
+def test_symbols_of_the_user_within_texts_that_change_around_them_are_refused(lines, tmp_path):
+  """A tokenizer.json changes the parts between such symbols alone: spaces would be lost."""
+  symbols = {'model_type': 'bpe', 'user_defined_symbols': '<sep>'}
+  (tmp_path / 'spiece.model').write_bytes(trained(lines, **symbols))
+  with pytest.raises(UserError, match='SentencePiece gives other ids'):
+    spm.convert(tmp_path / 'spiece.model', [])
+
+
 def test_a_conversion_that_disagrees_is_refused(models, tmp_path, monkeypatch):
   (tmp_path / 'spiece.model').write_bytes(models['bpe_llama'])
-  merges = spm.models.BPE
-  monkeypatch.setattr(spm.models, 'BPE', lambda v, m, **more: merges(v, m[::-1], **more))
+  merges = pieces.models.BPE
+  monkeypatch.setattr(pieces.models, 'BPE', lambda v, m, **more: merges(v, m[::-1], **more))
   with pytest.raises(UserError, match='SentencePiece gives other ids'):
     spm.convert(tmp_path / 'spiece.model', [])

@@ -40,6 +40,8 @@ def test_regression_target_is_a_number_and_its_text():
   assert task.head_target(example) == task.reference(example) == 4.0
   assert task.target(example) == '4'
   assert task.target({'text': 'x', 'stars': 0.25}) == '0.25'
+  pair = regression(fields=('a', 'b'))
+  assert pair.inputs({'a': 'x', 'b': 'y', 'value': 1}) == ['x', SEPARATOR, 'y']
 
 
 @pytest.mark.parametrize('separator', [' ', ''])

@@ -13,6 +13,8 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from lm.data.cache import locked
 from lm.data.sources.base import Example, LazySequence, available, check_split
 from lm.errors import UserError, did_you_mean
@@ -37,7 +39,7 @@ def tfds(
     splits: names of splits and their definitions in TensorFlow Datasets, for example
       {'train': 'train[:99%]', 'validation': 'train[99%:]'}; None for the builder's own names.
     columns: the feature of each field, for tasks, as in {'source': 'en', 'target': 'de'}; classes
-      become their names. None for {'text': text}.
+      become their names, and floats stay numbers. None for {'text': text}.
 
   Raises:
     UserError: the builder, split or feature does not exist; the builder cannot be prepared here.
@@ -83,7 +85,7 @@ def _examples(builder: Any, split: str, fields: Mapping[str, str]) -> LazySequen
     example = examples[index]
     place = f'data.source: {info.full_name} {split!r}, example {index} (from 0)'
     return {
-      field: _text(example[name], info.features[name], f'{place}: {name!r}')
+      field: _value(example[name], info.features[name], f'{place}: {name!r}')
       for field, name in fields.items()
     }
 
@@ -91,8 +93,10 @@ def _examples(builder: Any, split: str, fields: Mapping[str, str]) -> LazySequen
   return LazySequence(len(examples), make, fingerprint)
 
 
-def _text(value: Any, feature: Any, place: str) -> str:
-  """Returns a text, or the name of a class."""
+def _value(value: Any, feature: Any, place: str) -> str | float:
+  """Returns a text, the name of a class, or a number."""
+  if isinstance(value, float | np.floating):
+    return float(value)
   if isinstance(value, bytes):
     try:
       return value.decode('utf-8')

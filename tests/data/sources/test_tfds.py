@@ -16,6 +16,7 @@ from lm.text import tokenizers
 # In its own process, as the definition registers the builder, and the test checks the imports.
 BUILDER = """
   import sys
+  import numpy as np
   import tensorflow_datasets as tfds
 
   class TinyLines(tfds.core.GeneratorBasedBuilder):
@@ -25,6 +26,7 @@ BUILDER = """
       text = tfds.features.Text()
       mood = tfds.features.ClassLabel(names=['low', 'high'])
       features = {'body': text, 'words': tfds.features.Sequence(text), 'mood': mood}
+      features |= {'score': np.float32}
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, downloads):
@@ -34,7 +36,8 @@ BUILDER = """
     def _generate_examples(self, count, mood=None, end=b''):
       for n in range(count):
         text = f'línea {n}'.encode() + end
-        yield n, {'body': text, 'words': ['a', 'b'], 'mood': n % 2 if mood is None else mood}
+        mood_of = n % 2 if mood is None else mood
+        yield n, {'body': text, 'words': ['a', 'b'], 'mood': mood_of, 'score': n / 4}
 """
 READ = """
   from lm.data.sources import tfds as source
@@ -90,10 +93,13 @@ def test_splits_are_renamed_and_cut(section, data_dir):
 
 
 def test_features_become_fields_and_classes_become_names(data_dir):
-  columns = {'text': 'body', 'label': 'mood'}
+  columns = {'text': 'body', 'label': 'mood', 'value': 'score'}
   examples = tfds('train', name='tiny_lines', data_dir=str(data_dir), columns=columns)
   odd = {f'línea {n}': 'low' if n % 2 == 0 else 'high' for n in range(20)}
-  assert {e['text']: e['label'] for e in map(examples.__getitem__, range(20))} == odd
+  read = [examples[i] for i in range(20)]
+  assert {e['text']: e['label'] for e in read} == odd
+  assert {e['text']: e['value'] for e in read} == {f'línea {n}': n / 4 for n in range(20)}
+  assert type(read[0]['value']) is float
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,11 @@ def test_features_become_fields_and_classes_become_names(data_dir):
     ('validation', {}, "no split 'validation'; available: 'test', 'train', 'unlabeled'"),
     ('test', {'splits': {'train': 'train'}}, "no split 'test'; available: 'train'"),
     ('train', {'splits': {'train': 'training'}}, "Unknown split 'training'"),
-    ('train', {'text': 'text'}, "has no feature 'text'; available: 'body', 'mood', 'words'"),
+    (
+      'train',
+      {'text': 'text'},
+      "has no feature 'text'; available: 'body', 'mood', 'score', 'words'",
+    ),
     ('train', {'text': 'words'}, "'words' is of type .*, not text"),
     ('train', {'name': 'tiny_shakespear'}, "no builder 'tiny_shakespear' .*'tiny_shakespeare'"),
     ('train', {'name': 'glue/cola3'}, 'glue/cola3'),
