@@ -4,8 +4,8 @@ __version__ = '0.1.0'
 
 
 def load(workdir, step=None, mesh=None):
-  """Opens a workdir; see `lm.workdir.load.load`."""
+  """Opens a workdir; see `lm.evaluation.trained_model.load`."""
   # Imported here, because `import lm.text` must not import jax.
-  from lm.workdir.load import load as open_workdir
+  from lm.evaluation.trained_model import load as open_workdir
 
   return open_workdir(workdir, step, mesh)

@@ -168,13 +168,13 @@ def model(config: ConfigDict, vocab_size: int) -> nn.Module:
   """Returns the model of a config.
 
   Raises:
-    UserError: its vocabulary size is not the tokenizer's, its number of classes is not that of
+    UserError: its vocabulary is smaller than the tokenizer's, its number of classes is not that of
       data.labels, rows are longer than its context, or its sizes do not fit together.
   """
   section = dict(config.model)
   if section['vocab_size'] is None:
     section['vocab_size'] = vocab_size
-  if section['vocab_size'] != vocab_size:
+  if section['vocab_size'] < vocab_size:  # pretrained models may have more rows than tokens
     raise UserError(
       f'model.vocab_size={section["vocab_size"]}, but the tokenizer has {vocab_size} entries; '
       "leave it empty to take the tokenizer's (model.vocab_multiple pads the table)"

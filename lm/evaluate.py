@@ -7,6 +7,9 @@ evaluated on the sets of the first. The object also has `step` (`steps` for an e
 by metric, such as sacrebleu's signatures. A metric that is not finite is null. FILE gets a JSON
 line for each example of each set with corpus metrics: set, inputs, output, reference, scores.
 
+--data=FILE replaces the sets by one, 'data', with the metrics of the first. FILE has rows as
+lm.predict reads them, with their labels; for a language model, a .txt file is one text.
+
 Parameters and batches are sharded over all devices. Metrics do not depend on the number of devices.
 Several processes can evaluate as one, as in lm.train; process 0 prints.
 """
@@ -22,6 +25,7 @@ from lm.parallel import multihost
 cli.define_run_flags()
 cli.define_beam_flags()
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
+flags.DEFINE_string('data', None, 'labeled file to score in place of the sets of the run')
 
 multihost.define_flags()
 flags.adopt_module_key_flags(multihost)
@@ -43,6 +47,7 @@ def main(argv: list[str]) -> None:
   from lm.evaluation import host_memory
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.evaluators import Evaluators
+  from lm.evaluation.sets import file_set
   from lm.parallel import mesh as meshes
   from lm.progress import show_documents
   from lm.text.tokenizers import vocabulary_size
@@ -60,7 +65,10 @@ def main(argv: list[str]) -> None:
     # Metrics do not depend on the batch size.
     config.eval.batch_size = meshes.padded_rows(config.eval.batch_size)
   functions = components.inference(config, loaded.model, loaded.apply, loaded.mesh)
-  if config.eval.sets:  # without sets, the corpus may be absent
+  if flags.FLAGS.data is not None:
+    with loaded.modules():
+      file_set(config, flags.FLAGS.data)
+  elif config.eval.sets:  # without sets, the corpus may be absent
     prepared = pipeline.tokenizer(config.data, show_documents)
     if prepared.to_str() != loaded.tokenizer.to_str():
       raise UserError(

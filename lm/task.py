@@ -79,6 +79,9 @@ class Task:
       (start, stop, tag) or (start, stop), in characters of the last part of `inputs`. None if the
       task has no such answer.
     special_tokens: all special tokens that the inputs may contain.
+    fields: the fields that a row needs when the answer is not known. A text alone is the value of
+      the only field.
+    question: returns the example of such a row, for the other functions to read.
   """
 
   inputs: Callable[[Example], list[str]]
@@ -86,6 +89,8 @@ class Task:
   reference: Callable[[Example], Any]
   head_target: Callable[[Example], Any] | None = None
   special_tokens: tuple[str, ...] = ()
+  fields: tuple[str, ...] = ('text',)
+  question: Callable[[Example], Example] = lambda row: row
 
 
 class Features(NamedTuple):
@@ -96,15 +101,15 @@ class Features(NamedTuple):
   Attributes:
     tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like.
     source: the same for the encoder row of an encoder-decoder.
-    values: scalars of the example, such as its class.
-    shortened: called with a number of tokens; returns the features with as many, where the policy
-      for long examples truncates. None cuts them from the right.
+    values: of the example: a scalar, such as its class, or a vector of a fixed size.
+    shortened: called with a number of tokens; returns the indices of the tokens to keep, where the
+      policy for long examples truncates. None cuts them from the right.
   """
 
   tokens: dict[str, np.ndarray]
   source: dict[str, np.ndarray]
-  values: dict[str, float]
-  shortened: 'Callable[[int], Features] | None' = None
+  values: dict[str, Any]
+  shortened: Callable[[int], np.ndarray] | None = None
 
 
 Convert = Callable[[Example], list[Features]]
@@ -115,7 +120,7 @@ class Converter:
   """How an architecture sees a task: examples to features, outputs to predictions.
 
   Generative models have `encode_prompt`; their prediction is the decoded text. Models with a head
-  have `predict` and `postprocess` instead.
+  have `inputs`, `predict` and `postprocess` instead.
 
   Attributes:
     tokenizer_texts: the texts of an example that a tokenizer is trained on.
@@ -123,13 +128,16 @@ class Converter:
       its features.
     encode_prompt: called with `tokenizer`; returns the function from an example to the features
       before its target.
+    inputs: called with `(tokenizer, seq_len)`; returns the function from an example to its features
+      without targets. Without it, a model predicts only examples whose targets are known.
     predict: called with `(output, batch)`; returns arrays named as in lm.data.features:
       'tokens/NAME' (B, T, ...) or 'values/NAME' (B, P, ...), where P is the maximum number of
       `Features` in a row.
-    postprocess: called with `(labels, example, pieces)`; returns the prediction of an example. Each
-      piece has the slices of the batch and of the arrays of `predict` for one `Features` of the
-      example.
-    tags_words: whether a prediction is a list of one tag for each word.
+    postprocess: called with `(labels, example, pieces)`; returns the prediction of an example, as a
+      JSON object: its answer and what explains it, such as probabilities. Each piece has the slices
+      of the batch and of the arrays of `predict` for one `Features` of the example.
+    answer: the key of the answer in a prediction, which scores compare with the reference; 'tags'
+      for one tag a word.
     mean_of_logits: whether an ensemble averages logits instead of probabilities, because the head
       gives no distribution over the outputs.
     needs_separator: whether the tokenizer needs the special token between the parts of the inputs.
@@ -138,9 +146,10 @@ class Converter:
   tokenizer_texts: Callable[[Example], list[str]]
   features: Callable[['Tokenizer', Sequence[str], int], Convert]
   encode_prompt: Callable[['Tokenizer'], Callable[[Example], Features]] | None = None
+  inputs: Callable[['Tokenizer', int], Convert] | None = None
   predict: Callable[['Output', 'Batch'], dict[str, 'Array']] | None = None
-  postprocess: Callable[[Sequence[str], Example, Pieces], Any] | None = None
-  tags_words: bool = False
+  postprocess: Callable[[Sequence[str], Example, Pieces], dict[str, Any]] | None = None
+  answer: str = 'text'
   mean_of_logits: bool = False
   needs_separator: bool = True
 

@@ -134,7 +134,7 @@ MUTATIONS = [
    "_task_fingerprint(data, ('task', 'converter'))", 'data/test_features.py data/test_pipeline.py'),
   ('pairs-key', 'lm/data/cooccurrence.py', "tokens.name, 'seed': seed}", 'tokens.name}',
    'data/test_pair_rows.py'),
-  ('truncation', 'lm/data/features.py', 'values[:limit]', 'values[-limit:]',
+  ('truncation', 'lm/data/features.py', 'kept = slice(limit)', 'kept = slice(-limit, None)',
    'data/test_features.py'),
   ('special-in-text', 'lm/text/tokenizers.py', 'reader.encode_special_tokens = True',
    'reader.encode_special_tokens = False', 'text/test_special_text.py data/test_pipeline.py'),

@@ -127,7 +127,7 @@ def text(file):
       ['--config.model.position=lm.nn.position:rope(thet=3.0)'],
       "takes no argument 'thet' (did you mean 'theta'?)",
     ),
-    (['--config.model.vocab_size=9999'], 'model.vocab_size=9999, but the tokenizer has 512'),
+    (['--config.model.vocab_size=99'], 'model.vocab_size=99, but the tokenizer has 512'),
     (['--config.data.seq_len=64'], 'data.seq_len=64 is longer than model.context=32'),
   ],
 )

@@ -103,6 +103,7 @@ def base() -> ConfigDict:
         'max_tokens': 0,  # per text; 0 for data.seq_len
         'max_length_ratio': 0.0,  # maximum output tokens per source token, plus 10; 0: none
         'batch_size': 64,  # prompts per batch
+        'forbidden': (),  # ids of tokens that no text has, such as the padding of Marian
       },
       'checkpoint': {
         'every': 250,  # steps; evaluated steps and the last one are saved too

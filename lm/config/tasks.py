@@ -29,9 +29,20 @@ def translation(config: ConfigDict, language: str, split: str) -> ConfigDict:
 def classification(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
   """An encoder with pooling predicts the `label` of a `text`; accuracy selects checkpoints."""
   config.data.labels = tuple(labels)
-  validation = _loss_and_score(split, 'lm.metrics.labels:classification')
+  scores = ('lm.metrics.labels:classification', 'lm.metrics.labels:calibration')
+  validation = evaluation(split, metrics=('lm.metrics.tokens:cross_entropy',), scores=scores)
   converter = 'classification:classifier'
   return _with_task(config, 'text:classification', converter, validation, 'accuracy')
+
+
+def multilabel(config: ConfigDict, labels: Sequence[str], split: str) -> ConfigDict:
+  """An encoder with pooling predicts all `labels` of a `text`; micro F1 selects checkpoints."""
+  config.data.labels = tuple(labels)
+  config.objective = ConfigDict({'fn': 'lm.objectives.supervised:binary_cross_entropy'})
+  metrics, scores = 'lm.metrics.tokens:binary_cross_entropy', 'lm.metrics.labels:multilabel'
+  validation = evaluation(split, metrics=(metrics,), scores=(scores,))
+  converter = 'classification:multilabel'
+  return _with_task(config, 'text:multilabel', converter, validation, 'micro_f1')
 
 
 def regression(config: ConfigDict, split: str) -> ConfigDict:

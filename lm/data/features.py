@@ -131,11 +131,11 @@ def apply_length_policy(
         f'data.{key}={limit}: {name()} has {length} tokens; raise it, or set '
         "data.too_long='truncate' or 'skip'"
       )
-    if length > limit and stream == TOKENS and features.shortened is not None:
-      features = features.shortened(limit)
-    cut = {name: values[:limit] for name, values in getattr(features, stream).items()}
-    changed: dict[str, Any] = {stream: cut}
-    features = features._replace(**changed)
+    if length > limit:
+      by_framing = features.shortened if stream == TOKENS else None
+      kept = slice(limit) if by_framing is None else by_framing(limit)
+      cut: Any = {name: values[kept] for name, values in getattr(features, stream).items()}
+      features = features._replace(**{stream: cut})
   return features
 
 

@@ -114,7 +114,8 @@ class FeatureRows(Rows):
 
   A row has the arrays of `Features.tokens` by their names. For an encoder-decoder it also has those
   of `Features.source`, with `source_segments` and `source_positions`. Values per example are (P,)
-  arrays in the order of their segments. Weights are 1 if a converter returns none.
+  arrays in the order of their segments, or (P, C) for vectors. Weights are 1 if a converter returns
+  none.
 
   Attributes:
     example: (N,) int64, the index of the example that each of the N prepared Features comes from.
@@ -212,9 +213,10 @@ def _within(counts: np.ndarray) -> np.ndarray:
 
 def _put(values, place: np.ndarray | None, shape: tuple[int, int], dtype: Any) -> np.ndarray:
   """Returns an array with values at flat places and 0 elsewhere."""
-  array = np.zeros(shape[0] * shape[1], dtype)
+  vector = np.shape(values)[1:]
+  array = np.zeros((shape[0] * shape[1], *vector), dtype)
   array[slice(None) if place is None else place] = values
-  return array.reshape(shape)
+  return array.reshape(*shape, *vector)
 
 
 def _load(path: pathlib.Path) -> np.ndarray:

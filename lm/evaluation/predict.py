@@ -1,20 +1,18 @@
-"""Predictions for the examples of a task: `Predictor` scores an evaluation set, `tag` tags words.
+"""Predictions from batches, and `Predictor`, which scores those of an evaluation set.
 
-A trained tagger serves lm.text.segment and `data.prepare`:
-
-segment.tag_words(text, functools.partial(tag, workdir='runs/msra_ner'))
-tagger = "lm.evaluation.predict:tag(workdir='DIR')"
-config.data.prepare = (f'lm.data.preprocess:tag_words(tagger="{tagger}")',)
+`lm.evaluation.trained_model` predicts for rows that a user asks about, by the same functions.
 """
 
+import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tokenizers
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.components import Inference
@@ -23,40 +21,95 @@ from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows
 from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
 from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
-from lm.decode.sampling import ban_unknown_token
+from lm.decode.sampling import ban_unknown_token, forbidden_tokens
 from lm.errors import UserError
 from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
 from lm.parallel import mesh as meshes
-from lm.task import Features, cast_feature
+from lm.task import Features
 from lm.text.tokenizers import end_id
-from lm.types import Apply, Batch, Params
-from lm.workdir import files
-from lm.workdir.load import load
+from lm.types import Apply, Batch, Output, Params
 from lm.workdir.run_data import EvalExample
+
+Prediction = dict[str, Any]  # a JSON object
+# (params, batch) -> the arrays of `Converter.predict`
+PredictStep = Callable[[Params, Batch], dict[str, jax.Array]]
 
 
 class Predictions(NamedTuple):
   """The predictions for the first examples of a set, without those that data.too_long skips."""
 
   inputs: list[list[str]]
-  outputs: list[Any]
+  outputs: list[Any]  # the answers of `full`
   references: list[Any]
+  full: list[Prediction]
 
 
 def decode_config(
   decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
 ) -> DecodeConfig:
   """Returns the decoding that a config's decode section asks for, in `context` tokens at most."""
+  forbidden = (forbidden_tokens(tuple(decode.forbidden)),) if decode.forbidden else ()
   return DecodeConfig(
     end=end_id(tokenizer),
-    logits_processors=ban_unknown_token(tokenizer),
+    logits_processors=(*ban_unknown_token(tokenizer), *forbidden),
     max_tokens=decode.max_tokens or context,
     max_length_ratio=decode.max_length_ratio,
     beam_size=decode.beam_size,
     length_penalty=decode.length_penalty,
     batch_size=decode.batch_size,
   )
+
+
+def make_predict_step(
+  predict: Callable[[Output, Batch], dict[str, jax.Array]], apply: Apply, mesh: Mesh | None = None
+) -> PredictStep:
+  """Returns the jitted `(params, batch) -> arrays` of a `Converter.predict`.
+
+  On a mesh the arrays are replicated, so that each process can read all of them.
+  """
+  replicated = None if mesh is None else meshes.replicated(mesh)
+  return jax.jit(
+    lambda params, batch: predict(apply(params, batch), batch), out_shardings=replicated
+  )
+
+
+def predicted_pieces(
+  step: PredictStep,
+  params: Params,
+  source: Iterable[Mapping[str, np.ndarray]],
+  place: Callable[[Mapping[str, np.ndarray]], Batch] = jax.device_put,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  """Yields the index of each `Features`, with its slices of the batch and of the predictions.
+
+  A batch is dispatched before the predictions of the one before it are read.
+
+  Args:
+    step: of `make_predict_step`.
+    params: its parameters.
+    source: batches, with the index of each `Features` plus 1 in `examples` (B, P).
+    place: puts a batch on the devices.
+  """
+  pending: collections.deque = collections.deque()
+  for batch in itertools.chain(source, [None]):
+    if batch is not None:
+      pending.append((batch, step(params, place(batch))))
+    if pending and (batch is None or len(pending) > 1):
+      yield from _slices(*pending.popleft())
+
+
+def _slices(
+  batch: Mapping[str, np.ndarray], outputs: Mapping[str, jax.Array]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+  found = jax.device_get(outputs)
+  segments = batch['segments']
+  along = {k: v for k, v in batch.items() if v.shape[:2] == segments.shape and k != 'examples'}
+  for row, slot in zip(*np.nonzero(batch['examples']), strict=True):
+    inside = segments[row] == slot + 1
+    parts = {f'tokens/{name}': values[row][inside] for name, values in along.items()}
+    for name, values in found.items():
+      parts[name] = values[row][inside] if name.startswith('tokens/') else values[row, slot]
+    yield int(batch['examples'][row, slot]) - 1, parts
 
 
 class Predictor:
@@ -119,12 +172,13 @@ class Predictor:
 
   def predictions(self, params: Params) -> Predictions:
     """Returns inputs, outputs and references of the set."""
-    outputs = self._generated(params) if self.generates else self._predicted(params)
-    examples = [self._examples[i] for i in outputs]
+    found = self._generated(params) if self.generates else self._predicted(params)
+    examples = [self._examples[i] for i in found]
     return Predictions(
       [self._task.inputs(example) for example in examples],
-      list(outputs.values()),
+      [prediction[self._converter.answer] for prediction in found.values()],
       [self._task.reference(example) for example in examples],
+      list(found.values()),
     )
 
   def scores(self, predictions: Predictions) -> tuple[dict[str, float], dict[str, str]]:
@@ -132,15 +186,16 @@ class Predictor:
     values: dict[str, float] = {}
     notes: dict[str, str] = {}
     for metric in self.metrics:
-      scores = metric(predictions.outputs, predictions.references)
+      scores = metric(metric.scored(predictions), predictions.references)
       values |= scores.values
       notes |= scores.notes
     return values, notes
 
   def scored_examples(self, predictions: Predictions) -> list[EvalExample]:
     """Returns the examples, each with the score that the set's first metric gives it."""
-    name, scores = self.metrics[0].score_examples(predictions.outputs, predictions.references)
-    rows = zip(*predictions, scores, strict=True)
+    scored = self.metrics[0].scored(predictions)
+    name, scores = self.metrics[0].score_examples(scored, predictions.references)
+    rows = zip(*predictions[:3], scores, strict=True)
     return [EvalExample(i, output, actual, {name: score}) for i, output, actual, score in rows]
 
   def check_decoding(self, params: Params) -> None:
@@ -197,16 +252,16 @@ class Predictor:
     }
     return {i: fitting for i, fitting in prompts.items() if fitting is not None}
 
-  def _generated(self, params: Params) -> dict[int, str]:
+  def _generated(self, params: Params) -> dict[int, Prediction]:
     """Returns the generated text of each example, by its index."""
     # All devices and processes decode each batch together, so that parameters stay sharded.
     prompts = list(self._prompts.values())
     generate = self._on_mesh(generate_batch)
     found = generate(self._functions.model, self._apply, params, prompts, self._decode)
-    texts = [self._tokenizer.decode(best.tokens) for best, *_ in found]
+    texts = [{'text': self._tokenizer.decode(best.tokens)} for best, *_ in found]
     return dict(zip(self._prompts, texts, strict=True))
 
-  def _predicted(self, params: Params) -> dict[int, Any]:
+  def _predicted(self, params: Params) -> dict[int, Prediction]:
     """Returns the prediction of each example that has features, by its index."""
     pieces: dict[int, list[dict[str, np.ndarray]]] = {}
     for feature, parts in sorted(self._pieces(params), key=lambda pair: pair[0]):
@@ -220,85 +275,19 @@ class Predictor:
     }
 
   def _pieces(self, params: Params) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields the index of each feature, with its slices of the batch and of the predictions."""
+    """Yields the index of each feature, with its slices; see `predicted_pieces`."""
     sharding = meshes.batch_sharding(self._functions.mesh, self._functions.rules)
     size = self._config.eval.batch_size
     here = meshes.local_rows(size, sharding)  # the rows that this process puts on the mesh
-    for batch in batches.eval_batches(self._rows, size, transforms=self._transforms):
-      on_mesh = meshes.make_global_batch({name: x[here] for name, x in batch.items()}, sharding)
-      found = jax.device_get(self._predict(params, on_mesh))
-      for row, slot in zip(*np.nonzero(batch['examples']), strict=True):
-        inside = batch['segments'][row] == slot + 1
-        along = {k: v for k, v in batch.items() if v.shape[1:2] == inside.shape}
-        parts = {f'tokens/{k}': v[row][inside] for k, v in along.items()}
-        for place, values in found.items():
-          parts[place] = values[row][inside] if place.startswith('tokens/') else values[row, slot]
-        yield int(batch['examples'][row, slot]) - 1, parts
+
+    def place(batch: Mapping[str, np.ndarray]) -> Batch:
+      return meshes.make_global_batch({name: x[here] for name, x in batch.items()}, sharding)
+
+    source = batches.eval_batches(self._rows, size, transforms=self._transforms)
+    return predicted_pieces(self._predict, params, source, place)
 
   @functools.cached_property
-  def _predict(self) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-    predict = self._converter.predict
-    assert predict is not None
-    return jax.jit(
-      lambda params, batch: predict(self._functions.apply(params, batch), batch),
-      # Replicated, so that each process can read all of it.
-      out_shardings=meshes.replicated(self._functions.mesh),
-    )
-
-
-def tag(
-  words: Sequence[str], workdir: str, separator: str = '', step: int | None = None
-) -> list[str]:
-  """Returns the tags that a trained model predicts for words.
-
-  A process opens the run once. In a step of `data.prepare`, the tags are cached with the prepared
-  data, and a newer checkpoint does not invalidate this cache. Give `step` if the run may still be
-  trained.
-
-  Args:
-    words: the words of one sentence, in order.
-    workdir: a run whose task is tagging, such as those of experiments/msra_ner.py.
-    separator: the text between words in training: '' as for Chinese, or ' '.
-    step: the checkpoint; None for the best one, or else the newest.
-
-  Raises:
-    UserError: there is no such run, it does not tag words, or the words do not fit its context.
-  """
-  return list(_tagger(str(files.workdir(workdir, 'workdir').absolute()), separator, step)(words))
-
-
-@functools.cache
-def _tagger(workdir: str, separator: str, step: int | None) -> Callable[[Sequence[str]], list[str]]:
-  loaded = load(workdir, step)
-  data, labels = loaded.config.data, tuple(loaded.config.data.labels)
-  if data.task is None:
-    raise UserError(f'--workdir={workdir}: data.task is empty, so that the run does not tag words')
-  with loaded.modules():
-    _, converter = features.build_task(data)
-  predict, postprocess, context = converter.predict, converter.postprocess, data.seq_len
-  if not converter.tags_words or predict is None or postprocess is None:
-    raise UserError(f'--workdir={workdir}: data.converter={data.converter!r} does not tag words')
-  convert = converter.features(loaded.tokenizer, labels, context)
-  predict_batch = jax.jit(lambda params, batch: predict(loaded.apply(params, batch), batch))
-
-  def tags_of(words: Sequence[str]) -> list[str]:
-    if not words:
-      return []
-    example = {'words': list(words), 'tags': [labels[0]] * len(words), 'separator': separator}
-    (feature,) = convert(example)
-    size = len(feature.tokens['inputs'])
-    if size > context:
-      raise UserError(
-        f'{workdir}: the model reads {context} tokens, and {len(words)} words have {size}; tag '
-        'sentence by sentence (lm.data.preprocess:split_sentences)'
-      )
-    # All rows have one length, so that the model is compiled once.
-    row = {name: np.pad(values, (0, context - size)) for name, values in feature.tokens.items()}
-    row |= {'segments': np.arange(context) < size, 'positions': np.arange(context) % max(1, size)}
-    batch = {name: cast_feature(name, values[None]) for name, values in row.items()}
-    batch['examples'] = np.ones((1, 1), np.int32)
-    found = jax.device_get(predict_batch(loaded.params, batch))
-    tokens = {f'tokens/{name}': values for name, values in feature.tokens.items()}
-    return postprocess(labels, example, [tokens | {k: x[0, :size] for k, x in found.items()}])
-
-  return tags_of
+  def _predict(self) -> PredictStep:
+    assert self._converter.predict is not None
+    functions = self._functions
+    return make_predict_step(self._converter.predict, functions.apply, functions.mesh)

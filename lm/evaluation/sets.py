@@ -1,6 +1,7 @@
 """The sets of `eval.sets`: exact means over each set, and corpus metrics of predictions."""
 
 import functools
+import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.components import Inference
-from lm.data import batches, pipeline
+from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows, Rows
+from lm.data.sources.rows import format_of
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluation, Evaluator, check_disjoint
 from lm.evaluation.host_memory import Program, trace_batch
@@ -21,6 +23,7 @@ from lm.evaluation.predict import Predictor
 from lm.parallel import mesh as meshes
 from lm.parallel import multihost
 from lm.progress import show_documents, silent
+from lm.text.files import expand_path
 from lm.types import Batch, Metric, Params, WeightedSums, apply_of
 
 EvalStep = Callable[[Params, Batch], WeightedSums]
@@ -101,6 +104,35 @@ def sets(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokeniz
   """
   found = Sets(config, functions, tokenizer)
   return Evaluator(found.run, found.directions, found.programs, found.notes)
+
+
+def file_set(config: ConfigDict, file: str) -> None:
+  """Replaces the sets of a config by 'data', the rows of a file with the metrics of the first set.
+
+  A set with corpus metrics precedes the others. For a language model, a .txt file is one text.
+
+  Raises:
+    UserError: there is no such file, its suffix is unknown, or the config has no set.
+  """
+  path = expand_path(file, '--data')
+  if not path.is_file():
+    raise UserError(f'--data={file}: no such file')
+  form = format_of(path, 'it another')
+  fields: tuple[str, ...] = ('text',)
+  if config.data.task is not None:
+    fields = features.build_task(config.data)[0].fields
+  if form == 'text' and len(fields) > 1:
+    raise UserError(f'--data={file}: rows have {", ".join(fields)}; give a .jsonl or .tsv file')
+  sections = sorted(config.eval.sets.values(), key=lambda section: not section.scores)
+  if not sections:
+    raise UserError(f'--data={file}: the run has no eval.sets, whose metrics would score it')
+  source = f'lm.data.sources.rows:rows(file={str(path)!r}, field={fields[0]!r})'
+  if config.data.task is None and form == 'text':
+    source = f'lm.data.sources:text(files={glob.escape(str(path))!r})'
+  of_file = {**sections[0], 'split': 'train', 'source': source, 'limit': 0}
+  with config.unlocked():
+    config.eval.sets = ConfigDict({'data': of_file})
+  config.eval.evaluators = ('lm.evaluation.sets:sets',)
 
 
 class Sets:

@@ -1,16 +1,16 @@
-"""Metrics of one prediction per example: a label, a string, a number.
+"""Metrics of one prediction per example: a label with its probability, labels, a string, a number.
 
-A perfect score is 1; a perfect 'mse' is 0.
+A perfect score is 1; a perfect error, such as 'mse', is 0.
 """
 
 import collections
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lm.errors import UserError, check_choice, did_you_mean
+from lm.errors import UserError, check_choice, check_range, did_you_mean
 from lm.metrics.scores import NUMBERS, TAGS, CorpusMetric, Scores, alternatives, higher, validated
 
 AVERAGES = ('macro', 'micro', 'weighted')
@@ -79,6 +79,76 @@ def matthews() -> CorpusMetric:
 
   kind = (str, 'labels, one per example')
   return validated('matthews', CorpusMetric(score, higher('matthews')), kind, kind)
+
+
+def calibration(bins: int = 15) -> CorpusMetric:
+  """Returns 'calibration_error' and 'brier' of the probabilities of labels; 0 is perfect.
+
+  The expected calibration error (Naeini et al. 2015; Guo et al. 2017) is the mean distance between
+  accuracy and confidence, the probability of the likeliest label, over bins of equal width,
+  weighted by their examples. 'brier' is the mean squared distance to the one-hot vector of the
+  label.
+
+  Raises:
+    UserError: there is no bin; or, when the metric is computed, a label has no probability.
+  """
+  check_range('bins', bins, 1)
+
+  def score(predictions: Sequence[Mapping[str, float]], references: Sequence[str]) -> Scores:
+    for reference, found in zip(references, predictions, strict=True):
+      if reference not in found:
+        raise UserError(
+          f'calibration: no probability of {reference!r}{did_you_mean(reference, found)}'
+        )
+    best = [max(found, key=found.__getitem__) for found in predictions]
+    p_label, p_best = (
+      np.array([found[name] for found, name in zip(predictions, names, strict=True)])
+      for names in (references, best)
+    )
+    correct = np.array([a == b for a, b in zip(best, references, strict=True)])
+    bin_of = np.minimum((p_best * bins).astype(int), bins - 1)
+    gaps = np.bincount(bin_of, correct - p_best, bins)  # examples times (accuracy - confidence)
+    squares = [sum(p * p for p in found.values()) for found in predictions]
+    values = {
+      'calibration_error': np.abs(gaps).sum() / len(best),
+      'brier': np.mean(squares - 2 * p_label + 1),
+    }
+    return Scores({name: float(value) for name, value in values.items()})
+
+  directions = dict.fromkeys(('calibration_error', 'brier'), False)
+  example = ('p_label', lambda prediction, reference: prediction[reference])
+  metric = CorpusMetric(score, directions, example_score=example, of='probabilities')
+  return validated('calibration', metric, (Mapping, 'probabilities by label'), (str, 'labels'))
+
+
+def multilabel() -> CorpusMetric:
+  """Returns 'micro_f1', 'macro_f1' and 'exact_match' of sets of labels, from 0 to 1.
+
+  Micro F1 pools all labels; macro F1 is the mean over the labels that occur in predictions or
+  references. 'exact_match' is the share of examples whose set is entirely right. An F1 with
+  denominator 0 is 0.
+  """
+
+  def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+    sides = ([set(names) for names in side] for side in (predictions, references))
+    pairs = list(zip(*sides, strict=True))
+    found, actual, both = (
+      collections.Counter(name for names in sets for name in names)
+      for sets in ((p for p, _ in pairs), (r for _, r in pairs), (p & r for p, r in pairs))
+    )
+    f1 = {k: 2 * both[k] / (found[k] + actual[k]) for k in actual | found}
+    count = found.total() + actual.total()
+    values = {
+      'micro_f1': 2 * both.total() / count if count else 0.0,
+      'macro_f1': statistics.fmean(f1.values()) if f1 else 0.0,
+      'exact_match': statistics.fmean(p == r for p, r in pairs),
+    }
+    return Scores(values)
+
+  each = ('exact_match', lambda prediction, reference: float(set(prediction) == set(reference)))
+  directions = higher('micro_f1', 'macro_f1', 'exact_match')
+  kind = ((list, tuple), 'lists of labels')
+  return validated('multilabel', CorpusMetric(score, directions, example_score=each), kind, kind)
 
 
 def tags(average: str = 'macro') -> CorpusMetric:

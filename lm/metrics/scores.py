@@ -44,12 +44,30 @@ class CorpusMetric:
     example_score: a score of one example, by which examples are sorted: its name, and a function
       `(prediction, reference) -> float`. The default is the F1 of `score`, or its first value if it
       has no F1.
+    of: the key of the part of a prediction that is scored; '' for its answer.
   """
 
   score: Callable[[Sequence[Any], Sequence[Any]], Scores]
   higher_is_better: Mapping[str, bool | None]
   check: Callable[[Sequence[Any]], object] = lambda references: None
   example_score: tuple[str, Callable[[Any, Any], float]] | None = None
+  of: str = ''
+
+  def scored(self, predictions: Any) -> Sequence[Any]:
+    """Returns the parts that are scored of `lm.evaluation.predict.Predictions`.
+
+    Raises:
+      UserError: the predictions lack such a part.
+    """
+    if not self.of:
+      return predictions.outputs
+    for prediction in predictions.full:
+      if self.of not in prediction:
+        raise UserError(
+          f'eval.sets.NAME.scores: a metric scores {self.of!r}, and the predictions of this task '
+          f'have {", ".join(map(repr, prediction))}'
+        )
+    return [prediction[self.of] for prediction in predictions.full]
 
   def __call__(self, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     return self.score(predictions, references)

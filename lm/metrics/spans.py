@@ -76,6 +76,11 @@ def entity_spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
   return spans
 
 
+def is_entity_tag(tag: str) -> bool:
+  """Returns whether a tag is BIO or IOBES, such as 'B-PER' or 'O'."""
+  return _TAG.fullmatch(tag) is not None
+
+
 def segmentation() -> CorpusMetric:
   """Returns 'precision', 'recall' and 'f1' of words in running text, from 0 to 1.
 

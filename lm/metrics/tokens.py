@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from lm.nn.losses import token_statistics
+from lm.nn.losses import sigmoid_cross_entropy, token_statistics
 from lm.types import Array, Batch, Metric, Output, WeightedSums
 
 
@@ -48,6 +48,16 @@ def language_model() -> Metric:
 
   directions = {**of_targets.higher_is_better, 'bits_per_byte': False}
   return Metric(terms, of_targets.derive, directions)
+
+
+def binary_cross_entropy() -> Metric:
+  """Returns loss: nats per label of C independent labels."""
+
+  def terms(output: Output, batch: Batch) -> WeightedSums:
+    nats_BPC = sigmoid_cross_entropy(output.head(output.hidden), batch['targets'])
+    return _weighted_sums(batch, loss=nats_BPC.mean(-1))
+
+  return Metric(terms, higher_is_better={'loss': False})
 
 
 def squared_error() -> Metric:

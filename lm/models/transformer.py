@@ -149,7 +149,7 @@ class Transformer(nn.Module):
   position: Callable[[], Position] | tuple[Callable[[], Position], ...] = learned
   norm: Callable[..., nn.Module] = LayerNorm
   mlp: Callable[..., nn.Module] = Mlp
-  block_layout: Callable[..., Array] = pre_norm
+  block_layout: Callable[..., Array] | tuple[Callable[..., Array], ...] = pre_norm
   final_norm: bool = True  # pre-norm stacks need one; post-norm stacks end in a norm already
   bias: bool = True
   tie_embeddings: bool = True  # the output head is the embedding
@@ -176,11 +176,13 @@ class Transformer(nn.Module):
     """
     super().__post_init__()
     group, positions = len(self._attention_layers()), _as_tuple(self.position)
-    if len(positions) not in (1, group):
-      raise UserError(
-        f'model.position has {len(positions)} schemes, and model.attention_layer {group} layers; '
-        'give one scheme for all layers, or one for each'
-      )
+    for name, what in (('position', 'schemes'), ('block_layout', 'layouts')):
+      count = len(_as_tuple(getattr(self, name)))
+      if count not in (1, group):
+        raise UserError(
+          f'model.{name} has {count} {what}, and model.attention_layer {group} layers; '
+          'give one for all layers, or one for each'
+        )
     if self.heads % self.kv_heads:
       raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
     for name in ('depth', 'encoder_depth'):
@@ -298,8 +300,9 @@ class Transformer(nn.Module):
     across = cross_attention and _partial('cross_attention', cross_attention, attending)
     mlp = _partial('mlp', self.mlp, {'d_mlp': self.d_mlp, **common})
     norm = _partial('norm', self.norm, {'bias': self.bias})
-    layers = self._attention_layers()
+    layers, layouts = self._attention_layers(), _as_tuple(self.block_layout)
     rotations = [position.rotate for position in positions] * (len(layers) // len(positions))
+    layouts *= len(layers) // len(layouts)
     return tuple(
       functools.partial(
         Block,
@@ -307,10 +310,10 @@ class Transformer(nn.Module):
         across,
         mlp,
         norm,
-        self.block_layout,
+        layout,
         self.dropout,
       )
-      for layer, rotate in zip(layers, rotations, strict=True)
+      for layer, rotate, layout in zip(layers, rotations, layouts, strict=True)
     )
 
   @nn.nowrap

@@ -107,12 +107,24 @@ MASKED = -1e30
 _HALF = (jnp.bfloat16, jnp.float16)  # the types that cuDNN's attention supports
 
 
-def dot_product(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
-  """Plain attention, which stores all scores and supports every field of the mask."""
-  return _token_major(_attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask))
+def dot_product(
+  q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, cap: float | None = None
+) -> Array:
+  """Plain attention, which stores all scores and supports every field of the mask.
+
+  `cap` bounds the scores s to cap tanh(s / cap), as in Gemma 2; None leaves them as they are.
+  """
+  return _token_major(_attend(*_head_major(q_BTHK, k_BSGK, v_BSGK), mask, cap))
 
 
-def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: int = 64) -> Array:
+def blockwise(
+  q_BTHK: Array,
+  k_BSGK: Array,
+  v_BSGK: Array,
+  mask: Mask,
+  block: int = 64,
+  cap: float | None = None,
+) -> Array:
   """Attention by blocks of queries, with half the FLOPs of `dot_product` under a causal mask.
 
   It skips keys after the block and keys before its window. Masks that are not causal or not
@@ -120,7 +132,7 @@ def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: in
   """
   T = q_BTHK.shape[1]
   if not (mask.causal and mask.ordered) or block >= T:
-    return dot_product(q_BTHK, k_BSGK, v_BSGK, mask)
+    return dot_product(q_BTHK, k_BSGK, v_BSGK, mask, cap)
   q_BGRTK, k_BGSK, v_BGSK = _head_major(q_BTHK, k_BSGK, v_BSGK)
   outputs = []
   for start in range(0, T, block):
@@ -128,7 +140,7 @@ def blockwise(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask, block: in
     first = 0 if mask.window is None else max(0, start - mask.window + 1)
     q, k = slice(start, stop), slice(first, stop)
     blocks = q_BGRTK[..., q, :], k_BGSK[:, :, k], v_BGSK[:, :, k]
-    outputs.append(_attend(*blocks, mask.block(q, k)))
+    outputs.append(_attend(*blocks, mask.block(q, k), cap))
   return _token_major(jnp.concatenate(outputs, axis=3))
 
 
@@ -165,11 +177,11 @@ def _token_major(o_BGRTK: Array) -> Array:
   return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
 
 
-def _attend(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, mask: Mask) -> Array:
-  return _mixed(_weights(q_BGRTK, k_BGSK, mask), v_BGSK)
+def _attend(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, mask: Mask, cap: float | None) -> Array:
+  return _mixed(_weights(q_BGRTK, k_BGSK, mask, cap), v_BGSK)
 
 
-def _weights(q_BGRTK: Array, k_BGSK: Array, mask: Mask) -> Array:
+def _weights(q_BGRTK: Array, k_BGSK: Array, mask: Mask, cap: float | None = None) -> Array:
   B, G, R, T, K = q_BGRTK.shape
   S = k_BGSK.shape[2]
   # The heads of a group are rows of one matrix, because they share their keys.
@@ -180,6 +192,8 @@ def _weights(q_BGRTK: Array, k_BGSK: Array, mask: Mask) -> Array:
     preferred_element_type=jnp.float32,
   )
   scores_BGRTS = scores_BGMS.reshape(B, G, R, T, S)
+  if cap is not None:
+    scores_BGRTS = cap * jnp.tanh(scores_BGRTS / cap)
   bias_BHTS = mask.dense_bias()
   if bias_BHTS is not None:
     scores_BGRTS += bias_BHTS.reshape(-1, G, R, T, S)

@@ -34,7 +34,10 @@ def pooled(
   table: EmbeddingTable,
   activation: Callable[[Array], Array] = jnp.tanh,
 ) -> tuple[Array, OutputHead]:
-  """A dense layer and its activation before the linear layer to C classes (Devlin et al. 2019)."""
+  """A dense layer and its activation before the linear layer to C classes (Devlin et al. 2019).
+
+  Without pooling, the discriminator of ELECTRA is this head with C = 1 (Clark et al. 2020).
+  """
   width = hidden_BTD.shape[-1]
   x = activation(_dense(model, 'pooler', width, hidden_BTD))
   return linear(model, x, table)
@@ -59,12 +62,42 @@ def masked(
   Source: Devlin et al. 2019, and its code. Logits are matmuls with the embedding table, or with
   that of `unembedding`, plus a bias for each token.
   """
-  x = norm(name='transform_norm')(
-    activation(_dense(model, 'transform', table.vectors_VD.shape[1], hidden_BTD, bias))
-  )
+  width = table.vectors_VD.shape[1]
+  x = norm(name='transform_norm')(activation(_dense(model, 'transform', width, hidden_BTD, bias)))
   head = model.output_head(table)
+  return x, head.replace(bias_V=_token_bias(model, head))
+
+
+def scaled(
+  model: Any, hidden_BTD: Array, table: EmbeddingTable, by: float
+) -> tuple[Array, OutputHead]:
+  """Logits of the vocabulary from hidden states times a number, 1 / sqrt(D) in T5 1.0."""
+  return hidden_BTD * by, model.output_head(table)
+
+
+def biased(model: Any, hidden_BTD: Array, table: EmbeddingTable) -> tuple[Array, OutputHead]:
+  """Logits of the vocabulary with a bias for each token, as in Marian (Junczys-Dowmunt 2018)."""
+  head = model.output_head(table)
+  return hidden_BTD, head.replace(bias_V=_token_bias(model, head))
+
+
+def _token_bias(model: Any, head: OutputHead) -> Array:
   zeros = with_logical_partitioning(nn.initializers.zeros, 'vocab')
-  return x, head.replace(bias_V=model.param('head_bias', zeros, (head.padded_vocab_size,)))
+  return model.param('head_bias', zeros, (head.padded_vocab_size,))
+
+
+def transformed(
+  model: Any,
+  hidden_BTD: Array,
+  table: EmbeddingTable,
+  activation: Callable[[Array], Array] = jax.nn.gelu,
+  norm: Callable[..., nn.Module] = LayerNorm,
+  bias: bool = True,
+) -> tuple[Array, OutputHead]:
+  """Dense, activation and norm, as in `masked`, before a linear layer to C classes (ModernBERT)."""
+  width = hidden_BTD.shape[-1]
+  x = norm(name='transform_norm')(activation(_dense(model, 'transform', width, hidden_BTD, bias)))
+  return linear(model, x, table)
 
 
 def _dense(model: Any, name: str, width: int, x: Array, bias: bool = True) -> Array:

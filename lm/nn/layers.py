@@ -101,6 +101,15 @@ class RMSNorm(nn.Module):
     return rms_norm(x, _norm_param(self, 'scale', nn.initializers.ones, x), self.epsilon)
 
 
+class ShiftedRMSNorm(RMSNorm):
+  """`rms_norm` scaled by 1 + w, as in Gemma; w starts at 0."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    w = _norm_param(self, 'scale', nn.initializers.zeros, x)
+    return rms_norm(x, 1 + w.astype(jnp.float32), self.epsilon)
+
+
 def _norm_param(norm: nn.Module, name: str, init: Initializer, x: Array) -> Array:
   return norm.param(name, with_logical_partitioning(init, 'activation_embed'), x.shape[-1:])
 
@@ -114,6 +123,12 @@ def pre_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
   for name, f in sublayers:
     x = x + f(norm(f'{name}_norm')(x))
   return x
+
+
+def mlp_pre_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """`pre_norm` without a norm before attention: layer 0 of ModernBERT, after a normed input."""
+  (_, attend), *others = sublayers
+  return pre_norm(x + attend(x), others, norm)
 
 
 def post_norm(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
@@ -134,6 +149,13 @@ def parallel_block(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
   """x + sum of f(norm(x)) with one norm for all sublayers, the layout of GPT-J and PaLM."""
   normed = norm('norm')(x)
   return x + sum((f(normed) for _, f in sublayers[1:]), sublayers[0][1](normed))
+
+
+def parallel_norms(x: Array, sublayers: Sublayers, norm: Norm) -> Array:
+  """x + sum of f(norm(x)) with a norm for each sublayer, the layout of GPT-NeoX and Pythia."""
+  (first, f), *others = sublayers
+  y = f(norm(f'{first}_norm')(x))
+  return x + sum((g(norm(f'{name}_norm')(x)) for name, g in others), y)
 
 
 class Linear(nn.Module):
@@ -232,6 +254,7 @@ class Attention(nn.Module):
   scale: float | None = None  # of the scores; None for 1 / sqrt(head_dim)
   qk_norm: Callable[..., nn.Module] | None = None  # of queries and keys (Dehghani et al. 2023)
   qkv_bias: bool | None = None  # of queries, keys and values; None for `bias`
+  out_bias: bool | None = None  # of the output projection; None for `bias`
   bias: bool = False
   dtype: Any = jnp.float32
   kernel_init: Initializer = nn.initializers.normal(0.02)
@@ -315,7 +338,7 @@ class Attention(nn.Module):
       shape=(self.heads, self.head_dim, width),
       axes=('heads', 'head_dim', 'embed'),
       inputs=2,
-      bias=self.bias,
+      bias=self.bias if self.out_bias is None else self.out_bias,
       dtype=self.dtype,
       kernel_init=self.out_init,
       name='out',
@@ -368,6 +391,18 @@ class GatedMlp(Mlp):
     # have to all-gather it.
     gate_BTF = self.activation(self.up('gate', x_BTD))
     return self.down(gate_BTF * self.up('up', x_BTD), x_BTD.shape[-1])
+
+
+class FusedGatedMlp(Mlp):
+  """`GatedMlp` with one kernel for `gate` and `up`, (D, 2, F), as ModernBERT stores them."""
+
+  activation: Callable[[Array], Array] = jax.nn.gelu
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    shape, axes = (x_BTD.shape[-1], 2, self.d_mlp), ('embed', None, 'mlp')
+    both = Linear(shape, axes, 1, self.bias, self.dtype, self.kernel_init, name='up')(x_BTD)
+    return self.down(self.activation(both[..., 0, :]) * both[..., 1, :], x_BTD.shape[-1])
 
 
 class ClassifierHead(nn.Module):

@@ -30,13 +30,19 @@ def none() -> Position:
   return Position()
 
 
-def learned(std: float = 0.02) -> Position:
-  """A learned vector for each position up to the context length (Radford et al. 2019)."""
+def learned(std: float = 0.02, offset: int = 0) -> Position:
+  """A learned vector for each position up to the context length (Radford et al. 2019).
+
+  Args:
+    std: of the initial values.
+    offset: rows of the table before that of position 0, which nothing reads, as in RoBERTa.
+  """
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
     init = with_logical_partitioning(nn.initializers.normal(std), None, 'embed')
-    table = module.param('position', init, (context, d_model))
-    return jnp.take(table, positions_BT, axis=0)
+    table = module.param('position', init, (context + offset, d_model))
+    # Not `+ 0`: XLA:CPU would fuse, and round, otherwise.
+    return jnp.take(table, positions_BT + offset if offset else positions_BT, axis=0)
 
   return Position(embed=embed)
 
@@ -56,22 +62,28 @@ def sines(positions_BT: Array, d_model: int) -> Array:
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def rope(theta: float = 10000.0) -> Position:
+def rope(theta: float = 10000.0, fraction: float = 1.0) -> Position:
   """Rotary positions: pairs (k, k + K/2) of a head turn by position / theta^(2k/K).
 
   Source: Su et al. 2021 (RoFormer), section 3.2. GPT-NeoX and Llama on Hugging Face pair the halves
-  of a head in this way too.
+  of a head in this way too. With a `fraction` below 1, only the first int(fraction K) elements of a
+  head turn, as if they were the head (Black et al. 2022, 2.1.1).
   """
-  return _rotary(lambda K: _frequencies(K, theta))
+  return _rotary(lambda K: _frequencies(K, theta), fraction=fraction)
 
 
-def rope_linear(theta: float, factor: float) -> Position:
+def rope_linear(theta: float, factor: float, fraction: float = 1.0) -> Position:
   """`rope` of positions that are divided by `factor` (Chen et al. 2023, position interpolation)."""
-  return _rotary(lambda K: _frequencies(K, theta) / factor)
+  return _rotary(lambda K: _frequencies(K, theta) / factor, fraction=fraction)
 
 
 def rope_llama3(
-  theta: float, factor: float, low: float, high: float, original_context: int
+  theta: float,
+  factor: float,
+  low: float,
+  high: float,
+  original_context: int,
+  fraction: float = 1.0,
 ) -> Position:
   """`rope` of Llama 3.1: low frequencies are divided by `factor`, high ones stay.
 
@@ -82,6 +94,7 @@ def rope_llama3(
     high: frequencies of wavelengths below original_context / high stay; those between the two are
       interpolated.
     original_context: tokens of a row in pretraining.
+    fraction: as in `rope`.
   """
 
   def frequencies(K: int) -> Array:
@@ -90,7 +103,7 @@ def rope_llama3(
     kept_K = jnp.clip((turns_K - low) / (high - low), 0, 1)
     return kept_K * f_K + (1 - kept_K) * f_K / factor
 
-  return _rotary(frequencies)
+  return _rotary(frequencies, fraction=fraction)
 
 
 def rope_yarn(
@@ -100,6 +113,7 @@ def rope_yarn(
   fast: float = 32.0,
   slow: float = 1.0,
   scale: float | None = None,
+  fraction: float = 1.0,
 ) -> Position:
   """`rope` with YaRN (Peng et al. 2023, sections 3.2 to 3.4).
 
@@ -111,6 +125,7 @@ def rope_yarn(
     slow: frequencies with fewer than this number of turns are divided by `factor`; those between
       the two are interpolated.
     scale: multiplies queries and keys; None for 0.1 log(factor) + 1.
+    fraction: as in `rope`.
   """
 
   def frequencies(K: int) -> Array:
@@ -123,20 +138,32 @@ def rope_yarn(
     f_K = _frequencies(K, theta)
     return divided_K * f_K / factor + (1 - divided_K) * f_K
 
-  return _rotary(frequencies, 0.1 * math.log(factor) + 1 if scale is None else scale)
+  scale = 0.1 * math.log(factor) + 1 if scale is None else scale
+  return _rotary(frequencies, scale, fraction)
 
 
-def _rotary(frequencies: Callable[[int], Array], scale: float = 1.0) -> Position:
+def _rotary(
+  frequencies: Callable[[int], Array], scale: float = 1.0, fraction: float = 1.0
+) -> Position:
   """Returns the scheme that turns pairs of a head of size K by these (K/2,) frequencies."""
 
   def rotate(x_BTHK: Array, positions_BT: Array) -> Array:
-    angles = positions_BT[..., None] * frequencies(x_BTHK.shape[-1])[None, None]
+    K = x_BTHK.shape[-1]
+    width = int(fraction * K)
+    if width == K:
+      return turned(x_BTHK, positions_BT, width)
+    # An odd width has a last pair with one element beyond it.
+    turning, still = jnp.split(x_BTHK, (width + width % 2,), axis=-1)
+    return jnp.concatenate([turned(turning, positions_BT, width), still], axis=-1)
+
+  def turned(x_BTHK: Array, positions_BT: Array, width: int) -> Array:
+    angles = positions_BT[..., None] * frequencies(width)[None, None]
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     if scale != 1:
       cos, sin = cos * scale, sin * scale
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTHK.dtype)
+    both = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return both.astype(x_BTHK.dtype)
 
   return Position(rotate=rotate, even='head_dim')
 

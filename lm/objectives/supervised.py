@@ -1,7 +1,8 @@
-"""Supervised objectives: cross-entropy and squared error.
+"""Supervised objectives: cross-entropy, that of independent labels, and squared error.
 
-The batch determines the prediction: the next token, a target sequence, a tag per token, or a class
-or number per example. `targets` and `weights` have the shape of the hidden states without D.
+The batch determines the prediction: the next token, a target sequence, a tag per token, or a class,
+number or set of labels per example. `targets` and `weights` have the shape of the hidden states
+without D; a set of labels has an axis C in its place.
 """
 
 import jax.numpy as jnp
@@ -44,6 +45,20 @@ def cross_entropy(
     return dict.fromkeys(names.values(), jnp.sum(batch['weights']))
 
   return Objective(loss_sums, normalizers)
+
+
+def binary_cross_entropy() -> Objective:
+  """Returns the mean negative log-likelihood of C independent labels, in nats per label.
+
+  Targets (B, P, C) are 1 for the labels of an example, else 0.
+  """
+
+  def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
+    output = apply(params, batch, key=key)
+    nats_BPC = losses.sigmoid_cross_entropy(output.head(output.hidden), batch['targets'])
+    return {'loss': jnp.sum(batch['weights'] * nats_BPC.mean(-1))}
+
+  return Objective(loss_sums, normalizers=lambda batch: {'loss': jnp.sum(batch['weights'])})
 
 
 def squared_error() -> Objective:

@@ -1,6 +1,7 @@
 """What a family of pretrained models is, and the reader of its config.json."""
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class Family(NamedTuple):
       them for an export.
     renamed: old names of parts of tensor names, with the new ones.
     data: values of the config's data section, such as the labels of a head.
+    decode: values of the config's decode section.
   """
 
   model: ConfigDict
@@ -40,6 +42,7 @@ class Family(NamedTuple):
   unused: str = '$.'
   renamed: Mapping[str, str] = MappingProxyType({})
   data: Mapping[str, Any] = MappingProxyType({})
+  decode: Mapping[str, Any] = MappingProxyType({})
 
 
 class Reader:
@@ -48,19 +51,60 @@ class Reader:
   Args:
     values: the content of config.json.
     names: of the tensors; None for those of a new checkpoint.
+    generation: the content of generation_config.json.
   """
 
-  def __init__(self, values: Mapping[str, Any], names: Collection[str] | None = None):
-    self._values, self._names = values, names
+  def __init__(
+    self,
+    values: Mapping[str, Any],
+    names: Collection[str] | None = None,
+    generation: Mapping[str, Any] = MappingProxyType({}),
+  ):
+    self._values, self._names, self._generation = values, names, generation
 
   def has_tensor(self, ending: str) -> bool:
     """Returns whether the checkpoint has a tensor whose name ends in this."""
     return self._names is None or any(name.endswith(ending) for name in self._names)
 
+  def has_tensor_of(self, part: str) -> bool:
+    """Returns whether the checkpoint has a tensor of a part of the model, such as 'encoder'."""
+    return any(part in name.split('.') for name in self._names or ())
+
   def get(self, key: str, default: Any = None) -> Any:
     """Returns the value of a key, or the default where it is absent or null."""
     value = self._values.get(key)
     return default if value is None else value
+
+  def generation(self, key: str, default: Any = None) -> Any:
+    """Returns a value of generation_config.json, which older checkpoints have in config.json."""
+    value = self._generation.get(key)
+    return self.get(key, default) if value is None else value
+
+  def with_defaults(self, **values: Any) -> 'Reader':
+    """Returns a reader with values for the keys that are absent; those that are null stay null."""
+    return Reader({**values, **self._values}, self._names, self._generation)
+
+  def mapping(self, key: str) -> Mapping[str, Any]:
+    """Returns an object, empty where the key is absent or null."""
+    values = self.get(key, {})
+    if not isinstance(values, Mapping):
+      raise UserError(f'config.json: {key}={values!r} must be an object')
+    return values
+
+  def section(self, key: str) -> 'Reader':
+    """Returns the reader of a section, such as the text model of one for images and texts."""
+    return Reader(self.mapping(key), self._names)
+
+  def positive(self, key: str, default: float) -> float:
+    """Returns a positive number."""
+    return positive(key, self.get(key, default))
+
+  def flag(self, key: str, default: bool = False) -> bool:
+    """Returns a boolean."""
+    value = self.get(key, default)
+    if not isinstance(value, bool):
+      raise UserError(f'config.json: {key}={value!r} must be true or false')
+    return value
 
   def size(self, key: str, default: int | None = None) -> int:
     """Returns a positive integer."""
@@ -69,6 +113,13 @@ class Reader:
       raise UserError(f'config.json: {key}={value!r} must be a positive integer')
     return value
 
+  def number(self, key: str, default: float) -> float:
+    """Returns a number that is not negative, such as an epsilon or a rate."""
+    value = self.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+      raise UserError(f'config.json: {key}={value!r} must be a number that is not negative')
+    return float(value)
+
   def one_of(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
     """Returns the choice of a key.
 
@@ -76,7 +127,7 @@ class Reader:
       UserError: the value is none of the choices.
     """
     value = self.get(key, default)
-    if value not in choices:
+    if not isinstance(value, Hashable) or value not in choices:
       known = ', '.join(map(repr, choices))
       near = did_you_mean(str(value), choices)
       raise UserError(
@@ -99,11 +150,20 @@ _GELU_TANH, _GELU, _RELU, _SILU = (
 ACTIVATIONS = {
   'gelu_new': _GELU_TANH,
   'gelu_pytorch_tanh': _GELU_TANH,
+  'gelu_fast': _GELU_TANH,
   'gelu': _GELU,
+  'gelu_python': _GELU,
   'relu': _RELU,
   'silu': _SILU,
   'swish': _SILU,
 }
+
+
+def positive(key: str, value: Any) -> float:
+  """Returns a value of config.json; raises UserError unless it is a positive number."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    raise UserError(f'config.json: {key}={value!r} must be a positive number')
+  return value
 
 
 def import_path(function: str, **arguments: Any) -> str:

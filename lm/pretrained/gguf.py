@@ -4,7 +4,7 @@ The package `gguf` (extra `gguf`) reads the file and dequantizes its tensors.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from lm.errors import UserError, first_line
+from lm.pretrained import pieces
 
-# Names of llama.cpp (gguf.constants) -> names of Llama.
+# Names of llama.cpp (gguf.constants) -> names of Llama and Gemma 3.
 _NAMES = {
   'token_embd.weight': 'model.embed_tokens.weight',
   'output_norm.weight': 'model.norm.weight',
@@ -30,6 +31,13 @@ _LAYER_NAMES = {
   'ffn_gate': 'mlp.gate_proj',
   'ffn_up': 'mlp.up_proj',
   'ffn_down': 'mlp.down_proj',
+}
+_GEMMA_NAMES = _LAYER_NAMES | {
+  'attn_q_norm': 'self_attn.q_norm',
+  'attn_k_norm': 'self_attn.k_norm',
+  'post_attention_norm': 'post_attention_layernorm',
+  'ffn_norm': 'pre_feedforward_layernorm',
+  'post_ffw_norm': 'post_feedforward_layernorm',
 }
 # The pre-tokenizers of llama.cpp (tokenizer.ggml.pre) as regular expressions of pieces.
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -61,7 +69,7 @@ class Source(NamedTuple):
 
 
 def open_file(file: Path) -> Source:
-  """Opens a GGUF file of a Llama.
+  """Opens a GGUF file of a Llama or a Gemma 3.
 
   Raises:
     UserError: the package `gguf` is missing, the file is malformed, or its kind is not supported.
@@ -77,26 +85,31 @@ def open_file(file: Path) -> Source:
   except Exception as e:  # the package raises many types for malformed files
     raise UserError(f'{file} is no GGUF file, or damaged: {first_line(e)}') from e
   kind = fields.get('general.architecture')
-  if kind != 'llama':
-    raise UserError(f'{file}: general.architecture={kind!r} is not supported; it must be llama')
+  if kind not in ('llama', 'gemma3'):
+    raise UserError(
+      f'{file}: general.architecture={kind!r} is not supported; it must be llama or gemma3'
+    )
+  layer_names = _LAYER_NAMES if kind == 'llama' else _GEMMA_NAMES
 
   def field(name: str) -> Any:
     if name not in fields:
       raise UserError(f'{file} lacks the field {name}')
     return fields[name]
 
-  heads = field('llama.attention.head_count')
-  groups = fields.get('llama.attention.head_count_kv', heads)
+  heads = field(f'{kind}.attention.head_count')
+  groups = fields.get(f'{kind}.attention.head_count_kv', heads)
   names = {}
   for name in tensors:
     block, _, rest = name.removeprefix('blk.').partition('.')
-    known = _LAYER_NAMES.get(rest.removesuffix('.weight')) if block.isdecimal() else None
+    known = layer_names.get(rest.removesuffix('.weight')) if block.isdecimal() else None
     names[f'model.layers.{block}.{known}.weight' if known else _NAMES.get(name, name)] = name
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[names[name]]
     x = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     x = np.asarray(x).reshape(shapes[name])
+    if kind == 'gemma3':  # llama.cpp stores the factor 1 + w of norms
+      return x - 1 if name.endswith('norm.weight') else x
     rows = {'self_attn.q_proj.weight': heads, 'self_attn.k_proj.weight': groups}
     for suffix, count in rows.items():
       if name.endswith(suffix):  # llama.cpp rotates neighbors, and Hugging Face halves
@@ -107,30 +120,79 @@ def open_file(file: Path) -> Source:
   config = {
     'model_type': 'llama',
     'architectures': ['LlamaForCausalLM'],
-    'hidden_size': field('llama.embedding_length'),
-    'num_hidden_layers': field('llama.block_count'),
+    'hidden_size': field(f'{kind}.embedding_length'),
+    'num_hidden_layers': field(f'{kind}.block_count'),
     'num_attention_heads': heads,
     'num_key_value_heads': groups,
-    'head_dim': fields.get('llama.attention.key_length'),
-    'intermediate_size': field('llama.feed_forward_length'),
-    'max_position_embeddings': field('llama.context_length'),
+    'head_dim': fields.get(f'{kind}.attention.key_length'),
+    'intermediate_size': field(f'{kind}.feed_forward_length'),
+    'max_position_embeddings': field(f'{kind}.context_length'),
     'vocab_size': shapes.get('model.embed_tokens.weight', (0,))[0],
-    'rms_norm_eps': field('llama.attention.layer_norm_rms_epsilon'),
-    'rope_theta': fields.get('llama.rope.freq_base', 10000.0),
+    'rms_norm_eps': field(f'{kind}.attention.layer_norm_rms_epsilon'),
+    'rope_theta': fields.get(f'{kind}.rope.freq_base', 10000.0),
     'tie_word_embeddings': 'lm_head.weight' not in shapes,
     'bos_token_id': fields.get('tokenizer.ggml.bos_token_id'),
     'eos_token_id': fields.get('tokenizer.ggml.eos_token_id'),
     'hidden_act': 'silu',
+    'rope_scaling': _scaling(file, kind, fields),
   }
-  return Source(config, shapes, read, _tokenizer(file, field))
+  if kind == 'gemma3':
+    config |= _gemma(field, fields)
+  return Source(config, shapes, read, _tokenizer(file, field, fields))
 
 
-def _tokenizer(file: Path, field: Callable[[str], Any]) -> tokenizers.Tokenizer:
-  kind, pre = field('tokenizer.ggml.model'), field('tokenizer.ggml.pre')
+def _scaling(file: Path, kind: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns the scaling of rotary positions; raises UserError where it is not supported."""
+  name = fields.get(f'{kind}.rope.scaling.type', 'none')
+  if name not in ('none', 'linear'):
+    raise UserError(f'{file}: {kind}.rope.scaling.type={name!r} is not supported')
+  factor = fields.get(f'{kind}.rope.scaling.factor', 1.0)
+  return {'rope_type': 'linear', 'factor': factor} if name == 'linear' else None
+
+
+def _gemma(field: Callable[[str], Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what the config of a Gemma 3 has besides that of a Llama."""
+  D, H = field('gemma3.embedding_length'), field('gemma3.attention.head_count')
+  # The file does not say it: the model of 27B parameters, with 62 layers, has another scale.
+  widest = field('gemma3.block_count') == 62
+  return {
+    'model_type': 'gemma3_text',
+    'architectures': ['Gemma3ForCausalLM'],
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'hidden_act': None,
+    'query_pre_attn_scalar': D // H if widest else field('gemma3.attention.key_length'),
+    'sliding_window': field('gemma3.attention.sliding_window'),
+    'sliding_window_pattern': fields.get('gemma3.attention.sliding_window_pattern', 6),
+    'rope_theta': fields.get('gemma3.rope.freq_base', 1e6),
+    'rope_local_base_freq': fields.get('gemma3.rope.freq_base_swa', 10000.0),
+    'final_logit_softcapping': fields.get('gemma3.final_logit_softcapping'),
+    'pad_token_id': fields.get('tokenizer.ggml.padding_token_id'),
+  }
+
+
+def _tokenizer(
+  file: Path, field: Callable[[str], Any], fields: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
+  kind, pre = field('tokenizer.ggml.model'), fields.get('tokenizer.ggml.pre')
+  if kind == 'llama':  # the first Llama had one of SentencePiece
+    start = fields.get('tokenizer.ggml.bos_token_id')
+    try:
+      return pieces.byte_pair_encoding(
+        field('tokenizer.ggml.tokens'),
+        field('tokenizer.ggml.scores'),
+        field('tokenizer.ggml.token_type'),
+        unknown=fields.get('tokenizer.ggml.unknown_token_id', 0),
+        first=start if fields.get('tokenizer.ggml.add_bos_token', True) else None,
+        space_prefix=fields.get('tokenizer.ggml.add_space_prefix', True),
+      )
+    except UserError:
+      raise
+    except Exception as e:  # the library raises nothing more precise
+      raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
   if kind != 'gpt2' or pre not in _PIECES:
     raise UserError(
       f'{file}: tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={pre!r} is not supported; '
-      f'it must be gpt2 with one of {", ".join(_PIECES)}'
+      f'it must be llama, or gpt2 with one of {", ".join(_PIECES)}'
     )
   tokens, kinds = field('tokenizer.ggml.tokens'), field('tokenizer.ggml.token_type')
   vocabulary = {token: i for i, token in enumerate(tokens)}

@@ -4,7 +4,8 @@ A layout is a list of entries, used in both directions, so that import and expor
 transforms are permutations of elements: a round trip keeps every byte.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,10 @@ class Entry(NamedTuple):
     """Returns the names of the tensors of each layer."""
     return [[name.format(i) for name in self.names] for i in self.layers or (0,)]
 
+  def all_names(self) -> Iterator[str]:
+    """Returns the names of all its tensors."""
+    return itertools.chain.from_iterable(self.tensor_names())
+
 
 def same(*shape: int) -> Transform:
   """Returns the transform of a tensor that is the same in both."""
@@ -83,29 +88,36 @@ def _grouped(heads: int, kv_heads: int, head_dim: int) -> tuple[tuple[int, int, 
 
 def qkv_kernel(width: int, heads: int, kv_heads: int, head_dim: int) -> Transform:
   """Returns the transform of q, k and v, each (H K, D), to (D, G, H/G + 2, K)."""
-  parts = _grouped(heads, kv_heads, head_dim)
+  return _joined_kernel(width, _grouped(heads, kv_heads, head_dim))
+
+
+def qkv_bias(heads: int, kv_heads: int, head_dim: int) -> Transform:
+  """Returns the transform of the biases of q, k and v to (G, H/G + 2, K)."""
+  return _joined_bias(_grouped(heads, kv_heads, head_dim))
+
+
+def _joined_kernel(width: int, parts: Sequence[tuple[int, int, int]]) -> Transform:
   shapes = tuple((int(np.prod(part)), width) for part in parts)
+  ends = np.cumsum([per_group for _, per_group, _ in parts])
 
   def join(xs: Sequence[np.ndarray]) -> np.ndarray:
     each = (x.T.reshape(width, *part) for x, part in zip(xs, parts, strict=True))
     return np.concatenate(list(each), axis=2)
 
   def split(x: np.ndarray) -> Sequence[np.ndarray]:
-    each = np.split(x, (parts[0][1], parts[0][1] + 1), axis=2)
-    return [y.reshape(width, -1).T for y in each]
+    return [y.reshape(width, -1).T for y in np.split(x, ends[:-1], axis=2)]
 
   return Transform(join, split, shapes)
 
 
-def qkv_bias(heads: int, kv_heads: int, head_dim: int) -> Transform:
-  """Returns the transform of the biases of q, k and v to (G, H/G + 2, K)."""
-  parts = _grouped(heads, kv_heads, head_dim)
+def _joined_bias(parts: Sequence[tuple[int, int, int]]) -> Transform:
+  ends = np.cumsum([per_group for _, per_group, _ in parts])
 
   def join(xs: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([x.reshape(p) for x, p in zip(xs, parts, strict=True)], axis=1)
 
   def split(x: np.ndarray) -> Sequence[np.ndarray]:
-    return [y.reshape(-1) for y in np.split(x, (parts[0][1], parts[0][1] + 1), axis=1)]
+    return [y.reshape(-1) for y in np.split(x, ends[:-1], axis=1)]
 
   return Transform(join, split, tuple((int(np.prod(part)),) for part in parts))
 
@@ -176,6 +188,25 @@ def attention_rows(
   return rows
 
 
+def cross_attention_rows(
+  path: str, names: Sequence[str], width: int, heads: int, head_dim: int, bias: bool
+) -> list[Row]:
+  """Returns the rows of cross-attention; `names` are those of q, k, v and the output."""
+  q, k, v, out = names
+  parts = _grouped(heads, heads, head_dim)[1:]
+  kernels: list[Row] = [
+    (f'{path}/q/kernel', linear(width, heads, 1, head_dim), (f'{q}.weight',)),
+    (f'{path}/kv/kernel', _joined_kernel(width, parts), (f'{k}.weight', f'{v}.weight')),
+    (f'{path}/out/kernel', out_kernel(heads, head_dim, width), (f'{out}.weight',)),
+  ]
+  biases: list[Row] = [
+    (f'{path}/q/bias', reshaped((heads * head_dim,), (heads, 1, head_dim)), (f'{q}.bias',)),
+    (f'{path}/kv/bias', _joined_bias(parts), (f'{k}.bias', f'{v}.bias')),
+    (f'{path}/out/bias', same(width), (f'{out}.bias',)),
+  ]
+  return kernels + (biases if bias else [])
+
+
 def entries_of(rows: Sequence[Row], path: str = '', name: str = '') -> list[Entry]:
   """Returns the entries of parameters outside of layers, with prefixes of paths and names."""
   return [Entry(path + p, tuple(name + n for n in names), t) for p, t, names in rows]
@@ -205,28 +236,37 @@ def layer_entries(
   ]
 
 
-def import_parameters(
-  entries: Sequence[Entry], read: Callable[[str], np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Returns the parameters by path; `read` returns the tensor of a name."""
-  found = {}
-  for entry in entries:
-    layers = [entry.transform.join([read(n) for n in names]) for names in entry.tensor_names()]
-    found[entry.path] = np.stack(layers) if entry.layers else np.ascontiguousarray(layers[0])
-  return found
+def join(entry: Entry, read: Callable[[str], np.ndarray]) -> np.ndarray:
+  """Returns the parameter of an entry; `read` returns the tensor of a name.
+
+  One layer is in memory besides the result.
+  """
+  layers = (entry.transform.join([read(n) for n in names]) for names in entry.tensor_names())
+  first = next(layers)
+  if not entry.layers:
+    return np.ascontiguousarray(first)
+  joined = np.empty((len(entry.layers), *first.shape), first.dtype)
+  joined[0] = first
+  for i, layer in enumerate(layers, 1):
+    joined = joined.astype(np.result_type(joined, layer), copy=False)  # dtypes may differ by layer
+    joined[i] = layer
+  return joined
 
 
-def export_tensors(
-  entries: Sequence[Entry], params: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Returns the tensors by name, in the order of the entries."""
-  found: dict[str, np.ndarray] = {}
-  for entry in entries:
-    x = params[entry.path]
-    for names, layer in zip(entry.tensor_names(), x if entry.layers else [x], strict=True):
-      tensors = (np.ascontiguousarray(y) for y in entry.transform.split(layer))
-      found.update(zip(names, tensors, strict=True))
-  return found
+def split(entry: Entry, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the tensors of a parameter by name; they may be views."""
+  for names, layer in zip(entry.tensor_names(), x if entry.layers else [x], strict=True):
+    yield from zip(names, entry.transform.split(layer), strict=True)
+
+
+def shapes_of(entries: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the tensors by name, in the order of the entries."""
+  return {
+    name: shape
+    for entry in entries
+    for names in entry.tensor_names()
+    for name, shape in zip(names, entry.transform.shapes, strict=True)
+  }
 
 
 def check_tensors(
@@ -239,18 +279,14 @@ def check_tensors(
     shapes: of the tensors of a checkpoint, without those that are known to carry nothing.
     source: names the checkpoint in the error.
   """
-  wanted = {
-    name: shape
-    for entry in entries
-    for names in entry.tensor_names()
-    for name, shape in zip(names, entry.transform.shapes, strict=True)
-  }
+  wanted = shapes_of(entries)
   lines = [
     f'missing {name} {wanted[name]}{did_you_mean(name, shapes.keys() - wanted.keys())}'
     for name in sorted(wanted.keys() - shapes.keys())
   ]
   lines += [
-    f'unexpected {name} {shapes[name]}{did_you_mean(name, wanted.keys() - shapes.keys())}'
+    f'unexpected {_printable(name)} {shapes[name]}'
+    + did_you_mean(name, wanted.keys() - shapes.keys())
     for name in sorted(shapes.keys() - wanted.keys())
   ]
   lines += [
@@ -261,3 +297,8 @@ def check_tensors(
   if lines:
     more = f'; and {len(lines) - 8} more' if len(lines) > 8 else ''
     raise UserError(f'{source} does not fit its config: {"; ".join(lines[:8])}{more}')
+
+
+def _printable(name: str) -> str:
+  """Returns a name from a file, quoted if a terminal would not show it."""
+  return name if name.isprintable() else repr(name)

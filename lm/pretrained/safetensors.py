@@ -7,8 +7,9 @@ elsewhere may say anything: every offset is checked before a byte of a tensor is
 
 import json
 import math
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,10 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from lm.errors import UserError, did_you_mean
-from lm.text.files import write_atomic
 
 _MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
-_INDEX = 'model.safetensors.index.json'
+INDEX = 'model.safetensors.index.json'
 _DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
@@ -68,7 +68,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
   Raises:
     UserError: there is no such file, or a file or the index is damaged.
   """
-  index = folder / _INDEX
+  index = folder / INDEX
   if index.is_file():
     return _read_shards(folder, index)
   single = folder / 'model.safetensors'
@@ -80,7 +80,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
       f'{folder} has {pickled[0]}, a pickle, which can run any code when it is read; '
       'only safetensors are read: convert it where you trust it, with save_pretrained'
     )
-  raise UserError(f'{folder} has neither model.safetensors nor {_INDEX}')
+  raise UserError(f'{folder} has neither model.safetensors nor {INDEX}')
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
@@ -100,6 +100,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
       if places.get(key) != name:
         raise UserError(f'{file} has {key!r}, which {index.name} places in {places.get(key)!r}')
       tensors[key] = tensor
+  unnamed = {file.name for file in folder.glob('model-*-of-*.safetensors')} - set(places.values())
+  if unnamed:
+    raise UserError(f'{index} does not name {min(unnamed)!r}, a shard in its folder')
   if missing := sorted(places.keys() - tensors.keys()):
     raise UserError(f'{index} has {missing[0]!r} in {places[missing[0]]!r}, which lacks it')
   return tensors
@@ -169,24 +172,46 @@ def _check_layout(tensors: Mapping[str, Tensor], start: int, size: int) -> None:
 
 def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
   """Writes tensors in the order given, each in C order; replaces the file atomically."""
+  write_stream(file, {name: (x.dtype, x.shape) for name, x in tensors.items()}, tensors.items())
+
+
+def write_stream(
+  file: Path,
+  layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+  tensors: Iterable[tuple[str, np.ndarray]],
+) -> None:
+  """Writes tensors as they come, so that not all need to be in memory; see `write_file`.
+
+  Args:
+    file: the file.
+    layout: dtype and shape of each tensor, in the order of the file.
+    tensors: each tensor of `layout` once, in any order.
+  """
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
-  for name, x in tensors.items():
-    header[name] = {
-      'dtype': _NAMES[x.dtype],
-      'shape': list(x.shape),
-      'data_offsets': [end, end + x.nbytes],
-    }
-    end += x.nbytes
+  for name, (dtype, shape) in layout.items():
+    first, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {'dtype': _NAMES[dtype], 'shape': list(shape), 'data_offsets': [first, end]}
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)  # the tensors are aligned
-
-  def content() -> Iterator[bytes | memoryview]:
-    yield struct.pack('<Q', len(text)) + text
-    for x in tensors.values():
-      yield np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
-
-  write_atomic(file, content())
+  start, missing = 8 + len(text), set(layout)
+  temporary = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+  try:
+    with temporary.open('wb') as opened:
+      opened.write(struct.pack('<Q', len(text)) + text)
+      for name, x in tensors:
+        if (x.dtype, x.shape) != layout[name]:
+          raise ValueError(f'{name} is {x.dtype} {x.shape}, not {layout[name]}')
+        missing.remove(name)
+        opened.seek(start + header[name]['data_offsets'][0])
+        opened.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+      if missing:
+        raise ValueError(f'no tensor {min(missing)}')
+      opened.flush()
+      os.fsync(opened.fileno())
+    os.replace(temporary, file)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def dtype_of(name: str) -> np.dtype:

@@ -1,27 +1,37 @@
-"""Converters for encoders with a head: classification, regression and tagging.
+"""Converters for encoders with a head: one label, several labels, a number, a tag per word.
 
 Their argument `special_tokens` says how texts are framed (lm.text.framing): 'end', 'none', or
 'template' for the special tokens of a pretrained encoder, such as [CLS] a [SEP] b [SEP]. With
 `data.too_long='truncate'`, 'end' and 'none' lose their last tokens. 'template' keeps its special
 tokens, and the longest text loses its last tokens.
+
+The features of a long example may be several windows; their outputs are averaged, weighted by their
+tokens.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_range, did_you_mean
+from lm.metrics.spans import entity_spans, is_entity_tag
 from lm.task import Convert, Converter, Example, Features, Pieces, Task
-from lm.text.framing import Frame, Framed, frame
+from lm.text.framing import Framed, frame
 from lm.text.tokenizers import text_parts
+
+if TYPE_CHECKING:
+  from lm.types import Array, Batch, Output
 
 
 def classifier(task: Task, special_tokens: str = 'end') -> Converter:
   """Predicts the class of an example, one of `data.labels`; for an encoder with pooling.
 
-  Poolers may take the state of the first token, which is END or that of the template.
+  Poolers may take the state of the first token, which is END or that of the template. A prediction
+  has the `label` and the `probabilities` of all labels, the highest first.
 
   Raises:
     UserError: when features are made, if the class of an example is not one of `data.labels`.
@@ -29,31 +39,90 @@ def classifier(task: Task, special_tokens: str = 'end') -> Converter:
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
     head_target, label_id = _head_target(task), _label_ids(labels)
-    framed = frame(tokenizer, special_tokens)
-    return _pooled_features(task, framed, lambda example: label_id(head_target(example)))
+    return _with_targets(inputs(tokenizer, seq_len), lambda e: label_id(head_target(e)))
 
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
-    predict=lambda output, batch: {'values/class': output.head(output.hidden).argmax(-1)},
-    postprocess=lambda labels, example, pieces: labels[int(pieces[0]['values/class'])],
+    inputs=inputs,
+    predict=_head_logits,
+    postprocess=class_prediction,
+    answer='label',
+    needs_separator=special_tokens != 'template',
+  )
+
+
+def class_prediction(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
+  """Returns the likeliest label and the probabilities of all, from the 'values/logits' (C,)."""
+  del example
+  probabilities = _ranked(labels, _mean_over_windows(_softmax, pieces))
+  return {'label': next(iter(probabilities)), 'probabilities': probabilities}
+
+
+def multilabel(task: Task, threshold: float = 0.5, special_tokens: str = 'end') -> Converter:
+  """Predicts all labels of an example, each on its own; for an encoder with pooling.
+
+  Its objective is lm.objectives.supervised:binary_cross_entropy. A prediction has the `labels` and
+  the `probabilities` of all labels, the highest first.
+
+  Args:
+    task: its head target is a list of labels.
+    threshold: the probability above which a label is predicted.
+    special_tokens: as in the other converters.
+
+  Raises:
+    UserError: threshold is not a probability. When features are made: a label of an example is not
+      one of `data.labels`.
+  """
+  check_range('data.converter: threshold', threshold, 0, 1)
+
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    head_target, label_id = _head_target(task), _label_ids(labels)
+
+    def target(example: Example) -> np.ndarray:
+      is_label_C = np.zeros(len(labels), int)
+      is_label_C[[label_id(name) for name in head_target(example)]] = 1
+      return is_label_C
+
+    return _with_targets(inputs(tokenizer, seq_len), target)
+
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
+    probabilities = _ranked(labels, _mean_over_windows(_sigmoid, pieces))
+    found = [name for name in labels if probabilities[name] > threshold]
+    return {'labels': found, 'probabilities': probabilities}
+
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    inputs=inputs,
+    predict=_head_logits,
+    postprocess=postprocess,
+    answer='labels',
+    mean_of_logits=True,
     needs_separator=special_tokens != 'template',
   )
 
 
 def regressor(task: Task, special_tokens: str = 'end') -> Converter:
-  """Predicts a number for an example; for an encoder with pooling and one class."""
+  """Predicts a number, the `value`, for an example; for an encoder with pooling and one class."""
 
   def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
     head_target = _head_target(task)
-    framed = frame(tokenizer, special_tokens)
-    return _pooled_features(task, framed, lambda example: float(head_target(example)))
+    return _with_targets(inputs(tokenizer, seq_len), lambda e: float(head_target(e)))
 
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
+    return {'value': float(_mean_over_windows(np.asarray, pieces)[0])}
+
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
-    predict=lambda output, batch: {'values/number': output.head(output.hidden)[..., 0]},
-    postprocess=lambda labels, example, pieces: float(pieces[0]['values/number']),
+    inputs=inputs,
+    predict=_head_logits,
+    postprocess=postprocess,
+    answer='value',
     mean_of_logits=True,
     needs_separator=special_tokens != 'template',
   )
@@ -63,45 +132,77 @@ def tagger(task: Task, special_tokens: str = 'none') -> Converter:
   """Predicts a tag for each word, one of `data.labels`, at the first token of the word.
 
   A word without a token of its own gets the first label, and so does a word that the truncation of
-  a long example removes.
+  a long example removes. A prediction has the `tags`, their `probabilities`, the `offsets` of the
+  words in characters and, if all labels are BIO or IOBES tags, the `entities`.
 
   Raises:
     UserError: when features are made, if the tag of a word is not one of `data.labels`.
   """
 
-  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
-    framed_of = frame(tokenizer, special_tokens)
-    head_target, label_id = _head_target(task), _label_ids(labels)
+  def inputs(tokenizer: Tokenizer, seq_len: int) -> Convert:
+    framed_of, head_target = frame(tokenizer, special_tokens), _head_target(task)
 
     def convert(example: Example) -> list[Features]:
       framed = framed_of(task.inputs(example))
       (of_text,) = (framed.text == 0).nonzero()
-      words = head_target(example)
-      tokens = {name: np.zeros(len(framed.ids), int) for name in ('targets', 'weights', 'words')}
-      firsts = first_tokens(framed.offsets[of_text], [span[:2] for span in words])
-      for i, (first, (_, _, tag)) in enumerate(zip(firsts, words, strict=True)):
+      tokens = {name: np.zeros(len(framed.ids), int) for name in ('weights', 'words')}
+      firsts = first_tokens(framed.offsets[of_text], [span[:2] for span in head_target(example)])
+      for i, first in enumerate(firsts):
         if first is not None:
-          for name, value in (('targets', label_id(tag)), ('weights', 1), ('words', i)):
-            tokens[name][of_text[first]] = value
-      return [_features(framed, tokens, {})]
+          tokens['weights'][of_text[first]], tokens['words'][of_text[first]] = 1, i
+      return [_features(framed, tokens)]
 
     return convert
 
-  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> list[str]:
-    tags = [labels[0]] * len(_head_target(task)(example))
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    convert, head_target, label_id = (
+      inputs(tokenizer, seq_len),
+      _head_target(task),
+      _label_ids(labels),
+    )
+
+    def with_targets(example: Example) -> list[Features]:
+      (found,) = convert(example)
+      tags = np.array([label_id(tag) for *_, tag in head_target(example)], int)
+      targets = np.zeros(len(found.tokens['inputs']), int)
+      first = found.tokens['weights'] > 0
+      targets[first] = tags[found.tokens['words'][first]]
+      return [found._replace(tokens={**found.tokens, 'targets': targets})]
+
+    return with_targets
+
+  def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
+    import jax  # data preparation imports this module in worker processes
+
+    logits_BTC = output.head(output.hidden)
+    log_p_BT = jax.nn.log_softmax(logits_BTC).max(-1)
+    return {'tokens/tag': logits_BTC.argmax(-1), 'tokens/log_p': log_p_BT}
+
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
+    words = _head_target(task)(example)
+    tags, probabilities = [labels[0]] * len(words), [0.0] * len(words)
     for piece in pieces:
       first = piece['tokens/weights'] > 0
-      pairs = zip(piece['tokens/words'][first], piece['tokens/tag'][first], strict=True)
-      for word, label in pairs:
-        tags[word] = labels[label]
-    return tags
+      columns = (piece[f'tokens/{name}'][first] for name in ('words', 'tag', 'log_p'))
+      for word, label, log_p in zip(*columns, strict=True):
+        tags[word], probabilities[word] = labels[label], math.exp(log_p)
+    offsets = example.get('offsets', [span[:2] for span in words])
+    found = {'tags': tags, 'probabilities': probabilities, 'offsets': [*map(list, offsets)]}
+    if not all(map(is_entity_tag, labels)):
+      return found
+    entities = [
+      {'start': offsets[first][0], 'stop': offsets[end - 1][1], 'label': kind}
+      for kind, first, end in sorted(entity_spans(tags), key=lambda span: span[1])
+    ]
+    return {**found, 'entities': entities}
 
   return Converter(
     lambda example: text_parts(task.inputs(example)),
     features,
-    predict=lambda output, batch: {'tokens/tag': output.head(output.hidden).argmax(-1)},
+    inputs=inputs,
+    predict=predict,
     postprocess=postprocess,
-    tags_words=True,
+    answer='tags',
     needs_separator=special_tokens != 'template',
   )
 
@@ -128,33 +229,56 @@ def first_tokens(
   return firsts
 
 
-def _pooled_features(task: Task, framed: Frame, target: Callable[[Example], float]) -> Convert:
-  """Returns a function from an example to its features: the framed inputs, and one target."""
-
-  def convert(example: Example) -> list[Features]:
-    values = {'targets': target(example), 'weights': 1}
-    return [_features(framed(task.inputs(example)), {}, values)]
-
-  return convert
+def _pooled_inputs(task: Task, special_tokens: str, tokenizer: Tokenizer, seq_len: int) -> Convert:
+  """Returns a function from an example to the features of its framed inputs."""
+  framed = frame(tokenizer, special_tokens)
+  return lambda example: [_features(framed(task.inputs(example)), {})]
 
 
-def _features(
-  framed: Framed, tokens: Mapping[str, np.ndarray], values: dict[str, float]
-) -> Features:
+def _with_targets(convert: Convert, target: Callable[[Example], Any]) -> Convert:
+  """Returns a function from an example to features that have its target as a value."""
+  return lambda example: [
+    features._replace(values={'targets': target(example), 'weights': 1})
+    for features in convert(example)
+  ]
+
+
+def _head_logits(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
+  return {'values/logits': output.head(output.hidden)}
+
+
+def _mean_over_windows(
+  outputs_of: Callable[[np.ndarray], np.ndarray], pieces: Pieces
+) -> np.ndarray:
+  """Returns the mean of outputs (C,) over the windows of an example, weighted by their tokens."""
+  outputs = [outputs_of(piece['values/logits'].astype(np.float64)) for piece in pieces]
+  return np.average(outputs, axis=0, weights=[len(piece['tokens/inputs']) for piece in pieces])
+
+
+def _softmax(logits_C: np.ndarray) -> np.ndarray:
+  odds_C = np.exp(logits_C - logits_C.max())
+  return odds_C / odds_C.sum()
+
+
+def _sigmoid(logits_C: np.ndarray) -> np.ndarray:
+  return np.exp(-np.logaddexp(0, -logits_C))
+
+
+def _ranked(labels: Sequence[str], probabilities_C: np.ndarray) -> dict[str, float]:
+  """Returns the probability of each label, the highest first, equal ones in their order."""
+  order = np.argsort(-probabilities_C, kind='stable')
+  return {labels[c]: float(probabilities_C[c]) for c in order}
+
+
+def _features(framed: Framed, tokens: Mapping[str, np.ndarray]) -> Features:
   """Returns features whose truncation keeps the special tokens of a template.
 
   Args:
     framed: the inputs.
     tokens: further arrays along the row, by name.
-    values: of the example.
   """
-  arrays = framed.arrays() | dict(tokens)
-
-  def shortened(limit: int) -> Features:
-    kept = framed.shortened(limit)
-    return Features({name: array[kept] for name, array in arrays.items()}, {}, values)
-
-  return Features(arrays, {}, values, None if framed.types is None else shortened)
+  shortened = None if framed.types is None else framed.shortened
+  return Features(framed.arrays() | dict(tokens), {}, {}, shortened)
 
 
 def _label_ids(labels: Sequence[str]) -> Callable[[str], int]:

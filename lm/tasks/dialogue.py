@@ -50,7 +50,11 @@ def replies() -> Task:
   def reply(example: Example) -> str:
     return _expanded(example)['turns'][-1]
 
-  return Task(history, reply, reply)
+  def question(row: Example) -> Example:
+    turns = strings_field(row, 'turns')
+    return row if 'last' in row else {'turns': [*turns, ''], 'replies': [len(turns)], 'last': True}
+
+  return Task(history, reply, reply, fields=('turns',), question=question)
 
 
 def encoder_decoder(task: Task, longest: int = 128) -> Converter:

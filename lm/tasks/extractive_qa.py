@@ -5,8 +5,9 @@ start and as its stop (Devlin et al. 2019, 4.2 and 4.3). jax is imported inside 
 data preparation imports this module in worker processes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -28,19 +29,24 @@ def extraction() -> Task:
   lm.metrics.answers expects.
   """
 
+  fields = ('question', 'context')
+
   def inputs(example: Example) -> list[str]:
-    parts = separated(string_field(example, field) for field in ('question', 'context'))
-    if not isinstance(example.get('answers'), list | tuple):
-      raise mismatch(example, 'answers', 'list')
-    return parts
+    return separated(string_field(example, field) for field in fields)
+
+  def answers(example: Example) -> Sequence[Mapping]:
+    found = example.get('answers')
+    if not isinstance(found, list | tuple) or not all(map(_is_answer, found)):
+      raise mismatch(example, 'answers', 'list of objects with a text and its start')
+    return found
 
   def texts(example: Example) -> list[str]:
-    return [answer['text'] for answer in example['answers']]
+    return [answer['text'] for answer in answers(example)]
 
   def spans(example: Example) -> list[tuple[int, int]]:
-    return [(a['start'], a['start'] + len(a['text'])) for a in example['answers']]
+    return [(a['start'], a['start'] + len(a['text'])) for a in answers(example)]
 
-  return Task(inputs, lambda example: (texts(example) or [''])[0], texts, spans)
+  return Task(inputs, lambda example: (texts(example) or [''])[0], texts, spans, fields=fields)
 
 
 def converter(
@@ -56,8 +62,10 @@ def converter(
   a row. The first token, END, represents "no answer in this window". It is the target of a window
   that does not contain a complete answer. The first answer that a window contains is its target.
 
-  The prediction is the span with the best log odds among all windows: its start and stop logits
-  minus those of the first token of its window.
+  The answer is the span with the best log odds among all windows: its start and stop logits minus
+  those of the first token of its window. A prediction has the answer, its `start` and `stop` in
+  characters of the passage, and the two sums of logits, `score` and `null_score`. No answer is '',
+  without a start and a stop.
 
   Features have `char_start` and `char_stop` for each token: its characters in the passage, or 0
   outside it. For each window they have `weights` and the token positions of the answer, `start` and
@@ -83,7 +91,11 @@ def converter(
       'data.converter: the task has no answer spans; use lm.tasks.extractive_qa:extraction'
     )
 
-  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+  def convert_with(
+    tokenizer: Tokenizer,
+    seq_len: int,
+    answers_of: Callable[[Example], Sequence[tuple[int, int]]] | None,
+  ) -> Convert:
     framed_of = frame(tokenizer, special_tokens)
 
     def convert(example: Example) -> list[Features]:
@@ -96,9 +108,10 @@ def converter(
           f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {seq_len - room} tokens of a '
           'row and leaves none for the passage; raise data.seq_len'
         )
-      answers = [
-        _answer_tokens(passage, framed.offsets[places], *span) for span in spans_of(example)
-      ]
+      answers = None
+      if answers_of is not None:
+        offsets = framed.offsets[places]
+        answers = [_answer_tokens(passage, offsets, *span) for span in answers_of(example)]
       return [
         _window_features(framed, places, window.start, window.stop, answers)
         for window in windows(len(places), room, stride)
@@ -110,17 +123,24 @@ def converter(
     logits_BTC = output.head(output.hidden)
     return {'tokens/start': logits_BTC[..., 0], 'tokens/stop': logits_BTC[..., 1]}
 
-  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> str:
+  def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
     spans = [best_span(piece, longest) for piece in pieces]
-    odds, start, stop = max(spans, default=(-np.inf, 0, 0))
-    answered = threshold is None or odds > threshold
-    return task.inputs(example)[-1][start:stop].strip() if answered else ''
+    none = Span(-math.inf, 0.0, 0, 0)
+    best = max(spans, key=lambda span: span.score - span.null_score, default=none)
+    scores = {'score': best.score, 'null_score': best.null_score}
+    found = task.inputs(example)[-1][best.start : best.stop]
+    answer, start = found.strip(), best.start + len(found) - len(found.lstrip())
+    if not answer or (threshold is not None and best.score - best.null_score <= threshold):
+      return {'answer': '', 'start': None, 'stop': None, **scores}
+    return {'answer': answer, 'start': start, 'stop': start + len(answer), **scores}
 
   return Converter(
     lambda example: text_parts(task.inputs(example)),
-    features,
+    lambda tokenizer, labels, seq_len: convert_with(tokenizer, seq_len, spans_of),
+    inputs=lambda tokenizer, seq_len: convert_with(tokenizer, seq_len, None),
     predict=predict,
     postprocess=postprocess,
+    answer='answer',
     mean_of_logits=True,
     needs_separator=special_tokens != 'template',
   )
@@ -149,8 +169,17 @@ def token_span(offsets: np.ndarray, start: int, stop: int) -> tuple[int, int] | 
   return (first, last) if first <= last else None
 
 
-def best_span(piece: Mapping[str, np.ndarray], longest: int) -> tuple[float, int, int]:
-  """Returns the log odds, the start and the stop (in characters) of the best span of a window.
+class Span(NamedTuple):
+  """A span of a window: sums of start and stop logits, of the span and of END; its characters."""
+
+  score: float
+  null_score: float
+  start: int
+  stop: int
+
+
+def best_span(piece: Mapping[str, np.ndarray], longest: int) -> Span:
+  """Returns the span of a window with the best log odds, `score - null_score`.
 
   Args:
     piece: (tokens,) arrays: 'tokens/start' and 'tokens/stop', the logits, and 'tokens/char_start'
@@ -158,13 +187,20 @@ def best_span(piece: Mapping[str, np.ndarray], longest: int) -> tuple[float, int
     longest: maximum tokens of the span.
   """
   start, stop = (piece[f'tokens/{end}'].astype(np.float64) for end in ('start', 'stop'))
-  odds = (start - start[0])[:, None] + (stop - stop[0])[None, :]
+  scores = start[:, None] + stop[None, :]
   passage = piece['tokens/char_stop'] > 0
-  ordered = np.triu(np.tril(np.ones(odds.shape, bool), longest - 1))
-  odds = np.where(ordered & passage[:, None] & passage[None, :], odds, -np.inf)
-  first, last = np.unravel_index(odds.argmax(), odds.shape)
+  ordered = np.triu(np.tril(np.ones(scores.shape, bool), longest - 1))
+  scores = np.where(ordered & passage[:, None] & passage[None, :], scores, -np.inf)
+  first, last = np.unravel_index(scores.argmax(), scores.shape)
   char_start, char_stop = piece['tokens/char_start'][first], piece['tokens/char_stop'][last]
-  return float(odds[first, last]), int(char_start), int(char_stop)
+  null_score = float(start[0] + stop[0])
+  return Span(float(scores[first, last]), null_score, int(char_start), int(char_stop))
+
+
+def _is_answer(answer: Any) -> bool:
+  if not isinstance(answer, Mapping):
+    return False
+  return isinstance(answer.get('text'), str) and isinstance(answer.get('start'), int)
 
 
 def _answer_tokens(passage: str, offsets: np.ndarray, start: int, stop: int) -> tuple[int, int]:
@@ -178,7 +214,11 @@ def _answer_tokens(passage: str, offsets: np.ndarray, start: int, stop: int) -> 
 
 
 def _window_features(
-  framed: Framed, places: np.ndarray, start: int, stop: int, answers: Sequence[tuple[int, int]]
+  framed: Framed,
+  places: np.ndarray,
+  start: int,
+  stop: int,
+  answers: Sequence[tuple[int, int]] | None,
 ) -> Features:
   """Returns the features of a window.
 
@@ -187,17 +227,20 @@ def _window_features(
     places: the indices of the tokens of its passage.
     start: the index of the window's first token in the passage.
     stop: the index after its last token, or a higher one.
-    answers: the indices of the first and last token of each answer in the passage.
+    answers: the indices of the first and last token of each answer in the passage; None for
+      features without targets.
   """
   before = int(places[0]) if len(places) else len(framed.ids)
   kept = np.delete(np.arange(len(framed.ids)), np.concatenate([places[:start], places[stop:]]))
-  inside = [(a, b) for a, b in answers if start <= a and b < stop]
-  # The first token of the row is the target of a window without an answer.
-  answer_start, answer_stop = (x - start + before for x in inside[0]) if inside else (0, 0)
   offsets = np.zeros_like(framed.offsets)
   offsets[places] = framed.offsets[places]
   tokens = framed.arrays() | {'char_start': offsets[:, 0], 'char_stop': offsets[:, 1]}
   tokens = {name: values[kept] for name, values in tokens.items()}
+  if answers is None:
+    return Features(tokens, {}, {})
+  inside = [(a, b) for a, b in answers if start <= a and b < stop]
+  # The first token of the row is the target of a window without an answer.
+  answer_start, answer_stop = (x - start + before for x in inside[0]) if inside else (0, 0)
   return Features(tokens, {}, {'start': answer_start, 'stop': answer_stop, 'weights': 1})
 
 

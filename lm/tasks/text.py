@@ -1,6 +1,8 @@
 """Tasks from text to text, to a class, to a number, or to a tag per word."""
 
+import dataclasses
 import itertools
+import re
 
 from lm.errors import UserError
 from lm.task import Example, Task, mismatch, string_field, strings_field
@@ -9,7 +11,7 @@ from lm.text.tokenizers import Special, separated
 
 def text_to_text() -> Task:
   """Generates `target` from `source`: translation in one direction, or data to text."""
-  return Task(lambda example: [string_field(example, 'source')], _target, _target)
+  return Task(lambda e: [string_field(e, 'source')], _target, _target, fields=('source',))
 
 
 def translation(languages: tuple[str, ...]) -> Task:
@@ -30,7 +32,8 @@ def translation(languages: tuple[str, ...]) -> Task:
       )
     return [tags[language], string_field(example, 'source')]
 
-  return Task(inputs, _target, _target, special_tokens=tuple(tags.values()))
+  fields = ('source', 'target_language')
+  return Task(inputs, _target, _target, special_tokens=tuple(tags.values()), fields=fields)
 
 
 def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') -> Task:
@@ -47,7 +50,24 @@ def classification(fields: tuple[str, ...] = ('text',), label: str = 'label') ->
   def name(example: Example) -> str:
     return string_field(example, label)
 
-  return Task(inputs, name, name, name)
+  return Task(inputs, name, name, name, fields=fields)
+
+
+def multilabel(fields: tuple[str, ...] = ('text',), labels: str = 'labels') -> Task:
+  """Finds all labels of a text, or of several with separators between them.
+
+  Args:
+    fields: the fields to read, in order.
+    labels: the field with the list of labels, which may be empty.
+  """
+
+  def names(example: Example) -> list[str]:
+    return strings_field(example, labels)
+
+  one_label = classification(fields)
+  return dataclasses.replace(
+    one_label, target=lambda e: ', '.join(names(e)), reference=names, head_target=names
+  )
 
 
 def regression(fields: tuple[str, ...] = ('text',), value: str = 'value') -> Task:
@@ -69,11 +89,28 @@ def regression(fields: tuple[str, ...] = ('text',), value: str = 'value') -> Tas
     target=lambda example: f'{number(example):g}',
     reference=number,
     head_target=number,
+    fields=fields,
   )
 
 
-def tagging() -> Task:
-  """Tags each word; examples have words, tags, and the separator that joins the words."""
+def tagging(word: str = r'\S+', separator: str = ' ') -> Task:
+  r"""Tags each word; examples have words, tags, and the separator that joins the words.
+
+  Args:
+    word: regular expression of the words of a raw text, whose tags a user asks for; r'\S' for one
+      tag a character.
+    separator: the separator of such words, that of training.
+  """
+  pattern = re.compile(word)
+
+  def question(row: Example) -> Example:
+    if 'words' in row:
+      found = {'words': strings_field(row, 'words'), 'separator': row.get('separator', separator)}
+    else:
+      matches = list(pattern.finditer(string_field(row, 'text')))
+      spans = {'offsets': [match.span() for match in matches]}
+      found = {'words': [match[0] for match in matches], 'separator': separator, **spans}
+    return {**found, 'tags': row.get('tags', [''] * len(found['words']))}
 
   def words(example: Example) -> list[tuple[int, int, str]]:
     words, tags = strings_field(example, 'words'), strings_field(example, 'tags')
@@ -91,6 +128,7 @@ def tagging() -> Task:
     target=lambda example: ' '.join(strings_field(example, 'tags')),
     reference=lambda example: strings_field(example, 'tags'),
     head_target=words,
+    question=question,
   )
 
 

@@ -57,7 +57,16 @@ class Framed(NamedTuple):
 Frame = Callable[[Sequence[str]], Framed]
 
 
-def frame(tokenizer: tokenizers.Tokenizer, special_tokens: str) -> Frame:
+def framing_of(tokenizer: tokenizers.Tokenizer) -> str:
+  """Returns 'template' for a tokenizer that has one, else 'end'."""
+  return 'template' if tokenizer.num_special_tokens_to_add(False) else 'end'
+
+
+def frame(
+  tokenizer: tokenizers.Tokenizer,
+  special_tokens: str,
+  reader: tokenizers.Tokenizer | None = None,
+) -> Frame:
   """Returns the function from the inputs of a task to their tokens.
 
   Text that looks like a special token is encoded as text.
@@ -67,6 +76,7 @@ def frame(tokenizer: tokenizers.Tokenizer, special_tokens: str) -> Frame:
     special_tokens: 'none' for the inputs alone, 'end' for END in front of them, or 'template' for
       the special tokens and types of the tokenizer's own post-processor, such as
       [CLS] a [SEP] b [SEP].
+    reader: encodes texts; `text_reader(tokenizer)` by default.
 
   Raises:
     UserError: `special_tokens` is none of these, or the tokenizer has no template. The function
@@ -74,11 +84,11 @@ def frame(tokenizer: tokenizers.Tokenizer, special_tokens: str) -> Frame:
   """
   key = f'data.converter: special_tokens={special_tokens!r}'
   if special_tokens == 'template':
-    return _template(tokenizer, key)
+    return _template(tokenizer, reader or text_reader(tokenizer), key)
   if special_tokens not in ('none', 'end'):
     near = did_you_mean(special_tokens, _CHOICES)
     raise UserError(f'{key} must be one of {", ".join(map(repr, _CHOICES))}{near}')
-  encode, reader = parts_encoder(tokenizer), text_reader(tokenizer)
+  encode, reader = parts_encoder(tokenizer), reader or text_reader(tokenizer)
   first = _special([end_id(tokenizer)] if special_tokens == 'end' else [])
 
   def framed(parts: Sequence[str]) -> Framed:
@@ -105,8 +115,7 @@ def _special(ids: Sequence[int]) -> Framed:
   return Framed(np.array(ids, int), np.full(len(ids), -1), np.zeros((len(ids), 2), int))
 
 
-def _template(tokenizer: tokenizers.Tokenizer, key: str) -> Frame:
-  reader = text_reader(tokenizer)
+def _template(tokenizer: tokenizers.Tokenizer, reader: tokenizers.Tokenizer, key: str) -> Frame:
   if not tokenizer.num_special_tokens_to_add(False):
     raise UserError(
       f"{key}: the tokenizer's post-processor adds no special tokens; use the tokenizer.json of an "

@@ -288,8 +288,10 @@ def with_special_tokens(
   return made if end is None else _with_end(made, end)
 
 
-def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def text_reader(tokenizer: tokenizers.Tokenizer, visible: str = '') -> tokenizers.Tokenizer:
   """Returns the tokenizer for encoding texts: same ids, but no text becomes a special token.
+
+  The exception is the token `visible`, such as '[MASK]'.
 
   With `encode_special_tokens` the library no longer matches special tokens. The model itself still
   finds those in its vocabulary, such as a word '<|end|>' or a piece '</s>' of a Unigram model. Such
@@ -299,6 +301,8 @@ def text_reader(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
   model = file['model']
   unigram = model['type'] == 'Unigram'
   entries = {piece for piece, _ in model['vocab']} if unigram else model['vocab'].keys()
+  for token in file['added_tokens']:
+    token['special'] &= token['content'] != visible
   special = {token['content'] for token in file['added_tokens'] if token['special']}
   special.add(_end_token(tokenizer))
   # U+10FFFF is a noncharacter, which text does not contain.

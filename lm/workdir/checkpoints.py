@@ -72,7 +72,7 @@ class Checkpoints:
 
   def save(self, step: int, state: TrainState, stopping: Mapping[str, Any] | None = None) -> None:
     """Starts a save; raises the error of the previous save, such as an OSError."""
-    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+    items = {name: ocp.args.StandardSave(tree) for name, tree in state_items(state).items()}
     if stopping is not None:
       items['stopping'] = ocp.args.JsonSave(dict(stopping))
     self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -102,13 +102,13 @@ class Checkpoints:
       UserError: the tree of the checkpoint differs from that of `abstract`.
       Exception: any error of Orbax on damaged files.
     """
-    for item, tree in _items(abstract).items():
+    for item, tree in state_items(abstract).items():
       self._check(step, item, tree)
     stopping = None
     if 'stopping' in self._manager.item_metadata(step):
       args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
       stopping = self._manager.restore(step, args=args)['stopping']
-    params, training = (self._read(step, *item) for item in _items(abstract).items())
+    params, training = (self._read(step, *item) for item in state_items(abstract).items())
     return TrainState(params=params, **training), stopping
 
   def restore_params(self, step: int, abstract: Params) -> Params:
@@ -275,7 +275,8 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
     return bool(checkpoints.steps())
 
 
-def _items(state: TrainState) -> dict[str, Any]:
+def state_items(state: TrainState) -> dict[str, Any]:
+  """Returns the items of a checkpoint by name: `params`, and `training` for the rest."""
   names = ('step', 'skipped', 'streak', 'opt_state')
   return {'params': state.params, 'training': {name: getattr(state, name) for name in names}}
 

@@ -1,19 +1,44 @@
 """Writes a workdir for parameters that no run has trained: imported, averaged or edited ones."""
 
+import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
 import tokenizers
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
 from lm.types import Params, TrainState
 from lm.workdir import experiment, files
-from lm.workdir.checkpoints import Checkpoints
+from lm.workdir.checkpoints import checkpoints_folder, state_items
 from lm.workdir.metrics_writer import EventLog
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+  """A parameter that is read when it is written, so that one of them is in memory at a time."""
+
+  read: Callable[[], np.ndarray]
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+  """Writes lazy arrays one after the other, in the format of arrays."""
+
+  async def serialize(
+    self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
+  ) -> Sequence[ocp.future.Future]:
+    for i, (value, info) in enumerate(zip(values, infos, strict=True)):
+      # The call blocks here, and not in a thread of Orbax, where an error would print its trace.
+      for written in await super().serialize([value.read()], [info], args and args[i : i + 1]):
+        written.result()
+    return []
 
 
 def write_workdir(
@@ -29,7 +54,7 @@ def write_workdir(
     workdir: a directory that is missing or empty.
     config: of the run; its tokenizer becomes the workdir's own tokenizer.json.
     tokenizer: of the run.
-    params: in the dtype to store.
+    params: arrays, or a LazyArray for each, in the dtype to store.
     write_more: writes further files into the folder that it is given.
 
   Raises:
@@ -44,13 +69,7 @@ def write_workdir(
   try:
     folder.mkdir(parents=True)
     experiment.write_run_config(config, '', tokenizer, folder, content='')
-    zero = jnp.zeros((), jnp.int32)
-    checkpoints = Checkpoints(folder)
-    try:
-      checkpoints.save(0, TrainState(zero, zero, zero, params, opt_state={}))
-      checkpoints.wait()
-    finally:
-      checkpoints.close()
+    _save(folder, params)
     events = EventLog(folder)
     events.write('imported', step=0)
     events.close()
@@ -60,3 +79,23 @@ def write_workdir(
     raise UserError(f'--workdir={workdir} cannot be written: {e.strerror or e}') from e
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save(workdir: Path, params: Params) -> None:
+  """Saves the checkpoint of step 0."""
+
+  def lazy(x: Any) -> LazyArray:
+    return x if isinstance(x, LazyArray) else LazyArray(lambda: np.asarray(x))
+
+  zero = jnp.zeros((), jnp.int32)
+  items = jax.tree.map(lazy, state_items(TrainState(zero, zero, zero, params, opt_state={})))
+  registry = ocp.type_handlers.create_type_handler_registry(
+    (LazyArray, _OneByOne()),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns without it
+  )
+  handlers = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for name in items}
+  args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+  options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+  folder = checkpoints_folder(workdir)
+  with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+    manager.save(0, args=ocp.args.Composite(**args))

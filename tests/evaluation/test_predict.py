@@ -52,10 +52,11 @@ SOURCE = f"""
         return [Features({{'inputs': np.array([i])}}, {{}}, {{'letter': i}}) for i in ids]
       return convert
     def read(labels, example, pieces):
-      return [int(piece['values/letter']) for piece in pieces]
+      return {{'letters': [int(piece['values/letter']) for piece in pieces]}}
     def predict(output, batch):
       return {{'values/letter': batch['letter']}}
-    return Converter(lambda e: [e['text']], features, predict=predict, postprocess=read)
+    texts = lambda e: [e['text']]
+    return Converter(texts, features, predict=predict, postprocess=read, answer='letters')
 """
 MODELS = {
   'lm.tasks.seq2seq:encoder_decoder': configs.encoder_decoder,

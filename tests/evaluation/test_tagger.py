@@ -9,9 +9,9 @@ from lm import components
 from lm.data import pipeline
 from lm.data.preprocess import tag_words
 from lm.errors import UserError
-from lm.evaluation import predict
-from lm.evaluation.predict import tag
+from lm.evaluation import trained_model
 from lm.evaluation.sets import Sets
+from lm.evaluation.trained_model import tag
 from lm.parallel.host import Never
 from lm.tasks.classification import tagger
 from lm.text import segment
@@ -68,18 +68,25 @@ def my_tagger(task):
 def test_a_converter_says_whether_it_tags_words(run, monkeypatch):
   loaded = load(run)
   config = loaded.config.copy_and_resolve_references()
-  monkeypatch.setattr(predict, 'load', lambda *args: dataclasses.replace(loaded, config=config))
-  config.data.converter = 'test_tagger:my_tagger'
   words = ['x', '=', '1']
   expected = tag(words, workdir=str(run), separator=' ')
-  assert predict._tagger.__wrapped__(str(run), ' ', None)(words) == expected
+
+  def opened(*args):
+    return trained_model.as_trained_model(dataclasses.replace(loaded, config=config))
+
+  monkeypatch.setattr(trained_model, 'load', opened)
+  monkeypatch.setattr(trained_model, '_tagger', trained_model._tagger.__wrapped__)
+  config.data.converter = 'test_tagger:my_tagger'
+  assert tag(words, workdir=str(run), separator=' ') == expected
   config.data.converter = 'lm.tasks.classification:classifier'
   with pytest.raises(UserError, match=r"data.converter='.*:classifier' does not tag words"):
-    predict._tagger.__wrapped__(str(run), ' ', None)
+    tag(words, workdir=str(run), separator=' ')
 
 
 def test_mistakes_raise(run, tmp_path):
   with pytest.raises(UserError, match='no run there'):
     tag(['a'], workdir=str(tmp_path))
-  with pytest.raises(UserError, match='sentence by sentence'):
+  with pytest.raises(
+    UserError, match=r'a sentence of 5000 words: \d+ tokens, and the model reads 128'
+  ):
     tag(['a'] * 5000, workdir=str(run), separator=' ')

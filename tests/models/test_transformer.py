@@ -191,6 +191,16 @@ def test_the_block_layout_is_a_function(order, norms, decoder):
   assert ('final_norm' in params['decoder']) == (order is not post_norm)
 
 
+def test_layers_that_repeat_have_block_layouts_of_their_own(decoder):
+  layers = {'attention_layer': (Attention, Attention), 'depth': 4}
+  params = _shapes(decoder(block_layout=(parallel_block, sandwich_norm), **layers), 16)
+  groups = params['decoder']['layers']
+  assert set(groups['layer_0']) == {'norm', 'attention', 'mlp'}
+  assert {'attention_norm', 'mlp_post_norm'} < set(groups['layer_1'])
+  with pytest.raises(UserError, match='block_layout has 3 layouts, and'):
+    decoder(block_layout=(post_norm,) * 3, **layers)
+
+
 def test_output_projections_start_smaller_with_depth(decoder):
   params = nn.unbox(jax.jit(init_of(decoder(depth=8, d_model=64, d_mlp=64), 16))(jax.random.key(0)))
   mlp = params['decoder']['layers']['layer_0']['mlp']

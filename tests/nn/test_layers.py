@@ -8,7 +8,7 @@ import pytest
 
 from lm.nn import layers
 from lm.nn.attention import dot_product
-from lm.nn.layers import Attention, GatedMlp, Linear, Mlp, dropout, gelu
+from lm.nn.layers import Attention, FusedGatedMlp, GatedMlp, Linear, Mlp, dropout, gelu
 from lm.types import Mask
 
 
@@ -113,6 +113,10 @@ def test_feed_forward_layers_equal_their_formulas():
   silu = x @ gate / (1 + np.exp(-(x @ gate)))
   expected = silu * (x @ up) @ params['down']['kernel']
   np.testing.assert_allclose(_apply(gated, params, x), expected, rtol=1e-4, atol=1e-5)
+
+  fused = FusedGatedMlp(d_mlp=6, activation=jax.nn.silu)
+  params = {'up': {'kernel': np.stack([gate, up], 1)}, 'down': params['down']}
+  np.testing.assert_allclose(_apply(fused, params, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def _gelu(x):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.position import alibi, none, relative, rope, sinusoidal
+from lm.nn.position import alibi, learned, none, relative, rope, sinusoidal
 
 
 def _random(*shape, seed=0):
@@ -135,3 +135,17 @@ def test_relative_positions_learn_one_bias_per_bucket_and_head():
   module, positions = _Relative(8, 20, True), np.arange(4)[None]
   params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), positions, positions))['params']
   assert jax.tree.map(jnp.shape, params) == {'relative': (8, 2)}
+
+
+def test_an_offset_shifts_the_rows_of_the_table():
+  class Model(nn.Module):
+    offset: int
+
+    @nn.compact
+    def __call__(self, positions_BT):
+      return learned(offset=self.offset).embed(self, positions_BT, 4, 6)
+
+  table = _random(8, 4)
+  positions = np.array([[0, 5, 1]])
+  found = Model(2).apply({'params': {'position': table}}, positions)
+  np.testing.assert_array_equal(found[0], table[[2, 7, 3]])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm.nn.layers import parallel_block, post_norm, pre_norm, sandwich_norm
+from lm.nn.layers import mlp_pre_norm, parallel_block, post_norm, pre_norm, sandwich_norm
 
 SUBLAYERS = (('attention', lambda x: x + 1), ('mlp', lambda x: x + 10))
 FACTORS = {
@@ -19,6 +19,8 @@ FACTORS = {
   [
     # x = 1: 1 + (2*1 + 1) = 4;          4 + (5*4 + 10) = 34
     (pre_norm, 34),
+    # x = 1: 1 + (1 + 1) = 3;            3 + (5*3 + 10) = 28
+    (mlp_pre_norm, 28),
     # x = 1: 2 * (1 + (1 + 1)) = 6;      5 * (6 + (6 + 10)) = 110
     (post_norm, 110),
     # x = 1: 1 + 3 * (2*1 + 1) = 10;     10 + 7 * (5*10 + 10) = 430

@@ -48,7 +48,6 @@ def refused(source, workdir, *flags):
     ({'num_hidden_layers': 2**40}, 'must be a positive integer'),
     ({'hidden_size': True}, 'hidden_size=True must be a positive integer'),
     ({'hidden_act': 'geglu'}, "hidden_act='geglu' is not supported"),
-    ({'attention_bias': True}, 'attention_bias=True is not supported; it must be False'),
     ({'rope_parameters': {'rope_type': 'yarrn'}}, "rope_scaling={'rope_type': 'yarrn'} is not"),
     ({'vocab_size': 20}, 'its tokenizer has 60 tokens, and the embedding has 20 rows'),
     ({'intermediate_size': 32}, 'mlp.gate_proj.weight is (24, 16) and should be (32, 16)'),
@@ -77,6 +76,11 @@ def test_wrong_names_are_listed_with_the_nearest(folder, tmp_path):
   assert f"unexpected {name.format('prj')} (24, 16) (did you mean '{name.format('proj')}'?)" in line
 
 
+def test_names_that_no_terminal_shows_are_quoted(folder, tmp_path):
+  stored(folder, lambda tensors: tensors | {'a\n\x1b[2Jb': np.ones(3, np.float32)})
+  assert r"unexpected 'a\n\x1b[2Jb' (3,)" in refused(folder, tmp_path / 'run')
+
+
 @pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', 'model.safetensors'])
 def test_missing_and_damaged_files_are_named(name, folder, tmp_path):
   content = (folder / name).read_bytes()
@@ -84,6 +88,25 @@ def test_missing_and_damaged_files_are_named(name, folder, tmp_path):
   assert name in refused(folder, tmp_path / 'run')
   (folder / name).unlink()
   assert name in refused(folder, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'model.safetensors', 'generation_config.json'])
+def test_links_out_of_the_folder_are_refused(name, folder, tmp_path):
+  (folder / name).rename(tmp_path / name)
+  (folder / name).symlink_to(tmp_path / name)
+  assert f'{name} is a link to {tmp_path / name}, which is not' in refused(folder, tmp_path / 'run')
+
+
+def test_links_of_the_cache_of_downloads_are_followed(folder, tmp_path):
+  """The cache has snapshots/COMMIT/NAME -> ../../blobs/DIGEST."""
+  snapshot = tmp_path / 'models--tiny--llama' / 'snapshots' / '0123'
+  blobs = snapshot.parents[1] / 'blobs'
+  for each in (snapshot, blobs):
+    each.mkdir(parents=True)
+  for file in folder.iterdir():
+    file.rename(blobs / f'blob-{file.name}')
+    (snapshot / file.name).symlink_to(f'../../blobs/blob-{file.name}')
+  assert checkpoint.open_source(snapshot).shapes
 
 
 def test_a_buffer_of_another_value_is_refused(tmp_path):
@@ -155,9 +178,15 @@ def test_the_best_checkpoint_is_exported_unless_a_step_is_named(folder, tmp_path
   run = tmp_path / 'run'
   checkpoint.import_checkpoint(folder, run)
   monkeypatch.setattr(checkpoint.Checkpoints, 'steps', lambda self: [3, 7])
-  read = []
-  monkeypatch.setattr(checkpoint, '_stored_parameters', lambda _, step: read.append(step) or {})
-  monkeypatch.setattr(checkpoint, 'export_tensors', lambda *_: {})
+  read, leaves, tensor = [], checkpoint.Checkpoints.leaves, checkpoint.Checkpoints.restore_subset
+  monkeypatch.setattr(
+    checkpoint.Checkpoints,
+    'leaves',
+    lambda self, step, item: read.append(step) or leaves(self, 0, item),
+  )
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, 'restore_subset', lambda self, step, wanted: tensor(self, 0, wanted)
+  )
   (run / 'metrics.json').write_text('{"eval/validation/loss": false}')
   lines = [{'step': step, 'eval/validation/loss': loss} for step, loss in ((3, 1.0), (7, 2.0))]
   (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from lm.pretrained import checkpoint, safetensors
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 GOLDEN = {path.parent.name: path for path in sorted(FOLDER.glob('*/golden.npz'))}
+# Golden files of encoders have types; those of models with a head have logits.
 NAMES = [name for name, path in GOLDEN.items() if 'types' in np.load(path)]
 TOLERANCE = 1e-4
+SITES = '*/embeddings', '*/residual', 'encoder/hidden'
 
 
 @pytest.fixture(scope='module', params=NAMES)
@@ -49,48 +52,65 @@ def packed(golden):
   return batch | {'examples': examples}, np.cumsum([0, *lengths])
 
 
-def test_hidden_states_of_each_layer(imported):
-  _, run, golden = imported
+def difference(found, expected, length):
+  """Returns the largest difference over the tokens of a row, or over the classes of the row."""
+  inside = slice(None if expected.ndim == 1 else length)
+  return np.abs(found[inside] - expected[inside]).max()
+
+
+def first_difference(run, golden):
+  """Returns the first layer whose hidden states differ from the golden ones, for a failure."""
   batch = batch_of(golden, golden['tokens'].shape[1]) | {'examples': jnp.ones((2, 1), jnp.int32)}
-  _, sites = with_hooks(run.model)(run.params, batch, reads=('*/embeddings', '*/residual'))
-  found = [x for path, x in sites.items() if path.endswith('embeddings')]
+  _, sites = with_hooks(run.model)(run.params, batch, reads=SITES)
+  layers = [x for path, x in sites.items() if path.endswith('embeddings')]
   stacked = [x for path, x in sorted(sites.items()) if path.endswith('residual')]
-  found += [x for layers in zip(*stacked, strict=True) for x in layers]
-  inside = np.asarray(batch['segments']) > 0
-  for layer, (x, expected) in enumerate(zip(found, golden['hidden'], strict=True)):
-    difference = np.abs(np.asarray(x) - expected)[inside].max()
-    assert difference < TOLERANCE, f'layer {layer} differs by {difference:.2g}'
-
-
-@pytest.mark.parametrize('width', [12, 17])
-def test_logits_of_padded_rows(imported, width):
-  _, run, golden = imported
-  batch = batch_of(golden, width)
-  found = np.asarray(run.logits(batch['inputs'], batch['segments'], types=batch['types']))
-  if 'logits' not in golden:
-    assert found.shape[-1] == 0
-  elif golden['logits'].ndim == 2:
-    assert np.allclose(found[:, 0], golden['logits'], atol=TOLERANCE)
-  else:
+  layers += [x for group in zip(*stacked, strict=True) for x in group]
+  # The last hidden state of the reference is that after the final norm, if there is one.
+  layers[-1] = sites['encoder/hidden']
+  for layer, (x, expected) in enumerate(zip(layers, golden['hidden'], strict=True)):
     for row, length in enumerate(golden['lengths']):
-      expected = golden['logits'][row, :length]
-      assert np.allclose(found[row, :length], expected, atol=TOLERANCE)
+      off = difference(np.asarray(x)[row], expected[row], length)
+      if off > TOLERANCE:
+        return f'layer {layer} differs by {off:.2g} (0: the embeddings)'
+  return 'no layer differs'
 
 
-def test_logits_of_packed_rows(imported):
+def test_outputs_of_padded_rows(imported):
+  _, run, golden = imported
+  batch = batch_of(golden, 17)
+  if 'logits' in golden:
+    expected = golden['logits']
+    found = np.asarray(run.logits(batch['inputs'], batch['segments'], types=batch['types']))
+    found = found[:, 0] if expected.ndim == 2 else found
+  else:
+    expected, examples = golden['hidden'][-1], {'examples': jnp.ones((2, 1), jnp.int32)}
+    found = np.asarray(jax.jit(run.apply)(run.params, batch | examples).hidden)
+  for row, length in enumerate(golden['lengths']):
+    off = difference(found[row], expected[row], length)
+    assert off < TOLERANCE, first_difference(run, golden)
+
+
+def test_outputs_of_packed_rows(imported):
   _, run, golden = imported
   batch, starts = packed(golden)
-  output = run.apply(run.params, batch)
-  logits = np.asarray(output.head(output.hidden))[0]
-  last = golden['hidden'][-1]
+  output = jax.jit(run.apply)(run.params, batch)
+  expected, found = golden['hidden'][-1], output.hidden
+  if 'logits' in golden:
+    expected, found = golden['logits'], output.head(found)
+  else:
+    assert output.head(found).shape[-1] == 0
   for row, length in enumerate(golden['lengths']):
-    inside = slice(starts[row], starts[row] + length)
-    if 'logits' not in golden:
-      assert np.allclose(output.hidden[0, inside], last[row, :length], atol=TOLERANCE)
-    elif golden['logits'].ndim == 2:
-      assert np.allclose(logits[row], golden['logits'][row], atol=TOLERANCE)
-    else:
-      assert np.allclose(logits[inside], golden['logits'][row, :length], atol=TOLERANCE)
+    part = np.asarray(found)[0, row if expected.ndim == 2 else slice(starts[row], None)]
+    assert difference(part, expected[row], length) < TOLERANCE, first_difference(run, golden)
+
+
+@pytest.mark.parametrize('name', ['bert', 'modernbert'])
+def test_a_failure_names_the_first_layer_that_differs(name, tmp_path):
+  checkpoint.import_checkpoint(FOLDER / name, tmp_path / 'run')
+  run, golden = lm.load(tmp_path / 'run'), dict(np.load(GOLDEN[name]))
+  assert first_difference(run, golden) == 'no layer differs'
+  golden['hidden'][1, 0, 3, 5] += 0.01
+  assert first_difference(run, golden).startswith('layer 1 differs by 0.01')
 
 
 def test_the_round_trip_of_an_encoder_keeps_every_byte(imported, tmp_path):

@@ -143,6 +143,19 @@ def test_wrong_indices_are_refused_in_one_line(index, message, tmp_path):
   assert message in str(error.value) and '\n' not in str(error.value)
 
 
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+  sharded(tmp_path, {'x': 'a.safetensors', 'y': 'b.safetensors'}, a='x', b='xy')
+  with pytest.raises(UserError, match=r"b\.safetensors has 'x', which .* places in 'a\.saf"):
+    safetensors.read_folder(tmp_path)
+
+
+def test_a_shard_that_the_index_does_not_name_is_refused(tmp_path):
+  shards = {f'model-0000{i}-of-00002': name for i, name in ((1, 'x'), (2, 'y'))}
+  sharded(tmp_path, {'x': 'model-00001-of-00002.safetensors'}, **shards)
+  with pytest.raises(UserError, match="does not name 'model-00002-of-00002"):
+    safetensors.read_folder(tmp_path)
+
+
 def test_pickles_are_refused_with_the_reason(tmp_path):
   (tmp_path / 'pytorch_model.bin').write_bytes(b'\x80\x02}q')
   with pytest.raises(UserError, match=r'pytorch_model\.bin, a pickle, which can run any code'):

@@ -23,7 +23,10 @@ def test_class_is_a_value_of_the_example():
   assert found.tokens['inputs'].tolist() == [END, ord('x') + 1, separator, ord('y') + 1]
   assert found.values == {'targets': 1, 'weights': 1} and found.source == {}
   assert converter.tokenizer_texts(example) == ['x', 'y']
-  assert converter.postprocess(('yes', 'no'), example, [{'values/class': np.int32(1)}]) == 'no'
+  piece = found.tokens | {'values/logits': np.log([0.2, 0.8], dtype=np.float32)}
+  prediction = converter.postprocess(('yes', 'no'), example, [{'tokens/inputs': [0], **piece}])
+  assert prediction['label'] == 'no' and list(prediction['probabilities']) == ['no', 'yes']
+  assert prediction['probabilities'] == pytest.approx({'yes': 0.2, 'no': 0.8})
 
 
 def test_number_is_a_value_of_the_example():
@@ -31,7 +34,8 @@ def test_number_is_a_value_of_the_example():
   (found,) = converter.features(BYTES, (), 16)({'text': 'x', 'value': 3})
   assert found.values == {'targets': 3.0, 'weights': 1}
   assert isinstance(found.values['targets'], float)
-  assert converter.postprocess((), {}, [{'values/number': np.float32(2.5)}]) == 2.5
+  piece = {'values/logits': np.float32([2.5]), 'tokens/inputs': [0]}
+  assert converter.postprocess((), {}, [piece]) == {'value': 2.5}
 
 
 def test_label_errors_name_value_and_alternatives():
@@ -66,7 +70,8 @@ def tagged(tokenizer, words, separator, found=None, limit=None):
   offsets = plain.encode(text, add_special_tokens=False).offsets[:limit]
   labelled = piece['tokens/weights'] > 0
   places = [text[slice(*offsets[i])] for i in np.flatnonzero(labelled)]
-  return places, converter.postprocess(TAGS, example, [piece]), names
+  piece['tokens/log_p'] = np.zeros(len(right))
+  return places, converter.postprocess(TAGS, example, [piece])['tags'], names
 
 
 def test_words_are_labeled_on_their_first_subword():

@@ -118,16 +118,20 @@ def test_best_span_equals_brute_force():
       for i, j in itertools.product(range(3, 12), repeat=2)
       if i <= j < i + longest
     ]
-    odds, *where = best_span(piece, longest)
-    assert odds == pytest.approx(max(every)[0], rel=1e-5)
-    assert tuple(where) == max(every)[1:]
+    span = best_span(piece, longest)
+    assert span.score - span.null_score == pytest.approx(max(every)[0], rel=1e-5)
+    assert (span.start, span.stop) == max(every)[1:]
 
 
 def test_prediction_is_the_best_span_of_all_windows(characters):
   example = question('abcdefgh')
   first, second, third = features(characters, example, stride=2)
-  read = converter(extraction(), stride=2).postprocess
+  postprocess = converter(extraction(), stride=2).postprocess
   pieces = [logits(first, 3, 4), logits(second, 5, 6, height=6), logits(third, 0, 0, height=9)]
+
+  def read(*arguments):
+    return postprocess(*arguments)['answer']
+
   assert read((), example, pieces) == 'ef'
   assert read((), example, [logits(first, 3, 4), logits(third, 0, 0)]) == 'ab'
   assert read((), example, []) == ''
@@ -139,12 +143,11 @@ def test_threshold_is_compared_with_the_log_odds(characters):
   piece = logits(found, 3, 4)
   piece['tokens/start'][0] = piece['tokens/stop'][0] = 4  # the odds are 5 + 5 - 4 - 4
   for threshold, expected in ((1.9, 'ab'), (2.1, ''), (None, 'ab')):
-    assert (
-      converter(extraction(), threshold=threshold).postprocess((), example, [piece]) == expected
-    )
+    made = converter(extraction(), threshold=threshold)
+    assert made.postprocess((), example, [piece])['answer'] == expected
   piece['tokens/start'][0] = 100
-  assert converter(extraction()).postprocess((), example, [piece]) == ''
-  assert converter(extraction(), threshold=None).postprocess((), example, [piece]) == 'ab'
+  assert converter(extraction()).postprocess((), example, [piece])['answer'] == ''
+  assert converter(extraction(), threshold=None).postprocess((), example, [piece])['answer'] == 'ab'
 
 
 TEXT = 'Émile ate 3.5 apples — "très bons" — on 2 May. 那天下雨了。🎉 It rained: Ψ rain.'
@@ -172,7 +175,7 @@ def test_perfect_logits_give_the_exact_answer_text(make, arguments, context):
     found = features(tokenizer, example, context=context, stride=10)
     assert all(len(f.tokens['inputs']) <= context for f in found)
     pieces = [logits(f, f.values['start'], f.values['stop']) for f in found]
-    assert converter(extraction()).postprocess((), example, pieces) == answer
+    assert converter(extraction()).postprocess((), example, pieces)['answer'] == answer
 
 
 @pytest.mark.skipif('LM_DATA' not in os.environ, reason='LM_DATA is not set')
@@ -188,7 +191,7 @@ def test_cmrc_answers_survive_the_windows():
     windows = convert(example)
     several += len(windows) > 1
     pieces = [logits(f, f.values['start'], f.values['stop']) for f in windows]
-    assert made.postprocess((), example, pieces) in extraction().reference(example)
+    assert made.postprocess((), example, pieces)['answer'] in extraction().reference(example)
   assert several > 50
 
 

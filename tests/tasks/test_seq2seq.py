@@ -1,6 +1,7 @@
 """Features of generative models, checked token by token with bytes as tokens."""
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from lm.errors import UserError
 from lm.tasks.seq2seq import decoder, encoder_decoder
@@ -31,6 +32,33 @@ def test_encoder_reads_source_and_decoder_generates_target():
   prompt = converter.encode_prompt(TOKENIZER)(EXAMPLE)
   assert lists(prompt.source) == lists(found.source)
   assert lists(prompt.tokens) == {'inputs': [END]}
+
+
+def test_decoder_starts_from_given_tokens():
+  converter = encoder_decoder(text_to_text(), start=(7, 9))
+  (found,) = converter.features(TOKENIZER, (), 16)(EXAMPLE)
+  assert found.tokens['inputs'].tolist() == [7, 9, *ids('abc')]
+  assert found.tokens['targets'].tolist() == [9, *ids('abc'), END]
+  assert converter.encode_prompt(TOKENIZER)(EXAMPLE).tokens['inputs'].tolist() == [7, 9]
+
+
+@pytest.mark.parametrize('start', [(), (-1,), (1000,), ('</s>',)])
+def test_other_start_tokens_are_refused(start):
+  with pytest.raises(UserError, match=r'data\.converter: start=.* must be ids of tokens'):
+    encoder_decoder(text_to_text(), start=start).encode_prompt(TOKENIZER)
+
+
+def test_encoder_reads_the_template_of_the_tokenizer():
+  framed = bytes([])
+  framed.post_processor = TemplateProcessing(
+    single='a $A <|end|> b',
+    special_tokens=[('a', ids('a')[0]), ('b', ids('b')[0]), ('<|end|>', END)],
+  )
+  converter = encoder_decoder(text_to_text(), special_tokens='template')
+  (found,) = converter.features(framed, (), 16)({'source': 'x<|end|>', 'target': 'y'})
+  assert found.source['source'].tolist() == [*ids('ax<|end|>'), END, *ids('b')]
+  with pytest.raises(UserError, match=r"special_tokens='both' must be 'end' or 'template'"):
+    encoder_decoder(text_to_text(), special_tokens='both').encode_prompt(framed)
 
 
 @pytest.mark.parametrize('prefix_lm', [True, False])

@@ -1,0 +1,79 @@
+"""Larger vocabularies: tokens added to a checkpoint, whose rows are the mean of the others."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lm.errors import UserError
+from lm.pretrained import families
+from lm.text import tokenizers
+
+
+class Enlarged(NamedTuple):
+  """A checkpoint with more tokens.
+
+  Attributes:
+    config: its config.json.
+    tokenizer: its tokenizer.
+    first: id of the first new token; the tokens before it give the mean.
+    size: rows of the tables.
+    paths: of the parameters with a row for each token.
+  """
+
+  config: dict[str, Any]
+  tokenizer: Tokenizer
+  first: int
+  size: int
+  paths: frozenset[str]
+
+  def rows(self, path: str, x: np.ndarray) -> np.ndarray:
+    """Returns a parameter with the rows of the new tokens, if it has a row for each token.
+
+    The mean is taken in float64. A checkpoint may have had unused rows in their place.
+    """
+    if path not in self.paths:
+      return x
+    count = tokenizers.vocabulary_size(self.tokenizer) - self.first
+    mean = x[: self.first].mean(0, dtype=np.float64).astype(x.dtype)
+    new = np.broadcast_to(mean, (count, *mean.shape))
+    return np.concatenate([x[: self.first], new, x[self.first + count :]])
+
+  def summary(self) -> str:
+    """Returns what was added, for the user."""
+    count = tokenizers.vocabulary_size(self.tokenizer) - self.first
+    return f'{count} rows added: mean of {self.first:,} rows'
+
+
+def add_tokens(
+  config: Mapping[str, Any], tokenizer: Tokenizer, tokens: Sequence[str], names: Collection[str]
+) -> Enlarged:
+  """Returns a checkpoint with special tokens after its own.
+
+  Args:
+    config: its config.json.
+    tokenizer: its tokenizer.
+    tokens: to add.
+    names: of its tensors.
+
+  Raises:
+    UserError: a token is empty, occurs twice or is known already.
+  """
+  known = tokenizer.get_vocab()
+  for i, token in enumerate(tokens):
+    if not token or token in known or token in tokens[:i]:
+      problem = 'is empty' if not token else 'exists already' if token in known else 'occurs twice'
+      raise UserError(f'--add_tokens={",".join(tokens)}: the token {token!r} {problem}')
+  first = tokenizers.vocabulary_size(tokenizer)
+  larger = tokenizers.with_special_tokens(tokenizer, tokens)
+  old = families.family_of(config, names)
+  size = max(old.model.vocab_size, first + len(tokens))
+  # The parameters whose shape follows the size of the vocabulary.
+  other = families.family_of({**config, 'vocab_size': old.model.vocab_size + 1}, names)
+  paths = (
+    entry.path
+    for entry, more in zip(old.entries, other.entries, strict=True)
+    if entry.transform.shapes != more.transform.shapes
+  )
+  return Enlarged({**config, 'vocab_size': size}, larger, first, size, frozenset(paths))

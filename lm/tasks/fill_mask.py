@@ -1,0 +1,72 @@
+"""Fills the masks of a text by an encoder whose head is the vocabulary (Devlin et al. 2019)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lm.errors import UserError
+from lm.task import Convert, Example, Features, Pieces, string_field
+from lm.text.framing import frame, framing_of
+from lm.text.tokenizers import text_reader
+
+if TYPE_CHECKING:
+  from lm.types import Array, Batch, Output
+
+MASKS = ('[MASK]', '<mask>', '<|mask|>')  # names of the mask in tokenizers
+MOST = 100  # tokens that are predicted for a mask
+
+
+def inputs(tokenizer: Tokenizer) -> Convert:
+  """Returns the function from a `text` to features, one for each of its masks.
+
+  Each has `mask`, the position of its mask among the tokens. A text is between the special tokens
+  of the tokenizer's own template.
+
+  Raises:
+    UserError: the tokenizer has no mask; when features are made: the text has none.
+  """
+  name = next((name for name in MASKS if tokenizer.token_to_id(name) is not None), None)
+  if name is None:
+    raise UserError(f'data.tokenizer has no mask to fill, which is one of {", ".join(MASKS)}')
+  reader, mask = text_reader(tokenizer, visible=name), tokenizer.token_to_id(name)
+  framed = frame(tokenizer, framing_of(tokenizer), reader)
+
+  def convert(example: Example) -> list[Features]:
+    arrays = framed([string_field(example, 'text')]).arrays()
+    places = np.flatnonzero(arrays['inputs'] == mask)
+    if not len(places):
+      raise UserError(f"'text' has no {name} to fill")
+    return [Features(arrays, {}, {'mask': place}) for place in places]
+
+  return convert
+
+
+def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
+  """Returns the likeliest tokens of each mask and their probabilities, (B, 1, MOST) at most."""
+  import jax
+  import jax.numpy as jnp
+
+  masks_B1D = jnp.take_along_axis(output.hidden, batch['mask'][..., None], axis=1)
+  logits_B1V = output.head(masks_B1D)
+  p_B1K, tokens_B1K = jax.lax.top_k(jax.nn.softmax(logits_B1V), min(MOST, logits_B1V.shape[-1]))
+  return {'values/token': tokens_B1K, 'values/probability': p_B1K}
+
+
+def postprocess(tokenizer: Tokenizer, top_k: int = 5) -> Callable[[Example, Pieces], dict]:
+  """Returns the function from the pieces of a text to its `masks`.
+
+  A mask is a list of the `top_k` likeliest fillers, each with its token, text and probability.
+  """
+
+  def read(example: Example, pieces: Pieces) -> dict[str, Any]:
+    del example
+    pairs = (zip(p['values/token'][:top_k], p['values/probability'], strict=False) for p in pieces)
+    return {'masks': [[_filler(int(i), float(p)) for i, p in of_mask] for of_mask in pairs]}
+
+  def _filler(token: int, probability: float) -> dict[str, Any]:
+    text = tokenizer.decode([token]).strip()
+    return {'token': tokenizer.id_to_token(token), 'text': text, 'probability': probability}
+
+  return read
