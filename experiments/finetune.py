@@ -12,7 +12,9 @@ recipe is that of Devlin et al. 2019: AdamW with a linear schedule, weight decay
 A row of a batch holds several examples, with hardly any padding. The number of rows gives about 32
 examples a step (sst2, ag_news) or 16 (the others).
 
-Two CPU cores, MiniLM (22M), seed 0: see LOG.md.
+MiniLM (22M, seed 0) has 88.5 % on SST-2's test set and 87.2 % on its development set; transformers
+on torch has 88.1 % and 87.2 % with the same hyperparameters. Two shared CPU cores, 11 minutes of
+CPU time. The other tasks have no figures yet.
 
 Recipes for published checkpoints, not run here, with the published figures:
 - `:glue_NAME` on GLUE's development sets, bert-base-cased, means of 5 seeds of Hugging Face's Flax
