@@ -169,6 +169,9 @@ def _check_flags(answer: str) -> None:
   for name in sorted(every - {*of_answer.get(answer, ())}):
     if args[name].present:
       raise UserError(f'--{name}={args[name].value} has no effect: the answers are {answer!r}')
+  for name in ('top_k', 'top_p', 'min_p', 'seed'):
+    if answer == 'text' and args[name].present and not args.temperature:
+      raise UserError(f'--{name}={args[name].value} has no effect without --temperature above 0')
 
 
 if __name__ == '__main__':

@@ -143,6 +143,16 @@ MUTATIONS = [
    'text/test_subword_sampling.py'),
   ('first-label', 'lm/tasks/classification.py', 'if first is not None:', 'if first:',
    'tasks/test_classification.py'),
+  ('window-weights', 'lm/tasks/classification.py',
+   "weights=[len(piece['tokens/inputs']) for piece in pieces]", 'weights=None',
+   'evaluation/test_trained_model.py'),
+  ('first-prompt', 'lm/evaluation/trained_model.py', 'range(first, first + len(prompts))',
+   'range(len(prompts))', 'evaluation/test_trained_model.py'),
+  ('temperature-search', 'lm/evaluation/calibration.py',
+   'if nll(high - step) < nll(low + step):', 'if nll(high - step) > nll(low + step):',
+   'metrics/test_labels.py'),
+  ('calibration-sign', 'lm/metrics/labels.py', 'correct - p_best, bins', 'correct * p_best, bins',
+   'metrics/test_labels.py'),
   ('target-weights', 'lm/tasks/seq2seq.py', '[len(prompt) - 1, len(target)]',
    '[len(prompt), len(target) - 1]', 'tasks/test_seq2seq.py'),
   ('validation-in-training', 'lm/data/sources/base.py', "(0, cut) if split == 'train'",
@@ -210,6 +220,15 @@ MUTATIONS = [
    "'all-reduce': share", 'preflight/test_hlo.py'),
   ('retry-policy', 'tpu_scripts/policy.py', 'return 1 if newer else history.failures + 1',
    'return history.failures + 1', 'tpu_scripts/test_babysit.py'),
+  # Pretrained encoder-decoders.
+  ('t5-attention-scale', 'lm/pretrained/encoder_decoders.py', "Attention', scale=1.0)",
+   "Attention', scale=None)", 'pretrained/test_encoder_decoder_parity.py'),
+  ('cross-keys-as-values', 'lm/pretrained/layout.py', "(f'{k}.weight', f'{v}.weight')",
+   "(f'{v}.weight', f'{k}.weight')", 'pretrained/test_encoder_decoder_parity.py'),
+  ('forbidden-tokens', 'lm/evaluation/predict.py', '(*ban_unknown_token(tokenizer), *forbidden)',
+   'ban_unknown_token(tokenizer)', 'pretrained/test_encoder_decoder_parity.py'),
+  ('decoder-start', 'lm/tasks/seq2seq.py', 'if start is None else start',
+   'if True else start', 'tasks/test_seq2seq.py'),
 ]
 # fmt: on
 

@@ -62,9 +62,8 @@ def test_every_format_gives_the_predictions_of_python(workdirs, tmp_path):
 
 
 def test_an_ensemble_averages_probabilities(workdirs):
-  (found,) = lines(
-    run('predict', f'--workdir={workdirs[0]},{workdirs[1]}', text=jsonl([{'text': 'abc'}])).stdout
-  )
+  both = f'--workdir={workdirs[0]},{workdirs[1]}'
+  (found,) = lines(run('predict', both, text='{"text": "abc"}\n').stdout)
   members = [lm.load(workdir).predict(['abc'])[0]['probabilities'] for workdir in workdirs]
   for label in LABELS:
     mean = np.mean([each[label] for each in members])
@@ -117,15 +116,17 @@ def test_mistakes_are_named_by_their_line(workdirs, arguments, text, message):
 
 def test_a_mistake_leaves_no_output(workdirs, tmp_path):
   arguments = (f'--workdir={workdirs[0]}', f'--output={tmp_path}/out.jsonl', '--window=1')
-  line = mistake('predict', *arguments, text='{"text": "a"}\n{"text": ""}\n')
-  assert "stdin, line 2: 'text' is empty" in line and not list(tmp_path.iterdir())
+  result = run('predict', *arguments, text='{"text": "a"}\n{"text": ""}\n')
+  assert (result.returncode, result.stdout) == (2, '') and not list(tmp_path.iterdir())
+  assert result.stderr.endswith("lm.predict: stdin, line 2: 'text' is empty\n")
 
 
 def test_mistakes_of_scored_files(workdirs, tmp_path):
   flag = f'--workdir={workdirs[0]}'
   (tmp_path / 'dev.jsonl').write_text(jsonl([{'text': 'a', 'label': 'z'}]), 'utf-8')
-  assert f"{tmp_path}/dev.jsonl, line 1: data.labels: no label 'z'" in mistake(
-    'evaluate', flag, f'--data={tmp_path}/dev.jsonl'
-  )
+  line = mistake('evaluate', flag, f'--data={tmp_path}/dev.jsonl')
+  assert f"({tmp_path}/dev.jsonl, line 1): data.labels: no label 'z'" in line
+  (tmp_path / 'dev.txt').write_text('a\n')
+  assert 'lines of text have no targets' in mistake('evaluate', flag, f'--data={tmp_path}/dev.txt')
   assert '--data=nowhere.tsv: no such file' in mistake('evaluate', flag, '--data=nowhere.tsv')
   assert jax.device_count() == 1

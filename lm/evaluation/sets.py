@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.components import Inference
+from lm.config.base import evaluation
 from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows, Rows
 from lm.data.sources.rows import format_of
@@ -106,30 +107,45 @@ def sets(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokeniz
   return Evaluator(found.run, found.directions, found.programs, found.notes)
 
 
-def file_set(config: ConfigDict, file: str) -> None:
-  """Replaces the sets of a config by 'data', the rows of a file with the metrics of the first set.
+# The corpus metrics of a run without evaluation sets, by the answer of its predictions.
+_SCORES = {
+  'label': ('lm.metrics.labels:classification', 'lm.metrics.labels:calibration'),
+  'labels': ('lm.metrics.labels:multilabel',),
+  'value': ('lm.metrics.labels:regression',),
+  'tags': ('lm.metrics.labels:tags',),
+  'answer': ('lm.metrics.answers:squad',),
+  'text': ('lm.metrics.labels:exact_match',),
+}
 
-  A set with corpus metrics precedes the others. For a language model, a .txt file is one text.
+
+def file_set(config: ConfigDict, file: str) -> None:
+  """Replaces the sets of a config by 'data', the rows of a file, with the metrics of the first set.
+
+  A set with corpus metrics precedes the others. Runs without sets, such as imported ones, have the
+  usual metrics of their kind of task. For a language model, a .txt file is one text.
 
   Raises:
-    UserError: there is no such file, its suffix is unknown, or the config has no set.
+    UserError: there is no such file, or its suffix is unknown.
   """
   path = expand_path(file, '--data')
   if not path.is_file():
     raise UserError(f'--data={file}: no such file')
   form = format_of(path, 'it another')
-  fields: tuple[str, ...] = ('text',)
-  if config.data.task is not None:
-    fields = features.build_task(config.data)[0].fields
-  if form == 'text' and len(fields) > 1:
-    raise UserError(f'--data={file}: rows have {", ".join(fields)}; give a .jsonl or .tsv file')
   sections = sorted(config.eval.sets.values(), key=lambda section: not section.scores)
-  if not sections:
-    raise UserError(f'--data={file}: the run has no eval.sets, whose metrics would score it')
-  source = f'lm.data.sources.rows:rows(file={str(path)!r}, field={fields[0]!r})'
-  if config.data.task is None and form == 'text':
-    source = f'lm.data.sources:text(files={glob.escape(str(path))!r})'
-  of_file = {**sections[0], 'split': 'train', 'source': source, 'limit': 0}
+  source = f'lm.data.sources.rows:rows(file={str(path)!r})'
+  if config.data.task is None:
+    usual = evaluation('train')
+    if form == 'text':
+      source = f'lm.data.sources:text(files={glob.escape(str(path))!r})'
+  else:
+    task, converter = features.build_task(config.data)
+    usual = evaluation('train', metrics=(), scores=_SCORES.get(converter.answer, ()))
+    if form == 'text':
+      raise UserError(
+        f'--data={file}: lines of text have no targets; give .jsonl or .tsv with the fields '
+        f'{", ".join(task.fields)} and that of the target'
+      )
+  of_file = {**(sections[0] if sections else usual), 'split': 'train', 'source': source, 'limit': 0}
   with config.unlocked():
     config.eval.sets = ConfigDict({'data': of_file})
   config.eval.evaluators = ('lm.evaluation.sets:sets',)

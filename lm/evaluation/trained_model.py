@@ -118,6 +118,8 @@ class TrainedModel(Loaded):
     check_range('temperature', temperature, 1e-3)
     check_range('top_k', top_k, 0, fill_mask.MOST if reading.answer == 'masks' else np.inf)
     if reading.prompt is not None:
+      if top_k:
+        raise UserError(f'top_k={top_k}: this run generates; `generate` samples from the top k')
       return self._generations(examples, self._decode(batch_size=batch_size), too_long, place)
     assert reading.convert and reading.step and reading.postprocess
     fits = self._fits(reading.convert, examples, too_long, place)
@@ -271,8 +273,8 @@ class TrainedModel(Loaded):
 
   def _example(self, row: Any, name: Callable[[], str]) -> Example:
     with _at(lambda _: name(), 0):
-      if isinstance(row, str):
-        row = self._as_turns({self.field: row})
+      if isinstance(row, str):  # that of a dialogue is its first turn
+        row = {self.field: [row] if self.field == 'turns' else row}
       if not isinstance(row, Mapping):
         raise UserError(f'{row!r:.60} is neither a text nor a dict of fields')
       for field in self._task.fields:
@@ -282,10 +284,6 @@ class TrainedModel(Loaded):
       for step in self._steps:
         example = self._prepared(example, step)
       return example
-
-  def _as_turns(self, row: dict[str, Any]) -> dict[str, Any]:
-    """Returns the row of a text alone; that of a dialogue is its first turn."""
-    return {'turns': [row['turns']]} if 'turns' in row else row
 
   def _prepared(self, example: Example, step: Callable[..., Iterable[Example]]) -> Example:
     """Returns an example after a step of data.prepare that acts on one of its fields."""
@@ -491,11 +489,7 @@ class TrainedModel(Loaded):
     base = decode_config(config.decode, self.tokenizer, config.data.seq_len)
     if not task:
       base = base._replace(max_tokens=MAX_TOKENS, beam_size=1, max_length_ratio=0.0)
-    return base._replace(logits_processors=self._processors, **changes)
-
-  @functools.cached_property
-  def _processors(self) -> tuple[sampling.LogitsProcessor, ...]:
-    return tuple(sampling.ban_unknown_token(self.tokenizer))
+    return base._replace(**changes)
 
   def _generations(
     self,

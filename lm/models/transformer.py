@@ -339,7 +339,10 @@ class Transformer(nn.Module):
   def embed(self, table: EmbeddingTable, tokens_BT: Array) -> Array:
     """Returns the embeddings of tokens (B, T, D)."""
     x_BTD = embedding.embedding_lookup(table, tokens_BT)
-    return x_BTD if self.embed_scale == 1 else x_BTD * self.embed_scale
+    if self.embed_scale == 1:
+      return x_BTD
+    # In the type of the model, as Gemma was trained: sqrt(640) is 25.25 in bfloat16.
+    return x_BTD * float(jnp.dtype(self.dtype).type(self.embed_scale))
 
   def with_head(self, x: Array, table: EmbeddingTable) -> tuple[Array, OutputHead]:
     """Returns the hidden states of the output, and the map from them to logits."""

@@ -175,18 +175,19 @@ def _tokenizer(
 ) -> tokenizers.Tokenizer:
   kind, pre = field('tokenizer.ggml.model'), fields.get('tokenizer.ggml.pre')
   if kind == 'llama':  # the first Llama had one of SentencePiece
+    tokens, scores, kinds = (
+      field(f'tokenizer.ggml.{name}') for name in ('tokens', 'scores', 'token_type')
+    )
     start = fields.get('tokenizer.ggml.bos_token_id')
     try:
       return pieces.byte_pair_encoding(
-        field('tokenizer.ggml.tokens'),
-        field('tokenizer.ggml.scores'),
-        field('tokenizer.ggml.token_type'),
+        tokens,
+        scores,
+        kinds,
         unknown=fields.get('tokenizer.ggml.unknown_token_id', 0),
         first=start if fields.get('tokenizer.ggml.add_bos_token', True) else None,
         space_prefix=fields.get('tokenizer.ggml.add_space_prefix', True),
       )
-    except UserError:
-      raise
     except Exception as e:  # the library raises nothing more precise
       raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
   if kind != 'gpt2' or pre not in _PIECES:

@@ -129,6 +129,7 @@ def gemma2(hf: Reader) -> Family:
 
 def gemma3_text(hf: Reader) -> Family:
   """Gemma 3 (Gemma Team 2025): normalized queries and keys, two kinds of rotary positions."""
+  hf.only(attn_logit_softcapping=None)  # which transformers ignores
   hf = hf.with_defaults(**_GEMMA_3)
   each = hf.size('sliding_window_pattern', 6)
   N = hf.size('num_hidden_layers')

@@ -6,7 +6,15 @@ import scipy.stats
 
 from lm.errors import UserError
 from lm.metrics.answers import squad
-from lm.metrics.labels import classification, exact_match, matthews, regression, tags
+from lm.metrics.labels import (
+  calibration,
+  classification,
+  exact_match,
+  matthews,
+  multilabel,
+  regression,
+  tags,
+)
 from lm.metrics.spans import entities
 from lm.metrics.translation import bleu
 
@@ -130,3 +138,59 @@ def test_empty_set_is_refused(metric):
 def test_wrong_types_are_refused(metric, values, message):
   with pytest.raises(UserError, match=message):
     metric(values, values)
+
+
+def test_micro_and_macro_f1_are_those_of_scikit_learn():
+  sklearn = pytest.importorskip('sklearn.metrics')
+  rng = np.random.default_rng(0)
+  for size in rng.integers(1, 20, 30):
+    sides = rng.random((2, size, 4)) < 0.4
+    predictions, references = (
+      [[name for name, there in zip('abcd', row, strict=True) if there] for row in side]
+      for side in sides
+    )
+    occurring = np.flatnonzero(sides.any((0, 1))).tolist()
+    f1 = {
+      average: sklearn.f1_score(
+        sides[1], sides[0], labels=occurring, average=average, zero_division=0
+      )
+      if occurring
+      else 0.0
+      for average in ('micro', 'macro')
+    }
+    assert multilabel()(predictions, references).values == {
+      'micro_f1': pytest.approx(f1['micro']),
+      'macro_f1': pytest.approx(f1['macro']),
+      'exact_match': pytest.approx(float((sides[0] == sides[1]).all(1).mean())),
+    }
+
+
+def test_calibration_error_by_hand():
+  # Confidences .9, .9 and .6 in two of ten bins; the first two are right once.
+  likely, even = {'a': 0.9, 'b': 0.1}, {'a': 0.4, 'b': 0.6}
+  found = calibration(bins=10)([likely, likely, even], ['a', 'b', 'b']).values
+  assert found == {
+    'calibration_error': pytest.approx((2 * abs(0.5 - 0.9) + abs(1 - 0.6)) / 3),
+    'brier': pytest.approx((2 * 0.1**2 + 2 * 0.9**2 + 2 * 0.4**2) / 3),
+  }
+  assert calibration().of == 'probabilities'
+
+
+def test_calibration_error_is_near_zero_for_labels_drawn_from_their_probabilities():
+  rng = np.random.default_rng(0)
+  p = rng.dirichlet([1.0, 1.0, 1.0], 20000)
+  drawn = ['abc'[i] for i in (rng.random((20000, 1)) > p.cumsum(1)[:, :2]).sum(1)]
+  found = [dict(zip('abc', row, strict=True)) for row in p.tolist()]
+  assert calibration()(found, drawn).values['calibration_error'] < 0.015
+  sharper = [{k: v**3 for k, v in row.items()} for row in found]
+  sharper = [{k: v / sum(row.values()) for k, v in row.items()} for row in sharper]
+  assert calibration()(sharper, drawn).values['calibration_error'] > 0.1
+  from lm.evaluation.calibration import fit_temperature, rescale
+
+  assert fit_temperature(sharper, drawn) == pytest.approx(3, rel=0.05)
+  assert rescale(sharper[0], 3.0) == pytest.approx(found[0], rel=1e-6)
+
+
+def test_calibration_refuses_an_unknown_label():
+  with pytest.raises(UserError, match="calibration: no probability of 'c'"):
+    calibration()([{'a': 1.0}], ['c'])

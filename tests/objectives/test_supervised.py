@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.metrics import tokens
-from lm.objectives.supervised import cross_entropy, squared_error
+from lm.objectives.supervised import binary_cross_entropy, cross_entropy, squared_error
 from lm.types import EmbeddingTable, Output, OutputHead
 
 
@@ -102,3 +102,17 @@ def test_squared_error_metric():
     'loss': (pytest.approx(np.sum(WEIGHTS * ERRORS**2), rel=1e-6), 2.5),
     'absolute_error': (pytest.approx(np.sum(WEIGHTS * np.abs(ERRORS)), rel=1e-6), 2.5),
   }
+
+
+def test_binary_cross_entropy_is_that_of_independent_labels(model):
+  targets = np.array([[[1, 0, 1], [0, 0, 0]], [[0, 1, 0], [1, 1, 1]]])
+  batch = BATCH | {'targets': targets}
+  p = 1 / (1 + np.exp(-TABLE.T[BATCH['inputs']]))  # (B, P, C)
+  nats = -np.where(targets == 1, np.log(p), np.log(1 - p)).mean(-1)
+  objective = binary_cross_entropy()
+  sums = objective.loss_sums(model, TABLE, batch, None)
+  expected = (BATCH['weights'] * nats).sum()
+  assert float(sums['loss']) == pytest.approx(expected, rel=1e-5)
+  assert float(objective.normalizers(batch)['loss']) == 3.5
+  total, weight = tokens.binary_cross_entropy().terms(model(TABLE, batch), batch)['loss']
+  assert float(total) == pytest.approx(expected, rel=1e-5) and float(weight) == 3.5

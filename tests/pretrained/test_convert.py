@@ -48,6 +48,7 @@ def refused(source, workdir, *flags):
     ({'num_hidden_layers': 2**40}, 'must be a positive integer'),
     ({'hidden_size': True}, 'hidden_size=True must be a positive integer'),
     ({'hidden_act': 'geglu'}, "hidden_act='geglu' is not supported"),
+    ({'attention_bias': True}, 'missing model.layers.0.self_attn.k_proj.bias'),
     ({'rope_parameters': {'rope_type': 'yarrn'}}, "rope_scaling={'rope_type': 'yarrn'} is not"),
     ({'vocab_size': 20}, 'its tokenizer has 60 tokens, and the embedding has 20 rows'),
     ({'intermediate_size': 32}, 'mlp.gate_proj.weight is (24, 16) and should be (32, 16)'),

