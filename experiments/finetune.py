@@ -12,7 +12,9 @@ recipe is that of Devlin et al. 2019: AdamW with a linear schedule, weight decay
 A row of a batch holds several examples, with hardly any padding. The number of rows gives about 32
 examples a step (sst2, ag_news) or 16 (the others).
 
-Two CPU cores, MiniLM (22M), seed 0: see LOG.md.
+MiniLM (22M, seed 0) has 88.5 % on SST-2's test set and 87.2 % on its development set; transformers
+on torch has 88.1 % and 87.2 % with the same hyperparameters. Two shared CPU cores, 11 minutes of
+CPU time. The other tasks have no figures yet.
 
 Recipes for published checkpoints, not run here, with the published figures:
 - `:glue_NAME` on GLUE's development sets, bert-base-cased, means of 5 seeds of Hugging Face's Flax
@@ -42,6 +44,7 @@ from lm.text import tokenizers
 from lm.workdir.experiment import read_config
 
 _TEMPLATE = "(special_tokens='template')"
+_POOLED = 'lm.nn.heads:pooled'
 
 
 def get_config(arg=''):
@@ -72,13 +75,16 @@ def _pretrained(workdir):
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:existing', 'file': file})
   config.data.too_long = 'truncate'
   config.warm_start.workdir = workdir
-  pooler = str(found.head).startswith(('lm.nn.heads:pooler', 'lm.nn.heads:pooled'))
+  pooler = str(found.head).startswith(('lm.nn.heads:pooler', _POOLED))
   # Rules match paths of this model, and only that of a pooled task has a pooler.
   config.warm_start.rules = ('^head/ ->',) if pooler else ('^(head|pooler)/ ->',)
+  head = found.head if str(found.head).startswith(_POOLED) else _POOLED
   with found.unlocked():
-    for key, kind in (('head', str), ('pooling', str), ('num_classes', int)):
+    for key, value in (('head', head), ('pooling', 'lm.nn.pooling:first')):
       del found[key]
-      found[key] = placeholder(kind)
+      found[key] = value
+    del found.num_classes
+    found.num_classes = placeholder(int)  # that of data.labels
   config.model = found
   config.optim.update({
     'schedule': 'lm.optim.optimizers:linear',
@@ -100,7 +106,6 @@ def _train(config, seq_len, rows, steps, rate):
 
 
 def _classes(config, labels, split, fields=('text',)):
-  config.model.head, config.model.pooling = 'lm.nn.heads:pooled', 'lm.nn.pooling:first'
   tasks.classification(config, labels, split)
   config.data.task = f'lm.tasks.text:classification(fields={fields!r})'
   config.data.converter += _TEMPLATE
@@ -132,6 +137,7 @@ def _rte(config):  # 1,767 pairs of 52 tokens; 16.3 a step
 
 def _wnut17(config):  # 3,394 posts of 31 tokens; 16.1 a step
   tasks.tagging(config, TAGS, 'dev', 'lm.metrics.spans:entities')
+  config.model.head = placeholder(str)
   config.data.converter += _TEMPLATE
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/wnut17_ner/{split}.tsv')"
   return _train(config, 128, 4, 633, 5e-5)
@@ -144,6 +150,7 @@ def _squad(config):  # 1,979 windows of 203 tokens; 15.7 a step
 
 def _answers(config, name, ending, options=''):
   tasks.extraction(config, 'dev', f'lm.metrics.answers:{name.removesuffix("2018")}')
+  config.model.head = placeholder(str)
   config.data.converter += f"(special_tokens='template', threshold=None{options})"
   config.data.source = f"lm.data.sources:squad(files='$LM_DATA/{name}/{{split}}.{ending}')"
   config.optim.warmup_steps = 37
@@ -189,7 +196,6 @@ def _glue(name):
     if labels:
       _classes(config, labels, split, fields)
     else:
-      config.model.head, config.model.pooling = 'lm.nn.heads:pooled', 'lm.nn.pooling:first'
       tasks.regression(config, split)
       config.data.task = f'lm.tasks.text:regression(fields={fields!r})'
       config.data.converter += _TEMPLATE

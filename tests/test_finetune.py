@@ -83,6 +83,15 @@ def test_checkpoint_without_a_pooler_gets_a_new_one(tmp_path):
   assert started(tagged)[1].fresh == ('head/bias', 'head/kernel')
 
 
+def test_dense_layer_of_an_imported_head_of_classes_is_kept(tmp_path):
+  checkpoint.import_checkpoint(CHECKPOINTS / 'bert_classes', tmp_path / 'classes')
+  config = experiment.load(f'{FILE}:sst2,{tmp_path / "classes"}')
+  own = experiment.read_config(tmp_path / 'classes').model.head
+  assert config.model.head == own and own.startswith('lm.nn.heads:pooled')
+  config.data.seq_len = config.model.context
+  assert started(config)[1].fresh == ('head/bias', 'head/kernel')
+
+
 def test_workdir_that_does_not_fit_is_refused(tmp_path):
   with pytest.raises(UserError, match='--config: no imported workdir in the argument'):
     experiment.load(f'{FILE}:sst2')

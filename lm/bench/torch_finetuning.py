@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -18,7 +19,10 @@ from lm.bench.worker import Training
 from lm.config import resolve
 from lm.data import features, pipeline
 from lm.errors import UserError
+from lm.evaluation.predict import Predictions
 from lm.parallel.host import available_cores
+from lm.task import Converter
+from lm.types import Output
 from lm.workdir import experiment
 
 _MEGABATCH = 50  # batches that are sorted by length together, as transformers does
@@ -169,28 +173,34 @@ def _scores(config: ConfigDict, name: str, tokenizer: Any, model: Any) -> dict[s
     with torch.no_grad():
       output = model(**_arrays(batch))
     for k, row in enumerate(batch):
-      row.update(_prediction(output, k, row))
+      row.update(_prediction(converter, output, k, row))
   pieces: dict[int, list[Mapping[str, np.ndarray]]] = {}
   for row in rows:
     pieces.setdefault(int(row['example']), []).append(row)
   assert converter.postprocess is not None
   labels = tuple(config.data.labels)
-  outputs = [converter.postprocess(labels, examples[i], found) for i, found in pieces.items()]
-  references = [task.reference(examples[i]) for i in pieces]
+  full = [converter.postprocess(labels, examples[i], found) for i, found in pieces.items()]
+  answers = [prediction[converter.answer] for prediction in full]
+  predictions = Predictions([], answers, [task.reference(examples[i]) for i in pieces], full)
   values: dict[str, float] = {}
   for path in section.scores:
     metric = resolve.call(resolve.resolve(path, 'scores'), 'scores')
-    values |= metric(outputs, references).values
+    values |= metric(metric.scored(predictions), predictions.references).values
   return values
 
 
-def _prediction(output: Any, k: int, row: _Row) -> _Row:
-  """Returns the prediction for the k-th example of a batch, as the converters name it."""
-  length = len(row['tokens/inputs'])
+def _prediction(converter: Converter, output: Any, k: int, row: _Row) -> _Row:
+  """Returns the arrays that the converter makes of the logits for the k-th example of a batch."""
   if 'start_logits' in output:
-    ends = {'tokens/start': output.start_logits, 'tokens/stop': output.end_logits}
-    return {name: logits[k, :length].numpy() for name, logits in ends.items()}
-  logits = output.logits[k].numpy()
-  if 'values/targets' not in row:
-    return {'tokens/tag': logits[:length].argmax(-1)}
-  return {'values/class': logits.argmax(-1), 'values/number': logits[0]}
+    logits = torch.stack([output.start_logits, output.end_logits], dim=-1)[k]
+  else:
+    logits = output.logits[k]
+  # (1, T, C) for a head on each token, (1, 1, C) for one on each example.
+  per_token = logits.ndim == 2
+  found = logits[: len(row['tokens/inputs'])] if per_token else logits[None]
+  identity: Any = lambda logits: logits  # noqa: E731
+  assert converter.predict is not None
+  arrays = converter.predict(Output(jnp.asarray(found.numpy())[None], identity, {}), {})
+  return {
+    name: np.asarray(x)[0] if per_token else np.asarray(x)[0, 0] for name, x in arrays.items()
+  }
