@@ -24,6 +24,7 @@ TOLERANCE = 1e-4
 
 # One for each position scheme: what packs rows and decodes does not depend on the rest.
 SCHEMES = ('bart', 'marian', 't5')
+PARAMS = [n if n in SCHEMES else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +40,7 @@ def opened(tmp_path_factory):
   return open_checkpoint
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=PARAMS)
 def imported(request, opened):
   return opened(request.param)
 

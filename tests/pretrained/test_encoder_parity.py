@@ -15,11 +15,22 @@ FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 GOLDEN = {path.parent.name: path for path in sorted(FOLDER.glob('*/golden.npz'))}
 # Golden files of encoders have types; those of models with a head have logits.
 NAMES = [name for name, path in GOLDEN.items() if 'types' in np.load(path)]
+# Each mechanism once; the others combine them.
+DEFAULT = (
+  'bert',
+  'bert_answers',
+  'distilbert_classes',
+  'electra_masked',
+  'electra_replaced',
+  'modernbert_tags',
+  'roberta_masked',
+)
+PARAMS = [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 TOLERANCE = 1e-4
 SITES = '*/embeddings', '*/residual', 'encoder/hidden'
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=PARAMS)
 def imported(request, tmp_path_factory):
   """Returns the folder of a checkpoint, its imported run and the golden outputs."""
   workdir = tmp_path_factory.mktemp('encoder') / 'run'
@@ -104,7 +115,7 @@ def test_outputs_of_packed_rows(imported):
     assert difference(part, expected[row], length) < TOLERANCE, first_difference(run, golden)
 
 
-@pytest.mark.parametrize('name', ['bert', 'modernbert'])
+@pytest.mark.parametrize('name', ['bert', pytest.param('modernbert', marks=pytest.mark.slow)])
 def test_a_failure_names_the_first_layer_that_differs(name, tmp_path):
   checkpoint.import_checkpoint(FOLDER / name, tmp_path / 'run')
   run, golden = lm.load(tmp_path / 'run'), dict(np.load(GOLDEN[name]))

@@ -13,10 +13,13 @@ from lm.pretrained import checkpoint, safetensors
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 NAMES = sorted(path.parent.name for path in FOLDER.glob('*/golden.npz') if 'log_p' in np.load(path))
+# Each mechanism once; the others combine them.
+DEFAULT = ('gemma2', 'gemma3_text', 'gpt2', 'gpt_neox', 'llama_31', 'qwen3')
+PARAMS = [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=PARAMS)
 def imported(request, tmp_path_factory):
   """Returns the folder of a checkpoint, its imported run and the golden outputs."""
   folder, workdir = FOLDER / request.param, tmp_path_factory.mktemp('pretrained') / 'run'
