@@ -229,6 +229,11 @@ MUTATIONS = [
    'ban_unknown_token(tokenizer)', 'pretrained/test_encoder_decoder_parity.py'),
   ('decoder-start', 'lm/tasks/seq2seq.py', 'if start is None else start',
    'if True else start', 'tasks/test_seq2seq.py'),
+  # Framing of texts for imported encoders.
+  ('truncation-of-pairs', 'lm/text/framing.py', 'room // (len(places) - k)', 'room // len(places)',
+   'text/test_framing.py'),
+  ('types-of-template', 'lm/text/framing.py', 'np.array(whole.type_ids, int)',
+   'np.zeros(len(whole.ids), int)', 'text/test_framing.py'),
 ]
 # fmt: on
 
