@@ -24,8 +24,6 @@ from typing import Any
 from lm.bench.interleaved import OURS, add_common_flags, positive_int, spread, thread_count
 from lm.bench.worker import start_worker
 from lm.errors import UserError
-from lm.pretrained.checkpoint import export_run
-from lm.workdir import experiment
 
 BUILDS = {
   OURS: 'lm.bench.ours:finetuning',
@@ -53,6 +51,10 @@ def main(arguments: argparse.Namespace) -> None:
     UserError: an argument is wrong, or the baseline is not installed.
   """
   threads = thread_count(arguments)
+  # Imported here, because they import jax.
+  from lm.pretrained.checkpoint import export_run
+  from lm.workdir import experiment
+
   workdir = experiment.load(arguments.config).warm_start.workdir
   if not workdir:
     raise UserError(f'--config={arguments.config}: warm_start.workdir, where it starts, is empty')

@@ -9,7 +9,7 @@ from in_process import mistake
 
 from lm import cli
 from lm.errors import UserError
-from lm.evaluation import ensembles, predict
+from lm.evaluation import ensembles, trained_model
 from lm.workdir import files, sources
 
 FILE = "def get_config(arg=''):\n  from lm.config.base import base\n  return base()\n"
@@ -58,7 +58,7 @@ def test_the_home_of_files_is_expanded(home):
   assert f'--workdir={home}/x: no run there' in mistake('evaluate', '--workdir=~/x')
   # The workdir of a tagger is expanded too.
   with pytest.raises(UserError, match=re.escape(f'{home}/pos: no run there')):
-    predict.tag(['a'], workdir='~/pos')
+    trained_model.tag(['a'], workdir='~/pos')
 
 
 @pytest.mark.parametrize('name', ['lr[3e-4]', 'a*b', 'what?', 'back\\slash', 'x]'])
