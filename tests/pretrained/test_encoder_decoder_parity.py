@@ -24,7 +24,11 @@ TOLERANCE = 1e-4
 
 # One for each position scheme: what packs rows and decodes does not depend on the rest.
 SCHEMES = ('bart', 'marian', 't5')
-PARAMS = [n if n in SCHEMES else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+DEFAULT = ('bart', 't5')
+
+
+def slow_unless_default(names):
+  return [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 @pytest.fixture(scope='module')
@@ -40,12 +44,12 @@ def opened(tmp_path_factory):
   return open_checkpoint
 
 
-@pytest.fixture(params=PARAMS)
+@pytest.fixture(params=slow_unless_default(NAMES))
 def imported(request, opened):
   return opened(request.param)
 
 
-@pytest.fixture(params=SCHEMES)
+@pytest.fixture(params=slow_unless_default(SCHEMES))
 def scheme(request, opened):
   return opened(request.param)
 
