@@ -1,4 +1,4 @@
-"""Categories and sentiment of Chinese shopping reviews: several labels at once, from scratch.
+"""Categories and sentiment of Chinese shopping reviews: multi-label classification from scratch.
 
   LM_DATA=DIR python -m lm.train --config=experiments/multilabel.py --workdir=runs/multilabel
 

@@ -230,10 +230,10 @@ MUTATIONS = [
   ('decoder-start', 'lm/tasks/seq2seq.py', 'if start is None else start',
    'if True else start', 'tasks/test_seq2seq.py'),
   # Framing of texts for imported encoders.
-  ('truncation-of-pairs', 'lm/text/framing.py', 'room // (len(places) - k)', 'room // len(places)',
+  ('truncation-of-pairs', 'lm/text/framing.py', 'free // (len(places) - k)', 'free // len(places)',
    'text/test_framing.py'),
-  ('types-of-template', 'lm/text/framing.py', 'np.array(whole.type_ids, int)',
-   'np.zeros(len(whole.ids), int)', 'text/test_framing.py'),
+  ('types-of-template', 'lm/text/framing.py', 'np.array(joined.type_ids, int)',
+   'np.zeros(len(joined.ids), int)', 'text/test_framing.py'),
 ]
 # fmt: on
 

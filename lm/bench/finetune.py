@@ -104,10 +104,10 @@ def table(report: dict[str, Any]) -> str:
     ]
   first, *others = report
   for name in others:
-    ours, theirs = ([report[n]['steps'] * s for s in report[n]['seconds']] for n in (first, name))
-    ratio = spread([a / b for a, b in zip(ours, theirs, strict=True)])
+    ours, baseline = ([report[n]['steps'] * s for s in report[n]['seconds']] for n in (first, name))
+    ratio = spread([a / b for a, b in zip(ours, baseline, strict=True)])
     lines.append(
       f'time of ours / {name}: {ratio["median"]:.2f} (quartiles {ratio["low"]:.2f} to '
-      f'{ratio["high"]:.2f}), {sum(ours) / sum(theirs):.2f} over the training'
+      f'{ratio["high"]:.2f}), {sum(ours) / sum(baseline):.2f} over the training'
     )
   return '\n'.join(lines)

@@ -65,7 +65,7 @@ def finetuning(config: str, seed: int, folder: str) -> Training:
     weight_decay=optim.weight_decay, fused=True,
   )  # fmt: skip
   ahead = zip(rates, _batches(rows, size, seed), strict=False)
-  clip = optim.clip_norm / (2 if _has_spans(found) else 1)  # theirs is the mean of both losses
+  clip = optim.clip_norm / (2 if _has_spans(found) else 1)  # transformers averages the two losses
 
   def run(times: int) -> None:
     for _ in range(times):

@@ -1,7 +1,7 @@
-"""Calibration by a temperature (Guo et al. 2017, 4.2): one number, fitted on a development set.
+"""Calibration by a temperature, a scalar fitted on a development set (Guo et al. 2017, 4.2).
 
-Dividing logits by a temperature changes the probabilities and no prediction. Probabilities
-determine the logits up to a constant, so that they are rescaled without the model.
+A temperature divides the logits: it changes probabilities, and no prediction. Probabilities
+determine the logits up to a constant, so they can be rescaled without the model.
 """
 
 from collections.abc import Mapping, Sequence

@@ -460,8 +460,8 @@ class TrainedModel(Loaded):
     is_text = ~np.isin(arrays['inputs' if stream == 'tokens' else stream], self._special)
     first = int(np.argmax(is_text)) if is_text.any() else 0
     after = int(np.argmax(is_text[::-1])) if is_text.any() else 0
-    last, room = size - after, limit - first - after
-    parts = list(windows(last - first, room, room))[: 1 if policy == 'truncate' else None]
+    last, free = size - after, limit - first - after
+    parts = list(windows(last - first, free, free))[: 1 if policy == 'truncate' else None]
 
     def cut(x: np.ndarray, part: slice) -> np.ndarray:
       return np.concatenate([x[:first], x[first:last][part], x[last:]])
@@ -557,7 +557,8 @@ def _at(place: Place, index: int) -> Iterator[None]:
   try:
     yield
   except UserError as e:
-    raise UserError(f'{place(index)}: {e}') from e
+    # Rows do not come from data.source, which tasks name.
+    raise UserError(f'{place(index)}: {str(e).removeprefix("data.source: ")}') from e
 
 
 def _texts(example: Example) -> list[str]:

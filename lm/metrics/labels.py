@@ -1,4 +1,4 @@
-"""Metrics of one prediction per example: a label with its probability, labels, a string, a number.
+"""Metrics of one prediction per example: a label with its probability, labels, a string, a float.
 
 A perfect score is 1; a perfect error, such as 'mse', is 0.
 """

@@ -63,7 +63,7 @@ def masked(
   that of `unembedding`, plus a bias for each token.
   """
   width = table.vectors_VD.shape[1]
-  x = norm(name='transform_norm')(activation(_dense(model, 'transform', width, hidden_BTD, bias)))
+  x = _transform(model, hidden_BTD, width, activation, norm, bias)
   head = model.output_head(table)
   return x, head.replace(bias_V=_token_bias(model, head))
 
@@ -71,7 +71,7 @@ def masked(
 def scaled(
   model: Any, hidden_BTD: Array, table: EmbeddingTable, by: float
 ) -> tuple[Array, OutputHead]:
-  """Logits of the vocabulary from hidden states times a number, 1 / sqrt(D) in T5 1.0."""
+  """Logits of the vocabulary from scaled hidden states; the scale is 1 / sqrt(D) in T5 1.0."""
   return hidden_BTD * by, model.output_head(table)
 
 
@@ -95,9 +95,19 @@ def transformed(
   bias: bool = True,
 ) -> tuple[Array, OutputHead]:
   """Dense, activation and norm, as in `masked`, before a linear layer to C classes (ModernBERT)."""
-  width = hidden_BTD.shape[-1]
-  x = norm(name='transform_norm')(activation(_dense(model, 'transform', width, hidden_BTD, bias)))
+  x = _transform(model, hidden_BTD, hidden_BTD.shape[-1], activation, norm, bias)
   return linear(model, x, table)
+
+
+def _transform(
+  model: Any,
+  x: Array,
+  width: int,
+  activation: Callable[[Array], Array],
+  norm: Callable[..., nn.Module],
+  bias: bool,
+) -> Array:
+  return norm(name='transform_norm')(activation(_dense(model, 'transform', width, x, bias)))
 
 
 def _dense(model: Any, name: str, width: int, x: Array, bias: bool = True) -> Array:

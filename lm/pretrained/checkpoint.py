@@ -173,7 +173,7 @@ def canonical_names(family: Family, names: Iterable[str]) -> dict[str, str]:
   """Returns the stored name of each tensor by its name in the family's layout.
 
   Checkpoints of a model without its head lack the prefix, and old ones have other names. A copy
-  stands for the tensor that it equals where that is missing.
+  replaces the tensor that it equals where that is missing.
   """
   names, prefix = list(names), family.prefix
   bare = not any(name.startswith(prefix) for name in names)
@@ -192,7 +192,7 @@ def canonical_names(family: Family, names: Iterable[str]) -> dict[str, str]:
 def read_parameters(family: Family, source: Source) -> dict[str, LazyArray]:
   """Returns the parameters of a checkpoint by path, in the dtype that it stores.
 
-  They are read one by one, when a workdir is written.
+  Each is read when it is stored in a workdir.
 
   Raises:
     UserError: tensors are missing, unexpected or misshapen; or a buffer, or a copy of a tensor, is

@@ -41,7 +41,7 @@ def config_of(
   if converter is not None and canonical(converter)[1].get('prefix_lm'):
     raise UserError(f'data.converter={converter!r}: no family attends to inputs in both directions')
   section = Section(model, converter, labels)
-  # Only checkpoints tell whether they have a pooler: those of a headless model here have none.
+  # Only the tensors of a checkpoint show whether it has a pooler.
   names = () if section.name('head') == 'none' else None
   nearest: tuple[list[str], str, ConfigDict] | None = None
   for kind, describe in CONFIGS.items():
@@ -288,7 +288,7 @@ def _gemma(model: Section) -> dict[str, Any]:
 
 
 def _divisor(model: Section) -> float | None:
-  """Returns the number whose square root divides attention scores."""
+  """Returns the value whose square root divides attention scores."""
   scale = model.argument('attention_layer', 'scale')
   if not scale:
     return model.get('head_dim')

@@ -25,7 +25,7 @@ from lm.pretrained.layout import (
 def t5(hf: Reader) -> Family:
   """T5 1.0 and 1.1 (Raffel et al. 2020). Scores are not divided by the square root of head_dim."""
   tied = hf.flag('tie_word_embeddings', True)
-  scaled = hf.flag('scale_decoder_outputs', tied)  # written by transformers 5
+  scaled = hf.flag('scale_decoder_outputs', tied)  # a key of transformers 5
   separate = not (tied and scaled) and hf.has_tensor('lm_head.weight')
   return _t5(hf, 'T5', 'relu', scaled, separate)
 
@@ -54,7 +54,7 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
   gated = {f'gated-{name}': ('lm.nn.layers:GatedMlp', path) for name, path in ACTIVATIONS.items()}
   gated['gated-gelu'] = gated['gated-gelu_new']
   mlp, activation = hf.one_of('feed_forward_proj', plain | gated, feed_forward)
-  context = hf.size('n_positions', 512)
+  context, epsilon = hf.size('n_positions', 512), hf.not_negative('layer_norm_epsilon', 1e-6)
   make = base.encoder if kind == 'EncoderModel' else base.encoder_decoder
   model = make(depth=depths[0], d_model=D, heads=H, context=context)
   attention = import_path('lm.nn.layers:Attention', scale=1.0)
@@ -69,10 +69,10 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
         buckets=buckets,
         max_distance=hf.size('relative_attention_max_distance', 128),
       ),
-      'norm': import_path('lm.nn.layers:RMSNorm', epsilon=hf.number('layer_norm_epsilon', 1e-6)),
+      'norm': import_path('lm.nn.layers:RMSNorm', epsilon=epsilon),
       'mlp': import_path(mlp, activation=activation),
       'bias': False,
-      'dropout': hf.number('dropout_rate', 0.1),
+      'dropout': hf.not_negative('dropout_rate', 0.1),
       'embed_scale': 1.0,
     })  # fmt: skip
     if kind == 'EncoderModel':
@@ -84,40 +84,11 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
     elif scaled:
       model.head = import_path('lm.nn.heads:scaled', by=D**-0.5)
     model.tie_embeddings = not separate
-  ups = ('gate', 'up') if 'Gated' in mlp else ('up',)
-  stored = ('wi_0', 'wi_1') if 'Gated' in mlp else ('wi',)
-
-  def stack(name: str, depth: int) -> list[Entry]:
-    def names(layer: str) -> list[str]:
-      return [f'{layer}.{part}' for part in 'qkvo']
-
-    rows: list[Row] = [
-      ('attention_norm/scale', same(D), ('layer.0.layer_norm.weight',)),
-      *attention_rows('attention', names('layer.0.SelfAttention'), D, H, H, K, False, False),
-    ]
-    if name == 'decoder':
-      across = names('layer.1.EncDecAttention')
-      rows += [
-        ('cross_attention_norm/scale', same(D), ('layer.1.layer_norm.weight',)),
-        *cross_attention_rows('cross_attention', across, D, H, K, False),
-      ]
-    last = 'layer.2' if name == 'decoder' else 'layer.1'
-    rows.append(('mlp_norm/scale', same(D), (f'{last}.layer_norm.weight',)))
-    for here, there in zip(ups, stored, strict=True):
-      rows += linear_rows(f'mlp/{here}', f'{last}.DenseReluDense.{there}', D, F, False)
-    rows += linear_rows('mlp/down', f'{last}.DenseReluDense.wo', F, D, False)
-    bias = 'block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-    outside: list[Row] = [
-      (f'{name}/relative', same(buckets, H), (f'{name}.{bias}',)),
-      (f'{name}/final_norm/scale', same(D), (f'{name}.final_layer_norm.weight',)),
-    ]
-    return [*entries_of(outside), *layer_entries(rows, name, f'{name}.block.{{}}.', depth)]
-
   tables: list[Row] = [('embedding', same(V, D), ('shared.weight',))]
   tied = {'encoder.embed_tokens.weight': 'shared.weight'}
-  entries = stack('encoder', depths[0])
+  entries = _t5_stack('encoder', model, depths[0], buckets)
   if kind != 'EncoderModel':
-    entries += stack('decoder', depths[1])
+    entries += _t5_stack('decoder', model, depths[1], buckets)
     tied['decoder.embed_tokens.weight'] = 'shared.weight'
   if kind == 'ForConditionalGeneration' and separate:
     tables.append(('unembedding', same(V, D), ('lm_head.weight',)))
@@ -134,6 +105,38 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
     data=data,
     decode=decode,
   )
+
+
+def _t5_stack(name: str, model: ConfigDict, depth: int, buckets: int) -> list[Entry]:
+  """Returns the entries of a stack of T5, 'encoder' or 'decoder'."""
+  D, H, K, F = model.d_model, model.heads, model.head_dim, model.d_mlp
+  is_gated, is_decoder = 'Gated' in model.mlp, name == 'decoder'
+  ups = {'gate': 'wi_0', 'up': 'wi_1'} if is_gated else {'up': 'wi'}
+  last = 'layer.2' if is_decoder else 'layer.1'
+
+  def names(layer: str) -> list[str]:
+    return [f'{layer}.{part}' for part in 'qkvo']
+
+  rows: list[Row] = [
+    ('attention_norm/scale', same(D), ('layer.0.layer_norm.weight',)),
+    *attention_rows('attention', names('layer.0.SelfAttention'), D, H, H, K, False, False),
+  ]
+  if is_decoder:
+    across = names('layer.1.EncDecAttention')
+    rows += [
+      ('cross_attention_norm/scale', same(D), ('layer.1.layer_norm.weight',)),
+      *cross_attention_rows('cross_attention', across, D, H, K, False),
+    ]
+  rows.append(('mlp_norm/scale', same(D), (f'{last}.layer_norm.weight',)))
+  for here, there in ups.items():
+    rows += linear_rows(f'mlp/{here}', f'{last}.DenseReluDense.{there}', D, F, False)
+  rows += linear_rows('mlp/down', f'{last}.DenseReluDense.wo', F, D, False)
+  bias = 'block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+  outside: list[Row] = [
+    (f'{name}/relative', same(buckets, H), (f'{name}.{bias}',)),
+    (f'{name}/final_norm/scale', same(D), (f'{name}.final_layer_norm.weight',)),
+  ]
+  return [*entries_of(outside), *layer_entries(rows, name, f'{name}.block.{{}}.', depth)]
 
 
 def bart(hf: Reader) -> Family:
@@ -203,7 +206,7 @@ def _bart(
       'mlp': import_path('lm.nn.layers:Mlp', activation=activation),
       'block_layout': f'lm.nn.layers:{"pre" if pre_norm else "post"}_norm',
       'final_norm': pre_norm,
-      'dropout': hf.number('dropout', 0.1),
+      'dropout': hf.not_negative('dropout', 0.1),
       'embed_scale': D**0.5 if hf.flag('scale_embedding') else 1.0,
     })  # fmt: skip
     if learned:

@@ -65,7 +65,7 @@ def bert(hf: Reader) -> Family:
 
 def roberta(hf: Reader, prefix: str = 'Roberta') -> Family:
   """RoBERTa (Liu et al. 2019): BERT with positions from the row after that of the padding token."""
-  offset = 1 + int(hf.number('pad_token_id', 1))
+  offset = 1 + int(hf.not_negative('pad_token_id', 1))
   model, entries = _bert_body(hf, 'roberta.', offset)
   kind, data = _task(hf, prefix, model)
   D, C = model.d_model, model.num_classes
@@ -141,7 +141,7 @@ def distilbert(hf: Reader) -> Family:
     model.update({
       'input_layer': import_path('lm.nn.embedding:normed', norm=norm),
       'norm': norm,
-      'dropout': hf.number('dropout', 0.1),
+      'dropout': hf.not_negative('dropout', 0.1),
     })  # fmt: skip
   D, V, H, F = model.d_model, model.vocab_size, model.heads, model.d_mlp
   attention = [f'attention.{part}_lin' for part in ('q', 'k', 'v', 'out')]
@@ -191,7 +191,7 @@ def modernbert(hf: Reader) -> Family:
   hf.only(rope_scaling=None)
   if any(bool(hf.get(key, False)) != bias for key in ('attention_bias', 'mlp_bias')):
     raise UserError('config.json: norm_bias, attention_bias and mlp_bias must be equal')
-  norm = import_path('lm.nn.layers:LayerNorm', bias=bias, epsilon=hf.number('norm_eps', 1e-5))
+  norm = import_path('lm.nn.layers:LayerNorm', bias=bias, epsilon=hf.not_negative('norm_eps', 1e-5))
   local = _local_layers(hf, N)
   window = import_path('lm.nn.layers:Attention', window=hf.size('local_attention', 128) // 2 + 1)
   ropes = _rope(hf, 'full_attention', 160000.0), _rope(hf, 'sliding_attention', 10000.0)
@@ -206,7 +206,7 @@ def modernbert(hf: Reader) -> Family:
       'mlp': import_path('lm.nn.layers:FusedGatedMlp', activation=activation),
       'block_layout': ('lm.nn.layers:mlp_pre_norm', *['lm.nn.layers:pre_norm'] * (N - 1)),
       'final_norm': True,
-      'dropout': hf.number('mlp_dropout', 0.0),
+      'dropout': hf.not_negative('mlp_dropout', 0.0),
     })  # fmt: skip
 
   def norm_of(path: str, name: str) -> list[Row]:
@@ -281,7 +281,7 @@ def _rope(hf: Reader, layers: str, theta: float) -> str:
   values = (hf.get('rope_parameters') or {}).get(layers) or {}
   if values.get('rope_type', 'default') != 'default':
     raise UserError(f'config.json: rope_parameters={values!r} of {layers} is not supported')
-  theta = Reader({old: values.get('rope_theta', hf.get(old))}).number(old, theta)
+  theta = Reader({old: values.get('rope_theta', hf.get(old))}).not_negative(old, theta)
   return import_path('lm.nn.position:rope', theta=theta)
 
 
@@ -330,7 +330,7 @@ def _bert_body(
   model = _encoder(hf, keys, 'hidden_act', rows - offset)
   D, V, H, F = model.d_model, model.vocab_size, model.heads, model.d_mlp
   types, E = hf.size('type_vocab_size', 2), width or D
-  norm = import_path('lm.nn.layers:LayerNorm', epsilon=hf.number('layer_norm_eps', 1e-12))
+  norm = import_path('lm.nn.layers:LayerNorm', epsilon=hf.not_negative('layer_norm_eps', 1e-12))
   projected = None if E == D else E
   with model.unlocked():
     model.update({
@@ -339,7 +339,7 @@ def _bert_body(
       ),
       'position': import_path('lm.nn.position:learned', offset=offset or None),
       'norm': norm,
-      'dropout': hf.number('hidden_dropout_prob', 0.1),
+      'dropout': hf.not_negative('hidden_dropout_prob', 0.1),
     })  # fmt: skip
   attention = ('attention.self.query', 'attention.self.key', 'attention.self.value')
   layer: list[Row] = [

@@ -96,7 +96,7 @@ class Reader:
     return Reader(self.mapping(key), self._names)
 
   def positive(self, key: str, default: float) -> float:
-    """Returns a positive number."""
+    """Returns a positive float."""
     return positive(key, self.get(key, default))
 
   def flag(self, key: str, default: bool = False) -> bool:
@@ -113,11 +113,11 @@ class Reader:
       raise UserError(f'config.json: {key}={value!r} must be a positive integer')
     return value
 
-  def number(self, key: str, default: float) -> float:
-    """Returns a number that is not negative, such as an epsilon or a rate."""
+  def not_negative(self, key: str, default: float) -> float:
+    """Returns a float of at least 0, such as an epsilon or a rate."""
     value = self.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-      raise UserError(f'config.json: {key}={value!r} must be a number that is not negative')
+      raise UserError(f'config.json: {key}={value!r} must be at least 0')
     return float(value)
 
   def one_of(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
@@ -160,9 +160,9 @@ ACTIVATIONS = {
 
 
 def positive(key: str, value: Any) -> float:
-  """Returns a value of config.json; raises UserError unless it is a positive number."""
+  """Returns a value of config.json; raises UserError unless it is a finite number above 0."""
   if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-    raise UserError(f'config.json: {key}={value!r} must be a positive number')
+    raise UserError(f'config.json: {key}={value!r} must be above 0')
   return value
 
 

@@ -14,7 +14,7 @@ _PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt')
 
 
 def is_name(source: Path) -> bool:
-  """Returns whether a path is no file or folder, but of the form OWNER/NAME."""
+  """Returns whether a path has the form OWNER/NAME and does not exist."""
   return _NAME.fullmatch(source.as_posix()) is not None and not source.exists()
 
 
@@ -24,7 +24,7 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> tuple[Pat
   Args:
     name: OWNER/NAME.
     revision: a branch, tag or commit; None for the main branch.
-    files: to download besides the weights, where there are such.
+    files: names of other files to download, if the checkpoint has them.
 
   Raises:
     UserError: the package is missing, the name or the revision is unknown, the network fails, or

@@ -137,7 +137,7 @@ def gemma3_text(hf: Reader) -> Family:
   norm = import_path('lm.nn.layers:ShiftedRMSNorm', epsilon=hf.positive('rms_norm_eps', 1e-6))
   nested = hf.mapping('rope_parameters')
   if unknown := nested.keys() - {_FULL, _SLIDING}:
-    raise UserError(f'config.json: rope_parameters has {min(unknown)!r} beside the types of layers')
+    raise UserError(f'config.json: rope_parameters has {min(unknown)!r} among the types of layers')
   context = hf.size('max_position_embeddings')
   # Only layers without a window are scaled.
   full = {**(nested.get(_FULL) or {}), **hf.mapping('rope_scaling')}
@@ -241,7 +241,7 @@ def _llama(
   K = hf.size('head_dim', D // H)
   tied, epsilon = hf.flag('tie_word_embeddings'), hf.positive('rms_norm_eps', 1e-6)
   activation = activation or hf.one_of('hidden_act', ACTIVATIONS, 'silu')
-  # The field `bias` is that of the feed-forward layer; attention follows unless it is told.
+  # The field `bias` is that of the feed-forward layer; attention has the same unless a key differs.
   own = {'qkv_bias': biases.qkv, 'out_bias': biases.out}
   own = {name: value for name, value in own.items() if value != biases.mlp}
   paths = [import_path('lm.nn.layers:Attention', **layer, **own) for layer in layers]

@@ -1,4 +1,4 @@
-"""Safetensors files: tensors by name, read as memory maps and written in the dtype they have.
+"""Safetensors files: tensors by name, read as memory maps and stored in their own dtype.
 
 The format is a length (8 bytes, little-endian), a JSON header and the tensors. A header from
 elsewhere may say anything: every offset is checked before a byte of a tensor is read. The module

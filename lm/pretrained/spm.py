@@ -150,7 +150,7 @@ def convert(file: Path, added: Sequence[tuple[str, int, bool]]) -> tokenizers.To
 def _model(file: Path, model: Any) -> models.Model:
   names, scores, kinds = zip(*((p.piece, p.score, p.type) for p in model.pieces), strict=True)
   if UNKNOWN not in kinds:
-    raise UserError(f'{file}: no piece stands for unknown characters')
+    raise UserError(f'{file}: no piece for unknown characters')
   unknown = kinds.index(UNKNOWN)
   if model.trainer_spec.model_type == _BPE:
     return bpe_model(names, scores, kinds, unknown)

@@ -31,7 +31,7 @@ class Enlarged(NamedTuple):
   def rows(self, path: str, x: np.ndarray) -> np.ndarray:
     """Returns a parameter with the rows of the new tokens, if it has a row for each token.
 
-    The mean is taken in float64. A checkpoint may have had unused rows in their place.
+    The mean is computed in float64. New rows replace unused rows of the checkpoint first.
     """
     if path not in self.paths:
       return x
@@ -41,7 +41,7 @@ class Enlarged(NamedTuple):
     return np.concatenate([x[: self.first], new, x[self.first + count :]])
 
   def summary(self) -> str:
-    """Returns what was added, for the user."""
+    """Returns a line that states the count of new rows."""
     count = tokenizers.vocabulary_size(self.tokenizer) - self.first
     return f'{count} rows added: mean of {self.first:,} rows'
 

@@ -1,4 +1,4 @@
-"""Converters for encoders with a head: one label, several labels, a number, a tag per word.
+"""Converters for encoders with a head: one label, several labels, a float, a tag per word.
 
 Their argument `special_tokens` says how texts are framed (lm.text.framing): 'end', 'none', or
 'template' for the special tokens of a pretrained encoder, such as [CLS] a [SEP] b [SEP]. With
@@ -37,20 +37,11 @@ def classifier(task: Task, special_tokens: str = 'end') -> Converter:
     UserError: when features are made, if the class of an example is not one of `data.labels`.
   """
 
-  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+  def target(labels: Sequence[str]) -> Callable[[Example], int]:
     head_target, label_id = _head_target(task), _label_ids(labels)
-    return _with_targets(inputs(tokenizer, seq_len), lambda e: label_id(head_target(e)))
+    return lambda example: label_id(head_target(example))
 
-  inputs = functools.partial(_pooled_inputs, task, special_tokens)
-  return Converter(
-    lambda example: text_parts(task.inputs(example)),
-    features,
-    inputs=inputs,
-    predict=_head_logits,
-    postprocess=class_prediction,
-    answer='label',
-    needs_separator=special_tokens != 'template',
-  )
+  return _pooled(task, special_tokens, target, class_prediction, 'label')
 
 
 def class_prediction(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
@@ -77,55 +68,35 @@ def multilabel(task: Task, threshold: float = 0.5, special_tokens: str = 'end') 
   """
   check_range('data.converter: threshold', threshold, 0, 1)
 
-  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+  def target(labels: Sequence[str]) -> Callable[[Example], np.ndarray]:
     head_target, label_id = _head_target(task), _label_ids(labels)
 
-    def target(example: Example) -> np.ndarray:
-      is_label_C = np.zeros(len(labels), int)
-      is_label_C[[label_id(name) for name in head_target(example)]] = 1
-      return is_label_C
+    def is_label(example: Example) -> np.ndarray:
+      found_C = np.zeros(len(labels), int)
+      found_C[[label_id(name) for name in head_target(example)]] = 1
+      return found_C
 
-    return _with_targets(inputs(tokenizer, seq_len), target)
+    return is_label
 
   def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
     probabilities = _ranked(labels, _mean_over_windows(_sigmoid, pieces))
     found = [name for name in labels if probabilities[name] > threshold]
     return {'labels': found, 'probabilities': probabilities}
 
-  inputs = functools.partial(_pooled_inputs, task, special_tokens)
-  return Converter(
-    lambda example: text_parts(task.inputs(example)),
-    features,
-    inputs=inputs,
-    predict=_head_logits,
-    postprocess=postprocess,
-    answer='labels',
-    mean_of_logits=True,
-    needs_separator=special_tokens != 'template',
-  )
+  return _pooled(task, special_tokens, target, postprocess, 'labels', mean_of_logits=True)
 
 
 def regressor(task: Task, special_tokens: str = 'end') -> Converter:
   """Predicts a number, the `value`, for an example; for an encoder with pooling and one class."""
 
-  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+  def target(labels: Sequence[str]) -> Callable[[Example], float]:
     head_target = _head_target(task)
-    return _with_targets(inputs(tokenizer, seq_len), lambda e: float(head_target(e)))
+    return lambda example: float(head_target(example))
 
   def postprocess(labels: Sequence[str], example: Example, pieces: Pieces) -> dict[str, Any]:
     return {'value': float(_mean_over_windows(np.asarray, pieces)[0])}
 
-  inputs = functools.partial(_pooled_inputs, task, special_tokens)
-  return Converter(
-    lambda example: text_parts(task.inputs(example)),
-    features,
-    inputs=inputs,
-    predict=_head_logits,
-    postprocess=postprocess,
-    answer='value',
-    mean_of_logits=True,
-    needs_separator=special_tokens != 'template',
-  )
+  return _pooled(task, special_tokens, target, postprocess, 'value', mean_of_logits=True)
 
 
 def tagger(task: Task, special_tokens: str = 'none') -> Converter:
@@ -227,6 +198,32 @@ def first_tokens(
     firsts.append(at if is_inside else None)
     at += is_inside
   return firsts
+
+
+def _pooled(
+  task: Task,
+  special_tokens: str,
+  target: Callable[[Sequence[str]], Callable[[Example], Any]],
+  postprocess: Callable[[Sequence[str], Example, Pieces], dict[str, Any]],
+  answer: str,
+  mean_of_logits: bool = False,
+) -> Converter:
+  """Returns a converter with one target for each example; `target` is called with the labels."""
+
+  def features(tokenizer: Tokenizer, labels: Sequence[str], seq_len: int) -> Convert:
+    return _with_targets(inputs(tokenizer, seq_len), target(labels))
+
+  inputs = functools.partial(_pooled_inputs, task, special_tokens)
+  return Converter(
+    lambda example: text_parts(task.inputs(example)),
+    features,
+    inputs=inputs,
+    predict=_head_logits,
+    postprocess=postprocess,
+    answer=answer,
+    mean_of_logits=mean_of_logits,
+    needs_separator=special_tokens != 'template',
+  )
 
 
 def _pooled_inputs(task: Task, special_tokens: str, tokenizer: Tokenizer, seq_len: int) -> Convert:

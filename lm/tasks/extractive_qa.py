@@ -102,10 +102,10 @@ def converter(
       *before, passage = task.inputs(example)
       framed = framed_of([*before, passage])
       (places,) = (framed.text == len(text_parts(before))).nonzero()
-      room = seq_len - (len(framed.ids) - len(places))
-      if room < 1:
+      free = seq_len - (len(framed.ids) - len(places))
+      if free < 1:
         raise UserError(
-          f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {seq_len - room} tokens of a '
+          f'data.seq_len={seq_len}: {" ".join(before)!r:.60} takes {seq_len - free} tokens of a '
           'row and leaves none for the passage; raise data.seq_len'
         )
       answers = None
@@ -114,7 +114,7 @@ def converter(
         answers = [_answer_tokens(passage, offsets, *span) for span in answers_of(example)]
       return [
         _window_features(framed, places, window.start, window.stop, answers)
-        for window in windows(len(places), room, stride)
+        for window in windows(len(places), free, stride)
       ]
 
     return convert

@@ -21,8 +21,8 @@ MOST = 100  # tokens that are predicted for a mask
 def inputs(tokenizer: Tokenizer) -> Convert:
   """Returns the function from a `text` to features, one for each of its masks.
 
-  Each has `mask`, the position of its mask among the tokens. A text is between the special tokens
-  of the tokenizer's own template.
+  Each has `mask`, the position of its mask among the tokens. The special tokens of the tokenizer's
+  template frame the text.
 
   Raises:
     UserError: the tokenizer has no mask; when features are made: the text has none.

@@ -38,20 +38,20 @@ class Framed(NamedTuple):
     of the library `tokenizers`. Special tokens stay.
 
     Raises:
-      UserError: the special tokens leave no room for texts.
+      UserError: the special tokens leave no tokens for texts.
     """
-    room = limit - int((self.text < 0).sum())
-    if room < 1:
+    free = limit - int((self.text < 0).sum())
+    if free < 1:
       raise UserError(
-        f'data.seq_len={limit}: special tokens take {limit - room} of a row and leave none for '
+        f'data.seq_len={limit}: special tokens take {limit - free} of a row and leave none for '
         'texts; raise it'
       )
     places = [np.flatnonzero(self.text == i) for i in range(int(self.text.max(initial=-1)) + 1)]
-    gone: list[np.ndarray] = []
+    cut: list[np.ndarray] = []
     for k, place in enumerate(sorted(places, key=len)):
-      kept = min(len(place), room // (len(places) - k))
-      gone, room = [*gone, place[kept:]], room - kept
-    return np.delete(np.arange(len(self.ids)), np.concatenate(gone))
+      kept = min(len(place), free // (len(places) - k))
+      cut, free = [*cut, place[kept:]], free - kept
+    return np.delete(np.arange(len(self.ids)), np.concatenate(cut))
 
 
 Frame = Callable[[Sequence[str]], Framed]
@@ -128,9 +128,9 @@ def _template(tokenizer: tokenizers.Tokenizer, reader: tokenizers.Tokenizer, key
       shown = ', '.join(map(repr, parts))
       raise UserError(f'{key} has places for one text or two, not for the inputs {shown:.80}')
     one, *other = (reader.encode(text, add_special_tokens=False) for text in texts)
-    whole = tokenizer.post_process(one, other[0] if other else None)
-    text = np.array([-1 if i is None else i for i in whole.sequence_ids], int)
-    offsets = np.array(whole.offsets, int).reshape(-1, 2)
-    return Framed(np.array(whole.ids, int), text, offsets, np.array(whole.type_ids, int))
+    joined = tokenizer.post_process(one, other[0] if other else None)
+    text = np.array([-1 if i is None else i for i in joined.sequence_ids], int)
+    offsets = np.array(joined.offsets, int).reshape(-1, 2)
+    return Framed(np.array(joined.ids, int), text, offsets, np.array(joined.type_ids, int))
 
   return framed

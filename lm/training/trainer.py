@@ -125,9 +125,7 @@ def train(
         )
       _wait_for_workdir(workdir)
       events = EventLog(workdir, multihost.is_primary())
-      events.write(
-        'start', experiment=pathlib.Path(path_and_arg).name.replace('.py', ''), steps=config.steps
-      )
+      events.write('start', experiment=experiment.name_of(path_and_arg), steps=config.steps)
       if started_from is not None:
         events.write('warm_start', **started_from.fields())
       if multihost.is_primary():

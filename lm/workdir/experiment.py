@@ -55,6 +55,12 @@ NEW_DATA = ('data.source', 'data.train_split', 'data.prepare')
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
 
+def name_of(path_and_arg: str) -> str:
+  """Returns the name of an experiment: 'finetune:sst2,runs/x' of 'DIR/finetune.py:sst2,runs/x'."""
+  path, colon, arg = path_and_arg.partition(':')
+  return pathlib.Path(path).name.removesuffix('.py') + colon + arg
+
+
 def load(path_and_arg: str) -> ConfigDict:
   """Returns the config of 'FILE.py[:ARG]', or of a workdir's 'config.json'.
 

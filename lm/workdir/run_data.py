@@ -173,8 +173,10 @@ def best_step(workdir: Path, steps: Iterable[int], metric: str) -> tuple[int | N
   Programs use the best step by default. It is None if no step has a score; programs then use the
   newest step, which the phrase says.
   """
-  losses = losses_by_step(workdir, metric)
+  losses, steps = losses_by_step(workdir, metric), list(steps)
   scored = [step for step in steps if step in losses]
+  if not scored and len(steps) == 1:
+    return None, 'the only one'
   if not scored:
     return None, f'the newest, because none has a score by {metric}'
   return min(scored, key=lambda step: (losses[step], step)), f'the best by {metric}'

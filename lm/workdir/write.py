@@ -23,7 +23,7 @@ from lm.workdir.metrics_writer import EventLog
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-  """A parameter that is read when it is written, so that one of them is in memory at a time."""
+  """A parameter that is read when it is stored, so that one of them is in memory at a time."""
 
   read: Callable[[], np.ndarray]
 
@@ -36,8 +36,8 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
   ) -> Sequence[ocp.future.Future]:
     for i, (value, info) in enumerate(zip(values, infos, strict=True)):
       # The call blocks here, and not in a thread of Orbax, where an error would print its trace.
-      for written in await super().serialize([value.read()], [info], args and args[i : i + 1]):
-        written.result()
+      for saved in await super().serialize([value.read()], [info], args and args[i : i + 1]):
+        saved.result()
     return []
 
 

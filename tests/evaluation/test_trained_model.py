@@ -219,10 +219,10 @@ def test_steps_of_prepare_apply_to_the_field_they_name(asked):
   ('rows', 'message'),
   [
     (['a', ''], "row 2: 'text' is empty"),
-    (['a', {'label': 'x'}], "row 2: data.source: an example has no string under 'text'"),
-    ([{'text': 3}], "row 1: data.source: 'text' of an example is 3 and no string"),
+    (['a', {'label': 'x'}], "row 2: an example has no string under 'text'"),
+    ([{'text': 3}], "row 1: 'text' of an example is 3 and no string"),
     ([3], 'row 1: 3 is neither a text nor a dict of fields'),
-    (['a \ud800'], 'row 1: data.source: a text of an example has the lone surrogate'),
+    (['a \ud800'], 'row 1: a text of an example has the lone surrogate'),
   ],
 )
 def test_unsuitable_rows_are_named(classes, rows, message):

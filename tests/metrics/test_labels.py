@@ -176,18 +176,18 @@ def test_calibration_error_by_hand():
   assert calibration().of == 'probabilities'
 
 
-def test_calibration_error_is_near_zero_for_labels_drawn_from_their_probabilities():
+def test_calibration_error_is_near_zero_for_labels_sampled_from_their_probabilities():
   rng = np.random.default_rng(0)
   p = rng.dirichlet([1.0, 1.0, 1.0], 20000)
-  drawn = ['abc'[i] for i in (rng.random((20000, 1)) > p.cumsum(1)[:, :2]).sum(1)]
+  sampled = ['abc'[i] for i in (rng.random((20000, 1)) > p.cumsum(1)[:, :2]).sum(1)]
   found = [dict(zip('abc', row, strict=True)) for row in p.tolist()]
-  assert calibration()(found, drawn).values['calibration_error'] < 0.015
+  assert calibration()(found, sampled).values['calibration_error'] < 0.015
   sharper = [{k: v**3 for k, v in row.items()} for row in found]
   sharper = [{k: v / sum(row.values()) for k, v in row.items()} for row in sharper]
-  assert calibration()(sharper, drawn).values['calibration_error'] > 0.1
+  assert calibration()(sharper, sampled).values['calibration_error'] > 0.1
   from lm.evaluation.calibration import fit_temperature, rescale
 
-  assert fit_temperature(sharper, drawn) == pytest.approx(3, rel=0.05)
+  assert fit_temperature(sharper, sampled) == pytest.approx(3, rel=0.05)
   assert rescale(sharper[0], 3.0) == pytest.approx(found[0], rel=1e-6)
 
 

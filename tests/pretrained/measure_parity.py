@@ -16,9 +16,10 @@ import numpy as np
 import test_encoder_decoder_parity
 import test_encoder_parity
 import test_parity
+from round_trip import equal_tensors
 
 import lm
-from lm.pretrained import checkpoint, safetensors
+from lm.pretrained import checkpoint
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 
@@ -69,10 +70,7 @@ def row(name):
     checkpoint.import_checkpoint(FOLDER / name, workdir)
     run = lm.load(workdir)
     checkpoint.export_run(workdir, out)
-    before, after = (safetensors.read_folder(each) for each in (FOLDER / name, out))
-    equal = before.keys() == after.keys() and all(
-      x.read().tobytes() == after[key].read().tobytes() for key, x in before.items()
-    )
+    equal = equal_tensors(FOLDER / name, out)
   opened = FOLDER / name, run, golden
   if 'types' in golden:
     tests = (

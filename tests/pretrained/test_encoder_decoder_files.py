@@ -92,7 +92,7 @@ OLD = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
 def test_copies_and_unused_tensors_of_old_files_come_back(tmp_path):
   def change(tensors):
     tensors |= {f'{side}.embed_tokens.weight': tensors['shared.weight'] for side in ('encoder',)}
-    # The decoder's copy stands for the table that is missing.
+    # The decoder's copy replaces the table that is missing.
     tensors['decoder.embed_tokens.weight'] = tensors.pop('shared.weight')
     tensors['lm_head.weight'] = tensors['encoder.embed_tokens.weight']
     return tensors | {OLD: np.ones((8, 3), np.float32)}

@@ -37,7 +37,7 @@ TEXTS = ['abc ba', 'c a b d']
 
 
 def family_of(name):
-  """Returns the family of a checkpoint, or of one with several labels at once."""
+  """Returns the family of a checkpoint, or of a multi-label one."""
   found = json.loads((FOLDER / name.removesuffix('_several') / 'config.json').read_text())
   return families.family_of(found | (MULTILABEL if name.endswith('_several') else {}))
 

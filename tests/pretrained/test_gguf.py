@@ -35,12 +35,9 @@ def interleaved(x, heads):
   return x[order]
 
 
-def write(file, **fields):
-  """Writes the tiny Llama as llama.cpp's converter does, with some fields changed."""
-  config = json.loads((LLAMA / 'config.json').read_text())
-  tensors = {k: t.read() for k, t in safetensors.read_folder(LLAMA).items()}
-  vocabulary = json.loads((LLAMA / 'tokenizer.json').read_text())['model']['vocab']
-  writer = gguf.GGUFWriter(file, fields.get('architecture', 'llama'))
+def writer_of(file, architecture, config):
+  """Returns a writer that has the sizes of a model."""
+  writer = gguf.GGUFWriter(file, architecture)
   writer.add_context_length(config['max_position_embeddings'])
   writer.add_embedding_length(config['hidden_size'])
   writer.add_block_count(config['num_hidden_layers'])
@@ -48,8 +45,17 @@ def write(file, **fields):
   writer.add_head_count(config['num_attention_heads'])
   writer.add_head_count_kv(config['num_key_value_heads'])
   writer.add_layer_norm_rms_eps(config['rms_norm_eps'])
-  writer.add_rope_freq_base(config['rope_parameters']['rope_theta'])
   writer.add_key_length(config['head_dim'])
+  return writer
+
+
+def write(file, **fields):
+  """Writes the tiny Llama as llama.cpp's converter does, with some fields changed."""
+  config = json.loads((LLAMA / 'config.json').read_text())
+  tensors = {k: t.read() for k, t in safetensors.read_folder(LLAMA).items()}
+  vocabulary = json.loads((LLAMA / 'tokenizer.json').read_text())['model']['vocab']
+  writer = writer_of(file, fields.get('architecture', 'llama'), config)
+  writer.add_rope_freq_base(config['rope_parameters']['rope_theta'])
   writer.add_tokenizer_model('gpt2')
   writer.add_tokenizer_pre(fields.get('pre', 'gpt-2'))
   # A merge needs its result in the vocabulary, in place of the last token.
@@ -97,21 +103,13 @@ def test_a_gguf_file_has_the_parameters_of_its_source(tmp_path):
 def write_gemma(file):
   """Writes the tiny Gemma 3 as llama.cpp's converter does, with a tokenizer of SentencePiece."""
   config = json.loads((GEMMA / 'config.json').read_text())
-  writer = gguf.GGUFWriter(file, 'gemma3')
-  writer.add_context_length(config['max_position_embeddings'])
-  writer.add_embedding_length(config['hidden_size'])
-  writer.add_block_count(config['num_hidden_layers'])
-  writer.add_feed_forward_length(config['intermediate_size'])
-  writer.add_head_count(config['num_attention_heads'])
-  writer.add_head_count_kv(config['num_key_value_heads'])
-  writer.add_layer_norm_rms_eps(config['rms_norm_eps'])
+  writer = writer_of(file, 'gemma3', config)
   writer.add_rope_freq_base(1e6)
   writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
   writer.add_rope_scaling_factor(8.0)
-  writer.add_key_length(config['head_dim'])
   writer.add_sliding_window(config['sliding_window'])
   writer.add_tokenizer_model('llama')
-  bytes_ = [f'<0x{b:02X}>' for b in range(32)]  # the model has no room for all
+  bytes_ = [f'<0x{b:02X}>' for b in range(32)]  # as many as the vocabulary of the model allows
   tokens = [
     '<pad>',
     '<eos>',

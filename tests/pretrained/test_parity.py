@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from round_trip import assert_everything_comes_back
 
 import lm
 from lm.nn.hooks import with_hooks
-from lm.pretrained import checkpoint, safetensors
+from lm.pretrained import checkpoint
 
 FOLDER = pathlib.Path(__file__).parent / 'checkpoints'
 NAMES = sorted(path.parent.name for path in FOLDER.glob('*/golden.npz') if 'log_p' in np.load(path))
@@ -114,11 +115,4 @@ def test_log_probs_of_cached_decoding(imported):
 
 def test_the_round_trip_keeps_every_byte(imported, tmp_path):
   folder, run, _ = imported
-  checkpoint.export_run(run.workdir, tmp_path / 'out')
-  before, after = (safetensors.read_folder(each) for each in (folder, tmp_path / 'out'))
-  assert before.keys() == after.keys()
-  for name, tensor in before.items():
-    assert tensor.dtype == after[name].dtype and tensor.shape == after[name].shape
-    assert tensor.read().tobytes() == after[name].read().tobytes()
-  for name in ('config.json', 'generation_config.json', 'tokenizer.json'):
-    assert (folder / name).read_bytes() == (tmp_path / 'out' / name).read_bytes()
+  assert_everything_comes_back(folder, run, tmp_path / 'out')

@@ -23,25 +23,25 @@ def tensors(rng):
 
 
 def test_every_dtype_and_shape_is_read_back_byte_for_byte(tmp_path):
-  written = tensors(np.random.default_rng(0))
-  safetensors.write_file(tmp_path / 'a.safetensors', written)
+  stored = tensors(np.random.default_rng(0))
+  safetensors.write_file(tmp_path / 'a.safetensors', stored)
   read = safetensors.read_file(tmp_path / 'a.safetensors')
-  assert list(read) == list(written)
-  for name, x in written.items():
+  assert list(read) == list(stored)
+  for name, x in stored.items():
     found = read[name].read()
     assert (found.dtype, found.shape, found.tobytes()) == (x.dtype, x.shape, x.tobytes())
 
 
 def test_the_reference_library_reads_what_is_written(tmp_path):
   reference = pytest.importorskip('safetensors.numpy')
-  written = {k: x for k, x in tensors(np.random.default_rng(1)).items() if 'bfloat16' not in k}
-  safetensors.write_file(tmp_path / 'a.safetensors', written)
+  stored = {k: x for k, x in tensors(np.random.default_rng(1)).items() if 'bfloat16' not in k}
+  safetensors.write_file(tmp_path / 'a.safetensors', stored)
   found = reference.load_file(tmp_path / 'a.safetensors')
-  assert found.keys() == written.keys()
-  assert all(found[k].tobytes() == x.tobytes() for k, x in written.items())
-  reference.save_file(written, tmp_path / 'b.safetensors')
+  assert found.keys() == stored.keys()
+  assert all(found[k].tobytes() == x.tobytes() for k, x in stored.items())
+  reference.save_file(stored, tmp_path / 'b.safetensors')
   again = safetensors.read_file(tmp_path / 'b.safetensors')
-  assert all(again[k].read().tobytes() == x.tobytes() for k, x in written.items())
+  assert all(again[k].read().tobytes() == x.tobytes() for k, x in stored.items())
 
 
 def test_a_view_is_written_in_order(tmp_path):
@@ -166,7 +166,7 @@ def test_pickles_are_refused_with_the_reason(tmp_path):
 
 
 def test_only_the_header_is_read(tmp_path):
-  """A file of 2 GiB, which is a hole on the disk, opens at once."""
+  """A file of 2 GiB, which is sparse on the disk, opens without reading it."""
   count = 2**29
   file = tmp_path / 'model.safetensors'
   header = json.dumps({'x': entry(shape=(count,), last=4 * count)}).encode()

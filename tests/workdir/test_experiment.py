@@ -312,3 +312,15 @@ def test_the_command_can_be_pasted_and_hides_the_home_directory():
     [f'{home}/venv/bin/python', '-m', 'lm.train', f'--workdir={home}/a b']
   )
   assert line == "python -m lm.train '--workdir=~/a b'"
+
+
+@pytest.mark.parametrize(
+  ('path_and_arg', 'name'),
+  [
+    ('experiments/sst2.py', 'sst2'),
+    ('sst2.py:smoke', 'sst2:smoke'),
+    ('experiments/finetune.py:sst2,runs/minilm', 'finetune:sst2,runs/minilm'),
+  ],
+)
+def test_the_name_of_an_experiment_has_its_argument(path_and_arg, name):
+  assert experiment.name_of(path_and_arg) == name
