@@ -2,8 +2,8 @@
 
 import abc
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -154,28 +154,60 @@ class FeatureRows(Rows):
       }
       if arrays:
         lengths = _load(place / f'{stream}.npy')
-        self._streams.append((prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
-    self.size = sum(size for *_, size in self._streams)
+        self._streams.append(Stream(prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
+    self.size = sum(stream.size for stream in self._streams)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     parts, count, nth = _parts_of_rows(self._row_ends, indices)
-    features = self._order[parts]
-    per_example = (len(indices), self._max_examples)
-    slot = np.repeat(np.arange(len(indices)) * self._max_examples, count) + nth
-    batch = {'examples': _put(features + 1, slot, per_example, np.int32)}
-    for field, values in self._values.items():
-      batch[field] = _put(values[features], slot, per_example, values.dtype)
-    for prefix, arrays, all_lengths, starts, size in self._streams:
-      lengths, shape = all_lengths[features], (len(indices), size)
-      position, place = _places(count, lengths, size)
-      token_index = np.repeat(starts[features], lengths) + position
-      batch[f'{prefix}segments'] = _put(np.repeat(nth + 1, lengths), place, shape, np.int32)
-      batch[f'{prefix}positions'] = _put(position, place, shape, np.int32)
-      for name, flat in arrays.items():
-        batch[name] = _put(flat[token_index], place, shape, flat.dtype)
-    if 'weights' not in batch and 'targets' in batch:
-      batch['weights'] = (batch['segments'] > 0).astype(np.float32)
-    return batch
+    return feature_batch(
+      self._streams, self._values, self._order[parts], count, nth, self._max_examples
+    )
+
+
+class Stream(NamedTuple):
+  """The tokens of features, one after another: of the encoder's input, or of the others."""
+
+  prefix: str  # of its segments and positions in a batch: '' or 'source_'
+  arrays: Mapping[str, np.ndarray]  # by name
+  lengths: np.ndarray  # (N,), tokens of each of the N features
+  starts: np.ndarray  # (N,), the index of the first token of each
+  size: int  # capacity of a row
+
+
+def feature_batch(
+  streams: Sequence[Stream],
+  values: Mapping[str, np.ndarray],
+  features: np.ndarray,
+  count: np.ndarray,
+  nth: np.ndarray,
+  capacity: int,
+) -> dict[str, np.ndarray]:
+  """Returns a batch of rows with entire features; see `FeatureRows`.
+
+  Args:
+    streams: the tokens of all N features.
+    values: (N,) or (N, C) arrays by name.
+    features: the index of each feature in the batch, row by row.
+    count: (B,) features of each row.
+    nth: the index of each feature in its row.
+    capacity: P, for the values of a row.
+  """
+  per_row = (len(count), capacity)
+  slot = np.repeat(np.arange(len(count)) * capacity, count) + nth
+  batch = {'examples': _put(features + 1, slot, per_row, np.int32)}
+  for field, array in values.items():
+    batch[field] = _put(array[features], slot, per_row, array.dtype)
+  for stream in streams:
+    lengths, shape = stream.lengths[features], (len(count), stream.size)
+    position, place = _places(count, lengths, stream.size)
+    token_index = np.repeat(stream.starts[features], lengths) + position
+    batch[f'{stream.prefix}segments'] = _put(np.repeat(nth + 1, lengths), place, shape, np.int32)
+    batch[f'{stream.prefix}positions'] = _put(position, place, shape, np.int32)
+    for name, flat in stream.arrays.items():
+      batch[name] = _put(flat[token_index], place, shape, flat.dtype)
+  if 'weights' not in batch and 'targets' in batch:
+    batch['weights'] = (batch['segments'] > 0).astype(np.float32)
+  return batch
 
 
 def _parts_of_rows(

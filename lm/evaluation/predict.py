@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from lm.components import Inference
 from lm.config import resolve
 from lm.data import batches, features, pipeline
-from lm.data.packed_rows import FeatureRows
+from lm.data.packed_rows import FeatureRows, Stream, feature_batch
+from lm.data.packing import pack_examples
 from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
 from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
 from lm.decode.sampling import ban_unknown_token, forbidden_tokens
@@ -26,7 +27,7 @@ from lm.errors import UserError
 from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
 from lm.parallel import mesh as meshes
-from lm.task import Features
+from lm.task import Features, cast_feature, concatenate_feature
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Output, Params
 from lm.workdir.run_data import EvalExample
@@ -110,6 +111,58 @@ def _slices(
     for name, values in found.items():
       parts[name] = values[row][inside] if name.startswith('tokens/') else values[row, slot]
     yield int(batch['examples'][row, slot]) - 1, parts
+
+
+def packed_batches(
+  found: Sequence[Features], batch_size: int, limits: Mapping[str, tuple[str, int]]
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields batches of entire features, packed into rows with hardly any padding.
+
+  The lengths of rows are few, so that few shapes compile, and close to those of the features, whose
+  attention to other segments is computed too. The last batch is halved as long as its rows fit.
+
+  Args:
+    found: features of the same names.
+    batch_size: rows of a batch.
+    limits: of `lm.data.features.length_limits`; only longer features make longer rows.
+  """
+  if not found:
+    return
+  streams, columns = [], []
+  for kind, prefix in (('tokens', ''), ('source', 'source_')):
+    arrays = {
+      name: concatenate_feature(name, [getattr(f, kind)[name] for f in found])
+      for name in getattr(found[0], kind)
+    }
+    if arrays:
+      lengths = np.array([len(next(iter(getattr(f, kind).values()))) for f in found])
+      streams.append(Stream(prefix, arrays, lengths, np.cumsum(lengths) - lengths, 0))
+      columns.append([_row_length(size, limits[kind][1]) for size in lengths.tolist()])
+  values = {name: cast_feature(name, [f.values[name] for f in found]) for name in found[0].values}
+  sizes, capacities = np.stack([s.lengths for s in streams], 1), np.stack(columns, 1)
+  for capacity in np.unique(capacities, axis=0)[::-1]:
+    members = np.flatnonzero((capacities == capacity).all(1))
+    ends, order = pack_examples(sizes[members], capacity, None)
+    count = np.diff(ends, prepend=0)
+    slots = 1 << int(count.max() - 1).bit_length()
+    sized = [s._replace(size=int(size)) for s, size in zip(streams, capacity, strict=True)]
+    for start in range(0, len(ends), batch_size):
+      here, rows = count[start : start + batch_size], batch_size
+      while rows // 2 >= len(here):
+        rows //= 2
+      part = members[order[ends[start] - count[start] : ends[start + len(here) - 1]]]
+      nth = np.concatenate([np.arange(n) for n in here])
+      batch = feature_batch(sized, values, part, here, nth, slots)
+      empty = (0, rows - len(here))
+      yield {k: np.pad(x, [empty, *[(0, 0)] * (x.ndim - 1)]) for k, x in batch.items()}
+
+
+def _row_length(size: int, limit: int) -> int:
+  """Returns the row length for features of `size` tokens: 64, 256, 1024, ... or the limit."""
+  length = 64
+  while length < size:
+    length *= 4
+  return length if size > limit else min(length, limit)
 
 
 class Predictor:

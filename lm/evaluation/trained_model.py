@@ -28,7 +28,7 @@ from lm.config import resolve
 from lm.data import features
 from lm.decode import sampling
 from lm.decode.batch import generate_batch
-from lm.decode.loop import DecodeConfig, bucket, pad_prompts
+from lm.decode.loop import DecodeConfig
 from lm.decode.stream import prompt_encoder
 from lm.errors import UserError, check_choice, check_range
 from lm.evaluation import calibration
@@ -37,12 +37,13 @@ from lm.evaluation.predict import (
   PredictStep,
   decode_config,
   make_predict_step,
+  packed_batches,
   predicted_pieces,
 )
 from lm.models.ensemble import Ensemble
 from lm.nn import heads, pooling
 from lm.nn.hooks import with_hooks
-from lm.task import Convert, Example, Features, Pieces, Task, cast_feature, string_field
+from lm.task import Convert, Example, Features, Pieces, Task, string_field
 from lm.tasks import fill_mask
 from lm.tasks.extractive_qa import windows
 from lm.text.detokenize import TextStream
@@ -411,6 +412,7 @@ class TrainedModel(Loaded):
     def step_of(pool: Pooling) -> PredictStep:
       @jax.jit
       def step(params: Params, batch: Batch) -> dict[str, Array]:
+        count = batch['examples'].shape[1]
         if 'source' not in batch:
           hidden_BTD, segments_BT = apply(params, batch).hidden, batch['segments']
         else:
@@ -418,7 +420,7 @@ class TrainedModel(Loaded):
           if not found:
             raise UserError(f"model.fn={fn!r} has no hook point 'encoder/hidden' to embed texts by")
           hidden_BTD, segments_BT = found['encoder/hidden'], batch['source_segments']
-        return {'values/embedding': pool(hidden_BTD, segments_BT, 1).astype(jnp.float32)}
+        return {'values/embedding': pool(hidden_BTD, segments_BT, count).astype(jnp.float32)}
 
       return step
 
@@ -478,7 +480,8 @@ class TrainedModel(Loaded):
   ) -> Iterator[list[dict[str, np.ndarray]]]:
     """Yields the slices of each example, one for each of its features."""
     flat = [each for of_example in fits for each in of_example]
-    by_index = dict(predicted_pieces(step, self.params, bucketed_batches(flat, batch_size)))
+    limits = features.length_limits(self.config.data)
+    by_index = dict(predicted_pieces(step, self.params, packed_batches(flat, batch_size, limits)))
     in_order = (by_index[i] for i in range(len(flat)))
     for of_example in fits:
       sizes = [len(next(iter((f.source or f.tokens).values()))) for f in of_example]
@@ -527,28 +530,6 @@ class TrainedModel(Loaded):
     prompt = read.tokens['inputs'].tolist()[1:]
     stream = TextStream(self.tokenizer, prompt, example['text'][-1:].isspace())
     return ''.join([*map(stream.step, tokens), stream.finish()])
-
-
-def bucketed_batches(found: Sequence[Features], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches of features of similar lengths, the longest first; a row has one example.
-
-  Row lengths are those of `lm.decode.loop.bucket`, so that few shapes compile. The last batch is
-  halved as long as its rows fit.
-  """
-  sizes = [
-    tuple(len(next(iter(stream.values()), ())) for stream in (f.source, f.tokens)) for f in found
-  ]
-  order = sorted(range(len(found)), key=sizes.__getitem__, reverse=True)
-  for start in range(0, len(order), batch_size):
-    indices, rows = order[start : start + batch_size], batch_size
-    while rows // 2 >= len(indices):
-      rows //= 2
-    padded = [found[i] for i in (*indices, *[indices[-1]] * (rows - len(indices)))]
-    batch = pad_prompts(padded, bucket)
-    for name in padded[0].values:
-      batch[name] = cast_feature(name, [[f.values[name]] for f in padded])
-    examples = [i + 1 for i in indices] + [0] * (rows - len(indices))
-    yield {**batch, 'examples': np.array(examples, np.int32)[:, None]}
 
 
 @contextlib.contextmanager

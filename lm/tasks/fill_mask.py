@@ -44,14 +44,19 @@ def inputs(tokenizer: Tokenizer) -> Convert:
 
 
 def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
-  """Returns the likeliest tokens of each mask and their probabilities, (B, 1, MOST) at most."""
+  """Returns the likeliest tokens of each mask and their probabilities, (B, P, MOST) at most."""
   import jax
   import jax.numpy as jnp
 
-  masks_B1D = jnp.take_along_axis(output.hidden, batch['mask'][..., None], axis=1)
-  logits_B1V = output.head(masks_B1D)
-  p_B1K, tokens_B1K = jax.lax.top_k(jax.nn.softmax(logits_B1V), min(MOST, logits_B1V.shape[-1]))
-  return {'values/token': tokens_B1K, 'values/probability': p_B1K}
+  masks_BP = batch['mask']
+  segments_P = jnp.arange(1, masks_BP.shape[1] + 1)
+  is_mask_BPT = batch['segments'][:, None] == segments_P[None, :, None]
+  is_mask_BPT &= batch['positions'][:, None] == masks_BP[..., None]
+  hidden_BTD = output.hidden
+  masks_BPD = jnp.einsum('bpt,btd->bpd', is_mask_BPT.astype(hidden_BTD.dtype), hidden_BTD)
+  logits_BPV = output.head(masks_BPD)
+  p_BPK, tokens_BPK = jax.lax.top_k(jax.nn.softmax(logits_BPV), min(MOST, logits_BPV.shape[-1]))
+  return {'values/token': tokens_BPK, 'values/probability': p_BPK}
 
 
 def postprocess(tokenizer: Tokenizer, top_k: int = 5) -> Callable[[Example, Pieces], dict]:
