@@ -158,6 +158,11 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
   file = folder / 'tokenizer.json'
   if file.is_file():
     return tokenizers.existing([], str(file))
+  if (folder / 'source.spm').is_file():
+    raise UserError(
+      f'{folder}: source.spm and target.spm segment sources and targets differently, and a workdir '
+      'has one tokenizer; tokenizer.json with the ids of vocab.json is needed'
+    )
   converted = spm.read_folder(folder)
   if converted is None:
     raise UserError(

@@ -35,7 +35,8 @@ def canonical(value: Any) -> Any:
   except ValueError:  # of a builtin
     return function, given
   defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-  return function, {k: canonical(x) for k, x in (defaults | given).items()}
+  # `std` is that of initial values.
+  return function, {k: canonical(x) for k, x in (defaults | given).items() if k != 'std'}
 
 
 def differences(model: ConfigDict, other: ConfigDict) -> list[str]:
