@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.errors import UserError
 from lm.parallel.collectives import all_gather_param, apply_with_gathered, is_gathered_for
 from lm.parallel.mesh import current_mesh, platform, with_logical_partitioning
 from lm.types import Array, Batch, EmbeddingTable
@@ -62,6 +63,7 @@ def normed(
       partitioned = with_logical_partitioning(init, None, 'embed')
       table = module.param('types', partitioned, (types, x_BTE.shape[-1]))
       ids_BT = batch.get('types')
+      check_types(ids_BT, types)
       x_BTE += table[0][None, None] if ids_BT is None else jnp.take(table, ids_BT, axis=0)
     x_BTE = norm(name='embedding_norm')(add_positions(x_BTE))
     if width is None:
@@ -76,6 +78,18 @@ def normed(
     return x_BTE @ kernel + bias[None, None]
 
   return InputLayer(apply, width)
+
+
+def check_types(ids_BT: Any, types: int) -> None:
+  """Raises UserError where a token type is not below `types`; those that are traced are not known.
+
+  The lookup would give NaN. Zeros are allowed without a table of types.
+  """
+  if ids_BT is None or isinstance(ids_BT, jax.core.Tracer) or not np.size(ids_BT):
+    return
+  for found in (np.min(ids_BT), np.max(ids_BT)):
+    if not 0 <= found < max(types, 1):
+      raise UserError(f'types: {found} is no token type of the model, which has {types} from 0 on')
 
 
 def gather_for_tied(vectors_VD: Array, batch: Array, dtype: Any) -> EmbeddingTable:

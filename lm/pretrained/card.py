@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, processors
 
 from lm.config.base import sizes
 from lm.errors import UserError
+from lm.pretrained.encoder_decoders import STARTS
 from lm.pretrained.section import canonical
 from lm.tasks.fill_mask import MASKS
 from lm.text.framing import framing_of
@@ -34,9 +35,21 @@ def tokenizer_files(
   Raises:
     UserError: padding has a token of texts.
   """
-  is_encoder = config.model.fn == 'lm.models.transformer:Encoder'
-  tokens = (_encoder_tokens if is_encoder else _decoder_tokens)(config, described, tokenizer)
+  kind = config.model.fn.partition(':')[2]
+  tokens_of = {'Encoder': _encoder_tokens, 'EncoderDecoder': _pair_tokens}.get(
+    kind, _decoder_tokens
+  )
+  tokens = tokens_of(config, described, tokenizer)
   ids = {f'{key}_id': tokenizer.token_to_id(tokens[key]) for key in _OF_MODEL if key in tokens}
+  generation: dict[str, Any] = dict(ids)
+  if kind == 'EncoderDecoder':
+    if _arguments(config).get('start') is None:
+      ids['decoder_start_token_id'] = ids['eos_token_id']
+    generation |= {key: (described | ids)[key] for key in STARTS if key in described}
+    unknown = unknown_id(tokenizer)
+    banned = [*config.decode.forbidden, *([] if unknown is None else [unknown])]
+    generation |= {'max_length': config.model.context}
+    generation |= {'bad_words_ids': [[i] for i in banned]} if banned else {}
   types = ['token_type_ids'] if described.get('type_vocab_size', 1) > 1 else []
   settings = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -46,7 +59,7 @@ def tokenizer_files(
     'model_input_names': ['input_ids', *types, 'attention_mask'],
   }
   texts = {
-    **({} if is_encoder else {'generation_config.json': as_json(ids)}),
+    **({} if kind == 'Encoder' else {'generation_config.json': as_json(generation)}),
     'tokenizer.json': tokenizer.to_str(pretty=True),
     'tokenizer_config.json': as_json(settings),
   }
@@ -60,9 +73,37 @@ def _decoder_tokens(
 
   Texts begin after the token that ends the one before, in training as in `lm.generate`.
   """
-  _frame(tokenizer, starts_with_end=True)
-  end = _token(tokenizer, end_id(tokenizer))
+  end = _end(tokenizer)
+  _frame(tokenizer, [end], [])
   return {'bos_token': end, 'eos_token': end}
+
+
+def _pair_tokens(
+  config: ConfigDict, described: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, str]:
+  """Returns the special tokens of an encoder-decoder by the keys of tokenizer_config.json.
+
+  Sources end as the converter of the run frames them.
+  """
+  end = _end(tokenizer)
+  if _arguments(config).get('special_tokens') != 'template':
+    _frame(tokenizer, [], [end])
+  return {'bos_token': end, 'eos_token': end, **_others(tokenizer)}
+
+
+def _arguments(config: ConfigDict) -> dict[str, Any]:
+  """Returns the arguments of the converter of a run."""
+  converter = config.data.get('converter')
+  return {} if converter is None else canonical(converter)[1]
+
+
+def _others(tokenizer: Tokenizer) -> dict[str, str]:
+  """Returns the tokens of padding and of unknown words; END pads a tokenizer without padding."""
+  specials, unknown = _specials(tokenizer), unknown_id(tokenizer)
+  return {
+    'pad_token': next((name for name in _PADS if name in specials), _end(tokenizer)),
+    **({} if unknown is None else {'unk_token': _token(tokenizer, unknown)}),
+  }
 
 
 def _encoder_tokens(
@@ -72,17 +113,14 @@ def _encoder_tokens(
 
   Its rows begin and end as the converter of the run frames texts.
   """
-  converter = config.data.get('converter')
-  arguments = {} if converter is None else canonical(converter)[1]
-  framing = arguments.get('special_tokens', framing_of(tokenizer))
+  framing = _arguments(config).get('special_tokens', framing_of(tokenizer))
   if framing != 'template':
-    _frame(tokenizer, starts_with_end=framing == 'end')
-  frame = tokenizer.encode('').tokens
-  specials = {_token(tokenizer, i) for i in special_ids(tokenizer)}
-  end, unknown = _token(tokenizer, end_id(tokenizer)), unknown_id(tokenizer)
-  pad, masks = described.get('pad_token_id'), [name for name in MASKS if name in specials]
+    _frame(tokenizer, [_end(tokenizer)] if framing == 'end' else [], [])
+  frame, end, specials = tokenizer.encode('').tokens, _end(tokenizer), _specials(tokenizer)
+  others, pad = _others(tokenizer), described.get('pad_token_id')
+  masks = [name for name in MASKS if name in specials]
   if pad is None:
-    padding = next((name for name in _PADS if name in specials), end)
+    padding = others['pad_token']
   elif (padding := _token(tokenizer, pad)) not in specials:
     # Code of RoBERTa counts no position for it.
     raise UserError(
@@ -93,8 +131,8 @@ def _encoder_tokens(
     **({'cls_token': frame[0], 'sep_token': frame[-1]} if frame else {}),
     'bos_token': frame[0] if frame else end,
     'eos_token': frame[-1] if frame else end,
+    **others,
     'pad_token': padding,
-    **({} if unknown is None else {'unk_token': _token(tokenizer, unknown)}),
     **({'mask_token': masks[0]} if masks else {}),
   }
 
@@ -104,14 +142,21 @@ def _token(tokenizer: Tokenizer, i: int) -> str:
   return tokenizer.id_to_token(i) or ''
 
 
-def _frame(tokenizer: Tokenizer, starts_with_end: bool) -> None:
-  """Sets the frame of texts: END if asked for, and a separator in a pair; all of one type."""
-  first = [_token(tokenizer, end_id(tokenizer))] if starts_with_end else []
+def _end(tokenizer: Tokenizer) -> str:
+  return _token(tokenizer, end_id(tokenizer))
+
+
+def _specials(tokenizer: Tokenizer) -> set[str]:
+  return {_token(tokenizer, i) for i in special_ids(tokenizer)}
+
+
+def _frame(tokenizer: Tokenizer, first: list[str], last: list[str]) -> None:
+  """Sets the frame of texts: tokens around them, and a separator in a pair; all of one type."""
   separator = [str(SEPARATOR)] if tokenizer.token_to_id(SEPARATOR) is not None else []
-  tokens = dict.fromkeys([*first, *separator])
+  tokens = dict.fromkeys([*first, *separator, *last])
   tokenizer.post_processor = processors.TemplateProcessing(
-    single=[*first, '$A'],
-    pair=[*first, '$A', *separator, '$B'],
+    single=[*first, '$A', *last],
+    pair=[*first, '$A', *separator, '$B', *last],
     special_tokens=[(name, tokenizer.token_to_id(name)) for name in tokens],
   )
 

@@ -158,6 +158,11 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
   file = folder / 'tokenizer.json'
   if file.is_file():
     return tokenizers.existing([], str(file))
+  if (folder / 'source.spm').is_file():
+    raise UserError(
+      f'{folder}: source.spm and target.spm segment sources and targets differently, and a workdir '
+      'has one tokenizer; tokenizer.json with the ids of vocab.json is needed'
+    )
   converted = spm.read_folder(folder)
   if converted is None:
     raise UserError(
@@ -384,6 +389,7 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
       return x[: family.model.vocab_size] if path in _TABLES else x  # without model.vocab_multiple
 
     dtypes = {name: stored[entry.path][1] for entry in family.entries for name in entry.all_names()}
+    dtypes |= dict.fromkeys(family.stored, np.dtype(np.float32))
     if names is not None:
       dtypes = {name: safetensors.dtype_of(dtype) for name, dtype in names.items()}
     temporary = out.absolute().with_name(f'{out.absolute().name}.{os.getpid()}.tmp')
@@ -458,6 +464,8 @@ def _described(
     model.vocab_size = rows if size is None else size
     if config.data.labels and 'num_classes' in model and model.num_classes is None:
       model.num_classes = len(config.data.labels)
+    if 'encoder_depth' in model and model.encoder_depth is None:
+      model.encoder_depth = model.depth
   origin = _imported_origin(config)
   like = None
   if origin is not None:

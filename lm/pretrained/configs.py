@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lm.errors import UserError
-from lm.pretrained import encoder_configs, families
+from lm.pretrained import encoder_configs, encoder_decoder_configs, families
 from lm.pretrained.family import Family
 from lm.pretrained.section import Section, canonical, differences
 
@@ -41,8 +41,13 @@ def config_of(
   if converter is not None and canonical(converter)[1].get('prefix_lm'):
     raise UserError(f'data.converter={converter!r}: no family attends to inputs in both directions')
   section = Section(model, converter, labels)
-  # Only the tensors of a checkpoint show whether it has a pooler.
-  names = () if section.name('head') == 'none' else None
+  # Only the tensors of a checkpoint show whether it has these.
+  optional = {
+    'pooler.dense.weight': section.name('head') != 'none',
+    'final_logits_bias': section.name('head') == 'biased',
+    'lm_head.weight': not model.get('tie_embeddings'),
+  }
+  names = [name for name, is_there in optional.items() if is_there]
   nearest: tuple[list[str], str, ConfigDict] | None = None
   for kind, describe in CONFIGS.items():
     config = {'model_type': kind, **describe(section)}
@@ -68,7 +73,8 @@ def _check_converter(kind: str, converter: str | None, family: Family) -> None:
   of_family = family.data.get('converter')
   if converter is None or of_family is None:
     return
-  if canonical(converter)[0] is not canonical(of_family)[0]:
+  (own, given), (function, known) = canonical(converter), canonical(of_family)
+  if own is not function or given.get('start') not in (None, known.get('start')):
     raise UserError(f'data.converter={converter!r} ({kind}: {of_family!r}): no family has it')
 
 
@@ -306,6 +312,11 @@ CONFIGS: Mapping[str, Callable[[Section], dict[str, Any]]] = {
   'gemma2': gemma2,
   'gemma3_text': gemma3_text,
   'gpt_neox': gpt_neox,
+  'pegasus': encoder_decoder_configs.pegasus,
+  'marian': encoder_decoder_configs.marian,
+  'bart': encoder_decoder_configs.bart,
+  'mbart': encoder_decoder_configs.mbart,
+  't5': encoder_decoder_configs.t5,
   'bert': encoder_configs.bert,
   'roberta': encoder_configs.roberta,
   'distilbert': encoder_configs.distilbert,

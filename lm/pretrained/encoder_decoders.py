@@ -1,4 +1,4 @@
-"""Encoder-decoder families: T5, BART, Marian and mBART."""
+"""Encoder-decoder families: T5, BART, Marian, mBART and PEGASUS."""
 
 from typing import Any
 
@@ -20,6 +20,8 @@ from lm.pretrained.layout import (
   reshaped,
   same,
 )
+
+STARTS = 'decoder_start_token_id', 'forced_bos_token_id'  # keys of the tokens before a target
 
 
 def t5(hf: Reader) -> Family:
@@ -158,15 +160,30 @@ def marian(hf: Reader) -> Family:
   """Marian (Junczys-Dowmunt et al. 2018), as in the models of OPUS-MT."""
   hf.only(normalize_before=False, normalize_embedding=False, add_final_layer_norm=False)
   hf.only(static_position_embeddings=True, share_encoder_decoder_embeddings=True)
-  D, T = hf.size('d_model'), hf.size('max_position_embeddings', 1024)
+  return _with_sines(_bart(hf, 'Marian', learned=False, start=hf.get('pad_token_id', 58100)))
+
+
+def pegasus(hf: Reader) -> Family:
+  """PEGASUS (Zhang et al. 2020): Marian with pre-norm and final norms."""
+  hf.only(normalize_before=True, normalize_embedding=False, add_final_layer_norm=True)
+  hf.only(static_position_embeddings=True)
+  found = _bart(hf, 'Pegasus', pre_norm=True, learned=False, start=0)
+  sides = 'encoder', 'decoder'
+  return _with_sines(found)._replace(
+    stored=tuple(f'model.{side}.embed_positions.weight' for side in sides)
+  )
+
+
+def _with_sines(family: Family) -> Family:
+  """Returns the family with sinusoidal positions as its buffers."""
+  D, T = family.model.d_model, family.model.context
   angles = np.arange(T)[:, None] / np.power(10000, np.arange(0, D, 2) / D)[None]
   sines = np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
 
   def buffers(name: str) -> np.ndarray | None:
     return sines if name.endswith('.embed_positions.weight') else None
 
-  found = _bart(hf, 'Marian', learned=False, start=hf.get('pad_token_id', 58100))
-  return found._replace(buffers=buffers)
+  return family._replace(buffers=buffers)
 
 
 def _bart(

@@ -26,6 +26,7 @@ FAMILIES: dict[str, Callable[[Reader], Family]] = {
   'mistral': llama.mistral,
   'modernbert': encoders.modernbert,
   'mt5': encoder_decoders.mt5,
+  'pegasus': encoder_decoders.pegasus,
   'qwen2': llama.qwen2,
   'qwen3': llama.qwen3,
   'roberta': encoders.roberta,

@@ -32,6 +32,7 @@ class Family(NamedTuple):
     renamed: old names of parts of tensor names, with the new ones.
     data: values of the config's data section, such as the labels of a head.
     decode: values of the config's decode section.
+    stored: names of the buffers that a new checkpoint has.
   """
 
   model: ConfigDict
@@ -43,6 +44,7 @@ class Family(NamedTuple):
   renamed: Mapping[str, str] = MappingProxyType({})
   data: Mapping[str, Any] = MappingProxyType({})
   decode: Mapping[str, Any] = MappingProxyType({})
+  stored: tuple[str, ...] = ()
 
 
 class Reader:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors
 
 from lm.errors import UserError, first_line
 from lm.pretrained import pieces
@@ -180,14 +180,16 @@ def _tokenizer(
     )
     start = fields.get('tokenizer.ggml.bos_token_id')
     try:
-      return pieces.byte_pair_encoding(
-        tokens,
-        scores,
-        kinds,
-        unknown=fields.get('tokenizer.ggml.unknown_token_id', 0),
-        first=start if fields.get('tokenizer.ggml.add_bos_token', True) else None,
-        space_prefix=fields.get('tokenizer.ggml.add_space_prefix', True),
-      )
+      unknown = fields.get('tokenizer.ggml.unknown_token_id', 0)
+      model = pieces.bpe_model(tokens, scores, kinds, unknown)
+      space_prefix = fields.get('tokenizer.ggml.add_space_prefix', True)
+      tokenizer = pieces.assemble(model, tokens, kinds, [], space_prefix)
+      if start is not None and fields.get('tokenizer.ggml.add_bos_token', True):
+        first = tokens[start]
+        tokenizer.post_processor = processors.TemplateProcessing(
+          single=[first, '$A'], pair=[first, '$A', first, '$B'], special_tokens=[(first, start)]
+        )
+      return tokenizer
     except Exception as e:  # the library raises nothing more precise
       raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
   if kind != 'gpt2' or pre not in _PIECES:

@@ -1,67 +1,58 @@
-"""Byte pair encoding of SentencePiece's pieces, as a tokenizer of the library `tokenizers`."""
+"""Tokenizers of SentencePiece's pieces, as tokenizers of the library `tokenizers`."""
 
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers
 
 # Kinds of pieces, as numbered by SentencePiece (sentencepiece_model.proto).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 _SPACE = '\u2581'
 
 
-def byte_pair_encoding(
+def assemble(
+  model: models.Model,
   pieces: Sequence[str],
-  scores: Sequence[float],
   kinds: Sequence[int],
-  unknown: int,
-  first: int | None = None,
-  space_prefix: bool = False,
+  steps: Sequence[normalizers.Normalizer],
+  space_prefix: bool,
 ) -> tokenizers.Tokenizer:
-  """Returns the tokenizer of distinct pieces, some of which are single bytes such as <0x0A>.
-
-  SentencePiece joins the neighbors whose joint piece has the highest score. A merge for each way
-  to split a piece, in the order of scores, does the same (Kudo and Richardson 2018).
+  """Returns the tokenizer of a model of pieces, some of which are single bytes such as <0x0A>.
 
   Args:
-    pieces: by id.
-    scores: of pieces.
+    model: of the pieces.
+    pieces: by id, distinct.
     kinds: of pieces; those that are defined by the user are cut out of a text first.
-    unknown: id of the piece of unknown characters.
-    first: id of the token that starts texts; None if there is none.
-    space_prefix: whether a space is put before each text.
+    steps: normalizers before spaces are marked.
+    space_prefix: whether a space is put before each text that is not empty.
 
   Raises:
     Exception: the pieces are malformed; the library has no narrower type.
   """
-  tokenizer = tokenizers.Tokenizer(bpe_model(pieces, scores, kinds, unknown))
+  tokenizer = tokenizers.Tokenizer(model)
   prefix = [normalizers.Prepend(_SPACE)] if space_prefix else []
-  tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(' ', _SPACE)])
+  tokenizer.normalizer = normalizers.Sequence([*steps, *prefix, normalizers.Replace(' ', _SPACE)])
+  fallback = [decoders.ByteFallback()] if '<0x00>' in pieces else []
   strip = [decoders.Strip(' ', 1, 0)] if space_prefix else []
   tokenizer.decoder = decoders.Sequence(
-    [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    [decoders.Replace(_SPACE, ' '), *fallback, decoders.Fuse(), *strip]
   )
-  special = {UNKNOWN, CONTROL}
-  tokenizer.add_special_tokens([pieces[i] for i, kind in enumerate(kinds) if kind in special])
-  tokenizer.add_tokens(
-    [
-      AddedToken(pieces[i].replace(_SPACE, ' '), normalized=False)
-      for i, kind in enumerate(kinds)
-      if kind == USER_DEFINED
-    ]
-  )
-  if first is not None:
-    start = pieces[first]
-    tokenizer.post_processor = processors.TemplateProcessing(
-      single=[start, '$A'], pair=[start, '$A', start, '$B'], special_tokens=[(start, first)]
-    )
+  each = [
+    (AddedToken(piece, normalized=False), kind) for piece, kind in zip(pieces, kinds, strict=True)
+  ]
+  tokenizer.add_special_tokens([token for token, kind in each if kind in (UNKNOWN, CONTROL)])
+  tokenizer.add_tokens([token for token, kind in each if kind == USER_DEFINED])
   return tokenizer
 
 
 def bpe_model(
   pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], unknown: int
 ) -> models.BPE:
-  """Returns the merges that the scores of pieces mean; see `byte_pair_encoding`."""
+  """Returns the merges that the scores of pieces mean.
+
+  SentencePiece joins the neighbors whose joint piece has the highest score. A merge for each way
+  to split a piece, in the order of scores, does the same (Kudo and Richardson 2018).
+  """
   ids = {piece: i for i, piece in enumerate(pieces)}
   normal = [i for i, kind in enumerate(kinds) if kind == NORMAL]
   joined = {pieces[i] for i in normal}

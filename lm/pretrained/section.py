@@ -35,7 +35,8 @@ def canonical(value: Any) -> Any:
   except ValueError:  # of a builtin
     return function, given
   defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-  return function, {k: canonical(x) for k, x in (defaults | given).items()}
+  # `std` is that of initial values.
+  return function, {k: canonical(x) for k, x in (defaults | given).items() if k != 'std'}
 
 
 def differences(model: ConfigDict, other: ConfigDict) -> list[str]:
@@ -54,11 +55,15 @@ class Section:
   Attributes:
     converter: the name of the function of `data.converter`, such as 'tagger'; '' for none.
     labels: `data.labels`.
+    start: ids of the tokens from which the decoder of an encoder-decoder starts; those of a run are
+      set with its tokenizer if the converter names none.
   """
 
   def __init__(self, model: ConfigDict, converter: str | None, labels: Sequence[str]):
     self._model, self.labels = model, tuple(labels)
-    self.converter = '' if converter is None else canonical(converter)[0].__name__
+    function, arguments = (None, {}) if converter is None else canonical(converter)
+    self.converter = '' if function is None else function.__name__
+    self.start: tuple[int, ...] = arguments.get('start') or (0,)
 
   def get(self, key: str) -> Any:
     """Returns the value of a key."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Regex, models, normalizers, processors
 
 from lm.config.resolve import import_extra
 from lm.errors import UserError, first_line
-from lm.pretrained.pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, bpe_model
+from lm.pretrained.pieces import NORMAL, UNKNOWN, USER_DEFINED, assemble, bpe_model
 from lm.text.tokenizers import text_reader
 
 NAMES = ('tokenizer.model', 'spiece.model')
@@ -126,17 +126,14 @@ def convert(file: Path, added: Sequence[tuple[str, int, bool]]) -> tokenizers.To
     raise UserError(f'{file}: its type is {kind}; it must be {_UNIGRAM}, unigram, or {_BPE}, BPE')
   if not model.normalizer_spec.escape_whitespaces or model.trainer_spec.treat_whitespace_as_suffix:
     raise UserError(f'{file}: spaces must be marked, at the start of words')
-  tokenizer = tokenizers.Tokenizer(_model(file, model))
-  tokenizer.normalizer = _normalizer(model)
-  fallback = [decoders.ByteFallback()] if model.trainer_spec.byte_fallback else []
-  first = [decoders.Strip(' ', 1, 0)] if model.normalizer_spec.add_dummy_prefix else []
-  tokenizer.decoder = decoders.Sequence([
-    decoders.Replace(_SPACE, ' '), *fallback, decoders.Fuse(), *first
-  ])  # fmt: skip
-  special = [p.piece for p in model.pieces if p.type in (CONTROL, UNKNOWN)]
-  tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in special])
-  user = [p.piece for p in model.pieces if p.type == USER_DEFINED and kind == _BPE]
-  tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user])
+  tokenizer = assemble(
+    _model(file, model),
+    [p.piece for p in model.pieces],
+    # A unigram model finds symbols of the user by their scores.
+    [NORMAL if kind == _UNIGRAM and p.type == USER_DEFINED else p.type for p in model.pieces],
+    _steps(model.normalizer_spec),
+    model.normalizer_spec.add_dummy_prefix,
+  )
   _check(file, model, processor, tokenizer)
   for token, i, is_special in added:
     if tokenizer.token_to_id(token) == i and not is_special:
@@ -165,16 +162,13 @@ def _model(file: Path, model: Any) -> models.Model:
   return models.Unigram(vocabulary, unknown, model.trainer_spec.byte_fallback)
 
 
-def _normalizer(model: Any) -> normalizers.Normalizer:
-  spec = model.normalizer_spec
+def _steps(spec: Any) -> list[normalizers.Normalizer]:
   steps: list[normalizers.Normalizer] = []
   if spec.precompiled_charsmap:
     steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
   if spec.remove_extra_whitespaces:
     steps += [normalizers.Strip(), normalizers.Replace(Regex(' {2,}'), ' ')]
-  if spec.add_dummy_prefix:
-    steps.append(normalizers.Prepend(_SPACE))  # to a text that is not empty
-  return normalizers.Sequence([*steps, normalizers.Replace(' ', _SPACE)])
+  return steps
 
 
 def _check(file: Path, model: Any, processor: Any, tokenizer: tokenizers.Tokenizer) -> None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from lm import components
 from lm.data import cache
 from lm.errors import UserError
+from lm.nn.embedding import check_types
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import vocabulary_size
@@ -62,6 +63,9 @@ class Loaded(Run):
       mask: (B, T), 0 on padding after a row; None without padding.
       decoder_ids: (B, T) input ids of the decoder of an encoder-decoder.
       types: (B, T) token types of BERT and its relatives; None for zeros.
+
+    Raises:
+      UserError: the model has no such type.
     """
 
     def rows(prefix: str, ids: Any, mask: Any) -> Batch:
@@ -71,6 +75,7 @@ class Loaded(Run):
       return {f'{prefix}segments': segments_BT, f'{prefix}positions': positions_BT}
 
     if decoder_ids is None:
+      check_types(types, len(self.params.get('encoder', {}).get('types', ())))
       batch = {'inputs': ids, **rows('', ids, mask)} | ({} if types is None else {'types': types})
     else:
       batch = {'source': ids, **rows('source_', ids, mask)}

@@ -164,6 +164,10 @@ MODELS = {
     transformers.MBartForConditionalGeneration,
     transformers.MBartConfig(**BART, decoder_start_token_id=3, scale_embedding=True),
   ),
+  'pegasus': (
+    transformers.PegasusForConditionalGeneration,
+    transformers.PegasusConfig(**BART, decoder_start_token_id=1, scale_embedding=True),
+  ),
   'mt5': (transformers.MT5ForConditionalGeneration, transformers.MT5Config(**T5)),
   'llama_biases': (
     transformers.LlamaForCausalLM,
@@ -211,6 +215,7 @@ GENERATION = {
   'bart': {'forced_bos_token_id': 2},
   'marian': {'bad_words_ids': [[1]]},
   'mbart': {},
+  'pegasus': {},
 }
 UNTIED = ('t5_gated', 'mt5')  # as published; transformers makes them tied
 
@@ -233,7 +238,7 @@ def write(name: str) -> None:
   if name in UNTIED:
     model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
   for parameter in model.parameters():
-    if parameter.requires_grad:  # Marian's sinusoids do not
+    if parameter.requires_grad:  # sinusoids do not
       torch.nn.init.normal_(parameter, std=0.3)  # larger than trained ones: errors show
   if name in GENERATION:
     vary(model)

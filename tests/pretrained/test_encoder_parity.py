@@ -9,6 +9,7 @@ import pytest
 from round_trip import assert_everything_comes_back
 
 import lm
+from lm.errors import UserError
 from lm.nn.hooks import with_hooks
 from lm.pretrained import checkpoint
 
@@ -62,6 +63,16 @@ def packed(golden):
   batch = {name: jnp.asarray(x, jnp.int32)[None] for name, x in batch.items()}
   examples = jnp.arange(1, len(lengths) + 1, dtype=jnp.int32)[None]
   return batch | {'examples': examples}, np.cumsum([0, *lengths])
+
+
+def test_a_type_beyond_the_table_is_refused(imported):
+  """Its embedding would be NaN, and so all logits of the row."""
+  _, run, golden = imported
+  rows = run.params['encoder'].get('types', np.zeros((1, 1)))  # without a table, 0 is the only type
+  for wrong in (len(rows), -1):
+    types = np.where(golden['tokens'] == golden['tokens'][0, 3], wrong, 0)
+    with pytest.raises(UserError, match=f'types: {wrong} is no token type of the model'):
+      run.logits(golden['tokens'], types=types)
 
 
 def difference(found, expected, length):

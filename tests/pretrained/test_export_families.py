@@ -28,6 +28,10 @@ KINDS = {
   for folder in FOLDER.iterdir()
 }
 NAMES = sorted(name for name, kind in KINDS.items() if kind in configs.CONFIGS)
+# test_export_encoder_decoders.py is about the others.
+ONE_STACK = [
+  name for name in NAMES if not name.startswith(('bart', 'marian', 'mbart', 'pegasus', 't5'))
+]
 # Their models are those of an earlier family, whose config says as much.
 SAME = {'electra_tags': 'bert'}
 MULTILABEL = {'problem_type': 'multi_label_classification'}
@@ -196,7 +200,7 @@ def test_a_position_before_the_first_must_be_that_of_padding(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore')  # of transformers
-@pytest.mark.parametrize('name', [*NAMES, 'bert_classes_several'])
+@pytest.mark.parametrize('name', [*ONE_STACK, 'bert_classes_several'])
 def test_transformers_loads_an_export_of_a_family_with_equal_outputs(name, tmp_path):
   torch, transformers = map(pytest.importorskip, ('torch', 'transformers'))
   config = write_run(tmp_path / 'run', name)
@@ -273,7 +277,7 @@ def test_a_fine_tuned_encoder_decoder_keeps_the_tokens_that_start_it(name, tmp_p
     (each / 'generation_config.json').read_bytes() for each in (FOLDER / name, tmp_path / 'out')
   ]
   assert kept[0] == kept[1]
-  config['data']['converter'] = config['data']['converter'].replace('start=(', 'start=(5, ')
+  config['data']['converter'] = config['data']['converter'].replace('start=(', 'start=(5, 6, ')
   file.write_text(json.dumps(config))
   with pytest.raises(UserError, match='no family has it'):
     checkpoint.export_run(tmp_path / 'run', tmp_path / 'other')

@@ -200,11 +200,11 @@ def bart(rng):
   }  # fmt: skip
 
 
-marian = mbart = bart
+marian = mbart = pegasus = bart
 
 
 DRAWS = [llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gpt_neox, gpt2]
-SEQ2SEQ = {'t5': t5, 'mt5': mt5, 'bart': bart, 'marian': marian, 'mbart': mbart}
+SEQ2SEQ = {'t5': t5, 'mt5': mt5, 'bart': bart, 'marian': marian, 'mbart': mbart, 'pegasus': pegasus}
 
 
 def write(folder, values):

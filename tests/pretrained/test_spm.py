@@ -164,6 +164,9 @@ def refused(folder, tmp_path):
 
 def test_what_is_not_supported_is_refused(models, folder, tmp_path, monkeypatch):
   assert 'tokenizer.json is missing, and so is tokenizer.model' in refused(folder, tmp_path)
+  (folder / 'source.spm').write_bytes(models['unigram'])
+  assert 'source.spm and target.spm segment sources and targets' in refused(folder, tmp_path)
+  (folder / 'source.spm').unlink()
   (folder / 'tokenizer.model').write_bytes(models['bpe_llama'])
   write(folder, 'tokenizer_config.json', {'tokenizer_class': 'XLNetTokenizer'})
   assert "tokenizer_class='XLNetTokenizer' is not supported" in refused(folder, tmp_path)
