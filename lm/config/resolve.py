@@ -137,13 +137,13 @@ def call(fn: Callable, key: str, *args, **kwargs) -> Any:
 def _argument(value: Any, hint: Any, key: str) -> Any:
   if not _holds_callable(hint) or value is None:
     return value
-  if isinstance(value, str):
-    return resolve(value, key)
   if isinstance(value, tuple | list):
     return tuple(_argument(v, hint, f'{key}[{i}]') for i, v in enumerate(value))
   if isinstance(value, Mapping | ConfigDict):
     return build_section(value, key)
-  return value
+  if callable(value) or type(value) in typing.get_args(hint):
+    return value
+  return resolve(value, key)
 
 
 def _holds_callable(hint: Any) -> bool:
