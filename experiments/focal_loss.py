@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from lm.config.base import base, select_variant, smoke
+from lm.config.resolve import ref
 from lm.nn.losses import token_statistics
 from lm.types import Objective
 
@@ -31,5 +32,5 @@ def focal(gamma: float = 2.0) -> Objective:
 
 def get_config(arg=''):
   config = base()
-  config.objective = ConfigDict({'fn': 'focal_loss:focal', 'gamma': 2.0})
+  config.objective = ConfigDict({'fn': ref(focal), 'gamma': 2.0})
   return select_variant(config, arg, smoke=smoke)

@@ -10,6 +10,7 @@ minutes.
 import flax.linen as nn
 
 from lm.config.base import base, select_variant, smoke
+from lm.config.resolve import ref
 from lm.nn.layers import Attention, Linear
 
 
@@ -27,5 +28,5 @@ class GatedAttention(Attention):
 
 def get_config(arg=''):
   config = base()
-  config.model.attention_layer = 'gated_attention:GatedAttention'
+  config.model.attention_layer = ref(GatedAttention)
   return select_variant(config, arg, smoke=smoke)

@@ -12,6 +12,7 @@ import json
 import pathlib
 
 from lm.config.base import base, select_variant, smoke
+from lm.config.resolve import ref
 
 
 def source(split):
@@ -30,13 +31,13 @@ def word_dropout(row, rng, rate=0.1):
 
 def get_config(arg=''):
   config = base()
-  config.data.source = 'my_corpus:source'
-  config.data.transforms = ('my_corpus:word_dropout',)
+  config.data.source = ref(source)
+  config.data.transforms = (ref(word_dropout, rate=0.1),)
   config.data.tokenizer.vocab_size = 1024
   return select_variant(config, arg, smoke=_smoke)
 
 
 def _smoke(config):
   smoke(config)
-  config.data.source = 'my_corpus:source'  # smoke() replaced it; this corpus is small enough
+  config.data.source = ref(source)  # smoke() replaced it; this corpus is small enough
   return config

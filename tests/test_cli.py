@@ -8,7 +8,7 @@ import pytest
 from in_process import mistake, run
 from ml_collections import ConfigDict
 
-from lm import cli
+from lm import cli, components
 from lm.config.base import base, encoder_decoder
 from lm.errors import Preempted, UserError
 from lm.parallel import host
@@ -104,6 +104,23 @@ def test_overrides_reach_the_config_and_its_references():
   assert config.model.logit_soft_cap == 30.0
   # The flags of the program remain.
   assert argv == ['lm.train', '--workdir=w', '--until_step=3']
+
+
+def test_a_pattern_of_layers_and_positions_is_a_tuple_on_the_command_line():
+  layers = 'lm.nn.layers:Attention(window=8)', 'lm.nn.layers:Attention'
+  bases = 'lm.nn.position:rope(theta=1e4)', 'lm.nn.position:rope(theta=1e6)'
+  argv = ['lm.train', QUICKSTART, f'--config.model.attention_layer={layers}']
+  config, _ = cli.config([*argv, f'--config.model.position={bases}'])
+  assert (config.model.attention_layer, config.model.position) == (layers, bases)
+  model = components.model(config, 50)
+  assert [f.keywords for f in model.position] == [{'theta': 1e4}, {'theta': 1e6}]
+  assert [getattr(f, 'keywords', None) for f in model.attention_layer] == [{'window': 8}, None]
+  config.model.position = bases[0]  # plain assignments, in a config file
+  config.model.attention_layer = layers
+  for wrong in ('3', "('lm.nn.position:rope', 3)"):
+    config, _ = cli.config(['lm.train', QUICKSTART, f'--config.model.position={wrong}'])
+    with pytest.raises(UserError, match=r'model.position(\[1\])?=3 must be an import path'):
+      components.model(config, 50)
 
 
 def test_an_argument_of_the_config_follows_a_colon(monkeypatch):

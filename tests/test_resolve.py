@@ -160,3 +160,38 @@ def test_an_error_of_the_function_itself_passes():
 
   with pytest.raises(TypeError, match='from within'):
     resolve.call(fails, 'k')
+
+
+def test_ref_returns_the_path_that_resolves_to_the_function():
+  assert resolve.ref(scale) == f'{HERE}:scale'
+  assert resolve.ref(Layer) == f'{HERE}:Layer'
+  path = resolve.ref(chain, first=resolve.ref(scale, factor=-3.5), label="it's")
+  assert resolve.resolve(path, 'k')(2) == (-7.0, "it's")
+  assert resolve.resolve(resolve.ref(Layer, width=(1, None, {'a': True})), 'k')().width == (
+    1, None, {'a': True},
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('call', 'parts'),
+  [
+    (lambda: resolve.ref(lambda x: x), ['<lambda>', 'top level']),
+    (lambda: resolve.ref(functools.partial(scale, factor=2)), ['partial', 'top level']),
+    (lambda: resolve.ref(scale, fctor=1), ['ref(scale)', "no argument 'fctor'", "'factor'"]),
+    (lambda: resolve.ref(scale, factor=jax.numpy.ones(2)), ['factor=Array', 'no Python literal']),
+    (lambda: resolve.ref(scale, factor=float('inf')), ['factor=inf', 'no Python literal']),
+    (lambda: resolve.ref(chain, first=scale), ['first=<function scale', 'give ref(...) of it']),
+    (lambda: resolve.ref(jax.nn.silu), ['ref(silu)', 'private', 'as a string']),
+    (lambda: resolve.ref(_renamed), [f'{HERE}:scale is another function']),
+    (lambda: resolve.ref('lm.nn.position:rope'), ['ref(', 'top level']),
+  ],
+)
+def test_ref_refuses_what_no_path_can_name(call, parts):
+  text = _error(call)
+  for part in parts:
+    assert part in text
+
+
+@functools.wraps(scale)
+def _renamed(x):
+  return x

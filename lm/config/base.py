@@ -5,8 +5,10 @@ returns it. Leaves named `fn`, and values of the form 'module:name', are import 
 (`lm.config.resolve`).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from lm.errors import UserError, did_you_mean
 
@@ -173,13 +175,13 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
       'd_model': d_model,
       'depth': depth,
       'heads': heads,
-      'attention_layer': 'lm.nn.layers:Attention',  # a path, or a tuple as a repeating pattern
+      'attention_layer': _any('lm.nn.layers:Attention'),  # a path, or a tuple that repeats
       'attention_fn': 'lm.nn.attention:fused',
       'input_layer': 'lm.nn.embedding:plain',
-      'position': 'lm.nn.position:learned',  # a path, or one for each layer of the pattern
+      'position': _any('lm.nn.position:learned'),  # a path, or one for each layer of the tuple
       'norm': 'lm.nn.layers:LayerNorm',
       'mlp': 'lm.nn.layers:Mlp',
-      'block_layout': 'lm.nn.layers:pre_norm',
+      'block_layout': _any('lm.nn.layers:pre_norm'),  # likewise
       'final_norm': True,
       'bias': True,
       'tie_embeddings': True,
@@ -197,6 +199,11 @@ def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   model.head_dim = model.get_oneway_ref('d_model') // model.get_oneway_ref('heads')
   model.d_mlp = 4 * model.get_oneway_ref('d_model')
   return model
+
+
+def _any(value: Any) -> FieldReference:
+  """Returns a leaf that accepts values of another type than that of `value`."""
+  return FieldReference(value, field_type=object)
 
 
 def encoder_decoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
@@ -276,13 +283,14 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def _shrink(model: ConfigDict) -> None:
   """Sets small sizes in a model section and its subsections, for the keys that they have."""
   groups = 'kv_heads' in model and model.kv_heads != model.heads
-  layers = model.get('attention_layer')
+  patterns = [model.get(key) for key in ('attention_layer', 'position', 'block_layout')]
+  group = max(len(each) if isinstance(each, tuple) else 1 for each in patterns)
   small = {
     'context': 32,
     'd_model': 32,
     'd_hidden': 32,
     'heads': 4,
-    'depth': 2 * len(layers) if isinstance(layers, tuple) else 2,
+    'depth': 2 * group,
     'kv_heads': 2 if groups else 4,
     'head_dim': 8,
   }

@@ -2,7 +2,7 @@
 
 This is the only module that imports by name. Arguments are Python literals parsed by `ast`, never
 evaluated. A section of a config, `{fn: 'package.module:name', key: value, ...}`, names a function
-and its arguments.
+and its arguments. In an experiment file, `ref(function, key=literal)` returns such a path.
 """
 
 import ast
@@ -28,6 +28,39 @@ def import_extra(module: str, extra: str, need: str) -> Any:
     return importlib.import_module(module)
   except ModuleNotFoundError as e:
     raise UserError(f'{need}: pip install -e ".[{extra}]"') from e
+
+
+def ref(fn: Callable, /, **kwargs: Any) -> str:
+  """Returns the import path of a function with arguments: `ref(rope, theta=5e5)`.
+
+  Editors jump to the definition, and a wrong name or argument fails when the config file loads.
+
+  Raises:
+    UserError: nothing can import `fn` by a name, it has no such argument, or a value is no literal.
+  """
+  module, name = getattr(fn, '__module__', None), getattr(fn, '__qualname__', '')
+  key = f'ref({name or repr(fn)[:60]})'
+  if not module or not name or '<' in name or module == '__main__':
+    raise UserError(f'{key} must name a function or class at the top level of an imported module')
+  if any(part.startswith('_') for part in module.split('.')):
+    raise UserError(f'{key}: {module} is private; write its public path as a string')
+  for argument, value in kwargs.items():
+    if not _is_literal(value):
+      what = 'a function; give ref(...) of it' if callable(value) else 'no Python literal'
+      raise UserError(f'{key}: {argument}={value!r:.60} is {what}')
+  arguments = ', '.join(f'{argument}={value!r}' for argument, value in kwargs.items())
+  path = f'{module}:{name}({arguments})' if kwargs else f'{module}:{name}'
+  found = resolve(path, key)
+  if getattr(found, 'func', found) is not fn and found is not fn:
+    raise UserError(f'{key}: {module}:{name} is another function')
+  return path
+
+
+def _is_literal(value: Any) -> bool:
+  try:
+    return bool(ast.literal_eval(repr(value)) == value)
+  except (ValueError, SyntaxError):
+    return False
 
 
 def resolve(path: str, key: str) -> Callable:
@@ -104,13 +137,13 @@ def call(fn: Callable, key: str, *args, **kwargs) -> Any:
 def _argument(value: Any, hint: Any, key: str) -> Any:
   if not _holds_callable(hint) or value is None:
     return value
-  if isinstance(value, str):
-    return resolve(value, key)
   if isinstance(value, tuple | list):
     return tuple(_argument(v, hint, f'{key}[{i}]') for i, v in enumerate(value))
   if isinstance(value, Mapping | ConfigDict):
     return build_section(value, key)
-  return value
+  if callable(value) or type(value) in typing.get_args(hint):
+    return value
+  return resolve(value, key)
 
 
 def _holds_callable(hint: Any) -> bool:

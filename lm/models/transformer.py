@@ -5,12 +5,16 @@ has `rope`, `RMSNorm`, `GatedMlp`, fewer key/value heads, and neither tied embed
 BERT is an `Encoder` with `post_norm`. The first Transformer (Vaswani et al. 2017) is an
 `EncoderDecoder` with `sinusoidal` and `post_norm`, and T5 is one with `relative`.
 
-Layers repeat in groups: `attention_layer` is one layer function or a tuple of them, and `depth` is
-a multiple of its length (Gemma 3: five layers with a window and one without). Parameters of the
-groups are stacked on axis 0 and scanned. With a KV cache the groups are unrolled instead, because a
-loop would copy the cache of every group in and out at every token.
+Layers repeat in groups: `attention_layer`, `position` and `block_layout` are a function or a tuple,
+and `depth` is a multiple of its length (Gemma 3: five layers with a window and one without).
+Parameters of the groups are stacked on axis 0 and scanned. With a KV cache the groups are unrolled
+instead, because a loop would copy the cache of every group in and out at every token.
+
+An attention layer or MLP with a field `layer` receives the index of its layer, from 0 in each
+stack: an int32 scalar, which is traced in the scan.
 """
 
+import contextlib
 import functools
 import inspect
 import math
@@ -25,6 +29,7 @@ from lm.errors import UserError
 from lm.nn import embedding
 from lm.nn.attention import dot_product
 from lm.nn.embedding import InputLayer
+from lm.nn.hooks import HOOKS, within
 from lm.nn.kv_cache import KVCache, cached_mask, reorder_cache, unflatten_beams
 from lm.nn.layers import Attention, ClassifierHead, LayerNorm, Mlp, dropout, hook_point, pre_norm
 from lm.nn.position import Position, learned
@@ -59,8 +64,12 @@ class Block(nn.Module):
     encoder_output: Array | None,
     encoder_mask: Mask | None,
     cache: Any,
+    index: Any,
   ) -> tuple[Array, Any]:
     caches: dict[str, Any] = {}
+
+    def indexed(layer: Callable[..., nn.Module], name: str) -> nn.Module:
+      return layer(name=name, layer=index) if _asks_index(layer) else layer(name=name)
 
     def cache_of(name: str) -> Any:
       # An empty tuple tells cross-attention to return a cache, although it has none before the
@@ -68,19 +77,19 @@ class Block(nn.Module):
       return None if cache is None else cache.get(name, ())
 
     def attend(h: Array) -> Array:
-      layer, given = self.attention_layer(name='attention'), cache_of('attention')
+      layer, given = indexed(self.attention_layer, 'attention'), cache_of('attention')
       y, caches['attention'] = _checked(layer(h, None, mask, given), given, 'attention_layer')
       return dropout(self, y, self.dropout)
 
     def attend_across(h: Array) -> Array:
       assert self.cross_attention is not None
-      layer, given = self.cross_attention(name='cross_attention'), cache_of('cross_attention')
+      layer, given = indexed(self.cross_attention, name := 'cross_attention'), cache_of(name)
       result = layer(h, given if encoder_output is None else encoder_output, encoder_mask, given)
       y, caches['cross_attention'] = _checked(result, given, 'cross_attention')
       return dropout(self, y, self.dropout)
 
     def feed_forward(h: Array) -> Array:
-      return dropout(self, self.mlp(name='mlp')(h), self.dropout)
+      return dropout(self, indexed(self.mlp, 'mlp')(h), self.dropout)
 
     across = () if self.cross_attention is None else (('cross_attention', attend_across),)
     sublayers = (('attention', attend), *across, ('mlp', feed_forward))
@@ -106,19 +115,23 @@ def _checked(result: Any, given: Any, field: str) -> tuple[Array, Any]:
 
 
 class LayerGroup(nn.Module):
-  """The layers that repeat, each with its own attention; `caches` are one per layer, or None."""
+  """The layers that repeat, each with its own attention; `caches` are one per layer, or None.
+
+  `first` is the index of the first of these layers, or None where nothing reads it.
+  """
 
   blocks: tuple[Callable[..., nn.Module], ...]
 
   @nn.compact
   def __call__(
-    self, x: Array, mask: Mask, encoder_output: Any, encoder_mask: Any, caches: Any
+    self, x: Array, mask: Mask, encoder_output: Any, encoder_mask: Any, caches: Any, first: Any
   ) -> tuple[Array, Any]:
     new_caches = {}
     for i, block in enumerate(self.blocks):
-      name = f'layer_{i}'
+      name, index = f'layer_{i}', None if first is None else first + i
       cache = None if caches is None else caches[name]
-      x, new_caches[name] = block(name=name)(x, mask, encoder_output, encoder_mask, cache)
+      with _hooks(layer=index):
+        x, new_caches[name] = block(name=name)(x, mask, encoder_output, encoder_mask, cache, index)
     return x, (None if caches is None else new_caches)
 
 
@@ -176,12 +189,12 @@ class Transformer(nn.Module):
     """
     super().__post_init__()
     group, positions = len(self._attention_layers()), _as_tuple(self.position)
-    for name, what in (('position', 'schemes'), ('block_layout', 'layouts')):
+    for name in ('attention_layer', 'position', 'block_layout'):
       count = len(_as_tuple(getattr(self, name)))
       if count not in (1, group):
         raise UserError(
-          f'model.{name} has {count} {what}, and model.attention_layer {group} layers; '
-          'give one for all layers, or one for each'
+          f'model.{name} is a tuple of {count}, and another of the model has {group}; give one for '
+          'all layers, or one for each of the pattern'
         )
     if self.heads % self.kv_heads:
       raise UserError(f'model.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}')
@@ -237,14 +250,21 @@ class Transformer(nn.Module):
       x = with_logical_constraint(x, 'batch', 'length', 'activation_embed')
       args = (mask, encoder_output, encoder_mask)
       if caches is None:
-        x, _ = self._scanned(blocks, depth)(x, *args, None)
+        # The scan receives indices only if something reads them.
+        asked = HOOKS.get() is not None or any(
+          _asks_index(f) for block in blocks for f in block.args[:3]
+        )
+        first_N = jnp.arange(0, depth, len(blocks)) if asked else None
+        x, _ = self._scanned(blocks, depth)(x, *args, None, first_N)
       else:
         group, new_caches = LayerGroup(blocks, parent=None), []
         groups = _unstack(scope.variables['params']['layers'])
-        for params, cache in zip(groups, caches, strict=True):
-          x, cache = group.apply({'params': params}, x, *args, cache)
-          new_caches.append(cache)
+        with _hooks(path=(*scope.path, 'layers')):
+          for i, (params, cache) in enumerate(zip(groups, caches, strict=True)):
+            x, cache = group.apply({'params': params}, x, *args, cache, i * len(blocks))
+            new_caches.append(cache)
         caches = tuple(new_caches)
+      x = hook_point(scope, 'stack_output', x)
       if self.final_norm:
         x = self.norm(bias=self.bias, name='final_norm')(x)
       return hook_point(scope, 'hidden', x), caches
@@ -266,7 +286,7 @@ class Transformer(nn.Module):
         nn.DenyList(('params', HOOKS_COLLECTION)): 0,
       },
       split_rngs={'params': True, 'dropout': True},
-      in_axes=nn.broadcast,
+      in_axes=(*[nn.broadcast] * 4, 0),  # the last argument is the index of the group's first layer
       length=depth // len(blocks),
       unroll=self.scan_unroll,
       metadata_params={nn.PARTITION_NAME: 'layers'},
@@ -318,7 +338,9 @@ class Transformer(nn.Module):
 
   @nn.nowrap
   def _attention_layers(self) -> tuple[Callable[..., nn.Module], ...]:
-    return _as_tuple(self.attention_layer)
+    """Returns the attention layers of the pattern, which is as long as the longest tuple."""
+    layers, *others = map(_as_tuple, (self.attention_layer, self.position, self.block_layout))
+    return layers * max(map(len, others)) if len(layers) == 1 else layers
 
   def table(self, name: str, batch: Array | None = None) -> EmbeddingTable:
     """Returns an embedding table of the vocabulary, whose vectors (V, D) are a parameter.
@@ -529,6 +551,15 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 def _name(fn: Callable) -> str:
   return getattr(getattr(fn, 'func', fn), '__qualname__', str(fn))
+
+
+def _asks_index(layer: Callable[..., nn.Module] | None) -> bool:
+  return layer is not None and 'layer' in inspect.signature(layer).parameters
+
+
+def _hooks(**place: Any) -> contextlib.AbstractContextManager[None]:
+  """Returns `within(**place)` where hooks are set."""
+  return contextlib.nullcontext() if HOOKS.get() is None else within(**place)
 
 
 def _partial(field: str, fn: Callable[..., nn.Module], kwargs: Mapping[str, Any]) -> Callable:

@@ -2,17 +2,22 @@
 
 A module marks a hook point with `x = hook_point(self, 'name', x)` (lm/nn/layers.py). Where no hooks
 are set, it adds no operation to the trace. `with_hooks(model)` returns a function that records and
-edits the hook points of some paths, also under jit, scan and sharding.
+edits the hook points of some paths, also under jit, scan and sharding, and with a KV cache.
 """
 
+import contextlib
 import contextvars
 import fnmatch
-from collections.abc import Callable, Mapping
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
+import jax.numpy as jnp
 
-from lm.types import HOOKS_COLLECTION, Array, Batch, Output, Params
+from lm.types import HOOKS_COLLECTION, Apply, Array, Batch, Output, Params
 
 Edit = Callable[[Array], Array]
 # (module, name, x) -> x: what hook points call; None without hooks.
@@ -21,15 +26,30 @@ HOOKS: contextvars.ContextVar[Callable[[nn.Module, str, Array], Array] | None] =
 )
 
 
-def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]]]:
-  """Returns `apply(params, batch, reads=('*',), edits={}, key=None) -> (Output, {path: array})`.
+@contextlib.contextmanager
+def within(**place: Any) -> Iterator[None]:
+  """Passes the hooks of a block a `path` before that of their module, or the index of a `layer`."""
+  hook = HOOKS.get()
+  token = HOOKS.set(hook and functools.partial(hook, **place))
+  try:
+    yield
+  finally:
+    HOOKS.reset(token)
 
-  A path is 'decoder/layers/layer_0/attention/output' or the like; `reads` and the keys of `edits`
-  are glob patterns of paths. Arrays read inside the stack of layers have the layers on axis 0. An
-  edit receives one layer at a time and applies to every layer.
+
+def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]]]:
+  """Returns `apply(params, batch, reads=('*',), edits={}, key=None, cache=None)`.
+
+  It returns (Output, {path: array}). A path is 'decoder/layers/layer_0/attention/output' or the
+  like; `reads` and the keys of `edits` are glob patterns of paths. Arrays read inside the stack of
+  layers have the layers on axis 0. An edit receives one layer at a time and applies to every layer.
+
+  A pattern that ends in '@N' is of layer N of the stack alone, such as '*/mlp/output@3'. Its
+  read has the path 'decoder/layers/layer_0/mlp/output@3' and no axis of layers.
 
   Raises:
-    ValueError: by the returned function when it is traced, if an edit changes a shape.
+    ValueError: by the returned function when it is traced, if an edit changes a shape, or matches
+      no hook point of a call without a cache.
   """
 
   def apply(
@@ -38,31 +58,69 @@ def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]
     reads: tuple[str, ...] = ('*',),
     edits: Mapping[str, Edit] | None = None,
     key: Array | None = None,
+    cache: Any = None,
   ) -> tuple[Output, dict[str, Array]]:
-    def hook(module: nn.Module, name: str, x: Array) -> Array:
-      path = '/'.join((*module.path, name))
+    unrolled: dict[str, list[Array]] = {}  # a KV cache unrolls the layers
+
+    def hook(
+      module: nn.Module, name: str, x: Array, path: tuple[str, ...] = (), layer: Any = None
+    ) -> Array:
+      full = '/'.join((*path, *module.path, name))
       for pattern, edit in (edits or {}).items():
-        if fnmatch.fnmatchcase(path, pattern):
-          edited = edit(x)
+        glob, _, only = pattern.partition('@')
+        if fnmatch.fnmatchcase(full, glob) and (not only or layer is not None):
+          edited = edit(x).astype(x.dtype)
           if edited.shape != x.shape:
-            raise ValueError(f'the edit of {path} changed the shape {x.shape} to {edited.shape}')
-          x = edited.astype(x.dtype)
-      module.put_variable(HOOKS_COLLECTION, name, x)
+            raise ValueError(f'the edit of {full} changed the shape {x.shape} to {edited.shape}')
+          x = jnp.where(layer == int(only), edited, x) if only else edited
+      if path:
+        unrolled.setdefault(full, []).append(x)
+      else:
+        module.put_variable(HOOKS_COLLECTION, name, x)
       return x
 
     rngs = {} if key is None else {'dropout': key}
     token = HOOKS.set(hook)
     try:
+      args = (batch,) if cache is None else (batch, cache)
       output, variables = model.apply(
-        {'params': params}, batch, rngs=rngs, mutable=[HOOKS_COLLECTION]
+        {'params': params}, *args, rngs=rngs, mutable=[HOOKS_COLLECTION]
       )
     finally:
       HOOKS.reset(token)
-    recorded = flax.traverse_util.flatten_dict(variables.get(HOOKS_COLLECTION, {}), sep='/')
-    return output, {
-      path: x
-      for path, x in recorded.items()
-      if any(fnmatch.fnmatchcase(path, pattern) for pattern in reads)
-    }
+    found = flax.traverse_util.flatten_dict(variables.get(HOOKS_COLLECTION, {}), sep='/')
+    found |= {full: jnp.stack(layers) for full, layers in unrolled.items()}
+    for pattern in edits or ():
+      # With a cache, an encoder does not run at every call.
+      if cache is None and not _selected(found, pattern):
+        raise ValueError(f'no hook point matches the edit {pattern!r}; there are {sorted(found)}')
+    return output, {name: x for read in reads for name, x in _selected(found, read).items()}
 
   return apply
+
+
+def _selected(found: Mapping[str, Array], read: str) -> dict[str, Array]:
+  """Returns the arrays that a pattern names."""
+  glob, _, only = read.partition('@')
+  matching = {path: x for path, x in found.items() if fnmatch.fnmatchcase(path, glob)}
+  if not only:
+    return matching
+  places = {path: re.match(r'(.*/layers/layer_)(\d+)/', path) for path in found}
+  of_layer = {}
+  for path, x in matching.items():
+    if place := places[path]:
+      size = 1 + max(int(p[2]) for p in places.values() if p and p[1] == place[1])
+      group, position = divmod(int(only), size)
+      if position == int(place[2]) and group < len(x):
+        of_layer[f'{path}@{only}'] = x[group]
+  return of_layer
+
+
+def edited_apply(model: nn.Module, edits: Mapping[str, Edit]) -> Apply:
+  """Returns the model's pure function under edits; it decodes with a KV cache, too."""
+  apply = with_hooks(model)
+
+  def edited(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
+    return apply(params, batch, (), edits, key, cache)[0]
+
+  return edited

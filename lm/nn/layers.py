@@ -319,10 +319,11 @@ class Attention(nn.Module):
     if self.window is not None:
       mask = mask.replace(window=self.window)
     v_BSGK = hook_point(self, 'values', v_BSGK)
-    o_BTHK = hook_point(self, 'heads', self._attended(q_BTHK, k_BSGK, v_BSGK, mask))
+    o_BTHK = hook_point(self, 'heads', self.attended(q_BTHK, k_BSGK, v_BSGK, mask))
     return with_logical_constraint(o_BTHK, 'batch', 'length', 'heads', 'head_dim'), cache
 
-  def _attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+  def attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
+    """Returns `attention_fn` of queries, keys and values, those of the cache too (B, T, H, K)."""
     if HOOKS.get() is not None:
       # `attention_fn` returns no weights, so they are computed separately for hooks to read. The
       # result of `attention_fn` is replaced only if a hook edits the weights.

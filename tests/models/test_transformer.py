@@ -197,7 +197,7 @@ def test_layers_that_repeat_have_block_layouts_of_their_own(decoder):
   groups = params['decoder']['layers']
   assert set(groups['layer_0']) == {'norm', 'attention', 'mlp'}
   assert {'attention_norm', 'mlp_post_norm'} < set(groups['layer_1'])
-  with pytest.raises(UserError, match='block_layout has 3 layouts, and'):
+  with pytest.raises(UserError, match='block_layout is a tuple of 3, and'):
     decoder(block_layout=(post_norm,) * 3, **layers)
 
 
@@ -294,6 +294,39 @@ def test_layers_of_a_group_have_their_own_windows(decoder, batch_of):
   model = decoder(attention_layer=(local, local, full), depth=6, attention_fn=spy)
   jax.eval_shape(model.init, jax.random.key(0), batch_of())
   assert windows[:3] == [2, 2, None] and len(windows) % 3 == 0
+
+
+class Index(Attention):
+  """A layer that returns its index."""
+
+  layer: int | None = None
+
+  def __call__(self, x, encoder_output, mask, cache):
+    return jnp.full_like(x, self.layer), cache
+
+
+def test_a_layer_that_asks_receives_its_index(decoder, params_of, batch_of):
+  def attention_only(x, sublayers, norm):
+    return sublayers[0][1](x)
+
+  pattern = (Index, Attention, Index)
+  model = decoder(attention_layer=pattern, depth=6, block_layout=attention_only)
+
+  @jax.jit
+  def residuals(params, batch, cache):
+    apply = with_hooks(model)
+    return [apply(params, batch, ('*/residual',), cache=each)[1] for each in (None, cache)]
+
+  # Layers of a call without a cache are scanned, and those of one with a cache are unrolled.
+  for found in residuals(params_of(model), batch_of(T=4), model.init_cache(2, 4)):
+    of_layer = {path[-10]: x[:, 0, 0, 0].tolist() for path, x in found.items()}
+    assert of_layer['0'] == [0, 3] and of_layer['2'] == [2, 5]
+
+
+def test_the_pattern_is_as_long_as_the_longest_tuple(decoder, params_of):
+  model = decoder(position=(rope, functools.partial(rope, theta=1e6)))
+  assert set(params_of(model)['decoder']['layers']) == {'layer_0', 'layer_1'}
+  assert set(model.init_cache(1, 4)['layers'][0]) == {'layer_0', 'layer_1'}
 
 
 @pytest.mark.parametrize(
