@@ -22,7 +22,8 @@ def focal(gamma: float = 2.0) -> Objective:
   def loss_sums(apply, params, batch, key):
     output = apply(params, batch, key=key)
     nats_BT = token_statistics(output.hidden, output.head, batch['targets']).nats
-    return {'loss': jnp.sum(batch['weights'] * (1 - jnp.exp(-nats_BT)) ** gamma * nats_BT)}
+    sums = jnp.sum(batch['weights'] * (1 - jnp.exp(-nats_BT)) ** gamma * nats_BT)
+    return {'loss': sums} | output.losses
 
   def normalizers(batch):
     return {'loss': jnp.sum(batch['weights'])}

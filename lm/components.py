@@ -21,6 +21,7 @@ from lm.parallel import mesh as meshes
 from lm.text.tokenizers import end_id, vocabulary_size, word_ids
 from lm.types import (
   HOOKS_COLLECTION,
+  LOSSES_COLLECTION,
   Apply,
   Array,
   Metric,
@@ -220,7 +221,7 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   """Returns `key -> parameters`, boxed with their partitioning metadata.
 
   Raises:
-    UserError: when traced, the model has variables besides parameters, or its layers return losses.
+    UserError: when traced, the model has variables besides parameters.
   """
 
   def init(key: Array) -> Params:
@@ -228,9 +229,9 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
     target = ('inputs', 'targets', 'segments', 'positions')
     source = ('source', 'source_segments', 'source_positions')
     batch = dict.fromkeys((*target, *source), row) | {'examples': row[:, :1]}
-    mutable = nn.DenyList((HOOKS_COLLECTION,))
-    output, variables = model.init_with_output({'params': key}, batch, mutable=mutable)
-    refuse_state(output, {name: x for name, x in variables.items() if name != 'params' and x})
+    mutable = nn.DenyList((HOOKS_COLLECTION, LOSSES_COLLECTION))
+    variables = model.init({'params': key}, batch, mutable=mutable)
+    refuse_state({name: x for name, x in variables.items() if name != 'params' and x})
     return variables['params']
 
   return init

@@ -169,7 +169,7 @@ class Output(NamedTuple):
 
   hidden: Array
   head: OutputHead
-  aux: WeightedSums  # losses of layers; must be {}, because no objective adds them yet
+  losses: dict[str, Array]  # of the layers, by name; each is one term of the training loss
   cache: Any = None
 
 
@@ -184,35 +184,42 @@ class Apply(Protocol):
 
 
 HOOKS_COLLECTION = 'hooks'  # the Flax collection that lm.nn.hooks reads
+LOSSES_COLLECTION = 'losses'  # that of lm.nn.layers.layer_loss
 _STATE = nn.DenyList(('params', HOOKS_COLLECTION))
 
 
 def apply_of(model: nn.Module) -> Apply:
-  """Returns the pure function of a Linen model.
+  """Returns the pure function of a Linen model, whose output has the losses of its layers.
 
   Raises:
     UserError: by the returned function when it is traced, if the model has variables besides
-      parameters, or losses of its layers.
+      parameters.
   """
 
   def apply(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
     rngs = {} if key is None else {'dropout': key}
     result = model.apply({'params': params}, batch, cache, rngs=rngs, mutable=_STATE)
     output, state = cast(tuple[Output, Params], result)
-    if output.aux or state:
-      refuse_state(output, state)
+    if state:
+      sown = state.pop(LOSSES_COLLECTION, {})
+      refuse_state(state)
+      output = output._replace(losses=_sum_by_name(sown, output.losses))
     return output
 
   return apply
 
 
-def refuse_state(output: Output, state: Params) -> None:
-  """Raises UserError if a model returns layer losses or variables, which a step would drop."""
-  if output.aux:
-    raise UserError(
-      f'model.fn: Output.aux={sorted(output.aux)} would be dropped: there are no layer losses yet; '
-      'return {}, and add the loss in an objective'
-    )
+def _sum_by_name(sown: Params, losses: dict[str, Array]) -> dict[str, Array]:
+  """Returns the sum over layers of each loss, added to those that the model itself returns."""
+  total = dict(losses)
+  for path, x_N in jax.tree_util.tree_leaves_with_path(sown):
+    name = path[-1].key
+    total[name] = total.get(name, 0.0) + jnp.sum(x_N)
+  return total
+
+
+def refuse_state(state: Params) -> None:
+  """Raises UserError if a model has variables besides parameters, which a step would drop."""
   if state:
     names = {
       name: '/'.join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -221,8 +228,8 @@ def refuse_state(output: Output, state: Params) -> None:
     }
     listed = ', '.join(f'{name!r} ({path})' for name, path in sorted(names.items()))
     raise UserError(
-      f'model.fn: a layer sows or keeps variables of collection {listed}, which would be dropped: '
-      'there are no layer losses yet; a layer may have parameters only'
+      f'model.fn: a layer sows or keeps variables of collection {listed}, which would be dropped; '
+      'a layer may have parameters, and losses by lm.nn.layers.layer_loss'
     )
 
 
@@ -244,6 +251,7 @@ class Objective:
   scaled by its coefficient. `normalizers(batch)` returns the weight of each under the same names,
   from the batch alone. The weights of the full batch are thus known before the gradient, so that
   `sum over names of loss_sums / normalizers` is exact under gradient accumulation and over hosts.
+  `loss_sums` also returns `Output.losses`, the terms of the layers, which have no normalizer.
 
   `sample(batch, key)` runs before both and adds random arrays to the batch. `microbatched` is False
   if rows of a batch share samples, which excludes microbatches.

@@ -1,4 +1,4 @@
-"""Models with state or sown losses raise, because a train step would drop these."""
+"""Models with state raise, because a train step would drop it."""
 
 import flax.linen as nn
 import jax
@@ -15,9 +15,9 @@ SIZES = {'d_model': 8, 'heads': 2, 'kv_heads': 2, 'head_dim': 4, 'd_mlp': 8}
 
 
 class Sowing(Mlp):
-  """A layer that sows a loss, as routers of experts do."""
+  """A layer that sows what no step reads."""
 
-  collection = 'losses'
+  collection = 'statistics'
 
   @nn.compact
   def __call__(self, x_BTD):
@@ -36,12 +36,6 @@ class Counting(Mlp):
     return super().__call__(x_BTD + count.value)
 
 
-class WithLoss(Decoder):
-  @nn.compact
-  def __call__(self, batch, cache=None):
-    return super().__call__(batch, cache)._replace(aux={'balance': (jnp.ones(()), jnp.ones(()))})
-
-
 def _decoder(kind=Decoder, **changes):
   return kind(vocab_size=11, context=4, depth=2, **SIZES, **changes)
 
@@ -52,7 +46,9 @@ BATCH = dict.fromkeys(('inputs', 'segments', 'positions'), jnp.ones((1, 4), jnp.
 @pytest.mark.parametrize('mlp', [Sowing, Recording, Counting])
 @pytest.mark.parametrize('remat', [None, jax.checkpoint_policies.nothing_saveable])
 def test_variables_of_a_layer_raise_before_the_first_step(mlp, remat):
-  name = {'Sowing': 'losses', 'Recording': 'intermediates', 'Counting': 'batch_stats'}[mlp.__name__]
+  name = {'Sowing': 'statistics', 'Recording': 'intermediates', 'Counting': 'batch_stats'}[
+    mlp.__name__
+  ]
   with pytest.raises(UserError, match=f'{name}.*decoder/layers/layer_0/mlp'):
     jax.eval_shape(init_of(_decoder(mlp=mlp, remat_policy=remat), 4), jax.random.key(0))
 
@@ -64,19 +60,10 @@ def test_a_layer_that_sows_raises_where_its_model_is_applied(mlp):
     jax.eval_shape(apply_of(_decoder(mlp=mlp)), nn.unbox(params), BATCH)
 
 
-def test_losses_of_a_model_raise():
-  model = _decoder(WithLoss)
-  with pytest.raises(UserError, match=r"Output\.aux=\['balance'\]"):
-    jax.eval_shape(init_of(model, 4), jax.random.key(0))
-  params = jax.eval_shape(init_of(_decoder(), 4), jax.random.key(0))
-  with pytest.raises(UserError, match=r"Output\.aux=\['balance'\]"):
-    jax.eval_shape(apply_of(model), nn.unbox(params), BATCH)
-
-
 def test_a_model_without_state_is_unchanged():
   model = _decoder()
   params = nn.unbox(init_of(model, 4)(jax.random.key(0)))
   plain = nn.unbox(model.init(jax.random.key(0), BATCH)['params'])
   jax.tree.map(lambda x, y: (x == y).all() or pytest.fail('another initial value'), params, plain)
   output = apply_of(model)(params, BATCH)
-  assert isinstance(output, Output) and output.aux == {}
+  assert isinstance(output, Output) and output.losses == {}

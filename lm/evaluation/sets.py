@@ -32,7 +32,10 @@ _METRICS = 'metrics of the set'
 
 
 def make_eval_step(functions: Inference, metrics: Iterable[Metric]) -> EvalStep:
-  """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics."""
+  """Returns the jitted `(params, batch) -> {name: (sum, weight)}` of some metrics.
+
+  Losses of layers are further terms. Each is that of a batch, weighted by the targets of the batch.
+  """
   metrics = list(metrics)
 
   def step(params: Params, batch: Batch) -> WeightedSums:
@@ -42,6 +45,10 @@ def make_eval_step(functions: Inference, metrics: Iterable[Metric]) -> EvalStep:
       new = metric.terms(output, batch)
       check_disjoint(terms, new, _METRICS)
       terms |= new
+    if metrics and output.losses:
+      weight = jnp.sum(batch['weights'])
+      check_disjoint(terms, output.losses, _METRICS)
+      terms |= {name: (value * weight, weight) for name, value in output.losses.items()}
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), terms)
 
   return jax.jit(meshes.with_mesh(step, functions.mesh, functions.rules))

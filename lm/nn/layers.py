@@ -23,7 +23,7 @@ from lm.parallel.mesh import (
   with_logical_constraint,
   with_logical_partitioning,
 )
-from lm.types import Array, EmbeddingTable, Mask, OutputHead
+from lm.types import LOSSES_COLLECTION, Array, EmbeddingTable, Mask, OutputHead
 
 # Matmuls that contract at least this many elements are kept out of XLA:TPU's fusions
 # (_materialize). This costs another write and read of the result, which for a narrower matmul would
@@ -38,6 +38,21 @@ def hook_point(module: nn.Module, name: str, x: Array) -> Array:
   """Returns x, which hooks of `lm.nn.hooks.with_hooks` may record or edit as 'module/path/name'."""
   hook = HOOKS.get()
   return x if hook is None else hook(module, name, x)
+
+
+def layer_loss(module: nn.Module, name: str, value: Array, weight: float = 1.0) -> None:
+  """Adds `weight * value` to the training loss, as the term `name`, summed over layers.
+
+  Args:
+    module: the layer; scan and remat of the stack do not matter.
+    name: of the term.
+    value: scalar, a mean over the tokens that the layer sees. Under gradient accumulation these are
+      the tokens of a microbatch, and the term is the mean over microbatches.
+    weight: its coefficient.
+  """
+  zero = functools.partial(jnp.zeros, ())
+  scaled = jnp.asarray(weight * value, jnp.float32)
+  module.sow(LOSSES_COLLECTION, name, scaled, reduce_fn=jnp.add, init_fn=zero)
 
 
 # A decorator of functions whose intermediate values are recomputed in the backward pass: this costs

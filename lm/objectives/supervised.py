@@ -2,7 +2,7 @@
 
 The batch determines the prediction: the next token, a target sequence, a tag per token, or a class,
 number or set of labels per example. `targets` and `weights` have the shape of the hidden states
-without D; a set of labels has an axis C in its place.
+without D; a set of labels has an axis C in its place. Losses of layers are further terms.
 """
 
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def cross_entropy(
       logits_chunk,
     )
     parts = {name: getattr(sums, part) for part, name in names.items()}
-    return losses.as_terms(sums.total, parts)
+    return {**losses.as_terms(sums.total, parts), **output.losses}
 
   def normalizers(batch: Batch) -> dict[str, Array]:
     return dict.fromkeys(names.values(), jnp.sum(batch['weights']))
@@ -56,7 +56,7 @@ def binary_cross_entropy() -> Objective:
   def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
     nats_BPC = losses.sigmoid_cross_entropy(output.head(output.hidden), batch['targets'])
-    return {'loss': jnp.sum(batch['weights'] * nats_BPC.mean(-1))}
+    return {'loss': jnp.sum(batch['weights'] * nats_BPC.mean(-1)), **output.losses}
 
   return Objective(loss_sums, normalizers=lambda batch: {'loss': jnp.sum(batch['weights'])})
 
@@ -67,6 +67,6 @@ def squared_error() -> Objective:
   def loss_sums(apply: Apply, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     output = apply(params, batch, key=key)
     error = output.head(output.hidden)[..., 0] - batch['targets']
-    return {'loss': jnp.sum(batch['weights'] * jnp.square(error))}
+    return {'loss': jnp.sum(batch['weights'] * jnp.square(error)), **output.losses}
 
   return Objective(loss_sums, normalizers=lambda batch: {'loss': jnp.sum(batch['weights'])})

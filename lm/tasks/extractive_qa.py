@@ -298,8 +298,9 @@ def objective() -> 'Objective':
   def loss_sums(
     apply: 'Apply', params: 'Params', batch: 'Batch', key: 'Array | None'
   ) -> dict[str, 'Array']:
-    nats, _ = span_statistics(apply(params, batch, key=key), batch)
-    return {'loss': (batch['weights'] * nats).sum()}
+    output = apply(params, batch, key=key)
+    nats, _ = span_statistics(output, batch)
+    return {'loss': (batch['weights'] * nats).sum(), **output.losses}
 
   return Objective(loss_sums, normalizers=lambda batch: {'loss': batch['weights'].sum()})
 

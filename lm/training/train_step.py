@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm.components import Components
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.types import Apply, Array, Batch, Objective, Params, TrainState
+from lm.types import Apply, Array, Batch, Objective, Output, Params, TrainState
 
 # The name of a metric of shape (L,): for each leaf of the parameters, 1 if its gradient is 0.
 ZERO_GRADIENTS = 'zero_gradients'
@@ -236,21 +236,37 @@ def gradients(
   """Returns the gradient of the sum of the terms' means, and the means.
 
   Each microbatch divides its sums by the weights of the full batch. The sum of the gradients of all
-  microbatches is therefore the gradient of the full batch.
+  microbatches is therefore the gradient of the full batch. A loss of a layer is the mean over
+  microbatches, which is that of the full batch only if the loss is a mean over tokens.
   """
   weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}
+  of_layers: set[str] = set()  # the names of their losses, known when the model is traced
+
+  def noting(*args: Any, **kwargs: Any) -> Output:
+    output = apply(*args, **kwargs)
+    of_layers.update(output.losses)
+    return output
 
   def check_names(sums: dict[str, Array]) -> None:
-    if sums.keys() != weights.keys():
+    if missing := sorted(of_layers - sums.keys()):
+      raise UserError(
+        f'objective.fn: the loss {missing[0]!r} of a layer would be dropped: loss_sums must return '
+        'the terms of Output.losses too'
+      )
+    if both := sorted(of_layers & weights.keys()):
+      raise UserError(
+        f'model: a layer names its loss {both[0]!r}, which is a term of the objective; rename it'
+      )
+    if sums.keys() - of_layers != weights.keys():
       raise UserError(
         f'objective.fn: loss_sums returns {", ".join(sorted(sums)) or "nothing"} and normalizers '
         f'{", ".join(sorted(weights)) or "nothing"}; both must return the same names'
       )
 
   def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
-    sums = objective.loss_sums(apply, params, part, key)
+    sums = objective.loss_sums(noting, params, part, key)
     check_names(sums)
-    means = {name: value / weights[name] for name, value in sums.items()}
+    means = {name: value / weights.get(name, microbatches) for name, value in sums.items()}
     return sum(means.values(), jnp.zeros(())), means
 
   differentiate = jax.grad(loss, has_aux=True)
