@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from lm.data import batches, pipeline
+from lm.data import batches, packed_rows, pipeline
 from lm.text import tokenizers
 
 SEED = 5
@@ -146,16 +146,18 @@ def test_evaluation_sees_every_row_once_in_order(rows):
 @pytest.mark.parametrize('size', [1, 2, 999, 2**16 + 3])
 def test_shuffling_is_a_permutation(size):
   places = np.arange(size)
-  shuffled = batches._shuffled(places, size, SEED, epoch=2)
+  shuffled = packed_rows._shuffled(places, size, SEED, epoch=2)
   assert (np.sort(shuffled) == places).all()
   assert size < 3 or (shuffled != places).any()
-  assert (batches._shuffled(places[::-1][:50], size, SEED, epoch=2) == shuffled[::-1][:50]).all()
+  assert (
+    packed_rows._shuffled(places[::-1][:50], size, SEED, epoch=2) == shuffled[::-1][:50]
+  ).all()
 
 
 def test_large_sets_are_shuffled_in_each_epoch():
-  orders = [batches._shuffled(np.arange(100), 10**6, SEED, epoch) for epoch in range(2)]
+  orders = [packed_rows._shuffled(np.arange(100), 10**6, SEED, epoch) for epoch in range(2)]
   assert np.count_nonzero(orders[0] == orders[1]) < 3
 
 
 def test_epochs_are_counted_in_rows(rows):
-  assert batches.epoch(rows, len(rows), 3) == 3.0
+  assert rows.epochs(3 * len(rows)) == {'epoch': 3.0}
