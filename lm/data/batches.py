@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import inspect
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -178,17 +179,24 @@ def map_ahead(
 
 
 def eval_batches(
-  rows: Rows, batch_size: int, select: Select = _ALL, transforms: Sequence[Transform] = ()
+  rows: Rows,
+  batch_size: int,
+  select: Select = _ALL,
+  transforms: Sequence[Transform] = (),
+  name: str = '',
 ) -> Iterator[NumpyBatch]:
   """Yields every row once, in order; the last batch is padded with rows of zeros.
 
-  Random generators depend only on the index of a row, so all evaluations transform it equally.
+  Random generators of transforms depend on the name of the set and the index of the row alone, so
+  all evaluations of all runs transform it equally.
   """
+  of_set = zlib.crc32(name.encode())
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
     missing = indices >= len(rows)
     indices = np.minimum(indices, len(rows) - 1)
-    batch = _transformed(rows.batch(indices), transforms, [(int(index),) for index in indices])
+    keys = [(of_set, int(index)) for index in indices]
+    batch = _transformed(rows.batch(indices), transforms, keys)
     for values in batch.values():
       values[missing] = 0
     yield batch

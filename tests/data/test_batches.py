@@ -1,6 +1,7 @@
 import itertools
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -141,6 +142,25 @@ def test_evaluation_sees_every_row_once_in_order(rows):
   parts = [list(batches.eval_batches(rows, size, s)) for s in (slice(0, 3), slice(3, 7))]
   for batch, a, b in zip(evaluated, *parts, strict=True):
     assert same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
+
+
+def test_transforms_of_evaluation_are_drawn_per_set_and_row(rows):
+  def draw(row, rng):
+    return {'random': rng.integers(0, 2**31, 1)}
+
+  def drawn(name, size, select=slice(None), transforms=(draw,)):
+    seen = batches.eval_batches(rows, size, select, transforms, name)
+    return np.concatenate([batch['random'] for batch in seen])[: len(rows)]
+
+  first = drawn('a', 7)
+  assert len(np.unique(first)) == len(rows)
+  assert (drawn('a', 5) == first).all(), 'not of the batch'
+  host = drawn('a', 7, slice(2, 3))
+  assert (host[:-1] == first[2::7][: len(host) - 1]).all(), 'not of the company'
+  assert not (drawn('b', 7) == first).any()
+  assert not (drawn('a', 7, transforms=(lambda row, rng: row, draw)) == first).any()
+  state = np.random.SeedSequence((zlib.crc32(b'a'), 3, 0), spawn_key=(1,))
+  assert first[3] == np.random.default_rng(state).integers(0, 2**31, 1)
 
 
 @pytest.mark.parametrize('size', [1, 2, 999, 2**16 + 3])
