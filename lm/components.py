@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from lm.config import resolve, validate
 from lm.data.batches import Rows
-from lm.data.packed_rows import FeatureRows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import end_id, vocabulary_size, word_ids
@@ -106,7 +105,7 @@ def pass_word_counts(
   builder = resolve.build_section(section, 'objective')
   if 'counts' not in inspect.signature(builder).parameters:
     return functions
-  if isinstance(rows, FeatureRows):
+  if config.data.task is not None:
     raise UserError(
       f'objective.fn={config.objective.fn!r} needs words of text: leave data.task empty'
     )

@@ -14,7 +14,6 @@ def main(argv: list[str]) -> None:
   # Imported after the flags are checked, because these modules take seconds to import.
   from lm.config import validate
   from lm.data import pipeline
-  from lm.data.packed_rows import FeatureRows
   from lm.progress import show_documents
 
   validate.validate_config(config)
@@ -34,8 +33,8 @@ def main(argv: list[str]) -> None:
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '
       f'{len(rows)} rows of {rows.size}, {1 - rows.tokens / len(rows) / rows.size:.1%} padding'
     )
-    if isinstance(rows, FeatureRows) and rows.note:
-      print(f'{name}: {rows.note}')
+    if note := getattr(rows, 'note', ''):
+      print(f'{name}: {note}')
 
 
 if __name__ == '__main__':

@@ -24,8 +24,8 @@ ALIKE = {
   'llama_1b', 'llama_8b', 'llama_70b', 'lm1b', 'multi30k_de_en', 'multi30k_lstm',
   'multi30k_multilingual', 'published_gpu_rows', 'published_rows', 'stage1_to_stage2',
   'tatoeba_zh_en', 'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
-  'differential_attention', 'focal_loss', 'gated_attention', 'mixture_of_experts', 'msra_ner',
-  'shakespeare_char', 'sst2', 'word2vec_text8', 'word2vec_zh',
+  'differential_attention', 'focal_loss', 'gated_attention', 'mixture', 'mixture_of_experts',
+  'msra_ner', 'shakespeare_char', 'sst2', 'word2vec_text8', 'word2vec_zh',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 
@@ -43,7 +43,8 @@ def test_experiment_builds_at_full_size(name):
   functions = components.build_components(config, vocab_size(config))
   abstract, _ = abstract_state(functions)
   assert components.parameter_count(abstract.params) > 1e5
-  named = (config.data.source, config.data.pack, config.data.pair_counter)
+  sources = [section.source for section in (config.data, *config.data.mixture.values())]
+  named = (*sources, config.data.mix, config.data.pack, config.data.pair_counter)
   for path in config.data.transforms + config.data.prepare + tuple(filter(None, named)):
     from lm.config import resolve
 
@@ -52,8 +53,8 @@ def test_experiment_builds_at_full_size(name):
 
 def few(config):
   """Has the sources of a config give their first examples alone, and keeps all else."""
-  sections = [s for s in config.eval.sets.values() if s.source]
-  for section in (config.data, *sections):
+  sections = (config.data, *config.data.mixture.values(), *config.eval.sets.values())
+  for section in (section for section in sections if section.source):
     section.source = f'first_examples:first(source={section.source!r}, count=400)'
 
 

@@ -5,6 +5,7 @@ returns it. Leaves named `fn`, and values of the form 'module:name', are import 
 (`lm.config.resolve`).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -33,6 +34,8 @@ def base() -> ConfigDict:
       'data': {
         'source': 'lm.data.sources:python_docs',
         'train_split': 'train',  # the training split
+        'mixture': {},  # several sources by name instead of one: {'source': ..., 'weight': 1.0}
+        'mix': 'lm.data.mixture:mix',  # mixes their training rows; alpha=0.3 scales by size
         'prepare': (),  # import paths of functions: examples -> examples; results are cached
         'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
         'special_tokens': (),  # special tokens besides those of the task, such as '<|mask|>'
@@ -158,6 +161,23 @@ def evaluation(
       'limit': 0,  # predictions are made for this many examples; 0 for all
     }
   )
+
+
+def mixture(config: ConfigDict, sources: Mapping[str, str]) -> ConfigDict:
+  """Returns the config with a mixture of sources, each evaluated as `eval.sets.NAME`.
+
+  The sets have the keys of the set `validation`; the loss of the first source selects checkpoints.
+
+  Args:
+    config: of one source.
+    sources: import paths by name; their weights are 1.
+  """
+  section = config.eval.sets.validation
+  config.data.source = ''
+  config.data.mixture = ConfigDict({n: {'source': s, 'weight': 1.0} for n, s in sources.items()})
+  config.eval.sets = ConfigDict({n: {**section, 'source': s} for n, s in sources.items()})
+  config.checkpoint.monitor = f'eval/{next(iter(sources))}/loss'
+  return config
 
 
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:

@@ -81,6 +81,7 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 # Sections that an experiment may replace, and their keys that every run reads.
 _REPLACEABLE: dict[str, tuple[str, ...]] = {
+  'data.mixture': (),
   'data.tokenizer': ('fn',),
   'eval.sets': (),
   'mesh.rules': (),
@@ -100,6 +101,12 @@ def check_structure(config: Any, name: str) -> None:
   _check_structure(config, base(), '', name)
   for key, section in config.eval.sets.items():
     _check_structure(section, evaluation(''), f'eval.sets.{key}', name)
+  for key, section in config.data.mixture.items():
+    of_source = ConfigDict({'source': '', 'weight': 1.0})
+    _check_structure(section, of_source, f'data.mixture.{key}', name)
+    if extra := sorted(set(section) - set(of_source)):
+      near = did_you_mean(extra[0], list(of_source))
+      raise UserError(f'{name}: data.mixture.{key}.{extra[0]}{near}: the keys are source, weight')
 
 
 def _check_structure(value: Any, example: Any, key: str, name: str) -> None:
@@ -146,6 +153,8 @@ def validate_config(config: ConfigDict) -> None:
         f'eval.sets.{name}.scores={section.scores!r} compare outputs with references, which '
         'running text lacks: give data.task, or leave scores empty'
       )
+  if config.data.mixture:
+    _check_mixture(config)
   for key, value in paths.items():
     if not isinstance(value, tuple | list):
       raise UserError(f"{key}={value!r} must be a list of import paths, such as ('{value}',)")
@@ -156,6 +165,27 @@ def validate_config(config: ConfigDict) -> None:
       f'eval.vector_metrics={tuple(config.eval.vector_metrics)!r}: nothing computes them; add '
       f'{WORD_VECTORS!r} to eval.evaluators'
     )
+
+
+def _check_mixture(config: ConfigDict) -> None:
+  """Raises UserError if a mixture has impossible weights, or something else needs one source."""
+  weights = {name: section.weight for name, section in config.data.mixture.items()}
+  for name, weight in weights.items():
+    if not 0 <= weight < math.inf:
+      raise UserError(f'data.mixture.{name}.weight={weight} must be 0 or more, and finite')
+  if not any(weights.values()):
+    raise UserError('data.mixture: all weights are 0; give one source a weight above 0')
+  if config.data.source:
+    raise UserError(
+      f'data.source={config.data.source!r} and data.mixture, of {", ".join(weights)}: leave one of '
+      'them empty'
+    )
+  for name, section in config.eval.sets.items():
+    if not section.source:
+      raise UserError(
+        f'eval.sets.{name}.source is empty and means data.source, but data.mixture has several '
+        'sources; name one of theirs, as lm.config.base.mixture does'
+      )
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -1,16 +1,15 @@
 """Batches as a pure function of (seed, step).
 
 There is no iterator state. Position p of the endless sequence of rows belongs to epoch p // n, and
-is the (p mod n)-th row of that epoch's permutation. A process computes only the rows that it needs,
-and all processes agree. A mixture of several row sets would add one step of index arithmetic: from
-a position to (set, position within the set).
+is the (p mod n)-th row of that epoch's permutation (`Rows.order`). A process computes only the rows
+that it needs, and all processes agree.
 """
 
 import collections
 import concurrent.futures
-import functools
 import inspect
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,10 +30,6 @@ _ALL = slice(None)
 _DOMAIN = (1,)  # separates the random streams of transforms from those of shuffles
 _THREADS = 2
 AHEAD = 8  # spans of steps whose batches are made in advance
-# Up to this size NumPy's permutation of an epoch is cheap. Grain's permutation needs no memory, but
-# is slow below this size. It permutes at least 2**16 indices, and a lookup applies it again until
-# the result is in range.
-_SMALL = 2**16
 
 
 def open_transforms(
@@ -115,11 +110,7 @@ def batches_at(
 ) -> NumpyBatch:
   """Returns the batches of `batch_at` of several steps, stacked on a first axis."""
   positions = np.array(steps)[:, None] * batch_size + np.arange(batch_size)[select]
-  epochs, places = np.divmod(positions.ravel(), len(rows))
-  indices = np.empty_like(places)
-  for epoch in np.unique(epochs):
-    in_epoch = epochs == epoch
-    indices[in_epoch] = _shuffled(places[in_epoch], len(rows), seed, int(epoch))
+  epochs, indices = rows.order(positions.ravel(), seed)
   keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
   flat = _transformed(rows.batch(indices), transforms, keys)
   return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
@@ -188,38 +179,24 @@ def map_ahead(
 
 
 def eval_batches(
-  rows: Rows, batch_size: int, select: Select = _ALL, transforms: Sequence[Transform] = ()
+  rows: Rows,
+  batch_size: int,
+  select: Select = _ALL,
+  transforms: Sequence[Transform] = (),
+  name: str = '',
 ) -> Iterator[NumpyBatch]:
   """Yields every row once, in order; the last batch is padded with rows of zeros.
 
-  Random generators depend only on the index of a row, so all evaluations transform it equally.
+  Random generators of transforms depend on the name of the set and the index of the row alone, so
+  all evaluations of all runs transform it equally.
   """
+  of_set = zlib.crc32(name.encode())
   for start in range(0, len(rows), batch_size):
     indices = np.arange(start, start + batch_size)[select]
     missing = indices >= len(rows)
     indices = np.minimum(indices, len(rows) - 1)
-    batch = _transformed(rows.batch(indices), transforms, [(int(index),) for index in indices])
+    keys = [(of_set, int(index)) for index in indices]
+    batch = _transformed(rows.batch(indices), transforms, keys)
     for values in batch.values():
       values[missing] = 0
     yield batch
-
-
-def epoch(rows: Rows, batch_size: int, step: int) -> float:
-  """Returns the number of passes over the rows after `step` steps."""
-  return step * batch_size / len(rows)
-
-
-def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
-  """Returns the rows at some places of an epoch's permutation."""
-  if size <= _SMALL:
-    return _permutation(size, seed, epoch)[places]
-  # Imported here, as the import takes a second and few corpora are that large.
-  from grain.experimental import index_shuffle
-
-  key = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-  return np.array([index_shuffle(int(p), size - 1, key, 4) for p in places])
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(size)

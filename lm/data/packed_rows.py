@@ -1,6 +1,7 @@
-"""Rows by index, assembled from a packing plan and memory-mapped tokens."""
+"""Rows by index, assembled from a packing plan and memory-mapped tokens, and their random order."""
 
 import abc
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,10 @@ import numpy as np
 from lm.data.packing import PackingPlan
 
 _COUNTED = 2**24  # tokens per call of bincount
+# Up to this size NumPy's permutation of an epoch is cheap. Grain's permutation needs no memory, but
+# is slow below this size. It permutes at least 2**16 indices, and a lookup applies it again until
+# the result is in range.
+_SMALL = 2**16
 
 
 class Rows(abc.ABC):
@@ -43,6 +48,28 @@ class Rows(abc.ABC):
     Args:
       indices: (B,) integers, 0 <= index < len(self).
     """
+
+  def order(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the epoch and the index of the rows at some positions of the endless sequence.
+
+    Args:
+      positions: (N,) int64, from 0.
+      seed: of the permutation of each epoch.
+    """
+    epochs, places = np.divmod(positions, len(self))
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs):
+      in_epoch = epochs == epoch
+      indices[in_epoch] = _shuffled(places[in_epoch], len(self), seed, int(epoch))
+    return epochs, indices
+
+  def epochs(self, count: float) -> dict[str, float]:
+    """Returns by metric name the passes over the rows after `count` rows were read."""
+    return {'epoch': count / len(self)}
+
+  def tokens_per_row(self) -> float:
+    """Returns the mean number of tokens in a row of training."""
+    return self.tokens / len(self)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     if not -len(self) <= index < len(self):
@@ -253,3 +280,19 @@ def _put(values, place: np.ndarray | None, shape: tuple[int, int], dtype: Any) -
 
 def _load(path: pathlib.Path) -> np.ndarray:
   return np.asarray(np.load(path, mmap_mode='r'))
+
+
+def _shuffled(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+  """Returns the rows at some places of an epoch's permutation."""
+  if size <= _SMALL:
+    return _permutation(size, seed, epoch)[places]
+  # Imported here, as the import takes a second and few corpora are that large.
+  from grain.experimental import index_shuffle
+
+  key = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+  return np.array([index_shuffle(int(p), size - 1, key, 4) for p in places])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.default_rng((seed, epoch)).permutation(size)

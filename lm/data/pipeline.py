@@ -69,9 +69,12 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     UserError: the section or the corpus is wrong.
   """
   train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
-  source = open_source(data['source'], data['train_split'])
+  split = data['train_split']
+  sources = {path: open_source(path, split) for path in training_sources(data).values()}
   settings = dict(data['tokenizer'])
-  shaped_by = fingerprints.of_split(data, data['source'], data['train_split'], source)
+  shaped_by: dict[str, Any] = {
+    'splits': [fingerprints.of_split(data, path, split, opened) for path, opened in sources.items()]
+  }
   shaped_by |= {'tokenizer': settings, 'tokenizer code': fingerprints.of_values(settings)}
   special_tokens: tuple[str, ...] = tuple(data['special_tokens'])
   texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
@@ -84,14 +87,15 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     with ticking(report) as shown:
-      texts = _TrainingTexts(source, tuple(data['prepare']), texts_of, shown)
+      texts = _TrainingTexts(tuple(sources.values()), tuple(data['prepare']), texts_of, shown)
       if not any(texts):
-        raise UserError(_no_text(data, data['source'], data['train_split'], len(source)))
+        count = sum(map(len, sources.values()))
+        raise UserError(_no_text(data, ', '.join(sources), split, count))
       trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), special_tokens)
     if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
         f'data.tokenizer.min_count={data["tokenizer"]["min_count"]}: no word of split '
-        f'{data["train_split"]!r} is that frequent; lower it, or take more text'
+        f'{split!r} is that frequent; lower it, or take more text'
       )
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
     return {'vocab_size': vocabulary_size(trained)}
@@ -119,6 +123,8 @@ def packed_rows(
 ) -> Rows:
   """Returns the rows of a split, of tokens or of co-occurring pairs, from the cache if possible.
 
+  Those of a mixture are the result of `data.mix`.
+
   Evaluation rows have no seed and do not depend on `data.pack`: they keep the order of the source,
   and text is cut every `seq_len` tokens. Results of runs with different seeds, batches and packing
   are thus comparable. Rows of pairs are always shuffled; evaluation uses seed 0 for them.
@@ -137,6 +143,14 @@ def packed_rows(
   """
   packing_slack = data['packing_slack'] if transformed else 1.0
   _check_section(data, packing_slack)
+  if source is None and data['mixture']:
+    mix = resolve.resolve(data['mix'], 'data.mix')
+    parts = {
+      name: packed_rows(data, split, tokenizer, seed, report, path, transformed)
+      for name, path in training_sources(data).items()
+    }
+    weights = {name: part['weight'] for name, part in data['mixture'].items()}
+    return resolve.call(mix, 'data.mix', parts, weights)
   place, meta = _tokens(data, source or data['source'], split, tokenizer, report)
   if data['pair_counter'] is not None:
     from lm.data import cooccurrence  # most runs do not need it
@@ -171,6 +185,12 @@ def packed_rows(
   if data['task'] is None:
     return PackedRows(place, plan_place, data['seq_len'], meta)
   return FeatureRows(place, plan_place, (data['seq_len'], data['source_len']), meta)
+
+
+def training_sources(data: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the import path of each source of training by name, '' without a mixture."""
+  mixture = data['mixture']
+  return {name: mixture[name]['source'] for name in sorted(mixture)} or {'': data['source']}
 
 
 def open_source(path: str, split: str) -> Sequence[dict[str, Any]]:
@@ -232,17 +252,20 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
 class _TrainingTexts:
   """The training texts of a tokenizer; every iteration starts at the first."""
 
-  source: Sequence[dict]
+  sources: tuple[Sequence[dict], ...]
   steps: tuple[str, ...]
   texts_of: Callable[[Example], list[str]]
   report: Report
 
   def __iter__(self) -> Iterator[str]:
-    for start, stop in chunks(len(self.source)):
-      for example in prepared_examples(self.source, self.steps, start, stop):
-        for text in self.texts_of(example):
-          yield from (piece for piece, _ in _pieces(text))
-      self.report(stop, len(self.source), 'training the tokenizer')
+    total, done = sum(map(len, self.sources)), 0
+    for source in self.sources:
+      for start, stop in chunks(len(source)):
+        for example in prepared_examples(source, self.steps, start, stop):
+          for text in self.texts_of(example):
+            yield from (piece for piece, _ in _pieces(text))
+        self.report(done + stop, total, 'training the tokenizer')
+      done += len(source)
 
 
 def _check_section(data: Mapping[str, Any], packing_slack: float) -> None:

@@ -336,7 +336,7 @@ class Predictor:
     def place(batch: Mapping[str, np.ndarray]) -> Batch:
       return meshes.make_global_batch({name: x[here] for name, x in batch.items()}, sharding)
 
-    source = batches.eval_batches(self._rows, size, transforms=self._transforms)
+    source = batches.eval_batches(self._rows, size, transforms=self._transforms, name=self._name)
     return predicted_pieces(self._predict, params, source, place)
 
   @functools.cached_property

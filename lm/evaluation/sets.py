@@ -94,6 +94,7 @@ def evaluate(
 
 
 class _Set(NamedTuple):
+  name: str
   rows: Rows
   transforms: tuple[batches.Transform, ...]
   metrics: list[Metric]
@@ -101,7 +102,13 @@ class _Set(NamedTuple):
 
   def first_row(self) -> Mapping[str, np.ndarray]:
     """Returns a batch of one row."""
-    return next(iter(batches.eval_batches(self.rows, 1, transforms=self.transforms)))
+    return next(self.batches(1))
+
+  def batches(
+    self, size: int, select: batches.Select = slice(None)
+  ) -> Iterator[batches.NumpyBatch]:
+    """Yields all rows in order, transformed; see lm.data.batches.eval_batches."""
+    return batches.eval_batches(self.rows, size, select, self.transforms, self.name)
 
 
 def sets(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Tokenizer) -> Evaluator:
@@ -190,9 +197,10 @@ class Sets:
       )
       transforms = batches.open_transforms(paths, tokenizer, rows, key)
       metrics = components.metrics(config, name)
+      each = _Set(name, rows, transforms, metrics, make_eval_step(functions, metrics))
       if metrics:
-        _check_weights(rows, transforms, name)
-      self._sets[name] = _Set(rows, transforms, metrics, make_eval_step(functions, metrics))
+        _check_weights(each.batches(64), name)
+      self._sets[name] = each
       if isinstance(rows, FeatureRows):
         if rows.note:
           self.notes[f'eval.sets.{name}'] = rows.note
@@ -258,10 +266,9 @@ class Sets:
     """
     del step
     found = Evaluation()
-    for name, (rows, transforms, metrics, eval_step) in self._sets.items():
-      size = self._config.eval.batch_size
-      source = batches.eval_batches(rows, size, self._select, transforms)
-      values = evaluate(eval_step, metrics, params, source, self._functions)
+    for name, each in self._sets.items():
+      source = each.batches(self._config.eval.batch_size, self._select)
+      values = evaluate(each.step, each.metrics, params, source, self._functions)
       found.values.update({f'eval/{name}/{metric}': v for metric, v in values.items()})
     for name, predictor in self.predictors.items():
       predictions = predictor.predictions(params)
@@ -272,10 +279,10 @@ class Sets:
     return found
 
 
-def _check_weights(rows: Rows, transforms: Sequence[batches.Transform], name: str) -> None:
+def _check_weights(source: Iterable[batches.NumpyBatch], name: str) -> None:
   """Raises UserError if all targets of a set have weight 0, so that its means are undefined."""
   weighted = False
-  for batch in batches.eval_batches(rows, 64, transforms=transforms):
+  for batch in source:
     if 'weights' not in batch or np.any(batch['weights']):
       return
     weighted = True

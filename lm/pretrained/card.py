@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, processors
 
 from lm.config.base import sizes
+from lm.data.pipeline import training_sources
 from lm.errors import UserError
 from lm.pretrained.encoder_decoders import STARTS
 from lm.pretrained.section import canonical
@@ -182,6 +183,7 @@ def model_card(
   metrics = run_data.metrics_at(workdir, step).items()
   evaluated = [f'| {name} | {value:.6g} |' for name, value in metrics if name.startswith('eval/')]
   table = ['| metric | value |', '|---|---|', *evaluated] if evaluated else ['Not evaluated.']
+  sources = ', '.join(training_sources(config.data).values())
   lines = [
     '---',
     'library_name: transformers',
@@ -192,7 +194,7 @@ def model_card(
     '',
     f'- Experiment: `{run.name}`',
     f'- Step: {step} of {config.steps}',
-    f'- Data: `{config.data.source}`, split `{config.data.train_split}`',
+    f'- Data: `{sources}`, split `{config.data.train_split}`',
     '',
     f'## Metrics of step {step}',
     '',

@@ -1,7 +1,6 @@
 """Profiling and metric logging of the training loop."""
 
 import contextlib
-import functools
 import io
 import pathlib
 import time
@@ -12,7 +11,6 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.parallel import chips
 from lm.progress import Progress
@@ -97,10 +95,10 @@ class MetricLogger:
     self.progress = Progress(config.steps, start, None if jax.process_index() == 0 else _Nowhere())
     self._every = config.log.every
     # Tokens without padding.
-    self._tokens_per_step = config.batch_size * rows.tokens / len(rows)
+    self._tokens_per_step = config.batch_size * rows.tokens_per_row()
     self._flops_per_token = flops and flops(state.params, config.data.seq_len)
     self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
-    self._epoch = functools.partial(batches.epoch, rows, config.batch_size)
+    self._epochs = lambda step: rows.epochs(step * config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
     # Step and time of the last line; None until the first steps, which compile, have ended.
     self._since: tuple[int, float] | None = None
@@ -150,8 +148,8 @@ class MetricLogger:
     self.progress.close()
 
   def _write(self, step: int, values: Mapping[str, float], reached: int | None) -> None:
-    row = {f'train/{name}': value for name, value in values.items() if name != 'streak'}
-    row['train/epoch'] = self._epoch(step)
+    values = {name: value for name, value in values.items() if name != 'streak'}
+    row = {f'train/{name}': value for name, value in (values | self._epochs(step)).items()}
     shown = {'loss': values['loss']} if 'loss' in values else {}
     if reached is not None and self._since is not None:
       now, steps = time.perf_counter(), reached - self._since[0]

@@ -50,7 +50,13 @@ MAY_DIFFER = (
   'report',
 )
 # Further keys that may differ if the run resumes with --new_data.
-NEW_DATA = ('data.source', 'data.train_split', 'data.prepare')
+NEW_DATA = (
+  'data.source',
+  'data.mixture',
+  'data.mix',
+  'data.train_split',
+  'data.prepare',
+)
 # Files of source/ about the git checkout of lm, with the arguments of git that print them.
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
@@ -169,9 +175,8 @@ def write_run_config(
   other_data = known['train'] != content
   if other_data and not new_data:
     raise UserError(
-      f'--workdir={workdir} was made with other training data than data.source='
-      f'{config.data.source!r} gives now (its content has changed); take another workdir, or '
-      'resume with the new data by --new_data'
+      f'--workdir={workdir} was made with other training data than {_sources(config)} gives now '
+      '(its content has changed); take another workdir, or resume with the new data by --new_data'
     )
   kept = _read_source(workdir / 'source')
   changed = sorted(name for name in kept.keys() | code.keys() if kept.get(name) != code.get(name))
@@ -182,7 +187,7 @@ def write_run_config(
   warnings = []
   if other_data:
     _write_data(workdir, config, content, [*known.pop('before', []), known])
-    warnings = [f'the training data has changed (data.source={config.data.source!r})']
+    warnings = [f'the training data has changed ({_sources(config)})']
   names = ['the checkout of lm' if name in _COMMIT else name for name in changed]
   return warnings + [
     f'{name} has changed since the last start of {workdir}; the run continues with the new code'
@@ -235,9 +240,16 @@ def _write_data(
   workdir: pathlib.Path, config: ConfigDict, content: str, before: list[dict[str, Any]]
 ) -> None:
   """Writes data.json: the training data, and the previous data in `before`."""
-  data = {'train': content, 'source': config.data.source, 'split': config.data.train_split}
+  sources = config.data.mixture.to_dict() or config.data.source
+  data = {'train': content, 'source': sources, 'split': config.data.train_split}
   text = json.dumps(data | ({'before': before} if before else {})) + '\n'
   files.replace(workdir / 'data.json', text.encode())
+
+
+def _sources(config: ConfigDict) -> str:
+  """Returns the training data of a config, for messages."""
+  names = ', '.join(sorted(config.data.mixture))
+  return f'data.mixture, of {names},' if names else f'data.source={config.data.source!r}'
 
 
 def run_digest(config: ConfigDict, tokenizer: tokenizers.Tokenizer, content: str) -> str:
@@ -268,15 +280,21 @@ def check_same(
   """
   old, new = (flatten(json.loads(to_json(c))) for c in (saved, config))
   for key in sorted(old.keys() | new.keys()):
-    free = any(key == k or key.startswith(k + '.') for k in MAY_DIFFER)
-    free |= new_data and key in NEW_DATA
-    if not free and old.get(key) != new.get(key):
+    of_data = _is_of(key, NEW_DATA)
+    if _is_of(key, MAY_DIFFER) or (new_data and of_data):
+      continue
+    if old.get(key) != new.get(key):
       raise UserError(
         f'--workdir={workdir} was made with {key}={old.get(key)!r}, not {new.get(key)!r}; '
         'take another workdir, or the old value'
         + ', or resume with new data by --new_data'
-        * (key in NEW_DATA)
+        * of_data
       )
+
+
+def _is_of(key: str, sections: Sequence[str]) -> bool:
+  """Returns whether a dotted key is one of `sections`, or inside one."""
+  return any(key == section or key.startswith(section + '.') for section in sections)
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:

@@ -11,6 +11,8 @@ def section(tmp_path):
     base = {
       'source': source,
       'train_split': 'train',
+      'mixture': {},
+      'mix': 'lm.data.mixture:mix',
       'prepare': (),
       'tokenizer': {'fn': 'lm.text.tokenizers:bytes'},
       'special_tokens': (),

@@ -1,11 +1,12 @@
 import itertools
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
 
-from lm.data import batches, pipeline
+from lm.data import batches, packed_rows, pipeline
 from lm.text import tokenizers
 
 SEED = 5
@@ -143,19 +144,40 @@ def test_evaluation_sees_every_row_once_in_order(rows):
     assert same(batch, {name: np.concatenate([a[name], b[name]]) for name in batch})
 
 
+def test_transforms_of_evaluation_are_drawn_per_set_and_row(rows):
+  def draw(row, rng):
+    return {'random': rng.integers(0, 2**31, 1)}
+
+  def drawn(name, size, select=slice(None), transforms=(draw,)):
+    seen = batches.eval_batches(rows, size, select, transforms, name)
+    return np.concatenate([batch['random'] for batch in seen])[: len(rows)]
+
+  first = drawn('a', 7)
+  assert len(np.unique(first)) == len(rows)
+  assert (drawn('a', 5) == first).all(), 'not of the batch'
+  host = drawn('a', 7, slice(2, 3))
+  assert (host[:-1] == first[2::7][: len(host) - 1]).all(), 'not of the company'
+  assert not (drawn('b', 7) == first).any()
+  assert not (drawn('a', 7, transforms=(lambda row, rng: row, draw)) == first).any()
+  state = np.random.SeedSequence((zlib.crc32(b'a'), 3, 0), spawn_key=(1,))
+  assert first[3] == np.random.default_rng(state).integers(0, 2**31, 1)
+
+
 @pytest.mark.parametrize('size', [1, 2, 999, 2**16 + 3])
 def test_shuffling_is_a_permutation(size):
   places = np.arange(size)
-  shuffled = batches._shuffled(places, size, SEED, epoch=2)
+  shuffled = packed_rows._shuffled(places, size, SEED, epoch=2)
   assert (np.sort(shuffled) == places).all()
   assert size < 3 or (shuffled != places).any()
-  assert (batches._shuffled(places[::-1][:50], size, SEED, epoch=2) == shuffled[::-1][:50]).all()
+  assert (
+    packed_rows._shuffled(places[::-1][:50], size, SEED, epoch=2) == shuffled[::-1][:50]
+  ).all()
 
 
 def test_large_sets_are_shuffled_in_each_epoch():
-  orders = [batches._shuffled(np.arange(100), 10**6, SEED, epoch) for epoch in range(2)]
+  orders = [packed_rows._shuffled(np.arange(100), 10**6, SEED, epoch) for epoch in range(2)]
   assert np.count_nonzero(orders[0] == orders[1]) < 3
 
 
 def test_epochs_are_counted_in_rows(rows):
-  assert batches.epoch(rows, len(rows), 3) == 3.0
+  assert rows.epochs(3 * len(rows)) == {'epoch': 3.0}

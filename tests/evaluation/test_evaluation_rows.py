@@ -150,4 +150,4 @@ def test_one_target_at_the_end_of_a_set_is_enough(config):
     return row | {'weights': row['weights'] * (only_last.seen == len(rows))}
 
   only_last.seen = 0
-  sets._check_weights(rows, (only_last,), 'a')
+  sets._check_weights(batches.eval_batches(rows, 64, transforms=(only_last,)), 'a')
