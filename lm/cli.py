@@ -113,7 +113,7 @@ def define_untrusted_flag() -> None:
 
 
 def define_run_flags() -> None:
-  """Defines --workdir, --step, --average_checkpoints and --untrusted, of programs that open runs."""
+  """Defines --workdir, --step, --average_checkpoints, --untrusted: of programs that open runs."""
   define_untrusted_flag()
   flags.DEFINE_string('workdir', None, 'directory of the run; several, as A,B, form an ensemble')
   flags.DEFINE_string(

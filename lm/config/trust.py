@@ -37,8 +37,8 @@ MODULES = (
   'lm.training.train_step',
 )
 _ACTIVATIONS = (
-  'celu elu gelu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu log_sigmoid mish relu relu6 '
-  'selu sigmoid silu soft_sign softplus sparse_plus squareplus swish tanh'
+  'celu elu gelu hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu log_sigmoid mish relu '
+  'relu6 selu sigmoid silu soft_sign softplus sparse_plus squareplus swish tanh'
 )
 _INITIALIZERS = (
   'constant glorot_normal glorot_uniform he_normal he_uniform kaiming_normal kaiming_uniform '
@@ -109,8 +109,8 @@ def may_run(text: str) -> bool:
       return False
     try:
       fn = resolve.resolve(path, '')
-    except UserError:  # no such function; a later error says so
-      return False
+    except UserError:  # no such function, as whoever resolves the path will find too
+      return True
     if not _is_listed(resolve.defining_module(fn)):
       return False
   return all(map(may_run, _strings(arguments)))

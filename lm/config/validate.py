@@ -136,8 +136,10 @@ def validate_config(config: ConfigDict) -> None:
     if value is not None and not isinstance(value, int | float):
       raise UserError(f'{key}={value!r:.60} is not a number')
     if value is not None and not minimum <= value <= maximum:
-      limit = f' and at most {maximum:g}' if maximum < math.inf else ''
-      raise UserError(f'{key}={value} is out of range: it must be at least {minimum:g}{limit}')
+      limit = f' and at most {maximum:.10g}' if maximum < math.inf else ''
+      raise UserError(
+        f'{key}={value!r:.60} is out of range: it must be at least {minimum:g}{limit}'
+      )
   for key, (condition, expected) in _CONDITIONS.items():
     value = _get(config, key)
     if value is not None and not condition(value):

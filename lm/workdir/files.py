@@ -97,8 +97,8 @@ def _check_special(entry: os.DirEntry, root: Path, workdir: Path) -> None:
     inside = False
   if not inside:
     raise UserError(
-      f'{name} is a link to {os.readlink(entry.path)!r:.200}, outside the workdir; replace it by '
-      'what it leads to, or make the workdir itself the link'
+      f'{name} is a link to {os.readlink(entry.path)!r:.200}, which is not in the workdir; replace '
+      'it by what it leads to, or make the workdir itself the link'
     )
 
 

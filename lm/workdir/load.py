@@ -157,6 +157,7 @@ def _open_untrusted(workdir: pathlib.Path, config: ConfigDict) -> Run:
   """Returns a run whose code is not imported; any failure of its model is a UserError."""
   tokenizer = experiment.read_tokenizer(workdir, trusted=False)
   with experiment.one_line_errors(workdir):
+    meshes.logical_axis_rules(config.mesh.rules)
     model, boxed = _model(config, tokenizer)
   return Run(workdir, config, tokenizer, model, boxed, trusted=False)
 
