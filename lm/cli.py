@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lm.config import resolve
 from lm.config.base import base
-from lm.errors import PeerLost, Preempted, UserError, did_you_mean
+from lm.errors import PeerLost, Preempted, UserError, did_you_mean, first_line
 from lm.parallel import host, multihost
 from lm.text.files import expand_path, lone_surrogate
 from lm.workdir import experiment, files
@@ -79,7 +79,10 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
     # stdout into the closed pipe at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FAILED
-  except Exception:
+  except Exception as e:
+    if any(argument.startswith('--untrusted') for argument in argv):
+      print(f'{program}: the workdir is damaged or hostile: {first_line(e)}', file=sys.stderr)
+      return USAGE
     if multihost.is_multiprocess():
       time.sleep(_DEATH_NOTICE)  # the failure detector may end this process with one line
     traceback.print_exc()
@@ -102,8 +105,16 @@ def _check_utf8(argv: Sequence[str]) -> None:
       raise UserError(f'{which} is not UTF-8: it is {os.fsencode(argument)!r:.120}')
 
 
+def define_untrusted_flag() -> None:
+  """Defines --untrusted, of programs that open the workdir of a stranger."""
+  flags.DEFINE_bool(
+    'untrusted', False, 'run no code of the workdir, and read nothing outside it that it names'
+  )
+
+
 def define_run_flags() -> None:
-  """Defines --workdir, --step and --average_checkpoints, of programs that open runs."""
+  """Defines --workdir, --step, --average_checkpoints, --untrusted: of programs that open runs."""
+  define_untrusted_flag()
   flags.DEFINE_string('workdir', None, 'directory of the run; several, as A,B, form an ensemble')
   flags.DEFINE_string(
     'step', None, 'checkpoint to use, or several, as M,N; by default the best, or else the newest'

@@ -2,7 +2,7 @@
 
   python -m lm.convert from_hf DIR|OWNER/NAME|FILE.gguf --workdir=OUT [--revision=R]
                                [--add_tokens=A,B]
-  python -m lm.convert to_hf --workdir=DIR --out=OUT [--step=N]
+  python -m lm.convert to_hf --workdir=DIR --out=OUT [--step=N] [--untrusted]
 
 `from_hf` reads a folder that save_pretrained wrote (config.json, safetensors, tokenizer.json), or
 downloads one. The result is an ordinary workdir: all programs work on it, and `warm_start.workdir`
@@ -28,13 +28,14 @@ def main(argv: list[str]) -> None:
   exporting.add_argument('--workdir', type=pathlib.Path, required=True)
   exporting.add_argument('--out', type=pathlib.Path, required=True)
   exporting.add_argument('--step', type=int)
+  exporting.add_argument('--untrusted', action='store_true', help='run no code of the workdir')
   args = parser.parse_args(argv[1:])
   from lm.pretrained import checkpoint
 
   if args.command == 'from_hf':
     print(checkpoint.import_checkpoint(args.source, args.workdir, args.revision, args.add_tokens))
   else:
-    print(checkpoint.export_run(args.workdir, args.out, args.step))
+    print(checkpoint.export_run(args.workdir, args.out, args.step, not args.untrusted))
 
 
 if __name__ == '__main__':

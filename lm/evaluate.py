@@ -36,6 +36,10 @@ _DECODE = ('beam_size', 'length_penalty')
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = cli.required('workdir', 'runs/quickstart')
+  if flags.FLAGS.untrusted and flags.FLAGS.data is None:
+    raise UserError(
+      '--untrusted: the data that the config of the run names are not read; give --data=FILE'
+    )
   file = flags.FLAGS.predictions
   out = None if file is None else cli.output_file('predictions', file)
   multihost.start(multihost.settings())
@@ -53,7 +57,9 @@ def main(argv: list[str]) -> None:
   from lm.text.tokenizers import vocabulary_size
   from lm.workdir import run_data
 
-  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average_checkpoints, jax.devices())
+  args = flags.FLAGS
+  trusted = not args.untrusted
+  loaded = open_runs(workdir, args.step, args.average_checkpoints, jax.devices(), trusted)
   if flags.FLAGS.beam_size is not None:  # checked before the data is read
     check_beam_size(flags.FLAGS.beam_size, vocabulary_size(loaded.tokenizer))
   config = loaded.config

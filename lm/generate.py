@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
   from lm.text.tokenizers import end_id
 
   sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
-  loaded = open_runs(workdir, args.step, args.average_checkpoints)
+  loaded = open_runs(workdir, args.step, args.average_checkpoints, trusted=not args.untrusted)
   if not getattr(loaded.model, 'continues_prompts', False):
     has_vectors = isinstance(loaded.model, Embeddings)
     program = 'lm.vectors shows its words' if has_vectors else 'lm.translate generates targets'

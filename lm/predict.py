@@ -69,7 +69,9 @@ def main(argv: list[str]) -> None:
     if not source.is_file():
       raise UserError(f'--input={source}: no such file')
     form = args.format or format_of(source, '--format')
-  model = as_trained_model(open_runs(workdir, args.step, args.average_checkpoints))
+  model = as_trained_model(
+    open_runs(workdir, args.step, args.average_checkpoints, trusted=not args.untrusted)
+  )
   answer = 'embedding' if args.embed else model.answer
   _check_flags(answer)
   predict = _asker(model, answer)

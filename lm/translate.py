@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
   if args.repetition_penalty != 1:
     processors.append(sampling.repetition_penalty(args.repetition_penalty))
   sampler = sampling.sampler(args.temperature, args.top_k, args.top_p, args.min_p)
-  loaded = open_runs(workdir, args.step, args.average_checkpoints)
+  loaded = open_runs(workdir, args.step, args.average_checkpoints, trusted=not args.untrusted)
   context = loaded.config.data.seq_len
   if args.min_tokens:
     _check_min_tokens(args.max_tokens or context, f'data.seq_len={context} of the run')

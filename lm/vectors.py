@@ -38,6 +38,7 @@ _FORMATS = {
 }
 
 flags.DEFINE_string('workdir', None, 'directory of the run; for import, the new one')
+cli.define_untrusted_flag()
 flags.DEFINE_integer('step', None, 'checkpoint to use; by default the best, or else the newest')
 flags.DEFINE_integer('k', 10, 'words to print', lower_bound=1)
 flags.DEFINE_enum(
@@ -73,7 +74,7 @@ def _vectors_of(workdir: pathlib.Path) -> tuple[Vectors, Sequence[str]]:
   from lm.evaluation.vectors import of_loaded
   from lm.workdir.load import load
 
-  loaded = load(workdir, flags.FLAGS.step)
+  loaded = load(workdir, flags.FLAGS.step, trusted=not flags.FLAGS.untrusted)
   return of_loaded(loaded), loaded.notes
 
 
@@ -164,12 +165,12 @@ def _map(workdir: pathlib.Path, words: list[str]) -> None:
 # By name: the function, whether it takes words, and its flags in addition to --workdir.
 _Command = tuple[Callable[[pathlib.Path, list[str]], None], bool, tuple[str, ...]]
 _COMMANDS: dict[str, _Command] = {
-  'nearest': (_nearest, True, ('step', 'k')),
-  'analogy': (_analogy, True, ('step', 'k', 'score')),
-  'similarity': (_similarity, False, ('step', 'pairs', 'questions')),
-  'export': (_export, False, ('step', 'out', 'format')),
+  'nearest': (_nearest, True, ('step', 'untrusted', 'k')),
+  'analogy': (_analogy, True, ('step', 'untrusted', 'k', 'score')),
+  'similarity': (_similarity, False, ('step', 'untrusted', 'pairs', 'questions')),
+  'export': (_export, False, ('step', 'untrusted', 'out', 'format')),
   'import': (_import, False, ('file', 'format')),
-  'map': (_map, True, ('step', 'out', 'words')),
+  'map': (_map, True, ('step', 'untrusted', 'out', 'words')),
 }
 
 

@@ -15,6 +15,7 @@ from lm.bench.__main__ import main
 from lm.bench.interleaved import BENCHMARKS
 from lm.bench.worker import Shape, start_worker
 from lm.errors import UserError
+from lm.progress import duration
 
 TINY = {name: benchmark.shapes['tiny'] for name, benchmark in BENCHMARKS.items()}
 IMPORTED = 'import sys, lm.bench.__main__; print(*sys.modules.keys() & {"jax", "torch"})'
@@ -255,12 +256,12 @@ def test_worker_answers_every_request_and_continues_after_a_failure():
 
 def test_worker_process_answers_and_reports_failures():
   with start_worker('ours', 1) as ask:
-    assert ask(call='builtins:dict', arguments={'tokens': 1}) == {'tokens': 1}
+    assert ask(call='lm.progress:duration', arguments={'seconds': 61}) == duration(61)
     with pytest.raises(UserError, match='nowhere'):
       ask(call='lm.nowhere:train', arguments={})
     with pytest.raises(RuntimeError, match=r'(?s)Traceback.*KeyError'):
       ask(kind='run', times=1)  # before a build
-    assert ask(call='builtins:dict', arguments={}) == {}
+    assert ask(call='lm.progress:duration', arguments={'seconds': 5}) == duration(5)
 
 
 def test_worker_that_dies_is_an_error_with_its_last_output():

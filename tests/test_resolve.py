@@ -1,4 +1,6 @@
 import functools
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -31,6 +33,12 @@ class Layer:
   def __init__(self, width, act: Callable | None = None):
     self.width, self.act = width, act
 
+  def scaled(self, factor=2):
+    return self.width * factor
+
+
+half = functools.partial(scale, factor=0.5)
+finds = re.compile('a').findall
 
 HERE = __name__
 
@@ -45,13 +53,13 @@ def _error(call) -> str:
 
 def test_a_path_names_a_function():
   assert resolve.resolve(f'{HERE}:scale', 'k') is scale
-  assert resolve.resolve('os.path:join', 'k')('a', 'b') == 'a/b'
+  assert resolve.resolve('numpy:add', 'k')(2, 3) == 5
 
 
 def test_a_name_may_be_in_a_namespace():
   remat = 'jax:checkpoint_policies.nothing_saveable'
   assert resolve.resolve(remat, 'model.remat_policy') is jax.checkpoint_policies.nothing_saveable
-  assert resolve.resolve('builtins:str.join', 'k') is str.join
+  assert resolve.resolve(f'{HERE}:Layer.scaled', 'k') is Layer.scaled
 
 
 def test_literal_arguments_are_bound():
@@ -130,6 +138,43 @@ def test_the_key_of_a_nested_path_is_named():
     lambda: resolve.build_section({'fn': f'{HERE}:chain', 'rest': ('a:b', 'oops')}, 'data')
   )
   assert text.startswith("data.rest[0]='a:b': no module 'a'")
+
+
+@pytest.mark.parametrize(
+  'path',
+  [
+    'os:system',
+    'subprocess:run(args=["true"])',
+    'builtins:exec',
+    'antigravity:fly',  # its import alone opens a browser
+    f'{HERE}:subprocess.run',
+    f'{HERE}:sys.modules.clear',
+    f'{HERE}:finds',
+    f'{HERE}:functools.partial',
+    f'{HERE}:scale.__class__',
+    f'{HERE}:scale.__class__.mro',
+    'lm.workdir.experiment:shutil.rmtree(path="/nowhere")',
+    'lm.workdir.experiment:pathlib.Path.unlink',
+  ],
+)
+def test_the_standard_library_is_refused(path):
+  text = _error(lambda: resolve.resolve(path, 'model.position'))
+  assert text.startswith(f'model.position={path!r}: ') and 'standard library' in text
+  assert 'antigravity' not in sys.modules
+
+
+def test_partials_count_as_what_they_wrap():
+  assert resolve.resolve(f'{HERE}:half', 'k')(3) == 1.5
+  assert resolve.resolve('jax.nn:relu', 'k') is jax.nn.relu  # a callable object
+  wrapped = functools.partial(functools.partial(subprocess.run, shell=True), timeout=1)
+  assert resolve.defining_module(wrapped) == 'subprocess'
+
+
+@pytest.mark.parametrize('inside', ['-' * 9000 + '1', '[' * 4000 + ']' * 4000, '1+' * 4000 + '1'])
+def test_long_expressions_are_one_line(inside):
+  text = _error(lambda: resolve.resolve(f'{HERE}:scale(factor={inside})', 'k'))
+  assert text.startswith("k='") and len(text) < 1000
+  assert len(_error(lambda: resolve.resolve('m:' + 'a' * 10**6, 'k'))) < 1000
 
 
 def test_arguments_are_parsed_and_never_evaluated(tmp_path):

@@ -10,7 +10,7 @@ from lm.errors import UserError
   [
     ({'steps': 0}, r'steps=0 is out of range: it must be at least 1$'),
     ({'batch_size': -8}, r'batch_size=-8 is out of range'),
-    ({'seed': -1}, r'seed=-1 is out of range: it must be at least 0 and at most 4\.29497e\+09'),
+    ({'seed': -1}, r'seed=-1 is out of range: it must be at least 0 and at most 4294967295'),
     ({'eval.every': 0}, r'eval\.every=0'),
     ({'checkpoint.every': 0}, r'checkpoint\.every=0'),
     ({'checkpoint.keep_last': 0, 'checkpoint.keep_best': 0}, r'keep no checkpoint at all'),

@@ -3,12 +3,16 @@
 This is the only module that imports by name. Arguments are Python literals parsed by `ast`, never
 evaluated. A section of a config, `{fn: 'package.module:name', key: value, ...}`, names a function
 and its arguments. In an experiment file, `ref(function, key=literal)` returns such a path.
+
+An import path runs code. Functions of the standard library and builtins are refused, because an
+experiment needs none. Paths of a workdir that is not trusted pass `lm.config.trust` first.
 """
 
 import ast
 import functools
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +20,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lm.errors import UserError, did_you_mean
+
+REFUSED = (
+  '(untrusted) '  # begins each string of a config that `lm.config.trust` lets nothing run by
+)
+_LONGEST = 10_000  # characters of a path; the parser of Python may crash on long expressions
 
 
 def import_extra(module: str, extra: str, need: str) -> Any:
@@ -72,9 +81,11 @@ def resolve(path: str, key: str) -> Callable:
     key: the config key that holds the path; error messages start with it.
 
   Raises:
-    UserError: the path is malformed, nothing has this name, or the function has no such argument.
+    UserError: the path is malformed, nothing has this name, it belongs to the standard library, or
+      the function has no such argument.
   """
   module_name, name, kwargs = parse(path, key)
+  _refuse_standard(module_name, path, key)  # before the import, which runs code
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as e:
@@ -90,7 +101,23 @@ def resolve(path: str, key: str) -> Callable:
     raise UserError(
       f'{key}={path!r}: {module_name} has no function {name!r}{did_you_mean(part, known)}'
     )
+  _refuse_standard(defining_module(fn), path, key)
   return partial_with(fn, kwargs, key=key) if kwargs else fn
+
+
+def defining_module(fn: Callable) -> str:
+  """Returns the name of the module that defines a callable; of a partial, that of its function."""
+  while isinstance(fn, functools.partial):
+    fn = fn.func
+  return getattr(fn, '__module__', None) or type(fn).__module__
+
+
+def _refuse_standard(module: str, path: str, key: str) -> None:
+  if module.partition('.')[0] in sys.stdlib_module_names:
+    raise UserError(
+      f'{key}={path!r:.200}: {module} belongs to the standard library of Python, whose functions '
+      'no config may name; write a function that calls it, in a file beside the experiment'
+    )
 
 
 def partial_with(fn: Callable, kwargs: Mapping[str, Any], key: str) -> Callable:
@@ -163,12 +190,19 @@ def parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
   """Returns module, name and literal arguments of an import path; imports nothing.
 
   Raises:
-    UserError: the path is malformed.
+    UserError: the path is malformed, or was refused by `lm.config.trust`.
   """
+  if isinstance(path, str) and path.startswith(REFUSED):
+    raise UserError(
+      f'{key}={path.removeprefix(REFUSED)!r:.200}: not run, because the workdir is not trusted and '
+      'this is none of the functions that such a workdir may name (experiments/README.md, Trust)'
+    )
   expected = "an import path such as 'package.module:name' or 'package.module:name(key=1)'"
+  if isinstance(path, str) and len(path) > _LONGEST:
+    raise UserError(f'{key}={path!r:.60}... must be {expected}, of at most {_LONGEST} characters')
   module_name, colon, expression = path.partition(':') if isinstance(path, str) else ('', '', '')
   if not colon or not all(part.isidentifier() for part in module_name.split('.')):
-    raise UserError(f'{key}={path!r} must be {expected}')
+    raise UserError(f'{key}={path!r:.200} must be {expected}')
   try:
     tree = ast.parse(expression.strip(), mode='eval').body
     if not isinstance(tree, ast.Call):
@@ -179,8 +213,8 @@ def parse(path: str, key: str) -> tuple[str, str, dict[str, Any]]:
       raise ValueError('no ** here')
     kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in tree.keywords}
     return module_name, _dotted(tree.func), kwargs
-  except (SyntaxError, ValueError) as e:
-    raise UserError(f'{key}={path!r} must be {expected}: {e}') from e
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+    raise UserError(f'{key}={path!r:.200} must be {expected}: {e}') from e
 
 
 def _dotted(node: ast.expr) -> str:

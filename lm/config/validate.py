@@ -11,33 +11,37 @@ from ml_collections import ConfigDict
 from lm.config.base import WORD_VECTORS, base, evaluation
 from lm.errors import UserError, did_you_mean
 
+_LARGE = 2**24  # sizes above are mistakes, which would take hours to trace or fill the memory
 # Key -> minimum, and maximum. Keys that a config lacks (of another model or optimizer) are skipped.
 _BOUNDS: dict[str, tuple[float, float]] = {
   'seed': (0, 2**32 - 1),
   'steps': (1, math.inf),
-  'batch_size': (1, math.inf),
-  'microbatches': (1, math.inf),
-  'steps_per_call': (1, math.inf),
+  'batch_size': (1, _LARGE),
+  'microbatches': (1, _LARGE),
+  'steps_per_call': (1, _LARGE),
   'max_consecutive_nonfinite': (1, math.inf),
-  'data.seq_len': (1, math.inf),
-  'data.source_len': (1, math.inf),
+  'data.seq_len': (1, _LARGE),
+  'data.source_len': (1, _LARGE),
   'data.workers': (0, math.inf),
   'data.tokenizer.min_count': (0, 2**32 - 1),
   'data.tokenizer.vocab_size': (1, 2**32 - 1),
-  'model.depth': (1, math.inf),
-  'model.encoder_depth': (1, math.inf),
-  'model.d_model': (1, math.inf),
-  'model.heads': (1, math.inf),
-  'model.kv_heads': (1, math.inf),
-  'model.head_dim': (1, math.inf),
-  'model.d_mlp': (1, math.inf),
-  'model.vocab_multiple': (1, math.inf),
-  'model.scan_unroll': (1, math.inf),
-  'model.d_hidden': (1, math.inf),
-  'model.encoder.d_hidden': (1, math.inf),
-  'model.encoder.depth': (1, math.inf),
-  'model.encoder.scan_unroll': (1, math.inf),
-  'model.encoder.width': (1, math.inf),
+  'model.context': (1, 2**31 - 1),
+  'model.vocab_size': (1, 2**31 - 1),
+  'model.num_classes': (1, _LARGE),
+  'model.depth': (1, 2**12),
+  'model.encoder_depth': (1, 2**12),
+  'model.d_model': (1, _LARGE),
+  'model.heads': (1, 2**16),
+  'model.kv_heads': (1, 2**16),
+  'model.head_dim': (1, _LARGE),
+  'model.d_mlp': (1, _LARGE),
+  'model.vocab_multiple': (1, _LARGE),
+  'model.scan_unroll': (1, _LARGE),
+  'model.d_hidden': (1, _LARGE),
+  'model.encoder.d_hidden': (1, _LARGE),
+  'model.encoder.depth': (1, 2**12),
+  'model.encoder.scan_unroll': (1, _LARGE),
+  'model.encoder.width': (1, _LARGE),
   'model.dropout': (0, 0.999),
   'objective.z_loss': (0, math.inf),
   'objective.label_smoothing': (0, 0.999),
@@ -48,7 +52,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'optim.b2': (0, 0.999999),
   'optim.weight_decay': (0, math.inf),
   'eval.every': (1, math.inf),
-  'eval.batch_size': (1, math.inf),
+  'eval.batch_size': (1, _LARGE),
   'early_stopping.patience': (0, math.inf),
   'early_stopping.min_delta': (0, sys.float_info.max),
   'checkpoint.every': (1, math.inf),
@@ -56,10 +60,10 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'checkpoint.keep_best': (0, math.inf),
   'log.every': (1, math.inf),
   'log.sample_tokens': (0, math.inf),
-  'decode.beam_size': (1, math.inf),
-  'decode.max_tokens': (0, math.inf),
+  'decode.beam_size': (1, _LARGE),
+  'decode.max_tokens': (0, _LARGE),
   'decode.max_length_ratio': (0, math.inf),
-  'decode.batch_size': (1, math.inf),
+  'decode.batch_size': (1, _LARGE),
 }
 
 # Key -> condition, what the value must be. Keys that a config lacks are skipped.
@@ -136,9 +140,13 @@ def validate_config(config: ConfigDict) -> None:
   """Raises UserError for a value out of its range, or values that contradict each other."""
   for key, (minimum, maximum) in _BOUNDS.items():
     value = _get(config, key)
+    if value is not None and not isinstance(value, int | float):
+      raise UserError(f'{key}={value!r:.60} is not a number')
     if value is not None and not minimum <= value <= maximum:
-      limit = f' and at most {maximum:g}' if maximum < math.inf else ''
-      raise UserError(f'{key}={value} is out of range: it must be at least {minimum:g}{limit}')
+      limit = f' and at most {maximum:.10g}' if maximum < math.inf else ''
+      raise UserError(
+        f'{key}={value!r:.60} is out of range: it must be at least {minimum:g}{limit}'
+      )
   for key, (condition, expected) in _CONDITIONS.items():
     value = _get(config, key)
     if value is not None and not condition(value):

@@ -21,6 +21,9 @@ _ORBAX = ('checkpoints', 'damaged')  # folders that exist in the bucket alone
 
 # Files pushed or fetched by this process: modification time and size.
 _known: dict[pathlib.Path, tuple[int, int] | None] = {}
+# The URL of each mirror that this process uses. The file `.remote` is for people: one that came
+# with the workdir of a stranger must not send the next run to a bucket.
+_urls: dict[pathlib.Path, str] = {}
 
 
 def is_remote(name: str | os.PathLike) -> bool:
@@ -39,15 +42,15 @@ def local_mirror(name: str, mirrors: pathlib.Path, process: int = 0) -> pathlib.
   url = name.rstrip('/')
   local = mirrors / f'remote-{hashlib.sha256(url.encode()).hexdigest()[:16]}-{process}'
   local.mkdir(parents=True, exist_ok=True)
-  if remote_url(local) != url:
+  if _urls.get(local) != url:
     files.write_atomic(local / _URL_FILE, [url.encode()])
+    _urls[local] = url
   return local
 
 
 def remote_url(local: pathlib.Path) -> str | None:
   """Returns the URL of a mirror, None for other folders."""
-  file = local / _URL_FILE
-  return file.read_text() if file.is_file() else None
+  return _urls.get(local)
 
 
 def fetch(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
@@ -71,6 +74,8 @@ def fetch(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
       known = state and _known.get(file) == state and state[1] == sizes[path]['size']
       if known or not name or name.split('/')[0] in _ORBAX:
         continue
+      if '..' in name.split('/'):
+        raise UserError(f'{path} would be written outside of its folder')
       file.parent.mkdir(parents=True, exist_ok=True)
       partial = file.with_name(f'{file.name}.fetched')
       filesystem.get_file(path, str(partial))
@@ -110,6 +115,8 @@ def _reported(key: str, url: str) -> Iterator[None]:
   """Raises errors of the bucket's client as UserError, in one line."""
   try:
     yield
+  except UserError:
+    raise
   except ImportError as e:
     raise UserError(f"{key}={url} needs gcsfs: pip install -c constraints.txt -e '.[tpu]'") from e
   except Exception as e:  # clients raise many types for missing permissions and networks

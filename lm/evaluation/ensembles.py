@@ -54,7 +54,11 @@ def parse_members(workdirs: str, steps: str | None) -> list[Member]:
 
 
 def open_runs(
-  workdirs: str, steps: str | None = None, average: int = 1, devices: Any = None
+  workdirs: str,
+  steps: str | None = None,
+  average: int = 1,
+  devices: Any = None,
+  trusted: bool = True,
 ) -> Loaded:
   """Opens the runs of --workdir, --step and --average_checkpoints; several form one ensemble.
 
@@ -68,6 +72,7 @@ def open_runs(
     average: how many of the newest checkpoints of each run are averaged; 1 for none.
     devices: the parameters are sharded over these, on one mesh (`lm.parallel.mesh.spread`); None
       for the first device alone.
+    trusted: whether the code of all these workdirs may run, as in `lm.workdir.load.load`.
 
   Raises:
     UserError: a run or step does not exist, or two runs cannot form an ensemble.
@@ -80,7 +85,7 @@ def open_runs(
       'others; give only one of the two flags'
     )
   members = parse_members(workdirs, steps)
-  runs = [open_run(folder) for folder, _ in members]
+  runs = [open_run(folder, trusted) for folder, _ in members]
   for run in runs[1:]:
     _check_compatible(runs[0], run)
   rules = meshes.logical_axis_rules(runs[0].config.mesh.rules)

@@ -5,7 +5,6 @@ Without these checks, the operating system would kill the process during a step,
 
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from lm.data import batches
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
+from lm.parallel.host import available_memory as available
 from lm.parallel.mesh import bytes_per_device
 from lm.types import Batch, Params, TrainState
 
@@ -63,40 +63,6 @@ def trace_batch(
     for k, x in row.items()
   }
   return step.trace(params, shapes)  # type: ignore[attr-defined]
-
-
-def available(root: pathlib.Path = pathlib.Path('/')) -> int | None:
-  """Returns the bytes that this process may still allocate, None if the system does not report it.
-
-  The limit is the free memory of the machine, or that of the process's control groups, if less.
-  """
-  try:
-    lines = (root / 'proc/meminfo').read_text().splitlines()
-    free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith('MemAvailable:'))
-  except (OSError, StopIteration, ValueError, IndexError):
-    return None
-  return min([free, *_available_in_groups(root)])
-
-
-def _available_in_groups(root: pathlib.Path) -> list[int]:
-  """Returns the bytes that each limited control group (cgroup) of this process has left."""
-  try:
-    group = (root / 'proc/self/cgroup').read_text().splitlines()[-1].rpartition(':')[2].strip('/')
-  except (OSError, IndexError):
-    group = ''
-  folder, found = root / 'sys/fs/cgroup' / group, []
-  parents = [each for each in folder.parents if each.is_relative_to(root / 'sys/fs')]
-  for each in (folder, *parents, root / 'sys/fs/cgroup/memory'):
-    for names in ('max', 'current'), ('limit_in_bytes', 'usage_in_bytes'):  # cgroup v2, v1
-      try:
-        most, taken = (int((each / f'memory.{name}').read_text()) for name in names)
-        stat = (each / 'memory.stat').read_text().splitlines()
-        # The kernel reclaims these pages of files on demand.
-        cached = sum(int(x.split()[1]) for x in stat if x.startswith('inactive_file '))
-      except (OSError, ValueError, IndexError):  # no such file, or no limit ('max')
-        continue
-      found.append(max(0, most - taken + cached))
-  return found
 
 
 def check_batches(

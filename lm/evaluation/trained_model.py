@@ -554,10 +554,13 @@ def _no_target(example: Example) -> Any:
 
 
 def load(
-  workdir: str | pathlib.Path, step: int | None = None, mesh: Mesh | None = None
+  workdir: str | pathlib.Path,
+  step: int | None = None,
+  mesh: Mesh | None = None,
+  trusted: bool = True,
 ) -> TrainedModel:
   """Opens a workdir; see `lm.workdir.load.load`."""
-  return as_trained_model(workdirs.load(workdir, step, mesh))
+  return as_trained_model(workdirs.load(workdir, step, mesh, trusted=trusted))
 
 
 def as_trained_model(loaded: Loaded) -> TrainedModel:

@@ -119,6 +119,40 @@ def _cpu_info(*fields: str) -> str:
   return next((line for line in lines if line.startswith(fields)), '')
 
 
+def available_memory(root: pathlib.Path = pathlib.Path('/')) -> int | None:
+  """Returns the bytes that this process may still allocate, None if the system does not report it.
+
+  The limit is the free memory of the machine, or that of the process's control groups, if less.
+  """
+  try:
+    lines = (root / 'proc/meminfo').read_text().splitlines()
+    free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith('MemAvailable:'))
+  except (OSError, StopIteration, ValueError, IndexError):
+    return None
+  return min([free, *_available_in_groups(root)])
+
+
+def _available_in_groups(root: pathlib.Path) -> list[int]:
+  """Returns the bytes that each limited control group (cgroup) of this process has left."""
+  try:
+    group = (root / 'proc/self/cgroup').read_text().splitlines()[-1].rpartition(':')[2].strip('/')
+  except (OSError, IndexError):
+    group = ''
+  folder, found = root / 'sys/fs/cgroup' / group, []
+  parents = [each for each in folder.parents if each.is_relative_to(root / 'sys/fs')]
+  for each in (folder, *parents, root / 'sys/fs/cgroup/memory'):
+    for names in ('max', 'current'), ('limit_in_bytes', 'usage_in_bytes'):  # cgroup v2, v1
+      try:
+        most, taken = (int((each / f'memory.{name}').read_text()) for name in names)
+        stat = (each / 'memory.stat').read_text().splitlines()
+        # The kernel reclaims these pages of files on demand.
+        cached = sum(int(x.split()[1]) for x in stat if x.startswith('inactive_file '))
+      except (OSError, ValueError, IndexError):  # no such file, or no limit ('max')
+        continue
+      found.append(max(0, most - taken + cached))
+  return found
+
+
 def available_cores() -> int:
   """Returns the number of CPU cores that this process may run on."""
   if hasattr(os, 'sched_getaffinity'):  # not on macOS

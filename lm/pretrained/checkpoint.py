@@ -4,6 +4,7 @@ An imported workdir keeps the files of its source in `pretrained/`, with the nam
 of its tensors: an export writes exactly the set of tensors that came in.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -353,7 +354,7 @@ def _with_rows(larger: vocabulary.Enlarged, path: str, x: LazyArray) -> LazyArra
   return LazyArray(lambda: larger.rows(path, x.read()))
 
 
-def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
+def export_run(workdir: Path, out: Path, step: int | None = None, trusted: bool = True) -> str:
   """Writes the folder that `from_pretrained` loads; returns a line that sums it up.
 
   A run that was imported gives the set of tensors that came in. Any other gives the canonical set
@@ -363,20 +364,22 @@ def export_run(workdir: Path, out: Path, step: int | None = None) -> str:
     workdir: of a run.
     out: a directory that is missing or empty.
     step: of the checkpoint; None for the best one, or else the newest, as in all programs.
+    trusted: whether the code of the workdir may run, as in `lm.workdir.load.load`.
 
   Raises:
     UserError: no family has the model of the run, or a directory is wrong; nothing is written then.
   """
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f'--out={out} is not empty; give the name of a new directory')
-  config = experiment.read_config(workdir)
+  config = experiment.read_config(workdir, trusted)
+  experiment.read_tokenizer(workdir, trusted)  # a damaged one ends the program here
   kept = workdir / _KEPT
   names = json.loads((kept / _TENSORS).read_text()) if kept.is_dir() else None
   unused = safetensors.read_file(kept / _UNUSED) if (kept / _UNUSED).is_file() else {}
   checkpoints = Checkpoints(workdir)
   try:
     step, why = _chosen_step(workdir, checkpoints, step, config)
-    with sources.workdir_modules(workdir / 'source'):
+    with sources.workdir_modules(workdir / 'source') if trusted else contextlib.nullcontext():
       described, family, contents = (
         _kept_files(workdir, config, names) if kept.is_dir() else _described(workdir, config, step)
       )

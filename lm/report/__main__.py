@@ -13,11 +13,14 @@ from lm.report import page
 from lm.workdir import files
 
 flags.DEFINE_string('workdir', None, "the run's directory")
+cli.define_untrusted_flag()
 
 
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = files.workdir(cli.required('workdir', 'runs/quickstart'))
+  if flags.FLAGS.untrusted:  # no program runs code of a workdir to show it
+    files.check_links(workdir)
   with files.one_line_errors(workdir):
     print(page.write_report(workdir))
 

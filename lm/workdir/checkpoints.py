@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from lm.data import remote
 from lm.errors import UserError, did_you_mean, first_line
-from lm.parallel import multihost
+from lm.parallel import host, multihost
 from lm.types import Array, Params, TrainState
 from lm.workdir.metrics_writer import EventLog
 
@@ -145,6 +145,12 @@ class Checkpoints:
     stored = {_key(path): leaf for path, leaf in leaves}
     wanted, _ = jax.tree_util.tree_flatten_with_path(abstract)
     sizes = [largest_read(stored[_key(path)], leaf) for path, leaf in wanted]
+    free = host.available_memory() if jax.local_devices()[0].platform == 'cpu' else None
+    if free is not None and sum(sizes) > free:
+      raise UserError(
+        f'checkpoint {step} of {self.folder}: {item} takes {sum(sizes) / 2**30:,.1f} GiB of the '
+        f'memory of this host, and {free / 2**30:,.1f} GiB are available'
+      )
     processes = _all_processes()
     handler = make_handler(
       restore_concurrent_gb=max(sizes, default=0) // 10**9 + 1, multiprocessing_options=processes
@@ -188,9 +194,14 @@ def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
   Args:
     stored: Orbax's metadata of the saved array: `shape`, `dtype`, `storage.chunk_shape`.
     wanted: the shape and the sharding of the restored array.
+
+  Raises:
+    ValueError: a chunk is larger than the array, so that one of some bytes could fill the memory.
   """
   storage = getattr(stored, 'storage', None)
   chunks = (storage and storage.chunk_shape) or wanted.shape
+  if any(chunk > max(size, 1) for chunk, size in zip(chunks, wanted.shape, strict=True)):
+    raise ValueError(f'the array of shape {wanted.shape} has chunks of shape {tuple(chunks)}')
   item = np.dtype(stored.dtype or wanted.dtype).itemsize
 
   def count(index: tuple[slice, ...] | None) -> int:

@@ -50,10 +50,11 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
   The lock ends with the process, however that ends.
 
   Raises:
-    UserError: another run has the lock, or the workdir is not writable.
+    UserError: another run has the lock, the workdir is not writable, or a link leads out of it.
   """
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'--workdir={workdir} is a file; give the name of a directory')
+  check_links(workdir)
   with one_line_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / '.lock').open('w')
@@ -67,6 +68,38 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         f'warning: {workdir} cannot be locked against a second run: {e.strerror}', file=sys.stderr
       )
     yield
+
+
+def check_links(workdir: Path) -> None:
+  """Raises UserError if a workdir has a link that leads out of it, a pipe or a device.
+
+  Writes would follow the link, and reads would show what it leads to. The workdir itself may be a
+  link.
+  """
+  root, folders = workdir.resolve(), [workdir]
+  while folders:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+      for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+          folders.append(Path(entry.path))
+        elif not entry.is_file(follow_symlinks=False):
+          _check_special(entry, root, workdir)
+
+
+def _check_special(entry: os.DirEntry, root: Path, workdir: Path) -> None:
+  """Raises UserError for an entry that is no link, or a link out of the folder `root`."""
+  name = f'--workdir={workdir}: {os.path.relpath(entry.path, workdir)!r:.200}'
+  if not entry.is_symlink():
+    raise UserError(f'{name} is neither a file nor a folder; delete it')
+  try:
+    inside = Path(entry.path).resolve().is_relative_to(root)
+  except (OSError, RuntimeError):  # links in a circle
+    inside = False
+  if not inside:
+    raise UserError(
+      f'{name} is a link to {os.readlink(entry.path)!r:.200}, which is not in the workdir; replace '
+      'it by what it leads to, or make the workdir itself the link'
+    )
 
 
 @contextlib.contextmanager

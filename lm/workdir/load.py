@@ -37,6 +37,8 @@ class Run:
   tokenizer: tokenizers.Tokenizer
   model: nn.Module
   boxed: Params  # abstract, in the boxes of `nn.with_partitioning`
+  _: dataclasses.KW_ONLY
+  trusted: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,12 @@ class Loaded(Run):
   mesh: Mesh | None = None  # of the parameters; None for one device
 
   def modules(self) -> contextlib.AbstractContextManager[None]:
-    """Returns a context manager that resolves import paths of the config to code in source/."""
+    """Returns a context manager that resolves import paths of the config to code in source/.
+
+    The code of a workdir that is not trusted is never imported.
+    """
+    if not self.trusted:
+      return contextlib.nullcontext()
     return sources.workdir_modules(self.workdir / 'source')
 
   def logits(self, ids: Any, mask: Any = None, decoder_ids: Any = None, types: Any = None) -> Array:
@@ -97,6 +104,7 @@ def load(
   step: int | None = None,
   mesh: Mesh | None = None,
   average: int = 1,
+  trusted: bool = True,
 ) -> Loaded:
   """Opens a workdir at a step, by default the best step.
 
@@ -113,29 +121,33 @@ def load(
       `lm.parallel.mesh.make_mesh` and `spread`. None for the first device of this process.
     average: N > 1 gives the mean of the newest N checkpoints (Vaswani et al. 2017, 6.1), whatever
       `step` is.
+    trusted: whether the code of the workdir may run: its source/, and any function that its config
+      names. False for the workdir of a stranger, whose config may only name the functions listed in
+      `lm.config.trust`. Files that its config names are not read.
 
   Raises:
     UserError: the run or the checkpoint is missing or damaged, there are fewer checkpoints than
-      `average`, or the parameters do not divide over the mesh.
+      `average`, or the parameters do not divide over the mesh. Without trust, the model needs a
+      function that is not listed, a value is out of range, or a link leads out of the workdir.
   """
-  run = open_run(workdir)
+  run = open_run(workdir, trusted)
   return restore(run, step, mesh, meshes.logical_axis_rules(run.config.mesh.rules), average)
 
 
-def open_run(workdir: str | pathlib.Path) -> Run:
+def open_run(workdir: str | pathlib.Path, trusted: bool = True) -> Run:
   """Opens a workdir without reading parameters; see `load`.
 
   Raises:
-    UserError: there is no run.
+    UserError: there is no run; see `load`.
   """
   workdir = files.workdir(workdir)
-  config = experiment.read_config(workdir)
+  config = experiment.read_config(workdir, trusted)
   host.enable_compilation_cache(cache.directory(config.data.cache))
+  if not trusted:
+    return _open_untrusted(workdir, config)
   tokenizer = experiment.read_tokenizer(workdir)
   with sources.import_source(workdir / 'source') as clashes:
-    model = components.model(config, vocabulary_size(tokenizer))
-    init = components.init_of(model, config.data.seq_len)
-    boxed = jax.eval_shape(init, jax.random.key(0))
+    model, boxed = _model(config, tokenizer)
   if clashes:
     print(
       f'warning: {workdir} has its own {", ".join(clashes)}, but other modules of these names are '
@@ -144,6 +156,22 @@ def open_run(workdir: str | pathlib.Path) -> Run:
       file=sys.stderr,
     )
   return Run(workdir, config, tokenizer, model, boxed)
+
+
+def _open_untrusted(workdir: pathlib.Path, config: ConfigDict) -> Run:
+  """Returns a run whose code is not imported; any failure of its model is a UserError."""
+  tokenizer = experiment.read_tokenizer(workdir, trusted=False)
+  with experiment.one_line_errors(workdir):
+    meshes.logical_axis_rules(config.mesh.rules)
+    model, boxed = _model(config, tokenizer)
+  return Run(workdir, config, tokenizer, model, boxed, trusted=False)
+
+
+def _model(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> tuple[nn.Module, Params]:
+  """Returns the model of a config and its abstract parameters, boxed."""
+  model = components.model(config, vocabulary_size(tokenizer))
+  init = components.init_of(model, config.data.seq_len)
+  return model, jax.eval_shape(init, jax.random.key(0))
 
 
 def restore(

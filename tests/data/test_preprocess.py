@@ -69,8 +69,12 @@ def test_words_are_tagged_for_a_tagging_task():
   assert example['separator'].join(example['words']) == 'Old dogs' and example['tags'] == ['T', 'T']
 
 
+def same(words):
+  return words
+
+
 def test_a_tagger_is_named_by_its_path():
-  step = 'lm.data.preprocess:tag_words(tagger="collections:deque", separator=" ")'
+  step = 'lm.data.preprocess:tag_words(tagger="test_preprocess:same", separator=" ")'
   (example,) = pipeline.prepared_examples([{'text': 'old dogs'}], [step], 0, 1)
   assert list(example['tags']) == ['old', 'dogs']
 
