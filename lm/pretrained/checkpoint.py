@@ -39,7 +39,7 @@ from lm.pretrained.family import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
 from lm.workdir import experiment, files, sources
-from lm.workdir.checkpoints import Checkpoints
+from lm.workdir.checkpoints import Checkpoints, attempt
 from lm.workdir.run_data import best_step
 from lm.workdir.write import LazyArray, write_workdir
 
@@ -513,4 +513,7 @@ def _read_parameter(
   """Returns a parameter of a step in the dtype that it is stored in."""
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = {path: jax.ShapeDtypeStruct(shape, dtype, sharding=device)}
-  return np.asarray(checkpoints.restore_subset(step, wanted)[path])
+  found, reason = attempt(checkpoints.restore_subset, step, wanted)
+  if found is None:
+    raise UserError(f'checkpoint {step} is damaged ({reason}); choose another one by --step')
+  return np.asarray(found[path])

@@ -1,11 +1,10 @@
 """Warm start: a run starts from parameters of another run, selected and renamed by rules."""
 
 import collections
-import contextlib
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ from lm.text.tokenizers import vocabulary_size, word_ids
 from lm.training.train_step import init_some, init_train_state, start_train_state
 from lm.types import Array, Params, TrainState
 from lm.workdir import experiment, files
-from lm.workdir.checkpoints import Checkpoints, tree_difference
+from lm.workdir.checkpoints import Checkpoints, attempt, tree_difference
 from lm.workdir.run_data import best_step
 
 
@@ -175,8 +174,10 @@ def take(
   checkpoints = Checkpoints(root)
   try:
     step, why = multihost.broadcast_from_primary(_step(checkpoints, section, root))
-    with _undamaged(section, step):
+    try:
       shapes = checkpoints.shapes(step, 'params')
+    except Exception as e:  # Orbax and its storage raise many types for damaged files
+      raise _damaged(section, step, first_line(e)) from e
     origins = _origins(wanted, shapes, section, step)
     _check_tokens(origins, root, tokenizer)
     by_words = any(origin.rows == _WORDS for origin in origins.values())
@@ -185,8 +186,10 @@ def take(
       raise UserError(
         f'warm_start.workdir={section.workdir!r}: the vocabularies have no word in common'
       )
-    with _undamaged(section, step):
-      restored = checkpoints.restore_subset(step, _targets(origins, wanted, shapes))
+    targets = _targets(origins, wanted, shapes)
+    restored, reason = attempt(checkpoints.restore_subset, step, targets)
+    if restored is None:
+      raise _damaged(section, step, reason)
   finally:
     checkpoints.close()
   in_part = [path for path, origin in origins.items() if origin.rows]
@@ -207,15 +210,11 @@ def take(
   return unflatten_dict(params, sep='/'), taken
 
 
-@contextlib.contextmanager
-def _undamaged(section: ConfigDict, step: int) -> Iterator[None]:
-  try:
-    yield
-  except Exception as e:  # Orbax and its storage raise many types for damaged files
-    raise UserError(
-      f'warm_start.workdir={section.workdir!r}: checkpoint {step} is damaged ({first_line(e)}); '
-      'choose another one by warm_start.step'
-    ) from e
+def _damaged(section: ConfigDict, step: int, reason: str) -> UserError:
+  return UserError(
+    f'warm_start.workdir={section.workdir!r}: checkpoint {step} is damaged ({reason}); choose '
+    'another one by warm_start.step'
+  )
 
 
 def _step(checkpoints: Checkpoints, section: ConfigDict, root: pathlib.Path) -> tuple[int, str]:

@@ -2,7 +2,8 @@
 
 A checkpoint of a step has two items: `params`, for evaluation and generation, and `training`, the
 rest of the train state. With early stopping it has a third, `stopping`: the state of early stopping
-before the evaluation of that step, because evaluations follow saves.
+before the evaluation of that step, because evaluations follow saves. The item `digests` verifies
+the others in each restore (lm.workdir.digests).
 """
 
 import contextlib
@@ -19,13 +20,18 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lm.data import remote
+from lm.data import checksums, remote
 from lm.errors import UserError, did_you_mean, first_line
 from lm.parallel import host, multihost
 from lm.types import Array, Params, TrainState
+from lm.workdir import digests
 from lm.workdir.metrics_writer import EventLog
 
 _Restored = TypeVar('_Restored')
+
+
+class Damaged(Exception):
+  """A checkpoint cannot be read, or its arrays differ from its digests."""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -63,6 +69,7 @@ class Checkpoints:
       'params': ocp.StandardCheckpointHandler(),
       'training': ocp.StandardCheckpointHandler(),
       'stopping': ocp.JsonCheckpointHandler(),
+      digests.ITEM: digests.DigestHandler(),
     }
     self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
@@ -72,10 +79,14 @@ class Checkpoints:
 
   def save(self, step: int, state: TrainState, stopping: Mapping[str, Any] | None = None) -> None:
     """Starts a save; raises the error of the previous save, such as an OSError."""
-    items = {name: ocp.args.StandardSave(tree) for name, tree in state_items(state).items()}
+    trees = state_items(state)
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     if stopping is not None:
       items['stopping'] = ocp.args.JsonSave(dict(stopping))
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    digested = trees | {'stopping': digests.json_leaf(stopping and dict(stopping))}
+    items[digests.ITEM] = digests.SaveDigests(step, digested)
+    args = ocp.args.Composite(**items)
+    self._manager.save(step, args=args, custom_metadata=digests.MARK, force=True)
 
   def wait(self) -> None:
     """Waits until the save is on disk; raises its error."""
@@ -100,50 +111,99 @@ class Checkpoints:
 
     Raises:
       UserError: the tree of the checkpoint differs from that of `abstract`.
-      Exception: any error of Orbax on damaged files.
+      Damaged: the files cannot be read, or differ from their digests, in any process.
     """
-    for item, tree in state_items(abstract).items():
-      self._check(step, item, tree)
     stopping = None
-    if 'stopping' in self._manager.item_metadata(step):
-      args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
-      stopping = self._manager.restore(step, args=args)['stopping']
-    params, training = (self._read(step, *item) for item in state_items(abstract).items())
-    return TrainState(params=params, **training), stopping
+
+    def read() -> dict[str, Any]:
+      nonlocal stopping
+      for item, tree in state_items(abstract).items():
+        self._check(step, item, tree)
+      if 'stopping' in self._manager.item_metadata(step):
+        args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
+        stopping = self._manager.restore(step, args=args)['stopping']
+      items = {name: self._read(step, name, tree) for name, tree in state_items(abstract).items()}
+      return items | {'stopping': digests.json_leaf(stopping)}
+
+    items = self._verified(step, read)
+    return _cast(TrainState(params=items['params'], **items['training']), abstract), stopping
 
   def restore_params(self, step: int, abstract: Params) -> Params:
     """Returns the parameters alone; see `restore`."""
-    self._check(step, 'params', abstract)
-    return self._read(step, 'params', abstract)
+
+    def read() -> dict[str, Any]:
+      self._check(step, 'params', abstract)
+      return {'params': self._read(step, 'params', abstract)}
+
+    return _cast(self._verified(step, read)['params'], abstract)
 
   def restore_subset(
     self, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]
   ) -> dict[str, Array]:
-    """Returns the parameters that `abstract` names, by path.
+    """Returns the parameters that `abstract` names, by path; see `restore`.
 
     The checkpoint must contain each of them with the shape that `abstract` gives.
     """
     tree = unflatten_dict(dict(abstract), sep='/')
-    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
-    args = ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
-    restored = self._read(step, 'params', tree, ocp.PyTreeCheckpointHandler, args)
-    return flatten_dict(restored, sep='/')
 
-  def _read(
-    self,
-    step: int,
-    item: str,
-    abstract: Any,
-    make_handler: Callable[..., ocp.CheckpointHandler] = ocp.StandardCheckpointHandler,
-    args: ocp.args.CheckpointArgs | None = None,
-  ) -> Any:
-    """Returns an item of a step.
+    def read() -> dict[str, Any]:
+      return {'params': self._read(step, 'params', tree, partial=True)}
 
-    The limit on concurrent reads is what the largest shard of the item needs, rounded up to GB.
+    found = flatten_dict(self._verified(step, read)['params'], sep='/')
+    for path in found:  # one by one, so that memory never holds two copies of all
+      found[path] = _cast(found[path], abstract[path])
+    return found
+
+  def _verified(self, step: int, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns the items that `read` returns, in all processes or in none; see `restore`.
+
+    The sums of the restored elements, less those of the saved ones, are 0 over all processes.
+    """
+    reason, items, excess = '', dict[str, Any](), digests.Sums()
+    try:
+      items = read()
+      if (saved := self._saved_sums(step)) is not None:
+        excess = digests.excess(items, saved)
+    except UserError:
+      raise
+    except Exception as e:  # Orbax and its storage raise many types for damaged files
+      reason = first_line(e)
+    reasons, sums = zip(*multihost.gather([reason, excess]), strict=True)
+    if reason := next(filter(None, reasons), ''):
+      raise Damaged(reason)
+    if wrong := [key for key in excess if sum(s[key] for s in sums) % checksums.MODULUS]:
+      more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+      raise Damaged(f'{wrong[0]}{more} differs from its digest')
+    return items
+
+  def _saved_sums(self, step: int) -> digests.Sums | None:
+    """Returns this process's share of the saved sums; None for a checkpoint of an older version."""
+    folder = self.folder / str(step) / digests.ITEM
+    if folder.is_dir():
+      return digests.read(folder, step)
+    if digests.MARK.items() <= (self._manager.metadata(step).custom_metadata or {}).items():
+      raise FileNotFoundError(f'{folder} is missing')
+    if multihost.is_primary():
+      print(
+        f'warning: checkpoint {step} of {self.folder} is of an older version, without digests; '
+        'damage of its arrays may pass unnoticed',
+        file=sys.stderr,
+      )
+    return None
+
+  def _read(self, step: int, item: str, abstract: Any, partial: bool = False) -> Any:
+    """Returns an item of a step, or with `partial` the leaves of `abstract` alone.
+
+    Arrays keep the dtype that they were saved in, because their digests need it. The limit on
+    concurrent reads is what the largest shard of the item needs, rounded up to GB.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
     stored = {_key(path): leaf for path, leaf in leaves}
-    wanted, _ = jax.tree_util.tree_flatten_with_path(abstract)
+    as_stored = jax.tree_util.tree_map_with_path(
+      lambda path, x: jax.ShapeDtypeStruct(x.shape, stored[_key(path)].dtype, sharding=x.sharding),
+      abstract,
+    )
+    wanted, _ = jax.tree_util.tree_flatten_with_path(as_stored)
     sizes = [largest_read(stored[_key(path)], leaf) for path, leaf in wanted]
     free = host.available_memory() if jax.local_devices()[0].platform == 'cpu' else None
     if free is not None and sum(sizes) > free:
@@ -152,12 +212,14 @@ class Checkpoints:
         f'memory of this host, and {free / 2**30:,.1f} GiB are available'
       )
     processes = _all_processes()
-    handler = make_handler(
+    handler = ocp.PyTreeCheckpointHandler(
       restore_concurrent_gb=max(sizes, default=0) // 10**9 + 1, multiprocessing_options=processes
     )
     with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
       folder = self.folder / str(step) / item
-      return reader.restore(folder, args=args or ocp.args.StandardRestore(abstract))
+      restore_args = ocp.checkpoint_utils.construct_restore_args(as_stored)
+      args = ocp.args.PyTreeRestore(as_stored, restore_args=restore_args, partial_restore=partial)
+      return reader.restore(folder, args=args)
 
   def _check(self, step: int, item: str, abstract: Any) -> None:
     """Raises UserError if an item has other paths or shapes than `abstract`."""
@@ -183,6 +245,13 @@ class Checkpoints:
     """Waits for the last save, unless the checkpoints are `abandoned`."""
     if not self.abandoned:
       self._manager.close()
+
+
+def _cast(tree: Any, abstract: Any) -> Any:
+  """Returns a tree with the dtypes of `abstract`."""
+  return jax.tree.map(
+    lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), tree, abstract
+  )
 
 
 def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
@@ -244,20 +313,11 @@ def restore_newest(
 
 
 def attempt(restore: Callable[..., _Restored], *args: Any) -> tuple[_Restored | None, str]:
-  """Returns (`restore(*args)`, ''), or (None, the reason) if it fails in any process.
-
-  Raises:
-    UserError: `restore` raised it.
-  """
-  reason, restored = '', None
+  """Returns (`restore(*args)`, ''), or (None, the reason) if the checkpoint is damaged."""
   try:
-    restored = restore(*args)
-  except UserError:
-    raise
-  except Exception as e:  # Orbax and its storage raise many types for damaged files
-    reason = first_line(e)
-  reason = next(filter(None, multihost.gather(reason)), '')
-  return (None if reason else restored), reason
+    return restore(*args), ''
+  except Damaged as e:
+    return None, str(e)
 
 
 def _all_processes() -> ocp.options.MultiprocessingOptions:

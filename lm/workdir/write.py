@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 import tokenizers
 from ml_collections import ConfigDict
 
+from lm.data import checksums
 from lm.errors import UserError
 from lm.types import Params, TrainState
-from lm.workdir import experiment, files
+from lm.workdir import digests, experiment, files
 from lm.workdir.checkpoints import checkpoints_folder, state_items
 from lm.workdir.metrics_writer import EventLog
 
@@ -84,11 +85,19 @@ def write_workdir(
 def _save(workdir: Path, params: Params) -> None:
   """Saves the checkpoint of step 0."""
 
-  def lazy(x: Any) -> LazyArray:
-    return x if isinstance(x, LazyArray) else LazyArray(lambda: np.asarray(x))
+  sums = digests.own_sums({'stopping': digests.json_leaf(None)})
+
+  def lazy(path: tuple[Any, ...], x: Any) -> LazyArray:
+    def read() -> np.ndarray:
+      array = x.read() if isinstance(x, LazyArray) else np.asarray(x)
+      sums[digests.key_of(path)] = checksums.array_checksum(array)
+      return array
+
+    return LazyArray(read)
 
   zero = jnp.zeros((), jnp.int32)
-  items = jax.tree.map(lazy, state_items(TrainState(zero, zero, zero, params, opt_state={})))
+  state = TrainState(zero, zero, zero, params, opt_state={})
+  items = jax.tree_util.tree_map_with_path(lazy, state_items(state))
   registry = ocp.type_handlers.create_type_handler_registry(
     (LazyArray, _OneByOne()),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns without it
@@ -98,4 +107,6 @@ def _save(workdir: Path, params: Params) -> None:
   options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
   folder = checkpoints_folder(workdir)
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-    manager.save(0, args=ocp.args.Composite(**args))
+    manager.save(0, args=ocp.args.Composite(**args), custom_metadata=digests.MARK)
+  (folder / '0' / digests.ITEM).mkdir()
+  digests.write(folder / '0' / digests.ITEM, 0, sums)
