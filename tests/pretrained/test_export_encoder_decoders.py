@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers as reference
+from ml_collections.config_dict import placeholder
 from round_trip import equal_tensors
 from test_export import write_run
 
@@ -92,6 +93,18 @@ def described(model):
 @pytest.mark.parametrize('name', MODELS)
 def test_the_config_of_a_model_gives_the_model_back(name):
   assert described(config_of(name).model)['model_type'] == name.partition('_')[0]
+
+
+def test_an_encoder_of_t5_has_its_own_architecture():
+  model = config_of('t5', head='lm.nn.heads:none').model
+  with model.unlocked():
+    model.fn = 'lm.models.transformer:Encoder'
+    for key in ('cross_attention', 'share_embeddings', 'encoder_depth'):
+      del model[key]
+    model.update({'vocab_size': 300, 'num_classes': placeholder(int), 'pooling': placeholder(str)})
+  found, family = configs.config_of(model)
+  assert found['architectures'] == ['T5EncoderModel'] and family.model.heads == 4
+  assert not any(entry.path.startswith('decoder') for entry in family.entries)
 
 
 @pytest.mark.parametrize(
