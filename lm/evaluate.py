@@ -53,7 +53,13 @@ def main(argv: list[str]) -> None:
   from lm.text.tokenizers import vocabulary_size
   from lm.workdir import run_data
 
-  loaded = open_runs(workdir, flags.FLAGS.step, flags.FLAGS.average_checkpoints, jax.devices())
+  loaded = open_runs(
+    workdir,
+    flags.FLAGS.step,
+    flags.FLAGS.average_checkpoints,
+    jax.devices(),
+    flags.FLAGS.mean,
+  )
   if flags.FLAGS.beam_size is not None:  # checked before the data is read
     check_beam_size(flags.FLAGS.beam_size, vocabulary_size(loaded.tokenizer))
   config = loaded.config
