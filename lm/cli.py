@@ -167,8 +167,8 @@ def set_decoding(decode: ConfigDict) -> ConfigDict:
   given = [f'--{name}={args[name].value}' for name in common if args[name].present]
   if args.sampler and given:
     raise UserError(f'{given[0]} has no effect with --sampler={args.sampler}')
-  if args.sampler or given:
-    decode.sampler = args.sampler
+  if args['sampler'].present or given:
+    decode.sampler = args.sampler or None
   if args.logits_processor is not None:
     decode.logits_processors = tuple(args.logits_processor)
   return decode
