@@ -122,6 +122,12 @@ def define_run_flags() -> None:
   flags.DEFINE_integer(
     'average_checkpoints', 1, 'average the parameters of the newest N checkpoints'
   )
+  flags.DEFINE_string(
+    'mean',
+    None,
+    'import path of the function from the logits of an ensemble to one; by default the mean '
+    'probability, or what the converter of the task says',
+  )
 
 
 def define_beam_flags() -> None:
@@ -141,7 +147,7 @@ def define_beam_flags() -> None:
 
 
 def define_sampling_flags(temperature: float) -> None:
-  """Defines the flags of `lm.decode.sampling.sampler`, and --seed."""
+  """Defines the flags of `lm.decode.sampling.sampler`, --seed, --sampler, --logits_processor."""
   flags.DEFINE_float('temperature', temperature, 'divides the logits; 0 for greedy decoding')
   flags.DEFINE_integer('top_k', 0, 'sample from the k most probable tokens; 0 for all')
   flags.DEFINE_float('top_p', 1.0, 'sample from the fewest tokens whose probabilities sum to this')
@@ -149,6 +155,34 @@ def define_sampling_flags(temperature: float) -> None:
     'min_p', 0.0, 'sample from tokens with at least this share of the highest probability'
   )
   flags.DEFINE_integer('seed', 0, 'seed of the samples', lower_bound=0, upper_bound=2**32 - 1)
+  flags.DEFINE_string(
+    'sampler', None, 'import path of a sampler; by default decode.sampler of the run'
+  )
+  flags.DEFINE_multi_string(
+    'logits_processor',
+    None,
+    'import path of a logits processor; repeatable; by default decode.logits_processors of the run',
+  )
+
+
+def set_decoding(decode: ConfigDict) -> ConfigDict:
+  """Returns the section `decode` of a run with --sampler and --logits_processor in it.
+
+  Flags of the common sampler take the place of the run's own sampler.
+
+  Raises:
+    UserError: one of them is given with --sampler.
+  """
+  args = flags.FLAGS
+  common = ('temperature', 'top_k', 'top_p', 'min_p')
+  given = [f'--{name}={args[name].value}' for name in common if args[name].present]
+  if args.sampler and given:
+    raise UserError(f'{given[0]} has no effect with --sampler={args.sampler}')
+  if args['sampler'].present or given:
+    decode.sampler = args.sampler or None
+  if args.logits_processor is not None:
+    decode.logits_processors = tuple(args.logits_processor)
+  return decode
 
 
 def parse(argv: Sequence[str], positional: bool = False) -> list[str]:

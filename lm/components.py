@@ -23,6 +23,7 @@ from lm.types import (
   LOSSES_COLLECTION,
   Apply,
   Array,
+  Batch,
   Metric,
   Objective,
   Optimizer,
@@ -216,6 +217,14 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
   return values
 
 
+def example_batch(context: int) -> Batch:
+  """Returns a batch of one row of zeros, which every model can read."""
+  row = jnp.zeros((1, context), jnp.int32)
+  target = ('inputs', 'targets', 'segments', 'positions')
+  source = ('source', 'source_segments', 'source_positions')
+  return dict.fromkeys((*target, *source), row) | {'examples': row[:, :1]}
+
+
 def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   """Returns `key -> parameters`, boxed with their partitioning metadata.
 
@@ -224,12 +233,8 @@ def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
   """
 
   def init(key: Array) -> Params:
-    row = jnp.zeros((1, context), jnp.int32)
-    target = ('inputs', 'targets', 'segments', 'positions')
-    source = ('source', 'source_segments', 'source_positions')
-    batch = dict.fromkeys((*target, *source), row) | {'examples': row[:, :1]}
     mutable = nn.DenyList((HOOKS_COLLECTION, LOSSES_COLLECTION))
-    variables = model.init({'params': key}, batch, mutable=mutable)
+    variables = model.init({'params': key}, example_batch(context), mutable=mutable)
     refuse_state({name: x for name, x in variables.items() if name != 'params' and x})
     return variables['params']
 

@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
 
   args = flags.FLAGS
   trusted = not args.untrusted
-  loaded = open_runs(workdir, args.step, args.average_checkpoints, jax.devices(), trusted)
+  loaded = open_runs(
+    workdir, args.step, args.average_checkpoints, jax.devices(), trusted, args.mean
+  )
   if flags.FLAGS.beam_size is not None:  # checked before the data is read
     check_beam_size(flags.FLAGS.beam_size, vocabulary_size(loaded.tokenizer))
   config = loaded.config

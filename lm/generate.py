@@ -26,15 +26,16 @@ def main(argv: list[str]) -> None:
   workdir = cli.required('workdir', 'runs/quickstart')
   if args.prompt is None:
     raise UserError("--prompt is required, for example --prompt='The '")
-  from lm.decode.loop import DecodeConfig
-  from lm.decode.sampling import ban_unknown_token, sampler
+  from lm.decode.sampling import sampler
   from lm.decode.stream import prompt_encoder, stream_text
   from lm.evaluation.ensembles import open_runs
+  from lm.evaluation.predict import decode_config
   from lm.models.embeddings import Embeddings
-  from lm.text.tokenizers import end_id
 
   sample_fn = sampler(args.temperature, args.top_k, args.top_p, args.min_p)
-  loaded = open_runs(workdir, args.step, args.average_checkpoints, trusted=not args.untrusted)
+  loaded = open_runs(
+    workdir, args.step, args.average_checkpoints, trusted=not args.untrusted, mean=args.mean
+  )
   if not getattr(loaded.model, 'continues_prompts', False):
     has_vectors = isinstance(loaded.model, Embeddings)
     program = 'lm.vectors shows its words' if has_vectors else 'lm.translate generates targets'
@@ -42,12 +43,10 @@ def main(argv: list[str]) -> None:
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; {program}'
     )
   encode = prompt_encoder(loaded.tokenizer)
-  config = DecodeConfig(
-    end_id(loaded.tokenizer),
-    args.max_tokens,
-    sample_fn=sample_fn,
-    logits_processors=ban_unknown_token(loaded.tokenizer),
-  )
+  decode = cli.set_decoding(loaded.config.decode)
+  config = decode_config(decode, loaded.tokenizer, 0)._replace(max_tokens=args.max_tokens)
+  if decode.sampler is None:
+    config = config._replace(sample_fn=sample_fn)
   for sample in range(args.num_samples):
     pieces = stream_text(
       loaded.model,

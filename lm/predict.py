@@ -50,6 +50,7 @@ flags.DEFINE_integer('max_tokens', None, 'maximum count of generated tokens', lo
 cli.define_sampling_flags(temperature=0.0)
 
 _SAMPLING = ('temperature', 'top_p', 'min_p', 'seed')
+_PATHS = ('sampler', 'logits_processor')
 _OF_EMBEDDINGS = ('pooling', 'normalize')
 
 
@@ -69,9 +70,11 @@ def main(argv: list[str]) -> None:
     if not source.is_file():
       raise UserError(f'--input={source}: no such file')
     form = args.format or format_of(source, '--format')
+  trusted = not args.untrusted
   model = as_trained_model(
-    open_runs(workdir, args.step, args.average_checkpoints, trusted=not args.untrusted)
+    open_runs(workdir, args.step, args.average_checkpoints, None, trusted, args.mean)
   )
+  cli.set_decoding(model.config.decode)
   answer = 'embedding' if args.embed else model.answer
   _check_flags(answer)
   predict = _asker(model, answer)
@@ -162,7 +165,7 @@ def _check_flags(answer: str) -> None:
   args = flags.FLAGS
   of_answer = {
     'embedding': _OF_EMBEDDINGS,
-    'text': (*_SAMPLING, 'top_k', 'max_tokens'),
+    'text': (*_SAMPLING, *_PATHS, 'top_k', 'max_tokens'),
     'label': ('top_k', 'calibration'),
     'labels': ('top_k',),
     'masks': ('top_k',),
@@ -172,7 +175,7 @@ def _check_flags(answer: str) -> None:
     if args[name].present:
       raise UserError(f'--{name}={args[name].value} has no effect: the answers are {answer!r}')
   for name in ('top_k', 'top_p', 'min_p', 'seed'):
-    if answer == 'text' and args[name].present and not args.temperature:
+    if answer == 'text' and args[name].present and not (args.temperature or args.sampler):
       raise UserError(f'--{name}={args[name].value} has no effect without --temperature above 0')
 
 

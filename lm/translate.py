@@ -70,7 +70,9 @@ def main(argv: list[str]) -> None:
   if args.repetition_penalty != 1:
     processors.append(sampling.repetition_penalty(args.repetition_penalty))
   sampler = sampling.sampler(args.temperature, args.top_k, args.top_p, args.min_p)
-  loaded = open_runs(workdir, args.step, args.average_checkpoints, trusted=not args.untrusted)
+  loaded = open_runs(
+    workdir, args.step, args.average_checkpoints, trusted=not args.untrusted, mean=args.mean
+  )
   context = loaded.config.data.seq_len
   if args.min_tokens:
     _check_min_tokens(args.max_tokens or context, f'data.seq_len={context} of the run')
@@ -79,8 +81,9 @@ def main(argv: list[str]) -> None:
     loaded.config.decode.max_length_ratio = 0.0
   keys = ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size')
   given = {key: args[key].value for key in keys if args[key].value is not None}
-  loaded.config.decode.update(given)
-  decode = decode_config(loaded.config.decode, loaded.tokenizer, context)
+  section = cli.set_decoding(loaded.config.decode)
+  section.update(({'beam_size': 1} if args.sampler else {}) | given)
+  decode = decode_config(section, loaded.tokenizer, context)
   if not args.mbr and args.n_best > decode.beam_size:
     raise UserError(
       f'--n_best={args.n_best} is more than decode.beam_size={decode.beam_size} of the run; give '
@@ -89,17 +92,21 @@ def main(argv: list[str]) -> None:
   notes = list(loaded.notes)
   if samples:
     decode = decode._replace(beam_size=1)
+    if section.sampler is None:
+      decode = decode._replace(sample_fn=sampler)
   else:
     check_beam_size(decode.beam_size, vocabulary_size(loaded.tokenizer))  # before lines are read
     decode = decode._replace(n_best=args.mbr or args.n_best)
-    if args.beam_size is None:
+    if args.beam_size is None and not args.sampler:
       notes.append(f'decode.beam_size={decode.beam_size} of the run')
-  decode = decode._replace(
-    sample_fn=sampler if samples else sampling.greedy,
-    logits_processors=(*processors, *decode.logits_processors),
-  )
-  count = args.mbr if samples else 1
-  mbr = MBRConfig(sentence_chrf(), count, args.seed, args.n_best) if args.mbr else None
+  decode = decode._replace(logits_processors=(*processors, *decode.logits_processors))
+  samples |= decode.beam_size == 1 and section.sampler is not None
+  if args['seed'].present and not samples:
+    raise UserError(f'--seed={args.seed} has no effect without sampling; give --mbr or --sampler')
+  mbr = None
+  if args.mbr or samples:
+    count = max(args.mbr, 1) if samples else 1
+    mbr = MBRConfig(sentence_chrf(), count, args.seed, args.n_best)
   translator = Translator(loaded, decode, args.target_lang, args.too_long, args.prefix, mbr)
   cli.print_notes(notes)
   index = 0
@@ -135,9 +142,11 @@ def _check_flags(samples: bool) -> None:
     )
   if not samples:
     remedy = 'omit --beam_size' if args.mbr else 'give --mbr=N'
-    for name in ('temperature', 'top_k', 'top_p', 'min_p', 'seed'):
+    for name in ('temperature', 'top_k', 'top_p', 'min_p'):
       if args[name].present:
         raise UserError(f'--{name}={args[name].value} has no effect without sampling; {remedy}')
+  if args.sampler and (args.beam_size or 1) > 1:
+    raise UserError(f'--sampler={args.sampler} has no effect with --beam_size={args.beam_size}')
   limit = 'mbr' if args.mbr else 'beam_size'
   if args[limit].value is not None and args.n_best > args[limit].value:
     raise UserError(f'--n_best={args.n_best} is more than --{limit}={args[limit].value}')

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from lm import components
 from lm.config.base import base, gpt2
+from lm.decode import sampling
 from lm.errors import UserError
 from lm.evaluation import ensembles, translate
 from lm.parallel import mesh
@@ -48,6 +49,38 @@ def test_the_beam_of_translate_is_that_of_the_config(strategy_of):
   strategy, notes = strategy_of('--beam_size=2', '--length_penalty=0')
   assert (strategy.beam_size, strategy.length_penalty, notes) == (2, 0.0, '')
   assert strategy_of('--mbr=4')[0].beam_size == 1  # candidates are sampled
+
+
+def test_translate_takes_a_sampler_and_logits_processors_by_path(strategy_of):
+  common, repeats = 'lm.decode.sampling:sampler(top_k=2)', 'lm.decode.sampling:no_repeat_ngram(n=2)'
+  given = [f'--sampler={common}', f'--logits_processor={repeats}', '--seed=3']
+  for more in ([], ['--mbr=3']):
+    strategy, notes = strategy_of(*given, *more)
+    assert (strategy.beam_size, strategy.sample_fn) == (1, sampling.sampler(top_k=2))
+    assert strategy.logits_processors == (sampling.no_repeat_ngram(n=2),) and not notes
+  assert strategy_of('--sampler=', '--beam_size=2')[0].sample_fn is sampling.greedy
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--sampler=a:b', '--mbr=3', '--top_p=0.5'], '--top_p=0.5 has no effect with --sampler=a:b'),
+    (['--sampler=a:b', '--beam_size=2'], '--sampler=a:b has no effect with --beam_size=2'),
+    (['--seed=3', '--beam_size=2'], '--seed=3 has no effect without sampling'),
+    (['--sampler=lm.decode.sampling:greedy'], 'decode.sampler: lm.decode.sampling:greedy: missing'),
+    (['--logits_processor=lm.errors:no'], "decode.logits_processors[0]='lm.errors:no'"),
+    (['--sampler=lm.config.base:base'], "='lm.config.base:base' returns ConfigDict, not a func"),
+  ],
+)
+def test_wrong_samplers_are_one_line(strategy_of, flags, message):
+  assert message in in_process.mistake('translate', '--workdir=x', *flags)
+
+
+def test_a_sampler_and_a_beam_are_refused_before_a_run_begins():
+  config = tiny()
+  config.decode.update({'sampler': 'lm.decode.sampling:sampler', 'beam_size': 4})
+  with pytest.raises(UserError, match=r'decode.sampler=.* decode.beam_size=4'):
+    components.build_components(config, 257)
 
 
 def tiny():

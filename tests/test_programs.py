@@ -63,6 +63,20 @@ def test_generate_prints_only_the_prompt_and_the_samples(workdir):
   assert not {*first.stdout.split('The é')[1:]} & {*other.split('The é')[1:]}
 
 
+def test_generate_takes_a_sampler_and_logits_processors_by_path(workdir):
+  token = experiment.read_tokenizer(workdir).encode('e').ids[0]
+  paths = [
+    '--sampler=lm.decode.sampling:sampler(top_k=1)',
+    f'--logits_processor=lm.decode.sampling:allowed_tokens(ids=({token},))',
+  ]
+  arguments = [f'--workdir={workdir}', '--prompt=The ', '--max_tokens=3', *paths]
+  assert run('generate', *arguments).stdout == 'The eee\n'
+  line = mistake('generate', *arguments, '--temperature=1')
+  assert '--temperature=1.0 has no effect with --sampler=' in line
+  line = mistake('generate', *arguments, '--mean=lm.models.ensemble:logits')
+  assert '--mean=lm.models.ensemble:logits needs an ensemble' in line
+
+
 def test_the_text_of_a_special_token_in_a_prompt_is_plain_text(workdir):
   # As a special token, '<|end|>' would be one token and hide the text before it.
   tokenizer = lm.load(workdir).tokenizer

@@ -1,15 +1,22 @@
 """The results of experiments that are one new function: formulas in NumPy, and exact texts."""
 
+import importlib.util
 import pathlib
 import sys
 
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from lm.components import init_of
+from lm.config.base import base
+from lm.errors import UserError
+from lm.evaluation.trained_model import TrainedModel
+from lm.models.ensemble import make_ensemble, stack_params
 from lm.nn.hooks import with_hooks
-from lm.types import Mask
+from lm.text import tokenizers
+from lm.types import Mask, apply_of
 from lm.workdir import experiment
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
@@ -19,6 +26,14 @@ def module_of(name):
   """Returns the module of an experiment, as a run of it imports it."""
   experiment.load(str(FOLDER / f'{name}.py'))
   return sys.modules[name]
+
+
+def module_of_path(name):
+  """Returns a module of `experiments/` that is no experiment."""
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def softmax(x):
@@ -71,3 +86,62 @@ def test_lambda_of_differential_attention_depends_on_the_depth(decoder, batch_of
   # The norm of a pair has scale 1 at first, so that its root mean square is 1 - lambda_init.
   found = np.sqrt(np.square(heads_NBTHK.reshape(4, -1, 8)).mean((1, 2)))
   np.testing.assert_allclose(found, 0.2 + 0.6 * np.exp(-0.3 * np.arange(4)), rtol=1e-3)
+
+
+def test_eta_keeps_the_tokens_of_its_formula():
+  eta = module_of('eta_sampler')
+  rng = np.random.default_rng(0)
+  kept = []
+  for scale in (0.1, 1.0, 4.0, 30.0):
+    p = softmax(scale * rng.normal(0, 1, 50))
+    for epsilon in (1e-3, 0.03, 0.5):
+      threshold = min(epsilon, np.sqrt(epsilon) * np.exp((p * np.log(p)).sum()))
+      expected = (p > threshold) | (p == p.max())
+      found = np.isfinite(eta.keep_eta(jnp.asarray(np.log(p), jnp.float32), epsilon))
+      np.testing.assert_array_equal(found, expected)
+      kept.append(expected.sum())
+  assert min(kept) == 1 and max(kept) == 50
+  logits_V = jnp.log(jnp.asarray([0.55, 0.4, 0.05]))
+  keys = jax.random.split(jax.random.key(0), 2000)
+  tokens = jax.jit(jax.vmap(eta.eta(epsilon=0.2), in_axes=(None, 0)))(logits_V, keys)
+  shares = np.bincount(tokens, minlength=3) / 2000  # of 0.55 and 0.4, without 0.05
+  np.testing.assert_allclose(shares, [0.58, 0.42, 0], atol=0.04)
+  assert eta.eta(epsilon=0.2) is eta.eta(epsilon=0.2)  # one compiled program
+  with pytest.raises(UserError, match='eta: epsilon=3 is not between 0 and 1'):
+    eta.eta(epsilon=3)
+
+
+def test_contrastive_decoding_of_an_ensemble_equals_numpy(decoder, params_of, batch_of):
+  mean = module_of('contrastive_decoding').contrastive
+  models = decoder('gpt2'), decoder('llama', depth=1)
+  params = [params_of(model, seed) for seed, model in enumerate(models)]
+  batch, ensemble = batch_of(T=4), make_ensemble(models, mean)
+
+  @jax.jit
+  def logits(all_params, batch):
+    outputs = [apply_of(m)(p, batch) for m, p in zip(models, params, strict=True)]
+    outputs.append(apply_of(ensemble)(all_params, batch))
+    return [output.head(output.hidden) for output in outputs]
+
+  expert, amateur, found = map(np.asarray, logits(stack_params(params), batch))
+  p, q = softmax(expert.astype(np.float64)), softmax(amateur.astype(np.float64))
+  plausible = p >= 0.1 * p.max(-1, keepdims=True)
+  np.testing.assert_array_equal(np.isfinite(found), plausible)
+  expected = np.log(p) - np.log(q)
+  np.testing.assert_allclose(found[plausible], expected[plausible], rtol=1e-3, atol=1e-3)
+  assert 1 < plausible.sum(-1).mean() < 36
+
+
+def test_prompt_lookup_gives_the_greedy_text_in_fewer_forward_passes(decoder, params_of):
+  lookup = module_of_path('prompt_lookup')
+  tokenizer = tokenizers.bytes([])
+  model = decoder('llama', vocab_size=tokenizer.get_vocab_size(), context=64)
+  params, config = params_of(model), base()
+  run = TrainedModel(FOLDER, config, tokenizer, model, params, params, apply_of(model), 0)
+  tokens, passes = lookup.generate(run, 'abab', max_tokens=59)
+  prompt = [tokenizer.token_to_id('<|end|>'), *tokenizer.encode('abab').ids]
+  # The greedy token after every prefix, from one forward pass without a cache.
+  following = run.logits([prompt + tokens])[0].argmax(-1).tolist()[len(prompt) - 1 :]
+  assert len(tokens) == 59 and following[:-1] == tokens
+  assert passes < 40
+  assert lookup.lookup([1, 2, 3, 1, 2, 4, 1, 2], 3, 2) == [4, 1]

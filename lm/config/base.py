@@ -30,6 +30,7 @@ def base() -> ConfigDict:
       # A loss of exactly 0 stops the run, and so does a gradient of exactly 0 in step 1. This
       # regular expression matches the exceptions: 'loss', or the paths of parameters.
       'allow_zero': '',
+      'callbacks': (),  # import paths of functions: () -> (every, fn(step, state, metrics))
       'report': 'lm.report.page:write_report',  # writes the workdir's report.html; '' for none
       'data': {
         'source': 'lm.data.sources:python_docs',
@@ -109,6 +110,10 @@ def base() -> ConfigDict:
         'max_length_ratio': 0.0,  # maximum output tokens per source token, plus 10; 0: none
         'batch_size': 64,  # prompts per batch
         'forbidden': (),  # ids of tokens that no text has, such as the padding of Marian
+        # Import paths of builders (lm.decode.sampling): of the sampler where there is no beam, None
+        # for greedy decoding; and of logits processors, for the beam too.
+        'sampler': placeholder(str),
+        'logits_processors': (),
       },
       'checkpoint': {
         'every': 250,  # steps; evaluated steps and the last one are saved too

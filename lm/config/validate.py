@@ -166,6 +166,11 @@ def validate_config(config: ConfigDict) -> None:
   for key, value in paths.items():
     if not isinstance(value, tuple | list):
       raise UserError(f"{key}={value!r} must be a list of import paths, such as ('{value}',)")
+  if config.decode.sampler is not None and config.decode.beam_size > 1:
+    raise UserError(
+      f'decode.sampler={config.decode.sampler!r} has no effect on the beam search of '
+      f'decode.beam_size={config.decode.beam_size}; set decode.beam_size=1, or no sampler'
+    )
   if config.checkpoint.keep_last + config.checkpoint.keep_best < 1:
     raise UserError('checkpoint.keep_last=0 and checkpoint.keep_best=0 keep no checkpoint at all')
   if config.eval.vector_metrics and WORD_VECTORS not in config.eval.evaluators:

@@ -4,7 +4,8 @@ Both are pure. A sampling function is `sample_fn(logits_V, key) -> token`; a log
 `processor(logits_V, tokens_L, length) -> logits_V`, where `tokens_L` holds the tokens generated so
 far, then zeros, and `length` counts them. Greedy decoding, sampling and beam search apply the same
 processors, in order. The builders below return the same function for equal arguments, since
-`jax.jit` compiles again for a new one.
+`jax.jit` compiles again for a new one. A config names builders in `decode.sampler` and
+`decode.logits_processors`.
 
 A processor lowers logits, to -inf for a forbidden token, and never raises one. The score of a
 token is its processed logit minus the log-sum-exp of the logits before processing: the other tokens
@@ -13,6 +14,7 @@ the most probable one that meets it.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 import jax
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from lm.config import resolve
 from lm.errors import UserError, check_range
 from lm.text.tokenizers import unknown_id
 from lm.types import Array
@@ -29,6 +32,22 @@ LogitsProcessor = Callable[[Array, Array, Array], Array]
 
 # No real token has such a low log probability; vocabulary padding has (lm.types.OutputHead).
 IMPOSSIBLE = -1e8
+
+
+def build(path: str, key: str, tokenizer: tokenizers.Tokenizer) -> Callable[..., Array]:
+  """Returns the sampling function or the logits processor that an import path builds.
+
+  A builder with an argument `tokenizer` receives the tokenizer. `key` names the path in errors.
+
+  Raises:
+    UserError: the path is wrong, or its function needs other arguments or returns no function.
+  """
+  builder = resolve.resolve(path, key)
+  takes_it = 'tokenizer' in inspect.signature(builder).parameters
+  fn = resolve.call(builder, key, **({'tokenizer': tokenizer} if takes_it else {}))
+  if not callable(fn):
+    raise UserError(f'{key}={path!r} returns {type(fn).__name__}, not a function of logits')
+  return fn
 
 
 def row_keys(seed: Array, indices_B: Array) -> Array:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lm.config import resolve
 from lm.config.base import WORD_VECTORS
 from lm.data import features
 from lm.errors import UserError
@@ -59,6 +60,7 @@ def open_runs(
   average: int = 1,
   devices: Any = None,
   trusted: bool = True,
+  mean: str | None = None,
 ) -> Loaded:
   """Opens the runs of --workdir, --step and --average_checkpoints; several form one ensemble.
 
@@ -73,9 +75,11 @@ def open_runs(
     devices: the parameters are sharded over these, on one mesh (`lm.parallel.mesh.spread`); None
       for the first device alone.
     trusted: whether the code of all these workdirs may run, as in `lm.workdir.load.load`.
+    mean: the import path of `mean(logits_MBTV) -> logits_BTV` of an ensemble; None for the mean
+      probability, or for what the converter of the task says.
 
   Raises:
-    UserError: a run or step does not exist, or two runs cannot form an ensemble.
+    UserError: a run or step does not exist, two runs cannot form an ensemble, or `mean` is wrong.
   """
   if average < 1:
     raise UserError(f'--average_checkpoints={average} is not a positive number of checkpoints')
@@ -93,10 +97,14 @@ def open_runs(
   loaded = [
     restore(run, step, mesh, rules, average) for run, (_, step) in zip(runs, members, strict=True)
   ]
-  return loaded[0] if len(loaded) == 1 else _as_ensemble(loaded)
+  if len(loaded) > 1:
+    return _as_ensemble(loaded, mean)
+  if mean is not None:
+    raise UserError(f'--mean={mean} needs an ensemble: several directories or steps')
+  return loaded[0]
 
 
-def _as_ensemble(loaded: Sequence[Loaded]) -> Loaded:
+def _as_ensemble(loaded: Sequence[Loaded], path: str | None) -> Loaded:
   first, config = loaded[0], loaded[0].config
   for key in ('seq_len', 'source_len'):
     config.data[key] = min(each.config.data[key] for each in loaded)
@@ -107,8 +115,10 @@ def _as_ensemble(loaded: Sequence[Loaded]) -> Loaded:
   config.eval.evaluators = tuple(
     path for path in config.eval.evaluators if not path.startswith(WORD_VECTORS)
   )
-  mean = ensemble.probabilities
-  if config.data.task is not None:
+  mean: ensemble.Mean = ensemble.probabilities
+  if path is not None:
+    mean = resolve.resolve(path, '--mean')
+  elif config.data.task is not None:
     with first.modules():
       _, converter = features.build_task(config.data)
     mean = ensemble.logits if converter.mean_of_logits else mean

@@ -20,9 +20,9 @@ from lm.config import resolve
 from lm.data import batches, features, pipeline
 from lm.data.packed_rows import FeatureRows, Stream, feature_batch
 from lm.data.packing import pack_examples
+from lm.decode import sampling
 from lm.decode.batch import generate_batch, rows_per_batch, trace_generation
 from lm.decode.loop import DecodeConfig, bucket, check_decoding, pad_prompts
-from lm.decode.sampling import ban_unknown_token, forbidden_tokens
 from lm.errors import UserError
 from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
@@ -49,11 +49,21 @@ class Predictions(NamedTuple):
 def decode_config(
   decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
 ) -> DecodeConfig:
-  """Returns the decoding that a config's decode section asks for, in `context` tokens at most."""
-  forbidden = (forbidden_tokens(tuple(decode.forbidden)),) if decode.forbidden else ()
+  """Returns the decoding that a config's decode section asks for, in `context` tokens at most.
+
+  Raises:
+    UserError: `decode.sampler` or one of `decode.logits_processors` is wrong.
+  """
+  forbidden = (sampling.forbidden_tokens(tuple(decode.forbidden)),) if decode.forbidden else ()
+  processors = (
+    sampling.build(path, f'decode.logits_processors[{i}]', tokenizer)
+    for i, path in enumerate(decode.logits_processors)
+  )
+  sampler = decode.sampler and sampling.build(decode.sampler, 'decode.sampler', tokenizer)
   return DecodeConfig(
     end=end_id(tokenizer),
-    logits_processors=(*ban_unknown_token(tokenizer), *forbidden),
+    logits_processors=(*sampling.ban_unknown_token(tokenizer), *forbidden, *processors),
+    sample_fn=sampler or sampling.greedy,
     max_tokens=decode.max_tokens or context,
     max_length_ratio=decode.max_length_ratio,
     beam_size=decode.beam_size,

@@ -5,13 +5,13 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.components import Inference
-from lm.decode.loop import DecodeConfig, check_decoding, check_prompt_length
-from lm.decode.sampling import ban_unknown_token, sampler
+from lm.decode.loop import check_decoding, check_prompt_length
+from lm.decode.sampling import sampler
 from lm.decode.stream import prompt_encoder, stream_text
 from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluation, Evaluator
+from lm.evaluation.predict import decode_config
 from lm.parallel import mesh as meshes
-from lm.text.tokenizers import end_id
 from lm.types import Params, apply_of
 
 _SAMPLES = (3,)  # spawn key of their seeds
@@ -32,12 +32,9 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
       f'log.sample_prompts={tuple(prompts)!r}: model.fn={config.model.fn!r} cannot continue '
       'prompts; set log.sample_prompts=()'
     )
-  how = DecodeConfig(
-    end_id(tokenizer),
-    log.sample_tokens,
-    sample_fn=sampler(log.temperature, log.top_k, key='log.'),
-    logits_processors=ban_unknown_token(tokenizer),
-  )
+  how = decode_config(config.decode, tokenizer, 0)._replace(max_tokens=log.sample_tokens)
+  if config.decode.sampler is None:
+    how = how._replace(sample_fn=sampler(log.temperature, log.top_k, key='log.'))
   encode = prompt_encoder(tokenizer)
   for prompt in prompts:
     check_prompt_length(model, len(encode(prompt)), f'log.sample_prompts: {prompt[:40]!r}')

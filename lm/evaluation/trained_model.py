@@ -121,7 +121,9 @@ class TrainedModel(Loaded):
     if reading.prompt is not None:
       if top_k:
         raise UserError(f'top_k={top_k}: this run generates; `generate` samples from the top k')
-      return self._generations(examples, self._decode(batch_size=batch_size), too_long, place)
+      return self._generations(
+        examples, self._decode._replace(batch_size=batch_size), too_long, place
+      )
     assert reading.convert and reading.step and reading.postprocess
     fits = self._fits(reading.convert, examples, too_long, place)
     of_examples = self._pieces(reading.step, fits, batch_size)
@@ -198,7 +200,7 @@ class TrainedModel(Loaded):
       prompts: texts, or dicts with the fields of the run's task.
       max_tokens: of a text; by default 100, or decode.max_tokens of a task.
       temperature: divides the logits of samples; at 0, decoding is greedy, or by the beam search
-        that decode.beam_size of a task's run names.
+        or the decode.sampler, that the run names.
       top_k: with the rest as `lm.decode.sampling.sampler`.
       top_p: see there.
       min_p: see there.
@@ -219,7 +221,7 @@ class TrainedModel(Loaded):
       fn = sampling.sampler(temperature, top_k, top_p, min_p)
       changes |= {'sample_fn': fn, 'beam_size': 1}
     found = self._generations(
-      self.examples(prompts, place), self._decode(**changes), too_long, place, seed, first
+      self.examples(prompts, place), self._decode._replace(**changes), too_long, place, seed, first
     )
     return [prediction['text'] for prediction in found]
 
@@ -487,12 +489,14 @@ class TrainedModel(Loaded):
       sizes = [len(next(iter((f.source or f.tokens).values()))) for f in of_example]
       yield [next(in_order) | {'tokens': np.array(size)} for size in sizes]
 
-  def _decode(self, **changes: Any) -> DecodeConfig:
-    config, task = self.config, self.config.data.task is not None
-    base = decode_config(config.decode, self.tokenizer, config.data.seq_len)
-    if not task:
-      base = base._replace(max_tokens=MAX_TOKENS, beam_size=1, max_length_ratio=0.0)
-    return base._replace(**changes)
+  @functools.cached_property
+  def _decode(self) -> DecodeConfig:
+    """The decoding of the run: the same functions, and so one program, at every call."""
+    with self.modules():
+      found = decode_config(self.config.decode, self.tokenizer, self.config.data.seq_len)
+    if self.config.data.task is None:
+      return found._replace(max_tokens=MAX_TOKENS, beam_size=1, max_length_ratio=0.0)
+    return found
 
   def _generations(
     self,

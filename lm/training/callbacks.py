@@ -1,21 +1,62 @@
-"""Profiling and metric logging of the training loop."""
+"""Profiling, metric logging, and the callbacks of a config, in the training loop."""
 
 import contextlib
 import io
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from lm.config import resolve
 from lm.data.packed_rows import Rows
+from lm.errors import UserError, first_line
 from lm.parallel import chips
 from lm.progress import Progress
 from lm.types import Array, TrainState
 from lm.workdir.metrics_writer import Metrics
+
+
+class Callback(NamedTuple):
+  """A function that runs after every `every` steps; all processes call it together."""
+
+  every: int
+  fn: Callable[[int, TrainState, Mapping[str, float]], None]
+  name: str  # its key and path, for errors
+
+  def __call__(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+    """Calls `fn` with the state after a step, and the metrics of that step.
+
+    Raises:
+      RuntimeError: the function failed; the message names it and the step.
+    """
+    try:
+      self.fn(step, state, metrics)
+    except Exception as e:
+      raise RuntimeError(f'{self.name} failed at step {step}: {first_line(e)}') from e
+
+
+def open_callbacks(paths: Sequence[str]) -> tuple[Callback, ...]:
+  """Returns the callbacks of the config key `callbacks`.
+
+  Raises:
+    UserError: a path is wrong, or its function does not return (every, fn).
+  """
+  found = []
+  for i, path in enumerate(paths):
+    key = f'callbacks[{i}]'
+    made = resolve.call(resolve.resolve(path, key), key)
+    every, fn = made if isinstance(made, tuple) and len(made) == 2 else (0, None)
+    if not isinstance(every, int) or every < 1 or not callable(fn):
+      raise UserError(
+        f'{key}={path!r} returns {made!r:.60}; it must name a function () -> (every, fn), where '
+        'every is 1 or more and fn is called as fn(step, state, metrics)'
+      )
+    found.append(Callback(every, fn, f'{key}={path!r}'))
+  return tuple(found)
 
 
 class Profile:

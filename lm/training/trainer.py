@@ -27,7 +27,7 @@ from lm.parallel.host import Stop
 from lm.progress import show_documents, silent
 from lm.text.tokenizers import vocabulary_size
 from lm.training import diagnostics, early_stopping, warm_start
-from lm.training.callbacks import Finished, MetricLogger, Profile
+from lm.training.callbacks import Callback, Finished, MetricLogger, Profile, open_callbacks
 from lm.training.early_stopping import Stopping
 from lm.training.train_step import (
   ZERO_GRADIENTS,
@@ -75,6 +75,7 @@ def train(
   diagnostics.check_pattern(config)
   if config.report:
     resolve.resolve(config.report, 'report')
+  callbacks = open_callbacks(config.callbacks)
   warm_start.check(config.warm_start)
   host.enable_compilation_cache(cache.directory(config.data.cache))
   show = show_documents if multihost.is_primary() else silent
@@ -162,6 +163,7 @@ def train(
       logger,
       stopping,
       bool(stopping is not None and directions[stopping.metric]),
+      callbacks,
     )
     try:
       trainer.fit(state, rows, stop, min(until_step or config.steps, config.steps), profile_steps)
@@ -194,6 +196,7 @@ class Trainer:
   logger: MetricLogger
   stopping: Stopping | None  # None without early stopping
   higher_is_better: bool = False  # direction of the metric of early stopping
+  callbacks: tuple[Callback, ...] = ()
   unsaved: int | None = None  # the last step whose checkpoint could not be saved
 
   def fit(
@@ -232,7 +235,8 @@ class Trainer:
       self._check(self.logger.steps(steps, metrics), state, batch)
       batch = next_batch
       due, signal = self._due(step, last), stop.signal
-      finished = self.logger.flush() if due or signal or first else None
+      calls = [call for call in self.callbacks if step % call.every == 0]
+      finished = self.logger.flush() if due or signal or first or calls else None
       if first:
         self.logger.restart_clock(step)
         self.events.write('first_step', step=step)
@@ -244,6 +248,10 @@ class Trainer:
       if due or signal:
         with self.logger.excluded():
           self._save_and_evaluate(step, state, evaluate=due and not signal)
+      if calls and finished is not None:
+        with self.logger.excluded():
+          for call in calls:
+            call(step, state, finished.metrics[-1])
       if signal:
         self.checkpoints.wait()
         self.events.write('preempted', step=step)
@@ -273,9 +281,11 @@ class Trainer:
       waiting = time.perf_counter()
 
   def _dispatches(self, start: int, last: int) -> Iterator[range]:
-    """Yields the steps of each dispatch, which ends where an evaluation or a checkpoint is due."""
+    """Yields the steps of each dispatch; it ends where an evaluation, save or callback is due."""
+    intervals = (self.config.eval.every, self.config.checkpoint.every)
+    intervals += tuple(call.every for call in self.callbacks)
     while start < last:
-      remaining = (n - start % n for n in (self.config.eval.every, self.config.checkpoint.every))
+      remaining = (n - start % n for n in intervals)
       stop = start + min(self.config.steps_per_call, last - start, *remaining)
       yield range(start, stop)
       start = stop

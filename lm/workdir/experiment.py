@@ -48,6 +48,7 @@ MAY_DIFFER = (
   'steps_per_call',
   'max_consecutive_nonfinite',
   'allow_zero',
+  'callbacks',
   'report',
 )
 # Further keys that may differ if the run resumes with --new_data.

@@ -172,6 +172,9 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
   assert result.returncode == 0, result.stderr
   found = json.loads(result.stdout)
   assert found['steps'] == [20, 30] and found['eval/validation/loss'] > 0
+  mean = '--mean=lm.models.ensemble:logits'
+  result = in_process.run('evaluate', f'--workdir={one},{other}', '--step=20,30', mean)
+  assert json.loads(result.stdout)['eval/validation/loss'] != found['eval/validation/loss']
   result = in_process.run('evaluate', f'--workdir={one}', '--average_checkpoints=2')
   assert json.loads(result.stdout)['steps'] == [20, 30]
   for given in ([f'--workdir={one},{other}'], [f'--workdir={one}', '--step=20,30']):

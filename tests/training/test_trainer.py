@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from lm.errors import Preempted, UserError
 from lm.training import trainer
+from lm.training.callbacks import open_callbacks
 from lm.workdir import checkpoints, experiment, load
 from lm.workdir.metrics_writer import read_lines
 from lm.workdir.run_data import read_run
@@ -60,6 +62,16 @@ def lengths(config, functions, tokenizer):
 def losses_again(config, functions, tokenizer):
   from lm.evaluation.evaluators import Evaluation, Evaluator
   return Evaluator(lambda step, params: Evaluation(), lambda params: {{'eval/words': None}})
+
+SEEN = []
+
+def record(every):
+  def norm(step, state, metrics):
+    SEEN.append((step, int(state.step), float((state.params['embedding'] ** 2).sum()), metrics))
+  return every, norm
+
+def fails():
+  return 2, lambda step, state, metrics: metrics['nothing']
 
 def poison(row, rng):
   return row | {{'weights': row['weights'] * float('nan')}}
@@ -420,7 +432,15 @@ def test_an_evaluator_of_the_experiment_is_monitored(folder):
   """A function of the experiment file gives values, files and samples; no report is written."""
   changes = {'eval.evaluators': ('tiny:lengths',), 'report': ''}
   changes |= {'checkpoint.monitor': 'eval/words', 'checkpoint.keep_last': 0}
+  changes['callbacks'] = ('tiny:record(every=4)',)
   workdir = run(folder, 'lengths', **changes, steps=8)
+  seen = sys.modules['tiny'].SEEN
+  assert [found[:2] for found in seen] == [(4, 4), (8, 8)]
+  logged = {row['step']: row['train/loss'] for row in metrics(workdir) if 'train/loss' in row}
+  assert [found[3]['loss'] for found in seen] == [logged[4], logged[8]]
+  # A callback receives the state of its step, which the checkpoint has too.
+  embedding = np.square(state_of(workdir, 8)["['params']['embedding']"]).sum()
+  assert seen[1][2] == pytest.approx(embedding, rel=1e-6) != pytest.approx(seen[0][2], rel=1e-6)
   found = read_run(workdir)
   assert found.series['eval/words'].values.tolist() == [2.0, 4.0]
   assert json.loads((workdir / 'lengths/words-8.json').read_text()) == {'step': 8, 'longest': 7}
@@ -431,6 +451,22 @@ def test_an_evaluator_of_the_experiment_is_monitored(folder):
   ]
   assert [p.name for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal()] == ['8']
   assert not (workdir / 'report.html').exists()
+
+
+def test_callbacks_end_dispatches_and_name_themselves_where_they_fail(folder):
+  config = experiment.load(str(folder / FILE))
+  config.update({'steps_per_call': 4, 'callbacks': ('tiny:record(every=3)', 'tiny:fails')})
+  config.eval.every = config.checkpoint.every = 8
+  both = open_callbacks(config.callbacks)
+  given = types.SimpleNamespace(config=config, callbacks=both[:1])
+  spans = [(span.start, span.stop) for span in trainer.Trainer._dispatches(given, 0, 11)]
+  assert spans == [(0, 3), (3, 6), (6, 8), (8, 9), (9, 11)]
+  with pytest.raises(RuntimeError) as error:
+    both[1](6, None, {})
+  assert str(error.value) == "callbacks[1]='tiny:fails' failed at step 6: KeyError: 'nothing'"
+  for path in ('tiny:lengths', 'tiny:record(every=0)', 'tiny:no'):
+    with pytest.raises(UserError, match=r'^callbacks\[0\]'):
+      open_callbacks((path,))
 
 
 @pytest.mark.parametrize(
