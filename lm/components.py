@@ -34,6 +34,7 @@ from lm.types import (
 
 Built = TypeVar('Built', Objective, Optimizer)
 TRAIN_STEP = 'lm.training.train_step:train_step'  # unless objective.train_step names another
+NAMED_TREES = 'lm.training.named_trees:trees'  # where a config has `models` or `view`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,29 @@ class Inference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trees:
+  """The functions of a run with several trees of parameters (lm.training.named_trees).
+
+  Attributes:
+    apply: of each tree by name, what the objective receives; that of the model without `models`.
+    fresh: key -> boxed parameters by name, of the further models that are initialized.
+    abstract: boxed shapes by name, of the further models that are read from workdirs.
+    read: tokenizer -> the parameters of these.
+    arrange: (key, parameters of the model, those of further models) -> (trained, frozen).
+    join: (trained, frozen) -> what the objective receives.
+    main: (trained, frozen) -> parameters of the model; None if `trained` is that.
+  """
+
+  apply: Any
+  fresh: Callable[[Array], dict[str, Params]]
+  abstract: dict[str, Params]
+  read: Callable[[tokenizers.Tokenizer], dict[str, Params]]
+  arrange: Callable[[Array, Params, dict[str, Params]], tuple[Params, Params]]
+  join: Callable[[Params, Params], Any]
+  main: Callable[[Params, Params], Params] | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Components(Inference):
   """The functions of a config: those of `Inference`, and those that train."""
 
@@ -54,6 +78,7 @@ class Components(Inference):
   objective: Objective
   optimizer: Optimizer
   train_step: Callable[..., Any]  # (components, seed, microbatches) -> ((state, batch) -> ...)
+  trees: Trees | None = None  # None for the parameters of the model alone
 
 
 def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Components:
@@ -83,7 +108,11 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
   meshes.check_batch(config.eval.batch_size, mesh, rules, 'eval.batch_size')
   apply = meshes.with_mesh(apply_of(module), mesh, rules)
   init = init_of(module, config.data.seq_len)
-  return Components(module, apply, mesh, rules, init, objective, optimizer, train_step)
+  built = Components(module, apply, mesh, rules, init, objective, optimizer, train_step)
+  if config.models or config.view:
+    trees = resolve.resolve(NAMED_TREES, 'models')(config, built, vocab_size)
+    built = dataclasses.replace(built, trees=trees)
+  return built
 
 
 def _without_train_step(objective: ConfigDict) -> ConfigDict:

@@ -233,14 +233,32 @@ def refuse_state(state: Params) -> None:
     )
 
 
+MAIN = 'model'  # the name of the main tree, where an objective gets several
 Schedule = Callable[[Array], Array]
 
 
 class Optimizer(NamedTuple):
-  """An Optax transformation and the learning rate it follows, `step -> rate`."""
+  """An Optax transformation and the learning rate it follows, `step -> rate`.
+
+  `evaluated(params, opt_state)` returns the parameters of evaluations and programs, such as an
+  average of those that are trained; None for these themselves.
+  """
 
   transformation: optax.GradientTransformation
   schedule: Schedule
+  evaluated: Callable[[Params, Any], Params] | None = None
+
+
+class View(NamedTuple):
+  """Parameters of the model that are computed from those that are trained, as in LoRA.
+
+  `split(key, initial parameters) -> (trained, frozen)`, each a tree of any structure. A leaf with
+  path and shape of a parameter is sharded like it, any other is replicated.
+  `merge(trained, frozen)` returns the parameters of the model.
+  """
+
+  split: Callable[[Array, Params], tuple[Params, Params]]
+  merge: Callable[[Params, Params], Params]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +293,10 @@ class TrainState(flax.struct.PyTreeNode):
   step: Array  # () int32, steps taken
   skipped: Array  # () int32, steps whose gradient was not finite
   streak: Array  # () int32, the number of consecutive skipped steps up to the latest one
-  params: Params
+  params: Params  # those that are trained
   opt_state: Any
+  # Trees that a step reads and does not change; checkpoints have none (lm.training.named_trees).
+  frozen: Params = flax.struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

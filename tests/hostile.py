@@ -217,7 +217,7 @@ PATHS = {
   'pickle': position('numpy:load(file="VICTIMS/file", allow_pickle=True)'),
   'member of jax': position('jax:numpy.load(file="VICTIMS/file")'),
   'checkpoint of flax': position('flax.training.checkpoints:restore_checkpoint(ckpt_dir="/")'),
-  'other letters': position('ｏｓ:system(command="touch SENTINEL")'),
+  'other letters': position('\uff4f\uff53:system(command="touch SENTINEL")'),
   'marked': position('(untrusted) os:system(command="touch SENTINEL")'),
   'missing': position('lm.nn.position:no_such'),
 }

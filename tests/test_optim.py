@@ -1,12 +1,14 @@
 import functools
 import math
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from lm.config.resolve import resolve
 from lm.errors import UserError
 from lm.models.transformer import EncoderDecoder
 from lm.nn.layers import Attention
@@ -517,3 +519,61 @@ def test_layers_of_a_recurrent_network_have_one_rate_each():
   for name, value in found.items():
     assert value.shape == ()
     assert value == next(v for start, v in expected.items() if name.startswith(start)), name
+
+
+WRAPPED = {'learning_rate': 0.1, 'schedule': optimizers.linear, 'decay_steps': 10}
+
+
+def test_an_optax_optimizer_gets_decay_by_path_and_multipliers():
+  more = {'weight_decay': 0.3, 'lr_multipliers': ('bias -> 5',), 'freeze': 'scale'}
+  wrapped = optimizers.from_optax(functools.partial(optax.lion, b2=0.98), **WRAPPED, **more)
+  grads = [GRADIENT, jax.tree.map(lambda x: -2 * x, GRADIENT)]
+  found = _named(_steps(wrapped, PARAMS, grads))
+  plain = optax.lion(wrapped.schedule, b2=0.98, weight_decay=0.0)
+  params, state = PARAMS, plain.init(PARAMS)
+  for i, gradient in enumerate(grads):
+    updates, state = plain.update(gradient, state, params)
+    rate = float(wrapped.schedule(i))
+    params = {
+      name: _named(params)[name] * (1 - 0.3 * rate * name.endswith(('kernel', 'embedding')))
+      + _named(updates)[name] * (5 if 'bias' in name else 0 if 'scale' in name else 1)
+      for name in _named(params)
+    }
+    params = flax.traverse_util.unflatten_dict(params, sep='/')
+  for name, expected in _named(params).items():
+    np.testing.assert_allclose(found[name], expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'path',
+  [
+    *('adafactor', 'adabelief', 'adan', 'lamb', 'novograd', 'radam', 'sgd(momentum=0.9)'),
+    *('signum', 'yogi', 'contrib.ademamix', 'contrib.dadapt_adamw', 'contrib.madgrad'),
+    *('contrib.momo', 'contrib.muon', 'contrib.prodigy', 'contrib.schedule_free_sgd'),
+  ],
+)
+def test_optimizers_of_optax_run_with_frozen_parameters(path):
+  module, _, name = f'optax.{path}'.rpartition('.') if '(' not in path else ('optax', '', path)
+  optimizer = resolve(f'{module}:{name}', 'optim.optimizer')
+  wrapped = optimizers.from_optax(optimizer, **WRAPPED, weight_decay=0.1, freeze='mlp_norm')
+  params = jax.tree.map(lambda x: jnp.zeros((4, *x.shape)), PARAMS)
+  state = jax.eval_shape(wrapped.transformation.init, params)
+  update = functools.partial(wrapped.transformation.update, value=jnp.ones(()))
+  updates, after = jax.eval_shape(update, params, state, params)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+  same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), state, after)
+  assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'more', 'message'),
+  [
+    (functools.partial(optax.lion, weight_decay=1.0), {}, 'weight_decay as optim.weight_decay'),
+    (optax.scale_by_adam, {}, 'takes no learning_rate'),
+    (optax.sm3, {}, 'does not take a schedule'),
+    (optax.adam, {'evaluated': lambda *_: None, 'weight_decay': 0.1}, 'leave weight_decay=0'),
+  ],
+)
+def test_optax_optimizers_that_cannot_be_wrapped(optimizer, more, message):
+  with pytest.raises(UserError, match=message):
+    optimizers.from_optax(optimizer, **WRAPPED, **more)

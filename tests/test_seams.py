@@ -5,11 +5,14 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from lm.nn.hooks import with_hooks
 from lm.objectives.supervised import cross_entropy
+from lm.optim import optimizers
 from lm.training.train_step import gradients
 from lm.types import apply_of
 
@@ -46,5 +49,80 @@ def test_the_balance_loss_evens_the_load_of_experts(decoder, params_of, batch_of
     return jax.nn.one_hot(p_NME.argmax(-1), 4).mean(1).max(-1)
 
   with_loss, without = (largest_loads(params_of(model_of(0.0)), w) for w in (1.0, 0.0))
-  print(with_loss, without)
   assert with_loss.max() < 0.35 and without.max() > 0.5
+
+
+def test_the_average_is_that_of_the_formula():
+  import ema
+
+  steps, decay = 5, 0.7
+  rng = np.random.default_rng(0)
+  params = {'kernel': jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
+  optimizer = ema.ema(
+    optimizers.constant, decay, learning_rate=0.1, decay_steps=9, weight_decay=0.1
+  )
+  plain = optimizers.adamw(0.1, optimizers.constant, 9, weight_decay=0.1)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def updated(transformation, grads, state, params):
+    updates, state = transformation.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  state, other = optimizer.transformation.init(params), plain.transformation.init(params)
+  np.testing.assert_array_equal(optimizer.evaluated(params, state)['kernel'], params['kernel'])
+  after, same = [], params
+  for _ in range(steps):
+    grads = {'kernel': jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}
+    params, state = updated(optimizer.transformation, grads, state, params)
+    same, other = updated(plain.transformation, grads, other, same)
+    after.append(np.asarray(params['kernel'], np.float64))
+  np.testing.assert_array_equal(params['kernel'], same['kernel'])
+  weights = decay ** np.arange(steps)[::-1]
+  expected = np.tensordot(weights / weights.sum(), np.stack(after), 1)
+  np.testing.assert_allclose(optimizer.evaluated(params, state)['kernel'], expected, rtol=1e-5)
+
+
+def test_a_distilled_student_is_closer_to_its_teacher(decoder, params_of, batch_of):
+  import distillation
+
+  teacher, student = decoder(), decoder(depth=1, d_model=8, head_dim=2, d_mlp=8)
+  apply = {'model': apply_of(student), 'teacher': apply_of(teacher)}
+  frozen, optimizer = params_of(teacher, seed=1), optax.adam(1e-2)
+  batch, held_out = batch_of(B=8, T=16), batch_of(B=8, T=16, seed=1)
+
+  @jax.jit  # once for both weights
+  def divergence(params, weight):
+    objective = distillation.distillation(weight)
+
+    def join(params):
+      return {'model': params, 'teacher': frozen}
+
+    def step(carry, _):
+      params, state = carry
+      grads, _ = gradients(objective, apply, params, batch, None, join=join)
+      updates, state = optimizer.update(grads, state)
+      return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=60)
+    only = distillation.distillation(1.0, temperature=1.0)
+    sums = only.loss_sums(apply, join(params), held_out, None)
+    return sums['kl'] / only.normalizers(held_out)['kl']
+
+  distilled, alone = (divergence(params_of(student), weight) for weight in (0.9, 0.0))
+  assert distilled < 0.7 * alone
+
+
+def test_merged_matrices_are_the_view_and_start_at_the_pretrained_ones(decoder, params_of):
+  import lora
+
+  params = params_of(decoder())
+  view = lora.lora(rank=2)
+  adapters, kept = view.split(jax.random.key(0), params)
+  jax.tree.map(np.testing.assert_array_equal, view.merge(adapters, kept), params)
+  adapters = jax.tree.map(lambda x: x + 1, adapters)
+  layer, of_layer = (x['decoder']['layers']['layer_0'] for x in (params, adapters))
+  merged = view.merge(adapters, kept)['decoder']['layers']['layer_0']
+  for name, equation in (('qkv', 'ndr,nrthk->ndthk'), ('out', 'nhkr,nrd->nhkd')):
+    a, b = (np.asarray(of_layer['attention'][name]['kernel'][x]) for x in 'ab')
+    expected = layer['attention'][name]['kernel'] + np.einsum(equation, a, b)
+    np.testing.assert_allclose(merged['attention'][name]['kernel'], expected, rtol=1e-5)

@@ -80,6 +80,8 @@ def base() -> ConfigDict:
         'lr_multipliers': (),  # 'PATTERN -> MULTIPLIER'; the first match of a path counts
         'clip_norm': 1.0,
       },
+      'models': {},  # further models by name (another_model); the objective then gets dicts
+      'view': '',  # import path: () -> lm.types.View, such as that of LoRA; '' for none
       'warm_start': {
         'workdir': '',  # of the run whose parameters initialize this one; '' for none
         'step': placeholder(int),  # of its checkpoint; None for the best, or else the newest
@@ -183,6 +185,22 @@ def mixture(config: ConfigDict, sources: Mapping[str, str]) -> ConfigDict:
   config.eval.sets = ConfigDict({n: {**section, 'source': s} for n, s in sources.items()})
   config.checkpoint.monitor = f'eval/{next(iter(sources))}/loss'
   return config
+
+
+def another_model(
+  workdir: str = '', frozen: bool = True, model: ConfigDict | None = None
+) -> ConfigDict:
+  """Returns a section of `models`: a model beside that of the config, such as a teacher.
+
+  Args:
+    workdir: of the run that has its parameters and its model section; '' for freshly initialized
+      parameters of `model`.
+    frozen: whether it stays as it is. Checkpoints do not have it then, and a resumed run reads it
+      again.
+    model: a section like `model`, without a workdir.
+  """
+  step = placeholder(int)  # of its checkpoint; None for the best at the first start of the run
+  return ConfigDict({'workdir': workdir, 'step': step, 'frozen': frozen, 'model': model or {}})
 
 
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:

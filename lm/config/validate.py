@@ -90,6 +90,7 @@ _REPLACEABLE: dict[str, tuple[str, ...]] = {
   'eval.sets': (),
   'mesh.rules': (),
   'model': ('fn', 'vocab_size', 'context'),
+  'models': (),
   'objective': ('fn',),
   'optim': ('fn', 'decay_steps'),
 }

@@ -6,8 +6,10 @@ returns a schedule, `step -> rate`. To add an optimizer, pass an Optax transform
 multipliers by parameter path.
 """
 
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from lm.optim.wrappers import (
   path_name,
   stacks,
   wrap_direction,
+  wrap_optimizer,
 )
 from lm.types import Optimizer, Params, Schedule
 
@@ -247,6 +250,69 @@ def muon(
     return chain.init(params)
 
   return Optimizer(optax.GradientTransformationExtraArgs(init, chain.update), rate)
+
+
+def from_optax(
+  optimizer: Callable[..., optax.GradientTransformation],
+  learning_rate: float,
+  schedule: Callable[..., Schedule],
+  decay_steps: int,
+  warmup_steps: int = 0,
+  final_lr_fraction: float = 0.1,
+  weight_decay: float = 0.0,
+  weight_decay_mask: str = r'(kernel|embedding)$',
+  clip_norm: float = math.inf,
+  freeze: str | None = None,
+  freeze_until: int | None = None,
+  layer_decay: float = 1.0,
+  lr_multipliers: tuple[str, ...] = (),
+  evaluated: Callable[[Any, Params], Params] | None = None,
+) -> Optimizer:
+  """Any optimizer of `optax` or `optax.contrib`, such as 'optax:lion(b2=0.98)'.
+
+  Args:
+    optimizer: takes `learning_rate`, which is the schedule, and maybe `weight_decay`, which is 0.
+    learning_rate, schedule, decay_steps, warmup_steps, final_lr_fraction: as in `adamw`.
+    weight_decay: coefficient of a decoupled decay, scaled by the rate.
+    weight_decay_mask ... lr_multipliers: as in `lm.optim.wrappers.wrap_direction`.
+    evaluated: (state of the optimizer, parameters) -> the parameters of evaluations, such as
+      'optax.contrib:schedule_free_eval_params'.
+
+  Raises:
+    UserError: the optimizer takes no schedule, or has a weight decay of its own; or `evaluated`
+      is combined with what changes the updates or the state.
+  """
+  rate = schedule(learning_rate, decay_steps, warmup_steps, final_lr_fraction)
+  parameters = inspect.signature(optimizer).parameters
+  if 'learning_rate' not in parameters:
+    raise UserError('optim.optimizer takes no learning_rate; wrap it by lm.optim.wrappers')
+  for key in ('learning_rate', 'weight_decay'):
+    if key in getattr(optimizer, 'keywords', {}):
+      raise UserError(f'optim.optimizer: give {key} as optim.{key} and not as an argument')
+  if evaluated and (weight_decay or freeze or layer_decay != 1 or lr_multipliers):
+    raise UserError(
+      'optim.evaluated needs the updates of the optimizer alone: leave weight_decay=0, '
+      'freeze=None, layer_decay=1 and lr_multipliers=()'
+    )
+  own = {'weight_decay': 0.0} if 'weight_decay' in parameters else {}
+  try:
+    transformation = optimizer(learning_rate=rate, **own)
+  except TypeError as e:
+    raise UserError(f'optim.optimizer does not take a schedule as learning_rate: {e}') from e
+  chain = wrap_optimizer(
+    transformation,
+    rate,
+    weight_decay,
+    weight_decay_mask,
+    clip_norm,
+    freeze,
+    freeze_until,
+    layer_decay,
+    lr_multipliers,
+  )
+  if evaluated is None:
+    return Optimizer(chain, rate)
+  return Optimizer(chain, rate, lambda params, state: evaluated(state[1], params))
 
 
 def sgd(

@@ -41,14 +41,53 @@ def wrap_direction(
   Raises:
     UserError: a value is out of its range; or, at `init`, a pattern matches no parameter path.
   """
-  chain = optax.chain(
-    clip_by_norm(clip_norm),
-    direction,
-    optax.add_decayed_weights(
-      weight_decay, mask=lambda params: path_mask(params, weight_decay_mask, 'weight_decay_mask')
-    ),
-    optax.scale_by_learning_rate(rate),
+  decay = _decay(weight_decay, weight_decay_mask)
+  chain = optax.chain(clip_by_norm(clip_norm), direction, decay, optax.scale_by_learning_rate(rate))
+  return _wrapped(chain, weight_decay_mask, freeze, freeze_until, layer_decay, lr_multipliers)
+
+
+def wrap_optimizer(
+  optimizer: optax.GradientTransformation,
+  rate: Callable[[Array], Array],
+  weight_decay: float,
+  weight_decay_mask: str,
+  clip_norm: float,
+  freeze: str | None = None,
+  freeze_until: int | None = None,
+  layer_decay: float = 1.0,
+  lr_multipliers: Iterable[str] = (),
+) -> optax.GradientTransformationExtraArgs:
+  """Returns an optimizer that scales by `rate` itself, with what `wrap_direction` adds to others.
+
+  Arguments and errors are those of `wrap_direction`. Without weight decay, a learning-rate
+  multiplier or a frozen parameter, the updates are those of `optimizer` for clipped gradients.
+  """
+  decayed = optax.chain(_decay(weight_decay, weight_decay_mask), optax.scale_by_learning_rate(rate))
+
+  def update(updates, state, params=None):
+    # Added to the updates, which the rate has scaled already.
+    decay, state = decayed.update(jax.tree.map(jnp.zeros_like, updates), state, params)
+    return jax.tree.map(jnp.add, updates, decay), state
+
+  after = (optax.GradientTransformation(decayed.init, update),) if weight_decay else ()
+  chain = optax.chain(clip_by_norm(clip_norm), optimizer, *after)
+  return _wrapped(chain, weight_decay_mask, freeze, freeze_until, layer_decay, lr_multipliers)
+
+
+def _decay(weight_decay: float, pattern: str) -> optax.GradientTransformation:
+  return optax.add_decayed_weights(
+    weight_decay, mask=lambda params: path_mask(params, pattern, 'weight_decay_mask')
   )
+
+
+def _wrapped(
+  chain: optax.GradientTransformation,
+  weight_decay_mask: str,
+  freeze: str | None,
+  freeze_until: int | None,
+  layer_decay: float,
+  lr_multipliers: Iterable[str],
+) -> optax.GradientTransformationExtraArgs:
   trained = freeze_params(optax.with_extra_args_support(chain), freeze, freeze_until)
   scaled = scale_lr(trained, layer_decay, lr_multipliers)
 
@@ -91,10 +130,10 @@ def _frozen(
 
   parts = optax.partition({'trained': chain, 'frozen': optax.set_to_zero()}, labels)
 
-  def update(grads, state, params=None, **_):
+  def update(grads, state, params=None, *, gradient_norm=None, **extra):
     # `gradient_norm` is not passed on, because gradients of frozen parameters must not count in the
     # norm that clips the others.
-    return parts.update(grads, state, params)
+    return parts.update(grads, state, params, **extra)
 
   return optax.GradientTransformationExtraArgs(parts.init, update)
 
@@ -116,7 +155,7 @@ def _frozen_until(
     path_mask(params, pattern, 'freeze', required=True)
     return UnfreezeState(jnp.zeros((), jnp.int32), chain.init(params))
 
-  def update(grads, state, params=None, **_):
+  def update(grads, state, params=None, *, gradient_norm=None, **extra):
     def without_frozen(tree: Params) -> Params:
       unfrozen = state.updates >= until
       return jax.tree.map(
@@ -128,7 +167,7 @@ def _frozen_until(
     # The moments see every gradient. Moments of Adam that started when the parameters unfreeze
     # would lack the bias correction, and the first updates would be several times too large.
     norm = optax.tree.norm(without_frozen(grads))
-    updates, inner = chain.update(grads, state.chain, params, gradient_norm=norm)
+    updates, inner = chain.update(grads, state.chain, params, gradient_norm=norm, **extra)
     return without_frozen(updates), UnfreezeState(state.updates + 1, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)

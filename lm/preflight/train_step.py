@@ -154,6 +154,10 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
   Raises:
     UserError: the config is wrong, or its sizes are not divisible by the mesh or the devices.
   """
+  if config.models or config.view:
+    raise UserError(
+      'models and view: lm.preflight estimates one tree of parameters; leave both empty'
+    )
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
   source = config.data.source_len if has_source(config) else 0

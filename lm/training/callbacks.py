@@ -16,7 +16,7 @@ from lm.data.packed_rows import Rows
 from lm.errors import UserError, first_line
 from lm.parallel import chips
 from lm.progress import Progress
-from lm.types import Array, TrainState
+from lm.types import Array, Params, TrainState
 from lm.workdir.metrics_writer import Metrics
 
 
@@ -116,7 +116,8 @@ class MetricLogger:
   Args:
     config: of the run.
     workdir: the run's directory.
-    state: the state that the run starts from.
+    start: the step that the run starts from.
+    params: of the model; their shapes suffice.
     model: its `flops_per_token(params, context)`, if it has one, gives the utilization.
     rows: the training data.
   """
@@ -125,11 +126,11 @@ class MetricLogger:
     self,
     config: ConfigDict,
     workdir: pathlib.Path,
-    state: TrainState,
+    start: int,
+    params: Params,
     model: nn.Module,
     rows: Rows,
   ):
-    start = int(state.step)
     self.workdir = workdir
     flops = getattr(model, 'flops_per_token', None)
     self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
@@ -137,7 +138,7 @@ class MetricLogger:
     self._every = config.log.every
     # Tokens without padding.
     self._tokens_per_step = config.batch_size * rows.tokens_per_row()
-    self._flops_per_token = flops and flops(state.params, config.data.seq_len)
+    self._flops_per_token = flops and flops(params, config.data.seq_len)
     self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
     self._epochs = lambda step: rows.epochs(step * config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None

@@ -20,7 +20,7 @@ from lm.errors import UserError
 from lm.optim.wrappers import multipliers, path_mask, path_name
 from lm.parallel import mesh, multihost
 from lm.parallel.mesh import with_mesh
-from lm.training.train_step import OF_THE_STEP, draw_key, gradients
+from lm.training.train_step import OF_THE_STEP, draw_key, for_objective, gradients
 from lm.types import Array, Batch, Objective, Optimizer, Params, TrainState
 from lm.workdir import experiment
 
@@ -55,9 +55,13 @@ def write_nonfinite(
   sample = functions.objective.sample
   batch = batch if sample is None else sample(batch, key)
   found = with_mesh(gradients, functions.mesh, functions.rules)
-  grads, terms = jax.jit(
-    lambda params, batch: found(functions.objective, functions.apply, params, batch, None)
-  )(state.params, batch)
+
+  @jax.jit
+  def again(params: Params, frozen: Params, batch: Batch) -> tuple[Params, dict[str, Array]]:
+    apply, join = for_objective(functions, frozen)
+    return found(functions.objective, apply, params, batch, None, join=join)
+
+  grads, terms = again(state.params, state.frozen, batch)
   record = {
     'step': step,
     'parameters_after_step': int(state.step),

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lm.components import Components
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.types import Apply, Array, Batch, Objective, Output, Params, TrainState
+from lm.types import MAIN, Apply, Array, Batch, Objective, Output, Params, TrainState
 
 # The name of a metric of shape (L,): for each leaf of the parameters, 1 if its gradient is 0.
 ZERO_GRADIENTS = 'zero_gradients'
@@ -54,17 +54,25 @@ def check_step(
   return train_steps.trace(state, shapes)  # type: ignore[attr-defined]
 
 
-def init_train_state(components: Components, key: Array) -> tuple[TrainState, TrainState]:
+def init_train_state(
+  components: Components, key: Array, read: dict[str, Params] | None = None
+) -> tuple[TrainState, TrainState]:
   """Initializes the state on the mesh, sharded from the start.
+
+  Args:
+    components: of the run.
+    key: of the initial values.
+    read: the parameters of further models that come from workdirs; they are donated.
 
   Returns:
     The state, and the abstract state: shape, dtype and sharding of each leaf.
   """
   abstract, shardings = abstract_state(components)
-  make = jax.jit(
-    lambda k: _train_state(components, nn.unbox(components.init(k))), out_shardings=shardings
-  )
-  return make(key), abstract
+
+  def make(key: Array, read: dict[str, Params]) -> TrainState:
+    return nn.unbox(_train_state(components, key, components.init(key), read))
+
+  return jax.jit(make, out_shardings=shardings, donate_argnums=1)(key, read or {}), abstract
 
 
 def init_some(
@@ -83,31 +91,106 @@ def init_some(
   return jax.jit(some, out_shardings={path: shardings[path] for path in paths})(key)
 
 
-def start_train_state(components: Components, params: Params, abstract: TrainState) -> TrainState:
-  """Returns the first state of a run from its parameters, which are donated."""
+def start_train_state(
+  components: Components,
+  key: Array,
+  params: Params,
+  abstract: TrainState,
+  read: dict[str, Params] | None = None,
+) -> TrainState:
+  """Returns the first state of a run from the parameters of its model, which are donated."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  make = jax.jit(
-    functools.partial(_train_state, components), out_shardings=shardings, donate_argnums=0
-  )
-  return make(params)
+
+  def make(params: Params, read: dict[str, Params]) -> TrainState:
+    return nn.unbox(_train_state(components, key, params, read))
+
+  return jax.jit(make, out_shardings=shardings, donate_argnums=(0, 1))(params, read or {})
 
 
 def abstract_state(components: Components) -> tuple[TrainState, TrainState]:
   """Returns the abstract state and the shardings of its leaves, without computing anything."""
-  boxed = jax.eval_shape(lambda k: _train_state(components, components.init(k)), jax.random.key(0))
-  shardings = meshes.shardings(boxed, components.mesh, components.rules)
+  read = {} if components.trees is None else components.trees.abstract
+  boxed = jax.eval_shape(
+    lambda k, read: _train_state(components, k, components.init(k), read), jax.random.key(0), read
+  )
+  named = boxed.replace(opt_state=_boxed_like(boxed.opt_state, boxed.params))
+  shardings = meshes.shardings(named, components.mesh, components.rules)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
   )
   return abstract, shardings
 
 
-def _train_state(components: Components, params: Params) -> TrainState:
+def _boxed_like(opt_state: Any, params: Params) -> Any:
+  """Returns an optimizer state without the axes of leaves that are no parameter's shape.
+
+  A factored moment has an axis less than its parameter, whose box it is in.
+  """
+
+  def is_box(x: Any) -> bool:
+    return isinstance(x, nn.Partitioned)
+
+  def known(x: Any) -> Any:
+    return x.names, getattr(x.value, 'shape', None)
+
+  shapes = {known(x) for x in jax.tree.leaves(params, is_leaf=is_box) if is_box(x)}
+  return jax.tree.map(
+    lambda x: x.value if is_box(x) and known(x) not in shapes else x, opt_state, is_leaf=is_box
+  )
+
+
+def abstract_params(components: Components) -> Params:
+  """Returns the abstract parameters of the model, whatever is trained."""
+  boxed = jax.eval_shape(components.init, jax.random.key(0))
+  shardings = meshes.shardings(boxed, components.mesh, components.rules)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings
+  )
+
+
+def evaluated(components: Components) -> Callable[[TrainState], Params] | None:
+  """Returns `state -> parameters of the model` for evaluations and programs, jitted.
+
+  None if these are `state.params`.
+  """
+  trees, average = components.trees, components.optimizer.evaluated
+  main = None if trees is None else trees.main
+  if main is None and average is None:
+    return None
+
+  def params(state: TrainState) -> Params:
+    trained = state.params if average is None else average(state.params, state.opt_state)
+    return trained if main is None else main(trained, state.frozen)
+
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_params(components))
+  return jax.jit(params, out_shardings=shardings)
+
+
+def _train_state(
+  components: Components, key: Array, params: Params, read: dict[str, Params]
+) -> TrainState:
+  """Returns the first state from the parameters of the model and those of further models."""
+  frozen: Params = {}
+  if (trees := components.trees) is not None:
+    params, frozen = trees.arrange(key, params, {**trees.fresh(key), **read})
   # One buffer each: the state is donated, and a buffer can be donated only once.
   counters = {name: jnp.zeros((), jnp.int32) for name in ('step', 'skipped', 'streak')}
   return TrainState(
-    **counters, params=params, opt_state=components.optimizer.transformation.init(params)
+    **counters,
+    params=params,
+    opt_state=components.optimizer.transformation.init(params),
+    frozen=frozen,
   )
+
+
+def for_objective(
+  components: Components, frozen: Params
+) -> tuple[Any, Callable[[Params], Any] | None]:
+  """Returns the `apply` of an objective, and `join`: trained parameters -> those it receives."""
+  trees = components.trees
+  if trees is None:
+    return components.apply, None
+  return trees.apply, lambda params: trees.join(params, frozen)
 
 
 def make_train_step(
@@ -181,14 +264,19 @@ def train_step(components: Components, seed: int, microbatches: int) -> StepFunc
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    objective, apply = components.objective, components.apply
-    grads, terms = gradients(objective, apply, state.params, batch, key, microbatches)
+    apply, join = for_objective(components, state.frozen)
+    grads, terms = gradients(
+      components.objective, apply, state.params, batch, key, microbatches, join
+    )
     squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads)
     norm = jnp.sqrt(jax.tree.reduce(operator.add, squares))
-    finite = jnp.isfinite(norm) & jnp.isfinite(sum(terms.values()))
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss := sum(terms.values()))
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
-      updates, opt_state = transformation.update(grads, opt_state, params, gradient_norm=norm)
+      # Optimizers such as optax.contrib.momo read the loss.
+      updates, opt_state = transformation.update(
+        grads, opt_state, params, gradient_norm=norm, value=loss
+      )
       return optax.apply_updates(params, updates), opt_state
 
     def keep(params: Params, opt_state: Any) -> tuple[Params, Any]:
@@ -202,6 +290,7 @@ def train_step(components: Components, seed: int, microbatches: int) -> StepFunc
       streak=jnp.where(finite, 0, state.streak + 1),
       params=params,
       opt_state=opt_state,
+      frozen=state.frozen,
     )
     metrics = terms | {
       'gradient_norm': norm,
@@ -232,20 +321,26 @@ def gradients(
   batch: Batch,
   key: Array | None,
   microbatches: int = 1,
+  join: Callable[[Params], Any] | None = None,
 ) -> tuple[Params, dict[str, Array]]:
   """Returns the gradient of the sum of the terms' means, and the means.
 
   Each microbatch divides its sums by the weights of the full batch. The sum of the gradients of all
-  microbatches is therefore the gradient of the full batch. A loss of a layer is the mean over
+  microbatches is therefore the gradient of the full batch. `join` maps `params` to what the
+  objective receives; None for themselves. A loss of a layer is the mean over
   microbatches, which is that of the full batch only if the loss is a mean over tokens.
   """
   weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}
   of_layers: set[str] = set()  # the names of their losses, known when the model is traced
 
+  main = apply[MAIN] if isinstance(apply, dict) else apply
+
   def noting(*args: Any, **kwargs: Any) -> Output:
-    output = apply(*args, **kwargs)
+    output = main(*args, **kwargs)
     of_layers.update(output.losses)
     return output
+
+  noted: Any = {**apply, MAIN: noting} if isinstance(apply, dict) else noting
 
   def check_names(sums: dict[str, Array]) -> None:
     if missing := sorted(of_layers - sums.keys()):
@@ -264,7 +359,7 @@ def gradients(
       )
 
   def loss(params: Params, part: Batch, key: Array | None) -> tuple[Array, dict[str, Array]]:
-    sums = objective.loss_sums(noting, params, part, key)
+    sums = objective.loss_sums(noted, params if join is None else join(params), part, key)
     check_names(sums)
     means = {name: value / weights.get(name, microbatches) for name, value in sums.items()}
     return sum(means.values(), jnp.zeros(())), means

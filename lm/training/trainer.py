@@ -32,15 +32,20 @@ from lm.training.early_stopping import Stopping
 from lm.training.train_step import (
   ZERO_GRADIENTS,
   StepFunction,
+  abstract_params,
   abstract_state,
   check_step,
+  evaluated,
   make_train_steps,
 )
-from lm.types import TrainState
+from lm.types import Params, TrainState
 from lm.workdir import experiment, files, run_data, sources
 from lm.workdir.checkpoints import Checkpoints, has_checkpoints, kept_steps, restore_newest
 from lm.workdir.metrics_writer import EventLog
 from lm.workdir.run_data import losses_by_step, metrics_at
+
+# Chooses the checkpoints of further models, where a config has `models` or `view`.
+PINNED = 'lm.training.named_trees:pinned'
 
 
 def train(
@@ -72,6 +77,8 @@ def train(
     RuntimeError: the last checkpoint could not be saved.
   """
   validate.validate_config(config)
+  if config.models or config.view:
+    config = resolve.resolve(PINNED, 'models')(config, workdir)
   diagnostics.check_pattern(config)
   if config.report:
     resolve.resolve(config.report, 'report')
@@ -99,7 +106,9 @@ def train(
     )
     multihost.check_same(digests)
   abstract, _ = abstract_state(built)
-  directions = evaluators.directions(abstract.params)
+  evaluated_params = evaluated(built)
+  params = abstract.params if evaluated_params is None else abstract_params(built)
+  directions = evaluators.directions(params)
   early_stopping.check_monitored(config, directions)
   train_steps = make_train_steps(built, config.seed, config.microbatches, abstract)
   row = batches.batch_at(rows, transforms, 1, config.seed, 0)
@@ -109,12 +118,15 @@ def train(
 
   trace(config.batch_size)
   host_memory.check_program(trace, config, built, abstract, rows, transforms)
-  programs = evaluators.programs(abstract.params)
-  host_memory.check_evaluations(programs, built, abstract.params, abstract)
+  programs = evaluators.programs(params)
+  host_memory.check_evaluations(programs, built, params, abstract)
   state, started_from = None, None
   # A resumed run initializes no state: memory would hold it beside the restored one.
   if not multihost.broadcast_from_primary(has_checkpoints(workdir)):
     state, started_from = warm_start.initial_state(config, built, tokenizer, abstract)
+  frozen: Params = {} if state is None else state.frozen
+  if state is None and abstract.frozen:
+    frozen = warm_start.frozen_trees(config, built, tokenizer, abstract)
   old_length = diagnostics.schedule_length(workdir)  # before this config replaces the older one
   lock = files.lock_workdir(workdir) if multihost.is_primary() else contextlib.nullcontext()
   with lock:
@@ -135,7 +147,8 @@ def train(
       checkpoints = Checkpoints(workdir)
       state, saved = restore_newest(checkpoints, abstract, events) or (state, None)
       assert state is not None
-      logger = MetricLogger(config, workdir, state, built.model, rows)
+      state = state.replace(frozen=frozen)
+      logger = MetricLogger(config, workdir, int(state.step), params, built.model, rows)
     notes = {'data.train_split': getattr(rows, 'note', '')} | evaluators.notes
     for subject, note in notes.items():
       if note:
@@ -163,6 +176,7 @@ def train(
       logger,
       stopping,
       bool(stopping is not None and directions[stopping.metric]),
+      evaluated_params,
       callbacks,
     )
     try:
@@ -196,6 +210,8 @@ class Trainer:
   logger: MetricLogger
   stopping: Stopping | None  # None without early stopping
   higher_is_better: bool = False  # direction of the metric of early stopping
+  # The parameters that evaluations and programs use; None for those that are trained.
+  evaluated: Callable[[TrainState], Params] | None = None
   callbacks: tuple[Callback, ...] = ()
   unsaved: int | None = None  # the last step whose checkpoint could not be saved
 
@@ -305,7 +321,8 @@ class Trainer:
     self.logger.metrics.flush()
     start = time.perf_counter()
     stopping = None if self.stopping is None else self.stopping._asdict()
-    self._try_saving(lambda: self.checkpoints.save(step, state, stopping), step)
+    params = self.evaluated and self.evaluated(state)
+    self._try_saving(lambda: self.checkpoints.save(step, state, stopping, params), step)
     self._prune(step)
     self.events.write('save', step=step, seconds=time.perf_counter() - start)
     push_workdir(self.workdir)
@@ -315,7 +332,8 @@ class Trainer:
   def _evaluate(self, step: int, state: TrainState) -> None:
     start = time.perf_counter()
     logger = self.logger
-    values = self.evaluators.run(step, state.params, self.workdir, logger.metrics, logger.progress)
+    params = self.evaluated(state) if self.evaluated else state.params
+    values = self.evaluators.run(step, params, self.workdir, logger.metrics, logger.progress)
     logger.metrics.flush()
     self.events.write('eval', step=step, seconds=time.perf_counter() - start)
     self._update_stopping(step, values)

@@ -19,7 +19,12 @@ from lm.errors import UserError, first_line
 from lm.optim.wrappers import parse_rules
 from lm.parallel import multihost
 from lm.text.tokenizers import vocabulary_size, word_ids
-from lm.training.train_step import init_some, init_train_state, start_train_state
+from lm.training.train_step import (
+  abstract_params,
+  init_some,
+  init_train_state,
+  start_train_state,
+)
 from lm.types import Array, Params, TrainState
 from lm.workdir import experiment, files
 from lm.workdir.checkpoints import Checkpoints, attempt, tree_difference
@@ -125,12 +130,30 @@ def initial_state(
   Raises:
     UserError: the other run is missing, or its parameters or tokens do not fit this run.
   """
-  key = jax.random.key(config.seed)
+  key, trees = jax.random.key(config.seed), functions.trees
+  read = {} if trees is None else trees.read(tokenizer)
   if not config.warm_start.workdir:
-    return init_train_state(functions, key)[0], None
-  draw = functools.partial(init_some, functions, key, abstract.params)
-  params, taken = take(config.warm_start, draw, abstract.params, tokenizer)
-  return start_train_state(functions, params, abstract), taken
+    return init_train_state(functions, key, read)[0], None
+  wanted = abstract.params if trees is None else abstract_params(functions)
+  draw = functools.partial(init_some, functions, key, wanted)
+  params, taken = take(config.warm_start, draw, wanted, tokenizer)
+  return start_train_state(functions, key, params, abstract, read), taken
+
+
+def frozen_trees(
+  config: ConfigDict,
+  functions: Components,
+  tokenizer: tokenizers.Tokenizer,
+  abstract: TrainState,
+) -> Params:
+  """Returns the frozen trees of a resumed run; arguments and errors are those of `initial_state`.
+
+  The warm start is repeated for a view alone, which may keep initial parameters of the model.
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.warm_start.workdir = config.warm_start.workdir if config.view else ''
+  return initial_state(config, functions, tokenizer, abstract)[0].frozen
 
 
 def check(section: ConfigDict) -> None:

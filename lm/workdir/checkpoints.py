@@ -1,9 +1,10 @@
 """Checkpoints: saves and restores by Orbax, checks of shapes before a restore, and pruning.
 
 A checkpoint of a step has two items: `params`, for evaluation and generation, and `training`, the
-rest of the train state. With early stopping it has a third, `stopping`: the state of early stopping
-before the evaluation of that step, because evaluations follow saves. The item `digests` verifies
-the others in each restore (lm.workdir.digests).
+rest of the train state. Where programs do not use the parameters that are trained, but an average
+of them for instance, `training` has the trained ones. With early stopping there is a third item,
+`stopping`: the state of early stopping before the evaluation of that step, because evaluations
+follow saves. The item `digests` verifies the others in each restore (lm.workdir.digests).
 """
 
 import contextlib
@@ -77,9 +78,15 @@ class Checkpoints:
     """Returns the steps of complete saves in ascending order."""
     return sorted(self._manager.all_steps())
 
-  def save(self, step: int, state: TrainState, stopping: Mapping[str, Any] | None = None) -> None:
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    stopping: Mapping[str, Any] | None = None,
+    evaluated: Params | None = None,
+  ) -> None:
     """Starts a save; raises the error of the previous save, such as an OSError."""
-    trees = state_items(state)
+    trees = state_items(state, evaluated)
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     if stopping is not None:
       items['stopping'] = ocp.args.JsonSave(dict(stopping))
@@ -109,6 +116,8 @@ class Checkpoints:
   def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Mapping[str, Any] | None]:
     """Returns the state of a step with the shardings of `abstract`, and its item `stopping`.
 
+    The state has no frozen trees.
+
     Raises:
       UserError: the tree of the checkpoint differs from that of `abstract`.
       Damaged: the files cannot be read, or differ from their digests, in any process.
@@ -117,16 +126,21 @@ class Checkpoints:
 
     def read() -> dict[str, Any]:
       nonlocal stopping
-      for item, tree in state_items(abstract).items():
+      items = state_items(abstract)
+      if any(path.startswith('params/') for path in self.shapes(step, 'training')):
+        items = {'training': state_items(abstract, {})['training']}
+      for item, tree in items.items():
         self._check(step, item, tree)
       if 'stopping' in self._manager.item_metadata(step):
         args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
         stopping = self._manager.restore(step, args=args)['stopping']
-      items = {name: self._read(step, name, tree) for name, tree in state_items(abstract).items()}
-      return items | {'stopping': digests.json_leaf(stopping)}
+      found = {name: self._read(step, name, tree) for name, tree in items.items()}
+      return found | {'stopping': digests.json_leaf(stopping)}
 
     items = self._verified(step, read)
-    return _cast(TrainState(params=items['params'], **items['training']), abstract), stopping
+    items |= items.pop('training')
+    del items['stopping']
+    return _cast(TrainState(**items), abstract.replace(frozen={})), stopping
 
   def restore_params(self, step: int, abstract: Params) -> Params:
     """Returns the parameters alone; see `restore`."""
@@ -346,10 +360,16 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
     return bool(checkpoints.steps())
 
 
-def state_items(state: TrainState) -> dict[str, Any]:
-  """Returns the items of a checkpoint by name: `params`, and `training` for the rest."""
+def state_items(state: TrainState, evaluated: Params | None = None) -> dict[str, Any]:
+  """Returns the items of a checkpoint by name: `params`, and `training` for the rest.
+
+  `evaluated` are the parameters that programs read, if they are not those that are trained.
+  """
   names = ('step', 'skipped', 'streak', 'opt_state')
-  return {'params': state.params, 'training': {name: getattr(state, name) for name in names}}
+  training = {name: getattr(state, name) for name in names}
+  if evaluated is None:
+    return {'params': state.params, 'training': training}
+  return {'params': evaluated, 'training': training | {'params': state.params}}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,7 @@ class _Part(NamedTuple):
   """Elements of a leaf that this process alone owns."""
 
   key: str
-  index: tuple[slice, ...]
+  place: tuple[slice, ...]
   data: Any  # an array of one device, or of NumPy
   copies: int  # of the part, on all devices
 

@@ -85,9 +85,9 @@ def test_parameters_taken_from_another_run_are_held_once(saved, monkeypatch):
   before, found = held(), []
   begin = trainer.warm_start.start_train_state
 
-  def counted(functions, params, abstract):
+  def counted(*args):
     found.append(held() - before)
-    return begin(functions, params, abstract)
+    return begin(*args)
 
   monkeypatch.setattr(trainer.warm_start, 'start_train_state', counted)
   state, taken = trainer.warm_start.initial_state(config, functions, tokenizer, abstract)
@@ -170,7 +170,7 @@ class _Saved:
   def __init__(self):
     self.kept = []
 
-  def save(self, step, state, stopping):
+  def save(self, step, *_):
     self.kept.append(step)
 
   def steps(self):

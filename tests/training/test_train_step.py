@@ -1,8 +1,10 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lm.components import Components, init_of
@@ -191,3 +193,36 @@ def test_a_run_is_a_function_of_its_seed_and_batches(train_step, fresh, batches)
   # Stopped, written down and taken up again.
   half = fresh(_kept(run(0, 2, fresh())[0]))
   _assert_equal(run(2, 5, half), whole)
+
+
+def test_schedule_free_evaluates_its_averaged_iterates(functions):
+  # The gradient of the loss is the target, so that the iterates have a closed form.
+  targets = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+  objective = Objective(
+    lambda apply, params, batch, key: {'loss': jnp.vdot(params['kernel'], batch['target'])},
+    lambda batch: {'loss': jnp.ones(())},
+  )
+  optimizer = optimizers.from_optax(
+    optax.contrib.schedule_free_sgd,
+    learning_rate=0.1,
+    schedule=optimizers.constant,
+    decay_steps=9,
+    evaluated=optax.contrib.schedule_free_eval_params,
+  )
+  made = dataclasses.replace(
+    functions,
+    init=lambda key: {'kernel': jax.random.normal(key, (3,))},
+    objective=objective,
+    optimizer=optimizer,
+  )
+  state, abstract = init_train_state(made, jax.random.key(0))
+  start = np.asarray(state.params['kernel'])
+  step = make_train_step(made, SEED, 1, abstract)
+  averaged = default.evaluated(made)
+  np.testing.assert_allclose(averaged(state)['kernel'], start, rtol=1e-6)
+  for target in targets:
+    state, _ = step(state, {'target': target})
+  # z follows the gradients, and x is the mean of z; training is at y, between both.
+  z = start - 0.1 * np.cumsum(targets, axis=0)
+  np.testing.assert_allclose(averaged(state)['kernel'], z.mean(0), rtol=1e-4)
+  np.testing.assert_allclose(state.params['kernel'], 0.1 * z[-1] + 0.9 * z.mean(0), rtol=1e-4)

@@ -1,0 +1,182 @@
+"""A run with a frozen teacher, a second trained model, LoRA and an average of the parameters."""
+
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from lm.components import build_components
+from lm.errors import UserError
+from lm.evaluation.sets import Sets
+from lm.parallel.host import Never
+from lm.text.tokenizers import vocabulary_size
+from lm.training import trainer
+from lm.training.train_step import abstract_state
+from lm.workdir import experiment, load
+from lm.workdir.checkpoints import Checkpoints
+from lm.workdir.run_data import metrics_at
+
+FOLDER = pathlib.Path(__file__).parents[2] / 'experiments'
+SOURCE = """
+import distillation
+from ml_collections import ConfigDict
+from lm.config.base import another_model, base
+from lm.types import Objective
+
+def get_config(arg=''):
+  config = base()
+  config.steps = 4
+  config.batch_size = 4
+  config.data.source = "lm.data.sources:text(files={corpus!r}, validation=0.1, documents='line')"
+  config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
+  config.data.seq_len = 16
+  config.model.update({{'context': 16, 'd_model': 16, 'depth': 2, 'heads': 2, 'kv_heads': 2,
+                       'head_dim': 8, 'd_mlp': 32}})
+  config.optim.warmup_steps = 0
+  config.checkpoint.every = 2
+  config.eval.every = 4
+  config.eval.evaluators = ('lm.evaluation.sets:sets',)
+  config.log.every = 1
+  config.report = ''
+  return config
+
+def both(**distilled):
+  student = distillation.distillation(**distilled)
+  def loss_sums(apply, params, batch, key):
+    output = apply['second'](params['second'], batch)
+    kernel = output.head(output.hidden)
+    second = (batch['weights'][..., None] * kernel**2).sum()
+    return student.loss_sums(apply, params, batch, key) | {{'second': second}}
+  def normalizers(batch):
+    return student.normalizers(batch) | {{'second': batch['weights'].sum()}}
+  return Objective(loss_sums, normalizers)
+"""
+
+
+def config_of(folder, teacher=None):
+  """Returns the config of the teacher, or of the run with several trees."""
+  config = experiment.load(f'{folder / "trees.py"}')
+  if teacher is None:
+    return config
+  from lm.config.base import another_model
+
+  second = ConfigDict({**config.model, 'depth': 1})
+  with config.unlocked():
+    config.models = {
+      'teacher': another_model(str(teacher)),
+      'second': another_model(frozen=False, model=second),
+    }
+    config.objective = {'fn': 'trees:both', 'weight': 0.5}
+    config.view = 'lora:lora(rank=2)'
+    config.warm_start.workdir = str(teacher)
+    config.allow_zero = '/a$|^second/embedding'
+    config.optim.update({'fn': 'ema:ema', 'decay': 0.5, 'weight_decay_mask': '/b$'})
+  return config
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('trees')
+  corpus = folder / 'corpus.txt'
+  corpus.write_text('\n'.join(f'the {i} words of a line' for i in range(200)))
+  (folder / 'trees.py').write_text(SOURCE.format(corpus=str(corpus)))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, 'path', [*sys.path, str(FOLDER)])
+    yield folder
+
+
+def train(folder, workdir, teacher=None):
+  trainer.train(config_of(folder, teacher), f'{folder / "trees.py"}', workdir, Never())
+
+
+@pytest.fixture(scope='module')
+def teacher(folder):
+  train(folder, folder / 'teacher')
+  return folder / 'teacher'
+
+
+@pytest.fixture(scope='module')
+def run(folder, teacher):
+  train(folder, folder / 'run', teacher)
+  return folder / 'run'
+
+
+def training_item(workdir, teacher, folder, step):
+  """Returns the item `training` of a checkpoint, and the functions of the run."""
+  config = config_of(folder, teacher)
+  functions = build_components(config, vocabulary_size(experiment.read_tokenizer(workdir)))
+  checkpoints = Checkpoints(workdir)
+  state, _ = checkpoints.restore(step, abstract_state(functions)[0])
+  checkpoints.close()
+  return state, functions
+
+
+def test_checkpoints_have_no_frozen_tree_and_its_step_is_recorded(run, teacher):
+  config = experiment.read_config(run)
+  assert (config.models.teacher.step, config.warm_start.step) == (4, 4)
+  checkpoints = Checkpoints(run)
+  names = checkpoints.shapes(4, 'training').keys()
+  theirs = Checkpoints(teacher)
+  assert checkpoints.shapes(4, 'params') == theirs.shapes(4, 'params')
+  assert not any('teacher' in name for name in names)
+  assert any(name.startswith('params/second/') for name in names)
+  own = {x for x in names if x.startswith(('params/model/', 'opt_state')) and '/second/' not in x}
+  assert all(name.endswith(('/a', '/b')) for name in own if 'layers' in name)
+  checkpoints.close()
+  theirs.close()
+
+
+def test_programs_read_the_merged_average_that_was_evaluated(run, teacher, folder):
+  import lora
+
+  state, functions = training_item(run, teacher, folder, 4)
+  adapters = functions.optimizer.evaluated(state.params, state.opt_state)['model']
+  base = load.load(teacher, 4)
+  loaded = load.load(run)
+  expected = lora.lora(rank=2).merge(adapters, base.params)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), loaded.params, expected
+  )
+  moved = {
+    k
+    for k, x in flatten_dict(loaded.params, sep='/').items()
+    if (x != flatten_dict(base.params, sep='/')[k]).any()
+  }
+  assert moved and all('/layers/' in name and name.endswith('/kernel') for name in moved)
+  found = Sets(config_of(folder), functions, loaded.tokenizer).run(4, loaded.params)
+  logged = metrics_at(run, 4)
+  assert found.values['eval/validation/loss'] == pytest.approx(
+    logged['eval/validation/loss'], rel=1e-5
+  )
+  assert {'train/loss', 'train/kl', 'train/second'} <= logged.keys()
+
+
+def test_a_resumed_run_reads_the_frozen_trees_again(run, teacher, folder, tmp_path):
+  workdir = tmp_path / 'resumed'
+  shutil.copytree(run, workdir)
+  shutil.rmtree(workdir / 'checkpoints/4')
+  train(folder, workdir, teacher)
+  states = [training_item(each, teacher, folder, 4)[0] for each in (run, workdir)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+@pytest.mark.parametrize(
+  ('models', 'message'),
+  [
+    ({'model': {'workdir': 'x'}}, 'models.model'),
+    ({'teacher': {'workdir': ''}}, 'models.teacher: give either'),
+    ({'teacher': {'workdir': '/nowhere'}}, "models.teacher.workdir='/nowhere': no run there"),
+  ],
+)
+def test_wrong_models_are_named_in_one_line(folder, models, message):
+  config = config_of(folder)
+  section = {'step': None, 'frozen': True, 'model': {}}
+  with config.unlocked():
+    config.models = {name: {**section, **changes} for name, changes in models.items()}
+  with pytest.raises(UserError, match=message):
+    build_components(config, 300)
