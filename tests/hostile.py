@@ -217,9 +217,8 @@ PATHS = {
   'pickle': position('numpy:load(file="VICTIMS/file", allow_pickle=True)'),
   'member of jax': position('jax:numpy.load(file="VICTIMS/file")'),
   'checkpoint of flax': position('flax.training.checkpoints:restore_checkpoint(ckpt_dir="/")'),
-  'other letters': position('ｏｓ:system(command="touch SENTINEL")'),
+  'other letters': position('\uff4f\uff53:system(command="touch SENTINEL")'),
   'marked': position('(untrusted) os:system(command="touch SENTINEL")'),
-  'missing': position('lm.nn.position:no_such'),
 }
 # `lm.train` and `lm.report` refuse these too.
 LINKS = {
@@ -351,6 +350,7 @@ def cases() -> dict[str, Hostile]:
   found |= {f'checkpoint: {k}': Hostile(*case) for k, case in _CHECKPOINTS.items()}
   found |= {f'tokenizer: {k}': Hostile(*case) for k, case in _TOKENIZERS.items()}
   found |= {f'unused: {k}': Hostile(change, '', ()) for k, change in _UNUSED.items()}
+  found['all unused'] = Hostile(several(*_UNUSED.values()), '', ())
   # What only some openers need.
   task = config(**_TASK | {'data.task': 'evil:f'})
   found['task: data.task'] = Hostile(task, _MARK, ('predict', 'evaluate', 'translate'))
@@ -359,6 +359,12 @@ def cases() -> dict[str, Hostile]:
   metric = config(**{'eval.sets.validation.metrics': ['evil:f']})
   found['task: metric'] = Hostile(metric, _MARK, ('evaluate',))
   return found
+
+
+def openers_of(name: str) -> tuple[str, ...]:
+  """Returns what opens a case here; models that are not refused would be compiled by the others."""
+  kind = name.partition(':')[0]
+  return {'unused': ('load',), 'task': cases()[name].openers}.get(kind, OPENERS)
 
 
 def opened(opener: str, workdir: pathlib.Path, victims: pathlib.Path) -> str:
@@ -418,18 +424,25 @@ def check(
   return said
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+  count, failed = 0, 0
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name).resolve()
     run, victims = make_run(folder), make_victims(folder)
     for name, case in cases().items():
       if not argv or any(word in name for word in argv):
+        count += 1
         start = time.perf_counter()
-        said = check(case, OPENERS, run, victims)
+        try:
+          said = check(case, openers_of(name), run, victims)
+        except AssertionError as e:
+          said, failed = [f'FAILED: {e}'], failed + 1
         print(f'{name}, {time.perf_counter() - start:.1f} s')
         for line in said:
           print(f'  {line}'.replace(str(folder), ''), flush=True)
+  print(f'{count} hostile workdirs, {failed} failed')
+  return int(failed > 0)
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  sys.exit(main(sys.argv[1:]))
