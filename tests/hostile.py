@@ -74,7 +74,7 @@ def make_victims(folder: pathlib.Path) -> pathlib.Path:
   (victims / 'folder').mkdir(parents=True)
   (victims / 'file').write_text('precious\n')
   (victims / 'folder/notes.txt').write_text('precious too\n')
-  (victims / 'corpus.txt').write_text('one two three\n' * 20)
+  (victims / 'rows.jsonl').write_text('{"text": "one two three", "label": "NUM:date"}\n' * 20)
   return victims
 
 
@@ -355,7 +355,7 @@ def cases() -> dict[str, Hostile]:
   task = config(**_TASK | {'data.task': 'evil:f'})
   found['task: data.task'] = Hostile(task, _MARK, ('predict', 'evaluate', 'translate'))
   step = config(**_TASK | {'data.prepare': ['evil:f']})
-  found['task: data.prepare'] = Hostile(step, _MARK, ('predict', 'evaluate', 'translate'))
+  found['task: data.prepare'] = Hostile(step, _MARK, ('predict', 'evaluate'))
   metric = config(**{'eval.sets.validation.metrics': ['evil:f']})
   found['task: metric'] = Hostile(metric, _MARK, ('evaluate',))
   return found
@@ -384,8 +384,8 @@ def opened(opener: str, workdir: pathlib.Path, victims: pathlib.Path) -> str:
   program, *arguments = {
     'generate': ('generate', '--prompt=a', '--max_tokens=1'),
     'vectors': ('vectors', 'nearest', 'a'),
-    'predict': ('predict', f'--input={victims}/corpus.txt', '--format=text'),
-    'evaluate': ('evaluate', f'--data={victims}/corpus.txt'),
+    'predict': ('predict', f'--input={victims}/rows.jsonl'),
+    'evaluate': ('evaluate', f'--data={victims}/rows.jsonl'),
     'translate': ('translate',),
     'to_hf': ('convert', 'to_hf', f'--out={out}'),
     'report': ('report',),
@@ -394,7 +394,8 @@ def opened(opener: str, workdir: pathlib.Path, victims: pathlib.Path) -> str:
   shutil.rmtree(out, ignore_errors=True)
   assert result.returncode in (0, 2), (opener, result)
   assert result.returncode == 0 or result.stdout == '', (opener, result)
-  lines = [line for line in result.stderr.splitlines() if not line.startswith(('warning', 'note'))]
+  lines = [line for line in result.stderr.splitlines() if line.startswith('lm.')]
+  assert 'Traceback' not in result.stderr, (opener, result)
   assert result.returncode == 0 or len(lines) == 1, (opener, result)
   return lines[0] if result.returncode else ''
 
@@ -426,8 +427,8 @@ def check(
 
 def main(argv: list[str]) -> int:
   count, failed = 0, 0
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name).resolve()
+  with tempfile.TemporaryDirectory() as root:
+    folder = pathlib.Path(root).resolve()
     run, victims = make_run(folder), make_victims(folder)
     for name, case in cases().items():
       if not argv or any(word in name for word in argv):

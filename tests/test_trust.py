@@ -73,6 +73,15 @@ def test_a_hostile_workdir_is_refused_or_does_nothing(name, folder, quick, monke
   check(name, folder, 'load')
 
 
+def test_the_same_workdir_runs_code_when_it_is_trusted(folder, tmp_path):
+  victims = hostile.make_victims(tmp_path)
+  shutil.copytree(folder / 'run', tmp_path / 'run')
+  hostile.PATHS['source'](tmp_path / 'run', victims)
+  with pytest.raises(AttributeError):  # `evil:f` returns no position scheme
+    lm.load(tmp_path / 'run')
+  assert (victims / 'sentinel').read_text() == 'called'
+
+
 @pytest.mark.parametrize('name', FEW)
 def test_every_program_refuses(name, folder, quick):
   refusals = check(name, folder, *CASES[name].openers)
