@@ -67,7 +67,8 @@ def _pretrained(workdir):
       f'--config: no imported workdir {workdir!r} (config.json is missing); '
       'python -m lm.convert from_hf DIR --workdir=OUT writes one'
     )
-  found = read_config(pathlib.Path(workdir)).model
+  # The config of a stranger's workdir must not name functions for this run.
+  found = read_config(pathlib.Path(workdir), trusted=False).model
   if found.fn != 'lm.models.transformer:Encoder':
     raise UserError(f'--config: no encoder in {workdir!r}, whose model.fn is {found.fn!r}')
   config = base()

@@ -69,7 +69,8 @@ def _exit_code(main: Callable[[list[str]], int | None], doc: str | None, argv: l
       print(f'{program}: warning: {line}', file=sys.stderr)
     return main(list(argv)) or OK
   except (UserError, Preempted, PeerLost) as e:
-    print(f'{program}: {e}', file=sys.stderr)
+    line = ' '.join(str(e).splitlines())  # a value in the message may have several
+    print(f'{program}: {line}', file=sys.stderr)
     return {UserError: USAGE, Preempted: PREEMPTED, PeerLost: PEER_LOST}[type(e)]
   except KeyboardInterrupt:
     print(f'{program}: interrupted', file=sys.stderr)

@@ -74,7 +74,7 @@ def make_victims(folder: pathlib.Path) -> pathlib.Path:
   (victims / 'folder').mkdir(parents=True)
   (victims / 'file').write_text('precious\n')
   (victims / 'folder/notes.txt').write_text('precious too\n')
-  (victims / 'corpus.txt').write_text('one two three\n' * 20)
+  (victims / 'rows.jsonl').write_text('{"text": "one two three", "label": "NUM:date"}\n' * 20)
   return victims
 
 
@@ -219,7 +219,6 @@ PATHS = {
   'checkpoint of flax': position('flax.training.checkpoints:restore_checkpoint(ckpt_dir="/")'),
   'other letters': position('\uff4f\uff53:system(command="touch SENTINEL")'),
   'marked': position('(untrusted) os:system(command="touch SENTINEL")'),
-  'missing': position('lm.nn.position:no_such'),
 }
 # `lm.train` and `lm.report` refuse these too.
 LINKS = {
@@ -351,14 +350,21 @@ def cases() -> dict[str, Hostile]:
   found |= {f'checkpoint: {k}': Hostile(*case) for k, case in _CHECKPOINTS.items()}
   found |= {f'tokenizer: {k}': Hostile(*case) for k, case in _TOKENIZERS.items()}
   found |= {f'unused: {k}': Hostile(change, '', ()) for k, change in _UNUSED.items()}
+  found['all unused'] = Hostile(several(*_UNUSED.values()), '', ())
   # What only some openers need.
   task = config(**_TASK | {'data.task': 'evil:f'})
   found['task: data.task'] = Hostile(task, _MARK, ('predict', 'evaluate', 'translate'))
   step = config(**_TASK | {'data.prepare': ['evil:f']})
-  found['task: data.prepare'] = Hostile(step, _MARK, ('predict', 'evaluate', 'translate'))
+  found['task: data.prepare'] = Hostile(step, _MARK, ('predict', 'evaluate'))
   metric = config(**{'eval.sets.validation.metrics': ['evil:f']})
   found['task: metric'] = Hostile(metric, _MARK, ('evaluate',))
   return found
+
+
+def openers_of(name: str) -> tuple[str, ...]:
+  """Returns what opens a case here; models that are not refused would be compiled by the others."""
+  kind = name.partition(':')[0]
+  return {'unused': ('load',), 'task': cases()[name].openers}.get(kind, OPENERS)
 
 
 def opened(opener: str, workdir: pathlib.Path, victims: pathlib.Path) -> str:
@@ -378,8 +384,8 @@ def opened(opener: str, workdir: pathlib.Path, victims: pathlib.Path) -> str:
   program, *arguments = {
     'generate': ('generate', '--prompt=a', '--max_tokens=1'),
     'vectors': ('vectors', 'nearest', 'a'),
-    'predict': ('predict', f'--input={victims}/corpus.txt', '--format=text'),
-    'evaluate': ('evaluate', f'--data={victims}/corpus.txt'),
+    'predict': ('predict', f'--input={victims}/rows.jsonl'),
+    'evaluate': ('evaluate', f'--data={victims}/rows.jsonl'),
     'translate': ('translate',),
     'to_hf': ('convert', 'to_hf', f'--out={out}'),
     'report': ('report',),
@@ -388,7 +394,8 @@ def opened(opener: str, workdir: pathlib.Path, victims: pathlib.Path) -> str:
   shutil.rmtree(out, ignore_errors=True)
   assert result.returncode in (0, 2), (opener, result)
   assert result.returncode == 0 or result.stdout == '', (opener, result)
-  lines = [line for line in result.stderr.splitlines() if not line.startswith(('warning', 'note'))]
+  lines = [line for line in result.stderr.splitlines() if line.startswith('lm.')]
+  assert 'Traceback' not in result.stderr, (opener, result)
   assert result.returncode == 0 or len(lines) == 1, (opener, result)
   return lines[0] if result.returncode else ''
 
@@ -418,18 +425,25 @@ def check(
   return said
 
 
-def main(argv: list[str]) -> None:
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name).resolve()
+def main(argv: list[str]) -> int:
+  count, failed = 0, 0
+  with tempfile.TemporaryDirectory() as root:
+    folder = pathlib.Path(root).resolve()
     run, victims = make_run(folder), make_victims(folder)
     for name, case in cases().items():
       if not argv or any(word in name for word in argv):
+        count += 1
         start = time.perf_counter()
-        said = check(case, OPENERS, run, victims)
+        try:
+          said = check(case, openers_of(name), run, victims)
+        except AssertionError as e:
+          said, failed = [f'FAILED: {e}'], failed + 1
         print(f'{name}, {time.perf_counter() - start:.1f} s')
         for line in said:
           print(f'  {line}'.replace(str(folder), ''), flush=True)
+  print(f'{count} hostile workdirs, {failed} failed')
+  return int(failed > 0)
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  sys.exit(main(sys.argv[1:]))
