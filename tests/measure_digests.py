@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.types import TrainState
-from lm.workdir import digests
+from lm.workdir import checkpoints as digests
 from lm.workdir.checkpoints import Checkpoints
 
 
@@ -43,7 +43,7 @@ def train_state(params: int) -> TrainState:
 def without_digests():
   """Saves and restores no digests within the block."""
   plain = digests._own_parts
-  digests._own_parts = lambda items: []
+  digests._own_parts = lambda items: (plain(items)[0], [])
   try:
     yield
   finally:

@@ -4,8 +4,18 @@ An artifact is a directory named by the digest of its inputs. It is created unde
 '.partial', its meta.json last, and then renamed. A lock makes a second process wait, for at most
 half a day, until it can use the result of the first. The next holder of the lock removes the files
 of a killed process.
+
+Every file has checksums, which a process verifies when it first opens the artifact. Rows are read
+in a random order, so that the first batches touch all of a file anyway.
+
+The checksum of an array is the sum of its elements, read as unsigned integers, each multiplied by
+odd random weights of 64 bits, modulo 2**64: multilinear hashing (Lemire and Kaser 2014, "Strongly
+Universal String Hashing is Fast"). A change of one element always changes it. Other damage is
+missed with a probability of 2**-32 at most, but not what an attacker chooses. A sum has no order:
+parts of an array, on any devices and processes, add up to the checksum of the array.
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -17,7 +27,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +36,10 @@ from lm.data import remote
 from lm.errors import UserError
 from lm.text.files import expand_path
 
+MODULUS = 2**64
+_CHUNK = 2**26  # bytes of a file that have a checksum of their own
+_LINE = 2**14  # uint32 in a line of a chunk
+_WEIGHTS = 2**16  # elements whose weights are multiplied out, in 512 KiB
 _META = 'meta.json'
 _HOME = '~/.cache/lm'
 _POLL_SECONDS = 0.1  # between two attempts to take a lock
@@ -35,6 +49,9 @@ _UNWRITABLE = (
   *(errno.EACCES, errno.EPERM, errno.EROFS),
   *(errno.ENOTDIR, errno.EEXIST, errno.ENOENT),
 )
+
+# Artifacts that this process has verified: the digest of meta.json, and the state of each file.
+_verified: dict[pathlib.Path, tuple[str, list[tuple[int, int, int]]]] = {}
 
 
 def directory(cache: str) -> pathlib.Path:
@@ -88,6 +105,10 @@ def get_or_build(
   meta = _intact(place)
   if meta is not None:
     return place, meta
+  if place.exists():
+    print(
+      f'warning: {place} is damaged or of an older version and is prepared again', file=sys.stderr
+    )
   try:
     with locked(cache / f'.{name}.lock'):
       meta = _intact(place)  # built by the previous holder of the lock
@@ -149,14 +170,15 @@ def save_array(file: pathlib.Path, values: np.ndarray) -> None:
 def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:
   """Builds an artifact; the caller holds its lock."""
   if place.exists():
-    print(f'warning: {place} is damaged and is prepared again', file=sys.stderr)
     shutil.rmtree(place)
   partial = place.with_name(f'{place.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
   partial.mkdir(parents=True)
   try:
     meta = build(partial)
-    meta['files'] = {f.name: f.stat().st_size for f in sorted(partial.iterdir())}
+    written = sorted(partial.iterdir())
+    meta['files'] = {f.name: [f.stat().st_size, file_checksums(f)] for f in written}
+    meta['digest'] = digest([place.name, meta])
     (partial / _META).write_text(json.dumps(meta, indent=2) + '\n')
     for file in partial.iterdir():
       _sync(file)
@@ -170,13 +192,59 @@ def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]])
 
 
 def _intact(place: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the meta.json of an artifact whose files have the recorded sizes, or None."""
+  """Returns the meta.json of an artifact, or None if a file is not as it was written."""
   try:
     meta = json.loads((place / _META).read_text())
-    sizes = {name: (place / name).stat().st_size for name in meta['files']}
+    if meta['digest'] != digest([place.name, {k: v for k, v in meta.items() if k != 'digest'}]):
+      return None
+    stats = {name: (place / name).stat() for name in meta['files']}
+    state = meta['digest'], [(s.st_size, s.st_mtime_ns, s.st_ino) for s in stats.values()]
+    if _verified.get(place) != state:
+      for name, (size, checksums) in meta['files'].items():
+        if stats[name].st_size != size or file_checksums(place / name) != checksums:
+          return None
+      _verified[place] = state
   except (OSError, ValueError, KeyError, TypeError):
     return None
-  return meta if sizes == meta['files'] else None
+  return meta
+
+
+def file_checksums(file: pathlib.Path) -> list[str]:
+  """Returns the checksum of each chunk of 64 MiB of a file, in hexadecimal digits."""
+  if not file.stat().st_size:
+    return []
+  data = np.asarray(np.memmap(file, np.uint8, 'r'))
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(lambda at: _checksum(data[at : at + _CHUNK]), range(0, len(data), _CHUNK)))
+
+
+def _checksum(data: np.ndarray) -> str:
+  if missing := -len(data) % (4 * _LINE):
+    data = np.pad(data, (0, missing))
+  return f'{array_checksum(data.view(np.uint32).reshape(-1, _LINE)):016x}'
+
+
+def array_checksum(part: np.ndarray, index: Sequence[slice] = ()) -> int:
+  """Returns the checksum of a part of an array.
+
+  The weight of an element is the product of one weight for each of its indices.
+
+  Args:
+    part: elements of at most 4 bytes; for those of 8, changes of the highest bits may cancel.
+    index: the place of the part in the array, a slice for each axis; () for the entire array.
+  """
+  weights = []
+  for axis, size in enumerate(part.shape):
+    start = (index[axis].start or 0) if index else 0
+    raw = np.random.PCG64(axis).random_raw(start + size)[start:]
+    weights.append(raw | np.uint64(1))
+  while len(weights) > 1 and len(weights[-2]) * len(weights[-1]) <= _WEIGHTS:
+    last = weights.pop()
+    weights[-1] = np.outer(weights[-1], last).ravel()
+  total = part.view(f'u{part.itemsize}')
+  for weight in reversed(weights):
+    total = np.einsum('ij,j->i', total.reshape(-1, len(weight)), weight, dtype=np.uint64)
+  return int(total.sum(dtype=np.uint64))
 
 
 def _sync(path: pathlib.Path) -> None:

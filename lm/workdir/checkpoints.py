@@ -4,16 +4,19 @@ A checkpoint of a step has two items: `params`, for evaluation and generation, a
 rest of the train state. Where programs do not use the parameters that are trained, but an average
 of them for instance, `training` has the trained ones. With early stopping there is a third item,
 `stopping`: the state of early stopping before the evaluation of that step, because evaluations
-follow saves. The item `digests` verifies the others in each restore (lm.workdir.digests).
+follow saves. The item `digests` verifies the others in each restore. It has a checksum for each
+leaf, bound to its step, item and path.
 """
 
 import contextlib
+import dataclasses
+import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,13 +24,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lm.data import checksums, remote
+from lm.data import cache, remote
 from lm.errors import UserError, did_you_mean, first_line
 from lm.parallel import host, multihost
 from lm.types import Array, Params, TrainState
-from lm.workdir import digests
 from lm.workdir.metrics_writer import EventLog
 
+DIGESTS = 'digests'
+MARK = {DIGESTS: True}  # metadata of a checkpoint with digests, so that their loss is noticed
+Sums = dict[str, int]  # checksums by item/path
 _Restored = TypeVar('_Restored')
 
 
@@ -70,7 +75,7 @@ class Checkpoints:
       'params': ocp.StandardCheckpointHandler(),
       'training': ocp.StandardCheckpointHandler(),
       'stopping': ocp.JsonCheckpointHandler(),
-      digests.ITEM: digests.DigestHandler(),
+      DIGESTS: _DigestHandler(),
     }
     self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
@@ -90,10 +95,10 @@ class Checkpoints:
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     if stopping is not None:
       items['stopping'] = ocp.args.JsonSave(dict(stopping))
-    digested = trees | {'stopping': digests.json_leaf(stopping and dict(stopping))}
-    items[digests.ITEM] = digests.SaveDigests(step, digested)
+    digested = trees | {'stopping': json_leaf(stopping and dict(stopping))}
+    items[DIGESTS] = _SaveDigests(step, digested)
     args = ocp.args.Composite(**items)
-    self._manager.save(step, args=args, custom_metadata=digests.MARK, force=True)
+    self._manager.save(step, args=args, custom_metadata=MARK, force=True)
 
   def wait(self) -> None:
     """Waits until the save is on disk; raises its error."""
@@ -135,7 +140,7 @@ class Checkpoints:
         args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
         stopping = self._manager.restore(step, args=args)['stopping']
       found = {name: self._read(step, name, tree) for name, tree in items.items()}
-      return found | {'stopping': digests.json_leaf(stopping)}
+      return found | {'stopping': json_leaf(stopping)}
 
     items = self._verified(step, read)
     items |= items.pop('training')
@@ -173,11 +178,12 @@ class Checkpoints:
 
     The sums of the restored elements, less those of the saved ones, are 0 over all processes.
     """
-    reason, items, excess = '', dict[str, Any](), digests.Sums()
+    reason, items, excess = '', dict[str, Any](), Sums()
     try:
       items = read()
       if (saved := self._saved_sums(step)) is not None:
-        excess = digests.excess(items, saved)
+        found = own_sums(items)
+        excess = {key: (found[key] - saved.get(key, 0)) % cache.MODULUS for key in found}
     except UserError:
       raise
     except Exception as e:  # Orbax and its storage raise many types for damaged files
@@ -185,17 +191,17 @@ class Checkpoints:
     reasons, sums = zip(*multihost.gather([reason, excess]), strict=True)
     if reason := next(filter(None, reasons), ''):
       raise Damaged(reason)
-    if wrong := [key for key in excess if sum(s[key] for s in sums) % checksums.MODULUS]:
+    if wrong := [key for key in excess if sum(s[key] for s in sums) % cache.MODULUS]:
       more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
       raise Damaged(f'{wrong[0]}{more} differs from its digest')
     return items
 
-  def _saved_sums(self, step: int) -> digests.Sums | None:
+  def _saved_sums(self, step: int) -> Sums | None:
     """Returns this process's share of the saved sums; None for a checkpoint of an older version."""
-    folder = self.folder / str(step) / digests.ITEM
+    folder = self.folder / str(step) / DIGESTS
     if folder.is_dir():
-      return digests.read(folder, step)
-    if digests.MARK.items() <= (self._manager.metadata(step).custom_metadata or {}).items():
+      return _read_sums(folder, step)
+    if MARK.items() <= (self._manager.metadata(step).custom_metadata or {}).items():
       raise FileNotFoundError(f'{folder} is missing')
     if multihost.is_primary():
       print(
@@ -212,13 +218,15 @@ class Checkpoints:
     concurrent reads is what the largest shard of the item needs, rounded up to GB.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
-    stored = {_key(path): leaf for path, leaf in leaves}
+    stored = {key_of(path): leaf for path, leaf in leaves}
     as_stored = jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.ShapeDtypeStruct(x.shape, stored[_key(path)].dtype, sharding=x.sharding),
+      lambda path, x: jax.ShapeDtypeStruct(
+        x.shape, stored[key_of(path)].dtype, sharding=x.sharding
+      ),
       abstract,
     )
     wanted, _ = jax.tree_util.tree_flatten_with_path(as_stored)
-    sizes = [largest_read(stored[_key(path)], leaf) for path, leaf in wanted]
+    sizes = [largest_read(stored[key_of(path)], leaf) for path, leaf in wanted]
     free = host.available_memory() if jax.local_devices()[0].platform == 'cpu' else None
     if free is not None and sum(sizes) > free:
       raise UserError(
@@ -253,7 +261,7 @@ class Checkpoints:
   def leaves(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Returns shape and stored dtype of the arrays of an item by path, without reading them."""
     found, _ = jax.tree_util.tree_flatten_with_path(self._manager.item_metadata(step)[item])
-    return {_key(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in found}
+    return {key_of(path): (tuple(x.shape), np.dtype(x.dtype)) for path, x in found}
 
   def close(self) -> None:
     """Waits for the last save, unless the checkpoints are `abandoned`."""
@@ -296,6 +304,115 @@ def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
 
   shards = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
   return item * max(map(count, shards), default=0)
+
+
+# Digests. Each process writes STEP/digests/PROCESS.json within the commit of a checkpoint: the sums
+# over the elements that it owns. A restore adds those of all processes, on any mesh.
+
+
+class _Part(NamedTuple):
+  """Elements of a leaf that this process alone owns."""
+
+  key: str
+  place: tuple[slice, ...]
+  data: Any  # an array of one device, or of NumPy
+  copies: int  # of the part, on all devices
+
+
+def json_leaf(value: Any) -> np.ndarray:
+  """Returns a JSON value as an array of bytes."""
+  return np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
+
+
+def own_sums(items: Mapping[str, Any]) -> Sums:
+  """Returns the sum over the elements of each leaf that this process owns.
+
+  Process 0 owns NumPy arrays. Every element of a JAX array has one owner; devices with copies of a
+  shard own leaves in turns.
+  """
+  return _sums(*_own_parts(items))
+
+
+def write_sums(folder: epath.PathLike, step: int, sums: Sums) -> None:
+  """Writes the sums of this process into the folder of the digests."""
+  content = {'step': step, 'sums': {key: f'{value:016x}' for key, value in sums.items()}}
+  process, _ = multihost.process_index_and_count()
+  (epath.Path(folder) / f'{process}.json').write_text(json.dumps(content))
+
+
+def _read_sums(folder: epath.Path, step: int) -> Sums:
+  """Returns the saved sums of some processes; every process of this run reads those of others."""
+  process, processes = multihost.process_index_and_count()
+  total: Sums = {}
+  for file in sorted(folder.glob('*.json'))[process::processes]:
+    content = json.loads(file.read_text())
+    if content['step'] != step:
+      raise ValueError(f'{file} is of step {content["step"]}')
+    for key, value in content['sums'].items():
+      total[key] = (total.get(key, 0) + int(value, 16)) % cache.MODULUS
+  return total
+
+
+class _DigestHandler(ocp.JsonCheckpointHandler):
+  """Computes and writes digests while Orbax writes the arrays."""
+
+  async def async_save(
+    self, directory: epath.Path, item: Any = None, args: Any = None
+  ) -> list[ocp.future.Future]:
+    keys, parts = _own_parts(args.items)
+    for part in parts:
+      if isinstance(part.data, jax.Array) and part.copies == 1:
+        part.data.copy_to_host_async()
+    # The next train step may donate the arrays. JAX keeps the host copy of a shard, which Orbax
+    # takes too. Of several copies of a shard Orbax reads slices, so here one stays on its device.
+    held = [
+      part._replace(data=part.data.copy() if part.copies > 1 else np.asarray(part.data))
+      for part in parts
+    ]
+
+    async def compute() -> None:
+      write_sums(directory, args.step, _sums(keys, held))
+
+    return [ocp.future.CommitFutureAwaitingContractedSignals(compute(), name=DIGESTS)]
+
+  def restore(self, directory: epath.Path, item: Any = None, args: Any = None) -> Any:
+    return {file.name: json.loads(file.read_text()) for file in directory.glob('*.json')}
+
+
+@ocp.args.register_with_handler(_DigestHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _SaveDigests(ocp.args.CheckpointArgs):
+  """The contents of a checkpoint: its step, and trees by item."""
+
+  step: int = 0
+  items: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _own_parts(items: Mapping[str, Any]) -> tuple[list[str], list[_Part]]:
+  """Returns the keys of all leaves, and the own parts of some."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
+  parts = []
+  for nth, (path, x) in enumerate(leaves):
+    if not isinstance(x, jax.Array):
+      parts += [_Part(key_of(path), (), x, 1)] if multihost.is_primary() else []
+      continue
+    copies = len(x.sharding.device_set) * math.prod(x.sharding.shard_shape(x.shape)) // x.size
+    parts += [
+      _Part(key_of(path), shard.index, shard.data, copies)
+      for shard in x.addressable_shards
+      if shard.replica_id == nth % copies
+    ]
+  return [key_of(path) for path, _ in leaves], parts
+
+
+def _sums(keys: Sequence[str], parts: Sequence[_Part]) -> Sums:
+  sums = dict.fromkeys(keys, 0)
+  for key, place, data, _ in parts:
+    if isinstance(data, jax.Array):
+      # JAX keeps the host copy of an array, so the copy is made of a temporary one.
+      data = jax.make_array_from_single_device_arrays(data.shape, data.sharding, [data])
+    sums[key] = (sums[key] + cache.array_checksum(np.asarray(data), place)) % cache.MODULUS
+  return sums
 
 
 def restore_newest(
@@ -374,10 +491,11 @@ def state_items(state: TrainState, evaluated: Params | None = None) -> dict[str,
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {_key(path): tuple(x.shape) for path, x in leaves if hasattr(x, 'shape')}
+  return {key_of(path): tuple(x.shape) for path, x in leaves if hasattr(x, 'shape')}
 
 
-def _key(path: tuple[Any, ...]) -> str:
+def key_of(path: tuple[Any, ...]) -> str:
+  """Returns the path of a leaf as text, such as 'decoder/embedding'."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 

@@ -14,11 +14,10 @@ import orbax.checkpoint as ocp
 import tokenizers
 from ml_collections import ConfigDict
 
-from lm.data import checksums
+from lm.data import cache
 from lm.errors import UserError
 from lm.types import Params, TrainState
-from lm.workdir import digests, experiment, files
-from lm.workdir.checkpoints import checkpoints_folder, state_items
+from lm.workdir import checkpoints, experiment, files
 from lm.workdir.metrics_writer import EventLog
 
 
@@ -85,19 +84,19 @@ def write_workdir(
 def _save(workdir: Path, params: Params) -> None:
   """Saves the checkpoint of step 0."""
 
-  sums = digests.own_sums({'stopping': digests.json_leaf(None)})
+  sums = checkpoints.own_sums({'stopping': checkpoints.json_leaf(None)})
 
   def lazy(path: tuple[Any, ...], x: Any) -> LazyArray:
     def read() -> np.ndarray:
       array = x.read() if isinstance(x, LazyArray) else np.asarray(x)
-      sums[digests.key_of(path)] = checksums.array_checksum(array)
+      sums[checkpoints.key_of(path)] = cache.array_checksum(array)
       return array
 
     return LazyArray(read)
 
   zero = jnp.zeros((), jnp.int32)
   state = TrainState(zero, zero, zero, params, opt_state={})
-  items = jax.tree_util.tree_map_with_path(lazy, state_items(state))
+  items = jax.tree_util.tree_map_with_path(lazy, checkpoints.state_items(state))
   registry = ocp.type_handlers.create_type_handler_registry(
     (LazyArray, _OneByOne()),
     (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns without it
@@ -105,8 +104,9 @@ def _save(workdir: Path, params: Params) -> None:
   handlers = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for name in items}
   args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
   options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-  folder = checkpoints_folder(workdir)
+  folder = checkpoints.checkpoints_folder(workdir)
   with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
-    manager.save(0, args=ocp.args.Composite(**args), custom_metadata=digests.MARK)
-  (folder / '0' / digests.ITEM).mkdir()
-  digests.write(folder / '0' / digests.ITEM, 0, sums)
+    manager.save(0, args=ocp.args.Composite(**args), custom_metadata=checkpoints.MARK)
+  place = folder / '0' / checkpoints.DIGESTS
+  place.mkdir()
+  checkpoints.write_sums(place, 0, sums)
