@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from lm.config import resolve, trust, validate
-from lm.config.base import link_defaults
+from lm.config.base import base, link_defaults
 from lm.data import fingerprints
 from lm.errors import UserError, did_you_mean, first_line
 from lm.parallel import host
@@ -58,6 +58,17 @@ NEW_DATA = (
   'data.mix',
   'data.train_split',
   'data.prepare',
+)
+# Keys that config.json of older versions lacks: it gets the values of `base()`, which keep the run.
+_LATER = (
+  'callbacks',
+  'data.mix',
+  'data.mixture',
+  'decode.forbidden',
+  'decode.logits_processors',
+  'decode.sampler',
+  'models',
+  'view',
 )
 _LARGEST = 2**24  # bytes of a config.json
 _LARGEST_TOKENIZER = 2**29
@@ -349,6 +360,13 @@ def _read_config(file: pathlib.Path, name: str, trusted: bool = True) -> ConfigD
     raise UserError(f'{name}: {e}') from e
   except Exception as e:  # ConfigDict raises many types, such as for the name of a key
     raise UserError(f'{name} is damaged: {first_line(e)}') from e
+  defaults = base()
+  with config.unlocked():
+    for key in _LATER:
+      section, _, last = key.rpartition('.')
+      holder = config.get(section) if section else config
+      if isinstance(holder, ConfigDict) and last not in holder:
+        holder[last] = (defaults[section] if section else defaults)[last]
   validate.check_structure(config, name)
   return config
 

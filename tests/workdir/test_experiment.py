@@ -270,6 +270,15 @@ def test_a_config_of_another_structure_is_an_error_of_one_line(change, message, 
   assert '\n' not in str(error.value) and str(tmp_path) in str(error.value)
 
 
+def test_a_workdir_of_an_older_version_is_read(tmp_path):
+  saved = json.loads(experiment.to_json(configs.base()))
+  for name in ('callbacks', 'models', 'view'):
+    del saved[name]
+  del saved['data']['mixture'], saved['decode']['forbidden'], saved['decode']['sampler']
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  assert _leaves(experiment.read_config(tmp_path)) == _leaves(configs.base())
+
+
 @pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'{"a": ', b'[' * 100_000, b'null', b'7'])
 def test_a_damaged_config_is_an_error_of_one_line(content, tmp_path):
   (tmp_path / 'config.json').write_bytes(content)
