@@ -38,8 +38,8 @@ flags.DEFINE_enum(
   ('error', 'truncate', 'windows'),
   'policy for rows above the context; windows averages the outputs of several',
 )
-flags.DEFINE_integer('batch_size', 32, 'rows per batch', lower_bound=1)
-flags.DEFINE_integer('window', 1024, 'rows that are sorted by length together', lower_bound=1)
+flags.DEFINE_integer('batch_size', 32, 'packed rows, or prompts, per batch', lower_bound=1)
+flags.DEFINE_integer('window', 1024, 'rows of the input that are packed together', lower_bound=1)
 flags.DEFINE_bool('embed', False, 'return an embedding of each row')
 flags.DEFINE_string('pooling', 'lm.nn.pooling:mean', 'import path of the pooling of --embed')
 flags.DEFINE_bool('normalize', False, 'divide embeddings by their length')

@@ -80,7 +80,7 @@ class TrainedModel(Loaded):
   """A trained model with its parameters, config and tokenizer, and functions that ask it.
 
   Rows are dicts with the fields of the run's task, without its target; a text alone is the only
-  field. A prediction depends on its own row: rows of similar lengths share a batch for speed.
+  field. A prediction depends on its own row: several share a row of a batch for speed.
 
   Policies for rows that are longer than those of training: 'error'; 'truncate', from the right, and
   from the left for a prompt; 'windows', whose outputs are averaged, weighted by their tokens.
@@ -106,7 +106,7 @@ class TrainedModel(Loaded):
       top_k: labels, or fillers of a mask, to return; 0 for all labels and 5 fillers.
       temperature: divides the logits of labels; see `calibrate`.
       too_long: the policy above.
-      batch_size: rows of a batch.
+      batch_size: packed rows of a batch, or prompts.
       place: names the row of an index, for errors.
 
     Raises:
@@ -158,7 +158,7 @@ class TrainedModel(Loaded):
       pooling: a function of lm.nn.pooling.
       normalize: whether vectors have length 1.
       too_long: the policy of the class.
-      batch_size: rows of a batch.
+      batch_size: packed rows of a batch.
       place: names the text of an index, for errors.
 
     Raises:
