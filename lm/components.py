@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -31,6 +31,7 @@ from lm.types import (
 )
 
 Built = TypeVar('Built', Objective, Optimizer)
+Shapes = Mapping[str, list[Any]]  # the dtype and the shape of each field of a row
 TRAIN_STEP = 'lm.training.train_step:train_step'  # unless objective.train_step names another
 
 
@@ -87,6 +88,12 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
 def _without_train_step(objective: ConfigDict) -> ConfigDict:
   """Returns the section `objective` without `train_step`, which is no argument of its function."""
   return ConfigDict({key: value for key, value in objective.items() if key != 'train_step'})
+
+
+def with_row(functions: Components, config: ConfigDict, row: Shapes) -> Components:
+  """Returns the functions, whose parameters are initialized from a row of the training data."""
+  init = init_of(functions.model, config.data.seq_len, row)
+  return dataclasses.replace(functions, init=init)
 
 
 def pass_word_counts(
@@ -215,24 +222,49 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
   return values
 
 
-def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
+def abstract_row(row: Mapping[str, np.ndarray]) -> Shapes:
+  """Returns the dtype and the shape of each field of a row, as JSON values."""
+  return {name: [x.dtype.name, *x.shape] for name, x in sorted(row.items())}
+
+
+def init_of(model: nn.Module, context: int, row: Shapes | None = None) -> Callable[[Array], Params]:
   """Returns `key -> parameters`, boxed with their partitioning metadata.
+
+  Args:
+    model: the model.
+    context: the length of rows of the fields that all models know.
+    row: the fields of a row of the training data; None or {} for those fields alone.
 
   Raises:
     UserError: when traced, the model has variables besides parameters, or its layers return losses.
+      The model raises it for a field that no row has.
   """
 
   def init(key: Array) -> Params:
-    row = jnp.zeros((1, context), jnp.int32)
-    target = ('inputs', 'targets', 'segments', 'positions')
-    source = ('source', 'source_segments', 'source_positions')
-    batch = dict.fromkeys((*target, *source), row) | {'examples': row[:, :1]}
+    shapes = row or _known_fields(context)
+    zeros = {name: jnp.zeros((1, *shape), dtype) for name, (dtype, *shape) in shapes.items()}
     mutable = nn.DenyList((HOOKS_COLLECTION,))
-    output, variables = model.init_with_output({'params': key}, batch, mutable=mutable)
+    output, variables = model.init_with_output({'params': key}, _Row(zeros), mutable=mutable)
     refuse_state(output, {name: x for name, x in variables.items() if name != 'params' and x})
     return variables['params']
 
   return init
+
+
+def _known_fields(context: int) -> Shapes:
+  target = ('inputs', 'targets', 'segments', 'positions')
+  source = ('source', 'source_segments', 'source_positions')
+  return {name: ['int32', context] for name in (*target, *source)} | {'examples': ['int32', 1]}
+
+
+class _Row(dict[str, Array]):
+  """A batch whose missing fields are errors in one line."""
+
+  def __missing__(self, name: str) -> Array:
+    raise UserError(
+      f'model: it reads batch[{name!r}], and rows have {", ".join(self)}; a converter or a '
+      'transform may add it'
+    )
 
 
 def parameter_count(params: Params) -> int:

@@ -42,7 +42,7 @@ from lm.evaluation.predict import (
 from lm.models.ensemble import Ensemble
 from lm.nn import heads, pooling
 from lm.nn.hooks import with_hooks
-from lm.task import Convert, Example, Features, Pieces, Task, cast_feature, string_field
+from lm.task import Convert, Example, Features, Pieces, Task, string_field
 from lm.tasks import fill_mask
 from lm.tasks.extractive_qa import windows
 from lm.text.detokenize import TextStream
@@ -545,8 +545,6 @@ def bucketed_batches(found: Sequence[Features], batch_size: int) -> Iterator[dic
       rows //= 2
     padded = [found[i] for i in (*indices, *[indices[-1]] * (rows - len(indices)))]
     batch = pad_prompts(padded, bucket)
-    for name in padded[0].values:
-      batch[name] = cast_feature(name, [[f.values[name]] for f in padded])
     examples = [i + 1 for i in indices] + [0] * (rows - len(indices))
     yield {**batch, 'examples': np.array(examples, np.int32)[:, None]}
 

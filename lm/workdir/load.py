@@ -129,7 +129,7 @@ def open_run(workdir: str | pathlib.Path) -> Run:
   tokenizer = experiment.read_tokenizer(workdir)
   with sources.import_source(workdir / 'source') as clashes:
     model = components.model(config, vocabulary_size(tokenizer))
-    init = components.init_of(model, config.data.seq_len)
+    init = components.init_of(model, config.data.seq_len, experiment.read_row(workdir))
     boxed = jax.eval_shape(init, jax.random.key(0))
   if clashes:
     print(
