@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -33,6 +33,7 @@ from lm.types import (
 )
 
 Built = TypeVar('Built', Objective, Optimizer)
+Shapes = Mapping[str, list[Any]]  # the dtype and the shape of each field of a row
 TRAIN_STEP = 'lm.training.train_step:train_step'  # unless objective.train_step names another
 NAMED_TREES = 'lm.training.named_trees:trees'  # where a config has `models` or `view`
 
@@ -118,6 +119,12 @@ def build_components(config: ConfigDict, vocab_size: int, devices=None) -> Compo
 def _without_train_step(objective: ConfigDict) -> ConfigDict:
   """Returns the section `objective` without `train_step`, which is no argument of its function."""
   return ConfigDict({key: value for key, value in objective.items() if key != 'train_step'})
+
+
+def with_row(functions: Components, config: ConfigDict, row: Shapes) -> Components:
+  """Returns the functions, whose parameters are initialized from a row of the training data."""
+  init = init_of(functions.model, config.data.seq_len, row)
+  return dataclasses.replace(functions, init=init)
 
 
 def pass_word_counts(
@@ -246,28 +253,50 @@ def metrics(config: ConfigDict, name: str) -> list[Metric]:
   return values
 
 
-def example_batch(context: int) -> Batch:
-  """Returns a batch of one row of zeros, which every model can read."""
-  row = jnp.zeros((1, context), jnp.int32)
+def abstract_row(row: Mapping[str, np.ndarray]) -> Shapes:
+  """Returns the dtype and the shape of each field of a row, as JSON values."""
+  return {name: [x.dtype.name, *x.shape] for name, x in sorted(row.items())}
+
+
+def example_batch(context: int, row: Shapes | None = None) -> Batch:
+  """Returns a batch of one row of zeros, from which a model is initialized; see `init_of`."""
   target = ('inputs', 'targets', 'segments', 'positions')
   source = ('source', 'source_segments', 'source_positions')
-  return dict.fromkeys((*target, *source), row) | {'examples': row[:, :1]}
+  known: Shapes = {name: ['int32', context] for name in (*target, *source)}
+  shapes = row or {**known, 'examples': ['int32', 1]}
+  return _Row({name: jnp.zeros((1, *shape), dtype) for name, (dtype, *shape) in shapes.items()})
 
 
-def init_of(model: nn.Module, context: int) -> Callable[[Array], Params]:
+def init_of(model: nn.Module, context: int, row: Shapes | None = None) -> Callable[[Array], Params]:
   """Returns `key -> parameters`, boxed with their partitioning metadata.
 
+  Args:
+    model: the model.
+    context: the length of rows of the fields that all models know.
+    row: the fields of a row of the training data; None or {} for those fields alone.
+
   Raises:
-    UserError: when traced, the model has variables besides parameters.
+    UserError: when traced, the model has variables besides parameters, or reads a field that no row
+      has.
   """
 
   def init(key: Array) -> Params:
     mutable = nn.DenyList((HOOKS_COLLECTION, LOSSES_COLLECTION))
-    variables = model.init({'params': key}, example_batch(context), mutable=mutable)
+    variables = model.init({'params': key}, example_batch(context, row), mutable=mutable)
     refuse_state({name: x for name, x in variables.items() if name != 'params' and x})
     return variables['params']
 
   return init
+
+
+class _Row(dict[str, Array]):
+  """A batch whose missing fields are errors in one line."""
+
+  def __missing__(self, name: str) -> Array:
+    raise UserError(
+      f'model: it reads batch[{name!r}], and rows have {", ".join(self)}; a converter or a '
+      'transform may add it'
+    )
 
 
 def parameter_count(params: Params) -> int:

@@ -99,9 +99,10 @@ class Features(NamedTuple):
   A row of a packed batch contains several `Features`.
 
   Attributes:
-    tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like.
+    tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like. A
+      token may have a number or an array, such as the patch of an image: (N, ...).
     source: the same for the encoder row of an encoder-decoder.
-    values: of the example: a scalar, such as its class, or a vector of a fixed size.
+    values: of the example: a number, such as its class, or an array of a fixed shape.
     shortened: called with a number of tokens; returns the indices of the tokens to keep, where the
       policy for long examples truncates. None cuts them from the right.
   """
@@ -154,17 +155,34 @@ class Converter:
   needs_separator: bool = True
 
 
-def cast_feature(name: str, values: Any) -> np.ndarray:
-  """Returns the array of a feature in its batch dtype: int32, or float32 for floats and weights.
+def stack_feature(name: str, arrays: Sequence[Any]) -> np.ndarray:
+  """Returns the values of a feature, one for each array or number, in its batch dtype."""
+  return concatenate_feature(name, [np.asarray(value)[None] for value in arrays])
+
+
+def concatenate_feature(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns the concatenated arrays of a feature in its batch dtype.
+
+  NumPy's own int64 and float64 become int32 and float32, and so do weights; other types stay. The
+  types of empty arrays do not count.
 
   Raises:
-    UserError: the values are not numeric, or are integers outside int32.
+    UserError: the arrays are not numeric, differ in shape, or have integers outside int32.
   """
-  array = np.asarray(values)
-  if array.dtype.kind not in 'fiub' and (array.size or name == 'weights'):
+  parts = [np.asarray(array) for array in arrays if len(array)]
+  shapes = sorted({part.shape[1:] for part in parts})
+  if len(shapes) > 1:
+    raise UserError(
+      f'data.converter: feature {name!r} has shapes {shapes[0]} and {shapes[1]}; all examples need '
+      'the same'
+    )
+  array = np.concatenate(parts) if parts else np.zeros(0, int)
+  if array.dtype.kind not in 'fiub':
     raise UserError(f'data.converter: feature {name!r} has dtype {array.dtype}, not a numeric one')
-  if name == 'weights' or array.dtype.kind == 'f':
+  if name == 'weights' or array.dtype == np.float64:
     return array.astype(np.float32)
+  if array.dtype.itemsize < 8 and array.dtype != np.uint32:
+    return array
   limits = np.iinfo(np.int32)
   if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
     raise UserError(
@@ -172,12 +190,3 @@ def cast_feature(name: str, values: Any) -> np.ndarray:
       f'({limits.min} to {limits.max}); use floats'
     )
   return array.astype(np.int32)
-
-
-def concatenate_feature(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns the concatenated arrays of a feature in its batch dtype.
-
-  The dtypes of empty arrays do not count.
-  """
-  parts = [np.asarray(array) for array in arrays if len(array)]
-  return cast_feature(name, np.concatenate(parts) if parts else np.zeros(0, int))

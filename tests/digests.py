@@ -40,14 +40,17 @@ DECODED = ('quickstart', 'multi30k_de_en')
 def rows_of(name):
   """Returns a smoke config, functions that know word counts, and the shapes of a row."""
   config = experiment.load(f'{FOLDER / name}.py:smoke')
-  for section in (config.data, *(s for s in config.eval.sets.values() if s.source)):
+  sections = (config.data, *config.data.mixture.values(), *config.eval.sets.values())
+  for section in (section for section in sections if section.source):
     section.source = f'first_examples:{first.__name__}(source={section.source!r}, count=400)'
   tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, vocabulary_size(tokenizer))
   rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed)
   functions = components.pass_word_counts(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
-  return config, functions, batches.batch_at(rows, transforms, 1, config.seed, 0)
+  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
+  shapes = components.abstract_row({name: x[0] for name, x in row.items()})
+  return config, components.with_row(functions, config, shapes), row
 
 
 def train_step(config, functions, row):

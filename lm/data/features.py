@@ -14,7 +14,7 @@ import tokenizers
 from lm.config import resolve
 from lm.data import cache
 from lm.errors import UserError
-from lm.task import Converter, Example, Features, Task, cast_feature, concatenate_feature
+from lm.task import Converter, Example, Features, Task, concatenate_feature, stack_feature
 from lm.text.files import lone_surrogate
 
 POLICIES = ('error', 'truncate', 'skip')
@@ -174,7 +174,7 @@ def _stacked(indexed: Sequence[tuple[int, Features]]) -> Arrays:
     for name in parts[0] if parts else ():
       arrays[f'{stream}/{name}'] = concatenate_feature(name, [part[name] for part in parts])
   for name in indexed[0][1].values if indexed else ():
-    arrays[f'{VALUES}/{name}'] = cast_feature(name, [f.values[name] for _, f in indexed])
+    arrays[f'{VALUES}/{name}'] = stack_feature(name, [f.values[name] for _, f in indexed])
   return arrays
 
 
@@ -194,17 +194,16 @@ def length_note(data: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
 def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, Any]:
   """Writes arrays of features into a directory; returns entries of meta.json.
 
-  Arrays with a value per token are concatenated in 'STREAM.NAME.bin'; the others become .npy files.
-  In meta.json, `fields` lists the names of all features, and `dtypes` has the types of features
-  with a value per token.
+  Each feature is concatenated in 'STREAM.NAME.bin'; lengths and indices become .npy files. In
+  meta.json, `fields` has the dtype of each feature and the shape that it has per token or example.
 
   Raises:
-    UserError: a feature per token has integers in some examples and floats in others.
+    UserError: a feature has other types or shapes in some examples than in others.
   """
   arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*STREAMS, EXAMPLE)}
   examples, long, content = 0, np.zeros(3, np.int64), hashlib.sha256()
   files: dict[str, Any] = {}
-  dtypes: dict[str, str] = {}
+  fields: dict[str, list[Any]] = {}
   with contextlib.ExitStack() as stack:
     for chunk in chunks:
       chunk[EXAMPLE] = chunk[EXAMPLE] + examples
@@ -212,30 +211,30 @@ def write_features(place: pathlib.Path, chunks: Iterable[Arrays]) -> dict[str, A
       long = long + chunk.pop(LONG)
       for name, values in chunk.items():
         stream, _, field = name.partition('/')
-        if not field or stream == VALUES:
-          arrays.setdefault(name, []).append(values)
+        if not field:
+          arrays[name].append(values)
           continue
         if name not in files:
           files[name] = stack.enter_context((place / f'{stream}.{field}.bin').open('wb'))
-        if len(values) and values.dtype.name != dtypes.setdefault(name, values.dtype.name):
+        kind = [values.dtype.name, *values.shape[1:]]
+        if len(values) and kind != fields.setdefault(name, kind):
+          one, other = (f'{dtype}{shape or ""}' for dtype, *shape in (fields[name], kind))
           raise UserError(
-            f'data.converter: {field!r} of features is {dtypes[name]} in some examples and '
-            f'{values.dtype.name} in others; use one type'
+            f'data.converter: {field!r} of features is {one} in some examples and {other} in '
+            'others; use one type and one shape'
           )
-        files[name].write(values.data)
-        content.update(values.data)
+        data = values.tobytes()
+        files[name].write(data)
+        content.update(data)
   for name, parts in arrays.items():
     values = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    if values.dtype.kind == 'f':
-      values = values.astype(np.float32)  # some chunks may hold integers
     content.update(values.tobytes())
-    cache.save_array(place / f'{name.replace("/", ".")}.npy', values)
+    cache.save_array(place / f'{name}.npy', values)
   return {
     'documents': examples,
     'too_long': dict(zip(('seq_len', 'source_len', 'either'), long.tolist(), strict=True)),
     'features': sum(map(len, arrays[EXAMPLE])),
     'tokens': sum(int(np.sum(part)) for stream in STREAMS for part in arrays[stream]),
-    'fields': sorted([*files, *(name for name in arrays if name.startswith(f'{VALUES}/'))]),
-    'dtypes': dict.fromkeys(files, 'int32') | dtypes,
+    'fields': {name: fields.get(name, ['int32']) for name in sorted(files)},
     'content': content.hexdigest(),
   }

@@ -31,7 +31,7 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.task import as_example
 
-FORMAT = 10  # increased whenever a change of the code prepares the same inputs differently
+FORMAT = 11  # increased whenever a change of the code prepares the same inputs differently
 _PACKAGE = 'lm'
 _IMPORT_PATH = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(\(.*\))?', re.DOTALL)
 _INSTALLED = {'site-packages', 'dist-packages'}

@@ -141,8 +141,8 @@ class FeatureRows(Rows):
 
   A row has the arrays of `Features.tokens` by their names. For an encoder-decoder it also has those
   of `Features.source`, with `source_segments` and `source_positions`. Values per example are (P,)
-  arrays in the order of their segments, or (P, C) for vectors. Weights are 1 if a converter returns
-  none.
+  arrays in the order of their segments. Features that are arrays themselves have their axes last,
+  as in (T, C) or (P, H, W). Weights are 1 if a converter returns none.
 
   Attributes:
     example: (N,) int64, the index of the example that each of the N prepared Features comes from.
@@ -170,16 +170,14 @@ class FeatureRows(Rows):
     self.example = _load(place / 'example.npy')
     self.note: str = meta.get('note', '')
     self._max_examples = int(np.diff(self._row_ends, prepend=0).max())
-    fields = [name.split('/', 1) for name in meta['fields']]
-    self._values = {f: _load(place / f'values.{f}.npy') for kind, f in fields if kind == 'values'}
-    self._streams = []
+    found: dict[str, dict[str, np.ndarray]] = {'values': {}, 'tokens': {}, 'source': {}}
+    for name, (dtype, *shape) in meta['fields'].items():
+      stream, field = name.split('/', 1)
+      flat = np.asarray(np.memmap(place / f'{stream}.{field}.bin', dtype, 'r'))
+      found[stream][field] = flat.reshape(-1, *shape)
+    self._values, self._streams = found['values'], []
     for stream, prefix, size in zip(('tokens', 'source'), ('', 'source_'), contexts, strict=True):
-      arrays = {
-        f: np.asarray(np.memmap(place / f'{stream}.{f}.bin', meta['dtypes'][f'{stream}/{f}'], 'r'))
-        for kind, f in fields
-        if kind == stream
-      }
-      if arrays:
+      if arrays := found[stream]:
         lengths = _load(place / f'{stream}.npy')
         self._streams.append(Stream(prefix, arrays, lengths, np.cumsum(lengths) - lengths, size))
     self.size = sum(stream.size for stream in self._streams)

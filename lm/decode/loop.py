@@ -20,7 +20,7 @@ import numpy as np
 from lm.decode.sampling import IMPOSSIBLE, LogitsProcessor, SampleFn, greedy, process_logits
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
-from lm.task import Features, concatenate_feature
+from lm.task import Features, concatenate_feature, stack_feature
 from lm.types import Apply, Array, Params
 
 # step(tokens_R, positions_R, cache) -> (logits_RV float32, cache): the logits after one more token
@@ -194,12 +194,14 @@ def pad_prompts(prompts: Sequence[Features], length: Callable[[int], int]) -> di
   """Returns prompts as a batch, one per row, padded at the end.
 
   Args:
-    prompts: tokens, and those of the encoder input for a model with one.
+    prompts: tokens, those of the encoder input for a model with one, and values of the example.
     length: maps the length of the longest prompt, or encoder input, to the row length.
   """
   batch = _padded([prompt.tokens for prompt in prompts], '', length)
   if prompts[0].source:
     batch |= _padded([prompt.source for prompt in prompts], 'source_', length)
+  for name in prompts[0].values:
+    batch[name] = stack_feature(name, [prompt.values[name] for prompt in prompts])[:, None]
   return batch
 
 
@@ -215,7 +217,7 @@ def _padded(
   }
   for name in rows[0]:
     flat = concatenate_feature(name, [row[name] for row in rows])
-    batch[name] = np.zeros(inside.shape, flat.dtype)
+    batch[name] = np.zeros((*inside.shape, *flat.shape[1:]), flat.dtype)
     batch[name][inside] = flat
   return batch
 

@@ -24,6 +24,7 @@ from lm.errors import UserError
 from lm.models.transformer import Decoder
 from lm.nn.hooks import Edit, edited_apply, with_hooks
 from lm.types import Array, Batch, Params
+from lm.workdir import experiment
 from lm.workdir.load import Loaded
 
 Model = TypeVar('Model', bound=Loaded)
@@ -40,8 +41,9 @@ def edited(run: Model, edits: Mapping[str, Edit]) -> Model:
     UserError: an edit matches no hook point, or changes a shape.
   """
   apply = edited_apply(run.model, edits)
+  row = experiment.read_row(run.workdir)
   try:
-    jax.eval_shape(apply, run.params, example_batch(run.config.data.seq_len))
+    jax.eval_shape(apply, run.params, example_batch(run.config.data.seq_len, row))
   except ValueError as e:
     raise UserError(f'edits: {e}') from e
   return dataclasses.replace(run, apply=apply)

@@ -94,6 +94,9 @@ def train(
   rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed, show)
   built = components.pass_word_counts(built, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
+  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
+  shapes = components.abstract_row({name: x[0] for name, x in row.items()})
+  built = components.with_row(built, config, shapes)
   host_memory.check_batches(config, built, rows, transforms)
   diagnostics.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, built, tokenizer)
@@ -111,7 +114,6 @@ def train(
   directions = evaluators.directions(params)
   early_stopping.check_monitored(config, directions)
   train_steps = make_train_steps(built, config.seed, config.microbatches, abstract)
-  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
 
   def trace(batch_size: int) -> Any:
     return check_step(train_steps, built, abstract, _first_batch(config, row, batch_size))
@@ -134,7 +136,7 @@ def train(
       warnings: list[str] = []
       if multihost.is_primary():
         warnings = experiment.write_run_config(
-          config, path_and_arg, tokenizer, workdir, rows.content, new_data
+          config, path_and_arg, tokenizer, workdir, rows.content, new_data, shapes
         )
       _wait_for_workdir(workdir)
       events = EventLog(workdir, multihost.is_primary())

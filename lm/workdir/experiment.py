@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -151,6 +152,7 @@ def write_run_config(
   workdir: pathlib.Path,
   content: str,
   new_data: bool = False,
+  row: Mapping[str, Any] | None = None,
 ) -> list[str]:
   """Writes config.json, source/, tokenizer.json and data.json, or compares existing ones.
 
@@ -166,6 +168,7 @@ def write_run_config(
     content: a digest of the training data.
     new_data: whether the training data may differ from that of the workdir. data.json then also
       lists the previous data.
+    row: the dtype and the shape of each field of a row, from which `lm.load` initializes.
 
   Returns:
     Warnings about code and training data that have changed since the last start.
@@ -178,7 +181,7 @@ def write_run_config(
   if not saved.exists():
     _write_source(workdir / 'source', code)
     tokenizer.save(str(workdir / 'tokenizer.json'))
-    _write_data(workdir, config, content, [])
+    _write_data(workdir, config, content, row, [])
     # config.json is written last and atomically, so that its presence means a complete record.
     files.replace(saved, to_json(config).encode())
     return []
@@ -203,7 +206,7 @@ def write_run_config(
     files.replace(saved, to_json(config).encode())
   warnings = []
   if other_data:
-    _write_data(workdir, config, content, [*known.pop('before', []), known])
+    _write_data(workdir, config, content, row, [*known.pop('before', []), known])
     warnings = [f'the training data has changed ({_sources(config)})']
   names = ['the checkout of lm' if name in _COMMIT else name for name in changed]
   return warnings + [
@@ -254,12 +257,17 @@ def _write_source(folder: pathlib.Path, code: Mapping[str, bytes]) -> None:
 
 
 def _write_data(
-  workdir: pathlib.Path, config: ConfigDict, content: str, before: list[dict[str, Any]]
+  workdir: pathlib.Path,
+  config: ConfigDict,
+  content: str,
+  row: Mapping[str, Any] | None,
+  before: list[dict[str, Any]],
 ) -> None:
-  """Writes data.json: the training data, and the previous data in `before`."""
+  """Writes data.json: the training data, the fields of a row, and the previous data in `before`."""
   sources = config.data.mixture.to_dict() or config.data.source
   data = {'train': content, 'source': sources, 'split': config.data.train_split}
-  text = json.dumps(data | ({'before': before} if before else {})) + '\n'
+  more = {'row': row, 'before': before}
+  text = json.dumps(data | {key: value for key, value in more.items() if value}) + '\n'
   files.replace(workdir / 'data.json', text.encode())
 
 
@@ -382,6 +390,22 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any]:
     return {**known, 'train': known['train']}
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f'--workdir={workdir}: data.json is missing or damaged: {e}') from e
+
+
+def read_row(workdir: pathlib.Path) -> dict[str, list[Any]]:
+  """Returns the dtype and the shape of each field of a row of the training data; {} if unknown.
+
+  Raises:
+    UserError: data.json is missing or damaged.
+  """
+  row = read_data(workdir).get('row', {})
+  try:
+    sizes = [(np.dtype(dtype).itemsize, *shape) for dtype, *shape in row.values()]
+  except (AttributeError, TypeError, ValueError):
+    sizes = [('',)]
+  if not all(isinstance(size, int) and size > 0 for shape in sizes for size in shape):
+    raise UserError(f'--workdir={workdir}: data.json is damaged: row={row!r:.60}')
+  return row
 
 
 def read_tokenizer(workdir: pathlib.Path, trusted: bool = True) -> tokenizers.Tokenizer:

@@ -147,7 +147,7 @@ def open_run(workdir: str | pathlib.Path, trusted: bool = True) -> Run:
     return _open_untrusted(workdir, config)
   tokenizer = experiment.read_tokenizer(workdir)
   with sources.import_source(workdir / 'source') as clashes:
-    model, boxed = _model(config, tokenizer)
+    model, boxed = _model(config, tokenizer, workdir)
   if clashes:
     print(
       f'warning: {workdir} has its own {", ".join(clashes)}, but other modules of these names are '
@@ -163,14 +163,16 @@ def _open_untrusted(workdir: pathlib.Path, config: ConfigDict) -> Run:
   tokenizer = experiment.read_tokenizer(workdir, trusted=False)
   with experiment.one_line_errors(workdir):
     meshes.logical_axis_rules(config.mesh.rules)
-    model, boxed = _model(config, tokenizer)
+    model, boxed = _model(config, tokenizer, workdir)
   return Run(workdir, config, tokenizer, model, boxed, trusted=False)
 
 
-def _model(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> tuple[nn.Module, Params]:
+def _model(
+  config: ConfigDict, tokenizer: tokenizers.Tokenizer, workdir: pathlib.Path
+) -> tuple[nn.Module, Params]:
   """Returns the model of a config and its abstract parameters, boxed."""
   model = components.model(config, vocabulary_size(tokenizer))
-  init = components.init_of(model, config.data.seq_len)
+  init = components.init_of(model, config.data.seq_len, experiment.read_row(workdir))
   return model, jax.eval_shape(init, jax.random.key(0))
 
 

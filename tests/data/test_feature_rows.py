@@ -183,6 +183,41 @@ def test_floats_stay_floats_in_every_stream(rows_of):
   assert set(batch['reliability'][0][batch['source_segments'][0] > 0]) == {0.5, 0.125}
 
 
+def test_features_may_be_arrays_of_any_type(rows_of):
+  rng = np.random.default_rng(0)
+  stored = [
+    Features(
+      {'inputs': np.arange(n), 'patch': rng.integers(0, 256, (n, 2, 3)).astype(np.uint8)},
+      {'source': np.arange(n + 1), 'audio': rng.random((n + 1, 4)).astype(np.float16)},
+      {'image': rng.random((5, 2)), 'flag': np.array([True, n > 3])},
+    )
+    for n in rng.integers(1, 6, 30)
+  ]
+  rows = rows_of(stored)
+  batch = rows.batch(np.arange(len(rows)))
+  P = batch['examples'].shape[1]
+  assert {k: (x.dtype.name, *x.shape[1:]) for k, x in batch.items() if x.ndim > 2} == {
+    'patch': ('uint8', T, 2, 3),
+    'audio': ('float16', S, 4),
+    'image': ('float32', P, 5, 2),
+    'flag': ('bool', P, 2),
+  }
+  for feature, slot, row in pieces(rows):
+    one = stored[feature]
+    np.testing.assert_array_equal(row['patch'][row['segments'] == slot + 1], one.tokens['patch'])
+    inside = row['source_segments'] == slot + 1
+    np.testing.assert_array_equal(row['audio'][inside], one.source['audio'])
+    np.testing.assert_array_equal(row['image'][slot], one.values['image'].astype(np.float32))
+    assert (row['flag'][slot] == one.values['flag']).all()
+    assert not row['patch'][row['segments'] == 0].any()
+  moved = batches.batch_at(rows, (lambda row, rng: row | {'image': row['image'] + 1},), 3, 0, 0)
+  assert moved['image'].shape == (3, P, 5, 2) and moved['image'].min() >= 1
+  prompts = pad_prompts(stored[:2], lambda size: 8)
+  assert prompts['patch'].shape == (2, 8, 2, 3) and prompts['image'].shape == (2, 1, 5, 2)
+  n = len(stored[1].tokens['inputs'])
+  np.testing.assert_array_equal(prompts['patch'][1, :n], stored[1].tokens['patch'])
+
+
 def test_examples_without_tokens_do_not_make_others_floats(rows_of):
   tokens = [{'inputs': np.array([])}, {'inputs': np.array([3, 4])}]
   rows = rows_of([Features(each, {}, {}) for each in tokens])
@@ -196,6 +231,8 @@ def test_examples_without_tokens_do_not_make_others_floats(rows_of):
   [
     ([np.array([1, 2]), np.array([0.5])], 'int32 in some examples and float32 in others'),
     ([np.array([1, 2]), np.array([2**31])], '2147483648'),
+    ([np.zeros((2, 3)), np.zeros((1, 4))], r'float32\[3\] in some examples and float32\[4\]'),
+    ([np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 4))], r'shapes \(3,\) and \(4,\)'),
     ([np.array(['a']), np.array(['b'])], 'not a numeric one'),
   ],
 )

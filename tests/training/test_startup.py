@@ -14,7 +14,8 @@ from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.metrics.labels import classification
 from lm.metrics.translation import chrf
-from lm.nn.layers import Attention
+from lm.nn.embedding import InputLayer
+from lm.nn.layers import Attention, Linear
 from lm.parallel.host import Never
 from lm.text import tokenizers
 from lm.training import trainer
@@ -139,6 +140,36 @@ def test_decoding_of_a_right_layer_is_traced(decoder):
   params = nn.unbox(jax.eval_shape(components.init_of(model, 8), jax.random.key(0)))
   batch = {'inputs': tokens, 'segments': tokens + 1, 'positions': tokens}
   check_decoding(model, apply_of(model), params, batch)
+
+
+def sees_batch():
+  def apply(module, x, batch, add_positions, d_model):
+    of_tokens = Linear((3, d_model), (None, 'embed'), name='patches')(batch['patches'])
+    of_examples = Linear((2, 5, d_model), (None, None, 'embed'), 2, name='image')(batch['image'])
+    return add_positions(x + of_tokens + of_examples[:, :1])
+
+  return InputLayer(apply)
+
+
+def test_parameters_are_initialized_from_a_row(decoder):
+  known = {name: np.zeros(8, np.int32) for name in ('inputs', 'segments', 'positions')}
+  arrays = {'patches': np.zeros((8, 3), np.uint8), 'image': np.zeros((4, 2, 5), np.float16)}
+  row = components.abstract_row(known | arrays)
+  assert row['image'] == ['float16', 4, 2, 5]
+  found = jax.eval_shape(
+    components.init_of(decoder(input_layer=sees_batch), 8, row), jax.random.key(0)
+  )
+  stack = nn.unbox(found)['decoder']
+  assert stack['patches']['kernel'].shape == (3, 16) and stack['image']['kernel'].shape[:2] == (
+    2,
+    5,
+  )
+  del row['patches']
+  with pytest.raises(UserError, match=r"batch\['patches'\], and rows have image, inputs, pos"):
+    jax.eval_shape(components.init_of(decoder(input_layer=sees_batch), 8, row), jax.random.key(0))
+  plain, key = decoder(), jax.random.key(0)
+  shapes = [jax.eval_shape(components.init_of(plain, 8, r), key) for r in (None, row)]
+  assert shapes[0] == shapes[1], 'what a model does not read changes nothing'
 
 
 def twice():

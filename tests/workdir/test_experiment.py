@@ -333,3 +333,12 @@ def test_the_command_can_be_pasted_and_hides_the_home_directory():
 )
 def test_the_name_of_an_experiment_has_its_argument(path_and_arg, name):
   assert experiment.name_of(path_and_arg) == name
+
+
+@pytest.mark.parametrize('row', [3, {'x': 'int32'}, {'x': ['int33', 2]}, {'x': ['int8', -1]}])
+def test_a_damaged_row_is_one_line(row, tmp_path):
+  (tmp_path / 'data.json').write_text(json.dumps({'train': 'abc', 'row': {'x': ['uint8', 4, 2]}}))
+  assert experiment.read_row(tmp_path) == {'x': ['uint8', 4, 2]}
+  (tmp_path / 'data.json').write_text(json.dumps({'train': 'abc', 'row': row}))
+  with pytest.raises(UserError, match=r'data\.json is damaged: row='):
+    experiment.read_row(tmp_path)
