@@ -22,8 +22,8 @@ ALIKE = {
   'ag_news', 'article_generation', 'back_translation', 'chnsenticorp', 'cmrc2018',
   'dates_fixed_vector', 'distillation', 'ema', 'ensemble_multi30k', 'finetune', 'function_length',
   'llama_160m', 'llama_1b', 'llama_8b', 'llama_70b', 'lm1b', 'lora', 'multi30k_de_en',
-  'multi30k_lstm', 'multi30k_multilingual', 'published_gpu_rows', 'published_rows', 'stage1_to_stage2',
-  'tatoeba_zh_en', 'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
+  'multi30k_lstm', 'multi30k_multilingual', 'published_gpu_rows', 'published_rows',
+  'stage1_to_stage2', 'tatoeba_zh_en', 'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
   'focal_loss', 'gated_attention', 'mixture_of_experts', 'msra_ner', 'shakespeare_char', 'sst2',
   'word2vec_text8', 'word2vec_zh',
 }  # fmt: skip
