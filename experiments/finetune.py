@@ -41,7 +41,7 @@ from lm.data.sources import languages
 from lm.errors import UserError
 from lm.pretrained import checkpoint, families, safetensors
 from lm.text import tokenizers
-from lm.workdir.experiment import read_config
+from lm.workdir.untrusted import read_config
 
 _TEMPLATE = "(special_tokens='template')"
 _POOLED = 'lm.nn.heads:pooled'
@@ -67,8 +67,7 @@ def _pretrained(workdir):
       f'--config: no imported workdir {workdir!r} (config.json is missing); '
       'python -m lm.convert from_hf DIR --workdir=OUT writes one'
     )
-  # The config of a stranger's workdir must not name functions for this run.
-  found = read_config(pathlib.Path(workdir), trusted=False).model
+  found = read_config(pathlib.Path(workdir)).model
   if found.fn != 'lm.models.transformer:Encoder':
     raise UserError(f'--config: no encoder in {workdir!r}, whose model.fn is {found.fn!r}')
   config = base()

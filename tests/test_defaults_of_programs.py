@@ -28,7 +28,7 @@ def strategy_of(monkeypatch):
   config = base()
   config.decode.update({'beam_size': 3, 'length_penalty': 1.25})
   loaded = types.SimpleNamespace(config=config, tokenizer=tokenizers.bytes([]), notes=())
-  monkeypatch.setattr(ensembles, 'open_runs', lambda *args: loaded)
+  monkeypatch.setattr(ensembles, 'open_runs', lambda *args, **kwargs: loaded)
 
   def run(*flags):
     found = []

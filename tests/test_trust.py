@@ -27,7 +27,7 @@ from lm.errors import UserError
 from lm.parallel import host
 from lm.text import tokenizers
 from lm.training import warm_start
-from lm.workdir import experiment, files
+from lm.workdir import experiment, files, untrusted
 
 ROOT = pathlib.Path(__file__).parent.parent
 CASES = hostile.cases()
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
   """Has the tokenizer read without the process that tries it, which takes half a second."""
-  monkeypatch.setattr(experiment.probe, 'check', lambda *args: None)
+  monkeypatch.setattr(untrusted.probe, 'check', lambda *args: None)
 
 
 def check(name, folder, *openers):
@@ -91,9 +91,9 @@ def test_every_program_refuses(name, folder, quick):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)  # 30 s: all cases by all programs
 def test_no_program_runs_anything(name, folder, monkeypatch):
-  monkeypatch.setattr(experiment.probe, 'SECONDS', 5.0)
+  monkeypatch.setattr(untrusted.probe, 'SECONDS', 5.0)
   if not name.startswith('tokenizer'):
-    monkeypatch.setattr(experiment.probe, 'check', lambda *args: None)
+    monkeypatch.setattr(untrusted.probe, 'check', lambda *args: None)
   check(name, folder, *hostile.openers_of(name))
 
 
@@ -125,7 +125,7 @@ def test_trust_is_of_a_workdir_and_not_of_the_process(folder, tmp_path, quick):
   step = {'data.task': 'mine_of_trust:task', 'data.converter': 'mine_of_trust:task'}
   workdir = changed(folder, tmp_path, hostile.config(**step))
   (workdir / 'source/mine_of_trust.py').write_text('def task():\n  return 7\n')
-  untrusted = lm.load(workdir, trusted=False)
+  stranger = lm.load(workdir, trusted=False)
   trusted = lm.load(workdir)
 
   def call(loaded):
@@ -136,9 +136,9 @@ def test_trust_is_of_a_workdir_and_not_of_the_process(folder, tmp_path, quick):
     for run in (call, lambda loaded: pool.submit(call, loaded).result()):
       assert run(trusted) == 7
       with pytest.raises(UserError, match=r"^data\.task='mine_of_trust:task': not run"):
-        run(untrusted)
+        run(stranger)
   with pytest.raises(UserError, match='not run, because the workdir is not trusted'):
-    untrusted.predict(['a'])
+    stranger.predict(['a'])
 
 
 def test_a_warm_start_runs_nothing_of_the_other_run(folder, tmp_path):

@@ -38,7 +38,7 @@ from lm.pretrained import (
 from lm.pretrained.family import Family
 from lm.pretrained.layout import Entry
 from lm.text import tokenizers
-from lm.workdir import experiment, files, sources
+from lm.workdir import experiment, files, sources, untrusted
 from lm.workdir.checkpoints import Checkpoints, attempt
 from lm.workdir.run_data import best_step
 from lm.workdir.write import LazyArray, write_workdir
@@ -371,8 +371,11 @@ def export_run(workdir: Path, out: Path, step: int | None = None, trusted: bool 
   """
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f'--out={out} is not empty; give the name of a new directory')
-  config = experiment.read_config(workdir, trusted)
-  experiment.read_tokenizer(workdir, trusted)  # a damaged one ends the program here
+  if trusted:
+    config = experiment.read_config(workdir)
+  else:
+    config = untrusted.read_config(workdir)
+    untrusted.read_tokenizer(workdir)  # a damaged one ends the program here
   kept = workdir / _KEPT
   names = json.loads((kept / _TENSORS).read_text()) if kept.is_dir() else None
   unused = safetensors.read_file(kept / _UNUSED) if (kept / _UNUSED).is_file() else {}

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -25,12 +25,11 @@ import tokenizers
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from lm.config import resolve, trust, validate
+from lm.config import resolve, validate
 from lm.config.base import base, link_defaults
 from lm.data import fingerprints
 from lm.errors import UserError, did_you_mean, first_line
 from lm.parallel import host
-from lm.text import probe
 from lm.workdir import files, sources
 
 # Keys that may differ between a workdir and the command that resumes it. None of them changes a
@@ -123,10 +122,8 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(json.loads(config.to_json()), indent=2, ensure_ascii=False) + '\n'
 
 
-def from_json(text: str, trusted: bool = True) -> ConfigDict:
+def from_json(text: str) -> ConfigDict:
   """Returns the locked config of a text by `to_json`; leaves that are null accept any type.
-
-  Without trust, `resolve` refuses its import paths but those of `lm.config.trust`.
 
   Raises:
     ValueError: the text is not a JSON object.
@@ -142,7 +139,7 @@ def from_json(text: str, trusted: bool = True) -> ConfigDict:
   tree = json.loads(text)
   if not isinstance(tree, dict):
     raise ValueError(f'it holds {type(tree).__name__}, not an object')
-  return revive(tree if trusted else trust.disarmed(tree)).lock()
+  return revive(tree).lock()
 
 
 def write_run_config(
@@ -322,48 +319,30 @@ def _is_of(key: str, sections: Sequence[str]) -> bool:
   return any(key == section or key.startswith(section + '.') for section in sections)
 
 
-def read_config(workdir: pathlib.Path, trusted: bool = True) -> ConfigDict:
+def read_config(workdir: pathlib.Path, change: Callable[[str], str] = str) -> ConfigDict:
   """Returns the config of a workdir.
 
   To import the functions that the config names, call `lm.workdir.sources.import_source` first.
-  Without trust, the config names listed functions (`lm.config.trust`), and no cache or other run.
+
+  Args:
+    workdir: the run's directory.
+    change: maps the text of config.json to that of the config.
 
   Raises:
-    UserError: config.json is missing, damaged, or has another structure. Without trust, a value is
-      out of range, or the workdir has a link that leads out of it.
+    UserError: config.json is missing, damaged, or has another structure.
   """
-  if not trusted:
-    files.check_links(workdir)
   saved = workdir / 'config.json'
   if not saved.is_file():
     raise UserError(f'--workdir={workdir}: no run there (config.json is missing)')
-  config = _read_config(saved, f'--workdir={workdir}: config.json', trusted)
-  if not trusted:
-    with config.unlocked():
-      config.data.cache = config.warm_start.workdir = ''
-      config.data.workers = 0
-    with one_line_errors(workdir):
-      validate.validate_config(config)
-  return config
+  return _read_config(saved, f'--workdir={workdir}: config.json', change)
 
 
-@contextlib.contextmanager
-def one_line_errors(workdir: pathlib.Path) -> Iterator[None]:
-  """Converts any error within a block, which reads the config of a stranger, to a UserError."""
-  try:
-    yield
-  except UserError as e:
-    raise UserError(f'--workdir={workdir}: {e}') from e
-  except Exception as e:  # values of wrong types fail anywhere
-    raise UserError(f'--workdir={workdir}: config.json is damaged: {first_line(e)}') from e
-
-
-def _read_config(file: pathlib.Path, name: str, trusted: bool = True) -> ConfigDict:
+def _read_config(file: pathlib.Path, name: str, change: Callable[[str], str] = str) -> ConfigDict:
   """Returns the config of a JSON file; `name` is the file's name in errors."""
   if (size := file.stat().st_size) > _LARGEST:
     raise UserError(f'{name} has {size:,} bytes, and at most {_LARGEST:,} are read')
   try:
-    config = from_json(file.read_text('utf-8'), trusted)
+    config = from_json(change(file.read_text('utf-8')))
   except UserError as e:
     raise UserError(f'{name}: {e}') from e
   except Exception as e:  # ConfigDict raises many types, such as for the name of a key
@@ -408,19 +387,15 @@ def read_row(workdir: pathlib.Path) -> dict[str, list[Any]]:
   return row
 
 
-def read_tokenizer(workdir: pathlib.Path, trusted: bool = True) -> tokenizers.Tokenizer:
+def read_tokenizer(workdir: pathlib.Path) -> tokenizers.Tokenizer:
   """Returns the tokenizer of a workdir.
 
-  Without trust, another process reads it first, with a limit of time.
-
   Raises:
-    UserError: tokenizer.json is missing, damaged or too large. Without trust, it fails or hangs.
+    UserError: tokenizer.json is missing, damaged or too large.
   """
   file = workdir / 'tokenizer.json'
   if file.is_file() and (size := file.stat().st_size) > _LARGEST_TOKENIZER:
     raise UserError(f'{file} has {size:,} bytes, and at most {_LARGEST_TOKENIZER:,} are read')
-  if not trusted:
-    probe.check(str(file), (), f'--workdir={workdir}: tokenizer.json')
   try:
     return tokenizers.Tokenizer.from_file(str(file))
   except Exception as e:  # the library raises nothing more precise

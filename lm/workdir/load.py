@@ -23,7 +23,7 @@ from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import vocabulary_size
 from lm.types import Apply, Array, Batch, Params, apply_of
-from lm.workdir import experiment, files, sources
+from lm.workdir import experiment, files, sources, untrusted
 from lm.workdir.checkpoints import Checkpoints, attempt
 from lm.workdir.run_data import best_step
 
@@ -141,7 +141,7 @@ def open_run(workdir: str | pathlib.Path, trusted: bool = True) -> Run:
     UserError: there is no run; see `load`.
   """
   workdir = files.workdir(workdir)
-  config = experiment.read_config(workdir, trusted)
+  config = experiment.read_config(workdir) if trusted else untrusted.read_config(workdir)
   host.enable_compilation_cache(cache.directory(config.data.cache))
   if not trusted:
     return _open_untrusted(workdir, config)
@@ -160,8 +160,8 @@ def open_run(workdir: str | pathlib.Path, trusted: bool = True) -> Run:
 
 def _open_untrusted(workdir: pathlib.Path, config: ConfigDict) -> Run:
   """Returns a run whose code is not imported; any failure of its model is a UserError."""
-  tokenizer = experiment.read_tokenizer(workdir, trusted=False)
-  with experiment.one_line_errors(workdir):
+  tokenizer = untrusted.read_tokenizer(workdir)
+  with untrusted.one_line_errors(workdir):
     meshes.logical_axis_rules(config.mesh.rules)
     model, boxed = _model(config, tokenizer, workdir)
   return Run(workdir, config, tokenizer, model, boxed, trusted=False)
