@@ -1,11 +1,11 @@
-"""Costs of digests: the time of saves and restores with them, relative to that without.
+"""Costs of digests: saves and restores with them, relative to those without.
 
   python tests/measure_digests.py [--params=100_000_000] [--rounds=5]
 
-Run by hand; pytest does not collect it. Saves with and without digests alternate; prints medians of
-seconds and of the ratios of neighbors. `blocked` is the time of the call of `save`, plus that of a
-first donating step after it less that of a later one; `background` is the rest until the save is on
-disk.
+Run by hand; pytest does not collect it. Saves with and without digests alternate. Prints medians of
+seconds, and the median and the range of the ratios of neighbors, by the clock and by CPU time:
+`blocked` is the call of `save`, `background` all until the save is on disk. CPU time, of the main
+thread for `blocked` and else of the process, hardly depends on what else a machine does.
 """
 
 import argparse
@@ -15,18 +15,17 @@ import statistics
 import tempfile
 import time
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 
 from lm.types import TrainState
-from lm.workdir import checkpoints as digests
-from lm.workdir.checkpoints import Checkpoints
+from lm.workdir import checkpoints
 
 
 def train_state(params: int) -> TrainState:
   """Returns a state with Adam's moments, of random values that do not compress."""
-  width = 1024
-  kernels = params // 12 // width // width
+  kernels, width = params // 12 // 2**20, 1024
   shapes = {'embedding': (4 * kernels * width, width)}
   shapes |= {f'kernel_{i}': (2 * kernels, width, width) for i in range(4)}
 
@@ -42,12 +41,12 @@ def train_state(params: int) -> TrainState:
 @contextlib.contextmanager
 def without_digests():
   """Saves and restores no digests within the block."""
-  plain = digests._own_parts
-  digests._own_parts = lambda items: (plain(items)[0], [])
+  plain = checkpoints._own_parts
+  checkpoints._own_parts = lambda items: (plain(items)[0], [])
   try:
     yield
   finally:
-    digests._own_parts = plain
+    checkpoints._own_parts = plain
 
 
 def main() -> None:
@@ -55,41 +54,37 @@ def main() -> None:
   parser.add_argument('--params', type=int, default=100_000_000)
   parser.add_argument('--rounds', type=int, default=5)
   args = parser.parse_args()
-  state = train_state(args.params)
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  state = jax.block_until_ready(train_state(args.params))
   size = sum(x.nbytes for x in jax.tree.leaves(state))
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
-  train = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
-  seconds: dict[str, list[float]] = {'blocked': [], 'background': [], 'restore': []}
+  seconds: dict[str, list[float]] = {}
 
-  def timed(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-  def step() -> None:
-    nonlocal state
-    state = jax.block_until_ready(train(state))
+  @contextlib.contextmanager
+  def timed(name, cpu, wait=lambda: None):
+    clocks = (time.perf_counter, cpu)
+    starts = [clock() for clock in clocks]
+    yield
+    wait()
+    for kind, clock, start in zip(('clock', 'CPU'), clocks, starts, strict=True):
+      seconds.setdefault(f'{name}, {kind}', []).append(clock() - start)
 
   with tempfile.TemporaryDirectory() as folder:
-    checkpoints = Checkpoints(pathlib.Path(folder))
-    step()
+    saved = checkpoints.Checkpoints(pathlib.Path(folder))
     for at in range(2 * args.rounds + 2):
-      without = contextlib.nullcontext() if at % 2 else without_digests()
-      with without:
-        plain = min(timed(step) for _ in range(3))
-        blocked = timed(lambda at=at: checkpoints.save(at, state)) + timed(step) - plain
-        background = timed(checkpoints.wait)
-        restore = timed(lambda at=at: jax.block_until_ready(checkpoints.restore(at, abstract)[0]))
-      checkpoints.prune([])
-      if at > 1:  # the first ones load and compile
-        for name, value in zip(seconds, (blocked, background, restore), strict=True):
-          seconds[name].append(value)
-    checkpoints.close()
+      with contextlib.nullcontext() if at % 2 else without_digests():
+        with timed('background', time.process_time, saved.wait), timed('blocked', time.thread_time):
+          saved.save(at, state)
+        with timed('restore', time.process_time):
+          restored = jax.block_until_ready(saved.restore(at, abstract))
+          del restored
+      saved.prune([])
+    saved.close()
   print(f'{size / 1e9:.2f} GB')
-  for name, values in seconds.items():
-    off, on = values[::2], values[1::2]
+  for name, values in sorted(seconds.items()):
+    off, on = values[2::2], values[3::2]  # without the first ones, which load and compile
     ratios = [b / a for a, b in zip(off, on, strict=True)]
     print(
       f'{name}: {statistics.median(off):.3f} s without, {statistics.median(on):.3f} s with; '

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from lm.data import cache
@@ -32,20 +33,72 @@ def test_an_artifact_is_built_once(tmp_path):
   assert json.loads((place / 'meta.json').read_text()) == meta
 
 
-@pytest.mark.parametrize('damage', ['cut', 'gone', 'no meta', 'torn meta'])
+@pytest.mark.parametrize('damage', ['cut', 'gone', 'flipped', 'no meta', 'torn meta', 'other meta'])
 def test_a_damaged_artifact_is_rebuilt_with_a_warning(tmp_path, capsys, damage):
   place, _ = cache.get_or_build(tmp_path, 'artifact', write)
   if damage == 'cut':
     (place / 'data').write_bytes(b'who')
   elif damage == 'gone':
     (place / 'data').unlink()
+  elif damage == 'flipped':
+    (place / 'data').write_bytes(b'complexe')
+  elif damage == 'other meta':
+    meta = (place / 'meta.json').read_text()
+    (place / 'meta.json').write_text(meta.replace('42', '43'))
   elif damage == 'no meta':
     (place / 'meta.json').unlink()
   else:
     (place / 'meta.json').write_text('{"files": {')
-  cache.get_or_build(tmp_path, 'artifact', write)
-  assert (place / 'data').read_bytes() == b'complete'
+  _, meta = cache.get_or_build(tmp_path, 'artifact', write)
+  assert (place / 'data').read_bytes() == b'complete' and meta['answer'] == 42
   assert f'{place} is damaged' in capsys.readouterr().err
+
+
+def test_an_artifact_under_another_name_is_rebuilt(tmp_path, capsys):
+  place, _ = cache.get_or_build(tmp_path, 'artifact', write)
+  place.rename(tmp_path / 'other')
+  cache.get_or_build(tmp_path, 'other', write)
+  assert 'other is damaged' in capsys.readouterr().err
+
+
+def test_a_file_has_a_checksum_for_each_chunk(tmp_path, monkeypatch):
+  monkeypatch.setattr(cache, '_CHUNK', 2**16)
+  content = np.random.default_rng(0).bytes(3 * 2**16 + 5)
+  (tmp_path / 'x').write_bytes(content)
+  before = cache.file_checksums(tmp_path / 'x')
+  changed = bytearray(content)
+  changed[2**16 + 3] ^= 128
+  (tmp_path / 'x').write_bytes(changed)
+  after = cache.file_checksums(tmp_path / 'x')
+  assert len(before) == 4 and [a == b for a, b in zip(before, after, strict=True)] == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, np.uint8, np.bool_])
+def test_checksums_of_parts_add_up_to_the_weighted_sum_of_all_elements(dtype):
+  x = np.random.default_rng(0).integers(0, 200, (3, 5, 7)).astype(dtype)
+  bits = x.view(f'u{x.itemsize}').astype(object)
+  weights = [np.random.PCG64(axis).random_raw(n).astype(object) for axis, n in enumerate(x.shape)]
+  total = sum(
+    int(bits[i, j, k]) * (weights[0][i] | 1) * (weights[1][j] | 1) * (weights[2][k] | 1)
+    for i, j, k in np.ndindex(x.shape)
+  )
+  assert cache.array_checksum(x) == total % 2**64
+  cuts = [(slice(a, b), slice(c, d)) for a, b in ((0, 2), (2, 3)) for c, d in ((0, 1), (1, 5))]
+  parts = [cache.array_checksum(x[cut], (*cut, slice(None))) for cut in cuts]
+  assert sum(parts) % 2**64 == total % 2**64
+
+
+def test_changes_that_are_likely_together_change_a_checksum():
+  x = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+  known = {cache.array_checksum(x)}
+  for changed in (-x, x.T.copy(), x[::-1].copy(), x[:, ::-1].copy(), np.roll(x, 1, 0), x * 0):
+    known.add(cache.array_checksum(changed))
+  swapped = x.copy()
+  swapped[[3, 4]] = swapped[[4, 3]]
+  signs = x.copy()
+  signs[0, :2] *= -1
+  known |= {cache.array_checksum(swapped), cache.array_checksum(signs)}
+  assert len(known) == 9
 
 
 def test_a_failed_build_leaves_no_files(tmp_path):

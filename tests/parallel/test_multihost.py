@@ -1,5 +1,6 @@
 """Runs of several processes: start-up, equal results, preemption, and the loss of a process."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from absl import flags
 from lm.errors import UserError
 from lm.parallel import mesh, multihost
 from lm.parallel.multihost import Settings
+from lm.workdir.checkpoints import Checkpoints, Damaged
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / 'tpu_scripts/local_multiprocess.py'
@@ -359,6 +361,82 @@ def test_two_and_four_processes_give_the_losses_of_one(folder):
       assert evaluated(several, 2) == pytest.approx(evaluated(several, 1), rel=1e-5)
     environment = json.loads((several / 'environment.json').read_text())
     assert environment['devices']['processes'] == processes
+
+
+DIGESTS = """
+import pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from lm.parallel import multihost
+from lm.types import TrainState
+from lm.workdir.checkpoints import Checkpoints, attempt
+
+process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+multihost.start(multihost.Settings(f'127.0.0.1:{port}', 2, process))
+mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+
+def state(seed, *specs):
+  shardings = [NamedSharding(mesh, spec) for spec in specs]
+  make = lambda i, s: jax.jit(lambda: jax.random.normal(jax.random.key(seed + i), (64, 32)),
+                              out_shardings=s)()
+  params = {name: make(i, s) for i, (name, s) in enumerate(zip('abc', shardings))}
+  zero = jax.jit(lambda: jnp.int32(0), out_shardings=NamedSharding(mesh, P()))
+  counts = [zero() for _ in range(3)]
+  return TrainState(*counts, params, {})
+
+def abstract(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+checkpoints = Checkpoints(folder)
+first, specs = state(0, P('x'), P(), P(None, 'x')), (P(), P(None, 'x'), P('x'))
+checkpoints.save(1, first, {'best': 1})
+checkpoints.save(2, state(9, P('x'), P(), P(None, 'x')), {'best': 2})
+checkpoints.wait()
+(restored, stopping), reason = attempt(checkpoints.restore, 1, abstract(state(5, *specs)))
+assert not reason and stopping == {'best': 1}
+for name, x in state(0, *specs).params.items():
+  for one, other in zip(x.addressable_shards, restored.params[name].addressable_shards):
+    np.testing.assert_array_equal(one.data, other.data)
+files = sorted((folder / 'checkpoints/1/params/ocdbt.process_1/d').iterdir())
+if process == 0:
+  file = max(files, key=lambda f: f.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 64
+  file.write_bytes(content)
+multihost.barrier(60, 'for the damage')
+restored, reason = attempt(checkpoints.restore_params, 1, abstract(first.params))
+print('second', restored, reason, flush=True)
+checkpoints.close()
+multihost.leave(0)
+"""
+
+
+# More than 5 seconds: real processes.
+@pytest.mark.slow
+def test_digests_of_two_processes_hold_on_another_mesh_and_show_the_damage_of_one(tmp_path):
+  port = str(free_port())
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-c', DIGESTS, str(i), port, str(tmp_path)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env=os.environ | {'XLA_FLAGS': ''},
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=300) for process in running]
+  assert [process.returncode for process in running] == [0, 0], outputs
+  for stdout, _ in outputs:  # the damaged shard is of process 1, and process 0 knows
+    assert re.search('second None params/[ac] differs from its digest', stdout), outputs
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {name: jax.ShapeDtypeStruct((64, 32), np.float32, sharding=one) for name in 'abc'}
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    assert checkpoints.restore_subset(2, wanted).keys() == set('abc')
+    (tmp_path / 'checkpoints/2/digests/1.json').unlink()
+    with pytest.raises(Damaged):
+      checkpoints.restore_subset(2, wanted)
 
 
 @pytest.mark.slow

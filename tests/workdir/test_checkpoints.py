@@ -1,7 +1,9 @@
 """A restored state equals the saved one; the newest and the best checkpoints are kept."""
 
+import contextlib
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import optax
 import pytest
 
 from lm.types import TrainState
-from lm.workdir.checkpoints import Checkpoints, kept_steps
+from lm.workdir.checkpoints import Checkpoints, Damaged, attempt, kept_steps
 from lm.workdir.run_data import losses_by_step, write_directions
 
 
@@ -42,6 +44,75 @@ def test_every_element_of_a_state_is_restored(tmp_path, state, stopping):
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   for found, saved in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(found, saved)
+
+
+@pytest.fixture(scope='module')
+def two_steps(tmp_path_factory, state):
+  """Checkpoints at steps 1 and 2, and at step 3 one of an older version, without digests."""
+  folder = tmp_path_factory.mktemp('steps')
+  with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, jax.tree.map(lambda x, step=step: x + step, state), {'best': step})
+    checkpoints.wait()
+  place = folder / 'checkpoints/3'
+  shutil.rmtree(place / 'digests')
+  metadata = json.loads((place / '_CHECKPOINT_METADATA').read_text())
+  metadata['custom_metadata'] = {}
+  (place / '_CHECKPOINT_METADATA').write_text(json.dumps(metadata))
+  return folder
+
+
+def _abstract(tree, dtype=None):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=x.sharding), tree
+  )
+
+
+@pytest.mark.parametrize(
+  ('part', 'what'),
+  [
+    ('params', 'params/'),
+    ('training', 'training/'),
+    ('stopping', 'stopping'),
+    ('digests', 'is of step 1'),
+  ],
+)
+def test_an_item_of_another_step_is_recognized(two_steps, state, tmp_path, part, what):
+  shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+  newer = tmp_path / 'checkpoints/2'
+  shutil.rmtree(newer / part)
+  shutil.copytree(newer.with_name('1') / part, newer / part)
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    restored, reason = attempt(checkpoints.restore, 2, _abstract(state))
+    assert restored is None and what in reason
+    wanted = {'bias': _abstract(state.params['bias'])}
+    if part in ('params', 'digests'):
+      with pytest.raises(Damaged, match=what):
+        checkpoints.restore_subset(2, wanted)
+    else:
+      np.testing.assert_array_equal(checkpoints.restore_subset(2, wanted)['bias'], [9.0, 10.0])
+
+
+def test_lost_digests_are_damage_and_older_checkpoints_are_announced(
+  two_steps, state, tmp_path, capsys
+):
+  shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / 'checkpoints/2/digests')
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    with pytest.raises(Damaged, match='digests is missing'):
+      checkpoints.restore_params(2, _abstract(state.params))
+    found = checkpoints.restore_params(3, _abstract(state.params))
+  np.testing.assert_array_equal(found['bias'], [10.0, 11.0])
+  assert 'checkpoint 3' in (said := capsys.readouterr().err) and 'without digests' in said
+
+
+def test_arrays_are_verified_before_their_dtype_changes(two_steps, state):
+  with contextlib.closing(Checkpoints(two_steps)) as checkpoints:
+    wanted = {'kernel': _abstract(state.params['kernel'], jnp.bfloat16)}
+    found = checkpoints.restore_subset(1, wanted)['kernel']
+    params = checkpoints.restore_params(1, _abstract(state.params, jnp.bfloat16))
+  assert found.dtype == params['bias'].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(found.astype(np.float32), state.params['kernel'] + 1)
 
 
 @pytest.mark.parametrize(
