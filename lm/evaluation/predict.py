@@ -27,7 +27,7 @@ from lm.errors import UserError
 from lm.evaluation.host_memory import Program, trace_batch
 from lm.metrics.scores import CorpusMetric
 from lm.parallel import mesh as meshes
-from lm.task import Features, cast_feature, concatenate_feature
+from lm.task import Features, concatenate_feature, stack_feature
 from lm.text.tokenizers import end_id
 from lm.types import Apply, Batch, Output, Params
 from lm.workdir.run_data import EvalExample
@@ -148,7 +148,7 @@ def packed_batches(
       lengths = np.array([len(next(iter(getattr(f, kind).values()))) for f in found])
       streams.append(Stream(prefix, arrays, lengths, np.cumsum(lengths) - lengths, 0))
       columns.append([_row_length(size, limits[kind][1]) for size in lengths.tolist()])
-  values = {name: cast_feature(name, [f.values[name] for f in found]) for name in found[0].values}
+  values = {name: stack_feature(name, [f.values[name] for f in found]) for name in found[0].values}
   sizes, capacities = np.stack([s.lengths for s in streams], 1), np.stack(columns, 1)
   for capacity in np.unique(capacities, axis=0)[::-1]:
     members = np.flatnonzero((capacities == capacity).all(1))

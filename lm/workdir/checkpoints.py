@@ -227,11 +227,12 @@ class Checkpoints:
     )
     wanted, _ = jax.tree_util.tree_flatten_with_path(as_stored)
     sizes = [largest_read(stored[key_of(path)], leaf) for path, leaf in wanted]
+    needed = sum(_local_bytes(leaf) for _, leaf in wanted)
     free = host.available_memory() if jax.local_devices()[0].platform == 'cpu' else None
-    if free is not None and sum(sizes) > free:
+    if free is not None and needed > free:
       raise UserError(
-        f'checkpoint {step} of {self.folder}: {item} takes {sum(sizes) / 2**30:,.1f} GiB of the '
-        f'memory of this host, and {free / 2**30:,.1f} GiB are available'
+        f'checkpoint {step} of {self.folder}: {item} takes {needed / 2**30:,.1f} GiB of the memory '
+        f'of this host, and {free / 2**30:,.1f} GiB are available'
       )
     processes = _all_processes()
     handler = ocp.PyTreeCheckpointHandler(
@@ -274,6 +275,13 @@ def _cast(tree: Any, abstract: Any) -> Any:
   return jax.tree.map(
     lambda x, wanted: x if x.dtype == wanted.dtype else x.astype(wanted.dtype), tree, abstract
   )
+
+
+def _local_bytes(x: jax.ShapeDtypeStruct) -> int:
+  """Returns the bytes of all shards of an array on the devices of this process."""
+  assert x.sharding is not None
+  shard = math.prod(x.sharding.shard_shape(x.shape))
+  return len(x.sharding.addressable_devices) * shard * x.dtype.itemsize
 
 
 def largest_read(stored: Any, wanted: jax.ShapeDtypeStruct) -> int:
