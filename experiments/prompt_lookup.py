@@ -26,9 +26,9 @@ def greedy(apply, params, batch, cache, length):
 
 
 def lookup(tokens, ngram, size):
-  """Returns what followed the newest earlier occurrence of the longest last n-gram."""
+  """Returns what followed the oldest earlier occurrence of the longest last n-gram."""
   for n in range(min(ngram, len(tokens) - 1), 0, -1):
-    for start in range(len(tokens) - n - 1, -1, -1):
+    for start in range(len(tokens) - n):
       if tokens[start : start + n] == tokens[-n:]:
         return tokens[start + n : start + n + size]
   return []

@@ -225,8 +225,8 @@ MUTATIONS = [
    "Attention', scale=None)", 'pretrained/test_encoder_decoder_parity.py'),
   ('cross-keys-as-values', 'lm/pretrained/layout.py', "(f'{k}.weight', f'{v}.weight')",
    "(f'{v}.weight', f'{k}.weight')", 'pretrained/test_encoder_decoder_parity.py'),
-  ('forbidden-tokens', 'lm/evaluation/predict.py', '(*ban_unknown_token(tokenizer), *forbidden)',
-   'ban_unknown_token(tokenizer)', 'pretrained/test_encoder_decoder_parity.py'),
+  ('forbidden-tokens', 'lm/evaluation/predict.py', '(tokenizer), *forbidden, *processors)',
+   '(tokenizer), *processors)', 'pretrained/test_encoder_decoder_parity.py'),
   ('decoder-start', 'lm/tasks/seq2seq.py', 'if start is None else start',
    'if True else start', 'tasks/test_seq2seq.py'),
   # Framing of texts for imported encoders.
@@ -234,6 +234,16 @@ MUTATIONS = [
    'text/test_framing.py'),
   ('types-of-template', 'lm/text/framing.py', 'np.array(joined.type_ids, int)',
    'np.zeros(len(joined.ids), int)', 'text/test_framing.py'),
+  # Seams of experiments.
+  ('layer-index', 'lm/models/transformer.py', 'first + i', 'first', 'models/test_transformer.py'),
+  ('edit-of-a-layer', 'lm/nn/hooks.py', 'layer == int(only)', 'layer >= int(only) - 1',
+   'models/test_hooks.py'),
+  ('callback-interval', 'lm/training/trainer.py', 'step % call.every == 0', 'step >= call.every',
+   'training/test_trainer.py'),
+  ('sampler-of-a-path', 'lm/evaluation/predict.py', 'sampler or sampling.greedy', 'sampling.greedy',
+   'test_defaults_of_programs.py'),
+  ('ref-of-another', 'lm/config/resolve.py', 'is not fn and found is not fn', 'is None',
+   'test_resolve.py'),
 ]
 # fmt: on
 
