@@ -4,7 +4,8 @@
 
 The teacher is runs/quickstart, or --config.models.teacher.workdir. The student has half of its
 depth and width. It learns the text and the distribution of the teacher at a temperature (Hinton et
-al. 2015), with weights that sum to 1. `train/kl` is the second term. Two CPU cores, 3 minutes.
+al. 2015), with weights that sum to 1. `train/kl` is the second term. Two CPU cores; the time is not
+measured.
 """
 
 import jax

@@ -4,7 +4,7 @@
 
 The average forgets 1 % in a step and starts at 0; dividing by 1 - 0.99^t corrects that (Kingma and
 Ba 2015, section 3, for moments). It is in the optimizer's state, and training does not see it. Text
-and sizes are those of the quickstart. Two CPU cores, 3 minutes.
+and sizes are those of the quickstart. Two CPU cores; the time is not measured.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@
 It starts from runs/quickstart, or from --config.warm_start.workdir. Each matrix W of a layer
 becomes W + a b, with a and b of rank 16 (Hu et al. 2021). The pretrained parameters have neither
 gradients nor optimizer state. The workdir has the merged ones for programs, and a and b to resume.
-Two CPU cores, 3 minutes.
+Two CPU cores; the time is not measured.
 """
 
 import math

@@ -4,7 +4,8 @@
 
 A router sends each token to one of eight feed-forward layers (Fedus et al. 2021, Switch
 Transformer). `train/balance` is 0.01 in each layer, 0.04 in total, if all get equally many tokens.
-No token is dropped. Text and sizes are those of the quickstart. Two CPU cores, 10 minutes.
+No token is dropped. Text and sizes are those of the quickstart. Two CPU cores; the time is not
+measured.
 """
 
 import flax.linen as nn

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from lm import components
 from lm.components import Components, Trees
 from lm.config import resolve
+from lm.config.base import another_model
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.parallel import multihost
@@ -142,6 +143,11 @@ def _model(config: ConfigDict, name: str, vocab_size: int) -> _Model:
   section, key = config.models[name], f'models.{name}'
   if name == MAIN:
     raise UserError(f'{key}: {MAIN!r} is the name of the model of the config; take another')
+  if set(section) != (known := set(another_model())):
+    raise UserError(
+      f'{key} has the keys {", ".join(sorted(section))}, not {", ".join(sorted(known))}; '
+      'lm.config.base.another_model makes such a section'
+    )
   if bool(section.workdir) == bool(section.model):
     raise UserError(f'{key}: give either the workdir of a run or a section `model`')
   if section.workdir:

@@ -6,6 +6,7 @@ import math
 import re
 import types
 from collections import Counter
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm.components import Components, init_of
-from lm.config.base import base
+from lm.components import Components, build_components, init_of
+from lm.config.base import another_model, base
 from lm.decode import batch as batch_decode
 from lm.decode.batch import generate_batch, rows_per_batch
 from lm.decode.loop import DecodeConfig, decode_loop
@@ -50,7 +51,7 @@ from lm.training.train_step import (
   make_train_steps,
   train_step,
 )
-from lm.types import EmbeddingTable, Mask, OutputHead, apply_of
+from lm.types import EmbeddingTable, Mask, Objective, OutputHead, apply_of
 
 STEPS = 3
 ALL = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -795,3 +796,48 @@ def test_hosts_read_disjoint_rows_that_cover_the_batch():
         # In the order of the global batch, for any order of the devices.
         assert sorted(read[-1].tolist()) == read[-1].tolist()
       assert set(np.concatenate(read).tolist()) == set(range(16))
+
+
+def test_several_trees_on_a_mesh_train_like_one_device(batch_of):
+  """A frozen teacher, a second trained model and factored moments, whose shapes have no axes."""
+  config = base()
+  config.model.update({'context': 16, 'd_model': 16, 'heads': 4, 'depth': 2, 'vocab_multiple': 8})
+  config.model.bias = False  # the gradient of a key's bias is rounding, which Adafactor scales up
+  config.update({'batch_size': 16, 'data': {'seq_len': 16}})
+  models = {'teacher': another_model(model=config.model), 'second': another_model(frozen=False)}
+  models['second'].model = config.model
+  optimizer = 'optax:adafactor(min_dim_size_to_factor=2)'
+  schedule = 'lm.optim.optimizers:constant'
+  section = {'optimizer': optimizer, 'schedule': schedule, 'learning_rate': 1e-2, 'decay_steps': 9}
+  with config.unlocked():
+    config.models = models
+    config.optim = {'fn': 'lm.optim.optimizers:from_optax', **section}
+
+  def loss_sums(apply, params, batch, key):
+    outputs = {name: apply[name](params[name], batch) for name in apply}
+    log_p = {name: jax.nn.log_softmax(x.head(x.hidden)) for name, x in outputs.items()}
+    kl_BT = jnp.exp(log_p['teacher']) * (2 * log_p['teacher'] - log_p['model'] - log_p['second'])
+    return {'loss': jnp.sum(kl_BT.sum(-1) * batch['weights'])}
+
+  objective = Objective(loss_sums, lambda batch: {'loss': jnp.sum(batch['weights'])})
+
+  def train(sizes, devices=None):
+    config.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1} | sizes)
+    made = replace(build_components(config, 37, devices), objective=objective)
+    state, abstract = init_train_state(made, jax.random.key(0))
+    teacher = jax.tree.map(np.array, state.frozen)
+    step = make_train_step(made, 0, 2, abstract)
+    rows = mesh.batch_sharding(made.mesh, made.rules)
+    for i in range(2):
+      state, _ = step(state, mesh.make_global_batch(batch_of(B=16, T=6, seed=i), rows))
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, teacher)
+    return state
+
+  state, one = train(ALL), train({'data': 1}, jax.devices()[:1])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state.params, one.params
+  )
+  down = state.frozen['teacher']['decoder']['layers']['layer_0']['mlp']['down']['kernel']
+  assert down.addressable_shards[0].data.shape == (2, 64 // 2, 16 // 2)
+  own = state.params['second']['decoder']['layers']['layer_0']['mlp']['down']['kernel']
+  assert own.sharding == down.sharding

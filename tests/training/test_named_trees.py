@@ -1,22 +1,28 @@
 """A run with a frozen teacher, a second trained model, LoRA and an average of the parameters."""
 
+import dataclasses
 import pathlib
 import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from lm.components import build_components
+from lm.components import Components, build_components
+from lm.config.base import base
 from lm.errors import UserError
 from lm.evaluation.sets import Sets
+from lm.parallel import mesh
 from lm.parallel.host import Never
 from lm.text.tokenizers import vocabulary_size
-from lm.training import trainer
+from lm.training import named_trees, train_step, trainer
 from lm.training.train_step import abstract_state
+from lm.types import Objective, Optimizer, View
 from lm.workdir import experiment, load
 from lm.workdir.checkpoints import Checkpoints
 from lm.workdir.run_data import metrics_at
@@ -116,6 +122,7 @@ def training_item(workdir, teacher, folder, step):
   return state, functions
 
 
+@pytest.mark.slow  # these three train a teacher, a run and its resume
 def test_checkpoints_have_no_frozen_tree_and_its_step_is_recorded(run, teacher):
   config = experiment.read_config(run)
   assert (config.models.teacher.step, config.warm_start.step) == (4, 4)
@@ -131,6 +138,7 @@ def test_checkpoints_have_no_frozen_tree_and_its_step_is_recorded(run, teacher):
   theirs.close()
 
 
+@pytest.mark.slow  # these three train a teacher, a run and its resume
 def test_programs_read_the_merged_average_that_was_evaluated(run, teacher, folder):
   import lora
 
@@ -156,6 +164,7 @@ def test_programs_read_the_merged_average_that_was_evaluated(run, teacher, folde
   assert {'train/loss', 'train/kl', 'train/second'} <= logged.keys()
 
 
+@pytest.mark.slow  # these three train a teacher, a run and its resume
 def test_a_resumed_run_reads_the_frozen_trees_again(run, teacher, folder, tmp_path):
   workdir = tmp_path / 'resumed'
   shutil.copytree(run, workdir)
@@ -165,11 +174,67 @@ def test_a_resumed_run_reads_the_frozen_trees_again(run, teacher, folder, tmp_pa
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def scaled() -> View:
+  """Trains a factor of each parameter, which keeps its initial value."""
+
+  def split(key, params):
+    return {'factor': jax.tree.map(lambda x: jnp.ones(()), params)}, params
+
+  return View(split, lambda own, kept: jax.tree.map(jnp.multiply, own['factor'], kept))
+
+
+def test_a_step_trains_what_the_view_splits_off_and_saves_what_it_merges(tmp_path):
+  config = base()
+  config.view = 'test_named_trees:scaled'
+  target = jnp.asarray([0.5, -1.0, 2.0])
+
+  def loss_sums(apply, params, batch, key):
+    return {'loss': batch['x'].sum() * jnp.vdot(params['kernel'], target)}
+
+  devices = mesh.make_mesh({'data': 1}, jax.devices()[:1])
+  objective = Objective(loss_sums, lambda batch: {'loss': jnp.ones(())})
+  built = Components(
+    None,
+    None,
+    devices,
+    mesh.RULES,
+    lambda key: {'kernel': jax.random.normal(key, (3,))},
+    objective,
+    Optimizer(optax.adam(0.1), lambda step: jnp.float32(0.1)),
+    train_step.train_step,
+  )
+  built = dataclasses.replace(built, trees=named_trees.trees(config, built, 9))
+  state, abstract = train_step.init_train_state(built, jax.random.key(0))
+  kept = np.asarray(state.frozen['model']['kernel'])
+  moments = jax.tree.leaves(state.opt_state)
+  assert all(x.shape == () for x in moments)  # none for the parameters that stay
+  step, merged = train_step.make_train_step(built, 0, 1, abstract), train_step.evaluated(built)
+  for _ in range(2):
+    state, _ = step(state, {'x': np.ones((1, 1), np.float32)})
+  # Adam moves by its rate against a gradient that stays the same.
+  factor = 1 - 0.2 * np.sign(kept @ np.asarray(target))
+  np.testing.assert_allclose(state.params['factor']['kernel'], factor, rtol=1e-5)
+  np.testing.assert_array_equal(state.frozen['model']['kernel'], kept)
+  np.testing.assert_allclose(merged(state)['kernel'], factor * kept, rtol=1e-5)
+
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(2, state, None, merged(state))
+  checkpoints.wait()
+  found, _ = checkpoints.restore(2, abstract)
+  assert found.frozen == {}
+  jax.tree.map(np.testing.assert_array_equal, found, state.replace(frozen={}))
+  whole = train_step.abstract_params(built)
+  read = checkpoints.restore_params(2, whole)
+  np.testing.assert_array_equal(read['kernel'], merged(state)['kernel'])
+  checkpoints.close()
+
+
 @pytest.mark.parametrize(
   ('models', 'message'),
   [
     ({'model': {'workdir': 'x'}}, 'models.model'),
     ({'teacher': {'workdir': ''}}, 'models.teacher: give either'),
+    ({'teacher': {'path': 'x'}}, 'models.teacher has the keys frozen, model, path, step, not'),
     ({'teacher': {'workdir': '/nowhere'}}, "models.teacher.workdir='/nowhere': no run there"),
   ],
 )
