@@ -234,6 +234,15 @@ MUTATIONS = [
    'text/test_framing.py'),
   ('types-of-template', 'lm/text/framing.py', 'np.array(joined.type_ids, int)',
    'np.zeros(len(joined.ids), int)', 'text/test_framing.py'),
+  # Trust.
+  ('trust-lists', 'lm/config/trust.py', 'not _is_listed(module) or not name', 'not name',
+   'test_trust.py'),
+  ('trust-definer', 'lm/config/trust.py', 'if not _is_listed(resolve.defining_module(fn)):',
+   'if False:', 'test_trust.py'),
+  ('trust-source', 'lm/workdir/load.py', 'if not self.trusted:', 'if False:', 'test_trust.py'),
+  ('trust-links', 'lm/workdir/files.py', '  if not inside:', '  if False:', 'test_trust.py'),
+  ('standard-library', 'lm/config/resolve.py',
+   '  _refuse_standard(defining_module(fn), path, key)\n', '', 'test_resolve.py'),
 ]
 # fmt: on
 

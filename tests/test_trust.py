@@ -89,8 +89,9 @@ def test_every_program_refuses(name, folder, quick):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', CASES)  # 30 s: all cases by all programs
+@pytest.mark.parametrize('name', [k for k in CASES if not k.startswith(('value', 'unused'))])
 def test_no_program_runs_anything(name, folder, monkeypatch):
+  """Slow because each of 60 cases is opened by all programs; tests/hostile.py does the others."""
   monkeypatch.setattr(untrusted.probe, 'SECONDS', 5.0)
   if not name.startswith('tokenizer'):
     monkeypatch.setattr(untrusted.probe, 'check', lambda *args: None)
