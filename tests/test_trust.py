@@ -11,6 +11,7 @@ import pathlib
 import pkgutil
 import re
 import shutil
+import sys
 
 import flax.linen as nn
 import hostile
@@ -127,6 +128,8 @@ def test_trust_is_of_a_workdir_and_not_of_the_process(folder, tmp_path, quick):
   workdir = changed(folder, tmp_path, hostile.config(**step))
   (workdir / 'source/mine_of_trust.py').write_text('def task():\n  return 7\n')
   stranger = lm.load(workdir, trusted=False)
+  with stranger.modules():
+    assert str(workdir / 'source') not in sys.path
   trusted = lm.load(workdir)
 
   def call(loaded):
