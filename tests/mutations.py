@@ -249,6 +249,15 @@ MUTATIONS = [
    'test_defaults_of_programs.py'),
   ('ref-of-another', 'lm/config/resolve.py', 'is not fn and found is not fn', 'is None',
    'test_resolve.py'),
+  # Trust.
+  ('trust-lists', 'lm/config/trust.py', 'not _is_listed(module) or not name', 'not name',
+   'test_trust.py'),
+  ('trust-definer', 'lm/config/trust.py', 'if not _is_listed(resolve.defining_module(fn)):',
+   'if False:', 'test_trust.py'),
+  ('trust-source', 'lm/workdir/load.py', 'if not self.trusted:', 'if False:', 'test_trust.py'),
+  ('trust-links', 'lm/workdir/files.py', '  if not inside:', '  if False:', 'test_trust.py'),
+  ('standard-library', 'lm/config/resolve.py',
+   '  _refuse_standard(defining_module(fn), path, key)\n', '', 'test_resolve.py'),
 ]
 # fmt: on
 

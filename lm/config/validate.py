@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from lm.config.base import WORD_VECTORS, base, evaluation
 from lm.errors import UserError, did_you_mean
 
-_LARGE = 2**24  # sizes above are mistakes, which would take hours to trace or fill the memory
+_LARGE = 2**24  # Larger sizes would take hours to trace. Batches are checked by their memory.
 # Key -> minimum, and maximum. Keys that a config lacks (of another model or optimizer) are skipped.
 _BOUNDS: dict[str, tuple[float, float]] = {
   'seed': (0, 2**32 - 1),
   'steps': (1, math.inf),
-  'batch_size': (1, _LARGE),
+  'batch_size': (1, math.inf),
   'microbatches': (1, _LARGE),
   'steps_per_call': (1, _LARGE),
   'max_consecutive_nonfinite': (1, math.inf),
@@ -52,7 +52,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'optim.b2': (0, 0.999999),
   'optim.weight_decay': (0, math.inf),
   'eval.every': (1, math.inf),
-  'eval.batch_size': (1, _LARGE),
+  'eval.batch_size': (1, math.inf),
   'early_stopping.patience': (0, math.inf),
   'early_stopping.min_delta': (0, sys.float_info.max),
   'checkpoint.every': (1, math.inf),
@@ -63,7 +63,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'decode.beam_size': (1, _LARGE),
   'decode.max_tokens': (0, _LARGE),
   'decode.max_length_ratio': (0, math.inf),
-  'decode.batch_size': (1, _LARGE),
+  'decode.batch_size': (1, math.inf),
 }
 
 # Key -> condition, what the value must be. Keys that a config lacks are skipped.

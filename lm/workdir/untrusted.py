@@ -13,6 +13,8 @@ from lm.errors import UserError, first_line
 from lm.text import probe
 from lm.workdir import experiment, files
 
+_ROWS = 4096  # of a batch of evaluation, at most
+
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
   """Returns the config of a workdir; it names listed functions, and no cache or other run.
@@ -29,6 +31,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     config.data.cache = config.warm_start.workdir = ''
     config.models = {}
     config.data.workers = 0
+    config.eval.batch_size = min(config.eval.batch_size, _ROWS)  # no metric depends on it
   with one_line_errors(workdir):
     validate.validate_config(config)
   return config

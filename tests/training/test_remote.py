@@ -74,6 +74,29 @@ def test_local_names_stay_as_they_are(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_the_mark_of_a_mirror_sends_no_other_folder_to_a_bucket(bucket, tmp_path):
+  (tmp_path / '.remote').write_text('gs://b/stolen')
+  (tmp_path / 'metrics.jsonl').write_text('{}')
+  assert remote.remote_url(tmp_path) is None
+  remote.push(tmp_path)
+  assert list(bucket.iterdir()) == []
+
+
+def test_objects_whose_names_lead_out_of_the_mirror_are_refused(bucket, tmp_path, monkeypatch):
+  here = away()
+
+  class Listing:
+    def find(self, path, detail):
+      return {f'{path}/../../victim': {'size': 1}}
+
+    def get_file(self, path, local):
+      raise AssertionError(local)
+
+  monkeypatch.setattr(remote, '_filesystem', lambda url: (Listing(), 'b/run'))
+  with pytest.raises(UserError, match='victim would be written outside'):
+    remote.fetch(here)
+
+
 def test_a_copy_gives_and_takes_what_changes(bucket, tmp_path, monkeypatch):
   here = away()
   (here / 'samples').mkdir()
