@@ -5,7 +5,8 @@
 Run by hand; pytest runs a few of these damages (tests/workdir/test_damage.py). Each file of the
 newest checkpoint and of the cache is cut, emptied, deleted, filled with zeros, replaced by that of
 another step or artifact, and exchanged with another file; entire items are replaced, and leaves are
-exchanged within them. The rest of the count are flipped bytes. A damage is
+exchanged within them. Half of the damages are a random one of these, and half a flipped bit of a
+file, larger ones more often. A damage is
 
   recognized  a line says so, and the checkpoint before or a new preparation is taken,
   refused     a line says so, and nothing is taken,
@@ -20,6 +21,7 @@ import argparse
 import collections
 import contextlib
 import io
+import itertools
 import pathlib
 import random
 import shutil
@@ -72,6 +74,7 @@ class Run:
     built = components.build_components(self.config, 257)
     self.abstract, _ = train_step.abstract_state(built)
     self.rows = self.read_rows()
+    self.artifacts = sorted(cache._verified)  # which other damage of the cache does not reach
     self.states = {step: self.state(step) for step in (2, NEWEST)}
     for donor, change in (('swapped', self._swapped), ('older', self._with_older_leaf)):
       with contextlib.closing(Checkpoints(folder / donor)) as checkpoints:
@@ -195,18 +198,28 @@ def _put(source: pathlib.Path, name: str) -> Damage:
 
 
 def damages(run: Run, rng: random.Random) -> Iterator[tuple[str, Damage]]:
-  """Yields names and damages: first one of each kind, then flipped bytes without an end."""
+  """Yields names and damages without an end; every second one flips a bit."""
   newest = run.folder / 'run/checkpoints' / str(NEWEST)
-  groups = {'run': sorted(newest.rglob('*')), 'cache': sorted((run.folder / 'cache').rglob('*'))}
+  artifacts = [folder.rglob('*') for folder in run.artifacts]
+  groups = {'run': newest.rglob('*'), 'cache': itertools.chain.from_iterable(artifacts)}
   files = [
     (group, path.relative_to(run.folder / group).as_posix(), path.read_bytes())
     for group, paths in groups.items()
-    for path in paths
-    if path.is_file()
-    and not path.name.startswith('.')
-    and path.stat().st_size
-    and 'jax' not in path.parts
+    for path in sorted(paths)
+    if path.is_file() and path.stat().st_size
   ]
+  others = list(_damages_of_files(run, newest, files, rng))
+  rng.shuffle(others)
+  for other in itertools.cycle(others):
+    yield other
+    group, name, content = rng.choices(files, [len(file[2]) ** 0.5 for file in files])[0]
+    at, bit = rng.random(), rng.randrange(8)
+    yield f'{group} {name} byte {int(at * len(content))} bit {bit}', _change(name, _flip(at, bit))
+
+
+def _damages_of_files(
+  run: Run, newest: pathlib.Path, files: list[tuple[str, str, bytes]], rng: random.Random
+) -> Iterator[tuple[str, Damage]]:
   for item in ('params', 'training', 'stopping', 'digests'):
     yield f'run {item} of another step', _put(newest.with_name('2') / item, f'checkpoints/4/{item}')
     yield (
@@ -227,10 +240,6 @@ def damages(run: Run, rng: random.Random) -> Iterator[tuple[str, Damage]]:
       yield f'{group} {name} of another', _put(other, name)
     _, there, _ = rng.choice([file for file in files if file[0] == group])
     yield f'{group} {name} exchanged with {there}', _exchange(name, there)
-  while True:
-    group, name, content = rng.choices(files, [len(file[2]) ** 0.5 for file in files])[0]
-    at, bit = rng.random(), rng.randrange(8)
-    yield f'{group} {name} byte {int(at * len(content))} bit {bit}', _change(name, _flip(at, bit))
 
 
 def _partner(root: pathlib.Path, name: str) -> pathlib.Path | None:

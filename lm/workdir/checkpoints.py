@@ -399,18 +399,18 @@ class _SaveDigests(ocp.args.CheckpointArgs):
 def _own_parts(items: Mapping[str, Any]) -> tuple[list[str], list[_Part]]:
   """Returns the keys of all leaves, and the own parts of some."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(dict(items))
-  parts = []
-  for nth, (path, x) in enumerate(leaves):
+  keys, parts = [key_of(path) for path, _ in leaves], []
+  for nth, (key, (_, x)) in enumerate(zip(keys, leaves, strict=True)):
     if not isinstance(x, jax.Array):
-      parts += [_Part(key_of(path), (), x, 1)] if multihost.is_primary() else []
+      parts += [_Part(key, (), x, 1)] if multihost.is_primary() else []
       continue
     copies = len(x.sharding.device_set) * math.prod(x.sharding.shard_shape(x.shape)) // x.size
     parts += [
-      _Part(key_of(path), shard.index, shard.data, copies)
+      _Part(key, shard.index, shard.data, copies)
       for shard in x.addressable_shards
       if shard.replica_id == nth % copies
     ]
-  return [key_of(path) for path, _ in leaves], parts
+  return keys, parts
 
 
 def _sums(keys: Sequence[str], parts: Sequence[_Part]) -> Sums:
