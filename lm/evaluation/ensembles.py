@@ -104,7 +104,7 @@ def open_runs(
   return loaded[0]
 
 
-def _as_ensemble(loaded: Sequence[Loaded], path: str | None) -> Loaded:
+def _as_ensemble(loaded: Sequence[Loaded], path: str | None = None) -> Loaded:
   first, config = loaded[0], loaded[0].config
   for key in ('seq_len', 'source_len'):
     config.data[key] = min(each.config.data[key] for each in loaded)

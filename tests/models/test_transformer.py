@@ -315,10 +315,12 @@ def test_a_layer_that_asks_receives_its_index(decoder, params_of, batch_of):
   @jax.jit
   def residuals(params, batch, cache):
     apply = with_hooks(model)
-    return [apply(params, batch, ('*/residual',), cache=each)[1] for each in (None, cache)]
+    reads = ('*/residual', '*/residual@5')
+    return [apply(params, batch, reads, cache=each)[1] for each in (None, cache)]
 
   # Layers of a call without a cache are scanned, and those of one with a cache are unrolled.
   for found in residuals(params_of(model), batch_of(T=4), model.init_cache(2, 4)):
+    assert found.pop('decoder/layers/layer_2/residual@5')[0, 0, 0] == 5
     of_layer = {path[-10]: x[:, 0, 0, 0].tolist() for path, x in found.items()}
     assert of_layer['0'] == [0, 3] and of_layer['2'] == [2, 5]
 
