@@ -24,8 +24,8 @@ ALIKE = {
   'llama_1b', 'llama_8b', 'llama_70b', 'lm1b', 'multi30k_de_en', 'multi30k_lstm',
   'multi30k_multilingual', 'published_gpu_rows', 'published_rows', 'stage1_to_stage2',
   'tatoeba_zh_en', 'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
-  'focal_loss', 'gated_attention', 'mixture', 'msra_ner', 'shakespeare_char', 'sst2',
-  'word2vec_text8', 'word2vec_zh',
+  'focal_loss', 'gated_attention', 'image_prefix', 'mixture', 'msra_ner', 'shakespeare_char',
+  'sst2', 'word2vec_text8', 'word2vec_zh',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 
