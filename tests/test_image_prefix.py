@@ -16,7 +16,7 @@ from lm.workdir.run_data import metrics_at
 FILE = pathlib.Path(__file__).parent.parent / 'experiments/image_prefix.py'
 
 
-pytestmark = pytest.mark.slow  # trains 100 steps, 15 s; the default suite trains two
+pytestmark = pytest.mark.slow  # trains 100 steps and generates, 15 s
 
 
 @pytest.fixture(scope='module')
