@@ -7,6 +7,7 @@ import ast
 import concurrent.futures
 import importlib
 import json
+import os
 import pathlib
 import pkgutil
 import re
@@ -109,8 +110,9 @@ def test_nothing_is_written_through_a_link(name, folder, tmp_path):
   assert hostile.state_of(folder / 'victims') == before
 
 
-def test_a_report_replaces_a_link_and_not_what_it_leads_to(folder, tmp_path):
-  workdir = changed(folder, tmp_path, hostile.link('report.html', 'VICTIMS/file'))
+@pytest.mark.parametrize('name', ['report.html', f'report.html.{os.getpid()}.tmp'])
+def test_a_report_replaces_a_link_and_not_what_it_leads_to(name, folder, tmp_path):
+  workdir = changed(folder, tmp_path, hostile.link(name, 'VICTIMS/file'))
   assert in_process.run('report', f'--workdir={workdir}').returncode == 0
   assert (folder / 'victims/file').read_text() == 'precious\n'
   assert not (workdir / 'report.html').is_symlink()

@@ -65,8 +65,9 @@ def write_atomic(path: pathlib.Path, chunks: Iterable[bytes | memoryview]) -> No
     OSError: the disk is full or broken; an existing file at `path` stays.
   """
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  temporary.unlink(missing_ok=True)  # a link of this name could lead elsewhere
   try:
-    with open(temporary, 'wb') as file:
+    with open(temporary, 'xb') as file:
       file.writelines(chunks)
       file.flush()
       os.fsync(file.fileno())
