@@ -146,7 +146,7 @@ def pass_word_counts(
     raise UserError(
       f'objective.fn={config.objective.fn!r} needs words of text: leave data.task empty'
     )
-  occurrences = rows.counts(vocabulary_size(tokenizer))
+  occurrences = rows.counts(vocabulary_size(tokenizer))  # type: ignore[attr-defined]
   words = list(word_ids(tokenizer).values())
   counts = np.zeros_like(occurrences)
   counts[words] = occurrences[words]

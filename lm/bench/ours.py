@@ -129,7 +129,7 @@ def finetuning(config: str, seed: int, folder: str) -> Training:
     sets = Sets(found, functions, tokenizer)
     return dict(sets.run(found.steps, state.params).values)
 
-  examples = found.batch_size * len(np.asarray(rows.example)) / len(rows)
+  examples = found.batch_size * len(np.asarray(rows.example)) / len(rows)  # type: ignore[attr-defined]
   return Training(run, found.steps, examples, scores, _versions())
 
 

@@ -178,7 +178,8 @@ def check_decoding(
   Raises:
     UserError: from the model.
   """
-  if jax.config.jax_disable_jit:  # a mode for debugging concrete values, which a trace lacks
+  # A mode for debugging concrete values, which a trace lacks.
+  if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
     return
   rows, length = batch['segments'].shape
 

@@ -155,7 +155,7 @@ def check_evaluations(
     state: of a run that trains, abstract; it stays in memory while the run evaluates.
   """
   devices = functions.mesh.local_devices
-  free = available() if devices[0].platform == 'cpu' and not jax.config.jax_disable_jit else None
+  free = available() if devices[0].platform == 'cpu' and not jax.config.jax_disable_jit else None  # type: ignore[attr-defined]
   if free is None:
     return
   # The memory of a program includes its arguments, the parameters.

@@ -252,7 +252,9 @@ class Transformer(nn.Module):
       if caches is None:
         # The scan receives indices only if something reads them.
         asked = HOOKS.get() is not None or any(
-          _asks_index(f) for block in blocks for f in block.args[:3]
+          _asks_index(f)
+          for block in blocks
+          for f in block.args[:3]  # type: ignore[attr-defined]
         )
         first_N = jnp.arange(0, depth, len(blocks)) if asked else None
         x, _ = self._scanned(blocks, depth)(x, *args, None, first_N)

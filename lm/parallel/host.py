@@ -94,7 +94,7 @@ def enable_compilation_cache(folder: pathlib.Path) -> None:
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
   jax.config.update('jax_compilation_cache_dir', str(folder / f'xla-{_host()}'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)

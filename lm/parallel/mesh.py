@@ -336,7 +336,7 @@ def gather_to_local_device(tree: Params) -> Params:
   def gather(x: Array) -> Array:
     if x.is_fully_addressable:
       return jax.device_put(x, device)
-    sharding = replicated(x.sharding.mesh)
+    sharding = replicated(x.sharding.mesh)  # type: ignore[attr-defined]
     return jax.jit(lambda x: x, out_shardings=sharding)(x).addressable_data(0)
 
   return jax.tree.map(gather, tree)

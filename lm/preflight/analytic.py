@@ -267,7 +267,7 @@ def _count(jaxpr: Jaxpr) -> Flops:
       for size, value in flops.items():
         sums[size] += value * _times(equation)
     if own := _own_flops(equation):
-      sums[max(x.aval.dtype.itemsize for x in equation.invars)] += own
+      sums[max(x.aval.dtype.itemsize for x in equation.invars)] += own  # type: ignore[attr-defined]
   return dict(sums)
 
 
@@ -286,12 +286,12 @@ def _own_flops(equation: JaxprEqn) -> float:
   name, params = equation.primitive.name, equation.params
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
-    left = equation.invars[0].aval.shape
-    return 2.0 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+    left = equation.invars[0].aval.shape  # type: ignore[attr-defined]
+    return 2.0 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)  # type: ignore[attr-defined]
   if name == 'conv_general_dilated':
     kernel = equation.invars[1].aval
-    outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
-    return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
+    outputs = kernel.shape[params['dimension_numbers'].rhs_spec[0]]  # type: ignore[attr-defined]
+    return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs  # type: ignore[attr-defined]
   return 0.0
 
 

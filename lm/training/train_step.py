@@ -46,7 +46,7 @@ def check_step(
   Raises:
     UserError: from the components of the config.
   """
-  if jax.config.jax_disable_jit:
+  if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
     return None
   # Real batches have this sharding; with another one, JAX would trace again.
   rows = meshes.batch_sharding(components.mesh, components.rules, stacked=True)
