@@ -317,7 +317,7 @@ _TOKENIZERS: dict[str, tuple[Change, str]] = {
   'backtracking': (_tokenizer(**_split('(a|a|aa|a*)*$')), 'tokenizer.json'),
   'wrong expression': (_tokenizer(**_split('(')), 'tokenizer.json'),
   'large id': (
-    content('tokenizer.json', lambda text: text.replace('"!": ', '"!": 4000000', 1)),
+    content('tokenizer.json', lambda text: text.replace('"!": ', '"!": 40000', 1)),
     'does not fit the config',
   ),
 }
