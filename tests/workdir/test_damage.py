@@ -9,6 +9,10 @@ import pytest
 
 # More than 5 seconds: it trains, and restores for each damage; tests/damage.py makes hundreds.
 @pytest.mark.slow
+# Orbax leaves open files and coroutines behind where it fails.
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore::ResourceWarning'
+)
 def test_no_damage_is_silent(tmp_path):
   run = damage.Run(tmp_path)
   rng = random.Random(0)
