@@ -1,4 +1,4 @@
-"""A variant: LoRA, which trains a matrix of low rank beside each matrix of a pretrained model.
+"""A variant: LoRA, which trains a low-rank update of each matrix of a pretrained model.
 
   python -m lm.train --config=experiments/lora.py --workdir=runs/lora
 

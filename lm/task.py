@@ -100,9 +100,9 @@ class Features(NamedTuple):
 
   Attributes:
     tokens: arrays of equal length by name, along the row: inputs, targets, weights and the like. A
-      token may have a number or an array, such as the patch of an image: (N, ...).
+      token may have a scalar or an array, such as the patch of an image: (N, ...).
     source: the same for the encoder row of an encoder-decoder.
-    values: of the example: a number, such as its class, or an array of a fixed shape.
+    values: of the example: a scalar, such as its class, or an array of a fixed shape.
     shortened: called with a number of tokens; returns the indices of the tokens to keep, where the
       policy for long examples truncates. None cuts them from the right.
   """
@@ -156,7 +156,7 @@ class Converter:
 
 
 def stack_feature(name: str, arrays: Sequence[Any]) -> np.ndarray:
-  """Returns the values of a feature, one for each array or number, in its batch dtype."""
+  """Returns the values of a feature, one for each array or scalar, in its batch dtype."""
   return concatenate_feature(name, [np.asarray(value)[None] for value in arrays])
 
 

@@ -190,7 +190,7 @@ def mixture(config: ConfigDict, sources: Mapping[str, str]) -> ConfigDict:
 def another_model(
   workdir: str = '', frozen: bool = True, model: ConfigDict | None = None
 ) -> ConfigDict:
-  """Returns a section of `models`: a model beside that of the config, such as a teacher.
+  """Returns a section of `models`: a model in addition to that of the config, such as a teacher.
 
   Args:
     workdir: of the run that has its parameters and its model section; '' for freshly initialized

@@ -78,7 +78,7 @@ def disarmed(value: Any, key: str = '') -> Any:
   """Returns a tree of JSON values in which `resolve` refuses all functions but the listed ones.
 
   Args:
-    value: of the key; a whole config for ''.
+    value: of the key; the config for ''.
     key: dotted.
 
   Raises:
@@ -109,7 +109,7 @@ def may_run(text: str) -> bool:
       return False
     try:
       fn = resolve.resolve(path, '')
-    except UserError:  # no such function, as whoever resolves the path will find too
+    except UserError:  # no such function, an error wherever the path is resolved
       return True
     if not _is_listed(resolve.defining_module(fn)):
       return False

@@ -198,7 +198,7 @@ def _check_mixture(config: ConfigDict) -> None:
     if not section.source:
       raise UserError(
         f'eval.sets.{name}.source is empty and means data.source, but data.mixture has several '
-        'sources; name one of theirs, as lm.config.base.mixture does'
+        'sources; name one of these sources, as lm.config.base.mixture does'
       )
 
 

@@ -192,7 +192,7 @@ def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]])
 
 
 def _intact(place: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the meta.json of an artifact, or None if a file is not as it was written."""
+  """Returns the meta.json of an artifact, or None if a file has changed since."""
   try:
     meta = json.loads((place / _META).read_text())
     if meta['digest'] != digest([place.name, {k: v for k, v in meta.items() if k != 'digest'}]):

@@ -75,7 +75,7 @@ def fetch(local: pathlib.Path, key: str = '--workdir', under: str = '') -> None:
       if known or not name or name.split('/')[0] in _ORBAX:
         continue
       if '..' in name.split('/'):
-        raise UserError(f'{path} would be written outside of its folder')
+        raise UserError(f'{path} leads out of its folder')
       file.parent.mkdir(parents=True, exist_ok=True)
       partial = file.with_name(f'{file.name}.fetched')
       filesystem.get_file(path, str(partial))

@@ -81,7 +81,7 @@ def patch(
       'attention/heads' or 'mlp/output'.
 
   Raises:
-    UserError: the model is no decoder, a text is too long, the texts have different numbers of
+    UserError: the model is no decoder, a text is too long, the texts differ in the count of
       tokens, or the site is not one hook point of each layer.
   """
   model, both = _decoder(run), [_batch(run, each) for each in (text, source)]

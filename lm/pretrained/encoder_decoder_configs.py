@@ -60,7 +60,7 @@ def t5(model: Section) -> dict[str, Any]:
   """T5. Its key of tied embeddings says whether hidden states are divided by sqrt(D)."""
   is_encoder, head = model.name('fn') == 'Encoder', model.name('head')
   bare = 'EncoderModel' if is_encoder else 'Model'
-  # Gated, gelu stands for its tanh form.
+  # With a gate, `gelu` is its tanh form.
   gated = {'gelu_new': 'gelu', 'gelu': 'gelu_python'}
   activation = model.activation()
   if model.name('mlp') == 'GatedMlp':
