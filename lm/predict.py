@@ -10,7 +10,7 @@ masks; with --embed, an embedding. --top_k limits labels and fillers; for genera
 sampling flag, as are --temperature, --top_p, --min_p and --seed. Several directories
 (--workdir=A,B), or steps of one, form an ensemble.
 
-Memory does not grow with the input. --output is written only if every row succeeds; stdout has the
+Memory does not grow with the input. --output appears only if every row succeeds; stdout has the
 rows before a mistake.
 """
 

@@ -116,7 +116,7 @@ def _refuse_standard(module: str, path: str, key: str) -> None:
   if module.partition('.')[0] in sys.stdlib_module_names:
     raise UserError(
       f'{key}={path!r:.200}: {module} belongs to the standard library of Python, whose functions '
-      'no config may name; write a function that calls it, in a file of the folder of the experiment'
+      'no config may name; write a function that calls it, in the folder of the experiment'
     )
 
 

@@ -1,4 +1,4 @@
-"""Word vectors of a model: read from parameters or a workdir, evaluated, written to a workdir."""
+"""Word vectors of a model: read from parameters or a workdir, evaluated, saved in a workdir."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -145,7 +145,7 @@ def cached_mask(batch: Batch, cache: Mapping[str, Any]) -> tuple[Mask, dict[str,
     'segments': _append(cache['segments'], segments, lengths, axes),
     'lengths': _new_lengths(lengths, segments),
   }
-  # One call has the whole prefix. Later calls need none, because their tokens follow all of it.
+  # One call has the entire prefix. Later calls need none, because their tokens follow all of it.
   if prefix is not None:
     prefix = _append(jnp.zeros_like(new['segments']), prefix, lengths, axes)
   mask = Mask(positions, new['positions'], segments, new['segments'], prefix)

@@ -30,7 +30,7 @@ def all_gather_along(x: Array, axis: int, name: str, dims: Sequence[int]) -> Arr
     x: the shard of this device.
     axis: of x.
     name: mesh axis.
-    dims: torus dimensions of the mesh axis; their product is its size.
+    dims: torus dimensions of the mesh axis; multiplied, they give its size.
   """
   x = jnp.moveaxis(x, axis, 0)
   for dim in reversed(range(len(dims))):

@@ -123,7 +123,7 @@ def train(
   programs = evaluators.programs(params)
   host_memory.check_evaluations(programs, built, params, abstract)
   state, started_from = None, None
-  # A resumed run initializes no state: memory would hold it beside the restored one.
+  # A resumed run initializes no state: memory would hold it and the restored one.
   if not multihost.broadcast_from_primary(has_checkpoints(workdir)):
     state, started_from = warm_start.initial_state(config, built, tokenizer, abstract)
   frozen: Params = {} if state is None else state.frozen
