@@ -264,7 +264,7 @@ def example_batch(context: int, row: Shapes | None = None) -> Batch:
   source = ('source', 'source_segments', 'source_positions')
   known: Shapes = {name: ['int32', context] for name in (*target, *source)}
   shapes = row or {**known, 'examples': ['int32', 1]}
-  return _Row({name: jnp.zeros((1, *shape), dtype) for name, (dtype, *shape) in shapes.items()})
+  return {name: jnp.zeros((1, *shape), dtype) for name, (dtype, *shape) in shapes.items()}
 
 
 def init_of(model: nn.Module, context: int, row: Shapes | None = None) -> Callable[[Array], Params]:
@@ -282,7 +282,7 @@ def init_of(model: nn.Module, context: int, row: Shapes | None = None) -> Callab
 
   def init(key: Array) -> Params:
     mutable = nn.DenyList((HOOKS_COLLECTION, LOSSES_COLLECTION))
-    variables = model.init({'params': key}, example_batch(context, row), mutable=mutable)
+    variables = model.init({'params': key}, _Row(example_batch(context, row)), mutable=mutable)
     refuse_state({name: x for name, x in variables.items() if name != 'params' and x})
     return variables['params']
 

@@ -265,7 +265,7 @@ _VALUES: dict[str, tuple[Mapping[str, Any], str]] = {
   'text for a number': ({'model.depth': '4'}, "model.depth='4' is not a number"),
   'list for a number': ({'model.depth': [4]}, 'model.depth=(4,) is not a number'),
   'null for a number': ({'model.d_model': None}, 'TypeError'),
-  'number for a path': ({'model.position': 7}, 'TypeError'),
+  'number for a path': ({'model.position': 7}, 'model.position=7 must be an import path'),
   'number for a list': ({'data.labels': 7}, 'data.labels=7 is not of type tuple'),
   'section for a path': ({'model.position': {}}, "model.position: the section needs 'fn'"),
   'unknown argument': ({'model.position': 'lm.nn.position:rope(thta=1)'}, "no argument 'thta'"),

@@ -17,6 +17,7 @@ from lm.config import resolve
 from lm.errors import UserError
 
 MODULES = (
+  'lm.data.mixture',
   'lm.data.packing',
   'lm.data.preprocess',
   'lm.data.transforms',
@@ -63,6 +64,7 @@ NAMES = frozenset(
     ('jax.nn.initializers:', _INITIALIZERS),
     ('jax:checkpoint_policies.', _POLICIES),
     ('optax:', _OPTIMIZERS),
+    ('optax.contrib:', 'schedule_free_eval_params'),
     ('lm.data.cooccurrence:', 'count_cooccurrences'),
     ('lm.evaluation.', 'sets:sets samples:samples attention_maps:attention_maps'),
     ('lm.evaluation.', 'vectors:word_vectors'),

@@ -176,8 +176,10 @@ def _build(place: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]])
   partial.mkdir(parents=True)
   try:
     meta = build(partial)
-    written = sorted(partial.iterdir())
-    meta['files'] = {f.name: [f.stat().st_size, file_checksums(f)] for f in written}
+    built = sorted(path for path in partial.rglob('*') if path.is_file())
+    meta['files'] = {
+      str(f.relative_to(partial)): [f.stat().st_size, file_checksums(f)] for f in built
+    }
     meta['digest'] = digest([place.name, meta])
     (partial / _META).write_text(json.dumps(meta, indent=2) + '\n')
     for file in partial.iterdir():

@@ -14,7 +14,6 @@ the most probable one that meets it.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from lm.config import resolve
 from lm.errors import UserError, check_range
 from lm.text.tokenizers import unknown_id
 from lm.types import Array
@@ -32,22 +30,6 @@ LogitsProcessor = Callable[[Array, Array, Array], Array]
 
 # No real token has such a low log probability; vocabulary padding has (lm.types.OutputHead).
 IMPOSSIBLE = -1e8
-
-
-def build(path: str, key: str, tokenizer: tokenizers.Tokenizer) -> Callable[..., Array]:
-  """Returns the sampling function or the logits processor that an import path builds.
-
-  A builder with an argument `tokenizer` receives the tokenizer. `key` names the path in errors.
-
-  Raises:
-    UserError: the path is wrong, or its function needs other arguments or returns no function.
-  """
-  builder = resolve.resolve(path, key)
-  takes_it = 'tokenizer' in inspect.signature(builder).parameters
-  fn = resolve.call(builder, key, **({'tokenizer': tokenizer} if takes_it else {}))
-  if not callable(fn):
-    raise UserError(f'{key}={path!r} returns {type(fn).__name__}, not a function of logits')
-  return fn
 
 
 def row_keys(seed: Array, indices_B: Array) -> Array:

@@ -5,6 +5,7 @@
 
 import collections
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from lm.metrics.scores import CorpusMetric
 from lm.parallel import mesh as meshes
 from lm.task import Features, concatenate_feature, stack_feature
 from lm.text.tokenizers import end_id
-from lm.types import Apply, Batch, Output, Params
+from lm.types import Apply, Array, Batch, Output, Params
 from lm.workdir.run_data import EvalExample
 
 Prediction = dict[str, Any]  # a JSON object
@@ -46,6 +47,22 @@ class Predictions(NamedTuple):
   full: list[Prediction]
 
 
+def _built(path: str, key: str, tokenizer: tokenizers.Tokenizer) -> Callable[..., Array]:
+  """Returns the sampling function or the logits processor that an import path builds.
+
+  A builder with an argument `tokenizer` receives the tokenizer. `key` names the path in errors.
+
+  Raises:
+    UserError: the path is wrong, or its function needs other arguments or returns no function.
+  """
+  builder = resolve.resolve(path, key)
+  takes_it = 'tokenizer' in inspect.signature(builder).parameters
+  fn = resolve.call(builder, key, **({'tokenizer': tokenizer} if takes_it else {}))
+  if not callable(fn):
+    raise UserError(f'{key}={path!r} returns {type(fn).__name__}, not a function of logits')
+  return fn
+
+
 def decode_config(
   decode: ConfigDict, tokenizer: tokenizers.Tokenizer, context: int
 ) -> DecodeConfig:
@@ -56,10 +73,10 @@ def decode_config(
   """
   forbidden = (sampling.forbidden_tokens(tuple(decode.forbidden)),) if decode.forbidden else ()
   processors = (
-    sampling.build(path, f'decode.logits_processors[{i}]', tokenizer)
+    _built(path, f'decode.logits_processors[{i}]', tokenizer)
     for i, path in enumerate(decode.logits_processors)
   )
-  sampler = decode.sampler and sampling.build(decode.sampler, 'decode.sampler', tokenizer)
+  sampler = decode.sampler and _built(decode.sampler, 'decode.sampler', tokenizer)
   return DecodeConfig(
     end=end_id(tokenizer),
     logits_processors=(*sampling.ban_unknown_token(tokenizer), *forbidden, *processors),

@@ -1,7 +1,5 @@
 """Edits, the lens and patching of a decoder with random parameters, which a run holds."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +19,14 @@ IDS = [[256, *b'abcd']]  # the end token of a byte tokenizer, then 'abcd'
 
 
 @pytest.fixture(scope='module')
-def run(decoder, params_of):
+def run(decoder, params_of, tmp_path_factory):
   tokenizer, config = tokenizers.bytes([]), base()
   IDS[0][0] = tokenizer.token_to_id('<|end|>')
   IDS[0][1:] = tokenizer.encode('abcd').ids
   config.data.seq_len = 16
   model = decoder('llama', vocab_size=tokenizer.get_vocab_size())
-  folder, params = pathlib.Path('nowhere'), params_of(model)
+  folder, params = tmp_path_factory.mktemp('run'), params_of(model)
+  (folder / 'data.json').write_text('{"train": ""}')
   return TrainedModel(folder, config, tokenizer, model, params, params, apply_of(model), 0)
 
 
