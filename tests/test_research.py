@@ -1,5 +1,6 @@
 """The results of experiments that are one new function: formulas in NumPy, and exact texts."""
 
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -8,15 +9,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from lm.config import resolve
 from lm.config.base import base
 from lm.errors import UserError
 from lm.evaluation.trained_model import TrainedModel
 from lm.models.ensemble import make_ensemble, stack_params
 from lm.nn.hooks import with_hooks
 from lm.text import tokenizers
-from lm.types import Mask, apply_of
+from lm.types import Mask, TrainState, apply_of
 from lm.workdir import experiment
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
@@ -146,3 +149,46 @@ def test_prompt_lookup_gives_the_greedy_text_in_fewer_forward_passes(decoder, pa
   assert len(tokens) == 59 and following[:-1] == tokens
   assert passes < 50
   assert lookup.lookup([1, 2, 3, 1, 2, 4, 1, 2], 3, 2) == [3, 1]
+
+
+def test_lion_has_the_decay_and_the_rates_of_this_library(capsys):
+  lion = module_of('lion')
+  config = lion.get_config()
+  config.optim.clip_norm = float('inf')
+  optimizer = resolve.call(resolve.build_section(config.optim, 'optim'), 'optim')
+  rng = np.random.default_rng(0)
+  params = {'decoder': {'kernel': rng.normal(0, 1, (2, 3))}, 'embedding': rng.normal(0, 1, 5)}
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params | {'bias': np.ones(2)})
+  state, moments = optimizer.transformation.init(params), jax.tree.map(np.zeros_like, params)
+  for step in range(2):
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 1, x.shape), jnp.float32), params)
+    updates, state = optimizer.transformation.update(
+      grads, state, params, gradient_norm=optax.tree.norm(grads), value=1.0
+    )
+    rate = float(optimizer.schedule(step))
+    signs = jax.tree.map(lambda m, g: np.sign(0.95 * m + 0.05 * g), moments, grads)
+    moments = jax.tree.map(lambda m, g: 0.98 * m + 0.02 * g, moments, grads)
+    expected = {
+      'decoder': {'kernel': signs['decoder']['kernel'] + 0.3 * params['decoder']['kernel']},
+      'embedding': 2 * (signs['embedding'] + 0.3 * params['embedding']),
+      'bias': signs['bias'],
+    }
+    expected = jax.tree.map(lambda x, rate=rate: -rate * x, expected)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), updates, expected)
+    params = optax.apply_updates(params, updates)
+  every, show = lion.watch(every=7)
+  show(7, TrainState(*[jnp.zeros((), jnp.int32)] * 3, {'bias': jnp.array([3.0, 4.0])}, ()), {})
+  assert every == 7 and f'{np.sqrt(12.5):.4f}  bias' in capsys.readouterr().out
+
+
+def test_typos_are_those_of_the_row_and_leave_targets():
+  row = {
+    'inputs': np.arange(1000),
+    'targets': np.arange(1, 1001),
+    'segments': np.repeat([1, 0], [900, 100]),
+  }
+  found, again = (module_of('typos').typos(row, np.random.default_rng((3, 7))) for _ in range(2))
+  changed = found['inputs'] != row['inputs']
+  assert 60 < changed[:900].sum() < 120 and not changed[900:].any()
+  np.testing.assert_array_equal(found['inputs'], again['inputs'])
+  np.testing.assert_array_equal(found['targets'], row['targets'])

@@ -1,5 +1,8 @@
 """Edits, the lens and patching of a decoder with random parameters, which a run holds."""
 
+import importlib.util
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,7 @@ from lm.task import Features
 from lm.text import tokenizers
 from lm.types import apply_of
 
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 IDS = [[256, *b'abcd']]  # the end token of a byte tokenizer, then 'abcd'
 
 
@@ -48,6 +52,15 @@ def test_the_lens_reads_the_residual_stream_of_each_layer(run):
   params = jax.device_get(run.params)
   expected = x * params['decoder']['final_norm']['scale'] @ params['unembedding'].T
   np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_table_of_the_lens_ends_with_the_next_token_of_the_model(run):
+  spec = importlib.util.spec_from_file_location('lens', EXPERIMENTS / 'lens.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  table = module.lens(run, 'abcd')
+  best = [int(i) for i in logit_lens(run, 'abcd')[-1].argmax(-1)]
+  assert len(table) == 2 and table[-1] == [run.tokenizer.decode([i]) for i in best]
 
 
 def test_patching_moves_what_a_position_knows(run):
