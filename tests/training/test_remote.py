@@ -93,7 +93,7 @@ def test_objects_whose_names_lead_out_of_the_mirror_are_refused(bucket, tmp_path
       raise AssertionError(local)
 
   monkeypatch.setattr(remote, '_filesystem', lambda url: (Listing(), 'b/run'))
-  with pytest.raises(UserError, match='victim would be written outside'):
+  with pytest.raises(UserError, match='victim leads out of its folder'):
     remote.fetch(here)
 
 
