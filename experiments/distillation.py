@@ -4,8 +4,8 @@
 
 The teacher is runs/quickstart, or --config.models.teacher.workdir. The student has half of its
 depth and width. It learns the text and the distribution of the teacher at a temperature (Hinton et
-al. 2015), with weights that sum to 1. `train/kl` is the second term. Two CPU cores; the time is not
-measured.
+al. 2015), with weights that sum to 1: `train/loss` is half of the cross-entropy, and `train/kl` is
+half of the second term. Two CPU cores, 2 minutes.
 """
 
 import jax

@@ -33,10 +33,12 @@ def patched(run, text, source):
 
 def main(workdir, text, source):
   run = lm.load(workdir)
-  tokens = [run.tokenizer.decode([i]) or '(end)' for i in prompt_encoder(run.tokenizer)(text)]
+  tokens = [run.tokenizer.decode([i]) for i in prompt_encoder(run.tokenizer)(text)]
   token, log_p_NT = patched(run, text, source)
-  for title, rows in (('next token', lens(run, text)), (token, np.round(log_p_NT, 2))):
-    print(title, *tokens, sep='\t')
+  next_NT = [map(repr, row) for row in lens(run, text)]
+  title = f'log p {run.tokenizer.decode([token])!r}'
+  for name, rows in (('next token', next_NT), (title, np.round(log_p_NT, 2))):
+    print(name, *map(repr, tokens), sep='\t')
     for n, row in enumerate(rows):
       print(f'layer {n}', *row, sep='\t')
 
