@@ -179,9 +179,6 @@ def set_decoding(decode: ConfigDict) -> ConfigDict:
   given = [f'--{name}={args[name].value}' for name in common if args[name].present]
   if args.sampler and given:
     raise UserError(f'{given[0]} has no effect with --sampler={args.sampler}')
-  for path in (args.sampler, *(args.logits_processor or ())):
-    if path:  # an error names the flag and not the key
-      resolve.resolve(path, '--sampler' if path == args.sampler else '--logits_processor')
   if args['sampler'].present or given:
     decode.sampler = args.sampler or None
   if args.logits_processor is not None:
