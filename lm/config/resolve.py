@@ -21,9 +21,8 @@ from ml_collections import ConfigDict
 
 from lm.errors import UserError, did_you_mean
 
-REFUSED = (
-  '(untrusted) '  # begins each string of a config that `lm.config.trust` lets nothing run by
-)
+# Begins each string of a config that `lm.config.trust` lets nothing run by.
+REFUSED = '(untrusted) '
 _LONGEST = 10_000  # characters of a path; the parser of Python may crash on long expressions
 
 
