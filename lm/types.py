@@ -26,8 +26,11 @@ Params = Any
 #   segments: int32, which document of the row a token belongs to, from 1; 0 is padding
 #   positions: int32, index within the segment
 #   bytes: int32, bytes of raw text that the target stands for; they sum to the size of the text
+#   words: int32, with data.words: above 0 where a word begins (lm.data.pipeline.word_marks)
 # A batch of a task has in addition, or instead:
 #   source, source_segments, source_positions: (B, S), the inputs of the encoder
+#   masked: (B, M) int32, the indices in the row of the tokens that an encoder predicts; targets and
+#     weights are (B, M) then, with weight 0 where a row has fewer
 #   prefix: (B, T) int32, 1 for inputs of a prefix with bidirectional attention
 #   examples: (B, P) int32, for each segment of the row, 1 + the index of its `Features` among all
 #     prepared ones (`FeatureRows.example` gives the example); 0 is padding

@@ -42,6 +42,9 @@ def base() -> ConfigDict:
         'special_tokens': (),  # special tokens besides those of the task, such as '<|mask|>'
         'task': placeholder(str),  # import path; None for language modeling
         'converter': placeholder(str),  # import path of the task's converter for the architecture
+        # Import path of the spans of words in a text, such as 'lm.text.segment:word_spans', which
+        # whole-word masking needs; None for rows without words.
+        'words': placeholder(str),
         'labels': (),  # the classes or tags of the task, in order
         'pair_counter': placeholder(str),  # import path of a counter of word pairs; None for tokens
         'seq_len': 128,  # tokens in a row, or word pairs

@@ -45,37 +45,69 @@ def open_transforms(
   Raises:
     UserError: a path is wrong, or a transform does not suit the rows.
   """
-  row, transforms = rows[0], []
+  # The second row shows whether shapes depend on the row.
+  some, transforms = [rows[0], rows[-1]], []
   for i, path in enumerate(paths):
     key = f'{section}[{i}]'
     transform = resolve.resolve(path, key)
     if 'tokenizer' in inspect.signature(transform).parameters:
       transform = resolve.call(transform, key, tokenizer=tokenizer)
-    changed = resolve.call(transform, key, dict(row), np.random.default_rng(0))
-    _check_row(changed, row, f'{key}={path!r}')
-    row = changed
+    changed = [
+      resolve.call(transform, key, dict(row), np.random.default_rng(n))
+      for n, row in enumerate(some)
+    ]
+    _check_rows(changed, some[0], f'{key}={path!r}')
+    some = changed
     transforms.append(transform)
   return tuple(transforms)
 
 
-def _check_row(changed: Any, row: Mapping[str, np.ndarray], key: str) -> None:
-  """Raises UserError if a transform returns no row, or a row of other fields, shapes or dtypes."""
-  if not isinstance(changed, Mapping):
-    raise UserError(f'{key} returns a {type(changed).__name__}, not the changed row')
-  lost = [name for name in row if name not in changed]
+# The fields of tokens that have one length in a row.
+_ALIGNED = (
+  ('inputs', 'segments', 'positions'),
+  ('source', 'source_segments', 'source_positions'),
+  ('targets', 'weights', 'masked'),
+)
+
+
+def _check_rows(changed: Sequence[Any], row: Mapping[str, np.ndarray], key: str) -> None:
+  """Raises UserError if the results of a transform for two rows are no rows.
+
+  They have the fields of the first of these, `row`, with dtypes of its kinds. Shapes may be others,
+  the same in all rows.
+  """
+  for result in changed:
+    if not isinstance(result, Mapping):
+      raise UserError(f'{key} returns a {type(result).__name__}, not the changed row')
+    for name, values in result.items():
+      if not isinstance(values, np.ndarray | np.generic):
+        raise UserError(f'{key} makes {name!r} a {type(values).__name__}, not a NumPy array')
+  # These describe the text itself, and a transform that corrupts it removes them.
+  lost = [name for name in row if name not in changed[0] and name not in ('bytes', 'words')]
   if lost:
     raise UserError(
       f'{key} drops {", ".join(map(repr, lost))} of a row; return all fields, as in row | {{...}}'
     )
-  for name, values in changed.items():
-    if not isinstance(values, np.ndarray | np.generic):
-      raise UserError(f'{key} makes {name!r} a {type(values).__name__}, not a NumPy array')
-    before = row.get(name, values)
-    if (values.shape, values.dtype.kind) != (before.shape, before.dtype.kind):
-      raise UserError(
-        f'{key} makes {name!r} {values.dtype}{values.shape}; it must stay '
-        f'{before.dtype}{before.shape}'
-      )
+  first, last = ({name: _kind(values) for name, values in one.items()} for one in changed)
+  for name in first.keys() | last.keys():
+    if first.get(name) != last.get(name):
+      given = ' and '.join(one.get(name, 'nothing') for one in (first, last))
+      raise UserError(f'{key} makes {name!r} {given}, by row; it must be the same in all rows')
+  for name, before in row.items():
+    if name in first and changed[0][name].dtype.kind != before.dtype.kind:
+      raise UserError(f'{key} makes {name!r} {first[name]}; it was {_kind(before)}')
+  for names in _ALIGNED:
+    present = [name for name in names if name in first]
+    for name in present[1:]:
+      if changed[0][name].shape[:1] != changed[0][present[0]].shape[:1]:
+        raise UserError(
+          f'{key} makes {present[0]!r} {first[present[0]]} and {name!r} {first[name]}, which must '
+          'have one length'
+        )
+
+
+def _kind(values: np.ndarray) -> str:
+  return f'{values.dtype}{values.shape}'
 
 
 def batch_at(

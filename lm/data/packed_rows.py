@@ -80,10 +80,11 @@ class Rows(abc.ABC):
 class PackedRows(Rows):
   """Rows of running text: parts of documents packed into T tokens.
 
-  A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. If a part starts
-  inside a document, its first input is the preceding token of the document, at position 0. The part
-  is a segment of its own and sees nothing else of the document before it. The bytes of a document
-  are stored at its END, so that their sum over all rows is the size of the text.
+  A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. With `data.words` it
+  also has words, the marks of targets where words begin (lm.data.pipeline.word_marks). If a part
+  starts inside a document, its first input is the preceding token of the document, at position 0.
+  The part is a segment of its own and sees nothing else of the document before it. The bytes of a
+  document are stored at its END, so that their sum over all rows is the size of the text.
 
   Attributes:
     bytes: UTF-8 bytes of all documents.
@@ -107,6 +108,8 @@ class PackedRows(Rows):
     self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
     self._ends = _load(tokens / 'ends.npy')
     self._doc_bytes = _load(tokens / 'doc_bytes.npy')
+    words = tokens / 'words.npy'
+    self._words = _load(words) if words.exists() else None
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     plan, shape = self._plan, (len(indices), self.seq_len)
@@ -118,6 +121,9 @@ class PackedRows(Rows):
     part_ends = np.cumsum(lengths) - 1
     complete = starts + lengths == self._ends[documents]
     at_end = part_ends[complete] if place is None else place[part_ends[complete]]
+    words = {}
+    if self._words is not None:
+      words['words'] = _put(self._words[token_index], place, shape, np.int32)
     return {
       # The token before the first one of a document is the END of another document. Before the
       # very first one, index -1 wraps around to the END of the last document.
@@ -127,6 +133,7 @@ class PackedRows(Rows):
       'segments': _put(np.repeat(nth + 1, lengths), place, shape, np.int32),
       'positions': _put(position, place, shape, np.int32),
       'bytes': _put(self._doc_bytes[documents[complete]], at_end, shape, np.int32),
+      **words,
     }
 
   def counts(self, vocab_size: int) -> np.ndarray:

@@ -38,6 +38,7 @@ from lm.errors import UserError
 from lm.progress import Report, silent, ticking
 from lm.task import Example, as_example, string_field
 from lm.text.files import lone_surrogate
+from lm.text.segment import sentence_spans
 from lm.text.tokenizers import (
   SEPARATOR,
   end_id,
@@ -47,6 +48,8 @@ from lm.text.tokenizers import (
   word_ids,
 )
 
+Spans = Callable[[str], Iterable[tuple[int, int]]]  # the (start, end) of each word of a text
+WORD, SENTENCE = 1, 2  # marks of the tokens where these begin
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
 # Keys of a data section that determine the features of a task.
@@ -301,11 +304,14 @@ def _tokens(
   """Returns the directory of the tokens or features of a split, and its meta.json."""
   source = open_source(source_path, split)
   task = None if data['task'] is None else {key: data[key] for key in _TASK}
-  job = Job(source_path, split, tuple(data['prepare']), tokenizer.to_str(), task)
+  words = data['words'] if task is None else None
+  job = Job(source_path, split, tuple(data['prepare']), tokenizer.to_str(), task, words)
   shaped_by = fingerprints.of_split(data, source_path, split, source)
   shaped_by['tokenizer'] = hashlib.sha256(job.tokenizer.encode()).hexdigest()
   if task is not None:
     shaped_by |= _task_fingerprint(data, _TASK)
+  if words is not None:
+    shaped_by |= {'words': words, 'words code': fingerprints.of_values(words)}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     with contextlib.closing(encode(job, source, data['workers'])) as encoded:
@@ -358,31 +364,74 @@ def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
   return np.uint16 if vocabulary_size(tokenizer) < 2**16 else np.uint32
 
 
-def text_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[Iterable[str]], features.Arrays]:
+def text_encoder(
+  tokenizer: tokenizers.Tokenizer, words: Spans | None = None
+) -> Callable[[Iterable[str]], features.Arrays]:
   """Returns the function from texts to the arrays of their tokens.
 
   Text that looks like a special token is encoded as text. The arrays are:
     tokens: the documents one after another, each followed by END.
     counts: int64, the number of tokens of each document, including END.
     sizes: int64, the UTF-8 bytes of each document, before the tokenizer normalizes it.
+    words: uint8, with `words` alone: where words and sentences begin (`word_marks`).
+
+  Args:
+    tokenizer: encodes the texts.
+    words: returns the (start, end) of each word of a text.
   """
   reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
+  encode_batch = reader.encode_batch_fast if words is None else reader.encode_batch
 
   def encode_texts(texts: Iterable[str]) -> features.Arrays:
     tokens, counts, sizes = [np.empty(0, dtype)], [0], [0]
+    marks = [np.empty(0, np.uint8)]
     for batch in _batches(texts):
-      encodings = reader.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+      encodings = encode_batch([piece for piece, _ in batch], add_special_tokens=False)
       for (piece, is_last), encoding in zip(batch, encodings, strict=True):
         tokens.append(np.array(encoding.ids + [end] * is_last, dtype))
+        if words is not None:
+          marks += [
+            word_marks(piece, encoding.offsets, words),
+            np.full(int(is_last), WORD, np.uint8),
+          ]
         counts[-1] += len(tokens[-1])
         sizes[-1] += len(piece.encode())
         if is_last:
           counts.append(0)
           sizes.append(0)
     arrays = {'counts': np.array(counts[:-1], np.int64), 'sizes': np.array(sizes[:-1], np.int64)}
+    if words is not None:
+      arrays['words'] = np.concatenate(marks)
     return {'tokens': np.concatenate(tokens)} | arrays
 
   return encode_texts
+
+
+def word_marks(text: str, offsets: Sequence[tuple[int, int]], words: Spans) -> np.ndarray:
+  """Returns for each token 0 inside a word, WORD where one begins, SENTENCE at its first word.
+
+  Tokens that share a word are one word, also where a token covers parts of several. Tokens outside
+  of all words, such as line ends, are words of their own.
+
+  Args:
+    text: the text.
+    offsets: (start, end) of the characters of each token.
+    words: returns the (start, end) of each word of a text.
+  """
+  starts_N, ends_N = np.array([*offsets], np.int64).reshape(-1, 2).T
+  found_W = np.array([*words(text)], np.int64).reshape(-1, 2)
+  first_N = np.searchsorted(found_W[:, 1], starts_N, 'right')  # the words that a token overlaps
+  last_N = np.searchsorted(found_W[:, 0], ends_N, 'left') - 1
+  # The bytes of a character are tokens with equal offsets.
+  shared_N = (first_N[1:] <= last_N[:-1]) & (first_N[1:] <= last_N[1:])
+  shared_N |= (starts_N[1:] == starts_N[:-1]) & (ends_N[1:] == ends_N[:-1])
+  begins_N = np.append(True, ~shared_N)[: len(starts_N)]
+  marks_N = np.where(begins_N, WORD, 0).astype(np.uint8)
+  sentences = np.array([start for start, _ in sentence_spans(text)], np.int64)
+  places = np.searchsorted(ends_N, sentences, 'right')
+  places = places[places < len(marks_N)]
+  marks_N[places[begins_N[places]]] = SENTENCE
+  return marks_N
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
@@ -423,6 +472,7 @@ def write_tokens(
     UserError: the bytes of a document exceed int32.
   """
   counts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+  marks = []
   content = hashlib.sha256()
   with (place / 'tokens.bin').open('wb') as f:
     for chunk in chunks:
@@ -436,9 +486,12 @@ def write_tokens(
       content.update(chunk['tokens'].data)
       counts.append(chunk['counts'])
       sizes.append(chunk['sizes'])
+      marks += [chunk['words']] if 'words' in chunk else []
   ends, doc_bytes = np.cumsum(np.concatenate(counts)), np.concatenate(sizes)
   cache.save_array(place / 'ends.npy', ends)
   cache.save_array(place / 'doc_bytes.npy', doc_bytes)
+  if marks:
+    cache.save_array(place / 'words.npy', np.concatenate(marks))
   return {
     'documents': len(ends),
     'tokens': int(ends[-1]) if len(ends) else 0,
@@ -459,6 +512,7 @@ class Job(NamedTuple):
   steps: tuple[str, ...]
   tokenizer: str  # as JSON
   task: dict[str, Any] | None = None  # keys of a data section that lm.data.features reads
+  words: str | None = None  # data.words
 
 
 def encode(
@@ -495,7 +549,8 @@ def _chunk_encoder(job: Job, source: Sequence[dict]) -> Callable[[int, int], fea
   tokenizer = tokenizers.Tokenizer.from_str(job.tokenizer)
   chunk = functools.partial(prepared_examples, source, job.steps)
   if job.task is None:
-    encode_texts = text_encoder(tokenizer)
+    words = None if job.words is None else resolve.resolve(job.words, 'data.words')
+    encode_texts = text_encoder(tokenizer, words)
     return lambda start, stop: encode_texts(map(text_of, chunk(start, stop)))
   # Steps may remove or multiply examples; their indices then differ from those of the source.
   place = None if job.steps else getattr(source, 'place', None)

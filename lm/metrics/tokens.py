@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 
+from lm.errors import UserError
 from lm.nn.losses import sigmoid_cross_entropy, token_statistics
 from lm.types import Array, Batch, Metric, Output, WeightedSums
 
@@ -38,10 +39,18 @@ def language_model() -> Metric:
   """Returns the values of `targets`, and bits per byte.
 
   Bits per byte divide by the bytes of the raw text, so they are comparable across tokenizers.
+
+  Raises:
+    UserError: when traced, if a batch has other targets than the tokens of a text.
   """
   of_targets = targets()
 
   def terms(output: Output, batch: Batch) -> WeightedSums:
+    if 'bytes' not in batch:
+      raise UserError(
+        'eval.sets: bits per byte are those of all tokens of a text, and a transform of the set '
+        "changes its targets; give it metrics=('lm.metrics.tokens:targets',)"
+      )
     sums = of_targets.terms(output, batch)
     size = jnp.sum(batch['bytes'].astype(jnp.float32))
     return sums | {'bits_per_byte': (sums['loss'][0] / math.log(2), size)}

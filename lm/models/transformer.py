@@ -446,7 +446,8 @@ class Encoder(Transformer):
   """A bidirectional encoder with a head: `(batch) -> Output`. It ignores `cache`.
 
   The logits are (B, T, C), C numbers per token. With `pooling` they are (B, P, C), C numbers for
-  each of the P examples of a batch row.
+  each of the P examples of a batch row. If the batch has `masked` (B, M), they are (B, M, C), those
+  of the tokens at these indices of the row.
   """
 
   num_classes: int | None = None  # outputs of the head; None for the vocabulary
@@ -459,6 +460,8 @@ class Encoder(Transformer):
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
     mask = bidirectional_mask(batch['positions'], batch['segments'], is_packed(batch))
     x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), batch, mask)
+    if 'masked' in batch:
+      x = jnp.take_along_axis(x, batch['masked'][..., None], axis=1)
     if self.pooling is not None:
       x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
     if self.head is None:

@@ -12,9 +12,8 @@ from lm.data.pipeline import training_sources
 from lm.errors import UserError
 from lm.pretrained.encoder_decoders import STARTS
 from lm.pretrained.section import canonical
-from lm.tasks.fill_mask import MASKS
 from lm.text.framing import framing_of
-from lm.text.tokenizers import SEPARATOR, end_id, special_ids, unknown_id
+from lm.text.tokenizers import MASKS, SEPARATOR, end_id, special_ids, unknown_id
 from lm.workdir import run_data
 
 _OF_MODEL = ('bos_token', 'eos_token', 'cls_token', 'sep_token', 'pad_token')  # in config.json

@@ -9,12 +9,11 @@ from tokenizers import Tokenizer
 from lm.errors import UserError
 from lm.task import Convert, Example, Features, Pieces, string_field
 from lm.text.framing import frame, framing_of
-from lm.text.tokenizers import text_reader
+from lm.text.tokenizers import mask_token, text_reader
 
 if TYPE_CHECKING:
   from lm.types import Array, Batch, Output
 
-MASKS = ('[MASK]', '<mask>', '<|mask|>')  # names of the mask in tokenizers
 MOST = 100  # tokens that are predicted for a mask
 
 
@@ -27,9 +26,7 @@ def inputs(tokenizer: Tokenizer) -> Convert:
   Raises:
     UserError: the tokenizer has no mask; when features are made: the text has none.
   """
-  name = next((name for name in MASKS if tokenizer.token_to_id(name) is not None), None)
-  if name is None:
-    raise UserError(f'data.tokenizer has no mask to fill, which is one of {", ".join(MASKS)}')
+  name = mask_token(tokenizer)
   reader, mask = text_reader(tokenizer, visible=name), tokenizer.token_to_id(name)
   framed = frame(tokenizer, framing_of(tokenizer), reader)
 

@@ -41,6 +41,7 @@ class Special(str):
 
 
 SEPARATOR = Special('<|sep|>')  # between parts; tokenizers of tasks have it
+MASKS = ('[MASK]', '<mask>', '<|mask|>')  # names of the mask; the first that a tokenizer has counts
 # Names of the end-of-text token in other tokenizers; the first match counts. END is last: if there
 # is another, as in Phi-3 and gpt-oss, END ends a turn rather than a text.
 _ENDS = (
@@ -267,6 +268,26 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
       f'data.tokenizer: no end-of-text token; its special tokens need one of {", ".join(_ENDS)}'
     )
   return token
+
+
+def mask_token(tokenizer: tokenizers.Tokenizer) -> str:
+  """Returns the name of the token that stands for a masked one.
+
+  Raises:
+    UserError: the tokenizer has none.
+  """
+  found = next((name for name in MASKS if tokenizer.token_to_id(name) is not None), None)
+  if found is None:
+    raise UserError(
+      f'data.tokenizer has no mask, which is one of {", ".join(MASKS)}; '
+      f'data.special_tokens=({MASKS[-1]!r},) adds it to a tokenizer that is trained'
+    )
+  return found
+
+
+def sentinels(count: int = 100) -> tuple[str, ...]:
+  """Returns T5's names of sentinels, for data.special_tokens; each stands for a span of a text."""
+  return tuple(f'<extra_id_{i}>' for i in range(count))
 
 
 def with_special_tokens(

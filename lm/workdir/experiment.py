@@ -55,6 +55,7 @@ MAY_DIFFER = (
 NEW_DATA = (
   'data.source',
   'data.mixture',
+  'data.words',
   'data.mix',
   'data.train_split',
   'data.prepare',
@@ -64,6 +65,7 @@ _LATER = (
   'callbacks',
   'data.mix',
   'data.mixture',
+  'data.words',
   'decode.forbidden',
   'decode.logits_processors',
   'decode.sampler',

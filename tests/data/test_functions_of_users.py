@@ -73,11 +73,11 @@ def test_invalid_sources_and_steps_are_reported(section, named, tmp_path, source
     ('in_place', r"data\.transforms\[0\]='.*:in_place' returns a NoneType, not the changed row"),
     (
       'shortens',
-      r"data\.transforms\[0\]='.*:shortens' makes 'inputs' int32\(15,\); it must stay int32\(16",
+      r"data\.transforms\[0\]='.*:shortens' makes 'inputs' int32\(15,\) and 'segments' int32\(16",
     ),
     (
       'floats',
-      r"data\.transforms\[0\]='.*:floats' makes 'inputs' float64\(16,\); .* int32\(16",
+      r"data\.transforms\[0\]='.*:floats' makes 'inputs' float64\(16,\); it was int32\(16",
     ),
     ('lists', r"data\.transforms\[0\]='.*:lists' makes 'inputs' a list"),
   ],

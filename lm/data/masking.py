@@ -1,0 +1,205 @@
+"""Masking of running text for encoders, as transforms at read time.
+
+The transforms take rows of text (lm.data.packed_rows.PackedRows), whose `targets` are the tokens of
+the text. Units are masked entirely: a 'word', whose boundaries `data.words` gives, or a 'token'.
+Special tokens, such as END, and padding are never masked.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lm.data.batches import NumpyBatch, Transform
+from lm.errors import UserError, did_you_mean
+from lm.text.tokenizers import mask_token, special_ids, vocabulary_size
+
+UNITS = ('word', 'token')
+
+
+def masked(
+  tokenizer: tokenizers.Tokenizer,
+  rate: float = 0.15,
+  unit: str = 'word',
+  kept: float = 0.1,
+  random: float = 0.1,
+) -> Transform:
+  """Masks units for an encoder that predicts their tokens (Devlin et al. 2019, section 3.1).
+
+  Random units are chosen until `rate` of the row's tokens are; a unit that would exceed it is left
+  out. `masked` (M,) has the indices of their tokens in the row, with M = rate * T, and `targets`
+  the tokens. An encoder then computes logits of these alone. A row without a unit that fits has
+  weights of 0.
+
+  The defaults mask entire words, as in BERT's later checkpoints. RoBERTa has unit='token'.
+  ModernBERT has rate=0.3, unit='token', kept=0 and random=0.
+
+  Args:
+    tokenizer: the tokenizer of the rows, with a mask.
+    rate: share of tokens to predict.
+    unit: 'word' or 'token'.
+    kept: share of the chosen tokens that stay as they are.
+    random: share of the chosen tokens that become random ones; all others become the mask.
+
+  Raises:
+    UserError: an argument is wrong, or the tokenizer has no mask. The transform raises it for rows
+      without words, or for a full row that has nothing to mask.
+  """
+  check_rate('masked', 'rate', rate)
+  if not (kept >= 0 and random >= 0 and kept + random <= 1):
+    raise UserError(
+      f'data.transforms: masked(kept={kept!r}, random={random!r}) must be shares whose sum is at '
+      'most 1'
+    )
+  units_of, mask = text_units(tokenizer, unit), tokenizer.token_to_id(mask_token(tokenizer))
+  ordinary = np.setdiff1d(np.arange(vocabulary_size(tokenizer)), [*special_ids(tokenizer)])
+
+  def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
+    tokens_T, capacity = row['targets'], max(1, round(rate * len(row['targets'])))
+    (places,) = np.nonzero(choose(units_of(row), rate, capacity, rng))
+    share = rng.random(len(places))
+    inputs_T = tokens_T.copy()
+    inputs_T[places[share >= kept + random]] = mask
+    replaced = places[share < random]
+    inputs_T[replaced] = rng.choice(ordinary, len(replaced))
+    fields = {
+      'inputs': inputs_T,
+      'masked': padded(places, capacity),
+      'targets': padded(tokens_T[places], capacity),
+      'weights': padded(np.ones(len(places)), capacity, np.float32),
+    }
+    return tokens_alone(row) | fields
+
+  return transform
+
+
+def masked_next_tokens(
+  tokenizer: tokenizers.Tokenizer, causal: float = 0.5, rate: float = 0.15, unit: str = 'word'
+) -> Transform:
+  """Makes some rows causal and masks the others, for one decoder (Charpentier and Samuel 2024).
+
+  A decoder predicts each token at the place before it in both kinds of rows: GPT-BERT's masked
+  next-token prediction. In a masked row all inputs see each other (`prefix`), and the loss covers
+  the masked tokens. Their weights are 1 / rate, so that the two kinds of rows count alike.
+
+  Args:
+    tokenizer: the tokenizer of the rows, with a mask.
+    causal: probability of a causal row.
+    rate: share of the tokens to mask in the others.
+    unit: 'word' or 'token'.
+
+  Raises:
+    UserError: as `masked` does.
+  """
+  check_rate('masked_next_tokens', 'rate', rate)
+  if not 0 <= causal <= 1:
+    raise UserError(f'data.transforms: masked_next_tokens(causal={causal!r}): from 0 to 1')
+  units_of, mask = text_units(tokenizer, unit), tokenizer.token_to_id(mask_token(tokenizer))
+
+  def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
+    units, row, real_T = units_of(row), tokens_alone(row), row['segments'] > 0
+    if rng.random() < causal:
+      return row | {'prefix': np.zeros_like(row['segments'])}
+    chosen_T = choose(units, rate, len(real_T), rng)
+    # Target t is input t + 1 of its segment; the last one is no input at all.
+    hidden_T = np.append(False, chosen_T[:-1]) & (row['positions'] > 0)
+    return row | {
+      'inputs': np.where(hidden_T, np.int32(mask), row['inputs']),
+      'weights': (chosen_T / rate).astype(np.float32),
+      'prefix': real_T.astype(np.int32),
+    }
+
+  return transform
+
+
+class Units(NamedTuple):
+  """The U units of a row of T tokens: words or tokens.
+
+  Attributes:
+    ids: (T,) the index of each token's unit, rising from 0.
+    maskable: (U,) False for special tokens and padding.
+    sizes: (U,) tokens of each.
+  """
+
+  ids: np.ndarray
+  maskable: np.ndarray
+  sizes: np.ndarray
+
+
+def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[[NumpyBatch], Units]:
+  """Returns the function from a row of text to the units of its `targets`.
+
+  Raises:
+    UserError: the unit is unknown. The function raises it for rows that are no text, that have no
+      words, or that are full of special tokens.
+  """
+  if unit not in UNITS:
+    raise UserError(
+      f'data.transforms: unit={unit!r}{did_you_mean(unit, UNITS)} must be one of '
+      f'{", ".join(map(repr, UNITS))}'
+    )
+  special_V = np.zeros(vocabulary_size(tokenizer), bool)
+  special_V[list(special_ids(tokenizer))] = True
+
+  def units(row: NumpyBatch) -> Units:
+    if 'bytes' not in row:
+      raise UserError(
+        'data.transforms: masking and denoising take rows of running text, unchanged by other '
+        'transforms; leave data.task empty, and give one such transform'
+      )
+    if unit == 'word' and 'words' not in row:
+      raise UserError(
+        "data.transforms: unit='word' needs the boundaries of words; set "
+        "data.words='lm.text.segment:word_spans', or unit='token'"
+      )
+    segments_T = row['segments']
+    fixed_T = special_V[row['targets']] | (segments_T == 0)
+    if fixed_T.all() and segments_T.all():
+      raise UserError('data.transforms: a row has nothing to mask: all tokens are special ones')
+    begins_T = fixed_T | np.append(True, fixed_T[:-1]) | (np.diff(segments_T, prepend=0) != 0)
+    begins_T |= row['words'] > 0 if unit == 'word' else True
+    ids_T = np.cumsum(begins_T) - 1
+    return Units(ids_T, ~fixed_T[begins_T], np.bincount(ids_T))
+
+  return units
+
+
+def choose(units: Units, rate: float, limit: int, rng: np.random.Generator) -> np.ndarray:
+  """Returns for each token, (T,), whether it is in a chosen unit.
+
+  Units in random order are chosen if all their tokens are within `rate` of those that can be
+  masked, at least one token and at most `limit`.
+  """
+  maskable = np.flatnonzero(units.maskable)
+  left = min(limit, max(1, round(rate * units.sizes[maskable].sum())))
+  order = rng.permutation(maskable)
+  sizes, chosen_U = units.sizes[order], np.zeros(len(units.sizes), bool)
+  while len(sizes):
+    fits = int(np.searchsorted(np.cumsum(sizes), left, 'right'))
+    chosen_U[order[:fits]] = True
+    left -= int(sizes[:fits].sum())
+    smaller = np.flatnonzero(sizes[fits:] <= left)
+    skipped = fits + (smaller[0] if len(smaller) else len(sizes))
+    order, sizes = order[skipped:], sizes[skipped:]
+  return chosen_U[units.ids]
+
+
+def tokens_alone(row: NumpyBatch) -> NumpyBatch:
+  """Returns a row without its bytes and words, which belong to the text as it was."""
+  return {name: values for name, values in row.items() if name not in ('bytes', 'words')}
+
+
+def padded(values: np.ndarray, size: int, dtype: type = np.int32) -> np.ndarray:
+  """Returns an array with zeros after its values."""
+  array = np.zeros(size, dtype)
+  array[: len(values)] = values
+  return array
+
+
+def check_rate(name: str, key: str, value: float) -> None:
+  """Raises UserError if a share is not between 0 and 1, both excluded."""
+  if not 0 < value < 1:
+    raise UserError(
+      f'data.transforms: {name}({key}={value!r}) must be above 0 and below 1, such as 0.15'
+    )
