@@ -26,22 +26,20 @@ Recipes for published checkpoints, not run here, with the published figures:
 """
 
 import json
-import pathlib
 
 import numpy as np
-from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 from tokenizers.processors import BertProcessing
 from wnut17 import TAGS
 
 from lm.config import tasks
-from lm.config.base import base, select_variant
+from lm.config.base import base, encoder, select_variant
 from lm.data import cache, fingerprints
 from lm.data.sources import languages
 from lm.errors import UserError
 from lm.pretrained import checkpoint, families, safetensors
 from lm.text import tokenizers
-from lm.workdir.untrusted import read_config
+from lm.workdir.fine_tuning import start_from
 
 _TEMPLATE = "(special_tokens='template')"
 _POOLED = 'lm.nn.heads:pooled'
@@ -61,31 +59,12 @@ def get_config(arg=''):
 
 
 def _pretrained(workdir):
-  """Returns a config with the model, the tokenizer and the parameters of an imported workdir."""
-  if not (pathlib.Path(workdir) / 'config.json').is_file():
-    raise UserError(
-      f'--config: no imported workdir {workdir!r} (config.json is missing); '
-      'python -m lm.convert from_hf DIR --workdir=OUT writes one'
-    )
-  found = read_config(pathlib.Path(workdir)).model
-  if found.fn != 'lm.models.transformer:Encoder':
-    raise UserError(f'--config: no encoder in {workdir!r}, whose model.fn is {found.fn!r}')
+  """Returns a config with the model, the tokenizer and the parameters of a workdir."""
   config = base()
-  file = str(pathlib.Path(workdir) / 'tokenizer.json')
-  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:existing', 'file': file})
+  config.model = encoder(depth=1, d_model=64, heads=1, context=128)  # start_from gives its sizes
+  config.model.head, config.model.pooling = _POOLED, 'lm.nn.pooling:first'
   config.data.too_long = 'truncate'
-  config.warm_start.workdir = workdir
-  pooler = str(found.head).startswith(('lm.nn.heads:pooler', _POOLED))
-  # Rules match paths of this model, and only that of a pooled task has a pooler.
-  config.warm_start.rules = ('^head/ ->',) if pooler else ('^(head|pooler)/ ->',)
-  head = found.head if str(found.head).startswith(_POOLED) else _POOLED
-  with found.unlocked():
-    for key, value in (('head', head), ('pooling', 'lm.nn.pooling:first')):
-      del found[key]
-      found[key] = value
-    del found.num_classes
-    found.num_classes = placeholder(int)  # that of data.labels
-  config.model = found
+  start_from(config, workdir)
   config.optim.update({
     'schedule': 'lm.optim.optimizers:linear',
     'warmup_steps': 60,

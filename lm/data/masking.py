@@ -1,8 +1,8 @@
-"""Masking of running text for encoders, as transforms at read time.
+"""Masking of running text at read time, for encoders and for decoders with masked rows.
 
-The transforms take rows of text (lm.data.packed_rows.PackedRows), whose `targets` are the tokens of
-the text. Units are masked entirely: a 'word', whose boundaries `data.words` gives, or a 'token'.
-Special tokens, such as END, and padding are never masked.
+The transforms take rows of text (lm.data.packed_rows.PackedRows). Units are masked entirely: a
+'word', whose boundaries `data.words` gives, or a 'token'. Special tokens, such as END, and padding
+are never masked.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,11 @@ def masked(
 ) -> Transform:
   """Masks units for an encoder that predicts their tokens (Devlin et al. 2019, section 3.1).
 
-  Random units are chosen until `rate` of the row's tokens are; a unit that would exceed it is left
-  out. `masked` (M,) has the indices of their tokens in the row, with M = rate * T, and `targets`
-  the tokens. An encoder then computes logits of these alone. A row without a unit that fits has
-  weights of 0.
+  The encoder reads the row's `inputs`, in which END comes before each text, as it does in the rows
+  of tasks. Random units are chosen until `rate` of the tokens are; a unit that would exceed it is
+  left out. `masked` (M,) has the indices of their tokens in the row, with M = rate * T, and
+  `targets` the tokens. An encoder then computes logits of these alone. A row without a unit that
+  fits has weights of 0.
 
   The defaults mask entire words, as in BERT's later checkpoints. RoBERTa has unit='token'.
   ModernBERT has rate=0.3, unit='token', kept=0 and random=0.
@@ -53,11 +54,12 @@ def masked(
       'most 1'
     )
   units_of, mask = text_units(tokenizer, unit), tokenizer.token_to_id(mask_token(tokenizer))
-  ordinary = np.setdiff1d(np.arange(vocabulary_size(tokenizer)), [*special_ids(tokenizer)])
+  ordinary = _ordinary(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
-    tokens_T, capacity = row['targets'], max(1, round(rate * len(row['targets'])))
-    (places,) = np.nonzero(choose(units_of(row), rate, capacity, rng))
+    tokens_T, capacity = row['inputs'], max(1, round(rate * len(row['inputs'])))
+    units = units_of(row, inputs=True)
+    (places,) = np.nonzero(choose(units, rate, capacity, rng))
     share = rng.random(len(places))
     inputs_T = tokens_T.copy()
     inputs_T[places[share >= kept + random]] = mask
@@ -70,6 +72,33 @@ def masked(
       'weights': padded(np.ones(len(places)), capacity, np.float32),
     }
     return tokens_alone(row) | fields
+
+  return transform
+
+
+def replaced(tokenizer: tokenizers.Tokenizer, rate: float = 0.15, unit: str = 'word') -> Transform:
+  """Replaces tokens by random ones and makes `targets` 1 there, for evaluations of detection.
+
+  Training takes the samples of a generator instead (lm.objectives.replaced_tokens).
+
+  Args:
+    tokenizer: the tokenizer of the rows.
+    rate: share of tokens to replace.
+    unit: 'word' or 'token'.
+
+  Raises:
+    UserError: as `masked` does.
+  """
+  check_rate('replaced', 'rate', rate)
+  units_of = text_units(tokenizer, unit)
+  ordinary = _ordinary(tokenizer)
+
+  def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
+    chosen_T = choose(units_of(row, inputs=True), rate, len(row['inputs']), rng)
+    random_T = rng.choice(ordinary, len(chosen_T)).astype(np.int32)
+    inputs_T = np.where(chosen_T, random_T, row['inputs'])
+    targets_T = (inputs_T != row['inputs']).astype(np.int32)
+    return tokens_alone(row) | {'inputs': inputs_T, 'targets': targets_T}
 
   return transform
 
@@ -127,8 +156,8 @@ class Units(NamedTuple):
   sizes: np.ndarray
 
 
-def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[[NumpyBatch], Units]:
-  """Returns the function from a row of text to the units of its `targets`.
+def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[..., Units]:
+  """Returns `(row of text, inputs=False) -> units`, those of its targets or of its inputs.
 
   Raises:
     UserError: the unit is unknown. The function raises it for rows that are no text, that have no
@@ -142,7 +171,7 @@ def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[[NumpyBat
   special_V = np.zeros(vocabulary_size(tokenizer), bool)
   special_V[list(special_ids(tokenizer))] = True
 
-  def units(row: NumpyBatch) -> Units:
+  def units(row: NumpyBatch, inputs: bool = False) -> Units:
     if 'bytes' not in row:
       raise UserError(
         'data.transforms: masking and denoising take rows of running text, unchanged by other '
@@ -153,12 +182,15 @@ def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[[NumpyBat
         "data.transforms: unit='word' needs the boundaries of words; set "
         "data.words='lm.text.segment:word_spans', or unit='token'"
       )
-    segments_T = row['segments']
-    fixed_T = special_V[row['targets']] | (segments_T == 0)
+    segments_T, tokens_T = row['segments'], row['inputs' if inputs else 'targets']
+    fixed_T = special_V[tokens_T] | (segments_T == 0)
     if fixed_T.all() and segments_T.all():
       raise UserError('data.transforms: a row has nothing to mask: all tokens are special ones')
     begins_T = fixed_T | np.append(True, fixed_T[:-1]) | (np.diff(segments_T, prepend=0) != 0)
-    begins_T |= row['words'] > 0 if unit == 'word' else True
+    if unit == 'word':  # input t + 1 is target t
+      begins_T |= np.append(1, row['words'][:-1]) > 0 if inputs else row['words'] > 0
+    else:
+      begins_T[:] = True
     ids_T = np.cumsum(begins_T) - 1
     return Units(ids_T, ~fixed_T[begins_T], np.bincount(ids_T))
 
@@ -183,6 +215,11 @@ def choose(units: Units, rate: float, limit: int, rng: np.random.Generator) -> n
     skipped = fits + (smaller[0] if len(smaller) else len(sizes))
     order, sizes = order[skipped:], sizes[skipped:]
   return chosen_U[units.ids]
+
+
+def _ordinary(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+  """Returns the ids of all tokens but the special ones."""
+  return np.setdiff1d(np.arange(vocabulary_size(tokenizer)), [*special_ids(tokenizer)])
 
 
 def tokens_alone(row: NumpyBatch) -> NumpyBatch:

@@ -69,6 +69,21 @@ def binary_cross_entropy() -> Metric:
   return Metric(terms, higher_is_better={'loss': False})
 
 
+def detection() -> Metric:
+  """Returns loss (nats per token) and the F1 of replaced tokens, for one logit a token."""
+
+  def terms(output: Output, batch: Batch) -> WeightedSums:
+    logits, weights = output.head(output.hidden)[..., 0], batch['weights']
+    replaced = batch['targets'].astype(jnp.float32)
+    found = (logits > 0).astype(jnp.float32)
+    # F1 is the mean of hits over the mean of hits and half of the errors.
+    hits, errors = found * replaced, jnp.abs(found - replaced)
+    f1 = jnp.sum(weights * hits), jnp.sum(weights * (hits + errors / 2))
+    return _weighted_sums(batch, loss=sigmoid_cross_entropy(logits, replaced)) | {'f1': f1}
+
+  return Metric(terms, higher_is_better={'loss': False, 'f1': True})
+
+
 def squared_error() -> Metric:
   """Returns the mean squared error of numbers, and their mean absolute error."""
 

@@ -12,6 +12,7 @@ def section(tmp_path):
       'source': source,
       'train_split': 'train',
       'mixture': {},
+      'words': None,
       'mix': 'lm.data.mixture:mix',
       'prepare': (),
       'tokenizer': {'fn': 'lm.text.tokenizers:bytes'},

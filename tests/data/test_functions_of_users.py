@@ -25,7 +25,8 @@ def texts(examples): return (example['text'] for example in examples)
 
 def drops(row, rng): return {name: x for name, x in row.items() if name != 'weights'}
 def in_place(row, rng): row['weights'] = row['weights'] * rng.random(row['weights'].shape)
-def shortens(row, rng): return {name: x[:-1] for name, x in row.items()}
+def shortens(row, rng): return row | {'inputs': row['inputs'][:-1]}
+def ragged(row, rng): return row | {'more': np.zeros(row['targets'].sum())}
 def floats(row, rng): return row | {'inputs': row['inputs'] / 2}
 def lists(row, rng): return row | {'inputs': row['inputs'].tolist()}
 def fine(row, rng): return row | {'inputs': row['inputs'] * 2, 'more': np.zeros(3)}
@@ -75,6 +76,7 @@ def test_invalid_sources_and_steps_are_reported(section, named, tmp_path, source
       'shortens',
       r"data\.transforms\[0\]='.*:shortens' makes 'inputs' int32\(15,\) and 'segments' int32\(16",
     ),
+    ('ragged', r"data\.transforms\[0\]='.*:ragged' makes 'more' float64.* and .*, by row; it must"),
     (
       'floats',
       r"data\.transforms\[0\]='.*:floats' makes 'inputs' float64\(16,\); it was int32\(16",
