@@ -39,9 +39,9 @@ from lm.data.sources import languages
 from lm.errors import UserError
 from lm.pretrained import checkpoint, families, safetensors
 from lm.text import tokenizers
+from lm.text.framing import framing_of
 from lm.workdir.fine_tuning import start_from
 
-_TEMPLATE = "(special_tokens='template')"
 _POOLED = 'lm.nn.heads:pooled'
 
 
@@ -84,10 +84,16 @@ def _train(config, seq_len, rows, steps, rate):
   return config
 
 
+def _frame(config, options=''):
+  """Reads texts with the special tokens of the run's tokenizer, such as [CLS] and [SEP]."""
+  framing = framing_of(tokenizers.existing([], config.data.tokenizer.file))
+  config.data.converter += f'(special_tokens={framing!r}{options})'
+
+
 def _classes(config, labels, split, fields=('text',)):
   tasks.classification(config, labels, split)
   config.data.task = f'lm.tasks.text:classification(fields={fields!r})'
-  config.data.converter += _TEMPLATE
+  _frame(config)
   return config
 
 
@@ -117,7 +123,7 @@ def _rte(config):  # 1,767 pairs of 52 tokens; 16.3 a step
 def _wnut17(config):  # 3,394 posts of 31 tokens; 16.1 a step
   tasks.tagging(config, TAGS, 'dev', 'lm.metrics.spans:entities')
   config.model.head = placeholder(str)
-  config.data.converter += _TEMPLATE
+  _frame(config)
   config.data.source = "lm.data.sources:conll(files='$LM_DATA/wnut17_ner/{split}.tsv')"
   return _train(config, 128, 4, 633, 5e-5)
 
@@ -130,7 +136,7 @@ def _squad(config):  # 1,979 windows of 203 tokens; 15.7 a step
 def _answers(config, name, ending, options=''):
   tasks.extraction(config, 'dev', f'lm.metrics.answers:{name.removesuffix("2018")}')
   config.model.head = placeholder(str)
-  config.data.converter += f"(special_tokens='template', threshold=None{options})"
+  _frame(config, f', threshold=None{options}')
   config.data.source = f"lm.data.sources:squad(files='$LM_DATA/{name}/{{split}}.{ending}')"
   config.optim.warmup_steps = 37
   # The objective is twice the mean of BERT's two losses, and so is its gradient.
@@ -177,7 +183,7 @@ def _glue(name):
     else:
       tasks.regression(config, split)
       config.data.task = f'lm.tasks.text:regression(fields={fields!r})'
-      config.data.converter += _TEMPLATE
+      _frame(config)
     section = config.eval.sets.validation
     if name == 'cola':
       section.scores = (*section.scores, 'lm.metrics.labels:matthews')

@@ -21,7 +21,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.components import Inference
-from lm.data import features, pipeline
+from lm.data import batches, features, pipeline
 from lm.decode.loop import bucket, pad_prompts
 from lm.evaluation.evaluators import Evaluation, Evaluator
 from lm.nn.hooks import with_hooks
@@ -137,10 +137,10 @@ def _examples(config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer) ->
   data, section = config.data, config.eval.sets[name]
   if data.task is None:
     rows = pipeline.packed_rows(data, section.split, tokenizer, None, source=section.source or None)
-    first = (rows[i] for i in range(min(_EXAMPLES, len(rows))))
-    return [
-      Features({'inputs': row['inputs'][row['segments'] == 1][:_TEXT]}, {}, {}) for row in first
-    ]
+    key, paths = f'eval.sets.{name}.transforms', section.get('transforms', ())
+    transforms = batches.open_transforms(paths, tokenizer, rows, key)
+    first = batches.eval_batches(rows, 1, transforms=transforms, name=name)
+    return [_first_text(batch) for batch in itertools.islice(first, _EXAMPLES)]
   _, converter = features.build_task(data)
   convert = converter.features(tokenizer, tuple(data.labels), data.seq_len)
   examples = itertools.islice(
@@ -152,6 +152,18 @@ def _examples(config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer) ->
   }
   short = (each for each in made if features.apply_length_policy(each, limits, 'skip') is not None)
   return list(itertools.islice(short, _EXAMPLES))
+
+
+def _first_text(batch: batches.NumpyBatch) -> Features:
+  """Returns the beginning of the first text of a batch of one row of running text."""
+
+  def part(name: str, segments: str) -> np.ndarray:
+    return batch[name][0][batch[segments][0] == 1][:_TEXT]
+
+  if 'source' not in batch:
+    return Features({'inputs': part('inputs', 'segments')}, {}, {})
+  tokens = {name: part(name, 'segments') for name in ('inputs', 'targets')}
+  return Features(tokens, {'source': part('source', 'source_segments')}, {})
 
 
 class _Weights(NamedTuple):

@@ -47,13 +47,14 @@ def start_from(config: ConfigDict, workdir: str, keep_head: bool = False) -> Con
     if not keep_head:
       for key in _OF_TASK:
         if key in config.model:
-          kept = model.pop(key, None)
+          kept = model[key]
+          del model[key]
           model[key] = config.model.get_ref(key)
           if key == 'head' and model.head and str(kept).startswith(model.head):
             model.head = kept
-    if model.position != _LEARNED:
-      rows = max(config.data.seq_len, config.data.source_len if 'encoder_depth' in model else 1)
-      model.context = max(model.context, rows)
+    if model.position != _LEARNED:  # rows are as long as those of the config
+      both = max(config.data.seq_len, config.data.source_len)
+      model.context = both if 'encoder_depth' in model else config.data.get_oneway_ref('seq_len')
   config.model = model
   config.data.tokenizer = ConfigDict(
     {'fn': 'lm.text.tokenizers:existing', 'file': str(root / 'tokenizer.json')}
