@@ -1,4 +1,4 @@
-"""Fine-tuning of an imported encoder, such as BERT or MiniLM, on the tasks of $LM_DATA.
+"""Fine-tuning of an encoder, imported or pretrained here, on the tasks of $LM_DATA.
 
   python -m lm.convert from_hf DIR --workdir=runs/minilm
   export LM_DATA=DIR
@@ -7,8 +7,10 @@
 The argument is TASK,WORKDIR. The sizes of the model, its tokenizer with its special tokens, and all
 its parameters come from that workdir; the head is new. BERT's pooler is kept where there is one.
 
-TASK is sst2, ag_news (classes), rte (classes of pairs), wnut17 (tags) or squad (answers). The
-recipe is that of Devlin et al. 2019: AdamW with a linear schedule, weight decay 0.01, three epochs.
+TASK is sst2, ag_news (classes), rte (classes of pairs), wnut17 (tags) or squad (answers), and in
+Chinese chnsenticorp, msra_ner or cmrc2018. TASK,WORKDIR,random trains the same model from scratch.
+The recipe is that of Devlin et al. 2019: AdamW with a linear schedule, weight decay 0.01, three
+epochs.
 A row of a batch holds several examples, with hardly any padding. The number of rows gives about 32
 examples a step (sst2, ag_news) or 16 (the others).
 
@@ -27,6 +29,7 @@ Recipes for published checkpoints, not run here, with the published figures:
 
 import json
 
+import msra_ner
 import numpy as np
 from ml_collections.config_dict import placeholder
 from tokenizers.processors import BertProcessing
@@ -46,7 +49,13 @@ _POOLED = 'lm.nn.heads:pooled'
 
 
 def get_config(arg=''):
-  task, _, workdir = arg.partition(',')
+  task, _, rest = arg.partition(',')
+  workdir, _, start = rest.partition(',')
+  if start not in ('', 'random'):
+    raise UserError(
+      f"--config: {start!r} in the argument {arg!r}: the third part can be 'random', for random "
+      'parameters'
+    )
   if task == 'smoke':
     workdir = _random_checkpoint()
   elif not workdir:
@@ -55,7 +64,10 @@ def get_config(arg=''):
       'experiments/finetune.py:sst2,runs/minilm'
     )
   published = {f'glue_{name}': _glue(name) for name in _GLUE}
-  return select_variant(_pretrained(workdir), task, **_TASKS, **published, cmrc=_cmrc, smoke=_smoke)
+  config = _pretrained(workdir)
+  if start:
+    config.warm_start.workdir, config.warm_start.rules = '', ()
+  return select_variant(config, task, **_TASKS, **published, cmrc=_cmrc, smoke=_smoke)
 
 
 def _pretrained(workdir):
@@ -144,8 +156,30 @@ def _answers(config, name, ending, options=''):
   return config
 
 
+def _chnsenticorp(config):  # 6,365 reviews of 120 characters; 16 a step
+  _classes(config, ('0', '1'), 'dev')
+  tasks.test_set(config, 'test')
+  config.data.source = _table('chnsenticorp_hotel', text='text', label='label')
+  return _train(config, 256, 8, 1200, 2e-4)
+
+
+def _msra_ner(config):  # 8,000 sentences of 48 characters; 16 a step
+  tasks.tagging(config, msra_ner.TAGS, 'dev', 'lm.metrics.spans:entities')
+  tasks.test_set(config, 'test')
+  config.model.head = placeholder(str)
+  _frame(config)
+  config.data.source = "lm.data.sources:conll(files='$LM_DATA/msra_ner/{split}.tsv', separator='')"
+  return _train(config, 256, 3, 1500, 2e-4)
+
+
+def _cmrc2018(config):  # 2,515 questions; 3,300 windows of 400 characters
+  _answers(config, 'cmrc2018', 'json', ', stride=256, longest=60')
+  return _train(config, 512, 8, 1200, 2e-4)
+
+
 _TASKS = {
-  'sst2': _sst2, 'ag_news': _ag_news, 'rte': _rte, 'wnut17': _wnut17, 'squad': _squad,
+  'sst2': _sst2, 'chnsenticorp': _chnsenticorp, 'msra_ner': _msra_ner, 'cmrc2018': _cmrc2018,
+  'ag_news': _ag_news, 'rte': _rte, 'wnut17': _wnut17, 'squad': _squad,
 }  # fmt: skip
 
 

@@ -9,13 +9,17 @@ that decays to zero work best.
 
 On two idle CPU cores the steps take 25 minutes, and the two evaluations two more. BLEU on test2016
 is 41.5 and 41.1 (two runs, beam 5). `:joeynmt` is the recipe of the baseline JoeyNMT 2.3, with BLEU
-34.3. Figures: experiments/LOG.md.
+34.3. `:few` trains on a tenth of the pairs, and `:few,runs/t5` starts from t5_pretrain.py:captions,
+which has read the other captions without their translations. Figures: experiments/LOG.md.
 """
 
+import t5_pretrain
 from ml_collections import ConfigDict
 
 from lm.config.base import base, encoder_decoder, select_variant
 from lm.config.tasks import small, translation
+from lm.data.sources import parallel
+from lm.workdir.fine_tuning import start_from
 
 
 def get_config(arg=''):
@@ -40,7 +44,27 @@ def get_config(arg=''):
   config.optim.weight_decay = 0.0
   config.eval.every = 3250
   config.decode.length_penalty = 1.0
-  return select_variant(config, arg, smoke=_smoke, joeynmt=_joeynmt)
+  name, _, workdir = arg.partition(',')
+  return select_variant(
+    config, name, smoke=_smoke, joeynmt=_joeynmt, few=lambda c: _few(c, workdir)
+  )
+
+
+def few_pairs(split):
+  """Returns the last 2,900 training pairs, or another split."""
+  pairs = parallel(split, *(f'$LM_DATA/multi30k/{split}.{language}' for language in ('de', 'en')))
+  first = len(pairs) - t5_pretrain.PAIRS if split == 'train' else 0
+  return [pairs[i] for i in range(first, len(pairs))]
+
+
+def _few(config, workdir):
+  config.data.source = 'multi30k_de_en:few_pairs'
+  config.steps, config.eval.every = 1500, 500
+  config.model.dropout = 0.3
+  if workdir:
+    start_from(config, workdir)
+    config.model.dropout = 0.3
+  return config
 
 
 def _joeynmt(config):

@@ -29,10 +29,8 @@ def get_config(arg=''):
 
 
 def ul2(config):
-  config.data.special_tokens = ()
-  sentinels = tuple(f'<extra_id_{i}>' for i in range(100))
   transform = 'lm.data.denoising:mixture_of_denoisers'
-  return denoising(config, transform, (*sentinels, '<|R|>', '<|X|>', '<|S|>'))
+  return denoising(config, transform, ('<|R|>', '<|X|>', '<|S|>'))
 
 
 def english(config):

@@ -11,7 +11,10 @@ from ml_collections.config_dict import placeholder
 from lm.config.base import another_model
 
 _MASK = '<|mask|>'
-_SEPARATOR = '<|sep|>'  # of the tasks that a run may be fine-tuned on
+_SENTINELS = tuple(f'<extra_id_{i}>' for i in range(100))
+# Those of all objectives, and the separator of the tasks that a run may be fine-tuned on. A config
+# that has them already gets no others.
+SPECIAL_TOKENS = ('<|sep|>', _MASK, *_SENTINELS)
 _WORDS = 'lm.text.segment:word_spans'
 _TARGETS = ('lm.metrics.tokens:targets',)
 
@@ -76,7 +79,7 @@ def masked_or_causal(
 def denoising(
   config: ConfigDict,
   transform: str = 'lm.data.denoising:span_corruption',
-  special_tokens: tuple[str, ...] = tuple(f'<extra_id_{i}>' for i in range(100)),
+  special_tokens: tuple[str, ...] = _SENTINELS,
 ) -> ConfigDict:
   """An encoder-decoder generates the spans that sentinels stand for (Raffel et al. 2020, T5).
 
@@ -101,7 +104,8 @@ def infilling(config: ConfigDict, transform: str = 'lm.data.denoising:infilling'
 def corrupted(config: ConfigDict, transform: str, special_tokens: tuple[str, ...]) -> ConfigDict:
   """Returns the config with a corruption of the rows of training and of all evaluation sets."""
   config.data.words = _WORDS
-  config.data.special_tokens = (_SEPARATOR, *config.data.special_tokens, *special_tokens)
+  wanted = (*config.data.special_tokens, SPECIAL_TOKENS[0], *special_tokens)
+  config.data.special_tokens = tuple(dict.fromkeys(wanted))
   config.data.transforms = (transform,)
   for section in config.eval.sets.values():
     section.transforms, section.metrics = (transform,), _TARGETS

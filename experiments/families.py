@@ -1,0 +1,121 @@
+"""One corpus, every family: pretraining on the same English text with one vocabulary and budget.
+
+  export LM_DATA=DIR
+  python -m lm.train --config=experiments/families.py:bert --workdir=runs/families/bert
+  python -m lm.evaluate --workdir=runs/families/bert --pairs=$LM_DATA/blimp
+
+The families are lstm, gpt, bert, electra, t5, bart and gpt_bert; the floor is an n-gram model of
+the same text and vocabulary (ngram.py:families). The text is that of bert_pretrain.py:english, 2.9M
+words. Models have 6.8M parameters, ELECTRA's generator apart. Each trains with the FLOPs of `gpt`
+in 4,000 steps of 4,096 tokens: 6 for each parameter of a matmul and each token that it reads
+(Kaplan et al. 2020, section 2.1). Families that compute fewer logits or read fewer tokens a step
+thus take more steps.
+
+finetune.py:sst2 and :squad, and multi30k_de_en.py, start from these runs. `:tpu_NAME` has 100M
+words and 110M parameters for a TPU slice; it was compiled by lm.preflight and not run here.
+
+Two CPU cores, about an hour each; no figures yet.
+"""
+
+import bert_pretrain
+from ml_collections import ConfigDict
+
+from lm.config import pretraining
+from lm.config.base import base, encoder, encoder_decoder, gpt2, select_variant
+from lm.config.base import smoke as small
+from lm.config.recurrent import recurrent
+
+D, LAYERS, V, T, ROWS = 256, 6, 8000, 128, 32
+BUDGET = 4000 * ROWS * T * (12 * LAYERS * D**2 + V * D)  # that of gpt, without the factor 6
+
+
+def get_config(arg='gpt'):
+  config = base()
+  config.batch_size, config.data.seq_len = ROWS, T
+  config.data.source = bert_pretrain.ENGLISH
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': V - 103})
+  # All families have the special tokens of all, and so one vocabulary.
+  config.data.special_tokens = pretraining.SPECIAL_TOKENS
+  config.optim.learning_rate, config.optim.b2, config.optim.warmup_steps = 1e-3, 0.98, 400
+  config.eval.every = 1000
+  of_family = {f.__name__: f for f in (lstm, gpt, bert, electra, t5, bart, gpt_bert)}
+  on_tpu = {f'tpu_{name}': lambda c, f=f: tpu(f(c)) for name, f in of_family.items()}
+  smokes = {f'{name}_smoke': lambda c, f=f: smoke(f(c)) for name, f in of_family.items()}
+  return select_variant(config, arg, **of_family, **on_tpu, **smokes, smoke=lambda c: smoke(gpt(c)))
+
+
+def _steps(config, flops_per_row):
+  """Sets the steps that spend the budget; `flops_per_row` is without the factor 6."""
+  config.steps = round(BUDGET / (ROWS * flops_per_row))
+  return config
+
+
+BLOCK, CROSS = 12 * D**2, 16 * D**2  # parameters of a layer, and of one with cross-attention
+NOISE = round(0.15 * T)
+
+
+def lstm(config):
+  config.model = recurrent(d_model=D, d_hidden=640, depth=2, context=T)
+  config.optim.weight_decay = 0.0
+  return _steps(config, T * (4 * 640 * (D + 3 * 640) + D * 640 + V * D))
+
+
+def gpt(config):
+  config.model = _rope(gpt2(LAYERS, D, 4, T))
+  return _steps(config, T * (LAYERS * BLOCK + V * D))
+
+
+def gpt_bert(config):
+  return pretraining.masked_or_causal(gpt(config))
+
+
+def bert(config):
+  config.model = _rope(encoder(LAYERS, D, 4, T))
+  return pretraining.masked(_steps(config, T * LAYERS * BLOCK + NOISE * V * D))
+
+
+def electra(config):
+  config.model = _rope(encoder(LAYERS, D, 4, T))
+  small, logits = 12 * LAYERS * 64**2, V * 64  # of the generator
+  _steps(config, T * (LAYERS * BLOCK + small) + NOISE * logits)
+  return pretraining.replaced_tokens(config, _rope(encoder(LAYERS, 64, 4, T)))
+
+
+def t5(config):
+  config.model = encoder_decoder(LAYERS // 2, D, 4, T)
+  targets = NOISE + round(NOISE / 3) + 1
+  half = LAYERS // 2
+  return pretraining.denoising(_steps(config, T * half * BLOCK + targets * (half * CROSS + V * D)))
+
+
+def bart(config):
+  config.model = encoder_decoder(LAYERS // 2, D, 4, T)
+  half = LAYERS // 2
+  return pretraining.infilling(_steps(config, T * (half * BLOCK + half * CROSS + V * D)))
+
+
+def _rope(model):
+  model.position = 'lm.nn.position:rope'
+  return model
+
+
+def tpu(config):
+  """GPT-2's size on 100M words of any .txt files, ten epochs of 130M tokens, for 16 chips."""
+  config.data.source = (
+    "lm.data.sources:text(files='$LM_DATA/*.txt', documents='line', validation=0.01)"
+  )
+  for model in (config.model, *(section.model for section in config.models.values())):
+    wide = 768 if model.get('d_model') == D else 192
+    model.d_model, model.depth = wide, 2 * model.depth
+    if 'heads' in model:
+      model.heads, model.head_dim, model.dtype = wide // 64, 64, 'bfloat16'
+  config.steps, config.batch_size, config.mesh.data, config.mesh.fsdp = 10_000, 1024, 1, 16
+  config.optim.learning_rate = 5e-4
+  return config
+
+
+def smoke(config):
+  config.data.source_len = 32
+  for section in config.models.values():
+    section.model.depth, section.model.d_model, section.model.context = 1, 16, 32
+  return small(config)
