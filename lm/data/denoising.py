@@ -98,7 +98,7 @@ def infilling(
   """
   check_rate('infilling', 'rate', rate)
   _check_length('infilling', mean_length)
-  units_of, mask = text_units(tokenizer, unit), tokenizer.token_to_id(mask_token(tokenizer))
+  units_of, (_, mask) = text_units(tokenizer, unit), mask_token(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
     units = units_of(row)
@@ -175,11 +175,12 @@ def _denoisers(
     units, row = units_of(row), tokens_alone(row)
     tokens_T, segments_T = row['targets'], row['segments']
     capacity = max(_capacity(len(tokens_T), denoiser) for denoiser in denoisers)
-    denoiser = denoisers[rng.integers(len(denoisers))]
+    denoiser = denoisers[int(rng.integers(len(denoisers)))]
     if isinstance(denoiser, str):
       noise_T, firsts = _suffixes(units, segments_T, rng)
     else:
-      lengths = _fixed_lengths(int(units.maskable.sum()), *denoiser[::-1], rng)
+      mean_length, rate = denoiser
+      lengths = _fixed_lengths(int(units.maskable.sum()), rate, mean_length, rng)
       noise_T, firsts, _ = _spans(units, lengths, rng)
     start = np.array([mode_ids[_mode(denoiser)]] if modes else [], np.int32)
     return row | _spans_and_rest(
@@ -394,7 +395,7 @@ def _sentinels(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
   """Returns the ids of the sentinels in the order of their numbers."""
   found = {}
   for i in special_ids(tokenizer):
-    if match := _SENTINEL.fullmatch(tokenizer.id_to_token(i)):
+    if match := _SENTINEL.fullmatch(tokenizer.id_to_token(i) or ''):
       found[int(match[1])] = i
   if not found or sorted(found) != list(range(len(found))):
     raise UserError(

@@ -53,7 +53,7 @@ def masked(
       f'data.transforms: masked(kept={kept!r}, random={random!r}) must be shares whose sum is at '
       'most 1'
     )
-  units_of, mask = text_units(tokenizer, unit), tokenizer.token_to_id(mask_token(tokenizer))
+  units_of, (_, mask) = text_units(tokenizer, unit), mask_token(tokenizer)
   ordinary = _ordinary(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
@@ -124,7 +124,7 @@ def masked_next_tokens(
   check_rate('masked_next_tokens', 'rate', rate)
   if not 0 <= causal <= 1:
     raise UserError(f'data.transforms: masked_next_tokens(causal={causal!r}): from 0 to 1')
-  units_of, mask = text_units(tokenizer, unit), tokenizer.token_to_id(mask_token(tokenizer))
+  units_of, (_, mask) = text_units(tokenizer, unit), mask_token(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
     units, row, real_T = units_of(row), tokens_alone(row), row['segments'] > 0
@@ -229,7 +229,7 @@ def tokens_alone(row: NumpyBatch) -> NumpyBatch:
 
 def padded(values: np.ndarray, size: int, dtype: type = np.int32) -> np.ndarray:
   """Returns an array with zeros after its values."""
-  array = np.zeros(size, dtype)
+  array: np.ndarray = np.zeros(size, dtype)
   array[: len(values)] = values
   return array
 

@@ -1,10 +1,12 @@
 """Replaced-token detection: ELECTRA's objective, with a small generator (Clark et al. 2020)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from lm.nn import losses
-from lm.types import Apply, Array, Batch, Objective, Params
+from lm.types import Array, Batch, Objective, Params
 
 GENERATOR = 'generator'  # its name in `models`
 
@@ -25,9 +27,7 @@ def replaced_tokens(weight: float = 50.0, generator_weight: float = 1.0) -> Obje
     generator_weight: of the generator's loss.
   """
 
-  def loss_sums(
-    apply: dict[str, Apply], params: dict[str, Params], batch: Batch, key: Array | None
-  ) -> dict[str, Array]:
+  def loss_sums(apply: Any, params: Params, batch: Batch, key: Array | None) -> dict[str, Array]:
     keys = (None,) * 3 if key is None else jax.random.split(key, 3)
     output = apply[GENERATOR](params[GENERATOR], batch, key=keys[0])
     nats = losses.cross_entropy(

@@ -26,8 +26,8 @@ def inputs(tokenizer: Tokenizer) -> Convert:
   Raises:
     UserError: the tokenizer has no mask; when features are made: the text has none.
   """
-  name = mask_token(tokenizer)
-  reader, mask = text_reader(tokenizer, visible=name), tokenizer.token_to_id(name)
+  name, mask = mask_token(tokenizer)
+  reader = text_reader(tokenizer, visible=name)
   framed = frame(tokenizer, framing_of(tokenizer), reader)
 
   def convert(example: Example) -> list[Features]:

@@ -270,19 +270,19 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   return token
 
 
-def mask_token(tokenizer: tokenizers.Tokenizer) -> str:
-  """Returns the name of the token that stands for a masked one.
+def mask_token(tokenizer: tokenizers.Tokenizer) -> tuple[str, int]:
+  """Returns the name and the id of the token that stands for a masked one.
 
   Raises:
     UserError: the tokenizer has none.
   """
-  found = next((name for name in MASKS if tokenizer.token_to_id(name) is not None), None)
-  if found is None:
-    raise UserError(
-      f'data.tokenizer has no mask, which is one of {", ".join(MASKS)}; '
-      f'data.special_tokens=({MASKS[-1]!r},) adds it to a tokenizer that is trained'
-    )
-  return found
+  for name in MASKS:
+    if (token := tokenizer.token_to_id(name)) is not None:
+      return name, token
+  raise UserError(
+    f'data.tokenizer has no mask, which is one of {", ".join(MASKS)}; '
+    f'data.special_tokens=({MASKS[-1]!r},) adds it to a tokenizer that is trained'
+  )
 
 
 def sentinels(count: int = 100) -> tuple[str, ...]:
