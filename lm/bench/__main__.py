@@ -2,6 +2,7 @@
 
   python -m lm.bench train [--baseline=transformers|torch] [--json] ...
   python -m lm.bench decode [--baseline=transformers] [--json] ...
+  python -m lm.bench corruption --config=FILE:ARG [--json] ...
   python -m lm.bench finetune --config=FILE:ARG [--baseline=transformers] [--json] ...
   python -m lm.bench vectors --text=FILE [--baseline=gensim|stanford] [--json] ...
 
@@ -14,7 +15,7 @@ import sys
 from typing import Any
 
 from lm import cli
-from lm.bench import finetune, interleaved, vectors
+from lm.bench import corruption, finetune, interleaved, vectors
 
 # Subcommand -> its description, the function that adds its flags, and the function that runs it.
 COMMANDS = {
@@ -26,7 +27,7 @@ COMMANDS = {
   for name, benchmark in interleaved.BENCHMARKS.items()
 } | {
   module.__name__.rpartition('.')[2]: (str(module.__doc__), module.add_flags, module.main)
-  for module in (finetune, vectors)
+  for module in (corruption, finetune, vectors)
 }
 
 

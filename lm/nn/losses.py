@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lm.errors import UserError
 from lm.parallel.collectives import apply_with_gathered, is_gathered_for, shard_map_over_batch
 from lm.parallel.mesh import current_mesh, num_shards, platform
 from lm.types import Array, EmbeddingTable, OutputHead
@@ -56,6 +57,7 @@ def token_statistics(hidden_BTD: Array, unembed: OutputHead, targets_BT: Array) 
     chunks = jax.lax.map(one, jax.tree.map(lambda x: _chunked(x, size), rows))
     return jax.tree.map(lambda y: _unchunked(y, T), chunks)
 
+  _check_places(hidden_BTD, targets_BT)
   B, T = targets_BT.shape
   size = chunk_size(B, T, unembed.padded_vocab_size)
   rows, gathered = (hidden_BTD, targets_BT), unembed.table.gathered
@@ -64,6 +66,15 @@ def token_statistics(hidden_BTD: Array, unembed: OutputHead, targets_BT: Array) 
   return apply_with_gathered(
     lambda rows, x: part(rows, unembed.replace(table=EmbeddingTable(x))), rows, gathered
   )
+
+
+def _check_places(hidden_BTD: Array, targets_BT: Array) -> None:
+  """Raises UserError if a model has outputs at other places than there are targets."""
+  if hidden_BTD.shape[:2] != targets_BT.shape:
+    raise UserError(
+      f'model: it has outputs of shape {hidden_BTD.shape[:2]} for targets of shape '
+      f'{targets_BT.shape}; data.converter or data.transforms suit another kind of model'
+    )
 
 
 class CrossEntropy(flax.struct.PyTreeNode):
@@ -106,6 +117,7 @@ def cross_entropy(
     smoothing: share of the target's probability that is spread over the vocabulary.
     chunk: positions per chunk; 0 for as many as a budget per device allows (see `chunk_size`).
   """
+  _check_places(hidden_BTD, targets_BT)
   penalties = (z_loss, smoothing)
   weights_BT = weights_BT.astype(jnp.float32)
   total, parts = _total(hidden_BTD, unembed, targets_BT, weights_BT, penalties, chunk)

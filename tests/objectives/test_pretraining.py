@@ -10,10 +10,12 @@ import pytest
 from flax.core import meta
 
 from lm import components
+from lm.bench import corruption
 from lm.config.base import base, encoder
 from lm.config.pretraining import masked, replaced_tokens
 from lm.errors import UserError
 from lm.metrics.tokens import detection, language_model
+from lm.nn import losses
 from lm.objectives.replaced_tokens import replace
 from lm.types import EmbeddingTable, Output, OutputHead
 
@@ -141,6 +143,24 @@ def test_detection_metric_is_f1():
 def test_bits_per_byte_are_refused_for_changed_targets():
   with pytest.raises(UserError, match=r'lm\.metrics\.tokens:targets'):
     language_model().terms(None, {'targets': None})
+
+
+def test_targets_of_another_kind_of_model_are_refused():
+  with pytest.raises(UserError, match=r'outputs of shape \(3, 16\) for targets of shape \(3, 4\)'):
+    losses.token_statistics(jnp.zeros((B, T, 8)), None, jnp.zeros((B, M), jnp.int32))
+
+
+def test_all_logits_of_the_benchmark_give_the_same_loss():
+  batch = {name: np.asarray(x) for name, x in batch_of().items()}
+  every = corruption.everywhere(batch)
+  assert 'masked' not in every
+  nats = np.random.default_rng(0).random((B, T, V))
+  some = np.take_along_axis(nats, batch['masked'][..., None], 1)
+  picked = [
+    np.take_along_axis(x, y['targets'][..., None], 2)[..., 0] * y['weights']
+    for x, y in ((some, batch), (nats, every))
+  ]
+  assert picked[0].sum() == pytest.approx(picked[1].sum())
 
 
 RULE = """
