@@ -299,6 +299,15 @@ class _Row(dict[str, Array]):
     )
 
 
+def flops_per_token(config: ConfigDict, model: nn.Module, params: Params) -> float | None:
+  """Returns the training FLOPs of a token of a full row, or None if they are not known."""
+  flops = getattr(model, 'flops_per_token', None)
+  # An encoder-decoder counts sources and targets as equally long, and denoising has few targets.
+  if flops is None or (config.data.task is None and hasattr(model, 'encoder_depth')):
+    return None
+  return flops(params, config.data.seq_len)
+
+
 def parameter_count(params: Params) -> int:
   """Returns the number of parameters."""
   return sum(x.size for x in jax.tree.leaves(params))

@@ -35,7 +35,7 @@ AHEAD = 8  # spans of steps whose batches are made in advance
 def open_transforms(
   paths: Sequence[str],
   tokenizer: tokenizers.Tokenizer,
-  rows: Rows,
+  rows: Rows | Sequence[Mapping[str, np.ndarray]],
   section: str = 'data.transforms',
 ) -> tuple[Transform, ...]:
   """Returns the transforms of a section of a config, after applying each to a row.

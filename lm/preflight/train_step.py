@@ -17,17 +17,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import components
 from lm.components import Components
+from lm.data import batches
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.parallel import mesh as meshes
 from lm.parallel.chips import GIB
 from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology
+from lm.text.tokenizers import END, UNKNOWN, known_words, with_special_tokens
 from lm.training.train_step import abstract_state, make_train_step
 from lm.types import Batch, Params, TrainState
 
@@ -160,11 +163,11 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
     )
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
-  source = config.data.source_len if has_source(config) else 0
-  tokens = config.batch_size * (config.data.seq_len + source)
-  flops = getattr(functions.model, 'flops_per_token', None)
-  model_flops = tokens * flops(state.params, config.data.seq_len) if flops else 0.0
-  return Step(functions, state, _batch(config, functions), tokens, model_flops)
+  batch = _batch(config, functions)
+  tokens = sum(batch[name].size for name in ('inputs', 'source') if name in batch)
+  flops = components.flops_per_token(config, functions.model, state.params)
+  model_flops = tokens * (flops or 0.0)
+  return Step(functions, state, batch, tokens, model_flops)
 
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -203,6 +206,10 @@ def _batch(config: ConfigDict, functions: Components) -> dict[str, Any]:
   def array(width: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((B, width), dtype, sharding=sharding)
 
+  if config.data.task is None and config.data.transforms:
+    row = _transformed_text(config)
+    return {name: array(len(values), values.dtype) for name, values in row.items()}
+
   batch = dict.fromkeys(('inputs', 'targets', 'segments', 'positions', 'bytes'), array(T))
   batch['weights'] = array(T, jnp.float32)
   if has_source(config):
@@ -210,6 +217,19 @@ def _batch(config: ConfigDict, functions: Components) -> dict[str, Any]:
   if config.data.task is not None:
     batch |= {'examples': array(1), 'labels': array(1)}
   return batch
+
+
+def _transformed_text(config: ConfigDict) -> dict[str, np.ndarray]:
+  """Returns a row of running text after the transforms of a config, with tokens of no meaning."""
+  tokens = np.full(config.data.seq_len, 2, np.int32)
+  names = ('inputs', 'targets', 'segments', 'positions', 'bytes', 'words')
+  row = dict.fromkeys(names, tokens) | {'weights': np.ones(len(tokens), np.float32)}
+  row |= {'segments': np.ones_like(tokens), 'positions': np.arange(len(tokens), dtype=np.int32)}
+  known = known_words((END, UNKNOWN, 'word'))
+  tokenizer = with_special_tokens(known, config.data.special_tokens)
+  for transform in batches.open_transforms(config.data.transforms, tokenizer, [row]):
+    row = transform(row, np.random.default_rng(0))
+  return row
 
 
 @contextlib.contextmanager

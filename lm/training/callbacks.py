@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from lm import components
 from lm.config import resolve
 from lm.data.packed_rows import Rows
 from lm.errors import UserError, first_line
@@ -132,13 +133,12 @@ class MetricLogger:
     rows: Rows,
   ):
     self.workdir = workdir
-    flops = getattr(model, 'flops_per_token', None)
     self.metrics = Metrics(workdir, start or None, jax.process_index() == 0)
     self.progress = Progress(config.steps, start, None if jax.process_index() == 0 else _Nowhere())
     self._every = config.log.every
     # Tokens without padding.
     self._tokens_per_step = config.batch_size * rows.tokens_per_row()
-    self._flops_per_token = flops and flops(params, config.data.seq_len)
+    self._flops_per_token = components.flops_per_token(config, model, params)
     self._peak_flops = chips.peak_flops(jax.devices()[0].device_kind)
     self._epochs = lambda step: rows.epochs(step * config.batch_size)
     self._pending: tuple[range, Mapping[str, Array]] | None = None
