@@ -26,7 +26,7 @@ Params = Any
 #   segments: int32, which document of the row a token belongs to, from 1; 0 is padding
 #   positions: int32, index within the segment
 #   bytes: int32, bytes of raw text that the target stands for; they sum to the size of the text
-#   words: int32, with data.words: above 0 where a word begins (lm.data.pipeline.word_marks)
+#   words: int32, with data.words: above 0 where a word begins (lm.text.words)
 # A batch of a task has in addition, or instead:
 #   source, source_segments, source_positions: (B, S), the inputs of the encoder
 #   masked: (B, M) int32, the indices in the row of the tokens that an encoder predicts; targets and

@@ -42,7 +42,7 @@ def base() -> ConfigDict:
         'special_tokens': (),  # special tokens besides those of the task, such as '<|mask|>'
         'task': placeholder(str),  # import path; None for language modeling
         'converter': placeholder(str),  # import path of the task's converter for the architecture
-        # Import path of the spans of words in a text, such as 'lm.text.segment:word_spans', which
+        # Import path of the marks of words in a text, such as 'lm.text.words:word_marks', which
         # whole-word masking needs; None for rows without words.
         'words': placeholder(str),
         'labels': (),  # the classes or tags of the task, in order

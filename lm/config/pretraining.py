@@ -15,7 +15,7 @@ _SENTINELS = tuple(f'<extra_id_{i}>' for i in range(100))
 # Those of all objectives, and the separator of the tasks that a run may be fine-tuned on. A config
 # that has them already gets no others.
 SPECIAL_TOKENS = ('<|sep|>', _MASK, *_SENTINELS)
-_WORDS = 'lm.text.segment:word_spans'
+_WORDS = 'lm.text.words:word_marks'
 _TARGETS = ('lm.metrics.tokens:targets',)
 
 

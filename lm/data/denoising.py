@@ -17,7 +17,7 @@ from lm.errors import UserError
 from lm.text.tokenizers import end_id, mask_token, special_ids
 
 SUFFIX = 'suffix'  # the denoiser that continues a text
-_SENTENCE = 2  # the mark of the first token of a sentence, as in lm.data.pipeline
+_SENTENCE = 2  # the mark of the first token of a sentence, as in lm.text.words
 _MODES = ('<|R|>', '<|X|>', '<|S|>')  # regular, extreme and sequential denoising
 _SENTINEL = re.compile(r'<extra_id_(\d+)>')
 
@@ -108,7 +108,7 @@ def infilling(
       if 'words' not in row:
         raise UserError(
           'data.transforms: infilling(permute=True) needs the boundaries of sentences; set '
-          "data.words='lm.text.segment:word_spans', or permute=False"
+          "data.words='lm.text.words:word_marks', or permute=False"
         )
       order_T = _permuted_sentences(row, units, rng)
     lengths = _poisson_lengths(int(units.maskable.sum()), rate, mean_length, rng)

@@ -180,7 +180,7 @@ def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[..., Unit
     if unit == 'word' and 'words' not in row:
       raise UserError(
         "data.transforms: unit='word' needs the boundaries of words; set "
-        "data.words='lm.text.segment:word_spans', or unit='token'"
+        "data.words='lm.text.words:word_marks', or unit='token'"
       )
     segments_T, tokens_T = row['segments'], row['inputs' if inputs else 'targets']
     fixed_T = special_V[tokens_T] | (segments_T == 0)

@@ -81,7 +81,7 @@ class PackedRows(Rows):
   """Rows of running text: parts of documents packed into T tokens.
 
   A row has (T,) arrays: inputs, targets, weights, segments, positions, bytes. With `data.words` it
-  also has words, the marks of targets where words begin (lm.data.pipeline.word_marks). If a part
+  also has words, the marks of targets where words begin (lm.text.words). If a part
   starts inside a document, its first input is the preceding token of the document, at position 0.
   The part is a segment of its own and sees nothing else of the document before it. The bytes of a
   document are stored at its END, so that their sum over all rows is the size of the text.

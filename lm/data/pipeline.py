@@ -38,7 +38,6 @@ from lm.errors import UserError
 from lm.progress import Report, silent, ticking
 from lm.task import Example, as_example, string_field
 from lm.text.files import lone_surrogate
-from lm.text.segment import sentence_spans
 from lm.text.tokenizers import (
   SEPARATOR,
   end_id,
@@ -48,8 +47,8 @@ from lm.text.tokenizers import (
   word_ids,
 )
 
-Spans = Callable[[str], Iterable[tuple[int, int]]]  # the (start, end) of each word of a text
-WORD, SENTENCE = 1, 2  # marks of the tokens where these begin
+# From a text and the offsets (start, end) of its tokens to their marks, as lm.text.words
+Marks = Callable[[str, Sequence[tuple[int, int]]], np.ndarray]
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
 # Keys of a data section that determine the features of a task.
@@ -365,7 +364,7 @@ def token_type(tokenizer: tokenizers.Tokenizer) -> type[np.unsignedinteger]:
 
 
 def text_encoder(
-  tokenizer: tokenizers.Tokenizer, words: Spans | None = None
+  tokenizer: tokenizers.Tokenizer, words: Marks | None = None
 ) -> Callable[[Iterable[str]], features.Arrays]:
   """Returns the function from texts to the arrays of their tokens.
 
@@ -373,11 +372,11 @@ def text_encoder(
     tokens: the documents one after another, each followed by END.
     counts: int64, the number of tokens of each document, including END.
     sizes: int64, the UTF-8 bytes of each document, before the tokenizer normalizes it.
-    words: uint8, with `words` alone: where words and sentences begin (`word_marks`).
+    words: uint8, with `words` alone: above 0 where words begin, and at END.
 
   Args:
     tokenizer: encodes the texts.
-    words: returns the (start, end) of each word of a text.
+    words: returns the marks of the tokens of a text.
   """
   reader, end, dtype = text_reader(tokenizer), end_id(tokenizer), token_type(tokenizer)
   encode_batch = reader.encode_batch_fast if words is None else reader.encode_batch
@@ -390,10 +389,7 @@ def text_encoder(
       for (piece, is_last), encoding in zip(batch, encodings, strict=True):
         tokens.append(np.array(encoding.ids + [end] * is_last, dtype))
         if words is not None:
-          marks += [
-            word_marks(piece, encoding.offsets, words),
-            np.full(int(is_last), WORD, np.uint8),
-          ]
+          marks += [words(piece, encoding.offsets), np.ones(int(is_last), np.uint8)]
         counts[-1] += len(tokens[-1])
         sizes[-1] += len(piece.encode())
         if is_last:
@@ -405,33 +401,6 @@ def text_encoder(
     return {'tokens': np.concatenate(tokens)} | arrays
 
   return encode_texts
-
-
-def word_marks(text: str, offsets: Sequence[tuple[int, int]], words: Spans) -> np.ndarray:
-  """Returns for each token 0 inside a word, WORD where one begins, SENTENCE at its first word.
-
-  Tokens that share a word are one word, also where a token covers parts of several. Tokens outside
-  of all words, such as line ends, are words of their own.
-
-  Args:
-    text: the text.
-    offsets: (start, end) of the characters of each token.
-    words: returns the (start, end) of each word of a text.
-  """
-  starts_N, ends_N = np.array([*offsets], np.int64).reshape(-1, 2).T
-  found_W = np.array([*words(text)], np.int64).reshape(-1, 2)
-  first_N = np.searchsorted(found_W[:, 1], starts_N, 'right')  # the words that a token overlaps
-  last_N = np.searchsorted(found_W[:, 0], ends_N, 'left') - 1
-  # The bytes of a character are tokens with equal offsets.
-  shared_N = (first_N[1:] <= last_N[:-1]) & (first_N[1:] <= last_N[1:])
-  shared_N |= (starts_N[1:] == starts_N[:-1]) & (ends_N[1:] == ends_N[:-1])
-  begins_N = np.append(True, ~shared_N)[: len(starts_N)]
-  marks_N = np.where(begins_N, WORD, 0).astype(np.uint8)
-  sentences = np.array([start for start, _ in sentence_spans(text)], np.int64)
-  places = np.searchsorted(ends_N, sentences, 'right')
-  places = places[places < len(marks_N)]
-  marks_N[places[begins_N[places]]] = SENTENCE
-  return marks_N
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:

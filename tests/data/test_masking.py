@@ -7,11 +7,12 @@ import pytest
 
 from lm.data import masking
 from lm.data.masking import masked, masked_next_tokens, replaced
-from lm.data.pipeline import SENTENCE, WORD, text_encoder, word_marks
+from lm.data.pipeline import text_encoder
 from lm.errors import UserError
 from lm.text import tokenizers
 from lm.text.segment import word_spans
 from lm.text.tokenizers import with_special_tokens
+from lm.text.words import SENTENCE, WORD, marks, word_marks
 
 MASK = '<|mask|>'
 TEXTS = [
@@ -36,7 +37,7 @@ def tokenizer(request):
   return with_special_tokens(build(texts, vocab_size=sizes[request.param]), (MASK,)), TEXTS
 
 
-def row_of(tokenizer, texts, words=word_spans):
+def row_of(tokenizer, texts, words=word_marks):
   """Returns the row of text that holds some documents, and their tokens one after another."""
   arrays = text_encoder(tokenizer, words)(texts)
   counts, tokens = arrays['counts'], arrays['tokens'].astype(np.int32)
@@ -85,10 +86,9 @@ def test_marks_of_words_and_sentences():
     (17, 20),
     (20, 25),
   ]  # Un|readable| signs|.| He| left
-  marks = word_marks(text, spans, word_spans)
-  np.testing.assert_array_equal(marks, [SENTENCE, 0, WORD, WORD, SENTENCE, WORD])
+  np.testing.assert_array_equal(word_marks(text, spans), [SENTENCE, 0, WORD, WORD, SENTENCE, WORD])
   # The three bytes of a character are one word, also where no word is.
-  np.testing.assert_array_equal(word_marks('\u3000', [(0, 1)] * 3, word_spans), [WORD, 0, 0])
+  np.testing.assert_array_equal(marks([(0, 1)] * 3, []), [WORD, 0, 0])
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +159,7 @@ def test_replaced_tokens_are_the_targets(letters):
     (lambda t, row: masked(t, unit='wrod'), "unit='wrod'.*'word'"),
     (lambda t, row: masked_next_tokens(t, causal=2.0), 'from 0 to 1'),
     (lambda t, row: masked(tokenizers.characters(['ab'])), 'data.tokenizer has no mask'),
-    (lambda t, row: masked(t)(row - {'words'}, None), "data.words='lm.text.segment:word_spans'"),
+    (lambda t, row: masked(t)(row - {'words'}, None), "data.words='lm.text.words:word_marks'"),
     (lambda t, row: masked(t)(row - {'bytes'}, None), 'rows of running text, unchanged'),
     (lambda t, row: masked(t)(row | {'inputs': row['targets'] * 0}, None), 'nothing to mask'),
   ],
