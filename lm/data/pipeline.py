@@ -315,7 +315,7 @@ def _tokens(
       else:
         meta = features.write_features(place, arrays)
         note = features.length_note(task, meta)
-        meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
+      meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
     if not meta['bytes' if task is None else 'features']:
       if note:
         raise UserError(f'split {split!r} is empty: {note}; raise the limit')
