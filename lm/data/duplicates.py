@@ -93,7 +93,7 @@ def distinct(
 
   Raises:
     UserError: an argument is out of range; a text is missing; an evaluation set is the split
-      itself; no document would be left; rensa is not installed.
+      itself; rensa is not installed. The pipeline raises if no document is left.
   """
   opened = open_source(source, split)
   if split != filtered:
@@ -124,11 +124,6 @@ def distinct(
 
   place, meta = caches.artifact(cache, 'distinct', inputs, build)
   kept, report = np.load(place / 'kept.npy'), meta['report']
-  if not len(kept):
-    raise UserError(
-      f'data.source: all {len(opened):,} documents of split {split!r} are duplicates or overlap '
-      f'with {", ".join(sets)}; leave out a set of held_out, or divide the documents'
-    )
   result = Distinct(
     len(kept),
     lambda i: opened[kept[i]],
