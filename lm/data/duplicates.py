@@ -23,7 +23,7 @@ from lm.config.resolve import import_extra
 from lm.data import cache as caches
 from lm.data import fingerprints
 from lm.data.pipeline import open_source, text_of
-from lm.data.sources.base import LazySequence
+from lm.data.sources.base import LazySequence, as_tuple
 from lm.errors import UserError
 from lm.progress import show_documents
 from lm.task import Example, as_example
@@ -50,8 +50,8 @@ def distinct(
   source: str,
   near: float | None = 0.8,
   held_out: Mapping[str, tuple[str, str]] | None = None,
-  after: tuple[str, ...] = (),
-  fields: tuple[str, ...] = ('text',),
+  after: str | Sequence[str] = (),
+  fields: str | Sequence[str] = 'text',
   shingle: int = 5,
   words: int = 13,
   characters: int = 50,
@@ -106,6 +106,7 @@ def distinct(
   for name, value in {'shingle': shingle, 'words': words, 'characters': characters}.items():
     if not isinstance(value, int) or value < 1:
       raise UserError(f'data.source: {name}={value!r} must be an integer of at least 1')
+  after, fields = as_tuple(after), as_tuple(fields)
   sets = {name: _set(name, pair, source, split) for name, pair in (held_out or {}).items()}
   parts = [open_source(path, split) for path in after] + [opened]
   compared = {name: open_source(path, part) for name, (part, path) in sets.items()}
@@ -130,7 +131,7 @@ def distinct(
     lambda i: opened[kept[i]],
     place.name,
     lambda i: _name(opened, kept[i]),
-    _note(report),
+    '; '.join(filter(None, (getattr(opened, 'note', ''), _note(report)))),
   )
   result.report = report
   return result

@@ -116,7 +116,7 @@ def test_other_splits_and_examples_of_lists_are_read(write, tmp_path):
   tagged = tmp_path / 'tagged.tsv'
   tagged.write_text('天\tO\n地\tO\n\n地\tO\n天\tO\n\n天\tB\n地\tO\n')
   words = f"lm.data.sources:conll(files='{tagged}', separator='')"
-  assert len(distinct('train', words, near=None, fields=('words',))) == 2
+  assert len(distinct('train', words, near=None, fields='words')) == 2
   assert len(distinct('train', words, near=None, fields=('words', 'tags'))) == 3
 
 
