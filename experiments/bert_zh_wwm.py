@@ -6,20 +6,25 @@
 
 Tokens are characters, and the words to mask those of jieba (extra `zh`). Reads novels, news, poems,
 reviews, titles, dialogues and judgments of $LM_DATA, of each only what trains: no split that
-evaluates, and not wiki_cmrc2018.txt, which has the paragraphs of CMRC's questions. One text in 100
-is for validation. finetune.py also has msra_ner and cmrc2018; a third argument, `random`, trains
-the same model from scratch: finetune.py:cmrc2018,runs/bert_zh,random.
+evaluates, and not wiki_cmrc2018.txt, which has the paragraphs of CMRC's questions. Duplicates and
+overlap with the evaluation sets are removed (extra `dedup`): online_shopping has most reviews of
+chnsenticorp's test set. `lm.prepare` reports them. One text in 100 is for validation.
+
+finetune.py also has msra_ner and cmrc2018. A third argument trains the same model from scratch:
+finetune.py:cmrc2018,runs/bert_zh,random.
 
 Two CPU cores, 40 minutes; no figure yet.
 """
 
 import json
 
+from clean_text import sentences
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder, select_variant
+from lm.config.base import base, encoder, select_variant, without_duplicates
 from lm.config.base import smoke as small
 from lm.config.pretraining import masked
+from lm.config.resolve import ref
 from lm.data import sources
 from lm.data.sources.base import LazyLoad
 from lm.text.files import expand_path
@@ -35,6 +40,18 @@ RECORDS = {  # the field with the text or the texts
   'song_ci/ci.jsonl': 'text',
   'cail2019_zh/cases.jsonl': 'context',
   'xdailydialog/train.jsonl': 'turns_zh',
+}
+
+
+_HOTEL = ref(
+  sources.table, files='$LM_DATA/chnsenticorp_hotel/{split}.tsv', columns={'text': 'text'}
+)
+HELD_OUT = {  # what finetune.py evaluates on
+  'hotel_dev': ('dev', _HOTEL),
+  'hotel_test': ('test', _HOTEL),
+  'msra_dev': ('dev', ref(sentences)),
+  'msra_test': ('test', ref(sentences)),
+  'cmrc2018': ('dev', ref(sources.squad, files='$LM_DATA/cmrc2018/{split}.json')),
 }
 
 
@@ -73,7 +90,11 @@ def get_config(arg=''):
   config.optim.learning_rate, config.optim.b2 = 1e-3, 0.98
   config.optim.warmup_steps, config.eval.every = 300, 1000
   masked(config)
-  return select_variant(config, arg, smoke=smoke)
+  return (
+    select_variant(config, arg, smoke=smoke)
+    if arg
+    else without_duplicates(config, held_out=HELD_OUT)
+  )
 
 
 def smoke(config):

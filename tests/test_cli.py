@@ -53,6 +53,7 @@ def test_wrong_usage_is_an_error_of_one_line_with_exit_code_2(arguments, message
   ('program', 'arguments', 'message'),
   [
     ('prepare', [], '--config is required'),
+    ('prepare', [QUICKSTART, '--duplicates=2'], '--duplicates=2'),
     ('evaluate', [], '--workdir is required'),
     ('evaluate', ['--workdir=x', '--step=last'], '--step=last'),
     ('generate', ['--prompt=x'], '--workdir is required'),
@@ -80,7 +81,7 @@ def test_missing_flags_are_an_error_of_one_line(program, arguments, message):
       {'workdir', 'prompt', 'max_tokens', 'temperature', 'top_k', 'top_p', 'min_p', 'seed'}
       | {'num_samples', 'step'},
     ),
-    ('prepare', set()),
+    ('prepare', {'duplicates'}),
   ],
 )
 def test_help_shows_the_command_and_its_flags(program, flags):

@@ -19,7 +19,7 @@ FILES = sorted(f for f in FOLDER.glob('*.py') if 'def get_config(' in f.read_tex
 NAMES = [file.stem for file in FILES]
 # Of experiments that differ in their data or their sizes alone, one is enough for the default run.
 ALIKE = {
-  'ag_news', 'article_generation', 'back_translation', 'chnsenticorp', 'cmrc2018',
+  'ag_news', 'article_generation', 'back_translation', 'chnsenticorp', 'clean_text', 'cmrc2018',
   'dates_fixed_vector', 'distillation', 'ema', 'ensemble_multi30k', 'finetune', 'function_length',
   'llama_160m', 'llama_1b', 'llama_8b', 'llama_70b', 'lm1b', 'lora', 'multi30k_de_en',
   'multi30k_lstm', 'multi30k_multilingual', 'published_gpu_rows', 'published_rows',

@@ -119,6 +119,12 @@ def get_config(arg=''):
   assert tokenizer == 'tokenizer: 257 entries'
   assert train.startswith('train: 1 documents, 1621 tokens, 51 rows of 32, 0.7% padding')
   assert validation.startswith('eval.sets.validation: 1 documents, 181 tokens,')
+  result = run('prepare', f'--config={config}', '--duplicates=0.9')
+  assert result.returncode == 0, result.stderr
+  report = json.loads(result.stdout)
+  assert (report['key'], report['removed'], report['near']) == ('data.source', False, 0.9)
+  assert (report['documents'], report['exact_duplicates'], report['near_duplicates']) == (1, 0, 0)
+  assert report['overlap']['validation']['documents'] == 1, 'each line has the same words'
 
 
 def text(file):

@@ -190,6 +190,35 @@ def mixture(config: ConfigDict, sources: Mapping[str, str]) -> ConfigDict:
   return config
 
 
+def without_duplicates(
+  config: ConfigDict,
+  near: float | None = 0.8,
+  held_out: Mapping[str, tuple[str, str]] | None = None,
+  **settings: Any,
+) -> ConfigDict:
+  """Returns the config with training text that repeats neither itself nor evaluation sets.
+
+  Sources of a mixture do not repeat those before them in alphabetical order. `eval.sets` stay as
+  they are; those without a source are other splits of the same files.
+
+  Args:
+    config: with its sources and evaluation sets.
+    near: the similarity from which documents are duplicates; None for equal ones alone.
+    held_out: (split, source) by name of evaluation sets in addition to `eval.sets`.
+    **settings: other arguments of `lm.data.duplicates:distinct`.
+  """
+  settings |= {'near': near, 'filtered': config.data.train_split}
+  sets = {name: (s.split, s.source) for name, s in config.eval.sets.items()}
+  settings['held_out'] = sets | dict(held_out or {})
+  sections = [config.data.mixture[name] for name in sorted(config.data.mixture)] or [config.data]
+  sources = [section.source for section in sections]
+  for i, section in enumerate(sections):
+    arguments = {'source': sources[i], 'after': tuple(sources[:i]), **settings}
+    listed = ', '.join(f'{name}={value!r}' for name, value in arguments.items())
+    section.source = f'lm.data.duplicates:distinct({listed})'
+  return config
+
+
 def another_model(
   workdir: str = '', frozen: bool = True, model: ConfigDict | None = None
 ) -> ConfigDict:

@@ -95,7 +95,7 @@ class MixedRows(Rows):
     self._begins = self._ends - [len(x) for x in entries]
     self._fields = _common_fields({name: part[0] for name, part in self.parts.items()})
     notes = [f'{name} {share:.1%}' for name, share in self.shares.items()]
-    of_parts = [f'{n}: {p.note}' for n, p in self.parts.items() if getattr(p, 'note', '')]  # type: ignore[attr-defined]
+    of_parts = [f'{name}: {part.note}' for name, part in self.parts.items() if part.note]
     self.note = '; '.join([f'rows of {", ".join(notes)}', *of_parts])
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -29,12 +29,14 @@ class Rows(abc.ABC):
     content: digest of the tokens, equal on every machine.
     seq_len: T.
     size: capacity of a row in tokens or pairs.
+    note: what the source or data.too_long left out; '' for nothing.
   """
 
   def __init__(self, count: int, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
     self.tokens: int = meta['tokens']
     self.documents: int = meta['documents']
     self.content: str = meta['content']
+    self.note: str = meta.get('note', '')
     self.fingerprint, self.seq_len, self.size = fingerprint, seq_len, seq_len
     self._count = count
 
@@ -153,7 +155,6 @@ class FeatureRows(Rows):
 
   Attributes:
     example: (N,) int64, the index of the example that each of the N prepared Features comes from.
-    note: number of examples that data.too_long skipped or truncated; '' for none.
     size: T plus, for an encoder-decoder, S.
   """
 
@@ -175,7 +176,6 @@ class FeatureRows(Rows):
     self._row_ends, self._order = _load(plan / 'row_ends.npy'), _load(plan / 'order.npy')
     super().__init__(len(self._row_ends), plan.name, contexts[0], meta)
     self.example = _load(place / 'example.npy')
-    self.note: str = meta.get('note', '')
     self._max_examples = int(np.diff(self._row_ends, prepend=0).max())
     found: dict[str, dict[str, np.ndarray]] = {'values': {}, 'tokens': {}, 'source': {}}
     for name, (dtype, *shape) in meta['fields'].items():

@@ -91,8 +91,7 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     with ticking(report) as shown:
       texts = _TrainingTexts(tuple(sources.values()), tuple(data['prepare']), texts_of, shown)
       if not any(texts):
-        count = sum(map(len, sources.values()))
-        raise UserError(_no_text(data, ', '.join(sources), split, count))
+        raise UserError(_no_text(data, sources, split))
       trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), special_tokens)
     if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
@@ -320,20 +319,24 @@ def _tokens(
       else:
         meta = features.write_features(place, arrays)
         note = features.length_note(task, meta)
-        meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
+      meta['note'] = '; '.join(filter(None, (getattr(source, 'note', ''), note)))
     if not meta['bytes' if task is None else 'features']:
       if note:
         raise UserError(f'split {split!r} is empty: {note}; raise the limit')
-      raise UserError(_no_text(data, source_path, split, len(source)))
+      raise UserError(_no_text(data, {source_path: source}, split))
     return meta
 
   return cache.artifact(data['cache'], 'tokens' if task is None else 'features', shaped_by, build)
 
 
-def _no_text(data: Mapping[str, Any], source: str, split: str, count: int) -> str:
-  """Returns the message for a split without text, whose source has `count` examples."""
+def _no_text(data: Mapping[str, Any], sources: Mapping[str, Sequence[dict]], split: str) -> str:
+  """Returns the message for a split without text, whose sources are given by their paths."""
+  count = sum(map(len, sources.values()))
   if not data['prepare'] or not count:
-    return f'data.source={source!r}: split {split!r} has no text'
+    notes = filter(None, (getattr(source, 'note', '') for source in sources.values()))
+    return ': '.join(
+      [f'data.source={", ".join(sources)!r}', f'split {split!r} has no text', *notes]
+    )
   of_turns = any(step.startswith('lm.tasks.dialogue:expand_turns') for step in data['prepare'])
   return (
     f'data.prepare={tuple(data["prepare"])!r}: split {split!r} has no text: the steps remove all '

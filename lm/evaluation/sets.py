@@ -201,14 +201,13 @@ class Sets:
       if metrics:
         _check_weights(each.batches(64), name)
       self._sets[name] = each
-      if isinstance(rows, FeatureRows):
-        if rows.note:
-          self.notes[f'eval.sets.{name}'] = rows.note
-        if section.scores:
-          apply = apply_of(functions.model)
-          self.predictors[name] = Predictor(
-            config, name, functions, tokenizer, rows, apply, transforms
-          )
+      if rows.note:
+        self.notes[f'eval.sets.{name}'] = rows.note
+      if isinstance(rows, FeatureRows) and section.scores:
+        apply = apply_of(functions.model)
+        self.predictors[name] = Predictor(
+          config, name, functions, tokenizer, rows, apply, transforms
+        )
     if note := self._transforms_note():
       self.notes['transforms'] = note
 

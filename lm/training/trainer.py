@@ -151,7 +151,7 @@ def train(
       assert state is not None
       state = state.replace(frozen=frozen)
       logger = MetricLogger(config, workdir, int(state.step), params, built.model, rows)
-    notes = {'data.train_split': getattr(rows, 'note', '')} | evaluators.notes
+    notes = {'data.train_split': rows.note} | evaluators.notes
     for subject, note in notes.items():
       if note:
         events.write('note', subject=subject, note=note)

@@ -1,10 +1,11 @@
 """Data sources: `source(split, **arguments) -> random-access sequence of examples`.
 
 A config names one as 'lm.data.sources:python_docs', or with arguments as
-"lm.data.sources:text(files='corpus/*.txt', validation=0.1)". A sequence may have three attributes:
+"lm.data.sources:text(files='corpus/*.txt', validation=0.1)". A sequence may have these attributes:
 - `fingerprint`: a string that changes whenever the examples do; without it they are hashed;
 - `place(index)`: the origin of an example, for errors;
-- `note`: what was left out of the files, reported where the data has a task.
+- `note`: what was left out of the files, which a run reports;
+- `report`: counts that `lm.prepare` prints; lm.data.duplicates has them.
 
 An example is a dict; its fields determine its uses:
 
