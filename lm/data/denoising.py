@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
-from lm.data.masking import Units, check_rate, padded, text_units, tokens_alone
+from lm.data.masking import Units, borders, check_rate, padded, text_units, tokens_alone
 from lm.errors import UserError
 from lm.text.tokenizers import end_id, mask_token, special_ids
 
@@ -113,16 +113,15 @@ def infilling(
       order_T = _permuted_sentences(row, units, rng)
     lengths = _poisson_lengths(int(units.maskable.sum()), rate, mean_length, rng)
     noise_T, firsts, inserted = _spans(units, lengths, rng)
-    kept_T = (~noise_T | np.isin(np.arange(size), firsts)) & (segments_T > 0)
+    kept_T = ~noise_T & (segments_T > 0)
+    kept_T[firsts] = True
     room = size - int(kept_T.sum())
-    before = rng.permutation(inserted)[:room]  # tokens that a mask for a span of length 0 precedes
+    before_T = np.zeros(size, bool)  # tokens that a mask for a span of length 0 precedes
+    before_T[rng.permutation(inserted)[:room]] = True
     tokens_T = row['targets'].copy()
     tokens_T[firsts] = mask
-    # Two places for each token: that of the mask before it, and its own.
-    places = np.stack([np.isin(order_T, before), kept_T[order_T]], axis=1).reshape(-1)
-    both = np.stack([np.full(size, mask), tokens_T[order_T]], axis=1).reshape(-1)
-    owners = np.repeat(segments_T[order_T], 2)
-    return tokens_alone(row) | _stream('source', both[places], owners[places], size)
+    columns = (before_T[order_T], mask), (kept_T[order_T], tokens_T[order_T])
+    return tokens_alone(row) | _stream('source', segments_T[order_T], size, *columns)
 
   return transform
 
@@ -230,9 +229,11 @@ def _poisson_lengths(
 
 def _composition(total: int, parts: int, least: int, rng: np.random.Generator) -> np.ndarray:
   """Returns `parts` random lengths of at least `least`, 0 or 1, whose sum is `total`."""
-  cuts = rng.choice(total - 1 if least else total + parts - 1, parts - 1, replace=False)
-  edges = np.concatenate([[-1], np.sort(cuts), [total - 1 if least else total + parts - 1]])
-  return np.diff(edges) - (0 if least else 1)
+  places = total - 1 if least else total + parts - 1
+  edges = np.empty(parts + 1, int)
+  edges[0], edges[-1] = -1, places
+  edges[1:-1] = np.sort(rng.permutation(places)[: parts - 1])
+  return edges[1:] - edges[:-1] - (0 if least else 1)
 
 
 def _spans(
@@ -300,9 +301,8 @@ def _spans_and_rest(
   is_first = np.zeros(size, bool)
   is_first[firsts] = True
   span_T = np.cumsum(is_first) - 1
-  lengths = np.bincount(span_T[noise_T], minlength=len(firsts))
-  owners = segments_T[firsts]
-  kept = _fitting(lengths, owners, segments_T, len(start), size, capacity, rng)
+  lengths, owners = np.bincount(span_T[noise_T], minlength=len(firsts)), segments_T[firsts]
+  kept = _fitting(lengths, owners, np.bincount(segments_T), len(start), size, capacity, rng)
   noise_T = noise_T & np.append(kept, False)[span_T]
   is_first &= noise_T
   owners = owners[kept]
@@ -315,24 +315,24 @@ def _spans_and_rest(
     )
   sentinel_T = np.zeros(size, np.int32)
   sentinel_T[is_first] = sentinel_ids[nth]
-  in_source = (~noise_T | is_first) & np.isin(segments_T, owners)
-  texts = [
-    np.concatenate([start, np.where(is_first, sentinel_T, tokens_T)[in_source & (segments_T == o)]])
-    for o in np.unique(owners)
-  ]
-  generated = [
-    np.append(
-      np.stack([sentinel_T, tokens_T], axis=1)[noise_T & (segments_T == o)].reshape(-1)[
-        np.stack([is_first, noise_T], axis=1)[noise_T & (segments_T == o)].reshape(-1)
-      ],
-      end,
-    )
-    for o in np.unique(owners)
-  ]
-  source = _stream('source', *_numbered(texts), size)
-  targets = _stream('targets', *_numbered(generated), capacity)
-  inputs = np.where(targets['positions'] > 0, np.roll(targets['targets'], 1), np.int32(end))
+  corrupted = np.zeros(int(segments_T.max()) + 1, bool)
+  corrupted[owners] = True
+  reads_T = corrupted[segments_T]
+  # The last token of the last span of each segment, which END follows.
+  ends_T = np.zeros(size, bool)
+  last = np.flatnonzero(noise_T)
+  ends_T[last[borders(segments_T[last][::-1])[::-1]]] = True
+  begins_T = borders(segments_T) & reads_T if len(start) else np.zeros(size, bool)
+  source = _stream(
+    'source', segments_T, size,
+    (begins_T, start[0] if len(start) else 0),
+    (reads_T & (~noise_T | is_first), np.where(is_first, sentinel_T, tokens_T)),
+  )  # fmt: skip
+  targets = _stream(
+    'targets', segments_T, capacity, (is_first, sentinel_T), (noise_T, tokens_T), (ends_T, end)
+  )
   real = targets['segments'] > 0
+  inputs = np.where(targets['positions'] > 0, np.roll(targets['targets'], 1), np.int32(end))
   inputs, weights = np.where(real, inputs, 0).astype(np.int32), real.astype(np.float32)
   return source | targets | {'inputs': inputs, 'weights': weights}
 
@@ -340,7 +340,7 @@ def _spans_and_rest(
 def _fitting(
   lengths: np.ndarray,
   owners: np.ndarray,
-  segments_T: np.ndarray,
+  sizes: np.ndarray,
   start: int,
   size: int,
   capacity: int,
@@ -348,29 +348,37 @@ def _fitting(
 ) -> np.ndarray:
   """Returns which spans to keep, all but random ones that exceed the room of either text."""
   kept = np.ones(len(lengths), bool)
-  sizes = np.bincount(segments_T)
   for span in rng.permutation(len(lengths)):
-    texts = np.unique(owners[kept])
-    targets = int(lengths[kept].sum()) + int(kept.sum()) + len(texts)
-    source = int(sizes[texts].sum() - lengths[kept].sum() + kept.sum()) + start * len(texts)
-    if targets <= capacity and source <= size:
+    noise, spans, own = int(lengths[kept].sum()), int(kept.sum()), owners[kept]
+    texts = own[borders(own)]
+    source = int(sizes[texts].sum()) - noise + spans + start * len(texts)
+    if noise + spans + len(texts) <= capacity and source <= size:
       break
     kept[span] = False
   return kept
 
 
-def _numbered(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the tokens of texts, one after another, and the number of the text of each, from 1."""
-  tokens = np.concatenate(texts) if texts else np.zeros(0, np.int32)
-  return tokens, np.repeat(np.arange(1, len(texts) + 1), [len(text) for text in texts])
+def _stream(
+  name: str, segments_T: np.ndarray, size: int, *columns: tuple[np.ndarray, np.ndarray | int]
+) -> NumpyBatch:
+  """Returns the padded tokens of a row, their segments and positions, as fields of a stream.
 
-
-def _stream(name: str, tokens: np.ndarray, segments: np.ndarray, size: int) -> NumpyBatch:
-  """Returns the padded tokens of a row, their segments and positions, as fields of a stream."""
+  Args:
+    name: of the stream.
+    segments_T: the segment of each place of the text.
+    size: of the stream.
+    *columns: up to one token for each place, in this order: whether there is one, and which.
+  """
   prefix = 'source_' if name == 'source' else ''
-  starts = np.flatnonzero(np.diff(segments, prepend=0))
-  positions = np.arange(len(segments)) - np.repeat(starts, np.diff(starts, append=len(segments)))
-  arrays = {name: tokens, f'{prefix}segments': segments, f'{prefix}positions': positions}
+  there = np.stack([mask_T for mask_T, _ in columns], axis=1)
+  tokens = np.empty(there.shape, np.int32)
+  for i, (_, tokens_T) in enumerate(columns):
+    tokens[:, i] = tokens_T
+  segments = np.repeat(segments_T, there.sum(1))
+  starts = np.flatnonzero(borders(segments))
+  lengths = np.append(starts[1:], len(segments)) - starts
+  positions = np.arange(len(segments)) - np.repeat(starts, lengths)
+  arrays = {name: tokens[there], f'{prefix}segments': segments, f'{prefix}positions': positions}
   return {field: padded(values, size) for field, values in arrays.items()}
 
 
@@ -380,15 +388,12 @@ def _permuted_sentences(row: NumpyBatch, units: Units, rng: np.random.Generator)
   Special tokens stay where they are.
   """
   segments_T, fixed_T = row['segments'], ~units.maskable[units.ids]
-  begins_T = (row['words'] == _SENTENCE) | (np.diff(segments_T, prepend=0) != 0) | fixed_T
-  begins_T |= np.append(True, fixed_T[:-1])
-  sentence_T = np.cumsum(begins_T) - 1
   # A block is a run of sentences without special tokens between them.
-  block_T = np.cumsum(
-    fixed_T | np.append(True, fixed_T[:-1]) | (np.diff(segments_T, prepend=0) != 0)
-  )
+  border_T = borders(segments_T)
+  border_T[1:] |= fixed_T[1:] | fixed_T[:-1]
+  sentence_T = np.cumsum(border_T | (row['words'] == _SENTENCE)) - 1
   key = rng.random(int(sentence_T[-1]) + 1)
-  return np.lexsort((np.arange(len(fixed_T)), key[sentence_T], block_T))
+  return np.lexsort((np.arange(len(fixed_T)), key[sentence_T], np.cumsum(border_T)))
 
 
 def _sentinels(tokenizer: tokenizers.Tokenizer) -> np.ndarray:

@@ -186,11 +186,14 @@ def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[..., Unit
     fixed_T = special_V[tokens_T] | (segments_T == 0)
     if fixed_T.all() and segments_T.all():
       raise UserError('data.transforms: a row has nothing to mask: all tokens are special ones')
-    begins_T = fixed_T | np.append(True, fixed_T[:-1]) | (np.diff(segments_T, prepend=0) != 0)
-    if unit == 'word':  # input t + 1 is target t
-      begins_T |= np.append(1, row['words'][:-1]) > 0 if inputs else row['words'] > 0
-    else:
+    begins_T = borders(segments_T)
+    begins_T[1:] |= fixed_T[1:] | fixed_T[:-1]
+    if unit == 'token':
       begins_T[:] = True
+    elif inputs:  # input t + 1 is target t
+      begins_T[1:] |= row['words'][:-1] > 0
+    else:
+      begins_T |= row['words'] > 0
     ids_T = np.cumsum(begins_T) - 1
     return Units(ids_T, ~fixed_T[begins_T], np.bincount(ids_T))
 
@@ -220,6 +223,13 @@ def choose(units: Units, rate: float, limit: int, rng: np.random.Generator) -> n
 def _ordinary(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
   """Returns the ids of all tokens but the special ones."""
   return np.setdiff1d(np.arange(vocabulary_size(tokenizer)), [*special_ids(tokenizer)])
+
+
+def borders(values: np.ndarray) -> np.ndarray:
+  """Returns for each value whether it differs from the one before it; the first one does."""
+  found = np.ones(len(values), bool)
+  np.not_equal(values[1:], values[:-1], out=found[1:])
+  return found
 
 
 def tokens_alone(row: NumpyBatch) -> NumpyBatch:

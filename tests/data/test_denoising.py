@@ -26,7 +26,7 @@ def text_of(rng, size):
 def segments_of(row, name, prefix=''):
   """Returns the tokens of each segment of a stream."""
   segments = row[f'{prefix}segments']
-  return {s: row[name][segments == s].tolist() for s in range(1, segments.max(initial=0) + 1)}
+  return {s: row[name][segments == s].tolist() for s in np.unique(segments[segments > 0])}
 
 
 def restored(tokenizer, source, targets):
