@@ -32,6 +32,7 @@ from lm.text.normalize import normalize
 
 _SHOWN = 3  # samples of each kind in a report
 _CUT = 80  # characters of a sample
+_SHORTEST = 8  # characters of a text that is compared as a whole; shorter ones may be labels
 _RECENT = 64  # normalized documents in memory
 
 
@@ -68,7 +69,8 @@ def distinct(
      (`lm.text.duplicates.find_repeats`, which finds at least 99 % of them and errs in none);
   3. overlap: documents that share a run of 13 words with an evaluation example (Brown et al. 2020,
      appendix C), or of 50 letters if most of the example is in Chinese or another script without
-     spaces. Punctuation does not count. Runs are compared as strings, so hashes cannot collide.
+     spaces. Punctuation does not count. Runs are compared as strings, so hashes cannot collide. An
+     example that is shorter overlaps with the documents that equal it.
 
   The first of equal or similar documents stays, in the order of the source. The result depends on
   nothing else. Documents are removed as a whole: choose units such as paragraphs.
@@ -287,8 +289,13 @@ class _Ngrams:
         yield from self._of(normal, is_unspaced(normal))
 
   def _of(self, text: str, unspaced: bool) -> Iterator[str]:
-    fn = character_ngrams if unspaced else word_ngrams
-    return fn(text, self._sizes[unspaced])
+    """Yields the n-grams of a text; one that has none is compared as a whole."""
+    fn, found = character_ngrams if unspaced else word_ngrams, False
+    for ngram in fn(text, self._sizes[unspaced]):
+      found = True
+      yield ngram
+    if not found and len(text) >= _SHORTEST:
+      yield text
 
 
 def _as_text(example: Example, field: str) -> Example:
