@@ -2,10 +2,10 @@
 
   python -m lm.train --config=experiments/electra_small.py --workdir=runs/electra
 
-A generator of a quarter of the width predicts masked words, and the model tells which of its
-samples differ from the text. Both train from scratch and have embeddings of their own; in the paper
-they share them. `train/loss` is the generator's, `train/detection` 50 times the model's. The
-evaluation replaces words by random ones. `:english` reads $LM_DATA, as bert_pretrain does.
+A generator of a quarter of the width predicts masked words, and the model detects the samples that
+differ from the text. Both train from scratch and have embeddings of their own; in the paper they
+share them. `train/loss` is the generator's, `train/detection` 50 times the model's. The evaluation
+replaces words by random ones. `:english` reads $LM_DATA, as bert_pretrain does.
 
 Two CPU cores, 8 minutes.
 """

@@ -100,6 +100,8 @@ def _frame(config, options=''):
   """Reads texts with the special tokens of the run's tokenizer, such as [CLS] and [SEP]."""
   framing = framing_of(tokenizers.existing([], config.data.tokenizer.file))
   config.data.converter += f'(special_tokens={framing!r}{options})'
+  if framing == 'end' and config.model.pooling is not None:
+    config.model.pooling = 'lm.nn.pooling:mean'  # pretraining here gives the first token no meaning
 
 
 def _classes(config, labels, split, fields=('text',)):

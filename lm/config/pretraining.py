@@ -34,7 +34,7 @@ def masked(config: ConfigDict, transform: str = 'lm.data.masking:masked') -> Con
 def replaced_tokens(
   config: ConfigDict, generator: ConfigDict, transform: str = 'lm.data.masking:masked'
 ) -> ConfigDict:
-  """An encoder tells which tokens a generator has replaced (Clark et al. 2020, ELECTRA).
+  """An encoder detects the tokens that a generator has replaced (Clark et al. 2020, ELECTRA).
 
   Evaluation sets replace the masked tokens by random ones, whatever the generator has learned.
 
@@ -81,7 +81,7 @@ def denoising(
   transform: str = 'lm.data.denoising:span_corruption',
   special_tokens: tuple[str, ...] = _SENTINELS,
 ) -> ConfigDict:
-  """An encoder-decoder generates the spans that sentinels stand for (Raffel et al. 2020, T5).
+  """An encoder-decoder generates the spans that sentinels replace (Raffel et al. 2020, T5).
 
   Args:
     config: has the model of an encoder-decoder.

@@ -32,14 +32,14 @@ def span_corruption(
 
   The source is the text with a sentinel for each span. The targets are, for each span, its sentinel
   and its tokens, and END. Sentinels are <extra_id_0>, <extra_id_1> and so on in each segment. The
-  source has T tokens, and the targets have room for the spans of one text that fills the row. Rows
+  source has T tokens, and the targets have space for the spans of one text that fills the row. Rows
   of many short texts need more sentinels and ENDs: spans that do not fit stay in the source. A
   segment without spans is not in the source.
 
   Args:
     tokenizer: the tokenizer of the rows, with sentinels.
     rate: share of units in spans.
-    mean_length: mean number of units in a span.
+    mean_length: mean units of a span.
     unit: 'token', as in T5, or 'word'.
 
   Raises:
@@ -88,7 +88,7 @@ def infilling(
   Args:
     tokenizer: the tokenizer of the rows, with a mask.
     rate: share of units in spans.
-    mean_length: mean number of units in a span.
+    mean_length: mean units of a span.
     unit: 'word' or 'token'.
     permute: whether the sentences of each text are permuted; `data.words` marks them.
 
@@ -115,9 +115,9 @@ def infilling(
     noise_T, firsts, inserted = _spans(units, lengths, rng)
     kept_T = ~noise_T & (segments_T > 0)
     kept_T[firsts] = True
-    room = size - int(kept_T.sum())
+    free = size - int(kept_T.sum())
     before_T = np.zeros(size, bool)  # tokens that a mask for a span of length 0 precedes
-    before_T[rng.permutation(inserted)[:room]] = True
+    before_T[rng.permutation(inserted)[:free]] = True
     tokens_T = row['targets'].copy()
     tokens_T[firsts] = mask
     columns = (before_T[order_T], mask), (kept_T[order_T], tokens_T[order_T])
@@ -190,7 +190,7 @@ def _denoisers(
 
 
 def _capacity(size: int, denoiser: tuple[float, float] | str) -> int:
-  """Returns the number of targets of one text of `size` tokens."""
+  """Returns the targets of one text of `size` tokens."""
   if isinstance(denoiser, str):
     return size + 1
   mean_length, rate = denoiser
@@ -207,7 +207,7 @@ def _mode(denoiser: tuple[float, float] | str) -> int:
 def _fixed_lengths(
   units: int, rate: float, mean_length: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """Returns random positive lengths of spans; their number and their sum are those of the rates."""
+  """Returns random positive lengths of spans; their count and sum follow from the rates."""
   noise = min(max(1, round(rate * units)), units)
   if not noise:
     return np.zeros(0, int)
@@ -306,7 +306,7 @@ def _spans_and_rest(
   noise_T = noise_T & np.append(kept, False)[span_T]
   is_first &= noise_T
   owners = owners[kept]
-  # The number of a span in its segment is that of its sentinel.
+  # The index of a span in its segment is that of its sentinel.
   nth = np.arange(len(owners)) - np.searchsorted(owners, owners)
   if len(nth) and nth.max() >= len(sentinel_ids):
     raise UserError(
@@ -346,7 +346,7 @@ def _fitting(
   capacity: int,
   rng: np.random.Generator,
 ) -> np.ndarray:
-  """Returns which spans to keep, all but random ones that exceed the room of either text."""
+  """Returns which spans to keep, all but random ones that exceed the size of either stream."""
   kept = np.ones(len(lengths), bool)
   for span in rng.permutation(len(lengths)):
     noise, spans, own = int(lengths[kept].sum()), int(kept.sum()), owners[kept]
@@ -397,7 +397,7 @@ def _permuted_sentences(row: NumpyBatch, units: Units, rng: np.random.Generator)
 
 
 def _sentinels(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """Returns the ids of the sentinels in the order of their numbers."""
+  """Returns the ids of the sentinels in order."""
   found = {}
   for i in special_ids(tokenizer):
     if match := _SENTINEL.fullmatch(tokenizer.id_to_token(i) or ''):

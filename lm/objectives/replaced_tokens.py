@@ -15,9 +15,9 @@ def replaced_tokens(weight: float = 50.0, generator_weight: float = 1.0) -> Obje
   """Returns the masked loss of `models.generator`, and the detection loss of the model.
 
   Rows are those of lm.data.masking:masked. The generator predicts the masked tokens, and a sample
-  of its distribution replaces each. The model, an encoder with num_classes=1 and no pooling, tells
-  which tokens differ from the text. Samples have no gradient (section 2). A sample that equals the
-  text counts as original.
+  of its distribution replaces each. The model, an encoder with num_classes=1 and no pooling,
+  detects the tokens that differ from the text. Samples have no gradient (section 2). A sample that
+  equals the text counts as original.
 
   The terms are `loss`, the generator's nats per masked token, and `detection`, the nats per token
   of the model, each times its weight.

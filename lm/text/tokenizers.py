@@ -271,7 +271,7 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
 
 
 def mask_token(tokenizer: tokenizers.Tokenizer) -> tuple[str, int]:
-  """Returns the name and the id of the token that stands for a masked one.
+  """Returns the name and the id of the mask.
 
   Raises:
     UserError: the tokenizer has none.
@@ -286,7 +286,7 @@ def mask_token(tokenizer: tokenizers.Tokenizer) -> tuple[str, int]:
 
 
 def sentinels(count: int = 100) -> tuple[str, ...]:
-  """Returns T5's names of sentinels, for data.special_tokens; each stands for a span of a text."""
+  """Returns T5's names of sentinels, for data.special_tokens; each replaces a span of a text."""
   return tuple(f'<extra_id_{i}>' for i in range(count))
 
 
