@@ -146,13 +146,14 @@ def file_set(config: ConfigDict, file: str) -> None:
     raise UserError(f'--data={file}: no such file')
   form = format_of(path, 'it another')
   sections = sorted(config.eval.sets.values(), key=lambda section: not section.scores)
+  data = pipeline.component(config.data, sections[0].get('component', '') if sections else '')
   source = f'lm.data.sources.rows:rows(file={str(path)!r})'
-  if config.data.task is None:
+  if data['task'] is None:
     usual = evaluation('train')
     if form == 'text':
       source = f'lm.data.sources:text(files={glob.escape(str(path))!r})'
   else:
-    task, converter = features.build_task(config.data)
+    task, converter = features.build_task(data)
     usual = evaluation('train', metrics=(), scores=_SCORES.get(converter.answer, ()))
     if form == 'text':
       raise UserError(
@@ -186,8 +187,9 @@ class Sets:
     for name, section in config.eval.sets.items():
       # Configs of older runs have no such key.
       paths, key = section.get('transforms', ()), f'eval.sets.{name}.transforms'
+      data = pipeline.component(config.data, section.get('component', ''))
       rows = pipeline.packed_rows(
-        config.data,
+        data,
         section.split,
         tokenizer,
         None,
@@ -207,7 +209,7 @@ class Sets:
         if section.scores:
           apply = apply_of(functions.model)
           self.predictors[name] = Predictor(
-            config, name, functions, tokenizer, rows, apply, transforms
+            config, name, functions, tokenizer, rows, apply, transforms, data
           )
     if note := self._transforms_note():
       self.notes['transforms'] = note

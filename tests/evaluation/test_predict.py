@@ -116,7 +116,7 @@ def opened(config):
   functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   rows = pipeline.packed_rows(config.data, 'train', tokenizer, config.seed)
   apply = apply_of(functions.model)
-  predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
+  predictor = Predictor(config, 'all', functions, tokenizer, rows, apply, (), config.data)
   return tokenizer, functions, rows, predictor
 
 
