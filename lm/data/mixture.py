@@ -166,8 +166,7 @@ def _common_fields(rows: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np
     UserError: two rows have other fields, dtypes or shapes beyond the first axis, or only one has
       a target for each input.
   """
-  present = [set(row) for row in rows.values()]
-  spared = set(_SPARED) - set.intersection(*present)
+  spared = {name for name in _SPARED if any(name not in row for row in rows.values())}
   zeros = {name: row[name] for row in rows.values() for name in _ZEROS if name in row}
   filled = {
     n: {k: x for k, x in (zeros | dict(row)).items() if k not in spared} for n, row in rows.items()

@@ -37,7 +37,7 @@ from lm.data.batches import map_ahead, open_transforms
 from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
 from lm.progress import Report, silent, ticking
-from lm.task import Example, as_example, string_field
+from lm.task import Converter, Example, as_example, string_field
 from lm.text.files import lone_surrogate
 from lm.text.segment import sentence_spans
 from lm.text.tokenizers import (
@@ -89,15 +89,14 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
   for section in (component(data, name) for name in sorted(data['mixture']) or ['']):
     path, steps = section['source'], tuple(section['prepare'])
     opened, of_task = open_source(path, split), {}
-    texts_of: Callable[[Example], list[str]] = _text_alone
+    converter = None
     if section['task'] is not None:
       task, converter = features.build_task(section)
       special_tokens += [SEPARATOR] if converter.needs_separator else []
       special_tokens += task.special_tokens
-      texts_of = converter.tokenizer_texts
       of_task = _task_fingerprint(section, ('task', 'converter'))
     texts_print = fingerprints.of_split(section, path, split, opened) | of_task
-    sources[repr(texts_print)] = _Texts(opened, steps, texts_of)  # each once
+    sources[repr(texts_print)] = _Texts(opened, steps, texts_of(converter))  # each once
   special_tokens = [*dict.fromkeys([*special_tokens, *data['special_tokens']])]
   shaped_by |= {'texts': [*sources], 'alpha': alpha, 'special_tokens': special_tokens}
 
@@ -288,8 +287,9 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   return text
 
 
-def _text_alone(example: Example) -> list[str]:
-  return [text_of(example)]
+def texts_of(converter: Converter | None) -> Callable[[Example], list[str]]:
+  """Returns the function from an example to the texts of it that a tokenizer is trained on."""
+  return (lambda example: [text_of(example)]) if converter is None else converter.tokenizer_texts
 
 
 class _Texts(NamedTuple):

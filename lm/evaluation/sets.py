@@ -218,9 +218,13 @@ class Sets:
     """Returns which transforms apply to training rows and to each set; '' if there are none."""
     config = self._config
     of_sets = {name: section.get('transforms', ()) for name, section in config.eval.sets.items()}
-    if not config.data.transforms and not any(of_sets.values()):
+    of_training = {'data': config.data.transforms}
+    for name, section in config.data.mixture.items():
+      of_training |= {f'data.mixture.{name}': p for p in [section.get('transforms')] if p}
+    if not any([*of_training.values(), *of_sets.values()]):
       return ''
-    line = f'data.transforms={tuple(config.data.transforms)!r} apply to training rows alone'
+    line = '; '.join(f'{key}.transforms={tuple(paths)!r}' for key, paths in of_training.items())
+    line += ' apply to training rows alone'
     for name, paths in of_sets.items():
       line += f'; eval.sets.{name}.transforms={tuple(paths)!r}'
       if paths and name in self.predictors and self.predictors[name].generates:
