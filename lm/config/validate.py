@@ -23,6 +23,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'data.seq_len': (1, _LARGE),
   'data.source_len': (1, _LARGE),
   'data.workers': (0, math.inf),
+  'data.tokenizer_alpha': (0, sys.float_info.max),
   'data.tokenizer.min_count': (0, 2**32 - 1),
   'data.tokenizer.vocab_size': (1, 2**32 - 1),
   'model.context': (1, 2**31 - 1),

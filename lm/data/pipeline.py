@@ -75,10 +75,6 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
   """
   train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
   split, alpha = data['train_split'], data['tokenizer_alpha']
-  if not 0 <= alpha < math.inf:
-    raise UserError(
-      f'data.tokenizer_alpha={alpha!r} must be 0 or more, and finite; 1 for no change'
-    )
   settings = dict(data['tokenizer'])
   shaped_by: dict[str, Any] = {
     'tokenizer': settings,

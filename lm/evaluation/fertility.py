@@ -32,7 +32,9 @@ def fertility(
   del functions
   found = {name: rates(tokenizer, _texts(config, name)) for name in config.eval.sets}
   notes = {
-    f'fertility of {name}': ', '.join(f'{value:.4g} {key}' for key, value in of_set.items())
+    f'fertility of {name}': ', '.join(
+      f'{x:,} {key}' if isinstance(x, int) else f'{x:.4g} {key}' for key, x in of_set.items()
+    )
     for name, of_set in found.items()
   }
   return Evaluator(
