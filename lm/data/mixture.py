@@ -119,10 +119,10 @@ class MixedRows(Rows):
       if not len(here):
         continue
       inside = indices[here] - self._begins[i]
-      own = [
+      own = (
         (_own_seed(keys[b][0], name), keys[b][1], n)
         for b, n in zip(here.tolist(), inside.tolist(), strict=True)
-      ]
+      )
       found = transformed(part.batch(inside), part.transforms, own)
       for field in found.keys() & batch.keys():
         batch[field][here, : found[field].shape[1]] = found[field]
