@@ -105,9 +105,10 @@ def check_structure(config: Any, name: str) -> None:
     name: name of the file, for errors.
   """
   _check_structure(config, base(), '', name)
-  of_set = evaluation('')
-  del of_set.component  # which sets of older runs lack
   for key, section in config.eval.sets.items():
+    of_set = evaluation('')
+    if isinstance(section, ConfigDict) and 'component' not in section:  # of an older run
+      del of_set.component
     _check_structure(section, of_set, f'eval.sets.{key}', name)
   may_have = component('', task='', converter='', prepare=(), transforms=())
   for key, section in config.data.mixture.items():
@@ -140,7 +141,8 @@ def _check_structure(value: Any, example: Any, key: str, name: str) -> None:
   expected = wider.get(type(example), type(example))
   wrong = not isinstance(value, expected) or isinstance(value, bool) != isinstance(example, bool)
   if example is not None and value is not None and wrong:
-    raise UserError(f'{where}={value!r:.60} is not of type {type(example).__name__}')
+    shown = ' '.join(f'{value!r:.60}'.split())  # a section has several lines
+    raise UserError(f'{where}={shown} is not of type {type(example).__name__}')
 
 
 def validate_config(config: ConfigDict) -> None:

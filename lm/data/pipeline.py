@@ -198,7 +198,15 @@ def packed_rows(
 
 
 def component(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-  """Returns the data section of a component of `data.mixture`: `data` with its source and task."""
+  """Returns the data section of a component of `data.mixture`: `data` with its source and task.
+
+  Without a name, that is `data` itself.
+
+  Raises:
+    UserError: there is no such component.
+  """
+  if name and name not in data['mixture']:
+    raise UserError(f'eval.sets: component={name!r} is not one of data.mixture')
   own = data['mixture'][name] if name else {}
   return {**data, 'mixture': {}, **{key: own[key] for key in _OF_COMPONENT if key in own}}
 
