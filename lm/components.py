@@ -142,7 +142,7 @@ def pass_word_counts(
   builder = resolve.build_section(section, 'objective')
   if 'counts' not in inspect.signature(builder).parameters:
     return functions
-  if config.data.task is not None:
+  if any(s.get('task', config.data.task) for s in config.data.mixture.values() or [config.data]):
     raise UserError(
       f'objective.fn={config.objective.fn!r} needs words of text: leave data.task empty'
     )

@@ -49,15 +49,16 @@ def main(argv: list[str]) -> None:
     return
   tokenizer = pipeline.tokenizer(config.data, show_documents)
   print(f'tokenizer: {tokenizer.get_vocab_size()} entries')
-  sets = {'train': (config.data.train_split, '', config.seed, True)}
+  sets = {'train': ('', config.data.train_split, '', config.seed, True)}
   sets |= {
-    f'eval.sets.{name}': (s.split, s.source, None, bool(s.get('transforms')))
-    for name, s in config.eval.sets.items()
+    f'eval.sets.{n}': (s.get('component', ''), s.split, s.source, None, bool(s.get('transforms')))
+    for n, s in config.eval.sets.items()
   }
   unit = 'tokens' if config.data.pair_counter is None else 'pairs'
-  for name, (split, source, seed, transformed) in sets.items():
+  for name, (of, split, source, seed, transformed) in sets.items():
+    data = pipeline.component(config.data, of)
     rows = pipeline.packed_rows(
-      config.data, split, tokenizer, seed, show_documents, source or None, transformed
+      data, split, tokenizer, seed, show_documents, source or None, transformed
     )
     print(
       f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '

@@ -35,10 +35,13 @@ def base() -> ConfigDict:
       'data': {
         'source': 'lm.data.sources:python_docs',
         'train_split': 'train',  # the training split
-        'mixture': {},  # several sources by name instead of one: {'source': ..., 'weight': 1.0}
+        'mixture': {},  # several sources by name instead of one, each a section as in `component`
         'mix': 'lm.data.mixture:mix',  # mixes their training rows; alpha=0.3 scales by size
         'prepare': (),  # import paths of functions: examples -> examples; results are cached
         'tokenizer': {'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 2048},
+        # The share of a source of a mixture in the tokenizer's texts is proportional to its
+        # size**tokenizer_alpha: 1 reads each text once.
+        'tokenizer_alpha': 1.0,
         'special_tokens': (),  # special tokens besides those of the task, such as '<|mask|>'
         'task': placeholder(str),  # import path; None for language modeling
         'converter': placeholder(str),  # import path of the task's converter for the architecture
@@ -159,18 +162,35 @@ def evaluation(
   metrics: tuple[str, ...] = ('lm.metrics.tokens:language_model',),
   scores: tuple[str, ...] = (),
   transforms: tuple[str, ...] = (),
+  component: str = '',
 ) -> ConfigDict:
-  """Returns an evaluation set: a split of `source`, or of the training source if that is ''."""
+  """Returns an evaluation set: a split of `source`, or of the training source if that is ''.
+
+  With a component of `data.mixture`, the set has its task and, if `source` is '', its source.
+  """
   return ConfigDict(
     {
       'split': split,
       'source': source,
+      'component': component,
       'metrics': metrics,  # exact means over all targets
       'scores': scores,  # corpus metrics of predictions, such as BLEU
       'transforms': transforms,  # read-time transforms of its rows; data.transforms do not apply
       'limit': 0,  # predictions are made for this many examples; 0 for all
     }
   )
+
+
+def component(source: str, weight: float = 1.0, **changes: Any) -> ConfigDict:
+  """Returns a section of `data.mixture`: a source, and what its rows have of their own.
+
+  Args:
+    source: import path.
+    weight: see `data.mix`.
+    **changes: values of `task`, `converter` and `prepare` that replace those of `data`, and
+      `transforms` of its rows, which precede those of `data`.
+  """
+  return ConfigDict({'source': source, 'weight': weight, **changes})
 
 
 def mixture(config: ConfigDict, sources: Mapping[str, str]) -> ConfigDict:
@@ -184,7 +204,7 @@ def mixture(config: ConfigDict, sources: Mapping[str, str]) -> ConfigDict:
   """
   section = config.eval.sets.validation
   config.data.source = ''
-  config.data.mixture = ConfigDict({n: {'source': s, 'weight': 1.0} for n, s in sources.items()})
+  config.data.mixture = ConfigDict({n: component(s) for n, s in sources.items()})
   config.eval.sets = ConfigDict({n: {**section, 'source': s} for n, s in sources.items()})
   config.checkpoint.monitor = f'eval/{next(iter(sources))}/loss'
   return config

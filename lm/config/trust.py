@@ -17,12 +17,15 @@ from lm.config import resolve
 from lm.errors import UserError
 
 MODULES = (
+  'lm.data.denoising',
+  'lm.data.masking',
   'lm.data.mixture',
   'lm.data.packing',
   'lm.data.preprocess',
   'lm.data.transforms',
   'lm.decode',
   'lm.metrics.answers',
+  'lm.metrics.diversity',
   'lm.metrics.labels',
   'lm.metrics.spans',
   'lm.metrics.tokens',
@@ -34,6 +37,7 @@ MODULES = (
   'lm.tasks',
   'lm.text.normalize',
   'lm.text.segment',
+  'lm.text.words',
   'lm.training.sparse_step',
   'lm.training.train_step',
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.config.base import WORD_VECTORS, base, evaluation
+from lm.config.base import WORD_VECTORS, base, component, evaluation
 from lm.errors import UserError, did_you_mean
 
 _LARGE = 2**24  # Larger sizes would take hours to trace. Batches are checked by their memory.
@@ -23,6 +23,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
   'data.seq_len': (1, _LARGE),
   'data.source_len': (1, _LARGE),
   'data.workers': (0, math.inf),
+  'data.tokenizer_alpha': (0, sys.float_info.max),
   'data.tokenizer.min_count': (0, 2**32 - 1),
   'data.tokenizer.vocab_size': (1, 2**32 - 1),
   'model.context': (1, 2**31 - 1),
@@ -105,13 +106,19 @@ def check_structure(config: Any, name: str) -> None:
   """
   _check_structure(config, base(), '', name)
   for key, section in config.eval.sets.items():
-    _check_structure(section, evaluation(''), f'eval.sets.{key}', name)
+    of_set = evaluation('')
+    if isinstance(section, ConfigDict) and 'component' not in section:  # of an older run
+      del of_set.component
+    _check_structure(section, of_set, f'eval.sets.{key}', name)
+  may_have = component('', task='', converter='', prepare=(), transforms=())
   for key, section in config.data.mixture.items():
-    of_source = ConfigDict({'source': '', 'weight': 1.0})
-    _check_structure(section, of_source, f'data.mixture.{key}', name)
-    if extra := sorted(set(section) - set(of_source)):
-      near = did_you_mean(extra[0], list(of_source))
-      raise UserError(f'{name}: data.mixture.{key}.{extra[0]}{near}: the keys are source, weight')
+    where = f'data.mixture.{key}'
+    _check_structure(section, component(''), where, name)
+    for extra in sorted(set(section) - set(component(''))):
+      if extra not in may_have:
+        near = did_you_mean(extra, list(may_have))
+        raise UserError(f'{name}: {where}.{extra}{near}: the keys are {", ".join(may_have)}')
+      _check_structure(section[extra], may_have[extra], f'{where}.{extra}', name)
 
 
 def _check_structure(value: Any, example: Any, key: str, name: str) -> None:
@@ -134,7 +141,8 @@ def _check_structure(value: Any, example: Any, key: str, name: str) -> None:
   expected = wider.get(type(example), type(example))
   wrong = not isinstance(value, expected) or isinstance(value, bool) != isinstance(example, bool)
   if example is not None and value is not None and wrong:
-    raise UserError(f'{where}={value!r:.60} is not of type {type(example).__name__}')
+    shown = ' '.join(f'{value!r:.60}'.split())  # a section has several lines
+    raise UserError(f'{where}={shown} is not of type {type(example).__name__}')
 
 
 def validate_config(config: ConfigDict) -> None:
@@ -157,7 +165,15 @@ def validate_config(config: ConfigDict) -> None:
     paths[f'eval.sets.{name}.transforms'] = section.get('transforms') or ()
     if (section.get('limit') or 0) < 0:
       raise UserError(f'eval.sets.{name}.limit={section.limit} must be 0 (all examples) or more')
-    if section.get('scores') and config.data.task is None:
+    of = section.get('component') or ''
+    if of and of not in config.data.mixture:
+      known = ', '.join(config.data.mixture) or 'none'
+      raise UserError(
+        f'eval.sets.{name}.component={of!r}{did_you_mean(of, list(config.data.mixture))} must be '
+        f'one of data.mixture ({known}), or empty'
+      )
+    own = config.data.mixture[of] if of else {}
+    if section.get('scores') and own.get('task', config.data.task) is None:
       raise UserError(
         f'eval.sets.{name}.scores={section.scores!r} compare outputs with references, which '
         'running text lacks: give data.task, or leave scores empty'
@@ -195,10 +211,10 @@ def _check_mixture(config: ConfigDict) -> None:
       'them empty'
     )
   for name, section in config.eval.sets.items():
-    if not section.source:
+    if not section.source and not section.get('component'):
       raise UserError(
         f'eval.sets.{name}.source is empty and means data.source, but data.mixture has several '
-        'sources; name one of these sources, as lm.config.base.mixture does'
+        f'sources; name one of these, as lm.config.base.mixture does, or eval.sets.{name}.component'
       )
 
 

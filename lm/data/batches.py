@@ -143,12 +143,12 @@ def batches_at(
   """Returns the batches of `batch_at` of several steps, stacked on a first axis."""
   positions = np.array(steps)[:, None] * batch_size + np.arange(batch_size)[select]
   epochs, indices = rows.order(positions.ravel(), seed)
-  keys = zip(itertools.repeat(seed), epochs.tolist(), indices.tolist())
-  flat = _transformed(rows.batch(indices), transforms, keys)
+  keys = [(seed, *key) for key in zip(epochs.tolist(), indices.tolist(), strict=True)]
+  flat = transformed(rows.drawn(indices, keys), transforms, keys)
   return {name: x.reshape(*positions.shape, *x.shape[1:]) for name, x in flat.items()}
 
 
-def _transformed(
+def transformed(
   batch: NumpyBatch, transforms: Sequence[Transform], keys: Iterable[tuple[int, ...]]
 ) -> NumpyBatch:
   """Returns a batch after transforming each row; the key of a row seeds its random generators."""
@@ -228,7 +228,7 @@ def eval_batches(
     missing = indices >= len(rows)
     indices = np.minimum(indices, len(rows) - 1)
     keys = [(of_set, int(index)) for index in indices]
-    batch = _transformed(rows.batch(indices), transforms, keys)
+    batch = transformed(rows.batch(indices), transforms, keys)
     for values in batch.values():
       values[missing] = 0
     yield batch

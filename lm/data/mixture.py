@@ -2,20 +2,28 @@
 
 Each source is packed and shuffled on its own and repeats on its own epochs, so that none ends the
 others. No state is saved, and a resumed run continues in every source.
+
+Sources may have tasks and transforms of their own. Their rows then get the same fields and shapes
+(`_common_fields`), by zeros at the end, which are padding.
 """
 
 import hashlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from lm.data.batches import transformed
 from lm.data.packed_rows import Rows
 from lm.errors import UserError
 
 _BITS = 30  # of the fraction of each source; counts of up to 2**33 rows are exact
 _LEAST = 1e-6  # share
+# Fields that a generating model does not read: without them in all sources, none has them.
+_SPARED = ('bytes', 'words', 'examples')
+_ZEROS = ('prefix',)  # text without a prefix has one of no tokens
 
 
 def interleave(positions: np.ndarray, shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +82,7 @@ def mix(rows: Mapping[str, Rows], weights: Mapping[str, float], alpha: float = 0
 class MixedRows(Rows):
   """Rows of several sources: as a sequence one source after another, in training by their shares.
 
-  Per-example values are padded to the largest number of examples in a row of any source.
+  The random generators of a source's transforms do not depend on the other sources.
 
   Attributes:
     parts: the rows of each source by name.
@@ -93,18 +101,31 @@ class MixedRows(Rows):
     self.size = entries[0].size
     self._ends = np.cumsum([len(x) for x in entries])
     self._begins = self._ends - [len(x) for x in entries]
-    self._fields = _common_fields({name: part[0] for name, part in self.parts.items()})
+    first = np.zeros(1, np.int64)
+    rows = {n: transformed(x.batch(first), x.transforms, [(0,)]) for n, x in self.parts.items()}
+    self._fields = _common_fields({n: {k: x[0] for k, x in row.items()} for n, row in rows.items()})
     notes = [f'{name} {share:.1%}' for name, share in self.shares.items()]
     of_parts = [f'{name}: {part.note}' for name, part in self.parts.items() if part.note]
     self.note = '; '.join([f'rows of {", ".join(notes)}', *of_parts])
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    return self.drawn(indices, [(0, 0)] * len(indices))
+
+  def drawn(self, indices: np.ndarray, keys: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
     which = np.searchsorted(self._ends, indices, side='right')
     batch = {n: np.zeros((len(indices), *x.shape), x.dtype) for n, x in self._fields.items()}
-    for i, part in enumerate(self.parts.values()):
+    for i, (name, part) in enumerate(self.parts.items()):
       here = np.flatnonzero(which == i)
-      for name, x in part.batch(indices[here] - self._begins[i]).items() if len(here) else ():
-        batch[name][here, : x.shape[1]] = x
+      if not len(here):
+        continue
+      inside = indices[here] - self._begins[i]
+      own = (
+        (_own_seed(keys[b][0], name), keys[b][1], n)
+        for b, n in zip(here.tolist(), inside.tolist(), strict=True)
+      )
+      found = transformed(part.batch(inside), part.transforms, own)
+      for field in found.keys() & batch.keys():
+        batch[field][here, : found[field].shape[1]] = found[field]
     return batch
 
   def order(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +133,7 @@ class MixedRows(Rows):
     epochs, indices = np.empty_like(positions), np.empty_like(positions)
     for i, (name, part) in enumerate(self.parts.items()):
       here = which == i
-      # The order of a source depends on its name, and not on the other sources.
-      own = np.random.SeedSequence((seed, zlib.crc32(name.encode()))).generate_state(1)[0]
-      epochs[here], inside = part.order(nth[here], int(own))
+      epochs[here], inside = part.order(nth[here], _own_seed(seed, name))
       indices[here] = self._begins[i] + inside
     return epochs, indices
 
@@ -133,16 +152,26 @@ class MixedRows(Rows):
     return np.rint(total).astype(np.int64)
 
 
+def _own_seed(seed: int, name: str) -> int:
+  """Returns the seed of a source, which depends on its name, and not on the other sources."""
+  return int(np.random.SeedSequence((seed, zlib.crc32(name.encode()))).generate_state(1)[0])
+
+
 def _common_fields(rows: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
   """Returns for each field of a row an array of the largest shape, given a row of each source.
 
+  `bytes`, `words` and `examples` are left out unless all rows have them; a missing `prefix` is 0.
+
   Raises:
-    UserError: two rows have other fields, dtypes or shapes beyond the first axis.
+    UserError: two rows have other fields, dtypes or shapes beyond the first axis, or only one has
+      a target for each input.
   """
-  kinds = {
-    name: {field: (str(x.dtype), *x.shape[1:]) for field, x in row.items()}
-    for name, row in rows.items()
+  spared = {name for name in _SPARED if any(name not in row for row in rows.values())}
+  zeros = {name: row[name] for row in rows.values() for name in _ZEROS if name in row}
+  filled = {
+    n: {k: x for k, x in (zeros | dict(row)).items() if k not in spared} for n, row in rows.items()
   }
+  kinds = {name: {field: _kind(row, field) for field in row} for name, row in filled.items()}
   (first, expected), *others = kinds.items()
   for name, kind in others:
     if kind != expected:
@@ -151,5 +180,14 @@ def _common_fields(rows: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np
         f'data.mixture: a row of {name!r} has {field!r} {kind.get(field)}, and one of {first!r} '
         f'{expected.get(field)}; all sources need the same fields'
       )
-  largest = {field: max((row[field] for row in rows.values()), key=np.size) for field in expected}
+  largest = {field: max((row[field] for row in filled.values()), key=np.size) for field in expected}
   return {field: np.zeros_like(x) for field, x in largest.items()}
+
+
+def _kind(row: Mapping[str, np.ndarray], field: str) -> tuple[Any, ...]:
+  """Returns what sources must share: dtype, inner axes, whether each input has a target."""
+  x = row[field]
+  if field not in ('targets', 'weights') or 'inputs' not in row:
+    return str(x.dtype), *x.shape[1:]
+  of = 'for each input' if len(x) == len(row['inputs']) else 'not for each input'
+  return str(x.dtype), *x.shape[1:], of

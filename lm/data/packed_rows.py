@@ -3,7 +3,7 @@
 import abc
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,10 @@ class Rows(abc.ABC):
     seq_len: T.
     size: capacity of a row in tokens or pairs.
     note: what the source or data.too_long left out; '' for nothing.
+    transforms: of a component of a mixture: read-time transforms of its rows alone.
   """
+
+  transforms: Sequence[Callable] = ()
 
   def __init__(self, count: int, fingerprint: str, seq_len: int, meta: Mapping[str, Any]):
     self.tokens: int = meta['tokens']
@@ -50,6 +53,16 @@ class Rows(abc.ABC):
     Args:
       indices: (B,) integers, 0 <= index < len(self).
     """
+
+  def drawn(self, indices: np.ndarray, keys: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns rows of training; those of a mixture have passed the transforms of their component.
+
+    Args:
+      indices: as of `batch`.
+      keys: (seed, epoch, index) of each row, for random generators.
+    """
+    del keys
+    return self.batch(indices)
 
   def order(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the epoch and the index of the rows at some positions of the endless sequence.

@@ -16,6 +16,7 @@ import fractions
 import functools
 import hashlib
 import itertools
+import math
 import multiprocessing
 import os
 import pathlib
@@ -32,11 +33,11 @@ import tokenizers
 
 from lm.config import resolve
 from lm.data import cache, features, fingerprints, packing
-from lm.data.batches import map_ahead
+from lm.data.batches import map_ahead, open_transforms
 from lm.data.packed_rows import FeatureRows, PackedRows, Rows
 from lm.errors import UserError
 from lm.progress import Report, silent, ticking
-from lm.task import Example, as_example, string_field
+from lm.task import Converter, Example, as_example, string_field
 from lm.text.files import lone_surrogate
 from lm.text.tokenizers import (
   SEPARATOR,
@@ -51,6 +52,7 @@ from lm.text.tokenizers import (
 Marks = Callable[[str, Sequence[tuple[int, int]]], np.ndarray]
 CHUNK = 256  # examples that a preparation step sees together
 _IN_ORDER = 'lm.data.packing:concatenate'  # packing of evaluation rows
+_OF_COMPONENT = ('source', 'task', 'converter', 'prepare')
 # Keys of a data section that determine the features of a task.
 _TASK = ('task', 'converter', 'labels', 'seq_len', 'source_len', 'too_long')
 _PIECE = 2**20  # characters; longer documents are tokenized in pieces
@@ -71,27 +73,35 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     UserError: the section or the corpus is wrong.
   """
   train = resolve.build_section(data['tokenizer'], 'data.tokenizer')
-  split = data['train_split']
-  sources = {path: open_source(path, split) for path in training_sources(data).values()}
+  split, alpha = data['train_split'], data['tokenizer_alpha']
   settings = dict(data['tokenizer'])
   shaped_by: dict[str, Any] = {
-    'splits': [fingerprints.of_split(data, path, split, opened) for path, opened in sources.items()]
+    'tokenizer': settings,
+    'tokenizer code': fingerprints.of_values(settings),
   }
-  shaped_by |= {'tokenizer': settings, 'tokenizer code': fingerprints.of_values(settings)}
-  special_tokens: tuple[str, ...] = tuple(data['special_tokens'])
-  texts_of: Callable[[Example], list[str]] = lambda example: [text_of(example)]  # noqa: E731
-  if data['task'] is not None:
-    task, converter = features.build_task(data)
-    separator = (SEPARATOR,) if converter.needs_separator else ()
-    special_tokens = (*separator, *task.special_tokens, *special_tokens)
-    texts_of = converter.tokenizer_texts
-    shaped_by |= _task_fingerprint(data, ('task', 'converter'))
+  special_tokens: list[str] = []
+  sources: dict[str, _Texts] = {}
+  by_path: dict[str, Sequence[dict]] = {}
+  for section in (component(data, name) for name in sorted(data['mixture']) or ['']):
+    path, steps = section['source'], tuple(section['prepare'])
+    opened, of_task = open_source(path, split), {}
+    by_path[path] = opened
+    converter = None
+    if section['task'] is not None:
+      task, converter = features.build_task(section)
+      special_tokens += [SEPARATOR] if converter.needs_separator else []
+      special_tokens += task.special_tokens
+      of_task = _task_fingerprint(section, ('task', 'converter'))
+    texts_print = fingerprints.of_split(section, path, split, opened) | of_task
+    sources[repr(texts_print)] = _Texts(opened, steps, texts_of(converter))  # each once
+  special_tokens = [*dict.fromkeys([*special_tokens, *data['special_tokens']])]
+  shaped_by |= {'texts': [*sources], 'alpha': alpha, 'special_tokens': special_tokens}
 
   def build(place: pathlib.Path) -> dict[str, Any]:
     with ticking(report) as shown:
-      texts = _TrainingTexts(tuple(sources.values()), tuple(data['prepare']), texts_of, shown)
+      texts = _TrainingTexts(tuple(sources.values()), alpha, shown)
       if not any(texts):
-        raise UserError(_no_text(data, sources, split))
+        raise UserError(_no_text(data, by_path, split))
       trained = with_special_tokens(resolve.call(train, 'data.tokenizer', texts), special_tokens)
     if 'min_count' in data['tokenizer'] and not word_ids(trained):
       raise UserError(
@@ -101,7 +111,6 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
     (place / 'tokenizer.json').write_text(trained.to_str(), 'utf-8')
     return {'vocab_size': vocabulary_size(trained)}
 
-  shaped_by |= {'special_tokens': special_tokens}
   place, _ = cache.artifact(data['cache'], 'tokenizer', shaped_by, build)
   return tokenizers.Tokenizer.from_file(str(place / 'tokenizer.json'))
 
@@ -147,8 +156,8 @@ def packed_rows(
   if source is None and data['mixture']:
     mix = resolve.resolve(data['mix'], 'data.mix')
     parts = {
-      name: packed_rows(data, split, tokenizer, seed, report, path, transformed)
-      for name, path in training_sources(data).items()
+      name: _component_rows(data, name, split, tokenizer, seed, report, transformed)
+      for name in sorted(data['mixture'])
     }
     weights = {name: part['weight'] for name, part in data['mixture'].items()}
     return resolve.call(mix, 'data.mix', parts, weights)
@@ -186,6 +195,39 @@ def packed_rows(
   if data['task'] is None:
     return PackedRows(place, plan_place, data['seq_len'], meta)
   return FeatureRows(place, plan_place, (data['seq_len'], data['source_len']), meta)
+
+
+def component(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """Returns the data section of a component of `data.mixture`: `data` with its source and task.
+
+  Without a name, that is `data` itself.
+
+  Raises:
+    UserError: there is no such component.
+  """
+  if name and name not in data['mixture']:
+    raise UserError(f'eval.sets: component={name!r} is not one of data.mixture')
+  own = data['mixture'][name] if name else {}
+  return {**data, 'mixture': {}, **{key: own[key] for key in _OF_COMPONENT if key in own}}
+
+
+def _component_rows(
+  data: Mapping[str, Any],
+  name: str,
+  split: str,
+  tokenizer: tokenizers.Tokenizer,
+  seed: int | None,
+  report: Report,
+  transformed: bool,
+) -> Rows:
+  """Returns the rows of a component of a mixture, with its transforms."""
+  paths, section = data['mixture'][name].get('transforms', ()), component(data, name)
+  try:
+    rows = packed_rows(section, split, tokenizer, seed, report, None, transformed)
+    rows.transforms = open_transforms(paths, tokenizer, rows, f'data.mixture.{name}.transforms')
+  except UserError as e:
+    raise UserError(f'data.mixture.{name}: {e}') from e
+  return rows
 
 
 def training_sources(data: Mapping[str, Any]) -> dict[str, str]:
@@ -249,24 +291,59 @@ def text_of(example: Example, field: str = 'text', key: str = 'data.source') -> 
   return text
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainingTexts:
-  """The training texts of a tokenizer; every iteration starts at the first."""
+def texts_of(converter: Converter | None) -> Callable[[Example], list[str]]:
+  """Returns the function from an example to the texts of it that a tokenizer is trained on."""
+  return (lambda example: [text_of(example)]) if converter is None else converter.tokenizer_texts
 
-  sources: tuple[Sequence[dict], ...]
+
+class _Texts(NamedTuple):
+  """The texts of a source for the training of a tokenizer."""
+
+  source: Sequence[dict]
   steps: tuple[str, ...]
   texts_of: Callable[[Example], list[str]]
+
+  def of_chunk(self, start: int, stop: int) -> Iterator[list[str]]:
+    """Yields the texts of each example."""
+    return map(self.texts_of, prepared_examples(self.source, self.steps, start, stop))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingTexts:
+  """The training texts of a tokenizer; every iteration starts at the first.
+
+  With an `alpha` other than 1, the characters of a source are proportional to their number to this
+  power, and their sum stays (Conneau et al. 2020, section 3.1). Examples repeat or drop out evenly.
+  """
+
+  parts: tuple[_Texts, ...]
+  alpha: float
   report: Report
 
   def __iter__(self) -> Iterator[str]:
-    total, done = sum(map(len, self.sources)), 0
-    for source in self.sources:
-      for start, stop in chunks(len(source)):
-        for example in prepared_examples(source, self.steps, start, stop):
-          for text in self.texts_of(example):
+    total, done = sum(len(part.source) for part in self.parts), 0
+    for part, rate in zip(self.parts, self._rates, strict=True):
+      nth = 0
+      for start, stop in chunks(len(part.source)):
+        for texts in part.of_chunk(start, stop):
+          times, nth = int((nth + 1) * rate) - int(nth * rate), nth + 1
+          for text in texts * times:
             yield from (piece for piece, _ in _pieces(text))
         self.report(done + stop, total, 'training the tokenizer')
-      done += len(source)
+      done += len(part.source)
+
+  @functools.cached_property
+  def _rates(self) -> list[float]:
+    """How often an example of each source is read, on average."""
+    if self.alpha == 1:
+      return [1.0] * len(self.parts)
+    sizes = [
+      sum(len(t) for bounds in chunks(len(p.source)) for x in p.of_chunk(*bounds) for t in x)
+      for p in self.parts
+    ]
+    powers = [size**self.alpha if size else 0.0 for size in sizes]
+    scale = sum(sizes) / (math.fsum(powers) or 1)
+    return [scale * x / size if size else 0.0 for x, size in zip(powers, sizes, strict=True)]
 
 
 def _check_section(data: Mapping[str, Any], packing_slack: float) -> None:

@@ -134,15 +134,16 @@ class AttentionMaps:
 
 def _examples(config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer) -> list[Features]:
   """Returns the first short examples of a set, or the beginnings of its first texts."""
-  data, section = config.data, config.eval.sets[name]
-  if data.task is None:
+  section = config.eval.sets[name]
+  data = pipeline.component(config.data, section.get('component', ''))
+  if data['task'] is None:
     rows = pipeline.packed_rows(data, section.split, tokenizer, None, source=section.source or None)
     key, paths = f'eval.sets.{name}.transforms', section.get('transforms', ())
     transforms = batches.open_transforms(paths, tokenizer, rows, key)
     first = batches.eval_batches(rows, 1, transforms=transforms, name=name)
     return [_first_text(batch) for batch in itertools.islice(first, _EXAMPLES)]
   _, converter = features.build_task(data)
-  convert = converter.features(tokenizer, tuple(data.labels), data.seq_len)
+  convert = converter.features(tokenizer, tuple(data['labels']), data['seq_len'])
   examples = itertools.islice(
     pipeline.examples(data, section.split, section.source or None), _SEARCHED
   )

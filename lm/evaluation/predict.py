@@ -212,16 +212,17 @@ class Predictor:
     tokenizer: tokenizers.Tokenizer,
     rows: FeatureRows,
     apply: Apply,
-    transforms: Sequence[batches.Transform] = (),
+    transforms: Sequence[batches.Transform],
+    data: Mapping[str, Any],  # the data section of the set
   ):
     section, key = config.eval.sets[name], f'eval.sets.{name}.scores'
-    self._config, self._name, self._functions = config, name, functions
+    self._config, self._name, self._functions, self._data = config, name, functions, data
     self._apply, self._tokenizer, self._rows = apply, tokenizer, rows
     self._transforms = transforms  # of rows; prompts come from the untransformed examples
-    self._decode = decode_config(config.decode, tokenizer, config.data.seq_len)
-    self._task, self._converter = features.build_task(config.data)
+    self._decode = decode_config(config.decode, tokenizer, data['seq_len'])
+    self._task, self._converter = features.build_task(data)
     self.generates = self._converter.predict is None
-    examples = pipeline.examples(config.data, section.split, section.source or None)
+    examples = pipeline.examples(data, section.split, section.source or None)
     self._examples = list(itertools.islice(examples, section.limit or None))
     self.metrics: list[CorpusMetric] = []
     for path in section.scores:
@@ -240,7 +241,7 @@ class Predictor:
     used = sorted(self._prompts) if self.generates else predicted
     if not used:
       raise UserError(
-        f'eval.sets.{name}.limit={section.limit}: data.too_long={config.data.too_long!r} leaves '
+        f'eval.sets.{name}.limit={section.limit}: data.too_long={data["too_long"]!r} leaves '
         f'none of the first {len(self._examples)} examples; raise the limit or data.seq_len'
       )
     references = [self._task.reference(self._examples[i]) for i in used]
@@ -316,11 +317,11 @@ class Predictor:
     """Returns the prompts that `data.too_long` keeps, each by the index of its example."""
     if self._converter.encode_prompt is None:
       raise UserError(
-        f'data.converter={self._config.data.converter!r} has neither a prediction nor a prompt, so '
+        f'data.converter={self._data["converter"]!r} has neither a prediction nor a prompt, so '
         f'that eval.sets.{self._name}.scores have nothing to compare'
       )
-    prompt, data = self._converter.encode_prompt(self._tokenizer), self._config.data
-    limits, policy = features.length_limits(data), data.too_long
+    prompt = self._converter.encode_prompt(self._tokenizer)
+    limits, policy = features.length_limits(self._data), self._data['too_long']
     prompts = {
       i: features.apply_prompt_length_policy(
         prompt(example),
@@ -346,7 +347,7 @@ class Predictor:
     pieces: dict[int, list[dict[str, np.ndarray]]] = {}
     for feature, parts in sorted(self._pieces(params), key=lambda pair: pair[0]):
       pieces.setdefault(int(self._rows.example[feature]), []).append(parts)
-    postprocess, labels = self._converter.postprocess, tuple(self._config.data.labels)
+    postprocess, labels = self._converter.postprocess, tuple(self._data['labels'])
     assert postprocess is not None
     return {
       i: postprocess(labels, self._examples[i], parts)

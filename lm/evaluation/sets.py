@@ -146,13 +146,14 @@ def file_set(config: ConfigDict, file: str) -> None:
     raise UserError(f'--data={file}: no such file')
   form = format_of(path, 'it another')
   sections = sorted(config.eval.sets.values(), key=lambda section: not section.scores)
+  data = pipeline.component(config.data, sections[0].get('component', '') if sections else '')
   source = f'lm.data.sources.rows:rows(file={str(path)!r})'
-  if config.data.task is None:
+  if data['task'] is None:
     usual = evaluation('train')
     if form == 'text':
       source = f'lm.data.sources:text(files={glob.escape(str(path))!r})'
   else:
-    task, converter = features.build_task(config.data)
+    task, converter = features.build_task(data)
     usual = evaluation('train', metrics=(), scores=_SCORES.get(converter.answer, ()))
     if form == 'text':
       raise UserError(
@@ -186,8 +187,9 @@ class Sets:
     for name, section in config.eval.sets.items():
       # Configs of older runs have no such key.
       paths, key = section.get('transforms', ()), f'eval.sets.{name}.transforms'
+      data = pipeline.component(config.data, section.get('component', ''))
       rows = pipeline.packed_rows(
-        config.data,
+        data,
         section.split,
         tokenizer,
         None,
@@ -206,7 +208,7 @@ class Sets:
       if isinstance(rows, FeatureRows) and section.scores:
         apply = apply_of(functions.model)
         self.predictors[name] = Predictor(
-          config, name, functions, tokenizer, rows, apply, transforms
+          config, name, functions, tokenizer, rows, apply, transforms, data
         )
     if note := self._transforms_note():
       self.notes['transforms'] = note
@@ -215,9 +217,13 @@ class Sets:
     """Returns which transforms apply to training rows and to each set; '' if there are none."""
     config = self._config
     of_sets = {name: section.get('transforms', ()) for name, section in config.eval.sets.items()}
-    if not config.data.transforms and not any(of_sets.values()):
+    of_training = {'data': config.data.transforms}
+    for name, section in config.data.mixture.items():
+      of_training |= {f'data.mixture.{name}': p for p in [section.get('transforms')] if p}
+    if not any([*of_training.values(), *of_sets.values()]):
       return ''
-    line = f'data.transforms={tuple(config.data.transforms)!r} apply to training rows alone'
+    line = '; '.join(f'{key}.transforms={tuple(paths)!r}' for key, paths in of_training.items())
+    line += ' apply to training rows alone'
     for name, paths in of_sets.items():
       line += f'; eval.sets.{name}.transforms={tuple(paths)!r}'
       if paths and name in self.predictors and self.predictors[name].generates:

@@ -111,6 +111,17 @@ def results(run: RunData) -> str:
   return section('Results', content + (table(notes, code=True) if notes else ''))
 
 
+def fertility(run: RunData) -> str:
+  """Returns a table of the tokens that the text of each set takes."""
+  return readable('Tokens', _fertility, run.fertility) if run.fertility else ''
+
+
+def _fertility(found: Mapping[str, Mapping[str, float]]) -> str:
+  rows = [(name, *map(format_float, rates.values())) for name, rates in sorted(found.items())]
+  titles = ('set', *next(iter(found.values())))
+  return section('Tokens', table(rows, titles, numeric_from=1))
+
+
 def curves(run: RunData) -> str:
   """Returns the section of the curves, as data that the page's script draws."""
   groups = panels(run.series)
@@ -193,6 +204,7 @@ SECTIONS: tuple[Section, ...] = (
   heading,
   figures,
   results,
+  fertility,
   curves,
   example_tables.outputs,
   example_tables.attention,

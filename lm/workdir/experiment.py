@@ -65,6 +65,7 @@ _LATER = (
   'callbacks',
   'data.mix',
   'data.mixture',
+  'data.tokenizer_alpha',
   'data.words',
   'decode.forbidden',
   'decode.logits_processors',

@@ -9,6 +9,7 @@ Evaluations write these files in addition to metrics:
 - predictions/notes.json: notes on corpus metrics by name, such as the signatures of sacrebleu.
 - attention/SET-STEP.json: the result of lm.evaluation.attention_maps at the newest step.
 - word_map/embedding-STEP.json: that of lm.evaluation.vectors.word_map.
+- fertility/sets-STEP.json: that of lm.evaluation.fertility.
 """
 
 import datetime
@@ -36,6 +37,7 @@ from lm.workdir.metrics_writer import (
 _DIRECTIONS = 'metrics.json'
 _NOTES = 'predictions/notes.json'
 _ATTENTION, _WORD_MAP, _PREDICTIONS = 'attention', 'word_map', 'predictions'
+_FERTILITY = 'fertility'
 _Event = Mapping[str, Any]
 
 
@@ -84,6 +86,7 @@ class RunData(NamedTuple):
   notes: dict[str, str]  # on corpus metrics, by metric name
   attention: dict[str, Any]  # the result of lm.evaluation.attention_maps
   word_map: dict[str, Any]  # the result of lm.evaluation.vectors.word_map
+  fertility: dict[str, Any]  # that of lm.evaluation.fertility, by set
   directions: Mapping[str, bool | None]  # `higher_is_better` by metric name
 
   @property
@@ -130,6 +133,7 @@ def read_run(workdir: str | Path) -> RunData:
     notes=_json(root / _NOTES),
     attention=_json(_newest_file(root / _ATTENTION)),
     word_map=_json(_newest_file(root / _WORD_MAP)),
+    fertility=_json(_newest_file(root / _FERTILITY)).get('sets', {}),
     directions=read_directions(root),
   )
 

@@ -16,6 +16,7 @@ def section(tmp_path):
       'mix': 'lm.data.mixture:mix',
       'prepare': (),
       'tokenizer': {'fn': 'lm.text.tokenizers:bytes'},
+      'tokenizer_alpha': 1.0,
       'special_tokens': (),
       'task': None,
       'pair_counter': None,

@@ -1,5 +1,7 @@
 """Mixtures of sources, compared with exact proportions and with each source alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -9,6 +11,7 @@ from lm.config import validate
 from lm.data import batches, mixture, pipeline
 from lm.errors import UserError
 from lm.text import tokenizers
+from lm.text.tokenizers import sentinels
 
 SEED = 5
 SHARES = {'one': 0.5, 'three': 0.125, 'two': 0.375}
@@ -87,12 +90,13 @@ def test_each_source_repeats_on_its_own_epochs_as_permutations(data):
   assert sum(len(part) for part in rows.parts.values()) == len(rows)
 
 
+def noise(row, rng):
+  return row | {'targets': row['targets'] + rng.integers(0, 100, row['targets'].shape, 'int32')}
+
+
 def test_a_batch_is_a_function_of_seed_and_step(data):
+  data['mixture']['two']['transforms'] = ('test_mixture:noise',)
   rows = rows_of(data)
-
-  def noise(row, rng):
-    return row | {'targets': row['targets'] + rng.integers(0, 100, row['targets'].shape)}
-
   spans = [range(step, step + 2) for step in range(0, 40, 2)]
   whole = dict(batches.train_batches(rows, (noise,), 8, SEED, spans))
   resumed = dict(batches.train_batches(rows_of(data), (noise,), 8, SEED, spans[13:]))
@@ -160,6 +164,137 @@ def test_rows_of_tasks_share_the_largest_number_of_examples(section, corpus):
   assert set((batch['examples'] > 0).sum(axis=1)) >= {counts['short'], counts['long']}
 
 
+TASKS = {
+  'task': 'lm.tasks.text:text_to_text',
+  'converter': 'lm.tasks.seq2seq:encoder_decoder',
+  'labels': ('a', 'b'),
+  'too_long': 'error',
+  'special_tokens': sentinels(20),
+}
+SPANS = {'task': None, 'transforms': ('lm.data.denoising:span_corruption',)}
+
+
+@pytest.fixture
+def pairs(corpus):
+  """Returns a function that writes pairs of texts and returns their section in a mixture."""
+
+  def write(lines, name, columns=('source', 'target'), **own):
+    text = '\n'.join('\t'.join(line) for line in (columns, *lines))
+    file = corpus(text, name=name, columns=dict(zip(columns, columns, strict=True)))
+    return {'source': file.replace(':text(', ':table('), 'weight': 1.0, **own}
+
+  return write
+
+
+def segments(row, name, prefix=''):
+  of = row[f'{prefix}segments']
+  return [row[name][of == n].tolist() for n in range(1, of.max() + 1)]
+
+
+def test_tasks_and_corrupted_text_share_the_rows_of_a_batch(section, corpus, pairs):
+  known = {f'{n} apples': f'{n} Aepfel' for n in range(10, 40)}
+  texts = [f'the {n}th line of the text {n * n}' for n in range(80)]
+  text = {'source': corpus('\n'.join(texts), documents='line'), 'weight': 1.0, **SPANS}
+  mixture = {'text': text, 'pairs': pairs([*known.items()], 'pairs.tsv')}
+  data = section('', mixture=mixture, seq_len=60, source_len=40, **TASKS)
+  tokenizer = pipeline.tokenizer(data)
+  rows = pipeline.packed_rows(data, 'train', tokenizer, SEED)
+  batch = batches.batch_at(rows, (), 20, SEED, 3)
+  alone = {name: part.batch(np.arange(1)) for name, part in rows.parts.items()}
+  assert 'bytes' in alone['text'] and 'examples' in alone['pairs'], 'a model reads neither'
+  assert batch.keys() == alone['pairs'].keys() - {'examples'}
+  assert {x.shape for x in batch.values()} == {(20, 60)}, 'the larger of both lengths'
+  ids = {tokenizer.token_to_id(name) for name in sentinels(20)}
+  found = {True: 0, False: 0}
+  for row in ({name: x[b] for name, x in batch.items()} for b in range(20)):
+    both = segments(row, 'source', 'source_'), segments(row, 'targets')
+    for source, target in zip(*both, strict=True):
+      corrupted = bool(ids & set(target))
+      found[corrupted] += 1
+      if corrupted:  # by the sentinel of each span
+        cuts = [i for i, token in enumerate(target) if token in ids] + [len(target) - 1]
+        spans = {target[a]: target[a + 1 : b] for a, b in itertools.pairwise(cuts)}
+        source = [token for each in source for token in spans.get(each, [each])]
+        assert tokenizer.decode(source) in '\n'.join(texts)
+      else:
+        assert known[tokenizer.decode(source)] == tokenizer.decode(target)
+  assert min(found.values()) > 10
+  # Another component changes neither the order nor the corruption of the first one.
+  more = mixture | {'more': pairs([('x', 'y')] * 9, 'more.tsv')}
+  rows_of_more = pipeline.packed_rows(data | {'mixture': more}, 'train', tokenizer, SEED)
+  drawn = []
+  for taken in (rows, rows_of_more):
+    which, _ = sources(taken, np.arange(60))
+    batch = batches.batch_at(taken, (), 60, SEED, 0)
+    drawn.append(batch['source'][which == [*taken.parts].index('text')][:20])
+  np.testing.assert_array_equal(*drawn)
+
+
+def test_text_has_a_prefix_of_no_tokens_beside_a_prefix_language_model(section, corpus, pairs):
+  mixture = {
+    'text': {'source': corpus('plain text ' * 40), 'weight': 1.0, 'task': None},
+    'pairs': pairs([('ab', 'cd')] * 9, 'pairs.tsv'),
+  }
+  tasks = TASKS | {'converter': 'lm.tasks.seq2seq:decoder'}
+  data = section('', mixture=mixture, **tasks)
+  rows = pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), SEED)
+  batch = rows.batch(np.arange(len(rows)))
+  of_pairs = np.arange(len(rows)) < rows._ends[[*rows.parts].index('pairs')]
+  assert [*rows.parts] == ['pairs', 'text']
+  assert batch['prefix'][of_pairs].any() and not batch['prefix'][~of_pairs].any()
+  assert (batch['weights'][~of_pairs] == (batch['segments'][~of_pairs] > 0)).all()
+
+
+def test_rows_that_cannot_be_equal_are_refused_in_one_line(section, corpus, pairs):
+  text = {'source': corpus('plain text ' * 40), 'weight': 1.0, 'task': None}
+  of_classes = {'task': 'lm.tasks.text:classification'}
+  of_classes['converter'] = 'lm.tasks.classification:classifier'
+  classes = pairs([('some text', 'a')] * 9, 'classes.tsv', ('text', 'label'), **of_classes)
+  translated = pairs([('ab', 'cd')] * 9, 'pairs.tsv')
+  nothing = text | {'source': corpus('\n', name='empty.txt', documents='line')}
+  for sections, message in (
+    ({'text': text, 'classes': classes}, "'targets'.*'for each input'.*'not for each input'"),
+    ({'text': text, 'pairs': translated}, "'source'"),
+    ({'text': text, 'nothing': nothing}, r'empty\.txt'),
+    ({'text': text | SPANS | {'transforms': ('x:y',)}}, r'data\.mixture\.text.*x'),
+    ({'text': text | SPANS, 'few': classes | {'task': 'no:task'}}, 'no:task'),
+  ):
+    data = section('', mixture=sections, **TASKS)
+    with pytest.raises(UserError, match=message) as error:
+      pipeline.packed_rows(data, 'train', pipeline.tokenizer(data), SEED)
+    assert '\n' not in str(error.value)
+
+
+READ = []
+
+
+def recorded(texts):
+  """Returns a tokenizer and keeps its training texts in READ."""
+  READ[:] = texts
+  return tokenizers.bytes([])
+
+
+def test_the_texts_of_a_tokenizer_follow_its_alpha(data):
+  data['tokenizer'] = {'fn': 'test_mixture:recorded'}
+
+  def read(alpha):
+    pipeline.tokenizer(data | {'tokenizer_alpha': alpha})
+    sizes = {name: sum(len(t) for t in READ if t.startswith(name)) for name in SHARES}
+    return sizes, [t for t in READ if t.startswith('three')]
+
+  sizes, _ = read(1.0)
+  assert len(READ) == len(set(READ)) == 230, 'each text once, whatever the weights'
+  for alpha in (0.3, 0.0):
+    found, rare = read(alpha)
+    powers = {name: size**alpha for name, size in sizes.items()}
+    total = sum(powers.values())
+    assert found == pytest.approx(
+      {name: sum(sizes.values()) * power / total for name, power in powers.items()}, rel=0.03
+    )
+    counts = [rare.count(text) for text in set(rare)]
+    assert len(counts) == 10 and max(counts) - min(counts) <= 1, 'texts repeat evenly'
+
+
 def mixed(**changes):
   config = configs.base()
   with config.unlocked():
@@ -188,6 +323,9 @@ def test_a_mixture_evaluates_every_source():
     ({'data.mixture.a.weight': 0.0, 'data.mixture.b.weight': 0.0}, 'all weights are 0'),
     ({'data.source': 'lm.data.sources:python_docs'}, r'data\.source=.*a, b: leave one'),
     ({'eval.sets.a.source': ''}, r'eval\.sets\.a\.source is empty'),
+    ({'data.tokenizer_alpha': -0.3}, r'data\.tokenizer_alpha=-0\.3'),
+    ({'eval.sets.a.component': 'c'}, r"eval\.sets\.a\.component='c'.*a, b"),
+    ({'eval.sets.a.scores': ('x:y',)}, r'eval\.sets\.a\.scores'),
   ],
 )
 def test_impossible_mixtures_are_refused_in_one_line(changes, message):
@@ -201,6 +339,10 @@ def test_other_mistakes_are_refused_in_one_line(data):
   with config.unlocked():
     config.data.mixture.a.wieght = 2.0
   with pytest.raises(UserError, match=r"data\.mixture\.a\.wieght.*'weight'"):
+    validate.check_structure(config, 'FILE')
+  with config.unlocked():
+    config.data.mixture.a = configs.component('x:y', transforms='x:y')
+  with pytest.raises(UserError, match=r'data\.mixture\.a\.transforms'):
     validate.check_structure(config, 'FILE')
   with config.unlocked():
     config.data.mixture.a = ConfigDict({'source': 'x:y'})

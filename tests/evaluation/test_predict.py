@@ -16,6 +16,8 @@ from lm.errors import UserError
 from lm.evaluation.evaluators import Evaluators
 from lm.evaluation.predict import Predictor
 from lm.evaluation.samples import samples
+from lm.evaluation.sets import Sets, file_set
+from lm.text.tokenizers import sentinels
 from lm.training.train_step import init_train_state, make_train_step
 from lm.types import apply_of
 
@@ -116,7 +118,7 @@ def opened(config):
   functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
   rows = pipeline.packed_rows(config.data, 'train', tokenizer, config.seed)
   apply = apply_of(functions.model)
-  predictor = Predictor(config, 'all', functions, tokenizer, rows, apply)
+  predictor = Predictor(config, 'all', functions, tokenizer, rows, apply, (), config.data)
   return tokenizer, functions, rows, predictor
 
 
@@ -277,3 +279,33 @@ def test_a_model_that_says_nothing_of_prompts_continues_none():
   functions = dataclasses.replace(functions, model=nn.Dense(3))
   with pytest.raises(UserError, match=r"^log\.sample_prompts=\('The ',\): model\.fn="):
     samples(config, functions, tokenizer)
+
+
+def test_the_set_of_a_component_has_its_task_and_transforms(tmp_path):
+  spans = ('lm.data.denoising:span_corruption(mean_length=1.0)',)
+  config = config_of('lm.tasks.seq2seq:encoder_decoder', source='')
+  config.data.special_tokens = sentinels(24)
+  scores = ('lm.metrics.labels:exact_match',)
+  with config.unlocked():
+    config.data.update({'source': ''})
+    config.data.mixture = {
+      'labels': configs.component('some_words:words'),
+      'spans': configs.component('some_words:words', task=None, transforms=spans),
+    }
+    config.eval.sets = {
+      'spans': configs.evaluation('train', transforms=spans, component='spans'),
+      'labels': configs.evaluation('train', scores=scores, component='labels'),
+    }
+  tokenizer = pipeline.tokenizer(config.data)
+  functions = components.build_components(config, tokenizer.get_vocab_size(), jax.devices()[:1])
+  found = Sets(config, functions, tokenizer)
+  assert found.predictors.keys() == {'labels'}
+  rows = {name: one.first_row() for name, one in found._sets.items()}
+  assert rows['labels'].keys() - rows['spans'].keys() == {'examples'}
+  masked = rows['spans']['source'][rows['spans']['source_segments'] > 0]
+  assert set(masked.tolist()) & {tokenizer.token_to_id(name) for name in sentinels(24)}
+  note = found.notes['transforms']
+  assert f'data.mixture.spans.transforms={spans!r} apply to training rows alone' in note
+  (tmp_path / 'rows.jsonl').write_text('{"text": "und", "label": "de"}\n')
+  file_set(config, str(tmp_path / 'rows.jsonl'))
+  assert Sets(config, functions, tokenizer)._sets['data'].rows.documents == 1

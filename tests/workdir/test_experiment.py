@@ -14,8 +14,11 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from lm.config import base as configs
+from lm.data import pipeline
 from lm.errors import UserError
 from lm.workdir import experiment, sources
+
+SET = configs.evaluation('').to_dict()
 
 SOURCE = """
 from lm.config.base import base, select_variant
@@ -260,6 +263,10 @@ def test_a_module_that_is_no_longer_imported_is_removed_from_source(folder):
     (lambda c: c | {'steps': 'many'}, "steps='many' is not of type int"),
     (lambda c: c | {'model': {'fn': 'x:y'}}, "no key 'model.vocab_size'"),
     (lambda c: c | {'eval': c['eval'] | {'sets': {'a': {}}}}, "no key 'eval.sets.a"),
+    (
+      lambda c: c | {'eval': c['eval'] | {'sets': {'a': SET | {'component': {}}}}},
+      'eval.sets.a.component',
+    ),
   ],
 )
 def test_a_config_of_another_structure_is_an_error_of_one_line(change, message, tmp_path):
@@ -275,8 +282,16 @@ def test_a_workdir_of_an_older_version_is_read(tmp_path):
   for name in ('callbacks', 'models', 'view'):
     del saved[name]
   del saved['data']['mixture'], saved['decode']['forbidden'], saved['decode']['sampler']
+  del saved['data']['tokenizer_alpha']
   (tmp_path / 'config.json').write_text(json.dumps(saved))
   assert _leaves(experiment.read_config(tmp_path)) == _leaves(configs.base())
+  del saved['eval']['sets']['validation']['component']
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  read = experiment.read_config(tmp_path)
+  of_set = read.eval.sets.validation.get('component', '')
+  assert pipeline.component(read.data, of_set)['source'] == read.data.source
+  with pytest.raises(UserError, match="'other'"):
+    pipeline.component(read.data, 'other')
 
 
 @pytest.mark.parametrize('content', [b'', b'\xff\xfe', b'{"a": ', b'[' * 100_000, b'null', b'7'])
