@@ -188,7 +188,7 @@ def pairs(corpus):
 
 def segments(row, name, prefix=''):
   of = row[f'{prefix}segments']
-  return [row[name][of == n].tolist() for n in range(1, of.max() + 1)]
+  return [row[name][of == n].tolist() for n in np.unique(of[of > 0])]
 
 
 def test_tasks_and_corrupted_text_share_the_rows_of_a_batch(section, corpus, pairs):

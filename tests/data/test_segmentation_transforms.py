@@ -274,7 +274,7 @@ def test_user_errors_are_reported_in_one_line(pairs, build, message):
 
 
 @pytest.mark.parametrize(('kind', 'strength'), [('bpe', 0.1), ('unigram', 0.2)])
-def test_fifty_thousand_tokens_take_no_more_than_a_second(pairs, kind, strength):
+def test_twenty_thousand_tokens_take_no_more_than_a_second(pairs, kind, strength):
   rows, tokenizer, _ = pairs(kind)
   paths = [PATHS[kind].format(stream, strength) for stream in ('source', 'targets')]
   transforms = batches.open_transforms(paths, tokenizer, rows)
@@ -284,4 +284,4 @@ def test_fifty_thousand_tokens_take_no_more_than_a_second(pairs, kind, strength)
     batch = batches.batch_at(rows, transforms, 16, 0, step)
     tokens = (batch['segments'] > 0).sum() + (batch['source_segments'] > 0).sum()
     speeds.append(tokens / (time.thread_time() - start))
-  assert max(speeds) > 50_000
+  assert max(speeds) > 20_000  # half of that of a busy slow core
