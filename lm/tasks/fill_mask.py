@@ -1,6 +1,6 @@
 """Fills the masks of a text by an encoder whose head is the vocabulary (Devlin et al. 2019)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,18 @@ MASKS = ('[MASK]', '<mask>', '<|mask|>')  # names of the mask in tokenizers
 MOST = 100  # tokens that are predicted for a mask
 
 
+def mask_of(tokenizer: Tokenizer, names: Sequence[str] = MASKS) -> str:
+  """Returns the name of the mask in a tokenizer.
+
+  Raises:
+    UserError: the tokenizer has none of the names.
+  """
+  name = next((name for name in names if tokenizer.token_to_id(name) is not None), None)
+  if name is None:
+    raise UserError(f'data.tokenizer has no mask to fill, which is one of {", ".join(names)}')
+  return name
+
+
 def inputs(tokenizer: Tokenizer) -> Convert:
   """Returns the function from a `text` to features, one for each of its masks.
 
@@ -27,9 +39,7 @@ def inputs(tokenizer: Tokenizer) -> Convert:
   Raises:
     UserError: the tokenizer has no mask; when features are made: the text has none.
   """
-  name = next((name for name in MASKS if tokenizer.token_to_id(name) is not None), None)
-  if name is None:
-    raise UserError(f'data.tokenizer has no mask to fill, which is one of {", ".join(MASKS)}')
+  name = mask_of(tokenizer)
   reader, mask = text_reader(tokenizer, visible=name), tokenizer.token_to_id(name)
   framed = frame(tokenizer, framing_of(tokenizer), reader)
 
@@ -46,6 +56,14 @@ def inputs(tokenizer: Tokenizer) -> Convert:
 def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
   """Returns the likeliest tokens of each mask and their probabilities, (B, P, MOST) at most."""
   import jax
+
+  logits_BPV = output.head(masked_states(output, batch))
+  p_BPK, tokens_BPK = jax.lax.top_k(jax.nn.softmax(logits_BPV), min(MOST, logits_BPV.shape[-1]))
+  return {'values/token': tokens_BPK, 'values/probability': p_BPK}
+
+
+def masked_states(output: 'Output', batch: 'Batch') -> 'Array':
+  """Returns the hidden states at `mask` (B, P) of each segment, (B, P, D)."""
   import jax.numpy as jnp
 
   masks_BP = batch['mask']
@@ -53,10 +71,7 @@ def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
   is_mask_BPT = batch['segments'][:, None] == segments_P[None, :, None]
   is_mask_BPT &= batch['positions'][:, None] == masks_BP[..., None]
   hidden_BTD = output.hidden
-  masks_BPD = jnp.einsum('bpt,btd->bpd', is_mask_BPT.astype(hidden_BTD.dtype), hidden_BTD)
-  logits_BPV = output.head(masks_BPD)
-  p_BPK, tokens_BPK = jax.lax.top_k(jax.nn.softmax(logits_BPV), min(MOST, logits_BPV.shape[-1]))
-  return {'values/token': tokens_BPK, 'values/probability': p_BPK}
+  return jnp.einsum('bpt,btd->bpd', is_mask_BPT.astype(hidden_BTD.dtype), hidden_BTD)
 
 
 def postprocess(tokenizer: Tokenizer, top_k: int = 5) -> Callable[[Example, Pieces], dict]:
