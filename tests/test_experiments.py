@@ -25,8 +25,8 @@ ALIKE = {
   'multi30k_lstm', 'multi30k_multilingual', 'published_gpu_rows', 'published_rows',
   'stage1_to_stage2', 'tatoeba_zh_en', 'translation_3b', 'wikipedia', 'wmt14_en_de', 'wnut17',
   'contrastive_decoding', 'differential_attention', 'eta_sampler', 'focal_loss', 'gated_attention',
-  'image_prefix', 'lion', 'mixture', 'mixture_of_experts', 'msra_ner', 'shakespeare_char', 'sst2',
-  'typos', 'word2vec_text8', 'word2vec_zh',
+  'image_prefix', 'lion', 'mixture', 'mixture_of_experts', 'msra_ner', 'ngram', 'shakespeare_char',
+  'sst2', 'typos', 'word2vec_text8', 'word2vec_zh',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 

@@ -171,7 +171,7 @@ def score_pairs(
       if not math.isfinite(score.nats):
         raise UserError(f'{places[sentence]}: the score of {sentence!r:.60} is {score.nats}')
       scores[sentence] = score
-    report(len(scores), len(sentences), 'scoring sentences')
+    report(len(scores), len(sentences), 'scoring')
   return [Scored(pair, scores[pair.good], scores[pair.bad]) for pair in pairs]
 
 

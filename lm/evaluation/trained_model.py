@@ -428,6 +428,8 @@ class TrainedModel(Loaded):
           if not found:
             raise UserError(f"model.fn={fn!r} has no hook point 'encoder/hidden' to embed texts by")
           hidden_BTD, segments_BT = found['encoder/hidden'], batch['source_segments']
+        if not jnp.issubdtype(hidden_BTD.dtype, jnp.floating):
+          raise UserError(f'model.fn={fn!r} has no vectors as hidden states to embed texts by')
         return {'values/embedding': pool(hidden_BTD, segments_BT, count).astype(jnp.float32)}
 
       return step

@@ -107,11 +107,14 @@ class Ngram(nn.Module):
 def _child(tables: Tables, nodes: Array, tokens: Array, vocab_size: int) -> Array:
   """Returns the child of each node by a token, -1 where there is none; by binary search."""
   low, stop = _children(tables, nodes)
-  high = stop
-  for _ in range(vocab_size.bit_length()):
+
+  def halve(_: int, range_: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = range_
     middle = (low + high) // 2
     less = (tables.token[middle] < tokens) & (low < high)
-    low, high = jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
+    return jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
+
+  low, _ = jax.lax.fori_loop(0, vocab_size.bit_length(), halve, (low, stop))
   found = (low < stop) & (tables.token[low] == tokens)
   return jnp.where(found, low, -1)
 
@@ -129,7 +132,7 @@ def _add_children(tables: Tables, nodes_BT: Array, p_BTV: Array) -> Array:
 
   def some(carry: tuple[Array, Array]) -> tuple[Array, Array]:
     done, p_BTV = carry
-    child_BTC = first_BT[..., None] + done + jnp.arange(_CHILDREN)
+    child_BTC = first_BT[..., None] + done + jnp.arange(_CHILDREN)[None, None]
     token_BTC = jnp.where(child_BTC < stop_BT[..., None], tables.token[child_BTC], V)
     p_BTV = p_BTV.at[rows, columns, token_BTC].add(tables.added[child_BTC], mode='drop')
     return done + _CHILDREN, p_BTV

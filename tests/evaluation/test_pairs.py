@@ -11,7 +11,6 @@ import pytest
 from tokenizers import processors
 
 from lm.config import base as configs
-from lm.config.recurrent import recurrent
 from lm.errors import UserError
 from lm.evaluation import pairs
 from lm.evaluation.pairs import Pair, Score, Scored, figures, read_pairs, score_pairs
@@ -57,30 +56,30 @@ def after_nothing(run, text):
   return log_p(logits)[0, np.arange(len(ids)), ids].sum(), len(ids)
 
 
-def lstm(depth, d_model, heads, context):
-  return recurrent(d_model=d_model, d_hidden=d_model, depth=depth, context=context)
-
-
-def seq2seq(special_tokens='end'):
-  make = f'lm.tasks.seq2seq:encoder_decoder(special_tokens={special_tokens!r})'
-  return 'lm.tasks.text:text_to_text', make, configs.encoder_decoder
-
-
 @pytest.fixture(scope='module')
 def decoder(asked):
   return asked(None, None, configs.gpt2)
 
 
-# More than 5 seconds: four models are compiled, two for several shapes.
-def test_scores_are_sums_of_log_probabilities_in_any_company(asked, decoder):
-  encoder = asked(None, None, special=(MASK,), **{'model.pooling': None})
+@pytest.fixture(scope='module')
+def encoder(asked):
+  return asked(None, None, special=(MASK,), **{'model.pooling': None})
+
+
+@pytest.fixture(scope='module')
+def encoder_decoder(asked):
+  make = 'lm.tasks.seq2seq:encoder_decoder'
+  return asked('lm.tasks.text:text_to_text', make, configs.encoder_decoder)
+
+
+# More than 5 seconds: three models are compiled, two for several shapes.
+def test_scores_are_sums_of_log_probabilities_in_any_company(decoder, encoder, encoder_decoder):
   for run, reference in (
     (decoder, left_to_right),
-    (asked(None, None, lstm), left_to_right),
     (encoder, pseudo),
-    (asked(*seq2seq()), after_nothing),
+    (encoder_decoder, after_nothing),
   ):
-    together = score_pairs(run, PAIRS, batch_size=2)
+    together = score_pairs(run, PAIRS, batch_size=1)
     for each in together:
       for found, text in ((each.good, each.pair.good), (each.bad, each.pair.bad)):
         nats, tokens = reference(run, text)
@@ -88,7 +87,7 @@ def test_scores_are_sums_of_log_probabilities_in_any_company(asked, decoder):
         assert found.nats == pytest.approx(nats, abs=1e-4)
     assert len({each.good.nats for each in together}) == len(PAIRS)
     if run is decoder or run is encoder:
-      (alone,) = score_pairs(run, PAIRS[1:2], batch_size=2)
+      (alone,) = score_pairs(run, PAIRS[1:2], batch_size=1)
       assert alone.good.nats == pytest.approx(together[1].good.nats, abs=1e-5)
       assert alone.bad.nats == pytest.approx(together[1].bad.nats, abs=1e-5)
 
@@ -96,21 +95,22 @@ def test_scores_are_sums_of_log_probabilities_in_any_company(asked, decoder):
 def test_constant_logits_give_one_half(decoder):
   constant = dataclasses.replace(decoder, params=jax.tree.map(jnp.zeros_like, decoder.params))
   equal = [pair for pair in PAIRS if len(pair.good) == len(pair.bad)]
-  found = figures(score_pairs(constant, equal, batch_size=2))
+  found = figures(score_pairs(constant, equal, batch_size=1))
   assert (found['accuracy'], found['macro_accuracy'], found['ties']) == (0.5, 0.5, len(equal))
-  found = figures(score_pairs(constant, PAIRS, batch_size=2))
+  found = figures(score_pairs(constant, PAIRS, batch_size=1))
   assert found['normalized_accuracy'] == 0.5 and found['unequal_lengths'] == 3
   assert found['accuracy'] == (0.5 * 2 + 1) / 5  # otherwise the shorter sentence wins
 
 
-def test_the_mask_stands_where_a_text_would(asked):
-  run = asked(*seq2seq('template'), special=('<s>', '</s>', '<extra_id_0>'))
-  tokenizer = with_special_tokens(run.tokenizer, [])
+def test_the_mask_stands_where_a_text_would(encoder_decoder):
+  config = encoder_decoder.config.copy_and_resolve_references()
+  config.data.converter += "(special_tokens='template')"
+  tokenizer = with_special_tokens(encoder_decoder.tokenizer, ['<s>', '</s>', '<extra_id_0>'])
   ids = {name: tokenizer.token_to_id(name) for name in ('<s>', '</s>', '<extra_id_0>')}
   tokenizer.post_processor = processors.TemplateProcessing(
     single='<s> $A </s>', special_tokens=[(name, ids[name]) for name in ('<s>', '</s>')]
   )
-  run = dataclasses.replace(run, tokenizer=tokenizer)
+  run = dataclasses.replace(encoder_decoder, config=config, tokenizer=tokenizer)
   (empty,) = pairs._after_source(run, False)('ab')
   (masked,) = pairs._after_source(run, True)('ab')
   assert empty.source['source'].tolist() == [ids['<s>'], ids['</s>']]
@@ -190,12 +190,15 @@ def test_a_folder_without_pairs_is_refused(tmp_path):
     read_pairs(str(tmp_path))
 
 
-def test_what_cannot_score_is_refused(asked, decoder):
+def test_what_cannot_score_is_refused(asked, decoder, encoder):
   labels = {'data.labels': ('x', 'y', 'z')}
   make = ('lm.tasks.text:classification', 'lm.tasks.classification:classifier')
   for run, message in (
     (asked(*make, **labels), 'gives sentences no probability'),
-    (asked(None, None, **{'model.pooling': None}), 'data.tokenizer has no mask to fill'),
+    (
+      dataclasses.replace(encoder, tokenizer=decoder.tokenizer),
+      'data.tokenizer has no mask to fill',
+    ),
   ):
     with pytest.raises(UserError, match=message):
       score_pairs(run, PAIRS)
