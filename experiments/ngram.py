@@ -6,7 +6,7 @@
 The tables are counted before the first step, in one pass, and the one step only measures the loss.
 The text is English: speeches, Wikipedia, Brown, news, MASC; every fiftieth line is held out. Tokens
 are those of a BPE, so that bits per byte compare with those of a network. `:trigram` has N = 3.
-Two CPU cores; figures: experiments/LOG.md.
+Two CPU cores, 2 minutes; 1.687 bits per byte, and 52.8 % of BLiMP. Figures: experiments/LOG.md.
 """
 
 import jax

@@ -160,6 +160,11 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
     )
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
+  if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(state.params)):
+    raise UserError(
+      f'model.fn={config.model.fn!r} has integers as parameters, which no gradient trains; '
+      'lm.preflight estimates training'
+    )
   source = config.data.source_len if has_source(config) else 0
   tokens = config.batch_size * (config.data.seq_len + source)
   flops = getattr(functions.model, 'flops_per_token', None)
