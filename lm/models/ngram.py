@@ -150,9 +150,11 @@ class BackoffHead(flax.struct.PyTreeNode):
   table = EmbeddingTable(None)
 
   @property
-  def padded_vocab_size(self) -> int:
-    """The number of logits per position."""
+  def vocab_size(self) -> int:
+    """The number of logits per position, none of which is padding."""
     return self.tables.unigram.shape[0]
+
+  padded_vocab_size = vocab_size
 
   def __call__(self, nodes_BTN: Array) -> Array:
     """Returns the (B, T, V) float32 logits.
@@ -160,7 +162,7 @@ class BackoffHead(flax.struct.PyTreeNode):
     From the shortest context to the longest: p <- backoff(context) p + added(context, token).
     """
     tables, (B, T, N) = self.tables, nodes_BTN.shape
-    p_BTV = jnp.broadcast_to(tables.unigram, (B, T, self.padded_vocab_size))
+    p_BTV = jnp.broadcast_to(tables.unigram, (B, T, self.vocab_size))
     for n in range(1, N):
       nodes_BT = nodes_BTN[:, :, n]
       p_BTV *= jnp.where(nodes_BT < 0, 1, tables.backoff[nodes_BT])[..., None]

@@ -14,6 +14,7 @@ from in_process import mistake, run
 import lm
 from lm import components
 from lm.errors import UserError
+from lm.models.ensemble import make_ensemble, stack_params
 from lm.models.ngram import Ngram
 from lm.objectives.ngram import count, kneser_ney
 from lm.parallel.host import Never
@@ -151,6 +152,19 @@ def test_segments_of_a_row_and_padding_do_not_reach_each_other(dictionary, param
   for t, context in ((3, one), (6, other)):
     expected = [dictionary.p(context, token) for token in range(V)]
     assert np.allclose(found[t], expected, rtol=1e-4)
+
+
+def test_an_ensemble_averages_its_probabilities(dictionary, params):
+  both = make_ensemble([Ngram(V, 12, N, 2**12), Ngram(V, 12, 2, 1)])
+  tables = {'token': 1, 'first': 2, 'added': 1, 'backoff': 1}
+  uniform = {name: np.zeros(size, params[name].dtype) for name, size in tables.items()}
+  uniform['unigram'] = np.full(V, 1 / V, np.float32)
+  both_params = jax.tree.map(jax.numpy.asarray, stack_params([params, uniform]))
+  row = [0, *DOCS[5]][:4]
+  output = jax.jit(apply_of(both))(both_params, batch([row]))
+  logits_TV = output.head(output.hidden)[0]
+  expected = [(dictionary.p(row, token) + 1 / V) / 2 for token in range(V)]
+  assert np.allclose(np.exp(logits_TV[3]), expected, rtol=1e-4)
 
 
 def test_a_cache_continues_the_row(params):
