@@ -132,16 +132,16 @@ def initial_state(
   """
   key, trees = jax.random.key(config.seed), functions.trees
   read = {} if trees is None else trees.read(tokenizer)
-  initial = functions.objective.initial
-  if not config.warm_start.workdir and initial is None:
-    return init_train_state(functions, key, read)[0], None
+  initial, taken = functions.objective.initial, None
   wanted = abstract.params if trees is None else abstract_params(functions)
-  if not config.warm_start.workdir and initial is not None:
+  if config.warm_start.workdir:
+    draw = functools.partial(init_some, functions, key, wanted)
+    params, taken = take(config.warm_start, draw, wanted, tokenizer)
+  elif initial is None:
+    return init_train_state(functions, key, read)[0], None
+  else:
     place = functools.partial(jax.device_put, may_alias=False)  # they are donated
     params = jax.tree.map(lambda x, like: place(x, like.sharding), initial(wanted), wanted)
-    return start_train_state(functions, key, params, abstract, read), None
-  draw = functools.partial(init_some, functions, key, wanted)
-  params, taken = take(config.warm_start, draw, wanted, tokenizer)
   return start_train_state(functions, key, params, abstract, read), taken
 
 
