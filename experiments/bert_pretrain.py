@@ -4,7 +4,7 @@
   echo '{"text": "The <|mask|> of a list."}' | python -m lm.predict --workdir=runs/bert
 
 Entire words are masked, others in each epoch. `:modernbert` masks 30 % of the tokens, and no token
-is kept or random. `:english` reads $LM_DATA/english_text and $LM_DATA/english_more, 2.9M words;
+is kept or random. `:english` reads the text of ngram.py, 2.9M words;
 experiments/finetune.py:sst2,runs/bert and :squad,runs/bert start from such a run.
 
 Two CPU cores, 6 minutes: 4.7 nats per masked token.
@@ -15,12 +15,6 @@ from ml_collections import ConfigDict
 from lm.config.base import base, encoder, select_variant
 from lm.config.base import smoke as small
 from lm.config.pretraining import masked
-
-# The same text, vocabulary and split in all experiments that pretrain on English.
-ENGLISH = (
-  "lm.data.sources:text(files=('$LM_DATA/english_text/*.txt', '$LM_DATA/english_more/*.txt'), "
-  "documents='line', validation=0.02)"
-)
 
 
 def get_config(arg=''):
@@ -42,7 +36,7 @@ def modernbert(config):
 
 
 def english(config):
-  config.data.source, config.data.tokenizer.vocab_size = ENGLISH, 8000
+  config.data.source, config.data.tokenizer.vocab_size = 'ngram:english', 8000
   config.steps, config.batch_size, config.eval.every = 8000, 32, 1000
   return config
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm.config import resolve, validate
-from lm.data.batches import Rows
+from lm.data.packed_rows import PackedRows, Rows
 from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.text.tokenizers import end_id, vocabulary_size, word_ids
@@ -127,25 +127,35 @@ def with_row(functions: Components, config: ConfigDict, row: Shapes) -> Componen
   return dataclasses.replace(functions, init=init)
 
 
-def pass_word_counts(
+def pass_corpus(
   functions: Components,
   config: ConfigDict,
   rows: Rows,
   tokenizer: tokenizers.Tokenizer,
 ) -> Components:
-  """Returns the functions, with the counts of words passed to an objective that takes `counts`.
+  """Returns the functions, with an objective that knows the corpus.
+
+  It receives `counts`, those of words, or `corpus`, a pair: all tokens, (tokens,), and the end of
+  each document in them, (documents,).
 
   Raises:
-    UserError: the objective takes `counts`, and the rows are not text or have fewer than two words.
+    UserError: the objective takes one of them, and the rows are not text, have fewer than two
+      words, or come from several sources.
   """
   section = _without_train_step(config.objective)
   builder = resolve.build_section(section, 'objective')
-  if 'counts' not in inspect.signature(builder).parameters:
+  asked = {'counts', 'corpus'} & inspect.signature(builder).parameters.keys()
+  if not asked:
     return functions
   if any(s.get('task', config.data.task) for s in config.data.mixture.values() or [config.data]):
     raise UserError(
       f'objective.fn={config.objective.fn!r} needs words of text: leave data.task empty'
     )
+  if 'corpus' in asked:
+    if not isinstance(rows, PackedRows):
+      raise UserError(f'objective.fn={config.objective.fn!r} needs one source: no data.mixture')
+    objective = _built(section, 'objective', Objective, corpus=(rows.stream, rows.ends))
+    return dataclasses.replace(functions, objective=objective)
   occurrences = rows.counts(vocabulary_size(tokenizer))  # type: ignore[attr-defined]
   words = list(word_ids(tokenizer).values())
   counts = np.zeros_like(occurrences)

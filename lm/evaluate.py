@@ -10,11 +10,18 @@ line for each example of each set with corpus metrics: set, inputs, output, refe
 --data=FILE replaces the sets by one, 'data', with the metrics of the first. FILE has rows as
 lm.predict reads them, with their labels; for a language model, a .txt file is one text.
 
+--pairs=FILE scores minimal pairs instead: TSV with the columns uid, term, good and bad, or BLiMP's
+JSONL; of a folder, all such files. The object has the accuracy with a 95 % interval (Wilson), for
+each phenomenon too, the mean over paradigms, and how many pairs differ in their number of tokens.
+--predictions then gets a line for each pair, with both scores. One device scores.
+
 Parameters and batches are sharded over all devices. Metrics do not depend on the number of devices.
 Several processes can evaluate as one, as in lm.train; process 0 prints.
 """
 
+import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -26,23 +33,36 @@ cli.define_run_flags()
 cli.define_beam_flags()
 flags.DEFINE_string('predictions', None, 'file to write the outputs to')
 flags.DEFINE_string('data', None, 'labeled file to score in place of the sets of the run')
+flags.DEFINE_string(
+  'pairs', None, 'minimal pairs to score in place of the sets: a file or a folder'
+)
+flags.DEFINE_integer('pairs_per_uid', 0, 'first pairs of each paradigm; 0 for all', lower_bound=0)
+flags.DEFINE_string(
+  'source_mask', None, 'a mask that an encoder-decoder reads before pairs, such as <extra_id_0>'
+)
 
 multihost.define_flags()
 flags.adopt_module_key_flags(multihost)
 
 _DECODE = ('beam_size', 'length_penalty')
+_OF_PAIRS = ('pairs_per_uid', 'source_mask')
 
 
 def main(argv: list[str]) -> None:
   cli.parse(argv)
   workdir = cli.required('workdir', 'runs/quickstart')
-  if flags.FLAGS.untrusted and flags.FLAGS.data is None:
+  _check_pairs_flags()
+  if flags.FLAGS.untrusted and flags.FLAGS.data is flags.FLAGS.pairs is None:
     raise UserError(
-      '--untrusted: the data that the config of the run names are not read; give --data=FILE'
+      '--untrusted: the data that the config of the run names are not read; give --data=FILE or '
+      '--pairs=FILE'
     )
   file = flags.FLAGS.predictions
   out = None if file is None else cli.output_file('predictions', file)
   multihost.start(multihost.settings())
+  if flags.FLAGS.pairs is not None:
+    _score_pairs(workdir, out)
+    return
   import jax
 
   from lm import components
@@ -102,6 +122,39 @@ def main(argv: list[str]) -> None:
   notes = {'notes': found.notes} if found.notes else {}
   which = {'steps': list(loaded.steps)} if len(loaded.steps) > 1 else {'step': loaded.step}
   print(cli.json_line(which | found.values | notes))
+
+
+def _score_pairs(workdir: str, out: pathlib.Path | None) -> None:
+  """Prints the figures of --pairs, and writes a line for each pair to `out`."""
+  from lm.evaluation.ensembles import open_runs
+  from lm.evaluation.pairs import figures, read_pairs, score_pairs
+  from lm.evaluation.trained_model import as_trained_model
+  from lm.progress import show_documents
+
+  args = flags.FLAGS
+  if multihost.is_multiprocess():
+    raise UserError(f'--pairs={args.pairs}: one process scores pairs; start one')
+  pairs = read_pairs(args.pairs, args.pairs_per_uid)
+  run = as_trained_model(
+    open_runs(workdir, args.step, args.average_checkpoints, None, not args.untrusted, args.mean)
+  )
+  scored = score_pairs(run, pairs, args.source_mask, report=show_documents)
+  cli.print_notes(run.notes)
+  if out is not None:
+    lines = (cli.json_line(each.line()).encode() + b'\n' for each in scored)
+    cli.write_output('predictions', out, b''.join(lines))
+  which: dict[str, Any] = {'steps': list(run.steps)} if len(run.steps) > 1 else {'step': run.step}
+  limit = {'pairs_per_uid': args.pairs_per_uid} if args.pairs_per_uid else {}
+  print(cli.json_line(which | limit | figures(scored)))
+
+
+def _check_pairs_flags() -> None:
+  """Raises UserError for a flag that has no effect with --pairs, or without it."""
+  without = flags.FLAGS.pairs is None
+  for name in _OF_PAIRS if without else ('data', *_DECODE):
+    if flags.FLAGS[name].present:
+      which = 'without' if without else 'with'
+      raise UserError(f'--{name}={flags.FLAGS[name].value} has no effect {which} --pairs')
 
 
 def _check_flags(with_outputs: bool, generated: bool) -> None:

@@ -281,6 +281,9 @@ class Objective:
   table parameter to the unique row ids (N,) that the batch uses. They are in any order, padded with
   values that are not row ids. It also returns the batch with each row id replaced by its index
   among the N.
+
+  `initial(abstract)` returns the parameters that training starts from, NumPy arrays of the shapes
+  and types of `abstract`, where the corpus determines them; None for those of the model.
   """
 
   loss_sums: Callable[[Apply, Params, Batch, Array | None], dict[str, Array]]
@@ -288,6 +291,7 @@ class Objective:
   sample: Callable[[Batch, Array], Batch] | None = None
   microbatched: bool = True
   sparse_rows: Callable[[Batch], tuple[dict[str, Array], Batch]] | None = None
+  initial: Callable[[Params], Params] | None = None
 
 
 class TrainState(flax.struct.PyTreeNode):

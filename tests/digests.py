@@ -46,7 +46,7 @@ def rows_of(name):
   tokenizer = pipeline.tokenizer(config.data)
   functions = components.build_components(config, vocabulary_size(tokenizer))
   rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed)
-  functions = components.pass_word_counts(functions, config, rows, tokenizer)
+  functions = components.pass_corpus(functions, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   row = batches.batch_at(rows, transforms, 1, config.seed, 0)
   shapes = components.abstract_row({name: x[0] for name, x in row.items()})

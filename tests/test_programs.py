@@ -51,6 +51,26 @@ def test_evaluate_prints_the_metrics_of_training(workdir):
   assert found == pytest.approx(logged, rel=1e-6)
 
 
+def test_evaluate_scores_minimal_pairs(workdir, tmp_path):
+  rows = ['uid\tterm\tgood\tbad', 'u\tt\tThe é\tThe', 'u\tt\ta b\tb a', 'v\ts\tof\tThe of']
+  (tmp_path / 'a.tsv').write_text('\n'.join(rows))
+  arguments = [f'--workdir={workdir}', f'--pairs={tmp_path}']
+  out = tmp_path / 'out.jsonl'
+  result = run('evaluate', *arguments, '--pairs_per_uid=1', f'--predictions={out}')
+  assert result.returncode == 0, result.stderr
+  found, lines = json.loads(result.stdout), list(map(json.loads, out.read_text().splitlines()))
+  assert (found['step'], found['pairs'], found['pairs_per_uid']) == (2, 2, 1)
+  assert [line['good'] for line in lines] == ['The é', 'of']
+  assert found['accuracy'] == sum(line['credit'] for line in lines) / 2
+  assert all((line['good_nats'] > line['bad_nats']) == (line['credit'] == 1) for line in lines)
+  assert set(found['terms']) == {'s', 't'} and set(found['uids']) == {'u', 'v'}
+  assert 'has no effect with --pairs' in mistake('evaluate', *arguments, '--beam_size=2')
+  line = mistake('evaluate', f'--workdir={workdir}', '--source_mask=x')
+  assert line.endswith('--source_mask=x has no effect without --pairs')
+  (tmp_path / 'a.tsv').write_text('uid\tgood\tbad\nu\ta\tb')
+  assert "a.tsv, line 2: no text under 'term'" in mistake('evaluate', *arguments)
+
+
 # More than 5 seconds: one of three programs is a separate process.
 def test_generate_prints_only_the_prompt_and_the_samples(workdir):
   arguments = [f'--workdir={workdir}', '--prompt=The é', '--max_tokens=5', '--num_samples=2']

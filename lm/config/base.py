@@ -401,7 +401,7 @@ def _shrink(model: ConfigDict) -> None:
 
 def sizes(model: ConfigDict) -> str:
   """Returns the sizes of a model and its subsections in one line, defaults included."""
-  keys = ('depth', *_SIZES, 'encoder_depth')
+  keys = ('depth', *_SIZES, 'encoder_depth', 'order', 'size')
   line = ' '.join(f'{key}={model[key]}' for key in keys if model.get(key) is not None)
   if 'kv_heads' in model and model.kv_heads != model.heads:
     line += f' (query heads share {model.kv_heads} key/value heads)'

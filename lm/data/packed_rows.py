@@ -103,6 +103,8 @@ class PackedRows(Rows):
 
   Attributes:
     bytes: UTF-8 bytes of all documents.
+    stream: (tokens,) all tokens, one document after another; each ends with END.
+    ends: (documents,) int64, cumulative number of tokens.
   """
 
   def __init__(
@@ -120,8 +122,8 @@ class PackedRows(Rows):
     super().__init__(len(self._plan.row_ends), plan.name, seq_len, meta)
     self.bytes: int = meta['bytes']
     # Views as plain arrays, as indexing an np.memmap takes several times as long.
-    self._tokens = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
-    self._ends = _load(tokens / 'ends.npy')
+    self.stream = np.asarray(np.memmap(tokens / 'tokens.bin', meta['dtype'], 'r'))
+    self.ends = _load(tokens / 'ends.npy')
     self._doc_bytes = _load(tokens / 'doc_bytes.npy')
     words = tokens / 'words.npy'
     self._words = _load(words) if words.exists() else None
@@ -134,7 +136,7 @@ class PackedRows(Rows):
     position, place = _places(count, lengths, self.seq_len)
     token_index = np.repeat(starts, lengths) + position
     part_ends = np.cumsum(lengths) - 1
-    complete = starts + lengths == self._ends[documents]
+    complete = starts + lengths == self.ends[documents]
     at_end = part_ends[complete] if place is None else place[part_ends[complete]]
     words = {}
     if self._words is not None:
@@ -142,8 +144,8 @@ class PackedRows(Rows):
     return {
       # The token before the first one of a document is the END of another document. Before the
       # very first one, index -1 wraps around to the END of the last document.
-      'inputs': _put(self._tokens[token_index - 1], place, shape, np.int32),
-      'targets': _put(self._tokens[token_index], place, shape, np.int32),
+      'inputs': _put(self.stream[token_index - 1], place, shape, np.int32),
+      'targets': _put(self.stream[token_index], place, shape, np.int32),
       'weights': _put(1, place, shape, np.float32),
       'segments': _put(np.repeat(nth + 1, lengths), place, shape, np.int32),
       'positions': _put(position, place, shape, np.int32),
@@ -153,8 +155,8 @@ class PackedRows(Rows):
 
   def counts(self, vocab_size: int) -> np.ndarray:
     """Returns the frequency of each token, (V,) int64."""
-    starts = range(0, len(self._tokens), _COUNTED)
-    parts = (np.bincount(self._tokens[i : i + _COUNTED], minlength=vocab_size) for i in starts)
+    starts = range(0, len(self.stream), _COUNTED)
+    parts = (np.bincount(self.stream[i : i + _COUNTED], minlength=vocab_size) for i in starts)
     return sum(parts, np.zeros(vocab_size, np.int64))
 
 

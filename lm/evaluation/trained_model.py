@@ -247,6 +247,16 @@ class TrainedModel(Loaded):
     return calibration.fit_temperature([p['probabilities'] for p in predictions], labels)
 
   @property
+  def fills_masks(self) -> bool:
+    """Whether the model is an encoder whose head is the vocabulary."""
+    model = self.model
+    if getattr(model, 'num_classes', 0) is not None or getattr(model, 'pooling', 0) is not None:
+      return False
+    names, row = ('inputs', 'segments', 'positions', 'examples'), np.zeros((1, 1), np.int32)
+    output = jax.eval_shape(self.apply, self.params, dict.fromkeys(names, row))
+    return output.head.padded_vocab_size > 0
+
+  @property
   def answer(self) -> str:
     """The key of the answer in the predictions of the run."""
     return self._reading.answer
@@ -363,11 +373,7 @@ class TrainedModel(Loaded):
       encode = prompt_encoder(tokenizer)
       prompt = lambda e: Features({'inputs': np.array(encode(e['text']))}, {}, {})  # noqa: E731
       return _Reading(self._task, 'text', prompt=prompt)
-    step, row = make_predict_step(fill_mask.predict, self.apply), np.zeros((1, 1), np.int32)
-    names = ('inputs', 'segments', 'positions', 'examples', 'mask')
-    is_encoder = getattr(self.model, 'num_classes', 0) is None and self.model.pooling is None
-    fillers = is_encoder and jax.eval_shape(step, self.params, dict.fromkeys(names, row))
-    if not fillers or not fillers['values/token'].size:
+    if not self.fills_masks:
       raise UserError(
         f'--workdir={self.workdir}: the run has no data.task, and model.fn='
         f'{self.config.model.fn!r} continues no prompt and fills no masks; --embed, or `embed`, '
@@ -377,7 +383,7 @@ class TrainedModel(Loaded):
       self._task,
       'masks',
       convert=fill_mask.inputs(tokenizer),
-      step=step,
+      step=make_predict_step(fill_mask.predict, self.apply),
       postprocess=lambda e, pieces, k: fill_mask.postprocess(tokenizer, k or 5)(e, pieces),
     )
 
@@ -422,6 +428,8 @@ class TrainedModel(Loaded):
           if not found:
             raise UserError(f"model.fn={fn!r} has no hook point 'encoder/hidden' to embed texts by")
           hidden_BTD, segments_BT = found['encoder/hidden'], batch['source_segments']
+        if not jnp.issubdtype(hidden_BTD.dtype, jnp.floating):
+          raise UserError(f'model.fn={fn!r} has no vectors as hidden states to embed texts by')
         return {'values/embedding': pool(hidden_BTD, segments_BT, count).astype(jnp.float32)}
 
       return step

@@ -32,7 +32,7 @@ def glove(x_max: float = 100.0, power: float = 0.75, counts: np.ndarray | None =
     raise UserError(f'objective.power={power} is below 0')
 
   def rows(batch: Batch) -> tuple[dict[str, Array], Batch]:
-    assert counts is not None, 'GloVe needs counts, which lm.components.pass_word_counts passes'
+    assert counts is not None, 'GloVe needs counts, which lm.components.pass_corpus passes'
     words, batch = compact_ids(batch, ('inputs',), len(counts))
     others, batch = compact_ids(batch, ('neighbours',), len(counts))
     tables = {'embedding': words, 'bias': words, 'unembedding': others, 'unembedding_bias': others}

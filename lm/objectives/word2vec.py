@@ -264,7 +264,7 @@ def _objective(
   keep_V, output_loss = keep_probability(known, subsample), output(known)
 
   def sample(batch: Batch, key: Array) -> Batch:
-    assert counts is not None, 'word2vec needs counts, which lm.components.pass_word_counts passes'
+    assert counts is not None, 'word2vec needs counts, which lm.components.pass_corpus passes'
     rows_key, output_key = jax.random.split(key)
     words_BT = batch['targets']
     uniform_BT, window_BT = _sample_windows(jax.random.bits(rows_key, words_BT.shape), window)

@@ -163,6 +163,11 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
     )
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
+  if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(state.params)):
+    raise UserError(
+      f'model.fn={config.model.fn!r} has integers as parameters, which no gradient trains; '
+      'lm.preflight estimates training'
+    )
   batch = _batch(config, functions)
   tokens = sum(batch[name].size for name in ('inputs', 'source') if name in batch)
   flops = components.flops_per_token(config, functions.model, state.params)

@@ -43,6 +43,14 @@ def inputs(tokenizer: Tokenizer) -> Convert:
 def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
   """Returns the likeliest tokens of each mask and their probabilities, (B, P, MOST) at most."""
   import jax
+
+  logits_BPV = output.head(masked_states(output, batch))
+  p_BPK, tokens_BPK = jax.lax.top_k(jax.nn.softmax(logits_BPV), min(MOST, logits_BPV.shape[-1]))
+  return {'values/token': tokens_BPK, 'values/probability': p_BPK}
+
+
+def masked_states(output: 'Output', batch: 'Batch') -> 'Array':
+  """Returns the hidden states at `mask` (B, P) of each segment, (B, P, D)."""
   import jax.numpy as jnp
 
   masks_BP = batch['mask']
@@ -50,10 +58,7 @@ def predict(output: 'Output', batch: 'Batch') -> dict[str, 'Array']:
   is_mask_BPT = batch['segments'][:, None] == segments_P[None, :, None]
   is_mask_BPT &= batch['positions'][:, None] == masks_BP[..., None]
   hidden_BTD = output.hidden
-  masks_BPD = jnp.einsum('bpt,btd->bpd', is_mask_BPT.astype(hidden_BTD.dtype), hidden_BTD)
-  logits_BPV = output.head(masks_BPD)
-  p_BPK, tokens_BPK = jax.lax.top_k(jax.nn.softmax(logits_BPV), min(MOST, logits_BPV.shape[-1]))
-  return {'values/token': tokens_BPK, 'values/probability': p_BPK}
+  return jnp.einsum('bpt,btd->bpd', is_mask_BPT.astype(hidden_BTD.dtype), hidden_BTD)
 
 
 def postprocess(tokenizer: Tokenizer, top_k: int = 5) -> Callable[[Example, Pieces], dict]:

@@ -92,7 +92,7 @@ def train(
     tokenizer = pipeline.tokenizer(config.data, show)
   built = components.build_components(config, vocabulary_size(tokenizer))
   rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed, show)
-  built = components.pass_word_counts(built, config, rows, tokenizer)
+  built = components.pass_corpus(built, config, rows, tokenizer)
   transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
   row = batches.batch_at(rows, transforms, 1, config.seed, 0)
   shapes = components.abstract_row({name: x[0] for name, x in row.items()})

@@ -132,11 +132,16 @@ def initial_state(
   """
   key, trees = jax.random.key(config.seed), functions.trees
   read = {} if trees is None else trees.read(tokenizer)
-  if not config.warm_start.workdir:
-    return init_train_state(functions, key, read)[0], None
+  initial, taken = functions.objective.initial, None
   wanted = abstract.params if trees is None else abstract_params(functions)
-  draw = functools.partial(init_some, functions, key, wanted)
-  params, taken = take(config.warm_start, draw, wanted, tokenizer)
+  if config.warm_start.workdir:
+    draw = functools.partial(init_some, functions, key, wanted)
+    params, taken = take(config.warm_start, draw, wanted, tokenizer)
+  elif initial is None:
+    return init_train_state(functions, key, read)[0], None
+  else:
+    place = functools.partial(jax.device_put, may_alias=False)  # they are donated
+    params = jax.tree.map(lambda x, like: place(x, like.sharding), initial(wanted), wanted)
   return start_train_state(functions, key, params, abstract, read), taken
 
 

@@ -1,45 +1,19 @@
 """A model that is asked: predictions, embeddings and texts of rows, alone and among others."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
 
-from lm import components
 from lm.config import base as configs
 from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import ban_unknown_token, sampler
 from lm.decode.stream import stream_text
 from lm.errors import UserError
-from lm.evaluation.trained_model import TrainedModel
 from lm.nn import pooling
 from lm.nn.hooks import with_hooks
-from lm.text.tokenizers import SEPARATOR, characters, end_id, with_special_tokens
-from lm.types import apply_of
+from lm.text.tokenizers import end_id
 
-LETTERS = 'abcdefgh é?'
 TEXTS = ['abc', 'h', 'deadbeef', 'a é', 'abcabcabcab', 'gg']
-
-
-@pytest.fixture(scope='module')
-def asked(params_of):
-  """Makes a tiny model with random parameters that does a task."""
-
-  def make(task, converter, model=configs.encoder, seed=3, special=(SEPARATOR,), **changes):
-    config = configs.base()
-    with config.unlocked():
-      config.model = model(depth=1, d_model=16, heads=2, context=24)
-    config.data.seq_len = config.data.source_len = 24
-    config.data.task, config.data.converter = task, converter
-    config.update_from_flattened_dict(changes)
-    tokenizer = with_special_tokens(characters([LETTERS] * 2), list(special))
-    module = components.model(config, tokenizer.get_vocab_size())
-    params = params_of(module, seed=seed)
-    apply = apply_of(module)
-    return TrainedModel(pathlib.Path('run'), config, tokenizer, module, None, params, apply, 0)
-
-  return make
 
 
 @pytest.fixture(scope='module')
