@@ -3,7 +3,7 @@
   python -m lm.train --config=experiments/bart_pretrain.py --workdir=runs/bart
 
 The decoder generates the text, and the encoder reads it with masked spans and its sentences in
-another order. `:english` reads $LM_DATA, as bert_pretrain does. Two CPU cores, 9 minutes.
+another order. `:english` reads $LM_DATA, as bert_pretrain does. For two CPU cores; not measured yet.
 """
 
 import t5_pretrain

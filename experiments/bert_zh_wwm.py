@@ -13,7 +13,7 @@ chnsenticorp's test set. `lm.prepare` reports them. One text in 100 is for valid
 finetune.py also has msra_ner and cmrc2018. A third argument trains the same model from scratch:
 finetune.py:cmrc2018,runs/bert_zh,random.
 
-Two CPU cores, 40 minutes; no figure yet.
+For two CPU cores; the full run is still to be measured.
 """
 
 import json

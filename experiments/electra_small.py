@@ -7,7 +7,7 @@ differ from the text. Both train from scratch and have embeddings of their own; 
 share them. `train/loss` is the generator's, `train/detection` 50 times the model's. The evaluation
 replaces words by random ones. `:english` reads $LM_DATA, as bert_pretrain does.
 
-Two CPU cores, 8 minutes.
+For two CPU cores; the full run is still to be measured.
 """
 
 import bert_pretrain

@@ -14,7 +14,7 @@ The pairs of t5 need `--source_mask='<extra_id_0>'`, and those of bart `--source
 finetune.py:sst2 and :squad start from the encoders, and multi30k_de_en.py:few from t5 and bart.
 `:tpu_NAME` has 100M words and 110M parameters for a TPU slice; it was not run here.
 
-Two CPU cores, about an hour each; no figures yet.
+For two CPU cores; the full runs are still to be measured.
 """
 
 import ngram as counts

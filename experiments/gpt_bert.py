@@ -6,7 +6,7 @@ Half of the rows are causal. In the others the attention is bidirectional, and e
 predicted at the place before it. `validation` has the loss of a causal language model, in bits per
 byte too, and `masked` that of masked tokens. `:english` reads $LM_DATA, as bert_pretrain does.
 
-Two CPU cores, 8 minutes.
+For two CPU cores; the full run is still to be measured.
 """
 
 from bert_pretrain import english
