@@ -3,7 +3,9 @@
   python -m lm.train --config=experiments/bart_pretrain.py --workdir=runs/bart
 
 The decoder generates the text, and the encoder reads it with masked spans and its sentences in
-another order. `:english` reads $LM_DATA, as bert_pretrain does. For two CPU cores; not measured yet.
+another order. `:english` reads $LM_DATA, as bert_pretrain does.
+
+For two CPU cores; the full run is still to be measured.
 """
 
 import t5_pretrain

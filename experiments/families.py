@@ -26,6 +26,7 @@ from lm.config.base import smoke as small
 from lm.config.recurrent import recurrent
 
 D, LAYERS, V, T, ROWS = 256, 6, 8000, 128, 32
+H = 576  # of the LSTM
 BUDGET = 4000 * ROWS * T * (12 * LAYERS * D**2 + V * D)  # that of gpt, without the factor 6
 
 
@@ -50,7 +51,9 @@ def _steps(config, flops_per_row):
   return config
 
 
-BLOCK, CROSS = 12 * D**2, 16 * D**2  # parameters of a layer, and of one with cross-attention
+BLOCK = 12 * D**2  # parameters of a layer
+# Of a layer of an encoder, and of a decoder with cross-attention, whose MLPs have a width of 3 D.
+READING, WRITING = 10 * D**2, 14 * D**2
 NOISE = round(0.15 * T)
 
 
@@ -64,9 +67,9 @@ def ngram(config):
 
 
 def lstm(config):
-  config.model = recurrent(d_model=D, d_hidden=640, depth=2, context=T)
+  config.model = recurrent(d_model=D, d_hidden=H, depth=2, context=T)
   config.optim.weight_decay = 0.0
-  return _steps(config, T * (4 * 640 * (D + 3 * 640) + D * 640 + V * D))
+  return _steps(config, T * (4 * H * (D + 3 * H) + D * H + V * D))
 
 
 def gpt(config):
@@ -91,16 +94,21 @@ def electra(config):
 
 
 def t5(config):
-  config.model = encoder_decoder(LAYERS // 2, D, 4, T)
+  config.model, half = _encoder_decoder(), LAYERS // 2
   targets = NOISE + round(NOISE / 3) + 1
-  half = LAYERS // 2
-  return pretraining.denoising(_steps(config, T * half * BLOCK + targets * (half * CROSS + V * D)))
+  _steps(config, T * half * READING + targets * (half * WRITING + V * D))
+  return pretraining.denoising(config)
 
 
 def bart(config):
-  config.model = encoder_decoder(LAYERS // 2, D, 4, T)
-  half = LAYERS // 2
-  return pretraining.infilling(_steps(config, T * (half * BLOCK + half * CROSS + V * D)))
+  config.model, half = _encoder_decoder(), LAYERS // 2
+  return pretraining.infilling(_steps(config, T * (half * (READING + WRITING) + V * D)))
+
+
+def _encoder_decoder():
+  model = encoder_decoder(LAYERS // 2, D, 4, T)
+  model.d_mlp = 3 * model.get_oneway_ref('d_model')
+  return model
 
 
 def _rope(model):
