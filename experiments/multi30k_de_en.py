@@ -13,7 +13,6 @@ is 41.5 and 41.1 (two runs, beam 5). `:joeynmt` is the recipe of the baseline Jo
 which has read the other captions without their translations. Figures: experiments/LOG.md.
 """
 
-import t5_pretrain
 from ml_collections import ConfigDict
 
 from lm.config.base import base, encoder_decoder, select_variant
@@ -52,8 +51,10 @@ def get_config(arg=''):
 
 def few_pairs(split):
   """Returns the last 2,900 training pairs, or another split."""
+  from t5_pretrain import PAIRS
+
   pairs = parallel(split, *(f'$LM_DATA/multi30k/{split}.{language}' for language in ('de', 'en')))
-  first = len(pairs) - t5_pretrain.PAIRS if split == 'train' else 0
+  first = len(pairs) - PAIRS if split == 'train' else 0
   return [pairs[i] for i in range(first, len(pairs))]
 
 

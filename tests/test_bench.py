@@ -299,7 +299,7 @@ def test_missing_package_of_a_baseline_is_a_user_error(package, request_, monkey
   ('argv', 'messages'),
   [
     ([], ['COMMAND']),
-    (['trian'], ["'trian'", "'train', 'decode', 'finetune', 'vectors'"]),
+    (['trian'], ["'trian'", "'train', 'decode', 'corruption', 'finetune', 'vectors'"]),
     (['train', '--rounds=0'], ['--rounds', '0 is not a positive integer']),
     (['train', '--rounds=many'], ['--rounds', "'many'"]),
     (['train', '--fast'], ['--fast']),

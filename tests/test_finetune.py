@@ -95,10 +95,10 @@ def test_dense_layer_of_an_imported_head_of_classes_is_kept(tmp_path):
 def test_workdir_that_does_not_fit_is_refused(tmp_path):
   with pytest.raises(UserError, match='--config: no imported workdir in the argument'):
     experiment.load(f'{FILE}:sst2')
-  with pytest.raises(UserError, match=r'no imported workdir .*nowhere.*lm\.convert from_hf'):
+  with pytest.raises(UserError, match=r'no run in .*nowhere.*lm\.convert from_hf'):
     experiment.load(f'{FILE}:sst2,{tmp_path / "nowhere"}')
   checkpoint.import_checkpoint(CHECKPOINTS / 'gpt2', tmp_path / 'gpt2')
-  with pytest.raises(UserError, match=r'no encoder in .*transformer:Decoder'):
+  with pytest.raises(UserError, match=r'is .*transformer:Decoder.*needs a .*transformer:Encoder'):
     experiment.load(f'{FILE}:sst2,{tmp_path / "gpt2"}')
 
 

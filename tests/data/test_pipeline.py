@@ -95,8 +95,8 @@ def module(tmp_path, monkeypatch):
 
 def documents(rows):
   """Returns the documents of rows of byte tokens, in the order of the corpus."""
-  tokens = np.asarray(rows._tokens)
-  return [bytes((d[:-1] - 1).tolist()).decode() for d in np.split(tokens, rows._ends)[:-1]]
+  tokens = np.asarray(rows.stream)
+  return [bytes((d[:-1] - 1).tolist()).decode() for d in np.split(tokens, rows.ends)[:-1]]
 
 
 def line(i):

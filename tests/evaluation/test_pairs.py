@@ -102,7 +102,7 @@ def test_constant_logits_give_one_half(decoder):
   assert found['accuracy'] == (0.5 * 2 + 1) / 5  # otherwise the shorter sentence wins
 
 
-def test_the_mask_stands_where_a_text_would(encoder_decoder):
+def test_the_mask_is_where_a_text_would(encoder_decoder):
   config = encoder_decoder.config.copy_and_resolve_references()
   config.data.converter += "(special_tokens='template')"
   tokenizer = with_special_tokens(encoder_decoder.tokenizer, ['<s>', '</s>', '<extra_id_0>'])

@@ -94,7 +94,7 @@ def test_transforms_do_not_repeat_the_stream_of_the_shuffle():
     return row
 
   for epoch, row in itertools.product(range(3), range(3)):
-    batches._transformed({'x': np.zeros((1, 1))}, [transform, transform], [(5, epoch, row)])
+    batches.transformed({'x': np.zeros((1, 1))}, [transform, transform], [(5, epoch, row)])
   shuffles = [np.random.default_rng((5, epoch)).random() for epoch in range(3)]
   packing = [np.random.default_rng(5).random()]
   assert len(set(draws)) == 18

@@ -77,6 +77,9 @@ class Rows:
   def batch(self, indices):
     return {'weights': np.full((len(indices), 4), self.weight, np.float32)}
 
+  def drawn(self, indices, keys):
+    return self.batch(indices)
+
   def order(self, positions, seed):
     return positions // 8, positions % 8
 
