@@ -27,7 +27,7 @@ ALIKE = {
   'contrastive_decoding', 'differential_attention', 'eta_sampler', 'focal_loss', 'gated_attention',
   'gpt_bert', 'gpt_multilingual', 'image_prefix', 'lion', 'mixture', 'mixture_of_experts',
   'msra_ner', 'multitask', 'ngram', 'shakespeare_char', 'sst2', 'typos', 'word2vec_text8',
-  'word2vec_zh', 'bart_pretrain', 'bert_zh_wwm', 'electra_small', 'families',
+  'word2vec_zh', 'bart_pretrain', 'bert_zh_wwm', 'electra_small', 'families', 't5_pretrain',
 }  # fmt: skip
 SMOKES = [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in NAMES]
 
