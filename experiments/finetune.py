@@ -15,8 +15,9 @@ about 32 examples a step (sst2, ag_news) or 16 (the others).
 
 MiniLM (22M, seed 0) has 88.5 % on SST-2's test set and 87.2 % on its development set; transformers
 on torch has 88.1 % and 87.2 % with the same hyperparameters. Two shared CPU cores, 11 minutes of
-CPU time. On the sample of SQuAD its development F1 is 61.2 (60.2 to 62.1, 3 seeds), and 56.3 of transformers
-on torch; two CPU cores, 26 minutes each. On RTE both are at chance. The others have no figures yet.
+CPU time. On the sample of SQuAD its development F1 is 61.2 (60.2 to 62.1, 3 seeds), and 56.3 of
+transformers on torch; two CPU cores, 26 minutes each. On RTE both are at chance. The others have no
+figures yet.
 
 Recipes for published checkpoints, not run here, with the published figures:
 - `:glue_NAME` on GLUE's development sets, bert-base-cased, means of 5 seeds of Hugging Face's Flax
