@@ -12,21 +12,25 @@ For two CPU cores; the full run is still to be measured.
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder, select_variant
-from lm.config.base import smoke as small
+from lm.config.base import base, encoder, select_variant, smoke
 from lm.config.pretraining import masked
 
 
 def get_config(arg=''):
+  config = masked(recipe(encoder(depth=4, d_model=256, heads=4, context=128)))
+  return select_variant(config, arg, modernbert=modernbert, english=english, smoke=smoke)
+
+
+def recipe(model):
+  """Returns the config of a small model with rotary positions on the embedded text."""
   config = base()
   config.steps, config.batch_size = 2000, 16
-  config.model = encoder(depth=4, d_model=256, heads=4, context=128)
+  config.model = model
   config.model.position = 'lm.nn.position:rope'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
   config.optim.learning_rate, config.optim.b2 = 1e-3, 0.98
   config.optim.warmup_steps, config.eval.every = 200, 500
-  masked(config)
-  return select_variant(config, arg, modernbert=modernbert, english=english, smoke=smoke)
+  return config
 
 
 def modernbert(config):
@@ -39,7 +43,3 @@ def english(config):
   config.data.source, config.data.tokenizer.vocab_size = 'ngram:english', 8000
   config.steps, config.batch_size, config.eval.every = 8000, 32, 1000
   return config
-
-
-def smoke(config):
-  return small(config)

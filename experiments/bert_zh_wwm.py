@@ -21,8 +21,7 @@ import json
 from clean_text import sentences
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder, select_variant, without_duplicates
-from lm.config.base import smoke as small
+from lm.config.base import base, encoder, select_variant, smoke, without_duplicates
 from lm.config.pretraining import masked
 from lm.config.resolve import ref
 from lm.data import sources
@@ -95,7 +94,3 @@ def get_config(arg=''):
     if arg
     else without_duplicates(config, held_out=HELD_OUT)
   )
-
-
-def smoke(config):
-  return small(config)

@@ -9,25 +9,12 @@ byte too, and `masked` that of masked tokens. `:english` reads $LM_DATA, as bert
 For two CPU cores; the full run is still to be measured.
 """
 
-from bert_pretrain import english
-from ml_collections import ConfigDict
+from bert_pretrain import english, recipe
 
-from lm.config.base import base, gpt2, select_variant
-from lm.config.base import smoke as small
+from lm.config.base import gpt2, select_variant, smoke
 from lm.config.pretraining import masked_or_causal
 
 
 def get_config(arg=''):
-  config = base()
-  config.steps, config.batch_size = 2000, 16
-  config.model = gpt2(depth=4, d_model=256, heads=4, context=128)
-  config.model.position = 'lm.nn.position:rope'
-  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
-  config.optim.learning_rate, config.optim.b2 = 1e-3, 0.98
-  config.optim.warmup_steps, config.eval.every = 200, 500
-  masked_or_causal(config)
+  config = masked_or_causal(recipe(gpt2(depth=4, d_model=256, heads=4, context=128)))
   return select_variant(config, arg, english=english, smoke=smoke)
-
-
-def smoke(config):
-  return small(config)
