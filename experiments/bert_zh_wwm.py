@@ -1,4 +1,4 @@
-"""A small Chinese BERT with whole-word masking (Cui et al. 2021) from 5.8M characters.
+"""A small Chinese BERT with whole-word masking (Cui et al. 2021) from 5.7M characters.
 
   LM_DATA=DIR python -m lm.train --config=experiments/bert_zh_wwm.py --workdir=runs/bert_zh
   LM_DATA=DIR python -m lm.train --config=experiments/finetune.py:chnsenticorp,runs/bert_zh \
