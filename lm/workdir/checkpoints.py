@@ -137,8 +137,7 @@ class Checkpoints:
       for item, tree in items.items():
         self._check(step, item, tree)
       if 'stopping' in self._manager.item_metadata(step):
-        args = ocp.args.Composite(stopping=ocp.args.JsonRestore())
-        stopping = self._manager.restore(step, args=args)['stopping']
+        stopping = ocp.JsonCheckpointHandler().restore(self.folder / str(step) / 'stopping')
       found = {name: self._read(step, name, tree) for name, tree in items.items()}
       return found | {'stopping': json_leaf(stopping)}
 
@@ -234,15 +233,15 @@ class Checkpoints:
         f'checkpoint {step} of {self.folder}: {item} takes {needed / 2**30:,.1f} GiB of the memory '
         f'of this host, and {free / 2**30:,.1f} GiB are available'
       )
-    processes = _all_processes()
+    # A Checkpointer would wait for the other processes, of which one may have read damaged files.
     handler = ocp.PyTreeCheckpointHandler(
-      restore_concurrent_gb=max(sizes, default=0) // 10**9 + 1, multiprocessing_options=processes
+      restore_concurrent_gb=max(sizes, default=0) // 10**9 + 1,
+      multiprocessing_options=_all_processes(),
     )
-    with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
-      folder = self.folder / str(step) / item
+    with contextlib.closing(handler):
       restore_args = ocp.checkpoint_utils.construct_restore_args(as_stored)
       args = ocp.args.PyTreeRestore(as_stored, restore_args=restore_args, partial_restore=partial)
-      return reader.restore(folder, args=args)
+      return handler.restore(self.folder / str(step) / item, args=args)
 
   def _check(self, step: int, item: str, abstract: Any) -> None:
     """Raises UserError if an item has other paths or shapes than `abstract`."""
