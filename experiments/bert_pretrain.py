@@ -5,20 +5,22 @@
 
 Entire words are masked, others in each epoch. `:modernbert` masks 30 % of the tokens, and no token
 is kept or random. `:english` reads the text of ngram.py, 2.9M words;
-experiments/finetune.py:sst2,runs/bert and :squad,runs/bert start from such a run.
+experiments/finetune.py:sst2,runs/bert and :squad,runs/bert start from such a run. `:bert` has the
+architecture of the paper: `python -m lm.convert to_hf` writes its runs for other libraries.
 
 For two CPU cores; the full run is still to be measured.
 """
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder, select_variant, smoke
+from lm.config.base import base, bert, encoder, select_variant, smoke
 from lm.config.pretraining import masked
 
 
 def get_config(arg=''):
   config = masked(recipe(encoder(depth=4, d_model=256, heads=4, context=128)))
-  return select_variant(config, arg, modernbert=modernbert, english=english, smoke=smoke)
+  variants = {'modernbert': modernbert, 'english': english, 'bert': published, 'smoke': smoke}
+  return select_variant(config, arg, **variants)
 
 
 def recipe(model):
@@ -37,6 +39,11 @@ def modernbert(config):
   transform = "lm.data.masking:masked(rate=0.3, unit='token', kept=0.0, random=0.0)"
   config.data.transforms = config.eval.sets.validation.transforms = (transform,)
   return config
+
+
+def published(config):
+  config.model = bert(depth=4, d_model=256, heads=4, context=128)
+  return masked(config)
 
 
 def english(config):

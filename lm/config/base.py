@@ -331,6 +331,27 @@ def encoder(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
   return model
 
 
+def bert(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:
+  """Returns the model section of BERT (Devlin et al. 2019), which predicts masked tokens.
+
+  `lm.convert to_hf` exports its runs.
+  """
+  model = encoder(depth, d_model, heads, context)
+  norm, gelu = 'lm.nn.layers:LayerNorm(epsilon=1e-12)', 'lm.nn.layers:gelu'
+  model.update(
+    {
+      'pooling': placeholder(str),
+      'head': f'lm.nn.heads:masked(activation={gelu!r}, norm={norm!r})',
+      'mlp': f'lm.nn.layers:Mlp(activation={gelu!r})',
+      'input_layer': f'lm.nn.embedding:normed(norm={norm!r}, types=2)',
+      'norm': norm,
+      'block_layout': 'lm.nn.layers:post_norm',
+      'final_norm': False,
+    }
+  )
+  return model
+
+
 def llama(
   depth: int, d_model: int, heads: int, kv_heads: int, d_mlp: int, context: int
 ) -> ConfigDict:

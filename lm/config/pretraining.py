@@ -23,11 +23,11 @@ def masked(config: ConfigDict, transform: str = 'lm.data.masking:masked') -> Con
   """An encoder predicts masked words (Devlin et al. 2019).
 
   Args:
-    config: has the model of an encoder.
+    config: has the model of an encoder; a head that it names stays.
     transform: import path with the arguments of lm.data.masking.masked.
   """
   config.model.pooling = placeholder(str)
-  config.model.head = 'lm.nn.heads:masked'
+  config.model.head = config.model.head or 'lm.nn.heads:masked'
   return corrupted(config, transform, special_tokens=(_MASK,))
 
 

@@ -16,7 +16,8 @@ from tokenizers import models, pre_tokenizers, processors
 
 import lm
 from lm import components
-from lm.config.base import base
+from lm.config.base import base, bert
+from lm.config.pretraining import masked
 from lm.errors import UserError
 from lm.pretrained import checkpoint, configs, families, safetensors, section
 from lm.text import tokenizers
@@ -295,3 +296,13 @@ def test_a_fine_tuned_run_with_another_frame_has_a_tokenizer_of_its_own(tmp_path
   made = reference.Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
   assert made.encode('').tokens == ['<|endoftext|>'] == made.encode('XY').tokens[:1]
   assert made.encode('XY').tokens[1:] == ['X', 'Y']
+
+
+def test_the_bert_that_experiments_pretrain_is_that_of_the_family():
+  config = base()
+  config.model = bert(depth=2, d_model=16, heads=2, context=32)
+  model = masked(config).model
+  model.vocab_size = 40
+  found, _ = configs.config_of(model)
+  assert found['architectures'] == ['BertForMaskedLM']
+  assert section.differences(families.family_of(found).model, model) == []
