@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   if args.prompt is None:
     raise UserError("--prompt is required, for example --prompt='The '")
   from lm.decode.sampling import sampler
-  from lm.decode.stream import prompt_encoder, stream_text
+  from lm.decode.stream import stream_text
   from lm.evaluation.ensembles import open_runs
   from lm.evaluation.predict import decode_config
   from lm.models.embeddings import Embeddings
@@ -42,7 +42,6 @@ def main(argv: list[str]) -> None:
     raise UserError(
       f'--workdir={workdir}: model.fn={loaded.config.model.fn!r} continues no prompt; {program}'
     )
-  encode = prompt_encoder(loaded.tokenizer)
   decode = cli.set_decoding(loaded.config.decode)
   config = decode_config(decode, loaded.tokenizer, 0)._replace(max_tokens=args.max_tokens)
   if decode.sampler is None:
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> None:
       config,
       [sample],
       args.seed,
-      encode,
+      decode.start,
       report=lambda note: print(f'lm.generate: {note}', file=sys.stderr),
     )
     first = next(pieces, ('',))  # raises an error of the prompt before any output

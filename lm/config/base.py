@@ -118,6 +118,7 @@ def base() -> ConfigDict:
         'max_length_ratio': 0.0,  # maximum output tokens per source token, plus 10; 0: none
         'batch_size': 64,  # prompts per batch
         'forbidden': (),  # ids of tokens that no text has, such as the padding of Marian
+        'start': (),  # ids before a prompt, such as the <bos> of Gemma; () for END, as in training
         # Import paths of builders (lm.decode.sampling): of the sampler where there is no beam, None
         # for greedy decoding; and of logits processors, for the beam too.
         'sampler': placeholder(str),

@@ -71,9 +71,12 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'optim.clip_norm': (lambda norm: norm > 0, 'above 0; inf clips nothing'),
   'model.logit_soft_cap': (lambda cap: cap > 0, 'above 0; None for no cap'),
-  'decode.forbidden': (
-    lambda ids: all(isinstance(i, int) and i >= 0 for i in ids),
-    'ids of tokens, such as (58100,)',
+  **dict.fromkeys(
+    ('decode.forbidden', 'decode.start'),
+    (
+      lambda ids: all(isinstance(i, int) and i >= 0 for i in ids),
+      'ids of tokens, such as (58100,)',
+    ),
   ),
   'decode.length_penalty': (math.isfinite, 'a finite number; 0 for no penalty'),
   **dict.fromkeys(

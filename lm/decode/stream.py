@@ -31,13 +31,20 @@ from lm.types import Apply, Array, Params
 TOKENS_PER_DISPATCH = 8
 
 
-def prompt_encoder(tokenizer: tokenizers.Tokenizer) -> Callable[[str], list[int]]:
-  """Returns the function from a prompt to its tokens, which follow the end token.
+def prompt_encoder(
+  tokenizer: tokenizers.Tokenizer, start: Sequence[int] = ()
+) -> Callable[[str], list[int]]:
+  """Returns the function from a prompt to its tokens, which follow `start`; see `document_start`.
 
   '<|end|>' in a prompt is text, as in a corpus.
   """
-  reader, end = text_reader(tokenizer), end_id(tokenizer)
-  return lambda prompt: [end, *reader.encode(prompt, add_special_tokens=False).ids]
+  reader, first = text_reader(tokenizer), document_start(tokenizer, start)
+  return lambda prompt: [*first, *reader.encode(prompt, add_special_tokens=False).ids]
+
+
+def document_start(tokenizer: tokenizers.Tokenizer, start: Sequence[int] = ()) -> tuple[int, ...]:
+  """Returns the ids of `decode.start`, or else END, which precedes each document in training."""
+  return tuple(start) or (end_id(tokenizer),)
 
 
 def stream_text(
@@ -49,7 +56,7 @@ def stream_text(
   config: DecodeConfig,
   key_indices: Sequence[int],
   seed: int = 0,
-  encode: Callable[[str], list[int]] | None = None,
+  start: Sequence[int] = (),
   report: Callable[[str], None] = lambda note: None,
 ) -> Iterator[list[str]]:
   """Yields the new text of every row after each step, empty once a row has ended.
@@ -69,20 +76,21 @@ def stream_text(
     config: as for `stream_tokens`; `end` is the tokenizer's.
     key_indices: of each row, the index of its key among those of the seed (`row_keys`).
     seed: of the keys of all rows.
-    encode: maps a prompt to its tokens; `prompt_encoder(tokenizer)` by default.
+    start: ids before each prompt; see `document_start`.
     report: is called with a note for the user.
 
   Raises:
     UserError: a prompt is longer than the model's context.
   """
-  encoded = list(map(encode or prompt_encoder(tokenizer), prompts))
+  encoded = list(map(prompt_encoder(tokenizer, start), prompts))
+  first = len(document_start(tokenizer, start))
   longest = max(map(len, encoded))
   check_prompt_length(model, longest, '--prompt')
   if longest + config.max_tokens > model.context + 1 and not model.reads_on:
     config = config._replace(max_tokens=model.context - longest + 1)
     report(f'the model reads {model.context} tokens: {config.max_tokens} are added to the prompt')
   pairs = zip(prompts, encoded, strict=True)
-  rows = [TextStream(tokenizer, ids[1:], prompt[-1:].isspace()) for prompt, ids in pairs]
+  rows = [TextStream(tokenizer, ids[first:], prompt[-1:].isspace()) for prompt, ids in pairs]
   for tokens in stream_tokens(model, apply, params, encoded, config, key_indices, seed):
     yield [
       row.finish() if token in (config.end, -1) else row.step(token)

@@ -98,7 +98,7 @@ def _decoder(run: Loaded) -> Decoder:
 
 
 def _batch(run: Loaded, text: str) -> Batch:
-  ids = jnp.array([prompt_encoder(run.tokenizer)(text)], jnp.int32)
+  ids = jnp.array([prompt_encoder(run.tokenizer, run.config.decode.start)(text)], jnp.int32)
   check_prompt_length(run.model, ids.size, f'{text[:40]!r}')
   return {'inputs': ids, 'segments': jnp.ones_like(ids), 'positions': jnp.arange(ids.size)[None]}
 

@@ -4,9 +4,10 @@ BLiMP (Warstadt et al. 2020) and ZhoBLiMP have such pairs in paradigms (`uid`), 
 phenomena (`term`). `score_pairs` scores both sentences of each pair, and `figures` counts how often
 the good one wins. The score of a sentence is, by the kind of the model:
 
-- decoders and recurrent language models: log p(sentence | END), left to right. END is the start of
-  a document in training. END after the sentence does not count: its probability is that of the
-  length of a training document, and other programs (Warstadt et al. 2020) leave it out too.
+- decoders and recurrent language models: log p(sentence | START), left to right. START is END, as
+  in training here, or `decode.start` of an imported model. END after the sentence does not count:
+  its probability is that of the length of a training document, and other programs (Warstadt et al.
+  2020) leave it out too.
 - encoders whose head is the vocabulary: pseudo-log-likelihood, the sum over tokens of
   log p(token | the others), with the token masked (Salazar et al. 2020). Special tokens do not
   count.
@@ -25,7 +26,7 @@ import numpy as np
 
 from lm.data import features
 from lm.data.sources.rows import FORMATS, Row, file_rows
-from lm.decode.stream import prompt_encoder
+from lm.decode.stream import document_start, prompt_encoder
 from lm.errors import UserError
 from lm.evaluation.predict import PredictStep, make_predict_step, packed_batches, predicted_pieces
 from lm.evaluation.trained_model import TrainedModel
@@ -234,8 +235,9 @@ def _reader(run: TrainedModel, source_mask: str | None) -> _Reader:
   if is_seq2seq:
     convert = _after_source(run, source_mask)
   elif getattr(run.model, 'continues_prompts', False):
-    encode = prompt_encoder(run.tokenizer)
-    convert = lambda sentence: [_continued(encode(sentence), 1, {})]  # noqa: E731
+    start = document_start(run.tokenizer, run.config.decode.start)
+    encode = prompt_encoder(run.tokenizer, start)
+    convert = lambda sentence: [_continued(encode(sentence), len(start), {})]  # noqa: E731
   elif run.fills_masks:
     step = make_predict_step(_masked_nats, run.apply)
     return _Reader(_masked_copies(run.tokenizer), step, 'values/nats')

@@ -35,7 +35,8 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
   how = decode_config(config.decode, tokenizer, 0)._replace(max_tokens=log.sample_tokens)
   if config.decode.sampler is None:
     how = how._replace(sample_fn=sampler(log.temperature, log.top_k, key='log.'))
-  encode = prompt_encoder(tokenizer)
+  start = config.decode.start
+  encode = prompt_encoder(tokenizer, start)
   for prompt in prompts:
     check_prompt_length(model, len(encode(prompt)), f'log.sample_prompts: {prompt[:40]!r}')
   apply = apply_of(model)
@@ -49,7 +50,7 @@ def samples(config: ConfigDict, functions: Inference, tokenizer: tokenizers.Toke
     # All devices and processes decode together, so that parameters stay sharded.
     with meshes.set_mesh(functions.mesh, functions.rules):
       pieces = list(
-        stream_text(model, apply, params, tokenizer, prompts, how, indices, seed, encode)
+        stream_text(model, apply, params, tokenizer, prompts, how, indices, seed, start)
       )
     texts = [''.join(row) for row in zip(*pieces, strict=True)] or [''] * len(prompts)
     return Evaluation(texts=list(zip(prompts, texts, strict=True)))

@@ -370,7 +370,7 @@ class TrainedModel(Loaded):
     """Returns how a language model, or an encoder whose head is the vocabulary, reads texts."""
     tokenizer = self.tokenizer
     if getattr(self.model, 'continues_prompts', False):
-      encode = prompt_encoder(tokenizer)
+      encode = prompt_encoder(tokenizer, self.config.decode.start)
       prompt = lambda e: Features({'inputs': np.array(encode(e['text']))}, {}, {})  # noqa: E731
       return _Reading(self._task, 'text', prompt=prompt)
     if not self.fills_masks:

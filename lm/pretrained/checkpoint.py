@@ -334,6 +334,8 @@ def import_checkpoint(
   config.log.sample_prompts = ()
   config.data.update(family.data)
   config.decode.update(family.decode)
+  if family.model.fn == 'lm.models.transformer:Decoder':
+    config.decode.start = tokenizers.ids_before(source.tokenizer)
   unused = unused_tensors(family, source)
 
   def keep_source(folder: Path) -> None:

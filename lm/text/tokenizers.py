@@ -270,6 +270,14 @@ def end_id(tokenizer: tokenizers.Tokenizer) -> int:
   return token
 
 
+def ids_before(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
+  """Returns the ids that the tokenizer's own post-processor puts before a text, such as <bos>."""
+  encodings = (tokenizer.encode(text, add_special_tokens=False) for text in tokenizer.get_vocab())
+  framed = tokenizer.post_process(next(encoding for encoding in encodings if encoding.ids))
+  before = itertools.takewhile(lambda of: of is None, framed.sequence_ids)
+  return tuple(framed.ids[: len(list(before))])
+
+
 def mask_token(tokenizer: tokenizers.Tokenizer) -> tuple[str, int]:
   """Returns the name and the id of the mask.
 

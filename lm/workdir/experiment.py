@@ -70,6 +70,7 @@ _LATER = (
   'decode.forbidden',
   'decode.logits_processors',
   'decode.sampler',
+  'decode.start',
   'models',
   'view',
 )

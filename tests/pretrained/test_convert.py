@@ -3,10 +3,14 @@ import pathlib
 import shutil
 
 import in_process
+import jax
 import numpy as np
 import pytest
+import tokenizers
 
+import lm
 from lm.errors import UserError
+from lm.evaluation import pairs
 from lm.pretrained import checkpoint, safetensors
 
 LLAMA = pathlib.Path(__file__).parent / 'checkpoints' / 'llama'
@@ -157,6 +161,30 @@ def test_all_programs_work_on_an_imported_run(folder, tmp_path):
   assert result.returncode == 0 and 'llama, 7,' in result.stdout, result.stderr
   result = in_process.run('generate', workdir, '--prompt=!"#', '--max_tokens=4')
   assert result.returncode == 0 and result.stdout.startswith('!"#')
+
+
+def test_texts_begin_as_the_tokenizer_of_the_checkpoint_says(folder, tmp_path):
+  file, first = folder / 'tokenizer.json', 7  # another token than that of the end
+  tokenizer = tokenizers.Tokenizer.from_file(str(file))
+  name = tokenizer.id_to_token(first)
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single=[name, '$A'], special_tokens=[(name, first)]
+  )
+  tokenizer.save(str(file))
+  checkpoint.import_checkpoint(folder, tmp_path / 'run')
+  run = lm.load(tmp_path / 'run')
+  ids = tokenizer.encode('ABC').ids
+  assert ids[0] == first
+  for _ in range(5):
+    ids.append(int(np.argmax(run.logits(np.array([ids]))[0, -1])))
+  assert run.generate(['ABC'], 5) == [tokenizer.decode(ids[4:])]
+  pair = pairs.Pair('uid', 'term', 'ABC', 'ABD', '')
+  nats = jax.nn.log_softmax(run.logits(np.array([ids[:4]]))[0])
+  (scored,) = pairs.score_pairs(run, [pair])
+  assert scored.good.tokens == 3
+  assert scored.good.nats == pytest.approx(
+    sum(float(nats[i, ids[i + 1]]) for i in range(3)), abs=1e-4
+  )
 
 
 @pytest.mark.parametrize(
