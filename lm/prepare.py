@@ -29,13 +29,13 @@ def main(argv: list[str]) -> None:
   # Imported after the flags are checked, because these modules take seconds to import.
   from lm.config import validate
   from lm.config.base import without_duplicates
-  from lm.data import pipeline
+  from lm.data import encoding, pipeline
   from lm.data.duplicates import report_lines
   from lm.progress import show_documents
 
   def report_duplicates(removed: bool) -> None:
     for name, path in pipeline.training_sources(config.data).items():
-      opened = pipeline.open_source(path, config.data.train_split)
+      opened = encoding.open_source(path, config.data.train_split)
       if report := getattr(opened, 'report', None):
         key = f'data.mixture.{name}' if name else 'data.source'
         print(cli.json_line({'key': key, 'removed': removed, **report}))

@@ -22,7 +22,7 @@ import numpy as np
 from lm.config.resolve import import_extra
 from lm.data import cache as caches
 from lm.data import fingerprints
-from lm.data.pipeline import open_source, text_of
+from lm.data.encoding import open_source, text_of
 from lm.data.sources.base import LazySequence, as_tuple
 from lm.errors import UserError
 from lm.progress import show_documents

@@ -12,7 +12,7 @@ any order: the output of one step is the raw text of the next.
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from lm.data.pipeline import text_of
+from lm.data.encoding import text_of
 from lm.task import Example
 from lm.text import normalize as text_normalize
 from lm.text import segment

@@ -11,7 +11,7 @@ import tokenizers
 from ml_collections import ConfigDict
 
 from lm.components import Inference
-from lm.data import features, pipeline
+from lm.data import encoding, features, pipeline
 from lm.evaluation.evaluators import Evaluation, Evaluator
 from lm.text.segment import word_spans
 from lm.text.tokenizers import unknown_id
@@ -55,7 +55,7 @@ def rates(tokenizer: tokenizers.Tokenizer, texts: Iterable[str]) -> dict[str, fl
     words += sum(1 for _ in word_spans(text))
     if characters >= _CHARACTERS:
       break
-  arrays = pipeline.text_encoder(tokenizer)(read)
+  arrays = encoding.text_encoder(tokenizer)(read)
   tokens, unknown = arrays['tokens'], unknown_id(tokenizer)
   count = max(len(tokens) - len(read), 1)
   found = {

@@ -7,7 +7,7 @@ import pytest
 
 from lm.config.base import base, evaluation, mixture, without_duplicates
 from lm.config.resolve import ref
-from lm.data import duplicates, pipeline
+from lm.data import duplicates, encoding, pipeline
 from lm.data.duplicates import distinct
 from lm.errors import UserError
 
@@ -100,7 +100,7 @@ def test_sources_of_a_mixture_do_not_repeat_each_other(write):
   mixture(config, paths)
   config.eval.sets = {name: evaluation(*pair) for name, pair in held_out(write).items()}
   without_duplicates(config)
-  opened = {n: pipeline.open_source(x.source, 'train') for n, x in config.data.mixture.items()}
+  opened = {n: encoding.open_source(x.source, 'train') for n, x in config.data.mixture.items()}
   texts = {name: [x['text'] for x in examples] for name, examples in opened.items()}
   assert texts == {'a': [DOCUMENTS[i] for i in (1, 6, 7, 8)], 'b': DOCUMENTS[:1]}
   assert config.eval.sets.work.source == held_out(write)['work'][1], 'evaluation is as it was'
@@ -111,8 +111,8 @@ def test_other_splits_and_examples_of_lists_are_read(write, tmp_path):
   corpus.write_text('one\ntwo\none\ntwo\none\none\n')
   source = f"lm.data.sources:text(files='{corpus}', documents='line', validation=0.3)"
   path = ref(distinct, source=source, near=None, held_out={'own': ('validation', '')})
-  assert [x['text'] for x in pipeline.open_source(path, 'validation')] == ['one', 'one']
-  assert [x['text'] for x in pipeline.open_source(path, 'train')] == ['one', 'two']
+  assert [x['text'] for x in encoding.open_source(path, 'validation')] == ['one', 'one']
+  assert [x['text'] for x in encoding.open_source(path, 'train')] == ['one', 'two']
   tagged = tmp_path / 'tagged.tsv'
   tagged.write_text('天\tO\n地\tO\n\n地\tO\n天\tO\n\n天\tB\n地\tO\n')
   words = f"lm.data.sources:conll(files='{tagged}', separator='')"

@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from lm.data import features, pipeline
+from lm.data import encoding, features, pipeline
 from lm.errors import UserError
 from lm.task import Features
 from lm.text import tokenizers
@@ -108,7 +108,7 @@ def test_features_of_chunks_are_concatenated(translating):
   arrays, example, meta = prepared(translating())
   assert [*meta['fields']] == ['source/source', 'tokens/inputs', 'tokens/targets']
   assert (meta['documents'], meta['features']) == (700, 700)
-  assert len(pipeline.chunks(700)) == 3
+  assert len(encoding.chunks(700)) == 3
   assert example.tolist() == list(range(700))
   assert lists(arrays['tokens/targets']) == [ids(str(i * i)) for i in range(700)]
   sources = [ids(f'n{i} ' + 'x' * (i % 3)) for i in range(700)]
@@ -146,7 +146,7 @@ def test_an_example_may_have_several_features_or_none(section):
 def test_several_processes_and_one_make_the_same_features(translating, tmp_path, monkeypatch):
   places = []
   for count, patience in ((1, 1e9), (2, 0.0)):
-    monkeypatch.setattr(pipeline, '_PATIENCE', patience)
+    monkeypatch.setattr(encoding, '_PATIENCE', patience)
     data = translating(count=1500, workers=count, cache=str(tmp_path / f'of {count}'))
     place, _ = pipeline._tokens(data, data['source'], 'train', BYTES, lambda *_: None)
     places.append({file.name: file.read_bytes() for file in place.iterdir()})

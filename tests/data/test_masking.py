@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lm.data import masking
+from lm.data.encoding import text_encoder
 from lm.data.masking import masked, masked_next_tokens, replaced
-from lm.data.pipeline import text_encoder
 from lm.errors import UserError
 from lm.text import tokenizers
 from lm.text.segment import word_spans

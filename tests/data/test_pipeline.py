@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from lm.data import pipeline
+from lm.data import encoding, pipeline
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -120,16 +120,16 @@ def test_steps_filter_and_split(section):
 
 def test_several_processes_and_one_prepare_the_same(section, tmp_path, monkeypatch):
   alone = pipeline.packed_rows(section('some_corpus:lines(count=3000)'), 'train', BYTES, 0)
-  monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
+  monkeypatch.setattr(encoding, '_PATIENCE', 0.0)
   data = section('some_corpus:lines(count=3000)', workers=3, cache=str(tmp_path / 'other'))
   shared = pipeline.packed_rows(data, 'train', BYTES, 0)
   assert documents(shared) == documents(alone) and shared.fingerprint == alone.fingerprint
-  assert len(pipeline.chunks(3000)) > 3 * pipeline._AHEAD
+  assert len(encoding.chunks(3000)) > 3 * encoding._AHEAD
 
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_errors_of_a_step_reach_the_user(section, monkeypatch, count):
-  monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
+  monkeypatch.setattr(encoding, '_PATIENCE', 0.0)
 
   def run(step):
     data = section('some_corpus:lines', prepare=(f'some_corpus:{step}',), workers=count)
@@ -142,12 +142,12 @@ def test_errors_of_a_step_reach_the_user(section, monkeypatch, count):
 
 
 def test_errors_in_workers_reach_the_parent(section, monkeypatch):
-  source = pipeline.open_source('some_corpus:lines', 'train')
-  chunks = pipeline.chunks(len(source))
+  source = encoding.open_source('some_corpus:lines', 'train')
+  chunks = encoding.chunks(len(source))
 
   def run(step):
-    job = pipeline.Job('some_corpus:lines', 'train', (f'some_corpus:{step}',), BYTES.to_str())
-    return list(pipeline._encode_in_processes(2, job, chunks))
+    job = encoding.Job('some_corpus:lines', 'train', (f'some_corpus:{step}',), BYTES.to_str())
+    return list(encoding._encode_in_processes(2, job, chunks))
 
   with pytest.raises(UserError, match='the user is mistaken'):
     run('mistaken')
@@ -238,8 +238,8 @@ def test_progress_is_reported(section):
 
 def test_long_documents_are_tokenized_in_pieces_without_loss(section, corpus, monkeypatch):
   text = '\n'.join(f'line {n}, and more of it' for n in range(500))
-  monkeypatch.setattr(pipeline, '_PIECE', 100)
-  monkeypatch.setattr(pipeline, '_BATCH', 250)
+  monkeypatch.setattr(encoding, '_PIECE', 100)
+  monkeypatch.setattr(encoding, '_BATCH', 250)
   rows = pipeline.packed_rows(section(corpus(text)), 'train', BYTES, 0)
   assert documents(rows) == [text]
 
@@ -247,16 +247,16 @@ def test_long_documents_are_tokenized_in_pieces_without_loss(section, corpus, mo
 def test_a_document_with_more_bytes_than_int32_is_rejected(tmp_path):
   chunk = {'tokens': np.zeros(2, np.uint16), 'counts': np.array([2]), 'sizes': np.array([2**31])}
   with pytest.raises(UserError, match=r'document 1 has 2,147,483,648 bytes; .*2,147,483,647'):
-    pipeline.write_tokens(tmp_path, [chunk], np.uint16)
+    encoding.write_tokens(tmp_path, [chunk], np.uint16)
   chunk['sizes'] -= 1
-  assert pipeline.write_tokens(tmp_path, [chunk], np.uint16)['bytes'] == 2**31 - 1
+  assert encoding.write_tokens(tmp_path, [chunk], np.uint16)['bytes'] == 2**31 - 1
 
 
 def test_pieces_of_long_and_short_texts_are_joined(monkeypatch):
-  monkeypatch.setattr(pipeline, '_PIECE', 10)
-  monkeypatch.setattr(pipeline, '_BATCH', 25)
+  monkeypatch.setattr(encoding, '_PIECE', 10)
+  monkeypatch.setattr(encoding, '_BATCH', 25)
   texts = ['ab', '', 'é' * 40, 'one two three four', '']
-  encoded = pipeline.text_encoder(BYTES)(iter(texts))
+  encoded = encoding.text_encoder(BYTES)(iter(texts))
   assert encoded['sizes'].tolist() == [len(t.encode()) for t in texts]
   assert encoded['counts'].tolist() == [len(t.encode()) + 1 for t in texts]
   expected = [b for t in texts for b in [*(x + 1 for x in t.encode()), 0]]
@@ -265,7 +265,7 @@ def test_pieces_of_long_and_short_texts_are_joined(monkeypatch):
 
 def test_a_long_line_is_cut_between_words(section, corpus, monkeypatch):
   text = ' '.join(f'word{n}' for n in range(500))
-  monkeypatch.setattr(pipeline, '_PIECE', 100)
+  monkeypatch.setattr(encoding, '_PIECE', 100)
   tokenizer = tokenizers.words([text], min_count=1, pattern=r'\S+')
   rows = pipeline.packed_rows(section(corpus(text)), 'train', tokenizer, 0)
   assert rows.tokens == 500 + 1
@@ -320,9 +320,9 @@ def test_a_corpus_that_trains_no_tokenizer_is_reported(section, source):
 
 PREPARE = """
   import json, sys
-  from lm.data import pipeline
+  from lm.data import encoding, pipeline
   from lm.text import tokenizers
-  pipeline._PATIENCE = 0  # workers are started wherever there is something left to do
+  encoding._PATIENCE = 0  # workers are started wherever there is something left to do
   rows = pipeline.packed_rows(json.loads(sys.argv[1]), 'train', tokenizers.bytes([]), 0)
   print(rows.fingerprint, rows.tokens)
 """
@@ -399,7 +399,7 @@ def test_a_full_disk_leaves_no_partial_tokens(section, monkeypatch):
   data = section('some_corpus:lines')
 
   def fill(job, source, count):
-    yield pipeline.text_encoder(BYTES)(['some text'])
+    yield encoding.text_encoder(BYTES)(['some text'])
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
@@ -421,7 +421,7 @@ def test_damaged_tokens_are_prepared_again_with_a_warning(section, capsys):
 
 def test_text_that_looks_like_a_special_token_is_text():
   texts = ['a<|end|>é', '', '<|end|>']
-  encoded = pipeline.text_encoder(tokenizers.bytes([]))(texts)
+  encoded = encoding.text_encoder(tokenizers.bytes([]))(texts)
   # By hand: byte b is token b + 1, and each document ends with one END, token 0.
   expected = [[b + 1 for b in text.encode()] + [0] for text in texts]
   assert encoded['tokens'].tolist() == [token for ids in expected for token in ids]

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001
 import pytest
 
-from lm.data import pipeline, preprocess
+from lm.data import encoding, pipeline, preprocess
 from lm.errors import UserError
 from lm.text import tokenizers
 
@@ -75,7 +75,7 @@ def same(words):
 
 def test_a_tagger_is_named_by_its_path():
   step = 'lm.data.preprocess:tag_words(tagger="test_preprocess:same", separator=" ")'
-  (example,) = pipeline.prepared_examples([{'text': 'old dogs'}], [step], 0, 1)
+  (example,) = encoding.prepared_examples([{'text': 'old dogs'}], [step], 0, 1)
   assert list(example['tags']) == ['old', 'dogs']
 
 
@@ -99,7 +99,7 @@ def test_steps_return_the_same_in_every_process(section, corpus, monkeypatch):
   byte_tokens = tokenizers.bytes([])
   alone = pipeline.packed_rows(data, 'train', byte_tokens, 0)
   assert alone.documents == 2000 and '7 dogs 7 .' in documents(alone)
-  monkeypatch.setattr(pipeline, '_PATIENCE', 0.0)
+  monkeypatch.setattr(encoding, '_PATIENCE', 0.0)
   shared = pipeline.packed_rows(
     data | {'workers': 2, 'cache': data['cache'] + '2'}, 'train', byte_tokens, 0
   )

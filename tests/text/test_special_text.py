@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lm.data import pipeline
+from lm.data import encoding
 from lm.errors import UserError
 from lm.task import Task
 from lm.tasks import classification, extractive_qa
@@ -62,7 +62,7 @@ def test_end_lookalike_is_text_everywhere(layout):
   tokenizer.add_special_tokens(SPECIALS)
   end, text = end_id(tokenizer), 'a </s> b'
   assert end == 2
-  encoded = pipeline.text_encoder(tokenizer)([text, 'a </s>'])
+  encoded = encoding.text_encoder(tokenizer)([text, 'a </s>'])
   assert (np.flatnonzero(encoded['tokens'] == end) == np.cumsum(encoded['counts']) - 1).all()
   assert end not in tokenizers.parts_encoder(tokenizer)([text])
   task = Task(lambda e: [e['text']], lambda e: '', lambda e: '', lambda e: [(0, 1, 'x')])
@@ -106,7 +106,7 @@ def test_vocabulary_size_is_the_highest_id_plus_one():
   assert vocabulary_size(with_holes()) == 41 and with_holes().get_vocab_size() == 29
   assert vocabulary_size(tokenizers.bytes([])) == 257
   # One more id than uint16 holds.
-  assert pipeline.text_encoder(with_holes(70_000))(['a b'])['tokens'].tolist() == [2, 70_000, 3, 0]
+  assert encoding.text_encoder(with_holes(70_000))(['a b'])['tokens'].tolist() == [2, 70_000, 3, 0]
 
 
 def test_special_tokens_get_free_ids():
