@@ -4,7 +4,7 @@ The package `gguf` (extra `gguf`) reads the file and dequantizes its tensors.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +43,11 @@ _GEMMA_NAMES = _LAYER_NAMES | {
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 _CASELESS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"""
 _REST = r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_LLAMA_3 = 'llama-bpe'  # its words of the vocabulary need no merges
 _PIECES = {
   'gpt-2': _WORDS,
   'smollm': _WORDS,
-  'llama-bpe': _CASELESS + r'\p{N}{1,3}' + _REST,
+  _LLAMA_3: _CASELESS + r'\p{N}{1,3}' + _REST,
   'qwen2': _CASELESS + r'\p{N}' + _REST,
 }
 _CONTROL = 3  # of tokenizer.ggml.token_type
@@ -178,18 +179,12 @@ def _tokenizer(
     tokens, scores, kinds = (
       field(f'tokenizer.ggml.{name}') for name in ('tokens', 'scores', 'token_type')
     )
-    start = fields.get('tokenizer.ggml.bos_token_id')
     try:
       unknown = fields.get('tokenizer.ggml.unknown_token_id', 0)
       model = pieces.bpe_model(tokens, scores, kinds, unknown)
       space_prefix = fields.get('tokenizer.ggml.add_space_prefix', True)
       tokenizer = pieces.assemble(model, tokens, kinds, [], space_prefix)
-      if start is not None and fields.get('tokenizer.ggml.add_bos_token', True):
-        first = tokens[start]
-        tokenizer.post_processor = processors.TemplateProcessing(
-          single=[first, '$A'], pair=[first, '$A', first, '$B'], special_tokens=[(first, start)]
-        )
-      return tokenizer
+      return _with_start(tokenizer, fields, tokens, default=True)
     except Exception as e:  # the library raises nothing more precise
       raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
   if kind != 'gpt2' or pre not in _PIECES:
@@ -201,7 +196,8 @@ def _tokenizer(
   vocabulary = {token: i for i, token in enumerate(tokens)}
   try:
     merges = [tuple(merge.split(' ')) for merge in field('tokenizer.ggml.merges')]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    bpe = models.BPE(vocabulary, merges, ignore_merges=pre == _LLAMA_3)
+    tokenizer = tokenizers.Tokenizer(bpe)
   except Exception as e:  # the library raises nothing more precise
     raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
   digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == 'smollm' else []
@@ -213,6 +209,19 @@ def _tokenizer(
   tokenizer.decoder = decoders.ByteLevel()
   pairs = zip(tokens, kinds, strict=True)
   tokenizer.add_special_tokens([token for token, kind in pairs if kind == _CONTROL])
+  return _with_start(tokenizer, fields, tokens, default=pre == _LLAMA_3)
+
+
+def _with_start(
+  tokenizer: tokenizers.Tokenizer, fields: Mapping[str, Any], tokens: Sequence[str], default: bool
+) -> tokenizers.Tokenizer:
+  """Puts <bos> before texts if the file says so, or else if llama.cpp does by `default`."""
+  start = fields.get('tokenizer.ggml.bos_token_id')
+  if start is not None and fields.get('tokenizer.ggml.add_bos_token', default):
+    first = tokens[start]
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=[first, '$A'], pair=[first, '$A', first, '$B'], special_tokens=[(first, start)]
+    )
   return tokenizer
 
 

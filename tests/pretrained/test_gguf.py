@@ -59,7 +59,10 @@ def write(file, **fields):
   writer.add_tokenizer_model('gpt2')
   writer.add_tokenizer_pre(fields.get('pre', 'gpt-2'))
   # A merge needs its result in the vocabulary, in place of the last token.
-  tokens = [*sorted(vocabulary, key=vocabulary.get)[:-1], fields.get('last', '!"')]
+  tokens = [*sorted(vocabulary, key=vocabulary.get)[:-2], 'AB', fields.get('last', '!"')]
+  writer.add_bos_token_id(1)
+  if 'add_bos' in fields:
+    writer.add_add_bos_token(fields['add_bos'])
   writer.add_token_list(tokens)
   writer.add_token_types([3, *[1] * (len(tokens) - 1)])
   writer.add_token_merges(['! "'])
@@ -98,6 +101,23 @@ def test_a_gguf_file_has_the_parameters_of_its_source(tmp_path):
   again = lm.load(tmp_path / 'again')
   for x, y in zip(jax.tree.leaves(run.params), jax.tree.leaves(again.params), strict=True):
     np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'start', 'words'),
+  [
+    ({}, (), ['A', 'B']),
+    ({'add_bos': True}, (1,), ['A', 'B']),
+    ({'pre': 'llama-bpe'}, (1,), ['AB']),  # both are what llama.cpp does for Llama 3
+    ({'pre': 'llama-bpe', 'add_bos': False}, (), ['AB']),
+  ],
+)
+def test_texts_begin_and_divide_as_in_llama_cpp(fields, start, words, tmp_path):
+  write(tmp_path / 'a.gguf', **fields)
+  checkpoint.import_checkpoint(tmp_path / 'a.gguf', tmp_path / 'run')
+  run = lm.load(tmp_path / 'run')
+  assert tuple(run.config.decode.start) == start
+  assert run.tokenizer.encode('AB').tokens[len(start) :] == words
 
 
 def write_gemma(file):
