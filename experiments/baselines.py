@@ -5,7 +5,7 @@
 Prints one JSON line. Any CPU, at most a minute. The methods:
 
 - squad and cmrc2018: a sliding window of word overlap (after Richardson et al. 2013).
-- sst2, chnsenticorp_hotel and ag_news: logistic regression on bags of words or characters
+- sst2, chnsenticorp_hotel, ag_news and rte: logistic regression on bags of words or characters
   (`pip install -e '.[eval]'`).
 - online_shopping: the same with several labels, on characters, by stochastic gradient descent.
 - python_functions: the mean of the training values, and ridge regression on bags of words.
@@ -149,6 +149,9 @@ BASELINES = {
   ),
   'ag_news': lambda: classification(
     '$LM_DATA/ag_news/{split}.tsv', ('title', 'description'), characters=False
+  ),
+  'rte': lambda: classification(
+    '$LM_DATA/rte/{split}.tsv', ('premise', 'hypothesis'), characters=False
   ),
   'online_shopping': multilabel,
   'python_functions': regression,
