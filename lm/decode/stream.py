@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -130,6 +131,8 @@ def stream_tokens(
   limits_B = np.full(len(indices), config.max_tokens, np.int32)
   config = config._replace(max_tokens=buffer_len)
   seeds = np.uint32(seed), np.asarray(key_indices, np.uint32)[indices]
+  if hasattr(model, 'separate_layers'):
+    params = _separate_layers(model, params)  # one copy for all tokens, not one for each dispatch
   state = _begin(model, apply, config, params, batch, seeds, limits_B)
   shown, ended = 0, False
   while not ended:
@@ -138,6 +141,11 @@ def stream_tokens(
     for n in range(shown, lengths_B.max()):
       yield np.where(n < lengths_B, tokens_BL[:, n], -1)[: len(prompts)]
     shown, ended = lengths_B.max(), done_B.all()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _separate_layers(model: Any, params: Params) -> Params:
+  return model.separate_layers(params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

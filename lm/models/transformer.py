@@ -441,6 +441,18 @@ class Decoder(Transformer):
     """
     return self._flops(params, context, ('decoder',), self.depth)
 
+  def separate_layers(self, params: Params) -> Params:
+    """Returns the parameters with arrays for each group of layers, to be used with a KV cache.
+
+    A program that receives stacked layers copies each of them before its loop over tokens.
+    """
+    decoder = dict(params['decoder'])
+    groups = range(len(jax.tree.leaves(decoder['layers'])[0]))
+    decoder['layers'] = {
+      str(i): jax.tree.map(lambda x, i=i: x[i], decoder['layers']) for i in groups
+    }
+    return {**params, 'decoder': decoder}
+
 
 class Encoder(Transformer):
   """A bidirectional encoder with a head: `(batch) -> Output`. It ignores `cache`.
@@ -581,7 +593,9 @@ def _partial(field: str, fn: Callable[..., nn.Module], kwargs: Mapping[str, Any]
 
 
 def _unstack(stacked: Any) -> list[Any]:
-  """Returns the parameters of each layer group."""
+  """Returns the parameters of each layer group; see `Decoder.separate_layers`."""
+  if '0' in stacked:
+    return [stacked[str(i)] for i in range(len(stacked))]
   groups = len(jax.tree.leaves(stacked)[0])
   # XLA:CPU copies a slice with a constant index before reading it. For GPT-2, these copies take a
   # third of a decode step. A slice with an unknown index is read in place.

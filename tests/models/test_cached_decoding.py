@@ -51,6 +51,16 @@ def test_pieces_and_single_steps_equal_the_full_pass(variant, functions_of, batc
   assert cache['lengths'].tolist() == [T] * 2
 
 
+@pytest.mark.parametrize('variant', ['llama', 'windows'])
+def test_separate_layers_have_the_states_of_stacked_ones(variant, decoder, params_of, batch_of):
+  model, batch = decoder(variant), _part(batch_of(T=T), 0, T)
+  params, apply = params_of(model), apply_of(model)
+  separate = model.separate_layers(params)
+  assert len(separate['decoder']['layers']) == 2 and 'layer_0' in separate['decoder']['layers']['1']
+  run = jax.jit(lambda params: apply(params, batch, cache=model.init_cache(2, SLOTS)).hidden)
+  np.testing.assert_allclose(run(separate), run(params), atol=1e-6)
+
+
 # Rows of one cache may be at different positions, after prompts of different lengths.
 LENGTHS = (7, 3, 5)
 
