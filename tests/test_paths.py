@@ -127,7 +127,7 @@ def closure(module: str) -> set[str]:
   return reached
 
 
-@pytest.mark.parametrize(('module', 'most'), [('lm.train', 50), ('lm.nn.layers', 12)])
+@pytest.mark.parametrize(('module', 'most'), [('lm.train', 51), ('lm.nn.layers', 12)])
 def test_few_modules_are_reached_by_imports(module, most):
   reached = closure(module)
   assert len(reached) <= most, sorted(reached)
