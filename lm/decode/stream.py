@@ -22,10 +22,11 @@ from lm.decode.loop import (
   prefill,
 )
 from lm.decode.sampling import row_keys
+from lm.errors import UserError
 from lm.parallel import mesh as meshes
 from lm.task import Features
 from lm.text.detokenize import TextStream
-from lm.text.tokenizers import end_id, text_reader
+from lm.text.tokenizers import end_id, text_reader, vocabulary_size
 from lm.types import Apply, Array, Params
 
 # Tokens of one call of the compiled loop, which share the cost of its dispatch.
@@ -44,7 +45,16 @@ def prompt_encoder(
 
 
 def document_start(tokenizer: tokenizers.Tokenizer, start: Sequence[int] = ()) -> tuple[int, ...]:
-  """Returns the ids of `decode.start`, or else END, which precedes each document in training."""
+  """Returns the ids of `decode.start`, or else END, which precedes each document in training.
+
+  Raises:
+    UserError: an id is not one of the tokenizer.
+  """
+  if unknown := [i for i in start if i >= vocabulary_size(tokenizer)]:
+    count = vocabulary_size(tokenizer)
+    raise UserError(
+      f'decode.start={tuple(start)}: {unknown[0]} is not below {count}, the vocabulary'
+    )
   return tuple(start) or (end_id(tokenizer),)
 
 

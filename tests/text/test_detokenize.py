@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from lm.decode import stream as decode_stream
 from lm.decode.loop import DecodeConfig
+from lm.errors import UserError
 from lm.text import detokenize, tokenizers
 from lm.text.detokenize import TextStream, group_words
 
@@ -120,6 +121,11 @@ def test_a_space_at_the_end_of_a_prompt_is_not_doubled(monkeypatch):
 def test_a_prompt_that_looks_like_the_end_is_text(monkeypatch):
   tokenizer = tokenizers.bytes([])
   assert decode_stream.prompt_encoder(tokenizer)('<|end|>') == [0, *(b + 1 for b in b'<|end|>')]
+
+
+def test_a_start_outside_the_vocabulary_is_refused():
+  with pytest.raises(UserError, match=r'decode\.start=\(7, 300\): 300 is not below 257'):
+    decode_stream.prompt_encoder(tokenizers.bytes([]), (7, 300))
 
 
 def test_words_of_invalid_bytes_have_all_tokens():
