@@ -56,24 +56,17 @@ def kinds(path: str, turns: int, steps: int) -> dict[str, Callable[[int], None]]
   # Imported here, because they import jax.
   import jax
 
-  from lm import components
-  from lm.data import batches, pipeline
+  from lm.data import batches
   from lm.parallel import mesh as meshes
-  from lm.text.tokenizers import vocabulary_size
   from lm.training import warm_start
   from lm.training.train_step import abstract_state, make_train_step
+  from lm.training.trainer import set_up
   from lm.workdir import experiment
 
   config = experiment.load(path)
   if not config.data.transforms:
     raise UserError(f'--config={path}: data.transforms is empty, so there is nothing to measure')
-  tokenizer = pipeline.tokenizer(config.data)
-  rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed)
-  transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
-  functions = components.build_components(config, vocabulary_size(tokenizer), jax.devices()[:1])
-  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
-  shapes = components.abstract_row({name: values[0] for name, values in row.items()})
-  functions = components.with_row(functions, config, shapes)
+  tokenizer, rows, transforms, _, functions = set_up(config, devices=jax.devices()[:1])
   abstract, _ = abstract_state(functions)
   state, _ = warm_start.initial_state(config, functions, tokenizer, abstract)
   step = make_train_step(functions, config.seed, config.microbatches, abstract)

@@ -14,14 +14,14 @@ from lm import components as builder
 from lm.bench.worker import BUFFER_SIZE, MATMUL_SIZE, Candidate, Limit, Shape, Training
 from lm.config import base as configs
 from lm.config.recurrent import recurrent
-from lm.data import batches, pipeline
+from lm.data import batches
 from lm.decode.loop import DecodeConfig
 from lm.decode.stream import stream_tokens
 from lm.evaluation.sets import Sets
 from lm.parallel import mesh as meshes
-from lm.text.tokenizers import vocabulary_size
 from lm.training import warm_start
 from lm.training.train_step import abstract_state, init_train_state, make_train_step
+from lm.training.trainer import set_up
 from lm.types import apply_of
 from lm.workdir import experiment
 
@@ -107,10 +107,7 @@ def finetuning(config: str, seed: int, folder: str) -> Training:
   del folder
   found = experiment.load(config)
   found.seed = seed
-  tokenizer = pipeline.tokenizer(found.data)
-  functions = builder.build_components(found, vocabulary_size(tokenizer), jax.devices()[:1])
-  rows = pipeline.packed_rows(found.data, found.data.train_split, tokenizer, seed)
-  transforms = batches.open_transforms(found.data.transforms, tokenizer, rows)
+  tokenizer, rows, transforms, _, functions = set_up(found, devices=jax.devices()[:1])
   abstract, _ = abstract_state(functions)
   state, _ = warm_start.initial_state(found, functions, tokenizer, abstract)
   step = make_train_step(functions, seed, found.microbatches, abstract)

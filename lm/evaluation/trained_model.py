@@ -16,6 +16,7 @@ import contextlib
 import functools
 import inspect
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from lm.decode.loop import DecodeConfig
 from lm.decode.stream import prompt_encoder
 from lm.errors import UserError, check_choice, check_range
 from lm.evaluation import calibration
+from lm.evaluation.long_rows import POLICIES, fit
 from lm.evaluation.predict import (
   Prediction,
   PredictStep,
@@ -45,7 +47,6 @@ from lm.nn import heads, pooling
 from lm.nn.hooks import with_hooks
 from lm.task import Convert, Example, Features, Pieces, Task, string_field
 from lm.tasks import fill_mask
-from lm.tasks.extractive_qa import windows
 from lm.text.detokenize import TextStream
 from lm.text.files import lone_surrogate
 from lm.text.framing import frame, framing_of
@@ -55,7 +56,6 @@ from lm.workdir import files
 from lm.workdir import load as workdirs
 from lm.workdir.load import Loaded
 
-POLICIES = ('error', 'truncate', 'windows')
 MAX_TOKENS = 100  # of a continuation, by default
 Place = Callable[[int], str]  # the name of a row, for errors
 Pooling = Callable[[Array, Array, int], Array]
@@ -445,45 +445,19 @@ class TrainedModel(Loaded):
       UserError: an example is unsuitable, or too long for its policy.
     """
     check_choice('too_long', policy, POLICIES)
+    limits, special = features.length_limits(self.config.data), special_ids(self.tokenizer)
+    unlimited = policy == 'error' and getattr(self.model, 'reads_on', False)
+
+    def fitting(one: Features, texts: int) -> list[Features]:
+      limit = sys.maxsize if unlimited else limits['source' if one.source else 'tokens'][1]
+      return fit(one, policy, limit, special, texts)
+
     found = []
     for i, example in enumerate(examples):
       with _at(place, i):
-        fitting = [each for f in convert(example) for each in self._fit(f, example, policy)]
-        found.append(fitting)
+        texts = len(text_parts(self._task.inputs(example))) if policy == 'windows' else 1
+        found.append([each for one in convert(example) for each in fitting(one, texts)])
     return found
-
-  def _fit(self, one: Features, example: Example, policy: str) -> list[Features]:
-    """Returns features within the length of a row: one, or several windows."""
-    stream = 'source' if one.source else 'tokens'
-    arrays, data = getattr(one, stream), self.config.data
-    size, limit = len(next(iter(arrays.values()))), features.length_limits(data)[stream][1]
-    if size < 1:
-      raise UserError('the text has no tokens')
-    if size <= limit or (policy == 'error' and getattr(self.model, 'reads_on', False)):
-      return [one]
-    if policy == 'error' or 'mask' in one.values:
-      remedy = '' if 'mask' in one.values else "; too_long='truncate' or 'windows' reads more"
-      raise UserError(f'{size} tokens, and the model reads {limit}{remedy}')
-    if policy == 'windows' and len(text_parts(self._task.inputs(example))) > 1:
-      raise UserError(f"{size} tokens, and too_long='windows' does not divide several texts")
-    if policy == 'truncate' and one.shortened is not None:
-      kept = one.shortened(limit)
-      return [one._replace(tokens={name: x[kept] for name, x in arrays.items()})]
-    is_text = ~np.isin(arrays['inputs' if stream == 'tokens' else stream], self._special)
-    first = int(np.argmax(is_text)) if is_text.any() else 0
-    after = int(np.argmax(is_text[::-1])) if is_text.any() else 0
-    last, free = size - after, limit - first - after
-    parts = list(windows(last - first, free, free))[: 1 if policy == 'truncate' else None]
-
-    def cut(x: np.ndarray, part: slice) -> np.ndarray:
-      return np.concatenate([x[:first], x[first:last][part], x[last:]])
-
-    found: list[Any] = [{name: cut(x, part) for name, x in arrays.items()} for part in parts]
-    return [one._replace(**{stream: each}) for each in found]
-
-  @functools.cached_property
-  def _special(self) -> np.ndarray:
-    return np.array(sorted(special_ids(self.tokenizer)), int)
 
   def _pieces(
     self, step: PredictStep, fits: Sequence[Sequence[Features]], batch_size: int

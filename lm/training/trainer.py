@@ -7,11 +7,12 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer
 
 from lm import components
 from lm.components import Components
@@ -24,7 +25,7 @@ from lm.evaluation.evaluators import Evaluators
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
 from lm.parallel.host import Stop
-from lm.progress import show_documents, silent
+from lm.progress import Report, show_documents, silent
 from lm.text.tokenizers import vocabulary_size
 from lm.training import diagnostics, early_stopping, warm_start
 from lm.training.callbacks import Callback, Finished, MetricLogger, Profile, open_callbacks
@@ -46,6 +47,52 @@ from lm.workdir.run_data import losses_by_step, metrics_at
 
 # Chooses the checkpoints of further models, where a config has `models` or `view`.
 PINNED = 'lm.training.named_trees:pinned'
+
+
+class Setup(NamedTuple):
+  """The data and the functions of a training run.
+
+  Attributes:
+    tokenizer: of the run.
+    rows: of the training split.
+    transforms: of data.transforms.
+    row: one row, transformed.
+    components: with an objective that knows the corpus; `row` initializes the parameters.
+  """
+
+  tokenizer: Tokenizer
+  rows: batches.Rows
+  transforms: tuple[batches.Transform, ...]
+  row: dict[str, np.ndarray]
+  components: Components
+
+
+def set_up(
+  config: ConfigDict,
+  tokenizer: Tokenizer | None = None,
+  report: Report = silent,
+  devices: Sequence[jax.Device] | None = None,
+) -> Setup:
+  """Prepares the data of a config, and builds its functions.
+
+  Args:
+    config: of the experiment.
+    tokenizer: None for that of the config.
+    report: receives the number of documents read.
+    devices: of the mesh; None for all.
+
+  Raises:
+    UserError: something in the config or the data is wrong.
+  """
+  tokenizer = tokenizer or pipeline.tokenizer(config.data, report)
+  built = components.build_components(config, vocabulary_size(tokenizer), devices)
+  rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed, report)
+  built = components.pass_corpus(built, config, rows, tokenizer)
+  transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
+  first = batches.batch_at(rows, transforms, 1, config.seed, 0)
+  row = {name: x[0] for name, x in first.items()}
+  built = components.with_row(built, config, components.abstract_row(row))
+  return Setup(tokenizer, rows, transforms, row, built)
 
 
 def train(
@@ -86,17 +133,9 @@ def train(
   warm_start.check(config.warm_start)
   host.enable_compilation_cache(cache.directory(config.data.cache))
   show = show_documents if multihost.is_primary() else silent
-  if new_data and (workdir / 'tokenizer.json').is_file():
-    tokenizer = experiment.read_tokenizer(workdir)
-  else:
-    tokenizer = pipeline.tokenizer(config.data, show)
-  built = components.build_components(config, vocabulary_size(tokenizer))
-  rows = pipeline.packed_rows(config.data, config.data.train_split, tokenizer, config.seed, show)
-  built = components.pass_corpus(built, config, rows, tokenizer)
-  transforms = batches.open_transforms(config.data.transforms, tokenizer, rows)
-  row = batches.batch_at(rows, transforms, 1, config.seed, 0)
-  shapes = components.abstract_row({name: x[0] for name, x in row.items()})
-  built = components.with_row(built, config, shapes)
+  kept = new_data and (workdir / 'tokenizer.json').is_file()
+  tokenizer = experiment.read_tokenizer(workdir) if kept else None
+  tokenizer, rows, transforms, row, built = set_up(config, tokenizer, show)
   host_memory.check_batches(config, built, rows, transforms)
   diagnostics.check_targets(rows, transforms, config)
   evaluators = Evaluators(config, built, tokenizer)
@@ -135,6 +174,7 @@ def train(
     with files.one_line_errors(workdir):
       warnings: list[str] = []
       if multihost.is_primary():
+        shapes = components.abstract_row(row)
         warnings = experiment.write_run_config(
           config, path_and_arg, tokenizer, workdir, rows.content, new_data, shapes
         )
@@ -451,9 +491,9 @@ def _evaluation(workdir: pathlib.Path, step: int) -> dict[str, float]:
 def _first_batch(
   config: ConfigDict, row: Mapping[str, np.ndarray], batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the shapes and dtypes of the batches of one dispatch, from a batch of one row."""
+  """Returns the shapes and dtypes of the batches of one dispatch."""
   shape = (min(config.steps_per_call, config.steps), batch_size)
-  return {k: jax.ShapeDtypeStruct((*shape, *x.shape[1:]), x.dtype) for k, x in row.items()}
+  return {k: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype) for k, x in row.items()}
 
 
 def _wait_for_workdir(workdir: pathlib.Path) -> None:
