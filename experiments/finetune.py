@@ -1,4 +1,4 @@
-"""Fine-tuning of an encoder, imported or pretrained here, on the tasks of $LM_DATA.
+"""Fine-tuning of a model, imported or pretrained here, on the tasks of $LM_DATA.
 
   python -m lm.convert from_hf DIR --workdir=runs/minilm
   export LM_DATA=DIR
@@ -6,6 +6,7 @@
 
 The argument is TASK,WORKDIR. The sizes of the model, its tokenizer with its special tokens, and all
 its parameters come from that workdir; the head is new. BERT's pooler is kept where there is one.
+Decoders stay causal unless --config.model.causal=False; of an encoder-decoder, the encoder is taken.
 
 TASK is sst2, ag_news (classes), rte (classes of pairs), wnut17 (tags) or squad (answers), and in
 Chinese chnsenticorp, msra_ner or cmrc2018. TASK,WORKDIR,random trains the same model from scratch.
@@ -42,7 +43,7 @@ from lm.errors import UserError
 from lm.pretrained import checkpoint, families, safetensors
 from lm.text import tokenizers
 from lm.text.framing import framing_of
-from lm.workdir.fine_tuning import start_from
+from lm.workdir.fine_tuning import reads_left_to_right, start_from
 
 _POOLED = 'lm.nn.heads:pooled'
 
@@ -100,7 +101,9 @@ def _frame(config, options=''):
   framing = framing_of(tokenizers.existing([], config.data.tokenizer.file))
   config.data.converter += f'(special_tokens={framing!r}{options})'
   if framing == 'end' and config.model.pooling is not None:
-    config.model.pooling = 'lm.nn.pooling:mean'  # pretraining here gives the first token no meaning
+    # Pretraining here gives the first token no meaning.
+    pooling = 'last' if reads_left_to_right(config) else 'mean'
+    config.model.pooling = f'lm.nn.pooling:{pooling}'
 
 
 def _classes(config, labels, split, fields=('text',)):

@@ -445,6 +445,7 @@ class Encoder(Recurrent):
   encoder: Callable[..., nn.Module] | None = None  # (x_BSD, segments, positions) -> (B, S, M)
   num_classes: int | None = None  # outputs of the head; None for the vocabulary
   pooling: Callable[..., Array] | None = None  # (hidden_BTM, segments_BT, P) -> (B, P, M)
+  head: Callable[..., tuple[Array, OutputHead]] | None = None  # to classes, of lm.nn.heads
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
@@ -453,6 +454,8 @@ class Encoder(Recurrent):
     x = self.encode(self.encoder, x_BTD, batch['segments'], batch['positions'])
     if self.pooling is not None:
       x = self.pooling(x, batch['segments'], batch['examples'].shape[1])
+    if self.head is not None:
+      return Output(*self.head(self, x, EmbeddingTable(table_VD)), {})
     if self.num_classes is None:
       return self.output(table_VD, x, None)
     x = dropout(self, x, self.dropout)

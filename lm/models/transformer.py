@@ -455,7 +455,7 @@ class Decoder(Transformer):
 
 
 class Encoder(Transformer):
-  """A bidirectional encoder with a head: `(batch) -> Output`. It ignores `cache`.
+  """An encoder with a head, bidirectional unless `causal`: `(batch) -> Output`. It ignores `cache`.
 
   The logits are (B, T, C), C numbers per token. With `pooling` they are (B, P, C), C numbers for
   each of the P examples of a batch row. If the batch has `masked` (B, M), they are (B, M, C), those
@@ -464,6 +464,7 @@ class Encoder(Transformer):
 
   num_classes: int | None = None  # outputs of the head; None for the vocabulary
   pooling: Callable[..., Array] | None = None  # (hidden_BTD, segments_BT, P) -> (B, P, D)
+  causal: bool = False  # whether tokens attend to earlier ones alone, as in a decoder
 
   continues_prompts = False
 
@@ -471,6 +472,7 @@ class Encoder(Transformer):
   def __call__(self, batch: Batch, cache: Any = None) -> Output:
     table = self.table('embedding', batch['inputs'] if self.num_classes is None else None)
     mask = bidirectional_mask(batch['positions'], batch['segments'], is_packed(batch))
+    mask = mask.replace(causal=self.causal)
     x, _ = self.stack('encoder', self.depth)(self.embed(table, batch['inputs']), batch, mask)
     if 'masked' in batch:
       x = jnp.take_along_axis(x, batch['masked'][..., None], axis=1)
