@@ -5,15 +5,15 @@
   python -m lm.evaluate --workdir=runs/families/bert --pairs=$LM_DATA/blimp
 
 The families are lstm, gpt, bert, electra, t5, bart and gpt_bert; ngram is the lower bound. The text
-is that of ngram.py, 2.9M words. Models have 6.8M parameters, ELECTRA's generator apart. Each trains
-with the FLOPs of `gpt` in 1,250 steps of 4,096 tokens, about 35 minutes of two CPU cores: 6 for
+is that of ngram.py, 2.9M words. Models have 1.8M parameters, ELECTRA's generator apart. Each trains
+with the FLOPs of `gpt` in 2,500 steps of 4,096 tokens, about 20 minutes of two CPU cores: 6 for
 each parameter of a matmul and each token that it reads (Kaplan et al. 2020, section 2.1). Families
 that compute fewer logits or read fewer tokens a step thus take more steps.
 
 The pairs of t5 need `--source_mask='<extra_id_0>'`, and those of bart `--source_mask='<|mask|>'`.
 finetune.py:sst2, :wnut17 and :rte start from each but ngram: for gpt_bert with
 `--config.model.causal=False`, for t5 and bart from their encoders.
-`:tpu_NAME` has 100M words and 110M parameters for a TPU slice; it was not run here.
+`:tpu_NAME` has 100M words and 91M parameters for a TPU slice; it was not run here.
 
 The full runs are still to be measured.
 """
@@ -26,9 +26,9 @@ from lm.config.base import base, encoder, encoder_decoder, gpt2, select_variant
 from lm.config.base import smoke as small
 from lm.config.recurrent import recurrent
 
-D, LAYERS, V, T, ROWS = 256, 6, 8000, 128, 32
-H = 576  # of the LSTM
-BUDGET = 1250 * ROWS * T * (12 * LAYERS * D**2 + V * D)  # that of gpt, without the factor 6
+D, LAYERS, V, T, ROWS = 128, 4, 8000, 128, 32
+H = 232  # of the LSTM
+BUDGET = 2500 * ROWS * T * (12 * LAYERS * D**2 + V * D)  # that of gpt, without the factor 6
 
 
 def get_config(arg='gpt'):
@@ -38,7 +38,7 @@ def get_config(arg='gpt'):
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': V - 103})
   # All families have the special tokens of all, and so one vocabulary.
   config.data.special_tokens = pretraining.SPECIAL_TOKENS
-  config.optim.learning_rate, config.optim.b2, config.optim.warmup_steps = 1e-3, 0.98, 125
+  config.optim.learning_rate, config.optim.b2, config.optim.warmup_steps = 2e-3, 0.98, 250
   config.eval.every = 500
   of_family = {f.__name__: f for f in (ngram, lstm, gpt, bert, electra, t5, bart, gpt_bert)}
   on_tpu = {f'tpu_{name}': lambda c, f=f: tpu(f(c)) for name, f in of_family.items()}
@@ -123,10 +123,12 @@ def tpu(config):
     "lm.data.sources:text(files='$LM_DATA/*.txt', documents='line', validation=0.01)"
   )
   for model in (config.model, *(section.model for section in config.models.values())):
-    wide = 768 if model.get('d_model') == D else 192
-    model.d_model, model.depth = wide, 2 * model.depth
-    if 'heads' in model:
-      model.heads, model.head_dim, model.dtype = wide // 64, 64, 'bfloat16'
+    wide = 768 if model.d_model == D else 192
+    model.d_model, model.dtype = wide, 'bfloat16'
+    if 'd_hidden' in model:
+      model.d_hidden = 2496
+    else:
+      model.depth, model.heads, model.head_dim = 3 * model.depth, wide // 64, 64
   config.steps, config.batch_size, config.mesh.data, config.mesh.fsdp = 10_000, 1024, 1, 16
   config.optim.learning_rate = 5e-4
   return config

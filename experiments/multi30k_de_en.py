@@ -10,7 +10,8 @@ that decays to zero work best.
 On two idle CPU cores the steps take 25 minutes, and the two evaluations two more. BLEU on test2016
 is 41.5 and 41.1 (two runs, beam 5). `:joeynmt` is the recipe of the baseline JoeyNMT 2.3, with BLEU
 34.3. `:few` trains on a tenth of the pairs, and `:few,runs/t5` starts from t5_pretrain.py:captions,
-which has read the other captions without their translations. Figures: experiments/LOG.md.
+which has read the other captions without their translations; `:few,runs/t5,random` trains the same
+model with the same tokenizer from scratch. Figures: experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from lm.config.base import base, encoder_decoder, select_variant
 from lm.config.tasks import small, translation
 from lm.data.sources import parallel
+from lm.errors import UserError
 from lm.workdir.fine_tuning import start_from
 
 
@@ -43,9 +45,9 @@ def get_config(arg=''):
   config.optim.weight_decay = 0.0
   config.eval.every = 3250
   config.decode.length_penalty = 1.0
-  name, _, workdir = arg.partition(',')
+  name, workdir, start, *_ = *arg.split(','), '', ''
   return select_variant(
-    config, name, smoke=_smoke, joeynmt=_joeynmt, few=lambda c: _few(c, workdir)
+    config, name, smoke=_smoke, joeynmt=_joeynmt, few=lambda c: _few(c, workdir, start)
   )
 
 
@@ -58,13 +60,17 @@ def few_pairs(split):
   return [pairs[i] for i in range(first, len(pairs))]
 
 
-def _few(config, workdir):
+def _few(config, workdir, start):
   config.data.source = 'multi30k_de_en:few_pairs'
   config.steps, config.eval.every = 1500, 500
   config.model.dropout = 0.3
   if workdir:
     start_from(config, workdir)
     config.model.dropout = 0.3
+  if start == 'random':
+    config.warm_start.workdir = ''
+  elif start:
+    raise UserError(f"--config: {start!r}: the third part of the argument can be 'random'")
   return config
 
 
