@@ -6,7 +6,7 @@
 
 The argument is TASK,WORKDIR. The sizes of the model, its tokenizer with its special tokens, and all
 its parameters come from that workdir; the head is new. BERT's pooler is kept where there is one.
-Decoders stay causal unless --config.model.causal=False; of an encoder-decoder, the encoder is taken.
+Decoders stay causal unless --config.model.causal=False. An encoder-decoder gives its encoder alone.
 
 TASK is sst2, ag_news (classes), rte (classes of pairs), wnut17 (tags) or squad (answers), and in
 Chinese chnsenticorp, msra_ner or cmrc2018. TASK,WORKDIR,random trains the same model from scratch.
