@@ -48,5 +48,5 @@ def published(config):
 
 def english(config):
   config.data.source, config.data.tokenizer.vocab_size = 'ngram:english', 8000
-  config.steps, config.batch_size, config.eval.every = 8000, 32, 1000
+  config.steps, config.batch_size, config.eval.every = 3000, 32, 500
   return config

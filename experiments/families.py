@@ -11,7 +11,7 @@ each parameter of a matmul and each token that it reads (Kaplan et al. 2020, sec
 that compute fewer logits or read fewer tokens a step thus take more steps.
 
 The pairs of t5 need `--source_mask='<extra_id_0>'`, and those of bart `--source_mask='<|mask|>'`.
-finetune.py:sst2, :wnut17 and :rte start from each but ngram: for gpt_bert with
+finetune.py:sst2, :wnut17 and :squad start from each but ngram: for gpt_bert with
 `--config.model.causal=False`, for t5 and bart from their encoders.
 `:tpu_NAME` has 100M words and 91M parameters for a TPU slice; it was not run here.
 
