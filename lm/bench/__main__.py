@@ -16,6 +16,7 @@ from typing import Any
 
 from lm import cli
 from lm.bench import corruption, finetune, interleaved, vectors
+from lm.parallel import host
 
 # Subcommand -> its description, the function that adds its flags, and the function that runs it.
 COMMANDS = {
@@ -49,5 +50,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  host.enable_huge_pages()  # as lm.train does
   sys.argv[0] = 'bench'  # messages begin with this name
   cli.run(main, None)
