@@ -129,7 +129,10 @@ def tpu(config):
       model.d_hidden = 2496
     else:
       model.depth, model.heads, model.head_dim = 3 * model.depth, wide // 64, 64
-  config.steps, config.batch_size, config.mesh.data, config.mesh.fsdp = 10_000, 1024, 1, 16
+  config.steps, config.batch_size = 10_000, 1024
+  # The steps of a recurrent layer would gather a sharded kernel one by one.
+  recurrent_model = 'd_hidden' in config.model
+  config.mesh.data, config.mesh.fsdp = (16, 1) if recurrent_model else (1, 16)
   config.optim.learning_rate = 5e-4
   return config
 
