@@ -81,8 +81,8 @@ def _all(source):
 
 def get_config(arg=''):
   config = base()
-  config.steps, config.batch_size = 6000, 8
-  config.model = encoder(depth=4, d_model=256, heads=4, context=256)
+  config.steps, config.batch_size, config.data.seq_len = 6000, 16, 256
+  config.model = encoder(depth=4, d_model=128, heads=4, context=256)
   config.model.position = 'lm.nn.position:rope'
   config.data.source = 'bert_zh_wwm:chinese'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 3})
