@@ -81,7 +81,7 @@ def _all(source):
 
 def get_config(arg=''):
   config = base()
-  config.steps, config.batch_size, config.data.seq_len = 6000, 16, 256
+  config.steps, config.batch_size, config.data.seq_len = 6000, 8, 256
   config.model = encoder(depth=4, d_model=128, heads=4, context=256)
   config.model.position = 'lm.nn.position:rope'
   config.data.source = 'bert_zh_wwm:chinese'
