@@ -3,9 +3,9 @@
   python -m lm.train --config=experiments/electra_small.py --workdir=runs/electra
 
 A generator of a quarter of the width predicts masked words, and the model detects the samples that
-differ from the text. Both train from scratch and have embeddings of their own; in the paper they
-share them. `train/loss` is the generator's, `train/detection` 50 times the model's. The evaluation
-replaces words by random ones. `:english` reads $LM_DATA, as bert_pretrain does.
+differ from the text. Both train from scratch, with one embedding table. `train/loss` is the
+generator's, `train/detection` 50 times the model's. The evaluation replaces words by random ones.
+`:english` reads $LM_DATA, as bert_pretrain does.
 
 For two CPU cores; the full run is still to be measured.
 """

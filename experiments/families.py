@@ -89,7 +89,7 @@ def bert(config):
 
 def electra(config):
   config.model = _rope(encoder(LAYERS, D, 4, T))
-  small, logits = 12 * LAYERS * 64**2, V * 64  # of the generator
+  small, logits = 12 * LAYERS * 64**2 + 64 * D, (V + 64) * D  # of the generator
   _steps(config, T * (LAYERS * BLOCK + small) + NOISE * logits)
   return pretraining.replaced_tokens(config, _rope(encoder(LAYERS, 64, 4, T)))
 

@@ -241,7 +241,10 @@ def without_duplicates(
 
 
 def another_model(
-  workdir: str = '', frozen: bool = True, model: ConfigDict | None = None
+  workdir: str = '',
+  frozen: bool = True,
+  model: ConfigDict | None = None,
+  shared: tuple[str, ...] = (),
 ) -> ConfigDict:
   """Returns a section of `models`: a model in addition to that of the config, such as a teacher.
 
@@ -251,9 +254,12 @@ def another_model(
     frozen: whether it stays as it is. Checkpoints do not have it then, and a resumed run reads it
       again.
     model: a section like `model`, without a workdir.
+    shared: names of its parameters that are those of the model of the config, such as 'embedding';
+      of a model without a workdir.
   """
   step = placeholder(int)  # of its checkpoint; None for the best at the first start of the run
-  return ConfigDict({'workdir': workdir, 'step': step, 'frozen': frozen, 'model': model or {}})
+  section = {'workdir': workdir, 'step': step, 'frozen': frozen, 'model': model or {}}
+  return ConfigDict(section | {'shared': shared})
 
 
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:

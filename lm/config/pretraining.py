@@ -36,6 +36,7 @@ def replaced_tokens(
 ) -> ConfigDict:
   """An encoder detects the tokens that a generator has replaced (Clark et al. 2020, ELECTRA).
 
+  Both have one embedding table, which the generator projects to its width (section 3.2 there).
   Evaluation sets replace the masked tokens by random ones, whatever the generator has learned.
 
   Args:
@@ -44,7 +45,15 @@ def replaced_tokens(
     transform: import path with the arguments of lm.data.masking.masked.
   """
   generator.pooling, generator.head = placeholder(str), 'lm.nn.heads:masked'
-  config.models = ConfigDict({'generator': another_model(frozen=False, model=generator)})
+  with generator.unlocked():
+    del generator.input_layer
+    generator.input_layer = {
+      'fn': 'lm.nn.embedding:normed',
+      'norm': 'lm.nn.layers:LayerNorm',
+      'width': config.model.get_oneway_ref('d_model'),
+    }
+  generator = another_model(frozen=False, model=generator, shared=('embedding',))
+  config.models = ConfigDict({'generator': generator})
   config.objective = ConfigDict(
     {'fn': 'lm.objectives.replaced_tokens:replaced_tokens', 'weight': 50.0}
   )

@@ -2,7 +2,8 @@
 
 `models` of a config names further models, such as a teacher or a generator. The objective then gets
 `apply` and `params` as dicts, in which the model of the config is 'model'. Each of the others is
-frozen or trained, and read from a workdir or initialized. `view` names parameters of the model that
+frozen or trained, and read from a workdir or initialized; it may share parameters with the model,
+such as an embedding table. `view` names parameters of the model that
 are computed from those that are trained (lm.types.View).
 
 Frozen trees are arguments of the train step. They have no optimizer state, and checkpoints do not
@@ -36,6 +37,8 @@ from lm.workdir.experiment import read_config
 from lm.workdir.load import Run
 from lm.workdir.run_data import best_step
 
+_KEY = jax.eval_shape(lambda: jax.random.key(0))  # the shape of a key
+
 
 class _Model(NamedTuple):
   frozen: bool
@@ -43,6 +46,7 @@ class _Model(NamedTuple):
   init: Callable[[Array], Params]  # boxed parameters
   run: Run | None  # that has the parameters
   step: int | None  # of its checkpoint
+  shared: tuple[str, ...] = ()  # parameters of the model of the config
 
 
 def pinned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
@@ -94,7 +98,7 @@ def trees(config: ConfigDict, built: Components, vocab_size: int) -> Trees:
   Raises:
     UserError: a model has no source or two, or the view is not one.
   """
-  models = {name: _model(config, name, vocab_size) for name in sorted(config.models)}
+  models = {name: _model(config, built, name, vocab_size) for name in sorted(config.models)}
   view = None
   if config.view:
     view = resolve.call(resolve.resolve(config.view, 'view'), 'view')
@@ -130,8 +134,12 @@ def trees(config: ConfigDict, built: Components, vocab_size: int) -> Trees:
   def join(params: Params, frozen: Params) -> Any:
     if not models:
       return main(params, frozen)
-    others = {name: (frozen if x.frozen else params)[name] for name, x in models.items()}
-    return {MAIN: main(params, frozen)} | others
+    own = main(params, frozen)
+    joined = {MAIN: own}
+    for name, each in models.items():
+      tree = (frozen if each.frozen else params)[name]
+      joined[name] = {**tree, **{key: own[key] for key in each.shared}}
+    return joined
 
   abstract = {name: each.run.boxed for name, each in models.items() if each.run is not None}
   read = functools.partial(_read, models, built)
@@ -139,7 +147,7 @@ def trees(config: ConfigDict, built: Components, vocab_size: int) -> Trees:
   return Trees(apply, fresh, abstract, read, arrange, join, main if computed else None)
 
 
-def _model(config: ConfigDict, name: str, vocab_size: int) -> _Model:
+def _model(config: ConfigDict, built: Components, name: str, vocab_size: int) -> _Model:
   section, key = config.models[name], f'models.{name}'
   if name == MAIN:
     raise UserError(f'{key}: {MAIN!r} is the name of the model of the config; take another')
@@ -151,6 +159,8 @@ def _model(config: ConfigDict, name: str, vocab_size: int) -> _Model:
   if bool(section.workdir) == bool(section.model):
     raise UserError(f'{key}: give either the workdir of a run or a section `model`')
   if section.workdir:
+    if section.shared:
+      raise UserError(f'{key}.shared={section.shared!r}: a model of a workdir has all parameters')
     run = load.open_run(_root(section.workdir, f'{key}.workdir'))
     return _Model(section.frozen, apply_of(run.model), lambda _: run.boxed, run, section.step)
   of_model = config.copy_and_resolve_references()
@@ -158,7 +168,26 @@ def _model(config: ConfigDict, name: str, vocab_size: int) -> _Model:
     of_model.model = section.model
   module = components.model(of_model, vocab_size)
   init = components.init_of(module, config.data.seq_len)
-  return _Model(section.frozen, apply_of(module), init, None, None)
+  shared = tuple(section.shared)
+  if shared:
+    _check_shared(shared, f'{key}.shared', *(jax.eval_shape(f, _KEY) for f in (init, built.init)))
+  own = functools.partial(_without, shared, init)
+  return _Model(section.frozen, apply_of(module), own, None, None, shared)
+
+
+def _without(names: tuple[str, ...], init: Callable[[Array], Params], key: Array) -> Params:
+  """Returns initial parameters without some of them."""
+  return {name: x for name, x in init(key).items() if name not in names}
+
+
+def _check_shared(names: tuple[str, ...], key: str, own: Params, main: Params) -> None:
+  """Raises UserError unless both trees have equal shapes under each name."""
+  for name in names:
+    if unknown := [tree for tree in (own, main) if name not in tree]:
+      raise UserError(f'{key}: no parameter {name!r} among {", ".join(sorted(unknown[0]))}')
+    shapes = [jax.tree.map(lambda x: x.shape, nn.unbox(tree[name])) for tree in (own, main)]
+    if shapes[0] != shapes[1]:
+      raise UserError(f'{key}: {name!r} has {shapes[0]}, and {shapes[1]} in the model')
 
 
 def _read(

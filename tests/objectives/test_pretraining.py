@@ -51,7 +51,25 @@ def built(config):
 def electra():
   config = base()
   config.model = encoder(depth=1, d_model=8, heads=2, context=T)
-  return built(replaced_tokens(config, encoder(depth=1, d_model=8, heads=2, context=T)))
+  return built(replaced_tokens(config, encoder(depth=1, d_model=4, heads=2, context=T)))
+
+
+@pytest.mark.parametrize(
+  ('shared', 'width', 'expected'),
+  [
+    (('embeding',), 8, "generator.shared: no parameter 'embeding' among embedding, encoder"),
+    (('embedding',), 6, r"generator.shared: 'embedding' has \(24, 6\), and \(24, 8\) in the model"),
+  ],
+)
+def test_parameters_that_cannot_be_shared_are_refused(shared, width, expected):
+  config = base()
+  config.model = encoder(depth=1, d_model=8, heads=2, context=T)
+  replaced_tokens(config, encoder(depth=1, d_model=4, heads=2, context=T))
+  config.models.generator.shared = shared
+  with config.unlocked():
+    config.models.generator.model.input_layer.width = width
+  with pytest.raises(UserError, match=expected):
+    built(config)
 
 
 def test_logits_of_masked_tokens_are_those_of_all_tokens():
@@ -97,27 +115,30 @@ def test_samples_replace_masked_tokens_alone():
   assert 'masked' not in new
 
 
-def test_gradient_of_detection_does_not_reach_the_generator(electra):
+def test_generator_gets_its_embeddings_alone_from_the_model(electra):
   batch = batch_of()
   keys = jax.random.split(jax.random.key(0), 2)
   trees = electra.trees
   params = meta.unbox({'model': electra.init(keys[0]), **trees.fresh(keys[1])})
+  assert 'embedding' not in params['generator']
 
   @jax.jit
   def norms(params):
     def sums(params):
-      return electra.objective.loss_sums(trees.apply, params, batch, jax.random.key(3))
+      joined = trees.join(params, {})
+      return electra.objective.loss_sums(trees.apply, joined, batch, jax.random.key(3))
 
     terms, pull = jax.vjp(sums, params)
     of = {name: pull({k: jnp.float32(k == name) for k in terms})[0] for name in terms}
-    return {
-      name: {tree: sum(jnp.abs(x).sum() for x in jax.tree.leaves(g)) for tree, g in grads.items()}
-      for name, grads in of.items()
-    }
+    return jax.tree.map(lambda x: jnp.abs(x).sum(), of)
 
   found = norms(params)
-  assert found['detection']['generator'] == 0 < found['detection']['model']
-  assert found['loss']['model'] == 0 < found['loss']['generator']
+  assert not any(jax.tree.leaves(found['detection']['generator']))
+  assert any(jax.tree.leaves(found['detection']['model']['encoder']))
+  assert any(jax.tree.leaves(found['loss']['generator']))
+  of_model = found['loss']['model']
+  assert of_model.pop('embedding') > 0
+  assert not any(jax.tree.leaves(of_model))
   weights = electra.objective.normalizers(batch)
   assert (weights['loss'], weights['detection']) == (10, B * T)
 

@@ -234,13 +234,17 @@ def test_a_step_trains_what_the_view_splits_off_and_saves_what_it_merges(tmp_pat
   [
     ({'model': {'workdir': 'x'}}, 'models.model'),
     ({'teacher': {'workdir': ''}}, 'models.teacher: give either'),
-    ({'teacher': {'path': 'x'}}, 'models.teacher has the keys frozen, model, path, step, not'),
+    (
+      {'teacher': {'path': 'x'}},
+      'models.teacher has the keys frozen, model, path, shared, step, not',
+    ),
+    ({'teacher': {'workdir': 'x', 'shared': ('embedding',)}}, 'models.teacher.shared=.*a workdir'),
     ({'teacher': {'workdir': '/nowhere'}}, "models.teacher.workdir='/nowhere': no run there"),
   ],
 )
 def test_wrong_models_are_named_in_one_line(folder, models, message):
   config = config_of(folder)
-  section = {'step': None, 'frozen': True, 'model': {}}
+  section = {'step': None, 'frozen': True, 'model': {}, 'shared': ()}
   with config.unlocked():
     config.models = {name: {**section, **changes} for name, changes in models.items()}
   with pytest.raises(UserError, match=message):
