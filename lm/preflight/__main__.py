@@ -60,6 +60,10 @@ def main(argv: list[str]) -> int | None:
   for flag in ('hlo', 'decode'):
     if args[flag].value and not compiles:
       raise UserError(f'--{flag}: nothing is compiled for {slice_.chip.name}; leave the flag out')
+  if config.models and (not compiles or args.search or args.decode):
+    raise UserError(
+      'models: GPUs, --search and --decode need a config with one model; give --topology of a TPU'
+    )
   if args.search:
     found = search.search(
       config, slice_, args.most, lambda line: print(line, file=sys.stderr, flush=True)

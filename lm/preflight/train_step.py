@@ -31,7 +31,7 @@ from lm.parallel.chips import GIB
 from lm.parallel.mesh import bytes_per_device
 from lm.preflight import hlo, topology
 from lm.text.tokenizers import END, UNKNOWN, known_words, with_special_tokens
-from lm.training.train_step import abstract_state, make_train_step
+from lm.training.train_step import abstract_state, for_objective, make_train_step
 from lm.types import Batch, Params, TrainState
 
 # A fully replicated array of at least this many bytes appears in the report.
@@ -157,9 +157,10 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
   Raises:
     UserError: the config is wrong, or its sizes are not divisible by the mesh or the devices.
   """
-  if config.models or config.view:
+  if config.view or any(section.workdir or section.frozen for section in config.models.values()):
     raise UserError(
-      'models and view: lm.preflight estimates one tree of parameters; leave both empty'
+      'view and models: lm.preflight estimates models whose fresh parameters are trained, no view '
+      'and no frozen tree'
     )
   functions = components.build_components(config, vocabulary(config), devices)
   state, _ = abstract_state(functions)
@@ -170,7 +171,9 @@ def describe(config: ConfigDict, devices: Sequence[Any]) -> Step:
     )
   batch = _batch(config, functions)
   tokens = sum(batch[name].size for name in ('inputs', 'source') if name in batch)
-  flops = components.flops_per_token(config, functions.model, state.params)
+  flops = None
+  if not config.models:
+    flops = components.flops_per_token(config, functions.model, state.params)
   model_flops = tokens * (flops or 0.0)
   return Step(functions, state, batch, tokens, model_flops)
 
@@ -251,9 +254,13 @@ def tracing(config: ConfigDict) -> Iterator[None]:
 
 def loss_of(functions: Components) -> Callable[[Params, Batch], Any]:
   """Returns `(params, batch) -> sum of the loss terms`."""
-  return lambda params, batch: sum(
-    functions.objective.loss_sums(functions.apply, params, batch, None).values()
-  )
+  apply, join = for_objective(functions, {})
+
+  def loss(params: Params, batch: Batch) -> Any:
+    joined = params if join is None else join(params)
+    return sum(functions.objective.loss_sums(apply, joined, batch, None).values())
+
+  return loss
 
 
 def activations(functions: Components, params: Params, batch: Batch) -> int:
@@ -304,11 +311,12 @@ def comm_lower_bound(
 
   Args:
     config: of the model.
-    model: the result is None unless this is a Transformer; its mesh rules must be the default.
+    model: the result is None unless this is a Transformer, alone; its mesh rules must be the
+      default.
     mesh: of the step.
     params: abstract, with shardings.
   """
-  if not isinstance(model, Transformer):
+  if config.models or not isinstance(model, Transformer):
     return None
   sizes, itemsize = mesh.shape, jnp.dtype(model.dtype).itemsize
   replicas = sizes['data'] * sizes['fsdp']

@@ -5,13 +5,15 @@ import pathlib
 import subprocess
 import sys
 
+import in_process
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lm import components
-from lm.config.base import base, encoder_decoder, llama
+from lm.config.base import base, encoder, encoder_decoder, llama
+from lm.config.pretraining import masked, replaced_tokens
 from lm.errors import UserError
 from lm.preflight import search, train_step
 from lm.preflight.hlo import Timing
@@ -171,6 +173,33 @@ def test_comm_lower_bound_equals_figures_by_hand():
   config.model.remat_policy = 'jax:checkpoint_policies.nothing_saveable'
   again = train_step.comm_lower_bound(config, functions.model, mesh, params)
   assert again['tensor'] == tensor * (2 * 2 * 3 + 2) / (2 * 2 * 2 + 2)
+
+
+def test_fresh_models_are_part_of_the_step():
+  config = masked(config_of(encoder(depth=2, d_model=16, heads=2, context=16)))
+  config.data.tokenizer.vocab_size = 64
+  alone = train_step.describe(config, jax.devices()[:1])
+  replaced_tokens(config, encoder(depth=1, d_model=8, heads=2, context=16))
+  step = train_step.describe(config, jax.devices()[:1])
+  assert set(step.state.params) == {'model', 'generator'}
+  own, first = (components.parameter_count(x.state.params) for x in (step, alone))
+  assert own > first
+  params, batch = step.state.params, step.batch
+  assert train_step.activations(step.functions, params, batch) > train_step.activations(
+    alone.functions, alone.state.params, alone.batch
+  )
+  assert (
+    train_step.comm_lower_bound(config, step.functions.model, step.functions.mesh, params) is None
+  )
+  config.models.generator.frozen = True
+  with pytest.raises(UserError, match='no frozen tree'):
+    train_step.describe(config, jax.devices()[:1])
+
+
+@pytest.mark.parametrize('flags', [['--topology=h100:8'], ['--topology=v5e:4x4', '--search']])
+def test_several_models_need_a_compiled_step(flags):
+  config = f'--config={ROOT}/experiments/electra_small.py'
+  assert 'need a config with one model' in in_process.mistake('preflight', config, *flags)
 
 
 def test_remat_saves_fewer_activations():
