@@ -27,7 +27,7 @@ experiments/ARTICLE.md and LOG.md.
 import bert_zh_wwm
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder_decoder, gpt2, select_variant
+from lm.config.base import base, encoder_decoder, gpt2, select_variant, unrolled
 from lm.config.recurrent import recurrent_encoder_decoder
 from lm.config.tasks import small, translation
 from lm.config.vectors import word2vec, words
@@ -125,7 +125,7 @@ def texts(split):
 def _gpt_pretrain(config):
   config = base()
   config.steps, config.batch_size = 6000, 16
-  config.model = gpt2(depth=4, d_model=256, heads=4, context=128)
+  config.model = unrolled(gpt2(depth=4, d_model=256, heads=4, context=128))
   config.model.position = 'lm.nn.position:rope'
   config.data.source = 'article_generation:texts'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 3})

@@ -13,7 +13,7 @@ For two CPU cores; the full run is still to be measured.
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, bert, encoder, select_variant, smoke
+from lm.config.base import base, bert, encoder, select_variant, smoke, unrolled
 from lm.config.pretraining import masked
 
 
@@ -27,7 +27,7 @@ def recipe(model):
   """Returns the config of a small model with rotary positions on the embedded text."""
   config = base()
   config.steps, config.batch_size = 2000, 16
-  config.model = model
+  config.model = unrolled(model)
   config.model.position = 'lm.nn.position:rope'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
   config.optim.learning_rate, config.optim.b2 = 1e-3, 0.98
@@ -42,7 +42,7 @@ def modernbert(config):
 
 
 def published(config):
-  config.model = bert(depth=4, d_model=256, heads=4, context=128)
+  config.model = unrolled(bert(depth=4, d_model=256, heads=4, context=128))
   return masked(config)
 
 

@@ -21,7 +21,7 @@ import json
 from clean_text import sentences
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder, select_variant, smoke, without_duplicates
+from lm.config.base import base, encoder, select_variant, smoke, unrolled, without_duplicates
 from lm.config.pretraining import masked
 from lm.config.resolve import ref
 from lm.data import sources
@@ -82,7 +82,7 @@ def _all(source):
 def get_config(arg=''):
   config = base()
   config.steps, config.batch_size, config.data.seq_len = 6000, 8, 256
-  config.model = encoder(depth=4, d_model=128, heads=4, context=256)
+  config.model = unrolled(encoder(depth=4, d_model=128, heads=4, context=256))
   config.model.position = 'lm.nn.position:rope'
   config.data.source = 'bert_zh_wwm:chinese'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 3})

@@ -12,7 +12,7 @@ For two CPU cores; the full run is still to be measured.
 
 import bert_pretrain
 
-from lm.config.base import encoder, select_variant
+from lm.config.base import encoder, select_variant, unrolled
 from lm.config.base import smoke as small
 from lm.config.pretraining import replaced_tokens
 
@@ -20,7 +20,7 @@ from lm.config.pretraining import replaced_tokens
 def get_config(arg=''):
   config = bert_pretrain.get_config()
   config.data.special_tokens = ()
-  generator = encoder(depth=4, d_model=64, heads=4, context=128)
+  generator = unrolled(encoder(depth=4, d_model=64, heads=4, context=128))
   generator.position = config.model.position
   replaced_tokens(config, generator)
   return select_variant(config, arg, english=bert_pretrain.english, smoke=smoke)

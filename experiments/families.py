@@ -22,7 +22,7 @@ import ngram as counts
 from ml_collections import ConfigDict
 
 from lm.config import pretraining
-from lm.config.base import base, encoder, encoder_decoder, gpt2, select_variant
+from lm.config.base import base, encoder, encoder_decoder, gpt2, select_variant, unrolled
 from lm.config.base import smoke as small
 from lm.config.recurrent import recurrent
 
@@ -109,12 +109,12 @@ def bart(config):
 def _encoder_decoder():
   model = encoder_decoder(LAYERS // 2, D, 4, T)
   model.d_mlp = 3 * model.get_oneway_ref('d_model')
-  return model
+  return unrolled(model)
 
 
 def _rope(model):
   model.position = 'lm.nn.position:rope'
-  return model
+  return unrolled(model)
 
 
 def tpu(config):
@@ -129,6 +129,7 @@ def tpu(config):
       model.d_hidden = 2496
     else:
       model.depth, model.heads, model.head_dim = 3 * model.depth, wide // 64, 64
+      model.scan_unroll = 1
   config.steps, config.batch_size = 10_000, 1024
   # The steps of a recurrent layer would gather a sharded kernel one by one.
   recurrent_model = 'd_hidden' in config.model

@@ -36,7 +36,7 @@ from tokenizers.processors import BertProcessing
 from wnut17 import TAGS
 
 from lm.config import tasks
-from lm.config.base import base, encoder, select_variant
+from lm.config.base import base, encoder, select_variant, unrolled
 from lm.data import cache, fingerprints
 from lm.data.sources import languages
 from lm.errors import UserError
@@ -77,6 +77,8 @@ def _pretrained(workdir):
   config.model.head, config.model.pooling = _POOLED, 'lm.nn.pooling:first'
   config.data.too_long = 'truncate'
   start_from(config, workdir)
+  if 'heads' in config.model:
+    unrolled(config.model)
   config.optim.update({
     'schedule': 'lm.optim.optimizers:linear',
     'warmup_steps': 60,

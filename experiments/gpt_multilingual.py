@@ -11,7 +11,7 @@ $LM_DATA/multi30k, english_more and zh_text. Two CPU cores.
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, gpt2, mixture, select_variant
+from lm.config.base import base, gpt2, mixture, select_variant, unrolled
 from lm.config.base import smoke as small
 from lm.config.resolve import ref
 from lm.data.sources import text
@@ -38,7 +38,7 @@ def language(split, name, share=1.0):
 def get_config(arg=''):
   config = base()
   config.steps, config.batch_size = 4000, 16
-  config.model = gpt2(depth=4, d_model=256, heads=4, context=128)
+  config.model = unrolled(gpt2(depth=4, d_model=256, heads=4, context=128))
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 16000})
   few = {'fr': 0.05}
   mixture(config, {name: ref(language, name=name, share=few.get(name, 1.0)) for name in FILES})

@@ -12,7 +12,7 @@ For two CPU cores; the full run is still to be measured.
 
 from ml_collections import ConfigDict
 
-from lm.config.base import base, encoder_decoder, select_variant
+from lm.config.base import base, encoder_decoder, select_variant, unrolled
 from lm.config.base import smoke as small
 from lm.config.pretraining import denoising
 
@@ -20,7 +20,7 @@ from lm.config.pretraining import denoising
 def get_config(arg=''):
   config = base()
   config.steps, config.batch_size = 2000, 16
-  config.model = encoder_decoder(depth=3, d_model=256, heads=4, context=160)
+  config.model = unrolled(encoder_decoder(depth=3, d_model=256, heads=4, context=160))
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 4000})
   config.optim.learning_rate, config.optim.b2 = 1e-3, 0.98
   config.optim.warmup_steps, config.eval.every = 200, 500

@@ -174,7 +174,7 @@ class Transformer(nn.Module):
   # linear layer if an encoder has classes (lm/nn/heads.py has others)
   head: Callable[..., tuple[Array, OutputHead]] | None = None
   vocab_multiple: int = 1  # the embedding table has a multiple of this number of rows
-  scan_unroll: int = 1  # groups per iteration of the scan; parameters do not depend on it
+  scan_unroll: int = 1  # groups per iteration of the scan, at most all; no parameter depends on it
   remat_policy: Callable | None = None  # of jax.checkpoint_policies; None keeps all activations
   dtype: str = 'float32'
 
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
       depth = getattr(self, name, None)
       if depth and depth % group:
         raise UserError(f'model.{name}={depth} is not a multiple of the {group} layers that repeat')
-      if depth and depth // group % self.scan_unroll:
+      if depth and depth // group % self._unroll(depth // group):
         raise UserError(
           f'model.scan_unroll={self.scan_unroll} does not divide {depth // group} groups'
         )
@@ -290,10 +290,14 @@ class Transformer(nn.Module):
       split_rngs={'params': True, 'dropout': True},
       in_axes=(*[nn.broadcast] * 4, 0),  # the last argument is the index of the group's first layer
       length=depth // len(blocks),
-      unroll=self.scan_unroll,
+      unroll=self._unroll(depth // len(blocks)),
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     return scanned(blocks, name='layers')
+
+  @nn.nowrap
+  def _unroll(self, groups: int) -> int:
+    return min(self.scan_unroll, groups)
 
   @nn.nowrap
   def _blocks(

@@ -247,6 +247,7 @@ def scanned(taught):
   'execution',
   [
     {'scan_unroll': 2},
+    {'scan_unroll': 9},  # all
     {'remat_policy': 'jax:checkpoint_policies.nothing_saveable'},
   ],
 )
