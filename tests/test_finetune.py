@@ -92,14 +92,24 @@ def test_dense_layer_of_an_imported_head_of_classes_is_kept(tmp_path):
   assert started(config)[1].fresh == ('head/bias', 'head/kernel')
 
 
+def test_layers_of_imported_decoders_and_encoder_decoders_are_taken(tmp_path):
+  for name in ('gpt2', 't5'):
+    checkpoint.import_checkpoint(CHECKPOINTS / name, tmp_path / name)
+    config = experiment.load(f'{FILE}:sst2,{tmp_path / name}')
+    assert config.model.fn == 'lm.models.transformer:Encoder'
+    assert config.model.get('causal', False) == (name == 'gpt2')
+    config.data.seq_len = config.model.context
+    taken = started(config)[1]
+    assert taken.fresh == ('head/bias', 'head/kernel', 'pooler/bias', 'pooler/kernel')
+    # T5's decoder and its head are left out.
+    assert any(path.startswith('decoder/') for path in taken.unread) == (name == 't5')
+
+
 def test_workdir_that_does_not_fit_is_refused(tmp_path):
   with pytest.raises(UserError, match='--config: no imported workdir in the argument'):
     experiment.load(f'{FILE}:sst2')
   with pytest.raises(UserError, match=r'no run in .*nowhere.*lm\.convert from_hf'):
     experiment.load(f'{FILE}:sst2,{tmp_path / "nowhere"}')
-  checkpoint.import_checkpoint(CHECKPOINTS / 'gpt2', tmp_path / 'gpt2')
-  with pytest.raises(UserError, match=r'is .*transformer:Decoder.*needs a .*transformer:Encoder'):
-    experiment.load(f'{FILE}:sst2,{tmp_path / "gpt2"}')
 
 
 def fakes(steps):
