@@ -13,8 +13,8 @@ chnsenticorp's test set. `lm.prepare` reports them. One text in 100 is for valid
 finetune.py also has msra_ner and cmrc2018. A third argument trains the same model from scratch:
 finetune.py:cmrc2018,runs/bert_zh,random.
 
-On two CPU cores it takes 35 minutes: 12.3M tokens, two epochs, 26.2 % of the masked tokens of the
-validation set. Figures of the tasks: experiments/LOG.md.
+On two CPU cores, two epochs (12.3M tokens) take about 35 minutes. The model then predicts 26.2 % of
+the masked tokens of the validation set. Figures of the tasks: experiments/LOG.md.
 """
 
 import json

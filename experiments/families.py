@@ -6,7 +6,7 @@
 
 The families are lstm, gpt, bert, electra, t5, bart and gpt_bert; ngram is the lower bound. The text
 is that of ngram.py, 2.9M words. Models have 1.8M parameters, ELECTRA's generator apart. Each trains
-with the FLOPs of `gpt` in 2,500 steps of 4,096 tokens, about 20 minutes of two CPU cores: 6 for
+with the FLOPs of `gpt` in 2,500 steps of 4,096 tokens, about 30 minutes of two CPU cores: 6 for
 each parameter of a matmul and each token that it reads (Kaplan et al. 2020, section 2.1). Families
 that compute fewer logits or read fewer tokens a step thus take more steps.
 

@@ -45,7 +45,7 @@ def get_config(arg=''):
   config.optim.weight_decay = 0.0
   config.eval.every = 3250
   config.decode.length_penalty = 1.0
-  name, workdir, start, *_ = *arg.split(','), '', ''
+  name, workdir, start = (arg.split(',', 2) + ['', ''])[:3]
   return select_variant(
     config, name, smoke=_smoke, joeynmt=_joeynmt, few=lambda c: _few(c, workdir, start)
   )

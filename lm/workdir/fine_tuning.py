@@ -65,9 +65,7 @@ def start_from(config: ConfigDict, workdir: str, keep_head: bool = False) -> Con
           model[key] = config.model.get_ref(key)
           if key == 'head' and model.head and str(kept).startswith(model.head):
             model.head = kept
-    if (
-      'position' in model and model.position != _LEARNED
-    ):  # rows are as long as those of the config
+    if model.get('position') != _LEARNED:  # rows are as long as those of the config
       both = max(config.data.seq_len, config.data.source_len)
       model.context = both if 'encoder_depth' in model else config.data.get_oneway_ref('seq_len')
   config.model = model

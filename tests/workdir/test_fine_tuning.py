@@ -79,6 +79,8 @@ def test_head_of_the_same_function_keeps_its_arguments(write):
   run.model.head = 'lm.nn.heads:pooled(activation="jax.nn:gelu")'
   config.model.head = 'lm.nn.heads:pooled'
   config = start_from(config, write(run))
+  config.data.seq_len = 384
+  assert config.model.context == 384  # no table of positions
   assert config.model.head == run.model.head
   assert config.warm_start.rules == ('^head/ ->',)  # and its dense layer
 
@@ -140,6 +142,8 @@ def test_layers_of_a_recurrent_decoder_classify(write):
   config = task()
   config.model.head = 'lm.nn.heads:pooled'
   config = start_from(config, write(run))
+  config.data.seq_len = 384
+  assert config.model.context == 384  # no table of positions
   assert reads_left_to_right(config)
   decoder = components.model(run, 257)
   batch = {
