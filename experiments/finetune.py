@@ -11,12 +11,13 @@ Decoders stay causal unless --config.model.causal=False. An encoder-decoder give
 TASK is sst2, ag_news (classes), rte (classes of pairs), wnut17 (tags) or squad (answers), and in
 Chinese chnsenticorp, msra_ner or cmrc2018. TASK,WORKDIR,random trains the same model from scratch.
 The recipe is that of Devlin et al. 2019: AdamW with a linear schedule, weight decay 0.01, three
-epochs. A row of a batch holds several examples, with hardly any padding. The number of rows gives
-about 32 examples a step (sst2, ag_news) or 16 (the others).
+epochs (six of rte). A row of a batch holds several examples, with hardly any padding. The number of
+rows gives about 32 examples a step (sst2, ag_news) or 16 (the others).
 
 Means of 3 seeds of MiniLM (22M), in parentheses those of transformers on torch: SST-2 test accuracy
-88.8 % (88.3), WNUT development F1 53.2 (52.5), SQuAD sample development F1 61.2 (56.3, one seed),
-RTE 54.7 % (53.8), which is chance. AG News 90.6 % (one seed). Two CPU cores, 5 to 26 minutes each.
+88.8 % (88.3), WNUT development F1 53.2 (52.5), SQuAD sample development F1 61.2 (56.3, one seed).
+RTE 56.0 %, where a bag of words has 55.6; AG News 90.6 % (one seed). Two CPU cores, 5 to 26 minutes
+each.
 
 Recipes for published checkpoints, not run here, with the published figures:
 - `:glue_NAME` on GLUE's development sets, bert-base-cased, means of 5 seeds of Hugging Face's Flax
@@ -132,10 +133,12 @@ def _ag_news(config):  # 5,100 items of 53 tokens; 33 a step
   return _train(config, 256, 7, 462, 5e-5)
 
 
-def _rte(config):  # 1,767 pairs of 52 tokens; 16.3 a step
+def _rte(config):  # 1,767 pairs of 52 tokens; 16.3 a step, for six epochs
   _classes(config, ('0', '1'), 'test', fields=('premise', 'hypothesis'))
   config.data.source = _table('rte', premise='premise', hypothesis='hypothesis', label='label')
-  return _train(config, 128, 7, 324, 5e-5)
+  if config.model.pooling == 'lm.nn.pooling:first':
+    config.model.pooling = 'lm.nn.pooling:mean'  # as MiniLM was pretrained
+  return _train(config, 128, 7, 648, 1e-4)
 
 
 def _wnut17(config):  # 3,394 posts of 31 tokens; 16.1 a step
@@ -194,6 +197,13 @@ def _cmrc(config):  # two epochs of 10,142 questions, about 14,000 windows; 32 a
   config.data.packing_slack = 512.0
   _train(config, 512, 32, 900, 3e-5)
   config.optim.warmup_steps = 90
+  return _attention_dropout(config)
+
+
+def _attention_dropout(config):
+  """Drops attention weights too, as BERT's fine-tuning does; imports leave that out."""
+  if config.model.attention_layer == 'lm.nn.layers:Attention':
+    config.model.attention_layer += '(dropout=0.1)'
   return config
 
 
@@ -234,7 +244,7 @@ def _glue(name):
     config.data.packing_slack = 128.0  # one example in a row, as published
     _train(config, 128, 32, epochs * examples // 32, 2e-5)
     config.optim.update({'warmup_steps': 0, 'weight_decay': 0.0})
-    return config
+    return _attention_dropout(config)
 
   return variant
 

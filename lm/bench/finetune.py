@@ -6,8 +6,7 @@
 Both train on the same examples for as many epochs as the config's steps make, with its optimizer
 and schedule, and as many examples a step as our rows hold on average. The scores are those of the
 config's evaluation sets after the last step. Ours packs several examples into a row; the baseline
-takes examples of similar length, padded to the longest, and has no dropout of attention weights,
-which ours lacks too.
+takes examples of similar length, padded to the longest. Neither drops attention weights.
 
 The implementations train in turns on one machine: each turn is an equal share of the training. The
 first steps of each, which compile, and the first of each turn are not timed.

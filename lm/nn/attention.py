@@ -161,6 +161,13 @@ def weighted_values(weights_BHTS: Array, v_BSGK: Array) -> Array:
   return _token_major(_mixed(weights_BHTS.reshape(B, G, H // G, T, S), v_BSGK.swapaxes(1, 2)))
 
 
+def is_softmax(attention_fn: Any) -> bool:
+  """Returns whether a function computes `weighted_values` of `weights`, by whatever kernel."""
+  function = getattr(attention_fn, 'func', attention_fn)
+  cap = getattr(attention_fn, 'keywords', {}).get('cap')
+  return function.__module__ == __name__ and cap is None
+
+
 def _head_major(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> tuple[Array, Array, Array]:
   # Transposed once, so that every matmul is a batch of plain matrices.
   return _queries(q_BTHK, k_BSGK.shape[2]), k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)

@@ -270,6 +270,7 @@ class Attention(nn.Module):
   qk_norm: Callable[..., nn.Module] | None = None  # of queries and keys (Dehghani et al. 2023)
   qkv_bias: bool | None = None  # of queries, keys and values; None for `bias`
   out_bias: bool | None = None  # of the output projection; None for `bias`
+  dropout: float = 0.0  # of the attention weights (Devlin et al. 2019), which are then stored
   bias: bool = False
   dtype: Any = jnp.float32
   kernel_init: Initializer = nn.initializers.normal(0.02)
@@ -346,6 +347,14 @@ class Attention(nn.Module):
       edited_BHTS = hook_point(self, 'weights', weights_BHTS)
       if edited_BHTS is not weights_BHTS:
         return attention.weighted_values(edited_BHTS, v_BSGK)
+    if self.dropout > 0 and self.has_rng('dropout'):
+      if not attention.is_softmax(self.attention_fn):
+        raise ValueError(
+          'Attention.dropout needs softmax attention of lm.nn.attention without cap, not '
+          f'{self.attention_fn}'
+        )
+      weights_BHTS = dropout(self, attention.weights(q_BTHK, k_BSGK, mask), self.dropout)
+      return attention.weighted_values(weights_BHTS, v_BSGK)
     return self.attention_fn(q_BTHK, k_BSGK, v_BSGK, mask)
 
   def out(self, o_BTHK: Array, width: int) -> Array:

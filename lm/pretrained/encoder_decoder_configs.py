@@ -48,7 +48,7 @@ def _bart(model: Section, prefix: str, of_texts: str = _HEAD) -> dict[str, Any]:
     'activation_function': model.activation(),
     'scale_embedding': model.get('embed_scale') != 1,
     'dropout': model.get('dropout'),
-    'attention_dropout': 0.0,
+    'attention_dropout': model.attention_dropout(),
     'activation_dropout': 0.0,
     'init_std': model.get('init_std'),
     'tie_word_embeddings': True,

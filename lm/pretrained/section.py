@@ -1,7 +1,7 @@
 """The reader of a model section, for the functions that describe it in a config.json."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,18 +13,19 @@ from lm.pretrained.family import ACTIVATIONS
 _OF_TRAINING = {'dropout', 'dtype', 'init_std', 'remat_policy', 'scan_unroll', 'vocab_multiple'}
 
 
-def canonical(value: Any) -> Any:
+def canonical(value: Any, without: Collection[str] = ('std',)) -> Any:
   """Returns a value of a config so that equal functions compare equal.
 
   The import path of a function becomes (function, arguments), with the defaults of arguments that
-  are not given: 'jax.nn:gelu' equals 'jax.nn:gelu(approximate=True)'.
+  are not given: 'jax.nn:gelu' equals 'jax.nn:gelu(approximate=True)'. The arguments `without` are
+  left out, such as the `std` of initial values.
   """
   if isinstance(value, str) and ':' in value:
     value = resolve.resolve(value, 'model')
   if isinstance(value, list | tuple):
-    return tuple(map(canonical, value))
+    return tuple(canonical(x, without) for x in value)
   if isinstance(value, ConfigDict):
-    return {key: canonical(x) for key, x in value.items()}
+    return {key: canonical(x, without) for key, x in value.items()}
   if not callable(value):
     return value
   function, given = getattr(value, 'func', value), getattr(value, 'keywords', {})
@@ -35,18 +36,18 @@ def canonical(value: Any) -> Any:
   except ValueError:  # of a builtin
     return function, given
   defaults = {k: p.default for k, p in parameters.items() if p.default is not p.empty}
-  # `std` is that of initial values.
-  return function, {k: canonical(x) for k, x in (defaults | given).items() if k != 'std'}
+  given = {k: x for k, x in (defaults | given).items() if k not in without}
+  return function, {k: canonical(x, without) for k, x in given.items()}
 
 
 def differences(model: ConfigDict, other: ConfigDict) -> list[str]:
   """Returns the keys in which two model sections describe different models."""
-  keys = dict.fromkeys([*model, *other])
-  return [
-    key
-    for key in keys
-    if key not in _OF_TRAINING and canonical(model.get(key)) != canonical(other.get(key))
-  ]
+
+  def of(section: ConfigDict, key: str) -> Any:
+    return canonical(section.get(key), ('std', 'dropout'))
+
+  keys = [key for key in dict.fromkeys([*model, *other]) if key not in _OF_TRAINING]
+  return [key for key in keys if of(model, key) != of(other, key)]
 
 
 class Section:
@@ -83,6 +84,10 @@ class Section:
   def argument(self, key: str, name: str) -> Any:
     """Returns an argument of the function of a key, or of that of layer 0."""
     return self.layers(key)[0][1].get(name)
+
+  def attention_dropout(self) -> float:
+    """Returns the dropout of the attention weights."""
+    return self.argument('attention_layer', 'dropout') or 0.0
 
   def activation(self, key: str = 'mlp') -> str | None:
     """Returns the name of the activation of the MLP, or of another function."""

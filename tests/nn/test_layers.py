@@ -98,6 +98,33 @@ def test_dropout_is_a_function_of_its_key():
   assert (draw[0] != draw[2]).any()
 
 
+def _attended(key=None, **options):
+  q, k = _random(2, 20, 4, 50), _random(2, 50, 2, 50)
+  eye_BSGK = np.broadcast_to(np.eye(50, dtype=np.float32)[None, :, None], (2, 50, 2, 50))
+  rngs = {} if key is None else {'dropout': key}
+  layer = Attention(heads=4, kv_heads=2, head_dim=50, **options)
+  mask = Mask(q_positions=np.arange(20)[None], k_positions=np.arange(50)[None], causal=False)
+  return layer.apply({}, q, k, eye_BSGK, mask, rngs=rngs, method='attended')
+
+
+def test_dropout_of_attention_zeroes_weights_and_scales_up_the_rest():
+  # The values are unit vectors, so that outputs are weights (B, T, H, S).
+  weights, found = _attended(), _attended(jax.random.key(0), dropout=0.25)
+  kept = found != 0
+  assert abs(kept.mean() - 0.75) < 0.02  # 8,000 draws
+  np.testing.assert_allclose(found, np.where(kept, weights / 0.75, 0), rtol=1e-5)
+  np.testing.assert_array_equal(_attended(dropout=0.25), weights)
+
+
+@pytest.mark.parametrize(
+  'function', [functools.partial(dot_product, cap=50.0), lambda q, k, v, mask: q]
+)
+def test_dropout_of_attention_needs_the_weights_of_softmax(function):
+  _attended(dropout=0.1, attention_fn=function)
+  with pytest.raises(ValueError, match='dropout needs softmax attention'):
+    _attended(jax.random.key(0), dropout=0.1, attention_fn=function)
+
+
 def test_feed_forward_layers_equal_their_formulas():
   x = _random(2, 3, 4)
   mlp = Mlp(d_mlp=6, bias=True)

@@ -207,6 +207,12 @@ def test_an_imported_run_whose_model_was_changed_is_refused(exported, tmp_path):
   assert 'model.embed_scale=2.0 is not that of pretrained/config.json' in refused(tmp_path / 'run')
 
 
+def test_dropout_of_attention_weights_is_exported():
+  model = gpt2(**SMALL)
+  model.vocab_size, model.attention_layer = 300, 'lm.nn.layers:Attention(dropout=0.2)'
+  assert configs.config_of(model)[0]['attn_pdrop'] == 0.2
+
+
 HEADS = {
   'BertForSequenceClassification': (
     'lm.nn.heads:pooled',
