@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm.errors import UserError
 from lm.parallel.collectives import shard_map_logical
 from lm.parallel.mesh import platform
 from lm.types import Array, Mask
@@ -33,15 +34,17 @@ def splash(
   Each device computes its own rows and heads. `interpret` emulates the kernel on a CPU.
 
   Raises:
-    ValueError: the kernel does not support the mask, or the length of rows.
+    UserError: the kernel does not support the mask, the length of rows, or the device.
   """
   _, T, _, K = q_BTHK.shape
   if not splash_supported(T, mask):
-    raise ValueError(
-      'lm.nn.attention:splash supports self-attention only, with a mask of causality, windows and '
-      f'segments, and rows of a multiple of {LANES} tokens; these have {T}; '
+    raise UserError(
+      'model.attention_fn: lm.nn.attention:splash supports self-attention only, with a mask of '
+      f'causality, windows and segments, and rows of a multiple of {LANES} tokens; these have {T}; '
       'use lm.nn.attention:blockwise'
     )
+  if not interpret:
+    _check_platform('splash', 'tpu')
   segments_BT = mask.q_segments
   part = functools.partial(
     _splash_on_device, window=mask.window, causal=mask.causal, interpret=interpret
@@ -252,22 +255,34 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   """cuDNN's fused attention on NVIDIA GPUs, in float16 or bfloat16; see `cudnn_mask`.
 
   Raises:
-    ValueError: the inputs are float32, or the mask has a bias.
+    UserError: the inputs are float32, the mask has a bias, or the device is no GPU.
   """
   check_cudnn(q_BTHK.dtype, mask)
+  _check_platform('cudnn', 'gpu')
   return jax.nn.dot_product_attention(
     q_BTHK, k_BSGK, v_BSGK, **cudnn_mask(mask)._asdict(), implementation='cudnn'
   )
 
 
 def check_cudnn(dtype: jnp.dtype, mask: Mask) -> None:
-  """Raises ValueError where cuDNN's attention does not support the dtype or the mask."""
+  """Raises UserError where cuDNN's attention does not support the dtype or the mask."""
   if mask.bias is not None:
-    raise ValueError('lm.nn.attention:cudnn cannot honor Mask.bias; use lm.nn.attention:blockwise')
+    raise UserError(
+      'model.attention_fn: lm.nn.attention:cudnn cannot honor Mask.bias, such as that of '
+      'model.position; use lm.nn.attention:blockwise'
+    )
   if dtype not in _HALF:
-    raise ValueError(
-      f'lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
+    raise UserError(
+      f'model.attention_fn: lm.nn.attention:cudnn needs bfloat16 or float16, not {dtype}; '
       "set model.dtype='bfloat16' or use lm.nn.attention:blockwise"
+    )
+
+
+def _check_platform(kernel: str, wanted: str) -> None:
+  if platform() != wanted:
+    raise UserError(
+      f'model.attention_fn: lm.nn.attention:{kernel} needs a {wanted.upper()}, and this is a '
+      f'{platform().upper()}; use lm.nn.attention:fused'
     )
 
 

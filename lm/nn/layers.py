@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import Initializer
 
+from lm.errors import UserError
 from lm.nn import attention
 from lm.nn.hooks import HOOKS
 from lm.nn.kv_cache import CrossAttentionKV, KVCache
@@ -240,6 +241,10 @@ _materialize.defvjp(lambda y: (_barrier(y), None), lambda _, d: (_barrier(d),))
 
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
   """Zeroes a fraction `rate` of x and scales up the rest, where `module` has a dropout key."""
+  if not 0 <= rate < 1:
+    raise UserError(
+      f'model: dropout={rate} of {type(module).__name__} is not at least 0 and below 1'
+    )
   if rate == 0 or not module.has_rng('dropout'):
     return x
   kept = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, x.shape)
@@ -347,11 +352,11 @@ class Attention(nn.Module):
       edited_BHTS = hook_point(self, 'weights', weights_BHTS)
       if edited_BHTS is not weights_BHTS:
         return attention.weighted_values(edited_BHTS, v_BSGK)
-    if self.dropout > 0 and self.has_rng('dropout'):
+    if self.dropout != 0 and self.has_rng('dropout'):
       if not attention.is_softmax(self.attention_fn):
-        raise ValueError(
-          'Attention.dropout needs softmax attention of lm.nn.attention without cap, not '
-          f'{self.attention_fn}'
+        raise UserError(
+          f'model.attention_layer: dropout={self.dropout} needs the weights of softmax; set '
+          'model.attention_fn to a function of lm.nn.attention, without cap'
         )
       weights_BHTS = dropout(self, attention.weights(q_BTHK, k_BSGK, mask), self.dropout)
       return attention.weighted_values(weights_BHTS, v_BSGK)

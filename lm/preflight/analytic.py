@@ -36,7 +36,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import components
-from lm.errors import UserError
 from lm.nn.attention import blockwise, check_cudnn, cudnn_mask, cudnn_supported
 from lm.nn.losses import chunk_size
 from lm.parallel import mesh as meshes
@@ -313,10 +312,7 @@ def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
   Raises:
     UserError: cuDNN attention does not support the dtype or the mask.
   """
-  try:
-    check_cudnn(q_BTHK.dtype, mask)
-  except ValueError as e:
-    raise UserError(f'model.attention_fn, on a GPU: {e}') from e
+  check_cudnn(q_BTHK.dtype, mask)
   S = k_BSGK.shape[1]
   arguments = cudnn_mask(mask)
   # The kernel skips most keys that causal masks and local windows hide.

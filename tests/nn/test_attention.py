@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.errors import UserError
 from lm.nn import attention
-from lm.nn.attention import blockwise, cudnn, dot_product, fused, weighted_values, weights
+from lm.nn.attention import blockwise, cudnn, dot_product, fused, splash, weighted_values, weights
 from lm.nn.hooks import with_hooks
 from lm.nn.layers import Attention
 from lm.nn.position import alibi, rope
@@ -189,11 +190,20 @@ def test_bfloat16_is_close_to_float32_and_stays_bfloat16(attend):
 
 def test_cudnn_raises_for_unsupported_inputs():
   q, k, v = _inputs()
-  with pytest.raises(ValueError, match=r"bfloat16 or float16, not float32.*model.dtype='bfloat16'"):
+  with pytest.raises(UserError, match=r"bfloat16 or float16, not float32.*model.dtype='bfloat16'"):
     cudnn(q, k, v, _mask())
   half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-  with pytest.raises(ValueError, match=r'cannot honor Mask\.bias'):
+  with pytest.raises(UserError, match=r'cannot honor Mask\.bias'):
     cudnn(*half, _mask(bias=alibi().bias(None, 4, True)))
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of kernels on another device')
+def test_kernels_of_other_devices_are_refused():
+  half = [x.astype(jnp.bfloat16) for x in _inputs(T=128)]
+  with pytest.raises(UserError, match='attention:cudnn needs a GPU, and this is a CPU; use'):
+    cudnn(*half, _mask(T=128))
+  with pytest.raises(UserError, match='attention:splash needs a TPU, and this is a CPU; use'):
+    splash(*half, _mask(T=128))
 
 
 @pytest.mark.skipif(jax.default_backend() == 'gpu', reason='takes cuDNN on a GPU')

@@ -68,6 +68,7 @@ def on_cpu(monkeypatch):
 
   monkeypatch.setattr(jax.nn, 'dot_product_attention', attend)
   monkeypatch.setattr(attention, '_HALF', (jnp.float32,))
+  monkeypatch.setattr(attention, 'platform', lambda: 'gpu')
   return cudnn
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.errors import UserError
 from lm.nn import layers
 from lm.nn.attention import dot_product
 from lm.nn.layers import Attention, FusedGatedMlp, GatedMlp, Linear, Mlp, dropout, gelu
@@ -91,6 +92,12 @@ def test_dropout_is_the_identity_without_a_key_or_a_rate():
   np.testing.assert_array_equal(_dropped(0.0, x, jax.random.key(0)), x)
 
 
+@pytest.mark.parametrize('rate', [-0.1, 1.0])
+def test_a_rate_of_dropout_that_is_no_share_is_refused(rate):
+  with pytest.raises(UserError, match=f'dropout={rate} of Dropped is not at least 0 and below 1'):
+    _dropped(rate, np.ones((2, 2), np.float32), jax.random.key(0))
+
+
 def test_dropout_is_a_function_of_its_key():
   x, key = np.ones((8, 8), np.float32), jax.random.key(0)
   draw = [np.asarray(_dropped(0.5, x, k)) for k in (key, key, jax.random.key(1))]
@@ -121,7 +128,7 @@ def test_dropout_of_attention_zeroes_weights_and_scales_up_the_rest():
 )
 def test_dropout_of_attention_needs_the_weights_of_softmax(function):
   _attended(dropout=0.1, attention_fn=function)
-  with pytest.raises(ValueError, match='dropout needs softmax attention'):
+  with pytest.raises(UserError, match=r'dropout=0\.1 needs the weights of softmax'):
     _attended(jax.random.key(0), dropout=0.1, attention_fn=function)
 
 

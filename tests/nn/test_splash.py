@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm.errors import UserError
 from lm.nn import attention
 from lm.nn.attention import dot_product
 from lm.types import Mask
@@ -50,7 +51,7 @@ def test_splash_equals_dot_product_with_gradients(mask):
 def test_splash_raises_for_unsupported_inputs_and_fused_falls_back(monkeypatch):
   q, k, v, _ = inputs()
   short = jax.tree.map(lambda x: x[:, :100], mask_of())
-  with pytest.raises(ValueError, match=r'a multiple of 128 tokens.* these have 100'):
+  with pytest.raises(UserError, match=r'a multiple of 128 tokens.* these have 100'):
     attention.splash(q[:, :100], k[:, :100], v[:, :100], short)
   loose = mask_of().replace(ordered=False)
   assert not attention.splash_supported(T, loose) and attention.splash_supported(T, mask_of())
