@@ -124,8 +124,8 @@ def texts(split):
 
 def _gpt_pretrain(config):
   config = base()
-  config.steps, config.batch_size = 6000, 16
-  config.model = unrolled(gpt2(depth=4, d_model=256, heads=4, context=128))
+  config.steps, config.batch_size = 4000, 16
+  config.model = unrolled(gpt2(depth=4, d_model=128, heads=4, context=128))
   config.model.position = 'lm.nn.position:rope'
   config.data.source = 'article_generation:texts'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:characters', 'min_count': 3})

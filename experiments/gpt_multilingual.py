@@ -37,9 +37,9 @@ def language(split, name, share=1.0):
 
 def get_config(arg=''):
   config = base()
-  config.steps, config.batch_size = 4000, 16
-  config.model = unrolled(gpt2(depth=4, d_model=256, heads=4, context=128))
-  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 16000})
+  config.steps, config.batch_size = 3000, 16
+  config.model = unrolled(gpt2(depth=4, d_model=128, heads=4, context=128))
+  config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:bpe', 'vocab_size': 12000})
   few = {'fr': 0.05}
   mixture(config, {name: ref(language, name=name, share=few.get(name, 1.0)) for name in FILES})
   config.eval.evaluators = (*config.eval.evaluators, 'lm.evaluation.fertility:fertility')

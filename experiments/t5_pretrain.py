@@ -42,7 +42,7 @@ def english(config):
 def captions(config):
   config.data.source = 't5_pretrain:monolingual'
   config.data.tokenizer = ConfigDict({'fn': 'lm.text.tokenizers:unigram', 'vocab_size': 8000})
-  config.steps = 4000
+  config.steps = 2500
   return config
 
 
