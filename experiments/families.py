@@ -6,7 +6,7 @@
 
 The families are lstm, gpt, bert, electra, t5, bart and gpt_bert; ngram is the lower bound. The text
 is that of ngram.py, 2.9M words. Models have 1.8M parameters, ELECTRA's generator apart. Each trains
-with the FLOPs of `gpt` in 2,500 steps of 4,096 tokens, about 30 minutes of two CPU cores: 6 for
+with the FLOPs of `gpt` in 1,500 steps of 4,096 tokens, about 30 minutes of a CPU core: 6 for
 each parameter of a matmul and each token that it reads (Kaplan et al. 2020, section 2.1). Families
 that compute fewer logits or read fewer tokens a step thus take more steps.
 
@@ -28,7 +28,7 @@ from lm.config.recurrent import recurrent
 
 D, LAYERS, V, T, ROWS = 128, 4, 8000, 128, 32
 H = 232  # of the LSTM
-BUDGET = 2500 * ROWS * T * (12 * LAYERS * D**2 + V * D)  # that of gpt, without the factor 6
+BUDGET = 1500 * ROWS * T * (12 * LAYERS * D**2 + V * D)  # that of gpt, without the factor 6
 
 
 def get_config(arg='gpt'):

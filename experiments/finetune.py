@@ -58,6 +58,8 @@ def get_config(arg=''):
       'parameters'
     )
   if task == 'smoke':
+    if workdir:
+      raise UserError(f'--config: {arg!r} names a workdir; :smoke starts from a random one')
     workdir = _random_checkpoint()
   elif not workdir:
     raise UserError(

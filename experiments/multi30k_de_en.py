@@ -46,6 +46,8 @@ def get_config(arg=''):
   config.eval.every = 3250
   config.decode.length_penalty = 1.0
   name, workdir, start = (arg.split(',', 2) + ['', ''])[:3]
+  if workdir and name != 'few':
+    raise UserError(f'--config: {arg!r} names a workdir, from which only :few starts')
   return select_variant(
     config, name, smoke=_smoke, joeynmt=_joeynmt, few=lambda c: _few(c, workdir, start)
   )

@@ -110,6 +110,9 @@ def test_workdir_that_does_not_fit_is_refused(tmp_path):
     experiment.load(f'{FILE}:sst2')
   with pytest.raises(UserError, match=r'no run in .*nowhere.*lm\.convert from_hf'):
     experiment.load(f'{FILE}:sst2,{tmp_path / "nowhere"}')
+  for name in (f'{FILE}:smoke,runs/a', f'{FILE.with_name("multi30k_de_en.py")}:joeynmt,runs/a'):
+    with pytest.raises(UserError, match=r',runs/a. names a workdir'):
+      experiment.load(name)
 
 
 def fakes(steps):
