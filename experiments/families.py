@@ -42,6 +42,7 @@ def get_config(arg='gpt'):
   config.eval.every = 500
   of_family = {f.__name__: f for f in (ngram, lstm, gpt, bert, electra, t5, bart, gpt_bert)}
   on_tpu = {f'tpu_{name}': lambda c, f=f: tpu(f(c)) for name, f in of_family.items()}
+  del on_tpu['tpu_ngram']  # it is counted, not trained
   smokes = {f'{name}_smoke': lambda c, f=f: smoke(f(c)) for name, f in of_family.items()}
   return select_variant(config, arg, **of_family, **on_tpu, **smokes, smoke=lambda c: smoke(gpt(c)))
 
@@ -54,7 +55,8 @@ def _steps(config, flops_per_row):
 
 BLOCK = 12 * D**2  # parameters of a layer
 # Of a layer of an encoder, and of a decoder with cross-attention, whose MLPs have a width of 3 D.
-READING, WRITING = 10 * D**2, 14 * D**2
+# CROSSING are the keys and values of cross-attention, which read the encoder's tokens.
+READING, WRITING, CROSSING = 10 * D**2, 12 * D**2, 2 * D**2
 NOISE = round(0.15 * T)
 
 
@@ -97,13 +99,14 @@ def electra(config):
 def t5(config):
   config.model, half = _encoder_decoder(), LAYERS // 2
   targets = NOISE + round(NOISE / 3) + 1
-  _steps(config, T * half * READING + targets * (half * WRITING + V * D))
+  _steps(config, T * half * (READING + CROSSING) + targets * (half * WRITING + V * D))
   return pretraining.denoising(config)
 
 
 def bart(config):
   config.model, half = _encoder_decoder(), LAYERS // 2
-  return pretraining.infilling(_steps(config, T * (half * (READING + WRITING) + V * D)))
+  per_token = half * (READING + CROSSING + WRITING) + V * D
+  return pretraining.infilling(_steps(config, T * per_token))
 
 
 def _encoder_decoder():

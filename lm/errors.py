@@ -1,5 +1,6 @@
 """Exceptions that end a program with one line and an exit code, and checks that raise them."""
 
+import numbers
 from collections.abc import Collection, Iterable
 
 
@@ -19,7 +20,9 @@ class PeerLost(Exception):
 
 
 def check_range(name: str, value: float, low: float, high: float = float('inf')) -> None:
-  """Raises UserError unless `value` is from `low` to `high`; `name` is its key or flag."""
+  """Raises UserError unless `value` is a number from `low` to `high`; `name` is its key or flag."""
+  if not isinstance(value, numbers.Real):
+    raise UserError(f'{name}={value!r} is not a number')
   if not low <= value <= high:
     limits = f'{low} or more' if high == float('inf') else f'between {low} and {high}'
     raise UserError(f'{name}={value} is not {limits}')

@@ -105,6 +105,15 @@ def test_layers_of_imported_decoders_and_encoder_decoders_are_taken(tmp_path):
     assert any(path.startswith('decoder/') for path in taken.unread) == (name == 't5')
 
 
+@pytest.mark.parametrize('name', ['roberta', 'bart'])
+def test_tables_of_positions_stay_as_long_as_they_are(tmp_path, name):
+  checkpoint.import_checkpoint(CHECKPOINTS / name, tmp_path / 'run')
+  config = experiment.load(f'{FILE}:sst2,{tmp_path / "run"}')
+  assert config.model.position == 'lm.nn.position:learned(offset=2)'
+  config.data.seq_len = config.model.context - 5  # with rows that are shorter than the table
+  assert 'encoder/position' not in started(config)[1].fresh
+
+
 def test_workdir_that_does_not_fit_is_refused(tmp_path):
   with pytest.raises(UserError, match='--config: no imported workdir in the argument'):
     experiment.load(f'{FILE}:sst2')

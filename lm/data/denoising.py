@@ -13,7 +13,7 @@ import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
 from lm.data.masking import Units, borders, check_rate, padded, text_units, tokens_alone
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.text.tokenizers import end_id, mask_token, special_ids
 
 SUFFIX = 'suffix'  # the denoiser that continues a text
@@ -149,10 +149,10 @@ def _denoisers(
   modes: bool,
 ) -> Transform:
   if not denoisers:
-    raise UserError('data.transforms: denoisers=() has none; give a pair such as (3.0, 0.15)')
+    raise UserError('data.transforms: denoisers=() has none; give pairs such as ((3.0, 0.15),)')
   for denoiser in denoisers:
     if denoiser != SUFFIX:
-      if isinstance(denoiser, str) or len(denoiser) != 2:
+      if not isinstance(denoiser, tuple | list) or len(denoiser) != 2:
         raise UserError(
           f"data.transforms: denoiser {denoiser!r} must be 'suffix' or a pair such as (3.0, 0.15)"
         )
@@ -192,7 +192,7 @@ def _denoisers(
 def _capacity(size: int, denoiser: tuple[float, float] | str) -> int:
   """Returns the targets of one text of `size` tokens."""
   if isinstance(denoiser, str):
-    return size + 1
+    return size + 2  # a sentinel, the text and END: a row may end inside the text
   mean_length, rate = denoiser
   noise = max(1, round(rate * size))
   return noise + max(1, round(noise / mean_length)) + 1
@@ -411,5 +411,4 @@ def _sentinels(tokenizer: tokenizers.Tokenizer) -> np.ndarray:
 
 
 def _check_length(name: str, mean_length: float) -> None:
-  if not mean_length >= 1:
-    raise UserError(f'data.transforms: {name}(mean_length={mean_length!r}) must be at least 1')
+  check_range(f'data.transforms: {name}: mean_length', mean_length, 1, 10_000)

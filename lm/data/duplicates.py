@@ -109,6 +109,13 @@ def distinct(
     if not isinstance(value, int) or value < 1:
       raise UserError(f'data.source: {name}={value!r} must be an integer of at least 1')
   after, fields = as_tuple(after), as_tuple(fields)
+  if not fields:
+    raise UserError("data.source: fields=() names no text; give one, such as 'text'")
+  if not isinstance(held_out or {}, Mapping):
+    raise UserError(
+      f'data.source: held_out={held_out!r:.200} must map names to (split, source), such as '
+      "{'validation': ('validation', '')}"
+    )
   sets = {name: _set(name, pair, source, split) for name, pair in (held_out or {}).items()}
   parts = [open_source(path, split) for path in after] + [opened]
   compared = {name: open_source(path, part) for name, (part, path) in sets.items()}

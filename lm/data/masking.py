@@ -5,6 +5,7 @@ The transforms take rows of text (lm.data.packed_rows.PackedRows). Units are mas
 are never masked.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, check_range, did_you_mean
 from lm.text.tokenizers import mask_token, special_ids, vocabulary_size
 
 UNITS = ('word', 'token')
@@ -48,11 +49,10 @@ def masked(
       without words, or for a full row that has nothing to mask.
   """
   check_rate('masked', 'rate', rate)
-  if not (kept >= 0 and random >= 0 and kept + random <= 1):
-    raise UserError(
-      f'data.transforms: masked(kept={kept!r}, random={random!r}) must be shares whose sum is at '
-      'most 1'
-    )
+  for key, share in {'kept': kept, 'random': random}.items():
+    check_range(f'data.transforms: masked: {key}', share, 0, 1)
+  if kept + random > 1:
+    raise UserError(f'data.transforms: masked(kept={kept!r}, random={random!r}) have a sum above 1')
   units_of, (_, mask) = text_units(tokenizer, unit), mask_token(tokenizer)
   ordinary = _ordinary(tokenizer)
 
@@ -122,8 +122,7 @@ def masked_next_tokens(
     UserError: as `masked` does.
   """
   check_rate('masked_next_tokens', 'rate', rate)
-  if not 0 <= causal <= 1:
-    raise UserError(f'data.transforms: masked_next_tokens(causal={causal!r}): from 0 to 1')
+  check_range('data.transforms: masked_next_tokens: causal', causal, 0, 1)
   units_of, (_, mask) = text_units(tokenizer, unit), mask_token(tokenizer)
 
   def transform(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
@@ -246,7 +245,7 @@ def padded(values: np.ndarray, size: int, dtype: type = np.int32) -> np.ndarray:
 
 def check_rate(name: str, key: str, value: float) -> None:
   """Raises UserError if a share is not between 0 and 1, both excluded."""
-  if not 0 < value < 1:
+  if not isinstance(value, numbers.Real) or not 0 < value < 1:
     raise UserError(
       f'data.transforms: {name}({key}={value!r}) must be above 0 and below 1, such as 0.15'
     )

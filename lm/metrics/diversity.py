@@ -7,7 +7,7 @@ import collections
 import itertools
 from collections.abc import Sequence
 
-from lm.errors import check_choice, check_range
+from lm.errors import UserError, check_choice, check_range
 from lm.metrics.scores import TEXTS, CorpusMetric, Scores, validated
 
 _UNITS = ('word', 'character')
@@ -32,6 +32,8 @@ def diversity(
     UserError: an argument is out of its range.
   """
   check_choice('unit', unit, _UNITS)
+  if not isinstance(sizes, tuple | list):
+    raise UserError(f'diversity: sizes={sizes!r} must be a tuple, such as (1, 2)')
   for size in (*sizes, repeated):
     check_range('n-grams', size, 1, 100)
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lm.errors import UserError
+from lm.errors import UserError, check_range
 from lm.models.ngram import Tables
 from lm.nn.losses import token_statistics
 from lm.types import Apply, Array, Batch, Objective, Params
@@ -38,7 +38,18 @@ def kneser_ney(
     fallback: D(1), D(2) and D(3 and more) of an order whose counts determine none; None for an
       error. Small vocabularies have no token that follows one other token alone, and so need it.
     corpus: passed by `lm.components.pass_corpus`.
+
+  Raises:
+    UserError: `fallback` is not three discounts, each above 0 and at most its count.
   """
+  if fallback is not None:
+    if not isinstance(fallback, tuple | list) or len(fallback) != 3:
+      raise UserError(
+        f'objective.fallback={fallback!r} must have three discounts, such as (0.5, 1.0, 1.5)'
+      )
+    for k, discount in enumerate(fallback, 1):
+      # A larger one makes probabilities negative; with 0, tokens that were never seen have none.
+      check_range(f'objective.fallback={tuple(fallback)}: D({k})', discount, 1e-6, k)
 
   def initial(abstract: Params) -> Params:
     assert corpus is not None, 'an n-gram model needs a corpus'

@@ -211,9 +211,9 @@ def read_parameters(family: Family, source: Source) -> dict[str, LazyArray]:
     expected = family.buffers(name) if original is None else source.read(own[original])
     if expected is not None:
       found = source.read(own.pop(name))
-      if found.shape != expected.shape or not np.array_equal(
-        found.astype(expected.dtype), expected
-      ):
+      # A buffer in half precision is the rounded one.
+      same = found.shape == expected.shape and np.array_equal(found, expected.astype(found.dtype))
+      if not same:
         what = 'the config' if original is None else f'{original}, to which it is tied'
         raise UserError(f'{source.name}: {name} differs from {what}')
     elif re.match(family.unused, name):
@@ -306,12 +306,9 @@ def import_checkpoint(
     path / 'generation_config.json', source.files.get('generation_config.json', b'{}')
   )
   family = families.family_of(source.config, source.shapes, generation)
-  rows, size = tokenizers.vocabulary_size(source.tokenizer), family.model.vocab_size
-  if rows > size:
-    raise UserError(
-      f'{path}: its tokenizer has {rows} tokens, and the embedding has {size} rows '
-      '(config.json: vocab_size)'
-    )
+  tokenizer, without = vocabulary.cut_to(source.tokenizer, family.model.vocab_size, str(path))
+  source = source._replace(tokenizer=tokenizer)
+  at += f'; without {", ".join(without)}, which the embedding has no row for' if without else ''
   params = read_parameters(family, source)
   if new_tokens:
     larger = vocabulary.add_tokens(source.config, source.tokenizer, new_tokens, source.shapes)

@@ -95,13 +95,14 @@ def config_like(
   own = (source.get('architectures') or [''])[0]
   prefix = re.sub(r'(Model|LMHeadModel|For[A-Z]\w*)$', '', own)
   labels = {str(i): label for i, label in enumerate(data.labels)}
-  more: dict[str, Any] = {'vocab_size': model.vocab_size}
+  more: dict[str, Any] = {}
   if labels:
     more |= {'id2label': labels, 'label2id': {label: int(i) for i, label in labels.items()}}
   architectures = dict.fromkeys([own, *(prefix + kind for kind in _HEADS)])
   # Without names of tensors, a model has all that are optional, such as a pooler.
   for architecture, names in itertools.product(architectures, (None, ())):
-    config = {**source, **more, 'architectures': [architecture]}
+    config = {**families.with_vocabulary(source, model.vocab_size), **more}
+    config['architectures'] = [architecture]
     try:
       family = families.family_of(config, names, generation)
     except UserError:

@@ -26,7 +26,7 @@ from lm.pretrained.rotary import described, scheme
 def gpt2(hf: Reader) -> Family:
   """GPT-2 (Radford et al. 2019). Kernels are stored transposed; q, k and v are one tensor."""
   hf.only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-  hf.only(add_cross_attention=False)
+  hf.only(add_cross_attention=False, is_causal=True)
   D, N, H, T = (hf.size(key) for key in ('n_embd', 'n_layer', 'n_head', 'n_positions'))
   if D % H:
     raise UserError(f'config.json: n_embd={D} is not a multiple of n_head={H}')
@@ -40,7 +40,7 @@ def gpt2(hf: Reader) -> Family:
       'd_mlp': F,
       'norm': import_path('lm.nn.layers:LayerNorm', epsilon=epsilon),
       'mlp': import_path('lm.nn.layers:Mlp', activation=activation),
-      'dropout': float(hf.get('resid_pdrop', 0.1)),
+      'dropout': hf.rate('resid_pdrop', 0.1),
       'tie_embeddings': tied,
     })  # fmt: skip
   rows: list[Row] = [
@@ -87,7 +87,7 @@ def gpt_neox(hf: Reader) -> Family:
   V, T, K = hf.size('vocab_size'), hf.size('max_position_embeddings'), D // H
   if D % H:
     raise UserError(f'config.json: hidden_size={D} is not a multiple of num_attention_heads={H}')
-  hf.only(is_decoder=False, layer_types=None)
+  hf.only(is_decoder=False, layer_types=None, is_causal=True)
   tied, parallel = hf.flag('tie_word_embeddings'), hf.flag('use_parallel_residual', True)
   bias, epsilon = hf.flag('attention_bias', True), hf.positive('layer_norm_eps', 1e-5)
   activation = hf.one_of('hidden_act', ACTIVATIONS, 'gelu')
@@ -104,7 +104,7 @@ def gpt_neox(hf: Reader) -> Family:
       'mlp': import_path('lm.nn.layers:Mlp', activation=activation),
       'block_layout': f'lm.nn.layers:{"parallel_norms" if parallel else "pre_norm"}',
       'tie_embeddings': tied,
-      'dropout': float(hf.get('hidden_dropout', 0.0)),
+      'dropout': hf.rate('hidden_dropout', 0.0),
     })  # fmt: skip
   qkv = 'attention.query_key_value'
   rows: list[Row] = [

@@ -74,7 +74,7 @@ def _t5(hf: Reader, prefix: str, feed_forward: str, scaled: bool, separate: bool
       'norm': import_path('lm.nn.layers:RMSNorm', epsilon=epsilon),
       'mlp': import_path(mlp, activation=activation),
       'bias': False,
-      'dropout': hf.not_negative('dropout_rate', 0.1),
+      'dropout': hf.rate('dropout_rate', 0.1),
       'embed_scale': 1.0,
     })  # fmt: skip
     if kind == 'EncoderModel':
@@ -223,7 +223,7 @@ def _bart(
       'mlp': import_path('lm.nn.layers:Mlp', activation=activation),
       'block_layout': f'lm.nn.layers:{"pre" if pre_norm else "post"}_norm',
       'final_norm': pre_norm,
-      'dropout': hf.not_negative('dropout', 0.1),
+      'dropout': hf.rate('dropout', 0.1),
       'embed_scale': D**0.5 if hf.flag('scale_embedding') else 1.0,
     })  # fmt: skip
     if learned:
@@ -272,10 +272,10 @@ def _bart(
 def _kind(hf: Reader, prefix: str, kinds: tuple[str, ...]) -> str:
   """Returns the kind of the head: the first of the `architectures` without its prefix."""
   known = [prefix + kind for kind in kinds]
-  name = (hf.get('architectures') or known)[0]
+  name = hf.strings('architectures', known)[0]
   if name not in known:
     raise UserError(
-      f'config.json: architectures={name!r} is not supported{did_you_mean(str(name), known)}; '
+      f'config.json: architectures={name!r} is not supported{did_you_mean(name, known)}; '
       f'it must be one of {", ".join(known)}'
     )
   return name.removeprefix(prefix)
@@ -303,6 +303,8 @@ def _generation(
     return value
 
   first, words = hf.generation('forced_bos_token_id'), hf.generation('bad_words_ids', [])
+  if first is None and not hf.has_generation and hf.flag('force_bos_token_to_be_generated'):
+    first = hf.get('bos_token_id')  # of the first releases of BART
   starts: tuple[int, ...] = (token('decoder_start_token_id', start),)
   if first is not None:
     starts += (token('forced_bos_token_id', first),)

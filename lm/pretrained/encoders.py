@@ -141,7 +141,7 @@ def distilbert(hf: Reader) -> Family:
     model.update({
       'input_layer': import_path('lm.nn.embedding:normed', norm=norm),
       'norm': norm,
-      'dropout': hf.not_negative('dropout', 0.1),
+      'dropout': hf.rate('dropout', 0.1),
     })  # fmt: skip
   D, V, H, F = model.d_model, model.vocab_size, model.heads, model.d_mlp
   attention = [f'attention.{part}_lin' for part in ('q', 'k', 'v', 'out')]
@@ -206,7 +206,7 @@ def modernbert(hf: Reader) -> Family:
       'mlp': import_path('lm.nn.layers:FusedGatedMlp', activation=activation),
       'block_layout': ('lm.nn.layers:mlp_pre_norm', *['lm.nn.layers:pre_norm'] * (N - 1)),
       'final_norm': True,
-      'dropout': hf.not_negative('mlp_dropout', 0.0),
+      'dropout': hf.rate('mlp_dropout', 0.0),
     })  # fmt: skip
 
   def norm_of(path: str, name: str) -> list[Row]:
@@ -265,7 +265,7 @@ def _local_layers(hf: Reader, depth: int) -> tuple[bool, ...]:
   """Returns whether the attention of each layer of a ModernBERT has a window."""
   every = hf.size('global_attn_every_n_layers', 3)
   names = ['sliding_attention' if i % every else 'full_attention' for i in range(depth)]
-  types = hf.get('layer_types', names)
+  types = hf.strings('layer_types', names)
   allowed = 'sliding_attention', 'full_attention'
   if len(types) != depth or any(each not in allowed for each in types):
     raise UserError(
@@ -278,7 +278,7 @@ def _local_layers(hf: Reader, depth: int) -> tuple[bool, ...]:
 def _rope(hf: Reader, layers: str, theta: float) -> str:
   """Returns the position scheme of the layers of a type; keys differ by version of transformers."""
   old = {'full_attention': 'global_rope_theta', 'sliding_attention': 'local_rope_theta'}[layers]
-  values = (hf.get('rope_parameters') or {}).get(layers) or {}
+  values = hf.section('rope_parameters').mapping(layers)
   if values.get('rope_type', 'default') != 'default':
     raise UserError(f'config.json: rope_parameters={values!r} of {layers} is not supported')
   theta = Reader({old: values.get('rope_theta', hf.get(old))}).not_negative(old, theta)
@@ -339,7 +339,7 @@ def _bert_body(
       ),
       'position': import_path('lm.nn.position:learned', offset=offset or None),
       'norm': norm,
-      'dropout': hf.not_negative('hidden_dropout_prob', 0.1),
+      'dropout': hf.rate('hidden_dropout_prob', 0.1),
     })  # fmt: skip
   attention = ('attention.self.query', 'attention.self.key', 'attention.self.value')
   layer: list[Row] = [
@@ -499,9 +499,9 @@ def _task(
 def _labels(hf: Reader) -> tuple[str, ...]:
   """Returns the names of the classes in order."""
   count = hf.size('num_labels', 2)
-  names = hf.get('id2label') or {str(i): f'LABEL_{i}' for i in range(count)}
+  names = hf.mapping('id2label') or {str(i): f'LABEL_{i}' for i in range(count)}
   keys = [str(i) for i in range(len(names))]
-  if not isinstance(names, dict) or {*names} != {*keys}:
+  if {*names} != {*keys}:
     raise UserError(f'config.json: id2label={names!r} must have one name for each class from 0')
   labels = tuple(names[key] for key in keys)
   if not all(isinstance(name, str) for name in labels) or len({*labels}) < len(labels):

@@ -51,10 +51,17 @@ def family_of(
     UserError: the family is not known, or a value is not supported.
   """
   kind = config.get('model_type')
-  if kind not in FAMILIES:
+  if not isinstance(kind, str) or kind not in FAMILIES:
     known = ', '.join(FAMILIES)
     raise UserError(
       f'config.json: model_type={kind!r} is not supported{did_you_mean(str(kind), FAMILIES)}; '
       f'it must be one of {known}'
     )
   return FAMILIES[kind](Reader(config, names, generation))
+
+
+def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
+  """Returns a config.json with another size of the vocabulary, where its family reads it."""
+  if config.get('model_type') == 'gemma3':
+    return {**config, 'text_config': {**config.get('text_config', {}), 'vocab_size': size}}
+  return {**config, 'vocab_size': size}

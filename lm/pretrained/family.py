@@ -1,7 +1,7 @@
 """What a family of pretrained models is, and the reader of its config.json."""
 
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -77,6 +77,11 @@ class Reader:
     value = self._values.get(key)
     return default if value is None else value
 
+  @property
+  def has_generation(self) -> bool:
+    """Whether the checkpoint has a generation_config.json."""
+    return bool(self._generation)
+
   def generation(self, key: str, default: Any = None) -> Any:
     """Returns a value of generation_config.json, which older checkpoints have in config.json."""
     value = self._generation.get(key)
@@ -116,11 +121,25 @@ class Reader:
     return value
 
   def not_negative(self, key: str, default: float) -> float:
-    """Returns a float of at least 0, such as an epsilon or a rate."""
+    """Returns a float of at least 0, such as an epsilon."""
     value = self.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
       raise UserError(f'config.json: {key}={value!r} must be at least 0')
     return float(value)
+
+  def rate(self, key: str, default: float) -> float:
+    """Returns a rate of dropout, at least 0 and below 1."""
+    value = self.not_negative(key, default)
+    if value >= 1:
+      raise UserError(f'config.json: {key}={value!r} must be below 1')
+    return value
+
+  def strings(self, key: str, default: Sequence[str]) -> Sequence[str]:
+    """Returns a list of strings, the default where the key is absent, null or empty."""
+    values = self.get(key, default) or default
+    if not isinstance(values, list | tuple) or not all(isinstance(x, str) for x in values):
+      raise UserError(f'config.json: {key}={values!r} must be a list of strings')
+    return values
 
   def one_of(self, key: str, choices: Mapping[Any, Any], default: Any) -> Any:
     """Returns the choice of a key.

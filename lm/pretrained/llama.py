@@ -140,9 +140,10 @@ def gemma3_text(hf: Reader) -> Family:
     raise UserError(f'config.json: rope_parameters has {min(unknown)!r} among the types of layers')
   context = hf.size('max_position_embeddings')
   # Only layers without a window are scaled.
-  full = {**(nested.get(_FULL) or {}), **hf.mapping('rope_scaling')}
+  of_layers = hf.section('rope_parameters')
+  full = {**of_layers.mapping(_FULL), **hf.mapping('rope_scaling')}
   far = scheme(full, hf.get('rope_theta', 1e6), context)
-  near = scheme(nested.get(_SLIDING) or {}, hf.get('rope_local_base_freq', 10000.0), context)
+  near = scheme(of_layers.mapping(_SLIDING), hf.get('rope_local_base_freq', 10000.0), context)
   return _gemma(
     hf,
     [{'window': window, 'qk_norm': norm} for window in windows],
@@ -229,6 +230,7 @@ def _llama(
     norms: the names of the norms of a layer, here and there.
     activation: the path of the activation; None for that of the key `hidden_act`.
   """
+  hf.only(is_causal=True)
   D, N, H, F = (
     hf.size(key)
     for key in ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')

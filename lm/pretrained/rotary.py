@@ -57,7 +57,7 @@ def scheme(values: Mapping[str, Any], theta: Any, context: int) -> str:
     del values['truncate']
   known = {'rope_theta', 'partial_rotary_factor', *_KEYS.get(str(kind), ())}
   needed = {'factor', 'low_freq_factor', 'high_freq_factor'} & known
-  if kind not in _KEYS or values.keys() - known or needed - values.keys():
+  if str(kind) not in _KEYS or values.keys() - known or needed - values.keys():
     raise UserError(f'config.json: rope_scaling={dict(values, rope_type=kind)!r} is not supported')
   v = {key: positive(f'rope_scaling.{key}', value) for key, value in values.items()}
   theta = float(positive('rope_theta', v.get('rope_theta', theta)))

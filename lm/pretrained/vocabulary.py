@@ -1,5 +1,6 @@
 """Larger vocabularies: tokens added to a checkpoint, whose rows are the mean of the others."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,37 @@ class Enlarged(NamedTuple):
     return f'{count} rows added: mean of {self.first:,} rows'
 
 
+def cut_to(tokenizer: Tokenizer, size: int, name: str) -> tuple[Tokenizer, list[str]]:
+  """Returns a tokenizer with the ids below `size`, and the special tokens that it lost.
+
+  Some checkpoints have a special token without a row, such as <mask> in bart-large-cnn. No text
+  becomes one.
+
+  Raises:
+    UserError: a token of texts, or one that frames them, has no row; `name` is the checkpoint's.
+  """
+  rows = tokenizers.vocabulary_size(tokenizer)
+  if rows <= size:
+    return tokenizer, []
+  file = json.loads(tokenizer.to_str())
+  lost = sorted(token for token, i in tokenizer.get_vocab().items() if i >= size)
+  frames = json.dumps(file['post_processor'], ensure_ascii=False)
+  special = {token['content'] for token in file['added_tokens'] if token['special']}
+  if not special.issuperset(lost) or any(token in frames for token in lost):
+    raise UserError(
+      f'{name}: its tokenizer has {rows} tokens, and the embedding has {size} rows '
+      '(config.json: vocab_size)'
+    )
+  file['added_tokens'] = [token for token in file['added_tokens'] if token['id'] < size]
+  entries = file['model']['vocab']
+  file['model']['vocab'] = (
+    {token: i for token, i in entries.items() if i < size}
+    if isinstance(entries, dict)
+    else entries[:size]
+  )
+  return Tokenizer.from_str(json.dumps(file)), lost
+
+
 def add_tokens(
   config: Mapping[str, Any], tokenizer: Tokenizer, tokens: Sequence[str], names: Collection[str]
 ) -> Enlarged:
@@ -70,10 +102,10 @@ def add_tokens(
   old = families.family_of(config, names)
   size = max(old.model.vocab_size, first + len(tokens))
   # The parameters whose shape follows the size of the vocabulary.
-  other = families.family_of({**config, 'vocab_size': old.model.vocab_size + 1}, names)
+  other = families.family_of(families.with_vocabulary(config, old.model.vocab_size + 1), names)
   paths = (
     entry.path
     for entry, more in zip(old.entries, other.entries, strict=True)
     if entry.transform.shapes != more.transform.shapes
   )
-  return Enlarged({**config, 'vocab_size': size}, larger, first, size, frozenset(paths))
+  return Enlarged(families.with_vocabulary(config, size), larger, first, size, frozenset(paths))

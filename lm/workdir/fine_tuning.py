@@ -1,6 +1,7 @@
 """Fine-tuning: a config takes the model, the tokenizer and the parameters of another run."""
 
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -65,7 +66,7 @@ def start_from(config: ConfigDict, workdir: str, keep_head: bool = False) -> Con
           model[key] = config.model.get_ref(key)
           if key == 'head' and model.head and str(kept).startswith(model.head):
             model.head = kept
-    if model.get('position') != _LEARNED:  # rows are as long as those of the config
+    if not _is_learned(model.get('position')):  # rows are as long as those of the config
       both = max(config.data.seq_len, config.data.source_len)
       model.context = both if 'encoder_depth' in model else config.data.get_oneway_ref('seq_len')
   config.model = model
@@ -76,6 +77,11 @@ def start_from(config: ConfigDict, workdir: str, keep_head: bool = False) -> Con
   if rules:
     config.warm_start.rules = rules
   return config
+
+
+def _is_learned(position: Any) -> bool:
+  """Returns whether a position scheme is a table, with or without arguments such as its offset."""
+  return isinstance(position, str) and position.partition('(')[0] == _LEARNED
 
 
 def _as_encoder(model: ConfigDict, workdir: str) -> tuple[ConfigDict, tuple[str, ...]]:

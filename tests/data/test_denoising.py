@@ -101,6 +101,17 @@ def test_mixture_has_one_shape_and_names_its_paradigms(tokenizer):
   assert seen == set(MODES)
 
 
+def test_a_suffix_of_a_row_that_ends_inside_its_text_fits(tokenizer):
+  row = row_of(tokenizer, [text_of(np.random.default_rng(4), 40)])
+  cut = {name: values[:8] for name, values in row.items()}
+  transform = mixture_of_denoisers(tokenizer, ('suffix',), modes=False)
+  for seed in range(60):  # of which an eighth starts with the text
+    out = transform(cut, np.random.default_rng(seed))
+    found = restored(tokenizer, out['source'].tolist(), out['targets'].tolist())
+    assert out['weights'].sum() >= 3
+    assert found[:8] == cut['targets'].tolist()
+
+
 def test_infilling_replaces_spans_by_one_mask_each(tokenizer):
   rng, mask = np.random.default_rng(4), tokenizer.token_to_id('<|mask|>')
   row = row_of(tokenizer, [text_of(rng, 199)])
@@ -161,11 +172,15 @@ def test_prefixes_are_uniform_and_the_loss_covers_the_rest():
   ('call', 'message'),
   [
     (lambda t: span_corruption(t, rate=1.0), r'rate=1.0\) must be above 0 and below 1'),
-    (lambda t: span_corruption(t, mean_length=0.5), r'mean_length=0.5\) must be at least 1'),
+    (lambda t: span_corruption(t, mean_length=0.5), r'mean_length=0\.5 is not between 1 and'),
+    (lambda t: span_corruption(t, rate=None), r'rate=None\) must be above 0 and below 1'),
+    (lambda t: span_corruption(t, mean_length='3'), r"mean_length='3' is not a number"),
     (lambda t: span_corruption(tokenizers.characters(['ab'])), 'no sentinels <extra_id_0>'),
     (lambda t: mixture_of_denoisers(t, denoisers=()), 'denoisers='),
+    (lambda t: mixture_of_denoisers(t, denoisers=(3.0, 0.15)), r'denoiser 3\.0 must be'),
     (lambda t: mixture_of_denoisers(t, denoisers=('prefix',)), "denoiser 'prefix' must be"),
-    (lambda t: infilling(t, mean_length=0.0), 'must be at least 1'),
+    (lambda t: infilling(t, mean_length=0.0), 'mean_length=0.0 is not between 1 and'),
+    (lambda t: infilling(t, mean_length=float('inf')), 'mean_length=inf is not between 1 and'),
     (lambda t: infilling(tokenizers.characters(['ab'])), 'has no mask'),
   ],
 )

@@ -138,6 +138,8 @@ def test_run_reports_what_its_text_is_without(write, section):
     ({'held_out': {'x': 'test'}}, "held_out['x']='test'"),
     ({'held_out': {'x': ('train', '')}}, "held_out['x'] is the split 'train'"),
     ({'fields': ('title',)}, "'title'"),
+    ({'fields': ()}, 'fields=() names no text'),
+    ({'held_out': ('validation', '')}, "held_out=('validation', '') must map"),
   ],
 )
 def test_wrong_arguments_are_an_error_with_key_and_value(write, arguments, named):

@@ -23,7 +23,9 @@ def test_characters_of_chinese():
   assert values['reference_distinct_1'] == 1
 
 
-@pytest.mark.parametrize('arguments', [{'unit': 'letter'}, {'sizes': (0,)}, {'repeated': 0}])
+@pytest.mark.parametrize(
+  'arguments', [{'unit': 'letter'}, {'sizes': (0,)}, {'sizes': 2}, {'repeated': 0}]
+)
 def test_wrong_arguments(arguments):
   with pytest.raises(UserError):
     diversity(**arguments)

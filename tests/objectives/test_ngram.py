@@ -198,6 +198,15 @@ def test_what_does_not_fit_is_refused():
     Ngram(V, 12, N, 20_000_000)
 
 
+@pytest.mark.parametrize(
+  'fallback',
+  [(2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.5, 1.0), 0.75, (0.5, 1.0, 1.5, 2.0), ('a', 1, 1)],
+)
+def test_discounts_that_are_no_probabilities_are_refused(fallback):
+  with pytest.raises(UserError, match=r'objective\.fallback='):
+    kneser_ney(3, fallback)
+
+
 def test_training_starts_from_the_tables_and_a_step_keeps_them(params):
   config = experiment.load(f'{EXPERIMENT}:smoke')
   config.model.order, config.model.size = N, 2**12

@@ -12,6 +12,7 @@ import lm
 from lm.errors import UserError
 from lm.evaluation import pairs
 from lm.pretrained import checkpoint, safetensors
+from lm.pretrained.families import family_of
 
 LLAMA = pathlib.Path(__file__).parent / 'checkpoints' / 'llama'
 GPT2 = LLAMA.parent / 'gpt2'
@@ -134,6 +135,24 @@ def test_a_buffer_of_another_value_is_refused(tmp_path):
   assert all(t.read().tobytes() == after[k].read().tobytes() for k, t in before.items())
   safetensors.write_file(folder / 'model.safetensors', with_mask(1 - mask)(plain))
   assert 'attn.bias differs from the config' in refused(folder, tmp_path / 'other')
+
+
+def test_a_buffer_in_half_precision_is_the_rounded_one(tmp_path):
+  """PEGASUS stores its table of sines in the dtype of the parameters."""
+  folder = pathlib.Path(shutil.copytree(LLAMA.parent / 'pegasus', tmp_path / 'pegasus'))
+  plain = {k: t.read() for k, t in safetensors.read_folder(folder).items()}
+  table = 'model.encoder.embed_positions.weight'
+  model = family_of(json.loads((folder / 'config.json').read_text()))
+  sines = np.asarray(model.buffers(table))
+  half = {k: x.astype(np.float16) for k, x in (plain | {table: sines}).items()}
+  safetensors.write_file(folder / 'model.safetensors', half)
+  checkpoint.import_checkpoint(folder, tmp_path / 'run')
+  checkpoint.export_run(tmp_path / 'run', tmp_path / 'out')
+  found = safetensors.read_folder(tmp_path / 'out')[table].read()
+  assert found.tobytes() == half[table].tobytes()
+  wrong = half | {table: half[table] + np.float16(0.01)}
+  safetensors.write_file(folder / 'model.safetensors', wrong)
+  assert 'embed_positions.weight differs from the config' in refused(folder, tmp_path / 'other')
 
 
 def test_a_full_workdir_and_a_full_output_are_refused(folder, tmp_path):

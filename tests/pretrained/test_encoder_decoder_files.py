@@ -182,3 +182,19 @@ def test_a_larger_vocabulary_has_rows_of_the_bias_too(tmp_path):
   bias = run.params['head_bias']
   assert bias.shape == (61,) and np.isclose(bias[60], bias[:60].mean(), atol=1e-6)
   assert run.config.decode.forbidden == (1,)
+
+
+def test_the_old_key_of_bart_forces_the_first_token():
+  config = json.loads((FOLDER / 'bart/config.json').read_text())
+  for key in ('forced_bos_token_id', 'force_bos_token_to_be_generated'):
+    config.pop(key, None)
+  old = config | {'bos_token_id': 3, 'force_bos_token_to_be_generated': True}
+
+  def start(config, generation=None):
+    return family_of(config, None, generation or {}).data['converter'].partition('start=')[2]
+
+  first = config['decoder_start_token_id']
+  assert start(config).startswith(f'({first},)')
+  assert start(old).startswith(f'({first}, 3)')
+  # A generation_config.json says all.
+  assert start(old, {'decoder_start_token_id': first}).startswith(f'({first},)')

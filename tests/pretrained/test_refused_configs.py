@@ -30,6 +30,13 @@ REFUSED = [
   ('gemma3_text', {'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping'),
   ('gpt_neox', {'rotary_pct': 1.5}, 'partial_rotary_factor'),
   ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx'),
+  *[(kind, {'is_causal': False}, 'is_causal') for kind in ('llama', 'qwen3', 'gpt2', 'gpt_neox')],
+  ('gpt2', {'resid_pdrop': 'x'}, "resid_pdrop='x' must be at least 0"),
+  ('gpt2', {'resid_pdrop': 7.5}, 'resid_pdrop=7.5 must be below 1'),
+  ('gpt_neox', {'hidden_dropout': [0.1]}, 'hidden_dropout'),
+  ('gemma3_text', {'rope_parameters': {FULL: [1]}}, 'full_attention=.* must be an object'),
+  ('llama', {'rope_scaling': {'rope_type': ['linear'], 'factor': 2.0}}, 'rope_scaling'),
+  ('llama', {'model_type': ['llama']}, 'model_type'),
 ]
 
 

@@ -84,3 +84,57 @@ def test_transformers_knows_the_new_tokens(tmp_path):
     tmp_path / 'out', output_loading_info=True
   )
   assert not any(report.values()) and model.get_input_embeddings().weight.shape[0] == 62
+
+
+def text_only(folder):
+  """Writes the Gemma 3 as the text model of one for images and texts."""
+  shutil.copytree(FOLDER / 'gemma3_text', folder)
+  config = json.loads((folder / 'config.json').read_text())
+  nested = {'model_type': 'gemma3', 'architectures': ['Gemma3ForConditionalGeneration']}
+  (folder / 'config.json').write_text(json.dumps(nested | {'text_config': config}))
+  return folder
+
+
+def test_the_text_model_of_a_gemma_3_is_enlarged(tmp_path):
+  result = convert(text_only(tmp_path / 'gemma3'), tmp_path / 'new', *NEW)
+  assert result.returncode == 0 and '2 rows added' in result.stdout, result.stderr
+  run = lm.load(tmp_path / 'new')
+  assert run.model.vocab_size == 62 and len(run.params['embedding']) == 62
+  kept = json.loads((tmp_path / 'new/pretrained/config.json').read_text())
+  assert kept['text_config']['vocab_size'] == 62
+
+
+def with_token(folder, special, **changes):
+  """Writes a Llama whose tokenizer has a token without a row."""
+  shutil.copytree(FOLDER / 'llama', folder)
+  tokenizer = json.loads((folder / 'tokenizer.json').read_text())
+  form = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+  token = {'id': 60, 'content': '<mask>', 'special': special, **form}
+  tokenizer['added_tokens'].append(token)
+  (folder / 'tokenizer.json').write_text(json.dumps(tokenizer | changes))
+  return folder
+
+
+def test_a_special_token_without_a_row_is_left_out_and_exported_again(tmp_path):
+  folder = with_token(tmp_path / 'llama', special=True)
+  result = convert(folder, tmp_path / 'run')
+  assert result.returncode == 0 and 'without <mask>' in result.stdout, result.stderr
+  run = lm.load(tmp_path / 'run')
+  assert run.tokenizer.token_to_id('<mask>') is None and len(run.tokenizer.get_vocab()) == 60
+  checkpoint.export_run(tmp_path / 'run', tmp_path / 'out')
+  name = 'tokenizer.json'
+  assert (tmp_path / 'out' / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_other_tokens_without_a_row_are_refused(tmp_path):
+  result = convert(with_token(tmp_path / 'llama', special=False), tmp_path / 'run')
+  assert result.returncode == 2 and 'its tokenizer has 61 tokens' in result.stderr
+  piece = {'SpecialToken': {'id': '<mask>', 'type_id': 0}}
+  framed = {
+    'type': 'TemplateProcessing',
+    'single': [piece, {'Sequence': {'id': 'A', 'type_id': 0}}],
+    'pair': [{'Sequence': {'id': name, 'type_id': 0}} for name in 'AB'],
+    'special_tokens': {'<mask>': {'id': '<mask>', 'ids': [60], 'tokens': ['<mask>']}},
+  }
+  folder = with_token(tmp_path / 'framed', special=True, post_processor=framed)
+  assert 'its tokenizer has 61 tokens' in convert(folder, tmp_path / 'run').stderr
