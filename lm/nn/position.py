@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from lm.errors import UserError
 from lm.parallel.mesh import with_logical_partitioning
 from lm.types import Array
 
@@ -37,17 +36,9 @@ def learned(std: float = 0.02, offset: int = 0) -> Position:
   Args:
     std: of the initial values.
     offset: rows of the table before that of position 0, which nothing reads, as in RoBERTa.
-
-  Raises:
-    UserError: `embed` gets rows that are longer than the table.
   """
 
   def embed(module: nn.Module, positions_BT: Array, d_model: int, context: int) -> Array:
-    if positions_BT.shape[-1] > context:
-      raise UserError(
-        f'model.context={context}: rows have {positions_BT.shape[-1]} tokens, and the table of '
-        'learned positions has no more vectors than that'
-      )
     init = with_logical_partitioning(nn.initializers.normal(std), None, 'embed')
     table = module.param('position', init, (context + offset, d_model))
     # Not `+ 0`: XLA:CPU would fuse, and round, otherwise.

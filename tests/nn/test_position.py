@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.errors import UserError
 from lm.nn.position import alibi, learned, none, relative, rope, sinusoidal
 
 
@@ -150,13 +149,3 @@ def test_an_offset_shifts_the_rows_of_the_table():
   positions = np.array([[0, 5, 1]])
   found = Model(2).apply({'params': {'position': table}}, positions)
   np.testing.assert_array_equal(found[0], table[[2, 7, 3]])
-
-
-def test_rows_longer_than_the_table_are_refused():
-  class Embedded(nn.Module):
-    @nn.compact
-    def __call__(self, positions_BT):
-      return learned().embed(self, positions_BT, 4, 8)
-
-  with pytest.raises(UserError, match=r'model\.context=8: rows have 9 tokens'):
-    Embedded().init(jax.random.key(0), jnp.zeros((1, 9), jnp.int32))
