@@ -15,7 +15,7 @@ finetune.py:sst2, :wnut17 and :squad start from each but ngram: for gpt_bert wit
 `--config.model.causal=False`, for t5 and bart from their encoders.
 `:tpu_NAME` has 100M words and 91M parameters for a TPU slice; it was not run here.
 
-The full runs are still to be measured.
+BLiMP: gpt 56.4 %, bert 52.8 % (3,350 pairs, experiments/LOG.md). The others are still to be run.
 """
 
 import ngram as counts
