@@ -122,9 +122,26 @@ def _without_train_step(objective: ConfigDict) -> ConfigDict:
 
 
 def with_row(functions: Components, config: ConfigDict, row: Shapes) -> Components:
-  """Returns the functions, whose parameters are initialized from a row of the training data."""
+  """Returns the functions, whose parameters are initialized from a row of the training data.
+
+  Raises:
+    UserError: the row is longer than the model's context.
+  """
+  check_length(config, row, 'data.transforms')
   init = init_of(functions.model, config.data.seq_len, row)
   return dataclasses.replace(functions, init=init)
+
+
+def check_length(config: ConfigDict, row: Shapes, key: str) -> None:
+  """Raises UserError if transforms, those of the config's `key`, make rows above model.context."""
+  context = config.model.context
+  for name in ('inputs', 'source') if 'encoder_depth' in config.model else ('inputs',):
+    length = row[name][1] if name in row else 0
+    if length > context:
+      raise UserError(
+        f'{key} makes rows of {length} {name}, longer than model.context={context}; reduce '
+        'data.seq_len, or raise model.context'
+      )
 
 
 def pass_corpus(

@@ -198,6 +198,10 @@ class Sets:
         transformed=bool(paths),
       )
       transforms = batches.open_transforms(paths, tokenizer, rows, key)
+      if transforms:
+        one = next(batches.eval_batches(rows, 1, transforms=transforms, name=name))
+        row = {field: x[0] for field, x in one.items()}
+        components.check_length(config, components.abstract_row(row), key)
       metrics = components.metrics(config, name)
       each = _Set(name, rows, transforms, metrics, make_eval_step(functions, metrics))
       if metrics:

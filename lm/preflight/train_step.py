@@ -237,6 +237,7 @@ def _transformed_text(config: ConfigDict) -> dict[str, np.ndarray]:
   tokenizer = with_special_tokens(known, config.data.special_tokens)
   for transform in batches.open_transforms(config.data.transforms, tokenizer, [row]):
     row = transform(row, np.random.default_rng(0))
+  components.check_length(config, components.abstract_row(row), 'data.transforms')
   return row
 
 

@@ -12,7 +12,9 @@ from lm.data import batches, pipeline
 from lm.errors import UserError
 from lm.evaluation import sets
 from lm.evaluation.evaluators import Evaluators
+from lm.preflight import train_step
 from lm.text import tokenizers
+from lm.training import trainer
 
 LINES = [f'{n} bottles of beer on the wall, {n - 1} left' for n in range(60, 0, -1)]
 TRANSFORMS = """
@@ -20,6 +22,10 @@ import numpy as np
 
 def hidden(row, rng): return row | {'inputs': row['inputs'] * rng.integers(0, 2, 32, np.int32)}
 def silent(row, rng): return row | {'weights': 0 * row['weights']}
+def longer(row, rng):
+  doubled = {k: np.concatenate([x, x]) for k, x in row.items() if np.ndim(x)}
+  return row | doubled
+
 def blind(row, rng): return row | {'inputs': 0 * row['inputs']}
 """
 
@@ -113,6 +119,24 @@ def test_the_transforms_of_each_set_are_listed(config):
     validate.validate_config(wrong)
   with pytest.raises(UserError, match=r"eval\.sets\.validation\.transforms\[0\]='hides:blnd'"):
     line(**{'eval.sets.validation.transforms': ('hides:blnd',)})
+
+
+def test_rows_that_transforms_make_longer_than_the_context_are_refused(config):
+  message = r'transforms makes rows of 64 inputs, longer than model.context=32; reduce data.seq_len'
+  tokenizer = tokenizers.bytes([])
+  of_training = config(**{'data.transforms': ('hides:longer',)})
+  of_set = config(**{'eval.sets.validation.transforms': ('hides:longer',)})
+  with pytest.raises(UserError, match=rf'^data\.{message}'):
+    trainer.set_up(of_training, tokenizer)
+  with pytest.raises(UserError, match=rf'^eval\.sets\.validation\.{message}'):
+    values(of_set)
+  with pytest.raises(UserError, match=rf'^data\.{message}'):
+    of_training.model.vocab_size = 257
+    train_step.describe(of_training, jax.devices()[:1])
+  for wider in (of_training, of_set):
+    wider.model.context = 64
+  assert trainer.set_up(of_training, tokenizer).row['inputs'].shape == (64,)
+  values(of_set)
 
 
 def test_padding_of_the_last_batch_is_empty_after_transforms(config):
