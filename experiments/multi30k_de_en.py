@@ -57,7 +57,7 @@ def few_pairs(split):
   """Returns the last 2,900 training pairs, or another split."""
   from t5_pretrain import PAIRS
 
-  pairs = parallel(split, *(f'$LM_DATA/multi30k/{split}.{language}' for language in ('de', 'en')))
+  pairs = parallel(split, *(f'$LM_DATA/multi30k/{{split}}.{side}' for side in ('de', 'en')))
   first = len(pairs) - PAIRS if split == 'train' else 0
   return [pairs[i] for i in range(first, len(pairs))]
 

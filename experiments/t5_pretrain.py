@@ -56,8 +56,7 @@ def monolingual(split):
   from lm.data.sources import parallel
 
   name = {'train': 'train', 'validation': 'val'}[split]
-  files = (f'$LM_DATA/multi30k/{name}.{language}' for language in ('de', 'en'))
-  pairs = parallel(name, *files)
+  pairs = parallel(name, *(f'$LM_DATA/multi30k/{{split}}.{side}' for side in ('de', 'en')))
   pairs = [pairs[i] for i in range(len(pairs) - PAIRS * (split == 'train'))]
   texts = [{'text': pair[side]} for pair in pairs for side in ('source', 'target')]
   return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]

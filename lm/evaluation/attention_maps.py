@@ -112,16 +112,22 @@ class AttentionMaps:
     if found is None or not found.explained:
       return None
     examples = [self._map(e, found.weights[:, i]) for i, e in enumerate(self._examples)]
+    examples = [example for example in examples if example is not None]
+    if not examples:
+      return None
     layers, _, heads = found.weights.shape[:3]
     size = {'layers': layers, 'heads': 0 if found.means else heads}
     return {'kind': self._kind, **size, 'examples': examples}
 
-  def _map(self, example: Features, weights_NHTS: np.ndarray) -> dict[str, Any]:
+  def _map(self, example: Features, weights_NHTS: np.ndarray) -> dict[str, Any] | None:
+    """Returns the map of an example, or None if a side has special tokens alone."""
     if example.source:
       sides = example.tokens['targets'], example.source['source']
     else:
       sides = example.tokens['inputs'], example.tokens['inputs']
     queries, keys = (group_words(self._tokenizer, side.tolist()) for side in sides)
+    if not queries or not keys:
+      return None
     by_word = _by_word(weights_NHTS, queries, keys)
     cells = np.rint(255 * by_word[..., :_WORDS, :_WORDS]).astype(np.uint8)
     return {
