@@ -120,7 +120,7 @@ class AttentionMaps:
     return {'kind': self._kind, **size, 'examples': examples}
 
   def _map(self, example: Features, weights_NHTS: np.ndarray) -> dict[str, Any] | None:
-    """Returns the map of an example, or None if a side has special tokens alone."""
+    """Returns the map of an example, or None if a side has no tokens."""
     if example.source:
       sides = example.tokens['targets'], example.source['source']
     else:
@@ -162,10 +162,15 @@ def _examples(config: ConfigDict, name: str, tokenizer: tokenizers.Tokenizer) ->
 
 
 def _first_text(batch: batches.NumpyBatch) -> Features:
-  """Returns the beginning of the first text of a batch of one row of running text."""
+  """Returns the beginning of the first text of a batch of one row of running text.
+
+  Span corruption leaves out texts without a span, so that the first segment need not be 1.
+  """
+  segments_T = batch['segments'][0]
+  first = min(segments_T[segments_T > 0], default=1)
 
   def part(name: str, segments: str) -> np.ndarray:
-    return batch[name][0][batch[segments][0] == 1][:_TEXT]
+    return batch[name][0][batch[segments][0] == first][:_TEXT]
 
   if 'source' not in batch:
     return Features({'inputs': part('inputs', 'segments')}, {}, {})

@@ -15,6 +15,7 @@ import pytest
 from lm import components
 from lm.config import resolve
 from lm.data import pipeline
+from lm.evaluation import attention_maps
 from lm.evaluation.attention_maps import AttentionMaps
 from lm.parallel.host import Never
 from lm.training import trainer
@@ -298,3 +299,12 @@ def test_layers_are_in_order_and_many_heads_are_averaged(folder, monkeypatch):
 def test_attention_other_than_softmax_has_no_map(folder):
   assert maps_of(folder, 'pairs', attention_fn='lm.nn.attention:dot_product') is not None
   assert maps_of(folder, 'pairs', attention_fn='kept_runs:uniform') is None
+
+
+def test_map_of_running_text_is_that_of_the_first_text_with_a_span():
+  # Span corruption leaves out texts without a span: here the first.
+  batch = {'inputs': [[4, 5, 6, 0]], 'targets': [[5, 4, 6, 0]], 'segments': [[2, 2, 3, 0]]}
+  batch |= {'source': [[7, 8, 9, 0]], 'source_segments': [[2, 3, 3, 0]]}
+  found = attention_maps._first_text({name: np.array(rows) for name, rows in batch.items()})
+  assert [side.tolist() for side in found.tokens.values()] == [[4, 5], [5, 4]]
+  assert found.source['source'].tolist() == [7]
