@@ -8,6 +8,7 @@ import re
 import pytest
 
 from lm import cli, components
+from lm.data import pipeline
 from lm.errors import UserError
 from lm.parallel.host import Never
 from lm.training import trainer
@@ -122,3 +123,21 @@ def test_shakespeare_reads_the_text(tmp_path):
   config.eval.sets = {}
   trainer.train(config, path, tmp_path / 'run', Never())
   assert (tmp_path / 'run/checkpoints/2').is_dir()
+
+
+def test_captions_for_pretraining_are_none_of_the_few_pairs(tmp_path, monkeypatch):
+  monkeypatch.setenv('LM_DATA', str(tmp_path))
+  folder = tmp_path / 'multi30k'
+  folder.mkdir()
+  for split, count in {'train': 2905, 'val': 2}.items():
+    for language in ('de', 'en'):
+      lines = (f'{split} {language} {i}\n' for i in range(count))
+      (folder / f'{split}.{language}').write_text(''.join(lines))
+  captions = experiment.load(str(FOLDER / 't5_pretrain.py:captions')).data
+  read = sorted(example['text'] for example in pipeline.examples(captions, 'train'))
+  assert read == [f'train {side} {i}' for side in ('de', 'en') for i in range(5)]
+  assert len(list(pipeline.examples(captions, 'validation'))) == 4
+  few = experiment.load(str(FOLDER / 'multi30k_de_en.py:few')).data
+  pairs = list(pipeline.examples(few, 'train'))
+  assert [pair['source'] for pair in pairs] == [f'train de {i}' for i in range(5, 2905)]
+  assert list(pipeline.examples(few, 'val'))[1] == {'source': 'val de 1', 'target': 'val en 1'}
