@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lm.config.base import another_model, gpt2, select_variant
 from lm.config.base import smoke as small
+from lm.errors import UserError
 from lm.nn.losses import token_statistics
 from lm.types import Objective
 
@@ -29,6 +30,9 @@ def distillation(weight: float = 0.5, temperature: float = 2.0) -> Objective:
     log_p_BTV, log_q_BTV = (
       jax.nn.log_softmax(output.head(output.hidden) / temperature) for output in (teacher, student)
     )
+    if log_p_BTV.shape != log_q_BTV.shape:
+      sizes = f'{log_p_BTV.shape[-1]} logits, and the model {log_q_BTV.shape[-1]}'
+      raise UserError(f'models.teacher has {sizes}; both need one vocabulary and vocab_multiple')
     kl_BT = jnp.sum(jnp.exp(log_p_BTV) * (log_p_BTV - log_q_BTV), axis=-1)
     loss, kl = (jnp.sum(batch['weights'] * x_BT) for x_BT in (nats_BT, kl_BT))
     return {'loss': (1 - weight) * loss, 'kl': weight * temperature**2 * kl} | student.losses

@@ -169,7 +169,8 @@ def define_sampling_flags(temperature: float) -> None:
 def set_decoding(decode: ConfigDict) -> ConfigDict:
   """Returns the section `decode` of a run with --sampler and --logits_processor in it.
 
-  Flags of the common sampler take the place of the run's own sampler.
+  Flags of the common sampler take the place of the run's own sampler. --sampler takes the place of
+  its beam too.
 
   Raises:
     UserError: one of them is given with --sampler.
@@ -181,6 +182,8 @@ def set_decoding(decode: ConfigDict) -> ConfigDict:
     raise UserError(f'{given[0]} has no effect with --sampler={args.sampler}')
   if args['sampler'].present or given:
     decode.sampler = args.sampler or None
+  if args.sampler:
+    decode.beam_size = 1
   if args.logits_processor is not None:
     decode.logits_processors = tuple(args.logits_processor)
   return decode

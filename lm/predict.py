@@ -74,9 +74,9 @@ def main(argv: list[str]) -> None:
   model = as_trained_model(
     open_runs(workdir, args.step, args.average_checkpoints, None, trusted, args.mean)
   )
-  cli.set_decoding(model.config.decode)
+  decode = cli.set_decoding(model.config.decode)
   answer = 'embedding' if args.embed else model.answer
-  _check_flags(answer)
+  _check_flags(answer, sampled=bool(args.temperature or decode.sampler))
   predict = _asker(model, answer)
   field = model.field if form == 'text' else ''
   if source is None:
@@ -160,8 +160,8 @@ def _temperature(model: 'TrainedModel', given: str) -> float:
   return temperature
 
 
-def _check_flags(answer: str) -> None:
-  """Raises UserError for a flag that has no effect on predictions with this answer."""
+def _check_flags(answer: str, sampled: bool) -> None:
+  """Raises UserError for a flag that has no effect on such answers, sampled or not."""
   args = flags.FLAGS
   of_answer = {
     'embedding': _OF_EMBEDDINGS,
@@ -175,7 +175,7 @@ def _check_flags(answer: str) -> None:
     if args[name].present:
       raise UserError(f'--{name}={args[name].value} has no effect: the answers are {answer!r}')
   for name in ('top_k', 'top_p', 'min_p', 'seed'):
-    if answer == 'text' and args[name].present and not (args.temperature or args.sampler):
+    if answer == 'text' and args[name].present and not sampled:
       raise UserError(f'--{name}={args[name].value} has no effect without --temperature above 0')
 
 

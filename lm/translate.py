@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
   keys = ('beam_size', 'length_penalty', 'max_length_ratio', 'max_tokens', 'batch_size')
   given = {key: args[key].value for key in keys if args[key].value is not None}
   section = cli.set_decoding(loaded.config.decode)
-  section.update(({'beam_size': 1} if args.sampler else {}) | given)
+  section.update(given)
   decode = decode_config(section, loaded.tokenizer, context)
   if not args.mbr and args.n_best > decode.beam_size:
     raise UserError(

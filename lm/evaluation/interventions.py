@@ -22,7 +22,7 @@ from lm.decode.loop import check_prompt_length
 from lm.decode.stream import prompt_encoder
 from lm.errors import UserError
 from lm.models.transformer import Decoder
-from lm.nn.hooks import Edit, edited_apply, with_hooks
+from lm.nn.hooks import Edit, EditedApply, with_hooks
 from lm.types import Array, Batch, Params
 from lm.workdir import experiment
 from lm.workdir.load import Loaded
@@ -34,19 +34,35 @@ LAYERS = 'decoder/layers/*'
 def edited(run: Model, edits: Mapping[str, Edit]) -> Model:
   """Returns a run whose logits, predictions and generated texts are computed under edits.
 
-  While generating, an edit receives the prompt first, and then one token at a time. Embeddings by
+  A run that has edits keeps them, and its own come first. While generating, an edit receives the
+  prompt first, with padding after its last token, and then one token at a time. Embeddings by
   `embed` are not edited.
 
   Raises:
     UserError: an edit matches no hook point, or changes a shape.
   """
-  apply = edited_apply(run.model, edits)
+  apply = EditedApply(run.model, _joined(edits_of(run), edits))
   row = experiment.read_row(run.workdir)
   try:
     jax.eval_shape(apply, run.params, example_batch(run.config.data.seq_len, row))
   except ValueError as e:
     raise UserError(f'edits: {e}') from e
   return dataclasses.replace(run, apply=apply)
+
+
+def edits_of(run: Loaded) -> dict[str, Edit]:
+  """Returns the edits of a run that `edited` gave, and none of another one."""
+  return run.apply.edits if isinstance(run.apply, EditedApply) else {}
+
+
+def _joined(edits: Mapping[str, Edit], later: Mapping[str, Edit]) -> dict[str, Edit]:
+  """Returns both edits; where they have one pattern, the later one receives the earlier's array."""
+
+  def both(first: Edit, second: Edit) -> Edit:
+    return lambda x: second(first(x))
+
+  shared = {name: both(edits[name], edit) for name, edit in later.items() if name in edits}
+  return {**edits, **later, **shared}
 
 
 def logit_lens(run: Loaded, text: str) -> np.ndarray:
@@ -58,7 +74,7 @@ def logit_lens(run: Loaded, text: str) -> np.ndarray:
   Raises:
     UserError: the model is no decoder, or the text is too long.
   """
-  return np.asarray(_lens(_decoder(run), run.params, _batch(run, text)))
+  return np.asarray(_lens(_decoder(run), _Edits(edits_of(run)), run.params, _batch(run, text)))
 
 
 def patch(
@@ -88,7 +104,8 @@ def patch(
   lengths = [batch['inputs'].shape[1] for batch in both]
   if lengths[0] != lengths[1]:
     raise UserError(f'patch: the texts have {lengths[0]} and {lengths[1]} tokens, and need as many')
-  return np.asarray(_patched(model, metric, site, run.params, *both))
+  edits = _Edits(edits_of(run))
+  return np.asarray(_patched(model, edits, metric, site, run.params, *both))
 
 
 def _decoder(run: Loaded) -> Decoder:
@@ -103,10 +120,19 @@ def _batch(run: Loaded, text: str) -> Batch:
   return {'inputs': ids, 'segments': jnp.ones_like(ids), 'positions': jnp.arange(ids.size)[None]}
 
 
-def _read(model: Decoder, params: Params, batch: Batch, site: str) -> tuple[list[str], Array]:
+class _Edits(dict[str, Edit]):
+  """Edits as a static argument of jit: equal if they have the same functions."""
+
+  def __hash__(self) -> int:  # type: ignore[override]
+    return hash(tuple(self.items()))
+
+
+def _read(
+  model: Decoder, edits: _Edits, params: Params, batch: Batch, site: str
+) -> tuple[list[str], Array]:
   """Returns the pattern of a site in each layer, and its arrays (N, B, T, ...)."""
   patterns = [f'{LAYERS}/{site}@{n}' for n in range(model.depth)]
-  _, found = with_hooks(model)(params, batch, tuple(patterns))
+  _, found = with_hooks(model)(params, batch, tuple(patterns), edits)
   if len(found) != model.depth:
     raise UserError(
       f'patch: site={site!r} matches {len(found)} hook points of {model.depth} layers'
@@ -114,21 +140,27 @@ def _read(model: Decoder, params: Params, batch: Batch, site: str) -> tuple[list
   return patterns, jnp.stack(list(found.values()))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _lens(model: Decoder, params: Params, batch: Batch) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _lens(model: Decoder, edits: _Edits, params: Params, batch: Batch) -> Array:
   def logits(x_BTD: Array) -> Array:
-    edits = {'decoder/stack_output': lambda _: x_BTD}
-    output, _ = with_hooks(model)(params, batch, (), edits)
+    skipping = _joined({'decoder/stack_output': lambda _: x_BTD}, edits)
+    output, _ = with_hooks(model)(params, batch, (), skipping)
     return output.head(output.hidden)[0]
 
-  return jax.vmap(logits)(_read(model, params, batch, 'residual')[1])
+  return jax.vmap(logits)(_read(model, edits, params, batch, 'residual')[1])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _patched(
-  model: Decoder, metric: Any, site: str, params: Params, batch: Batch, source: Batch
+  model: Decoder,
+  edits: _Edits,
+  metric: Any,
+  site: str,
+  params: Params,
+  batch: Batch,
+  source: Batch,
 ) -> Array:
-  patterns, arrays_NBT = _read(model, params, source, site)
+  patterns, arrays_NBT = _read(model, edits, params, source, site)
 
   def of(place: tuple[Array, Array]) -> Array:
     layer, token = place
@@ -136,8 +168,8 @@ def _patched(
     def edit(n: int) -> Edit:
       return lambda x: jnp.where(layer == n, x.at[:, token].set(arrays_NBT[n][:, token]), x)
 
-    edits = {pattern: edit(n) for n, pattern in enumerate(patterns)}
-    output, _ = with_hooks(model)(params, batch, (), edits)
+    patches = {pattern: edit(n) for n, pattern in enumerate(patterns)}
+    output, _ = with_hooks(model)(params, batch, (), _joined(edits, patches))
     return metric(output.head(output.hidden)[0])
 
   shape = model.depth, batch['inputs'].shape[1]

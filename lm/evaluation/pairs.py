@@ -30,7 +30,6 @@ from lm.decode.stream import document_start, prompt_encoder
 from lm.errors import UserError
 from lm.evaluation.predict import PredictStep, make_predict_step, packed_batches, predicted_pieces
 from lm.evaluation.trained_model import TrainedModel
-from lm.models import recurrent, transformer
 from lm.nn.losses import token_statistics
 from lm.progress import Report, silent
 from lm.task import Example, Features
@@ -227,7 +226,7 @@ class _Reader(NamedTuple):
 
 
 def _reader(run: TrainedModel, source_mask: str | None) -> _Reader:
-  is_seq2seq = isinstance(run.model, transformer.EncoderDecoder | recurrent.EncoderDecoder)
+  is_seq2seq = getattr(run.model, 'reads_source', False)
   if source_mask and not is_seq2seq:
     raise UserError(
       f'--source_mask={source_mask}: model.fn={run.config.model.fn!r} reads no source'

@@ -211,7 +211,8 @@ class TrainedModel(Loaded):
       place: names the prompt of an index, for errors.
 
     Raises:
-      UserError: the run does not generate, a prompt is unsuitable or too long.
+      UserError: the run does not generate, a prompt is unsuitable or too long, or `top_k`, `top_p`
+        or `min_p` is given at temperature 0.
     """
     if self._reading.prompt is None:
       raise UserError(f'--workdir={self.workdir}: this run generates no text; ask `predict`')
@@ -220,6 +221,11 @@ class TrainedModel(Loaded):
     if temperature:
       fn = sampling.sampler(temperature, top_k, top_p, min_p)
       changes |= {'sample_fn': fn, 'beam_size': 1}
+    elif (top_k, top_p, min_p) != (0, 1.0, 0.0):
+      raise UserError(
+        f'top_k={top_k}, top_p={top_p} and min_p={min_p} have no effect at temperature=0, which is '
+        'not sampled'
+      )
     found = self._generations(
       self.examples(prompts, place), self._decode._replace(**changes), too_long, place, seed, first
     )
@@ -249,9 +255,9 @@ class TrainedModel(Loaded):
   @property
   def fills_masks(self) -> bool:
     """Whether the model is an encoder whose head is the vocabulary."""
-    model = self.model
-    if getattr(model, 'num_classes', 0) is not None or getattr(model, 'pooling', 0) is not None:
-      return False
+    for model in getattr(self.model, 'members', (self.model,)):
+      if getattr(model, 'num_classes', 0) is not None or getattr(model, 'pooling', 0) is not None:
+        return False
     names, row = ('inputs', 'segments', 'positions', 'examples'), np.zeros((1, 1), np.int32)
     output = jax.eval_shape(self.apply, self.params, dict.fromkeys(names, row))
     return output.head.padded_vocab_size > 0

@@ -93,6 +93,10 @@ class Ensemble(nn.Module):
     return all(member.continues_prompts for member in self.members)
 
   @property
+  def reads_source(self) -> bool:
+    return all(getattr(member, 'reads_source', False) for member in self.members)
+
+  @property
   def reads_on(self) -> bool:
     return all(member.reads_on for member in self.members)
 

@@ -354,6 +354,7 @@ class Recurrent(nn.Module, kw_only=True):
   dtype: str = 'float32'
 
   continues_prompts = False
+  reads_source = False
   reads_on = True  # the model can read rows longer than `context`
 
   def table(self, name: str, width: int) -> Array:
@@ -476,6 +477,8 @@ class EncoderDecoder(_AutoregressiveRecurrent):
   # (states_BSM, segments_BS, P) -> (B, P, M)
   summary: Callable[..., Array] = bidirectional_final_states
   share_embeddings: bool = True  # source and target have one embedding table
+
+  reads_source = True
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:

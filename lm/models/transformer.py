@@ -179,6 +179,7 @@ class Transformer(nn.Module):
   dtype: str = 'float32'
 
   continues_prompts = True  # whether the model can continue a text without a source
+  reads_source = False  # whether an encoder reads a source
   reads_on = False  # whether the model can read rows longer than `context`
 
   def __post_init__(self) -> None:
@@ -502,6 +503,7 @@ class EncoderDecoder(Transformer):
   share_embeddings: bool = True  # source and target have one embedding table
 
   continues_prompts = False
+  reads_source = True
 
   @nn.compact
   def __call__(self, batch: Batch, cache: Any = None) -> Output:

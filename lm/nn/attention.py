@@ -147,14 +147,14 @@ def blockwise(
   return _token_major(jnp.concatenate(outputs, axis=3))
 
 
-def weights(q_BTHK: Array, k_BSGK: Array, mask: Mask) -> Array:
-  """Returns the weights (B, H, T, S) float32 of softmax attention.
+def weights(q_BTHK: Array, k_BSGK: Array, mask: Mask, cap: float | None = None) -> Array:
+  """Returns the weights (B, H, T, S) float32 of softmax attention; `cap` as in `dot_product`.
 
   They are not negative and sum to 1 over the keys.
   """
   B, T, H, _ = q_BTHK.shape
   q_BGRTK, k_BGSK = _queries(q_BTHK, k_BSGK.shape[2]), k_BSGK.swapaxes(1, 2)
-  return _weights(q_BGRTK, k_BGSK, mask).reshape(B, H, T, k_BSGK.shape[1])
+  return _weights(q_BGRTK, k_BGSK, mask, cap).reshape(B, H, T, k_BSGK.shape[1])
 
 
 def weighted_values(weights_BHTS: Array, v_BSGK: Array) -> Array:
@@ -166,9 +166,12 @@ def weighted_values(weights_BHTS: Array, v_BSGK: Array) -> Array:
 
 def is_softmax(attention_fn: Any) -> bool:
   """Returns whether a function computes `weighted_values` of `weights`, by whatever kernel."""
-  function = getattr(attention_fn, 'func', attention_fn)
-  cap = getattr(attention_fn, 'keywords', {}).get('cap')
-  return function.__module__ == __name__ and cap is None
+  return getattr(attention_fn, 'func', attention_fn).__module__ == __name__
+
+
+def cap_of(attention_fn: Any) -> float | None:
+  """Returns the soft cap of the scores that a config gives to a function of this file."""
+  return getattr(attention_fn, 'keywords', {}).get('cap')
 
 
 def _head_major(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array) -> tuple[Array, Array, Array]:

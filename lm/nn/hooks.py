@@ -17,7 +17,7 @@ import flax.linen as nn
 import flax.traverse_util
 import jax.numpy as jnp
 
-from lm.types import HOOKS_COLLECTION, Apply, Array, Batch, Output, Params
+from lm.types import HOOKS_COLLECTION, Array, Batch, Output, Params
 
 Edit = Callable[[Array], Array]
 # (module, name, x) -> x: what hook points call; None without hooks.
@@ -48,8 +48,9 @@ def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]
   read has the path 'decoder/layers/layer_0/mlp/output@3' and no axis of layers.
 
   Raises:
-    ValueError: by the returned function when it is traced, if an edit changes a shape, or matches
-      no hook point of a call without a cache.
+    ValueError: by the returned function when it is traced, if an edit changes a shape, matches no
+      hook point of a call without a cache, or edits the weights of attention without softmax; N is
+      no number.
   """
 
   def apply(
@@ -61,6 +62,10 @@ def with_hooks(model: nn.Module) -> Callable[..., tuple[Output, dict[str, Array]
     cache: Any = None,
   ) -> tuple[Output, dict[str, Array]]:
     unrolled: dict[str, list[Array]] = {}  # a KV cache unrolls the layers
+    for pattern in (*reads, *(edits or ())):
+      _, mark, only = pattern.partition('@')
+      if mark and not only.isdecimal():
+        raise ValueError(f'{pattern!r}: a number of a layer, from 0, has to follow the @')
 
     def hook(
       module: nn.Module, name: str, x: Array, path: tuple[str, ...] = (), layer: Any = None
@@ -116,11 +121,14 @@ def _selected(found: Mapping[str, Array], read: str) -> dict[str, Array]:
   return of_layer
 
 
-def edited_apply(model: nn.Module, edits: Mapping[str, Edit]) -> Apply:
-  """Returns the model's pure function under edits; it decodes with a KV cache, too."""
-  apply = with_hooks(model)
+class EditedApply:
+  """A model's pure function under edits; it decodes with a KV cache, too."""
 
-  def edited(params: Params, batch: Batch, key: Array | None = None, cache: Any = None) -> Output:
-    return apply(params, batch, (), edits, key, cache)[0]
+  def __init__(self, model: nn.Module, edits: Mapping[str, Edit]):
+    self.edits = dict(edits)
+    self._apply = with_hooks(model)
 
-  return edited
+  def __call__(
+    self, params: Params, batch: Batch, key: Array | None = None, cache: Any = None
+  ) -> Output:
+    return self._apply(params, batch, (), self.edits, key, cache)[0]

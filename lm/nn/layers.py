@@ -345,20 +345,26 @@ class Attention(nn.Module):
 
   def attended(self, q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, mask: Mask) -> Array:
     """Returns `attention_fn` of queries, keys and values, those of the cache too (B, T, H, K)."""
+    softmax, cap = attention.is_softmax(self.attention_fn), attention.cap_of(self.attention_fn)
     if HOOKS.get() is not None:
       # `attention_fn` returns no weights, so they are computed separately for hooks to read. The
       # result of `attention_fn` is replaced only if a hook edits the weights.
-      weights_BHTS = attention.weights(q_BTHK, k_BSGK, mask)
+      weights_BHTS = attention.weights(q_BTHK, k_BSGK, mask, cap)
       edited_BHTS = hook_point(self, 'weights', weights_BHTS)
       if edited_BHTS is not weights_BHTS:
+        if not softmax:
+          raise ValueError(
+            'edits of attention weights need those of softmax: model.attention_fn is no function '
+            'of lm.nn.attention'
+          )
         return attention.weighted_values(edited_BHTS, v_BSGK)
     if self.dropout != 0 and self.has_rng('dropout'):
-      if not attention.is_softmax(self.attention_fn):
+      if not softmax:
         raise UserError(
           f'model.attention_layer: dropout={self.dropout} needs the weights of softmax; set '
-          'model.attention_fn to a function of lm.nn.attention, without cap'
+          'model.attention_fn to a function of lm.nn.attention'
         )
-      weights_BHTS = dropout(self, attention.weights(q_BTHK, k_BSGK, mask), self.dropout)
+      weights_BHTS = dropout(self, attention.weights(q_BTHK, k_BSGK, mask, cap), self.dropout)
       return attention.weighted_values(weights_BHTS, v_BSGK)
     return self.attention_fn(q_BTHK, k_BSGK, v_BSGK, mask)
 

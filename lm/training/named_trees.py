@@ -12,6 +12,7 @@ have them: a resumed run reads them again, from the same step of their workdirs.
 
 import contextlib
 import functools
+import hashlib
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -32,7 +33,7 @@ from lm.parallel import multihost
 from lm.text.tokenizers import vocabulary_size
 from lm.types import MAIN, Apply, Array, Params, View, apply_of
 from lm.workdir import files, load
-from lm.workdir.checkpoints import Checkpoints
+from lm.workdir.checkpoints import DIGESTS, Checkpoints, checkpoints_folder
 from lm.workdir.experiment import read_config
 from lm.workdir.load import Run
 from lm.workdir.run_data import best_step
@@ -53,26 +54,42 @@ def pinned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   """Returns a config that names the step of each checkpoint that a resumed run reads again.
 
   A step that is not given is that of the run's first start, which config.json has. At the first
-  start it is the best one.
+  start it is the best one. The digest of a checkpoint shows whether a resumed run reads what the
+  run began with.
 
   Args:
     config: of the run, with `models` or `view`.
     workdir: of the run.
 
   Raises:
-    UserError: there is no checkpoint in the workdir of a model.
+    UserError: there is no checkpoint in the workdir of a model, or another one than at the first
+      start.
   """
   config = config.copy_and_resolve_references()
   saved = read_config(workdir) if (workdir / 'config.json').is_file() else ConfigDict()
   sections = [('models', name) for name in config.models]
   for parent, name in sections + ([('', 'warm_start')] if config.view else []):
     section, key = (config[parent][name], f'{parent}.{name}') if parent else (config[name], name)
-    if not section.workdir or section.step is not None:
+    if not section.workdir:
       continue
-    before = (saved.get(parent, {}) if parent else saved).get(name)
+    before = (saved.get(parent, {}) if parent else saved).get(name) or ConfigDict()
     with config.unlocked():
-      section.step = before.step if before else _best(section.workdir, f'{key}.workdir')
+      if section.step is None:
+        section.step = before.get('step') or _best(section.workdir, f'{key}.workdir')
+      section.digest = _digest(section.workdir, f'{key}.workdir', section.step)
+    if section.digest != (before.get('digest') or section.digest):
+      raise UserError(
+        f'{key}.workdir={section.workdir!r}: checkpoint {section.step} is another one than at the '
+        'first start of this run; name a copy of that one, or start in a new --workdir'
+      )
   return config.lock()
+
+
+def _digest(name: str, key: str, step: int) -> str:
+  folder = checkpoints_folder(_root(name, key)) / str(step) / DIGESTS
+  files = sorted(folder.glob('*.json')) if multihost.is_primary() else []
+  content = b''.join(file.read_bytes() for file in files)
+  return multihost.broadcast_from_primary(hashlib.sha256(content).hexdigest() if content else '')
 
 
 def _best(name: str, key: str) -> int:
@@ -162,6 +179,7 @@ def _model(config: ConfigDict, built: Components, name: str, vocab_size: int) ->
     if section.shared:
       raise UserError(f'{key}.shared={section.shared!r}: a model of a workdir has all parameters')
     run = load.open_run(_root(section.workdir, f'{key}.workdir'))
+    _check_reads(run, config, key, vocab_size)
     return _Model(section.frozen, apply_of(run.model), lambda _: run.boxed, run, section.step)
   of_model = config.copy_and_resolve_references()
   with of_model.unlocked():
@@ -173,6 +191,21 @@ def _model(config: ConfigDict, built: Components, name: str, vocab_size: int) ->
     _check_shared(shared, f'{key}.shared', *(jax.eval_shape(f, _KEY) for f in (init, built.init)))
   own = functools.partial(_without, shared, init)
   return _Model(section.frozen, apply_of(module), own, None, None, shared)
+
+
+def _check_reads(run: Run, config: ConfigDict, key: str, vocab_size: int) -> None:
+  """Raises UserError if the model of a workdir cannot read rows of this config."""
+  model, where = run.model, f'{key}.workdir={str(run.workdir)!r}'
+  if (lacking := vocab_size - vocabulary_size(run.tokenizer)) > 0:
+    raise UserError(
+      f'{where}: {lacking} tokens of data.tokenizer are not there; set data.tokenizer.fn='
+      "'lm.text.tokenizers:existing' with its tokenizer.json"
+    )
+  context = load.longest_row(model)
+  both = getattr(model, 'reads_source', False)
+  for name in ('seq_len', 'source_len') if both else ('seq_len',):
+    if context is not None and config.data[name] > context:
+      raise UserError(f'{where}: it reads {context} tokens; data.{name}={config.data[name]}')
 
 
 def _without(names: tuple[str, ...], init: Callable[[Array], Params], key: Array) -> Params:

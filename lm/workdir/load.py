@@ -11,13 +11,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tokenizers
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lm import components
 from lm.data import cache
-from lm.errors import UserError
+from lm.errors import UserError, first_line
 from lm.nn.embedding import check_types
 from lm.parallel import host, multihost
 from lm.parallel import mesh as meshes
@@ -72,8 +73,21 @@ class Loaded(Run):
       types: (B, T) token types of BERT and its relatives; None for zeros.
 
     Raises:
-      UserError: the model has no such type.
+      UserError: the arrays have other shapes, the model has no such token or type, rows are longer
+        than its context, padding precedes tokens, or `decoder_ids` or `types` are not of the model.
     """
+    reads_source = getattr(self.model, 'reads_source', False)
+    if reads_source != (decoder_ids is not None):
+      raise UserError(
+        f'decoder_ids: model.fn={self.config.model.fn!r} '
+        + ('needs them' if reads_source else 'has no decoder beside an encoder')
+      )
+    if types is not None and decoder_ids is not None:
+      raise UserError('types: they are of an encoder without a decoder')
+    _check_ids(self.model, 'ids', ids)
+    _check_mask(mask, np.shape(ids))
+    if decoder_ids is not None:
+      _check_ids(self.model, 'decoder_ids', decoder_ids)
 
     def rows(prefix: str, ids: Any, mask: Any) -> Batch:
       ids_BT = jnp.asarray(ids, jnp.int32)
@@ -91,6 +105,40 @@ class Loaded(Run):
     return _logits(
       self.apply, self.params, batch | {'examples': jnp.ones((len(ids), 1), jnp.int32)}
     )
+
+
+def longest_row(model: nn.Module) -> int | None:
+  """Returns the most tokens that a model reads in a row, None if there is no limit."""
+  return None if getattr(model, 'reads_on', True) else getattr(model, 'context', None)
+
+
+def _check_ids(model: nn.Module, name: str, ids: Any) -> None:
+  """Raises UserError for ids whose embeddings would be NaN or those of other tokens."""
+  if isinstance(ids, jax.core.Tracer):
+    return  # its values are not known
+  try:
+    array = np.asarray(ids)
+  except ValueError as e:  # rows of different lengths
+    raise UserError(f'{name}: {first_line(e)}; pad the rows to one length, and give a mask') from e
+  if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer) or not array.size:
+    raise UserError(f'{name}: they are {array.dtype}{array.shape}, not integers of (B, T)')
+  size, context = getattr(model, 'vocab_size', None), longest_row(model)
+  for found in (array.min(), array.max()):
+    if size is not None and not 0 <= found < size:
+      raise UserError(f'{name}: {found} is no token of the model, which has {size} from 0 on')
+  if context is not None and array.shape[1] > context:
+    raise UserError(f'{name}: rows have {array.shape[1]} tokens, and the model reads {context}')
+
+
+def _check_mask(mask: Any, shape: tuple[int, ...]) -> None:
+  """Raises UserError for a mask of another shape, or with padding before tokens."""
+  if mask is None or isinstance(mask, jax.core.Tracer):
+    return
+  array = np.asarray(mask)
+  if array.shape != shape:
+    raise UserError(f'mask: its shape is {array.shape}, and that of the ids {shape}')
+  if np.any((array[:, 1:] != 0) & (array[:, :-1] == 0)):
+    raise UserError('mask: 0 comes before a token; padding has to follow the tokens of a row')
 
 
 @functools.partial(jax.jit, static_argnums=0)

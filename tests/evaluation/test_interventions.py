@@ -90,8 +90,30 @@ def test_an_edited_run_generates_under_its_edits(run):
   assert run.logits(given)[0].argmax(-1)[4:-1].tolist() != tokens
 
 
+def test_edits_of_an_edited_run_follow_its_own(run):
+  first, second = {'*/mlp/output@0': lambda x: 2 * x}, {'*/mlp/output@0': lambda x: x + 1}
+  both = {'*/mlp/output@0': lambda x: 2 * x + 1}
+  other = {'*/attention/output@1': jnp.zeros_like}
+  nested = edited(edited(edited(run, first), second), other)
+  expected = edited(run, both | other).logits(IDS)
+  np.testing.assert_array_equal(nested.logits(IDS), expected)
+  # The lens, and a patch that moves nothing, see the edits too.
+  np.testing.assert_allclose(logit_lens(nested, 'abcd')[-1], expected[0], rtol=1e-4, atol=1e-4)
+  own = patch(nested, 'abcd', 'abcd', lambda logits_TV: logits_TV[-1, 7])
+  np.testing.assert_allclose(own, np.full((2, 5), expected[0, -1, 7]), rtol=1e-4)
+
+
 def test_mistakes_are_one_line(run):
   for call, message in (
+    (lambda: edited(run, {'*/mlp/output@-1': jnp.sin}), 'a number of a layer, from 0, has to foll'),
+    (lambda: run.logits([1, 2, 3]), 'they are int64(3,), not integers of (B, T)'),
+    (lambda: run.logits([[1, 2], [3]]), 'pad the rows to one length, and give a mask'),
+    (lambda: run.logits([[1, 257]]), 'ids: 257 is no token of the model, which has 257 from 0 on'),
+    (lambda: run.logits([[1, -1]]), 'ids: -1 is no token of the model'),
+    (lambda: run.logits([[1] * 17]), 'ids: rows have 17 tokens, and the model reads 16'),
+    (lambda: run.logits([[1, 2]], [[0, 1]]), 'mask: 0 comes before a token'),
+    (lambda: run.logits([[1, 2]], [[1]]), 'mask: its shape is (1, 1), and that of the ids (1, 2)'),
+    (lambda: run.logits([[1]], None, [[1]]), 'has no decoder beside an encoder'),
     (lambda: edited(run, {'*/mpl/output': jnp.sin}), "no hook point matches the edit '*/mpl/out"),
     (lambda: patch(run, 'ab', 'abc', jnp.sum), 'patch: the texts have 3 and 4 tokens'),
     (lambda: patch(run, 'ab', 'cd', jnp.sum, 'output'), "site='output' matches 4 hook points"),

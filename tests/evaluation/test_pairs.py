@@ -14,7 +14,9 @@ from lm.config import base as configs
 from lm.errors import UserError
 from lm.evaluation import pairs
 from lm.evaluation.pairs import Pair, Score, Scored, figures, read_pairs, score_pairs
+from lm.models.ensemble import make_ensemble
 from lm.text.tokenizers import with_special_tokens, words
+from lm.types import apply_of
 
 TEXTS = [('abc', 'acb'), ('deadbeef', 'dead beef'), ('a é', 'é'), ('abcabcab', 'ab'), ('gg', 'hh')]
 PAIRS = [Pair('u', 't', good, bad, f'pair {i}') for i, (good, bad) in enumerate(TEXTS)]
@@ -90,6 +92,16 @@ def test_scores_are_sums_of_log_probabilities_in_any_company(decoder, encoder, e
       (alone,) = score_pairs(run, PAIRS[1:2], batch_size=1)
       assert alone.good.nats == pytest.approx(together[1].good.nats, abs=1e-5)
       assert alone.bad.nats == pytest.approx(together[1].bad.nats, abs=1e-5)
+
+
+def test_an_ensemble_of_equal_members_scores_as_one(encoder_decoder):
+  model = make_ensemble([encoder_decoder.model] * 2)
+  params = dict.fromkeys(('members_0', 'members_1'), encoder_decoder.params)
+  both = dataclasses.replace(encoder_decoder, model=model, params=params, apply=apply_of(model))
+  for one, two in zip(
+    *(score_pairs(run, PAIRS, batch_size=1) for run in (encoder_decoder, both)), strict=True
+  ):
+    assert two.good.nats == pytest.approx(one.good.nats, abs=1e-4)
 
 
 def test_constant_logits_give_one_half(decoder):

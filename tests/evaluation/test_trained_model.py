@@ -1,5 +1,7 @@
 """A model that is asked: predictions, embeddings and texts of rows, alone and among others."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from lm.decode.loop import DecodeConfig
 from lm.decode.sampling import ban_unknown_token, sampler
 from lm.decode.stream import stream_text
 from lm.errors import UserError
+from lm.models.ensemble import make_ensemble
 from lm.nn import pooling
 from lm.nn.hooks import with_hooks
 from lm.text.tokenizers import end_id
+from lm.types import apply_of
 
 TEXTS = ['abc', 'h', 'deadbeef', 'a é', 'abcabcabcab', 'gg']
 
@@ -145,6 +149,13 @@ def test_masks_are_filled_by_the_likeliest_tokens(asked):
   assert [len(fillers) for fillers in two['masks']] == [3, 3]
   with pytest.raises(UserError, match=r"^row 1: 'text' has no <\|mask\|> to fill"):
     run.predict(['ab'])
+  members = run, asked(None, None, seed=4, special=('<|mask|>',), **{'model.pooling': None})
+  model = make_ensemble([each.model for each in members])
+  params = {f'members_{i}': each.params for i, each in enumerate(members)}
+  both = dataclasses.replace(run, model=model, params=params, apply=apply_of(model))
+  ((filled,),) = (each['masks'] for each in both.predict(['ab<|mask|>'], top_k=3))
+  p = np.mean([softmax(logits_alone(each, 'ab<|mask|>')[3]) for each in members], axis=0)
+  assert [each['probability'] for each in filled] == pytest.approx(-np.sort(-p)[:3], abs=1e-5)
 
 
 def test_generated_texts_are_those_of_streaming(asked):
@@ -158,6 +169,8 @@ def test_generated_texts_are_those_of_streaming(asked):
   pieces = stream_text(run.model, run.apply, run.params, run.tokenizer, TEXTS, config, rows, seed=3)
   assert found == [''.join(parts) for parts in zip(*pieces, strict=True)]
   assert any(found)
+  with pytest.raises(UserError, match=r'top_p=0\.5 and min_p=0\.0 have no effect at temperature=0'):
+    run.generate(TEXTS, 6, top_p=0.5)
 
 
 def test_targets_are_generated_and_sources_embedded(asked):

@@ -1,9 +1,11 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn import hooks
+from lm.nn import attention, hooks
 from lm.nn.hooks import with_hooks
 from lm.types import apply_of
 
@@ -89,6 +91,18 @@ def test_a_pattern_selects_one_layer_with_and_without_a_cache(llama):
 def test_an_edit_that_matches_no_hook_point_raises(llama, pattern):
   with pytest.raises(ValueError, match='no hook point matches the edit'):
     jax.eval_shape(lambda *xs: with_hooks(llama[0])(*xs, edits={pattern: jnp.sin}), *llama[1:])
+
+
+def test_weights_of_capped_attention_are_those_it_uses(decoder, params_of, batch_of):
+  # An edit of one layer replaces the weights of all layers, here by themselves.
+  model = decoder('llama', attention_fn=functools.partial(attention.dot_product, cap=1.0))
+  params, batch = params_of(model), batch_of(T=6)
+  expected = jax.jit(apply_of(model))(params, batch).hidden
+  found = _hidden(model, params, batch, {'*/attention/weights@1': lambda w: w})
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  uniform = decoder('llama', attention_fn=lambda q, k, v, mask: q)
+  with pytest.raises(ValueError, match='edits of attention weights need those of softmax'):
+    _hidden(uniform, params, batch, {'*/attention/weights@1': lambda w: w})
 
 
 def test_unused_hook_points_do_not_change_the_program(llama, monkeypatch):
