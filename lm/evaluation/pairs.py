@@ -11,6 +11,8 @@ the good one wins. The score of a sentence is, by the kind of the model:
 - encoders whose head is the vocabulary: pseudo-log-likelihood, the sum over tokens of
   log p(token | the others), with the token masked (Salazar et al. 2020). Special tokens do not
   count.
+- encoders that detect replaced tokens (ELECTRA): the sum over tokens of the log of the probability
+  that the token is original. It is the score of no language model, but ranks sentences.
 - encoder-decoders: log p(sentence | source) of the decoder. The source is an empty text by default,
   which every such model can read; with `source_mask` it is that token, as in pretraining by
   denoising. T5's sentinel also starts the target.
@@ -22,6 +24,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from lm.data import features
@@ -30,12 +33,12 @@ from lm.decode.stream import document_start, prompt_encoder
 from lm.errors import UserError
 from lm.evaluation.predict import PredictStep, make_predict_step, packed_batches, predicted_pieces
 from lm.evaluation.trained_model import TrainedModel
-from lm.nn.losses import token_statistics
+from lm.nn.losses import sigmoid_cross_entropy, token_statistics
 from lm.progress import Report, silent
 from lm.task import Example, Features
 from lm.tasks import fill_mask, seq2seq, text
 from lm.text.files import expand_path
-from lm.text.framing import frame, framing_of
+from lm.text.framing import Framed, frame, framing_of
 from lm.text.tokenizers import mask_token, text_reader
 from lm.types import Array, Batch, Output
 
@@ -240,12 +243,26 @@ def _reader(run: TrainedModel, source_mask: str | None) -> _Reader:
   elif run.fills_masks:
     step = make_predict_step(_masked_nats, run.apply)
     return _Reader(_masked_copies(run.tokenizer), step, 'values/nats')
+  elif _detects_replacements(run):
+    framed = frame(run.tokenizer, framing_of(run.tokenizer))
+    convert = lambda sentence: [_whole(framed([sentence]))]  # noqa: E731
+    return _Reader(convert, make_predict_step(_original_nats, run.apply), 'tokens/nats')
   else:
     raise UserError(
       f'--workdir={run.workdir}: model.fn={run.config.model.fn!r} gives sentences no probability; '
       'a language model, an encoder whose head is the vocabulary, or an encoder-decoder does'
     )
   return _Reader(convert, make_predict_step(_target_nats, run.apply), 'tokens/nats')
+
+
+def _detects_replacements(run: TrainedModel) -> bool:
+  of_tokens = getattr(run.model, 'pooling', 0) is None and run.config.data.task is None
+  return of_tokens and getattr(run.model, 'num_classes', 0) == 1
+
+
+def _whole(found: Framed) -> Features:
+  """Returns the features of a sentence whose tokens all count, without the special ones."""
+  return Features(found.arrays() | {'weights': found.text >= 0}, {}, {})
 
 
 def _continued(ids: Sequence[int], start: int, source: dict[str, np.ndarray]) -> Features:
@@ -311,6 +328,13 @@ def _masked_copies(tokenizer: Any) -> Callable[[str], list[Features]]:
 def _target_nats(output: Output, batch: Batch) -> dict[str, Array]:
   nats_BT = token_statistics(output.hidden, output.head, batch['targets']).nats
   return {'tokens/nats': nats_BT * batch['weights']}
+
+
+def _original_nats(output: Output, batch: Batch) -> dict[str, Array]:
+  logits_BT = output.head(output.hidden)[..., 0]  # of replaced tokens
+  return {
+    'tokens/nats': sigmoid_cross_entropy(logits_BT, jnp.zeros_like(logits_BT)) * batch['weights']
+  }
 
 
 def _masked_nats(output: Output, batch: Batch) -> dict[str, Array]:

@@ -52,6 +52,13 @@ def pseudo(run, text):
   return log_p(run.logits(copies, real))[nth, nth + 1, ids[1:]].sum(), len(nth)
 
 
+def original(run, text):
+  ids = [0, *ids_of(run, text)]
+  row, real = padded([ids]), padded([np.ones(len(ids), int)])
+  logits = np.asarray(run.logits(row, real), np.float64)[0, 1 : len(ids), 0]
+  return np.log(1 / (1 + np.exp(logits))).sum(), len(ids) - 1
+
+
 def after_nothing(run, text):
   ids = ids_of(run, text)
   logits = run.logits([[0]], None, padded([[0, *ids]]))
@@ -69,16 +76,24 @@ def encoder(asked):
 
 
 @pytest.fixture(scope='module')
+def detector(asked):
+  return asked(None, None, **{'model.pooling': None, 'model.num_classes': 1})
+
+
+@pytest.fixture(scope='module')
 def encoder_decoder(asked):
   make = 'lm.tasks.seq2seq:encoder_decoder'
   return asked('lm.tasks.text:text_to_text', make, configs.encoder_decoder)
 
 
 # More than 5 seconds: three models are compiled, two for several shapes.
-def test_scores_are_sums_of_log_probabilities_in_any_company(decoder, encoder, encoder_decoder):
+def test_scores_are_sums_of_log_probabilities_in_any_company(
+  decoder, encoder, detector, encoder_decoder
+):
   for run, reference in (
     (decoder, left_to_right),
     (encoder, pseudo),
+    (detector, original),
     (encoder_decoder, after_nothing),
   ):
     together = score_pairs(run, PAIRS, batch_size=1)
