@@ -92,7 +92,6 @@ def base() -> ConfigDict:
         'workdir': '',  # of the run whose parameters initialize this one; '' for none
         'step': placeholder(int),  # of its checkpoint; None for the best, or else the newest
         'rules': (),  # 'PATTERN -> REPLACEMENT' of parameter paths (lm.training.warm_start)
-        'digest': placeholder(str),  # of that checkpoint, if a view reads it again; set by the run
       },
       'early_stopping': {
         'metric': '',  # 'eval/SET/METRIC'; '' for that of checkpoint.monitor
@@ -259,9 +258,8 @@ def another_model(
       of a model without a workdir.
   """
   step = placeholder(int)  # of its checkpoint; None for the best at the first start of the run
-  digest = placeholder(str)  # of that checkpoint, which is read again; set by the run
-  section = {'workdir': workdir, 'step': step, 'digest': digest, 'frozen': frozen}
-  return ConfigDict(section | {'model': model or {}, 'shared': shared})
+  section = {'workdir': workdir, 'step': step, 'frozen': frozen, 'model': model or {}}
+  return ConfigDict(section | {'shared': shared})
 
 
 def gpt2(depth: int, d_model: int, heads: int, context: int) -> ConfigDict:

@@ -32,9 +32,8 @@ from lm.parallel import mesh as meshes
 from lm.parallel import multihost
 from lm.text.tokenizers import vocabulary_size
 from lm.types import MAIN, Apply, Array, Params, View, apply_of
-from lm.workdir import files, load
+from lm.workdir import experiment, files, load
 from lm.workdir.checkpoints import DIGESTS, Checkpoints, checkpoints_folder
-from lm.workdir.experiment import read_config
 from lm.workdir.load import Run
 from lm.workdir.run_data import best_step
 
@@ -50,12 +49,12 @@ class _Model(NamedTuple):
   shared: tuple[str, ...] = ()  # parameters of the model of the config
 
 
-def pinned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-  """Returns a config that names the step of each checkpoint that a resumed run reads again.
+def pinned(config: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, str]]:
+  """Returns a config with the step of each checkpoint that a resumed run reads again, and digests.
 
   A step that is not given is that of the run's first start, which config.json has. At the first
-  start it is the best one. The digest of a checkpoint shows whether a resumed run reads what the
-  run began with.
+  start it is the best one. The digest of each checkpoint, by its key, shows whether a resumed run
+  reads what the run began with: `experiment.read_frozen` has those of the first start.
 
   Args:
     config: of the run, with `models` or `view`.
@@ -66,23 +65,24 @@ def pinned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
       start.
   """
   config = config.copy_and_resolve_references()
-  saved = read_config(workdir) if (workdir / 'config.json').is_file() else ConfigDict()
+  saved = experiment.read_config(workdir) if (workdir / 'config.json').is_file() else ConfigDict()
+  digests: dict[str, str] = {}
   sections = [('models', name) for name in config.models]
   for parent, name in sections + ([('', 'warm_start')] if config.view else []):
     section, key = (config[parent][name], f'{parent}.{name}') if parent else (config[name], name)
     if not section.workdir:
       continue
-    before = (saved.get(parent, {}) if parent else saved).get(name) or ConfigDict()
-    with config.unlocked():
-      if section.step is None:
-        section.step = before.get('step') or _best(section.workdir, f'{key}.workdir')
-      section.digest = _digest(section.workdir, f'{key}.workdir', section.step)
-    if section.digest != (before.get('digest') or section.digest):
+    before = (saved.get(parent, {}) if parent else saved).get(name)
+    if section.step is None:
+      with config.unlocked():
+        section.step = before.step if before else _best(section.workdir, f'{key}.workdir')
+    digests[key] = _digest(section.workdir, f'{key}.workdir', section.step)
+    if digests[key] != experiment.read_frozen(workdir).get(key, digests[key]):
       raise UserError(
         f'{key}.workdir={section.workdir!r}: checkpoint {section.step} is another one than at the '
         'first start of this run; name a copy of that one, or start in a new --workdir'
       )
-  return config.lock()
+  return config.lock(), digests
 
 
 def _digest(name: str, key: str, step: int) -> str:
@@ -98,7 +98,7 @@ def _best(name: str, key: str) -> int:
     steps = multihost.broadcast_from_primary(checkpoints.steps())
   if not steps:
     raise UserError(f'{key}={name!r}: no checkpoint there')
-  best, _ = best_step(root, steps, read_config(root).checkpoint.monitor)
+  best, _ = best_step(root, steps, experiment.read_config(root).checkpoint.monitor)
   return multihost.broadcast_from_primary(steps[-1] if best is None else best)
 
 

@@ -124,8 +124,9 @@ def train(
     RuntimeError: the last checkpoint could not be saved.
   """
   validate.validate_config(config)
+  digests_of_frozen: dict[str, str] = {}
   if config.models or config.view:
-    config = resolve.resolve(PINNED, 'models')(config, workdir)
+    config, digests_of_frozen = resolve.resolve(PINNED, 'models')(config, workdir)
   diagnostics.check_pattern(config)
   if config.report:
     resolve.resolve(config.report, 'report')
@@ -178,6 +179,7 @@ def train(
         warnings = experiment.write_run_config(
           config, path_and_arg, tokenizer, workdir, rows.content, new_data, shapes
         )
+        experiment.write_frozen(workdir, digests_of_frozen)
       _wait_for_workdir(workdir)
       events = EventLog(workdir, multihost.is_primary())
       events.write('start', experiment=experiment.name_of(path_and_arg), steps=config.steps)
@@ -201,6 +203,7 @@ def train(
     if rates is not None:
       events.write('schedule', step=int(state.step), **rates)
       warnings.append(diagnostics.schedule_jump_line(rates, old_length, config.optim.decay_steps))
+    warnings += [] if started_from is None else started_from.differences
     lines = [f'model: {sizes(config.model)}', *(f'warning: {warning}' for warning in warnings)]
     lines += [] if started_from is None else [started_from.line()]
     for line in lines:

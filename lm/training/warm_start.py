@@ -68,7 +68,8 @@ def remap_rows(restored_VD: Array, initial_VD: Array, rows: Alignment) -> np.nda
 
 
 _ROWS, _WORDS = '[rows]', '[words]'
-_TABLE = re.compile(r'embedding$')  # paths of tables whose rows are the vocabulary's tokens
+# Paths of the parameters with a row for each token of the vocabulary.
+_TABLE = re.compile(r'(embedding|head_bias|unembedding_bias)$|^bias$')
 
 
 class Taken(NamedTuple):
@@ -81,6 +82,7 @@ class Taken(NamedTuple):
   unread: tuple[str, ...]  # paths of the other run's parameters that are not used
   words: Alignment | None = None  # if rows are restored by their words
   why: str = ''  # the reason for the step, if `warm_start.step` names none
+  differences: tuple[str, ...] = ()  # of the model sections, which shapes do not show
 
   def line(self) -> str:
     """Returns a summary of one line."""
@@ -137,12 +139,35 @@ def initial_state(
   if config.warm_start.workdir:
     draw = functools.partial(init_some, functions, key, wanted)
     params, taken = take(config.warm_start, draw, wanted, tokenizer)
+    taken = taken._replace(differences=_differences(config.model, taken))
   elif initial is None:
     return init_train_state(functions, key, read)[0], None
   else:
     place = functools.partial(jax.device_put, may_alias=False)  # they are donated
     params = jax.tree.map(lambda x, like: place(x, like.sharding), initial(wanted), wanted)
   return start_train_state(functions, key, params, abstract, read), taken
+
+
+# Keys of a model section that do not change what equal parameters compute.
+_FREE = {
+  'context', 'dropout', 'dtype', 'head', 'init_std', 'num_classes', 'pooling', 'remat_policy',
+  'scan_unroll', 'vocab_multiple', 'vocab_size',
+}  # fmt: skip
+
+
+def _differences(model: ConfigDict, taken: Taken) -> tuple[str, ...]:
+  """Returns a line for each function or number in which the layers of the other run differ."""
+  file = pathlib.Path(taken.source) / 'config.json'
+  other = experiment.from_json(file.read_text('utf-8')).get('model') or ConfigDict()
+  if other.get('fn') != model.get('fn'):
+    return ()
+  lines = []
+  for key in sorted({*model, *other} - _FREE):
+    here, there = (section.get(key) for section in (model, other))
+    kernels = key == 'attention_fn' and not any('cap=' in str(each) for each in (here, there))
+    if here != there and not kernels:
+      lines.append(f'model.{key} is {here!r} and {there!r} in the run of warm_start.workdir')
+  return tuple(lines)
 
 
 def frozen_trees(
@@ -365,7 +390,7 @@ def _check_tokens(
       raise UserError(
         f'warm_start.workdir={str(root)!r}: its token {i} is {old!r}, here it is {new!r}; set '
         f"data.tokenizer.fn='lm.text.tokenizers:existing' with its tokenizer.json, or do not "
-        f"restore {tables[0]}: add the rule '{tables[0]} ->'"
+        f"restore {tables[0]}: add the rule '^{tables[0]}$ ->'"
       )
 
 

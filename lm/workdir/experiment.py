@@ -77,6 +77,7 @@ _LATER = (
 _LARGEST = 2**24  # bytes of a config.json
 _LARGEST_TOKENIZER = 2**29
 # Files of source/ about the git checkout of lm, with the arguments of git that print them.
+_FROZEN = 'frozen.json'
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
 
@@ -373,6 +374,29 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any]:
     return {**known, 'train': known['train']}
   except (OSError, ValueError, KeyError, TypeError) as e:
     raise UserError(f'--workdir={workdir}: data.json is missing or damaged: {e}') from e
+
+
+def write_frozen(workdir: pathlib.Path, digests: Mapping[str, str]) -> None:
+  """Writes frozen.json at the first start: digests of checkpoints that later starts read again."""
+  if digests and not (workdir / _FROZEN).is_file():
+    files.replace(workdir / _FROZEN, (json.dumps(dict(digests), indent=2) + '\n').encode())
+
+
+def read_frozen(workdir: pathlib.Path) -> dict[str, str]:
+  """Returns the content of frozen.json; {} for a missing file.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  try:
+    found = json.loads((workdir / _FROZEN).read_text('utf-8'))
+  except FileNotFoundError:
+    return {}
+  except ValueError as e:
+    raise UserError(f'--workdir={workdir}: {_FROZEN} is damaged: {e}') from e
+  if not isinstance(found, dict):
+    raise UserError(f'--workdir={workdir}: {_FROZEN} is damaged: it is no object')
+  return found
 
 
 def read_row(workdir: pathlib.Path) -> dict[str, list[Any]]:

@@ -25,8 +25,8 @@ def start_from(config: ConfigDict, workdir: str, keep_head: bool = False) -> Con
   function keeps its arguments. Models without a table of positions read rows of any length.
 
   The config has a model of the same kind, or an encoder, which takes the layers of an
-  encoder-decoder's encoder, or those of a decoder. The latter stays causal, unless the config sets
-  `model.causal` to False.
+  encoder-decoder's encoder, or those of a decoder. The latter stays causal; a later
+  `config.model.causal = False` changes that.
 
   Args:
     config: of the task, with its model and lengths of rows.

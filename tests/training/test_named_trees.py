@@ -174,7 +174,7 @@ def test_a_resumed_run_reads_the_frozen_trees_again(run, teacher, folder, tmp_pa
   jax.tree.map(np.testing.assert_array_equal, *states)
   # A copy of the teacher is as good as the teacher. Another one with the same step is not.
   other = shutil.copytree(teacher, tmp_path / 'other')
-  assert named_trees.pinned(config_of(folder, other), run).models.teacher.step == 4
+  assert named_trees.pinned(config_of(folder, other), run)[0].models.teacher.step == 4
   file = next((other / 'checkpoints/4/digests').glob('*.json'))
   file.write_text(file.read_text().replace('"0', '"1', 1).replace('"a', '"b', 1))
   with pytest.raises(
@@ -257,7 +257,7 @@ def test_a_step_trains_what_the_view_splits_off_and_saves_what_it_merges(tmp_pat
     ({'teacher': {'workdir': ''}}, 'models.teacher: give either'),
     (
       {'teacher': {'path': 'x'}},
-      'models.teacher has the keys digest, frozen, model, path, shared, step, not',
+      'models.teacher has the keys frozen, model, path, shared, step, not',
     ),
     ({'teacher': {'workdir': 'x', 'shared': ('embedding',)}}, 'models.teacher.shared=.*a workdir'),
     ({'teacher': {'workdir': '/nowhere'}}, "models.teacher.workdir='/nowhere': no run there"),
@@ -265,7 +265,7 @@ def test_a_step_trains_what_the_view_splits_off_and_saves_what_it_merges(tmp_pat
 )
 def test_wrong_models_are_named_in_one_line(folder, models, message):
   config = config_of(folder)
-  section = {'step': None, 'digest': None, 'frozen': True, 'model': {}, 'shared': ()}
+  section = {'step': None, 'frozen': True, 'model': {}, 'shared': ()}
   with config.unlocked():
     config.models = {name: {**section, **changes} for name, changes in models.items()}
   with pytest.raises(UserError, match=message):

@@ -164,9 +164,18 @@ def test_two_parameters_may_take_the_same_one(source):
 
 def test_rows_of_other_tokens_are_not_taken(source):
   other = ('<|end|>', 'a', 'c', 'b')
-  with pytest.raises(UserError, match=r"its token 2 is 'b', here it is 'c'; .*'embedding ->'"):
+  message = r"its token 2 is 'b', here it is 'c'; .*'\^embedding\$ ->'"
+  with pytest.raises(UserError, match=message):
     take(source, SAME, tokens=other)
-  found, _ = take(source, SAME, 'embedding ->', tokens=other)
+  with pytest.raises(UserError, match=r"'\^head_bias\$ ->'"):  # it has a row for each token, too
+    take(
+      source,
+      SAME | {'head_bias': (4, 2)},
+      '^head_bias -> embedding',
+      '^embedding$ ->',
+      tokens=other,
+    )
+  found, _ = take(source, SAME, '^embedding$ ->', tokens=other)
   assert (np.asarray(found['embedding']) == -1).all()
 
 
@@ -295,6 +304,17 @@ def test_the_rest_of_the_state_is_that_of_a_new_run(folder):
   assert len(rest) > 3 and all((np.asarray(x) == 0).all() for x in rest)
   for x, wanted in zip(*map(jax.tree.leaves, (state, abstract)), strict=True):
     assert (x.shape, x.dtype, x.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
+
+
+def test_another_architecture_of_equal_shapes_is_named(folder):
+  config = experiment.load(str(folder / 'tiny_init.py'))
+  changes = {'embed_scale': 2.0, 'dropout': 0.1, 'attention_fn': 'lm.nn.attention:blockwise'}
+  config.model.update(changes)
+  config.warm_start.workdir = str(folder / 'pretrained')
+  tokenizer = experiment.read_tokenizer(folder / 'pretrained')
+  functions = components.build_components(config, tokenizer.get_vocab_size())
+  _, taken = warm_start.initial_state(config, functions, tokenizer, abstract_state(functions)[0])
+  assert taken.differences == ('model.embed_scale is 2.0 and 1.0 in the run of warm_start.workdir',)
 
 
 @pytest.mark.slow
