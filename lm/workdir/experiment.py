@@ -76,8 +76,8 @@ _LATER = (
 )
 _LARGEST = 2**24  # bytes of a config.json
 _LARGEST_TOKENIZER = 2**29
-# Files of source/ about the git checkout of lm, with the arguments of git that print them.
 _FROZEN = 'frozen.json'
+# Files of source/ about the git checkout of lm, with the arguments of git that print them.
 _COMMIT = {'commit.txt': ('rev-parse', 'HEAD'), 'uncommitted.diff': ('diff', 'HEAD')}
 
 
