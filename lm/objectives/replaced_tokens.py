@@ -42,7 +42,9 @@ def replaced_tokens(weight: float = 50.0, generator_weight: float = 1.0) -> Obje
     logits_BT = found.head(found.hidden)[..., 0]
     nats_BT = losses.sigmoid_cross_entropy(logits_BT, is_replaced_BT)
     detection = jnp.sum(nats_BT * (batch['segments'] > 0))
-    return {'loss': generator_weight * nats, 'detection': weight * detection} | found.losses
+    both = output.losses, found.losses
+    of_layers = {name: sum(each.get(name, 0) for each in both) for name in {**both[0], **both[1]}}
+    return {'loss': generator_weight * nats, 'detection': weight * detection} | of_layers
 
   def normalizers(batch: Batch) -> dict[str, Array]:
     tokens = jnp.sum(batch['segments'] > 0).astype(jnp.float32)

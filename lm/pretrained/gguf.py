@@ -161,7 +161,7 @@ def _gemma(field: Callable[[str], Any], fields: Mapping[str, Any]) -> dict[str, 
     'architectures': ['Gemma3ForCausalLM'],
     'hidden_activation': 'gelu_pytorch_tanh',
     'hidden_act': None,
-    'query_pre_attn_scalar': D // H if widest else field('gemma3.attention.key_length'),
+    'query_pre_attn_scalar': D // max(H, 1) if widest else field('gemma3.attention.key_length'),
     'sliding_window': field('gemma3.attention.sliding_window'),
     'sliding_window_pattern': fields.get('gemma3.attention.sliding_window_pattern', 6),
     'rope_theta': fields.get('gemma3.rope.freq_base', 1e6),
@@ -174,19 +174,27 @@ def _gemma(field: Callable[[str], Any], fields: Mapping[str, Any]) -> dict[str, 
 def _tokenizer(
   file: Path, field: Callable[[str], Any], fields: Mapping[str, Any]
 ) -> tokenizers.Tokenizer:
+  try:
+    return _assembled(file, field, fields)
+  except UserError:
+    raise
+  except Exception as e:  # the library raises nothing more precise
+    raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
+
+
+def _assembled(
+  file: Path, field: Callable[[str], Any], fields: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
   kind, pre = field('tokenizer.ggml.model'), fields.get('tokenizer.ggml.pre')
   if kind == 'llama':  # the first Llama had one of SentencePiece
     tokens, scores, kinds = (
       field(f'tokenizer.ggml.{name}') for name in ('tokens', 'scores', 'token_type')
     )
-    try:
-      unknown = fields.get('tokenizer.ggml.unknown_token_id', 0)
-      model = pieces.bpe_model(tokens, scores, kinds, unknown)
-      space_prefix = fields.get('tokenizer.ggml.add_space_prefix', True)
-      tokenizer = pieces.assemble(model, tokens, kinds, [], space_prefix)
-      return _with_start(tokenizer, fields, tokens, default=True)
-    except Exception as e:  # the library raises nothing more precise
-      raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
+    unknown = fields.get('tokenizer.ggml.unknown_token_id', 0)
+    model = pieces.bpe_model(tokens, scores, kinds, unknown)
+    space_prefix = fields.get('tokenizer.ggml.add_space_prefix', True)
+    tokenizer = pieces.assemble(model, tokens, kinds, [], space_prefix)
+    return _with_start(tokenizer, fields, tokens, default=True)
   if kind != 'gpt2' or pre not in _PIECES:
     raise UserError(
       f'{file}: tokenizer.ggml.model={kind!r} with tokenizer.ggml.pre={pre!r} is not supported; '
@@ -194,12 +202,9 @@ def _tokenizer(
     )
   tokens, kinds = field('tokenizer.ggml.tokens'), field('tokenizer.ggml.token_type')
   vocabulary = {token: i for i, token in enumerate(tokens)}
-  try:
-    merges = [tuple(merge.split(' ')) for merge in field('tokenizer.ggml.merges')]
-    bpe = models.BPE(vocabulary, merges, ignore_merges=pre == _LLAMA_3)
-    tokenizer = tokenizers.Tokenizer(bpe)
-  except Exception as e:  # the library raises nothing more precise
-    raise UserError(f'{file}: its tokenizer is damaged: {first_line(e)}') from e
+  merges = [tuple(merge.split(' ')) for merge in field('tokenizer.ggml.merges')]
+  bpe = models.BPE(vocabulary, merges, ignore_merges=pre == _LLAMA_3)
+  tokenizer = tokenizers.Tokenizer(bpe)
   digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == 'smollm' else []
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
     *digits,
@@ -218,6 +223,8 @@ def _with_start(
   """Puts <bos> before texts if the file says so, or else if llama.cpp does by `default`."""
   start = fields.get('tokenizer.ggml.bos_token_id')
   if start is not None and fields.get('tokenizer.ggml.add_bos_token', default):
+    if not 0 <= start < len(tokens):
+      raise ValueError(f'bos_token_id={start} is none of {len(tokens)} tokens')
     first = tokens[start]
     tokenizer.post_processor = processors.TemplateProcessing(
       single=[first, '$A'], pair=[first, '$A', first, '$B'], special_tokens=[(first, start)]

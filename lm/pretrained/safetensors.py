@@ -19,6 +19,7 @@ import numpy as np
 from lm.errors import UserError, did_you_mean
 
 _MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
+_MOST_DIMENSIONS = 32  # more than any model has; NumPy allows 64
 INDEX = 'model.safetensors.index.json'
 _DTYPES = {
   'F64': np.float64,
@@ -153,6 +154,8 @@ def _tensor(file: Path, entry: Mapping[str, Any], start: int) -> Tensor:
   sizes = (*shape, first, last)
   if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in sizes):
     raise ValueError(f'a size or an offset is no integer of at least 0: {sizes}')
+  if len(shape) > _MOST_DIMENSIONS:
+    raise ValueError(f'{len(shape)} dimensions, more than {_MOST_DIMENSIONS}')
   dtype = np.dtype(_DTYPES[name])
   if last - first != math.prod(shape) * dtype.itemsize:
     raise ValueError(f'{last - first} bytes are no {name} of shape {shape}')

@@ -333,14 +333,20 @@ def gradients(
   weights = {name: jnp.maximum(w, 1e-8) for name, w in objective.normalizers(batch).items()}
   of_layers: set[str] = set()  # the names of their losses, known when the model is traced
 
-  main = apply[MAIN] if isinstance(apply, dict) else apply
+  def noting(function: Apply) -> Any:
+    def noted(*args: Any, **kwargs: Any) -> Output:
+      output = function(*args, **kwargs)
+      of_layers.update(output.losses)
+      return output
 
-  def noting(*args: Any, **kwargs: Any) -> Output:
-    output = main(*args, **kwargs)
-    of_layers.update(output.losses)
-    return output
+    return noted
 
-  noted: Any = {**apply, MAIN: noting} if isinstance(apply, dict) else noting
+  noted: Any = None
+  if isinstance(apply, dict):  # those of frozen models train nothing
+    trained = params.keys() if isinstance(params, dict) and MAIN in params else (MAIN,)
+    noted = {name: noting(f) if name in trained else f for name, f in apply.items()}
+  else:
+    noted = noting(apply)
 
   def check_names(sums: dict[str, Array]) -> None:
     if missing := sorted(of_layers - sums.keys()):

@@ -60,7 +60,7 @@ def write(file, **fields):
   writer.add_tokenizer_pre(fields.get('pre', 'gpt-2'))
   # A merge needs its result in the vocabulary, in place of the last token.
   tokens = [*sorted(vocabulary, key=vocabulary.get)[:-2], 'AB', fields.get('last', '!"')]
-  writer.add_bos_token_id(1)
+  writer.add_bos_token_id(fields.get('bos', 1))
   if 'add_bos' in fields:
     writer.add_add_bos_token(fields['add_bos'])
   writer.add_token_list(tokens)
@@ -209,6 +209,7 @@ def test_a_gguf_file_of_gemma_has_the_parameters_of_its_source(tmp_path):
     ({'architecture': 'falcon'}, "general.architecture='falcon' is not supported"),
     ({'pre': 'tekken'}, "tokenizer.ggml.pre='tekken' is not supported"),
     ({'last': 'x'}, 'its tokenizer is damaged'),
+    ({'bos': 999, 'add_bos': True}, 'damaged: ValueError: bos_token_id=999 is none of 60 tokens'),
   ],
 )
 def test_other_kinds_are_refused_in_one_line(fields, message, tmp_path):

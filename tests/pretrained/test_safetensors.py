@@ -81,6 +81,7 @@ TWICE = b'{"x": %s, "x": %s}' % ((json.dumps(entry()).encode(),) * 2)
     (raw({'x': entry(shape=(-2, -1))}, bytes(8)), 'no integer of at least 0'),
     (raw({'x': entry(shape=(2.0,))}, bytes(8)), 'no integer of at least 0'),
     (raw({'x': entry(shape=(3,))}, bytes(8)), '8 bytes are no F32 of shape'),
+    (raw({'x': entry(shape=(2, *[1] * 64))}, bytes(8)), '65 dimensions, more than 32'),
     (raw({'x': entry(shape=(2**62, 2**62), last=2**126)}, bytes(8)), 'the file has'),
     (raw({'x': entry(first=8, last=0)}, bytes(8)), '-8 bytes are no F32'),
     (raw({'x': entry(first=8, last=16)}, DATA), "'x' begins at byte"),

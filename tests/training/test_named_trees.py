@@ -22,7 +22,7 @@ from lm.parallel.host import Never
 from lm.text.tokenizers import vocabulary_size
 from lm.training import named_trees, train_step, trainer
 from lm.training.train_step import abstract_state
-from lm.types import Objective, Optimizer, View
+from lm.types import Objective, Optimizer, Output, View
 from lm.workdir import experiment, load
 from lm.workdir.checkpoints import Checkpoints
 from lm.workdir.run_data import metrics_at
@@ -193,6 +193,22 @@ def test_a_teacher_that_reads_shorter_rows_or_lacks_tokens_is_refused(teacher, f
   config.data.special_tokens = ('<|mask|>',)
   with pytest.raises(UserError, match=r'1 tokens of data\.tokenizer are not there'):
     trainer.train(config, f'{folder / "trees.py"}', tmp_path / 'run', Never())
+
+
+def test_a_loss_of_a_layer_of_any_trained_model_is_not_dropped():
+  def apply(params, batch):
+    return Output(params, None, {'balance': params})
+
+  def sums(apply, params, batch, key):
+    other = apply['other'](jnp.ones(()), batch).hidden
+    return {'loss': apply['model'](params['model'], batch).hidden + other}
+
+  objective = Objective(sums, lambda batch: {'loss': 1.0})
+  silent = lambda params, batch: Output(params, None, {})  # noqa: E731
+  applies, trees = {'model': silent, 'other': apply}, {'model': jnp.ones(())}
+  train_step.gradients(objective, applies, trees['model'], {}, None, join=lambda _: trees)
+  with pytest.raises(UserError, match="the loss 'balance' of a layer would be dropped"):
+    train_step.gradients(objective, applies, trees | {'other': jnp.ones(())}, {}, None)
 
 
 def scaled() -> View:
