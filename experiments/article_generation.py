@@ -32,7 +32,7 @@ from lm.config.recurrent import recurrent_encoder_decoder
 from lm.config.tasks import small, translation
 from lm.config.vectors import word2vec, words
 from lm.data import sources
-from lm.data.sources.base import LazyLoad
+from lm.data.sources.base import LazyLoad, check_split
 from lm.text.segment import sentence_spans
 from lm.workdir.fine_tuning import start_from
 
@@ -47,6 +47,7 @@ def paragraphs(split, files=_FILES, sentences=2, every=20):
 
   Each paragraph is cut into such pieces. One paragraph in `every` is for validation.
   """
+  check_split(split, ('train', 'validation'))
   texts = sources.text('train', tuple(files), documents='line')
 
   def make():
@@ -109,6 +110,7 @@ def _second(first):
 
 def texts(split):
   """Returns Chinese texts; those of paragraphs of validation are only in the split validation."""
+  check_split(split, ('train', 'validation'))
   held_out, others = (
     sources.text('train', _FILES, documents='line'),
     bert_zh_wwm.chinese(split, _NOVEL),

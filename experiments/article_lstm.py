@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from lm.config.base import base, select_variant, smoke
 from lm.config.recurrent import recurrent
 from lm.data import sources
-from lm.data.sources.base import LazySequence
+from lm.data.sources.base import LazySequence, check_split
 from lm.metrics.tokens import targets
 from lm.objectives.supervised import cross_entropy
 from lm.types import Metric, Objective
@@ -62,6 +62,7 @@ def _copied(batch):
 
 def lines(split):
   """Returns the lines of English text; every third line is for validation."""
+  check_split(split, ('train', 'validation'))
   everything = sources.text('train', _FILES, documents='line')
   places = [i for i in range(len(everything)) if (i % 3 == 2) == (split == 'validation')]
   return LazySequence(

@@ -26,7 +26,7 @@ from lm.config.base import base, encoder, select_variant, smoke, unrolled, witho
 from lm.config.pretraining import masked
 from lm.config.resolve import ref
 from lm.data import sources
-from lm.data.sources.base import LazyLoad
+from lm.data.sources.base import LazyLoad, check_split
 from lm.text.files import expand_path
 
 LINES = ('zh_text/hongloumeng.txt', 'zh_text/news_msra.txt')
@@ -57,6 +57,7 @@ HELD_OUT = {  # what finetune.py evaluates on
 
 def chinese(split, lines=LINES):
   """Returns the texts of some files of lines, and all others; one in 100 is for validation."""
+  check_split(split, ('train', 'validation'))
   files = tuple(f'$LM_DATA/{name}' for name in (*lines, *TABLES, *RECORDS))
   paths = [expand_path(file, 'data.source') for file in files]
 

@@ -15,6 +15,7 @@ from lm.config.base import base, gpt2, mixture, select_variant, unrolled
 from lm.config.base import smoke as small
 from lm.config.resolve import ref
 from lm.data.sources import text
+from lm.data.sources.base import check_split
 
 FILES = {
   'en': ('multi30k/train.en', 'english_more/brown.txt', 'english_more/abc_news.txt'),
@@ -27,6 +28,7 @@ VALIDATION = 20  # every twentieth line
 
 def language(split, name, share=1.0):
   """Returns the lines of a language; 'train' has this share of its lines, evenly chosen."""
+  check_split(split, ('train', 'validation'))
   lines = text('train', tuple(f'$LM_DATA/{file}' for file in FILES[name]), documents='line')
   held = split == 'validation'
   chosen = [i for i in range(len(lines)) if (i % VALIDATION == VALIDATION - 1) == held]

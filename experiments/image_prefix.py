@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm.config.base import base, evaluation, gpt2, select_variant
+from lm.data.sources.base import check_split
 from lm.nn.embedding import InputLayer
 from lm.nn.layers import Linear
 from lm.task import Converter, Features, Task
@@ -20,6 +21,7 @@ from lm.text.tokenizers import text_reader
 
 def images(split, shuffled=False):
   """Returns noisy images, (16, 16) uint8, of four shapes in two sizes, with their names."""
+  check_split(split, ('train', 'validation'))
   rng, found = np.random.default_rng(split == 'train'), []
   for _ in range(3000 if split == 'train' else 120):
     shape, large = rng.integers(4), rng.integers(2)

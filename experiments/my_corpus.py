@@ -13,10 +13,12 @@ import pathlib
 
 from lm.config.base import base, select_variant, smoke
 from lm.config.resolve import ref
+from lm.data.sources.base import check_split
 
 
 def source(split):
   """Returns the modules of two packages; every tenth module is held out."""
+  check_split(split, ('train', 'validation'))
   folders = [pathlib.Path(package.__file__).parent for package in (json, email)]
   files = sorted(file for folder in folders for file in folder.rglob('*.py'))
   chosen = files[::10] if split == 'validation' else [f for f in files if f not in files[::10]]

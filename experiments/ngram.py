@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from lm.config.base import base, link_defaults, select_variant, smoke
 from lm.config.resolve import ref
 from lm.data.sources import text
+from lm.data.sources.base import check_split
 from lm.parallel.mesh import with_mesh
 from lm.training.train_step import OF_THE_STEP, ZERO_GRADIENTS
 from lm.types import Optimizer
@@ -27,6 +28,7 @@ FILES += ('english_more/brown', 'english_more/abc_news', 'english_more/masc')
 
 def english(split):
   """Returns the lines of all files as documents; every fiftieth is of the split 'validation'."""
+  check_split(split, ('train', 'validation'))
   lines = text('train', files=tuple(f'$LM_DATA/{name}.txt' for name in FILES), documents='line')
   return [line for i, line in enumerate(lines) if (i % 50 == 49) == (split == 'validation')]
 

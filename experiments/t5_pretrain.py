@@ -54,7 +54,9 @@ def monolingual(split):
   import numpy as np
 
   from lm.data.sources import parallel
+  from lm.data.sources.base import check_split
 
+  check_split(split, ('train', 'validation'))
   name = {'train': 'train', 'validation': 'val'}[split]
   pairs = parallel(name, *(f'$LM_DATA/multi30k/{{split}}.{side}' for side in ('de', 'en')))
   pairs = [pairs[i] for i in range(len(pairs) - PAIRS * (split == 'train'))]

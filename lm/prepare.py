@@ -56,13 +56,17 @@ def main(argv: list[str]) -> None:
   }
   unit = 'tokens' if config.data.pair_counter is None else 'pairs'
   for name, (of, split, source, seed, transformed) in sets.items():
-    data = pipeline.component(config.data, of)
+    mixed = name == 'train' and config.data.mixture
+    data = config.data if mixed else pipeline.component(config.data, of)
     rows = pipeline.packed_rows(
       data, split, tokenizer, seed, show_documents, source or None, transformed
     )
+    parts = getattr(rows, 'parts', {'': rows}).values()  # of a mixture
+    sizes = ' or '.join(dict.fromkeys(str(part.size) for part in parts))
+    padding = 1 - rows.tokens / sum(len(part) * part.size for part in parts)
     print(
-      f'{name}: {rows.documents} documents, {rows.tokens} {unit}, '
-      f'{len(rows)} rows of {rows.size}, {1 - rows.tokens / len(rows) / rows.size:.1%} padding'
+      f'{name}: {rows.documents} documents, {rows.tokens} {unit}, {len(rows)} rows of {sizes}, '
+      f'{padding:.1%} padding'
     )
     if rows.note:
       print(f'{name}: {rows.note}')

@@ -147,6 +147,31 @@ def get_config(arg=''):
   assert report['overlap']['validation']['documents'] == 1, 'each line has the same words'
 
 
+def test_prepare_counts_the_padding_of_each_part_of_a_mixture(tmp_path):
+  for name, line in (('a', 'one line\n'), ('b', 'another line, of other text\n')):
+    (tmp_path / f'{name}.txt').write_text(line * 50)
+  config = tmp_path / 'mixed.py'
+  config.write_text(f"""
+from ml_collections import ConfigDict
+from lm.config.base import base, mixture, smoke
+
+def get_config(arg=''):
+  config = smoke(base())
+  config.data.source = ''
+  text = "lm.data.sources:text(files='{tmp_path}/NAME.txt', validation=0.1)"
+  mixture(config, {{name: text.replace('NAME', name) for name in 'ab'}})
+  config.data.tokenizer = ConfigDict({{'fn': 'lm.text.tokenizers:bytes'}})
+  return config
+""")
+  result = run('prepare', f'--config={config}')
+  assert result.returncode == 0, result.stderr
+  _, train, shares, *sets = result.stdout.splitlines()
+  # 45 of 50 lines of 9 and 28 bytes, and an end token each, in rows of 32.
+  assert train.startswith('train: 2 documents, 1667 tokens, 53 rows of 32, 1.7% padding'), train
+  assert shares.startswith('train: rows of a ')
+  assert [line.partition(':')[0] for line in sets] == ['eval.sets.a', 'eval.sets.b']
+
+
 def text(file):
   return f"--config.data.source=lm.data.sources:text(files='{file}', validation=0.1)"
 

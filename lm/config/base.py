@@ -229,7 +229,11 @@ def without_duplicates(
     **settings: other arguments of `lm.data.duplicates:distinct`.
   """
   settings |= {'near': near, 'filtered': config.data.train_split}
-  sets = {name: (s.split, s.source) for name, s in config.eval.sets.items()}
+  mixture = config.data.mixture
+  sets = {
+    name: (s.split, s.source or (mixture[s.component].source if s.get('component') else ''))
+    for name, s in config.eval.sets.items()
+  }
   settings['held_out'] = sets | dict(held_out or {})
   sections = [config.data.mixture[name] for name in sorted(config.data.mixture)] or [config.data]
   sources = [section.source for section in sections]

@@ -12,7 +12,15 @@ import numpy as np
 import tokenizers
 
 from lm.data.batches import NumpyBatch, Transform
-from lm.data.masking import Units, borders, check_rate, padded, text_units, tokens_alone
+from lm.data.masking import (
+  Units,
+  borders,
+  check_rate,
+  check_text,
+  padded,
+  text_units,
+  tokens_alone,
+)
 from lm.errors import UserError, check_range
 from lm.text.tokenizers import end_id, mask_token, special_ids
 
@@ -132,6 +140,7 @@ def prefix_lm(row: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
   The prefix has at least one input and is uniformly long. Its inputs see each other, and the loss
   covers the targets after it.
   """
+  check_text(row)
   segments_T, positions_T = row['segments'], row['positions']
   sizes = np.bincount(segments_T)
   ends = 1 + np.floor(rng.random(len(sizes)) * np.maximum(sizes - 1, 1)).astype(np.int32)

@@ -224,9 +224,10 @@ def _filter(
     show_documents(i + 1, len(texts), 'finding duplicates')
     if i < first:
       continue
+    # An equal document has the n-grams of the first one.
+    overlaps = (repeat is None or not repeat.equal) and ngrams.overlaps(text(i), i, name)
     if repeat is None:
-      if not ngrams.overlaps(text(i), i, name):
-        kept.append(i - first)
+      kept += [] if overlaps else [i - first]
       continue
     kind = 'exact_duplicates' if repeat.equal else 'near_duplicates'
     counts[kind] += 1

@@ -171,11 +171,7 @@ def text_units(tokenizer: tokenizers.Tokenizer, unit: str) -> Callable[..., Unit
   special_V[list(special_ids(tokenizer))] = True
 
   def units(row: NumpyBatch, inputs: bool = False) -> Units:
-    if 'bytes' not in row:
-      raise UserError(
-        'data.transforms: masking and denoising take rows of running text, unchanged by other '
-        'transforms; leave data.task empty, and give one such transform'
-      )
+    check_text(row)
     if unit == 'word' and 'words' not in row:
       raise UserError(
         "data.transforms: unit='word' needs the boundaries of words; set "
@@ -229,6 +225,15 @@ def borders(values: np.ndarray) -> np.ndarray:
   found = np.ones(len(values), bool)
   np.not_equal(values[1:], values[:-1], out=found[1:])
   return found
+
+
+def check_text(row: NumpyBatch) -> None:
+  """Raises UserError for a row of a task, or of another transform of this kind."""
+  if 'bytes' not in row:
+    raise UserError(
+      'data.transforms: masking and denoising take rows of running text, unchanged by other '
+      'transforms; leave data.task empty, and give one such transform'
+    )
 
 
 def tokens_alone(row: NumpyBatch) -> NumpyBatch:

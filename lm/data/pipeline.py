@@ -189,7 +189,7 @@ def packed_rows(
 def component(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
   """Returns the data section of a component of `data.mixture`: `data` with its source and task.
 
-  Without a name, that is `data` itself.
+  Without a name, that is `data` without its mixture.
 
   Raises:
     UserError: there is no such component.

@@ -21,6 +21,7 @@ A sentence is a text alone, without `data.prepare`. Its score does not depend on
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from lm.task import Example, Features
 from lm.tasks import fill_mask, seq2seq, text
 from lm.text.files import expand_path
 from lm.text.framing import Framed, frame, framing_of
-from lm.text.tokenizers import mask_token, text_reader
+from lm.text.tokenizers import mask_token, special_ids, text_reader, unknown_id
 from lm.types import Array, Batch, Output
 
 # The fields of a pair: the columns of our tables, and the keys of BLiMP's own files.
@@ -50,7 +51,7 @@ _NAMES = {
   'bad': 'sentence_bad',
 }
 _SUFFIXES = ('.tsv', '.jsonl')
-_SENTINEL = '<extra_id_0>'
+_SENTINEL = re.compile(r'<extra_id_\d+>')
 _TIE = 1e-4  # nats; smaller differences are rounding, which depends on the batch
 _WINDOW = 1024  # sentences that are packed together
 _Z = 1.959964  # the normal quantile of 95 %
@@ -67,10 +68,11 @@ class Pair(NamedTuple):
 
 
 class Score(NamedTuple):
-  """The log-probability of a sentence in nats, and the number of tokens that it sums over."""
+  """The log-probability of a sentence in nats, and how many tokens, also unknown ones, it has."""
 
   nats: float
   tokens: int
+  unknown: int = 0  # of these tokens
 
 
 class Scored(NamedTuple):
@@ -183,7 +185,9 @@ def figures(scored: Sequence[Scored]) -> dict[str, Any]:
 
   `accuracy` has ties count half; `macro_accuracy` is the mean over paradigms, and
   `normalized_accuracy` compares mean log-probabilities of tokens. `unequal_lengths` pairs differ in
-  their number of tokens, which favors the shorter sentence. `terms` has the phenomena.
+  their number of tokens, which favors the shorter sentence. `unknown_tokens` pairs have a token for
+  unknown words, which is more probable than each word that it stands for. `terms` has the
+  phenomena.
   """
   of_uids, of_terms = (_grouped(scored, field) for field in ('uid', 'term'))
   macro = np.mean([_accuracy(group)['accuracy'] for group in of_uids.values()])
@@ -194,6 +198,7 @@ def figures(scored: Sequence[Scored]) -> dict[str, Any]:
     'ties': sum(each.credit() == 0.5 for each in scored),
     'equal_sentences': sum(each.pair.good == each.pair.bad for each in scored),
     'unequal_lengths': sum(each.good.tokens != each.bad.tokens for each in scored),
+    'unknown_tokens': sum(each.good.unknown + each.bad.unknown > 0 for each in scored),
     'terms': {term: _accuracy(group) for term, group in of_terms.items()},
     'uids': {uid: _accuracy(group)['accuracy'] for uid, group in of_uids.items()},
   }
@@ -237,6 +242,11 @@ def _reader(run: TrainedModel, source_mask: str | None) -> _Reader:
   if is_seq2seq:
     convert = _after_source(run, source_mask)
   elif getattr(run.model, 'continues_prompts', False):
+    if run.config.data.task is not None:
+      raise UserError(
+        f'--workdir={run.workdir}: data.task={run.config.data.task!r}: this decoder has learned '
+        'the targets of its task alone, and gives sentences no probability'
+      )
     start = document_start(run.tokenizer, run.config.decode.start)
     encode = prompt_encoder(run.tokenizer, start)
     convert = lambda sentence: [_continued(encode(sentence), len(start), {})]  # noqa: E731
@@ -293,12 +303,14 @@ def _after_source(run: TrainedModel, mask: str | None) -> Callable[[str], list[F
   source, first = empty.source['source'], empty.tokens['inputs'].tolist()
   if mask:
     token = tokenizer.token_to_id(mask)
-    if token is None:
-      raise UserError(f'--source_mask={mask}: the tokenizer of {run.workdir} has no such token')
+    if token not in special_ids(tokenizer):
+      raise UserError(
+        f'--source_mask={mask}: the tokenizer of {run.workdir} has no such special token'
+      )
     # The mask is where a text would be: before the special tokens that follow it.
     place = np.argmax(read('a').source['source'][: len(source)] != source)
     source = np.insert(source, place, token)
-    first += [token] * (mask == _SENTINEL)
+    first += [token] * bool(_SENTINEL.fullmatch(mask))
 
   def convert(sentence: str) -> list[Features]:
     ids = reader.encode(sentence, add_special_tokens=False).ids
@@ -354,10 +366,13 @@ def _scores(
   limit = math.inf if getattr(run.model, 'reads_on', False) else limits['tokens'][1]
   flat: list[Features] = []
   owners: list[int] = []
-  counts = np.zeros(len(sentences), int)
+  counts, unknown = np.zeros((2, len(sentences)), int)
+  no_word = unknown_id(run.tokenizer)
   for i, sentence in enumerate(sentences):
     for each in reader.convert(sentence):
-      counts[i] += int(np.sum(each.tokens.get('weights', 1)))
+      tokens = _scored_tokens(each)
+      counts[i] += tokens.size
+      unknown[i] += np.sum(tokens == (-1 if no_word is None else no_word))
       if (size := len(each.tokens['inputs'])) > limit:
         raise UserError(f'{places[sentence]}: {size} tokens, and the model reads {limit}')
       flat.append(each)
@@ -368,4 +383,12 @@ def _scores(
   source = packed_batches(flat, batch_size, limits)
   for i, pieces in predicted_pieces(reader.step, run.params, source):
     nats[owners[i]] -= np.sum(pieces[reader.name], dtype=np.float64)
-  return [Score(float(x), int(n)) for x, n in zip(nats, counts, strict=True)]
+  return [Score(float(x), int(n), int(m)) for x, n, m in zip(nats, counts, unknown, strict=True)]
+
+
+def _scored_tokens(each: Features) -> np.ndarray:
+  """Returns the ids of the tokens of a sentence, or of its copy, that its score sums over."""
+  if 'target' in each.values:
+    return np.array([each.values['target']])
+  tokens = each.tokens.get('targets', each.tokens['inputs'])
+  return tokens[each.tokens['weights'].astype(bool)]

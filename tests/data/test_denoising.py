@@ -166,6 +166,9 @@ def test_prefixes_are_uniform_and_the_loss_covers_the_rest():
   counts = np.bincount(sizes)
   assert len(counts) == 10
   assert counts[1:].min() > 60
+  del row['bytes']  # that of a task
+  with pytest.raises(UserError, match='take rows of running text'):
+    prefix_lm(row, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

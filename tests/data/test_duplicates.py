@@ -65,6 +65,15 @@ def test_duplicates_and_overlap_are_removed_and_counted(write):
   assert any('poem' in line for line in duplicates.report_lines(report))
 
 
+def test_overlap_of_a_near_duplicate_counts(write):
+  words = [f'word{n}' for n in range(26)]
+  held = ' '.join(words)
+  texts = [held.replace('word5', 'other'), held]
+  report = distinct('train', write(texts), held_out={'x': ('train', write([held], 'x'))}).report
+  assert (report['near_duplicates'], report['kept']) == (1, 0)
+  assert [report['overlap']['x'][key] for key in ('overlapping', 'documents')] == [1, 2]
+
+
 def test_overlap_is_that_of_a_naive_comparison(write):
   """Every run of 3 words of one text is looked up in every other text."""
   texts = [' '.join('abcdefg'[(i * k) % 7] for k in range(i % 5 + 1)) for i in range(80)]
@@ -104,6 +113,18 @@ def test_sources_of_a_mixture_do_not_repeat_each_other(write):
   texts = {name: [x['text'] for x in examples] for name, examples in opened.items()}
   assert texts == {'a': [DOCUMENTS[i] for i in (1, 6, 7, 8)], 'b': DOCUMENTS[:1]}
   assert config.eval.sets.work.source == held_out(write)['work'][1], 'evaluation is as it was'
+
+
+def test_evaluation_of_a_component_is_compared_with_the_text_of_the_others(write, tmp_path):
+  config, own = base(), 'lm.data.sources:text(files={!r})'
+  for split, text in (('train', 'Of a alone.'), ('validation', HELD)):
+    (tmp_path / f'{split}.a.txt').write_text(text)
+    (tmp_path / f'{split}.b.txt').write_text(f'Of b in {split}. ' + HELD * (split == 'train'))
+  mixture(config, {name: own.format(f'{tmp_path}/{{split}}.{name}.txt') for name in 'ab'})
+  config.eval.sets = {name: evaluation('validation', component=name) for name in 'ab'}
+  without_duplicates(config, near=None)
+  opened = encoding.open_source(config.data.mixture.b.source, 'train').report
+  assert {name: of['documents'] for name, of in opened['overlap'].items()} == {'a': 1, 'b': 0}
 
 
 def test_other_splits_and_examples_of_lists_are_read(write, tmp_path):

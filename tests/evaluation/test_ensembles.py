@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import textwrap
 
 import in_process
@@ -182,6 +183,19 @@ def test_the_programs_open_ensembles_steps_and_averages(runs):
     assert result.returncode == 0, result.stderr
     assert all(line.startswith('note: ') for line in result.stderr.splitlines())
     assert len(result.stdout.splitlines()) == 3 and result.stdout.splitlines()[1] == ''
+
+
+@pytest.mark.slow
+def test_a_sampler_takes_the_place_of_the_beam_of_a_run(runs, tmp_path):
+  workdir = shutil.copytree(runs(), tmp_path / 'run')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['decode']['beam_size'] = 3
+  (workdir / 'config.json').write_text(json.dumps(config))
+  sampler = '--sampler=lm.decode.sampling:sampler(temperature=3.0)'
+  arguments = f'--workdir={workdir}', '--format=text', sampler
+  texts = [in_process.run('predict', *arguments, f'--seed={n}', text='eins\n') for n in (1, 2)]
+  assert texts[0].returncode == 0, texts[0].stderr
+  assert texts[0].stdout != texts[1].stdout
 
 
 # More than 5 seconds, the first time: two further runs are trained.

@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.evaluation import pairs
 from lm.evaluation.pairs import Pair, Score, Scored, figures, read_pairs, score_pairs
 from lm.models.ensemble import make_ensemble
-from lm.text.tokenizers import with_special_tokens, words
+from lm.text.tokenizers import characters, with_special_tokens, words
 from lm.types import apply_of
 
 TEXTS = [('abc', 'acb'), ('deadbeef', 'dead beef'), ('a é', 'é'), ('abcabcab', 'ab'), ('gg', 'hh')]
@@ -117,6 +117,15 @@ def test_an_ensemble_of_equal_members_scores_as_one(encoder_decoder):
     *(score_pairs(run, PAIRS, batch_size=1) for run in (encoder_decoder, both)), strict=True
   ):
     assert two.good.nats == pytest.approx(one.good.nats, abs=1e-4)
+
+
+def test_pairs_with_unknown_tokens_are_counted(encoder_decoder, decoder, encoder):
+  for run in (encoder_decoder, decoder, encoder):
+    run = dataclasses.replace(run, tokenizer=characters(['abcdefgh'] * 2))
+    if run.model is encoder.model:
+      run = dataclasses.replace(run, tokenizer=with_special_tokens(run.tokenizer, [MASK]))
+    found = figures(score_pairs(run, [Pair('u', 't', 'ab?', 'ab!', ''), *PAIRS[:2]], batch_size=1))
+    assert (found['unknown_tokens'], found['ties']) == (2, 1)  # a space is unknown too
 
 
 def test_constant_logits_give_one_half(decoder):
