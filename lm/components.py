@@ -336,5 +336,5 @@ def flops_per_token(config: ConfigDict, model: nn.Module, params: Params) -> flo
 
 
 def parameter_count(params: Params) -> int:
-  """Returns the number of parameters."""
+  """Returns the count of parameters."""
   return sum(x.size for x in jax.tree.leaves(params))

@@ -112,7 +112,7 @@ class EmbeddingTable(NamedTuple):
 class OutputHead(flax.struct.PyTreeNode):
   """The map from hidden states to logits: a matmul with a table, a bias and a soft cap.
 
-  `vocab_size` is the number of real rows of the kernel; later rows are padding with logits of -1e9.
+  `vocab_size` is the count of real rows of the kernel; later rows are padding with logits of -1e9.
   `axes` are the logical axes of the kernel.
   """
 
@@ -135,7 +135,7 @@ class OutputHead(flax.struct.PyTreeNode):
 
   @property
   def padded_vocab_size(self) -> int:
-    """The number of logits per position, padding included."""
+    """The count of logits per position, padding included."""
     return self.kernel_VD.shape[0]
 
   def __call__(self, hidden_BTD: Array) -> Array:
@@ -299,7 +299,7 @@ class TrainState(flax.struct.PyTreeNode):
 
   step: Array  # () int32, steps taken
   skipped: Array  # () int32, steps whose gradient was not finite
-  streak: Array  # () int32, the number of consecutive skipped steps up to the latest one
+  streak: Array  # () int32, the count of consecutive skipped steps up to the latest one
   params: Params  # those that are trained
   opt_state: Any
   # Trees that a step reads and does not change; checkpoints have none (lm.training.named_trees).

@@ -140,7 +140,7 @@ def add_flags(benchmark: Benchmark, parser: argparse.ArgumentParser) -> None:
 
 
 def thread_count(arguments: argparse.Namespace) -> int:
-  """Returns --threads, or the number of cores.
+  """Returns --threads, or the count of cores.
 
   Raises:
     UserError: this process may run on fewer cores than --threads.

@@ -118,7 +118,7 @@ def glove(config: ConfigDict, rate: float, window: int, x_max: float) -> ConfigD
   Args:
     config: as returned by `words`.
     rate: the learning rate for the loss of one pair, as in the authors' program.
-    window: the number of words on either side that are counted.
+    window: the count of words on either side that are counted.
     x_max: pairs with at least this count have weight 1.
   """
   config.data.pair_counter = f'lm.data.cooccurrence:count_cooccurrences(window={window})'

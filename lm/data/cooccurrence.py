@@ -1,7 +1,7 @@
 """Co-occurrence counts of words (Pennington et al. 2014, "GloVe"), and rows of counted pairs.
 
 `data.pair_counter` names a counter, `fn(stream) -> iterator of Pairs`. Its argument `progress`, if
-any, receives the number of counted documents. Pairs may recur: `write` sums their counts. It
+any, receives the count of counted documents. Pairs may recur: `write` sums their counts. It
 distributes pairs to files by a hash, so that only one file at a time is summed in memory.
 """
 
@@ -75,7 +75,7 @@ def count_cooccurrences(
     window: the largest distance.
     memory: bytes for the table of frequent pairs and for the block of other pairs. It affects only
       the rounding of counts.
-    progress: receives the number of counted documents.
+    progress: receives the count of counted documents.
 
   Raises:
     UserError: `window` or `memory` is too small, or `window` too large for the vocabulary.
@@ -207,7 +207,7 @@ class PairRows(Rows):
     Args:
       place: directory of the files of `write`.
       seq_len: T, pairs in a row.
-      meta: number of documents, digest of the tokens, and number of pairs.
+      meta: count of documents, digest of the tokens, and number of pairs.
     """
     count = -(-meta['pairs'] // seq_len)
     super().__init__(count, f'{place.name}-{seq_len}', seq_len, {**meta, 'tokens': meta['pairs']})
@@ -226,7 +226,7 @@ class PairRows(Rows):
     return batch | {'weights': real.astype(np.float32), 'segments': real.astype(np.int32)}
 
   def counts(self, vocab_size: int) -> np.ndarray:
-    """Returns the number of pairs with each word as their input, (V,) int64."""
+    """Returns the count of pairs with each word as their input, (V,) int64."""
     return np.bincount(self._flat['inputs'], minlength=vocab_size)
 
 

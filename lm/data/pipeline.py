@@ -56,7 +56,7 @@ def tokenizer(data: Mapping[str, Any], report: Report = silent) -> tokenizers.To
 
   Args:
     data: the config's data section.
-    report: receives the number of documents read.
+    report: receives the count of documents read.
 
   Raises:
     UserError: the section or the corpus is wrong.
@@ -133,7 +133,7 @@ def packed_rows(
     split: name of a split of the source.
     tokenizer: encodes its text.
     seed: determines the order of documents before packing, or of pairs; None for evaluation.
-    report: receives the number of processed documents.
+    report: receives the count of processed documents.
     source: import path of another source, such as one of an evaluation set; None for the config's.
     transformed: whether packing leaves the space of `data.packing_slack` for transforms.
 

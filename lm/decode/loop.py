@@ -49,7 +49,7 @@ class DecodeState(NamedTuple):
   """B rows in the course of decoding, with buffers for L new tokens each."""
 
   tokens: Array  # (B, L) int32: the new tokens, `end` included, then zeros
-  lengths: Array  # (B,) int32: the number of new tokens
+  lengths: Array  # (B,) int32: the count of new tokens
   log_p: Array  # (B,) float32, nats: of the new tokens by the model, at temperature 1
   done: Array  # (B,) bool: the row has its `end`, its limit, or no token that is allowed
   positions: Array  # (B,) int32: of the last token, prompt included

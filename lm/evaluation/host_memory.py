@@ -253,7 +253,7 @@ def _held_rows(config: ConfigDict, functions: Components) -> int:
 
 
 def _shards(functions: Inference) -> int:
-  """Returns the number of shards of a batch over the devices of all processes."""
+  """Returns the count of shards of a batch over the devices of all processes."""
   with meshes.set_mesh(functions.mesh, functions.rules):
     return meshes.num_shards('batch')
 

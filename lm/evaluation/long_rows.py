@@ -24,7 +24,7 @@ def fit(
     policy: one of `POLICIES`.
     limit: tokens that the model reads, of the source if there is one.
     special: ids of special tokens.
-    texts: the number of texts of the row.
+    texts: the count of texts of the row.
 
   Raises:
     UserError: there are no tokens, or too many for the policy.

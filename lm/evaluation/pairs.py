@@ -160,7 +160,7 @@ def score_pairs(
     pairs: such as those of `read_pairs`.
     source_mask: the name of a token that an encoder-decoder reads, see above.
     batch_size: packed rows of a batch.
-    report: receives the number of scored sentences.
+    report: receives the count of scored sentences.
 
   Raises:
     UserError: the model gives sentences no probability, or a sentence has no tokens or too many.

@@ -18,7 +18,7 @@ def diversity(
 ) -> CorpusMetric:
   """Returns distinct n-grams and repetition, both from 0 to 1.
 
-  `distinct_N` is the number of distinct n-grams over the number of all n-grams of the corpus (Li et
+  `distinct_N` is the count of distinct n-grams over the count of all n-grams of the corpus (Li et
   al. 2016, section 5.2). `repetition` is 1 minus the same ratio of n-grams within a text, a mean
   over texts (seq-rep-4, Welleck et al. 2020, section 6.1); shorter texts have none. `references`
   are measured alike, as `reference_distinct_N` and `reference_repetition`.

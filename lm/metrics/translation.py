@@ -115,7 +115,7 @@ def compare(
     references: the references of both.
     language: as for `bleu`.
     tokenize: as for `bleu`.
-    samples: the number of bootstrap samples.
+    samples: the count of bootstrap samples.
 
   Returns:
     'baseline' and 'system', the BLEU of each, and 'p', the probability of a difference at least as

@@ -151,7 +151,7 @@ class BackoffHead(flax.struct.PyTreeNode):
 
   @property
   def vocab_size(self) -> int:
-    """The number of logits per position, none of which is padding."""
+    """The count of logits per position, none of which is padding."""
     return self.tables.unigram.shape[0]
 
   padded_vocab_size = vocab_size

@@ -149,7 +149,7 @@ class Transformer(nn.Module):
   """The fields and the stack of blocks that all architectures share."""
 
   vocab_size: int
-  context: int  # longest row, and the number of learned positions
+  context: int  # longest row, and the count of learned positions
   d_model: int
   depth: int
   heads: int

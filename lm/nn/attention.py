@@ -17,7 +17,7 @@ from lm.parallel.mesh import platform
 from lm.types import Array, Mask
 
 LANES = 128  # the length of a row must be a multiple of this
-BLOCK = 512  # the number of queries, and of keys, in one block in VMEM
+BLOCK = 512  # the count of queries, and of keys, in one block in VMEM
 
 
 def splash_supported(T: int, mask: Mask) -> bool:

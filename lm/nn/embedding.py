@@ -45,7 +45,7 @@ def normed(
 
   Args:
     norm: of the sum; its parameters are `embedding_norm`.
-    types: number of types, the parameter `types`; 0 for none.
+    types: count of types, the parameter `types`; 0 for none.
     width: of the table; the sum is then projected to the width of the model by `projection`, as in
       ELECTRA. None for the width of the model.
     std: of the initial values.

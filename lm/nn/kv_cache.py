@@ -4,7 +4,7 @@ The cache of a Transformer is a dict:
   layers: a tuple with one dict per layer group; its 'layer_i' has the KVCache of `attention`, and,
     once the source was encoded, the CrossAttentionKV of `cross_attention`
   positions, segments: (B, S) int32, of the cached tokens; segment 0 marks an empty entry
-  lengths: (B,) int32, the number of cached tokens of each row, which is also the next free index
+  lengths: (B,) int32, the count of cached tokens of each row, which is also the next free index
   source_segments: (B, S') int32, of the encoded source
   allowed: (B, M, S) bool, in beam search, which entries each of M beams attends to
 
@@ -54,7 +54,7 @@ class KVCache(NamedTuple):
 
   k: Array  # (B, G, S, K)
   v: Array  # (B, G, S, K)
-  lengths: Array  # (B,) int32, the number of cached tokens of each row
+  lengths: Array  # (B,) int32, the count of cached tokens of each row
 
   def update(
     self, k_BTGK: Array, v_BTGK: Array, segments_BT: Array | None
@@ -91,7 +91,7 @@ def _append(buffer: Array, new: Array, lengths_B: Array, axes: tuple[str, ...]) 
   Args:
     buffer: an array with the logical axes `axes`.
     new: an array with the same axes and fewer tokens.
-    lengths_B: int32, the number of cached tokens of each row.
+    lengths_B: int32, the count of cached tokens of each row.
     axes: logical axes; 'cache_batch' is the first, and 'length' is one of the others.
   """
   axis = axes.index('length')

@@ -179,7 +179,7 @@ class Linear(nn.Module):
 
   shape: tuple[int, ...]  # inputs then outputs
   axes: tuple[str | None, ...]  # logical names of `shape`
-  inputs: int = 1  # the number of leading axes of `shape` that are contracted
+  inputs: int = 1  # the count of leading axes of `shape` that are contracted
   bias: bool = False
   dtype: Any = jnp.float32
   kernel_init: Initializer = nn.initializers.normal(0.02)

@@ -31,9 +31,9 @@ class TokenStatistics(NamedTuple):
 
 
 def chunk_size(B: int, T: int, V: int, chunk: int = 0) -> int:
-  """Returns the number of positions per chunk: at most `chunk`, in chunks of nearly equal size.
+  """Returns the count of positions per chunk: at most `chunk`, in chunks of nearly equal size.
 
-  If `chunk` is 0, the limit is the number of positions whose logits fit a budget per device.
+  If `chunk` is 0, the limit is the count of positions whose logits fit a budget per device.
   """
   budget = CPU_LOGITS_BUDGET if platform() == 'cpu' else LOGITS_BUDGET
   limit = chunk or max(1, budget * num_shards('batch', 'length', 'vocab') // (B * V))

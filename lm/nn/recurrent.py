@@ -80,7 +80,7 @@ class Cell(NamedTuple):
   """
 
   gates: int
-  states: int  # the number of arrays in a carry
+  states: int  # the count of arrays in a carry
   step: Callable[..., Carry]
   separate: bool = False
 

@@ -6,9 +6,9 @@ Chen and Goodman 1998, sections 3 and 4.1; the counts of lower orders are those 
   p(w | h) = (c(h w) - D(c(h w))) / c(h *) + backoff(h) p(w | h')
   backoff(h) = sum over w of D(c(h w)) / c(h *)
 
-At the highest order c is the number of occurrences. At lower orders it is the number of different
+At the highest order c is the count of occurrences. At lower orders it is the count of different
 tokens before the n-gram, except for n-grams at the start of a document, which have none: there it
-is the number of occurrences. The order below the first is uniform. A document is END, its tokens
+is the count of occurrences. The order below the first is uniform. A document is END, its tokens
 and END, and no n-gram crosses it.
 """
 

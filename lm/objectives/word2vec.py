@@ -320,7 +320,7 @@ def window_sum(x_BTD: Array, left_BT: Array, right_BT: Array, reach: int) -> Arr
 
   Args:
     x_BTD: the addends.
-    left_BT, right_BT: int32, the number of neighbors before and after each token. All neighbors
+    left_BT, right_BT: int32, the count of neighbors before and after each token. All neighbors
       must be inside the row.
     reach: the largest of these numbers, at least 1.
   """
@@ -364,7 +364,7 @@ def _shift(padded: Array, like: Array, start: int) -> Array:
 
 
 def window_extents(window_BT: Array, segments_BT: Array, reach: int) -> tuple[Array, Array]:
-  """Returns the number of neighbors before and after each token, both (B, T) int32.
+  """Returns the count of neighbors before and after each token, both (B, T) int32.
 
   Neighbors of a token are in its segment, at a distance of at most `window_BT` and at most `reach`.
   Segment 0 has none.

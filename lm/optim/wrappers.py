@@ -107,7 +107,7 @@ def freeze_params(
   Args:
     chain: the optimizer of all parameters.
     pattern: regular expression on parameter paths; None freezes nothing.
-    until: the number of frozen steps; None for good. Until then a frozen parameter has moments, but
+    until: the count of frozen steps; None for good. Until then a frozen parameter has moments, but
       does not move, and its gradient does not count in the norm that is clipped.
 
   Raises:
@@ -141,7 +141,7 @@ def _frozen(
 class UnfreezeState(NamedTuple):
   """The state of an optimizer that freezes some parameters for some steps."""
 
-  updates: Array  # () int32, the number of past updates
+  updates: Array  # () int32, the count of past updates
   chain: Any  # the state of the optimizer itself
 
 
@@ -283,7 +283,7 @@ _TABLE = re.compile(r'(^|/)((source_)?embedding|position)$')
 
 
 def stacks(params: Params) -> dict[str, dict[int, int]]:
-  """Returns, for each stack, the number of times that each layer repeats along axis 0.
+  """Returns, for each stack, the count of times that each layer repeats along axis 0.
 
   The key of a stack is the path before 'layers/layer_0/'. The number is 0 where axis 0 is not an
   axis of layers. This is so if parameters of a stack differ in the size of axis 0, as in a

@@ -211,7 +211,7 @@ def platform() -> str:
 
 
 def num_shards(*axes: str | None) -> int:
-  """Returns the number of shards of an array with these logical axes; 1 without a mesh."""
+  """Returns the count of shards of an array with these logical axes; 1 without a mesh."""
   current = _current.get()
   if current is None:
     return 1

@@ -238,7 +238,7 @@ def transfer_seconds(sent: Mapping[str, float], mesh: Mesh, chip: Chip) -> tuple
 
 
 def _nodes(mesh: Mesh, axis: str) -> int:
-  """Returns the number of nodes that the devices along a mesh axis span."""
+  """Returns the count of nodes that the devices along a mesh axis span."""
   first = tuple(slice(None) if name == axis else 0 for name in mesh.axis_names)
   return len({device.slice_index for device in mesh.devices[first]})
 
@@ -271,7 +271,7 @@ def _count(jaxpr: Jaxpr) -> Flops:
 
 
 def _times(equation: JaxprEqn) -> int:
-  """Returns the number of times that the inner jaxprs of an equation run, on all devices."""
+  """Returns the count of times that the inner jaxprs of an equation run, on all devices."""
   if equation.primitive.name == 'scan':
     return equation.params['length']
   if equation.primitive.name == 'shard_map':  # its jaxpr is that of one device

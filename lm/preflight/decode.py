@@ -182,7 +182,7 @@ def cost_of_step(
   Args:
     apply: the pure function of a model.
     params: abstract, with shardings.
-    rows: number of hypotheses, over all rows of the batch.
+    rows: count of hypotheses, over all rows of the batch.
     cache: abstract.
     itemsize: bytes of the compute dtype.
   """

@@ -151,7 +151,7 @@ def called(program: Program, instruction: Instruction) -> list[str]:
 
 
 def trip_count(program: Program, instruction: Instruction) -> int:
-  """Returns the number of times that an instruction runs its computations: 1 except for loops."""
+  """Returns how often an instruction runs its computations: 1 except for loops."""
   if instruction.opcode != 'while':
     return 1
   if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes):

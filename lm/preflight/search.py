@@ -49,7 +49,7 @@ def search(
   Args:
     config: of a model whose sizes are divisible by at least one mesh.
     slice_: the chips.
-    most: number of candidates to compile, or to return for GPUs.
+    most: count of candidates to compile, or to return for GPUs.
     log: receives a line for each candidate.
 
   Raises:
@@ -178,7 +178,7 @@ def candidates(
 ) -> Iterator[Changes]:
   """Yields changes of a config: a mesh, a batch size and a remat policy.
 
-  The size of the axis `data` is a multiple of the number of slices. With `across`, `fsdp` may
+  The size of the axis `data` is a multiple of the count of slices. With `across`, `fsdp` may
   be that multiple instead. Gradient accumulation is off, since each microbatch all-gathers the
   kernels and reduce-scatters the gradients.
   """

@@ -196,7 +196,7 @@ def vocabulary(config: ConfigDict) -> int:
   if not size:
     raise UserError(
       'model.vocab_size is empty and data.tokenizer has no vocab_size: set '
-      '--config.model.vocab_size=N, the number of token ids of the tokenizer'
+      '--config.model.vocab_size=N, the count of token ids of the tokenizer'
     )
   return size
 

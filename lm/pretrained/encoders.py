@@ -292,7 +292,7 @@ def _encoder(hf: Reader, keys: tuple[str, ...], activation: str, context: int) -
     hf: the config.
     keys: of the width, the layers, the heads and the width of the feed-forward.
     activation: key of the activation.
-    context: number of positions.
+    context: count of positions.
   """
   D, N, H, F = (hf.size(key) for key in keys)
   if D % H:

@@ -228,7 +228,7 @@ def sentence_spans(raw: str) -> Iterator[tuple[int, int]]:
   ends before white space, unless a lower-case letter follows. Between characters without case, .!?…
   end it without white space too, as in Chinese with ASCII punctuation. Closing quotation marks and
   brackets belong to the sentence; a comma or dash after them continues it. A full stop does not end
-  it after an initial, a title (Dr.), an abbreviation before its number (No. 5), or the number of an
+  it after an initial, a title (Dr.), an abbreviation before its number (No. 5), or the count of an
   item at the start of a sentence.
 
   Limits: an abbreviation such as "U.S." never ends a sentence; the abbreviation "etc." always ends

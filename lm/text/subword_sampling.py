@@ -51,7 +51,7 @@ def bpe_dropout(tokenizer: tokenizers.Tokenizer, rate: float) -> Sample:
   usual = default_pieces(tokenizer)
 
   def sample(words: Sequence[str], rng: np.random.Generator) -> list[Pieces]:
-    # Each gap is the number of merges to apply before the next dropped one.
+    # Each gap is the count of merges to apply before the next dropped one.
     gaps = (
       _endless(lambda count: rng.geometric(rate, count) - 1) if rate else itertools.repeat(_NEVER)
     )
@@ -171,7 +171,7 @@ def _merge(
     pieces: the single bytes of a word; modified.
     ranks: the rank of each pair that merges.
     merged: the id of the merged pair, by rank.
-    gap: the number of merges before the next dropped one.
+    gap: the count of merges before the next dropped one.
     gaps: the following gaps.
   """
   order = [ranks.get(pair, _NEVER) for pair in itertools.pairwise(pieces)]

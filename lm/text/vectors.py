@@ -199,7 +199,7 @@ def principal_components(matrix: np.ndarray, count: int = 2) -> tuple[np.ndarray
 
   Args:
     matrix: (N, D).
-    count: number of components. The sign of each makes its largest weight positive.
+    count: count of components. The sign of each makes its largest weight positive.
 
   Returns:
     (N, count) centered coordinates, and the share of the total variance of each component

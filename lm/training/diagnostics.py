@@ -36,7 +36,7 @@ def write_nonfinite(
 ) -> pathlib.Path:
   """Writes workdir/nonfinite/STEP.json and the batch as STEP.npz; returns the first.
 
-  The file has the metrics, and the number of non-finite elements of each parameter and gradient.
+  The file has the metrics, and the count of non-finite elements of each parameter and gradient.
   The gradient of the batch is computed again for it.
 
   Args:
@@ -196,7 +196,7 @@ def schedule_jump(
     config: of the run.
     optimizer: of the config.
     older: `optim.decay_steps` of the run before it was resumed.
-    updates: number of updates so far, without skipped steps.
+    updates: count of updates so far, without skipped steps.
   """
   if not updates or older is None or older == config.optim.get('decay_steps'):
     return None

@@ -78,7 +78,7 @@ def set_up(
   Args:
     config: of the experiment.
     tokenizer: None for that of the config.
-    report: receives the number of documents read.
+    report: receives the count of documents read.
     devices: of the mesh; None for all.
 
   Raises:
@@ -423,7 +423,7 @@ class Trainer:
   def _check(self, finished: Finished | None, state: TrainState, batches: Any) -> None:
     """Raises an error at the first step whose loss is 0 or whose streak reaches the limit.
 
-    A streak is the number of consecutive non-finite steps; `max_consecutive_nonfinite` limits it.
+    A streak is the count of consecutive non-finite steps; `max_consecutive_nonfinite` limits it.
 
     Args:
       finished: the steps of one dispatch.

@@ -361,7 +361,7 @@ def _targets(
     leaf = wanted[path]
     sharding = leaf.sharding
     if rows and isinstance(sharding, NamedSharding):
-      # The number of restored rows may not divide over the mesh.
+      # The count of restored rows may not divide over the mesh.
       sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:]))
     targets[there] = jax.ShapeDtypeStruct(shapes[there], leaf.dtype, sharding=sharding)
   return targets

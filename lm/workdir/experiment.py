@@ -448,7 +448,7 @@ def _import(file: pathlib.Path) -> ModuleType:
 
 @contextlib.contextmanager
 def _one_line_error(key: str, file: pathlib.Path) -> Iterator[None]:
-  """Converts an error in a config file to a UserError with the number of the failing line."""
+  """Converts an error in a config file to a UserError with the count of the failing line."""
   try:
     yield
   except UserError:

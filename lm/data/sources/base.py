@@ -313,7 +313,7 @@ class ByteSpans(Sequence):
     return part
 
   def characters(self, index: int) -> int:
-    """Returns the number of characters of a UTF-8 span, without copying it."""
+    """Returns the count of characters of a UTF-8 span, without copying it."""
     return sum(len(begins) for begins in self._begins(index))
 
   def cut(self, index: int, start: int, stop: int) -> 'ByteSpans':
@@ -329,7 +329,7 @@ class ByteSpans(Sequence):
     return part
 
   def counts(self) -> np.ndarray:
-    """Returns the number of spans of each file, (files,)."""
+    """Returns the count of spans of each file, (files,)."""
     return np.bincount(self._spans[:, 0], minlength=len(self.files))
 
   def _begins(self, index: int) -> Iterator[np.ndarray]:
@@ -414,6 +414,6 @@ def _mapped(file: IO[bytes]) -> bytes | mmap.mmap:
 
 
 def _line_ends(data: bytes | mmap.mmap, stop: int) -> int:
-  """Returns the number of line ends before the byte `stop`, counted block by block."""
+  """Returns the count of line ends before the byte `stop`, counted block by block."""
   starts = range(0, stop, _BLOCK)
   return sum(data[start : min(start + _BLOCK, stop)].count(b'\n') for start in starts)

@@ -317,7 +317,7 @@ def python_tags(
 
   Args:
     split: 'train' or 'validation'.
-    modules: maximum number of modules, summed over both splits.
+    modules: maximum count of modules, summed over both splits.
     validation: the fraction set aside.
     shortest: minimum length of a line in words.
     longest: maximum length of a line in words.
