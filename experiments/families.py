@@ -133,8 +133,6 @@ def tpu(config):
     else:
       model.depth, model.heads, model.head_dim = 3 * model.depth, wide // 64, 64
       model.scan_unroll = 1
-      # By the compiler's estimate, the splash kernel is slower for rows of 128: LOG.md.
-      model.attention_fn = 'lm.nn.attention:dot_product'
   config.steps, config.batch_size = 10_000, 1024
   # The steps of a recurrent layer would gather a sharded kernel one by one.
   recurrent_model = 'd_hidden' in config.model
