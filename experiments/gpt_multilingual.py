@@ -5,8 +5,9 @@
 The share of a language is proportional to its size to the power of 0.3, in the training rows and
 in the texts of the tokenizer (Conneau et al. 2020); `:proportional` has a power of 1. French keeps
 5 % of its text, as a language with few resources. Each language has its own loss, bits per byte and
-tokens per character. Bits per byte compare the two variants, whose tokenizers differ. Reads
-$LM_DATA/multi30k, english_more and zh_text. Two CPU cores.
+tokens per character. Bits per byte compare the two variants, whose tokenizers differ: French has
+1.571, and 2.434 with `:proportional`; English 2.012 and 1.888 (experiments/LOG.md). Reads
+$LM_DATA/multi30k, english_more and zh_text. One CPU core, 20 minutes.
 """
 
 from ml_collections import ConfigDict
