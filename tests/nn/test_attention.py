@@ -297,7 +297,8 @@ class _Alone(nn.Module):
 
   @nn.compact
   def __call__(self, batch):
-    layer = Attention(4, 4, 6, attention_fn=BLOCKS_OF_4, name='layer')
+    blocks = functools.partial(blockwise, block=4)
+    layer = Attention(4, 4, 6, attention_fn=blocks, name='layer')
     return layer(batch['x'], None, _mask(), None)[0]
 
 
