@@ -7,7 +7,7 @@ The encoder reads a text with sentinels in place of spans, and the decoder gener
 `:captions` reads the German and the English captions of Multi30k, without their last 2,900 pairs,
 as two shuffled texts; multi30k_de_en.py:few,runs/t5 then fine-tunes on those pairs.
 
-`:captions` takes 27 minutes of a CPU core, and translation does not gain from it in BLEU:
+`:captions` takes 25 minutes of a CPU core, and translation does not gain from it in BLEU:
 experiments/LOG.md. The others are for two CPU cores; their full runs are still to be measured.
 """
 

@@ -29,6 +29,7 @@ from lm.workdir.load import Loaded
 
 Model = TypeVar('Model', bound=Loaded)
 LAYERS = 'decoder/layers/*'
+_Edits = tuple[tuple[str, Edit], ...]  # a static argument of jit
 
 
 def edited(run: Model, edits: Mapping[str, Edit]) -> Model:
@@ -74,7 +75,9 @@ def logit_lens(run: Loaded, text: str) -> np.ndarray:
   Raises:
     UserError: the model is no decoder, or the text is too long.
   """
-  return np.asarray(_lens(_decoder(run), _Edits(edits_of(run)), run.params, _batch(run, text)))
+  return np.asarray(
+    _lens(_decoder(run), tuple(edits_of(run).items()), run.params, _batch(run, text))
+  )
 
 
 def patch(
@@ -104,7 +107,7 @@ def patch(
   lengths = [batch['inputs'].shape[1] for batch in both]
   if lengths[0] != lengths[1]:
     raise UserError(f'patch: the texts have {lengths[0]} and {lengths[1]} tokens, and need as many')
-  edits = _Edits(edits_of(run))
+  edits = tuple(edits_of(run).items())
   return np.asarray(_patched(model, edits, metric, site, run.params, *both))
 
 
@@ -120,19 +123,12 @@ def _batch(run: Loaded, text: str) -> Batch:
   return {'inputs': ids, 'segments': jnp.ones_like(ids), 'positions': jnp.arange(ids.size)[None]}
 
 
-class _Edits(dict[str, Edit]):
-  """Edits as a static argument of jit: equal if they have the same functions."""
-
-  def __hash__(self) -> int:  # type: ignore[override]
-    return hash(tuple(self.items()))
-
-
 def _read(
   model: Decoder, edits: _Edits, params: Params, batch: Batch, site: str
 ) -> tuple[list[str], Array]:
   """Returns the pattern of a site in each layer, and its arrays (N, B, T, ...)."""
   patterns = [f'{LAYERS}/{site}@{n}' for n in range(model.depth)]
-  _, found = with_hooks(model)(params, batch, tuple(patterns), edits)
+  _, found = with_hooks(model)(params, batch, tuple(patterns), dict(edits))
   if len(found) != model.depth:
     raise UserError(
       f'patch: site={site!r} matches {len(found)} hook points of {model.depth} layers'
@@ -143,7 +139,7 @@ def _read(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _lens(model: Decoder, edits: _Edits, params: Params, batch: Batch) -> Array:
   def logits(x_BTD: Array) -> Array:
-    skipping = _joined({'decoder/stack_output': lambda _: x_BTD}, edits)
+    skipping = _joined({'decoder/stack_output': lambda _: x_BTD}, dict(edits))
     output, _ = with_hooks(model)(params, batch, (), skipping)
     return output.head(output.hidden)[0]
 
@@ -169,7 +165,7 @@ def _patched(
       return lambda x: jnp.where(layer == n, x.at[:, token].set(arrays_NBT[n][:, token]), x)
 
     patches = {pattern: edit(n) for n, pattern in enumerate(patterns)}
-    output, _ = with_hooks(model)(params, batch, (), _joined(edits, patches))
+    output, _ = with_hooks(model)(params, batch, (), _joined(dict(edits), patches))
     return metric(output.head(output.hidden)[0])
 
   shape = model.depth, batch['inputs'].shape[1]

@@ -87,8 +87,8 @@ def pinned(config: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, dict[
 
 def _digest(name: str, key: str, step: int) -> str:
   folder = checkpoints_folder(_root(name, key)) / str(step) / DIGESTS
-  files = sorted(folder.glob('*.json')) if multihost.is_primary() else []
-  content = b''.join(file.read_bytes() for file in files)
+  parts = sorted(folder.glob('*.json')) if multihost.is_primary() else []
+  content = b''.join(part.read_bytes() for part in parts)
   return multihost.broadcast_from_primary(hashlib.sha256(content).hexdigest() if content else '')
 
 
